@@ -1,0 +1,54 @@
+# Everything here works on a fresh clone with python3 (3.11 to 3.13) and make; `make help` lists it.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.stamp
+PYTEST_ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo lab test check security format bench image image-test release constraints clean
+
+help: ## list these targets
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## make .venv with everything that the other targets need
+
+$(STAMP): pyproject.toml constraints.txt deploy/install_collection.py
+	@deploy/setup.sh "$(PYTHON)" "$(VENV)"
+	@touch $@
+
+demo: $(STAMP) ## the whole system at work: simulator, fake Proxmox, executor
+	@$(BIN)/smith demo $(DEMO_ARGS)
+
+lab: $(STAMP) ## keep simulator and fake Proxmox running to play with
+	@$(BIN)/smith lab
+
+test: $(STAMP) ## every test that needs no real Proxmox (PYTEST_ARGS adds to pytest's arguments)
+	@$(BIN)/python -m pytest -n 2 --dist loadgroup -q $(PYTEST_ARGS)
+
+check: $(STAMP) ## formatting, lint, types, layers, YAML, playbooks, dependencies
+	@deploy/check.sh "$(BIN)"
+
+security: $(STAMP) ## secrets in the repository, licences, known vulnerabilities, security tests (FULL=1: all of them)
+	@deploy/security.sh $(BIN)
+
+format: $(STAMP) ## let ruff rewrite what it can
+	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
+
+bench: $(STAMP) ## measure against baselines of the same run (BENCH_QUICK=1: two minutes)
+	@$(BIN)/python -m bench $(BENCH_ARGS)
+
+image: ## build the container image; without a registry, on a stand-in for Debian's base unless BASE_IMAGE is set
+	@deploy/image/build.sh
+
+image-test: $(STAMP) ## build the image and test it as an operator uses it; FAULTS=1 plants faults and sees them caught
+	@deploy/image/test.sh $(BIN)
+
+release: $(STAMP) ## wheel, source archive, SBOM and checksums in dist/; IMAGE=1 adds the image, DRY_RUN=1 checks nothing
+	@deploy/release.sh $(BIN)
+
+constraints: $(STAMP) ## refresh constraints.txt for every supported Python
+	@deploy/refresh_constraints.sh "$(BIN)"
+
+clean: ## remove what the other targets made
+	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis dist bench/results

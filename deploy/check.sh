@@ -1,0 +1,26 @@
+#!/bin/sh
+# Everything that is checked without running the program: check.sh BIN. Reports all failures, then fails.
+set -u
+bin=$1
+failed=""
+run() {
+  name=$1
+  shift
+  if output=$("$@" 2>&1); then
+    echo "ok      $name"
+  else
+    echo "FAILED  $name"
+    echo "$output"
+    failed="$failed $name"
+  fi
+}
+PATH=$(cd "$bin" && pwd):$PATH
+export PATH
+run "ruff format" ruff format --check .
+run "ruff" ruff check .
+run "mypy" mypy
+run "import-linter" lint-imports
+run "deptry" deptry .
+run "yamllint" yamllint --strict .
+run "ansible-lint" ansible-lint --offline --profile production --strict
+[ -z "$failed" ] || { echo "failed:$failed"; exit 1; }

@@ -1,0 +1,119 @@
+"""The errors, named after the reaction that each asks for, and the codes that leave this program.
+
+SmithError
+├── SettingsError        a person must act: exit 3
+├── DatabaseError        a person must act: exit 6
+├── FulcrumError
+│   ├── FulcrumUnavailable      try again later
+│   │   └── FulcrumAuthFailing  back off, keep everything, never exit
+│   └── FulcrumRefused          never try the same again
+│       └── FulcrumNotFound     the thing asked for is not there (any more)
+├── JobError(code, detail)      fail this job with that code
+└── StaleJob                    somebody else moved the job first: skip it
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+#: Exit codes of the `smith` command.
+EXIT_OK = 0
+EXIT_FAILURE = 1
+EXIT_USAGE = 2
+EXIT_SETTINGS = 3
+EXIT_FULCRUM = 4
+EXIT_PROXMOX = 5
+EXIT_DATABASE = 6
+#: The agent process asks its supervisor for a fresh one (a limit was reached, after a drain).
+EXIT_RESTART = 10
+
+
+class ErrorCode(StrEnum):
+    """First word of every failed job's message; FulcrumCore's lifecycles match it, so it is never reworded."""
+
+    VM_NOT_FOUND = "VM_NOT_FOUND"  #: the service's VM is gone, proven by a second look
+    VM_NOT_RUNNING = "VM_NOT_RUNNING"  #: the action needs a running VM
+    VM_STATE = "VM_STATE"  #: the VM's state forbids the action
+    VM_IDENTITY_MISMATCH = "VM_IDENTITY_MISMATCH"  #: the VM found is not the service's: nothing was touched
+    VM_PROTECTED = "VM_PROTECTED"  #: the VM, or a template, is protected against this
+    VM_LOCKED = "VM_LOCKED"  #: Proxmox holds a lock on the VM or a storage
+    VM_ID_TAKEN = "VM_ID_TAKEN"  #: the VMID belongs to somebody else
+    NOT_FOUND = "NOT_FOUND"  #: template, node, pool or snapshot does not exist
+    CAPACITY = "CAPACITY"  #: no space, memory or VMID left
+    STORAGE_UNAVAILABLE = "STORAGE_UNAVAILABLE"  #: the storage is offline or unknown
+    NODE_DOWN = "NODE_DOWN"  #: the node does not answer
+    PVE_AUTH = "PVE_AUTH"  #: Proxmox refuses the credentials
+    PVE_PERMISSION = "PVE_PERMISSION"  #: the token lacks a privilege
+    PVE_TLS = "PVE_TLS"  #: Proxmox's certificate could not be verified
+    PVE_NO_QUORUM = "PVE_NO_QUORUM"  #: the cluster has no quorum
+    PVE_TIMEOUT = "PVE_TIMEOUT"  #: Proxmox did not answer in time; the outcome is unknown
+    PVE_UNREACHABLE = "PVE_UNREACHABLE"  #: no connection to Proxmox
+    PVE_CONFLICT = "PVE_CONFLICT"  #: somebody else changed the VM at the same moment
+    PVE_API_ERROR = "PVE_API_ERROR"  #: Proxmox answered with an error of its own
+    TASK_FAILED = "TASK_FAILED"  #: the Proxmox task ended with an error
+    TASK_TIMEOUT = "TASK_TIMEOUT"  #: the Proxmox task outlived its limit
+    SHUTDOWN_TIMEOUT = "SHUTDOWN_TIMEOUT"  #: the guest ignored the shutdown
+    GUEST_NO_ADDRESS = "GUEST_NO_ADDRESS"  #: the guest reported no address in time
+    INVALID_REQUEST = "INVALID_REQUEST"  #: the job's properties cannot be carried out
+    SECRET_MISSING = "SECRET_MISSING"  # noqa: S105  #: a secret that the job needs is not in the vault any more
+    UNSUPPORTED_ACTION = "UNSUPPORTED_ACTION"  #: there is no playbook for the action
+    PLAYBOOK_FAILED = "PLAYBOOK_FAILED"  #: the playbook broke for a reason of its own
+    RESULT_INVALID = "RESULT_INVALID"  #: the playbook did not say what it made
+    DEADLINE = "DEADLINE"  #: the job cannot finish before FulcrumCore gives it up
+    CANCELLED = "CANCELLED"  #: an operator cancelled the job
+    AGENT_RESTARTED = "AGENT_RESTARTED"  #: the agent stopped while the job ran and could not take it up again
+    QUARANTINED = "QUARANTINED"  #: the job brought the agent down three times
+    INTERNAL = "INTERNAL"  #: a defect of Agent Smith
+
+
+class SmithError(Exception):
+    """Base of everything that this program raises on purpose."""
+
+
+class SettingsError(SmithError):
+    """A setting is missing or wrong. The text names the variable, what it is for and an example."""
+
+
+class DatabaseError(SmithError):
+    """The database cannot be used: newer schema, no access, damaged, or held by another executor."""
+
+
+class FulcrumError(SmithError):
+    """Something between us and FulcrumCore.
+
+    `status` is the HTTP status, None without an answer; `retry_after_s` is the pause that FulcrumCore asked for.
+    """
+
+    def __init__(self, text: str, *, status: int | None = None, retry_after_s: float | None = None) -> None:
+        super().__init__(text)
+        self.status = status
+        self.retry_after_s = retry_after_s
+
+
+class FulcrumUnavailable(FulcrumError):
+    """No answer, or one that another moment may change: try again later."""
+
+
+class FulcrumAuthFailing(FulcrumUnavailable):
+    """401 or 403. A revoked token and a database outage at FulcrumCore look the same: back off, never exit."""
+
+
+class FulcrumRefused(FulcrumError):
+    """FulcrumCore understood and said no: never send the same again."""
+
+
+class FulcrumNotFound(FulcrumRefused):
+    """404: a vault reference, a type or a metric's service that does not exist (any more)."""
+
+
+class JobError(SmithError):
+    """This job fails with `code`. `detail` reaches FulcrumCore: short, without secrets."""
+
+    def __init__(self, code: ErrorCode | str, detail: str) -> None:
+        self.code = ErrorCode(code)
+        self.detail = detail
+        super().__init__(f"{self.code}: {detail}")
+
+
+class StaleJob(SmithError):
+    """Somebody else moved the row, or took the job over, since it was read: leave it alone."""

@@ -1,0 +1,190 @@
+"""What the text of a setting has to look like, and what it becomes.
+
+The text of a ValueError goes on after the setting's name: "must …", "is wrong, …". It never shows the value of a
+setting into which somebody may have pasted a secret.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import SplitResult, urlsplit
+
+from pydantic import AfterValidator, BeforeValidator, SecretStr
+
+from executor.redaction import MIN_LENGTH
+
+#: Proxmox VE's own bounds of a VMID.
+LEAST_VMID, GREATEST_VMID = 100, 999_999_999
+
+
+def _origin(text: str) -> str:
+    """Return scheme, host and port, and a path in front of `/api/v1` if there is one."""
+    url = _split_url(text)
+    if url.scheme not in {"http", "https"} or not url.hostname:
+        raise ValueError("must start with http:// or https:// and name a host")
+    if url.username is not None or url.query or url.fragment or " " in text:
+        raise ValueError("must be without user, password, spaces, ? and #")
+    return text.rstrip("/").removesuffix("/api/v1").rstrip("/")
+
+
+def _split_url(text: str) -> SplitResult:
+    try:
+        url = urlsplit(text)
+        _ = url.port
+    except ValueError:
+        raise ValueError("is wrong, it cannot be read as a URL") from None
+    if not text.isprintable():
+        raise ValueError("must be without line breaks and other control characters")
+    return url
+
+
+def _database_url(text: str) -> str:
+    url = _split_url(text)
+    if not re.fullmatch(r"(sqlite|postgresql)(\+\w+)?", url.scheme):
+        raise ValueError("must start with sqlite:/// or postgresql://")
+    if url.scheme.startswith("sqlite") and (url.netloc or url.path in {"", "/"} or ":memory:" in url.path):
+        raise ValueError("must name a file, which takes four slashes for an absolute path: sqlite:////data/smith.db")
+    return text
+
+
+def _one_line_secret(secret: SecretStr) -> SecretStr:
+    text = secret.get_secret_value()
+    if len(text) < MIN_LENGTH:
+        raise ValueError(f"is wrong, it is shorter than {MIN_LENGTH} characters")
+    if not text.isprintable():
+        raise ValueError("is wrong, it holds a line break or another control character")
+    return secret
+
+
+def _token(secret: SecretStr) -> SecretStr:
+    """Tokens go into an HTTP header; quotes around one are `docker --env-file` keeping what a shell would drop."""
+    text = _one_line_secret(secret).get_secret_value()
+    if not text.isascii() or " " in text:
+        raise ValueError("is wrong, a token is one word of ASCII characters")
+    if text[0] == text[-1] and text[0] in "'\"":
+        raise ValueError("is wrong, the quotes around it are part of the value here")
+    return secret
+
+
+def _host(text: str) -> str:
+    if "/" in text:
+        raise ValueError("must be a host name or an address, without https:// and without a path")
+    if text.count(":") == 1:
+        raise ValueError("must be a host name or an address; its port belongs in PROXMOX_PORT")
+    if not re.fullmatch(r"[A-Za-z0-9._-]+|\[?[0-9A-Fa-f:.]+\]?", text):
+        raise ValueError("is wrong, it is neither a host name nor an address")
+    return text
+
+
+def _user(text: str) -> str:
+    if "!" in text:
+        raise ValueError("must not hold a '!', since the token's name belongs in PROXMOX_TOKEN_ID")
+    if not re.fullmatch(r"[^@\s:/]+@[A-Za-z][A-Za-z0-9._-]*", text):
+        raise ValueError("must be a user with its realm, as in smith@pve")
+    return text
+
+
+def _token_id(text: str) -> str:
+    if "!" in text:
+        raise ValueError("must not hold a '!', since the user in front of it belongs in PROXMOX_USER")
+    if "=" in text:
+        raise ValueError("must not hold a '=', since what follows it belongs in PROXMOX_TOKEN_SECRET")
+    return _proxmox_name(text)
+
+
+def _proxmox_name(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._/-]*", text):
+        raise ValueError("is wrong, it may hold letters, digits, dots, dashes and underscores")
+    return text
+
+
+def _comma_list(given: Any) -> Any:
+    if not isinstance(given, str):
+        return given
+    return tuple(part.strip() for part in given.split(",") if part.strip())
+
+
+def _templates(given: Any) -> Any:
+    """Turn `debian-12=9000,ubuntu-24=9001` into a dict."""
+    if not isinstance(given, str):
+        return given
+    templates: dict[str, str] = {}
+    for part in _comma_list(given):
+        name, equals, vmid = (piece.strip() for piece in part.partition("="))
+        if not (name and equals and re.fullmatch(r"[0-9]{3,9}", vmid)) or int(vmid) < LEAST_VMID:
+            raise ValueError(f"is wrong, {part!r} is not of the form name=vmid")
+        if name in templates:
+            raise ValueError(f"is wrong, {name!r} stands in it twice")
+        templates[name] = vmid
+    return templates
+
+
+def _path(given: Any) -> Any:
+    try:
+        return Path(given).expanduser().absolute()
+    except (RuntimeError, TypeError, ValueError):  # no such user's home
+        raise ValueError("is wrong, it is not a usable path") from None
+
+
+def _file(path: Path) -> Path:
+    if not path.is_file():
+        raise ValueError(f"is wrong, {path} is not a file")
+    if not os.access(path, os.R_OK):
+        raise ValueError(f"is wrong, {path} is not readable for uid {os.getuid()}")
+    return path
+
+
+def _folder(path: Path) -> Path:
+    if not path.is_dir():
+        raise ValueError(f"is wrong, {path} is not a folder")
+    return path
+
+
+def _folder_to_be(path: Path) -> Path:
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"is wrong, {path} is not a folder")
+    return path
+
+
+def _listen_address(text: str) -> str:
+    host, colon, port = text.rpartition(":")
+    if text != "off" and not (host and colon and re.fullmatch(r"[0-9]{1,5}", port) and int(port) < 65_536):
+        raise ValueError("must be host:port, or off")
+    return text
+
+
+def is_local(address: str) -> bool:
+    """True when only this machine can reach what listens there."""
+    host = address.rpartition(":")[0].strip("[]")
+    if address == "off" or host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False  # a name: who knows where it points
+
+
+def _lower(given: Any) -> Any:
+    return given.lower() if isinstance(given, str) else given
+
+
+Origin = Annotated[str, AfterValidator(_origin)]
+DatabaseUrl = Annotated[str, AfterValidator(_database_url)]
+Token = Annotated[SecretStr, AfterValidator(_token)]
+Password = Annotated[SecretStr, AfterValidator(_one_line_secret)]
+ListenAddress = Annotated[str, AfterValidator(_listen_address)]
+Host = Annotated[str, AfterValidator(_host)]
+User = Annotated[str, AfterValidator(_user)]
+TokenId = Annotated[str, AfterValidator(_token_id)]
+Name = Annotated[str, AfterValidator(_proxmox_name)]
+Names = Annotated[tuple[Name, ...], BeforeValidator(_comma_list)]
+Templates = Annotated[dict[str, int], BeforeValidator(_templates)]
+AnyPath = Annotated[Path, BeforeValidator(_path)]
+Folder = Annotated[AnyPath, AfterValidator(_folder_to_be)]
+ExistingFolder = Annotated[AnyPath, AfterValidator(_folder)]
+ReadableFile = Annotated[AnyPath, AfterValidator(_file)]
+AnyCase = BeforeValidator(_lower)

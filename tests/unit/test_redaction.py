@@ -1,0 +1,220 @@
+"""Secrets never get through, whatever form they take and wherever the text is cut."""
+
+from __future__ import annotations
+
+import base64
+import html
+import itertools
+import json
+import re
+import shlex
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import quote, quote_plus
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from executor.redaction import MASK, TOO_DEEP, Redactor, StreamRedactor
+
+# Neither the mask's own character (a secret "****" is in every masked text), nor whitespace at the ends only.
+CHARACTERS = st.characters(codec="utf-8", exclude_characters="*")
+SECRETS = st.text(CHARACTERS, min_size=4, max_size=40).filter(lambda secret: len(secret.strip()) >= 4)
+TEXTS = st.text(CHARACTERS, max_size=60)
+#: Few letters, so that secrets overlap each other and themselves all the time.
+TIGHT_SECRETS = st.lists(st.text("ab", min_size=4, max_size=6), min_size=1, max_size=4)
+TIGHT_TEXTS = st.text("ab", min_size=8, max_size=60)
+
+
+def make_redactor(*secrets: str) -> Redactor:
+    redactor = Redactor()
+    redactor.add(*secrets)
+    return redactor
+
+
+def json_text(secret: str, *, ensure_ascii: bool = True) -> str:
+    return json.dumps(secret, ensure_ascii=ensure_ascii)[1:-1]
+
+
+#: What stands between the quotes that the form has around it, if any.
+ENCODERS: dict[str, Callable[[str], str]] = {
+    "as it is": lambda secret: secret,
+    "JSON": json_text,
+    "JSON with unicode": lambda secret: json_text(secret, ensure_ascii=False),
+    "JSON inside JSON": lambda secret: json_text(json_text(secret)),
+    "JSON with unicode inside JSON": lambda secret: json_text(json_text(secret, ensure_ascii=False)),
+    "JSON with escaped slashes": lambda secret: json_text(secret).replace("/", "\\/"),
+    "repr": lambda secret: repr(secret)[1:-1],
+    "repr of bytes": lambda secret: repr(secret.encode())[2:-1],
+    "shell": lambda secret: quoted[1:-1] if (quoted := shlex.quote(secret)) != secret else secret,
+    "shell, backslash before the quote": lambda secret: secret.replace("'", "'\\''"),
+    "YAML, single quotes": lambda secret: secret.replace("'", "''"),
+    "HTML": html.escape,
+    "URL": lambda secret: quote(secret, safe=""),
+    "URL path": quote,
+    "URL form": quote_plus,
+    "URL, lower-case hex": lambda secret: re.sub("%..", lambda found: found[0].lower(), quote(secret, safe="")),
+    "base64": lambda secret: base64.b64encode(secret.encode()).decode(),
+    "base64, URL-safe": lambda secret: base64.urlsafe_b64encode(secret.encode()).decode(),
+    "base64, no padding": lambda secret: base64.b64encode(secret.encode()).decode().rstrip("="),
+}
+
+
+@pytest.mark.parametrize("encode", ENCODERS.values(), ids=ENCODERS)
+@given(secret=SECRETS, before=TEXTS, after=TEXTS)
+def test_a_secret_is_masked_in_every_form(encode: Callable[[str], str], secret: str, before: str, after: str) -> None:
+    shown = make_redactor(secret).redact(before + encode(secret) + after)
+    assert MASK in shown
+    assert encode(secret) not in shown
+
+
+@given(secret=SECRETS, user=st.text(st.characters(codec="ascii"), max_size=5))
+def test_a_secret_inside_a_basic_authorization_header_is_masked(secret: str, user: str) -> None:
+    header = base64.b64encode(f"{user}:{secret}!".encode()).decode()
+    core = base64.b64encode(secret.encode())[: len(secret.encode()) * 8 // 6].decode()
+    shown = make_redactor(secret).redact(f"Authorization: Basic {header}")
+    if len(core) > 5:  # a secret of four bytes leaves less than four certain characters at some alignments
+        assert MASK in shown
+        assert core not in shown
+
+
+@given(secrets=st.lists(SECRETS, min_size=1, max_size=4), text=TEXTS, data=st.data())
+def test_no_secret_is_left_in_a_redacted_text(secrets: list[str], text: str, data: st.DataObject) -> None:
+    for secret in secrets:
+        cut = data.draw(st.integers(0, len(text)))
+        text = text[:cut] + secret + text[cut:]
+    shown = make_redactor(*secrets).redact(text)
+    assert [secret for secret in secrets if secret in shown] == []
+
+
+@given(secrets=TIGHT_SECRETS, text=TIGHT_TEXTS)
+@example(secrets=["abab"], text="-ababab-")
+def test_every_character_of_overlapping_secrets_is_masked(secrets: list[str], text: str) -> None:
+    covered = {
+        index
+        for secret in secrets
+        for start in range(len(text))
+        if text.startswith(secret, start)
+        for index in range(start, start + len(secret))
+    }
+    shown = make_redactor(*secrets).redact(text)
+    assert shown.replace(MASK, "") == "".join(char for index, char in enumerate(text) if index not in covered)
+
+
+@given(secrets=TIGHT_SECRETS, text=TIGHT_TEXTS, data=st.data())
+def test_a_stream_cut_anywhere_reads_like_the_whole_text(secrets: list[str], text: str, data: st.DataObject) -> None:
+    redactor = make_redactor(*secrets)
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=8)))
+    stream = StreamRedactor(redactor)
+    edges = [0, *cuts, len(text)]
+    shown = "".join(stream.feed(text[start:end]) for start, end in itertools.pairwise(edges))
+    assert shown + stream.flush() == redactor.redact(text)
+
+
+def test_a_stream_holds_back_only_what_may_be_the_beginning_of_a_secret() -> None:
+    stream = StreamRedactor(make_redactor("hunter22"))
+    assert stream.feed("log in as hun") == "log in as "
+    assert stream.feed("ting party, hunter22, bye") == f"hunting party, {MASK}, bye"
+
+
+@given(text=TEXTS, secret=SECRETS)
+def test_a_text_without_the_secret_is_left_alone(text: str, secret: str) -> None:
+    """Plain letters are the same in every form, so nothing else of the text can be taken for the secret."""
+    assert make_redactor("Zq7xKw9pLm2v").redact(text) == text
+    assert Redactor().redact(text + secret) == text + secret
+
+
+def test_the_longest_secret_wins() -> None:
+    assert make_redactor("abcd", "abcdefgh").redact("<abcdefgh>") == f"<{MASK}>"
+
+
+def test_each_long_line_of_a_secret_with_several_lines_is_masked() -> None:
+    key = "-----BEGIN KEY-----\r\n  c2VjcmV0LWxpbmUtb25l\nshort\nc2VjcmV0LWxpbmUtdHdv\n-----END KEY-----\n"
+    redactor = make_redactor(key)
+    assert redactor.redact("ok: c2VjcmV0LWxpbmUtdHdv, short") == f"ok: {MASK}, short"
+    assert redactor.redact(f"[{key}]") == f"[{MASK}]"
+    assert redactor.redact(f"[{key.strip()}]") == f"[{MASK}]"
+
+
+def test_base64_folded_into_lines_is_masked_line_by_line() -> None:
+    secret = "correct horse battery staple " * 8
+    shown = make_redactor(secret).redact(base64.encodebytes(secret.encode()).decode())
+    assert shown.replace(MASK, "").split() == []
+
+
+def test_secrets_under_four_characters_are_not_masked() -> None:
+    redactor = make_redactor("", "yes", "  1  ")
+    assert redactor.redact("yes, 1  of 1  ") == "yes, 1  of 1  "
+
+
+def test_a_secret_added_twice_is_masked_until_it_is_discarded_twice() -> None:
+    redactor = make_redactor("hunter22", "hunter22")
+    redactor.discard("hunter22", "never-added")
+    assert redactor.redact("hunter22") == MASK
+    redactor.discard("hunter22")
+    redactor.discard("hunter22")
+    assert redactor.redact("hunter22") == "hunter22"
+    redactor.add("hunter22")
+    assert redactor.redact("hunter22") == MASK
+
+
+def test_values_are_redacted_in_keys_and_at_every_depth() -> None:
+    redactor = make_redactor("hunter22", "123456")
+    given_value = {
+        "hunter22": ["x hunter22", ("hunter22", 7, None, True)],
+        "n": [123456, 1234567, b"hunter22"],
+        "path": Path("/home/hunter22"),
+        "kept": Path("/home"),
+        "error": ValueError("hunter22"),
+        "set": {"hunter22"},
+    }
+    assert redactor.redact_value(given_value) == {
+        MASK: [f"x {MASK}", (MASK, 7, None, True)],
+        "n": [MASK, 1234567, MASK.encode()],
+        "path": f"/home/{MASK}",
+        "kept": Path("/home"),
+        "error": MASK,
+        "set": {MASK},
+    }
+
+
+def test_the_value_given_is_not_changed() -> None:
+    value = {"a": ["hunter22"]}
+    make_redactor("hunter22").redact_value(value)
+    assert value == {"a": ["hunter22"]}
+
+
+def test_endless_depth_is_cut_off() -> None:
+    circle: list[object] = ["hunter22"]
+    circle.append(circle)
+    shown = str(make_redactor("hunter22").redact_value(circle))
+    assert TOO_DEEP in shown
+    assert "hunter22" not in shown
+
+
+def test_the_redactor_does_not_show_its_secrets() -> None:
+    assert repr(make_redactor("hunter22")) == "<Redactor of 1 secrets>"
+
+
+def test_other_secrets_coming_and_going_never_uncover_one() -> None:
+    """Other threads add and discard theirs while this one redacts."""
+    redactor = make_redactor("hunter22")
+    stop = threading.Event()
+
+    def churn(number: int) -> None:
+        while not stop.is_set():
+            redactor.add(f"password-{number}", "shared-secret")
+            redactor.discard(f"password-{number}", "shared-secret")
+
+    threads = [threading.Thread(target=churn, args=(number,)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        assert {redactor.redact("say hunter22") for _ in range(500)} == {f"say {MASK}"}
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert redactor.redact("shared-secret password-1") == "shared-secret password-1"

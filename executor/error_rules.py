@@ -1,0 +1,180 @@
+"""Proxmox's words become error codes: the one table that the roles' filter and the executor share.
+
+Standard library only, and importable without the rest of the package: playbooks by hand use it too. The rules run in
+order on the innermost text; the first that matches decides. Codes are those of `errors.ErrorCode` and are never
+changed: FulcrumCore's lifecycles match them. Every pattern holds in Python and in RE2.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+
+MAX_TEXT_LENGTH = 300
+#: No more than this is matched: a failure text is outside text, and some patterns take quadratic time.
+MAX_MATCHED_LENGTH = 10_000
+
+
+class Reaction(StrEnum):
+    """Whether the same job is worth another attempt."""
+
+    NO = "no"  #: never: the same request fails the same way
+    LATER = "later"  #: nothing was changed, or it is safe to repeat: again after a pause
+    LOOK = "look"  #: the change may have happened: run the same idempotent playbook again, it looks first
+    NEW_ID = "new_id"  #: again with another VMID
+    ONCE = "once"  #: one more attempt, then never
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classified:
+    """What a failure text means."""
+
+    code: str
+    reaction: Reaction
+    text: str  #: the innermost words, without the code, at most 300 characters
+
+
+#: (code, reaction, pattern). "outcome unknown" rules stand before those whose words may appear inside them.
+RULES: tuple[tuple[str, Reaction, str], ...] = (
+    ("PVE_TLS", Reaction.NO, r"CERTIFICATE_VERIFY_FAILED|SSLError|TLS CA certificate bundle"),
+    (
+        "PVE_AUTH",
+        Reaction.NO,
+        r"\b401 Unauthorized|Couldn't authenticate user|No valid authentication credentials|invalid (PVE )?ticket"
+        r"|invalid csrf token|required: api_password, api_token_id",
+    ),
+    ("NODE_DOWN", Reaction.LATER, r"\b59[5-9] |No route to host|hostname lookup '[^']+' failed"),
+    ("PVE_NO_QUORUM", Reaction.LATER, r"no quorum"),
+    ("PVE_TIMEOUT", Reaction.LOOK, r"Read timed out|ConnectTimeout"),
+    (
+        "PVE_UNREACHABLE",
+        Reaction.LATER,
+        r"Failed to establish a new connection|NameResolutionError|Max retries exceeded|Connection aborted"
+        r"|RemoteDisconnected|Connection reset|\b(429|502|503|504) [A-Z]",
+    ),
+    (
+        "VM_LOCKED",
+        Reaction.LATER,
+        r"(VM|CT) is locked|can't lock file|got lock timeout|missing snapshot lock|migration lock|got wrong lock"
+        r"|invalid lock",
+    ),
+    ("PVE_CONFLICT", Reaction.LATER, r"checksum mis+match|detected modified configuration"),
+    ("VM_ID_TAKEN", Reaction.NEW_ID, r"config file already exists|already exists on node|VM \d+ already exists"),
+    (
+        "CAPACITY",
+        Reaction.LATER,
+        r"No space left|not enough (free )?space|insufficient (free )?space|out of (data )?space|quota exceeded"
+        r"|exceeds .*quota|unable to get any free VMID",
+    ),
+    (
+        "STORAGE_UNAVAILABLE",
+        Reaction.LATER,
+        r"storage '[^']+' (is not online|is disabled|is not available|does not exist)|rbd error"
+        r"|couldn't connect to the cluster|rados_connect|^Storage \S+ does not exist in the cluster",
+    ),
+    (
+        "NOT_FOUND",
+        Reaction.NO,
+        r"pool '[^']+' does not exist|no such cluster node|node '[^']+' does not exist|VM with name = |No VM with name"
+        r"|Multiple VMs with name|[Ss]napshot '?[^ ']+'? does not exist",
+    ),
+    (
+        "PVE_PERMISSION",
+        Reaction.NO,
+        r"\b403 Forbidden|Permission check failed|[Oo]nly root (can|may)|missing privileges|Insufficient permission",
+    ),
+    ("SHUTDOWN_TIMEOUT", Reaction.NO, r"quit/powerdown failed"),
+    ("VM_PROTECTED", Reaction.NO, r"protection mode enabled"),
+    ("VM_NOT_RUNNING", Reaction.NO, r"(VM|CT) \d+ (is )?not running"),
+    (
+        "VM_STATE",
+        Reaction.NO,
+        r"used in HA resources|still in use|already running|is paused|is running|if it's a template|if vm is a template"
+        r"|without --online|snapshot name '[^']*' already used|feature is not (available|supported)|live[- ]migrate"
+        r"|while VM is running|incomplete snapshot|needed by replication|Too many unused volumes|wrong snapshot state",
+    ),
+    # Said by us only after the token's VM.Audit is shown; a text from Proxmox says no more than "not where I looked".
+    (
+        "VM_NOT_FOUND",
+        Reaction.NO,
+        r"VM with vmid \d+ does not exist in cluster"
+        r"|Configuration file 'nodes/[^/]+/(qemu-server|lxc)/\d+\.conf' does not exist"
+        r"|unable to find configuration file",
+    ),
+    (
+        "INVALID_REQUEST",
+        Reaction.NO,
+        r"\b400 Bad Request|Parameter verification failed|Validation of arguments failed|Unsupported parameters"
+        r"|must be one of|unable to convert to|missing required arguments|are missing:|is not a valid tag|shrink"
+        r"|Finalization of task args|is undefined|not allowed for linked clones|bootorder|value too large"
+        r"|resize a cdrom"
+        r"|no options specified|reserved name|Unrecognized size pattern|missing disk"
+        r"|disk '[^']+' (does not exist|has no)|does not support vm images|non-shared storage|uses local storage"
+        r"|content type|either 'host' or 'mapping'|unable to parse|no storage ID specified|not compatible"
+        r"|hotplug feature",
+    ),
+    (
+        "PLAYBOOK_FAILED",
+        Reaction.NO,
+        r"Failed to import the required Python library|module interpreter|resolve module/action"
+        r"|unexpected keyword argument|has no attribute|deserialization failed|Action failed: Unknown error",
+    ),
+    ("TASK_TIMEOUT", Reaction.LOOK, r"Reached timeout while|Timed out after \d+ second|timeout expired"),
+    (
+        "TASK_FAILED",
+        Reaction.ONCE,
+        r"on task execution|task \w+ ended|clone failed|start failed|QEMU exited|migration (aborted|problems)",
+    ),
+    ("PVE_API_ERROR", Reaction.ONCE, r"\b50[01] (Internal|Not)"),
+)
+
+#: Codes that a role or the executor sets itself; no text of Proxmox means them.
+SET_BY_US: dict[str, Reaction] = {
+    "VM_IDENTITY_MISMATCH": Reaction.NO,
+    "GUEST_NO_ADDRESS": Reaction.NO,
+    "SECRET_MISSING": Reaction.NO,
+    "UNSUPPORTED_ACTION": Reaction.NO,
+    "RESULT_INVALID": Reaction.NO,
+    "DEADLINE": Reaction.NO,
+    "CANCELLED": Reaction.NO,
+    "AGENT_RESTARTED": Reaction.LOOK,
+    "QUARANTINED": Reaction.NO,
+    "INTERNAL": Reaction.NO,
+}
+REACTIONS: dict[str, Reaction] = {code: reaction for code, reaction, _pattern in RULES} | SET_BY_US
+_COMPILED = tuple((code, re.compile(pattern)) for code, _reaction, pattern in RULES)
+
+#: What a module puts before Proxmox's words. It quotes the VM's name, and a VM may be called "shrink".
+_PREFIX = re.compile(r"\A.*?(failed with exception[:=] ?|vmid \d+[=:] ?)", re.DOTALL)
+_CODED = re.compile(r"\A([A-Z][A-Z_]+): ?(.*)\Z", re.DOTALL)
+_SPACE = re.compile(r"\s+")
+
+
+def classify(text: str) -> Classified:
+    """Say what a failure text means. One that starts with a known code keeps it; an unknown one is PLAYBOOK_FAILED."""
+    text = _SPACE.sub(" ", text).strip()
+    coded = _CODED.match(text)
+    if coded and coded.group(1) in REACTIONS:
+        return _classified(coded.group(1), coded.group(2))
+    inner = innermost(text)
+    for code, pattern in _COMPILED:
+        if pattern.search(inner):
+            return _classified(code, inner)
+    return _classified("PLAYBOOK_FAILED", inner)
+
+
+def innermost(text: str) -> str:
+    """Cut off what a module says before it quotes Proxmox."""
+    return (_PREFIX.sub("", text, count=1) or text)[:MAX_MATCHED_LENGTH]
+
+
+def reaction_to(code: str) -> Reaction:
+    """Return what a failure with this code asks for; NO for a code that nobody knows."""
+    return REACTIONS.get(code, Reaction.NO)
+
+
+def _classified(code: str, text: str) -> Classified:
+    if len(text) > MAX_TEXT_LENGTH:
+        text = text[: MAX_TEXT_LENGTH - 1] + "…"
+    return Classified(code=code, reaction=reaction_to(code), text=text)

@@ -1,0 +1,195 @@
+"""Databases for tests: a migrated SQLite file, and a PostgreSQL cluster of our own that lives as long as the session.
+
+Each is migrated once; a test gets a copy (SQLite) or the emptied tables (PostgreSQL), which costs milliseconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Engine, create_engine, text
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.pool import NullPool
+
+from executor import database, job_queue
+from executor.database import Base, Job, open_engine, transaction
+from executor.job_queue import NewJob
+
+START_WITHIN_S = 60
+TEMPLATE = "smith_template"
+SHARED = "smith_shared"
+#: A day on which nothing else happens: the age of made-up jobs is counted from here.
+LONG_AGO = datetime(2026, 1, 1, tzinfo=UTC)
+#: Nothing of a test's cluster must survive a crash, so it need not reach the disk.
+FAST = ("fsync=off", "synchronous_commit=off", "full_page_writes=off", "autovacuum=off", "max_connections=80")
+
+
+def postgres_binaries() -> Path | None:
+    """Return the folder of the newest PostgreSQL server on this machine, None when there is none."""
+    on_path = shutil.which("initdb")
+    installed = [Path(on_path).resolve().parent] if on_path else []
+    installed += sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda folder: folder.parent.name)
+    return next((folder for folder in reversed(installed) if (folder / "postgres").exists()), None)
+
+
+@dataclass(frozen=True)
+class PostgresCluster:
+    """A running server that only its socket folder knows."""
+
+    folder: Path
+
+    def url(self, name: str) -> str:
+        """Return SQLAlchemy's address of one of its databases."""
+        return f"postgresql+psycopg://smith@/{name}?host={self.folder}"
+
+    def execute(self, *statements: str) -> None:
+        """Run statements that no transaction may hold, as the cluster's owner."""
+        engine = create_engine(self.url("postgres"), isolation_level="AUTOCOMMIT", poolclass=NullPool)
+        with engine.connect() as connection:
+            for statement in statements:
+                connection.execute(text(statement))
+
+    def emptied_database(self) -> str:
+        """Return the address of the database that all tests share, empty and with nobody connected."""
+        engine = create_engine(self.url(SHARED), isolation_level="AUTOCOMMIT", poolclass=NullPool)
+        others = (
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = :name AND pid <> pg_backend_pid()"
+        )
+        tables = ", ".join(table.name for table in Base.metadata.sorted_tables)
+        with engine.connect() as connection:
+            connection.execute(text(others), {"name": SHARED})
+            connection.execute(text("SET session_replication_role = replica"))  # the audit's triggers refuse it
+            connection.execute(text(f"TRUNCATE {tables} RESTART IDENTITY"))
+        return self.url(SHARED)
+
+    @contextlib.contextmanager
+    def fresh_database(self) -> Iterator[str]:
+        """Yield the address of a migrated database of one's own, for tests that change the schema; drop it after."""
+        name = f"test_{uuid.uuid4().hex}"
+        self.execute(f"CREATE DATABASE {name} TEMPLATE {TEMPLATE}")
+        try:
+            yield self.url(name)
+        finally:
+            self.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@contextlib.contextmanager
+def postgres_cluster(binaries: Path) -> Iterator[PostgresCluster]:
+    """Start a server on a socket in a folder of its own, with the migrated template; stop it by its own pid."""
+    in_memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108  mkdtemp makes a folder of our own
+    folder = Path(tempfile.mkdtemp(prefix="smith-pg-", dir=in_memory))
+    as_owner = _as_server_user(folder)
+    data = folder / "data"
+    try:
+        initdb = [binaries / "initdb", "--username=smith", "--auth=trust", "--no-sync", "--locale=C.UTF-8"]
+        subprocess.run([*initdb, "-D", data], check=True, stdout=subprocess.DEVNULL, cwd=folder, **as_owner)
+        settings = itertools.chain.from_iterable(("-c", setting) for setting in FAST)
+        server = [binaries / "postgres", "-D", data, "-k", folder, "-c", "listen_addresses=", *settings]
+        with (folder / "log").open("wb") as log:
+            process = subprocess.Popen([*_dies_with_us(), *server], stdout=log, stderr=log, cwd=folder, **as_owner)
+        try:
+            cluster = PostgresCluster(folder)
+            _wait_until_it_answers(cluster, process)
+            _make_template(cluster)
+            yield cluster
+        finally:
+            process.send_signal(signal.SIGQUIT)  # at once: nothing of it is to be kept
+            process.wait(timeout=START_WITHIN_S)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _as_server_user(folder: Path) -> dict[str, Any]:
+    """PostgreSQL refuses to run as root: then the folder and the processes belong to its own user."""
+    if os.getuid() != 0:
+        return {}
+    user = next(user for user in pwd.getpwall() if user.pw_name in ("postgres", "nobody") and user.pw_uid)
+    os.chown(folder, user.pw_uid, user.pw_gid)
+    return {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
+
+
+def _dies_with_us() -> list[str]:
+    """A test run that is killed must leave no server behind."""
+    setpriv = shutil.which("setpriv")
+    return [setpriv, "--pdeathsig", "INT", "--"] if setpriv else []
+
+
+def _wait_until_it_answers(cluster: PostgresCluster, process: subprocess.Popen[bytes]) -> None:
+    limit = time.monotonic() + START_WITHIN_S
+    while True:
+        try:
+            return cluster.execute("SELECT 1")
+        except OperationalError:
+            if process.poll() is not None or time.monotonic() > limit:
+                raise RuntimeError((cluster.folder / "log").read_text()) from None
+            time.sleep(0.05)
+
+
+def _make_template(cluster: PostgresCluster) -> None:
+    cluster.execute(f"CREATE DATABASE {TEMPLATE}")
+    engine = open_engine(cluster.url(TEMPLATE))
+    database.upgrade(engine)
+    engine.dispose()  # a database that somebody is connected to cannot be copied
+    cluster.execute(f"CREATE DATABASE {SHARED} TEMPLATE {TEMPLATE}")
+
+
+def migrated_sqlite_file(folder: Path) -> Path:
+    """Make a migrated SQLite file in `folder`, to be copied."""
+    file = folder / "template.db"
+    engine = open_engine(f"sqlite:///{file}")
+    database.upgrade(engine)
+    with engine.connect() as connection:
+        connection.connection.driver_connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # type: ignore[union-attr]
+    engine.dispose()
+    return file
+
+
+# --- rows ---------------------------------------------------------------------------------------------------------
+
+
+def new_job(**wanted: Any) -> NewJob:
+    """Return a job as the poller would make it; state only what matters. `age` counts minutes from `LONG_AGO`."""
+    created = LONG_AGO + timedelta(minutes=wanted.pop("age", 0))
+    values: dict[str, Any] = {
+        "fulcrum_id": str(uuid.uuid4()),
+        "service_id": str(uuid.uuid4()),
+        "group_id": None,
+        "action": "create",
+        "params": None,
+        "service": None,
+        "defect": None,
+        "priority": 1,
+        "core_created_at": created,
+        "deadline_at": created + timedelta(minutes=5),
+    }
+    return NewJob(**(values | wanted))
+
+
+def submit(engine: Engine, **wanted: Any) -> int:
+    """Write one job and return its number."""
+    with transaction(engine) as session:
+        job_id = job_queue.submit(session, new_job(**wanted))
+    assert job_id is not None
+    return job_id
+
+
+def row(engine: Engine, job_id: int) -> Job:
+    """Return a job as it lies in the database now."""
+    with database.reading(engine) as session:
+        job = session.get(Job, job_id)
+    assert job is not None
+    return job

@@ -1,0 +1,449 @@
+"""The schema and its migrations, the one way to open a transaction, and what a database that is in trouble says."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import Engine, func, inspect, select, text
+from sqlalchemy.exc import IntegrityError, OperationalError
+from sqlalchemy.orm import Session
+from support.databases import PostgresCluster, new_job, row, submit
+
+import executor
+from executor import database, job_queue
+from executor.database import Base, Job, Run, insist, open_engine, reading, transaction
+from executor.errors import DatabaseError
+
+NOBODY = 65534
+
+
+@pytest.fixture
+def opened() -> Iterator[Callable[[str], Engine]]:
+    """Open engines that are closed at the end of the test."""
+    engines: list[Engine] = []
+
+    def opened(url: str) -> Engine:
+        engines.append(open_engine(url))
+        return engines[-1]
+
+    yield opened
+    for engine in engines:
+        engine.dispose()
+
+
+@pytest.fixture
+def unopened(tmp_path: Path, opened: Callable[[str], Engine]) -> Engine:
+    """Return an engine for a file that does not exist yet."""
+    return opened(f"sqlite:///{tmp_path / 'new' / 'smith.db'}")
+
+
+@pytest.fixture
+def impatient(sqlite_engine: Engine) -> Engine:
+    """Return an engine that gives up on a locked database at once, as ours does after 15 s."""
+    return sqlite_engine.execution_options(smith_busy_ms=0)
+
+
+def tables(engine: Engine) -> set[str]:
+    return set(inspect(engine).get_table_names()) - {"alembic_version"}
+
+
+@pytest.fixture
+def own_postgres_engine(postgres: PostgresCluster) -> Iterator[Engine]:
+    """Open a PostgreSQL database of this test's own: the schema is changed in it."""
+    with postgres.fresh_database() as url:
+        engine = open_engine(url)
+        yield engine
+        engine.dispose()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def own_engine(request: pytest.FixtureRequest) -> Engine:
+    """Open a database of this test's own, of either kind."""
+    name = "sqlite_engine" if request.param == "sqlite" else "own_postgres_engine"
+    found: Engine = request.getfixturevalue(name)
+    return found
+
+
+# --- migrations ---------------------------------------------------------------------------------------------------
+
+
+def test_an_empty_database_becomes_a_current_one(unopened: Engine) -> None:
+    engine = unopened
+    assert (database.current_revision(engine), len(database.check(engine))) == (None, 1)
+    database.upgrade(engine)
+    assert (database.current_revision(engine), database.check(engine)) == (database.head_revision(), [])
+    assert tables(engine) == set(Base.metadata.tables)
+
+
+def test_the_schema_goes_back_and_forth_with_its_rows_in_place(own_engine: Engine) -> None:
+    """From the head one step back, to nothing, and up again; rows of what is left survive a repeated upgrade."""
+    job_id = submit(own_engine)
+    database.upgrade(own_engine)
+    assert row(own_engine, job_id).status == "pending"
+    database.downgrade(own_engine)
+    assert database.current_revision(own_engine) != database.head_revision()
+    with own_engine.connect() as connection:
+        assert connection.scalar(text("SELECT count(*) FROM jobs")) == 1
+    database.downgrade(own_engine, "base")
+    assert (database.current_revision(own_engine), tables(own_engine)) == (None, set())
+    database.upgrade(own_engine)
+    assert database.check(own_engine) == []
+    submit(own_engine)
+
+
+def test_the_migrations_make_what_the_models_say(own_engine: Engine) -> None:
+    with own_engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        different = compare_metadata(context, Base.metadata)
+    # On SQLite Alembic cannot read an index with an expression; the next test compares all of them.
+    assert [change for change in different if "ix_jobs_to_claim" not in str(change)] == []
+
+
+def test_the_migrations_make_the_indexes_that_the_models_say(own_engine: Engine) -> None:
+    """Alembic compares neither conditions nor expressions of indexes, and ours decide who may claim."""
+    migrated = index_definitions(own_engine)
+    database.downgrade(own_engine, "base")
+    Base.metadata.create_all(own_engine)
+    assert index_definitions(own_engine) == migrated
+    assert "ix_jobs_one_processing_per_service" in migrated
+
+
+def index_definitions(engine: Engine) -> dict[str, str]:
+    asked = {
+        "sqlite": "SELECT name, sql FROM sqlite_master WHERE type = 'index' AND sql IS NOT NULL",
+        "postgresql": "SELECT indexname, indexdef FROM pg_indexes WHERE schemaname = 'public'",
+    }[engine.dialect.name]
+    with engine.connect() as connection:
+        found = {name: " ".join(sql.split()) for name, sql in connection.execute(text(asked))}
+    return {name: sql for name, sql in found.items() if not name.startswith("alembic_version")}
+
+
+def test_a_schema_of_a_newer_version_is_refused_and_left_alone(own_engine: Engine) -> None:
+    with own_engine.begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    for refused in (database.upgrade, database.downgrade, database.refuse_newer, database.check):
+        with pytest.raises(DatabaseError, match=r"has schema 9999, which this version .* does not know: run the newer"):
+            refused(own_engine)
+    assert database.current_revision(own_engine) == "9999"
+
+
+def test_an_old_schema_says_what_to_run(own_engine: Engine) -> None:
+    database.downgrade(own_engine, "base")
+    assert database.check(own_engine) == [
+        f"schema is empty, this version needs {database.head_revision()}: run `smith db upgrade`"
+    ]
+
+
+def test_nodes_that_start_at_the_same_moment_migrate_once(own_engine: Engine) -> None:
+    database.downgrade(own_engine, "base")
+    together = threading.Barrier(4)
+    failures: list[BaseException] = []
+
+    def start() -> None:
+        together.wait()
+        try:
+            database.upgrade(own_engine)
+        except BaseException as error:  # a thread must not keep it to itself
+            failures.append(error)
+
+    threads = [threading.Thread(target=start) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (failures, database.check(own_engine)) == ([], [])
+
+
+def test_rebuilding_a_table_keeps_the_rows_that_refer_to_it(
+    sqlite_engine: Engine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Alembic changes a column on SQLite by dropping the table: with foreign keys on, that deletes every run."""
+    migrations = tmp_path / "migrations"
+    shutil.copytree(database.MIGRATIONS, migrations, ignore=shutil.ignore_patterns("__pycache__"))
+    (migrations / "versions" / "9000_rebuild.py").write_text(
+        f"from alembic import op\nimport sqlalchemy as sa\n"
+        f"revision, down_revision = '9000', {database.head_revision()!r}\n"
+        "def upgrade():\n    with op.batch_alter_table('jobs', recreate='always') as batch:\n"
+        "        batch.alter_column('action', type_=sa.String(120))\n"
+        "def downgrade():\n    pass\n"
+    )
+    submit(sqlite_engine)
+    with transaction(sqlite_engine) as session:
+        job = job_queue.claim(session, "me", lease_s=30)
+        assert job is not None
+        job_queue.note_started(session, job_queue.lease_of(job), run_ident="create-1", playbook="create.yml")
+    monkeypatch.setattr(database, "MIGRATIONS", migrations)
+    database.upgrade(sqlite_engine)
+    with reading(sqlite_engine) as session:
+        assert session.scalars(select(Run.ident)).all() == ["create-1"]
+        assert session.scalar(text("PRAGMA foreign_keys")) == 1
+    assert database.check(sqlite_engine) == []
+
+
+# --- a place that cannot be used ----------------------------------------------------------------------------------
+
+
+def test_a_folder_in_the_files_place_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DatabaseError, match=rf"cannot write the database {tmp_path}: Is a directory"):
+        open_engine(f"sqlite:///{tmp_path}")
+
+
+def test_a_file_in_the_folders_place_is_named(tmp_path: Path) -> None:
+    (tmp_path / "data").touch()
+    with pytest.raises(DatabaseError, match=r"cannot write the database .*data/smith.db: .*SMITH_DATA_DIR"):
+        open_engine(f"sqlite:///{tmp_path / 'data' / 'smith.db'}")
+
+
+@pytest.mark.parametrize(
+    "content", [b"this is no database, and it is longer than a header " * 100, b"SQLite format 3\x00"]
+)
+def test_a_file_of_garbage_is_named_and_left_as_it_is(
+    tmp_path: Path, opened: Callable[[str], Engine], content: bytes
+) -> None:
+    file = tmp_path / "smith.db"
+    file.write_bytes(content)
+    engine = opened(f"sqlite:///{file}")
+    for refused in (database.upgrade, database.check, database.current_revision):
+        with pytest.raises(DatabaseError, match=rf"the database sqlite:///{file} cannot be used: "):
+            refused(engine)
+    assert file.read_bytes() == content
+
+
+def test_a_damaged_database_is_found_by_check(sqlite_engine: Engine) -> None:
+    for _ in range(200):
+        submit(sqlite_engine)
+    sqlite_engine.dispose()
+    file = Path(str(sqlite_engine.url.database))
+    content = bytearray(file.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 8192] = b"\xff" * 8192
+    file.write_bytes(content)
+    try:
+        problems = database.check(sqlite_engine)
+    except DatabaseError as error:
+        problems = [str(error)]
+    assert problems
+
+
+def test_a_folder_of_somebody_else_is_named_with_our_uid(tmp_path: Path) -> None:
+    """As root everything is writable, so another process asks, as nobody."""
+    if os.getuid() == 0:
+        (tmp_path / "closed").mkdir(mode=0o700)
+        place, asking_uid = tmp_path / "closed" / "smith.db", NOBODY
+        code = f"import os; os.setgid({NOBODY}); os.setuid({NOBODY})"
+    else:
+        (tmp_path / "closed").mkdir(mode=0o500)
+        place, asking_uid, code = tmp_path / "closed" / "smith.db", os.getuid(), "pass"
+    code = f"from executor.database import open_engine; {code}; open_engine('sqlite:///{place}')"
+    answer = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(executor.__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    last = answer.stderr.strip().splitlines()[-1]
+    assert answer.returncode == 1
+    assert last.startswith(f"executor.errors.DatabaseError: cannot write the database {place}: Permission denied")
+    assert f"must belong to uid {asking_uid}" in last
+
+
+def test_a_server_that_is_not_there_is_named_without_its_password(tmp_path: Path) -> None:
+    engine = open_engine(f"postgresql://smith:open-sesame@/smith?host={tmp_path}")
+    with pytest.raises(DatabaseError, match=r"cannot be used: .*No such file") as caught:
+        database.current_revision(engine)
+    assert "open-sesame" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["", "no url", "mysql://a:open-sesame@b/c", "open-sesame"])
+def test_an_address_of_another_kind_is_refused_without_showing_it(url: str) -> None:
+    with pytest.raises(DatabaseError, match=r"SQLite|sqlite") as caught:
+        open_engine(url)
+    assert "open-sesame" not in str(caught.value)
+
+
+# --- the file -----------------------------------------------------------------------------------------------------
+
+
+def test_nobody_else_may_read_the_database_or_what_belongs_to_it(tmp_path: Path, unopened: Engine) -> None:
+    shutil.rmtree(tmp_path / "new")
+    before = os.umask(0)
+    try:
+        engine = open_engine(unopened.url)
+        database.upgrade(engine)
+        with transaction(engine) as session:
+            job_queue.submit(session, new_job())
+            files = list((tmp_path / "new").iterdir())
+            modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in files}
+    finally:
+        os.umask(before)
+    engine.dispose()
+    assert modes == {"smith.db": 0o600, "smith.db-wal": 0o600, "smith.db-shm": 0o600}
+    assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize(
+    ("pragma", "value"),
+    [("journal_mode", "wal"), ("synchronous", 2), ("foreign_keys", 1), ("busy_timeout", database.BUSY_TIMEOUT_MS)],
+)
+def test_every_connection_has_the_pragmas(sqlite_engine: Engine, pragma: str, value: Any) -> None:
+    with transaction(sqlite_engine) as one, reading(sqlite_engine) as another:
+        assert [session.scalar(text(f"PRAGMA {pragma}")) for session in (one, another)] == [value, value]
+
+
+def test_the_kind_of_file_system_is_known() -> None:
+    assert database.file_system_of(Path("/proc/self/status")) == "proc"
+
+
+# --- transactions -------------------------------------------------------------------------------------------------
+
+
+def holds_write_lock(file: str) -> bool:
+    """Ask SQLite itself whether somebody else has the write lock."""
+    with closing(sqlite3.connect(file, timeout=0, isolation_level=None)) as other:
+        try:
+            other.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError:
+            return True
+        return False
+
+
+def test_a_writer_has_the_lock_from_its_first_statement_on(sqlite_engine: Engine) -> None:
+    """A reader that turns into a writer half-way is told "database is locked" without any wait."""
+    file = str(sqlite_engine.url.database)
+    with transaction(sqlite_engine) as session:
+        session.scalar(select(func.count()).select_from(Job))
+        assert holds_write_lock(file)
+    assert not holds_write_lock(file)
+
+
+def test_a_reader_neither_takes_the_lock_nor_waits_for_a_writer(sqlite_engine: Engine) -> None:
+    job_id = submit(sqlite_engine)
+    with reading(sqlite_engine) as session:
+        assert session.get(Job, job_id) is not None
+        assert not holds_write_lock(str(sqlite_engine.url.database))
+    with transaction(sqlite_engine) as writer:
+        job_queue.submit(writer, new_job())
+        writer.flush()
+        with reading(sqlite_engine) as session:
+            assert session.scalar(select(func.count()).select_from(Job)) == 1
+
+
+def test_a_block_that_raises_leaves_nothing_behind(engine: Engine) -> None:
+    def stop_half_way() -> None:
+        with transaction(engine) as session:
+            job_queue.submit(session, new_job())
+            raise RuntimeError("half-way")
+
+    with pytest.raises(RuntimeError, match="half-way"):
+        stop_half_way()
+    with reading(engine) as session:
+        assert session.scalar(select(func.count()).select_from(Job)) == 0
+
+
+def test_a_run_without_its_job_is_refused(engine: Engine) -> None:
+    with pytest.raises(IntegrityError), transaction(engine) as session:
+        session.add(Run(job_id=4711, ident="x", attempt=1, playbook="p", started_at=database.utc_now()))
+
+
+@pytest.mark.parametrize("offset_s", [0.0, 30.5, -3600.0])
+def test_the_databases_clock_is_utc_and_compares_with_stored_times(engine: Engine, offset_s: float) -> None:
+    with transaction(engine) as session:
+        before = database.utc_now().timestamp()
+        asked = session.scalar(select(database.db_now(offset_s)))
+        after = database.utc_now().timestamp()
+        job_id = job_queue.submit(session, new_job(core_created_at=database.utc_now()))
+        is_past = select(Job.core_created_at < database.db_now(3600), Job.core_created_at > database.db_now(-3600))
+        assert session.execute(is_past.where(Job.id == job_id)).one() == (True, True)
+    assert asked is not None
+    assert before - 0.002 <= asked.timestamp() - offset_s <= after + 0.002  # SQLite's clock counts milliseconds
+
+
+# --- insist -------------------------------------------------------------------------------------------------------
+
+
+def test_an_end_of_work_is_written_as_soon_as_the_lock_is_free(sqlite_engine: Engine, impatient: Engine) -> None:
+    file = str(sqlite_engine.url.database)
+    with closing(sqlite3.connect(file, isolation_level=None)) as holder:
+        holder.execute("BEGIN IMMEDIATE")
+        insisting = threading.Thread(target=insist, args=(impatient, lambda s: job_queue.submit(s, new_job())))
+        insisting.start()
+        insisting.join(0.2)
+        assert insisting.is_alive()
+        holder.execute("ROLLBACK")
+        insisting.join()
+    with reading(sqlite_engine) as session:
+        assert session.scalar(select(func.count()).select_from(Job)) == 1
+
+
+def test_patience_has_an_end(impatient: Engine) -> None:
+    with closing(sqlite3.connect(str(impatient.url.database), isolation_level=None)) as holder:
+        holder.execute("BEGIN IMMEDIATE")
+        with pytest.raises(OperationalError, match="locked"):
+            insist(impatient, lambda session: job_queue.submit(session, new_job()), give_up_after_s=0)
+
+
+def test_what_no_patience_can_help_is_not_repeated(engine: Engine) -> None:
+    attempts = []
+
+    def write(session: Session) -> None:
+        attempts.append(1)
+        session.add(Run(job_id=4711, ident="x", attempt=1, playbook="p", started_at=database.utc_now()))
+
+    with pytest.raises(IntegrityError):
+        insist(engine, write)
+    assert len(attempts) == 1
+
+
+def test_a_defect_in_what_is_written_is_not_repeated(engine: Engine) -> None:
+    def write(session: Session) -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        insist(engine, write)
+
+
+def test_a_standby_that_takes_no_writes_yet_is_asked_again(own_postgres_engine: Engine) -> None:
+    """After a failover PostgreSQL answers with another class of error than for a lock."""
+    attempts = 0
+
+    def write(session: Session) -> None:
+        nonlocal attempts
+        attempts += 1
+        if attempts == 1:
+            session.execute(text("SET TRANSACTION READ ONLY"))
+        job_queue.submit(session, new_job())
+
+    insist(own_postgres_engine, write)
+    with reading(own_postgres_engine) as session:
+        assert (session.scalar(select(func.count()).select_from(Job)), attempts) == (1, 2)
+
+
+def test_a_connection_that_the_server_ended_is_replaced(own_postgres_engine: Engine, postgres: PostgresCluster) -> None:
+    attempts = 0
+
+    def write(session: Session) -> None:
+        nonlocal attempts
+        attempts += 1
+        if attempts == 1:
+            pid = session.scalar(text("SELECT pg_backend_pid()"))
+            postgres.execute(f"SELECT pg_terminate_backend({pid})")
+        job_queue.submit(session, new_job())
+
+    insist(own_postgres_engine, write)
+    assert attempts == 2
+    with reading(own_postgres_engine) as session:
+        assert session.scalar(select(func.count()).select_from(Job)) == 1

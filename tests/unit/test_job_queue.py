@@ -1,0 +1,822 @@
+"""Every verb of the job queue, on SQLite and on PostgreSQL: the same statements must mean the same."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, func, select, update
+from sqlalchemy.orm import Session
+from support.databases import LONG_AGO, new_job, row, submit
+
+from executor import job_queue
+from executor.database import CriticalJob, Job, Node, Run, db_now, reading, transaction, utc_now
+from executor.errors import ErrorCode, StaleJob
+from executor.job_queue import Lease
+from executor.jobs import TRANSITIONS, JobResult, JobStatus, ReportState
+
+LEASE_S = 30.0
+DONE = JobResult(succeeded=True, vm={"vmid": 101, "status": "running"})
+BROKEN = JobResult(succeeded=False, code=ErrorCode.CAPACITY, detail="no space")
+
+
+def claim(engine: Engine, owner: str = "alice", **wanted: Any) -> Job | None:
+    with transaction(engine) as session:
+        return job_queue.claim(session, owner, **({"lease_s": LEASE_S} | wanted))
+
+
+def claimed(engine: Engine, owner: str = "alice", **wanted: Any) -> Job:
+    job = claim(engine, owner, **wanted)
+    assert job is not None
+    return job
+
+
+def finish(engine: Engine, job: Job, result: JobResult = DONE) -> None:
+    with transaction(engine) as session:
+        job_queue.finish(session, job_queue.lease_of(job), result)
+
+
+def put_back(engine: Engine, job: Job, pause_s: float = 0) -> None:
+    with transaction(engine) as session:
+        job_queue.put_back(session, job_queue.lease_of(job), pause_s=pause_s, reason="later")
+
+
+def reap(engine: Engine, alone_as: str | None = None) -> list[tuple[int, JobStatus]]:
+    with transaction(engine) as session:
+        return job_queue.reap(session, alone_as=alone_as)
+
+
+def let_lease_run_out(engine: Engine, job_id: int) -> None:
+    with transaction(engine) as session:
+        session.execute(update(Job).where(Job.id == job_id).values(lease_until=db_now(-1)))
+
+
+def let_it_be_due(engine: Engine, job_id: int) -> None:
+    with transaction(engine) as session:
+        past = {"available_at": db_now(-1), "report_after": db_now(-1)}
+        session.execute(update(Job).where(Job.id == job_id).values(**past))
+
+
+def as_dict(engine: Engine, job_id: int) -> dict[str, Any]:
+    job = row(engine, job_id)
+    return {column.key: getattr(job, column.key) for column in Job.__table__.columns}
+
+
+# --- submit -------------------------------------------------------------------------------------------------------
+
+
+def test_submitting_the_same_job_twice_writes_one_row(engine: Engine) -> None:
+    new = new_job()
+    with transaction(engine) as session:
+        first = job_queue.submit(session, new)
+    with transaction(engine) as session:
+        second = job_queue.submit(session, new)
+        known = job_queue.known_ids(session, [new.fulcrum_id, str(uuid.uuid4())])
+        rows = session.scalar(select(func.count()).select_from(Job))
+    assert (first is not None, second, known, rows) == (True, None, {new.fulcrum_id}, 1)
+
+
+def test_a_second_submit_changes_nothing_of_a_job_that_ended(engine: Engine) -> None:
+    job_id = submit(engine, fulcrum_id=str(uuid.uuid4()))
+    finish(engine, claimed(engine))
+    before = as_dict(engine, job_id)
+    with transaction(engine) as session:
+        again = new_job(fulcrum_id=before["fulcrum_id"], action="delete", priority=9)
+        assert job_queue.submit(session, again) is None
+    assert as_dict(engine, job_id) == before
+
+
+def test_two_pollers_at_the_same_moment_write_one_row(engine: Engine) -> None:
+    jobs = [new_job() for _ in range(20)]
+    together = threading.Barrier(4, timeout=60)
+
+    def poll() -> int:
+        together.wait()
+        written = 0
+        for new in jobs:
+            with transaction(engine) as session:
+                written += job_queue.submit(session, new) is not None
+        return written
+
+    with ThreadPoolExecutor(4) as pool:
+        written = [future.result() for future in [pool.submit(poll) for _ in range(4)]]
+    assert sum(written) == len(jobs)
+
+
+def test_payload_and_times_come_back_as_they_went_in(engine: Engine) -> None:
+    """JSON null and SQL NULL are one; a time keeps its zone and its microseconds on SQLite, too."""
+    created = LONG_AGO + timedelta(microseconds=1)
+    params = {"ключ": ["ü", "\U0001f600", None, True, 1.5, 2**63, {"a": []}]}
+    job_id = submit(engine, params=params, service=None, core_created_at=created)
+    job = row(engine, job_id)
+    assert (job.params, job.service, job.core_created_at) == (params, None, created)
+    with reading(engine) as session:
+        assert session.scalar(select(Job.id).where(Job.service.is_(None))) == job_id
+
+
+def test_a_naive_time_is_refused_before_it_is_stored(engine: Engine) -> None:
+    with pytest.raises(Exception, match="naive datetime"):
+        submit(engine, core_created_at=LONG_AGO.replace(tzinfo=None))
+
+
+def test_a_job_that_core_has_as_ours_is_known_as_claimed(engine: Engine) -> None:
+    job = row(engine, submit(engine, already_claimed=True))
+    assert (job.status, job.claim_sent_at is not None, job.claimed_at is not None) == ("pending", True, True)
+
+
+# --- claim --------------------------------------------------------------------------------------------------------
+
+
+def test_the_highest_priority_is_taken_first_and_then_the_oldest(engine: Engine) -> None:
+    late, early, urgent, tie = (
+        submit(engine, priority=1, age=2),
+        submit(engine, priority=1, age=1),
+        submit(engine, priority=5, age=9),
+        submit(engine, priority=1, age=2),
+    )
+    assert [claimed(engine).id for _ in range(4)] == [urgent, early, late, tie]
+    assert claim(engine) is None
+
+
+def test_a_claim_says_who_and_how_often_and_starts_a_lease(engine: Engine) -> None:
+    submit(engine)
+    job = claimed(engine, "alice")
+    assert (job.status, job.owner, job.epoch, job.attempt) == ("processing", "alice", 1, 1)
+    with reading(engine) as session:
+        inside = (Job.lease_until > db_now(LEASE_S - 10), Job.lease_until <= db_now(LEASE_S))
+        assert session.execute(select(*inside)).one() == (True, True)
+
+
+def test_one_job_of_a_service_is_processing_at_a_time(engine: Engine) -> None:
+    service = str(uuid.uuid4())
+    first, second = submit(engine, service_id=service, age=1), submit(engine, service_id=service, age=2)
+    other = submit(engine, age=3)
+    job = claimed(engine)
+    assert (job.id, claimed(engine).id, claim(engine)) == (first, other, None)
+    finish(engine, job)
+    assert claimed(engine).id == second
+
+
+def test_jobs_without_a_service_do_not_wait_for_each_other(engine: Engine) -> None:
+    for _ in range(2):
+        submit(engine, service_id=None)
+    assert claimed(engine).id != claimed(engine).id
+
+
+def test_the_database_itself_refuses_a_second_processing_job_of_a_service(engine: Engine) -> None:
+    service = str(uuid.uuid4())
+    submit(engine, service_id=service)
+    second = submit(engine, service_id=service)
+    claimed(engine)
+    with pytest.raises(Exception, match=r"(?i)unique"), transaction(engine) as session:
+        session.execute(update(Job).where(Job.id == second).values(status=JobStatus.PROCESSING))
+
+
+def test_no_more_creates_than_allowed_run_at_once_but_other_actions_do(engine: Engine) -> None:
+    creates = [submit(engine, action="create", age=age) for age in range(3)]
+    stop = submit(engine, action="stop", age=9)
+    running = [claimed(engine, max_creates=2) for _ in range(3)]
+    assert [job.id for job in running] == [*creates[:2], stop]
+    assert claim(engine, max_creates=2) is None
+    finish(engine, running[0])
+    assert claimed(engine, max_creates=2).id == creates[2]
+
+
+def test_no_create_is_taken_when_none_is_allowed(engine: Engine) -> None:
+    submit(engine, action="create")
+    assert claim(engine, max_creates=0) is None
+
+
+def test_claims_at_the_same_moment_respect_the_limit_of_creates(engine: Engine) -> None:
+    for _ in range(16):
+        submit(engine, action="create")
+    together = threading.Barrier(8, timeout=60)
+
+    def take(owner: int) -> int:
+        together.wait()
+        return sum(claim(engine, f"node-{owner}", max_creates=3) is not None for _ in range(2))
+
+    with ThreadPoolExecutor(8) as pool:
+        taken = list(pool.map(take, range(8)))
+    assert sum(taken) == 3
+
+
+def test_a_job_that_waits_for_its_next_attempt_is_left_alone_until_then(engine: Engine) -> None:
+    waiting = submit(engine, age=1)
+    put_back(engine, claimed(engine), pause_s=3600)
+    assert claim(engine) is None
+    let_it_be_due(engine, waiting)
+    again = claimed(engine)
+    assert (again.id, again.attempt, again.epoch, again.available_at) == (waiting, 2, 2, None)
+
+
+def test_eight_threads_take_every_job_once_and_never_two_of_a_service(engine: Engine) -> None:
+    services = [str(uuid.uuid4()) for _ in range(60)]
+    with transaction(engine) as session:
+        for number in range(300):
+            job_queue.submit(session, new_job(service_id=services[number % 60], action="stop", age=number))
+    lock, together = threading.Lock(), threading.Barrier(8, timeout=60)
+    running: dict[str, int] = {}
+    taken: list[int] = []
+    overlaps: list[str] = []
+
+    def work(owner: str) -> None:
+        together.wait()
+        while (job := claim(engine, owner)) is not None or _left(engine):
+            if job is None:
+                continue  # every service left is busy with another thread's job
+            service = str(job.service_id)
+            with lock:
+                overlaps.extend([service] if service in running else [])
+                running[service] = job.id
+                taken.append(job.id)
+            stored = row(engine, job.id)
+            overlaps.extend([service] if stored.owner != owner else [])
+            with lock:
+                del running[service]
+            finish(engine, job)
+
+    with ThreadPoolExecutor(8) as pool:
+        for future in [pool.submit(work, f"node-{number}") for number in range(8)]:
+            future.result()
+    assert (len(taken), len(set(taken)), overlaps) == (300, 300, [])
+    with reading(engine) as session:
+        assert job_queue.counts(session)["completed"] == 300
+        assert session.scalar(select(func.max(Job.attempt))) == 1
+
+
+def _left(engine: Engine) -> bool:
+    with reading(engine) as session:
+        return job_queue.counts(session)["pending"] > 0
+
+
+# --- the fence ----------------------------------------------------------------------------------------------------
+
+Write = Callable[[Session, Lease], Any]
+WRITES: dict[str, Write] = {
+    "note_claim_sent": job_queue.note_claim_sent,
+    "note_claimed": job_queue.note_claimed,
+    "note_started": lambda session, lease: job_queue.note_started(
+        session, lease, run_ident="run-1", playbook="create.yml"
+    ),
+    "finish": lambda session, lease: job_queue.finish(session, lease, DONE),
+    "fail": lambda session, lease: job_queue.finish(session, lease, BROKEN),
+    "put_back": lambda session, lease: job_queue.put_back(session, lease, pause_s=0),
+}
+
+
+@pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
+def test_the_owner_of_the_lease_may_write(engine: Engine, write: Write) -> None:
+    submit(engine)
+    job = claimed(engine)
+    with transaction(engine) as session:
+        write(session, job_queue.lease_of(job))
+    assert as_dict(engine, job.id) != {column.key: getattr(job, column.key) for column in Job.__table__.columns}
+
+
+@pytest.mark.parametrize("stolen_by", ["another owner", "the same owner again", "a reap", "a release", "an end"])
+@pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
+def test_a_stale_owner_writes_nothing(engine: Engine, write: Write, stolen_by: str) -> None:
+    submit(engine)
+    stale = job_queue.lease_of(claimed(engine, "alice"))
+    _steal(engine, stale, stolen_by)
+    before = as_dict(engine, stale.job_id)
+    with pytest.raises(StaleJob), transaction(engine) as session:
+        write(session, stale)
+    assert as_dict(engine, stale.job_id) == before
+    with reading(engine) as session:
+        assert job_queue.runs_of(session, stale.job_id) == []
+
+
+def _steal(engine: Engine, lease: Lease, how: str) -> None:
+    if how == "an end":
+        with transaction(engine) as session:
+            return job_queue.finish(session, lease, BROKEN)
+    if how == "a release":
+        with transaction(engine) as session:
+            assert job_queue.release_all(session, lease.owner) == 1
+        return None
+    let_lease_run_out(engine, lease.job_id)
+    assert reap(engine) == [(lease.job_id, JobStatus.PENDING)]
+    if how != "a reap":
+        claimed(engine, lease.owner if how == "the same owner again" else "bob")
+    return None
+
+
+def test_a_lease_held_by_another_epoch_or_owner_is_no_lease(engine: Engine) -> None:
+    submit(engine)
+    lease = job_queue.lease_of(claimed(engine))
+    for wrong in (
+        Lease(job_id=lease.job_id, owner="bob", epoch=lease.epoch),
+        Lease(job_id=lease.job_id, owner=lease.owner, epoch=lease.epoch + 1),
+        Lease(job_id=lease.job_id, owner=lease.owner, epoch=lease.epoch - 1),
+        Lease(job_id=lease.job_id + 1, owner=lease.owner, epoch=lease.epoch),
+    ):
+        with pytest.raises(StaleJob), transaction(engine) as session:
+            job_queue.finish(session, wrong, DONE)
+    assert row(engine, lease.job_id).status == "processing"
+
+
+def test_a_row_that_nobody_claimed_gives_no_lease(engine: Engine) -> None:
+    with pytest.raises(ValueError, match="not claimed"):
+        job_queue.lease_of(row(engine, submit(engine)))
+
+
+def test_an_owner_whose_lease_ran_out_but_was_not_reaped_may_still_finish(engine: Engine) -> None:
+    """The epoch is the fence, never the clock: nobody else has it, so the result is the only one there is."""
+    submit(engine)
+    job = claimed(engine)
+    let_lease_run_out(engine, job.id)
+    finish(engine, job)
+    assert row(engine, job.id).status == "completed"
+
+
+# --- statuses -----------------------------------------------------------------------------------------------------
+
+#: How each allowed move is made.
+MOVES: dict[tuple[JobStatus, JobStatus], Write] = {
+    (JobStatus.PENDING, JobStatus.PROCESSING): lambda session, _: job_queue.claim(session, "bob", lease_s=LEASE_S),
+    (JobStatus.PENDING, JobStatus.FAILED): lambda session, lease: job_queue.request_cancel(session, lease.job_id),
+    (JobStatus.PROCESSING, JobStatus.PENDING): WRITES["put_back"],
+    (JobStatus.PROCESSING, JobStatus.COMPLETED): WRITES["finish"],
+    (JobStatus.PROCESSING, JobStatus.FAILED): WRITES["fail"],
+}
+PAIRS = [(before, after) for before in JobStatus for after in JobStatus]
+
+
+def _lease_in(engine: Engine, status: JobStatus) -> Lease:
+    """Bring a job to a status; the lease is the one that was right while it was processed."""
+    submit(engine)
+    job = claimed(engine, "alice")
+    lease = job_queue.lease_of(job)
+    if status is JobStatus.PENDING:
+        put_back(engine, job)
+    elif status is not JobStatus.PROCESSING:
+        finish(engine, job, DONE if status is JobStatus.COMPLETED else BROKEN)
+    return lease
+
+
+def test_every_allowed_move_has_a_way_to_make_it() -> None:
+    assert set(MOVES) == {(before, after) for before in TRANSITIONS for after in TRANSITIONS[before]}
+
+
+@pytest.mark.parametrize(("before", "after"), MOVES, ids=str)
+def test_an_allowed_move_is_made(engine: Engine, before: JobStatus, after: JobStatus) -> None:
+    lease = _lease_in(engine, before)
+    with transaction(engine) as session:
+        MOVES[before, after](session, lease)
+    assert row(engine, lease.job_id).status == after
+
+
+@pytest.mark.parametrize(("before", "after"), [pair for pair in PAIRS if pair not in MOVES], ids=str)
+def test_a_move_that_is_not_allowed_is_refused(engine: Engine, before: JobStatus, after: JobStatus) -> None:
+    """Everything that could lead to the status is tried; the row stays where it was."""
+    lease = _lease_in(engine, before)
+    was = as_dict(engine, lease.job_id)
+    for (_, leads_to), move in MOVES.items():
+        if leads_to is not after or (before, leads_to) in MOVES:
+            continue
+        with transaction(engine) as session:
+            try:
+                move(session, lease)
+            except StaleJob:
+                continue
+    now = as_dict(engine, lease.job_id)
+    assert now | {"cancel_requested": False} == was | {"cancel_requested": False}
+
+
+def test_what_is_written_of_an_end(engine: Engine) -> None:
+    done, broken = submit(engine, age=1), submit(engine, age=2)
+    finish(engine, claimed(engine), DONE)
+    finish(engine, claimed(engine), BROKEN)
+    good, bad = row(engine, done), row(engine, broken)
+    assert (good.status, good.result, good.error_code, good.error_message) == ("completed", DONE.vm, None, None)
+    assert (bad.status, bad.result, bad.error_code) == ("failed", None, "CAPACITY")
+    assert bad.error_message == "CAPACITY: no space"
+    assert {good.report_state, bad.report_state} == {"due"}
+    assert good.finished_at is not None
+    assert (good.lease_until, good.owner) == (None, "alice")  # who did it is history
+
+
+def test_a_run_is_on_disk_before_it_starts_and_is_closed_by_anybody(engine: Engine) -> None:
+    submit(engine)
+    job = claimed(engine)
+    with transaction(engine) as session:
+        job_queue.note_started(session, job_queue.lease_of(job), run_ident="create-1", playbook="create.yml")
+    with transaction(engine) as session:
+        job_queue.note_run_ended(
+            session, "create-1", status="failed", rc=2, reason="CAPACITY: x", folder="f", upids=["UPID:a"]
+        )
+    with reading(engine) as session:
+        run = job_queue.find_run(session, "create-1")
+        assert run is not None
+        assert job_queue.find_run(session, "create-2") is None
+    assert (run.job_id, run.attempt, run.playbook, run.rc) == (job.id, 1, "create.yml", 2)
+    assert (run.status, run.upids, run.ended_at is not None) == ("failed", ["UPID:a"], True)
+    assert row(engine, job.id).run_ident == "create-1"
+
+
+# --- renew, reap, release -----------------------------------------------------------------------------------------
+
+
+def test_renewing_extends_every_lease_of_the_owner_and_tells_what_was_cancelled(engine: Engine) -> None:
+    for _ in range(3):
+        submit(engine)
+    mine, cancelled, others = claimed(engine, "alice"), claimed(engine, "alice"), claimed(engine, "bob")
+    for job in (mine, cancelled, others):
+        let_lease_run_out(engine, job.id)
+    with transaction(engine) as session:
+        assert job_queue.request_cancel(session, cancelled.id) is JobStatus.PROCESSING
+        assert job_queue.renew(session, "alice", lease_s=LEASE_S) == {mine.id: False, cancelled.id: True}
+    assert reap(engine) == [(others.id, JobStatus.PENDING)]
+
+
+def test_a_lease_that_was_reaped_is_not_renewed(engine: Engine) -> None:
+    submit(engine)
+    job = claimed(engine, "alice")
+    let_lease_run_out(engine, job.id)
+    reap(engine)
+    claimed(engine, "bob")
+    with transaction(engine) as session:
+        assert job_queue.renew(session, "alice", lease_s=LEASE_S) == {}
+
+
+def test_a_living_owner_is_not_reaped(engine: Engine) -> None:
+    submit(engine)
+    job = claimed(engine)
+    assert reap(engine) == []
+    assert row(engine, job.id).status == "processing"
+
+
+def test_who_is_alone_reaps_everybody_else_at_once(engine: Engine) -> None:
+    for _ in range(2):
+        submit(engine)
+    dead, own = claimed(engine, "before the restart"), claimed(engine, "me")
+    assert reap(engine, alone_as="me") == [(dead.id, JobStatus.PENDING)]
+    job = row(engine, dead.id)
+    assert (job.owner, job.lease_until, job.crashes, job.epoch) == (None, None, 1, dead.epoch + 1)
+    assert row(engine, own.id).status == "processing"
+
+
+def test_the_third_crash_puts_a_job_in_quarantine(engine: Engine) -> None:
+    job_id = submit(engine)
+    outcomes = []
+    for _ in range(3):
+        let_lease_run_out(engine, claimed(engine).id)
+        outcomes += reap(engine)
+    assert [status for _, status in outcomes] == ["pending", "pending", "failed"]
+    job = row(engine, job_id)
+    assert (job.error_code, job.report_state, job.crashes) == ("QUARANTINED", "due", 3)
+    assert str(job.error_message).startswith("QUARANTINED: ")
+    assert job.finished_at is not None
+    assert claim(engine) is None
+
+
+def test_an_orderly_stop_counts_as_no_crash_and_ends_the_lease(engine: Engine) -> None:
+    for _ in range(3):
+        submit(engine)
+    mine = [claimed(engine, "alice").id for _ in range(2)]
+    others = claimed(engine, "bob").id
+    with transaction(engine) as session:
+        assert job_queue.release_all(session, "alice") == 2
+    released = [row(engine, job_id) for job_id in mine]
+    assert {(job.status, job.owner, job.crashes) for job in released} == {("pending", None, 0)}
+    assert row(engine, others).status == "processing"
+
+
+def test_a_cancel_survives_the_crash_of_the_agent_that_was_to_hear_of_it(engine: Engine) -> None:
+    submit(engine)
+    job = claimed(engine)
+    with transaction(engine) as session:
+        job_queue.request_cancel(session, job.id)
+    reap(engine, alone_as="the next one")
+    assert claimed(engine).cancel_requested
+
+
+# --- tick ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_period_has_one_turn(engine: Engine) -> None:
+    with transaction(engine) as session:
+        first = job_queue.tick(session, "prune", 3600)
+        assert (first, job_queue.tick(session, "prune", 3600)) == (True, False)
+    with transaction(engine) as session:
+        session.execute(update(CriticalJob).values(due_at=db_now(-1)))
+        assert job_queue.tick(session, "prune", 3600)
+
+
+def test_a_period_ends_a_little_early_for_timers_that_fire_early(engine: Engine) -> None:
+    with transaction(engine) as session:
+        job_queue.tick(session, "prune", 1000)
+        early = select(CriticalJob.due_at <= db_now(801), CriticalJob.due_at <= db_now(790))
+        assert session.execute(early).one() == (True, False)
+
+
+def test_a_forced_turn_and_a_new_interval_do_not_wait(engine: Engine) -> None:
+    with transaction(engine) as session:
+        job_queue.tick(session, "prune", 3600)
+        assert job_queue.tick(session, "prune", 3600, force=True)
+        assert job_queue.tick(session, "prune", 60)
+        assert not job_queue.tick(session, "prune", 60)
+
+
+def test_ticks_at_the_same_moment_have_one_winner(engine: Engine) -> None:
+    """The very first turn too, for which no row is there yet: every node starts with it."""
+    together = threading.Barrier(6, timeout=60)
+
+    def race(_: int) -> list[bool]:
+        won = []
+        for name in ("one", "two", "three", "four"):
+            together.wait()
+            with transaction(engine) as session:
+                won.append(job_queue.tick(session, name, 3600))
+        return won
+
+    with ThreadPoolExecutor(6) as pool:
+        won = list(pool.map(race, range(6)))
+    assert [sum(turns) for turns in zip(*won, strict=True)] == [1, 1, 1, 1]
+
+
+def test_a_first_turn_does_not_depend_on_this_machines_clock(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node whose clock is an hour ahead of the database's must not wait an hour."""
+    monkeypatch.setattr(job_queue, "utc_now", lambda: utc_now() + timedelta(hours=1))
+    with transaction(engine) as session:
+        assert job_queue.tick(session, "prune", 3600)
+
+
+def test_how_a_turn_ended_is_counted(engine: Engine) -> None:
+    with transaction(engine) as session:
+        job_queue.tick(session, "poll", 2)
+        for error in ("no route", "no route", None, "refused"):
+            job_queue.tock(session, "poll", error=error)
+    with reading(engine) as session:
+        (critical,) = job_queue.critical_jobs(session)
+    assert (critical.runs, critical.failures, critical.last_error) == (4, 1, "refused")
+    assert critical.last_ok_at is not None
+
+
+# --- reports ------------------------------------------------------------------------------------------------------
+
+
+def ended(engine: Engine, **wanted: Any) -> int:
+    job_id = submit(engine, **wanted)
+    job = claimed(engine)
+    assert job.id == job_id
+    finish(engine, job)
+    return job_id
+
+
+def due(engine: Engine, limit: int = 50) -> list[int]:
+    with reading(engine) as session:
+        return [job.id for job in job_queue.due_reports(session, limit)]
+
+
+def test_reports_are_due_from_the_oldest_end_on(engine: Engine) -> None:
+    submit(engine)
+    first, second, third = (ended(engine, priority=5) for _ in range(3))
+    assert due(engine) == [first, second, third]
+    assert due(engine, limit=2) == [first, second]
+
+
+def test_a_postponed_report_waits_and_a_hastened_one_does_not(engine: Engine) -> None:
+    job_id = ended(engine)
+    with transaction(engine) as session:
+        job_queue.postpone_report(session, job_id, pause_s=3600, note="HTTP 503")
+    assert due(engine) == []
+    with transaction(engine) as session:
+        assert job_queue.hasten_reports(session) == 1
+        assert job_queue.hasten_reports(session) == 0
+    job = row(engine, job_id)
+    assert (due(engine), job.report_attempts, job.report_note) == ([job_id], 1, "HTTP 503")
+
+
+@pytest.mark.parametrize("state", [ReportState.REPORTED, ReportState.ORPHANED, ReportState.ABANDONED])
+def test_a_report_is_settled_once(engine: Engine, state: ReportState) -> None:
+    job_id = ended(engine)
+    with transaction(engine) as session:
+        job_queue.note_reported(session, job_id, state, "said")
+    settled = as_dict(engine, job_id)
+    with transaction(engine) as session:
+        job_queue.note_reported(session, job_id, ReportState.ORPHANED, "said again")
+        job_queue.postpone_report(session, job_id, pause_s=1, note="late")
+        job_queue.replace_outcome(session, job_id, BROKEN)
+        assert job_queue.hasten_reports(session) == 0
+    assert as_dict(engine, job_id) == settled
+    assert (settled["report_state"], settled["report_note"], due(engine)) == (state, "said", [])
+
+
+def test_an_outcome_that_core_will_never_take_is_replaced_while_it_is_due(engine: Engine) -> None:
+    job_id = ended(engine)
+    with transaction(engine) as session:
+        job_queue.replace_outcome(session, job_id, BROKEN)
+    job = row(engine, job_id)
+    assert (job.status, job.error_code, job.error_message) == ("failed", "CAPACITY", "CAPACITY: no space")
+    assert due(engine) == [job_id]
+
+
+def test_a_job_that_has_not_ended_has_no_report(engine: Engine) -> None:
+    submit(engine)
+    job = claimed(engine)
+    with transaction(engine) as session:
+        job_queue.note_reported(session, job.id, ReportState.REPORTED)
+        job_queue.replace_outcome(session, job.id, BROKEN)
+    after = row(engine, job.id)
+    assert (after.report_state, after.status, due(engine)) == ("none", "processing", [])
+
+
+# --- operators' verbs ---------------------------------------------------------------------------------------------
+
+
+def test_cancelling_a_waiting_job_fails_it_at_once(engine: Engine) -> None:
+    job_id = submit(engine)
+    with transaction(engine) as session:
+        assert job_queue.request_cancel(session, job_id) is JobStatus.FAILED
+    job = row(engine, job_id)
+    assert (job.status, job.error_code, job.report_state) == ("failed", "CANCELLED", "due")
+    assert job.finished_at is not None
+    assert claim(engine) is None
+
+
+def test_cancelling_a_running_job_asks_its_owner(engine: Engine) -> None:
+    submit(engine)
+    job = claimed(engine)
+    with transaction(engine) as session:
+        assert job_queue.request_cancel(session, job.id) is JobStatus.PROCESSING
+    assert (row(engine, job.id).status, row(engine, job.id).cancel_requested) == ("processing", True)
+
+
+def test_cancelling_an_ended_or_unknown_job_changes_nothing(engine: Engine) -> None:
+    job_id = ended(engine)
+    before = as_dict(engine, job_id)
+    with transaction(engine) as session:
+        assert job_queue.request_cancel(session, job_id) is None
+        assert job_queue.request_cancel(session, job_id + 1) is None
+    assert as_dict(engine, job_id) == before
+
+
+def test_retrying_ends_the_wait_for_an_attempt_or_for_a_report(engine: Engine) -> None:
+    waiting = submit(engine)
+    put_back(engine, claimed(engine), pause_s=3600)
+    with transaction(engine) as session:
+        assert job_queue.retry_now(session, waiting) == "attempt"
+    job = claimed(engine)
+    with transaction(engine) as session:
+        assert job_queue.retry_now(session, job.id) == ""
+    finish(engine, job)
+    with transaction(engine) as session:
+        job_queue.postpone_report(session, job.id, pause_s=3600, note="")
+        assert job_queue.retry_now(session, job.id) == "report"
+    assert due(engine) == [job.id]
+    with transaction(engine) as session:
+        job_queue.note_reported(session, job.id, ReportState.REPORTED)
+        assert job_queue.retry_now(session, job.id) == ""
+
+
+FOUND = "12345678-aaaa-4000-8000-000000000001"
+NEIGHBOUR = "12345678-bbbb-4000-8000-000000000002"
+
+
+@pytest.mark.parametrize(
+    ("reference", "expected"),
+    [
+        (FOUND, FOUND),
+        (FOUND.upper(), FOUND),
+        ("12345678-a", FOUND),
+        ("12345678", None),  # the beginning of two
+        ("12345678-c", None),
+        ("%", None),
+        ("12345678-a%", None),
+        ("1234567_-a", None),
+        ("\\", None),
+        ("", None),
+        ("²", None),  # a digit to str.isdigit, no number to int
+        ("9" * 30, None),  # beyond every integer column
+        ("9" * 5000, None),  # beyond what Python converts
+        ("-1", None),
+    ],
+)
+def test_a_job_is_found_by_an_unambiguous_reference_only(engine: Engine, reference: str, expected: str | None) -> None:
+    submit(engine, fulcrum_id=FOUND)
+    submit(engine, fulcrum_id=NEIGHBOUR)
+    with reading(engine) as session:
+        job = job_queue.find(session, reference)
+    assert (job.fulcrum_id if job else None) == expected
+
+
+def test_a_job_is_found_by_our_number(engine: Engine) -> None:
+    job_id = submit(engine)
+    with reading(engine) as session:
+        found = job_queue.find(session, str(job_id))
+        assert found is not None
+        assert found.id == job_id
+        assert job_queue.find(session, str(job_id + 1)) is None
+
+
+def test_nothing_is_found_by_an_empty_reference_even_when_there_is_one_job_only(engine: Engine) -> None:
+    """`smith jobs cancel "$UNSET"` must not cancel anything."""
+    submit(engine)
+    with reading(engine) as session:
+        assert [job_queue.find(session, wild) for wild in ("", "%", "_")] == [None, None, None]
+
+
+def test_listing_shows_the_newest_that_match(engine: Engine) -> None:
+    service = str(uuid.uuid4())
+    done = ended(engine, service_id=service, action="stop")
+    waiting = submit(engine, service_id=service, action="start")
+    other = submit(engine, action="start")
+    with reading(engine) as session:
+
+        def ids(**filters: Any) -> list[int]:
+            return [job.id for job in job_queue.listing(session, **filters)]
+
+        assert ids() == [other, waiting, done]
+        assert ids(limit=1) == [other]
+        assert ids(statuses=["pending"]) == [other, waiting]
+        assert ids(action="start", service_id=service) == [waiting]
+        assert ids(unreported=True) == [done]
+        assert job_queue.counts(session) == {
+            "pending": 2,
+            "processing": 0,
+            "completed": 1,
+            "failed": 0,
+            "reports_due": 1,
+        }
+
+
+# --- prune --------------------------------------------------------------------------------------------------------
+
+
+def settle(engine: Engine, *job_ids: int) -> None:
+    with transaction(engine) as session:
+        for job_id in job_ids:
+            job_queue.note_reported(session, job_id, ReportState.REPORTED)
+
+
+def prune(engine: Engine, limit: int = 100, in_s: float = 60) -> tuple[int, list[str]]:
+    with transaction(engine) as session:
+        return job_queue.prune(session, before=utc_now() + timedelta(seconds=in_s), limit=limit)
+
+
+def test_a_due_report_is_kept_however_old(engine: Engine) -> None:
+    job_id = ended(engine)
+    assert prune(engine) == (0, [])
+    settle(engine, job_id)
+    assert prune(engine) == (1, [])
+
+
+def test_jobs_that_have_not_ended_or_not_long_ago_are_kept(engine: Engine) -> None:
+    job_id = ended(engine)
+    settle(engine, job_id)
+    submit(engine, age=-999_999)
+    submit(engine, age=-999_999)
+    claimed(engine)
+    assert prune(engine, in_s=-60) == (0, [])
+    assert prune(engine) == (1, [])
+    with reading(engine) as session:
+        assert session.scalar(select(func.count()).select_from(Job)) == 2
+
+
+def test_pruning_works_in_slices_from_the_oldest_on(engine: Engine) -> None:
+    job_ids = [ended(engine) for _ in range(5)]
+    settle(engine, *job_ids)
+    assert [prune(engine, limit=2)[0] for _ in range(4)] == [2, 2, 1, 0]
+
+
+def test_pruning_takes_the_runs_along_and_names_them(engine: Engine) -> None:
+    submit(engine)
+    job = claimed(engine)
+    with transaction(engine) as session:
+        for ident in ("create-1", "create-2"):
+            job_queue.note_started(session, job_queue.lease_of(job), run_ident=ident, playbook="create.yml")
+    finish(engine, job)
+    settle(engine, job.id)
+    count, idents = prune(engine)
+    assert (count, sorted(idents)) == (1, ["create-1", "create-2"])
+    with reading(engine) as session:
+        assert session.scalar(select(func.count()).select_from(Run)) == 0
+
+
+def test_starts_of_agents_are_forgotten_by_the_time_they_were_last_seen(engine: Engine) -> None:
+    now = utc_now()
+    with transaction(engine) as session:
+        for name, seen_at in (("old", now - timedelta(days=9)), ("new", now)):
+            session.add(
+                Node(
+                    id=name,
+                    host="h",
+                    pid=1,
+                    version="1",
+                    started_at=now,
+                    seen_at=seen_at,
+                    concurrency_wanted=1,
+                    concurrency=1,
+                )
+            )
+    with transaction(engine) as session:
+        assert job_queue.prune_nodes(session, before=now - timedelta(days=1)) == 1
+        assert session.scalars(select(Node.id)).all() == ["new"]

@@ -1,0 +1,257 @@
+"""Owners, crashes, operators and reports in any order: what must hold after every step of it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import uuid
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, multiple, rule
+from sqlalchemy import Engine, func, select, update
+from sqlalchemy.orm import Session
+from support.databases import migrated_sqlite_file, new_job
+
+from executor import job_queue, mappings
+from executor.database import Job, Mapping, db_now, open_engine, reading, transaction, utc_now
+from executor.errors import ErrorCode, JobError, StaleJob
+from executor.job_queue import Lease
+from executor.jobs import JobResult, JobStatus, MappingState, ReportState
+
+OWNERS = st.sampled_from(["alice", "bob"])
+SERVICES = st.sampled_from([f"0000000{number}-0000-4000-8000-000000000000" for number in range(3)])
+VMIDS = st.sampled_from([101, 102, 103])
+DONE = JobResult(succeeded=True, vm={"vmid": 101, "status": "running"})
+BROKEN = JobResult(succeeded=False, code=ErrorCode.VM_LOCKED, detail="busy")
+REFUSED = JobResult(succeeded=False, code=ErrorCode.INVALID_REQUEST, detail="refused")
+SETTLED = (ReportState.REPORTED, ReportState.ORPHANED, ReportState.ABANDONED)
+#: What FulcrumCore is told of a job's end.
+OUTCOME = ("status", "result", "error_code", "error_message", "finished_at")
+#: What it answered.
+ANSWER = (*OUTCOME, "report_state", "report_note", "reported_at", "report_attempts")
+#: In memory if possible: thousands of commits, and not one of them is about the disk.
+MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108  mkdtemp makes a folder of our own
+
+
+def columns(job: Job, names: tuple[str, ...]) -> dict[str, Any]:
+    return {name: getattr(job, name) for name in names}
+
+
+class Queue(RuleBasedStateMachine):
+    """Two agents on one database, and everybody else who may write to it."""
+
+    template: Path
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = Path(tempfile.mkdtemp(prefix="smith-machine-", dir=MEMORY))
+        shutil.copyfile(self.template, self.folder / "smith.db")
+        self.engine: Engine = open_engine(f"sqlite:///{self.folder / 'smith.db'}")
+        self.ended: dict[int, dict[str, Any]] = {}
+        self.settled: dict[int, dict[str, Any]] = {}
+        self.epochs: dict[int, int] = {}
+
+    def teardown(self) -> None:
+        self.engine.dispose()
+        shutil.rmtree(self.folder)
+
+    jobs = Bundle("jobs")
+    leases = Bundle("leases")
+
+    @initialize(target=jobs, services=st.lists(SERVICES, min_size=4, max_size=8))
+    def begin(self, services: list[str]) -> Any:
+        return multiple(*(self._submit(service, "create", 1) for service in services))
+
+    # --- agents ---------------------------------------------------------------------------------------------------
+
+    @rule(target=jobs, service=SERVICES, action=st.sampled_from(["create", "stop"]), priority=st.integers(0, 2))
+    def submit(self, service: str, action: str, priority: int) -> int:
+        return self._submit(service, action, priority)
+
+    def _submit(self, service: str, action: str, priority: int) -> int:
+        with transaction(self.engine) as session:
+            job_id = job_queue.submit(session, new_job(service_id=service, action=action, priority=priority))
+        assert job_id is not None
+        return job_id
+
+    @rule(target=leases, owner=OWNERS, max_creates=st.sampled_from([None, None, 1]))
+    def claim(self, owner: str, max_creates: int | None) -> Any:
+        with transaction(self.engine) as session:
+            job = job_queue.claim(session, owner, lease_s=30, max_creates=max_creates)
+            creates = select(func.count()).where(Job.status == JobStatus.PROCESSING, Job.action == "create")
+            running = session.scalar(creates) or 0
+        if job is None:
+            return multiple()
+        assert job.action != "create" or max_creates is None or running <= max_creates
+        assert job.epoch > self.epochs.get(job.id, 0), "an epoch is never given out twice"
+        self.epochs[job.id] = job.epoch
+        return job_queue.lease_of(job)
+
+    @rule(lease=leases, what=st.sampled_from(["finish", "fail", "put back", "start"]))
+    def write(self, lease: Lease, what: str) -> None:
+        """Write under a lease: it counts if the lease is the newest and the job has not ended, and else not at all."""
+        before = self._row(lease.job_id)
+        is_held = before is not None and (before["owner"], before["epoch"], before["status"]) == (
+            lease.owner,
+            lease.epoch,
+            JobStatus.PROCESSING,
+        )
+        try:
+            with transaction(self.engine) as session:
+                self._write(session, lease, what)
+        except StaleJob:
+            assert not is_held
+            assert self._row(lease.job_id) == before
+        else:
+            assert is_held
+        self._renew(lease.owner)
+
+    def _renew(self, owner: str) -> None:
+        with transaction(self.engine) as session:
+            renewed = job_queue.renew(session, owner, lease_s=30)
+            held = select(Job.id, Job.cancel_requested).where(Job.owner == owner, Job.status == JobStatus.PROCESSING)
+            assert renewed == {job_id: cancelled for job_id, cancelled in session.execute(held)}
+
+    @staticmethod
+    def _write(session: Session, lease: Lease, what: str) -> None:
+        if what == "put back":
+            job_queue.put_back(session, lease, pause_s=0, reason="later")
+        elif what == "start":
+            job_queue.note_claim_sent(session, lease)
+            job_queue.note_claimed(session, lease)
+            job_queue.note_started(session, lease, run_ident=uuid.uuid4().hex, playbook="create.yml")
+        else:
+            job_queue.finish(session, lease, DONE if what == "finish" else BROKEN)
+
+    @rule(target=leases, lease=leases, by=OWNERS, how=st.sampled_from(["lease", "alone", "release"]))
+    def lose(self, lease: Lease, by: str, how: str) -> Any:
+        """The owner vanishes in one of three ways, and somebody claims what there is: perhaps the same one."""
+        with transaction(self.engine) as session:
+            is_running = (Job.id == lease.job_id, Job.status == JobStatus.PROCESSING)
+            session.execute(update(Job).where(*is_running).values(lease_until=db_now(-1)))
+        with transaction(self.engine) as session:
+            if how == "release":
+                job_queue.release_all(session, lease.owner)
+            taken = job_queue.reap(session, alone_as=by if how == "alone" else None)
+            for job_id, status in taken:
+                job = session.get(Job, job_id)
+                assert job is not None
+                assert (job.status, job.crashes == job_queue.MAX_CRASHES) == (status, status is JobStatus.FAILED)
+        newer = self.claim(by, None)
+        self.write(lease, "put back")  # the owner that was taken for dead wakes up
+        return newer
+
+    # --- operators and the reporter -------------------------------------------------------------------------------
+
+    @rule(job_id=jobs, what=st.sampled_from(["cancel", "retry", "postpone", "replace", "prune", *SETTLED]))
+    def order(self, job_id: int, what: str) -> None:
+        if what == "prune":
+            return self._prune()
+        with transaction(self.engine) as session:
+            if what == "cancel":
+                job_queue.request_cancel(session, job_id)
+            elif what == "retry":
+                job_queue.retry_now(session, job_id)
+            elif what == "postpone":
+                job_queue.postpone_report(session, job_id, pause_s=3600, note="HTTP 503")
+            elif what == "replace":
+                # The one exception: while FulcrumCore has not acknowledged it, an outcome may become a failure.
+                job_queue.replace_outcome(session, job_id, REFUSED)
+                if job_id not in self.settled:
+                    self.ended.pop(job_id, None)
+            else:
+                job_queue.note_reported(session, job_id, ReportState(what), "said")
+        return None
+
+    def _prune(self) -> None:
+        with transaction(self.engine) as session:
+            is_kept = ~Job.status.in_(job_queue.ENDED) | (Job.report_state == ReportState.DUE)
+            kept = set(session.scalars(select(Job.id).where(is_kept)))
+            job_queue.prune(session, before=utc_now() + timedelta(hours=1), limit=2)
+            left = set(session.scalars(select(Job.id)))
+        assert kept <= left
+        for pruned in set(self.ended) - left:
+            del self.ended[pruned], self.settled[pruned]
+
+    # --- mappings -------------------------------------------------------------------------------------------------
+
+    @rule(service=SERVICES, vmid=VMIDS, adopt=st.booleans())
+    def reserve(self, service: str, vmid: int, adopt: bool) -> None:
+        with transaction(self.engine) as session:
+            in_use = (Mapping.service_id == service) | (Mapping.vmid == vmid)
+            is_free = session.scalar(select(Mapping.id).where(in_use, Mapping.state != MappingState.DELETED)) is None
+            wanted = {"service_id": service, "cluster": "c", "vmid": vmid, "name": "vm"}
+            made = mappings.adopt(session, node="n", **wanted) if adopt else mappings.reserve(session, **wanted)
+            assert (made is not None) == is_free
+            self._pick_vmid(session)
+
+    @staticmethod
+    def _pick_vmid(session: Session) -> None:
+        taken = set(session.scalars(select(Mapping.vmid)))
+        if taken == {101, 102, 103}:
+            with pytest.raises(JobError):
+                mappings.pick_vmid(session, ("c", 101, 103), quarantine_s=3600, also=set())
+        else:
+            assert mappings.pick_vmid(session, ("c", 101, 103), quarantine_s=3600, also=set()) not in taken
+
+    @rule(service=SERVICES, what=st.sampled_from(["running", "absent", "release", "orphan"]))
+    def change_mapping(self, service: str, what: str) -> None:
+        with transaction(self.engine) as session:
+            mapping = mappings.live(session, service)
+            if mapping is None:
+                return
+            if what == "release":
+                mappings.release(session, mapping.id, "taken")
+            elif what == "orphan":
+                mappings.mark_orphaned(session, mapping.id, "gone")
+            else:
+                mappings.apply_result(session, mapping.id, {"status": what})
+
+    # --- what holds at any time -----------------------------------------------------------------------------------
+
+    @invariant()
+    def everything_is_in_order(self) -> None:
+        with reading(self.engine) as session:
+            jobs = session.scalars(select(Job)).all()
+            living = session.scalars(select(Mapping).where(Mapping.state != MappingState.DELETED)).all()
+        for job in jobs:
+            has_ended = job.status in job_queue.ENDED
+            assert (job.lease_until is not None) == (job.status == JobStatus.PROCESSING)
+            assert (job.report_state != ReportState.NONE) == (job.finished_at is not None) == has_ended
+            assert (job.error_code is not None) == (job.status == JobStatus.FAILED)
+            if has_ended:
+                assert self.ended.setdefault(job.id, columns(job, OUTCOME)) == columns(job, OUTCOME)
+            if has_ended and job.report_state != ReportState.DUE:
+                assert self.settled.setdefault(job.id, columns(job, ANSWER)) == columns(job, ANSWER)
+        assert set(self.ended) <= {job.id for job in jobs if job.status in job_queue.ENDED}
+        at_work = [job.service_id for job in jobs if job.status == JobStatus.PROCESSING]
+        assert len(set(at_work)) == len(at_work)
+        assert len({mapping.service_id for mapping in living}) == len(living)
+        assert len({(mapping.cluster, mapping.vmid) for mapping in living}) == len(living)
+
+    def _row(self, job_id: int) -> dict[str, Any] | None:
+        with reading(self.engine) as session:
+            job = session.get(Job, job_id)
+        return None if job is None else columns(job, tuple(column.key for column in Job.__table__.columns))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _template(tmp_path_factory: pytest.TempPathFactory) -> None:
+    Queue.template = migrated_sqlite_file(tmp_path_factory.mktemp("machine"))
+
+
+class TestQueue(Queue.TestCase):  # type: ignore[name-defined,misc]
+    """Hypothesis's own test, with as much of it as a few seconds allow."""
+
+    settings = settings(
+        max_examples=20,
+        stateful_step_count=50,
+        deadline=None,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+    )

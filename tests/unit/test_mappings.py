@@ -1,0 +1,302 @@
+"""Which VM serves which service: reservations that never meet, names that any DNS takes, a history that stays."""
+
+from __future__ import annotations
+
+import re
+import threading
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sqlalchemy import Engine, update
+
+from executor import mappings
+from executor.database import Mapping, db_now, reading, transaction
+from executor.errors import ErrorCode, JobError
+from executor.jobs import MappingState
+
+SERVICE = "0a1b2c3d-1111-4000-8000-000000000001"
+OTHER = "ffffffff-2222-4000-8000-000000000002"
+DNS_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\Z")
+
+
+def reserve(engine: Engine, service_id: str = SERVICE, vmid: int = 101, cluster: str = "c") -> int | None:
+    with transaction(engine) as session:
+        wanted = {"service_id": service_id, "cluster": cluster, "vmid": vmid, "name": "vm"}
+        mapping = mappings.reserve(session, **wanted)
+        return None if mapping is None else mapping.id
+
+
+def reserved(engine: Engine, *args: Any, **wanted: Any) -> int:
+    mapping_id = reserve(engine, *args, **wanted)
+    assert mapping_id is not None
+    return mapping_id
+
+
+def row(engine: Engine, mapping_id: int) -> Mapping:
+    with reading(engine) as session:
+        mapping = session.get(Mapping, mapping_id)
+    assert mapping is not None
+    return mapping
+
+
+def apply_result(engine: Engine, mapping_id: int, **vm: Any) -> None:
+    with transaction(engine) as session:
+        mappings.apply_result(session, mapping_id, vm)
+
+
+def pick(engine: Engine, low: int, high: int, *, quarantine_s: float = 3600, also: set[int] | None = None) -> int:
+    with transaction(engine) as session:
+        return mappings.pick_vmid(session, ("c", low, high), quarantine_s=quarantine_s, also=also or set())
+
+
+# --- names --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        ("web", "web-0a1b2c3d"),
+        ("Web Server 01", "web-server-01-0a1b2c3d"),
+        ("a.b_c", "a-b-c-0a1b2c3d"),
+        ("-rf", "rf-0a1b2c3d"),
+        ("--", "vm-0a1b2c3d"),
+        ("", "vm-0a1b2c3d"),
+        ("line\nbreak", "line-break-0a1b2c3d"),
+        ("nul\x00byte", "nul-byte-0a1b2c3d"),
+        ("Zürich", "zrich-0a1b2c3d"),
+        ("сервер", "vm-0a1b2c3d"),
+        ("\u202eevil", "evil-0a1b2c3d"),
+        ("\U0001f600", "vm-0a1b2c3d"),
+        ("\ud800", "vm-0a1b2c3d"),
+        ("x" * 64, "x" * 54 + "-0a1b2c3d"),
+        ("x" * 53 + "-y" * 10, "x" * 53 + "-0a1b2c3d"),
+        ("$(reboot)", "reboot-0a1b2c3d"),
+        ("{{ lookup('pipe','id') }}", "lookup-pipe-id-0a1b2c3d"),
+        ("9000", "9000-0a1b2c3d"),
+    ],
+)
+def test_what_is_left_of_an_ugly_name(host: str, expected: str) -> None:
+    assert mappings.vm_name(host, SERVICE) == expected
+
+
+@given(st.text(), st.uuids(), st.uuids())
+def test_any_name_is_a_dns_label_that_belongs_to_one_service(host: str, one: uuid.UUID, other: uuid.UUID) -> None:
+    name = mappings.vm_name(host, str(one))
+    assert DNS_LABEL.match(name)
+    assert (name == mappings.vm_name(host, str(other))) == (one.hex[:8] == other.hex[:8])
+
+
+# --- reservations -------------------------------------------------------------------------------------------------
+
+
+def test_a_reservation_is_written_with_its_marker(engine: Engine) -> None:
+    mapping = row(engine, reserved(engine))
+    assert (mapping.service_id, mapping.vmid, mapping.state) == (SERVICE, 101, "reserved")
+    assert (mapping.marker, mapping.node, mapping.deleted_at) == (f"smith-uid={SERVICE}", None, None)
+
+
+@pytest.mark.parametrize(
+    ("service_id", "vmid", "cluster", "is_made"),
+    [
+        (OTHER, 101, "c", False),  # the id is somebody else's
+        (SERVICE, 102, "c", False),  # the service has one
+        (SERVICE, 101, "c", False),
+        (OTHER, 102, "c", True),
+        (OTHER, 101, "another cluster", True),
+        (SERVICE, 101, "another cluster", False),
+    ],
+)
+def test_no_two_reservations_meet(engine: Engine, service_id: str, vmid: int, cluster: str, is_made: bool) -> None:
+    reserved(engine)
+    assert (reserve(engine, service_id, vmid, cluster) is not None) == is_made
+
+
+def test_a_lost_reservation_leaves_the_transaction_usable(engine: Engine) -> None:
+    reserved(engine)
+    with transaction(engine) as session:
+        wanted = {"service_id": OTHER, "cluster": "c", "name": "vm"}
+        assert mappings.reserve(session, vmid=101, **wanted) is None
+        assert mappings.reserve(session, vmid=102, **wanted) is not None
+    with reading(engine) as session:
+        assert [mapping.vmid for mapping in mappings.listing(session)] == [102, 101]
+
+
+def test_creates_at_the_same_moment_never_meet_on_an_id(engine: Engine) -> None:
+    together = threading.Barrier(6, timeout=60)
+
+    def create(_: int) -> int:
+        service_id = str(uuid.uuid4())
+        together.wait()
+        while True:
+            vmid = pick(engine, 101, 106)
+            if reserve(engine, service_id, vmid) is not None:
+                return vmid
+
+    with ThreadPoolExecutor(6) as pool:
+        assert sorted(pool.map(create, range(6))) == [101, 102, 103, 104, 105, 106]
+
+
+def test_one_of_two_creates_of_a_service_wins(engine: Engine) -> None:
+    together = threading.Barrier(4, timeout=60)
+
+    def create(number: int) -> bool:
+        together.wait()
+        return reserve(engine, SERVICE, 101 + number) is not None
+
+    with ThreadPoolExecutor(4) as pool:
+        assert sum(pool.map(create, range(4))) == 1
+
+
+# --- picking an id ------------------------------------------------------------------------------------------------
+
+
+def test_the_last_free_id_of_a_range_is_found(engine: Engine) -> None:
+    reserved(engine, SERVICE, 1000)
+    assert pick(engine, 1000, 3000, also=set(range(1000, 3000))) == 3000
+
+
+def test_a_range_that_is_used_up_is_a_lack_of_capacity(engine: Engine) -> None:
+    reserved(engine, SERVICE, 101)
+    reserved(engine, OTHER, 102)
+    with pytest.raises(JobError, match="no VMID is free between 101 and 103") as caught:
+        pick(engine, 101, 103, also={103})
+    assert caught.value.code is ErrorCode.CAPACITY
+
+
+def test_ids_of_other_clusters_and_ranges_do_not_count(engine: Engine) -> None:
+    reserved(engine, SERVICE, 101, "another cluster")
+    reserved(engine, OTHER, 102)
+    assert pick(engine, 101, 101) == 101
+
+
+def test_ids_are_spread_over_the_range(engine: Engine) -> None:
+    """Two agents that share Proxmox but no database would meet on every id if each took the lowest."""
+    assert len({pick(engine, 100_000, 199_999) for _ in range(10)}) > 1
+
+
+@pytest.mark.parametrize("how", ["deleted", "released"])
+def test_a_freed_id_rests_before_it_is_given_out_again(engine: Engine, how: str) -> None:
+    mapping_id = reserved(engine)
+    if how == "deleted":
+        apply_result(engine, mapping_id, vmid=101, status="absent")
+    else:
+        with transaction(engine) as session:
+            mappings.release(session, mapping_id, "somebody else's")
+    with pytest.raises(JobError, match="CAPACITY"):
+        pick(engine, 101, 101)
+    assert pick(engine, 101, 101, quarantine_s=0) == 101
+    with transaction(engine) as session:
+        session.execute(update(Mapping).values(deleted_at=db_now(-3601)))
+    assert pick(engine, 101, 101) == 101
+
+
+# --- life of a mapping --------------------------------------------------------------------------------------------
+
+
+def test_a_result_makes_the_vm_the_services(engine: Engine) -> None:
+    mapping_id = reserved(engine)
+    apply_result(engine, mapping_id, vmid=101, status="running", node="pve1", mac_address="BC:24:11:00:00:01")
+    mapping = row(engine, mapping_id)
+    assert (mapping.state, mapping.node, mapping.mac_address) == ("active", "pve1", "BC:24:11:00:00:01")
+
+
+def test_a_result_without_a_node_keeps_what_is_known(engine: Engine) -> None:
+    mapping_id = reserved(engine)
+    apply_result(engine, mapping_id, status="running", node="pve1", mac_address="BC:24:11:00:00:01")
+    apply_result(engine, mapping_id, status="stopped", node="", mac_address="")
+    mapping = row(engine, mapping_id)
+    assert (mapping.state, mapping.node, mapping.mac_address) == ("active", "pve1", "BC:24:11:00:00:01")
+
+
+def test_a_deleted_mapping_is_history_that_nothing_changes(engine: Engine) -> None:
+    mapping_id = reserved(engine)
+    apply_result(engine, mapping_id, status="absent")
+    deleted = row(engine, mapping_id)
+    apply_result(engine, mapping_id, status="running", node="pve9")
+    with transaction(engine) as session:
+        mappings.mark_orphaned(session, mapping_id, "late")
+        mappings.release(session, mapping_id, "late")
+        assert mappings.live(session, SERVICE) is None
+    after = row(engine, mapping_id)
+    assert (after.state, after.node, after.note, after.deleted_at) == ("deleted", None, None, deleted.deleted_at)
+
+
+def test_every_vm_that_a_service_ever_had_stays_in_its_history(engine: Engine) -> None:
+    for vmid in (101, 102, 103):
+        apply_result(engine, reserved(engine, SERVICE, vmid), status="absent")
+    last = reserved(engine, SERVICE, 101)
+    with reading(engine) as session:
+        assert [mapping.vmid for mapping in mappings.find(session, SERVICE)] == [101, 103, 102, 101]
+        assert len(mappings.find(session, "101")) == 2
+        live = mappings.live(session, SERVICE)
+        assert live is not None
+        assert live.id == last
+        assert [mapping.id for mapping in mappings.listing(session)] == [last]
+        assert len(mappings.listing(session, states=[MappingState.DELETED])) == 3
+
+
+def test_an_orphaned_mapping_is_still_the_services_and_keeps_its_id(engine: Engine) -> None:
+    """A later delete must find it, and its VMID must not be given to anybody while nobody knows."""
+    mapping_id = reserved(engine)
+    apply_result(engine, mapping_id, status="running")
+    with transaction(engine) as session:
+        mappings.mark_orphaned(session, mapping_id, "VM_NOT_FOUND: gone")
+        live = mappings.live(session, SERVICE)
+        assert live is not None
+        assert (live.state, live.note) == ("orphaned", "VM_NOT_FOUND: gone")
+        assert list(mappings.active(session)) == []
+    assert reserve(engine, OTHER, 101) is None
+    apply_result(engine, mapping_id, status="running")
+    assert (row(engine, mapping_id).state, row(engine, mapping_id).note) == ("active", None)
+
+
+def test_a_vm_found_by_its_marker_is_taken_in(engine: Engine) -> None:
+    with transaction(engine) as session:
+        wanted = {"service_id": SERVICE, "cluster": "c", "name": "web-0a1b2c3d", "node": "pve1"}
+        adopted = mappings.adopt(session, vmid=101, **wanted)
+        assert adopted is not None
+        assert mappings.adopt(session, vmid=102, **wanted) is None
+    mapping = row(engine, adopted.id)
+    assert (mapping.state, mapping.node, mapping.name) == ("active", "pve1", "web-0a1b2c3d")
+
+
+# --- questions ----------------------------------------------------------------------------------------------------
+
+
+def test_active_mappings_come_by_cluster_and_vmid(engine: Engine) -> None:
+    for vmid, cluster in ((103, "c"), (101, "c"), (102, "d")):
+        apply_result(engine, reserved(engine, str(uuid.uuid4()), vmid, cluster), status="running")
+    reserved(engine, SERVICE, 104)
+    with reading(engine) as session:
+        assert [mapping.vmid for mapping in mappings.active(session)] == [101, 102, 103]
+        assert [mapping.vmid for mapping in mappings.active(session, "c")] == [101, 103]
+        counts = mappings.counts(session)
+    assert counts == {"reserved": 1, "active": 3, "deleted": 0, "orphaned": 0}
+
+
+@pytest.mark.parametrize(
+    ("reference", "found"),
+    [
+        ("101", 1),
+        ("102", 0),
+        ("vm", 1),
+        (SERVICE, 1),
+        (SERVICE.upper(), 1),
+        ("0a1b", 1),
+        ("0a1c", 0),
+        ("", 0),
+        ("%", 0),
+        ("_a1b", 0),
+        ("²", 0),
+        ("9" * 30, 0),
+        ("9" * 5000, 0),
+    ],
+)
+def test_a_mapping_is_found_by_vmid_name_or_service(engine: Engine, reference: str, found: int) -> None:
+    reserved(engine)
+    with reading(engine) as session:
+        assert len(mappings.find(session, reference)) == found

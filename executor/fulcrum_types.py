@@ -1,0 +1,286 @@
+"""The types of FulcrumCore's API, read leniently: a job with one odd member must still be claimed, to be failed.
+
+Only what a value could break is checked here: types, and what neither database nor Ansible can carry. What the
+properties mean is decided later, by `playbooks.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Annotated, Any, ClassVar, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, ValidationInfo, field_validator
+from pydantic.alias_generators import to_camel
+
+#: Deeper JSON serves nobody, and recursive code after us (database, redaction, Ansible) would break on it.
+MAX_JSON_DEPTH = 64
+UUID_TEXT = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+
+
+def _uuid_text(value: str) -> str:
+    if not UUID_TEXT.fullmatch(value):
+        raise ValueError("not a UUID")
+    return value.lower()
+
+
+CoreId = Annotated[str, AfterValidator(_uuid_text)]
+#: Fits every integer column that a value may end up in.
+SmallInt = Annotated[int, Field(ge=-(2**31), le=2**31 - 1)]
+
+
+class CoreModel(BaseModel):
+    """One of FulcrumCore's objects: everything but `id` may be absent, null or odd."""
+
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="ignore", frozen=True)
+    word: ClassVar[str] = ""  #: stands before the names in `defects`
+
+    id: CoreId
+    _defects: tuple[str, ...] = PrivateAttr(default=())
+
+    @property
+    def defects(self) -> tuple[str, ...]:
+        """The members that were not what they should be, with the kind of trouble, never with their content."""
+        return self._defects
+
+    @classmethod
+    def read(cls, raw: Any) -> Self:
+        """Make an object of foreign JSON. Odd members get their default value and are listed in `defects`.
+
+        Raises: ValueError without a usable id.
+        """
+        found: list[str] = []
+        model = cls.model_validate(raw, context=found)
+        named = {text.partition(":")[0] for text in found}
+        found.extend(text for text in model._missing() if text.partition(":")[0] not in named)
+        model._defects = tuple(found)
+        return model
+
+    def _missing(self) -> list[str]:
+        return []
+
+    @field_validator("*", mode="wrap")
+    @classmethod
+    def _tolerate(cls, value: Any, handler: Callable[[Any], Any], info: ValidationInfo) -> Any:
+        name = str(info.field_name)
+        if name == "id":
+            return handler(value)
+        default = cls.model_fields[name].get_default(call_default_factory=True)
+        if value is None:
+            return default
+        try:
+            return _to_utc(_storable(handler(value)))
+        except (ValueError, OverflowError) as exc:
+            if isinstance(info.context, list):
+                info.context.append(f"{cls.word}{to_camel(name)}: {kind_of(exc)}")
+            return default
+
+
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def _to_utc(value: Any) -> Any:
+    if not isinstance(value, datetime):
+        return value
+    return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+def kind_of(exc: Exception) -> str:
+    """What is wrong, without the value: pydantic's own text quotes its input."""
+    errors = getattr(exc, "errors", None)
+    return str(errors(include_input=False)[0]["type"]) if errors else str(exc)
+
+
+def _storable(value: Any) -> Any:
+    """Return the value, or raise ValueError for what a database, JSON or Ansible could not carry."""
+    level, depth = [value], 0
+    while level:
+        if depth >= MAX_JSON_DEPTH:
+            raise ValueError(f"nested deeper than {MAX_JSON_DEPTH} levels")
+        for item in level:
+            _check_scalar(item)
+        level = [inner for item in level for inner in _inside(item)]
+        depth += 1
+    return value
+
+
+def _inside(item: Any) -> list[Any]:
+    if isinstance(item, dict):
+        return [*item.keys(), *item.values()]
+    return item if isinstance(item, list) else []
+
+
+def _check_scalar(item: Any) -> None:
+    if isinstance(item, float) and not math.isfinite(item):
+        raise ValueError("a number that is not finite")
+    if isinstance(item, str) and ("\x00" in item or _LONE_SURROGATE.search(item)):
+        raise ValueError("text with characters that cannot be stored")
+
+
+class CoreService(CoreModel):
+    """What a VM is to FulcrumCore. During an `update` its `properties` are still the old ones."""
+
+    word: ClassVar[str] = "service."
+
+    name: str | None = None
+    status: str | None = None
+    provider_id: CoreId | None = None
+    consumer_id: CoreId | None = None
+    agent_id: CoreId | None = None
+    service_type_id: CoreId | None = None
+    group_id: CoreId | None = None
+    agent_instance_id: str | None = None
+    agent_instance_data: Any = Field(default=None, repr=False)
+    properties: dict[str, Any] | None = Field(default=None, repr=False)
+    created_at: datetime | None = None
+    updated_at: datetime | None = None
+
+
+class CoreJob(CoreModel):
+    """FulcrumCore's unit of work. One with `defects` can be claimed, and then failed with INVALID_REQUEST."""
+
+    action: str | None = None
+    status: str | None = None
+    priority: SmallInt = 1
+    params: Any = Field(default=None, repr=False)
+    provider_id: CoreId | None = None
+    consumer_id: CoreId | None = None
+    agent_id: CoreId | None = None
+    service_id: CoreId | None = None
+    service: CoreService | None = None
+    error_message: str | None = None
+    created_at: datetime | None = None
+    updated_at: datetime | None = None
+    claimed_at: datetime | None = None
+    completed_at: datetime | None = None
+
+    def _missing(self) -> list[str]:
+        missing = [f"{name}: missing" for name in ("action", "service") if not getattr(self, name)]
+        if self.service and self.service_id not in (None, self.service.id):
+            missing.append("service: belongs to another id than serviceId")
+        return missing
+
+
+class CoreParticipant(CoreModel):
+    """The provider that an agent works for."""
+
+    word: ClassVar[str] = "participant."
+
+    name: str | None = None
+    status: str | None = None
+
+
+class CoreAgentType(CoreModel):
+    """What kind of agent FulcrumCore takes us for."""
+
+    word: ClassVar[str] = "agentType."
+
+    name: str | None = None
+    service_type_ids: list[CoreId] = Field(default_factory=list)
+    configuration_schema: dict[str, Any] = Field(default_factory=dict)
+
+
+class CoreAgent(CoreModel):
+    """Ourselves, as FulcrumCore sees us."""
+
+    word: ClassVar[str] = "agent."
+
+    name: str | None = None
+    status: str | None = None
+    provider_id: CoreId | None = None
+    agent_type_id: CoreId | None = None
+    service_pool_set_id: CoreId | None = None
+    tags: list[str] = Field(default_factory=list)
+    configuration: dict[str, Any] = Field(default_factory=dict, repr=False)
+    participant: CoreParticipant | None = None
+    agent_type: CoreAgentType | None = None
+
+    @property
+    def is_disabled(self) -> bool:
+        """Disabled, or working for a disabled participant: a label only, which FulcrumCore itself does not enforce."""
+        return "Disabled" in (self.status, self.participant.status if self.participant else None)
+
+
+class ServiceType(CoreModel):
+    """Names the properties and the lifecycle of services. May be patched at any time: never cache it for ever."""
+
+    word: ClassVar[str] = "serviceType."
+
+    name: str | None = None
+    property_schema: dict[str, Any] = Field(default_factory=dict)
+    lifecycle_schema: dict[str, Any] = Field(default_factory=dict)
+
+    def secret_paths(self) -> set[tuple[str, ...]]:
+        """The properties marked secret, as paths into `properties`; `*` stands for every item of an array."""
+        return set(_secrets_below(self.property_schema, ()))
+
+
+def _secrets_below(definition: Any, path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    """Walk one property definition; a whole schema is read like the definition of an object."""
+    if not isinstance(definition, dict):
+        return
+    if path and definition.get("secret"):
+        yield path
+    members = definition.get("properties")
+    for name, member in members.items() if isinstance(members, dict) else ():
+        yield from _secrets_below(member, (*path, name))
+    yield from _secrets_below(definition.get("items"), (*path, "*"))
+
+
+class MetricType(CoreModel):
+    """A metric that FulcrumCore knows; others are refused."""
+
+    word: ClassVar[str] = "metricType."
+
+    name: str | None = None
+    entity_type: str | None = None
+
+
+@dataclass
+class PendingJobs:
+    """One answer to a poll."""
+
+    jobs: list[CoreJob] = field(default_factory=list)
+    unusable: list[str] = field(default_factory=list)  #: items that cannot even be claimed, without their content
+
+
+_JSON_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*+"|[\[{\]}]', re.DOTALL)
+
+
+def parse_json(content: bytes) -> Any:
+    """Parse foreign JSON. Too deep a part, or a number beyond all measure, becomes one that `_storable` refuses.
+
+    One poisoned job must not hide the others, so the answer as a whole stays readable.
+    Raises: ValueError.
+    """
+    text = content.decode("utf-8-sig")
+    try:
+        return _parse(text)
+    except RecursionError:
+        return _parse(_flattened(text))
+
+
+def _parse(text: str) -> Any:
+    return json.loads(text, parse_int=lambda digits: int(digits) if len(digits) < 400 else math.inf)
+
+
+def _flattened(text: str) -> str:
+    """Replace what is nested too deeply by NaN."""
+    kept: list[str] = []
+    depth, copied = 0, 0
+    for token in _JSON_TOKEN.finditer(text):
+        if token[0] in "[{":
+            if depth == MAX_JSON_DEPTH:
+                kept.append(text[copied : token.start()] + "NaN")
+            depth += 1
+        elif token[0] in "]}":
+            depth -= 1
+            if depth == MAX_JSON_DEPTH:
+                copied = token.end()
+    if depth:
+        raise ValueError("JSON with unbalanced brackets")
+    return "".join(kept) + text[copied:]

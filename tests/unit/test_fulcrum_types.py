@@ -1,0 +1,310 @@
+"""What FulcrumCore may send us, and what we make of it."""
+
+from __future__ import annotations
+
+import json
+import math
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from executor.fulcrum import ClockOffset
+from executor.fulcrum_types import (
+    MAX_JSON_DEPTH,
+    CoreAgent,
+    CoreJob,
+    CoreService,
+    MetricType,
+    ServiceType,
+    parse_json,
+)
+
+JOB_ID = "1d6c2a52-8d0e-4d0b-9a3c-0d9a5b1f7e11"
+SERVICE_ID = "e5b72a52-8d0e-4d0b-9a3c-0d9a5b1f7e11"
+AGENT_ID = "6f0c2a52-8d0e-4d0b-9a3c-0d9a5b1f7e11"
+TYPE_FILE = Path(__file__).resolve().parents[2] / "deploy" / "service-type-vm.json"
+
+
+def raw_job(**members: Any) -> dict[str, Any]:
+    """A job as `/jobs/pending` delivers it, with the given members replaced."""
+    job = {
+        "id": JOB_ID,
+        "agentId": AGENT_ID,
+        "serviceId": SERVICE_ID,
+        "action": "create",
+        "params": {"cores": 2, "ciPassword": "vault://97d12a52-8d0e-4d0b-9a3c-0d9a5b1f7e11"},
+        "status": "Pending",
+        "priority": 3,
+        "createdAt": "2026-01-02T03:04:05Z",
+        "service": {
+            "id": SERVICE_ID,
+            "agentId": AGENT_ID,
+            "name": "web-1",
+            "status": "New",
+            "agentInstanceId": f"{AGENT_ID}/100000",
+            "properties": {"cores": 2},
+        },
+    }
+    return job | members
+
+
+def nested(levels: int) -> Any:
+    """A list in a list in a list …"""
+    value: Any = 1
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+def test_a_job_is_read_whole_and_without_defects() -> None:
+    job = CoreJob.read(raw_job())
+    assert (job.id, job.action, job.status, job.priority) == (JOB_ID, "create", "Pending", 3)
+    assert job.created_at == datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+    assert job.params["cores"] == 2
+    assert job.service
+    assert (job.service.id, job.service.name, job.service.properties) == (SERVICE_ID, "web-1", {"cores": 2})
+    assert job.service.agent_instance_id == f"{AGENT_ID}/100000"
+    assert job.defects == ()
+
+
+def test_unknown_members_are_ignored_even_one_that_is_called_defects() -> None:
+    job = CoreJob.read(raw_job(defects=["made up"], _defects=["made up"], futureThing={"a": 1}))
+    assert job.defects == ()
+
+
+@pytest.mark.parametrize(
+    ("members", "defect"),
+    [
+        ({"action": 7}, "action: "),
+        ({"action": None}, "action: missing"),
+        ({"action": ""}, "action: missing"),
+        ({"status": ["Pending"]}, "status: "),
+        ({"priority": "urgent"}, "priority: "),
+        ({"priority": 2**70}, "priority: "),
+        ({"priority": math.nan}, "priority: "),
+        ({"createdAt": "yesterday"}, "createdAt: "),
+        ({"createdAt": {"at": 1}}, "createdAt: "),
+        ({"createdAt": "0001-01-01T00:00:00+14:00"}, "createdAt: "),
+        ({"agentId": "agent-one"}, "agentId: "),
+        ({"serviceId": "../../agents/me"}, "serviceId: "),
+        ({"service": "web-1"}, "service: "),
+        ({"service": None}, "service: missing"),
+        ({"service": {"name": "no id"}}, "service: "),
+        ({"serviceId": JOB_ID}, "service: belongs"),
+        ({"params": {"cores": math.inf}}, "params: "),
+        ({"params": {"name": "a\x00b"}}, "params: "),
+        ({"params": {"name": "\ud800"}}, "params: "),
+        ({"params": {"a\x00b": 1}}, "params: "),
+        ({"params": {"deep": nested(MAX_JSON_DEPTH)}}, "params: "),
+    ],
+)
+def test_one_odd_member_is_named_and_the_job_is_still_there_to_be_failed(members: dict[str, Any], defect: str) -> None:
+    job = CoreJob.read(raw_job(**members))
+    assert job.id == JOB_ID
+    assert [text for text in job.defects if text.startswith(defect)] == list(job.defects)
+    assert len(job.defects) == 1
+    json.dumps(job.model_dump(mode="json"), allow_nan=False).encode()
+
+
+def test_an_odd_member_of_the_service_leaves_the_rest_of_the_service() -> None:
+    service = raw_job()["service"] | {"status": 4, "properties": [1], "agentInstanceData": {"x": math.nan}}
+    job = CoreJob.read(raw_job(service=service))
+    assert job.service
+    assert (job.service.id, job.service.name, job.service.status) == (SERVICE_ID, "web-1", None)
+    assert sorted(text.partition(":")[0] for text in job.defects) == [
+        "service.agentInstanceData",
+        "service.properties",
+        "service.status",
+    ]
+
+
+def test_a_defect_never_quotes_the_value() -> None:
+    """A value may be a secret, and a defect ends up in FulcrumCore and in the log."""
+    job = CoreJob.read(raw_job(action={"password": "hunter2!"}, createdAt="hunter2!", service="hunter2!"))
+    assert len(job.defects) == 3
+    assert "hunter2!" not in " ".join(job.defects)
+
+
+def test_what_may_hold_secrets_is_not_in_the_repr() -> None:
+    text = repr(
+        CoreJob.read(
+            raw_job(params={"ciPassword": "hunter2!"}, service={"id": SERVICE_ID, "properties": {"p": "hunter2!"}})
+        )
+    )
+    assert JOB_ID in text
+    assert "hunter2!" not in text
+
+
+@pytest.mark.parametrize("ident", [None, 7, "", "1", JOB_ID + "\n", f"{{{JOB_ID}}}", JOB_ID.replace("-", ""), "ä" * 36])
+def test_a_job_without_a_uuid_cannot_be_read(ident: Any) -> None:
+    with pytest.raises(ValueError, match="id"):
+        CoreJob.read(raw_job(id=ident))
+
+
+def test_ids_are_written_in_lower_case() -> None:
+    """FulcrumCore compares UUIDs as numbers, our database compares text."""
+    assert CoreJob.read(raw_job(id=JOB_ID.upper())).id == JOB_ID
+
+
+def test_a_time_with_another_zone_becomes_utc() -> None:
+    job = CoreJob.read(raw_job(createdAt="2026-01-02T05:04:05+02:00", claimedAt="2026-01-02T03:04:05"))
+    assert job.created_at == job.claimed_at == datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+
+
+def test_a_job_survives_the_way_through_the_database() -> None:
+    """The poller stores the service as delivered, and reads it back after a restart."""
+    service = CoreJob.read(raw_job()).service
+    assert service
+    stored = json.loads(json.dumps(service.model_dump(mode="json", by_alias=True)))
+    assert CoreService.model_validate(stored) == service
+
+
+@settings(deadline=None)  # a slow machine is no failure
+@given(
+    st.dictionaries(
+        st.sampled_from(["id", "action", "priority", "params", "service", "createdAt", "agentId", "status", "x"]),
+        st.recursive(
+            st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+            lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from(["id", "name", "properties", ""]), inner),
+        ),
+    )
+)
+def test_no_json_object_with_an_id_is_beyond_reading(members: dict[str, Any]) -> None:
+    job = CoreJob.read(members | {"id": JOB_ID})
+    json.dumps(job.model_dump(mode="json"), allow_nan=False).encode()
+
+
+def test_an_agent_is_disabled_by_itself_or_by_its_participant() -> None:
+    def agent(status: str, participant: str) -> CoreAgent:
+        raw = {"id": AGENT_ID, "status": status, "participant": {"id": SERVICE_ID, "status": participant}}
+        return CoreAgent.read(raw)
+
+    assert not agent("Connected", "Enabled").is_disabled
+    assert agent("Disabled", "Enabled").is_disabled
+    assert agent("Connected", "Disabled").is_disabled
+    assert not CoreAgent.read({"id": AGENT_ID}).is_disabled
+
+
+def test_an_agent_without_tags_and_configuration_has_empty_ones() -> None:
+    """FulcrumCore sends `tags: null` when they were never set, and leaves the configuration out."""
+    agent = CoreAgent.read({"id": AGENT_ID, "tags": None})
+    assert (agent.tags, agent.configuration, agent.defects) == ([], {}, ())
+
+
+def test_the_secret_of_our_own_service_type_is_found() -> None:
+    raw = json.loads(TYPE_FILE.read_text())
+    assert ServiceType.read(raw | {"id": SERVICE_ID}).secret_paths() == {("ciPassword",)}
+
+
+def test_secrets_are_found_at_any_depth_and_odd_schemas_are_passed_over() -> None:
+    secret = {"type": "string", "secret": {"type": "persistent"}}
+    users = {
+        "type": "array",
+        "items": {"type": "object", "properties": {"password": secret, "name": {"type": "string"}}},
+    }
+    schema = {
+        "properties": {
+            "token": secret,
+            "ipmi": {"type": "object", "properties": {"password": secret}},
+            "users": users,
+            "properties": {"type": "string"},
+            "odd": None,
+            "odder": {"properties": ["a"], "items": "b"},
+        }
+    }
+    found = ServiceType.read({"id": SERVICE_ID, "propertySchema": schema}).secret_paths()
+    assert found == {("token",), ("ipmi", "password"), ("users", "*", "password")}
+    assert ServiceType.read({"id": SERVICE_ID}).secret_paths() == set()
+
+
+def test_a_metric_type_has_its_name() -> None:
+    metric = MetricType.read({"id": SERVICE_ID, "name": "vm.cpu.usage", "entityType": "Resource"})
+    assert (metric.name, metric.entity_type) == ("vm.cpu.usage", "Resource")
+
+
+# JSON
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b" ", b"<html>", b'{"a":', b"\xff\xfe", b'"\xff"', b"[" * 100_000, b'["' + b"[" * 100]
+)
+def test_what_is_not_json_is_a_value_error(content: bytes) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        parse_json(content)
+
+
+def test_json_is_read_with_a_byte_order_mark_and_with_the_last_of_two_equal_names() -> None:
+    assert parse_json(b'\xef\xbb\xbf{"a": 1, "a": 2}') == {"a": 2}
+
+
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e309", "9" * 5000, "-" + "9" * 5000])
+def test_a_number_beyond_measure_spoils_its_own_job_only(number: str) -> None:
+    good, bad = json.dumps(raw_job()), json.dumps(raw_job(params={"cores": "@"})).replace('"@"', number)
+    jobs = [CoreJob.read(item) for item in parse_json(f"[{good}, {bad}]".encode())]
+    assert [job.defects for job in jobs] == [(), ("params: a number that is not finite",)]
+
+
+@pytest.mark.parametrize("levels", [MAX_JSON_DEPTH + 1, 2_000, 200_000])
+def test_a_depth_bomb_spoils_its_own_job_only(levels: int) -> None:
+    """Its text also holds brackets and quotes, which do not count."""
+    bomb = '{"text": "]]}\\"[[", "bomb": ' + '{"a":[' * levels + "1" + "]}" * levels + ', "after": 2}'
+    good, bad = json.dumps(raw_job()), json.dumps(raw_job(params="@")).replace('"@"', bomb)
+    jobs = [CoreJob.read(item) for item in parse_json(f"[{good}, {bad}, {good}]".encode())]
+    assert [job.defects[0].partition(":")[0] if job.defects else "" for job in jobs] == ["", "params", ""]
+    assert jobs[1].service == jobs[0].service
+
+
+# Clock
+
+
+def test_the_offset_is_zero_before_the_first_date_and_after_an_unreadable_one() -> None:
+    clock = ClockOffset()
+    for date in (None, "", "soon", "Fri, 99 Jan 2026 03:04:05 GMT"):
+        clock.note(date, sent_at=1.0, received_at=2.0)
+    assert clock.seconds == 0.0
+
+
+def http_date(at: float) -> str:
+    return datetime.fromtimestamp(int(at), UTC).strftime("%a, %d %b %Y %H:%M:%S GMT")
+
+
+@settings(deadline=None)  # a slow machine is no failure
+@given(
+    offset=st.floats(-7200, 7200),
+    sends=st.lists(st.floats(0, 600), min_size=1, max_size=30),
+    duration=st.floats(0, 0.5),
+)
+def test_the_estimate_is_never_further_off_than_one_second_and_the_way_there_and_back(
+    offset: float, sends: list[float], duration: float
+) -> None:
+    clock = ClockOffset()
+    for at in sorted(sends):
+        sent_at = 1_767_000_000 + at
+        clock.note(http_date(sent_at + duration / 2 + offset), sent_at=sent_at, received_at=sent_at + duration)
+    assert abs(clock.seconds - offset) <= (1 + duration) / 2 + 1e-3
+
+
+def test_many_answers_make_the_estimate_finer_than_the_headers_second() -> None:
+    clock = ClockOffset()
+    for tick in range(40):
+        sent_at = 1_767_000_000 + tick * 1.025
+        clock.note(http_date(sent_at + 12.3), sent_at=sent_at, received_at=sent_at + 0.01)
+    assert abs(clock.seconds - 12.3) < 0.06
+
+
+def test_a_clock_that_was_set_starts_the_estimate_anew() -> None:
+    clock = ClockOffset()
+    clock.note(http_date(1_767_000_000), sent_at=1_767_000_000, received_at=1_767_000_000.1)
+    clock.note(http_date(1_767_003_600), sent_at=1_767_000_001, received_at=1_767_000_001.1)
+    assert abs(clock.seconds - 3599) <= 1
+
+
+def test_an_answer_that_came_before_its_question_is_not_believed() -> None:
+    """Our own clock was set back while we waited."""
+    clock = ClockOffset()
+    clock.note(http_date(1_767_000_000), sent_at=1_767_000_900, received_at=1_767_000_000)
+    assert clock.seconds == 0.0

@@ -1,0 +1,62 @@
+"""FulcrumCore's error answers: three JSON shapes, all sent as `text/plain`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class Problem(Exception):
+    """A handler ends with this answer; `body` None is an empty one (a panic in the real server)."""
+
+    def __init__(self, status: int, body: dict[str, Any] | None) -> None:
+        super().__init__(str(body))
+        self.status = status
+        self.body = body
+
+
+class PropertyErrors(Exception):
+    """The property engine's findings: (path, message) pairs, top-level names only."""
+
+    def __init__(self, errors: list[tuple[str, str]]) -> None:
+        self.errors = errors
+        super().__init__(self._summary())
+
+    def _summary(self) -> str:
+        # FulcrumCore tells one problem in words and several only by their number.
+        if len(self.errors) == 1:
+            path, message = self.errors[0]
+            return f"{path}: {message}" if path else message
+        return f"validation failed with {len(self.errors)} errors"
+
+
+def unauthorized(text: str = "authentication required") -> Problem:
+    return Problem(401, {"status": "Unauthorized", "error": text})
+
+
+def forbidden(text: str = "access denied") -> Problem:
+    return Problem(403, {"status": "Forbidden", "error": text})
+
+
+def bad_request(text: str) -> Problem:
+    return Problem(400, {"status": "Invalid request", "error": text})
+
+
+def not_found() -> Problem:
+    return Problem(404, {"status": "Resource not found"})
+
+
+def conflict(text: str) -> Problem:
+    return Problem(409, {"status": "Conflict", "error": text})
+
+
+def internal(text: str) -> Problem:
+    return Problem(500, {"status": "Internal server error", "error": text})
+
+
+def panic() -> Problem:
+    return Problem(500, None)
+
+
+def validation_failed(errors: PropertyErrors) -> Problem:
+    items = [{"path": path, "message": message} for path, message in errors.errors]
+    return Problem(400, {"status": "Validation failed", "valid": False, "errors": items})

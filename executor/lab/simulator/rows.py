@@ -1,0 +1,155 @@
+"""The simulator's tables: one dataclass a kind of row. Times are seconds since the epoch on the simulator's clock."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+Json = dict[str, Any]
+
+
+@dataclass(kw_only=True)
+class Row:
+    """What every row has."""
+
+    id: str
+    created_at: float
+    updated_at: float
+
+
+@dataclass(kw_only=True)
+class Participant(Row):
+    name: str
+    status: str
+
+
+@dataclass(kw_only=True)
+class Token(Row):
+    name: str
+    role: str
+    value: str
+    expire_at: float
+    participant_id: str | None = None  #: for an agent's token: its provider
+    agent_id: str | None = None
+
+
+@dataclass(kw_only=True)
+class ServiceType(Row):
+    name: str
+    property_schema: Json
+    lifecycle_schema: Json
+
+
+@dataclass(kw_only=True)
+class AgentType(Row):
+    name: str
+    service_type_ids: list[str]
+    configuration_schema: Json
+    config_template: str = ""
+    cmd_template: str = ""
+    config_content_type: str = "text/plain"
+
+
+@dataclass(kw_only=True)
+class Agent(Row):
+    name: str
+    status: str
+    provider_id: str
+    agent_type_id: str
+    tags: list[str] | None
+    configuration: Json | None
+    service_pool_set_id: str | None = None
+    last_status_at: float
+
+
+@dataclass(kw_only=True)
+class Group(Row):
+    name: str
+    consumer_id: str
+
+
+@dataclass(kw_only=True)
+class Service(Row):
+    provider_id: str
+    consumer_id: str
+    agent_id: str
+    service_type_id: str
+    group_id: str
+    name: str
+    status: str
+    properties: Json | None
+    agent_instance_id: str | None = None
+    agent_instance_data: Json | None = None
+
+
+@dataclass(kw_only=True)
+class Job(Row):
+    provider_id: str
+    consumer_id: str
+    agent_id: str
+    service_id: str
+    group_id: str  #: of the service; not a member of the answer
+    action: str
+    params: Json | None
+    status: str = "Pending"
+    priority: int = 1
+    claimed_at: float | None = None
+    completed_at: float | None = None
+    error_message: str = ""
+    override: Json = field(default_factory=dict)  #: lab: members of the delivered JSON to replace
+    hidden: list[str] = field(default_factory=list)  #: lab: members of the delivered JSON to leave out
+
+
+@dataclass(kw_only=True)
+class MetricType(Row):
+    name: str
+    entity_type: str
+
+
+@dataclass(kw_only=True)
+class MetricEntry(Row):
+    provider_id: str
+    consumer_id: str
+    agent_id: str
+    service_id: str
+    resource_id: str
+    type_id: str
+    type_name: str
+    value: float
+
+
+@dataclass(kw_only=True)
+class OptionType(Row):
+    name: str
+    type: str
+    description: str
+
+
+@dataclass(kw_only=True)
+class Option(Row):
+    provider_id: str
+    service_option_type_id: str
+    name: str
+    value: Any
+    enabled: bool
+    display_order: int
+
+
+@dataclass(kw_only=True)
+class Event(Row):
+    sequence_number: int
+    initiator_type: str
+    initiator_id: str
+    type: str
+    payload: Json
+    provider_id: str | None = None
+    agent_id: str | None = None
+    consumer_id: str | None = None
+
+
+@dataclass(kw_only=True)
+class InstallToken(Row):
+    agent_id: str
+    value: str
+    expires_at: float
+    bootstrap_token_id: str

@@ -1,0 +1,429 @@
+"""The FulcrumCore client against the simulator: each call, in the states that FulcrumCore distinguishes."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from executor.errors import FulcrumAuthFailing, FulcrumNotFound, FulcrumRefused, FulcrumUnavailable
+from executor.fulcrum import CoreJob, FulcrumClient
+from executor.lab.fulcrum_setup import METRIC_TYPES, AdminClient, Bootstrapped, add_agent, bootstrap
+from executor.lab.simulator_control import RunningSimulator, running_simulator
+
+UNKNOWN_ID = "ffffffff-ffff-4fff-8fff-ffffffffffff"
+PROPERTIES = {"cores": 2, "memoryMb": 2048, "diskGb": 20, "image": "debian-12"}
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[RunningSimulator]:
+    with running_simulator() as running:
+        yield running
+
+
+@pytest.fixture
+def simulator(server: RunningSimulator) -> RunningSimulator:
+    """An empty FulcrumCore."""
+    server.reset()
+    return server
+
+
+@pytest.fixture
+def admin(simulator: RunningSimulator) -> Iterator[AdminClient]:
+    with AdminClient(simulator.url) as client:
+        yield client
+
+
+@pytest.fixture
+def core(admin: AdminClient) -> Bootstrapped:
+    return bootstrap(admin)
+
+
+@pytest.fixture
+def client(simulator: RunningSimulator, core: Bootstrapped) -> FulcrumClient:
+    return FulcrumClient(simulator.url, lambda: core.agent_token, read_timeout_s=5)
+
+
+def order(admin: AdminClient, core: Bootstrapped, name: str = "web-1", **more: Any) -> dict[str, Any]:
+    """A new service in a group of its own."""
+    properties = PROPERTIES | more.pop("properties", {})
+    return admin.create_service(
+        group_id=admin.create_group(core.consumer_id, f"group of {name}"),
+        service_type_id=core.service_type_id,
+        agent_id=more.pop("agent_id", core.agent_id),
+        name=name,
+        properties=properties,
+    )
+
+
+def only_job(client: FulcrumClient) -> CoreJob:
+    (job,) = client.pending_jobs().jobs
+    return job
+
+
+# Ourselves
+
+
+def test_the_agent_knows_who_it_is(client: FulcrumClient, core: Bootstrapped) -> None:
+    agent = client.get_self()
+    assert (agent.id, agent.name, agent.provider_id) == (core.agent_id, "smith-dc1", core.provider_id)
+    assert agent.agent_type
+    assert agent.agent_type.service_type_ids == [core.service_type_id]
+    assert agent.configuration["apiTokenSecret"].startswith("vault://")
+    assert not agent.is_disabled
+    assert agent.defects == ()
+
+
+def test_the_status_that_is_set_is_the_status(client: FulcrumClient) -> None:
+    assert client.put_status("Connected").status == "Connected"
+    assert client.get_self().status == "Connected"
+    with pytest.raises(FulcrumRefused):
+        client.put_status("connected")
+
+
+def test_an_agent_that_an_admin_disabled_can_see_it(
+    client: FulcrumClient, admin: AdminClient, core: Bootstrapped
+) -> None:
+    admin.call("PATCH", f"/participants/{core.provider_id}", {"status": "Disabled"})
+    assert client.get_self().is_disabled
+
+
+# Jobs
+
+
+def test_a_job_goes_from_pending_to_completed(client: FulcrumClient, admin: AdminClient, core: Bootstrapped) -> None:
+    service = order(admin, core)
+    job = only_job(client)
+    assert (job.action, job.status, job.service_id, job.defects) == ("create", "Pending", service["id"], ())
+    assert job.service
+    assert (job.service.name, job.service.group_id) == ("web-1", service["groupId"])
+    assert job.params["cores"] == 2
+
+    client.claim_job(job.id)
+    assert client.get_job(job.id).status == "Processing"
+    assert [found.id for found in client.own_processing_jobs(core.agent_id)] == [job.id]
+    client.complete_job(
+        job.id,
+        agent_instance_id=f"{core.agent_id}/100000",
+        agent_instance_data={"vmid": 100000, "node": "pve1"},
+        properties={"vmid": 100000, "node": "pve1"},
+    )
+
+    ended = client.get_job(job.id)
+    assert (ended.status, ended.error_message) == ("Completed", None)
+    assert ended.completed_at
+    found = client.get_service(service["id"])
+    assert (found.status, found.agent_instance_id) == ("Stopped", f"{core.agent_id}/100000")
+    assert found.agent_instance_data == {"vmid": 100000, "node": "pve1"}
+    assert found.properties
+    assert found.properties["node"] == "pve1"
+    assert client.pending_jobs().jobs == []
+    assert client.own_processing_jobs(core.agent_id) == []
+
+
+def test_a_job_goes_from_pending_to_failed(client: FulcrumClient, admin: AdminClient, core: Bootstrapped) -> None:
+    service = order(admin, core)
+    job = only_job(client)
+    client.claim_job(job.id)
+    client.fail_job(job.id, "CAPACITY: no space left")
+    ended = client.get_job(job.id)
+    assert (ended.status, ended.error_message) == ("Failed", "CAPACITY: no space left")
+    assert client.get_service(service["id"]).status == "CreateFailed"
+
+
+def test_a_completion_without_anything_keeps_what_fulcrum_core_has(
+    client: FulcrumClient, admin: AdminClient, core: Bootstrapped
+) -> None:
+    service = order(admin, core)
+    job = only_job(client)
+    client.claim_job(job.id)
+    client.complete_job(job.id, agent_instance_id="a/1", agent_instance_data={"vmid": 1})
+    admin.action(service["id"], "start")
+    job = only_job(client)
+    client.claim_job(job.id)
+    client.complete_job(job.id)
+    found = client.get_service(service["id"])
+    assert (found.status, found.agent_instance_id, found.agent_instance_data) == ("Started", "a/1", {"vmid": 1})
+
+
+def test_a_move_that_the_job_is_not_in_the_state_for_is_refused(
+    client: FulcrumClient, admin: AdminClient, core: Bootstrapped
+) -> None:
+    order(admin, core)
+    job = only_job(client)
+    for refused in (lambda: client.complete_job(job.id), lambda: client.fail_job(job.id, "INTERNAL: x")):
+        with pytest.raises(FulcrumRefused):
+            refused()
+    client.claim_job(job.id)
+    with pytest.raises(FulcrumRefused):
+        client.claim_job(job.id)
+    client.fail_job(job.id, "INTERNAL: x")
+    for refused in (lambda: client.complete_job(job.id), lambda: client.fail_job(job.id, "INTERNAL: x")):
+        with pytest.raises(FulcrumRefused):
+            refused()
+
+
+def test_properties_that_break_the_schema_are_refused_and_the_job_stays_open(
+    client: FulcrumClient, admin: AdminClient, core: Bootstrapped
+) -> None:
+    order(admin, core)
+    job = only_job(client)
+    client.claim_job(job.id)
+    with pytest.raises(FulcrumRefused):
+        client.complete_job(job.id, properties={"vmid": "not a number"})
+    assert client.get_job(job.id).status == "Processing"
+    client.complete_job(job.id)
+
+
+def test_an_instance_id_that_somebody_has_is_an_error_that_may_pass(
+    client: FulcrumClient, admin: AdminClient, core: Bootstrapped
+) -> None:
+    """FulcrumCore says 500: it is for the reporter to give up on it."""
+    order(admin, core, "web-1")
+    order(admin, core, "web-2")
+    first, second = client.pending_jobs().jobs
+    for job in (first, second):
+        client.claim_job(job.id)
+    client.complete_job(first.id, agent_instance_id="a/1")
+    with pytest.raises(FulcrumUnavailable) as caught:
+        client.complete_job(second.id, agent_instance_id="a/1")
+    assert caught.value.status == 500
+    assert client.get_job(second.id).status == "Processing"
+
+
+def test_an_unknown_job_or_service_looks_like_failing_authentication(client: FulcrumClient) -> None:
+    for call in (client.get_job, client.claim_job, client.get_service):
+        with pytest.raises(FulcrumAuthFailing) as caught:
+            call(UNKNOWN_ID)
+        assert caught.value.status == 403
+
+
+def test_a_job_with_odd_members_can_be_claimed_and_failed(
+    client: FulcrumClient, simulator: RunningSimulator, admin: AdminClient, core: Bootstrapped
+) -> None:
+    order(admin, core)
+    job = only_job(client)
+    simulator.override_job(job.id, remove=("params",), action={"a": 1}, priority="urgent", createdAt="soon")
+    odd = only_job(client)
+    assert (odd.id, odd.action, odd.priority, odd.created_at, odd.params) == (job.id, None, 1, None, None)
+    assert [text.partition(":")[0] for text in odd.defects] == ["action", "priority", "createdAt"]
+    client.claim_job(odd.id)
+    client.fail_job(odd.id, f"INVALID_REQUEST: {odd.defects[0]}")
+
+
+def test_items_that_are_no_jobs_are_counted_and_do_no_harm(
+    client: FulcrumClient, simulator: RunningSimulator, admin: AdminClient, core: Bootstrapped
+) -> None:
+    order(admin, core)
+    simulator.inject_pending(None, [], {"id": "7"}, "job", {"action": "create"})
+    pending = client.pending_jobs()
+    simulator.clear_pending()
+    assert len(pending.jobs) == 1
+    assert len(pending.unusable) == 5
+
+
+def test_the_limit_is_kept(client: FulcrumClient, admin: AdminClient, core: Bootstrapped) -> None:
+    for number in range(3):
+        order(admin, core, f"web-{number}")
+    assert len(client.pending_jobs(limit=2).jobs) == 2
+    assert len(client.pending_jobs().jobs) == 3
+
+
+def test_a_siblings_processing_jobs_are_not_ours(
+    client: FulcrumClient, simulator: RunningSimulator, admin: AdminClient, core: Bootstrapped
+) -> None:
+    """FulcrumCore lets an agent see, claim and end the jobs of every agent of its provider."""
+    sibling_id, sibling_token = add_agent(
+        admin, name="smith-dc2", provider_id=core.provider_id, agent_type_id=core.agent_type_id
+    )
+    order(admin, core, agent_id=sibling_id)
+    sibling = FulcrumClient(simulator.url, lambda: sibling_token)
+    job = only_job(sibling)
+    sibling.claim_job(job.id)
+    assert client.pending_jobs().jobs == []
+    assert client.own_processing_jobs(core.agent_id) == []
+    assert [found.id for found in sibling.own_processing_jobs(sibling_id)] == [job.id]
+    assert list(client.services(core.agent_id)) == []
+    assert [found.name for found in client.services(sibling_id)] == ["web-1"]
+
+
+def test_all_processing_jobs_are_listed_however_many_pages_they_fill(
+    client: FulcrumClient, admin: AdminClient, core: Bootstrapped
+) -> None:
+    for number in range(120):
+        order(admin, core, f"web-{number % 3}")  # many equal names
+    jobs = client.pending_jobs(limit=500).jobs
+    for job in jobs:
+        client.claim_job(job.id)
+    assert len(jobs) == 120
+    assert {job.id for job in client.own_processing_jobs(core.agent_id)} == {job.id for job in jobs}
+    assert {service.id for service in client.services(core.agent_id)} == {job.service_id for job in jobs}
+
+
+# Types, vault, metrics
+
+
+def test_a_secret_is_resolved_until_it_is_deleted(
+    client: FulcrumClient, admin: AdminClient, core: Bootstrapped
+) -> None:
+    order(admin, core, properties={"ciPassword": "correct horse"})
+    job = only_job(client)
+    assert job.service
+    assert job.service.service_type_id == core.service_type_id
+    service_type = client.get_service_type(core.service_type_id)
+    assert service_type.secret_paths() == {("ciPassword",)}
+    assert client.get_secret(job.params["ciPassword"]) == "correct horse"
+    client.claim_job(job.id)
+    client.fail_job(job.id, "CAPACITY: x")
+    with pytest.raises(FulcrumNotFound) as caught:
+        client.get_secret(job.params["ciPassword"])
+    assert caught.value.status == 404
+
+
+@pytest.mark.parametrize("value", ["text", 7, 0.5, True, None, {"a": [1]}, [], ""])
+def test_a_secret_may_be_any_json(client: FulcrumClient, simulator: RunningSimulator, value: Any) -> None:
+    assert client.get_secret(simulator.add_secret(value)) == value
+
+
+def test_a_vault_that_is_off_is_unavailable(client: FulcrumClient, simulator: RunningSimulator) -> None:
+    reference = simulator.add_secret("x")
+    simulator.switch(vault_off=True)
+    with pytest.raises(FulcrumUnavailable) as caught:
+        client.get_secret(reference)
+    assert caught.value.status == 500
+
+
+def test_an_unknown_service_type_is_not_found(client: FulcrumClient) -> None:
+    with pytest.raises(FulcrumNotFound):
+        client.get_service_type(UNKNOWN_ID)
+
+
+def test_the_metric_types_are_listed(client: FulcrumClient) -> None:
+    assert sorted(str(metric.name) for metric in client.metric_types()) == sorted(METRIC_TYPES)
+
+
+def test_a_metric_is_stored_for_a_known_vm_and_not_found_otherwise(
+    client: FulcrumClient, admin: AdminClient, core: Bootstrapped
+) -> None:
+    order(admin, core)
+    job = only_job(client)
+    client.claim_job(job.id)
+    client.complete_job(job.id, agent_instance_id="a/1")
+    client.post_metric(agent_instance_id="a/1", resource_id="cpu", type_name="vm.cpu.usage", value=0.25)
+    with pytest.raises(FulcrumNotFound):
+        client.post_metric(agent_instance_id="a/2", resource_id="cpu", type_name="vm.cpu.usage", value=0.25)
+    with pytest.raises(FulcrumNotFound):
+        client.post_metric(agent_instance_id="a/1", resource_id="cpu", type_name="vm.unknown", value=0.25)
+    with pytest.raises(FulcrumRefused):
+        client.post_metric(agent_instance_id="a/1", resource_id="", type_name="vm.cpu.usage", value=0.25)
+
+
+# Outages
+
+
+def test_a_revoked_token_and_a_database_outage_are_the_same_and_both_may_pass(
+    client: FulcrumClient, simulator: RunningSimulator, admin: AdminClient, core: Bootstrapped
+) -> None:
+    simulator.switch(database_down=True)
+    with pytest.raises(FulcrumAuthFailing):
+        client.get_self()
+    simulator.switch(database_down=False)
+    assert client.get_self().id == core.agent_id
+    simulator.revoke_token(agent_id=core.agent_id)
+    with pytest.raises(FulcrumAuthFailing) as caught:
+        client.get_self()
+    assert core.agent_token not in str(caught.value)
+
+
+def test_a_rotated_token_is_taken_up_without_a_new_client(
+    simulator: RunningSimulator, admin: AdminClient, core: Bootstrapped
+) -> None:
+    token = [core.agent_token]
+    client = FulcrumClient(simulator.url, lambda: token[0])
+    client.get_self()
+    simulator.revoke_token(agent_id=core.agent_id)
+    with pytest.raises(FulcrumAuthFailing):
+        client.get_self()
+    token[0] = admin.create_token("smith-dc1", "agent", core.agent_id)["value"]
+    assert client.get_self().id == core.agent_id
+
+
+def test_fulcrum_core_may_be_away_for_a_while(client: FulcrumClient, simulator: RunningSimulator) -> None:
+    client.get_self()
+    simulator.pause()
+    try:
+        with pytest.raises(FulcrumUnavailable) as caught:
+            client.get_self()
+        assert caught.value.status is None
+    finally:
+        simulator.resume()
+    assert client.get_self().name == "smith-dc1"
+
+
+@pytest.mark.parametrize("kind", ["html", "empty", "wrong_json", "truncate", "drop_before", "drop_after"])
+def test_every_kind_of_broken_answer_to_a_poll_is_unavailable(
+    client: FulcrumClient, simulator: RunningSimulator, kind: str
+) -> None:
+    simulator.fault(kind, path="/jobs/pending")
+    with pytest.raises(FulcrumUnavailable):
+        client.pending_jobs()
+    simulator.clear_faults()
+    assert client.pending_jobs().jobs == []
+
+
+@pytest.mark.parametrize("status", [500, 502, 503, 504])
+def test_a_poll_survives_a_short_outage(client: FulcrumClient, simulator: RunningSimulator, status: int) -> None:
+    simulator.fault("status", path="/jobs/pending", status=status, times=2)
+    simulator.clear_history()
+    assert client.pending_jobs().jobs == []
+    assert len(simulator.history(path="/jobs/pending")) == 3
+
+
+def test_a_claim_whose_answer_was_lost_is_found_by_asking_for_the_job(
+    client: FulcrumClient, simulator: RunningSimulator, admin: AdminClient, core: Bootstrapped
+) -> None:
+    order(admin, core)
+    job = only_job(client)
+    simulator.fault("drop_after", path="/claim$", times=1)
+    simulator.clear_history()
+    with pytest.raises(FulcrumUnavailable):
+        client.claim_job(job.id)
+    assert len(simulator.history(path="/claim")) == 1
+    assert client.get_job(job.id).status == "Processing"
+    with pytest.raises(FulcrumRefused):
+        client.claim_job(job.id)
+
+
+def test_the_servers_clock_is_measured(client: FulcrumClient, simulator: RunningSimulator) -> None:
+    assert client.clock_offset_s == 0.0
+    simulator.advance(3600)
+    client.get_self()
+    assert abs(client.clock_offset_s - 3600) < 30
+    simulator.advance(-7200)
+    client.get_self()
+    assert abs(client.clock_offset_s + 3600) < 30
+
+
+def test_many_threads_share_one_client(client: FulcrumClient, admin: AdminClient, core: Bootstrapped) -> None:
+    for number in range(12):
+        order(admin, core, f"web-{number}")
+    jobs = client.pending_jobs().jobs
+    failures: list[BaseException] = []
+
+    def carry(mine: list[CoreJob]) -> None:
+        try:
+            for job in mine:
+                client.claim_job(job.id)
+                client.complete_job(job.id, agent_instance_id=job.id)
+        except BaseException as exc:  # told to the test by the main thread
+            failures.append(exc)
+
+    threads = [threading.Thread(target=carry, args=(jobs[start::4],)) for start in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert {client.get_job(job.id).status for job in jobs} == {"Completed"}

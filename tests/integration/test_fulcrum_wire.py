@@ -1,0 +1,671 @@
+"""The FulcrumCore client against raw sockets: what proxies, networks and broken servers can say."""
+
+from __future__ import annotations
+
+import json
+import logging
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from email.utils import formatdate
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from executor import fulcrum
+from executor.errors import FulcrumAuthFailing, FulcrumError, FulcrumNotFound, FulcrumRefused, FulcrumUnavailable
+from executor.fulcrum import FulcrumClient
+from executor.lab.proxmox_stand_in import make_certificates
+from executor.redaction import redactor
+
+TOKEN = "tok-8c1f0c77e5"
+JOB_ID = "1d6c2a52-8d0e-4d0b-9a3c-0d9a5b1f7e11"
+SERVICE_ID = "e5b72a52-8d0e-4d0b-9a3c-0d9a5b1f7e11"
+AGENT_ID = "6f0c2a52-8d0e-4d0b-9a3c-0d9a5b1f7e11"
+SECRET_REFERENCE = "vault://97d12a52-8d0e-4d0b-9a3c-0d9a5b1f7e11"
+
+#: What the server does with one request: bytes to send, or a function that is given the socket.
+Reply = bytes | Callable[[socket.socket], None]
+
+
+def reply(status: int = 200, body: Any = b"", *, kind: str = "application/json", **headers: str) -> bytes:
+    """One HTTP answer with a length. A body that is not bytes is sent as JSON."""
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    lines = [f"HTTP/1.1 {status} X", f"Content-Type: {kind}", f"Content-Length: {len(content)}"]
+    lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + content
+
+
+class WireServer:
+    """Speaks whatever it is told to: the replies in turn, the last one for ever. `b""` hangs up."""
+
+    def __init__(self, *replies: Reply, tls: ssl.SSLContext | None = None) -> None:
+        self.replies = list(replies)
+        self.requests: list[tuple[str, dict[str, str], bytes]] = []
+        self.connections = 0
+        self._tls = tls
+        self._open: list[socket.socket] = []
+        self._stopping = threading.Event()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener.settimeout(0.05)
+        self._threads = [threading.Thread(target=self._accept)]
+
+    @property
+    def url(self) -> str:
+        return f"http{'s' if self._tls else ''}://127.0.0.1:{self._listener.getsockname()[1]}"
+
+    @property
+    def calls(self) -> list[str]:
+        """The request lines, without the protocol."""
+        return [line.rsplit(" ", 1)[0] for line, _, _ in self.requests]
+
+    def __enter__(self) -> WireServer:
+        self._threads[0].start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopping.set()
+        self._threads[0].join()
+        self._listener.close()
+        for sock in self._open:
+            with suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)  # wakes a thread that waits for the client, or is stuck sending to it
+        for thread in self._threads:
+            thread.join()
+
+    def _accept(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                sock, _ = self._listener.accept()
+            except OSError:
+                continue
+            self.connections += 1
+            sock.settimeout(20)
+            thread = threading.Thread(target=self._serve, args=(sock,))
+            self._threads.append(thread)
+            thread.start()
+
+    def _serve(self, sock: socket.socket) -> None:
+        with suppress(OSError), ExitStack() as stack:  # the client left, or the test is over
+            stack.callback(sock.close)
+            wire = stack.enter_context(self._tls.wrap_socket(sock, server_side=True)) if self._tls else sock
+            self._open.append(wire)
+            lines = stack.enter_context(wire.makefile("rb"))
+            while self._answer(wire, lines):
+                pass
+
+    def _answer(self, wire: socket.socket, lines: Any) -> bool:
+        first = lines.readline().decode("latin-1").strip()
+        if not first:
+            return False
+        headers = {}
+        while line := lines.readline().decode("latin-1").strip():
+            name, _, value = line.partition(": ")
+            headers[name.lower()] = value
+        self.requests.append((first, headers, lines.read(int(headers.get("content-length", "0")))))
+        action = self.replies.pop(0) if len(self.replies) > 1 else self.replies[0]
+        if callable(action):
+            action(wire)
+            return False
+        wire.sendall(action)
+        return action != b"" and b"\r\nConnection: close" not in action
+
+
+Serve = Callable[..., WireServer]
+
+
+@pytest.fixture
+def serve() -> Iterator[Serve]:
+    """Start a WireServer with these replies; it ends with the test."""
+    with ExitStack() as stack:
+        yield lambda *replies, **more: stack.enter_context(WireServer(*replies, **more))
+
+
+def client_of(server: WireServer, **more: Any) -> FulcrumClient:
+    more = {"connect_timeout_s": 5, "read_timeout_s": 5} | more
+    return FulcrumClient(server.url, lambda: TOKEN, **more)
+
+
+# Requests
+
+
+def test_the_token_and_the_limit_are_sent_to_the_api_path(serve: Serve) -> None:
+    server = serve(reply(200, []))
+    client_of(server).pending_jobs(limit=50)
+    assert server.calls == ["GET /api/v1/jobs/pending?limit=50"]
+    assert server.requests[0][1]["authorization"] == f"Bearer {TOKEN}"
+
+
+@pytest.mark.parametrize("suffix", ["", "/", "/api/v1", "/api/v1/"])
+def test_the_address_may_be_given_with_or_without_the_api_path(serve: Serve, suffix: str) -> None:
+    server = serve(reply(200, []))
+    FulcrumClient(server.url + suffix, lambda: TOKEN).pending_jobs()
+    assert server.calls == ["GET /api/v1/jobs/pending?limit=100"]
+
+
+def test_the_bodies_are_those_that_fulcrum_core_reads(serve: Serve) -> None:
+    server = serve(reply(204))
+    client = client_of(server)
+    client.claim_job(JOB_ID)
+    client.complete_job(JOB_ID)
+    client.complete_job(
+        JOB_ID,
+        agent_instance_id=f"{AGENT_ID}/100",
+        agent_instance_data={"vmid": 100},
+        properties={"node": "pve1"},
+    )
+    client.fail_job(JOB_ID, "VM_NOT_FOUND: 100")
+    client.post_metric(agent_instance_id="a/100", resource_id="cpu", type_name="vm.cpu.usage", value=0.25)
+    bodies = [json.loads(body) if body else None for _, _, body in server.requests]
+    assert server.calls == [
+        f"POST /api/v1/jobs/{JOB_ID}/claim",
+        f"POST /api/v1/jobs/{JOB_ID}/complete",
+        f"POST /api/v1/jobs/{JOB_ID}/complete",
+        f"POST /api/v1/jobs/{JOB_ID}/fail",
+        "POST /api/v1/metric-entries",
+    ]
+    assert bodies == [
+        None,
+        {},
+        {
+            "agentInstanceId": f"{AGENT_ID}/100",
+            "agentInstanceData": {"vmid": 100},
+            "properties": {"node": "pve1"},
+        },
+        {"errorMessage": "VM_NOT_FOUND: 100"},
+        {"agentInstanceId": "a/100", "resourceId": "cpu", "typeName": "vm.cpu.usage", "value": 0.25},
+    ]
+
+
+def test_a_nul_is_taken_out_of_what_is_sent(serve: Serve) -> None:
+    """FulcrumCore's database refuses it with a 500, and the report would be sent for ever."""
+    server = serve(reply(204))
+    client_of(server).fail_job(JOB_ID, "TASK_FAILED: a\x00b \\u0000")
+    client_of(server).complete_job(JOB_ID, agent_instance_data={"a\x00": ["b\x00"]})
+    assert [json.loads(body) for _, _, body in server.requests] == [
+        {"errorMessage": "TASK_FAILED: ab \\u0000"},
+        {"agentInstanceData": {"a": ["b"]}},
+    ]
+
+
+def test_what_cannot_be_json_is_refused_before_it_is_sent(serve: Serve) -> None:
+    server = serve(reply(204))
+    endless: list[Any] = []
+    endless.append(endless)
+    for value in (float("nan"), object(), endless):
+        with pytest.raises(FulcrumRefused, match="cannot be written as JSON"):
+            client_of(server).complete_job(JOB_ID, agent_instance_data={"x": value})
+    assert server.requests == []
+
+
+@pytest.mark.parametrize("ident", ["", "..", "../agents/me", "7", JOB_ID + "/claim", JOB_ID + "?x", JOB_ID + "\n"])
+def test_what_is_not_a_uuid_never_becomes_part_of_a_path(serve: Serve, ident: str) -> None:
+    server = serve(reply(200, {}))
+    client = client_of(server)
+    for call in (client.claim_job, client.get_job, client.get_service, client.get_service_type, client.services):
+        with pytest.raises(FulcrumRefused):
+            call(ident)
+    for reference in (ident, f"vault://{ident}"):
+        with pytest.raises(FulcrumNotFound):
+            client.get_secret(reference)
+    assert server.requests == []
+
+
+def test_the_token_is_asked_for_with_every_request(serve: Serve) -> None:
+    server = serve(reply(200, []))
+    tokens = iter(["first-token", "second-token\n"])
+    client = FulcrumClient(server.url, lambda: next(tokens))
+    client.pending_jobs()
+    client.pending_jobs()
+    assert [headers["authorization"] for _, headers, _ in server.requests] == [
+        "Bearer first-token",
+        "Bearer second-token",
+    ]
+
+
+@pytest.mark.parametrize("token", ["", " \n", "tok\r\nX-Evil: 1", "tok en", "tök", "tok\x00"])
+def test_a_token_that_no_header_can_carry_is_refused_without_being_shown(serve: Serve, token: str) -> None:
+    server = serve(reply(200, []))
+    with pytest.raises(FulcrumAuthFailing) as caught:
+        FulcrumClient(server.url, lambda: token).pending_jobs()
+    assert server.requests == []
+    assert not token.strip() or token not in str(caught.value)
+
+
+def test_a_netrc_entry_does_not_replace_the_token(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine 127.0.0.1 login somebody password else\n")
+    netrc.chmod(0o600)
+    monkeypatch.setenv("NETRC", str(netrc))
+    server = serve(reply(200, []))
+    client_of(server).pending_jobs()
+    assert server.requests[0][1]["authorization"] == f"Bearer {TOKEN}"
+
+
+def test_a_proxy_from_the_environment_is_used(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    proxy = serve(reply(200, []))
+    monkeypatch.setenv("http_proxy", proxy.url)
+    monkeypatch.setenv("no_proxy", "")
+    FulcrumClient("http://core.invalid:3000", lambda: TOKEN).pending_jobs()
+    assert proxy.calls == ["GET http://core.invalid:3000/api/v1/jobs/pending?limit=100"]
+
+
+def test_one_thread_keeps_one_connection_and_each_thread_has_its_own(serve: Serve) -> None:
+    server = serve(reply(200, []))
+    client = client_of(server)
+
+    def poll() -> None:
+        for _ in range(3):
+            client.pending_jobs()
+
+    poll()
+    assert server.connections == 1
+    threads = [threading.Thread(target=poll) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(server.requests), server.connections) == (9, 3)
+
+
+def test_an_answer_in_chunks_and_an_error_leave_the_connection_usable(serve: Serve) -> None:
+    chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n[\r\n1\r\n]\r\n0\r\n\r\n"
+    server = serve(chunked, reply(400, {"status": "Invalid request"}), reply(200, []))
+    client = client_of(server)
+    client.pending_jobs()
+    with pytest.raises(FulcrumRefused):
+        client.claim_job(JOB_ID)
+    client.pending_jobs()
+    assert server.connections == 1
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (400, FulcrumRefused),
+        (401, FulcrumAuthFailing),
+        (403, FulcrumAuthFailing),
+        (404, FulcrumNotFound),
+        (405, FulcrumRefused),
+        (408, FulcrumUnavailable),
+        (409, FulcrumRefused),
+        (418, FulcrumRefused),
+        (422, FulcrumRefused),
+        (429, FulcrumUnavailable),
+        (500, FulcrumUnavailable),
+        (503, FulcrumUnavailable),
+        (599, FulcrumUnavailable),
+    ],
+)
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"body": {"status": "Some status", "error": "some words"}, "kind": "text/plain; charset=utf-8"},
+        {"body": b""},
+    ],
+    ids=["json", "empty"],
+)
+def test_each_status_becomes_the_error_named_after_the_reaction(
+    serve: Serve, status: int, kind: type[FulcrumError], answer: dict[str, Any]
+) -> None:
+    server = serve(reply(status, **answer))
+    with pytest.raises(FulcrumError) as caught:
+        client_of(server).claim_job(JOB_ID)
+    assert type(caught.value) is kind
+    assert caught.value.status == status
+    assert str(caught.value).startswith(f"POST /jobs/{JOB_ID}/claim: HTTP {status}")
+    assert ("some words" in str(caught.value)) == bool(answer["body"])
+    assert len(server.requests) == 1  # a POST is never repeated here
+
+
+@pytest.mark.parametrize("body", [b"404 page not found\n", b"<html><h1>Not here</h1></html>"])
+def test_a_404_that_is_not_fulcrum_cores_may_pass_and_ends_nothing(serve: Serve, body: bytes) -> None:
+    """A proxy says it while FulcrumCore is being replaced; taken as final, it would lose a report."""
+    with pytest.raises(FulcrumUnavailable):
+        client_of(serve(reply(404, body, kind="text/html"))).fail_job(JOB_ID, "INTERNAL: x")
+
+
+def test_what_fulcrum_core_says_about_properties_is_in_the_error(serve: Serve) -> None:
+    body = {
+        "status": "Validation failed",
+        "valid": False,
+        "errors": [{"path": "cores", "message": "too\nmany \x1b[31m"}, {"path": "", "message": "odd"}, 7],
+    }
+    with pytest.raises(FulcrumRefused, match=r"HTTP 400: Validation failed; cores too many \[31m; odd$"):
+        client_of(serve(reply(400, body))).complete_job(JOB_ID)
+
+
+@pytest.mark.parametrize("body", [b"[1]", b"7", b'{"error": ["a"]}', b"[" * 9000, b"\xff", b"x" * 200_000])
+def test_no_error_body_can_break_the_error(serve: Serve, body: bytes) -> None:
+    with pytest.raises(FulcrumRefused) as caught:
+        client_of(serve(reply(400, body))).claim_job(JOB_ID)
+    assert len(str(caught.value)) < 500
+
+
+def test_an_error_never_shows_the_token_or_a_known_secret(serve: Serve) -> None:
+    redactor.add("known-secret-77")
+    try:
+        body = {"error": f"bad header: Bearer {TOKEN}, property known-secret-77"}
+        with pytest.raises(FulcrumRefused) as caught:
+            client_of(serve(reply(400, body))).claim_job(JOB_ID)
+    finally:
+        redactor.discard("known-secret-77")
+    assert "bad header" in str(caught.value)
+    assert TOKEN not in str(caught.value)
+    assert "known-secret-77" not in str(caught.value)
+
+
+def test_an_error_of_the_vault_shows_nothing_of_its_body(serve: Serve) -> None:
+    server = serve(reply(400, {"error": "value hunter2! is odd"}), reply(200, b'{"value": "hunter2!"'))
+    for _ in range(2):
+        with pytest.raises(FulcrumError) as caught:
+            client_of(server).get_secret(SECRET_REFERENCE)
+        assert "hunter2!" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"), [("7", 7.0), ("0", 0.0), ("99999999", 3600.0), ("soon", None), ("-5", None), (None, None)]
+)
+def test_retry_after_can_be_read_from_the_error(serve: Serve, header: str | None, seconds: float | None) -> None:
+    headers = {"Retry_After": header} if header else {}
+    with pytest.raises(FulcrumUnavailable) as caught:
+        client_of(serve(reply(429, b"", **headers))).claim_job(JOB_ID)
+    assert caught.value.retry_after_s == seconds
+
+
+def test_retry_after_may_be_a_date(serve: Serve) -> None:
+    with pytest.raises(FulcrumUnavailable) as caught:
+        client_of(serve(reply(503, b"", Retry_After=formatdate(time.time() + 100, usegmt=True)))).claim_job(JOB_ID)
+    assert 0 < caught.value.retry_after_s <= 100
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirect_is_not_followed_and_the_token_stays_here(serve: Serve, status: int) -> None:
+    elsewhere = serve(reply(200, []))
+    server = serve(reply(status, b"", Location=f"{elsewhere.url}/x?code=sesame"))
+    for call in (client_of(server).pending_jobs, lambda: client_of(server).claim_job(JOB_ID)):
+        with pytest.raises(FulcrumUnavailable, match="redirects are not followed") as caught:
+            call()
+        assert elsewhere.url in str(caught.value)
+        assert "sesame" not in str(caught.value)
+    assert elsewhere.requests == []
+
+
+@pytest.mark.parametrize("location", ["http://[bad", "http://h:99999999/", "", "//", "\x7f"])
+def test_a_redirect_to_nowhere_is_still_only_unavailable(serve: Serve, location: str) -> None:
+    with pytest.raises(FulcrumUnavailable, match="redirects are not followed"):
+        client_of(serve(reply(302, b"", Location=location))).pending_jobs()
+
+
+def test_a_redirects_body_is_not_read_to_its_end(serve: Serve) -> None:
+    def endless(wire: socket.socket) -> None:
+        wire.sendall(b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:1/\r\n\r\n")
+        while True:
+            wire.sendall(b"<p>moved</p>" * 1000)
+
+    with pytest.raises(FulcrumUnavailable, match="redirects are not followed"):
+        client_of(serve(endless)).pending_jobs()
+
+
+# Answers that are none
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"<html>Please log in</html>", b'{"items": [', b"\xff\xfe\x00", b"[" * 50_000, b"null", b"7", b"{}"]
+)
+def test_a_success_without_the_expected_json_is_unavailable(serve: Serve, body: bytes) -> None:
+    server = serve(reply(200, body, kind="text/html"))
+    client = client_of(server)
+    calls: list[Callable[[], Any]] = [
+        client.get_self,
+        client.pending_jobs,
+        lambda: client.get_job(JOB_ID),
+        lambda: client.own_processing_jobs(AGENT_ID),
+        lambda: list(client.services(AGENT_ID)),
+        lambda: client.get_secret(SECRET_REFERENCE),
+        lambda: client.put_status("Connected"),
+        client.metric_types,
+    ]
+    for call in calls:
+        with pytest.raises(FulcrumUnavailable):
+            call()
+
+
+@pytest.mark.parametrize("body", [b"", b"<html>Please log in</html>"])
+def test_a_login_page_is_not_taken_for_a_claim(serve: Serve, body: bytes) -> None:
+    with pytest.raises(FulcrumUnavailable, match="not FulcrumCore's answer"):
+        client_of(serve(reply(200, body, kind="text/html"))).claim_job(JOB_ID)
+
+
+def test_an_item_that_cannot_be_claimed_does_not_hide_the_others(serve: Serve) -> None:
+    good = {"id": JOB_ID, "action": "create", "service": {"id": SERVICE_ID}}
+    server = serve(reply(200, [good, {"action": "hunter2!"}, None, {"id": "hunter2!"}, good]))
+    pending = client_of(server).pending_jobs()
+    assert [job.id for job in pending.jobs] == [JOB_ID]
+    assert [text.partition(":")[0] for text in pending.unusable] == ["item 1", "item 2", "item 3"]
+    assert "hunter2!" not in " ".join(pending.unusable)
+
+
+def test_a_body_cut_short_is_unavailable(serve: Serve) -> None:
+    lengthy = b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n[]"
+    chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nff\r\n[]"
+    gzipped = b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 2\r\n\r\n[]"
+    for answer in (lengthy, chunked, gzipped):
+        server = serve(lambda wire, answer=answer: wire.sendall(answer))
+        with pytest.raises(FulcrumUnavailable, match="GET /jobs/pending: "):
+            client_of(server).pending_jobs()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"SSH-2.0-OpenSSH_9.6\r\n",
+        b"\x16\x03\x01\x02\x00\x01",
+        b"HTTP/1.1 abc\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nX: " + b"y" * 70_000,
+        b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 200,
+        b"HTTP/1.1 200 OK\r\nContent-Length: -5\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+    ],
+)
+def test_what_is_not_http_is_unavailable(serve: Serve, answer: bytes) -> None:
+    with pytest.raises(FulcrumUnavailable):
+        client_of(serve(lambda wire: wire.sendall(answer))).claim_job(JOB_ID)
+
+
+def test_an_answer_without_end_is_cut_off(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fulcrum, "MAX_ANSWER_BYTES", 100_000)
+
+    def endless(wire: socket.socket) -> None:
+        wire.sendall(b"HTTP/1.1 200 OK\r\n\r\n[")
+        while True:
+            wire.sendall(b" " * 10_000)
+
+    with pytest.raises(FulcrumUnavailable, match="longer than 100000 bytes"):
+        client_of(serve(endless)).pending_jobs()
+
+
+def test_an_answer_that_dribbles_is_given_up(serve: Serve) -> None:
+    """Each byte restarts the read time-out, so the body as a whole has one of its own."""
+    stop = threading.Event()
+
+    def dribble(wire: socket.socket) -> None:
+        wire.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
+        while not stop.wait(0.01):
+            wire.sendall(b" ")
+
+    try:
+        with pytest.raises(FulcrumUnavailable, match="took too long"):
+            client_of(serve(dribble), read_timeout_s=0.2).pending_jobs()
+    finally:
+        stop.set()
+
+
+def test_silence_is_unavailable_and_a_get_is_not_sent_again_after_it(serve: Serve) -> None:
+    stop = threading.Event()
+    server = serve(lambda _: stop.wait() and None)
+    try:
+        with pytest.raises(FulcrumUnavailable, match="timed out"):
+            client_of(server, read_timeout_s=0.2).pending_jobs()
+    finally:
+        stop.set()
+    assert len(server.requests) == 1
+
+
+def test_nobody_listening_and_no_such_host_are_unavailable() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    for url in (f"http://127.0.0.1:{port}", "http://core.invalid"):
+        with pytest.raises(FulcrumUnavailable, match="GET /agents/me: ") as caught:
+            FulcrumClient(url, lambda: TOKEN).get_self()
+        assert "object at 0x" not in str(caught.value)
+
+
+# Repeating
+
+
+def test_a_get_survives_a_dropped_connection_and_a_short_outage(serve: Serve) -> None:
+    server = serve(b"", reply(503), reply(200, []))
+    client_of(server).pending_jobs()
+    assert len(server.requests) == 3
+
+
+def test_a_lasting_outage_is_told_with_its_status(serve: Serve) -> None:
+    server = serve(reply(502, b"<html>Bad gateway</html>", kind="text/html"))
+    with pytest.raises(FulcrumUnavailable, match=r"HTTP 502$"):
+        client_of(server).pending_jobs()
+    assert len(server.requests) == 3
+
+
+def test_a_claim_whose_answer_is_lost_is_not_sent_twice(serve: Serve) -> None:
+    """Whether it took effect is a question for `get_job`, not for a second claim."""
+    server = serve(b"")
+    with pytest.raises(FulcrumUnavailable):
+        client_of(server).claim_job(JOB_ID)
+    assert len(server.requests) == 1
+
+
+# Pages
+
+
+def page(items: list[dict[str, Any]], total: int, **more: Any) -> bytes:
+    return reply(200, {"items": items, "totalItems": total, "hasNext": True} | more)
+
+
+def raw_service(number: int, agent_id: str = AGENT_ID) -> dict[str, Any]:
+    return {"id": f"00000000-0000-4000-8000-{number:012d}", "name": f"web-{number}", "agentId": agent_id}
+
+
+def test_all_pages_are_walked_in_order_and_only_our_services_are_returned(serve: Serve) -> None:
+    first = [raw_service(number) for number in range(100)]
+    second = [raw_service(100), raw_service(101, agent_id=SERVICE_ID)]
+    server = serve(page(first, 102), page(second, 102))
+    found = list(client_of(server).services(AGENT_ID.upper()))
+    assert [service.name for service in found] == [f"web-{number}" for number in range(101)]
+    assert server.calls == [
+        "GET /api/v1/services?sort=name&page=1&pageSize=100",
+        "GET /api/v1/services?sort=name&page=2&pageSize=100",
+    ]
+
+
+def test_a_service_that_slipped_between_two_pages_is_found_by_walking_again(serve: Serve) -> None:
+    """Equal names have no order of their own: the second page may repeat what the first one had."""
+    everything = [raw_service(number) for number in range(101)]
+    server = serve(page(everything[:100], 101), page(everything[:1], 101), page(everything[1:], 101), page([], 101))
+    assert len({service.id for service in client_of(server).services(AGENT_ID)}) == 101
+
+
+@pytest.mark.parametrize("items", [[], [raw_service(1)]])
+def test_half_a_list_never_looks_like_a_whole_one(serve: Serve, items: list[dict[str, Any]]) -> None:
+    server = serve(page(items, 500))
+    with pytest.raises(FulcrumUnavailable, match="500 objects are announced"):
+        list(client_of(server).services(AGENT_ID))
+    assert len(server.requests) <= 15
+
+
+def test_only_our_own_processing_jobs_are_listed(serve: Serve) -> None:
+    mine = {"id": JOB_ID, "agentId": AGENT_ID, "status": "Processing"}
+    others = [
+        mine | {"id": SERVICE_ID, "agentId": SERVICE_ID},
+        mine | {"id": AGENT_ID, "status": "Completed"},
+    ]
+    server = serve(page([mine, *others], 3))
+    assert [job.id for job in client_of(server).own_processing_jobs(AGENT_ID)] == [JOB_ID]
+    assert server.calls == [f"GET /api/v1/jobs?agentId={AGENT_ID}&status=Processing&sort=createdAt&page=1&pageSize=100"]
+
+
+# Clock
+
+
+def test_the_clock_offset_comes_from_answers_of_fulcrum_core_not_of_a_gateway(serve: Serve) -> None:
+    ahead = formatdate(time.time() + 1000, usegmt=True)
+    server = serve(
+        reply(502, b"", Date=formatdate(0)), reply(204, b"", Date=ahead), reply(204, b"", Age="900", Date="x")
+    )
+    client = client_of(server)
+    with pytest.raises(FulcrumUnavailable):
+        client.claim_job(JOB_ID)
+    assert client.clock_offset_s == 0.0
+    client.claim_job(JOB_ID)
+    client.claim_job(JOB_ID)
+    assert abs(client.clock_offset_s - 1000) < 60
+
+
+# TLS
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> tuple[ssl.SSLContext, Path]:
+    """A server's TLS, and the bundle with its CA."""
+    folder = tmp_path_factory.mktemp("tls")
+    certificate, key = make_certificates(folder, "127.0.0.1")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    return context, folder / "ca.pem"
+
+
+def test_tls_is_verified_unless_switched_off(serve: Serve, certificates: tuple[ssl.SSLContext, Path]) -> None:
+    context, ca_bundle = certificates
+    server = serve(reply(200, []), tls=context)
+    with pytest.raises(FulcrumUnavailable, match="CERTIFICATE_VERIFY_FAILED"):
+        client_of(server).pending_jobs()
+    assert server.requests == []
+    client_of(server, ca_bundle=ca_bundle).pending_jobs()
+    client_of(server, verify_tls=False).pending_jobs()
+    assert len(server.requests) == 2
+
+
+def test_a_ca_bundle_in_the_environment_does_not_overrule_the_settings(
+    serve: Serve, certificates: tuple[ssl.SSLContext, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """requests lets REQUESTS_CA_BUNDLE win over a session's own bundle, but not over a request's."""
+    context, ca_bundle = certificates
+    other = tmp_path / "other"
+    other.mkdir()
+    make_certificates(other, "127.0.0.1")
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(other / "ca.pem"))
+    server = serve(reply(200, []), tls=context)
+    client_of(server, ca_bundle=ca_bundle).pending_jobs()
+    client_of(server, verify_tls=False).pending_jobs()
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(ca_bundle))
+    client_of(server).pending_jobs()
+    assert len(server.requests) == 3
+
+
+def test_a_ca_bundle_that_is_not_there_is_unavailable(serve: Serve, tmp_path: Path) -> None:
+    with pytest.raises(FulcrumUnavailable, match="CA certificate bundle"):
+        FulcrumClient("https://127.0.0.1:1", lambda: TOKEN, ca_bundle=tmp_path / "none.pem").pending_jobs()
+
+
+def test_nothing_that_is_logged_holds_the_token(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    client_of(serve(b"", reply(200, []))).pending_jobs()
+    assert TOKEN not in caplog.text

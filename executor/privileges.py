@@ -1,0 +1,93 @@
+"""What the token must be allowed at Proxmox: one table, compared with what it is allowed, and told as `pveum` lines.
+
+Pure. The names differ between Proxmox VE 8 and 9: naming one that a version does not know makes `pveum role add` fail.
+Source: leave-one-out over every action; `deploy/` grants the same.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+#: The first version that knows VM.GuestAgent.* and no longer VM.Monitor.
+GUEST_AGENT_SINCE = 9
+VM_PRIVILEGES = (
+    "VM.Allocate",
+    "VM.Audit",
+    "VM.Clone",
+    "VM.Config.CDROM",
+    "VM.Config.CPU",
+    "VM.Config.Cloudinit",
+    "VM.Config.Disk",
+    "VM.Config.HWType",
+    "VM.Config.Memory",
+    "VM.Config.Network",
+    "VM.Config.Options",
+    "VM.Migrate",
+    "VM.PowerMgmt",
+    "VM.Snapshot",
+    "VM.Snapshot.Rollback",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Need:
+    """Privileges on one path, and the role of ours that holds them."""
+
+    path: str
+    role: str
+    privileges: frozenset[str]
+    why: str
+
+
+def needs(major: int, *, storages: Iterable[str], bridge: str = "", pool: str = "") -> list[Need]:
+    """Return what is needed on which path, for a major version of Proxmox VE."""
+    guest = "VM.GuestAgent.Audit" if major >= GUEST_AGENT_SINCE else "VM.Monitor"
+    found = [
+        Need(path="/vms", role="SmithVM", privileges=frozenset({*VM_PRIVILEGES, guest}), why="to carry every action")
+    ]
+    disks = frozenset({"Datastore.AllocateSpace", "Datastore.Audit"})
+    for storage in sorted(set(storages)):
+        found.append(Need(path=f"/storage/{storage}", role="SmithStore", privileges=disks, why="for the VMs' disks"))
+    if bridge:
+        zone = "/sdn/zones/localnetwork"
+        found.append(Need(path=zone, role="SmithNet", privileges=frozenset({"SDN.Use"}), why=f"to use bridge {bridge}"))
+    if pool:
+        joined = frozenset({"Pool.Audit", "VM.Allocate"})
+        found.append(Need(path=f"/pool/{pool}", role="SmithPool", privileges=joined, why="to put VMs into the pool"))
+    return found
+
+
+def lacking(wanted: Iterable[Need], held: Mapping[str, frozenset[str]]) -> dict[Need, frozenset[str]]:
+    """Return the needs that are not met, each with what is missing; `held` is by path."""
+    found = {need: need.privileges - held.get(need.path, frozenset()) for need in wanted}
+    return {need: missing for need, missing in found.items() if missing}
+
+
+def pveum_lines(
+    unmet: Iterable[Need], roles: Mapping[str, frozenset[str]], *, user: str, token_id: str = ""
+) -> list[str]:
+    """Return the commands that grant what is missing; `roles` are those that Proxmox has already.
+
+    A token with privilege separation may do what both it and its user may: so both are named.
+    """
+    lines: list[str] = []
+    for need in unmet:
+        lines += [*_role_lines(need, roles), *_acl_lines(need, user, token_id)]
+    return list(dict.fromkeys(lines))
+
+
+def _role_lines(need: Need, roles: Mapping[str, frozenset[str]]) -> Iterator[str]:
+    held = roles.get(need.role)
+    if held is None:
+        yield f"pveum role add {need.role} --privs {','.join(sorted(need.privileges))}"
+    elif missing := need.privileges - held:
+        yield f"pveum role modify {need.role} --append 1 --privs {','.join(sorted(missing))}"
+
+
+def _acl_lines(need: Need, user: str, token_id: str) -> Iterator[str]:
+    path = shlex.quote(need.path)
+    yield f"pveum acl modify {path} --users {shlex.quote(user)} --roles {need.role}"
+    if token_id:
+        yield f"pveum acl modify {path} --tokens {shlex.quote(f'{user}!{token_id}')} --roles {need.role}"

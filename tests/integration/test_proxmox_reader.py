@@ -1,0 +1,442 @@
+"""The reader against the Proxmox stand-in, and against raw TLS servers for what no Proxmox would say."""
+
+from __future__ import annotations
+
+import json
+import logging
+import ssl
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from executor.errors import JobError
+from executor.lab.proxmox_stand_in import ProxmoxStandIn, make_certificates, running_stand_in
+from executor.proxmox import ProxmoxConnection, ProxmoxReader
+from executor.settings import load_settings
+
+UID = "e5b72a52-8d0e-4d0b-9a3c-0d9a5b1f7e11"
+TEMPLATE = 9000
+
+
+@pytest.fixture(scope="module")
+def stand_in() -> Iterator[ProxmoxStandIn]:
+    with running_stand_in() as running:
+        running.control("grant", path="/", privilege="Sys.Audit")  # for /cluster/status, which jobs do not need
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def no_faults(stand_in: ProxmoxStandIn) -> Iterator[None]:
+    yield
+    stand_in.control("clear_faults")
+
+
+def connection_to(stand_in: ProxmoxStandIn) -> ProxmoxConnection:
+    return ProxmoxConnection(
+        host=stand_in.host,
+        port=stand_in.port,
+        user=stand_in.user,
+        token_id=stand_in.token_id,
+        token_secret=stand_in.token_secret,
+        verify=stand_in.ca_bundle,
+    )
+
+
+@pytest.fixture
+def reader(stand_in: ProxmoxStandIn) -> ProxmoxReader:
+    return ProxmoxReader(connection_to(stand_in))
+
+
+@pytest.fixture
+def vm(stand_in: ProxmoxStandIn) -> Iterator[int]:
+    """A running VM of ours, number 710 on pve2."""
+    config = {"cores": 2, "memory": "512", "description": f"Acme\nsmith-uid={UID}", "tags": "smith;web"}
+    stand_in.control("add", vmid=710, name="web-1", node="pve2", status="running", config=config)
+    yield 710
+    stand_in.control("remove", vmid=710)
+
+
+@contextmanager
+def failing(code: str) -> Iterator[None]:
+    """Expect a JobError with this code."""
+    with pytest.raises(JobError) as caught:
+        yield
+    assert caught.value.code == code
+
+
+def test_the_settings_become_a_connection_that_works(stand_in: ProxmoxStandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in stand_in.env().items():
+        monkeypatch.setenv(name, value)
+    connection = ProxmoxConnection.from_settings(load_settings(env_file=None))
+    assert connection == connection_to(stand_in)
+    assert ProxmoxReader(connection).version()[0].isdigit()
+
+
+def test_certificates_that_are_not_to_be_checked_are_not(
+    stand_in: ProxmoxStandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (stand_in.env() | {"PROXMOX_VALIDATE_CERTS": "false"}).items():
+        monkeypatch.setenv(name, value)
+    connection = ProxmoxConnection.from_settings(load_settings(env_file=None))
+    assert connection.verify is False
+    assert ProxmoxReader(connection).version()
+
+
+def test_vms_and_templates_of_all_nodes_are_listed(reader: ProxmoxReader, vm: int) -> None:
+    found = {row.vmid: row for row in reader.vms()}
+    row = found[vm]
+    assert (row.node, row.name, row.status, row.kind, row.is_template) == ("pve2", "web-1", "running", "qemu", False)
+    assert (row.cores, row.max_memory_bytes, row.tags) == (2, 512 * 1024 * 1024, ("smith", "web"))
+    assert found[TEMPLATE].is_template
+
+
+def test_a_configuration_tells_whose_vm_it_is(reader: ProxmoxReader, vm: int) -> None:
+    config = reader.vm_config("pve2", vm)
+    assert int(config["cores"]) == 2
+    assert reader.marker_of(config) == UID
+
+
+def test_a_vm_that_is_not_on_the_node_is_an_error_with_a_code(reader: ProxmoxReader, vm: int) -> None:
+    with failing("VM_NOT_FOUND"):
+        reader.vm_config("pve1", vm)
+
+
+def test_a_vmid_is_free_until_a_vm_has_it(reader: ProxmoxReader, vm: int) -> None:
+    assert not reader.is_vmid_free(vm)
+    assert reader.is_vmid_free(711)
+
+
+def test_an_outage_never_makes_a_vmid_free_or_taken(reader: ProxmoxReader, stand_in: ProxmoxStandIn, vm: int) -> None:
+    for status in (401, 403, 404, 500, 503, 596):
+        stand_in.fail("GET", "/cluster/nextid", status=status)
+        for_sure: list[bool] = []
+        with pytest.raises(JobError):
+            for_sure.append(reader.is_vmid_free(vm))
+        assert for_sure == []
+
+
+def test_nodes_are_listed_with_those_that_are_down(reader: ProxmoxReader, stand_in: ProxmoxStandIn) -> None:
+    stand_in.control("node", node="pve2", online=False)
+    nodes = {node.name: node.is_online for node in reader.nodes()}
+    stand_in.control("node", node="pve2", online=True)
+    assert nodes["pve1"] is True
+    assert nodes["pve2"] is False
+
+
+def test_a_lost_quorum_is_noticed(reader: ProxmoxReader, stand_in: ProxmoxStandIn) -> None:
+    assert reader.is_quorate()
+    stand_in.control("quorum", quorate=False)
+    assert not reader.is_quorate()
+
+
+def test_the_permissions_on_a_path_are_told(reader: ProxmoxReader, vm: int) -> None:
+    assert {"VM.Audit", "VM.PowerMgmt"} <= reader.permissions(f"/vms/{vm}")
+    assert "Permissions.Modify" not in reader.permissions(f"/vms/{vm}")
+
+
+def test_without_the_right_to_ask_for_quorum_more_than_half_of_the_nodes_must_be_there(
+    reader: ProxmoxReader, stand_in: ProxmoxStandIn
+) -> None:
+    stand_in.control("revoke", path="/", privilege="Sys.Audit")
+    try:
+        assert reader.is_quorate()
+        for node in reader.nodes():
+            stand_in.control("node", node=node.name, online=False)
+        assert not reader.is_quorate()
+    finally:
+        stand_in.control("clear_faults")
+        stand_in.control("grant", path="/", privilege="Sys.Audit")
+
+
+def test_the_right_to_see_every_vm_is_noticed_when_it_is_gone(reader: ProxmoxReader, stand_in: ProxmoxStandIn) -> None:
+    assert reader.may_see_all_vms()
+    stand_in.control("revoke", path="/vms", privilege="VM.Audit")
+    try:
+        assert not reader.may_see_all_vms()
+        assert reader.vms() == []  # with a 200: the list alone proves nothing
+    finally:
+        stand_in.control("grant", path="/vms", privilege="VM.Audit")
+
+
+def test_a_services_vm_is_found_by_its_marker_and_not_by_its_name_alone(
+    reader: ProxmoxReader, stand_in: ProxmoxStandIn, vm: int
+) -> None:
+    stand_in.control("add", vmid=711, name="other-web-1", node="pve1", config={"description": "smith-uid=none"})
+    try:
+        found = reader.find_by_marker(UID.upper(), name_suffix="web-1")
+        assert found
+        assert (found.vmid, found.node) == (vm, "pve2")
+        assert reader.find_by_marker(UID, name_suffix="web-2") is None
+        assert reader.find_by_marker(UID.replace("e5", "e6"), name_suffix="web-1") is None
+    finally:
+        stand_in.control("remove", vmid=711)
+
+
+def test_two_vms_with_one_marker_are_for_a_person_to_look_at(
+    reader: ProxmoxReader, stand_in: ProxmoxStandIn, vm: int
+) -> None:
+    config = {"description": f"smith-uid={UID}"}
+    stand_in.control("add", vmid=711, name="copy-of-web-1", node="pve1", config=config)
+    try:
+        with pytest.raises(JobError, match=r"710, 711|711, 710") as caught:
+            reader.find_by_marker(UID, name_suffix="web-1")
+        assert caught.value.code == "VM_IDENTITY_MISMATCH"
+    finally:
+        stand_in.control("remove", vmid=711)
+
+
+@pytest.mark.parametrize(
+    ("status", "text", "code"),
+    [
+        (401, "authentication failure", "PVE_AUTH"),
+        (403, "Permission check failed (/vms/710, VM.Audit)", "PVE_PERMISSION"),
+        (500, "cluster not ready - no quorum?", "PVE_NO_QUORUM"),
+        (500, "something else", "PVE_API_ERROR"),
+        (503, "Service Unavailable", "PVE_UNREACHABLE"),
+        (595, "No route to host", "NODE_DOWN"),
+        (0, "", "PVE_UNREACHABLE"),
+    ],
+)
+def test_each_failure_has_its_code(
+    reader: ProxmoxReader, stand_in: ProxmoxStandIn, status: int, text: str, code: str
+) -> None:
+    stand_in.fail("GET", "/cluster/resources", status=status, text=text)
+    with failing(code):
+        reader.vms()
+    assert reader.vms()  # the next question is answered as if nothing had been
+
+
+def test_a_slow_proxmox_is_a_timeout(stand_in: ProxmoxStandIn) -> None:
+    reader = ProxmoxReader(connection_to(stand_in), timeout_s=0.5)
+    stand_in.fail("GET", "/cluster/resources", delay_s=3)
+    with failing("PVE_TIMEOUT"):
+        reader.vms()
+
+
+def test_a_wrong_secret_a_wrong_port_and_an_unknown_certificate_have_their_codes(stand_in: ProxmoxStandIn) -> None:
+    connection = connection_to(stand_in)
+    for changed, code in (
+        (replace(connection, token_secret="wrong-secret-91"), "PVE_AUTH"),
+        (replace(connection, port=1), "PVE_UNREACHABLE"),
+        (replace(connection, host="pve.invalid"), "PVE_UNREACHABLE"),
+        (replace(connection, verify=True), "PVE_TLS"),
+        (replace(connection, verify=Path("/nowhere/ca.pem")), "PVE_TLS"),
+    ):
+        with pytest.raises(JobError) as caught:
+            ProxmoxReader(changed).version()
+        assert caught.value.code == code
+        assert "wrong-secret-91" not in str(caught.value)
+        assert "object at 0x" not in str(caught.value)
+
+
+def test_a_rotated_secret_is_noticed_and_never_logged(
+    stand_in: ProxmoxStandIn, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    reader = ProxmoxReader(connection_to(stand_in))
+    reader.version()
+    stand_in.control("token_secret", secret="another-secret-17")
+    try:
+        with failing("PVE_AUTH"):
+            reader.version()
+    finally:
+        stand_in.control("token_secret", secret=stand_in.token_secret)
+    assert stand_in.token_secret not in caplog.text
+
+
+def test_nothing_is_ever_changed(reader: ProxmoxReader, stand_in: ProxmoxStandIn, vm: int) -> None:
+    stand_in.reset_request_log()
+    reader.version()
+    reader.vms()
+    reader.nodes()
+    reader.vm_config("pve2", vm)
+    reader.is_vmid_free(vm)
+    reader.is_quorate()
+    reader.permissions("/vms")
+    assert len(stand_in.request_log()) == 7
+    assert stand_in.changing_requests() == []
+
+
+def test_many_threads_ask_at_once_and_get_their_own_answers(reader: ProxmoxReader, vm: int) -> None:
+    wrong: list[Any] = []
+
+    def ask() -> None:
+        for _ in range(10):
+            if reader.is_vmid_free(vm) or not reader.is_vmid_free(711) or reader.vm_config("pve2", vm)["cores"] is None:
+                wrong.append("mixed up")
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+# A password
+
+
+def with_password(stand_in: ProxmoxStandIn) -> ProxmoxConnection:
+    password = json.loads((stand_in.folder / "settings.json").read_text())["root_password"]
+    return replace(connection_to(stand_in), user="root@pam", token_id="", token_secret="", password=password)
+
+
+def logins(stand_in: ProxmoxStandIn) -> int:
+    return sum(entry["path"].endswith("/access/ticket") for entry in stand_in.request_log())
+
+
+def test_a_password_logs_in_once_for_many_questions(stand_in: ProxmoxStandIn) -> None:
+    reader = ProxmoxReader(with_password(stand_in))
+    stand_in.reset_request_log()
+    reader.version()
+    reader.vms()
+    assert logins(stand_in) == 1
+
+
+def test_a_ticket_that_ran_out_is_replaced_once(stand_in: ProxmoxStandIn) -> None:
+    reader = ProxmoxReader(with_password(stand_in))
+    reader.version()
+    stand_in.reset_request_log()
+    stand_in.fail("GET", "/cluster/resources", status=401, text="permission denied - invalid PVE ticket")
+    assert reader.vms()
+    assert logins(stand_in) == 1
+    stand_in.fail("GET", "/cluster/resources", status=401, text="permission denied - invalid PVE ticket", times=2)
+    with failing("PVE_AUTH"):
+        reader.vms()
+    assert logins(stand_in) == 2
+
+
+def test_a_wrong_password_is_tried_once_and_told_without_being_shown(stand_in: ProxmoxStandIn) -> None:
+    """A second try would bring the account nearer to being locked."""
+    stand_in.reset_request_log()
+    reader = ProxmoxReader(replace(with_password(stand_in), password="wrong-password-23"))
+    with pytest.raises(JobError) as caught:
+        reader.version()
+    assert caught.value.code == "PVE_AUTH"
+    assert "wrong-password-23" not in str(caught.value)
+    assert logins(stand_in) == 1
+
+
+# What no Proxmox would say
+
+
+class OddServer:
+    """Answers every GET with one status and body, over TLS."""
+
+    def __init__(self, folder: Path, status: int, body: bytes, headers: dict[str, str]) -> None:
+        seen = self.seen = []
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                seen.append((self.path, self.headers.get("Authorization", "")))
+                self.send_response(status)
+                for name, value in ({"Content-Length": str(len(body))} | headers).items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_: object) -> None:
+                """Say nothing."""
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(folder / "server.pem", folder / "server.key")
+        self.server.socket = context.wrap_socket(self.server.socket, server_side=True)
+        self.port = self.server.server_address[1]
+        self.reader = ProxmoxReader(
+            ProxmoxConnection(
+                host="127.0.0.1",
+                port=self.port,
+                user="smith@pve",
+                token_id="job",
+                token_secret="secret-of-the-token",
+                verify=folder / "ca.pem",
+            )
+        )
+
+
+Odd = Callable[..., OddServer]
+
+
+@pytest.fixture
+def odd(tmp_path: Path) -> Iterator[Odd]:
+    """Start servers with one answer each; they end with the test."""
+    running: list[tuple[OddServer, threading.Thread]] = []
+    make_certificates(tmp_path, "127.0.0.1")
+
+    def start(status: int, body: bytes, **headers: str) -> OddServer:
+        server = OddServer(tmp_path, status, body, headers)
+        thread = threading.Thread(target=server.server.serve_forever, args=(0.05,))
+        thread.start()
+        running.append((server, thread))
+        return server
+
+    yield start
+    for server, thread in running:
+        server.server.shutdown()
+        server.server.server_close()
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"<html>proxy</html>", b"[]", b"7", b"null", b"{}", b'{"data": 7}', b'{"data": {}}', b"\xff", b"[" * 50_000],
+)
+def test_an_answer_that_is_not_proxmoxs_is_an_api_error_and_never_an_empty_list(odd: Odd, body: bytes) -> None:
+    reader = odd(200, body).reader
+    for ask in (reader.vms, reader.nodes, reader.is_quorate):
+        with failing("PVE_API_ERROR"):
+            ask()
+
+
+@pytest.mark.parametrize("body", [b"", b"<html>proxy</html>", b"[]", b"{}", b'{"data": 7}', b'{"data": []}', b"\xff"])
+def test_an_answer_that_is_no_object_is_an_api_error_and_never_an_empty_one(odd: Odd, body: bytes) -> None:
+    reader = odd(200, body).reader
+    asks: list[Callable[[], Any]] = [
+        reader.version,
+        lambda: reader.vm_config("pve1", 100),
+        lambda: reader.permissions("/vms"),
+    ]
+    for ask in asks:
+        with failing("PVE_API_ERROR"):
+            ask()
+
+
+@pytest.mark.parametrize("body", [b"", b"<html>proxy</html>", b"[]", b'{"errors": ["x"]}', b"\xff", b"x" * 100_000])
+def test_an_error_page_is_an_error_with_a_short_text(odd: Odd, body: bytes) -> None:
+    with pytest.raises(JobError) as caught:
+        odd(502, body).reader.vms()
+    assert caught.value.code in ("PVE_UNREACHABLE", "PVE_API_ERROR")
+    assert len(str(caught.value)) < 500
+
+
+def test_a_redirect_does_not_carry_the_token_away(odd: Odd) -> None:
+    elsewhere = odd(200, b'{"data": []}')
+    server = odd(302, b"", Location=f"https://127.0.0.1:{elsewhere.port}/api2/json/version")
+    with pytest.raises(JobError):
+        server.reader.version()
+    assert server.seen
+    assert elsewhere.seen == []
+
+
+def test_a_list_that_is_null_is_empty(odd: Odd) -> None:
+    assert odd(200, b'{"data": null}').reader.vms() == []
+
+
+def test_a_netrc_and_a_ca_bundle_in_the_environment_change_nothing(
+    odd: Odd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine 127.0.0.1 login somebody password else\n")
+    netrc.chmod(0o600)
+    monkeypatch.setenv("NETRC", str(netrc))
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(netrc))
+    server = odd(200, b'{"data": {"version": "9.0.3"}}')
+    assert server.reader.version() == "9.0.3"
+    assert server.seen == [("/api2/json/version", "PVEAPIToken=smith@pve!job=secret-of-the-token")]

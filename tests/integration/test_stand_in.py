@@ -1,0 +1,236 @@
+"""The Proxmox stand-in closes fakepve's gaps: each test names one, and asks over the real API with the lab's token."""
+
+from __future__ import annotations
+
+import os
+import ssl
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import proxmoxer
+import pytest
+import requests
+
+from executor.lab import proxmox_stand_in
+from executor.lab.proxmox_stand_in import ProxmoxStandIn, StandInError, running_stand_in
+
+
+@pytest.fixture(scope="module")
+def stand_in() -> Iterator[ProxmoxStandIn]:
+    with running_stand_in() as running:
+        yield running
+
+
+@pytest.fixture
+def api(stand_in: ProxmoxStandIn) -> Any:
+    return connect(stand_in)
+
+
+@pytest.fixture
+def vm(stand_in: ProxmoxStandIn, api: Any) -> Iterator[int]:
+    """A fresh clone of the template, number 700, on pve1."""
+    clone(api, 700)
+    yield 700
+    stand_in.control("clear_faults")
+    if stand_in.guest(700):
+        stand_in.control("remove", vmid=700)
+
+
+def connect(stand_in: ProxmoxStandIn, secret: str | None = None) -> Any:
+    return proxmoxer.ProxmoxAPI(
+        stand_in.host,
+        port=stand_in.port,
+        user=stand_in.user,
+        token_name=stand_in.token_id,
+        token_value=secret or stand_in.token_secret,
+        verify_ssl=str(stand_in.ca_bundle),
+    )
+
+
+def clone(api: Any, vmid: int, **more: Any) -> str:
+    return wait(api, "pve1", api.nodes("pve1").qemu(9000).clone.post(newid=vmid, name=f"vm-{vmid}", full=1, **more))
+
+
+def wait(api: Any, node: str, upid: str) -> str:
+    return str(api.nodes(node).tasks(upid).status.get()["exitstatus"])
+
+
+def test_templates_stand_on_two_nodes(api: Any) -> None:
+    found = {vm["vmid"]: (vm["name"], vm["node"], vm["template"]) for vm in api.cluster.resources.get(type="vm")}
+    assert found[9000] == ("debian-12", "pve1", 1)
+    assert found[9001] == ("ubuntu-24.04", "pve2", 1)
+
+
+def test_the_certificate_is_verified_against_the_generated_ca(stand_in: ProxmoxStandIn) -> None:
+    url = f"https://{stand_in.host}:{stand_in.port}/api2/json/version"
+    with pytest.raises(requests.exceptions.SSLError):
+        requests.get(url, timeout=10)
+    context = ssl.create_default_context(cafile=str(stand_in.ca_bundle))
+    context.verify_flags |= ssl.VERIFY_X509_STRICT  # Python 3.13's default
+    assert requests.get(url, timeout=10, verify=str(stand_in.ca_bundle)).status_code == 401
+
+
+def test_a_wrong_token_is_refused(stand_in: ProxmoxStandIn) -> None:
+    with pytest.raises(proxmoxer.ResourceException, match="401"):
+        connect(stand_in, secret="wrong").version.get()
+
+
+def test_the_token_cannot_do_what_is_not_granted(stand_in: ProxmoxStandIn, api: Any, vm: int) -> None:
+    stand_in.control("revoke", path="/vms", privilege="VM.PowerMgmt")
+    try:
+        with pytest.raises(proxmoxer.ResourceException, match=r"VM\.PowerMgmt"):
+            api.nodes("pve1").qemu(vm).status.start.post()
+    finally:
+        stand_in.control("grant", path="/vms", privilege="VM.PowerMgmt")
+
+
+def test_permissions_answer_for_the_path_asked(api: Any, vm: int) -> None:
+    assert "VM.Audit" in api.access.permissions.get(path=f"/vms/{vm}")[f"/vms/{vm}"]
+
+
+def test_resize_changes_the_size_and_takes_the_space(stand_in: ProxmoxStandIn, api: Any, vm: int) -> None:
+    assert wait(api, "pve1", api.nodes("pve1").qemu(vm).resize.set(disk="scsi0", size="20G")) == "OK"
+    assert "size=20G" in api.nodes("pve1").qemu(vm).config.get()["scsi0"]
+
+
+def test_resize_refuses_to_shrink(api: Any, vm: int) -> None:
+    upid = api.nodes("pve1").qemu(vm).resize.set(disk="scsi0", size="1G")
+    assert wait(api, "pve1", upid) == "shrinking disks is not supported"
+
+
+def test_resize_honours_a_lock(stand_in: ProxmoxStandIn, api: Any, vm: int) -> None:
+    stand_in.control("lock", vmid=vm, lock="backup")
+    with pytest.raises(proxmoxer.ResourceException, match=r"VM is locked \(backup\)"):
+        api.nodes("pve1").qemu(vm).resize.set(disk="scsi0", size="20G")
+
+
+def test_migrate_moves_the_vm(stand_in: ProxmoxStandIn, api: Any, vm: int) -> None:
+    assert wait(api, "pve1", api.nodes("pve1").qemu(vm).migrate.post(target="pve2")) == "OK"
+    guest = stand_in.guest(vm)
+    assert guest
+    assert guest["node"] == "pve2"
+
+
+def test_move_disk_changes_the_storage(api: Any, vm: int) -> None:
+    upid = api.nodes("pve1").qemu(vm).move_disk.post(disk="scsi0", storage="ceph", delete=1)
+    assert wait(api, "pve1", upid) == "OK"
+    assert api.nodes("pve1").qemu(vm).config.get()["scsi0"].startswith("ceph:")
+
+
+def test_a_new_disk_is_allocated_and_a_removed_one_is_kept_as_unused(api: Any, vm: int) -> None:
+    config = api.nodes("pve1").qemu(vm).config
+    config.set(scsi1="local-lvm:4")
+    assert config.get()["scsi1"].endswith("size=4G")
+    config.set(delete="scsi1")
+    assert "scsi1" not in config.get()
+    assert "unused0" in config.get()
+
+
+def test_pending_values_are_merged_unless_current_is_asked_for(stand_in: ProxmoxStandIn, api: Any, vm: int) -> None:
+    qemu = api.nodes("pve1").qemu(vm)
+    qemu.status.start.post()
+    qemu.config.set(cores=4)
+    assert (qemu.config.get()["cores"], qemu.config.get(current=1)["cores"]) == (4, 1)
+
+
+def test_setting_a_pending_value_back_leaves_nothing_pending(stand_in: ProxmoxStandIn, api: Any, vm: int) -> None:
+    qemu = api.nodes("pve1").qemu(vm)
+    qemu.status.start.post()
+    qemu.config.set(cores=4)
+    qemu.config.set(cores=1)
+    guest = stand_in.guest(vm)
+    assert guest
+    assert guest["pending"] == {}
+
+
+def test_a_clone_has_a_cloud_init_drive_of_its_own(stand_in: ProxmoxStandIn, api: Any, vm: int) -> None:
+    assert f"vm-{vm}-cloudinit" in api.nodes("pve1").qemu(vm).config.get()["ide2"]
+    wait(api, "pve1", api.nodes("pve1").qemu.delete(vm))
+    template = stand_in.guest(9000)
+    assert template
+    assert "vm-9000-cloudinit" in template["config"]["ide2"]
+
+
+def test_the_guest_agent_answers_after_the_start_with_the_nics_mac(api: Any, vm: int) -> None:
+    qemu = api.nodes("pve1").qemu(vm)
+    with pytest.raises(proxmoxer.ResourceException, match="guest agent is not running"):
+        qemu.agent("network-get-interfaces").get()
+    qemu.config.set(ipconfig0="ip=192.0.2.77/24,gw=192.0.2.1")
+    qemu.status.start.post()
+    interfaces = qemu.agent("network-get-interfaces").get()["result"]
+    assert interfaces[1]["hardware-address"].upper() in qemu.config.get()["net0"]
+    assert interfaces[1]["ip-addresses"][0]["ip-address"] == "192.0.2.77"
+
+
+def test_the_password_reads_back_as_stars(stand_in: ProxmoxStandIn, api: Any, vm: int) -> None:
+    qemu = api.nodes("pve1").qemu(vm)
+    qemu.config.set(cipassword="swordfish")
+    assert qemu.config.get()["cipassword"] == "**********"
+    assert "swordfish" not in str(stand_in.request_log()) + str(stand_in.guests()) + str(qemu.pending.get())
+
+
+def test_an_injected_failure_is_answered_once_and_changes_nothing(stand_in: ProxmoxStandIn, api: Any, vm: int) -> None:
+    stand_in.fail("PUT", "/nodes/*/qemu/700/config", status=502, text="Bad Gateway")
+    with pytest.raises(proxmoxer.ResourceException, match="502"):
+        api.nodes("pve1").qemu(vm).config.set(cores=8)
+    assert api.nodes("pve1").qemu(vm).config.get()["cores"] == 1
+    api.nodes("pve1").qemu(vm).config.set(cores=8)
+    assert api.nodes("pve1").qemu(vm).config.get()["cores"] == 8
+
+
+def test_a_lost_answer_has_taken_effect(stand_in: ProxmoxStandIn, api: Any, vm: int) -> None:
+    stand_in.fail("PUT", "/nodes/*/qemu/700/config", status=0, after=True)
+    with pytest.raises(requests.ConnectionError):
+        api.nodes("pve1").qemu(vm).config.set(cores=8)
+    assert api.nodes("pve1").qemu(vm).config.get()["cores"] == 8
+
+
+def test_a_failed_clone_leaves_nothing(stand_in: ProxmoxStandIn, api: Any) -> None:
+    stand_in.fail_task("qmclone", "clone failed: No space left on device")
+    assert "No space left" in clone(api, 701)
+    assert stand_in.guest(701) is None
+
+
+def test_a_recycled_vmid_holds_a_vm_without_our_marker(stand_in: ProxmoxStandIn, vm: int) -> None:
+    stand_in.control("recycle", vmid=vm, name="theirs")
+    guest = stand_in.guest(vm)
+    assert guest
+    assert (guest["name"], guest["status"], guest["config"].get("description")) == ("theirs", "running", None)
+
+
+def test_an_unknown_control_verb_is_an_error(stand_in: ProxmoxStandIn) -> None:
+    with pytest.raises(StandInError, match="unknown verb"):
+        stand_in.control("explode")
+
+
+def test_the_request_log_tells_reads_from_changes(stand_in: ProxmoxStandIn, api: Any, vm: int) -> None:
+    stand_in.reset_request_log()
+    api.nodes("pve1").qemu(vm).config.get()
+    assert stand_in.changing_requests() == []
+    api.nodes("pve1").qemu(vm).config.set(cores=2)
+    assert [entry["path"] for entry in stand_in.changing_requests()] == [f"/nodes/pve1/qemu/{vm}/config"]
+
+
+def test_stopping_ends_the_process_and_closes_the_port() -> None:
+    with running_stand_in() as running:
+        pid = running.pid
+        url = f"https://{running.host}:{running.port}/api2/json/version"
+    assert pid
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+    with pytest.raises(requests.ConnectionError):
+        requests.get(url, timeout=10)
+
+
+def test_a_tree_without_the_server_script_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proxmox_stand_in, "SERVER_SCRIPT", tmp_path / "missing.py")
+    with pytest.raises(StandInError, match="checkout"):
+        ProxmoxStandIn(tmp_path).start()
+
+
+def test_files_with_secrets_are_ours_alone(tmp_path: Path) -> None:
+    with running_stand_in(folder=tmp_path) as running:
+        modes = {name: (tmp_path / name).stat().st_mode & 0o777 for name in ("settings.json", "server.key")}
+        assert running.token_secret not in " ".join(Path(f"/proc/{running.pid}/cmdline").read_text().split("\0"))
+    assert modes == {"settings.json": 0o600, "server.key": 0o600}

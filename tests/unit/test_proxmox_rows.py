@@ -1,0 +1,177 @@
+"""What Proxmox's lists may look like, and whose a VM is."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from executor.errors import JobError
+from executor.proxmox import NodeRow, ProxmoxConnection, ProxmoxReader, VmRow, node_rows, vm_rows
+
+UID = "e5b72a52-8d0e-4d0b-9a3c-0d9a5b1f7e11"
+OTHER_UID = "0aa42a52-8d0e-4d0b-9a3c-0d9a5b1f7e11"
+
+
+def raw_vm(**members: Any) -> dict[str, Any]:
+    """A row of `/cluster/resources?type=vm`, with the given members replaced."""
+    row = {
+        "id": "qemu/100",
+        "type": "qemu",
+        "vmid": 100,
+        "node": "pve1",
+        "name": "web-1",
+        "status": "running",
+        "template": 0,
+        "cpu": 0.25,
+        "maxcpu": 4,
+        "mem": 1024,
+        "maxmem": 4096,
+        "disk": 0,
+        "maxdisk": 8192,
+        "netin": 1,
+        "netout": 2,
+        "diskread": 3,
+        "diskwrite": 4,
+        "uptime": 77,
+        "tags": "smith;web",
+        "lock": "backup",
+    }
+    return row | members
+
+
+def test_every_figure_of_a_row_is_read() -> None:
+    assert vm_rows([raw_vm()]) == [
+        VmRow(
+            vmid=100,
+            node="pve1",
+            name="web-1",
+            status="running",
+            is_template=False,
+            kind="qemu",
+            cpu_share=0.25,
+            cores=4,
+            memory_bytes=1024,
+            max_memory_bytes=4096,
+            disk_bytes=0,
+            max_disk_bytes=8192,
+            net_in_bytes=1,
+            net_out_bytes=2,
+            disk_read_bytes=3,
+            disk_write_bytes=4,
+            uptime_s=77,
+            tags=("smith", "web"),
+            lock="backup",
+        )
+    ]
+
+
+def test_numbers_that_come_as_text_are_numbers() -> None:
+    raw = raw_vm(vmid="100", template="1", cpu="0.5", maxcpu="2", mem="1e3", netin=str(2**60 + 1), uptime=77.9)
+    (row,) = vm_rows([raw])
+    assert (row.vmid, row.is_template, row.cpu_share, row.cores) == (100, True, 0.5, 2)
+    assert (row.memory_bytes, row.net_in_bytes, row.uptime_s) == (1000, 2**60 + 1, 77)
+
+
+def test_a_row_with_only_its_identity_is_still_a_row() -> None:
+    """So Proxmox lists a VM whose node is down."""
+    assert vm_rows([{"vmid": 100, "node": "pve1", "type": "qemu", "status": "unknown"}]) == [
+        VmRow(vmid=100, node="pve1", status="unknown")
+    ]
+
+
+def test_containers_and_templates_are_told_apart_and_storages_are_left_out() -> None:
+    rows = vm_rows([raw_vm(type="lxc"), raw_vm(vmid=101, template=1), {"type": "storage", "vmid": 5, "node": "pve1"}])
+    assert [(row.vmid, row.kind, row.is_template) for row in rows] == [(100, "lxc", False), (101, "qemu", True)]
+
+
+@pytest.mark.parametrize("row", [None, 7, "web-1", [], {}, raw_vm(vmid=None), raw_vm(vmid="x"), raw_vm(node=None)])
+def test_a_row_that_nobody_could_ask_for_is_left_out(row: Any) -> None:
+    assert [found.vmid for found in vm_rows([row, raw_vm(vmid=101)])] == [101]
+
+
+def test_a_list_that_is_null_is_empty_and_one_that_is_none_is_an_error() -> None:
+    assert vm_rows(None) == []
+    for answer in ({"data": []}, "text", 7):
+        with pytest.raises(JobError, match=r"^PVE_API_ERROR: "):
+            vm_rows(answer)
+
+
+@pytest.mark.parametrize(
+    ("text", "tags"), [("a;b", ("a", "b")), ("a,b", ("a", "b")), (" a  b; ", ("a", "b")), ("", ()), (None, ())]
+)
+def test_tags_are_read_with_every_separator_that_proxmox_has_used(text: str | None, tags: tuple[str, ...]) -> None:
+    assert vm_rows([raw_vm(tags=text)])[0].tags == tags
+
+
+@settings(deadline=None)  # a slow machine is no failure
+@given(
+    st.dictionaries(
+        st.sampled_from(list(raw_vm())),
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.lists(st.integers()),
+    )
+)
+def test_no_row_is_beyond_reading(members: dict[str, Any]) -> None:
+    for row in vm_rows([raw_vm(**members)]):
+        assert math.isfinite(row.cpu_share)
+
+
+def test_a_node_that_is_down_has_only_its_name() -> None:
+    rows = [{"node": "pve1", "status": "online", "maxcpu": 8, "cpu": 0.5}, {"node": "pve2", "status": "offline"}, {}]
+    assert node_rows(rows) == [NodeRow("pve1", True, cpu_share=0.5, cores=8), NodeRow("pve2", False)]
+
+
+@pytest.mark.parametrize(
+    "description",
+    [
+        f"smith-uid={UID}",
+        f"Made by Agent Smith\nsmith-uid={UID}\n",
+        f"smith-uid={UID.upper()}  \r\nordered by Acme",
+        f"smith-uid={UID}\n\nsmith-uid={UID}",
+    ],
+)
+def test_the_marker_is_found_wherever_its_line_stands(description: str) -> None:
+    assert ProxmoxReader.marker_of({"description": description}) == UID
+
+
+@pytest.mark.parametrize(
+    "description",
+    [
+        None,
+        7,
+        "",
+        "web server",
+        f"do not copy smith-uid={UID}",
+        f"smith-uid={UID}0",
+        f"smith-uid={UID} and more",
+        "smith-uid=",
+        f"smith-uid={UID}\nsmith-uid={OTHER_UID}",
+    ],
+)
+def test_a_vm_without_one_clear_marker_is_nobodys(description: Any) -> None:
+    assert ProxmoxReader.marker_of({"description": description}) == ""
+    assert ProxmoxReader.marker_of({}) == ""
+
+
+def test_a_connection_does_not_show_its_secrets() -> None:
+    text = repr(ProxmoxConnection(host="pve", user="smith@pve", token_secret="hunter2!", password="hunter3!"))
+    assert "smith@pve" in text
+    assert "hunter" not in text
+
+
+@pytest.mark.parametrize("node", ["", "../access", "pve1/qemu", "pve 1", "pve1?x=1", ".."])
+def test_what_cannot_be_a_nodes_name_never_becomes_part_of_a_path(node: str) -> None:
+    reader = ProxmoxReader(ProxmoxConnection(host="192.0.2.1", user="smith@pve", token_id="job", token_secret="x" * 8))
+    with pytest.raises(JobError, match=r"^INVALID_REQUEST: "):
+        reader.vm_config(node, 100)
+
+
+@pytest.mark.parametrize("vmid", [-1, 0, 99, 10**9])
+def test_what_cannot_be_a_vmid_is_not_asked_for(vmid: int) -> None:
+    """Proxmox would answer 400 to it, which means `taken` otherwise."""
+    reader = ProxmoxReader(ProxmoxConnection(host="192.0.2.1", user="smith@pve", token_id="job", token_secret="x" * 8))
+    with pytest.raises(JobError, match=r"^INVALID_REQUEST: "):
+        reader.is_vmid_free(vmid)

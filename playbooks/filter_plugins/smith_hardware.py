@@ -1,0 +1,362 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a VM's configuration has to become: sizes, disks, NICs and login, as Proxmox writes them.
+
+`vm` is what is asked for (docs/actions.md), `found` what `smith_vm_facts` answered. A member that is not given leaves
+what is there; nothing that is not named is ever removed. Pure: every decision is a table of cases in a test.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+GIB = 1024**3
+DISK_KEY = re.compile(r"scsi([12]?\d|30)|virtio(1[0-5]|\d)|sata[0-5]|ide[0-3]")
+MAC_ADDRESS = re.compile(r"[0-9A-F][02468ACE](:[0-9A-F]{2}){5}")  # a NIC's: the first byte's lowest bit is 0
+SNIPPET = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*:snippets/[A-Za-z0-9_][A-Za-z0-9_.-]*")
+VOLUME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*:iso/[A-Za-z0-9_][A-Za-z0-9_.+-]*")
+#: Proxmox takes a NIC's rate in megabytes a second; who sells one counts megabits.
+BITS_PER_BYTE = 8
+#: Members that speak of a NIC's link, not of its addresses.
+LINK = ("bridge", "vlan", "firewall", "rate_mbps")
+#: What a new disk's drive is called when the VM has none.
+FIRST_DISK = "scsi0"
+#: Where the ISO of a new VM goes.
+CDROM = "ide2"
+
+
+# ---------------------------------------------------------------------- all of it
+
+
+def wanted(found: dict[str, Any], vm: dict[str, Any]) -> dict[str, Any]:
+    """Return the hardware's and the network's parameters of proxmox_kvm that are asked for, whether they differ or not.
+
+    A value that is asked for and there already comes out in Proxmox's own words, so that comparing is `==`.
+    """
+    return {**_sizes(found, vm), **_options(found, vm), "net": interfaces(found, vm), **_guest_network(found, vm)}
+
+
+def problem(source: dict[str, Any], vm: dict[str, Any], is_blank: bool = False) -> str:
+    """Say why the VM cannot become what is asked for. `source` is the VM, or the template it is to be cloned from."""
+    return next(filter(None, _problems(source, vm, is_blank)), "")
+
+
+def _problems(source: dict[str, Any], vm: dict[str, Any], is_blank: bool) -> Iterator[str]:
+    if vm.get("only_grows"):
+        yield _growth_problem(source, vm)
+    yield from _disk_problems(source, vm, is_blank)
+    yield from _nic_problems(source, vm)
+    yield from _guest_problems(source, vm)
+    balloon_mib, memory_mib = vm.get("balloon_mib"), vm.get("memory_mib") or source.get("memory_mib")
+    if balloon_mib is not None and memory_mib and int(balloon_mib) > int(memory_mib):
+        yield f"INVALID_REQUEST: balloon_mib {balloon_mib} is more than the memory, {memory_mib} MiB"
+    known = {*source["config"], *interfaces(source, vm)} | ({*asked_disks(source, vm), CDROM} if is_blank else set())
+    for device in vm.get("boot_order") or []:
+        if device not in known:
+            yield f"INVALID_REQUEST: boot_order names {device}, which VM {source['vmid']} does not have yet"
+
+
+# ---------------------------------------------------------------------- sizes and options
+
+
+def _sizes(found: dict[str, Any], vm: dict[str, Any]) -> dict[str, Any]:
+    cores, sockets, memory_mib, balloon_mib = (
+        vm.get(name) for name in ("cores", "sockets", "memory_mib", "balloon_mib")
+    )
+    sizes: dict[str, Any] = {}
+    if cores:  # without a word about sockets, cores are all there are
+        sizes |= {"cores": int(cores), "sockets": int(sockets or 1)}
+    elif sockets:
+        sizes["sockets"] = int(sockets)
+    if memory_mib:
+        sizes["memory"] = int(memory_mib)
+    if balloon_mib is not None:
+        sizes["balloon"] = int(balloon_mib)
+    return sizes
+
+
+def _options(found: dict[str, Any], vm: dict[str, Any]) -> dict[str, Any]:
+    config = found["config"]
+    options = {key: is_yes(vm[key]) for key in ("onboot", "protection") if vm.get(key) is not None}
+    if vm.get("cpu_type"):
+        options["cpu"] = _replaced_first(str(config.get("cpu", "")), str(vm["cpu_type"]), "cputype")
+    if vm.get("guest_agent") is not None:
+        options["agent"] = _agent(str(config.get("agent", "")), is_yes(vm["guest_agent"]))
+    if vm.get("boot_order"):
+        options["boot"] = "order=" + ";".join(str(device) for device in vm["boot_order"])
+    return options
+
+
+def is_yes(value: Any) -> bool:
+    """Return a truth that may have come as text, by hand or from Proxmox."""
+    return str(value).strip().lower() in ("1", "true", "yes", "on")
+
+
+def _replaced_first(current: str, value: str, name: str) -> str:
+    """Return a property string with another first value; a value that is there already changes nothing."""
+    first, *rest = current.split(",")
+    return current if first.removeprefix(f"{name}=") == value else ",".join([value, *rest])
+
+
+def _agent(current: str, is_on: bool) -> str:
+    first, *rest = current.split(",")
+    return current if is_yes(first.removeprefix("enabled=")) is is_on else ",".join([f"enabled={int(is_on)}", *rest])
+
+
+# ---------------------------------------------------------------------- disks
+
+
+def asked_disks(found: dict[str, Any], vm: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return what is asked of each disk: `disk_gib` speaks of the first one, `disks` of the ones that it names."""
+    asked: dict[str, dict[str, Any]] = {}
+    if vm.get("disk_gib"):
+        asked[found.get("disk") or FIRST_DISK] = {"size_gib": int(vm["disk_gib"]), "storage": ""}
+    for disk in vm.get("disks") or []:
+        before = asked.get(str(disk.get("disk")), {})
+        size_gib = int(disk.get("size_gib") or before.get("size_gib") or 0)
+        asked[str(disk.get("disk"))] = {"size_gib": size_gib, "storage": str(disk.get("storage") or "")}
+    return asked
+
+
+def disk_steps(found: dict[str, Any], vm: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the calls of proxmox_disk that are left: add a disk, move it to its storage, grow it."""
+    steps: list[dict[str, Any]] = []
+    for name, asked in asked_disks(found, vm).items():
+        held, size_gib, storage = found["disks"].get(name), asked["size_gib"], asked["storage"]
+        if held is None:
+            steps.append({"disk": name, "state": "present", "storage": storage or _home(found, vm), "size": size_gib})
+            continue
+        if storage and storage != held["storage"]:
+            steps.append({"disk": name, "state": "moved", "storage": storage})
+        if size_gib * GIB > held["bytes"]:
+            steps.append({"disk": name, "state": "resized", "size": f"{size_gib}G"})
+    return steps
+
+
+def described(step: dict[str, Any]) -> str:
+    """Return a step in words, for a plan."""
+    if step["state"] == "moved":
+        return f"move to {step['storage']}"
+    return f"add {step['size']}G on {step['storage']}" if step["state"] == "present" else step["size"]
+
+
+def _home(found: dict[str, Any], vm: dict[str, Any]) -> str:
+    """Where a new disk goes when nobody says: the storage asked for, or the first disk's."""
+    return str(vm.get("storage") or found["disks"].get(found.get("disk"), {}).get("storage", ""))
+
+
+def _disk_problems(source: dict[str, Any], vm: dict[str, Any], is_blank: bool) -> Iterator[str]:
+    asked, named = asked_disks(source, vm), [str(disk.get("disk")) for disk in vm.get("disks") or []]
+    if vm.get("disk_gib") and not source.get("disk") and not is_blank:
+        yield f"INVALID_REQUEST: VM {source['vmid']} has no disk that could have {vm['disk_gib']} GiB"
+    if len(set(named)) < len(named):
+        yield "INVALID_REQUEST: disks names one disk twice"
+    for name, wish in asked.items():
+        yield _disk_problem(source, vm, name, wish)
+
+
+def _growth_problem(source: dict[str, Any], vm: dict[str, Any]) -> str:
+    if not asked_disks(source, vm):
+        return "INVALID_REQUEST: a resize needs disk_gib or disks"
+    others = [step["disk"] for step in disk_steps(source, vm) if step["state"] != "resized"]
+    return f"INVALID_REQUEST: a resize only grows disks, and {others[0]} is not there, or elsewhere" if others else ""
+
+
+def _disk_problem(source: dict[str, Any], vm: dict[str, Any], name: str, wish: dict[str, Any]) -> str:
+    held, size_gib = source["disks"].get(name), wish["size_gib"]
+    if not DISK_KEY.fullmatch(name):
+        return f"INVALID_REQUEST: {name} is no disk: scsi0-30, virtio0-15, sata0-5 or ide0-3"
+    if held is None and name in source["config"]:
+        return f"INVALID_REQUEST: {name} is a CD-ROM or the cloud-init drive, not a disk"
+    if held is None and not size_gib:
+        return f"INVALID_REQUEST: the new disk {name} needs size_gib"
+    if held is None and not (wish["storage"] or _home(source, vm)):
+        return f"INVALID_REQUEST: the new disk {name} needs a storage"
+    if held is not None and size_gib and size_gib * GIB < held["bytes"]:
+        what = "template" if source["is_template"] else "VM"
+        return (
+            f"INVALID_REQUEST: a disk cannot shrink: the {what}'s {name} has {-(-held['bytes'] // GIB)} GiB, "
+            f"{size_gib} GiB are asked for"
+        )
+    return ""
+
+
+# ---------------------------------------------------------------------- NICs
+
+
+def nics(vm: dict[str, Any]) -> dict[int, dict[str, Any]]:
+    """Return what is asked of each NIC: `network` and `bridge` speak of the first one, `networks` of all in order."""
+    network = vm.get("network") or {}
+    first = {"bridge": network.get("bridge") or vm.get("bridge"), "vlan": network.get("vlan")}
+    asked = {0: {**network, **first}}
+    for number, nic in enumerate(vm.get("networks") or []):
+        given = {key: value for key, value in nic.items() if value is not None}
+        asked[number] = {**asked.get(number, {}), **given}
+    return asked
+
+
+def interfaces(found: dict[str, Any], vm: dict[str, Any]) -> dict[str, str]:
+    """Return the netN values of the NICs that are asked for."""
+    config, usual = found["config"], _usual_bridge(found, vm)
+    shown = {}
+    for number, nic in nics(vm).items():
+        current = str(config.get(f"net{number}", ""))
+        asked = nic if current or number >= len(vm.get("networks") or []) else {"bridge": usual, **nic}
+        value = interface(current, asked)
+        if value:
+            shown[f"net{number}"] = value
+    return shown
+
+
+def interface(current: str, nic: dict[str, Any]) -> str:
+    """Return a netN value with what is asked for; model, MAC address and all else stay. Empty when nothing is asked.
+
+    `vlan` 0 and `rate_mbps` 0 take the tag and the limit away.
+    """
+    mac = str(nic.get("mac") or "").upper()
+    if not mac and all(nic.get(key) in (None, "") for key in LINK):
+        return ""
+    parts = dict(part.partition("=")[::2] for part in current.split(",") if part)
+    model = next(iter(parts), "virtio")
+    kept = parts or {model: ""}
+    if mac and kept[model].upper() != mac:
+        kept[model] = mac
+    set_link(kept, nic)
+    return ",".join(f"{key}={value}" if value else key for key, value in kept.items())
+
+
+def set_link(parts: dict[str, str], nic: dict[str, Any]) -> None:
+    """Set what is asked of a NIC's link: a container's is written the same way."""
+    options = {
+        "bridge": nic.get("bridge") or None,
+        "tag": _text_of(nic.get("vlan")),
+        "firewall": None if nic.get("firewall") is None else str(int(is_yes(nic["firewall"]))),
+        "rate": None if nic.get("rate_mbps") is None else f"{float(nic['rate_mbps']) / BITS_PER_BYTE:g}",
+    }
+    for key, value in options.items():
+        if value is not None:
+            _set_option(parts, key, str(value))
+
+
+def _set_option(parts: dict[str, str], key: str, value: str) -> None:
+    if _number(parts.get(key, "0")) == _number(value):
+        return
+    parts.pop(key, None)
+    if _number(value) != 0:
+        parts[key] = value
+
+
+def _number(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _text_of(number: Any) -> str | None:
+    return None if number is None else str(int(number))
+
+
+def _usual_bridge(found: dict[str, Any], vm: dict[str, Any]) -> str:
+    """Where a new NIC goes when nobody says: where the first one is."""
+    first = re.search(r"bridge=([^,]+)", str(found["config"].get("net0", "")))
+    asked = (vm.get("network") or {}).get("bridge") or vm.get("bridge")
+    return str(asked or (first.group(1) if first else ""))
+
+
+def _nic_problems(source: dict[str, Any], vm: dict[str, Any]) -> Iterator[str]:
+    for number, nic in nics(vm).items():
+        mac = str(nic.get("mac") or "").upper()
+        if mac and not MAC_ADDRESS.fullmatch(mac):
+            yield f"INVALID_REQUEST: the MAC address of NIC {number} is none that a NIC may have"
+        is_new = f"net{number}" not in source["config"]
+        if number and is_new and not (nic.get("bridge") or _usual_bridge(source, vm)):
+            yield f"INVALID_REQUEST: the new NIC {number} needs a bridge"
+
+
+# ---------------------------------------------------------------------- what cloud-init tells the guest
+
+
+def _guest_network(found: dict[str, Any], vm: dict[str, Any]) -> dict[str, Any]:
+    if not found.get("has_cloud_init"):
+        return {}
+    config, network = found["config"], vm.get("network") or {}
+    addresses = {
+        f"ipconfig{number}": ip_config(str(config.get(f"ipconfig{number}", "")), nic)
+        for number, nic in nics(vm).items()
+        if nic.get("mode") or nic.get("ipv6_mode")
+    }
+    return {
+        "ipconfig": addresses,
+        "nameservers": [str(server) for server in network.get("dns_servers") or []] or None,
+        "searchdomains": [str(domain) for domain in network.get("search_domains") or []] or None,
+    }
+
+
+def ip_config(current: str, nic: dict[str, Any]) -> str:
+    """Return an ipconfigN value: IPv4 as `mode` says, IPv6 as `ipv6_mode` says; the other family stays."""
+    parts = dict(part.partition("=")[::2] for part in current.split(",") if part)
+    set_addresses(parts, nic)
+    order = [key for key in ("ip", "gw", "ip6", "gw6") if key in parts]
+    return ",".join(f"{key}={parts[key]}" for key in order)
+
+
+def set_addresses(parts: dict[str, str], nic: dict[str, Any]) -> None:
+    """Set what is asked of a NIC's addresses."""
+    if nic.get("mode"):
+        _set_address(parts, "ip", "gw", _address(nic["mode"], nic.get("ipv4_cidr")), nic.get("ipv4_gateway"))
+    if nic.get("ipv6_mode"):
+        _set_address(parts, "ip6", "gw6", _address(nic["ipv6_mode"], nic.get("ipv6_cidr")), nic.get("ipv6_gateway"))
+
+
+def _address(mode: str, cidr: Any) -> str:
+    return str(cidr) if mode == "static" else {"slaac": "auto"}.get(str(mode), str(mode))
+
+
+def _set_address(parts: dict[str, str], key: str, gateway_key: str, address: str, gateway: Any) -> None:
+    parts[key] = address
+    parts.pop(gateway_key, None)
+    if gateway and address not in ("dhcp", "auto"):
+        parts[gateway_key] = str(gateway)
+
+
+def login(found: dict[str, Any], vm: dict[str, Any]) -> dict[str, Any]:
+    """Return the guest's login but for the password, and the vendor's snippet."""
+    cloud_init = vm.get("cloud_init") or {}
+    keys, snippet = ssh_keys(cloud_init.get("ssh_public_keys")), cloud_init.get("vendor_snippet")
+    custom = None
+    if snippet:
+        others = [part for part in str(found["config"].get("cicustom", "")).split(",") if part]
+        custom = ",".join([*(part for part in others if not part.startswith("vendor=")), f"vendor={snippet}"])
+    return {"ciuser": cloud_init.get("user") or None, "sshkeys": "\n".join(keys) or None, "cicustom": custom}
+
+
+def ssh_keys(keys: Any) -> list[str]:
+    """Return public keys one a line, whatever line ends and blanks they came with. The module encodes them, once."""
+    return [line.strip() for key in keys or [] for line in re.split(r"[\r\n]+", str(key)) if line.strip()]
+
+
+def _guest_problems(source: dict[str, Any], vm: dict[str, Any]) -> Iterator[str]:
+    cloud_init, is_static = vm.get("cloud_init") or {}, False
+    for number, nic in nics(vm).items():
+        name = "network" if number == 0 else f"networks[{number}]"
+        for mode, cidr in (("mode", "ipv4_cidr"), ("ipv6_mode", "ipv6_cidr")):
+            is_static |= nic.get(mode) == "static"
+            if nic.get(mode) == "static" and not nic.get(cidr):
+                yield f"INVALID_REQUEST: {name} {mode} static needs {cidr}"
+    if any("PRIVATE KEY" in str(key) for key in cloud_init.get("ssh_public_keys") or []):
+        yield "INVALID_REQUEST: ssh_public_keys holds a private key"
+    snippet = cloud_init.get("vendor_snippet")
+    if snippet and not SNIPPET.fullmatch(str(snippet)):
+        yield "INVALID_REQUEST: vendor_snippet is not of the form storage:snippets/file"
+    if (is_static or any(cloud_init.values())) and not source["has_cloud_init"]:
+        yield f"INVALID_REQUEST: VM {source['vmid']} has no cloud-init drive, so it takes no login and no address"
+
+
+class FilterModule:
+    """Ansible's door."""
+
+    def filters(self) -> dict[str, Any]:
+        """Return the filters by the names that the roles use."""
+        return {}

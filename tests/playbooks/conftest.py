@@ -1,0 +1,44 @@
+"""One stand-in for the session; each test leaves the cluster as it found it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import ModuleType
+
+import pytest
+from play_bench import ROOT, Bench, load
+
+from executor.lab.proxmox_stand_in import ProxmoxStandIn, running_stand_in
+
+
+@pytest.fixture(scope="session")
+def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProxmoxStandIn]:
+    with running_stand_in(folder=tmp_path_factory.mktemp("stand-in")) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def bench_of_the_session(stand_in: ProxmoxStandIn, tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    return Bench(pve=stand_in, folder=tmp_path_factory.mktemp("plays"))
+
+
+@pytest.fixture
+def bench(bench_of_the_session: Bench) -> Iterator[Bench]:
+    """Undo whatever a test has done to the cluster; its VMs may stay, no other test knows them."""
+    yield bench_of_the_session
+    pve = bench_of_the_session.pve
+    pve.control("clear_faults")
+    pve.control("time_scale", scale=0)
+    pve.control("storage", storage="local-lvm", avail=2000 * 1024**3, active=1)
+
+
+@pytest.fixture(scope="session")
+def decide() -> ModuleType:
+    """The filters, as Python functions."""
+    return load(ROOT / "playbooks" / "filter_plugins" / "smith.py")
+
+
+@pytest.fixture(scope="session")
+def looking() -> ModuleType:
+    """The look-up plugin, as a Python module."""
+    return load(ROOT / "playbooks" / "action_plugins" / "smith_vm_facts.py")

@@ -1,0 +1,159 @@
+"""Runs playbooks as a person does: `ansible-playbook`, PROXMOX_* set, against a stand-in."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import json
+import os
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import yaml
+
+from executor.lab.proxmox_stand_in import ProxmoxStandIn
+
+ROOT = Path(__file__).resolve().parents[2]
+#: The same suite runs on another ansible when this names its ansible-playbook.
+ANSIBLE_PLAYBOOK = os.environ.get("TEST_ANSIBLE_PLAYBOOK", str(Path(sys.executable).with_name("ansible-playbook")))
+ACTIONS = (
+    "create",
+    "start",
+    "stop",
+    "restart",
+    "update",
+    "resize",
+    "migrate",
+    "snapshot",
+    "rollback",
+    "backup",
+    "delete",
+)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes every string as !unsafe, as the executor does."""
+
+
+_Dumper.add_representer(str, lambda dumper, text: dumper.represent_scalar("!unsafe", text))
+
+
+@dataclass
+class Outcome:
+    """What one run did."""
+
+    rc: int
+    output: str
+    tasks: list[dict[str, Any]]
+    custom: dict[str, Any]
+
+    @property
+    def result(self) -> dict[str, Any]:
+        return dict(self.custom.get("vm_result", {}))
+
+    @property
+    def message(self) -> str:
+        """The last failure's text; empty after a success."""
+        failed = [task["msg"] for task in self.tasks if task["state"] == "failed"]
+        return str(failed[-1]) if failed and self.rc else ""
+
+    @property
+    def code(self) -> str:
+        return self.message.partition(":")[0]
+
+    @property
+    def module_runs(self) -> int:
+        return sum(task["action"].startswith("community.") for task in self.tasks if task["state"] != "skipped")
+
+    @property
+    def changed(self) -> int:
+        return sum(task["changed"] for task in self.tasks)
+
+
+@dataclass
+class Bench:
+    """A stand-in and the means to run playbooks against it. Every VM gets an id and a service of its own."""
+
+    pve: ProxmoxStandIn
+    folder: Path
+    numbers: Iterator[int] = field(default_factory=lambda: itertools.count(20_000))
+
+    def vm(self, **more: Any) -> dict[str, Any]:
+        """Describe a VM as the executor would."""
+        service_id, vmid = str(uuid.uuid4()), next(self.numbers)
+        base = {"service_id": service_id, "vmid": vmid, "name": f"web-{service_id[:8]}", "node": "", "timeout_s": 60}
+        shape = {"template_vmid": 9000, "cores": 2, "memory_mib": 2048, "disk_gib": 8, "tags": ["web"]}
+        return {**base, **shape, "shutdown_timeout_s": 5, "address_timeout_s": 2, **more}
+
+    def made(self, **more: Any) -> dict[str, Any]:
+        """Put a VM of ours on the stand-in without running a playbook; returns what describes it."""
+        vm = self.vm()
+        config = {
+            **{"description": f"smith-uid={vm['service_id']}", "tags": "smith;web", "cores": 2, "sockets": 1},
+            **{"memory": "2048", "agent": "enabled=1", "scsi0": f"local-lvm:vm-{vm['vmid']}-disk-0,size=8G"},
+            **{"net0": "virtio=BC:24:11:00:11:22,bridge=vmbr0", "boot": "order=scsi0"},
+            **more.pop("config", {}),
+        }
+        self.pve.control("add", vmid=vm["vmid"], name=more.pop("name", vm["name"]), config=config, **more)
+        return vm
+
+    def guest(self, vm: dict[str, Any]) -> dict[str, Any]:
+        found = self.pve.guest(vm["vmid"])
+        assert found, f"VM {vm['vmid']} is not there"
+        return found
+
+    def command(self, action: str, vm: dict[str, Any], *arguments: str, folder: Path = ROOT / "playbooks") -> list[str]:
+        variables = self.folder / f"{uuid.uuid4().hex}.yml"
+        variables.write_text(yaml.dump({"vm": vm}, Dumper=_Dumper))
+        return [ANSIBLE_PLAYBOOK, str(folder / f"{action}.yml"), "-e", f"@{variables}", *arguments]
+
+    def environment(self, **more: str) -> dict[str, str]:
+        return {
+            **{name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ},
+            **{"ANSIBLE_CALLBACK_PLUGINS": str(Path(__file__).parent / "callback_plugins")},
+            **{"ANSIBLE_CALLBACKS_ENABLED": "recorder", "PLAY_RECORD": str(self.folder / uuid.uuid4().hex)},
+            **self.pve.env(),
+            **more,
+        }
+
+    def play(
+        self, action: str, vm: dict[str, Any], *arguments: str, folder: Path = ROOT / "playbooks", **environment: str
+    ) -> Outcome:
+        """Run a playbook to its end."""
+        env = self.environment(**environment)
+        ran = subprocess.run(
+            self.command(action, vm, *arguments, folder=folder),
+            env=env,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return read_record(Path(env["PLAY_RECORD"]), ran.returncode, ran.stdout + ran.stderr)
+
+    def changing_requests(self, play: Callable[[], Outcome]) -> tuple[Outcome, list[str]]:
+        """Run something and return what it asked Proxmox to change."""
+        self.pve.reset_request_log()
+        outcome = play()
+        return outcome, [f"{entry['method']} {entry['path']}" for entry in self.pve.changing_requests()]
+
+
+def read_record(path: Path, rc: int, output: str) -> Outcome:
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    custom = next((line["custom"] for line in lines if "custom" in line), {})
+    return Outcome(rc=rc, output=output, tasks=[line for line in lines if "action" in line], custom=custom)
+
+
+def load(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"under_test_{path.stem}", path)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -1,0 +1,94 @@
+"""A play that is killed after any of its tasks: the next run brings the VM to what was asked for.
+
+The next run knows nothing but Proxmox and the same variables. So a cut after a task that left Proxmox as it was is the
+same case as the cut before it: what Proxmox has is recorded after every task, and each different state gets a real
+kill at the task that made it, and a real second run.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from play_bench import ROOT, Bench
+
+Guest = dict[str, Any] | None
+
+
+def run(bench: Bench, action: str, vm: dict[str, Any], cut_after: int = 0) -> tuple[int, list[tuple[str, Guest]]]:
+    """Run a play in a process group of its own; returns its end, and each task with the VM as it left it."""
+    record = bench.folder / f"cut-{vm['vmid']}-{cut_after}"
+    record.unlink(missing_ok=True)
+    more = {
+        "ANSIBLE_CALLBACKS_ENABLED": "cutter",
+        "CUT_GUESTS": f"{bench.pve.control_url}/guests",
+        "CUT_VMID": str(vm["vmid"]),
+        "CUT_RECORD": str(record),
+        "CUT_AFTER": str(cut_after),
+    }
+    ended = subprocess.run(
+        bench.command(action, vm),
+        env=bench.environment(**more),
+        cwd=ROOT,
+        start_new_session=True,
+        capture_output=True,
+        check=False,
+    )
+    lines = [json.loads(line) for line in Path(record).read_text().splitlines()]
+    return ended.returncode, [(line["task"], line["guest"]) for line in lines]
+
+
+def cut_points(states: list[tuple[str, Guest]], before: Guest) -> list[int]:
+    """Return the number of each task after which Proxmox has something else than before it; and the last one's."""
+    points, seen = [], before
+    for number, (_task, guest) in enumerate(states, start=1):
+        if guest != seen:
+            points.append(number)
+        seen = guest
+    return sorted({1, *points})
+
+
+def comparable(guest: Guest, vm: dict[str, Any]) -> str:
+    """A VM without what differs from one VM to the next."""
+    text = json.dumps(guest, sort_keys=True)
+    for own in (vm["service_id"], vm["name"], str(vm["vmid"])):
+        text = text.replace(own, "-")
+    return re.sub(r"([0-9A-F]{2}:){5}[0-9A-F]{2}|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "?", text)
+
+
+def wish(bench: Bench, action: str) -> dict[str, Any]:
+    nic = [{"bridge": "vmbr1", "mac": "BC:24:11:0A:0B:0C"}]
+    disks = [{"disk": "scsi1", "size_gib": 1, "storage": "ceph"}, {"disk": "scsi2", "size_gib": 1, "storage": "ceph"}]
+    if action == "create":
+        return bench.vm(disk_gib=9, disks=disks, networks=nic, cloud_init={"user": "admin"})
+    vm = bench.made(status="running")
+    if action == "update":
+        return {**vm, "cores": 4, "disk_gib": 9, "disks": disks, "networks": nic, "allow_reboot": True}
+    return {**vm, "final_backup": "backups"}
+
+
+#: What each play must go through, so that a record that sees nothing does not pass.
+LEAST_STATES = {"create": 5, "update": 6, "delete": 3}
+
+
+@pytest.mark.parametrize("action", LEAST_STATES)
+def test_a_play_cut_after_any_task_is_finished_by_the_next_run(bench: Bench, action: str) -> None:
+    whole = wish(bench, action)
+    rc, states = run(bench, action, whole)
+    assert rc == 0
+    points = cut_points(states, bench.pve.guest(whole["vmid"]) if action == "create" else states[0][1])
+    assert len(points) >= LEAST_STATES[action], [states[point - 1][0] for point in points]
+    asked = comparable(states[-1][1], whole)
+    for point in points:
+        vm = wish(bench, action)
+        rc, cut = run(bench, action, vm, cut_after=point)
+        assert (rc, len(cut)) == (-signal.SIGKILL, point), cut
+        assert comparable(cut[-1][1], vm) == comparable(states[point - 1][1], whole)
+        again = bench.play(action, vm)
+        assert again.rc == 0, (states[point - 1][0], again.output)
+        assert comparable(bench.pve.guest(vm["vmid"]), vm) == asked, states[point - 1][0]

@@ -1,0 +1,52 @@
+"""What the documents say is what the roles take and the playbooks return."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import action_docs
+import pytest
+import role_docs
+import yaml
+from play_bench import ACTIONS, ROOT
+
+from executor.errors import ErrorCode
+from executor.privileges import needs
+
+ROLES = sorted((ROOT / "roles").iterdir())
+
+
+@pytest.mark.parametrize("role", ROLES, ids=lambda role: role.name)
+def test_a_roles_readme_lists_its_arguments(role: Path) -> None:
+    assert role_docs.with_table(role) == (role / "README.md").read_text(), "run tests/playbooks/role_docs.py"
+
+
+@pytest.mark.parametrize("role", ROLES, ids=lambda role: role.name)
+def test_a_roles_defaults_are_those_of_its_argument_specs(role: Path) -> None:
+    specs = yaml.safe_load((role / "meta" / "argument_specs.yml").read_text())["argument_specs"]["main"]["options"]
+    defaults = yaml.safe_load((role / "defaults" / "main.yml").read_text()) or {}
+    assert defaults == {name: spec["default"] for name, spec in specs.items() if "default" in spec}
+
+
+def test_the_actions_page_has_the_tables_of_the_data() -> None:
+    page = action_docs.PAGE.read_text()
+    assert action_docs.with_tables(page) == page, "run tests/playbooks/action_docs.py"
+    assert set(action_docs.ACTIONS) == set(ACTIONS)
+    assert all(f"| `{action}` |" in page for action in ACTIONS)
+
+
+def test_every_cell_of_the_actions_table_has_its_test() -> None:
+    sources = "".join(path.read_text() for path in Path(__file__).parent.glob("test_*.py"))
+    assert [name for name in action_docs.tests_named() if f"def {name}(" not in sources] == []
+
+
+def test_every_code_and_privilege_of_the_actions_table_exists() -> None:
+    codes = [*action_docs.DATA["common"]["codes"], *action_docs.DATA["common"]["identity_codes"]]
+    codes += [code for row in action_docs.ACTIONS.values() for code in row["codes"]]
+    assert set(codes) <= set(ErrorCode)
+    text = " ".join(row["privileges"] for row in action_docs.ACTIONS.values())
+    named = set(re.findall(r"(?:VM|Datastore|SDN)\.[A-Za-z.]*[a-z]", text, re.IGNORECASE)) | {"VM.Audit"}
+    known = {one for major in (8, 9) for need in needs(major, storages=["a"], bridge="b") for one in need.privileges}
+    assert named - {"VM.Backup"} <= known  # only who lets us make backups grants that
+    assert known - named <= {"Datastore.Audit"}

@@ -1,0 +1,352 @@
+"""What goes wrong at Proxmox ends in the right code, and never in a change that nobody asked for."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from play_bench import ACTIONS, ROOT, Bench, read_record
+
+CHANGING = tuple(action for action in ACTIONS if action != "create")
+
+
+def ready_for(bench: Bench, action: str, **more: Any) -> dict[str, Any]:
+    """Return a VM on which the action would change something."""
+    vm = bench.made(status="stopped" if action == "start" else "running", **more)
+    wishes = {
+        "update": {"cores": 8},
+        "resize": {"disk_gib": 9},
+        "migrate": {"target_node": "pve2"},
+        "backup": {"backup_storage": "backups"},
+    }
+    return {**vm, **wishes.get(action, {})}
+
+
+# ---------------------------------------------------------------------- not the service's VM
+
+
+@pytest.mark.parametrize("action", CHANGING)
+def test_a_recycled_vmid_is_never_touched(bench: Bench, action: str) -> None:
+    vm = ready_for(bench, action)
+    bench.pve.control("recycle", vmid=vm["vmid"])
+    done, changes = bench.changing_requests(lambda: bench.play(action, vm))
+    assert (done.code, changes) == ("VM_IDENTITY_MISMATCH", [])
+    assert done.result == {}
+
+
+STRANGERS = {
+    "renamed": ("delete", {"name": "somebody-elses"}, "VM_IDENTITY_MISMATCH"),
+    "without a marker": ("update", {"description": "a VM"}, "VM_IDENTITY_MISMATCH"),
+    "another service's": (
+        "delete",
+        {"description": "smith-uid=11111111-2222-4333-8444-555555555555"},
+        "VM_IDENTITY_MISMATCH",
+    ),
+    "a template": ("delete", {"template": 1}, "VM_PROTECTED"),
+    "protected": ("stop", {"protection": 1}, "VM_PROTECTED"),
+}
+
+
+@pytest.mark.parametrize("stranger", STRANGERS)
+def test_a_vm_that_is_not_ours_to_touch_is_never_touched(bench: Bench, stranger: str) -> None:
+    action, values, code = STRANGERS[stranger]
+    vm = ready_for(bench, action)
+    bench.pve.control("configure", vmid=vm["vmid"], values=values)
+    done, changes = bench.changing_requests(lambda: bench.play(action, vm))
+    assert (done.code, changes) == (code, [])
+
+
+def test_two_markers_are_nobodys(bench: Bench) -> None:
+    vm = bench.made(status="running")
+    both = f"smith-uid={vm['service_id']}\nsmith-uid=11111111-2222-4333-8444-555555555555"
+    bench.pve.control("configure", vmid=vm["vmid"], values={"description": both})
+    done, changes = bench.changing_requests(lambda: bench.play("delete", vm))
+    assert (done.code, changes) == ("VM_IDENTITY_MISMATCH", [])
+
+
+def test_a_create_leaves_a_taken_vmid_alone(bench: Bench) -> None:
+    vm = bench.vm()
+    bench.pve.control("add", vmid=vm["vmid"], name="somebody-elses", status="running")
+    before = bench.guest(vm)
+    done, changes = bench.changing_requests(lambda: bench.play("create", vm))
+    assert (done.code, changes) == ("VM_ID_TAKEN", [])
+    assert bench.guest(vm) == before
+
+
+# ---------------------------------------------------------------------- not there, or not visible
+
+
+@pytest.mark.parametrize("action", ["start", "update", "rollback"])
+def test_a_missing_vm_is_said_to_be_missing(bench: Bench, action: str) -> None:
+    assert bench.play(action, bench.vm()).code == "VM_NOT_FOUND"
+
+
+@pytest.mark.parametrize("action", ["start", "delete"])
+def test_a_token_that_sees_nothing_proves_nothing(bench: Bench, action: str) -> None:
+    """Such a token gets 200 and an empty list: a delete must not report success."""
+    vm = bench.made()
+    bench.pve.control("revoke", path="/vms", privilege="VM.Audit")
+    try:
+        without_hint = bench.play(action, vm)
+        with_hint = bench.play(action, {**vm, "node": "pve1"})
+    finally:
+        bench.pve.control("grant", path="/vms", privilege="VM.Audit")
+    assert (without_hint.code, with_hint.code) == ("PVE_PERMISSION", "PVE_PERMISSION")
+    assert bench.guest(vm)
+
+
+def test_a_vm_on_a_node_that_is_down_is_not_gone(bench: Bench) -> None:
+    vm = bench.made(node="pve2")
+    bench.pve.control("node", node="pve2", online=False)
+    assert bench.play("delete", {**vm, "node": "pve2"}).code == "NODE_DOWN"
+    assert bench.play("delete", vm).code == "NODE_DOWN"
+
+
+def test_a_missing_vm_is_not_believed_without_quorum(bench: Bench) -> None:
+    bench.pve.control("quorum", quorate=False)
+    assert bench.play("delete", bench.vm()).code == "PVE_NO_QUORUM"
+
+
+# ---------------------------------------------------------------------- Proxmox is busy, or refuses
+
+
+@pytest.mark.parametrize("action", CHANGING)
+def test_a_locked_vm_waits_for_another_attempt(bench: Bench, action: str) -> None:
+    vm = ready_for(bench, action)
+    if action == "rollback":
+        bench.play("snapshot", vm)
+    bench.pve.control("lock", vmid=vm["vmid"], lock="backup")
+    done, changes = bench.changing_requests(lambda: bench.play(action, vm))
+    assert (done.code, changes) == ("VM_LOCKED", [])
+
+
+def test_a_locked_vm_that_is_as_asked_is_a_success(bench: Bench) -> None:
+    vm = bench.made(status="running")
+    bench.pve.control("lock", vmid=vm["vmid"], lock="backup")
+    assert bench.play("start", vm).rc == 0
+
+
+def test_a_lock_that_comes_between_look_and_start_is_reported_in_proxmoxs_words(bench: Bench) -> None:
+    vm = bench.made()
+    bench.pve.fail_task("qmstart", "VM is locked (backup)", vmid=vm["vmid"])
+    done = bench.play("start", vm)
+    assert (done.code, done.message) == ("VM_LOCKED", "VM_LOCKED: VM is locked (backup)")
+
+
+def test_a_start_that_fails_says_why(bench: Bench) -> None:
+    vm = bench.made()
+    bench.pve.control("behave", vmid=vm["vmid"], start_error="start failed: QEMU exited with code 1")
+    assert bench.play("start", vm).message == "TASK_FAILED: start failed: QEMU exited with code 1"
+
+
+def test_losing_the_race_to_start_a_vm_is_a_success(bench: Bench) -> None:
+    vm = bench.made()
+    bench.pve.fail("POST", f"/nodes/pve1/qemu/{vm['vmid']}/status/start", status=0, after=True)
+    done = bench.play("start", vm)
+    assert (done.rc, done.result["status"]) == (0, "running"), done.output
+
+
+@pytest.mark.parametrize(
+    ("privilege", "action"),
+    [("VM.PowerMgmt", "start"), ("VM.Config.CPU", "update"), ("VM.Allocate", "delete"), ("VM.Snapshot", "snapshot")],
+)
+def test_a_missing_privilege_is_named(bench: Bench, privilege: str, action: str) -> None:
+    vm = {**bench.made(), "cores": 8}
+    bench.pve.control("revoke", path="/vms", privilege=privilege)
+    try:
+        done = bench.play(action, vm)
+    finally:
+        bench.pve.control("grant", path="/vms", privilege=privilege)
+    assert done.code == "PVE_PERMISSION"
+    assert privilege in done.message
+
+
+def test_a_cluster_without_quorum_changes_nothing(bench: Bench) -> None:
+    vm = bench.made(status="running")
+    bench.pve.control("quorum", quorate=False)
+    assert bench.play("stop", {**vm, "node": "pve1"}).code == "PVE_NO_QUORUM"
+
+
+def test_a_rollback_to_a_snapshot_that_is_not_there_fails(bench: Bench) -> None:
+    """The old module says "ok, unchanged" here."""
+    vm = bench.made()
+    done, changes = bench.changing_requests(lambda: bench.play("rollback", {**vm, "snapshot": "never"}))
+    assert (done.code, changes) == ("NOT_FOUND", [])
+
+
+# ---------------------------------------------------------------------- requests that cannot be carried out
+
+
+IMPOSSIBLE = {
+    "a disk smaller than the template's": ({"disk_gib": 4}, "INVALID_REQUEST"),
+    "a template that is not there": ({"template_vmid": 9999}, "NOT_FOUND"),
+    "a static address without an address": ({"network": {"mode": "static"}}, "INVALID_REQUEST"),
+    "a private key": (
+        {"cloud_init": {"ssh_public_keys": ["-----BEGIN OPENSSH PRIVATE KEY-----"]}},
+        "INVALID_REQUEST",
+    ),
+    "a member that nobody knows": ({"memry_mib": 1}, "INVALID_REQUEST"),
+    "no cores": ({"cores": None}, "INVALID_REQUEST"),
+    "a service_id that is no UUID": ({"service_id": "x\nsmith-uid=y"}, "INVALID_REQUEST"),
+}
+
+
+@pytest.mark.parametrize("what", IMPOSSIBLE)
+def test_an_impossible_create_is_refused_before_anything_is_changed(bench: Bench, what: str) -> None:
+    values, code = IMPOSSIBLE[what]
+    done, changes = bench.changing_requests(lambda: bench.play("create", bench.vm(**values)))
+    assert (done.code, changes) == (code, [])
+
+
+def test_a_login_needs_a_cloud_init_drive(bench: Bench) -> None:
+    bench.pve.control("add_template", vmid=9100, name="bare", node="pve1")
+    bench.pve.control("configure", vmid=9100, values={"ide2": None})
+    done, changes = bench.changing_requests(
+        lambda: bench.play("create", bench.vm(template_vmid=9100, cloud_init={"user": "admin"}))
+    )
+    assert (done.code, changes) == ("INVALID_REQUEST", [])
+    assert bench.play("create", bench.vm(template_vmid=9100, network={"mode": "dhcp"})).rc == 0
+
+
+def test_another_node_than_the_templates_needs_shared_storage(bench: Bench) -> None:
+    vm = bench.vm(node="pve2")
+    assert bench.play("create", vm).code == "INVALID_REQUEST"
+    bench.pve.control("add_template", vmid=9101, name="shared", node="pve1", storage="ceph")
+    done = bench.play("create", {**vm, "template_vmid": 9101})
+    assert (done.rc, done.result["node"]) == (0, "pve2"), done.output
+
+
+def test_an_update_never_shrinks_a_disk(bench: Bench) -> None:
+    vm = bench.made()
+    done, changes = bench.changing_requests(lambda: bench.play("update", {**vm, "cores": 8, "disk_gib": 4}))
+    assert (done.code, changes) == ("INVALID_REQUEST", [])
+
+
+# ---------------------------------------------------------------------- a create that is cut
+
+
+def test_a_full_storage_is_known_at_once_and_leaves_nothing(bench: Bench) -> None:
+    bench.pve.control("storage", storage="local-lvm", avail=1024)
+    vm = bench.vm()
+    done = bench.play("create", vm)
+    assert done.code == "CAPACITY"
+    assert "No space left" in done.message
+    assert bench.pve.guest(vm["vmid"]) is None
+
+
+def test_a_clone_that_fails_half_way_reports_the_tasks_own_words(bench: Bench) -> None:
+    bench.pve.fail_task("qmclone", "clone failed: rbd error: rbd: listing images failed")
+    assert bench.play("create", bench.vm()).code == "STORAGE_UNAVAILABLE"
+
+
+def test_a_clone_made_by_an_interrupted_run_is_adopted_by_its_name(bench: Bench) -> None:
+    """Its description and tags are the template's: only the name, reserved for this service, is ours."""
+    vm = bench.made(config={"description": "debian-12 cloud image", "tags": "image", "cores": 1})
+    done, changes = bench.changing_requests(lambda: bench.play("create", vm))
+    assert (done.rc, done.result["adopted"], done.result["cores"]) == (0, True, 2)
+    assert changes == [f"PUT /nodes/pve1/qemu/{vm['vmid']}/config"]
+
+
+def test_a_clone_that_is_still_running_is_waited_for(bench: Bench) -> None:
+    vm = bench.made(config={"description": "debian-12 cloud image"})
+    bench.pve.control("lock", vmid=vm["vmid"], lock="clone")
+    env = bench.environment()
+    with subprocess.Popen(bench.command("create", vm), env=env, cwd=ROOT, stdout=subprocess.DEVNULL) as play:
+        time.sleep(4)
+        assert play.poll() is None
+        bench.pve.control("lock", vmid=vm["vmid"], lock=None)
+        assert play.wait() == 0
+    assert read_record(Path(env["PLAY_RECORD"]), 0, "").result["adopted"] is True
+
+
+def test_a_clone_lock_that_never_goes_ends_at_the_plays_time(bench: Bench) -> None:
+    vm = bench.made(config={"description": "debian-12 cloud image"})
+    bench.pve.control("lock", vmid=vm["vmid"], lock="clone")
+    done, changes = bench.changing_requests(lambda: bench.play("create", {**vm, "timeout_s": 2}))
+    assert (done.code, changes) == ("VM_LOCKED", [])
+
+
+def test_a_create_killed_during_the_clone_makes_one_vm(bench: Bench) -> None:
+    vm = bench.vm()
+    bench.pve.control("time_scale", scale=0.5)
+    bench.pve.reset_request_log()
+    play = subprocess.Popen(
+        bench.command("create", vm),
+        env=bench.environment(),
+        cwd=ROOT,
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+    )
+    while not bench.pve.changing_requests():
+        assert play.poll() is None
+        time.sleep(0.05)
+    os.killpg(play.pid, signal.SIGKILL)
+    play.wait()
+    assert bench.guest(vm)["lock"] == "clone"
+    done = bench.play("create", vm)
+    assert (done.rc, done.result["adopted"], bench.guest(vm)["lock"]) == (0, True, None), done.output
+    clones = [entry for entry in bench.pve.changing_requests() if entry["path"].endswith("/clone")]
+    assert len(clones) == 1
+
+
+def test_a_lost_answer_to_the_clone_does_not_clone_again(bench: Bench) -> None:
+    vm = bench.vm()
+    bench.pve.fail("POST", "/nodes/pve1/qemu/9000/clone", status=0, after=True)
+    done, changes = bench.changing_requests(lambda: bench.play("create", vm))
+    assert (done.rc, sum(change.endswith("/clone") for change in changes)) == (0, 1), done.output
+
+
+def test_a_lost_answer_to_the_configuration_is_looked_up(bench: Bench) -> None:
+    vm = bench.made()
+    bench.pve.fail("PUT", f"/nodes/pve1/qemu/{vm['vmid']}/config", status=0, after=True)
+    done = bench.play("update", {**vm, "cores": 8})
+    assert (done.rc, done.result["cores"]) == (0, 8), done.output
+
+
+def test_a_configuration_that_did_not_arrive_is_a_failure(bench: Bench) -> None:
+    vm = bench.made()
+    bench.pve.fail("PUT", f"/nodes/pve1/qemu/{vm['vmid']}/config", status=0)
+    assert bench.play("update", {**vm, "cores": 8}).code == "PVE_UNREACHABLE"
+
+
+def test_a_proxy_that_stumbles_while_we_wait_does_not_fail_the_create(bench: Bench) -> None:
+    vm = bench.vm()
+    bench.pve.control("time_scale", scale=0.3)
+    bench.pve.fail("GET", f"/nodes/pve1/qemu/{vm['vmid']}/pending", status=502, text="Bad Gateway", times=2)
+    assert bench.play("create", vm).rc == 0
+
+
+def test_a_clone_that_vanishes_while_we_wait_is_a_failure_that_another_attempt_mends(bench: Bench) -> None:
+    vm = bench.made(config={"description": "debian-12 cloud image"})
+    bench.pve.control("lock", vmid=vm["vmid"], lock="clone")
+    bench.pve.control("remove", vmid=vm["vmid"])
+    done = bench.play("create", vm)
+    assert (done.rc, done.result["adopted"]) == (0, False)
+
+
+# ---------------------------------------------------------------------- no way to Proxmox
+
+
+def test_a_wrong_secret_is_told(bench: Bench) -> None:
+    assert bench.play("start", bench.made(), PROXMOX_TOKEN_SECRET="wrong").code == "PVE_AUTH"
+
+
+def test_missing_settings_are_told(bench: Bench) -> None:
+    assert bench.play("start", bench.made(), PROXMOX_HOST="").code == "PVE_AUTH"
+
+
+def test_a_certificate_that_nobody_vouches_for_is_refused(bench: Bench) -> None:
+    """The old modules do not verify unless told to."""
+    done, changes = bench.changing_requests(
+        lambda: bench.play("start", bench.made(), PROXMOX_CA_BUNDLE="", PROXMOX_VALIDATE_CERTS="")
+    )
+    assert (done.code, changes) == ("PVE_TLS", [])
+
+
+def test_a_closed_port_is_told(bench: Bench) -> None:
+    assert bench.play("start", bench.made(), PROXMOX_PORT="1").code == "PVE_UNREACHABLE"

@@ -1,0 +1,83 @@
+"""Resize, migrate, backup and the ways to delete: converge, again without a change, look at what Proxmox has."""
+
+from __future__ import annotations
+
+import time
+
+from play_bench import Bench
+
+
+def test_resize_grows_disks_and_nothing_else(bench: Bench) -> None:
+    vm = {**bench.made(), "cores": 16, "disks": [{"disk": "scsi0", "size_gib": 9}]}
+    done, changes = bench.changing_requests(lambda: bench.play("resize", vm))
+    assert (done.rc, done.result["disk_gib"], done.result["cores"]) == (0, 9, 2), done.output
+    assert changes == [f"PUT /nodes/pve1/qemu/{vm['vmid']}/resize"]
+    again, changes = bench.changing_requests(lambda: bench.play("resize", vm))
+    assert (again.rc, again.result["changed"], changes) == (0, False, [])
+    assert bench.play("resize", {**vm, "disks": [{"disk": "scsi1", "size_gib": 9}]}).code == "INVALID_REQUEST"
+
+
+def test_a_vm_migrates_as_it_is_and_only_when_it_is_elsewhere(bench: Bench) -> None:
+    shared = {"scsi0": "ceph:vm-1-disk-0,size=8G"}
+    vm = {**bench.made(status="running", config=shared), "target_node": "pve2"}
+    refused, changes = bench.changing_requests(lambda: bench.play("migrate", {**vm, "online": False}))
+    assert (refused.code, changes) == ("VM_STATE", [])
+    done = bench.play("migrate", vm)
+    assert (done.rc, done.result["node"], done.result["status"]) == (0, "pve2", "running"), done.output
+    assert (bench.guest(vm)["node"], done.module_runs) == ("pve2", 1)
+    again, changes = bench.changing_requests(lambda: bench.play("migrate", {**vm, "node": "pve1"}))
+    assert (again.rc, again.result["changed"], changes) == (0, False, []), again.output
+
+
+def test_a_migration_that_cannot_be_is_told(bench: Bench) -> None:
+    vm = bench.made(status="running")
+    assert bench.play("migrate", {**vm, "target_node": "pve2"}).code == "VM_STATE"  # its disk is local
+    bench.pve.control("power", vmid=vm["vmid"], status="stopped")
+    bench.pve.fail_task("qmigrate", "migration aborted")
+    assert bench.play("migrate", {**vm, "target_node": "pve2"}).code == "TASK_FAILED"
+    bench.pve.control("node", node="pve2", online=False)
+    assert bench.play("migrate", {**vm, "target_node": "pve2"}).code == "NODE_DOWN"
+
+
+def test_a_backup_is_an_archive_that_was_not_there(bench: Bench) -> None:
+    vm = {**bench.made(status="running"), "backup_storage": "backups"}
+    names = [bench.play("backup", vm).result["backup"] for _ in range(2)]
+    assert len(set(names)) == 2
+    assert all(f"vzdump-qemu-{vm['vmid']}-" in name for name in names)
+    bench.pve.fail_task("vzdump", "unable to write to storage 'backups': No space left on device")
+    assert bench.play("backup", vm).code == "CAPACITY"
+    assert bench.play("backup", {**vm, "backup_storage": "local-lvm"}).code == "INVALID_REQUEST"
+
+
+def test_a_last_backup_comes_before_the_deletion_or_there_is_none(bench: Bench) -> None:
+    vm = {**bench.made(status="running"), "final_backup": "backups"}
+    bench.pve.fail_task("vzdump", "unable to write to storage 'backups': No space left on device")
+    failed = bench.play("delete", vm)
+    assert (failed.code, bench.guest(vm)["status"]) == ("CAPACITY", "stopped")
+    done = bench.play("delete", vm)
+    assert (done.rc, done.result["status"], bench.pve.guest(vm["vmid"])) == (0, "absent", None), done.output
+    assert f"vzdump-qemu-{vm['vmid']}-" in done.result["backup"]
+    assert bench.play("delete", vm).rc == 0
+
+
+def test_a_deletion_with_grace_stops_marks_and_destroys_when_the_time_is_over(bench: Bench) -> None:
+    vm = {**bench.made(status="running"), "grace_s": 3600}
+    marked = bench.play("delete", vm)
+    assert (marked.rc, marked.result["status"], marked.result["changed"]) == (0, "stopped", True), marked.output
+    at = marked.result["delete_at"]
+    assert at > time.time()
+    assert bench.guest(vm)["config"]["tags"] == f"smith;smith-delete-{at};web"
+    again, changes = bench.changing_requests(lambda: bench.play("delete", vm))
+    assert (again.rc, again.result["delete_at"], changes) == (0, at, [])
+    assert bench.play("start", vm).code == "VM_STATE"
+    bench.pve.control("configure", vmid=vm["vmid"], values={"tags": "smith;smith-delete-1"})
+    done = bench.play("delete", vm)
+    assert (done.rc, done.result["status"], bench.pve.guest(vm["vmid"])) == (0, "absent", None), done.output
+
+
+def test_only_an_explicit_purge_takes_the_vm_out_of_jobs(bench: Bench) -> None:
+    for purge in (False, True):
+        vm = {**bench.made(), "purge": purge}
+        assert bench.play("delete", vm).rc == 0
+        request = next(entry for entry in reversed(bench.pve.changing_requests()) if entry["method"] == "DELETE")
+        assert ("purge" in request["params"]) is purge

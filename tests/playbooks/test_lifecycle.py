@@ -1,0 +1,255 @@
+"""Each playbook: converge, again without a change, look at what Proxmox has, clean up."""
+
+from __future__ import annotations
+
+import urllib.parse
+from pathlib import Path
+
+import pytest
+import yaml
+from play_bench import ACTIONS, ROOT, Bench
+
+
+def test_create_makes_the_vm_that_was_asked_for(bench: Bench) -> None:
+    vm = bench.vm(
+        disk_gib=20,
+        description="A shop\nsmith-uid=00000000-0000-0000-0000-000000000000",
+        tags=["Web", "prod"],
+        network={
+            **{"mode": "static", "bridge": "vmbr1", "vlan": 12, "ipv4_cidr": "192.0.2.10/24"},
+            **{"ipv4_gateway": "192.0.2.1", "dns_servers": ["192.0.2.53"]},
+        },
+        cloud_init={"user": "admin", "ssh_public_keys": ["ssh-ed25519 AAAAC3Nz a+b/c@host\r\n", "ssh-rsa AAAA %20\n"]},
+    )
+    done = bench.play("create", vm)
+    assert done.rc == 0, done.output
+    config = bench.guest(vm)["config"]
+    assert (str(config["cores"]), config["memory"], config["name"]) == ("2", "2048", vm["name"])
+    assert config["scsi0"].endswith("size=20G")
+    assert config["tags"] == "prod;smith;web"
+    assert [line for line in config["description"].splitlines() if line.startswith("smith-uid=")] == [
+        f"smith-uid={vm['service_id']}"
+    ]
+    assert set(config["net0"].split(",")[1:]) == {"bridge=vmbr1", "tag=12"}
+    assert (config["ipconfig0"], config["nameserver"]) == ("ip=192.0.2.10/24,gw=192.0.2.1", "192.0.2.53")
+    assert urllib.parse.unquote(config["sshkeys"]) == "ssh-ed25519 AAAAC3Nz a+b/c@host\nssh-rsa AAAA %20"
+    assert f"vm-{vm['vmid']}-cloudinit" in config["ide2"]
+    expected = {"vmid": vm["vmid"], "node": "pve1", "name": vm["name"], "status": "stopped", "cores": 2}
+    assert expected.items() <= done.result.items()
+    assert (done.result["memory_mib"], done.result["disk_gib"], done.result["tags"]) == (
+        2048,
+        20,
+        ["prod", "smith", "web"],
+    )
+    assert (done.result["changed"], done.result["adopted"], done.result["reboot_required"]) == (True, False, False)
+    assert done.result["mac_address"] in config["net0"]
+    assert len(done.result["upids"]) == 2
+    assert done.module_runs <= 3
+
+
+def test_create_again_changes_nothing(bench: Bench) -> None:
+    vm = bench.vm(disk_gib=12, description="x", cloud_init={"user": "admin", "password": "swordfish"})
+    bench.play("create", vm)
+    done, changes = bench.changing_requests(lambda: bench.play("create", vm))
+    assert (done.rc, done.changed, changes) == (0, 0, [])
+    assert (done.result["changed"], done.result["adopted"], done.module_runs) == (False, True, 0)
+
+
+def test_the_marker_comes_with_the_first_change_after_the_clone(bench: Bench) -> None:
+    vm = bench.vm()
+    _done, changes = bench.changing_requests(lambda: bench.play("create", vm))
+    assert changes == ["POST /nodes/pve1/qemu/9000/clone", f"PUT /nodes/pve1/qemu/{vm['vmid']}/config"]
+    put = bench.pve.changing_requests()[1]["params"]
+    assert f"smith-uid={vm['service_id']}" in put["description"]
+    assert {"tags", "cores", "memory"} <= set(put)
+
+
+def test_create_finds_a_template_by_its_name_on_another_node(bench: Bench) -> None:
+    vm = bench.vm(template="ubuntu-24.04", disk_gib=10)
+    del vm["template_vmid"]
+    done = bench.play("create", vm)
+    assert (done.rc, done.result["node"], done.result["disk_gib"]) == (0, "pve2", 10)
+
+
+def test_create_puts_disks_where_asked_and_the_vm_into_the_pool(bench: Bench) -> None:
+    vm = bench.vm(storage="ceph", pool="smith")
+    assert bench.play("create", vm).rc == 0
+    guest = bench.guest(vm)
+    assert guest["config"]["scsi0"].startswith("ceph:")
+    assert guest["pool"] == "smith"
+
+
+def test_create_can_make_a_linked_clone(bench: Bench) -> None:
+    vm = bench.vm(full_clone=False, storage="ceph")  # a linked clone takes no storage: the template's is used
+    assert bench.play("create", vm).rc == 0
+    assert bench.guest(vm)["config"]["scsi0"].startswith("local-lvm:")
+
+
+def test_start_and_stop_do_it_once(bench: Bench) -> None:
+    vm = bench.made()
+    for action, status in (("start", "running"), ("stop", "stopped")):
+        first = bench.play(action, vm)
+        again = bench.play(action, vm)
+        assert (first.rc, first.result["status"], first.result["changed"], first.module_runs) == (0, status, True, 1)
+        assert (again.rc, again.result["status"], again.result["changed"], again.module_runs) == (0, status, False, 0)
+        assert bench.guest(vm)["status"] == status
+
+
+def test_start_reports_the_guests_address_and_no_link_local_one(bench: Bench) -> None:
+    vm = bench.made(config={"ipconfig0": "ip=192.0.2.20/24"})
+    assert bench.play("start", vm).result["ip_addresses"] == ["192.0.2.20"]
+
+
+def test_a_guest_without_an_address_is_started_all_the_same(bench: Bench) -> None:
+    vm = bench.made(config={"agent": "0"})
+    done = bench.play("start", vm)
+    assert (done.rc, done.result["status"], done.result["ip_addresses"]) == (0, "running", [])
+
+
+def test_a_guest_that_ignores_the_shutdown_is_switched_off(bench: Bench) -> None:
+    vm = bench.made(status="running")
+    bench.pve.control("behave", vmid=vm["vmid"], acpi=False)
+    done = bench.play("stop", vm)
+    assert (done.rc, bench.guest(vm)["status"]) == (0, "stopped")
+
+
+def test_restart_restarts_a_running_vm_only(bench: Bench) -> None:
+    vm = bench.made(status="running")
+    done, changes = bench.changing_requests(lambda: bench.play("restart", vm))
+    assert (done.rc, done.result["status"], done.module_runs) == (0, "running", 1)
+    assert changes == [f"POST /nodes/pve1/qemu/{vm['vmid']}/status/reboot"]
+    bench.pve.control("power", vmid=vm["vmid"], status="stopped")
+    assert bench.play("restart", vm).code == "VM_NOT_RUNNING"
+
+
+def test_update_sends_only_what_differs(bench: Bench) -> None:
+    vm = bench.made()
+    done, changes = bench.changing_requests(lambda: bench.play("update", {**vm, "cores": 4, "disk_gib": 9}))
+    assert done.rc == 0, done.output
+    assert changes == [f"PUT /nodes/pve1/qemu/{vm['vmid']}/config", f"PUT /nodes/pve1/qemu/{vm['vmid']}/resize"]
+    assert bench.pve.changing_requests()[0]["params"] == {"cores": "4"}
+    assert (done.result["cores"], done.result["disk_gib"], done.result["reboot_required"]) == (4, 9, False)
+
+
+def test_update_without_a_difference_changes_nothing(bench: Bench) -> None:
+    vm = bench.made()
+    done, changes = bench.changing_requests(lambda: bench.play("update", vm))
+    assert (done.rc, done.module_runs, changes) == (0, 0, [])
+
+
+def test_update_of_a_running_vm_says_that_a_reboot_is_needed_until_it_happened(bench: Bench) -> None:
+    vm = bench.made(status="running")
+    wanted = {**vm, "cores": 4, "memory_mib": 4096, "tags": ["new"]}
+    done = bench.play("update", wanted)
+    assert (done.result["reboot_required"], done.result["cores"], done.result["memory_mib"]) == (True, 4, 4096)
+    assert bench.guest(vm)["config"]["tags"] == "new;smith"
+    again, changes = bench.changing_requests(lambda: bench.play("update", wanted))
+    assert (again.result["reboot_required"], changes) == (True, [])
+    assert bench.play("restart", vm).result["reboot_required"] is False
+
+
+def test_update_keeps_the_marker_and_the_mac_address(bench: Bench) -> None:
+    vm = bench.made()
+    bench.play("update", {**vm, "description": "other words", "network": {"bridge": "vmbr2", "vlan": 7}})
+    config = bench.guest(vm)["config"]
+    assert config["description"].splitlines()[-1] == f"smith-uid={vm['service_id']}"
+    assert set(config["net0"].split(",")) == {"virtio=BC:24:11:00:11:22", "bridge=vmbr2", "tag=7"}
+
+
+def test_a_snapshot_is_taken_once_and_rolled_back_to(bench: Bench) -> None:
+    vm = bench.made()
+    first = bench.play("snapshot", {**vm, "snapshot": "before"})
+    assert (first.rc, first.result["snapshot"], bench.guest(vm)["snapshots"]) == (0, "before", ["before"])
+    again, changes = bench.changing_requests(lambda: bench.play("snapshot", {**vm, "snapshot": "before"}))
+    assert (again.rc, changes) == (0, [])
+    bench.play("update", {**vm, "cores": 8})
+    done = bench.play("rollback", vm)
+    assert (done.rc, done.result["snapshot"], done.result["cores"]) == (0, "before", 2)
+
+
+def test_a_snapshot_without_a_name_gets_the_next_free_one(bench: Bench) -> None:
+    vm = bench.made()
+    names = [bench.play("snapshot", vm).result["snapshot"] for _ in range(2)]
+    assert names == ["smith-1", "smith-2"]
+
+
+def test_delete_takes_a_running_vm_and_is_content_with_a_missing_one(bench: Bench) -> None:
+    vm = bench.made(status="running")
+    first = bench.play("delete", vm)
+    assert (first.rc, first.result["status"], first.result["changed"]) == (0, "absent", True)
+    assert bench.pve.guest(vm["vmid"]) is None
+    assert first.module_runs <= 3
+    again, changes = bench.changing_requests(lambda: bench.play("delete", vm))
+    assert (again.rc, again.result["status"], again.result["changed"], changes) == (0, "absent", False, [])
+
+
+def test_a_vm_that_was_migrated_is_found_on_its_new_node(bench: Bench) -> None:
+    vm = bench.made(node="pve2")
+    done = bench.play("start", {**vm, "node": "pve1"})
+    assert (done.rc, done.result["node"]) == (0, "pve2")
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+def test_check_mode_touches_nothing_and_says_what_would_change(bench: Bench, action: str) -> None:
+    if action == "create":
+        vm = bench.vm(cloud_init={"password": "swordfish"})
+    else:
+        vm = bench.made(status="stopped" if action == "start" else "running") | {"cores": 6, "disk_gib": 9}
+        vm |= {"target_node": "pve2", "backup_storage": "backups", "final_backup": "backups"}
+    if action == "rollback":
+        bench.play("snapshot", vm)
+    before = bench.pve.guest(vm["vmid"])
+    done, changes = bench.changing_requests(lambda: bench.play(action, vm, "--check"))
+    assert (done.rc, changes) == (0, []), done.output
+    assert done.result["planned"]
+    assert "swordfish" not in done.output
+    assert bench.pve.guest(vm["vmid"]) == before
+
+
+def test_values_are_never_read_as_templates(bench: Bench, tmp_path: Path) -> None:
+    trap = tmp_path / "sprung"
+    text = "{{ lookup('pipe', 'touch " + str(trap) + "') }}"
+    vm = bench.vm(description=text, cloud_init={"user": "admin", "password": text, "ssh_public_keys": [text]})
+    done = bench.play("create", vm)
+    assert not trap.exists()
+    assert text in bench.guest(vm)["config"]["description"], done.output
+    refused = bench.play("start", {**vm, "name": text})
+    assert (refused.code, trap.exists()) == ("VM_IDENTITY_MISMATCH", False)
+
+
+def test_no_secret_is_shown_even_to_the_curious(bench: Bench) -> None:
+    vm = bench.vm(cloud_init={"user": "admin", "password": "swordfish"})
+    done = bench.play("create", vm, "-vvv")
+    assert done.rc == 0, done.output
+    assert "swordfish" not in done.output
+    assert bench.pve.token_secret not in done.output
+
+
+def test_the_login_may_come_from_a_credentials_file(bench: Bench, tmp_path: Path) -> None:
+    env = bench.pve.env()
+    credentials = tmp_path / "credentials.yml"
+    login = {
+        "api_host": env["PROXMOX_HOST"],
+        "api_port": int(env["PROXMOX_PORT"]),
+        "api_user": env["PROXMOX_USER"],
+        "api_token_id": env["PROXMOX_TOKEN_ID"],
+        "api_token_secret": env["PROXMOX_TOKEN_SECRET"],
+        "validate_certs": True,
+    }
+    credentials.write_text(yaml.safe_dump(login))
+    empty = dict.fromkeys(env, "") | {"PROXMOX_CA_BUNDLE": env["PROXMOX_CA_BUNDLE"]}
+    done = bench.play("start", bench.made(), SMITH_CREDENTIALS_FILE=str(credentials), **empty)
+    assert (done.rc, done.result["status"]) == (0, "running"), done.output
+
+
+def test_every_action_has_a_playbook() -> None:
+    assert {path.stem for path in (ROOT / "playbooks").glob("*.yml")} == set(ACTIONS)
+
+
+def test_the_documented_action_of_ones_own_works(bench: Bench, tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "actions.md").read_text()
+    example = page.partition("## An action of your own")[2].partition("```yaml\n")[2].partition("```")[0]
+    (tmp_path / "tag.yml").write_text(example)
+    vm = {**bench.made(), "tags": ["gold"], "properties": {"anything": [1]}}
+    done = bench.play("tag", vm, folder=tmp_path)
+    assert (done.rc, done.result["tags"]) == (0, ["gold", "smith"]), done.output

@@ -1,0 +1,166 @@
+"""Step 5 of 7, the keeping half: what a run prints becomes `events.jsonl` and `stdout`, redacted and of bounded size.
+
+Nothing here trusts the run: it may print 200 MB, bytes that are no UTF-8, half an event, or the escape sequences by
+which ansible-runner marks its events. What is left out is marked as left out.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TextIO
+
+from executor.redaction import Redactor
+
+#: Of what the run prints, no more than this is looked at; events are followed to the end.
+MAX_OUTPUT_BYTES = 4 * 1024 * 1024
+#: `events.jsonl` takes only failures and results from here on …
+MAX_EVENTS_BYTES = 16 * 1024 * 1024
+#: … and from here on nothing but the final one.
+MAX_ESSENTIAL_BYTES = 20 * 1024 * 1024
+#: One event; a module's result alone may have 700 kB.
+MAX_EVENT_BYTES = 1024 * 1024
+#: What is left of a longer string inside an event that is too large as a whole.
+MAX_STRING_LENGTH = 8 * 1024
+
+LEFT_OUT = "[left out: too large]"
+#: The event that says how many others are missing.
+TRUNCATED = "smith_truncated"
+_ESSENTIAL = frozenset({"runner_on_failed", "runner_on_unreachable", "runner_item_on_failed", "playbook_on_stats"})
+_FINAL = "playbook_on_stats"
+#: An event's mark in the output, as ansible-runner's display callback writes it.
+_MARK = re.compile(rb"\x1b\[K(?:[A-Za-z0-9+/=]+\x1b\[\d+D)+\x1b\[K")
+_LONGEST_MARK = 512
+
+
+class RunOutput:
+    """The artifacts of one run while it runs: a folder with `events.jsonl`, `stdout`, and at the end `rc`, `status`."""
+
+    def __init__(self, folder: Path, redactor: Redactor) -> None:
+        folder.mkdir(mode=0o700)
+        self.folder = folder
+        self._redactor = redactor
+        self._stdout = open_private(folder / "stdout")
+        self._events = open_private(folder / "events.jsonl")
+        self._events_size = 0
+        self._left_out = 0
+        self._is_sealed = False
+
+    def write(self, text: str) -> None:
+        """Add to `stdout`. Whole lines or whole events only: a secret must not be split between two calls."""
+        if not self._is_sealed:
+            self._stdout.write(self._redactor.redact(text))
+
+    def seal(self) -> None:
+        """Take no more text, only events: from now on it may be cut anywhere, in the middle of a secret too."""
+        if not self._is_sealed:
+            self._is_sealed = True
+            self._stdout.write(f"{LEFT_OUT}\n")
+
+    def flush(self) -> None:
+        """Show what there is to readers of a run that is still going on."""
+        self._stdout.flush()
+        self._events.flush()
+
+    def add_event(self, event: dict[str, Any]) -> None:
+        """Add one line to `events.jsonl`, unless the file is full and the event can be spared."""
+        if self._events_size > self._limit(event):
+            self._left_out += 1
+            return
+        line = self._line(event | {"stdout": LEFT_OUT} if self._is_sealed else event)
+        self._events_size += len(line)
+        self._events.write(line + "\n")
+
+    def finish(self, *, status: str, rc: int) -> None:
+        """Say how it ended; the folder is complete then."""
+        self.close()
+        for name, value in (("rc", str(rc)), ("status", status)):
+            with open_private(self.folder / name) as file:
+                file.write(value)
+
+    def close(self) -> None:
+        """Take nothing more, and say what is missing. A second call does no harm."""
+        if self._left_out and not self._events.closed:
+            self._events.write(json.dumps({"event": TRUNCATED, "left_out": self._left_out}) + "\n")
+        self._stdout.close()
+        self._events.close()
+
+    def _limit(self, event: dict[str, Any]) -> int:
+        if event.get("event") == _FINAL:
+            return MAX_ESSENTIAL_BYTES + MAX_EVENT_BYTES
+        return MAX_ESSENTIAL_BYTES if _is_essential(event) else MAX_EVENTS_BYTES
+
+    def _line(self, event: dict[str, Any]) -> str:
+        redacted = self._redactor.redact_value(event)
+        for shorten in (_unchanged, _shortened, _skeleton):
+            line = json.dumps(shorten(redacted), default=str)
+            if len(line) <= MAX_EVENT_BYTES:
+                return line
+        return json.dumps({"event": TRUNCATED, "left_out": 1})
+
+
+class OutputReader:
+    """Bytes from the run become text for ansible-runner's event filter, and nothing but events past the cap."""
+
+    def __init__(self, write: Callable[[str], object], seal: Callable[[], object]) -> None:
+        self._write = write
+        self._seal = seal
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._size = 0
+        self._tail = b""
+
+    def feed(self, data: bytes) -> None:
+        """Take the next bytes, cut anywhere."""
+        before, self._tail = self._tail, (self._tail + data)[-_LONGEST_MARK:]
+        self._size += len(data)
+        if self._size > MAX_OUTPUT_BYTES:
+            self._seal()
+            marks = _MARK.finditer(before + data)
+            data = b"".join(mark.group() for mark in marks if mark.end() > len(before))
+        if text := self._decoder.decode(data):
+            self._write(text)
+
+
+def open_private(path: Path) -> TextIO:
+    """Open a new text file that only we can read."""
+    return open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8", errors="replace")
+
+
+def _is_essential(event: dict[str, Any]) -> bool:
+    """A failure, or a result that the playbook has published."""
+    data = event.get("event_data")
+    result = data.get("res") if isinstance(data, dict) else None
+    return event.get("event") in _ESSENTIAL or (isinstance(result, dict) and "ansible_stats" in result)
+
+
+def _unchanged(value: Any) -> Any:
+    return value
+
+
+def _shortened(value: Any) -> Any:
+    """The value with long strings cut."""
+    if isinstance(value, dict):
+        return {_shortened(key): _shortened(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_shortened(item) for item in value]
+    if isinstance(value, str) and len(value) > MAX_STRING_LENGTH:
+        return value[:MAX_STRING_LENGTH] + LEFT_OUT
+    return value
+
+
+def _skeleton(event: dict[str, Any]) -> dict[str, Any]:
+    """What must be known of an event that is too large even with short strings: its kind, task, text and result."""
+    data = event.get("event_data")
+    data = data if isinstance(data, dict) else {}
+    result = data.get("res")
+    result = result if isinstance(result, dict) else {}
+    kept = {key: data[key] for key in ("task", "task_action", "host", "ignore_errors", "failures") if key in data}
+    kept["res"] = {key: result[key] for key in ("msg", "changed", "rc", "ansible_stats") if key in result}
+    if isinstance(stats := data.get("artifact_data"), dict):
+        kept["artifact_data"] = {"vm_result": stats.get("vm_result")}
+    heads: dict[str, Any] = {key: event[key] for key in ("event", "uuid", "counter", "created") if key in event}
+    return {**heads, TRUNCATED: True, "event_data": _shortened(kept)}

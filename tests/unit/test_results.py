@@ -1,0 +1,312 @@
+"""From a run's artifacts to what is concluded. Events look as ansible-runner 2.4 and ansible-core 2.19 write them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sqlalchemy import Engine
+from support.databases import row, submit
+
+from executor import job_queue, results
+from executor.database import transaction
+from executor.errors import ErrorCode
+from executor.jobs import JobResult, RunArtifacts, RunStatus
+
+VM = {"vmid": 101, "node": "pve1", "name": "web-0a1b2c3d", "status": "running", "upids": ["UPID:pve1:1"]}
+
+
+def artifacts(folder: Path, *lines: Any, status: RunStatus = RunStatus.FAILED) -> RunArtifacts:
+    """Write a run's folder; what is no text becomes a line of JSON."""
+    text = "".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines)
+    (folder / "events.jsonl").write_text(text, encoding="utf-8", errors="surrogateescape")
+    rc = 0 if status is RunStatus.SUCCESSFUL else 2
+    return RunArtifacts(ident="create-1", folder=folder, status=status, rc=rc, started_at=1.0, ended_at=2.0)
+
+
+def read(folder: Path, *lines: Any, status: RunStatus = RunStatus.FAILED) -> JobResult:
+    return results.read(artifacts(folder, *lines, status=status))
+
+
+def event(kind: str, **data: Any) -> dict[str, Any]:
+    return {"event": kind, "stdout": "", "event_data": {"host": "localhost", "task": "a task"} | data}
+
+
+def failed(msg: Any, **data: Any) -> dict[str, Any]:
+    return event("runner_on_failed", res={"msg": msg, "changed": False}, ignore_errors=None, **data)
+
+
+def early(**vm: Any) -> dict[str, Any]:
+    """Return the event of `set_stats` in the middle of a play."""
+    stats = {"aggregate": False, "data": {"vm_result": VM | vm}, "per_host": False}
+    return event("runner_on_ok", res={"ansible_stats": stats, "changed": False})
+
+
+def final(document: Any = None, **vm: Any) -> dict[str, Any]:
+    return event("playbook_on_stats", ok={"localhost": 3}, artifact_data={"vm_result": document or VM | vm})
+
+
+def verbose(text: str) -> dict[str, Any]:
+    return {"event": "verbose", "stdout": text, "event_data": {}}
+
+
+# --- success ------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_that_ended_well_is_a_success_with_the_vms_facts(tmp_path: Path) -> None:
+    result = read(tmp_path, event("playbook_on_start"), early(status="stopped"), final(), status=RunStatus.SUCCESSFUL)
+    assert (result.succeeded, result.code, result.message) == (True, None, "")
+    assert result.vm.items() >= VM.items()
+    assert (result.vm["mac_address"], result.vm["adopted"], result.vm["ip_addresses"]) == ("", False, [])
+
+
+def test_the_last_of_several_documents_counts(tmp_path: Path) -> None:
+    result = read(tmp_path, early(node="pve1"), final(node="pve2"), status=RunStatus.SUCCESSFUL)
+    assert result.vm["node"] == "pve2"
+    assert read(tmp_path, early(), event("playbook_on_stats", artifact_data={}), status=RunStatus.SUCCESSFUL).succeeded
+
+
+def test_texts_that_templates_leave_are_read_as_what_they_mean(tmp_path: Path) -> None:
+    result = read(tmp_path, final(vmid="101", changed="true"), status=RunStatus.SUCCESSFUL)
+    assert (result.vm["vmid"], result.vm["changed"]) == (101, True)
+
+
+def test_members_of_a_providers_own_are_kept(tmp_path: Path) -> None:
+    result = read(tmp_path, final(gpu={"model": "x"}), status=RunStatus.SUCCESSFUL)
+    assert result.vm["gpu"] == {"model": "x"}
+
+
+def test_a_failure_that_was_rescued_or_ignored_does_not_spoil_a_success(tmp_path: Path) -> None:
+    ignored = failed("VM_LOCKED: busy") | {"event_data": {"res": {"msg": "x"}, "ignore_errors": True}}
+    result = read(tmp_path, failed("CAPACITY: rescued"), ignored, final(), status=RunStatus.SUCCESSFUL)
+    assert result.succeeded
+
+
+# --- a document that is none --------------------------------------------------------------------------------------
+
+DEEP: Any = {}
+for _ in range(60):
+    DEEP = {"a": DEEP}
+
+
+@pytest.mark.parametrize(
+    ("document", "words"),
+    [
+        ([VM], "vm_result is not valid at: document"),
+        ("101", "vm_result is not valid at: document"),
+        ({"node": "pve1"}, "vm_result is not valid at: vmid"),
+        (VM | {"vmid": 99}, "vm_result is not valid at: vmid"),
+        (VM | {"vmid": 10**9}, "vm_result is not valid at: vmid"),
+        (VM | {"vmid": None}, "vm_result is not valid at: vmid"),
+        (VM | {"vmid": True}, "vm_result is not valid at: vmid"),
+        (VM | {"vmid": "one hundred and one"}, "vm_result is not valid at: vmid"),
+        (VM | {"status": "paused", "node": 1}, "vm_result is not valid at: node, status"),
+        (VM | {"ip_addresses": "192.0.2.1"}, "vm_result is not valid at: ip_addresses"),
+        (VM | {"ip_addresses": [None]}, "vm_result is not valid at: ip_addresses.0"),
+        (VM | {"ip_addresses": ["192.0.2.1"] * 65}, "vm_result is not valid at: ip_addresses"),
+        (VM | {"note": "x" * 70_000}, "vm_result is larger than 65536 bytes"),
+        (VM | {"note": "ü" * 40_000}, "vm_result is larger than 65536 bytes"),
+        (VM | {"load": float("nan")}, "vm_result holds what cannot be stored"),
+        (VM | {"load": float("inf")}, "vm_result holds what cannot be stored"),
+        (VM | {"name": "nul\x00"}, "vm_result holds what cannot be stored"),
+        (VM | {"name": "half \ud800"}, "vm_result holds what cannot be stored"),
+    ],
+    ids=lambda value: value if isinstance(value, str) and value.startswith("vm_") else "",
+)
+def test_a_success_with_a_document_that_is_none_fails(tmp_path: Path, document: Any, words: str) -> None:
+    result = read(tmp_path, final(document), status=RunStatus.SUCCESSFUL)
+    assert (result.succeeded, result.message) == (False, f"RESULT_INVALID: {words} (run create-1)")
+
+
+@pytest.mark.parametrize(
+    "lines", [[], [event("playbook_on_stats", artifact_data={})], [event("playbook_on_stats")], [{"event": "x"}]]
+)
+def test_a_success_without_a_document_fails(tmp_path: Path, lines: list[Any]) -> None:
+    result = read(tmp_path, *lines, status=RunStatus.SUCCESSFUL)
+    assert result.message == "RESULT_INVALID: the playbook ended well but left no vm_result (run create-1)"
+
+
+def test_a_success_whose_artifacts_are_gone_fails(tmp_path: Path) -> None:
+    run = artifacts(tmp_path, final(), status=RunStatus.SUCCESSFUL)
+    (tmp_path / "events.jsonl").unlink()
+    result = results.read(run)
+    assert result.message == (
+        "RESULT_INVALID: the run's artifacts cannot be read: No such file or directory (run create-1)"
+    )
+
+
+# --- failure ------------------------------------------------------------------------------------------------------
+
+
+def test_a_failure_says_the_code_of_the_role_and_keeps_what_is_known_of_the_vm(tmp_path: Path) -> None:
+    result = read(tmp_path, early(status="stopped"), failed("SHUTDOWN_TIMEOUT: the guest ignored it"), final())
+    assert (result.succeeded, result.code) == (False, ErrorCode.SHUTDOWN_TIMEOUT)
+    assert result.message == "SHUTDOWN_TIMEOUT: the guest ignored it (run create-1)"
+    assert result.vm["vmid"] == 101
+
+
+def test_the_words_of_a_module_are_classified(tmp_path: Path) -> None:
+    words = "creation of qemu VM 101 with vmid 101 failed with exception=500 Internal Server Error: no quorum"
+    assert read(tmp_path, failed(words)).code is ErrorCode.PVE_NO_QUORUM
+    assert read(tmp_path, failed("something new")).code is ErrorCode.PLAYBOOK_FAILED
+
+
+def test_a_node_that_cannot_be_reached_is_a_failure_like_another(tmp_path: Path) -> None:
+    unreachable = event("runner_on_unreachable", res={"msg": "No route to host", "unreachable": True})
+    assert read(tmp_path, unreachable).code is ErrorCode.NODE_DOWN
+
+
+def test_the_last_failure_counts_because_the_others_were_rescued(tmp_path: Path) -> None:
+    """A rescue comes after what it rescues; a run that fails does so at its last failure."""
+    result = read(tmp_path, failed("CAPACITY: rescued"), early(), failed("VM_STATE: and this was not"))
+    assert result.code is ErrorCode.VM_STATE
+
+
+def test_an_ignored_failure_is_not_the_reason(tmp_path: Path) -> None:
+    ignored = event("runner_on_failed", res={"msg": "CAPACITY: never mind"}, ignore_errors=True)
+    assert read(tmp_path, failed("VM_STATE: this"), ignored).code is ErrorCode.VM_STATE
+
+
+def test_the_item_of_a_loop_that_failed_is_the_reason(tmp_path: Path) -> None:
+    """The loop's own words come last, and are the same for every loop there is."""
+    items = [
+        {"failed": True, "msg": "VM_LOCKED: item a", "item": "a"},
+        {"failed": True, "msg": "VM_LOCKED: item b", "item": "b"},
+        {"failed": False, "msg": "fine", "item": "c"},
+    ]
+    events = [event("runner_item_on_failed", res=item) for item in items[:2]]
+    loop = event("runner_on_failed", res={"results": items, "msg": "One or more items failed", "failed": True})
+    result = read(tmp_path, *events, loop)
+    assert result.message == "VM_LOCKED: item b (run create-1)"
+
+
+def test_a_failure_that_may_not_say_why_is_not_taken_for_an_older_one(tmp_path: Path) -> None:
+    hidden = event("runner_on_failed", res={"censored": "the output has been hidden due to 'no_log: true'"})
+    result = read(tmp_path, failed("CAPACITY: rescued"), hidden)
+    assert result.code is ErrorCode.PLAYBOOK_FAILED
+    assert "no_log" in result.message
+    assert "without a word" in read(tmp_path, event("runner_on_failed", res=None)).message
+
+
+@pytest.mark.parametrize("message", [["a", "b"], {"a": 1}, 5, True])
+def test_words_of_another_kind_are_shown_as_text(tmp_path: Path, message: Any) -> None:
+    assert str(message) in read(tmp_path, failed(message)).message
+
+
+def test_a_playbook_that_is_no_yaml_fails_with_ansibles_words(tmp_path: Path) -> None:
+    """Nothing fails then but the start: there are no events of tasks, only text."""
+    result = read(
+        tmp_path,
+        verbose("[WARNING]: No inventory was parsed"),
+        verbose("[ERROR]: YAML parsing failed: did not find expected node content."),
+        verbose("Origin: create.yml:3:1"),
+    )
+    assert result.code is ErrorCode.PLAYBOOK_FAILED
+    assert "YAML parsing failed" in result.message
+
+
+def test_a_task_that_failed_explains_more_than_text_does(tmp_path: Path) -> None:
+    result = read(tmp_path, failed("VM_STATE: this"), verbose("[ERROR]: Task failed"))
+    assert result.code is ErrorCode.VM_STATE
+
+
+def test_a_failure_without_any_word_is_one_all_the_same(tmp_path: Path) -> None:
+    assert read(tmp_path).message == "PLAYBOOK_FAILED: the playbook ended without saying why (run create-1)"
+
+
+def test_a_failure_whose_artifacts_are_gone_is_one_all_the_same(tmp_path: Path) -> None:
+    run = artifacts(tmp_path)
+    (run.folder / "events.jsonl").unlink()
+    assert results.read(run).code is ErrorCode.PLAYBOOK_FAILED
+
+
+def test_an_odd_document_does_not_hide_why_the_run_failed(tmp_path: Path) -> None:
+    """Its code decides whether the job is tried again."""
+    result = read(tmp_path, early(vmid="nonsense"), failed("VM_LOCKED: busy"))
+    assert (result.code, result.vm) == (ErrorCode.VM_LOCKED, {})
+
+
+@pytest.mark.parametrize(
+    ("status", "code"), [(RunStatus.TIMEOUT, ErrorCode.TASK_TIMEOUT), (RunStatus.CANCELED, ErrorCode.CANCELLED)]
+)
+@pytest.mark.parametrize("lines", [[], [early()], [early(), failed("CAPACITY: rescued")], ["{"]])
+def test_a_run_that_was_ended_from_outside_says_so_and_nothing_else(
+    tmp_path: Path, status: RunStatus, code: ErrorCode, lines: list[Any]
+) -> None:
+    result = read(tmp_path, *lines, status=status)
+    assert (result.succeeded, result.code) == (False, code)
+    assert "CAPACITY" not in result.message
+    assert bool(result.vm) == (early() in lines)
+
+
+def test_a_run_that_was_ended_before_it_wrote_anything_says_so(tmp_path: Path) -> None:
+    run = artifacts(tmp_path, status=RunStatus.CANCELED)
+    (tmp_path / "events.jsonl").unlink()
+    assert results.read(run).code is ErrorCode.CANCELLED
+
+
+# --- text from outside --------------------------------------------------------------------------------------------
+
+GARBAGE = (
+    "",
+    "null",
+    "[]",
+    "5",
+    '"text"',
+    "{",
+    '{"event": "runner_on_failed", "event_data": ',
+    "[" * 100_000,
+    '{"event_data": []}',
+    '{"event": [], "event_data": {"res": []}}',
+    '{"event": "runner_on_ok", "event_data": {"res": {"ansible_stats": []}}}',
+    '{"event": "runner_on_ok", "event_data": {"res": {"ansible_stats": {"data": [{}]}}}}',
+    '{"event": "playbook_on_stats", "event_data": {"artifact_data": "vm_result"}}',
+    '{"event": "verbose", "stdout": null}',
+    "\udcff\udcfe\x00",
+    '{"event": "smith_truncated", "left_out": 7}',
+)
+
+
+@pytest.mark.parametrize("garbage", GARBAGE, ids=lambda text: repr(text[:20]))
+def test_a_line_that_is_no_event_is_passed_over(tmp_path: Path, garbage: str) -> None:
+    assert read(tmp_path, garbage, final(), garbage, status=RunStatus.SUCCESSFUL).succeeded
+    assert read(tmp_path, garbage, failed("VM_STATE: this"), garbage).code is ErrorCode.VM_STATE
+
+
+@given(st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from([
+        "event", "event_data", "res", "msg", "results", "failed", "ansible_stats", "data", "artifact_data", "vm_result",
+        "vmid", "runner_on_failed", "stdout", "verbose",
+    ]), inner),
+    max_leaves=20,
+))  # fmt: skip
+def test_whatever_an_event_holds_a_result_comes_of_it(tmp_path_factory: pytest.TempPathFactory, anything: Any) -> None:
+    folder = tmp_path_factory.mktemp("run")
+    for status in RunStatus:
+        odd = [anything, {"event": "runner_on_failed", "event_data": anything}, {"event": "x", "event_data": anything}]
+        result = read(folder, *odd, status=status)
+        assert result.succeeded == (result.code is None)
+        assert result.message.isprintable()
+
+
+@pytest.mark.parametrize("words", ["nul\x00", "half \ud800 a character", "\x1b[31mred", "two\nlines", "\u202eevil"])
+def test_words_from_outside_can_be_stored_and_shown(tmp_path: Path, engine: Engine, words: str) -> None:
+    """A NUL or half a character would make the job's end fail, for ever: no database takes them."""
+    job_id = submit(engine)
+    result = read(tmp_path, early(name=words), failed(f"VM_STATE: {words}"))
+    with transaction(engine) as session:
+        job = job_queue.claim(session, "me", lease_s=30)
+        assert job is not None
+        job_queue.finish(session, job_queue.lease_of(job), result)
+    stored = str(row(engine, job_id).error_message)
+    assert stored.isprintable()
+    assert stored.startswith("VM_STATE: ")
+
+
+def test_a_long_text_is_cut(tmp_path: Path) -> None:
+    assert len(read(tmp_path, failed("VM_STATE: " + "x" * 100_000)).message) < 400

@@ -1,0 +1,690 @@
+"""Warm runs are the same runs: equal in all that they leave, ended as surely, and knowing nothing of each other."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import sys
+import tempfile
+import textwrap
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import structlog
+import yaml
+
+from executor import process_tree
+from executor.errors import SettingsError
+from executor.jobs import PlaybookRun, RunArtifacts, RunStatus
+from executor.lab.proxmox_stand_in import ProxmoxStandIn, running_stand_in
+from executor.redaction import Redactor
+from executor.runner import Runner, RunnerPaths, ansible_home
+from executor.warm import forkserver, servers, versions
+
+pytestmark = [pytest.mark.xdist_group("warm"), pytest.mark.timeout(900)]
+
+TOKEN = "canary-token-Zt7Kq2"
+#: Says which program runs the play: the server, or ansible-playbook.
+WHICH = "{{ lookup('ansible.builtin.pipe', 'cat /proc/$PPID/cmdline | tr \"\\\\0\" \" \"') }}"
+STUBBORN = """
+- name: Start processes that want to stay
+  ansible.builtin.shell: |
+    trap '' TERM
+    env -i {folder}/stray.sh {folder} &
+    echo $$ > {folder}/shell.pid
+    sleep 600
+  args:
+    executable: /bin/sh
+"""
+STRAY = """#!/bin/sh
+trap '' TERM
+PATH=/usr/bin:/bin
+setsid sh -c 'trap "" TERM; echo $$ > "$0/stray.tmp"; mv "$0/stray.tmp" "$0/stray.pid"; sleep 600' "$1" &
+"""
+
+
+class Site:
+    """A folder of playbooks, and a warm runner for it."""
+
+    def __init__(self, folder: Path, run_dir: Path) -> None:
+        self.folder = folder
+        self.home = folder / "ansible"
+        (self.home / "playbooks").mkdir(parents=True)
+        (self.home / "ansible.cfg").write_text("[defaults]\ninventory = inventory.yml\n")
+        local = {"ansible_connection": "local", "ansible_python_interpreter": "{{ ansible_playbook_python }}"}
+        (self.home / "inventory.yml").write_text(yaml.safe_dump({"all": {"hosts": {"here": local}}}))
+        paths = RunnerPaths(ansible_home=self.home, run_dir=run_dir, artifacts_dir=folder / "artifacts")
+        self.runner = Runner(paths, lambda: {"api_token_secret": TOKEN}, redactor=Redactor())
+        self.run_dir = paths.run_dir
+
+    def warmed(self) -> Site:
+        self.runner.start_warm()
+        eventually(self.runner.warm_pids)
+        return self
+
+    def play(self, tasks: str, ident: str = "", **fields: Any) -> RunArtifacts:
+        """Run these tasks."""
+        return self.runner.run(self.order(tasks, ident, **fields))
+
+    def order(self, tasks: str, ident: str = "", **fields: Any) -> PlaybookRun:
+        name = uuid.uuid4().hex[:8]
+        file = self.home / "playbooks" / f"{name}.yml"
+        head = "---\n- name: Play\n  hosts: here\n  gather_facts: false\n  tasks:\n"
+        file.write_text(head + textwrap.indent(textwrap.dedent(tasks), "    "))
+        fields = {"vm": {}, "timeout_s": 60.0} | fields
+        return PlaybookRun(ident=ident or f"run-{name}", action="test", playbook=file, **fields)
+
+    def stubborn(self) -> str:
+        stray = self.folder / "stray.sh"
+        stray.write_text(STRAY)
+        stray.chmod(0o700)
+        return STUBBORN.format(folder=self.folder)
+
+    def is_busy(self) -> bool:
+        return len(list(self.folder.glob("*.pid"))) == 2
+
+    def strays(self) -> list[int]:
+        pids = [int(file.read_text()) for file in self.folder.glob("*.pid")]
+        return [pid for pid in pids if is_alive(pid)]
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def eventually(condition: Callable[[], Any], within_s: float = 60.0) -> Any:
+    limit = time.monotonic() + within_s
+    while not (found := condition()):
+        assert time.monotonic() < limit, "did not happen in time"
+        time.sleep(0.05)
+    return found
+
+
+def events_of(artifacts: RunArtifacts) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (artifacts.folder / "events.jsonl").read_text().splitlines()]
+
+
+def said(artifacts: RunArtifacts) -> str:
+    """What the debug tasks of a run have said."""
+    messages = [event.get("event_data", {}).get("res", {}).get("msg") for event in events_of(artifacts)]
+    return "\n".join(str(message) for message in messages if message)
+
+
+def was_warm(artifacts: RunArtifacts) -> bool:
+    return "executor.warm.playbook_server" in said(artifacts)
+
+
+def debug(text: str) -> str:
+    return f"- name: Say\n  ansible.builtin.debug:\n    msg: {json.dumps(text)}\n"
+
+
+def unavailable(logs: list[Any]) -> list[str]:
+    return [entry["reason"] for entry in logs if entry["event"] == "warm_unavailable"]
+
+
+@pytest.fixture
+def run_dir() -> Iterator[Path]:
+    """A short name: ansible-core 2.21 makes a socket below it, whose own may have 108 bytes."""
+    with tempfile.TemporaryDirectory(prefix="w") as folder:
+        yield Path(folder, "r")
+
+
+@pytest.fixture
+def site(tmp_path: Path, run_dir: Path) -> Iterator[Site]:
+    site = Site(tmp_path, run_dir)
+    yield site
+    site.runner.stop_warm()
+    for pid in site.strays():
+        process_tree.end(lambda pid=pid: {pid, *process_tree.descendants(pid)} if is_alive(pid) else (), grace_s=0)
+
+
+# --- the same ---------------------------------------------------------------------------------------------------------
+
+
+LIFE = ("create", "start", "update", "snapshot", "stop", "rollback", "delete")
+#: What no two runs have in common: times, ids, process ids, and what Proxmox makes up.
+VOLATILE = (
+    (r"UPID:[^\"' ,\]]+", "UPID"),
+    (r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", "UUID"),
+    (r"(?:[0-9A-F]{2}:){5}[0-9A-F]{2}", "MAC"),
+    (r"vmgenid=\w+|digest\W+\w{40}", "MADE-UP"),
+    (r"\d{4}-\d\d-\d\dT[\d:.]+(?:\+00:00)?", "TIME"),
+    (r"\d:\d\d:\d\d\.\d+", "DURATION"),
+    (r"\b1[67]\d{8}(?:\.\d+)?\b", "EPOCH"),
+)
+VOLATILE_KEYS = {"pid", "start", "end", "duration", "created", "uuid", "parent_uuid", "ctime", "starttime", "endtime"}
+VOLATILE_KEYS |= {"uptime", "cpu", "mem", "netin", "netout", "diskread", "diskwrite", "known_tasks", "deadline", "date"}
+VOLATILE_KEYS |= {"start_line", "end_line", "snaptime", "pressure", "time", "looked_at", "taken_at"}
+
+
+def normal(value: Any) -> Any:
+    """The value without what differs between any two runs."""
+    if isinstance(value, dict):
+        return {key: normal(item) for key, item in value.items() if key not in VOLATILE_KEYS}
+    if isinstance(value, list):
+        return [normal(item) for item in value]
+    if isinstance(value, str):
+        for pattern, name in VOLATILE:
+            value = re.sub(pattern, name, value)
+    return value
+
+
+def live(stand_in: ProxmoxStandIn, folder: Path, vm: dict[str, Any], *, warm: bool) -> list[dict[str, Any]]:
+    """Take a VM through its life in a new folder; return what each run has left."""
+    credentials = {
+        **{"api_host": stand_in.host, "api_port": stand_in.port, "api_user": stand_in.user, "validate_certs": True},
+        **{"api_token_id": stand_in.token_id, "api_token_secret": stand_in.token_secret},
+    }
+    paths = RunnerPaths(ansible_home=ansible_home(), run_dir=folder / "run", artifacts_dir=folder / "artifacts")
+    runner = Runner(paths, lambda: credentials, ca_bundle=stand_in.ca_bundle)
+    pids: list[int] = []
+    if warm:
+        runner.start_warm()
+        pids = eventually(runner.warm_pids)
+    try:
+        left = [left_by(runner, action, vm) for action in LIFE]
+        assert runner.warm_pids() == pids, "the servers were replaced"
+        if warm:
+            logs = "".join(file.read_text() for file in (folder / "run" / ".warm").glob("*.log"))
+            assert logs == ""
+            for pid in pids:
+                used = psutil.Process(pid).cpu_times()
+                assert used.children_user > used.user / 10, "a server had nothing to do"
+    finally:
+        runner.stop_warm()
+    assert list((folder / "run").iterdir()) == []
+    return left
+
+
+def left_by(runner: Runner, action: str, vm: dict[str, Any]) -> dict[str, Any]:
+    playbook = ansible_home() / "playbooks" / f"{action}.yml"
+    changed = {"cores": 4, "memory_mib": 4096, "disk_gib": 12} if action == "update" else {}
+    run = PlaybookRun(ident=f"{action}-1", action=action, playbook=playbook, vm=vm | changed, timeout_s=120)
+    artifacts = runner.run(run)
+    return {
+        "status": (artifacts.status, artifacts.rc),
+        "files": sorted((file.name, file.stat().st_mode) for file in artifacts.folder.iterdir()),
+        "stdout": normal((artifacts.folder / "stdout").read_text()).splitlines(),
+        "events": [normal(event) for event in events_of(artifacts)],
+    }
+
+
+def test_cold_and_warm_leave_equal_events_results_and_artifacts_over_the_life_of_a_vm(run_dir: Path) -> None:
+    service_id = str(uuid.uuid4())
+    vm = {
+        **{"service_id": service_id, "vmid": 31_000, "name": f"web-{service_id[:8]}", "node": "", "tags": ["web"]},
+        **{"template_vmid": 9000, "cores": 2, "memory_mib": 2048, "disk_gib": 10, "timeout_s": 100},
+        **{"shutdown_timeout_s": 5, "address_timeout_s": 1, "properties": {"name": "before"}, "snapshot": "before"},
+    }
+    with running_stand_in() as stand_in:
+        warm = live(stand_in, run_dir / "warm", vm, warm=True)
+        cold = live(stand_in, run_dir / "cold", vm, warm=False)
+    for action, cold_left, warm_left in zip(LIFE, cold, warm, strict=True):
+        assert warm_left["status"] == cold_left["status"], (action, warm_left["stdout"])
+        assert warm_left["files"] == cold_left["files"], action
+        assert warm_left["stdout"] == cold_left["stdout"], action
+        assert len(warm_left["events"]) == len(cold_left["events"]), action
+        for cold_event, warm_event in zip(cold_left["events"], warm_left["events"], strict=True):
+            assert warm_event == cold_event, action
+    assert {left["status"] for left in cold} == {(RunStatus.SUCCESSFUL, 0)}
+
+
+SELF_PORTRAIT = r"""
+- name: Draw a picture of the process that runs the tasks
+  self_portrait: {}
+"""
+#: What a task's process looks like from inside. Ids of processes and the run's own folder are left out.
+SELF_PORTRAIT_PLUGIN = r"""
+import gc, locale, logging, os, re, resource, signal, socket, sys, tempfile, threading, time, warnings
+from ansible import constants as C
+from ansible.plugins.action import ActionBase
+
+class ActionModule(ActionBase):
+    def run(self, tmp=None, task_vars=None):
+        super().run(tmp, task_vars)
+        here = os.path.dirname(os.environ["SMITH_CREDENTIALS_FILE"])
+        ident = os.environ["SMITH_RUN_IDENT"]
+        def text(value):
+            value = str(value).replace(here, "<run>").replace(ident, "<ident>")
+            return re.sub(r" at 0x[0-9a-f]+|parent=[0-9]+|#[0-9]+|-local-.*", "", value)
+        links = [os.readlink(f"/proc/self/fd/{fd}") for fd in range(3, 64) if os.path.exists(f"/proc/self/fd/{fd}")]
+        constants = {name: text(getattr(C, name)) for name in C.config.get_configuration_definitions()}
+        constants.pop("DEFAULT_LOCAL_TMP")
+        handlers = {int(number): text(signal.getsignal(number)) for number in signal.valid_signals()}
+        return {
+            "environment": {name: text(value) for name, value in sorted(os.environ.items())},
+            "constants": constants,
+            "local_tmp": os.path.dirname(C.DEFAULT_LOCAL_TMP) == os.environ["TMPDIR"],
+            "tempdir": text(tempfile.gettempdir()),
+            "files": sorted(text(link).partition(":")[0] for link in links),
+            "handlers": handlers,
+            "blocked": sorted(signal.pthread_sigmask(signal.SIG_BLOCK, [])),
+            "wakeup_fd": signal.set_wakeup_fd(-1),
+            "threads": sorted(thread.name for thread in threading.enumerate()),
+            "locale": locale.setlocale(locale.LC_ALL),
+            "streams": [(stream.encoding, stream.errors, stream.line_buffering) for stream in (sys.stdout, sys.stderr)],
+            "argv": text(sys.argv), "path": text(sys.path), "flags": text([sys.flags.optimize, sys.flags.dev_mode]),
+            "cwd": text(os.getcwd()), "umask": [os.umask(0o77), os.umask(0o77)],
+            "limits": [resource.getrlimit(limit) for limit in (resource.RLIMIT_NOFILE, resource.RLIMIT_CORE)],
+            "oom": open("/proc/self/oom_score_adj").read(),
+            "logging": [text(handler) for handler in logging.getLogger().handlers] + [logging.getLogger().level],
+            # Some libraries add filters for warnings of their own when they are imported, which is earlier here.
+            "filters": [text(entry) for entry in warnings.filters if entry[2].__module__ == "builtins"],
+            "gc": [gc.isenabled(), gc.get_threshold()], "zone": time.tzname, "timeout": socket.getdefaulttimeout(),
+            "seen": sorted(text(path) for path in C.config._plugins.get("action", {})),
+            "plugin_paths": [text(path) for path in self._shared_loader_obj.action_loader._get_paths()],
+        }
+"""
+
+
+def test_a_task_sees_the_same_process_warm_as_cold(site: Site) -> None:
+    """Environment, constants, folders, files, signals, streams, limits, logging: what a run could leave to the next."""
+    plugins = site.home / "playbooks" / "action_plugins"
+    plugins.mkdir()
+    (plugins / "self_portrait.py").write_text(SELF_PORTRAIT_PLUGIN)
+    order = site.order(SELF_PORTRAIT)
+    wanted = portrait(site.runner.run(order))
+    site.warmed()
+    drawn = [portrait(site.runner.run(replace(order, ident=f"run-{number}"))) for number in range(3)]
+
+    assert drawn[0] == drawn[1] == drawn[2]
+    assert len(wanted) > 25
+    for aspect, seen in wanted.items():
+        assert drawn[0][aspect] == seen, aspect
+
+
+def portrait(artifacts: RunArtifacts) -> dict[str, Any]:
+    assert artifacts.rc == 0, (artifacts.folder / "stdout").read_text()
+    return next(event["event_data"]["res"] for event in events_of(artifacts) if event["event"] == "runner_on_ok")
+
+
+def test_warm_runs_draw_their_own_random_numbers_and_ids(site: Site) -> None:
+    site.warmed()
+    runs = [site.play(debug("{{ (2 ** 60) | random }} " + WHICH)) for _ in range(3)]
+
+    assert all(was_warm(run) for run in runs)
+    assert len({said(run) for run in runs}) == 3
+    ids = [{event["uuid"] for event in events_of(run)} for run in runs]
+    assert not ids[0] & ids[1]
+    assert not ids[1] & ids[2]
+
+
+def test_a_plugin_beside_the_playbook_wins_over_ansibles_own_as_it_does_cold(site: Site) -> None:
+    plugins = site.home / "playbooks" / "action_plugins"
+    plugins.mkdir()
+    plugin = """
+        from ansible.plugins.action import ActionBase
+        class ActionModule(ActionBase):
+            def run(self, tmp=None, task_vars=None):
+                return {"msg": "the provider's own"}
+    """
+    (plugins / "debug.py").write_text(textwrap.dedent(plugin))
+    tasks = "- name: Say\n  debug:\n    msg: ours\n"
+    cold = site.play(tasks)
+    site.warmed()
+
+    assert said(cold) == "the provider's own"
+    assert said(site.play(tasks)) == said(cold)
+
+
+@pytest.mark.parametrize(
+    "tasks",
+    [
+        "- name: Fail\n  ansible.builtin.fail:\n    msg: 'CAPACITY: no space'\n",
+        "- name: No such\n  no.such.module: {}\n",
+        "- name: Shell\n  ansible.builtin.command: 'false'\n",
+        "- name: Ping\n  ansible.builtin.ping:\n",
+        "- name: Undefined\n  ansible.builtin.debug:\n    msg: '{{ nothing }}'\n",
+    ],
+)
+def test_any_run_ends_alike(site: Site, tasks: str) -> None:
+    cold = site.play(tasks, "run-1")
+    kept = [normal(event) for event in events_of(cold)]
+    site.warmed()
+    warm = site.play(tasks, "run-1")
+
+    def without_names(events: list[dict[str, Any]]) -> str:
+        return re.sub(r"[0-9a-f]{8}\.yml|\d+\.\d+s?", "NAME", json.dumps(events))
+
+    assert (warm.status, warm.rc) == (cold.status, cold.rc)
+    assert without_names([normal(event) for event in events_of(warm)]) == without_names(kept)
+
+
+# --- ended ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_warm_run_that_outlives_its_time_ends_with_everything_it_started(site: Site) -> None:
+    artifacts = site.warmed().play(site.stubborn(), timeout_s=8)
+
+    assert (artifacts.status, artifacts.rc) == (RunStatus.TIMEOUT, 254)
+    assert site.is_busy(), "the play had no time to start its processes"
+    assert site.strays() == []
+    assert marked(site) == set()
+
+
+def test_a_cancelled_warm_run_ends_with_everything_it_started(site: Site) -> None:
+    order = site.warmed().order(site.stubborn())
+
+    artifacts = site.runner.run(order, cancelled=site.is_busy)
+
+    assert artifacts.status is RunStatus.CANCELED
+    assert site.strays() == []
+    assert marked(site) == set()
+
+
+def test_a_warm_run_is_found_and_killed_by_its_ident(site: Site) -> None:
+    site.warmed()
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(site.play, site.stubborn(), "run-1")
+        eventually(site.is_busy)
+        found = process_tree.marked("SMITH_RUN_IDENT", "run-1\0")
+        assert process_tree.descendants(site.runner.warm_pids()[0]) <= found
+        site.runner.kill("run-1")
+        assert site.strays() == []
+        assert future.result().status is RunStatus.CANCELED
+
+
+@pytest.mark.parametrize("victim", ["client", "guard", "play"])
+def test_a_warm_run_of_which_a_process_is_killed_is_failed_and_leaves_none(site: Site, victim: str) -> None:
+    site.warmed()
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(site.play, site.stubborn(), "run-1")
+        eventually(site.is_busy)
+        os.kill(process_of(site, victim), signal.SIGKILL)
+        artifacts = future.result()
+
+    assert (artifacts.status, artifacts.rc) == (RunStatus.FAILED, 137)
+    assert marked(site) == set()
+    # Without its guard a process that has left session and environment cannot be told from any other: as without the
+    # keeper of a cold run.
+    assert victim == "guard" or site.strays() == []
+
+
+def process_of(site: Site, victim: str) -> int:
+    server = psutil.Process(site.runner.warm_pids()[0])
+    guard = next(iter(server.children()))
+    if victim == "guard":
+        return guard.pid
+    if victim == "play":
+        return guard.children()[0].pid
+    script = str(Path(client_file()))
+    return next(process.pid for process in psutil.Process().children(recursive=True) if has(process, script))
+
+
+def client_file() -> str:
+    return str(servers.CLIENT)
+
+
+def has(process: psutil.Process, word: str) -> bool:
+    try:
+        return word in process.cmdline() and "keep" not in process.cmdline()
+    except psutil.Error:
+        return False
+
+
+def marked(site: Site) -> set[int]:
+    """The processes of any run of this site; not the servers."""
+    own = process_tree.marked("SMITH_CREDENTIALS_FILE", f"{site.run_dir}/run-")
+    return {pid for pid in own if is_alive(pid)}
+
+
+def test_a_run_goes_on_when_its_server_is_killed_and_later_runs_are_cold_then_warm_again(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(servers, "PAUSE_S", 0.0)
+    site.warmed()
+    wait = f"- name: Wait\n  ansible.builtin.shell: touch {site.folder}/waits; sleep 4\n"
+    with structlog.testing.capture_logs() as logs, ThreadPoolExecutor(1) as pool:
+        future = pool.submit(site.play, wait + debug(WHICH))
+        eventually((site.folder / "waits").exists)
+        before = site.runner.warm_pids()
+        os.kill(before[0], signal.SIGKILL)
+        eventually(lambda: not is_alive(before[0]))
+        second = site.play(debug(WHICH))
+        assert future.result().status is RunStatus.SUCCESSFUL
+        assert second.status is RunStatus.SUCCESSFUL
+        assert not was_warm(second)
+        eventually(lambda: site.runner.warm_pids() not in ([], before))
+        assert was_warm(site.play(debug(WHICH)))
+
+    assert unavailable(logs) == ["the playbook server ended with -9"]
+    assert site.runner.warm_pids() != before
+
+
+def test_a_server_that_hangs_is_replaced_and_the_run_is_cold(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(servers, "PAUSE_S", 0.0)
+    monkeypatch.setattr(servers, "ASK_EVERY_S", 0.0)
+    monkeypatch.setattr(servers, "ANSWER_S", 0.5)
+    site.warmed()
+    hanging = psutil.Process(site.runner.warm_pids()[0])
+    hanging.suspend()
+    with structlog.testing.capture_logs() as logs:
+        artifacts = site.play(debug(WHICH))
+
+    assert not is_alive(hanging.pid)
+    assert artifacts.status is RunStatus.SUCCESSFUL
+    assert not was_warm(artifacts)
+    assert unavailable(logs) == ["the playbook server does not answer"]
+
+
+def test_the_servers_end_with_their_agent_even_when_it_is_killed(site: Site) -> None:
+    script = f"""
+        import sys, time
+        from pathlib import Path
+        from executor.runner import Runner, RunnerPaths
+        folder = Path({str(site.folder)!r})
+        paths = RunnerPaths(ansible_home=Path({str(site.home)!r}), run_dir=folder / "other", artifacts_dir=folder / "a")
+        runner = Runner(paths, dict)
+        runner.start_warm()
+        while not runner.warm_pids():
+            time.sleep(0.05)
+        print(*runner.warm_pids(), flush=True)
+        time.sleep(600)
+    """
+    agent = psutil.Popen([sys.executable, "-c", textwrap.dedent(script)], stdout=-1)
+    pids = [int(pid) for pid in agent.stdout.readline().split()]
+    assert len(pids) == 2
+    assert all(is_alive(pid) for pid in pids)
+
+    agent.kill()
+    agent.wait()
+
+    eventually(lambda: not any(is_alive(pid) for pid in pids), within_s=5)
+    agent.stdout.close()
+
+
+# --- apart ------------------------------------------------------------------------------------------------------------
+
+
+def test_two_warm_runs_at_once_do_not_see_each_others_environment_or_variables(site: Site) -> None:
+    site.warmed()
+    tasks = (
+        "- name: Keep\n  ansible.builtin.set_fact:\n    kept_{{ vm.name }}: true\n"
+        "- name: Meet\n  ansible.builtin.shell: |\n"
+        f"    touch {site.folder}/met-$SMITH_RUN_IDENT\n"
+        f"    while [ $(ls {site.folder} | grep -c met-) -lt 2 ]; do sleep 0.1; done\n"
+    )
+    look = debug(
+        "{{ vm.name }} {{ lookup('env', 'SMITH_RUN_IDENT') }} {{ lookup('env', 'HOME') }} "
+        "{{ vars.keys() | select('match', 'kept_') | list }} " + WHICH
+    )
+    with ThreadPoolExecutor(2) as pool:
+        futures = [
+            pool.submit(site.play, tasks + look, f"run-{name}", vm={"name": name}, timeout_s=120) for name in ("a", "b")
+        ]
+        runs = dict(zip("ab", [future.result() for future in futures], strict=True))
+    for name, run in runs.items():
+        other = "b" if name == "a" else "a"
+        assert run.status is RunStatus.SUCCESSFUL
+        assert was_warm(run)
+        assert f"{name} run-{name} {site.run_dir}/run-{name}/home ['kept_{name}']" in said(run)
+        assert f"run-{other}" not in said(run)
+
+
+def test_three_hundred_warm_runs_leave_nothing_and_let_nothing_grow(site: Site) -> None:
+    site.warmed()
+    order = site.order(debug("x"))
+
+    def play(number: int) -> RunStatus:
+        fields = {"ident": f"run-{number}", "action": "test", "playbook": order.playbook, "vm": {}, "timeout_s": 120.0}
+        return site.runner.run(PlaybookRun(**fields)).status
+
+    with ThreadPoolExecutor(4) as pool:
+        assert set(pool.map(play, range(20))) == {RunStatus.SUCCESSFUL}
+        before = footprint(site)
+        assert set(pool.map(play, range(20, 320))) == {RunStatus.SUCCESSFUL}
+    after = footprint(site)
+
+    assert after["files"] == before["files"]
+    assert after["descriptors"] == before["descriptors"]
+    assert after["processes"] == before["processes"]
+    assert after["mib"] - before["mib"] < 4
+
+
+def footprint(site: Site) -> dict[str, Any]:
+    """What the servers and the agent hold when nothing runs."""
+    pids = site.runner.warm_pids()
+    eventually(lambda: not any(process_tree.descendants(pid) for pid in pids))
+    found = [psutil.Process(pid) for pid in pids]
+    return {
+        "files": sorted(str(path) for path in site.run_dir.rglob("*")),
+        "descriptors": [process.num_fds() for process in (*found, psutil.Process())],
+        "processes": pids,
+        "mib": sum(process.memory_info().rss for process in found) / 1024 / 1024,
+    }
+
+
+def test_no_secret_is_in_a_warm_runs_environment_or_command_line(site: Site) -> None:
+    site.warmed()
+    hold = f"- name: Hold\n  ansible.builtin.shell: touch {site.folder}/holds; sleep 600\n"
+    vm = {"name": "x", "cloud_init": {"password": "canary-password-91"}}
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(site.play, hold, "run-1", vm=vm)
+        eventually((site.folder / "holds").exists)
+        pids = [os.getpid(), *process_tree.descendants(os.getpid())]
+        shown = b"".join(read(f"/proc/{pid}/{file}") for pid in pids[1:] for file in ("environ", "cmdline"))
+        site.runner.kill("run-1")
+        future.result()
+
+    assert b"SMITH_RUN_IDENT=run-1" in shown
+    assert TOKEN.encode() not in shown
+    assert b"canary-password" not in shown
+
+
+def read(path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError:
+        return b""
+
+
+def test_the_sockets_are_ours_alone(site: Site) -> None:
+    site.warmed()
+    sockets = list((site.run_dir / ".warm").glob("*.sock"))
+
+    assert len(sockets) == 2
+    assert {path.stat().st_mode & 0o777 for path in sockets} == {0o600}
+    assert (site.run_dir / ".warm").stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("message", [b"", b"\0", b"\0\0\0\5ab", b"\xff\xff\xff\xff", b"\0\0\0\4/\09\0"])
+def test_nonsense_on_a_socket_hurts_nobody(site: Site, message: bytes) -> None:
+    site.warmed()
+    for path in (site.run_dir / ".warm").glob("*.sock"):
+        with forkserver.connect(str(path)) as connection:
+            connection.sendall(message)
+
+    assert was_warm(site.play(debug(WHICH)))
+
+
+# --- cold after all ---------------------------------------------------------------------------------------------------
+
+
+def test_an_ansible_that_was_not_tested_runs_cold_and_says_so_once(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(versions, "TESTED", ("2.18",))
+    with structlog.testing.capture_logs() as logs:
+        site.runner.start_warm()
+        runs = [site.play(debug(WHICH)) for _ in range(2)]
+
+    assert not any(was_warm(run) for run in runs)
+    assert len(unavailable(logs)) == 1
+    assert "was not tested" in unavailable(logs)[0]
+
+
+def test_insisting_on_warm_runs_with_an_untested_ansible_is_a_settings_error(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(versions, "TESTED", ())
+    with pytest.raises(SettingsError, match="SMITH_WARM is on, but ansible-core"):
+        site.runner.start_warm(insist=True)
+
+
+def test_a_changed_ansible_cfg_is_in_force_at_once(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(servers, "PAUSE_S", 0.0)
+    site.warmed()
+    tasks = debug("{{ lookup('config', 'DEFAULT_FORKS') }} " + WHICH)
+    assert said(site.play(tasks)).startswith("5 ")
+    (site.home / "ansible.cfg").write_text("[defaults]\ninventory = inventory.yml\nforks = 7\n")
+
+    with structlog.testing.capture_logs() as logs:
+        after = [site.play(tasks) for _ in range(2)]
+        eventually(site.runner.warm_pids)
+        warm_again = site.play(tasks)
+
+    assert all(said(run).startswith("7 ") for run in (*after, warm_again))
+    assert was_warm(warm_again)
+    assert unavailable(logs) == ["ansible.cfg or ansible-core was changed since the server's start"]
+
+
+def test_an_environment_that_differs_from_the_servers_runs_cold(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    site.warmed()
+    monkeypatch.setenv("HTTPS_PROXY", "http://proxy.example:3128")
+    tasks = debug("{{ lookup('env', 'HTTPS_PROXY') }} " + WHICH)
+
+    run = site.play(tasks)
+
+    assert said(run).startswith("http://proxy.example:3128")
+    assert not was_warm(run)
+
+
+def test_stopping_makes_further_runs_cold_and_removes_the_folder(site: Site) -> None:
+    site.warmed()
+    pids = site.runner.warm_pids()
+    site.runner.stop_warm()
+
+    assert not any(is_alive(pid) for pid in pids)
+    assert list(site.run_dir.iterdir()) == []
+    assert not was_warm(site.play(debug(WHICH)))
+
+
+def test_worn_servers_are_replaced_without_a_cold_run(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(servers, "RUNS_OF_A_LIFE", 2)
+    site.warmed()
+    before = site.runner.warm_pids()
+    runs = [site.play(debug(WHICH)) for _ in range(2)]
+    eventually(lambda: site.runner.warm_pids() != before)
+    runs.append(site.play(debug(WHICH)))
+
+    assert all(was_warm(run) for run in runs)
+    eventually(lambda: not any(is_alive(pid) for pid in before))
+
+
+def test_a_sweep_ends_the_servers_of_a_killed_agent_and_reports_no_run(site: Site) -> None:
+    site.warmed()
+    left = site.runner.warm_pids()
+    other = Runner(RunnerPaths(ansible_home=site.home, run_dir=site.run_dir, artifacts_dir=site.folder / "b"), dict)
+
+    assert other.sweep() == []
+    assert not any(is_alive(pid) for pid in left)

@@ -1,0 +1,67 @@
+"""Which shell commands a warm module run takes for a module's, and nothing else."""
+
+from __future__ import annotations
+
+import pytest
+
+from executor.warm.connection import read_command
+from executor.warm.versions import is_tested
+
+
+@pytest.mark.parametrize(
+    ("line", "assigned"),
+    [
+        ("/usr/bin/python && sleep 0", {}),
+        ("/usr/bin/python", {}),
+        ("A=1 B='x y' /usr/bin/python && sleep 0", {"A": "1", "B": "x y"}),
+        ("EMPTY='' /usr/bin/python", {"EMPTY": ""}),
+        ("A='$(id)' /usr/bin/python", {"A": "$(id)"}),
+    ],
+)
+def test_a_modules_command_is_understood(line: str, assigned: dict[str, str]) -> None:
+    quoted = line.replace("'", "'\"'\"'")
+    assert read_command(f"/bin/sh -c '{quoted}'") == ("/usr/bin/python", assigned)
+
+
+@pytest.mark.parametrize(
+    "cmd",
+    [
+        "",
+        "/bin/sh -c ''",
+        "/bin/sh -c '&& sleep 0'",
+        "/bin/sh -c '/usr/bin/python; id'",
+        "/bin/sh -c '/usr/bin/python && sleep 0 && id'",
+        "/bin/sh -c 'A=$HOME /usr/bin/python'",
+        "/bin/sh -c 'A=`id` /usr/bin/python'",
+        "/bin/sh -c 'A=~ /usr/bin/python'",
+        "/bin/sh -c '/usr/bin/python > /tmp/x'",
+        "/bin/sh -c '/usr/bin/py*'",
+        "/bin/sh -c 'sudo /usr/bin/python'",
+        "/bin/sh -c 'cd / && /usr/bin/python && sleep 0'",
+        "/bin/sh -c 'A=1 A=2 /usr/bin/python'",
+        "/bin/bash -c /usr/bin/python",
+        "/bin/sh -c '/usr/bin/python",
+        "/usr/bin/python",
+    ],
+)
+def test_anything_else_is_left_to_the_shell(cmd: str) -> None:
+    assert read_command(cmd) is None
+
+
+@pytest.mark.parametrize(
+    ("version", "tested"),
+    [
+        ("2.19.0", True),
+        ("2.19.14", True),
+        ("2.21.5", True),
+        ("2.20.1", False),
+        ("2.22.0", False),
+        ("2.21.0rc1", False),
+        ("2.21.0.dev0", False),
+        ("2.21", False),
+        ("12.19.1", False),
+        ("", False),
+    ],
+)
+def test_only_releases_of_tested_series_are_warm(version: str, tested: bool) -> None:
+    assert is_tested(version) is tested

@@ -1,0 +1,237 @@
+"""Which actions there are, which of a provider's are refused, and what their schemas say of properties."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from executor import actions
+from executor.actions import Action, SchemaError
+from executor.errors import JobError
+
+PLAYBOOK = "---\n- hosts: proxmox\n  tasks: []\n"
+
+
+@pytest.fixture
+def ours(tmp_path: Path) -> Path:
+    return folder_with(tmp_path / "ours", "create", "stop")
+
+
+@pytest.fixture
+def theirs(tmp_path: Path) -> Path:
+    return folder_with(tmp_path / "theirs", "stop", "attach-iso")
+
+
+def folder_with(folder: Path, *names: str) -> Path:
+    folder.mkdir()
+    folder.chmod(0o755)
+    for name in names:
+        write(folder / f"{name}.yml", PLAYBOOK)
+    return folder
+
+
+def write(file: Path, text: str) -> Path:
+    file.write_text(text)
+    file.chmod(0o644)
+    return file
+
+
+def refusal(name: str, *folders: Path) -> str:
+    with pytest.raises(JobError) as caught:
+        actions.find(name, folders)
+    assert caught.value.code == "UNSUPPORTED_ACTION"
+    return caught.value.detail
+
+
+def action_with(folder: Path, schema: Any) -> Action:
+    write(folder / "attach-iso.schema.json", schema if isinstance(schema, str) else json.dumps(schema))
+    return actions.find("attach-iso", (folder, folder.parent / "ours"))
+
+
+def test_the_providers_folder_comes_first(ours: Path, theirs: Path) -> None:
+    stop, create = (actions.find(name, (theirs, ours)) for name in ("stop", "create"))
+    assert (stop.playbook, stop.is_ours) == (theirs / "stop.yml", False)
+    assert (create.playbook, create.is_ours) == (ours / "create.yml", True)
+    assert actions.find("stop", (ours,)).is_ours
+
+
+@pytest.mark.parametrize(
+    "name", ["", "../theirs/stop", "Stop", "stop/../stop", "stop\n", "9lives", "a" * 51, "nothing", "stop.yml"]
+)
+def test_a_name_of_no_action_is_unsupported(ours: Path, theirs: Path, name: str) -> None:
+    assert "no playbook for the action" in refusal(name, theirs, ours)
+
+
+@pytest.mark.parametrize("mode", [0o666, 0o664, 0o646, 0o777])
+def test_a_playbook_that_others_may_write_is_refused_and_not_replaced_by_ours(
+    ours: Path, theirs: Path, mode: int
+) -> None:
+    (theirs / "stop.yml").chmod(mode)
+    assert "stop.yml may be written by" in refusal("stop", theirs, ours)
+    assert actions.find("attach-iso", (theirs, ours)).playbook == theirs / "attach-iso.yml"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda folder: folder.chmod(0o777), "may be written by everybody (mode 0777)"),
+        (lambda folder: folder.chmod(0o775), "may be written by its group (mode 0775)"),
+        (lambda folder: folder.parent.chmod(0o777), "which holds it, may be written by everybody"),
+        (lambda folder: _role(folder).chmod(0o666), "roles/mine/tasks/main.yml may be written by everybody"),
+        (lambda folder: _role(folder).parent.chmod(0o777), "roles/mine/tasks may be written by everybody"),
+        (lambda folder: (folder / "library").symlink_to("/usr"), "library leads out of the folder"),
+        (lambda folder: (folder / "library").symlink_to("nowhere"), "library leads nowhere"),
+    ],
+    ids=["folder", "folder-group", "parent", "role", "folder-in-it", "link-out", "link-to-nothing"],
+)
+def test_what_an_action_may_read_must_be_safe_too(
+    ours: Path, theirs: Path, spoil: Callable[[Path], None], reason: str
+) -> None:
+    spoil(theirs)
+    try:
+        assert reason in refusal("attach-iso", theirs, ours)
+    finally:
+        theirs.parent.chmod(0o755)
+
+
+def _role(folder: Path) -> Path:
+    tasks = folder / "roles" / "mine" / "tasks"
+    tasks.mkdir(parents=True)
+    for path in (tasks, *tasks.parents[:2]):
+        path.chmod(0o755)
+    return write(tasks / "main.yml", "---\n")
+
+
+def test_a_link_that_stays_in_the_folder_is_followed(ours: Path, theirs: Path) -> None:
+    """A Kubernetes ConfigMap is mounted so: attach.yml -> ..data/attach.yml, ..data -> ..2026."""
+    place = folder_with(theirs / "..2026", "mounted")
+    (theirs / "..data").symlink_to(place.name)
+    (theirs / "mounted.yml").symlink_to("..data/mounted.yml")
+    assert actions.find("mounted", (theirs, ours)).playbook == theirs / "mounted.yml"
+    (place / "mounted.yml").chmod(0o666)
+    assert "mounted.yml may be written by everybody" in refusal("mounted", theirs, ours)
+
+
+def test_a_playbook_that_leads_out_of_the_folder_is_refused(ours: Path, theirs: Path) -> None:
+    outside = write(theirs.parent / "outside.yml", PLAYBOOK)
+    (theirs / "evil.yml").symlink_to(outside)
+    assert "evil.yml leads out of the folder" in refusal("evil", theirs, ours)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+def test_a_file_of_somebody_else_is_refused(ours: Path, theirs: Path) -> None:
+    os.chown(theirs / "stop.yml", 12345, 0)
+    assert "belongs to user 12345" in refusal("stop", theirs, ours)
+
+
+def test_our_own_folder_is_taken_as_it_was_installed(ours: Path) -> None:
+    """A checkout with umask 002 is group-writable, and the wheel's files have the installer's owner."""
+    (ours / "stop.yml").chmod(0o664)
+    assert actions.find("stop", (ours,)).is_ours
+
+
+def test_the_list_tells_what_is_whose_and_what_is_refused(ours: Path, theirs: Path) -> None:
+    action_with(theirs, {"type": "object"})
+    (theirs / "stop.yml").chmod(0o666)
+    write(theirs / "Not An Action.yml", PLAYBOOK)
+    rows = {row.name: row for row in actions.listing((theirs, ours))}
+    assert list(rows) == ["Not An Action", "attach-iso", "create", "stop"]
+    assert (rows["attach-iso"].has_schema, rows["attach-iso"].problem) == (True, "")
+    assert (rows["create"].is_ours, rows["create"].replaces_ours) == (True, False)
+    assert (rows["stop"].is_ours, rows["stop"].replaces_ours) == (False, True)
+    assert "may be written by everybody" in rows["stop"].problem
+    assert rows["Not An Action"].problem
+
+
+SCHEMA = {
+    "type": "object",
+    "required": ["isoImage", "bus"],
+    "properties": {
+        "isoImage": {"type": "string", "pattern": "^local:"},
+        "bus": {"enum": ["ide", "sata"]},
+        "count": {"type": "integer", "minimum": 1, "maximum": 4},
+        "address": {"type": "string", "format": "ipv4"},
+        "nested": {"$ref": "#/$defs/nested"},
+    },
+    "$defs": {"nested": {"type": "object", "additionalProperties": False, "properties": {"known": {}}}},
+}
+
+
+@pytest.mark.parametrize(
+    ("properties", "said"),
+    [
+        ({}, "isoImage is missing; bus is missing"),
+        ({"isoImage": "hunter2", "bus": "ide"}, "isoImage must match ^local:"),
+        ({"isoImage": "local:x", "bus": "hunter2"}, 'bus must be one of ["ide", "sata"]'),
+        ({"isoImage": "local:x", "bus": "ide", "count": "hunter2"}, "count must be of type integer"),
+        ({"isoImage": "local:x", "bus": "ide", "count": 9}, "count must be at most 4"),
+        ({"isoImage": "local:x", "bus": "ide", "address": "hunter2"}, "address must be of format ipv4"),
+        ({"isoImage": "local:x", "bus": "ide", "nested": {"odd": "hunter2"}}, "nested.odd is not known"),
+    ],
+)
+def test_wrong_properties_are_told_by_member_and_never_by_value(
+    ours: Path, theirs: Path, properties: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(JobError) as caught:
+        actions.check_properties(action_with(theirs, SCHEMA), properties)
+    assert caught.value.code == "INVALID_REQUEST"
+    assert caught.value.detail == said
+    assert "hunter2" not in str(caught.value)
+
+
+def test_a_members_name_from_outside_cannot_bring_control_characters(ours: Path, theirs: Path) -> None:
+    with pytest.raises(JobError) as caught:
+        actions.check_properties(action_with(theirs, {"additionalProperties": False}), {"a\x00b\x1b[31m": 1})
+    assert caught.value.detail.isprintable()
+
+
+def test_fitting_properties_pass_and_no_schema_asks_for_nothing(ours: Path, theirs: Path) -> None:
+    actions.check_properties(action_with(theirs, SCHEMA), {"isoImage": "local:x", "bus": "ide", "cores": 2})
+    actions.check_properties(actions.find("stop", (theirs, ours)), {"anything": 1})
+
+
+@pytest.mark.parametrize(
+    ("schema", "said"),
+    [
+        ("{", "is no JSON"),
+        ("[]", "is no JSON object"),
+        ('{"type": "objekt"}', "is no JSON Schema, at type"),
+        ('{"$ref": "https://example.net/schema.json"}', "only references into the file itself are followed"),
+        ('{"properties": {"a": {"$ref": "other.json#/x"}}}', "only references into the file itself are followed"),
+        ('{"properties": {"a": {"$ref": "#/$defs/none"}}}', "refers to #/$defs/none, which is not there"),
+        ('{"properties": {"a": {"$ref": "#none"}}}', "refers to #none, which is not there"),
+        (" " * (actions.MAX_SCHEMA_BYTES + 1), "larger than"),
+    ],
+)
+def test_a_schema_that_cannot_be_used_refuses_its_action(ours: Path, theirs: Path, schema: str, said: str) -> None:
+    action = action_with(theirs, schema)
+    assert action.schema is not None
+    with pytest.raises(SchemaError) as caught:
+        actions.read_schema(action.schema)
+    assert said in str(caught.value)
+    with pytest.raises(JobError) as refused:
+        actions.check_properties(action, {})
+    assert refused.value.code == "UNSUPPORTED_ACTION"
+
+
+def test_anchors_in_the_schema_are_found(ours: Path, theirs: Path) -> None:
+    schema = {"properties": {"a": {"$ref": "#name"}}, "$defs": {"x": {"$anchor": "name", "type": "integer"}}}
+    action = action_with(theirs, schema)
+    actions.check_properties(action, {"a": 1})
+    with pytest.raises(JobError, match="a must be of type integer"):
+        actions.check_properties(action, {"a": "x"})
+
+
+def test_properties_nested_beyond_reason_are_an_invalid_request(ours: Path, theirs: Path) -> None:
+    deep: dict[str, Any] = {}
+    for _ in range(5_000):
+        deep = {"a": deep}
+    action = action_with(theirs, {"properties": {"a": {"$ref": "#"}}})
+    with pytest.raises(JobError) as caught:
+        actions.check_properties(action, deep)
+    assert caught.value.code == "INVALID_REQUEST"

@@ -1,0 +1,645 @@
+"""From an action and properties to a run, as a table of cases; and everything that must never become one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from executor import playbooks
+from executor.errors import ErrorCode, JobError
+from executor.playbooks import Order, Site, describe, find_playbook, plan, read_properties
+from executor.proxmox import MARKER_LINE
+from executor.runner import write_extra_vars
+
+SERVICE = "0a1b2c3d-1111-4000-8000-000000000001"
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGZvb2Jhcg me@example.net"
+MINIMAL = {"cores": 2, "memoryMb": 2048, "diskGb": 10, "image": "debian-12"}
+ACTIONS = ("create", "update", "start", "stop", "restart", "delete", "snapshot", "rollback")
+#: Takes part in what would be a template, a command or a document of its own.
+TRICKS = (
+    "{{ lookup('pipe', 'id') }}",
+    "{% raw %}",
+    "!unsafe x",
+    "!vault |",
+    "yes",
+    "0777",
+    "&a *a",
+    "- a\n- b",
+    "$(id)",
+    "'; DROP TABLE jobs; --",
+)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Return a folder with a playbook for each of our actions."""
+    for action in ACTIONS:
+        (tmp_path / f"{action}.yml").write_text("---\n[]\n")
+    return tmp_path
+
+
+@pytest.fixture
+def site(folder: Path) -> Site:
+    """Return a site with our playbooks and two templates."""
+    return make_site(folder)
+
+
+def make_site(*folders: Path, **wanted: Any) -> Site:
+    values: dict[str, Any] = {
+        "cluster": "default",
+        "templates": {"debian-12": 9000, "ubuntu-24.04": 9001},
+        "storage": "local-zfs",
+        "bridge": "vmbr0",
+        "pool": "",
+        "node": "",
+        "folders": folders,
+        "playbook_timeout_s": 240.0,
+        "shutdown_timeout_s": 60.0,
+    }
+    return Site(**(values | wanted))
+
+
+def make_order(action: str = "create", properties: dict[str, Any] | None = None, **wanted: Any) -> Order:
+    values: dict[str, Any] = {
+        "action": action,
+        "service_id": SERVICE,
+        "service_name": "web",
+        "properties": MINIMAL if properties is None else properties,
+        "vmid": 101,
+        "vm_name": "web-0a1b2c3d",
+        "time_left_s": 280.0,
+    }
+    return Order(**(values | wanted))
+
+
+def refusal(**changed: Any) -> str:
+    """Return the words with which changed properties are refused; a value of ... leaves the member out."""
+    properties = {name: value for name, value in (MINIMAL | changed).items() if value is not ...}
+    with pytest.raises(JobError) as caught:
+        read_properties(properties)
+    assert caught.value.code is ErrorCode.INVALID_REQUEST
+    return caught.value.detail
+
+
+# --- the playbook of an action ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+def test_an_action_is_the_playbook_of_its_name(folder: Path, action: str) -> None:
+    assert find_playbook(action, [folder]) == folder / f"{action}.yml"
+
+
+@pytest.mark.parametrize(
+    "action",
+    [
+        "",
+        "?",
+        "unknown",
+        "Create",
+        "CREATE",
+        "create\n",
+        "create;rm",
+        "create.yml",
+        "../../x",
+        "../create",
+        "./create",
+        "/etc/passwd",
+        "create\x00",
+        "-create",
+        "1create",
+        "a" * 51,
+        "\u217dreate",  # a roman numeral that looks like a c
+        "\u0441reate",  # a Cyrillic one
+        "\uff43reate",  # a wide one
+        "cre\u200bate",
+        "create ",
+    ],
+)
+def test_what_is_no_action_has_no_playbook(folder: Path, action: str) -> None:
+    nested = folder / "nested"
+    nested.mkdir()
+    (folder / "x.yml").touch()
+    for name in (action[:60], action.lower()[:60]):
+        if name and "/" not in name and "\x00" not in name and name not in ACTIONS and name != "unknown":
+            (nested / f"{name}.yml").touch()
+    with pytest.raises(JobError, match="no playbook for the action") as caught:
+        find_playbook(action, [nested, folder])
+    assert caught.value.code is ErrorCode.UNSUPPORTED_ACTION
+    assert caught.value.detail.isprintable()
+    assert len(caught.value.detail) < 300
+
+
+def test_the_longest_name_of_an_action_is_one(tmp_path: Path) -> None:
+    action = "a" + "b-_1" * 12 + "c"
+    (tmp_path / f"{action}.yml").touch()
+    assert (len(action), find_playbook(action, [tmp_path]).stem) == (50, action)
+
+
+def test_the_providers_own_playbook_comes_before_ours(folder: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "create.yml").touch()
+    assert find_playbook("create", [own, folder]) == own / "create.yml"
+    assert find_playbook("delete", [own, folder]) == folder / "delete.yml"
+
+
+@pytest.mark.parametrize("target", ["/etc/passwd", "../outside.yml"])
+def test_a_link_that_leads_out_of_a_providers_folder_is_no_playbook(tmp_path: Path, folder: Path, target: str) -> None:
+    """It is refused, and ours is not run in its place: the provider wanted another."""
+    own = tmp_path / "own"
+    own.mkdir()
+    (tmp_path / "outside.yml").touch()
+    (own / "create.yml").symlink_to(target)
+    with pytest.raises(JobError, match="UNSUPPORTED_ACTION"):
+        find_playbook("create", [own, folder])
+
+
+def test_a_folder_that_is_itself_a_link_is_a_folder(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(folder)
+    assert find_playbook("create", [tmp_path / "link"]).is_file()
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, lambda path: path.symlink_to("create.yml"), lambda path: None])
+def test_a_folder_a_loop_and_nothing_are_no_playbooks(tmp_path: Path, make: Any) -> None:
+    make(tmp_path / "create.yml")
+    for folders in ([tmp_path, tmp_path / "missing"], [tmp_path / "missing", tmp_path]):
+        with pytest.raises(JobError, match="UNSUPPORTED_ACTION"):
+            find_playbook("create", folders)
+
+
+def test_every_action_of_ours_has_a_playbook_in_the_project() -> None:
+    home = Path(playbooks.__file__).parents[1]
+    if not (home / "playbooks").is_dir():
+        home = Path(playbooks.__file__).parent / "ansible"  # installed from a wheel
+    assert {find_playbook(action, [home / "playbooks"]).stem for action in ACTIONS} == set(ACTIONS)
+
+
+# --- properties ---------------------------------------------------------------------------------------------------
+
+NUMBERS = {"cores": (1, 512), "memoryMb": (16, 16_777_216), "diskGb": (1, 131_072)}
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+@pytest.mark.parametrize(
+    "value",
+    [..., None, "", "2", "2 GB", True, [2], {"a": 2}, 1.5, 2.0, 0, -1, 1e309, float("nan"), 2**63, 10**400],
+    ids=str,
+)
+def test_a_number_that_is_none_is_refused_by_its_name(name: str, value: Any) -> None:
+    words = refusal(**{name: value})
+    assert words.startswith(f"{name} ")
+    assert words.isprintable()
+    assert (words == f"{name} is missing") == (value is ...)
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_the_bounds_of_a_number_are_inside(name: str) -> None:
+    low, high = NUMBERS[name]
+    for value in (low, high):
+        read_properties(MINIMAL | {name: value})
+    for value in (low - 1, high + 1):
+        assert refusal(**{name: value}).startswith(f"{name} Input should be ")
+
+
+def test_a_unit_that_is_not_ours_is_a_missing_member() -> None:
+    """memoryGb or diskMb must never be taken for what they are not."""
+    words = refusal(memoryMb=..., memoryGb=2, diskGb=..., diskMb=10240)
+    assert words == "memoryMb is missing; diskGb is missing"
+
+
+def test_our_own_words_for_members_are_not_read_from_outside() -> None:
+    assert refusal(memoryMb=..., memory_mib=2048) == "memoryMb is missing"
+
+
+def test_members_that_nobody_knows_are_left_out() -> None:
+    known = read_properties(MINIMAL | {"vmid": 1, "node": "pve1", "force": True, "": None, "cores2": "x"})
+    assert known == read_properties(MINIMAL)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("image", ""),
+        ("image", "../9000"),
+        ("image", "x" * 65),
+        ("image", "debian-12\n"),
+        ("image", 9000),
+        ("hostname", ""),
+        ("hostname", "Web"),
+        ("hostname", "web.example.net"),
+        ("hostname", "-web"),
+        ("hostname", "web-"),
+        ("hostname", "w" * 64),
+        ("hostname", "web\n"),
+        ("hostname", "wéb"),
+        ("hostname", "\u202eweb"),
+        ("ciUser", "Root"),
+        ("ciUser", "a b"),
+        ("ciUser", "x" * 33),
+        ("ciUser", "root:x"),
+        ("ciPassword", 1234),
+        ("ciPassword", "x" * 4097),
+        ("ciPassword", {"value": "x"}),
+        ("tags", "web"),
+        ("tags", ["Web"]),
+        ("tags", ["a;b"]),
+        ("tags", ["a b"]),
+        ("tags", [""]),
+        ("tags", ["x" * 33]),
+        ("tags", ["a"] * 21),
+        ("tags", [1]),
+        ("tags", None),
+        ("network", None),
+        ("network", "dhcp"),
+        ("network", []),
+        ("sshPublicKeys", KEY),
+        ("sshPublicKeys", [None]),
+        ("sshPublicKeys", {"a": KEY}),
+    ],
+)
+def test_a_member_of_the_wrong_kind_or_form_is_refused_by_its_name(name: str, value: Any) -> None:
+    words = refusal(**{name: value})
+    assert words.startswith(name)
+    assert words.isprintable()
+    assert len(words) <= 400
+
+
+@pytest.mark.parametrize("trick", TRICKS)
+@pytest.mark.parametrize("name", ["image", "hostname", "ciUser"])
+def test_a_name_with_a_trick_in_it_is_refused(name: str, trick: str) -> None:
+    if trick == "yes":
+        return  # a word like any other
+    if trick == "0777" and name != "ciUser":
+        return
+    refusal(**{name: trick})
+
+
+def test_every_problem_is_named_at_once_and_no_value_is_shown() -> None:
+    canary = "Canary1234"
+    network = {"mode": canary, "bridge": canary * 3, "ipv4Cidr": canary, "ipv4Gateway": canary, "dnsServers": [canary]}
+    words = refusal(
+        cores=canary,
+        memoryMb=canary,
+        hostname=canary,
+        ciUser=canary,
+        ciPassword=canary * 1000,
+        sshPublicKeys=[canary],
+        tags=[canary],
+        network=network,
+    )
+    assert canary not in words
+    assert words.startswith("cores ")
+    assert "; memoryMb " in words
+    for part in ({"ipv4Cidr": f"{canary}/24"}, {"ipv4Gateway": canary}, {"dnsServers": [canary]}):
+        assert canary not in refusal(network=part)
+
+
+def test_properties_nested_a_thousand_deep_are_ignored_or_refused_but_never_break() -> None:
+    deep: Any = {}
+    for _ in range(1000):
+        deep = {"network": deep}
+    read_properties(MINIMAL | {"unknown": deep})
+    refusal(network={"mode": deep})
+    refusal(cores=deep)
+
+
+@given(st.dictionaries(st.sampled_from(["cores", "memoryMb", "image", "network", "tags", "hostname"]), st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=8,
+)))  # fmt: skip
+def test_whatever_comes_is_read_or_refused(properties: dict[str, Any]) -> None:
+    try:
+        read_properties(MINIMAL | properties)
+    except JobError as error:
+        assert (error.code, error.detail.isprintable()) == (ErrorCode.INVALID_REQUEST, True)  # noqa: PT017  both ways are good
+
+
+# --- ssh keys -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        KEY,
+        KEY.rsplit(" ", 1)[0],
+        f"{KEY}\r\n",
+        f"  {KEY}  ",
+        "ssh-rsa AAAAB3NzaC1yc2EAAA== host:22 and: more",
+        "ecdsa-sha2-nistp256 AAAAE2VjZHNhLXNoYTItbmlzdHAyNTY=",
+        "sk-ssh-ed25519@openssh.com AAAAGnNrLXNzaC1lZDI1NTE5QG9wZW5zc2guY29t key",
+        f"{KEY} {{{{ lookup('pipe', 'id') }}}}",
+    ],
+)
+def test_a_public_key_on_one_line_is_taken_without_the_space_around_it(key: str) -> None:
+    assert read_properties(MINIMAL | {"sshPublicKeys": [key]}).ssh_public_keys == (key.strip(),)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "",
+        "me@example.net",
+        f"{KEY}\n{KEY}",
+        f"{KEY}\r\n{KEY}",
+        f"{KEY}\x0b{KEY}",
+        f"{KEY}\u2028{KEY}",
+        f"{KEY}\x00",
+        f"{KEY}\x1b[2J",
+        f'command="rm -rf /" {KEY}',
+        "ssh-dss AAAAB3NzaC1kc3MAAACBAP",
+        "ssh-ed25519 not*base64",
+        f"ssh-rsa {'A' * 9000}",
+        "-----BEGIN OPENSSH PRIVATE KEY-----\nb3BlbnNzaC1rZXk\n-----END OPENSSH PRIVATE KEY-----",
+    ],
+)
+def test_anything_else_is_no_key(key: str) -> None:
+    words = refusal(sshPublicKeys=[KEY, key])
+    assert words.startswith("sshPublicKeys holds ")
+    assert ("private key" in words) == ("PRIVATE" in key)
+
+
+def test_fifty_keys_are_taken_and_one_more_is_refused() -> None:
+    assert len(read_properties(MINIMAL | {"sshPublicKeys": [KEY] * 50}).ssh_public_keys) == 50
+    refusal(sshPublicKeys=[KEY] * 51)
+
+
+# --- network ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("network", "expected"),
+    [
+        ({}, {"mode": "dhcp", "bridge": "vmbr0", "dns_servers": []}),
+        ({"mode": "dhcp", "vlan": 4094}, {"mode": "dhcp", "bridge": "vmbr0", "vlan": 4094, "dns_servers": []}),
+        ({"bridge": "vmbr1.20"}, {"mode": "dhcp", "bridge": "vmbr1.20", "dns_servers": []}),
+        (
+            {"mode": "static", "ipv4Cidr": "192.0.2.10/24", "ipv4Gateway": "192.0.2.1", "dnsServers": ["2001:DB8::1"]},
+            {
+                "mode": "static",
+                "bridge": "vmbr0",
+                "ipv4_cidr": "192.0.2.10/24",
+                "ipv4_gateway": "192.0.2.1",
+                "dns_servers": ["2001:db8::1"],
+            },
+        ),
+        (
+            {"mode": "static", "ipv4Cidr": "192.0.2.10/255.255.255.0"},
+            {"mode": "static", "bridge": "vmbr0", "ipv4_cidr": "192.0.2.10/24", "dns_servers": []},
+        ),
+        (
+            {"mode": "static", "ipv4Cidr": "192.0.2.0/31"},
+            {"mode": "static", "bridge": "vmbr0", "ipv4_cidr": "192.0.2.0/31", "dns_servers": []},
+        ),
+    ],
+)
+def test_the_primary_interface(site: Site, network: dict[str, Any], expected: dict[str, Any]) -> None:
+    run = plan(make_order(properties=MINIMAL | {"network": network}), site)
+    assert run.vm["network"] == expected
+
+
+@pytest.mark.parametrize(
+    ("network", "word"),
+    [
+        ({"mode": "static"}, "mode static needs ipv4Cidr"),
+        ({"mode": "bridge"}, "network.mode"),
+        ({"mode": True}, "network.mode"),
+        ({"vlan": 0}, "network.vlan"),
+        ({"vlan": 4095}, "network.vlan"),
+        ({"vlan": "20"}, "network.vlan"),
+        ({"bridge": "vmbr0,firewall=0"}, "network.bridge"),
+        ({"bridge": "x" * 16}, "network.bridge"),
+        ({"ipv4Cidr": "192.0.2.10"}, "needs a prefix length"),
+        ({"ipv4Cidr": "dhcp"}, "needs a prefix length"),
+        ({"ipv4Cidr": "dhcp/24"}, "is not an IP address"),
+        ({"ipv4Cidr": "192.0.2.10/33"}, "is not an IP address"),
+        ({"ipv4Cidr": "192.0.2.256/24"}, "is not an IP address"),
+        ({"ipv4Cidr": "2001:db8::1/64"}, "is not an IP address"),
+        ({"ipv4Cidr": "192.0.2.0/24"}, "is the network's"),
+        ({"ipv4Cidr": "192.0.2.255/24"}, "is the network's or the broadcast"),
+        ({"ipv4Cidr": "192.0.2.10/24,gw=192.0.2.1"}, "is not an IP address"),
+        ({"ipv4Cidr": "192.0.2.10/24", "ipv4Gateway": "198.51.100.1"}, "ipv4Gateway lies outside"),
+        ({"ipv4Gateway": "2001:db8::1"}, "is not an IP address"),
+        ({"dnsServers": ["192.0.2.1"] * 4}, "network.dnsServers"),
+        ({"dnsServers": ["dns.example.net"]}, "is not an IP address"),
+        ({"dnsServers": ["fe80::1%\neth0 evil"]}, "an address with a zone"),
+        ({"dnsServers": "192.0.2.1"}, "network.dnsServers"),
+        ({"dnsServers": [3232235521]}, "network.dnsServers"),
+    ],
+)
+def test_a_network_that_cannot_be(network: dict[str, Any], word: str) -> None:
+    words = refusal(network=network)
+    assert words.startswith("network")
+    assert word in words
+
+
+# --- plan ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_create_says_everything_about_the_vm(site: Site) -> None:
+    properties = MINIMAL | {"ciUser": "admin", "ciPassword": "open-sesame", "sshPublicKeys": [KEY], "tags": ["web"]}
+    run = plan(make_order(properties=properties, secrets=("open-sesame",)), site)
+    assert run.vm == {
+        "service_id": SERVICE,
+        "vmid": 101,
+        "name": "web-0a1b2c3d",
+        "cluster": "default",
+        "node": "",
+        "timeout_s": 240,
+        "shutdown_timeout_s": 60,
+        "cores": 2,
+        "memory_mib": 2048,
+        "disk_gib": 10,
+        "tags": ["web"],
+        "description": "web",
+        "template_vmid": 9000,
+        "storage": "local-zfs",
+        "pool": "",
+        "network": {"mode": "dhcp", "bridge": "vmbr0", "dns_servers": []},
+        "cloud_init": {"user": "admin", "password": "open-sesame", "ssh_public_keys": [KEY]},
+    }
+    assert (run.action, run.playbook.name, run.timeout_s) == ("create", "create.yml", 240.0)
+    assert run.secrets == ("open-sesame",)
+    assert "open-sesame" not in repr(run)
+    assert "open-sesame" not in repr(make_order(properties=properties, secrets=("open-sesame",)))
+
+
+@pytest.mark.parametrize("action", [action for action in ACTIONS if action not in ("create", "update")])
+def test_our_other_actions_get_the_identity_only(site: Site, action: str) -> None:
+    run = plan(make_order(action, {"cores": "nonsense", "secret": "x"}, node="pve2"), site)
+    assert set(run.vm) == {"service_id", "vmid", "name", "cluster", "node", "timeout_s", "shutdown_timeout_s"}
+    assert run.vm["node"] == "pve2"
+
+
+def test_a_providers_own_action_gets_the_properties_too(folder: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "resize-gpu.yml").touch()
+    (own / "stop.yml").touch()
+    site = make_site(own, folder)
+    for action in ("resize-gpu", "stop"):
+        assert plan(make_order(action, {"gpu": 2}), site).vm["properties"] == {"gpu": 2}
+    assert "properties" not in plan(make_order("start", {"gpu": 2}), site).vm
+
+
+@pytest.mark.parametrize(
+    ("known", "ordered", "used"), [("pve1", "", "pve1"), ("pve1", "pve2", "pve2"), ("", "", ""), ("", "pve2", "pve2")]
+)
+def test_the_node_that_is_known_comes_before_the_sites(folder: Path, known: str, ordered: str, used: str) -> None:
+    assert plan(make_order("stop", node=ordered), make_site(folder, node=known)).vm["node"] == used
+
+
+@pytest.mark.parametrize(
+    ("time_left_s", "timeout_s", "shutdown_timeout_s"), [(280.0, 240, 60), (100.9, 100, 50), (10.0, 10, 5), (0.5, 0, 1)]
+)
+def test_a_run_ends_before_the_job_does(
+    site: Site, time_left_s: float, timeout_s: int, shutdown_timeout_s: int
+) -> None:
+    run = plan(make_order("stop", time_left_s=time_left_s), site)
+    assert (run.vm["timeout_s"], run.vm["shutdown_timeout_s"]) == (timeout_s, shutdown_timeout_s)
+    assert run.timeout_s == min(time_left_s, 240.0)
+
+
+def test_every_run_has_an_ident_of_its_own_that_can_name_a_folder(site: Site) -> None:
+    idents = {plan(make_order("stop"), site).ident for _ in range(50)}
+    assert len(idents) == 50
+    assert all(ident.startswith("stop-") and ident.replace("-", "").isalnum() for ident in idents)
+
+
+def test_an_image_that_no_template_has_is_not_found(site: Site, folder: Path) -> None:
+    with pytest.raises(JobError, match=r"no template is called arch \(PROXMOX_TEMPLATES has: debian-12, ubuntu"):
+        plan(make_order(properties=MINIMAL | {"image": "arch"}), site)
+    with pytest.raises(JobError, match=r"NOT_FOUND: .*has: none"):
+        plan(make_order(), make_site(folder, templates={}))
+
+
+@pytest.mark.parametrize("image", [None, ...])
+def test_a_create_without_an_image_is_refused(site: Site, image: Any) -> None:
+    properties = {name: value for name, value in (MINIMAL | {"image": image}).items() if value is not ...}
+    with pytest.raises(JobError, match="INVALID_REQUEST: image is missing"):
+        plan(make_order(properties=properties), site)
+
+
+def test_an_unsupported_action_is_told_before_its_properties_are(site: Site) -> None:
+    with pytest.raises(JobError, match="UNSUPPORTED_ACTION"):
+        plan(make_order("explode", {"cores": "nonsense"}), site)
+
+
+# --- update -------------------------------------------------------------------------------------------------------
+
+FULL = MINIMAL | {
+    "ciUser": "admin",
+    "ciPassword": "one",
+    "sshPublicKeys": [KEY],
+    "network": {"mode": "dhcp", "vlan": 20},
+    "hostname": "web",
+}
+
+
+@pytest.mark.parametrize(
+    ("changed", "shape"),
+    [
+        ({}, {}),
+        ({"cores": 4}, {}),
+        ({"image": "unknown-image", "hostname": "db"}, {}),
+        ({"network": {"mode": "dhcp"}}, {"network": {"mode": "dhcp", "bridge": "vmbr0", "dns_servers": []}}),
+        ({"ciUser": "root"}, {"cloud_init": {"user": "root"}}),
+        ({"ciPassword": "two"}, {"cloud_init": {"password": "two"}}),
+        ({"sshPublicKeys": [KEY, KEY]}, {"cloud_init": {"ssh_public_keys": [KEY, KEY]}}),
+        ({"ciUser": "root", "ciPassword": "two"}, {"cloud_init": {"user": "root", "password": "two"}}),
+    ],
+    ids=str,
+)
+def test_an_update_touches_network_and_logins_only_where_they_differ(
+    site: Site, changed: dict[str, Any], shape: dict[str, Any]
+) -> None:
+    run = plan(make_order("update", FULL | changed, before=FULL), site)
+    assert {name: run.vm[name] for name in ("network", "cloud_init") if name in run.vm} == shape
+    assert run.vm["cores"] == changed.get("cores", 2)
+    assert not {"template_vmid", "storage", "pool"} & set(run.vm)
+
+
+def test_an_update_that_would_take_every_key_away_is_refused(site: Site) -> None:
+    with pytest.raises(JobError, match="INVALID_REQUEST: sshPublicKeys cannot be emptied"):
+        plan(make_order("update", FULL | {"sshPublicKeys": []}, before=FULL), site)
+
+
+def test_an_update_that_leaves_a_login_out_leaves_it_alone(site: Site) -> None:
+    run = plan(make_order("update", MINIMAL, before=FULL), site)
+    assert not {"network", "cloud_init"} & set(run.vm)
+
+
+@pytest.mark.parametrize("changed", [{"cores": "4"}, {"memoryMb": 0}, {"network": {"mode": "static"}}], ids=str)
+def test_an_update_is_checked_like_a_create(site: Site, changed: dict[str, Any]) -> None:
+    with pytest.raises(JobError, match="INVALID_REQUEST"):
+        plan(make_order("update", FULL | changed, before=FULL), site)
+
+
+# --- text stays text ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("trick", TRICKS)
+def test_a_text_with_a_trick_in_it_arrives_at_ansible_as_it_was_sent(site: Site, tmp_path: Path, trick: str) -> None:
+    """Through the plan and the file that Ansible reads: marked unsafe, it is never looked at as a template."""
+    properties = MINIMAL | {"ciPassword": trick, "sshPublicKeys": [f"{KEY} {trick.splitlines()[0]}"]}
+    run = plan(make_order(properties=properties, service_name=trick), site)
+    assert run.vm["cloud_init"]["password"] == trick
+    write_extra_vars(tmp_path / "vm.yml", run.vm)
+    assert untrusted(tmp_path / "vm.yml") == run.vm
+    assert run.vm["description"] == describe(trick)
+
+
+def untrusted(file: Path) -> Any:
+    """Read the extra vars as YAML, if the whole of `vm` is marked unsafe: Ansible hands that down to what is inside."""
+
+    class Loader(yaml.SafeLoader):
+        pass
+
+    Loader.add_constructor("!unsafe", lambda loader, node: loader.construct_mapping(node, deep=True))
+    text = file.read_text()
+    assert text.startswith('"vm": !unsafe')
+    return yaml.load(text, Loader=Loader)["vm"]  # noqa: S506  a SafeLoader with one more tag
+
+
+# --- the description ----------------------------------------------------------------------------------------------
+
+VICTIM = "ffffffff-2222-4000-8000-000000000002"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        f"smith-uid={VICTIM}",
+        f"SMITH-UID={VICTIM}",
+        f"web\nsmith-uid={VICTIM}",
+        f"web\r\nsmith-uid={VICTIM}\n",
+        f"web\u2028smith-uid={VICTIM}",
+        f"web\u0085smith-uid={VICTIM}",
+        f"  smith-uid={VICTIM}  ",
+        f"smith-uid ={VICTIM}",
+        f"smith-\x00uid={VICTIM}",
+        f"smith-uid=smith-uid={VICTIM}",
+    ],
+)
+def test_a_name_cannot_forge_the_marker_of_another_service(name: str) -> None:
+    """Alone, as a line of its own, it must not be what identifies a VM."""
+    assert MARKER_LINE.search(f"smith-uid={VICTIM}")
+    assert not MARKER_LINE.search(describe(name))
+    assert not MARKER_LINE.search(f"{describe(name)}\nsmith")
+
+
+@given(st.text())
+def test_a_description_is_one_short_printable_line(name: str) -> None:
+    described = describe(name)
+    assert described.isprintable()
+    assert len(described) <= playbooks.MAX_DESCRIPTION_LENGTH
+    assert described == described.strip()
+
+
+def test_an_ordinary_name_is_described_as_it_is() -> None:
+    assert describe("Web server (Zürich) 😀") == "Web server (Zürich) 😀"

@@ -1,0 +1,128 @@
+"""Metrics of every mapped VM to FulcrumCore: one question to Proxmox, paced posts to FulcrumCore.
+
+FulcrumCore stamps entries with its own time and takes one a call: what cannot be sent within the interval is dropped.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from sqlalchemy import Engine
+
+from executor import mappings
+from executor.database import reading
+from executor.errors import FulcrumNotFound, FulcrumRefused, FulcrumUnavailable
+from executor.fulcrum import FulcrumClient
+from executor.log import get_logger
+from executor.proxmox import ProxmoxReader, VmRow
+from executor.state import AgentState
+
+log = get_logger(__name__)
+
+SENDERS = 4
+#: Share of the interval that posting may use.
+USABLE_SHARE = 0.8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One value for FulcrumCore."""
+
+    vmid: int
+    type_name: str
+    resource_id: str  #: stable and few: FulcrumCore groups series by it
+    value: float
+
+
+@dataclass(kw_only=True)
+class VmMetrics:
+    """Collects and posts; remembers the counters of the last turn to make rates of them."""
+
+    engine: Engine
+    fulcrum: FulcrumClient
+    proxmox: ProxmoxReader
+    state: AgentState
+    interval_s: float
+    _before: dict[int, tuple[float, VmRow]] = field(default_factory=dict)
+    _said: set[str] = field(default_factory=set)
+
+    def report(self) -> None:
+        """Post one round of samples. Raises FulcrumUnavailable, JobError (Proxmox)."""
+        if not self.state.agent_id:
+            return
+        started = time.monotonic()
+        with reading(self.engine) as session:
+            mapped = {mapping.vmid for mapping in mappings.active(session)}
+        if not mapped:
+            return
+        rows = [row for row in self.proxmox.vms() if row.vmid in mapped and not row.is_template]
+        wanted = self._known_types()
+        samples = [sample for row in rows for sample in self._samples(row, started) if sample.type_name in wanted]
+        self._before = {row.vmid: (started, row) for row in rows}
+        self._post(samples, started + self.interval_s * USABLE_SHARE)
+
+    def _known_types(self) -> set[str]:
+        known = {metric_type.name for metric_type in self.fulcrum.metric_types() if metric_type.name}
+        missing = set(TYPES) - known
+        if new := missing - self._said:
+            log.warning("metric_types_missing", names=sorted(new), hint="an admin creates them with POST /metric-types")
+        self._said |= missing
+        return known
+
+    def _samples(self, row: VmRow, now: float) -> Iterator[Sample]:
+        yield Sample(vmid=row.vmid, type_name="vm.cpu.usage", resource_id="cpu", value=row.cpu_share)
+        if row.max_memory_bytes:
+            used = row.memory_bytes / row.max_memory_bytes
+            yield Sample(vmid=row.vmid, type_name="vm.memory.usage", resource_id="memory", value=used)
+        if row.disk_bytes and row.max_disk_bytes:  # Proxmox says 0 for qemu: only the guest knows
+            used = row.disk_bytes / row.max_disk_bytes
+            yield Sample(vmid=row.vmid, type_name="vm.disk.usage", resource_id="disk", value=used)
+        then, before = self._before.get(row.vmid, (now, row))
+        if now <= then or row.uptime_s < before.uptime_s:
+            return  # first sight, or restarted: its counters began again at zero
+        for type_name, resource_id, counter in RATES:
+            grown = getattr(row, counter) - getattr(before, counter)
+            if grown >= 0:
+                yield Sample(vmid=row.vmid, type_name=type_name, resource_id=resource_id, value=grown / (now - then))
+
+    def _post(self, samples: list[Sample], until: float) -> None:
+        if not samples:
+            return
+        with ThreadPoolExecutor(max_workers=SENDERS, thread_name_prefix="metric") as pool:
+            outcomes = list(pool.map(lambda sample: self._post_one(sample, until), samples))
+        sent, dropped = outcomes.count("sent"), outcomes.count("late")
+        log.debug("metrics_posted", sent=sent, unknown=outcomes.count("unknown"))
+        if dropped:
+            log.warning("metrics_dropped", dropped=dropped, sent=sent, interval_s=self.interval_s)
+        if "down" in outcomes:
+            raise FulcrumUnavailable("metric entries were not taken")
+
+    def _post_one(self, sample: Sample, until: float) -> str:
+        if time.monotonic() > until or self.state.stopping.is_set():
+            return "late"
+        try:
+            self.fulcrum.post_metric(
+                agent_instance_id=f"{self.state.agent_id}/{sample.vmid}",
+                resource_id=sample.resource_id,
+                type_name=sample.type_name,
+                value=sample.value,
+            )
+        except (FulcrumNotFound, FulcrumRefused):
+            return "unknown"  # a service that is not completed yet, or was deleted meanwhile
+        except FulcrumUnavailable:
+            return "down"
+        return "sent"
+
+
+#: Metric type, resource and counter of what is reported as bytes a second.
+RATES = (
+    ("vm.network.in", "network", "net_in_bytes"),
+    ("vm.network.out", "network", "net_out_bytes"),
+    ("vm.disk.read", "disk", "disk_read_bytes"),
+    ("vm.disk.write", "disk", "disk_write_bytes"),
+)
+#: Every metric type that we can report; shares are between 0 and 1.
+TYPES = ("vm.cpu.usage", "vm.memory.usage", "vm.disk.usage", *(rate[0] for rate in RATES))

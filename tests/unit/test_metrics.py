@@ -1,0 +1,359 @@
+"""From Proxmox's list of VMs to FulcrumCore's metric entries, over real sockets at both ends."""
+
+from __future__ import annotations
+
+import json
+import ssl
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine
+
+from executor import mappings
+from executor.database import transaction
+from executor.errors import ErrorCode, FulcrumUnavailable, JobError
+from executor.fulcrum import FulcrumClient
+from executor.lab.fulcrum_setup import AdminClient, Bootstrapped, bootstrap
+from executor.lab.proxmox_stand_in import make_certificates
+from executor.lab.simulator_control import RunningSimulator, running_simulator
+from executor.metrics import TYPES, VmMetrics
+from executor.proxmox import ProxmoxConnection, ProxmoxReader
+from executor.state import AgentState
+
+RATES = {"vm.network.in", "vm.network.out", "vm.disk.read", "vm.disk.write"}
+Row = dict[str, Any]
+
+
+class Cluster(ThreadingHTTPServer):
+    """Proxmox's list of VMs, as long as a test says what is in it."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Answers)
+        self.rows: list[Row] = []
+        self.status = 200
+        self.calls: list[str] = []
+
+
+class _Answers(BaseHTTPRequestHandler):
+    server: Cluster
+
+    def do_GET(self) -> None:
+        self.server.calls.append(self.path)
+        body = json.dumps({"data": self.server.rows}).encode()
+        self.send_response(self.server.status, "OK" if self.server.status == 200 else "no such luck")
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Cluster, Path]]:
+    """Run one Proxmox for the module; its list is emptied for every test."""
+    folder = tmp_path_factory.mktemp("proxmox")
+    certificate, key = make_certificates(folder, "127.0.0.1")
+    server = Cluster()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    yield server, folder / "ca.pem"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture(scope="module")
+def core() -> Iterator[tuple[RunningSimulator, AdminClient, Bootstrapped]]:
+    """Run one FulcrumCore for the module."""
+    with running_simulator() as simulator, AdminClient(simulator.url) as admin:
+        yield simulator, admin, bootstrap(admin)
+
+
+@pytest.fixture
+def pve(cluster: tuple[Cluster, Path]) -> Cluster:
+    """Return a Proxmox without VMs."""
+    server = cluster[0]
+    server.rows, server.status, server.calls = [], 200, []
+    return server
+
+
+@pytest.fixture
+def metrics(
+    sqlite_engine: Engine,
+    cluster: tuple[Cluster, Path],
+    pve: Cluster,
+    core: tuple[RunningSimulator, AdminClient, Bootstrapped],
+) -> VmMetrics:
+    """Return metrics of an agent with one VM, 101, which is mapped."""
+    simulator, _, world = core
+    simulator.clear_faults()
+    simulator.clear_history()
+    connection = ProxmoxConnection(
+        host="127.0.0.1",
+        port=pve.server_address[1],
+        user="smith@pve",
+        token_id="job",
+        token_secret=str(uuid.uuid4()),
+        verify=cluster[1],
+    )
+    map_vm(sqlite_engine, 101)
+    return VmMetrics(
+        engine=sqlite_engine,
+        fulcrum=FulcrumClient(simulator.url, lambda: world.agent_token),
+        proxmox=ProxmoxReader(connection),
+        state=AgentState(agent_id=world.agent_id),
+        interval_s=60.0,
+    )
+
+
+@pytest.fixture
+def posted(metrics: VmMetrics, core: tuple[RunningSimulator, AdminClient, Bootstrapped]) -> Callable[[], list[Row]]:
+    """Return what reports a round and tells the bodies that FulcrumCore got in it."""
+    simulator = core[0]
+
+    def report() -> list[Row]:
+        simulator.clear_history()
+        metrics.report()
+        return [call["body"] for call in simulator.history(method="POST", path="/metric-entries")]
+
+    return report
+
+
+def map_vm(engine: Engine, vmid: int) -> None:
+    with transaction(engine) as session:
+        wanted = {"service_id": str(uuid.uuid4()), "cluster": "default", "name": f"vm-{vmid}", "node": "pve1"}
+        assert mappings.adopt(session, vmid=vmid, **wanted)
+
+
+def vm(vmid: int = 101, **changed: Any) -> Row:
+    """Return a VM as Proxmox lists it; a value of ... leaves the member out."""
+    row: Row = {
+        "id": f"qemu/{vmid}",
+        "type": "qemu",
+        "vmid": vmid,
+        "node": "pve1",
+        "name": f"vm-{vmid}",
+        "status": "running",
+        "template": 0,
+        "cpu": 0.25,
+        "maxcpu": 2,
+        "mem": 512,
+        "maxmem": 2048,
+        "disk": 0,
+        "maxdisk": 10_000,
+        "netin": 1000,
+        "netout": 1000,
+        "diskread": 1000,
+        "diskwrite": 1000,
+        "uptime": 100,
+    }
+    return {name: value for name, value in (row | changed).items() if value is not ...}
+
+
+def said(caplog: pytest.LogCaptureFixture) -> str:
+    return "\n".join(str(record.msg) for record in caplog.records)
+
+
+def values(entries: list[Row]) -> dict[str, float]:
+    return {entry["typeName"]: entry["value"] for entry in entries}
+
+
+# --- what is measured ---------------------------------------------------------------------------------------------
+
+
+def test_the_first_sight_of_a_vm_has_shares_and_no_rates(pve: Cluster, posted: Callable[[], list[Row]]) -> None:
+    pve.rows = [vm()]
+    assert values(posted()) == {"vm.cpu.usage": 0.25, "vm.memory.usage": 0.25}
+
+
+def test_an_entry_names_the_instance_and_a_resource_that_stays_the_same(
+    pve: Cluster, metrics: VmMetrics, posted: Callable[[], list[Row]]
+) -> None:
+    pve.rows = [vm(disk=5000)]
+    posted()
+    entries = posted()
+    assert {entry["agentInstanceId"] for entry in entries} == {f"{metrics.state.agent_id}/101"}
+    assert {entry["typeName"]: entry["resourceId"] for entry in entries} == {
+        "vm.cpu.usage": "cpu",
+        "vm.memory.usage": "memory",
+        "vm.disk.usage": "disk",
+        "vm.network.in": "network",
+        "vm.network.out": "network",
+        "vm.disk.read": "disk",
+        "vm.disk.write": "disk",
+    }
+    assert {entry["typeName"] for entry in entries} == set(TYPES)
+
+
+def test_the_second_sight_makes_rates_of_the_counters(
+    pve: Cluster, metrics: VmMetrics, posted: Callable[[], list[Row]]
+) -> None:
+    """Of the time between the two looks, which is moved here instead of waited for."""
+    pve.rows = [vm()]
+    posted()
+    then, row = metrics._before[101]
+    metrics._before[101] = (then - 10_000.0, row)
+    pve.rows = [vm(netin=1000 + 10_000, netout=1000, diskread=1000 + 20_000, diskwrite=1000 + 5000, uptime=10_100)]
+    rates = {name: value for name, value in values(posted()).items() if name in RATES}
+    expected = {"vm.network.in": 1.0, "vm.network.out": 0.0, "vm.disk.read": 2.0, "vm.disk.write": 0.5}
+    assert rates == pytest.approx(expected, rel=0.01)
+
+
+def test_a_vm_that_was_restarted_has_no_rates_until_the_next_look(
+    pve: Cluster, posted: Callable[[], list[Row]]
+) -> None:
+    """Its counters began again at zero, so what is between them is no traffic, however it compares."""
+    pve.rows = [vm(uptime=5000)]
+    posted()
+    pve.rows = [vm(uptime=3, netin=9_999_999)]
+    assert not RATES & set(values(posted()))
+    pve.rows = [vm(uptime=60, netin=10_000_999)]
+    assert set(values(posted())) >= RATES
+
+
+def test_a_counter_that_went_back_makes_no_rate(pve: Cluster, posted: Callable[[], list[Row]]) -> None:
+    """A NIC was replaced, or the VM moved: the others still count."""
+    pve.rows = [vm()]
+    posted()
+    pve.rows = [vm(netin=10, uptime=160)]
+    assert RATES & set(values(posted())) == RATES - {"vm.network.in"}
+
+
+def test_a_vm_that_was_away_for_a_round_begins_again(pve: Cluster, posted: Callable[[], list[Row]]) -> None:
+    pve.rows = [vm()]
+    posted()
+    pve.rows = []
+    assert posted() == []
+    pve.rows = [vm(netin=9_999_999, uptime=200)]
+    assert not RATES & set(values(posted()))
+
+
+def test_only_mapped_vms_are_reported_and_templates_are_none(
+    pve: Cluster, sqlite_engine: Engine, posted: Callable[[], list[Row]]
+) -> None:
+    map_vm(sqlite_engine, 102)
+    map_vm(sqlite_engine, 103)
+    pve.rows = [vm(), vm(102, template=1), vm(103, status="stopped", cpu=0, mem=0, uptime=0), vm(104)]
+    assert {entry["agentInstanceId"].split("/")[1] for entry in posted()} == {"101", "103"}
+
+
+@pytest.mark.parametrize(
+    ("odd", "expected"),
+    [
+        ({"maxmem": ...}, {"vm.cpu.usage": 0.25}),
+        ({"maxmem": 0}, {"vm.cpu.usage": 0.25}),
+        ({"cpu": ..., "mem": "1024", "maxmem": "2048"}, {"vm.cpu.usage": 0.0, "vm.memory.usage": 0.5}),
+        ({"cpu": None}, {"vm.cpu.usage": 0.0, "vm.memory.usage": 0.25}),
+        ({"netin": "lots"}, {"vm.cpu.usage": 0.25, "vm.memory.usage": 0.25}),
+        ({"disk": 2500}, {"vm.cpu.usage": 0.25, "vm.memory.usage": 0.25, "vm.disk.usage": 0.25}),
+        ({"disk": 2500, "maxdisk": 0}, {"vm.cpu.usage": 0.25, "vm.memory.usage": 0.25}),
+    ],
+    ids=str,
+)
+def test_a_number_that_proxmox_does_not_tell_is_no_entry_or_nothing(
+    pve: Cluster, posted: Callable[[], list[Row]], odd: Row, expected: dict[str, float]
+) -> None:
+    pve.rows = [vm(**odd)]
+    assert values(posted()) == expected
+
+
+# --- what is asked and sent ---------------------------------------------------------------------------------------
+
+
+def test_all_vms_cost_one_question_to_proxmox(
+    pve: Cluster, sqlite_engine: Engine, posted: Callable[[], list[Row]]
+) -> None:
+    for vmid in range(200, 220):
+        map_vm(sqlite_engine, vmid)
+    pve.rows = [vm(vmid) for vmid in range(200, 220)]
+    assert len(posted()) == 40
+    assert len(pve.calls) == 1
+
+
+def test_nothing_is_asked_when_nothing_is_mapped_or_nobody_knows_us(
+    pve: Cluster, metrics: VmMetrics, sqlite_engine: Engine, posted: Callable[[], list[Row]]
+) -> None:
+    pve.rows = [vm()]
+    metrics.state.agent_id = ""
+    assert posted() == []
+    metrics.state.agent_id = str(uuid.uuid4())
+    with transaction(sqlite_engine) as session:
+        mappings.release(session, mappings.active(session)[0].id, "gone")
+    assert (posted(), pve.calls) == ([], [])
+
+
+def test_a_type_that_fulcrumcore_lacks_is_not_sent_and_said_once(
+    pve: Cluster,
+    posted: Callable[[], list[Row]],
+    core: tuple[RunningSimulator, AdminClient, Bootstrapped],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    admin = core[1]
+    (lacking,) = (kind for kind in admin.list_all("metric-types") if kind["name"] == "vm.cpu.usage")
+    admin.call("DELETE", f"/metric-types/{lacking['id']}")
+    try:
+        pve.rows = [vm()]
+        assert ["vm.cpu.usage" in values(posted()) for _ in range(2)] == [False, False]
+    finally:
+        admin.create("metric-types", name="vm.cpu.usage", entityType="Resource")
+    assert said(caplog).count("metric_types_missing") == 1
+    assert "vm.cpu.usage" in values(posted())
+
+
+def test_entries_of_a_service_that_fulcrumcore_does_not_know_yet_are_no_failure(
+    pve: Cluster, posted: Callable[[], list[Row]], core: tuple[RunningSimulator, AdminClient, Bootstrapped]
+) -> None:
+    pve.rows = [vm()]
+    assert len(posted()) == 2
+    assert {call["status"] for call in core[0].history(method="POST", path="/metric-entries")} == {404}
+
+
+def test_a_silent_fulcrumcore_is_told_to_the_scheduler(
+    pve: Cluster, metrics: VmMetrics, core: tuple[RunningSimulator, AdminClient, Bootstrapped]
+) -> None:
+    pve.rows = [vm()]
+    core[0].fault("status", status=503, path="/metric-entries", method="POST")
+    with pytest.raises(FulcrumUnavailable):
+        metrics.report()
+
+
+def test_a_proxmox_that_fails_is_a_job_error_and_the_counters_are_kept(
+    pve: Cluster, metrics: VmMetrics, posted: Callable[[], list[Row]]
+) -> None:
+    pve.rows = [vm()]
+    posted()
+    pve.status = 500
+    with pytest.raises(JobError) as caught:
+        metrics.report()
+    assert caught.value.code is ErrorCode.PVE_API_ERROR
+    pve.status = 200
+    pve.rows = [vm(uptime=160)]
+    assert set(values(posted())) >= RATES
+
+
+def test_what_cannot_be_sent_within_the_interval_is_dropped(
+    pve: Cluster, metrics: VmMetrics, posted: Callable[[], list[Row]], caplog: pytest.LogCaptureFixture
+) -> None:
+    """FulcrumCore stamps entries with its own time: sent late, they would be wrong."""
+    pve.rows = [vm()]
+    metrics.interval_s = 0.0
+    assert posted() == []
+    assert "metrics_dropped" in said(caplog)
+
+
+def test_an_agent_that_stops_sends_no_more(pve: Cluster, metrics: VmMetrics, posted: Callable[[], list[Row]]) -> None:
+    pve.rows = [vm()]
+    metrics.state.stopping.set()
+    assert posted() == []

@@ -1,0 +1,272 @@
+"""What of FulcrumCore's jobs becomes a row: everything that comes can be stored, and nothing else is stored of it."""
+
+from __future__ import annotations
+
+import json
+import sys
+import uuid
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sqlalchemy import Engine
+from support.databases import row
+
+from executor import job_queue
+from executor.database import reading, utc_now
+from executor.fulcrum import FulcrumClient
+from executor.fulcrum_types import CoreJob
+from executor.lab.fulcrum_setup import AdminClient, Bootstrapped, bootstrap
+from executor.lab.simulator_control import RunningSimulator, running_simulator
+from executor.poller import MAX_DEPTH, MAX_PAYLOAD_CHARS, Poller, bounded
+from executor.state import AgentState
+
+JOB_TIMEOUT_S = 300.0
+
+
+@pytest.fixture(scope="module")
+def core() -> Iterator[tuple[RunningSimulator, Bootstrapped]]:
+    """Run a FulcrumCore with one agent, for the whole module: every test makes its own jobs."""
+    with running_simulator() as simulator, AdminClient(simulator.url) as admin:
+        yield simulator, bootstrap(admin)
+
+
+@pytest.fixture
+def poller(engine: Engine, core: tuple[RunningSimulator, Bootstrapped]) -> Poller:
+    """Return the agent's poller on an empty database, and nothing that FulcrumCore has for it."""
+    simulator, world = core
+    simulator.clear_pending()
+    client = FulcrumClient(simulator.url, lambda: world.agent_token)
+    state = AgentState(agent_id=world.agent_id)
+    return Poller(engine=engine, fulcrum=client, state=state, job_timeout_s=JOB_TIMEOUT_S, interval_s=2.0)
+
+
+@pytest.fixture
+def simulator(core: tuple[RunningSimulator, Bootstrapped]) -> RunningSimulator:
+    """Return the FulcrumCore that the poller asks."""
+    return core[0]
+
+
+def raw_job(poller: Poller | None = None, **members: Any) -> dict[str, Any]:
+    """Return a job as FulcrumCore writes it; a value of ... leaves the member out."""
+    service_id = str(uuid.uuid4())
+    service = {"id": service_id, "name": "web", "status": "New", "properties": {"cores": 2}}
+    job: dict[str, Any] = {
+        "id": str(uuid.uuid4()),
+        "action": "create",
+        "status": "Pending",
+        "priority": 1,
+        "agentId": poller.state.agent_id if poller else None,
+        "serviceId": service_id,
+        "service": service,
+        "createdAt": "2026-03-01T12:00:00Z",
+    }
+    return {name: value for name, value in (job | members).items() if value is not ...}
+
+
+def stored(poller: Poller, simulator: RunningSimulator, **members: Any) -> Any:
+    """Let FulcrumCore list one job, poll, and return its row."""
+    job = raw_job(poller, **members)
+    simulator.inject_pending(job)
+    poller.poll()
+    with reading(poller.engine) as session:
+        (found,) = job_queue.listing(session)
+    return row(poller.engine, found.id)
+
+
+# --- bounded ------------------------------------------------------------------------------------------------------
+
+
+def nested(levels: int) -> Any:
+    value: Any = "bottom"
+    for _ in range(levels):
+        value = {"a": value}
+    return value
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        (None, None),
+        ({}, None),
+        ({"a": [1, 2.5, None, True, "ü", {"b": []}]}, None),
+        (nested(MAX_DEPTH - 1), None),
+        ({"a": 2**63}, None),
+        ([], "is not an object"),
+        ("text", "is not an object"),
+        (5, "is not an object"),
+        (nested(MAX_DEPTH), "is nested more than 32 deep"),
+        (nested(sys.getrecursionlimit() * 3), "is nested more than 32 deep"),
+        ({"a": float("nan")}, "holds a number that is not finite"),
+        ({"a": [{"b": float("inf")}]}, "holds a number that is not finite"),
+        ({"a": "x" * (MAX_PAYLOAD_CHARS + 1)}, "is larger than 262144 characters"),
+        ({"x" * (MAX_PAYLOAD_CHARS + 1): 1}, "is larger than 262144 characters"),
+        ({"a": [0] * MAX_PAYLOAD_CHARS}, "is larger than 262144 characters"),
+        ({str(number): {} for number in range(MAX_PAYLOAD_CHARS)}, "is larger than 262144 characters"),
+    ],
+    ids=lambda value: "" if isinstance(value, dict | list) else str(value)[:20],
+)
+def test_what_is_too_much_is_named_and_not_stored(value: Any, problem: str | None) -> None:
+    assert bounded(value) == (None if problem else value, problem)
+
+
+@given(st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+))  # fmt: skip
+def test_whatever_comes_is_kept_or_named(value: Any) -> None:
+    kept, problem = bounded(value)
+    assert kept == value if problem is None else kept is None
+
+
+# --- rows ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_job_becomes_a_row_with_its_deadline(poller: Poller, simulator: RunningSimulator) -> None:
+    group = str(uuid.uuid4())
+    job = raw_job(poller)
+    service = job["service"] | {"groupId": group.upper(), "consumerId": None, "unknown": 1}
+    found = stored(poller, simulator, **job | {"service": service, "priority": 7, "params": {"cores": 4}})
+    assert (found.fulcrum_id, found.action, found.priority, found.status) == (job["id"], "create", 7, "pending")
+    assert (found.service_id, found.group_id, found.params) == (job["serviceId"], group, {"cores": 4})
+    assert found.core_created_at == datetime(2026, 3, 1, 12, tzinfo=UTC)
+    assert found.deadline_at - found.core_created_at == timedelta(seconds=JOB_TIMEOUT_S)
+    assert (found.defect, found.claimed_at) == (None, None)
+    assert (found.service["properties"], found.service["name"]) == ({"cores": 2}, "web")
+    assert "unknown" not in found.service
+
+
+@pytest.mark.parametrize(
+    ("priority", "expected"), [(0, 0), (-5, -5), (1, 1), (5000, 1000), (-5000, -1000), (..., 1), (None, 1)]
+)
+def test_a_priority_is_kept_within_bounds(
+    poller: Poller, simulator: RunningSimulator, priority: Any, expected: int
+) -> None:
+    assert stored(poller, simulator, priority=priority).priority == expected
+
+
+@pytest.mark.parametrize(
+    ("members", "defect"),
+    [
+        ({"service": None}, "the service is missing or has no valid id"),
+        ({"service": ...}, "the service is missing or has no valid id"),
+        ({"service": {"id": "not-a-uuid"}}, "the service is missing or has no valid id"),
+        ({"service": []}, "the service is missing or has no valid id"),
+        ({"params": []}, "params is not an object"),
+        ({"params": "text"}, "params is not an object"),
+        ({"params": nested(40)}, "params is nested more than 32 deep"),
+        ({"params": {"a": "x" * 300_000}}, "params is larger than 262144 characters"),
+        ({"priority": "high"}, "priority"),
+        ({"priority": 2**63}, "priority"),
+        ({"action": None}, "action: missing"),
+        ({"params": {"name": "nul\x00"}}, "params"),
+    ],
+    ids=str,
+)
+def test_a_job_with_something_odd_is_stored_with_what_is_wrong(
+    poller: Poller, simulator: RunningSimulator, members: dict[str, Any], defect: str
+) -> None:
+    """It must be claimed to be failed: a job that is ignored stays Pending, and blocks its group."""
+    found = stored(poller, simulator, **members)
+    assert defect in found.defect
+    assert len(found.defect) <= 500
+    assert found.defect.isprintable()
+
+
+@pytest.mark.parametrize(
+    ("action", "shown"),
+    [
+        ("create", "create"),
+        ("../../x", "../../x"),
+        ("create;rm", "create;rm"),
+        ("create\n", "create?"),
+        ("\x1b[2J\u202ecreate", "?[2J?create"),
+        ("x" * 300, "x" * 100),
+        ("", "?"),
+        (None, "?"),
+        (5, "?"),
+    ],
+)
+def test_an_actions_text_is_short_and_printable(
+    poller: Poller, simulator: RunningSimulator, action: Any, shown: str
+) -> None:
+    assert stored(poller, simulator, action=action).action == shown
+
+
+@pytest.mark.parametrize("created", [None, ..., "yesterday", "0001-01-01T00:00:00Z", "9999-12-31T23:59:59+14:00", 5])
+def test_a_time_that_cannot_be_is_taken_for_now(poller: Poller, simulator: RunningSimulator, created: Any) -> None:
+    before = utc_now()
+    assert before <= stored(poller, simulator, createdAt=created).core_created_at <= utc_now()
+
+
+def test_one_poisoned_job_does_not_hide_the_others(poller: Poller, simulator: RunningSimulator) -> None:
+    good = raw_job(poller)
+    simulator.inject_pending(
+        "text", None, [], {}, {"id": "no-uuid"}, raw_job(poller, params={"a": "\x00"}), nested(200), good, good
+    )
+    poller.poll()
+    with reading(poller.engine) as session:
+        rows = job_queue.listing(session)
+    assert len(rows) == 2
+    assert good["id"] in {found.fulcrum_id for found in rows}
+
+
+def test_a_job_of_another_agent_is_not_ours(poller: Poller, simulator: RunningSimulator) -> None:
+    simulator.inject_pending(raw_job(poller, agentId=str(uuid.uuid4())), raw_job(poller, agentId=None))
+    poller.poll()
+    with reading(poller.engine) as session:
+        assert len(job_queue.listing(session)) == 1
+
+
+def test_polling_the_same_job_twice_writes_one_row(poller: Poller, simulator: RunningSimulator) -> None:
+    simulator.inject_pending(raw_job(poller))
+    for _ in range(3):
+        poller.poll()
+    with reading(poller.engine) as session:
+        assert len(job_queue.listing(session)) == 1
+    assert poller.state.work_wanted.is_set()
+
+
+def test_polling_slows_down_when_nothing_comes_and_not_for_ever(poller: Poller, simulator: RunningSimulator) -> None:
+    pauses = [poller.poll() for _ in range(130)]
+    assert pauses[:30] == [2.0] * 30
+    assert pauses == sorted(pauses)
+    assert pauses[-1] == 10.0
+    simulator.inject_pending(raw_job(poller))
+    assert poller.poll() == 2.0
+
+
+def test_an_agent_that_does_not_know_itself_asks_for_nothing(poller: Poller, simulator: RunningSimulator) -> None:
+    poller.state.agent_id = ""
+    simulator.clear_history()
+    assert poller.poll() == 2.0
+    assert simulator.history(path="/jobs/pending") == []
+
+
+MEMBERS = st.sampled_from(["action", "priority", "params", "service", "createdAt", "agentId"])
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["id", "name", "properties"]), inner),
+    max_leaves=10,
+)
+
+
+@given(st.dictionaries(MEMBERS, ANYTHING))
+def test_any_job_with_an_id_makes_a_row_that_a_database_takes(members: dict[str, Any]) -> None:
+    poller = Poller(
+        engine=None,  # type: ignore[arg-type]  only the row is made
+        fulcrum=None,  # type: ignore[arg-type]
+        state=AgentState(),
+        job_timeout_s=JOB_TIMEOUT_S,
+        interval_s=2.0,
+    )
+    made = poller._row(CoreJob.read(raw_job() | members), False)
+    stored = json.dumps([made.action, made.defect, made.params, made.service], allow_nan=False, ensure_ascii=False)
+    assert r"\u0000" not in stored.encode().decode()
+    assert 1 <= len(made.action) <= 100
+    assert made.action.isprintable()
+    assert -1000 <= made.priority <= 1000
+    assert made.deadline_at > made.core_created_at

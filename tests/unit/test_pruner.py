@@ -1,0 +1,182 @@
+"""What is deleted, by age and by size, and what never is."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, func, select, update
+from support.databases import new_job, submit
+
+from executor import job_queue, pruner
+from executor.database import Job, Node, Run, reading, transaction, utc_now
+from executor.jobs import JobResult, ReportState
+from executor.pruner import Pruner
+from executor.settings import Settings
+
+RETENTION_S = 3600
+MIB = 1024 * 1024
+MakePruner = Callable[..., Pruner]
+
+
+@pytest.fixture
+def make_pruner(engine: Engine, tmp_path: Path) -> MakePruner:
+    """Return a maker of pruners that keep everything for an hour, and artifacts of any size."""
+
+    def make(**changed: Any) -> Pruner:
+        kept = {"smith_job_retention_s": RETENTION_S, "smith_artifacts_max_mib": 0, "smith_data_dir": tmp_path}
+        return Pruner(engine=engine, settings=Settings(**(kept | changed)))
+
+    return make
+
+
+def ended(engine: Engine, ident: str, *, age_s: float, state: ReportState = ReportState.REPORTED) -> int:
+    """Write a job that ended so long ago, with one run."""
+    submit(engine)
+    with transaction(engine) as session:
+        job = job_queue.claim(session, "me", lease_s=30)
+        assert job is not None
+        lease = job_queue.lease_of(job)
+        job_queue.note_started(session, lease, run_ident=ident, playbook="create.yml")
+        job_queue.finish(session, lease, JobResult(succeeded=True))
+        session.execute(update(Job).where(Job.id == job.id).values(finished_at=utc_now() - timedelta(seconds=age_s)))
+        if state is not ReportState.DUE:
+            job_queue.note_reported(session, job.id, state)
+    return job.id
+
+
+def artifacts(tmp_path: Path, ident: str, *, age_s: float, mib: float = 0.0) -> Path:
+    """Write a run's folder as the runner leaves it, so long ago."""
+    folder = tmp_path / "artifacts" / ident
+    folder.mkdir(parents=True)
+    for name in ("events.jsonl", "stdout", "rc", "status"):
+        (folder / name).touch()
+    (folder / "events.jsonl").write_bytes(b"x" * int(mib * MIB))
+    written_at = time.time() - age_s
+    os.utime(folder, (written_at, written_at))
+    return folder
+
+
+def rows(engine: Engine) -> dict[str, int]:
+    with reading(engine) as session:
+        return {table.__name__: session.scalar(select(func.count()).select_from(table)) or 0 for table in (Job, Run)}
+
+
+def test_an_old_job_goes_with_its_run_and_its_artifacts(
+    engine: Engine, make_pruner: MakePruner, tmp_path: Path
+) -> None:
+    ended(engine, "old", age_s=RETENTION_S + 60)
+    ended(engine, "young", age_s=RETENTION_S - 60)
+    old, young = (artifacts(tmp_path, ident, age_s=5) for ident in ("old", "young"))
+    make_pruner().prune()
+    assert (rows(engine), old.exists(), young.exists()) == ({"Job": 1, "Run": 1}, False, True)
+
+
+def test_a_report_that_is_due_is_never_deleted_nor_its_artifacts(
+    engine: Engine, make_pruner: MakePruner, tmp_path: Path
+) -> None:
+    ended(engine, "due", age_s=999_999, state=ReportState.DUE)
+    folder = artifacts(tmp_path, "due", age_s=5)
+    make_pruner().prune()
+    assert (rows(engine), folder.exists()) == ({"Job": 1, "Run": 1}, True)
+
+
+@pytest.mark.parametrize("state", [ReportState.ORPHANED, ReportState.ABANDONED])
+def test_what_was_settled_otherwise_goes_too(engine: Engine, make_pruner: MakePruner, state: ReportState) -> None:
+    ended(engine, "old", age_s=RETENTION_S + 60, state=state)
+    make_pruner().prune()
+    assert rows(engine) == {"Job": 0, "Run": 0}
+
+
+def test_more_than_one_slice_goes_in_one_turn(
+    engine: Engine, make_pruner: MakePruner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pruner, "SLICE", 2)
+    for number in range(5):
+        ended(engine, f"old-{number}", age_s=RETENTION_S + 60)
+    make_pruner().prune()
+    assert rows(engine) == {"Job": 0, "Run": 0}
+
+
+def test_artifacts_whose_rows_are_gone_go_by_their_age(engine: Engine, make_pruner: MakePruner, tmp_path: Path) -> None:
+    old, young = artifacts(tmp_path, "old", age_s=RETENTION_S + 60), artifacts(tmp_path, "young", age_s=60)
+    make_pruner().prune()
+    assert (old.exists(), young.exists()) == (False, True)
+
+
+def test_the_oldest_artifacts_over_the_cap_go_first(engine: Engine, make_pruner: MakePruner, tmp_path: Path) -> None:
+    ages = {"a": 3000, "b": 2400, "c": 1800, "d": 1200}
+    folders = {name: artifacts(tmp_path, name, age_s=age_s, mib=0.5) for name, age_s in ages.items()}
+    make_pruner(smith_artifacts_max_mib=1).prune()
+    assert [name for name, folder in folders.items() if folder.exists()] == ["c", "d"]
+
+
+def test_the_cap_spares_what_may_still_be_written(engine: Engine, make_pruner: MakePruner, tmp_path: Path) -> None:
+    written = artifacts(tmp_path, "written", age_s=5, mib=3)
+    make_pruner(smith_artifacts_max_mib=1).prune()
+    assert written.exists()
+
+
+def test_no_cap_means_no_limit(engine: Engine, make_pruner: MakePruner, tmp_path: Path) -> None:
+    folder = artifacts(tmp_path, "large", age_s=1200, mib=3)
+    make_pruner(smith_artifacts_max_mib=0).prune()
+    assert folder.exists()
+
+
+def test_what_is_no_folder_of_a_run_is_left_alone(engine: Engine, make_pruner: MakePruner, tmp_path: Path) -> None:
+    """A file, and a link: what it points to is not ours."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "precious").write_bytes(b"x" * 2 * MIB)
+    (tmp_path / "artifacts").mkdir()
+    (tmp_path / "artifacts" / "note.txt").touch()
+    (tmp_path / "artifacts" / "link").symlink_to(elsewhere)
+    for path in (elsewhere, tmp_path / "artifacts" / "note.txt"):
+        os.utime(path, (0, 0))
+    make_pruner(smith_artifacts_max_mib=1).prune()
+    assert (elsewhere / "precious").exists()
+    assert (tmp_path / "artifacts" / "note.txt").exists()
+
+
+def test_pruning_without_anything_to_prune_does_no_harm(engine: Engine, make_pruner: MakePruner) -> None:
+    make_pruner().prune()
+    make_pruner().prune()
+    assert rows(engine) == {"Job": 0, "Run": 0}
+
+
+def test_starts_of_agents_that_are_long_gone_are_forgotten(engine: Engine, make_pruner: MakePruner) -> None:
+    now = utc_now()
+    with transaction(engine) as session:
+        for name, age_s in (("old", RETENTION_S + 60), ("living", 5)):
+            seen_at = now - timedelta(seconds=age_s)
+            facts = {"host": "h", "pid": 1, "version": "1", "concurrency_wanted": 1, "concurrency": 1}
+            session.add(Node(id=name, started_at=seen_at, seen_at=seen_at, **facts))
+    make_pruner().prune()
+    with reading(engine) as session:
+        assert session.scalars(select(Node.id)).all() == ["living"]
+
+
+def test_pruning_lets_writers_in_between_two_slices(
+    sqlite_engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The poller writes while a million rows are pruned: no slice may hold the lock until the next."""
+    monkeypatch.setattr(pruner, "SLICE", 1)
+    monkeypatch.setattr(pruner, "PAUSE_S", 0)
+    for number in range(3):
+        ended(sqlite_engine, f"old-{number}", age_s=RETENTION_S + 60)
+        artifacts(tmp_path, f"old-{number}", age_s=5)
+    written = []
+
+    def write_between(path: Path, **_: Any) -> None:
+        with transaction(sqlite_engine) as session:
+            written.append(job_queue.submit(session, new_job()))
+
+    monkeypatch.setattr(pruner.shutil, "rmtree", write_between)
+    kept = {"smith_job_retention_s": RETENTION_S, "smith_artifacts_max_mib": 0, "smith_data_dir": tmp_path}
+    Pruner(engine=sqlite_engine, settings=Settings(**kept)).prune()
+    assert len(written) == 3

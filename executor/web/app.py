@@ -1,0 +1,71 @@
+"""The pages: /livez, /readyz, /metrics, and a list of them at /."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import choose_encoder
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from executor.web.gauges import Gauges
+from executor.web.guard import Guard
+from executor.web.health import Verdict, liveness, readiness
+from executor.web.watched import Stage
+
+PAGES = ("/livez", "/readyz", "/metrics")
+
+
+def make_app(stage: Stage, *, token: str, is_local: bool) -> Starlette:
+    """Return everything that the socket serves."""
+    pages = _Pages(stage)
+    app = Starlette(
+        routes=[
+            Route("/", pages.index),
+            Route("/livez", pages.livez),
+            Route("/readyz", pages.readyz),
+            Route("/metrics", pages.metrics),
+        ],
+        middleware=[Middleware(Guard, token=token, is_local=is_local)],
+        exception_handlers={404: _not_found},
+    )
+    app.router.redirect_slashes = False
+    return app
+
+
+class _Pages:
+    """Plain functions: starlette runs them in threads, so a slow database delays no other page."""
+
+    def __init__(self, stage: Stage) -> None:
+        self._stage = stage
+
+    def index(self, _request: Request) -> Response:
+        return JSONResponse({"pages": PAGES})
+
+    def livez(self, request: Request) -> Response:
+        return _page(request, liveness(self._stage))
+
+    def readyz(self, request: Request) -> Response:
+        return _page(request, readiness(self._stage))
+
+    def metrics(self, request: Request) -> Response:
+        """Write what Prometheus reads, in the form that it asks for."""
+        if self._stage.watched is None:
+            return JSONResponse({"error": "the agent is starting"}, status_code=503)
+        watched, prober = self._stage.watched
+        encode, content_type = choose_encoder(request.headers.get("accept", ""))
+        everything = CollectorRegistry()
+        everything.register(Gauges(watched, prober))
+        everything.register(watched.meters.registry)
+        return Response(encode(everything), media_type=content_type)
+
+
+def _page(request: Request, verdict: Verdict) -> Response:
+    content = verdict.shown(with_details=request.state.may_see_details)
+    return JSONResponse(content, status_code=200 if verdict.ok else 503)
+
+
+def _not_found(_request: Request, _error: Exception) -> Response:
+    return JSONResponse({"error": "there is no such page"}, status_code=404)

@@ -1,0 +1,110 @@
+"""What is looked up when Prometheus asks: gauges, read from the agent and its database at that moment."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator
+from contextlib import suppress
+from datetime import datetime
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as installed
+
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+from sqlalchemy.exc import SQLAlchemyError
+
+from executor.database import reading, utc_now
+from executor.version import VERSION
+from executor.web import queries
+from executor.web.health import fulcrum_is_up
+from executor.web.probes import BYTES_PER_MIB, Prober
+from executor.web.watched import Watched
+
+
+class Gauges(Collector):
+    """Collects for one agent."""
+
+    def __init__(self, watched: Watched, prober: Prober) -> None:
+        self._watched = watched
+        self._prober = prober
+
+    def describe(self) -> Iterator[Metric]:
+        """Name nothing: asking what there is must not ask the database."""
+        return iter(())
+
+    def collect(self) -> Iterator[Metric]:
+        """Look everything up. A database that does not answer leaves its gauges out, and says so in one."""
+        yield _build_info()
+        yield from self._of_the_process()
+        try:
+            yield from self._of_the_database()
+        except SQLAlchemyError:
+            yield _gauge("smith_database_up", "Whether the database can be read and written", 0)
+
+    def _of_the_process(self) -> Iterator[Metric]:
+        state, settings = self._watched.state, self._watched.settings
+        running = state.jobs_claimed - state.jobs_ended
+        yield _gauge("smith_jobs_running", "Jobs under way in this process", running)
+        yield _gauge("smith_job_slots", "Jobs that may be under way at once", settings.smith_concurrency)
+        yield _gauge(
+            "smith_heartbeat_last_success_timestamp_seconds",
+            "When FulcrumCore last took a heartbeat, by our clock; 0 before the first",
+            state.heard_at,
+        )
+        yield _gauge("smith_fulcrum_up", "Whether FulcrumCore answered the last time", fulcrum_is_up(self._watched))
+        yield _gauge("smith_proxmox_up", "Whether Proxmox answered the last time", self._prober.finding("proxmox").ok)
+        memory_bytes = self._watched.memory_mib() * BYTES_PER_MIB
+        yield _gauge(
+            "smith_process_tree_memory_bytes", "Resident memory of the agent and its descendants", memory_bytes
+        )
+        if drift := self._watched.drift():
+            yield _by("smith_drift_vms", "What differs between mappings, Proxmox and FulcrumCore", "kind", drift)
+        free = GaugeMetricFamily("smith_disk_free_bytes", "Space left for data and for runs", labels=["folder"])
+        for name in self._prober.folders:
+            with suppress(OSError):
+                free.add_metric([name], self._prober.free_bytes(name))
+        yield free
+
+    def _of_the_database(self) -> Iterator[Metric]:
+        with reading(self._watched.engine) as session:
+            depths, mapped = queries.queue_depths(session), queries.mapping_counts(session)
+            unreported, waiting = queries.oldest_report(session), queries.oldest_waiting(session)
+        is_writable = self._prober.finding("database").ok
+        yield _gauge("smith_database_up", "Whether the database can be read and written", is_writable)
+        yield _by("smith_queue_depth", "Jobs that are not settled", "status", depths)
+        yield _gauge("smith_queue_oldest_seconds", "Age of the job that waits longest; 0 without one", _age_s(waiting))
+        yield _gauge(
+            "smith_outbox_oldest_seconds",
+            "Age of the oldest outcome that FulcrumCore does not know; 0 without one",
+            _age_s(unreported),
+        )
+        yield _by("smith_mappings", "VMs by state", "state", mapped)
+
+
+def _gauge(name: str, text: str, value: float) -> Metric:
+    return GaugeMetricFamily(name, text, value=float(value))
+
+
+def _by(name: str, text: str, label: str, counts: dict[str, int]) -> Metric:
+    family = GaugeMetricFamily(name, text, labels=[label])
+    for key, count in counts.items():
+        family.add_metric([key], count)
+    return family
+
+
+def _age_s(moment: datetime | None) -> float:
+    return 0.0 if moment is None else max((utc_now() - moment).total_seconds(), 0.0)
+
+
+def _build_info() -> Metric:
+    facts = {"version": VERSION, "python": platform.python_version(), "ansible_core": _version_of("ansible-core")}
+    family = GaugeMetricFamily("smith_build_info", "What runs here; always 1", labels=list(facts))
+    family.add_metric(list(facts.values()), 1)
+    return family
+
+
+def _version_of(package: str) -> str:
+    try:
+        return installed(package)
+    except PackageNotFoundError:
+        return "none"

@@ -1,0 +1,87 @@
+"""The socket and its thread. A port that is taken costs the pages, never the agent."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+import threading
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from executor.log import get_logger
+from executor.settings import Settings
+from executor.web.watched import Stage
+
+if TYPE_CHECKING:
+    import uvicorn
+
+log = get_logger(__name__)
+
+BACKLOG = 64
+STOP_TIMEOUT_S = 3.0
+
+
+@contextlib.contextmanager
+def serving(settings: Settings) -> Iterator[Stage]:
+    """Serve the pages for the length of the block, unless SMITH_HTTP_ADDR is off or cannot be had."""
+    stage = Stage()
+    listener = None if settings.smith_http_addr == "off" else _listener(settings.smith_http_addr)
+    stage.port = listener.getsockname()[1] if listener else 0
+    server = _Server(settings, stage, listener) if listener else None
+    try:
+        yield stage
+    finally:
+        stage.close()
+        if server is not None:
+            server.stop()
+
+
+def _listener(address: str) -> socket.socket | None:
+    """Listen, or say in one line why not."""
+    host, _, port = address.rpartition(":")
+    try:
+        family, kind, protocol, _, place = socket.getaddrinfo(
+            host.strip("[]"), int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        with contextlib.ExitStack() as stack:
+            listener = stack.enter_context(socket.socket(family, kind, protocol))
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(place)
+            listener.listen(BACKLOG)
+            stack.pop_all()
+    except OSError as error:
+        log.error("http_not_served", address=address, reason=error.strerror or str(error))
+        return None
+    log.info("http_served", address=address, port=listener.getsockname()[1])
+    return listener
+
+
+class _Server:
+    """uvicorn in a thread."""
+
+    def __init__(self, settings: Settings, stage: Stage, listener: socket.socket) -> None:
+        self._settings = settings
+        self._stage = stage
+        self._listener = listener
+        self._uvicorn: uvicorn.Server | None = None
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="http", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Close everything; a page under way gets a moment."""
+        self._stopping = True
+        if self._uvicorn is not None:
+            self._uvicorn.should_exit = True
+        self._thread.join(STOP_TIMEOUT_S)
+        self._listener.close()
+
+    def _run(self) -> None:
+        # Here and not above: a third of a second that the agent's start need not wait for.
+        from executor.web.serve import make_server  # noqa: PLC0415
+
+        logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # a line for each bad request: a tool for floods
+        self._uvicorn = make_server(self._settings, self._stage)
+        if not self._stopping:
+            self._uvicorn.run(sockets=[self._listener])

@@ -1,0 +1,549 @@
+"""Health and metrics over real sockets: who may ask, what is answered, and when it turns bad."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import logging
+import re
+import shutil
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cli_world import claim, submit
+from prometheus_client.parser import text_string_to_metric_families
+from sqlalchemy import Engine, event
+from support.databases import migrated_sqlite_file
+
+from executor import job_queue, mappings
+from executor.agent import _node_row
+from executor.database import Job, open_engine, transaction, utc_now
+from executor.errors import ErrorCode, FulcrumUnavailable, SettingsError
+from executor.jobs import JobResult, ReportState
+from executor.lab.proxmox_stand_in import ProxmoxStandIn, running_stand_in
+from executor.lab.system import wait_for
+from executor.proxmox import ProxmoxConnection, ProxmoxReader
+from executor.scheduler import CriticalJob, Scheduler
+from executor.settings import Settings, load_settings
+from executor.state import AgentState
+from executor.web import health, probes
+from executor.web.guard import MOST_FAILURES
+from executor.web.meters import MOST_ACTIONS, Meters
+from executor.web.server import serving
+from executor.web.watched import Stage, Watched
+
+TOKEN = "a-token-of-more-than-sixteen"
+WITHIN_S = 60.0
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+@pytest.fixture(scope="module")
+def proxmox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProxmoxStandIn]:
+    with running_stand_in(folder=tmp_path_factory.mktemp("proxmox")) as stand_in:
+        yield stand_in
+
+
+@pytest.fixture(scope="module")
+def database_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return migrated_sqlite_file(tmp_path_factory.mktemp("database"))
+
+
+class Site:
+    """An agent's parts, its pages on a socket, and a caller."""
+
+    def __init__(self, stage: Stage, watched: Watched) -> None:
+        self.stage = stage
+        self.watched = watched
+
+    @property
+    def state(self) -> AgentState:
+        return self.watched.state
+
+    @property
+    def engine(self) -> Engine:
+        return self.watched.engine
+
+    def show(self, probe_interval_s: float = 0.05) -> None:
+        self.stage.show(self.watched, probe_interval_s=probe_interval_s)
+
+    def turn(self, **quiet_s: float) -> None:
+        """Let every loop turn now, or so many seconds ago."""
+        for name in health.PATIENCE_S:
+            self.state.turns[name] = time.monotonic() - quiet_s.get(name, 0.0)
+
+    def ask(self, path: str, method: str = "GET", **headers: str) -> tuple[int, dict[str, str], str]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.stage.port, timeout=WITHIN_S)
+        try:
+            connection.request(method, path, headers={name.replace("_", "-"): text for name, text in headers.items()})
+            answer = connection.getresponse()
+            found = {name.lower(): value for name, value in answer.getheaders()}
+            return answer.status, found, answer.read().decode()
+        finally:
+            connection.close()
+
+    def checks(self, path: str, **headers: str) -> tuple[int, dict[str, dict[str, Any]]]:
+        status, _headers, body = self.ask(path, **headers)
+        return status, {check["name"]: check for check in json.loads(body)["checks"]}
+
+    def metrics(self, **headers: str) -> dict[tuple[str, ...], float]:
+        """Return every sample by its name and its labels' values."""
+        status, found, body = self.ask("/metrics", **headers)
+        assert status == 200, body
+        assert found["content-type"].startswith("text/plain")
+        families = text_string_to_metric_families(body)
+        return {
+            (sample.name, *sample.labels.values()): sample.value for family in families for sample in family.samples
+        }
+
+    def until(self, path: str, status: int) -> dict[str, dict[str, Any]]:
+        """Wait until a page answers with this status; its checks then."""
+
+        def look() -> dict[str, dict[str, Any]] | None:
+            found = self.checks(path)
+            return found[1] if found[0] == status else None
+
+        return wait_for(look, WITHIN_S, f"{path} to answer {status}")
+
+
+MakeSite = Callable[..., Site]
+
+
+@pytest.fixture
+def make_site(tmp_path: Path, proxmox: ProxmoxStandIn, database_file: Path) -> Iterator[MakeSite]:
+    proxmox.control("clear_faults")
+    with ExitStack() as stack:
+
+        def make(**variables: str) -> Site:
+            environ = {"SMITH_DATA_DIR": str(tmp_path), "SMITH_RUN_DIR": str(tmp_path / "run")}
+            environ |= {"SMITH_HTTP_ADDR": "127.0.0.1:0"} | proxmox.env() | variables
+            settings = load_settings(env_file=None, environ=environ)
+            shutil.copyfile(database_file, tmp_path / "smith.db")
+            engine = open_engine(settings.smith_database_url)
+            stack.callback(engine.dispose)
+            with transaction(engine) as session:
+                session.add(_node_row("boot-1", settings))
+            state = AgentState()
+            scheduler = Scheduler(engine, [CriticalJob(name="Heartbeat", interval_s=5, run=lambda: None)])
+            stage = stack.enter_context(serving(settings))
+            scheduler.start()
+            stack.callback(scheduler.stop)
+            watched = Watched(
+                boot_id="boot-1",
+                settings=settings,
+                state=state,
+                scheduler=scheduler,
+                engine=engine,
+                proxmox=ProxmoxReader(ProxmoxConnection.from_settings(settings), timeout_s=5),
+                meters=Meters(),
+                memory_mib=lambda: 12.0,
+            )
+            return Site(stage, watched)
+
+        yield make
+
+
+@pytest.fixture
+def site(make_site: MakeSite) -> Site:
+    """A site whose agent works and is recognised."""
+    site = make_site()
+    site.turn()
+    site.state.heard_at = time.time()
+    site.show()
+    return site
+
+
+# Alive
+
+
+def test_an_agent_whose_loops_turn_is_alive(site: Site) -> None:
+    status, checks = site.checks("/livez")
+    assert status == 200
+    assert set(checks) == {"main", "dispatch", "report", "leases", "Heartbeat"}
+    assert all(check["ok"] for check in checks.values())
+
+
+@pytest.mark.parametrize("loop", list(health.PATIENCE_S))
+def test_a_loop_that_does_not_turn_any_more_is_named(loop: str, site: Site) -> None:
+    site.turn(**{loop: health.PATIENCE_S[loop] + 5})
+    status, checks = site.checks("/livez")
+    assert status == 503
+    assert [name for name, check in checks.items() if not check["ok"]] == [loop]
+    assert "has not moved" in checks[loop]["reason"]
+
+
+def test_a_critical_job_whose_thread_is_gone_is_named(site: Site) -> None:
+    site.watched.scheduler.stop()
+    status, checks = site.checks("/livez")
+    assert status == 503
+    assert checks["Heartbeat"]["reason"] == "is overdue"
+
+
+def test_a_long_job_and_a_silent_fulcrum_cost_no_life(site: Site) -> None:
+    """A restart would not help them."""
+    site.state.jobs_claimed = 8
+    site.state.fulcrum.note_down("connection refused")
+    assert site.checks("/livez")[0] == 200
+
+
+def test_a_long_lease_gives_its_loop_as_long(make_site: MakeSite) -> None:
+    site = make_site(SMITH_LEASE_S="3600")
+    site.show()
+    site.turn(leases=600.0)
+    assert site.checks("/livez")[0] == 200
+
+
+def test_a_start_that_waits_for_fulcrum_is_alive_and_not_ready(make_site: MakeSite) -> None:
+    site = make_site()
+    site.stage.note_waiting("GET /agents/me: connection refused")
+    assert site.checks("/livez") == (200, {})
+    status, checks = site.checks("/readyz")
+    assert status == 503
+    assert checks["agent"]["reason"] == "waits for FulcrumCore's configuration"
+    assert checks["agent"]["detail"] == "GET /agents/me: connection refused"
+    assert site.ask("/metrics")[0] == 503
+
+
+def test_a_stopping_agent_is_alive(site: Site) -> None:
+    site.state.stopping.set()
+    site.turn(main=9999.0)
+    assert site.checks("/livez")[0] == 200
+
+
+# Ready
+
+
+def test_an_agent_that_has_all_that_it_needs_is_ready(site: Site) -> None:
+    checks = site.until("/readyz", 200)
+    assert set(checks) == {"agent", "fulcrum", "proxmox", "database", "disk"}
+
+
+def test_before_fulcrum_has_answered_the_agent_is_not_ready(site: Site) -> None:
+    site.until("/readyz", 200)
+    site.state.heard_at = 0.0
+    status, checks = site.checks("/readyz")
+    assert (status, checks["fulcrum"]["reason"]) == (503, "FulcrumCore has not answered yet")
+
+
+def test_a_silent_fulcrum_is_told_with_its_reason(site: Site) -> None:
+    site.until("/readyz", 200)
+    site.state.fulcrum.note_down(str(FulcrumUnavailable("GET /agents/me: HTTP 403")))
+    status, checks = site.checks("/readyz")
+    assert (status, checks["fulcrum"]["detail"]) == (503, "GET /agents/me: HTTP 403")
+
+
+def test_a_proxmox_that_refuses_the_token_is_told_and_comes_back(site: Site, proxmox: ProxmoxStandIn) -> None:
+    site.until("/readyz", 200)
+    proxmox.fail("GET", "/version", status=401, text="invalid token", times=-1)
+    checks = site.until("/readyz", 503)
+    assert checks["proxmox"]["reason"] == "Proxmox does not answer as it should"
+    assert "PVE_AUTH" in checks["proxmox"]["detail"]
+    assert site.metrics()["smith_proxmox_up",] == 0
+    proxmox.control("clear_faults")
+    site.until("/readyz", 200)
+    assert site.metrics()["smith_proxmox_up",] == 1
+
+
+def test_asking_for_health_asks_proxmox_nothing(make_site: MakeSite, proxmox: ProxmoxStandIn) -> None:
+    site = make_site()
+    site.turn()
+    site.state.heard_at = time.time()
+    proxmox.reset_request_log()
+    site.show(probe_interval_s=probes.INTERVAL_S)
+    site.until("/readyz", 200)
+    for path in ("/readyz", "/metrics", "/livez") * 5:
+        site.ask(path)
+    assert len([call for call in proxmox.request_log() if call["path"] == "/version"]) == 1
+
+
+def test_a_database_that_cannot_be_written_is_told(site: Site) -> None:
+    site.until("/readyz", 200)
+
+    def refuse(connection: Any, *_: Any) -> None:
+        connection.exec_driver_sql("PRAGMA query_only=ON")
+
+    event.listen(site.engine, "begin", refuse)
+    checks = site.until("/readyz", 503)
+    event.remove(site.engine, "begin", refuse)
+    assert checks["database"]["reason"] == "the database cannot be written"
+
+
+def test_a_full_disk_is_told_with_its_folder(site: Site, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A floor above what any disk has stands for a disk that is full."""
+    site.until("/readyz", 200)
+    monkeypatch.setitem(probes.FLOORS_MIB, "data", 10**12)
+    checks = site.until("/readyz", 503)
+    assert checks["disk"]["reason"] == "too little space in the folder for data"
+    assert str(tmp_path) in checks["disk"]["detail"]
+
+
+def test_a_draining_agent_is_not_ready_and_a_disabled_one_is(site: Site) -> None:
+    site.until("/readyz", 200)
+    site.state.disabled = True
+    status, checks = site.checks("/readyz")
+    assert status == 200
+    assert "disabled" in checks["agent"]["reason"]
+    site.state.draining.set()
+    assert site.checks("/readyz")[0] == 503
+
+
+# Metrics
+
+
+def test_jobs_are_counted_by_action_and_outcome(site: Site) -> None:
+    meters = site.watched.meters
+    for action, result in [
+        ("create", JobResult(succeeded=True, vm={"vmid": 100})),
+        ("create", JobResult(succeeded=False, code=ErrorCode.CAPACITY, detail="full")),
+        ("Evil\naction", JobResult(succeeded=False, code=ErrorCode.UNSUPPORTED_ACTION, detail="none")),
+    ]:
+        meters.note_ended(site.engine, _finished(site.engine, action, result), took_s=4.2)
+    with transaction(site.engine) as session:
+        submit(session, action="stop")
+        lease = claim(session)
+        job = session.get(Job, lease.job_id)
+        assert job is not None
+    meters.note_started(job)
+    meters.note_ended(site.engine, job, took_s=1.0)
+    found = site.metrics()
+    assert found["smith_jobs_total", "create", "completed"] == 1
+    assert found["smith_jobs_total", "create", "failed"] == 1
+    assert found["smith_jobs_total", "other", "failed"] == 1
+    assert found["smith_jobs_total", "stop", "lost"] == 1
+    assert found["smith_job_errors_total", "CAPACITY"] == 1
+    assert found["smith_job_duration_seconds_bucket", "create", "5.0"] == 2
+    assert found["smith_job_duration_seconds_bucket", "create", "3.0"] == 0
+    assert found["smith_queue_wait_seconds_count",] == 1
+
+
+def test_put_back_and_abandoned_jobs_are_told_apart(site: Site) -> None:
+    meters = site.watched.meters
+    with transaction(site.engine) as session:
+        submit(session, action="start")
+        lease = claim(session)
+        job_queue.put_back(session, lease, pause_s=60)
+        put_back = session.get(Job, lease.job_id)
+        submit(session, action="start")
+        lease = claim(session)
+        result = JobResult(succeeded=False, code=ErrorCode.DEADLINE, detail="gone")
+        job_queue.finish(session, lease, result, ReportState.ABANDONED)
+        abandoned = session.get(Job, lease.job_id)
+    for job in (put_back, abandoned):
+        assert job is not None
+        meters.note_ended(site.engine, job, took_s=1.0)
+    found = site.metrics()
+    assert found["smith_jobs_total", "start", "put_back"] == 1
+    assert found["smith_jobs_total", "start", "abandoned"] == 1
+
+
+def test_a_flood_of_actions_makes_no_flood_of_series(site: Site) -> None:
+    result = JobResult(succeeded=True, vm={"vmid": 100})
+    for number in range(MOST_ACTIONS + 5):
+        job = _finished(site.engine, f"action-{number}", result)
+        site.watched.meters.note_ended(site.engine, job, took_s=1.0)
+    found = site.metrics()
+    assert found["smith_jobs_total", "other", "completed"] == 5
+    assert len([key for key in found if key[0] == "smith_jobs_total"]) == MOST_ACTIONS + 1
+
+
+def test_the_queue_the_outbox_and_the_vms_are_looked_up(site: Site) -> None:
+    with transaction(site.engine) as session:
+        submit(session)
+        waiting = session.get(Job, submit(session))
+        assert waiting is not None
+        waiting.received_at = utc_now() - timedelta(seconds=500)
+        mapping = mappings.reserve(
+            session, service_id="00000000-0000-4000-8000-000000000001", cluster="default", vmid=500, name="a"
+        )
+        assert mapping is not None
+    job = _finished(site.engine, "create", JobResult(succeeded=True))
+    with transaction(site.engine) as session:
+        row = session.get(Job, job.id)
+        assert row is not None
+        row.finished_at = utc_now() - timedelta(seconds=1000)
+    found = site.metrics()
+    assert found["smith_queue_depth", "pending"] + found["smith_queue_depth", "processing"] == 2
+    assert found["smith_queue_depth", "report_due"] == 1
+    assert 1000 <= found["smith_outbox_oldest_seconds",] < 1000 + WITHIN_S
+    assert 500 <= found["smith_queue_oldest_seconds",] < 500 + WITHIN_S
+    assert found["smith_mappings", "reserved"] == 1
+    assert found["smith_mappings", "active"] == 0
+
+
+def test_the_agent_itself_is_measured(site: Site) -> None:
+    site.until("/readyz", 200)
+    site.state.jobs_claimed, site.state.jobs_ended = 7, 4
+    found = site.metrics()
+    assert found["smith_jobs_running",] == 3
+    assert found["smith_job_slots",] == 8
+    assert found["smith_process_tree_memory_bytes",] == 12 * 1024 * 1024
+    assert found["smith_heartbeat_last_success_timestamp_seconds",] == pytest.approx(site.state.heard_at)
+    assert (found["smith_fulcrum_up",], found["smith_proxmox_up",], found["smith_database_up",]) == (1, 1, 1)
+    assert [key for key in found if key[0] == "smith_build_info"] != []
+    assert found["smith_disk_free_bytes", "data"] > 0
+
+
+def test_without_a_database_the_rest_is_still_told(site: Site) -> None:
+    with transaction(site.engine) as session:
+        session.connection().exec_driver_sql("ALTER TABLE mappings RENAME TO elsewhere")
+    found = site.metrics()
+    assert found["smith_database_up",] == 0
+    assert "smith_jobs_running" in {key[0] for key in found}
+    assert "smith_queue_depth" not in {key[0] for key in found}
+
+
+def test_open_metrics_are_written_for_who_asks_for_them(site: Site) -> None:
+    status, headers, body = site.ask("/metrics", accept="application/openmetrics-text;version=1.0.0")
+    assert status == 200
+    assert headers["content-type"].startswith("application/openmetrics-text")
+    assert body.endswith("# EOF\n")
+
+
+def test_every_metric_stands_in_the_manual_and_no_other(site: Site) -> None:
+    site.watched.meters.note_ended(site.engine, _finished(site.engine, "create", JobResult(succeeded=True)), 1.0)
+    _status, _headers, body = site.ask("/metrics")
+    served = set(re.findall(r"^# TYPE (smith_\S+)", body, re.MULTILINE))
+    page = (DOCS / "operating.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| `(smith_\w+)", page, re.MULTILINE)) == served
+
+
+def _finished(engine: Engine, action: str, result: JobResult) -> Job:
+    with transaction(engine) as session:
+        job_id = submit(session, action=action, priority=1000)
+        lease = claim(session)
+        assert lease.job_id == job_id
+        job_queue.finish(session, lease, result)
+        job = session.get(Job, job_id)
+        assert job is not None
+        return job
+
+
+# Who may ask
+
+
+def test_only_questions_are_answered(site: Site) -> None:
+    for method in ("POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE"):
+        status, headers, _body = site.ask("/livez", method)
+        assert (status, headers["allow"]) == (405, "GET, HEAD"), method
+    status, headers, body = site.ask("/livez", "HEAD")
+    assert (status, body) == (200, "")
+    assert int(headers["content-length"]) > 0
+
+
+@pytest.mark.parametrize("path", ["/", "/livez", "/readyz", "/metrics", "/nothing", "/metrics/"])
+def test_every_answer_keeps_browsers_out(path: str, site: Site) -> None:
+    _status, headers, _body = site.ask(path)
+    assert headers["x-content-type-options"] == "nosniff"
+    assert headers["content-security-policy"].startswith("default-src 'none'")
+    assert headers["cache-control"] == "no-store"
+    assert headers["x-frame-options"] == "DENY"
+    assert "server" not in headers
+
+
+def test_an_unknown_page_is_a_404(site: Site) -> None:
+    assert site.ask("/nothing")[0] == 404
+    assert site.ask("/metrics/")[0] == 404
+
+
+def test_with_a_token_only_health_is_open_and_without_details(make_site: MakeSite) -> None:
+    site = make_site(SMITH_HTTP_TOKEN=TOKEN)
+    site.turn()
+    site.state.heard_at = time.time()
+    site.show()
+    site.until("/readyz", 200)
+    site.state.fulcrum.note_down("GET https://core.internal/api: refused")
+    for path in ("/metrics", "/", "/nothing"):
+        status, headers, _body = site.ask(path)
+        assert (status, headers["www-authenticate"]) == (401, 'Bearer realm="agent-smith"'), path
+    assert site.checks("/livez")[0] == 200
+    assert "core.internal" not in site.ask("/readyz")[2]
+    assert "core.internal" in site.ask("/readyz", authorization=f"Bearer {TOKEN}")[2]
+    assert site.metrics(authorization=f"Bearer {TOKEN}")["smith_jobs_running",] == 0
+    assert site.ask("/metrics", authorization=f"bearer {TOKEN}")[0] == 200
+    for wrong in (TOKEN[:-1], TOKEN + "x", "", "\xe4"):
+        assert site.ask("/metrics", authorization=f"Bearer {wrong}")[0] == 401
+    assert site.ask("/metrics", authorization=f"Basic {TOKEN}")[0] == 401
+
+
+def test_who_shows_wrong_tokens_again_and_again_is_not_listened_to(make_site: MakeSite) -> None:
+    site = make_site(SMITH_HTTP_TOKEN=TOKEN)
+    for _ in range(MOST_FAILURES):
+        assert site.ask("/metrics", authorization="Bearer wrong-wrong-wrong")[0] == 401
+    status, headers, _body = site.ask("/metrics", authorization=f"Bearer {TOKEN}")
+    assert status == 429
+    assert 1 <= int(headers["retry-after"]) <= 61
+    assert site.ask("/livez")[0] == 200, "who shows no token is no attacker"
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0:9642", "[::]:9642", "192.0.2.1:80", "host.example.net:9642"])
+def test_an_address_for_others_needs_a_token(address: str) -> None:
+    with pytest.raises(SettingsError, match="SMITH_HTTP_ADDR is wrong, other machines can reach"):
+        load_settings(env_file=None, environ={"SMITH_HTTP_ADDR": address})
+    settings = load_settings(env_file=None, environ={"SMITH_HTTP_ADDR": address, "SMITH_HTTP_TOKEN": TOKEN})
+    assert settings.smith_http_addr == address
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "127.8.8.8:1", "[::1]:1", "localhost:1", "off"])
+def test_an_address_for_this_machine_alone_needs_none(address: str) -> None:
+    assert load_settings(env_file=None, environ={"SMITH_HTTP_ADDR": address}).smith_http_addr == address
+
+
+def test_a_token_may_come_from_a_file_and_must_not_be_short(tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text(TOKEN + "\n")
+    settings = load_settings(env_file=None, environ={"SMITH_HTTP_TOKEN_FILE": str(file)})
+    assert settings.smith_http_token.get_secret_value() == TOKEN
+    with pytest.raises(SettingsError, match="shorter than 16 characters"):
+        load_settings(env_file=None, environ={"SMITH_HTTP_TOKEN": "fifteen-letters"})
+
+
+# The socket
+
+
+def test_off_listens_nowhere(tmp_path: Path) -> None:
+    with serving(Settings(smith_data_dir=tmp_path, smith_http_addr="off")) as stage:
+        assert stage.port == 0
+
+
+def test_a_port_that_is_taken_is_one_clear_line_and_no_failure(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken, caplog.at_level(logging.INFO, logger="executor"):
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        with serving(Settings(smith_data_dir=tmp_path, smith_http_addr=address)) as stage:
+            assert stage.port == 0
+    assert caplog.text.count("http_not_served") == 1
+    assert address in caplog.text
+    assert "in use" in caplog.text
+
+
+def test_the_port_is_free_again_after_the_agent_has_left(tmp_path: Path) -> None:
+    with serving(Settings(smith_data_dir=tmp_path, smith_http_addr="127.0.0.1:0")) as stage:
+        port = stage.port
+        socket.create_connection(("127.0.0.1", port), timeout=WITHIN_S).close()
+    with serving(Settings(smith_data_dir=tmp_path, smith_http_addr=f"127.0.0.1:{port}")) as stage:
+        assert stage.port == port
+
+
+def test_garbage_and_endless_headers_are_survived(site: Site) -> None:
+    for garbage in (b"\x00\x01\x02\r\n\r\n", b"GET / HTTP/1.1\r\nX: " + b"a" * 100_000, b"GET /livez HTTP/9.9\r\n\r\n"):
+        with socket.create_connection(("127.0.0.1", site.stage.port), timeout=WITHIN_S) as connection:
+            connection.sendall(garbage)
+            connection.shutdown(socket.SHUT_WR)
+            while connection.recv(65536):
+                pass
+    assert site.checks("/livez")[0] == 200
+
+
+def test_ipv6_is_served(tmp_path: Path) -> None:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    with serving(Settings(smith_data_dir=tmp_path, smith_http_addr="[::1]:0")) as stage:
+        socket.create_connection(("::1", stage.port), timeout=WITHIN_S).close()

@@ -1,0 +1,217 @@
+"""`smith actions`: which actions there are, whether a provider's own are sound, and how to begin one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from executor.cli.arguments import AsJson
+from executor.cli.opening import open_settings
+from executor.cli.output import examples, harmless, say, show_json, show_rows
+from executor.errors import EXIT_FAILURE, SmithError
+
+if TYPE_CHECKING:  # imported when a command runs
+    from executor.actions import Listed
+
+app = typer.Typer(
+    name="actions",
+    no_args_is_help=True,
+    help="What FulcrumCore may ask for: our playbooks, and those of your own folder.",
+    epilog=examples(
+        "smith actions list",
+        "smith actions validate attach-iso",
+        "smith actions new attach-iso      begins one in the folder SMITH_ACTIONS_PATH",
+    ),
+)
+
+COLUMNS = {"name": "ACTION", "source": "SOURCE", "schema": "SCHEMA", "note": "NOTE"}
+#: Not writable for anybody else, whatever the umask: such a file would be refused.
+FILE_MODE = 0o644
+
+PLAYBOOK = """\
+---
+# FulcrumCore asks for this with the action `{name}`. What may be relied on: docs/custom-actions.md.
+# vm holds the VM (service_id, vmid, name, node, cluster, timeout_s) and, in vm.properties, what the service says.
+- name: Carry out {name} on a service's VM
+  hosts: proxmox
+  gather_facts: false
+  module_defaults:
+    group/community.proxmox.proxmox: "{{{{ smith_proxmox }}}}"
+  environment: "{{{{ smith_module_environment }}}}"
+  vars:
+    vm_result_found: "{{{{ {variable}_after }}}}"
+    vm_result_more:
+      changed: false
+      upids: "{{{{ {variable}_after.upids }}}}"
+  tasks:
+    - name: Carry out {name}
+      block:
+        # Nothing may be changed before this: it proves that the VM on this VMID is the service's.
+        - name: Know the VM
+          ansible.builtin.import_role:
+            name: vm_identity
+
+        # Your tasks. The modules of community.proxmox know already who we are.
+
+        # Ask Proxmox again and tell that: modules say "ok" in cases that are not.
+        - name: Ask Proxmox what the VM is like now
+          smith_vm_facts:
+            connection: "{{{{ smith_proxmox }}}}"
+            ca_bundle: "{{{{ smith_ca_bundle }}}}"
+            vmid: "{{{{ vm.vmid }}}}"
+            node: "{{{{ vm_identity_found.node }}}}"
+            known_tasks: "{{{{ vm_identity_found.known_tasks }}}}"
+            deadline: "{{{{ vm_identity_found.deadline }}}}"
+            wait_for: unlocked
+          register: {variable}_after
+
+        - name: Tell what came of it
+          ansible.builtin.import_role:
+            name: vm_result
+      rescue:
+        - name: Say what went wrong, code first
+          ansible.builtin.fail:
+            msg: "{{{{ ansible_failed_result | smith_failure }}}}"
+"""
+SCHEMA = """\
+{{
+  "$schema": "https://json-schema.org/draft/2020-12/schema",
+  "title": "What {name} needs of a service's properties",
+  "type": "object",
+  "required": [],
+  "properties": {{
+  }}
+}}
+"""
+
+
+class NoFolder(SmithError):
+    """A provider's own action needs a folder to be in."""
+
+
+class AlreadyThere(SmithError):
+    """What would be written exists."""
+
+
+@app.command("list", epilog=examples("smith actions list", "smith actions list --json"))
+def list_actions(as_json: AsJson = False) -> None:
+    """List the actions, and of yours whether they are refused."""
+    rows = [facts(listed) for listed in _listed()]
+    if as_json:
+        show_json(rows)
+        return
+    shown = [
+        row
+        | {"source": "ours" if row["is_ours"] else Path(row["playbook"]).parent, "note": _note(row)}
+        | {"schema": row["has_schema"]}
+        for row in rows
+    ]
+    show_rows(shown, COLUMNS, nothing="there are no actions")
+
+
+@app.command(
+    "validate",
+    epilog=examples("smith actions validate", "smith actions validate attach-iso --json"),
+)
+def validate(
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="One action; all of yours without it.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Look for what keeps an action from working, or from being safe. Nothing is run."""
+    listed = _listed()
+    chosen = [each for each in listed if each.name == name] if name else [each for each in listed if not each.is_ours]
+    if name and not chosen:
+        raise typer.BadParameter(f"there is no action {harmless(name)}: `smith actions list` shows them")
+    found = [{"name": each.name, "playbook": str(each.playbook), **_findings(each)} for each in chosen]
+    if as_json:
+        show_json(found)
+    else:
+        _show_findings(found)
+    if any(each["problems"] for each in found):
+        raise typer.Exit(EXIT_FAILURE)
+
+
+@app.command("new", epilog=examples("smith actions new attach-iso"))
+def new(name: Annotated[str, typer.Argument(metavar="NAME", help="What FulcrumCore's service type calls it.")]) -> None:
+    """Write a playbook to begin with, and its schema, into the folder SMITH_ACTIONS_PATH."""
+    from executor.actions import ACTION_PATTERN, SCHEMA_SUFFIX  # noqa: PLC0415 (see below)
+
+    folder = open_settings().smith_actions_path
+    if folder is None:
+        raise NoFolder("SMITH_ACTIONS_PATH is not set: make a folder that only you may write, and name it there")
+    if not ACTION_PATTERN.match(name):
+        raise typer.BadParameter("an action's name has small letters, digits, - and _, and begins with a letter")
+    playbook, schema = folder / f"{name}.yml", folder / f"{name}{SCHEMA_SUFFIX}"
+    for file in (playbook, schema):
+        if os.path.lexists(file):
+            raise AlreadyThere(f"{file} is there already")
+    _write(playbook, PLAYBOOK.format(name=name, variable=name.replace("-", "_")))
+    _write(schema, SCHEMA.format(name=name))
+    say(f"{playbook}\n{schema}\nthen: smith actions validate {name}")
+
+
+def facts(listed: Listed) -> dict[str, Any]:
+    """Return everything of an action. These names are an interface of `--json`."""
+    return {
+        "name": listed.name,
+        "is_ours": listed.is_ours,
+        "replaces_ours": listed.replaces_ours,
+        "playbook": str(listed.playbook),
+        "has_schema": listed.has_schema,
+        "problem": listed.problem,
+    }
+
+
+def _note(row: Mapping[str, Any]) -> str:
+    return f"refused: {row['problem']}" if row["problem"] else "instead of ours" if row["replaces_ours"] else ""
+
+
+def _listed() -> list[Listed]:
+    from executor import actions  # noqa: PLC0415 (jsonschema is not for `--help`)
+
+    return actions.listing(folders())
+
+
+def folders() -> tuple[Path, ...]:
+    """Return where actions are looked for: the provider's folder first, ours last."""
+    from executor.runner import ansible_home  # noqa: PLC0415 (see above)
+
+    own = open_settings().smith_actions_path
+    return (*((own,) if own else ()), ansible_home() / "playbooks")
+
+
+def _findings(listed: Listed) -> dict[str, list[str]]:
+    from executor import actions  # noqa: PLC0415 (see above)
+    from executor.cli import action_checks, by_hand  # noqa: PLC0415 (see above)
+
+    found = action_checks.check(listed.playbook)
+    problems = [*([listed.problem] if listed.problem else []), *found.problems]
+    if listed.has_schema:
+        try:
+            actions.read_schema(listed.playbook.with_name(f"{listed.name}{actions.SCHEMA_SUFFIX}"))
+        except actions.SchemaError as error:
+            problems.append(str(error))
+    if not listed.problem and (problem := by_hand.syntax_problem(listed.playbook)):
+        problems.append(f"ansible-playbook --syntax-check: {problem}")
+    return {"problems": problems, "hints": list(found.hints)}
+
+
+def _show_findings(found: list[dict[str, Any]]) -> None:
+    if not found:
+        say("no actions of your own: SMITH_ACTIONS_PATH names their folder")
+    for each in found:
+        say(f"{each['name']}: {'refused or broken' if each['problems'] else 'ok'}")
+        for problem in each["problems"]:
+            say(f"  problem: {problem}")
+        for hint in each["hints"]:
+            say(f"  hint: {hint}")
+
+
+def _write(file: Path, text: str) -> None:
+    with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, FILE_MODE), "w", encoding="utf-8") as handle:
+        os.fchmod(handle.fileno(), FILE_MODE)
+        handle.write(text)

@@ -1,0 +1,93 @@
+"""What a playbook run left on disk, read for people: its printed text and its events. Reads only."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from executor.errors import SmithError
+
+if TYPE_CHECKING:  # imported when a command runs
+    from executor.database import Run
+    from executor.settings import Settings
+
+#: What an event of ansible-runner's says of its task.
+OUTCOMES = {
+    "runner_on_ok": "ok",
+    "runner_on_failed": "failed",
+    "runner_on_skipped": "skipped",
+    "runner_on_unreachable": "unreachable",
+}
+#: Of what a task said, in the event summary.
+SHOWN_MESSAGE_LENGTH = 200
+
+
+class ArtifactsMissing(SmithError):
+    """The run's artifacts are not where they should be: not written yet, or pruned."""
+
+
+def folder_of(run: Run, settings: Settings) -> Path:
+    """Return the folder with a run's artifacts: what was kept, or what there is of a run still going on."""
+    kept = [Path(run.folder)] if run.folder else []
+    candidates = [*kept, settings.smith_data_dir / "artifacts" / run.ident, settings.smith_run_dir / run.ident / "kept"]
+    for folder in candidates:
+        if folder.is_dir():
+            return folder
+    why = "they were pruned, or lie on another machine" if run.ended_at else "the run has printed nothing yet"
+    raise ArtifactsMissing(f"run {run.ident} has no artifacts in {candidates[0]}: {why}")
+
+
+def listing(folder: Path) -> list[dict[str, Any]]:
+    """Return names and sizes of the folder's files."""
+    return [{"name": file.name, "bytes": file.stat().st_size} for file in sorted(folder.iterdir()) if file.is_file()]
+
+
+def read_stdout(folder: Path) -> str:
+    """Return what the run printed."""
+    return _read(folder / "stdout")
+
+
+def read_events(folder: Path) -> list[dict[str, Any]]:
+    """Return one row for each task's end: when, which task, how it ended, how long it took, what it said."""
+    return [_event_row(event) for event in _events(folder) if event.get("event") in OUTCOMES]
+
+
+def _events(folder: Path) -> Iterator[dict[str, Any]]:
+    for line in _read(folder / "events.jsonl").split("\n"):
+        try:
+            event = json.loads(line)
+        except (ValueError, RecursionError):
+            continue  # the last line of a run still going on
+        if isinstance(event, dict):
+            yield event
+
+
+def _event_row(event: dict[str, Any]) -> dict[str, Any]:
+    data = _dict(event.get("event_data"))
+    result = _dict(data.get("res"))
+    outcome = OUTCOMES[event["event"]]
+    if outcome == "ok" and result.get("changed"):
+        outcome = "changed"
+    duration_s = data.get("duration")
+    return {
+        "time": str(event.get("created", ""))[:19],
+        "outcome": "ignored" if outcome == "failed" and data.get("ignore_errors") else outcome,
+        "task": str(data.get("task") or data.get("task_action") or ""),
+        "role": str(data.get("role") or ""),
+        "host": str(data.get("host") or ""),
+        "duration_s": round(duration_s, 2) if isinstance(duration_s, (int, float)) else None,
+        "message": str(result.get("msg") or "")[:SHOWN_MESSAGE_LENGTH],
+    }
+
+
+def _dict(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text("utf-8", errors="replace")
+    except OSError as error:
+        raise ArtifactsMissing(f"{file} cannot be read: {error.strerror}") from error

@@ -1,0 +1,86 @@
+"""`smith audit`: who changed what by hand, and what the agent corrected by itself."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from executor.cli.arguments import AsJson
+from executor.cli.opening import reading_store
+from executor.cli.output import examples, harmless, show_json, show_rows
+
+if TYPE_CHECKING:  # imported when a command runs
+    from executor.database import AuditEntry
+
+app = typer.Typer(
+    name="audit",
+    no_args_is_help=True,
+    help="Who changed what by hand.",
+    epilog=examples(
+        "smith audit list",
+        "smith audit list --subject 8f2c0a11     of one job or service",
+    ),
+)
+
+COLUMNS = {
+    "at": "AT",
+    "who": "WHO",
+    "verb": "VERB",
+    "subject_kind": "WHAT",
+    "subject_id": "WHICH",
+    "change": "CHANGE",
+    "reason": "REASON",
+}
+
+
+@app.command(
+    "list",
+    epilog=examples(
+        "smith audit list",
+        "smith audit list --verb forget --limit 500 --json",
+    ),
+)
+def list_audit(
+    subject: Annotated[
+        str, typer.Option("--subject", metavar="ID", help="Only of this job or service: its id, or the beginning.")
+    ] = "",
+    verb: Annotated[str, typer.Option("--verb", help="Only this verb: cancel, retry, adopt, forget, ….")] = "",
+    limit: Annotated[int, typer.Option("--limit", min=1, max=1_000_000, help="At most so many, the newest.")] = 50,
+    as_json: AsJson = False,
+) -> None:
+    """List what was changed, the newest first. Entries are never changed and never pruned."""
+    from executor import audit  # noqa: PLC0415 (SQLAlchemy is not for `--help`)
+
+    with reading_store() as store:
+        found = audit.listing(store.session, subject=subject.strip(), verb=verb.strip(), limit=limit)
+    if as_json:
+        show_json([facts(entry) for entry in found])
+        return
+    show_rows([facts(entry) | {"change": _change(entry)} for entry in found], COLUMNS, nothing="nothing was changed")
+
+
+def facts(entry: AuditEntry) -> dict[str, Any]:
+    """Return everything of an entry. These names are an interface of `--json`."""
+    return {
+        "id": entry.id,
+        "at": entry.at,
+        "who": entry.who,
+        "verb": entry.verb,
+        "subject_kind": entry.subject_kind,
+        "subject_id": entry.subject_id,
+        "before": entry.before,
+        "after": entry.after,
+        "reason": entry.reason,
+    }
+
+
+def _change(entry: AuditEntry) -> str:
+    """Say what is different now, `state: active -> deleted`."""
+    before, after = entry.before or {}, entry.after or {}
+    names = [name for name in {**before, **after} if before.get(name) != after.get(name)]
+    return harmless("; ".join(f"{name}: {_word(before.get(name))} -> {_word(after.get(name))}" for name in names))
+
+
+def _word(value: Any) -> str:
+    return "-" if value is None else str(value)

@@ -1,0 +1,111 @@
+"""`smith config`: the settings in force, where each came from, and a file to start from."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from executor.cli.arguments import AsJson
+from executor.cli.opening import missing_lines
+from executor.cli.output import complain, examples, say, show_json, show_rows
+from executor.errors import EXIT_SETTINGS, SettingsError
+from executor.redaction import MASK, redactor
+
+if TYPE_CHECKING:  # imported when a command runs
+    from executor.settings import SettingRow, Settings
+
+app = typer.Typer(
+    name="config",
+    no_args_is_help=True,
+    help="The settings: in force, and to start from.",
+    epilog=examples(
+        "smith config show",
+        "smith config example > .env",
+    ),
+)
+
+COLUMNS = {"name": "NAME", "value": "VALUE", "origin": "FROM", "unit": "UNIT", "default": "DEFAULT"}
+ENV_FILE = Path(".env")
+
+
+@app.command(
+    "show",
+    epilog=examples(
+        "smith config show",
+        "smith config show --json",
+    ),
+)
+def show(as_json: AsJson = False) -> None:
+    """Show every setting with its origin, secrets masked; missing and wrong ones are named, too."""
+    rows, wrong, incomplete = _all_settings()
+    if as_json:
+        show_json({"settings": [asdict(row) for row in rows], "problems": wrong + incomplete})
+    else:
+        show_rows([asdict(row) for row in rows], COLUMNS, nothing="")
+        for line in wrong + incomplete:
+            complain(line)
+    if wrong:
+        raise typer.Exit(EXIT_SETTINGS)
+
+
+@app.command(
+    "example",
+    epilog=examples(
+        "smith config example > .env",
+    ),
+)
+def example() -> None:
+    """Print a `.env` file to start from: what must be set, and everything else as comments."""
+    from executor.settings import example_env  # noqa: PLC0415 (pydantic is not for `--help`)
+
+    say(example_env().rstrip("\n"))
+
+
+def _all_settings() -> tuple[list[SettingRow], list[str], list[str]]:
+    """Return a row for every setting, what is wrong with them, and what `smith run` still needs."""
+    from executor.settings import describe, load_settings, secret_values  # noqa: PLC0415 (see above)
+
+    wrong: list[str] = []
+    try:
+        settings = load_settings(env_file=ENV_FILE)
+    except SettingsError as error:
+        wrong = str(error).splitlines()
+        rows, settings = _as_written(wrong)
+    else:
+        redactor.add(*secret_values(settings))
+        rows = describe(settings)
+    incomplete = missing_lines(settings)
+    missing = {_name_in(line) for line in incomplete}
+    return (
+        [replace(row, value=row.value or "missing") if row.name in missing else row for row in rows],
+        wrong,
+        incomplete,
+    )
+
+
+def _as_written(wrong: list[str]) -> tuple[list[SettingRow], Settings]:
+    """Return what was found, unread: of settings that cannot be used together, the good ones are worth showing, too."""
+    from executor.setting_sources import gather  # noqa: PLC0415 (see above)
+    from executor.settings import FIELDS, SECRETS, Settings, describe  # noqa: PLC0415 (see above)
+
+    found = gather(FIELDS, SECRETS, os.environ, ENV_FILE)
+    shown = found.values | {name: MASK for name in SECRETS if name in found.values}
+    # A wrong value is not shown: it may be a secret in the wrong place.
+    shown |= {name: "wrong" for line in wrong if (name := _name_in(line)) in FIELDS}
+    redactor.add(*(found.values[name] for name in SECRETS if name in found.values))
+    rows = [
+        replace(row, value=shown.get(row.name, row.value), origin=found.origins.get(row.name, row.origin))
+        for row in describe(Settings())
+    ]
+    outside: dict[str, Any] = {
+        name.lower(): value for name, value in found.values.items() if not name.startswith("SMITH_")
+    }
+    return rows, Settings.model_construct(**outside)  # enough to ask what is missing
+
+
+def _name_in(line: str) -> str:
+    return line.split(" ", 1)[0]

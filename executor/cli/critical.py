@@ -1,0 +1,99 @@
+"""`smith critical`: the duties that the agent has at intervals, and whether it keeps them."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from executor.cli.arguments import AsJson
+from executor.cli.opening import reading_store
+from executor.cli.output import ago, examples, show_json, show_rows
+
+if TYPE_CHECKING:  # imported when a command runs
+    from executor.database import CriticalJob
+
+app = typer.Typer(
+    name="critical",
+    no_args_is_help=True,
+    help="The agent's duties at intervals: heartbeat, polling, pruning, metrics.",
+    epilog=examples(
+        "smith critical list",
+    ),
+)
+
+COLUMNS = {
+    "name": "NAME",
+    "interval": "EVERY",
+    "state": "STATE",
+    "started": "STARTED",
+    "finished": "ENDED",
+    "ok": "WAS OK",
+    "failures": "FAILURES",
+    "runs": "RUNS",
+    "last_error": "LAST ERROR",
+}
+#: The same patience that the agent's own monitor has (`Scheduler.overdue`).
+PATIENCE = 3.0
+SLACK_S = 30.0
+
+
+@app.command(
+    "list",
+    epilog=examples(
+        "smith critical list",
+        "smith critical list --json",
+    ),
+)
+def list_critical(as_json: AsJson = False) -> None:
+    """List the critical jobs: when each was last done, how often it failed since, and whether it is overdue."""
+    from executor import job_queue  # noqa: PLC0415 (SQLAlchemy is not for `--help`)
+    from executor.database import utc_now  # noqa: PLC0415 (see above)
+
+    with reading_store() as store:
+        found = job_queue.critical_jobs(store.session)
+    now = utc_now()
+    if as_json:
+        show_json([facts(job, now) for job in found])
+        return
+    rows = [facts(job, now) | _for_people(job, now) for job in found]
+    show_rows(rows, COLUMNS, nothing="no agent has run yet")
+
+
+def facts(job: CriticalJob, now: datetime) -> dict[str, Any]:
+    """Return everything of a critical job. These names are an interface of `--json`."""
+    return {
+        "name": job.name,
+        "interval_s": job.interval_s,
+        "due_at": job.due_at,
+        "due": job.due_at is None or job.due_at <= now,
+        "overdue": is_overdue(job, now),
+        "last_started_at": job.last_started_at,
+        "last_finished_at": job.last_finished_at,
+        "last_ok_at": job.last_ok_at,
+        "last_error": job.last_error,
+        "failures": job.failures,
+        "runs": job.runs,
+    }
+
+
+def is_overdue(job: CriticalJob, now: datetime) -> bool:
+    """True when its last turn is so long ago that no agent can be doing it."""
+    last = max((moment for moment in (job.last_started_at, job.last_finished_at) if moment), default=job.due_at)
+    return last is not None and now - last > timedelta(seconds=job.interval_s * PATIENCE + SLACK_S)
+
+
+def _for_people(job: CriticalJob, now: datetime) -> dict[str, Any]:
+    state = "overdue" if is_overdue(job, now) else "failing" if job.failures else "ok"
+    return {
+        "interval": f"{job.interval_s:g}s",
+        "state": state,
+        "started": _past(job.last_started_at, now),
+        "finished": _past(job.last_finished_at, now),
+        "ok": _past(job.last_ok_at, now),
+    }
+
+
+def _past(moment: datetime | None, now: datetime) -> str:
+    return f"{ago(moment, now)} ago" if moment else "never"

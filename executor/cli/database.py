@@ -1,0 +1,159 @@
+"""`smith db`: the schema, one step forward or back, and whether the file is sound."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from executor.cli.arguments import AsJson, confirm
+from executor.cli.opening import open_settings, opened
+from executor.cli.output import complain, examples, say, show_json
+from executor.cli.run import PRIVATE_UMASK
+from executor.errors import EXIT_DATABASE, DatabaseError
+
+if TYPE_CHECKING:  # imported when a command runs
+    from sqlalchemy import Engine
+
+    from executor.settings import Settings
+
+app = typer.Typer(
+    name="db",
+    no_args_is_help=True,
+    help="The database's schema and health.",
+    epilog=examples(
+        "smith db check",
+        "smith db upgrade",
+    ),
+)
+
+
+@app.command(
+    "upgrade",
+    epilog=examples(
+        "smith db upgrade     also done by `smith run` at its start",
+    ),
+)
+def upgrade() -> None:
+    """Bring the schema to this version's; makes the database when there is none."""
+    from executor import database  # noqa: PLC0415 (SQLAlchemy is not for `--help`)
+
+    os.umask(PRIVATE_UMASK)
+    with opened(open_settings(), may_create=True) as engine:
+        before = database.current_revision(engine)
+        database.upgrade(engine)
+        after = database.current_revision(engine)
+    say(f"schema {after} already" if before == after else f"schema {before or 'none'} is now {after}")
+
+
+@app.command(
+    "downgrade",
+    epilog=examples(
+        "smith db downgrade --yes           one step back, before an older version is installed",
+        "smith db downgrade --to 0001 --yes",
+    ),
+)
+def downgrade(
+    to: Annotated[
+        str, typer.Option("--to", metavar="REVISION", help="The revision; one step back unless told.")
+    ] = "-1",
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Take the schema back for an older version. What the older schema has no place for is lost."""
+    from executor import database  # noqa: PLC0415 (see above)
+
+    settings = open_settings()
+    with opened(settings) as engine:
+        before = database.current_revision(engine)
+        confirm(f"Take the schema back from {before}? What the older one has no place for is lost.", yes=yes)
+        with _without_agents(engine, settings), _revisions_explained():
+            database.downgrade(engine, to)
+        after = database.current_revision(engine)
+    say(f"schema {before} is now {after or 'none'}")
+
+
+@app.command(
+    "current",
+    epilog=examples(
+        "smith db current",
+        "smith db current --json",
+    ),
+)
+def current(as_json: AsJson = False) -> None:
+    """Say which schema the database has, and which this version needs."""
+    from executor import database  # noqa: PLC0415 (see above)
+
+    with opened(open_settings()) as engine:
+        found = database.current_revision(engine)
+        url = engine.url.render_as_string(hide_password=True)
+    newest = database.head_revision()
+    if as_json:
+        show_json({"current": found, "newest": newest, "url": url})
+    else:
+        say(f"schema {found or 'none'}; this version needs {newest}")
+
+
+@app.command(
+    "check",
+    epilog=examples(
+        "smith db check     exit code 6 when something is wrong",
+    ),
+)
+def check(as_json: AsJson = False) -> None:
+    """Check schema, integrity and references."""
+    from executor import database  # noqa: PLC0415 (see above)
+
+    with opened(open_settings()) as engine:
+        problems = database.check(engine)
+    if as_json:
+        show_json({"ok": not problems, "problems": problems})
+    elif not problems:
+        say("the database is sound and up to date")
+    else:
+        complain("\n".join(problems))
+    if problems:
+        raise typer.Exit(EXIT_DATABASE)
+
+
+@contextmanager
+def _revisions_explained() -> Iterator[None]:
+    """Turn Alembic's opinion of a revision that somebody typed into a DatabaseError."""
+    from alembic.util.exc import CommandError  # noqa: PLC0415 (see above)
+
+    try:
+        yield
+    except CommandError as error:
+        raise DatabaseError(f"{error}: `smith db current` names the newest revision") from error
+
+
+@contextmanager
+def _without_agents(engine: Engine, settings: Settings) -> Iterator[None]:
+    """Keep agents out for one block. Raises DatabaseError when one is at work: it would lose its tables."""
+    if engine.dialect.name == "sqlite" and engine.url.database:
+        with locked(Path(f"{engine.url.database}.lock")):
+            yield
+        return
+    from executor import database  # noqa: PLC0415 (see above)
+    from executor.cli import queries, status  # noqa: PLC0415 (see above)
+
+    with database.reading(engine) as session:
+        for node in queries.recent_nodes(session, status.SHOWN_NODES):
+            if status.is_alive(node, database.utc_now(), settings.smith_lease_s):
+                raise DatabaseError(f"agent {node.id} on {node.host} works with this database: stop it first")
+    yield
+
+
+@contextmanager
+def locked(file: Path) -> Iterator[None]:
+    """Hold the lock that an agent holds on its SQLite file (`agent._held_alone`)."""
+    with file.open("a", encoding="utf-8") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DatabaseError(f"an agent works with this database ({file} is held): stop it first") from None
+        yield

@@ -1,0 +1,44 @@
+"""`smith doctor`: everything that a job needs, looked at one by one."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import typer
+
+from executor.cli.arguments import AsJson
+from executor.cli.output import examples, say, show_heading, show_json, show_rows
+
+if TYPE_CHECKING:  # imported when the command runs
+    from executor.doctor.checks import Check
+
+EXAMPLES = examples(
+    "smith doctor",
+    "smith doctor --json",
+)
+COLUMNS = {"area": "AREA", "name": "CHECK", "status": "STATUS", "text": "FOUND"}
+
+
+def show(as_json: AsJson = False) -> None:
+    """Look at settings, FulcrumCore, Proxmox, database and tools, and say what to do about what is wrong.
+
+    The exit code names the first area that failed: 3 settings, 4 FulcrumCore, 5 Proxmox, 6 database, 1 this machine.
+    """
+    from executor.doctor.checks import exit_code  # noqa: PLC0415 (everything that the agent is made of)
+    from executor.doctor.examination import examine  # noqa: PLC0415 (see above)
+
+    checks = list(examine())
+    if as_json:
+        show_json({"checks": [asdict(check) for check in checks], "exit_code": exit_code(checks)})
+    else:
+        show_rows([asdict(check) for check in checks], COLUMNS, nothing="")
+        _show_hints(checks)
+    raise typer.Exit(exit_code(checks))
+
+
+def _show_hints(checks: list[Check]) -> None:
+    hints = list(dict.fromkeys(hint for check in checks for hint in check.hints))
+    if hints:
+        show_heading("What to do")
+        say("\n".join(hints))

@@ -1,0 +1,269 @@
+"""`smith jobs`: what FulcrumCore asked for, what became of it, and the operator's verbs for one job."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from executor.cli import artifacts
+from executor.cli.arguments import AsJson, NothingToDo, Reference, UnknownReference, confirm, find_job, find_service_id
+from executor.cli.job_facts import details, name_of, run_facts, summary
+from executor.cli.opening import reading_store, writing_store
+from executor.cli.output import ago, examples, say, short, show_document, show_facts, show_heading, show_json, show_rows
+from executor.jobs import JobStatus
+
+if TYPE_CHECKING:  # imported when a command runs
+    from sqlalchemy.orm import Session
+
+    from executor.database import Job, Run
+
+app = typer.Typer(
+    name="jobs",
+    no_args_is_help=True,
+    help="What FulcrumCore asked for, and what became of it.",
+    epilog=examples(
+        "smith jobs list --status failed --limit 20",
+        "smith jobs show 4f1c            a job by our number, FulcrumCore's id, or its beginning",
+        "smith jobs log 17 --events      what its playbook did, task by task",
+    ),
+)
+
+COLUMNS = {
+    "id": "ID",
+    "fulcrum": "FULCRUM",
+    "action": "ACTION",
+    "status": "STATUS",
+    "service": "SERVICE",
+    "attempt": "TRY",
+    "age": "AGE",
+    "report_state": "REPORT",
+    "error": "ERROR",
+}
+RUN_COLUMNS = {
+    "attempt": "TRY",
+    "ident": "RUN",
+    "status": "STATUS",
+    "rc": "RC",
+    "started_at": "STARTED",
+    "ended_at": "ENDED",
+    "reason": "REASON",
+}
+EVENT_COLUMNS = {
+    "time": "TIME",
+    "outcome": "OUTCOME",
+    "task": "TASK",
+    "duration_s": "SECONDS",
+    "message": "MESSAGE",
+}
+#: Of an error message, in a list.
+SHOWN_ERROR_LENGTH = 80
+
+
+@app.command(
+    "list",
+    epilog=examples(
+        "smith jobs list",
+        "smith jobs list --status failed --status pending --action create",
+        "smith jobs list --unreported --json",
+    ),
+)
+def list_jobs(  # noqa: PLR0913, PLR0917 (one filter each; typer passes them by name)
+    status: Annotated[list[JobStatus] | None, typer.Option("--status", help="Only these; may be repeated.")] = None,
+    action: Annotated[str | None, typer.Option("--action", help="Only this action.")] = None,
+    service: Annotated[
+        str | None, typer.Option("--service", help="Only this service: its id, or the beginning.")
+    ] = None,
+    unreported: Annotated[
+        bool, typer.Option("--unreported", help="Only ended jobs that FulcrumCore has not acknowledged.")
+    ] = False,
+    limit: Annotated[int, typer.Option("--limit", min=1, max=100_000, help="At most so many, the newest.")] = 50,
+    as_json: AsJson = False,
+) -> None:
+    """List jobs, the newest first."""
+    from executor import job_queue  # noqa: PLC0415 (SQLAlchemy is not for `--help`)
+    from executor.database import utc_now  # noqa: PLC0415 (see above)
+
+    with reading_store() as store:
+        found = job_queue.listing(
+            store.session,
+            statuses=status or (),
+            action=action,
+            service_id=find_service_id(store.session, service) if service else None,
+            unreported=unreported,
+            limit=limit,
+        )
+    if as_json:
+        show_json([summary(job) for job in found])
+        return
+    now = utc_now()
+    rows = [summary(job) | _for_people(job) | {"age": ago(job.received_at, now)} for job in found]
+    show_rows(rows, COLUMNS, nothing="no jobs match")
+
+
+@app.command(
+    "show",
+    epilog=examples(
+        "smith jobs show 17",
+        "smith jobs show 4f1c2b --json",
+    ),
+)
+def show_job(reference: Reference, as_json: AsJson = False) -> None:
+    """Show everything that is known of one job: times, runs, properties, result."""
+    from executor import job_queue  # noqa: PLC0415 (see above)
+
+    with reading_store() as store:
+        job = find_job(store.session, reference)
+        runs = job_queue.runs_of(store.session, job.id)
+    facts = details(job) | {"runs": [run_facts(run) for run in runs]}
+    if as_json:
+        show_json(facts)
+        return
+    show_facts({name: value for name, value in facts.items() if name not in ("runs", "params", "service", "result")})
+    if runs:
+        show_heading("Runs")
+        show_rows([run_facts(run) for run in runs], RUN_COLUMNS, nothing="")
+    for name in ("params", "service", "result"):
+        if facts[name]:
+            show_heading(name.capitalize())
+            show_document(facts[name])
+
+
+@app.command(
+    "log",
+    epilog=examples(
+        "smith jobs log 17                          what the newest run printed",
+        "smith jobs log 17 --run create-0c5d0f3a    what an earlier one did (smith jobs show 17 names them)",
+        "smith jobs log 17 --events                 task by task, with times",
+    ),
+)
+def show_log(
+    reference: Reference,
+    run: Annotated[str | None, typer.Option("--run", metavar="IDENT", help="Not the newest run, but this one.")] = None,
+    events: Annotated[bool, typer.Option("--events", help="Task by task, with outcome and time.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show what a job's playbook printed."""
+    with reading_store() as store:
+        chosen = _chosen_run(store.session, find_job(store.session, reference), run)
+        folder = artifacts.folder_of(chosen, store.settings)
+    if events:
+        rows = artifacts.read_events(folder)
+        if as_json:
+            show_json(rows)
+        else:
+            show_rows(rows, EVENT_COLUMNS, nothing="the run has told of no task")
+        return
+    text = artifacts.read_stdout(folder)
+    if as_json:
+        show_json({"run": chosen.ident, "stdout": text})
+    else:
+        say(text.rstrip("\n"))
+
+
+@app.command(
+    "retry",
+    epilog=examples(
+        "smith jobs retry 17     do not wait for the next attempt, or the next report: do it now",
+    ),
+)
+def retry(reference: Reference) -> None:
+    """End a job's waiting, for its next attempt or its next report."""
+    from executor import job_queue  # noqa: PLC0415 (see above)
+
+    with writing_store() as store:
+        job = find_job(store.session, reference)
+        name, status = name_of(job), job.status
+        with _noted(store.session, job.id, "retry") as noted:
+            hastened = job_queue.retry_now(store.session, job.id)
+            noted.is_done = bool(hastened)
+    if not hastened:
+        raise NothingToDo(_why_no_retry(name, status))
+    what = {"attempt": "its next attempt may begin now", "report": "its report to FulcrumCore is due now"}
+    say(f"{name}: {what[hastened]}; the agent takes it up within seconds, if it runs")
+
+
+@app.command(
+    "cancel",
+    epilog=examples(
+        "smith jobs cancel 17          asks first",
+        "smith jobs cancel 17 --yes    for scripts",
+    ),
+)
+def cancel(
+    reference: Reference,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Kept in the audit.")] = "",
+) -> None:
+    """End a job as CANCELLED. A playbook that runs is stopped; what it has made so far stays."""
+    from executor import job_queue  # noqa: PLC0415 (see above)
+
+    with reading_store() as store:
+        job = find_job(store.session, reference)
+    if job.status not in (JobStatus.PENDING, JobStatus.PROCESSING):
+        raise NothingToDo(f"{name_of(job)} has ended before: it is {job.status}")
+    confirm(f"Cancel {name_of(job)}, which is {job.status}?", yes=yes)
+    with writing_store() as store, _noted(store.session, job.id, "cancel", reason) as noted:
+        status = job_queue.request_cancel(store.session, job.id)  # no transaction was open while a person thought
+        noted.is_done = status is not None
+    if status is None:
+        raise NothingToDo(f"{name_of(job)} has ended in the meantime")
+    if status is JobStatus.FAILED:
+        say(f"{name_of(job)} is cancelled; FulcrumCore is told next")
+    else:
+        say(f"{name_of(job)} is asked to stop; the agent that runs it ends its playbook within seconds")
+
+
+@dataclass
+class _Noted:
+    """Whether there is something to write into the audit."""
+
+    is_done: bool = False
+
+
+@contextmanager
+def _noted(session: Session, job_id: int, verb: str, reason: str = "") -> Iterator[_Noted]:
+    """Write what a block does to a job into the audit, in the block's own transaction."""
+    from executor import audit  # noqa: PLC0415 (see above)
+    from executor.database import Job  # noqa: PLC0415 (see above)
+
+    job, noted = session.get_one(Job, job_id), _Noted()
+    before = audit.facts_of(job, audit.JOB_COLUMNS)
+    yield noted
+    if noted.is_done:
+        session.refresh(job)
+        after = audit.facts_of(job, audit.JOB_COLUMNS)
+        who, subject = audit.operator(), job.fulcrum_id
+        audit.note(session, who=who, verb=verb, kind="job", subject=subject, before=before, after=after, reason=reason)
+
+
+def _chosen_run(session: Session, job: Job, ident: str | None) -> Run:
+    from executor import job_queue  # noqa: PLC0415 (see above)
+
+    runs = job_queue.runs_of(session, job.id)
+    if not runs:
+        raise UnknownReference(f"{name_of(job)} has not run yet: it is {job.status}")
+    if ident is None:
+        return runs[-1]
+    for run in runs:
+        if run.ident == ident:
+            return run
+    raise UnknownReference(f"{name_of(job)} has no run {ident}; it has: {', '.join(run.ident for run in runs)}")
+
+
+def _why_no_retry(name: str, status: str) -> str:
+    if status == JobStatus.PROCESSING:
+        return f"nothing to hasten: {name} is being worked on (`smith jobs log` shows how far it is)"
+    return (
+        f"nothing to hasten: {name} is {status} and FulcrumCore holds this outcome; "
+        "ask for the action again there, which makes a new job"
+    )
+
+
+def _for_people(job: Job) -> dict[str, Any]:
+    message = job.error_message or ""
+    cut = message[:SHOWN_ERROR_LENGTH] + ("…" if len(message) > SHOWN_ERROR_LENGTH else "")
+    return {"fulcrum": short(job.fulcrum_id), "service": short(job.service_id), "error": cut}

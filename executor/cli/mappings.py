@@ -1,0 +1,129 @@
+"""`smith mappings`: which VM serves which service, and which did."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from executor.cli.arguments import AsJson, UnknownReference
+from executor.cli.opening import reading_store
+from executor.cli.output import ago, examples, short, show_facts, show_heading, show_json, show_rows
+from executor.jobs import MappingState
+
+if TYPE_CHECKING:  # imported when a command runs
+    from executor.database import Mapping
+
+app = typer.Typer(
+    name="mappings",
+    no_args_is_help=True,
+    help="Which VM serves which service.",
+    epilog=examples(
+        "smith mappings list --all",
+        "smith mappings show 100123      a VMID, a VM's name, a service's id or its beginning",
+    ),
+)
+
+COLUMNS = {
+    "vmid": "VMID",
+    "name": "NAME",
+    "node": "NODE",
+    "state": "STATE",
+    "service": "SERVICE",
+    "cluster": "CLUSTER",
+    "mac_address": "MAC",
+    "updated": "CHANGED",
+    "note": "NOTE",
+}
+HISTORY_COLUMNS = {
+    "vmid": "VMID",
+    "name": "NAME",
+    "state": "STATE",
+    "service_id": "SERVICE",
+    "created_at": "CREATED",
+    "deleted_at": "DELETED",
+    "note": "NOTE",
+}
+
+
+@app.command(
+    "list",
+    epilog=examples(
+        "smith mappings list",
+        "smith mappings list --state orphaned",
+        "smith mappings list --all --json",
+    ),
+)
+def list_mappings(
+    everything: Annotated[bool, typer.Option("--all", help="Deleted ones too.")] = False,
+    state: Annotated[
+        list[MappingState] | None, typer.Option("--state", help="Only these states; may be repeated.")
+    ] = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, max=1_000_000, help="At most so many, the newest.")] = 1000,
+    as_json: AsJson = False,
+) -> None:
+    """List mappings, the newest first; those of deleted VMs only when asked for."""
+    from executor import mappings  # noqa: PLC0415 (SQLAlchemy is not for `--help`)
+    from executor.database import utc_now  # noqa: PLC0415 (see above)
+
+    states = list(MappingState) if everything and not state else state or []
+    with reading_store() as store:
+        found = mappings.listing(store.session, states=states, limit=limit)
+    if as_json:
+        show_json([facts(mapping) for mapping in found])
+        return
+    now = utc_now()
+    rows = [facts(each) | {"service": short(each.service_id), "updated": ago(each.updated_at, now)} for each in found]
+    show_rows(rows, COLUMNS, nothing="no mappings match")
+
+
+@app.command(
+    "show",
+    epilog=examples(
+        "smith mappings show 100123",
+        "smith mappings show web-1-8f2c0a11 --json",
+    ),
+)
+def show_mapping(
+    reference: Annotated[str, typer.Argument(metavar="REF", help="VMID, VM name, service id or its beginning.")],
+    as_json: AsJson = False,
+) -> None:
+    """Show a mapping with its history: earlier VMs of the service, earlier services of the VMID."""
+    from executor import mappings  # noqa: PLC0415 (see above)
+
+    with reading_store() as store:
+        found = mappings.find(store.session, reference.strip()) if reference.strip() else []
+    if not found:
+        raise UnknownReference(f"no mapping fits {reference}: `smith mappings list --all` shows them")
+    # A VMID's or a service's present stands first, then its past.
+    ordered = sorted(found, key=lambda mapping: mapping.state == MappingState.DELETED)
+    services = {mapping.service_id for mapping in found}
+    current = ordered[0]
+    if len(services) > 1 and not reference.strip().isdigit():
+        names = ", ".join(sorted(services))
+        raise UnknownReference(f"more than one service begins with {reference}: {names}")
+    if as_json:
+        show_json(facts(current) | {"history": [facts(mapping) for mapping in ordered[1:]]})
+        return
+    show_facts(facts(current))
+    if ordered[1:]:
+        show_heading("History")
+        show_rows([facts(mapping) for mapping in ordered[1:]], HISTORY_COLUMNS, nothing="")
+
+
+def facts(mapping: Mapping) -> dict[str, Any]:
+    """Return everything of a mapping. These names are an interface of `--json`."""
+    return {
+        "service_id": mapping.service_id,
+        "cluster": mapping.cluster,
+        "vmid": mapping.vmid,
+        "node": mapping.node,
+        "name": mapping.name,
+        "state": mapping.state,
+        "marker": mapping.marker,
+        "mac_address": mapping.mac_address,
+        "note": mapping.note,
+        "created_at": mapping.created_at,
+        "updated_at": mapping.updated_at,
+        "deleted_at": mapping.deleted_at,
+    }

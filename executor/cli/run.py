@@ -1,0 +1,100 @@
+"""`smith run`: the supervisor and, below it, the agent; and the hidden command that is the agent's own process."""
+
+from __future__ import annotations
+
+import os
+import sys
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from executor.cli.opening import missing_lines, open_settings
+from executor.cli.output import examples
+from executor.errors import SettingsError
+
+if TYPE_CHECKING:
+    from executor.settings import Settings
+
+#: Files that we make may hold what a run printed: they are their owner's alone.
+PRIVATE_UMASK = 0o077
+#: Beyond the drain: cancelled runs are given 20 s to end, the last reports 10 s.
+STOP_MARGIN_S = 60.0
+#: The agent's main loop tells its progress several times a second; silent for this long, it hangs.
+STALL_TIMEOUT_S = 120.0
+
+EXAMPLES = examples(
+    "smith run                   work until told to stop (TERM drains, a second TERM cancels)",
+    "smith run --once            poll once, carry and report what there is, and leave",
+    "smith run --drain           work until FulcrumCore has nothing more for us",
+)
+
+
+class AgentMode(StrEnum):
+    """How long the agent works; the words of `executor.agent.Mode`, which is too heavy to import for a `--help`."""
+
+    SERVE = "serve"
+    ONCE = "once"
+    DRAIN = "drain"
+
+
+def run(
+    once: Annotated[
+        bool, typer.Option("--once", help="Poll once; carry and report what was found, then leave.")
+    ] = False,
+    drain: Annotated[bool, typer.Option("--drain", help="Leave when FulcrumCore has nothing more for us.")] = False,
+    no_supervisor: Annotated[
+        bool, typer.Option("--no-supervisor", help="Be the agent itself: for debuggers. Nothing restarts it then.")
+    ] = False,
+) -> None:
+    """Carry FulcrumCore's jobs to Proxmox."""
+    if once and drain:
+        raise typer.BadParameter("--once and --drain exclude each other")
+    mode = AgentMode.ONCE if once else AgentMode.DRAIN if drain else AgentMode.SERVE
+    settings = _ready_settings()
+    raise typer.Exit(_be_agent(settings, mode) if no_supervisor else _supervise(settings, mode))
+
+
+def agent_process(mode: Annotated[AgentMode, typer.Option("--mode", help="How long to work.")]) -> None:
+    """Be the agent that `smith run` supervises."""
+    raise typer.Exit(_be_agent(_ready_settings(), mode))
+
+
+def _ready_settings() -> Settings:
+    """Settings that are enough to work with, and logs. Raises SettingsError before anything is made or started."""
+    from executor import log  # noqa: PLC0415 (structlog is for commands that log)
+
+    os.umask(PRIVATE_UMASK)
+    settings = open_settings()
+    if missing := missing_lines(settings):
+        raise SettingsError("\n".join(missing))
+    log.configure(settings.smith_log_format, settings.smith_log_level)
+    log.install_hooks()
+    return settings
+
+
+def _supervise(settings: Settings, mode: AgentMode) -> int:
+    from executor.supervisor import supervise  # noqa: PLC0415 (see above)
+
+    # -m and not the console script: it may not be on PATH, and a checkout has none.
+    command = [sys.executable, "-m", "executor", "agent-process", "--mode", mode.value]
+    return supervise(
+        command,
+        env=dict(os.environ),
+        stop_timeout_s=settings.smith_drain_timeout_s + STOP_MARGIN_S,
+        stall_timeout_s=STALL_TIMEOUT_S,
+        log=_log_event,
+    )
+
+
+def _log_event(event: str, *, level: str = "info", **facts: Any) -> None:
+    """Take what the supervisor has to say into the agent's log."""
+    from executor.log import get_logger  # noqa: PLC0415 (see above)
+
+    getattr(get_logger("executor.supervisor"), level)(event, **facts)
+
+
+def _be_agent(settings: Settings, mode: AgentMode) -> int:
+    from executor import agent  # noqa: PLC0415 (everything that the agent is made of)
+
+    return agent.main(settings, agent.Mode(mode.value))

@@ -1,0 +1,112 @@
+"""`smith runs`: the single executions of playbooks."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from executor.cli import artifacts
+from executor.cli.arguments import AsJson, UnknownReference, find_job
+from executor.cli.job_facts import run_facts
+from executor.cli.opening import reading_store
+from executor.cli.output import examples, say, short, show_facts, show_heading, show_json, show_rows
+
+app = typer.Typer(
+    name="runs",
+    no_args_is_help=True,
+    help="The single executions of playbooks.",
+    epilog=examples(
+        "smith runs list --job 17",
+        "smith runs show create-0c5d0f3a9b21",
+    ),
+)
+
+COLUMNS = {
+    "ident": "RUN",
+    "job_id": "JOB",
+    "fulcrum": "FULCRUM",
+    "attempt": "TRY",
+    "playbook": "PLAYBOOK",
+    "status": "STATUS",
+    "rc": "RC",
+    "started_at": "STARTED",
+    "ended_at": "ENDED",
+    "reason": "REASON",
+}
+
+
+@app.command(
+    "list",
+    epilog=examples(
+        "smith runs list",
+        "smith runs list --job 4f1c --json",
+    ),
+)
+def list_runs(
+    job: Annotated[str | None, typer.Option("--job", metavar="REF", help="Only those of this job.")] = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, max=100_000, help="At most so many, the newest.")] = 50,
+    as_json: AsJson = False,
+) -> None:
+    """List runs, the newest first."""
+    from executor import job_queue  # noqa: PLC0415 (SQLAlchemy is not for `--help`)
+    from executor.cli import queries  # noqa: PLC0415 (see above)
+
+    with reading_store() as store:
+        if job is None:
+            pairs = queries.recent_runs(store.session, limit)
+        else:
+            found = find_job(store.session, job)
+            pairs = [(run, found) for run in reversed(job_queue.runs_of(store.session, found.id))][:limit]
+    rows: list[dict[str, Any]] = [run_facts(run) | {"fulcrum_id": of.fulcrum_id} for run, of in pairs]
+    if as_json:
+        show_json(rows)
+    else:
+        show_rows([row | {"fulcrum": short(row["fulcrum_id"])} for row in rows], COLUMNS, nothing="no runs yet")
+
+
+@app.command(
+    "show",
+    epilog=examples(
+        "smith runs show create-0c5d0f3a9b21",
+        "smith runs show create-0c5d0f3a9b21 --lines 100",
+    ),
+)
+def show_run(
+    ident: Annotated[str, typer.Argument(metavar="IDENT", help="The run's name (smith runs list).")],
+    lines: Annotated[int, typer.Option("--lines", min=0, help="How much of its end is shown.")] = 20,
+    as_json: AsJson = False,
+) -> None:
+    """Show one run: facts, files, and the end of what it printed."""
+    from executor import job_queue  # noqa: PLC0415 (see above)
+
+    with reading_store() as store:
+        if (run := job_queue.find_run(store.session, ident)) is None:
+            raise UnknownReference(f"there is no run {ident}: `smith runs list` shows them")
+        facts = run_facts(run)
+        try:
+            folder = artifacts.folder_of(run, store.settings)
+            facts |= {
+                "artifacts": artifacts.listing(folder),
+                "stdout_tail": _tail(artifacts.read_stdout(folder), lines),
+            }
+        except artifacts.ArtifactsMissing as missing:
+            facts |= {"artifacts": [], "stdout_tail": [], "artifacts_missing": str(missing)}
+    if as_json:
+        show_json(facts)
+    else:
+        _show(facts)
+
+
+def _show(facts: dict[str, Any]) -> None:
+    show_facts({name: value for name, value in facts.items() if name not in ("artifacts", "stdout_tail")})
+    if facts["artifacts"]:
+        show_heading("Artifacts")
+        show_rows(facts["artifacts"], {"name": "FILE", "bytes": "BYTES"}, nothing="")
+    if facts["stdout_tail"]:
+        show_heading("Its last words")
+        say("\n".join(facts["stdout_tail"]))
+
+
+def _tail(text: str, lines: int) -> list[str]:
+    return text.rstrip("\n").split("\n")[-lines:] if lines and text.strip() else []

@@ -1,0 +1,125 @@
+"""`smith templates`: what a create can clone, and from which nodes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from executor.cli.arguments import AsJson
+from executor.cli.opening import open_settings
+from executor.cli.output import complain, examples, show_json, show_rows
+from executor.errors import JobError
+
+if TYPE_CHECKING:  # imported when a command runs
+    from executor.proxmox import ProxmoxReader, StorageRow, VmRow
+    from executor.settings import Settings
+
+app = typer.Typer(
+    name="templates",
+    no_args_is_help=True,
+    help="What a create can clone.",
+    epilog=examples("smith templates list", "smith templates list --json"),
+)
+
+COLUMNS = {
+    "images": "IMAGE",
+    "vmid": "VMID",
+    "name": "TEMPLATE",
+    "node": "NODE",
+    "storages": "STORAGE",
+    "tags": "TAGS",
+    "cloud_init": "CLOUD-INIT",
+    "reachable_from": "REACHABLE FROM",
+    "problem": "PROBLEM",
+}
+
+
+@app.command("list", epilog=examples("smith templates list", "smith templates list --json"))
+def list_templates(as_json: AsJson = False) -> None:
+    """List the templates of Proxmox, and those of PROXMOX_TEMPLATES that are not there."""
+    from executor.proxmox import ProxmoxConnection, ProxmoxReader  # noqa: PLC0415 (proxmoxer is not for `--help`)
+
+    settings = open_settings()
+    settings.require_proxmox()
+    reader = ProxmoxReader(ProxmoxConnection.from_settings(settings))
+    found = rows(reader, settings)
+    if as_json:
+        show_json(found)
+        return
+    show_rows(found, COLUMNS, nothing="the token sees no template, and PROXMOX_TEMPLATES names none")
+    if any(not row["storages_are_known"] for row in found):
+        complain("not every storage is shown to the token (Datastore.Audit): some may be reachable from more nodes")
+
+
+def rows(reader: ProxmoxReader, settings: Settings) -> list[dict[str, Any]]:
+    """Return everything of each template. These names are an interface of `--json`."""
+    listed = sorted((row for row in reader.vms() if row.is_template and row.kind == "qemu"), key=lambda row: row.vmid)
+    storages = reader.storages()
+    images = images_of(listed, settings)
+    found = [_row(row, reader, settings, storages) | {"images": images.get(row.vmid, [])} for row in listed]
+    there = {row.vmid for row in listed}
+    missing = {name: vmid for name, vmid in settings.proxmox_templates.items() if vmid not in there}
+    return found + [_missing(name, vmid) for name, vmid in sorted(missing.items())]
+
+
+def images_of(listed: list[VmRow], settings: Settings) -> dict[int, list[str]]:
+    """Return, by VMID, the images that a service may name to get this template."""
+    from executor import templates  # noqa: PLC0415 (see above)
+
+    tags = [
+        tag.removeprefix(templates.TAG_PREFIX)
+        for row in listed
+        for tag in row.tags
+        if tag.startswith(templates.TAG_PREFIX)
+    ]
+    names = {*settings.proxmox_templates, *(row.name for row in listed), *tags}
+    found: dict[int, list[str]] = {}
+    for name in sorted(names):
+        try:
+            serving = templates.candidates(name, settings.proxmox_templates, listed)
+        except JobError:
+            continue  # a tag that names no image, or a name that two have
+        for row in serving:
+            found.setdefault(row.vmid, []).append(name)
+    return found
+
+
+def _row(row: VmRow, reader: ProxmoxReader, settings: Settings, storages: list[StorageRow]) -> dict[str, Any]:
+    from executor import templates  # noqa: PLC0415 (see above)
+
+    config, problem = _config(row, reader)
+    template = templates.read(row, config)
+    reach = templates.reach(template, storages, settings.proxmox_storage or "")
+    return {
+        "vmid": row.vmid,
+        "name": row.name,
+        "node": row.node,
+        "storages": sorted(template.storages),
+        "storages_are_known": reach.is_certain,
+        "tags": list(row.tags),
+        "cloud_init": template.has_cloud_init if config else None,
+        "reachable_from": sorted(reach.nodes),
+        "problem": problem,
+    }
+
+
+def _config(row: VmRow, reader: ProxmoxReader) -> tuple[dict[str, Any], str]:
+    """Read a configuration; what keeps us from it (a node that is down) is the row's problem, not the list's."""
+    try:
+        return reader.vm_config(row.node, row.vmid), ""
+    except JobError as error:
+        return {}, str(error)
+
+
+def _missing(name: str, vmid: int) -> dict[str, Any]:
+    nothing: dict[str, Any] = {
+        "name": "",
+        "node": "",
+        "storages": [],
+        "tags": [],
+        "cloud_init": None,
+        "reachable_from": [],
+    }
+    problem = "PROXMOX_TEMPLATES names it, but it is not there, no template, or not shown to the token"
+    return {"images": [name], "vmid": vmid, **nothing, "storages_are_known": True, "problem": problem}

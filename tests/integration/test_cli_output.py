@@ -1,0 +1,99 @@
+"""What is shown of data from outside: no control sequence, no markup, nothing invisible."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from cli_world import GIVE_UP_S, Cli
+
+from executor.errors import ErrorCode
+from executor.jobs import JobResult
+
+#: Clears the screen, sets the title, hides text, turns its direction around, and forges a line.
+HOSTILE = "\x1b[2J\x1b]0;owned\x07\x9b31m[bold red]x[/]\u202egnp.exe\u200b\nsmith: all is well\r"
+
+
+@pytest.fixture
+def smith(tmp_path: Path) -> Cli:
+    """Hostile text wherever it may come from."""
+    cli = Cli(tmp_path)
+    job_id = cli.submit(action=HOSTILE, params={HOSTILE: HOSTILE}, service={"name": HOSTILE})
+    event = {"event": "runner_on_ok", "created": HOSTILE, "event_data": {"task": HOSTILE, "res": {"msg": HOSTILE}}}
+    cli.run_of(job_id, "create-1", stdout=f"one\n{HOSTILE}\ntwo\n", events=[event])
+    cli.finished(JobResult(succeeded=False, code=ErrorCode.TASK_FAILED, detail=HOSTILE))
+    return cli
+
+
+COMMANDS = (
+    ("jobs", "list"),
+    ("jobs", "show", "1"),
+    ("jobs", "show", "2"),
+    ("jobs", "log", "1"),
+    ("jobs", "log", "1", "--events"),
+    ("runs", "list"),
+    ("runs", "show", "create-1"),
+    ("jobs", "retry", "1"),
+    ("jobs", "show", HOSTILE),
+)
+PRINTED_BY_PLAYBOOK = (("jobs", "log", "1"), ("runs", "show", "create-1"))
+
+
+@pytest.mark.parametrize("args", COMMANDS)
+def test_hostile_text_is_shown_harmless(args: tuple[str, ...], smith: Cli) -> None:
+    done = smith(*args)
+    shown = done.stdout + done.stderr
+    assert all(char.isprintable() or char == "\n" for char in shown), ascii(shown)
+    assert "all is well" in shown or args[0] == "runs"
+    if args not in PRINTED_BY_PLAYBOOK:
+        # Only what a playbook printed may have lines of its own; elsewhere a forged one would look like ours.
+        assert "\nsmith: all is well" not in shown
+
+
+@pytest.mark.parametrize("args", [args for args in COMMANDS if "retry" not in args and HOSTILE not in args])
+def test_hostile_text_is_plain_ascii_in_json_and_comes_back_whole(args: tuple[str, ...], smith: Cli) -> None:
+    printed = smith.ok(*args, "--json")
+    assert printed.isascii()
+    assert all(char.isprintable() or char == "\n" for char in printed)
+    found = json.loads(printed)
+    if args == ("jobs", "list"):
+        assert found[1]["action"] == HOSTILE
+
+
+def test_markup_in_data_is_shown_as_it_is(smith: Cli) -> None:
+    assert "[bold red]x[/]" in smith.ok("jobs", "list")
+
+
+def test_a_terminal_gets_colours_unless_no_color_says_otherwise(smith: Cli) -> None:
+    coloured, plain = _on_terminal(smith), _on_terminal(smith, NO_COLOR="1")
+    assert "\x1b[31m" in coloured
+    assert "\x1b[31m" not in plain
+    for shown in (coloured, plain):
+        assert "\x1b[2J" not in shown
+        assert "failed" in shown
+
+
+def _on_terminal(smith: Cli, **env: str) -> str:
+    master, slave = os.openpty()
+    process = subprocess.Popen(
+        smith.command("jobs", "list"),
+        env=smith.environment(TERM="xterm-256color", COLUMNS="200", **env),
+        cwd=smith.folder,
+        stdin=subprocess.DEVNULL,
+        stdout=slave,
+        stderr=slave,
+    )
+    os.close(slave)
+    shown = b""
+    try:
+        while piece := os.read(master, 4096):
+            shown += piece
+    except OSError:
+        pass  # Linux: the other end is closed
+    finally:
+        os.close(master)
+    assert process.wait(GIVE_UP_S) == 0
+    return shown.decode()

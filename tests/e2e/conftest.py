@@ -1,0 +1,37 @@
+"""The whole system: simulator, stand-in and `smith run`, each over real sockets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from executor.lab.system import LabSystem, running_lab
+
+MakeLab = Callable[..., LabSystem]
+
+
+@pytest.fixture
+def make_lab(tmp_path: Path) -> Iterator[MakeLab]:
+    """Start labs with settings of the test's own; the executor is the test's to start."""
+    with ExitStack() as stack:
+        count = 0
+
+        def make(*, time_scale: float = 0.0, **settings: str) -> LabSystem:
+            nonlocal count
+            count += 1
+            folder = tmp_path / f"lab{count}"
+            folder.mkdir()
+            return stack.enter_context(running_lab(folder, time_scale=time_scale, settings=settings))
+
+        yield make
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabSystem]:
+    """One running system for all tests of a module; each orders services of its own."""
+    with running_lab(tmp_path_factory.mktemp("lab")) as system:
+        system.start_executor()
+        yield system

@@ -1,0 +1,215 @@
+"""What FulcrumCore may deliver and nobody should: each ends in its code, harms nothing, and the loop lives on.
+
+All cases are ordered at once while polling is held up, delivered otherwise than ordered, and looked at afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from executor.lab.system import LabSystem, running_lab, wait_for
+
+#: One fixture carries all cases: on one worker, it runs once.
+pytestmark = pytest.mark.xdist_group("bad-input")
+
+GOOD = {"cores": 1, "memoryMb": 512, "diskGb": 8, "image": "debian-12"}
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ0000000000000000000000000000000000000000000"
+PRIVATE_KEY = "-----BEGIN OPENSSH PRIVATE KEY-----"
+SUCCESS = ""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One odd delivery and the code that it must end with."""
+
+    name: str
+    code: str
+    members: dict[str, Any] = field(default_factory=dict)  #: of the job, as delivered
+    service: dict[str, Any] = field(default_factory=dict)  #: of the job's service, as delivered
+
+
+def params(code: str, name: str, **changes: Any) -> Case:
+    wanted = {key: value for key, value in (GOOD | changes).items() if value is not ...}
+    return Case(name, code, {"params": wanted})
+
+
+def deep(levels: int) -> Any:
+    value: Any = "bottom"
+    for _ in range(levels):
+        value = {"in": value}
+    return value
+
+
+CASES = [
+    Case("action unknown", "UNSUPPORTED_ACTION", {"action": "frobnicate"}),
+    Case("action is a path", "UNSUPPORTED_ACTION", {"action": "../../create"}),
+    Case("action is a shell line", "UNSUPPORTED_ACTION", {"action": "create;rm"}),
+    Case("action empty", "UNSUPPORTED_ACTION", {"action": ""}),
+    Case("action null", "UNSUPPORTED_ACTION", {"action": None}),
+    Case("action a number", "UNSUPPORTED_ACTION", {"action": 7}),
+    Case("action too long", "UNSUPPORTED_ACTION", {"action": "a" * 51}),
+    Case("action in capitals", "UNSUPPORTED_ACTION", {"action": "CREATE"}),
+    Case("action with a NUL", "UNSUPPORTED_ACTION", {"action": "create\u0000"}),
+    Case("service null", "INVALID_REQUEST", {"service": None}),
+    Case("service a text", "INVALID_REQUEST", {"service": "web"}),
+    Case("service without id", "INVALID_REQUEST", {"service": {"name": "x", "properties": GOOD}}),
+    Case("service id no UUID", "INVALID_REQUEST", {"service": {"id": "42", "name": "x", "properties": GOOD}}),
+    Case("params a list", "INVALID_REQUEST", {"params": [1, 2]}),
+    Case("params a text", "INVALID_REQUEST", {"params": "cores=2"}),
+    Case("params empty and no properties", "INVALID_REQUEST", {"params": {}}, {"properties": None}),
+    Case("update without params", "INVALID_REQUEST", {"action": "update", "params": None}),
+    params("INVALID_REQUEST", "cores missing", cores=...),
+    params("INVALID_REQUEST", "cores null", cores=None),
+    params("INVALID_REQUEST", "cores a text", cores="2"),
+    params("INVALID_REQUEST", "cores true", cores=True),
+    params("INVALID_REQUEST", "cores zero", cores=0),
+    params("INVALID_REQUEST", "cores negative", cores=-1),
+    params("INVALID_REQUEST", "cores 2^63", cores=2**63),
+    params("INVALID_REQUEST", "cores a fraction", cores=1.5),
+    params("INVALID_REQUEST", "cores infinite", cores=float("inf")),
+    params("INVALID_REQUEST", "cores not a number", cores=float("nan")),
+    params("INVALID_REQUEST", "cores empty", cores=""),
+    params("INVALID_REQUEST", "memory in GiB by mistake", memoryMb=2),
+    params("INVALID_REQUEST", "memory in bytes by mistake", memoryMb=2 * 1024**3),
+    params("INVALID_REQUEST", "disk below the template's", diskGb=4),
+    params("INVALID_REQUEST", "disk a list", diskGb=[8]),
+    params("INVALID_REQUEST", "nested hundreds deep", extra=deep(300)),
+    params("INVALID_REQUEST", "ten megabytes", extra="x" * 10_000_000),
+    params("INVALID_REQUEST", "image missing", image=...),
+    params("INVALID_REQUEST", "image a path", image="../../etc/passwd"),
+    params("NOT_FOUND", "image unknown", image="windows-3.11"),
+    params("INVALID_REQUEST", "hostname with a blank", hostname="my host"),
+    params("INVALID_REQUEST", "hostname with a line break", hostname="host\nsmith-uid=1"),
+    params("INVALID_REQUEST", "user with Jinja", ciUser="{{ 7*7 }}"),
+    params("INVALID_REQUEST", "private key", sshPublicKeys=[PRIVATE_KEY]),
+    params("INVALID_REQUEST", "key over two lines", sshPublicKeys=[f"{KEY}\nssh-rsa AAAA"]),
+    params("INVALID_REQUEST", "key that is none", sshPublicKeys=["hello"]),
+    params("INVALID_REQUEST", "51 keys", sshPublicKeys=[KEY] * 51),
+    params("INVALID_REQUEST", "static without address", network={"mode": "static"}),
+    params("INVALID_REQUEST", "mode unknown", network={"mode": "carrier-pigeon"}),
+    params("INVALID_REQUEST", "address out of range", network={"mode": "static", "ipv4Cidr": "300.1.1.1/24"}),
+    params("INVALID_REQUEST", "network address", network={"mode": "static", "ipv4Cidr": "192.0.2.0/24"}),
+    params("INVALID_REQUEST", "address v6 where v4 goes", network={"mode": "static", "ipv4Cidr": "2001:db8::1/64"}),
+    params(
+        "INVALID_REQUEST",
+        "gateway outside",
+        network={"mode": "static", "ipv4Cidr": "192.0.2.5/24", "ipv4Gateway": "198.51.100.1"},
+    ),
+    params("INVALID_REQUEST", "DNS server a name", network={"mode": "dhcp", "dnsServers": ["dns.example.net"]}),
+    params("INVALID_REQUEST", "vlan too high", network={"mode": "dhcp", "vlan": 5000}),
+    params("INVALID_REQUEST", "bridge with blanks", network={"mode": "dhcp", "bridge": "vmbr0,firewall=0 x"}),
+    params("INVALID_REQUEST", "tag with a semicolon", tags=["a;b"]),
+    params("INVALID_REQUEST", "tags a text", tags="gold"),
+    params("SECRET_MISSING", "secret not in the vault", ciPassword="vault://0b6f3a52-0000-4000-8000-000000000000"),
+    params(SUCCESS, "unknown members", nonsense={"a": [1]}, __proto__="x"),
+    params(SUCCESS, "YAML in a tag's place", hostname="yes"),
+    params(SUCCESS, "key with colon in the comment and CRLF", sshPublicKeys=[f"{KEY} me: at=home #1\r\n"]),
+    Case("name Jinja", SUCCESS, {"params": GOOD}, {"name": "{{ lookup('env', 'HOME') }}{% raw %}"}),
+    Case("name YAML tags", SUCCESS, {"params": GOOD}, {"name": "!unsafe !vault | &a *a"}),
+    Case("name emoji, RTL and dashes", SUCCESS, {"params": GOOD}, {"name": "-\u202e🦄-ünï\ncode-" + "x" * 90}),
+    Case(
+        "name forges a marker", SUCCESS, {"params": GOOD}, {"name": "x\nsmith-uid=00000000-0000-4000-8000-000000000000"}
+    ),
+    Case("name null", SUCCESS, {"params": GOOD}, {"name": None}),
+    Case("priority absurd", "INVALID_REQUEST", {"params": GOOD, "priority": 10**30}),
+    Case("createdAt missing", SUCCESS, {"params": GOOD, "createdAt": None}),
+]
+UNUSABLE = [
+    {"action": "create"},
+    {"id": "not-a-uuid", "action": "create", "service": {}},
+    {"id": 5},
+    None,
+    "text",
+    [],
+]
+
+
+@dataclass
+class Outcome:
+    """A case's job and what Proxmox has of its service."""
+
+    job: dict[str, Any]
+    vms: list[dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Outcome]]:
+    with running_lab(tmp_path_factory.mktemp("bad-input")) as lab:
+        lab.core.fault("status", method="GET", path=".*/jobs/pending$", times=100_000, status=503)
+        lab.start_executor()
+        services = {case.name: lab.order(f"case-{number}", **GOOD) for number, case in enumerate(CASES)}
+        for case in CASES:
+            deliver(lab, case, services[case.name])
+        foreign = lab.order("foreign", **GOOD)
+        lab.core.override_job(lab.last_job(foreign)["id"], agentId="00000000-0000-4000-8000-000000000000")
+        lab.core.inject_pending(*UNUSABLE)
+        lab.core.clear_faults()
+        wait_for(lambda: all_ended(lab, services.values()), 280, "every case to end")
+        lab.core.clear_pending()
+        found = {
+            name: Outcome(lab.last_job(service_id), lab.vms_of(service_id)) for name, service_id in services.items()
+        }
+        found["a job of another agent"] = Outcome(lab.last_job(foreign), lab.vms_of(foreign))
+        last = lab.order("afterwards", **GOOD)
+        lab.settled(last)
+        found["an ordinary job afterwards"] = Outcome(lab.last_job(last), lab.vms_of(last))
+        code = lab.stop_executor()
+        assert code == 0
+        log = lab.log_file.read_text()
+        assert "Traceback" not in log
+        assert "critical_job_broke" not in log
+        assert lab.log_events("agent_ready")[1:] == []
+        yield found
+
+
+def deliver(lab: LabSystem, case: Case, service_id: str) -> None:
+    job = lab.last_job(service_id)
+    members = dict(case.members)
+    if case.service:
+        members["service"] = {**job_service(lab, job["id"]), **case.service}
+    lab.core.override_job(job["id"], **members)
+
+
+def job_service(lab: LabSystem, job_id: str) -> dict[str, Any]:
+    """The service as the pending list would embed it."""
+    service = lab.admin.get_service(lab.admin.call("GET", f"/jobs/{job_id}")["serviceId"])
+    return {key: value for key, value in service.items() if key not in ("agent", "serviceType")}
+
+
+def all_ended(lab: LabSystem, services: Any) -> bool:
+    jobs = {job["serviceId"]: job["status"] for job in lab.admin.list_all("jobs")}
+    return all(jobs[service_id] in ("Completed", "Failed") for service_id in services)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_each_odd_delivery_ends_with_its_code_and_harms_nothing(case: Case, outcomes: dict[str, Outcome]) -> None:
+    outcome = outcomes[case.name]
+    message = outcome.job.get("errorMessage", "")
+
+    assert message.partition(":")[0] == case.code, message
+    assert outcome.job["status"] == ("Failed" if case.code else "Completed")
+    assert len(outcome.vms) == (0 if case.code else 1)
+    assert "Traceback" not in message
+    assert len(message) < 1000
+
+
+def test_a_job_of_another_agent_is_left_alone(outcomes: dict[str, Outcome]) -> None:
+    assert outcomes["a job of another agent"].job["status"] == "Pending"
+    assert outcomes["a job of another agent"].vms == []
+
+
+def test_the_loop_lives_on_after_all_of_it(outcomes: dict[str, Outcome]) -> None:
+    assert outcomes["an ordinary job afterwards"].job["status"] == "Completed"
+    assert len(outcomes["an ordinary job afterwards"].vms) == 1
+
+
+def test_a_name_from_outside_stays_text_in_the_vm(outcomes: dict[str, Outcome]) -> None:
+    (vm,) = outcomes["name Jinja"].vms
+    assert "{{ lookup('env', 'HOME') }}{% raw %}" in vm["config"]["description"]
+    (vm,) = outcomes["name forges a marker"].vms
+    lines = vm["config"]["description"].splitlines()
+    assert len([line for line in lines if line.startswith("smith-uid=")]) == 1

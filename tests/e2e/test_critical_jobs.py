@@ -1,0 +1,78 @@
+"""The duties beside the jobs: heartbeats, metrics, pruning, and that they are repaired."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+
+from executor.lab.system import LabSystem, wait_for
+
+MakeLab = Callable[..., LabSystem]
+
+
+def posted(lab: LabSystem) -> dict[str, int]:
+    """How many entries of each metric type FulcrumCore took."""
+    found: dict[str, int] = {}
+    for call in lab.core.history(method="POST", path="/metric-entries"):
+        if call["status"] == 201:
+            found[call["body"]["typeName"]] = found.get(call["body"]["typeName"], 0) + 1
+    return found
+
+
+def test_every_mapped_vm_is_measured_and_a_missing_type_is_said_once(make_lab: MakeLab) -> None:
+    lab = make_lab(SMITH_METRICS_INTERVAL_S="2")
+    for metric_type in lab.admin.list_all("metric-types"):
+        if metric_type["name"] == "vm.network.out":
+            lab.admin.call("DELETE", f"/metric-types/{metric_type['id']}")
+    lab.start_executor()
+    service_id = lab.order("measured")
+    lab.settled(service_id)
+    lab.act(service_id, "start")
+
+    wanted = {"vm.cpu.usage", "vm.memory.usage", "vm.network.in", "vm.disk.read", "vm.disk.write"}
+    wait_for(lambda: wanted <= posted(lab).keys(), 60, "a round of every kind")
+    wait_for(lambda: posted(lab)["vm.cpu.usage"] >= 3, 60, "a third round")
+
+    calls = lab.core.history(method="POST", path="/metric-entries")
+    instance = lab.admin.get_service(service_id)["agentInstanceId"]
+    assert {call["body"]["agentInstanceId"] for call in calls} == {instance}
+    assert "vm.network.out" not in {call["body"]["typeName"] for call in calls}
+    (said,) = lab.log_events("metric_types_missing")
+    assert said["names"] == ["vm.network.out"]
+
+
+def test_old_jobs_go_with_their_artifacts_failed_ones_too(make_lab: MakeLab) -> None:
+    lab = make_lab(SMITH_JOB_RETENTION_S="3600", SMITH_PRUNE_INTERVAL_S="2")
+    lab.start_executor()
+    good, bad = lab.order("kept-a-while"), lab.order("refused", image="no-such-image")
+    lab.settled(good)
+    lab.settled(bad)
+    wait_for(lambda: not lab.smith("jobs", "list", "--unreported"), 30, "both reports")
+    artifacts = lab.data_dir / "artifacts"
+    assert len(list(artifacts.iterdir())) == 1
+    lab.stop_executor()
+
+    with sqlite3.connect(lab.data_dir / "smith.db") as database:
+        database.execute("UPDATE jobs SET finished_at = datetime('now', '-2 hours')")
+    database.close()
+    lab.start_executor()
+
+    wait_for(lambda: lab.smith("jobs", "list") == [], 60, "both rows to be pruned")
+    wait_for(lambda: list(artifacts.iterdir()) == [], 30, "the artifacts to be pruned")
+    assert [mapping["service_id"] for mapping in lab.smith("mappings", "list")] == [good]
+
+
+def test_the_critical_jobs_are_listed_with_their_last_turns(make_lab: MakeLab) -> None:
+    every = ("FULCRUM_HEARTBEAT", "SMITH_METRICS", "SMITH_PRUNE", "SMITH_RECONCILE")
+    lab = make_lab(**{f"{name}_INTERVAL_S": "1" for name in every})
+    lab.start_executor()
+
+    wait_for(lambda: lab.log_events("agent_ready"), 60, "the executor")
+    names = {"GetPendingJobs", "Heartbeat", "PruneCompletedJobs", "Reconcile", "ReportMetric"}
+
+    def all_have_run() -> bool:
+        rows = {row["name"]: row for row in lab.smith("critical", "list")}
+        return rows.keys() == names and all(row["last_ok_at"] and row["runs"] for row in rows.values())
+
+    wait_for(all_have_run, 60, "every critical job to have run")
+    assert all(row["failures"] == 0 for row in lab.smith("critical", "list"))

@@ -1,0 +1,46 @@
+"""`smith run` that ends by itself, and settings that never let it begin."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from executor.lab.system import LabSystem
+
+MakeLab = Callable[..., LabSystem]
+
+
+def test_once_carries_what_one_poll_found_and_leaves(make_lab: MakeLab) -> None:
+    lab = make_lab()
+    services = [lab.order(f"once-{number}") for number in range(2)]
+
+    assert lab.start_executor("--once").wait(120) == 0
+
+    assert [lab.admin.get_service(service_id)["status"] for service_id in services] == ["Stopped"] * 2
+    assert lab.smith("jobs", "list", "--unreported") == []
+
+
+def test_drain_works_until_fulcrum_has_nothing_more_for_us(make_lab: MakeLab) -> None:
+    lab = make_lab()
+    group_id = lab.admin.create_group(lab.ids.consumer_id, "one-at-a-time")
+    services = [lab.order(f"drain-{number}", group_id=group_id) for number in range(3)]
+
+    assert lab.start_executor("--drain").wait(240) == 0
+
+    assert [lab.admin.get_service(service_id)["status"] for service_id in services] == ["Stopped"] * 3
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("FULCRUM_API_URL", ""), ("PROXMOX_HOST", ""), ("SMITH_CONCURRENCY", "many"), ("SMITH_CONCURENCY", "4")],
+)
+def test_a_wrong_setting_ends_the_start_with_its_name(make_lab: MakeLab, setting: str, value: str) -> None:
+    lab = make_lab(**{setting: value})
+
+    assert lab.start_executor().wait(60) == 3
+
+    said = lab.log_file.read_text()
+    assert setting in said
+    assert "Traceback" not in said
+    assert not lab.data_dir.exists()

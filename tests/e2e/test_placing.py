@@ -1,0 +1,195 @@
+"""Where new VMs land on a cluster of two nodes: the placer against the stand-in, and through the whole chain."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+
+from executor.errors import JobError
+from executor.lab.proxmox_stand_in import ProxmoxStandIn, running_stand_in
+from executor.lab.system import LabSystem
+from executor.placement import FACTS_AGE_S, UNWEIGHED, PlacementRequest, Placer
+from executor.proxmox import ProxmoxConnection, ProxmoxReader
+from executor.settings import load_settings
+
+GIB = 1024**3
+SHARED = 9100  #: a template all of whose volumes are on storage that both nodes have
+MakeLab = Callable[..., LabSystem]
+
+
+@pytest.fixture(scope="module")
+def pve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProxmoxStandIn]:
+    with running_stand_in(folder=tmp_path_factory.mktemp("placement")) as running:
+        running.control("add_template", vmid=SHARED, name="shared", node="pve1", storage="ceph")
+        running.control("add_template", vmid=9101, name="debian-12-b", node="pve2")
+        running.control("configure", vmid=9101, values={"tags": "image-trixie"})
+        running.control("grant", path="/", privilege="Sys.Audit")
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def as_it_was(request: pytest.FixtureRequest) -> Iterator[None]:
+    yield
+    if "pve" in request.fixturenames:
+        request.getfixturevalue("pve").control("clear_faults")
+
+
+class Clock:
+    """Time that a test lets pass."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def placer(pve: ProxmoxStandIn, clock: Clock | None = None, **settings: str) -> Placer:
+    environ = pve.env() | {"PROXMOX_STORAGE": "ceph"} | settings
+    found = load_settings(env_file=None, environ=environ)
+    return Placer(ProxmoxReader(ProxmoxConnection.from_settings(found)), found, clock=clock or Clock())
+
+
+def request(vmid: int = 150_000, image: str = "shared", **more: Any) -> PlacementRequest:
+    usual: dict[str, Any] = {"memory_mib": 4096, "cores": 2, "bridge": "vmbr0"}
+    return PlacementRequest(vmid=vmid, image=image, **(usual | more))
+
+
+def test_a_vm_goes_to_the_node_with_more_room(pve: ProxmoxStandIn) -> None:
+    pve.control("node", node="pve1", maxmem=16 * GIB, mem=12 * GIB)
+    with placer(pve).placing(request()) as placed:
+        assert (placed.node, placed.template_vmid) == ("pve2", SHARED)
+        assert placed.reason.startswith("pve2: ")
+
+
+def test_a_node_in_maintenance_or_offline_gets_nothing(pve: ProxmoxStandIn) -> None:
+    pve.control("node", node="pve2", maintenance=True)
+    with placer(pve).placing(request()) as placed:
+        assert placed.node == "pve1"
+        assert "not pve2: is in maintenance" in placed.reason
+    pve.control("node", node="pve2", online=False)
+    with placer(pve).placing(request()) as placed:
+        assert "not pve2: is offline" in placed.reason
+
+
+def test_a_template_on_local_storage_keeps_the_vm_on_its_node(pve: ProxmoxStandIn) -> None:
+    pve.control("node", node="pve1", cpu=0.9)
+    local = placer(pve, PROXMOX_STORAGE="local-lvm")
+    with local.placing(request(image="debian-12")) as placed:
+        assert (placed.node, placed.template_vmid) == ("pve1", 9000)
+    with local.placing(request(image="trixie")) as placed:
+        assert (placed.node, placed.template_vmid) == ("pve2", 9101)
+
+
+def test_a_node_that_is_named_and_out_of_reach_is_not_found(pve: ProxmoxStandIn) -> None:
+    named = placer(pve, PROXMOX_NODES="pve2")
+    refused = pytest.raises(JobError, match="NOT_FOUND: pve2 cannot be reached by a clone of debian-12")
+    with refused, named.placing(request(image="debian-12", node="pve2")):
+        pytest.fail("it was placed")
+    with named.placing(request(node="pve2")) as placed:
+        assert (placed.node, placed.template_vmid) == ("pve2", SHARED)
+
+
+def test_what_fits_nowhere_is_a_matter_of_capacity(pve: ProxmoxStandIn) -> None:
+    for node in ("pve1", "pve2"):
+        pve.control("node", node=node, maxmem=8 * GIB, mem=6 * GIB)
+    refused = pytest.raises(JobError, match="CAPACITY: no node fits 4096 MiB and 2 cores: pve1 has 2048 MiB")
+    with refused, placer(pve).placing(request()):
+        pytest.fail("it was placed")
+    with placer(pve, SMITH_MEMORY_OVERCOMMIT="2").placing(request()) as placed:
+        assert placed.node in ("pve1", "pve2")
+
+
+def test_a_bridge_that_only_one_node_has_decides(pve: ProxmoxStandIn) -> None:
+    pve.fail("GET", "/nodes/pve2/network", status=403, text="Permission check failed", times=-1)
+    with placer(pve).placing(request()) as placed:
+        assert placed.node == "pve1"
+        assert "not pve2: has no bridge vmbr0" in placed.reason
+
+
+def test_a_token_that_may_not_see_the_load_leaves_it_to_the_templates_node(pve: ProxmoxStandIn) -> None:
+    for node in ("pve1", "pve2"):
+        pve.control("node", node=node, maxmem=0, mem=0, maxcpu=0)
+    with placer(pve).placing(request()) as placed:
+        assert placed.node == "pve1"
+        assert UNWEIGHED in placed.reason
+
+
+def test_creates_under_way_count_until_the_cluster_shows_their_vms(pve: ProxmoxStandIn) -> None:
+    for node in ("pve1", "pve2"):
+        pve.control("node", node=node, maxmem=16 * GIB, mem=8 * GIB)
+    clock = Clock()
+    ours = placer(pve, clock)
+    with ExitStack() as under_way:
+        nodes = [under_way.enter_context(ours.placing(request(vmid=150_000 + n))).node for n in range(4)]
+        assert Counter(nodes) == {"pve1": 2, "pve2": 2}
+        with pytest.raises(JobError, match="CAPACITY"):
+            under_way.enter_context(ours.placing(request(vmid=150_004)))
+    with pytest.raises(JobError, match="CAPACITY"), ours.placing(request(vmid=150_005)):
+        pytest.fail("the list that was read before the creates ended cannot show their VMs")
+    clock.now += FACTS_AGE_S + 1  # none of them made a VM, and the next list says so
+    with ours.placing(request(vmid=150_006)) as placed:
+        assert placed.node in ("pve1", "pve2")
+
+
+def test_threads_that_place_at_once_spread_and_ask_proxmox_once(pve: ProxmoxStandIn) -> None:
+    ours = placer(pve)
+    ready, placed = threading.Barrier(8), Counter[str]()
+    pve.reset_request_log()
+
+    def place(number: int) -> None:
+        ready.wait()
+        with ours.placing(request(vmid=151_000 + number)) as found:
+            placed[found.node] += 1
+            ready.wait()
+
+    threads = [threading.Thread(target=place, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert placed == {"pve1": 4, "pve2": 4}
+    asked = Counter(entry["path"] for entry in pve.request_log())
+    assert asked["/nodes"] == 1
+    assert asked["/cluster/resources"] == 2
+
+
+def test_a_vm_that_is_there_already_stays_where_it_is(pve: ProxmoxStandIn) -> None:
+    pve.control("add", vmid=152_000, name="half-made", node="pve2", config={"memory": "512"})
+    pve.control("node", node="pve2", maintenance=True)
+    try:
+        with placer(pve).placing(request(vmid=152_000)) as placed:
+            assert (placed.node, placed.reason) == ("pve2", "pve2: it is there already")
+    finally:
+        pve.control("remove", vmid=152_000)
+
+
+def test_a_burst_spreads_over_the_nodes_and_every_job_says_why(make_lab: MakeLab) -> None:
+    lab = make_lab(PROXMOX_TEMPLATES="", PROXMOX_STORAGE="ceph", SMITH_CONCURRENCY="4")
+    lab.proxmox.control("add_template", vmid=SHARED, name="cloud", node="pve1", storage="ceph")
+    lab.proxmox.control("configure", vmid=SHARED, values={"tags": "image-debian-13"})
+    lab.start_executor()
+
+    services = [lab.order(f"spread-{number}", image="debian-13") for number in range(6)]
+
+    assert [lab.settled(service_id)["status"] for service_id in services] == ["Stopped"] * 6
+    nodes = Counter(lab.vms_of(service_id)[0]["node"] for service_id in services)
+    assert set(nodes) == {"pve1", "pve2"}
+    assert max(nodes.values()) <= 4
+    for service_id in services:
+        placement = lab.smith("jobs", "show", lab.last_job(service_id)["id"])["result"]["placement"]
+        assert placement["node"] == lab.vms_of(service_id)[0]["node"]
+        assert placement["template_vmid"] == SHARED
+        assert placement["reason"].startswith(placement["node"])
+    assert len(lab.log_events("vm_placed")) >= 6
+    templates = lab.smith("templates", "list")
+    shared = next(row for row in templates if row["vmid"] == SHARED)
+    assert shared["images"] == ["cloud", "debian-13"]
+    assert (shared["storages"], shared["reachable_from"], shared["cloud_init"]) == (["ceph"], ["pve1", "pve2"], True)
+    local = next(row for row in templates if row["vmid"] == 9001)
+    assert local["reachable_from"] == ["pve2"]

@@ -1,0 +1,160 @@
+"""The agent ends in the middle of things: killed, at a limit, told to stop."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+
+import psutil
+import pytest
+
+from executor.lab.system import LabSystem, wait_for
+
+MakeLab = Callable[..., LabSystem]
+
+
+def agent_process(lab: LabSystem) -> psutil.Process:
+    """The agent under the supervisor: the child that runs `agent-process`."""
+
+    def look() -> psutil.Process | None:
+        for child in psutil.Process(lab.executor.pid).children():
+            if "agent-process" in child.cmdline():
+                return child
+        return None
+
+    return wait_for(look, 20, "the agent process")
+
+
+def clones(lab: LabSystem) -> list[dict]:
+    return [call for call in lab.proxmox.request_log() if call["method"] == "POST" and call["path"].endswith("/clone")]
+
+
+def cloning(lab: LabSystem) -> bool:
+    return bool(clones(lab))
+
+
+def test_killing_the_agent_in_the_middle_of_a_create_leaves_one_vm_and_one_report(make_lab: MakeLab) -> None:
+    lab = make_lab(time_scale=1.0)
+    lab.start_executor()
+    service_id = lab.order("killed")
+    wait_for(lambda: cloning(lab), 60, "the clone to begin")
+
+    agent_process(lab).send_signal(signal.SIGKILL)
+    service = lab.settled(service_id, 200)
+
+    assert service["status"] == "Stopped"
+    assert len(lab.vms_of(service_id)) == 1
+    assert len(lab.vms()) == 1
+    assert len(clones(lab)) == 1
+    (job,) = lab.admin.jobs(service_id)
+    assert job["status"] == "Completed"
+    assert len(lab.reports(job["id"])) == 1
+    assert lab.stop_executor() == 0
+
+
+def test_killing_the_supervisor_ends_everything_and_the_next_start_goes_on(make_lab: MakeLab) -> None:
+    lab = make_lab(time_scale=1.0)
+    lab.start_executor()
+    service_id = lab.order("pulled-plug")
+    wait_for(lambda: cloning(lab), 60, "the clone to begin")
+    family = [lab.executor, *psutil.Process(lab.executor.pid).children(recursive=True)]
+
+    os.kill(lab.executor.pid, signal.SIGKILL)
+    lab.executor.wait()
+    agent = family[1]
+    psutil.wait_procs([agent], timeout=10)
+    assert not agent.is_running()
+    lab.start_executor()
+
+    assert lab.settled(service_id, 200)["status"] == "Stopped"
+    assert len(lab.vms()) == 1
+    assert len(lab.reports(lab.last_job(service_id)["id"])) == 1
+
+
+def test_five_jobs_are_the_limit_and_none_is_lost_or_repeated(make_lab: MakeLab) -> None:
+    lab = make_lab(SMITH_MAX_JOBS="5", SMITH_CONCURRENCY="3")
+    lab.start_executor()
+    services = [lab.order(f"limited-{number}") for number in range(12)]
+
+    states = [lab.settled(service_id, 200)["status"] for service_id in services]
+
+    assert states == ["Stopped"] * 12
+    assert len(lab.vms()) == 12
+    for service_id in services:
+        (job,) = lab.admin.jobs(service_id)
+        assert len(lab.reports(job["id"])) == 1
+    reached = lab.log_events("limit_reached")
+    assert len(reached) == 2
+    assert {event["limit"] for event in reached} == {"jobs"}
+    assert len(lab.log_events("agent_ready")) == 3
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "limit"),
+    [("SMITH_MAX_RUNTIME_S", "6", "runtime"), ("SMITH_MAX_MEMORY_MIB", "30", "memory")],
+)
+def test_the_other_limits_drain_and_restart_too(make_lab: MakeLab, setting: str, value: str, limit: str) -> None:
+    lab = make_lab(**{setting: value})
+    lab.start_executor()
+    service_id = lab.order("first")
+    wait_for(lambda: len(lab.log_events("agent_ready")) >= 2, 90, "a fresh agent")
+
+    lab.settings[setting] = "0"
+    lab.stop_executor()
+    lab.start_executor()
+
+    assert lab.settled(service_id, 120)["status"] == "Stopped"
+    assert lab.log_events("limit_reached")[0]["limit"] == limit
+    (job,) = lab.admin.jobs(service_id)
+    assert len(lab.reports(job["id"])) == 1
+
+
+def test_the_first_term_drains_what_runs(make_lab: MakeLab) -> None:
+    lab = make_lab(time_scale=0.5)
+    lab.start_executor()
+    service_id = lab.order("draining")
+    wait_for(lambda: cloning(lab), 60, "the clone to begin")
+
+    assert lab.stop_executor() == 0
+
+    assert lab.admin.get_service(service_id)["status"] == "Stopped"
+    assert psutil.pid_exists(lab.executor.pid) is False
+
+
+def test_a_second_term_puts_the_job_back_and_the_next_start_finishes_it(make_lab: MakeLab) -> None:
+    lab = make_lab(time_scale=2.0)
+    lab.start_executor()
+    service_id = lab.order("hurried")
+    wait_for(lambda: cloning(lab), 60, "the clone to begin")
+
+    lab.executor.send_signal(signal.SIGTERM)
+    wait_for(lambda: lab.log_events("drain_started"), 20, "the drain")
+    lab.executor.send_signal(signal.SIGTERM)
+    lab.executor.wait(60)
+
+    assert lab.admin.jobs(service_id)[0]["status"] == "Processing"
+    assert lab.smith("jobs", "list")[0]["status"] == "pending"
+    lab.start_executor()
+    assert lab.settled(service_id, 200)["status"] == "Stopped"
+    assert len(lab.vms()) == 1
+    assert len(clones(lab)) == 1
+
+
+def test_a_second_executor_on_the_same_database_is_refused_and_told_who_holds_it(make_lab: MakeLab) -> None:
+    lab = make_lab()
+    first = lab.start_executor()
+    wait_for(lambda: lab.log_events("agent_ready"), 30, "the first executor")
+
+    second = lab.start_executor()
+
+    assert second.wait(60) == 6
+    assert f"pid {agent_pid(first.pid)}" in lab.log_file.read_text()
+    assert first.poll() is None
+    first.terminate()
+    assert first.wait(60) == 0
+
+
+def agent_pid(supervisor_pid: int) -> int:
+    (agent,) = [child for child in psutil.Process(supervisor_pid).children() if "agent-process" in child.cmdline()]
+    return agent.pid

@@ -1,0 +1,191 @@
+"""One job after the other through the whole chain: what each leaves in Proxmox, in the mappings and at FulcrumCore."""
+
+from __future__ import annotations
+
+import pytest
+
+from executor.lab.system import LabSystem
+
+#: One running system serves all of them.
+pytestmark = pytest.mark.xdist_group("walk")
+
+
+def mapping_of(lab: LabSystem, service_id: str) -> dict:
+    found = [mapping for mapping in lab.smith("mappings", "list") if mapping["service_id"] == service_id]
+    assert len(found) == 1
+    return found[0]
+
+
+def test_a_create_leaves_the_vm_the_mapping_and_the_service_that_were_asked_for(lab: LabSystem) -> None:
+    service_id = lab.order("shop", cores=3, memoryMb=3072, diskGb=17, tags=["gold", "eu"])
+
+    service = lab.settled(service_id)
+
+    assert service["status"] == "Stopped"
+    (vm,) = lab.vms_of(service_id)
+    config = vm["config"]
+    assert (vm["status"], vm["template"]) == ("stopped", False)
+    assert (str(config["cores"]), str(config["memory"])) == ("3", "3072")
+    assert "size=17G" in config["scsi0"]
+    assert config["name"] == f"shop-{service_id[:8]}"
+    assert {"gold", "eu", "smith"} <= set(config["tags"].replace(",", ";").split(";"))
+    assert f"smith-uid={service_id}" in config["description"].splitlines()
+    mapping = mapping_of(lab, service_id)
+    assert (mapping["state"], mapping["vmid"], mapping["node"]) == ("active", vm["vmid"], vm["node"])
+    assert 100000 <= vm["vmid"] <= 199999
+    assert service["agentInstanceId"] == f"{lab.ids.agent_id}/{vm['vmid']}"
+    assert service["properties"]["vmid"] == vm["vmid"]
+    assert service["properties"]["node"] == vm["node"]
+    assert service["properties"]["macAddress"].lower() in config["net0"].lower()
+    job = lab.last_job(service_id)
+    assert job["status"] == "Completed"
+    assert len(lab.reports(job["id"])) == 1
+
+
+def test_a_vm_lives_through_start_stop_update_and_delete(lab: LabSystem) -> None:
+    service_id = lab.order("life")
+    lab.settled(service_id)
+
+    assert lab.act(service_id, "start")["status"] == "Completed"
+    assert lab.vms_of(service_id)[0]["status"] == "running"
+    assert lab.act(service_id, "stop")["status"] == "Completed"
+    assert lab.vms_of(service_id)[0]["status"] == "stopped"
+    assert lab.update(service_id, cores=4, memoryMb=4096, diskGb=33)["status"] == "Completed"
+    config = lab.vms_of(service_id)[0]["config"]
+    assert (str(config["cores"]), str(config["memory"])) == ("4", "4096")
+    assert "size=33G" in config["scsi0"]
+    assert lab.admin.get_service(service_id)["properties"]["cores"] == 4
+    assert lab.act(service_id, "delete")["status"] == "Completed"
+    assert lab.vms_of(service_id) == []
+    service = lab.admin.get_service(service_id)
+    assert service["status"] == "Deleted"
+    assert service.get("agentInstanceId") is None
+    assert all(mapping["service_id"] != service_id for mapping in lab.smith("mappings", "list"))
+    assert [len(lab.reports(job["id"])) for job in lab.admin.jobs(service_id)] == [1] * 5
+
+
+def test_snapshot_restart_and_rollback_work_through_the_agent(lab: LabSystem) -> None:
+    service_id = lab.order("snap")
+    lab.settled(service_id)
+
+    assert lab.act(service_id, "snapshot")["status"] == "Completed"
+    name = lab.admin.get_service(service_id)["properties"]["lastSnapshot"]
+    assert any(snapshot == name or snapshot.get("name") == name for snapshot in lab.vms_of(service_id)[0]["snapshots"])
+    assert lab.act(service_id, "rollback")["status"] == "Completed"
+    lab.act(service_id, "start")
+    assert lab.act(service_id, "restart")["status"] == "Completed"
+    assert lab.admin.get_service(service_id)["status"] == "Started"
+
+
+def test_start_of_a_running_vm_and_stop_of_a_stopped_one_succeed(lab: LabSystem) -> None:
+    service_id = lab.order("idem")
+    lab.settled(service_id)
+    vmid = lab.vms_of(service_id)[0]["vmid"]
+
+    lab.proxmox.control("power", vmid=vmid, status="running")
+    assert lab.act(service_id, "start")["status"] == "Completed"
+    lab.proxmox.control("power", vmid=vmid, status="stopped")
+    assert lab.act(service_id, "stop")["status"] == "Completed"
+    assert lab.admin.get_service(service_id)["status"] == "Stopped"
+
+
+def test_deleting_a_vm_that_is_gone_already_succeeds(lab: LabSystem) -> None:
+    service_id = lab.order("gone")
+    lab.settled(service_id)
+    lab.proxmox.control("remove", vmid=lab.vms_of(service_id)[0]["vmid"])
+
+    assert lab.act(service_id, "delete")["status"] == "Completed"
+    assert lab.admin.get_service(service_id)["status"] == "Deleted"
+
+
+def test_starting_a_vm_that_vanished_moves_the_service_to_lost(lab: LabSystem) -> None:
+    service_id = lab.order("lost")
+    lab.settled(service_id)
+    lab.proxmox.control("remove", vmid=lab.vms_of(service_id)[0]["vmid"])
+
+    job = lab.act(service_id, "start")
+
+    assert job["errorMessage"].startswith("VM_NOT_FOUND: ")
+    assert lab.admin.get_service(service_id)["status"] == "Lost"
+    assert mapping_of(lab, service_id)["state"] == "orphaned"
+    assert lab.act(service_id, "delete")["status"] == "Completed"
+
+
+def test_a_stranger_on_the_vmid_is_never_touched(lab: LabSystem) -> None:
+    service_id = lab.order("recycled")
+    lab.settled(service_id)
+    vmid = lab.vms_of(service_id)[0]["vmid"]
+    lab.proxmox.control("recycle", vmid=vmid, name="somebody-else")
+
+    job = lab.act(service_id, "delete")
+
+    assert job["errorMessage"].startswith("VM_IDENTITY_MISMATCH: ")
+    assert lab.proxmox.guest(vmid)["config"]["name"] == "somebody-else"
+
+
+def test_an_update_without_properties_fails_and_leaves_the_services_properties_whole(lab: LabSystem) -> None:
+    service_id = lab.order("bare")
+    before = lab.settled(service_id)["properties"]
+
+    job = lab.act(service_id, "update")
+
+    assert job["status"] == "Failed"
+    assert job["errorMessage"].startswith("INVALID_REQUEST: ")
+    assert lab.admin.get_service(service_id)["properties"] == before
+
+
+def test_shrinking_a_disk_is_refused_before_anything_changes(lab: LabSystem) -> None:
+    service_id = lab.order("shrink", diskGb=20)
+    lab.settled(service_id)
+
+    job = lab.update(service_id, diskGb=12, cores=4)
+
+    assert job["errorMessage"].startswith("INVALID_REQUEST: ")
+    config = lab.vms_of(service_id)[0]["config"]
+    assert "size=20G" in config["scsi0"]
+    assert str(config["cores"]) == "2"
+
+
+def test_an_unknown_template_is_not_found_and_makes_nothing(lab: LabSystem) -> None:
+    service_id = lab.order("no-template", image="windows-3.11")
+
+    service = lab.settled(service_id)
+
+    assert service["status"] == "CreateFailed"
+    assert lab.last_job(service_id)["errorMessage"].startswith("NOT_FOUND: ")
+    assert lab.vms_of(service_id) == []
+
+
+def test_a_template_on_another_node_is_cloned(lab: LabSystem) -> None:
+    service_id = lab.order("other-node", image="ubuntu-24.04", diskGb=12)
+
+    assert lab.settled(service_id)["status"] == "Stopped"
+    assert len(lab.vms_of(service_id)) == 1
+
+
+def test_the_password_reaches_the_vm_and_nothing_else(lab: LabSystem) -> None:
+    password = "correct-horse-{{ 7 * 7 }}-\"battery'"
+    service_id = lab.order("secret", ciUser="ops", ciPassword=password)
+
+    assert lab.settled(service_id)["status"] == "Stopped"
+
+    config = lab.vms_of(service_id)[0]["config"]
+    assert config["ciuser"] == "ops"
+    assert config.get("cipassword")
+    written = [path for path in lab.folder.rglob("*") if path.is_file() and "proxmox" not in path.parts]
+    assert written
+    leaks = [path.name for path in written if password.encode() in path.read_bytes()]
+    assert leaks == []
+    assert not any((lab.folder / "run").glob("*/*vars*"))
+
+
+def test_text_from_outside_stays_text(lab: LabSystem) -> None:
+    marker_file = lab.folder / "evaluated"
+    name = "{{ lookup('pipe', 'touch " + str(marker_file) + "') }}"
+    service_id = lab.order(name)
+
+    assert lab.settled(service_id)["status"] == "Stopped"
+
+    (vm,) = lab.vms_of(service_id)
+    assert name in vm["config"]["description"]
+    assert not marker_file.exists()

@@ -1,0 +1,125 @@
+"""Compare the licences of what is installed with what we accept: licences.py [--list]. Ends with 1 if one does not fit.
+
+What ships (the package, and its extras `postgres` and `collections`) may only be under permissive and weak-copyleft
+licences, and under the GPL where it runs as a process of its own. The AGPL is for the lab alone, which never ships.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from importlib.metadata import Distribution, PackageNotFoundError, distribution
+
+from packaging.requirements import Requirement
+
+ROOT = "agent-smith"
+#: What an operator may install, and what only people who work on this do.
+SHIPPED_EXTRAS = ("", "postgres", "collections")
+OTHER_EXTRAS = ("lab", "dev")
+
+#: Words of licences by what they ask of us; the first pattern that matches names the kind.
+KINDS = (
+    ("agpl", r"\bagpl|affero"),
+    ("lgpl", r"\blgpl|lesser general public|library or lesser"),
+    ("gpl", r"\bgpl|general public"),
+    ("mpl", r"\bmpl|mozilla public"),
+    (
+        "permissive",
+        r"\bapache|\bmit\b|\bbsd\b|\bisc\b|\bpsf|python software foundation|unlicense|public domain|\bcc0|0bsd|zlib"
+        r"|zope|\bwtfpl|\bblueoak",
+    ),
+)
+#: Accepted in what ships.
+FREE = frozenset({"permissive", "mpl"})
+#: Accepted in what ships for these alone, and why.
+EXCEPTIONS = {
+    ("ansible-core", "gpl"): "runs as processes of its own; our code in those is under Apache-2.0, which the GPL takes",
+    ("ansible", "gpl"): "carries the collection, which runs in those processes",
+    ("psycopg", "lgpl"): "a library, used unchanged and replaceable",
+    ("psycopg-binary", "lgpl"): "a library, used unchanged and replaceable",
+}
+#: Distributions whose metadata say nothing that can be read; looked up by hand in the file that is named.
+BY_HAND: dict[str, tuple[str, str]] = {}
+
+
+def closure(extras: tuple[str, ...]) -> dict[str, Distribution]:
+    """Return what is installed of everything that the package needs with these extras, and all that those need."""
+    found: dict[str, Distribution] = {}
+    seen: set[tuple[str, str]] = set()
+    queue = [(ROOT, extra) for extra in extras]
+    while queue:
+        name, extra = queue.pop()
+        if (name, extra) in seen:
+            continue
+        seen.add((name, extra))
+        try:
+            found[name] = distribution(name)
+        except PackageNotFoundError:
+            continue  # of an extra that was not installed
+        queue += [step for text in found[name].requires or () for step in _steps(Requirement(text), extra)]
+    found.pop(ROOT, None)
+    return found
+
+
+def _steps(requirement: Requirement, extra: str) -> Iterator[tuple[str, str]]:
+    if requirement.marker is None or requirement.marker.evaluate({"extra": extra}):
+        for wanted in ("", *requirement.extras):
+            yield re.sub(r"[-_.]+", "-", requirement.name).lower(), wanted
+
+
+def kinds_of(name: str, found: Distribution) -> set[str]:
+    """Return what the licence asks of us; every part of an OR counts as a choice, the mildest is taken."""
+    if name in BY_HAND:
+        return {BY_HAND[name][0]}
+    said = _said(found)
+    choices = [
+        {_kind(part) for part in re.split(r"\band\b|,|;", choice)} for choice in re.split(r"\bor\b(?! later)", said)
+    ]
+    return min(choices, key=lambda kinds: len(kinds - FREE))
+
+
+def _said(found: Distribution) -> str:
+    metadata = found.metadata
+    if expression := metadata.get("License-Expression"):
+        return str(expression).lower()
+    classifiers = [
+        line.rpartition("::")[2].strip() for line in metadata.get_all("Classifier", []) if "License ::" in line
+    ]
+    classifiers = [name for name in classifiers if name not in ("OSI Approved", "DFSG approved")]
+    return " and ".join(classifiers or [str(metadata.get("License") or "").split("\n")[0]]).lower()
+
+
+def _kind(text: str) -> str:
+    return next(
+        (kind for kind, pattern in KINDS if re.search(pattern, text)), f"unknown ({text.strip() or 'not said'})"
+    )
+
+
+def problems() -> list[str]:
+    """Return what does not fit, a line each."""
+    shipped, lab = closure(SHIPPED_EXTRAS), closure(OTHER_EXTRAS)
+    lines = []
+    for name, found in sorted(shipped.items()):
+        for kind in sorted(kinds_of(name, found) - FREE):
+            if (name, kind) not in EXCEPTIONS:
+                lines.append(f"{name} {found.version} ships and is {kind}")
+    for name, found in sorted(lab.items()):
+        lines += [f"{name} {found.version}: {kind}" for kind in kinds_of(name, found) if kind.startswith("unknown")]
+    return lines
+
+
+def main(arguments: list[str]) -> int:
+    """Print what does not fit, or everything."""
+    if "--list" in arguments:
+        for extras in (SHIPPED_EXTRAS, OTHER_EXTRAS):
+            for name, found in sorted(closure(extras).items()):
+                print(f"{name:32}{found.version:16}{', '.join(sorted(kinds_of(name, found)))}")
+        return 0
+    found = problems()
+    print("\n".join(found) or f"{len(closure(SHIPPED_EXTRAS))} distributions that ship: all fit")
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

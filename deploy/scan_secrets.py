@@ -1,0 +1,64 @@
+"""Look for secrets in what git tracks: scan_secrets.py [FILE...]. Ends with 1 when there is one; never shows it.
+
+A line that holds something which only looks like a secret says so: `not-a-secret` anywhere in it.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+ALLOWED = "not-a-secret"
+MOST_BYTES = 2_000_000
+#: What secrets look like, wherever they stand.
+PATTERNS = {
+    "private key": r"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY-----\s*(?:\\n)?\s*[A-Za-z0-9+/]{40}",
+    "AWS key": r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b",
+    "GitHub token": r"\b(?:gh[pousr]_[A-Za-z0-9]{36}|github_pat_[A-Za-z0-9_]{60,})\b",
+    "GitLab token": r"\bglpat-[A-Za-z0-9_-]{20,}\b",
+    "Slack token": r"\bxox[abprs]-[A-Za-z0-9-]{20,}\b",
+    "PyPI token": r"\bpypi-[A-Za-z0-9_-]{50,}\b",
+    "Google key": r"\bAIza[0-9A-Za-z_-]{35}\b",
+    "JSON web token": r"\beyJ[A-Za-z0-9_-]{20,}\.eyJ[A-Za-z0-9_-]{20,}\.[A-Za-z0-9_-]{20,}",
+    "Proxmox token": r"PVEAPIToken=[^\s!]+![^\s=]+=[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}",
+    "password in a URL": r"\b[a-z][a-z0-9+]*://[^\s/:@'\"{}<>$]+:(?!(?:password|secret|pass|pw|x+|\*+|\w*word)@)"
+    r"[^\s/@'\"{}<>$]{8,}@(?!(?:[\w.-]*\.)?(?:example|test|invalid|localhost)\b|127\.)[\w-]+\.[\w.-]+",
+}
+_COMPILED = {name: re.compile(pattern) for name, pattern in PATTERNS.items()}
+
+
+def tracked() -> list[Path]:
+    """Return every file that git tracks."""
+    listed = subprocess.run(["git", "ls-files", "-z"], check=True, capture_output=True).stdout.decode()  # noqa: S607
+    return [Path(name) for name in listed.split("\0") if name]
+
+
+def look(file: Path) -> Iterator[str]:
+    """Yield where in a file something stands that looks like a secret."""
+    try:
+        data = file.read_bytes()[:MOST_BYTES]
+    except (FileNotFoundError, IsADirectoryError):
+        return
+    text = data.decode("utf-8", "replace")
+    lines = text.splitlines()
+    for name, pattern in _COMPILED.items():
+        for match in pattern.finditer(text):
+            number = text.count("\n", 0, match.start()) + 1
+            last = text.count("\n", 0, match.end()) + 1
+            if not any(ALLOWED in line for line in lines[number - 1 : last]):
+                yield f"{file}:{number}: {name}"
+
+
+def main(arguments: list[str]) -> int:
+    """Print where secrets stand."""
+    files = [Path(name) for name in arguments] or tracked()
+    found = [line for file in files for line in look(file)]
+    print("\n".join(found) or f"{len(files)} files: none")
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

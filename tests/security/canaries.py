@@ -1,0 +1,135 @@
+"""Secrets that are easy to find again: in files, in processes, in answers, in every form that text takes on its way.
+
+Nothing here is shared with `executor.redaction`: what that one forgets must be found here. Each canary has a core of
+letters and digits, which no escaping changes; the core alone is looked for, too, so that half a secret is a hit.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import secrets
+import threading
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import quote, quote_plus
+
+import psutil
+
+SAMPLE_INTERVAL_S = 0.1
+
+
+def core() -> str:
+    """Return letters and digits that stand nowhere else."""
+    return f"Kn4ry{secrets.token_hex(8)}"
+
+
+@dataclass(frozen=True)
+class Canary:
+    """One secret of one kind."""
+
+    kind: str
+    value: str = field(repr=False)
+    cores: tuple[str, ...] = field(default=(), repr=False)  #: '' = the value is one itself
+
+    def needles(self) -> set[bytes]:
+        """Return everything by which it can be recognised."""
+        whole = {form.encode("utf-8", "surrogatepass") for form in _written(self.value)}
+        pieces = {inner for core in (self.value, *self.cores) for inner in _inner_base64(core.encode())}
+        return {needle for needle in whole | pieces | {core.encode() for core in self.cores} if len(needle) >= 8}
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A secret where none should be."""
+
+    kind: str
+    where: str
+
+
+def _written(value: str) -> Iterator[str]:
+    yield value
+    yield json.dumps(value)[1:-1]
+    yield json.dumps(value, ensure_ascii=False)[1:-1]
+    yield json.dumps(json.dumps(value))[3:-3]
+    yield repr(value)[1:-1]
+    yield quote(value, safe="")
+    yield quote(value)
+    yield quote_plus(value)
+    yield base64.b64encode(value.encode()).decode()
+    yield base64.urlsafe_b64encode(value.encode()).decode()
+
+
+def _inner_base64(data: bytes) -> Iterator[bytes]:
+    """The characters that the data alone decide, at each of the three places where it may begin."""
+    for offset, tainted in ((0, 0), (1, 2), (2, 3)):
+        yield base64.b64encode(bytes(offset) + data)[tainted : (offset + len(data)) * 8 // 6]
+
+
+class Scanner:
+    """Looks for canaries in bytes and in files."""
+
+    def __init__(self, canaries: Iterable[Canary]) -> None:
+        self._needles = [(needle, canary.kind) for canary in canaries for needle in canary.needles()]
+
+    def look(self, data: bytes | str, where: str) -> set[Hit]:
+        """Return what is found in a piece of data."""
+        content = data.encode("utf-8", "surrogateescape") if isinstance(data, str) else data
+        return {Hit(kind, where) for needle, kind in self._needles if needle in content}
+
+    def look_below(self, *folders: Path) -> set[Hit]:
+        """Return what is found in the files below folders, in their names, and in the files given themselves."""
+        hits: set[Hit] = set()
+        for file in files_below(*folders):
+            hits |= self.look(str(file), f"the name of {file}")
+            try:
+                hits |= self.look(file.read_bytes(), str(file))
+            except (FileNotFoundError, OSError):
+                continue  # gone meanwhile, or a socket
+        return hits
+
+
+def files_below(*folders: Path) -> list[Path]:
+    """Return every file below folders, and those of `folders` that are files."""
+    found: list[Path] = []
+    for folder in folders:
+        found += [folder] if folder.is_file() else [path for path in folder.rglob("*") if not path.is_dir()]
+    return found
+
+
+class ProcessWatch:
+    """Samples arguments and environments of everything below a process until it is closed."""
+
+    def __init__(self, root_pid: int, scanner: Scanner) -> None:
+        self._root = root_pid
+        self._scanner = scanner
+        self._closed = threading.Event()
+        self.hits: set[Hit] = set()
+        self.seen: dict[int, str] = {}  #: process id and the beginning of its command line
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop looking."""
+        self._closed.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._closed.wait(SAMPLE_INTERVAL_S):
+            try:
+                below = psutil.Process(self._root).children(recursive=True)
+            except psutil.Error:
+                continue
+            for process in below:
+                self._look_at(process.pid)
+
+    def _look_at(self, pid: int) -> None:
+        for name in ("cmdline", "environ"):
+            try:
+                data = Path(f"/proc/{pid}/{name}").read_bytes()
+            except OSError:
+                continue  # ended meanwhile
+            if name == "cmdline":
+                self.seen[pid] = data[:300].replace(b"\0", b" ").decode("utf-8", "replace")
+            self.hits |= self._scanner.look(data, f"{name} of {self.seen.get(pid, pid)}")

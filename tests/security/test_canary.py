@@ -1,0 +1,411 @@
+"""R12: twelve kinds of secret go through everything that a system does, and are looked for everywhere afterwards.
+
+One lab, three lives of the executor: secrets from files with SQLite (create, update, a failing create, an action that
+tells all it knows, an agent killed in the middle of a run), a configuration from FulcrumCore with PostgreSQL, and a
+database and a proxy that do not answer. What is looked at: every file that the executor wrote, the bytes of database
+and write-ahead log, logs, arguments and environments of its processes while they ran, pages, command line, and what
+FulcrumCore was told. The supervisor's own environment is the operator's: so secrets are given as files.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import signal
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import psutil
+import pytest
+from canaries import Canary, Hit, ProcessWatch, Scanner, core, files_below
+
+from executor.jobs import PlaybookRun
+from executor.lab.fulcrum_setup import SERVICE_TYPE_FILE, load_type
+from executor.lab.system import LabSystem, running_lab, wait_for
+from executor.redaction import MASK, Redactor
+from executor.runner import Runner, RunnerPaths, ansible_home
+
+#: One fixture carries everything: on one worker, it runs once.
+pytestmark = [pytest.mark.xdist_group("canary"), pytest.mark.timeout(1200)]
+
+LEAK = Path(__file__).parent / "leak.yml"
+PATIENCE_S = 280.0
+#: Services whose action tells everything, and how FulcrumCore is told of it.
+LEAKING = ("nasty", "base64", "lines", "long")
+LEAKED = f"TASK_FAILED: it was {MASK}"
+
+
+def passwords() -> dict[str, Canary]:
+    """Passwords of VMs, by the name of the service that has them."""
+    a, b, c, d, e, f, g = (core() for _ in range(7))
+    lines = [core() for _ in range(12)]
+    shared = f"Prefix-{d}"
+    return {
+        "plain": Canary("vault, on create", f"pass {a} word", (a,)),
+        "nasty": Canary("quotes, newlines, unicode, $, {{", f"\"q' \\{b}\n{{{{ 7*7 }}}} $HOME ü☃ {b}%&<", (b,)),
+        "base64": Canary("base64 alphabet", f"{c}+/+/aB3/{c}==", (c,)),
+        "lines": Canary(
+            "long, several lines",
+            "-----BEGIN X-----\n" + "\n".join(f"{line}+{line}" for line in lines) + "\n-----END X-----",
+            tuple(lines),
+        ),
+        "short": Canary("prefix of another", shared, (d,)),
+        "long": Canary("has another as prefix", f"{shared}-and-more-{e}", (e,)),
+        "update": Canary("vault, on update", f"changed '{f}'", (f,)),
+        "crash": Canary("held by a run that is killed", f"{g}!{g}", (g,)),
+    }
+
+
+@dataclass
+class Evidence:
+    """What is left of the three lives, and what was seen while they went on."""
+
+    canaries: list[Canary]
+    lab: LabSystem
+    folders: list[Path]
+    in_processes: set[Hit] = field(default_factory=set)
+    processes: dict[int, str] = field(default_factory=dict)
+    shown: dict[str, bytes] = field(default_factory=dict)  #: pages and output of commands
+    while_running: set[Hit] = field(default_factory=set)  #: in data and log, with the write-ahead log not yet merged
+    of_killed_run: set[Hit] = field(default_factory=set)  #: in run folders, while a run goes on
+    told: str = ""  #: what FulcrumCore knows of our jobs
+    outcomes: dict[str, str] = field(default_factory=dict)  #: how jobs ended, by service, as FulcrumCore has it
+    arrived: dict[str, str] = field(default_factory=dict)  #: passwords as Proxmox has them
+
+    @property
+    def scanner(self) -> Scanner:
+        return Scanner(self.canaries)
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Look at the executor's processes for the length of the block."""
+        watch = ProcessWatch(self.lab.executor.pid, self.scanner)
+        try:
+            yield
+        finally:
+            watch.close()
+            self.in_processes |= watch.hits
+            self.processes |= watch.seen
+
+    def ask(self, *arguments: str) -> None:
+        """Run a command and keep what it says."""
+        done = subprocess.run(
+            [sys.executable, "-m", "executor", *arguments],
+            env=self.lab.environment(),
+            cwd=self.lab.folder,
+            capture_output=True,
+            check=False,
+            timeout=120,
+        )
+        name = f"smith {' '.join(arguments)} ({len(self.shown)})"
+        self.shown[name] = done.stdout + done.stderr
+
+    def browse(self, token: str) -> None:
+        """Fetch the pages, with the token and without."""
+        port = self.lab.log_events("http_served")[-1]["port"]
+        for path in ("/", "/livez", "/readyz", "/metrics", "/jobs"):
+            for headers in ({}, {"Authorization": f"Bearer {token}"}):
+                request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", headers=headers)
+                try:
+                    with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310  (the test's own address)
+                        said = str(answer.headers).encode() + answer.read()
+                except urllib.error.HTTPError as error:
+                    said = str(error.headers).encode() + error.read()
+                self.shown[f"GET {path} {'with' if headers else 'without'} token ({len(self.shown)})"] = said
+
+
+@pytest.fixture(scope="module")
+def evidence(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Evidence]:
+    folder = tmp_path_factory.mktemp("canary")
+    with ExitStack() as stack:
+        lab = stack.enter_context(running_lab(folder))
+        found = _prepare(lab)
+        vms = passwords()
+        found.canaries += vms.values()
+        _first_life(found, vms)
+        url = stack.enter_context(_database_with_password(found))
+        _second_life(found, url)
+        _third_life(found)
+        yield found
+
+
+def _prepare(lab: LabSystem) -> Evidence:
+    """Give every secret of the settings as a file, but the proxy's, for which there is no file."""
+    mounted = lab.folder / "secrets"
+    mounted.mkdir(mode=0o700)
+    http_token, proxy = core(), core()
+    given = {
+        "fulcrum_api_token": lab.ids.agent_token,
+        "proxmox_token_secret": lab.proxmox.token_secret,
+        "smith_http_token": http_token,
+    }
+    for name, value in given.items():
+        (mounted / name).write_text(f"{value}\n")
+        (mounted / name).chmod(0o600)
+    actions = lab.folder / "actions"
+    actions.mkdir(mode=0o755)
+    (actions / "leak.yml").write_text(LEAK.read_text())
+    (actions / "leak.yml").chmod(0o644)
+    own = {name: lab.folder / name for name in ("home", "tmp")}
+    for place in own.values():
+        place.mkdir(mode=0o700)
+    lab.settings |= {
+        "FULCRUM_API_TOKEN": "",
+        "PROXMOX_TOKEN_SECRET": "",
+        "SMITH_SECRETS_DIR": str(mounted),
+        "SMITH_ACTIONS_PATH": str(actions),
+        "SMITH_CONCURRENCY": "3",
+        "SMITH_LOG_LEVEL": "debug",
+        "HOME": str(own["home"]),
+        "TMPDIR": str(own["tmp"]),
+        "HTTPS_PROXY": f"http://somebody:{proxy}@127.0.0.1:9",
+        "NO_PROXY": "127.0.0.1",
+    }
+    _sell_leaks(lab)
+    canaries = [
+        Canary("FulcrumCore's token", given["fulcrum_api_token"], (given["fulcrum_api_token"],)),
+        Canary("Proxmox's token", given["proxmox_token_secret"], (given["proxmox_token_secret"],)),
+        Canary("HTTP token", http_token, (http_token,)),
+        Canary("proxy password", proxy, (proxy,)),
+    ]
+    return Evidence(canaries, lab, [lab.data_dir, lab.folder / "run", lab.log_file, *own.values()])
+
+
+def _sell_leaks(lab: LabSystem) -> None:
+    """Offer a service type with an action that leaks, and with passwords that the vault keeps."""
+    offered = copy.deepcopy(load_type(SERVICE_TYPE_FILE))
+    offered["name"] = "proxmox-vm-that-leaks"
+    password = offered["propertySchema"]["properties"]["ciPassword"]
+    password["secret"] = {"type": "persistent"}
+    del password["validators"]
+    transitions = [{"from": state, "to": state} for state in ("Stopped", "Started")]
+    offered["lifecycleSchema"]["actions"].append({"name": "leak", "transitions": transitions})
+    made = lab.admin.create("service-types", **offered)
+    agent_type = lab.admin.call("GET", f"/agent-types/{lab.ids.agent_type_id}")
+    ids = [*(item["id"] for item in agent_type.get("serviceTypes", [])), made["id"]]
+    lab.admin.call("PATCH", f"/agent-types/{lab.ids.agent_type_id}", {"serviceTypeIds": ids})
+    lab.ids = replace(lab.ids, service_type_id=made["id"])
+
+
+def _first_life(found: Evidence, vms: dict[str, Canary]) -> None:
+    lab = found.lab
+    lab.start_executor()
+    with found.watched():
+        services = {
+            name: lab.order(name, ciUser="ops", ciPassword=vms[name].value, cores=1, memoryMb=512, diskGb=8)
+            for name in ("nasty", "base64", "lines", "short", "long")
+        }
+        services["update"] = lab.order("update", cores=1, memoryMb=512, diskGb=8)
+        for service in services.values():
+            lab.settled(service, PATIENCE_S)
+        lab.admin.patch_service(services["update"], {"ciPassword": vms["update"].value})
+        for name in LEAKING:
+            lab.admin.action(services[name], "leak")
+        for service in services.values():
+            lab.settled(service, PATIENCE_S)
+        _fail_a_create(found, vms["plain"])
+        _kill_the_agent(found, vms["crash"])
+        found.while_running = found.scanner.look_below(*found.folders)
+        found.browse(found.canaries[2].value)
+        _look_around(found, services)
+    found.outcomes |= {name: _outcome(lab, services[name]) for name in (*LEAKING, "update")}
+    found.arrived = {
+        name: str(vm["config"].get("cipassword", "")) for name in services for vm in lab.vms_of(services[name])
+    }
+    lab.stop_executor()
+    found.told = json.dumps(lab.admin.list_all("jobs"))
+
+
+def _fail_a_create(found: Evidence, password: Canary) -> None:
+    """Proxmox refuses, and says in its error what it was sent."""
+    for method in ("PUT", "POST"):
+        text = f"Parameter verification failed. cipassword: {password.value}"
+        found.lab.proxmox.fail(method, "/nodes/*/qemu/*/config", status=400, text=text)
+    service = found.lab.order("refused", ciUser="ops", ciPassword=password.value, cores=1, memoryMb=512, diskGb=8)
+    found.lab.settled(service, PATIENCE_S)
+    found.lab.proxmox.control("clear_faults")
+    found.outcomes["refused"] = _outcome(found.lab, service)
+
+
+def _kill_the_agent(found: Evidence, password: Canary) -> None:
+    lab = found.lab
+    lab.proxmox.control("time_scale", scale=1.0)
+    lab.proxmox.reset_request_log()
+    service = lab.order("crash", ciUser="ops", ciPassword=password.value, cores=1, memoryMb=512, diskGb=8)
+    wait_for(lambda: any(call["path"].endswith("/clone") for call in lab.proxmox.changing_requests()), 120, "a clone")
+    agent = wait_for(lambda: _agent_below(lab.executor.pid), 20, "the agent")
+    os.kill(agent, signal.SIGKILL)
+    found.of_killed_run = found.scanner.look_below(lab.folder / "run")
+    lab.proxmox.control("time_scale", scale=0.0)
+    lab.settled(service, PATIENCE_S)
+    found.outcomes["crash"] = _outcome(lab, service)
+
+
+def _outcome(lab: LabSystem, service: str) -> str:
+    job = lab.last_job(service)
+    return str(job.get("errorMessage") or job["status"])
+
+
+def _agent_below(pid: int) -> int | None:
+    return next((child.pid for child in psutil.Process(pid).children() if "agent-process" in child.cmdline()), None)
+
+
+def _look_around(found: Evidence, services: dict[str, str]) -> None:
+    """Say everything that the command line can say of these jobs."""
+    for arguments in (("config", "show"), ("config", "show", "--json"), ("status",), ("doctor",), ("audit", "list")):
+        found.ask(*arguments)
+    rows = [row for row in found.lab.smith("jobs", "list") if row["action"] == "leak" or row["status"] == "failed"]
+    for row in rows:
+        found.ask("jobs", "show", row["fulcrum_id"], "--json")
+        found.ask("jobs", "log", row["fulcrum_id"])
+    found.ask("jobs", "show", rows[0]["fulcrum_id"])
+    found.ask("jobs", "log", rows[0]["fulcrum_id"], "--events", "--json")
+    for row in found.lab.smith("runs", "list")[:3]:
+        found.ask("runs", "show", row["ident"], "--lines", "1000")
+    found.ask("mappings", "show", services["nasty"])
+
+
+@contextmanager
+def _database_with_password(found: Evidence) -> Iterator[str]:
+    """Yield the address of an empty PostgreSQL database, '' where there is none; its password is one more canary."""
+    from support.databases import postgres_binaries, postgres_cluster  # noqa: PLC0415  (psycopg is an extra)
+
+    word = core()
+    found.canaries.append(Canary("database password", word, (word,)))
+    if (binaries := postgres_binaries()) is None:
+        yield ""
+        return
+    with postgres_cluster(binaries) as cluster:
+        cluster.execute("CREATE DATABASE canary")
+        yield f"postgresql+psycopg://smith:{word}@/canary?host={cluster.folder}"
+
+
+def _second_life(found: Evidence, url: str) -> None:
+    """FulcrumCore holds Proxmox's token now, and it is another one."""
+    lab, word = found.lab, core()
+    found.canaries.append(Canary("token from FulcrumCore's configuration", word, (word,)))
+    lab.proxmox.control("token_secret", secret=word)
+    configuration = {
+        "apiHost": lab.proxmox.host,
+        "apiPort": lab.proxmox.port,
+        "apiUser": lab.proxmox.user,
+        "apiTokenId": lab.proxmox.token_id,
+        "apiTokenSecret": word,
+        "caBundle": lab.proxmox.ca_bundle.read_text(),
+        "nodes": ["pve1"],
+    }
+    lab.admin.call("PATCH", f"/agents/{lab.ids.agent_id}", {"configuration": configuration})
+    (lab.folder / "secrets" / "proxmox_token_secret").unlink()
+    if url:
+        (lab.folder / "secrets" / "smith_database_url").write_text(url)
+    lab.settings |= {"SMITH_REMOTE_CONFIG": "true"}
+    before = len(lab.log_events("agent_ready"))
+    lab.start_executor()
+    with found.watched():
+        wait_for(lambda: len(lab.log_events("agent_ready")) > before, 120, "the second life")
+        service = lab.order("remote", cores=1, memoryMb=512, diskGb=8)
+        lab.settled(service, PATIENCE_S)
+        found.outcomes["remote"] = _outcome(lab, service)
+        found.browse(found.canaries[2].value)
+        for arguments in (("config", "show", "--json"), ("doctor",), ("jobs", "list", "--json")):
+            found.ask(*arguments)
+    lab.stop_executor()
+
+
+def _third_life(found: Evidence) -> None:
+    """A database and a proxy that are not there: what is said of them?"""
+    lab = found.lab
+    word = found.canaries[-2].value
+    (lab.folder / "secrets" / "smith_database_url").write_text(f"postgresql+psycopg://smith:{word}@127.0.0.1:9/none")
+    lab.settings |= {"SMITH_REMOTE_CONFIG": "false", "PROXMOX_TOKEN_SECRET_FILE": ""}
+    (lab.folder / "secrets" / "proxmox_token_secret").write_text(found.canaries[1].value)
+    found.ask("jobs", "list")
+    found.ask("db", "check")
+    found.ask("run", "--no-supervisor", "--once")
+    proxy = lab.settings["HTTPS_PROXY"]
+    lab.settings |= {"NO_PROXY": "", "HTTP_PROXY": proxy, "FULCRUM_API_URL": "https://core.example.invalid"}
+    found.ask("doctor")
+
+
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def test_every_kind_was_really_at_work(evidence: Evidence) -> None:
+    """Otherwise all the others would prove nothing."""
+    kinds = {canary.kind for canary in evidence.canaries}
+    assert len(kinds) >= 12, sorted(kinds)
+    for name in ("nasty", "base64", "lines", "short", "long", "update"):
+        assert evidence.arrived[name], f"no password reached the VM {name}"
+    outcomes = evidence.outcomes
+    assert [outcomes[name] for name in ("update", "crash", "remote")] == ["Completed"] * 3
+    assert {outcomes[name][: len(LEAKED)] for name in LEAKING} == {LEAKED}
+    assert MASK in outcomes["refused"]
+    assert len(evidence.processes) > 20, "too few processes were seen"
+    assert any("ansible-playbook" in command or "playbook" in command for command in evidence.processes.values())
+    assert any(file.name.endswith(".db") for file in files_below(evidence.lab.data_dir))
+    assert any(file.name == "events.jsonl" for file in files_below(evidence.lab.data_dir))
+
+
+def test_no_secret_is_in_any_file_that_the_executor_wrote(evidence: Evidence) -> None:
+    assert evidence.while_running == set()
+    assert evidence.scanner.look_below(*evidence.folders) == set()
+
+
+def test_no_secret_is_in_arguments_or_environments_of_its_processes(evidence: Evidence) -> None:
+    """But for the proxy's password: there is no other way to tell a program of a proxy than its environment."""
+    assert {hit for hit in evidence.in_processes if hit.kind != "proxy password" or "cmdline" in hit.where} == set()
+
+
+def test_no_secret_is_in_what_pages_and_commands_show(evidence: Evidence) -> None:
+    hits = {hit for where, said in evidence.shown.items() for hit in evidence.scanner.look(said, where)}
+    assert hits == set()
+    assert all(evidence.shown.values()), [where for where, said in evidence.shown.items() if not said]
+
+
+def test_no_secret_is_in_what_fulcrumcore_was_told(evidence: Evidence) -> None:
+    assert evidence.scanner.look(evidence.told, "jobs at FulcrumCore") == set()
+
+
+def test_a_killed_run_leaves_secrets_in_its_private_folder_and_the_sweep_removes_them(evidence: Evidence) -> None:
+    """The scan sees them there as long as nobody sweeps: without the sweep, the scan of all files would fail."""
+    assert {hit.kind for hit in evidence.of_killed_run} >= {"held by a run that is killed", "Proxmox's token"}
+    left = [file for file in files_below(evidence.lab.folder / "run") if ".warm" not in file.parts]
+    assert left == []
+
+
+class _NullRedactor(Redactor):
+    """Masks nothing."""
+
+    def add(self, *secrets: str) -> None:
+        """Take nothing."""
+
+
+@pytest.mark.parametrize("is_on", [True, False], ids=["with", "without"])
+def test_only_the_redactor_keeps_a_run_that_tells_all_from_being_believed(tmp_path: Path, is_on: bool) -> None:
+    vms, token = passwords(), core()
+    redactor = Redactor() if is_on else _NullRedactor()
+    paths = RunnerPaths(ansible_home=ansible_home(), run_dir=tmp_path / "run", artifacts_dir=tmp_path / "artifacts")
+    runner = Runner(paths, lambda: {"api_host": "pve.example", "api_token_secret": token}, redactor=redactor)
+    password = "\n".join(canary.value for canary in vms.values())
+    scanner = Scanner([*vms.values(), Canary("token", token, (token,))])
+    run = PlaybookRun(
+        ident="leak-1",
+        action="leak",
+        playbook=LEAK,
+        vm={"properties": {"ciPassword": password}, "each": [canary.value for canary in vms.values()]},
+        timeout_s=240,
+        secrets=(password, *(canary.value for canary in vms.values())),
+    )
+
+    artifacts = runner.run(run)
+
+    assert (artifacts.folder / "events.jsonl").stat().st_size > 1000
+    found = {hit.kind for hit in scanner.look_below(tmp_path)}
+    assert found == (set() if is_on else {*(canary.kind for canary in vms.values()), "token"})

@@ -1,0 +1,68 @@
+"""A web page that calls itself this machine (DNS rebinding) reads nothing from the port that is for this machine."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from starlette.responses import JSONResponse
+from starlette.types import Message, Receive, Scope, Send
+
+from executor.web.guard import Guard
+
+TOKEN = "sixteen-characters-at-least"
+
+
+async def _page(scope: Scope, receive: Receive, send: Send) -> None:
+    await JSONResponse({"jobs": 3})(scope, receive, send)
+
+
+def status_for(host: str | None, *, token: str = "", shown: str = "", is_local: bool = True) -> int:
+    headers = [(b"host", host.encode())] if host is not None else []
+    headers += [(b"authorization", f"Bearer {shown}".encode())] if shown else []
+    scope = {"type": "http", "method": "GET", "path": "/metrics", "headers": headers, "client": ("127.0.0.1", 5)}
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        return {"type": "http.request"}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    asyncio.run(Guard(_page, token=token, is_local=is_local)(scope, receive, send))
+    return int(sent[0]["status"])
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["127.0.0.1", "127.0.0.1:9642", "127.8.8.8:1", "localhost", "localhost:9642", "[::1]", "[::1]:9642", "", None],
+)
+def test_this_machine_by_any_of_its_own_names_is_answered(host: str | None) -> None:
+    assert status_for(host) == 200
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "attacker.example",
+        "attacker.example:9642",
+        "localhost.attacker.example",
+        "127.0.0.1.nip.example",
+        "10.0.0.1",
+        "metadata",
+        "127.0.0.1@attacker.example",
+        "localhost:9642:1",
+        "[::2]:1",
+        "2130706433",
+        "255.255.255.255",
+    ],
+)
+def test_a_foreign_name_for_this_machine_is_refused(host: str) -> None:
+    assert status_for(host) == 421
+
+
+def test_with_a_token_the_name_does_not_matter() -> None:
+    """Such a page cannot know the token; and a reverse proxy may pass on the name that its callers use."""
+    assert status_for("metrics.example", token=TOKEN, shown=TOKEN) == 200
+    assert status_for("metrics.example", token=TOKEN) == 401
+    assert status_for("metrics.example", token=TOKEN, shown=TOKEN, is_local=False) == 200

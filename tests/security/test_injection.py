@@ -1,0 +1,214 @@
+"""R13: text from outside stays text, through every text field, up to what Ansible and Proxmox have of it."""
+
+from __future__ import annotations
+
+import json
+import urllib.parse
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from corpus import JINJA, corpus
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from executor import playbooks
+from executor.errors import ErrorCode, JobError
+from executor.jobs import PlaybookRun, RunStatus
+from executor.lab.system import LabSystem, running_lab
+from executor.mappings import vm_name
+from executor.playbooks import Order, Site, describe, plan
+from executor.redaction import Redactor
+from executor.runner import Runner, RunnerPaths, ansible_home
+
+pytestmark = pytest.mark.timeout(900)
+
+SERVICE = "0a1b2c3d-1111-4000-8000-000000000001"
+MINIMAL = {"cores": 2, "memoryMb": 2048, "diskGb": 10, "image": "debian-12"}
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGZvb2Jhcg"
+#: Codes by which a property may be refused before anything runs.
+REFUSALS = frozenset({ErrorCode.INVALID_REQUEST, ErrorCode.NOT_FOUND, ErrorCode.UNSUPPORTED_ACTION})
+#: Says back what it was given, after everything that a careless playbook might do with it.
+ECHO = """---
+- name: Say back what we were given
+  hosts: all
+  gather_facts: false
+  vars:
+    again: "{{ vm }}"
+    as_text: "{% for case in vm.cases %}{{ case }}{% endfor %}"
+    joined: "{{ vm.cases | map('to_json') | join('\\n') }}"
+  tasks:
+    - name: Turn it over once more
+      ansible.builtin.set_fact:
+        kept: "{{ again.cases }}"
+        length: "{{ as_text | length + joined | length }}"
+
+    - name: Say it
+      ansible.builtin.copy:
+        content: "{{ kept | to_json }}"
+        dest: "{{ lookup('ansible.builtin.env', 'HOME') }}/../../../said.json"
+        mode: "0600"
+      when: (length | int) > 0
+"""
+
+
+def in_hostname(text: str) -> dict[str, Any]:
+    return {"hostname": text}
+
+
+#: Every text field of a service, and where the plan has it.
+FIELDS: dict[str, tuple[Callable[[str], dict[str, Any]], Callable[[dict[str, Any]], Any]]] = {
+    "image": (lambda text: {"image": text}, lambda _vm: None),
+    "hostname": (in_hostname, lambda _vm: None),
+    "ciUser": (lambda text: {"ciUser": text}, lambda vm: vm["cloud_init"].get("user")),
+    "ciPassword": (lambda text: {"ciPassword": text}, lambda vm: vm["cloud_init"].get("password", "")),
+    "sshPublicKeys": (
+        lambda text: {"sshPublicKeys": [f"{KEY} {text}"]},
+        lambda vm: vm["cloud_init"]["ssh_public_keys"][0].removeprefix(KEY).removeprefix(" "),
+    ),
+    "whole key": (lambda text: {"sshPublicKeys": [text]}, lambda vm: vm["cloud_init"]["ssh_public_keys"][0]),
+    "tags": (lambda text: {"tags": [text]}, lambda vm: vm["tags"][0]),
+    "network.mode": (lambda text: {"network": {"mode": text}}, lambda vm: vm["network"]["mode"]),
+    "network.bridge": (lambda text: {"network": {"bridge": text}}, lambda vm: vm["network"]["bridge"]),
+    "network.ipv4Cidr": (
+        lambda text: {"network": {"mode": "static", "ipv4Cidr": text}},
+        lambda vm: vm["network"]["ipv4_cidr"],
+    ),
+    "network.ipv4Gateway": (
+        lambda text: {"network": {"mode": "static", "ipv4Cidr": "192.0.2.9/24", "ipv4Gateway": text}},
+        lambda vm: vm["network"]["ipv4_gateway"],
+    ),
+    "network.dnsServers": (
+        lambda text: {"network": {"dnsServers": [text]}},
+        lambda vm: vm["network"]["dns_servers"][0],
+    ),
+}
+
+
+@pytest.fixture
+def witness(tmp_path: Path) -> Path:
+    """Return the folder in which something would appear."""
+    folder = tmp_path / "witness"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    """Return a site with a provider's own action `custom`, which is given every property as it came."""
+    own = tmp_path / "actions"
+    own.mkdir(mode=0o755)
+    (own / "custom.yml").write_text("---\n[]\n")
+    (own / "custom.yml").chmod(0o644)
+    return Site(
+        cluster="default",
+        templates={"debian-12": 9000},
+        storage="local-zfs",
+        bridge="vmbr0",
+        pool="",
+        node="",
+        folders=(own, ansible_home() / "playbooks"),
+        playbook_timeout_s=240.0,
+        shutdown_timeout_s=60.0,
+    )
+
+
+def order(action: str, properties: dict[str, Any], *, name: str = "web") -> Order:
+    return Order(
+        action=action,
+        service_id=SERVICE,
+        service_name=name,
+        properties=properties,
+        vmid=101,
+        vm_name=vm_name(name, SERVICE),
+        time_left_s=280.0,
+    )
+
+
+def planned(site: Site, texts: list[str]) -> tuple[list[dict[str, Any]], list[str]]:
+    """Plan a VM for each text in each field. Returns what is handed to Ansible, and what was refused."""
+    cases, refused = [], []
+    for text in texts:
+        for field, (properties_with, found_in) in FIELDS.items():
+            try:
+                vm = plan(order("create", MINIMAL | properties_with(text), name=text), site).vm
+            except JobError as error:
+                if error.code not in REFUSALS:
+                    raise
+                refused.append(field)
+                continue
+            assert found_in(vm) in (None, text, text.strip()), (field, text)
+            assert vm["description"] == describe(text)
+            cases.append(vm)
+        cases.append(plan(order("custom", {"free": text, "in": {text: [text]}}), site).vm)
+    return cases, refused
+
+
+def test_no_payload_in_any_field_is_evaluated_on_its_way_through_ansible(
+    tmp_path: Path, site: Site, witness: Path
+) -> None:
+    texts = corpus(witness)
+    assert len(texts) >= 200
+    cases, refused = planned(site, texts)
+    distinct = list({json.dumps(case): case for case in cases}.values())
+    assert len(distinct) > len(texts)
+    assert set(refused) >= {"image", "hostname", "tags", "ciUser", "network.bridge", "network.dnsServers"}
+    paths = RunnerPaths(ansible_home=ansible_home(), run_dir=tmp_path / "run", artifacts_dir=tmp_path / "artifacts")
+    playbook = tmp_path / "echo.yml"
+    playbook.write_text(ECHO)
+    runner = Runner(paths, lambda: {"api_host": "pve.example", "api_token_secret": "nobody's"}, redactor=Redactor())
+    run = PlaybookRun(ident="echo-1", action="echo", playbook=playbook, vm={"cases": distinct}, timeout_s=600)
+
+    artifacts = runner.run(run)
+
+    assert artifacts.status is RunStatus.SUCCESSFUL, (artifacts.folder / "stdout").read_text()[-2000:]
+    assert json.loads((tmp_path / "said.json").read_text()) == distinct
+    assert list(witness.iterdir()) == []
+
+
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(text=st.text(st.characters(exclude_categories=("Cs",)), max_size=80))
+def test_any_text_in_any_field_is_kept_as_it_is_or_refused_with_a_code(site: Site, text: str) -> None:
+    planned(site, [text])
+
+
+@given(action=st.one_of(st.text(max_size=60), st.sampled_from(JINJA)))
+def test_no_text_as_an_action_leads_out_of_the_folders_of_playbooks(action: str) -> None:
+    home = ansible_home() / "playbooks"
+    try:
+        found = playbooks.find_playbook(action, [home])
+    except JobError as error:
+        found, code = None, error.code
+    assert (code is ErrorCode.UNSUPPORTED_ACTION) if found is None else (found == home / f"{action}.yml")
+
+
+# --- through the whole chain --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabSystem]:
+    with running_lab(tmp_path_factory.mktemp("lab"), settings={"SMITH_CONCURRENCY": "3"}) as system:
+        system.start_executor()
+        yield system
+
+
+@pytest.mark.xdist_group("injection")
+def test_payloads_reach_a_vm_as_the_text_that_they_are(lab: LabSystem) -> None:
+    witness = lab.folder / "witness"
+    witness.mkdir()
+    payloads = [text for text in corpus(witness) if str(witness) in text and text.isprintable()]
+    chosen = [next(text for text in payloads if start in text) for start in ("{{ lookup('pipe'", "$(touch", "!!python")]
+    chosen.append(payloads[-1])
+
+    services = {
+        text: lab.order(text, ciUser="ops", ciPassword=text, sshPublicKeys=[f"{KEY} {text}"]) for text in chosen
+    }
+
+    for text, service in services.items():
+        assert lab.settled(service, 280)["status"] == "Stopped", lab.last_job(service).get("errorMessage")
+        (vm,) = lab.vms_of(service)
+        assert vm["config"]["description"].startswith(describe(text))
+        assert urllib.parse.unquote(vm["config"]["sshkeys"]).strip() == f"{KEY} {text}"
+        assert vm["name"] == vm_name(text, service)
+    assert list(witness.iterdir()) == []

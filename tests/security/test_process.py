@@ -1,0 +1,92 @@
+"""S12 and the process: nothing here can become a shell line or an object from outside; nobody looks into the agent."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+#: Modules that turn bytes into objects or code.
+FORBIDDEN_MODULES = frozenset({"pickle", "cPickle", "dill", "marshal", "shelve", "jsonpickle"})
+#: Calls that read text as code or as a shell line, by how they are written.
+FORBIDDEN_CALLS = frozenset(
+    {"eval", "exec", "os.system", "os.popen", "yaml.load", "yaml.full_load", "yaml.unsafe_load", "pty.spawn"}
+    | {"subprocess.getoutput", "subprocess.getstatusoutput", "commands.getoutput"}
+)
+#: Where one stands with a reason: the first reads what the same process has just written, the second is a SafeLoader.
+KNOWN = {
+    ("executor/warm/payloads.py", "pickle"),
+    ("executor/cli/action_checks.py", "yaml.load"),
+}
+
+#: Becomes `nobody`, hides itself or not, and lets a child of the same user look. No exec: nobody may read our Python.
+PEEP = """
+import ctypes, os, sys
+sys.path.insert(0, {root!r})
+from executor import process_tree
+os.setgid(65534)
+os.setuid(65534)
+if {hidden}:
+    process_tree.hide()
+else:
+    process_tree._prctl(process_tree._PR_SET_DUMPABLE, 1)  # setuid has taken it away
+parent = os.getpid()
+if os.fork() == 0:
+    try:
+        print("seen", len(open(f"/proc/{{parent}}/environ", "rb").read()))
+    except PermissionError as error:
+        print(error.strerror)
+    sys.stdout.flush()
+    os._exit(0)
+os.wait()
+"""
+
+
+def sources() -> list[Path]:
+    found = [path for folder in ("executor", "playbooks", "deploy") for path in (ROOT / folder).rglob("*.py")]
+    assert len(found) > 60
+    return found
+
+
+def dangers(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names if name.name.partition(".")[0] in FORBIDDEN_MODULES)
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] in FORBIDDEN_MODULES:
+            yield str(node.module)
+        elif isinstance(node, ast.Call):
+            if (called := ast.unparse(node.func)) in FORBIDDEN_CALLS:
+                yield called
+            if any(key.arg == "shell" and ast.unparse(key.value) != "False" for key in node.keywords):
+                yield "shell="
+
+
+def test_no_source_reads_text_as_code_objects_or_a_shell_line() -> None:
+    found = {
+        (str(path.relative_to(ROOT)), danger)
+        for path in sources()
+        for danger in dangers(ast.parse(path.read_text(encoding="utf-8")))
+    }
+    assert found == KNOWN
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["import pickle", "from shelve import open", "eval('1')", "import os\nos.system('id')", "run('id', shell=True)"],
+)
+def test_that_search_sees_what_it_looks_for(source: str) -> None:
+    assert list(dangers(ast.parse(source)))
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="becomes another user, which takes root")
+@pytest.mark.parametrize(("hidden", "outcome"), [(True, "Permission denied"), (False, "seen")])
+def test_a_process_of_the_same_user_cannot_look_into_a_hidden_one(hidden: bool, outcome: str) -> None:
+    source = PEEP.format(root=str(ROOT), hidden=hidden)
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=False, timeout=60)
+    assert outcome in done.stdout, done.stderr

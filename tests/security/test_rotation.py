@@ -1,0 +1,128 @@
+"""Secrets change while the agent works: it goes on with the new ones, and no job fails for it."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from executor.lab.system import LabSystem, running_lab, wait_for
+
+pytestmark = [pytest.mark.xdist_group("rotation"), pytest.mark.timeout(900)]
+
+PATIENCE_S = 250.0
+NEW_PROXMOX_SECRET = "rotated-secret-of-proxmox-1"
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabSystem]:
+    """A system with one VM, whose secrets come from files."""
+    folder = tmp_path_factory.mktemp("rotation")
+    with running_lab(folder) as system:
+        mounted = folder / "secrets"
+        mounted.mkdir(mode=0o700)
+        (mounted / "fulcrum_api_token").write_text(system.ids.agent_token)
+        (mounted / "proxmox_token_secret").write_text(system.proxmox.token_secret)
+        system.settings |= {
+            "FULCRUM_API_TOKEN": "",
+            "PROXMOX_TOKEN_SECRET": "",
+            "SMITH_SECRETS_DIR": str(mounted),
+            "SMITH_METRICS_INTERVAL_S": "1",  # asks Proxmox, too, so that its refusal is noticed
+        }
+        system.start_executor()
+        yield system
+
+
+@pytest.fixture(scope="module")
+def service(lab: LabSystem) -> str:
+    """The id of a service whose VM is there."""
+    service_id = lab.order("rotated")
+    assert lab.settled(service_id, PATIENCE_S)["status"] == "Stopped"
+    return service_id
+
+
+def reloads(lab: LabSystem, name: str) -> int:
+    return sum(name in event["variables"] for event in lab.log_events("secrets_reloaded"))
+
+
+def agent_of(lab: LabSystem) -> psutil.Process:
+    children = psutil.Process(lab.executor.pid).children()
+    return next(child for child in children if "agent-process" in child.cmdline())
+
+
+def new_token(lab: LabSystem, name: str) -> str:
+    return str(lab.admin.create_token(name, "agent", lab.ids.agent_id)["value"])
+
+
+def test_a_token_that_is_revoked_and_replaced_is_taken_over_without_a_restart(lab: LabSystem, service: str) -> None:
+    before, agent = reloads(lab, "FULCRUM_API_TOKEN"), agent_of(lab).pid
+    token = new_token(lab, "second")
+    lab.core.revoke_token(value=lab.ids.agent_token)
+    (lab.folder / "secrets" / "fulcrum_api_token").write_text(token)
+
+    job = lab.act(service, "start", PATIENCE_S)
+
+    assert job["status"] == "Completed"
+    assert reloads(lab, "FULCRUM_API_TOKEN") == before + 1
+    assert agent_of(lab).pid == agent
+    assert token not in lab.log_file.read_text()
+
+
+def test_a_secret_of_proxmox_that_changes_fails_no_job(lab: LabSystem, service: str) -> None:
+    before = reloads(lab, "PROXMOX_TOKEN_SECRET")
+    lab.proxmox.control("token_secret", secret=NEW_PROXMOX_SECRET)
+    (lab.folder / "secrets" / "proxmox_token_secret").write_text(NEW_PROXMOX_SECRET)
+
+    job = lab.act(service, "stop", PATIENCE_S)
+
+    assert job["status"] == "Completed", job.get("errorMessage")
+    assert reloads(lab, "PROXMOX_TOKEN_SECRET") == before + 1
+    assert NEW_PROXMOX_SECRET not in lab.log_file.read_text()
+    # Placement asks Proxmox on the connections of the agent's own threads, all of which have to be made anew.
+    assert lab.settled(lab.order("after-rotation"), PATIENCE_S)["status"] == "Stopped"
+
+
+def test_hup_reads_the_secrets_and_one_that_cannot_be_used_is_told_and_not_taken(lab: LabSystem, service: str) -> None:
+    file = lab.folder / "secrets" / "fulcrum_api_token"
+    token = new_token(lab, "third")
+    before, good = reloads(lab, "FULCRUM_API_TOKEN"), file.read_text()
+    agent = agent_of(lab).pid
+
+    file.write_text("")
+    os.kill(lab.executor.pid, signal.SIGHUP)
+    told = wait_for(lambda: lab.log_events("secrets_not_reloaded"), 60, "the complaint")
+    assert "FULCRUM_API_TOKEN" in told[-1]["reason"]
+    assert told[-1]["kept"] is True
+    file.write_text(token)
+    os.kill(lab.executor.pid, signal.SIGHUP)
+
+    wait_for(lambda: reloads(lab, "FULCRUM_API_TOKEN") == before + 1, 60, "the token to be taken over")
+    assert agent_of(lab).pid == agent
+    assert token not in lab.log_file.read_text()
+    lab.core.revoke_token(value=good)
+    assert lab.act(service, "start", PATIENCE_S)["status"] == "Completed"
+
+
+# --- the process that all this happens in, while it is there --------------------------------------------------------
+
+
+def test_every_file_and_folder_of_ours_is_its_owners_alone(lab: LabSystem) -> None:
+    """Database, log of transactions, artifacts, run folders: the umask alone does not decide it."""
+    places = [lab.data_dir, lab.folder / "run"]
+    found = [path for place in places for path in (place, *place.rglob("*")) if not path.is_symlink()]
+    assert len(found) > 10
+    open_to_others = {str(path): oct(path.lstat().st_mode) for path in found if path.lstat().st_mode & 0o077}
+    assert open_to_others == {}
+
+
+def test_the_agent_dumps_no_core_and_makes_private_files(lab: LabSystem) -> None:
+    agent = agent_of(lab)
+    for process in (agent.pid, lab.executor.pid):
+        limits = Path(f"/proc/{process}/limits").read_text()
+        core = next(line for line in limits.splitlines() if line.startswith("Max core file size"))
+        assert core.split()[4:6] == ["0", "0"]
+        assert "Umask:\t0077" in Path(f"/proc/{process}/status").read_text()

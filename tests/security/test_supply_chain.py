@@ -1,0 +1,67 @@
+"""S11: what we install is under licences that we accept, and nothing in the repository looks like a secret."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "deploy"))
+
+import licences  # noqa: E402  (a script of deploy/, no package)
+import scan_secrets  # noqa: E402  (see above)
+
+#: Put together here, so that this file itself holds none.
+SECRETS = {
+    "private key": "-----BEGIN RSA " + "PRIVATE KEY-----\n" + "A" * 64,
+    "AWS key": "AKIA" + "A" * 16,
+    "GitHub token": "ghp_" + "a" * 36,
+    "JSON web token": ".".join(("eyJ" + "a" * 24, "eyJ" + "b" * 24, "c" * 24)),
+    "Proxmox token": "PVEAPIToken=a@pve!b=" + "-".join(("0" * 8, "0" * 4, "0" * 4, "0" * 4, "0" * 12)),
+    "password in a URL": "postgresql://smith" + ":hunter2hunter2" + "@db.northwind.cloud/x",
+}
+
+
+def test_everything_that_ships_is_under_a_licence_that_we_accept() -> None:
+    assert licences.problems() == []
+
+
+def test_the_agpl_is_for_the_lab_alone() -> None:
+    shipped = licences.closure(licences.SHIPPED_EXTRAS)
+    lab = licences.closure(licences.OTHER_EXTRAS)
+    assert len(shipped) > 20
+    assert "fakepve" not in shipped
+    if "fakepve" in lab:
+        assert licences.kinds_of("fakepve", lab["fakepve"]) == {"agpl"}
+
+
+def test_the_repository_holds_nothing_that_looks_like_a_secret() -> None:
+    assert [line for file in scan_secrets.tracked() for line in scan_secrets.look(ROOT / file)] == []
+
+
+@pytest.mark.parametrize("kind", SECRETS)
+def test_that_scan_sees_each_kind_and_shows_none(tmp_path: Path, kind: str) -> None:
+    file = tmp_path / "settings.py"
+    file.write_text(f"x = 1\nvalue = '{SECRETS[kind]}'\n")
+    assert list(scan_secrets.look(file)) == [f"{file}:2: {kind}"]
+    file.write_text(f"value = '{SECRETS[kind]}'  # {scan_secrets.ALLOWED}\n")
+    assert list(scan_secrets.look(file)) == []
+
+
+@pytest.mark.parametrize(
+    "harmless",
+    [
+        "postgresql://smith:password@db.example.net/smith",
+        "http://127.0.0.1:9642",
+        "vault://4f1c-1234",
+        "https://x.y/z@3",
+        "-----BEGIN OPENSSH PRIVATE KEY-----",
+        "smith://a:********@b.c",
+    ],
+)
+def test_examples_are_no_secrets(tmp_path: Path, harmless: str) -> None:
+    file = tmp_path / "doc.md"
+    file.write_text(harmless)
+    assert list(scan_secrets.look(file)) == []

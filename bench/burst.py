@@ -1,0 +1,108 @@
+"""Workloads (b) and (e): a burst of orders through the whole chain, and what it does to the heartbeat.
+
+Simulator, Proxmox stand-in and executor share this machine's cores, as no provider's would.
+"""
+
+from __future__ import annotations
+
+import time
+from datetime import datetime
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from bench.measuring import WorkloadBroke, median, percentile, tree_cpu_s, tree_pss_mib, watching_memory
+from executor.lab.system import LabSystem, running_lab, wait_for
+
+Json = dict[str, Any]
+#: FulcrumCore gives a job up after this.
+JOB_TIMEOUT_S = 300.0
+OPEN = ("Pending", "Processing")
+HEARTBEAT_PATH = "/agents/me/status"
+
+
+def measure(folder: Path, *, services: int, clone_s: float, settings: dict[str, str], label: str) -> Json:
+    """Order `services` VMs at once, in groups of their own, and wait for all. Raises WorkloadBroke."""
+    folder.mkdir(parents=True)
+    with running_lab(folder, time_scale=1.0 if clone_s else 0.0, settings=settings) as lab:
+        lab.proxmox.control("task_seconds", type="qmclone", seconds=clone_s)
+        lab.start_executor()
+        wait_for(lambda: _is_ready(lab), 60, "the executor to poll")
+        facts = _burst(lab, services)
+        lab.stop_executor()
+    return {"label": label, "services": services, "clone_s": clone_s, **facts}
+
+
+def _is_ready(lab: LabSystem) -> bool:
+    return any("/jobs/pending" in call["path"] for call in lab.core.history(method="GET"))
+
+
+def _burst(lab: LabSystem, services: int) -> Json:
+    pid = lab.executor.pid
+    idle_mib, cpu, started = tree_pss_mib(pid, itself=True), tree_cpu_s(pid), time.monotonic()
+    with watching_memory(pid, itself=True) as peak:
+        for number in range(services):
+            lab.order(f"burst-{number}")
+        ordered_s = time.monotonic() - started
+        try:
+            wait_for(lambda: not _open(lab), JOB_TIMEOUT_S + 60, f"{services} creates", pause_s=0.5)
+        except TimeoutError as failure:
+            raise WorkloadBroke(str(failure)) from failure
+    cpu = tree_cpu_s(pid) - cpu
+    jobs = lab.admin.list_all("jobs")
+    if failed := [job["errorMessage"] for job in jobs if job["status"] != "Completed"]:
+        raise WorkloadBroke(f"{len(failed)} of {services} creates failed: {failed[0]}")
+    slots = most_at_once(lab)
+    return {
+        **_times(jobs),
+        "ordered_s": ordered_s,
+        "cpu_s_per_job": cpu / services,
+        "at_once": slots,
+        "idle_mib": idle_mib,
+        "mib_per_slot": (peak.mib - idle_mib) / slots,
+        "heartbeat": heartbeat_gaps(lab),
+        "log": {name: len(lab.log_events(name)) for name in ("warm_unavailable", "strays_ended", "job_put_back")},
+    }
+
+
+def _open(lab: LabSystem) -> list[Json]:
+    return [job for job in lab.admin.list_all("jobs") if job["status"] in OPEN]
+
+
+def _times(jobs: list[Json]) -> Json:
+    created = [_moment(job["createdAt"]) for job in jobs]
+    ended = [_moment(job["completedAt"]) for job in jobs]
+    lives = [end - start for start, end in zip(created, ended, strict=True)]
+    all_s = max(ended) - min(created)
+    return {
+        "all_done_s": all_s,
+        "jobs_per_min": 60 * len(jobs) / all_s,
+        "job_median_s": median(lives),
+        "job_p95_s": percentile(lives, 0.95),
+        "job_max_s": max(lives),
+        "in_work_median_s": median(
+            [end - _moment(job["claimedAt"]) for job, end in zip(jobs, ended, strict=True) if job.get("claimedAt")]
+        ),
+    }
+
+
+def heartbeat_gaps(lab: LabSystem) -> Json:
+    """Return how far apart the heartbeats were that FulcrumCore saw."""
+    calls = [call for call in lab.core.history(method="PUT") if call["path"].endswith(HEARTBEAT_PATH)]
+    gaps = [later - earlier for earlier, later in pairwise(_moment(call["time"]) for call in calls)]
+    if not gaps:
+        return {"beats": len(calls)}
+    return {"beats": len(calls), "median_s": median(gaps), "p99_s": percentile(gaps, 0.99), "max_s": max(gaps)}
+
+
+def most_at_once(lab: LabSystem) -> int:
+    """Return how many playbooks ran at the same time at most, by the executor's log."""
+    running, most = 0, 1
+    for entry in lab.log_events():
+        running += {"playbook_started": 1, "playbook_finished": -1}.get(entry["event"], 0)
+        most = max(most, running)
+    return most
+
+
+def _moment(value: float | str) -> float:
+    return value if isinstance(value, int | float) else datetime.fromisoformat(value).timestamp()

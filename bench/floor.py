@@ -1,0 +1,81 @@
+"""The floor: what create, start and stop cost when one process asks Proxmox directly, with nothing around it."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+from proxmoxer import ProxmoxAPI
+
+from bench.measuring import WorkloadBroke
+from executor.lab.proxmox_stand_in import ProxmoxStandIn
+
+TEMPLATE, NODE = 9000, "pve1"
+POLL_S = 0.2
+ROUNDS = 10
+#: No other workload counts from here.
+FIRST_VMID = 700_000
+
+
+def measure(stand_in: ProxmoxStandIn, rounds: int = ROUNDS) -> dict[str, dict[str, float]]:
+    """Return CPU-seconds, wall seconds and requests of each action, by its name; the tasks take what they take."""
+    proxmox = ProxmoxAPI(
+        stand_in.host,
+        port=stand_in.port,
+        user=stand_in.user,
+        token_name=stand_in.token_id,
+        token_value=stand_in.token_secret,
+        verify_ssl=str(stand_in.ca_bundle),
+    )
+    _create(proxmox, FIRST_VMID - 1)  # the first one opens the connection
+    spent: dict[str, dict[str, float]] = {}
+    for name, act in {"create": _create, "start": _start, "stop": _stop}.items():
+        stand_in.reset_request_log()
+        cpu, wall = time.process_time(), time.monotonic()
+        for number in range(rounds):
+            act(proxmox, FIRST_VMID + number)
+        facts = {"cpu_s": time.process_time() - cpu, "wall_s": time.monotonic() - wall}
+        facts["requests"] = len(stand_in.request_log())
+        spent[name] = {key: value / rounds for key, value in facts.items()}
+    _remove(proxmox, rounds)
+    return spent
+
+
+def _create(proxmox: Any, vmid: int) -> None:
+    proxmox.cluster.resources.get(type="vm")
+    proxmox.nodes(NODE).qemu(TEMPLATE).config.get()
+    _finish(proxmox, proxmox.nodes(NODE).qemu(TEMPLATE).clone.post(newid=vmid, name=f"floor-{vmid}", full=1))
+    vm = proxmox.nodes(NODE).qemu(vmid)
+    vm.config.put(cores=2, memory=2048, description=f"smith-uid={uuid.uuid4()}", tags="smith")
+    vm.resize.put(disk="scsi0", size="10G")
+    vm.config.get()
+
+
+def _start(proxmox: Any, vmid: int) -> None:
+    vm = proxmox.nodes(NODE).qemu(vmid)
+    vm.config.get()
+    _finish(proxmox, vm.status.start.post())
+    vm.status.current.get()
+
+
+def _stop(proxmox: Any, vmid: int) -> None:
+    vm = proxmox.nodes(NODE).qemu(vmid)
+    vm.config.get()
+    _finish(proxmox, vm.status.stop.post())
+    vm.status.current.get()
+
+
+def _remove(proxmox: Any, rounds: int) -> None:
+    for vmid in range(FIRST_VMID - 1, FIRST_VMID + rounds):
+        _finish(proxmox, proxmox.nodes(NODE).qemu(vmid).delete())
+
+
+def _finish(proxmox: Any, upid: str) -> None:
+    """Wait for a Proxmox task."""
+    ask: Callable[[], dict[str, Any]] = proxmox.nodes(upid.split(":")[1]).tasks(upid).status.get
+    while (status := ask())["status"] != "stopped":
+        time.sleep(POLL_S)
+    if status["exitstatus"] != "OK":
+        raise WorkloadBroke(f"floor: {upid}: {status['exitstatus']}")

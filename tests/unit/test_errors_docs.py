@@ -1,0 +1,26 @@
+"""docs/errors.md says what the code says."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+
+from executor.errors import ErrorCode
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+def test_the_errors_page_is_up_to_date() -> None:
+    """If this fails: python docs/generate.py."""
+    pages = runpy.run_path(str(DOCS / "generate.py"))["PAGES"]
+    assert (DOCS / "errors.md").read_text(encoding="utf-8") == pages["errors.md"]()
+
+
+def test_every_error_code_has_a_row_with_a_meaning_and_a_reaction() -> None:
+    rows = [
+        line.split("|")
+        for line in (DOCS / "errors.md").read_text(encoding="utf-8").splitlines()
+        if line.startswith("| `")
+    ]
+    assert [row[1].strip() for row in rows] == [f"`{code}`" for code in ErrorCode]
+    assert [row for row in rows if not (row[2].strip() and row[3].strip())] == []

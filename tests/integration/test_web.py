@@ -142,6 +142,7 @@ def make_site(tmp_path: Path, proxmox: ProxmoxStandIn, database_file: Path) -> I
                 proxmox=ProxmoxReader(ProxmoxConnection.from_settings(settings), timeout_s=5),
                 meters=Meters(),
                 memory_mib=lambda: 12.0,
+                drift=lambda: {"vm_gone": 2},
             )
             return Site(stage, watched)
 

@@ -74,6 +74,7 @@ class Order:
     vm_name: str
     node: str = ""
     template_vmid: int = 0  #: `create`: the template that serves `node`
+    half_made: bool = False  #: the VMID is only reserved: a clone on it may not have its marker yet
     snapshot: str = ""  #: `snapshot`: its name, the same at every attempt of the job
     time_left_s: float
     secrets: tuple[str, ...] = field(default=(), repr=False)
@@ -114,6 +115,8 @@ def plan(order: Order, site: Site) -> PlaybookRun:
     }
     if order.snapshot:
         vm["snapshot"] = order.snapshot
+    if order.half_made and order.action == "delete":
+        vm["half_made"] = True
     if order.action in SHAPING_ACTIONS:
         vm |= _shape(order, site)
     if not action.is_ours:

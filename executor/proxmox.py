@@ -10,7 +10,7 @@ import math
 import os
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, Self
@@ -200,31 +200,44 @@ class ProxmoxReader:
         """Ask whether a VM that is not in our lists is really not there: VM.Audit on `/vms`."""
         return "VM.Audit" in self.permissions("/vms")
 
-    def find_by_marker(self, service_id: str, *, name_suffix: str) -> VmRow | None:
-        """Look for the VM whose description says that it is the service's.
+    def find_by_marker(self, rows: Iterable[VmRow], service_id: str, *, name_suffix: str) -> VmRow | None:
+        """Look among `vms()` for the VM whose description says that it is the service's.
 
         The end of the name holds the service's first digits and picks the few whose configuration is read. Two such
         VMs are one too many: VM_IDENTITY_MISMATCH, for a person to look at.
         """
-        found = [row for row in self.vms() if self._may_carry_marker(row, name_suffix) and self._is_of(row, service_id)]
+        found = [row for row in rows if self._may_carry_marker(row, name_suffix) and self._is_of(row, service_id)]
         if len(found) > 1:
             vmids = ", ".join(str(row.vmid) for row in found)
             raise JobError(ErrorCode.VM_IDENTITY_MISMATCH, f"more than one VM carries the service's marker: {vmids}")
         return found[0] if found else None
+
+    def find_unmarked(self, rows: Iterable[VmRow], name: str, vmids: range) -> VmRow | None:
+        """Look among `vms()` for the one VM of that name, on one of these VMIDs, that carries no marker at all.
+
+        A clone carries its template's description until it is configured, and the name is there from the beginning.
+        """
+        found = [row for row in rows if row.name == name and row.vmid in vmids and self._may_carry_marker(row, name)]
+        return found[0] if len(found) == 1 and not self._markers_on(found[0]) else None
+
+    def _markers_on(self, row: VmRow) -> list[str]:
+        return MARKER_LINE.findall(_text(self._config_of(row).get("description")))
 
     @staticmethod
     def _may_carry_marker(row: VmRow, name_suffix: str) -> bool:
         return row.kind == "qemu" and not row.is_template and row.name.endswith(name_suffix)
 
     def _is_of(self, row: VmRow, service_id: str) -> bool:
+        return self.marker_of(self._config_of(row)) == service_id.lower()
+
+    def _config_of(self, row: VmRow) -> dict[str, Any]:
         try:
-            config = self.vm_config(row.node, row.vmid)
+            return self.vm_config(row.node, row.vmid)
         except JobError as error:
             if error.code is not ErrorCode.VM_NOT_FOUND:
                 raise
             # Moved or removed since the list was made: looking again decides, a guess could make a second VM.
             raise JobError(ErrorCode.PVE_CONFLICT, f"VM {row.vmid} moved or vanished while it was looked at") from error
-        return self.marker_of(config) == service_id.lower()
 
     def permissions(self, path: str) -> frozenset[str]:
         """Ask which privileges we hold on a path, such as `/vms/100`. Any valid login may."""

@@ -130,6 +130,7 @@ def outcome_problem(found: dict[str, Any], change: dict[str, Any], wanted: str) 
 def identity_problem(found: dict[str, Any], vm: dict[str, Any], may_be_absent: bool = False) -> str:
     """Say why this VM must not be touched. Nothing but the service's own, live, unprotected VM passes."""
     vmid, is_live = vm["vmid"], found["exists"] and found["kind"] == kind_of(vm)
+    is_ours = found["exists"] and (is_marked(found, vm) or (may_be_absent and is_half_made(found, vm)))
     if not UUID.fullmatch(str(vm["service_id"])):
         return "INVALID_REQUEST: service_id is not a UUID"
     if kind_of(vm) == "lxc" and vm.get("grace_s"):  # said here, because the guest would be stopped before
@@ -138,7 +139,7 @@ def identity_problem(found: dict[str, Any], vm: dict[str, Any], may_be_absent: b
         return absence_problem(found, vmid, may_be_absent)
     problems = (
         (not is_live, f"VM_IDENTITY_MISMATCH: {vmid} is of kind {found['kind']}, not {kind_of(vm)}"),
-        (not is_marked(found, vm), f"VM_IDENTITY_MISMATCH: VM {vmid} ({found['name']}) {_whose(found)}"),
+        (not is_ours, f"VM_IDENTITY_MISMATCH: VM {vmid} ({found['name']}) {_whose(found)}"),
         (found["name"] != vm["name"], f"VM_IDENTITY_MISMATCH: VM {vmid} is called {found['name']}, not {vm['name']}"),
         (found["is_template"], f"VM_PROTECTED: VM {vmid} is a template"),
         (is_guarded(found, may_be_absent), f"VM_PROTECTED: VM {vmid} has Proxmox's protection flag"),
@@ -154,6 +155,15 @@ def kind_of(vm: dict[str, Any]) -> str:
 def is_marked(found: dict[str, Any], vm: dict[str, Any]) -> bool:
     """Tell whether the VM carries the service's marker, and no other."""
     return bool(found["markers"] == [str(vm["service_id"]).lower()])
+
+
+def is_half_made(found: dict[str, Any], vm: dict[str, Any]) -> bool:
+    """Tell whether this is a clone of ours that a create has left without its marker.
+
+    Asked of a deletion only, and only when who asks knows that the VMID is still no more than reserved. The name then
+    proves as much as it does to a create, which would finish such a clone: it was reserved for this service alone.
+    """
+    return is_yes(vm.get("half_made", False)) and not found["markers"] and found["name"] == vm["name"]
 
 
 def is_guarded(found: dict[str, Any], is_deletion: bool) -> bool:

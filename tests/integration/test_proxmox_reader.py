@@ -169,13 +169,36 @@ def test_a_services_vm_is_found_by_its_marker_and_not_by_its_name_alone(
 ) -> None:
     stand_in.control("add", vmid=711, name="other-web-1", node="pve1", config={"description": "smith-uid=none"})
     try:
-        found = reader.find_by_marker(UID.upper(), name_suffix="web-1")
+        found = reader.find_by_marker(reader.vms(), UID.upper(), name_suffix="web-1")
         assert found
         assert (found.vmid, found.node) == (vm, "pve2")
-        assert reader.find_by_marker(UID, name_suffix="web-2") is None
-        assert reader.find_by_marker(UID.replace("e5", "e6"), name_suffix="web-1") is None
+        assert reader.find_by_marker(reader.vms(), UID, name_suffix="web-2") is None
+        assert reader.find_by_marker(reader.vms(), UID.replace("e5", "e6"), name_suffix="web-1") is None
     finally:
         stand_in.control("remove", vmid=711)
+
+
+def test_an_unmarked_vm_is_found_by_its_whole_name_on_our_vmids_only(
+    reader: ProxmoxReader, stand_in: ProxmoxStandIn
+) -> None:
+    ours = range(700, 800)
+    stand_in.control("add", vmid=712, name="db-0f7e2c1a", node="pve2", config={"description": "debian-12 cloud image"})
+    stand_in.control("add", vmid=812, name="shop-0f7e2c1b", node="pve2", config={})
+    try:
+        found = reader.find_unmarked(reader.vms(), "db-0f7e2c1a", ours)
+        assert found
+        assert (found.vmid, found.node) == (712, "pve2")
+        assert reader.find_unmarked(reader.vms(), "0f7e2c1a", ours) is None
+        assert reader.find_unmarked(reader.vms(), "shop-0f7e2c1b", ours) is None  # not on a VMID that we give out
+        assert reader.find_unmarked(reader.vms(), "debian-12", range(9000, 9002)) is None  # a template
+        stand_in.control("add", vmid=713, name="db-0f7e2c1a", node="pve1", config={})
+        assert reader.find_unmarked(reader.vms(), "db-0f7e2c1a", ours) is None  # two of them: who knows which
+        stand_in.control("remove", vmid=713)
+        stand_in.control("configure", vmid=712, values={"description": f"smith-uid={UID}"})
+        assert reader.find_unmarked(reader.vms(), "db-0f7e2c1a", ours) is None
+    finally:
+        for vmid in (712, 812):
+            stand_in.control("remove", vmid=vmid)
 
 
 def test_two_vms_with_one_marker_are_for_a_person_to_look_at(
@@ -185,7 +208,7 @@ def test_two_vms_with_one_marker_are_for_a_person_to_look_at(
     stand_in.control("add", vmid=711, name="copy-of-web-1", node="pve1", config=config)
     try:
         with pytest.raises(JobError, match=r"710, 711|711, 710") as caught:
-            reader.find_by_marker(UID, name_suffix="web-1")
+            reader.find_by_marker(reader.vms(), UID, name_suffix="web-1")
         assert caught.value.code == "VM_IDENTITY_MISMATCH"
     finally:
         stand_in.control("remove", vmid=711)

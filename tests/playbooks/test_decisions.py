@@ -76,6 +76,20 @@ def test_a_missing_vm_passes_only_where_it_may_and_when_that_is_proven() -> None
     assert DECIDE.identity_problem(proven, make_vm(), True) == ""
 
 
+def test_a_half_made_vm_is_ours_to_delete_by_its_name_and_without_any_marker() -> None:
+    clone, wish = make_found(description="debian-12"), make_vm(half_made=True)
+    assert DECIDE.identity_problem(clone, wish, True) == ""
+    for found, vm, may_be_absent in (
+        (clone, wish, False),  # every other action
+        (clone, make_vm(), True),
+        (make_found(description="debian-12", name="web"), wish, True),
+        (make_found(description=f"smith-uid={OTHER}"), wish, True),
+        (make_found(description="debian-12", template=1), wish, True),
+        (make_found(description="debian-12", protection=1), wish, True),
+    ):
+        assert DECIDE.identity_problem(found, vm, may_be_absent).startswith(("VM_IDENTITY_MISMATCH", "VM_PROTECTED"))
+
+
 RESERVATIONS = [
     ("free", LOOKING.absent(500), ""),
     ("ours by its marker", make_found(name="renamed"), ""),

@@ -69,6 +69,17 @@ def test_two_markers_are_nobodys(bench: Bench) -> None:
     assert (done.code, changes) == ("VM_IDENTITY_MISMATCH", [])
 
 
+def test_a_clone_that_a_create_left_without_a_marker_is_deleted_by_its_reserved_name_only(bench: Bench) -> None:
+    vm = ready_for(bench, "delete", config={"description": "debian-12 cloud image", "tags": "image"})
+    for wish in (vm, {**vm, "half_made": True, "name": "web-00000000"}):
+        done, changes = bench.changing_requests(lambda wish=wish: bench.play("delete", wish))
+        assert (done.code, changes) == ("VM_IDENTITY_MISMATCH", [])
+    refused, changes = bench.changing_requests(lambda: bench.play("stop", {**vm, "half_made": True}))
+    assert (refused.code, changes) == ("VM_IDENTITY_MISMATCH", [])
+    done = bench.play("delete", {**vm, "half_made": True})
+    assert (done.rc, done.result["status"], bench.pve.guest(vm["vmid"])) == (0, "absent", None), done.output
+
+
 def test_a_create_leaves_a_taken_vmid_alone(bench: Bench) -> None:
     vm = bench.vm()
     bench.pve.control("add", vmid=vm["vmid"], name="somebody-elses", status="running")

@@ -643,3 +643,12 @@ def test_a_description_is_one_short_printable_line(name: str) -> None:
 
 def test_an_ordinary_name_is_described_as_it_is() -> None:
     assert describe("Web server (Zürich) 😀") == "Web server (Zürich) 😀"
+
+
+def test_only_a_delete_is_told_that_the_vm_may_be_half_made(folder: Path) -> None:
+    told = {
+        action: plan(make_order(action=action, half_made=True), make_site(folder)).vm.get("half_made")
+        for action in ("start", "stop", "delete")
+    }
+    assert told == {"start": None, "stop": None, "delete": True}
+    assert "half_made" not in plan(make_order(action="delete"), make_site(folder)).vm

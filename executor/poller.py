@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlalchemy import Engine
 
-from executor import job_queue
+from executor import crash_points, job_queue
 from executor.database import reading, transaction, utc_now
 from executor.fulcrum import CoreJob, FulcrumClient
 from executor.job_queue import NewJob
@@ -85,6 +85,7 @@ class Poller:
             return 0
         with transaction(self.engine) as session:
             written = [job_queue.submit(session, self._row(job, already_claimed)) for job in fresh]
+        crash_points.reached("rows_written")
         count = sum(job_id is not None for job_id in written)
         log.info("jobs_received", count=count)
         self.state.work_wanted.set()

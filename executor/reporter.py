@@ -15,7 +15,7 @@ from typing import Any
 from sqlalchemy import Engine
 from structlog.contextvars import bound_contextvars
 
-from executor import job_queue
+from executor import crash_points, job_queue
 from executor.database import Job, reading, transaction
 from executor.errors import ErrorCode, FulcrumAuthFailing, FulcrumRefused, FulcrumUnavailable
 from executor.fulcrum import FulcrumClient
@@ -89,6 +89,7 @@ class Reporter:
             except FulcrumRefused as refusal:
                 # The job moved between two of our questions: the next turn asks again.
                 return self._postpone(job, FulcrumUnavailable(str(refusal), status=500))
+            crash_points.reached("report_accepted", job.service_id)
             with transaction(self.engine) as session:
                 job_queue.note_reported(session, job.id, state, note)
             known = state is ReportState.REPORTED

@@ -7,7 +7,7 @@ puts the job back, because nobody could be told.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,17 +17,17 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 from structlog.contextvars import bound_contextvars
 
-from executor import job_queue, mappings, playbooks, results
+from executor import crash_points, job_queue, mappings, playbooks, results
 from executor.database import Job, Mapping, insist, reading, transaction, utc_now
 from executor.error_rules import Reaction, reaction_to
 from executor.errors import ErrorCode, FulcrumAuthFailing, FulcrumRefused, FulcrumUnavailable, JobError, StaleJob
 from executor.fulcrum import CoreJob, FulcrumClient
 from executor.job_queue import Lease
-from executor.jobs import JobResult, PlaybookRun, ReportState
+from executor.jobs import JobResult, MappingState, PlaybookRun, ReportState
 from executor.log import get_logger
 from executor.placement import Placement, PlacementRequest, Placer
 from executor.playbooks import Order, Site
-from executor.proxmox import ProxmoxReader
+from executor.proxmox import ProxmoxReader, VmRow
 from executor.redaction import redactor
 from executor.runner import Runner
 from executor.settings import Settings
@@ -120,7 +120,9 @@ class Worker:
         if job.claim_sent_at is None or self._ask(job.fulcrum_id) == "Pending":
             with transaction(self.engine) as session:
                 job_queue.note_claim_sent(session, lease)
+            crash_points.reached("claim_noted", job.service_id)
             self._send_claim(job)
+            crash_points.reached("claim_accepted", job.service_id)
         with transaction(self.engine) as session:
             job_queue.note_claimed(session, lease)
         log.info("job_claimed", attempt=job.attempt)
@@ -184,8 +186,7 @@ class Worker:
         service_id = _service_id(job)
         with reading(self.engine) as session:
             mapping = mappings.live(session, service_id)
-        mapping = mapping or self._find_by_marker(service_id)
-        if mapping is not None:
+        if mapping := mapping or self._find_unmapped(job, service_id):
             return mapping
         if job.action == "create":
             return self._reserve(job)
@@ -194,11 +195,12 @@ class Worker:
             return None
         raise JobError(ErrorCode.VM_NOT_FOUND, f"{job.action} needs a VM, and none carries this service's marker")
 
-    def _find_by_marker(self, service_id: str) -> Mapping | None:
+    def _find_unmapped(self, job: Job, service_id: str) -> Mapping | None:
         """Look for a VM of ours that no row knows: the database was lost, or never told."""
-        vm = self.proxmox.find_by_marker(service_id, name_suffix=mappings.vm_name("", service_id)[-9:])
+        rows = self.proxmox.vms()
+        vm = self.proxmox.find_by_marker(rows, service_id, name_suffix=mappings.vm_name("", service_id)[-9:])
         if vm is None:
-            return None
+            return self._find_half_made(job, service_id, rows) if job.action in ("create", "delete") else None
         log.warning("vm_found_by_marker", vmid=vm.vmid, node=vm.node)
         with transaction(self.engine) as session:
             mapping = mappings.adopt(
@@ -207,6 +209,21 @@ class Worker:
         if mapping is None:
             raise JobError(ErrorCode.VM_IDENTITY_MISMATCH, f"VM {vm.vmid} carries the marker but is mapped elsewhere")
         return mapping
+
+    def _find_half_made(self, job: Job, service_id: str, rows: Sequence[VmRow]) -> Mapping | None:
+        """Look for a clone that a create of ours has left without its marker, after the database was lost.
+
+        Only one that has the whole name which we would give it, on a VMID that we would give it, is taken for that.
+        """
+        low, high = self.settings.proxmox_vmid_min, self.settings.proxmox_vmid_max
+        vm = self.proxmox.find_unmarked(rows, _name_of(job, service_id), range(low, high + 1))
+        if vm is None:
+            return None
+        log.warning("half_made_vm_found", vmid=vm.vmid, node=vm.node)
+        with transaction(self.engine) as session:
+            return mappings.reserve(
+                session, service_id=service_id, cluster=self.site.cluster, vmid=vm.vmid, name=vm.name
+            )
 
     def _prove_that_absence_shows(self) -> None:
         """Raise JobError unless Proxmox would show us the VM if it existed: an empty answer is not an empty world."""
@@ -218,9 +235,7 @@ class Worker:
     def _reserve(self, job: Job) -> Mapping:
         """Write a free VMID down for the service, checked against the cluster first."""
         service_id = _service_id(job)
-        properties = job.params or (job.service or {}).get("properties") or {}
-        host = properties.get("hostname") or (job.service or {}).get("name") or "vm"
-        name = mappings.vm_name(str(host), service_id)
+        name = _name_of(job, service_id)
         low, high = self.settings.proxmox_vmid_min, self.settings.proxmox_vmid_max
         foreign: set[int] = set()
         while True:
@@ -240,6 +255,7 @@ class Worker:
                 ) or mappings.live(session, service_id)
             if mapping is not None:
                 log.info("vmid_reserved", vmid=mapping.vmid)
+                crash_points.reached("vmid_reserved", job.service_id)
                 return mapping
 
     # --- step 5 ---------------------------------------------------------------------------------------------------
@@ -253,8 +269,10 @@ class Worker:
             run = playbooks.plan(self._order(job, mapping, properties, placed), self.site)
             with transaction(self.engine) as session:
                 job_queue.note_started(session, lease, run_ident=run.ident, playbook=run.playbook.name)
+            crash_points.reached("run_noted", job.service_id)
             with bound_contextvars(run_ident=run.ident):
                 result = self._play(run, mapping, stop)
+            crash_points.reached("run_ended", job.service_id)
             return replace(result, vm=placed.noted_in(result.vm)) if placed else result
 
     @contextmanager
@@ -287,6 +305,7 @@ class Worker:
             vm_name=mapping.name,
             node=placed.node if placed else mapping.node or "",
             template_vmid=placed.template_vmid if placed else 0,
+            half_made=mapping.state == MappingState.RESERVED,
             # Named after the job: an attempt that is repeated finds what the one before it has taken.
             snapshot=f"smith-{job.fulcrum_id[:8]}" if job.action == "snapshot" else "",
             time_left_s=self._time_left_s(job),
@@ -338,6 +357,7 @@ class Worker:
             job_queue.finish(session, lease, result)
 
         insist(self.engine, write)
+        crash_points.reached("job_finished", job.service_id)
         log.info(
             "job_finished",
             status="completed" if result.succeeded else "failed",
@@ -393,6 +413,13 @@ def _service_id(job: Job) -> str:
     if job.service_id is None:  # the poller marks such a job as defective, so `_check` has failed it before
         raise JobError(ErrorCode.INVALID_REQUEST, "the job names no service")
     return job.service_id
+
+
+def _name_of(job: Job, service_id: str) -> str:
+    """Return the name that the service's VM is given."""
+    properties = job.params or (job.service or {}).get("properties") or {}
+    host = properties.get("hostname") or (job.service or {}).get("name") or "vm"
+    return mappings.vm_name(str(host), service_id)
 
 
 def _apply(session: Session, mapping: Mapping, result: JobResult) -> None:

@@ -53,6 +53,7 @@ from executor.reporter import Reporter
 from executor.runner import Runner, RunnerPaths, ansible_home
 from executor.scheduler import CriticalJob, Scheduler
 from executor.settings import Settings, load_settings
+from executor.space import Room
 from executor.state import AgentState
 from executor.vault import SecretResolver
 from executor.version import VERSION
@@ -137,6 +138,7 @@ class Agent:
         self.scheduler = Scheduler(self.engine, self._critical_jobs(proxmox))
         self.monitor = Monitor(settings=settings, state=self.state, scheduler=self.scheduler)
         self.meters = Meters()
+        self._room = Room(folders={"data": settings.smith_data_dir, "run": settings.smith_run_dir})
         self._slots: dict[int, _Slot] = {}
         self._slots_lock = threading.Lock()
         # Threads that stay: each keeps its connections to FulcrumCore and Proxmox from one job to the next.
@@ -361,7 +363,7 @@ class Agent:
         """Fill free slots."""
         self.state.work_wanted.wait(DISPATCH_INTERVAL_S)
         self.state.work_wanted.clear()
-        while self.state.may_claim and not self._is_full():
+        while self.state.may_claim and not self._is_full() and self._room.is_enough():
             with transaction(self.engine) as session:
                 job = job_queue.claim(
                     session,

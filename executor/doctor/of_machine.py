@@ -14,7 +14,7 @@ from executor import database, tools
 from executor.doctor.checks import Area, Check, Maker
 from executor.errors import DatabaseError
 from executor.settings import Settings
-from executor.web.probes import BYTES_PER_MIB, FLOORS_MIB
+from executor.space import BYTES_PER_MIB, FLOORS_MIB, free_bytes
 
 _DATABASE, _MACHINE = Maker(Area.DATABASE), Maker(Area.MACHINE)
 #: As pyproject.toml and requirements.yml have it; a test compares them.
@@ -68,7 +68,7 @@ def look_at_machine(settings: Settings) -> Iterator[Check]:
 
 def _space(settings: Settings) -> Iterator[Check]:
     for name, folder in (("data", settings.smith_data_dir), ("run", settings.smith_run_dir)):
-        free_mib = shutil.disk_usage(_existing(folder)).free // BYTES_PER_MIB
+        free_mib = free_bytes(folder) // BYTES_PER_MIB
         text = f"{folder}: {free_mib} MiB are free"
         if free_mib < FLOORS_MIB[name]:
             yield _MACHINE.fail(f"{name} folder", f"{text}, less than {FLOORS_MIB[name]}")

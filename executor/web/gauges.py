@@ -14,10 +14,11 @@ from prometheus_client.registry import Collector
 from sqlalchemy.exc import SQLAlchemyError
 
 from executor.database import reading, utc_now
+from executor.space import BYTES_PER_MIB
 from executor.version import VERSION
 from executor.web import queries
 from executor.web.health import fulcrum_is_up
-from executor.web.probes import BYTES_PER_MIB, Prober
+from executor.web.probes import Prober
 from executor.web.watched import Watched
 
 

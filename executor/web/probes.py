@@ -5,7 +5,6 @@ One thread, one round every half minute; pages show what the last round found.
 
 from __future__ import annotations
 
-import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -15,6 +14,7 @@ from pathlib import Path
 from sqlalchemy import Engine, update
 from sqlalchemy.exc import SQLAlchemyError
 
+from executor import space
 from executor.database import Node, transaction, utc_now
 from executor.errors import JobError
 from executor.log import get_logger
@@ -29,9 +29,6 @@ INTERVAL_S = 30.0
 FRESH_INTERVALS = 4
 #: How long the loops may take to begin before anything is asked: the database may be migrated before that.
 START_POLL_S = 0.1
-BYTES_PER_MIB = 1024 * 1024
-#: Free space below which the agent is not ready, by folder. A run writes a few hundred KiB, SQLite's WAL a few MiB.
-FLOORS_MIB = {"data": 200, "run": 16}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,10 +91,7 @@ class Prober:
 
     def free_bytes(self, name: str) -> int:
         """Return how much space a folder has left for us. Raises OSError."""
-        folder = self.folders[name]
-        while not folder.exists() and folder != folder.parent:
-            folder = folder.parent  # it is made when it is needed
-        return shutil.disk_usage(folder).free
+        return space.free_bytes(self.folders[name])
 
     def _run(self) -> None:
         while not self.state.turns and not self._stopping.wait(START_POLL_S):
@@ -124,11 +118,7 @@ class Prober:
             raise _Bad("the database cannot be written", str(error).splitlines()[0]) from error
 
     def _look_at_disk(self) -> None:
-        low = {}
-        for name, floor_mib in FLOORS_MIB.items():
-            free_mib = self.free_bytes(name) // BYTES_PER_MIB
-            if free_mib < floor_mib:
-                low[name] = f"{self.folders[name]}: {free_mib} MiB are free, less than {floor_mib}"
+        low = space.shortages(self.folders)
         if low:
             raise _Bad(f"too little space in the folder for {' and '.join(low)}", "; ".join(low.values()))
 

@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 
+from executor import space
 from executor.doctor.checks import Check, Status, exit_code
 from executor.doctor.examination import examine
 from executor.doctor.of_machine import COLLECTION_RANGE, LEAST_ANSIBLE_CORE
 from executor.lab.system import LabSystem, running_lab
 from executor.redaction import redactor
-from executor.web import probes
 
 ROOT = Path(__file__).parents[2]
 GIVE_UP_S = 120
@@ -276,7 +276,7 @@ def test_an_old_schema_is_a_warning_because_the_start_brings_it_up(doctor: Exami
 def test_a_full_disk_and_missing_tools_are_the_machines(
     doctor: Examine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setitem(probes.FLOORS_MIB, "data", 10**12)
+    monkeypatch.setitem(space.FLOORS_MIB, "data", 10**12)
     monkeypatch.setattr(sys, "path", [])
     found = doctor()
     assert found.code == 1

@@ -21,7 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import Engine, event
 from support.databases import migrated_sqlite_file
 
-from executor import job_queue, mappings
+from executor import job_queue, mappings, space
 from executor.agent import _node_row
 from executor.database import Job, open_engine, transaction, utc_now
 from executor.errors import ErrorCode, FulcrumUnavailable, SettingsError
@@ -277,7 +277,7 @@ def test_a_database_that_cannot_be_written_is_told(site: Site) -> None:
 def test_a_full_disk_is_told_with_its_folder(site: Site, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A floor above what any disk has stands for a disk that is full."""
     site.until("/readyz", 200)
-    monkeypatch.setitem(probes.FLOORS_MIB, "data", 10**12)
+    monkeypatch.setitem(space.FLOORS_MIB, "data", 10**12)
     checks = site.until("/readyz", 503)
     assert checks["disk"]["reason"] == "too little space in the folder for data"
     assert str(tmp_path) in checks["disk"]["detail"]

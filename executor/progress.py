@@ -69,6 +69,7 @@ class Listener:
     def __init__(self, notifier: Notifier) -> None:
         self._notifier = notifier
         self._rest = b""
+        self.has_begun = False  #: its start is over
 
     def take(self, data: bytes) -> None:
         """Take in what was read."""
@@ -79,6 +80,7 @@ class Listener:
 
     def _pass_on(self, message: str) -> None:
         if message == notify.READY:
+            self.has_begun = True
             self._notifier.ready()
         elif message.startswith(notify.STATUS):
             self._notifier.status(message.removeprefix(notify.STATUS))

@@ -29,6 +29,9 @@ FINAL_CODES = frozenset({EXIT_OK, EXIT_USAGE, EXIT_SETTINGS, EXIT_DATABASE})
 #: Pause before the first start after a death, doubled for each further one. R5: claiming again within 10 s.
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 30.0
+#: The same for agents that had begun to work before they died: their start is not what is wrong, and R5 holds for the
+#: tenth kill in a row as for the first.
+LONGEST_PAUSE_AFTER_WORK_S = 4.0
 #: An agent that lived this long has started well, and the next pause is the first one again.
 GOOD_LIFE_S = 60.0
 #: An agent that wants a restart sooner than this would want the next one as soon: it waits like one that died.
@@ -89,13 +92,15 @@ class Pause:
     def __init__(self) -> None:
         self._next_s = FIRST_PAUSE_S
 
-    def after(self, lived_s: float, *, wanted: bool) -> float:
+    def after(self, lived_s: float, *, wanted: bool, had_begun: bool = False) -> float:
         """Return the pause after a life of `lived_s`; `wanted`: the agent asked for the restart."""
         if lived_s >= GOOD_LIFE_S:
             self._next_s = FIRST_PAUSE_S
         if wanted and lived_s >= SHORT_LIFE_S:
             return 0.0
-        pause_s, self._next_s = self._next_s, min(2 * self._next_s, LONGEST_PAUSE_S)
+        longest_s = LONGEST_PAUSE_AFTER_WORK_S if had_begun else LONGEST_PAUSE_S
+        pause_s = min(self._next_s, longest_s)
+        self._next_s = min(2 * pause_s, LONGEST_PAUSE_S)
         return pause_s
 
 
@@ -115,6 +120,7 @@ class Supervisor:
         )
         self._notifier = notify.notifier()
         self._agent: _Agent | None = None
+        self._had_begun = False  #: the last agent's start was over when it ended
         self._stop_at: float | None = None  #: when the agent is killed; None: nobody told us to stop
 
     def run(self) -> int:
@@ -130,7 +136,7 @@ class Supervisor:
                 return _code_of_stop(code)
             if code in FINAL_CODES:
                 return code
-            pause_s = pause.after(lived_s, wanted=code == EXIT_RESTART)
+            pause_s = pause.after(lived_s, wanted=code == EXIT_RESTART, had_begun=self._had_begun)
             self._log("agent_restarting", pause_s=pause_s)
             self._notifier.status(f"the agent left with code {code} and starts again in {pause_s:g} s")
             if self._is_stopped_within(pause_s):
@@ -138,6 +144,7 @@ class Supervisor:
 
     def _live(self) -> int:
         """Start an agent and return how it ended: an exit code, or -n for signal n."""
+        self._had_begun = False
         try:
             return self._follow()
         except OSError as error:  # no process to be had just now: as if it had died at once
@@ -152,6 +159,7 @@ class Supervisor:
                 self._turn(TICK_S)
                 self._watch(agent)
             self._agent = None
+            self._had_begun = agent.has_begun
         code = os.waitstatus_to_exitcode(agent.status)
         level = "info" if code in (EXIT_OK, EXIT_RESTART) else "error"
         self._log("agent_exited", level=level, pid=agent.pid, exit_code=code)
@@ -234,6 +242,11 @@ class _Agent:
         self.is_killed = False
         self.silence_s = 0.0
         self._looked_at = time.monotonic()
+
+    @property
+    def has_begun(self) -> bool:
+        """True when it has said that its start is over."""
+        return self._listener.has_begun
 
     def listen(self) -> None:
         """Take in its signs of life.

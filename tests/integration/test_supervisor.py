@@ -188,6 +188,21 @@ def test_the_pause_grows_to_its_limit_and_a_good_life_resets_it() -> None:
     assert pause.after(0.1, wanted=True) == 2 * FIRST_PAUSE_S
 
 
+def test_r5_agents_that_are_killed_at_work_are_started_again_soon_however_often() -> None:
+    pause = Pause()
+
+    grown = [pause.after(1.0, wanted=False, had_begun=True) for _ in range(6)]
+
+    assert grown == [0.5, 1.0, 2.0, 4.0, 4.0, 4.0]
+    assert pause.after(1.0, wanted=False) == 8.0  # this one died in its start
+
+
+def test_an_agent_that_said_that_it_has_begun_is_known_to_have(supervised: Supervised) -> None:
+    assert supervised.run("if life < 6: Progress().ready(); sys.exit(1)") == 0
+
+    assert [line["pause_s"] for line in supervised.named("agent_restarting")] == [0.5, 1.0, 2.0, 4.0, 4.0]
+
+
 def test_a_command_that_cannot_be_started_is_tried_again_until_told_to_stop(tmp_path: Path) -> None:
     script = "from executor.supervisor import supervise; raise SystemExit(supervise(['/no/such'], stop_timeout_s=5))"
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:

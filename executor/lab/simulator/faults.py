@@ -10,6 +10,7 @@ A rule is a JSON object:
                  truncate     do the work, then break off in the middle of the answer's body
                  delay        wait `delay_s` before the work, or until the rules are deleted; every other kind waits too
                               when `delay_s` is given
+                 twice        do the work two times over, as a proxy that repeats a request, and send the second answer
                  drop_before  close the connection without an answer, nothing done
                  drop_after   do the work, then close the connection without an answer
   effect         true: do the work before a wrong answer (status, html, empty, wrong_json)
@@ -35,7 +36,7 @@ from executor.lab.simulator.problems import Problem
 from executor.lab.simulator.store import Store
 from executor.lab.simulator.web import problem_response, to_json
 
-KINDS = frozenset({"status", "html", "empty", "wrong_json", "truncate", "delay", "drop_before", "drop_after"})
+KINDS = frozenset({"status", "html", "empty", "wrong_json", "truncate", "delay", "twice", "drop_before", "drop_after"})
 HTML_PAGE = "<html><head><title>502 Bad Gateway</title></head><body><h1>502 Bad Gateway</h1></body></html>\n"
 HISTORY_LENGTH = 100_000
 #: How often a held call looks whether it may go on.
@@ -153,7 +154,7 @@ class _Exchange:
     @property
     def works(self) -> bool:
         """Whether the API gets to see the call."""
-        return self.rule is None or self.rule.effect or self.struck_by("truncate", "delay", "drop_after")
+        return self.rule is None or self.rule.effect or self.struck_by("truncate", "delay", "twice", "drop_after")
 
 
 class FaultLayer:
@@ -190,12 +191,13 @@ class FaultLayer:
         if rule and rule.delay_s:
             await self._wait(rule)
         answer = _Answer()
-        if exchange.works:
+        for _ in range(2 if exchange.struck_by("twice") else int(exchange.works)):
+            answer = _Answer()
             await self._app(exchange.scope, _replay(raw), answer.catch)
         if exchange.struck_by("drop_before", "drop_after"):
             await _hang_up(exchange)
             return
-        if rule and not exchange.struck_by("truncate", "delay"):
+        if rule and not exchange.struck_by("truncate", "delay", "twice"):
             answer = await _wrong_answer(rule)
         await self._send(exchange, answer)
 

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -106,8 +106,8 @@ class LabSystem:
             process.kill()
             return process.wait()
 
-    def smith(self, *arguments: str) -> Any:
-        """Run a `smith` command with --json and return what it says."""
+    def smith(self, *arguments: str, codes: Collection[int] = (0,)) -> Any:
+        """Run a `smith` command with --json and return what it says. It must leave with one of the exit codes."""
         done = subprocess.run(
             [sys.executable, "-m", "executor", *arguments, "--json"],
             env=self.environment(),
@@ -116,7 +116,7 @@ class LabSystem:
             check=False,
             timeout=60,
         )
-        if done.returncode:
+        if done.returncode not in codes:
             raise RuntimeError(f"smith {' '.join(arguments)}: {done.returncode}: {done.stderr.decode()}")
         return json.loads(done.stdout)
 

@@ -29,8 +29,15 @@ def make_rig(tmp_path: Path) -> Iterator[MakeRig]:
 
 
 @pytest.fixture(scope="module")
-def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
-    """One running system for all tests of a module; its clones take a while, so that they can be met at work."""
+def rig_of_the_module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+    """One running system; its clones take two seconds, so that they can be met at work."""
     with running_rig(tmp_path_factory.mktemp("rig"), time_scale=0.2) as rig:
         rig.start()
         yield rig
+
+
+@pytest.fixture
+def rig(rig_of_the_module: Rig) -> Iterator[Rig]:
+    """The module's system; the faults of a test end with it, whatever became of it."""
+    yield rig_of_the_module
+    rig_of_the_module.heal()

@@ -27,9 +27,8 @@ POWER = {"Started": "running", "Stopped": "stopped"}
 class Allowed:
     """What a fault may leave behind, because somebody outside made it so."""
 
-    unmapped_services: frozenset[str] = frozenset()  #: services whose VM was taken away or recycled on purpose
-    orphaned: bool = False  #: FulcrumCore timed jobs out: its word and ours differ, and the row says so
-    power: bool = True  #: the power state of each VM is FulcrumCore's
+    lost_services: frozenset[str] = frozenset()  #: their VMs were taken away, or their VMIDs given to somebody else
+    timed_out_jobs: frozenset[str] = frozenset()  #: FulcrumCore gave them up: its word and ours may differ
 
 
 def violations(facts: Json, allowed: Allowed = Allowed()) -> list[str]:
@@ -73,7 +72,7 @@ def _doubled(facts: Json, allowed: Allowed) -> Iterator[str]:
         if guest["vmid"] not in mapped:
             yield f"R2 doubled: VM {guest['vmid']} ({guest['name']}) is in no mapping"
     for row in live:
-        if row["state"] == "active" and row["vmid"] not in there and row["service_id"] not in allowed.unmapped_services:
+        if row["state"] == "active" and row["vmid"] not in there and row["service_id"] not in allowed.lost_services:
             yield f"R2 doubled: service {row['service_id']} is mapped to {row['vmid']}, which is not there"
     for what in ("vmid", "service_id"):
         for value, count in Counter(row[what] for row in live).items():
@@ -105,15 +104,14 @@ def _contradicting(facts: Json, allowed: Allowed) -> Iterator[str]:
     rows = {row["fulcrum_id"]: row for row in facts["rows"]["jobs"]}
     for job in facts["core"]["jobs"]:
         row = rows.get(job["id"])
-        if row is None or (allowed.orphaned and row["report_state"] in ("orphaned", "abandoned")):
+        if row is None or (job["id"] in allowed.timed_out_jobs and row["report_state"] in ("orphaned", "abandoned")):
             continue
         if row["status"] != job["status"].lower():
             yield (
                 f"R3 contradictory: job {job['id']} ({job['action']}) is {job['status']} at FulcrumCore and "
                 f"{row['status']} here (report {row['report_state']}: {row['report_note']})"
             )
-    if allowed.power:
-        yield from _power_differs(facts)
+    yield from _power_differs(facts, allowed)
 
 
 def _had_effect(call: Json) -> bool:
@@ -122,13 +120,13 @@ def _had_effect(call: Json) -> bool:
     return 200 <= call["status"] < 300 and call["fault"] not in WITHOUT_EFFECT
 
 
-def _power_differs(facts: Json) -> Iterator[str]:
+def _power_differs(facts: Json, allowed: Allowed) -> Iterator[str]:
     """A service all of whose jobs succeeded has a VM in the state that FulcrumCore shows."""
     failed = {job["serviceId"] for job in facts["core"]["jobs"] if job["status"] != "Completed"}
     vmid_of = {row["service_id"]: row["vmid"] for row in facts["rows"]["mappings"] if row["state"] == "active"}
     guests = {guest["vmid"]: guest for guest in facts["guests"]}
     for service in facts["core"]["services"]:
-        if service["id"] in failed:
+        if service["id"] in failed | allowed.lost_services:
             continue
         guest = guests.get(vmid_of.get(service["id"], 0))
         wanted = POWER.get(service["status"])

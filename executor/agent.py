@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -141,6 +141,7 @@ class Agent:
         self._room = Room(folders={"data": settings.smith_data_dir, "run": settings.smith_run_dir})
         self._slots: dict[int, _Slot] = {}
         self._slots_lock = threading.Lock()
+        self._without_slot: set[int] = set()  #: jobs that were ours at the last look, and that no slot worked on
         # Threads that stay: each keeps its connections to FulcrumCore and Proxmox from one job to the next.
         self._pool = ThreadPoolExecutor(max_workers=settings.smith_concurrency, thread_name_prefix="job")
         self._signals: list[int] = []
@@ -431,8 +432,24 @@ class Agent:
                 slot.stop.send(StopSignal.LOST)
             elif held[job_id]:
                 slot.stop.send(StopSignal.OPERATOR)
+        self._put_back_forgotten(held.keys())
         self._reap_dead_nodes()
         self.state.stopping.wait(self.settings.smith_lease_s / 6)
+
+    def _put_back_forgotten(self, held: Collection[int]) -> None:
+        """Return jobs to the queue that are ours in the database and that no slot works on.
+
+        The database failed when a slot wanted to write its job's end. Without this they would stay ours for ever, with
+        their leases renewed. Seen twice, because a job is ours a moment before it has its slot.
+        """
+        with self._slots_lock:
+            without_slot = set(held) - self._slots.keys()
+        forgotten, self._without_slot = without_slot & self._without_slot, without_slot
+        for job_id in forgotten:
+            with transaction(self.engine) as session:
+                if job_queue.release(session, job_id, self.boot_id):
+                    log.warning("job_taken_back", job=job_id, status="pending")
+                    self.state.work_wanted.set()
 
     def _reap_dead_nodes(self) -> None:
         """Take back jobs whose lease ran out, on a database that several nodes share.

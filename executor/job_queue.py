@@ -23,6 +23,9 @@ from executor.jobs import TRANSITIONS, JobResult, JobStatus, ReportState
 
 #: A job whose owner vanished this often is not tried again.
 MAX_CRASHES = 3
+#: A job that was under way in so many deaths of agents runs alone: the next death shows whether it is to blame, and
+#: none of its neighbours is put in quarantine for it.
+PROBATION_CRASHES = MAX_CRASHES - 1
 #: PostgreSQL's advisory lock under which free places for creates are counted and taken.
 CREATE_SLOTS_LOCK = 0x534D4954
 #: Statuses from which nothing moves any more.
@@ -109,9 +112,15 @@ def claim(session: Session, owner: str, *, lease_s: float, max_creates: int | No
 
 
 def _claim_statement(owner: str, lease_s: float, max_creates: int | None) -> Any:
+    ours, suspect = aliased(Job), aliased(Job)
+    beside = select(ours.id).where(ours.status == _PROCESSING, ours.owner == owner).exists()
+    suspected = select(suspect.id).where(
+        suspect.status == _PROCESSING, suspect.owner == owner, suspect.crashes >= PROBATION_CRASHES
+    )
     return (
         update(Job)
         .where(Job.id == _next_candidate(max_creates).scalar_subquery(), Job.status == JobStatus.PENDING)
+        .where(or_(Job.crashes < PROBATION_CRASHES, ~beside), ~suspected.exists())
         .values(
             status=JobStatus.PROCESSING,
             owner=owner,
@@ -268,12 +277,17 @@ def _reaped_columns(status: JobStatus, crashes: int) -> dict[str, Any]:
 
 def release_all(session: Session, owner: str) -> int:
     """Put back what a leaving agent still holds: an orderly stop counts as no crash."""
-    stmt = (
-        update(Job)
-        .where(Job.owner == owner, Job.status == JobStatus.PROCESSING)
-        .values(status=JobStatus.PENDING, owner=None, lease_until=None, available_at=None, epoch=Job.epoch + 1)
-    )
-    return _rows(session, stmt)
+    return _rows(session, _release(owner))
+
+
+def release(session: Session, job_id: int, owner: str) -> bool:
+    """Put back one job that its owner holds and does not work on; False when it has ended meanwhile."""
+    return _rows(session, _release(owner).where(Job.id == job_id)) == 1
+
+
+def _release(owner: str) -> Update:
+    held = update(Job).where(Job.owner == owner, Job.status == JobStatus.PROCESSING)
+    return held.values(status=JobStatus.PENDING, owner=None, lease_until=None, available_at=None, epoch=Job.epoch + 1)
 
 
 def tick(session: Session, name: str, interval_s: float, *, force: bool = False) -> bool:

@@ -89,6 +89,7 @@ class JobResult:
     vm: dict[str, Any] = field(default_factory=dict)  #: `vm_result` of the playbook, validated; may be partial
     code: ErrorCode | None = None
     detail: str = ""
+    was_killed: bool = False  #: somebody else ended the run, or memory ran out: its outcome is anybody's guess
 
     @property
     def message(self) -> str:

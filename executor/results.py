@@ -7,6 +7,7 @@ even a failed, killed or timed-out run leaves the early one. A failure is the la
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -18,6 +19,8 @@ from executor.jobs import JobResult, RunArtifacts, RunStatus
 
 #: A result document beyond this is a defect of the playbook.
 MAX_RESULT_BYTES = 64 * 1024
+#: As a shell does, an exit code beyond this tells the signal that ended the process.
+KILLED = 128
 FAILURES = frozenset({"runner_on_failed", "runner_on_unreachable", "runner_item_on_failed"})
 
 
@@ -53,8 +56,10 @@ def read(artifacts: RunArtifacts) -> JobResult:
             return JobResult(succeeded=False, code=error.code, detail=_with_ident(error.detail, artifacts))
     if artifacts.status is RunStatus.SUCCESSFUL:
         return _success(vm, artifacts)
-    code, detail = _failure(artifacts.status, failure)
-    return JobResult(succeeded=False, vm=vm or {}, code=code, detail=_with_ident(detail, artifacts))
+    signum = _killed_by(artifacts)
+    code, detail = _failure(artifacts.status, failure if signum is None else _words_for(signum))
+    detail = _with_ident(detail, artifacts)
+    return JobResult(succeeded=False, vm=vm or {}, code=code, detail=detail, was_killed=signum is not None)
 
 
 def _success(vm: dict[str, Any] | None, artifacts: RunArtifacts) -> JobResult:
@@ -62,6 +67,17 @@ def _success(vm: dict[str, Any] | None, artifacts: RunArtifacts) -> JobResult:
         detail = _with_ident("the playbook ended well but left no vm_result", artifacts)
         return JobResult(succeeded=False, code=ErrorCode.RESULT_INVALID, detail=detail)
     return JobResult(succeeded=True, vm=vm)
+
+
+def _killed_by(artifacts: RunArtifacts) -> int | None:
+    """Return the signal that ended the run from outside, None when it ended by itself or by us."""
+    signum = artifacts.rc - KILLED
+    return signum if artifacts.status is RunStatus.FAILED and 0 < signum < signal.NSIG else None
+
+
+def _words_for(signum: int) -> str:
+    guess = ", perhaps because memory ran out" if signum == signal.SIGKILL else ""
+    return f"the playbook was killed by signal {signum}{guess}"
 
 
 def _failure(status: RunStatus, text: str | None) -> tuple[ErrorCode, str]:

@@ -273,7 +273,7 @@ class Runner:
                 _write_text(partial / "status", RunStatus.FAILED)
             partial.rename(target)
         except (OSError, shutil.Error) as error:
-            log.error("artifacts_not_kept", run_ident=ident, reason=str(error))
+            log.error("artifacts_not_kept", run_ident=ident, reason=_words_of(error))
             spared = self._run_dir / f"{ident}{_SPARED}"
             return kept if kept == spared else kept.rename(spared)
         shutil.rmtree(kept, ignore_errors=True)
@@ -514,6 +514,12 @@ def _remove(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     if folder.exists():
         log.error("private_folder_not_removed", folder=str(folder))
+
+
+def _words_of(error: OSError | shutil.Error) -> str:
+    """What went wrong; `copytree` collects that of each file, and the first says enough."""
+    collected = error.args[0] if error.args else ""
+    return str(collected[0][2]) if isinstance(collected, list) and collected else str(error)
 
 
 def _checked(ident: str) -> str:

@@ -18,7 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from executor import job_queue
 from executor.database import transaction
-from executor.errors import FulcrumUnavailable, JobError, SmithError
+from executor.errors import FulcrumUnavailable, SmithError
 from executor.log import get_logger
 from executor.state import Link
 
@@ -42,7 +42,7 @@ class CriticalJob:
     link: Link | None = None  #: told when FulcrumCore did not answer; an answer is noted where it comes in
     started_at: float = 0.0  #: monotonic; of the turn under way or the last one
     finished_at: float = 0.0  #: monotonic; of the last turn
-    is_failing: bool = False  #: its last turn failed: what Proxmox says is logged once an outage
+    failing_with: str = ""  #: the kind of its last turn's failure, which is logged when it begins and not each time
     generation: int = 0  #: a repaired job's older thread ends itself
 
 
@@ -119,6 +119,7 @@ class Scheduler:
         pause_s: float | None = None
         error: str | None = None
         if self._is_our_turn(job):
+            kind = ""
             try:
                 pause_s = job.run()
             except FulcrumUnavailable as unavailable:
@@ -127,13 +128,17 @@ class Scheduler:
                     job.link.note_down(error)
             except (SmithError, SQLAlchemyError, OSError) as failure:
                 error = str(failure).splitlines()[0][:300] if str(failure) else type(failure).__name__
-                if not isinstance(failure, JobError) or not job.is_failing:
+                kind = type(failure).__name__
+                if kind != job.failing_with:
                     log.warning("critical_job_failed", name=job.name, reason=error)
             except Exception as failure:
                 # A defect in one duty must not end it for good: said loudly, and tried again at the next turn.
-                error = type(failure).__name__
-                log.exception("critical_job_broke", name=job.name)
-            job.is_failing = error is not None
+                error = kind = type(failure).__name__
+                if kind != job.failing_with:
+                    log.exception("critical_job_broke", name=job.name)
+            if job.failing_with and error is None:
+                log.info("critical_job_recovered", name=job.name)
+            job.failing_with = kind
             self._write_down(job, error)
         job.finished_at = time.monotonic()
         return pause_s

@@ -43,6 +43,8 @@ REPORT_MARGIN_S = 10.0
 FIRST_PAUSE_S = 2.0
 LONGEST_PAUSE_S = 30.0
 MAX_ATTEMPTS = 8
+#: A run that is killed this often in a row is not played again: most likely the machine has no room for it.
+MAX_KILLED_RUNS = 3
 #: Failures that their reaction would repeat, but that an operator should hear of at once.
 TOLD_AT_ONCE = frozenset({ErrorCode.CAPACITY, ErrorCode.TASK_FAILED, ErrorCode.TASK_TIMEOUT})
 
@@ -318,16 +320,10 @@ class Worker:
         result = results.read(artifacts)
         duration_s = round(artifacts.ended_at - artifacts.started_at, 2)
         log.info("playbook_finished", rc=artifacts.rc, status=artifacts.status, duration_s=duration_s)
-        with transaction(self.engine) as session:
-            job_queue.note_run_ended(
-                session,
-                run.ident,
-                status=artifacts.status,
-                rc=artifacts.rc,
-                reason=result.message,
-                folder=str(artifacts.folder),
-                upids=result.vm.get("upids") or [],
-            )
+        ended: dict[str, Any] = {"status": artifacts.status, "rc": artifacts.rc, "reason": result.message}
+        ended |= {"folder": str(artifacts.folder), "upids": result.vm.get("upids") or []}
+        # Insisted on: what the run has made at Proxmox is in no row before the end of the job.
+        insist(self.engine, lambda session: job_queue.note_run_ended(session, run.ident, **ended))
         if result.vm and result.vm["vmid"] != mapping.vmid:
             detail = f"the playbook reports VM {result.vm['vmid']} where {mapping.vmid} is mapped (run {run.ident})"
             return JobResult(succeeded=False, code=ErrorCode.RESULT_INVALID, detail=detail)
@@ -373,7 +369,9 @@ class Worker:
         """Return how long to wait before the job is tried again, None when its failure is final."""
         if result.succeeded or result.code is None or result.code in TOLD_AT_ONCE or job.attempt >= MAX_ATTEMPTS:
             return None
-        reaction = reaction_to(result.code)
+        if result.was_killed and job.attempt >= MAX_KILLED_RUNS:
+            return None
+        reaction = Reaction.LOOK if result.was_killed else reaction_to(result.code)
         if reaction is Reaction.NO or (reaction is Reaction.ONCE and job.attempt > 1):
             return None
         pause_s = _pause_s(job.attempt, None)

@@ -57,7 +57,7 @@ class LabSystem:
     @property
     def data_dir(self) -> Path:
         """Where the executor keeps its database and artifacts."""
-        return self.folder / "data"
+        return Path(self.settings.get("SMITH_DATA_DIR", self.folder / "data"))
 
     @property
     def executor(self) -> subprocess.Popen[bytes]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import re
 import signal
-import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,6 +15,8 @@ from typing import Any, TypeVar
 
 import psutil
 from faults.history import Allowed, violations
+from sqlalchemy import create_engine, text
+from sqlalchemy.pool import NullPool
 
 from executor import crash_points
 from executor.lab.system import LabSystem, running_lab, wait_for
@@ -179,12 +182,18 @@ class Rig:
 
     def rows(self, query: str, *values: Any) -> list[Json]:
         """Ask the executor's database, whoever writes to it meanwhile."""
-        connection = sqlite3.connect(f"file:{self.lab.data_dir / 'smith.db'}?mode=ro", uri=True, timeout=30)
-        try:
-            connection.row_factory = sqlite3.Row
-            return [dict(row) for row in connection.execute(query, values)]
-        finally:
-            connection.close()
+        names = (f":v{number}" for number in itertools.count())
+        named = re.sub(r"\?", lambda _: next(names), query)
+        engine = create_engine(self.database_url, poolclass=NullPool)
+        with engine.connect() as connection:
+            found = connection.execute(text(named), {f"v{number}": value for number, value in enumerate(values)})
+            return [dict(row) for row in found.mappings()]
+
+    @property
+    def database_url(self) -> str:
+        """Return where the executor's rows are, for reading."""
+        sqlite = f"sqlite:///file:{self.lab.data_dir / 'smith.db'}?mode=ro&uri=true"
+        return self.lab.settings.get("SMITH_DATABASE_URL", sqlite)
 
     def prove(self) -> None:
         """Wait until everything is at rest, then show that FulcrumCore, our database and Proxmox agree."""

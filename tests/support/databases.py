@@ -46,11 +46,33 @@ def postgres_binaries() -> Path | None:
     return next((folder for folder in reversed(installed) if (folder / "postgres").exists()), None)
 
 
-@dataclass(frozen=True)
+@dataclass
 class PostgresCluster:
     """A running server that only its socket folder knows."""
 
     folder: Path
+    binaries: Path
+    process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start the server and wait until it answers."""
+        settings = itertools.chain.from_iterable(("-c", setting) for setting in FAST)
+        place = ["-D", self.folder / "data", "-k", self.folder, "-c", "listen_addresses="]
+        with (self.folder / "log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [*_dies_with_us(), self.binaries / "postgres", *place, *settings],
+                stdout=log,
+                stderr=log,
+                cwd=self.folder,
+                **_as_server_user(self.folder),
+            )
+        _wait_until_it_answers(self, self.process)
+
+    def stop(self, signum: signal.Signals = signal.SIGQUIT) -> None:
+        """Cut every connection and end the server. SIGINT keeps what was committed; by default nothing need be kept."""
+        if self.process is not None:
+            self.process.send_signal(signum)
+            self.process.wait(timeout=START_WITHIN_S)
 
     def url(self, name: str) -> str:
         """Return SQLAlchemy's address of one of its databases."""
@@ -92,24 +114,16 @@ def postgres_cluster(binaries: Path) -> Iterator[PostgresCluster]:
     """Start a server on a socket in a folder of its own, with the migrated template; stop it by its own pid."""
     in_memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108  mkdtemp makes a folder of our own
     folder = Path(tempfile.mkdtemp(prefix="smith-pg-", dir=in_memory))
-    as_owner = _as_server_user(folder)
-    data = folder / "data"
+    cluster = PostgresCluster(folder, binaries)
     try:
         initdb = [binaries / "initdb", "--username=smith", "--auth=trust", "--no-sync", "--locale=C.UTF-8"]
-        subprocess.run([*initdb, "-D", data], check=True, stdout=subprocess.DEVNULL, cwd=folder, **as_owner)
-        settings = itertools.chain.from_iterable(("-c", setting) for setting in FAST)
-        server = [binaries / "postgres", "-D", data, "-k", folder, "-c", "listen_addresses=", *settings]
-        with (folder / "log").open("wb") as log:
-            process = subprocess.Popen([*_dies_with_us(), *server], stdout=log, stderr=log, cwd=folder, **as_owner)
-        try:
-            cluster = PostgresCluster(folder)
-            _wait_until_it_answers(cluster, process)
-            _make_template(cluster)
-            yield cluster
-        finally:
-            process.send_signal(signal.SIGQUIT)  # at once: nothing of it is to be kept
-            process.wait(timeout=START_WITHIN_S)
+        owner = _as_server_user(folder)
+        subprocess.run([*initdb, "-D", folder / "data"], check=True, stdout=subprocess.DEVNULL, cwd=folder, **owner)
+        cluster.start()
+        _make_template(cluster)
+        yield cluster
     finally:
+        cluster.stop()
         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -477,6 +477,21 @@ def test_the_third_crash_puts_a_job_in_quarantine(engine: Engine) -> None:
     assert claim(engine) is None
 
 
+def test_a_job_that_was_there_at_two_crashes_runs_alone_so_that_its_neighbours_are_not_blamed(engine: Engine) -> None:
+    suspect, neighbour = submit(engine, age=1), submit(engine, age=2)
+    for _ in range(2):
+        for _ in ("suspect", "neighbour"):
+            claimed(engine, "a")
+        reap(engine, alone_as="nobody")
+    fresh = submit(engine, age=0)
+    assert claimed(engine, "b").id == fresh
+    assert claim(engine, "b") is None, "the suspect waits until nothing runs beside it"
+    assert claimed(engine, "c").id == suspect, "on another node nothing does"
+    assert claim(engine, "c") is None, "and nothing is begun beside it"
+    assert reap(engine, alone_as="b") == [(suspect, JobStatus.FAILED)]
+    assert row(engine, neighbour).crashes == 2
+
+
 def test_an_orderly_stop_counts_as_no_crash_and_ends_the_lease(engine: Engine) -> None:
     for _ in range(3):
         submit(engine)
@@ -487,6 +502,19 @@ def test_an_orderly_stop_counts_as_no_crash_and_ends_the_lease(engine: Engine) -
     released = [row(engine, job_id) for job_id in mine]
     assert {(job.status, job.owner, job.crashes) for job in released} == {("pending", None, 0)}
     assert row(engine, others).status == "processing"
+
+
+def test_one_job_that_its_owner_does_not_work_on_is_put_back_and_counts_as_no_crash(engine: Engine) -> None:
+    for age in (1, 2):
+        submit(engine, age=age)
+    forgotten, other = claimed(engine, "alice"), claimed(engine, "alice")
+    with transaction(engine) as session:
+        assert not job_queue.release(session, forgotten.id, "bob")
+        assert job_queue.release(session, forgotten.id, "alice")
+        assert not job_queue.release(session, forgotten.id, "alice")
+    job = row(engine, forgotten.id)
+    assert (job.status, job.owner, job.crashes, job.epoch) == ("pending", None, 0, forgotten.epoch + 1)
+    assert row(engine, other.id).status == "processing"
 
 
 def test_a_cancel_survives_the_crash_of_the_agent_that_was_to_hear_of_it(engine: Engine) -> None:
@@ -714,7 +742,7 @@ def test_a_job_is_found_by_our_number(engine: Engine) -> None:
         found = job_queue.find(session, str(job_id))
         assert found is not None
         assert found.id == job_id
-        assert job_queue.find(session, str(job_id + 1)) is None
+        assert job_queue.find(session, str(job_id + 1_000_000_000)) is None  # no beginning of a UUID either
 
 
 def test_nothing_is_found_by_an_empty_reference_even_when_there_is_one_job_only(engine: Engine) -> None:

@@ -86,6 +86,9 @@ class Queue(RuleBasedStateMachine):
             job = job_queue.claim(session, owner, lease_s=30, max_creates=max_creates)
             creates = select(func.count()).where(Job.status == JobStatus.PROCESSING, Job.action == "create")
             running = session.scalar(creates) or 0
+            ours = select(Job.crashes).where(Job.status == JobStatus.PROCESSING, Job.owner == owner)
+            crashes = session.scalars(ours).all()
+        assert len(crashes) <= 1 or max(crashes) < job_queue.PROBATION_CRASHES, "a suspect runs alone"
         if job is None:
             return multiple()
         assert job.action != "create" or max_creates is None or running <= max_creates

@@ -20,16 +20,17 @@ from executor.jobs import JobResult, RunArtifacts, RunStatus
 VM = {"vmid": 101, "node": "pve1", "name": "web-0a1b2c3d", "status": "running", "upids": ["UPID:pve1:1"]}
 
 
-def artifacts(folder: Path, *lines: Any, status: RunStatus = RunStatus.FAILED) -> RunArtifacts:
+def artifacts(folder: Path, *lines: Any, status: RunStatus = RunStatus.FAILED, rc: int | None = None) -> RunArtifacts:
     """Write a run's folder; what is no text becomes a line of JSON."""
     text = "".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines)
     (folder / "events.jsonl").write_text(text, encoding="utf-8", errors="surrogateescape")
-    rc = 0 if status is RunStatus.SUCCESSFUL else 2
+    if rc is None:
+        rc = 0 if status is RunStatus.SUCCESSFUL else 2
     return RunArtifacts(ident="create-1", folder=folder, status=status, rc=rc, started_at=1.0, ended_at=2.0)
 
 
-def read(folder: Path, *lines: Any, status: RunStatus = RunStatus.FAILED) -> JobResult:
-    return results.read(artifacts(folder, *lines, status=status))
+def read(folder: Path, *lines: Any, status: RunStatus = RunStatus.FAILED, rc: int | None = None) -> JobResult:
+    return results.read(artifacts(folder, *lines, status=status, rc=rc))
 
 
 def event(kind: str, **data: Any) -> dict[str, Any]:
@@ -212,6 +213,20 @@ def test_a_playbook_that_is_no_yaml_fails_with_ansibles_words(tmp_path: Path) ->
 def test_a_task_that_failed_explains_more_than_text_does(tmp_path: Path) -> None:
     result = read(tmp_path, failed("VM_STATE: this"), verbose("[ERROR]: Task failed"))
     assert result.code is ErrorCode.VM_STATE
+
+
+@pytest.mark.parametrize(("rc", "signum"), [(137, 9), (143, 15)])
+def test_a_run_that_was_killed_says_by_which_signal_and_blames_no_task(tmp_path: Path, rc: int, signum: int) -> None:
+    result = read(tmp_path, failed("VM_LOCKED: most likely rescued"), rc=rc)
+    assert result.was_killed
+    assert result.message.startswith(f"PLAYBOOK_FAILED: the playbook was killed by signal {signum}")
+    assert ("memory" in result.message) is (signum == 9)
+
+
+@pytest.mark.parametrize("rc", [1, 2, 4, 127, 128, 250])
+def test_a_run_that_ended_by_itself_was_not_killed(tmp_path: Path, rc: int) -> None:
+    result = read(tmp_path, failed("VM_LOCKED: VM is locked (backup)"), rc=rc)
+    assert (result.was_killed, result.code) == (False, ErrorCode.VM_LOCKED)
 
 
 def test_a_failure_without_any_word_is_one_all_the_same(tmp_path: Path) -> None:

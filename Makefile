@@ -6,7 +6,7 @@ STAMP := $(VENV)/.stamp
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo lab test check security format bench image image-test release constraints clean
+.PHONY: help setup demo lab test check security format bench chaos image image-test release constraints clean
 
 help: ## list these targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ format: $(STAMP) ## let ruff rewrite what it can
 
 bench: $(STAMP) ## measure against baselines of the same run (BENCH_QUICK=1: two minutes)
 	@$(BIN)/python -m bench $(BENCH_ARGS)
+
+chaos: $(STAMP) ## a load of jobs under a random nemesis (JOBS, KILLS, SEED), and the proof that nothing was lost or doubled
+	@PYTHONPATH=tests $(BIN)/python tests/faults/chaos.py --jobs $(or $(JOBS),300) --kills $(or $(KILLS),40) $(if $(SEED),--seed $(SEED))
 
 image: ## build the container image; without a registry, on a stand-in for Debian's base unless BASE_IMAGE is set
 	@deploy/image/build.sh

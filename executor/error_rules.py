@@ -37,6 +37,12 @@ class Classified:
 
 #: (code, reaction, pattern). "outcome unknown" rules stand before those whose words may appear inside them.
 RULES: tuple[tuple[str, Reaction, str], ...] = (
+    # A connection that is cut in the middle of a handshake says nothing against the certificate.
+    (
+        "PVE_UNREACHABLE",
+        Reaction.LATER,
+        r"SSLEOFError|UNEXPECTED_EOF|EOF occurred in violation of protocol|SSLZeroReturnError|handshake operation timed out",
+    ),
     ("PVE_TLS", Reaction.NO, r"CERTIFICATE_VERIFY_FAILED|SSLError|TLS CA certificate bundle"),
     (
         "PVE_AUTH",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -23,3 +24,19 @@ def clean_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
             patch.delenv(name)
         patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
         yield
+
+
+@pytest.fixture
+def figure(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
+    """Have a measured figure printed at the end of the whole run. No test asserts how long something took."""
+    return lambda text: record_property("figure", text)
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Print the figures, wherever they were measured: reports carry them from xdist's workers."""
+    reports = terminalreporter.getreports("passed")
+    texts = [value for report in reports for name, value in report.user_properties if name == "figure"]
+    if texts:
+        terminalreporter.section("figures")
+        for text in sorted(set(texts)):
+            terminalreporter.write_line(text)

@@ -197,12 +197,13 @@ class Rig:
 
     def prove(self) -> None:
         """Wait until everything is at rest, then show that FulcrumCore, our database and Proxmox agree."""
-        self.until(self._is_at_rest, "all jobs to end and be reported")
+        self.until(self.is_at_rest, "all jobs to end and be reported")
         allowed = Allowed(lost_services=frozenset(self.lost), timed_out_jobs=frozenset(self.timed_out))
         found = violations(self.facts(), allowed)
         assert found == [], "\n".join(found)
 
-    def _is_at_rest(self) -> bool:
+    def is_at_rest(self) -> bool:
+        """True when no job is open at FulcrumCore, and none of ours waits or is to be reported."""
         jobs = self.lab.admin.list_all("jobs")
         if any(job["status"] in ("Pending", "Processing") for job in jobs):
             return False

@@ -164,7 +164,7 @@ def test_f09_killed_after_the_result_is_stored_and_before_the_report(rig: Rig) -
 
 
 def test_f10_killed_after_the_report_was_accepted(rig: Rig) -> None:
-    """The agent dies when FulcrumCore has taken the report and no row says so → 400; the look at the job settles it."""
+    """The agent dies when FulcrumCore has taken the report and no row says so → 400; a look at the job settles it."""
     with rig.crashing("report_accepted"):
         service_id = rig.order("f10")
     job_id = wait_for(lambda: rig.last_job(service_id), 10, "the job")["id"]
@@ -173,3 +173,11 @@ def test_f10_killed_after_the_report_was_accepted(rig: Rig) -> None:
     assert sorted(reports(rig, job_id)) == [204, 400]
     (row,) = rig.rows("SELECT report_state FROM jobs WHERE fulcrum_id = ?", job_id)
     assert row["report_state"] == "reported"
+
+
+def test_f10_the_answer_to_a_report_is_lost(rig: Rig) -> None:
+    """FulcrumCore takes a report and its answer is lost → the repeated one is refused; a look at the job settles it."""
+    rig.lab.core.fault("drop_after", method="POST", path="/complete$", times=1)
+    service_id = rig.order("f10-lost")
+    made_once(rig, service_id)
+    assert reports(rig, rig.last_job(service_id)["id"]) == [None, 400]

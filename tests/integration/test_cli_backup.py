@@ -131,7 +131,7 @@ def agent_at_work(smith: Cli) -> Iterator[None]:
 def test_f32_a_power_loss_at_any_moment_loses_no_acknowledged_commit(
     smith: Cli, writer: Writer, tmp_path: Path
 ) -> None:
-    """File and log as they are at a random moment of a writing process, without its shared memory: a power loss."""
+    """Power is lost while the database is written → it opens, sound, and every acknowledged commit is there."""
     logs = []
     for moment in range(MOMENTS):
         writer.wait_for(len(writer.acknowledged) + random.randint(1, 12))  # noqa: S311 (any moment will do)

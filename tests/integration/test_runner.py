@@ -218,6 +218,16 @@ def test_a_playbook_that_cannot_be_read_fails_with_its_error_in_the_output(site:
     assert any("ERROR" in event["stdout"] for event in _events(artifacts))
 
 
+def test_f24_a_run_that_is_silent_at_its_end_has_not_failed(site: Site) -> None:
+    """A run is silent at its end for so long that pexpect would give up → it is what its events say."""
+    silence = "- name: Say nothing for longer than five seconds\n  ansible.builtin.wait_for:\n    timeout: 6\n"
+
+    artifacts = site.runner.run(site.order(site.playbook(PUBLISH + silence)))
+
+    assert (artifacts.status, artifacts.rc) == (RunStatus.SUCCESSFUL, 0)
+    assert _result(artifacts)["vmid"] == 101
+
+
 def test_a_run_that_outlives_its_time_ends_with_everything_it_started(site: Site) -> None:
     """ansible-core's workers leave the process group, and these processes leave session and environment too."""
     playbook = site.stubborn()
@@ -271,7 +281,7 @@ def test_a_question_that_breaks_ends_the_run_before_it_is_raised(site: Site) -> 
 
 @pytest.mark.parametrize("word", ["/ansible-playbook", "process_tree.py keep"])
 def test_f23_a_run_killed_from_outside_is_failed_and_leaves_no_process(site: Site, word: str) -> None:
-    """Once ansible-playbook itself, whose workers live on; once the keeper, whose whole tree does."""
+    """A run, its keeper or its module is killed → the run is over, and no process of it is left."""
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(site.runner.run, site.order(site.stubborn()))
         _eventually(site.is_busy)
@@ -314,6 +324,7 @@ def test_a_successful_run_leaves_no_process_either(site: Site) -> None:
 
 
 def test_f25_a_run_that_prints_20_mb_is_cut_and_its_result_still_read(site: Site) -> None:
+    """A run prints without end → what is kept is cut and says so; its result is still read."""
     tasks = (
         '- name: Shout\n  ansible.builtin.debug:\n    msg: "{{ \'x\' * 1000000 }}"\n  loop: "{{ range(20) | list }}"\n'
     )
@@ -357,6 +368,7 @@ def _with_callback(site: Site, body: str) -> None:
 
 
 def test_f25_bytes_that_are_no_utf8_are_taken_in(site: Site) -> None:
+    """A run prints bytes that are no UTF-8 → they are shown as replaced, and nothing breaks."""
     _with_callback(site, r'os.write(1, b"\xff\xfe caf\xe9 \xed\xa0\x80\n")')
 
     artifacts = site.runner.run(site.order(site.playbook(PUBLISH)))
@@ -367,6 +379,7 @@ def test_f25_bytes_that_are_no_utf8_are_taken_in(site: Site) -> None:
 
 
 def test_f25_event_files_that_are_cut_huge_or_no_json_do_not_stop_the_others(site: Site) -> None:
+    """Event files are cut, huge or no JSON → they are left out, and the others are read."""
     body = r"""
         (folder / "aaaa-partial.json").write_bytes(b'{"event": "runner_on_ok", "event_da')
         (folder / "bbbb-partial.json").write_bytes(b"\xff\xff")
@@ -730,6 +743,7 @@ def test_a_sweep_leaves_the_runs_of_other_agents_alone(
 
 
 def test_f33_artifacts_that_cannot_be_moved_stay_readable_and_are_moved_by_the_next_sweep(site: Site) -> None:
+    """Artifacts cannot be moved to their place → they stay readable on tmpfs, and the next start moves them."""
     site.paths.artifacts_dir.touch()  # in the folder's place
 
     artifacts = site.runner.run(site.order(site.playbook(PUBLISH)))

@@ -390,6 +390,7 @@ def test_an_agent_that_moves_is_left_alone_however_long_it_works(supervised: Sup
 
 
 def test_f28_an_agent_that_was_paused_with_us_is_not_taken_for_hanging(supervised: Supervised) -> None:
+    """Supervisor and agent are stopped for longer than an agent may hang → it is not taken for hanging."""
     body = "progress = Progress()\nnote('ready')\nwhile True:\n    progress.beat()\n    time.sleep(0.1)\n"
     process = supervised.start(body, stall_timeout_s=3)
     _eventually(lambda: supervised.has("ready"))

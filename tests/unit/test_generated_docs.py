@@ -1,4 +1,4 @@
-"""docs/errors.md says what the code says."""
+"""The pages of docs/ that are generated say what the code and the tests say."""
 
 from __future__ import annotations
 
@@ -24,3 +24,11 @@ def test_every_error_code_has_a_row_with_a_meaning_and_a_reaction() -> None:
     ]
     assert [row[1].strip() for row in rows] == [f"`{code}`" for code in ErrorCode]
     assert [row for row in rows if not (row[2].strip() and row[3].strip())] == []
+
+
+def test_the_page_of_faults_is_up_to_date_and_no_fault_point_is_without_a_test() -> None:
+    """If this fails: python docs/generate.py."""
+    pages = runpy.run_path(str(DOCS / "generate.py"))["PAGES"]
+    page = (DOCS / "faults.md").read_text(encoding="utf-8")
+    assert page == pages["faults.md"]()
+    assert {line[2:5] for line in page.splitlines() if line.startswith("| F")} == {f"F{n:02d}" for n in range(1, 35)}

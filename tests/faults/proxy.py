@@ -1,0 +1,102 @@
+"""A TCP proxy that misbehaves on demand: the partition between the executor and whoever it talks to."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+#: How it treats its connections, and new ones.
+MODES = ("pass", "refuse", "hang", "slow")
+READ_BYTES = 65536
+SLOWEST_S = 0.2
+
+
+class Proxy:
+    """One listening port before one target. `mode` may be changed at any time, from any thread."""
+
+    def __init__(self, target_port: int) -> None:
+        self.port = 0
+        self.mode = "pass"
+        self._target_port = target_port
+        self._loop = asyncio.new_event_loop()
+        self._writers: set[asyncio.StreamWriter] = set()
+
+    def misbehave(self, mode: str) -> None:
+        """Take up a mode. Connections that are there are cut, unless they are only to be slow."""
+        self.mode = mode
+        if mode in ("refuse", "hang"):
+            self._loop.call_soon_threadsafe(self._cut)
+
+    def _cut(self) -> None:
+        for writer in list(self._writers):
+            writer.transport.abort()
+
+    async def _serve(self, started: threading.Event) -> None:
+        server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        self.port = server.sockets[0].getsockname()[1]
+        started.set()
+        async with server:
+            await server.serve_forever()
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.add(writer)
+        try:
+            if self.mode == "refuse":
+                return
+            there_reader, there = await asyncio.open_connection("127.0.0.1", self._target_port)
+            self._writers.add(there)
+            try:
+                await asyncio.gather(self._copy(reader, there), self._copy(there_reader, writer))
+            finally:
+                self._writers.discard(there)
+                there.close()
+        except OSError:
+            pass  # one of the two ends is gone: that is what we are for
+        finally:
+            self._writers.discard(writer)
+            writer.close()
+
+    async def _copy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(READ_BYTES):
+            while self.mode == "hang":
+                await asyncio.sleep(0.05)
+            if self.mode == "slow":
+                await asyncio.sleep(random.uniform(0, SLOWEST_S))  # noqa: S311 (noise)
+            writer.write(data)
+            await writer.drain()
+        writer.close()
+
+    def run(self, started: threading.Event) -> None:
+        """Serve until `stop`."""
+        asyncio.set_event_loop(self._loop)
+        with contextlib.suppress(asyncio.CancelledError):
+            self._loop.run_until_complete(self._serve(started))
+        self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+        self._loop.close()
+
+    def stop(self) -> None:
+        """End the service and every connection."""
+        self._loop.call_soon_threadsafe(self._end)
+
+    def _end(self) -> None:
+        self._cut()
+        for task in asyncio.all_tasks(self._loop):
+            task.cancel()
+
+
+@contextmanager
+def running_proxy(target_port: int) -> Iterator[Proxy]:
+    """Run a proxy for the length of the block."""
+    proxy, started = Proxy(target_port), threading.Event()
+    thread = threading.Thread(target=proxy.run, args=(started,), name="proxy", daemon=True)
+    thread.start()
+    started.wait(10)
+    try:
+        yield proxy
+    finally:
+        proxy.stop()
+        thread.join(10)

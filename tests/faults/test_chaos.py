@@ -1,0 +1,21 @@
+"""A short chaos: many faults at once, in an order that the seed chooses. `make chaos` is the long one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from faults import chaos
+
+SEED = 4711
+
+
+@pytest.mark.timeout(600)
+def test_a_short_chaos_loses_doubles_contradicts_and_harms_nothing(
+    tmp_path: Path, figure: Callable[[str], None]
+) -> None:
+    report = chaos.run(tmp_path, jobs=16, kills=3, seed=SEED)
+    assert report.kept, report.text()
+    assert sum(report.jobs.values()) >= 12
+    figure(f"chaos: {sum(report.jobs.values())} jobs, {report.done}: 0 lost, doubled, contradictory, strays")

@@ -1,0 +1,111 @@
+"""The checker itself: facts that agree pass, and each broken promise is told by its name."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from faults.history import Allowed, violations
+
+Json = dict[str, Any]
+SERVICE = "0f7e2c1a-1111-4222-8333-944455556666"
+OTHER = "1a7e2c1a-1111-4222-8333-944455556666"
+JOB = "5a3f0f8d-4119-4a9e-aae3-9357768e56fb"
+CREATED = {"method": "POST", "path": f"/api/v1/jobs/{JOB}/complete", "status": 204, "fault": None}
+
+
+def agreeing() -> Json:
+    """One service, created and started, as all three sides tell it; and a stranger."""
+    vm = {"vmid": 500, "name": "web-0f7e2c1a", "status": "running", "config": {"description": f"smith-uid={SERVICE}"}}
+    stranger = {"vmid": 700, "name": "other", "status": "running", "config": {}}
+    service = {"id": SERVICE, "name": "web", "status": "Started", "agentInstanceId": "agent/500"}
+    job = {"id": JOB, "serviceId": SERVICE, "action": "start", "status": "Completed"}
+    row = {"id": 1, "fulcrum_id": JOB, "status": "completed", "report_state": "reported"}
+    row |= {"report_note": None, "error_message": None}
+    return {
+        "core": {"services": [service], "jobs": [job]},
+        "calls": [dict(CREATED)],
+        "rows": {"jobs": [row], "mappings": [{"service_id": SERVICE, "vmid": 500, "state": "active"}]},
+        "guests": [vm, stranger],
+        "requests": [{"method": "POST", "path": "/nodes/pve1/qemu/500/status/start", "params": {}}],
+        "strangers": {700},
+    }
+
+
+def test_facts_that_agree_break_no_promise() -> None:
+    assert violations(agreeing()) == []
+
+
+def _guest(vmid: int, service_id: str = "", status: str = "stopped") -> Json:
+    config = {"description": f"smith-uid={service_id}"} if service_id else {}
+    return {"vmid": vmid, "name": f"vm-{vmid}", "status": status, "config": config}
+
+
+BROKEN: dict[str, tuple[str, Callable[[Json], Any]]] = {
+    "a job is open at FulcrumCore": ("R1", lambda facts: facts["core"]["jobs"][0].update(status="Processing")),
+    "a row waits": ("R1", lambda facts: facts["rows"]["jobs"][0].update(status="pending")),
+    "a report is due": ("R1", lambda facts: facts["rows"]["jobs"][0].update(report_state="due")),
+    "abandoned without a reason": ("R1", lambda facts: facts["rows"]["jobs"][0].update(report_state="abandoned")),
+    "two VMs of one service": ("R2", lambda facts: facts["guests"].append(_guest(501, SERVICE))),
+    "a VM in no mapping": ("R2", lambda facts: facts["guests"].append(_guest(501))),
+    "a mapping without its VM": ("R2", lambda facts: facts["guests"].pop(0)),
+    "a VMID mapped twice": (
+        "R2",
+        lambda facts: facts["rows"]["mappings"].append({"service_id": OTHER, "vmid": 500, "state": "reserved"}),
+    ),
+    "a service mapped twice": (
+        "R2",
+        lambda facts: facts["rows"]["mappings"].append({"service_id": SERVICE, "vmid": 502, "state": "reserved"}),
+    ),
+    "completed and failed": (
+        "R3",
+        lambda facts: facts["calls"].append(CREATED | {"path": f"/api/v1/jobs/{JOB}/fail"}),
+    ),
+    "failed, the answer lost": (
+        "R3",
+        lambda facts: facts["calls"].append(
+            CREATED | {"path": f"/api/v1/jobs/{JOB}/fail", "status": None, "fault": "drop_after"}
+        ),
+    ),
+    "our word differs": ("R3", lambda facts: facts["rows"]["jobs"][0].update(status="failed")),
+    "the VM is off": ("R3", lambda facts: facts["guests"][0].update(status="stopped")),
+    "deleted, and there": ("R3", lambda facts: facts["core"]["services"][0].update(status="Deleted")),
+    "another instance": ("R3", lambda facts: facts["core"]["services"][0].update(agentInstanceId="agent/501")),
+    "a stranger was asked to change": (
+        "R4",
+        lambda facts: facts["requests"].append({"method": "DELETE", "path": "/nodes/pve1/qemu/700", "params": {}}),
+    ),
+    "a template was changed": (
+        "R4",
+        lambda facts: facts["requests"].append({"method": "PUT", "path": "/nodes/pve1/qemu/9000/config", "params": {}}),
+    ),
+    "a stranger is gone": ("R4", lambda facts: facts["guests"].pop(1)),
+    "a stranger was stopped": ("R4", lambda facts: facts["guests"][1].update(status="stopped")),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_a_broken_promise_is_told_by_its_name(what: str) -> None:
+    name, breaks = BROKEN[what]
+    facts = copy.deepcopy(agreeing())
+    breaks(facts)
+    assert {text.split()[0] for text in violations(facts)} >= {name}
+
+
+def test_a_report_that_never_came_in_contradicts_nothing() -> None:
+    facts = agreeing()
+    for fault in ("drop_before", "status", "html"):
+        facts["calls"].append(CREATED | {"path": f"/api/v1/jobs/{JOB}/fail", "status": None, "fault": fault})
+    facts["calls"].append(CREATED | {"path": f"/api/v1/jobs/{JOB}/fail", "status": 400})
+    assert violations(facts) == []
+
+
+def test_what_a_test_did_itself_is_no_broken_promise() -> None:
+    facts = agreeing()
+    facts["rows"]["jobs"][0] |= {"status": "failed", "report_state": "orphaned", "report_note": "timed out there"}
+    facts["guests"].pop(0)
+    assert violations(facts)
+    allowed = Allowed(lost_services=frozenset({SERVICE}), timed_out_jobs=frozenset({JOB}))
+    assert violations(facts, allowed) == []

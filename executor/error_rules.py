@@ -41,7 +41,8 @@ RULES: tuple[tuple[str, Reaction, str], ...] = (
     (
         "PVE_UNREACHABLE",
         Reaction.LATER,
-        r"SSLEOFError|UNEXPECTED_EOF|EOF occurred in violation of protocol|SSLZeroReturnError|handshake operation timed out",
+        r"SSLEOFError|UNEXPECTED_EOF|EOF occurred in violation of protocol|SSLZeroReturnError"
+        r"|handshake operation timed out",
     ),
     ("PVE_TLS", Reaction.NO, r"CERTIFICATE_VERIFY_FAILED|SSLError|TLS CA certificate bundle"),
     (

@@ -41,6 +41,8 @@ class Reporter:
     fulcrum: FulcrumClient
     state: AgentState
     _silent_turns: int = 0
+    #: Threads that stay: each keeps its connection to FulcrumCore from one report to the next.
+    _senders: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(SENDERS, "report"))
     #: One turn at a time: the last flush of a leaving agent must not send what the loop is just sending.
     _one_turn: threading.Lock = field(default_factory=threading.Lock)
 
@@ -54,9 +56,7 @@ class Reporter:
             due = job_queue.due_reports(session, BATCH_SIZE)
         if not due:
             return 1.0
-        with ThreadPoolExecutor(max_workers=min(SENDERS, len(due)), thread_name_prefix="report") as pool:
-            heard = list(pool.map(self._send_one, due))
-        if any(heard):
+        if any(list(self._senders.map(self._send_one, due))):
             self._silent_turns = 0
             if self.state.fulcrum.note_up():
                 self._hasten()

@@ -40,3 +40,17 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         terminalreporter.section("figures")
         for text in sorted(set(texts)):
             terminalreporter.write_line(text)
+
+
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the marks in the same hook
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep tests that share a fixture of their module on one worker: a lab is set up once then, not once a worker."""
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None and _shares_a_fixture(item):
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
+def _shares_a_fixture(item: pytest.Item) -> bool:
+    found = getattr(item, "_fixtureinfo", None)  # pytest has no public way to ask for a fixture's scope
+    definitions = found.name2fixturedefs.values() if found else ()
+    return any(definition.scope == "module" for several in definitions for definition in several)

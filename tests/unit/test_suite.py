@@ -1,0 +1,17 @@
+"""What the suite itself relies on."""
+
+from __future__ import annotations
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def shared() -> None:
+    """Stand for something that takes minutes to set up."""
+
+
+def test_tests_that_share_a_fixture_run_on_one_worker(request: pytest.FixtureRequest, shared: None) -> None:
+    """pytest 9.2 and pytest-xdist 3.8 together forget the groups, in silence: each worker then sets up everything."""
+    if not request.config.getoption("loadgroup", False):
+        pytest.skip("only with pytest -n 2 --dist loadgroup, as `make test` has it")
+    assert request.node.nodeid.endswith("@test_suite")

@@ -168,6 +168,23 @@ def is_local(address: str) -> bool:
         return False  # a name: who knows where it points
 
 
+def _network(text: str) -> str:
+    """Return one address or network, as the library writes it."""
+    try:
+        network = ipaddress.ip_network(text)
+    except ValueError:
+        raise ValueError("must be addresses, or networks as in 10.8.0.0/24, with commas between them") from None
+    if network.prefixlen == 0:
+        raise ValueError("is wrong, everybody could then say who they are")
+    return str(network)
+
+
+def _header_name(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9-]*", text) or text.lower() in {"authorization", "host"}:
+        raise ValueError("must be the name of a header of letters, digits and dashes, as in X-Forwarded-User")
+    return text
+
+
 def _lower(given: Any) -> Any:
     return given.lower() if isinstance(given, str) else given
 
@@ -182,6 +199,8 @@ User = Annotated[str, AfterValidator(_user)]
 TokenId = Annotated[str, AfterValidator(_token_id)]
 Name = Annotated[str, AfterValidator(_proxmox_name)]
 Names = Annotated[tuple[Name, ...], BeforeValidator(_comma_list)]
+Networks = Annotated[tuple[Annotated[str, AfterValidator(_network)], ...], BeforeValidator(_comma_list)]
+HeaderName = Annotated[str, AfterValidator(_header_name)]
 Templates = Annotated[dict[str, int], BeforeValidator(_templates)]
 AnyPath = Annotated[Path, BeforeValidator(_path)]
 Folder = Annotated[AnyPath, AfterValidator(_folder_to_be)]

@@ -30,10 +30,12 @@ from executor.setting_types import (
     DatabaseUrl,
     ExistingFolder,
     Folder,
+    HeaderName,
     Host,
     ListenAddress,
     Name,
     Names,
+    Networks,
     Origin,
     Password,
     ReadableFile,
@@ -294,9 +296,21 @@ class Settings(BaseSettings):
     smith_prune_interval_s: float = _seconds(3600, "how often old jobs and artifacts are removed", ge=1)
     smith_http_token: Token = _setting(
         SecretStr(""),
-        "what a scraper shows as `Authorization: Bearer` to read metrics; needed unless SMITH_HTTP_ADDR is local",
+        "what a scraper shows as `Authorization: Bearer` to read metrics; needed unless SMITH_HTTP_ADDR is local, or "
+        "SMITH_HTTP_PROXIES is set",
         default_text="none",
         example="sixteen-characters-or-more",
+    )
+    smith_http_proxies: Networks = _setting(
+        (),
+        "addresses or networks of reverse proxies that say by SMITH_HTTP_USER_HEADER who asks, and are believed",
+        default_text="none",
+        example="192.0.2.7,10.8.0.0/24",
+    )
+    smith_http_user_header: HeaderName = _setting(
+        "X-Forwarded-User",
+        "the header in which SMITH_HTTP_PROXIES name whom they have recognised; they must drop it from callers",
+        example="X-Forwarded-User",
     )
     smith_http_addr: ListenAddress = _setting(
         DEFAULT_HTTP_ADDR, "where health and Prometheus metrics are served, or off", example=DEFAULT_HTTP_ADDR
@@ -354,8 +368,11 @@ class Settings(BaseSettings):
     @classmethod
     def _is_not_open_to_everybody(cls, value: str, info: ValidationInfo) -> str:
         token = info.data.get("smith_http_token")  # absent: refused itself, which is told already
-        if token is not None and not token.get_secret_value() and not is_local(value):
-            raise ValueError(f"is wrong, other machines can reach {value}, so SMITH_HTTP_TOKEN must be set, too")
+        proxies = info.data.get("smith_http_proxies")
+        if token is not None and proxies == () and not token.get_secret_value() and not is_local(value):
+            raise ValueError(
+                f"is wrong, other machines can reach {value}, so SMITH_HTTP_TOKEN or SMITH_HTTP_PROXIES must be set"
+            )
         return value
 
     @check("smith_metrics_interval_s", "smith_reconcile_interval_s")

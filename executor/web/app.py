@@ -11,14 +11,14 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from executor.web.gauges import Gauges
-from executor.web.guard import Guard
+from executor.web.guard import Access, Guard
 from executor.web.health import Verdict, liveness, readiness
 from executor.web.watched import Stage
 
 PAGES = ("/livez", "/readyz", "/metrics")
 
 
-def make_app(stage: Stage, *, token: str, is_local: bool) -> Starlette:
+def make_app(stage: Stage, access: Access) -> Starlette:
     """Return everything that the socket serves."""
     pages = _Pages(stage)
     app = Starlette(
@@ -28,7 +28,7 @@ def make_app(stage: Stage, *, token: str, is_local: bool) -> Starlette:
             Route("/readyz", pages.readyz),
             Route("/metrics", pages.metrics),
         ],
-        middleware=[Middleware(Guard, token=token, is_local=is_local)],
+        middleware=[Middleware(Guard, access)],
         exception_handlers={404: _not_found},
     )
     app.router.redirect_slashes = False

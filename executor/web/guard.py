@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hmac
+import ipaddress
 import re
 import time
 from collections import OrderedDict, deque
+from dataclasses import dataclass, field
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -37,13 +39,32 @@ WINDOW_S = 60.0
 MOST_ADDRESSES = 1024
 
 
+@dataclass(frozen=True, kw_only=True)
+class Access:
+    """Who may read everything: who shows the token, or comes through a reverse proxy that knows who it is.
+
+    With neither, everybody who can reach the port, which is then one that only this machine reaches.
+    """
+
+    token: str = field(default="", repr=False)
+    proxies: tuple[str, ...] = ()  #: addresses and networks of reverse proxies
+    user_header: str = ""  #: in which they name whom they have recognised
+    is_local: bool = True
+
+    @property
+    def needs_login(self) -> bool:
+        """True unless reaching the port is enough."""
+        return bool(self.token or self.proxies)
+
+
 class Guard:
     """An ASGI layer. Puts `may_see_details` into the request's state."""
 
-    def __init__(self, app: ASGIApp, *, token: str, is_local: bool) -> None:
+    def __init__(self, app: ASGIApp, access: Access) -> None:
         self._app = app
-        self._token = token.encode()
-        self._is_local = is_local
+        self._access = access
+        self._token = access.token.encode()
+        self._proxies = [ipaddress.ip_network(proxy) for proxy in access.proxies]
         self._failures = Failures()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -69,24 +90,33 @@ class Guard:
                 await _answer(500, "this page is broken, see the log")(scope, receive, send_guarded)
 
     def _refusal(self, scope: Scope) -> JSONResponse | None:
+        headers = Headers(scope=scope)
         if scope["method"] not in METHODS:
             return _answer(405, "nothing can be changed here", Allow=", ".join(METHODS))
-        if self._is_local and not self._token and not _is_for_us(Headers(scope=scope)):
+        if not self._access.needs_login and self._access.is_local and not _is_for_us(headers):
             return _answer(421, "this is not the host that was asked for")
-        client = scope.get("client")
-        address = str(client[0]) if client else ""
-        shown = _bearer(Headers(scope=scope))
-        is_known = False
-        if self._token and shown is not None:
+        address = _address_of(scope)
+        is_known = not self._access.needs_login or self._is_vouched_for(address, headers)
+        shown = _bearer(headers)
+        if not is_known and self._token and shown is not None:
             if (wait_s := self._failures.wait_s(address)) > 0:
                 return _answer(429, "too many wrong tokens", **{"Retry-After": str(int(wait_s) + 1)})
             is_known = hmac.compare_digest(shown, self._token)
             if not is_known:
                 self._failures.note(address)
-        scope.setdefault("state", {})["may_see_details"] = is_known or (self._is_local and not self._token)
-        if is_known or not self._token or scope["path"] in OPEN_PATHS:
+        scope.setdefault("state", {})["may_see_details"] = is_known
+        if is_known or scope["path"] in OPEN_PATHS:
             return None
+        if not self._token:
+            return _answer(403, "only through a reverse proxy that says who asks")
         return _answer(401, "a token is needed", **{"WWW-Authenticate": 'Bearer realm="agent-smith"'})
+
+    def _is_vouched_for(self, address: str, headers: Headers) -> bool:
+        """True when one of the reverse proxies names a user. From anywhere else the header is just text."""
+        if not self._proxies or not headers.get(self._access.user_header, "").strip():
+            return False
+        peer = _ip_of(address)
+        return peer is not None and any(peer in network for network in self._proxies)
 
 
 class Failures:
@@ -109,6 +139,20 @@ class Failures:
         if times is None or len(times) < MOST_FAILURES:
             return 0.0
         return max(times[0] + WINDOW_S - time.monotonic(), 0.0)
+
+
+def _address_of(scope: Scope) -> str:
+    client = scope.get("client")
+    return str(client[0]) if client else ""
+
+
+def _ip_of(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """Return the address as it is configured: a socket for IPv6 and IPv4 shows the latter as ::ffff:192.0.2.1."""
+    try:
+        found = ipaddress.ip_address(address)
+    except ValueError:
+        return None
+    return (found.ipv4_mapped if isinstance(found, ipaddress.IPv6Address) else None) or found
 
 
 def _is_for_us(headers: Headers) -> bool:

@@ -11,6 +11,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from executor.setting_types import is_local
 from executor.settings import Settings
 from executor.web.app import make_app
+from executor.web.guard import Access
 from executor.web.watched import Stage
 
 #: Connections at once; more are answered with 503.
@@ -37,12 +38,15 @@ class _Impatient(H11Protocol):
 
 def make_server(settings: Settings, stage: Stage) -> uvicorn.Server:
     """Return a server that listens on nothing yet."""
-    app = make_app(
-        stage, token=settings.smith_http_token.get_secret_value(), is_local=is_local(settings.smith_http_addr)
+    access = Access(
+        token=settings.smith_http_token.get_secret_value(),
+        proxies=settings.smith_http_proxies,
+        user_header=settings.smith_http_user_header,
+        is_local=is_local(settings.smith_http_addr),
     )
     return uvicorn.Server(
         uvicorn.Config(
-            app,
+            make_app(stage, access),
             loop="asyncio",
             http=_Impatient,
             ws="none",

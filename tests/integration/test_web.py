@@ -77,8 +77,10 @@ class Site:
         for name in health.PATIENCE_S:
             self.state.turns[name] = time.monotonic() - quiet_s.get(name, 0.0)
 
-    def ask(self, path: str, method: str = "GET", **headers: str) -> tuple[int, dict[str, str], str]:
-        connection = http.client.HTTPConnection("127.0.0.1", self.stage.port, timeout=WITHIN_S)
+    def ask(
+        self, path: str, method: str = "GET", *, source: str = "127.0.0.1", **headers: str
+    ) -> tuple[int, dict[str, str], str]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.stage.port, WITHIN_S, source_address=(source, 0))
         try:
             connection.request(method, path, headers={name.replace("_", "-"): text for name, text in headers.items()})
             answer = connection.getresponse()
@@ -481,12 +483,58 @@ def test_who_shows_wrong_tokens_again_and_again_is_not_listened_to(make_site: Ma
     assert site.ask("/livez")[0] == 200, "who shows no token is no attacker"
 
 
+def test_a_reverse_proxy_that_says_who_asks_is_believed_and_nobody_else_is(make_site: MakeSite) -> None:
+    site = make_site(SMITH_HTTP_PROXIES="127.0.0.5,127.0.7.0/24", SMITH_HTTP_USER_HEADER="X-Login")
+    site.show()
+    for proxy in ("127.0.0.5", "127.0.7.9"):
+        assert site.ask("/metrics", source=proxy, x_login="ops")[0] == 200
+        for login in ({}, {"x_login": " "}, {"x_forwarded_user": "ops"}, {"authorization": f"Bearer {TOKEN}"}):
+            status, headers, _body = site.ask("/metrics", source=proxy, **login)
+            assert status == 403
+            assert "www-authenticate" not in headers, "no token would help"
+    for other in ("127.0.0.1", "127.0.0.6", "127.0.8.9"):
+        assert site.ask("/metrics", source=other, x_login="ops", x_forwarded_for="127.0.0.5")[0] == 403
+        assert site.ask("/livez", source=other)[0] == 200
+
+
+def test_who_comes_through_the_proxy_sees_details_and_a_token_is_as_good(make_site: MakeSite) -> None:
+    site = make_site(SMITH_HTTP_PROXIES="127.0.0.5", SMITH_HTTP_TOKEN=TOKEN)
+    site.turn()
+    site.show()
+    site.state.fulcrum.note_down("GET https://core.internal/api: refused")
+    assert "core.internal" in site.ask("/readyz", source="127.0.0.5", x_forwarded_user="ops")[2]
+    assert "core.internal" not in site.ask("/readyz", x_forwarded_user="ops")[2]
+    assert site.ask("/metrics", authorization=f"Bearer {TOKEN}")[0] == 200
+    assert site.ask("/metrics", x_forwarded_user="ops")[0] == 401
+    for _ in range(MOST_FAILURES + 1):
+        site.ask("/metrics", source="127.0.0.5", authorization="Bearer wrong-wrong-wrong")
+    assert site.ask("/metrics", source="127.0.0.5", x_forwarded_user="ops")[0] == 200, "a proxy is no single person"
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"SMITH_HTTP_PROXIES": "0.0.0.0/0"}, "everybody could then say who they are"),
+        ({"SMITH_HTTP_PROXIES": "::/0"}, "everybody could then say who they are"),
+        ({"SMITH_HTTP_PROXIES": "proxy.example.net"}, "must be addresses, or networks"),
+        ({"SMITH_HTTP_PROXIES": "10.8.0.7/24"}, "must be addresses, or networks"),
+        ({"SMITH_HTTP_USER_HEADER": "X Login"}, "must be the name of a header"),
+        ({"SMITH_HTTP_USER_HEADER": "Authorization"}, "must be the name of a header"),
+    ],
+)
+def test_a_proxy_that_cannot_be_meant_is_refused(variables: dict[str, str], words: str) -> None:
+    with pytest.raises(SettingsError, match=words):
+        load_settings(env_file=None, environ=variables)
+
+
 @pytest.mark.parametrize("address", ["0.0.0.0:9642", "[::]:9642", "192.0.2.1:80", "host.example.net:9642"])
 def test_an_address_for_others_needs_a_token(address: str) -> None:
     with pytest.raises(SettingsError, match="SMITH_HTTP_ADDR is wrong, other machines can reach"):
         load_settings(env_file=None, environ={"SMITH_HTTP_ADDR": address})
     settings = load_settings(env_file=None, environ={"SMITH_HTTP_ADDR": address, "SMITH_HTTP_TOKEN": TOKEN})
     assert settings.smith_http_addr == address
+    proxied = load_settings(env_file=None, environ={"SMITH_HTTP_ADDR": address, "SMITH_HTTP_PROXIES": "192.0.2.7"})
+    assert proxied.smith_http_proxies == ("192.0.2.7/32",)
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "127.8.8.8:1", "[::1]:1", "localhost:1", "off"])

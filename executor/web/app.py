@@ -1,4 +1,4 @@
-"""The pages: /livez, /readyz, /metrics, and a list of them at /."""
+"""The pages: /livez, /readyz, /metrics, what they answer at /openapi.json, and a list of them at /."""
 
 from __future__ import annotations
 
@@ -13,20 +13,22 @@ from starlette.routing import Route
 from executor.web.gauges import Gauges
 from executor.web.guard import Access, Guard
 from executor.web.health import Verdict, liveness, readiness
+from executor.web.openapi import document
 from executor.web.watched import Stage
 
-PAGES = ("/livez", "/readyz", "/metrics")
+PAGES = ("/livez", "/readyz", "/metrics", "/openapi.json")
 
 
 def make_app(stage: Stage, access: Access) -> Starlette:
     """Return everything that the socket serves."""
-    pages = _Pages(stage)
+    pages = _Pages(stage, access)
     app = Starlette(
         routes=[
             Route("/", pages.index),
             Route("/livez", pages.livez),
             Route("/readyz", pages.readyz),
             Route("/metrics", pages.metrics),
+            Route("/openapi.json", pages.openapi),
         ],
         middleware=[Middleware(Guard, access)],
         exception_handlers={404: _not_found},
@@ -38,8 +40,9 @@ def make_app(stage: Stage, access: Access) -> Starlette:
 class _Pages:
     """Plain functions: starlette runs them in threads, so a slow database delays no other page."""
 
-    def __init__(self, stage: Stage) -> None:
+    def __init__(self, stage: Stage, access: Access) -> None:
         self._stage = stage
+        self._description = document(access)
 
     def index(self, _request: Request) -> Response:
         return JSONResponse({"pages": PAGES})
@@ -60,6 +63,9 @@ class _Pages:
         everything.register(Gauges(watched, prober))
         everything.register(watched.meters.registry)
         return Response(encode(everything), media_type=content_type)
+
+    def openapi(self, _request: Request) -> Response:
+        return JSONResponse(self._description)
 
 
 def _page(request: Request, verdict: Verdict) -> Response:

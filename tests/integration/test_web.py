@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import itertools
 import json
 import logging
 import re
@@ -15,7 +16,9 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
+import schemathesis
 from cli_world import claim, submit
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import Engine, event
@@ -33,6 +36,7 @@ from executor.scheduler import CriticalJob, Scheduler
 from executor.settings import Settings, load_settings
 from executor.state import AgentState
 from executor.web import health, probes
+from executor.web.app import PAGES
 from executor.web.guard import MOST_FAILURES
 from executor.web.meters import MOST_ACTIONS, Meters
 from executor.web.server import serving
@@ -525,6 +529,58 @@ def test_who_comes_through_the_proxy_sees_details_and_a_token_is_as_good(make_si
 def test_a_proxy_that_cannot_be_meant_is_refused(variables: dict[str, str], words: str) -> None:
     with pytest.raises(SettingsError, match=words):
         load_settings(env_file=None, environ=variables)
+
+
+# What the pages say of themselves
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [{}, {"SMITH_HTTP_TOKEN": TOKEN}, {"SMITH_HTTP_PROXIES": "127.0.0.5"}],
+    ids=["open here", "token", "reverse proxy"],
+)
+def test_every_answer_is_one_that_the_description_names(variables: dict[str, str], make_site: MakeSite) -> None:
+    """From the start that waits to the agent at work; who may read, who may not, and who shows wrong tokens."""
+    site = make_site(**variables)
+    callers: list[dict[str, str]] = [{}, {"host": "attacker.example"}, {"authorization": f"Bearer {TOKEN}"}]
+    callers += [{"source": "127.0.0.5", "x_forwarded_user": "ops"}]
+    callers += [{"source": "127.0.0.6", "authorization": "Bearer wrong-wrong-wrong"}] * (MOST_FAILURES + 1)
+    described = json.loads(site.ask("/openapi.json", **callers[2 if "SMITH_HTTP_TOKEN" in variables else 3])[2])
+    assert set(described["paths"]) == {"/", *PAGES}
+    met = set()
+    for step in ("starting", "not ready", "alive"):
+        if step == "not ready":
+            site.show()
+        if step == "alive":
+            site.turn()
+            site.state.heard_at = time.time()
+            site.until("/readyz", 200)
+        for path, method, caller in itertools.product(described["paths"], ("GET", "HEAD"), callers):
+            answer = site.ask(path, method, **caller)
+            _check_against(described, path, method, answer)
+            met.add(answer[0])
+    named = {status for page in described["paths"].values() for status in page["get"]["responses"]}
+    assert {str(status) for status in met} == named - {"500"}
+
+
+def _check_against(described: dict[str, Any], path: str, method: str, answer: tuple[int, dict[str, str], str]) -> None:
+    status, headers, body = answer
+    named = described["paths"][path][method.lower()]["responses"]
+    assert str(status) in named, (path, method, status)
+    for header, rule in named[str(status)].get("headers", {}).items():
+        assert not rule["required"] or header.lower() in headers
+    if method == "HEAD":
+        assert "content" not in named[str(status)]
+        return
+    kind = headers["content-type"].partition(";")[0]
+    schema = named[str(status)]["content"][kind]["schema"]
+    if kind == "application/json":
+        jsonschema.validate(json.loads(body), {**schema, "components": described["components"]})
+
+
+def test_the_description_is_valid_openapi(site: Site) -> None:
+    described = json.loads(site.ask("/openapi.json")[2])
+    assert schemathesis.openapi.from_dict(described).validate() is None
 
 
 @pytest.mark.parametrize("address", ["0.0.0.0:9642", "[::]:9642", "192.0.2.1:80", "host.example.net:9642"])

@@ -1,0 +1,145 @@
+"""What the pages answer, as OpenAPI: served as /openapi.json, and held against the pages by the tests.
+
+It tells of this server as it is set up: where no login is needed, none is described.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from executor.version import VERSION
+from executor.web.guard import METHODS, OPEN_PATHS, Access
+
+Json = dict[str, Any]
+
+_TEXT: Json = {"type": "string"}
+_SCHEMAS: Json = {
+    "Health": {
+        "type": "object",
+        "required": ["status", "checks"],
+        "additionalProperties": False,
+        "properties": {
+            "status": {"enum": ["starting", "alive", "stuck", "stopping", "ready", "not ready"]},
+            "checks": {"type": "array", "items": {"$ref": "#/components/schemas/Check"}},
+        },
+    },
+    "Check": {
+        "type": "object",
+        "required": ["name", "ok"],
+        "additionalProperties": False,
+        "properties": {
+            "name": _TEXT,
+            "ok": {"type": "boolean"},
+            "reason": {**_TEXT, "description": "in our own words, fit for everybody"},
+            "detail": {**_TEXT, "description": "may name hosts and folders; only for who may read everything"},
+        },
+    },
+    "Pages": {
+        "type": "object",
+        "required": ["pages"],
+        "additionalProperties": False,
+        "properties": {"pages": {"type": "array", "items": _TEXT}},
+    },
+    "Error": {
+        "type": "object",
+        "required": ["error"],
+        "additionalProperties": False,
+        "properties": {"error": _TEXT},
+    },
+}
+_ABOUT = (
+    "Health and metrics. Nothing can be changed: every other method is answered with 405. "
+    "Too many connections at once are answered with 503."
+)
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """What one status means, and what comes with it."""
+
+    text: str
+    content: Json
+    headers: Json | None = None
+
+
+def document(access: Access) -> Json:
+    """Return the description of what is served to whom."""
+    metrics = {"text/plain": {"schema": _TEXT}, "application/openmetrics-text": {"schema": _TEXT}}
+    pages = {
+        "/": ("The list of pages", {200: _Answer("the pages", _json("Pages"))}),
+        "/livez": ("Whether every loop moves", _health("alive, starting or stopping", "stuck")),
+        "/readyz": ("Whether a job could be carried", _health("ready", "not ready")),
+        "/metrics": (
+            "Metrics for Prometheus",
+            {200: _Answer("the metrics", metrics), 503: _Answer("the agent is starting", _json("Error"))},
+        ),
+        "/openapi.json": (
+            "This description",
+            {200: _Answer("OpenAPI", {"application/json": {"schema": {"type": "object"}}})},
+        ),
+    }
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "Agent Smith", "version": VERSION, "description": _ABOUT},
+        "paths": {path: _path(summary, path, answers, access) for path, (summary, answers) in pages.items()},
+        "components": {"schemas": _SCHEMAS, "securitySchemes": _logins(access)},
+    }
+
+
+def _health(good: str, bad: str) -> dict[int, _Answer]:
+    return {200: _Answer(good, _json("Health")), 503: _Answer(bad, _json("Health"))}
+
+
+def _json(schema: str) -> Json:
+    return {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}}}
+
+
+def _path(summary: str, path: str, answers: dict[int, _Answer], access: Access) -> Json:
+    is_open = path in OPEN_PATHS
+    logins: list[Json] = [] if is_open else [{name: []} for name in _logins(access)]
+    known = {**answers, **_refusals(access, is_open=is_open)}
+    return {
+        method.lower(): {
+            "summary": summary,
+            "security": logins,
+            "responses": {str(status): _response(known[status], method) for status in sorted(known)},
+        }
+        for method in METHODS
+    }
+
+
+def _refusals(access: Access, *, is_open: bool) -> dict[int, _Answer]:
+    """Return what the guard in front of a page may answer."""
+    found = {500: _Answer("a defect, told in the log", _json("Error"))}
+    if access.is_local and not access.needs_login:
+        found[421] = _Answer("another host was asked for", _json("Error"))
+    if access.token:
+        wait = {"Retry-After": {"required": True, "schema": {"type": "integer", "minimum": 1}}}
+        found[429] = _Answer("too many wrong tokens from this address", _json("Error"), wait)
+    if access.token and not is_open:
+        how = {"WWW-Authenticate": {"required": True, "schema": _TEXT}}
+        found[401] = _Answer("a token is needed", _json("Error"), how)
+    elif access.needs_login and not is_open:
+        found[403] = _Answer("not through a reverse proxy that says who asks", _json("Error"))
+    return found
+
+
+def _response(answer: _Answer, method: str) -> Json:
+    found: Json = {"description": answer.text}
+    if answer.headers:
+        found["headers"] = answer.headers
+    if method != "HEAD":
+        found["content"] = answer.content
+    return found
+
+
+def _logins(access: Access) -> Json:
+    """Return each way to be known, by its name."""
+    found: Json = {}
+    if access.token:
+        found["token"] = {"type": "http", "scheme": "bearer"}
+    if access.proxies:
+        text = "set by a reverse proxy; from other addresses it means nothing"
+        found["proxy"] = {"type": "apiKey", "in": "header", "name": access.user_header, "description": text}
+    return found

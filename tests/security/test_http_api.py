@@ -1,0 +1,138 @@
+"""S8: whatever anybody asks of a running agent over HTTP, nothing breaks, nothing changes, nobody reads unknown.
+
+Schemathesis takes the description that the agent itself serves, and asks whatever follows from it.
+"""
+
+from __future__ import annotations
+
+import copy
+import http.client
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from executor.lab.system import running_lab, wait_for
+
+TOKEN = "a-token-of-more-than-sixteen"
+SCHEMATHESIS = Path(sys.executable).with_name("schemathesis")
+WITHIN_S = 60.0
+
+
+@dataclass(frozen=True)
+class Api:
+    """A running agent's port, and what it says of its pages."""
+
+    folder: Path
+    port: int
+    log: Path
+    description: dict[str, Any] = field(default_factory=dict)
+
+    def ask(self, method: str, path: str, headers: dict[str, str], *, source: str = "127.0.0.1") -> tuple[int, bytes]:
+        """Ask from an address of our own; each may show wrong tokens for a while."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, WITHIN_S, source_address=(source, 0))
+        try:
+            connection.request(method, path, headers=headers)
+            answer = connection.getresponse()
+            return answer.status, answer.read()
+        finally:
+            connection.close()
+
+    def examine(self, description: dict[str, Any], *options: str, token: str = "") -> subprocess.CompletedProcess[str]:
+        """Let schemathesis hold the pages against a description."""
+        config, file = self.folder / "schemathesis.toml", self.folder / "openapi.json"
+        config.write_text(f'[headers]\nAuthorization = "Bearer {token}"\n' if token else "")
+        file.write_text(json.dumps(description))
+        command = [SCHEMATHESIS, "--config-file", config, "run", file, "--url", f"http://127.0.0.1:{self.port}"]
+        command += ["--no-color", "--seed", "1", *options]
+        return subprocess.run(command, cwd=self.folder, capture_output=True, text=True, check=False, timeout=240)
+
+
+@pytest.fixture(scope="module")
+def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
+    """A ready agent with a token."""
+    folder = tmp_path_factory.mktemp("http-api")
+    with running_lab(folder, settings={"SMITH_HTTP_TOKEN": TOKEN}) as lab:
+        lab.start_executor()
+        served = wait_for(lambda: lab.log_events("http_served"), WITHIN_S, "the port")
+        found = Api(folder, served[-1]["port"], lab.log_file)
+        wait_for(lambda: found.ask("GET", "/readyz", {})[0] == 200, WITHIN_S, "the agent to be ready")
+        status, said = found.ask("GET", "/openapi.json", {"Authorization": f"Bearer {TOKEN}"})
+        assert status == 200
+        yield replace(found, description=json.loads(said))
+
+
+def test_every_answer_is_one_that_the_description_names(api: Api) -> None:
+    """Statuses, types, headers and bodies; and every method that it does not name is refused."""
+    done = api.examine(api.description, "--exclude-checks", "ignored_auth", token=TOKEN)
+    assert done.returncode == 0, done.stdout
+    assert "No issues found" in done.stdout
+    assert "page_broke" not in api.log.read_text()
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    method=st.sampled_from(
+        ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT", "PURGE", "X"]
+    ),
+    path=st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), max_size=40),
+    headers=st.dictionaries(
+        st.sampled_from(["Accept", "Authorization", "Cookie", "X-Forwarded-User", "X-HTTP-Method-Override", "Range"]),
+        st.text(st.characters(min_codepoint=0x20, max_codepoint=0xFF, exclude_characters="\x7f"), max_size=40),
+        max_size=3,
+    ),
+    known=st.sampled_from(["", "livez", "readyz", "metrics", "openapi.json"]),
+)
+def test_whatever_else_is_asked_is_answered_without_a_server_error_and_nothing_is_written(
+    api: Api, method: str, path: str, headers: dict[str, str], known: str
+) -> None:
+    status, _body = api.ask(method, f"/{known}{path}", headers, source="127.0.0.2")
+    assert status < 500
+    if method not in ("GET", "HEAD"):
+        assert status in (400, 405)
+    elif known not in ("livez", "readyz"):
+        assert status in (400, 401, 429)
+
+
+def test_a_description_that_is_not_true_is_noticed(api: Api) -> None:
+    """Otherwise the others would prove nothing."""
+    wrong = copy.deepcopy(api.description)
+    wrong["paths"]["/metrics"]["get"]["responses"]["200"]["content"] = {"application/json": {"schema": {}}}
+    wrong["paths"]["/livez"]["get"]["responses"]["200"]["content"]["application/json"]["schema"] = {"type": "array"}
+    del wrong["paths"]["/readyz"]["get"]["responses"]["200"]
+    done = api.examine(wrong, "--exclude-checks", "ignored_auth", "--continue-on-failure", token=TOKEN)
+    assert done.returncode == 1, done.stdout
+    for code in ("ST103 Undocumented status", "ST105 Undocumented Content-Type", "ST108 Response violates schema"):
+        assert code in done.stdout
+
+
+# --- the last ones: they show wrong tokens, in the end so many that this address is not listened to ------------------
+
+
+def test_a_page_that_would_be_read_without_the_token_is_noticed(api: Api) -> None:
+    wrong = copy.deepcopy(api.description)
+    wrong["paths"]["/livez"]["get"]["security"] = [{"token": []}]  # it is open to everybody
+    done = api.examine(wrong, "--checks", "ignored_auth", "--include-path", "/livez", token=TOKEN)
+    assert done.returncode == 1, done.stdout
+    assert "API accepts requests without authentication" in done.stdout
+
+
+def test_no_page_but_health_is_read_without_the_token(api: Api) -> None:
+    done = api.examine(api.description, "--checks", "ignored_auth", "--phases", "coverage", token=TOKEN)
+    assert done.returncode == 0, done.stdout
+    assert api.ask("GET", "/metrics", {"Authorization": f"Bearer {TOKEN}"})[0] == 200, "refused for their number alone"
+
+
+def test_without_the_token_no_request_meets_a_server_error_or_changes_anything(api: Api) -> None:
+    """Hundreds of requests, most with wrong tokens."""
+    done = api.examine(api.description, "--exclude-checks", "ignored_auth")
+    assert done.returncode == 0, done.stdout
+    assert "page_broke" not in api.log.read_text()
+    assert api.ask("GET", "/metrics", {"Authorization": f"Bearer {TOKEN}"})[0] == 429

@@ -5,6 +5,7 @@ A text that merely looks like a reference stays text. Nothing here is stored or 
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Iterator
@@ -19,6 +20,9 @@ REFERENCE_PREFIX = "vault://"
 TYPE_AGE_S = 60.0
 #: A vault that answers 500 this often has no key: FulcrumCore says nothing clearer.
 PATIENCE_ATTEMPTS = 3
+#: A password, a key, a chain of certificates. Every line of every log is searched for each of its lines, so that
+#: somebody's megabyte would slow the whole agent down.
+MAX_SECRET_CHARS = 65_536
 
 Path = tuple[str, ...]
 
@@ -46,15 +50,11 @@ class SecretResolver:
         return filled
 
     def values_in(self, job: Job, properties: dict[str, Any]) -> tuple[str, ...]:
-        """Return the secret texts among filled properties: what no artifact may show."""
+        """Return the secret texts among filled properties, those inside objects too: what no artifact may show."""
         if not properties or not _mentions_reference(_delivered(job)):
             return ()
-        texts = []
-        for path in self._secret_paths(job):
-            for holder, key in _places(properties, path):
-                if isinstance(holder[key], str):
-                    texts.append(holder[key])
-        return tuple(texts)
+        places = (place for path in self._secret_paths(job) for place in _places(properties, path))
+        return tuple(dict.fromkeys(text for holder, key in places for text in _texts(holder[key])))
 
     def _fill_one(self, job: Job, holder: Any, key: Any) -> None:
         reference = holder[key]
@@ -74,6 +74,8 @@ class SecretResolver:
             if error.status == 500 and job.attempt >= PATIENCE_ATTEMPTS:
                 raise JobError(ErrorCode.SECRET_MISSING, "the vault cannot be read") from None
             raise
+        if len(json.dumps(value, ensure_ascii=False)) > MAX_SECRET_CHARS:
+            raise JobError(ErrorCode.INVALID_REQUEST, f"the secret {key} is larger than {MAX_SECRET_CHARS} characters")
         holder[key] = value
 
     @staticmethod
@@ -115,6 +117,17 @@ def _strings(value: Any) -> Iterator[str]:
     elif isinstance(value, list):
         for item in value:
             yield from _strings(item)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Yield what a secret shows wherever it is written: its strings, and its numbers as text."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        for item in value:
+            yield from _texts(item)
+    elif value is not None and not isinstance(value, bool):
+        yield str(value)
 
 
 def _copy(value: Any) -> Any:

@@ -1,0 +1,247 @@
+"""Vault references: values in memory only, where the service type says so, and what a vault without a value means."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from executor.database import Job
+from executor.errors import ErrorCode, FulcrumUnavailable, JobError
+from executor.fulcrum import FulcrumClient
+from executor.jobs import PlaybookRun
+from executor.lab.fulcrum_setup import SERVICE_TYPE_FILE, AdminClient, Bootstrapped, bootstrap, load_type
+from executor.lab.simulator_control import RunningSimulator, running_simulator
+from executor.redaction import MASK, Redactor
+from executor.runner import Runner, RunnerPaths, ansible_home
+from executor.vault import MAX_SECRET_CHARS, PATIENCE_ATTEMPTS, SecretResolver
+
+GONE = "vault://0b6f3a52-0000-4000-8000-000000000000"
+SECRET = {"type": "persistent"}
+#: Beside our own property: one that may be any JSON, one inside objects of an array, and one that is just text.
+PROPERTIES = {
+    "anything": {"type": "json", "secret": SECRET},
+    "note": {"type": "string"},
+    "users": {
+        "type": "array",
+        "items": {
+            "type": "object",
+            "properties": {"name": {"type": "string"}, "password": {"type": "string", "secret": SECRET}},
+        },
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def core() -> Iterator[tuple[RunningSimulator, Bootstrapped, str]]:
+    """A FulcrumCore with a service type that has secrets everywhere."""
+    with running_simulator() as simulator, AdminClient(simulator.url) as admin:
+        offered = copy.deepcopy(load_type(SERVICE_TYPE_FILE)) | {"name": "vm-with-secrets"}
+        offered["propertySchema"]["properties"] |= PROPERTIES
+        ids = bootstrap(admin)
+        yield simulator, ids, admin.create("service-types", **offered)["id"]
+
+
+@pytest.fixture
+def simulator(core: tuple[RunningSimulator, Bootstrapped, str]) -> Iterator[RunningSimulator]:
+    yield core[0]
+    core[0].switch(vault_off=False)
+    core[0].clear_faults()
+
+
+@pytest.fixture
+def resolver(core: tuple[RunningSimulator, Bootstrapped, str]) -> SecretResolver:
+    simulator, ids, _type_id = core
+    return SecretResolver(FulcrumClient(simulator.url, lambda: ids.agent_token, read_timeout_s=5))
+
+
+@pytest.fixture
+def type_id(core: tuple[RunningSimulator, Bootstrapped, str]) -> str:
+    return core[2]
+
+
+def job_of(
+    type_id: str, properties: dict[str, Any], *, action: str = "create", status: str = "New", **more: Any
+) -> Job:
+    service = {"serviceTypeId": type_id, "status": status, "properties": more.pop("before", {})}
+    return Job(action=action, params=properties, service=service, **{"attempt": 1, **more})
+
+
+def test_only_what_the_type_marks_secret_becomes_a_value(
+    resolver: SecretResolver, simulator: RunningSimulator, type_id: str
+) -> None:
+    reference = simulator.add_secret("correct horse")
+    given_properties = {
+        "ciPassword": reference,
+        "note": reference,  # an ordinary text that looks like one
+        "hostname": "vault://x",
+        "users": [{"name": reference, "password": reference}, {"name": "b", "password": "in the clear"}],
+        "unknown": {"ciPassword": reference},
+    }
+    before = copy.deepcopy(given_properties)
+    filled = resolver.fill_in(job_of(type_id, given_properties), given_properties)
+    assert filled == {
+        **given_properties,
+        "ciPassword": "correct horse",
+        "users": [{"name": reference, "password": "correct horse"}, {"name": "b", "password": "in the clear"}],
+    }
+    assert given_properties == before, "what is stored still holds the references"
+
+
+def test_without_a_reference_nobody_is_asked(resolver: SecretResolver, simulator: RunningSimulator) -> None:
+    simulator.fault("status", method="GET", path=".*", times=1, status=503)
+    properties = {"ciPassword": "x", "note": "see vault"}
+    assert resolver.fill_in(job_of("no-such-type", properties), properties) is properties
+
+
+@pytest.mark.parametrize(
+    "reference", ["vault://", "vault://../agents/me", "vault://%2e%2e/tokens", GONE, "vault://x y"]
+)
+def test_a_first_create_fails_for_a_secret_that_is_gone(resolver: SecretResolver, type_id: str, reference: str) -> None:
+    properties = {"ciPassword": reference}
+    with pytest.raises(JobError) as caught:
+        resolver.fill_in(job_of(type_id, properties), properties)
+    assert caught.value.code is ErrorCode.SECRET_MISSING
+    assert reference not in caught.value.detail
+
+
+@pytest.mark.parametrize(
+    ("action", "status"), [("create", "Failed"), ("update", "Started"), ("start", "Stopped"), ("leak", "Started")]
+)
+def test_elsewhere_a_secret_that_is_gone_leaves_the_setting_alone(
+    resolver: SecretResolver, type_id: str, action: str, status: str
+) -> None:
+    properties = {"ciPassword": GONE, "users": [{"password": GONE}, {"password": GONE, "name": "b"}]}
+    job = job_of(type_id, properties, action=action, status=status)
+    assert resolver.fill_in(job, properties) == {"users": [{}, {"name": "b"}]}
+
+
+def test_an_update_that_does_not_touch_a_secret_does_not_ask_for_it(
+    resolver: SecretResolver, simulator: RunningSimulator, type_id: str
+) -> None:
+    """Its value may be gone from the vault, or be somebody else's problem: the setting stays as it is."""
+    old, new = simulator.add_secret("old"), simulator.add_secret("new")
+    before = {"ciPassword": old, "anything": old}
+    job = job_of(type_id, before | {"anything": new}, action="update", status="Started", before=before)
+    assert resolver.fill_in(job, job.params) == {"anything": "new"}
+
+
+def test_a_vault_that_is_off_is_asked_again_and_then_told(
+    resolver: SecretResolver, simulator: RunningSimulator, type_id: str
+) -> None:
+    properties = {"ciPassword": simulator.add_secret("x")}
+    simulator.switch(vault_off=True)
+    for attempt in range(1, PATIENCE_ATTEMPTS):
+        with pytest.raises(FulcrumUnavailable):
+            resolver.fill_in(job_of(type_id, properties, attempt=attempt), properties)
+    with pytest.raises(JobError) as caught:
+        resolver.fill_in(job_of(type_id, properties, attempt=PATIENCE_ATTEMPTS), properties)
+    assert (caught.value.code, caught.value.detail) == (ErrorCode.SECRET_MISSING, "the vault cannot be read")
+
+
+def test_an_outage_is_no_missing_secret_however_often_it_is_met(
+    resolver: SecretResolver, simulator: RunningSimulator, type_id: str
+) -> None:
+    properties = {"ciPassword": simulator.add_secret("x")}
+    simulator.fault("status", method="GET", path=".*/vault/.*", times=9, status=503)
+    with pytest.raises(FulcrumUnavailable):
+        resolver.fill_in(job_of(type_id, properties, attempt=7), properties)
+
+
+@pytest.mark.parametrize("type_id", [None, "00000000-0000-4000-8000-000000000000"])
+def test_without_a_service_type_no_secret_is_read(resolver: SecretResolver, type_id: Any) -> None:
+    properties = {"ciPassword": GONE}
+    with pytest.raises(JobError) as caught:
+        resolver.fill_in(job_of(type_id, properties), properties)
+    assert caught.value.code is ErrorCode.SECRET_MISSING
+
+
+def test_a_megabyte_is_refused_before_anybody_searches_for_it(
+    resolver: SecretResolver, simulator: RunningSimulator, type_id: str
+) -> None:
+    properties = {"anything": simulator.add_secret("x\n" * 500_000)}
+    with pytest.raises(JobError) as caught:
+        resolver.fill_in(job_of(type_id, properties), properties)
+    assert caught.value.code is ErrorCode.INVALID_REQUEST
+    assert f"the secret anything is larger than {MAX_SECRET_CHARS}" in caught.value.detail
+
+
+@pytest.mark.parametrize(
+    ("value", "texts"),
+    [
+        ("quotes ' \" and\nlines\t{{ x }} $HOME ü☃💥", ("quotes ' \" and\nlines\t{{ x }} $HOME ü☃💥",)),
+        ({"user": "root", "keys": ["key-1", {"deep": "key-2"}], "on": True, "no": None}, ("root", "key-1", "key-2")),
+        (["a", "a"], ("a",)),
+        (123456, ("123456",)),
+        ("", ("",)),
+        (None, ()),
+        (False, ()),
+    ],
+)
+def test_everything_inside_a_secret_is_secret(
+    resolver: SecretResolver, simulator: RunningSimulator, type_id: str, value: Any, texts: tuple[str, ...]
+) -> None:
+    properties = {"anything": simulator.add_secret(value), "note": "not secret"}
+    job = job_of(type_id, properties)
+    filled = resolver.fill_in(job, properties)
+    assert filled["anything"] == value
+    assert resolver.values_in(job, filled) == texts
+
+
+JSON = st.recursive(
+    st.text(st.characters(codec="utf-8"), max_size=20) | st.integers() | st.booleans() | st.none(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(value=JSON)
+def test_any_value_of_the_vault_arrives_as_it_is(
+    resolver: SecretResolver, simulator: RunningSimulator, type_id: str, value: Any
+) -> None:
+    properties = {"anything": simulator.add_secret(value)}
+    assert resolver.fill_in(job_of(type_id, properties), properties)["anything"] == value
+
+
+LEAK = """---
+- name: Tell everything
+  hosts: all
+  gather_facts: false
+  tasks:
+    - name: Say it
+      ansible.builtin.debug:
+        msg: "{{ vm }} {{ vm.properties.anything.pin }} {{ vm.properties.anything.lines | to_json }}"
+"""
+
+
+def test_a_secret_that_is_an_object_is_masked_in_all_that_a_run_leaves(
+    resolver: SecretResolver, simulator: RunningSimulator, type_id: str, tmp_path: Path
+) -> None:
+    value = {"pin": 918273645, "lines": 'it\'s "one"\nand the other ü☃💥', "in": [{"deep": "key-material-7"}]}
+    properties = {"anything": simulator.add_secret(value)}
+    job = job_of(type_id, properties)
+    filled = resolver.fill_in(job, properties)
+    playbook = tmp_path / "tell.yml"
+    playbook.write_text(LEAK)
+    paths = RunnerPaths(ansible_home=ansible_home(), run_dir=tmp_path / "run", artifacts_dir=tmp_path / "kept")
+    runner = Runner(paths, lambda: {"api_host": "pve.example", "api_token_secret": "nobody's"}, redactor=Redactor())
+    artifacts = runner.run(
+        PlaybookRun(
+            ident="tell-1",
+            action="tell",
+            playbook=playbook,
+            vm={"properties": filled},
+            timeout_s=120,
+            secrets=resolver.values_in(job, filled),
+        )
+    )
+    said = "".join(file.read_text() for file in artifacts.folder.rglob("*") if file.is_file())
+    assert MASK in said
+    for secret in ("918273645", "and the other", "key-material-7", "it's"):
+        assert secret not in said

@@ -20,6 +20,8 @@ _MAKER = Maker(Area.FULCRUM)
 MOST_CLOCK_OFFSET_S = 5.0
 #: Properties without which no VM can be made.
 SHAPE = ("cores", "memoryMb", "diskGb")
+#: The property that FulcrumCore should keep in its vault.
+PASSWORD = "ciPassword"  # noqa: S105  (its name)
 
 
 class _NoAnswer(Exception):
@@ -116,6 +118,9 @@ def _service_types(agent: CoreAgent, client: FulcrumClient, settings: Settings) 
         absent = [name for name in SHAPE if not isinstance(properties, dict) or name not in properties]
         if absent:
             yield _MAKER.fail(f"type {found.name}", f"has no property {', '.join(absent)}: no VM can be made of it")
+        if isinstance(properties, dict) and PASSWORD in properties and (PASSWORD,) not in found.secret_paths():
+            text = f"{PASSWORD} is not marked secret: FulcrumCore shows it to everybody who may read the service"
+            yield _MAKER.warn(f"type {found.name}", text, f'"{PASSWORD}": {{"secret": {{"type": "ephemeral"}}, …}}')
 
 
 def _actions(found: ServiceType, folders: Any) -> Iterator[Check]:

@@ -152,6 +152,19 @@ def test_an_action_without_a_playbook_is_told(doctor: Examine, lab: LabSystem) -
     assert "defrost" in found.only("type proxmox-vm").text
 
 
+def test_a_password_that_fulcrum_would_show_to_everybody_is_told(doctor: Examine, lab: LabSystem) -> None:
+    path = f"/service-types/{lab.ids.service_type_id}"
+    before = lab.admin.call("GET", path)["propertySchema"]
+    members = before["properties"]
+    plain = {key: rule for key, rule in members["ciPassword"].items() if key != "secret"}
+    lab.admin.call("PATCH", path, {"propertySchema": {**before, "properties": {**members, "ciPassword": plain}}})
+    found = doctor()
+    lab.admin.call("PATCH", path, {"propertySchema": before})
+    (check,) = found.named("type proxmox-vm", Status.WARNING)
+    assert "ciPassword is not marked secret" in check.text
+    assert found.code == 0
+
+
 def test_missing_metric_types_are_told_with_the_call_that_makes_them(doctor: Examine, lab: LabSystem) -> None:
     (found_type,) = [row for row in lab.admin.list_all("metric-types") if row["name"] == "vm.cpu.usage"]
     lab.admin.call("DELETE", f"/metric-types/{found_type['id']}")

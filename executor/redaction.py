@@ -1,8 +1,8 @@
 """No secret leaves this program: one `redactor` masks every registered value, in every form that it may take.
 
 It stands in front of logs, run artifacts, error messages, the database, the command line and the web pages. A secret is
-found as it is, JSON-escaped (twice, too: Ansible prints JSON inside JSON), URL-encoded, in base64 at any alignment,
-quoted for a shell, for Python, for YAML or for HTML, and line by line when it has several lines.
+found as it is, JSON-escaped (up to three times: Ansible prints JSON inside JSON), URL-encoded, in base64 at any
+alignment, in hex, quoted for a shell, Python, Perl, YAML or HTML, and line by line when it has several lines.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ from __future__ import annotations
 import base64
 import html
 import json
+import re
 import shlex
 import threading
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 from urllib.parse import quote, quote_plus
 
@@ -38,7 +39,8 @@ class Redactor:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._secrets: Counter[str] = Counter()
-        self._needles: tuple[str, ...] = ()
+        self._forms: dict[str, frozenset[str]] = {}
+        self._needles = _Needles(())
 
     def __repr__(self) -> str:
         return f"<Redactor of {len(self._secrets)} secrets>"
@@ -48,8 +50,13 @@ class Redactor:
 
         A value added twice has to be discarded twice: two jobs may hold the same password.
         """
+        wanted = [secret for secret in secrets if len(secret.strip()) >= MIN_LENGTH]
+        made = {
+            secret: frozenset(_forms(secret)) for secret in set(wanted)
+        }  # before the lock: a long one takes a while
         with self._lock:
-            self._secrets.update(secret for secret in secrets if len(secret.strip()) >= MIN_LENGTH)
+            self._secrets.update(wanted)
+            self._forms = {**made, **self._forms}
             self._rebuild()
 
     def discard(self, *secrets: str) -> None:
@@ -61,7 +68,7 @@ class Redactor:
 
     def redact(self, text: str) -> str:
         """Return the text with every occurrence of a secret masked; where occurrences overlap, all of them."""
-        return _mask(text, _spans(text, self._needles))
+        return _mask(text, self._needles.spans(text))
 
     def redact_value(self, obj: Any) -> Any:
         """Return a copy of dicts, lists, tuples and sets in which every string, key or value, is redacted.
@@ -72,8 +79,8 @@ class Redactor:
 
     def _rebuild(self) -> None:
         """Replace the needles in one step, so that `redact` needs no lock."""
-        needles = {form for secret in self._secrets for form in _forms(secret)}
-        self._needles = tuple(sorted(needles, key=lambda needle: (-len(needle), needle)))
+        self._forms = {secret: self._forms[secret] for secret in self._secrets}
+        self._needles = _Needles(form for forms in self._forms.values() for form in forms)
 
     def _value(self, obj: Any, depth: int) -> Any:
         if not isinstance(obj, (dict, list, tuple, set, frozenset)):
@@ -120,8 +127,8 @@ class StreamRedactor:
         """Take the next piece and return what is safe to show by now."""
         text = self._held + text
         needles = self._redactor._needles
-        spans = _spans(text, needles)
-        cut = _safe_length(text, needles)
+        spans = needles.spans(text)
+        cut = needles.safe_length(text)
         # A masked span that reaches into the held part may still grow: it is held as a whole.
         while spans and spans[-1][1] > cut:
             cut = min(cut, spans.pop()[0])
@@ -134,24 +141,55 @@ class StreamRedactor:
         return self._redactor.redact(text)
 
 
-def _spans(text: str, needles: tuple[str, ...]) -> list[tuple[int, int]]:
-    """Find where needles stand in the text, overlapping occurrences joined, in order."""
-    found = sorted((start, start + len(needle)) for needle in needles for start in _starts(text, needle))
-    spans: list[tuple[int, int]] = []
-    for start, end in found:
-        if spans and start < spans[-1][1]:
-            spans[-1] = (spans[-1][0], max(end, spans[-1][1]))
-        else:
-            spans.append((start, end))
-    return spans
+class _Needles:
+    """Texts to be found, looked up by how they begin: searching costs the same however many they are."""
 
+    def __init__(self, texts: Iterable[str]) -> None:
+        self._texts = frozenset(texts)
+        by_start = defaultdict(list)
+        for text in sorted(self._texts, key=len, reverse=True):
+            by_start[text[:MIN_LENGTH]].append(text)
+        self._by_start = dict(by_start)
+        self._shorter = frozenset(start[:length] for start in by_start for length in range(1, MIN_LENGTH))
+        self._longest = max(map(len, self._texts), default=0)
 
-def _starts(text: str, needle: str) -> Iterator[int]:
-    """Yield where the needle starts, occurrences that overlap each other included."""
-    start = text.find(needle)
-    while start >= 0:
-        yield start
-        start = text.find(needle, start + 1)
+    def __contains__(self, text: str) -> bool:
+        return text in self._texts
+
+    def spans(self, text: str) -> list[tuple[int, int]]:
+        """Find where needles stand in the text, overlapping occurrences joined, in order."""
+        spans: list[tuple[int, int]] = []
+        for start, end in self._found(text):
+            if spans and start < spans[-1][1]:
+                spans[-1] = (spans[-1][0], max(end, spans[-1][1]))
+            else:
+                spans.append((start, end))
+        return spans
+
+    def safe_length(self, text: str) -> int:
+        """How much of the text can be judged already: up to where its end may be the beginning of a needle."""
+        for start in range(max(0, len(text) - self._longest + 1), len(text)):
+            if self._may_go_on(text, start):
+                return start
+        return len(text)
+
+    def _found(self, text: str) -> Iterator[tuple[int, int]]:
+        """Yield the longest needle at each place that has one."""
+        if not self._by_start:
+            return
+        for start in range(len(text) - MIN_LENGTH + 1):
+            for needle in self._by_start.get(text[start : start + MIN_LENGTH], ()):
+                if text.startswith(needle, start):
+                    yield start, start + len(needle)
+                    break
+
+    def _may_go_on(self, text: str, start: int) -> bool:
+        """True when a needle begins with all that follows, and is longer."""
+        rest_length = len(text) - start
+        if rest_length < MIN_LENGTH:
+            return text[start:] in self._shorter
+        needles = self._by_start.get(text[start : start + MIN_LENGTH], ())
+        return any(len(needle) > rest_length and needle.startswith(text[start:]) for needle in needles)
 
 
 def _mask(text: str, spans: list[tuple[int, int]]) -> str:
@@ -162,21 +200,6 @@ def _mask(text: str, spans: list[tuple[int, int]]) -> str:
         parts += [text[shown_to:start], MASK]
         shown_to = end
     return "".join([*parts, text[shown_to:]])
-
-
-def _safe_length(text: str, needles: tuple[str, ...]) -> int:
-    """How much of the text can be judged already: up to where its end may be the beginning of a needle."""
-    return min((_suffix_start(text, needle) for needle in needles), default=len(text))
-
-
-def _suffix_start(text: str, needle: str) -> int:
-    """Where the longest end of the text starts that the needle begins with, the whole needle excluded."""
-    start = text.find(needle[0], max(0, len(text) - len(needle) + 1))
-    while start >= 0:
-        if needle.startswith(text[start:]):
-            return start
-        start = text.find(needle[0], start + 1)
-    return len(text)
 
 
 def _forms(secret: str) -> set[str]:
@@ -190,32 +213,65 @@ def _forms(secret: str) -> set[str]:
 
 
 def _encoded(text: str) -> Iterator[str]:
+    data = text.encode("utf-8", "surrogatepass")
     yield text
     yield from _escaped(text)
     yield from _url_encoded(text)
-    yield from _base64(text.encode("utf-8", "surrogatepass"))
+    for whole in {data, _json_ascii(text).encode(), _json_unicode(text).encode("utf-8", "surrogatepass")}:
+        yield from _base64(whole)
+    yield from (data.hex(), data.hex().upper())
 
 
 def _escaped(text: str) -> Iterator[str]:
-    """JSON (also inside JSON), Python, shell, YAML and HTML."""
-    once: list[Callable[[str], str]] = [_json_ascii, _json_unicode, lambda t: _json_ascii(t).replace("/", "\\/")]
-    for escape in once:
-        yield escape(text)
-        yield escape(text).replace("'", "''")  # JSON inside YAML
-    for written in {*(escape(text) for escape in once), *_quoted(text)}:
+    """Whatever is quoted may stand in JSON, in Python's `repr`, in HTML or in a URL, and JSON in JSON once more."""
+    json_forms = {escape(text) for escape in _JSON}
+    for written in {*json_forms, *_quoted(text)}:
         yield written
-        yield from (escape(written) for escape in once)  # what Ansible prints is JSON, whatever it quotes
+        yield from (escape(written) for escape in (*_JSON, _repr, _repr_single, _html, _html_by_jinja))
+    for written in json_forms:
+        yield written.replace("'", "''")  # inside YAML
+        yield from (quote(written, safe=""), quote_plus(written))
+        yield from (_json_ascii(_json_ascii(written)), _json_unicode(_json_unicode(written)))
 
 
 def _quoted(text: str) -> Iterator[str]:
-    """Python, shell, YAML and HTML."""
-    yield repr(text)[1:-1]
+    """Python, Perl, shell, YAML and HTML."""
+    yield from (_repr(text), _repr_single(text), _ascii(text), _single(_ascii(text)))
     yield repr(text.encode("utf-8", "surrogatepass"))[2:-1]
+    yield text.encode("ascii", "backslashreplace").decode()  # an error that Python prints where there is no UTF-8
+    yield _single(text.replace("\\", "\\\\"))  # Perl and libpq, between single quotes
     yield shlex.quote(text).removeprefix("'").removesuffix("'")
     yield text.replace("'", "'\\''")
     yield "".join(char if char.isalnum() or char in "_-./:@%+=," else f"\\{char}" for char in text)  # printf %q
     yield text.replace("'", "''")
-    yield html.escape(text)
+    yield from (_yaml(text, shown) for shown in (_YAML_ASCII, _YAML_UNICODE))
+    yield from (_html(text), html.escape(text, quote=False), _html_by_jinja(text))
+
+
+def _repr(text: str) -> str:
+    """Write it as between double quotes in Python."""
+    return "".join(char if char in "'\"" else repr(char)[1:-1] for char in text)
+
+
+def _repr_single(text: str) -> str:
+    return _single(_repr(text))
+
+
+def _single(text: str) -> str:
+    """Write it as between single quotes: which ones Python takes depends on all that is between them."""
+    return text.replace("'", "\\'")
+
+
+def _ascii(text: str) -> str:
+    return "".join(char if char in "'\"" else ascii(char)[1:-1] for char in text)
+
+
+def _html(text: str) -> str:
+    return html.escape(text)
+
+
+def _html_by_jinja(text: str) -> str:
+    return html.escape(text, quote=False).replace('"', "&#34;").replace("'", "&#39;")
 
 
 def _json_ascii(text: str) -> str:
@@ -226,10 +282,41 @@ def _json_unicode(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)[1:-1]
 
 
+def _json_slashes(text: str) -> str:
+    return _json_ascii(text).replace("/", "\\/")
+
+
+def _json_go(text: str) -> str:
+    """As FulcrumCore writes it."""
+    return _json_unicode(text).translate(_GO)
+
+
+_JSON: tuple[Callable[[str], str], ...] = (_json_ascii, _json_unicode, _json_slashes, _json_go)
+_GO = str.maketrans({char: f"\\u{ord(char):04x}" for char in "<>&\u2028\u2029"})
+_YAML_NAMES = {
+    **{"\0": "0", "\a": "a", "\b": "b", "\t": "t", "\n": "n", "\v": "v", "\f": "f", "\r": "r", "\x1b": "e"},
+    **{'"': '"', "\\": "\\", "\x85": "N", "\xa0": "_", "\u2028": "L", "\u2029": "P"},
+}
+#: What PyYAML leaves as it is between double quotes, told to allow Unicode or not.
+_YAML_ASCII = re.compile(r"[ -~]")
+_YAML_UNICODE = re.compile(r"[ -~\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd]")
+
+
+def _yaml(text: str, shown: re.Pattern[str]) -> str:
+    """Write it as between double quotes in YAML."""
+    return "".join(char if shown.match(char) and char not in '"\\' else _yaml_escape(char) for char in text)
+
+
+def _yaml_escape(char: str) -> str:
+    code = ord(char)
+    number = f"x{code:02X}" if code <= 0xFF else f"u{code:04X}" if code <= 0xFFFF else f"U{code:08X}"
+    return "\\" + _YAML_NAMES.get(char, number)
+
+
 def _url_encoded(text: str) -> Iterator[str]:
     for upper in [*(quote(text, safe=safe, errors="surrogatepass") for safe in _URL_SAFE), _plus_encoded(text)]:
-        yield upper
-        yield _lower_hex(upper)
+        yield from (upper, _lower_hex(upper))
+        yield from (quote(upper, safe=""), quote(upper))  # an address inside an address
 
 
 def _plus_encoded(text: str) -> str:
@@ -247,8 +334,8 @@ def _base64(data: bytes) -> Iterator[str]:
     folded = base64.encodebytes(data).decode().split("\n")
     whole = [base64.b64encode(data).decode(), *_inner_base64(data)]
     for text in [*whole, *(line for line in folded if len(line) >= MIN_LINE_LENGTH)]:
-        for form in (text, text.replace("+", "-").replace("/", "_")):
-            yield from (form, form.rstrip("="))
+        for form in (text, text.replace("+", "-").replace("/", "_"), text.replace("/", "\\/"), quote(text, safe="")):
+            yield from (form, form.rstrip("=").removesuffix("%3D%3D").removesuffix("%3D"))
 
 
 def _inner_base64(data: bytes) -> Iterator[str]:

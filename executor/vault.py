@@ -20,9 +20,9 @@ REFERENCE_PREFIX = "vault://"
 TYPE_AGE_S = 60.0
 #: A vault that answers 500 this often has no key: FulcrumCore says nothing clearer.
 PATIENCE_ATTEMPTS = 3
-#: A password, a key, a chain of certificates. Every line of every log is searched for each of its lines, so that
-#: somebody's megabyte would slow the whole agent down.
-MAX_SECRET_CHARS = 65_536
+#: A password, a key, a chain of certificates. The redactor holds each of its lines in some hundred forms, so that
+#: somebody's megabyte would be our memory's end.
+MAX_SECRET_CHARS = 16_384
 
 Path = tuple[str, ...]
 

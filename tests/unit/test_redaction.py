@@ -6,6 +6,7 @@ import base64
 import html
 import itertools
 import json
+import math
 import re
 import shlex
 import threading
@@ -13,14 +14,16 @@ from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import quote, quote_plus
 
+import markupsafe
 import pytest
-from hypothesis import example, given
+import yaml
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from executor.redaction import MASK, TOO_DEEP, Redactor, StreamRedactor
 
 # Neither the mask's own character (a secret "****" is in every masked text), nor whitespace at the ends only.
-CHARACTERS = st.characters(codec="utf-8", exclude_characters="*")
+CHARACTERS = st.characters(codec="utf-8", exclude_characters="*\ue000")
 SECRETS = st.text(CHARACTERS, min_size=4, max_size=40).filter(lambda secret: len(secret.strip()) >= 4)
 TEXTS = st.text(CHARACTERS, max_size=60)
 #: Few letters, so that secrets overlap each other and themselves all the time.
@@ -38,6 +41,15 @@ def json_text(secret: str, *, ensure_ascii: bool = True) -> str:
     return json.dumps(secret, ensure_ascii=ensure_ascii)[1:-1]
 
 
+def yaml_text(secret: str, *, allow_unicode: bool) -> str:
+    return yaml.safe_dump(secret, default_style='"', allow_unicode=allow_unicode, width=math.inf).rstrip("\n")[1:-1]
+
+
+def between_single_quotes(secret: str, show: Callable[[str], str]) -> str:
+    """As Python writes it within a text that holds a double quote: then it takes single ones."""
+    return show(f'"{secret}')[2:-1]
+
+
 #: What stands between the quotes that the form has around it, if any.
 ENCODERS: dict[str, Callable[[str], str]] = {
     "as it is": lambda secret: secret,
@@ -45,17 +57,40 @@ ENCODERS: dict[str, Callable[[str], str]] = {
     "JSON with unicode": lambda secret: json_text(secret, ensure_ascii=False),
     "JSON inside JSON": lambda secret: json_text(json_text(secret)),
     "JSON with unicode inside JSON": lambda secret: json_text(json_text(secret, ensure_ascii=False)),
+    "JSON inside JSON inside JSON": lambda secret: json_text(json_text(json_text(secret))),
+    "JSON by FulcrumCore": lambda secret: json_text(secret, ensure_ascii=False).translate(
+        {ord(char): f"\\u{ord(char):04x}" for char in "<>&\u2028\u2029"}
+    ),
+    "repr of JSON": lambda secret: repr(json.dumps({"password": secret}))[15:-3],
     "JSON with escaped slashes": lambda secret: json_text(secret).replace("/", "\\/"),
     "repr": lambda secret: repr(secret)[1:-1],
+    "repr, in a longer text": lambda secret: between_single_quotes(secret, repr),
+    "ascii": lambda secret: ascii(secret)[1:-1],
+    "ascii, in a longer text": lambda secret: between_single_quotes(secret, ascii),
+    "backslashes for what is not ASCII": lambda secret: secret.encode("ascii", "backslashreplace").decode(),
+    "repr inside JSON": lambda secret: json_text(between_single_quotes(secret, repr)),
     "repr of bytes": lambda secret: repr(secret.encode())[2:-1],
     "shell": lambda secret: quoted[1:-1] if (quoted := shlex.quote(secret)) != secret else secret,
     "shell, backslash before the quote": lambda secret: secret.replace("'", "'\\''"),
+    "Perl": lambda secret: secret.replace("\\", "\\\\").replace("'", "\\'"),
     "YAML, single quotes": lambda secret: secret.replace("'", "''"),
+    "YAML, double quotes": lambda secret: yaml_text(secret, allow_unicode=True),
+    "YAML, double quotes, ASCII": lambda secret: yaml_text(secret, allow_unicode=False),
+    "YAML inside JSON": lambda secret: json_text(yaml_text(secret, allow_unicode=True)),
     "HTML": html.escape,
+    "HTML, text": lambda secret: html.escape(secret, quote=False),
+    "HTML by Jinja": lambda secret: str(markupsafe.escape(secret)),
+    "JSON inside HTML": lambda secret: str(markupsafe.escape(json_text(secret))),
     "URL": lambda secret: quote(secret, safe=""),
     "URL path": quote,
     "URL form": quote_plus,
     "URL, lower-case hex": lambda secret: re.sub("%..", lambda found: found[0].lower(), quote(secret, safe="")),
+    "URL inside a URL": lambda secret: quote(quote(secret, safe=""), safe=""),
+    "JSON inside a URL": lambda secret: quote(json_text(secret), safe=""),
+    "hex": lambda secret: secret.encode().hex(),
+    "hex, capitals": lambda secret: secret.encode().hex().upper(),
+    "base64 of JSON": lambda secret: base64.b64encode(json_text(secret).encode()).decode(),
+    "base64 inside a URL": lambda secret: quote(base64.b64encode(secret.encode()).decode(), safe=""),
     "base64": lambda secret: base64.b64encode(secret.encode()).decode(),
     "base64, URL-safe": lambda secret: base64.urlsafe_b64encode(secret.encode()).decode(),
     "base64, no padding": lambda secret: base64.b64encode(secret.encode()).decode().rstrip("="),
@@ -63,11 +98,14 @@ ENCODERS: dict[str, Callable[[str], str]] = {
 
 
 @pytest.mark.parametrize("encode", ENCODERS.values(), ids=ENCODERS)
+@settings(max_examples=40)
 @given(secret=SECRETS, before=TEXTS, after=TEXTS)
 def test_a_secret_is_masked_in_every_form(encode: Callable[[str], str], secret: str, before: str, after: str) -> None:
     shown = make_redactor(secret).redact(before + encode(secret) + after)
     assert MASK in shown
     assert encode(secret) not in shown
+    alone = make_redactor(secret).redact(f"\ue000{encode(secret)}\ue000")
+    assert alone == f"\ue000{MASK}\ue000", "a part of it is a secret, too"
 
 
 @given(secret=SECRETS, user=st.text(st.characters(codec="ascii"), max_size=5))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import urllib.parse
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from executor.mappings import vm_name
 from executor.playbooks import Order, Site, describe, plan
 from executor.redaction import Redactor
 from executor.runner import Runner, RunnerPaths, ansible_home
+from executor.vm_properties import VmProperties
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -53,37 +55,59 @@ ECHO = """---
 """
 
 
-def in_hostname(text: str) -> dict[str, Any]:
-    return {"hostname": text}
+def text_fields(schema: dict[str, Any], path: str = "") -> Iterator[str]:
+    """Yield the path of each text in VmProperties, as in `networks[].bridge`: none can be forgotten here."""
+    definitions = VmProperties.model_json_schema(by_alias=True).get("$defs", {})
+    for kind in (schema, *schema.get("anyOf", ())):
+        kind = definitions[kind["$ref"].rpartition("/")[2]] if "$ref" in kind else kind  # noqa: PLW2901 (what it is)
+        if kind.get("type") == "string":
+            yield path
+        for name, member in kind.get("properties", {}).items():
+            yield from text_fields(member, f"{path}.{name}" if path else name)
+        if "items" in kind:
+            yield from text_fields(kind["items"], f"{path}[]")
 
 
-#: Every text field of a service, and where the plan has it.
-FIELDS: dict[str, tuple[Callable[[str], dict[str, Any]], Callable[[dict[str, Any]], Any]]] = {
-    "image": (lambda text: {"image": text}, lambda _vm: None),
-    "hostname": (in_hostname, lambda _vm: None),
-    "ciUser": (lambda text: {"ciUser": text}, lambda vm: vm["cloud_init"].get("user")),
-    "ciPassword": (lambda text: {"ciPassword": text}, lambda vm: vm["cloud_init"].get("password", "")),
-    "sshPublicKeys": (
-        lambda text: {"sshPublicKeys": [f"{KEY} {text}"]},
-        lambda vm: vm["cloud_init"]["ssh_public_keys"][0].removeprefix(KEY).removeprefix(" "),
-    ),
-    "whole key": (lambda text: {"sshPublicKeys": [text]}, lambda vm: vm["cloud_init"]["ssh_public_keys"][0]),
-    "tags": (lambda text: {"tags": [text]}, lambda vm: vm["tags"][0]),
-    "network.mode": (lambda text: {"network": {"mode": text}}, lambda vm: vm["network"]["mode"]),
-    "network.bridge": (lambda text: {"network": {"bridge": text}}, lambda vm: vm["network"]["bridge"]),
-    "network.ipv4Cidr": (
-        lambda text: {"network": {"mode": "static", "ipv4Cidr": text}},
-        lambda vm: vm["network"]["ipv4_cidr"],
-    ),
-    "network.ipv4Gateway": (
-        lambda text: {"network": {"mode": "static", "ipv4Cidr": "192.0.2.9/24", "ipv4Gateway": text}},
-        lambda vm: vm["network"]["ipv4_gateway"],
-    ),
-    "network.dnsServers": (
-        lambda text: {"network": {"dnsServers": [text]}},
-        lambda vm: vm["network"]["dns_servers"][0],
-    ),
+FIELDS = tuple(dict.fromkeys(text_fields(VmProperties.model_json_schema(by_alias=True))))
+#: What has to stand beside a text for it to be looked at.
+BESIDE: dict[str, dict[str, Any]] = {
+    "network.ipv4Cidr": {"mode": "static"},
+    "network.ipv4Gateway": {"mode": "static", "ipv4Cidr": "192.0.2.9/24"},
+    "networks[].ipv4Gateway": {"ipv4Cidr": "192.0.2.9/24"},
+    "network.ipv6Gateway": {"ipv6Mode": "static", "ipv6Cidr": "2001:db8::9/64"},
+    "networks[].ipv6Gateway": {"ipv6Mode": "static", "ipv6Cidr": "2001:db8::9/64"},
+    "disks[].storage": {"disk": "scsi1", "sizeGb": 8},
+    "disks[].disk": {"sizeGb": 8},
 }
+#: Not in the plan: a template's number and a reservation's name are there in their place.
+NOT_PLANNED = frozenset({"image", "hostname"})
+
+
+def properties_with(field: str, text: str) -> dict[str, Any]:
+    """Return a service's properties with the text in one field."""
+    head, _, rest = field.partition(".")
+    value: Any = {**BESIDE.get(field, {}), **listed(rest, text)} if rest else text
+    return listed(head, value)
+
+
+def listed(name: str, value: Any) -> dict[str, Any]:
+    return {name.removesuffix("[]"): [value] if name.endswith("[]") else value}
+
+
+def texts_in(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ():
+        yield from texts_in(item)
+
+
+def is_address(text: str) -> bool:
+    """Tell whether it may stand in the plan in another form."""
+    try:
+        ipaddress.ip_interface(text)
+    except ValueError:
+        return False
+    return True
 
 
 @pytest.fixture
@@ -130,19 +154,31 @@ def planned(site: Site, texts: list[str]) -> tuple[list[dict[str, Any]], list[st
     """Plan a VM for each text in each field. Returns what is handed to Ansible, and what was refused."""
     cases, refused = [], []
     for text in texts:
-        for field, (properties_with, found_in) in FIELDS.items():
+        wishes = {field: properties_with(field, text) for field in FIELDS}
+        wishes["comment of a key"] = {"sshPublicKeys": [f"{KEY} {text}"]}
+        for field, wish in wishes.items():
             try:
-                vm = plan(order("create", MINIMAL | properties_with(text), name=text), site).vm
+                vm = plan(order("create", MINIMAL | wish, name=text), site).vm
             except JobError as error:
                 if error.code not in REFUSALS:
                     raise
                 refused.append(field)
                 continue
-            assert found_in(vm) in (None, text, text.strip()), (field, text)
+            kept = {text, text.strip(), f"{KEY} {text}".strip()}
+            assert field in NOT_PLANNED or is_address(text) or not text or kept & {*texts_in(vm)}, (field, text)
             assert vm["description"] == describe(text)
             cases.append(vm)
         cases.append(plan(order("custom", {"free": text, "in": {text: [text]}}), site).vm)
     return cases, refused
+
+
+def test_every_text_of_a_service_is_among_the_fields() -> None:
+    """They are read from the model itself; this says that the reading works."""
+    assert {"ciPassword", "tags[]", "network.dnsServers[]", "networks[].mac", "disks[].storage"} <= {*FIELDS}
+    assert len(FIELDS) > 25
+    for field, beside in BESIDE.items():
+        assert field in FIELDS, field
+        assert beside
 
 
 def test_no_payload_in_any_field_is_evaluated_on_its_way_through_ansible(
@@ -153,7 +189,7 @@ def test_no_payload_in_any_field_is_evaluated_on_its_way_through_ansible(
     cases, refused = planned(site, texts)
     distinct = list({json.dumps(case): case for case in cases}.values())
     assert len(distinct) > len(texts)
-    assert set(refused) >= {"image", "hostname", "tags", "ciUser", "network.bridge", "network.dnsServers"}
+    assert {*refused} == {*FIELDS, "comment of a key"} - {"ciPassword"}, "all but passwords are checked"
     paths = RunnerPaths(ansible_home=ansible_home(), run_dir=tmp_path / "run", artifacts_dir=tmp_path / "artifacts")
     playbook = tmp_path / "echo.yml"
     playbook.write_text(ECHO)

@@ -2,11 +2,10 @@
 # Makes what Agent Smith needs in Proxmox VE 8 or 9, with the least privileges: roles, a user, an API token, and what they
 # may touch. Run it as root on a node of the cluster. A second run changes nothing; it never takes anything away.
 #
-#   pveum-role.sh --storage local-lvm [--storage NAME]... [--pool NAME] [--zone NAME] [--user USER@REALM]
-#                 [--token NAME] [--placement] [--backup] [--secret-file FILE] [--dry-run]
+#   pveum-role.sh --storage local-lvm [--storage NAME]... [--zone NAME] [--user USER@REALM] [--token NAME]
+#                 [--placement] [--backup] [--secret-file FILE] [--dry-run]
 #
 #   --storage NAME      where disks of VMs, their templates' and cloud-init's are; once for each
-#   --pool NAME         PROXMOX_POOL, if you use it
 #   --zone NAME         the SDN zone of the VMs' bridge (default: localnetwork, that of plain bridges)
 #   --user, --token     PROXMOX_USER and PROXMOX_TOKEN_ID (default: smith@pve, job)
 #   --placement         let it see how full the nodes are, to put new VMs where room is (Sys.Audit on /nodes)
@@ -15,10 +14,9 @@
 #   --dry-run           say what would be done, and do nothing
 set -eu
 
-user=smith@pve token=job storages='' pools='' zone=localnetwork secret_file='' dry_run='' placement='' backup=''
+user=smith@pve token=job storages='' zone=localnetwork secret_file='' dry_run='' placement='' backup=''
 vm_privileges='VM.Allocate VM.Audit VM.Clone VM.Config.CDROM VM.Config.CPU VM.Config.Cloudinit VM.Config.Disk
-  VM.Config.HWType VM.Config.Memory VM.Config.Network VM.Config.Options VM.Migrate VM.PowerMgmt VM.Snapshot
-  VM.Snapshot.Rollback'
+  VM.Config.HWType VM.Config.Memory VM.Config.Network VM.Config.Options VM.Migrate VM.PowerMgmt VM.Snapshot'
 
 fail() {
   echo "pveum-role.sh: $*" >&2
@@ -41,14 +39,13 @@ read_arguments() {
       --placement) placement=yes && shift && continue ;;
       --backup) backup=yes && shift && continue ;;
       -h | --help) usage && exit 0 ;;
-      --storage | --pool | --zone | --user | --token | --secret-file) ;;
+      --storage | --zone | --user | --token | --secret-file) ;;
       *) fail "unknown argument '$1'; --help tells the others" ;;
     esac
     [ $# -ge 2 ] || fail "$1 needs a value"
     named "$1" "$2"
     case $1 in
       --storage) storages="$storages $2" ;;
-      --pool) pools="$pools $2" ;;
       --zone) zone=$2 ;;
       --user) user=$2 ;;
       --token) token=$2 ;;
@@ -149,7 +146,6 @@ users=$(list user)
   make_role SmithVM $vm_privileges "$guest"
   make_role SmithStore Datastore.AllocateSpace Datastore.Audit
   make_role SmithNet SDN.Use
-  [ -z "$pools" ] || make_role SmithPool Pool.Audit VM.Allocate
   [ -z "$placement" ] || make_role SmithNodes Sys.Audit
   [ -z "$backup" ] || make_role SmithBackup VM.Backup
 }
@@ -158,6 +154,5 @@ make_token
 allow /vms SmithVM
 for storage in $storages; do allow "/storage/$storage" SmithStore; done
 allow "/sdn/zones/$zone" SmithNet
-for pool in $pools; do allow "/pool/$pool" SmithPool; done
 [ -z "$placement" ] || allow /nodes SmithNodes
 [ -z "$backup" ] || allow /vms SmithBackup

@@ -253,7 +253,7 @@ class Placer:
 
     def _place(self, request: PlacementRequest) -> Placement:
         cluster = self._look()
-        found = templates.candidates(request.image, self.settings.proxmox_templates, cluster.vms)
+        found = self._templates(request.image, cluster)
         there = next((vm for vm in cluster.vms if vm.vmid == request.vmid and not vm.is_template), None)
         if there is not None:
             return Placement(node=there.node, template_vmid=found[0].vmid, reason=f"{there.node}: it is there already")
@@ -272,6 +272,15 @@ class Placer:
             home=images[0].node,
         )
         return decide(wish, self._nodes(cluster, wish), self._rules())
+
+    def _templates(self, image: str, cluster: Cluster) -> list[VmRow]:
+        try:
+            return templates.candidates(image, self.settings.proxmox_templates, cluster.vms)
+        except JobError as error:
+            if error.code is ErrorCode.NOT_FOUND and not self.proxmox.may_see_all_vms():
+                text = f"the token lacks VM.Audit on /vms, so {error.detail}"
+                raise JobError(ErrorCode.PVE_PERMISSION, text) from None
+            raise
 
     def _rules(self) -> Rules:
         return Rules(

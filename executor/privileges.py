@@ -1,7 +1,8 @@
 """What the token must be allowed at Proxmox: one table, compared with what it is allowed, and told as `pveum` lines.
 
 Pure. The names differ between Proxmox VE 8 and 9: naming one that a version does not know makes `pveum role add` fail.
-Source: leave-one-out over every action; `deploy/` grants the same.
+Source: leave-one-out over every action (tests/security/test_least_privilege.py); `deploy/` grants the same. A pool
+needs none of its own: VM.Allocate on /vms lets new VMs into any. And VM.Snapshot is enough for a rollback, too.
 """
 
 from __future__ import annotations
@@ -27,7 +28,6 @@ VM_PRIVILEGES = (
     "VM.Migrate",
     "VM.PowerMgmt",
     "VM.Snapshot",
-    "VM.Snapshot.Rollback",
 )
 
 
@@ -41,7 +41,7 @@ class Need:
     why: str
 
 
-def needs(major: int, *, storages: Iterable[str], bridge: str = "", pool: str = "") -> list[Need]:
+def needs(major: int, *, storages: Iterable[str], bridge: str = "") -> list[Need]:
     """Return what is needed on which path, for a major version of Proxmox VE."""
     guest = "VM.GuestAgent.Audit" if major >= GUEST_AGENT_SINCE else "VM.Monitor"
     found = [
@@ -53,9 +53,6 @@ def needs(major: int, *, storages: Iterable[str], bridge: str = "", pool: str = 
     if bridge:
         zone = "/sdn/zones/localnetwork"
         found.append(Need(path=zone, role="SmithNet", privileges=frozenset({"SDN.Use"}), why=f"to use bridge {bridge}"))
-    if pool:
-        joined = frozenset({"Pool.Audit", "VM.Allocate"})
-        found.append(Need(path=f"/pool/{pool}", role="SmithPool", privileges=joined, why="to put VMs into the pool"))
     return found
 
 

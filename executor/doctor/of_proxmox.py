@@ -120,9 +120,7 @@ def _quorum(site: _Site) -> Iterator[Check]:
 
 def _privileges(site: _Site) -> Iterator[Check]:
     settings = site.settings
-    wanted = privileges.needs(
-        site.major, storages=site.storages, bridge=settings.proxmox_bridge, pool=settings.proxmox_pool
-    )
+    wanted = privileges.needs(site.major, storages=site.storages, bridge=settings.proxmox_bridge)
     held = {need.path: site.reader.permissions(need.path) for need in wanted}
     unmet = privileges.lacking(wanted, held)
     for need in wanted:

@@ -19,10 +19,13 @@ from executor.doctor.checks import Check, Status, exit_code
 from executor.doctor.examination import examine
 from executor.doctor.of_machine import COLLECTION_RANGE, LEAST_ANSIBLE_CORE
 from executor.lab.system import LabSystem, running_lab
+from executor.privileges import Need, needs
 from executor.redaction import redactor
 
 ROOT = Path(__file__).parents[2]
 GIVE_UP_S = 120
+STORAGE = "local-lvm"
+NEEDS = needs(9, storages=[STORAGE], bridge="vmbr0")
 
 
 @pytest.fixture(scope="module")
@@ -206,23 +209,26 @@ def test_a_wrong_secret_is_told(doctor: Examine) -> None:
     assert (found.code, found.failed) == (5, {("proxmox", "reachable")})
 
 
-@pytest.mark.parametrize("privilege", ["VM.Clone", "VM.Audit", "VM.GuestAgent.Audit"])
+@pytest.mark.parametrize(("need", "privilege"), [(need, each) for need in NEEDS for each in sorted(need.privileges)])
 def test_a_missing_privilege_is_told_with_the_commands_that_grant_it(
-    privilege: str, doctor: Examine, lab: LabSystem
+    need: Need, privilege: str, doctor: Examine, lab: LabSystem
 ) -> None:
-    lab.proxmox.control("revoke", path="/vms", privilege=privilege)
-    found = doctor()
-    lab.proxmox.control("grant", path="/vms", privilege=privilege)
+    lab.proxmox.control("revoke", path=need.path, privilege=privilege)
+    found = doctor(PROXMOX_STORAGE=STORAGE)
+    lab.proxmox.control("grant", path=need.path, privilege=privilege)
     (check,) = found.named("privileges")
     assert found.code == 5
-    assert check.text.startswith(f"{privilege} missing on /vms")
-    assert check.hints[0].startswith("pveum role add SmithVM --privs ")
+    assert check.text.startswith(f"{privilege} missing on {need.path}")
+    assert check.hints[0].startswith(f"pveum role add {need.role} --privs ")
     assert privilege in check.hints[0]
     assert check.hints[1:] == (
-        "pveum acl modify /vms --users smith@pve --roles SmithVM",
-        "pveum acl modify /vms --tokens 'smith@pve!job' --roles SmithVM",
+        f"pveum acl modify {need.path} --users smith@pve --roles {need.role}",
+        f"pveum acl modify {need.path} --tokens 'smith@pve!job' --roles {need.role}",
     )
-    assert doctor().only("privileges").status is Status.OK
+
+
+def test_with_all_privileges_nothing_is_told(doctor: Examine) -> None:
+    assert doctor(PROXMOX_STORAGE=STORAGE).only("privileges").status is Status.OK
 
 
 def test_a_cluster_without_quorum_is_told(doctor: Examine, lab: LabSystem) -> None:

@@ -162,19 +162,16 @@ def test_losing_the_race_to_start_a_vm_is_a_success(bench: Bench) -> None:
     assert (done.rc, done.result["status"]) == (0, "running"), done.output
 
 
-@pytest.mark.parametrize(
-    ("privilege", "action"),
-    [("VM.PowerMgmt", "start"), ("VM.Config.CPU", "update"), ("VM.Allocate", "delete"), ("VM.Snapshot", "snapshot")],
-)
-def test_a_missing_privilege_is_named(bench: Bench, privilege: str, action: str) -> None:
-    vm = {**bench.made(), "cores": 8}
-    bench.pve.control("revoke", path="/vms", privilege=privilege)
+def test_a_missing_privilege_is_named(bench: Bench) -> None:
+    """By hand as through the agent, where tests/security/test_least_privilege.py tries each."""
+    vm = bench.made()
+    bench.pve.control("revoke", path="/vms", privilege="VM.PowerMgmt")
     try:
-        done = bench.play(action, vm)
+        done = bench.play("start", vm)
     finally:
-        bench.pve.control("grant", path="/vms", privilege=privilege)
+        bench.pve.control("grant", path="/vms", privilege="VM.PowerMgmt")
     assert done.code == "PVE_PERMISSION"
-    assert privilege in done.message
+    assert "VM.PowerMgmt" in done.message
 
 
 def test_a_cluster_without_quorum_changes_nothing(bench: Bench) -> None:

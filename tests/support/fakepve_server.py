@@ -33,7 +33,7 @@ from fakepve.server import API, USER, FakePve, error, ok, params
 GIB = 1024**3
 #: What the token may do: reference "Least privilege", for Proxmox VE 9.
 VM_PRIVILEGES = [
-    *("VM.Audit", "VM.Clone", "VM.Allocate", "VM.PowerMgmt", "VM.Snapshot", "VM.Snapshot.Rollback", "VM.Migrate"),
+    *("VM.Audit", "VM.Clone", "VM.Allocate", "VM.PowerMgmt", "VM.Snapshot", "VM.Migrate"),
     "VM.Backup",
     *("VM.Config.CPU", "VM.Config.Memory", "VM.Config.Disk", "VM.Config.Options", "VM.Config.Network"),
     *("VM.Config.Cloudinit", "VM.Config.CDROM", "VM.Config.HWType", "VM.GuestAgent.Audit"),
@@ -152,6 +152,16 @@ class Cluster(FakePve):
     async def _cluster_status(self, request: web.Request) -> web.Response:
         self.require(request[USER], "/", "Sys.Audit")  # fakepve lets everybody
         return await super()._cluster_status(request)
+
+    async def _resources(self, request: web.Request) -> web.Response:
+        """Proxmox lists the storages that may be looked at; fakepve lists all."""
+        answer = json.loads((await super()._resources(request)).text)
+        shown = [
+            row
+            for row in answer["data"]
+            if row["type"] != "storage" or self.allowed(request[USER], f"/storage/{row['storage']}", "Datastore.Audit")
+        ]
+        return ok(shown)
 
     async def _nodes(self, request: web.Request) -> web.Response:
         """Without quorum, the node that answers sees itself alone."""
@@ -493,7 +503,6 @@ def grant_least(cluster: Cluster, who: str) -> None:
         cluster.grant(who, f"/storage/{storage}", *STORAGE_PRIVILEGES)
     cluster.grant(who, "/storage/local", "Datastore.Audit")  # for ISO images and container templates
     cluster.grant(who, "/sdn/zones/localnetwork", "SDN.Use")
-    cluster.grant(who, "/pool/smith", "Pool.Audit", "VM.Allocate")
 
 
 def add_template(

@@ -385,7 +385,7 @@ def node(tmp_path: Path) -> Node:
     return Node(tmp_path, 9)
 
 
-USUAL = ("--storage", "local-lvm", "--storage", "ceph", "--pool", "customers")
+USUAL = ("--storage", "local-lvm", "--storage", "ceph")
 
 
 @pytest.mark.parametrize("version", [8, 9])
@@ -394,7 +394,7 @@ def test_the_script_grants_what_the_doctor_wants_and_nothing_else(tmp_path: Path
     done = node.run(*USUAL)
     assert done.returncode == 0, done.stderr
     state = node.state()
-    wanted = needs(state["version"], storages=["local-lvm", "ceph"], bridge="vmbr0", pool="customers")
+    wanted = needs(state["version"], storages=["local-lvm", "ceph"], bridge="vmbr0")
     assert {name: set(held) for name, held in state["roles"].items()} == {need.role: need.privileges for need in wanted}
     granted = {(need.path, who, need.role) for need in wanted for who in ("smith@pve", "smith@pve!job")}
     assert {tuple(entry) for entry in state["acl"]} == granted
@@ -466,7 +466,7 @@ def test_the_script_writes_the_secret_to_a_file_that_root_alone_reads(node: Node
     [
         ((), "--storage is missing"),
         (("--storage", "a; reboot"), "needs a name"),
-        (("--storage", "--pool"), "needs a name"),
+        (("--storage", "--zone"), "needs a name"),
         (("--storage",), "needs a value"),
         (("--storage", "local", "--user", "smith"), "needs a realm"),
         (("--shelf", "local"), "unknown argument"),

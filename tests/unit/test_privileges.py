@@ -14,10 +14,10 @@ def test_the_guest_agents_privilege_has_another_name_before_version_9() -> None:
     assert nine.privileges - eight.privileges == {"VM.GuestAgent.Audit"}
 
 
-def test_each_storage_is_needed_once_and_bridge_and_pool_only_when_used() -> None:
+def test_each_storage_is_needed_once_and_the_bridge_only_when_used() -> None:
     assert [need.path for need in needs(9, storages=["b", "a", "b"])] == ["/vms", "/storage/a", "/storage/b"]
-    paths = [need.path for need in needs(9, storages=[], bridge="vmbr0", pool="customers")]
-    assert paths == ["/vms", "/sdn/zones/localnetwork", "/pool/customers"]
+    paths = [need.path for need in needs(9, storages=[], bridge="vmbr0")]
+    assert paths == ["/vms", "/sdn/zones/localnetwork"]
 
 
 def test_what_is_held_is_not_missing() -> None:
@@ -55,5 +55,5 @@ def test_the_manual_has_the_same_table() -> None:
     page = (Path(__file__).parents[2] / "docs" / "operating.md").read_text(encoding="utf-8")
     rows = {cells[2].strip(): cells[3] for line in page.splitlines() if len(cells := line.split("|")) == 5}
     for version in (8, 9):
-        for need in needs(version, storages=["a"], bridge="vmbr0", pool="p"):
+        for need in needs(version, storages=["a"], bridge="vmbr0"):
             assert need.privileges <= set(rows[need.role].replace(",", " ").split()), need.role

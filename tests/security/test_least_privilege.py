@@ -1,0 +1,195 @@
+"""S10: each privilege of the table is needed for what it is listed for, and lacking it is said as such: PVE_PERMISSION.
+
+One privilege after the other is taken from the token, and what needs it is played as the agent plays it. The VM must
+neither be called gone nor be touched.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from executor import results
+from executor.errors import ErrorCode
+from executor.jobs import JobResult, PlaybookRun
+from executor.lab.proxmox_stand_in import ProxmoxStandIn, running_stand_in
+from executor.lab.system import LabSystem, running_lab, wait_for
+from executor.privileges import needs
+from executor.proxmox import ProxmoxConnection, ProxmoxReader
+from executor.redaction import Redactor
+from executor.runner import Runner, RunnerPaths, ansible_home
+
+pytestmark = pytest.mark.timeout(900)
+
+PATIENCE_S = 250.0
+STORAGE = "local-lvm"
+NEEDS = {need.role: need for need in needs(9, storages=[STORAGE], bridge="vmbr0")}
+WISHES = {"template_vmid": 9000, "cores": 2, "memory_mib": 2048, "disk_gib": 8, "tags": ["web"]}
+WITHOUT_TEMPLATE = {"iso": "local:iso/debian-12.iso", "storage": STORAGE, "bridge": "vmbr0", "template_vmid": None}
+#: By role and privilege, the action with the wishes that cannot be carried out without it.
+NEEDED_FOR: dict[tuple[str, str], tuple[str, dict[str, Any]]] = {
+    ("SmithVM", "VM.Allocate"): ("delete", {}),
+    ("SmithVM", "VM.Audit"): ("start", {}),
+    ("SmithVM", "VM.Clone"): ("create", {}),
+    ("SmithVM", "VM.Config.CDROM"): ("create", WITHOUT_TEMPLATE),
+    ("SmithVM", "VM.Config.CPU"): ("update", {"cores": 8}),
+    ("SmithVM", "VM.Config.Cloudinit"): ("update", {"cloud_init": {"user": "ops"}}),
+    ("SmithVM", "VM.Config.Disk"): ("resize", {"disk_gib": 9}),
+    ("SmithVM", "VM.Config.HWType"): ("create", WITHOUT_TEMPLATE),
+    ("SmithVM", "VM.Config.Memory"): ("update", {"memory_mib": 4096}),
+    ("SmithVM", "VM.Config.Network"): ("update", {"network": {"mode": "dhcp", "vlan": 7}}),
+    ("SmithVM", "VM.Config.Options"): ("update", {"tags": ["gold"]}),
+    ("SmithVM", "VM.Migrate"): ("migrate", {"target_node": "pve2"}),
+    ("SmithVM", "VM.PowerMgmt"): ("start", {}),
+    ("SmithVM", "VM.Snapshot"): ("snapshot", {}),
+    ("SmithStore", "Datastore.AllocateSpace"): ("create", {}),
+    ("SmithNet", "SDN.Use"): ("create", {}),
+}
+#: Without these an action knows less, and does not fail; each has a test below.
+KNOWS_LESS = {("SmithVM", "VM.GuestAgent.Audit"), ("SmithStore", "Datastore.Audit")}
+
+
+@dataclass
+class Place:
+    """A cluster, and an agent's way to play on it."""
+
+    pve: ProxmoxStandIn
+    runner: Runner
+    numbers: Iterator[int] = field(default_factory=lambda: itertools.count(20_000))
+
+    def vm(self, action: str, wishes: dict[str, Any]) -> dict[str, Any]:
+        """Describe a VM on which the action has something to do."""
+        service_id, vmid = str(uuid.uuid4()), next(self.numbers)
+        vm = {"service_id": service_id, "vmid": vmid, "name": f"web-{service_id[:8]}", "node": "pve1"}
+        vm |= {"timeout_s": 60, "shutdown_timeout_s": 5, "address_timeout_s": 1}
+        if action != "create":
+            config = {
+                **{"description": f"smith-uid={service_id}", "tags": "smith;web", "cores": 2, "sockets": 1},
+                **{"memory": "2048", "agent": "enabled=1", "scsi0": f"{STORAGE}:vm-{vmid}-disk-0,size=8G"},
+                **{"ide2": f"{STORAGE}:vm-{vmid}-cloudinit,media=cdrom", "boot": "order=scsi0"},
+                **{"net0": "virtio=BC:24:11:00:11:22,bridge=vmbr0"},
+            }
+            status = "running" if action in ("resize", "migrate", "snapshot") else "stopped"
+            self.pve.control("add", vmid=vmid, name=vm["name"], config=config, status=status)
+        asked = {**vm, **(WISHES if action in ("create", "update") else {}), **wishes}
+        return {name: value for name, value in asked.items() if value is not None}
+
+    @contextmanager
+    def without(self, role: str, privilege: str) -> Iterator[None]:
+        self.pve.control("revoke", path=NEEDS[role].path, privilege=privilege)
+        try:
+            yield
+        finally:
+            self.pve.control("grant", path=NEEDS[role].path, privilege=privilege)
+
+    def play(self, action: str, vm: dict[str, Any]) -> JobResult:
+        run = PlaybookRun(
+            ident=f"{action}-{uuid.uuid4().hex[:8]}",
+            action=action,
+            playbook=ansible_home() / "playbooks" / f"{action}.yml",
+            vm=vm,
+            timeout_s=120,
+        )
+        return results.read(self.runner.run(run))
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    folder = tmp_path_factory.mktemp("privileges")
+    with running_stand_in(folder=folder / "pve") as pve:
+        credentials = {
+            **{"api_host": pve.host, "api_port": pve.port, "api_user": pve.user, "api_token_id": pve.token_id},
+            **{"api_token_secret": pve.token_secret, "validate_certs": True},
+        }
+        paths = RunnerPaths(ansible_home=ansible_home(), run_dir=folder / "run", artifacts_dir=folder / "artifacts")
+        runner = Runner(paths, lambda: credentials, ca_bundle=pve.ca_bundle, redactor=Redactor())
+        runner.sweep()
+        runner.start_warm()
+        yield Place(pve, runner)
+        runner.stop_warm()
+
+
+def test_every_privilege_of_the_table_is_tried() -> None:
+    table = {(need.role, privilege) for need in NEEDS.values() for privilege in need.privileges}
+    assert {*NEEDED_FOR} | KNOWS_LESS == table
+
+
+@pytest.mark.parametrize(("role", "privilege"), NEEDED_FOR, ids=lambda part: part)
+def test_without_one_privilege_what_needs_it_is_refused_as_such(place: Place, role: str, privilege: str) -> None:
+    action, wishes = NEEDED_FOR[role, privilege]
+    vm = place.vm(action, wishes)
+    before = place.pve.guest(vm["vmid"])
+    with place.without(role, privilege):
+        done = place.play(action, vm)
+    assert done.code is ErrorCode.PVE_PERMISSION, done
+    assert privilege in done.detail
+    after = place.pve.guest(vm["vmid"])
+    assert after == before, "nothing was done by half"
+
+
+def test_without_the_guest_agents_privilege_a_vm_starts_and_only_its_addresses_are_unknown(place: Place) -> None:
+    vm = place.vm("start", {})
+    with place.without("SmithVM", "VM.GuestAgent.Audit"):
+        done = place.play("start", vm)
+    assert done.succeeded, done
+    assert (done.vm["status"], done.vm["ip_addresses"]) == ("running", [])
+
+
+def test_without_the_right_to_look_at_a_storage_it_is_used_all_the_same(place: Place) -> None:
+    reader = ProxmoxReader(
+        ProxmoxConnection(
+            host=place.pve.host,
+            port=place.pve.port,
+            user=place.pve.user,
+            token_id=place.pve.token_id,
+            token_secret=place.pve.token_secret,
+            verify=place.pve.ca_bundle,
+        )
+    )
+    with place.without("SmithStore", "Datastore.Audit"):
+        assert STORAGE not in {row.name for row in reader.storages()}, "nobody knows how full it is"
+        assert place.play("create", place.vm("create", {"storage": STORAGE})).succeeded
+
+
+def test_a_pool_needs_no_privilege_of_its_own(place: Place) -> None:
+    vm = place.vm("create", {"pool": "smith"})
+    assert place.play("create", vm).succeeded
+    assert (place.pve.guest(vm["vmid"]) or {})["pool"] == "smith"
+
+
+# --- through the whole agent ----------------------------------------------------------------------------------------
+
+
+def test_an_agent_whose_token_sees_no_vm_calls_none_of_them_gone(tmp_path: Path) -> None:
+    """Such a token gets 200 and empty lists."""
+    with running_lab(tmp_path) as lab:
+        lab.start_executor()
+        services = {action: lab.order(action, cores=1, memoryMb=512, diskGb=8) for action in ("start", "delete")}
+        for service in services.values():
+            assert lab.settled(service, PATIENCE_S)["status"] == "Stopped"
+        before = {vm["vmid"]: vm for vm in lab.proxmox.guests()}
+        lab.proxmox.control("revoke", path="/vms", privilege="VM.Audit")
+        for action, service in services.items():
+            lab.admin.action(service, action)
+        services["create"] = lab.order("create", cores=1, memoryMb=512, diskGb=8)
+
+        for action, service in services.items():
+            job = wait_for(functools.partial(_failed_job, lab, service), PATIENCE_S, f"{action} to fail")
+            assert job["action"] == action
+            assert job["errorMessage"].startswith("PVE_PERMISSION: "), job["errorMessage"]
+            assert "VM.Audit" in job["errorMessage"]
+        assert {row["state"] for row in lab.smith("mappings", "list")} == {"active"}
+        assert {vm["vmid"]: vm for vm in lab.proxmox.guests()} == before
+
+
+def _failed_job(lab: LabSystem, service: str) -> dict[str, Any] | None:
+    job = lab.last_job(service)
+    return job if job["status"] == "Failed" else None

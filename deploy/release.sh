@@ -25,8 +25,7 @@ rm -rf dist
 # The parts list of what the image installs, each with its hashes.
 "$bin/python" -m venv "$tools"
 if "$tools/bin/python" -m pip --quiet --disable-pip-version-check install cyclonedx-bom; then
-  "$tools/bin/cyclonedx-py" requirements --output-reproducible --output-format JSON \
-    --output-file "dist/agent-smith-$version.cdx.json" deploy/image/requirements.txt
+  deploy/parts_list.sh "$tools/bin" "dist/agent-smith-$version.cdx.json"
 else
   echo "NOTE: cyclonedx-bom cannot be installed here: no SBOM" >&2
 fi

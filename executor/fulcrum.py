@@ -435,12 +435,12 @@ class FulcrumClient:
 
     def get_self(self) -> CoreAgent:
         """Ask who we are, and whether we are disabled."""
-        return _one(CoreAgent, "GET /agents/me", self._http.json("GET", "/agents/me"))
+        return read_answer(CoreAgent, "GET /agents/me", self._http.json("GET", "/agents/me"))
 
     def put_status(self, status: str) -> CoreAgent:
         """Set our status, which is the heartbeat. FulcrumCore checks no transition, so never overwrite `Disabled`."""
         answer = self._http.json("PUT", "/agents/me/status", body={"status": status})
-        return _one(CoreAgent, "PUT /agents/me/status", answer)
+        return read_answer(CoreAgent, "PUT /agents/me/status", answer)
 
     # Jobs
 
@@ -462,7 +462,7 @@ class FulcrumClient:
     def get_job(self, fulcrum_id: str) -> CoreJob:
         """Read one job. An unknown one, removed by retention, is FulcrumAuthFailing: FulcrumCore says 403."""
         path = f"/jobs/{_id(fulcrum_id)}"
-        return _one(CoreJob, f"GET {path}", self._http.json("GET", path))
+        return read_answer(CoreJob, f"GET {path}", self._http.json("GET", path))
 
     def own_processing_jobs(self, agent_id: str) -> list[CoreJob]:
         """List the jobs that somebody claimed for this agent and nobody ended: the question after a restart."""
@@ -507,7 +507,7 @@ class FulcrumClient:
     def get_service(self, service_id: str) -> CoreService:
         """Read one service. An unknown one is FulcrumAuthFailing: FulcrumCore says 403."""
         path = f"/services/{_id(service_id)}"
-        return _one(CoreService, f"GET {path}", self._http.json("GET", path))
+        return read_answer(CoreService, f"GET {path}", self._http.json("GET", path))
 
     def services(self, agent_id: str) -> Iterator[CoreService]:
         """Walk the agent's services, ended ones included. FulcrumCore lists the whole provider's: we choose."""
@@ -518,7 +518,7 @@ class FulcrumClient:
     def get_service_type(self, service_type_id: str) -> ServiceType:
         """Read one service type."""
         path = f"/service-types/{_id(service_type_id)}"
-        return _one(ServiceType, f"GET {path}", self._http.json("GET", path))
+        return read_answer(ServiceType, f"GET {path}", self._http.json("GET", path))
 
     def get_secret(self, reference: str) -> Any:
         """Resolve a `vault://` reference. FulcrumNotFound: deleted, never there, or not a reference at all.
@@ -572,7 +572,8 @@ class FulcrumClient:
         raise FulcrumUnavailable(f"GET {path}: {total} objects are announced, {len(seen)} could be read")
 
 
-def _one(kind: type[Model], call: str, raw: Any) -> Model:
+def read_answer(kind: type[Model], call: str, raw: Any) -> Model:
+    """Return what one call answered. Raises FulcrumUnavailable for anything else."""
     try:
         return kind.read(raw)
     except ValueError as exc:
@@ -584,7 +585,7 @@ def _page_of(kind: type[Model], path: str, page: Any) -> tuple[list[Model], int]
     items, total = (page.get("items"), page.get("totalItems")) if isinstance(page, dict) else (None, None)
     if not isinstance(items, list) or not isinstance(total, int):
         raise FulcrumUnavailable(f"GET {path}: the answer is not a page")
-    return [_one(kind, f"GET {path}", item) for item in items], total
+    return [read_answer(kind, f"GET {path}", item) for item in items], total
 
 
 def _id(value: str) -> str:

@@ -17,6 +17,8 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from executor.errors import SettingsError
+
 PREFIXES = ("FULCRUM_", "PROXMOX_", "SMITH_")
 DEFAULT_SECRETS_DIR = Path("/run/secrets")
 #: Here and not beside its setting, because `smith health` asks for nothing else and must start fast.
@@ -118,6 +120,14 @@ class _Places:
         if path := variables.get(f"{name}_FILE", "").strip():
             return _read_secret(f"{name}_FILE", Path(path)), path
         return None
+
+
+def read_secret_file(path: Path) -> str:
+    """Return a secret that is no setting, from a file that somebody named. Raises SettingsError."""
+    try:
+        return _read_secret("", path)
+    except _Unusable as unusable:
+        raise SettingsError(f"the secret {unusable}") from None
 
 
 def _read_secret(variable: str, path: Path) -> str:

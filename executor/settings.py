@@ -386,6 +386,10 @@ class Settings(BaseSettings):
         """Raises SettingsError naming every variable that is missing to reach FulcrumCore."""
         _raise_if_any(_missing(self, "FULCRUM_API_URL", "FULCRUM_API_TOKEN"))
 
+    def require_fulcrum_address(self) -> None:
+        """Raises SettingsError when FulcrumCore's address is missing; for those who come with a token of their own."""
+        _raise_if_any(_missing(self, "FULCRUM_API_URL"))
+
     def require_proxmox(self) -> None:
         """Raises SettingsError naming every variable that is missing to reach Proxmox."""
         lines = _missing(self, "PROXMOX_HOST", "PROXMOX_USER")

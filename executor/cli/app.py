@@ -16,6 +16,7 @@ from executor.cli import (
     adoption,
     audit,
     backup,
+    bootstrap,
     config,
     critical,
     database,
@@ -75,7 +76,7 @@ def build() -> typer.Typer:
     mappings.app.command("forget", epilog=adoption.FORGET_EXAMPLES)(adoption.forget)
     database.app.command("backup", epilog=backup.BACKUP_EXAMPLES)(backup.backup)
     database.app.command("restore", epilog=backup.RESTORE_EXAMPLES)(backup.restore)
-    for group in (jobs, runs, mappings, drift, audit, critical, database, config, actions, templates):
+    for group in (jobs, runs, mappings, drift, audit, critical, database, config, actions, templates, bootstrap):
         app.add_typer(group.app)
     return app
 

@@ -5,30 +5,19 @@ Source: section 9.3 of the FulcrumCore reference.
 
 from __future__ import annotations
 
-import importlib.resources
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import requests
 
+from executor.bootstrap import AGENT_TYPE_FILE, SERVICE_TYPE_FILE, load_type
+from executor.metrics import TYPES as METRIC_TYPES
+
 SEED_TOKEN = "change-me"
 TIMEOUT_S = 30.0
 FAR_FUTURE = "2035-01-01T00:00:00Z"
-METRIC_TYPES = (
-    "vm.cpu.usage",
-    "vm.memory.usage",
-    "vm.disk.usage",
-    "vm.disk.read",
-    "vm.disk.write",
-    "vm.network.in",
-    "vm.network.out",
-)
-SERVICE_TYPE_FILE = "service-type-vm.json"
-AGENT_TYPE_FILE = "agent-type-proxmox.json"
 Json = dict[str, Any]
 
 
@@ -246,12 +235,3 @@ def _ensure(admin: AdminClient, collection: str, body: Json) -> str:
         if item["name"] == body["name"]:
             return str(item["id"])
     return str(admin.create(collection, **body)["id"])
-
-
-def load_type(name: str) -> Json:
-    """Read a type's JSON from the checkout's deploy/, or from where an installed wheel keeps it."""
-    checkout = Path(__file__).resolve().parents[2] / "deploy" / name
-    if checkout.is_file():
-        return dict(json.loads(checkout.read_text()))
-    packaged = importlib.resources.files("executor") / "deploy" / name
-    return dict(json.loads(packaged.read_text()))

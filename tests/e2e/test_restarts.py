@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 
 import psutil
@@ -50,6 +52,28 @@ def test_f06_killing_the_supervisor_ends_everything_and_the_next_start_goes_on(m
     lab.start_executor()
 
     assert lab.settled(service_id, 200)["status"] == "Stopped"
+    assert len(lab.vms()) == 1
+    assert len(lab.reports(lab.last_job(service_id)["id"])) == 1
+
+
+def test_a_schema_taken_back_and_brought_forward_under_a_running_create_loses_nothing(make_lab: MakeLab) -> None:
+    """An upgrade that is taken back and tried again, while Proxmox clones: what is under way is carried on (R14)."""
+    lab = make_lab(time_scale=1.0)
+    lab.start_executor()
+    service_id = lab.order("upgraded")
+    wait_for(lambda: cloning(lab), 60, "the clone to begin")
+    agent = agent_process(lab)
+    os.kill(lab.executor.pid, signal.SIGKILL)
+    lab.executor.wait()
+    psutil.wait_procs([agent], timeout=10)
+
+    back = [sys.executable, "-m", "executor", "db", "downgrade", "--yes"]
+    done = subprocess.run(back, env=lab.environment(), cwd=lab.folder, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    lab.start_executor()  # the newer version again: it upgrades by itself
+
+    assert lab.settled(service_id, 200)["status"] == "Stopped"
+    assert len(clones(lab)) == 1
     assert len(lab.vms()) == 1
     assert len(lab.reports(lab.last_job(service_id)["id"])) == 1
 

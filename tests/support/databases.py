@@ -99,10 +99,13 @@ class PostgresCluster:
         return self.url(SHARED)
 
     @contextlib.contextmanager
-    def fresh_database(self) -> Iterator[str]:
-        """Yield the address of a migrated database of one's own, for tests that change the schema; drop it after."""
+    def fresh_database(self, template: str = TEMPLATE) -> Iterator[str]:
+        """Yield the address of a migrated database of one's own, for tests that change the schema; drop it after.
+
+        With the template `template0` it is empty.
+        """
         name = f"test_{uuid.uuid4().hex}"
-        self.execute(f"CREATE DATABASE {name} TEMPLATE {TEMPLATE}")
+        self.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
         try:
             yield self.url(name)
         finally:

@@ -27,6 +27,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from executor.errors import SmithError
+
 #: Where the server stands in a checkout.
 SERVER_SCRIPT = Path(__file__).resolve().parents[2] / "tests" / "support" / "fakepve_server.py"
 HOST = "127.0.0.1"
@@ -37,7 +39,7 @@ STOP_TIMEOUT_S = 10.0
 CONTROL_TIMEOUT_S = 30.0
 
 
-class StandInError(RuntimeError):
+class StandInError(SmithError):
     """The stand-in cannot start, or refused what it was told."""
 
 

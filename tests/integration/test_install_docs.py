@@ -1,9 +1,11 @@
-"""What docs/install.md tells people to type at FulcrumCore, typed at its simulator."""
+"""What docs/install.md tells people to type: at FulcrumCore's simulator, and for a virtual environment of their own."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sysconfig
@@ -17,6 +19,8 @@ from executor.lab.fulcrum_setup import METRIC_TYPES, SEED_TOKEN, AdminClient
 from executor.lab.simulator_control import RunningSimulator, running_simulator
 
 PROJECT = Path(__file__).resolve().parents[2]
+#: A virtual environment is filled from the package index in it.
+TYPE_LIMIT_S = 280
 
 
 @pytest.fixture
@@ -34,7 +38,6 @@ def _block(name: str) -> str:
 
 
 def _type(lines: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    (folder / "admin-token").write_text(SEED_TOKEN)
     environment = {"PATH": f"{sysconfig.get_path('scripts')}:{os.environ['PATH']}", "HOME": os.environ["HOME"]}
     return subprocess.run(
         [shutil.which("bash") or "bash", "-euo", "pipefail", "-c", lines],
@@ -43,11 +46,12 @@ def _type(lines: str, folder: Path) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=TYPE_LIMIT_S,
     )
 
 
 def test_the_lines_for_fulcrumcore_make_an_agent_that_can_log_in(core: RunningSimulator, tmp_path: Path) -> None:
+    (tmp_path / "admin-token").write_text(SEED_TOKEN)
     done = _type(_block("core").replace("https://core.example.net", core.url), tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     file = tmp_path / "fulcrum_api_token"
@@ -61,3 +65,41 @@ def test_the_lines_for_fulcrumcore_make_an_agent_that_can_log_in(core: RunningSi
         assert me["agentTypeId"] == agent_type["id"]
         assert agent_type["serviceTypeIds"] == [service_type["id"]]
         assert {metric["name"] for metric in admin.list_all("metric-types")} == set(METRIC_TYPES)
+
+
+def test_the_lines_for_a_virtual_environment_make_one_that_works_outside_the_checkout(tmp_path: Path) -> None:
+    """From zero, as an operator who has only what is committed; not editable, so nothing of the checkout is in it."""
+    source, elsewhere, venv = tmp_path / "source", tmp_path / "elsewhere", tmp_path / "agent-smith"
+    listed = subprocess.run(
+        [shutil.which("git") or "git", "ls-files", "-z"], cwd=PROJECT, capture_output=True, text=True, check=True
+    )
+    for name in filter(None, listed.stdout.split("\0")):
+        if (PROJECT / name).is_file():  # one that was removed and not committed yet is listed, too
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(PROJECT / name, source / name)
+    done = _type(_block("venv").replace("/opt/agent-smith", str(venv)), source)
+    assert done.returncode == 0, done.stderr
+    facts = dict(line.split(maxsplit=1) for line in done.stdout.splitlines() if line)
+    assert "not found" not in facts.values()
+    assert facts["community-proxmox"]
+
+    shutil.rmtree(source)
+    elsewhere.mkdir()
+
+    def smith(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return _type(shlex.join([str(venv / "bin" / "smith"), *arguments]), elsewhere)
+
+    settings = json.loads(smith("config", "show", "--json").stdout)
+    assert settings
+    actions = json.loads(smith("actions", "list", "--json").stdout)
+    assert {"create", "delete"} <= {action["name"] for action in actions}
+    assert all(Path(action["playbook"]).is_relative_to(venv) for action in actions)
+    assert smith("play", "--help").returncode == 0
+    for arguments, code, said in (
+        (("doctor",), 3, "FULCRUM_API_URL is missing"),
+        (("run",), 3, "FULCRUM_API_URL is missing"),
+        (("demo",), 1, "needs a checkout"),
+    ):
+        done = smith(*arguments)
+        assert (done.returncode, "Traceback" in done.stderr) == (code, False), done.stderr
+        assert said in done.stdout + done.stderr

@@ -6,20 +6,6 @@ set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 trap clean_up EXIT
 
-show_layers() {
-  podman image history --format '{{.Size}}\t{{.CreatedBy}}' "$image:latest" | awk -F'\t' '$1 !~ /^0 ?B$/ {printf "          %-9s %.90s\n", $1, $2}'
-}
-
-show_start_time() {
-  [ "$mode" = podman ] || return 0
-  local before after
-  before=$(date +%s%N)
-  podman run --rm --network=none --no-healthcheck --read-only "$image:latest" smith --version >"$work/version"
-  after=$(date +%s%N)
-  say "a container with 'smith --version': $(((after - before) / 1000000)) ms"
-  sed 's/^/          /' "$work/version"
-}
-
 install_tools
 open_storage
 make_base
@@ -29,6 +15,7 @@ say "building ($mode, $driver)"
 build_image "$image:latest" "$project"
 say "built $image:latest, $(image_size)"
 show_layers
+say "$(podman save --quiet --format oci-archive "$image:latest" | wc -c | awk '{printf "%d MB", $1 / 1e6}') as it is pushed, compressed"
 show_start_time
 if [ -n "${IMAGE_ARCHIVE:-}" ]; then
   podman save --format docker-archive "$image:latest" | gzip -n >"$IMAGE_ARCHIVE"

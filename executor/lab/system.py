@@ -198,14 +198,21 @@ class LabSystem:
 
 @contextmanager
 def running_lab(
-    folder: Path, *, time_scale: float = 0.0, settings: Mapping[str, str] | None = None, core_port: int = 0
+    folder: Path,
+    *,
+    time_scale: float = 0.0,
+    settings: Mapping[str, str] | None = None,
+    core_port: int = 0,
+    proxmox_port: int = 0,
 ) -> Iterator[LabSystem]:
     """Run simulator and stand-in for the length of the block, set up over HTTP. The caller starts the executor."""
     with ExitStack() as stack:
         core = stack.enter_context(running_simulator(port=core_port))
         stand_in_folder = folder / "proxmox"
         stand_in_folder.mkdir(parents=True, exist_ok=True)
-        proxmox = stack.enter_context(running_stand_in(time_scale=time_scale, folder=stand_in_folder))
+        proxmox = stack.enter_context(
+            running_stand_in(time_scale=time_scale, folder=stand_in_folder, port=proxmox_port)
+        )
         admin = stack.enter_context(AdminClient(core.url))
         ids = bootstrap(admin)
         lab = LabSystem(folder=folder, core=core, admin=admin, ids=ids, proxmox=proxmox, settings=dict(settings or {}))

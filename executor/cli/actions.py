@@ -11,7 +11,7 @@ import typer
 
 from executor.cli.arguments import AsJson
 from executor.cli.opening import open_settings
-from executor.cli.output import examples, harmless, say, show_json, show_rows
+from executor.cli.output import examples, harmless, say, show_json, show_rows, tell
 from executor.errors import EXIT_FAILURE, SmithError
 
 if TYPE_CHECKING:  # imported when a command runs
@@ -136,7 +136,10 @@ def validate(
 
 
 @app.command("new", epilog=examples("smith actions new attach-iso"))
-def new(name: Annotated[str, typer.Argument(metavar="NAME", help="What FulcrumCore's service type calls it.")]) -> None:
+def new(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="What FulcrumCore's service type calls it.")],
+    as_json: AsJson = False,
+) -> None:
     """Write a playbook to begin with, and its schema, into the folder SMITH_ACTIONS_PATH."""
     from executor.actions import ACTION_PATTERN, SCHEMA_SUFFIX  # noqa: PLC0415 (see below)
 
@@ -151,7 +154,8 @@ def new(name: Annotated[str, typer.Argument(metavar="NAME", help="What FulcrumCo
             raise AlreadyThere(f"{file} is there already")
     _write(playbook, PLAYBOOK.format(name=name, variable=name.replace("-", "_")))
     _write(schema, SCHEMA.format(name=name))
-    say(f"{playbook}\n{schema}\nthen: smith actions validate {name}")
+    text = f"{playbook}\n{schema}\nthen: smith actions validate {name}"
+    tell(text, as_json=as_json, name=name, playbook=str(playbook), schema=str(schema))
 
 
 def facts(listed: Listed) -> dict[str, Any]:

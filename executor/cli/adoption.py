@@ -10,7 +10,7 @@ import typer
 
 from executor.cli.arguments import AsJson, NothingToDo, UnknownReference, confirm
 from executor.cli.opening import open_settings, opened
-from executor.cli.output import examples, say, show_facts, show_json
+from executor.cli.output import examples, say, show_facts, show_json, tell
 from executor.cli.reaching import Reach, reach
 from executor.jobs import JobStatus, MappingState
 
@@ -83,6 +83,7 @@ def forget(
     reason: Annotated[
         str, typer.Option("--reason", metavar="TEXT", help="Kept with the mapping and in the audit.")
     ] = "",
+    as_json: AsJson = False,
 ) -> None:
     """End a mapping. The VM stays as it is; a VM with our marker is told as an orphan from then on."""
     from executor import audit, database, mappings  # noqa: PLC0415 (SQLAlchemy is not for `--help`)
@@ -100,7 +101,8 @@ def forget(
             was = audit.facts_of(before, audit.MAPPING_COLUMNS)
             mappings.release(session, row.id, f"forgotten by {audit.operator()}{f': {reason}' if reason else ''}")
             _note(session, "forget", before, was, reason)
-    say(f"VM {row.vmid} ({row.name}) is mapped no more; Proxmox was not asked to do anything")
+    text = f"VM {row.vmid} ({row.name}) is mapped no more; Proxmox was not asked to do anything"
+    tell(text, as_json=as_json, vmid=row.vmid, name=row.name, service_id=row.service_id)
 
 
 # --- what is asked for ------------------------------------------------------------------------------------------

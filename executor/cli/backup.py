@@ -14,10 +14,10 @@ from urllib.parse import quote
 
 import typer
 
-from executor.cli.arguments import confirm
+from executor.cli.arguments import AsJson, confirm
 from executor.cli.database import locked
 from executor.cli.opening import open_settings, opened
-from executor.cli.output import examples, say
+from executor.cli.output import examples, tell
 from executor.cli.run import PRIVATE_UMASK
 from executor.errors import DatabaseError
 
@@ -36,6 +36,7 @@ COMPANIONS = ("-wal", "-shm")
 
 def backup(
     file: Annotated[Path, typer.Argument(metavar="FILE", dir_okay=False, help="Where to; must not exist yet.")],
+    as_json: AsJson = False,
 ) -> None:
     """Copy the SQLite database into one file, as it is at one moment. An agent at work waits for nothing."""
     settings = open_settings()
@@ -55,7 +56,7 @@ def backup(
             connection.close()
         os.replace(partial, file)
         _sync(file.parent)
-    say(f"{file}: {size} bytes, sound")
+    tell(f"{file}: {size} bytes, sound", as_json=as_json, file=str(file), bytes=size)
 
 
 def restore(
@@ -63,6 +64,7 @@ def restore(
         Path, typer.Argument(metavar="FILE", exists=True, dir_okay=False, help="What `smith db backup` wrote.")
     ],
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Put a backup in the database's place. The agent must be stopped; the file that was there is kept beside it."""
     from executor import database  # noqa: PLC0415 (SQLAlchemy is not for `--help`)
@@ -79,10 +81,11 @@ def restore(
             kept = _swap(target, fresh)
         finally:
             _remove(fresh)
-    say(f"{target} is {file} now" + (f"; what was there is kept as {kept}" if kept else ""))
-    if revision != database.head_revision():
-        say(f"its schema is {revision}: `smith run` and `smith db upgrade` bring it to {database.head_revision()}")
-    say("what has happened since that backup is not in it: `smith drift` shows what differs")
+    lines = [f"{target} is {file} now" + (f"; what was there is kept as {kept}" if kept else "")]
+    if revision != (newest := database.head_revision()):
+        lines.append(f"its schema is {revision}: `smith run` and `smith db upgrade` bring it to {newest}")
+    lines.append("what has happened since that backup is not in it: `smith drift` shows what differs")
+    tell("\n".join(lines), as_json=as_json, file=str(target), kept=kept and str(kept), schema=revision)
 
 
 def _sqlite_file(settings: Settings, instead: str) -> Path:

@@ -13,7 +13,7 @@ import typer
 
 from executor.cli.arguments import AsJson, confirm
 from executor.cli.opening import open_settings, opened
-from executor.cli.output import complain, examples, say, show_json
+from executor.cli.output import complain, examples, say, show_json, tell
 from executor.cli.run import PRIVATE_UMASK
 from executor.errors import EXIT_DATABASE, DatabaseError
 
@@ -39,7 +39,7 @@ app = typer.Typer(
         "smith db upgrade     also done by `smith run` at its start",
     ),
 )
-def upgrade() -> None:
+def upgrade(as_json: AsJson = False) -> None:
     """Bring the schema to this version's; makes the database when there is none."""
     from executor import database  # noqa: PLC0415 (SQLAlchemy is not for `--help`)
 
@@ -48,7 +48,8 @@ def upgrade() -> None:
         before = database.current_revision(engine)
         database.upgrade(engine)
         after = database.current_revision(engine)
-    say(f"schema {after} already" if before == after else f"schema {before or 'none'} is now {after}")
+    text = f"schema {after} already" if before == after else f"schema {before or 'none'} is now {after}"
+    tell(text, as_json=as_json, before=before, after=after)
 
 
 @app.command(
@@ -63,6 +64,7 @@ def downgrade(
         str, typer.Option("--to", metavar="REVISION", help="The revision; one step back unless told.")
     ] = "-1",
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Take the schema back for an older version. What the older schema has no place for is lost."""
     from executor import database  # noqa: PLC0415 (see above)
@@ -74,7 +76,7 @@ def downgrade(
         with _without_agents(engine, settings), _revisions_explained():
             database.downgrade(engine, to)
         after = database.current_revision(engine)
-    say(f"schema {before} is now {after or 'none'}")
+    tell(f"schema {before} is now {after or 'none'}", as_json=as_json, before=before, after=after)
 
 
 @app.command(

@@ -31,12 +31,12 @@ class Unhealthy(Exception):
     """The answer is no; the text says why, in one line."""
 
 
-def show(live: bool = False) -> None:
+def show(live: bool = False, json: bool = False) -> None:
     """Ask the agent on this machine for its health: exit code 0 if it is alive and ready, 1 if not.
 
     With --live only whether its loops move: what a restart could cure.
     """
-    raise SystemExit(main(["--live"] if live else []))
+    raise SystemExit(main([*(["--live"] if live else []), *(["--json"] if json else [])]))
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -45,11 +45,13 @@ def main(arguments: Sequence[str]) -> int:
     try:
         place = _place()
         said = [_ask(place, page) for page in pages]
+        text = " and ".join(said)
+        code = 0
     except Unhealthy as unhealthy:
-        print("".join(char if char.isprintable() else " " for char in str(unhealthy)))
-        return 1
-    print(" and ".join(said))
-    return 0
+        text = "".join(char if char.isprintable() else " " for char in str(unhealthy))
+        code = 1
+    print(json.dumps({"ok": code == 0, "text": text}) if "--json" in arguments else text)
+    return code
 
 
 def _place() -> tuple[str, int]:

@@ -13,7 +13,18 @@ from executor.cli import artifacts
 from executor.cli.arguments import AsJson, NothingToDo, Reference, UnknownReference, confirm, find_job, find_service_id
 from executor.cli.job_facts import details, name_of, run_facts, summary
 from executor.cli.opening import reading_store, writing_store
-from executor.cli.output import ago, examples, say, short, show_document, show_facts, show_heading, show_json, show_rows
+from executor.cli.output import (
+    ago,
+    examples,
+    say,
+    short,
+    show_document,
+    show_facts,
+    show_heading,
+    show_json,
+    show_rows,
+    tell,
+)
 from executor.jobs import JobStatus
 
 if TYPE_CHECKING:  # imported when a command runs
@@ -170,7 +181,7 @@ def show_log(
         "smith jobs retry 17     do not wait for the next attempt, or the next report: do it now",
     ),
 )
-def retry(reference: Reference) -> None:
+def retry(reference: Reference, as_json: AsJson = False) -> None:
     """End a job's waiting, for its next attempt or its next report."""
     from executor import job_queue  # noqa: PLC0415 (see above)
 
@@ -183,7 +194,8 @@ def retry(reference: Reference) -> None:
     if not hastened:
         raise NothingToDo(_why_no_retry(name, status))
     what = {"attempt": "its next attempt may begin now", "report": "its report to FulcrumCore is due now"}
-    say(f"{name}: {what[hastened]}; the agent takes it up within seconds, if it runs")
+    text = f"{name}: {what[hastened]}; the agent takes it up within seconds, if it runs"
+    tell(text, as_json=as_json, job=job.id, fulcrum_id=job.fulcrum_id, hastened=hastened)
 
 
 @app.command(
@@ -197,6 +209,7 @@ def cancel(
     reference: Reference,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Kept in the audit.")] = "",
+    as_json: AsJson = False,
 ) -> None:
     """End a job as CANCELLED. A playbook that runs is stopped; what it has made so far stays."""
     from executor import job_queue  # noqa: PLC0415 (see above)
@@ -211,10 +224,11 @@ def cancel(
         noted.is_done = status is not None
     if status is None:
         raise NothingToDo(f"{name_of(job)} has ended in the meantime")
-    if status is JobStatus.FAILED:
-        say(f"{name_of(job)} is cancelled; FulcrumCore is told next")
-    else:
-        say(f"{name_of(job)} is asked to stop; the agent that runs it ends its playbook within seconds")
+    has_ended = status is JobStatus.FAILED
+    told = "is cancelled; FulcrumCore is told next"
+    asked = "is asked to stop; the agent that runs it ends its playbook within seconds"
+    text = f"{name_of(job)} {told if has_ended else asked}"
+    tell(text, as_json=as_json, job=job.id, fulcrum_id=job.fulcrum_id, status=status, has_ended=has_ended)
 
 
 @dataclass

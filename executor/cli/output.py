@@ -130,6 +130,14 @@ def say(text: str) -> None:
     print(harmless(text, keep_lines=True))
 
 
+def tell(text: str, *, as_json: bool, **facts: Any) -> None:
+    """Say what was done: a line for people, or the same as facts for scripts."""
+    if as_json:
+        show_json(facts)
+    else:
+        say(text)
+
+
 def complain(text: str) -> None:
     """Print on stderr, a `smith:` before every line."""
     for line in text.splitlines() or [""]:

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import requests
 from faults.history import Allowed, violations
 from faults.proxy import Proxy, running_proxy
 from faults.rig import RUN_MARK, Rig, running_rig
@@ -72,11 +73,14 @@ class Load:
     rng: random.Random
     wanted: int
     asked: int = 0
-    refused: int = 0
     _groups: list[str] = field(default_factory=list)
 
     def turn(self) -> None:
-        """Ask for as much as is missing."""
+        """Ask for as much as is missing. What the nemesis spoils for the executor, it may spoil for us."""
+        with contextlib.suppress(SetupRefused, requests.RequestException):
+            self._ask()
+
+    def _ask(self) -> None:
         services, busy = self._services()
         while self.asked < self.wanted and len(busy) < AT_ONCE:
             idle = [service for service in services if service.id not in busy and service.status in ACTIONS]
@@ -94,28 +98,26 @@ class Load:
             return list(store.services.values()), busy
 
     def _order(self) -> str:
-        self.asked += 1
         lab = self.rig.lab
         if len(self._groups) < AT_ONCE:
             self._groups.append(lab.admin.create_group(lab.ids.consumer_id, f"tenant-{len(self._groups)}"))
-        group_id = self.rng.choice(self._groups)
-        return self.rig.order(f"chaos-{self.asked}", group_id=group_id, diskGb=self.rng.choice((8, 10, 12)))
+        group_id, disk_gib = self.rng.choice(self._groups), self.rng.choice((8, 10, 12))
+        service_id = self.rig.order(f"chaos-{self.asked}", group_id=group_id, diskGb=disk_gib)
+        self.asked += 1
+        return service_id
 
     def _act(self, service: Any) -> None:
-        self.asked += 1
         choice = ACTIONS[service.status]
         action = self.rng.choices(list(choice), weights=list(choice.values()))[0]
         admin = self.rig.lab.admin
-        try:
-            if action == "delete":
-                admin.delete_service(service.id)
-            elif action == "update":
-                # Only what every state allows: cores and memory are for stopped ones.
-                admin.patch_service(service.id, {"tags": [f"t{self.rng.randrange(5)}"]})
-            else:
-                admin.action(service.id, action)
-        except SetupRefused:
-            self.refused += 1
+        if action == "delete":
+            admin.delete_service(service.id)
+        elif action == "update":
+            # Only what every state allows: cores and memory are for stopped ones.
+            admin.patch_service(service.id, {"tags": [f"t{self.rng.randrange(5)}"]})
+        else:
+            admin.action(service.id, action)
+        self.asked += 1
 
 
 @dataclass

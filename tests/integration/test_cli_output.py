@@ -5,11 +5,16 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer.main
 from cli_world import GIVE_UP_S, Cli
 
+from executor.cli.app import build
+from executor.database import head_revision
 from executor.errors import ErrorCode
 from executor.jobs import JobResult
 
@@ -97,3 +102,36 @@ def _on_terminal(smith: Cli, **env: str) -> str:
         os.close(master)
     assert process.wait(GIVE_UP_S) == 0
     return shown.decode()
+
+
+#: What prints no facts: they work until they are told to stop, or print a file.
+WITHOUT_JSON = {"run", "agent-process", "lab", "config example"}
+
+
+def test_every_command_answers_scripts_too() -> None:
+    root = typer.main.get_command(build())
+    silent = {path for path, command in _commands(root, ()) if "--json" not in _options(command)}
+    assert silent <= WITHOUT_JSON
+
+
+def _commands(command: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
+    for name, inner in getattr(command, "commands", {}).items():
+        yield from _commands(inner, (*path, name))
+    if path and not getattr(command, "no_args_is_help", False):
+        yield " ".join(path), command
+
+
+def _options(command: Any) -> set[str]:
+    return {option for parameter in command.params for option in parameter.opts}
+
+
+def test_what_was_done_is_told_as_facts(smith: Cli) -> None:
+    job_id = smith.submit()
+    cancelled = smith.json("jobs", "cancel", str(job_id), "--yes")
+    assert (cancelled["job"], cancelled["status"], cancelled["has_ended"]) == (job_id, "failed", True)
+    assert smith.json("jobs", "retry", str(job_id))["hastened"] == "report"
+    copy = smith.file.with_name("copy.db")
+    assert smith.json("db", "backup", str(copy)) == {"file": str(copy), "bytes": copy.stat().st_size}
+    assert smith.json("db", "upgrade")["after"] == head_revision()
+    restored = smith.json("db", "restore", str(copy), "--yes")
+    assert (restored["file"], restored["schema"]) == (str(smith.file), head_revision())

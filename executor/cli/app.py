@@ -47,7 +47,8 @@ from executor.errors import (
 )
 from executor.redaction import redactor
 
-EXAMPLES = """
+EXAMPLES = """\
+\b
 Examples:
   smith config example > .env      what there is to set
   smith run                        carry FulcrumCore's jobs to Proxmox
@@ -58,11 +59,20 @@ Exit codes: 0 ok, 1 failure, 2 usage, 3 settings, 4 FulcrumCore, 5 Proxmox, 6 da
 """
 
 
+#: Wide enough for one line a command.
+HELP_WIDTH = 110
+
+
 def build() -> typer.Typer:
     """Return the command with everything that ships; `__main__` adds what needs the lab."""
-    # Locals in a traceback would show secrets, and colours in a help text are enough.
+    # Locals in a traceback would show secrets. Plain help: rich's takes longer to import than all the rest.
     app = typer.Typer(
-        name="smith", no_args_is_help=True, pretty_exceptions_enable=False, epilog=EXAMPLES, rich_markup_mode="rich"
+        name="smith",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        epilog=EXAMPLES,
+        rich_markup_mode=None,
+        context_settings={"max_content_width": HELP_WIDTH},
     )
     app.callback()(_smith)
     app.command("run", epilog=run.EXAMPLES)(run.run)

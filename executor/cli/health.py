@@ -5,7 +5,6 @@ Standard library only: `python -m executor.cli.health` answers in a fraction of 
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 import sys
@@ -16,7 +15,8 @@ from typing import Any
 from executor.setting_sources import DEFAULT_HTTP_ADDR, gather
 
 #: Written out: the helper that the other commands use imports what this one does without.
-EXAMPLES = """
+EXAMPLES = """\
+\b
 Examples:
   smith health           exit code 0 if the agent here is alive and ready
   smith health --live    only whether its loops move: what a restart could cure
@@ -67,6 +67,8 @@ def _place() -> tuple[str, int]:
 
 def _ask(place: tuple[str, int], page: str) -> str:
     """Return what the page says. No proxy is used, whatever the environment names: it is this machine."""
+    import http.client  # noqa: PLC0415 (not for `--help`)
+
     connection = http.client.HTTPConnection(*place, timeout=TIMEOUT_S)
     try:
         connection.request("GET", page)

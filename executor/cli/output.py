@@ -11,13 +11,13 @@ import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
-
-from rich.console import Console, RenderableType
-from rich.table import Table
-from rich.text import Text
+from typing import TYPE_CHECKING, Any
 
 from executor.redaction import redactor
+
+if TYPE_CHECKING:  # rich takes as long to import as everything else that `--help` needs
+    from rich.console import RenderableType
+    from rich.text import Text
 
 #: Width of a line when nobody sees it: what a script reads is never wrapped.
 WIDE = 100_000
@@ -52,8 +52,8 @@ _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def examples(*lines: str) -> str:
-    """Return the end of a command's help. The empty line in front keeps the indentation of those behind it."""
-    return "\n".join(["", "Examples:", *(f"  {line}" for line in lines)])
+    """Return the end of a command's help. The `\\b` keeps its lines as they are."""
+    return "\n".join(["\b", "Examples:", *(f"  {line}" for line in lines)])
 
 
 def harmless(text: str, *, keep_lines: bool = False) -> str:
@@ -94,6 +94,8 @@ def show_rows(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], *, 
     if not rows:
         say(nothing)
         return
+    from rich.table import Table  # noqa: PLC0415 (see above)
+
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
     for heading in columns.values():
         table.add_column(heading, overflow="fold")
@@ -104,6 +106,9 @@ def show_rows(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], *, 
 
 def show_facts(facts: Mapping[str, Any]) -> None:
     """Print names and values below each other; a value that is not known is left out."""
+    from rich.table import Table  # noqa: PLC0415 (see above)
+    from rich.text import Text  # noqa: PLC0415 (see above)
+
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_header=False)
     table.add_column(no_wrap=True, style="bold")
     table.add_column(overflow="fold")
@@ -115,12 +120,16 @@ def show_facts(facts: Mapping[str, Any]) -> None:
 
 def show_heading(text: str) -> None:
     """Print a title with an empty line before it."""
+    from rich.text import Text  # noqa: PLC0415 (see above)
+
     say("")
     _print(Text(harmless(text), style="bold"))
 
 
 def show_document(value: Any) -> None:
     """Print JSON for people: indented, letters of every alphabet as they are."""
+    from rich.text import Text  # noqa: PLC0415 (see above)
+
     text = json.dumps(redactor.redact_value(_jsonable(value)), indent=2, ensure_ascii=False)
     _print(Text(harmless(text, keep_lines=True)))
 
@@ -146,6 +155,8 @@ def complain(text: str) -> None:
 
 def cell(value: Any) -> Text:
     """Return a value as a table shows it."""
+    from rich.text import Text  # noqa: PLC0415 (see above)
+
     if value is None:
         return Text("-", style="dim")
     if isinstance(value, datetime):
@@ -181,6 +192,8 @@ def short(identifier: str | None) -> str | None:
 
 def _print(renderable: RenderableType) -> None:
     """Render, and write without the blanks that fill a table's last column."""
+    from rich.console import Console  # noqa: PLC0415 (see above)
+
     width = None if sys.stdout.isatty() else WIDE
     console = Console(file=sys.stdout, width=width, highlight=False, markup=False, emoji=False)
     with console.capture() as captured:

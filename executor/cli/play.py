@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-import yaml
 
 from executor.cli import action_checks, by_hand
 from executor.cli.actions import folders
@@ -99,6 +98,8 @@ def _given(file: Path | None, values: list[str], options: Options) -> dict[str, 
 
 
 def _from_file(file: Path) -> dict[str, Any]:
+    import yaml  # noqa: PLC0415 (not for `--help`)
+
     try:
         document = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeError, yaml.YAMLError) as error:
@@ -130,6 +131,8 @@ def _put(vm: dict[str, Any], path: list[str], text: str, options: Options) -> No
 
 
 def _guessed(text: str) -> Any:
+    import yaml  # noqa: PLC0415 (see above)
+
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError:

@@ -48,6 +48,7 @@ CALM_S = (0.0, 4.0)
 REST_S = 600.0
 STRAY_S = 5.0
 SETTINGS = {
+    "SMITH_WARM": "auto",
     "SMITH_CONCURRENCY": "8",
     "SMITH_CLONES_PER_STORAGE": "8",
     "SMITH_RECONCILE_INTERVAL_S": "20",
@@ -138,13 +139,13 @@ class Nemesis:
     def killed(self) -> int:
         return sum(count for name, count in self.done.items() if name.startswith("kill"))
 
-    def turn(self) -> None:
-        """Do what is due. A kill waits until the executor is back: R5 is measured."""
+    def turn(self, share_done: float) -> None:
+        """Do what is due. Kills keep pace with the load, and each waits until the executor is back: R5 is measured."""
         now = time.monotonic()
         if now >= self._next_trouble_at:
             self._trouble()
             self._next_trouble_at = now + self.rng.uniform(0.5, 3.0)
-        if self.killed < self.kills and now >= self._next_kill_at:
+        if self.killed < self.kills * share_done and now >= self._next_kill_at:
             self._kill()
             self._next_kill_at = time.monotonic() + self.rng.uniform(*CALM_S)
 
@@ -329,10 +330,10 @@ def run(folder: Path, *, jobs: int, kills: int, seed: int, say: Callable[[str], 
         rig.start()
         while load.asked < jobs or nemesis.killed < kills:
             load.turn()
-            nemesis.turn()
+            nemesis.turn(load.asked / jobs)
             recorder.turn()
             if load.asked >= jobs and nemesis.killed < kills:
-                load.wanted = jobs = jobs + 1  # something to kill must go on
+                load.wanted = load.asked + 1  # something to kill must go on
             say(f"{load.asked} jobs asked for, {nemesis.killed} kills")
             time.sleep(0.05)
         core.misbehave("pass")

@@ -646,7 +646,7 @@ def test_tls_is_verified_unless_switched_off(serve: Serve, certificates: tuple[s
 def test_a_ca_bundle_in_the_environment_does_not_overrule_the_settings(
     serve: Serve, certificates: tuple[ssl.SSLContext, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """requests lets REQUESTS_CA_BUNDLE win over a session's own bundle, but not over a request's."""
+    """It counts where the settings name none."""
     context, ca_bundle = certificates
     other = tmp_path / "other"
     other.mkdir()

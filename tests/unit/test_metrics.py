@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import ssl
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -21,7 +22,7 @@ from executor.fulcrum import FulcrumClient
 from executor.lab.fulcrum_setup import AdminClient, Bootstrapped, bootstrap
 from executor.lab.proxmox_stand_in import make_certificates
 from executor.lab.simulator_control import RunningSimulator, running_simulator
-from executor.metrics import TYPES, VmMetrics
+from executor.metrics import MAX_POSTS_PER_S, TYPES, VmMetrics, _Pace
 from executor.proxmox import ProxmoxConnection, ProxmoxReader
 from executor.state import AgentState
 
@@ -343,14 +344,39 @@ def test_a_proxmox_that_fails_is_a_job_error_and_the_counters_are_kept(
     assert set(values(posted())) >= RATES
 
 
-def test_what_cannot_be_sent_within_the_interval_is_dropped(
-    pve: Cluster, metrics: VmMetrics, posted: Callable[[], list[Row]], caplog: pytest.LogCaptureFixture
+def test_what_does_not_fit_into_a_turn_comes_first_in_the_next_and_is_said_once(
+    pve: Cluster,
+    metrics: VmMetrics,
+    posted: Callable[[], list[Row]],
+    sqlite_engine: Engine,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """FulcrumCore stamps entries with its own time: sent late, they would be wrong."""
-    pve.rows = [vm()]
-    metrics.interval_s = 0.0
-    assert posted() == []
-    assert "metrics_dropped" in said(caplog)
+    """FulcrumCore stamps entries with its own time, so nothing is sent late; and no VM is left out for ever."""
+    vmids = set(range(500, 540))
+    for vmid in vmids:
+        map_vm(sqlite_engine, vmid)
+    pve.rows = [vm(vmid) for vmid in sorted(vmids)]
+    metrics.interval_s = 0.4  # room for some twenty posts of eighty
+    turns: list[set[int]] = []
+    while not set().union(*turns) >= vmids and len(turns) < 40:
+        turns.append({int(entry["agentInstanceId"].rpartition("/")[2]) for entry in posted()})
+    assert set().union(*turns) >= vmids, "a VM was left out in every turn"
+    assert len(turns) > 1, "all of them fitted: no test"
+    assert min(turns[1]) >= max(turns[0])
+    assert said(caplog).count("metrics_need_several_turns") == 1
+
+
+def test_posts_are_spread_and_never_faster_than_a_twentieth_of_a_core_makes_them() -> None:
+    now = time.monotonic()
+    many = _Pace(100_000, now + 60)
+    pauses = [many.pause_s() for _ in range(100)]
+    assert pauses == sorted(pauses)
+    assert 98 / MAX_POSTS_PER_S < pauses[-1] < 101 / MAX_POSTS_PER_S
+    few = _Pace(3, now + 60)
+    assert [round(few.pause_s(), 2) for _ in range(3)] == [0.0, 0.05, 0.1]
+    over = _Pace(10, now - 1)
+    assert over.pause_s() == 0.0
+    assert over.is_over()
 
 
 def test_an_agent_that_stops_sends_no_more(pve: Cluster, metrics: VmMetrics, posted: Callable[[], list[Row]]) -> None:

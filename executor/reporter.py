@@ -29,6 +29,8 @@ BATCH_SIZE = 50
 #: Reports sent at the same time: a slow FulcrumCore must not let a burst miss its limit.
 SENDERS = 4
 LONGEST_PAUSE_S = 60.0
+#: What of a result FulcrumCore keeps as the instance's data. It is replaced whole, so each report tells all that it knows.
+INSTANCE_DATA = ("vmid", "node", "name", "mac_address", "ip_addresses", "reboot_required", "snapshot", "backup")
 #: A completion that answers 500 this often is told as a failure: the instance id is held by a stale service.
 PATIENCE_ATTEMPTS = 5
 
@@ -186,7 +188,7 @@ def completion(job: Job, agent_id: str) -> dict[str, Any]:
     vm = job.result or {}
     if vm.get("status") == "absent" or "vmid" not in vm:
         return {}
-    data = {name: vm[name] for name in ("vmid", "node", "name", "reboot_required") if vm.get(name) not in (None, "")}
+    data = {name: vm[name] for name in INSTANCE_DATA if vm.get(name) not in (None, "", [])}
     payload: dict[str, Any] = {"agent_instance_id": f"{agent_id}/{vm['vmid']}", "agent_instance_data": data}
     if job.action != "update":
         told = {

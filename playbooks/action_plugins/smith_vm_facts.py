@@ -45,6 +45,7 @@ VOLUME_KEY = re.compile(r"rootfs\Z|mp\d+\Z")
 DISK_KEY = re.compile(r"(?:scsi|virtio|sata|ide)\d+\Z")
 #: The order in which Proxmox looks for a boot disk when none is named.
 BOOT_BUSES = ("scsi", "virtio", "sata", "ide")
+NIC_KEY = re.compile(r"net\d+\Z")
 MAC = re.compile(r"=((?:[0-9A-Fa-f]{2}:){5}[0-9A-Fa-f]{2})")
 UNFINISHED = ("clone", "create")
 #: How many clones of one template at the same time we can tell apart.
@@ -263,17 +264,17 @@ class Cluster:
         errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
         return errors[0] if errors else status
 
-    def addresses(self, node: str, vmid: int) -> list[str] | None:
-        """What the guest agent reports, without loopback and link-local; None when there is no agent to wait for."""
+    def addresses(self, node: str, vmid: int, macs: list[str]) -> list[str] | None:
+        """What the guest agent reports of NICs with these MAC addresses; None when there is no agent to wait for."""
         if self.kind == "lxc":
-            return container_addresses(self.guest(node, vmid).interfaces.get() or [])
+            return container_addresses(self.guest(node, vmid).interfaces.get() or [], macs)
         try:
             answer = self.api.nodes(node).qemu(vmid).agent("network-get-interfaces").get()
         except ResourceException as exc:
             if "not running" in str(exc) or "got timeout" in str(exc):
                 return []
             return None  # not configured, or not allowed: waiting would not help
-        return usable_addresses(answer.get("result") or [])
+        return usable_addresses(answer.get("result") or [], macs)
 
 
 class Question:
@@ -305,7 +306,7 @@ class Question:
             online = self.cluster.membership()[0].get(self.arguments["target_node"])
             found["target"] = {"exists": online is not None, "is_online": bool(online)}
         if found.get("status") == "running" and self.arguments["address_timeout_s"] >= 0:
-            found["ip_addresses"] = self._addresses(found["node"])
+            found["ip_addresses"] = self._addresses(found["node"], macs_of(found["config"]))
         return {
             **found,
             "template": self.template,
@@ -404,10 +405,10 @@ class Question:
     def _last_words(self, tasks: list[dict[str, Any]]) -> str:
         return next((self.cluster.error_of(task) for task in tasks if failed(task)), "")
 
-    def _addresses(self, node: str) -> list[str]:
+    def _addresses(self, node: str, macs: list[str]) -> list[str]:
         until = min(time.time() + self.arguments["address_timeout_s"], self.deadline)
         while True:
-            found = self.cluster.addresses(node, self.vmid)
+            found = self.cluster.addresses(node, self.vmid, macs)
             if found is None or found or time.time() >= until:
                 return found or []
             time.sleep(1)
@@ -536,20 +537,41 @@ def mac_of(interface: str) -> str:
     return found.group(1).upper() if found else ""
 
 
-def container_addresses(interfaces: list[dict[str, Any]]) -> list[str]:
+def macs_of(config: dict[str, Any]) -> list[str]:
+    """Return the MAC addresses of the VM's NICs, the first NIC's first."""
+    nics = sorted((int(key[3:]), str(value)) for key, value in config.items() if NIC_KEY.match(key))
+    return [mac for _number, value in nics if (mac := mac_of(value))]
+
+
+def container_addresses(interfaces: list[dict[str, Any]], macs: list[str]) -> list[str]:
     """What Proxmox sees of a container's addresses, as `usable_addresses` returns them."""
     listed = [
-        {"name": nic.get("name"), "ip-addresses": [{"ip-address": str(nic[key]).partition("/")[0]}]}
+        {
+            "name": nic.get("name"),
+            "hardware-address": nic.get("hwaddr") or nic.get("hardware-address"),
+            "ip-addresses": [{"ip-address": str(nic[key]).partition("/")[0]}],
+        }
         for key in ("inet", "inet6")
         for nic in interfaces
         if nic.get(key)
     ]
-    return usable_addresses(listed)
+    return usable_addresses(listed, macs)
 
 
-def usable_addresses(interfaces: list[dict[str, Any]]) -> list[str]:
-    """Addresses that somebody else can reach, IPv4 first, in the guest's order."""
-    listed = [item for nic in interfaces for item in nic.get("ip-addresses") or [] if nic.get("name") != "lo"]
-    addresses = [str(item.get("ip-address", "")) for item in listed]
-    usable = [ip for ip in addresses if ip and not re.match(r"127\.|169\.254\.|::1\Z|fe[89ab][0-9a-f]:", ip.lower())]
-    return sorted(dict.fromkeys(usable), key=lambda ip: ":" in ip)
+def usable_addresses(interfaces: list[dict[str, Any]], macs: list[str]) -> list[str]:
+    """Addresses that somebody else can reach, IPv4 first, in the order of the VM's NICs.
+
+    A guest has more, of bridges and tunnels of its own: nobody outside can reach those, and no NIC of the VM has
+    their MAC address. Only a VM without a NIC that Proxmox knows (a device passed through) tells all that it has.
+    """
+    found = []
+    for nic in interfaces:
+        mac = str(nic.get("hardware-address") or "").upper()
+        if nic.get("name") == "lo" or (macs and mac not in macs):
+            continue
+        for item in nic.get("ip-addresses") or []:
+            ip = str(item.get("ip-address", ""))
+            if ip and not re.match(r"127\.|169\.254\.|::1\Z|fe[89ab][0-9a-f]:", ip.lower()):
+                found.append((":" in ip, macs.index(mac) if macs else 0, ip))
+    found.sort(key=lambda each: each[:2])
+    return list(dict.fromkeys(ip for _is_v6, _nic, ip in found))

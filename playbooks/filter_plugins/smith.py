@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -495,8 +496,11 @@ def migration_problem(found: dict[str, Any], vm: dict[str, Any]) -> str:
 # ---------------------------------------------------------------------- the result
 
 
-def result(found: dict[str, Any], vm: dict[str, Any], **more: Any) -> dict[str, Any]:
-    """Return the document that every playbook ends with; `more` adds changed, adopted, upids, planned."""
+def result(found: dict[str, Any], vm: dict[str, Any], known: Iterable[str] = (), **more: Any) -> dict[str, Any]:
+    """Return the document that every playbook ends with; `more` adds changed, adopted, upids, planned.
+
+    `known` are addresses that the guest told before: they count when nothing newer is known.
+    """
     exists = found["exists"]
     if not more.get("planned"):
         more.pop("planned", None)
@@ -506,7 +510,7 @@ def result(found: dict[str, Any], vm: dict[str, Any], **more: Any) -> dict[str, 
         "name": str(found["name"] or vm["name"]),
         "status": found["status"] if found["status"] in ("running", "absent") else "stopped",
         "mac_address": found["mac_address"],
-        "ip_addresses": found["ip_addresses"],
+        "ip_addresses": found["ip_addresses"] or (list(known) if exists else []),
         "cores": found["cores"] * found["sockets"] if exists else 0,
         "memory_mib": found["memory_mib"] if exists else 0,
         "disk_gib": found["disk_gib"] if exists else 0,

@@ -204,7 +204,25 @@ def test_only_addresses_that_others_can_reach_are_reported() -> None:
     addresses = ["127.0.0.1", "169.254.1.1", "fe80::1", "2001:db8::5", "192.0.2.7", "::1"]
     nic = {"name": "eth0", "ip-addresses": [{"ip-address": ip} for ip in addresses]}
     loopback = {"name": "lo", "ip-addresses": [{"ip-address": "192.0.2.99"}]}
-    assert LOOKING.usable_addresses([loopback, nic, {"name": "eth1"}]) == ["192.0.2.7", "2001:db8::5"]
+    assert LOOKING.usable_addresses([loopback, nic, {"name": "eth1"}], []) == ["192.0.2.7", "2001:db8::5"]
+
+
+def test_only_addresses_of_the_vms_own_nics_are_reported_in_their_order() -> None:
+    """A guest has bridges and tunnels of its own; a VLAN or a bridge on a NIC has the NIC's MAC address."""
+    config = {"net10": "virtio=BC:24:11:00:00:10,bridge=b", "net2": "virtio=BC:24:11:00:00:02,bridge=b", "netx": "no"}
+    macs = LOOKING.macs_of(config)
+    assert macs == ["BC:24:11:00:00:02", "BC:24:11:00:00:10"]
+
+    def nic(name: str, mac: str, *addresses: str) -> dict[str, Any]:
+        return {"name": name, "hardware-address": mac, "ip-addresses": [{"ip-address": ip} for ip in addresses]}
+
+    guest = [
+        nic("docker0", "02:42:00:00:00:01", "172.17.0.1"),
+        nic("eth1", "bc:24:11:00:00:10", "198.51.100.7", "2001:db8::7"),
+        nic("tun0", "", "203.0.113.9"),
+        nic("br0", "bc:24:11:00:00:02", "192.0.2.7", "2001:db8::2"),
+    ]
+    assert LOOKING.usable_addresses(guest, macs) == ["192.0.2.7", "198.51.100.7", "2001:db8::2", "2001:db8::7"]
 
 
 TASK_STATES = [
@@ -550,7 +568,9 @@ def test_what_no_module_does_to_a_container_is_refused(asked: dict[str, Any]) ->
 
 def test_a_containers_addresses_are_those_that_others_can_reach() -> None:
     nics = [{"name": "lo", "inet": "127.0.0.1/8"}, {"name": "eth0", "inet6": "fe80::1/64", "inet": "192.0.2.9/24"}]
-    assert LOOKING.container_addresses(nics) == ["192.0.2.9"]
+    assert LOOKING.container_addresses(nics, []) == ["192.0.2.9"]
+    nics = [{"name": "eth0", "hwaddr": "bc:24:11:00:00:01", "inet": "192.0.2.9/24"}, {"name": "x", "inet": "10.0.0.1/8"}]
+    assert LOOKING.container_addresses(nics, LOOKING.macs_of(make_container()["config"])) == ["192.0.2.9"]
 
 
 def test_a_containers_login_is_set_when_it_is_made_and_it_stays_on_its_node() -> None:

@@ -106,6 +106,16 @@ def test_a_guest_without_an_address_is_started_all_the_same(bench: Bench) -> Non
     assert (done.rc, done.result["status"], done.result["ip_addresses"]) == (0, "running", [])
 
 
+def test_an_address_that_comes_late_is_in_the_next_actions_result(bench: Bench) -> None:
+    vm = bench.made(config={"ipconfig0": "ip=192.0.2.21/24"})
+    bench.pve.control("behave", vmid=vm["vmid"], agent=False)
+    assert bench.play("start", vm).result["ip_addresses"] == []
+    bench.pve.control("behave", vmid=vm["vmid"], agent=True)
+    for action, more in (("snapshot", {}), ("update", {"cores": 3}), ("stop", {})):
+        assert bench.play(action, {**vm, **more}).result["ip_addresses"] == ["192.0.2.21"], action
+    assert bench.play("update", vm).result["ip_addresses"] == []
+
+
 def test_a_guest_that_ignores_the_shutdown_is_switched_off(bench: Bench) -> None:
     vm = bench.made(status="running")
     bench.pve.control("behave", vmid=vm["vmid"], acpi=False)

@@ -162,8 +162,8 @@ class ProxmoxStandIn:
 
     def control(self, verb: str, **values: Any) -> Any:
         """Tell the control port anything: lock, node, quorum, slow, remove, recycle, rename, protect, configure,
-        storage, behave, power, move, add, add_template, revoke, grant, time_scale, task_seconds, token_secret,
-        clear_faults, reset_requests (`do_*` in the server script).
+        storage, behave, power, move, add, add_container, add_template, revoke, grant, time_scale, task_seconds,
+        token_secret, clear_faults, reset_requests (`do_*` in the server script).
         """
         answer = requests.post(f"{self.control_url}/{verb}", json=values, timeout=CONTROL_TIMEOUT_S)
         body = answer.json()

@@ -30,8 +30,11 @@ from smith_hardware import is_yes
 TAG = "smith"
 #: Says that Proxmox's protection flag is the service's own wish, and not an operator's.
 PROTECTED_TAG = "smith-protected"
-#: Says when the VM is to be destroyed, in seconds since 1970.
+#: Says when the VM is to be destroyed, in seconds since 1970. A container takes one tag only, so it has a line.
 DOOMED_TAG = re.compile(r"smith-delete-(\d{1,12})")
+DOOMED_LINE = re.compile(r"^smith-delete=(\d{1,12})\s*?$", re.MULTILINE)
+#: Lines of a description that are for us to write.
+OUR_LINES = re.compile(r"^smith-(?:uid|delete)=.*$", re.MULTILINE | re.IGNORECASE)
 #: The modules' parameter, and the variable that it comes from without a credentials file.
 CONNECTION = {
     "api_host": "PROXMOX_HOST",
@@ -47,7 +50,7 @@ NO = ("0", "false", "no", "off")
 UNFINISHED = ("clone", "create")
 UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 SNAPSHOT_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{1,39}")
-FORGED_MARKER = re.compile(r"smith-uid=", re.IGNORECASE)
+FORGED_LINE = re.compile(r"smith-(uid|delete)=", re.IGNORECASE)
 
 
 # ---------------------------------------------------------------------- the connection
@@ -134,8 +137,6 @@ def identity_problem(found: dict[str, Any], vm: dict[str, Any], may_be_absent: b
     is_ours = found["exists"] and (is_marked(found, vm) or (may_be_absent and is_half_made(found, vm)))
     if not UUID.fullmatch(str(vm["service_id"])):
         return "INVALID_REQUEST: service_id is not a UUID"
-    if kind_of(vm) == "lxc" and vm.get("grace_s"):  # said here, because the guest would be stopped before
-        return "INVALID_REQUEST: no module marks a container for deletion, so it takes no grace_s"
     if not found["exists"]:
         return absence_problem(found, vmid, may_be_absent)
     problems = (
@@ -310,30 +311,48 @@ def is_restart_needed(found: dict[str, Any]) -> bool:
 
 
 def description(vm: dict[str, Any]) -> str:
-    """Return the description with the marker as its last line. What the service says must not forge another."""
-    said = FORGED_MARKER.sub("smith-uid: ", str(vm.get("description") or "")).strip()
-    marker = f"smith-uid={str(vm['service_id']).lower()}"
-    return f"{said}\n\n{marker}" if said else marker
+    """Return the description with our lines as its last ones. What the service says must not forge another."""
+    said = FORGED_LINE.sub(r"smith-\1: ", str(vm.get("description") or "")).strip()
+    doom = f"smith-delete={vm['delete_at']}\n" if kind_of(vm) == "lxc" and vm.get("delete_at") else ""
+    ours = f"{doom}smith-uid={str(vm['service_id']).lower()}"
+    return f"{said}\n\n{ours}" if said else ours
 
 
 def _identity(found: dict[str, Any], vm: dict[str, Any]) -> dict[str, Any]:
     has_marker = is_marked(found, vm)
-    said = description(vm) if "description" in vm or not has_marker else None
+    said = _description(found, vm, has_marker)
     return {"name": str(vm["name"]), "description": said, "tags": _tags(found, vm, has_marker)}
+
+
+def _description(found: dict[str, Any], vm: dict[str, Any], has_marker: bool) -> str | None:
+    """Return the whole description, or None when nobody asks for another one."""
+    if "description" in vm or not has_marker:
+        return description(vm)
+    if kind_of(vm) == "lxc" and (vm.get("delete_at") or _is_called_back(found, vm)):
+        return description({**vm, "description": OUR_LINES.sub("", str(found["config"].get("description") or ""))})
+    return None
 
 
 def _tags(found: dict[str, Any], vm: dict[str, Any], has_marker: bool) -> list[str] | None:
     """Return the whole set of tags, or None when nobody asks for another one."""
-    is_asked, protection, delete_at = "tags" in vm, vm.get("protection"), vm.get("delete_at")
-    if not is_asked and has_marker and protection is None and not delete_at:
+    is_asked, protection = "tags" in vm, vm.get("protection")
+    delete_at = vm.get("delete_at") if kind_of(vm) == "qemu" else None
+    is_called_back = kind_of(vm) == "qemu" and _is_called_back(found, vm)
+    if not is_asked and has_marker and protection is None and not delete_at and not is_called_back:
         return None
     given = {str(tag).lower() for tag in vm.get("tags") or []}
     ours = {tag for tag in given if tag.startswith(f"{TAG}-")}  # these are for us to set
     asked = {TAG, *(given - ours if is_asked or not has_marker else found["tags"])} - {PROTECTED_TAG}
+    if delete_at or is_called_back:
+        asked = {tag for tag in asked if not DOOMED_TAG.fullmatch(tag)}
     if delete_at:
-        asked = {tag for tag in asked if not DOOMED_TAG.fullmatch(tag)} | {f"{TAG}-delete-{delete_at}"}
+        asked |= {f"{TAG}-delete-{delete_at}"}
     is_guarded = PROTECTED_TAG in found["tags"] and has_marker if protection is None else is_yes(protection)
     return sorted(asked | ({PROTECTED_TAG} if is_guarded else set()))
+
+
+def _is_called_back(found: dict[str, Any], vm: dict[str, Any]) -> bool:
+    return is_yes(vm.get("cancel_deletion", False)) and bool(doomed_at(found))
 
 
 def _password(found: dict[str, Any], vm: dict[str, Any], is_create: bool) -> str | None:
@@ -415,20 +434,27 @@ def snapshot_problem(found: dict[str, Any], name: str, state: str) -> str:
 def deletion(found: dict[str, Any], vm: dict[str, Any]) -> dict[str, Any]:
     """Return what a delete does now: `destroy`; with a time of grace `mark`, then `wait`, then `destroy`; and when.
 
-    The time is in a tag of the VM, so whoever looks at Proxmox sees it, and no memory of ours can lose it.
+    The time is on the VM itself, so whoever looks at Proxmox sees it, and no memory of ours can lose it. Whoever takes
+    it off calls the deletion back: `only_when_due` destroys nothing then, it says `spare`.
     """
+    at = doomed_at(found) if found["exists"] else 0
+    is_due = 0 < at <= found.get("looked_at", 0)
+    if found["exists"] and is_yes(vm.get("only_when_due", False)):
+        return {"step": "destroy" if is_due else "wait" if at else "spare", "at": at}
     if not found["exists"] or not int(vm.get("grace_s") or 0):
         return {"step": "destroy", "at": 0}
-    at = doomed_at(found)
     if not at:
         return {"step": "mark", "at": found["looked_at"] + int(vm["grace_s"])}
-    return {"step": "destroy" if at <= found["looked_at"] else "wait", "at": at}
+    return {"step": "destroy" if is_due else "wait", "at": at}
 
 
 def doomed_at(found: dict[str, Any]) -> int:
     """Return when the VM is to be destroyed, in seconds since 1970; 0 when it is not."""
-    times = [int(match.group(1)) for tag in found["tags"] if (match := DOOMED_TAG.fullmatch(tag))]
-    return max(times, default=0)
+    if found["kind"] == "lxc":
+        matches = DOOMED_LINE.finditer(str(found["config"].get("description") or ""))
+    else:
+        matches = filter(None, map(DOOMED_TAG.fullmatch, found["tags"]))
+    return max((int(match.group(1)) for match in matches), default=0)
 
 
 def doomed(vm: dict[str, Any], at: int) -> dict[str, Any]:
@@ -443,7 +469,7 @@ def growing(vm: dict[str, Any]) -> dict[str, Any]:
 
 
 def _only_identity(vm: dict[str, Any]) -> dict[str, Any]:
-    return {key: vm[key] for key in ("service_id", "vmid", "name")}
+    return {key: vm[key] for key in ("service_id", "vmid", "name", "kind") if key in vm}
 
 
 def power_problem(found: dict[str, Any], state: str) -> str:
@@ -451,7 +477,7 @@ def power_problem(found: dict[str, Any], state: str) -> str:
     if state == "restarted" and found["status"] != "running":
         return f"VM_NOT_RUNNING: VM {found['vmid']} is {found['status']}"
     if state == "running" and doomed_at(found):
-        return f"VM_STATE: VM {found['vmid']} is marked for deletion; an update with tags takes the mark away"
+        return f"VM_STATE: VM {found['vmid']} is marked for deletion; an update with cancel_deletion takes the mark away"
     return lock_problem(found)
 
 
@@ -517,6 +543,7 @@ def result(found: dict[str, Any], vm: dict[str, Any], known: Iterable[str] = (),
         "tags": found["tags"],
         "changed": False,
         "adopted": False,
+        "delete_at": doomed_at(found),
         "reboot_required": is_restart_needed(found),
         "upids": [],
         **more,

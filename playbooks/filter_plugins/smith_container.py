@@ -76,7 +76,7 @@ def _problems(found: dict[str, Any], vm: dict[str, Any], is_create: bool) -> Ite
     for member in VM_ONLY:
         if vm.get(member) not in (None, "", [], 0, False):
             yield f"INVALID_REQUEST: a container takes no {member}"
-    if vm.get("tags") or vm.get("delete_at"):
+    if vm.get("tags"):
         yield "INVALID_REQUEST: no module sets more than one tag on a container, and that is ours"
     for number, nic in smith_hardware.nics(vm).items():
         for mode, cidr in (("mode", "ipv4_cidr"), ("ipv6_mode", "ipv6_cidr")):

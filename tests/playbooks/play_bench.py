@@ -103,6 +103,19 @@ class Bench:
         self.pve.control("add", vmid=vm["vmid"], name=more.pop("name", vm["name"]), config=config, **more)
         return vm
 
+    def made_container(self, **more: Any) -> dict[str, Any]:
+        """The same for a container."""
+        vm = self.vm(kind="lxc", cores=1, memory_mib=512, disk_gib=4, tags=[])
+        del vm["template_vmid"]
+        config = {
+            **{"description": f"smith-uid={vm['service_id']}", "tags": "smith", "cores": 1, "memory": 512},
+            **{"hostname": vm["name"], "swap": 0, "rootfs": f"ceph:vm-{vm['vmid']}-disk-0,size=4G", "cmode": "tty"},
+            **{"net0": "name=eth0,bridge=vmbr0,hwaddr=BC:24:11:00:11:33,ip=dhcp", "ostype": "debian"},
+            **more.pop("config", {}),
+        }
+        self.pve.control("add_container", vmid=vm["vmid"], name=vm["name"], config=config, **more)
+        return vm
+
     def guest(self, vm: dict[str, Any]) -> dict[str, Any]:
         found = self.pve.guest(vm["vmid"])
         assert found, f"VM {vm['vmid']} is not there"

@@ -466,6 +466,34 @@ def test_a_mark_for_deletion_changes_the_tag_alone_and_tags_take_it_away() -> No
     assert DECIDE.changes(marked, wish) == {}
     assert DECIDE.changes(marked, make_vm(cores=2)) == {}
     assert DECIDE.changes(marked, make_vm(tags=["web"])) == {"tags": ["smith", "web"]}
+    assert DECIDE.changes(marked, make_vm(cancel_deletion=True)) == {"tags": ["smith", "web"]}
+    assert DECIDE.changes(found, make_vm(cancel_deletion=True)) == {}
+
+
+DUE = [("", ("spare", 0)), ("smith-delete-1060", ("wait", 1060)), ("smith-delete-1000", ("destroy", 1000))]
+
+
+@pytest.mark.parametrize(("tag", "decision"), DUE)
+def test_what_is_not_marked_any_more_is_spared_by_a_deletion_that_is_due(tag: str, decision: tuple[str, int]) -> None:
+    found = make_found(tags=f"smith;{tag}") | {"looked_at": 1000}
+    wish = make_vm(only_when_due=True, grace_s=5)
+    assert DECIDE.deletion(found, wish) == dict(zip(("step", "at"), decision, strict=True))
+    assert DECIDE.deletion(LOOKING.absent(500), wish)["step"] == "destroy"
+
+
+def test_a_containers_mark_is_a_line_of_its_description_which_nobody_else_can_write() -> None:
+    found = make_container(description=f"a shop\n\nsmith-uid={SERVICE}")
+    wish = DECIDE.doomed(make_vm(kind="lxc", cores=9), 1060)
+    sent = DECIDE.changes(found, wish)
+    assert sent == {"description": f"a shop\n\nsmith-delete=1060\nsmith-uid={SERVICE}"}
+    marked = make_container(**sent)
+    assert (DECIDE.doomed_at(marked), DECIDE.changes(marked, wish)) == (1060, {})
+    assert DECIDE.changes(marked, make_vm(kind="lxc", cancel_deletion=True)) == {
+        "description": f"a shop\n\nsmith-uid={SERVICE}"
+    }
+    forged = DECIDE.description(make_vm(kind="lxc", description="smith-delete=1\nx"))
+    assert DECIDE.doomed_at(make_container(description=forged)) == 0
+    assert DECIDE.doomed_at(make_found(description=f"smith-delete=1\nsmith-uid={SERVICE}")) == 0
 
 
 @pytest.mark.parametrize(
@@ -578,5 +606,4 @@ def test_a_containers_login_is_set_when_it_is_made_and_it_stays_on_its_node() ->
     assert DECIDE.request_problem(make_container(), wish, True) == ""
     assert DECIDE.request_problem(make_container(), wish, False).startswith("INVALID_REQUEST")
     assert DECIDE.migration_problem(make_container(), wish).startswith("INVALID_REQUEST")
-    assert DECIDE.identity_problem(make_container(), {**wish, "grace_s": 60}).startswith("INVALID_REQUEST")
     assert DECIDE.request_problem(make_container(), make_vm(kind="lxc", tags=["a"])).startswith("INVALID_REQUEST")

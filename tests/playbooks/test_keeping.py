@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+import pytest
 from play_bench import Bench
 
 
@@ -72,6 +73,30 @@ def test_a_deletion_with_grace_stops_marks_and_destroys_when_the_time_is_over(be
     assert bench.play("start", vm).code == "VM_STATE"
     bench.pve.control("configure", vmid=vm["vmid"], values={"tags": "smith;smith-delete-1"})
     done = bench.play("delete", vm)
+    assert (done.rc, done.result["status"], bench.pve.guest(vm["vmid"])) == (0, "absent", None), done.output
+
+
+@pytest.mark.parametrize("kind", ["qemu", "lxc"])
+def test_a_deletion_is_called_back_and_then_spares_the_vm(bench: Bench, kind: str) -> None:
+    vm = bench.made_container(status="running") if kind == "lxc" else bench.made(status="running")
+    marked = bench.play("delete", {**vm, "grace_s": 3600})
+    assert (marked.rc, marked.result["status"], marked.result["delete_at"] > time.time()) == (0, "stopped", True)
+    waiting, changes = bench.changing_requests(lambda: bench.play("delete", {**vm, "only_when_due": True}))
+    assert (waiting.result["delete_at"], changes) == (marked.result["delete_at"], [])
+    identity = {key: vm[key] for key in ("service_id", "vmid", "name", "kind") if key in vm}
+    back = bench.play("update", {**identity, "cancel_deletion": True})
+    assert (back.rc, back.result["changed"], back.result["delete_at"]) == (0, True, 0), back.output
+    spared, changes = bench.changing_requests(lambda: bench.play("delete", {**vm, "only_when_due": True}))
+    assert (spared.code, changes) == ("VM_STATE", [])
+    assert bench.play("start", vm).rc == 0
+
+
+def test_a_marked_container_is_destroyed_when_its_time_is_over(bench: Bench) -> None:
+    vm = {**bench.made_container(), "grace_s": 1, "description": "smith-delete=1"}
+    marked = bench.play("delete", vm)
+    assert (marked.rc, marked.result["status"]) == (0, "stopped"), marked.output
+    time.sleep(1)
+    done = bench.play("delete", {**vm, "only_when_due": True})
     assert (done.rc, done.result["status"], bench.pve.guest(vm["vmid"])) == (0, "absent", None), done.output
 
 

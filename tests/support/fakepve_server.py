@@ -651,6 +651,12 @@ class Control:
         """Put a VM there that nobody asked for."""
         self.cluster.add_vm(vmid, name, node=node, status=status, config=config or {})
 
+    def do_add_container(
+        self, vmid: int, name: str, node: str = "pve1", status: str = "stopped", config: dict[str, Any] | None = None
+    ) -> None:
+        """Put a container there that nobody asked for."""
+        self.cluster.add_ct(vmid, name, node=node, status=status, config=config or {})
+
     def do_add_template(self, vmid: int, name: str, node: str, disk_gib: int = 8, storage: str = "local-lvm") -> None:
         """Add one more cloud image."""
         add_template(self.cluster, vmid, name, node=node, disk_gib=disk_gib, storage=storage)

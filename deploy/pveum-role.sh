@@ -2,19 +2,20 @@
 # Makes what Agent Smith needs in Proxmox VE 8 or 9, with the least privileges: roles, a user, an API token, and what they
 # may touch. Run it as root on a node of the cluster. A second run changes nothing; it never takes anything away.
 #
-#   pveum-role.sh --storage local-lvm [--storage NAME]... [--zone NAME] [--user USER@REALM] [--token NAME]
-#                 [--placement] [--backup] [--secret-file FILE] [--dry-run]
+#   pveum-role.sh --storage local-lvm [--storage NAME]... [--images NAME]... [--zone NAME] [--user USER@REALM]
+#                 [--token NAME] [--placement] [--backup] [--secret-file FILE] [--dry-run]
 #
 #   --storage NAME      where disks of VMs, their templates' and cloud-init's are; once for each
+#   --images NAME       where ISO images and containers' templates are, if not on one of those; once for each
 #   --zone NAME         the SDN zone of the VMs' bridge (default: localnetwork, that of plain bridges)
 #   --user, --token     PROXMOX_USER and PROXMOX_TOKEN_ID (default: smith@pve, job)
 #   --placement         let it see how full the nodes are, to put new VMs where room is (Sys.Audit on /nodes)
-#   --backup            let it make backups of VMs (VM.Backup); the storage for them is one of --storage
+#   --backup            let it make backups of VMs (VM.Backup); PROXMOX_BACKUP_STORAGE is one of --storage
 #   --secret-file FILE  write the token's secret there, readable by root alone, and do not print it
 #   --dry-run           say what would be done, and do nothing
 set -eu
 
-user=smith@pve token=job storages='' zone=localnetwork secret_file='' dry_run='' placement='' backup=''
+user=smith@pve token=job storages='' images='' zone=localnetwork secret_file='' dry_run='' placement='' backup=''
 vm_privileges='VM.Allocate VM.Audit VM.Clone VM.Config.CDROM VM.Config.CPU VM.Config.Cloudinit VM.Config.Disk
   VM.Config.HWType VM.Config.Memory VM.Config.Network VM.Config.Options VM.Migrate VM.PowerMgmt VM.Snapshot'
 
@@ -39,13 +40,14 @@ read_arguments() {
       --placement) placement=yes && shift && continue ;;
       --backup) backup=yes && shift && continue ;;
       -h | --help) usage && exit 0 ;;
-      --storage | --zone | --user | --token | --secret-file) ;;
+      --storage | --images | --zone | --user | --token | --secret-file) ;;
       *) fail "unknown argument '$1'; --help tells the others" ;;
     esac
     [ $# -ge 2 ] || fail "$1 needs a value"
     named "$1" "$2"
     case $1 in
       --storage) storages="$storages $2" ;;
+      --images) images="$images $2" ;;
       --zone) zone=$2 ;;
       --user) user=$2 ;;
       --token) token=$2 ;;
@@ -146,6 +148,7 @@ users=$(list user)
   make_role SmithVM $vm_privileges "$guest"
   make_role SmithStore Datastore.AllocateSpace Datastore.Audit
   make_role SmithNet SDN.Use
+  [ -z "$images" ] || make_role SmithImages Datastore.Audit
   [ -z "$placement" ] || make_role SmithNodes Sys.Audit
   [ -z "$backup" ] || make_role SmithBackup VM.Backup
 }
@@ -153,6 +156,7 @@ make_user
 make_token
 allow /vms SmithVM
 for storage in $storages; do allow "/storage/$storage" SmithStore; done
+for storage in $images; do allow "/storage/$storage" SmithImages; done
 allow "/sdn/zones/$zone" SmithNet
 [ -z "$placement" ] || allow /nodes SmithNodes
 [ -z "$backup" ] || allow /vms SmithBackup

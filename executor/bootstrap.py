@@ -22,6 +22,7 @@ from executor.fulcrum_types import UUID_TEXT
 from executor.metrics import TYPES as METRIC_TYPES
 
 SERVICE_TYPE_FILE = "service-type-vm.json"
+CONTAINER_TYPE_FILE = "service-type-container.json"
 AGENT_TYPE_FILE = "agent-type-proxmox.json"
 
 Json = dict[str, Any]

@@ -43,7 +43,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from sqlalchemy.sql.functions import FunctionElement
 
 from executor.errors import DatabaseError
-from executor.jobs import JobStatus, MappingState, ReportState
+from executor.jobs import GuestKind, JobStatus, MappingState, ReportState
 
 #: How long a writer waits for another one on SQLite before it gives up.
 BUSY_TIMEOUT_MS = 15_000
@@ -222,6 +222,7 @@ class Mapping(Base):
     cluster: Mapped[str] = mapped_column(String(100))
     vmid: Mapped[int]
     node: Mapped[str | None] = mapped_column(String(100))
+    kind: Mapped[str] = mapped_column(String(10), default=GuestKind.QEMU, server_default=GuestKind.QEMU)
     name: Mapped[str] = mapped_column(String(100))
     marker: Mapped[str] = mapped_column(String(100))
     mac_address: Mapped[str | None] = mapped_column(String(20))
@@ -230,6 +231,7 @@ class Mapping(Base):
     created_at: Mapped[datetime]
     updated_at: Mapped[datetime]
     deleted_at: Mapped[datetime | None]
+    delete_at: Mapped[datetime | None]  #: of a doomed VM: when it may be destroyed
 
 
 class CriticalJob(Base):

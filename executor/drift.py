@@ -14,7 +14,7 @@ from enum import StrEnum
 from functools import cached_property
 from typing import Any
 
-from executor.jobs import MappingState
+from executor.jobs import GuestKind, MappingState
 
 #: As many VMs as may vanish between two looks before the list is doubted; of many VMs, this share.
 FEW = 3
@@ -61,11 +61,17 @@ class Mapped:
     name: str
     state: str
     updated_at: datetime
+    kind: str = GuestKind.QEMU
 
     @property
     def is_held(self) -> bool:
         """True while a VM is or may come to be behind it; an orphaned one is only remembered."""
-        return self.state in (MappingState.ACTIVE, MappingState.RESERVED)
+        return self.is_there or self.state == MappingState.RESERVED
+
+    @property
+    def is_there(self) -> bool:
+        """True while its VM should exist."""
+        return self.state in (MappingState.ACTIVE, MappingState.DOOMED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,22 +83,19 @@ class SeenVm:
     name: str
     markers: frozenset[str] = frozenset()  #: the services it says it belongs to; of ours there is exactly one
     is_template: bool = False
-    kind: str = "qemu"
+    kind: str = GuestKind.QEMU
 
     def is_of(self, service_id: str) -> bool:
-        """True when it is this service's VM and nothing else."""
-        return self.kind == "qemu" and not self.is_template and self.markers == {service_id}
+        """True when it is this service's guest and nothing else."""
+        return not self.is_template and self.markers == {service_id}
 
     @property
     def holder(self) -> str:
         """Say what it is, for people."""
-        if self.kind != "qemu":
-            return f"a container ({self.name})"
         if self.is_template:
             return f"a template ({self.name})"
-        return (
-            f"{self.name}, marked as {' and '.join(sorted(self.markers))}" if self.markers else f"{self.name}, unmarked"
-        )
+        marked = f"marked as {' and '.join(sorted(self.markers))}" if self.markers else "unmarked"
+        return f"{'a container, ' if self.kind == GuestKind.LXC else ''}{self.name}, {marked}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,6 +176,7 @@ class Finding:
     text: str  #: what is wrong, and what a person can do where there is no repair
     node: str = ""
     name: str = ""
+    guest: str = GuestKind.QEMU  #: what kind of guest was seen
     repair: Repair | None = None
     mapped: Mapped | None = None  #: as it was when it was compared: a repair refuses when it is not so any more
 
@@ -257,9 +261,9 @@ def _of_mapping(mapped: Mapped, facts: Facts) -> Iterator[Finding]:
     if vm is None:
         # Neither seen nor proven to be gone: nothing can be said.
         yield from _gone(mapped, facts) if mapped.vmid in facts.absent else ()
-    elif vm.is_of(mapped.service_id):
+    elif vm.is_of(mapped.service_id) and vm.kind == mapped.kind:
         yield from _present(mapped, vm, facts) if mapped.is_held else ()
-    elif mapped.state == MappingState.ACTIVE:
+    elif mapped.is_there:
         hint = "put the marker back (`smith mappings adopt --set-marker`) if it is the service's all the same"
         text = f"VMID {mapped.vmid} is {vm.holder}; no action will touch it: {hint}"
         yield _about(mapped, Kind.VM_RECYCLED, text, node=vm.node)
@@ -269,21 +273,26 @@ def _gone(mapped: Mapped, facts: Facts) -> Iterator[Finding]:
     if facts.has_ended(mapped.service_id):
         kind = Kind.VM_GONE if mapped.state == MappingState.ACTIVE else Kind.VM_WITHOUT_SERVICE
         yield _about(mapped, kind, "neither the VM nor the service exists any more", repair=Repair.FORGET)
-    elif mapped.state == MappingState.ACTIVE:
+    elif mapped.is_there:
         yield _about(mapped, Kind.VM_GONE, "the VM does not exist any more", repair=Repair.MARK_ORPHANED)
 
 
 def _present(mapped: Mapped, vm: SeenVm, facts: Facts) -> Iterator[Finding]:
     """The mapped VM is there, and is the service's."""
-    if mapped.state == MappingState.ACTIVE and mapped.node != vm.node:
+    if mapped.is_there and mapped.node != vm.node:
         text = f"the VM moved from {mapped.node or 'a node that was not known'} to {vm.node}"
         yield _about(mapped, Kind.VM_MOVED, text, node=vm.node, repair=Repair.CORRECT_NODE)
-    if mapped.state == MappingState.ACTIVE and mapped.name != vm.name:
+    if mapped.is_there and mapped.name != vm.name:
         hint = "rename it back in Proxmox, or take the new name over (`smith mappings adopt`)"
         text = f"the VM is called {vm.name}, so every action refuses it: {hint}"
         yield _about(mapped, Kind.VM_RENAMED, text, node=vm.node)
     service = facts.service_of.get(mapped.service_id)
-    if service is None or service.has_ended:
+    if mapped.state == MappingState.DOOMED:
+        if service is not None and not service.has_ended:
+            hint = "repeat delete there, or take the VM back (`smith mappings recall`)"
+            text = f"it waits for its destruction, and FulcrumCore has its service as {service.status}: {hint}"
+            yield _about(mapped, Kind.MAPPING_UNREPORTED, text, node=vm.node)
+    elif service is None or service.has_ended:
         text = f"FulcrumCore {'has ended' if service else 'does not know'} its service: destroy the VM by hand, if so"
         yield _about(mapped, Kind.VM_WITHOUT_SERVICE, text, node=vm.node)
     elif mapped.state == MappingState.ACTIVE and service.instance_vmid != mapped.vmid:
@@ -307,12 +316,12 @@ def _about(mapped: Mapped, kind: Kind, text: str, *, node: str = "", repair: Rep
 
 def _of_stray(vm: SeenVm, facts: Facts) -> Iterator[Finding]:
     """A VM with the marker of one service, whose mapping does not lead to it."""
-    if vm.kind != "qemu" or vm.is_template or len(vm.markers) != 1:
+    if vm.is_template or len(vm.markers) != 1:
         return  # a template made of a VM of ours still carries its marker
     (service_id,) = vm.markers
     mapped = facts.mapping_of.get(service_id)
     if service_id in facts.foreign or (mapped and mapped.is_held and mapped.vmid == vm.vmid):
-        return
+        return  # told of the mapping, if anything is wrong with it
     repair = None
     if mapped and mapped.is_held:
         kind, text = Kind.ORPHAN_VM, f"a copy: it carries the marker of the service whose VM is {mapped.vmid}"
@@ -330,6 +339,7 @@ def _of_stray(vm: SeenVm, facts: Facts) -> Iterator[Finding]:
         text=text,
         node=vm.node,
         name=vm.name,
+        guest=vm.kind,
         repair=repair,
         mapped=mapped,
     )

@@ -39,11 +39,19 @@ class ReportState(StrEnum):
     LOCAL = "local"  #: never to be reported (a job that FulcrumCore has never seen)
 
 
+class GuestKind(StrEnum):
+    """What serves a service; Proxmox's own words."""
+
+    QEMU = "qemu"  #: a virtual machine
+    LXC = "lxc"  #: a container
+
+
 class MappingState(StrEnum):
     """What a service's VM is to us."""
 
     RESERVED = "reserved"  #: the VMID is set aside, the VM may be half made
     ACTIVE = "active"  #: the VM exists and is the service's
+    DOOMED = "doomed"  #: the service has ended; the VM waits, stopped and marked, for its destruction
     DELETED = "deleted"  #: the VM is gone; its VMID rests
     ORPHANED = "orphaned"  #: the VM vanished behind our back
 

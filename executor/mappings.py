@@ -10,7 +10,7 @@ import random
 import re
 from collections.abc import Mapping as Dict
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sqlalchemy import func, select, update
@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 
 from executor.database import Mapping, utc_now
 from executor.errors import ErrorCode, JobError
-from executor.jobs import MappingState
+from executor.jobs import GuestKind, MappingState
 
 #: How many random draws find a free id before the range is searched from end to end.
 RANDOM_DRAWS = 64
@@ -71,13 +71,16 @@ def pick_vmid(session: Session, pool: VmidRange, *, quarantine_s: float, also: s
     raise JobError(ErrorCode.CAPACITY, f"no VMID is free between {low} and {high}")
 
 
-def reserve(session: Session, *, service_id: str, cluster: str, vmid: int, name: str) -> Mapping | None:
+def reserve(  # noqa: PLR0913 (one column each)
+    session: Session, *, service_id: str, cluster: str, vmid: int, name: str, kind: str = GuestKind.QEMU
+) -> Mapping | None:
     """Set the VMID aside for the service; None when somebody else was faster with the id or the service."""
     now = utc_now()
     mapping = Mapping(
         service_id=service_id,
         cluster=cluster,
         vmid=vmid,
+        kind=kind,
         name=name,
         marker=marker_for(service_id),
         state=MappingState.RESERVED,
@@ -94,17 +97,31 @@ def reserve(session: Session, *, service_id: str, cluster: str, vmid: int, name:
 
 
 def adopt(  # noqa: PLR0913 (one column each)
-    session: Session, *, service_id: str, cluster: str, vmid: int, name: str, node: str
+    session: Session,
+    *,
+    service_id: str,
+    cluster: str,
+    vmid: int,
+    name: str,
+    node: str,
+    kind: str = GuestKind.QEMU,
 ) -> Mapping | None:
     """Take in a VM that carries the service's marker but that we have no row of (a lost database)."""
-    mapping = reserve(session, service_id=service_id, cluster=cluster, vmid=vmid, name=name)
+    mapping = reserve(session, service_id=service_id, cluster=cluster, vmid=vmid, name=name, kind=kind)
     if mapping is not None:
         mapping.state, mapping.node, mapping.note = MappingState.ACTIVE, node, "found by its marker"
     return mapping
 
 
 def take_in(  # noqa: PLR0913 (one column each)
-    session: Session, *, service_id: str, cluster: str, vmid: int, name: str, node: str
+    session: Session,
+    *,
+    service_id: str,
+    cluster: str,
+    vmid: int,
+    name: str,
+    node: str,
+    kind: str = GuestKind.QEMU,
 ) -> Mapping | None:
     """Adopt a VM for a service; None when the service has another one, or the VMID belongs to another service.
 
@@ -112,7 +129,7 @@ def take_in(  # noqa: PLR0913 (one column each)
     """
     remembered = live(session, service_id)
     if remembered is not None and (remembered.vmid, remembered.cluster) == (vmid, cluster):
-        now, found = utc_now(), {"node": node, "name": name, "note": "found by its marker"}
+        now, found = utc_now(), {"node": node, "name": name, "kind": kind, "note": "found by its marker"}
         _update(session, remembered.id, now=now, state=MappingState.ACTIVE, **found)
         return remembered
     if remembered is not None and remembered.state != MappingState.ORPHANED:
@@ -120,7 +137,7 @@ def take_in(  # noqa: PLR0913 (one column each)
     with session.begin_nested() as both:
         if remembered is not None:
             release(session, remembered.id, f"the VM was found on VMID {vmid}")
-        mapping = adopt(session, service_id=service_id, cluster=cluster, vmid=vmid, name=name, node=node)
+        mapping = adopt(session, service_id=service_id, cluster=cluster, vmid=vmid, name=name, node=node, kind=kind)
         if mapping is None:
             both.rollback()
     return mapping
@@ -132,12 +149,14 @@ def note_node(session: Session, mapping_id: int, node: str) -> None:
 
 
 def apply_result(session: Session, mapping_id: int, vm: Dict[str, Any]) -> None:
-    """Write what a playbook said of the VM: it exists (active) or is gone (deleted)."""
+    """Write what a playbook said of the VM: it exists (active), waits for its destruction (doomed), or is gone."""
     now = utc_now()
     if vm.get("status") == "absent":
         values: dict[str, Any] = {"state": MappingState.DELETED, "deleted_at": now}
     else:
-        values = {"state": MappingState.ACTIVE, "note": None}
+        delete_at = datetime.fromtimestamp(vm["delete_at"], UTC) if vm.get("delete_at") else None
+        state = MappingState.DOOMED if delete_at else MappingState.ACTIVE
+        values = {"state": state, "delete_at": delete_at, "note": None}
         values |= {"node": vm["node"]} if vm.get("node") else {}
         values |= {"mac_address": vm["mac_address"]} if vm.get("mac_address") else {}
     _update(session, mapping_id, now=now, **values)
@@ -154,6 +173,11 @@ def mark_orphaned(session: Session, mapping_id: int, note: str) -> None:
     _update(session, mapping_id, now=utc_now(), state=MappingState.ORPHANED, note=note)
 
 
+def spare(session: Session, mapping_id: int, note: str) -> None:
+    """Write down that a doomed VM is to be kept: somebody has taken its mark away."""
+    _update(session, mapping_id, now=utc_now(), state=MappingState.ACTIVE, delete_at=None, note=note)
+
+
 def _update(session: Session, mapping_id: int, *, now: Any, **values: Any) -> None:
     stmt = update(Mapping).where(Mapping.id == mapping_id, Mapping.state != MappingState.DELETED)
     session.execute(stmt.values(updated_at=now, **values))
@@ -163,6 +187,12 @@ def active(session: Session, cluster: str | None = None) -> Sequence[Mapping]:
     """Return every mapping whose VM exists as far as we know."""
     stmt = select(Mapping).where(Mapping.state == MappingState.ACTIVE).order_by(Mapping.vmid)
     return session.scalars(stmt if cluster is None else stmt.where(Mapping.cluster == cluster)).all()
+
+
+def due(session: Session, cluster: str, limit: int = 100) -> Sequence[Mapping]:
+    """Return the doomed mappings whose VM may be destroyed now, the longest overdue first."""
+    stmt = select(Mapping).where(Mapping.state == MappingState.DOOMED, Mapping.cluster == cluster)
+    return session.scalars(stmt.where(Mapping.delete_at <= utc_now()).order_by(Mapping.delete_at).limit(limit)).all()
 
 
 def listing(session: Session, *, states: Sequence[str] = (), limit: int = 1000) -> Sequence[Mapping]:

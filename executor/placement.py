@@ -1,4 +1,4 @@
-"""Step 5 of 7, where a new VM goes when nobody has named one node: filter, then weigh, then say why.
+"""Step 5 of 7, where a new VM goes, or a migration, when nobody has named one node: filter, then weigh, then say why.
 
 `decide` is a pure function. `Placer` gathers what it needs from Proxmox, a few seconds old at most, and counts what our
 own creates under way have been promised, so that a burst of them does not land on one node.
@@ -6,9 +6,10 @@ own creates under way have been promised, so that a burst of them does not land 
 
 from __future__ import annotations
 
+import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
@@ -31,8 +32,11 @@ LASTING_AGE_S = 60.0
 MEMORY_WEIGHT, CORES_WEIGHT, IDLE_WEIGHT, CREATE_COST = 0.6, 0.25, 0.15, 0.1
 #: Of several reasons why no node fits, the one that asks for the mildest reaction is told.
 MILDEST_FIRST = (ErrorCode.NODE_DOWN, ErrorCode.CAPACITY, ErrorCode.NOT_FOUND)
+#: How much better another node must be before a VM is moved there: less would send VMs to and fro.
+MOVE_GAIN = 0.1
 #: Why the template's node is taken without a look at its load.
 UNWEIGHED = "the template's node, because the token may not see how full the nodes are (Sys.Audit on /nodes)"
+BRIDGE = re.compile(r"(?:^|,)bridge=([^,]+)")
 T = TypeVar("T")
 
 
@@ -62,8 +66,9 @@ class Wish:
     cores: int
     storage: str = ""
     bridge: str = ""
-    templates: Mapping[str, int]  #: by node, the template to clone for a VM there
+    templates: Mapping[str, int]  #: by node, the template to clone for a VM there; 0 where nothing is cloned
     home: str = ""  #: the template's own node, for when nothing can be weighed
+    source: str = "the template"  #: what cannot be had on the nodes that are not in `templates`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,18 +104,50 @@ def decide(wish: Wish, nodes: Sequence[NodeFacts], rules: Rules) -> Placement:
     Raises JobError when none fits: NODE_DOWN when one would if it were there, CAPACITY, or NOT_FOUND (a template that
     cannot be had, a bridge, a name of PROXMOX_NODES that is no node).
     """
+    fitting, refused = _fitting(nodes, wish, rules)
+    chosen = _best(fitting, wish, rules)
+    why = _in_words(chosen, wish, rules) if chosen.memory_bytes else UNWEIGHED
+    if not chosen.memory_bytes:
+        chosen = next((node for node in fitting if node.name == wish.home), chosen)
+    return Placement(
+        node=chosen.name, template_vmid=wish.templates[chosen.name], reason=_told(f"{chosen.name}: {why}", refused)
+    )
+
+
+def decide_move(current: str, wish: Wish, nodes: Sequence[NodeFacts], rules: Rules) -> Placement:
+    """Choose the node that a VM, which is on `current`, should be on: its own, unless that may not be or others gain.
+
+    `nodes` are counted without the VM. Raises JobError as `decide` does.
+    """
+    fitting, refused = _fitting(nodes, wish, rules)
+    best, here = _best(fitting, wish, rules), next((node for node in fitting if node.name == current), None)
+    if here is not None and _score(best, wish, rules) - _score(here, wish, rules) < MOVE_GAIN:
+        return Placement(
+            node=current, template_vmid=0, reason=_told(f"{current}: no other node is much better", refused)
+        )
+    why = _in_words(best, wish, rules) if best.memory_bytes else "it fits"
+    return Placement(node=best.name, template_vmid=0, reason=_told(f"{best.name}: {why}", refused))
+
+
+def _fitting(
+    nodes: Sequence[NodeFacts], wish: Wish, rules: Rules
+) -> tuple[list[NodeFacts], dict[str, tuple[ErrorCode, str]]]:
+    """Return the nodes that may be, and why the others may not. Raises JobError when there is none."""
     allowed = [node for node in nodes if not rules.nodes or node.name in rules.nodes]
     refused = {node.name: reason for node in allowed if (reason := _refusal(node, wish, allowed, rules))}
     fitting = [node for node in allowed if node.name not in refused]
     if not fitting:
         raise _nothing_fits(wish, refused)
-    chosen = max(fitting, key=lambda node: (_score(node, wish, rules), node.name == wish.home, _after(node.name)))
-    why = _in_words(chosen, wish, rules) if chosen.memory_bytes else UNWEIGHED
-    if not chosen.memory_bytes:
-        chosen = next((node for node in fitting if node.name == wish.home), chosen)
+    return fitting, refused
+
+
+def _best(fitting: Sequence[NodeFacts], wish: Wish, rules: Rules) -> NodeFacts:
+    return max(fitting, key=lambda node: (_score(node, wish, rules), node.name == wish.home, _after(node.name)))
+
+
+def _told(why: str, refused: Mapping[str, tuple[ErrorCode, str]]) -> str:
     others = [f"not {name}: {text}" for name, (_code, text) in sorted(refused.items())]
-    told = "; ".join([f"{chosen.name}: {why}", *others])
-    return Placement(node=chosen.name, template_vmid=wish.templates[chosen.name], reason=told[:500])
+    return "; ".join([why, *others])[:500]
 
 
 def _refusal(node: NodeFacts, wish: Wish, others: Sequence[NodeFacts], rules: Rules) -> tuple[ErrorCode, str] | None:
@@ -120,7 +157,7 @@ def _refusal(node: NodeFacts, wish: Wish, others: Sequence[NodeFacts], rules: Ru
     reasons = (
         (not node.is_online, away, "is offline"),
         (node.in_maintenance, away, "is in maintenance"),
-        (node.name not in wish.templates, ErrorCode.NOT_FOUND, "the template cannot be had there"),
+        (node.name not in wish.templates, ErrorCode.NOT_FOUND, f"{wish.source} cannot be had there"),
         (_lacks(node, others, "storages", wish.storage), ErrorCode.NOT_FOUND, f"has no storage {wish.storage}"),
         (_lacks(node, others, "bridges", wish.bridge), ErrorCode.NOT_FOUND, f"has no bridge {wish.bridge}"),
         (
@@ -210,7 +247,8 @@ class PlacementRequest:
     """One create, as the placer needs to know it."""
 
     vmid: int
-    image: str
+    image: str = ""  #: what is cloned
+    volume: str = ""  #: what is not: an ISO image or a container's template; '' for empty disks
     memory_mib: int
     cores: int
     bridge: str
@@ -240,25 +278,65 @@ class Placer:
         """Decide, and hold the place for the length of the block. Raises JobError when there is none."""
         with self._lock:
             placement = self._place(request)
-            self._promises[request.vmid] = _Promise(
-                node=placement.node, memory_bytes=request.memory_mib * MIB, cores=request.cores
-            )
+            self._promise(request.vmid, placement.node, request.memory_mib * MIB, request.cores)
         log.info("vm_placed", node=placement.node, template=placement.template_vmid, reason=placement.reason)
-        try:
+        with self._kept(request.vmid):
             yield placement
+
+    @contextmanager
+    def moving(self, vmid: int, node: str) -> Iterator[Placement]:
+        """Decide where a VM should be, and hold the place for the length of the block. Raises JobError when nowhere.
+
+        `node` is where it was when it was last seen: what is not in Proxmox's list stays there.
+        """
+        with self._lock:
+            self._cluster = None  # whoever asks for this has just changed something
+            row = next((vm for vm in self._look().vms if vm.vmid == vmid), None)
+            stays = Placement(node=node, template_vmid=0, reason=f"{node}: Proxmox does not list it")
+            placement = stays if row is None else self._move(row)
+            self._promise(vmid, placement.node, row.max_memory_bytes if row else 0, row.cores if row else 0)
+        log.info("vm_placed", node=placement.node, reason=placement.reason)
+        with self._kept(vmid):
+            yield placement
+
+    def _promise(self, vmid: int, node: str, memory_bytes: int, cores: int) -> None:
+        self._promises[vmid] = _Promise(node=node, memory_bytes=memory_bytes, cores=cores)
+
+    @contextmanager
+    def _kept(self, vmid: int) -> Iterator[None]:
+        """Keep the promise until a list that is younger than the block's end shows the VM, or that there is none."""
+        try:
+            yield
         finally:
             with self._lock:
-                # Kept until a list that is younger than this moment shows the VM, or that there is none.
-                self._promises[request.vmid].kept_at = self.clock()
+                self._promises[vmid].kept_at = self.clock()
+
+    def _move(self, row: VmRow) -> Placement:
+        cluster = self._look()
+        config = self.proxmox.vm_config(row.node, row.vmid, kind=row.kind)
+        reachable = templates.reach(templates.without_cloud_init(row, config), cluster.storages).nodes
+        bridges = {name for key, text in config.items() if key.startswith("net") for name in BRIDGE.findall(str(text))}
+        known = {name: self._bridges(name) for name in reachable}
+        fits = [name for name in reachable if not known[name] or bridges <= known[name] or name == row.node]
+        wish = Wish(
+            memory_mib=row.max_memory_bytes // MIB,
+            cores=row.cores,
+            templates=dict.fromkeys(fits, 0),
+            home=row.node,
+            source="its disks or its network",
+        )
+        return decide_move(row.node, wish, self._nodes(cluster, wish, {row.vmid}), self._rules())
 
     def _place(self, request: PlacementRequest) -> Placement:
         cluster = self._look()
+        if not request.image:
+            return self._place_without_template(request, cluster)
         found = self._templates(request.image, cluster)
         there = next((vm for vm in cluster.vms if vm.vmid == request.vmid and not vm.is_template), None)
         if there is not None:
             return Placement(node=there.node, template_vmid=found[0].vmid, reason=f"{there.node}: it is there already")
         images = [self._template(row) for row in found]
-        storage = self.settings.proxmox_storage or ""
+        storage = self.settings.proxmox_storage if self.settings.proxmox_full_clones else ""
         reaches = {image.vmid: templates.reach(image, cluster.storages, storage) for image in images}
         if request.node:
             vmid = templates.for_node(request.node, request.image, images, reaches)
@@ -281,6 +359,34 @@ class Placer:
                 text = f"the token lacks VM.Audit on /vms, so {error.detail}"
                 raise JobError(ErrorCode.PVE_PERMISSION, text) from None
             raise
+
+    def _place_without_template(self, request: PlacementRequest, cluster: Cluster) -> Placement:
+        there = next((vm.node for vm in cluster.vms if vm.vmid == request.vmid), "")
+        if there or request.node:
+            why = "it is there already" if there else "named by PROXMOX_NODES"
+            return Placement(node=there or request.node, template_vmid=0, reason=f"{there or request.node}: {why}")
+        wish = Wish(
+            memory_mib=request.memory_mib,
+            cores=request.cores,
+            storage=self.settings.proxmox_storage or "",
+            bridge=request.bridge,
+            templates={node.name: 0 for node in cluster.nodes if self._may_have(node.name, request.volume, cluster)},
+            source=request.volume or "anything",
+        )
+        return decide(wish, self._nodes(cluster, wish), self._rules())
+
+    def _may_have(self, node: str, volume: str, cluster: Cluster) -> bool:
+        """Tell whether a node's storage holds a volume; True as well when the token may not see that."""
+        storage = volume.partition(":")[0]
+        if not storage or not any(each.name == storage for each in cluster.storages):
+            return True
+        if not any(each.name == storage and each.node == node and each.is_available for each in cluster.storages):
+            return False
+        content = volume.partition(":")[2].partition("/")[0]
+        held = self._lastingly(
+            f"volumes {content}", f"{storage}@{node}", lambda: self.proxmox.volumes(node, storage, content), None
+        )
+        return held is None or volume in held
 
     def _rules(self) -> Rules:
         return Rules(
@@ -326,20 +432,23 @@ class Placer:
         value: T = known.value
         return value
 
-    def _nodes(self, cluster: Cluster, wish: Wish) -> list[NodeFacts]:
+    def _bridges(self, node: str) -> frozenset[str]:
+        nothing: frozenset[str] = frozenset()
+        return self._lastingly("bridges", node, lambda: self.proxmox.bridges(node), nothing)
+
+    def _nodes(self, cluster: Cluster, wish: Wish, apart: Collection[int] = ()) -> list[NodeFacts]:
+        """Return the facts of the nodes that may be; guests of `apart` are not counted."""
         rows = [
             node
             for node in cluster.nodes
             if not self.settings.proxmox_nodes or node.name in self.settings.proxmox_nodes
         ]
-        return [self._node(node, cluster, wish) for node in rows]
+        return [self._node(node, cluster, wish, apart) for node in rows]
 
-    def _node(self, row: NodeRow, cluster: Cluster, wish: Wish) -> NodeFacts:
-        facts = node_facts(row, cluster, set(self._promises))
-        promises = [each for each in self._promises.values() if each.node == row.name]
-        bridges: frozenset[str] = frozenset()
-        if row.is_online and wish.bridge:
-            bridges = self._lastingly("bridges", row.name, lambda: self.proxmox.bridges(row.name), frozenset())
+    def _node(self, row: NodeRow, cluster: Cluster, wish: Wish, apart: Collection[int]) -> NodeFacts:
+        facts = node_facts(row, cluster, {*self._promises, *apart})
+        promises = [each for vmid, each in self._promises.items() if each.node == row.name and vmid not in apart]
+        bridges = self._bridges(row.name) if row.is_online and wish.bridge else frozenset()
         return replace(
             facts,
             bridges=bridges,

@@ -17,14 +17,16 @@ from pydantic import ValidationError
 
 from executor import actions
 from executor.errors import ErrorCode, JobError
-from executor.jobs import PlaybookRun
+from executor.jobs import GuestKind, PlaybookRun
 from executor.settings import Settings
 from executor.vm_properties import NicProperties, VmProperties
 
 #: Actions whose properties describe the VM itself; all others get the VM's identity only.
 SHAPING_ACTIONS = frozenset({"create", "update"})
+#: Actions of ours that read a service's properties: a resize takes the disks' sizes.
+READING_ACTIONS = SHAPING_ACTIONS | {"resize"}
 #: Properties that the playbooks know by the same name and leave alone when they are not given.
-HARDWARE = ("sockets", "cpu_type", "balloon_mib", "onboot", "protection", "guest_agent")
+HARDWARE = ("sockets", "cpu_type", "balloon_mib", "swap_mib", "onboot", "protection", "guest_agent")
 MAX_DESCRIPTION_LENGTH = 200
 #: How a marker begins (`mappings.marker_for`); Proxmox's reader takes it in any case.
 MARKER_BEGINS = re.compile(r"smith-uid\s*=", re.IGNORECASE)
@@ -43,6 +45,13 @@ class Site:
     folders: Sequence[Path]  #: where playbooks are looked for, the provider's own first
     playbook_timeout_s: float
     shutdown_timeout_s: float
+    address_timeout_s: float = 10.0
+    os_templates: Mapping[str, str] = field(default_factory=dict)
+    full_clones: bool = True
+    backup_storage: str = ""
+    delete_grace_s: float = 0.0
+    final_backup: bool = False  #: to `backup_storage`, before a VM is destroyed
+    delete_purge: bool = False
 
     @classmethod
     def from_settings(cls, settings: Settings, home: Path) -> Site:
@@ -51,13 +60,20 @@ class Site:
         return cls(
             cluster=settings.smith_cluster,
             templates=settings.proxmox_templates,
+            os_templates=settings.proxmox_os_templates,
+            full_clones=settings.proxmox_full_clones,
             storage=settings.proxmox_storage or "",
+            backup_storage=settings.proxmox_backup_storage,
             bridge=settings.proxmox_bridge or "",
             pool=settings.proxmox_pool or "",
             node=settings.proxmox_nodes[0] if len(settings.proxmox_nodes) == 1 else "",
             folders=(*own, home / "playbooks"),
             playbook_timeout_s=settings.smith_playbook_timeout_s,
             shutdown_timeout_s=settings.smith_shutdown_timeout_s,
+            address_timeout_s=settings.smith_address_timeout_s,
+            delete_grace_s=settings.smith_delete_grace_s,
+            final_backup=settings.smith_final_backup,
+            delete_purge=settings.smith_delete_purge,
         )
 
 
@@ -72,9 +88,12 @@ class Order:
     before: Mapping[str, Any] = field(default_factory=dict, repr=False)  #: `update`: what was in force
     vmid: int
     vm_name: str
+    kind: str = GuestKind.QEMU
     node: str = ""
     template_vmid: int = 0  #: `create`: the template that serves `node`
     half_made: bool = False  #: the VMID is only reserved: a clone on it may not have its marker yet
+    target_node: str = ""  #: `migrate`
+    only_when_due: bool = False  #: `delete`: of a VM whose time of grace is over, and nothing else
     snapshot: str = ""  #: `snapshot`: its name, the same at every attempt of the job
     time_left_s: float
     secrets: tuple[str, ...] = field(default=(), repr=False)
@@ -112,13 +131,11 @@ def plan(order: Order, site: Site) -> PlaybookRun:
         "node": order.node or site.node,
         "timeout_s": int(timeout_s),
         "shutdown_timeout_s": int(min(site.shutdown_timeout_s, max(timeout_s / 2, 1))),
+        "address_timeout_s": int(site.address_timeout_s),
     }
-    if order.snapshot:
-        vm["snapshot"] = order.snapshot
-    if order.half_made and order.action == "delete":
-        vm["half_made"] = True
-    if order.action in SHAPING_ACTIONS:
-        vm |= _shape(order, site)
+    if order.kind != GuestKind.QEMU:
+        vm["kind"] = str(order.kind)
+    vm |= _particulars(order, site, is_ours=action.is_ours)
     if not action.is_ours:
         vm["properties"] = dict(order.properties)
     return PlaybookRun(
@@ -131,6 +148,33 @@ def plan(order: Order, site: Site) -> PlaybookRun:
     )
 
 
+def _particulars(order: Order, site: Site, *, is_ours: bool) -> dict[str, Any]:
+    """Return what one action takes beside the VM's identity."""
+    if order.action in SHAPING_ACTIONS:
+        return _shape(order, site)
+    if order.action == "resize" and is_ours:
+        return _sizes(read_properties(order.properties))
+    if order.action == "backup" and is_ours and not site.backup_storage:
+        raise JobError(ErrorCode.INVALID_REQUEST, "a backup needs PROXMOX_BACKUP_STORAGE, which is not set")
+    found: dict[str, dict[str, Any]] = {
+        "snapshot": {"snapshot": order.snapshot},
+        "backup": {"backup_storage": site.backup_storage},
+        "migrate": {"target_node": order.target_node},
+        "delete": _deletion(order, site),
+    }
+    return {name: value for name, value in found.get(order.action, {}).items() if value not in ("", False)}
+
+
+def _deletion(order: Order, site: Site) -> dict[str, Any]:
+    return {
+        "grace_s": int(site.delete_grace_s) or "",
+        "only_when_due": order.only_when_due,
+        "half_made": order.half_made,
+        "final_backup": site.backup_storage if site.final_backup else "",
+        "purge": site.delete_purge,
+    }
+
+
 def wanted_bridge(properties: VmProperties, site: Site) -> str:
     """Return the bridge of the first NIC."""
     return properties.network.bridge or site.bridge
@@ -138,17 +182,20 @@ def wanted_bridge(properties: VmProperties, site: Site) -> str:
 
 def _shape(order: Order, site: Site) -> dict[str, Any]:
     properties = read_properties(order.properties)
+    if properties.kind != order.kind:
+        raise JobError(ErrorCode.INVALID_REQUEST, f"the service has a guest of kind {order.kind}, and keeps it")
     shape: dict[str, Any] = {
         "cores": properties.cores,
         "memory_mib": properties.memory_mib,
         "disk_gib": properties.disk_gib,
-        "tags": list(properties.tags),
         "description": describe(order.service_name),
         **_hardware(properties),
     }
+    if order.kind == GuestKind.QEMU:
+        shape["tags"] = list(properties.tags)
     if order.action == "create":
         shape |= {
-            "template_vmid": order.template_vmid or _template(properties, site),
+            **_source(properties, order, site),
             "storage": site.storage,
             "pool": site.pool,
             "network": _network(properties, site),
@@ -178,9 +225,37 @@ def _differs(order: Order, name: str) -> bool:
     return name in order.properties and order.properties.get(name) != order.before.get(name)
 
 
+def _source(properties: VmProperties, order: Order, site: Site) -> dict[str, Any]:
+    """Return what the guest is made of."""
+    if not properties.is_sourced:
+        raise JobError(ErrorCode.INVALID_REQUEST, "image is missing: it names the template (or iso, blank, osTemplate)")
+    if properties.image:
+        linked = {} if site.full_clones else {"full_clone": False}
+        return {"template_vmid": order.template_vmid or _template(properties, site), **linked}
+    if not site.storage:
+        raise JobError(ErrorCode.INVALID_REQUEST, "PROXMOX_STORAGE is not set, and without a template it must be")
+    if properties.os_template:
+        return {"os_template": os_template(properties.os_template, site.os_templates)}
+    return {"iso": properties.iso} if properties.iso else {"blank": True}
+
+
+def os_template(name: str, known: Mapping[str, str]) -> str:
+    """Return the volume that a container is made of. Raises JobError NOT_FOUND."""
+    if ":" in name:
+        return name
+    if name not in known:
+        named = ", ".join(sorted(known)) or "none"
+        raise JobError(ErrorCode.NOT_FOUND, f"no OS template is called {name} (PROXMOX_OS_TEMPLATES has: {named})")
+    return known[name]
+
+
+def _sizes(properties: VmProperties) -> dict[str, Any]:
+    disks = [{"disk": disk.disk, "size_gib": disk.size_gib} for disk in properties.disks if disk.size_gib]
+    return {"disk_gib": properties.disk_gib, **({"disks": disks} if disks else {})}
+
+
 def _template(properties: VmProperties, site: Site) -> int:
-    if properties.image is None:
-        raise JobError(ErrorCode.INVALID_REQUEST, "image is missing: it names the template")
+    assert properties.image is not None  # noqa: S101 (asked before)
     if (vmid := site.templates.get(properties.image)) is None:
         known = ", ".join(sorted(site.templates)) or "none"
         raise JobError(

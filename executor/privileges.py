@@ -41,8 +41,18 @@ class Need:
     why: str
 
 
-def needs(major: int, *, storages: Iterable[str], bridge: str = "") -> list[Need]:
-    """Return what is needed on which path, for a major version of Proxmox VE."""
+def needs(  # noqa: PLR0913 (one setting each)
+    major: int,
+    *,
+    storages: Iterable[str],
+    bridge: str = "",
+    images: Iterable[str] = (),
+    backups: str = "",
+) -> list[Need]:
+    """Return what is needed on which path, for a major version of Proxmox VE.
+
+    `images` are storages with ISO images and containers' templates, `backups` is the one that archives go to.
+    """
     guest = "VM.GuestAgent.Audit" if major >= GUEST_AGENT_SINCE else "VM.Monitor"
     found = [
         Need(path="/vms", role="SmithVM", privileges=frozenset({*VM_PRIVILEGES, guest}), why="to carry every action")
@@ -50,6 +60,13 @@ def needs(major: int, *, storages: Iterable[str], bridge: str = "") -> list[Need
     disks = frozenset({"Datastore.AllocateSpace", "Datastore.Audit"})
     for storage in sorted(set(storages)):
         found.append(Need(path=f"/storage/{storage}", role="SmithStore", privileges=disks, why="for the VMs' disks"))
+    for storage in sorted(set(images) - set(storages)):
+        seen = frozenset({"Datastore.Audit"})
+        found.append(Need(path=f"/storage/{storage}", role="SmithImages", privileges=seen, why="to see what is there"))
+    if backups:
+        found.append(Need(path="/vms", role="SmithBackup", privileges=frozenset({"VM.Backup"}), why="for backups"))
+    if backups and backups not in set(storages):
+        found.append(Need(path=f"/storage/{backups}", role="SmithStore", privileges=disks, why="for backups"))
     if bridge:
         zone = "/sdn/zones/localnetwork"
         found.append(Need(path=zone, role="SmithNet", privileges=frozenset({"SDN.Use"}), why=f"to use bridge {bridge}"))

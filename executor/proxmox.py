@@ -21,6 +21,7 @@ from urllib3.util.retry import Retry
 
 from executor.error_rules import classify
 from executor.errors import ErrorCode, JobError
+from executor.jobs import GuestKind
 from executor.redaction import redactor
 from executor.settings import Settings
 
@@ -28,6 +29,7 @@ DEFAULT_PORT = 8006
 CONNECT_TIMEOUT_S = 5.0
 VMID_MIN, VMID_MAX = 100, 999_999_999
 MAX_ERROR_TEXT = 400
+STORAGE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,99}")
 NODE_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,62})")
 MARKER_LINE = re.compile(r"^smith-uid=([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})\s*?$", re.MULTILINE | re.IGNORECASE)
 
@@ -147,6 +149,11 @@ class ProxmoxReader:
         """List the storages that the token may see (Datastore.Audit, or the right to allocate), node by node."""
         return storage_rows(self._ask("/cluster/resources", type="storage"))
 
+    def volumes(self, node: str, storage: str, content: str) -> frozenset[str]:
+        """List the volumes of one kind (iso, vztmpl, backup) on a node's storage, as far as the token may see them."""
+        path = f"/nodes/{_valid_node(node)}/storage/{_valid_storage(storage)}/content"
+        return frozenset(_text(row.get("volid")) for row in _rows(self._ask(path, content=content)))
+
     def bridges(self, node: str) -> frozenset[str]:
         """Ask which bridges and virtual networks a node offers us; empty when the token may see none."""
         answer = self._ask(f"/nodes/{_valid_node(node)}/network", type="any_bridge")
@@ -164,7 +171,7 @@ class ProxmoxReader:
 
         VM_NOT_FOUND here means: not on this node, or the token lacks VM.Audit. It is no proof that the VM is gone.
         """
-        if kind not in ("qemu", "lxc"):
+        if kind not in tuple(GuestKind):
             raise JobError(ErrorCode.INVALID_REQUEST, "not a kind of guest")
         return _object(self._ask(f"/nodes/{_valid_node(node)}/{kind}/{_valid_vmid(vmid)}/config"))
 
@@ -216,8 +223,10 @@ class ProxmoxReader:
         """Look among `vms()` for the one VM of that name, on one of these VMIDs, that carries no marker at all.
 
         A clone carries its template's description until it is configured, and the name is there from the beginning.
+        A container has its marker from its first moment.
         """
-        found = [row for row in rows if row.name == name and row.vmid in vmids and self._may_carry_marker(row, name)]
+        clones = [row for row in rows if row.kind == GuestKind.QEMU and row.name == name and row.vmid in vmids]
+        found = [row for row in clones if self._may_carry_marker(row, name)]
         return found[0] if len(found) == 1 and not self._markers_on(found[0]) else None
 
     def _markers_on(self, row: VmRow) -> list[str]:
@@ -225,14 +234,14 @@ class ProxmoxReader:
 
     @staticmethod
     def _may_carry_marker(row: VmRow, name_suffix: str) -> bool:
-        return row.kind == "qemu" and not row.is_template and row.name.endswith(name_suffix)
+        return not row.is_template and row.name.endswith(name_suffix)
 
     def _is_of(self, row: VmRow, service_id: str) -> bool:
         return self.marker_of(self._config_of(row)) == service_id.lower()
 
     def _config_of(self, row: VmRow) -> dict[str, Any]:
         try:
-            return self.vm_config(row.node, row.vmid)
+            return self.vm_config(row.node, row.vmid, kind=row.kind)
         except JobError as error:
             if error.code is not ErrorCode.VM_NOT_FOUND:
                 raise
@@ -349,6 +358,12 @@ def _valid_node(node: str) -> str:
     if not NODE_NAME.fullmatch(node):
         raise JobError(ErrorCode.INVALID_REQUEST, "not the name of a node")
     return node
+
+
+def _valid_storage(storage: str) -> str:
+    if not STORAGE_NAME.fullmatch(storage):
+        raise JobError(ErrorCode.INVALID_REQUEST, "not the name of a storage")
+    return storage
 
 
 def _valid_vmid(vmid: int) -> int:

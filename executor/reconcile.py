@@ -21,7 +21,7 @@ from executor.database import Job, Mapping, reading, transaction
 from executor.drift import BY_ITSELF, Facts, Finding, Kind, KnownService, Mapped, Repair, SeenVm, World
 from executor.errors import ErrorCode, FulcrumAuthFailing, FulcrumRefused, JobError
 from executor.fulcrum import FulcrumClient
-from executor.jobs import JobStatus, MappingState, ReportState
+from executor.jobs import GuestKind, JobStatus, MappingState, ReportState
 from executor.log import get_logger
 from executor.proxmox import MARKER_LINE, ProxmoxReader, VmRow
 from executor.state import AgentState
@@ -124,10 +124,12 @@ class Inspector:
 
     def _look(self, node: str, vmid: int, row: VmRow | None = None) -> SeenVm | None:
         """Return the guest as its configuration tells it; None when it is not on this node, or not to be read."""
-        if row is not None and row.kind != "qemu":
-            return SeenVm(vmid=vmid, node=node, name=row.name, kind=row.kind)
+        kinds = tuple(GuestKind) if row is None else (GuestKind(row.kind),)
+        return next((vm for kind in kinds if (vm := self._look_for(node, vmid, kind)) is not None), None)
+
+    def _look_for(self, node: str, vmid: int, kind: GuestKind) -> SeenVm | None:
         try:
-            config = self.proxmox.vm_config(node, vmid)
+            config = self.proxmox.vm_config(node, vmid, kind=kind)
         except JobError as error:
             if error.code in (ErrorCode.VM_NOT_FOUND, ErrorCode.PVE_PERMISSION):
                 return None
@@ -135,7 +137,8 @@ class Inspector:
         return SeenVm(
             vmid=vmid,
             node=node,
-            name=str(config.get("name") or ""),
+            kind=kind,
+            name=str(config.get("name") or config.get("hostname") or ""),
             markers=frozenset(uid.lower() for uid in MARKER_LINE.findall(str(config.get("description") or ""))),
             is_template=str(config.get("template") or "0") == "1",
         )
@@ -182,7 +185,7 @@ class Inspector:
 
 
 def _may_be_ours(row: VmRow) -> bool:
-    return row.kind == "qemu" and not row.is_template and (TAG in row.tags or bool(OUR_NAME.search(row.name)))
+    return not row.is_template and (TAG in row.tags or bool(OUR_NAME.search(row.name)))
 
 
 def _known(service: Any) -> KnownService:
@@ -210,6 +213,7 @@ def _mapped(row: Mapping) -> Mapped:
         name=row.name,
         state=row.state,
         updated_at=row.updated_at,
+        kind=row.kind,
     )
 
 
@@ -292,6 +296,7 @@ def _adopt(session: Session, cluster: str, finding: Finding) -> bool:
             vmid=finding.vmid,
             name=finding.name,
             node=finding.node,
+            kind=finding.guest,
         )
         is not None
     )

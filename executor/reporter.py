@@ -29,7 +29,7 @@ BATCH_SIZE = 50
 #: Reports sent at the same time: a slow FulcrumCore must not let a burst miss its limit.
 SENDERS = 4
 LONGEST_PAUSE_S = 60.0
-#: What of a result FulcrumCore keeps as the instance's data. It is replaced whole, so each report tells all that it knows.
+#: What FulcrumCore keeps of a result as the instance's data. It is replaced whole, so each report tells all it knows.
 INSTANCE_DATA = ("vmid", "node", "name", "mac_address", "ip_addresses", "reboot_required", "snapshot", "backup")
 #: A completion that answers 500 this often is told as a failure: the instance id is held by a stale service.
 PATIENCE_ATTEMPTS = 5

@@ -19,6 +19,7 @@ from executor.redaction import MIN_LENGTH
 
 #: Proxmox VE's own bounds of a VMID.
 LEAST_VMID, GREATEST_VMID = 100, 999_999_999
+OS_TEMPLATE = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*:vztmpl/[A-Za-z0-9_][A-Za-z0-9_.+-]*")
 
 
 def _origin(text: str) -> str:
@@ -123,6 +124,21 @@ def _templates(given: Any) -> Any:
     return templates
 
 
+def _os_templates(given: Any) -> Any:
+    """Turn `debian-12=local:vztmpl/debian-12-standard.tar.zst` into a dict."""
+    if not isinstance(given, str):
+        return given
+    found: dict[str, str] = {}
+    for part in _comma_list(given):
+        name, equals, volume = (piece.strip() for piece in part.partition("="))
+        if not (name and equals and OS_TEMPLATE.fullmatch(volume)):
+            raise ValueError(f"is wrong, {part!r} is not of the form name=storage:vztmpl/file")
+        if name in found:
+            raise ValueError(f"is wrong, {name!r} stands in it twice")
+        found[name] = volume
+    return found
+
+
 def _path(given: Any) -> Any:
     try:
         return Path(given).expanduser().absolute()
@@ -202,6 +218,7 @@ Names = Annotated[tuple[Name, ...], BeforeValidator(_comma_list)]
 Networks = Annotated[tuple[Annotated[str, AfterValidator(_network)], ...], BeforeValidator(_comma_list)]
 HeaderName = Annotated[str, AfterValidator(_header_name)]
 Templates = Annotated[dict[str, int], BeforeValidator(_templates)]
+OsTemplates = Annotated[dict[str, str], BeforeValidator(_os_templates)]
 AnyPath = Annotated[Path, BeforeValidator(_path)]
 Folder = Annotated[AnyPath, AfterValidator(_folder_to_be)]
 ExistingFolder = Annotated[AnyPath, AfterValidator(_folder)]

@@ -37,6 +37,7 @@ from executor.setting_types import (
     Names,
     Networks,
     Origin,
+    OsTemplates,
     Password,
     ReadableFile,
     Templates,
@@ -197,6 +198,20 @@ class Settings(BaseSettings):
         example="debian-12=9000,ubuntu-24.04=9001",
         default_text="none",
     )
+    proxmox_full_clones: bool = _setting(
+        True,
+        "whether new VMs are full copies of their template; false makes linked clones, on the template's storage",
+        example="true",
+    )
+    proxmox_os_templates: OsTemplates = _setting(
+        {},
+        "the templates that services may name for containers, as name=volume",
+        example="debian-12=local:vztmpl/debian-12-standard_12.7-1_amd64.tar.zst",
+        default_text="none",
+    )
+    proxmox_backup_storage: Name = _setting(
+        "", "the storage that backups go to, the last one of a deletion too", example="backups", default_text="none"
+    )
 
     smith_data_dir: Folder = _setting(
         _data_dir,
@@ -264,6 +279,24 @@ class Settings(BaseSettings):
     smith_shutdown_timeout_s: float = _seconds(
         60, "how long a guest may take to shut down before it is forced off", ge=1, le=3600
     )
+    smith_address_timeout_s: float = _seconds(
+        10,
+        "how long a start waits for the guest agent to tell an address, which need not come; 0 = one look",
+        ge=0,
+        le=600,
+    )
+    smith_delete_grace_s: float = _seconds(
+        0,
+        "how long a deleted VM is kept, stopped and marked, before it is destroyed; 0 = it is destroyed at once",
+        ge=0,
+        example="259200",
+    )
+    smith_final_backup: bool = _setting(
+        False, "whether a VM is backed up to PROXMOX_BACKUP_STORAGE before it is destroyed", example="false"
+    )
+    smith_delete_purge: bool = _setting(
+        False, "whether a deletion takes the VM out of backup jobs, replication and HA, too", example="false"
+    )
     smith_vmid_quarantine_s: float = _seconds(
         3600, "how long the VMID of a deleted VM rests before it is given away again", ge=0
     )
@@ -293,7 +326,9 @@ class Settings(BaseSettings):
     smith_reconcile_interval_s: float = _seconds(
         900, "how often mappings, Proxmox and FulcrumCore are compared; 0 = never", ge=0
     )
-    smith_prune_interval_s: float = _seconds(3600, "how often old jobs and artifacts are removed", ge=1)
+    smith_prune_interval_s: float = _seconds(
+        3600, "how often old jobs and artifacts are removed, and VMs destroyed whose SMITH_DELETE_GRACE_S is over", ge=1
+    )
     smith_http_token: Token = _setting(
         SecretStr(""),
         "what a scraper shows as `Authorization: Bearer` to read metrics; needed unless SMITH_HTTP_ADDR is local, or "
@@ -355,6 +390,13 @@ class Settings(BaseSettings):
                 f"is wrong, it must be less than FULCRUM_JOB_TIMEOUT_S ({job_timeout_s:g}), "
                 "or FulcrumCore gives the job up while it still runs"
             )
+        return value
+
+    @check("smith_final_backup")
+    @classmethod
+    def _has_a_place(cls, value: bool, info: ValidationInfo) -> bool:
+        if value and not info.data.get("proxmox_backup_storage"):
+            raise ValueError("is wrong, PROXMOX_BACKUP_STORAGE must say where the backup is to go")
         return value
 
     @check("smith_http_token")

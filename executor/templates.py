@@ -90,6 +90,12 @@ def read(row: VmRow, config: Mapping[str, Any]) -> Template:
     )
 
 
+def without_cloud_init(row: VmRow, config: Mapping[str, Any]) -> Template:
+    """Read a VM's configuration, without its cloud-init drive: Proxmox makes that anew wherever the VM goes."""
+    kept = {key: value for key, value in config.items() if not CLOUD_INIT.search(str(value).partition(",")[0])}
+    return read(row, kept)
+
+
 def reach(template: Template, storages: Sequence[StorageRow], storage: str = "") -> Reach:
     """Say where a clone may land, its disks on `storage`, or on the template's own when that is empty."""
     rows = [row for row in storages if row.name in (template.storages | ({storage} if storage else set()))]

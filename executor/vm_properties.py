@@ -12,6 +12,8 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
+from executor.jobs import GuestKind
+
 SSH_KEY_PATTERN = re.compile(
     r"(ssh-ed25519|ssh-rsa|ecdsa-sha2-nistp(256|384|521)|sk-(ssh-ed25519|ecdsa-sha2-nistp256)@openssh\.com) "
     r"[A-Za-z0-9+/]+={0,3}( [^\r\n]*)?\Z"
@@ -30,6 +32,15 @@ CpuType = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{
 DiskName = Annotated[str, StringConstraints(pattern=r"^(scsi([12]?[0-9]|30)|virtio(1[0-5]|[0-9])|sata[0-5]|ide[0-3])$")]
 Device = Annotated[str, StringConstraints(pattern=r"^(scsi|virtio|sata|ide|net)[0-9]{1,2}$")]
 MacAddress = Annotated[str, StringConstraints(pattern=r"^[0-9A-Fa-f][02468ACEace](:[0-9A-Fa-f]{2}){5}$")]
+Iso = Annotated[
+    str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_.-]{1,63}:iso/[A-Za-z0-9_][A-Za-z0-9_.+-]{0,200}$")
+]
+OsTemplate = Annotated[
+    str,
+    StringConstraints(
+        pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]{0,63}|[A-Za-z][A-Za-z0-9_.-]{1,63}:vztmpl/[A-Za-z0-9_][A-Za-z0-9_.+-]{0,200})$"
+    ),
+]
 Domain = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_]([A-Za-z0-9_.-]{0,251}[A-Za-z0-9])?$")]
 
 
@@ -158,8 +169,20 @@ class DiskProperties(_Properties):
     storage: Storage | None = None
 
 
+#: What a guest can be made of; a service names one.
+SOURCES = ("image", "iso", "blank", "os_template")
+#: Properties that say something to a virtual machine only.
+VM_ONLY = (
+    *("sockets", "cpu_type", "balloon_mib", "protection", "guest_agent", "boot_order", "ci_user", "vendor_snippet"),
+    *("disks", "tags"),
+)
+
+
 class VmProperties(_Properties):
-    """What a service says of its VM. Disk sizes are GiB and memory MiB, whatever the property is called."""
+    """What a service says of its VM, or its container: `osTemplate` makes it one.
+
+    Disk sizes are GiB and memory MiB, whatever the property is called.
+    """
 
     cores: int = Field(ge=1, le=512)
     memory_mib: int = Field(alias="memoryMb", ge=16, le=16_777_216)
@@ -173,6 +196,10 @@ class VmProperties(_Properties):
     allow_reboot: bool = False
     boot_order: tuple[Device, ...] = Field(default=(), max_length=16, strict=False)
     image: TemplateName | None = None
+    iso: Iso | None = None
+    blank: bool = False
+    os_template: OsTemplate | None = None
+    swap_mib: int | None = Field(default=None, alias="swapMb", ge=0, le=16_777_216)
     hostname: HostName | None = None
     ci_user: UserName | None = None
     ci_password: str | None = Field(default=None, repr=False, max_length=4096)
@@ -193,9 +220,35 @@ class VmProperties(_Properties):
             raise ValueError("holds something that is not an OpenSSH public key on one line")
         return cleaned
 
+    @property
+    def kind(self) -> GuestKind:
+        """What serves the service."""
+        return GuestKind.LXC if self.os_template else GuestKind.QEMU
+
+    @property
+    def is_sourced(self) -> bool:
+        """True when it is said what the guest is to be made of."""
+        return any(getattr(self, name) for name in SOURCES)
+
+    @model_validator(mode="after")
+    def _is_one_kind_of_guest(self) -> VmProperties:
+        given = [name for name in SOURCES if getattr(self, name)]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(map(property_name, given))} exclude each other")
+        foreign = VM_ONLY if self.kind is GuestKind.LXC else ("swap_mib",)
+        unfit = [property_name(name) for name in foreign if getattr(self, name) not in (None, ())]
+        if unfit:
+            raise ValueError(f"a {'container' if self.kind is GuestKind.LXC else 'VM'} takes no {', '.join(unfit)}")
+        return self
+
     @field_validator("disks")
     @classmethod
     def _are_different_disks(cls, disks: tuple[DiskProperties, ...]) -> tuple[DiskProperties, ...]:
         if len({disk.disk for disk in disks}) < len(disks):
             raise ValueError("names one disk twice")
         return disks
+
+
+def property_name(field: str) -> str:
+    """Return what FulcrumCore calls a member."""
+    return VmProperties.model_fields[field].alias or field

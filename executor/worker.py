@@ -167,7 +167,7 @@ class Worker:
         properties = job.params if job.params else (job.service or {}).get("properties") or {}
         if job.action in playbooks.SHAPING_ACTIONS:
             playbooks.read_properties(properties)  # before any secret is asked for
-        takes_properties = job.action in playbooks.SHAPING_ACTIONS or not self._is_own(playbook)
+        takes_properties = job.action in playbooks.READING_ACTIONS or not self._is_own(playbook)
         return self.secrets.fill_in(job, properties) if takes_properties else {}
 
     def _is_own(self, playbook: Path) -> bool:
@@ -206,7 +206,13 @@ class Worker:
         log.warning("vm_found_by_marker", vmid=vm.vmid, node=vm.node)
         with transaction(self.engine) as session:
             mapping = mappings.adopt(
-                session, service_id=service_id, cluster=self.site.cluster, vmid=vm.vmid, name=vm.name, node=vm.node
+                session,
+                service_id=service_id,
+                cluster=self.site.cluster,
+                vmid=vm.vmid,
+                name=vm.name,
+                node=vm.node,
+                kind=vm.kind,
             )
         if mapping is None:
             raise JobError(ErrorCode.VM_IDENTITY_MISMATCH, f"VM {vm.vmid} carries the marker but is mapped elsewhere")
@@ -238,6 +244,7 @@ class Worker:
         """Write a free VMID down for the service, checked against the cluster first."""
         service_id = _service_id(job)
         name = _name_of(job, service_id)
+        kind = playbooks.read_properties(_delivered(job)).kind
         low, high = self.settings.proxmox_vmid_min, self.settings.proxmox_vmid_max
         foreign: set[int] = set()
         while True:
@@ -253,7 +260,7 @@ class Worker:
                 continue
             with transaction(self.engine) as session:
                 mapping = mappings.reserve(
-                    session, service_id=service_id, cluster=self.site.cluster, vmid=vmid, name=name
+                    session, service_id=service_id, cluster=self.site.cluster, vmid=vmid, name=name, kind=kind
                 ) or mappings.live(session, service_id)
             if mapping is not None:
                 log.info("vmid_reserved", vmid=mapping.vmid)
@@ -279,14 +286,20 @@ class Worker:
 
     @contextmanager
     def _placed(self, job: Job, mapping: Mapping, properties: dict[str, Any]) -> Iterator[Placement | None]:
-        """Hold a place for a VM that is to be made; the others have one. Raises JobError when there is none."""
+        """Hold a place for a VM that is to be made or moved; others have one. Raises JobError when there is none."""
+        if job.action == "migrate":
+            with self.placer.moving(mapping.vmid, mapping.node or "") as placement:
+                yield placement
+            return
         wanted = playbooks.read_properties(properties) if job.action == "create" else None
-        if wanted is None or wanted.image is None:
+        if wanted is None or not wanted.is_sourced:
             yield None
             return
+        template = playbooks.os_template(wanted.os_template, self.site.os_templates) if wanted.os_template else ""
         request = PlacementRequest(
             vmid=mapping.vmid,
-            image=wanted.image,
+            image=wanted.image or "",
+            volume=template or wanted.iso or "",
             memory_mib=wanted.memory_mib,
             cores=wanted.cores,
             bridge=playbooks.wanted_bridge(wanted, self.site),
@@ -305,7 +318,9 @@ class Worker:
             before=service.get("properties") or {},
             vmid=mapping.vmid,
             vm_name=mapping.name,
-            node=placed.node if placed else mapping.node or "",
+            kind=mapping.kind,
+            node=placed.node if placed and job.action == "create" else mapping.node or "",
+            target_node=placed.node if placed and job.action == "migrate" else "",
             template_vmid=placed.template_vmid if placed else 0,
             half_made=mapping.state == MappingState.RESERVED,
             # Named after the job: an attempt that is repeated finds what the one before it has taken.
@@ -413,10 +428,15 @@ def _service_id(job: Job) -> str:
     return job.service_id
 
 
+def _delivered(job: Job) -> dict[str, Any]:
+    """Return the properties as they came: secrets are references."""
+    found: dict[str, Any] = job.params or (job.service or {}).get("properties") or {}
+    return found
+
+
 def _name_of(job: Job, service_id: str) -> str:
     """Return the name that the service's VM is given."""
-    properties = job.params or (job.service or {}).get("properties") or {}
-    host = properties.get("hostname") or (job.service or {}).get("name") or "vm"
+    host = _delivered(job).get("hostname") or (job.service or {}).get("name") or "vm"
     return mappings.vm_name(str(host), service_id)
 
 

@@ -12,7 +12,7 @@ from executor.cli.arguments import AsJson, NothingToDo, UnknownReference, confir
 from executor.cli.opening import open_settings, opened
 from executor.cli.output import examples, say, show_facts, show_json, tell
 from executor.cli.reaching import Reach, reach
-from executor.jobs import JobStatus, MappingState
+from executor.jobs import GuestKind, JobStatus, MappingState
 
 if TYPE_CHECKING:  # imported when a command runs
     from sqlalchemy import Engine
@@ -40,6 +40,7 @@ class _Vm:
 
     vmid: int
     node: str
+    kind: str
     name: str
     tags: tuple[str, ...]
     description: str
@@ -133,14 +134,15 @@ def _vm(both: Reach, vmid: int) -> _Vm:
     row = next((row for row in both.proxmox.vms() if row.vmid == vmid), None)
     if row is None:
         raise UnknownReference(f"the token sees no VM {vmid}")
-    if row.kind != "qemu" or row.is_template:
-        raise UnknownReference(f"{vmid} ({row.name}) is a {'template' if row.is_template else 'container'}, not a VM")
-    config = both.proxmox.vm_config(row.node, vmid)
+    if row.is_template:
+        raise UnknownReference(f"{vmid} ({row.name}) is a template, which serves nobody")
+    config = both.proxmox.vm_config(row.node, vmid, kind=row.kind)
     description = str(config.get("description") or "")
     return _Vm(
         vmid=vmid,
         node=row.node,
-        name=str(config.get("name") or row.name),
+        kind=row.kind,
+        name=str(config.get("name") or config.get("hostname") or row.name),
         tags=row.tags,
         description=description,
         markers=frozenset(uid.lower() for uid in MARKER_LINE.findall(description)),
@@ -237,7 +239,13 @@ class _Adoption:
             _refuse_at_work(session, self.service_id)
             before = audit.facts_of(mappings.live(session, self.service_id), audit.MAPPING_COLUMNS)
             row = mappings.take_in(
-                session, service_id=self.service_id, cluster=cluster, vmid=vm.vmid, name=vm.name, node=vm.node
+                session,
+                service_id=self.service_id,
+                cluster=cluster,
+                vmid=vm.vmid,
+                name=vm.name,
+                node=vm.node,
+                kind=vm.kind,
             )
             if row is None:
                 raise NothingToDo(f"VM {vm.vmid} or the service was mapped in the meantime")
@@ -273,6 +281,8 @@ class _Adoption:
             "timeout_s": int(self.settings.smith_playbook_timeout_s),
         }
         sizes = {"cores": 0, "memory_mib": 0, "disk_gib": 0}
+        if self.vm.kind == GuestKind.LXC:  # it has one tag at most, and the marking sets that
+            values = {name: value for name, value in values.items() if name != "tags"} | {"kind": self.vm.kind}
         playbook = by_hand.home() / "playbooks" / "create.yml"
         play = by_hand.Play(action="create", playbook=playbook, vm=values | sizes)
         result = by_hand.run(play, self.settings, sys.stderr if self.is_quiet else sys.stdout)

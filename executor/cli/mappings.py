@@ -26,6 +26,7 @@ app = typer.Typer(
 
 COLUMNS = {
     "vmid": "VMID",
+    "kind": "KIND",
     "name": "NAME",
     "node": "NODE",
     "state": "STATE",
@@ -35,6 +36,8 @@ COLUMNS = {
     "updated": "CHANGED",
     "note": "NOTE",
 }
+#: Shown when there is a doomed VM.
+DOOMED_COLUMN = {"destroyed_in": "DESTROYED IN"}
 HISTORY_COLUMNS = {
     "vmid": "VMID",
     "name": "NAME",
@@ -74,7 +77,10 @@ def list_mappings(
         return
     now = utc_now()
     rows = [facts(each) | {"service": short(each.service_id), "updated": ago(each.updated_at, now)} for each in found]
-    show_rows(rows, COLUMNS, nothing="no mappings match")
+    doomed = [each for each in found if each.state == MappingState.DOOMED]
+    for row, mapping in zip(rows, found, strict=True):
+        row["destroyed_in"] = ago(now, mapping.delete_at) if mapping in doomed and mapping.delete_at else None
+    show_rows(rows, COLUMNS | (DOOMED_COLUMN if doomed else {}), nothing="no mappings match")
 
 
 @app.command(
@@ -117,6 +123,7 @@ def facts(mapping: Mapping) -> dict[str, Any]:
         "service_id": mapping.service_id,
         "cluster": mapping.cluster,
         "vmid": mapping.vmid,
+        "kind": mapping.kind,
         "node": mapping.node,
         "name": mapping.name,
         "state": mapping.state,
@@ -126,4 +133,5 @@ def facts(mapping: Mapping) -> dict[str, Any]:
         "created_at": mapping.created_at,
         "updated_at": mapping.updated_at,
         "deleted_at": mapping.deleted_at,
+        "delete_at": mapping.delete_at,
     }

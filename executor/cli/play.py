@@ -16,6 +16,7 @@ from executor.cli.arguments import EXIT_INTERRUPTED, AsJson, NothingToDo, Unknow
 from executor.cli.opening import open_settings, opened
 from executor.cli.output import complain, examples, harmless, say, show_facts, show_heading, show_json
 from executor.errors import EXIT_FAILURE, DatabaseError
+from executor.jobs import GuestKind
 from executor.redaction import redactor
 
 if TYPE_CHECKING:  # imported when a command runs
@@ -30,6 +31,8 @@ EXAMPLES = examples(
     "smith play create --vars vm.yml                  asks for what is missing",
     "smith play attach-iso --vmid 100123 -e properties.isoImage=local:iso/debian-13.iso",
 )
+#: What a VM, or a container, can be made of.
+SOURCES = ("template_vmid", "template", "iso", "blank", "os_template")
 #: Who the VM is: of a service that is named, these come from its mapping.
 IDENTITY = ("service_id", "vmid", "name", "cluster")
 WORDS_OF_TYPES = {"int": "a whole number", "bool": "yes or no", "dict": "a YAML mapping", "list": "a list: a,b"}
@@ -181,7 +184,8 @@ def _mapping_of(settings: Settings, reference: str, *, is_check: bool) -> VmMapp
 def _identity(mapping: VmMapping | None, vmid: int | None, action: Action, settings: Settings) -> dict[str, Any]:
     """Return what is known of the VM: from the mapping, or from what the VM says of itself."""
     if mapping is not None:
-        return {name: getattr(mapping, name) for name in (*IDENTITY, "node") if getattr(mapping, name)}
+        known = {name: getattr(mapping, name) for name in (*IDENTITY, "node") if getattr(mapping, name)}
+        return known | ({"kind": mapping.kind} if mapping.kind != GuestKind.QEMU else {})
     if vmid is None:
         return {}
     if action.name == "create":
@@ -195,7 +199,8 @@ def _identity(mapping: VmMapping | None, vmid: int | None, action: Action, setti
     service_id = reader.marker_of(reader.vm_config(row.node, vmid, kind=row.kind))
     if not service_id:
         raise UnknownReference(f"VM {vmid} ({row.name}) carries no marker of ours, so no action may touch it")
-    return {"service_id": service_id, "vmid": vmid, "name": row.name, "node": row.node}
+    kind = {"kind": row.kind} if row.kind != GuestKind.QEMU else {}
+    return {"service_id": service_id, "vmid": vmid, "name": row.name, "node": row.node, **kind}
 
 
 def _complete(
@@ -208,7 +213,7 @@ def _complete(
             raise typer.BadParameter(f"{name} is {identity[name]} of the VM that is named, not {told}")
     vm = {**_defaults(action, settings, given), **given, **identity}
     missing = {name: option for name, option in options.items() if option.get("required") and vm.get(name) is None}
-    if action.name == "create" and not vm.get("template_vmid") and not vm.get("template"):
+    if action.name == "create" and not any(vm.get(source) for source in SOURCES):
         missing["template"] = options.get("template", {})
     if missing and not sys.stdin.isatty():
         told = "\n".join(f"  {name}: {_description(option)}" for name, option in missing.items())
@@ -236,7 +241,9 @@ def _defaults(action: Action, settings: Settings, given: Mapping[str, Any]) -> d
 
 
 def _with_template(vm: dict[str, Any], settings: Settings) -> dict[str, Any]:
-    """Let PROXMOX_TEMPLATES say which VMID a template's name means, as for the executor."""
+    """Let PROXMOX_TEMPLATES and PROXMOX_OS_TEMPLATES say what a template's name means, as for the executor."""
+    if (volume := settings.proxmox_os_templates.get(str(vm.get("os_template") or ""))) is not None:
+        vm["os_template"] = volume
     known = settings.proxmox_templates.get(str(vm.get("template") or ""))
     if known is not None and not vm.get("template_vmid"):
         vm["template_vmid"] = known

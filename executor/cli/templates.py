@@ -1,4 +1,4 @@
-"""`smith templates`: what a create can clone, and from which nodes."""
+"""`smith templates`: what a create can clone, what containers can be made of, and on which nodes."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from executor.cli.arguments import AsJson
 from executor.cli.opening import open_settings
 from executor.cli.output import complain, examples, show_json, show_rows
 from executor.errors import JobError
+from executor.jobs import GuestKind
 
 if TYPE_CHECKING:  # imported when a command runs
     from executor.proxmox import ProxmoxReader, StorageRow, VmRow
@@ -18,12 +19,13 @@ if TYPE_CHECKING:  # imported when a command runs
 app = typer.Typer(
     name="templates",
     no_args_is_help=True,
-    help="What a create can clone.",
+    help="What VMs and containers can be made of.",
     epilog=examples("smith templates list", "smith templates list --json"),
 )
 
 COLUMNS = {
     "images": "IMAGE",
+    "kind": "KIND",
     "vmid": "VMID",
     "name": "TEMPLATE",
     "node": "NODE",
@@ -37,7 +39,7 @@ COLUMNS = {
 
 @app.command("list", epilog=examples("smith templates list", "smith templates list --json"))
 def list_templates(as_json: AsJson = False) -> None:
-    """List the templates of Proxmox, and those of PROXMOX_TEMPLATES that are not there."""
+    """List the templates of Proxmox, those of PROXMOX_OS_TEMPLATES, and what these settings name that is not there."""
     from executor.proxmox import ProxmoxConnection, ProxmoxReader  # noqa: PLC0415 (proxmoxer is not for `--help`)
 
     settings = open_settings()
@@ -60,7 +62,10 @@ def rows(reader: ProxmoxReader, settings: Settings) -> list[dict[str, Any]]:
     found = [_row(row, reader, settings, storages) | {"images": images.get(row.vmid, [])} for row in listed]
     there = {row.vmid for row in listed}
     missing = {name: vmid for name, vmid in settings.proxmox_templates.items() if vmid not in there}
-    return found + [_missing(name, vmid) for name, vmid in sorted(missing.items())]
+    found += [_missing(name, vmid) for name, vmid in sorted(missing.items())]
+    return found + [
+        _os_template(name, volume, reader, storages) for name, volume in sorted(settings.proxmox_os_templates.items())
+    ]
 
 
 def images_of(listed: list[VmRow], settings: Settings) -> dict[int, list[str]]:
@@ -92,6 +97,7 @@ def _row(row: VmRow, reader: ProxmoxReader, settings: Settings, storages: list[S
     template = templates.read(row, config)
     reach = templates.reach(template, storages, settings.proxmox_storage or "")
     return {
+        "kind": GuestKind.QEMU,
         "vmid": row.vmid,
         "name": row.name,
         "node": row.node,
@@ -112,8 +118,25 @@ def _config(row: VmRow, reader: ProxmoxReader) -> tuple[dict[str, Any], str]:
         return {}, str(error)
 
 
+def _os_template(name: str, volume: str, reader: ProxmoxReader, storages: list[StorageRow]) -> dict[str, Any]:
+    """Return what a container can be made of; on which nodes it is, is asked of each of them."""
+    storage = volume.partition(":")[0]
+    nodes, problems = [], []
+    for node in sorted(row.node for row in storages if row.name == storage and row.is_available):
+        try:
+            nodes += [node] if volume in reader.volumes(node, storage, "vztmpl") else []
+        except JobError as error:
+            problems.append(f"{node}: {error}")
+    nowhere = "PROXMOX_OS_TEMPLATES names it, but no node has it, or it is not shown to the token (Datastore.Audit)"
+    problem = "; ".join(problems) or ("" if nodes else nowhere)
+    facts = {"kind": GuestKind.LXC, "vmid": None, "name": volume, "node": "", "storages": [storage], "tags": []}
+    known = {"storages_are_known": True, "cloud_init": None, "reachable_from": nodes, "problem": problem}
+    return {"images": [name], **facts, **known}
+
+
 def _missing(name: str, vmid: int) -> dict[str, Any]:
     nothing: dict[str, Any] = {
+        "kind": GuestKind.QEMU,
         "name": "",
         "node": "",
         "storages": [],

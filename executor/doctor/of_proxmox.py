@@ -43,6 +43,7 @@ def look(settings: Settings) -> Iterator[Check]:
         ("privileges", _privileges),
         ("nodes", _nodes),
         ("templates", _templates),
+        ("os templates", _os_templates),
         ("storage", _storage),
         ("bridge", _bridge),
         ("vmid range", _vmid_range),
@@ -120,7 +121,13 @@ def _quorum(site: _Site) -> Iterator[Check]:
 
 def _privileges(site: _Site) -> Iterator[Check]:
     settings = site.settings
-    wanted = privileges.needs(site.major, storages=site.storages, bridge=settings.proxmox_bridge)
+    wanted = privileges.needs(
+        site.major,
+        storages=site.storages,
+        bridge=settings.proxmox_bridge,
+        images={volume.partition(":")[0] for volume in settings.proxmox_os_templates.values()},
+        backups=settings.proxmox_backup_storage,
+    )
     held = {need.path: site.reader.permissions(need.path) for need in wanted}
     unmet = privileges.lacking(wanted, held)
     for need in wanted:
@@ -128,7 +135,7 @@ def _privileges(site: _Site) -> Iterator[Check]:
             text = f"{', '.join(sorted(unmet[need]))} missing on {need.path}, {need.why}"
             yield _MAKER.fail("privileges", text, *_grants(site, need))
     if not unmet:
-        yield _MAKER.ok("privileges", f"on {', '.join(need.path for need in wanted)}")
+        yield _MAKER.ok("privileges", f"on {', '.join(dict.fromkeys(need.path for need in wanted))}")
     if len(site.nodes) > 1 and "Sys.Audit" not in site.reader.permissions("/nodes"):
         text = "new VMs go where their template is: without Sys.Audit on /nodes nobody shows us how full the nodes are"
         yield _MAKER.ok("placement", text)
@@ -168,6 +175,22 @@ def _templates(site: _Site) -> Iterator[Check]:
         yield (_MAKER.ok if there else _MAKER.warn)("templates", text)
     elif not problems:
         yield _MAKER.ok("templates", ", ".join(f"{name} is {vmid}" for name, vmid in wanted.items()))
+
+
+def _os_templates(site: _Site) -> Iterator[Check]:
+    """Containers' templates are files: look whether any node that may have them has."""
+    rows = [row for row in site.reader.storages() if row.is_available]
+    problems = []
+    for name, volume in sorted(site.settings.proxmox_os_templates.items()):
+        storage = volume.partition(":")[0]
+        places = [row.node for row in rows if row.name == storage]
+        if not any(volume in site.reader.volumes(node, storage, "vztmpl") for node in places):
+            problems.append(f"{name}: no node has {volume}, or the token may not see it")
+    hint = "pveam download <storage> <template>, or Datastore.Audit on its storage"
+    for problem in problems:
+        yield _MAKER.fail("os templates", problem, hint)
+    if site.settings.proxmox_os_templates and not problems:
+        yield _MAKER.ok("os templates", ", ".join(sorted(site.settings.proxmox_os_templates)))
 
 
 def _problem_of(name: str, vmid: int, row: VmRow | None) -> str:

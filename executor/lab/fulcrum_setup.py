@@ -12,7 +12,7 @@ from typing import Any
 
 import requests
 
-from executor.bootstrap import AGENT_TYPE_FILE, SERVICE_TYPE_FILE, load_type
+from executor.bootstrap import AGENT_TYPE_FILE, CONTAINER_TYPE_FILE, SERVICE_TYPE_FILE, load_type
 from executor.metrics import TYPES as METRIC_TYPES
 
 SEED_TOKEN = "change-me"
@@ -146,6 +146,7 @@ class Bootstrapped:
     provider_id: str
     consumer_id: str
     service_type_id: str
+    container_type_id: str
     agent_type_id: str
     agent_id: str
     agent_token: str = field(repr=False)
@@ -163,7 +164,7 @@ def bootstrap(  # noqa: PLR0913  all have defaults; a second agent or provider d
     service_type_name: str = "proxmox-vm",
     agent_type_name: str = "proxmox",
 ) -> Bootstrapped:
-    """Make admin token, provider, consumer, both types, an agent with its token and the metric types.
+    """Make admin token, provider, consumer, all types, an agent with its token and the metric types.
 
     `admin` holds the seed token at first and the new admin token afterwards: the seed lives for a day only.
     """
@@ -172,7 +173,9 @@ def bootstrap(  # noqa: PLR0913  all have defaults; a second agent or provider d
     provider_id = admin.create("participants", name=provider_name, status="Enabled")["id"]
     consumer_id = admin.create("participants", name=consumer_name, status="Enabled")["id"]
     service_type_id = _ensure(admin, "service-types", {**load_type(SERVICE_TYPE_FILE), "name": service_type_name})
-    agent_type = {**load_type(AGENT_TYPE_FILE), "name": agent_type_name, "serviceTypeIds": [service_type_id]}
+    container_type_id = _ensure(admin, "service-types", load_type(CONTAINER_TYPE_FILE))
+    served = [service_type_id, container_type_id]
+    agent_type = {**load_type(AGENT_TYPE_FILE), "name": agent_type_name, "serviceTypeIds": served}
     agent_type_id = _ensure(admin, "agent-types", agent_type)
     for name in METRIC_TYPES:
         _ensure(admin, "metric-types", {"name": name, "entityType": "Resource"})
@@ -189,6 +192,7 @@ def bootstrap(  # noqa: PLR0913  all have defaults; a second agent or provider d
         provider_id=provider_id,
         consumer_id=consumer_id,
         service_type_id=service_type_id,
+        container_type_id=container_type_id,
         agent_type_id=agent_type_id,
         agent_id=agent_id,
         agent_token=agent_token,

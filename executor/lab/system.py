@@ -26,6 +26,7 @@ T = TypeVar("T")
 
 #: The templates that the stand-in has, and where the lab puts disks.
 TEMPLATES = "debian-12=9000,ubuntu-24.04=9001"
+OS_TEMPLATES = "debian-12=local:vztmpl/debian-12-standard_12.7-1_amd64.tar.zst"
 STORAGE = "local-lvm"
 #: Settings that make a lab lively; the ones of a provider are in docs/settings.md.
 LIVELY = {
@@ -75,6 +76,7 @@ class LabSystem:
             "FULCRUM_API_URL": self.core.url,
             "FULCRUM_API_TOKEN": self.ids.agent_token,
             "PROXMOX_TEMPLATES": TEMPLATES,
+            "PROXMOX_OS_TEMPLATES": OS_TEMPLATES,
             "PROXMOX_STORAGE": STORAGE,
             "SMITH_DATA_DIR": str(self.data_dir),
             "SMITH_RUN_DIR": str(self.folder / "run"),
@@ -108,8 +110,12 @@ class LabSystem:
 
     def smith(self, *arguments: str, codes: Collection[int] = (0,)) -> Any:
         """Run a `smith` command with --json and return what it says. It must leave with one of the exit codes."""
+        return json.loads(self.smith_says(*arguments, "--json", codes=codes))
+
+    def smith_says(self, *arguments: str, codes: Collection[int] = (0,)) -> str:
+        """Run a `smith` command and return what it prints. Raises RuntimeError with what it complains of."""
         done = subprocess.run(
-            [sys.executable, "-m", "executor", *arguments, "--json"],
+            [sys.executable, "-m", "executor", *arguments],
             env=self.environment(),
             cwd=self.folder,
             capture_output=True,
@@ -118,7 +124,7 @@ class LabSystem:
         )
         if done.returncode not in codes:
             raise RuntimeError(f"smith {' '.join(arguments)}: {done.returncode}: {done.stderr.decode()}")
-        return json.loads(done.stdout)
+        return done.stdout.decode()
 
     def log_events(self, event: str | None = None) -> list[Json]:
         """Return the executor's log lines, all or those of one event."""
@@ -136,18 +142,25 @@ class LabSystem:
 
     # --- FulcrumCore ----------------------------------------------------------------------------------------------
 
-    def order(self, name: str, *, group_id: str | None = None, **properties: Any) -> str:
-        """Order a VM in a group of its own; returns the service's id."""
+    def order(
+        self, name: str, *, group_id: str | None = None, service_type_id: str | None = None, **properties: Any
+    ) -> str:
+        """Order a VM in a group of its own; returns the service's id. A property that is None is left out."""
         group_id = group_id or self.admin.create_group(self.ids.consumer_id, f"group-{name}")
         wanted = {"cores": 2, "memoryMb": 2048, "diskGb": 10, "image": "debian-12"} | properties
         service = self.admin.create_service(
             group_id=group_id,
-            service_type_id=self.ids.service_type_id,
+            service_type_id=service_type_id or self.ids.service_type_id,
             agent_id=self.ids.agent_id,
             name=name,
             properties={key: value for key, value in wanted.items() if value is not None},
         )
         return str(service["id"])
+
+    def order_container(self, name: str, **properties: Any) -> str:
+        """The same for a container."""
+        wanted = {"cores": 1, "memoryMb": 512, "diskGb": 4, "image": None, "osTemplate": "debian-12"} | properties
+        return self.order(name, service_type_id=self.ids.container_type_id, **wanted)
 
     def settled(self, service_id: str, within_s: float = 120.0) -> Json:
         """Wait until the service has no open job; returns the service as it is then."""

@@ -477,7 +477,9 @@ def power_problem(found: dict[str, Any], state: str) -> str:
     if state == "restarted" and found["status"] != "running":
         return f"VM_NOT_RUNNING: VM {found['vmid']} is {found['status']}"
     if state == "running" and doomed_at(found):
-        return f"VM_STATE: VM {found['vmid']} is marked for deletion; an update with cancel_deletion takes the mark away"
+        return (
+            f"VM_STATE: VM {found['vmid']} is marked for deletion; an update with cancel_deletion takes the mark away"
+        )
     return lock_problem(found)
 
 

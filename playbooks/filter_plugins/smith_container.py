@@ -29,9 +29,11 @@ VM_ONLY = (
 def wanted(found: dict[str, Any], vm: dict[str, Any]) -> dict[str, Any]:
     """Return the parameters of community.proxmox.proxmox that are asked for, whether they differ or not."""
     network, sizes = vm.get("network") or {}, {}
-    for parameter, member in (("cores", "cores"), ("memory", "memory_mib"), ("swap", "swap_mib")):
-        if vm.get(member) is not None:
+    for parameter, member in (("cores", "cores"), ("memory", "memory_mib")):
+        if vm.get(member):
             sizes[parameter] = int(vm[member])
+    if vm.get("swap_mib") is not None:
+        sizes["swap"] = int(vm["swap_mib"])
     options = {"onboot": smith_hardware.is_yes(vm["onboot"])} if vm.get("onboot") is not None else {}
     return {
         **sizes,

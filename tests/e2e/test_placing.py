@@ -95,6 +95,24 @@ def test_a_node_that_is_named_and_out_of_reach_is_not_found(pve: ProxmoxStandIn)
         assert (placed.node, placed.template_vmid) == ("pve2", SHARED)
 
 
+def test_what_is_not_cloned_goes_where_its_image_is(pve: ProxmoxStandIn) -> None:
+    """An ISO image, or a container's template, may be on one node's own storage only."""
+    iso = request(image="", volume="local:iso/debian-12.iso")
+    pve.control("node", node="pve1", cpu=0.9)
+    with placer(pve).placing(iso) as placed:
+        assert (placed.node, placed.template_vmid) == ("pve2", 0)
+    pve.fail("GET", "/nodes/pve2/storage/local/content", status=403, text="Permission check failed", times=-1)
+    with placer(pve).placing(iso) as placed:
+        assert placed.node == "pve2"  # what is not shown to us may be there
+    missing = request(image="", volume="local:vztmpl/none.tar.zst")
+    refused = pytest.raises(JobError, match=r"NOT_FOUND: .*local:vztmpl/none\.tar\.zst cannot be had there")
+    pve.control("clear_faults")
+    with refused, placer(pve).placing(missing):
+        pytest.fail("it was placed")
+    with placer(pve).placing(request(image="")) as placed:
+        assert placed.node in ("pve1", "pve2")
+
+
 def test_what_fits_nowhere_is_a_matter_of_capacity(pve: ProxmoxStandIn) -> None:
     for node in ("pve1", "pve2"):
         pve.control("node", node=node, maxmem=8 * GIB, mem=6 * GIB)

@@ -37,6 +37,7 @@ def test_the_list_has_what_is_not_deleted(smith: Cli) -> None:
         "service_id",
         "cluster",
         "vmid",
+        "kind",
         "node",
         "name",
         "state",
@@ -46,6 +47,7 @@ def test_the_list_has_what_is_not_deleted(smith: Cli) -> None:
         "created_at",
         "updated_at",
         "deleted_at",
+        "delete_at",
     }
     assert "db-aaaa2222" in smith.ok("mappings", "list")
 

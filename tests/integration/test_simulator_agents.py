@@ -30,7 +30,7 @@ def test_me_holds_participant_type_and_a_configuration_with_defaults_and_referen
     me = world.agent.get("/agents/me").json()
     configuration = me["configuration"]
     assert (me["status"], me["tags"], me["participant"]["name"]) == ("Disconnected", ["proxmox"], "Northwind Cloud")
-    assert me["agentType"]["serviceTypeIds"] == [world.ids.service_type_id]
+    assert me["agentType"]["serviceTypeIds"] == [world.ids.service_type_id, world.ids.container_type_id]
     assert me["agentType"]["configurationSchema"]["properties"]["apiTokenSecret"]["secret"] == {"type": "persistent"}
     assert (configuration["apiPort"], configuration["vmidRange"]) == (8006, {"min": 100000, "max": 199999})
     for name, value in (("apiTokenSecret", "not-a-real-secret"), ("fulcrumToken", world.ids.agent_token)):

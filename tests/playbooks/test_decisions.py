@@ -597,7 +597,10 @@ def test_what_no_module_does_to_a_container_is_refused(asked: dict[str, Any]) ->
 def test_a_containers_addresses_are_those_that_others_can_reach() -> None:
     nics = [{"name": "lo", "inet": "127.0.0.1/8"}, {"name": "eth0", "inet6": "fe80::1/64", "inet": "192.0.2.9/24"}]
     assert LOOKING.container_addresses(nics, []) == ["192.0.2.9"]
-    nics = [{"name": "eth0", "hwaddr": "bc:24:11:00:00:01", "inet": "192.0.2.9/24"}, {"name": "x", "inet": "10.0.0.1/8"}]
+    nics = [
+        {"name": "eth0", "hwaddr": "bc:24:11:00:00:01", "inet": "192.0.2.9/24"},
+        {"name": "x", "inet": "10.0.0.1/8"},
+    ]
     assert LOOKING.container_addresses(nics, LOOKING.macs_of(make_container()["config"])) == ["192.0.2.9"]
 
 

@@ -403,9 +403,7 @@ class Cluster(FakePve):
         if vm.vmid in self.without_guest_agent or vm.status != "running" or booting:
             return None
         inside = [_interface("docker0", "02:42:0a:0b:0c:0d", ["172.17.0.1/16"])]  # nobody outside can reach it
-        return {
-            "interfaces": [_interface("lo", "00:00:00:00:00:00", ["127.0.0.1/8"]), *_guest_interfaces(vm), *inside]
-        }
+        return {"interfaces": [_interface("lo", "00:00:00:00:00:00", ["127.0.0.1/8"]), *_guest_interfaces(vm), *inside]}
 
     def _vm_usage(self, vm: FakeVm) -> dict[str, Any]:
         """Counters that grow while the VM runs, so that rates can be shown."""

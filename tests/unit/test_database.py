@@ -23,7 +23,7 @@ from sqlalchemy.orm import Session
 from support.databases import PostgresCluster, new_job, row, submit
 
 import executor
-from executor import database, job_queue
+from executor import database, job_queue, mappings
 from executor.database import Base, Job, Run, insist, open_engine, reading, transaction
 from executor.errors import DatabaseError
 
@@ -102,6 +102,19 @@ def test_the_schema_goes_back_and_forth_with_its_rows_in_place(own_engine: Engin
     database.upgrade(own_engine)
     assert database.check(own_engine) == []
     submit(own_engine)
+
+
+def test_a_doomed_mapping_is_active_to_a_version_that_knows_no_grace(own_engine: Engine) -> None:
+    with transaction(own_engine) as session:
+        mapping = mappings.reserve(session, service_id="s", cluster="c", vmid=100, name="n", kind="lxc")
+        assert mapping is not None
+        mappings.apply_result(session, mapping.id, {"status": "stopped", "delete_at": 4_000_000_000})
+    database.downgrade(own_engine, "0002")
+    with own_engine.connect() as connection:
+        assert connection.scalar(text("SELECT state FROM mappings")) == "active"
+    database.upgrade(own_engine)
+    with reading(own_engine) as session:
+        assert mappings.active(session)[0].kind == "qemu"  # what the older version has forgotten
 
 
 def test_the_migrations_make_what_the_models_say(own_engine: Engine) -> None:

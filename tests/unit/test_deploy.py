@@ -427,12 +427,14 @@ def test_the_script_grants_what_the_doctor_wants_and_nothing_else(tmp_path: Path
 def test_the_script_grants_what_is_asked_for_besides(node: Node) -> None:
     assert node.run(*USUAL).returncode == 0
     usual = node.state()
-    assert node.run(*USUAL, "--placement", "--backup").returncode == 0
+    assert node.run(*USUAL, "--placement", "--backup", "--images", "local").returncode == 0
     more = node.state()
     roles = {name: held for name, held in more["roles"].items() if name not in usual["roles"]}
-    assert roles == {"SmithNodes": ["Sys.Audit"], "SmithBackup": ["VM.Backup"]}
+    assert roles == {"SmithNodes": ["Sys.Audit"], "SmithBackup": ["VM.Backup"], "SmithImages": ["Datastore.Audit"]}
     granted = {(path, role) for path, _who, role in more["acl"] if role in roles}
-    assert granted == {("/nodes", "SmithNodes"), ("/vms", "SmithBackup")}
+    assert granted == {("/nodes", "SmithNodes"), ("/vms", "SmithBackup"), ("/storage/local", "SmithImages")}
+    wanted = needs(9, storages=["local-lvm"], images=["local", "local-lvm"], backups="local-lvm")
+    assert {(need.path, need.role) for need in wanted if need.role in roles} == granted - {("/nodes", "SmithNodes")}
 
 
 def test_the_script_tells_the_secret_alone_on_standard_output_and_once(node: Node) -> None:

@@ -6,6 +6,7 @@ import re
 import threading
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -275,7 +276,46 @@ def test_active_mappings_come_by_cluster_and_vmid(engine: Engine) -> None:
         assert [mapping.vmid for mapping in mappings.active(session)] == [101, 102, 103]
         assert [mapping.vmid for mapping in mappings.active(session, "c")] == [101, 103]
         counts = mappings.counts(session)
-    assert counts == {"reserved": 1, "active": 3, "deleted": 0, "orphaned": 0}
+    assert counts == {"reserved": 1, "active": 3, "doomed": 0, "deleted": 0, "orphaned": 0}
+
+
+def test_a_marked_vm_is_doomed_until_its_mark_or_the_vm_is_gone(engine: Engine) -> None:
+    mapping_id = reserved(engine)
+    apply_result(engine, mapping_id, status="stopped", node="pve1", delete_at=1_000_000_000)
+    found = row(engine, mapping_id)
+    assert (found.state, found.delete_at, found.deleted_at) == (
+        "doomed",
+        datetime(2001, 9, 9, 1, 46, 40, tzinfo=UTC),
+        None,
+    )
+    with reading(engine) as session:
+        assert [mapping.id for mapping in mappings.due(session, "c")] == [mapping_id]
+        assert mappings.active(session) == []  # FulcrumCore takes no metrics of it
+        assert mappings.due(session, "another cluster") == []
+    apply_result(engine, mapping_id, status="stopped", delete_at=4_000_000_000)
+    with reading(engine) as session:
+        assert mappings.due(session, "c") == []
+    apply_result(engine, mapping_id, status="stopped", delete_at=0)
+    assert (row(engine, mapping_id).state, row(engine, mapping_id).delete_at) == ("active", None)
+
+
+def test_a_doomed_vm_holds_its_vmid_and_a_spared_one_is_active_again(engine: Engine) -> None:
+    mapping_id = reserved(engine)
+    apply_result(engine, mapping_id, status="stopped", delete_at=1_000_000_000)
+    assert reserve(engine, OTHER, 101) is None
+    with transaction(engine) as session:
+        mappings.spare(session, mapping_id, "its mark is gone")
+    assert (row(engine, mapping_id).state, row(engine, mapping_id).note) == ("active", "its mark is gone")
+
+
+def test_a_container_is_mapped_as_one(engine: Engine) -> None:
+    with transaction(engine) as session:
+        made = mappings.reserve(session, service_id=SERVICE, cluster="c", vmid=101, name="db", kind="lxc")
+        assert made is not None
+        found = mappings.take_in(session, service_id=OTHER, cluster="c", vmid=102, name="x", node="pve1", kind="lxc")
+        assert found is not None
+    assert (row(engine, made.id).kind, row(engine, found.id).kind) == ("lxc", "lxc")
+    assert row(engine, reserved(engine, str(uuid.uuid4()), 103)).kind == "qemu"
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from executor.errors import JobError
-from executor.placement import MIB, UNWEIGHED, Cluster, NodeFacts, Placement, Rules, Wish, decide, node_facts
+from executor.placement import (
+    MIB,
+    UNWEIGHED,
+    Cluster,
+    NodeFacts,
+    Placement,
+    Rules,
+    Wish,
+    decide,
+    decide_move,
+    node_facts,
+)
 from executor.proxmox import NodeRow, StorageRow, VmRow
 
 GIB = 1024 * MIB
@@ -129,6 +140,36 @@ def test_a_burst_of_creates_does_not_land_on_one_node() -> None:
             promised_cores=chosen.promised_cores + 2,
         )
     assert sorted(each.creates for each in nodes.values()) == [4, 4, 4]
+
+
+MOVES = [
+    ("less than enough to gain", [replace(PVE1, promised_memory_bytes=8 * GIB), PVE2], ("pve1", "pve2"), {}, "pve1"),
+    ("much more room elsewhere", [replace(PVE1, promised_memory_bytes=40 * GIB), PVE2], ("pve1", "pve2"), {}, "pve2"),
+    ("nothing shared", [replace(PVE1, promised_memory_bytes=40 * GIB), PVE2], ("pve1",), {}, "pve1"),
+    ("its node is to be emptied", [replace(PVE1, in_maintenance=True), PVE2], ("pve1", "pve2"), {}, "pve2"),
+    ("its node is not ours any more", [PVE1, PVE2], ("pve1", "pve2"), {"nodes": ("pve2",)}, "pve2"),
+    (
+        "nothing can be weighed",
+        [replace(PVE1, memory_bytes=0, cores=0), replace(PVE2, memory_bytes=0, cores=0)],
+        ("pve1", "pve2"),
+        {},
+        "pve1",
+    ),
+]
+
+
+@pytest.mark.parametrize(("why", "nodes", "reachable", "rules", "node"), MOVES, ids=[move[0] for move in MOVES])
+def test_a_vm_is_moved_where_it_gains_and_stays_otherwise(
+    why: str, nodes: list[NodeFacts], reachable: tuple[str, ...], rules: dict[str, Any], node: str
+) -> None:
+    asked = replace(wish(*reachable), templates=dict.fromkeys(reachable, 0), home="pve1", source="its disks")
+    assert decide_move("pve1", asked, nodes, Rules(**rules)).node == node
+
+
+def test_a_vm_that_may_be_nowhere_is_told_why() -> None:
+    asked = replace(wish("pve1"), home="pve1", source="its disks")
+    with pytest.raises(JobError, match=r"NODE_DOWN: .*pve1 is in maintenance; pve2 its disks cannot be had there"):
+        decide_move("pve1", asked, [replace(PVE1, in_maintenance=True), PVE2], Rules())
 
 
 any_node = st.builds(

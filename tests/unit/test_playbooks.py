@@ -452,6 +452,7 @@ def test_a_create_says_everything_about_the_vm(site: Site) -> None:
         "node": "",
         "timeout_s": 240,
         "shutdown_timeout_s": 60,
+        "address_timeout_s": 10,
         "cores": 2,
         "memory_mib": 2048,
         "disk_gib": 10,
@@ -472,7 +473,8 @@ def test_a_create_says_everything_about_the_vm(site: Site) -> None:
 @pytest.mark.parametrize("action", [action for action in ACTIONS if action not in ("create", "update")])
 def test_our_other_actions_get_the_identity_only(site: Site, action: str) -> None:
     run = plan(make_order(action, {"cores": "nonsense", "secret": "x"}, node="pve2"), site)
-    assert set(run.vm) == {"service_id", "vmid", "name", "cluster", "node", "timeout_s", "shutdown_timeout_s"}
+    limits = {"timeout_s", "shutdown_timeout_s", "address_timeout_s"}
+    assert set(run.vm) == {"service_id", "vmid", "name", "cluster", "node"} | limits
     assert run.vm["node"] == "pve2"
 
 

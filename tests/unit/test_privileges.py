@@ -20,6 +20,15 @@ def test_each_storage_is_needed_once_and_the_bridge_only_when_used() -> None:
     assert paths == ["/vms", "/sdn/zones/localnetwork"]
 
 
+def test_images_are_seen_and_backups_written_where_the_operator_has_them() -> None:
+    more = needs(9, storages=["a"], images=["local", "a"], backups="nfs")[2:]
+    assert [(need.path, need.role) for need in more] == [
+        ("/storage/local", "SmithImages"),
+        ("/vms", "SmithBackup"),
+        ("/storage/nfs", "SmithStore"),
+    ]
+
+
 def test_what_is_held_is_not_missing() -> None:
     vms, storage = needs(9, storages=["local"])
     held = {"/vms": vms.privileges | {"VM.Console"}, "/storage/local": frozenset({"Datastore.Audit"})}
@@ -55,5 +64,5 @@ def test_the_manual_has_the_same_table() -> None:
     page = (Path(__file__).parents[2] / "docs" / "operating.md").read_text(encoding="utf-8")
     rows = {cells[2].strip(): cells[3] for line in page.splitlines() if len(cells := line.split("|")) == 5}
     for version in (8, 9):
-        for need in needs(version, storages=["a"], bridge="vmbr0"):
+        for need in needs(version, storages=["a"], bridge="vmbr0", images=["local"], backups="b"):
             assert need.privileges <= set(rows[need.role].replace(",", " ").split()), need.role

@@ -20,6 +20,7 @@ A = "aaaaaaaa-0000-4000-8000-000000000001"
 B = "bbbbbbbb-0000-4000-8000-000000000002"
 AGENT = "6f0c2a52-8d0e-4d0b-9a3c-0d9a5b1f7e11"
 ACTIVE, RESERVED, ORPHANED = MappingState.ACTIVE, MappingState.RESERVED, MappingState.ORPHANED
+DOOMED = MappingState.DOOMED
 
 
 def mapped(**wanted: Any) -> Mapped:
@@ -69,6 +70,37 @@ DRIFT: list[tuple[str, dict[str, Any], list[tuple[Kind, int | None, Repair | Non
     ("marker lost", {"seen": (vm(markers=UNMARKED),)}, [(Kind.VM_RECYCLED, 100, None)]),
     ("two markers", {"seen": (vm(markers=TWICE),)}, [(Kind.VM_RECYCLED, 100, None)]),
     ("a container", {"seen": (vm(kind="lxc", markers=UNMARKED),)}, [(Kind.VM_RECYCLED, 100, None)]),
+    ("a container in the VM's place", {"seen": (vm(kind="lxc"),)}, [(Kind.VM_RECYCLED, 100, None)]),
+    ("a container in order", {"mapped": (mapped(kind="lxc"),), "seen": (vm(kind="lxc"),)}, []),
+    ("a container unmapped", {"mapped": (), "seen": (vm(kind="lxc"),)}, [(Kind.ORPHAN_VM, 100, Repair.ADOPT)]),
+    ("doomed", {"mapped": (mapped(state=DOOMED),), "services": DELETED}, []),
+    ("doomed, service unknown", {"mapped": (mapped(state=DOOMED),), "services": ()}, []),
+    ("doomed, and the service lives", {"mapped": (mapped(state=DOOMED),)}, [(Kind.MAPPING_UNREPORTED, 100, None)]),
+    (
+        "doomed, and moved",
+        {"mapped": (mapped(state=DOOMED),), "services": DELETED, "seen": (vm(node="pve2"),)},
+        [(Kind.VM_MOVED, 100, Repair.CORRECT_NODE)],
+    ),
+    (
+        "doomed, and renamed",
+        {"mapped": (mapped(state=DOOMED),), "services": DELETED, "seen": (vm(name="db"),)},
+        [(Kind.VM_RENAMED, 100, None)],
+    ),
+    (
+        "doomed, and a stranger has its VMID",
+        {"mapped": (mapped(state=DOOMED),), "services": DELETED, "seen": (vm(markers=UNMARKED),)},
+        [(Kind.VM_RECYCLED, 100, None)],
+    ),
+    (
+        "doomed, and gone",
+        GONE | {"mapped": (mapped(state=DOOMED),), "services": DELETED},
+        [(Kind.VM_WITHOUT_SERVICE, 100, Repair.FORGET)],
+    ),
+    (
+        "doomed, gone, and the service lives",
+        GONE | {"mapped": (mapped(state=DOOMED),)},
+        [(Kind.VM_GONE, 100, Repair.MARK_ORPHANED)],
+    ),
     ("made a template", {"seen": (vm(is_template=True),)}, [(Kind.VM_RECYCLED, 100, None)]),
     (
         "another service's VM on the VMID",

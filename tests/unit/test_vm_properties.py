@@ -23,17 +23,27 @@ HARDWARE: dict[str, Any] = {
 }
 
 
-def shape(action: str, properties: dict[str, Any], before: dict[str, Any] | None = None) -> dict[str, Any]:
+def shape(
+    action: str,
+    properties: dict[str, Any],
+    before: dict[str, Any] | None = None,
+    *,
+    kind: str = "qemu",
+    storage: str = "",
+    **more: Any,
+) -> dict[str, Any]:
     site = Site(
         cluster="default",
         templates={"debian-12": 9000},
-        storage="",
+        os_templates={"debian-12": VOLUME},
+        storage=storage,
         bridge="",
         pool="",
         node="",
         folders=[Path(__file__).resolve().parents[2] / "playbooks"],
         playbook_timeout_s=240,
         shutdown_timeout_s=60,
+        **more,
     )
     order = Order(
         action=action,
@@ -43,6 +53,7 @@ def shape(action: str, properties: dict[str, Any], before: dict[str, Any] | None
         before=before or {},
         vmid=5000,
         vm_name="web-0f7e2c1a",
+        kind=kind,
         time_left_s=240,
     )
     return plan(order, site).vm
@@ -105,3 +116,113 @@ def test_a_wrong_value_is_refused_without_being_quoted(wrong: dict[str, Any]) ->
         read_properties(MINIMAL | wrong)
     assert refused.value.code == "INVALID_REQUEST"
     assert next(iter(wrong)) in refused.value.detail
+
+
+# ---------------------------------------------------------------------- what a guest is made of
+
+CONTAINER: dict[str, Any] = {"cores": 1, "memoryMb": 512, "diskGb": 4, "osTemplate": "debian-12"}
+VOLUME = "local:vztmpl/debian-12-standard_12.7-1_amd64.tar.zst"
+
+
+def test_an_os_template_makes_it_a_container() -> None:
+    assert read_properties(CONTAINER).kind == "lxc"
+    assert read_properties(MINIMAL).kind == "qemu"
+    assert read_properties(CONTAINER | {"osTemplate": VOLUME}).os_template == VOLUME
+
+
+WRONG_SOURCES = [
+    (MINIMAL | {"osTemplate": "debian-12"}, "image and osTemplate exclude each other"),
+    (MINIMAL | {"iso": "local:iso/d.iso"}, "image and iso exclude each other"),
+    (MINIMAL | {"swapMb": 512}, "a VM takes no swapMb"),
+    (CONTAINER | {"sockets": 2, "tags": ["a"], "ciUser": "admin"}, "a container takes no sockets, ciUser, tags"),
+    (CONTAINER | {"disks": [{"disk": "scsi1", "sizeGb": 1}]}, "a container takes no disks"),
+    (CONTAINER | {"osTemplate": "local:iso/d.iso"}, "osTemplate"),
+    (CONTAINER | {"osTemplate": "local:vztmpl/../x"}, "osTemplate"),
+    (MINIMAL | {"image": None, "iso": "local:vztmpl/d.iso"}, "iso"),
+    (MINIMAL | {"image": None, "iso": "local:iso/d.iso,media=disk"}, "iso"),
+]
+
+
+@pytest.mark.parametrize(("wrong", "told"), WRONG_SOURCES, ids=[case[1] for case in WRONG_SOURCES])
+def test_a_guest_is_of_one_kind_and_made_of_one_thing(wrong: dict[str, Any], told: str) -> None:
+    with pytest.raises(JobError) as refused:
+        read_properties(wrong)
+    assert refused.value.code == "INVALID_REQUEST"
+    assert told in refused.value.detail
+
+
+def test_a_container_is_described_as_the_roles_want_it() -> None:
+    vm = shape(
+        "create", CONTAINER | {"ciPassword": "swordfish", "swapMb": 0, "onboot": True}, kind="lxc", storage="ceph"
+    )
+    assert (vm["kind"], vm["os_template"], vm["storage"], vm["swap_mib"], vm["onboot"]) == (
+        "lxc",
+        VOLUME,
+        "ceph",
+        0,
+        True,
+    )
+    assert vm["cloud_init"] == {"password": "swordfish"}
+    assert not {"template_vmid", "tags", "sockets", "disks"} & set(vm)
+    assert shape("start", {}, kind="lxc")["kind"] == "lxc"
+    assert "kind" not in shape("start", {})
+
+
+@pytest.mark.parametrize(
+    ("properties", "made_of"),
+    [({"iso": "local:iso/d.iso"}, ("iso", "local:iso/d.iso")), ({"blank": True}, ("blank", True))],
+)
+def test_a_vm_without_a_template_says_what_it_is_made_of(properties: dict[str, Any], made_of: tuple[str, Any]) -> None:
+    vm = shape("create", MINIMAL | {"image": None} | properties, storage="ceph")
+    assert vm[made_of[0]] == made_of[1]
+    assert "template_vmid" not in vm
+    with pytest.raises(JobError, match="INVALID_REQUEST: PROXMOX_STORAGE is not set"):
+        shape("create", MINIMAL | {"image": None} | properties)
+
+
+def test_a_linked_clone_is_made_where_the_operator_wants_that() -> None:
+    assert shape("create", MINIMAL, full_clones=False)["full_clone"] is False
+    assert "full_clone" not in shape("create", MINIMAL)
+
+
+def test_a_service_keeps_its_kind_of_guest() -> None:
+    with pytest.raises(JobError, match="INVALID_REQUEST: the service has a guest of kind lxc"):
+        shape("update", MINIMAL, kind="lxc")
+
+
+def test_an_os_template_that_nobody_knows_is_not_found() -> None:
+    with pytest.raises(
+        JobError, match=r"NOT_FOUND: no OS template is called alpine \(PROXMOX_OS_TEMPLATES has: debian-12"
+    ):
+        shape("create", CONTAINER | {"osTemplate": "alpine"}, kind="lxc", storage="ceph")
+
+
+# ---------------------------------------------------------------------- actions without parameters
+
+
+def test_a_resize_takes_the_sizes_and_nothing_else() -> None:
+    vm = shape("resize", MINIMAL | {"disks": [{"disk": "scsi1", "sizeGb": 5, "storage": "ceph"}, {"disk": "scsi2"}]})
+    assert (vm["disk_gib"], vm["disks"]) == (20, [{"disk": "scsi1", "size_gib": 5}])
+    assert not {"cores", "memory_mib", "tags"} & set(vm)
+
+
+def test_a_backup_goes_where_the_operator_has_said() -> None:
+    assert shape("backup", {}, backup_storage="backups")["backup_storage"] == "backups"
+    with pytest.raises(JobError, match="INVALID_REQUEST: a backup needs PROXMOX_BACKUP_STORAGE"):
+        shape("backup", {})
+
+
+DELETIONS: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    ({}, {}),
+    ({"delete_grace_s": 60}, {"grace_s": 60}),
+    ({"delete_purge": True}, {"purge": True}),
+    ({"final_backup": True, "backup_storage": "backups"}, {"final_backup": "backups"}),
+    ({"backup_storage": "backups"}, {}),
+]
+
+
+@pytest.mark.parametrize(("site", "sent"), DELETIONS, ids=str)
+def test_a_deletion_is_as_the_operator_wants_it(site: dict[str, Any], sent: dict[str, Any]) -> None:
+    asked = {"grace_s", "purge", "final_backup", "only_when_due"}
+    vm = shape("delete", {}, **site)
+    assert {name: value for name, value in vm.items() if name in asked} == sent

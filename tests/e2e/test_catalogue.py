@@ -1,0 +1,211 @@
+"""What a provider may sell beside cloned VMs, through the whole chain: containers, VMs from an ISO image, backups,
+migrations. One system for all.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from executor.lab.fulcrum_setup import SERVICE_TYPE_FILE, load_type
+from executor.lab.system import LabSystem, running_lab, wait_for
+
+CHANGES = {"cores": 2, "memoryMb": 1024, "swapMb": 256}
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabSystem]:
+    """A system that measures all the time, and whose VMs may be on either node."""
+    settings = {
+        "SMITH_METRICS_INTERVAL_S": "1",
+        "PROXMOX_STORAGE": "ceph",
+        "PROXMOX_TEMPLATES": "debian-12=9102",
+        "PROXMOX_BACKUP_STORAGE": "backups",
+        "SMITH_FINAL_BACKUP": "true",
+    }
+    with running_lab(tmp_path_factory.mktemp("lab"), settings=settings) as system:
+        system.proxmox.control("add_template", vmid=9102, name="shared", node="pve1", storage="ceph")
+        system.proxmox.control("grant", path="/nodes", privilege="Sys.Audit")
+        system.proxmox.control("grant", path="/", privilege="Sys.Audit")  # shows which nodes are in maintenance
+        system.start_executor()
+        yield system
+
+
+def container_of(lab: LabSystem, service_id: str) -> dict[str, Any]:
+    (guest,) = lab.vms_of(service_id)
+    assert guest["config"]["rootfs"], "not a container"
+    return guest
+
+
+def test_a_container_goes_through_every_action(lab: LabSystem) -> None:
+    network = {"mode": "static", "ipv4Cidr": "192.0.2.40/24", "ipv4Gateway": "192.0.2.1"}
+    service_id = lab.order_container("db", ciPassword="swordfish-1", hostname="db", network=network)
+    created = lab.settled(service_id)
+    assert created["status"] == "Stopped", lab.last_job(service_id).get("errorMessage")
+    guest = container_of(lab, service_id)
+    assert guest["config"]["tags"] == "smith"
+    assert "ip=192.0.2.40/24" in guest["config"]["net0"]
+    assert created["properties"]["vmid"] == guest["vmid"]
+    (mapping,) = [row for row in lab.smith("mappings", "list") if row["service_id"] == service_id]
+    assert (mapping["kind"], mapping["vmid"]) == ("lxc", guest["vmid"])
+
+    for action, status in (("start", "running"), ("restart", "running"), ("snapshot", "running"), ("stop", "stopped")):
+        job = lab.act(service_id, action)
+        assert (job["status"], container_of(lab, service_id)["status"]) == ("Completed", status), job
+    changed = lab.update(service_id, **CHANGES)
+    assert changed["status"] == "Completed", changed.get("errorMessage")
+    config = container_of(lab, service_id)["config"]
+    assert (int(config["cores"]), int(config["memory"]), int(config["swap"])) == (2, 1024, 256)
+    assert lab.act(service_id, "rollback")["status"] == "Completed"
+    assert int(container_of(lab, service_id)["config"]["cores"]) == 1
+
+    assert lab.act(service_id, "delete")["status"] == "Completed"
+    assert lab.admin.get_service(service_id)["status"] == "Deleted"
+    assert lab.vms_of(service_id) == []
+    assert "swordfish-1" not in lab.log_file.read_text()
+
+
+def test_a_container_is_found_by_its_marker_when_its_mapping_is_lost(lab: LabSystem) -> None:
+    service_id = lab.order_container("found")
+    lab.settled(service_id)
+    vmid = container_of(lab, service_id)["vmid"]
+    lab.smith_says("mappings", "forget", str(vmid), "--yes")
+
+    job = lab.act(service_id, "start")
+
+    assert job["status"] == "Completed", job.get("errorMessage")
+    (mapping,) = [row for row in lab.smith("mappings", "list") if row["service_id"] == service_id]
+    assert (mapping["kind"], mapping["vmid"], mapping["state"]) == ("lxc", vmid, "active")
+
+
+def test_a_containers_metrics_are_reported_and_it_is_no_drift(lab: LabSystem) -> None:
+    service_id = lab.order_container("measured")
+    lab.settled(service_id)
+    lab.act(service_id, "start")
+
+    def measured() -> bool:
+        calls = lab.core.history(method="POST", path="/metric-entries")
+        vmid = container_of(lab, service_id)["vmid"]
+        told = {call["body"]["typeName"] for call in calls if call["body"]["agentInstanceId"].endswith(f"/{vmid}")}
+        return {"vm.cpu.usage", "vm.memory.usage"} <= told
+
+    wait_for(measured, 60, "the container's metrics")
+    assert [found for found in lab.smith("drift")["findings"] if found["service_id"] == service_id] == []
+
+
+def test_a_container_takes_nothing_that_only_a_vm_has(lab: LabSystem) -> None:
+    service_id = lab.order_container("odd", osTemplate="alpine")
+    lab.settled(service_id)
+    assert lab.last_job(service_id)["errorMessage"].startswith("NOT_FOUND: no OS template is called alpine")
+    assert lab.vms_of(service_id) == []
+    assert lab.act(service_id, "delete")["status"] == "Completed"
+
+
+# ---------------------------------------------------------------------- VMs that are not cloned
+
+
+@pytest.fixture(scope="module")
+def bare_type(lab: LabSystem) -> str:
+    """The VM type, with an ISO image or nothing in place of the template."""
+    service_type = copy.deepcopy(load_type(SERVICE_TYPE_FILE)) | {"name": "proxmox-bare-vm"}
+    properties = service_type["propertySchema"]["properties"]
+    del properties["image"]
+    properties |= {"iso": {"type": "string", "label": "ISO"}, "blank": {"type": "boolean", "label": "Empty disk"}}
+    type_id = str(lab.admin.create("service-types", **service_type)["id"])
+    served = [lab.ids.service_type_id, lab.ids.container_type_id, type_id]
+    lab.admin.call("PATCH", f"/agent-types/{lab.ids.agent_type_id}", {"serviceTypeIds": served})
+    return type_id
+
+
+def bare(lab: LabSystem, type_id: str, name: str, **source: Any) -> str:
+    service_id = lab.order(name, service_type_id=type_id, image=None, **source)
+    lab.settled(service_id)
+    return service_id
+
+
+def test_a_vm_is_made_from_an_iso_image_and_from_nothing(lab: LabSystem, bare_type: str) -> None:
+    services = {
+        "iso": bare(lab, bare_type, "from-iso", iso="local:iso/debian-12.iso"),
+        "blank": bare(lab, bare_type, "blank", blank=True),
+    }
+    for name, service_id in services.items():
+        assert lab.last_job(service_id)["status"] == "Completed", lab.last_job(service_id).get("errorMessage")
+        (vm,) = lab.vms_of(service_id)
+        assert (vm["config"]["scsi0"].partition(":")[0], vm["config"]["scsi0"].endswith("size=10G")) == ("ceph", True)
+        assert ("ide2" in vm["config"]) is (name == "iso")
+        assert lab.act(service_id, "start")["status"] == "Completed"
+
+
+def test_an_image_that_no_node_has_and_two_sources_are_refused(lab: LabSystem, bare_type: str) -> None:
+    missing = bare(lab, bare_type, "missing", iso="local:iso/none.iso")
+    assert lab.last_job(missing)["errorMessage"].startswith("NOT_FOUND: no node fits")
+    both = bare(lab, bare_type, "both", iso="local:iso/debian-12.iso", blank=True)
+    assert lab.last_job(both)["errorMessage"].startswith("INVALID_REQUEST: iso and blank exclude each other")
+    neither = bare(lab, bare_type, "neither")
+    assert lab.last_job(neither)["errorMessage"].startswith("INVALID_REQUEST: image is missing")
+
+
+# ---------------------------------------------------------------------- actions without parameters
+
+
+def archives(lab: LabSystem, vmid: int) -> list[str]:
+    return [name for name in lab.proxmox._read("storages")["backups"]["volumes"] if f"-{vmid}-" in name]
+
+
+def test_a_backup_goes_where_the_operator_has_said_and_the_last_one_before_the_deletion(lab: LabSystem) -> None:
+    service_id = lab.order("kept", diskGb=8)
+    lab.settled(service_id)
+    vmid = lab.vms_of(service_id)[0]["vmid"]
+
+    job = lab.act(service_id, "backup")
+
+    assert job["status"] == "Completed", job.get("errorMessage")
+    (archive,) = archives(lab, vmid)
+    data = lab.admin.get_service(service_id)["agentInstanceData"]
+    assert (data["backup"], data["vmid"]) == (f"backups:{archive}", vmid)
+    assert lab.act(service_id, "delete")["status"] == "Completed"
+    assert len(archives(lab, vmid)) == 2
+    assert lab.vms_of(service_id) == []
+
+
+def test_a_migration_goes_where_there_is_room_and_nowhere_when_there_is_enough(lab: LabSystem) -> None:
+    service_id = lab.order("moving", diskGb=8)
+    lab.settled(service_id)
+    lab.act(service_id, "start")
+    (before,) = lab.vms_of(service_id)
+    stays = lab.act(service_id, "migrate")
+    assert (stays["status"], lab.vms_of(service_id)[0]["node"]) == ("Completed", before["node"])
+    told = lab.smith("jobs", "show", stays["id"])["result"]
+    assert (told["changed"], "no other node is much better" in told["placement"]["reason"]) == (False, True)
+
+    other = "pve2" if before["node"] == "pve1" else "pve1"
+    lab.proxmox.control("node", node=before["node"], maintenance=True)
+    try:
+        moved = lab.act(service_id, "migrate")
+    finally:
+        lab.proxmox.control("node", node=before["node"])
+
+    assert moved["status"] == "Completed", moved.get("errorMessage")
+    (after,) = lab.vms_of(service_id)
+    assert (after["node"], after["status"]) == (other, "running")
+    assert lab.admin.get_service(service_id)["properties"]["node"] == other
+
+
+def test_an_address_that_came_late_reaches_fulcrum_with_the_next_report(lab: LabSystem) -> None:
+    service_id = lab.order("late", diskGb=8)
+    lab.settled(service_id)
+    vmid = lab.vms_of(service_id)[0]["vmid"]
+    lab.proxmox.control("behave", vmid=vmid, agent=False)
+    lab.act(service_id, "start")
+    assert "ipAddresses" not in lab.admin.get_service(service_id)["properties"]
+    lab.proxmox.control("behave", vmid=vmid, agent=True)
+
+    assert lab.update(service_id, diskGb=9)["status"] == "Completed"
+
+    service = lab.admin.get_service(service_id)
+    (address,) = service["agentInstanceData"]["ip_addresses"]
+    lab.act(service_id, "stop")
+    assert lab.admin.get_service(service_id)["properties"]["ipAddresses"] == [address]

@@ -27,6 +27,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from executor import database, job_queue, process_tree, remote_config
 from executor.database import Job, Node, insist, reading, transaction, utc_now
+from executor.destroyer import Destroyer
 from executor.errors import (
     EXIT_FAILURE,
     EXIT_OK,
@@ -152,6 +153,13 @@ class Agent:
     def _critical_jobs(self, proxmox: ProxmoxReader) -> list[CriticalJob]:
         settings, link = self.settings, self.state.fulcrum
         heartbeat = Heartbeat(fulcrum=self.fulcrum, state=self.state)
+        destroyer = Destroyer(
+            engine=self.engine,
+            fulcrum=self.fulcrum,
+            state=self.state,
+            cluster=settings.smith_cluster,
+            job_timeout_s=settings.fulcrum_job_timeout_s,
+        )
         pruner = Pruner(engine=self.engine, settings=settings)
         metrics = VmMetrics(
             engine=self.engine,
@@ -173,6 +181,9 @@ class Agent:
                 link=link,
             ),
             CriticalJob(name="PruneCompletedJobs", interval_s=prune_interval_s, run=pruner.prune, for_each_node=False),
+            CriticalJob(
+                name="DestroyDoomed", interval_s=prune_interval_s, run=destroyer.turn, for_each_node=False, link=link
+            ),
         ]
         if (interval_s := settings.smith_metrics_interval_s) > 0:
             duties.append(

@@ -12,7 +12,19 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, cast
 
-from sqlalchemy import ColumnElement, CursorResult, Select, Update, delete, func, literal_column, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    CursorResult,
+    Select,
+    Update,
+    case,
+    delete,
+    func,
+    literal_column,
+    or_,
+    select,
+    update,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, aliased
@@ -61,6 +73,7 @@ class NewJob:
     core_created_at: datetime
     deadline_at: datetime
     already_claimed: bool = False  #: FulcrumCore has it Processing for us: a lost database, taken in at start
+    is_local: bool = False  #: our own: FulcrumCore has never seen it, and is told nothing
 
 
 def lease_of(job: Job) -> Lease:
@@ -88,6 +101,7 @@ def submit(session: Session, new: NewJob) -> int | None:
         "status": JobStatus.PENDING,
         "claim_sent_at": now if new.already_claimed else None,
         "claimed_at": now if new.already_claimed else None,
+        "report_state": ReportState.LOCAL if new.is_local else ReportState.NONE,
     }
     stmt = _insert(session, Job).values(values).on_conflict_do_nothing(index_elements=["fulcrum_id"])
     return session.scalar(stmt.returning(Job.id))
@@ -211,9 +225,14 @@ def finish(session: Session, lease: Lease, result: JobResult, report: ReportStat
         error_message=result.message or None,
         finished_at=utc_now(),
         lease_until=None,
-        report_state=report,
+        report_state=_unless_local(report),
         report_after=None,
     )
+
+
+def _unless_local(report: ReportState) -> ColumnElement[str]:
+    """What FulcrumCore is to hear of an end; of a job that it has never seen, nothing."""
+    return case((Job.report_state == ReportState.LOCAL, ReportState.LOCAL), else_=report)
 
 
 def put_back(session: Session, lease: Lease, *, pause_s: float, reason: str | None = None) -> None:
@@ -270,7 +289,7 @@ def _reaped_columns(status: JobStatus, crashes: int) -> dict[str, Any]:
             "error_code": quarantined.code,
             "error_message": quarantined.message,
             "finished_at": utc_now(),
-            "report_state": ReportState.DUE,
+            "report_state": _unless_local(ReportState.DUE),
         }
     return columns
 
@@ -420,6 +439,12 @@ def listing(  # noqa: PLR0913 (one filter each)
     return session.scalars(stmt).all()
 
 
+def open_of(session: Session, service_id: str) -> Job | None:
+    """Return the service's job that has not ended, the one under way before one that waits."""
+    stmt = select(Job).where(Job.service_id == service_id, Job.status.in_([JobStatus.PENDING, JobStatus.PROCESSING]))
+    return session.scalar(stmt.order_by(Job.status == JobStatus.PENDING, Job.id).limit(1))
+
+
 def counts(session: Session) -> dict[str, int]:
     """Return how many jobs there are by status, and how many reports are due."""
     found = {status.value: 0 for status in JobStatus}
@@ -461,7 +486,7 @@ def request_cancel(session: Session, job_id: int) -> JobStatus | None:
             error_code=cancelled.code,
             error_message=cancelled.message,
             finished_at=utc_now(),
-            report_state=ReportState.DUE,
+            report_state=_unless_local(ReportState.DUE),
             epoch=Job.epoch + 1,
         )
     )

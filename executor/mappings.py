@@ -173,11 +173,6 @@ def mark_orphaned(session: Session, mapping_id: int, note: str) -> None:
     _update(session, mapping_id, now=utc_now(), state=MappingState.ORPHANED, note=note)
 
 
-def spare(session: Session, mapping_id: int, note: str) -> None:
-    """Write down that a doomed VM is to be kept: somebody has taken its mark away."""
-    _update(session, mapping_id, now=utc_now(), state=MappingState.ACTIVE, delete_at=None, note=note)
-
-
 def _update(session: Session, mapping_id: int, *, now: Any, **values: Any) -> None:
     stmt = update(Mapping).where(Mapping.id == mapping_id, Mapping.state != MappingState.DELETED)
     session.execute(stmt.values(updated_at=now, **values))

@@ -188,6 +188,10 @@ def completion(job: Job, agent_id: str) -> dict[str, Any]:
     vm = job.result or {}
     if vm.get("status") == "absent" or "vmid" not in vm:
         return {}
+    if job.action == "delete":  # it is kept a while: to FulcrumCore it is gone, and an instance id would be taken back
+        return {
+            "agent_instance_data": {name: vm[name] for name in ("vmid", "node", "name", "delete_at") if vm.get(name)}
+        }
     data = {name: vm[name] for name in INSTANCE_DATA if vm.get(name) not in (None, "", [])}
     payload: dict[str, Any] = {"agent_instance_id": f"{agent_id}/{vm['vmid']}", "agent_instance_data": data}
     if job.action != "update":

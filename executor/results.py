@@ -38,6 +38,7 @@ class VmResult(BaseModel):
     upids: list[str] = Field(default=[], max_length=256)
     changed: bool = False
     adopted: bool = False
+    delete_at: int = Field(default=0, ge=0, le=253_402_300_799)  #: seconds since 1970; 0: nobody wants it destroyed
     reboot_required: bool = False
 
 

@@ -117,7 +117,7 @@ class Worker:
 
     def _claim(self, job: Job, lease: Lease) -> None:
         """Make FulcrumCore see the job as ours. A claim that was sent before may have been heard."""
-        if job.claimed_at is not None:
+        if job.claimed_at is not None or _is_local(job):
             return
         if job.claim_sent_at is None or self._ask(job.fulcrum_id) == "Pending":
             with transaction(self.engine) as session:
@@ -188,6 +188,10 @@ class Worker:
         service_id = _service_id(job)
         with reading(self.engine) as session:
             mapping = mappings.live(session, service_id)
+        if _is_local(job):  # our own: the destruction of a doomed VM, and of nothing else
+            if mapping is None or mapping.state != MappingState.DOOMED:
+                raise JobError(ErrorCode.CANCELLED, "the deletion was called back")
+            return mapping
         if mapping := mapping or self._find_unmapped(job, service_id):
             return mapping
         if job.action == "create":
@@ -320,6 +324,7 @@ class Worker:
             vm_name=mapping.name,
             kind=mapping.kind,
             node=placed.node if placed and job.action == "create" else mapping.node or "",
+            only_when_due=_is_local(job),
             target_node=placed.node if placed and job.action == "migrate" else "",
             template_vmid=placed.template_vmid if placed else 0,
             half_made=mapping.state == MappingState.RESERVED,
@@ -420,6 +425,10 @@ def _kept_secret(values: tuple[str, ...]) -> Iterator[None]:
         yield
     finally:
         redactor.discard(*values)
+
+
+def _is_local(job: Job) -> bool:
+    return job.report_state == ReportState.LOCAL
 
 
 def _service_id(job: Job) -> str:

@@ -92,16 +92,16 @@ def forget(
     settings = open_settings()
     with opened(settings) as engine:
         with database.reading(engine) as session:
-            row = _one_mapping(session, reference.strip())
+            row = one_mapping(session, reference.strip())
         confirm(f"Forget that VM {row.vmid} ({row.name}) serves {row.service_id}? The VM stays.", yes=yes)
         with database.transaction(engine) as session:  # no transaction was open while a person thought
-            _refuse_at_work(session, row.service_id)
+            refuse_at_work(session, row.service_id)
             before = session.get_one(database.Mapping, row.id)
             if before.state == MappingState.DELETED:
                 raise NothingToDo(f"the mapping of VM {row.vmid} has ended in the meantime")
             was = audit.facts_of(before, audit.MAPPING_COLUMNS)
             mappings.release(session, row.id, f"forgotten by {audit.operator()}{f': {reason}' if reason else ''}")
-            _note(session, "forget", before, was, reason)
+            note_mapping(session, "forget", before, was, reason)
     text = f"VM {row.vmid} ({row.name}) is mapped no more; Proxmox was not asked to do anything"
     tell(text, as_json=as_json, vmid=row.vmid, name=row.name, service_id=row.service_id)
 
@@ -162,7 +162,7 @@ def _is_marked(vm: _Vm, service_id: str, *, set_marker: bool) -> bool:
     return False
 
 
-def _refuse_at_work(session: Session, service_id: str) -> None:
+def refuse_at_work(session: Session, service_id: str) -> None:
     from executor import job_queue  # noqa: PLC0415 (see above)
 
     jobs = job_queue.listing(session, statuses=[JobStatus.PROCESSING], service_id=service_id, limit=1)
@@ -170,7 +170,7 @@ def _refuse_at_work(session: Session, service_id: str) -> None:
         raise NothingToDo(f"an agent is at work on this service (job {jobs[0].id}): wait, or cancel it first")
 
 
-def _one_mapping(session: Session, reference: str) -> Mapping:
+def one_mapping(session: Session, reference: str) -> Mapping:
     from executor import mappings  # noqa: PLC0415 (see above)
 
     found = [row for row in mappings.find(session, reference) if row.state != MappingState.DELETED]
@@ -204,7 +204,7 @@ class _Adoption:
 
         cluster, vmid = self.settings.smith_cluster, self.vm.vmid
         with database.reading(self.engine) as session:
-            _refuse_at_work(session, self.service_id)
+            refuse_at_work(session, self.service_id)
             held = mappings.live(session, self.service_id)
             for row in mappings.find(session, str(vmid)):
                 is_other = row.service_id != self.service_id and row.cluster == cluster
@@ -236,7 +236,7 @@ class _Adoption:
 
         vm, cluster = self.vm, self.settings.smith_cluster
         with database.transaction(self.engine) as session:
-            _refuse_at_work(session, self.service_id)
+            refuse_at_work(session, self.service_id)
             before = audit.facts_of(mappings.live(session, self.service_id), audit.MAPPING_COLUMNS)
             row = mappings.take_in(
                 session,
@@ -249,7 +249,7 @@ class _Adoption:
             )
             if row is None:
                 raise NothingToDo(f"VM {vm.vmid} or the service was mapped in the meantime")
-            _note(session, "adopt", row, before, reason)
+            note_mapping(session, "adopt", row, before, reason)
 
     def _unmap(self, failure: str) -> None:
         """The VM is nobody's, as before."""
@@ -260,7 +260,7 @@ class _Adoption:
             if row is not None and row.vmid == self.vm.vmid:
                 before = audit.facts_of(row, audit.MAPPING_COLUMNS)
                 mappings.release(session, row.id, failure)
-                _note(session, "forget", row, before, failure)
+                note_mapping(session, "forget", row, before, failure)
 
     def _mark(self) -> None:
         """Run our own `create` on the VM: it adopts one of this very name without a marker, and marks it.
@@ -290,7 +290,7 @@ class _Adoption:
             raise NothingToDo(f"the marker could not be written, so VM {self.vm.vmid} is not mapped: {result.message}")
 
 
-def _note(session: Session, verb: str, row: Mapping, before: dict[str, Any] | None, reason: str) -> None:
+def note_mapping(session: Session, verb: str, row: Mapping, before: dict[str, Any] | None, reason: str) -> None:
     """Write what became of a mapping into the audit."""
     from executor import audit  # noqa: PLC0415 (see above)
 

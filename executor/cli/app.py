@@ -26,6 +26,7 @@ from executor.cli import (
     jobs,
     mappings,
     play,
+    recall,
     run,
     runs,
     status,
@@ -84,6 +85,7 @@ def build() -> typer.Typer:
     app.command("version", epilog=version.EXAMPLES)(version.show)
     mappings.app.command("adopt", epilog=adoption.ADOPT_EXAMPLES)(adoption.adopt)
     mappings.app.command("forget", epilog=adoption.FORGET_EXAMPLES)(adoption.forget)
+    mappings.app.command("recall", epilog=recall.EXAMPLES)(recall.recall)
     database.app.command("backup", epilog=backup.BACKUP_EXAMPLES)(backup.backup)
     database.app.command("restore", epilog=backup.RESTORE_EXAMPLES)(backup.restore)
     for group in (jobs, runs, mappings, drift, audit, critical, database, config, actions, templates, bootstrap):

@@ -230,7 +230,17 @@ def _defaults(action: Action, settings: Settings, given: Mapping[str, Any]) -> d
         "timeout_s": int(settings.smith_playbook_timeout_s),
         "shutdown_timeout_s": int(settings.smith_shutdown_timeout_s),
     }
+    if action.name in ("start", "restart"):
+        found["address_timeout_s"] = int(settings.smith_address_timeout_s)
+    if action.name == "backup" and settings.proxmox_backup_storage:
+        found["backup_storage"] = settings.proxmox_backup_storage
+    if action.name == "delete":
+        last = settings.proxmox_backup_storage if settings.smith_final_backup else ""
+        wishes = {"grace_s": int(settings.smith_delete_grace_s), "purge": settings.smith_delete_purge}
+        found |= {name: wish for name, wish in (wishes | {"final_backup": last}).items() if wish}
     if action.name == "create":
+        if not settings.proxmox_full_clones:
+            found["full_clone"] = False
         places = {"storage": settings.proxmox_storage, "pool": settings.proxmox_pool}
         found |= {name: place for name, place in places.items() if place}
         if not (given.get("network") or {}).get("bridge") and settings.proxmox_bridge:

@@ -132,6 +132,10 @@ class ProxmoxStandIn:
         """Every Proxmox task since the start, oldest first."""
         return list(self._read("tasks"))
 
+    def storages(self) -> dict[str, dict[str, Any]]:
+        """Every storage with its free bytes and its volumes."""
+        return dict(self._read("storages"))
+
     def request_log(self) -> list[dict[str, Any]]:
         """Every API request since the start or the last reset: method, path, params (secrets starred)."""
         return list(self._read("requests"))

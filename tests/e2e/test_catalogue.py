@@ -152,7 +152,7 @@ def test_an_image_that_no_node_has_and_two_sources_are_refused(lab: LabSystem, b
 
 
 def archives(lab: LabSystem, vmid: int) -> list[str]:
-    return [name for name in lab.proxmox._read("storages")["backups"]["volumes"] if f"-{vmid}-" in name]
+    return [name for name in lab.proxmox.storages()["backups"]["volumes"] if f"-{vmid}-" in name]
 
 
 def test_a_backup_goes_where_the_operator_has_said_and_the_last_one_before_the_deletion(lab: LabSystem) -> None:

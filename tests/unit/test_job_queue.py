@@ -492,6 +492,38 @@ def test_a_job_that_was_there_at_two_crashes_runs_alone_so_that_its_neighbours_a
     assert row(engine, neighbour).crashes == 2
 
 
+@pytest.mark.parametrize("end", ["finished", "cancelled", "quarantined"])
+def test_a_job_of_our_own_is_never_reported_however_it_ends(engine: Engine, end: str) -> None:
+    job_id = submit(engine, is_local=True)
+    if end == "cancelled":
+        with transaction(engine) as session:
+            job_queue.request_cancel(session, job_id)
+    elif end == "finished":
+        lease = job_queue.lease_of(claimed(engine))
+        with transaction(engine) as session:
+            job_queue.finish(session, lease, JobResult(succeeded=True, vm={"vmid": 100}))
+    else:
+        for _ in range(3):
+            let_lease_run_out(engine, claimed(engine).id)
+            reap(engine)
+    assert row(engine, job_id).report_state == "local"
+    assert row(engine, job_id).status == ("completed" if end == "finished" else "failed")
+    with reading(engine) as session:
+        assert job_queue.due_reports(session, 10) == []
+
+
+def test_the_open_job_of_a_service_is_the_one_under_way(engine: Engine) -> None:
+    service_id = str(uuid.uuid4())
+    with reading(engine) as session:
+        assert job_queue.open_of(session, service_id) is None
+    first, _second = submit(engine, service_id=service_id, age=1), submit(engine, service_id=service_id, age=2)
+    assert claimed(engine).id == first
+    with reading(engine) as session:
+        found = job_queue.open_of(session, service_id)
+    assert found is not None
+    assert found.id == first
+
+
 def test_an_orderly_stop_counts_as_no_crash_and_ends_the_lease(engine: Engine) -> None:
     for _ in range(3):
         submit(engine)

@@ -299,13 +299,10 @@ def test_a_marked_vm_is_doomed_until_its_mark_or_the_vm_is_gone(engine: Engine) 
     assert (row(engine, mapping_id).state, row(engine, mapping_id).delete_at) == ("active", None)
 
 
-def test_a_doomed_vm_holds_its_vmid_and_a_spared_one_is_active_again(engine: Engine) -> None:
+def test_a_doomed_vm_holds_its_vmid(engine: Engine) -> None:
     mapping_id = reserved(engine)
     apply_result(engine, mapping_id, status="stopped", delete_at=1_000_000_000)
     assert reserve(engine, OTHER, 101) is None
-    with transaction(engine) as session:
-        mappings.spare(session, mapping_id, "its mark is gone")
-    assert (row(engine, mapping_id).state, row(engine, mapping_id).note) == ("active", "its mark is gone")
 
 
 def test_a_container_is_mapped_as_one(engine: Engine) -> None:

@@ -1,0 +1,150 @@
+"""Deletions with a time of grace: FulcrumCore's service ends at once, the VM waits, and can be had back until then."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from typing import Any
+
+import pytest
+
+from executor.lab.system import LabSystem, running_lab, wait_for
+
+#: Longer than any test: what is to be destroyed is made due by the test.
+GRACE_S = 3600
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabSystem]:
+    """A system that keeps deleted VMs for an hour, and looks every second for what is due."""
+    settings = {
+        "SMITH_DELETE_GRACE_S": str(GRACE_S),
+        "SMITH_PRUNE_INTERVAL_S": "1",
+        "SMITH_FINAL_BACKUP": "true",
+        "PROXMOX_BACKUP_STORAGE": "backups",
+    }
+    with running_lab(tmp_path_factory.mktemp("lab"), settings=settings) as system:
+        system.start_executor()
+        yield system
+
+
+def deleted(lab: LabSystem, name: str) -> tuple[str, int]:
+    """Order a service, start it and delete it; return its id and VMID."""
+    service_id = lab.order(name)
+    lab.settled(service_id)
+    lab.act(service_id, "start")
+    (vm,) = lab.vms_of(service_id)
+    job = lab.act(service_id, "delete")
+    assert job["status"] == "Completed", job.get("errorMessage")
+    return service_id, vm["vmid"]
+
+
+def mapping_of(lab: LabSystem, service_id: str) -> dict[str, Any]:
+    (found,) = [row for row in lab.smith("mappings", "list", "--all") if row["service_id"] == service_id]
+    return dict(found)
+
+
+def make_due(lab: LabSystem, vmid: int) -> None:
+    """Let the grace be over: in Proxmox, whose mark decides, and in the mapping."""
+    lab.proxmox.control("configure", vmid=vmid, values={"tags": "smith;smith-delete-1"})
+    forget_the_time(lab, vmid)
+
+
+def forget_the_time(lab: LabSystem, vmid: int) -> None:
+    with closing(sqlite3.connect(lab.data_dir / "smith.db", timeout=30)) as database, database:
+        database.execute("UPDATE mappings SET delete_at = '2001-01-01 00:00:00.000000' WHERE vmid = ?", (vmid,))
+
+
+def lab_drift(lab: LabSystem) -> list[dict[str, Any]]:
+    command = [sys.executable, "-m", "executor", "drift", "--json"]
+    done = subprocess.run(command, env=lab.environment(), cwd=lab.folder, capture_output=True, check=False, timeout=120)
+    return list(json.loads(done.stdout)["findings"])
+
+
+def test_a_deleted_vm_waits_and_is_destroyed_with_a_last_backup_when_it_is_time(lab: LabSystem) -> None:
+    service_id, vmid = deleted(lab, "mortal")
+
+    service = lab.admin.get_service(service_id)
+    assert (service["status"], service.get("agentInstanceId")) == ("Deleted", None)
+    assert service["agentInstanceData"]["delete_at"] > time.time()
+    (vm,) = lab.vms_of(service_id)
+    assert (vm["status"], f"smith-delete-{service['agentInstanceData']['delete_at']}" in vm["config"]["tags"]) == (
+        "stopped",
+        True,
+    )
+    assert mapping_of(lab, service_id)["state"] == "doomed"
+    assert lab_drift(lab) == []
+    lab.proxmox.reset_request_log()
+    turns = destroyer_turns(lab)
+    wait_for(lambda: destroyer_turns(lab) > turns + 1, 30, "one more look")
+    assert lab.proxmox.changing_requests() == []
+
+    assert lab.stop_executor() == 0
+    make_due(lab, vmid)
+    lab.start_executor()
+
+    wait_for(lambda: mapping_of(lab, service_id)["state"] == "deleted", 60, "the VM to be destroyed")
+    assert lab.vms_of(service_id) == []
+    assert any(f"-{vmid}-" in name for name in lab.proxmox.storages()["backups"]["volumes"])
+    (job,) = [job for job in lab.smith("jobs", "list", "--service", service_id) if job["report_state"] == "local"]
+    assert (job["action"], job["status"]) == ("delete", "completed")
+    assert [call for call in lab.core.history(method="POST") if job["fulcrum_id"] in call["path"]] == []
+
+
+def destroyer_turns(lab: LabSystem) -> int:
+    return int(next(row["runs"] for row in lab.smith("critical", "list") if row["name"] == "DestroyDoomed"))
+
+
+def test_a_deleted_vm_can_be_had_back(lab: LabSystem) -> None:
+    service_id, vmid = deleted(lab, "regretted")
+    assert "kept" in lab.smith_says("mappings", "recall", str(vmid), "--reason", "by mistake")
+
+    assert mapping_of(lab, service_id)["state"] == "active"
+    (vm,) = lab.vms_of(service_id)
+    assert (vm["status"], "smith-delete" in vm["config"]["tags"]) == ("stopped", False)
+    (entry,) = [entry for entry in lab.smith("audit", "list") if entry["subject_id"] == service_id]
+    assert (entry["verb"], entry["before"]["state"], entry["after"]["state"]) == ("recall", "doomed", "active")
+    assert "not marked" in lab.smith_says("mappings", "recall", str(vmid))
+    lab.smith_says("play", "start", "--service", str(vmid))
+    assert lab.vms_of(service_id)[0]["status"] == "running"
+
+
+def test_whoever_takes_the_mark_off_in_proxmox_has_saved_the_vm(lab: LabSystem) -> None:
+    service_id, vmid = deleted(lab, "untagged")
+    lab.proxmox.control("configure", vmid=vmid, values={"tags": "smith"})
+    lab.proxmox.control("power", vmid=vmid, status="running")
+    forget_the_time(lab, vmid)
+
+    wait_for(lambda: mapping_of(lab, service_id)["state"] == "active", 60, "the mapping to follow")
+
+    assert lab.vms_of(service_id)[0]["status"] == "running"
+
+
+def test_a_service_that_fulcrum_still_has_keeps_its_vm_until_it_is_deleted_again(lab: LabSystem) -> None:
+    """FulcrumCore had given the job up, so it never took our word for the deletion: the VM is its customer's."""
+    service_id = lab.order("timed-out")
+    lab.settled(service_id)
+    (vm,) = lab.vms_of(service_id)
+    lab.core.fault("status", method="POST", path=".*/complete$", times=100_000, status=503)
+    lab.admin.delete_service(service_id)
+    wait_for(lambda: mapping_of(lab, service_id)["state"] == "doomed", 60, "the VM to be marked")
+    lab.core.expire_job(lab.last_job(service_id)["id"])
+    lab.core.clear_faults()
+    lab.settled(service_id)
+    wait_for(lambda: lab.smith("jobs", "list", "--unreported") == [], 60, "the late report to be settled")
+    assert lab.admin.get_service(service_id)["status"] == "Stopped"
+
+    make_due(lab, vm["vmid"])
+
+    wait_for(lambda: lab.log_events("doomed_vm_kept"), 60, "the VM to be kept")
+    assert [vm["vmid"] for vm in lab.vms_of(service_id)] == [vm["vmid"]]
+    found = [each for each in lab_drift(lab) if each["service_id"] == service_id]
+    assert [each["kind"] for each in found] == ["mapping_unreported"]
+    assert lab.act(service_id, "delete")["status"] == "Completed"
+    assert lab.vms_of(service_id) == []
+    assert mapping_of(lab, service_id)["state"] == "deleted"

@@ -1,0 +1,82 @@
+"""Runs playbooks as the executor does: planned, run by ansible-runner, read; against the same stand-in as by hand."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from play_bench import ROOT
+
+from executor import results
+from executor.jobs import JobResult, PlaybookRun
+from executor.lab.proxmox_stand_in import ProxmoxStandIn
+from executor.playbooks import Site
+from executor.redaction import Redactor
+from executor.runner import Runner, RunnerPaths
+
+WARM_WITHIN_S = 60.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExecutorBench:
+    """A runner with a token for the stand-in."""
+
+    pve: ProxmoxStandIn
+    runner: Runner
+
+    @classmethod
+    def at(cls, pve: ProxmoxStandIn, folder: Path) -> ExecutorBench:
+        login = {
+            "api_host": pve.host,
+            "api_port": pve.port,
+            "api_user": pve.user,
+            "api_token_id": pve.token_id,
+            "api_token_secret": pve.token_secret,
+            "validate_certs": True,
+            "ca_bundle": str(pve.ca_bundle),
+        }
+        paths = RunnerPaths(ansible_home=ROOT, run_dir=folder / "run", artifacts_dir=folder / "artifacts")
+        return cls(pve=pve, runner=Runner(paths, lambda: login, ca_bundle=pve.ca_bundle, redactor=Redactor()))
+
+    def warm_up(self) -> None:
+        """Have runs forked from now on: the same plays at a fraction of the cost."""
+        self.runner.start_warm(insist=True)
+        limit = time.monotonic() + WARM_WITHIN_S
+        while not self.runner.warm_pids():
+            assert time.monotonic() < limit, "the servers of warm runs did not start"
+            time.sleep(0.05)
+
+    def carry(self, run: PlaybookRun) -> JobResult:
+        """Run what was planned and read what came of it."""
+        return results.read(self.runner.run(run))
+
+    def play(self, action: str, vm: Mapping[str, Any]) -> JobResult:
+        """Run one of our playbooks with this extra var."""
+        ident = f"{action}-{uuid.uuid4().hex[:12]}"
+        playbook = ROOT / "playbooks" / f"{action}.yml"
+        return self.carry(
+            PlaybookRun(ident=ident, action=action, playbook=playbook, vm=dict(vm), timeout_s=float(vm["timeout_s"]))
+        )
+
+
+def site(**more: Any) -> Site:
+    """What an operator of the stand-in would have decided."""
+    usual: dict[str, Any] = {
+        "cluster": "default",
+        "templates": {"debian-12": 9000},
+        "os_templates": {"debian-12": "local:vztmpl/debian-12-standard_12.7-1_amd64.tar.zst"},
+        "storage": "ceph",
+        "backup_storage": "backups",
+        "bridge": "vmbr0",
+        "pool": "",
+        "node": "",
+        "folders": [ROOT / "playbooks"],
+        "playbook_timeout_s": 60.0,
+        "shutdown_timeout_s": 5.0,
+        "address_timeout_s": 2.0,
+    }
+    return Site(**(usual | more))

@@ -1,0 +1,134 @@
+"""R16: whoever runs an action, by hand or by the executor, gets the same result document and the same error."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from executor_bench import ExecutorBench, site
+from play_bench import ACTIONS, Bench, Outcome
+
+from executor.jobs import JobResult
+from executor.playbooks import Order, plan
+
+PROPERTIES = {"cores": 2, "memoryMb": 2048, "diskGb": 9, "tags": ["web"]}
+SOURCES = {
+    "qemu": PROPERTIES | {"image": "debian-12", "hostname": "web"},
+    "lxc": {"cores": 1, "memoryMb": 512, "diskGb": 4, "osTemplate": "debian-12"},
+}
+
+
+@pytest.fixture(scope="module")
+def executor(bench_of_the_session: Bench, tmp_path_factory: pytest.TempPathFactory) -> ExecutorBench:
+    return ExecutorBench.at(bench_of_the_session.pve, tmp_path_factory.mktemp("executor"))
+
+
+def twin(bench: Bench, action: str, kind: str) -> dict[str, Any]:
+    """Put the same VM there once more; a create finds nothing but its VMID."""
+    status = "stopped" if action in ("start", "rollback", "update") else "running"
+    if action == "create":
+        return {**bench.vm(), "kind": kind}
+    vm = bench.made_container(status=status) if kind == "lxc" else bench.made(status=status, config=ON_SHARED)
+    if action == "rollback":
+        assert bench.play("snapshot", {**identity(vm), "snapshot": "before"}).rc == 0
+    return {**vm, "kind": kind}
+
+
+ON_SHARED = {"scsi0": "ceph:vm-1-disk-0,size=8G"}
+
+
+def identity(vm: dict[str, Any]) -> dict[str, Any]:
+    return {key: vm[key] for key in ("service_id", "vmid", "name", "kind") if key in vm} | {"timeout_s": 60}
+
+
+def order(action: str, vm: dict[str, Any]) -> Order:
+    return Order(
+        action=action,
+        service_id=vm["service_id"],
+        service_name="a shop",
+        properties=SOURCES[vm["kind"]],
+        vmid=vm["vmid"],
+        vm_name=vm["name"],
+        kind=vm["kind"],
+        node="pve1",
+        target_node="pve2" if action == "migrate" else "",
+        snapshot="smith-0a1b2c3d" if action == "snapshot" else "",
+        time_left_s=60,
+    )
+
+
+def comparable(document: dict[str, Any], vm: dict[str, Any]) -> dict[str, Any]:
+    """A result without what differs from one VM to the next, and from one moment to the next."""
+    told = {**document, "upids": [upid.split(":")[5] for upid in document["upids"]]}
+    told["delete_at"] = bool(document["delete_at"])
+    text = json.dumps(told)
+    for own in (vm["service_id"], vm["name"]):
+        text = text.replace(own, "-")
+    text = re.sub(rf"\b{vm['vmid']}\b", "0", text)
+    text = re.sub(r"([0-9A-F]{2}:){5}[0-9A-F]{2}", "?", text)
+    return dict(json.loads(re.sub(r"(vzdump-[a-z]+-0-|smith-delete-)\d+|10\.\d+\.\d+\.\d+", r"\1?", text)))
+
+
+Twice = Callable[..., tuple[Outcome, JobResult]]
+
+
+@pytest.fixture
+def twice(bench: Bench, executor: ExecutorBench) -> Twice:
+    """Play one job by hand and its twin through the executor, at the same time: each has a VM of its own."""
+
+    def play(action: str, ones: dict[str, Any], others: dict[str, Any], **decided: Any) -> tuple[Outcome, JobResult]:
+        runs = [plan(order(action, vm), site(**decided)) for vm in (ones, others)]
+        with ThreadPoolExecutor() as pool:
+            by_hand = pool.submit(bench.play, action, runs[0].vm)
+            by_executor = pool.submit(executor.carry, runs[1])
+            return by_hand.result(), by_executor.result()
+
+    return play
+
+
+CASES = [(action, "qemu") for action in ACTIONS]
+CASES += [(action, "lxc") for action in ("create", "start", "update", "delete")]
+
+
+@pytest.mark.parametrize(("action", "kind"), CASES)
+def test_the_result_by_hand_is_the_executors(bench: Bench, twice: Twice, action: str, kind: str) -> None:
+    ones, others = twin(bench, action, kind), twin(bench, action, kind)
+    by_hand, by_executor = twice(action, ones, others, final_backup=True)
+    assert by_hand.rc == 0, by_hand.output
+    assert by_executor.succeeded, by_executor.message
+    assert by_hand.result["changed"]
+    assert comparable(by_hand.result, ones) == comparable(by_executor.vm, others)
+
+
+def test_a_deletion_with_grace_leaves_the_same_result(bench: Bench, twice: Twice) -> None:
+    ones, others = twin(bench, "delete", "qemu"), twin(bench, "delete", "qemu")
+    by_hand, by_executor = twice("delete", ones, others, delete_grace_s=3600)
+    assert by_hand.result["delete_at"]
+    assert comparable(by_hand.result, ones) == comparable(by_executor.vm, others)
+
+
+def message_of(result: JobResult) -> str:
+    return re.sub(r" \(run [a-z0-9-]+\)$", "", result.message)
+
+
+@pytest.mark.parametrize("action", ["create", "update", "delete"])
+def test_the_error_by_hand_is_the_executors(bench: Bench, twice: Twice, action: str) -> None:
+    vm = {**bench.made(), "kind": "qemu"}
+    bench.pve.control("recycle", vmid=vm["vmid"])
+    by_hand, by_executor = twice(action, vm, vm)
+    assert by_hand.code in ("VM_IDENTITY_MISMATCH", "VM_ID_TAKEN")
+    assert by_hand.message == message_of(by_executor)
+    assert by_hand.result == by_executor.vm == {}
+
+
+def test_a_failure_half_way_leaves_the_same_early_result(bench: Bench, twice: Twice) -> None:
+    ones, others = twin(bench, "start", "qemu"), twin(bench, "start", "qemu")
+    for vm in (ones, others):
+        bench.pve.control("behave", vmid=vm["vmid"], start_error="start failed: QEMU exited with code 1")
+    by_hand, by_executor = twice("start", ones, others)
+    assert by_hand.message == message_of(by_executor) == "TASK_FAILED: start failed: QEMU exited with code 1"
+    assert comparable(by_hand.result, ones) == comparable(by_executor.vm, others)

@@ -298,9 +298,10 @@ class Question:
         found, tasks, reached = self._wait() if self.wanted != "nothing" else (self._look(), [], True)
         if not found["exists"] and self.arguments["prove_absence"]:
             found["absence"] = self.cluster.absence(self.vmid, self.arguments["node"])
-        if found["exists"] and self.arguments["snapshots"]:
+        is_of_kind = found["exists"] and found["kind"] == self.cluster.kind  # another has no such endpoints
+        if is_of_kind and self.arguments["snapshots"]:
             found["snapshots"] = self.cluster.snapshots(found["node"], self.vmid)
-        if found["exists"] and self.arguments["backups"]:
+        if is_of_kind and self.arguments["backups"]:
             found["backups"] = self.cluster.backups(found["node"], self.arguments["backups"], self.vmid)
         if self.arguments["target_node"]:
             online = self.cluster.membership()[0].get(self.arguments["target_node"])

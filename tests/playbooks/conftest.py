@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from types import ModuleType
 
 import pytest
+from executor_bench import ExecutorBench
 from play_bench import ROOT, Bench, load
 
 from executor.lab.proxmox_stand_in import ProxmoxStandIn, running_stand_in
@@ -30,6 +31,15 @@ def bench(bench_of_the_session: Bench) -> Iterator[Bench]:
     pve.control("clear_faults")
     pve.control("time_scale", scale=0)
     pve.control("storage", storage="local-lvm", avail=2000 * 1024**3, active=1)
+
+
+@pytest.fixture(scope="session")
+def warm_executor(stand_in: ProxmoxStandIn, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ExecutorBench]:
+    """The executor's own way, warm: for tests that need many plays."""
+    executor = ExecutorBench.at(stand_in, tmp_path_factory.mktemp("warm-executor"))
+    executor.warm_up()
+    yield executor
+    executor.runner.stop_warm()
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,98 @@
+"""VMs that are not the service's, by the hundred, through the real playbooks: nothing is ever changed about them.
+
+`test_decisions.py` asks the decision ten thousand times. Here each case is a real run of a real playbook against a
+guest that the stand-in really has; the stand-in's own log says that no run has asked for a change.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from executor_bench import ExecutorBench
+from play_bench import ACTIONS, Bench
+
+from executor.jobs import JobResult
+
+#: Every test run plays a part of the 200 (CONTRIBUTING.md): each costs a third of a CPU-second, and there is much else.
+PLAYS = int(os.environ.get("STRANGER_PLAYS", "40"))
+AT_ONCE = 4
+MAY_SAY = {"VM_IDENTITY_MISMATCH", "VM_PROTECTED", "VM_ID_TAKEN"}
+WISHES: dict[str, dict[str, Any]] = {
+    "create": {"template_vmid": 9000, "cores": 2, "memory_mib": 2048, "disk_gib": 8},
+    "update": {"cores": 8, "tags": ["taken"], "allow_reboot": True},
+    "resize": {"disk_gib": 9},
+    "migrate": {"target_node": "pve2"},
+    "backup": {"backup_storage": "backups"},
+    "snapshot": {"snapshot": "mine"},
+    "delete": {"purge": True, "final_backup": "backups"},
+}
+
+
+def stranger(rng: random.Random, bench: Bench) -> tuple[str, dict[str, Any]]:
+    """Put a guest there that is wrong in one way or several; return an action, and whom its job takes the guest for."""
+    wanted = bench.vm()
+    action = rng.choice(ACTIONS)
+    others = str(uuid.UUID(int=rng.getrandbits(128), version=4))
+    while True:
+        marker = rng.choice([wanted["service_id"], wanted["service_id"].upper(), others, wanted["service_id"][:-1], ""])
+        second = rng.choice(["", "", f"\nsmith-uid={others}"])
+        name = rng.choice([wanted["name"], wanted["name"], wanted["name"][:-1] + "x", "somebody-elses"])
+        is_template, is_protected = rng.random() < 0.2, rng.random() < 0.2
+        kind = rng.choice(["qemu", "qemu", "qemu", "lxc"])
+        is_marked = marker.lower() == wanted["service_id"] and not second
+        is_ours = is_marked and name == wanted["name"] and kind == "qemu" and not is_template and not is_protected
+        # To a create the reserved name alone is proof of a clone of ours, and so is the marker alone.
+        is_creates = (
+            kind == "qemu"
+            and not is_template
+            and ((is_marked and not is_protected) or (not marker and not second and name == wanted["name"]))
+        )
+        if not (is_creates if action == "create" else is_ours):
+            break
+    description = f"somebody's\nsmith-uid={marker}{second}" if marker else f"somebody's{second}"
+    config = {"description": description, "tags": "smith;web", "memory": "2048", "protection": int(is_protected)}
+    drive = {"rootfs": "ceph:vm-1-disk-0,size=4G"} if kind == "lxc" else {"scsi0": "ceph:vm-1-disk-0,size=8G"}
+    template = {"template": 1} if is_template else {}
+    bench.pve.control(
+        "add_container" if kind == "lxc" else "add",
+        vmid=wanted["vmid"],
+        name=name,
+        status="stopped" if is_template or action in ("start", "rollback") else rng.choice(["running", "stopped"]),
+        node=rng.choice(["pve1", "pve2"]),
+        config=config | drive | template,
+    )
+    identity = {key: wanted[key] for key in ("service_id", "vmid", "name", "timeout_s")}
+    return action, {**identity, "node": rng.choice(["", "pve1", "pve2"]), **WISHES.get(action, {})}
+
+
+@pytest.mark.timeout(900)
+def test_no_play_changes_anything_about_a_guest_that_is_not_the_services(
+    bench: Bench, warm_executor: ExecutorBench
+) -> None:
+    rng = random.Random(4711)  # noqa: S311 - the same cases in every run
+    cases = [stranger(rng, bench) for _ in range(PLAYS)]
+    before = {guest["vmid"]: guest for guest in bench.pve.guests()}
+    bench.pve.reset_request_log()
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        played = list(pool.map(lambda case: warm_executor.play(*case), cases))
+
+    assert bench.pve.changing_requests() == []
+    assert {guest["vmid"]: guest for guest in bench.pve.guests()} == before
+    ended = list(zip(cases, played, strict=True))
+    assert [described(case, result) for case, result in ended if not refused(case, result)] == []
+    assert {action for action, _vm in cases} == set(ACTIONS)
+
+
+def refused(case: tuple[str, dict[str, Any]], result: JobResult) -> bool:
+    """It was looked at, and told by its number."""
+    return not result.succeeded and result.code in MAY_SAY and str(case[1]["vmid"]) in result.message
+
+
+def described(case: tuple[str, dict[str, Any]], result: JobResult) -> str:
+    return f"{case[0]} of {case[1]['vmid']}: {result.message or 'succeeded'}"

@@ -122,8 +122,9 @@ class Cluster(FakePve):
             fault["times"] -= 1
             if fault["times"] == 0:
                 self.task_faults.remove(fault)
-            if ttype == "qmclone" and vm in self.vms:
-                self.vms.remove(vm)  # Proxmox rolls a failed clone back
+            for guests in (self.vms, self.cts):
+                if ttype in ("qmclone", "qmcreate", "vzcreate") and vm in guests:
+                    guests.remove(vm)  # Proxmox rolls back what it could not make
             raise TaskError(fault["text"])
 
     def _give_own_cloud_init(self, vm: FakeVm) -> None:

@@ -1,0 +1,196 @@
+"""Each action against each way to fail: the code is the right one, and a failure that changes nothing changes nothing.
+
+One test for each failure plays all actions at once, each on a VM of its own, through warm runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from executor_bench import ExecutorBench
+from play_bench import ACTIONS, Bench
+
+from executor.jobs import JobResult
+
+OS_TEMPLATE = "local:vztmpl/debian-12-standard_12.7-1_amd64.tar.zst"
+FULL = "unable to write to storage 'ceph': No space left on device"
+AT_ONCE = 6
+
+#: The Proxmox task that carries each action out, and the request that asks for it.
+TASKS = {
+    "qemu": {
+        **{"create": "qmclone", "start": "qmstart", "stop": "qmshutdown", "restart": "qmreboot"},
+        **{"update": "qmconfig", "resize": "resize", "migrate": "qmigrate", "snapshot": "qmsnapshot"},
+        **{"rollback": "qmrollback", "backup": "vzdump", "delete": "qmdestroy"},
+    },
+    "lxc": {
+        **{"create": "vzcreate", "start": "vzstart", "stop": "vzshutdown", "restart": "vzstart"},
+        **{"snapshot": "vzsnapshot", "rollback": "vzrollback", "backup": "vzdump", "delete": "vzdestroy"},
+    },
+}
+REQUESTS = {
+    "create": ("POST", "/nodes/*/qemu/9000/clone"),
+    "start": ("POST", "/nodes/*/qemu/{vmid}/status/start"),
+    "stop": ("POST", "/nodes/*/qemu/{vmid}/status/shutdown"),
+    "restart": ("POST", "/nodes/*/qemu/{vmid}/status/reboot"),
+    "update": ("PUT", "/nodes/*/qemu/{vmid}/config"),
+    "resize": ("PUT", "/nodes/*/qemu/{vmid}/resize"),
+    "migrate": ("POST", "/nodes/*/qemu/{vmid}/migrate"),
+    "snapshot": ("POST", "/nodes/*/qemu/{vmid}/snapshot"),
+    "rollback": ("POST", "/nodes/*/qemu/{vmid}/snapshot/*/rollback"),
+    "backup": ("POST", "/nodes/*/vzdump"),
+    "delete": ("DELETE", "/nodes/*/qemu/{vmid}"),
+}
+#: What each action of a VM, or a container, needs, so that taking it away must show.
+PRIVILEGES = [
+    *("VM.Clone", "VM.Allocate", "VM.PowerMgmt", "VM.Config.CPU", "VM.Config.Disk", "VM.Migrate", "VM.Snapshot"),
+    *("VM.Snapshot.Rollback", "VM.Backup"),
+]
+
+
+def ready(bench: Bench, action: str, kind: str = "qemu") -> dict[str, Any]:
+    """Return a VM, or a container, on which the action would change something."""
+    if action == "create" and kind == "qemu":
+        return bench.vm()
+    if action == "create":
+        vm = bench.vm(kind="lxc", node="pve1", storage="ceph", disk_gib=4, os_template=OS_TEMPLATE, tags=[])
+        return {key: value for key, value in vm.items() if key != "template_vmid"}
+    status = "stopped" if action in ("start", "rollback") else "running"
+    vm = bench.made_container(status=status) if kind == "lxc" else bench.made(status=status, config=ON_SHARED)
+    identity = {key: vm[key] for key in ("service_id", "vmid", "name", "kind", "timeout_s") if key in vm}
+    return {**identity, "shutdown_timeout_s": 3, "address_timeout_s": 0, **WISHES.get(action, {})}
+
+
+ON_SHARED = {"scsi0": "ceph:vm-1-disk-0,size=8G"}
+WISHES: dict[str, dict[str, Any]] = {
+    "update": {"cores": 8, "disks": [{"disk": "scsi1", "size_gib": 1, "storage": "ceph"}]},
+    "resize": {"disk_gib": 9},
+    "migrate": {"target_node": "pve2"},
+    "backup": {"backup_storage": "backups"},
+    "snapshot": {"snapshot": "new"},
+}
+
+
+@pytest.fixture
+def played(bench: Bench, warm_executor: ExecutorBench) -> Callable[[dict[str, dict[str, Any]]], dict[str, JobResult]]:
+    """Play every action on its VM, several at a time."""
+
+    def play(cases: dict[str, dict[str, Any]]) -> dict[str, JobResult]:
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            results = pool.map(lambda case: warm_executor.play(*case), cases.items())
+            return dict(zip(cases, results, strict=True))
+
+    return play
+
+
+Play = Callable[[dict[str, dict[str, Any]]], dict[str, JobResult]]
+
+
+def prepared(bench: Bench, played: Play, actions: Iterator[str] | list[str], kind: str = "qemu") -> dict[str, Any]:
+    """A VM for each action; the one that is to be rolled back has a snapshot."""
+    cases = {action: ready(bench, action, kind) for action in actions}
+    if "rollback" in cases:
+        assert played({"snapshot": {**cases["rollback"], "snapshot": "before"}})["snapshot"].succeeded
+    return cases
+
+
+def codes(results: dict[str, JobResult]) -> dict[str, str]:
+    return {action: str(result.code or "") for action, result in results.items()}
+
+
+def state_of(bench: Bench, cases: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    return {action: bench.pve.guest(vm["vmid"]) for action, vm in cases.items()}
+
+
+@contextmanager
+def without(bench: Bench, path: str, *privileges: str) -> Iterator[None]:
+    for privilege in privileges:
+        bench.pve.control("revoke", path=path, privilege=privilege)
+    try:
+        yield
+    finally:
+        for privilege in privileges:
+            bench.pve.control("grant", path=path, privilege=privilege)
+
+
+@pytest.mark.parametrize("kind", ["qemu", "lxc"])
+def test_a_failed_task_is_told_in_its_own_words(bench: Bench, played: Play, kind: str) -> None:
+    cases = prepared(bench, played, list(TASKS[kind]), kind)
+    for action, vm in cases.items():
+        bench.pve.fail_task(TASKS[kind][action], f"{action} broke at Proxmox", vmid=vm["vmid"])
+    results = played(cases)
+    assert codes(results) == dict.fromkeys(cases, "TASK_FAILED"), {a: r.message for a, r in results.items()}
+    assert [a for a, result in results.items() if f"{a} broke at Proxmox" not in result.message] == []
+
+
+def test_a_full_storage_is_a_matter_of_capacity(bench: Bench, played: Play) -> None:
+    actions = ["create", "update", "resize", "snapshot", "rollback", "migrate", "backup"]
+    cases = prepared(bench, played, actions)
+    for action, vm in cases.items():
+        bench.pve.fail_task(TASKS["qemu"][action], FULL, vmid=vm["vmid"])
+    assert codes(played(cases)) == dict.fromkeys(cases, "CAPACITY")
+
+
+def test_a_missing_vm_is_said_to_be_missing_by_all_that_need_one(bench: Bench, played: Play) -> None:
+    cases = prepared(bench, played, [action for action in ACTIONS if action != "create"])
+    for vm in cases.values():
+        bench.pve.control("remove", vmid=vm["vmid"])
+    expected = {action: "" if action == "delete" else "VM_NOT_FOUND" for action in cases}
+    assert codes(played(cases)) == expected
+
+
+@pytest.mark.parametrize("kind", ["qemu", "lxc"])
+def test_a_locked_guest_waits_for_another_attempt(bench: Bench, played: Play, kind: str) -> None:
+    cases = prepared(bench, played, [action for action in TASKS[kind] if action != "create"], kind)
+    for vm in cases.values():
+        bench.pve.control("lock", vmid=vm["vmid"], lock="backup")
+    before = state_of(bench, cases)
+    assert codes(played(cases)) == dict.fromkeys(cases, "VM_LOCKED")
+    assert state_of(bench, cases) == before
+
+
+def test_a_vm_is_found_on_another_node_than_it_was(bench: Bench, played: Play) -> None:
+    cases = prepared(bench, played, [action for action in ACTIONS if action not in ("create", "migrate", "delete")])
+    results = played({action: {**vm, "node": "pve2"} for action, vm in cases.items()})
+    assert codes(results) == dict.fromkeys(cases, "")
+    assert {result.vm["node"] for result in results.values()} == {"pve1"}
+
+
+def test_a_vm_on_a_node_that_is_down_is_not_gone(bench: Bench, played: Play) -> None:
+    cases = prepared(bench, played, [action for action in ACTIONS if action != "create"])
+    for vm in cases.values():
+        bench.pve.control("move", vmid=vm["vmid"], node="pve2")
+    bench.pve.control("node", node="pve2", online=False)
+    assert codes(played(cases)) == dict.fromkeys(cases, "NODE_DOWN")
+
+
+@pytest.mark.parametrize("kind", ["qemu", "lxc"])
+def test_a_missing_privilege_ends_every_action(bench: Bench, played: Play, kind: str) -> None:
+    cases = prepared(bench, played, list(TASKS[kind]), kind)
+    before = state_of(bench, cases)
+    with without(bench, "/vms", *PRIVILEGES):
+        results = played(cases)
+    assert codes(results) == dict.fromkeys(cases, "PVE_PERMISSION"), {a: r.message for a, r in results.items()}
+    assert state_of(bench, cases) == before
+
+
+def test_a_connection_that_drops_before_the_change_ends_in_its_code(bench: Bench, played: Play) -> None:
+    cases = prepared(bench, played, list(ACTIONS))
+    for action, vm in cases.items():
+        method, path = REQUESTS[action]
+        bench.pve.fail(method, path.format(vmid=vm["vmid"]), status=0)
+    results = played(cases)
+    assert codes(results) == dict.fromkeys(cases, "PVE_UNREACHABLE"), {a: r.message for a, r in results.items()}
+
+
+def test_a_connection_that_drops_after_the_change_does_no_harm(bench: Bench, played: Play) -> None:
+    cases = prepared(bench, played, list(ACTIONS))
+    for action, vm in cases.items():
+        method, path = REQUESTS[action]
+        bench.pve.fail(method, path.format(vmid=vm["vmid"]), status=0, after=True)
+    results = played(cases)
+    assert codes(results) == dict.fromkeys(cases, ""), {a: r.message for a, r in results.items()}

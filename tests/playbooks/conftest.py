@@ -7,9 +7,16 @@ from types import ModuleType
 
 import pytest
 from executor_bench import ExecutorBench
+from lab_bench import LabBench, is_wanted, problem
 from play_bench import ROOT, Bench, load
 
 from executor.lab.proxmox_stand_in import ProxmoxStandIn, running_stand_in
+
+
+def pytest_collection_modifyitems(config: pytest.Config) -> None:
+    """Refuse `-m lab` without a lab: the tests would pass on the stand-in, and somebody would believe them."""
+    if config.getoption("markexpr", "") == "lab" and (missing := problem()):
+        raise pytest.UsageError(missing)
 
 
 @pytest.fixture(scope="session")
@@ -23,11 +30,25 @@ def bench_of_the_session(stand_in: ProxmoxStandIn, tmp_path_factory: pytest.Temp
     return Bench(pve=stand_in, folder=tmp_path_factory.mktemp("plays"))
 
 
+@pytest.fixture(scope="session")
+def real_bench(tmp_path_factory: pytest.TempPathFactory) -> LabBench:
+    return LabBench(tmp_path_factory.mktemp("lab"))
+
+
 @pytest.fixture
-def bench(bench_of_the_session: Bench) -> Iterator[Bench]:
-    """Undo whatever a test has done to the cluster; its VMs may stay, no other test knows them."""
-    yield bench_of_the_session
-    pve = bench_of_the_session.pve
+def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
+    """Where a test plays: on the stand-in; one that is marked `lab`, on a real Proxmox when there is one.
+
+    Whatever was done to the stand-in is undone; its VMs may stay, no other test knows them. In a lab nothing stays.
+    """
+    if is_wanted() and request.node.get_closest_marker("lab"):
+        real: LabBench = request.getfixturevalue("real_bench")
+        yield real
+        real.clear()
+        return
+    bench: Bench = request.getfixturevalue("bench_of_the_session")
+    yield bench
+    pve = bench.pve
     pve.control("clear_faults")
     pve.control("time_scale", scale=0)
     pve.control("storage", storage="local-lvm", avail=2000 * 1024**3, active=1)

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import pytest
 import yaml
 
 from executor.lab.proxmox_stand_in import ProxmoxStandIn
@@ -76,6 +77,24 @@ class Outcome:
         return sum(task["changed"] for task in self.tasks)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """What there is to make VMs of, and how long things take; here of the stand-in."""
+
+    node: str = "pve1"
+    second_node: str = "pve2"  #: '' in a lab of one node
+    template: int = 9000  #: with a cloud-init drive, on `node`
+    disk_gib: int = 8  #: of its first disk
+    storage: str = "local-lvm"
+    other_storage: str = "ceph"  #: may be the same, and is shared if there is a second node
+    other_bridge: str = "vmbr1"
+    backup_storage: str = "backups"
+    os_template: str = "local:vztmpl/debian-12-standard_12.7-1_amd64.tar.zst"
+    timeout_s: int = 60
+    shutdown_s: int = 5
+    is_real: bool = False
+
+
 @dataclass
 class Bench:
     """A stand-in and the means to run playbooks against it. Every VM gets an id and a service of its own."""
@@ -83,13 +102,21 @@ class Bench:
     pve: ProxmoxStandIn
     folder: Path
     numbers: Iterator[int] = field(default_factory=lambda: itertools.count(20_000))
+    place: Place = Place()
 
     def vm(self, **more: Any) -> dict[str, Any]:
         """Describe a VM as the executor would."""
-        service_id, vmid = str(uuid.uuid4()), next(self.numbers)
-        base = {"service_id": service_id, "vmid": vmid, "name": f"web-{service_id[:8]}", "node": "", "timeout_s": 60}
-        shape = {"template_vmid": 9000, "cores": 2, "memory_mib": 2048, "disk_gib": 8, "tags": ["web"]}
-        return {**base, **shape, "shutdown_timeout_s": 5, "address_timeout_s": 2, **more}
+        service_id, vmid, place = str(uuid.uuid4()), next(self.numbers), self.place
+        identity = {"service_id": service_id, "vmid": vmid, "name": f"web-{service_id[:8]}", "node": ""}
+        shape = {"template_vmid": place.template, "cores": 2, "memory_mib": 2048, "tags": ["web"]}
+        times = {"timeout_s": place.timeout_s, "shutdown_timeout_s": place.shutdown_s, "address_timeout_s": 2}
+        return {**identity, **shape, "disk_gib": place.disk_gib, **times, **more}
+
+    def container(self, **more: Any) -> dict[str, Any]:
+        """The same of a container."""
+        vm = self.vm(kind="lxc", cores=1, memory_mib=512, disk_gib=4, tags=[], **more)
+        del vm["template_vmid"]
+        return vm
 
     def made(self, **more: Any) -> dict[str, Any]:
         """Put a VM of ours on the stand-in without running a playbook; returns what describes it."""
@@ -105,8 +132,7 @@ class Bench:
 
     def made_container(self, **more: Any) -> dict[str, Any]:
         """The same for a container."""
-        vm = self.vm(kind="lxc", cores=1, memory_mib=512, disk_gib=4, tags=[])
-        del vm["template_vmid"]
+        vm = self.container()
         config = {
             **{"description": f"smith-uid={vm['service_id']}", "tags": "smith", "cores": 1, "memory": 512},
             **{"hostname": vm["name"], "swap": 0, "rootfs": f"ceph:vm-{vm['vmid']}-disk-0,size=4G", "cmode": "tty"},
@@ -155,6 +181,12 @@ class Bench:
         self.pve.reset_request_log()
         outcome = play()
         return outcome, [f"{entry['method']} {entry['path']}" for entry in self.pve.changing_requests()]
+
+
+def needs(what: object, name: str) -> None:
+    """Skip what the lab has no place for; the stand-in has all of it."""
+    if not what:
+        pytest.skip(f"LAB_PROXMOX_{name} is not set")
 
 
 def read_record(path: Path, rc: int, output: str) -> Outcome:

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-from play_bench import Bench
+import pytest
+from play_bench import Bench, needs
 
-OS_TEMPLATE = "local:vztmpl/debian-12-standard_12.7-1_amd64.tar.zst"
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGZvb2Jhcmpmb29iYXI"
 
 
+@pytest.mark.lab
 def test_a_container_lives_from_create_to_delete(bench: Bench) -> None:
-    vm = bench.vm(
-        **{"kind": "lxc", "node": "pve2", "storage": "ceph", "disk_gib": 4, "os_template": OS_TEMPLATE, "swap_mib": 0},
-        tags=[],
-        network={"mode": "static", "bridge": "vmbr0", "ipv4_cidr": "192.0.2.30/24", "dns_servers": ["192.0.2.53"]},
-        cloud_init={"password": "swordfish", "ssh_public_keys": ["ssh-ed25519 AAAA me@host\r\n"]},
+    place = bench.place
+    needs(place.os_template, "OS_TEMPLATE")
+    node = place.node if place.is_real else place.second_node
+    vm = bench.container(
+        **{"node": node, "storage": place.other_storage, "os_template": place.os_template, "swap_mib": 0},
+        network={
+            "mode": "static",
+            "bridge": place.other_bridge,
+            "ipv4_cidr": "192.0.2.30/24",
+            "dns_servers": ["192.0.2.53"],
+        },
+        cloud_init={"password": "swordfish", "ssh_public_keys": [f"{KEY} me@host\r\n"]},
     )
-    del vm["template_vmid"]
     done, changes = bench.changing_requests(lambda: bench.play("create", vm))
-    assert (done.rc, changes) == (0, ["POST /nodes/pve2/lxc"]), done.output
-    assert (done.result["node"], done.result["disk_gib"], done.result["tags"]) == ("pve2", 4, ["smith"])
+    assert (done.rc, changes) == (0, [f"POST /nodes/{node}/lxc"]), done.output
+    assert (done.result["node"], done.result["disk_gib"], done.result["tags"]) == (node, 4, ["smith"])
     again, changes = bench.changing_requests(lambda: bench.play("create", vm))
     assert (again.rc, again.result["adopted"], changes) == (0, True, []), again.output
     assert bench.play("start", {**vm, "kind": "qemu"}).code == "VM_IDENTITY_MISMATCH"
@@ -29,15 +37,17 @@ def test_a_container_lives_from_create_to_delete(bench: Bench) -> None:
         ("stop", {}, "stopped"),
         ("snapshot", {"snapshot": "before"}, "stopped"),
         ("rollback", {}, "stopped"),
-        ("delete", {"final_backup": "backups"}, "absent"),
+        ("delete", {"final_backup": place.backup_storage}, "absent"),
     ):
         ran = bench.play(action, {**wish, **more})
         assert (ran.rc, ran.result["status"], ran.result["changed"]) == (0, status, True), (action, ran.output)
     assert bench.pve.guest(vm["vmid"]) is None
 
 
+@pytest.mark.lab
 def test_check_mode_makes_no_container(bench: Bench) -> None:
-    wish = {"kind": "lxc", "node": "pve1", "storage": "ceph", "os_template": OS_TEMPLATE, "tags": []}
-    vm = {key: value for key, value in bench.vm(**wish).items() if key != "template_vmid"}
+    place = bench.place
+    needs(place.os_template, "OS_TEMPLATE")
+    vm = bench.container(node=place.node, storage=place.other_storage, os_template=place.os_template)
     done, changes = bench.changing_requests(lambda: bench.play("create", vm, "--check"))
     assert (done.rc, changes) == (0, []), done.output

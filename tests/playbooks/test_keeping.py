@@ -5,28 +5,33 @@ from __future__ import annotations
 import time
 
 import pytest
-from play_bench import Bench
+from play_bench import Bench, needs
 
 
+@pytest.mark.lab
 def test_resize_grows_disks_and_nothing_else(bench: Bench) -> None:
-    vm = {**bench.made(), "cores": 16, "disks": [{"disk": "scsi0", "size_gib": 9}]}
+    vm, larger_gib = {**bench.made(), "cores": 16}, bench.place.disk_gib + 1
+    vm |= {"disk_gib": larger_gib}
     done, changes = bench.changing_requests(lambda: bench.play("resize", vm))
-    assert (done.rc, done.result["disk_gib"], done.result["cores"]) == (0, 9, 2), done.output
-    assert changes == [f"PUT /nodes/pve1/qemu/{vm['vmid']}/resize"]
+    assert (done.rc, done.result["disk_gib"], done.result["cores"]) == (0, larger_gib, 2), done.output
+    assert changes == [f"PUT /nodes/{bench.place.node}/qemu/{vm['vmid']}/resize"]
     again, changes = bench.changing_requests(lambda: bench.play("resize", vm))
     assert (again.rc, again.result["changed"], changes) == (0, False, [])
-    assert bench.play("resize", {**vm, "disks": [{"disk": "scsi1", "size_gib": 9}]}).code == "INVALID_REQUEST"
+    assert bench.play("resize", {**vm, "disks": [{"disk": "scsi9", "size_gib": 9}]}).code == "INVALID_REQUEST"
 
 
+@pytest.mark.lab
 def test_a_vm_migrates_as_it_is_and_only_when_it_is_elsewhere(bench: Bench) -> None:
-    shared = {"scsi0": "ceph:vm-1-disk-0,size=8G"}
-    vm = {**bench.made(status="running", config=shared), "target_node": "pve2"}
+    needs(bench.place.second_node, "SECOND_NODE")
+    here, there = bench.place.node, bench.place.second_node
+    shared = {"scsi0": f"{bench.place.other_storage}:vm-1-disk-0,size=8G"}
+    vm = {**bench.made(status="running", config=shared), "target_node": there}
     refused, changes = bench.changing_requests(lambda: bench.play("migrate", {**vm, "online": False}))
     assert (refused.code, changes) == ("VM_STATE", [])
     done = bench.play("migrate", vm)
-    assert (done.rc, done.result["node"], done.result["status"]) == (0, "pve2", "running"), done.output
-    assert (bench.guest(vm)["node"], done.module_runs) == ("pve2", 1)
-    again, changes = bench.changing_requests(lambda: bench.play("migrate", {**vm, "node": "pve1"}))
+    assert (done.rc, done.result["node"], done.result["status"]) == (0, there, "running"), done.output
+    assert (bench.guest(vm)["node"], done.module_runs) == (there, 1)
+    again, changes = bench.changing_requests(lambda: bench.play("migrate", {**vm, "node": here}))
     assert (again.rc, again.result["changed"], changes) == (0, False, []), again.output
 
 
@@ -40,11 +45,17 @@ def test_a_migration_that_cannot_be_is_told(bench: Bench) -> None:
     assert bench.play("migrate", {**vm, "target_node": "pve2"}).code == "NODE_DOWN"
 
 
+@pytest.mark.lab
 def test_a_backup_is_an_archive_that_was_not_there(bench: Bench) -> None:
-    vm = {**bench.made(status="running"), "backup_storage": "backups"}
+    needs(bench.place.backup_storage, "BACKUP_STORAGE")
+    vm = {**bench.made(status="running"), "backup_storage": bench.place.backup_storage}
     names = [bench.play("backup", vm).result["backup"] for _ in range(2)]
     assert len(set(names)) == 2
     assert all(f"vzdump-qemu-{vm['vmid']}-" in name for name in names)
+
+
+def test_a_backup_that_cannot_be_made_says_why(bench: Bench) -> None:
+    vm = {**bench.made(status="running"), "backup_storage": "backups"}
     bench.pve.fail_task("vzdump", "unable to write to storage 'backups': No space left on device")
     assert bench.play("backup", vm).code == "CAPACITY"
     assert bench.play("backup", {**vm, "backup_storage": "local-lvm"}).code == "INVALID_REQUEST"
@@ -61,6 +72,7 @@ def test_a_last_backup_comes_before_the_deletion_or_there_is_none(bench: Bench) 
     assert bench.play("delete", vm).rc == 0
 
 
+@pytest.mark.lab
 def test_a_deletion_with_grace_stops_marks_and_destroys_when_the_time_is_over(bench: Bench) -> None:
     vm = {**bench.made(status="running"), "grace_s": 3600}
     marked = bench.play("delete", vm)
@@ -71,13 +83,17 @@ def test_a_deletion_with_grace_stops_marks_and_destroys_when_the_time_is_over(be
     again, changes = bench.changing_requests(lambda: bench.play("delete", vm))
     assert (again.rc, again.result["delete_at"], changes) == (0, at, [])
     assert bench.play("start", vm).code == "VM_STATE"
-    bench.pve.control("configure", vmid=vm["vmid"], values={"tags": "smith;smith-delete-1"})
-    done = bench.play("delete", vm)
+    short = {**bench.made(), "grace_s": 1}
+    assert bench.play("delete", short).result["status"] == "stopped"
+    time.sleep(2)
+    vm, done = short, bench.play("delete", short)
     assert (done.rc, done.result["status"], bench.pve.guest(vm["vmid"])) == (0, "absent", None), done.output
 
 
+@pytest.mark.lab
 @pytest.mark.parametrize("kind", ["qemu", "lxc"])
 def test_a_deletion_is_called_back_and_then_spares_the_vm(bench: Bench, kind: str) -> None:
+    needs(kind == "qemu" or bench.place.os_template, "OS_TEMPLATE")
     vm = bench.made_container(status="running") if kind == "lxc" else bench.made(status="running")
     marked = bench.play("delete", {**vm, "grace_s": 3600})
     assert (marked.rc, marked.result["status"], marked.result["delete_at"] > time.time()) == (0, "stopped", True)
@@ -93,7 +109,9 @@ def test_a_deletion_is_called_back_and_then_spares_the_vm(bench: Bench, kind: st
     assert bench.play("start", vm).rc == 0
 
 
+@pytest.mark.lab
 def test_a_marked_container_is_destroyed_when_its_time_is_over(bench: Bench) -> None:
+    needs(bench.place.os_template, "OS_TEMPLATE")
     vm = {**bench.made_container(), "grace_s": 1, "description": "smith-delete=1"}
     marked = bench.play("delete", vm)
     assert (marked.rc, marked.result["status"]) == (0, "stopped"), marked.output
@@ -102,6 +120,7 @@ def test_a_marked_container_is_destroyed_when_its_time_is_over(bench: Bench) -> 
     assert (done.rc, done.result["status"], bench.pve.guest(vm["vmid"])) == (0, "absent", None), done.output
 
 
+@pytest.mark.lab
 def test_only_an_explicit_purge_takes_the_vm_out_of_jobs(bench: Bench) -> None:
     for purge in (False, True):
         vm = {**bench.made(), "purge": purge}

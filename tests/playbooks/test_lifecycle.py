@@ -4,41 +4,52 @@ from __future__ import annotations
 
 import urllib.parse
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
-from play_bench import ACTIONS, ROOT, Bench
+from play_bench import ACTIONS, ROOT, Bench, needs
+
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGZvb2Jhcmpmb29iYXI"
 
 
+def first_disk(config: dict[str, Any]) -> str:
+    """Return the drive that the VM boots from."""
+    named = str(config.get("boot", "")).removeprefix("order=").split(";")
+    return next((name for name in named if name in config), "scsi0")
+
+
+@pytest.mark.lab
 def test_create_makes_the_vm_that_was_asked_for(bench: Bench) -> None:
+    place, larger_gib = bench.place, bench.place.disk_gib + 4
     vm = bench.vm(
-        disk_gib=20,
+        disk_gib=larger_gib,
         description="A shop\nsmith-uid=00000000-0000-0000-0000-000000000000",
         tags=["Web", "prod"],
         network={
-            **{"mode": "static", "bridge": "vmbr1", "vlan": 12, "ipv4_cidr": "192.0.2.10/24"},
+            **{"mode": "static", "bridge": place.other_bridge, "vlan": 12, "ipv4_cidr": "192.0.2.10/24"},
             **{"ipv4_gateway": "192.0.2.1", "dns_servers": ["192.0.2.53"]},
         },
-        cloud_init={"user": "admin", "ssh_public_keys": ["ssh-ed25519 AAAAC3Nz a+b/c@host\r\n", "ssh-rsa AAAA %20\n"]},
+        cloud_init={"user": "admin", "ssh_public_keys": [f"{KEY} a+b/c@host\r\n", f"{KEY} %20\n"]},
     )
     done = bench.play("create", vm)
     assert done.rc == 0, done.output
     config = bench.guest(vm)["config"]
     assert (str(config["cores"]), config["memory"], config["name"]) == ("2", "2048", vm["name"])
-    assert config["scsi0"].endswith("size=20G")
+    assert f"size={larger_gib}G" in config[first_disk(config)]
     assert config["tags"] == "prod;smith;web"
     assert [line for line in config["description"].splitlines() if line.startswith("smith-uid=")] == [
         f"smith-uid={vm['service_id']}"
     ]
-    assert set(config["net0"].split(",")[1:]) == {"bridge=vmbr1", "tag=12"}
+    assert set(config["net0"].split(",")[1:]) == {f"bridge={place.other_bridge}", "tag=12"}
     assert (config["ipconfig0"], config["nameserver"]) == ("ip=192.0.2.10/24,gw=192.0.2.1", "192.0.2.53")
-    assert urllib.parse.unquote(config["sshkeys"]) == "ssh-ed25519 AAAAC3Nz a+b/c@host\nssh-rsa AAAA %20"
-    assert f"vm-{vm['vmid']}-cloudinit" in config["ide2"]
-    expected = {"vmid": vm["vmid"], "node": "pve1", "name": vm["name"], "status": "stopped", "cores": 2}
+    assert urllib.parse.unquote(config["sshkeys"]) == f"{KEY} a+b/c@host\n{KEY} %20"
+    assert any(f"vm-{vm['vmid']}-cloudinit" in str(value) for value in config.values())
+    expected = {"vmid": vm["vmid"], "node": place.node, "name": vm["name"], "status": "stopped", "cores": 2}
     assert expected.items() <= done.result.items()
     assert (done.result["memory_mib"], done.result["disk_gib"], done.result["tags"]) == (
         2048,
-        20,
+        larger_gib,
         ["prod", "smith", "web"],
     )
     assert (done.result["changed"], done.result["adopted"], done.result["reboot_required"]) == (True, False, False)
@@ -47,18 +58,23 @@ def test_create_makes_the_vm_that_was_asked_for(bench: Bench) -> None:
     assert done.module_runs <= 3
 
 
+@pytest.mark.lab
 def test_create_again_changes_nothing(bench: Bench) -> None:
-    vm = bench.vm(disk_gib=12, description="x", cloud_init={"user": "admin", "password": "swordfish"})
+    vm = bench.vm(
+        disk_gib=bench.place.disk_gib + 1, description="x", cloud_init={"user": "admin", "password": "swordfish"}
+    )
     bench.play("create", vm)
     done, changes = bench.changing_requests(lambda: bench.play("create", vm))
     assert (done.rc, done.changed, changes) == (0, 0, [])
     assert (done.result["changed"], done.result["adopted"], done.module_runs) == (False, True, 0)
 
 
+@pytest.mark.lab
 def test_the_marker_comes_with_the_first_change_after_the_clone(bench: Bench) -> None:
     vm = bench.vm()
     _done, changes = bench.changing_requests(lambda: bench.play("create", vm))
-    assert changes == ["POST /nodes/pve1/qemu/9000/clone", f"PUT /nodes/pve1/qemu/{vm['vmid']}/config"]
+    node, template = bench.place.node, bench.place.template
+    assert changes == [f"POST /nodes/{node}/qemu/{template}/clone", f"PUT /nodes/{node}/qemu/{vm['vmid']}/config"]
     put = bench.pve.changing_requests()[1]["params"]
     assert f"smith-uid={vm['service_id']}" in put["description"]
     assert {"tags", "cores", "memory"} <= set(put)
@@ -85,6 +101,7 @@ def test_create_can_make_a_linked_clone(bench: Bench) -> None:
     assert bench.guest(vm)["config"]["scsi0"].startswith("local-lvm:")
 
 
+@pytest.mark.lab
 def test_start_and_stop_do_it_once(bench: Bench) -> None:
     vm = bench.made()
     for action, status in (("start", "running"), ("stop", "stopped")):
@@ -123,30 +140,36 @@ def test_a_guest_that_ignores_the_shutdown_is_switched_off(bench: Bench) -> None
     assert (done.rc, bench.guest(vm)["status"]) == (0, "stopped")
 
 
+@pytest.mark.lab
 def test_restart_restarts_a_running_vm_only(bench: Bench) -> None:
-    vm = bench.made(status="running")
+    vm = {**bench.made(status="running"), "force": bench.place.is_real}  # its guest may be none that listens
     done, changes = bench.changing_requests(lambda: bench.play("restart", vm))
-    assert (done.rc, done.result["status"], done.module_runs) == (0, "running", 1)
-    assert changes == [f"POST /nodes/pve1/qemu/{vm['vmid']}/status/reboot"]
-    bench.pve.control("power", vmid=vm["vmid"], status="stopped")
+    assert (done.rc, done.result["status"], done.module_runs) == (0, "running", 1), done.output
+    how = "reset" if bench.place.is_real else "reboot"
+    assert changes == [f"POST /nodes/{bench.place.node}/qemu/{vm['vmid']}/status/{how}"]
+    assert bench.play("stop", vm).rc == 0
     assert bench.play("restart", vm).code == "VM_NOT_RUNNING"
 
 
+@pytest.mark.lab
 def test_update_sends_only_what_differs(bench: Bench) -> None:
     vm = bench.made()
-    done, changes = bench.changing_requests(lambda: bench.play("update", {**vm, "cores": 4, "disk_gib": 9}))
+    larger_gib, one = bench.place.disk_gib + 1, f"/nodes/{bench.place.node}/qemu/{vm['vmid']}"
+    done, changes = bench.changing_requests(lambda: bench.play("update", {**vm, "cores": 4, "disk_gib": larger_gib}))
     assert done.rc == 0, done.output
-    assert changes == [f"PUT /nodes/pve1/qemu/{vm['vmid']}/config", f"PUT /nodes/pve1/qemu/{vm['vmid']}/resize"]
+    assert changes == [f"PUT {one}/config", f"PUT {one}/resize"]
     assert bench.pve.changing_requests()[0]["params"] == {"cores": "4"}
-    assert (done.result["cores"], done.result["disk_gib"], done.result["reboot_required"]) == (4, 9, False)
+    assert (done.result["cores"], done.result["disk_gib"], done.result["reboot_required"]) == (*(4, larger_gib, False),)
 
 
+@pytest.mark.lab
 def test_update_without_a_difference_changes_nothing(bench: Bench) -> None:
     vm = bench.made()
     done, changes = bench.changing_requests(lambda: bench.play("update", vm))
     assert (done.rc, done.module_runs, changes) == (0, 0, [])
 
 
+@pytest.mark.lab
 def test_update_of_a_running_vm_says_that_a_reboot_is_needed_until_it_happened(bench: Bench) -> None:
     vm = bench.made(status="running")
     wanted = {**vm, "cores": 4, "memory_mib": 4096, "tags": ["new"]}
@@ -155,17 +178,21 @@ def test_update_of_a_running_vm_says_that_a_reboot_is_needed_until_it_happened(b
     assert bench.guest(vm)["config"]["tags"] == "new;smith"
     again, changes = bench.changing_requests(lambda: bench.play("update", wanted))
     assert (again.result["reboot_required"], changes) == (True, [])
-    assert bench.play("restart", vm).result["reboot_required"] is False
+    for action in ("stop", "start"):
+        assert bench.play(action, vm).result["reboot_required"] is False
 
 
+@pytest.mark.lab
 def test_update_keeps_the_marker_and_the_mac_address(bench: Bench) -> None:
-    vm = bench.made()
-    bench.play("update", {**vm, "description": "other words", "network": {"bridge": "vmbr2", "vlan": 7}})
+    vm, bridge = bench.made(), bench.place.other_bridge
+    mac = bench.guest(vm)["config"]["net0"].split(",")[0]
+    bench.play("update", {**vm, "description": "other words", "network": {"bridge": bridge, "vlan": 7}})
     config = bench.guest(vm)["config"]
     assert config["description"].splitlines()[-1] == f"smith-uid={vm['service_id']}"
-    assert set(config["net0"].split(",")) == {"virtio=BC:24:11:00:11:22", "bridge=vmbr2", "tag=7"}
+    assert {mac, f"bridge={bridge}", "tag=7"} <= set(config["net0"].split(","))
 
 
+@pytest.mark.lab
 def test_a_snapshot_is_taken_once_and_rolled_back_to(bench: Bench) -> None:
     vm = bench.made()
     first = bench.play("snapshot", {**vm, "snapshot": "before"})
@@ -177,12 +204,14 @@ def test_a_snapshot_is_taken_once_and_rolled_back_to(bench: Bench) -> None:
     assert (done.rc, done.result["snapshot"], done.result["cores"]) == (0, "before", 2)
 
 
+@pytest.mark.lab
 def test_a_snapshot_without_a_name_gets_the_next_free_one(bench: Bench) -> None:
     vm = bench.made()
     names = [bench.play("snapshot", vm).result["snapshot"] for _ in range(2)]
     assert names == ["smith-1", "smith-2"]
 
 
+@pytest.mark.lab
 def test_delete_takes_a_running_vm_and_is_content_with_a_missing_one(bench: Bench) -> None:
     vm = bench.made(status="running")
     first = bench.play("delete", vm)
@@ -199,13 +228,18 @@ def test_a_vm_that_was_migrated_is_found_on_its_new_node(bench: Bench) -> None:
     assert (done.rc, done.result["node"]) == (0, "pve2")
 
 
+@pytest.mark.lab
 @pytest.mark.parametrize("action", ACTIONS)
 def test_check_mode_touches_nothing_and_says_what_would_change(bench: Bench, action: str) -> None:
     if action == "create":
         vm = bench.vm(cloud_init={"password": "swordfish"})
     else:
-        vm = bench.made(status="stopped" if action == "start" else "running") | {"cores": 6, "disk_gib": 9}
-        vm |= {"target_node": "pve2", "backup_storage": "backups", "final_backup": "backups"}
+        place = bench.place
+        needs(action != "migrate" or place.second_node, "SECOND_NODE")
+        needs(action != "backup" or place.backup_storage, "BACKUP_STORAGE")
+        vm = bench.made(status="stopped" if action in ("start", "rollback") else "running")
+        vm |= {"cores": 6, "disk_gib": place.disk_gib + 1, "target_node": place.second_node}
+        vm |= {"backup_storage": place.backup_storage, "final_backup": place.backup_storage}
     if action == "rollback":
         bench.play("snapshot", vm)
     before = bench.pve.guest(vm["vmid"])
@@ -227,6 +261,7 @@ def test_values_are_never_read_as_templates(bench: Bench, tmp_path: Path) -> Non
     assert (refused.code, trap.exists()) == ("VM_IDENTITY_MISMATCH", False)
 
 
+@pytest.mark.lab
 def test_no_secret_is_shown_even_to_the_curious(bench: Bench) -> None:
     vm = bench.vm(cloud_init={"user": "admin", "password": "swordfish"})
     done = bench.play("create", vm, "-vvv")
@@ -235,6 +270,7 @@ def test_no_secret_is_shown_even_to_the_curious(bench: Bench) -> None:
     assert bench.pve.token_secret not in done.output
 
 
+@pytest.mark.lab
 def test_the_login_may_come_from_a_credentials_file(bench: Bench, tmp_path: Path) -> None:
     env = bench.pve.env()
     credentials = tmp_path / "credentials.yml"

@@ -1,0 +1,50 @@
+"""`-m lab` on a cluster that is known by LAB_PROXMOX_* alone: a stand-in of another process, used as a black box."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from lab_bench import REQUIRED
+from play_bench import ROOT
+
+from executor.lab.proxmox_stand_in import running_stand_in
+
+#: A few of the suite, to see that it works at all; `-m lab` runs them all.
+SOME = "test_start_and_stop_do_it_once or test_create_again or (test_check_mode_touches and (delete or migrate))"
+
+
+def run_pytest(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run the suite in a process of its own."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("LAB_", "PYTEST_"))}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/playbooks", "-m", "lab"]
+    return subprocess.run(
+        [*command, *arguments], env=env | variables, cwd=ROOT, capture_output=True, text=True, check=False
+    )
+
+
+def test_without_a_lab_its_tests_do_not_pretend() -> None:
+    done = run_pytest("--collect-only")
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR
+    assert all(f"LAB_PROXMOX_{name}" in done.stderr for name in REQUIRED)
+
+
+def test_the_suite_plays_against_whatever_cluster_is_named_and_leaves_nothing(tmp_path: Path) -> None:
+    with running_stand_in(folder=tmp_path) as cluster:
+        cluster.control("add_template", vmid=9200, name="lab", node="pve1", storage="ceph")
+        cluster.control("add", vmid=990_001, name="somebody-elses", node="pve1")
+        before = cluster.guests()
+        login = {name.removeprefix("PROXMOX_"): value for name, value in cluster.env().items()}
+        place = {"NODE": "pve1", "TEMPLATE": "9200", "STORAGE": "ceph", "VMID_MIN": "990000", "VMID_MAX": "990003"}
+        done = run_pytest("-k", SOME, **{f"LAB_PROXMOX_{name}": value for name, value in (login | place).items()})
+        after, asked = cluster.guests(), cluster.changing_requests()
+    assert done.returncode == 0, done.stdout
+    assert re.search(r"\b3 passed, 1 skipped\b", done.stdout), done.stdout  # one node only: nowhere to migrate to
+    assert after == before
+    made = {entry["path"].split("/")[4] for entry in asked if not entry["path"].endswith("/clone")}
+    assert made <= {"990000", "990002", "990003"}
+    assert len(made) > 1

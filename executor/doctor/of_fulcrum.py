@@ -114,6 +114,7 @@ def _service_types(agent: CoreAgent, client: FulcrumClient, settings: Settings) 
     for type_id in ids:
         found = client.get_service_type(type_id)
         yield from _actions(found, folders)
+        yield from _backup(found, settings)
         properties = found.property_schema.get("properties")
         absent = [name for name in SHAPE if not isinstance(properties, dict) or name not in properties]
         if absent:
@@ -125,10 +126,7 @@ def _service_types(agent: CoreAgent, client: FulcrumClient, settings: Settings) 
 
 def _actions(found: ServiceType, folders: Any) -> Iterator[Check]:
     """Compare the lifecycle with our playbooks."""
-    listed = found.lifecycle_schema.get("actions")
-    rows = [row for row in listed if isinstance(row, dict)] if isinstance(listed, list) else []
-    names = sorted({str(row.get("name")) for row in rows})
-    problems = []
+    names, problems = _action_names(found), []
     for name in names:
         try:
             actions.find(name, folders)
@@ -140,6 +138,20 @@ def _actions(found: ServiceType, folders: Any) -> Iterator[Check]:
         yield _MAKER.fail(f"type {found.name}", "its lifecycle has no actions")
     else:
         yield _MAKER.ok(f"type {found.name}", f"a playbook for each of {', '.join(names)}")
+
+
+def _action_names(found: ServiceType) -> list[str]:
+    listed = found.lifecycle_schema.get("actions")
+    rows = [row for row in listed if isinstance(row, dict)] if isinstance(listed, list) else []
+    return sorted({str(row.get("name")) for row in rows})
+
+
+def _backup(found: ServiceType, settings: Settings) -> Iterator[Check]:
+    """Say that a backup that is sold has no place to go to; a playbook of the provider's own may know one."""
+    is_own = settings.smith_actions_path is not None and (settings.smith_actions_path / "backup.yml").exists()
+    if "backup" in _action_names(found) and not settings.proxmox_backup_storage and not is_own:
+        text = f"type {found.name} has them, and nothing says where they go: each would end in INVALID_REQUEST"
+        yield _MAKER.warn("backups", text, "PROXMOX_BACKUP_STORAGE=…")
 
 
 def _metric_types(client: FulcrumClient, settings: Settings) -> Iterator[Check]:

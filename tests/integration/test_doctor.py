@@ -168,6 +168,30 @@ def test_a_password_that_fulcrum_would_show_to_everybody_is_told(doctor: Examine
     assert found.code == 0
 
 
+def test_backups_without_a_place_to_go_to_are_told(doctor: Examine) -> None:
+    assert {check.status for check in doctor().named("backups")} == {Status.WARNING}
+    with_one = doctor(PROXMOX_BACKUP_STORAGE="backups")
+    assert with_one.named("backups") == []
+    assert with_one.failed == set()
+
+
+def test_a_containers_template_that_no_node_has_is_told(doctor: Examine) -> None:
+    assert doctor().only("os templates").status is Status.OK
+    missing = doctor(PROXMOX_OS_TEMPLATES="alpine=local:vztmpl/alpine.tar.xz").only("os templates")
+    assert (missing.status, "alpine" in missing.text) == (Status.FAILED, True)
+
+
+def test_a_token_that_may_make_no_backups_is_told_how_it_may(doctor: Examine, lab: LabSystem) -> None:
+    lab.proxmox.control("revoke", path="/vms", privilege="VM.Backup")
+    try:
+        found = doctor(PROXMOX_BACKUP_STORAGE="backups")
+    finally:
+        lab.proxmox.control("grant", path="/vms", privilege="VM.Backup")
+    (check,) = found.named("privileges", Status.FAILED)
+    assert "VM.Backup" in check.text
+    assert any("SmithBackup" in hint for hint in check.hints)
+
+
 def test_missing_metric_types_are_told_with_the_call_that_makes_them(doctor: Examine, lab: LabSystem) -> None:
     (found_type,) = [row for row in lab.admin.list_all("metric-types") if row["name"] == "vm.cpu.usage"]
     lab.admin.call("DELETE", f"/metric-types/{found_type['id']}")

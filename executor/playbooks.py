@@ -28,6 +28,9 @@ READING_ACTIONS = SHAPING_ACTIONS | {"resize"}
 #: Properties that the playbooks know by the same name and leave alone when they are not given.
 HARDWARE = ("sockets", "cpu_type", "balloon_mib", "swap_mib", "onboot", "protection", "guest_agent")
 MAX_DESCRIPTION_LENGTH = 200
+#: How much of an action's name is in its runs' idents: they name folders, and ansible-core 2.21 has a socket in those,
+#: whose whole path may have 107 characters.
+LONGEST_IN_IDENT = 16
 #: How a marker begins (`mappings.marker_for`); Proxmox's reader takes it in any case.
 MARKER_BEGINS = re.compile(r"smith-uid\s*=", re.IGNORECASE)
 
@@ -139,7 +142,7 @@ def plan(order: Order, site: Site) -> PlaybookRun:
     if not action.is_ours:
         vm["properties"] = dict(order.properties)
     return PlaybookRun(
-        ident=f"{order.action}-{uuid.uuid4().hex[:12]}",
+        ident=f"{order.action[:LONGEST_IN_IDENT]}-{uuid.uuid4().hex[:12]}",
         action=order.action,
         playbook=action.playbook,
         vm=vm,

@@ -17,6 +17,8 @@ from executor.settings import Settings
 from executor.space import BYTES_PER_MIB, FLOORS_MIB, free_bytes
 
 _DATABASE, _MACHINE = Maker(Area.DATABASE), Maker(Area.MACHINE)
+#: A run's ident and what ansible-core 2.21 puts behind it take the rest of the 107 characters of a socket's path.
+LONGEST_RUN_DIR = 40
 #: As pyproject.toml and requirements.yml have it; a test compares them.
 LEAST_ANSIBLE_CORE = (2, 19)
 COLLECTION_RANGE = ((1, 4), (3, 0))  #: from, and below
@@ -74,6 +76,11 @@ def _space(settings: Settings) -> Iterator[Check]:
             yield _MACHINE.fail(f"{name} folder", f"{text}, less than {FLOORS_MIB[name]}")
         else:
             yield _MACHINE.ok(f"{name} folder", text)
+    if len(str(settings.smith_run_dir)) > LONGEST_RUN_DIR:
+        text = (
+            f"{settings.smith_run_dir} is longer than {LONGEST_RUN_DIR} characters: ansible-core 2.21 could run nothing"
+        )
+        yield _MACHINE.warn("run folder", text, "SMITH_RUN_DIR=/dev/shm/agent-smith")
     if (kind := database.file_system_of(_existing(settings.smith_run_dir))) not in ("tmpfs", "ramfs"):
         text = f"{settings.smith_run_dir} lies on {kind or 'a disk'}: a run's secrets are written there until it ends"
         yield _MACHINE.warn("run folder", text, "SMITH_RUN_DIR=/dev/shm/agent-smith")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
+import shutil
+import tempfile
 import time
 import uuid
 from collections.abc import Mapping
@@ -39,7 +42,10 @@ class ExecutorBench:
             "validate_certs": True,
             "ca_bundle": str(pve.ca_bundle),
         }
-        paths = RunnerPaths(ansible_home=ROOT, run_dir=folder / "run", artifacts_dir=folder / "artifacts")
+        # A short path: ansible-core 2.21 has a socket in a run's folder, whose whole path may have 107 characters.
+        run_dir = Path(tempfile.mkdtemp(prefix="smith-"))
+        paths = RunnerPaths(ansible_home=ROOT, run_dir=run_dir, artifacts_dir=folder / "artifacts")
+        atexit.register(shutil.rmtree, run_dir, ignore_errors=True)
         return cls(pve=pve, runner=Runner(paths, lambda: login, ca_bundle=pve.ca_bundle, redactor=Redactor()))
 
     def warm_up(self) -> None:

@@ -441,6 +441,14 @@ def test_a_network_that_cannot_be(network: dict[str, Any], word: str) -> None:
 # --- plan ---------------------------------------------------------------------------------------------------------
 
 
+def test_a_long_actions_runs_have_idents_that_leave_room_for_a_sockets_path(folder: Path) -> None:
+    action = "a" * 50
+    (folder / f"{action}.yml").write_text("---\n[]\n")
+    run = plan(make_order(action), make_site(folder, folder))
+    assert len(run.ident) <= 29
+    assert run.action == action
+
+
 def test_a_create_says_everything_about_the_vm(site: Site) -> None:
     properties = MINIMAL | {"ciUser": "admin", "ciPassword": "open-sesame", "sshPublicKeys": [KEY], "tags": ["web"]}
     run = plan(make_order(properties=properties, secrets=("open-sesame",)), site)

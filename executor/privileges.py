@@ -41,7 +41,7 @@ class Need:
     why: str
 
 
-def needs(  # noqa: PLR0913 (one setting each)
+def needs(
     major: int,
     *,
     storages: Iterable[str],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +39,19 @@ def _replayed(url: str, revision: str) -> Iterator[tuple[str, Engine]]:
     engine.dispose()
 
 
-def rows(engine: Engine) -> dict[str, list[dict[str, Any]]]:
-    """Return every row of the tables that all versions have."""
+def rows(engine: Engine, known: Mapping[str, Sequence[str]] | None = None) -> dict[str, list[dict[str, Any]]]:
+    """Return every row of the tables that all versions have; with `known` those columns alone."""
     with engine.connect() as connection:
-        asked = {name: text(f"SELECT * FROM {name} ORDER BY {key}") for name, key in TABLES.items()}  # noqa: S608
+        asked = {
+            name: text(f"SELECT {', '.join(known[name]) if known else '*'} FROM {name} ORDER BY {key}")  # noqa: S608
+            for name, key in TABLES.items()
+        }
         return {name: [dict(row) for row in connection.execute(ask).mappings()] for name, ask in asked.items()}
+
+
+def columns(engine: Engine) -> dict[str, list[str]]:
+    """Return the columns that this version of the schema has."""
+    return {name: [column["name"] for column in inspect(engine).get_columns(name)] for name in TABLES}
 
 
 def shape(engine: Engine) -> dict[str, Any]:
@@ -94,15 +102,15 @@ def _claimed(engine: Engine) -> Job | None:
 
 def test_what_an_earlier_version_left_is_taken_up_and_can_be_taken_back(recorded: tuple[str, Engine]) -> None:
     revision, engine = recorded
-    before, shape_before = rows(engine), shape(engine)
+    before, shape_before, known = rows(engine), shape(engine), columns(engine)
     assert {row["status"] for row in before["jobs"]} == set(JobStatus)
     assert OWNER in {row["owner"] for row in before["jobs"]}
 
     database.upgrade(engine)
     assert database.check(engine) == []
-    assert rows(engine) == before
+    assert rows(engine, known) == before
     take_up_the_work(engine)
-    worked = rows(engine)
+    worked = rows(engine, known)
 
     if revision == database.head_revision():
         return  # recorded by this version: there is nothing between to go back over
@@ -110,7 +118,7 @@ def test_what_an_earlier_version_left_is_taken_up_and_can_be_taken_back(recorded
     assert rows(engine) == worked
     assert shape(engine) == shape_before, "the earlier version finds the schema that it made"
     database.upgrade(engine)
-    assert (rows(engine), database.check(engine)) == (worked, [])
+    assert (rows(engine, known), database.check(engine)) == (worked, [])
     assert JobStatus.PROCESSING in {row["status"] for row in worked["jobs"]}, "with jobs under way all the time"
 
 

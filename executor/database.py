@@ -144,6 +144,7 @@ class Job(Base):
     fulcrum_id: Mapped[str] = mapped_column(String(36), unique=True)
     service_id: Mapped[str | None] = mapped_column(String(36))
     group_id: Mapped[str | None] = mapped_column(String(36))
+    tenant_id: Mapped[str | None] = mapped_column(String(36))  #: FulcrumCore's consumer
     action: Mapped[str] = mapped_column(String(100))
     params: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     service: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))

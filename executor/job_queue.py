@@ -7,7 +7,7 @@ ran out but was not reaped may still be renewed. Nothing here commits.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, cast
@@ -17,12 +17,14 @@ from sqlalchemy import (
     CursorResult,
     Select,
     Update,
+    and_,
     case,
     delete,
     func,
     literal_column,
     or_,
     select,
+    true,
     update,
 )
 from sqlalchemy.dialects import postgresql, sqlite
@@ -47,6 +49,8 @@ _PENDING: ColumnElement[str] = literal_column(f"'{JobStatus.PENDING}'")
 _PROCESSING: ColumnElement[str] = literal_column(f"'{JobStatus.PROCESSING}'")
 _DUE: ColumnElement[str] = literal_column(f"'{ReportState.DUE}'")
 _ENDED: list[ColumnElement[str]] = [literal_column(f"'{status}'") for status in ENDED]
+#: Says of a row whether it may be its tenant's turn.
+_Turn = Callable[[Any], ColumnElement[bool]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +76,7 @@ class NewJob:
     priority: int
     core_created_at: datetime
     deadline_at: datetime
+    tenant_id: str | None = None
     already_claimed: bool = False  #: FulcrumCore has it Processing for us: a lost database, taken in at start
     is_local: bool = False  #: our own: FulcrumCore has never seen it, and is told nothing
 
@@ -90,6 +95,7 @@ def submit(session: Session, new: NewJob) -> int | None:
         "fulcrum_id": new.fulcrum_id,
         "service_id": new.service_id,
         "group_id": new.group_id,
+        "tenant_id": new.tenant_id,
         "action": new.action,
         "params": new.params,
         "service": new.service,
@@ -108,9 +114,10 @@ def submit(session: Session, new: NewJob) -> int | None:
 
 
 def claim(session: Session, owner: str, *, lease_s: float, max_creates: int | None = None) -> Job | None:
-    """Take the next job: highest priority, then oldest; one a service. None when there is nothing to take.
+    """Take the next job: highest priority, then the tenant with the fewest under way, then oldest; one a service.
 
     `max_creates` bounds the creates under way on all nodes: parallel clones fight for the storage's lock.
+    None when there is nothing to take.
     """
     if max_creates is not None and session.get_bind().dialect.name == "postgresql":
         # Two claims at the same moment would both count before the other's create shows. SQLite has one writer anyway.
@@ -119,13 +126,32 @@ def claim(session: Session, owner: str, *, lease_s: float, max_creates: int | No
     for _ in range(5):
         try:
             with session.begin_nested():
-                return session.scalars(_claim_statement(owner, lease_s, max_creates)).one_or_none()
+                return _claim_fairly(session, owner, lease_s, max_creates)
         except IntegrityError:
             continue
     return None
 
 
-def _claim_statement(owner: str, lease_s: float, max_creates: int | None) -> Any:
+def _claim_fairly(session: Session, owner: str, lease_s: float, max_creates: int | None) -> Job | None:
+    """Let the tenants with the fewest jobs under way come first: a burst of one must not hold up the others."""
+    running = select(Job.tenant_id, func.count()).where(Job.status == _PROCESSING, Job.tenant_id.is_not(None))
+    counts = {str(tenant): count for tenant, count in session.execute(running.group_by(Job.tenant_id))}
+    turns: list[_Turn] = [lambda _row: true()]
+    if counts:
+        turns = [lambda row: or_(row.tenant_id.is_(None), row.tenant_id.not_in(counts))]
+        turns += [_turn_of([tenant for tenant in counts if counts[tenant] == n]) for n in sorted({*counts.values()})]
+    for turn in turns:
+        claimed: Job | None = session.scalars(_claim_statement(owner, lease_s, max_creates, turn)).one_or_none()
+        if claimed is not None:
+            return claimed
+    return None
+
+
+def _turn_of(tenants: list[str]) -> _Turn:
+    return lambda row: row.tenant_id.in_(tenants)
+
+
+def _claim_statement(owner: str, lease_s: float, max_creates: int | None, turn: _Turn) -> Any:
     ours, suspect = aliased(Job), aliased(Job)
     beside = select(ours.id).where(ours.status == _PROCESSING, ours.owner == owner).exists()
     suspected = select(suspect.id).where(
@@ -133,7 +159,7 @@ def _claim_statement(owner: str, lease_s: float, max_creates: int | None) -> Any
     )
     return (
         update(Job)
-        .where(Job.id == _next_candidate(max_creates).scalar_subquery(), Job.status == JobStatus.PENDING)
+        .where(Job.id == _next_candidate(max_creates, turn).scalar_subquery(), Job.status == JobStatus.PENDING)
         .where(or_(Job.crashes < PROBATION_CRASHES, ~beside), ~suspected.exists())
         .values(
             status=JobStatus.PROCESSING,
@@ -148,20 +174,33 @@ def _claim_statement(owner: str, lease_s: float, max_creates: int | None) -> Any
     )
 
 
-def _next_candidate(max_creates: int | None) -> Select[int]:
-    waiting, running = aliased(Job), aliased(Job)
-    busy = select(running.id).where(running.status == _PROCESSING, running.service_id == waiting.service_id)
-    stmt = (
+def _next_candidate(max_creates: int | None, turn: _Turn) -> Select[int]:
+    """Select the oldest job of those whose turn it is, unless another tenant waits with a higher priority."""
+    waiting, first = aliased(Job), aliased(Job)
+    highest = (
+        select(first.priority).where(_may_begin(first, max_creates)).order_by(*_order_of(first)).limit(1)
+    ).scalar_subquery()
+    return (
         select(waiting.id)
-        .where(waiting.status == _PENDING)
-        .where(or_(waiting.available_at.is_(None), waiting.available_at <= db_now()))
-        .where(~busy.exists())
-        .order_by(waiting.priority.desc(), waiting.core_created_at, waiting.id)
+        .where(_may_begin(waiting, max_creates), turn(waiting), waiting.priority >= highest)
+        .order_by(*_order_of(waiting))
         .limit(1)
         .with_for_update(skip_locked=True, of=waiting)
     )
+
+
+def _order_of(row: Any) -> tuple[Any, ...]:
+    return row.priority.desc(), row.core_created_at, row.id
+
+
+def _may_begin(row: Any, max_creates: int | None) -> ColumnElement[bool]:
+    """A waiting job whose pause is over, whose service has none under way, and that is no create too many."""
+    running = aliased(Job)
+    busy = select(running.id).where(running.status == _PROCESSING, running.service_id == row.service_id)
+    is_due = or_(row.available_at.is_(None), row.available_at <= db_now())
+    condition = and_(row.status == _PENDING, is_due, ~busy.exists())
     if max_creates is None:
-        return stmt
+        return condition
     creating = aliased(Job)
     under_way = (
         select(func.count())
@@ -169,7 +208,7 @@ def _next_candidate(max_creates: int | None) -> Select[int]:
         .where(creating.status == _PROCESSING, creating.action == "create")
         .scalar_subquery()
     )
-    return stmt.where(or_(waiting.action != "create", under_way < max_creates))
+    return and_(condition, or_(row.action != "create", under_way < max_creates))
 
 
 def _held(lease: Lease) -> ColumnElement[bool]:

@@ -106,6 +106,7 @@ class Poller:
             fulcrum_id=job.id,
             service_id=service_id,
             group_id=_uuid_or_none(job.service.group_id if job.service else None),
+            tenant_id=_uuid_or_none(job.consumer_id or (job.service.consumer_id if job.service else None)),
             action=_shown_action(job.action),
             params=params,
             service=service,

@@ -234,7 +234,7 @@ class Worker:
         log.warning("half_made_vm_found", vmid=vm.vmid, node=vm.node)
         with transaction(self.engine) as session:
             return mappings.reserve(
-                session, service_id=service_id, cluster=self.site.cluster, vmid=vm.vmid, name=vm.name
+                session, service_id=service_id, cluster=self.site.cluster, vmid=vm.vmid, name=vm.name, kind=vm.kind
             )
 
     def _prove_that_absence_shows(self) -> None:

@@ -185,6 +185,7 @@ def new_job(**wanted: Any) -> NewJob:
         "fulcrum_id": str(uuid.uuid4()),
         "service_id": str(uuid.uuid4()),
         "group_id": None,
+        "tenant_id": None,
         "action": "create",
         "params": None,
         "service": None,

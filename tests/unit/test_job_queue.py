@@ -143,6 +143,35 @@ def test_the_highest_priority_is_taken_first_and_then_the_oldest(engine: Engine)
     assert claim(engine) is None
 
 
+def test_a_burst_of_one_tenant_does_not_hold_up_the_others(engine: Engine) -> None:
+    burst = [submit(engine, age=number, tenant_id="burst") for number in range(6)]
+    late = [submit(engine, age=50 + number, tenant_id="late") for number in range(2)]
+    nobodys = submit(engine, age=70)
+    taken = [claimed(engine).id for _ in range(9)]
+    assert taken == [burst[0], late[0], nobodys, burst[1], late[1], *burst[2:]]
+
+
+def test_tenants_with_as_many_jobs_under_way_take_turns_by_age(engine: Engine) -> None:
+    first = [submit(engine, age=2 * number, tenant_id="a") for number in range(3)]
+    second = [submit(engine, age=2 * number + 1, tenant_id="b") for number in range(3)]
+    assert [claimed(engine).id for _ in range(6)] == [first[0], second[0], first[1], second[1], first[2], second[2]]
+
+
+def test_a_higher_priority_comes_before_fairness(engine: Engine) -> None:
+    urgent = [submit(engine, age=9, priority=5, tenant_id="a") for _ in range(2)]
+    other = submit(engine, age=1, priority=1, tenant_id="b")
+    assert [claimed(engine).id for _ in range(3)] == [*urgent, other]
+
+
+def test_fairness_keeps_the_limit_of_creates_and_lets_others_pass(engine: Engine) -> None:
+    submit(engine, age=1, tenant_id="a")
+    submit(engine, age=2, tenant_id="b")
+    stop = submit(engine, age=3, action="stop", tenant_id="a")
+    with transaction(engine) as session:
+        creates = [job_queue.claim(session, "me", lease_s=LEASE_S, max_creates=1) for _ in range(3)]
+    assert [job.id if job else None for job in creates][1:] == [stop, None]
+
+
 def test_a_claim_says_who_and_how_often_and_starts_a_lease(engine: Engine) -> None:
     submit(engine)
     job = claimed(engine, "alice")

@@ -26,6 +26,8 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from executor import database, job_queue, process_tree, remote_config
+from executor.capacity import Admission, default_concurrency
+from executor.clone_gate import CloneGate
 from executor.database import Job, Node, insist, reading, transaction, utc_now
 from executor.destroyer import Destroyer
 from executor.errors import (
@@ -58,6 +60,7 @@ from executor.space import Room
 from executor.state import AgentState
 from executor.vault import SecretResolver
 from executor.version import VERSION
+from executor.warm.servers import why_untested
 from executor.web.meters import Meters
 from executor.web.server import serving
 from executor.web.watched import Watched
@@ -120,6 +123,7 @@ class Agent:
             fulcrum=self.fulcrum,
             proxmox=proxmox,
             placer=Placer(proxmox, settings),
+            gate=CloneGate(limit=settings.smith_clones_per_storage),
             runner=self.runner,
             settings=settings,
             site=Site.from_settings(settings, ansible_home()),
@@ -139,6 +143,7 @@ class Agent:
         self.scheduler = Scheduler(self.engine, self._critical_jobs(proxmox))
         self.monitor = Monitor(settings=settings, state=self.state, scheduler=self.scheduler)
         self.meters = Meters()
+        self._admission = Admission(is_warm=runs_warm(settings))
         self._room = Room(folders={"data": settings.smith_data_dir, "run": settings.smith_run_dir})
         self._slots: dict[int, _Slot] = {}
         self._slots_lock = threading.Lock()
@@ -375,17 +380,21 @@ class Agent:
         """Fill free slots."""
         self.state.work_wanted.wait(DISPATCH_INTERVAL_S)
         self.state.work_wanted.clear()
-        while self.state.may_claim and not self._is_full() and self._room.is_enough():
+        while self.state.may_claim and not self._is_full() and self._has_room():
             with transaction(self.engine) as session:
                 job = job_queue.claim(
                     session,
                     self.boot_id,
                     lease_s=self.settings.smith_lease_s,
-                    max_creates=self.settings.smith_clones_per_storage,
+                    max_creates=self.worker.gate.capacity,
                 )
             if job is None:
                 return
             self._start(job)
+
+    def _has_room(self) -> bool:
+        """True while disks and machine can take one more run."""
+        return self._room.is_enough() and self._admission.is_open(len(self._slots))
 
     def _is_full(self) -> bool:
         limit = self.settings.smith_max_jobs
@@ -485,6 +494,18 @@ class Agent:
                 slot.stop.send(reason)
 
 
+def runs_warm(settings: Settings) -> bool:
+    """True when runs are to be warm, and can be on this machine."""
+    return settings.smith_warm != "off" and not why_untested()
+
+
+def _fitted_to_the_machine(settings: Settings) -> Settings:
+    """Return the settings with as many jobs at once as the machine can carry, where nobody has said how many."""
+    if settings.smith_concurrency:
+        return settings
+    return settings.model_copy(update={"smith_concurrency": default_concurrency(is_warm=runs_warm(settings))})
+
+
 def _fulcrum_client(settings: Settings, live: LiveSecrets) -> FulcrumClient:
     settings.require_fulcrum()
     return FulcrumClient(
@@ -551,6 +572,7 @@ def main(settings: Settings, mode: Mode) -> int:
     fulcrum = _fulcrum_client(settings, live)
     with serving(settings) as stage:
         settings = remote_config.settings_in_force(settings, fulcrum, on_wait=stage.note_waiting)
+        settings = _fitted_to_the_machine(settings)
         if settings.smith_remote_config:
             live.overlay_with(settings, lambda fresh: remote_config.settings_now(fresh, fulcrum))
         for setting, danger in settings.insecurities():

@@ -87,6 +87,7 @@ class Placement:
     node: str
     template_vmid: int
     reason: str
+    storage: str = ""  #: `create`: where its clone is written, with the node unless the storage is the same everywhere
 
     def noted_in(self, vm: Mapping[str, Any]) -> dict[str, Any]:
         """Return the result document with the decision in it; an empty one stays empty."""
@@ -278,6 +279,7 @@ class Placer:
         """Decide, and hold the place for the length of the block. Raises JobError when there is none."""
         with self._lock:
             placement = self._place(request)
+            placement = replace(placement, storage=self._place_of_disks(placement.node))
             self._promise(request.vmid, placement.node, request.memory_mib * MIB, request.cores)
         log.info("vm_placed", node=placement.node, template=placement.template_vmid, reason=placement.reason)
         with self._kept(request.vmid):
@@ -298,6 +300,12 @@ class Placer:
         log.info("vm_placed", node=placement.node, reason=placement.reason)
         with self._kept(vmid):
             yield placement
+
+    def _place_of_disks(self, node: str) -> str:
+        """Name what clones for this node share: a storage of several nodes, or one node's own."""
+        name = self.settings.proxmox_storage or ""
+        rows = [row for row in self._look().storages if row.name == name and row.node == node]
+        return name if any(row.is_shared for row in rows) else f"{name or 'the template'}@{node}"
 
     def _promise(self, vmid: int, node: str, memory_bytes: int, cores: int) -> None:
         self._promises[vmid] = _Promise(node=node, memory_bytes=memory_bytes, cores=cores)

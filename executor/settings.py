@@ -246,14 +246,21 @@ class Settings(BaseSettings):
     smith_cluster: Name = _setting(
         "default", "the name of the Proxmox cluster in the mappings; never change it once VMs exist", example="default"
     )
-    smith_concurrency: int = _count(8, "how many VM jobs run at once", ge=1, le=256)
+    smith_concurrency: int = _count(
+        0, "how many VM jobs run at once; 0 = as many as cores and memory carry, 8 a core at the most", ge=0, le=256
+    )
     smith_warm: Annotated[Literal["auto", "on", "off"], AnyCase] = _setting(
-        "off",
+        "auto",
         "whether runs are forked from processes that have loaded Ansible once: auto = where that was tested, "
         "on = refuse to start elsewhere, off = never",
         example="auto",
     )
-    smith_clones_per_storage: int = _count(4, "how many clones run at once on one storage", ge=1, le=256)
+    smith_clones_per_storage: int = _count(
+        16,
+        "how many clones run at once on one storage, on each node of a local one; fewer while its locks are contended",
+        ge=1,
+        le=256,
+    )
     smith_memory_overcommit: float = _setting(
         1.0,
         "how much memory new VMs may be promised on a node, as a multiple of what it has",

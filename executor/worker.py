@@ -18,6 +18,7 @@ from sqlalchemy.orm import Session
 from structlog.contextvars import bound_contextvars
 
 from executor import crash_points, job_queue, mappings, playbooks, results
+from executor.clone_gate import CloneGate, Passage
 from executor.database import Job, Mapping, insist, reading, transaction, utc_now
 from executor.error_rules import Reaction, reaction_to
 from executor.errors import ErrorCode, FulcrumAuthFailing, FulcrumRefused, FulcrumUnavailable, JobError, StaleJob
@@ -81,6 +82,7 @@ class Worker:
     fulcrum: FulcrumClient
     proxmox: ProxmoxReader
     placer: Placer
+    gate: CloneGate
     runner: Runner
     settings: Settings
     site: Site
@@ -279,14 +281,28 @@ class Worker:
         if mapping is None:
             return JobResult(succeeded=True, vm={"status": "absent", "changed": False})
         with bound_contextvars(vmid=mapping.vmid), self._placed(job, mapping, properties) as placed:
-            run = playbooks.plan(self._order(job, mapping, properties, placed), self.site)
-            with transaction(self.engine) as session:
-                job_queue.note_started(session, lease, run_ident=run.ident, playbook=run.playbook.name)
-            crash_points.reached("run_noted", job.service_id)
-            with bound_contextvars(run_ident=run.ident):
-                result = self._play(run, mapping, stop)
-            crash_points.reached("run_ended", job.service_id)
+            with self._let_in(job, placed, stop) as passage:
+                run = playbooks.plan(self._order(job, mapping, properties, placed), self.site)
+                with transaction(self.engine) as session:
+                    job_queue.note_started(session, lease, run_ident=run.ident, playbook=run.playbook.name)
+                crash_points.reached("run_noted", job.service_id)
+                with bound_contextvars(run_ident=run.ident):
+                    passage.result = result = self._play(run, mapping, stop)
+                crash_points.reached("run_ended", job.service_id)
             return replace(result, vm=placed.noted_in(result.vm)) if placed else result
+
+    @contextmanager
+    def _let_in(self, job: Job, placed: Placement | None, stop: StopSignal) -> Iterator[Passage]:
+        """Wait for the storage's turn with a create. Raises JobError when the time is up, or we are told to stop."""
+
+        def may_wait() -> bool:
+            return self._time_left_s(job) > 0 and not stop.is_sent()
+
+        if placed is None or job.action != "create":
+            yield Passage()
+            return
+        with self.gate.passing(placed.storage, may_wait=may_wait) as passage:
+            yield passage
 
     @contextmanager
     def _placed(self, job: Job, mapping: Mapping, properties: dict[str, Any]) -> Iterator[Placement | None]:

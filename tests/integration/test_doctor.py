@@ -90,7 +90,7 @@ def test_a_whole_system_is_well(doctor: Examine) -> None:
 
 
 def test_wrong_settings_are_told_line_by_line_and_nothing_else_is_tried(doctor: Examine) -> None:
-    found = doctor(PROXMOX_PORT="none", SMITH_CONCURRENCY="0")
+    found = doctor(PROXMOX_PORT="none", SMITH_CONCURRENCY="-1")
     assert found.code == 3
     assert len(found.named("readable", Status.FAILED)) == 2
     assert {check.status for check in found.checks if check.area != "settings"} == {Status.SKIPPED}

@@ -69,7 +69,7 @@ def test_everything_has_a_default_and_needs_nothing_to_load() -> None:
     assert settings.proxmox_port == 8006
     assert settings.proxmox_validate_certs is True
     assert (settings.proxmox_vmid_min, settings.proxmox_vmid_max) == (100_000, 199_999)
-    assert settings.smith_concurrency == 8
+    assert settings.smith_concurrency == 0
     assert settings.smith_job_retention_s == 7 * 24 * 3600
     assert (settings.smith_max_jobs, settings.smith_max_memory_mib, settings.smith_max_runtime_s) == (0, 0, 0)
 
@@ -99,7 +99,7 @@ def test_settings_cannot_be_changed() -> None:
 def test_settings_made_directly_do_not_read_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SMITH_CONCURRENCY", "3")
     settings = Settings(smith_cluster="lab")
-    assert (settings.smith_concurrency, settings.smith_cluster) == (8, "lab")
+    assert (settings.smith_concurrency, settings.smith_cluster) == (0, "lab")
     assert (origin(settings, "SMITH_CLUSTER"), origin(settings, "SMITH_CONCURRENCY")) == ("given", "default")
 
 
@@ -152,7 +152,7 @@ def test_white_space_around_a_value_is_dropped() -> None:
 
 def test_settings_that_are_not_secret_are_not_looked_for_in_files(tmp_path: Path) -> None:
     (tmp_path / "smith_concurrency").write_text("3")
-    assert load({"SMITH_SECRETS_DIR": str(tmp_path)}).smith_concurrency == 8
+    assert load({"SMITH_SECRETS_DIR": str(tmp_path)}).smith_concurrency == 0
     assert problems({"SMITH_CONCURRENCY_FILE": "/x"}) == [
         "SMITH_CONCURRENCY_FILE in the environment is not a setting: did you mean SMITH_CONCURRENCY?"
     ]
@@ -375,7 +375,7 @@ def test_the_url_of_fulcrumcore_is_kept_without_the_api_path(given: str, kept: s
         ("SMITH_DATA_DIR", "/etc/passwd", "is wrong, /etc/passwd is not a folder"),
         ("SMITH_DATA_DIR", "~nobody-of-that-name/x", "is wrong, it is not a usable path"),
         ("SMITH_ACTIONS_PATH", "/nope", "is wrong, /nope is not a folder"),
-        ("SMITH_CONCURRENCY", "0", "must be at least 1, not '0'"),
+        ("SMITH_CONCURRENCY", "-1", "must be at least 0, not '-1'"),
         ("SMITH_CONCURRENCY", "eight", "must be a whole number, not 'eight'"),
         ("SMITH_CONCURRENCY", "2.5", "must be a whole number, not '2.5'"),
         ("SMITH_CONCURRENCY", "9" * 5000, "must be a "),

@@ -1,0 +1,96 @@
+"""What the machine can carry, in a real control group of our own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from executor import capacity
+
+SAY = """
+import json
+from executor import capacity
+print(json.dumps([capacity.cores(), capacity.memory_mib(), capacity.default_concurrency(is_warm=True)]))
+"""
+
+
+def own_group(controller: str) -> Path:
+    """Return the control group that we are in, the nearest one of the controller."""
+    return next(iter(capacity._groups(controller)))
+
+
+Inside = Callable[[dict[str, str]], list[float]]
+
+
+@pytest.fixture
+def inside() -> Iterator[Inside]:
+    """Run a process in control groups with these limits, and return what it says of the machine."""
+    made: list[Path] = []
+
+    def run(limits: dict[str, str]) -> list[float]:
+        for file, value in limits.items():
+            controller = file.partition(".")[0]
+            group = own_group(controller) / f"smith-test-{os.getpid()}"
+            try:
+                if group not in made:
+                    group.mkdir()
+                    made.append(group)
+                (group / file).write_text(value)
+            except OSError as error:
+                pytest.skip(f"NOT TESTED IN A CONTROL GROUP: {error}")
+        enter = "".join(f"echo $$ > {group}/cgroup.procs; " for group in made)
+        shell = ["/bin/sh", "-c", f'{enter} exec "$0" -c "$1"', sys.executable, SAY]
+        done = subprocess.run(shell, capture_output=True, check=True, text=True)
+        return list(json.loads(done.stdout))
+
+    yield run
+    for group in made:
+        group.rmdir()
+
+
+def is_version_two() -> bool:
+    return (capacity.CGROUPS / "cgroup.controllers").exists()
+
+
+def test_without_a_limit_it_is_the_machines_own() -> None:
+    assert capacity.memory_mib() <= psutil.virtual_memory().total / capacity.BYTES_PER_MIB
+    assert 0.5 <= capacity.cores() <= len(os.sched_getaffinity(0))
+    assert 0 < capacity.available_mib() <= capacity.memory_mib()
+
+
+def test_the_memory_of_a_control_group_decides_how_many_jobs_there_are(inside: Inside) -> None:
+    _cores, memory_mib, concurrency = inside(
+        {"memory.max" if is_version_two() else "memory.limit_in_bytes": str(512 * 1024 * 1024)}
+    )
+    assert memory_mib == 512
+    room = (512 * 0.8 - capacity.BASE_MIB[True]) / capacity.SLOT_MIB[True]
+    assert concurrency == max(int(room), capacity.FEWEST)
+
+
+def test_the_share_of_a_core_that_a_control_group_has_decides_too(inside: Inside) -> None:
+    share = {"cpu.max": "50000 100000"} if is_version_two() else {"cpu.cfs_quota_us": "50000"}
+    cores, _memory, concurrency = inside(share)
+    assert cores == 0.5
+    assert concurrency == 4
+
+
+def test_one_run_a_core_is_always_let_in_and_a_full_machine_holds_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    admission = capacity.Admission(is_warm=True)
+    monkeypatch.setitem(capacity.SLOT_MIB, True, 10**9)  # no machine has that much left
+    assert admission.is_open(0)
+    assert not admission.is_open(1000)
+    monkeypatch.setitem(capacity.SLOT_MIB, True, 0)
+    monkeypatch.setattr(capacity, "MOST_LOAD_PER_CORE", 10**9)
+    assert admission.is_open(1000)
+    monkeypatch.setattr(capacity, "MOST_LOAD_PER_CORE", -1)
+    assert not admission.is_open(1000)
+    assert admission.is_open(0)

@@ -1,6 +1,7 @@
 """`make bench`: what a job costs, against baselines of the same run. No figure fails it; a job that fails does.
 
-BENCH_QUICK=1 is a smoke test of two minutes, whose figures say little. `--only` picks workloads: runs, bursts, rows.
+BENCH_QUICK=1 is a smoke test of two minutes, whose figures say little. `--only` picks workloads: runs, bursts, rows,
+life, day; and soak, thousands of warm runs, which is never done unless it is asked for.
 """
 
 from __future__ import annotations
@@ -13,21 +14,33 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from bench import burst, floor, job_rows, plots, report, runs, serial
+from bench import burst, day, floor, job_rows, life, plots, report, runs, serial, soak
 from bench.measuring import ROOT, WorkloadBroke, machine_facts
 from executor.lab.proxmox_stand_in import running_stand_in
 
 Json = dict[str, Any]
 RESULTS = ROOT / "bench" / "results"
-WORKLOADS = ("runs", "bursts", "rows")
+WORKLOADS = ("runs", "bursts", "rows", "life", "day", "soak")
+USUAL = WORKLOADS[:-1]
 WAYS = ("plain", "cold", "warm")
 LOG_WIDTH = 140
+
+
+@dataclass(frozen=True, kw_only=True)
+class Burst:
+    """Orders that come all at once."""
+
+    services: int
+    clone_s: float
+    settings: dict[str, str] = field(default_factory=dict)  #: of the executor; none is as a new one would do it
+    plain_slots: int = 0  #: without the chain, by plain ansible-runner, so many at once
+    label: str = "default settings"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,15 +51,27 @@ class Plan:
     warm_up: bool
     slots: int
     at_once: int  #: creates in the burst without the chain
-    services: int
-    clone_s: float
-    concurrencies: tuple[int, ...]
-    cold_concurrencies: tuple[int, ...]
-    plain_concurrencies: tuple[int, ...]
+    bursts: tuple[Burst, ...]
     rows: tuple[int, ...]
     row_repeats: int
     postgres: bool
-    with_defaults: bool  #: a burst as a new agent would do it, too
+    power_cycle_vms: int
+    mixed_s: float
+    idle_s: float
+    killed: int  #: services in the burst that is interrupted
+    day_share: float
+    day_vms: int
+    fleet_vms: int
+    soak_runs: int
+
+
+def _plain(services: int, slots: int) -> Burst:
+    return Burst(services=services, clone_s=10, plain_slots=slots, label=f"plain ansible-runner, {slots} at once")
+
+
+def _cold(services: int, slots: int) -> Burst:
+    settings = {"SMITH_WARM": "off", "SMITH_CONCURRENCY": str(slots), "SMITH_CLONES_PER_STORAGE": str(slots)}
+    return Burst(services=services, clone_s=10, settings=settings, label=f"cold, {slots} at once")
 
 
 FULL = Plan(
@@ -54,37 +79,51 @@ FULL = Plan(
     warm_up=True,
     slots=8,
     at_once=24,
-    services=60,
-    clone_s=10,
-    concurrencies=(8, 16, 32),
-    cold_concurrencies=(8, 16),
-    plain_concurrencies=(8, 16),
+    bursts=(
+        _plain(60, 8),
+        _plain(60, 16),
+        _cold(60, 8),
+        Burst(services=60, clone_s=10),
+        Burst(services=100, clone_s=10),
+        Burst(services=60, clone_s=0, label="default settings, instant clones"),
+        Burst(services=100, clone_s=0, label="default settings, instant clones"),
+    ),
     rows=(1_000, 100_000, 1_000_000),
     row_repeats=400,
     postgres=True,
-    with_defaults=True,
+    power_cycle_vms=200,
+    mixed_s=60,
+    idle_s=60,
+    killed=30,
+    day_share=0.1,
+    day_vms=50,
+    fleet_vms=5_000,
+    soak_runs=10_000,
 )
 QUICK = Plan(
     rounds=1,
     warm_up=False,
     slots=2,
     at_once=2,
-    services=4,
-    clone_s=0,
-    concurrencies=(4,),
-    cold_concurrencies=(),
-    plain_concurrencies=(),
+    bursts=(Burst(services=4, clone_s=0),),
     rows=(1_000, 10_000),
     row_repeats=25,
     postgres=False,
-    with_defaults=False,
+    power_cycle_vms=4,
+    mixed_s=5,
+    idle_s=3,
+    killed=3,
+    day_share=0.002,
+    day_vms=10,
+    fleet_vms=100,
+    soak_runs=40,
 )
 
 
 def main() -> int:
     """Run the workloads; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("--only", choices=WORKLOADS, nargs="*", default=WORKLOADS)
+    parser.add_argument("--only", choices=WORKLOADS, nargs="+", default=USUAL)
     parser.add_argument("--quick", action="store_true", default=bool(os.environ.get("BENCH_QUICK")))
     wanted = parser.parse_args()
     plan = QUICK if wanted.quick else FULL
@@ -114,6 +153,13 @@ def _measure(results: Json, plan: Plan, only: list[str], folder: Path, console: 
         results["runs"] = _runs(plan, folder, console)
     if "bursts" in only:
         results["bursts"] = _bursts(plan, folder, console, results["floor"]["create"]["wall_s"])
+    if "life" in only:
+        results["life"] = _life(plan, folder, console)
+    if "day" in only:
+        results["day"] = _day(plan, folder, console)
+    if "soak" in only:
+        with running_stand_in() as stand_in, _said(console, f"soak: {plan.soak_runs} warm runs"):
+            results["soak"] = soak.measure(stand_in, folder / "soak", plan.soak_runs)
 
 
 def _runs(plan: Plan, folder: Path, console: Console) -> Json:
@@ -127,42 +173,47 @@ def _runs(plan: Plan, folder: Path, console: Console) -> Json:
 
 
 def _bursts(plan: Plan, folder: Path, console: Console, floor_s: float) -> list[Json]:
-    rates = serial.jobs_per_min(plan.clone_s, floor_s)
-    done = [_plain_burst(plan, folder, console, slots) for slots in plan.plain_concurrencies]
-    for way, settings in _chains(plan).items():
-        with _said(console, f"burst: {way}"):
-            done.append(
-                burst.measure(
-                    folder / f"burst-{len(done)}",
-                    services=plan.services,
-                    clone_s=plan.clone_s,
-                    settings=settings,
-                    label=way,
-                )
-            )
-    return [{**facts, "serial_jobs_per_min": rates} for facts in done]
+    done = []
+    for number, wanted in enumerate(plan.bursts):
+        with _said(console, f"burst of {wanted.services}, clones of {wanted.clone_s:g} s: {wanted.label}"):
+            facts = _plain_burst(folder, wanted) if wanted.plain_slots else _burst(folder / f"burst-{number}", wanted)
+        done.append({**facts, "serial_jobs_per_min": serial.jobs_per_min(wanted.clone_s, floor_s)})
+    return done
 
 
-def _chains(plan: Plan) -> dict[str, dict[str, str]]:
-    """Return the settings of each burst through the chain, by its name."""
-    warm = {"SMITH_WARM": "on"}
-    cold = {f"cold, {slots} at once": _many(slots) | {"SMITH_WARM": "off"} for slots in plan.cold_concurrencies}
-    as_asked = {f"warm, {slots} at once": _many(slots) | warm for slots in plan.concurrencies}
-    return {**cold, **as_asked, **({"default settings": {}} if plan.with_defaults else {})}
+def _burst(folder: Path, wanted: Burst) -> Json:
+    amount = {"services": wanted.services, "clone_s": wanted.clone_s}
+    return burst.measure(folder, **amount, settings=wanted.settings, label=wanted.label)  # type: ignore[arg-type]
 
 
-def _many(slots: int) -> dict[str, str]:
-    """Return settings for so many jobs at once; the storage's own limit would hide everything else."""
-    return {"SMITH_CONCURRENCY": str(slots), "SMITH_CLONES_PER_STORAGE": str(slots)}
-
-
-def _plain_burst(plan: Plan, folder: Path, console: Console, slots: int) -> Json:
+def _plain_burst(folder: Path, wanted: Burst) -> Json:
     """Create as many VMs by plain ansible-runner, so many at once, with no chain around it."""
-    with _said(console, f"burst: plain, {slots} at once"), running_stand_in(time_scale=1.0) as stand_in:
-        stand_in.control("task_seconds", type="qmclone", seconds=plan.clone_s)
-        done = runs.measure(stand_in, folder, "plain", rounds=0, warm_up=1, slots=slots, burst=plan.services)["burst"]
-    label = f"plain ansible-runner, {slots} at once"
-    return {"label": label, "services": plan.services, "clone_s": plan.clone_s, "all_done_s": done["wall_s"], **done}
+    amount = {"rounds": 0, "warm_up": 1, "slots": wanted.plain_slots, "burst": wanted.services}
+    with running_stand_in(time_scale=1.0) as stand_in:
+        stand_in.control("task_seconds", type="qmclone", seconds=wanted.clone_s)
+        done = runs.measure(stand_in, folder, "plain", **amount)["burst"]
+    facts = {"label": wanted.label, "services": wanted.services, "clone_s": wanted.clone_s}
+    return {**facts, "all_done_s": done["wall_s"], **done}
+
+
+def _life(plan: Plan, folder: Path, console: Console) -> Json:
+    measured: Json = {}
+    with _said(console, f"power cycle of {plan.power_cycle_vms} VMs"):
+        measured["power_cycle"] = life.power_cycle(folder / "cycle", plan.power_cycle_vms)
+    with _said(console, "mixed load"):
+        measured["mixed"] = life.mixed_load(folder / "mixed", vms=20, per_s=1.0, seconds=plan.mixed_s)
+    with _said(console, "start and idle"):
+        measured["idle"] = life.start_and_idle(folder / "idle", idle_s=plan.idle_s)
+    with _said(console, "recovery from a kill"):
+        measured["recovery"] = life.recovery(folder / "recovery", services=plan.killed)
+    return measured
+
+
+def _day(plan: Plan, folder: Path, console: Console) -> Json:
+    with _said(console, f"a day of heartbeats and of metrics of {plan.day_vms} VMs"):
+        a_day = day.day(folder / "day", share=plan.day_share, vms=plan.day_vms)
+    with _said(console, f"metrics of {plan.fleet_vms} VMs"):
+        return {"day": a_day, "fleet": day.fleet(folder / "fleet", vms=plan.fleet_vms)}
 
 
 def _rows(plan: Plan, folder: Path, console: Console) -> Json:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import statistics
 import subprocess
+import sys
+import sysconfig
 import threading
 import time
-from collections.abc import Iterator, Sequence
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from executor import process_tree
 
@@ -24,6 +29,30 @@ SAMPLE_S = 0.25
 
 class WorkloadBroke(RuntimeError):
     """A job of a workload failed: there is nothing to compare."""
+
+
+def in_own_process(module: str, order: Mapping[str, object], folder: Path, own: Mapping[str, str]) -> dict[str, Any]:
+    """Let `python -m MODULE ORDER OUT` carry out an order, both JSON files, so that all it costs is its own.
+
+    `own` are variables besides ours, of which PROXMOX_*, FULCRUM_* and SMITH_* are left out. Raises WorkloadBroke.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    order_file, out_file = folder / f"{uuid.uuid4()}.order", folder / f"{uuid.uuid4()}.json"
+    order_file.write_text(json.dumps(order), encoding="utf-8")
+    ours = {
+        name: value for name, value in os.environ.items() if not name.startswith(("PROXMOX_", "FULCRUM_", "SMITH_"))
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", module, str(order_file), str(out_file)],
+        env={**ours, **own, "PATH": f"{sysconfig.get_path('scripts')}{os.pathsep}{os.environ['PATH']}"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise WorkloadBroke(f"{module} {dict(order)}: {done.stderr[-3000:]}")
+    return dict(json.loads(out_file.read_text(encoding="utf-8")))
 
 
 def tree_cpu_s(root: int) -> float:

@@ -56,7 +56,7 @@ def _way(mode: str, folder: Path) -> Iterator[Way]:
     if mode == "plain":
         yield _plain(folder)
         return
-    with _runner(mode, folder) as runner:
+    with runner_of(mode, folder) as runner:
 
         def run(action: str, vm: Json) -> None:
             playbook = ROOT / "playbooks" / f"{action}.yml"
@@ -69,7 +69,8 @@ def _way(mode: str, folder: Path) -> Iterator[Way]:
 
 
 @contextmanager
-def _runner(mode: str, folder: Path) -> Iterator[Runner]:
+def runner_of(mode: str, folder: Path) -> Iterator[Runner]:
+    """Hold the executor's own runner, cold or warm; a warm one that does not start is waited for without end."""
     settings = load_settings()
     credentials = {
         "api_host": settings.proxmox_host,
@@ -112,7 +113,8 @@ def _plain(folder: Path) -> Way:
     return run
 
 
-def _vm(vmid: int) -> Json:
+def vm_of(vmid: int) -> Json:
+    """Return the variables of a VM that a run would create."""
     service_id = str(uuid.uuid4())
     return {
         **{"service_id": service_id, "vmid": vmid, "name": f"bench-{service_id[:8]}", "node": "", "tags": ["bench"]},
@@ -123,7 +125,7 @@ def _vm(vmid: int) -> Json:
 
 def _life(run: Way, vmid: int) -> dict[str, Json]:
     """Create, start, stop and delete one VM; return what each has cost."""
-    vm, spent = _vm(vmid), {}
+    vm, spent = vm_of(vmid), {}
     for action in ACTIONS:
         cpu, wall = tree_cpu_s(os.getpid()), time.monotonic()
         run(action, vm)
@@ -144,7 +146,7 @@ def _burst(run: Way, vmid: int, slots: int, count: int) -> Json:
     """Create `count` VMs, `slots` at once; return time, CPU and memory of all."""
     idle_mib, cpu, wall = tree_pss_mib(os.getpid()), tree_cpu_s(os.getpid()), time.monotonic()
     with watching_memory(os.getpid()) as peak, ThreadPoolExecutor(slots) as pool:
-        done = [pool.submit(run, "create", _vm(vmid + number)) for number in range(count)]
+        done = [pool.submit(run, "create", vm_of(vmid + number)) for number in range(count)]
         for future in done:
             future.result()
     wall, cpu = time.monotonic() - wall, tree_cpu_s(os.getpid()) - cpu

@@ -645,10 +645,17 @@ class Control:
         (self.cluster.vms if guest in self.cluster.vms else self.cluster.cts).remove(guest)
 
     def do_add(
-        self, vmid: int, name: str, node: str = "pve1", status: str = "stopped", config: dict[str, Any] | None = None
+        self,
+        vmid: int,
+        name: str,
+        node: str = "pve1",
+        status: str = "stopped",
+        config: dict[str, Any] | None = None,
+        copies: int = 1,
     ) -> None:
-        """Put a VM there that nobody asked for."""
-        self.cluster.add_vm(vmid, name, node=node, status=status, config=config or {})
+        """Put a VM there that nobody asked for; or so many, with the ids that follow."""
+        for one in range(vmid, vmid + copies):
+            self.cluster.add_vm(one, name, node=node, status=status, config=dict(config or {}))
 
     def do_add_container(
         self, vmid: int, name: str, node: str = "pve1", status: str = "stopped", config: dict[str, Any] | None = None

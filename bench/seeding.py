@@ -1,0 +1,48 @@
+"""VMs that are there already, so that a workload on many of them need not make them first."""
+
+from __future__ import annotations
+
+import itertools
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from executor import mappings
+from executor.fulcrum import FulcrumClient
+from executor.lab.system import LabSystem
+
+SETTERS = 8
+_vmids = itertools.count(120_000)
+
+
+@dataclass(frozen=True)
+class Seeded:
+    """One service with its VM, stopped, as if it had been created long ago."""
+
+    service_id: str
+    vmid: int
+
+
+def seed(lab: LabSystem, count: int) -> list[Seeded]:
+    """Put services into FulcrumCore and their VMs into Proxmox; the executor finds them by their markers."""
+    client = FulcrumClient(lab.core.url, lambda: lab.ids.agent_token)
+    with ThreadPoolExecutor(SETTERS) as pool:
+        return list(pool.map(lambda number: _one(lab, client, f"seeded-{number}"), range(count)))
+
+
+def _one(lab: LabSystem, client: FulcrumClient, name: str) -> Seeded:
+    service_id, vmid = lab.order(name), next(_vmids)
+    (job,) = lab.admin.jobs(service_id)
+    client.claim_job(job["id"])
+    client.complete_job(job["id"], agent_instance_id=f"{lab.ids.agent_id}/{vmid}")
+    config = {
+        "description": f"smith-uid={service_id}",
+        "tags": "smith",
+        "cores": 2,
+        "sockets": 1,
+        "memory": "2048",
+        "scsi0": f"local-lvm:vm-{vmid}-disk-0,size=10G",
+        "net0": f"virtio=BC:24:11:00:{vmid // 256 % 256:02X}:{vmid % 256:02X},bridge=vmbr0",
+        "boot": "order=scsi0",
+    }
+    lab.proxmox.control("add", vmid=vmid, name=mappings.vm_name(name, service_id), status="stopped", config=config)
+    return Seeded(service_id, vmid)

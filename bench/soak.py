@@ -1,0 +1,119 @@
+"""Thousands of warm runs, one after the other and several at once: does anything pile up?
+
+`--only soak`, by itself, as it takes most of an hour. Runs are starts and stops of a few VMs, through the executor's
+own runner, whose artifacts are removed as the pruner would.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from bench.measuring import ROOT, WorkloadBroke, in_own_process, tree_pss_mib
+from bench.one_mode import runner_of, vm_of
+from executor import process_tree
+from executor.jobs import PlaybookRun
+from executor.lab.proxmox_stand_in import ProxmoxStandIn
+from executor.runner import Runner
+
+Json = dict[str, Any]
+SLOTS = 8
+TIMEOUT_S = 120.0
+FIRST_VMID = 400_000
+SAMPLES = 20
+
+
+def measure(stand_in: ProxmoxStandIn, folder: Path, runs: int) -> Json:
+    """Do so many warm runs; return what there was of memory, files and processes on the way. Raises WorkloadBroke."""
+    for number in range(SLOTS):
+        stand_in.control("add", vmid=FIRST_VMID + number, name=f"soak-{number}", config=_config(number))
+    return in_own_process("bench.soak", {"runs": runs}, folder, stand_in.env())
+
+
+def _config(number: int) -> Json:
+    return {"description": f"smith-uid={_service_id(number)}", "tags": "smith", "cores": 1, "memory": "512"}
+
+
+def _service_id(number: int) -> str:
+    return str(uuid.UUID(int=number + 1))
+
+
+# --- in a process of its own ------------------------------------------------------------------------------------------
+
+
+def main(order_file: str, out_file: str) -> None:
+    """Do the runs of an order and write down the samples."""
+    runs = json.loads(Path(order_file).read_text(encoding="utf-8"))["runs"]
+    temp_before, samples, began = _temporary_files(), [], time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="bench-", dir="/dev/shm") as name, runner_of("warm", Path(name)) as runner:
+        servers = len(runner.warm_pids())
+        each = max(runs // SAMPLES // SLOTS, 1)
+        done = 0
+        while done < runs:
+            with ThreadPoolExecutor(SLOTS) as pool:
+                list(pool.map(lambda number: _cycle(runner, number, each), range(SLOTS)))
+            done += each * SLOTS
+            samples.append({"runs": done, **_sample(Path(name))})
+        servers_after = len(runner.warm_pids())
+    facts = {
+        "runs": done,
+        "took_s": time.monotonic() - began,
+        "samples": samples,
+        "servers": [servers, servers_after],
+        "temporary_files_left": len(_temporary_files() - temp_before),
+    }
+    Path(out_file).write_text(json.dumps(facts), encoding="utf-8")
+
+
+def _cycle(runner: Runner, number: int, times: int) -> None:
+    for turn in range(times):
+        _run(runner, number, ("start", "stop")[turn % 2])
+
+
+def _run(runner: Runner, number: int, action: str) -> None:
+    vm = vm_of(FIRST_VMID + number) | {"service_id": _service_id(number), "name": f"soak-{number}"}
+    ident = f"{action}-{uuid.uuid4().hex[:12]}"
+    playbook = ROOT / "playbooks" / f"{action}.yml"
+    done = runner.run(PlaybookRun(ident=ident, action=action, playbook=playbook, vm=vm, timeout_s=TIMEOUT_S))
+    if done.rc:
+        raise WorkloadBroke(f"{action}: {done.status}\n{(done.folder / 'stdout').read_text()[-2000:]}")
+    shutil.rmtree(done.folder)
+
+
+def _sample(folder: Path) -> Json:
+    """Return what there is while nothing runs."""
+    time.sleep(2)
+    pids = process_tree.descendants(os.getpid())
+    return {
+        "processes": len(pids),
+        "descriptors": sum(_descriptors(pid) for pid in {os.getpid(), *pids}),
+        "threads": psutil.Process().num_threads(),
+        "own_mib": psutil.Process().memory_info().rss / 1024 / 1024,
+        "servers_mib": tree_pss_mib(os.getpid()),
+        "files": sum(1 for _ in folder.rglob("*")),
+    }
+
+
+def _descriptors(pid: int) -> int:
+    try:
+        return len(os.listdir(f"/proc/{pid}/fd"))
+    except OSError:
+        return 0
+
+
+def _temporary_files() -> set[str]:
+    return {str(path) for place in ("/tmp", "/dev/shm") for path in Path(place).iterdir()}  # noqa: S108
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -6,7 +6,7 @@ STAMP := $(VENV)/.stamp
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo lab test check security format bench chaos image image-test release constraints clean
+.PHONY: help setup demo lab test check security format bench chaos mutation image image-test release constraints clean
 
 help: ## list these targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,6 +40,9 @@ bench: $(STAMP) ## measure against baselines of the same run (BENCH_QUICK=1: two
 
 chaos: $(STAMP) ## a load of jobs under a random nemesis (JOBS, KILLS, SEED), and the proof that nothing was lost or doubled
 	@PYTHONPATH=tests $(BIN)/python tests/faults/chaos.py --jobs $(or $(JOBS),300) --kills $(or $(KILLS),40) $(if $(SEED),--seed $(SEED))
+
+mutation: ## what the tests of the ledger are worth: change it line by line, list what nobody noticed (MUTANTS; an hour)
+	@deploy/mutation.sh "$(PYTHON)" $(MUTANTS)
 
 image: ## build the container image; without a registry, on a stand-in for Debian's base unless BASE_IMAGE is set
 	@deploy/image/build.sh

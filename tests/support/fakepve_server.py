@@ -651,6 +651,7 @@ class Control:
         node: str = "pve1",
         status: str = "stopped",
         config: dict[str, Any] | None = None,
+        *,
         copies: int = 1,
     ) -> None:
         """Put a VM there that nobody asked for; or so many, with the ids that follow."""

@@ -231,15 +231,15 @@ def _receive(connection: socket.socket) -> Request:
     _check_peer(connection)
     message, files, _, _ = socket.recv_fds(connection, 65536, FILES)
     if len(message) < 4 or not 0 < (size := struct.unpack("!I", message[:4])[0]) <= MAX_REQUEST_BYTES:
-        raise Refusal("")  # the agent asks whether we answer
+        raise Refusal("")  # no request of ours, and no reason for the log: the agent asks whether we answer
     body = message[4:]
     while len(body) < size:
         if not (data := connection.recv(65536)):
-            raise Refusal("half a request")
+            raise Refusal("")
         body += data
     cwd, count, *rest = body.split(b"\0")
     if len(files) != FILES:
-        raise Refusal("no standard files")
+        raise Refusal("")
     entries = [entry.partition(b"=") for entry in rest[int(count) :]]
     return Request(
         cwd=cwd,

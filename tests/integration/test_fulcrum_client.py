@@ -70,7 +70,7 @@ def test_the_agent_knows_who_it_is(client: FulcrumClient, core: Bootstrapped) ->
     agent = client.get_self()
     assert (agent.id, agent.name, agent.provider_id) == (core.agent_id, "smith-dc1", core.provider_id)
     assert agent.agent_type
-    assert agent.agent_type.service_type_ids == [core.service_type_id]
+    assert core.service_type_id in agent.agent_type.service_type_ids
     assert agent.configuration["apiTokenSecret"].startswith("vault://")
     assert not agent.is_disabled
     assert agent.defects == ()

@@ -124,7 +124,8 @@ def test_a_success_is_told_with_instance_data_and_properties(outbox: Outbox) -> 
     vmid = result.vm["vmid"]
     service = outbox.world.admin.get_service(job["serviceId"])
     assert service["agentInstanceId"] == f"{outbox.world.ids.agent_id}/{vmid}"
-    assert service["agentInstanceData"] == {"vmid": vmid, "node": "pve1", "name": "web-1"}
+    made_as = {"vmid": vmid, "node": "pve1", "name": "web-1", "mac_address": "BC:24:11:00:00:01"}
+    assert service["agentInstanceData"] == made_as | {"ip_addresses": ["192.0.2.7"], "snapshot": "smith-1"}
     told = {"vmid": vmid, "node": "pve1", "macAddress": "BC:24:11:00:00:01", "ipAddresses": ["192.0.2.7"]}
     assert (told | {"lastSnapshot": "smith-1"}).items() <= service["properties"].items()
     row = outbox.row(job_id)

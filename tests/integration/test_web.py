@@ -127,7 +127,7 @@ def make_site(tmp_path: Path, proxmox: ProxmoxStandIn, database_file: Path) -> I
 
         def make(**variables: str) -> Site:
             environ = {"SMITH_DATA_DIR": str(tmp_path), "SMITH_RUN_DIR": str(tmp_path / "run")}
-            environ |= {"SMITH_HTTP_ADDR": "127.0.0.1:0"} | proxmox.env() | variables
+            environ |= {"SMITH_HTTP_ADDR": "127.0.0.1:0", "SMITH_CONCURRENCY": "8"} | proxmox.env() | variables
             settings = load_settings(env_file=None, environ=environ)
             shutil.copyfile(database_file, tmp_path / "smith.db")
             engine = open_engine(settings.smith_database_url)

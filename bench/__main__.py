@@ -240,7 +240,7 @@ def _write(results: Json, *, quick: bool) -> list[Path]:
     stem = time.strftime("bench-%Y%m%d-%H%M%S") + ("-quick" if quick else "")
     file = RESULTS / f"{stem}.json"
     file.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    return [file, *([] if quick else plots.draw(results, RESULTS, stem))]
+    return [file, *([] if quick else plots.draw(results, RESULTS, f"{stem}-"))]
 
 
 if __name__ == "__main__":

@@ -1,45 +1,61 @@
-"""Plots of a run, where matplotlib is installed; nothing else needs it."""
+"""Plots of a run, where matplotlib is installed; nothing else needs it.
+
+`python -m bench.plots RESULTS.json FOLDER` draws them again, as those of docs/performance.md were.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import json
+import sys
 from pathlib import Path
 from typing import Any
 
+ACTIONS = ("create", "start", "stop")
 
-def draw(results: dict[str, Any], folder: Path, stem: str) -> list[Path]:
+
+def draw(results: dict[str, Any], folder: Path, stem: str = "") -> list[Path]:
     """Write the plots as SVG and return their files; none without matplotlib."""
     try:
         import matplotlib as mpl  # noqa: PLC0415  optional
     except ImportError:
         return []
     mpl.use("svg")
+    mpl.rcParams["svg.hashsalt"] = "agent-smith"  # the same figures give the same file
     import matplotlib.pyplot as plt  # noqa: PLC0415  optional
 
     drawn = []
-    for name, plot in {"cpu": _cpu, "bursts": _bursts, "rows": _rows}.items():
+    plots = {"cpu": _cpu, "memory": _memory, "bursts": _bursts, "rows": _rows, "soak": _soak}
+    for name, plot in plots.items():
         figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
         with contextlib.suppress(KeyError):  # a workload that was left out
             plot(results, axes)
-            drawn.append(folder / f"{stem}-{name}.svg")
-            figure.savefig(drawn[-1])
+            drawn.append(folder / f"{stem}{name}.svg")
+            figure.savefig(drawn[-1], metadata={"Date": None})
         plt.close(figure)
     return drawn
 
 
 def _cpu(results: dict[str, Any], axes: Any) -> None:
-    actions = ("create", "start", "stop")
     for number, (way, run) in enumerate(results["runs"].items()):
-        places = [place + number * 0.25 for place in range(len(actions))]
-        axes.bar(places, [run["actions"][action]["cpu_s"] for action in actions], width=0.25, label=way)
-    axes.set_xticks([place + 0.25 for place in range(len(actions))], actions)
+        places = [place + number * 0.25 for place in range(len(ACTIONS))]
+        axes.bar(places, [run["actions"][action]["cpu_s"] for action in ACTIONS], width=0.25, label=way)
+    axes.set_xticks([place + 0.25 for place in range(len(ACTIONS))], ACTIONS)
     axes.set_ylabel("CPU-seconds a job")
     axes.legend()
 
 
+def _memory(results: dict[str, Any], axes: Any) -> None:
+    runs = results["runs"]
+    axes.bar(list(runs), [run["burst"]["mib_per_slot"] for run in runs.values()], width=0.5)
+    axes.set_ylabel("MiB for each job under way")
+
+
 def _bursts(results: dict[str, Any], axes: Any) -> None:
     bursts = results["bursts"]
-    axes.barh([burst["label"] for burst in bursts], [burst["jobs_per_min"] for burst in bursts])
+    labels = [f"{burst['services']} creates, {burst['clone_s']:g} s clones\n{burst['label']}" for burst in bursts]
+    axes.barh(labels, [burst["jobs_per_min"] for burst in bursts])
+    axes.tick_params(axis="y", labelsize=7)
     axes.invert_yaxis()
     axes.set_xlabel("jobs a minute")
 
@@ -50,6 +66,27 @@ def _rows(results: dict[str, Any], axes: Any) -> None:
             times = [verbs[verb]["p99_ms"] for verbs in sizes.values()]
             axes.plot([int(size) for size in sizes], times, marker="o", label=f"{verb}, {database}")
     axes.set_xscale("log")
+    axes.set_ylim(bottom=0)
     axes.set_xlabel("rows")
     axes.set_ylabel("p99, ms")
     axes.legend()
+
+
+def _soak(results: dict[str, Any], axes: Any) -> None:
+    samples = results["soak"]["samples"]
+    runs = [sample["runs"] for sample in samples]
+    for name, label in (
+        ("own_mib", "agent, MiB"),
+        ("servers_mib", "warm servers, MiB"),
+        ("descriptors", "descriptors"),
+        ("processes", "processes"),
+    ):
+        axes.plot(runs, [sample[name] for sample in samples], label=label)
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("warm runs")
+    axes.legend()
+
+
+if __name__ == "__main__":
+    for file in draw(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")), Path(sys.argv[2])):
+        sys.stdout.write(f"{file}\n")

@@ -112,7 +112,7 @@ def test_podmans_own_generator_makes_a_safe_unit_of_the_quadlet(tmp_path: Path) 
     units = dict(re.findall(r"^---(\S+)---\n(.*?)(?=^---|\Z)", done.stdout, re.MULTILINE | re.DOTALL))
     assert set(units) == {"agent-smith.service", "agent-smith-volume.service"}
     command = shlex.split(re.search(r"^ExecStart=(.*)$", units["agent-smith.service"], re.MULTILINE)[1])  # type: ignore[index]
-    assert {"--read-only", "--security-opt=no-new-privileges", "--sdnotify=container", "--memory=1g"} <= set(command)
+    assert {"--read-only", "--security-opt=no-new-privileges", "--sdnotify=container", "--memory=1536m"} <= set(command)
     pairs = set(itertools.pairwise(command))
     assert {("--cap-drop", "all"), ("--user", USER), ("--pids-limit", "512")} <= pairs
     assert "--stop-timeout=380" in command

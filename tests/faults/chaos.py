@@ -155,13 +155,14 @@ class Nemesis:
             self._kill_at_a_point: 4,
             self._kill_supervisor: 1,
             self._kill_run: 2,
+            self._kill_warm_server: 1,
         }
         way = self.rng.choices(list(ways), weights=list(ways.values()))[0]
         ready, started = len(self.rig.lab.log_events("agent_ready")), time.monotonic()
         if not way():
             return
         self.done[way.__name__.strip("_").replace("_", " ")] += 1
-        if way != self._kill_run:
+        if way not in {self._kill_run, self._kill_warm_server}:
             self.rig.logged("agent_ready", ready + 1)
             self.back_after_s.append(time.monotonic() - started)
 
@@ -187,11 +188,16 @@ class Nemesis:
         return True
 
     def _kill_run(self) -> bool:
-        runs = self.rig.run_processes()
-        if not runs:
+        return self._kill_one_of(self.rig.run_processes())
+
+    def _kill_warm_server(self) -> bool:
+        return self._kill_one_of(self.rig.warm_servers())
+
+    def _kill_one_of(self, processes: list[psutil.Process]) -> bool:
+        if not processes:
             return False
         with contextlib.suppress(psutil.NoSuchProcess):
-            self.rng.choice(runs).kill()
+            self.rng.choice(processes).kill()
         return True
 
     def _trouble(self) -> None:

@@ -29,6 +29,8 @@ REST_S = 200.0
 STRANGER_VMIDS = (100_100, 150_000, 199_900)
 #: Whatever a run starts carries this.
 RUN_MARK = "SMITH_RUN_IDENT"
+#: What it says in the servers of warm runs.
+SERVERS_MARK = "warm"
 
 
 @dataclass(kw_only=True)
@@ -144,6 +146,13 @@ class Rig:
 
     def run_processes(self) -> list[psutil.Process]:
         """Return the processes that belong to playbook runs of this executor."""
+        return [process for process in self._marked() if _environment(process).get(RUN_MARK) != SERVERS_MARK]
+
+    def warm_servers(self) -> list[psutil.Process]:
+        """Return the servers from which warm runs are forked."""
+        return [process for process in self._marked() if _environment(process).get(RUN_MARK) == SERVERS_MARK]
+
+    def _marked(self) -> list[psutil.Process]:
         return [process for process in _family(self.lab.executor.pid) if _environment(process).get(RUN_MARK)]
 
     @contextmanager

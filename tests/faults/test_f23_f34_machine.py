@@ -346,7 +346,7 @@ def test_f29_the_clock_jumps(make_rig: MakeRig, clock_shift: Path) -> None:
         assert abs(jumped_s) > 3000, "the clock did not jump: no test"
     beats = [call["time"] for call in rig.lab.core.history(method="PUT", path="/agents/me/status")]
     assert len(beats) > 5
-    assert max(later - earlier for earlier, later in pairwise(beats)) < 15
+    assert max(later - earlier for earlier, later in pairwise(beats)) < 60, "an hour that jumped was waited for"
     assert not rig.lab.log_events("agent_stalled")
     rig.prove()
 

@@ -24,7 +24,7 @@ lab: $(STAMP) ## keep simulator and fake Proxmox running to play with
 	@$(BIN)/smith lab
 
 test: $(STAMP) ## every test that needs no real Proxmox (PYTEST_ARGS adds to pytest's arguments)
-	@$(BIN)/python -m pytest -n 2 --dist loadgroup -q $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -n 4 --dist loadgroup -q $(PYTEST_ARGS)
 
 check: $(STAMP) ## formatting, lint, types, layers, YAML, playbooks, dependencies
 	@deploy/check.sh "$(BIN)"

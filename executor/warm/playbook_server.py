@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from executor.warm import forkserver, payloads
+from executor.warm import forkserver, memo, payloads
 from executor.warm.forkserver import Refusal, Request
 from executor.warm.versions import is_tested
 
@@ -32,6 +32,8 @@ OF_THE_RUN = (b"SMITH_RUN_IDENT", b"AWX_ISOLATED_DATA_DIR")
 CREDENTIALS = b"SMITH_CREDENTIALS_FILE"
 #: Packages of Ansible's of which each run loads most.
 PACKAGES = tuple(f"ansible.plugins.{kind}" for kind in ("become", "connection", "shell", "vars"))
+#: What runs of ours read, in their working directory.
+OUR_FILES = ("playbooks/*.yml", "roles/*/*/*.yml", "inventory/**/*.yml")
 #: Imported by every run of ours. A name that an ansible-core does not have is passed over. Not ansible-runner's display
 #: callback: it changes Ansible's display when it is loaded, and a callback is loaded under another name once more.
 NEEDED = (
@@ -69,6 +71,8 @@ class Playbooks:
         self._varying = [name for name in constants.config.get_configuration_definitions() if self._varies(name)]
         fixed = [constants.CONFIG_FILE, sys.modules["ansible.release"].__file__]
         self._files = {str(file): payloads.stamp_of(file) for file in fixed if file}
+        self._documents = memo.Documents()
+        self._documents.learn(file for pattern in OUR_FILES for file in sorted(Path.cwd().glob(pattern)))
         self._plugins = {name: module for name, module in sys.modules.items() if name.startswith("ansible.plugins.")}
 
     def check(self, request: Request) -> None:
@@ -91,8 +95,13 @@ class Playbooks:
             return _play()
         local_tmp = Path(self._constants["DEFAULT_LOCAL_TMP"])
         payloads.take(self._store, local_tmp)
+        templates = memo.Templates(self._store, local_tmp)
+        for shared in (self._documents, templates):
+            shared.install()
+        memo.share_filters()
         code = _play()
         payloads.leave(self._store, local_tmp)
+        templates.leave()
         return code
 
     def _is_ours(self, request: Request) -> bool:

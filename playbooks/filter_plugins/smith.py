@@ -85,7 +85,8 @@ def module_environment(bundle: str) -> dict[str, str]:
 
 
 def _read_file(path: str) -> dict[str, Any]:
-    content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # as safe, and ten times as fast: every task asks
+    content = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=loader)  # noqa: S506  one of the safe ones
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds no YAML mapping")
     return content

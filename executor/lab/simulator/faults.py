@@ -119,7 +119,7 @@ class Lab:
 
     def entries(self, since: int) -> list[dict[str, Any]]:
         """The calls after that sequence number, in order."""
-        return [asdict(entry) for entry in self.history if entry.seq > since]
+        return [asdict(entry) for entry in list(self.history) if entry.seq > since]  # which goes on
 
 
 @dataclass

@@ -1,0 +1,238 @@
+"""What one run has worked out, and the next one need not: the YAML of our own files, and Jinja's byte code.
+
+Both follow from the text alone. A document is known by its file's name and content, so a changed file is read anew; a
+template by its text and the syntax that it is written in. Nothing that a run was given, or has found, is kept here.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import copy
+import importlib.util
+import marshal
+import os
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import CodeType
+from typing import Any
+
+#: Syntax that a template's text is read by: attributes of Jinja's environment.
+SYNTAX = (
+    *("block_start_string", "block_end_string", "variable_start_string", "variable_end_string"),
+    *("comment_start_string", "comment_end_string", "line_statement_prefix", "line_comment_prefix"),
+    *("trim_blocks", "lstrip_blocks", "newline_sequence", "keep_trailing_newline", "optimized", "is_async"),
+)
+OUR_COLLECTION = ("ansible_collections", "community", "proxmox")
+#: In the store: the byte code of all runs; in a run's temporary folder: what its workers have compiled.
+CODE_FILE, WORKERS_FOLDER = "templates", "compiled_templates"
+#: Templates with a text of the moment would fill it up: those of ours are a few hundred.
+MOST_TEMPLATES = 4000
+
+Key = tuple[Any, ...]
+
+
+class Documents:
+    """YAML that was parsed before the fork: our own files, plug-ins' documentation, collections' routing tables."""
+
+    def __init__(self) -> None:
+        import yaml  # noqa: PLC0415  loaded for the server
+        from ansible.module_utils._internal._datatag import AnsibleTagHelper  # noqa: PLC0415  loaded for the server
+
+        self._yaml, self._tags_of = yaml, AnsibleTagHelper.tags
+        self._parse = yaml.load
+        self._known: dict[Key, Any] = {}
+
+    def learn(self, files: Iterable[Path]) -> None:
+        """Parse what runs will ask for, in the words in which they do."""
+        from ansible.parsing.dataloader import DataLoader  # noqa: PLC0415  loaded for the server
+
+        self._yaml.load = self._remember
+        for file in files:
+            with contextlib.suppress(Exception):  # a run will say what is wrong with it
+                DataLoader().load_from_file(str(file), cache="none", unsafe=True, trusted_as_template=True)
+        for parse in (self._learn_documentation, self._learn_routing):
+            with contextlib.suppress(Exception):
+                parse()
+        self._yaml.load = self._parse
+
+    def install(self) -> None:
+        """Hand them out in this process, each once: what is done to a document stays with who has it."""
+        from ansible.parsing.dataloader import DataLoader  # noqa: PLC0415  loaded before the fork
+
+        self._yaml.load = self._recall
+        load = DataLoader.load_from_file
+
+        def load_own(loader: Any, file_name: str, cache: str = "all", unsafe: bool = False, **options: Any) -> Any:
+            """Give whoever wants one of his own what was read, instead of a copy of it."""
+            if unsafe or cache != "all" or loader.path_dwim(file_name) in loader._FILE_CACHE:
+                return load(loader, file_name, cache=cache, unsafe=unsafe, **options)
+            return load(loader, file_name, cache="none", unsafe=True, **options)
+
+        DataLoader.load_from_file = load_own
+
+    def _learn_documentation(self) -> None:
+        from ansible._internal._datatag._tags import Origin, TrustedAsTemplate  # noqa: PLC0415  loaded for the server
+        from ansible.parsing.yaml.loader import AnsibleLoader  # noqa: PLC0415  loaded for the server
+        from ansible.plugins.loader import fragment_loader  # noqa: PLC0415  loaded for the server
+        from ansible.utils.plugin_docs import add_fragments  # noqa: PLC0415  loaded for the server
+
+        loaded = [str(module.__file__) for name, module in sys.modules.items() if name.startswith("ansible.plugins.")]
+        plugins = [
+            *loaded,
+            *_callbacks("ansible.plugins.callback"),
+            *_callbacks("ansible_runner.display_callback.callback"),
+        ]
+        for path in dict.fromkeys(plugins):
+            text = Origin(path=path).tag(TrustedAsTemplate().tag(_documentation_in(path)))
+            if parsed := self._yaml.load(text, Loader=AnsibleLoader):
+                add_fragments(parsed, path, fragment_loader=fragment_loader)
+
+    def _learn_routing(self) -> None:
+        import ansible  # noqa: PLC0415  loaded for the server
+        from ansible.utils.collection_loader._collection_meta import _meta_yml_to_dict  # noqa: PLC0415  as above
+
+        found = [Path(ansible.__path__[0], "config", "ansible_builtin_runtime.yml")]
+        found += [Path(root, *OUR_COLLECTION, "meta", "runtime.yml") for root in sys.path]
+        for file in found:
+            if file.is_file():
+                _meta_yml_to_dict(file.read_bytes(), None)
+
+    def _key(self, text: Any, loader: type) -> Key:
+        return (loader, text if isinstance(text, bytes) else str(text), self._tags_of(text))
+
+    def _remember(self, stream: Any, Loader: type) -> Any:
+        parsed = self._parse(stream, Loader=Loader)
+        self._known[self._key(stream, Loader)] = copy.deepcopy(parsed)
+        return parsed
+
+    def _recall(self, stream: Any, Loader: type) -> Any:
+        if isinstance(stream, (str, bytes)) and (key := self._key(stream, Loader)) in self._known:
+            return self._known.pop(key)
+        return self._parse(stream, Loader=Loader)
+
+
+def _callbacks(package: str) -> list[str]:
+    """Ansible looks at all of them, and only at their names and words: they are not loaded here."""
+    spec = importlib.util.find_spec(package)
+    return [
+        str(path)
+        for place in (spec.submodule_search_locations or () if spec else ())
+        for path in Path(place).glob("*.py")
+    ]
+
+
+def _documentation_in(path: str) -> str:
+    for node in ast.parse(Path(path).read_bytes()).body:
+        if (
+            isinstance(node, ast.Assign)
+            and isinstance(node.targets[0], ast.Name)
+            and node.targets[0].id == "DOCUMENTATION"
+        ):
+            return str(ast.literal_eval(node.value))
+    return ""
+
+
+class Templates:
+    """Byte code by a template's text, from earlier runs and for later ones."""
+
+    def __init__(self, store: Path, local_tmp: Path) -> None:
+        self._file = store / CODE_FILE
+        self._workers = local_tmp / WORKERS_FOLDER
+        self._known = _read(self._file)
+        self._fresh: dict[Key, CodeType] = {}
+        self._expression: Key | None = None
+
+    def install(self) -> None:
+        """Compile through it in this process and its forks. What a worker compiles it writes down at its end."""
+        from ansible._internal._templating import _jinja_bits  # noqa: PLC0415  loaded before the fork
+        from ansible.executor.process.worker import WorkerProcess  # noqa: PLC0415  loaded before the fork
+        from jinja2.environment import TemplateExpression  # noqa: PLC0415  loaded before the fork
+
+        self._workers.mkdir(mode=0o700)
+        environment: Any = _jinja_bits.AnsibleEnvironment
+        context = _jinja_bits._TemplateCompileContext
+        if environment(ansible_basedir=None)._debuggable_template_source:
+            return
+        compile_, compile_expression, run = environment.compile, environment.compile_expression, WorkerProcess._run
+
+        def key_of(env: Any, kind: str, source: str) -> Key:
+            current = context.current(optional=True)
+            escapes = current.escape_backslashes if current else None
+            return (kind, type(env).__qualname__, str(source), escapes, *(getattr(env, name) for name in SYNTAX))
+
+        def by_text(env: Any, source: Any, *args: Any, **kwargs: Any) -> Any:
+            key = self._expression
+            if isinstance(source, str) and not args and not kwargs:
+                key = key_of(env, "template", source)
+            self._expression = None
+            return compile_(env, source, *args, **kwargs) if key is None else self._code(key, compile_, env, source)
+
+        def expression_by_text(env: Any, source: str, undefined_to_none: bool = True) -> Any:
+            key = key_of(env, "expression", source)
+            if code := self._known.get(key):
+                template = env.template_class.from_code(env, code, env.make_globals(None), None)
+                return TemplateExpression(template, undefined_to_none)
+            self._expression = key
+            try:
+                return compile_expression(env, source, undefined_to_none)
+            finally:
+                self._expression = None
+
+        def run_and_tell(worker: Any) -> Any:
+            self._fresh.clear()  # what is there is the parent's to tell
+            try:
+                return run(worker)
+            finally:
+                _write(self._workers / str(os.getpid()), self._fresh)
+
+        environment.compile, environment.compile_expression = by_text, expression_by_text
+        WorkerProcess._run = run_and_tell
+
+    def leave(self) -> None:
+        """Add what this run has compiled to what there is."""
+        fresh = dict(self._fresh)
+        for file in self._workers.iterdir():
+            fresh |= _read(file)
+        known = _read(self._file) if fresh else {}
+        if fresh.keys() - known.keys() and len(known | fresh) <= MOST_TEMPLATES:
+            _write(self._file, known | fresh)
+
+    def _code(self, key: Key, compile_: Callable[..., Any], env: Any, source: Any) -> Any:
+        if key not in self._known:
+            self._known[key] = self._fresh[key] = compile_(env, source)
+        return self._known[key]
+
+
+def share_filters() -> None:
+    """Wrap filters and tests once for all tasks, right before the first worker is forked, when every path is known."""
+    from ansible.executor.process.worker import WorkerProcess  # noqa: PLC0415  loaded before the fork
+    from ansible.plugins import loader  # noqa: PLC0415  loaded before the fork
+
+    start = WorkerProcess.start
+
+    def wrap_and_start(worker: Any) -> None:
+        for plugins in (loader.filter_loader, loader.test_loader):
+            plugins._ensure_non_collection_wrappers()
+        start(worker)
+
+    WorkerProcess.start = wrap_and_start
+
+
+def _read(file: Path) -> dict[Key, CodeType]:
+    try:
+        found: dict[Key, CodeType] = marshal.loads(file.read_bytes())  # noqa: S302  ours, in a folder that is only ours
+    except (OSError, ValueError, EOFError, TypeError):
+        return {}
+    return found
+
+
+def _write(file: Path, code: dict[Key, CodeType]) -> None:
+    """All at once: a reader sees the old file or the new one. A full disk costs the next run its start."""
+    if not code:
+        return
+    partial = file.with_name(f"{file.name}.{os.getpid()}")
+    with contextlib.suppress(OSError, ValueError):
+        partial.write_bytes(marshal.dumps(code))
+        partial.rename(file)

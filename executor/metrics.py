@@ -25,8 +25,8 @@ from executor.state import AgentState
 log = get_logger(__name__)
 
 SENDERS = 4
-#: A post costs two thirds of a millisecond of CPU, so this many a second are a twentieth of a core.
-MAX_POSTS_PER_S = 75.0
+#: A post costs 1.2 ms of CPU, so this many a second are a twentieth of a core.
+MAX_POSTS_PER_S = 40.0
 #: Few posts are sent at this pace: spreading them over the whole interval would only make them late.
 MIN_POSTS_PER_S = 20.0
 #: Share of the interval that posting may use.

@@ -147,7 +147,7 @@ class Templates:
     def install(self) -> None:
         """Compile through it in this process and its forks. What a worker compiles it writes down at its end."""
         from ansible._internal._templating import _jinja_bits  # noqa: PLC0415  loaded before the fork
-        from ansible.executor.process.worker import WorkerProcess  # noqa: PLC0415  loaded before the fork
+        from ansible.executor.task_executor import TaskExecutor  # noqa: PLC0415  loaded before the fork
         from jinja2.environment import TemplateExpression  # noqa: PLC0415  loaded before the fork
 
         self._workers.mkdir(mode=0o700)
@@ -155,7 +155,7 @@ class Templates:
         context = _jinja_bits._TemplateCompileContext
         if environment(ansible_basedir=None)._debuggable_template_source:
             return
-        compile_, compile_expression, run = environment.compile, environment.compile_expression, WorkerProcess._run
+        compile_, compile_expression, run = environment.compile, environment.compile_expression, TaskExecutor.run
 
         def key_of(env: Any, kind: str, source: str) -> Key:
             current = context.current(optional=True)
@@ -180,15 +180,16 @@ class Templates:
             finally:
                 self._expression = None
 
-        def run_and_tell(worker: Any) -> Any:
+        def run_and_tell(task: Any) -> Any:
+            """In the worker, before its result is sent: with the last one the play ends, and its workers with it."""
             self._fresh.clear()  # what is there is the parent's to tell
             try:
-                return run(worker)
+                return run(task)
             finally:
                 _write(self._workers / str(os.getpid()), self._fresh)
 
         environment.compile, environment.compile_expression = by_text, expression_by_text
-        WorkerProcess._run = run_and_tell
+        TaskExecutor.run = run_and_tell
 
     def leave(self) -> None:
         """Add what this run has compiled to what there is."""

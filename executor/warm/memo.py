@@ -148,7 +148,6 @@ class Templates:
         """Compile through it in this process and its forks. What a worker compiles it writes down at its end."""
         from ansible._internal._templating import _jinja_bits  # noqa: PLC0415  loaded before the fork
         from ansible.executor.task_executor import TaskExecutor  # noqa: PLC0415  loaded before the fork
-        from jinja2.environment import TemplateExpression  # noqa: PLC0415  loaded before the fork
 
         self._workers.mkdir(mode=0o700)
         environment: Any = _jinja_bits.AnsibleEnvironment
@@ -173,7 +172,7 @@ class Templates:
             key = key_of(env, "expression", source)
             if code := self._known.get(key):
                 template = env.template_class.from_code(env, code, env.make_globals(None), None)
-                return TemplateExpression(template, undefined_to_none)
+                return _jinja_bits.TemplateExpression(template, undefined_to_none)
             self._expression = key
             try:
                 return compile_expression(env, source, undefined_to_none)

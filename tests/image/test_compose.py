@@ -61,7 +61,7 @@ def test_the_service_runs_as_safely_as_the_file_says_and_stops_in_order(tmp_path
         host = facts["HostConfig"]
         assert host["ReadonlyRootfs"]
         assert not facts["EffectiveCaps"]
-        assert (host["Memory"], host["PidsLimit"]) == (1 << 30, 512)  # podman-compose drops memswap_limit
+        assert (host["Memory"], host["PidsLimit"]) == (1536 * 1024 * 1024, 512)  # podman-compose drops memswap_limit
         assert facts["Config"]["User"] == f"{USER_ID}:{USER_ID}"
         assert not [entry for entry in facts["Config"]["Env"] if "TOKEN=" in entry or "SECRET=" in entry]
         assert container.execute("cat", "/run/secrets/fulcrum_api_token").stdout == NOBODY["FULCRUM_API_TOKEN"]

@@ -356,10 +356,13 @@ def test_what_does_not_fit_into_a_turn_comes_first_in_the_next_and_is_said_once(
     for vmid in vmids:
         map_vm(sqlite_engine, vmid)
     pve.rows = [vm(vmid) for vmid in sorted(vmids)]
-    metrics.interval_s = 0.4  # room for some twenty posts of eighty
+    metrics.interval_s = 0.8  # room for some twenty posts of eighty
     turns: list[set[int]] = []
-    while not set().union(*turns) >= vmids and len(turns) < 40:
+    for _ in range(60):
         turns.append({int(entry["agentInstanceId"].rpartition("/")[2]) for entry in posted()})
+        if set().union(*turns) >= vmids:
+            break
+    turns = [turn for turn in turns if turn]  # a machine that is busy elsewhere posts nothing in a short turn
     assert set().union(*turns) >= vmids, "a VM was left out in every turn"
     assert len(turns) > 1, "all of them fitted: no test"
     assert min(turns[1]) >= max(turns[0])

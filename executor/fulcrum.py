@@ -467,6 +467,18 @@ class FulcrumClient:
                 unusable.append(f"item {position}: {kind_of(exc)}")
         return PendingJobs(list(found.values()), unusable)
 
+    def knows_job(self, job_id: str) -> bool:
+        """After a 403 about a job: False when FulcrumCore answers us and still refuses the job, gone or another's.
+
+        A 403 may as well be an outage of its database (table 10.2 of the contract), over by now. Raises as `get_self`.
+        """
+        self.get_self()
+        try:
+            self.get_job(job_id)
+        except FulcrumAuthFailing:
+            return False
+        return True
+
     def get_job(self, fulcrum_id: str) -> CoreJob:
         """Read one job. An unknown one, removed by retention, is FulcrumAuthFailing: FulcrumCore says 403."""
         path = f"/jobs/{_id(fulcrum_id)}"

@@ -115,8 +115,9 @@ class Reporter:
         try:
             return self._deliver(job)
         except FulcrumAuthFailing:
-            # On one job: it is gone or foreign. On everything: postponed by the error of the next call.
-            self.fulcrum.get_self()
+            # On everything: postponed by the error of the next call.
+            if self.fulcrum.knows_job(job.fulcrum_id):
+                raise FulcrumUnavailable("FulcrumCore refused the report of a job that it has", status=500) from None
             return ReportState.ABANDONED, "FulcrumCore does not know the job any more, or it is not ours"
         except FulcrumUnavailable as error:
             if error.status == 500 and job.status == JobStatus.COMPLETED and job.report_attempts >= PATIENCE_ATTEMPTS:

@@ -139,7 +139,8 @@ class Worker:
             raise _Abandoned(f"FulcrumCore refused the claim: the job is {status} there") from None
         except FulcrumAuthFailing:
             # One job's 403 means that it is gone or foreign; 403 on everything means something else.
-            self.fulcrum.get_self()
+            if self.fulcrum.knows_job(job.fulcrum_id):
+                raise FulcrumUnavailable("FulcrumCore refused the claim of a job that it has", status=500) from None
             raise _Abandoned("FulcrumCore does not know the job any more, or it is not ours") from None
 
     def _ask(self, fulcrum_id: str) -> str:
@@ -147,7 +148,8 @@ class Worker:
         try:
             found: CoreJob = self.fulcrum.get_job(fulcrum_id)
         except FulcrumAuthFailing:
-            self.fulcrum.get_self()
+            if self.fulcrum.knows_job(fulcrum_id):
+                raise FulcrumUnavailable("FulcrumCore refused to show a job that it has", status=500) from None
             raise _Abandoned("FulcrumCore does not know the job any more, or it is not ours") from None
         if found.status not in ("Pending", "Processing"):
             raise _Abandoned(f"FulcrumCore has the job as {found.status}")

@@ -48,6 +48,16 @@ def test_f11_fulcrumcore_is_away_while_a_job_runs(rig: Rig, outage: str) -> None
     assert rig.lab.executor.poll() is None
 
 
+@pytest.mark.parametrize("call", ["claim", "complete"])
+def test_f11_a_403_about_one_job_that_is_over_at_once_ends_nothing(rig: Rig, call: str) -> None:
+    """One call about a job is answered 403, as during an outage of FulcrumCore's database → the job goes on."""
+    rig.lab.core.fault("status", status=403, method="POST", path=f"/{call}$", times=1)
+    service_id = rig.order(f"f11-403-{call}")
+    assert rig.settled(service_id)["status"] == "Stopped"
+    assert not [event for event in rig.lab.log_events("job_abandoned") if event["service_id"] == service_id]
+    rig.prove()
+
+
 DAY_S = 24 * 3600
 JOBS_OF_A_DAY = 300
 

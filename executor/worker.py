@@ -182,6 +182,9 @@ class Worker:
         now_at_core = utc_now().timestamp() + self.fulcrum.clock_offset_s
         left = job.deadline_at.timestamp() - now_at_core - REPORT_MARGIN_S
         if left < SHORTEST_RUN_S:
+            code, _, held_up_by = (job.error_message or "").partition(": ")
+            if held_up_by and code in set(ErrorCode):  # what used up the time says more than that it is over
+                raise JobError(ErrorCode(code), held_up_by)
             raise JobError(ErrorCode.DEADLINE, f"{max(left, 0):.0f} s are left, too few to begin")
         return left
 

@@ -11,6 +11,10 @@ from executor.log import get_logger
 log = get_logger(__name__)
 
 
+#: So long after an outage a failure may be of a call that began during it.
+STRAGGLERS_S = 2.0
+
+
 class Link:
     """Whether an outside system answers. A change is logged once, however many calls notice it."""
 
@@ -18,6 +22,7 @@ class Link:
         self._name = name
         self._lock = threading.Lock()
         self._down_since: float | None = None
+        self._back_at = float("-inf")
         self._reason = ""
 
     @property
@@ -34,14 +39,17 @@ class Link:
         """Write down an answer; True when it is the first after an outage."""
         with self._lock:
             since, self._down_since, self._reason = self._down_since, None, ""
-        if since is None:
-            return False
+            if since is None:
+                return False
+            self._back_at = time.monotonic()
         log.info(f"{self._name}_answered_again", outage_s=round(time.monotonic() - since, 1))
         return True
 
     def note_down(self, reason: str) -> None:
-        """Write down a failure; only the first of an outage is logged."""
+        """Write down a failure; only the first of an outage is logged, and none that is late for the one before."""
         with self._lock:
+            if time.monotonic() - self._back_at < STRAGGLERS_S:
+                return
             first = self._down_since is None
             if first:
                 self._down_since = time.monotonic()

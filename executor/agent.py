@@ -353,18 +353,21 @@ class Agent:
         """True when a limited mode has nothing left to do."""
         if not self.state.agent_id or self.state.polls == 0 or self._slots:
             return False
+        has_open_jobs = self._has_open_jobs()
+        if has_open_jobs or self.mode is Mode.ONCE:
+            return not has_open_jobs
+        # FulcrumCore may have waited for our last report before it shows the next job of a group; and the poll that
+        # ends first may have begun before that report.
+        enough = self.state.polls + 2
+        while self.state.polls < enough and not self._signals:
+            self.state.poll_wanted.set()
+            time.sleep(TICK_S)
+        return not self._has_open_jobs()
+
+    def _has_open_jobs(self) -> bool:
         with reading(self.engine) as session:
             counts = job_queue.counts(session)
-        open_jobs = counts["pending"] + counts["processing"] + counts["reports_due"]
-        if open_jobs or self.mode is Mode.ONCE:
-            return not open_jobs
-        # FulcrumCore may have waited for our last report before it shows the next job of a group.
-        seen = self.state.polls
-        self.state.poll_wanted.set()
-        while self.state.polls == seen and not self._signals:
-            time.sleep(TICK_S)
-        with reading(self.engine) as session:
-            return job_queue.counts(session)["pending"] == 0
+        return bool(counts["pending"] + counts["processing"] + counts["reports_due"])
 
     # --- loops ----------------------------------------------------------------------------------------------------
 

@@ -85,8 +85,12 @@ def module_environment(bundle: str) -> dict[str, str]:
 
 
 def _read_file(path: str) -> dict[str, Any]:
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # as safe, and ten times as fast: every task asks
-    content = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=loader)  # noqa: S506  one of the safe ones
+    # As safe as the other, and ten times as fast: every task asks.
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(Path(path).read_text(encoding="utf-8"))
+    try:
+        content = loader.get_single_data()
+    finally:
+        loader.dispose()
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds no YAML mapping")
     return content

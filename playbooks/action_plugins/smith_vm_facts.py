@@ -237,7 +237,7 @@ class Cluster:
     def tasks(self, node: str, vmid: int) -> list[dict[str, Any]]:
         """Our own Proxmox tasks of this VM, newest first. One that runs has no status."""
         tasks = list(self.api.nodes(node).tasks.get(vmid=vmid, source="all", limit=50)) if node else []
-        return sorted(tasks, key=lambda task: -int(task.get("starttime") or 0))
+        return newest_first(tasks)
 
     def log_mentions(self, task: dict[str, Any], vmid: int) -> bool:
         """Tell whether a clone's log speaks of this VMID: the task itself carries the template's."""
@@ -413,6 +413,11 @@ class Question:
             if found is None or found or time.time() >= until:
                 return found or []
             time.sleep(1)
+
+
+def newest_first(tasks: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Sort Proxmox's tasks. Of those of one second, its worker's start in clock ticks (`pstart`) tells the later."""
+    return sorted(tasks, key=lambda task: (int(task.get("starttime") or 0), int(task.get("pstart") or 0)), reverse=True)
 
 
 def is_running(task: dict[str, Any]) -> bool:

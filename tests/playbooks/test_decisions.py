@@ -235,6 +235,15 @@ TASK_STATES = [
 ]
 
 
+def test_of_two_tasks_of_one_second_the_one_that_began_later_is_the_newest() -> None:
+    """A container's stop and start fit into a second; the start's failure must not hide behind the stop."""
+    stop = {"type": "vzstop", "starttime": 1_700_000_000, "pstart": 7_000, "status": "OK"}
+    start = {"type": "vzstart", "starttime": 1_700_000_000, "pstart": 7_007, "status": "start broke"}
+    older = {"type": "vzcreate", "starttime": 1_699_999_999, "pstart": 9_000, "status": "OK"}
+    for tasks in ([stop, start, older], [start, older, stop], [older, stop, start]):
+        assert [task["type"] for task in LOOKING.newest_first(tasks)] == ["vzstart", "vzstop", "vzcreate"]
+
+
 @pytest.mark.parametrize(("status", "is_running", "has_failed"), TASK_STATES)
 def test_a_tasks_state_is_read_from_its_status(status: str | None, is_running: bool, has_failed: bool) -> None:
     task = {"status": status} if status else {}

@@ -59,7 +59,18 @@ class Documents:
 
     def install(self) -> None:
         """Hand them out in this process, each once: what is done to a document stays with who has it."""
+        from ansible.parsing.dataloader import DataLoader  # noqa: PLC0415  loaded before the fork
+
         self._yaml.load = self._recall
+        load = DataLoader.load_from_file
+
+        def load_own(loader: Any, file_name: str, cache: str = "all", unsafe: bool = False, **options: Any) -> Any:
+            """Give whoever wants one of his own what was read, instead of a copy of it."""
+            if unsafe or cache != "all" or loader.path_dwim(file_name) in loader._FILE_CACHE:
+                return load(loader, file_name, cache=cache, unsafe=unsafe, **options)
+            return load(loader, file_name, cache="none", unsafe=True, **options)
+
+        DataLoader.load_from_file = load_own
 
     def _learn_documentation(self) -> None:
         from ansible._internal._datatag._tags import Origin, TrustedAsTemplate  # noqa: PLC0415  loaded for the server

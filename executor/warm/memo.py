@@ -114,13 +114,11 @@ class Documents:
 
 
 def _callbacks(package: str) -> list[str]:
-    """Ansible looks at all of them, and only at their names and words: they are not loaded here."""
-    spec = importlib.util.find_spec(package)
-    return [
-        str(path)
-        for place in (spec.submodule_search_locations or () if spec else ())
-        for path in Path(place).glob("*.py")
-    ]
+    """Ansible looks at all of them, at their names and words only: neither they nor their packages are loaded here."""
+    top, *inner = package.split(".")
+    spec = importlib.util.find_spec(top)
+    places = (spec.submodule_search_locations or []) if spec else []
+    return [str(path) for place in places for path in Path(place, *inner).glob("*.py")]
 
 
 def _documentation_in(path: str) -> str:

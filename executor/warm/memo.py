@@ -13,9 +13,10 @@ import importlib.util
 import marshal
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
-from types import CodeType
+from types import CodeType, SimpleNamespace
 from typing import Any
 
 #: Syntax that a template's text is read by: attributes of Jinja's environment.
@@ -25,8 +26,8 @@ SYNTAX = (
     *("trim_blocks", "lstrip_blocks", "newline_sequence", "keep_trailing_newline", "optimized", "is_async"),
 )
 OUR_COLLECTION = ("ansible_collections", "community", "proxmox")
-#: In the store: the byte code of all runs; in a run's temporary folder: what its workers have compiled.
-CODE_FILE, WORKERS_FOLDER = "templates", "compiled_templates"
+#: In the store: the byte code of all runs.
+CODE_FILE = "templates"
 #: Templates with a text of the moment would fill it up: those of ours are a few hundred.
 MOST_TEMPLATES = 4000
 
@@ -135,24 +136,22 @@ def _documentation_in(path: str) -> str:
 class Templates:
     """Byte code by a template's text, from earlier runs and for later ones."""
 
-    def __init__(self, store: Path, local_tmp: Path) -> None:
+    def __init__(self, store: Path) -> None:
         self._file = store / CODE_FILE
-        self._workers = local_tmp / WORKERS_FOLDER
         self._known = _read(self._file)
-        self._fresh: dict[Key, CodeType] = {}
+        self._used: dict[Key, CodeType] = {}
+        self._fresh: dict[Key, bytes] = {}
         self._expression: Key | None = None
 
     def install(self) -> None:
-        """Compile through it in this process and its forks. What a worker compiles it writes down at its end."""
+        """Compile through it in this process and its forks. What a fork compiles is lost with it."""
         from ansible._internal._templating import _jinja_bits  # noqa: PLC0415  loaded before the fork
-        from ansible.executor.task_executor import TaskExecutor  # noqa: PLC0415  loaded before the fork
 
-        self._workers.mkdir(mode=0o700)
         environment: Any = _jinja_bits.AnsibleEnvironment
         context = _jinja_bits._TemplateCompileContext
         if environment(ansible_basedir=None)._debuggable_template_source:
             return
-        compile_, compile_expression, run = environment.compile, environment.compile_expression, TaskExecutor.run
+        compile_, compile_expression = environment.compile, environment.compile_expression
 
         def key_of(env: Any, kind: str, source: str) -> Key:
             current = context.current(optional=True)
@@ -164,12 +163,17 @@ class Templates:
             if isinstance(source, str) and not args and not kwargs:
                 key = key_of(env, "template", source)
             self._expression = None
-            return compile_(env, source, *args, **kwargs) if key is None else self._code(key, compile_, env, source)
+            if key is None:
+                return compile_(env, source, *args, **kwargs)
+            if key not in self._used and key not in self._known:
+                self._used[key] = compile_(env, source)
+                self._fresh[key] = marshal.dumps(self._used[key])
+            return self._code(key)
 
         def expression_by_text(env: Any, source: str, undefined_to_none: bool = True) -> Any:
             key = key_of(env, "expression", source)
-            if code := self._known.get(key):
-                template = env.template_class.from_code(env, code, env.make_globals(None), None)
+            if key in self._used or key in self._known:
+                template = env.template_class.from_code(env, self._code(key), env.make_globals(None), None)
                 return _jinja_bits.TemplateExpression(template, undefined_to_none)
             self._expression = key
             try:
@@ -177,59 +181,51 @@ class Templates:
             finally:
                 self._expression = None
 
-        def run_and_tell(task: Any) -> Any:
-            """In the worker, before its result is sent: with the last one the play ends, and its workers with it."""
-            self._fresh.clear()  # what is there is the parent's to tell
-            try:
-                return run(task)
-            finally:
-                _write(self._workers / str(os.getpid()), self._fresh)
-
         environment.compile, environment.compile_expression = by_text, expression_by_text
-        TaskExecutor.run = run_and_tell
 
     def leave(self) -> None:
         """Add what this run has compiled to what there is."""
-        fresh = dict(self._fresh)
-        for file in self._workers.iterdir():
-            fresh |= _read(file)
-        known = _read(self._file) if fresh else {}
-        if fresh.keys() - known.keys() and len(known | fresh) <= MOST_TEMPLATES:
-            _write(self._file, known | fresh)
+        if not self._fresh:
+            return
+        known = _read(self._file)  # by now others may have left theirs
+        if self._fresh.keys() - known.keys() and len(known | self._fresh) <= MOST_TEMPLATES:
+            _write(self._file, known | self._fresh)
 
-    def _code(self, key: Key, compile_: Callable[..., Any], env: Any, source: Any) -> Any:
-        if key not in self._known:
-            self._known[key] = self._fresh[key] = compile_(env, source)
-        return self._known[key]
+    def _code(self, key: Key) -> CodeType:
+        """Of hundreds that are known a run uses a few dozen; only those become code."""
+        if key not in self._used:
+            self._used[key] = marshal.loads(self._known[key])  # noqa: S302  ours, in a folder that is only ours
+        return self._used[key]
 
 
-def share_filters() -> None:
-    """Wrap filters and tests once for all tasks, right before the first worker is forked, when every path is known."""
-    from ansible.executor.process.worker import WorkerProcess  # noqa: PLC0415  loaded before the fork
+def list_folders_once() -> None:
+    """Read each folder of plugins once in a run. Ansible reads it for each name that it looks up there."""
+    import glob  # noqa: PLC0415  for this purpose alone
+
     from ansible.plugins import loader  # noqa: PLC0415  loaded before the fork
 
-    start = WorkerProcess.start
+    names_in = cache(os.listdir)
 
-    def wrap_and_start(worker: Any) -> None:
-        for plugins in (loader.filter_loader, loader.test_loader):
-            plugins._ensure_non_collection_wrappers()
-        start(worker)
+    def iglob(pattern: str) -> Iterable[str]:
+        folder, name = os.path.split(pattern)
+        stem = name.removesuffix("*")
+        if glob.has_magic(folder + stem) or not stem.endswith(".") or not os.path.isdir(folder):
+            return glob.iglob(pattern)
+        return [os.path.join(folder, found) for found in names_in(folder) if found.startswith(stem)]
 
-    WorkerProcess.start = wrap_and_start
+    loader.glob = SimpleNamespace(glob=glob.glob, iglob=iglob)
 
 
-def _read(file: Path) -> dict[Key, CodeType]:
+def _read(file: Path) -> dict[Key, bytes]:
     try:
-        found: dict[Key, CodeType] = marshal.loads(file.read_bytes())  # noqa: S302  ours, in a folder that is only ours
+        found: dict[Key, bytes] = marshal.loads(file.read_bytes())  # noqa: S302  ours, in a folder that is only ours
     except (OSError, ValueError, EOFError, TypeError):
         return {}
     return found
 
 
-def _write(file: Path, code: dict[Key, CodeType]) -> None:
+def _write(file: Path, code: dict[Key, bytes]) -> None:
     """All at once: a reader sees the old file or the new one. A full disk costs the next run its start."""
-    if not code:
-        return
     partial = file.with_name(f"{file.name}.{os.getpid()}")
     with contextlib.suppress(OSError, ValueError):
         partial.write_bytes(marshal.dumps(code))

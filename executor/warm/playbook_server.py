@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from executor.warm import forkserver, memo, payloads
+from executor.warm import forkserver, memo, payloads, tasks
 from executor.warm.forkserver import Refusal, Request
 from executor.warm.versions import is_tested
 
@@ -39,9 +39,13 @@ OUR_FILES = ("playbooks/*.yml", "roles/*/*/*.yml", "inventory/**/*.yml")
 NEEDED = (
     *(f"ansible.plugins.action.{name}" for name in ("assert", "debug", "fail", "normal", "set_fact", "set_stats")),
     *("ansible.plugins.action.validate_argument_spec", "ansible.plugins.strategy.linear"),
-    *("ansible.plugins.cache.memory", "ansible.plugins.lookup.env", "ansible.plugins.callback.default"),
+    *("ansible.plugins.cache.memory", "ansible.plugins.lookup.env", "ansible.modules"),
+    *(f"ansible.plugins.callback.{name}" for name in ("default", "junit", "minimal", "oneline", "tree")),
     *("ansible.plugins.inventory.yaml", "ansible.plugins.inventory.host_list"),
     *("ansible.executor.module_common", "ansible.executor.process.worker", "ansible.executor.task_executor"),
+    *("ansible.playbook.handler_task_include", "ansible.utils._junit_xml", "xml.dom.minidom"),
+    *("ansible.module_utils._internal._json._profiles._module_legacy_c2m",),
+    *("ansible.module_utils._internal._json._profiles._module_legacy_m2c",),
     *("ansible.template", "ansible.inventory.manager", "ansible.vars.manager", "ansible.utils.vars"),
     *("ansible.module_utils._internal._ansiballz._loader", "ansible._internal._ansiballz._builder"),
     *("executor.error_rules", "executor.warm.connection", "base64", "contextlib", "functools"),
@@ -95,10 +99,11 @@ class Playbooks:
             return _play()
         local_tmp = Path(self._constants["DEFAULT_LOCAL_TMP"])
         payloads.take(self._store, local_tmp)
-        templates = memo.Templates(self._store, local_tmp)
+        templates = memo.Templates(self._store)
         for shared in (self._documents, templates):
             shared.install()
-        memo.share_filters()
+        memo.list_folders_once()
+        tasks.install()
         code = _play()
         payloads.leave(self._store, local_tmp)
         templates.leave()

@@ -23,6 +23,7 @@ from sqlalchemy import (
     DateTime,
     Dialect,
     Engine,
+    Float,
     ForeignKey,
     Index,
     Integer,
@@ -32,6 +33,7 @@ from sqlalchemy import (
     create_engine,
     event,
     func,
+    literal,
     select,
     text,
 )
@@ -80,22 +82,22 @@ class db_now(FunctionElement[datetime]):
     """The database's own clock, `offset_s` seconds from now: leases never trust a node's clock."""
 
     type = UtcDateTime()
-    inherit_cache = False
+    inherit_cache = True  # the offset is a parameter, so that a statement is turned into SQL once
 
     def __init__(self, offset_s: float = 0.0) -> None:
-        super().__init__()
-        self.offset_s = float(offset_s)
+        super().__init__(literal(float(offset_s), Float()))
 
 
 @compiles(db_now, "sqlite")
-def _sqlite_now(element: db_now, _compiler: Any, **_kw: Any) -> str:
+def _sqlite_now(element: db_now, compiler: Any, **kw: Any) -> str:
     # The same text form in which SQLAlchemy stores a DateTime, so that texts compare as times do.
-    return f"strftime('%Y-%m-%d %H:%M:%f000', 'now', '{element.offset_s:+.3f} seconds')"
+    offset = compiler.process(element.clauses, **kw)
+    return f"strftime('%Y-%m-%d %H:%M:%f000', 'now', printf('%+.3f seconds', {offset}))"
 
 
 @compiles(db_now, "postgresql")
-def _postgresql_now(element: db_now, _compiler: Any, **_kw: Any) -> str:
-    return f"(clock_timestamp() + make_interval(secs => {element.offset_s:.3f}))"
+def _postgresql_now(element: db_now, compiler: Any, **kw: Any) -> str:
+    return f"(clock_timestamp() + make_interval(secs => {compiler.process(element.clauses, **kw)}))"
 
 
 class Base(DeclarativeBase):

@@ -11,7 +11,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, func, select, update
+from sqlalchemy import Engine, event, func, select, update
 from sqlalchemy.orm import Session
 from support.databases import LONG_AGO, new_job, row, submit
 
@@ -284,6 +284,35 @@ def test_eight_threads_take_every_job_once_and_never_two_of_a_service(engine: En
 def _left(engine: Engine) -> bool:
     with reading(engine) as session:
         return job_queue.counts(session)["pending"] > 0
+
+
+def test_no_statement_of_a_jobs_way_is_turned_into_sql_twice(engine: Engine) -> None:
+    """To compile a claim takes several times as long as to run it, and idle agents ask once a second."""
+    outcomes: set[str] = set()
+
+    def watch(_connection: Any, _cursor: Any, statement: str, _values: Any, context: Any, _many: bool) -> None:
+        if context.compiled is not None and "SAVEPOINT" not in statement:
+            outcomes.add(context.cache_hit.name)
+
+    def go_the_way() -> None:
+        submit(engine, tenant_id="a")
+        job = claimed(engine, max_creates=3)
+        with transaction(engine) as session:
+            job_queue.renew(session, "alice", lease_s=LEASE_S)
+            job_queue.reap(session)
+            job_queue.tick(session, "Poll", 1.0)
+        put_back(engine, job, pause_s=60)
+        let_it_be_due(engine, job.id)
+        finish(engine, claimed(engine, max_creates=3))
+        with transaction(engine) as session:
+            job_queue.postpone_report(session, job.id, pause_s=60, note="later")
+            assert job_queue.due_reports(session, 10) == []
+
+    go_the_way()
+    event.listen(engine, "before_cursor_execute", watch)
+    go_the_way()
+
+    assert outcomes == {"CACHE_HIT"}
 
 
 # --- the fence ----------------------------------------------------------------------------------------------------

@@ -263,6 +263,85 @@ def test_a_vm_found_by_its_marker_is_taken_in(engine: Engine) -> None:
         assert mappings.adopt(session, vmid=102, **wanted) is None
     mapping = row(engine, adopted.id)
     assert (mapping.state, mapping.node, mapping.name) == ("active", "pve1", "web-0a1b2c3d")
+    assert mapping.note == "found by its marker"
+
+
+def take_in(engine: Engine, vmid: int, service_id: str = SERVICE, cluster: str = "c") -> int | None:
+    with transaction(engine) as session:
+        wanted = {"cluster": cluster, "name": "found", "node": "pve2", "kind": "lxc"}
+        mapping = mappings.take_in(session, service_id=service_id, vmid=vmid, **wanted)
+        return None if mapping is None else mapping.id
+
+
+def orphaned(engine: Engine, *args: Any) -> int:
+    mapping_id = reserved(engine, *args)
+    with transaction(engine) as session:
+        mappings.mark_orphaned(session, mapping_id, "gone")
+        session.execute(update(Mapping).values(updated_at=db_now(-3600)))
+    return mapping_id
+
+
+def test_a_vm_that_its_mapping_has_lost_and_finds_again_lives_on_under_its_own_name(engine: Engine) -> None:
+    mapping_id = orphaned(engine)
+    before = row(engine, mapping_id)
+
+    assert take_in(engine, 101) == mapping_id
+
+    mapping = row(engine, mapping_id)
+    assert (mapping.state, mapping.node, mapping.name, mapping.kind) == ("active", "pve2", "found", "lxc")
+    assert mapping.note == "found by its marker"
+    assert mapping.updated_at > before.updated_at
+
+
+def test_an_orphaned_mapping_ends_when_its_vm_is_found_under_another_vmid(engine: Engine) -> None:
+    old = orphaned(engine)
+
+    new = take_in(engine, 102)
+
+    assert new not in {None, old}
+    ended, begun = row(engine, old), row(engine, new or 0)
+    assert (ended.state, ended.note) == ("deleted", "the VM was found on VMID 102")
+    assert ended.deleted_at is not None
+    assert (begun.state, begun.vmid, begun.node, begun.name) == ("active", 102, "pve2", "found")
+
+
+@pytest.mark.parametrize(("vmid", "cluster"), [(102, "c"), (101, "another cluster")])
+def test_another_vm_is_not_taken_in_while_the_service_has_one(engine: Engine, vmid: int, cluster: str) -> None:
+    mapping_id = reserved(engine)
+    apply_result(engine, mapping_id, status="running", node="pve1")
+
+    assert take_in(engine, vmid, SERVICE, cluster) is None
+
+    mapping = row(engine, mapping_id)
+    assert (mapping.state, mapping.vmid, mapping.node) == ("active", 101, "pve1")
+
+
+def test_a_vm_on_anothers_vmid_is_not_taken_in_and_the_orphan_stays(engine: Engine) -> None:
+    mapping_id = orphaned(engine)
+    reserved(engine, OTHER, 102)
+
+    assert take_in(engine, 102) is None
+    assert row(engine, mapping_id).state == "orphaned"
+
+
+def test_where_a_vm_was_seen_is_written_down(engine: Engine) -> None:
+    mapping_id, other = reserved(engine), reserved(engine, OTHER, 102)
+    with transaction(engine) as session:
+        session.execute(update(Mapping).values(updated_at=db_now(-3600)))
+    before = row(engine, mapping_id)
+    with transaction(engine) as session:
+        mappings.note_node(session, mapping_id, "pve3")
+
+    assert row(engine, mapping_id).node == "pve3"
+    assert row(engine, mapping_id).updated_at > before.updated_at
+    assert row(engine, other).node is None
+
+
+def test_a_released_reservation_says_why(engine: Engine) -> None:
+    mapping_id = reserved(engine)
+    with transaction(engine) as session:
+        mappings.release(session, mapping_id, "somebody else's")
+    assert row(engine, mapping_id).note == "somebody else's"
 
 
 # --- questions ----------------------------------------------------------------------------------------------------
@@ -297,6 +376,33 @@ def test_a_marked_vm_is_doomed_until_its_mark_or_the_vm_is_gone(engine: Engine) 
         assert mappings.due(session, "c") == []
     apply_result(engine, mapping_id, status="stopped", delete_at=0)
     assert (row(engine, mapping_id).state, row(engine, mapping_id).delete_at) == ("active", None)
+
+
+def test_those_that_are_longest_overdue_are_due_first_and_no_more_than_asked_for(engine: Engine) -> None:
+    by_age = {}
+    for vmid, delete_at in ((101, 3_000), (102, 1_000), (103, 2_000)):
+        mapping_id = reserved(engine, str(uuid.uuid4()), vmid)
+        apply_result(engine, mapping_id, status="stopped", delete_at=delete_at)
+        by_age[delete_at] = mapping_id
+    with reading(engine) as session:
+        assert [mapping.id for mapping in mappings.due(session, "c")] == [by_age[age] for age in sorted(by_age)]
+        assert [mapping.id for mapping in mappings.due(session, "c", limit=1)] == [by_age[1_000]]
+
+
+def test_a_vm_that_was_destroyed_is_not_due_again(engine: Engine) -> None:
+    mapping_id = reserved(engine)
+    apply_result(engine, mapping_id, status="stopped", delete_at=1_000)
+    apply_result(engine, mapping_id, status="absent")
+    with reading(engine) as session:
+        assert row(engine, mapping_id).delete_at is not None
+        assert mappings.due(session, "c") == []
+
+
+def test_a_listing_is_no_longer_than_asked_for(engine: Engine) -> None:
+    for vmid in (101, 102, 103):
+        reserved(engine, str(uuid.uuid4()), vmid)
+    with reading(engine) as session:
+        assert [mapping.vmid for mapping in mappings.listing(session, limit=2)] == [103, 102]
 
 
 def test_a_doomed_vm_holds_its_vmid(engine: Engine) -> None:

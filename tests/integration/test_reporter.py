@@ -154,6 +154,13 @@ def test_what_a_completion_says_depends_on_action_and_vm(action: str, vm: Json, 
     assert said.get("agent_instance_data", {}) == {name: vm[name] for name in vm if name != "status"} or not members
 
 
+def test_a_vm_that_is_kept_a_while_after_its_deletion_is_told_without_its_instance_id() -> None:
+    vm = {"vmid": 101, "node": "pve1", "name": "web", "delete_at": 1_800_000_000, "status": "stopped", "cores": 2}
+    kept = {"vmid": 101, "node": "pve1", "name": "web", "delete_at": 1_800_000_000}
+    assert completion(Job(action="delete", result=vm), "agent") == {"agent_instance_data": kept}
+    assert completion(Job(action="delete", result={"vmid": 101, "status": "absent"}), "agent") == {}
+
+
 def test_a_failure_is_told_in_our_words(outbox: Outbox) -> None:
     job = outbox.ordered()
     outbox.ended(job, FAILED)

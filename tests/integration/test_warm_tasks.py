@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from integration.test_warm import Site, events_of, run_dir, said
+from integration.test_warm import Site, debug, events_of, run_dir, said
 
 from executor.jobs import PlaybookRun, RunArtifacts, RunStatus
 
@@ -122,3 +122,11 @@ def test_a_tasks_own_time_limit_holds(site: Site) -> None:
 
     assert done.rc == 0
     assert "Timed out after 1 second" in said(done)
+
+
+def test_a_result_that_no_pipe_holds_at_once_arrives(site: Site) -> None:
+    """The play writes it to the pipe that it reads itself, in another thread."""
+    done = site.warmed().play(debug("{{ 'x' * 400000 }}"))
+
+    assert done.rc == 0
+    assert said(done).count("x") == 400_000

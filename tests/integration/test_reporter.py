@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
@@ -265,6 +266,36 @@ def test_a_failure_that_is_refused_while_the_job_is_ours_is_tried_again(outbox: 
     assert str(outbox.row(job_id).report_note).startswith("the failure was refused: ")
     outbox.turn()
     assert outbox.row(job_id).report_state == "reported"
+
+
+def test_a_claim_that_is_refused_between_two_questions_is_tried_again(outbox: Outbox) -> None:
+    job = outbox.ordered(claimed=False)
+    outbox.world.sim.fault("status", status=400, method="POST", path="/claim$", times=1)
+    job_id = outbox.ended(job, made())
+    outbox.turn()
+    row = outbox.row(job_id)
+    assert (row.report_state, row.report_attempts) == ("due", 1)
+    assert row.report_note
+    assert outbox.state.fulcrum.is_up, "it answered, about this job"
+    outbox.turn()
+    assert outbox.row(job_id).report_state == "reported"
+
+
+def test_each_report_is_logged_with_its_job_and_one_that_was_not_taken_is_an_error(outbox: Outbox) -> None:
+    job, given_up = outbox.ordered(), outbox.ordered()
+    assert outbox.world.agent.complete(given_up).status_code == 204
+    outbox.ended(job, made())
+    outbox.ended(given_up, FAILED)
+    with structlog.testing.capture_logs(processors=[structlog.contextvars.merge_contextvars]) as logs:
+        outbox.turn()
+    told = {entry["job_id"]: entry for entry in logs if entry["event"] == "job_reported"}
+    assert told[job["id"]] == {
+        **{"event": "job_reported", "log_level": "info", "report_state": "reported", "note": None},
+        **{"status": "completed", "action": "create", "job_id": job["id"], "service_id": job["serviceId"]},
+    }
+    entry = told[given_up["id"]]
+    assert (entry["log_level"], entry["report_state"], entry["status"]) == ("error", "orphaned", "failed")
+    assert entry["note"] == "FulcrumCore has the job as Completed; the outcome here is kept"
 
 
 def test_an_instance_that_another_service_holds_is_told_as_a_failure_after_some_patience(outbox: Outbox) -> None:

@@ -45,7 +45,7 @@ def _burst(lab: LabSystem, services: int) -> Json:
             lab.order(f"burst-{number}")
         ordered_s = time.monotonic() - started
         try:
-            wait_for(lambda: not _open(lab), JOB_TIMEOUT_S + 60, f"{services} creates", pause_s=0.5)
+            wait_for(lambda: not _open(lab), JOB_TIMEOUT_S + 60, f"{services} creates", pause_s=2.0)
         except TimeoutError as failure:
             raise WorkloadBroke(str(failure)) from failure
     cpu = tree_cpu_s(pid) - cpu

@@ -238,6 +238,12 @@ def _end_executor(lab: LabSystem) -> None:
         lab.stop_executor(within_s=30)
 
 
+def ending(job: Json) -> str:
+    """Return how a job ended, a failed one with FulcrumCore's words for why."""
+    status = str(job["status"])
+    return f"{status}: {job['errorMessage']}" if job.get("errorMessage") else status
+
+
 def wait_for(look: Callable[[], T | None], within_s: float, what: str, pause_s: float = 0.1) -> T:
     """Look until there is something. Raises TimeoutError naming what was waited for."""
     limit = time.monotonic() + within_s

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from executor.lab.system import LabSystem, running_lab, wait_for
+from executor.lab.system import LabSystem, ending, running_lab, wait_for
 
 #: One fixture carries all cases: on one worker, it runs once.
 pytestmark = pytest.mark.xdist_group("bad-input")
@@ -203,7 +203,7 @@ def test_a_job_of_another_agent_is_left_alone(outcomes: dict[str, Outcome]) -> N
 
 
 def test_the_loop_lives_on_after_all_of_it(outcomes: dict[str, Outcome]) -> None:
-    assert outcomes["an ordinary job afterwards"].job["status"] == "Completed"
+    assert ending(outcomes["an ordinary job afterwards"].job) == "Completed"
     assert len(outcomes["an ordinary job afterwards"].vms) == 1
 
 

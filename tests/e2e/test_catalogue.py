@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from executor.lab.fulcrum_setup import SERVICE_TYPE_FILE, load_type
-from executor.lab.system import LabSystem, running_lab, wait_for
+from executor.lab.system import LabSystem, ending, running_lab, wait_for
 
 CHANGES = {"cores": 2, "memoryMb": 1024, "swapMb": 256}
 
@@ -56,13 +56,13 @@ def test_a_container_goes_through_every_action(lab: LabSystem) -> None:
         job = lab.act(service_id, action)
         assert (job["status"], container_of(lab, service_id)["status"]) == ("Completed", status), job
     changed = lab.update(service_id, **CHANGES)
-    assert changed["status"] == "Completed", changed.get("errorMessage")
+    assert ending(changed) == "Completed"
     config = container_of(lab, service_id)["config"]
     assert (int(config["cores"]), int(config["memory"]), int(config["swap"])) == (2, 1024, 256)
-    assert lab.act(service_id, "rollback")["status"] == "Completed"
+    assert ending(lab.act(service_id, "rollback")) == "Completed"
     assert int(container_of(lab, service_id)["config"]["cores"]) == 1
 
-    assert lab.act(service_id, "delete")["status"] == "Completed"
+    assert ending(lab.act(service_id, "delete")) == "Completed"
     assert lab.admin.get_service(service_id)["status"] == "Deleted"
     assert lab.vms_of(service_id) == []
     assert "swordfish-1" not in lab.log_file.read_text()
@@ -76,7 +76,7 @@ def test_a_container_is_found_by_its_marker_when_its_mapping_is_lost(lab: LabSys
 
     job = lab.act(service_id, "start")
 
-    assert job["status"] == "Completed", job.get("errorMessage")
+    assert ending(job) == "Completed"
     (mapping,) = [row for row in lab.smith("mappings", "list") if row["service_id"] == service_id]
     assert (mapping["kind"], mapping["vmid"], mapping["state"]) == ("lxc", vmid, "active")
 
@@ -101,7 +101,7 @@ def test_a_container_takes_nothing_that_only_a_vm_has(lab: LabSystem) -> None:
     lab.settled(service_id)
     assert lab.last_job(service_id)["errorMessage"].startswith("NOT_FOUND: no OS template is called alpine")
     assert lab.vms_of(service_id) == []
-    assert lab.act(service_id, "delete")["status"] == "Completed"
+    assert ending(lab.act(service_id, "delete")) == "Completed"
 
 
 # ---------------------------------------------------------------------- VMs that are not cloned
@@ -132,11 +132,11 @@ def test_a_vm_is_made_from_an_iso_image_and_from_nothing(lab: LabSystem, bare_ty
         "blank": bare(lab, bare_type, "blank", blank=True),
     }
     for name, service_id in services.items():
-        assert lab.last_job(service_id)["status"] == "Completed", lab.last_job(service_id).get("errorMessage")
+        assert ending(lab.last_job(service_id)) == "Completed"
         (vm,) = lab.vms_of(service_id)
         assert (vm["config"]["scsi0"].partition(":")[0], vm["config"]["scsi0"].endswith("size=10G")) == ("ceph", True)
         assert ("ide2" in vm["config"]) is (name == "iso")
-        assert lab.act(service_id, "start")["status"] == "Completed"
+        assert ending(lab.act(service_id, "start")) == "Completed"
 
 
 def test_an_image_that_no_node_has_and_two_sources_are_refused(lab: LabSystem, bare_type: str) -> None:
@@ -162,11 +162,11 @@ def test_a_backup_goes_where_the_operator_has_said_and_the_last_one_before_the_d
 
     job = lab.act(service_id, "backup")
 
-    assert job["status"] == "Completed", job.get("errorMessage")
+    assert ending(job) == "Completed"
     (archive,) = archives(lab, vmid)
     data = lab.admin.get_service(service_id)["agentInstanceData"]
     assert (data["backup"], data["vmid"]) == (f"backups:{archive}", vmid)
-    assert lab.act(service_id, "delete")["status"] == "Completed"
+    assert ending(lab.act(service_id, "delete")) == "Completed"
     assert len(archives(lab, vmid)) == 2
     assert lab.vms_of(service_id) == []
 
@@ -188,7 +188,7 @@ def test_a_migration_goes_where_there_is_room_and_nowhere_when_there_is_enough(l
     finally:
         lab.proxmox.control("node", node=before["node"])
 
-    assert moved["status"] == "Completed", moved.get("errorMessage")
+    assert ending(moved) == "Completed"
     (after,) = lab.vms_of(service_id)
     assert (after["node"], after["status"]) == (other, "running")
     assert lab.admin.get_service(service_id)["properties"]["node"] == other
@@ -203,7 +203,7 @@ def test_an_address_that_came_late_reaches_fulcrum_with_the_next_report(lab: Lab
     assert "ipAddresses" not in lab.admin.get_service(service_id)["properties"]
     lab.proxmox.control("behave", vmid=vmid, agent=True)
 
-    assert lab.update(service_id, diskGb=9)["status"] == "Completed"
+    assert ending(lab.update(service_id, diskGb=9)) == "Completed"
 
     service = lab.admin.get_service(service_id)
     (address,) = service["agentInstanceData"]["ip_addresses"]

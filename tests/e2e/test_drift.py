@@ -13,7 +13,7 @@ import pytest
 import requests
 
 from executor.drift import Kind
-from executor.lab.system import LabSystem, running_lab, wait_for
+from executor.lab.system import LabSystem, ending, running_lab, wait_for
 
 Json = dict[str, Any]
 
@@ -104,7 +104,7 @@ def test_what_happens_behind_our_back_is_followed_told_once_and_told_when_it_is_
         ("agent", "mark_orphaned", gone),
         ("agent", "correct_node", moved),
     }
-    assert lab.act(moved, "start")["status"] == "Completed"
+    assert ending(lab.act(moved, "start")) == "Completed"
 
 
 def test_nothing_is_concluded_without_quorum_and_all_of_it_afterwards(lab: LabSystem) -> None:
@@ -127,7 +127,7 @@ def test_work_under_way_is_no_drift(lab: LabSystem) -> None:
     """Services come and go while the check runs all the time."""
     services = [service_id for service_id, _vmid in made(lab, "brief-1", "brief-2").values()]
     for service_id in services:
-        assert lab.act(service_id, "delete")["status"] == "Completed"
+        assert ending(lab.act(service_id, "delete")) == "Completed"
     seen = runs(lab)
     wait_for(lambda: runs(lab) > seen + 1, 120, "one more whole check")
     for event in ("drift_found", "drift_corrected"):

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from executor.lab.system import LabSystem, running_lab, wait_for
+from executor.lab.system import LabSystem, ending, running_lab, wait_for
 
 #: Longer than any test: what is to be destroyed is made due by the test.
 GRACE_S = 3600
@@ -40,7 +40,7 @@ def deleted(lab: LabSystem, name: str) -> tuple[str, int]:
     lab.act(service_id, "start")
     (vm,) = lab.vms_of(service_id)
     job = lab.act(service_id, "delete")
-    assert job["status"] == "Completed", job.get("errorMessage")
+    assert ending(job) == "Completed"
     return service_id, vm["vmid"]
 
 
@@ -145,6 +145,6 @@ def test_a_service_that_fulcrum_still_has_keeps_its_vm_until_it_is_deleted_again
     assert [vm["vmid"] for vm in lab.vms_of(service_id)] == [vm["vmid"]]
     found = [each for each in lab_drift(lab) if each["service_id"] == service_id]
     assert [each["kind"] for each in found] == ["mapping_unreported"]
-    assert lab.act(service_id, "delete")["status"] == "Completed"
+    assert ending(lab.act(service_id, "delete")) == "Completed"
     assert lab.vms_of(service_id) == []
     assert mapping_of(lab, service_id)["state"] == "deleted"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from executor.lab.system import LabSystem
+from executor.lab.system import LabSystem, ending
 
 #: One running system serves all of them.
 pytestmark = pytest.mark.xdist_group("walk")
@@ -38,7 +38,7 @@ def test_a_create_leaves_the_vm_the_mapping_and_the_service_that_were_asked_for(
     assert service["properties"]["node"] == vm["node"]
     assert service["properties"]["macAddress"].lower() in config["net0"].lower()
     job = lab.last_job(service_id)
-    assert job["status"] == "Completed"
+    assert ending(job) == "Completed"
     assert len(lab.reports(job["id"])) == 1
 
 
@@ -46,16 +46,16 @@ def test_a_vm_lives_through_start_stop_update_and_delete(lab: LabSystem) -> None
     service_id = lab.order("life")
     lab.settled(service_id)
 
-    assert lab.act(service_id, "start")["status"] == "Completed"
+    assert ending(lab.act(service_id, "start")) == "Completed"
     assert lab.vms_of(service_id)[0]["status"] == "running"
-    assert lab.act(service_id, "stop")["status"] == "Completed"
+    assert ending(lab.act(service_id, "stop")) == "Completed"
     assert lab.vms_of(service_id)[0]["status"] == "stopped"
-    assert lab.update(service_id, cores=4, memoryMb=4096, diskGb=33)["status"] == "Completed"
+    assert ending(lab.update(service_id, cores=4, memoryMb=4096, diskGb=33)) == "Completed"
     config = lab.vms_of(service_id)[0]["config"]
     assert (str(config["cores"]), str(config["memory"])) == ("4", "4096")
     assert "size=33G" in config["scsi0"]
     assert lab.admin.get_service(service_id)["properties"]["cores"] == 4
-    assert lab.act(service_id, "delete")["status"] == "Completed"
+    assert ending(lab.act(service_id, "delete")) == "Completed"
     assert lab.vms_of(service_id) == []
     service = lab.admin.get_service(service_id)
     assert service["status"] == "Deleted"
@@ -68,12 +68,12 @@ def test_snapshot_restart_and_rollback_work_through_the_agent(lab: LabSystem) ->
     service_id = lab.order("snap")
     lab.settled(service_id)
 
-    assert lab.act(service_id, "snapshot")["status"] == "Completed"
+    assert ending(lab.act(service_id, "snapshot")) == "Completed"
     name = lab.admin.get_service(service_id)["properties"]["lastSnapshot"]
     assert any(snapshot == name or snapshot.get("name") == name for snapshot in lab.vms_of(service_id)[0]["snapshots"])
-    assert lab.act(service_id, "rollback")["status"] == "Completed"
+    assert ending(lab.act(service_id, "rollback")) == "Completed"
     lab.act(service_id, "start")
-    assert lab.act(service_id, "restart")["status"] == "Completed"
+    assert ending(lab.act(service_id, "restart")) == "Completed"
     assert lab.admin.get_service(service_id)["status"] == "Started"
 
 
@@ -83,9 +83,9 @@ def test_start_of_a_running_vm_and_stop_of_a_stopped_one_succeed(lab: LabSystem)
     vmid = lab.vms_of(service_id)[0]["vmid"]
 
     lab.proxmox.control("power", vmid=vmid, status="running")
-    assert lab.act(service_id, "start")["status"] == "Completed"
+    assert ending(lab.act(service_id, "start")) == "Completed"
     lab.proxmox.control("power", vmid=vmid, status="stopped")
-    assert lab.act(service_id, "stop")["status"] == "Completed"
+    assert ending(lab.act(service_id, "stop")) == "Completed"
     assert lab.admin.get_service(service_id)["status"] == "Stopped"
 
 
@@ -94,7 +94,7 @@ def test_deleting_a_vm_that_is_gone_already_succeeds(lab: LabSystem) -> None:
     lab.settled(service_id)
     lab.proxmox.control("remove", vmid=lab.vms_of(service_id)[0]["vmid"])
 
-    assert lab.act(service_id, "delete")["status"] == "Completed"
+    assert ending(lab.act(service_id, "delete")) == "Completed"
     assert lab.admin.get_service(service_id)["status"] == "Deleted"
 
 
@@ -108,7 +108,7 @@ def test_starting_a_vm_that_vanished_moves_the_service_to_lost(lab: LabSystem) -
     assert job["errorMessage"].startswith("VM_NOT_FOUND: ")
     assert lab.admin.get_service(service_id)["status"] == "Lost"
     assert mapping_of(lab, service_id)["state"] == "orphaned"
-    assert lab.act(service_id, "delete")["status"] == "Completed"
+    assert ending(lab.act(service_id, "delete")) == "Completed"
 
 
 def test_a_stranger_on_the_vmid_is_never_touched(lab: LabSystem) -> None:

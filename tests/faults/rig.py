@@ -19,7 +19,7 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.pool import NullPool
 
 from executor import crash_points
-from executor.lab.system import LabSystem, running_lab, wait_for
+from executor.lab.system import LabSystem, ending, running_lab, wait_for
 
 Json = dict[str, Any]
 T = TypeVar("T")
@@ -62,7 +62,7 @@ class Rig:
         service_id = self.order(name)
         assert self.lab.settled(service_id, REST_S)["status"] == "Stopped"
         if started:
-            assert self.lab.act(service_id, "start", REST_S)["status"] == "Completed"
+            assert ending(self.lab.act(service_id, "start", REST_S)) == "Completed"
         return service_id
 
     def settled(self, service_id: str) -> Json:

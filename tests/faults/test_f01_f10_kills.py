@@ -7,7 +7,7 @@ import time
 import pytest
 from faults.rig import Rig
 
-from executor.lab.system import wait_for
+from executor.lab.system import ending, wait_for
 
 
 def claims(rig: Rig, job_id: str) -> list[int | None]:
@@ -26,7 +26,7 @@ def made_once(rig: Rig, service_id: str) -> None:
     assert rig.settled(service_id)["status"] == "Stopped"
     assert len(rig.clones_of(service_id)) == 1
     job = rig.last_job(service_id)
-    assert job["status"] == "Completed"
+    assert ending(job) == "Completed"
     rig.prove()
     assert reports(rig, job["id"]).count(204) <= 1
 
@@ -63,7 +63,7 @@ def test_f02_a_lost_database_takes_in_what_fulcrumcore_has_as_ours(rig: Rig) -> 
         file.unlink()
     rig.start()
     made_once_without_history(rig, cloning)
-    assert rig.lab.act(made, "start")["status"] == "Completed"
+    assert ending(rig.lab.act(made, "start")) == "Completed"
     rig.lab.smith("drift", "fix", "--yes")  # the mappings of those that nothing is asked of
     rig.prove()
 
@@ -141,7 +141,7 @@ def test_f07_a_service_whose_clone_has_no_marker_yet_can_be_deleted(rig: Rig) ->
     assert rig.settled(service_id)["status"] == "CreateFailed"
     rig.lab.proxmox.control("clear_faults")
     assert [vm for vm in rig.lab.vms() if vm["name"].endswith(service_id[:8])]
-    assert rig.lab.act(service_id, "delete")["status"] == "Completed"
+    assert ending(rig.lab.act(service_id, "delete")) == "Completed"
     assert not [vm for vm in rig.lab.vms() if vm["name"].endswith(service_id[:8])]
     rig.prove()
 

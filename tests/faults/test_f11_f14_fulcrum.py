@@ -14,6 +14,7 @@ from executor import job_queue
 from executor.database import Job, open_engine, transaction, upgrade
 from executor.fulcrum import FulcrumClient
 from executor.jobs import JobResult
+from executor.lab.system import ending
 from executor.reporter import Reporter
 from executor.state import AgentState
 
@@ -120,7 +121,7 @@ def test_f12_fulcrumcore_times_a_job_out_in_the_middle_of_a_clone(rig: Rig) -> N
     assert rig.lab.admin.get_service(service_id)["status"] == "New"
     found = {finding["kind"] for finding in rig.drift()["findings"] if finding["service_id"] == service_id}
     assert found == {"mapping_unreported"}
-    assert rig.lab.act(service_id, "create")["status"] == "Completed"
+    assert ending(rig.lab.act(service_id, "create")) == "Completed"
     assert len(rig.clones_of(service_id)) == 1
     rig.prove()
 
@@ -131,7 +132,7 @@ def test_f12_a_service_that_was_timed_out_can_be_deleted(rig: Rig) -> None:
     rig.until(lambda: rig.clones_of(service_id), "the clone to begin")
     rig.time_out(service_id)
     rig.until(lambda: rig.lab.vms_of(service_id), "the VM")
-    assert rig.lab.act(service_id, "delete")["status"] == "Completed"
+    assert ending(rig.lab.act(service_id, "delete")) == "Completed"
     assert not rig.lab.vms_of(service_id)
     rig.prove()
 

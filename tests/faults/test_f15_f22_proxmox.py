@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 from faults.rig import Rig
 
+from executor.lab.system import ending
+
 #: The calls of a create, each of which may be met.
 CALLS = {
     "the look at the cluster": ("GET", "/cluster/resources"),
@@ -97,7 +99,7 @@ def test_f17_a_task_of_proxmox_fails(rig: Rig, text: str) -> None:
     assert message.startswith(f"{TASKS[text]}: ")
     assert text.partition(": ")[2] in message
     assert not [vm for vm in rig.lab.vms() if vm["name"].endswith(service_id[:8])]
-    assert rig.lab.act(service_id, "create")["status"] == "Completed"
+    assert ending(rig.lab.act(service_id, "create")) == "Completed"
     rig.prove()
 
 
@@ -126,7 +128,7 @@ def test_f19_the_vm_was_deleted_by_hand(rig: Rig, action: str) -> None:
     else:
         assert job["errorMessage"].startswith("VM_NOT_FOUND: ")
         assert state == "Lost"
-        assert rig.lab.act(service_id, "delete")["status"] == "Completed"
+        assert ending(rig.lab.act(service_id, "delete")) == "Completed"
     rig.prove()
 
 
@@ -148,7 +150,7 @@ def test_f21_the_vm_moved_to_another_node(rig: Rig) -> None:
     service_id = rig.made("f21")
     vmid = rig.vm_of(service_id)["vmid"]
     rig.lab.proxmox.control("move", vmid=vmid, node="pve2")
-    assert rig.lab.act(service_id, "start")["status"] == "Completed"
+    assert ending(rig.lab.act(service_id, "start")) == "Completed"
     assert rig.rows("SELECT node FROM mappings WHERE service_id = ?", service_id) == [{"node": "pve2"}]
     rig.prove()
 

@@ -19,7 +19,7 @@ from containers import (
     wait_until_healthy,
 )
 
-from executor.lab.system import LabSystem, wait_for
+from executor.lab.system import LabSystem, ending, wait_for
 
 JOB_LIMIT_S = 120.0
 #: Where it puts what it mounts.
@@ -126,7 +126,7 @@ def test_a_stop_lets_the_running_playbook_end_and_reports_it(lab: LabSystem, run
     service_id, job = _order_until_its_playbook_runs(lab, "stopped")
     assert running.stop() == 0, running.logs()[-3000:]
     assert lab.last_job(service_id)["id"] == job["id"]
-    assert lab.last_job(service_id)["status"] == "Completed"
+    assert ending(lab.last_job(service_id)) == "Completed"
     assert len(lab.vms_of(service_id)) == 1
 
 
@@ -134,7 +134,7 @@ def test_a_start_with_the_same_volume_knows_what_was_before(lab: LabSystem, runn
     """What the test before has made and stopped is started now."""
     (service_id,) = [service["id"] for service in lab.admin.list_services() if service["name"] == "stopped"]
     assert service_id in {mapping["service_id"] for mapping in smith(running, "mappings", "list")}
-    assert lab.act(service_id, "start", JOB_LIMIT_S)["status"] == "Completed"
+    assert ending(lab.act(service_id, "start", JOB_LIMIT_S)) == "Completed"
     assert [vm["status"] for vm in lab.vms_of(service_id)] == ["running"]
 
 

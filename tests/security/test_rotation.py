@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from executor.lab.system import LabSystem, running_lab, wait_for
+from executor.lab.system import LabSystem, ending, running_lab, wait_for
 
 pytestmark = [pytest.mark.xdist_group("rotation"), pytest.mark.timeout(900)]
 
@@ -66,7 +66,7 @@ def test_a_token_that_is_revoked_and_replaced_is_taken_over_without_a_restart(la
 
     job = lab.act(service, "start", PATIENCE_S)
 
-    assert job["status"] == "Completed"
+    assert ending(job) == "Completed"
     assert reloads(lab, "FULCRUM_API_TOKEN") == before + 1
     assert agent_of(lab).pid == agent
     assert token not in lab.log_file.read_text()
@@ -79,7 +79,7 @@ def test_a_secret_of_proxmox_that_changes_fails_no_job(lab: LabSystem, service: 
 
     job = lab.act(service, "stop", PATIENCE_S)
 
-    assert job["status"] == "Completed", job.get("errorMessage")
+    assert ending(job) == "Completed"
     assert reloads(lab, "PROXMOX_TOKEN_SECRET") == before + 1
     assert NEW_PROXMOX_SECRET not in lab.log_file.read_text()
     # Placement asks Proxmox on the connections of the agent's own threads, all of which have to be made anew.
@@ -104,7 +104,7 @@ def test_hup_reads_the_secrets_and_one_that_cannot_be_used_is_told_and_not_taken
     assert agent_of(lab).pid == agent
     assert token not in lab.log_file.read_text()
     lab.core.revoke_token(value=good)
-    assert lab.act(service, "start", PATIENCE_S)["status"] == "Completed"
+    assert ending(lab.act(service, "start", PATIENCE_S)) == "Completed"
 
 
 # --- the process that all this happens in, while it is there --------------------------------------------------------

@@ -8,6 +8,7 @@ we say so, and when we are gone.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import re
 import select
@@ -16,6 +17,7 @@ import shutil
 import stat
 import sys
 import sysconfig
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -65,6 +67,8 @@ _RUNNERS_OWN = (
 )
 #: Stands for a run's folder in the environment of the servers of warm runs, and holds their sockets.
 WARM_FOLDER = ".warm"
+#: What Python appends to TMPDIR for a Unix socket, which ansible-core 2.21 opens in every run; what unix(7) lets it be.
+_SOCKET_BYTES, _LONGEST_SOCKET_BYTES = len("/pymp-12345678/listener-12345678"), 107
 #: A run's artifacts that could not be moved to where they belong.
 _SPARED = ".kept"
 
@@ -194,6 +198,7 @@ class Runner:
         folder.mkdir(mode=0o700)
         try:
             _make_folders(folder)
+            _shorten_tmp(folder)
             yield folder
         finally:
             self._executions.pop(ident, None)
@@ -237,7 +242,7 @@ class Runner:
         environment |= {
             "PATH": os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)]),
             "HOME": str(folder / "home"),
-            "TMPDIR": tmp,
+            "TMPDIR": str(link if (link := _link_to_tmp(folder)) and link.is_symlink() else tmp),
             "LANG": "C.UTF-8",
             "LC_ALL": "C.UTF-8",
             "ANSIBLE_CONFIG": str(self._home / "ansible.cfg"),
@@ -507,10 +512,31 @@ def _make_folders(folder: Path) -> None:
         (folder / name).mkdir(mode=0o700)
 
 
+def _link_to_tmp(folder: Path) -> Path | None:
+    """The short name of a run's temporary folder, when its own is too long for a socket in it.
+
+    Nobody can guess it and be there first: it stands for the run's ident.
+    """
+    tmp = os.fsencode(folder / "tmp")
+    if len(tmp) + _SOCKET_BYTES <= _LONGEST_SOCKET_BYTES:
+        return None
+    return Path(tempfile.gettempdir(), f"smith-{hashlib.sha256(tmp).hexdigest()[:16]}")
+
+
+def _shorten_tmp(folder: Path) -> None:
+    """Give the temporary folder its short name. Without a place for it, the long one has to do."""
+    with contextlib.suppress(OSError):
+        if link := _link_to_tmp(folder):
+            link.symlink_to(folder / "tmp")
+
+
 def _remove(folder: Path) -> None:
     """Remove a private folder, its secrets first."""
     for name in ("vm.yml", "credentials.yml"):
         (folder / name).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        if (link := _link_to_tmp(folder)) and link.is_symlink():
+            link.unlink()
     shutil.rmtree(folder, ignore_errors=True)
     if folder.exists():
         log.error("private_folder_not_removed", folder=str(folder))

@@ -27,8 +27,9 @@ from executor.warm import forkserver, memo, payloads, tasks
 from executor.warm.forkserver import Refusal, Request
 from executor.warm.versions import is_tested
 
-#: May differ from run to run without being looked at: who the run is, and where it tells its events.
-OF_THE_RUN = (b"SMITH_RUN_IDENT", b"AWX_ISOLATED_DATA_DIR")
+#: May differ from run to run without being looked at: who the run is, where it tells its events, what its temporary
+#: folder is called.
+OF_THE_RUN = (b"SMITH_RUN_IDENT", b"AWX_ISOLATED_DATA_DIR", b"TMPDIR")
 CREDENTIALS = b"SMITH_CREDENTIALS_FILE"
 #: Packages of Ansible's of which each run loads most.
 PACKAGES = tuple(f"ansible.plugins.{kind}" for kind in ("become", "connection", "shell", "vars"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import signal
 import sys
 import tempfile
@@ -137,7 +138,7 @@ def unavailable(logs: list[Any]) -> list[str]:
 
 @pytest.fixture
 def run_dir() -> Iterator[Path]:
-    """A short name: ansible-core 2.21 makes a socket below it, whose own may have 108 bytes."""
+    """A short name, under which a run's temporary folder needs no other."""
     with tempfile.TemporaryDirectory(prefix="w") as folder:
         yield Path(folder, "r")
 
@@ -515,6 +516,27 @@ def test_the_servers_end_with_their_agent_even_when_it_is_killed(site: Site) -> 
 
 
 # --- apart ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("warm", [False, True], ids=["cold", "warm"])
+def test_a_socket_fits_into_the_temporary_folder_of_a_run_whose_name_is_long(tmp_path: Path, warm: bool) -> None:
+    """A custom action's name may have 50 characters, and SMITH_RUN_DIR more; ansible-core 2.21 opens such a socket."""
+    site = Site(tmp_path, tmp_path / ("r" * 90))
+    if warm:
+        site.warmed()
+    listen = "from multiprocessing.connection import Listener; print(len(Listener(family='AF_UNIX').address))"
+    tasks = f"- name: Listen\n  ansible.builtin.command: {json.dumps(shlex.join([sys.executable, '-c', listen]))}\n"
+
+    try:
+        artifacts = site.play(tasks + debug(WHICH + " {{ lookup('env', 'TMPDIR') }}"))
+    finally:
+        site.runner.stop_warm()
+
+    assert (artifacts.status, artifacts.rc) == (RunStatus.SUCCESSFUL, 0)
+    assert was_warm(artifacts) == warm
+    name = said(artifacts).split()[-1]
+    assert not os.path.lexists(name)
+    assert list(site.run_dir.iterdir()) == []
 
 
 def test_two_warm_runs_at_once_do_not_see_each_others_environment_or_variables(site: Site) -> None:

@@ -217,6 +217,12 @@ def test_no_more_creates_than_allowed_run_at_once_but_other_actions_do(engine: E
     assert claimed(engine, max_creates=2).id == creates[2]
 
 
+def test_a_create_too_many_holds_up_nobody_of_a_lower_priority(engine: Engine) -> None:
+    submit(engine, action="create", priority=9)
+    stop = submit(engine, action="stop", priority=1)
+    assert claimed(engine, max_creates=0).id == stop
+
+
 def test_no_create_is_taken_when_none_is_allowed(engine: Engine) -> None:
     submit(engine, action="create")
     assert claim(engine, max_creates=0) is None

@@ -26,6 +26,8 @@ if TYPE_CHECKING:  # the script's start must stay cheap
     from collections.abc import Callable, Iterable, Mapping
     from typing import NoReturn
 
+#: This file, for those who run it.
+SCRIPT = os.path.abspath(__file__)
 #: How long a tree may take to end by itself before it is killed. R7: nothing is alive 5 s after the end.
 GRACE_S = 3.0
 #: Exit code of `keep` when it ended the run because it was told to.
@@ -189,12 +191,12 @@ def exec_tied(parent: int, command: list[str]) -> NoReturn:
 
 def keeper_command() -> list[str]:
     """The command line to which a run's own is appended."""
-    return [sys.executable, "-I", "-S", os.path.abspath(__file__), "keep"]
+    return [sys.executable, "-I", "-S", SCRIPT, "keep"]
 
 
 def tied_command(parent: int) -> list[str]:
     """The command line to which the agent's own is appended."""
-    return [sys.executable, "-I", "-S", os.path.abspath(__file__), "tie", str(parent)]
+    return [sys.executable, "-I", "-S", SCRIPT, "tie", str(parent)]
 
 
 def exit_code(status: int) -> int:

@@ -1,8 +1,8 @@
 """Step 5 of 7, the doing half: a PlaybookRun becomes RunArtifacts. The only user of ansible_runner.
 
 A run has a private folder on tmpfs with its extra vars, its credentials and its temporary files; nothing secret is in
-an argument or in the environment. It hangs on a keeper process (`process_tree.keep`), which ends the whole tree when
-we say so, and when we are gone.
+an argument or in the environment. It hangs on a keeper process (`process_tree.keep`; a warm run, on its guard by way
+of `warm/client.py`), which ends the whole tree when we say so, and when we are gone.
 """
 
 from __future__ import annotations
@@ -227,8 +227,8 @@ class Runner:
         )
         config.prepare()
         config.env = {name: config.env[name] for name in _RUNNERS_OWN if config.env.get(name)} | ours
-        command = warm.command(config.command, ours["PATH"]) if warm else config.command
-        config.command = [*process_tree.keeper_command(), *command]
+        cold = [*process_tree.keeper_command(), *config.command]
+        config.command = warm.command(config.command, ours["PATH"]) if warm else cold
         config.suppress_output_file = True  # as an argument, `prepare` would overwrite it
         # Its mode for commands, over its default, a pseudo-terminal by pexpect. That one forks this process, threads
         # and all, with Python code before the exec; it looks at the clock every 5 s; it kills one process group only;

@@ -1,14 +1,17 @@
-"""What a warm run looks like from its keeper: `client.py PLAYBOOK_SOCKET MODULE_SOCKET COMMAND …`.
+"""What a warm run looks like from the agent: `client.py PLAYBOOK_SOCKET MODULE_SOCKET KEEPER COMMAND …`.
 
-Hands its command line, environment, folder and standard files to the playbook server, waits, and ends with the run's
-exit code. When the server does not take the run, it becomes the command itself: a cold run, and nothing is lost.
+Hands its command line, environment, folder and output to the playbook server, waits, and ends with the run's exit
+code. It is to a warm run what the keeper is to a cold one: standard input is the lifeline, and when its other end is
+gone, or TERM comes, the server's side ends the tree. When the server does not take the run, it becomes the keeper of
+the command: a cold run, and nothing is lost.
 
-A script for `python -I -S`, of built-in modules only: its start is paid for in every run (10 ms, 5 MiB).
+A script for `python -I -S`, of few modules, and small ones: its start is paid for in every run (10 ms, 5 MiB).
 """
 
 import _signal  # type: ignore[import-not-found]  # built in; `signal` itself would cost as much as all the rest
 import _socket
 import posix
+import select
 import sys
 
 ACCEPTED, ENDED = b"A", b"E"
@@ -17,18 +20,24 @@ GO = b"G"
 LOST = 137
 #: How long the server may take to say whether it takes the run.
 ANSWER_S = 10.0
+#: How long its side may take to end a tree that was told to.
+END_S = 5.0
 #: 108 bytes are a socket's longest name; a folder's may be longer.
 O_PATH = 0o10000000
+LIFELINE = 0
 
 
 def main() -> None:
-    server, modules, *command = (argument.encode("utf-8", "surrogateescape") for argument in sys.argv[1:])
+    server, modules, keeper, *command = (argument.encode("utf-8", "surrogateescape") for argument in sys.argv[1:])
+    if posix.getsid(0) != posix.getpid():
+        posix.setsid()  # what a terminal sends to the agent's group is not for us
     try:
         connection = ask(server, [modules, *command])
     except OSError:
         connection = None
     if connection is None:
-        posix.execve(command[0], command, posix.environ)
+        python = sys.executable.encode("utf-8", "surrogateescape")
+        posix.execve(python, [python, b"-I", b"-S", keeper, b"keep", *command], posix.environ)
     posix._exit(follow(connection))
 
 
@@ -38,17 +47,27 @@ def ask(server: bytes, arguments: list[bytes]) -> "_socket.socket | None":
     entries = [name + b"=" + value for name, value in posix.environ.items()]
     body = b"\0".join([posix.getcwdb(), b"%d" % len(arguments), *arguments, *entries])
     message = len(body).to_bytes(4, "big") + body
-    files = b"".join(fd.to_bytes(4, sys.byteorder) for fd in (0, 1, 2))
+    nothing = posix.open("/dev/null", posix.O_RDONLY)
+    files = b"".join(fd.to_bytes(4, sys.byteorder) for fd in (nothing, 1, 2))
     sent = connection.sendmsg([message], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, files)])
     while sent < len(message):
         sent += connection.send(message[sent:])
     if connection.recv(1) != ACCEPTED:
         return None
     # From here on TERM is the run's: the server's side ends the tree, then tells us.
-    _signal.signal(_signal.SIGTERM, lambda *_: connection.shutdown(_socket.SHUT_WR))
+    _signal.signal(_signal.SIGTERM, lambda *_: let_go(connection))
     connection.settimeout(None)
     connection.send(GO)
     return connection
+
+
+def let_go(connection: "_socket.socket") -> None:
+    """Let the server's side end the run, and soon."""
+    try:
+        connection.shutdown(_socket.SHUT_WR)
+        connection.settimeout(END_S)
+    except OSError:  # it has ended
+        pass
 
 
 def connect(path: bytes) -> "_socket.socket":
@@ -66,6 +85,11 @@ def connect(path: bytes) -> "_socket.socket":
 
 def follow(connection: "_socket.socket") -> int:
     """Wait for the run's end; return its exit code."""
+    poll = select.poll()
+    for fd in (LIFELINE, connection.fileno()):
+        poll.register(fd, select.POLLIN)
+    if connection.fileno() not in [fd for fd, _ in poll.poll()]:
+        let_go(connection)
     answer = b""
     while len(answer) < 5:
         try:

@@ -17,6 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import IO
 
+from executor import process_tree
 from executor.log import get_logger
 from executor.warm import forkserver
 from executor.warm.versions import TESTED, is_tested
@@ -67,13 +68,13 @@ class WarmServers:
             self._begin_start()
 
     def command(self, command: list[str], path: str) -> list[str]:
-        """Return the warm form of a run's command, or the command as it is. `path` is the run's PATH."""
+        """Return the warm form of a run's command, or the command under its keeper. `path` is the run's PATH."""
         program = shutil.which(command[0], path=path)
         pair = self._pair() if program else None
         if pair is None or program is None:
-            return command
+            return [*process_tree.keeper_command(), *command]
         sockets = [str(pair.playbooks.socket), str(pair.modules.socket)]
-        return [sys.executable, "-I", "-S", str(CLIENT), *sockets, program, *command[1:]]
+        return [sys.executable, "-I", "-S", str(CLIENT), *sockets, process_tree.SCRIPT, program, *command[1:]]
 
     def pids(self) -> list[int]:
         """Return the process ids of the servers that serve now, playbooks' first."""

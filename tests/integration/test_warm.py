@@ -439,7 +439,7 @@ def client_file() -> str:
 
 def has(process: psutil.Process, word: str) -> bool:
     try:
-        return word in process.cmdline() and "keep" not in process.cmdline()
+        return word in process.cmdline()
     except psutil.Error:
         return False
 

@@ -69,31 +69,24 @@ def _plain(services: int, slots: int) -> Burst:
     return Burst(services=services, clone_s=10, plain_slots=slots, label=f"plain ansible-runner, {slots} at once")
 
 
-def _cold(services: int, slots: int) -> Burst:
-    settings = {"SMITH_WARM": "off", "SMITH_CONCURRENCY": str(slots), "SMITH_CLONES_PER_STORAGE": str(slots)}
-    return Burst(services=services, clone_s=10, settings=settings, label=f"cold, {slots} at once")
-
-
 FULL = Plan(
-    rounds=5,
+    rounds=2,
     warm_up=True,
     slots=8,
-    at_once=24,
+    at_once=16,
     bursts=(
-        _plain(60, 8),
-        _plain(60, 16),
-        _cold(60, 8),
+        _plain(32, 8),
+        _plain(32, 16),
         Burst(services=60, clone_s=10),
         Burst(services=100, clone_s=10),
-        Burst(services=60, clone_s=0, label="default settings, instant clones"),
         Burst(services=100, clone_s=0, label="default settings, instant clones"),
     ),
     rows=(1_000, 100_000, 1_000_000),
-    row_repeats=400,
+    row_repeats=200,
     postgres=True,
     power_cycle_vms=200,
-    mixed_s=60,
-    idle_s=60,
+    mixed_s=30,
+    idle_s=30,
     killed=30,
     day_share=0.1,
     day_vms=50,

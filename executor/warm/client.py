@@ -31,6 +31,7 @@ def main() -> None:
     server, modules, keeper, *command = (argument.encode("utf-8", "surrogateescape") for argument in sys.argv[1:])
     if posix.getsid(0) != posix.getpid():
         posix.setsid()  # what a terminal sends to the agent's group is not for us
+    offer_to_oom_killer()
     try:
         connection = ask(server, [modules, *command])
     except OSError:
@@ -39,6 +40,16 @@ def main() -> None:
         python = sys.executable.encode("utf-8", "surrogateescape")
         posix.execve(python, [python, b"-I", b"-S", keeper, b"keep", *command], posix.environ)
     posix._exit(follow(connection))
+
+
+def offer_to_oom_killer() -> None:
+    """When memory runs out, the kernel shall take a run and not the agent."""
+    try:
+        fd = posix.open("/proc/self/oom_score_adj", posix.O_WRONLY)
+        posix.write(fd, b"500")
+        posix.close(fd)
+    except OSError:  # it stays as it is
+        pass
 
 
 def ask(server: bytes, arguments: list[bytes]) -> "_socket.socket | None":

@@ -292,7 +292,7 @@ def _be_run(request: Request, wakeups: process_tree.Wakeups, work: Work) -> NoRe
 def _shed(request: Request) -> None:
     """Become as a process that was just started: its files, signals, folder and environment, and nothing else."""
     signal.set_wakeup_fd(-1)
-    for signum in (signal.SIGCHLD, signal.SIGTERM):
+    for signum in (signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):  # the agent may ignore the last two
         signal.signal(signum, signal.SIG_DFL)
     for target, fd in enumerate(request.files):
         os.dup2(fd, target)

@@ -242,7 +242,7 @@ class Runner:
         environment |= {
             "PATH": os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)]),
             "HOME": str(folder / "home"),
-            "TMPDIR": str(link if (link := _link_to_tmp(folder)) and link.is_symlink() else tmp),
+            "TMPDIR": str(_tmp_of(folder)),
             "LANG": "C.UTF-8",
             "LC_ALL": "C.UTF-8",
             "ANSIBLE_CONFIG": str(self._home / "ansible.cfg"),
@@ -513,10 +513,7 @@ def _make_folders(folder: Path) -> None:
 
 
 def _link_to_tmp(folder: Path) -> Path | None:
-    """The short name of a run's temporary folder, when its own is too long for a socket in it.
-
-    Nobody can guess it and be there first: it stands for the run's ident.
-    """
+    """The short name of a run's temporary folder, when its own is too long for a socket in it."""
     tmp = os.fsencode(folder / "tmp")
     if len(tmp) + _SOCKET_BYTES <= _LONGEST_SOCKET_BYTES:
         return None
@@ -528,6 +525,15 @@ def _shorten_tmp(folder: Path) -> None:
     with contextlib.suppress(OSError):
         if link := _link_to_tmp(folder):
             link.symlink_to(folder / "tmp")
+
+
+def _tmp_of(folder: Path) -> Path:
+    """Where temporary files go. A link in a public folder counts only when it is ours and leads where it should."""
+    tmp, link = folder / "tmp", _link_to_tmp(folder)
+    with contextlib.suppress(OSError):
+        if link and link.lstat().st_uid == os.geteuid() and link.readlink() == tmp:
+            return link
+    return tmp
 
 
 def _remove(folder: Path) -> None:

@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def offer_to_oom_killer() -> None:
-    """When memory runs out, the kernel shall take a run and not the agent."""
+    """As `process_tree` does it, whose import would cost more than all of this."""
     try:
         fd = posix.open("/proc/self/oom_score_adj", posix.O_WRONLY)
         posix.write(fd, b"500")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -549,6 +550,25 @@ def test_a_socket_fits_into_the_temporary_folder_of_a_run_whose_name_is_long(tmp
     name = said(artifacts).split()[-1]
     assert not os.path.lexists(name)
     assert list(site.run_dir.iterdir()) == []
+
+
+def test_a_strangers_link_in_the_place_of_the_short_name_is_not_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    public, elsewhere = tmp_path / "public", tmp_path / "elsewhere"
+    public.mkdir()
+    elsewhere.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(public))
+    site = Site(tmp_path, tmp_path / ("r" * 90))
+    run = site.order(debug("{{ lookup('env', 'TMPDIR') }}"), "run-1")
+    tmp = site.run_dir / "run-1" / "tmp"
+    link = public / f"smith-{hashlib.sha256(os.fsencode(tmp)).hexdigest()[:16]}"
+    link.symlink_to(elsewhere)
+    artifacts = site.runner.run(run)
+
+    # With ansible-core 2.21 the run fails for want of room, which is what it would do without a short name.
+    assert str(tmp) in said(artifacts) or "Local RPC server did not start" in (artifacts.folder / "stdout").read_text()
+    assert list(elsewhere.iterdir()) == []
 
 
 def test_two_warm_runs_at_once_do_not_see_each_others_environment_or_variables(site: Site) -> None:

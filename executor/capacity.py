@@ -7,6 +7,7 @@ memory as long as it lives; while Proxmox works, it only waits. So memory and th
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,13 +20,15 @@ log = get_logger(__name__)
 
 BYTES_PER_MIB = 1024 * 1024
 #: Memory of one run under way, and of the agent with what stands beside it; see docs/performance.md.
-SLOT_MIB = {True: 60, False: 110}  #: by "runs are warm"
+SLOT_MIB = {True: 55, False: 110}  #: by "runs are warm"
 BASE_MIB = {True: 260, False: 160}
 #: Runs a core can start and follow without making all of them slower.
-SLOTS_PER_CORE = {True: 8, False: 4}
+SLOTS_PER_CORE = {True: 16, False: 4}
 FEWEST, MOST = 2, 64
-#: Processes that want a core, for each core, beyond which one more run would only slow the others down.
-MOST_LOAD_PER_CORE = 6.0
+#: Processes that want a core at this moment, for each core, beyond which one more run would only slow the others down.
+MOST_RUNNABLE_PER_CORE = 8.0
+#: How long runs are held back before the log says so.
+TELL_AFTER_S = 10.0
 CGROUPS = Path("/sys/fs/cgroup")
 
 
@@ -55,29 +58,43 @@ def available_mib() -> float:
     return max(min([psutil.virtual_memory().available, *left]) / BYTES_PER_MIB, 0.0)
 
 
+def runnable() -> int:
+    """Return how many processes of the machine run or want to, at this moment.
+
+    Not the load average: a burst's beginning would hold its middle back a minute later.
+    """
+    running, _, _ = _read(Path("/proc/loadavg")).split()[3].partition("/")
+    return _number(running)
+
+
 @dataclass(kw_only=True)
 class Admission:
-    """Asked before each claim. A change is logged once."""
+    """Asked before each claim. What holds for longer than a burst's beginning is logged once."""
 
     is_warm: bool
-    _is_holding: bool = False
+    _held_at: float | None = None  #: monotonic
+    _is_told: bool = False
     _cores: float = field(default_factory=cores)
 
     def is_open(self, running: int) -> bool:
         """True while one more run would not make all of them slower. One a core may always run."""
         reason = "" if running < self._cores else self._reason()
-        if reason and not self._is_holding:
+        if not reason:
+            if self._is_told:
+                log.info("admission_resumed", running=running)
+            self._held_at, self._is_told = None, False
+            return True
+        self._held_at = self._held_at or time.monotonic()
+        if not self._is_told and time.monotonic() - self._held_at >= TELL_AFTER_S:
+            self._is_told = True
             log.warning("admission_held", reason=reason, running=running)
-        elif self._is_holding and not reason:
-            log.info("admission_resumed", running=running)
-        self._is_holding = bool(reason)
-        return not reason
+        return False
 
     def _reason(self) -> str:
         if (left := available_mib()) < SLOT_MIB[self.is_warm]:
             return f"{left:.0f} MiB of memory are left, a run takes {SLOT_MIB[self.is_warm]}"
-        if (load := os.getloadavg()[0]) > MOST_LOAD_PER_CORE * self._cores:
-            return f"the load is {load:.1f} on {self._cores:g} cores"
+        if (wanting := runnable()) > MOST_RUNNABLE_PER_CORE * self._cores:
+            return f"{wanting} processes want one of {self._cores:g} cores"
         return ""
 
 

@@ -221,6 +221,7 @@ def _guard(connection: socket.socket, check: Check, work: Work) -> int:
             os.close(fd)
     code = process_tree.attend(child, wakeups, lifeline=connection.fileno())
     process_tree.end(lambda: process_tree.descendants(os.getpid()), grace_s=GRACE_S)
+    show_environment({})  # whoever looks for the run's processes once it has ended finds none
     with contextlib.suppress(OSError):
         connection.sendall(ENDED + struct.pack("!i", process_tree.ENDED if code is None else code))
     return 0
@@ -267,7 +268,7 @@ def show_environment(entries: dict[bytes, bytes]) -> None:
         fields = file.read().rpartition(b")")[2].split()
     start, end = int(fields[47]), int(fields[48])  # env_start and env_end, fields 50 and 51 of proc(5)
     shown = b"".join(name + b"=" + value + b"\0" for name, value in entries.items())
-    if not 0 < start < start + len(shown) <= end:
+    if not 0 < start <= start + len(shown) <= end:
         raise Refusal("no room to show a run's environment")
     ctypes.memset(start, 0, end - start)
     ctypes.memmove(start, shown, len(shown))

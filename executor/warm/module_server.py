@@ -11,6 +11,7 @@ import ast
 import contextlib
 import importlib
 import os
+import re
 import sys
 import tempfile
 from typing import Any
@@ -35,6 +36,7 @@ NEEDED = (
     *("runpy", "shlex", "syslog", "locale", "traceback", "datetime", "random", "pwd", "grp", "platform", "socket"),
 )
 CALL = b"_ansiballz_main("
+MODULE = re.compile(re.escape(payloads.MODULES) + r"\w+")
 #: What we know how to run. Another release may say more.
 ARGUMENTS = {
     *("zip_data", "ansible_module", "module_fqn", "params", "profile", "date_time", "extensions", "rlimit_nofile"),
@@ -44,7 +46,9 @@ ARGUMENTS = {
 class Modules:
     """What the server has loaded, and which payloads it knows."""
 
-    def __init__(self) -> None:
+    def __init__(self, run_folder: str) -> None:
+        self._store = payloads.store_in(run_folder)
+        self._arguments: dict[str, Any] = {}
         for name in NEEDED:
             with contextlib.suppress(ImportError):
                 importlib.import_module(name)
@@ -53,19 +57,17 @@ class Modules:
         """Refuse what is not Ansible's own wrapper around one of our modules with the code that we have."""
         if request.argv != [sys.executable]:
             raise Refusal("another interpreter")
-        arguments = read_payload(_read(request.files[0]))
-        if not arguments["module_fqn"].startswith(payloads.MODULES):
+        self._arguments = arguments = read_payload(_read(request.files[0]))
+        module, zip_data = arguments["module_fqn"], arguments["zip_data"]
+        if not MODULE.fullmatch(module):
             raise Refusal("another kind of module")
-        if (
-            arguments["extensions"]
-            or arguments["rlimit_nofile"]
-            or payloads.find_sources(arguments["zip_data"]) is None
-        ):
+        is_installed = payloads.is_of_known_sources(self._store, module, zip_data) or payloads.find_sources(zip_data)
+        if arguments["extensions"] or arguments["rlimit_nofile"] or not is_installed:
             raise Refusal("a payload with more than what is installed")
 
-    def work(self, request: Request) -> int:
-        """Be the module; return its exit code."""
-        arguments = read_payload(_read(0))
+    def work(self, _request: Request) -> int:
+        """Be the module that was checked; return its exit code."""
+        arguments = self._arguments
         tempfile.tempdir = None
         sys.argv = [""]
         sys.modules["__main__"] = type(sys)("__main__")
@@ -102,13 +104,13 @@ def _read(fd: int) -> bytes:
         return file.read()
 
 
-def main(socket: str, _run_folder: str) -> None:
+def main(socket: str, run_folder: str) -> None:
     """Import, listen, fork."""
     from ansible.release import __version__  # noqa: PLC0415  the purpose of this process
 
     if not is_tested(__version__):
         raise SystemExit(f"ansible-core {__version__} was not tested with warm runs")
-    modules = Modules()
+    modules = Modules(run_folder)
     forkserver.serve(socket, modules.check, modules.work)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import hashlib
 import io
 import json
 import os
@@ -31,6 +32,11 @@ SOURCES = ".sources"
 Stamp = list[int]
 
 
+def store_in(run_folder: str) -> Path:
+    """Where runs leave for each other what follows from installed files alone."""
+    return Path(run_folder, "payloads")
+
+
 def find_sources(zip_data: bytes | str) -> list[Path] | None:
     """Return the installed files that a payload is made of, None when it holds anything else."""
     found = []
@@ -46,13 +52,22 @@ def find_sources(zip_data: bytes | str) -> list[Path] | None:
     return found
 
 
+def is_of_known_sources(store: Path, module: str, zip_data: bytes | str) -> bool:
+    """Tell whether a run before has left this very pack, and nothing that it is made of was changed since."""
+    try:
+        known = json.loads(Path(store, f"{module}{KNOWN_SUFFIX}{SOURCES}").read_text(encoding="utf-8"))
+        return bool(known["sha256"] == _digest(zip_data) and _are_unchanged(known["stamps"]))
+    except (OSError, ValueError):
+        return False
+
+
 def take(store: Path, local_tmp: Path) -> None:
     """Give a run the packs of earlier ones that are still as installed."""
     cache_folder = local_tmp / CACHE
     cache_folder.mkdir(mode=0o700)
     for sources in store.glob(f"*{SOURCES}"):
         with contextlib.suppress(OSError, ValueError):
-            if _are_unchanged(json.loads(sources.read_text(encoding="utf-8"))):
+            if _are_unchanged(json.loads(sources.read_text(encoding="utf-8"))["stamps"]):
                 os.link(sources.with_suffix(""), cache_folder / sources.stem)
 
 
@@ -66,16 +81,22 @@ def leave(store: Path, local_tmp: Path) -> None:
 
 def _leave(store: Path, pack: Path) -> None:
     """The sources' list comes last and all at once: a pack without it is none."""
-    sources = find_sources(pickle.loads(pack.read_bytes()).zip_data)  # noqa: S301  this very process has written it
+    zip_data = pickle.loads(pack.read_bytes()).zip_data  # noqa: S301  this very process has written it
+    sources = find_sources(zip_data)
     if sources is None:
         return
-    stamps = json.dumps({str(source): stamp_of(source) for source in sources})
+    stamps = {str(source): stamp_of(source) for source in sources}
+    known = json.dumps({"sha256": _digest(zip_data), "stamps": stamps})
     target = store / pack.name
     listed, partial = Path(f"{target}{SOURCES}"), Path(f"{target}.{os.getpid()}")
     listed.unlink(missing_ok=True)
-    for content, final in ((pack.read_bytes(), target), (stamps.encode(), listed)):
+    for content, final in ((pack.read_bytes(), target), (known.encode(), listed)):
         partial.write_bytes(content)
         partial.rename(final)
+
+
+def _digest(zip_data: bytes | str) -> str:
+    return hashlib.sha256(zip_data.encode() if isinstance(zip_data, str) else zip_data).hexdigest()
 
 
 def stamp_of(file: Path | str) -> Stamp:

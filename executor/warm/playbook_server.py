@@ -65,7 +65,7 @@ class Playbooks:
 
     def __init__(self, run_folder: str) -> None:
         self._folder = os.fsencode(run_folder)
-        self._store = Path(run_folder, "payloads")
+        self._store = payloads.store_in(run_folder)
         self._store.mkdir(mode=0o700, exist_ok=True)
         self._env = self._comparable(dict(os.environb), self._folder)
         _import_what_runs_need()

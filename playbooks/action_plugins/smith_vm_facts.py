@@ -150,6 +150,15 @@ class Cluster:
         facts = read_settings(settings, status) if self.kind == "qemu" else read_container(settings, status)
         return {"exists": True, "kind": self.kind, "vmid": vmid, "node": node, **facts}
 
+    def is_being_made(self, node: str, vmid: int) -> bool:
+        """Tell by one request whether a clone is still under way on this VMID."""
+        try:
+            return self.guest(node, vmid).status.current.get().get("lock") in UNFINISHED
+        except ResourceException as exc:
+            if "does not exist" in str(exc):
+                return False
+            raise
+
     def listed(self) -> list[dict[str, Any]]:
         """Every guest that the token may see."""
         return list(self.api.cluster.resources.get(type="vm"))
@@ -350,11 +359,13 @@ class Question:
 
     def _wait(self) -> tuple[dict[str, Any], list[dict[str, Any]], bool]:
         pause = FIRST_PAUSE_S
+        found, tasks = absent(self.vmid), []
         while True:
             is_late = time.time() >= self.deadline
             try:
-                found = self._look()
-                tasks = self._new_tasks(found)
+                if not self._is_still_cloned(found):
+                    found = self._look()
+                    tasks = self._new_tasks(found)
             except FAILED_CALL as exc:
                 # One lost answer while a clone runs is no reason to fail the job: the next poll tells. The first
                 # look of all is another matter: nothing has been done yet, and retries are the executor's.
@@ -368,6 +379,11 @@ class Question:
                     return found, self._own(tasks), reached
             time.sleep(pause)
             pause = min(pause * 1.5, LONGEST_PAUSE_S)
+
+    def _is_still_cloned(self, found: dict[str, Any]) -> bool:
+        """Nothing that we look for changes before the lock of a clone that was seen is gone, so ask for that alone."""
+        is_begun = self.wanted == "cloned" and found["exists"] and found["lock"] in UNFINISHED
+        return is_begun and self.cluster.is_being_made(found["node"], self.vmid)
 
     def _is_reached(self, found: dict[str, Any], tasks: list[dict[str, Any]]) -> bool:
         done = not any(is_running(task) for task in tasks)

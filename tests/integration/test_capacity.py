@@ -78,7 +78,7 @@ def test_the_share_of_a_core_that_a_control_group_has_decides_too(inside: Inside
     share = {"cpu.max": "50000 100000"} if is_version_two() else {"cpu.cfs_quota_us": "50000"}
     cores, _memory, concurrency = inside(share)
     assert cores == 0.5
-    assert concurrency == 4
+    assert concurrency == 8
 
 
 def test_one_run_a_core_is_always_let_in_and_a_full_machine_holds_the_others(
@@ -89,8 +89,8 @@ def test_one_run_a_core_is_always_let_in_and_a_full_machine_holds_the_others(
     assert admission.is_open(0)
     assert not admission.is_open(1000)
     monkeypatch.setitem(capacity.SLOT_MIB, True, 0)
-    monkeypatch.setattr(capacity, "MOST_LOAD_PER_CORE", 10**9)
+    monkeypatch.setattr(capacity, "MOST_RUNNABLE_PER_CORE", 10**9)
     assert admission.is_open(1000)
-    monkeypatch.setattr(capacity, "MOST_LOAD_PER_CORE", -1)
+    monkeypatch.setattr(capacity, "MOST_RUNNABLE_PER_CORE", -1)
     assert not admission.is_open(1000)
     assert admission.is_open(0)

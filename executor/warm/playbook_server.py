@@ -31,6 +31,8 @@ from executor.warm.versions import is_tested
 #: folder is called.
 OF_THE_RUN = (b"SMITH_RUN_IDENT", b"AWX_ISOLATED_DATA_DIR", b"TMPDIR")
 CREDENTIALS = b"SMITH_CREDENTIALS_FILE"
+#: Types of constants whose folder is made by the one who asks for its name.
+MADE_WHEN_READ = ("tmp", "temppath", "tmppath")
 #: Packages of Ansible's of which each run loads most.
 PACKAGES = tuple(f"ansible.plugins.{kind}" for kind in ("become", "connection", "shell", "vars"))
 #: What runs of ours read, in their working directory.
@@ -72,7 +74,8 @@ class Playbooks:
         from ansible import constants  # noqa: PLC0415  the import is this process's work
 
         self._constants = vars(constants)
-        self._varying = [name for name in constants.config.get_configuration_definitions() if self._varies(name)]
+        definitions = constants.config.get_configuration_definitions()
+        self._varying = {name: facts.get("type", "") for name, facts in definitions.items() if self._varies(name)}
         fixed = [constants.CONFIG_FILE, sys.modules["ansible.release"].__file__]
         self._files = {str(file): payloads.stamp_of(file) for file in fixed if file}
         self._documents = memo.Documents()
@@ -127,12 +130,15 @@ class Playbooks:
         """Make anew what Ansible has fixed at its import."""
         from ansible.plugins import loader  # noqa: PLC0415  loaded before the fork
 
-        for name in self._varying:
-            value = self._constants["config"].get_config_value(name, variables=self._constants)
-            self._constants[name] = value
         here = os.fsdecode(self._folder)
+        for name, kind in self._varying.items():
+            if kind in MADE_WHEN_READ:
+                value = self._constants["config"].get_config_value(name, variables=self._constants)
+            else:
+                value = _moved(self._constants[name], here, folder)
+            self._constants[name] = value
         for found in _loaders(loader):
-            found.config = [path.replace(here, folder) for path in found.config]
+            found.config = _moved(found.config, here, folder)
         _load_what_was_found(loader, self._plugins)
         ids: Any = sys.modules["ansible.utils.vars"]
         ids.random_int, ids.cur_id = f"{secrets.randbelow(2**32):08x}", 0  # as that module makes them
@@ -181,6 +187,13 @@ def _forget_the_fork() -> None:
     atexit.unregister(cleanup_tmp_file)  # those of the server's own temporary folder
     tempfile.tempdir = None
     multiprocessing.current_process().authkey = os.urandom(32)
+
+
+def _moved(value: Any, here: str, there: str) -> Any:
+    """A path, or a list of them, as it reads in another run's folder. All else about the environments is equal."""
+    if isinstance(value, list):
+        return [_moved(part, here, there) for part in value]
+    return value.replace(here, there)
 
 
 def _loaders(module: Any) -> Iterator[Any]:

@@ -132,6 +132,7 @@ class Cluster:
     def __init__(self, api: Any, kind: str) -> None:
         self.api = api
         self.kind = kind
+        self.just_listed: list[dict[str, Any]] = []  #: the list that the template was found in
 
     def guest(self, node: str, vmid: int) -> Any:
         """The VM's, or the container's, own endpoints."""
@@ -165,7 +166,8 @@ class Cluster:
 
     def row_of(self, vmid: int) -> dict[str, Any] | None:
         """Return the list's row of this VMID."""
-        return next((row for row in self.listed() if int(row.get("vmid", 0)) == vmid), None)
+        rows, self.just_listed = self.just_listed or self.listed(), []  # a later look wants a later list
+        return next((row for row in rows if int(row.get("vmid", 0)) == vmid), None)
 
     def find(self, vmid: int, hint: str) -> dict[str, Any]:
         """Find the VM on the node where it was last, or wherever the cluster's list has it."""
@@ -235,7 +237,8 @@ class Cluster:
     def template(self, vmid: int, name: str, preferred_node: str) -> dict[str, Any]:
         """Find a template by VMID or by name; of several of one name, the one on the node that is wanted."""
         wanted = f"template {vmid or name}"
-        rows = [row for row in self.listed() if row.get("template") and row.get("type") == "qemu"]
+        self.just_listed = self.listed()
+        rows = [row for row in self.just_listed if row.get("template") and row.get("type") == "qemu"]
         rows = [row for row in rows if (int(row["vmid"]) == vmid if vmid else row.get("name") == name)]
         rows.sort(key=lambda row: (row.get("node") != preferred_node, row.get("status") == "unknown", row["vmid"]))
         found = self.facts(str(rows[0]["node"]), int(rows[0]["vmid"])) if rows else None
@@ -330,6 +333,8 @@ class Question:
 
     def _find_template(self) -> dict[str, Any]:
         vmid, name = self.arguments["template_vmid"], self.arguments["template"]
+        if self.wanted == "cloned":  # it was found before it was cloned, on this node
+            return {"exists": True, "node": self.arguments["node"], "vmid": vmid, "problem": ""}
         return self.cluster.template(vmid, name, self.arguments["node"]) if vmid or name else {}
 
     def _look(self) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """What this machine can carry: how many jobs at once, and whether one more may begin just now.
 
 A container's or unit's own limits count where they are lower than the machine's. A run costs CPU when it starts and
-memory as long as it lives; while Proxmox works, it only waits. So memory and the load that there is decide.
+memory as long as it lives; while Proxmox works, it only waits. So memory, and who wants a core just now, decide.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ BYTES_PER_MIB = 1024 * 1024
 SLOT_MIB = {True: 55, False: 110}  #: by "runs are warm"
 BASE_MIB = {True: 260, False: 160}
 #: Runs a core can start and follow without making all of them slower.
-SLOTS_PER_CORE = {True: 16, False: 4}
+SLOTS_PER_CORE = {True: 20, False: 4}
 FEWEST, MOST = 2, 64
 #: Processes that want a core at this moment, for each core, beyond which one more run would only slow the others down.
 MOST_RUNNABLE_PER_CORE = 8.0

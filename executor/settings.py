@@ -247,7 +247,7 @@ class Settings(BaseSettings):
         "default", "the name of the Proxmox cluster in the mappings; never change it once VMs exist", example="default"
     )
     smith_concurrency: int = _count(
-        0, "how many VM jobs run at once; 0 = as many as cores and memory carry, 16 a core at the most", ge=0, le=256
+        0, "how many VM jobs run at once; 0 = as many as cores and memory carry, 20 a core at the most", ge=0, le=256
     )
     smith_warm: Annotated[Literal["auto", "on", "off"], AnyCase] = _setting(
         "auto",
@@ -256,7 +256,7 @@ class Settings(BaseSettings):
         example="auto",
     )
     smith_clones_per_storage: int = _count(
-        32,
+        40,
         "how many clones run at once on one storage, on each node of a local one; fewer while its locks are contended",
         ge=1,
         le=256,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Any
 
 import uvicorn
@@ -21,6 +22,8 @@ REQUEST_TIMEOUT_S = 10.0
 KEEP_ALIVE_S = 5
 MOST_HEADER_BYTES = 16_384
 SHUTDOWN_S = 1
+#: How often the Date header changes.
+TICK_S = 1.0
 
 
 class _Impatient(H11Protocol):
@@ -36,7 +39,30 @@ class _Impatient(H11Protocol):
             self.transport.close()
 
 
-def make_server(settings: Settings, stage: Stage) -> uvicorn.Server:
+class Server(uvicorn.Server):
+    """Looks once a second whether it is to end, and at once when it is told; uvicorn wakes up ten times a second."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._over: asyncio.Event | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def main_loop(self) -> None:
+        """Serve until `end` is called."""
+        self._over, self._loop = asyncio.Event(), asyncio.get_running_loop()
+        while not await self.on_tick(0):
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._over.wait(), TICK_S)
+
+    def end(self) -> None:
+        """Stop serving; called from another thread."""
+        self.should_exit = True
+        if self._over is not None and self._loop is not None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended
+                self._loop.call_soon_threadsafe(self._over.set)
+
+
+def make_server(settings: Settings, stage: Stage) -> Server:
     """Return a server that listens on nothing yet."""
     access = Access(
         token=settings.smith_http_token.get_secret_value(),
@@ -44,7 +70,7 @@ def make_server(settings: Settings, stage: Stage) -> uvicorn.Server:
         user_header=settings.smith_http_user_header,
         is_local=is_local(settings.smith_http_addr),
     )
-    return uvicorn.Server(
+    return Server(
         uvicorn.Config(
             make_app(stage, access),
             loop="asyncio",

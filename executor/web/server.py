@@ -14,7 +14,7 @@ from executor.settings import Settings
 from executor.web.watched import Stage
 
 if TYPE_CHECKING:
-    import uvicorn
+    from executor.web.serve import Server
 
 log = get_logger(__name__)
 
@@ -64,7 +64,7 @@ class _Server:
         self._settings = settings
         self._stage = stage
         self._listener = listener
-        self._uvicorn: uvicorn.Server | None = None
+        self._uvicorn: Server | None = None
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="http", daemon=True)
         self._thread.start()
@@ -73,7 +73,7 @@ class _Server:
         """Close everything; a page under way gets a moment."""
         self._stopping = True
         if self._uvicorn is not None:
-            self._uvicorn.should_exit = True
+            self._uvicorn.end()
         self._thread.join(STOP_TIMEOUT_S)
         self._listener.close()
 

@@ -78,7 +78,7 @@ def test_the_share_of_a_core_that_a_control_group_has_decides_too(inside: Inside
     share = {"cpu.max": "50000 100000"} if is_version_two() else {"cpu.cfs_quota_us": "50000"}
     cores, _memory, concurrency = inside(share)
     assert cores == 0.5
-    assert concurrency == 8
+    assert concurrency == 10
 
 
 def test_one_run_a_core_is_always_let_in_and_a_full_machine_holds_the_others(

@@ -5,6 +5,9 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
 PYTEST_ARGS ?=
 
+# Each of the thousands of processes that tests and bench start would compile our code and our plug-ins anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help setup demo lab test check security format bench chaos mutation image image-test release constraints clean
 

@@ -72,6 +72,8 @@ log = get_logger(__name__)
 TICK_S = 0.2
 #: The dispatcher looks for work this often even when nobody wakes it (a job's pause ran out).
 DISPATCH_INTERVAL_S = 1.0
+#: Runs that the machine holds back wait for fractions of a second, mostly.
+HELD_INTERVAL_S = 0.2
 #: Given to cancelled runs to end, and to the last reports, before the process leaves.
 CANCEL_GRACE_S = 20.0
 #: The same after QUIT: the supervisor waits little longer.
@@ -381,7 +383,7 @@ class Agent:
 
     def _dispatch(self) -> None:
         """Fill free slots."""
-        self.state.work_wanted.wait(DISPATCH_INTERVAL_S)
+        self.state.work_wanted.wait(HELD_INTERVAL_S if self._admission.is_holding else DISPATCH_INTERVAL_S)
         self.state.work_wanted.clear()
         while self.state.may_claim and not self._is_full() and self._has_room():
             with transaction(self.engine) as session:

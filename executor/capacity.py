@@ -25,8 +25,10 @@ BASE_MIB = {True: 260, False: 160}
 #: Runs a core can start and follow without making all of them slower.
 SLOTS_PER_CORE = {True: 20, False: 4}
 FEWEST, MOST = 2, 64
-#: Processes that want a core at this moment, for each core, beyond which one more run would only slow the others down.
-MOST_RUNNABLE_PER_CORE = 8.0
+#: Processes that want a core at this moment, for each core, beyond which one more run would only slow the others down:
+#: runs that wait for Proxmox want none. So many runs a core go on beside whatever else the machine does.
+MOST_RUNNABLE_PER_CORE = 2.0
+ALWAYS_PER_CORE = 4.0
 #: How long runs are held back before the log says so.
 TELL_AFTER_S = 10.0
 CGROUPS = Path("/sys/fs/cgroup")
@@ -76,9 +78,14 @@ class Admission:
     _is_told: bool = False
     _cores: float = field(default_factory=cores)
 
+    @property
+    def is_holding(self) -> bool:
+        """True since the last answer was no."""
+        return self._held_at is not None
+
     def is_open(self, running: int) -> bool:
-        """True while one more run would not make all of them slower. One a core may always run."""
-        reason = "" if running < self._cores else self._reason()
+        """True while one more run would not make all of them slower. A few may run whatever else the machine does."""
+        reason = self._reason(running / self._cores)
         if not reason:
             if self._is_told:
                 log.info("admission_resumed", running=running)
@@ -90,11 +97,12 @@ class Admission:
             log.warning("admission_held", reason=reason, running=running)
         return False
 
-    def _reason(self) -> str:
-        if (left := available_mib()) < SLOT_MIB[self.is_warm]:
+    def _reason(self, running_per_core: float) -> str:
+        if running_per_core >= 1 and (left := available_mib()) < SLOT_MIB[self.is_warm]:
             return f"{left:.0f} MiB of memory are left, a run takes {SLOT_MIB[self.is_warm]}"
-        if (wanting := runnable()) > MOST_RUNNABLE_PER_CORE * self._cores:
-            return f"{wanting} processes want one of {self._cores:g} cores"
+        machine = os.cpu_count() or 1  # whose processes are counted, whatever our own share of it is
+        if running_per_core >= ALWAYS_PER_CORE and (wanting := runnable()) > MOST_RUNNABLE_PER_CORE * machine:
+            return f"{wanting} processes want one of {machine} cores"
         return ""
 
 

@@ -252,7 +252,7 @@ class _Server:
         return self._mib() - self._at_start_mib
 
     def end(self) -> None:
-        """End it, and wait."""
+        """End it, wait, and leave no file of it; what it said has been read."""
         with contextlib.suppress(OSError):
             if self.process.stdin is not None:
                 self.process.stdin.close()
@@ -261,6 +261,8 @@ class _Server:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+        for file in (self.socket, self._errors):
+            file.unlink(missing_ok=True)
 
     def _mib(self) -> float:
         try:

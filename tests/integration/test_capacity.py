@@ -6,11 +6,13 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
 import pytest
+import structlog
 
 from executor import capacity
 
@@ -94,3 +96,25 @@ def test_one_run_a_core_is_always_let_in_and_a_full_machine_holds_the_others(
     monkeypatch.setattr(capacity, "MOST_RUNNABLE_PER_CORE", -1)
     assert not admission.is_open(1000)
     assert admission.is_open(0)
+
+
+def test_only_what_holds_for_long_is_told_and_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    admission = capacity.Admission(is_warm=True)
+
+    def told(*running: int) -> list[str]:
+        with structlog.testing.capture_logs() as logs:
+            for number in running:
+                admission.is_open(number)
+        return [entry["event"] for entry in logs]
+
+    monkeypatch.setitem(capacity.SLOT_MIB, True, 10**9)
+    assert told(1000, 1000, 0) == []
+    monkeypatch.setattr(capacity, "TELL_AFTER_S", 0.0)
+    assert told(1000, 1000, 0, 0) == ["admission_held", "admission_resumed"]
+
+
+def test_a_process_that_computes_is_counted_at_once() -> None:
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as process:
+        counts = [capacity.runnable() for _ in range(200) if not time.sleep(0.002)]
+        process.kill()
+    assert sorted(counts)[100] >= 2  # itself, and the one that asks

@@ -604,12 +604,13 @@ def test_three_hundred_warm_runs_leave_nothing_and_let_nothing_grow(site: Site) 
         fields = {"ident": f"run-{number}", "action": "test", "playbook": order.playbook, "vm": {}, "timeout_s": 120.0}
         return site.runner.run(PlaybookRun(**fields)).status
 
-    with ThreadPoolExecutor(4) as pool:
+    with structlog.testing.capture_logs() as logs, ThreadPoolExecutor(4) as pool:
         assert set(pool.map(play, range(20))) == {RunStatus.SUCCESSFUL}
         before = footprint(site)
         assert set(pool.map(play, range(20, 320))) == {RunStatus.SUCCESSFUL}
     after = footprint(site)
 
+    assert not [entry for entry in logs if entry["event"] == "strays_ended"], "a guard was taken for a stray"
     assert after["files"] == before["files"]
     assert after["descriptors"] == before["descriptors"]
     assert after["processes"] == before["processes"]

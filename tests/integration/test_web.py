@@ -9,9 +9,10 @@ import logging
 import re
 import shutil
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ from executor.proxmox import ProxmoxConnection, ProxmoxReader
 from executor.scheduler import CriticalJob, Scheduler
 from executor.settings import Settings, load_settings
 from executor.state import AgentState
-from executor.web import health, probes
+from executor.web import health, probes, serve
 from executor.web.app import PAGES
 from executor.web.guard import MOST_FAILURES
 from executor.web.meters import MOST_ACTIONS, Meters
@@ -633,6 +634,17 @@ def test_the_port_is_free_again_after_the_agent_has_left(tmp_path: Path) -> None
         socket.create_connection(("127.0.0.1", port), timeout=WITHIN_S).close()
     with serving(Settings(smith_data_dir=tmp_path, smith_http_addr=f"127.0.0.1:{port}")) as stage:
         assert stage.port == port
+
+
+def test_leaving_does_not_wait_for_the_next_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serve, "TICK_S", 3600.0)
+    with (
+        serving(Settings(smith_data_dir=tmp_path, smith_http_addr="127.0.0.1:0")) as stage,
+        closing(http.client.HTTPConnection("127.0.0.1", stage.port, timeout=WITHIN_S)) as asked,
+    ):
+        asked.request("GET", "/livez")
+        assert asked.getresponse().headers["Date"]
+    assert "http" not in [thread.name for thread in threading.enumerate()]
 
 
 def test_garbage_and_endless_headers_are_survived(site: Site) -> None:

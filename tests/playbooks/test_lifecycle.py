@@ -69,6 +69,20 @@ def test_create_again_changes_nothing(bench: Bench) -> None:
     assert (done.result["changed"], done.result["adopted"], done.module_runs) == (False, True, 0)
 
 
+def test_a_clone_under_way_is_asked_for_its_lock_alone(bench: Bench) -> None:
+    bench.pve.control("time_scale", scale=0.5)
+    vm, node = bench.vm(), bench.place.node
+    bench.pve.reset_request_log()
+    done = bench.play("create", vm)
+    asked = [entry["path"] for entry in bench.pve.request_log()]
+    guest = f"/nodes/{node}/qemu/{vm['vmid']}"
+    whole_looks, locks = asked.count(f"{guest}/pending"), asked.count(f"{guest}/status/current")
+    assert done.rc == 0, done.output
+    assert whole_looks <= 3, "at the clone's beginning, at its end, after the configuration"
+    assert locks >= whole_looks + 3
+    assert done.result["upids"][0].split(":")[5] == "qmclone"
+
+
 @pytest.mark.lab
 def test_the_marker_comes_with_the_first_change_after_the_clone(bench: Bench) -> None:
     vm = bench.vm()

@@ -1,0 +1,97 @@
+"""Packs of modules that runs leave for each other: what is installed, byte for byte, or nothing."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+import pickle
+import zipfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from executor.warm import payloads
+
+MODULE = f"{payloads.MODULES}proxmox_kvm"
+PLACE = MODULE.replace(".", "/") + ".py"
+
+
+@pytest.fixture
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A module where Python finds it first."""
+    file = tmp_path / "site" / PLACE
+    file.parent.mkdir(parents=True)
+    file.write_text("print('as installed')\n")
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    payloads._roots.cache_clear()
+    return file
+
+
+def packed(content: str) -> str:
+    """Pack a module as Ansible does."""
+    data = io.BytesIO()
+    with zipfile.ZipFile(data, "w") as archive:
+        archive.writestr(PLACE, content)
+    return base64.b64encode(data.getvalue()).decode()
+
+
+def left(folder: Path, zip_data: str) -> Path:
+    """Let a run leave this pack; return the store."""
+    store, local_tmp = folder / "store", folder / "tmp"
+    for made in (store, local_tmp / payloads.CACHE):
+        made.mkdir(parents=True)
+    pack = local_tmp / payloads.CACHE / f"{MODULE}{payloads.KNOWN_SUFFIX}"
+    pack.write_bytes(pickle.dumps(SimpleNamespace(zip_data=zip_data)))
+    payloads.leave(store, local_tmp)
+    return store
+
+
+def taken(folder: Path, store: Path) -> list[str]:
+    """What a new run finds."""
+    local_tmp = folder / "next"
+    local_tmp.mkdir()
+    payloads.take(store, local_tmp)
+    return sorted(file.name for file in (local_tmp / payloads.CACHE).iterdir())
+
+
+def test_a_pack_of_what_is_installed_is_known_to_the_next_run(tmp_path: Path, installed: Path) -> None:
+    pack = packed(installed.read_text())
+    store = left(tmp_path, pack)
+
+    assert payloads.is_of_known_sources(store, MODULE, pack)
+    assert payloads.is_of_known_sources(store, MODULE, pack.encode())
+    assert taken(tmp_path, store) == [f"{MODULE}{payloads.KNOWN_SUFFIX}"]
+
+
+def test_another_pack_of_the_same_name_is_not_known(tmp_path: Path, installed: Path) -> None:
+    store = left(tmp_path, packed(installed.read_text()))
+
+    assert not payloads.is_of_known_sources(store, MODULE, packed("print('somebody else')\n"))
+    assert not payloads.is_of_known_sources(store, f"{payloads.MODULES}proxmox", packed(installed.read_text()))
+
+
+def test_a_pack_is_not_known_any_more_when_its_source_was_changed(tmp_path: Path, installed: Path) -> None:
+    pack = packed(installed.read_text())
+    store = left(tmp_path, pack)
+    installed.write_text("print('an upgrade')\n")
+
+    assert not payloads.is_of_known_sources(store, MODULE, pack)
+    assert payloads.find_sources(pack) is None
+    assert taken(tmp_path, store) == []
+
+
+@pytest.mark.usefixtures("installed")
+def test_a_pack_with_more_than_what_is_installed_is_not_left(tmp_path: Path) -> None:
+    store = left(tmp_path, packed("print('more')\n"))
+
+    assert os.listdir(store) == []
+
+
+def test_a_broken_list_of_sources_is_as_good_as_none(tmp_path: Path, installed: Path) -> None:
+    pack = packed(installed.read_text())
+    store = left(tmp_path, pack)
+    for broken in ("", "["):
+        (store / f"{MODULE}{payloads.KNOWN_SUFFIX}{payloads.SOURCES}").write_text(broken)
+        assert not payloads.is_of_known_sources(store, MODULE, pack)

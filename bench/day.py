@@ -122,7 +122,8 @@ def _counted(fulcrum: FulcrumClient) -> dict[str, int]:
 
 
 def _share_of_a_day(share: float, heartbeat: Heartbeat, reporter: metrics.VmMetrics) -> Json:
-    metrics.MAX_POSTS_PER_S = metrics.MIN_POSTS_PER_S = 1e9  # the pace is what makes a day of it
+    # The pace is what makes a day of it.
+    metrics.MAX_POSTS_PER_S = metrics.MIN_POSTS_PER_S = metrics.POSTS_SHARE_OF_A_CORE = 1e9
     beats, turns = int(DAY_S / BEAT_S * share), int(DAY_S / METRICS_S * share)
     for act in (heartbeat.beat, reporter.report):
         _repeat(act, max(turns // 10, 2))  # pools and caches

@@ -71,7 +71,7 @@ log = get_logger(__name__)
 #: The main loop's pace: signals and limits are noticed this fast.
 TICK_S = 0.2
 #: The dispatcher looks for work this often even when nobody wakes it (a job's pause ran out).
-DISPATCH_INTERVAL_S = 1.0
+DISPATCH_INTERVAL_S = 2.0
 #: Runs that the machine holds back wait for fractions of a second, mostly.
 HELD_INTERVAL_S = 0.2
 #: Given to cancelled runs to end, and to the last reports, before the process leaves.

@@ -25,8 +25,11 @@ from executor.state import AgentState
 log = get_logger(__name__)
 
 SENDERS = 4
-#: A post costs 1.2 ms of CPU, so this many a second are a twentieth of a core.
 MAX_POSTS_PER_S = 40.0
+#: What posts may cost of a core, by what those before have cost. What the agent does besides them makes it a twentieth.
+POSTS_SHARE_OF_A_CORE = 0.035
+#: How many posts decide what one costs.
+COST_OF_LAST = 20
 #: Few posts are sent at this pace: spreading them over the whole interval would only make them late.
 MIN_POSTS_PER_S = 20.0
 #: Share of the interval that posting may use.
@@ -120,6 +123,7 @@ class VmMetrics:
     def _post_one(self, sample: Sample, pace: _Pace) -> str:
         if self.state.stopping.wait(pace.pause_s()) or pace.is_over():
             return "late"
+        began = time.thread_time()
         try:
             self.fulcrum.post_metric(
                 agent_instance_id=f"{self.state.agent_id}/{sample.vmid}",
@@ -131,6 +135,8 @@ class VmMetrics:
             return "unknown"  # a service that is not completed yet, or was deleted meanwhile
         except FulcrumUnavailable:
             return "down"
+        finally:
+            pace.note_cost(time.thread_time() - began)
         return "sent"
 
 
@@ -140,7 +146,8 @@ class _Pace:
     def __init__(self, posts: int, until: float) -> None:
         self._until = until
         self._next_at = now = time.monotonic()
-        self._gap_s = min(max((until - now) / posts, 1 / MAX_POSTS_PER_S), 1 / MIN_POSTS_PER_S)
+        self._gap_s = self._shortest_s = min(max((until - now) / posts, 1 / MAX_POSTS_PER_S), 1 / MIN_POSTS_PER_S)
+        self._cost_s = 0.0
         self._lock = threading.Lock()
 
     def pause_s(self) -> float:
@@ -149,6 +156,12 @@ class _Pace:
             now = time.monotonic()
             at, self._next_at = self._next_at, max(self._next_at, now) + self._gap_s
         return 0.0 if at > self._until else max(at - now, 0.0)
+
+    def note_cost(self, cpu_s: float) -> None:
+        """Take in what a post has cost; those that follow come as far apart as that asks for."""
+        with self._lock:
+            self._cost_s += (cpu_s - self._cost_s) / COST_OF_LAST
+            self._gap_s = max(self._shortest_s, self._cost_s / POSTS_SHARE_OF_A_CORE)
 
     def is_over(self) -> bool:
         """True when there is no time left in this turn."""

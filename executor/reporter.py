@@ -29,6 +29,8 @@ BATCH_SIZE = 50
 #: Reports sent at the same time: a slow FulcrumCore must not let a burst miss its limit.
 SENDERS = 4
 LONGEST_PAUSE_S = 60.0
+#: Whoever leaves a report wakes us; this is for one whose pause is over.
+IDLE_PAUSE_S = 2.0
 #: What FulcrumCore keeps of a result as the instance's data. It is replaced whole, so each report tells all it knows.
 INSTANCE_DATA = ("vmid", "node", "name", "mac_address", "ip_addresses", "reboot_required", "snapshot", "backup")
 #: A completion that answers 500 this often is told as a failure: the instance id is held by a stale service.
@@ -57,7 +59,7 @@ class Reporter:
         with reading(self.engine) as session:
             due = job_queue.due_reports(session, BATCH_SIZE)
         if not due:
-            return 1.0
+            return IDLE_PAUSE_S
         if any(list(self._senders.map(self._send_one, due))):
             self._silent_turns = 0
             if self.state.fulcrum.note_up():

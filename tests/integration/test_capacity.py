@@ -83,7 +83,7 @@ def test_the_share_of_a_core_that_a_control_group_has_decides_too(inside: Inside
     assert concurrency == 10
 
 
-def test_one_run_a_core_is_always_let_in_and_a_full_machine_holds_the_others(
+def test_a_few_runs_are_always_let_in_and_a_full_machine_holds_the_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     admission = capacity.Admission(is_warm=True)
@@ -95,7 +95,7 @@ def test_one_run_a_core_is_always_let_in_and_a_full_machine_holds_the_others(
     assert admission.is_open(1000)
     monkeypatch.setattr(capacity, "MOST_RUNNABLE_PER_CORE", -1)
     assert not admission.is_open(1000)
-    assert admission.is_open(0)
+    assert admission.is_open(int(capacity.cores() * (capacity.ALWAYS_PER_CORE - 1)))
 
 
 def test_only_what_holds_for_long_is_told_and_once(monkeypatch: pytest.MonkeyPatch) -> None:

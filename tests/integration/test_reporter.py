@@ -23,7 +23,7 @@ from executor.errors import ErrorCode
 from executor.fulcrum import FulcrumClient
 from executor.jobs import JobResult, JobStatus
 from executor.lab.simulator_control import RunningSimulator, running_simulator
-from executor.reporter import PATIENCE_ATTEMPTS, SENDERS, Reporter, completion
+from executor.reporter import IDLE_PAUSE_S, PATIENCE_ATTEMPTS, SENDERS, Reporter, completion
 from executor.state import AgentState
 
 Json = dict[str, Any]
@@ -169,8 +169,8 @@ def test_a_failure_is_told_in_our_words(outbox: Outbox) -> None:
     assert outbox.at_core(job)["errorMessage"] == "CAPACITY: the storage is full (run create-1)"
 
 
-def test_nothing_due_is_looked_at_again_in_a_second(outbox: Outbox) -> None:
-    assert outbox.turn() == 1.0
+def test_nothing_due_is_looked_at_again_before_long(outbox: Outbox) -> None:
+    assert outbox.turn() == IDLE_PAUSE_S
     assert not outbox.state.poll_wanted.is_set()
 
 

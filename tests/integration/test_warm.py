@@ -743,6 +743,7 @@ def test_worn_servers_are_replaced_without_a_cold_run(site: Site, monkeypatch: p
 
     assert all(was_warm(run) for run in runs)
     eventually(lambda: not any(is_alive(pid) for pid in before))
+    eventually(lambda: len(list((site.run_dir / ".warm").glob("*-*.*"))) == 4)  # a socket and a log of either server
 
 
 def test_a_sweep_ends_the_servers_of_a_killed_agent_and_reports_no_run(site: Site) -> None:

@@ -22,7 +22,7 @@ from executor.fulcrum import FulcrumClient
 from executor.lab.fulcrum_setup import AdminClient, Bootstrapped, bootstrap
 from executor.lab.proxmox_stand_in import make_certificates
 from executor.lab.simulator_control import RunningSimulator, running_simulator
-from executor.metrics import MAX_POSTS_PER_S, TYPES, VmMetrics, _Pace
+from executor.metrics import COST_OF_LAST, MAX_POSTS_PER_S, POSTS_SHARE_OF_A_CORE, TYPES, VmMetrics, _Pace
 from executor.proxmox import ProxmoxConnection, ProxmoxReader
 from executor.state import AgentState
 
@@ -380,6 +380,17 @@ def test_posts_are_spread_and_never_faster_than_a_twentieth_of_a_core_makes_them
     over = _Pace(10, now - 1)
     assert over.pause_s() == 0.0
     assert over.is_over()
+
+
+def test_posts_that_cost_more_come_farther_apart() -> None:
+    pace = _Pace(100_000, time.monotonic() + 600)
+    for _ in range(10 * COST_OF_LAST):
+        pace.note_cost(0.01)
+    pauses = [pace.pause_s() for _ in range(101)]
+    assert (pauses[-1] - pauses[0]) / 100 == pytest.approx(0.01 / POSTS_SHARE_OF_A_CORE, rel=0.05)
+    cheap = _Pace(3, time.monotonic() + 60)
+    cheap.note_cost(0.0001)
+    assert [round(cheap.pause_s(), 2) for _ in range(3)] == [0.0, 0.05, 0.1]
 
 
 def test_an_agent_that_stops_sends_no_more(pve: Cluster, metrics: VmMetrics, posted: Callable[[], list[Row]]) -> None:

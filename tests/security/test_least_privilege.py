@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from executor.errors import ErrorCode
 from executor.jobs import JobResult, PlaybookRun
 from executor.lab.proxmox_stand_in import ProxmoxStandIn, running_stand_in
 from executor.lab.system import LabSystem, running_lab, wait_for
+from executor.placement import FACTS_AGE_S
 from executor.privileges import needs
 from executor.proxmox import ProxmoxConnection, ProxmoxReader
 from executor.redaction import Redactor
@@ -179,6 +181,7 @@ def test_an_agent_whose_token_sees_no_vm_calls_none_of_them_gone(tmp_path: Path)
         lab.proxmox.control("revoke", path="/vms", privilege="VM.Audit")
         for action, service in services.items():
             lab.admin.action(service, action)
+        time.sleep(FACTS_AGE_S)  # until then a create is placed by what the token saw before
         services["create"] = lab.order("create", cores=1, memoryMb=512, diskGb=8)
 
         for action, service in services.items():

@@ -59,6 +59,7 @@ ARGUMENTS = {
     "node": {"type": "str", "default": ""},
     "template_vmid": {"type": "int", "default": 0},
     "template": {"type": "str", "default": ""},
+    "template_node": {"type": "str", "default": ""},  # says that it was found there, with `template_vmid`, before
     "prove_absence": {"type": "bool", "default": False},
     "snapshots": {"type": "bool", "default": False},
     "backups": {"type": "str", "default": ""},
@@ -132,7 +133,6 @@ class Cluster:
     def __init__(self, api: Any, kind: str) -> None:
         self.api = api
         self.kind = kind
-        self.just_listed: list[dict[str, Any]] = []  #: the list that the template was found in
 
     def guest(self, node: str, vmid: int) -> Any:
         """The VM's, or the container's, own endpoints."""
@@ -164,24 +164,23 @@ class Cluster:
         """Every guest that the token may see."""
         return list(self.api.cluster.resources.get(type="vm"))
 
-    def row_of(self, vmid: int) -> dict[str, Any] | None:
-        """Return the list's row of this VMID."""
-        rows, self.just_listed = self.just_listed or self.listed(), []  # a later look wants a later list
-        return next((row for row in rows if int(row.get("vmid", 0)) == vmid), None)
+    def row_of(self, vmid: int, rows: list[dict[str, Any]] | None) -> dict[str, Any] | None:
+        """Return this VMID's row of a list, or of a new one."""
+        return next((row for row in rows or self.listed() if int(row.get("vmid", 0)) == vmid), None)
 
-    def find(self, vmid: int, hint: str) -> dict[str, Any]:
-        """Find the VM on the node where it was last, or wherever the cluster's list has it."""
+    def find(self, vmid: int, hint: str, rows: list[dict[str, Any]] | None = None) -> dict[str, Any]:
+        """Find the VM on the node where it was last, or wherever the cluster's list has it; `rows` is a list of now."""
         try:
             found = self.facts(hint, vmid) if hint else None
         except ResourceException as exc:
             if exc.status_code not in NODE_DOWN_STATUSES:
                 raise
-            found, row = None, self.row_of(vmid)
+            found, row = None, self.row_of(vmid, rows)
             if row is None or row.get("node") == hint:
                 raise  # still there, as far as the cluster knows
         if found:
             return found
-        row = self.row_of(vmid)
+        row = self.row_of(vmid, rows)
         if row is None:
             return absent(vmid)
         if row.get("type") != self.kind:
@@ -234,11 +233,10 @@ class Cluster:
             raise
         return True
 
-    def template(self, vmid: int, name: str, preferred_node: str) -> dict[str, Any]:
+    def template(self, rows: list[dict[str, Any]], vmid: int, name: str, preferred_node: str) -> dict[str, Any]:
         """Find a template by VMID or by name; of several of one name, the one on the node that is wanted."""
         wanted = f"template {vmid or name}"
-        self.just_listed = self.listed()
-        rows = [row for row in self.just_listed if row.get("template") and row.get("type") == "qemu"]
+        rows = [row for row in rows if row.get("template") and row.get("type") == "qemu"]
         rows = [row for row in rows if (int(row["vmid"]) == vmid if vmid else row.get("name") == name)]
         rows.sort(key=lambda row: (row.get("node") != preferred_node, row.get("status") == "unknown", row["vmid"]))
         found = self.facts(str(rows[0]["node"]), int(rows[0]["vmid"])) if rows else None
@@ -303,6 +301,7 @@ class Question:
         #: Wall clock, because it passes through playbook variables from one task to the next.
         self.deadline: float = arguments["deadline"] or time.time() + arguments["timeout_s"]
         self.template: dict[str, Any] = {}
+        self.rows: list[dict[str, Any]] | None = None  #: the list that the template was found in, for the first look
 
     def answer(self) -> dict[str, Any]:
         """Look, wait if asked to, and add what else was asked for."""
@@ -333,12 +332,16 @@ class Question:
 
     def _find_template(self) -> dict[str, Any]:
         vmid, name = self.arguments["template_vmid"], self.arguments["template"]
-        if self.wanted == "cloned":  # it was found before it was cloned, on this node
-            return {"exists": True, "node": self.arguments["node"], "vmid": vmid, "problem": ""}
-        return self.cluster.template(vmid, name, self.arguments["node"]) if vmid or name else {}
+        if self.arguments["template_node"]:
+            return {"exists": True, "node": self.arguments["template_node"], "vmid": vmid, "problem": ""}
+        if not (vmid or name):
+            return {}
+        self.rows = self.cluster.listed()
+        return self.cluster.template(self.rows, vmid, name, self.arguments["node"])
 
     def _look(self) -> dict[str, Any]:
-        return self.cluster.find(self.vmid, self.arguments["node"])
+        rows, self.rows = self.rows, None  # a later look wants a later list
+        return self.cluster.find(self.vmid, self.arguments["node"], rows)
 
     def _known_tasks(self, found: dict[str, Any], tasks: list[dict[str, Any]]) -> list[str]:
         """The tasks there are before the next change: a later look tells the change's own from them."""
@@ -368,7 +371,7 @@ class Question:
         while True:
             is_late = time.time() >= self.deadline
             try:
-                if not self._is_still_cloned(found):
+                if is_late or not self._is_still_cloned(found):  # at the end it counts what became of the tasks
                     found = self._look()
                     tasks = self._new_tasks(found)
             except FAILED_CALL as exc:

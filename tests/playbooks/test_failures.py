@@ -263,6 +263,43 @@ def test_a_clone_lock_that_never_goes_ends_at_the_plays_time(bench: Bench) -> No
     assert (done.code, changes) == ("VM_LOCKED", [])
 
 
+def test_a_vm_that_moves_while_it_is_waited_for_is_found_where_it_is(bench: Bench) -> None:
+    vm = bench.made(config={"description": "debian-12 cloud image"})
+    bench.pve.control("lock", vmid=vm["vmid"], lock="clone")
+    bench.pve.reset_request_log()
+    env = bench.environment()
+    with subprocess.Popen(
+        bench.command("create", {**vm, "node": "pve1"}), env=env, cwd=ROOT, stdout=subprocess.DEVNULL
+    ) as play:
+        while f"/nodes/pve1/qemu/{vm['vmid']}/pending" not in [entry["path"] for entry in bench.pve.request_log()]:
+            assert play.poll() is None
+            time.sleep(0.05)
+        bench.pve.control("move", vmid=vm["vmid"], node="pve2")
+        bench.pve.control("lock", vmid=vm["vmid"], lock=None)
+        assert play.wait() == 0
+    result = read_record(Path(env["PLAY_RECORD"]), 0, "").result
+    assert (result["adopted"], result["node"]) == (True, "pve2")
+
+
+def test_a_failed_clone_that_leaves_its_lock_is_told_in_the_tasks_words(bench: Bench) -> None:
+    vm = bench.vm(timeout_s=8)
+    bench.pve.control("time_scale", scale=0.5)
+    bench.pve.fail_task("qmclone", "clone failed: rbd error: rbd: listing images failed")
+    env = bench.environment()
+    with subprocess.Popen(bench.command("create", vm), env=env, cwd=ROOT, stdout=subprocess.DEVNULL) as play:
+        while bench.pve.guest(vm["vmid"]) is None:
+            assert play.poll() is None
+            time.sleep(0.02)
+        while bench.pve.guest(vm["vmid"]) is not None:
+            assert play.poll() is None
+            time.sleep(0.02)
+        bench.pve.control("add", vmid=vm["vmid"], name=vm["name"], config={})
+        bench.pve.control("lock", vmid=vm["vmid"], lock="clone")
+        play.wait()
+    failed = read_record(Path(env["PLAY_RECORD"]), play.returncode, "")
+    assert failed.code == "STORAGE_UNAVAILABLE", failed.message
+
+
 def test_a_create_killed_during_the_clone_makes_one_vm(bench: Bench) -> None:
     vm = bench.vm()
     bench.pve.control("time_scale", scale=0.5)
@@ -309,7 +346,9 @@ def test_a_configuration_that_did_not_arrive_is_a_failure(bench: Bench) -> None:
 def test_a_proxy_that_stumbles_while_we_wait_does_not_fail_the_create(bench: Bench) -> None:
     vm = bench.vm()
     bench.pve.control("time_scale", scale=0.3)
-    bench.pve.fail("GET", f"/nodes/pve1/qemu/{vm['vmid']}/pending", status=502, text="Bad Gateway", times=2)
+    for question in ("pending", "status/current"):
+        path = f"/nodes/pve1/qemu/{vm['vmid']}/{question}"
+        bench.pve.fail("GET", path, status=502, text="Bad Gateway", times=2)
     assert bench.play("create", vm).rc == 0
 
 

@@ -32,6 +32,7 @@ ALWAYS_PER_CORE = 4.0
 #: How long runs are held back before the log says so.
 TELL_AFTER_S = 10.0
 CGROUPS = Path("/sys/fs/cgroup")
+LOADAVG = Path("/proc/loadavg")
 
 
 def default_concurrency(*, is_warm: bool) -> int:
@@ -63,10 +64,10 @@ def available_mib() -> float:
 def runnable() -> int:
     """Return how many processes of the machine run or want to, at this moment.
 
-    Not the load average: a burst's beginning would hold its middle back a minute later.
+    Not the load average: a burst's beginning would hold its middle back a minute later. 0 where nobody tells us.
     """
-    running, _, _ = _read(Path("/proc/loadavg")).split()[3].partition("/")
-    return _number(running)
+    _averages, _, counts = _read(LOADAVG).rpartition(" ")[0].rpartition(" ")
+    return _number(counts.partition("/")[0])
 
 
 @dataclass(kw_only=True)

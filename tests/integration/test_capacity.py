@@ -113,8 +113,19 @@ def test_only_what_holds_for_long_is_told_and_once(monkeypatch: pytest.MonkeyPat
     assert told(1000, 1000, 0, 0) == ["admission_held", "admission_resumed"]
 
 
+def test_where_the_kernel_does_not_tell_who_computes_nobody_is_held(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(capacity, "LOADAVG", tmp_path / "hidden")
+    monkeypatch.setitem(capacity.SLOT_MIB, True, 0)
+    assert capacity.runnable() == 0
+    assert capacity.Admission(is_warm=True).is_open(1000)
+
+
 def test_a_process_that_computes_is_counted_at_once() -> None:
     with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as process:
-        counts = [capacity.runnable() for _ in range(200) if not time.sleep(0.002)]
-        process.kill()
+        try:
+            counts = [capacity.runnable() for _ in range(200) if not time.sleep(0.002)]
+        finally:
+            process.kill()
     assert sorted(counts)[100] >= 2  # itself, and the one that asks

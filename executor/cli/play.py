@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from executor.cli import action_checks, by_hand
+from executor.cli import by_hand
 from executor.cli.actions import folders
 from executor.cli.arguments import EXIT_INTERRUPTED, AsJson, NothingToDo, UnknownReference
 from executor.cli.opening import open_settings, opened
@@ -66,6 +66,8 @@ def play(  # noqa: PLR0913, PLR0917 (one option each; typer passes them by name)
     settings = open_settings()
     settings.require_proxmox()
     action = actions.find(name, folders())
+    from executor.cli import action_checks  # noqa: PLC0415 (not for `--help`: it reads YAML)
+
     options = action_checks.vm_options(action.playbook, by_hand.home() / "roles")
     given = _given(vars_file, values or [], options)
     mapping = _mapping_of(settings, service, is_check=check) if service is not None else None

@@ -25,6 +25,7 @@ from executor.state import AgentState
 log = get_logger(__name__)
 
 SENDERS = 4
+#: Never faster, however little a post costs: FulcrumCore has others to serve.
 MAX_POSTS_PER_S = 40.0
 #: What posts may cost of a core, by what those before have cost. What the agent does besides them makes it a twentieth.
 POSTS_SHARE_OF_A_CORE = 0.035

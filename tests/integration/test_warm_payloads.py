@@ -7,6 +7,7 @@ import io
 import os
 import pickle
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,14 +20,15 @@ PLACE = MODULE.replace(".", "/") + ".py"
 
 
 @pytest.fixture
-def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A module where Python finds it first."""
     file = tmp_path / "site" / PLACE
     file.parent.mkdir(parents=True)
     file.write_text("print('as installed')\n")
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
     payloads._roots.cache_clear()
-    return file
+    yield file
+    payloads._roots.cache_clear()
 
 
 def packed(content: str) -> str:

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from smith_lab.proxmox_stand_in import running_stand_in
 
 from bench import burst, day, floor, job_rows, life, plots, report, runs, serial, soak
 from bench.measuring import ROOT, WorkloadBroke, machine_facts
-from executor.lab.proxmox_stand_in import running_stand_in
 
 Json = dict[str, Any]
 RESULTS = ROOT / "bench" / "results"

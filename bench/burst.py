@@ -11,8 +11,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from smith_lab.system import LabSystem, running_lab, wait_for
+
 from bench.measuring import WorkloadBroke, median, percentile, tree_cpu_s, tree_pss_mib, watching_memory
-from executor.lab.system import LabSystem, running_lab, wait_for
 
 Json = dict[str, Any]
 #: FulcrumCore gives a job up after this.

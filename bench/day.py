@@ -17,17 +17,18 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from smith_lab.system import LabSystem, running_lab
 
 from bench.measuring import in_own_process
 from bench.seeding import seed
-from executor import mappings, metrics
-from executor.database import open_engine, transaction, upgrade
-from executor.fulcrum import FulcrumClient
-from executor.heartbeat import Heartbeat
-from executor.lab.system import LabSystem, running_lab
-from executor.proxmox import ProxmoxConnection, ProxmoxReader
-from executor.settings import load_settings
-from executor.state import AgentState
+from executor.agent import metrics
+from executor.agent.heartbeat import Heartbeat
+from executor.agent.state import AgentState
+from executor.database import mappings
+from executor.database.engine import open_engine, transaction, upgrade
+from executor.fulcrum.client import FulcrumClient
+from executor.proxmox.client import ProxmoxConnection, ProxmoxReader
+from executor.settings.settings import load_settings
 
 Json = dict[str, Any]
 DAY_S = 24 * 3600.0

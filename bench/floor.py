@@ -8,9 +8,9 @@ from collections.abc import Callable
 from typing import Any
 
 from proxmoxer import ProxmoxAPI
+from smith_lab.proxmox_stand_in import ProxmoxStandIn
 
 from bench.measuring import WorkloadBroke
-from executor.lab.proxmox_stand_in import ProxmoxStandIn
 
 TEMPLATE, NODE = 9000, "pve1"
 POLL_S = 0.2

@@ -14,10 +14,11 @@ from typing import Any
 from sqlalchemy import Engine, insert
 
 from bench.measuring import ROOT, median, percentile
-from executor import database, job_queue
-from executor.database import Job, open_engine, transaction, utc_now
-from executor.job_queue import NewJob
-from executor.jobs import JobResult, JobStatus, ReportState
+from executor.database import engine as database
+from executor.database import job_queue
+from executor.database.engine import Job, open_engine, transaction, utc_now
+from executor.database.job_queue import NewJob
+from executor.model import JobResult, JobStatus, ReportState
 
 OWNER = "bench"
 #: One row in so many waits; the others are history.

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from smith_lab.system import LabSystem, running_lab, wait_for
 
 from bench.burst import HEARTBEAT_PATH, OPEN, heartbeat_gaps
 from bench.measuring import WorkloadBroke, median, percentile, tree_cpu_s, tree_pss_mib
 from bench.seeding import Seeded, seed
-from executor.lab.system import LabSystem, running_lab, wait_for
 
 Json = dict[str, Any]
 WITHIN_S = 400.0

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from bench.measuring import ROOT, WorkloadBroke, tree_cpu_s, tree_pss_mib, watching_memory
-from executor.jobs import PlaybookRun
-from executor.runner import Runner, RunnerPaths, ansible_home
-from executor.settings import load_settings
+from executor.model import PlaybookRun
+from executor.runs.runner import Runner, RunnerPaths, ansible_home
+from executor.settings.settings import load_settings
 
 ACTIONS = ("create", "start", "stop", "delete")
 TIMEOUT_S = 280.0

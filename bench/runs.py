@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from smith_lab.proxmox_stand_in import ProxmoxStandIn
+
 from bench.measuring import in_own_process
-from executor.lab.proxmox_stand_in import ProxmoxStandIn
 
 Json = dict[str, Any]
 _vmids: Iterator[int] = itertools.count(200_000, 10_000)

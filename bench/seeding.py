@@ -6,9 +6,10 @@ import itertools
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from executor import mappings
-from executor.fulcrum import FulcrumClient
-from executor.lab.system import LabSystem
+from smith_lab.system import LabSystem
+
+from executor.database import mappings
+from executor.fulcrum.client import FulcrumClient
 
 SETTERS = 8
 _vmids = itertools.count(120_000)

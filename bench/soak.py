@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from smith_lab.proxmox_stand_in import ProxmoxStandIn
 
 from bench.measuring import ROOT, WorkloadBroke, in_own_process, tree_pss_mib
 from bench.one_mode import runner_of, vm_of
-from executor import process_tree
-from executor.jobs import PlaybookRun
-from executor.lab.proxmox_stand_in import ProxmoxStandIn
-from executor.runner import Runner
+from executor.model import PlaybookRun
+from executor.processes import process_tree
+from executor.runs.runner import Runner
 
 Json = dict[str, Any]
 SLOTS = 8

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from executor.settings import SECRETS, example_env
+from executor.settings.settings import SECRETS, example_env
 
 FILE = Path(__file__).parent / "agent-smith.env.example"
 HEADER = """\

@@ -12,7 +12,7 @@ PY
 echo "Setting up $venv with $("$python" --version) (a minute or two the first time)"
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
 pip="$venv/bin/python -m pip --disable-pip-version-check --quiet"
-$pip install -c constraints.txt -e '.[lab,postgres,dev]'
+$pip install -c constraints.txt -e '.[postgres,dev]' -e ./lab
 
 wheels=$(mktemp -d)
 trap 'rm -rf "$wheels"' EXIT

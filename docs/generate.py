@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from executor import errors
-from executor.error_rules import Reaction, reaction_to
 from executor.errors import ErrorCode
-from executor.settings import settings_table_markdown
+from executor.proxmox.error_rules import Reaction, reaction_to
+from executor.settings.settings import settings_table_markdown
 
 DOCS = Path(__file__).parent
 TESTS = DOCS.parent / "tests"
@@ -114,7 +114,7 @@ def errors_page() -> str:
     """Return docs/errors.md."""
     meanings = comments_in("errors.py", r'    (?P<code>[A-Z_]+) = "(?P=code)"')
     rows = [f"| `{code}` | {meanings[code]} | {reaction_to(code)} |" for code in ErrorCode]
-    reactions = comments_in("error_rules.py", r'    [A-Z_]+ = "(?P<code>[a-z_]+)"')
+    reactions = comments_in("proxmox/error_rules.py", r'    [A-Z_]+ = "(?P<code>[a-z_]+)"')
     return ERRORS.format(
         note=NOTE,
         reactions="\n".join(f"- **{reaction}**: {reactions[reaction]}" for reaction in Reaction),

@@ -50,9 +50,9 @@ def lab(
 def _in_lab(name: str, **options: Any) -> int:
     """Run the `main` of one of the lab's modules. Raises LabMissing when the extra that it needs is not installed."""
     try:
-        return int(importlib.import_module(f"executor.lab.{name}").main(**options) or 0)
+        return int(importlib.import_module(f"smith_lab.{name}").main(**options) or 0)
     except ModuleNotFoundError as error:
-        if (error.name or "").startswith("executor.") and error.name != "executor.lab":
+        if (error.name or "").startswith("executor.") and error.name != "smith_lab":
             raise  # a defect of ours, not a missing extra
         raise LabMissing(f"{error.name} is missing, which the lab needs: pip install 'agent-smith[lab]'") from None
 

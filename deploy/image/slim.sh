@@ -4,7 +4,7 @@
 # only of what may be imported: Ansible reads the sources of its modules.
 set -eu
 cd "$1"
-rm -rf ansible_test executor/lab
+rm -rf ansible_test lab/smith_lab
 rm -rf certifi/tests jsonschema/tests jsonschema/benchmarks jsonschema_specifications/tests referencing/tests
 rm -rf alembic/testing mako/testing sqlalchemy/testing
 rm -rf sqlalchemy/dialects/mssql sqlalchemy/dialects/mysql sqlalchemy/dialects/oracle

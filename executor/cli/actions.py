@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from executor.cli.arguments import AsJson
-from executor.cli.opening import open_settings
+from executor.cli.context import open_settings
 from executor.cli.output import examples, harmless, say, show_json, show_rows, tell
 from executor.errors import EXIT_FAILURE, SmithError
 
 if TYPE_CHECKING:  # imported when a command runs
-    from executor.actions import Listed
+    from executor.runs.actions import Listed
 
 app = typer.Typer(
     name="actions",
@@ -141,7 +141,7 @@ def new(
     as_json: AsJson = False,
 ) -> None:
     """Write a playbook to begin with, and its schema, into the folder SMITH_ACTIONS_PATH."""
-    from executor.actions import ACTION_PATTERN, SCHEMA_SUFFIX  # noqa: PLC0415 (see below)
+    from executor.runs.actions import ACTION_PATTERN, SCHEMA_SUFFIX  # noqa: PLC0415 (see below)
 
     folder = open_settings().smith_actions_path
     if folder is None:
@@ -175,22 +175,23 @@ def _note(row: Mapping[str, Any]) -> str:
 
 
 def _listed() -> list[Listed]:
-    from executor import actions  # noqa: PLC0415 (jsonschema is not for `--help`)
+    from executor.runs import actions  # noqa: PLC0415 (jsonschema is not for `--help`)
 
     return actions.listing(folders())
 
 
 def folders() -> tuple[Path, ...]:
     """Return where actions are looked for: the provider's folder first, ours last."""
-    from executor.runner import ansible_home  # noqa: PLC0415 (see above)
+    from executor.runs.runner import ansible_home  # noqa: PLC0415 (see above)
 
     own = open_settings().smith_actions_path
     return (*((own,) if own else ()), ansible_home() / "playbooks")
 
 
 def _findings(listed: Listed) -> dict[str, list[str]]:
-    from executor import actions  # noqa: PLC0415 (see above)
-    from executor.cli import action_checks, by_hand  # noqa: PLC0415 (see above)
+    from executor.cli import action_checks  # noqa: PLC0415 (see above)
+    from executor.cli import ansible_playbook as by_hand  # noqa: PLC0415 (see above)
+    from executor.runs import actions  # noqa: PLC0415 (see above)
 
     found = action_checks.check(listed.playbook)
     problems = [*([listed.problem] if listed.problem else []), *found.problems]

@@ -13,7 +13,6 @@ import typer
 
 from executor.cli import (
     actions,
-    adoption,
     audit,
     backup,
     bootstrap,
@@ -26,12 +25,17 @@ from executor.cli import (
     jobs,
     mappings,
     play,
-    recall,
     run,
     runs,
     status,
     templates,
     version,
+)
+from executor.cli import (
+    mappings_adopt as adoption,
+)
+from executor.cli import (
+    mappings_recall as recall,
 )
 from executor.cli.output import complain
 from executor.errors import (

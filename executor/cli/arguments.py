@@ -13,7 +13,7 @@ from executor.errors import EXIT_FAILURE, SmithError
 if TYPE_CHECKING:  # imported when a command runs
     from sqlalchemy.orm import Session
 
-    from executor.database import Job
+    from executor.database.engine import Job
 
 #: 128 + the number of SIGINT, as shells tell it.
 EXIT_INTERRUPTED = 130
@@ -46,8 +46,8 @@ def confirm(question: str, *, yes: bool) -> None:
 
 def find_job(session: Session, reference: str) -> Job:
     """Return the job. Raises UnknownReference, saying whether nothing or too much fits."""
-    from executor import job_queue  # noqa: PLC0415 (SQLAlchemy is not for `--help`)
     from executor.cli import queries  # noqa: PLC0415 (see above)
+    from executor.database import job_queue  # noqa: PLC0415 (SQLAlchemy is not for `--help`)
 
     if not (reference := reference.strip()):
         raise UnknownReference("an empty reference names no job: `smith jobs list` shows them")

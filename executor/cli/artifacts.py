@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from executor.errors import SmithError
 
 if TYPE_CHECKING:  # imported when a command runs
-    from executor.database import Run
-    from executor.settings import Settings
+    from executor.database.engine import Run
+    from executor.settings.settings import Settings
 
 #: What an event of ansible-runner's says of its task.
 OUTCOMES = {

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from executor.cli.arguments import AsJson
-from executor.cli.opening import reading_store
+from executor.cli.context import reading_store
 from executor.cli.output import examples, harmless, show_json, show_rows
 
 if TYPE_CHECKING:  # imported when a command runs
-    from executor.database import AuditEntry
+    from executor.database.engine import AuditEntry
 
 app = typer.Typer(
     name="audit",
@@ -50,7 +50,7 @@ def list_audit(
     as_json: AsJson = False,
 ) -> None:
     """List what was changed, the newest first. Entries are never changed and never pruned."""
-    from executor import audit  # noqa: PLC0415 (SQLAlchemy is not for `--help`)
+    from executor.database import audit  # noqa: PLC0415 (SQLAlchemy is not for `--help`)
 
     with reading_store() as store:
         found = audit.listing(store.session, subject=subject.strip(), verb=verb.strip(), limit=limit)

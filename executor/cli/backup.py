@@ -15,14 +15,14 @@ from urllib.parse import quote
 import typer
 
 from executor.cli.arguments import AsJson, confirm
+from executor.cli.context import open_settings, opened
 from executor.cli.database import locked
-from executor.cli.opening import open_settings, opened
 from executor.cli.output import examples, tell
 from executor.cli.run import PRIVATE_UMASK
 from executor.errors import DatabaseError
 
 if TYPE_CHECKING:  # imported when a command runs
-    from executor.settings import Settings
+    from executor.settings.settings import Settings
 
 BACKUP_EXAMPLES = examples(
     "smith db backup /var/backups/smith-$(date +%F).db     while the agent works",
@@ -67,7 +67,7 @@ def restore(
     as_json: AsJson = False,
 ) -> None:
     """Put a backup in the database's place. The agent must be stopped; the file that was there is kept beside it."""
-    from executor import database  # noqa: PLC0415 (SQLAlchemy is not for `--help`)
+    from executor.database import engine as database  # noqa: PLC0415 (SQLAlchemy is not for `--help`)
 
     settings = open_settings()
     target = _sqlite_file(settings, "pg_restore --clean --if-exists --dbname='postgresql://…' smith.dump")
@@ -125,7 +125,7 @@ def _refuse_unsound(connection: sqlite3.Connection, file: Path) -> None:
 
 def _checked_copy(file: Path, fresh: Path) -> str:
     """Copy a backup to where it can be swapped in; return its schema. Raises DatabaseError for any other file."""
-    from executor import database  # noqa: PLC0415 (see above)
+    from executor.database import engine as database  # noqa: PLC0415 (see above)
 
     _remove(fresh)
     with _explained(file), contextlib.closing(_opened_to_read(file)) as source:

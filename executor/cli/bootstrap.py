@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 import typer
 
 from executor.cli.arguments import AsJson
-from executor.cli.opening import open_settings
+from executor.cli.context import open_settings
 from executor.cli.output import complain, examples, say, show_json, show_rows
 from executor.errors import FulcrumAuthFailing, SettingsError, SmithError
 from executor.redaction import redactor
 
 if TYPE_CHECKING:  # imported when the command runs
-    from executor.bootstrap import Bootstrap, Step
-    from executor.fulcrum_admin import FulcrumAdmin
-    from executor.settings import Settings
+    from executor.fulcrum.admin import FulcrumAdmin
+    from executor.fulcrum.bootstrap import Bootstrap, Step
+    from executor.settings.settings import Settings
 
 #: Not FULCRUM_…: those are the agent's settings, and the agent is never to have this token.
 ADMIN_TOKEN = "CORE_ADMIN_TOKEN"  # noqa: S105  a variable's name
@@ -86,7 +86,7 @@ def core(  # noqa: PLR0913, PLR0917 (one option each; typer passes them by name)
 
     What is there by its name stays as it is, and what differs is told: a second run makes only what is missing.
     """
-    from executor.bootstrap import Bootstrap, Wanted  # noqa: PLC0415 (requests is not for `--help`)
+    from executor.fulcrum.bootstrap import Bootstrap, Wanted  # noqa: PLC0415 (requests is not for `--help`)
 
     settings = open_settings()
     settings.require_fulcrum_address()
@@ -199,7 +199,7 @@ class _TokenPlace:
 
 def _admin_token(file: Path | None) -> str:
     """Return the administrator's token; it is masked in everything from now on. Raises SettingsError."""
-    from executor.setting_sources import read_secret_file  # noqa: PLC0415 (see above)
+    from executor.settings.sources import read_secret_file  # noqa: PLC0415 (see above)
 
     token = read_secret_file(file) if file else os.environ.get(ADMIN_TOKEN, "").strip()
     if not token:
@@ -210,8 +210,8 @@ def _admin_token(file: Path | None) -> str:
 
 def _refuse_other_token(settings: Settings, file: Path, agent_id: str | None) -> None:
     """Raise TokenNotKept unless the file holds a token of this agent, which no run made now."""
-    from executor.fulcrum import FulcrumClient  # noqa: PLC0415 (see above)
-    from executor.setting_sources import read_secret_file  # noqa: PLC0415 (see above)
+    from executor.fulcrum.client import FulcrumClient  # noqa: PLC0415 (see above)
+    from executor.settings.sources import read_secret_file  # noqa: PLC0415 (see above)
 
     remedy = "the agent has a token, which FulcrumCore does not tell again: --new-token makes another"
     if not file.exists():
@@ -231,7 +231,7 @@ def _refuse_other_token(settings: Settings, file: Path, agent_id: str | None) ->
 
 
 def _client(settings: Settings, token: str) -> FulcrumAdmin:
-    from executor.fulcrum_admin import FulcrumAdmin  # noqa: PLC0415 (see above)
+    from executor.fulcrum.admin import FulcrumAdmin  # noqa: PLC0415 (see above)
 
     for setting, danger in settings.insecurities():
         if setting.startswith("FULCRUM_"):
@@ -255,7 +255,7 @@ def _explained() -> Iterator[None]:
 
 def _type_of(file: Path | None, kind: str) -> dict[str, Any]:
     """Return a type's JSON: the operator's own or the one that ships. Raises SettingsError."""
-    from executor import bootstrap  # noqa: PLC0415 (see above)
+    from executor.fulcrum import bootstrap  # noqa: PLC0415 (see above)
 
     if file is None:
         return bootstrap.load_type(bootstrap.SERVICE_TYPE_FILE if kind == "service" else bootstrap.AGENT_TYPE_FILE)

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from executor.cli.arguments import AsJson
-from executor.cli.opening import missing_lines
+from executor.cli.context import missing_lines
 from executor.cli.output import complain, examples, say, show_json, show_rows
 from executor.errors import EXIT_SETTINGS, SettingsError
 from executor.redaction import MASK, redactor
 
 if TYPE_CHECKING:  # imported when a command runs
-    from executor.settings import SettingRow, Settings
+    from executor.settings.settings import SettingRow, Settings
 
 app = typer.Typer(
     name="config",
@@ -60,14 +60,14 @@ def show(as_json: AsJson = False) -> None:
 )
 def example() -> None:
     """Print a `.env` file to start from: what must be set, and everything else as comments."""
-    from executor.settings import example_env  # noqa: PLC0415 (pydantic is not for `--help`)
+    from executor.settings.settings import example_env  # noqa: PLC0415 (pydantic is not for `--help`)
 
     say(example_env().rstrip("\n"))
 
 
 def _all_settings() -> tuple[list[SettingRow], list[str], list[str]]:
     """Return a row for every setting, what is wrong with them, and what `smith run` still needs."""
-    from executor.settings import describe, load_settings, secret_values  # noqa: PLC0415 (see above)
+    from executor.settings.settings import describe, load_settings, secret_values  # noqa: PLC0415 (see above)
 
     wrong: list[str] = []
     try:
@@ -89,8 +89,8 @@ def _all_settings() -> tuple[list[SettingRow], list[str], list[str]]:
 
 def _as_written(wrong: list[str]) -> tuple[list[SettingRow], Settings]:
     """Return what was found, unread: of settings that cannot be used together, the good ones are worth showing, too."""
-    from executor.setting_sources import gather  # noqa: PLC0415 (see above)
-    from executor.settings import FIELDS, SECRETS, Settings, describe  # noqa: PLC0415 (see above)
+    from executor.settings.settings import FIELDS, SECRETS, Settings, describe  # noqa: PLC0415 (see above)
+    from executor.settings.sources import gather  # noqa: PLC0415 (see above)
 
     found = gather(FIELDS, SECRETS, os.environ, ENV_FILE)
     shown = found.values | {name: MASK for name in SECRETS if name in found.values}

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from executor.cli.arguments import AsJson
-from executor.cli.opening import reading_store
+from executor.cli.context import reading_store
 from executor.cli.output import ago, examples, show_json, show_rows
 
 if TYPE_CHECKING:  # imported when a command runs
-    from executor.database import CriticalJob
+    from executor.database.engine import CriticalJob
 
 app = typer.Typer(
     name="critical",
@@ -48,8 +48,8 @@ SLACK_S = 30.0
 )
 def list_critical(as_json: AsJson = False) -> None:
     """List the critical jobs: when each was last done, how often it failed since, and whether it is overdue."""
-    from executor import job_queue  # noqa: PLC0415 (SQLAlchemy is not for `--help`)
-    from executor.database import utc_now  # noqa: PLC0415 (see above)
+    from executor.database import job_queue  # noqa: PLC0415 (SQLAlchemy is not for `--help`)
+    from executor.database.engine import utc_now  # noqa: PLC0415 (see above)
 
     with reading_store() as store:
         found = job_queue.critical_jobs(store.session)

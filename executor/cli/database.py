@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from executor.cli.arguments import AsJson, confirm
-from executor.cli.opening import open_settings, opened
+from executor.cli.context import open_settings, opened
 from executor.cli.output import complain, examples, say, show_json, tell
 from executor.cli.run import PRIVATE_UMASK
 from executor.errors import EXIT_DATABASE, DatabaseError
@@ -20,7 +20,7 @@ from executor.errors import EXIT_DATABASE, DatabaseError
 if TYPE_CHECKING:  # imported when a command runs
     from sqlalchemy import Engine
 
-    from executor.settings import Settings
+    from executor.settings.settings import Settings
 
 app = typer.Typer(
     name="db",
@@ -41,7 +41,7 @@ app = typer.Typer(
 )
 def upgrade(as_json: AsJson = False) -> None:
     """Bring the schema to this version's; makes the database when there is none."""
-    from executor import database  # noqa: PLC0415 (SQLAlchemy is not for `--help`)
+    from executor.database import engine as database  # noqa: PLC0415 (SQLAlchemy is not for `--help`)
 
     os.umask(PRIVATE_UMASK)
     with opened(open_settings(), may_create=True) as engine:
@@ -67,7 +67,7 @@ def downgrade(
     as_json: AsJson = False,
 ) -> None:
     """Take the schema back for an older version. What the older schema has no place for is lost."""
-    from executor import database  # noqa: PLC0415 (see above)
+    from executor.database import engine as database  # noqa: PLC0415 (see above)
 
     settings = open_settings()
     with opened(settings) as engine:
@@ -88,7 +88,7 @@ def downgrade(
 )
 def current(as_json: AsJson = False) -> None:
     """Say which schema the database has, and which this version needs."""
-    from executor import database  # noqa: PLC0415 (see above)
+    from executor.database import engine as database  # noqa: PLC0415 (see above)
 
     with opened(open_settings()) as engine:
         found = database.current_revision(engine)
@@ -108,7 +108,7 @@ def current(as_json: AsJson = False) -> None:
 )
 def check(as_json: AsJson = False) -> None:
     """Check schema, integrity and references."""
-    from executor import database  # noqa: PLC0415 (see above)
+    from executor.database import engine as database  # noqa: PLC0415 (see above)
 
     with opened(open_settings()) as engine:
         problems = database.check(engine)
@@ -140,8 +140,8 @@ def _without_agents(engine: Engine, settings: Settings) -> Iterator[None]:
         with locked(Path(f"{engine.url.database}.lock")):
             yield
         return
-    from executor import database  # noqa: PLC0415 (see above)
     from executor.cli import queries, status  # noqa: PLC0415 (see above)
+    from executor.database import engine as database  # noqa: PLC0415 (see above)
 
     with database.reading(engine) as session:
         for node in queries.recent_nodes(session, status.SHOWN_NODES):

@@ -26,7 +26,7 @@ def show(as_json: AsJson = False) -> None:
     The exit code names the first area that failed: 3 settings, 4 FulcrumCore, 5 Proxmox, 6 database, 1 this machine.
     """
     from executor.doctor.checks import exit_code  # noqa: PLC0415 (everything that the agent is made of)
-    from executor.doctor.examination import examine  # noqa: PLC0415 (see above)
+    from executor.doctor.run import examine  # noqa: PLC0415 (see above)
 
     checks = list(examine())
     if as_json:

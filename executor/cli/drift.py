@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from executor.cli.arguments import AsJson
-from executor.cli.opening import opened
+from executor.cli.clients import Reach, reach
+from executor.cli.context import opened
 from executor.cli.output import complain, examples, say, short, show_json, show_rows
-from executor.cli.reaching import Reach, reach
-from executor.drift import Finding, Kind
+from executor.drift.compare import Finding, Kind
 from executor.errors import EXIT_FAILURE, EXIT_PROXMOX
 
 if TYPE_CHECKING:  # imported when a command runs
     from sqlalchemy import Engine
 
-    from executor.reconcile import Outcome
+    from executor.drift.inspector import Outcome
 
 app = typer.Typer(
     name="drift",
@@ -102,7 +102,7 @@ def fix(
 @contextmanager
 def _looked(believe_list: bool) -> Iterator[_Look]:
     """Check once, and keep the database open."""
-    from executor.reconcile import Inspector  # noqa: PLC0415 (everything that asks is not for `--help`)
+    from executor.drift.inspector import Inspector  # noqa: PLC0415 (everything that asks is not for `--help`)
 
     both: Reach = reach()
     cluster = both.settings.smith_cluster
@@ -113,7 +113,8 @@ def _looked(believe_list: bool) -> Iterator[_Look]:
 
 
 def _repaired(look: _Look, chosen: Sequence[Finding], reason: str) -> list[Finding]:
-    from executor import audit, reconcile  # noqa: PLC0415 (see above)
+    from executor.database import audit  # noqa: PLC0415 (see above)
+    from executor.drift import inspector as reconcile  # noqa: PLC0415 (see above)
 
     who = audit.operator()
     return [each for each in chosen if reconcile.repair(look.engine, look.cluster, each, who=who, reason=reason)]

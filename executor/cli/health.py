@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from executor.setting_sources import DEFAULT_HTTP_ADDR, gather
+from executor.settings.sources import DEFAULT_HTTP_ADDR, gather
 
 #: Written out: the helper that the other commands use imports what this one does without.
 EXAMPLES = """\

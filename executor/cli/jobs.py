@@ -11,8 +11,8 @@ import typer
 
 from executor.cli import artifacts
 from executor.cli.arguments import AsJson, NothingToDo, Reference, UnknownReference, confirm, find_job, find_service_id
-from executor.cli.job_facts import details, name_of, run_facts, summary
-from executor.cli.opening import reading_store, writing_store
+from executor.cli.context import reading_store, writing_store
+from executor.cli.job_rows import details, name_of, run_facts, summary
 from executor.cli.output import (
     ago,
     examples,
@@ -25,12 +25,12 @@ from executor.cli.output import (
     show_rows,
     tell,
 )
-from executor.jobs import JobStatus
+from executor.model import JobStatus
 
 if TYPE_CHECKING:  # imported when a command runs
     from sqlalchemy.orm import Session
 
-    from executor.database import Job, Run
+    from executor.database.engine import Job, Run
 
 app = typer.Typer(
     name="jobs",
@@ -95,8 +95,8 @@ def list_jobs(  # noqa: PLR0913, PLR0917 (one filter each; typer passes them by 
     as_json: AsJson = False,
 ) -> None:
     """List jobs, the newest first."""
-    from executor import job_queue  # noqa: PLC0415 (SQLAlchemy is not for `--help`)
-    from executor.database import utc_now  # noqa: PLC0415 (see above)
+    from executor.database import job_queue  # noqa: PLC0415 (SQLAlchemy is not for `--help`)
+    from executor.database.engine import utc_now  # noqa: PLC0415 (see above)
 
     with reading_store() as store:
         found = job_queue.listing(
@@ -124,7 +124,7 @@ def list_jobs(  # noqa: PLR0913, PLR0917 (one filter each; typer passes them by 
 )
 def show_job(reference: Reference, as_json: AsJson = False) -> None:
     """Show everything that is known of one job: times, runs, properties, result."""
-    from executor import job_queue  # noqa: PLC0415 (see above)
+    from executor.database import job_queue  # noqa: PLC0415 (see above)
 
     with reading_store() as store:
         job = find_job(store.session, reference)
@@ -183,7 +183,7 @@ def show_log(
 )
 def retry(reference: Reference, as_json: AsJson = False) -> None:
     """End a job's waiting, for its next attempt or its next report."""
-    from executor import job_queue  # noqa: PLC0415 (see above)
+    from executor.database import job_queue  # noqa: PLC0415 (see above)
 
     with writing_store() as store:
         job = find_job(store.session, reference)
@@ -212,7 +212,7 @@ def cancel(
     as_json: AsJson = False,
 ) -> None:
     """End a job as CANCELLED. A playbook that runs is stopped; what it has made so far stays."""
-    from executor import job_queue  # noqa: PLC0415 (see above)
+    from executor.database import job_queue  # noqa: PLC0415 (see above)
 
     with reading_store() as store:
         job = find_job(store.session, reference)
@@ -241,8 +241,8 @@ class _Noted:
 @contextmanager
 def _noted(session: Session, job_id: int, verb: str, reason: str = "") -> Iterator[_Noted]:
     """Write what a block does to a job into the audit, in the block's own transaction."""
-    from executor import audit  # noqa: PLC0415 (see above)
-    from executor.database import Job  # noqa: PLC0415 (see above)
+    from executor.database import audit  # noqa: PLC0415 (see above)
+    from executor.database.engine import Job  # noqa: PLC0415 (see above)
 
     job, noted = session.get_one(Job, job_id), _Noted()
     before = audit.facts_of(job, audit.JOB_COLUMNS)
@@ -255,7 +255,7 @@ def _noted(session: Session, job_id: int, verb: str, reason: str = "") -> Iterat
 
 
 def _chosen_run(session: Session, job: Job, ident: str | None) -> Run:
-    from executor import job_queue  # noqa: PLC0415 (see above)
+    from executor.database import job_queue  # noqa: PLC0415 (see above)
 
     runs = job_queue.runs_of(session, job.id)
     if not runs:

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from executor.cli.arguments import AsJson, UnknownReference
-from executor.cli.opening import reading_store
+from executor.cli.context import reading_store
 from executor.cli.output import ago, examples, short, show_facts, show_heading, show_json, show_rows
-from executor.jobs import MappingState
+from executor.model import MappingState
 
 if TYPE_CHECKING:  # imported when a command runs
-    from executor.database import Mapping
+    from executor.database.engine import Mapping
 
 app = typer.Typer(
     name="mappings",
@@ -66,8 +66,8 @@ def list_mappings(
     as_json: AsJson = False,
 ) -> None:
     """List mappings, the newest first; those of deleted VMs only when asked for."""
-    from executor import mappings  # noqa: PLC0415 (SQLAlchemy is not for `--help`)
-    from executor.database import utc_now  # noqa: PLC0415 (see above)
+    from executor.database import mappings  # noqa: PLC0415 (SQLAlchemy is not for `--help`)
+    from executor.database.engine import utc_now  # noqa: PLC0415 (see above)
 
     states = list(MappingState) if everything and not state else state or []
     with reading_store() as store:
@@ -95,7 +95,7 @@ def show_mapping(
     as_json: AsJson = False,
 ) -> None:
     """Show a mapping with its history: earlier VMs of the service, earlier services of the VMID."""
-    from executor import mappings  # noqa: PLC0415 (see above)
+    from executor.database import mappings  # noqa: PLC0415 (see above)
 
     with reading_store() as store:
         found = mappings.find(store.session, reference.strip()) if reference.strip() else []

@@ -10,20 +10,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from executor.cli import by_hand
+from executor.cli import ansible_playbook as by_hand
 from executor.cli.actions import folders
 from executor.cli.arguments import EXIT_INTERRUPTED, AsJson, NothingToDo, UnknownReference
-from executor.cli.opening import open_settings, opened
+from executor.cli.context import open_settings, opened
 from executor.cli.output import complain, examples, harmless, say, show_facts, show_heading, show_json
 from executor.errors import EXIT_FAILURE, DatabaseError
-from executor.jobs import GuestKind
+from executor.model import GuestKind
 from executor.redaction import redactor
 
 if TYPE_CHECKING:  # imported when a command runs
-    from executor.actions import Action
-    from executor.database import Mapping as VmMapping
-    from executor.jobs import JobResult
-    from executor.settings import Settings
+    from executor.database.engine import Mapping as VmMapping
+    from executor.model import JobResult
+    from executor.runs.actions import Action
+    from executor.settings.settings import Settings
 
 EXAMPLES = examples(
     "smith play start --service 100123                a VMID, a VM's name, a service's id or its beginning",
@@ -61,7 +61,7 @@ def play(  # noqa: PLR0913, PLR0917 (one option each; typer passes them by name)
     """Run an action's playbook by hand: ansible-playbook's output as it comes, then the result."""
     if service is not None and vmid is not None:
         raise typer.BadParameter("--service and --vmid exclude each other")
-    from executor import actions  # noqa: PLC0415 (jsonschema is not for `--help`)
+    from executor.runs import actions  # noqa: PLC0415 (jsonschema is not for `--help`)
 
     settings = open_settings()
     settings.require_proxmox()
@@ -167,8 +167,9 @@ def _read(text: str, kind: str) -> Any:
 
 def _mapping_of(settings: Settings, reference: str, *, is_check: bool) -> VmMapping:
     """Return the mapping of the service that is meant. Raises UnknownReference, NothingToDo while an agent has it."""
-    from executor import database, job_queue, mappings  # noqa: PLC0415 (SQLAlchemy is not for `--help`)
-    from executor.jobs import JobStatus, MappingState  # noqa: PLC0415 (see above)
+    from executor.database import engine as database  # noqa: PLC0415 (SQLAlchemy is not for `--help`)
+    from executor.database import job_queue, mappings  # noqa: PLC0415 (see above)
+    from executor.model import JobStatus, MappingState  # noqa: PLC0415 (see above)
 
     with opened(settings) as engine, database.reading(engine) as session:
         found = mappings.find(session, reference.strip())
@@ -192,7 +193,7 @@ def _identity(mapping: VmMapping | None, vmid: int | None, action: Action, setti
         return {}
     if action.name == "create":
         return {"vmid": vmid}
-    from executor.proxmox import ProxmoxConnection, ProxmoxReader  # noqa: PLC0415 (see above)
+    from executor.proxmox.client import ProxmoxConnection, ProxmoxReader  # noqa: PLC0415 (see above)
 
     reader = ProxmoxReader(ProxmoxConnection.from_settings(settings))
     row = next((row for row in reader.vms() if row.vmid == vmid), None)
@@ -305,7 +306,8 @@ def _secrets(value: Any, options: Options) -> list[str]:
 
 def _store(settings: Settings, mapping: VmMapping, result: JobResult) -> bool:
     """Write a success into the service's mapping; False when there is nothing to write."""
-    from executor import database, mappings  # noqa: PLC0415 (see above)
+    from executor.database import engine as database  # noqa: PLC0415 (see above)
+    from executor.database import mappings  # noqa: PLC0415 (see above)
 
     if not result.succeeded:
         return False

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from executor.database import Job, Node, Run
+from executor.database.engine import Job, Node, Run
 
 #: More candidates than this are not worth naming.
 CANDIDATES = 6

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from executor.cli.opening import missing_lines, open_settings
+from executor.cli.context import missing_lines, open_settings
 from executor.cli.output import examples
 from executor.errors import SettingsError
 
 if TYPE_CHECKING:
-    from executor.settings import Settings
+    from executor.settings.settings import Settings
 
 #: Files that we make may hold what a run printed: they are their owner's alone.
 PRIVATE_UMASK = 0o077
@@ -31,7 +31,7 @@ EXAMPLES = examples(
 
 
 class AgentMode(StrEnum):
-    """How long the agent works; the words of `executor.agent.Mode`, which is too heavy to import for a `--help`."""
+    """How long the agent works; the values of `executor.agent.agent.Mode`, too heavy to import for `--help`."""
 
     SERVE = "serve"
     ONCE = "once"
@@ -74,7 +74,7 @@ def _ready_settings() -> Settings:
 
 
 def _supervise(settings: Settings, mode: AgentMode) -> int:
-    from executor.supervisor import supervise  # noqa: PLC0415 (see above)
+    from executor.processes.supervisor import supervise  # noqa: PLC0415 (see above)
 
     # -m and not the console script: it may not be on PATH, and a checkout has none.
     command = [sys.executable, "-m", "executor", "agent-process", "--mode", mode.value]
@@ -91,10 +91,10 @@ def _log_event(event: str, *, level: str = "info", **facts: Any) -> None:
     """Take what the supervisor has to say into the agent's log."""
     from executor.log import get_logger  # noqa: PLC0415 (see above)
 
-    getattr(get_logger("executor.supervisor"), level)(event, **facts)
+    getattr(get_logger("executor.processes.supervisor"), level)(event, **facts)
 
 
 def _be_agent(settings: Settings, mode: AgentMode) -> int:
-    from executor import agent  # noqa: PLC0415 (everything that the agent is made of)
+    from executor.agent import agent  # noqa: PLC0415 (everything that the agent is made of)
 
     return agent.main(settings, agent.Mode(mode.value))

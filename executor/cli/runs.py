@@ -8,8 +8,8 @@ import typer
 
 from executor.cli import artifacts
 from executor.cli.arguments import AsJson, UnknownReference, find_job
-from executor.cli.job_facts import run_facts
-from executor.cli.opening import reading_store
+from executor.cli.context import reading_store
+from executor.cli.job_rows import run_facts
 from executor.cli.output import examples, say, short, show_facts, show_heading, show_json, show_rows
 
 app = typer.Typer(
@@ -49,8 +49,8 @@ def list_runs(
     as_json: AsJson = False,
 ) -> None:
     """List runs, the newest first."""
-    from executor import job_queue  # noqa: PLC0415 (SQLAlchemy is not for `--help`)
     from executor.cli import queries  # noqa: PLC0415 (see above)
+    from executor.database import job_queue  # noqa: PLC0415 (SQLAlchemy is not for `--help`)
 
     with reading_store() as store:
         if job is None:
@@ -78,7 +78,7 @@ def show_run(
     as_json: AsJson = False,
 ) -> None:
     """Show one run: facts, files, and the end of what it printed."""
-    from executor import job_queue  # noqa: PLC0415 (see above)
+    from executor.database import job_queue  # noqa: PLC0415 (see above)
 
     with reading_store() as store:
         if (run := job_queue.find_run(store.session, ident)) is None:

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from executor.cli import critical
 from executor.cli.arguments import AsJson
-from executor.cli.opening import reading_store
+from executor.cli.context import reading_store
 from executor.cli.output import ago, examples, show_facts, show_heading, show_json, show_rows
 
 if TYPE_CHECKING:  # imported when a command runs
-    from executor.database import Node
+    from executor.database.engine import Node
 
 EXAMPLES = examples(
     "smith status",
@@ -36,9 +36,9 @@ NODE_COLUMNS = {
 
 def show(as_json: AsJson = False) -> None:
     """Count jobs, reports and VMs; name the agents and what is overdue."""
-    from executor import job_queue, mappings  # noqa: PLC0415 (SQLAlchemy is not for `--help`)
     from executor.cli import queries  # noqa: PLC0415 (see above)
-    from executor.database import utc_now  # noqa: PLC0415 (see above)
+    from executor.database import job_queue, mappings  # noqa: PLC0415 (SQLAlchemy is not for `--help`)
+    from executor.database.engine import utc_now  # noqa: PLC0415 (see above)
 
     with reading_store() as store:
         jobs = job_queue.counts(store.session)

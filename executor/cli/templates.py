@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from executor.cli.arguments import AsJson
-from executor.cli.opening import open_settings
+from executor.cli.context import open_settings
 from executor.cli.output import complain, examples, show_json, show_rows
 from executor.errors import JobError
-from executor.jobs import GuestKind
+from executor.model import GuestKind
 
 if TYPE_CHECKING:  # imported when a command runs
-    from executor.proxmox import ProxmoxReader, StorageRow, VmRow
-    from executor.settings import Settings
+    from executor.proxmox.client import ProxmoxReader, StorageRow, VmRow
+    from executor.settings.settings import Settings
 
 app = typer.Typer(
     name="templates",
@@ -40,7 +40,7 @@ COLUMNS = {
 @app.command("list", epilog=examples("smith templates list", "smith templates list --json"))
 def list_templates(as_json: AsJson = False) -> None:
     """List the templates of Proxmox, those of PROXMOX_OS_TEMPLATES, and what these settings name that is not there."""
-    from executor.proxmox import ProxmoxConnection, ProxmoxReader  # noqa: PLC0415 (proxmoxer is not for `--help`)
+    from executor.proxmox.client import ProxmoxConnection, ProxmoxReader  # noqa: PLC0415 (proxmoxer is not for `--help`)
 
     settings = open_settings()
     settings.require_proxmox()
@@ -70,7 +70,7 @@ def rows(reader: ProxmoxReader, settings: Settings) -> list[dict[str, Any]]:
 
 def images_of(listed: list[VmRow], settings: Settings) -> dict[int, list[str]]:
     """Return, by VMID, the images that a service may name to get this template."""
-    from executor import templates  # noqa: PLC0415 (see above)
+    from executor.placement import templates  # noqa: PLC0415 (see above)
 
     tags = [
         tag.removeprefix(templates.TAG_PREFIX)
@@ -91,7 +91,7 @@ def images_of(listed: list[VmRow], settings: Settings) -> dict[int, list[str]]:
 
 
 def _row(row: VmRow, reader: ProxmoxReader, settings: Settings, storages: list[StorageRow]) -> dict[str, Any]:
-    from executor import templates  # noqa: PLC0415 (see above)
+    from executor.placement import templates  # noqa: PLC0415 (see above)
 
     config, problem = _config(row, reader)
     template = templates.read(row, config)

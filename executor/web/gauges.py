@@ -13,8 +13,8 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from sqlalchemy.exc import SQLAlchemyError
 
-from executor.database import reading, utc_now
-from executor.space import BYTES_PER_MIB
+from executor.agent.disk_space import BYTES_PER_MIB
+from executor.database.engine import reading, utc_now
 from executor.version import VERSION
 from executor.web import queries
 from executor.web.health import fulcrum_is_up

@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from executor.log import get_logger
-from executor.setting_types import is_local
+from executor.settings.types import is_local
 
 log = get_logger(__name__)
 

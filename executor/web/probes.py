@@ -14,13 +14,13 @@ from pathlib import Path
 from sqlalchemy import Engine, update
 from sqlalchemy.exc import SQLAlchemyError
 
-from executor import space
-from executor.database import Node, transaction, utc_now
+from executor.agent import disk_space as space
+from executor.agent.state import AgentState, Link
+from executor.database.engine import Node, transaction, utc_now
 from executor.errors import JobError
 from executor.log import get_logger
-from executor.proxmox import ProxmoxReader
+from executor.proxmox.client import ProxmoxReader
 from executor.redaction import redactor
-from executor.state import AgentState, Link
 
 log = get_logger(__name__)
 

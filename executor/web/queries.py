@@ -7,8 +7,8 @@ from datetime import datetime
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from executor.database import Job, Mapping
-from executor.jobs import JobStatus, MappingState, ReportState
+from executor.database.engine import Job, Mapping
+from executor.model import JobStatus, MappingState, ReportState
 
 
 def queue_depths(session: Session) -> dict[str, int]:

@@ -9,8 +9,8 @@ from typing import Any
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from executor.setting_types import is_local
-from executor.settings import Settings
+from executor.settings.settings import Settings
+from executor.settings.types import is_local
 from executor.web.app import make_app
 from executor.web.guard import Access
 from executor.web.watched import Stage

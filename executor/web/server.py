@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from executor.log import get_logger
-from executor.settings import Settings
+from executor.settings.settings import Settings
 from executor.web.watched import Stage
 
 if TYPE_CHECKING:

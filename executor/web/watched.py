@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 from sqlalchemy import Engine
 
-from executor.proxmox import ProxmoxReader
-from executor.scheduler import Scheduler
-from executor.settings import Settings
-from executor.state import AgentState
-from executor.web.meters import Meters
+from executor.agent.meters import Meters
+from executor.agent.scheduler import Scheduler
+from executor.agent.state import AgentState
+from executor.proxmox.client import ProxmoxReader
+from executor.settings.settings import Settings
 from executor.web.probes import Prober
 
 

@@ -17,10 +17,10 @@ from typing import Any
 import yaml
 
 try:
-    from executor.error_rules import Reaction, classify
+    from executor.proxmox.error_rules import Reaction, classify
 except ImportError:  # by hand: an ansible that does not have our package
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-    from executor.error_rules import Reaction, classify
+    from executor.proxmox.error_rules import Reaction, classify
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # Ansible loads each file by itself
 import smith_container

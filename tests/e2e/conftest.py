@@ -7,8 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-
-from executor.lab.system import LabSystem, running_lab
+from smith_lab.system import LabSystem, running_lab
 
 MakeLab = Callable[..., LabSystem]
 

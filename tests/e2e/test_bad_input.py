@@ -10,8 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-
-from executor.lab.system import LabSystem, ending, running_lab, wait_for
+from smith_lab.system import LabSystem, ending, running_lab, wait_for
 
 #: One fixture carries all cases: on one worker, it runs once.
 pytestmark = pytest.mark.xdist_group("bad-input")

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from datetime import datetime
 from itertools import pairwise
 
-from executor.lab.system import LabSystem
+from smith_lab.system import LabSystem
 
 MakeLab = Callable[..., LabSystem]
 

@@ -9,9 +9,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-
-from executor.lab.fulcrum_setup import SERVICE_TYPE_FILE, load_type
-from executor.lab.system import LabSystem, ending, running_lab, wait_for
+from smith_lab.fulcrum_setup import SERVICE_TYPE_FILE, load_type
+from smith_lab.system import LabSystem, ending, running_lab, wait_for
 
 CHANGES = {"cores": 2, "memoryMb": 1024, "swapMb": 256}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable
 
-from executor.lab.system import LabSystem, wait_for
+from smith_lab.system import LabSystem, wait_for
 
 MakeLab = Callable[..., LabSystem]
 

@@ -9,9 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-
-from executor.lab.fulcrum_setup import SERVICE_TYPE_FILE, load_type
-from executor.lab.system import LabSystem, ending, wait_for
+from smith_lab.fulcrum_setup import SERVICE_TYPE_FILE, load_type
+from smith_lab.system import LabSystem, ending, wait_for
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "docs" / "examples" / "actions"
 ISO = "local:iso/debian-13.iso"

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 import requests
+from smith_lab.system import LabSystem, ending, running_lab, wait_for
 
-from executor.drift import Kind
-from executor.lab.system import LabSystem, ending, running_lab, wait_for
+from executor.drift.compare import Kind
 
 Json = dict[str, Any]
 

@@ -12,8 +12,7 @@ from contextlib import closing
 from typing import Any
 
 import pytest
-
-from executor.lab.system import LabSystem, ending, running_lab, wait_for
+from smith_lab.system import LabSystem, ending, running_lab, wait_for
 
 #: Longer than any test: what is to be destroyed is made due by the test.
 GRACE_S = 3600

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-
-from executor.lab.system import LabSystem
+from smith_lab.system import LabSystem
 
 MakeLab = Callable[..., LabSystem]
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from executor.lab.system import LabSystem, ending, wait_for
+from smith_lab.system import LabSystem, ending, wait_for
 
 MakeLab = Callable[..., LabSystem]
 

@@ -9,13 +9,13 @@ from contextlib import ExitStack
 from typing import Any
 
 import pytest
+from smith_lab.proxmox_stand_in import ProxmoxStandIn, running_stand_in
+from smith_lab.system import LabSystem
 
 from executor.errors import JobError
-from executor.lab.proxmox_stand_in import ProxmoxStandIn, running_stand_in
-from executor.lab.system import LabSystem
-from executor.placement import FACTS_AGE_S, UNWEIGHED, PlacementRequest, Placer
-from executor.proxmox import ProxmoxConnection, ProxmoxReader
-from executor.settings import load_settings
+from executor.placement.placer import FACTS_AGE_S, UNWEIGHED, PlacementRequest, Placer
+from executor.proxmox.client import ProxmoxConnection, ProxmoxReader
+from executor.settings.settings import load_settings
 
 GIB = 1024**3
 SHARED = 9100  #: a template all of whose volumes are on storage that both nodes have

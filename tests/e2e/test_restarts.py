@@ -10,8 +10,7 @@ from collections.abc import Callable
 
 import psutil
 import pytest
-
-from executor.lab.system import LabSystem, wait_for
+from smith_lab.system import LabSystem, wait_for
 
 MakeLab = Callable[..., LabSystem]
 

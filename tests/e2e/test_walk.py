@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import pytest
-
-from executor.lab.system import LabSystem, ending
+from smith_lab.system import LabSystem, ending
 
 #: One running system serves all of them.
 pytestmark = pytest.mark.xdist_group("walk")

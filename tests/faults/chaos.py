@@ -32,9 +32,9 @@ import requests
 from faults.history import Allowed, violations
 from faults.proxy import Proxy, running_proxy
 from faults.rig import RUN_MARK, Rig, running_rig
+from smith_lab.fulcrum_setup import SetupRefused
 
-from executor import crash_points
-from executor.lab.fulcrum_setup import SetupRefused
+from executor.agent import crash_points
 
 Json = dict[str, Any]
 ROOT = Path(__file__).resolve().parents[2]

@@ -15,11 +15,11 @@ from typing import Any, TypeVar
 
 import psutil
 from faults.history import Allowed, violations
+from smith_lab.system import LabSystem, ending, running_lab, wait_for
 from sqlalchemy import create_engine, text
 from sqlalchemy.pool import NullPool
 
-from executor import crash_points
-from executor.lab.system import LabSystem, ending, running_lab, wait_for
+from executor.agent import crash_points
 
 Json = dict[str, Any]
 T = TypeVar("T")

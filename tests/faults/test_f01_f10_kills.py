@@ -6,8 +6,7 @@ import time
 
 import pytest
 from faults.rig import Rig
-
-from executor.lab.system import ending, wait_for
+from smith_lab.system import ending, wait_for
 
 
 def claims(rig: Rig, job_id: str) -> list[int | None]:

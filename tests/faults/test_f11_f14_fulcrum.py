@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 from faults.conftest import MakeRig
 from faults.rig import Rig
+from smith_lab.system import ending
 from sqlalchemy import update
 
-from executor import job_queue
-from executor.database import Job, open_engine, transaction, upgrade
-from executor.fulcrum import FulcrumClient
-from executor.jobs import JobResult
-from executor.lab.system import ending
-from executor.reporter import Reporter
-from executor.state import AgentState
+from executor.agent.reporter import Reporter
+from executor.agent.state import AgentState
+from executor.database import job_queue
+from executor.database.engine import Job, open_engine, transaction, upgrade
+from executor.fulcrum.client import FulcrumClient
+from executor.model import JobResult
 
 OUTAGES = {
     "refused": None,

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 from faults.rig import Rig
-
-from executor.lab.system import ending
+from smith_lab.system import ending
 
 #: The calls of a create, each of which may be met.
 CALLS = {

@@ -21,10 +21,10 @@ import psutil
 import pytest
 from faults.conftest import MakeRig
 from faults.rig import Rig, running_rig
+from smith_lab.system import ending
 from support.databases import PostgresCluster, postgres_binaries, postgres_cluster
 
 from executor.errors import EXIT_DATABASE
-from executor.lab.system import ending
 
 MIB = 1024 * 1024
 

@@ -14,8 +14,8 @@ from faults.conftest import MakeRig
 from sqlalchemy import insert
 from support.databases import LONG_AGO
 
-from executor.database import Job, open_engine, transaction, upgrade
-from executor.jobs import JobStatus, ReportState
+from executor.database.engine import Job, open_engine, transaction, upgrade
+from executor.model import JobStatus, ReportState
 
 ROWS = 100_000
 BATCH = 5_000

@@ -6,8 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 from containers import IMAGE, Container, container_of, site_of_lab, wait_until_healthy
-
-from executor.lab.system import LabSystem, running_lab
+from smith_lab.system import LabSystem, running_lab
 
 collect_ignore_glob = [] if IMAGE else ["test_*.py"]
 

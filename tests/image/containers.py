@@ -20,8 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
-
-from executor.lab.system import LabSystem, wait_for
+from smith_lab.system import LabSystem, wait_for
 
 #: What `make image-test` has built, and where it runs containers.
 IMAGE = os.environ.get("IMAGE_UNDER_TEST", "")

@@ -15,9 +15,8 @@ from typing import Any
 import pytest
 import yaml
 from containers import IMAGE, MODE, START_LIMIT_S, USER_ID, Podman, events, prepare_site, wait_until_healthy
+from smith_lab.system import wait_for
 from test_image_at_work import NOBODY
-
-from executor.lab.system import wait_for
 
 PROJECT = Path(__file__).resolve().parents[2]
 COMPOSE = Path(os.environ.get("IMAGE_TOOLS", "")) / "podman-compose"

@@ -18,8 +18,7 @@ from containers import (
     smith,
     wait_until_healthy,
 )
-
-from executor.lab.system import LabSystem, ending, wait_for
+from smith_lab.system import LabSystem, ending, wait_for
 
 JOB_LIMIT_S = 120.0
 #: Where it puts what it mounts.

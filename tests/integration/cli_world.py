@@ -19,10 +19,10 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 from support.databases import migrated_sqlite_file
 
-from executor import job_queue
-from executor.database import Job, Run, open_engine, reading, transaction
-from executor.job_queue import Lease, NewJob
-from executor.jobs import JobResult
+from executor.database import job_queue
+from executor.database.engine import Job, Run, open_engine, reading, transaction
+from executor.database.job_queue import Lease, NewJob
+from executor.model import JobResult
 
 #: Longer than any command may take on a busy machine; a test that gets here has failed.
 GIVE_UP_S = 120

@@ -7,9 +7,8 @@ from types import TracebackType
 from typing import Any
 
 import requests
-
-from executor.lab.fulcrum_setup import AdminClient, Bootstrapped, add_agent, bootstrap
-from executor.lab.simulator_control import RunningSimulator
+from smith_lab.fulcrum_setup import AdminClient, Bootstrapped, add_agent, bootstrap
+from smith_lab.simulator_control import RunningSimulator
 
 TIMEOUT_S = 20
 VM = {"cores": 2, "memoryMb": 2048, "diskGb": 20, "image": "debian-12"}

@@ -15,8 +15,9 @@ from sqlalchemy import Engine, text
 from sqlalchemy.exc import DBAPIError
 from support.databases import PostgresCluster, migrated_sqlite_file, postgres_binaries, postgres_cluster
 
-from executor import audit, database, job_queue
-from executor.database import AuditEntry, open_engine, reading, transaction
+from executor.database import audit, job_queue
+from executor.database import engine as database
+from executor.database.engine import AuditEntry, open_engine, reading, transaction
 from executor.redaction import redactor
 
 SERVICE = "aaaa1111-0000-4000-8000-000000000000"

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import requests
 from cli_world import Cli
+from smith_lab.fulcrum_setup import METRIC_TYPES, SEED_TOKEN, AdminClient
+from smith_lab.simulator_control import RunningSimulator, running_simulator
 
-from executor.bootstrap import AGENT_TYPE_FILE, SERVICE_TYPE_FILE, differences, load_type
-from executor.lab.fulcrum_setup import METRIC_TYPES, SEED_TOKEN, AdminClient
-from executor.lab.simulator_control import RunningSimulator, running_simulator
+from executor.fulcrum.bootstrap import AGENT_TYPE_FILE, SERVICE_TYPE_FILE, differences, load_type
 
 AGENT, PROVIDER = "smith-dc1", "My cloud"
 KINDS = ["service type", "agent type", *["metric type"] * len(METRIC_TYPES), "provider", "agent", "agent token"]

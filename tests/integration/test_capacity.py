@@ -14,7 +14,7 @@ import psutil
 import pytest
 import structlog
 
-from executor import capacity
+from executor.agent import machine as capacity
 
 SAY = """
 import json

@@ -19,15 +19,15 @@ from pathlib import Path
 import pytest
 from cli_world import GIVE_UP_S, Cli
 
-from executor.jobs import JobResult
+from executor.model import JobResult
 
 #: Writes jobs, their claims and ends, and says each id after its commit. Large rows, so that the log is taken in often.
 WRITER = """
 import sys, uuid
 from executor import job_queue
-from executor.database import open_engine, transaction, utc_now
-from executor.job_queue import NewJob
-from executor.jobs import JobResult
+from executor.database.engine import open_engine, transaction, utc_now
+from executor.database.job_queue import NewJob
+from executor.model import JobResult
 
 engine, now = open_engine(f"sqlite:///{sys.argv[1]}"), utc_now()
 while True:

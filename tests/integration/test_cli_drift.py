@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 from cli_world import Cli, claim, submit
+from smith_lab.system import LabSystem, running_lab
 
-from executor import mappings
-from executor.fulcrum import FulcrumClient
-from executor.lab.system import LabSystem, running_lab
+from executor.database import mappings
+from executor.fulcrum.client import FulcrumClient
 
 _vmids = itertools.count(100_001)
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from cli_world import Cli
 
-from executor import job_queue, mappings
-from executor.database import CriticalJob, Node
+from executor.database import job_queue, mappings
+from executor.database.engine import CriticalJob, Node
 from executor.errors import ErrorCode
-from executor.jobs import JobResult
+from executor.model import JobResult
 
 LONG = timedelta(days=1)
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from cli_world import GIVE_UP_S, Cli, claim, submit
 
-from executor import job_queue
+from executor.database import job_queue
 from executor.errors import ErrorCode
-from executor.jobs import JobResult, JobStatus, ReportState
+from executor.model import JobResult, JobStatus, ReportState
 
 BAD = JobResult(succeeded=False, code=ErrorCode.CAPACITY, detail="no space on local-zfs (run create-1)")
 GOOD = JobResult(succeeded=True, vm={"vmid": 100123, "node": "pve1", "status": "running"})

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from cli_world import Cli
 
-from executor import mappings
-from executor.jobs import MappingState
+from executor.database import mappings
+from executor.model import MappingState
 
 FIRST = "aaaa1111-0000-4000-8000-000000000000"
 SECOND = "aaaa2222-0000-4000-8000-000000000000"

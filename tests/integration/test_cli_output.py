@@ -14,9 +14,9 @@ import typer.main
 from cli_world import GIVE_UP_S, Cli
 
 from executor.cli.app import build
-from executor.database import head_revision
+from executor.database.engine import head_revision
 from executor.errors import ErrorCode
-from executor.jobs import JobResult
+from executor.model import JobResult
 
 #: Clears the screen, sets the title, hides text, turns its direction around, and forges a line.
 HOSTILE = "\x1b[2J\x1b]0;owned\x07\x9b31m[bold red]x[/]\u202egnp.exe\u200b\nsmith: all is well\r"

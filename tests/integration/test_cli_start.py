@@ -10,7 +10,16 @@ import pytest
 from cli_world import GIVE_UP_S, Cli
 
 #: pydantic is missing here: typer itself imports it to show an option's type.
-HEAVY = ("sqlalchemy", "requests", "alembic", "ansible_runner", "structlog", "proxmoxer", "psutil", "executor.settings")
+HEAVY = (
+    "sqlalchemy",
+    "requests",
+    "alembic",
+    "ansible_runner",
+    "structlog",
+    "proxmoxer",
+    "psutil",
+    "executor.settings.settings",
+)
 #: Runs the command in this very interpreter and tells afterwards what it has imported.
 TELL_IMPORTS = """
 import sys

@@ -7,17 +7,17 @@ from pathlib import Path
 
 import pytest
 from simulator_world import World
+from smith_lab.simulator_control import RunningSimulator, running_simulator
 from sqlalchemy import Engine, select
 from support.databases import migrated_sqlite_file
 
-from executor import job_queue, mappings
-from executor.database import Job, open_engine, reading, transaction
-from executor.destroyer import Destroyer
+from executor.agent.destroyer import Destroyer
+from executor.agent.state import AgentState
+from executor.database import job_queue, mappings
+from executor.database.engine import Job, open_engine, reading, transaction
 from executor.errors import FulcrumUnavailable
-from executor.fulcrum import FulcrumClient
-from executor.jobs import ReportState
-from executor.lab.simulator_control import RunningSimulator, running_simulator
-from executor.state import AgentState
+from executor.fulcrum.client import FulcrumClient
+from executor.model import ReportState
 
 LONG_PAST, FAR_AHEAD = 1_000_000_000, 4_000_000_000
 

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from smith_lab.system import LabSystem, running_lab
 
-from executor import space
+from executor.agent import disk_space as space
 from executor.doctor.checks import Check, Status, exit_code
-from executor.doctor.examination import examine
-from executor.doctor.of_machine import COLLECTION_RANGE, LEAST_ANSIBLE_CORE
-from executor.lab.system import LabSystem, running_lab
-from executor.privileges import Need, needs
+from executor.doctor.machine import COLLECTION_RANGE, LEAST_ANSIBLE_CORE
+from executor.doctor.run import examine
+from executor.proxmox.privileges import Need, needs
 from executor.redaction import redactor
 
 ROOT = Path(__file__).parents[2]

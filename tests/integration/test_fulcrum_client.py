@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from smith_lab.fulcrum_setup import METRIC_TYPES, AdminClient, Bootstrapped, add_agent, bootstrap
+from smith_lab.simulator_control import RunningSimulator, running_simulator
 
 from executor.errors import FulcrumAuthFailing, FulcrumNotFound, FulcrumRefused, FulcrumUnavailable
-from executor.fulcrum import CoreJob, FulcrumClient
-from executor.lab.fulcrum_setup import METRIC_TYPES, AdminClient, Bootstrapped, add_agent, bootstrap
-from executor.lab.simulator_control import RunningSimulator, running_simulator
+from executor.fulcrum.client import CoreJob, FulcrumClient
 
 UNKNOWN_ID = "ffffffff-ffff-4fff-8fff-ffffffffffff"
 PROPERTIES = {"cores": 2, "memoryMb": 2048, "diskGb": 20, "image": "debian-12"}

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from smith_lab.proxmox_stand_in import make_certificates
 
-from executor import fulcrum
 from executor.errors import FulcrumAuthFailing, FulcrumError, FulcrumNotFound, FulcrumRefused, FulcrumUnavailable
-from executor.fulcrum import FulcrumClient
-from executor.lab.proxmox_stand_in import make_certificates
+from executor.fulcrum import client as fulcrum
+from executor.fulcrum.client import FulcrumClient
 from executor.redaction import redactor
 
 TOKEN = "tok-8c1f0c77e5"

@@ -15,8 +15,7 @@ from typing import Any
 
 import pytest
 from cli_world import GIVE_UP_S, Cli
-
-from executor.lab.system import LabSystem, running_lab, wait_for
+from smith_lab.system import LabSystem, running_lab, wait_for
 
 #: What a fast answer does without.
 HEAVY = ("typer", "rich", "pydantic", "requests", "sqlalchemy", "structlog", "urllib3")

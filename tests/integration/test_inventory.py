@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from executor.lab.proxmox_stand_in import ProxmoxStandIn, running_stand_in
+from smith_lab.proxmox_stand_in import ProxmoxStandIn, running_stand_in
 
 ROOT = Path(__file__).resolve().parents[2]
 INVENTORY = ROOT / "inventory" / "smith.proxmox.yml"

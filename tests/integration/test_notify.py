@@ -12,22 +12,22 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from smith_lab.simulator_control import running_simulator
 
-from executor.lab.simulator_control import running_simulator
-from executor.notify import MOST_STATUS_CHARS, PINGS, Notifier
-from executor.progress import MOST_MESSAGE_BYTES, Listener
+from executor.processes.progress import MOST_MESSAGE_BYTES, Listener
+from executor.processes.sd_notify import MOST_STATUS_CHARS, PINGS, Notifier
 
 GIVE_UP_S = 60
 
 SUPERVISOR = """
 import sys
-from executor.supervisor import supervise
+from executor.processes.supervisor import supervise
 sys.exit(supervise([sys.executable, "-c", sys.argv[1]], stop_timeout_s=30, stall_timeout_s=0))
 """
 #: An agent that says what the test wants, and what it finds in its environment.
 AGENT = """
 import os, sys, time
-from executor.progress import Progress
+from executor.processes.progress import Progress
 progress = Progress()
 progress.beat()
 progress.status("sees " + ",".join(sorted(name for name in os.environ if "NOTIFY" in name or "WATCHDOG" in name)) + ".")

@@ -17,12 +17,13 @@ import psutil
 import pytest
 import yaml
 from cli_world import GIVE_UP_S, Cli, claim, submit
+from smith_lab.proxmox_stand_in import ProxmoxStandIn, running_stand_in
 
-from executor import mappings, results
-from executor.jobs import PlaybookRun
-from executor.lab.proxmox_stand_in import ProxmoxStandIn, running_stand_in
-from executor.runner import Runner, RunnerPaths, ansible_home, module_credentials
-from executor.settings import load_settings
+from executor.database import mappings
+from executor.model import PlaybookRun
+from executor.runs import results
+from executor.runs.runner import Runner, RunnerPaths, ansible_home, module_credentials
+from executor.settings.settings import load_settings
 
 NUMBERS = itertools.count(30_000)
 PASSWORD = "hunter2-{{ 7 * 7 }}"

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from smith_lab.proxmox_stand_in import ProxmoxStandIn, make_certificates, running_stand_in
 
 from executor.errors import JobError
-from executor.lab.proxmox_stand_in import ProxmoxStandIn, make_certificates, running_stand_in
-from executor.proxmox import ProxmoxConnection, ProxmoxReader
-from executor.settings import load_settings
+from executor.proxmox.client import ProxmoxConnection, ProxmoxReader
+from executor.settings.settings import load_settings
 
 UID = "e5b72a52-8d0e-4d0b-9a3c-0d9a5b1f7e11"
 TEMPLATE = 9000

@@ -13,15 +13,15 @@ from typing import Any
 
 import pytest
 from simulator_world import World
+from smith_lab.fulcrum_setup import load_type
+from smith_lab.proxmox_stand_in import make_certificates
+from smith_lab.simulator_control import RunningSimulator, running_simulator
 
 from executor.errors import SettingsError
-from executor.fulcrum import FulcrumClient
-from executor.lab.fulcrum_setup import load_type
-from executor.lab.proxmox_stand_in import make_certificates
-from executor.lab.simulator_control import RunningSimulator, running_simulator
+from executor.fulcrum.client import FulcrumClient
+from executor.fulcrum.remote_config import CA_FILE, MEMBERS, settings_in_force
 from executor.redaction import redactor
-from executor.remote_config import CA_FILE, MEMBERS, settings_in_force
-from executor.settings import Settings, describe, load_settings
+from executor.settings.settings import Settings, describe, load_settings
 
 SECRET = "proxmox-secret-canary"
 GIVE_UP_S = 60

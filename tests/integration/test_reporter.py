@@ -14,17 +14,17 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 from simulator_world import World
+from smith_lab.simulator_control import RunningSimulator, running_simulator
 from sqlalchemy import Engine, update
 from support.databases import migrated_sqlite_file, new_job
 
-from executor import job_queue
-from executor.database import Job, open_engine, reading, transaction, utc_now
+from executor.agent.reporter import IDLE_PAUSE_S, PATIENCE_ATTEMPTS, SENDERS, Reporter, completion
+from executor.agent.state import AgentState
+from executor.database import job_queue
+from executor.database.engine import Job, open_engine, reading, transaction, utc_now
 from executor.errors import ErrorCode
-from executor.fulcrum import FulcrumClient
-from executor.jobs import JobResult, JobStatus
-from executor.lab.simulator_control import RunningSimulator, running_simulator
-from executor.reporter import IDLE_PAUSE_S, PATIENCE_ATTEMPTS, SENDERS, Reporter, completion
-from executor.state import AgentState
+from executor.fulcrum.client import FulcrumClient
+from executor.model import JobResult, JobStatus
 
 Json = dict[str, Any]
 VMIDS = itertools.count(100_000)

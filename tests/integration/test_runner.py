@@ -20,11 +20,11 @@ import psutil
 import pytest
 import yaml
 
-from executor import run_output
 from executor.errors import ErrorCode, JobError
-from executor.jobs import PlaybookRun, RunArtifacts, RunStatus
+from executor.model import PlaybookRun, RunArtifacts, RunStatus
 from executor.redaction import Redactor
-from executor.runner import Runner, RunnerPaths, ansible_home
+from executor.runs import output as run_output
+from executor.runs.runner import Runner, RunnerPaths, ansible_home
 
 TOKEN = "canary-token-Zt7Kq2"
 PASSWORD = "canary-password-\"q'uo\\te-ü"
@@ -683,8 +683,8 @@ def test_a_run_uses_the_credentials_of_its_moment(site: Site) -> None:
 AGENT = """
 import sys
 from pathlib import Path
-from executor.jobs import PlaybookRun
-from executor.runner import Runner, RunnerPaths
+from executor.model import PlaybookRun
+from executor.runs.runner import Runner, RunnerPaths
 
 home, folder, playbook = (Path(argument) for argument in sys.argv[1:])
 paths = RunnerPaths(ansible_home=home, run_dir=folder / "run", artifacts_dir=folder / "artifacts")
@@ -792,6 +792,6 @@ def test_a_keeper_ends_with_the_code_of_its_command(script: str, code: int) -> N
 
 
 def _process_tree_file() -> str:
-    from executor import process_tree  # noqa: PLC0415  only the file's path is needed
+    from executor.processes import process_tree  # noqa: PLC0415  only the file's path is needed
 
     return os.path.abspath(process_tree.__file__)

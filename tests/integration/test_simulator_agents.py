@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 import yaml
 from simulator_world import World, error_of
-
-from executor.lab.fulcrum_setup import load_type
-from executor.lab.simulator_control import RunningSimulator, running_simulator
+from smith_lab.fulcrum_setup import load_type
+from smith_lab.simulator_control import RunningSimulator, running_simulator
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 from simulator_world import NOBODY, SIMPLE_LIFECYCLE, World
-
-from executor.lab.fulcrum_setup import load_type
-from executor.lab.simulator_control import RunningSimulator, running_simulator
+from smith_lab.fulcrum_setup import load_type
+from smith_lab.simulator_control import RunningSimulator, running_simulator
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,8 @@ from typing import Any
 import proxmoxer
 import pytest
 import requests
-
-from executor.lab import proxmox_stand_in
-from executor.lab.proxmox_stand_in import ProxmoxStandIn, StandInError, running_stand_in
+from smith_lab import proxmox_stand_in
+from smith_lab.proxmox_stand_in import ProxmoxStandIn, StandInError, running_stand_in
 
 
 @pytest.fixture(scope="module")

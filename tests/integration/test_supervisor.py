@@ -16,18 +16,18 @@ from typing import Any
 import psutil
 import pytest
 
-from executor.supervisor import FIRST_PAUSE_S, GOOD_LIFE_S, LONGEST_PAUSE_S, SHORT_LIFE_S, Pause
+from executor.processes.supervisor import FIRST_PAUSE_S, GOOD_LIFE_S, LONGEST_PAUSE_S, SHORT_LIFE_S, Pause
 
 SUPERVISOR = """
 import json, sys
-from executor.supervisor import supervise
+from executor.processes.supervisor import supervise
 sys.exit(supervise([sys.executable, sys.argv[1]], **json.loads(sys.argv[2])))
 """
 
 #: What every agent of these tests can do. `life` counts the starts from 1.
 AGENT = """
 import os, pathlib, signal, subprocess, sys, time
-from executor.progress import Progress
+from executor.processes.progress import Progress
 
 folder = pathlib.Path(__file__).parent
 with (folder / "pids").open("a") as file:
@@ -204,7 +204,10 @@ def test_an_agent_that_said_that_it_has_begun_is_known_to_have(supervised: Super
 
 
 def test_a_command_that_cannot_be_started_is_tried_again_until_told_to_stop(tmp_path: Path) -> None:
-    script = "from executor.supervisor import supervise; raise SystemExit(supervise(['/no/such'], stop_timeout_s=5))"
+    script = (
+        "from executor.processes.supervisor import supervise;"
+        " raise SystemExit(supervise(['/no/such'], stop_timeout_s=5))"
+    )
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         assert process.stdout is not None
         lines = iter(process.stdout.readline, b"")
@@ -409,7 +412,7 @@ def test_f28_an_agent_that_was_paused_with_us_is_not_taken_for_hanging(supervise
 
 def test_progress_without_a_supervisor_writes_nowhere(tmp_path: Path) -> None:
     """The number may be inherited without its pipe: the file that bears it now must not be written to."""
-    script = "import os\nfrom executor.progress import Progress\nProgress().beat()\n"
+    script = "import os\nfrom executor.processes.progress import Progress\nProgress().beat()\n"
     victim = tmp_path / "database"
     with victim.open("wb") as file:
         for value in (str(file.fileno()), "", "x", "-1", "99999999999999999999", "987"):

@@ -10,16 +10,16 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from smith_lab.fulcrum_setup import SERVICE_TYPE_FILE, AdminClient, Bootstrapped, bootstrap, load_type
+from smith_lab.simulator_control import RunningSimulator, running_simulator
 
-from executor.database import Job
+from executor.database.engine import Job
 from executor.errors import ErrorCode, FulcrumUnavailable, JobError
-from executor.fulcrum import FulcrumClient
-from executor.jobs import PlaybookRun
-from executor.lab.fulcrum_setup import SERVICE_TYPE_FILE, AdminClient, Bootstrapped, bootstrap, load_type
-from executor.lab.simulator_control import RunningSimulator, running_simulator
+from executor.fulcrum.client import FulcrumClient
+from executor.fulcrum.vault import MAX_SECRET_CHARS, PATIENCE_ATTEMPTS, SecretResolver
+from executor.model import PlaybookRun
 from executor.redaction import MASK, Redactor
-from executor.runner import Runner, RunnerPaths, ansible_home
-from executor.vault import MAX_SECRET_CHARS, PATIENCE_ATTEMPTS, SecretResolver
+from executor.runs.runner import Runner, RunnerPaths, ansible_home
 
 GONE = "vault://0b6f3a52-0000-4000-8000-000000000000"
 SECRET = {"type": "persistent"}

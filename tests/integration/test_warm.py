@@ -23,14 +23,14 @@ import psutil
 import pytest
 import structlog
 import yaml
+from smith_lab.proxmox_stand_in import ProxmoxStandIn, running_stand_in
 
-from executor import process_tree
 from executor.errors import SettingsError
-from executor.jobs import PlaybookRun, RunArtifacts, RunStatus
-from executor.lab.proxmox_stand_in import ProxmoxStandIn, running_stand_in
+from executor.model import PlaybookRun, RunArtifacts, RunStatus
+from executor.processes import process_tree
 from executor.redaction import Redactor
-from executor.runner import Runner, RunnerPaths, ansible_home
-from executor.warm import forkserver, servers, versions
+from executor.runs.runner import Runner, RunnerPaths, ansible_home
+from executor.runs.warm import forkserver, servers, versions
 
 pytestmark = [pytest.mark.xdist_group("warm"), pytest.mark.timeout(900)]
 
@@ -126,7 +126,7 @@ def said(artifacts: RunArtifacts) -> str:
 
 
 def was_warm(artifacts: RunArtifacts) -> bool:
-    return "executor.warm.playbook_server" in said(artifacts)
+    return "executor.runs.warm.playbook_server" in said(artifacts)
 
 
 def debug(text: str) -> str:
@@ -506,7 +506,7 @@ def test_the_servers_end_with_their_agent_even_when_it_is_killed(site: Site) -> 
     script = f"""
         import sys, time
         from pathlib import Path
-        from executor.runner import Runner, RunnerPaths
+        from executor.runs.runner import Runner, RunnerPaths
         folder = Path({str(site.folder)!r})
         paths = RunnerPaths(ansible_home=Path({str(site.home)!r}), run_dir=folder / "other", artifacts_dir=folder / "a")
         runner = Runner(paths, dict)

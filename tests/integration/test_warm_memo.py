@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from integration.test_warm import TOKEN, WHICH, Site, debug, run_dir, said, was_warm
 
-from executor.jobs import PlaybookRun
-from executor.runner import WARM_FOLDER
-from executor.warm import memo
+from executor.model import PlaybookRun
+from executor.runs.runner import WARM_FOLDER
+from executor.runs.warm import memo
 
 __all__ = ["run_dir"]
 

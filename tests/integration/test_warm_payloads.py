@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from executor.warm import payloads
+from executor.runs.warm import payloads
 
 MODULE = f"{payloads.MODULES}proxmox_kvm"
 PLACE = MODULE.replace(".", "/") + ".py"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from integration.test_warm import Site, debug, events_of, run_dir, said
 
-from executor.jobs import PlaybookRun, RunArtifacts, RunStatus
+from executor.model import PlaybookRun, RunArtifacts, RunStatus
 
 __all__ = ["run_dir"]
 pytestmark = [pytest.mark.xdist_group("warm"), pytest.mark.timeout(300)]

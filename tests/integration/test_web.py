@@ -22,24 +22,25 @@ import pytest
 import schemathesis
 from cli_world import claim, submit
 from prometheus_client.parser import text_string_to_metric_families
+from smith_lab.proxmox_stand_in import ProxmoxStandIn, running_stand_in
+from smith_lab.system import wait_for
 from sqlalchemy import Engine, event
 from support.databases import migrated_sqlite_file
 
-from executor import job_queue, mappings, space
-from executor.agent import _node_row
-from executor.database import Job, open_engine, transaction, utc_now
+from executor.agent import disk_space as space
+from executor.agent.agent import _node_row
+from executor.agent.meters import MOST_ACTIONS, Meters
+from executor.agent.scheduler import CriticalJob, Scheduler
+from executor.agent.state import AgentState
+from executor.database import job_queue, mappings
+from executor.database.engine import Job, open_engine, transaction, utc_now
 from executor.errors import ErrorCode, FulcrumUnavailable, SettingsError
-from executor.jobs import JobResult, ReportState
-from executor.lab.proxmox_stand_in import ProxmoxStandIn, running_stand_in
-from executor.lab.system import wait_for
-from executor.proxmox import ProxmoxConnection, ProxmoxReader
-from executor.scheduler import CriticalJob, Scheduler
-from executor.settings import Settings, load_settings
-from executor.state import AgentState
+from executor.model import JobResult, ReportState
+from executor.proxmox.client import ProxmoxConnection, ProxmoxReader
+from executor.settings.settings import Settings, load_settings
 from executor.web import health, probes, serve
 from executor.web.app import PAGES
 from executor.web.guard import MOST_FAILURES
-from executor.web.meters import MOST_ACTIONS, Meters
 from executor.web.server import serving
 from executor.web.watched import Stage, Watched
 

@@ -9,8 +9,7 @@ import pytest
 from executor_bench import ExecutorBench
 from lab_bench import LabBench, is_wanted, problem
 from play_bench import ROOT, Bench, load
-
-from executor.lab.proxmox_stand_in import ProxmoxStandIn, running_stand_in
+from smith_lab.proxmox_stand_in import ProxmoxStandIn, running_stand_in
 
 
 def pytest_collection_modifyitems(config: pytest.Config) -> None:
@@ -60,7 +59,7 @@ def warm_executor(stand_in: ProxmoxStandIn, tmp_path_factory: pytest.TempPathFac
     executor = ExecutorBench.at(stand_in, tmp_path_factory.mktemp("warm-executor"))
     executor.warm_up()
     yield executor
-    executor.runner.stop_warm()
+    executor.runs.runner.stop_warm()
 
 
 @pytest.fixture(scope="session")

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from play_bench import ROOT
+from smith_lab.proxmox_stand_in import ProxmoxStandIn
 
-from executor import results
-from executor.jobs import JobResult, PlaybookRun
-from executor.lab.proxmox_stand_in import ProxmoxStandIn
-from executor.playbooks import Site
+from executor.model import JobResult, PlaybookRun
 from executor.redaction import Redactor
-from executor.runner import Runner, RunnerPaths
+from executor.runs import results
+from executor.runs.plan import Site
+from executor.runs.runner import Runner, RunnerPaths
 
 WARM_WITHIN_S = 60.0
 

@@ -12,7 +12,7 @@ import yaml
 from play_bench import ACTIONS, ROOT
 
 from executor.errors import ErrorCode
-from executor.privileges import needs
+from executor.proxmox.privileges import needs
 
 ROLES = sorted((ROOT / "roles").iterdir())
 

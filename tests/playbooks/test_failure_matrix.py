@@ -14,7 +14,7 @@ import pytest
 from executor_bench import ExecutorBench
 from play_bench import ACTIONS, Bench
 
-from executor.jobs import JobResult
+from executor.model import JobResult
 
 OS_TEMPLATE = "local:vztmpl/debian-12-standard_12.7-1_amd64.tar.zst"
 FULL = "unable to write to storage 'ceph': No space left on device"

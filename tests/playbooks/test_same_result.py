@@ -12,8 +12,8 @@ import pytest
 from executor_bench import ExecutorBench, site
 from play_bench import ACTIONS, Bench, Outcome
 
-from executor.jobs import JobResult
-from executor.playbooks import Order, plan
+from executor.model import JobResult
+from executor.runs.plan import Order, plan
 
 PROPERTIES = {"cores": 2, "memoryMb": 2048, "diskGb": 9, "tags": ["web"]}
 SOURCES = {

@@ -16,7 +16,7 @@ import pytest
 from executor_bench import ExecutorBench
 from play_bench import ACTIONS, Bench
 
-from executor.jobs import JobResult
+from executor.model import JobResult
 
 #: Every test run plays a part of the 200 (CONTRIBUTING.md): each costs a third of a CPU-second, and there is much else.
 PLAYS = int(os.environ.get("STRANGER_PLAYS", "40"))

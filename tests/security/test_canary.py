@@ -25,12 +25,12 @@ from pathlib import Path
 import psutil
 import pytest
 from canaries import Canary, Hit, ProcessWatch, Scanner, core, files_below
+from smith_lab.fulcrum_setup import SERVICE_TYPE_FILE, load_type
+from smith_lab.system import LabSystem, running_lab, wait_for
 
-from executor.jobs import PlaybookRun
-from executor.lab.fulcrum_setup import SERVICE_TYPE_FILE, load_type
-from executor.lab.system import LabSystem, running_lab, wait_for
+from executor.model import PlaybookRun
 from executor.redaction import MASK, Redactor
-from executor.runner import Runner, RunnerPaths, ansible_home
+from executor.runs.runner import Runner, RunnerPaths, ansible_home
 
 #: One fixture carries everything: on one worker, it runs once.
 pytestmark = [pytest.mark.xdist_group("canary"), pytest.mark.timeout(1200)]

@@ -18,8 +18,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-
-from executor.lab.system import running_lab, wait_for
+from smith_lab.system import running_lab, wait_for
 
 TOKEN = "a-token-of-more-than-sixteen"
 SCHEMATHESIS = Path(sys.executable).with_name("schemathesis")

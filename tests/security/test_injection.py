@@ -13,16 +13,16 @@ import pytest
 from corpus import JINJA, corpus
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from smith_lab.system import LabSystem, running_lab
 
-from executor import playbooks
+from executor.database.mappings import vm_name
 from executor.errors import ErrorCode, JobError
-from executor.jobs import PlaybookRun, RunStatus
-from executor.lab.system import LabSystem, running_lab
-from executor.mappings import vm_name
-from executor.playbooks import Order, Site, describe, plan
+from executor.model import PlaybookRun, RunStatus
 from executor.redaction import Redactor
-from executor.runner import Runner, RunnerPaths, ansible_home
-from executor.vm_properties import VmProperties
+from executor.runs import plan as playbooks
+from executor.runs.plan import Order, Site, describe, plan
+from executor.runs.runner import Runner, RunnerPaths, ansible_home
+from executor.runs.vm_properties import VmProperties
 
 pytestmark = pytest.mark.timeout(900)
 

@@ -17,17 +17,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from smith_lab.proxmox_stand_in import ProxmoxStandIn, running_stand_in
+from smith_lab.system import LabSystem, running_lab, wait_for
 
-from executor import results
 from executor.errors import ErrorCode
-from executor.jobs import JobResult, PlaybookRun
-from executor.lab.proxmox_stand_in import ProxmoxStandIn, running_stand_in
-from executor.lab.system import LabSystem, running_lab, wait_for
-from executor.placement import FACTS_AGE_S
-from executor.privileges import needs
-from executor.proxmox import ProxmoxConnection, ProxmoxReader
+from executor.model import JobResult, PlaybookRun
+from executor.placement.placer import FACTS_AGE_S
+from executor.proxmox.client import ProxmoxConnection, ProxmoxReader
+from executor.proxmox.privileges import needs
 from executor.redaction import Redactor
-from executor.runner import Runner, RunnerPaths, ansible_home
+from executor.runs import results
+from executor.runs.runner import Runner, RunnerPaths, ansible_home
 
 pytestmark = pytest.mark.timeout(900)
 

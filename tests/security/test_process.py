@@ -22,8 +22,8 @@ FORBIDDEN_CALLS = frozenset(
 #: Where one stands with a reason: the first two read what processes of ours have written, in a folder that nobody else
 #: may enter (tests/integration/test_warm.py); the third is a SafeLoader.
 KNOWN = {
-    ("executor/warm/payloads.py", "pickle"),
-    ("executor/warm/memo.py", "marshal"),
+    ("executor/runs/warm/payloads.py", "pickle"),
+    ("executor/runs/warm/memo.py", "marshal"),
     ("executor/cli/action_checks.py", "yaml.load"),
 }
 

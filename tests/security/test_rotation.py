@@ -9,8 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-
-from executor.lab.system import LabSystem, ending, running_lab, wait_for
+from smith_lab.system import LabSystem, ending, running_lab, wait_for
 
 pytestmark = [pytest.mark.xdist_group("rotation"), pytest.mark.timeout(900)]
 

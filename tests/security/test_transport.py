@@ -19,12 +19,12 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from smith_lab.system import running_lab
 
 from executor.errors import ErrorCode, FulcrumUnavailable, JobError
-from executor.fulcrum import FulcrumClient
-from executor.lab.system import running_lab
-from executor.proxmox import ProxmoxConnection, ProxmoxReader
-from executor.settings import load_settings
+from executor.fulcrum.client import FulcrumClient
+from executor.proxmox.client import ProxmoxConnection, ProxmoxReader
+from executor.settings.settings import load_settings
 
 NOW = datetime.datetime.now(datetime.UTC)
 DAY = datetime.timedelta(days=1)

@@ -25,9 +25,10 @@ from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import NullPool
 
-from executor import database, job_queue
-from executor.database import Base, Job, open_engine, transaction
-from executor.job_queue import NewJob
+from executor.database import engine as database
+from executor.database import job_queue
+from executor.database.engine import Base, Job, open_engine, transaction
+from executor.database.job_queue import NewJob
 
 START_WITHIN_S = 60
 TEMPLATE = "smith_template"

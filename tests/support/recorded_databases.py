@@ -24,11 +24,12 @@ sys.path[:0] = [str(TESTS), str(TESTS.parent)]  # for a call by hand; pytest has
 
 from support.databases import new_job, postgres_binaries, postgres_cluster  # noqa: E402 (see above)
 
-from executor import audit, database, job_queue, mappings  # noqa: E402 (see above)
-from executor.database import Node, open_engine, transaction, utc_now  # noqa: E402 (see above)
+from executor.database import audit, job_queue, mappings  # noqa: E402 (see above)
+from executor.database import engine as database  # noqa: E402 (see above)
+from executor.database.engine import Node, open_engine, transaction, utc_now  # noqa: E402 (see above)
+from executor.database.job_queue import Lease  # noqa: E402 (see above)
 from executor.errors import ErrorCode  # noqa: E402 (see above)
-from executor.job_queue import Lease  # noqa: E402 (see above)
-from executor.jobs import JobResult, ReportState  # noqa: E402 (see above)
+from executor.model import JobResult, ReportState  # noqa: E402 (see above)
 
 FOLDER = TESTS / "data" / "databases"
 #: The agent that was at work when the database was left.

@@ -11,8 +11,8 @@ import pytest
 from sqlalchemy import Engine
 from support.databases import PostgresCluster, migrated_sqlite_file, postgres_binaries, postgres_cluster
 
-from executor import job_queue
-from executor.database import open_engine
+from executor.database import job_queue
+from executor.database.engine import open_engine
 
 
 @pytest.fixture(autouse=True)

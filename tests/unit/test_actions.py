@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from executor import actions
-from executor.actions import Action, SchemaError
 from executor.errors import JobError
+from executor.runs import actions
+from executor.runs.actions import Action, SchemaError
 
 PLAYBOOK = "---\n- hosts: proxmox\n  tasks: []\n"
 

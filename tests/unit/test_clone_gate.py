@@ -7,9 +7,9 @@ import time
 
 import pytest
 
-from executor.clone_gate import GOOD_ONES, CloneGate
 from executor.errors import ErrorCode, JobError
-from executor.jobs import JobResult
+from executor.model import JobResult
+from executor.placement.clone_limit import GOOD_ONES, CloneGate
 
 MADE = JobResult(succeeded=True)
 LOCKED = JobResult(

@@ -23,8 +23,9 @@ from sqlalchemy.orm import Session
 from support.databases import PostgresCluster, new_job, row, submit
 
 import executor
-from executor import database, job_queue, mappings
-from executor.database import Base, Job, Run, insist, open_engine, reading, transaction
+from executor.database import engine as database
+from executor.database import job_queue, mappings
+from executor.database.engine import Base, Job, Run, insist, open_engine, reading, transaction
 from executor.errors import DatabaseError
 
 NOBODY = 65534
@@ -260,7 +261,7 @@ def test_a_folder_of_somebody_else_is_named_with_our_uid(tmp_path: Path) -> None
     else:
         (tmp_path / "closed").mkdir(mode=0o500)
         place, asking_uid, code = tmp_path / "closed" / "smith.db", os.getuid(), "pass"
-    code = f"from executor.database import open_engine; {code}; open_engine('sqlite:///{place}')"
+    code = f"from executor.database.engine import open_engine; {code}; open_engine('sqlite:///{place}')"
     answer = subprocess.run(
         [sys.executable, "-c", code],
         cwd=Path(executor.__file__).parents[1],

@@ -21,9 +21,9 @@ from packaging.requirements import Requirement
 
 from executor import errors
 from executor.cli.run import STALL_TIMEOUT_S, STOP_MARGIN_S
-from executor.privileges import needs
-from executor.setting_sources import MAX_SECRET_BYTES, PREFIXES, gather
-from executor.settings import FIELDS, SECRETS, Settings
+from executor.proxmox.privileges import needs
+from executor.settings.settings import FIELDS, SECRETS, Settings
+from executor.settings.sources import MAX_SECRET_BYTES, PREFIXES, gather
 
 PROJECT = Path(__file__).resolve().parents[2]
 DEPLOY = PROJECT / "deploy"

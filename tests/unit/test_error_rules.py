@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from executor import error_rules
-from executor.error_rules import MAX_TEXT_LENGTH, REACTIONS, RULES, Reaction, classify, reaction_to
 from executor.errors import ErrorCode
+from executor.proxmox import error_rules
+from executor.proxmox.error_rules import MAX_TEXT_LENGTH, REACTIONS, RULES, Reaction, classify, reaction_to
 
 #: As seen with real modules, old and new wording; every new text that we meet is recorded there first.
 RECORDED = Path(__file__).parents[1] / "data" / "proxmox_failures.jsonl"

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from executor.fulcrum import ClockOffset
-from executor.fulcrum_types import (
+from executor.fulcrum.client import ClockOffset
+from executor.fulcrum.types import (
     MAX_JSON_DEPTH,
     CoreAgent,
     CoreJob,

@@ -15,11 +15,11 @@ from sqlalchemy import Engine, event, func, select, update
 from sqlalchemy.orm import Session
 from support.databases import LONG_AGO, new_job, row, submit
 
-from executor import job_queue
-from executor.database import CriticalJob, Job, Node, Run, db_now, reading, transaction, utc_now
+from executor.database import job_queue
+from executor.database.engine import CriticalJob, Job, Node, Run, db_now, reading, transaction, utc_now
+from executor.database.job_queue import Lease
 from executor.errors import ErrorCode, StaleJob
-from executor.job_queue import Lease
-from executor.jobs import TRANSITIONS, JobResult, JobStatus, ReportState
+from executor.model import TRANSITIONS, JobResult, JobStatus, ReportState
 
 LEASE_S = 30.0
 DONE = JobResult(succeeded=True, vm={"vmid": 101, "status": "running"})

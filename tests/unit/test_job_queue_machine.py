@@ -18,11 +18,11 @@ from sqlalchemy import Engine, func, select, update
 from sqlalchemy.orm import Session
 from support.databases import migrated_sqlite_file, new_job
 
-from executor import job_queue, mappings
-from executor.database import Job, Mapping, db_now, open_engine, reading, transaction, utc_now
+from executor.database import job_queue, mappings
+from executor.database.engine import Job, Mapping, db_now, open_engine, reading, transaction, utc_now
+from executor.database.job_queue import Lease
 from executor.errors import ErrorCode, JobError, StaleJob
-from executor.job_queue import Lease
-from executor.jobs import JobResult, JobStatus, MappingState, ReportState
+from executor.model import JobResult, JobStatus, MappingState, ReportState
 
 OWNERS = st.sampled_from(["alice", "bob"])
 SERVICES = st.sampled_from([f"0000000{number}-0000-4000-8000-000000000000" for number in range(3)])

@@ -57,14 +57,14 @@ def run_python(program: str, **environ: str) -> subprocess.CompletedProcess[str]
 
 
 def test_an_event_is_one_json_line_that_begins_with_time_level_and_name(stream: io.StringIO) -> None:
-    log.get_logger("executor.worker").info("playbook_finished", rc=0, duration_s=41.3, vmid=101)
+    log.get_logger("executor.agent.worker").info("playbook_finished", rc=0, duration_s=41.3, vmid=101)
     (line,) = lines(stream)
     assert list(line)[:4] == ["timestamp", "level", "event", "logger"]
     assert datetime.fromisoformat(line.pop("timestamp")).tzinfo == UTC
     assert line == {
         "level": "info",
         "event": "playbook_finished",
-        "logger": "executor.worker",
+        "logger": "executor.agent.worker",
         "rc": 0,
         "duration_s": 41.3,
         "vmid": 101,
@@ -168,10 +168,10 @@ def test_configuring_twice_writes_each_line_once() -> None:
 def test_loggers_of_ours_are_named_below_executor() -> None:
     stream = io.StringIO()
     log.configure("json", "info", stream=stream)
-    for name in (None, "executor", "executor.worker", "__main__"):
+    for name in (None, "executor", "executor.agent.worker", "__main__"):
         log.get_logger(name).info("named")
     names = [line["logger"] for line in lines(stream)]
-    assert names == ["executor", "executor", "executor.worker", "executor.__main__"]
+    assert names == ["executor", "executor", "executor.agent.worker", "executor.__main__"]
 
 
 def test_the_console_shows_control_characters_instead_of_obeying_them() -> None:

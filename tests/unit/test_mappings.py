@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import Engine, update
 
-from executor import mappings
-from executor.database import Mapping, db_now, reading, transaction
+from executor.database import mappings
+from executor.database.engine import Mapping, db_now, reading, transaction
 from executor.errors import ErrorCode, JobError
-from executor.jobs import MappingState
+from executor.model import MappingState
 
 SERVICE = "0a1b2c3d-1111-4000-8000-000000000001"
 OTHER = "ffffffff-2222-4000-8000-000000000002"

@@ -13,18 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from smith_lab.fulcrum_setup import AdminClient, Bootstrapped, bootstrap
+from smith_lab.proxmox_stand_in import make_certificates
+from smith_lab.simulator_control import RunningSimulator, running_simulator
 from sqlalchemy import Engine
 
-from executor import mappings
-from executor.database import transaction
+from executor.agent.metrics import COST_OF_LAST, MAX_POSTS_PER_S, POSTS_SHARE_OF_A_CORE, TYPES, VmMetrics, _Pace
+from executor.agent.state import AgentState
+from executor.database import mappings
+from executor.database.engine import transaction
 from executor.errors import ErrorCode, FulcrumUnavailable, JobError
-from executor.fulcrum import FulcrumClient
-from executor.lab.fulcrum_setup import AdminClient, Bootstrapped, bootstrap
-from executor.lab.proxmox_stand_in import make_certificates
-from executor.lab.simulator_control import RunningSimulator, running_simulator
-from executor.metrics import COST_OF_LAST, MAX_POSTS_PER_S, POSTS_SHARE_OF_A_CORE, TYPES, VmMetrics, _Pace
-from executor.proxmox import ProxmoxConnection, ProxmoxReader
-from executor.state import AgentState
+from executor.fulcrum.client import FulcrumClient
+from executor.proxmox.client import ProxmoxConnection, ProxmoxReader
 
 RATES = {"vm.network.in", "vm.network.out", "vm.disk.read", "vm.disk.write"}
 Row = dict[str, Any]

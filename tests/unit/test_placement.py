@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from executor.errors import JobError
-from executor.placement import (
+from executor.placement.placer import (
     MIB,
     UNWEIGHED,
     Cluster,
@@ -22,7 +22,7 @@ from executor.placement import (
     decide_move,
     node_facts,
 )
-from executor.proxmox import NodeRow, StorageRow, VmRow
+from executor.proxmox.client import NodeRow, StorageRow, VmRow
 
 GIB = 1024 * MIB
 

@@ -10,11 +10,11 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from executor import playbooks
 from executor.errors import ErrorCode, JobError
-from executor.playbooks import Order, Site, describe, find_playbook, plan, read_properties
-from executor.proxmox import MARKER_LINE
-from executor.runner import write_extra_vars
+from executor.proxmox.client import MARKER_LINE
+from executor.runs import plan as playbooks
+from executor.runs.plan import Order, Site, describe, find_playbook, plan, read_properties
+from executor.runs.runner import write_extra_vars
 
 SERVICE = "0a1b2c3d-1111-4000-8000-000000000001"
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGZvb2Jhcg me@example.net"
@@ -173,9 +173,9 @@ def test_a_folder_a_loop_and_nothing_are_no_playbooks(tmp_path: Path, make: Any)
 
 
 def test_every_action_of_ours_has_a_playbook_in_the_project() -> None:
-    home = Path(playbooks.__file__).parents[1]
+    home = Path(playbooks.__file__).parents[2]
     if not (home / "playbooks").is_dir():
-        home = Path(playbooks.__file__).parent / "ansible"  # installed from a wheel
+        home = Path(playbooks.__file__).parents[1] / "ansible"  # installed from a wheel
     assert {find_playbook(action, [home / "playbooks"]).stem for action in ACTIONS} == set(ACTIONS)
 
 

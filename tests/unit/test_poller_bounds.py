@@ -12,17 +12,17 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from smith_lab.fulcrum_setup import AdminClient, Bootstrapped, bootstrap
+from smith_lab.simulator_control import RunningSimulator, running_simulator
 from sqlalchemy import Engine
 from support.databases import row
 
-from executor import job_queue
-from executor.database import reading, utc_now
-from executor.fulcrum import FulcrumClient
-from executor.fulcrum_types import CoreJob
-from executor.lab.fulcrum_setup import AdminClient, Bootstrapped, bootstrap
-from executor.lab.simulator_control import RunningSimulator, running_simulator
-from executor.poller import MAX_DEPTH, MAX_PAYLOAD_CHARS, Poller, bounded
-from executor.state import AgentState
+from executor.agent.poller import MAX_DEPTH, MAX_PAYLOAD_CHARS, Poller, bounded
+from executor.agent.state import AgentState
+from executor.database import job_queue
+from executor.database.engine import reading, utc_now
+from executor.fulcrum.client import FulcrumClient
+from executor.fulcrum.types import CoreJob
 
 JOB_TIMEOUT_S = 300.0
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from executor.privileges import lacking, needs, pveum_lines
+from executor.proxmox.privileges import lacking, needs, pveum_lines
 
 
 def test_the_guest_agents_privilege_has_another_name_before_version_9() -> None:

@@ -13,11 +13,12 @@ import pytest
 from sqlalchemy import Engine, func, select, update
 from support.databases import new_job, submit
 
-from executor import job_queue, pruner
-from executor.database import Job, Node, Run, reading, transaction, utc_now
-from executor.jobs import JobResult, ReportState
-from executor.pruner import Pruner
-from executor.settings import Settings
+from executor.agent import pruner
+from executor.agent.pruner import Pruner
+from executor.database import job_queue
+from executor.database.engine import Job, Node, Run, reading, transaction, utc_now
+from executor.model import JobResult, ReportState
+from executor.settings.settings import Settings
 
 RETENTION_S = 3600
 MIB = 1024 * 1024

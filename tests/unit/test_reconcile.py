@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine, update
 from support.databases import LONG_AGO, submit
 
-from executor import audit, drift, job_queue, mappings, reconcile
-from executor.database import Job, Mapping, reading, transaction
-from executor.drift import BY_ITSELF, Facts, Finding, Kind, KnownService, Mapped, Repair, SeenVm, World
-from executor.jobs import MappingState, ReportState
+from executor.database import audit, job_queue, mappings
+from executor.database.engine import Job, Mapping, reading, transaction
+from executor.drift import compare as drift
+from executor.drift import inspector as reconcile
+from executor.drift.compare import BY_ITSELF, Facts, Finding, Kind, KnownService, Mapped, Repair, SeenVm, World
+from executor.model import MappingState, ReportState
 
 A = "aaaaaaaa-0000-4000-8000-000000000001"
 B = "bbbbbbbb-0000-4000-8000-000000000002"

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine
 from support.databases import row, submit
 
-from executor import job_queue, results
-from executor.database import transaction
+from executor.database import job_queue
+from executor.database.engine import transaction
 from executor.errors import ErrorCode
-from executor.jobs import JobResult, RunArtifacts, RunStatus
+from executor.model import JobResult, RunArtifacts, RunStatus
+from executor.runs import results
 
 VM = {"vmid": 101, "node": "pve1", "name": "web-0a1b2c3d", "status": "running", "upids": ["UPID:pve1:1"]}
 

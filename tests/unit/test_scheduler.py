@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 
-from executor import job_queue
-from executor.database import reading, transaction
+from executor.agent.scheduler import CriticalJob, Scheduler
+from executor.agent.state import Link
+from executor.database import job_queue
+from executor.database.engine import reading, transaction
 from executor.errors import ErrorCode, FulcrumUnavailable, JobError
-from executor.scheduler import CriticalJob, Scheduler
-from executor.state import Link
 
 WITHIN_S = 30.0
 OFTEN_S = 0.02

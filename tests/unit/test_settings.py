@@ -15,16 +15,8 @@ from pydantic import ValidationError
 
 from executor.errors import SettingsError
 from executor.redaction import MASK, Redactor
-from executor.setting_sources import MAX_SECRET_BYTES, NOT_SETTINGS
-from executor.settings import (
-    FIELDS,
-    SECRETS,
-    Settings,
-    describe,
-    example_env,
-    load_settings,
-    secret_values,
-)
+from executor.settings.settings import FIELDS, SECRETS, Settings, describe, example_env, load_settings, secret_values
+from executor.settings.sources import MAX_SECRET_BYTES, NOT_SETTINGS
 
 SECRET = "hunter22-canary"
 #: The least that reaches both sides.
@@ -252,7 +244,7 @@ def test_a_secret_file_without_permission_is_told(tmp_path: Path) -> None:
     program = f"""
 import os
 from executor.errors import SettingsError
-from executor.settings import load_settings
+from executor.settings.settings import load_settings
 if os.getuid() == 0:
     os.setgid(65534); os.setuid(65534)
 try:
@@ -557,6 +549,6 @@ def test_the_example_file_is_enough_to_start(dotenv: Path) -> None:
 
 def test_importing_the_settings_does_not_import_the_doors_to_the_outside() -> None:
     doors = {"requests", "sqlalchemy", "proxmoxer", "ansible_runner"}
-    program = f"import sys, executor.settings; print(sorted({doors} & set(sys.modules)))"
+    program = f"import sys, executor.settings.settings; print(sorted({doors} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import runpy
 from pathlib import Path
 
-from executor.settings import FIELDS
+from executor.settings.settings import FIELDS
 
 DOCS = Path(__file__).parents[2] / "docs"
 

@@ -6,8 +6,7 @@ import re
 from typing import Any
 
 import pytest
-
-from executor.lab.simulator import go_regexp, go_template
+from smith_lab.simulator import go_regexp, go_template
 
 
 @pytest.mark.parametrize(

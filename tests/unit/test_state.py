@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import structlog
 
-from executor import state
-from executor.state import Link
+from executor.agent import state
+from executor.agent.state import Link
 
 
 def test_a_failure_right_after_an_outage_is_a_late_one_of_that_outage(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from executor import templates
 from executor.errors import JobError
-from executor.proxmox import StorageRow, VmRow
-from executor.templates import Reach, Template
+from executor.placement import templates
+from executor.placement.templates import Reach, Template
+from executor.proxmox.client import StorageRow, VmRow
 
 
 def row(vmid: int, name: str, node: str = "pve1", *tags: str, is_template: bool = True) -> VmRow:

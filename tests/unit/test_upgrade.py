@@ -11,9 +11,10 @@ from sqlalchemy import Engine, inspect, select, text
 from support.databases import PostgresCluster
 from support.recorded_databases import OWNER, file_of, replay, revisions
 
-from executor import database, job_queue, mappings
-from executor.database import Job, open_engine, reading, transaction
-from executor.jobs import JobResult, JobStatus, ReportState
+from executor.database import engine as database
+from executor.database import job_queue, mappings
+from executor.database.engine import Job, open_engine, reading, transaction
+from executor.model import JobResult, JobStatus, ReportState
 
 #: What earlier versions have, by what tells one row from another.
 TABLES = {"jobs": "id", "runs": "id", "mappings": "id", "nodes": "id", "critical_jobs": "name"}

@@ -1,4 +1,4 @@
-"""Writes what `executor.results` reads of a run, as JSON lines, into the file that SMITH_EVENTS_FILE names.
+"""Writes what `executor.runs.results` reads of a run, as JSON lines, into the file that SMITH_EVENTS_FILE names.
 
 With the executor, ansible-runner's own callback does this. By hand there is plain ansible-playbook, and this.
 """

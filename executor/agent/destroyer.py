@@ -1,0 +1,108 @@
+"""Destroys what was deleted with a time of grace, when that time is over.
+
+A doomed VM waits in Proxmox, stopped and marked, and in the mapping. When it is due, this writes a job of our own into
+the ledger: from there on it is carried like any delete, with the same playbook, the same proof of identity, the same
+attempts after failures and crashes. FulcrumCore is told nothing: to FulcrumCore the service has ended long ago, which
+is proven first. What does not succeed is tried again at the next turn.
+"""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+from sqlalchemy import Engine
+
+from executor.agent.state import AgentState
+from executor.database import job_queue, mappings
+from executor.database.engine import Mapping, reading, transaction, utc_now
+from executor.database.job_queue import NewJob
+from executor.drift.compare import ENDED
+from executor.errors import FulcrumAuthFailing, FulcrumRefused
+from executor.fulcrum.client import CoreService, FulcrumClient
+from executor.log import get_logger
+
+log = get_logger(__name__)
+
+
+@dataclass(kw_only=True)
+class Destroyer:
+    """The critical job: looks for doomed VMs whose time is over."""
+
+    engine: Engine
+    fulcrum: FulcrumClient
+    state: AgentState
+    cluster: str
+    job_timeout_s: float
+    _said: set[int] = field(default_factory=set)  #: mappings whose service was found alive, told once
+
+    def turn(self) -> None:
+        """Write a job for each VM that is due. Raises FulcrumUnavailable."""
+        if not self.state.agent_id:
+            return
+        with reading(self.engine) as session:
+            due = mappings.due(session, self.cluster)
+        ended = [mapping for mapping in due if self._has_ended(mapping)]
+        written = [mapping.vmid for mapping in ended if self._submit(mapping)]
+        if written:
+            log.info("destruction_due", vmids=written)
+            self.state.work_wanted.set()
+
+    def _has_ended(self, mapping: Mapping) -> bool:
+        """Ask FulcrumCore: a service that lives there, because it never took our report, keeps its VM."""
+        try:
+            service = self._service(mapping.service_id)
+        except FulcrumRefused as refusal:
+            log.warning("doomed_vm_kept", vmid=mapping.vmid, service_id=mapping.service_id, reason=str(refusal))
+            return False
+        if service is None or self._is_terminal(service):
+            return True
+        if mapping.id not in self._said:
+            self._said.add(mapping.id)
+            log.warning("doomed_vm_kept", vmid=mapping.vmid, service_id=mapping.service_id, status=service.status)
+        return False
+
+    def _service(self, service_id: str) -> CoreService | None:
+        """Return the service, None when FulcrumCore knows none: asked twice, for an outage there looks the same."""
+        for _ in range(2):
+            try:
+                return self.fulcrum.get_service(service_id)
+            except FulcrumAuthFailing:
+                self.fulcrum.get_self()  # one service's 403 means unknown; on everything it means something else
+        return None
+
+    def _is_terminal(self, service: CoreService) -> bool:
+        """True in a state that the service's own type calls terminal; its instance id is gone with that, too."""
+        if service.status == ENDED:
+            return True
+        if service.agent_instance_id or service.service_type_id is None:
+            return False
+        try:
+            lifecycle = self.fulcrum.get_service_type(service.service_type_id).lifecycle_schema
+        except FulcrumRefused:
+            return False
+        terminal = lifecycle.get("terminalStates")
+        return isinstance(terminal, list) and service.status in terminal
+
+    def _submit(self, mapping: Mapping) -> bool:
+        """Write the job, unless one for the service is open or the VM is not doomed any more."""
+        now = utc_now()
+        with transaction(self.engine) as session:
+            current = mappings.live(session, mapping.service_id)
+            if current is None or current.state != mapping.state or job_queue.open_of(session, mapping.service_id):
+                return False
+            new = NewJob(
+                fulcrum_id=str(uuid.uuid4()),
+                service_id=mapping.service_id,
+                group_id=None,
+                action="delete",
+                params=None,
+                service=None,
+                defect=None,
+                priority=0,  # after everything that somebody waits for
+                core_created_at=now,
+                deadline_at=now + timedelta(seconds=self.fulcrum.clock_offset_s + self.job_timeout_s),
+                is_local=True,
+            )
+            return job_queue.submit(session, new) is not None

@@ -1,0 +1,42 @@
+"""Tells FulcrumCore that we live, and learns from it who we are and whether we are to rest."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from executor.agent.state import AgentState
+from executor.fulcrum.client import CoreAgent, FulcrumClient
+from executor.log import get_logger
+
+log = get_logger(__name__)
+
+
+@dataclass(kw_only=True)
+class Heartbeat:
+    """One beat is one look at `/agents/me` and, unless we are disabled, one status."""
+
+    fulcrum: FulcrumClient
+    state: AgentState
+
+    def beat(self) -> None:
+        """Send one heartbeat. Raises FulcrumUnavailable.
+
+        FulcrumCore lets a heartbeat turn a disabled agent back on, so a disabled one sends none.
+        """
+        agent = self.fulcrum.get_self()
+        self.state.fulcrum.note_up()
+        if not self.state.agent_id:
+            self.state.agent_id = agent.id
+            log.info("agent_recognised", agent_id=agent.id, name=agent.name)
+            self.state.poll_wanted.set()
+        self._note_disabled(agent)
+        if not self.state.disabled:
+            self.fulcrum.put_status("Connected")
+        self.state.heard_at = time.time()
+
+    def _note_disabled(self, agent: CoreAgent) -> None:
+        disabled = agent.is_disabled
+        if disabled != self.state.disabled:
+            log.warning("agent_disabled" if disabled else "agent_enabled", status=agent.status)
+        self.state.disabled = disabled

@@ -1,0 +1,97 @@
+"""What is counted while jobs run. Counters live as long as the process: Prometheus knows how to read a restart.
+
+No label names a job, a service or a VM: the number of series stays small whatever runs here.
+"""
+
+from __future__ import annotations
+
+import threading
+
+import prometheus_client
+from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
+from sqlalchemy import Engine
+from sqlalchemy.exc import SQLAlchemyError
+
+from executor.database.engine import Job, reading, utc_now
+from executor.errors import ErrorCode
+from executor.model import JobStatus, ReportState
+from executor.runs.actions import ACTION_PATTERN
+
+#: A second series with the start of each counter: nobody here reads it.
+prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]  # has no types
+
+#: Actions are free names of FulcrumCore's service types. The first this many are told apart.
+MOST_ACTIONS = 32
+OTHER = "other"
+#: A job takes from a second (a start) to FulcrumCore's limit, which is five minutes unless a provider says otherwise.
+DURATION_BUCKETS_S = (1, 2, 3, 5, 8, 12, 20, 30, 45, 60, 90, 120, 180, 300, 600)
+WAIT_BUCKETS_S = (0.1, 0.25, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300)
+
+
+class Meters:
+    """The counters of one agent process."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        self._jobs = Counter(
+            "smith_jobs",
+            "Attempts that ended here: completed, failed, put_back (to be tried again), abandoned (FulcrumCore had "
+            "ended the job), lost (another agent took it over)",
+            ["action", "outcome"],
+            registry=self.registry,
+        )
+        self._errors = Counter("smith_job_errors", "Failed jobs by error code", ["code"], registry=self.registry)
+        self._duration = Histogram(
+            "smith_job_duration_seconds",
+            "From the start of an attempt to its end on disk",
+            ["action"],
+            buckets=DURATION_BUCKETS_S,
+            registry=self.registry,
+        )
+        self._wait = Histogram(
+            "smith_queue_wait_seconds",
+            "From a job's arrival here to the start of its first attempt",
+            buckets=WAIT_BUCKETS_S,
+            registry=self.registry,
+        )
+        self._actions: set[str] = set()
+        self._lock = threading.Lock()
+
+    def note_started(self, job: Job) -> None:
+        """Count the wait of a job that is taken up for the first time."""
+        if job.attempt == 1:
+            self._wait.observe(max((utc_now() - job.received_at).total_seconds(), 0.0))
+
+    def note_ended(self, engine: Engine, job: Job, took_s: float) -> None:
+        """Count an attempt by what its row says now."""
+        row: Job | None = None
+        try:
+            with reading(engine) as session:
+                row = session.get(Job, job.id)
+        except SQLAlchemyError:
+            pass  # its end could not be stored either: lost
+        action = self._action(job.action, row)
+        self._jobs.labels(action=action, outcome=_outcome(row)).inc()
+        self._duration.labels(action=action).observe(took_s)
+        if row is not None and row.status == JobStatus.FAILED and row.error_code:
+            self._errors.labels(code=row.error_code).inc()
+
+    def _action(self, action: str, row: Job | None) -> str:
+        """Return the label: only actions that we have a playbook for, and not too many of them."""
+        if not ACTION_PATTERN.match(action) or (row is not None and row.error_code == ErrorCode.UNSUPPORTED_ACTION):
+            return OTHER
+        with self._lock:
+            if len(self._actions) < MOST_ACTIONS:
+                self._actions.add(action)
+            return action if action in self._actions else OTHER
+
+
+def _outcome(row: Job | None) -> str:
+    if row is None or row.status == JobStatus.PROCESSING:
+        return "lost"
+    if row.status == JobStatus.PENDING:
+        return "put_back"
+    if row.report_state == ReportState.ABANDONED and row.status == JobStatus.FAILED:
+        return "abandoned"
+    return str(row.status)

@@ -1,0 +1,80 @@
+"""Watches the agent itself: its limits, and that every critical job exists and moves."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import psutil
+
+from executor.agent.scheduler import Scheduler
+from executor.agent.state import AgentState
+from executor.log import get_logger
+from executor.settings.settings import Settings
+
+log = get_logger(__name__)
+
+BYTES_PER_MIB = 1024 * 1024
+#: Between two looks at the critical jobs, and between two measurements of the tree's memory.
+WATCH_INTERVAL_S = 30.0
+MEMORY_INTERVAL_S = 5.0
+
+
+class Limit(StrEnum):
+    """What ends an agent's life in good order."""
+
+    JOBS = "jobs"  #: SMITH_MAX_JOBS
+    MEMORY = "memory"  #: SMITH_MAX_MEMORY_MIB, of the whole tree
+    RUNTIME = "runtime"  #: SMITH_MAX_RUNTIME_S
+
+
+@dataclass(kw_only=True)
+class Monitor:
+    """Asked by the agent's main loop; acts only on critical jobs."""
+
+    settings: Settings
+    state: AgentState
+    scheduler: Scheduler
+    _started_at: float = field(default_factory=time.monotonic)
+    _watched_at: float = field(default_factory=time.monotonic)
+    _measured_at: float = 0.0
+    _memory_mib: float = 0.0
+
+    def reached(self) -> Limit | None:
+        """Return the limit that is reached, None while the agent may live on."""
+        settings = self.settings
+        if settings.smith_max_jobs and self.state.jobs_claimed >= settings.smith_max_jobs:
+            return Limit.JOBS
+        if settings.smith_max_runtime_s and time.monotonic() - self._started_at >= settings.smith_max_runtime_s:
+            return Limit.RUNTIME
+        if settings.smith_max_memory_mib and self.memory_mib() >= settings.smith_max_memory_mib:
+            return Limit.MEMORY
+        return None
+
+    def memory_mib(self) -> float:
+        """Return the resident memory of this process and all its descendants, at most five seconds old."""
+        if time.monotonic() - self._measured_at >= MEMORY_INTERVAL_S:
+            self._memory_mib = _tree_memory_mib()
+            self._measured_at = time.monotonic()
+        return self._memory_mib
+
+    def watch(self) -> None:
+        """Repair critical jobs that are gone or overdue."""
+        if time.monotonic() - self._watched_at < WATCH_INTERVAL_S:
+            return
+        self._watched_at = time.monotonic()
+        for name in self.scheduler.overdue():
+            log.error("critical_job_repaired", name=name)
+            self.scheduler.repair(name)
+
+
+def _tree_memory_mib() -> float:
+    me = psutil.Process()
+    total = 0
+    for process in (me, *me.children(recursive=True)):
+        try:
+            total += process.memory_info().rss
+        except psutil.Error:
+            continue  # it ended while we looked
+    return total / BYTES_PER_MIB

@@ -1,0 +1,95 @@
+"""Deletes what has been kept long enough: job rows, their runs, and the runs' artifacts, by age and by size."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+from sqlalchemy import Engine
+
+from executor.database import job_queue
+from executor.database.engine import transaction, utc_now
+from executor.log import get_logger
+from executor.settings.settings import Settings
+
+log = get_logger(__name__)
+
+#: Rows a transaction, and the pause between two: writers wait for nobody longer than this.
+SLICE = 500
+PAUSE_S = 0.05
+BYTES_PER_MIB = 1024 * 1024
+#: A folder this young may belong to a run that is still being written.
+YOUNGEST_S = 600.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pruner:
+    """Keeps database and disk bounded; a report that FulcrumCore has not taken is never deleted."""
+
+    engine: Engine
+    settings: Settings
+
+    @property
+    def artifacts_dir(self) -> Path:
+        """Where kept artifacts lie, a folder a run."""
+        return self.settings.smith_data_dir / "artifacts"
+
+    def prune(self) -> None:
+        """Delete everything that is past its time, failed jobs too, and then the oldest artifacts over the cap."""
+        rows = self._prune_rows()
+        aged = self._prune_aged_folders()
+        capped = self._prune_to_cap()
+        if rows or aged or capped:
+            log.info("pruned", jobs=rows, artifacts_by_age=aged, artifacts_by_size=capped)
+
+    def _prune_rows(self) -> int:
+        before = utc_now() - timedelta(seconds=self.settings.smith_job_retention_s)
+        deleted = 0
+        while True:
+            with transaction(self.engine) as session:
+                count, idents = job_queue.prune(session, before=before, limit=SLICE)
+                job_queue.prune_nodes(session, before=before)
+            for ident in idents:
+                shutil.rmtree(self.artifacts_dir / ident, ignore_errors=True)
+            deleted += count
+            if count < SLICE:
+                return deleted
+            time.sleep(PAUSE_S)
+
+    def _prune_aged_folders(self) -> int:
+        """Delete folders whose rows are gone: a lost database must not leave them for ever."""
+        oldest = time.time() - self.settings.smith_job_retention_s
+        old = [folder for written_at, _size, folder in self._folders() if written_at < oldest]
+        for folder in old:
+            shutil.rmtree(folder, ignore_errors=True)
+        return len(old)
+
+    def _prune_to_cap(self) -> int:
+        cap = self.settings.smith_artifacts_max_mib * BYTES_PER_MIB
+        if not cap:
+            return 0  # 0 is the setting's word for "no limit"
+        folders = sorted(self._folders())
+        total = sum(size for _written_at, size, _folder in folders)
+        deleted = 0
+        for written_at, size, folder in folders:
+            if total <= cap or written_at > time.time() - YOUNGEST_S:
+                break
+            shutil.rmtree(folder, ignore_errors=True)
+            total -= size
+            deleted += 1
+        return deleted
+
+    def _folders(self) -> Iterator[tuple[float, int, Path]]:
+        """Yield time of last change, size in bytes and path of every run's folder."""
+        if not self.artifacts_dir.is_dir():
+            return
+        for folder in self.artifacts_dir.iterdir():
+            try:
+                stats = [entry.stat() for entry in folder.iterdir()]
+                yield folder.stat().st_mtime, sum(stat.st_size for stat in stats), folder
+            except OSError:
+                continue  # it was deleted, or is no folder

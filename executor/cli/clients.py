@@ -1,0 +1,48 @@
+"""FulcrumCore and Proxmox, for commands that ask them: with the settings that the agent would have."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NoReturn
+
+from executor.cli.context import open_settings
+from executor.errors import FulcrumUnavailable
+
+if TYPE_CHECKING:  # imported when a command runs
+    from executor.fulcrum.client import FulcrumClient
+    from executor.proxmox.client import ProxmoxReader
+    from executor.settings.settings import Settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reach:
+    """Both sides, and who we are at FulcrumCore."""
+
+    settings: Settings
+    fulcrum: FulcrumClient
+    proxmox: ProxmoxReader
+    agent_id: str
+
+
+def reach() -> Reach:
+    """Open both. Raises SettingsError for what is not set, FulcrumError when FulcrumCore does not answer."""
+    from executor.fulcrum.client import FulcrumClient  # noqa: PLC0415 (requests is not for `--help`)
+    from executor.fulcrum.remote_config import settings_in_force  # noqa: PLC0415 (see above)
+    from executor.proxmox.client import ProxmoxConnection, ProxmoxReader  # noqa: PLC0415 (see above)
+
+    settings = open_settings()
+    settings.require_fulcrum()
+    fulcrum = FulcrumClient(
+        settings.fulcrum_api_url,
+        settings.fulcrum_api_token.get_secret_value,
+        ca_bundle=settings.fulcrum_ca_bundle,
+        verify_tls=settings.fulcrum_verify_tls,
+    )
+    settings = settings_in_force(settings, fulcrum, on_wait=_do_not_wait)
+    settings.require_proxmox()
+    proxmox = ProxmoxReader(ProxmoxConnection.from_settings(settings))
+    return Reach(settings=settings, fulcrum=fulcrum, proxmox=proxmox, agent_id=fulcrum.get_self().id)
+
+
+def _do_not_wait(reason: str) -> NoReturn:
+    raise FulcrumUnavailable(f"FulcrumCore's configuration for this agent cannot be had: {reason}")

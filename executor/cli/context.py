@@ -1,0 +1,127 @@
+"""What every command opens first: the settings, and the database when the command needs it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from executor.errors import DatabaseError, SettingsError
+from executor.redaction import redactor
+
+if TYPE_CHECKING:  # imported when a command runs: half a second that `--help` need not pay
+    from sqlalchemy import Engine
+    from sqlalchemy.orm import Session
+
+    from executor.settings.settings import Settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Store:
+    """An open transaction, and the settings that led to it."""
+
+    settings: Settings
+    session: Session
+
+
+def open_settings() -> Settings:
+    """Read the settings; their secrets are masked in everything from now on. Raises SettingsError."""
+    from executor.settings.settings import load_settings, secret_values  # noqa: PLC0415 (see above)
+
+    settings = load_settings()
+    redactor.add(*secret_values(settings))
+    return settings
+
+
+def missing_lines(settings: Settings) -> list[str]:
+    """Return a line for each setting that `smith run` still needs.
+
+    Those of Proxmox may come from FulcrumCore, which only the agent asks: it looks again then.
+    """
+    lines: list[str] = []
+    requires = (settings.require_fulcrum, settings.require_proxmox)
+    for require in requires[:1] if settings.smith_remote_config else requires:
+        try:
+            require()
+        except SettingsError as error:
+            lines += str(error).splitlines()
+    return lines
+
+
+@contextmanager
+def reading_store() -> Iterator[Store]:
+    """Open a transaction that only reads: it waits for no agent at work and delays none.
+
+    Raises DatabaseError when there is no database yet, or none that this version can read.
+    """
+    from executor.database import engine as database  # noqa: PLC0415 (see above)
+
+    settings = open_settings()
+    with opened(settings) as engine, database.reading(engine) as session:
+        yield Store(settings=settings, session=session)
+
+
+@contextmanager
+def writing_store() -> Iterator[Store]:
+    """Open a transaction that is committed at the end of the block, for an operator's verb. Raises DatabaseError."""
+    from executor.database import engine as database  # noqa: PLC0415 (see above)
+
+    settings = open_settings()
+    with opened(settings) as engine, database.transaction(engine) as session:
+        yield Store(settings=settings, session=session)
+
+
+@contextmanager
+def opened(settings: Settings, *, may_create: bool = False) -> Iterator[Engine]:
+    """Open the database for one block, with the driver's errors as DatabaseError."""
+    from sqlalchemy.exc import SQLAlchemyError  # noqa: PLC0415 (see above)
+
+    from executor.database import engine as database  # noqa: PLC0415 (see above)
+
+    if not may_create:
+        _refuse_absent(settings.smith_database_url)
+    engine = database.open_engine(settings.smith_database_url)
+    try:
+        yield engine
+    except SQLAlchemyError as error:
+        raise _explained(engine, error) from error
+    finally:
+        engine.dispose()
+
+
+def _refuse_absent(url: str) -> None:
+    """Raise DatabaseError where opening would make an empty database: a question must not leave a file behind."""
+    from sqlalchemy.engine import make_url  # noqa: PLC0415 (see above)
+
+    parsed = make_url(url)
+    if parsed.get_backend_name() != "sqlite" or not parsed.database:
+        return
+    file = Path(parsed.database)
+    try:
+        is_there = file.is_file() and file.stat().st_size > 0
+    except OSError as error:
+        raise DatabaseError(f"the database {file} cannot be read: {error.strerror}") from error
+    if not is_there:
+        raise DatabaseError(f"no database yet at {file}: `smith run` makes it (SMITH_DATA_DIR names another place)")
+
+
+def _explained(engine: Engine, error: Exception) -> DatabaseError:
+    """Say in one line what is wrong. The most frequent reason for a failing statement is another version's schema."""
+    from sqlalchemy.exc import DBAPIError  # noqa: PLC0415 (see above)
+
+    from executor.database import engine as database  # noqa: PLC0415 (see above)
+
+    try:
+        database.refuse_newer(engine)
+        current, newest = database.current_revision(engine), database.head_revision()
+    except DatabaseError as known:
+        return known
+    if current != newest:
+        return DatabaseError(
+            f"the database has schema {current or 'none'}, this version needs {newest}: run `smith db upgrade`"
+        )
+    reason = str(error.orig) if isinstance(error, DBAPIError) else str(error)
+    shown = engine.url.render_as_string(hide_password=True)
+    return DatabaseError(f"the database {shown} cannot be used: {reason.strip().splitlines()[0]}")

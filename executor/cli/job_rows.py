@@ -1,0 +1,114 @@
+"""Jobs and runs as plain facts: what `--json` prints, and what the tables take their columns from."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from executor.cli.output import harmless
+from executor.redaction import MASK
+
+if TYPE_CHECKING:  # imported when a command runs
+    from executor.database.engine import Job, Run
+
+#: Values under names like these are not shown unless they are references to FulcrumCore's vault.
+SECRET_NAME = re.compile(r"passw|passphrase|secret|token|private_?key|api_?key|credential", re.IGNORECASE)
+#: How such a reference begins. It is `vault.REFERENCE_PREFIX`, whose module would bring FulcrumCore's client along.
+REFERENCE_PREFIX = "vault://"
+
+
+def name_of(job: Job) -> str:
+    """Return how a sentence calls the job."""
+    return harmless(f"job {job.id} ({job.action}, {job.fulcrum_id})")
+
+
+def summary(job: Job) -> dict[str, Any]:
+    """Return what a list tells of a job. These names are an interface of `--json`."""
+    return {
+        "id": job.id,
+        "fulcrum_id": job.fulcrum_id,
+        "service_id": job.service_id,
+        "action": job.action,
+        "status": job.status,
+        "priority": job.priority,
+        "attempt": job.attempt,
+        "report_state": job.report_state,
+        "error_code": job.error_code,
+        "error_message": job.error_message,
+        "received_at": job.received_at,
+        "started_at": job.started_at,
+        "finished_at": job.finished_at,
+        "reported_at": job.reported_at,
+        "run_ident": job.run_ident,
+    }
+
+
+def details(job: Job) -> dict[str, Any]:
+    """Return everything of a job, its secrets masked. These names are an interface of `--json`."""
+    return {
+        "id": job.id,
+        "fulcrum_id": job.fulcrum_id,
+        "service_id": job.service_id,
+        "group_id": job.group_id,
+        "action": job.action,
+        "status": job.status,
+        "error_code": job.error_code,
+        "error_message": job.error_message,
+        "defect": job.defect,
+        "priority": job.priority,
+        "attempt": job.attempt,
+        "crashes": job.crashes,
+        "cancel_requested": job.cancel_requested,
+        "owner": job.owner,
+        "epoch": job.epoch,
+        "core_created_at": job.core_created_at,
+        "deadline_at": job.deadline_at,
+        "received_at": job.received_at,
+        "available_at": job.available_at,
+        "lease_until": job.lease_until,
+        "claim_sent_at": job.claim_sent_at,
+        "claimed_at": job.claimed_at,
+        "started_at": job.started_at,
+        "finished_at": job.finished_at,
+        "reported_at": job.reported_at,
+        "report_state": job.report_state,
+        "report_attempts": job.report_attempts,
+        "report_after": job.report_after,
+        "report_note": job.report_note,
+        "run_ident": job.run_ident,
+        "params": without_secrets(job.params),
+        "service": without_secrets(job.service),
+        "result": without_secrets(job.result),
+    }
+
+
+def run_facts(run: Run) -> dict[str, Any]:
+    """Return everything of a run. These names are an interface of `--json`."""
+    return {
+        "ident": run.ident,
+        "job_id": run.job_id,
+        "attempt": run.attempt,
+        "playbook": run.playbook,
+        "status": run.status,
+        "rc": run.rc,
+        "reason": run.reason,
+        "started_at": run.started_at,
+        "ended_at": run.ended_at,
+        "folder": run.folder,
+        "upids": run.upids or [],
+    }
+
+
+def without_secrets(value: Any, *, is_secret: bool = False) -> Any:
+    """Mask what stands under a secret's name; a reference to FulcrumCore's vault says nothing and stays."""
+    if isinstance(value, Mapping):
+        return {
+            key: without_secrets(item, is_secret=is_secret or bool(SECRET_NAME.search(str(key))))
+            for key, item in value.items()
+        }
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [without_secrets(item, is_secret=is_secret) for item in value]
+    if not is_secret or value in (None, "") or isinstance(value, bool):
+        return value
+    return value if isinstance(value, str) and value.startswith(REFERENCE_PREFIX) else MASK

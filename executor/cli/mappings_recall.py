@@ -1,0 +1,104 @@
+"""`smith mappings recall`: a VM that waits for its destruction is kept."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from executor.cli import ansible_playbook as by_hand
+from executor.cli.arguments import AsJson, NothingToDo
+from executor.cli.context import open_settings, opened
+from executor.cli.mappings_adopt import note_mapping, one_mapping, refuse_at_work
+from executor.cli.output import examples, say, show_json
+from executor.model import GuestKind, JobStatus, MappingState
+
+if TYPE_CHECKING:  # imported when a command runs
+    from sqlalchemy import Engine
+
+    from executor.database.engine import Mapping
+    from executor.model import JobResult
+    from executor.settings.settings import Settings
+
+EXAMPLES = examples(
+    "smith mappings list --state doomed               what waits, and for how long",
+    "smith mappings recall 100123                     a VMID, a VM's name, a service's id or its beginning",
+    "smith mappings recall web-1-8f2c0a11 --reason 'deleted by mistake'",
+)
+
+
+def recall(
+    reference: Annotated[str, typer.Argument(metavar="REF", help="VMID, VM name, service id or its beginning.")],
+    reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Kept in the audit.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Keep a VM that was deleted with a time of grace: its mark goes, and nothing destroys it any more.
+
+    It stays stopped. FulcrumCore has ended its service for good, so no job will ever ask for it again.
+    """
+    from executor.database import engine as database  # noqa: PLC0415 (SQLAlchemy is not for `--help`)
+
+    settings = open_settings()
+    settings.require_proxmox()
+    with opened(settings) as engine:
+        with database.reading(engine) as session:
+            mapping = one_mapping(session, reference.strip())
+        _spare(engine, mapping, reason)
+        result = by_hand.run(_play(mapping, settings), settings, sys.stderr if as_json else sys.stdout)
+        _store(engine, mapping, result)
+    if as_json:
+        show_json({"service_id": mapping.service_id, "vmid": mapping.vmid, "vm": result.vm})
+    elif mapping.state == MappingState.ACTIVE and not result.vm.get("changed"):
+        say(f"VM {mapping.vmid} ({mapping.name}) is not marked for deletion")
+    else:
+        say(f"VM {mapping.vmid} ({mapping.name}) is kept; `smith play start --service {mapping.vmid}` starts it")
+
+
+def _spare(engine: Engine, mapping: Mapping, reason: str) -> None:
+    """Write down that it is to live, before Proxmox is asked: a destruction that is due now finds that first.
+
+    Raises NothingToDo when the VM is not doomed, or its destruction is under way.
+    """
+    from executor.database import audit, job_queue, mappings  # noqa: PLC0415 (see above)
+    from executor.database import engine as database  # noqa: PLC0415 (see above)
+
+    with database.transaction(engine) as session:
+        refuse_at_work(session, mapping.service_id)
+        row = session.get_one(database.Mapping, mapping.id)
+        if row.state not in (MappingState.DOOMED, MappingState.ACTIVE):  # active: an earlier recall got no further
+            raise NothingToDo(f"VM {row.vmid} is {row.state}: nothing waits to destroy it")
+        was = audit.facts_of(row, audit.MAPPING_COLUMNS)
+        waiting = job_queue.open_of(session, row.service_id)
+        if waiting is not None and waiting.status == JobStatus.PENDING and row.state == MappingState.DOOMED:
+            job_queue.request_cancel(session, waiting.id)
+        mappings.apply_result(session, row.id, {})
+        note_mapping(session, "recall", row, was, reason)
+
+
+def _play(mapping: Mapping, settings: Settings) -> by_hand.Play:
+    vm: dict[str, Any] = {
+        "service_id": mapping.service_id,
+        "vmid": mapping.vmid,
+        "name": mapping.name,
+        "node": mapping.node or "",
+        "cluster": mapping.cluster,
+        "timeout_s": int(settings.smith_playbook_timeout_s),
+        "cancel_deletion": True,
+    }
+    kind = {"kind": mapping.kind} if mapping.kind != GuestKind.QEMU else {}
+    return by_hand.Play(action="update", playbook=by_hand.home() / "playbooks" / "update.yml", vm=vm | kind)
+
+
+def _store(engine: Engine, mapping: Mapping, result: JobResult) -> None:
+    """Write what came of it. Raises NothingToDo when the mark is still there."""
+    from executor.database import engine as database  # noqa: PLC0415 (see above)
+    from executor.database import mappings  # noqa: PLC0415 (see above)
+
+    if not result.succeeded:
+        raise NothingToDo(
+            f"the agent will not destroy VM {mapping.vmid} any more, but its mark could not be taken off "
+            f"({result.message}): say the same again"
+        )
+    with database.transaction(engine) as session:
+        mappings.apply_result(session, mapping.id, result.vm)

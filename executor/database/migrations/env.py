@@ -1,0 +1,14 @@
+"""Alembic's entry: migrates over the connection that `executor.database.engine` hands in."""
+
+from alembic import context
+
+from executor.database.engine import Base
+
+context.configure(
+    connection=context.config.attributes["connection"],
+    target_metadata=Base.metadata,
+    render_as_batch=True,
+    compare_type=True,
+)
+with context.begin_transaction():
+    context.run_migrations()

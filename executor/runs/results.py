@@ -1,0 +1,175 @@
+"""Step 6 of 7, the reading half: a run's artifacts become a JobResult. Reads only.
+
+A playbook says what it made by `set_stats` under `vm_result`, as early as the VMID is certain and again at the end;
+even a failed, killed or timed-out run leaves the early one. A failure is the last one that nobody rescued.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from executor.errors import ErrorCode, JobError
+from executor.model import JobResult, RunArtifacts, RunStatus
+from executor.proxmox import error_rules
+
+#: A result document beyond this is a defect of the playbook.
+MAX_RESULT_BYTES = 64 * 1024
+#: As a shell does, an exit code beyond this tells the signal that ended the process.
+KILLED = 128
+FAILURES = frozenset({"runner_on_failed", "runner_on_unreachable", "runner_item_on_failed"})
+
+
+class VmResult(BaseModel):
+    """`vm_result`, as DESIGN's contract of actions has it; a custom action may add members."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    vmid: int = Field(ge=100, le=999_999_999)
+    node: str = ""
+    name: str = ""
+    status: Literal["running", "stopped", "absent"] = "stopped"
+    mac_address: str = ""
+    ip_addresses: list[str] = Field(default=[], max_length=64)
+    upids: list[str] = Field(default=[], max_length=256)
+    changed: bool = False
+    adopted: bool = False
+    delete_at: int = Field(default=0, ge=0, le=253_402_300_799)  #: seconds since 1970; 0: nobody wants it destroyed
+    reboot_required: bool = False
+
+
+def read(artifacts: RunArtifacts) -> JobResult:
+    """Conclude from the artifacts how the run ended.
+
+    A success without a valid result document is RESULT_INVALID: we would not know what to map. A failure stays what it
+    is, whatever became of its document: its code decides whether the job is tried again.
+    """
+    vm, failure = None, None
+    try:
+        document, failure = _scan(artifacts)
+        vm = _validated(document)
+    except JobError as error:
+        if artifacts.status is RunStatus.SUCCESSFUL:
+            return JobResult(succeeded=False, code=error.code, detail=_with_ident(error.detail, artifacts))
+    if artifacts.status is RunStatus.SUCCESSFUL:
+        return _success(vm, artifacts)
+    signum = _killed_by(artifacts)
+    code, detail = _failure(artifacts.status, failure if signum is None else _words_for(signum))
+    detail = _with_ident(detail, artifacts)
+    return JobResult(succeeded=False, vm=vm or {}, code=code, detail=detail, was_killed=signum is not None)
+
+
+def _success(vm: dict[str, Any] | None, artifacts: RunArtifacts) -> JobResult:
+    if vm is None:
+        detail = _with_ident("the playbook ended well but left no vm_result", artifacts)
+        return JobResult(succeeded=False, code=ErrorCode.RESULT_INVALID, detail=detail)
+    return JobResult(succeeded=True, vm=vm)
+
+
+def _killed_by(artifacts: RunArtifacts) -> int | None:
+    """Return the signal that ended the run from outside, None when it ended by itself or by us."""
+    signum = artifacts.rc - KILLED
+    return signum if artifacts.status is RunStatus.FAILED and 0 < signum < signal.NSIG else None
+
+
+def _words_for(signum: int) -> str:
+    guess = ", perhaps because memory ran out" if signum == signal.SIGKILL else ""
+    return f"the playbook was killed by signal {signum}{guess}"
+
+
+def _failure(status: RunStatus, text: str | None) -> tuple[ErrorCode, str]:
+    # The last failed task of a run that was ended from outside says nothing: most likely it was rescued.
+    if status is RunStatus.CANCELED:
+        return ErrorCode.CANCELLED, "the run was cancelled"
+    if status is RunStatus.TIMEOUT:
+        return ErrorCode.TASK_TIMEOUT, "the playbook outlived its time"
+    if text is None:
+        return ErrorCode.PLAYBOOK_FAILED, "the playbook ended without saying why"
+    classified = error_rules.classify(text)
+    return ErrorCode(classified.code), classified.text
+
+
+def _with_ident(detail: str, artifacts: RunArtifacts) -> str:
+    # What a playbook says may hold what no database takes (NUL, half a character) and no terminal should.
+    printable = "".join(char if char.isprintable() else " " for char in detail)
+    return f"{printable} (run {artifacts.ident})"
+
+
+def _scan(artifacts: RunArtifacts) -> tuple[dict[str, Any] | None, str | None]:
+    """Return the last result document and the last failure's text."""
+    document, failure, verbose = None, None, None
+    for event in _events(artifacts):
+        data = event.get("event_data")
+        data = data if isinstance(data, dict) else {}
+        kind = str(event.get("event"))
+        if (found := _document_of(data)) is not None:
+            document = found
+        if kind in FAILURES and not data.get("ignore_errors"):
+            failure = _text_of(data)
+        elif kind == "verbose" and "ERROR" in str(event.get("stdout", "")):
+            verbose = str(event["stdout"])
+    return document, failure or verbose
+
+
+def _events(artifacts: RunArtifacts) -> Iterator[dict[str, Any]]:
+    file = artifacts.folder / "events.jsonl"
+    try:
+        lines = file.open(encoding="utf-8", errors="replace")
+    except OSError as error:
+        reason = f"the run's artifacts cannot be read: {error.strerror}"
+        raise JobError(ErrorCode.RESULT_INVALID, reason) from error
+    with lines:
+        for line in lines:
+            try:
+                event = json.loads(line)
+            except (ValueError, RecursionError):
+                continue  # a line cut off by the size cap, or by a crash
+            if isinstance(event, dict):
+                yield event
+
+
+def _document_of(data: dict[str, Any]) -> Any:
+    stats = data.get("artifact_data")  # of playbook_on_stats
+    if not isinstance(stats, dict):
+        result = data.get("res")
+        stats = result.get("ansible_stats") if isinstance(result, dict) else None
+        stats = stats.get("data") if isinstance(stats, dict) else None
+    return stats.get("vm_result") if isinstance(stats, dict) else None
+
+
+def _text_of(data: dict[str, Any]) -> str:
+    result = data.get("res")
+    result = result if isinstance(result, dict) else {}
+    items = result.get("results")
+    failed = (
+        [item for item in items if isinstance(item, dict) and item.get("failed")] if isinstance(items, list) else []
+    )
+    message = (failed[-1] if failed else result).get("msg")  # a loop itself says only that some item failed
+    return str(message or result.get("censored") or "a task failed without a word")
+
+
+def _validated(document: Any) -> dict[str, Any] | None:
+    if document is None:
+        return None
+    if _size_of(document) > MAX_RESULT_BYTES:
+        raise JobError(ErrorCode.RESULT_INVALID, f"vm_result is larger than {MAX_RESULT_BYTES} bytes")
+    try:
+        return VmResult.model_validate(document).model_dump()
+    except ValidationError as error:
+        members = sorted({".".join(str(part) for part in item["loc"]) or "document" for item in error.errors()})
+        raise JobError(ErrorCode.RESULT_INVALID, f"vm_result is not valid at: {', '.join(members)}") from None
+
+
+def _size_of(document: Any) -> int:
+    """Return the document's bytes. Raises JobError for what PostgreSQL or FulcrumCore could not take."""
+    try:
+        text = json.dumps(document, allow_nan=False, ensure_ascii=False)
+        if r"\u0000" in text:
+            raise ValueError("NUL")
+        return len(text.encode())
+    except (ValueError, RecursionError):
+        raise JobError(ErrorCode.RESULT_INVALID, "vm_result holds what cannot be stored") from None

@@ -1,0 +1,118 @@
+"""The server of warm module runs: `python -P -m executor.runs.warm.module_server SOCKET RUN_FOLDER`.
+
+It has imported what Proxmox's modules import, and runs a module as Ansible's own wrapper does, from the same payload.
+The code is taken from where it was installed, after each file of a payload was compared with it; a payload that holds
+anything else, and every module that is not listed here, is refused.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import importlib
+import os
+import re
+import sys
+import tempfile
+from typing import Any
+
+from executor.runs.warm import forkserver, payloads
+from executor.runs.warm.forkserver import Refusal, Request
+from executor.runs.warm.versions import is_tested
+
+NEEDED = (
+    "ansible.module_utils.basic",
+    "ansible.module_utils.urls",
+    "ansible.module_utils._internal._ansiballz._loader",
+    "ansible.module_utils._internal._json._profiles._module_legacy_c2m",
+    "ansible.module_utils._internal._json._profiles._module_legacy_m2c",
+    "ansible.module_utils._internal._json._profiles._module_modern_c2m",
+    "ansible.module_utils._internal._json._profiles._module_modern_m2c",
+    "ansible.module_utils.common.arg_spec",
+    "ansible.module_utils.distro",
+    "ansible.module_utils.compat.selinux",
+    "ansible_collections.community.proxmox.plugins.module_utils.proxmox",
+    *("proxmoxer", "proxmoxer.backends.https", "requests", "urllib3", "http.cookiejar", "encodings.idna", "zipfile"),
+    *("runpy", "shlex", "syslog", "locale", "traceback", "datetime", "random", "pwd", "grp", "platform", "socket"),
+)
+CALL = b"_ansiballz_main("
+MODULE = re.compile(re.escape(payloads.MODULES) + r"\w+")
+#: What we know how to run. Another release may say more.
+ARGUMENTS = {
+    *("zip_data", "ansible_module", "module_fqn", "params", "profile", "date_time", "extensions", "rlimit_nofile"),
+}
+
+
+class Modules:
+    """What the server has loaded, and which payloads it knows."""
+
+    def __init__(self, run_folder: str) -> None:
+        self._store = payloads.store_in(run_folder)
+        self._arguments: dict[str, Any] = {}
+        for name in NEEDED:
+            with contextlib.suppress(ImportError):
+                importlib.import_module(name)
+
+    def check(self, request: Request) -> None:
+        """Refuse what is not Ansible's own wrapper around one of our modules with the code that we have."""
+        if request.argv != [sys.executable]:
+            raise Refusal("another interpreter")
+        self._arguments = arguments = read_payload(_read(request.files[0]))
+        module, zip_data = arguments["module_fqn"], arguments["zip_data"]
+        if not MODULE.fullmatch(module):
+            raise Refusal("another kind of module")
+        is_installed = payloads.is_of_known_sources(self._store, module, zip_data) or payloads.find_sources(zip_data)
+        if arguments["extensions"] or arguments["rlimit_nofile"] or not is_installed:
+            raise Refusal("a payload with more than what is installed")
+
+    def work(self, _request: Request) -> int:
+        """Be the module that was checked; return its exit code."""
+        arguments = self._arguments
+        tempfile.tempdir = None
+        sys.argv = [""]
+        sys.modules["__main__"] = type(sys)("__main__")
+        from ansible.module_utils._internal._ansiballz import _loader  # noqa: PLC0415  loaded before the fork
+
+        try:
+            _loader.run_module(
+                json_params=arguments["params"].encode(),
+                profile=arguments["profile"],
+                module_fqn=arguments["module_fqn"],
+                modlib_path="",  # coverage and debuggers ask for it, and we refuse those
+                extensions={},
+            )
+        except SystemExit as stop:
+            return forkserver.exit_code(stop)
+        return 0
+
+
+def read_payload(payload: bytes) -> dict[str, Any]:
+    """Return the arguments with which the wrapper's last line calls its main function. Raises Refusal."""
+    try:
+        call: Any = ast.parse(payload[payload.rindex(CALL) :].decode(), mode="exec").body[0]
+        arguments = {item.arg: item.value for item in call.value.keywords}
+        if set(arguments) != ARGUMENTS:
+            raise Refusal("another form of payload")
+        return {name: ast.literal_eval(value) for name, value in arguments.items() if name != "date_time"}
+    except (ValueError, SyntaxError, AttributeError, IndexError) as error:
+        raise Refusal("no payload of Ansible's") from error
+
+
+def _read(fd: int) -> bytes:
+    os.lseek(fd, 0, os.SEEK_SET)
+    with open(fd, "rb", closefd=False) as file:
+        return file.read()
+
+
+def main(socket: str, run_folder: str) -> None:
+    """Import, listen, fork."""
+    from ansible.release import __version__  # noqa: PLC0415  the purpose of this process
+
+    if not is_tested(__version__):
+        raise SystemExit(f"ansible-core {__version__} was not tested with warm runs")
+    modules = Modules(run_folder)
+    forkserver.serve(socket, modules.check, modules.work)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,241 @@
+"""Sets FulcrumCore up over HTTP, the simulator or a real one: from an empty database to an agent with a token.
+
+Source: section 9.3 of the FulcrumCore reference.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import requests
+
+from executor.agent.metrics import TYPES as METRIC_TYPES
+from executor.fulcrum.bootstrap import AGENT_TYPE_FILE, CONTAINER_TYPE_FILE, SERVICE_TYPE_FILE, load_type
+
+SEED_TOKEN = "change-me"
+TIMEOUT_S = 30.0
+FAR_FUTURE = "2035-01-01T00:00:00Z"
+Json = dict[str, Any]
+
+
+class SetupRefused(Exception):
+    """FulcrumCore answered a set-up call with an error."""
+
+    def __init__(self, text: str, status: int) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+class AdminClient:
+    """What an admin, or the owner of a participant token, asks of FulcrumCore. Agents use `executor.fulcrum.client`."""
+
+    def __init__(self, url: str, token: str = SEED_TOKEN) -> None:
+        self.origin = url.rstrip("/")
+        self.api_url = f"{self.origin}/api/v1"
+        self._session = requests.Session()
+        self.use_token(token)
+
+    def use_token(self, token: str) -> None:
+        """Ask as somebody else from now on."""
+        self._session.headers["Authorization"] = f"Bearer {token}"
+
+    def __enter__(self) -> AdminClient:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._session.close()
+
+    def call(self, method: str, path: str, body: Any = None, **query: Any) -> Any:
+        """One call; answer its JSON, or None without a body. Raises SetupRefused from 400 on."""
+        response = self._session.request(method, self.api_url + path, json=body, params=query, timeout=TIMEOUT_S)
+        if response.status_code >= 400:
+            raise SetupRefused(f"{method} {path}: {response.status_code} {response.text.strip()}", response.status_code)
+        return response.json() if response.content else None
+
+    def create(self, collection: str, **members: Any) -> Json:
+        """POST to a collection, answering the new object."""
+        return dict(self.call("POST", f"/{collection}", members))
+
+    def create_token(self, name: str, role: str, scope_id: str | None = None, expire_at: str = FAR_FUTURE) -> Json:
+        """Make a token; `value` is in this answer and in no other."""
+        scope = {"scopeId": scope_id} if scope_id else {}
+        return self.create("tokens", name=name, role=role, expireAt=expire_at, **scope)
+
+    def create_group(self, consumer_id: str, name: str) -> str:
+        """Make a service group; answer its id."""
+        return str(self.create("service-groups", name=name, consumerId=consumer_id)["id"])
+
+    def create_service(
+        self,
+        *,
+        group_id: str,
+        service_type_id: str,
+        name: str,
+        properties: Mapping[str, Any],
+        agent_id: str | None = None,
+        agent_tags: Sequence[str] = (),
+    ) -> Json:
+        """Order a service: New, with a `create` job."""
+        agent: Json = {"agentId": agent_id} if agent_id else {"agentTags": list(agent_tags)}
+        return self.create(
+            "services",
+            groupId=group_id,
+            serviceTypeId=service_type_id,
+            name=name,
+            properties=dict(properties),
+            **agent,
+        )
+
+    def get_service(self, service_id: str) -> Json:
+        return dict(self.call("GET", f"/services/{service_id}"))
+
+    def action(self, service_id: str, name: str) -> Json:
+        """Ask for a lifecycle action; the service changes only when its job ends."""
+        return dict(self.call("POST", f"/services/{service_id}/{name}"))
+
+    def patch_service(self, service_id: str, properties: Mapping[str, Any] | None = None, **members: Any) -> Json:
+        """Change properties (an `update` job) or the name (at once)."""
+        body = {**members, "properties": dict(properties)} if properties is not None else members
+        return dict(self.call("PATCH", f"/services/{service_id}", body))
+
+    def delete_service(self, service_id: str) -> None:
+        self.call("DELETE", f"/services/{service_id}")
+
+    def list_services(self) -> list[Json]:
+        return self.list_all("services", sort="name")
+
+    def jobs(self, service_id: str) -> list[Json]:
+        """The service's jobs, oldest first."""
+        return self.list_all("jobs", serviceId=service_id, sort="createdAt")
+
+    def list_all(self, collection: str, **query: Any) -> list[Json]:
+        """Every item of a collection, page by page."""
+        items: list[Json] = []
+        page, more = 1, True
+        while more:
+            answer = self.call("GET", f"/{collection}", page=page, pageSize=100, **query)
+            items += answer["items"]
+            page, more = page + 1, answer["hasNext"]
+        return items
+
+    def wait_for_status(self, service_id: str, *statuses: str, timeout_s: float = 60.0) -> Json:
+        """Ask until the service is in one of the states and has no job under way. Raises TimeoutError."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            service, jobs = self.get_service(service_id), self.jobs(service_id)
+            busy = any(job["status"] in ("Pending", "Processing") for job in jobs)
+            if service["status"] in statuses and not busy:
+                return service
+            if time.monotonic() > deadline:
+                last = {name: jobs[-1].get(name) for name in ("action", "status", "errorMessage")} if jobs else None
+                raise TimeoutError(f"service {service_id} is {service['status']}, wanted {statuses}; last job {last}")
+            time.sleep(0.1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bootstrapped:
+    """Everything that was set up."""
+
+    admin_token: str = field(repr=False)
+    provider_id: str
+    consumer_id: str
+    service_type_id: str
+    container_type_id: str
+    agent_type_id: str
+    agent_id: str
+    agent_token: str = field(repr=False)
+
+
+def bootstrap(
+    admin: AdminClient,
+    *,
+    agent_name: str = "smith-dc1",
+    provider_name: str = "Northwind Cloud",
+    consumer_name: str = "Acme Corp",
+    fulcrum_api_url: str | None = None,
+    configuration: Mapping[str, Any] | None = None,
+    tags: Sequence[str] = ("proxmox",),
+    service_type_name: str = "proxmox-vm",
+    agent_type_name: str = "proxmox",
+) -> Bootstrapped:
+    """Make admin token, provider, consumer, all types, an agent with its token and the metric types.
+
+    `admin` holds the seed token at first and the new admin token afterwards: the seed lives for a day only.
+    """
+    admin_token = admin.create_token("admin", "admin")["value"]
+    admin.use_token(admin_token)
+    provider_id = admin.create("participants", name=provider_name, status="Enabled")["id"]
+    consumer_id = admin.create("participants", name=consumer_name, status="Enabled")["id"]
+    service_type_id = _ensure(admin, "service-types", {**load_type(SERVICE_TYPE_FILE), "name": service_type_name})
+    container_type_id = _ensure(admin, "service-types", load_type(CONTAINER_TYPE_FILE))
+    served = [service_type_id, container_type_id]
+    agent_type = {**load_type(AGENT_TYPE_FILE), "name": agent_type_name, "serviceTypeIds": served}
+    agent_type_id = _ensure(admin, "agent-types", agent_type)
+    for name in METRIC_TYPES:
+        _ensure(admin, "metric-types", {"name": name, "entityType": "Resource"})
+    agent_id, agent_token = add_agent(
+        admin,
+        name=agent_name,
+        provider_id=provider_id,
+        agent_type_id=agent_type_id,
+        configuration={**default_configuration(fulcrum_api_url or admin.origin), **(configuration or {})},
+        tags=tags,
+    )
+    return Bootstrapped(
+        admin_token=admin_token,
+        provider_id=provider_id,
+        consumer_id=consumer_id,
+        service_type_id=service_type_id,
+        container_type_id=container_type_id,
+        agent_type_id=agent_type_id,
+        agent_id=agent_id,
+        agent_token=agent_token,
+    )
+
+
+def add_agent(
+    admin: AdminClient,
+    *,
+    name: str,
+    provider_id: str,
+    agent_type_id: str,
+    configuration: Mapping[str, Any] | None = None,
+    tags: Sequence[str] = ("proxmox",),
+) -> tuple[str, str]:
+    """Make an agent and a long-lived token for it; answer its id and the token's value."""
+    extra: Json = {"configuration": dict(configuration)} if configuration is not None else {}
+    agent = admin.create(
+        "agents", name=name, providerId=provider_id, agentTypeId=agent_type_id, tags=list(tags), **extra
+    )
+    token = admin.create_token(name, "agent", agent["id"])
+    if configuration is not None:
+        admin.call("PATCH", f"/agents/{agent['id']}", {"configuration": {"fulcrumToken": token["value"]}})
+    return str(agent["id"]), str(token["value"])
+
+
+def default_configuration(fulcrum_api_url: str) -> Json:
+    """A configuration that our agent type accepts, for agents that take Proxmox from their own settings."""
+    return {
+        "fulcrumApiUrl": fulcrum_api_url,
+        "apiHost": "pve.test",
+        "apiUser": "smith@pve",
+        "apiTokenId": "agent",
+        "apiTokenSecret": "not-a-real-secret",
+        "nodes": ["pve1"],
+        "storage": "local-lvm",
+        "images": {"debian-12": 9000},
+    }
+
+
+def _ensure(admin: AdminClient, collection: str, body: Json) -> str:
+    """The id of the object with this name, made now unless it exists: a second create would be a 500."""
+    for item in admin.list_all(collection):
+        if item["name"] == body["name"]:
+            return str(item["id"])
+    return str(admin.create(collection, **body)["id"])

@@ -1,0 +1,309 @@
+"""Lab: a Proxmox that is not there. Starts fakepve (third party, AGPL) as a process and tells how to reach it.
+
+The server itself is `lab/smith_lab/fakepve_server.py`: it builds on fakepve, so it is not part of what ships, and the
+stand-in works from a checkout only. Nothing here imports fakepve. TLS is real: each stand-in has a CA of its own, and
+whoever talks to it must verify the certificate, as with a real cluster.
+"""
+
+from __future__ import annotations
+
+import datetime
+import ipaddress
+import json
+import os
+import secrets
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import requests
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from executor.errors import SmithError
+
+#: Where the server stands in a checkout.
+SERVER_SCRIPT = Path(__file__).resolve().with_name("fakepve_server.py")
+HOST = "127.0.0.1"
+USER = "smith@pve"
+TOKEN_ID = "job"
+START_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 10.0
+CONTROL_TIMEOUT_S = 30.0
+
+
+class StandInError(SmithError):
+    """The stand-in cannot start, or refused what it was told."""
+
+
+class ProxmoxStandIn:
+    """One running stand-in. `start` makes it, `stop` ends it; the process also ends with the one that started it."""
+
+    def __init__(
+        self, folder: Path, *, time_scale: float = 0.0, host: str = HOST, port: int = 0, control_port: int = 0
+    ) -> None:
+        self.folder = folder
+        self.time_scale = time_scale
+        self.host = host
+        self.port = port
+        self.control_port = control_port
+        self.user = USER
+        self.token_id = TOKEN_ID
+        self.token_secret = secrets.token_hex(16)
+        self.ca_bundle = folder / "ca.pem"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def control_url(self) -> str:
+        """Where the control port answers."""
+        return f"http://127.0.0.1:{self.control_port}"
+
+    @property
+    def pid(self) -> int | None:
+        """The server's process id while it runs."""
+        return self._process.pid if self._process else None
+
+    def start(self) -> ProxmoxStandIn:
+        """Start the server and wait until it answers. Raises: StandInError."""
+        if not SERVER_SCRIPT.exists():
+            raise StandInError(f"the Proxmox stand-in needs a checkout of the repository: {SERVER_SCRIPT} is missing")
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        settings = self._write_settings()
+        with (self.folder / "server.log").open("ab") as log:
+            # Its own session: Ctrl-C in a terminal ends the demo first, then the demo ends this.
+            self._process = subprocess.Popen(
+                [sys.executable, str(SERVER_SCRIPT), str(settings)],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                env=_environment(),
+            )
+        try:
+            self._wait_until_ready()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def stop(self) -> None:
+        """End the server. Twice is harmless."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        if process.stdin:
+            process.stdin.close()  # the server's sign to leave
+        try:
+            process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+    def env(self) -> dict[str, str]:
+        """Return the variables that the executor and playbooks by hand need to reach the stand-in."""
+        return {
+            "PROXMOX_HOST": self.host,
+            "PROXMOX_PORT": str(self.port),
+            "PROXMOX_USER": self.user,
+            "PROXMOX_TOKEN_ID": self.token_id,
+            "PROXMOX_TOKEN_SECRET": self.token_secret,
+            "PROXMOX_VALIDATE_CERTS": "true",
+            "PROXMOX_CA_BUNDLE": str(self.ca_bundle),
+        }
+
+    # ------------------------------------------------------------------ what it holds
+
+    def guests(self) -> list[dict[str, Any]]:
+        """Every VM with vmid, name, node, status, template, lock, pool, config, pending and snapshots."""
+        return list(self._read("guests"))
+
+    def guest(self, vmid: int) -> dict[str, Any] | None:
+        """Return the VM on this id, or None."""
+        return next((guest for guest in self.guests() if guest["vmid"] == vmid), None)
+
+    def tasks(self) -> list[dict[str, Any]]:
+        """Every Proxmox task since the start, oldest first."""
+        return list(self._read("tasks"))
+
+    def storages(self) -> dict[str, dict[str, Any]]:
+        """Every storage with its free bytes and its volumes."""
+        return dict(self._read("storages"))
+
+    def request_log(self) -> list[dict[str, Any]]:
+        """Every API request since the start or the last reset: method, path, params (secrets starred)."""
+        return list(self._read("requests"))
+
+    def changing_requests(self) -> list[dict[str, Any]]:
+        """Return the requests of the log that could change something."""
+        return [entry for entry in self.request_log() if entry["method"] != "GET"]
+
+    def reset_request_log(self) -> None:
+        """Empty the request log."""
+        self.control("reset_requests")
+
+    # ------------------------------------------------------------------ what may happen to it
+
+    def fail(
+        self, method: str, path: str, *, status: int = 500, text: str = "injected", times: int = 1, **more: Any
+    ) -> None:
+        """Answer the next `times` requests (-1: all) to a path pattern with an error; status 0 drops the connection.
+
+        The path is what follows `/api2/json`, with shell wildcards: `/nodes/*/qemu/9000/clone`. `after=True`: the
+        request takes effect, only the answer is lost. `delay_s` waits before the answer.
+        """
+        self.control("fail", method=method, path=path, status=status, text=text, times=times, **more)
+
+    def fail_task(self, kind: str, text: str, *, times: int = 1, vmid: int | None = None) -> None:
+        """End the next tasks of a type (qmclone, qmstart, resize, qmdestroy, ...) with this error."""
+        self.control("fail_task", type=kind, text=text, times=times, vmid=vmid)
+
+    def control(self, verb: str, **values: Any) -> Any:
+        """Tell the control port anything: lock, node, quorum, slow, remove, recycle, rename, protect, configure,
+        storage, behave, power, move, add, add_container, add_template, revoke, grant, time_scale, task_seconds,
+        token_secret, clear_faults, reset_requests (`do_*` in the server script).
+        """
+        answer = requests.post(f"{self.control_url}/{verb}", json=values, timeout=CONTROL_TIMEOUT_S)
+        body = answer.json()
+        if answer.status_code != 200:
+            raise StandInError(f"{verb}: {body.get('error')}")
+        return body["done"]
+
+    # ------------------------------------------------------------------ inside
+
+    def _read(self, what: str) -> Any:
+        answer = requests.get(f"{self.control_url}/{what}", timeout=CONTROL_TIMEOUT_S)
+        answer.raise_for_status()
+        return answer.json()
+
+    def _write_settings(self) -> Path:
+        certificate, key = make_certificates(self.folder, self.host)
+        settings = {
+            "host": self.host,
+            "port": self.port,
+            "control_port": self.control_port,
+            "cert": str(certificate),
+            "key": str(key),
+            "user": self.user,
+            "root_password": secrets.token_hex(16),
+            "token_id": self.token_id,
+            "token_secret": self.token_secret,
+            "time_scale": self.time_scale,
+            "ready": str(self._ready_file),
+        }
+        self._ready_file.unlink(missing_ok=True)
+        return write_private(self.folder / "settings.json", json.dumps(settings).encode())
+
+    @property
+    def _ready_file(self) -> Path:
+        return self.folder / "ready.json"
+
+    def _wait_until_ready(self) -> None:
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not self._ready_file.exists():
+            if self._process is None or self._process.poll() is not None:
+                raise StandInError(f"the Proxmox stand-in did not start:\n{self._log_tail()}")
+            if time.monotonic() > deadline:
+                raise StandInError(f"the Proxmox stand-in did not answer in {START_TIMEOUT_S:.0f} s")
+            time.sleep(0.05)
+        ports = json.loads(self._ready_file.read_text())
+        self.port, self.control_port = ports["port"], ports["control_port"]
+
+    def _log_tail(self) -> str:
+        log = self.folder / "server.log"
+        return log.read_text(errors="replace")[-2000:] if log.exists() else ""
+
+
+@contextmanager
+def running_stand_in(
+    *, time_scale: float = 0.0, folder: Path | None = None, port: int = 0, control_port: int = 0
+) -> Iterator[ProxmoxStandIn]:
+    """Run a stand-in for the length of a `with` block, in `folder` or in a temporary one."""
+    with tempfile.TemporaryDirectory(prefix="proxmox-stand-in-") as temporary:
+        stand_in = ProxmoxStandIn(
+            folder or Path(temporary), time_scale=time_scale, port=port, control_port=control_port
+        )
+        try:
+            yield stand_in.start()
+        finally:
+            stand_in.stop()
+
+
+def make_certificates(folder: Path, host: str) -> tuple[Path, Path]:
+    """Write `ca.pem`, and a server certificate and key signed by it; returns the latter two. Old ones are replaced."""
+    ca_key, server_key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
+    ca_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Proxmox stand-in CA")])
+    server_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, host)])
+    # Python 3.13 verifies strictly: a CA without key usage and key identifiers is refused.
+    ca = (
+        _certificate(ca_name, ca_name, ca_key.public_key(), ca_key.public_key())
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(_key_usage(key_cert_sign=True, crl_sign=True), critical=True)
+    )
+    server = (
+        _certificate(server_name, ca_name, server_key.public_key(), ca_key.public_key())
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_key_usage(digital_signature=True), critical=True)
+        .add_extension(x509.SubjectAlternativeName(_alternative_names(host)), critical=False)
+        .add_extension(x509.ExtendedKeyUsage([x509.oid.ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+    )
+    pem = serialization.Encoding.PEM
+    (folder / "ca.pem").write_bytes(ca.sign(ca_key, hashes.SHA256()).public_bytes(pem))
+    (folder / "server.pem").write_bytes(server.sign(ca_key, hashes.SHA256()).public_bytes(pem))
+    key = server_key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    return folder / "server.pem", write_private(folder / "server.key", key)
+
+
+def _certificate(
+    subject: x509.Name,
+    issuer: x509.Name,
+    public_key: ec.EllipticCurvePublicKey,
+    issuer_key: ec.EllipticCurvePublicKey,
+) -> x509.CertificateBuilder:
+    now = datetime.datetime.now(datetime.UTC)
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(public_key)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=30))
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key), critical=False)
+    )
+
+
+def _key_usage(**used: bool) -> x509.KeyUsage:
+    names = "digital_signature content_commitment key_encipherment data_encipherment key_agreement key_cert_sign"
+    every = [*names.split(), "crl_sign", "encipher_only", "decipher_only"]
+    return x509.KeyUsage(**{name: used.get(name, False) for name in every})
+
+
+def _alternative_names(host: str) -> list[x509.GeneralName]:
+    names: list[x509.GeneralName] = [x509.DNSName("localhost")]
+    for address in dict.fromkeys(["127.0.0.1", host]):
+        try:
+            names.append(x509.IPAddress(ipaddress.ip_address(address)))
+        except ValueError:
+            names.append(x509.DNSName(address))
+    return names
+
+
+def write_private(path: Path, content: bytes) -> Path:
+    """Write a file that only we can read, whatever the umask."""
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as out:
+        os.fchmod(out.fileno(), 0o600)
+        out.write(content)
+    return path
+
+
+def _environment() -> dict[str, str]:
+    """Only what Python needs: none of our caller's secrets reach the server."""
+    return {key: os.environ[key] for key in ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR") if key in os.environ}

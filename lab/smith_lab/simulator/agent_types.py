@@ -1,0 +1,152 @@
+"""Agent types: a configuration schema and the two install templates, checked as FulcrumCore checks them."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from smith_lab.simulator import go_template, schema_check, views
+from smith_lab.simulator.paging import Listing, by, contains
+from smith_lab.simulator.problems import bad_request
+from smith_lab.simulator.rows import AgentType, Json, ServiceType
+from smith_lab.simulator.store import Store
+from smith_lab.simulator.tables import find, refuse_duplicate, refuse_used
+from smith_lab.simulator.web import ADMINS, EVERYBODY, NO_CONTENT, Call, Endpoint, Reply
+
+_LISTING = Listing(filters={"name": contains("name")}, sorts={"name": by("name")})
+_MEDIA_TYPE = re.compile(r"[\w.+-]+(/[\w.+-]+)?\s*(;\s*[\w-]+=\S+\s*)*")
+
+
+def _list_agent_types(call: Call) -> Reply:
+    return _LISTING.reply(call, call.store.agent_types.values(), views.agent_type)
+
+
+def _get_agent_type(call: Call) -> Reply:
+    return Reply(body=views.agent_type(find(call.store.agent_types, call)))
+
+
+def _create_agent_type(call: Call) -> Reply:
+    body = call.body
+    row = AgentType(
+        **call.store.stamps(),
+        name=body.get("name", ""),
+        service_type_ids=body.get("serviceTypeIds", []),
+        configuration_schema=body.get("configurationSchema", {}),
+        config_template=body.get("configTemplate", ""),
+        cmd_template=body.get("cmdTemplate", ""),
+        config_content_type=body.get("configContentType") or "text/plain",
+    )
+    _accept_agent_type(call.store, row)
+    call.event("agent_type.created", row)
+    return Reply(status=201, body=views.agent_type(row))
+
+
+def _patch_agent_type(call: Call) -> Reply:
+    row, body = find(call.store.agent_types, call), call.body
+    changed = AgentType(
+        **{
+            **vars(row),
+            "name": body.get("name", row.name),
+            "service_type_ids": body.get("serviceTypeIds", row.service_type_ids),
+            "configuration_schema": body.get("configurationSchema", row.configuration_schema),
+            "config_template": body.get("configTemplate", row.config_template),
+            "cmd_template": body.get("cmdTemplate", row.cmd_template),
+            "config_content_type": body.get("configContentType", row.config_content_type),
+        }
+    )
+    _accept_agent_type(call.store, changed)
+    call.store.touch(changed)
+    return Reply(body=views.agent_type(changed))
+
+
+def _accept_agent_type(store: Store, row: AgentType) -> None:
+    if not row.name:
+        raise bad_request("agent type name cannot be empty")
+    schema_check.check(row.configuration_schema, schema_check.AGENT_TYPES)
+    _check_templates(row)
+    _check_content_type(row.config_content_type)
+    refuse_duplicate(store.agent_types, row)
+    for service_type_id in row.service_type_ids:
+        # Nothing is refused: the real server makes an empty row for an id that it does not know.
+        if service_type_id not in store.service_types:
+            empty = ServiceType(
+                **{**store.stamps(), "id": service_type_id}, name="", property_schema={}, lifecycle_schema={}
+            )
+            store.service_types[service_type_id] = empty
+    store.agent_types[row.id] = row
+
+
+def _check_templates(row: AgentType) -> None:
+    """Both templates or neither; they render over mock data; the command uses the URL and the bearer."""
+    if bool(row.config_template) != bool(row.cmd_template):
+        raise bad_request("configTemplate and cmdTemplate must both be set or both be empty")
+    if not row.config_template:
+        return
+    data = _mock(row.configuration_schema)
+    extras = {"configUrl": "", "authToken": ""}
+    _try_render(row.config_template, data)
+    _try_render(row.cmd_template, data | extras)
+    for name in extras:
+        others = {key: value for key, value in extras.items() if key != name}
+        if _renders(row.cmd_template, data | others):
+            raise bad_request(f"cmdTemplate must reference {{{{.{name}}}}} when configTemplate is set")
+
+
+def _try_render(template: str, data: Json) -> None:
+    try:
+        go_template.render(template, data)
+    except go_template.TemplateError as exc:
+        raise bad_request(str(exc)) from exc
+
+
+def _renders(template: str, data: Json) -> bool:
+    try:
+        go_template.render(template, data)
+    except go_template.TemplateError:
+        return False
+    return True
+
+
+def _mock(schema: Json) -> Json:
+    return {name: _mock_value(definition) for name, definition in (schema.get("properties") or {}).items()}
+
+
+def _mock_value(definition: Json) -> Any:
+    kind = definition["type"]
+    if kind == "object":
+        return _mock(definition)
+    if kind == "array":
+        return [_mock_value(definition["items"])] if definition.get("items") else []
+    return {"integer": 0, "number": 0, "boolean": False}.get(kind, "")
+
+
+def _check_content_type(text: str) -> None:
+    if not _MEDIA_TYPE.fullmatch(text):
+        raise bad_request(f"configContentType {text!r} is not a valid media type")
+
+
+def _delete_agent_type(call: Call) -> Reply:
+    row = find(call.store.agent_types, call)
+    refuse_used(any(agent.agent_type_id == row.id for agent in call.store.agents.values()))
+    del call.store.agent_types[row.id]
+    return NO_CONTENT
+
+
+_AGENT_TYPE_FIELDS = {
+    "name": "string",
+    "serviceTypeIds": "uuids",
+    "configurationSchema": "object",
+    "configTemplate": "string",
+    "cmdTemplate": "string",
+    "configContentType": "string",
+}
+
+ENDPOINTS = [
+    Endpoint(method="GET", path="/agent-types", handler=_list_agent_types, roles=EVERYBODY),
+    Endpoint(method="POST", path="/agent-types", handler=_create_agent_type, roles=ADMINS, fields=_AGENT_TYPE_FIELDS),
+    Endpoint(method="GET", path="/agent-types/{id}", handler=_get_agent_type, roles=EVERYBODY),
+    Endpoint(
+        method="PATCH", path="/agent-types/{id}", handler=_patch_agent_type, roles=ADMINS, fields=_AGENT_TYPE_FIELDS
+    ),
+    Endpoint(method="DELETE", path="/agent-types/{id}", handler=_delete_agent_type, roles=ADMINS),
+]

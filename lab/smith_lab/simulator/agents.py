@@ -1,0 +1,175 @@
+"""Agents: what an admin sets up, and the two `me` calls that an agent makes.
+
+Source: section 2 of the FulcrumCore reference.
+"""
+
+from __future__ import annotations
+
+from smith_lab.simulator import properties, views
+from smith_lab.simulator.paging import Listing, by, contains, is_uuid, one_of
+from smith_lab.simulator.problems import PropertyErrors, bad_request, internal, not_found
+from smith_lab.simulator.rows import Agent, Json
+from smith_lab.simulator.store import Store
+from smith_lab.simulator.tokens import scope_of_agent
+from smith_lab.simulator.web import AGENTS, EVERYBODY, NO_CONTENT, PEOPLE, Call, Endpoint, Reply, Scope
+
+STATUSES = ("New", "Connected", "Disconnected", "Error", "Disabled")
+
+_LISTING = Listing(
+    filters={
+        "name": contains("name"),
+        "status": one_of("status", STATUSES),
+        "agentTypeId": is_uuid("agent_type_id"),
+        "providerId": is_uuid("provider_id"),
+    },
+    sorts={"name": by("name")},
+)
+
+
+def scope(call: Call) -> Scope | None:
+    agent = call.store.agents.get(call.id)
+    return scope_of_agent(agent) if agent else None
+
+
+def _new_scope(call: Call) -> Scope:
+    return Scope(participants=(call.body.get("providerId"),))
+
+
+def _list(call: Call) -> Reply:
+    rows = (agent for agent in call.store.agents.values() if call.may_touch(scope_of_agent(agent)))
+    return _LISTING.reply(call, rows, lambda agent: views.agent(call.store, agent))
+
+
+def _get(call: Call) -> Reply:
+    return Reply(body=views.agent(call.store, call.store.agents[call.id]))
+
+
+def _create(call: Call) -> Reply:
+    """Make an agent, Disconnected. Without a configuration nothing is validated, required members included."""
+    store, body = call.store, call.body
+    _refuse_pools(body)
+    if not body.get("name"):
+        raise bad_request("agent name cannot be empty")
+    if body.get("providerId") not in store.participants:
+        raise bad_request("participant does not exist")
+    if body.get("agentTypeId") not in store.agent_types:
+        raise bad_request("agent type does not exist")
+    stamps = store.stamps()
+    agent = Agent(
+        **stamps,
+        name=body["name"],
+        status="Disconnected",
+        provider_id=body["providerId"],
+        agent_type_id=body["agentTypeId"],
+        tags=body.get("tags"),
+        configuration=None,
+        last_status_at=stamps["created_at"],
+    )
+    if "configuration" in body:
+        agent.configuration = _configured(store, agent, body["configuration"])
+    store.agents[agent.id] = agent
+    call.event("agent.created", agent)
+    return Reply(status=201, body=views.agent(store, agent))
+
+
+def _configured(store: Store, agent: Agent, given: Json) -> Json:
+    """The agent's configuration after the request; unknown members drop, secrets go into the vault."""
+    request = properties.Request(vault=store.vault, actor="user", updating=agent.configuration is not None)
+    schema = store.agent_types[agent.agent_type_id].configuration_schema
+    try:
+        return properties.apply(request, schema, agent.configuration, given)
+    except PropertyErrors as exc:
+        raise bad_request(str(exc)) from exc
+
+
+def _patch(call: Call) -> Reply:
+    store, agent, body = call.store, call.store.agents[call.id], call.body
+    _refuse_pools(body)
+    if body.get("name", agent.name) == "":
+        raise bad_request("agent name cannot be empty")
+    _check_status(body.get("status", agent.status))
+    if "configuration" in body:
+        agent.configuration = _configured(store, agent, body["configuration"])
+    agent.name = body.get("name", agent.name)
+    agent.status = body.get("status", agent.status)
+    agent.tags = body.get("tags", agent.tags)
+    store.touch(agent)
+    call.event("agent.updated", agent)
+    return Reply(body=views.agent(store, agent))
+
+
+def _refuse_pools(body: Json) -> None:
+    if "servicePoolSetId" in body:
+        raise bad_request("service pools are not simulated")
+
+
+def _check_status(status: str) -> None:
+    if status not in STATUSES:
+        raise bad_request(f"invalid agent status: {status}")
+
+
+def _delete(call: Call) -> Reply:
+    """Remove an agent and its tokens; one with services cannot go (500)."""
+    store = call.store
+    if any(service.agent_id == call.id for service in store.services.values()):
+        raise internal("cannot delete agent with associated services")
+    agent = store.agents[call.id]
+    store.delete_agent(agent)
+    call.event("agent.deleted", agent)
+    return NO_CONTENT
+
+
+def _me(call: Call) -> Agent:
+    agent = call.store.agents.get(call.identity.agent_id or "")
+    if agent is None:
+        raise not_found()
+    return agent
+
+
+def _get_me(call: Call) -> Reply:
+    return Reply(body=views.agent(call.store, _me(call)))
+
+
+def _put_my_status(call: Call) -> Reply:
+    """The heartbeat: any status may follow any other, Disabled included."""
+    agent = _me(call)
+    _check_status(call.body.get("status", ""))
+    agent.status = call.body["status"]
+    agent.last_status_at = call.store.clock.now()
+    call.store.touch(agent)
+    call.event("agent.status_changed", agent, {"status": agent.status})
+    return Reply(body=views.agent(call.store, agent))
+
+
+_FIELDS = {"name": "string", "tags": "strings", "configuration": "object", "servicePoolSetId": "uuid"}
+
+ENDPOINTS = [
+    Endpoint(method="GET", path="/agents", handler=_list, roles=EVERYBODY),
+    Endpoint(
+        method="POST",
+        path="/agents",
+        handler=_create,
+        roles=PEOPLE,
+        fields={**_FIELDS, "providerId": "uuid", "agentTypeId": "uuid"},
+        scope=_new_scope,
+    ),
+    Endpoint(method="GET", path="/agents/me", handler=_get_me, roles=AGENTS),
+    Endpoint(
+        method="PUT",
+        path="/agents/me/status",
+        handler=_put_my_status,
+        roles=AGENTS,
+        role_first=True,
+        fields={"status": "string"},
+    ),
+    Endpoint(method="GET", path="/agents/{id}", handler=_get, roles=EVERYBODY, scope=scope),
+    Endpoint(
+        method="PATCH",
+        path="/agents/{id}",
+        handler=_patch,
+        roles=PEOPLE,
+        fields={**_FIELDS, "status": "string"},
+        scope=scope,
+    ),
+    Endpoint(method="DELETE", path="/agents/{id}", handler=_delete, roles=PEOPLE, scope=scope),
+]

@@ -1,0 +1,138 @@
+"""The install flow: a command for an installer, and the rendered configuration that it fetches within five minutes.
+
+Source: section 2.4 of the FulcrumCore reference.
+"""
+
+from __future__ import annotations
+
+import secrets
+from typing import Any
+
+from smith_lab.simulator import go_template
+from smith_lab.simulator.agents import scope
+from smith_lab.simulator.clock import to_text
+from smith_lab.simulator.problems import Problem, bad_request, conflict, internal, not_found
+from smith_lab.simulator.properties import VAULT_PREFIX
+from smith_lab.simulator.rows import Agent, InstallToken
+from smith_lab.simulator.store import Store
+from smith_lab.simulator.web import EVERYBODY, NO_CONTENT, PEOPLE, Call, Endpoint, Reply
+
+LIFETIME_S = 300.0
+
+
+def _create(call: Call) -> Reply:
+    _refuse_without_templates(call)
+    if call.id in call.store.install_tokens:
+        raise conflict(f"install token already exists for agent {call.id}")
+    return _mint(call, status=201)
+
+
+def _regenerate(call: Call) -> Reply:
+    """A new URL and a new bearer; the old ones die at once."""
+    _refuse_without_templates(call)
+    _forget(call)
+    return _mint(call, status=200)
+
+
+def _refuse_without_templates(call: Call) -> None:
+    agent = call.store.agents[call.id]
+    if not call.store.agent_types[agent.agent_type_id].cmd_template:
+        raise bad_request("agent type has no install templates configured")
+
+
+def _mint(call: Call, *, status: int) -> Reply:
+    store, agent = call.store, call.store.agents[call.id]
+    bearer = store.add_token(
+        name=f"install-bootstrap-{agent.id}",
+        role="agent",
+        lifetime_s=LIFETIME_S,
+        agent_id=agent.id,
+        participant_id=agent.provider_id,
+    )
+    row = InstallToken(
+        **store.stamps(),
+        agent_id=agent.id,
+        value=secrets.token_urlsafe(32),
+        expires_at=store.clock.now() + LIFETIME_S,
+        bootstrap_token_id=bearer.id,
+    )
+    store.install_tokens[agent.id] = row
+    url = f"{store.options.public_base_url or store.origin}/api/v1/agents/install/{row.value}/config"
+    command = _command(store, agent, url, bearer.value)
+    return Reply(status=status, body={"installCommand": command, "url": url, "expiresAt": to_text(row.expires_at)})
+
+
+def _command(store: Store, agent: Agent, url: str, bearer: str) -> str:
+    template = store.agent_types[agent.agent_type_id].cmd_template
+    try:
+        return go_template.render(template, {**(agent.configuration or {}), "configUrl": url, "authToken": bearer})
+    except go_template.TemplateError as exc:
+        raise internal(str(exc)) from exc
+
+
+def _find(call: Call) -> InstallToken:
+    row = call.store.install_tokens.get(call.id)
+    if row is None:
+        raise not_found()
+    return row
+
+
+def _get(call: Call) -> Reply:
+    row = _find(call)
+    return Reply(body={"id": row.id, "expiresAt": to_text(row.expires_at), "createdAt": to_text(row.created_at)})
+
+
+def _revoke(call: Call) -> Reply:
+    _forget(call)
+    return NO_CONTENT
+
+
+def _forget(call: Call) -> None:
+    row = _find(call)
+    bearer = call.store.tokens.get(row.bootstrap_token_id)
+    if bearer is not None:
+        call.store.delete_token(bearer)
+    del call.store.install_tokens[call.id]
+
+
+def _fetch(call: Call) -> Reply:
+    """The rendered configuration, secrets in clear text; every failure is the same 404."""
+    store = call.store
+    row = next((row for row in store.install_tokens.values() if row.value == call.path["token"]), None)
+    if row is None or row.expires_at < store.clock.now():
+        raise Problem(404, None)
+    agent = store.agents[row.agent_id]
+    kind = store.agent_types[agent.agent_type_id]
+    try:
+        data = _resolved(store, agent.configuration or {})
+        text = go_template.render(kind.config_template, data)
+    except (KeyError, go_template.TemplateError) as exc:
+        raise Problem(404, None) from exc
+    headers = {
+        "Content-Type": kind.config_content_type,
+        "Cache-Control": "no-store",
+        "X-Content-Type-Options": "nosniff",
+    }
+    return Reply(text=text, headers=headers)
+
+
+def _resolved(store: Store, value: Any) -> Any:
+    """The value with every reference replaced. Raises KeyError for one that the vault does not hold."""
+    if isinstance(value, str) and value.startswith(VAULT_PREFIX):
+        return store.vault.secrets[value.removeprefix(VAULT_PREFIX)]
+    if isinstance(value, dict):
+        return {name: _resolved(store, item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_resolved(store, item) for item in value]
+    return value
+
+
+_PATH = "/agents/{id}/install-command"
+
+ENDPOINTS = [
+    Endpoint(method="POST", path=_PATH, handler=_create, roles=PEOPLE, scope=scope),
+    Endpoint(method="POST", path=f"{_PATH}/regenerate", handler=_regenerate, roles=PEOPLE, scope=scope),
+    Endpoint(method="GET", path=_PATH, handler=_get, roles=EVERYBODY, scope=scope),
+    Endpoint(method="DELETE", path=_PATH, handler=_revoke, roles=PEOPLE, scope=scope),
+    Endpoint(method="GET", path="/agents/install/{token}/config", handler=_fetch, roles=EVERYBODY),
+]

@@ -1,0 +1,208 @@
+"""Jobs: pending list, claim, complete and fail, with the real server's order of steps.
+
+Source: section 3 of the FulcrumCore reference.
+"""
+
+from __future__ import annotations
+
+import copy
+from itertools import chain
+
+from smith_lab.simulator import lifecycle, properties, views
+from smith_lab.simulator.lookups import ServiceLookups
+from smith_lab.simulator.paging import Listing, by, equals, is_uuid, one_of
+from smith_lab.simulator.problems import PropertyErrors, bad_request, internal
+from smith_lab.simulator.rows import Job, Json, Service, ServiceType
+from smith_lab.simulator.store import Store
+from smith_lab.simulator.web import AGENTS, EVERYBODY, NO_CONTENT, Call, Endpoint, Reply, Scope
+
+STATUSES = ("Pending", "Processing", "Completed", "Failed")
+DEFAULT_LIMIT = 10
+
+_LISTING = Listing(
+    filters={
+        "action": equals("action"),
+        "status": one_of("status", STATUSES),
+        "agentId": is_uuid("agent_id"),
+        "serviceId": is_uuid("service_id"),
+    },
+    sorts={
+        "priority": by("priority"),
+        "createdAt": by("created_at"),
+        "claimedAt": by("claimed_at"),
+        "completedAt": by("completed_at"),
+    },
+)
+
+
+def scope_of(row: Job | Service) -> Scope:
+    return Scope(participants=(row.provider_id, row.consumer_id), agent_id=row.agent_id)
+
+
+def _scope(call: Call) -> Scope | None:
+    job = call.store.jobs.get(call.id)
+    return scope_of(job) if job else None
+
+
+def _list(call: Call) -> Reply:
+    rows = (job for job in call.store.jobs.values() if call.may_touch(scope_of(job)))
+    return _LISTING.reply(call, rows, lambda job: views.full_job(call.store, job))
+
+
+def _get(call: Call) -> Reply:
+    return Reply(body=views.full_job(call.store, call.store.jobs[call.id]))
+
+
+def _pending(call: Call) -> Reply:
+    jobs = call.store.pending_jobs(call.identity.agent_id or "", _limit(call))
+    return Reply(body=[*(views.pending_job(call.store, job) for job in jobs), *call.store.raw_pending])
+
+
+def _limit(call: Call) -> int:
+    """The wanted number; what makes no sense means 10."""
+    text = next((value for name, value in call.query if name == "limit"), "")
+    try:
+        limit = int(text)
+    except ValueError:
+        return DEFAULT_LIMIT
+    return limit if limit > 0 else DEFAULT_LIMIT
+
+
+def _claim(call: Call) -> Reply:
+    """Claim checks the status only: not the group, not the agent's status, and the claimer is not recorded."""
+    store, job = call.store, call.store.jobs[call.id]
+    raced = store.switches.two_claims_win and job.status == "Processing"
+    if job.status != "Pending" and not raced:
+        raise bad_request("cannot claim a job not in pending status")
+    store.move_job(job, "Processing")
+    job.claimed_at = store.clock.now()
+    return NO_CONTENT
+
+
+def _complete(call: Call) -> Reply:
+    """Complete in one transaction: whatever is refused leaves the job Processing and the service as it was."""
+    store, job = call.store, call.store.jobs[call.id]
+    _refuse_unless_processing(job, "complete")
+    service = copy.copy(store.services[job.service_id])
+    kind = store.service_types[service.service_type_id]
+    if call.body.get("properties"):
+        service.properties = _merged_properties(store, service, kind, call.body["properties"])
+    _move_on(service, kind, job)
+    service.agent_instance_data = call.body.get("agentInstanceData", service.agent_instance_data)
+    service.agent_instance_id = call.body.get("agentInstanceId", service.agent_instance_id)
+    if job.action == "update":
+        # The reported properties of step 3 are lost here; without params the service has none at all afterwards.
+        service.properties = job.params
+    terminal = lifecycle.is_terminal(kind.lifecycle_schema, service.status)
+    if terminal:
+        service.agent_instance_id = None
+    _refuse_taken_instance(store, service)
+    _save(store, service)
+    store.move_job(job, "Completed")
+    job.completed_at = store.clock.now()
+    _delete_secrets(store, service, kind, persistent=terminal)
+    call.event("service.transitioned", service, {"action": job.action, "status": service.status})
+    return NO_CONTENT
+
+
+def _merged_properties(store: Store, service: Service, kind: ServiceType, given: Json) -> Json:
+    old = service.properties or {}
+    request = properties.Request(
+        vault=store.vault,
+        actor="agent",
+        updating=True,
+        service_status=service.status,
+        lookups=ServiceLookups(store, service),
+    )
+    try:
+        return old | properties.apply(request, kind.property_schema, old, given)
+    except PropertyErrors as exc:
+        raise bad_request(str(exc)) from exc
+
+
+def _move_on(service: Service, kind: ServiceType, job: Job) -> None:
+    try:
+        service.status = lifecycle.next_state(kind.lifecycle_schema, service.status, job.action)
+    except (lifecycle.NoTransition, lifecycle.UnknownAction) as exc:
+        raise bad_request(str(exc)) from exc
+
+
+def _refuse_taken_instance(store: Store, service: Service) -> None:
+    """`agentInstanceId` is unique over the whole database; the real server answers with its SQL error."""
+    owner = store.instance_owner.get(service.agent_instance_id) if service.agent_instance_id is not None else None
+    if owner not in (None, service.id):
+        raise internal(
+            'duplicate key value violates unique constraint "service_agent_instance_id_uniq" (SQLSTATE 23505)'
+        )
+
+
+def _save(store: Store, service: Service) -> None:
+    before = store.services[service.id].agent_instance_id
+    if before is not None:
+        store.instance_owner.pop(before, None)
+    if service.agent_instance_id is not None:
+        store.instance_owner[service.agent_instance_id] = service.id
+    store.services[service.id] = service
+    store.touch(service)
+
+
+def _fail(call: Call) -> Reply:
+    """Fail a claimed job. Without a fitting error transition the service keeps its state, and it is a 204."""
+    store, job = call.store, call.store.jobs[call.id]
+    _refuse_unless_processing(job, "fail")
+    service = copy.copy(store.services[job.service_id])
+    kind = store.service_types[service.service_type_id]
+    message = call.body.get("errorMessage", "")
+    try:
+        service.status = lifecycle.next_state(kind.lifecycle_schema, service.status, job.action, message)
+    except lifecycle.NoTransition:
+        pass
+    except lifecycle.UnknownAction as exc:
+        raise bad_request(str(exc)) from exc
+    _save(store, service)
+    store.move_job(job, "Failed")
+    job.error_message = message  # and no completedAt: retention never finds it
+    _delete_secrets(store, service, kind, persistent=False)
+    call.event("service.transitioned", service, {"action": job.action, "status": service.status})
+    return NO_CONTENT
+
+
+def _refuse_unless_processing(job: Job, verb: str) -> None:
+    if job.status != "Processing":
+        raise bad_request(f"cannot {verb} a job not in processing status")
+
+
+def _delete_secrets(store: Store, service: Service, kind: ServiceType, *, persistent: bool) -> None:
+    """Ephemeral secrets go with every job that ends, all references with a completion into a terminal state."""
+    doomed = properties.secret_references(kind.property_schema, service.properties, "ephemeral")
+    everything = properties.references(service.properties) if persistent else ()
+    for reference in list(chain(doomed, everything)):
+        store.vault.delete(reference)
+
+
+_COMPLETE_FIELDS = {"agentInstanceId": "string", "agentInstanceData": "object", "properties": "object"}
+
+ENDPOINTS = [
+    Endpoint(method="GET", path="/jobs", handler=_list, roles=EVERYBODY),
+    Endpoint(method="GET", path="/jobs/pending", handler=_pending, roles=AGENTS),
+    Endpoint(method="GET", path="/jobs/{id}", handler=_get, roles=EVERYBODY, scope=_scope),
+    Endpoint(method="POST", path="/jobs/{id}/claim", handler=_claim, roles=AGENTS, role_first=True, scope=_scope),
+    Endpoint(
+        method="POST",
+        path="/jobs/{id}/complete",
+        handler=_complete,
+        roles=AGENTS,
+        fields=_COMPLETE_FIELDS,
+        role_first=True,
+        scope=_scope,
+    ),
+    Endpoint(
+        method="POST",
+        path="/jobs/{id}/fail",
+        handler=_fail,
+        roles=AGENTS,
+        fields={"errorMessage": "string"},
+        role_first=True,
+        scope=_scope,
+    ),
+]

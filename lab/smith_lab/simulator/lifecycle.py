@@ -1,0 +1,122 @@
+"""Lifecycle schemas: which are accepted, which action is allowed, which state comes next."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from smith_lab.simulator import go_regexp
+from smith_lab.simulator.problems import bad_request
+from smith_lab.simulator.rows import Json
+
+
+class NoTransition(Exception):
+    """The action has no transition for this state and outcome."""
+
+
+class UnknownAction(Exception):
+    """The lifecycle does not know the action (any more)."""
+
+
+def check(schema: Any) -> None:
+    """Refuse (400) a lifecycle that FulcrumCore refuses."""
+    schema = _object(schema, "lifecycleSchema")
+    states = [_name(state, "state") for state in _list(schema, "states")]
+    _refuse_if(not states, "lifecycle must have at least one state")
+    _refuse_duplicates(states, "state")
+    _refuse_if(not schema.get("initialState"), "lifecycle must have an initial state")
+    for state in [schema["initialState"], *_list(schema, "terminalStates"), *_list(schema, "runningStates")]:
+        _refuse_if(state not in states, f"lifecycle state {state!r} does not exist in states list")
+    actions = _list(schema, "actions")
+    _refuse_if(not actions, "lifecycle must have at least one action")
+    _refuse_duplicates([_name(action, "action") for action in actions], "action")
+    for action in actions:
+        _check_transitions(action, states)
+
+
+def _check_transitions(action: Json, states: list[str]) -> None:
+    transitions = _list(action, "transitions")
+    _refuse_if(not transitions, f"lifecycle action {action['name']!r} must have at least one transition")
+    for item in transitions:
+        transition = _object(item, "transition")
+        for end in ("from", "to"):
+            _refuse_if(
+                transition.get(end) not in states,
+                f"lifecycle action {action['name']!r} transition references invalid {end} state",
+            )
+        _check_regexp(transition.get("onErrorRegexp") or "")
+
+
+def _check_regexp(pattern: Any) -> None:
+    _refuse_if(not isinstance(pattern, str), "onErrorRegexp must be a string")
+    try:
+        go_regexp.compile_pattern(pattern)
+    except re.error as exc:
+        raise bad_request(f"transition has invalid error regexp {pattern!r}") from exc
+
+
+def is_terminal(schema: Json, state: str) -> bool:
+    return state in (schema.get("terminalStates") or [])
+
+
+def refuse_unless_allowed(schema: Json, state: str, action: str) -> None:
+    """Refuse (400) an action that no transition, not even an error one, starts from `state`."""
+    if is_terminal(schema, state):
+        raise bad_request(f"cannot perform action on service in terminal state: {state}")
+    transitions = _transitions(schema, action)
+    if transitions is None:
+        raise bad_request(f"action {action!r} not found in lifecycle schema")
+    if not any(transition["from"] == state for transition in transitions):
+        raise bad_request(f"action {action!r} is not allowed from state {state!r}")
+
+
+def next_state(schema: Json, state: str, action: str, error: str | None = None) -> str:
+    """Name the state after the action; `error` None means success. First match in list order wins."""
+    transitions = _transitions(schema, action)
+    if transitions is None:
+        raise UnknownAction(f"action {action!r} not found in lifecycle schema")
+    for transition in transitions:
+        if transition["from"] != state or bool(transition.get("onError")) != (error is not None):
+            continue
+        pattern = transition.get("onErrorRegexp") or ""
+        if error is None or not pattern or go_regexp.matches(pattern, error):
+            return str(transition["to"])
+    raise NoTransition(f"no valid transition found for action {action!r} from state {state!r}")
+
+
+def _transitions(schema: Json, action: str) -> list[Json] | None:
+    for candidate in schema.get("actions") or []:
+        if candidate["name"] == action:
+            return list(candidate["transitions"])
+    return None
+
+
+def _refuse_if(wrong: bool, text: str) -> None:
+    if wrong:
+        raise bad_request(text)
+
+
+def _refuse_duplicates(names: list[str], kind: str) -> None:
+    _refuse_if(len(set(names)) != len(names), f"duplicate lifecycle {kind} name")
+
+
+def _object(value: Any, what: str) -> Json:
+    if not isinstance(value, dict):
+        raise bad_request(f"{what} must be an object")
+    return value
+
+
+def _list(schema: Json, name: str) -> list[Any]:
+    value = schema.get(name)
+    if value is None:
+        return []
+    if not isinstance(value, list):
+        raise bad_request(f"{name} must be an array")
+    return value
+
+
+def _name(item: Any, kind: str) -> str:
+    name = _object(item, kind).get("name")
+    if not isinstance(name, str) or not name:
+        raise bad_request(f"lifecycle {kind} name cannot be empty")
+    return name

@@ -1,0 +1,143 @@
+"""Metric types, and the entries that agents send: one a call, stamped with the server's time."""
+
+from __future__ import annotations
+
+from smith_lab.simulator import views
+from smith_lab.simulator.paging import Listing, by, equals, is_uuid
+from smith_lab.simulator.problems import bad_request, internal, not_found
+from smith_lab.simulator.rows import MetricEntry, MetricType, Service
+from smith_lab.simulator.tables import find, need_name, refuse_duplicate
+from smith_lab.simulator.web import ADMINS, AGENTS, EVERYBODY, NO_CONTENT, PEOPLE, Call, Endpoint, Reply, Scope
+
+METRIC_ENTITIES = ("Agent", "Service", "Resource")
+_METRIC_TYPES = Listing(filters={"name": equals("name")}, sorts={"name": by("name")})
+_ENTRIES = Listing(
+    filters={
+        "serviceId": is_uuid("service_id"),
+        "agentId": is_uuid("agent_id"),
+        "typeId": is_uuid("type_id"),
+        "resourceId": equals("resource_id"),
+    },
+    sorts={"createdAt": by("created_at")},
+)
+
+
+def _list_metric_types(call: Call) -> Reply:
+    return _METRIC_TYPES.reply(call, call.store.metric_types.values(), views.metric_type)
+
+
+def _get_metric_type(call: Call) -> Reply:
+    return Reply(body=views.metric_type(find(call.store.metric_types, call)))
+
+
+def _create_metric_type(call: Call) -> Reply:
+    entity_type = call.body.get("entityType", "")
+    if entity_type not in METRIC_ENTITIES:
+        raise bad_request(f"invalid {entity_type} metric entity type")
+    row = MetricType(**call.store.stamps(), name=need_name(call.body), entity_type=entity_type)
+    refuse_duplicate(call.store.metric_types, row)
+    call.store.metric_types[row.id] = row
+    call.event("metric_type.created", row)
+    return Reply(status=201, body=views.metric_type(row))
+
+
+def _patch_metric_type(call: Call) -> Reply:
+    row = find(call.store.metric_types, call)
+    changed = MetricType(**{**vars(row), "name": need_name({"name": row.name, **call.body})})
+    refuse_duplicate(call.store.metric_types, changed)
+    call.store.metric_types[row.id] = changed
+    call.store.touch(changed)
+    return Reply(body=views.metric_type(changed))
+
+
+def _delete_metric_type(call: Call) -> Reply:
+    row = find(call.store.metric_types, call)
+    if any(entry.type_id == row.id for entry in call.store.metric_entries):
+        raise internal("cannot delete metric-type with associated entries")
+    del call.store.metric_types[row.id]
+    return NO_CONTENT
+
+
+def _create_entry(call: Call) -> Reply:
+    """One sample, stamped with the server's time. `serviceId` wins, and its owner is not checked."""
+    service = _measured_service(call)
+    types = call.store.metric_types.values()
+    kind = next((row for row in types if row.name == call.body.get("typeName", "")), None)
+    if kind is None:
+        raise not_found()
+    if not call.body.get("resourceId"):
+        raise bad_request("resource ID cannot be empty")
+    entry = MetricEntry(
+        **call.store.stamps(),
+        provider_id=service.provider_id,
+        consumer_id=service.consumer_id,
+        agent_id=service.agent_id,
+        service_id=service.id,
+        resource_id=call.body["resourceId"],
+        type_id=kind.id,
+        type_name=kind.name,
+        value=call.body.get("value", 0),
+    )
+    call.store.metric_entries.append(entry)
+    return Reply(status=201, body=views.metric_entry(entry))
+
+
+def _measured_service(call: Call) -> Service:
+    store = call.store
+    if "serviceId" in call.body:
+        service = store.services.get(call.body["serviceId"])
+    elif "agentInstanceId" in call.body:
+        service = store.services.get(store.instance_owner.get(call.body["agentInstanceId"], ""))
+        if service is not None and service.agent_id != call.identity.agent_id:
+            service = None
+    else:
+        raise bad_request("serviceId or agentInstanceId is required")
+    if service is None:
+        raise not_found()
+    return service
+
+
+def _list_entries(call: Call) -> Reply:
+    rows = (
+        entry
+        for entry in call.store.metric_entries
+        if call.may_touch(Scope(participants=(entry.provider_id, entry.consumer_id)))
+    )
+    return _ENTRIES.reply(call, rows, views.metric_entry)
+
+
+_METRIC_TYPE_FIELDS = {"name": "string", "entityType": "string"}
+_OPTION_TYPE_FIELDS = {"name": "string", "type": "string", "description": "string"}
+_OPTION_FIELDS = {
+    "providerId": "uuid",
+    "serviceOptionTypeId": "uuid",
+    "name": "string",
+    "value": "any",
+    "enabled": "boolean",
+    "displayOrder": "integer",
+}
+_ENTRY_FIELDS = {
+    "serviceId": "uuid",
+    "agentInstanceId": "string",
+    "resourceId": "string",
+    "typeName": "string",
+    "value": "number",
+    "timestamp": "time",
+    "metricTypeId": "uuid",
+    "entityType": "string",
+    "entityId": "uuid",
+}
+
+ENDPOINTS = [
+    Endpoint(method="GET", path="/metric-types", handler=_list_metric_types, roles=EVERYBODY),
+    Endpoint(
+        method="POST", path="/metric-types", handler=_create_metric_type, roles=ADMINS, fields=_METRIC_TYPE_FIELDS
+    ),
+    Endpoint(method="GET", path="/metric-types/{id}", handler=_get_metric_type, roles=EVERYBODY),
+    Endpoint(
+        method="PATCH", path="/metric-types/{id}", handler=_patch_metric_type, roles=ADMINS, fields={"name": "string"}
+    ),
+    Endpoint(method="DELETE", path="/metric-types/{id}", handler=_delete_metric_type, roles=ADMINS),
+    Endpoint(method="GET", path="/metric-entries", handler=_list_entries, roles=PEOPLE),
+    Endpoint(method="POST", path="/metric-entries", handler=_create_entry, roles=AGENTS, fields=_ENTRY_FIELDS),
+]

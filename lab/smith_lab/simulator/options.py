@@ -1,0 +1,158 @@
+"""Service option types, and the options that providers and their agents publish."""
+
+from __future__ import annotations
+
+import re
+
+from smith_lab.simulator import views
+from smith_lab.simulator.paging import Listing, by, contains, equals, is_bool, is_uuid
+from smith_lab.simulator.problems import bad_request
+from smith_lab.simulator.rows import Option, OptionType
+from smith_lab.simulator.tables import find, need_name, refuse_duplicate, refuse_used
+from smith_lab.simulator.web import ADMINS, EVERYBODY, NO_CONTENT, Call, Endpoint, Reply, Scope
+
+_OPTIONS = Listing(
+    filters={
+        "providerId": is_uuid("provider_id"),
+        "serviceOptionTypeId": is_uuid("service_option_type_id"),
+        "enabled": is_bool("enabled"),
+    },
+    sorts={"name": by("name"), "displayOrder": by("display_order")},
+)
+_OPTION_TYPES = Listing(filters={"name": contains("name"), "type": equals("type")}, sorts={"name": by("name")})
+
+
+def _list_option_types(call: Call) -> Reply:
+    return _OPTION_TYPES.reply(call, call.store.option_types.values(), views.option_type)
+
+
+def _get_option_type(call: Call) -> Reply:
+    return Reply(body=views.option_type(find(call.store.option_types, call)))
+
+
+def _create_option_type(call: Call) -> Reply:
+    kind = call.body.get("type", "")
+    if not re.fullmatch(r"[A-Za-z0-9_]+", kind):
+        raise bad_request("service option type must contain only letters, digits and _")
+    row = OptionType(
+        **call.store.stamps(),
+        name=need_name(call.body),
+        type=kind,
+        description=call.body.get("description", ""),
+    )
+    refuse_duplicate(call.store.option_types, row, "type")
+    call.store.option_types[row.id] = row
+    return Reply(status=201, body=views.option_type(row))
+
+
+def _delete_option_type(call: Call) -> Reply:
+    row = find(call.store.option_types, call)
+    refuse_used(any(option.service_option_type_id == row.id for option in call.store.service_options.values()))
+    del call.store.option_types[row.id]
+    return NO_CONTENT
+
+
+def _option_scope(call: Call) -> Scope | None:
+    option = call.store.service_options.get(call.id)
+    return Scope(participants=(option.provider_id,)) if option else None
+
+
+def _new_option_scope(call: Call) -> Scope:
+    return Scope(participants=(call.body.get("providerId"),))
+
+
+def _list_options(call: Call) -> Reply:
+    options = call.store.service_options.values()
+    rows = (row for row in options if call.may_touch(Scope(participants=(row.provider_id,))))
+    return _OPTIONS.reply(call, rows, views.option)
+
+
+def _get_option(call: Call) -> Reply:
+    return Reply(body=views.option(call.store.service_options[call.id]))
+
+
+def _create_option(call: Call) -> Reply:
+    store, body = call.store, call.body
+    if body.get("providerId") not in store.participants:
+        raise bad_request("participant does not exist")
+    if body.get("serviceOptionTypeId") not in store.option_types:
+        raise bad_request("service option type does not exist")
+    row = Option(
+        **store.stamps(),
+        provider_id=body["providerId"],
+        service_option_type_id=body["serviceOptionTypeId"],
+        name=need_name(body),
+        value=body.get("value"),
+        enabled=body.get("enabled", False),
+        display_order=body.get("displayOrder", 0),
+    )
+    store.service_options[row.id] = row
+    return Reply(status=201, body=views.option(row))
+
+
+def _patch_option(call: Call) -> Reply:
+    row, body = call.store.service_options[call.id], call.body
+    row.name = need_name({"name": row.name, **body})
+    row.value = body.get("value", row.value)
+    row.enabled = body.get("enabled", row.enabled)
+    row.display_order = body.get("displayOrder", row.display_order)
+    call.store.touch(row)
+    return Reply(body=views.option(row))
+
+
+def _delete_option(call: Call) -> Reply:
+    del call.store.service_options[call.id]
+    return NO_CONTENT
+
+
+_OPTION_TYPE_FIELDS = {"name": "string", "type": "string", "description": "string"}
+_OPTION_FIELDS = {
+    "providerId": "uuid",
+    "serviceOptionTypeId": "uuid",
+    "name": "string",
+    "value": "any",
+    "enabled": "boolean",
+    "displayOrder": "integer",
+}
+_OPTION_FIELDS = {
+    "providerId": "uuid",
+    "serviceOptionTypeId": "uuid",
+    "name": "string",
+    "value": "any",
+    "enabled": "boolean",
+    "displayOrder": "integer",
+}
+
+ENDPOINTS = [
+    Endpoint(method="GET", path="/service-option-types", handler=_list_option_types, roles=EVERYBODY),
+    Endpoint(
+        method="POST",
+        path="/service-option-types",
+        handler=_create_option_type,
+        roles=ADMINS,
+        fields=_OPTION_TYPE_FIELDS,
+    ),
+    Endpoint(method="GET", path="/service-option-types/{id}", handler=_get_option_type, roles=EVERYBODY),
+    Endpoint(method="DELETE", path="/service-option-types/{id}", handler=_delete_option_type, roles=ADMINS),
+    Endpoint(method="GET", path="/service-options", handler=_list_options, roles=EVERYBODY),
+    Endpoint(
+        method="POST",
+        path="/service-options",
+        handler=_create_option,
+        roles=EVERYBODY,
+        fields=_OPTION_FIELDS,
+        scope=_new_option_scope,
+    ),
+    Endpoint(method="GET", path="/service-options/{id}", handler=_get_option, roles=EVERYBODY, scope=_option_scope),
+    Endpoint(
+        method="PATCH",
+        path="/service-options/{id}",
+        handler=_patch_option,
+        roles=EVERYBODY,
+        fields=_OPTION_FIELDS,
+        scope=_option_scope,
+    ),
+    Endpoint(
+        method="DELETE", path="/service-options/{id}", handler=_delete_option, roles=EVERYBODY, scope=_option_scope
+    ),
+]

@@ -1,0 +1,85 @@
+"""Participants: providers and consumers."""
+
+from __future__ import annotations
+
+from smith_lab.simulator import views
+from smith_lab.simulator.paging import Listing, by, contains, one_of
+from smith_lab.simulator.problems import bad_request
+from smith_lab.simulator.rows import Participant
+from smith_lab.simulator.tables import refuse_used
+from smith_lab.simulator.web import ADMINS, NO_CONTENT, PEOPLE, Call, Endpoint, Reply, Scope
+
+PARTICIPANT_STATUSES = ("Enabled", "Disabled")
+
+_PARTICIPANTS = Listing(
+    filters={"name": contains("name"), "status": one_of("status", PARTICIPANT_STATUSES)}, sorts={"name": by("name")}
+)
+
+
+def _participant_scope(call: Call) -> Scope | None:
+    return Scope(participants=(call.id,)) if call.id in call.store.participants else None
+
+
+def _list_participants(call: Call) -> Reply:
+    rows = (row for row in call.store.participants.values() if call.may_touch(Scope(participants=(row.id,))))
+    return _PARTICIPANTS.reply(call, rows, views.participant)
+
+
+def _create_participant(call: Call) -> Reply:
+    row = Participant(**call.store.stamps(), name=call.body.get("name", ""), status=call.body.get("status", ""))
+    _check_participant(row)
+    call.store.participants[row.id] = row
+    call.event("participant.created", row)
+    return Reply(status=201, body=views.participant(row))
+
+
+def _check_participant(row: Participant) -> None:
+    if not row.name:
+        raise bad_request("participant name cannot be empty")
+    if row.status not in PARTICIPANT_STATUSES:
+        raise bad_request(f"invalid participant status: {row.status}")
+
+
+def _get_participant(call: Call) -> Reply:
+    return Reply(body=views.participant(call.store.participants[call.id]))
+
+
+def _patch_participant(call: Call) -> Reply:
+    row = call.store.participants[call.id]
+    changed = Participant(**{**vars(row), **call.body})
+    _check_participant(changed)
+    call.store.participants[row.id] = changed
+    call.store.touch(changed)
+    return Reply(body=views.participant(changed))
+
+
+def _delete_participant(call: Call) -> Reply:
+    store = call.store
+    refuse_used(any(agent.provider_id == call.id for agent in store.agents.values()))
+    refuse_used(any(group.consumer_id == call.id for group in store.groups.values()))
+    del store.participants[call.id]
+    for token in [token for token in store.tokens.values() if token.participant_id == call.id]:
+        store.delete_token(token)
+    return NO_CONTENT
+
+
+_PARTICIPANT_FIELDS = {"name": "string", "status": "string"}
+
+ENDPOINTS = [
+    Endpoint(method="GET", path="/participants", handler=_list_participants, roles=PEOPLE),
+    Endpoint(
+        method="POST", path="/participants", handler=_create_participant, roles=ADMINS, fields=_PARTICIPANT_FIELDS
+    ),
+    Endpoint(method="GET", path="/participants/{id}", handler=_get_participant, roles=PEOPLE, scope=_participant_scope),
+    Endpoint(
+        method="PATCH",
+        path="/participants/{id}",
+        handler=_patch_participant,
+        roles=PEOPLE,
+        fields=_PARTICIPANT_FIELDS,
+        scope=_participant_scope,
+    ),
+    Endpoint(
+        method="DELETE", path="/participants/{id}", handler=_delete_participant, roles=ADMINS, scope=_participant_scope
+    ),
+]

@@ -1,0 +1,148 @@
+"""The simulator on a socket: uvicorn in a thread, which can be taken down and brought back, state kept."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+import time
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.routing import Mount
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from smith_lab.simulator import maintenance
+from smith_lab.simulator.api import API_PREFIX, Api, wrong_path
+from smith_lab.simulator.faults import FaultLayer, Lab
+from smith_lab.simulator.lab_api import LabApi
+from smith_lab.simulator.store import Store
+
+#: How long a call under way (a delayed one) may hold up the stop.
+SHUTDOWN_S = 1
+START_TIMEOUT_S = 10.0
+
+
+class _Protocol(H11Protocol):
+    """Hands each request its connection, so that faults can close it."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.app_state = {**self.app_state, "transport": transport}
+
+
+def make_app(store: Store, lab: Lab) -> Starlette:
+    """Everything that the socket serves."""
+    app = Starlette(
+        routes=[*LabApi(store, lab).routes(), Mount(API_PREFIX, app=Api(store))],
+        middleware=[Middleware(FaultLayer, store=store, lab=lab)],
+        exception_handlers={404: wrong_path, 405: wrong_path},
+    )
+    app.router.redirect_slashes = False
+    return app
+
+
+class SimulatorServer:
+    """One simulator on one port. `pause` closes the socket and every connection, `resume` opens the same port again."""
+
+    def __init__(self, store: Store, lab: Lab, *, host: str = "127.0.0.1", port: int = 0) -> None:
+        self.store = store
+        self.lab = lab
+        self.host = host
+        self.port = port
+        self._app = make_app(store, lab)
+        self._server: uvicorn.Server | None = None
+        self._thread: threading.Thread | None = None
+        self._stopping = threading.Event()
+        self._sweeper: threading.Thread | None = None
+
+    @property
+    def url(self) -> str:
+        """The origin: what FULCRUM_API_URL is set to."""
+        return f"http://{self.host}:{self.port}"
+
+    @property
+    def running(self) -> bool:
+        return self._thread is not None
+
+    def start(self) -> None:
+        """Listen and serve. The port that the system chose for 0 is kept from then on."""
+        listener = _listener(self.host, self.port)
+        self.port = listener.getsockname()[1]
+        self.store.origin = self.url
+        self._server = uvicorn.Server(_config(self._app))
+        self._thread = threading.Thread(
+            target=self._server.run, kwargs={"sockets": [listener]}, name="fulcrum-simulator", daemon=True
+        )
+        self._thread.start()
+        self._wait_until_started()
+        self._start_sweeper()
+
+    def _wait_until_started(self) -> None:
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while self._server is not None and not self._server.started:
+            if time.monotonic() > deadline or self._thread is None or not self._thread.is_alive():
+                raise RuntimeError("the simulator did not start")
+            time.sleep(0.005)
+
+    def _start_sweeper(self) -> None:
+        interval_s = self.store.options.maintenance_interval_s
+        if interval_s <= 0:
+            return
+        self._stopping.clear()
+        self._sweeper = threading.Thread(target=self._sweep_every, args=(interval_s,), name="sweeper", daemon=True)
+        self._sweeper.start()
+
+    def _sweep_every(self, interval_s: float) -> None:
+        while not self._stopping.wait(interval_s):
+            with self.store.lock:
+                maintenance.sweep(self.store)
+
+    def stop(self) -> None:
+        """Close the socket and every connection. A second stop does nothing."""
+        self._stopping.set()
+        if self._sweeper is not None:
+            self._sweeper.join()
+            self._sweeper = None
+        if self._server is not None and self._thread is not None:
+            self._server.should_exit = True
+            self._thread.join()
+        self._server = self._thread = None
+
+    def pause(self) -> None:
+        """FulcrumCore is down: connections are refused. The state stays."""
+        self.stop()
+
+    def resume(self) -> None:
+        """FulcrumCore is back on the same port, with one more `change-me` row, as after each start."""
+        with self.store.lock:
+            self.store.seed()
+        self.start()
+
+
+def _listener(host: str, port: int) -> socket.socket:
+    # The protocol is named because asyncio turns Nagle's delay off only for sockets that say TCP.
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def _config(app: Starlette) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        http=_Protocol,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        date_header=False,  # the simulator's own clock writes it
+        server_header=False,
+        timeout_keep_alive=60,
+        timeout_graceful_shutdown=SHUTDOWN_S,
+    )

@@ -1,0 +1,92 @@
+"""Service types: a property schema and a lifecycle, checked as FulcrumCore checks them."""
+
+from __future__ import annotations
+
+from smith_lab.simulator import lifecycle, schema_check, views
+from smith_lab.simulator.paging import Listing, by, equals
+from smith_lab.simulator.problems import bad_request
+from smith_lab.simulator.rows import ServiceType
+from smith_lab.simulator.store import Store
+from smith_lab.simulator.tables import find, refuse_duplicate, refuse_used
+from smith_lab.simulator.web import ADMINS, EVERYBODY, NO_CONTENT, Call, Endpoint, Reply
+
+_LISTING = Listing(filters={"name": equals("name")}, sorts={"name": by("name")})
+
+
+def _list_service_types(call: Call) -> Reply:
+    return _LISTING.reply(call, call.store.service_types.values(), views.service_type)
+
+
+def _get_service_type(call: Call) -> Reply:
+    return Reply(body=views.service_type(find(call.store.service_types, call)))
+
+
+def _create_service_type(call: Call) -> Reply:
+    body = call.body
+    row = ServiceType(
+        **call.store.stamps(),
+        name=body.get("name", ""),
+        property_schema=body.get("propertySchema", {}),
+        lifecycle_schema=body.get("lifecycleSchema", {}),
+    )
+    _accept_service_type(call.store, row)
+    call.event("service_type.created", row)
+    return Reply(status=201, body=views.service_type(row))
+
+
+def _patch_service_type(call: Call) -> Reply:
+    row, body = find(call.store.service_types, call), call.body
+    changed = ServiceType(
+        **{
+            **vars(row),
+            "name": body.get("name", row.name),
+            "property_schema": body.get("propertySchema", row.property_schema),
+            "lifecycle_schema": body.get("lifecycleSchema", row.lifecycle_schema),
+        }
+    )
+    _accept_service_type(call.store, changed)
+    call.store.touch(changed)
+    return Reply(body=views.service_type(changed))
+
+
+def _accept_service_type(store: Store, row: ServiceType) -> None:
+    if not row.name:
+        raise bad_request("service type name cannot be empty")
+    schema_check.check(row.property_schema, schema_check.SERVICE_TYPES)
+    lifecycle.check(row.lifecycle_schema)
+    refuse_duplicate(store.service_types, row)
+    store.service_types[row.id] = row
+
+
+def _delete_service_type(call: Call) -> Reply:
+    row = find(call.store.service_types, call)
+    refuse_used(any(service.service_type_id == row.id for service in call.store.services.values()))
+    del call.store.service_types[row.id]
+    return NO_CONTENT
+
+
+_SERVICE_TYPE_FIELDS = {"name": "string", "propertySchema": "object", "lifecycleSchema": "object"}
+_AGENT_TYPE_FIELDS = {
+    "name": "string",
+    "serviceTypeIds": "uuids",
+    "configurationSchema": "object",
+    "configTemplate": "string",
+    "cmdTemplate": "string",
+    "configContentType": "string",
+}
+
+ENDPOINTS = [
+    Endpoint(method="GET", path="/service-types", handler=_list_service_types, roles=EVERYBODY),
+    Endpoint(
+        method="POST", path="/service-types", handler=_create_service_type, roles=ADMINS, fields=_SERVICE_TYPE_FIELDS
+    ),
+    Endpoint(method="GET", path="/service-types/{id}", handler=_get_service_type, roles=EVERYBODY),
+    Endpoint(
+        method="PATCH",
+        path="/service-types/{id}",
+        handler=_patch_service_type,
+        roles=ADMINS,
+        fields=_SERVICE_TYPE_FIELDS,
+    ),
+    Endpoint(method="DELETE", path="/service-types/{id}", handler=_delete_service_type, roles=ADMINS),
+]

@@ -1,0 +1,174 @@
+"""Services: create, patch, act, delete; each makes a job, none changes the service's state.
+
+Source: section 4 of the FulcrumCore reference.
+"""
+
+from __future__ import annotations
+
+from smith_lab.simulator import lifecycle, properties, views
+from smith_lab.simulator.jobs import scope_of
+from smith_lab.simulator.lookups import ServiceLookups
+from smith_lab.simulator.paging import Listing, by, contains, equals
+from smith_lab.simulator.problems import PropertyErrors, bad_request, internal, not_found, panic, validation_failed
+from smith_lab.simulator.rows import Agent, Json, Service, ServiceType
+from smith_lab.simulator.store import Store
+from smith_lab.simulator.web import EVERYBODY, NO_CONTENT, PEOPLE, Call, Endpoint, Reply, Scope
+
+#: Jobs keep their action in so many characters.
+MAX_ACTION_LENGTH = 50
+
+_LISTING = Listing(
+    filters={"name": contains("name"), "currentStatus": equals("status")},
+    sorts={"name": by("name")},
+)
+
+
+def _scope(call: Call) -> Scope | None:
+    service = call.store.services.get(call.id)
+    return scope_of(service) if service else None
+
+
+def _group_scope(call: Call) -> Scope | None:
+    group = call.store.groups.get(call.body.get("groupId", ""))
+    return Scope(participants=(group.consumer_id,)) if group else None
+
+
+def _list(call: Call) -> Reply:
+    rows = (service for service in call.store.services.values() if call.may_touch(scope_of(service)))
+    return _LISTING.reply(call, rows, lambda service: views.full_service(call.store, service))
+
+
+def _get(call: Call) -> Reply:
+    return Reply(body=views.full_service(call.store, call.store.services[call.id]))
+
+
+def _create(call: Call) -> Reply:
+    """Make a service in its initial state, and its `create` job with the processed properties as params."""
+    store = call.store
+    agent = _agent(call)
+    kind = store.service_types.get(call.body.get("serviceTypeId", ""))
+    if kind is None:
+        raise not_found()
+    if kind.id not in store.agent_types[agent.agent_type_id].service_type_ids:
+        raise bad_request("agent type does not support the service type")
+    if not call.body.get("name"):
+        raise bad_request("service name cannot be empty")
+    service = _new_service(call, agent, kind)
+    service.properties = _processed(store, service, kind, call.body.get("properties", {}), updating=False)
+    store.services[service.id] = service
+    store.add_job(service, "create", service.properties)
+    call.event("service.created", service)
+    return Reply(status=201, body=views.service(service))
+
+
+def _agent(call: Call) -> Agent:
+    """The named agent, or the first whose type supports the service type and that has all the tags."""
+    store = call.store
+    if "agentId" in call.body:
+        agent = store.agents.get(call.body["agentId"])
+        if agent is None:
+            raise bad_request(f"agent with ID {call.body['agentId']} does not exist")
+        return agent
+    wanted = set(call.body.get("agentTags", []))
+    for agent in store.agents.values():
+        supported = store.agent_types[agent.agent_type_id].service_type_ids
+        if call.body.get("serviceTypeId") in supported and wanted <= set(agent.tags or []):
+            return agent
+    raise bad_request("no agent found for the service type and tags")
+
+
+def _new_service(call: Call, agent: Agent, kind: ServiceType) -> Service:
+    group = call.store.groups[call.body["groupId"]]
+    return Service(
+        **call.store.stamps(),
+        provider_id=agent.provider_id,
+        consumer_id=group.consumer_id,
+        agent_id=agent.id,
+        service_type_id=kind.id,
+        group_id=group.id,
+        name=call.body["name"],
+        status=kind.lifecycle_schema["initialState"],
+        properties=None,
+    )
+
+
+def _processed(store: Store, service: Service, kind: ServiceType, given: Json, *, updating: bool) -> Json:
+    """The complete property set after the request. Raises the third error shape."""
+    request = properties.Request(
+        vault=store.vault,
+        actor="user",
+        updating=updating,
+        service_status=service.status if updating else "",
+        lookups=ServiceLookups(store, service),
+    )
+    try:
+        return properties.apply(request, kind.property_schema, service.properties, given)
+    except PropertyErrors as exc:
+        raise validation_failed(exc) from exc
+
+
+def _patch(call: Call) -> Reply:
+    """Rename at once; properties become an `update` job with the complete merged set, and stay old until it ends."""
+    store, service = call.store, call.store.services[call.id]
+    kind = store.service_types[service.service_type_id]
+    if call.body.get("name", service.name) == "":
+        raise bad_request("service name cannot be empty")
+    if "properties" in call.body:
+        if service.properties is None:
+            raise panic()  # a nil dereference in the real server, after an update without params
+        params = _processed(store, service, kind, call.body["properties"], updating=True)
+        _start(store, service, kind, "update", params)
+    if "name" in call.body:
+        service.name = call.body["name"]
+        store.touch(service)
+        call.event("service.updated", service)
+    return Reply(body=views.full_service(store, service))
+
+
+def _start(store: Store, service: Service, kind: ServiceType, action: str, params: Json | None) -> None:
+    lifecycle.refuse_unless_allowed(kind.lifecycle_schema, service.status, action)
+    active = store.active_job(service.id)
+    if active is not None:
+        raise bad_request(f"cannot update service {service.id} while there is an active job {active.id}")
+    if len(action) > MAX_ACTION_LENGTH:
+        raise internal("value too long for type character varying(50) (SQLSTATE 22001)")
+    store.add_job(service, action, params)
+
+
+def _act(call: Call) -> Reply:
+    """Any action of the lifecycle, without params; a body is ignored."""
+    service = call.store.services[call.id]
+    _start(call.store, service, call.store.service_types[service.service_type_id], call.path["action"], None)
+    return Reply(body=views.full_service(call.store, service))
+
+
+def _delete(call: Call) -> Reply:
+    service = call.store.services[call.id]
+    _start(call.store, service, call.store.service_types[service.service_type_id], "delete", None)
+    return NO_CONTENT
+
+
+_CREATE_FIELDS = {
+    "groupId": "uuid",
+    "agentId": "uuid",
+    "serviceTypeId": "uuid",
+    "agentTags": "strings",
+    "name": "string",
+    "properties": "object",
+}
+
+ENDPOINTS = [
+    Endpoint(method="GET", path="/services", handler=_list, roles=EVERYBODY),
+    Endpoint(method="POST", path="/services", handler=_create, roles=PEOPLE, fields=_CREATE_FIELDS, scope=_group_scope),
+    Endpoint(method="GET", path="/services/{id}", handler=_get, roles=EVERYBODY, scope=_scope),
+    Endpoint(
+        method="PATCH",
+        path="/services/{id}",
+        handler=_patch,
+        roles=PEOPLE,
+        fields={"name": "string", "properties": "object"},
+        scope=_scope,
+    ),
+    Endpoint(method="DELETE", path="/services/{id}", handler=_delete, roles=PEOPLE, scope=_scope),
+    Endpoint(method="POST", path="/services/{id}/{action}", handler=_act, roles=PEOPLE, scope=_scope),
+]

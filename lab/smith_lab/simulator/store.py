@@ -1,0 +1,229 @@
+"""The simulator's database: rows in plain dicts, with the indexes that the hot calls need. Callers hold `lock`."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import uuid
+from collections import defaultdict, deque
+from dataclasses import dataclass, field
+from typing import Any
+
+from smith_lab.simulator.clock import SimulatorClock
+from smith_lab.simulator.properties import Vault
+from smith_lab.simulator.rows import (
+    Agent,
+    AgentType,
+    Event,
+    Group,
+    InstallToken,
+    Job,
+    Json,
+    MetricEntry,
+    MetricType,
+    Option,
+    OptionType,
+    Participant,
+    Service,
+    ServiceType,
+    Token,
+)
+
+SEED_TOKEN = "change-me"
+DAY_S = 86_400.0
+
+
+@dataclass(kw_only=True)
+class Options:
+    """What the real server takes from its environment; the defaults are its own, in seconds."""
+
+    job_timeout_s: float = 300.0
+    job_retention_s: float = 720 * 3600.0
+    agent_timeout_s: float = 30.0
+    maintenance_interval_s: float = 0.0  #: real seconds between sweeps by itself; 0: only POST /lab/sweep
+    job_maintenance: bool = True  #: what a sweep does
+    agent_maintenance: bool = False  #: a sweep sets silent agents to Disconnected
+    public_base_url: str = ""  #: in install commands; empty: where the simulator listens
+
+
+@dataclass(kw_only=True)
+class Switches:
+    """Lab-only behaviours, changed by POST /lab/switches."""
+
+    two_claims_win: bool = False  #: claiming a Processing job answers 204 too, as in the real server's race
+    database_down: bool = False  #: no token can be looked up: 403 for everybody
+    vault_off: bool = False  #: no vault key: reading a secret is an empty 500
+
+
+@dataclass
+class Store:
+    """Every table, and the few lookups that are not by id."""
+
+    options: Options = field(default_factory=Options)
+    clock: SimulatorClock = field(default_factory=SimulatorClock)
+    switches: Switches = field(default_factory=Switches)
+    lock: threading.RLock = field(default_factory=threading.RLock)
+    origin: str = ""  #: where the simulator listens; set by the server
+
+    def __post_init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Empty every table and seed the first admin token, as a new database."""
+        self.vault = Vault(enabled=not self.switches.vault_off)
+        self.participants: dict[str, Participant] = {}
+        self.tokens: dict[str, Token] = {}
+        self.tokens_by_value: dict[str, list[Token]] = defaultdict(list)
+        self.service_types: dict[str, ServiceType] = {}
+        self.agent_types: dict[str, AgentType] = {}
+        self.agents: dict[str, Agent] = {}
+        self.groups: dict[str, Group] = {}
+        self.services: dict[str, Service] = {}
+        self.metric_types: dict[str, MetricType] = {}
+        self.metric_entries: deque[MetricEntry] = deque(maxlen=200_000)
+        self.option_types: dict[str, OptionType] = {}
+        self.service_options: dict[str, Option] = {}
+        self.install_tokens: dict[str, InstallToken] = {}
+        self.events: deque[Event] = deque(maxlen=50_000)
+        self.raw_pending: list[Any] = []
+        self._event_number = 0
+        self._clear_jobs()
+        self.seed()
+
+    def _clear_jobs(self) -> None:
+        self.jobs: dict[str, Job] = {}
+        self.pending: dict[str, dict[str, Job]] = defaultdict(dict)
+        self.processing: dict[str, dict[str, Job]] = defaultdict(dict)
+        self.last_job: dict[str, Job] = {}
+        self.instance_owner: dict[str, str] = {}
+
+    def seed(self) -> None:
+        """What each start of the real server does: one more `change-me` row, good for a day."""
+        self.add_token(name="Bootstrap Admin Token", role="admin", value=SEED_TOKEN, lifetime_s=DAY_S)
+
+    def stamps(self) -> dict[str, Any]:
+        """The members that a new row gets by itself."""
+        now = self.clock.now()
+        return {"id": str(uuid.uuid4()), "created_at": now, "updated_at": now}
+
+    def touch(self, row: Any) -> None:
+        row.updated_at = self.clock.now()
+
+    # Tokens
+
+    def add_token(
+        self, *, name: str, role: str, value: str | None = None, lifetime_s: float = DAY_S, **scope: Any
+    ) -> Token:
+        """Add a token row; `scope` is `participant_id`, `agent_id`."""
+        token = Token(
+            **self.stamps(),
+            name=name,
+            role=role,
+            value=value or secrets.token_hex(16),
+            expire_at=self.clock.now() + lifetime_s,
+            **scope,
+        )
+        self.tokens[token.id] = token
+        self.tokens_by_value[token.value].append(token)
+        return token
+
+    def delete_token(self, token: Token) -> None:
+        self.tokens.pop(token.id, None)
+        self._forget_value(token)
+
+    def renew_token(self, token: Token) -> None:
+        """Give the token a new value; the old one dies at once."""
+        self._forget_value(token)
+        token.value = secrets.token_hex(16)
+        self.tokens_by_value[token.value].append(token)
+        self.touch(token)
+
+    def _forget_value(self, token: Token) -> None:
+        left = [other for other in self.tokens_by_value.pop(token.value, []) if other is not token]
+        if left:
+            self.tokens_by_value[token.value] = left
+
+    def find_token(self, value: str) -> Token | None:
+        """The living token with this value. Of several rows the lowest random id decides, as in the real server."""
+        rows = self.tokens_by_value.get(value)
+        if not rows or self.switches.database_down:
+            return None
+        token = min(rows, key=lambda row: row.id)
+        return token if token.expire_at > self.clock.now() else None
+
+    def delete_agent(self, agent: Agent) -> None:
+        self.agents.pop(agent.id)
+        self.install_tokens.pop(agent.id, None)
+        for token in [token for token in self.tokens.values() if token.agent_id == agent.id]:
+            self.delete_token(token)
+
+    # Jobs
+
+    def add_job(self, service: Service, action: str, params: Json | None) -> Job:
+        job = Job(
+            **self.stamps(),
+            provider_id=service.provider_id,
+            consumer_id=service.consumer_id,
+            agent_id=service.agent_id,
+            service_id=service.id,
+            group_id=service.group_id,
+            action=action,
+            params=params,
+        )
+        self.jobs[job.id] = job
+        self.pending[job.agent_id][job.id] = job
+        self.last_job[service.id] = job
+        return job
+
+    def move_job(self, job: Job, status: str) -> None:
+        """Set a job's status, keeping the two indexes true."""
+        self.pending[job.agent_id].pop(job.id, None)
+        self.processing[job.agent_id].pop(job.id, None)
+        job.status = status
+        if status == "Pending":
+            self.pending[job.agent_id][job.id] = job
+        elif status == "Processing":
+            self.processing[job.agent_id][job.id] = job
+        self.touch(job)
+
+    def delete_job(self, job: Job) -> None:
+        self.move_job(job, "Failed")
+        del self.jobs[job.id]
+        if self.last_job.get(job.service_id) is job:
+            del self.last_job[job.service_id]
+
+    def active_job(self, service_id: str) -> Job | None:
+        job = self.last_job.get(service_id)
+        return job if job and job.status in ("Pending", "Processing") else None
+
+    def pending_jobs(self, agent_id: str, limit: int) -> list[Job]:
+        """One job of each group that is not busy by this agent, sorted by group id and not by age."""
+        busy = {job.group_id for job in self.processing[agent_id].values()}
+        best: dict[str, Job] = {}
+        for job in self.pending[agent_id].values():
+            first = best.get(job.group_id)
+            if job.group_id not in busy and (first is None or _rank(job) < _rank(first)):
+                best[job.group_id] = job
+        return [best[group_id] for group_id in sorted(best)][:limit]
+
+    # Events
+
+    def add_event(self, initiator: Token | None, kind: str, row: Any, payload: Json | None = None) -> None:
+        self._event_number += 1
+        self.events.append(
+            Event(
+                **self.stamps(),
+                sequence_number=self._event_number,
+                initiator_type="user" if initiator else "system",
+                initiator_id=initiator.id if initiator else "system",
+                type=kind,
+                payload=payload or {},
+                provider_id=getattr(row, "provider_id", None),
+                agent_id=row.id if isinstance(row, Agent) else getattr(row, "agent_id", None),
+                consumer_id=getattr(row, "consumer_id", None),
+            )
+        )
+
+
+def _rank(job: Job) -> tuple[int, float]:
+    return (-job.priority, job.created_at)

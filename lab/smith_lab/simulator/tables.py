@@ -1,0 +1,35 @@
+"""What the admin tables share: global look-ups and the database's own refusals, which are 500 in the real server."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from smith_lab.simulator.problems import bad_request, internal, not_found
+from smith_lab.simulator.rows import Json
+from smith_lab.simulator.web import Call
+
+
+def find(table: dict[str, Any], call: Call) -> Any:
+    """A global row; an unknown id is a real 404 here, since nothing scopes it."""
+    row = table.get(call.id)
+    if row is None:
+        raise not_found()
+    return row
+
+
+def refuse_duplicate(table: dict[str, Any], row: Any, member: str = "name") -> None:
+    taken = any(getattr(other, member) == getattr(row, member) and other.id != row.id for other in table.values())
+    if taken:
+        raise internal(f"duplicate key value violates unique constraint on {member} (SQLSTATE 23505)")
+
+
+def refuse_used(used: bool) -> None:
+    if used:
+        raise internal("update or delete on table violates foreign key constraint (SQLSTATE 23503)")
+
+
+def need_name(body: Json) -> str:
+    name = body.get("name", "")
+    if not name:
+        raise bad_request("name cannot be empty")
+    return str(name)

@@ -1,0 +1,115 @@
+"""Tokens: who may make which, and their values, which are told once."""
+
+from __future__ import annotations
+
+from smith_lab.simulator import views
+from smith_lab.simulator.paging import Listing, by, equals
+from smith_lab.simulator.problems import bad_request, forbidden
+from smith_lab.simulator.rows import Agent, Token
+from smith_lab.simulator.store import DAY_S
+from smith_lab.simulator.web import ADMIN, AGENT, NO_CONTENT, PARTICIPANT, PEOPLE, Call, Endpoint, Reply, Scope
+
+_LISTING = Listing(
+    filters={"name": equals("name"), "role": equals("role")},
+    sorts={"name": by("name"), "expireAt": by("expire_at"), "createdAt": by("created_at")},
+)
+
+
+def _scope_of_token(row: Token) -> Scope:
+    return Scope(participants=(row.participant_id,), agent_id=row.agent_id)
+
+
+def _token_scope(call: Call) -> Scope | None:
+    token = call.store.tokens.get(call.id)
+    return _scope_of_token(token) if token else None
+
+
+def _list_tokens(call: Call) -> Reply:
+    rows = (token for token in call.store.tokens.values() if call.may_touch(_scope_of_token(token)))
+    return _LISTING.reply(call, rows, views.token)
+
+
+def _new_token_scope(call: Call) -> Scope | None:
+    """Whom the wanted token is for. A participant makes tokens of its own only, and no admin's."""
+    role, scope_id = call.body.get("role"), call.body.get("scopeId")
+    if role == ADMIN:
+        return Scope() if call.identity.role == ADMIN else None
+    if role not in (PARTICIPANT, AGENT) or scope_id is None:
+        raise forbidden("scopeId required, or invalid role")
+    if role == PARTICIPANT:
+        return Scope(participants=(scope_id,))
+    agent = call.store.agents.get(scope_id)
+    return scope_of_agent(agent) if agent else None
+
+
+def scope_of_agent(agent: Agent) -> Scope:
+    return Scope(participants=(agent.provider_id,), agent_id=agent.id)
+
+
+def _create_token(call: Call) -> Reply:
+    """Make a token; its value is told here and never again. Without `expireAt` it lives a day."""
+    store, body = call.store, call.body
+    if not body.get("name"):
+        raise bad_request("token name cannot be empty")
+    scope: dict[str, str] = {}
+    if body["role"] == PARTICIPANT:
+        if body["scopeId"] not in store.participants:
+            raise bad_request("participant does not exist")
+        scope = {"participant_id": body["scopeId"]}
+    elif body["role"] == AGENT:
+        scope = {"agent_id": body["scopeId"], "participant_id": store.agents[body["scopeId"]].provider_id}
+    token = store.add_token(name=body["name"], role=body["role"], lifetime_s=DAY_S, **scope)
+    token.expire_at = body.get("expireAt", token.expire_at)
+    call.event("token.created", token)
+    return Reply(status=201, body=views.token(token, with_value=True))
+
+
+def _get_token(call: Call) -> Reply:
+    return Reply(body=views.token(call.store.tokens[call.id]))
+
+
+def _patch_token(call: Call) -> Reply:
+    token = call.store.tokens[call.id]
+    if call.body.get("name", token.name) == "":
+        raise bad_request("token name cannot be empty")
+    token.name = call.body.get("name", token.name)
+    token.expire_at = call.body.get("expireAt", token.expire_at)
+    call.store.touch(token)
+    return Reply(body=views.token(token))
+
+
+def _renew_token(call: Call) -> Reply:
+    token = call.store.tokens[call.id]
+    call.store.renew_token(token)
+    return Reply(body=views.token(token, with_value=True))
+
+
+def _delete_token(call: Call) -> Reply:
+    call.store.delete_token(call.store.tokens[call.id])
+    return NO_CONTENT
+
+
+_TOKEN_FIELDS = {"name": "string", "role": "string", "scopeId": "uuid", "expireAt": "time"}
+
+ENDPOINTS = [
+    Endpoint(method="GET", path="/tokens", handler=_list_tokens, roles=PEOPLE),
+    Endpoint(
+        method="POST",
+        path="/tokens",
+        handler=_create_token,
+        roles=PEOPLE,
+        fields=_TOKEN_FIELDS,
+        scope=_new_token_scope,
+    ),
+    Endpoint(method="GET", path="/tokens/{id}", handler=_get_token, roles=PEOPLE, scope=_token_scope),
+    Endpoint(
+        method="PATCH",
+        path="/tokens/{id}",
+        handler=_patch_token,
+        roles=PEOPLE,
+        fields={"name": "string", "expireAt": "time"},
+        scope=_token_scope,
+    ),
+    Endpoint(method="DELETE", path="/tokens/{id}", handler=_delete_token, roles=PEOPLE, scope=_token_scope),
+    Endpoint(method="POST", path="/tokens/{id}/regenerate", handler=_renew_token, roles=PEOPLE, scope=_token_scope),
+]

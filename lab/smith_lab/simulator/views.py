@@ -1,0 +1,226 @@
+"""Rows as FulcrumCore's JSON. Absent members are left out, never null; the only null is `tags` that were never set."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from smith_lab.simulator.clock import to_text
+from smith_lab.simulator.rows import (
+    Agent,
+    AgentType,
+    Event,
+    Group,
+    Job,
+    Json,
+    MetricEntry,
+    MetricType,
+    Option,
+    OptionType,
+    Participant,
+    Row,
+    Service,
+    ServiceType,
+    Token,
+)
+from smith_lab.simulator.store import Store
+
+
+def _stamped(row: Row, members: Json) -> Json:
+    """The row's members between its id and its times, without the absent ones."""
+    present = {name: value for name, value in members.items() if value is not None}
+    return {"id": row.id, **present, "createdAt": to_text(row.created_at), "updatedAt": to_text(row.updated_at)}
+
+
+def participant(row: Participant) -> Json:
+    return _stamped(row, {"name": row.name, "status": row.status})
+
+
+def token(row: Token, *, with_value: bool = False) -> Json:
+    return _stamped(
+        row,
+        {
+            "name": row.name,
+            "role": row.role,
+            "expireAt": to_text(row.expire_at),
+            "participantId": row.participant_id,
+            "agentId": row.agent_id,
+            "value": row.value if with_value else None,
+        },
+    )
+
+
+def service_type(row: ServiceType) -> Json:
+    members = {"name": row.name, "propertySchema": row.property_schema, "lifecycleSchema": row.lifecycle_schema}
+    return _stamped(row, members)
+
+
+def agent_type(row: AgentType) -> Json:
+    return _stamped(
+        row,
+        {
+            "name": row.name,
+            "serviceTypeIds": row.service_type_ids,
+            "configurationSchema": row.configuration_schema,
+            "configTemplate": row.config_template or None,
+            "cmdTemplate": row.cmd_template or None,
+            "configContentType": row.config_content_type,
+        },
+    )
+
+
+def agent(store: Store, row: Agent) -> Json:
+    body = _stamped(
+        row,
+        {
+            "name": row.name,
+            "status": row.status,
+            "providerId": row.provider_id,
+            "agentTypeId": row.agent_type_id,
+            "configuration": row.configuration,
+            "servicePoolSetId": row.service_pool_set_id,
+            "participant": participant(store.participants[row.provider_id]),
+            "agentType": agent_type(store.agent_types[row.agent_type_id]),
+        },
+    )
+    body["tags"] = row.tags
+    return body
+
+
+def _bare_agent(row: Agent) -> Json:
+    members = {
+        "name": row.name,
+        "status": row.status,
+        "providerId": row.provider_id,
+        "agentTypeId": row.agent_type_id,
+        "configuration": row.configuration,
+    }
+    return {**_stamped(row, members), "tags": row.tags}
+
+
+def group(row: Group) -> Json:
+    return _stamped(row, {"name": row.name, "consumerId": row.consumer_id})
+
+
+def service(row: Service) -> Json:
+    """A service alone, as it is embedded in a job."""
+    return _stamped(
+        row,
+        {
+            "providerId": row.provider_id,
+            "consumerId": row.consumer_id,
+            "agentId": row.agent_id,
+            "serviceTypeId": row.service_type_id,
+            "groupId": row.group_id,
+            "agentInstanceId": row.agent_instance_id,
+            "name": row.name,
+            "status": row.status,
+            "properties": row.properties,
+            "agentInstanceData": row.agent_instance_data,
+        },
+    )
+
+
+def full_service(store: Store, row: Service) -> Json:
+    """A service with its agent and type, as lists and single reads give it."""
+    return {
+        **service(row),
+        "agent": _bare_agent(store.agents[row.agent_id]),
+        "serviceType": service_type(store.service_types[row.service_type_id]),
+    }
+
+
+def pending_job(store: Store, row: Job) -> Json:
+    """A job as the pending list gives it: only the service is embedded."""
+    body = _stamped(
+        row,
+        {
+            "providerId": row.provider_id,
+            "consumerId": row.consumer_id,
+            "agentId": row.agent_id,
+            "serviceId": row.service_id,
+            "action": row.action,
+            "params": row.params,
+            "status": row.status,
+            "priority": row.priority,
+            "claimedAt": _time(row.claimed_at),
+            "completedAt": _time(row.completed_at),
+            "errorMessage": row.error_message or None,
+            "service": service(store.services[row.service_id]),
+        },
+    )
+    body.update(row.override)
+    for name in row.hidden:
+        body.pop(name, None)
+    return body
+
+
+def full_job(store: Store, row: Job) -> Json:
+    """A job as lists and single reads give it."""
+    return {
+        **pending_job(store, row),
+        "agent": _bare_agent(store.agents[row.agent_id]),
+        "provider": participant(store.participants[row.provider_id]),
+        "consumer": participant(store.participants[row.consumer_id]),
+    }
+
+
+def metric_type(row: MetricType) -> Json:
+    return _stamped(row, {"name": row.name, "entityType": row.entity_type})
+
+
+def metric_entry(row: MetricEntry) -> Json:
+    return _stamped(
+        row,
+        {
+            "providerId": row.provider_id,
+            "consumerId": row.consumer_id,
+            "agentId": row.agent_id,
+            "serviceId": row.service_id,
+            "resourceId": row.resource_id,
+            "value": row.value,
+            "typeId": row.type_id,
+        },
+    )
+
+
+def option_type(row: OptionType) -> Json:
+    return _stamped(row, {"name": row.name, "type": row.type, "description": row.description})
+
+
+def option(row: Option) -> Json:
+    return _stamped(
+        row,
+        {
+            "providerId": row.provider_id,
+            "serviceOptionTypeId": row.service_option_type_id,
+            "name": row.name,
+            "value": row.value,
+            "enabled": row.enabled,
+            "displayOrder": row.display_order,
+        },
+    )
+
+
+def event(row: Event) -> Json:
+    return _stamped(
+        row,
+        {
+            "sequenceNumber": row.sequence_number,
+            "initiatorType": row.initiator_type,
+            "initiatorId": row.initiator_id,
+            "type": row.type,
+            "properties": row.payload,
+            "providerId": row.provider_id,
+            "agentId": row.agent_id,
+            "consumerId": row.consumer_id,
+        },
+    )
+
+
+def _time(at: float | None) -> str | None:
+    return None if at is None else to_text(at)
+
+
+def raw(row: Any) -> Json:
+    """Every member of a row, for the lab's state dump."""
+    return dict(vars(row))

@@ -1,0 +1,201 @@
+"""The simulator in the hands of a test or a demo: in a thread or as a process, with its lab endpoints as methods."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import requests
+
+from smith_lab.simulator.faults import Lab
+from smith_lab.simulator.server import SimulatorServer
+from smith_lab.simulator.store import Options, Store
+
+LAB_TIMEOUT_S = 10.0
+START_TIMEOUT_S = 20.0
+
+
+class SimulatorControl:
+    """The lab endpoints of a simulator, wherever it runs. Raises requests.HTTPError when the lab refuses."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url  #: the origin, as FULCRUM_API_URL wants it
+        self.api_url = f"{url}/api/v1"
+
+    def lab(self, method: str, path: str, body: Any = None) -> Any:
+        """Call one lab endpoint; answer its JSON."""
+        # Not requests' own encoder: NaN and Infinity are things that a test wants delivered.
+        content = None if body is None else json.dumps(body)
+        response = requests.request(method, f"{self.url}/lab/{path}", data=content, timeout=LAB_TIMEOUT_S)
+        if response.status_code >= 400:
+            raise requests.HTTPError(f"lab {method} {path}: {response.text}", response=response)
+        return response.json()
+
+    def now(self) -> float:
+        """The server's time, in seconds since the epoch."""
+        return float(self.lab("GET", "clock")["now"])
+
+    def set_clock(self, at: float | str) -> None:
+        self.lab("POST", "clock", {"set": at})
+
+    def advance(self, seconds: float) -> None:
+        self.lab("POST", "clock", {"advance": seconds})
+
+    def freeze(self, frozen: bool = True) -> None:
+        self.lab("POST", "clock", {"freeze": frozen})
+
+    def sweep(self) -> dict[str, int]:
+        """Run timeout and retention now."""
+        return dict(self.lab("POST", "sweep"))
+
+    def fault(self, kind: str, **rule: Any) -> None:
+        """Add one fault rule; see lab/smith_lab/simulator/faults.py for its members."""
+        self.lab("POST", "faults", {"kind": kind, **rule})
+
+    def clear_faults(self) -> None:
+        self.lab("DELETE", "faults")
+
+    def history(self, *, method: str | None = None, path: str | None = None, since: int = 0) -> list[dict[str, Any]]:
+        """Every call so far, in order; `path` matches the end of the path."""
+        entries = self.lab("GET", f"history?since={since}")
+        return [
+            entry
+            for entry in entries
+            if method in (None, entry["method"]) and (path is None or entry["path"].endswith(path))
+        ]
+
+    def clear_history(self) -> None:
+        self.lab("DELETE", "history")
+
+    def reset(self) -> None:
+        self.lab("POST", "reset")
+
+    def switch(self, **switches: bool) -> None:
+        """Set two_claims_win, database_down, vault_off."""
+        self.lab("POST", "switches", switches)
+
+    def set_options(self, **options: Any) -> None:
+        self.lab("POST", "options", options)
+
+    def revoke_token(self, **like: str) -> None:
+        """Revoke every token with this name, id, value, role or agent_id."""
+        self.lab("POST", "tokens/revoke", like)
+
+    def expire_job(self, job_id: str) -> None:
+        self.lab("POST", f"jobs/{job_id}/expire")
+
+    def override_job(self, job_id: str, *, remove: tuple[str, ...] = (), **members: Any) -> None:
+        """Deliver the job with other members; the row itself, and so claim and fail, stay true."""
+        self.lab("POST", f"jobs/{job_id}/override", {"set": members, "remove": list(remove)})
+
+    def delete_job(self, job_id: str) -> None:
+        self.lab("DELETE", f"jobs/{job_id}")
+
+    def add_secret(self, value: Any) -> str:
+        """Store a secret; answer its `vault://` reference."""
+        return str(self.lab("POST", "vault", {"value": value})["reference"])
+
+    def secrets(self) -> list[str]:
+        """The references that exist, without `vault://`."""
+        return list(self.lab("GET", "vault"))
+
+    def delete_secret(self, reference: str) -> None:
+        self.lab("DELETE", f"vault/{reference.removeprefix('vault://')}")
+
+    def delete_all_secrets(self) -> None:
+        self.lab("DELETE", "vault")
+
+    def inject_pending(self, *items: Any) -> None:
+        """Append raw items, of any JSON, to every agent's pending list."""
+        self.lab("POST", "pending", list(items))
+
+    def clear_pending(self) -> None:
+        self.lab("DELETE", "pending")
+
+    def state(self) -> dict[str, Any]:
+        return dict(self.lab("GET", "state"))
+
+
+class RunningSimulator(SimulatorControl):
+    """A simulator in a thread of this process."""
+
+    def __init__(self, server: SimulatorServer) -> None:
+        super().__init__(server.url)
+        self.server = server
+
+    def pause(self) -> None:
+        """Take FulcrumCore down: connections are refused until `resume`; state and port are kept."""
+        self.server.pause()
+
+    def resume(self) -> None:
+        self.server.resume()
+
+
+@contextmanager
+def running_simulator(*, port: int = 0, **options: Any) -> Iterator[RunningSimulator]:
+    """Run a new simulator for the length of the block. `options` are those of `simulator.store.Options`."""
+    server = SimulatorServer(Store(options=Options(**options)), Lab(), port=port)
+    server.start()
+    try:
+        yield RunningSimulator(server)
+    finally:
+        server.stop()
+
+
+class SimulatorProcess(SimulatorControl):
+    """A simulator in a process of its own."""
+
+    def __init__(self, process: subprocess.Popen[bytes], port: int) -> None:
+        super().__init__(f"http://127.0.0.1:{port}")
+        self.port = port
+        self._process = process
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def stop(self) -> None:
+        """End the process; its state is gone. A second stop does nothing."""
+        _end(self._process)
+
+
+def start_simulator_process(*arguments: str, port: int = 0, log_file: Path | None = None) -> SimulatorProcess:
+    """Start `python -m smith_lab.fulcrum_simulator` and wait until it answers. The caller stops it."""
+    with tempfile.TemporaryDirectory() as folder:
+        port_file = Path(folder) / "port"
+        command = [sys.executable, "-m", "smith_lab.fulcrum_simulator", "--port", str(port)]
+        command += ["--port-file", str(port_file), *arguments]
+        with open(log_file or Path("/dev/null"), "ab") as log:
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        try:
+            return SimulatorProcess(process, _wait_for_port(process, port_file))
+        except BaseException:
+            _end(process)
+            raise
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(timeout=LAB_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _wait_for_port(process: subprocess.Popen[bytes], port_file: Path) -> int:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise RuntimeError(f"the simulator ended with {process.returncode}")
+        if port_file.exists():
+            return int(port_file.read_text())
+        time.sleep(0.02)
+    raise TimeoutError("the simulator did not come up")

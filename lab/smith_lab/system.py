@@ -1,0 +1,255 @@
+"""Lab: FulcrumCore's simulator, a Proxmox stand-in and the real executor between them, over real sockets.
+
+The demo, the playground and the end-to-end tests stand on this; nothing in it is shared with what is tested.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from smith_lab.fulcrum_setup import AdminClient, Bootstrapped, bootstrap
+from smith_lab.proxmox_stand_in import ProxmoxStandIn, running_stand_in
+from smith_lab.simulator_control import RunningSimulator, running_simulator
+
+Json = dict[str, Any]
+T = TypeVar("T")
+
+#: The templates that the stand-in has, and where the lab puts disks.
+TEMPLATES = "debian-12=9000,ubuntu-24.04=9001"
+OS_TEMPLATES = "debian-12=local:vztmpl/debian-12-standard_12.7-1_amd64.tar.zst"
+STORAGE = "local-lvm"
+#: Settings that make a lab lively; the ones of a provider are in docs/settings.md.
+LIVELY = {
+    "FULCRUM_POLL_INTERVAL_S": "0.5",
+    "FULCRUM_HEARTBEAT_INTERVAL_S": "10",
+    "SMITH_SHUTDOWN_TIMEOUT_S": "20",
+    "SMITH_LOG_FORMAT": "json",
+    "SMITH_HTTP_ADDR": "127.0.0.1:0",  # any free port: several labs may run at once
+}
+
+
+@dataclass(kw_only=True)
+class LabSystem:
+    """The three parts while they run, and what an operator would ask of each."""
+
+    folder: Path
+    core: RunningSimulator
+    admin: AdminClient
+    ids: Bootstrapped
+    proxmox: ProxmoxStandIn
+    settings: dict[str, str] = field(default_factory=dict)
+    _executor: subprocess.Popen[bytes] | None = None
+
+    @property
+    def log_file(self) -> Path:
+        """Everything that the executor said."""
+        return self.folder / "executor.log"
+
+    @property
+    def data_dir(self) -> Path:
+        """Where the executor keeps its database and artifacts."""
+        return Path(self.settings.get("SMITH_DATA_DIR", self.folder / "data"))
+
+    @property
+    def executor(self) -> subprocess.Popen[bytes]:
+        """The running supervisor process."""
+        if self._executor is None:
+            raise RuntimeError("the executor was not started")
+        return self._executor
+
+    def environment(self) -> dict[str, str]:
+        """Return what an operator would set, and nothing of this process's own settings."""
+        own = {
+            name: value for name, value in os.environ.items() if not name.startswith(("FULCRUM_", "PROXMOX_", "SMITH_"))
+        }
+        return own | LIVELY | self.proxmox.env() | {
+            "FULCRUM_API_URL": self.core.url,
+            "FULCRUM_API_TOKEN": self.ids.agent_token,
+            "PROXMOX_TEMPLATES": TEMPLATES,
+            "PROXMOX_OS_TEMPLATES": OS_TEMPLATES,
+            "PROXMOX_STORAGE": STORAGE,
+            "SMITH_DATA_DIR": str(self.data_dir),
+            "SMITH_RUN_DIR": str(self.folder / "run"),
+        } | self.settings  # fmt: skip
+
+    # --- the executor ---------------------------------------------------------------------------------------------
+
+    def start_executor(self, *arguments: str) -> subprocess.Popen[bytes]:
+        """Start `smith run`; its log goes to `log_file`."""
+        with self.log_file.open("ab") as log:
+            self._executor = subprocess.Popen(
+                [sys.executable, "-m", "executor", "run", *arguments],
+                env=self.environment(),
+                cwd=self.folder,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        return self._executor
+
+    def stop_executor(self, within_s: float = 120.0) -> int:
+        """Send TERM and wait for the drain; returns the exit code. Past the time it is killed."""
+        process = self.executor
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+        try:
+            return process.wait(within_s)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            return process.wait()
+
+    def smith(self, *arguments: str, codes: Collection[int] = (0,)) -> Any:
+        """Run a `smith` command with --json and return what it says. It must leave with one of the exit codes."""
+        return json.loads(self.smith_says(*arguments, "--json", codes=codes))
+
+    def smith_says(self, *arguments: str, codes: Collection[int] = (0,)) -> str:
+        """Run a `smith` command and return what it prints. Raises RuntimeError with what it complains of."""
+        done = subprocess.run(
+            [sys.executable, "-m", "executor", *arguments],
+            env=self.environment(),
+            cwd=self.folder,
+            capture_output=True,
+            check=False,
+            timeout=60,
+        )
+        if done.returncode not in codes:
+            raise RuntimeError(f"smith {' '.join(arguments)}: {done.returncode}: {done.stderr.decode()}")
+        return done.stdout.decode()
+
+    def log_events(self, event: str | None = None) -> list[Json]:
+        """Return the executor's log lines, all or those of one event."""
+        if not self.log_file.exists():
+            return []
+        found = []
+        for line in self.log_file.read_text(errors="replace").splitlines():
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                entry = {"event": "unreadable", "text": line}
+            if event is None or entry.get("event") == event:
+                found.append(entry)
+        return found
+
+    # --- FulcrumCore ----------------------------------------------------------------------------------------------
+
+    def order(
+        self, name: str, *, group_id: str | None = None, service_type_id: str | None = None, **properties: Any
+    ) -> str:
+        """Order a VM in a group of its own; returns the service's id. A property that is None is left out."""
+        group_id = group_id or self.admin.create_group(self.ids.consumer_id, f"group-{name}")
+        wanted = {"cores": 2, "memoryMb": 2048, "diskGb": 10, "image": "debian-12"} | properties
+        service = self.admin.create_service(
+            group_id=group_id,
+            service_type_id=service_type_id or self.ids.service_type_id,
+            agent_id=self.ids.agent_id,
+            name=name,
+            properties={key: value for key, value in wanted.items() if value is not None},
+        )
+        return str(service["id"])
+
+    def order_container(self, name: str, **properties: Any) -> str:
+        """The same for a container."""
+        wanted = {"cores": 1, "memoryMb": 512, "diskGb": 4, "image": None, "osTemplate": "debian-12"} | properties
+        return self.order(name, service_type_id=self.ids.container_type_id, **wanted)
+
+    def settled(self, service_id: str, within_s: float = 120.0) -> Json:
+        """Wait until the service has no open job; returns the service as it is then."""
+        return wait_for(lambda: self._settled_now(service_id), within_s, f"service {service_id} to settle")
+
+    def _settled_now(self, service_id: str) -> Json | None:
+        if any(job["status"] in ("Pending", "Processing") for job in self.admin.jobs(service_id)):
+            return None
+        return self.admin.get_service(service_id)
+
+    def last_job(self, service_id: str) -> Json:
+        """Return the service's newest job."""
+        return max(self.admin.jobs(service_id), key=lambda job: (job["createdAt"], job["status"] == "Pending"))
+
+    def act(self, service_id: str, action: str, within_s: float = 120.0) -> Json:
+        """Ask for an action and wait for its end; returns the job."""
+        before = {job["id"] for job in self.admin.jobs(service_id)}
+        if action == "delete":
+            self.admin.delete_service(service_id)
+        else:
+            self.admin.action(service_id, action)
+        self.settled(service_id, within_s)
+        return next(job for job in self.admin.jobs(service_id) if job["id"] not in before)
+
+    def update(self, service_id: str, within_s: float = 120.0, **properties: Any) -> Json:
+        """Change properties and wait for the end; returns the job."""
+        before = {job["id"] for job in self.admin.jobs(service_id)}
+        self.admin.patch_service(service_id, properties)
+        self.settled(service_id, within_s)
+        return next(job for job in self.admin.jobs(service_id) if job["id"] not in before)
+
+    def reports(self, job_id: str) -> list[Json]:
+        """Return the complete and fail calls that FulcrumCore saw for a job."""
+        calls = self.core.history(method="POST")
+        return [call for call in calls if call["path"].endswith((f"/{job_id}/complete", f"/{job_id}/fail"))]
+
+    # --- Proxmox --------------------------------------------------------------------------------------------------
+
+    def vms(self) -> list[Json]:
+        """Return every VM that is no template."""
+        return [guest for guest in self.proxmox.guests() if not guest["template"]]
+
+    def vms_of(self, service_id: str) -> list[Json]:
+        """Return the VMs that carry the service's marker."""
+        marker = f"smith-uid={service_id}"
+        return [guest for guest in self.vms() if marker in str(guest["config"].get("description", ""))]
+
+
+@contextmanager
+def running_lab(
+    folder: Path,
+    *,
+    time_scale: float = 0.0,
+    settings: Mapping[str, str] | None = None,
+    core_port: int = 0,
+    proxmox_port: int = 0,
+) -> Iterator[LabSystem]:
+    """Run simulator and stand-in for the length of the block, set up over HTTP. The caller starts the executor."""
+    with ExitStack() as stack:
+        core = stack.enter_context(running_simulator(port=core_port))
+        stand_in_folder = folder / "proxmox"
+        stand_in_folder.mkdir(parents=True, exist_ok=True)
+        proxmox = stack.enter_context(
+            running_stand_in(time_scale=time_scale, folder=stand_in_folder, port=proxmox_port)
+        )
+        admin = stack.enter_context(AdminClient(core.url))
+        ids = bootstrap(admin)
+        lab = LabSystem(folder=folder, core=core, admin=admin, ids=ids, proxmox=proxmox, settings=dict(settings or {}))
+        stack.callback(_end_executor, lab)
+        yield lab
+
+
+def _end_executor(lab: LabSystem) -> None:
+    if lab._executor is not None and lab._executor.poll() is None:
+        lab.stop_executor(within_s=30)
+
+
+def ending(job: Json) -> str:
+    """Return how a job ended, a failed one with FulcrumCore's words for why."""
+    status = str(job["status"])
+    return f"{status}: {job['errorMessage']}" if job.get("errorMessage") else status
+
+
+def wait_for(look: Callable[[], T | None], within_s: float, what: str, pause_s: float = 0.1) -> T:
+    """Look until there is something. Raises TimeoutError naming what was waited for."""
+    limit = time.monotonic() + within_s
+    while True:
+        if found := look():
+            return found
+        if time.monotonic() >= limit:
+            raise TimeoutError(f"waited {within_s:.0f} s for {what}")
+        time.sleep(pause_s)

@@ -35,6 +35,7 @@ from executor.agent.metrics import VmMetrics
 from executor.agent.monitor import Monitor
 from executor.agent.poller import Poller
 from executor.agent.pruner import Pruner
+from executor.agent.reconciler import Reconciler
 from executor.agent.reporter import Reporter
 from executor.agent.scheduler import CriticalJob, Scheduler
 from executor.agent.state import AgentState
@@ -42,7 +43,7 @@ from executor.agent.worker import StopSignal, Worker
 from executor.database import engine as database
 from executor.database import job_queue
 from executor.database.engine import Job, Node, insist, reading, transaction, utc_now
-from executor.drift.inspector import Inspector, Reconciler
+from executor.drift.inspector import Inspector
 from executor.errors import (
     EXIT_FAILURE,
     EXIT_OK,

@@ -7,7 +7,6 @@ node, and write down that a VM is gone. Everything else waits for `smith drift f
 from __future__ import annotations
 
 import re
-import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -16,28 +15,20 @@ from typing import Any
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
-from executor.agent.state import AgentState
 from executor.database import audit, mappings
 from executor.database.engine import Job, Mapping, reading, transaction
 from executor.drift import compare as drift
-from executor.drift.compare import BY_ITSELF, Facts, Finding, Kind, KnownService, Mapped, Repair, SeenVm, World
+from executor.drift.compare import Facts, Finding, KnownService, Mapped, Repair, SeenVm, World
 from executor.errors import ErrorCode, FulcrumAuthFailing, FulcrumRefused, JobError
 from executor.fulcrum.client import FulcrumClient
-from executor.log import get_logger
 from executor.model import GuestKind, JobStatus, MappingState, ReportState
 from executor.proxmox.client import MARKER_LINE, ProxmoxReader, VmRow
-
-log = get_logger(__name__)
 
 #: The tag that every VM of ours has, and how the name ends that we gave it.
 TAG = "smith"
 OUR_NAME = re.compile(r"-[0-9a-f]{8}\Z")
 #: Between the two looks that prove a VM's absence.
 SECOND_LOOK_S = 2.0
-#: How long the first check waits for the first heartbeat, which tells who we are.
-KNOWN_WITHIN_S = 20.0
-#: A result older than this many intervals is not shown any more: another node does the checks now.
-FRESH_INTERVALS = 3.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -309,68 +300,3 @@ _REPAIRS: dict[Repair, Callable[[Session, str, Finding], bool]] = {
     Repair.FORGET: _forget,
     Repair.ADOPT: _adopt,
 }
-
-
-# --- the periodic check -------------------------------------------------------------------------------------------
-
-
-@dataclass(kw_only=True)
-class Reconciler:
-    """The critical job: checks, corrects what corrects itself, and logs each finding once, when it comes and goes.
-
-    What was found is kept in memory: after a restart what still differs is said again.
-    """
-
-    inspector: Inspector
-    state: AgentState
-    interval_s: float
-    _standing: dict[tuple[str, str, int | None], Finding] = field(default_factory=dict)
-    _frozen: str = ""
-    _concluded_at: float | None = None  #: monotonic; of the last check that was not frozen
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def turn(self) -> None:
-        """Check once. Raises FulcrumUnavailable, JobError (Proxmox)."""
-        if not self._may_begin():
-            return
-        outcome = self.inspector.check(self.state.agent_id)
-        if outcome.frozen != self._frozen and outcome.frozen:
-            log.warning("drift_check_frozen", reason=outcome.frozen, mapped=outcome.mapped)
-        elif self._frozen and not outcome.frozen:
-            log.info("drift_check_resumed", mapped=outcome.mapped)
-        self._frozen = outcome.frozen
-        if not outcome.frozen:
-            self._tell([finding for finding in outcome.findings if not self._corrected(finding)])
-
-    def counts(self) -> dict[str, int]:
-        """Return how many findings stand by kind; empty when this process has not concluded anything lately."""
-        with self._lock:
-            at, standing = self._concluded_at, list(self._standing.values())
-        if at is None or time.monotonic() - at > self.interval_s * FRESH_INTERVALS:
-            return {}
-        return {kind.value: sum(finding.kind is kind for finding in standing) for kind in Kind}
-
-    def _may_begin(self) -> bool:
-        """Wait for the first heartbeat: a turn that is given away comes again only after the whole interval."""
-        limit = time.monotonic() + KNOWN_WITHIN_S
-        while not self.state.agent_id and time.monotonic() < limit and not self.state.stopping.is_set():
-            self.state.stopping.wait(0.2)
-        return bool(self.state.agent_id) and not self.state.draining.is_set() and not self.state.stopping.is_set()
-
-    def _corrected(self, finding: Finding) -> bool:
-        if finding.repair not in BY_ITSELF:
-            return False
-        inspector = self.inspector
-        if not repair(inspector.engine, inspector.cluster, finding, who=audit.AGENT):
-            return True  # something happens to it just now: the next check sees what came of it
-        (log.warning if finding.is_damage else log.info)("drift_corrected", **finding.facts)
-        return True
-
-    def _tell(self, findings: Sequence[Finding]) -> None:
-        now = {finding.key: finding for finding in findings}
-        with self._lock:
-            before, self._standing, self._concluded_at = self._standing, now, time.monotonic()
-        for key in now.keys() - before.keys():
-            log.warning("drift_found", **now[key].facts)
-        for key in before.keys() - now.keys():
-            log.info("drift_resolved", **before[key].facts)

@@ -1,27 +1,39 @@
-"""R14: a database that an earlier version left behind, with jobs under way, is taken up, and taken back one step."""
+"""R14: a database of an earlier version, with jobs in flight, is upgraded, used, and downgraded by one step."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, inspect, select, text
+from sqlalchemy import Engine, select
+from support.agent_steps import claimed, due_reports, finish, job_row, take_over
+from support.database_contents import CLUSTER, OWNER
 from support.databases import PostgresCluster
-from support.recorded_databases import OWNER, file_of, replay, revisions
+from support.recorded_databases import KINDS, file_of, replay, revisions
+from support.table_contents import columns, only, rows, shape, shared
 
+from executor.agent.reporter import Reporter
+from executor.agent.state import AgentState
 from executor.database import engine as database
 from executor.database import job_queue, mappings
-from executor.database.engine import Job, open_engine, reading, transaction
-from executor.model import JobResult, JobStatus, ReportState
+from executor.database.engine import Job, Run, open_engine, reading, transaction, utc_now
+from executor.database.engine import Mapping as MappingRow
+from executor.fulcrum.client import FulcrumClient
+from executor.model import JobStatus, MappingState, ReportState
 
-#: What earlier versions have, by what tells one row from another.
-TABLES = {"jobs": "id", "runs": "id", "mappings": "id", "nodes": "id", "critical_jobs": "name"}
-KINDS = ("sqlite", "postgresql")
+AGENT_ID = "2c5ea4c0-4067-11e9-8bad-9b1deb4d3b7d"
+RECORDS = [(revision, kind) for revision in revisions() for kind in KINDS]
+#: Records of versions that know deleted VMs which still exist, to be purged later.
+RECORDS_WITH_PURGES = [record for record in RECORDS if record[0] >= "0003"]
+with_purges = pytest.mark.parametrize("recorded", RECORDS_WITH_PURGES, ids="-".join, indirect=True)
 
 
-@pytest.fixture(params=[(revision, kind) for revision in revisions() for kind in KINDS], ids="-".join)
+@pytest.fixture(params=RECORDS, ids="-".join)
 def recorded(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[str, Engine]]:
     """Open a database as it was recorded, with its revision."""
     revision, kind = request.param
@@ -40,68 +52,14 @@ def _replayed(url: str, revision: str) -> Iterator[tuple[str, Engine]]:
     engine.dispose()
 
 
-def rows(engine: Engine, known: Mapping[str, Sequence[str]] | None = None) -> dict[str, list[dict[str, Any]]]:
-    """Return every row of the tables that all versions have; with `known` those columns alone."""
-    with engine.connect() as connection:
-        asked = {
-            name: text(f"SELECT {', '.join(known[name]) if known else '*'} FROM {name} ORDER BY {key}")  # noqa: S608
-            for name, key in TABLES.items()
-        }
-        return {name: [dict(row) for row in connection.execute(ask).mappings()] for name, ask in asked.items()}
+@pytest.fixture
+def upgraded(recorded: tuple[str, Engine]) -> Engine:
+    """Open a recorded database and upgrade it."""
+    database.upgrade(recorded[1])
+    return recorded[1]
 
 
-def columns(engine: Engine) -> dict[str, list[str]]:
-    """Return the columns that this version of the schema has."""
-    return {name: [column["name"] for column in inspect(engine).get_columns(name)] for name in TABLES}
-
-
-def shape(engine: Engine) -> dict[str, Any]:
-    """Return the tables with columns, indexes and keys, as the database itself tells them."""
-    looked = inspect(engine)
-    return {
-        name: (
-            {column["name"]: (str(column["type"]), column["nullable"]) for column in looked.get_columns(name)},
-            {index["name"]: (index["column_names"], index["unique"]) for index in looked.get_indexes(name)},
-            looked.get_pk_constraint(name)["constrained_columns"],
-            sorted(key["referred_table"] for key in looked.get_foreign_keys(name)),
-        )
-        for name in looked.get_table_names()
-    }
-
-
-def take_up_the_work(engine: Engine) -> None:
-    """Do what the agent does after its start, as far as the database is concerned."""
-    with reading(engine) as session:
-        in_flight = session.scalars(select(Job.id).where(Job.status == JobStatus.PROCESSING)).all()
-        epochs = dict(session.execute(select(Job.id, Job.epoch)).all())
-        due = {job.id for job in job_queue.due_reports(session, 100)}
-    assert len(in_flight) >= 3
-    assert due
-    with transaction(engine) as session:
-        assert dict(job_queue.reap(session, alone_as="node-of-now")) == dict.fromkeys(in_flight, JobStatus.PENDING)
-        for job_id in due:
-            job_queue.note_reported(session, job_id, ReportState.REPORTED)
-    taken = {}
-    while job := _claimed(engine):
-        taken[job.id] = job
-    assert set(in_flight) < set(taken), "those that waited are taken, too"
-    assert all(job.epoch > epochs[job_id] for job_id, job in taken.items()), "the owner of then is fenced off"
-    with transaction(engine) as session:
-        started = next(job for job in taken.values() if job.run_ident and not job.cancel_requested)
-        mapping = mappings.live(session, str(started.service_id))
-        assert mapping is not None
-        assert mapping.marker == mappings.marker_for(str(started.service_id))
-        vm = {"vmid": mapping.vmid, "node": "pve2", "status": "stopped"}
-        mappings.apply_result(session, mapping.id, vm)
-        job_queue.finish(session, job_queue.lease_of(started), JobResult(succeeded=True, vm=vm))
-
-
-def _claimed(engine: Engine) -> Job | None:
-    with transaction(engine) as session:
-        return job_queue.claim(session, "node-of-now", lease_s=30)
-
-
-def test_what_an_earlier_version_left_is_taken_up_and_can_be_taken_back(recorded: tuple[str, Engine]) -> None:
+def test_an_upgrade_keeps_every_row_and_so_do_a_step_back_and_another_upgrade(recorded: tuple[str, Engine]) -> None:
     revision, engine = recorded
     before, shape_before, known = rows(engine), shape(engine), columns(engine)
     assert {row["status"] for row in before["jobs"]} == set(JobStatus)
@@ -110,20 +68,183 @@ def test_what_an_earlier_version_left_is_taken_up_and_can_be_taken_back(recorded
     database.upgrade(engine)
     assert database.check(engine) == []
     assert rows(engine, known) == before
-    take_up_the_work(engine)
-    worked = rows(engine, known)
+    use(engine)
+    worked, newest_shape = rows(engine, known), shape(engine)
+    assert JobStatus.PROCESSING in {row["status"] for row in worked["jobs"]}, "jobs are in flight in every step"
+
+    database.downgrade(engine)
+    kept = shared(known, columns(engine))
+    assert set(kept) == set(known)
+    assert rows(engine, kept) == only(worked, kept)
+    database.upgrade(engine)
+    assert (rows(engine, kept), database.check(engine)) == (only(worked, kept), [])
+    assert shape(engine) == newest_shape
 
     if revision == database.head_revision():
-        return  # recorded by this version: there is nothing between to go back over
+        return  # recorded with today's schema: that one step was the downgrade to an earlier version
     database.downgrade(engine, revision)
     assert rows(engine) == worked
     assert shape(engine) == shape_before, "the earlier version finds the schema that it made"
     database.upgrade(engine)
     assert (rows(engine, known), database.check(engine)) == (worked, [])
-    assert JobStatus.PROCESSING in {row["status"] for row in worked["jobs"]}, "with jobs under way all the time"
 
 
-def test_each_record_is_is_of_both_engines() -> None:
+def use(engine: Engine) -> None:
+    """Report what is due, claim every job, and finish one that had started."""
+    due = due_reports(engine)
+    assert due
+    with transaction(engine) as session:
+        for job_id in due:
+            job_queue.note_reported(session, job_id, ReportState.REPORTED)
+    taken = take_over(engine)
+    finish(engine, next(job for job in taken.values() if job.run_ident and not job.cancel_requested))
+
+
+def test_after_an_upgrade_the_jobs_in_flight_and_the_pending_ones_finish_and_their_reports_are_due(
+    upgraded: Engine,
+) -> None:
+    taken = take_over(upgraded)
+    for job in taken.values():
+        finish(upgraded, job)
+    with reading(upgraded) as session:
+        waiting = job_queue.listing(session, statuses=[JobStatus.PENDING])
+        assert job_queue.counts(session)[JobStatus.PROCESSING] == 0
+    for job in waiting:
+        assert job.available_at is not None
+        assert job.available_at > utc_now(), "only a backoff keeps a job from being claimed"
+        with transaction(upgraded) as session:
+            assert job_queue.retry_now(session, job.id) == "attempt"
+        again = claimed(upgraded)
+        assert again is not None
+        assert (again.id, again.attempt) == (job.id, job.attempt + 1)
+        finish(upgraded, again)
+    with reading(upgraded) as session:
+        assert job_queue.counts(session)[JobStatus.PENDING] == 0
+        new_runs = set(session.scalars(select(Run.job_id).where(Run.ident.startswith("upgraded-"))))
+    ended = taken | {job.id: job for job in waiting}
+    local = {job_id for job_id, job in ended.items() if job.report_state == ReportState.LOCAL}
+    assert set(ended) - local <= set(due_reports(upgraded))
+    assert local.isdisjoint(due_reports(upgraded))
+    failed = {job_id for job_id in ended if job_row(upgraded, job_id).status == JobStatus.FAILED}
+    assert new_runs == set(ended) - failed
+    assert failed == {job_id for job_id, job in ended.items() if job.defect or job.cancel_requested}
+
+
+class Core(ThreadingHTTPServer):
+    """FulcrumCore, which accepts every report and keeps it."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Answers)
+        self.reports: dict[str, tuple[str, dict[str, Any]]] = {}
+
+
+class _Answers(BaseHTTPRequestHandler):
+    server: Core
+
+    def do_POST(self) -> None:
+        _, fulcrum_id, outcome = self.path.rsplit("/", 2)
+        body = self.rfile.read(int(self.headers["Content-Length"] or 0))
+        assert fulcrum_id not in self.server.reports, "a report is sent once"
+        self.server.reports[fulcrum_id] = (outcome, json.loads(body))
+        self.send_response(204)
+        self.end_headers()
+
+    def log_message(self, *_: Any) -> None:
+        """Write nothing."""
+
+
+@pytest.fixture
+def core() -> Iterator[Core]:
+    server = Core()
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def expected_report(job: Job) -> tuple[str, dict[str, Any]]:
+    """Return what FulcrumCore receives about an ended job, as far as its outcome is concerned."""
+    if job.status == JobStatus.FAILED:
+        return "fail", {"errorMessage": job.error_message}
+    return "complete", {"agentInstanceId": f"{AGENT_ID}/{(job.result or {})['vmid']}"}
+
+
+def test_after_an_upgrade_due_reports_are_sent_and_postponed_ones_keep_their_backoff(
+    upgraded: Engine, core: Core
+) -> None:
+    due = due_reports(upgraded)
+    assert {job.status for job in due.values()} == {JobStatus.COMPLETED, JobStatus.FAILED}
+    with reading(upgraded) as session:
+        unreported = {job.id: job for job in job_queue.listing(session, unreported=True)}
+    assert all(job.report_after is not None for job_id, job in unreported.items() if job_id not in due)
+    client = FulcrumClient(f"http://127.0.0.1:{core.server_port}", lambda: "token", read_timeout_s=5)
+    reporter = Reporter(engine=upgraded, fulcrum=client, state=AgentState(agent_id=AGENT_ID))
+
+    reporter.turn()
+    assert set(core.reports) == {job.fulcrum_id for job in due.values()}
+    assert {job_row(upgraded, job_id).report_state for job_id in due} == {ReportState.REPORTED}
+    with transaction(upgraded) as session:
+        assert {job_queue.retry_now(session, job_id) for job_id in set(unreported) - set(due)} <= {"report"}
+    reporter.turn()
+    assert set(core.reports) == {job.fulcrum_id for job in unreported.values()}
+    for job in unreported.values():
+        outcome, body = core.reports[job.fulcrum_id]
+        expected_outcome, expected = expected_report(job)
+        assert (outcome, body | expected) == (expected_outcome, body)
+    assert due_reports(upgraded) == {}
+
+
+@with_purges
+def test_after_an_upgrade_a_deleted_vm_is_purged_when_it_is_due_and_no_other(upgraded: Engine) -> None:
+    with reading(upgraded) as session:
+        (due,) = mappings.due(session, CLUSTER)
+        doomed = mappings.listing(session, states=[MappingState.DOOMED])
+    (later,) = (mapping for mapping in doomed if mapping.id != due.id)
+    assert due.delete_at is not None
+    assert later.delete_at is not None
+    assert due.delete_at < utc_now() < later.delete_at
+    taken = take_over(upgraded)
+    (purge,) = (job for job in taken.values() if job.service_id == due.service_id)
+    assert (purge.action, purge.report_state) == ("delete", ReportState.LOCAL)
+
+    finish(upgraded, purge)
+    with reading(upgraded) as session:
+        gone, kept = session.get_one(MappingRow, due.id), session.get_one(MappingRow, later.id)
+        assert mappings.due(session, CLUSTER) == []
+    assert gone.state == MappingState.DELETED
+    assert gone.deleted_at is not None
+    assert (kept.state, kept.delete_at) == (MappingState.DOOMED, later.delete_at)
+    ended = job_row(upgraded, purge.id)
+    assert (ended.status, ended.report_state) == (JobStatus.COMPLETED, ReportState.LOCAL)
+
+
+@with_purges
+def test_a_recorded_database_holds_every_state_of_a_mapping_and_of_a_report(upgraded: Engine) -> None:
+    states = {
+        MappingState.RESERVED,
+        MappingState.ACTIVE,
+        MappingState.DOOMED,
+        MappingState.DELETED,
+        MappingState.ORPHANED,
+    }
+    reports = {
+        ReportState.NONE,
+        ReportState.DUE,
+        ReportState.REPORTED,
+        ReportState.ORPHANED,
+        ReportState.ABANDONED,
+        ReportState.LOCAL,
+    }
+    with reading(upgraded) as session:
+        assert states <= set(session.scalars(select(MappingRow.state)))
+        assert reports <= set(session.scalars(select(Job.report_state)))
+
+
+def test_each_schema_is_recorded_on_both_engines() -> None:
     assert revisions()
     for revision in revisions():
         assert all(file_of(revision, kind).is_file() for kind in KINDS), revision

@@ -1,0 +1,85 @@
+"""What an agent does with the jobs of an upgraded database: reap, claim and finish, without a playbook."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import Engine, select
+from sqlalchemy.orm import Session
+from support.database_contents import CLUSTER
+
+from executor.database import job_queue, mappings
+from executor.database.engine import Job, reading, transaction
+from executor.database.engine import Mapping as MappingRow
+from executor.errors import ErrorCode
+from executor.model import JobResult, JobStatus, ReportState
+
+#: The agent that runs after the upgrade.
+AGENT = "node-of-now"
+
+
+def claimed(engine: Engine) -> Job | None:
+    with transaction(engine) as session:
+        return job_queue.claim(session, AGENT, lease_s=30)
+
+
+def take_over(engine: Engine) -> dict[int, Job]:
+    """Reap and claim, as an agent does after its start; return the claimed jobs."""
+    with reading(engine) as session:
+        in_flight = session.scalars(select(Job.id).where(Job.status == JobStatus.PROCESSING)).all()
+        epochs = dict(session.execute(select(Job.id, Job.epoch)).all())
+    assert len(in_flight) >= 3
+    # On SQLite one agent holds the file, so every other owner is dead; on PostgreSQL its lease must have expired.
+    alone_as = AGENT if engine.dialect.name == "sqlite" else None
+    with transaction(engine) as session:
+        assert dict(job_queue.reap(session, alone_as=alone_as)) == dict.fromkeys(in_flight, JobStatus.PENDING)
+    taken = {}
+    while job := claimed(engine):
+        taken[job.id] = job
+    assert set(in_flight) < set(taken), "pending jobs are claimed, too"
+    assert all(job.epoch > epochs[job_id] for job_id, job in taken.items()), "the earlier owner can write nothing"
+    return taken
+
+
+def finish(engine: Engine, job: Job) -> None:
+    """Process a claimed job to its end, without a playbook."""
+    lease = job_queue.lease_of(job)
+    with transaction(engine) as session:
+        if job.claimed_at is None and job.report_state != ReportState.LOCAL:
+            job_queue.note_claim_sent(session, lease)
+            job_queue.note_claimed(session, lease)
+        if job.defect or job.cancel_requested:
+            code = ErrorCode.CANCELLED if job.cancel_requested else ErrorCode.INVALID_REQUEST
+            job_queue.finish(session, lease, JobResult(succeeded=False, code=code, detail=job.defect or "by hand"))
+            return
+        job_queue.note_started(session, lease, run_ident=f"upgraded-{job.id}", playbook=f"{job.action}.yml")
+        session.flush()
+        mapping = mapping_of(session, job)
+        vm = {"vmid": mapping.vmid, "node": "pve2", "status": "absent" if job.action == "delete" else "stopped"}
+        ended: dict[str, Any] = {"status": "successful", "rc": 0, "reason": "", "folder": "artifacts", "upids": []}
+        job_queue.note_run_ended(session, f"upgraded-{job.id}", **ended)
+        mappings.apply_result(session, mapping.id, vm)
+        job_queue.finish(session, lease, JobResult(succeeded=True, vm=vm))
+
+
+def mapping_of(session: Session, job: Job) -> MappingRow:
+    """Return the service's mapping; of a job that has not started, a reserved one."""
+    service_id = str(job.service_id)
+    mapping = mappings.live(session, service_id)
+    if mapping is None:
+        assert job.run_ident is None, "a started job has its mapping"
+        vmid = mappings.pick_vmid(session, (CLUSTER, 200_000, 200_999), quarantine_s=60, also=set())
+        mapping = mappings.reserve(session, service_id=service_id, cluster=CLUSTER, vmid=vmid, name=f"new-{job.id}")
+    assert mapping is not None
+    assert mapping.marker == mappings.marker_for(service_id)
+    return mapping
+
+
+def due_reports(engine: Engine) -> dict[int, Job]:
+    with reading(engine) as session:
+        return {job.id: job for job in job_queue.due_reports(session, 100)}
+
+
+def job_row(engine: Engine, job_id: int) -> Job:
+    with reading(engine) as session:
+        return session.get_one(Job, job_id)

@@ -1,0 +1,218 @@
+"""What a recorded database holds: jobs, runs, mappings and reports in every state, written by the program's functions.
+
+Each job's service has a name that says in which state the job or its VM was left.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import Engine
+from sqlalchemy.orm import Session
+from support.databases import new_job
+
+from executor.database import audit, job_queue, mappings
+from executor.database.engine import Job, Mapping, Node, transaction, utc_now
+from executor.database.job_queue import Lease
+from executor.errors import ErrorCode
+from executor.model import GuestKind, JobResult, JobStatus, ReportState
+
+#: The agent that was processing jobs when the database was recorded.
+OWNER = "node-of-then"
+CLUSTER = "pve"
+#: The agent ended without releasing its jobs: their leases have expired.
+EXPIRED_LEASE_S = -60.0
+SHORT_BACKOFF_S = 5.0
+#: A backoff that no later test sees the end of.
+LONG_BACKOFF_S = 3650 * 86_400.0
+#: When deleted VMs may be purged: at once, and not during any test.
+LONG_PAST, FAR_AHEAD = 1_000_000_000, 4_000_000_000
+TENANT, OTHER_TENANT = "6f9619ff-8b86-4d01-8b42-00cf4fc964ff", "9a3f2c4e-1111-4222-8333-444455556666"
+CRITICAL_JOBS = ("GetPendingJobs", "PruneCompletedJobs", "DestroyDoomed", "ReportMetric", "Reconcile")
+
+
+def fill(engine: Engine) -> None:
+    """Write the rows. Each step is a transaction, as in the agent."""
+    for step in (_nodes, _critical_jobs, _reaped, _ended, _reports, _deleted, _in_flight, _pending, _audit):
+        with transaction(engine) as session:
+            step(session)
+
+
+def _nodes(session: Session) -> None:
+    """Write one agent that runs and one that has stopped."""
+    now = utc_now()
+    common = {"host": "pve-ops", "version": "then", "started_at": now, "seen_at": now, "concurrency_wanted": 8}
+    session.add(Node(id=OWNER, pid=7, concurrency=8, **common))
+    stopped = {"stopped_at": now, "stop_reason": "max_runtime", "draining": True}
+    session.add(Node(id="node-that-stopped", pid=6, concurrency=2, **common, **stopped))
+
+
+def _critical_jobs(session: Session) -> None:
+    job_queue.tick(session, "Heartbeat", 10)
+    job_queue.tock(session, "Heartbeat", error="FulcrumUnavailable: PUT /agents/me/status: HTTP 503")
+    for name in CRITICAL_JOBS:
+        job_queue.tick(session, name, 60)
+        job_queue.tock(session, name, error=None)
+
+
+# --- one job at a time ------------------------------------------------------------------------------------------------
+
+
+def _submitted(session: Session, name: str, **wanted: Any) -> int:
+    service = {"name": name, "properties": {"cores": 2, "memoryMb": 2048, "diskGb": 10, "image": "debian-12"}}
+    job_id = job_queue.submit(session, new_job(**({"service": service, "priority": 9} | wanted)))
+    assert job_id is not None
+    return job_id
+
+
+def _claimed(session: Session, name: str, **wanted: Any) -> Job:
+    """Submit a job whose service has that name, and claim it."""
+    job_id = _submitted(session, name, **wanted)
+    job = job_queue.claim(session, OWNER, lease_s=EXPIRED_LEASE_S)
+    assert job is not None
+    assert job.id == job_id, "another job was next in the queue"
+    return job
+
+
+def _started(session: Session, name: str, **wanted: Any) -> tuple[Job, Lease]:
+    """Claim a job, here and at FulcrumCore, and start its run."""
+    job = _claimed(session, name, **wanted)
+    lease = job_queue.lease_of(job)
+    job_queue.note_claim_sent(session, lease)
+    job_queue.note_claimed(session, lease)
+    job_queue.note_started(session, lease, run_ident=f"{job.action}-{name}", playbook=f"{job.action}.yml")
+    session.flush()
+    return job, lease
+
+
+def _reserved(session: Session, job: Job, name: str, kind: str = GuestKind.QEMU) -> Mapping:
+    assert job.service_id is not None
+    vmid = 100_000 + job.id
+    mapping = mappings.reserve(
+        session, service_id=job.service_id, cluster=CLUSTER, vmid=vmid, name=f"{name}-{vmid}", kind=kind
+    )
+    assert mapping is not None
+    return mapping
+
+
+def _run_ended(session: Session, job: Job, name: str) -> None:
+    ident = f"{job.action}-{name}"
+    upids = ["UPID:pve1:0000A:0000B:0000C:qmclone:9000:smith@pve!job:"]
+    job_queue.note_run_ended(
+        session, ident, status="successful", rc=0, reason="", folder=f"artifacts/{ident}", upids=upids
+    )
+
+
+def _created(session: Session, name: str, kind: str = GuestKind.QEMU, **wanted: Any) -> tuple[Job, Mapping]:
+    """Create a VM. The job's report is due."""
+    job, lease = _started(session, name, **wanted)
+    mapping = _reserved(session, job, name, kind)
+    vm = {"vmid": mapping.vmid, "node": "pve1", "status": "stopped", "mac_address": f"BC:24:11:00:00:{job.id:02X}"}
+    _run_ended(session, job, name)
+    mappings.apply_result(session, mapping.id, vm)
+    job_queue.finish(session, lease, JobResult(succeeded=True, vm=vm))
+    return job, mapping
+
+
+def _failed(session: Session, name: str, **wanted: Any) -> int:
+    """End a job with an error. Its report is due."""
+    job = _claimed(session, name, **wanted)
+    lease = job_queue.lease_of(job)
+    job_queue.note_claimed(session, lease)
+    result = JobResult(succeeded=False, code=ErrorCode.CAPACITY, detail="no node has room")
+    job_queue.finish(session, lease, result)
+    return job.id
+
+
+# --- what the database holds ------------------------------------------------------------------------------------------
+
+
+def _reaped(session: Session) -> None:
+    """Write a job whose first agent died and whose second attempt failed. It waits for the third."""
+    job = _claimed(session, "reaped")
+    assert dict(job_queue.reap(session)) == {job.id: JobStatus.PENDING}
+    again = job_queue.claim(session, OWNER, lease_s=EXPIRED_LEASE_S)
+    assert again is not None
+    job_queue.put_back(session, job_queue.lease_of(again), pause_s=SHORT_BACKOFF_S, reason="NODE_DOWN: pve1")
+
+
+def _ended(session: Session) -> None:
+    """Write active mappings, of a VM and a container, an orphaned one, and jobs with every acknowledgement."""
+    for name, kind in (("reported", GuestKind.QEMU), ("container", GuestKind.LXC), ("orphaned", GuestKind.QEMU)):
+        job, mapping = _created(session, name, kind, tenant_id=TENANT)
+        job_queue.note_reported(session, job.id, ReportState.REPORTED)
+        if name == "orphaned":
+            mappings.mark_orphaned(session, mapping.id, "vanished")
+    for name, state in (("ended-by-core", ReportState.ORPHANED), ("unknown-to-core", ReportState.ABANDONED)):
+        job_queue.note_reported(session, _failed(session, name), state, "HTTP 400")
+
+
+def _reports(session: Session) -> None:
+    """Fill the outbox: two reports that can be sent now, one after a failed attempt, one with a long backoff."""
+    _created(session, "due", group_id=OTHER_TENANT)
+    _failed(session, "failed-due", tenant_id=OTHER_TENANT)
+    refused = "POST /jobs: HTTP 503"
+    job_queue.postpone_report(session, _failed(session, "tried-once"), pause_s=0, note=refused)
+    job_queue.postpone_report(session, _failed(session, "postponed"), pause_s=LONG_BACKOFF_S, note=refused)
+
+
+def _deleted(session: Session) -> None:
+    """Write VMs that are gone, and deleted ones that still exist: one to purge now, one much later."""
+    for name, delete_at in (("deleted", None), ("purged", LONG_PAST), ("purge-now", LONG_PAST), ("later", FAR_AHEAD)):
+        create, mapping = _created(session, name)
+        job_queue.note_reported(session, create.id, ReportState.REPORTED)
+        job, lease = _started(session, name, service_id=create.service_id, action="delete")
+        facts = {"status": "stopped", "node": "pve1", "delete_at": delete_at} if delete_at else {"status": "absent"}
+        vm = {"vmid": mapping.vmid, **facts}
+        _run_ended(session, job, name)
+        mappings.apply_result(session, mapping.id, vm)
+        job_queue.finish(session, lease, JobResult(succeeded=True, vm=vm))
+        job_queue.note_reported(session, job.id, ReportState.REPORTED)
+        if name == "purged":
+            _purged(session, mapping)
+        elif name == "purge-now":
+            job_queue.submit(session, new_job(**_purge(mapping), priority=0))
+
+
+def _purge(mapping: Mapping) -> dict[str, Any]:
+    """Return the job that the agent submits when a deleted VM may be purged. FulcrumCore does not know it."""
+    now = datetime.now(UTC)
+    times = {"core_created_at": now, "deadline_at": now}
+    return {"service_id": mapping.service_id, "action": "delete", "is_local": True, **times}
+
+
+def _purged(session: Session, mapping: Mapping) -> None:
+    job, lease = _started(session, "purged-local", **_purge(mapping))
+    gone = {"vmid": mapping.vmid, "status": "absent"}
+    _run_ended(session, job, "purged-local")
+    mappings.apply_result(session, mapping.id, gone)
+    job_queue.finish(session, lease, JobResult(succeeded=True, vm=gone))
+
+
+def _in_flight(session: Session) -> None:
+    """Write creates whose playbook runs, one of them cancelled by an operator, and claims at two earlier steps."""
+    _reserved(session, _started(session, "cloning", tenant_id=TENANT)[0], "cloning")
+    cancelled, _ = _started(session, "cancelled")
+    _reserved(session, cancelled, "cancelled")
+    job_queue.request_cancel(session, cancelled.id)
+    _claimed(session, "claim-not-sent")
+    job_queue.note_claim_sent(session, job_queue.lease_of(_claimed(session, "claim-not-answered")))
+
+
+def _pending(session: Session) -> None:
+    for name, pause_s in (("requeued", SHORT_BACKOFF_S), ("requeued-for-long", LONG_BACKOFF_S)):
+        lease = job_queue.lease_of(_claimed(session, name))
+        job_queue.put_back(session, lease, pause_s=pause_s, reason="PVE_UNREACHABLE: no connection")
+    active = next(mapping for mapping in mappings.active(session) if mapping.name.startswith("reported-"))
+    params = {"text": "ümläut 🙂", "number": 1.5}
+    job_queue.submit(session, new_job(age=100, action="start", service_id=active.service_id, params=params))
+    job_queue.submit(session, new_job(age=101, defect="action: missing"))
+    job_queue.submit(session, new_job(age=102, tenant_id=OTHER_TENANT, already_claimed=True))
+
+
+def _audit(session: Session) -> None:
+    audit.note(session, who="smith", verb="cancelled", kind="job", subject=1, reason="by mistake")
+    mapping = mappings.active(session)[0]
+    facts = audit.facts_of(mapping, audit.MAPPING_COLUMNS)
+    audit.note(session, who=audit.AGENT, verb="adopted", kind="mapping", subject=mapping.service_id, after=facts)

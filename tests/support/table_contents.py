@@ -1,0 +1,73 @@
+"""The rows and the schema of a database, as the database describes them, to compare two versions of a schema."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import Engine, inspect, text
+
+from executor.database import engine as database
+
+#: The tables, each with the column that orders its rows. The oldest version has all but the last.
+TABLES = {"jobs": "id", "runs": "id", "mappings": "id", "nodes": "id", "critical_jobs": "name", "audit": "id"}
+#: Stored values that a migration has renamed, by its revision, table and column: the new value to the earlier one.
+EARLIER_VALUES: dict[tuple[str, str, str], dict[Any, Any]] = {}
+
+Rows = dict[str, list[dict[str, Any]]]
+Columns = Mapping[str, Sequence[str]]
+
+
+def columns(engine: Engine) -> dict[str, list[str]]:
+    """Return the columns that this version of the schema has."""
+    looked = inspect(engine)
+    return {name: [column["name"] for column in looked.get_columns(name)] for name in TABLES if looked.has_table(name)}
+
+
+def rows(engine: Engine, known: Columns | None = None) -> Rows:
+    """Return every row of every table, or of the `known` tables with their known columns only.
+
+    Renamed values are returned by their earliest name, so that the rows of two versions can be compared. Only a
+    database that has the migration may hold the new name: a downgrade must restore the earlier one.
+    """
+    known = known or columns(engine)
+    revision = database.current_revision(engine) or ""
+    with engine.connect() as connection:
+        asked = {name: text(f"SELECT {', '.join(known[name])} FROM {name}") for name in known}  # noqa: S608
+        found = {name: connection.execute(ask).mappings().all() for name, ask in asked.items()}
+    return {
+        name: sorted((_earlier(revision, name, row) for row in table), key=lambda row: row[TABLES[name]])
+        for name, table in found.items()
+    }
+
+
+def _earlier(revision: str, table: str, row: Mapping[Any, Any]) -> dict[str, Any]:
+    renamed = dict(row)
+    for (since, of_table, column), values in sorted(EARLIER_VALUES.items(), reverse=True):
+        if since <= revision and of_table == table and column in renamed:
+            renamed[column] = values.get(renamed[column], renamed[column])
+    return renamed
+
+
+def shared(first: Columns, second: Columns) -> dict[str, list[str]]:
+    """Return the columns that two versions of the schema have in common."""
+    return {name: [column for column in first[name] if column in second[name]] for name in first if name in second}
+
+
+def only(table_rows: Rows, known: Columns) -> Rows:
+    """Return the rows with the known columns only."""
+    return {name: [{column: row[column] for column in known[name]} for row in table_rows[name]] for name in known}
+
+
+def shape(engine: Engine) -> dict[str, Any]:
+    """Return the tables with columns, indexes and keys, as the database describes them."""
+    looked = inspect(engine)
+    return {
+        name: (
+            {column["name"]: (str(column["type"]), column["nullable"]) for column in looked.get_columns(name)},
+            {index["name"]: (index["column_names"], index["unique"]) for index in looked.get_indexes(name)},
+            looked.get_pk_constraint(name)["constrained_columns"],
+            sorted(key["referred_table"] for key in looked.get_foreign_keys(name)),
+        )
+        for name in looked.get_table_names()
+    }

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from smith_lab.proxmox_stand_in import running_stand_in
+from smith_lab.proxmox.stand_in import running_stand_in
 
 from bench import burst, day, floor, job_rows, life, plots, report, runs, serial, soak
 from bench.measuring import ROOT, WorkloadBroke, machine_facts

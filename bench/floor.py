@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from proxmoxer import ProxmoxAPI
-from smith_lab.proxmox_stand_in import ProxmoxStandIn
+from smith_lab.proxmox.stand_in import ProxmoxStandIn
 
 from bench.measuring import WorkloadBroke
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from smith_lab.proxmox_stand_in import ProxmoxStandIn
+from smith_lab.proxmox.stand_in import ProxmoxStandIn
 
 from bench.measuring import in_own_process
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from smith_lab.proxmox_stand_in import ProxmoxStandIn
+from smith_lab.proxmox.stand_in import ProxmoxStandIn
 
 from bench.measuring import ROOT, WorkloadBroke, in_own_process, tree_pss_mib
 from bench.one_mode import runner_of, vm_of

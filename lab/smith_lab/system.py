@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from smith_lab.fulcrum_setup import AdminClient, Bootstrapped, bootstrap
-from smith_lab.proxmox_stand_in import ProxmoxStandIn, running_stand_in
-from smith_lab.simulator_control import RunningSimulator, running_simulator
+from smith_lab.proxmox.stand_in import ProxmoxStandIn, running_stand_in
+from smith_lab.simulator.control import RunningSimulator, running_simulator
 
 Json = dict[str, Any]
 T = TypeVar("T")

@@ -8,7 +8,7 @@ from typing import Any
 
 import requests
 from smith_lab.fulcrum_setup import AdminClient, Bootstrapped, add_agent, bootstrap
-from smith_lab.simulator_control import RunningSimulator
+from smith_lab.simulator.control import RunningSimulator
 
 TIMEOUT_S = 20
 VM = {"cores": 2, "memoryMb": 2048, "diskGb": 20, "image": "debian-12"}

@@ -13,7 +13,7 @@ import pytest
 import requests
 from cli_world import Cli
 from smith_lab.fulcrum_setup import METRIC_TYPES, SEED_TOKEN, AdminClient
-from smith_lab.simulator_control import RunningSimulator, running_simulator
+from smith_lab.simulator.control import RunningSimulator, running_simulator
 
 from executor.fulcrum.bootstrap import AGENT_TYPE_FILE, SERVICE_TYPE_FILE, differences, load_type
 

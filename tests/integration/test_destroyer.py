@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from simulator_world import World
-from smith_lab.simulator_control import RunningSimulator, running_simulator
+from smith_lab.simulator.control import RunningSimulator, running_simulator
 from sqlalchemy import Engine, select
 from support.databases import migrated_sqlite_file
 

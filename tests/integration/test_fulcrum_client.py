@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from smith_lab.fulcrum_setup import METRIC_TYPES, AdminClient, Bootstrapped, add_agent, bootstrap
-from smith_lab.simulator_control import RunningSimulator, running_simulator
+from smith_lab.simulator.control import RunningSimulator, running_simulator
 
 from executor.errors import FulcrumAuthFailing, FulcrumNotFound, FulcrumRefused, FulcrumUnavailable
 from executor.fulcrum.client import CoreJob, FulcrumClient

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from smith_lab.proxmox_stand_in import make_certificates
+from smith_lab.proxmox.certificates import make_certificates
 
 from executor.errors import FulcrumAuthFailing, FulcrumError, FulcrumNotFound, FulcrumRefused, FulcrumUnavailable
 from executor.fulcrum import client as fulcrum

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import requests
 from smith_lab.fulcrum_setup import METRIC_TYPES, SEED_TOKEN, AdminClient
-from smith_lab.simulator_control import RunningSimulator, running_simulator
+from smith_lab.simulator.control import RunningSimulator, running_simulator
 
 PROJECT = Path(__file__).resolve().parents[2]
 #: A virtual environment is filled from the package index in it.

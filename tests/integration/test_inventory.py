@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from smith_lab.proxmox_stand_in import ProxmoxStandIn, running_stand_in
+from smith_lab.proxmox.stand_in import ProxmoxStandIn, running_stand_in
 
 ROOT = Path(__file__).resolve().parents[2]
 INVENTORY = ROOT / "inventory" / "smith.proxmox.yml"

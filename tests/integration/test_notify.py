@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from smith_lab.simulator_control import running_simulator
+from smith_lab.simulator.control import running_simulator
 
 from executor.processes.progress import MOST_MESSAGE_BYTES, Listener
 from executor.processes.sd_notify import MOST_STATUS_CHARS, PINGS, Notifier

@@ -17,7 +17,7 @@ import psutil
 import pytest
 import yaml
 from cli_world import GIVE_UP_S, Cli, claim, submit
-from smith_lab.proxmox_stand_in import ProxmoxStandIn, running_stand_in
+from smith_lab.proxmox.stand_in import ProxmoxStandIn, running_stand_in
 
 from executor.database import mappings
 from executor.model import PlaybookRun

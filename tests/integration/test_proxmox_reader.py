@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from smith_lab.proxmox_stand_in import ProxmoxStandIn, make_certificates, running_stand_in
+from smith_lab.proxmox.certificates import make_certificates
+from smith_lab.proxmox.stand_in import ProxmoxStandIn, running_stand_in
 
 from executor.errors import JobError
 from executor.proxmox.client import ProxmoxConnection, ProxmoxReader

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from simulator_world import World
 from smith_lab.fulcrum_setup import load_type
-from smith_lab.proxmox_stand_in import make_certificates
-from smith_lab.simulator_control import RunningSimulator, running_simulator
+from smith_lab.proxmox.certificates import make_certificates
+from smith_lab.simulator.control import RunningSimulator, running_simulator
 
 from executor.errors import SettingsError
 from executor.fulcrum.client import FulcrumClient

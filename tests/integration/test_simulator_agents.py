@@ -9,7 +9,7 @@ import pytest
 import yaml
 from simulator_world import World, error_of
 from smith_lab.fulcrum_setup import load_type
-from smith_lab.simulator_control import RunningSimulator, running_simulator
+from smith_lab.simulator.control import RunningSimulator, running_simulator
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from simulator_world import SIMPLE_LIFECYCLE, World, error_of
-from smith_lab.simulator_control import RunningSimulator, running_simulator
+from smith_lab.simulator.control import RunningSimulator, running_simulator
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import pytest
 import requests
 from simulator_world import World, error_of
 from smith_lab.fulcrum_setup import AdminClient, SetupRefused, bootstrap
-from smith_lab.simulator_control import RunningSimulator, running_simulator, start_simulator_process
+from smith_lab.simulator.control import RunningSimulator, running_simulator, start_simulator_process
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 from simulator_world import World
-from smith_lab.simulator_control import RunningSimulator, running_simulator
+from smith_lab.simulator.control import RunningSimulator, running_simulator
 
 
 @pytest.fixture(scope="module")

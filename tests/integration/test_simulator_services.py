@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from simulator_world import NOBODY, SIMPLE_LIFECYCLE, VM, World, error_of
-from smith_lab.simulator_control import RunningSimulator, running_simulator
+from smith_lab.simulator.control import RunningSimulator, running_simulator
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from simulator_world import NOBODY, SIMPLE_LIFECYCLE, World
 from smith_lab.fulcrum_setup import load_type
-from smith_lab.simulator_control import RunningSimulator, running_simulator
+from smith_lab.simulator.control import RunningSimulator, running_simulator
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,8 @@ from typing import Any
 import proxmoxer
 import pytest
 import requests
-from smith_lab import proxmox_stand_in
-from smith_lab.proxmox_stand_in import ProxmoxStandIn, StandInError, running_stand_in
+from smith_lab.proxmox import stand_in as stand_in_module
+from smith_lab.proxmox.stand_in import ProxmoxStandIn, StandInError, running_stand_in
 
 
 @pytest.fixture(scope="module")
@@ -222,9 +222,9 @@ def test_stopping_ends_the_process_and_closes_the_port() -> None:
         requests.get(url, timeout=10)
 
 
-def test_a_tree_without_the_server_script_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(proxmox_stand_in, "SERVER_SCRIPT", tmp_path / "missing.py")
-    with pytest.raises(StandInError, match="checkout"):
+def test_a_server_that_cannot_start_is_reported_with_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stand_in_module, "SERVER_MODULE", "smith_lab.proxmox.missing_server")
+    with pytest.raises(StandInError, match=r"did not start(.|\n)*missing_server"):
         ProxmoxStandIn(tmp_path).start()
 
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from smith_lab.fulcrum_setup import SERVICE_TYPE_FILE, AdminClient, Bootstrapped, bootstrap, load_type
-from smith_lab.simulator_control import RunningSimulator, running_simulator
+from smith_lab.simulator.control import RunningSimulator, running_simulator
 
 from executor.database.engine import Job
 from executor.errors import ErrorCode, FulcrumUnavailable, JobError

@@ -23,7 +23,7 @@ import psutil
 import pytest
 import structlog
 import yaml
-from smith_lab.proxmox_stand_in import ProxmoxStandIn, running_stand_in
+from smith_lab.proxmox.stand_in import ProxmoxStandIn, running_stand_in
 
 from executor.errors import SettingsError
 from executor.model import PlaybookRun, RunArtifacts, RunStatus

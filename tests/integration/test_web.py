@@ -22,7 +22,7 @@ import pytest
 import schemathesis
 from cli_world import claim, submit
 from prometheus_client.parser import text_string_to_metric_families
-from smith_lab.proxmox_stand_in import ProxmoxStandIn, running_stand_in
+from smith_lab.proxmox.stand_in import ProxmoxStandIn, running_stand_in
 from smith_lab.system import wait_for
 from sqlalchemy import Engine, event
 from support.databases import migrated_sqlite_file

@@ -9,7 +9,7 @@ import pytest
 from executor_bench import ExecutorBench
 from lab_bench import LabBench, is_wanted, problem
 from play_bench import ROOT, Bench, load
-from smith_lab.proxmox_stand_in import ProxmoxStandIn, running_stand_in
+from smith_lab.proxmox.stand_in import ProxmoxStandIn, running_stand_in
 
 
 def pytest_collection_modifyitems(config: pytest.Config) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from play_bench import ROOT
-from smith_lab.proxmox_stand_in import ProxmoxStandIn
+from smith_lab.proxmox.stand_in import ProxmoxStandIn
 
 from executor.model import JobResult, PlaybookRun
 from executor.redaction import Redactor

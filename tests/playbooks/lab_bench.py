@@ -23,7 +23,7 @@ from typing import Any
 import requests
 from play_bench import Bench, Place
 from proxmoxer import ProxmoxAPI, ResourceException
-from smith_lab.proxmox_stand_in import make_certificates
+from smith_lab.proxmox.certificates import make_certificates
 
 PREFIX = "LAB_PROXMOX_"
 REQUIRED = ("HOST", "USER", "TOKEN_ID", "TOKEN_SECRET", "NODE", "TEMPLATE", "STORAGE", "VMID_MIN", "VMID_MAX")

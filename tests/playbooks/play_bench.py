@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import yaml
-from smith_lab.proxmox_stand_in import ProxmoxStandIn
+from smith_lab.proxmox.stand_in import ProxmoxStandIn
 
 ROOT = Path(__file__).resolve().parents[2]
 #: The same suite runs on another ansible when this names its ansible-playbook.

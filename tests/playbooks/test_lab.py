@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from lab_bench import REQUIRED
 from play_bench import ROOT
-from smith_lab.proxmox_stand_in import running_stand_in
+from smith_lab.proxmox.stand_in import running_stand_in
 
 #: A few of the suite, to see that it works at all; `-m lab` runs them all.
 SOME = "test_start_and_stop_do_it_once or test_create_again or (test_check_mode_touches and (delete or migrate))"

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from smith_lab.proxmox_stand_in import ProxmoxStandIn, running_stand_in
+from smith_lab.proxmox.stand_in import ProxmoxStandIn, running_stand_in
 from smith_lab.system import LabSystem, running_lab, wait_for
 
 from executor.errors import ErrorCode

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 from smith_lab.fulcrum_setup import AdminClient, Bootstrapped, bootstrap
-from smith_lab.proxmox_stand_in import make_certificates
-from smith_lab.simulator_control import RunningSimulator, running_simulator
+from smith_lab.proxmox.certificates import make_certificates
+from smith_lab.simulator.control import RunningSimulator, running_simulator
 from sqlalchemy import Engine
 
 from executor.agent.metrics import COST_OF_LAST, MAX_POSTS_PER_S, POSTS_SHARE_OF_A_CORE, TYPES, VmMetrics, _Pace

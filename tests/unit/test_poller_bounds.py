@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from smith_lab.fulcrum_setup import AdminClient, Bootstrapped, bootstrap
-from smith_lab.simulator_control import RunningSimulator, running_simulator
+from smith_lab.simulator.control import RunningSimulator, running_simulator
 from sqlalchemy import Engine
 from support.databases import row
 

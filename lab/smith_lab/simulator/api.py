@@ -10,19 +10,21 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from smith_lab.simulator import (
+from smith_lab.simulator.endpoints import (
     agent_types,
     agents,
-    extras,
+    events,
     groups,
     install,
     jobs,
     metrics,
     options,
     participants,
+    pools,
     service_types,
     services,
     tokens,
+    vault,
 )
 from smith_lab.simulator.problems import Problem
 from smith_lab.simulator.store import Store
@@ -42,7 +44,9 @@ _MODULES = (
     agent_types,
     metrics,
     options,
-    extras,
+    vault,
+    events,
+    pools,
 )
 ENDPOINTS: list[Endpoint] = [endpoint for module in _MODULES for endpoint in module.ENDPOINTS]
 

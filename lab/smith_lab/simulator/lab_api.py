@@ -1,4 +1,4 @@
-"""The lab's own endpoints under /lab/: no token, loopback only. `smith_lab.fulcrum_simulator` documents them."""
+"""The lab's own endpoints under /lab/: no token, loopback only. `smith_lab.simulator` documents them."""
 
 from __future__ import annotations
 

@@ -9,8 +9,8 @@ import secrets
 from typing import Any
 
 from smith_lab.simulator import go_template
-from smith_lab.simulator.agents import scope
 from smith_lab.simulator.clock import to_text
+from smith_lab.simulator.endpoints.agents import scope
 from smith_lab.simulator.problems import Problem, bad_request, conflict, internal, not_found
 from smith_lab.simulator.properties import VAULT_PREFIX
 from smith_lab.simulator.rows import Agent, InstallToken

@@ -66,14 +66,6 @@ def _delete_service_type(call: Call) -> Reply:
 
 
 _SERVICE_TYPE_FIELDS = {"name": "string", "propertySchema": "object", "lifecycleSchema": "object"}
-_AGENT_TYPE_FIELDS = {
-    "name": "string",
-    "serviceTypeIds": "uuids",
-    "configurationSchema": "object",
-    "configTemplate": "string",
-    "cmdTemplate": "string",
-    "configContentType": "string",
-}
 
 ENDPOINTS = [
     Endpoint(method="GET", path="/service-types", handler=_list_service_types, roles=EVERYBODY),

@@ -114,14 +114,6 @@ _OPTION_FIELDS = {
     "enabled": "boolean",
     "displayOrder": "integer",
 }
-_OPTION_FIELDS = {
-    "providerId": "uuid",
-    "serviceOptionTypeId": "uuid",
-    "name": "string",
-    "value": "any",
-    "enabled": "boolean",
-    "displayOrder": "integer",
-}
 
 ENDPOINTS = [
     Endpoint(method="GET", path="/service-option-types", handler=_list_option_types, roles=EVERYBODY),

@@ -6,11 +6,11 @@ Source: section 2 of the FulcrumCore reference.
 from __future__ import annotations
 
 from smith_lab.simulator import properties, views
+from smith_lab.simulator.endpoints.tokens import scope_of_agent
 from smith_lab.simulator.paging import Listing, by, contains, is_uuid, one_of
 from smith_lab.simulator.problems import PropertyErrors, bad_request, internal, not_found
 from smith_lab.simulator.rows import Agent, Json
 from smith_lab.simulator.store import Store
-from smith_lab.simulator.tokens import scope_of_agent
 from smith_lab.simulator.web import AGENTS, EVERYBODY, NO_CONTENT, PEOPLE, Call, Endpoint, Reply, Scope
 
 STATUSES = ("New", "Connected", "Disconnected", "Error", "Disabled")

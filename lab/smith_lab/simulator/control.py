@@ -167,10 +167,10 @@ class SimulatorProcess(SimulatorControl):
 
 
 def start_simulator_process(*arguments: str, port: int = 0, log_file: Path | None = None) -> SimulatorProcess:
-    """Start `python -m smith_lab.fulcrum_simulator` and wait until it answers. The caller stops it."""
+    """Start `python -m smith_lab.simulator` and wait until it answers. The caller stops it."""
     with tempfile.TemporaryDirectory() as folder:
         port_file = Path(folder) / "port"
-        command = [sys.executable, "-m", "smith_lab.fulcrum_simulator", "--port", str(port)]
+        command = [sys.executable, "-m", "smith_lab.simulator", "--port", str(port)]
         command += ["--port-file", str(port_file), *arguments]
         with open(log_file or Path("/dev/null"), "ab") as log:
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)

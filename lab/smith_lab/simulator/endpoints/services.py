@@ -6,7 +6,7 @@ Source: section 4 of the FulcrumCore reference.
 from __future__ import annotations
 
 from smith_lab.simulator import lifecycle, properties, views
-from smith_lab.simulator.jobs import scope_of
+from smith_lab.simulator.endpoints.jobs import scope_of
 from smith_lab.simulator.lookups import ServiceLookups
 from smith_lab.simulator.paging import Listing, by, contains, equals
 from smith_lab.simulator.problems import PropertyErrors, bad_request, internal, not_found, panic, validation_failed

@@ -1,6 +1,6 @@
 """FulcrumCore, simulated: a stateful server on a real socket, faithful to section 10.1 of the contract that we rely on.
 
-    python -m smith_lab.fulcrum_simulator --port 0 --port-file F
+    python -m smith_lab.simulator --port 0 --port-file F
 
 The API is at <origin>/api/v1, as in the real server; FULCRUM_API_URL is the origin without it. A new server knows
 one token, `change-me` (admin, one day); `smith_lab.fulcrum_setup` sets up everything else. State is in memory.
@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="fulcrum_simulator", description="FulcrumCore, simulated.")
+    parser = argparse.ArgumentParser(prog="python -m smith_lab.simulator", description="FulcrumCore, simulated.")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
     parser.add_argument("--port", type=int, default=3000, help="port to listen on, 0 for any free one (%(default)s)")
     parser.add_argument("--port-file", type=Path, help="write the port here once the server answers")

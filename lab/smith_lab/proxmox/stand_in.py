@@ -1,14 +1,11 @@
-"""Lab: a Proxmox that is not there. Starts fakepve (third party, AGPL) as a process and tells how to reach it.
+"""The Proxmox stand-in: starts the fakepve server as a process, and lets tests read and change what it holds.
 
-The server itself is `lab/smith_lab/fakepve_server.py`: it builds on fakepve, so it is not part of what ships, and the
-stand-in works from a checkout only. Nothing here imports fakepve. TLS is real: each stand-in has a CA of its own, and
-whoever talks to it must verify the certificate, as with a real cluster.
+The server is `smith_lab.proxmox.fakepve_server`. It is under the AGPL, so this module starts it and never imports it.
+TLS is real: each stand-in has its own CA, and clients must verify the certificate, as with a real cluster.
 """
 
 from __future__ import annotations
 
-import datetime
-import ipaddress
 import json
 import os
 import secrets
@@ -22,15 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import requests
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from executor.errors import SmithError
+from smith_lab.private_file import write_private
+from smith_lab.proxmox.certificates import make_certificates
 
-#: Where the server stands in a checkout.
-SERVER_SCRIPT = Path(__file__).resolve().with_name("fakepve_server.py")
+#: Run with `python -m`, never imported.
+SERVER_MODULE = "smith_lab.proxmox.fakepve_server"
 HOST = "127.0.0.1"
 USER = "smith@pve"
 TOKEN_ID = "job"
@@ -72,14 +67,12 @@ class ProxmoxStandIn:
 
     def start(self) -> ProxmoxStandIn:
         """Start the server and wait until it answers. Raises: StandInError."""
-        if not SERVER_SCRIPT.exists():
-            raise StandInError(f"the Proxmox stand-in needs a checkout of the repository: {SERVER_SCRIPT} is missing")
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         settings = self._write_settings()
         with (self.folder / "server.log").open("ab") as log:
             # Its own session: Ctrl-C in a terminal ends the demo first, then the demo ends this.
             self._process = subprocess.Popen(
-                [sys.executable, str(SERVER_SCRIPT), str(settings)],
+                [sys.executable, "-m", SERVER_MODULE, str(settings)],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
@@ -233,75 +226,6 @@ def running_stand_in(
             yield stand_in.start()
         finally:
             stand_in.stop()
-
-
-def make_certificates(folder: Path, host: str) -> tuple[Path, Path]:
-    """Write `ca.pem`, and a server certificate and key signed by it; returns the latter two. Old ones are replaced."""
-    ca_key, server_key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
-    ca_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Proxmox stand-in CA")])
-    server_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, host)])
-    # Python 3.13 verifies strictly: a CA without key usage and key identifiers is refused.
-    ca = (
-        _certificate(ca_name, ca_name, ca_key.public_key(), ca_key.public_key())
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(_key_usage(key_cert_sign=True, crl_sign=True), critical=True)
-    )
-    server = (
-        _certificate(server_name, ca_name, server_key.public_key(), ca_key.public_key())
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(_key_usage(digital_signature=True), critical=True)
-        .add_extension(x509.SubjectAlternativeName(_alternative_names(host)), critical=False)
-        .add_extension(x509.ExtendedKeyUsage([x509.oid.ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
-    )
-    pem = serialization.Encoding.PEM
-    (folder / "ca.pem").write_bytes(ca.sign(ca_key, hashes.SHA256()).public_bytes(pem))
-    (folder / "server.pem").write_bytes(server.sign(ca_key, hashes.SHA256()).public_bytes(pem))
-    key = server_key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    return folder / "server.pem", write_private(folder / "server.key", key)
-
-
-def _certificate(
-    subject: x509.Name,
-    issuer: x509.Name,
-    public_key: ec.EllipticCurvePublicKey,
-    issuer_key: ec.EllipticCurvePublicKey,
-) -> x509.CertificateBuilder:
-    now = datetime.datetime.now(datetime.UTC)
-    return (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(issuer)
-        .public_key(public_key)
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=30))
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
-        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key), critical=False)
-    )
-
-
-def _key_usage(**used: bool) -> x509.KeyUsage:
-    names = "digital_signature content_commitment key_encipherment data_encipherment key_agreement key_cert_sign"
-    every = [*names.split(), "crl_sign", "encipher_only", "decipher_only"]
-    return x509.KeyUsage(**{name: used.get(name, False) for name in every})
-
-
-def _alternative_names(host: str) -> list[x509.GeneralName]:
-    names: list[x509.GeneralName] = [x509.DNSName("localhost")]
-    for address in dict.fromkeys(["127.0.0.1", host]):
-        try:
-            names.append(x509.IPAddress(ipaddress.ip_address(address)))
-        except ValueError:
-            names.append(x509.DNSName(address))
-    return names
-
-
-def write_private(path: Path, content: bytes) -> Path:
-    """Write a file that only we can read, whatever the umask."""
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as out:
-        os.fchmod(out.fileno(), 0o600)
-        out.write(content)
-    return path
 
 
 def _environment() -> dict[str, str]:

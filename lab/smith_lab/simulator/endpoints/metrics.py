@@ -107,15 +107,6 @@ def _list_entries(call: Call) -> Reply:
 
 
 _METRIC_TYPE_FIELDS = {"name": "string", "entityType": "string"}
-_OPTION_TYPE_FIELDS = {"name": "string", "type": "string", "description": "string"}
-_OPTION_FIELDS = {
-    "providerId": "uuid",
-    "serviceOptionTypeId": "uuid",
-    "name": "string",
-    "value": "any",
-    "enabled": "boolean",
-    "displayOrder": "integer",
-}
 _ENTRY_FIELDS = {
     "serviceId": "uuid",
     "agentInstanceId": "string",

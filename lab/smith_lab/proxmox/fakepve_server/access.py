@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Permissions and the views that depend on them."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from aiohttp import web
+from fakepve.qemu import drives_of, volume_ref
+from fakepve.routing import die
+from fakepve.server import USER, FakePve, ok
+
+GIB = 1024**3
+#: What a node has and uses, unless the control port says otherwise: room for as many VMs as any test makes.
+NODE_STATS = {"cpu": 0.02, "maxcpu": 64, "mem": 8 * GIB, "maxmem": 4096 * GIB}
+CLOUD_INIT_KEYS = ("ciuser", "cipassword", "sshkeys", "nameserver", "searchdomain", "citype", "ciupgrade", "cicustom")
+
+
+class AccessChecks(FakePve):
+    """Checks privileges where Proxmox checks them and fakepve does not."""
+
+    async def _permissions(self, v: dict[str, Any], user: str) -> dict[str, dict[str, int]]:
+        """With a path, Proxmox answers for exactly that path; fakepve lists where the grants stand."""
+        held: dict[str, dict[str, int]] = await super()._permissions(v, user)
+        if v.get("path") is None:
+            return held
+        merged = {privilege: 1 for privileges in held.values() for privilege in privileges}
+        return {v["path"]: merged}
+
+    async def _cluster_status(self, request: web.Request) -> web.Response:
+        self.require(request[USER], "/", "Sys.Audit")  # fakepve lets everybody
+        return await super()._cluster_status(request)
+
+    async def _resources(self, request: web.Request) -> web.Response:
+        """Proxmox lists the storages that may be looked at; fakepve lists all."""
+        answer = json.loads((await super()._resources(request)).text)
+        shown = [
+            row
+            for row in answer["data"]
+            if row["type"] != "storage" or self.allowed(request[USER], f"/storage/{row['storage']}", "Datastore.Audit")
+        ]
+        return ok(shown)
+
+    async def _nodes(self, request: web.Request) -> web.Response:
+        """Without quorum, the node that answers sees itself alone."""
+        answer = json.loads((await super()._nodes(request)).text)
+        for node in answer["data"]:
+            if node["status"] == "online":
+                node.update({**NODE_STATS, **self.nodes[node["node"]].get("stats", {})})
+        for node in answer["data"][1:]:
+            node["status"] = node["status"] if self.quorate else "offline"
+        return ok(answer["data"])
+
+    async def _ha_manager_status(self, v: dict[str, Any], user: str) -> dict[str, Any]:
+        """As Proxmox nests it, which fakepve's generic answer does not."""
+        self.require(user, "/", "Sys.Audit")
+        states = {
+            name: "maintenance" if node.get("maintenance") else "online" for name, node in sorted(self.nodes.items())
+        }
+        return {"manager_status": {"node_status": states}, "quorum": {"node": "pve1", "quorate": 1}, "lrm_status": {}}
+
+    def _config_priv(self, key: str) -> str:
+        if key in CLOUD_INIT_KEYS or key.startswith("ipconfig"):
+            return "VM.Config.Cloudinit"
+        return str(super()._config_priv(key))
+
+    def _check_bridges(self, user: str, values: dict[str, Any]) -> None:
+        for key, value in values.items():
+            if re.fullmatch(r"net\d+", key) and (bridge := re.search(r"bridge=([^,]+)", str(value))):
+                self.require(user, f"/sdn/zones/localnetwork/{bridge.group(1)}", "SDN.Use")
+
+    async def _qm_clone(self, v: dict[str, Any], user: str) -> str:
+        source = self.find(v["node"], v["vmid"])
+        self._check_bridges(user, source.config)
+        local = [volume for _key, volume, _props in drives_of(source.config) if not self._is_shared(volume)]
+        if local and v.get("target") not in (None, "", v["node"]):
+            raise die(f"can't clone VM to node '{v['target']}' (VM uses local storage)")
+        return str(await super()._qm_clone(v, user))
+
+    def _is_shared(self, volume: str) -> bool:
+        return bool(self.storages.get(volume_ref(volume)[0] or "", {}).get("shared"))

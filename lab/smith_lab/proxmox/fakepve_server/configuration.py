@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Reading and changing the configuration of a VM."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from aiohttp import web
+from fakepve.model import FakeVm
+from fakepve.qemu import DRIVE_KEY, is_cdrom, split_drive, with_mac
+from fakepve.routing import split_list
+from fakepve.server import FakePve, ok
+
+
+class ConfigurationChanges(FakePve):
+    """Pending values, new and detached disks, tags: as Proxmox handles them."""
+
+    async def _config_get(self, request: web.Request) -> web.Response:
+        """Without `current`, Proxmox answers with the pending values merged in."""
+        vm = self._vm(request, "VM.Audit")
+        config = dict(vm.config)
+        if request.query.get("current") not in ("1", "true"):
+            merged = {**config, **vm.pending}
+            config = {key: value for key, value in merged.items() if value is not None}
+        return ok(_as_read(config, vm.digest()))
+
+    async def _pending(self, request: web.Request) -> web.Response:
+        answer = json.loads((await super()._pending(request)).text)
+        for item in answer["data"]:
+            for slot in ("value", "pending"):
+                if item["key"] == "cipassword" and slot in item:
+                    item[slot] = "**********"
+        return ok(answer["data"])
+
+    async def _apply_config(self, vm: FakeVm, user: str, p: dict[str, Any]) -> None:
+        """Allocate new disks, keep detached ones as unused, normalise tags, apply what hot-plugs."""
+        updates = dict(p)
+        self._check_bridges(user, updates)
+        self._check_lock(vm)
+        for key in list(updates):
+            if DRIVE_KEY.match(key):
+                self._qm_check_drive(user, vm.vmid, None, key, updates[key], None)
+                updates[key], _made = self._qm_new_drive(vm.vmid, key, updates[key], None)
+            elif re.fullmatch(r"net\d+", key):
+                updates[key] = with_mac(updates[key])
+        if "tags" in updates:
+            updates["tags"] = ";".join(sorted({tag.lower() for tag in split_list(updates["tags"])}))
+        dropped = {key: vm.config[key] for key in split_list(updates.get("delete")) if key in vm.config}
+        await super()._apply_config(vm, user, updates)
+        self._settle_disks(vm, dropped)
+        self._settle_pending(vm)
+
+    def _settle_disks(self, vm: FakeVm, dropped: dict[str, str]) -> None:
+        for key, value in dropped.items():
+            volume, props = split_drive(value)
+            if key.startswith("unused"):
+                vm.config.pop(key, None)
+                self._qm_free(volume)
+            elif DRIVE_KEY.match(key):
+                vm.config.pop(key, None)
+                vm.pending.pop(key, None)
+                if is_cdrom(volume, props):
+                    self._qm_free(volume)
+                else:
+                    vm.config[self._free_unused(vm)] = volume
+
+    @staticmethod
+    def _free_unused(vm: FakeVm) -> str:
+        return next(f"unused{n}" for n in range(256) if f"unused{n}" not in vm.config)
+
+    @staticmethod
+    def _settle_pending(vm: FakeVm) -> None:
+        """Network, disks and USB hot-plug by default; a pending value equal to the one in force is none."""
+        hotplug = split_list(vm.config.get("hotplug", "network,disk,usb"))
+        for key, value in list(vm.pending.items()):
+            hot = (
+                ("network" in hotplug and re.fullmatch(r"net\d+", key))
+                or ("disk" in hotplug and DRIVE_KEY.match(key))
+                or ("usb" in hotplug and key.startswith("usb"))
+                or ("memory" in hotplug and key == "memory")
+            )
+            if hot and value is not None:
+                vm.config[key] = value
+            if hot or str(vm.config.get(key)) == str(value):
+                del vm.pending[key]
+
+
+def _as_read(config: dict[str, Any], digest: str) -> dict[str, Any]:
+    """A configuration as Proxmox sends it: memory is text, the password stars, the description ends a line."""
+    shown = {key: value for key, value in config.items() if not key.startswith("snap")}
+    if "memory" in shown:
+        shown["memory"] = str(shown["memory"])
+    if "cipassword" in shown:
+        shown["cipassword"] = "**********"
+    if shown.get("description"):
+        shown["description"] = str(shown["description"]).rstrip("\n") + "\n"
+    for key in ("cores", "sockets", "onboot", "protection", "template"):
+        if key in shown and str(shown[key]).isdigit():
+            shown[key] = int(shown[key])
+    return {**shown, "digest": digest}

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""The request log, and requests that fail because the control port says so."""
+
+from __future__ import annotations
+
+import asyncio
+import fnmatch
+from typing import Any
+
+from aiohttp import web
+from fakepve.model import PveError
+from fakepve.server import API, FakePve, error, params
+
+#: Parameters that the request log shows as stars.
+SECRET_PARAMS = ("cipassword", "password")
+
+
+class InjectedFaults(FakePve):
+    """Logs every request, then answers it or lets the first fault that matches answer."""
+
+    async def _answer(self, request: web.Request, handler: Any, generic: Any, path_node: str | None) -> Any:
+        path = request.path.removeprefix(API)
+        self.request_log.append({"method": request.method, "path": path, "params": await _shown_params(request)})
+        await asyncio.sleep(self.slow_s)
+        fault = self._take_fault(request.method, path)
+        if fault is None:
+            return await super()._answer(request, handler, generic, path_node)
+        if fault["after"]:
+            await super()._answer(request, handler, generic, path_node)
+        await asyncio.sleep(fault["delay_s"])
+        if not fault["status"]:
+            if request.transport is not None:
+                request.transport.close()
+            raise ConnectionResetError("stand-in: connection dropped")
+        return error(fault["status"], fault["text"])
+
+    def _take_fault(self, method: str, path: str) -> dict[str, Any] | None:
+        for fault in self.faults:
+            if fault["method"] in ("*", method) and fnmatch.fnmatchcase(path, fault["path"]):
+                fault["times"] -= 1
+                if fault["times"] == 0:
+                    self.faults.remove(fault)
+                return fault
+        return None
+
+
+async def _shown_params(request: web.Request) -> dict[str, Any]:
+    try:
+        values = await params(request)
+    except PveError:
+        return {}
+    return {key: "***" if key in SECRET_PARAMS else value for key, value in values.items()}

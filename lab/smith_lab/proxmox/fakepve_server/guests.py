@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""The guest agent and the usage counters of running VMs."""
+
+from __future__ import annotations
+
+import re
+import time
+from typing import Any
+
+from fakepve.model import FakeVm, PveError
+from fakepve.server import FakePve
+
+#: Seconds of Proxmox time between a start and the guest agent's first answer.
+GUEST_AGENT_SECONDS = 5
+
+
+class RunningGuests(FakePve):
+    """VMs with a guest agent that reports addresses, and with usage that grows."""
+
+    async def _agent_call(self, match: Any, values: dict[str, Any]) -> Any:
+        vm = self.find(values["node"], values["vmid"])
+        enabled = re.search(r"(?:^|enabled=)(\d)", str(vm.config.get("agent", "0")))
+        if not enabled or enabled.group(1) != "1":
+            raise PveError(500, "No QEMU guest agent configured")
+        vm.agent = self._guest_agent_of(vm)
+        return await super()._agent_call(match, values)
+
+    def _guest_agent_of(self, vm: FakeVm) -> dict[str, Any] | None:
+        """None until the guest has had time to start it. A clone of fakepve never has one."""
+        booting = time.time() < (vm.started_at or 0) + GUEST_AGENT_SECONDS * self.time_scale
+        if vm.vmid in self.without_guest_agent or vm.status != "running" or booting:
+            return None
+        inside = [_interface("docker0", "02:42:0a:0b:0c:0d", ["172.17.0.1/16"])]  # nobody outside can reach it
+        return {"interfaces": [_interface("lo", "00:00:00:00:00:00", ["127.0.0.1/8"]), *_guest_interfaces(vm), *inside]}
+
+    def _vm_usage(self, vm: FakeVm) -> dict[str, Any]:
+        """Counters that grow while the VM runs, so that rates can be shown."""
+        usage = dict(super()._vm_usage(vm))
+        if vm.status == "running":
+            age = time.time() - (vm.started_at or time.time())
+            wave = (vm.vmid * 7 + int(age)) % 60
+            usage.update(cpu=round(0.02 + wave / 100, 4), mem=int(usage["maxmem"] * (0.2 + wave / 200)))
+            usage.update(
+                netin=int(age * 2000), netout=int(age * 900), diskread=int(age * 4000), diskwrite=int(age * 7000)
+            )
+        return usage
+
+
+def _interface(name: str, mac: str, addresses: list[str]) -> dict[str, Any]:
+    listed = []
+    for address in addresses:
+        ip, _, prefix = address.partition("/")
+        kind = "ipv6" if ":" in ip else "ipv4"
+        listed.append({"ip-address": ip, "ip-address-type": kind, "prefix": int(prefix or 24)})
+    return {"name": name, "hardware-address": mac, "ip-addresses": listed}
+
+
+def _guest_interfaces(vm: FakeVm) -> list[dict[str, Any]]:
+    """One for each NIC: the static address of ipconfigN, or one made from the VMID."""
+    found = []
+    for key in sorted(key for key in vm.config if re.fullmatch(r"net\d+", key)):
+        index = int(key[3:])
+        mac = re.search(r"=((?:[0-9A-Fa-f]{2}:){5}[0-9A-Fa-f]{2})", str(vm.config[key]))
+        static = re.search(r"ip=(\d[^,]+)", str(vm.config.get(f"ipconfig{index}", "")))
+        address = static.group(1) if static else f"10.{100 + index}.{vm.vmid // 250 % 250}.{vm.vmid % 250 + 1}/16"
+        hardware = mac.group(1).lower() if mac else "00:00:00:00:00:01"
+        found.append(_interface(f"eth{index}", hardware, [address, "fe80::be24:11ff:fe00:1/64"]))
+    return found

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Requests that fakepve answers without doing them: resize, migrate, move disk, back up, unlink."""
+
+from __future__ import annotations
+
+import re
+import time
+from typing import Any
+
+from fakepve.lxc import SIZE_UNITS, format_size, parse_size
+from fakepve.model import FakeVm, TaskError
+from fakepve.qemu import drives_of, is_cdrom, join_drive, split_drive, volume_ref
+from fakepve.routing import die, split_list
+from fakepve.server import FakePve
+
+GIB = 1024**3
+
+
+class DiskAndNodeOperations(FakePve):
+    """Does what these requests ask for, as a Proxmox task."""
+
+    def _routes_stand_in(self) -> list[tuple[str, str, Any]]:
+        one = "/nodes/{node}/qemu/{vmid}"
+        return [
+            ("PUT", one + "/resize", self._resize),
+            ("POST", one + "/migrate", self._migrate),
+            ("POST", one + "/move_disk", self._move_disk),
+            ("PUT", one + "/unlink", self._unlink),
+            ("POST", "/nodes/{node}/vzdump", self._vzdump),
+            ("GET", "/cluster/ha/status/manager_status", self._ha_manager_status),
+        ]
+
+    async def _resize(self, v: dict[str, Any], user: str) -> str:
+        vm = self.find(v["node"], v["vmid"])
+        disk, wanted = v["disk"], str(v["size"])
+        self.need_quorum()
+        self._check_lock(vm)
+        if disk not in vm.config:
+            raise die(f"disk '{disk}' does not exist")
+        volume, props = split_drive(vm.config[disk])
+        if is_cdrom(volume, props):
+            raise die("you can't resize a cdrom")
+
+        async def body() -> None:
+            self._check_lock_in_task(vm)
+            before = parse_size(props.get("size", "0")) or 0
+            after = (before if wanted.startswith("+") else 0) + _bytes_of(wanted.removeprefix("+"))
+            if after < before:
+                raise TaskError("shrinking disks is not supported")
+            self._take_space(volume, after - before)
+            vm.config[disk] = join_drive(volume, dict(props, size=format_size(after)))
+
+        return await self.task(vm.node, "resize", vm.vmid, user, body, vm=vm)
+
+    @staticmethod
+    def _check_lock_in_task(vm: FakeVm) -> None:
+        if vm.lock:
+            raise TaskError(f"VM is locked ({vm.lock})")
+
+    def _take_space(self, volume: str, amount: int) -> None:
+        storage, name = volume_ref(volume)
+        store = self.storages.get(storage or "", {})
+        if amount > store.get("avail", float("inf")):
+            raise TaskError(f"unable to write to storage '{storage}': No space left on device")
+        if "avail" in store:
+            store["avail"] -= amount
+        if name in store.get("volumes", {}):
+            store["volumes"][name]["size"] += amount
+
+    async def _migrate(self, v: dict[str, Any], user: str) -> str:
+        vm = self.find(v["node"], v["vmid"])
+        target = v["target"]
+        self.need_quorum()
+        self._check_lock(vm)
+        if target not in self.nodes:
+            raise die(f"no such cluster node '{target}'")
+        if target == vm.node:
+            raise die(f"target is local node '{target}'")
+        if vm.status == "running" and not v.get("online"):
+            raise die("can't migrate running VM without --online")
+        local = [vol for _key, vol, _props in drives_of(vm.config, skip_cdrom=True) if not self._is_shared(vol)]
+        if vm.status == "running" and local and not v.get("with-local-disks"):
+            raise die("can't live migrate attached local disks without with-local-disks option")
+        return str(await self.migrate(vm.vmid, target, user=user))
+
+    async def _move_disk(self, v: dict[str, Any], user: str) -> str:
+        vm = self.find(v["node"], v["vmid"])
+        disk, storage = v["disk"], v.get("storage")
+        self._check_lock(vm)
+        if disk not in vm.config:
+            raise die(f"disk '{disk}' does not exist")
+        if not storage:
+            raise die("you must specify a storage")
+        self._qm_image_store(storage, user)
+
+        async def body() -> None:
+            volume, props = split_drive(vm.config[disk])
+            moved, _format = self._qm_alloc(storage, vm.vmid, v.get("format"), parse_size(props.get("size", "0")) or 0)
+            vm.config[disk] = join_drive(moved, props)
+            if v.get("delete"):
+                self._qm_free(volume)
+            else:
+                vm.config[self._free_unused(vm)] = volume
+
+        return await self.task(vm.node, "qmmove", vm.vmid, user, body, vm=vm)
+
+    async def _vzdump(self, v: dict[str, Any], user: str) -> str:
+        """A backup of one guest: locked meanwhile, and an archive on the storage afterwards."""
+        vmid, storage = int(v["vmid"]), str(v.get("storage") or "local")
+        vm = self.ct(vmid) or self.find(v["node"], vmid)
+        self.need_quorum()
+        self.require(user, f"/vms/{vm.vmid}", "VM.Backup")
+        self.require(user, f"/storage/{storage}", "Datastore.AllocateSpace")
+        if "backup" not in split_list(self._store(storage).get("content")):
+            raise die(f"can't use storage '{storage}' for backups - wrong content type")
+
+        async def body() -> None:
+            self._check_lock_in_task(vm)
+            self._qm_lock(vm, "backup")
+            try:
+                await self.pause(self.task_seconds["vzdump"])
+            finally:
+                self._qm_lock(vm, None)
+            volumes = self.storages[storage].setdefault("volumes", {})
+            volume = {"content": "backup", "format": "vma.zst", "size": GIB, "vmid": vm.vmid, "ctime": int(time.time())}
+            volumes[f"backup/vzdump-qemu-{vm.vmid}-{len(volumes):04d}.vma.zst"] = volume
+
+        return await self.task(vm.node, "vzdump", vm.vmid, user, body, vm=vm)
+
+    async def _unlink(self, v: dict[str, Any], user: str) -> None:
+        vm = self.find(v["node"], v["vmid"])
+        await self._apply_config(vm, user, {"delete": v["idlist"]})
+
+
+def _bytes_of(text: str) -> int:
+    number, unit = re.fullmatch(r"([\d.]+)([KMGT]?)", text).groups()  # type: ignore[union-attr]
+    return int(float(number) * SIZE_UNITS.get(unit, 1))

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""What the cluster holds at the start."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from smith_lab.proxmox.fakepve_server.cluster import Cluster
+
+GIB = 1024**3
+#: What the token may do: reference "Least privilege", for Proxmox VE 9.
+VM_PRIVILEGES = [
+    *("VM.Audit", "VM.Clone", "VM.Allocate", "VM.PowerMgmt", "VM.Snapshot", "VM.Migrate"),
+    "VM.Backup",
+    *("VM.Config.CPU", "VM.Config.Memory", "VM.Config.Disk", "VM.Config.Options", "VM.Config.Network"),
+    *("VM.Config.Cloudinit", "VM.Config.CDROM", "VM.Config.HWType", "VM.GuestAgent.Audit"),
+]
+STORAGE_PRIVILEGES = ["Datastore.AllocateSpace", "Datastore.Audit"]
+
+
+def seed(cluster: Cluster, settings: dict[str, Any]) -> None:
+    """Two nodes, storages, two templates, one user with one token."""
+    for node in ("pve1", "pve2"):
+        cluster.add_node(node)
+    cluster.storages["local-lvm"].update(avail=2000 * GIB, total=2100 * GIB, volumes={})
+    cluster.add_ceph_storage("ceph", "vms")
+    cluster.storages["ceph"].update(avail=5000 * GIB, total=6000 * GIB, volumes={})
+    cluster.storages["local"]["files"].add("debian-12.iso")
+    template = {"content": "vztmpl", "format": "tzst", "size": 120 * 1024**2, "ctime": int(time.time())}
+    cluster.storages["local"].setdefault("volumes", {})["vztmpl/debian-12-standard_12.7-1_amd64.tar.zst"] = template
+    cluster.storages["backups"] = {
+        "type": "nfs",
+        "content": "backup",
+        "shared": 1,
+        "active": 1,
+        "files": set(),
+        "volumes": {},
+    }
+    add_template(cluster, 9000, "debian-12", node="pve1", disk_gib=8)
+    add_template(cluster, 9001, "ubuntu-24.04", node="pve2", disk_gib=10)
+    cluster.pools["smith"] = set()
+    cluster.apitokens[f"{settings['user']}!{settings['token_id']}"] = settings["token_secret"]
+    for who in (settings["user"], f"{settings['user']}!{settings['token_id']}"):
+        grant_least(cluster, who)
+
+
+def grant_least(cluster: Cluster, who: str) -> None:
+    """What the documentation tells an operator to grant, and nothing more."""
+    cluster.grant(who, "/vms", *VM_PRIVILEGES)
+    for storage in ("local-lvm", "ceph", "backups"):
+        cluster.grant(who, f"/storage/{storage}", *STORAGE_PRIVILEGES)
+    cluster.grant(who, "/storage/local", "Datastore.Audit")  # for ISO images and container templates
+    cluster.grant(who, "/sdn/zones/localnetwork", "SDN.Use")
+
+
+def add_template(
+    cluster: Cluster, vmid: int, name: str, *, node: str, disk_gib: int, storage: str = "local-lvm"
+) -> None:
+    """A cloud image: one disk, a cloud-init drive, one NIC, the guest agent on."""
+    disk = f"base-{vmid}-disk-0"
+    volume = {"content": "images", "format": "raw", "size": disk_gib * GIB, "vmid": vmid, "ctime": int(time.time())}
+    cluster.storages[storage].setdefault("volumes", {})[disk] = volume
+    config = {
+        "name": name,
+        "description": f"{name} cloud image",
+        "tags": "image",
+        "template": 1,
+        "cores": 1,
+        "sockets": 1,
+        "memory": "1024",
+        "agent": "enabled=1",
+        "ostype": "l26",
+        "scsihw": "virtio-scsi-pci",
+        "scsi0": f"{storage}:{disk},size={disk_gib}G",
+        "ide2": f"{cluster._new_cloud_init(storage, vmid)},media=cdrom",
+        "net0": f"virtio=BC:24:11:00:00:{vmid % 100:02X},bridge=vmbr0",
+        "boot": "order=scsi0",
+        "serial0": "socket",
+    }
+    cluster.add_vm(vmid, name, node=node, config=config, template=True)

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Control verbs on the whole cluster: faults, time, nodes, storages, access."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from smith_lab.proxmox.fakepve_server.cluster import Cluster
+
+
+class ClusterVerbs:
+    """The verbs; each method is called with the members of the request's JSON."""
+
+    cluster: Cluster
+
+    def do_fail(
+        self,
+        *,
+        method: str,
+        path: str,
+        status: int = 500,
+        text: str = "injected",
+        times: int = 1,
+        after: bool = False,
+        delay_s: float = 0,
+    ) -> None:
+        """Answer requests with an error. `after`: the request takes effect first. Status 0: no answer at all."""
+        rule = {"method": method, "path": path, "status": status, "text": text, "times": times}
+        self.cluster.faults.append({**rule, "after": after, "delay_s": delay_s})
+
+    def do_fail_task(self, type: str, text: str, times: int = 1, vmid: int | None = None) -> None:
+        """End tasks of a type (qmclone, qmstart, resize, ...) with an error, after the time that they take."""
+        self.cluster.task_faults.append({"type": type, "text": text, "times": times, "vmid": vmid})
+
+    def do_clear_faults(self) -> None:
+        """Forget every fault, slowness, offline node and lost quorum."""
+        self.cluster.faults.clear()
+        self.cluster.task_faults.clear()
+        self.cluster.slow_s = 0.0
+        self.cluster.quorate = True
+        for state in self.cluster.nodes.values():
+            state.update(online=True, maintenance=False, stats={})
+
+    def do_node(self, node: str, online: bool = True, maintenance: bool = False, **stats: float) -> None:
+        """Take a node away or bring it back; say what it has (maxcpu, maxmem) and uses (cpu, mem) from now on."""
+        self.cluster.nodes[node].update(online=online, maintenance=maintenance, stats=stats)
+
+    def do_quorum(self, quorate: bool) -> None:
+        """Lose the cluster's quorum, or find it again."""
+        self.cluster.quorate = quorate
+
+    def do_slow(self, seconds: float) -> None:
+        """Delay every answer by real seconds."""
+        self.cluster.slow_s = seconds
+
+    def do_time_scale(self, scale: float) -> None:
+        """Real seconds per Proxmox second; 0 ends every task before its request is answered."""
+        self.cluster.time_scale = scale
+
+    def do_task_seconds(self, type: str, seconds: float) -> None:
+        """How many Proxmox seconds a task type takes."""
+        self.cluster.task_seconds[type] = seconds
+
+    def do_storage(self, storage: str, **values: Any) -> None:
+        """Set a storage's `avail` (bytes) or `active`."""
+        self.cluster.storages[storage].update(values)
+
+    def do_revoke(self, path: str, privilege: str) -> None:
+        """Take one privilege from everybody but root."""
+        for entries in (self.cluster.acl or {}).values():
+            for where, privileges in entries:
+                if where == path:
+                    privileges.discard(privilege)
+
+    def do_grant(self, path: str, privilege: str) -> None:
+        """Give one privilege to the user and its token."""
+        for who in list(self.cluster.acl or {}):
+            self.cluster.grant(who, path, privilege)
+
+    def do_token_secret(self, secret: str) -> None:
+        """Change the secret of every token, as a rotation would."""
+        for token in self.cluster.apitokens:
+            self.cluster.apitokens[token] = secret
+
+    def do_reset_requests(self) -> None:
+        """Empty the request log."""
+        self.cluster.request_log.clear()

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Control verbs on VMs and containers."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from fakepve.model import FakeVm
+
+from smith_lab.proxmox.fakepve_server.cluster import Cluster
+from smith_lab.proxmox.fakepve_server.seed import add_template
+
+
+class GuestVerbs:
+    """The verbs; each method is called with the members of the request's JSON."""
+
+    cluster: Cluster
+
+    def _vm(self, vmid: int) -> FakeVm:
+        vm = self.cluster.vm(vmid) or self.cluster.ct(vmid)
+        if vm is None:
+            raise KeyError(f"no VM {vmid}")
+        return vm
+
+    def do_lock(self, vmid: int, lock: str | None) -> None:
+        """Set or clear a VM's lock (backup, clone, migrate, snapshot, ...)."""
+        self.cluster._qm_lock(self._vm(vmid), lock)
+
+    def do_remove(self, vmid: int) -> None:
+        """Take a VM away behind everybody's back."""
+        guest = self._vm(vmid)
+        (self.cluster.vms if guest in self.cluster.vms else self.cluster.cts).remove(guest)
+
+    def do_add(
+        self,
+        vmid: int,
+        name: str,
+        node: str = "pve1",
+        status: str = "stopped",
+        config: dict[str, Any] | None = None,
+        *,
+        copies: int = 1,
+    ) -> None:
+        """Put a VM there that nobody asked for; or so many, with the ids that follow."""
+        for one in range(vmid, vmid + copies):
+            self.cluster.add_vm(one, name, node=node, status=status, config=dict(config or {}))
+
+    def do_add_container(
+        self, vmid: int, name: str, node: str = "pve1", status: str = "stopped", config: dict[str, Any] | None = None
+    ) -> None:
+        """Put a container there that nobody asked for."""
+        self.cluster.add_ct(vmid, name, node=node, status=status, config=config or {})
+
+    def do_add_template(self, vmid: int, name: str, node: str, disk_gib: int = 8, storage: str = "local-lvm") -> None:
+        """Add one more cloud image."""
+        add_template(self.cluster, vmid, name, node=node, disk_gib=disk_gib, storage=storage)
+
+    def do_recycle(self, vmid: int, name: str = "somebody-elses") -> None:
+        """Replace the VM on an id by another one, running, without our marker."""
+        old = self.cluster.vm(vmid)
+        node = old.node if old else "pve1"
+        if old:
+            self.cluster.vms.remove(old)
+        self.cluster.add_vm(vmid, name, node=node, status="running", config={"cores": 1, "memory": "512"})
+
+    def do_rename(self, vmid: int, name: str) -> None:
+        """Give a VM another name, as an operator would in the web interface."""
+        vm = self._vm(vmid)
+        vm.name = vm.config["name"] = name
+
+    def do_configure(self, vmid: int, values: dict[str, Any]) -> None:
+        """Set configuration values directly; null removes one."""
+        vm = self._vm(vmid)
+        for key, value in values.items():
+            if value is None:
+                vm.config.pop(key, None)
+            else:
+                vm.config[key] = value
+
+    def do_protect(self, vmid: int, protection: bool) -> None:
+        """Set or clear Proxmox's protection flag."""
+        self.do_configure(vmid, {"protection": 1 if protection else None})
+
+    def do_power(self, vmid: int, status: str) -> None:
+        """Switch a VM on or off behind everybody's back."""
+        vm = self._vm(vmid)
+        vm.status = vm.qmpstatus = status
+        vm.started_at = time.time() if status == "running" else None
+
+    def do_move(self, vmid: int, node: str) -> None:
+        """Move a VM to another node, as a migration by an operator or HA would."""
+        self._vm(vmid).node = node
+
+    def do_behave(self, vmid: int, **attributes: Any) -> None:
+        """Set how a guest behaves: acpi, shutdown_secs, start_secs, stop_secs, start_error, ha_state, agent_hangs."""
+        vm = self._vm(vmid)
+        if "agent" in attributes:
+            silent = self.cluster.without_guest_agent
+            (silent.discard if attributes.pop("agent") else silent.add)(vmid)
+        for key, value in attributes.items():
+            if not hasattr(vm, key):
+                raise ValueError(f"no such attribute: {key}")
+            setattr(vm, key, value)

@@ -18,9 +18,9 @@ from executor.agent.state import AgentState
 from executor.database import job_queue, mappings
 from executor.database.engine import Mapping, reading, transaction, utc_now
 from executor.database.job_queue import NewJob
-from executor.drift.compare import ENDED
 from executor.errors import FulcrumAuthFailing, FulcrumRefused
-from executor.fulcrum.client import CoreService, FulcrumClient
+from executor.fulcrum.client import FulcrumClient
+from executor.fulcrum.types import SERVICE_DELETED, CoreService
 from executor.log import get_logger
 
 log = get_logger(__name__)
@@ -74,7 +74,7 @@ class Destroyer:
 
     def _is_terminal(self, service: CoreService) -> bool:
         """True in a state that the service's own type calls terminal; its instance id is gone with that, too."""
-        if service.status == ENDED:
+        if service.status == SERVICE_DELETED:
             return True
         if service.agent_instance_id or service.service_type_id is None:
             return False

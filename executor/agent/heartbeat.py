@@ -6,7 +6,8 @@ import time
 from dataclasses import dataclass
 
 from executor.agent.state import AgentState
-from executor.fulcrum.client import CoreAgent, FulcrumClient
+from executor.fulcrum.client import FulcrumClient
+from executor.fulcrum.types import CoreAgent
 from executor.log import get_logger
 
 log = get_logger(__name__)

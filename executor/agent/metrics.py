@@ -19,6 +19,7 @@ from executor.database import mappings
 from executor.database.engine import reading
 from executor.errors import FulcrumNotFound, FulcrumRefused, FulcrumUnavailable
 from executor.fulcrum.client import FulcrumClient
+from executor.fulcrum.types import METRIC_TYPES
 from executor.log import get_logger
 from executor.proxmox.client import ProxmoxReader, VmRow
 
@@ -35,6 +36,13 @@ COST_OF_LAST = 20
 MIN_POSTS_PER_S = 20.0
 #: Share of the interval that posting may use.
 USABLE_SHARE = 0.8
+#: Metric type, resource and counter of what is reported as bytes a second.
+RATES = (
+    ("vm.network.in", "network", "net_in_bytes"),
+    ("vm.network.out", "network", "net_out_bytes"),
+    ("vm.disk.read", "disk", "disk_read_bytes"),
+    ("vm.disk.write", "disk", "disk_write_bytes"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +87,7 @@ class VmMetrics:
 
     def _known_types(self) -> set[str]:
         known = {metric_type.name for metric_type in self.fulcrum.metric_types() if metric_type.name}
-        missing = set(TYPES) - known
+        missing = set(METRIC_TYPES) - known
         if new := missing - self._said:
             log.warning("metric_types_missing", names=sorted(new), hint="an admin creates them with POST /metric-types")
         self._said |= missing
@@ -168,14 +176,3 @@ class _Pace:
         """True when there is no time left in this turn."""
         with self._lock:
             return max(time.monotonic(), self._next_at - self._gap_s) > self._until
-
-
-#: Metric type, resource and counter of what is reported as bytes a second.
-RATES = (
-    ("vm.network.in", "network", "net_in_bytes"),
-    ("vm.network.out", "network", "net_out_bytes"),
-    ("vm.disk.read", "disk", "disk_read_bytes"),
-    ("vm.disk.write", "disk", "disk_write_bytes"),
-)
-#: Every metric type that we can report; shares are between 0 and 1.
-TYPES = ("vm.cpu.usage", "vm.memory.usage", "vm.disk.usage", *(rate[0] for rate in RATES))

@@ -15,7 +15,8 @@ from executor.agent.state import AgentState
 from executor.database import job_queue
 from executor.database.engine import reading, transaction, utc_now
 from executor.database.job_queue import NewJob
-from executor.fulcrum.client import CoreJob, FulcrumClient
+from executor.fulcrum.client import FulcrumClient
+from executor.fulcrum.types import CoreJob
 from executor.log import get_logger
 
 log = get_logger(__name__)

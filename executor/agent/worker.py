@@ -22,7 +22,8 @@ from executor.database import job_queue, mappings
 from executor.database.engine import Job, Mapping, insist, reading, transaction, utc_now
 from executor.database.job_queue import Lease
 from executor.errors import ErrorCode, FulcrumAuthFailing, FulcrumRefused, FulcrumUnavailable, JobError, StaleJob
-from executor.fulcrum.client import CoreJob, FulcrumClient
+from executor.fulcrum.client import FulcrumClient
+from executor.fulcrum.types import CoreJob
 from executor.fulcrum.vault import SecretResolver
 from executor.log import get_logger
 from executor.model import JobResult, MappingState, PlaybookRun, ReportState

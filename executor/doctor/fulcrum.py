@@ -6,11 +6,11 @@ from collections.abc import Generator, Iterator
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
-from executor.agent import metrics
 from executor.doctor.checks import Area, Check, Maker
 from executor.errors import FulcrumAuthFailing, FulcrumError, JobError, SettingsError
 from executor.fulcrum import remote_config
-from executor.fulcrum.client import CoreAgent, FulcrumClient, ServiceType
+from executor.fulcrum.client import FulcrumClient
+from executor.fulcrum.types import METRIC_TYPES, CoreAgent, ServiceType
 from executor.runs import actions
 from executor.runs.plan import Site
 from executor.runs.runner import ansible_home
@@ -161,9 +161,9 @@ def _metric_types(client: FulcrumClient, settings: Settings) -> Iterator[Check]:
         yield _MAKER.ok("metric types", "not used: SMITH_METRICS_INTERVAL_S is 0")
         return
     known = {metric_type.name for metric_type in client.metric_types()}
-    missing = [name for name in metrics.TYPES if name not in known]
+    missing = [name for name in METRIC_TYPES if name not in known]
     if missing:
         bodies = [f'POST /metric-types {{"name": "{name}", "entityType": "Resource"}}' for name in missing]
         yield _MAKER.warn("metric types", f"FulcrumCore does not know {', '.join(missing)}: not sent", *bodies)
     else:
-        yield _MAKER.ok("metric types", f"all {len(metrics.TYPES)}")
+        yield _MAKER.ok("metric types", f"all {len(METRIC_TYPES)}")

@@ -14,14 +14,14 @@ from enum import StrEnum
 from functools import cached_property
 from typing import Any
 
+from executor.fulcrum.types import SERVICE_DELETED
 from executor.model import GuestKind, MappingState
 
 #: As many VMs as may vanish between two looks before the list is doubted; of many VMs, this share.
 FEW = 3
 SHRUNK_SHARE = 0.3
 #: What FulcrumCore calls a service that has no VM, by the service type of this project.
-ENDED = "Deleted"
-WITHOUT_VM = frozenset({"New", "CreateFailed", "Lost", ENDED})
+WITHOUT_VM = frozenset({"New", "CreateFailed", "Lost", SERVICE_DELETED})
 
 
 class Kind(StrEnum):
@@ -116,7 +116,7 @@ class KnownService:
     @property
     def has_ended(self) -> bool:
         """True when FulcrumCore will never ask for it again."""
-        return self.status == ENDED
+        return self.status == SERVICE_DELETED
 
     @property
     def should_have_vm(self) -> bool:

@@ -16,10 +16,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from executor.agent.metrics import TYPES as METRIC_TYPES
 from executor.errors import FulcrumUnavailable, SmithError
 from executor.fulcrum.admin import Collection, CoreObject, FulcrumAdmin
-from executor.fulcrum.types import UUID_TEXT
+from executor.fulcrum.types import METRIC_TYPES, UUID_TEXT
 
 SERVICE_TYPE_FILE = "service-type-vm.json"
 CONTAINER_TYPE_FILE = "service-type-container.json"

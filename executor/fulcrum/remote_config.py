@@ -21,7 +21,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from executor.errors import FulcrumError, SettingsError
-from executor.fulcrum.client import CoreAgent, FulcrumClient
+from executor.fulcrum.client import FulcrumClient
+from executor.fulcrum.types import CoreAgent
 from executor.fulcrum.vault import REFERENCE_PREFIX
 from executor.log import get_logger
 from executor.processes.progress import Progress

@@ -6,8 +6,6 @@ properties mean is decided later, by `playbooks.py`.
 
 from __future__ import annotations
 
-import json
-import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -17,8 +15,8 @@ from typing import Annotated, Any, ClassVar, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, ValidationInfo, field_validator
 from pydantic.alias_generators import to_camel
 
-#: Deeper JSON serves nobody, and recursive code after us (database, redaction, Ansible) would break on it.
-MAX_JSON_DEPTH = 64
+from executor.fulcrum.untrusted_json import storable
+
 UUID_TEXT = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 
@@ -73,14 +71,11 @@ class CoreModel(BaseModel):
         if value is None:
             return default
         try:
-            return _to_utc(_storable(handler(value)))
+            return _to_utc(storable(handler(value)))
         except (ValueError, OverflowError) as exc:
             if isinstance(info.context, list):
                 info.context.append(f"{cls.word}{to_camel(name)}: {kind_of(exc)}")
             return default
-
-
-_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def _to_utc(value: Any) -> Any:
@@ -95,30 +90,8 @@ def kind_of(exc: Exception) -> str:
     return str(errors(include_input=False)[0]["type"]) if errors else str(exc)
 
 
-def _storable(value: Any) -> Any:
-    """Return the value, or raise ValueError for what a database, JSON or Ansible could not carry."""
-    level, depth = [value], 0
-    while level:
-        if depth >= MAX_JSON_DEPTH:
-            raise ValueError(f"nested deeper than {MAX_JSON_DEPTH} levels")
-        for item in level:
-            _check_scalar(item)
-        level = [inner for item in level for inner in _inside(item)]
-        depth += 1
-    return value
-
-
-def _inside(item: Any) -> list[Any]:
-    if isinstance(item, dict):
-        return [*item.keys(), *item.values()]
-    return item if isinstance(item, list) else []
-
-
-def _check_scalar(item: Any) -> None:
-    if isinstance(item, float) and not math.isfinite(item):
-        raise ValueError("a number that is not finite")
-    if isinstance(item, str) and ("\x00" in item or _LONE_SURROGATE.search(item)):
-        raise ValueError("text with characters that cannot be stored")
+#: The status of a service that FulcrumCore has deleted, in this project's service types.
+SERVICE_DELETED = "Deleted"
 
 
 class CoreService(CoreModel):
@@ -231,6 +204,18 @@ def _secrets_below(definition: Any, path: tuple[str, ...]) -> Iterator[tuple[str
     yield from _secrets_below(definition.get("items"), (*path, "*"))
 
 
+#: The names of every metric type that the agent can report; usages are shares between 0 and 1, rates bytes per second.
+METRIC_TYPES = (
+    "vm.cpu.usage",
+    "vm.memory.usage",
+    "vm.disk.usage",
+    "vm.network.in",
+    "vm.network.out",
+    "vm.disk.read",
+    "vm.disk.write",
+)
+
+
 class MetricType(CoreModel):
     """A metric that FulcrumCore knows; others are refused."""
 
@@ -246,40 +231,3 @@ class PendingJobs:
 
     jobs: list[CoreJob] = field(default_factory=list)
     unusable: list[str] = field(default_factory=list)  #: items that cannot even be claimed, without their content
-
-
-_JSON_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*+"|[\[{\]}]', re.DOTALL)
-
-
-def parse_json(content: bytes) -> Any:
-    """Parse foreign JSON. Too deep a part, or a number beyond all measure, becomes one that `_storable` refuses.
-
-    One poisoned job must not hide the others, so the answer as a whole stays readable.
-    Raises: ValueError.
-    """
-    text = content.decode("utf-8-sig")
-    # Looked at before: whatever Python cleans up while it is at its recursion limit fails there, too.
-    is_deep = text.count("[") + text.count("{") > MAX_JSON_DEPTH
-    return _parse(_flattened(text) if is_deep else text)
-
-
-def _parse(text: str) -> Any:
-    return json.loads(text, parse_int=lambda digits: int(digits) if len(digits) < 400 else math.inf)
-
-
-def _flattened(text: str) -> str:
-    """Replace what is nested too deeply by NaN."""
-    kept: list[str] = []
-    depth, copied = 0, 0
-    for token in _JSON_TOKEN.finditer(text):
-        if token[0] in "[{":
-            if depth == MAX_JSON_DEPTH:
-                kept.append(text[copied : token.start()] + "NaN")
-            depth += 1
-        elif token[0] in "]}":
-            depth -= 1
-            if depth == MAX_JSON_DEPTH:
-                copied = token.end()
-    if depth:
-        raise ValueError("JSON with unbalanced brackets")
-    return "".join(kept) + text[copied:]

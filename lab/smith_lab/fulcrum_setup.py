@@ -12,8 +12,8 @@ from typing import Any
 
 import requests
 
-from executor.agent.metrics import TYPES as METRIC_TYPES
 from executor.fulcrum.bootstrap import AGENT_TYPE_FILE, CONTAINER_TYPE_FILE, SERVICE_TYPE_FILE, load_type
+from executor.fulcrum.types import METRIC_TYPES
 
 SEED_TOKEN = "change-me"
 TIMEOUT_S = 30.0

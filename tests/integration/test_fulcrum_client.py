@@ -11,7 +11,8 @@ from smith_lab.fulcrum_setup import METRIC_TYPES, AdminClient, Bootstrapped, add
 from smith_lab.simulator.control import RunningSimulator, running_simulator
 
 from executor.errors import FulcrumAuthFailing, FulcrumNotFound, FulcrumRefused, FulcrumUnavailable
-from executor.fulcrum.client import CoreJob, FulcrumClient
+from executor.fulcrum.client import FulcrumClient
+from executor.fulcrum.types import CoreJob
 
 UNKNOWN_ID = "ffffffff-ffff-4fff-8fff-ffffffffffff"
 PROPERTIES = {"cores": 2, "memoryMb": 2048, "diskGb": 20, "image": "debian-12"}

@@ -18,7 +18,7 @@ import pytest
 from smith_lab.proxmox.certificates import make_certificates
 
 from executor.errors import FulcrumAuthFailing, FulcrumError, FulcrumNotFound, FulcrumRefused, FulcrumUnavailable
-from executor.fulcrum import client as fulcrum
+from executor.fulcrum import transport
 from executor.fulcrum.client import FulcrumClient
 from executor.redaction import redactor
 
@@ -482,7 +482,7 @@ def test_what_is_not_http_is_unavailable(serve: Serve, answer: bytes) -> None:
 
 
 def test_an_answer_without_end_is_cut_off(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fulcrum, "MAX_ANSWER_BYTES", 100_000)
+    monkeypatch.setattr(transport, "MAX_ANSWER_BYTES", 100_000)
 
     def endless(wire: socket.socket) -> None:
         wire.sendall(b"HTTP/1.1 200 OK\r\n\r\n[")

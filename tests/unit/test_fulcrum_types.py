@@ -12,16 +12,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from executor.fulcrum.client import ClockOffset
+from executor.fulcrum.clock import ClockOffset
 from executor.fulcrum.types import (
-    MAX_JSON_DEPTH,
     CoreAgent,
     CoreJob,
     CoreService,
     MetricType,
     ServiceType,
-    parse_json,
 )
+from executor.fulcrum.untrusted_json import MAX_JSON_DEPTH, parse_json
 
 JOB_ID = "1d6c2a52-8d0e-4d0b-9a3c-0d9a5b1f7e11"
 SERVICE_ID = "e5b72a52-8d0e-4d0b-9a3c-0d9a5b1f7e11"

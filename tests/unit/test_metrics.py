@@ -18,12 +18,13 @@ from smith_lab.proxmox.certificates import make_certificates
 from smith_lab.simulator.control import RunningSimulator, running_simulator
 from sqlalchemy import Engine
 
-from executor.agent.metrics import COST_OF_LAST, MAX_POSTS_PER_S, POSTS_SHARE_OF_A_CORE, TYPES, VmMetrics, _Pace
+from executor.agent.metrics import COST_OF_LAST, MAX_POSTS_PER_S, POSTS_SHARE_OF_A_CORE, VmMetrics, _Pace
 from executor.agent.state import AgentState
 from executor.database import mappings
 from executor.database.engine import transaction
 from executor.errors import ErrorCode, FulcrumUnavailable, JobError
 from executor.fulcrum.client import FulcrumClient
+from executor.fulcrum.types import METRIC_TYPES
 from executor.proxmox.client import ProxmoxConnection, ProxmoxReader
 
 RATES = {"vm.network.in", "vm.network.out", "vm.disk.read", "vm.disk.write"}
@@ -195,7 +196,7 @@ def test_an_entry_names_the_instance_and_a_resource_that_stays_the_same(
         "vm.disk.read": "disk",
         "vm.disk.write": "disk",
     }
-    assert {entry["typeName"] for entry in entries} == set(TYPES)
+    assert {entry["typeName"] for entry in entries} == set(METRIC_TYPES)
 
 
 def test_the_second_sight_makes_rates_of_the_counters(

@@ -57,7 +57,7 @@ from executor.fulcrum.client import FulcrumClient
 from executor.fulcrum.vault import SecretResolver
 from executor.log import get_logger
 from executor.model import JobResult
-from executor.placement.clone_limit import CloneGate
+from executor.placement.clone_limit import CloneLimit
 from executor.placement.placer import Placer
 from executor.processes import process_tree
 from executor.processes.progress import Progress
@@ -129,7 +129,7 @@ class Agent:
             fulcrum=self.fulcrum,
             proxmox=proxmox,
             placer=Placer(proxmox, settings),
-            gate=CloneGate(limit=settings.smith_clones_per_storage),
+            clone_limit=CloneLimit(limit=settings.smith_clones_per_storage),
             runner=self.runner,
             settings=settings,
             site=Site.from_settings(settings, ansible_home()),
@@ -395,7 +395,7 @@ class Agent:
                     session,
                     self.boot_id,
                     lease_s=self.settings.smith_lease_s,
-                    max_creates=self.worker.gate.capacity,
+                    max_creates=self.worker.clone_limit.capacity,
                 )
             if job is None:
                 return

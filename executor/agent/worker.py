@@ -27,8 +27,9 @@ from executor.fulcrum.types import CoreJob
 from executor.fulcrum.vault import SecretResolver
 from executor.log import get_logger
 from executor.model import JobResult, MappingState, PlaybookRun, ReportState
-from executor.placement.clone_limit import CloneGate, Passage
-from executor.placement.placer import Placement, PlacementRequest, Placer
+from executor.placement.clone_limit import CloneLimit, Permit
+from executor.placement.decide import Placement
+from executor.placement.placer import PlacementRequest, Placer
 from executor.proxmox.client import ProxmoxReader, VmRow
 from executor.proxmox.error_rules import Reaction, reaction_to
 from executor.redaction import redactor
@@ -86,7 +87,7 @@ class Worker:
     fulcrum: FulcrumClient
     proxmox: ProxmoxReader
     placer: Placer
-    gate: CloneGate
+    clone_limit: CloneLimit
     runner: Runner
     settings: Settings
     site: Site
@@ -290,34 +291,34 @@ class Worker:
         if mapping is None:
             return JobResult(succeeded=True, vm={"status": "absent", "changed": False})
         with bound_contextvars(vmid=mapping.vmid), self._placed(job, mapping, properties) as placed:
-            with self._let_in(job, placed, stop) as passage:
+            with self._let_in(job, placed, stop) as permit:
                 run = playbooks.plan(self._order(job, mapping, properties, placed), self.site)
                 with transaction(self.engine) as session:
                     job_queue.note_started(session, lease, run_ident=run.ident, playbook=run.playbook.name)
                 crash_points.reached("run_noted", job.service_id)
                 with bound_contextvars(run_ident=run.ident):
-                    passage.result = result = self._play(run, mapping, stop)
+                    permit.result = result = self._play(run, mapping, stop)
                 crash_points.reached("run_ended", job.service_id)
-            return replace(result, vm=placed.noted_in(result.vm)) if placed else result
+            return replace(result, vm=placed.add_to_result(result.vm)) if placed else result
 
     @contextmanager
-    def _let_in(self, job: Job, placed: Placement | None, stop: StopSignal) -> Iterator[Passage]:
+    def _let_in(self, job: Job, placed: Placement | None, stop: StopSignal) -> Iterator[Permit]:
         """Wait for the storage's turn with a create. Raises JobError when the time is up, or we are told to stop."""
 
         def may_wait() -> bool:
             return self._time_left_s(job) > 0 and not stop.is_sent()
 
         if placed is None or job.action != "create":
-            yield Passage()
+            yield Permit()
             return
-        with self.gate.passing(placed.storage, may_wait=may_wait) as passage:
-            yield passage
+        with self.clone_limit.acquire(placed.clone_target, may_wait=may_wait) as permit:
+            yield permit
 
     @contextmanager
     def _placed(self, job: Job, mapping: Mapping, properties: dict[str, Any]) -> Iterator[Placement | None]:
         """Hold a place for a VM that is to be made or moved; others have one. Raises JobError when there is none."""
         if job.action == "migrate":
-            with self.placer.moving(mapping.vmid, mapping.node or "") as placement:
+            with self.placer.allocate_move(mapping.vmid, mapping.node or "") as placement:
                 yield placement
             return
         wanted = playbooks.read_properties(properties) if job.action == "create" else None
@@ -334,7 +335,7 @@ class Worker:
             bridge=playbooks.wanted_bridge(wanted, self.site),
             node=self.site.node,
         )
-        with self.placer.placing(request) as placement:
+        with self.placer.allocate(request) as placement:
             yield placement
 
     def _order(self, job: Job, mapping: Mapping, properties: dict[str, Any], placed: Placement | None) -> Order:

@@ -1,8 +1,7 @@
-"""Step 5 of 7, before a create's run: how many clones may be under way on one storage, and on each node of a local one.
+"""Limits how many clones run at once on each clone target: a shared storage, or one node's local storage.
 
-Parallel clones fight for the storage's lock and its disks. How many it takes depends on the storage, so the limit
-follows it: halved when Proxmox says that a lock could not be had in time, raised again by one for each few that went
-well.
+Parallel clones compete for the storage's lock and its disks, and how many of them work depends on the storage. So the
+limit adapts: it is halved when Proxmox reports a lock timeout, and raised by one after SUCCESSES_PER_RAISE successes.
 """
 
 from __future__ import annotations
@@ -20,78 +19,78 @@ from executor.model import JobResult
 
 log = get_logger(__name__)
 
-#: How often a create that waits looks whether it may still wait.
-STEP_S = 0.5
-#: A throttled place gets one more clone for so many that went well.
-GOOD_ONES = 8
-#: Proxmox's words when a lock of a storage or a template was held for too long.
-LOCK_NOT_HAD = re.compile(r"can't lock file|got lock timeout|got timeout")
+#: How often a waiting create checks whether it may still wait.
+CHECK_INTERVAL_S = 0.5
+#: After so many successful clones, a throttled target's limit is raised by one.
+SUCCESSES_PER_RAISE = 8
+#: Proxmox's error texts when the lock of a storage or a template was not released in time.
+LOCK_TIMEOUT = re.compile(r"can't lock file|got lock timeout|got timeout")
 
 
 @dataclass
-class _Place:
+class _Target:
     limit: int
-    inside: int = 0
-    good: int = 0
+    running: int = 0
+    successes: int = 0  #: since the last change of the limit
 
 
 @dataclass
-class Passage:
-    """One create inside; told how it ended."""
+class Permit:
+    """Allows one clone. The caller sets `result` before the block ends: the limit follows it."""
 
     result: JobResult | None = None
 
 
 @dataclass(kw_only=True)
-class CloneGate:
-    """One for each agent; any number of threads."""
+class CloneLimit:
+    """Counts the running clones of each target, for any number of threads. There is one for each agent."""
 
     limit: int
-    _places: dict[str, _Place] = field(default_factory=dict)
+    _targets: dict[str, _Target] = field(default_factory=dict)
     _changed: threading.Condition = field(default_factory=threading.Condition)
 
     @property
     def capacity(self) -> int:
-        """How many creates are worth claiming: those that the places known so far let in."""
+        """How many creates may run at once on all targets that have been used so far."""
         with self._changed:
-            return sum(place.limit for place in self._places.values()) or self.limit
+            return sum(target.limit for target in self._targets.values()) or self.limit
 
     @contextmanager
-    def passing(self, name: str, *, may_wait: Callable[[], bool]) -> Iterator[Passage]:
-        """Hold a place for the length of the block, once there is one.
+    def acquire(self, name: str, *, may_wait: Callable[[], bool]) -> Iterator[Permit]:
+        """Wait for a slot of the target, and hold it for the length of the block.
 
-        `may_wait` is asked again and again, and may raise; when it says no: JobError CANCELLED.
+        `may_wait` is called repeatedly during the wait and may raise. Raises JobError CANCELLED when it returns False.
         """
-        passage = Passage()
-        self._enter(name, may_wait)
+        permit = Permit()
+        self._wait_for_slot(name, may_wait)
         try:
-            yield passage
+            yield permit
         finally:
             with self._changed:
-                self._leave(name, passage.result)
+                self._release(name, permit.result)
                 self._changed.notify_all()
 
-    def _enter(self, name: str, may_wait: Callable[[], bool]) -> None:
-        began = time.monotonic()
+    def _wait_for_slot(self, name: str, may_wait: Callable[[], bool]) -> None:
+        started = time.monotonic()
         with self._changed:
-            place = self._places.setdefault(name, _Place(self.limit))
-            while place.inside >= place.limit:
-                self._changed.wait(STEP_S)
+            target = self._targets.setdefault(name, _Target(self.limit))
+            while target.running >= target.limit:
+                self._changed.wait(CHECK_INTERVAL_S)
                 if not may_wait():
-                    raise JobError(ErrorCode.CANCELLED, "stopped while it waited for other clones")
-            place.inside += 1
-        if (waited_s := time.monotonic() - began) > STEP_S:
-            log.info("clone_let_in", place=name, waited_s=round(waited_s, 1))
+                    raise JobError(ErrorCode.CANCELLED, "stopped while waiting for other clones to end")
+            target.running += 1
+        if (waited_s := time.monotonic() - started) > CHECK_INTERVAL_S:
+            log.info("clone_slot_acquired", target=name, waited_s=round(waited_s, 1))
 
-    def _leave(self, name: str, result: JobResult | None) -> None:
-        place = self._places[name]
-        place.inside -= 1
+    def _release(self, name: str, result: JobResult | None) -> None:
+        target = self._targets[name]
+        target.running -= 1
         if result is None:
             return
-        if result.code is ErrorCode.VM_LOCKED and LOCK_NOT_HAD.search(result.detail):
-            place.limit, place.good = max(place.limit // 2, 1), 0
-            log.warning("clones_throttled", place=name, limit=place.limit, reason=result.detail)
-        elif result.succeeded and place.limit < self.limit:
-            place.good += 1
-            if place.good >= GOOD_ONES:
-                place.limit, place.good = place.limit + 1, 0
+        if result.code is ErrorCode.VM_LOCKED and LOCK_TIMEOUT.search(result.detail):
+            target.limit, target.successes = max(target.limit // 2, 1), 0
+            log.warning("clones_throttled", target=name, limit=target.limit, reason=result.detail)
+        elif result.succeeded and target.limit < self.limit:
+            target.successes += 1
+            if target.successes >= SUCCESSES_PER_RAISE:
+                target.limit, target.successes = target.limit + 1, 0

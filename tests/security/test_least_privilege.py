@@ -22,7 +22,7 @@ from smith_lab.system import LabSystem, running_lab, wait_for
 
 from executor.errors import ErrorCode
 from executor.model import JobResult, PlaybookRun
-from executor.placement.placer import FACTS_AGE_S
+from executor.placement.snapshot import MAX_SNAPSHOT_AGE_S
 from executor.proxmox.client import ProxmoxConnection, ProxmoxReader
 from executor.proxmox.privileges import needs
 from executor.redaction import Redactor
@@ -181,7 +181,7 @@ def test_an_agent_whose_token_sees_no_vm_calls_none_of_them_gone(tmp_path: Path)
         lab.proxmox.control("revoke", path="/vms", privilege="VM.Audit")
         for action, service in services.items():
             lab.admin.action(service, action)
-        time.sleep(FACTS_AGE_S)  # until then a create is placed by what the token saw before
+        time.sleep(MAX_SNAPSHOT_AGE_S)  # until then a create is placed by what the token saw before
         services["create"] = lab.order("create", cores=1, memoryMb=512, diskGb=8)
 
         for action, service in services.items():

@@ -1,4 +1,4 @@
-"""Where new VMs land on a cluster of two nodes: the placer against the stand-in, and through the whole chain."""
+"""The placement of VMs on a cluster of two nodes: the placer against the stand-in, and jobs from end to end."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from smith_lab.proxmox.stand_in import ProxmoxStandIn, running_stand_in
 from smith_lab.system import LabSystem
 
 from executor.errors import JobError
-from executor.placement.placer import FACTS_AGE_S, UNWEIGHED, PlacementRequest, Placer
+from executor.placement.decide import LOAD_UNKNOWN
+from executor.placement.placer import PlacementRequest, Placer
+from executor.placement.snapshot import MAX_SNAPSHOT_AGE_S
 from executor.proxmox.client import ProxmoxConnection, ProxmoxReader
 from executor.settings.settings import load_settings
 
 GIB = 1024**3
-SHARED = 9100  #: a template all of whose volumes are on storage that both nodes have
+SHARED = 9100  #: a template whose volumes are all on storage that both nodes share
 MakeLab = Callable[..., LabSystem]
 
 
@@ -33,14 +35,14 @@ def pve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProxmoxStandIn]:
 
 
 @pytest.fixture(autouse=True)
-def as_it_was(request: pytest.FixtureRequest) -> Iterator[None]:
+def clear_faults(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     if "pve" in request.fixturenames:
         request.getfixturevalue("pve").control("clear_faults")
 
 
 class Clock:
-    """Time that a test lets pass."""
+    """A clock that only the test moves."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -56,117 +58,117 @@ def placer(pve: ProxmoxStandIn, clock: Clock | None = None, **settings: str) -> 
 
 
 def request(vmid: int = 150_000, image: str = "shared", **more: Any) -> PlacementRequest:
-    usual: dict[str, Any] = {"memory_mib": 4096, "cores": 2, "bridge": "vmbr0"}
-    return PlacementRequest(vmid=vmid, image=image, **(usual | more))
+    defaults: dict[str, Any] = {"memory_mib": 4096, "cores": 2, "bridge": "vmbr0"}
+    return PlacementRequest(vmid=vmid, image=image, **(defaults | more))
 
 
-def test_a_vm_goes_to_the_node_with_more_room(pve: ProxmoxStandIn) -> None:
+def test_a_vm_is_placed_on_the_node_with_more_free_memory(pve: ProxmoxStandIn) -> None:
     pve.control("node", node="pve1", maxmem=16 * GIB, mem=12 * GIB)
-    with placer(pve).placing(request()) as placed:
+    with placer(pve).allocate(request()) as placed:
         assert (placed.node, placed.template_vmid) == ("pve2", SHARED)
         assert placed.reason.startswith("pve2: ")
 
 
-def test_a_node_in_maintenance_or_offline_gets_nothing(pve: ProxmoxStandIn) -> None:
+def test_no_vm_is_placed_on_a_node_in_maintenance_or_offline(pve: ProxmoxStandIn) -> None:
     pve.control("node", node="pve2", maintenance=True)
-    with placer(pve).placing(request()) as placed:
+    with placer(pve).allocate(request()) as placed:
         assert placed.node == "pve1"
         assert "not pve2: is in maintenance" in placed.reason
     pve.control("node", node="pve2", online=False)
-    with placer(pve).placing(request()) as placed:
+    with placer(pve).allocate(request()) as placed:
         assert "not pve2: is offline" in placed.reason
 
 
 def test_a_template_on_local_storage_keeps_the_vm_on_its_node(pve: ProxmoxStandIn) -> None:
     pve.control("node", node="pve1", cpu=0.9)
     local = placer(pve, PROXMOX_STORAGE="local-lvm")
-    with local.placing(request(image="debian-12")) as placed:
+    with local.allocate(request(image="debian-12")) as placed:
         assert (placed.node, placed.template_vmid) == ("pve1", 9000)
-    with local.placing(request(image="trixie")) as placed:
+    with local.allocate(request(image="trixie")) as placed:
         assert (placed.node, placed.template_vmid) == ("pve2", 9101)
 
 
-def test_a_node_that_is_named_and_out_of_reach_is_not_found(pve: ProxmoxStandIn) -> None:
-    named = placer(pve, PROXMOX_NODES="pve2")
+def test_a_node_that_is_set_but_cannot_use_the_template_ends_in_not_found(pve: ProxmoxStandIn) -> None:
+    fixed = placer(pve, PROXMOX_NODES="pve2")
     refused = pytest.raises(JobError, match="NOT_FOUND: pve2 cannot be reached by a clone of debian-12")
-    with refused, named.placing(request(image="debian-12", node="pve2")):
-        pytest.fail("it was placed")
-    with named.placing(request(node="pve2")) as placed:
+    with refused, fixed.allocate(request(image="debian-12", node="pve2")):
+        pytest.fail("a node was chosen")
+    with fixed.allocate(request(node="pve2")) as placed:
         assert (placed.node, placed.template_vmid) == ("pve2", SHARED)
 
 
-def test_what_is_not_cloned_goes_where_its_image_is(pve: ProxmoxStandIn) -> None:
-    """An ISO image, or a container's template, may be on one node's own storage only."""
+def test_a_vm_without_a_template_is_placed_where_its_volume_is(pve: ProxmoxStandIn) -> None:
+    """An ISO image or a container's template may be on the local storage of one node."""
     iso = request(image="", volume="local:iso/debian-12.iso")
     pve.control("node", node="pve1", cpu=0.9)
-    with placer(pve).placing(iso) as placed:
+    with placer(pve).allocate(iso) as placed:
         assert (placed.node, placed.template_vmid) == ("pve2", 0)
     pve.fail("GET", "/nodes/pve2/storage/local/content", status=403, text="Permission check failed", times=-1)
-    with placer(pve).placing(iso) as placed:
-        assert placed.node == "pve2"  # what is not shown to us may be there
+    with placer(pve).allocate(iso) as placed:
+        assert placed.node == "pve2"  # a volume that the token may not see may exist
     missing = request(image="", volume="local:vztmpl/none.tar.zst")
-    refused = pytest.raises(JobError, match=r"NOT_FOUND: .*local:vztmpl/none\.tar\.zst cannot be had there")
+    refused = pytest.raises(JobError, match=r"NOT_FOUND: .* has no access to local:vztmpl/none\.tar\.zst")
     pve.control("clear_faults")
-    with refused, placer(pve).placing(missing):
-        pytest.fail("it was placed")
-    with placer(pve).placing(request(image="")) as placed:
+    with refused, placer(pve).allocate(missing):
+        pytest.fail("a node was chosen")
+    with placer(pve).allocate(request(image="")) as placed:
         assert placed.node in ("pve1", "pve2")
 
 
-def test_what_fits_nowhere_is_a_matter_of_capacity(pve: ProxmoxStandIn) -> None:
+def test_a_vm_that_fits_on_no_node_ends_in_capacity(pve: ProxmoxStandIn) -> None:
     for node in ("pve1", "pve2"):
         pve.control("node", node=node, maxmem=8 * GIB, mem=6 * GIB)
     refused = pytest.raises(JobError, match="CAPACITY: no node fits 4096 MiB and 2 cores: pve1 has 2048 MiB")
-    with refused, placer(pve).placing(request()):
-        pytest.fail("it was placed")
-    with placer(pve, SMITH_MEMORY_OVERCOMMIT="2").placing(request()) as placed:
+    with refused, placer(pve).allocate(request()):
+        pytest.fail("a node was chosen")
+    with placer(pve, SMITH_MEMORY_OVERCOMMIT="2").allocate(request()) as placed:
         assert placed.node in ("pve1", "pve2")
 
 
-def test_a_bridge_that_only_one_node_has_decides(pve: ProxmoxStandIn) -> None:
+def test_a_vm_is_placed_on_the_only_node_with_its_bridge(pve: ProxmoxStandIn) -> None:
     pve.fail("GET", "/nodes/pve2/network", status=403, text="Permission check failed", times=-1)
-    with placer(pve).placing(request()) as placed:
+    with placer(pve).allocate(request()) as placed:
         assert placed.node == "pve1"
         assert "not pve2: has no bridge vmbr0" in placed.reason
 
 
-def test_a_token_that_may_not_see_the_load_leaves_it_to_the_templates_node(pve: ProxmoxStandIn) -> None:
+def test_without_visible_load_the_templates_node_is_chosen(pve: ProxmoxStandIn) -> None:
     for node in ("pve1", "pve2"):
         pve.control("node", node=node, maxmem=0, mem=0, maxcpu=0)
-    with placer(pve).placing(request()) as placed:
+    with placer(pve).allocate(request()) as placed:
         assert placed.node == "pve1"
-        assert UNWEIGHED in placed.reason
+        assert LOAD_UNKNOWN in placed.reason
 
 
-def test_creates_under_way_count_until_the_cluster_shows_their_vms(pve: ProxmoxStandIn) -> None:
+def test_creates_in_progress_count_until_a_newer_list_shows_their_vms(pve: ProxmoxStandIn) -> None:
     for node in ("pve1", "pve2"):
         pve.control("node", node=node, maxmem=16 * GIB, mem=8 * GIB)
     clock = Clock()
-    ours = placer(pve, clock)
-    with ExitStack() as under_way:
-        nodes = [under_way.enter_context(ours.placing(request(vmid=150_000 + n))).node for n in range(4)]
+    shared_placer = placer(pve, clock)
+    with ExitStack() as in_progress:
+        nodes = [in_progress.enter_context(shared_placer.allocate(request(vmid=150_000 + n))).node for n in range(4)]
         assert Counter(nodes) == {"pve1": 2, "pve2": 2}
         with pytest.raises(JobError, match="CAPACITY"):
-            under_way.enter_context(ours.placing(request(vmid=150_004)))
-    with pytest.raises(JobError, match="CAPACITY"), ours.placing(request(vmid=150_005)):
+            in_progress.enter_context(shared_placer.allocate(request(vmid=150_004)))
+    with pytest.raises(JobError, match="CAPACITY"), shared_placer.allocate(request(vmid=150_005)):
         pytest.fail("the list that was read before the creates ended cannot show their VMs")
-    clock.now += FACTS_AGE_S + 1  # none of them made a VM, and the next list says so
-    with ours.placing(request(vmid=150_006)) as placed:
+    clock.now += MAX_SNAPSHOT_AGE_S + 1  # the next list shows that no VM was created
+    with shared_placer.allocate(request(vmid=150_006)) as placed:
         assert placed.node in ("pve1", "pve2")
 
 
-def test_threads_that_place_at_once_spread_and_ask_proxmox_once(pve: ProxmoxStandIn) -> None:
-    ours = placer(pve)
+def test_concurrent_placements_spread_over_the_nodes_and_read_the_lists_once(pve: ProxmoxStandIn) -> None:
+    shared_placer = placer(pve)
     ready, placed = threading.Barrier(8), Counter[str]()
     pve.reset_request_log()
 
-    def place(number: int) -> None:
+    def allocate(number: int) -> None:
         ready.wait()
-        with ours.placing(request(vmid=151_000 + number)) as found:
+        with shared_placer.allocate(request(vmid=151_000 + number)) as found:
             placed[found.node] += 1
             ready.wait()
 
-    threads = [threading.Thread(target=place, args=(number,)) for number in range(8)]
+    threads = [threading.Thread(target=allocate, args=(number,)) for number in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -177,17 +179,17 @@ def test_threads_that_place_at_once_spread_and_ask_proxmox_once(pve: ProxmoxStan
     assert asked["/cluster/resources"] == 2
 
 
-def test_a_vm_that_is_there_already_stays_where_it_is(pve: ProxmoxStandIn) -> None:
-    pve.control("add", vmid=152_000, name="half-made", node="pve2", config={"memory": "512"})
+def test_a_vm_that_exists_already_stays_on_its_node(pve: ProxmoxStandIn) -> None:
+    pve.control("add", vmid=152_000, name="partial-clone", node="pve2", config={"memory": "512"})
     pve.control("node", node="pve2", maintenance=True)
     try:
-        with placer(pve).placing(request(vmid=152_000)) as placed:
-            assert (placed.node, placed.reason) == ("pve2", "pve2: it is there already")
+        with placer(pve).allocate(request(vmid=152_000)) as placed:
+            assert (placed.node, placed.reason) == ("pve2", "pve2: the VM exists there already")
     finally:
         pve.control("remove", vmid=152_000)
 
 
-def test_a_burst_spreads_over_the_nodes_and_every_job_says_why(make_lab: MakeLab) -> None:
+def test_a_burst_spreads_over_the_nodes_and_every_result_has_its_placement(make_lab: MakeLab) -> None:
     lab = make_lab(PROXMOX_TEMPLATES="", PROXMOX_STORAGE="ceph", SMITH_CONCURRENCY="4")
     lab.proxmox.control("add_template", vmid=SHARED, name="cloud", node="pve1", storage="ceph")
     lab.proxmox.control("configure", vmid=SHARED, values={"tags": "image-debian-13"})

@@ -1,0 +1,221 @@
+"""Chooses the node for a new VM or a migration. Pure functions: filter the nodes, score the rest, give the reason."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from executor.errors import ErrorCode, JobError
+
+MIB = 1024**2
+#: Weights of the score: share of free memory, share of free cores, share of idle CPU.
+MEMORY_WEIGHT, CORES_WEIGHT, IDLE_WEIGHT = 0.6, 0.25, 0.15
+#: Subtracted from the score for each of our creates in progress on the node.
+CREATE_COST = 0.1
+#: When nodes are rejected for different reasons, the first of these codes is reported: a retry is likeliest to help.
+CODE_PRECEDENCE = (ErrorCode.NODE_DOWN, ErrorCode.CAPACITY, ErrorCode.NOT_FOUND)
+#: By how much another node's score must be higher before a VM is moved. A smaller gain would move VMs back and forth.
+MIN_MOVE_GAIN = 0.1
+#: The reason when no node's capacity is visible.
+LOAD_UNKNOWN = "the template's node, because the token may not read the load of the nodes (Sys.Audit on /nodes)"
+MAX_REASON_CHARS = 500
+MAX_ERROR_CHARS = 400
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeFacts:
+    """One node as the decision sees it."""
+
+    name: str
+    is_online: bool = True
+    in_maintenance: bool = False
+    cores: int = 0  #: 0: not visible to the token
+    memory_bytes: int = 0  #: 0: not visible to the token
+    own_memory_bytes: int = 0  #: used by the node itself, not by its guests
+    allocated_memory_bytes: int = 0  #: configured for its guests, and for our creates in progress
+    allocated_cores: int = 0
+    cpu_share: float = 0.0  #: CPU in use, 0 to 1
+    creates_in_progress: int = 0  #: ours only
+    storages: frozenset[str] = frozenset()
+    bridges: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlacementConstraints:
+    """What the VM needs from its node."""
+
+    memory_mib: int
+    cores: int
+    storage: str = ""
+    bridge: str = ""
+    templates: Mapping[str, int]  #: the usable nodes, each with the template to clone there; 0: nothing is cloned
+    preferred_node: str = ""  #: chosen between equal scores, and when no node's capacity is visible
+    source: str = "the template"  #: for messages: what nodes that are not in `templates` have no access to
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rules:
+    """The operator's settings for placement."""
+
+    nodes: Sequence[str] = ()  #: empty: every node
+    memory_overcommit: float = 1.0
+    cpu_overcommit: float = 4.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """The chosen node, the template to clone, and the reason."""
+
+    node: str
+    template_vmid: int
+    reason: str
+    clone_target: str = ""  #: create only: what the clone limit counts by; a shared storage, or `<storage>@<node>`
+
+    def add_to_result(self, vm: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the result document with the placement added. An empty document stays empty."""
+        placement = {"node": self.node, "template_vmid": self.template_vmid, "reason": self.reason}
+        return {**vm, "placement": placement} if vm else {}
+
+
+def decide(constraints: PlacementConstraints, nodes: Sequence[NodeFacts], rules: Rules) -> Placement:
+    """Choose the node for a new VM.
+
+    Raises JobError when no node fits: NODE_DOWN when a node would fit but is offline or in maintenance, CAPACITY, or
+    NOT_FOUND (no access to the template, no such bridge or storage, PROXMOX_NODES names no existing node).
+    """
+    fitting, rejected = _fitting(nodes, constraints, rules)
+    best = _best(fitting, constraints, rules)
+    if best.memory_bytes:
+        why = _load_text(best, constraints, rules)
+    else:
+        why = LOAD_UNKNOWN
+        best = next((node for node in fitting if node.name == constraints.preferred_node), best)
+    return Placement(
+        node=best.name,
+        template_vmid=constraints.templates[best.name],
+        reason=_reason_text(f"{best.name}: {why}", rejected),
+    )
+
+
+def decide_move(current: str, constraints: PlacementConstraints, nodes: Sequence[NodeFacts], rules: Rules) -> Placement:
+    """Choose the node for a VM that runs on `current`: another one only if `current` does not fit or is much worse.
+
+    `nodes` must not count the VM itself. Raises JobError as `decide` does.
+    """
+    fitting, rejected = _fitting(nodes, constraints, rules)
+    best = _best(fitting, constraints, rules)
+    here = next((node for node in fitting if node.name == current), None)
+    if here is not None and _score(best, constraints, rules) - _score(here, constraints, rules) < MIN_MOVE_GAIN:
+        why = f"{current}: no other node is much better"
+        return Placement(node=current, template_vmid=0, reason=_reason_text(why, rejected))
+    why = _load_text(best, constraints, rules) if best.memory_bytes else "it fits"
+    return Placement(node=best.name, template_vmid=0, reason=_reason_text(f"{best.name}: {why}", rejected))
+
+
+# --- filter -------------------------------------------------------------------------------------------------------
+
+
+def _fitting(
+    nodes: Sequence[NodeFacts], constraints: PlacementConstraints, rules: Rules
+) -> tuple[list[NodeFacts], dict[str, tuple[ErrorCode, str]]]:
+    """Return the nodes that fit, and by name why the others do not. Raises JobError when none fits."""
+    allowed = [node for node in nodes if not rules.nodes or node.name in rules.nodes]
+    rejections = {node.name: _rejection(node, constraints, allowed, rules) for node in allowed}
+    rejected = {name: rejection for name, rejection in rejections.items() if rejection}
+    fitting = [node for node in allowed if node.name not in rejected]
+    if not fitting:
+        raise _no_node_error(constraints, rejected)
+    return fitting, rejected
+
+
+def _rejection(
+    node: NodeFacts, constraints: PlacementConstraints, others: Sequence[NodeFacts], rules: Rules
+) -> tuple[ErrorCode, str] | None:
+    """Return the code and the reason why a node does not fit, None when it fits."""
+    memory_mib, cores, source = constraints.memory_mib, constraints.cores, constraints.source
+    storage, bridge = constraints.storage, constraints.bridge
+    is_usable = node.name in constraints.templates
+    unavailable = ErrorCode.NODE_DOWN if is_usable else ErrorCode.NOT_FOUND
+    free_bytes, free_cores = _free_memory_bytes(node, rules), node.cores * rules.cpu_overcommit - node.allocated_cores
+    reasons = (
+        (not node.is_online, unavailable, "is offline"),
+        (node.in_maintenance, unavailable, "is in maintenance"),
+        (not is_usable, ErrorCode.NOT_FOUND, f"has no access to {source}"),
+        (_lacks(node, others, "storages", storage), ErrorCode.NOT_FOUND, f"has no storage {storage}"),
+        (_lacks(node, others, "bridges", bridge), ErrorCode.NOT_FOUND, f"has no bridge {bridge}"),
+        (
+            bool(node.memory_bytes) and free_bytes < memory_mib * MIB,
+            ErrorCode.CAPACITY,
+            f"has {max(free_bytes, 0) / MIB:.0f} MiB of memory free, {memory_mib} requested",
+        ),
+        (
+            bool(node.cores) and free_cores < cores,
+            ErrorCode.CAPACITY,
+            f"has {max(free_cores, 0):.0f} cores free, {cores} requested",
+        ),
+    )
+    return next(((code, text) for applies, code, text in reasons if applies), None)
+
+
+def _lacks(node: NodeFacts, others: Sequence[NodeFacts], kind: str, name: str) -> bool:
+    """Return whether a node lacks what another node has. What no node shows may be hidden from the token."""
+    return bool(name) and name not in getattr(node, kind) and any(name in getattr(each, kind) for each in others)
+
+
+def _no_node_error(constraints: PlacementConstraints, rejected: Mapping[str, tuple[ErrorCode, str]]) -> JobError:
+    if not rejected:
+        return JobError(ErrorCode.NOT_FOUND, "none of PROXMOX_NODES is a node that the token may see")
+    codes = {code for code, _text in rejected.values()}
+    code = next(code for code in CODE_PRECEDENCE if code in codes)
+    what = f"no node fits {constraints.memory_mib} MiB and {constraints.cores} cores"
+    reasons = "; ".join(f"{name} {text}" for name, (_code, text) in sorted(rejected.items()))
+    return JobError(code, f"{what}: {reasons}"[:MAX_ERROR_CHARS])
+
+
+def _free_memory_bytes(node: NodeFacts, rules: Rules) -> float:
+    return node.memory_bytes * rules.memory_overcommit - node.own_memory_bytes - node.allocated_memory_bytes
+
+
+# --- score --------------------------------------------------------------------------------------------------------
+
+
+def _best(fitting: Sequence[NodeFacts], constraints: PlacementConstraints, rules: Rules) -> NodeFacts:
+    def rank(node: NodeFacts) -> tuple[float, bool, tuple[int, ...]]:
+        return _score(node, constraints, rules), node.name == constraints.preferred_node, _reversed_order(node.name)
+
+    return max(fitting, key=rank)
+
+
+def _score(node: NodeFacts, constraints: PlacementConstraints, rules: Rules) -> float:
+    memory, cores = _free_shares(node, constraints, rules) if node.memory_bytes else (0.0, 0.0)
+    idle = 1 - min(max(node.cpu_share, 0.0), 1.0)
+    gain = MEMORY_WEIGHT * memory + CORES_WEIGHT * cores + IDLE_WEIGHT * idle
+    return gain - CREATE_COST * node.creates_in_progress
+
+
+def _free_shares(node: NodeFacts, constraints: PlacementConstraints, rules: Rules) -> tuple[float, float]:
+    """Return the share of memory and the share of cores that stay free with this VM on the node."""
+    limit_bytes = max(node.memory_bytes * rules.memory_overcommit, 1)
+    memory = (_free_memory_bytes(node, rules) - constraints.memory_mib * MIB) / limit_bytes
+    cores = 1 - (node.allocated_cores + constraints.cores) / max(node.cores * rules.cpu_overcommit, 1)
+    return memory, cores
+
+
+def _reversed_order(name: str) -> tuple[int, ...]:
+    """Return a sort key by which `max` chooses the first name in alphabetical order."""
+    return tuple(-ord(char) for char in name)
+
+
+# --- reason -------------------------------------------------------------------------------------------------------
+
+
+def _load_text(node: NodeFacts, constraints: PlacementConstraints, rules: Rules) -> str:
+    memory, cores = _free_shares(node, constraints, rules)
+    text = f"{memory:.0%} of memory and {cores:.0%} of cores stay free, {node.cpu_share:.0%} of CPU in use"
+    return text + (f", {node.creates_in_progress} other creates in progress" if node.creates_in_progress else "")
+
+
+def _reason_text(why: str, rejected: Mapping[str, tuple[ErrorCode, str]]) -> str:
+    others = [f"not {name}: {text}" for name, (_code, text) in sorted(rejected.items())]
+    return "; ".join([why, *others])[:MAX_REASON_CHARS]

@@ -1,0 +1,116 @@
+"""How many clones run at once on a target, and how the limit adapts to the storage."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+from executor.errors import ErrorCode, JobError
+from executor.model import JobResult
+from executor.placement.clone_limit import SUCCESSES_PER_RAISE, CloneLimit
+
+CLONED = JobResult(succeeded=True)
+LOCK_TIMED_OUT = JobResult(
+    succeeded=False,
+    code=ErrorCode.VM_LOCKED,
+    detail="can't lock file '/var/lock/pve-manager/pve-storage-local-lvm' - got timeout",
+)
+LOCKED_BY_BACKUP = JobResult(succeeded=False, code=ErrorCode.VM_LOCKED, detail="VM is locked (backup)")
+
+
+def clone(limit: CloneLimit, result: JobResult, target: str = "local-lvm@pve1") -> None:
+    """Run one clone that ends with this result."""
+    with limit.acquire(target, may_wait=lambda: True) as permit:
+        permit.result = result
+
+
+def max_running(limit: CloneLimit, targets: list[str], threads: int = 24) -> dict[str, int]:
+    """Start many clones at once; return the greatest number that ran on each target at a time."""
+    lock, running, most = threading.Lock(), dict.fromkeys(targets, 0), dict.fromkeys(targets, 0)
+
+    def run(target: str) -> None:
+        with limit.acquire(target, may_wait=lambda: True) as permit:
+            with lock:
+                running[target] += 1
+                most[target] = max(most[target], running[target])
+            time.sleep(0.02)  # long enough to overlap
+            with lock:
+                running[target] -= 1
+            permit.result = CLONED
+
+    started = [threading.Thread(target=run, args=(targets[n % len(targets)],)) for n in range(threads)]
+    for thread in started:
+        thread.start()
+    for thread in started:
+        thread.join()
+    return most
+
+
+def test_each_target_runs_no_more_clones_than_the_limit() -> None:
+    assert max_running(CloneLimit(limit=3), ["local-lvm@pve1", "local-lvm@pve2"]) == {
+        "local-lvm@pve1": 3,
+        "local-lvm@pve2": 3,
+    }
+
+
+def test_each_lock_timeout_halves_the_limit_down_to_one() -> None:
+    limit = CloneLimit(limit=8)
+    limits_seen = []
+    for _ in range(5):
+        clone(limit, LOCK_TIMED_OUT)
+        limits_seen.append(limit.capacity)
+    assert limits_seen == [4, 2, 1, 1, 1]
+
+
+def test_successes_raise_a_throttled_limit_step_by_step_up_to_the_setting() -> None:
+    limit = CloneLimit(limit=4)
+    clone(limit, LOCK_TIMED_OUT)
+    for _ in range(SUCCESSES_PER_RAISE - 1):
+        clone(limit, CLONED)
+    assert limit.capacity == 2
+    clone(limit, CLONED)
+    assert limit.capacity == 3
+    for _ in range(SUCCESSES_PER_RAISE * 5):
+        clone(limit, CLONED)
+    assert limit.capacity == 4
+
+
+@pytest.mark.parametrize(
+    "result", [LOCKED_BY_BACKUP, JobResult(succeeded=False, code=ErrorCode.CAPACITY, detail="full")]
+)
+def test_other_failures_do_not_change_the_limit(result: JobResult) -> None:
+    limit = CloneLimit(limit=8)
+    clone(limit, result)
+    assert limit.capacity == 8
+
+
+def test_the_capacity_is_the_sum_of_the_limits_of_the_used_targets() -> None:
+    limit = CloneLimit(limit=8)
+    assert limit.capacity == 8
+    clone(limit, CLONED, "local-lvm@pve1")
+    clone(limit, LOCK_TIMED_OUT, "local-lvm@pve2")
+    assert limit.capacity == 12
+
+
+def test_a_create_that_may_not_wait_any_longer_is_cancelled_and_holds_no_slot() -> None:
+    limit = CloneLimit(limit=1)
+    asked: list[int] = []
+
+    def twice() -> bool:
+        asked.append(1)
+        return len(asked) < 2
+
+    with limit.acquire("ceph", may_wait=lambda: True):
+        with pytest.raises(JobError) as caught, limit.acquire("ceph", may_wait=twice):
+            pass
+        assert caught.value.code is ErrorCode.CANCELLED
+    clone(limit, CLONED, "ceph")
+
+
+def test_a_block_that_raises_releases_its_slot() -> None:
+    limit = CloneLimit(limit=1)
+    with pytest.raises(ZeroDivisionError), limit.acquire("ceph", may_wait=lambda: True):
+        _ = 1 / 0
+    clone(limit, CLONED, "ceph")

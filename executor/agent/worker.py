@@ -24,14 +24,15 @@ from executor.database.job_queue import Lease
 from executor.errors import ErrorCode, FulcrumAuthFailing, FulcrumRefused, FulcrumUnavailable, JobError, StaleJob
 from executor.fulcrum.client import FulcrumClient
 from executor.fulcrum.types import CoreJob
-from executor.fulcrum.vault import SecretResolver
+from executor.fulcrum.vault import JobFacts, SecretResolver
 from executor.log import get_logger
 from executor.model import JobResult, MappingState, PlaybookRun, ReportState
 from executor.placement.clone_limit import CloneLimit, Permit
 from executor.placement.decide import Placement
 from executor.placement.placer import PlacementRequest, Placer
-from executor.proxmox.client import ProxmoxReader, VmRow
+from executor.proxmox.client import ProxmoxReader
 from executor.proxmox.error_rules import Reaction, reaction_to
+from executor.proxmox.rows import VmRow
 from executor.redaction import redactor
 from executor.runs import plan as playbooks
 from executor.runs import results
@@ -105,7 +106,7 @@ class Worker:
             try:
                 self._claim(job, lease)
                 properties = self._check(job)
-                with _kept_secret(self.secrets.values_in(job, properties)):
+                with _kept_secret(self.secrets.values_in(_secret_facts(job), properties)):
                     mapping = self._mapping_of(job)
                     result = self._run(job, lease, mapping, properties, stop)
             except FulcrumUnavailable as error:
@@ -177,7 +178,7 @@ class Worker:
         if job.action in playbooks.SHAPING_ACTIONS:
             playbooks.read_properties(properties)  # before any secret is asked for
         takes_properties = job.action in playbooks.READING_ACTIONS or not self._is_own(playbook)
-        return self.secrets.fill_in(job, properties) if takes_properties else {}
+        return self.secrets.fill_in(_secret_facts(job), properties) if takes_properties else {}
 
     def _is_own(self, playbook: Path) -> bool:
         return playbook.parent == self.site.folders[-1]
@@ -357,7 +358,7 @@ class Worker:
             # Named after the job: an attempt that is repeated finds what the one before it has taken.
             snapshot=f"smith-{job.fulcrum_id[:8]}" if job.action == "snapshot" else "",
             time_left_s=self._time_left_s(job),
-            secrets=self.secrets.values_in(job, properties),
+            secrets=self.secrets.values_in(_secret_facts(job), properties),
         )
 
     def _play(self, run: PlaybookRun, mapping: Mapping, stop: StopSignal) -> JobResult:
@@ -441,6 +442,10 @@ class Worker:
         with transaction(self.engine) as session:
             job_queue.finish(session, lease, result, ReportState.ABANDONED)
         log.warning("job_abandoned", reason=reason)
+
+
+def _secret_facts(job: Job) -> JobFacts:
+    return JobFacts(action=job.action, service=job.service, params=job.params, attempt=job.attempt)
 
 
 @contextmanager

@@ -9,9 +9,9 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
-from executor.database.engine import Job
 from executor.errors import ErrorCode, FulcrumNotFound, FulcrumUnavailable, JobError
 from executor.fulcrum.client import FulcrumClient
 
@@ -27,6 +27,16 @@ MAX_SECRET_CHARS = 16_384
 Path = tuple[str, ...]
 
 
+@dataclass(frozen=True, kw_only=True)
+class JobFacts:
+    """What decides how the secrets of a job are read."""
+
+    action: str
+    service: dict[str, Any] | None = field(repr=False)  #: as FulcrumCore delivered it with the job
+    params: dict[str, Any] | None = field(repr=False)
+    attempt: int = 1
+
+
 class SecretResolver:
     """Fills secrets into a job's properties; safe to use from many threads."""
 
@@ -35,7 +45,7 @@ class SecretResolver:
         self._types: dict[str, tuple[float, frozenset[Path]]] = {}
         self._lock = threading.Lock()
 
-    def fill_in(self, job: Job, properties: dict[str, Any]) -> dict[str, Any]:
+    def fill_in(self, job: JobFacts, properties: dict[str, Any]) -> dict[str, Any]:
         """Return the properties with secrets as values.
 
         A reference that is gone from the vault is fatal only for a first create, which needs its value; elsewhere the
@@ -49,14 +59,14 @@ class SecretResolver:
                 self._fill_one(job, holder, key)
         return filled
 
-    def values_in(self, job: Job, properties: dict[str, Any]) -> tuple[str, ...]:
+    def values_in(self, job: JobFacts, properties: dict[str, Any]) -> tuple[str, ...]:
         """Return the secret texts among filled properties, those inside objects too: what no artifact may show."""
         if not properties or not _mentions_reference(_delivered(job)):
             return ()
         places = (place for path in self._secret_paths(job) for place in _places(properties, path))
         return tuple(dict.fromkeys(text for holder, key in places for text in _texts(holder[key])))
 
-    def _fill_one(self, job: Job, holder: Any, key: Any) -> None:
+    def _fill_one(self, job: JobFacts, holder: Any, key: Any) -> None:
         reference = holder[key]
         if not isinstance(reference, str) or not reference.startswith(REFERENCE_PREFIX):
             return
@@ -79,11 +89,11 @@ class SecretResolver:
         holder[key] = value
 
     @staticmethod
-    def _is_unchanged(job: Job, reference: str) -> bool:
+    def _is_unchanged(job: JobFacts, reference: str) -> bool:
         before = (job.service or {}).get("properties")
         return job.action == "update" and reference in _strings(before)
 
-    def _secret_paths(self, job: Job) -> frozenset[Path]:
+    def _secret_paths(self, job: JobFacts) -> frozenset[Path]:
         type_id = (job.service or {}).get("serviceTypeId")
         if not isinstance(type_id, str):
             raise JobError(ErrorCode.SECRET_MISSING, "the job does not say its service type: no secret can be read")
@@ -100,7 +110,7 @@ class SecretResolver:
         return paths
 
 
-def _delivered(job: Job) -> Any:
+def _delivered(job: JobFacts) -> Any:
     return job.params or (job.service or {}).get("properties") or {}
 
 

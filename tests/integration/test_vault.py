@@ -13,10 +13,9 @@ from hypothesis import strategies as st
 from smith_lab.fulcrum_setup import SERVICE_TYPE_FILE, AdminClient, Bootstrapped, bootstrap, load_type
 from smith_lab.simulator.control import RunningSimulator, running_simulator
 
-from executor.database.engine import Job
 from executor.errors import ErrorCode, FulcrumUnavailable, JobError
 from executor.fulcrum.client import FulcrumClient
-from executor.fulcrum.vault import MAX_SECRET_CHARS, PATIENCE_ATTEMPTS, SecretResolver
+from executor.fulcrum.vault import MAX_SECRET_CHARS, PATIENCE_ATTEMPTS, JobFacts, SecretResolver
 from executor.model import PlaybookRun
 from executor.redaction import MASK, Redactor
 from executor.runs.runner import Runner, RunnerPaths, ansible_home
@@ -67,9 +66,9 @@ def type_id(core: tuple[RunningSimulator, Bootstrapped, str]) -> str:
 
 def job_of(
     type_id: str, properties: dict[str, Any], *, action: str = "create", status: str = "New", **more: Any
-) -> Job:
+) -> JobFacts:
     service = {"serviceTypeId": type_id, "status": status, "properties": more.pop("before", {})}
-    return Job(action=action, params=properties, service=service, **{"attempt": 1, **more})
+    return JobFacts(action=action, params=properties, service=service, **{"attempt": 1, **more})
 
 
 def test_only_what_the_type_marks_secret_becomes_a_value(

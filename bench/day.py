@@ -27,7 +27,8 @@ from executor.agent.state import AgentState
 from executor.database import mappings
 from executor.database.engine import open_engine, transaction, upgrade
 from executor.fulcrum.client import FulcrumClient
-from executor.proxmox.client import ProxmoxConnection, ProxmoxReader
+from executor.proxmox.client import ProxmoxReader
+from executor.proxmox.connection import ProxmoxConnection
 from executor.settings.settings import load_settings
 
 Json = dict[str, Any]

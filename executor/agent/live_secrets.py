@@ -16,7 +16,7 @@ from typing import Any
 
 from executor.errors import FulcrumError, SettingsError
 from executor.log import get_logger
-from executor.proxmox.client import ProxmoxConnection
+from executor.proxmox.connection import ProxmoxConnection
 from executor.redaction import redactor
 from executor.runs.runner import module_credentials
 from executor.settings.settings import Settings, describe, secret_values

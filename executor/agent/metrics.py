@@ -21,7 +21,8 @@ from executor.errors import FulcrumNotFound, FulcrumRefused, FulcrumUnavailable
 from executor.fulcrum.client import FulcrumClient
 from executor.fulcrum.types import METRIC_TYPES
 from executor.log import get_logger
-from executor.proxmox.client import ProxmoxReader, VmRow
+from executor.proxmox.client import ProxmoxReader
+from executor.proxmox.rows import VmRow
 
 log = get_logger(__name__)
 

@@ -28,7 +28,8 @@ def reach() -> Reach:
     """Open both. Raises SettingsError for what is not set, FulcrumError when FulcrumCore does not answer."""
     from executor.fulcrum.client import FulcrumClient  # noqa: PLC0415 (requests is not for `--help`)
     from executor.fulcrum.remote_config import settings_in_force  # noqa: PLC0415 (see above)
-    from executor.proxmox.client import ProxmoxConnection, ProxmoxReader  # noqa: PLC0415 (see above)
+    from executor.proxmox.client import ProxmoxReader  # noqa: PLC0415 (see above)
+    from executor.proxmox.connection import ProxmoxConnection  # noqa: PLC0415 (see above)
 
     settings = open_settings()
     settings.require_fulcrum()

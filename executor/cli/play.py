@@ -193,7 +193,8 @@ def _identity(mapping: VmMapping | None, vmid: int | None, action: Action, setti
         return {}
     if action.name == "create":
         return {"vmid": vmid}
-    from executor.proxmox.client import ProxmoxConnection, ProxmoxReader  # noqa: PLC0415 (see above)
+    from executor.proxmox.client import ProxmoxReader  # noqa: PLC0415 (see above)
+    from executor.proxmox.connection import ProxmoxConnection  # noqa: PLC0415 (see above)
 
     reader = ProxmoxReader(ProxmoxConnection.from_settings(settings))
     row = next((row for row in reader.vms() if row.vmid == vmid), None)

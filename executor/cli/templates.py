@@ -13,7 +13,8 @@ from executor.errors import JobError
 from executor.model import GuestKind
 
 if TYPE_CHECKING:  # imported when a command runs
-    from executor.proxmox.client import ProxmoxReader, StorageRow, VmRow
+    from executor.proxmox.client import ProxmoxReader
+    from executor.proxmox.rows import StorageRow, VmRow
     from executor.settings.settings import Settings
 
 app = typer.Typer(
@@ -40,7 +41,8 @@ COLUMNS = {
 @app.command("list", epilog=examples("smith templates list", "smith templates list --json"))
 def list_templates(as_json: AsJson = False) -> None:
     """List the templates of Proxmox, those of PROXMOX_OS_TEMPLATES, and what these settings name that is not there."""
-    from executor.proxmox.client import ProxmoxConnection, ProxmoxReader  # noqa: PLC0415 (proxmoxer is not for `--help`)
+    from executor.proxmox.client import ProxmoxReader  # noqa: PLC0415 (proxmoxer is not for `--help`)
+    from executor.proxmox.connection import ProxmoxConnection  # noqa: PLC0415 (proxmoxer is not for `--help`)
 
     settings = open_settings()
     settings.require_proxmox()

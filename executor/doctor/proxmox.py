@@ -10,7 +10,9 @@ from executor.doctor.checks import Area, Check, Maker
 from executor.errors import ErrorCode, JobError
 from executor.placement import templates
 from executor.proxmox import privileges
-from executor.proxmox.client import NodeRow, ProxmoxConnection, ProxmoxReader, StorageRow, VmRow
+from executor.proxmox.client import ProxmoxReader
+from executor.proxmox.connection import ProxmoxConnection
+from executor.proxmox.rows import NodeRow, StorageRow, VmRow
 from executor.settings.settings import Settings
 
 _MAKER = Maker(Area.PROXMOX)
@@ -20,19 +22,9 @@ KNOWN_MAJORS = (8, 9)
 SCARCE = 0.05
 
 
-class _Reader(ProxmoxReader):
-    """One question more: only the doctor wants to know of roles."""
-
-    def roles(self) -> dict[str, frozenset[str]]:
-        """Ask which roles there are, with their privileges. Any valid login may."""
-        answer = self._ask("/access/roles")
-        rows = [row for row in answer if isinstance(row, dict)] if isinstance(answer, list) else []
-        return {str(row.get("roleid")): frozenset(str(row.get("privs") or "").split(",")) for row in rows}
-
-
 def look(settings: Settings) -> Iterator[Check]:
     """Look at Proxmox. What does not answer ends the looking; what is refused is told and passed over."""
-    site = _Site(settings, _Reader(ProxmoxConnection.from_settings(settings)))
+    site = _Site(settings, ProxmoxReader(ProxmoxConnection.from_settings(settings)))
     try:
         version = site.reader.version()
     except JobError as error:
@@ -57,7 +49,7 @@ class _Site:
     """What is asked, and answers that more than one look needs."""
 
     settings: Settings
-    reader: _Reader
+    reader: ProxmoxReader
 
     @cached_property
     def major(self) -> int:

@@ -22,7 +22,8 @@ from executor.drift.compare import Facts, Finding, KnownService, Mapped, Repair,
 from executor.errors import ErrorCode, FulcrumAuthFailing, FulcrumRefused, JobError
 from executor.fulcrum.client import FulcrumClient
 from executor.model import GuestKind, JobStatus, MappingState, ReportState
-from executor.proxmox.client import MARKER_LINE, ProxmoxReader, VmRow
+from executor.proxmox.client import MARKER_LINE, ProxmoxReader
+from executor.proxmox.rows import VmRow
 
 #: The tag that every VM of ours has, and how the name ends that we gave it.
 TAG = "smith"

@@ -28,7 +28,7 @@ from executor.log import get_logger
 from executor.processes.progress import Progress
 from executor.redaction import redactor
 from executor.settings.settings import Settings, overlay, problems_in
-from executor.settings.types import LEAST_VMID
+from executor.settings.types import MIN_VMID
 
 log = get_logger(__name__)
 
@@ -207,7 +207,7 @@ class _Reader:
         for name, vmid in _of_kind(given, dict, "an object").items():
             if not _IMAGE_NAME.fullmatch(name):
                 raise _Unfit("is wrong, the name of an image holds a space, a comma or '='")
-            if isinstance(vmid, bool) or not isinstance(vmid, int) or vmid < LEAST_VMID:
+            if isinstance(vmid, bool) or not isinstance(vmid, int) or vmid < MIN_VMID:
                 raise _Unfit(f"is wrong, {name!r} does not name a VMID")
         return dict(given)
 

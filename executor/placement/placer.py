@@ -25,7 +25,8 @@ from executor.placement.decide import (
     decide_move,
 )
 from executor.placement.snapshot import ClusterCache, ClusterSnapshot, node_facts
-from executor.proxmox.client import NodeRow, ProxmoxReader, VmRow
+from executor.proxmox.client import ProxmoxReader
+from executor.proxmox.rows import NodeRow, VmRow
 from executor.settings.settings import Settings
 
 log = get_logger(__name__)

@@ -11,7 +11,8 @@ from executor.errors import ErrorCode, JobError
 from executor.log import get_logger
 from executor.placement import templates
 from executor.placement.decide import NodeFacts
-from executor.proxmox.client import NodeRow, ProxmoxReader, StorageRow, VmRow
+from executor.proxmox.client import ProxmoxReader
+from executor.proxmox.rows import NodeRow, StorageRow, VmRow
 
 log = get_logger(__name__)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from executor.errors import ErrorCode, JobError
-from executor.proxmox.client import StorageRow, VmRow
+from executor.proxmox.rows import StorageRow, VmRow
 
 #: A template with this tag, and the image's name behind it, serves the image.
 TAG_PREFIX = "image-"

@@ -23,8 +23,8 @@ from executor.errors import SettingsError
 from executor.redaction import MASK
 from executor.settings.sources import DEFAULT_HTTP_ADDR, DEFAULT_SECRETS_DIR, gather
 from executor.settings.types import (
-    GREATEST_VMID,
-    LEAST_VMID,
+    MAX_VMID,
+    MIN_VMID,
     AnyCase,
     AnyPath,
     DatabaseUrl,
@@ -182,14 +182,12 @@ class Settings(BaseSettings):
     )
     proxmox_bridge: Name = _setting("vmbr0", "the network bridge of new VMs", example="vmbr0")
     proxmox_pool: Name = _setting("", "the resource pool that new VMs join", example="customers", default_text="none")
-    proxmox_vmid_min: int = _count(
-        100_000, "the least VMID that may be given to a new VM", ge=LEAST_VMID, le=GREATEST_VMID
-    )
+    proxmox_vmid_min: int = _count(100_000, "the least VMID that may be given to a new VM", ge=MIN_VMID, le=MAX_VMID)
     proxmox_vmid_max: int = _count(
         199_999,
         "the greatest VMID that may be given to a new VM",
-        ge=LEAST_VMID,
-        le=GREATEST_VMID,
+        ge=MIN_VMID,
+        le=MAX_VMID,
         validate_default=True,  # PROXMOX_VMID_MIN alone may be set, above this
     )
     proxmox_templates: Templates = _setting(
@@ -384,7 +382,7 @@ class Settings(BaseSettings):
     @check("proxmox_vmid_max")
     @classmethod
     def _range_is_not_empty(cls, value: int, info: ValidationInfo) -> int:
-        if value < info.data.get("proxmox_vmid_min", LEAST_VMID):
+        if value < info.data.get("proxmox_vmid_min", MIN_VMID):
             raise ValueError("is wrong, it is less than PROXMOX_VMID_MIN")
         return value
 

@@ -18,7 +18,7 @@ from pydantic import AfterValidator, BeforeValidator, SecretStr
 from executor.redaction import MIN_LENGTH
 
 #: Proxmox VE's own bounds of a VMID.
-LEAST_VMID, GREATEST_VMID = 100, 999_999_999
+MIN_VMID, MAX_VMID = 100, 999_999_999
 OS_TEMPLATE = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*:vztmpl/[A-Za-z0-9_][A-Za-z0-9_.+-]*")
 
 
@@ -116,7 +116,7 @@ def _templates(given: Any) -> Any:
     templates: dict[str, str] = {}
     for part in _comma_list(given):
         name, equals, vmid = (piece.strip() for piece in part.partition("="))
-        if not (name and equals and re.fullmatch(r"[0-9]{3,9}", vmid)) or int(vmid) < LEAST_VMID:
+        if not (name and equals and re.fullmatch(r"[0-9]{3,9}", vmid)) or int(vmid) < MIN_VMID:
             raise ValueError(f"is wrong, {part!r} is not of the form name=vmid")
         if name in templates:
             raise ValueError(f"is wrong, {name!r} stands in it twice")

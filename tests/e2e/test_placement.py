@@ -16,7 +16,8 @@ from executor.errors import JobError
 from executor.placement.decide import LOAD_UNKNOWN
 from executor.placement.placer import PlacementRequest, Placer
 from executor.placement.snapshot import MAX_SNAPSHOT_AGE_S
-from executor.proxmox.client import ProxmoxConnection, ProxmoxReader
+from executor.proxmox.client import ProxmoxReader
+from executor.proxmox.connection import ProxmoxConnection
 from executor.settings.settings import load_settings
 
 GIB = 1024**3

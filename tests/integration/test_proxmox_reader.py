@@ -18,7 +18,8 @@ from smith_lab.proxmox.certificates import make_certificates
 from smith_lab.proxmox.stand_in import ProxmoxStandIn, running_stand_in
 
 from executor.errors import JobError
-from executor.proxmox.client import ProxmoxConnection, ProxmoxReader
+from executor.proxmox.client import ProxmoxReader
+from executor.proxmox.connection import ProxmoxConnection
 from executor.settings.settings import load_settings
 
 UID = "e5b72a52-8d0e-4d0b-9a3c-0d9a5b1f7e11"

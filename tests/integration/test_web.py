@@ -36,7 +36,8 @@ from executor.database import job_queue, mappings
 from executor.database.engine import Job, open_engine, transaction, utc_now
 from executor.errors import ErrorCode, FulcrumUnavailable, SettingsError
 from executor.model import JobResult, ReportState
-from executor.proxmox.client import ProxmoxConnection, ProxmoxReader
+from executor.proxmox.client import ProxmoxReader
+from executor.proxmox.connection import ProxmoxConnection
 from executor.settings.settings import Settings, load_settings
 from executor.web import health, probes, serve
 from executor.web.app import PAGES

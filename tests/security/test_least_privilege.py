@@ -23,7 +23,8 @@ from smith_lab.system import LabSystem, running_lab, wait_for
 from executor.errors import ErrorCode
 from executor.model import JobResult, PlaybookRun
 from executor.placement.snapshot import MAX_SNAPSHOT_AGE_S
-from executor.proxmox.client import ProxmoxConnection, ProxmoxReader
+from executor.proxmox.client import ProxmoxReader
+from executor.proxmox.connection import ProxmoxConnection
 from executor.proxmox.privileges import needs
 from executor.redaction import Redactor
 from executor.runs import results

@@ -23,7 +23,8 @@ from smith_lab.system import running_lab
 
 from executor.errors import ErrorCode, FulcrumUnavailable, JobError
 from executor.fulcrum.client import FulcrumClient
-from executor.proxmox.client import ProxmoxConnection, ProxmoxReader
+from executor.proxmox.client import ProxmoxReader
+from executor.proxmox.connection import ProxmoxConnection
 from executor.settings.settings import load_settings
 
 NOW = datetime.datetime.now(datetime.UTC)

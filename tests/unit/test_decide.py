@@ -21,7 +21,7 @@ from executor.placement.decide import (
     decide_move,
 )
 from executor.placement.snapshot import ClusterSnapshot, node_facts
-from executor.proxmox.client import NodeRow, StorageRow, VmRow
+from executor.proxmox.rows import NodeRow, StorageRow, VmRow
 
 GIB = 1024 * MIB
 

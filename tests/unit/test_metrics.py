@@ -25,7 +25,8 @@ from executor.database.engine import transaction
 from executor.errors import ErrorCode, FulcrumUnavailable, JobError
 from executor.fulcrum.client import FulcrumClient
 from executor.fulcrum.types import METRIC_TYPES
-from executor.proxmox.client import ProxmoxConnection, ProxmoxReader
+from executor.proxmox.client import ProxmoxReader
+from executor.proxmox.connection import ProxmoxConnection
 
 RATES = {"vm.network.in", "vm.network.out", "vm.disk.read", "vm.disk.write"}
 Row = dict[str, Any]

@@ -10,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from executor.errors import JobError
-from executor.proxmox.client import NodeRow, ProxmoxConnection, ProxmoxReader, VmRow, node_rows, vm_rows
+from executor.proxmox.client import ProxmoxReader
+from executor.proxmox.connection import ProxmoxConnection
+from executor.proxmox.rows import NodeRow, VmRow, node_rows, vm_rows
 
 UID = "e5b72a52-8d0e-4d0b-9a3c-0d9a5b1f7e11"
 OTHER_UID = "0aa42a52-8d0e-4d0b-9a3c-0d9a5b1f7e11"

@@ -7,7 +7,7 @@ import pytest
 from executor.errors import JobError
 from executor.placement import templates
 from executor.placement.templates import Reach, Template
-from executor.proxmox.client import StorageRow, VmRow
+from executor.proxmox.rows import StorageRow, VmRow
 
 
 def row(vmid: int, name: str, node: str = "pve1", *tags: str, is_template: bool = True) -> VmRow:

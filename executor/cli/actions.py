@@ -51,14 +51,14 @@ PLAYBOOK = """\
     - name: Carry out {name}
       block:
         # Nothing may be changed before this: it proves that the VM on this VMID is the service's.
-        - name: Know the VM
+        - name: Verify the VM's identity
           ansible.builtin.import_role:
             name: vm_identity
 
         # Your tasks. The modules of community.proxmox know already who we are.
 
         # Ask Proxmox again and tell that: modules say "ok" in cases that are not.
-        - name: Ask Proxmox what the VM is like now
+        - name: Read the VM's state from Proxmox
           smith_vm_facts:
             connection: "{{{{ smith_proxmox }}}}"
             ca_bundle: "{{{{ smith_ca_bundle }}}}"
@@ -69,11 +69,11 @@ PLAYBOOK = """\
             wait_for: unlocked
           register: {variable}_after
 
-        - name: Tell what came of it
+        - name: Publish the result
           ansible.builtin.import_role:
             name: vm_result
       rescue:
-        - name: Say what went wrong, code first
+        - name: Fail with the error code first
           ansible.builtin.fail:
             msg: "{{{{ ansible_failed_result | smith_failure }}}}"
 """

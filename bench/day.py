@@ -25,7 +25,8 @@ from executor.agent import metrics
 from executor.agent.heartbeat import Heartbeat
 from executor.agent.state import AgentState
 from executor.database import mappings
-from executor.database.engine import open_engine, transaction, upgrade
+from executor.database.engine import open_engine, transaction
+from executor.database.schema import upgrade
 from executor.fulcrum.client import FulcrumClient
 from executor.proxmox.client import ProxmoxReader
 from executor.proxmox.connection import ProxmoxConnection

@@ -14,10 +14,10 @@ from typing import Any
 from sqlalchemy import Engine, insert
 
 from bench.measuring import ROOT, median, percentile
-from executor.database import engine as database
-from executor.database import job_queue
-from executor.database.engine import Job, open_engine, transaction, utc_now
+from executor.database import job_queue, outbox, schema
+from executor.database.engine import open_engine, transaction
 from executor.database.job_queue import NewJob
+from executor.database.tables import Job, utc_now
 from executor.model import JobResult, JobStatus, ReportState
 
 OWNER = "bench"
@@ -31,7 +31,7 @@ VERBS = ("submit", "claim", "finish", "report", "renew")
 def measure(url: str, sizes: list[int], repeats: int) -> dict[int, dict[str, dict[str, float]]]:
     """Return p50 and p99 in milliseconds of each verb, in a transaction of its own, at each number of rows."""
     engine = open_engine(url)
-    database.upgrade(engine)
+    schema.upgrade(engine)
     found, rows = {}, 0
     for size in sizes:
         _fill(engine, rows, size)
@@ -117,8 +117,8 @@ def _submit(session: Any) -> None:
 
 
 def _report(session: Any) -> None:
-    for job in job_queue.due_reports(session, REPORTS):
-        job_queue.note_reported(session, job.id, ReportState.REPORTED)
+    for job in outbox.due_reports(session, REPORTS):
+        outbox.note_reported(session, job.id, ReportState.REPORTED)
 
 
 def _spread(times: list[float]) -> dict[str, float]:

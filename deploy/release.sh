@@ -17,7 +17,7 @@ fail() {
 # database the next version cannot be tested against this one (tests/unit/test_upgrade.py).
 [ -n "${DRY_RUN:-}" ] || [ -z "$(git status --porcelain)" ] || fail "there are uncommitted changes (DRY_RUN=1 builds anyway)"
 [ -n "${DRY_RUN:-}" ] || grep -q "^## \[$version\]" CHANGELOG.md || fail "CHANGELOG.md has no section [$version]"
-schema=$("$bin/python" -c 'from executor.database.engine import head_revision; print(head_revision())')
+schema=$("$bin/python" -c 'from executor.database.schema import head_revision; print(head_revision())')
 [ -n "${DRY_RUN:-}" ] || { [ -f "tests/data/databases/$schema.sqlite.sql" ] &&
   grep -q "\"schema\": \"$schema\"" tests/data/recorded_commits.json; } ||
   fail "schema $schema is not recorded: $bin/python tests/support/recorded_databases.py 'Release $version'"

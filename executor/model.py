@@ -26,6 +26,13 @@ TRANSITIONS: dict[JobStatus, frozenset[JobStatus]] = {
     JobStatus.COMPLETED: frozenset(),
     JobStatus.FAILED: frozenset(),
 }
+#: Statuses from which nothing moves any more.
+ENDED = (JobStatus.COMPLETED, JobStatus.FAILED)
+#: A job whose owner vanished this often is not tried again.
+MAX_CRASHES = 3
+#: A job that was under way in so many deaths of agents runs alone: the next death shows whether it is to blame, and
+#: none of its neighbours is put in quarantine for it.
+PROBATION_CRASHES = MAX_CRASHES - 1
 
 
 class ReportState(StrEnum):

@@ -40,9 +40,9 @@ from executor.agent.reporter import Reporter
 from executor.agent.scheduler import CriticalJob, Scheduler
 from executor.agent.state import AgentState
 from executor.agent.worker import StopSignal, Worker
-from executor.database import engine as database
-from executor.database import job_queue
-from executor.database.engine import Job, Node, insist, reading, transaction, utc_now
+from executor.database import job_queue, queries, schema
+from executor.database.engine import insist, open_engine, reading, transaction
+from executor.database.tables import Job, Node, utc_now
 from executor.drift.inspector import Inspector
 from executor.errors import (
     EXIT_FAILURE,
@@ -111,7 +111,7 @@ class Agent:
         self.mode = mode
         self.boot_id = f"{socket.gethostname()[:20]}-{os.getpid()}-{uuid.uuid4().hex[:12]}"
         self.state = AgentState()
-        self.engine = database.open_engine(settings.smith_database_url)
+        self.engine = open_engine(settings.smith_database_url)
         self.secrets = live
         self.fulcrum = fulcrum
         self.runner = _runner(settings, live)
@@ -231,7 +231,7 @@ class Agent:
             signal.signal(number, lambda received, _frame: self._signals.append(received))
         signal.signal(signal.SIGHUP, self._want_reload)
         with _held_alone(self.settings.smith_database_url):
-            database.upgrade(self.engine)
+            schema.upgrade(self.engine)
             self._settle_in()
             self._start_loops()
             reason, code = self._watch()
@@ -372,7 +372,7 @@ class Agent:
 
     def _has_open_jobs(self) -> bool:
         with reading(self.engine) as session:
-            counts = job_queue.counts(session)
+            counts = queries.count_jobs(session)
         return bool(counts["pending"] + counts["processing"] + counts["reports_due"])
 
     # --- loops ----------------------------------------------------------------------------------------------------

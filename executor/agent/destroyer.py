@@ -15,9 +15,10 @@ from datetime import timedelta
 from sqlalchemy import Engine
 
 from executor.agent.state import AgentState
-from executor.database import job_queue, mappings
-from executor.database.engine import Mapping, reading, transaction, utc_now
+from executor.database import job_queue, mappings, queries
+from executor.database.engine import reading, transaction
 from executor.database.job_queue import NewJob
+from executor.database.tables import Mapping, utc_now
 from executor.errors import FulcrumAuthFailing, FulcrumRefused
 from executor.fulcrum.client import FulcrumClient
 from executor.fulcrum.types import SERVICE_DELETED, CoreService
@@ -90,7 +91,7 @@ class Destroyer:
         now = utc_now()
         with transaction(self.engine) as session:
             current = mappings.live(session, mapping.service_id)
-            if current is None or current.state != mapping.state or job_queue.open_of(session, mapping.service_id):
+            if current is None or current.state != mapping.state or queries.open_job(session, mapping.service_id):
                 return False
             new = NewJob(
                 fulcrum_id=str(uuid.uuid4()),

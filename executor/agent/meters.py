@@ -12,7 +12,8 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessColl
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from executor.database.engine import Job, reading, utc_now
+from executor.database.engine import reading
+from executor.database.tables import Job, utc_now
 from executor.errors import ErrorCode
 from executor.model import JobStatus, ReportState
 from executor.runs.actions import ACTION_PATTERN

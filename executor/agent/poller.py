@@ -12,9 +12,10 @@ from sqlalchemy import Engine
 
 from executor.agent import crash_points
 from executor.agent.state import AgentState
-from executor.database import job_queue
-from executor.database.engine import reading, transaction, utc_now
+from executor.database import job_queue, queries
+from executor.database.engine import reading, transaction
 from executor.database.job_queue import NewJob
+from executor.database.tables import utc_now
 from executor.fulcrum.client import FulcrumClient
 from executor.fulcrum.types import CoreJob
 from executor.log import get_logger
@@ -81,7 +82,7 @@ class Poller:
         if not jobs:
             return 0
         with reading(self.engine) as session:
-            known = job_queue.known_ids(session, [job.id for job in jobs])
+            known = queries.known_fulcrum_ids(session, [job.id for job in jobs])
         fresh = [job for job in jobs if job.id not in known]
         if not fresh:
             return 0

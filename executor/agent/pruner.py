@@ -11,8 +11,9 @@ from pathlib import Path
 
 from sqlalchemy import Engine
 
-from executor.database import job_queue
-from executor.database.engine import transaction, utc_now
+from executor.database import job_queue, nodes
+from executor.database.engine import transaction
+from executor.database.tables import utc_now
 from executor.log import get_logger
 from executor.settings.settings import Settings
 
@@ -52,7 +53,7 @@ class Pruner:
         while True:
             with transaction(self.engine) as session:
                 count, idents = job_queue.prune(session, before=before, limit=SLICE)
-                job_queue.prune_nodes(session, before=before)
+                nodes.prune(session, before=before)
             for ident in idents:
                 shutil.rmtree(self.artifacts_dir / ident, ignore_errors=True)
             deleted += count

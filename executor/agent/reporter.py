@@ -17,8 +17,9 @@ from structlog.contextvars import bound_contextvars
 
 from executor.agent import crash_points
 from executor.agent.state import AgentState
-from executor.database import job_queue
-from executor.database.engine import Job, reading, transaction
+from executor.database import outbox
+from executor.database.engine import reading, transaction
+from executor.database.tables import Job
 from executor.errors import ErrorCode, FulcrumAuthFailing, FulcrumRefused, FulcrumUnavailable
 from executor.fulcrum.client import FulcrumClient
 from executor.log import get_logger
@@ -58,7 +59,7 @@ class Reporter:
 
     def _turn(self) -> float:
         with reading(self.engine) as session:
-            due = job_queue.due_reports(session, BATCH_SIZE)
+            due = outbox.due_reports(session, BATCH_SIZE)
         if not due:
             return IDLE_PAUSE_S
         if any(list(self._senders.map(self._send_one, due))):
@@ -75,14 +76,14 @@ class Reporter:
         limit = time.monotonic() + within_s
         while time.monotonic() < limit:
             with reading(self.engine) as session:
-                if not job_queue.due_reports(session, 1):
+                if not outbox.due_reports(session, 1):
                     return True
             time.sleep(min(self.turn(), max(limit - time.monotonic(), 0), 1.0))
         return False
 
     def _hasten(self) -> None:
         with transaction(self.engine) as session:
-            job_queue.hasten_reports(session)
+            outbox.hasten_reports(session)
 
     def _send_one(self, job: Job) -> bool:
         """Report one job; True when FulcrumCore was heard."""
@@ -96,7 +97,7 @@ class Reporter:
                 return self._postpone(job, FulcrumUnavailable(str(refusal), status=500))
             crash_points.reached("report_accepted", job.service_id)
             with transaction(self.engine) as session:
-                job_queue.note_reported(session, job.id, state, note)
+                outbox.note_reported(session, job.id, state, note)
             known = state is ReportState.REPORTED
             (log.info if known else log.error)("job_reported", report_state=state, status=job.status, note=note or None)
             return True
@@ -104,9 +105,7 @@ class Reporter:
     def _postpone(self, job: Job, error: FulcrumUnavailable) -> bool:
         pause_s = min(2.0 ** min(job.report_attempts, 10), LONGEST_PAUSE_S) * random.uniform(0.5, 1.0)  # noqa: S311
         with transaction(self.engine) as session:
-            job_queue.postpone_report(
-                session, job.id, pause_s=max(pause_s, error.retry_after_s or 0.0), note=str(error)
-            )
+            outbox.postpone_report(session, job.id, pause_s=max(pause_s, error.retry_after_s or 0.0), note=str(error))
         answered_about_this_job = error.status == 500
         if not answered_about_this_job:
             self.state.fulcrum.note_down(str(error))
@@ -179,7 +178,7 @@ class Reporter:
         except FulcrumRefused as refusal:
             return ReportState.ORPHANED, str(refusal)
         with transaction(self.engine) as session:
-            job_queue.replace_outcome(session, job.id, result)
+            outbox.replace_outcome(session, job.id, result)
         return ReportState.REPORTED, reason
 
 

@@ -17,7 +17,7 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from executor.agent.state import Link
-from executor.database import job_queue
+from executor.database import periods
 from executor.database.engine import transaction
 from executor.errors import FulcrumUnavailable, SmithError
 from executor.log import get_logger
@@ -146,13 +146,13 @@ class Scheduler:
     def _is_our_turn(self, job: CriticalJob) -> bool:
         try:
             with transaction(self._engine) as session:
-                return job_queue.tick(session, job.name, job.interval_s, force=job.for_each_node)
+                return periods.tick(session, job.name, job.interval_s, force=job.for_each_node)
         except SQLAlchemyError:
             return True
 
     def _write_down(self, job: CriticalJob, error: str | None) -> None:
         with suppress(SQLAlchemyError), transaction(self._engine) as session:
-            job_queue.tock(session, job.name, error=error)
+            periods.tock(session, job.name, error=error)
 
 
 def _in_seconds(seconds: float) -> object:

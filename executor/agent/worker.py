@@ -19,8 +19,9 @@ from structlog.contextvars import bound_contextvars
 
 from executor.agent import crash_points
 from executor.database import job_queue, mappings
-from executor.database.engine import Job, Mapping, insist, reading, transaction, utc_now
+from executor.database.engine import insist, reading, transaction
 from executor.database.job_queue import Lease
+from executor.database.tables import Job, Mapping, utc_now
 from executor.errors import ErrorCode, FulcrumAuthFailing, FulcrumRefused, FulcrumUnavailable, JobError, StaleJob
 from executor.fulcrum.client import FulcrumClient
 from executor.fulcrum.types import CoreJob

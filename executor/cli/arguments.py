@@ -13,7 +13,7 @@ from executor.errors import EXIT_FAILURE, SmithError
 if TYPE_CHECKING:  # imported when a command runs
     from sqlalchemy.orm import Session
 
-    from executor.database.engine import Job
+    from executor.database.tables import Job
 
 #: 128 + the number of SIGINT, as shells tell it.
 EXIT_INTERRUPTED = 130
@@ -46,14 +46,13 @@ def confirm(question: str, *, yes: bool) -> None:
 
 def find_job(session: Session, reference: str) -> Job:
     """Return the job. Raises UnknownReference, saying whether nothing or too much fits."""
-    from executor.cli import queries  # noqa: PLC0415 (see above)
-    from executor.database import job_queue  # noqa: PLC0415 (SQLAlchemy is not for `--help`)
+    from executor.database import queries  # noqa: PLC0415 (see above)
 
     if not (reference := reference.strip()):
         raise UnknownReference("an empty reference names no job: `smith jobs list` shows them")
-    if (job := job_queue.find(session, reference)) is not None:
+    if (job := queries.find_job(session, reference)) is not None:
         return job
-    candidates = queries.jobs_beginning(session, reference)
+    candidates = queries.fulcrum_ids_beginning(session, reference)
     if len(candidates) > 1:
         raise UnknownReference(f"more than one job begins with {reference}: {', '.join(candidates)}")
     raise UnknownReference(
@@ -63,9 +62,9 @@ def find_job(session: Session, reference: str) -> Job:
 
 def find_service_id(session: Session, beginning: str) -> str:
     """Return the id of the one service with jobs that begins so. Raises UnknownReference."""
-    from executor.cli import queries  # noqa: PLC0415 (see above)
+    from executor.database import queries  # noqa: PLC0415 (see above)
 
-    found = queries.services_beginning(session, beginning)
+    found = queries.service_ids_beginning(session, beginning)
     if len(found) > 1:
         raise UnknownReference(f"more than one service begins with {beginning}: {', '.join(found)}")
     if not found:

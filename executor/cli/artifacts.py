@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from executor.errors import SmithError
 
 if TYPE_CHECKING:  # imported when a command runs
-    from executor.database.engine import Run
+    from executor.database.tables import Run
     from executor.settings.settings import Settings
 
 #: What an event of ansible-runner's says of its task.

@@ -11,7 +11,7 @@ from executor.cli.context import reading_store
 from executor.cli.output import examples, harmless, show_json, show_rows
 
 if TYPE_CHECKING:  # imported when a command runs
-    from executor.database.engine import AuditEntry
+    from executor.database.tables import AuditEntry
 
 app = typer.Typer(
     name="audit",

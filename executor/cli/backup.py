@@ -67,7 +67,7 @@ def restore(
     as_json: AsJson = False,
 ) -> None:
     """Put a backup in the database's place. The agent must be stopped; the file that was there is kept beside it."""
-    from executor.database import engine as database  # noqa: PLC0415 (SQLAlchemy is not for `--help`)
+    from executor.database import schema  # noqa: PLC0415 (SQLAlchemy is not for `--help`)
 
     settings = open_settings()
     target = _sqlite_file(settings, "pg_restore --clean --if-exists --dbname='postgresql://…' smith.dump")
@@ -82,7 +82,7 @@ def restore(
         finally:
             _remove(fresh)
     lines = [f"{target} is {file} now" + (f"; what was there is kept as {kept}" if kept else "")]
-    if revision != (newest := database.head_revision()):
+    if revision != (newest := schema.head_revision()):
         lines.append(f"its schema is {revision}: `smith run` and `smith db upgrade` bring it to {newest}")
     lines.append("what has happened since that backup is not in it: `smith drift` shows what differs")
     tell("\n".join(lines), as_json=as_json, file=str(target), kept=kept and str(kept), schema=revision)
@@ -125,15 +125,16 @@ def _refuse_unsound(connection: sqlite3.Connection, file: Path) -> None:
 
 def _checked_copy(file: Path, fresh: Path) -> str:
     """Copy a backup to where it can be swapped in; return its schema. Raises DatabaseError for any other file."""
-    from executor.database import engine as database  # noqa: PLC0415 (see above)
+    from executor.database import schema  # noqa: PLC0415 (see above)
+    from executor.database.engine import open_engine  # noqa: PLC0415 (see above)
 
     _remove(fresh)
     with _explained(file), contextlib.closing(_opened_to_read(file)) as source:
         _copy(source, fresh)
-    engine = database.open_engine(f"sqlite:///{fresh}")
+    engine = open_engine(f"sqlite:///{fresh}")
     try:
-        database.refuse_newer(engine)
-        revision = database.current_revision(engine)
+        schema.refuse_newer(engine)
+        revision = schema.current_revision(engine)
     finally:
         engine.dispose()
     if revision is None:

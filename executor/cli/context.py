@@ -56,20 +56,20 @@ def reading_store() -> Iterator[Store]:
 
     Raises DatabaseError when there is no database yet, or none that this version can read.
     """
-    from executor.database import engine as database  # noqa: PLC0415 (see above)
+    from executor.database.engine import reading  # noqa: PLC0415 (see above)
 
     settings = open_settings()
-    with opened(settings) as engine, database.reading(engine) as session:
+    with opened(settings) as engine, reading(engine) as session:
         yield Store(settings=settings, session=session)
 
 
 @contextmanager
 def writing_store() -> Iterator[Store]:
     """Open a transaction that is committed at the end of the block, for an operator's verb. Raises DatabaseError."""
-    from executor.database import engine as database  # noqa: PLC0415 (see above)
+    from executor.database.engine import transaction  # noqa: PLC0415 (see above)
 
     settings = open_settings()
-    with opened(settings) as engine, database.transaction(engine) as session:
+    with opened(settings) as engine, transaction(engine) as session:
         yield Store(settings=settings, session=session)
 
 
@@ -78,11 +78,11 @@ def opened(settings: Settings, *, may_create: bool = False) -> Iterator[Engine]:
     """Open the database for one block, with the driver's errors as DatabaseError."""
     from sqlalchemy.exc import SQLAlchemyError  # noqa: PLC0415 (see above)
 
-    from executor.database import engine as database  # noqa: PLC0415 (see above)
+    from executor.database.engine import open_engine  # noqa: PLC0415 (see above)
 
     if not may_create:
         _refuse_absent(settings.smith_database_url)
-    engine = database.open_engine(settings.smith_database_url)
+    engine = open_engine(settings.smith_database_url)
     try:
         yield engine
     except SQLAlchemyError as error:
@@ -111,11 +111,11 @@ def _explained(engine: Engine, error: Exception) -> DatabaseError:
     """Say in one line what is wrong. The most frequent reason for a failing statement is another version's schema."""
     from sqlalchemy.exc import DBAPIError  # noqa: PLC0415 (see above)
 
-    from executor.database import engine as database  # noqa: PLC0415 (see above)
+    from executor.database import schema  # noqa: PLC0415 (see above)
 
     try:
-        database.refuse_newer(engine)
-        current, newest = database.current_revision(engine), database.head_revision()
+        schema.refuse_newer(engine)
+        current, newest = schema.current_revision(engine), schema.head_revision()
     except DatabaseError as known:
         return known
     if current != newest:

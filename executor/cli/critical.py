@@ -12,7 +12,7 @@ from executor.cli.context import reading_store
 from executor.cli.output import ago, examples, show_json, show_rows
 
 if TYPE_CHECKING:  # imported when a command runs
-    from executor.database.engine import CriticalJob
+    from executor.database.tables import CriticalJob
 
 app = typer.Typer(
     name="critical",
@@ -48,11 +48,11 @@ SLACK_S = 30.0
 )
 def list_critical(as_json: AsJson = False) -> None:
     """List the critical jobs: when each was last done, how often it failed since, and whether it is overdue."""
-    from executor.database import job_queue  # noqa: PLC0415 (SQLAlchemy is not for `--help`)
-    from executor.database.engine import utc_now  # noqa: PLC0415 (see above)
+    from executor.database import queries  # noqa: PLC0415 (SQLAlchemy is not for `--help`)
+    from executor.database.tables import utc_now  # noqa: PLC0415 (SQLAlchemy is not for `--help`)
 
     with reading_store() as store:
-        found = job_queue.critical_jobs(store.session)
+        found = queries.critical_jobs(store.session)
     now = utc_now()
     if as_json:
         show_json([facts(job, now) for job in found])

@@ -41,13 +41,13 @@ app = typer.Typer(
 )
 def upgrade(as_json: AsJson = False) -> None:
     """Bring the schema to this version's; makes the database when there is none."""
-    from executor.database import engine as database  # noqa: PLC0415 (SQLAlchemy is not for `--help`)
+    from executor.database import schema  # noqa: PLC0415 (SQLAlchemy is not for `--help`)
 
     os.umask(PRIVATE_UMASK)
     with opened(open_settings(), may_create=True) as engine:
-        before = database.current_revision(engine)
-        database.upgrade(engine)
-        after = database.current_revision(engine)
+        before = schema.current_revision(engine)
+        schema.upgrade(engine)
+        after = schema.current_revision(engine)
     text = f"schema {after} already" if before == after else f"schema {before or 'none'} is now {after}"
     tell(text, as_json=as_json, before=before, after=after)
 
@@ -67,15 +67,15 @@ def downgrade(
     as_json: AsJson = False,
 ) -> None:
     """Take the schema back for an older version. What the older schema has no place for is lost."""
-    from executor.database import engine as database  # noqa: PLC0415 (see above)
+    from executor.database import schema  # noqa: PLC0415 (see above)
 
     settings = open_settings()
     with opened(settings) as engine:
-        before = database.current_revision(engine)
+        before = schema.current_revision(engine)
         confirm(f"Take the schema back from {before}? What the older one has no place for is lost.", yes=yes)
         with _without_agents(engine, settings), _revisions_explained():
-            database.downgrade(engine, to)
-        after = database.current_revision(engine)
+            schema.downgrade(engine, to)
+        after = schema.current_revision(engine)
     tell(f"schema {before} is now {after or 'none'}", as_json=as_json, before=before, after=after)
 
 
@@ -88,12 +88,12 @@ def downgrade(
 )
 def current(as_json: AsJson = False) -> None:
     """Say which schema the database has, and which this version needs."""
-    from executor.database import engine as database  # noqa: PLC0415 (see above)
+    from executor.database import schema  # noqa: PLC0415 (see above)
 
     with opened(open_settings()) as engine:
-        found = database.current_revision(engine)
+        found = schema.current_revision(engine)
         url = engine.url.render_as_string(hide_password=True)
-    newest = database.head_revision()
+    newest = schema.head_revision()
     if as_json:
         show_json({"current": found, "newest": newest, "url": url})
     else:
@@ -108,10 +108,10 @@ def current(as_json: AsJson = False) -> None:
 )
 def check(as_json: AsJson = False) -> None:
     """Check schema, integrity and references."""
-    from executor.database import engine as database  # noqa: PLC0415 (see above)
+    from executor.database import schema  # noqa: PLC0415 (see above)
 
     with opened(open_settings()) as engine:
-        problems = database.check(engine)
+        problems = schema.check(engine)
     if as_json:
         show_json({"ok": not problems, "problems": problems})
     elif not problems:
@@ -140,12 +140,14 @@ def _without_agents(engine: Engine, settings: Settings) -> Iterator[None]:
         with locked(Path(f"{engine.url.database}.lock")):
             yield
         return
-    from executor.cli import queries, status  # noqa: PLC0415 (see above)
-    from executor.database import engine as database  # noqa: PLC0415 (see above)
+    from executor.cli import status  # noqa: PLC0415 (see above)
+    from executor.database import nodes  # noqa: PLC0415 (see above)
+    from executor.database.engine import reading  # noqa: PLC0415 (see above)
+    from executor.database.tables import utc_now  # noqa: PLC0415 (see above)
 
-    with database.reading(engine) as session:
-        for node in queries.recent_nodes(session, status.SHOWN_NODES):
-            if status.is_alive(node, database.utc_now(), settings.smith_lease_s):
+    with reading(engine) as session:
+        for node in nodes.recent(session, status.SHOWN_NODES):
+            if status.is_alive(node, utc_now(), settings.smith_lease_s):
                 raise DatabaseError(f"agent {node.id} on {node.host} works with this database: stop it first")
     yield
 

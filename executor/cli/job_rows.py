@@ -10,7 +10,7 @@ from executor.cli.output import harmless
 from executor.redaction import MASK
 
 if TYPE_CHECKING:  # imported when a command runs
-    from executor.database.engine import Job, Run
+    from executor.database.tables import Job, Run
 
 #: Values under names like these are not shown unless they are references to FulcrumCore's vault.
 SECRET_NAME = re.compile(r"passw|passphrase|secret|token|private_?key|api_?key|credential", re.IGNORECASE)

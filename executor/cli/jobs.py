@@ -30,7 +30,7 @@ from executor.model import JobStatus
 if TYPE_CHECKING:  # imported when a command runs
     from sqlalchemy.orm import Session
 
-    from executor.database.engine import Job, Run
+    from executor.database.tables import Job, Run
 
 app = typer.Typer(
     name="jobs",
@@ -95,11 +95,11 @@ def list_jobs(  # noqa: PLR0913, PLR0917 (one filter each; typer passes them by 
     as_json: AsJson = False,
 ) -> None:
     """List jobs, the newest first."""
-    from executor.database import job_queue  # noqa: PLC0415 (SQLAlchemy is not for `--help`)
-    from executor.database.engine import utc_now  # noqa: PLC0415 (see above)
+    from executor.database import queries  # noqa: PLC0415 (SQLAlchemy is not for `--help`)
+    from executor.database.tables import utc_now  # noqa: PLC0415 (SQLAlchemy is not for `--help`)
 
     with reading_store() as store:
-        found = job_queue.listing(
+        found = queries.list_jobs(
             store.session,
             statuses=status or (),
             action=action,
@@ -124,11 +124,11 @@ def list_jobs(  # noqa: PLR0913, PLR0917 (one filter each; typer passes them by 
 )
 def show_job(reference: Reference, as_json: AsJson = False) -> None:
     """Show everything that is known of one job: times, runs, properties, result."""
-    from executor.database import job_queue  # noqa: PLC0415 (see above)
+    from executor.database import queries  # noqa: PLC0415 (see above)
 
     with reading_store() as store:
         job = find_job(store.session, reference)
-        runs = job_queue.runs_of(store.session, job.id)
+        runs = queries.runs_of(store.session, job.id)
     facts = details(job) | {"runs": [run_facts(run) for run in runs]}
     if as_json:
         show_json(facts)
@@ -242,7 +242,7 @@ class _Noted:
 def _noted(session: Session, job_id: int, verb: str, reason: str = "") -> Iterator[_Noted]:
     """Write what a block does to a job into the audit, in the block's own transaction."""
     from executor.database import audit  # noqa: PLC0415 (see above)
-    from executor.database.engine import Job  # noqa: PLC0415 (see above)
+    from executor.database.tables import Job  # noqa: PLC0415 (see above)
 
     job, noted = session.get_one(Job, job_id), _Noted()
     before = audit.facts_of(job, audit.JOB_COLUMNS)
@@ -255,9 +255,9 @@ def _noted(session: Session, job_id: int, verb: str, reason: str = "") -> Iterat
 
 
 def _chosen_run(session: Session, job: Job, ident: str | None) -> Run:
-    from executor.database import job_queue  # noqa: PLC0415 (see above)
+    from executor.database import queries  # noqa: PLC0415 (see above)
 
-    runs = job_queue.runs_of(session, job.id)
+    runs = queries.runs_of(session, job.id)
     if not runs:
         raise UnknownReference(f"{name_of(job)} has not run yet: it is {job.status}")
     if ident is None:

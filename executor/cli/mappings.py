@@ -12,7 +12,7 @@ from executor.cli.output import ago, examples, short, show_facts, show_heading, 
 from executor.model import MappingState
 
 if TYPE_CHECKING:  # imported when a command runs
-    from executor.database.engine import Mapping
+    from executor.database.tables import Mapping
 
 app = typer.Typer(
     name="mappings",
@@ -67,7 +67,7 @@ def list_mappings(
 ) -> None:
     """List mappings, the newest first; those of deleted VMs only when asked for."""
     from executor.database import mappings  # noqa: PLC0415 (SQLAlchemy is not for `--help`)
-    from executor.database.engine import utc_now  # noqa: PLC0415 (see above)
+    from executor.database.tables import utc_now  # noqa: PLC0415 (SQLAlchemy is not for `--help`)
 
     states = list(MappingState) if everything and not state else state or []
     with reading_store() as store:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # imported when a command runs
     from sqlalchemy import Engine
     from sqlalchemy.orm import Session
 
-    from executor.database.engine import Mapping
+    from executor.database.tables import Mapping
     from executor.settings.settings import Settings
 
 ADOPT_EXAMPLES = examples(
@@ -88,16 +88,17 @@ def forget(
 ) -> None:
     """End a mapping. The VM stays as it is; a VM with our marker is told as an orphan from then on."""
     from executor.database import audit, mappings  # noqa: PLC0415 (SQLAlchemy is not for `--help`)
-    from executor.database import engine as database  # noqa: PLC0415 (see above)
+    from executor.database.engine import reading, transaction  # noqa: PLC0415 (SQLAlchemy is not for `--help`)
+    from executor.database.tables import Mapping  # noqa: PLC0415 (SQLAlchemy is not for `--help`)
 
     settings = open_settings()
     with opened(settings) as engine:
-        with database.reading(engine) as session:
+        with reading(engine) as session:
             row = one_mapping(session, reference.strip())
         confirm(f"Forget that VM {row.vmid} ({row.name}) serves {row.service_id}? The VM stays.", yes=yes)
-        with database.transaction(engine) as session:  # no transaction was open while a person thought
+        with transaction(engine) as session:  # no transaction was open while a person thought
             refuse_at_work(session, row.service_id)
-            before = session.get_one(database.Mapping, row.id)
+            before = session.get_one(Mapping, row.id)
             if before.state == MappingState.DELETED:
                 raise NothingToDo(f"the mapping of VM {row.vmid} has ended in the meantime")
             was = audit.facts_of(before, audit.MAPPING_COLUMNS)
@@ -164,9 +165,9 @@ def _is_marked(vm: _Vm, service_id: str, *, set_marker: bool) -> bool:
 
 
 def refuse_at_work(session: Session, service_id: str) -> None:
-    from executor.database import job_queue  # noqa: PLC0415 (see above)
+    from executor.database import queries  # noqa: PLC0415 (see above)
 
-    jobs = job_queue.listing(session, statuses=[JobStatus.PROCESSING], service_id=service_id, limit=1)
+    jobs = queries.list_jobs(session, statuses=[JobStatus.PROCESSING], service_id=service_id, limit=1)
     if jobs:
         raise NothingToDo(f"an agent is at work on this service (job {jobs[0].id}): wait, or cancel it first")
 
@@ -201,11 +202,11 @@ class _Adoption:
 
         Raises NothingToDo when the service has another VM, the VM another service, or an agent is at work on it.
         """
-        from executor.database import engine as database  # noqa: PLC0415 (see above)
         from executor.database import mappings  # noqa: PLC0415 (see above)
+        from executor.database.engine import reading  # noqa: PLC0415 (see above)
 
         cluster, vmid = self.settings.smith_cluster, self.vm.vmid
-        with database.reading(self.engine) as session:
+        with reading(self.engine) as session:
             refuse_at_work(session, self.service_id)
             held = mappings.live(session, self.service_id)
             for row in mappings.find(session, str(vmid)):
@@ -235,10 +236,10 @@ class _Adoption:
 
     def _map(self, reason: str) -> None:
         from executor.database import audit, mappings  # noqa: PLC0415 (see above)
-        from executor.database import engine as database  # noqa: PLC0415 (see above)
+        from executor.database.engine import transaction  # noqa: PLC0415 (see above)
 
         vm, cluster = self.vm, self.settings.smith_cluster
-        with database.transaction(self.engine) as session:
+        with transaction(self.engine) as session:
             refuse_at_work(session, self.service_id)
             before = audit.facts_of(mappings.live(session, self.service_id), audit.MAPPING_COLUMNS)
             row = mappings.take_in(
@@ -257,9 +258,9 @@ class _Adoption:
     def _unmap(self, failure: str) -> None:
         """The VM is nobody's, as before."""
         from executor.database import audit, mappings  # noqa: PLC0415 (see above)
-        from executor.database import engine as database  # noqa: PLC0415 (see above)
+        from executor.database.engine import transaction  # noqa: PLC0415 (see above)
 
-        with database.transaction(self.engine) as session:
+        with transaction(self.engine) as session:
             row = mappings.live(session, self.service_id)
             if row is not None and row.vmid == self.vm.vmid:
                 before = audit.facts_of(row, audit.MAPPING_COLUMNS)

@@ -17,7 +17,7 @@ from executor.model import GuestKind, JobStatus, MappingState
 if TYPE_CHECKING:  # imported when a command runs
     from sqlalchemy import Engine
 
-    from executor.database.engine import Mapping
+    from executor.database.tables import Mapping
     from executor.model import JobResult
     from executor.settings.settings import Settings
 
@@ -37,12 +37,12 @@ def recall(
 
     It stays stopped. FulcrumCore has ended its service for good, so no job will ever ask for it again.
     """
-    from executor.database import engine as database  # noqa: PLC0415 (SQLAlchemy is not for `--help`)
+    from executor.database.engine import reading  # noqa: PLC0415 (SQLAlchemy is not for `--help`)
 
     settings = open_settings()
     settings.require_proxmox()
     with opened(settings) as engine:
-        with database.reading(engine) as session:
+        with reading(engine) as session:
             mapping = one_mapping(session, reference.strip())
         _spare(engine, mapping, reason)
         result = by_hand.run(_play(mapping, settings), settings, sys.stderr if as_json else sys.stdout)
@@ -60,16 +60,17 @@ def _spare(engine: Engine, mapping: Mapping, reason: str) -> None:
 
     Raises NothingToDo when the VM is not doomed, or its destruction is under way.
     """
-    from executor.database import audit, job_queue, mappings  # noqa: PLC0415 (see above)
-    from executor.database import engine as database  # noqa: PLC0415 (see above)
+    from executor.database import audit, job_queue, mappings, queries  # noqa: PLC0415 (see above)
+    from executor.database.engine import transaction  # noqa: PLC0415 (see above)
+    from executor.database.tables import Mapping  # noqa: PLC0415 (see above)
 
-    with database.transaction(engine) as session:
+    with transaction(engine) as session:
         refuse_at_work(session, mapping.service_id)
-        row = session.get_one(database.Mapping, mapping.id)
+        row = session.get_one(Mapping, mapping.id)
         if row.state not in (MappingState.DOOMED, MappingState.ACTIVE):  # active: an earlier recall got no further
             raise NothingToDo(f"VM {row.vmid} is {row.state}: nothing waits to destroy it")
         was = audit.facts_of(row, audit.MAPPING_COLUMNS)
-        waiting = job_queue.open_of(session, row.service_id)
+        waiting = queries.open_job(session, row.service_id)
         if waiting is not None and waiting.status == JobStatus.PENDING and row.state == MappingState.DOOMED:
             job_queue.request_cancel(session, waiting.id)
         mappings.apply_result(session, row.id, {})
@@ -92,13 +93,13 @@ def _play(mapping: Mapping, settings: Settings) -> by_hand.Play:
 
 def _store(engine: Engine, mapping: Mapping, result: JobResult) -> None:
     """Write what came of it. Raises NothingToDo when the mark is still there."""
-    from executor.database import engine as database  # noqa: PLC0415 (see above)
     from executor.database import mappings  # noqa: PLC0415 (see above)
+    from executor.database.engine import transaction  # noqa: PLC0415 (see above)
 
     if not result.succeeded:
         raise NothingToDo(
             f"the agent will not destroy VM {mapping.vmid} any more, but its mark could not be taken off "
             f"({result.message}): say the same again"
         )
-    with database.transaction(engine) as session:
+    with transaction(engine) as session:
         mappings.apply_result(session, mapping.id, result.vm)

@@ -20,7 +20,7 @@ from executor.model import GuestKind
 from executor.redaction import redactor
 
 if TYPE_CHECKING:  # imported when a command runs
-    from executor.database.engine import Mapping as VmMapping
+    from executor.database.tables import Mapping as VmMapping
     from executor.model import JobResult
     from executor.runs.actions import Action
     from executor.settings.settings import Settings
@@ -167,18 +167,18 @@ def _read(text: str, kind: str) -> Any:
 
 def _mapping_of(settings: Settings, reference: str, *, is_check: bool) -> VmMapping:
     """Return the mapping of the service that is meant. Raises UnknownReference, NothingToDo while an agent has it."""
-    from executor.database import engine as database  # noqa: PLC0415 (SQLAlchemy is not for `--help`)
-    from executor.database import job_queue, mappings  # noqa: PLC0415 (see above)
+    from executor.database import mappings, queries  # noqa: PLC0415 (SQLAlchemy is not for `--help`)
+    from executor.database.engine import reading  # noqa: PLC0415 (SQLAlchemy is not for `--help`)
     from executor.model import JobStatus, MappingState  # noqa: PLC0415 (see above)
 
-    with opened(settings) as engine, database.reading(engine) as session:
+    with opened(settings) as engine, reading(engine) as session:
         found = mappings.find(session, reference.strip())
         found = [each for each in found if each.state != MappingState.DELETED]
         if not found:
             raise UnknownReference(f"no VM is mapped for {reference}: `smith mappings list` shows them")
         if len(found) > 1:
             raise UnknownReference(f"more than one fits {reference}: {', '.join(each.name for each in found)}")
-        jobs = job_queue.listing(session, statuses=[JobStatus.PROCESSING], service_id=found[0].service_id, limit=1)
+        jobs = queries.list_jobs(session, statuses=[JobStatus.PROCESSING], service_id=found[0].service_id, limit=1)
     if jobs and not is_check:
         raise NothingToDo(f"an agent is at work on {found[0].name} (job {jobs[0].id}): wait, or cancel it first")
     return found[0]
@@ -307,8 +307,8 @@ def _secrets(value: Any, options: Options) -> list[str]:
 
 def _store(settings: Settings, mapping: VmMapping, result: JobResult) -> bool:
     """Write a success into the service's mapping; False when there is nothing to write."""
-    from executor.database import engine as database  # noqa: PLC0415 (see above)
     from executor.database import mappings  # noqa: PLC0415 (see above)
+    from executor.database.engine import transaction  # noqa: PLC0415 (see above)
 
     if not result.succeeded:
         return False
@@ -316,7 +316,7 @@ def _store(settings: Settings, mapping: VmMapping, result: JobResult) -> bool:
         complain(f"the mapping stays: the playbook reports VM {result.vm.get('vmid')} where {mapping.vmid} is mapped")
         return False
     try:
-        with opened(settings) as engine, database.transaction(engine) as session:
+        with opened(settings) as engine, transaction(engine) as session:
             mappings.apply_result(session, mapping.id, result.vm)
     except DatabaseError as error:
         complain(f"the mapping could not be written, the VM is as the result says: {error}")

@@ -49,15 +49,14 @@ def list_runs(
     as_json: AsJson = False,
 ) -> None:
     """List runs, the newest first."""
-    from executor.cli import queries  # noqa: PLC0415 (see above)
-    from executor.database import job_queue  # noqa: PLC0415 (SQLAlchemy is not for `--help`)
+    from executor.database import queries  # noqa: PLC0415 (see above)
 
     with reading_store() as store:
         if job is None:
             pairs = queries.recent_runs(store.session, limit)
         else:
             found = find_job(store.session, job)
-            pairs = [(run, found) for run in reversed(job_queue.runs_of(store.session, found.id))][:limit]
+            pairs = [(run, found) for run in reversed(queries.runs_of(store.session, found.id))][:limit]
     rows: list[dict[str, Any]] = [run_facts(run) | {"fulcrum_id": of.fulcrum_id} for run, of in pairs]
     if as_json:
         show_json(rows)
@@ -78,10 +77,10 @@ def show_run(
     as_json: AsJson = False,
 ) -> None:
     """Show one run: facts, files, and the end of what it printed."""
-    from executor.database import job_queue  # noqa: PLC0415 (see above)
+    from executor.database import queries  # noqa: PLC0415 (see above)
 
     with reading_store() as store:
-        if (run := job_queue.find_run(store.session, ident)) is None:
+        if (run := queries.find_run(store.session, ident)) is None:
             raise UnknownReference(f"there is no run {ident}: `smith runs list` shows them")
         facts = run_facts(run)
         try:

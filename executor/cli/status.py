@@ -11,7 +11,7 @@ from executor.cli.context import reading_store
 from executor.cli.output import ago, examples, show_facts, show_heading, show_json, show_rows
 
 if TYPE_CHECKING:  # imported when a command runs
-    from executor.database.engine import Node
+    from executor.database.tables import Node
 
 EXAMPLES = examples(
     "smith status",
@@ -36,20 +36,19 @@ NODE_COLUMNS = {
 
 def show(as_json: AsJson = False) -> None:
     """Count jobs, reports and VMs; name the agents and what is overdue."""
-    from executor.cli import queries  # noqa: PLC0415 (see above)
-    from executor.database import job_queue, mappings  # noqa: PLC0415 (SQLAlchemy is not for `--help`)
-    from executor.database.engine import utc_now  # noqa: PLC0415 (see above)
+    from executor.database import mappings, nodes, queries  # noqa: PLC0415 (see above)
+    from executor.database.tables import utc_now  # noqa: PLC0415 (see above)
 
     with reading_store() as store:
-        jobs = job_queue.counts(store.session)
+        jobs = queries.count_jobs(store.session)
         vms = mappings.counts(store.session)
-        duties = job_queue.critical_jobs(store.session)
-        nodes = queries.recent_nodes(store.session, SHOWN_NODES)
+        duties = queries.critical_jobs(store.session)
+        agents = nodes.recent(store.session, SHOWN_NODES)
         lease_s = store.settings.smith_lease_s
     now = utc_now()
     reports_due = jobs.pop("reports_due")
     overdue = [duty.name for duty in duties if critical.is_overdue(duty, now)]
-    rows = [_node_facts(node, now, lease_s) for node in nodes]
+    rows = [_node_facts(node, now, lease_s) for node in agents]
     if as_json:
         found = {"jobs": jobs, "reports_due": reports_due, "mappings": vms, "nodes": rows, "critical_overdue": overdue}
         show_json(found)

@@ -32,9 +32,12 @@ def if_asked(wanted: bool) -> None:
 
 
 def _facts() -> dict[str, str | None]:
-    from executor.database.engine import head_revision  # noqa: PLC0415 (SQLAlchemy and Alembic are not for every `--help`)
-    from executor.tools import collection_version, package_version  # noqa: PLC0415 (the same)
-    from executor.version import VERSION  # noqa: PLC0415 (reads the installed package's metadata)
+    from executor.database.schema import head_revision  # noqa: PLC0415 (SQLAlchemy and Alembic are not for every `--help`)
+    from executor.version import (  # noqa: PLC0415 (the same)
+        VERSION,
+        collection_version,
+        package_version,
+    )
 
     return {
         "agent_smith": VERSION,

@@ -16,7 +16,7 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from executor.database.engine import AuditEntry, utc_now
+from executor.database.tables import AuditEntry, utc_now
 from executor.redaction import redactor
 
 #: Who it was when no person was.

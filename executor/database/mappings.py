@@ -17,7 +17,7 @@ from sqlalchemy import func, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from executor.database.engine import Mapping, utc_now
+from executor.database.tables import Mapping, utc_now
 from executor.errors import ErrorCode, JobError
 from executor.model import GuestKind, MappingState
 

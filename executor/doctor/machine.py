@@ -10,12 +10,13 @@ from pathlib import Path
 
 from sqlalchemy.engine import make_url
 
-from executor import tools
 from executor.agent.disk_space import BYTES_PER_MIB, FLOORS_MIB, free_bytes
-from executor.database import engine as database
+from executor.database import schema
+from executor.database.engine import file_system_of, open_engine
 from executor.doctor.checks import Area, Check, Maker
 from executor.errors import DatabaseError
 from executor.settings.settings import Settings
+from executor.version import collection_version, package_version
 
 _DATABASE, _MACHINE = Maker(Area.DATABASE), Maker(Area.MACHINE)
 #: A run's ident and what ansible-core 2.21 puts behind it take the rest of the 107 characters of a socket's path.
@@ -31,9 +32,9 @@ def look_at_database(settings: Settings) -> Iterator[Check]:
         yield from _place_for(absent)
         return
     try:
-        engine = database.open_engine(settings.smith_database_url)
+        engine = open_engine(settings.smith_database_url)
         try:
-            problems = database.check(engine)
+            problems = schema.check(engine)
         finally:
             engine.dispose()
     except DatabaseError as error:
@@ -43,7 +44,7 @@ def look_at_database(settings: Settings) -> Iterator[Check]:
         is_old = problem.startswith("schema is ")
         yield _DATABASE.warn("schema", problem) if is_old else _DATABASE.fail("sound", problem)
     if not problems:
-        yield _DATABASE.ok("usable", f"schema {database.head_revision()}, sound")
+        yield _DATABASE.ok("usable", f"schema {schema.head_revision()}, sound")
 
 
 def _absent_file(url: str) -> Path | None:
@@ -82,13 +83,13 @@ def _space(settings: Settings) -> Iterator[Check]:
             f"{settings.smith_run_dir} is longer than {LONGEST_RUN_DIR} characters: ansible-core 2.21 could run nothing"
         )
         yield _MACHINE.warn("run folder", text, "SMITH_RUN_DIR=/dev/shm/agent-smith")
-    if (kind := database.file_system_of(_existing(settings.smith_run_dir))) not in ("tmpfs", "ramfs"):
+    if (kind := file_system_of(_existing(settings.smith_run_dir))) not in ("tmpfs", "ramfs"):
         text = f"{settings.smith_run_dir} lies on {kind or 'a disk'}: a run's secrets are written there until it ends"
         yield _MACHINE.warn("run folder", text, "SMITH_RUN_DIR=/dev/shm/agent-smith")
 
 
 def _ansible() -> Iterator[Check]:
-    found, least = tools.package_version("ansible-core"), ".".join(map(str, LEAST_ANSIBLE_CORE))
+    found, least = package_version("ansible-core"), ".".join(map(str, LEAST_ANSIBLE_CORE))
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     executable = shutil.which("ansible-playbook", path=path)
     if found is None or executable is None:
@@ -100,7 +101,7 @@ def _ansible() -> Iterator[Check]:
 
 
 def _collection() -> Iterator[Check]:
-    found, (least, below) = tools.collection_version(), COLLECTION_RANGE
+    found, (least, below) = collection_version(), COLLECTION_RANGE
     wanted = f"community.proxmox:>={'.'.join(map(str, least))},<{'.'.join(map(str, below))}"
     install = f"ansible-galaxy collection install '{wanted}'"
     if found is None:

@@ -16,7 +16,8 @@ from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
 from executor.database import audit, mappings
-from executor.database.engine import Job, Mapping, reading, transaction
+from executor.database.engine import reading, transaction
+from executor.database.tables import Job, Mapping
 from executor.drift import compare as drift
 from executor.drift.compare import Facts, Finding, KnownService, Mapped, Repair, SeenVm, World
 from executor.errors import ErrorCode, FulcrumAuthFailing, FulcrumRefused, JobError

@@ -14,9 +14,10 @@ from prometheus_client.registry import Collector
 from sqlalchemy.exc import SQLAlchemyError
 
 from executor.agent.disk_space import BYTES_PER_MIB
-from executor.database.engine import reading, utc_now
+from executor.database import queries
+from executor.database.engine import reading
+from executor.database.tables import utc_now
 from executor.version import VERSION
-from executor.web import queries
 from executor.web.health import fulcrum_is_up
 from executor.web.probes import Prober
 from executor.web.watched import Watched

@@ -16,7 +16,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from executor.agent import disk_space as space
 from executor.agent.state import AgentState, Link
-from executor.database.engine import Node, transaction, utc_now
+from executor.database.engine import transaction
+from executor.database.tables import Node, utc_now
 from executor.errors import JobError
 from executor.log import get_logger
 from executor.proxmox.client import ProxmoxReader

@@ -13,8 +13,10 @@ from sqlalchemy import update
 
 from executor.agent.reporter import Reporter
 from executor.agent.state import AgentState
-from executor.database import job_queue
-from executor.database.engine import Job, open_engine, transaction, upgrade
+from executor.database import job_queue, outbox, queries
+from executor.database.engine import open_engine, transaction
+from executor.database.schema import upgrade
+from executor.database.tables import Job
 from executor.fulcrum.client import FulcrumClient
 from executor.model import JobResult
 
@@ -82,7 +84,7 @@ def test_f11_r9_a_days_reports_are_delivered_in_order_when_fulcrumcore_is_back(
 
     state.fulcrum.note_down("for a day")
     with transaction(engine) as session:  # the oldest one's back-off ends, as it does within a minute
-        first = job_queue.listing(session, statuses=(), limit=JOBS_OF_A_DAY)[-1]
+        first = queries.list_jobs(session, statuses=(), limit=JOBS_OF_A_DAY)[-1]
         session.execute(update(Job).where(Job.id == first.id).values(report_after=None))
     turns = 0
     while _due(engine) and turns < 2 * JOBS_OF_A_DAY:
@@ -103,13 +105,13 @@ def _ended_long_ago(engine: object, job_id: str, ended_at: datetime) -> None:
         job = job_queue.claim(session, "a-day-ago", lease_s=30)
         assert job is not None
         job_queue.finish(session, job_queue.lease_of(job), JobResult(succeeded=False, code="CAPACITY", detail="full"))
-        job_queue.postpone_report(session, job.id, pause_s=3600, note="FulcrumCore does not answer")
+        outbox.postpone_report(session, job.id, pause_s=3600, note="FulcrumCore does not answer")
         session.execute(update(Job).where(Job.id == job.id).values(finished_at=ended_at))
 
 
 def _due(engine: object) -> int:
     with transaction(engine) as session:  # type: ignore[arg-type]
-        return job_queue.counts(session)["reports_due"]
+        return queries.count_jobs(session)["reports_due"]
 
 
 def test_f12_fulcrumcore_times_a_job_out_in_the_middle_of_a_clone(rig: Rig) -> None:

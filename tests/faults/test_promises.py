@@ -14,7 +14,9 @@ from faults.conftest import MakeRig
 from sqlalchemy import insert
 from support.databases import LONG_AGO
 
-from executor.database.engine import Job, open_engine, transaction, upgrade
+from executor.database.engine import open_engine, transaction
+from executor.database.schema import upgrade
+from executor.database.tables import Job
 from executor.model import JobStatus, ReportState
 
 ROWS = 100_000

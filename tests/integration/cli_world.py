@@ -20,8 +20,9 @@ from sqlalchemy.orm import Session
 from support.databases import migrated_sqlite_file
 
 from executor.database import job_queue
-from executor.database.engine import Job, Run, open_engine, reading, transaction
+from executor.database.engine import open_engine, reading, transaction
 from executor.database.job_queue import Lease, NewJob
+from executor.database.tables import Job, Run
 from executor.model import JobResult
 
 #: Longer than any command may take on a busy machine; a test that gets here has failed.

@@ -15,9 +15,9 @@ from sqlalchemy import Engine, text
 from sqlalchemy.exc import DBAPIError
 from support.databases import PostgresCluster, migrated_sqlite_file, postgres_binaries, postgres_cluster
 
-from executor.database import audit, job_queue
-from executor.database import engine as database
-from executor.database.engine import AuditEntry, open_engine, reading, transaction
+from executor.database import audit, job_queue, schema
+from executor.database.engine import open_engine, reading, transaction
+from executor.database.tables import AuditEntry
 from executor.redaction import redactor
 
 SERVICE = "aaaa1111-0000-4000-8000-000000000000"
@@ -109,9 +109,9 @@ def test_an_entry_goes_with_the_change_that_it_tells_of(engine: Engine) -> None:
 
 def test_the_table_goes_and_comes_back_with_its_migration(engine: Engine) -> None:
     note(engine)
-    database.downgrade(engine, "0001")
-    database.upgrade(engine)
-    assert (entries(engine), database.check(engine)) == ([], [])
+    schema.downgrade(engine, "0001")
+    schema.upgrade(engine)
+    assert (entries(engine), schema.check(engine)) == ([], [])
     note(engine)
     with pytest.raises(DBAPIError, match="append-only"), engine.begin() as connection:
         connection.execute(text("DELETE FROM audit"))

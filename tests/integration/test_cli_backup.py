@@ -24,8 +24,9 @@ from executor.model import JobResult
 #: Writes jobs, their claims and ends, and says each id after its commit. Large rows, so that the log is taken in often.
 WRITER = """
 import sys, uuid
-from executor import job_queue
-from executor.database.engine import open_engine, transaction, utc_now
+from executor.database import job_queue
+from executor.database.engine import open_engine, transaction
+from executor.database.tables import utc_now
 from executor.database.job_queue import NewJob
 from executor.model import JobResult
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from cli_world import GIVE_UP_S, Cli, claim, submit
 
-from executor.database import job_queue
+from executor.database import job_queue, outbox
 from executor.errors import ErrorCode
 from executor.model import JobResult, JobStatus, ReportState
 
@@ -236,7 +236,7 @@ def test_retry_ends_the_waiting_for_an_attempt(smith: Cli) -> None:
 def test_retry_ends_the_waiting_for_a_report(smith: Cli) -> None:
     job_id = smith.finished(GOOD)
     with smith.filling() as session:
-        job_queue.postpone_report(session, job_id, pause_s=3600, note="HTTP 502")
+        outbox.postpone_report(session, job_id, pause_s=3600, note="HTTP 502")
     assert "report to FulcrumCore" in smith.ok("jobs", "retry", str(job_id))
     assert smith.row(job_id).report_after is None
 
@@ -244,7 +244,7 @@ def test_retry_ends_the_waiting_for_a_report(smith: Cli) -> None:
 def test_retry_says_why_there_is_nothing_to_hasten(smith: Cli) -> None:
     told = smith.finished(BAD)
     with smith.filling() as session:
-        job_queue.note_reported(session, told, ReportState.REPORTED)
+        outbox.note_reported(session, told, ReportState.REPORTED)
     ended = smith("jobs", "retry", str(told))
     assert (ended.returncode, ended.stdout) == (1, "")
     assert "FulcrumCore holds this outcome; ask for the action again there" in ended.stderr

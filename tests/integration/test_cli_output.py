@@ -14,7 +14,7 @@ import typer.main
 from cli_world import GIVE_UP_S, Cli
 
 from executor.cli.app import build
-from executor.database.engine import head_revision
+from executor.database.schema import head_revision
 from executor.errors import ErrorCode
 from executor.model import JobResult
 

@@ -14,7 +14,8 @@ from support.databases import migrated_sqlite_file
 from executor.agent.destroyer import Destroyer
 from executor.agent.state import AgentState
 from executor.database import job_queue, mappings
-from executor.database.engine import Job, open_engine, reading, transaction
+from executor.database.engine import open_engine, reading, transaction
+from executor.database.tables import Job
 from executor.errors import FulcrumUnavailable
 from executor.fulcrum.client import FulcrumClient
 from executor.model import ReportState

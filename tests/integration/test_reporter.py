@@ -21,7 +21,9 @@ from support.databases import migrated_sqlite_file, new_job
 from executor.agent.reporter import IDLE_PAUSE_S, PATIENCE_ATTEMPTS, SENDERS, Reporter, completion
 from executor.agent.state import AgentState
 from executor.database import job_queue
-from executor.database.engine import Job, open_engine, reading, transaction, utc_now
+from executor.database.engine import open_engine, reading, transaction
+from executor.database.outbox import postpone_report
+from executor.database.tables import Job, utc_now
 from executor.errors import ErrorCode
 from executor.fulcrum.client import FulcrumClient
 from executor.model import JobResult, JobStatus
@@ -357,7 +359,7 @@ def test_when_it_answers_again_all_that_waits_is_due_at_once(outbox: Outbox) -> 
     outbox.state.fulcrum.note_down("away")
     with transaction(outbox.engine) as session:
         for job_id in others:
-            job_queue.postpone_report(session, job_id, pause_s=3600, note="away")
+            postpone_report(session, job_id, pause_s=3600, note="away")
     assert outbox.reporter.turn() == 0.0
     assert outbox.row(first).report_state == "reported"
     assert outbox.reporter.turn() == 0.0

@@ -33,7 +33,8 @@ from executor.agent.meters import MOST_ACTIONS, Meters
 from executor.agent.scheduler import CriticalJob, Scheduler
 from executor.agent.state import AgentState
 from executor.database import job_queue, mappings
-from executor.database.engine import Job, open_engine, transaction, utc_now
+from executor.database.engine import open_engine, transaction
+from executor.database.tables import Job, utc_now
 from executor.errors import ErrorCode, FulcrumUnavailable, SettingsError
 from executor.model import JobResult, ReportState
 from executor.proxmox.client import ProxmoxReader

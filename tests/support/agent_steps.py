@@ -8,9 +8,10 @@ from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 from support.database_contents import CLUSTER
 
-from executor.database import job_queue, mappings
-from executor.database.engine import Job, reading, transaction
-from executor.database.engine import Mapping as MappingRow
+from executor.database import job_queue, mappings, outbox
+from executor.database.engine import reading, transaction
+from executor.database.tables import Job
+from executor.database.tables import Mapping as MappingRow
 from executor.errors import ErrorCode
 from executor.model import JobResult, JobStatus, ReportState
 
@@ -77,7 +78,7 @@ def mapping_of(session: Session, job: Job) -> MappingRow:
 
 def due_reports(engine: Engine) -> dict[int, Job]:
     with reading(engine) as session:
-        return {job.id: job for job in job_queue.due_reports(session, 100)}
+        return {job.id: job for job in outbox.due_reports(session, 100)}
 
 
 def job_row(engine: Engine, job_id: int) -> Job:

@@ -12,9 +12,10 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 from support.databases import new_job
 
-from executor.database import audit, job_queue, mappings
-from executor.database.engine import Job, Mapping, Node, transaction, utc_now
+from executor.database import audit, job_queue, mappings, outbox, periods
+from executor.database.engine import transaction
 from executor.database.job_queue import Lease
+from executor.database.tables import Job, Mapping, Node, utc_now
 from executor.errors import ErrorCode
 from executor.model import GuestKind, JobResult, JobStatus, ReportState
 
@@ -49,11 +50,11 @@ def _nodes(session: Session) -> None:
 
 
 def _critical_jobs(session: Session) -> None:
-    job_queue.tick(session, "Heartbeat", 10)
-    job_queue.tock(session, "Heartbeat", error="FulcrumUnavailable: PUT /agents/me/status: HTTP 503")
+    periods.tick(session, "Heartbeat", 10)
+    periods.tock(session, "Heartbeat", error="FulcrumUnavailable: PUT /agents/me/status: HTTP 503")
     for name in CRITICAL_JOBS:
-        job_queue.tick(session, name, 60)
-        job_queue.tock(session, name, error=None)
+        periods.tick(session, name, 60)
+        periods.tock(session, name, error=None)
 
 
 # --- one job at a time ------------------------------------------------------------------------------------------------
@@ -141,11 +142,11 @@ def _ended(session: Session) -> None:
     """Write active mappings, of a VM and a container, an orphaned one, and jobs with every acknowledgement."""
     for name, kind in (("reported", GuestKind.QEMU), ("container", GuestKind.LXC), ("orphaned", GuestKind.QEMU)):
         job, mapping = _created(session, name, kind, tenant_id=TENANT)
-        job_queue.note_reported(session, job.id, ReportState.REPORTED)
+        outbox.note_reported(session, job.id, ReportState.REPORTED)
         if name == "orphaned":
             mappings.mark_orphaned(session, mapping.id, "vanished")
     for name, state in (("ended-by-core", ReportState.ORPHANED), ("unknown-to-core", ReportState.ABANDONED)):
-        job_queue.note_reported(session, _failed(session, name), state, "HTTP 400")
+        outbox.note_reported(session, _failed(session, name), state, "HTTP 400")
 
 
 def _reports(session: Session) -> None:
@@ -153,22 +154,22 @@ def _reports(session: Session) -> None:
     _created(session, "due", group_id=OTHER_TENANT)
     _failed(session, "failed-due", tenant_id=OTHER_TENANT)
     refused = "POST /jobs: HTTP 503"
-    job_queue.postpone_report(session, _failed(session, "tried-once"), pause_s=0, note=refused)
-    job_queue.postpone_report(session, _failed(session, "postponed"), pause_s=LONG_BACKOFF_S, note=refused)
+    outbox.postpone_report(session, _failed(session, "tried-once"), pause_s=0, note=refused)
+    outbox.postpone_report(session, _failed(session, "postponed"), pause_s=LONG_BACKOFF_S, note=refused)
 
 
 def _deleted(session: Session) -> None:
     """Write VMs that are gone, and deleted ones that still exist: one to purge now, one much later."""
     for name, delete_at in (("deleted", None), ("purged", LONG_PAST), ("purge-now", LONG_PAST), ("later", FAR_AHEAD)):
         create, mapping = _created(session, name)
-        job_queue.note_reported(session, create.id, ReportState.REPORTED)
+        outbox.note_reported(session, create.id, ReportState.REPORTED)
         job, lease = _started(session, name, service_id=create.service_id, action="delete")
         facts = {"status": "stopped", "node": "pve1", "delete_at": delete_at} if delete_at else {"status": "absent"}
         vm = {"vmid": mapping.vmid, **facts}
         _run_ended(session, job, name)
         mappings.apply_result(session, mapping.id, vm)
         job_queue.finish(session, lease, JobResult(succeeded=True, vm=vm))
-        job_queue.note_reported(session, job.id, ReportState.REPORTED)
+        outbox.note_reported(session, job.id, ReportState.REPORTED)
         if name == "purged":
             _purged(session, mapping)
         elif name == "purge-now":

@@ -25,10 +25,10 @@ from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import NullPool
 
-from executor.database import engine as database
-from executor.database import job_queue
-from executor.database.engine import Base, Job, open_engine, transaction
+from executor.database import job_queue, schema
+from executor.database.engine import open_engine, reading, transaction
 from executor.database.job_queue import NewJob
+from executor.database.tables import Base, Job
 
 START_WITHIN_S = 60
 TEMPLATE = "smith_template"
@@ -160,7 +160,7 @@ def _wait_until_it_answers(cluster: PostgresCluster, process: subprocess.Popen[b
 def _make_template(cluster: PostgresCluster) -> None:
     cluster.execute(f"CREATE DATABASE {TEMPLATE}")
     engine = open_engine(cluster.url(TEMPLATE))
-    database.upgrade(engine)
+    schema.upgrade(engine)
     engine.dispose()  # a database that somebody is connected to cannot be copied
     cluster.execute(f"CREATE DATABASE {SHARED} TEMPLATE {TEMPLATE}")
 
@@ -169,7 +169,7 @@ def migrated_sqlite_file(folder: Path) -> Path:
     """Make a migrated SQLite file in `folder`, to be copied."""
     file = folder / "template.db"
     engine = open_engine(f"sqlite:///{file}")
-    database.upgrade(engine)
+    schema.upgrade(engine)
     with engine.connect() as connection:
         connection.connection.driver_connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # type: ignore[union-attr]
     engine.dispose()
@@ -208,7 +208,7 @@ def submit(engine: Engine, **wanted: Any) -> int:
 
 def row(engine: Engine, job_id: int) -> Job:
     """Return a job as it lies in the database now."""
-    with database.reading(engine) as session:
+    with reading(engine) as session:
         job = session.get(Job, job_id)
     assert job is not None
     return job

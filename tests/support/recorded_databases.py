@@ -26,7 +26,7 @@ from support.database_contents import fill  # noqa: E402 (see above)
 from support.databases import postgres_binaries, postgres_cluster  # noqa: E402 (see above)
 from support.recorded_commits import FILE, record_head, uncommitted  # noqa: E402 (see above)
 
-from executor.database import engine as database  # noqa: E402 (see above)
+from executor.database import schema  # noqa: E402 (see above)
 from executor.database.engine import open_engine  # noqa: E402 (see above)
 
 FOLDER = TESTS / "data" / "databases"
@@ -87,7 +87,7 @@ def _sqlite_script(url: str) -> str:
 
 def _filled(url: str) -> Engine:
     engine = open_engine(url)
-    database.upgrade(engine)
+    schema.upgrade(engine)
     fill(engine)
     return engine
 
@@ -112,7 +112,7 @@ def main(arguments: list[str]) -> None:
     """Record the checked-out commit and its database; print the files."""
     if len(arguments) != 1 or arguments[0].startswith("-"):
         raise SystemExit('usage: recorded_databases.py DESCRIPTION   what the commit is, such as "Release 1.2.0"')
-    revision = database.head_revision()
+    revision = schema.head_revision()
     if refusal := _refusal(revision):
         raise SystemExit(refusal)
     written = list(record(revision))

@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import Engine, inspect, text
 
-from executor.database import engine as database
+from executor.database import schema
 
 #: The tables, each with the column that orders its rows. The oldest version has all but the last.
 TABLES = {"jobs": "id", "runs": "id", "mappings": "id", "nodes": "id", "critical_jobs": "name", "audit": "id"}
@@ -31,7 +31,7 @@ def rows(engine: Engine, known: Columns | None = None) -> Rows:
     database that has the migration may hold the new name: a downgrade must restore the earlier one.
     """
     known = known or columns(engine)
-    revision = database.current_revision(engine) or ""
+    revision = schema.current_revision(engine) or ""
     with engine.connect() as connection:
         asked = {name: text(f"SELECT {', '.join(known[name])} FROM {name}") for name in known}  # noqa: S608
         found = {name: connection.execute(ask).mappings().all() for name, ask in asked.items()}

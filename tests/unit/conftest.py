@@ -11,14 +11,14 @@ import pytest
 from sqlalchemy import Engine
 from support.databases import PostgresCluster, migrated_sqlite_file, postgres_binaries, postgres_cluster
 
-from executor.database import job_queue
+from executor.database.claim_statement import claim_statement
 from executor.database.engine import open_engine
 
 
 @pytest.fixture(autouse=True)
 def fresh_statements() -> None:
     """Forget the statements that another test has built: each test is of the code that builds them, too."""
-    job_queue._claim_statement.cache_clear()
+    claim_statement.cache_clear()
 
 
 @pytest.fixture(scope="session")

@@ -23,9 +23,9 @@ from sqlalchemy.orm import Session
 from support.databases import PostgresCluster, new_job, row, submit
 
 import executor
-from executor.database import engine as database
-from executor.database import job_queue, mappings
-from executor.database.engine import Base, Job, Run, insist, open_engine, reading, transaction
+from executor.database import job_queue, mappings, schema
+from executor.database.engine import BUSY_TIMEOUT_MS, file_system_of, insist, open_engine, reading, transaction
+from executor.database.tables import Base, Job, Run, db_now, utc_now
 from executor.errors import DatabaseError
 
 NOBODY = 65534
@@ -83,25 +83,25 @@ def own_engine(request: pytest.FixtureRequest) -> Engine:
 
 def test_an_empty_database_becomes_a_current_one(unopened: Engine) -> None:
     engine = unopened
-    assert (database.current_revision(engine), len(database.check(engine))) == (None, 1)
-    database.upgrade(engine)
-    assert (database.current_revision(engine), database.check(engine)) == (database.head_revision(), [])
+    assert (schema.current_revision(engine), len(schema.check(engine))) == (None, 1)
+    schema.upgrade(engine)
+    assert (schema.current_revision(engine), schema.check(engine)) == (schema.head_revision(), [])
     assert tables(engine) == set(Base.metadata.tables)
 
 
 def test_the_schema_goes_back_and_forth_with_its_rows_in_place(own_engine: Engine) -> None:
     """From the head one step back, to nothing, and up again; rows of what is left survive a repeated upgrade."""
     job_id = submit(own_engine)
-    database.upgrade(own_engine)
+    schema.upgrade(own_engine)
     assert row(own_engine, job_id).status == "pending"
-    database.downgrade(own_engine)
-    assert database.current_revision(own_engine) != database.head_revision()
+    schema.downgrade(own_engine)
+    assert schema.current_revision(own_engine) != schema.head_revision()
     with own_engine.connect() as connection:
         assert connection.scalar(text("SELECT count(*) FROM jobs")) == 1
-    database.downgrade(own_engine, "base")
-    assert (database.current_revision(own_engine), tables(own_engine)) == (None, set())
-    database.upgrade(own_engine)
-    assert database.check(own_engine) == []
+    schema.downgrade(own_engine, "base")
+    assert (schema.current_revision(own_engine), tables(own_engine)) == (None, set())
+    schema.upgrade(own_engine)
+    assert schema.check(own_engine) == []
     submit(own_engine)
 
 
@@ -110,10 +110,10 @@ def test_a_doomed_mapping_is_active_to_a_version_that_knows_no_grace(own_engine:
         mapping = mappings.reserve(session, service_id="s", cluster="c", vmid=100, name="n", kind="lxc")
         assert mapping is not None
         mappings.apply_result(session, mapping.id, {"status": "stopped", "delete_at": 4_000_000_000})
-    database.downgrade(own_engine, "0002")
+    schema.downgrade(own_engine, "0002")
     with own_engine.connect() as connection:
         assert connection.scalar(text("SELECT state FROM mappings")) == "active"
-    database.upgrade(own_engine)
+    schema.upgrade(own_engine)
     with reading(own_engine) as session:
         assert mappings.active(session)[0].kind == "qemu"  # what the older version has forgotten
 
@@ -129,7 +129,7 @@ def test_the_migrations_make_what_the_models_say(own_engine: Engine) -> None:
 def test_the_migrations_make_the_indexes_that_the_models_say(own_engine: Engine) -> None:
     """Alembic compares neither conditions nor expressions of indexes, and ours decide who may claim."""
     migrated = index_definitions(own_engine)
-    database.downgrade(own_engine, "base")
+    schema.downgrade(own_engine, "base")
     Base.metadata.create_all(own_engine)
     assert index_definitions(own_engine) == migrated
     assert "ix_jobs_one_processing_per_service" in migrated
@@ -148,28 +148,28 @@ def index_definitions(engine: Engine) -> dict[str, str]:
 def test_a_schema_of_a_newer_version_is_refused_and_left_alone(own_engine: Engine) -> None:
     with own_engine.begin() as connection:
         connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
-    for refused in (database.upgrade, database.downgrade, database.refuse_newer, database.check):
+    for refused in (schema.upgrade, schema.downgrade, schema.refuse_newer, schema.check):
         with pytest.raises(DatabaseError, match=r"has schema 9999, which this version .* does not know: run the newer"):
             refused(own_engine)
-    assert database.current_revision(own_engine) == "9999"
+    assert schema.current_revision(own_engine) == "9999"
 
 
 def test_an_old_schema_says_what_to_run(own_engine: Engine) -> None:
-    database.downgrade(own_engine, "base")
-    assert database.check(own_engine) == [
-        f"schema is empty, this version needs {database.head_revision()}: run `smith db upgrade`"
+    schema.downgrade(own_engine, "base")
+    assert schema.check(own_engine) == [
+        f"schema is empty, this version needs {schema.head_revision()}: run `smith db upgrade`"
     ]
 
 
 def test_nodes_that_start_at_the_same_moment_migrate_once(own_engine: Engine) -> None:
-    database.downgrade(own_engine, "base")
+    schema.downgrade(own_engine, "base")
     together = threading.Barrier(4)
     failures: list[BaseException] = []
 
     def start() -> None:
         together.wait()
         try:
-            database.upgrade(own_engine)
+            schema.upgrade(own_engine)
         except BaseException as error:  # a thread must not keep it to itself
             failures.append(error)
 
@@ -178,7 +178,7 @@ def test_nodes_that_start_at_the_same_moment_migrate_once(own_engine: Engine) ->
         thread.start()
     for thread in threads:
         thread.join()
-    assert (failures, database.check(own_engine)) == ([], [])
+    assert (failures, schema.check(own_engine)) == ([], [])
 
 
 def test_rebuilding_a_table_keeps_the_rows_that_refer_to_it(
@@ -186,10 +186,10 @@ def test_rebuilding_a_table_keeps_the_rows_that_refer_to_it(
 ) -> None:
     """Alembic changes a column on SQLite by dropping the table: with foreign keys on, that deletes every run."""
     migrations = tmp_path / "migrations"
-    shutil.copytree(database.MIGRATIONS, migrations, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(schema.MIGRATIONS, migrations, ignore=shutil.ignore_patterns("__pycache__"))
     (migrations / "versions" / "9000_rebuild.py").write_text(
         f"from alembic import op\nimport sqlalchemy as sa\n"
-        f"revision, down_revision = '9000', {database.head_revision()!r}\n"
+        f"revision, down_revision = '9000', {schema.head_revision()!r}\n"
         "def upgrade():\n    with op.batch_alter_table('jobs', recreate='always') as batch:\n"
         "        batch.alter_column('action', type_=sa.String(120))\n"
         "def downgrade():\n    pass\n"
@@ -199,12 +199,12 @@ def test_rebuilding_a_table_keeps_the_rows_that_refer_to_it(
         job = job_queue.claim(session, "me", lease_s=30)
         assert job is not None
         job_queue.note_started(session, job_queue.lease_of(job), run_ident="create-1", playbook="create.yml")
-    monkeypatch.setattr(database, "MIGRATIONS", migrations)
-    database.upgrade(sqlite_engine)
+    monkeypatch.setattr(schema, "MIGRATIONS", migrations)
+    schema.upgrade(sqlite_engine)
     with reading(sqlite_engine) as session:
         assert session.scalars(select(Run.ident)).all() == ["create-1"]
         assert session.scalar(text("PRAGMA foreign_keys")) == 1
-    assert database.check(sqlite_engine) == []
+    assert schema.check(sqlite_engine) == []
 
 
 # --- a place that cannot be used ----------------------------------------------------------------------------------
@@ -230,7 +230,7 @@ def test_a_file_of_garbage_is_named_and_left_as_it_is(
     file = tmp_path / "smith.db"
     file.write_bytes(content)
     engine = opened(f"sqlite:///{file}")
-    for refused in (database.upgrade, database.check, database.current_revision):
+    for refused in (schema.upgrade, schema.check, schema.current_revision):
         with pytest.raises(DatabaseError, match=rf"the database sqlite:///{file} cannot be used: "):
             refused(engine)
     assert file.read_bytes() == content
@@ -246,7 +246,7 @@ def test_a_damaged_database_is_found_by_check(sqlite_engine: Engine) -> None:
     content[middle : middle + 8192] = b"\xff" * 8192
     file.write_bytes(content)
     try:
-        problems = database.check(sqlite_engine)
+        problems = schema.check(sqlite_engine)
     except DatabaseError as error:
         problems = [str(error)]
     assert problems
@@ -278,7 +278,7 @@ def test_a_folder_of_somebody_else_is_named_with_our_uid(tmp_path: Path) -> None
 def test_a_server_that_is_not_there_is_named_without_its_password(tmp_path: Path) -> None:
     engine = open_engine(f"postgresql://smith:open-sesame@/smith?host={tmp_path}")
     with pytest.raises(DatabaseError, match=r"cannot be used: .*No such file") as caught:
-        database.current_revision(engine)
+        schema.current_revision(engine)
     assert "open-sesame" not in str(caught.value)
 
 
@@ -297,7 +297,7 @@ def test_nobody_else_may_read_the_database_or_what_belongs_to_it(tmp_path: Path,
     before = os.umask(0)
     try:
         engine = open_engine(unopened.url)
-        database.upgrade(engine)
+        schema.upgrade(engine)
         with transaction(engine) as session:
             job_queue.submit(session, new_job())
             files = list((tmp_path / "new").iterdir())
@@ -311,7 +311,7 @@ def test_nobody_else_may_read_the_database_or_what_belongs_to_it(tmp_path: Path,
 
 @pytest.mark.parametrize(
     ("pragma", "value"),
-    [("journal_mode", "wal"), ("synchronous", 2), ("foreign_keys", 1), ("busy_timeout", database.BUSY_TIMEOUT_MS)],
+    [("journal_mode", "wal"), ("synchronous", 2), ("foreign_keys", 1), ("busy_timeout", BUSY_TIMEOUT_MS)],
 )
 def test_every_connection_has_the_pragmas(sqlite_engine: Engine, pragma: str, value: Any) -> None:
     with transaction(sqlite_engine) as one, reading(sqlite_engine) as another:
@@ -319,7 +319,7 @@ def test_every_connection_has_the_pragmas(sqlite_engine: Engine, pragma: str, va
 
 
 def test_the_kind_of_file_system_is_known() -> None:
-    assert database.file_system_of(Path("/proc/self/status")) == "proc"
+    assert file_system_of(Path("/proc/self/status")) == "proc"
 
 
 # --- transactions -------------------------------------------------------------------------------------------------
@@ -370,17 +370,17 @@ def test_a_block_that_raises_leaves_nothing_behind(engine: Engine) -> None:
 
 def test_a_run_without_its_job_is_refused(engine: Engine) -> None:
     with pytest.raises(IntegrityError), transaction(engine) as session:
-        session.add(Run(job_id=4711, ident="x", attempt=1, playbook="p", started_at=database.utc_now()))
+        session.add(Run(job_id=4711, ident="x", attempt=1, playbook="p", started_at=utc_now()))
 
 
 @pytest.mark.parametrize("offset_s", [0.0, 30.5, -3600.0])
 def test_the_databases_clock_is_utc_and_compares_with_stored_times(engine: Engine, offset_s: float) -> None:
     with transaction(engine) as session:
-        before = database.utc_now().timestamp()
-        asked = session.scalar(select(database.db_now(offset_s)))
-        after = database.utc_now().timestamp()
-        job_id = job_queue.submit(session, new_job(core_created_at=database.utc_now()))
-        is_past = select(Job.core_created_at < database.db_now(3600), Job.core_created_at > database.db_now(-3600))
+        before = utc_now().timestamp()
+        asked = session.scalar(select(db_now(offset_s)))
+        after = utc_now().timestamp()
+        job_id = job_queue.submit(session, new_job(core_created_at=utc_now()))
+        is_past = select(Job.core_created_at < db_now(3600), Job.core_created_at > db_now(-3600))
         assert session.execute(is_past.where(Job.id == job_id)).one() == (True, True)
     assert asked is not None
     assert before - 0.002 <= asked.timestamp() - offset_s <= after + 0.002  # SQLite's clock counts milliseconds
@@ -415,7 +415,7 @@ def test_what_no_patience_can_help_is_not_repeated(engine: Engine) -> None:
 
     def write(session: Session) -> None:
         attempts.append(1)
-        session.add(Run(job_id=4711, ident="x", attempt=1, playbook="p", started_at=database.utc_now()))
+        session.add(Run(job_id=4711, ident="x", attempt=1, playbook="p", started_at=utc_now()))
 
     with pytest.raises(IntegrityError):
         insist(engine, write)

@@ -15,9 +15,10 @@ from sqlalchemy import Engine, event, func, select, update
 from sqlalchemy.orm import Session
 from support.databases import LONG_AGO, new_job, row, submit
 
-from executor.database import job_queue
-from executor.database.engine import CriticalJob, Job, Node, Run, db_now, reading, transaction, utc_now
+from executor.database import job_queue, nodes, outbox, periods, queries
+from executor.database.engine import reading, transaction
 from executor.database.job_queue import Lease
+from executor.database.tables import CriticalJob, Job, Node, Run, db_now, utc_now
 from executor.errors import ErrorCode, StaleJob
 from executor.model import TRANSITIONS, JobResult, JobStatus, ReportState
 
@@ -77,7 +78,7 @@ def test_submitting_the_same_job_twice_writes_one_row(engine: Engine) -> None:
         first = job_queue.submit(session, new)
     with transaction(engine) as session:
         second = job_queue.submit(session, new)
-        known = job_queue.known_ids(session, [new.fulcrum_id, str(uuid.uuid4())])
+        known = queries.known_fulcrum_ids(session, [new.fulcrum_id, str(uuid.uuid4())])
         rows = session.scalar(select(func.count()).select_from(Job))
     assert (first is not None, second, known, rows) == (True, None, {new.fulcrum_id}, 1)
 
@@ -300,13 +301,13 @@ def test_eight_threads_take_every_job_once_and_never_two_of_a_service(engine: En
             future.result()
     assert (len(taken), len(set(taken)), overlaps) == (160, 160, [])
     with reading(engine) as session:
-        assert job_queue.counts(session)["completed"] == 160
+        assert queries.count_jobs(session)["completed"] == 160
         assert session.scalar(select(func.max(Job.attempt))) == 1
 
 
 def _left(engine: Engine) -> bool:
     with reading(engine) as session:
-        return job_queue.counts(session)["pending"] > 0
+        return queries.count_jobs(session)["pending"] > 0
 
 
 def test_no_statement_of_a_jobs_way_is_turned_into_sql_twice(engine: Engine) -> None:
@@ -323,13 +324,13 @@ def test_no_statement_of_a_jobs_way_is_turned_into_sql_twice(engine: Engine) -> 
         with transaction(engine) as session:
             job_queue.renew(session, "alice", lease_s=LEASE_S)
             job_queue.reap(session)
-            job_queue.tick(session, "Poll", 1.0)
+            periods.tick(session, "Poll", 1.0)
         put_back(engine, job, pause_s=60)
         let_it_be_due(engine, job.id)
         finish(engine, claimed(engine, max_creates=3))
         with transaction(engine) as session:
-            job_queue.postpone_report(session, job.id, pause_s=60, note="later")
-            assert job_queue.due_reports(session, 10) == []
+            outbox.postpone_report(session, job.id, pause_s=60, note="later")
+            assert outbox.due_reports(session, 10) == []
 
     go_the_way()
     event.listen(engine, "before_cursor_execute", watch)
@@ -373,7 +374,7 @@ def test_a_stale_owner_writes_nothing(engine: Engine, write: Write, stolen_by: s
         write(session, stale)
     assert as_dict(engine, stale.job_id) == before
     with reading(engine) as session:
-        assert job_queue.runs_of(session, stale.job_id) == []
+        assert queries.runs_of(session, stale.job_id) == []
 
 
 def _steal(engine: Engine, lease: Lease, how: str) -> None:
@@ -496,9 +497,9 @@ def test_a_run_is_on_disk_before_it_starts_and_is_closed_by_anybody(engine: Engi
             session, "create-1", status="failed", rc=2, reason="CAPACITY: x", folder="f", upids=["UPID:a"]
         )
     with reading(engine) as session:
-        run = job_queue.find_run(session, "create-1")
+        run = queries.find_run(session, "create-1")
         assert run is not None
-        assert job_queue.find_run(session, "create-2") is None
+        assert queries.find_run(session, "create-2") is None
     assert (run.job_id, run.attempt, run.playbook, run.rc) == (job.id, 1, "create.yml", 2)
     assert run.started_at == row(engine, job.id).started_at is not None
     assert (run.status, run.upids, run.ended_at is not None) == ("failed", ["UPID:a"], True)
@@ -609,17 +610,17 @@ def test_a_job_of_our_own_is_never_reported_however_it_ends(engine: Engine, end:
     assert row(engine, job_id).report_state == "local"
     assert row(engine, job_id).status == ("completed" if end == "finished" else "failed")
     with reading(engine) as session:
-        assert job_queue.due_reports(session, 10) == []
+        assert outbox.due_reports(session, 10) == []
 
 
 def test_the_open_job_of_a_service_is_the_one_under_way(engine: Engine) -> None:
     service_id = str(uuid.uuid4())
     with reading(engine) as session:
-        assert job_queue.open_of(session, service_id) is None
+        assert queries.open_job(session, service_id) is None
     first, _second = submit(engine, service_id=service_id, age=1), submit(engine, service_id=service_id, age=2)
     assert claimed(engine).id == first
     with reading(engine) as session:
-        found = job_queue.open_of(session, service_id)
+        found = queries.open_job(session, service_id)
     assert found is not None
     assert found.id == first
 
@@ -634,7 +635,7 @@ def test_the_open_job_of_a_service_is_the_oldest_that_waits_and_none_of_anothers
     assert job.id == gone
     finish(engine, job)
     with reading(engine) as session:
-        found = job_queue.open_of(session, service_id)
+        found = queries.open_job(session, service_id)
     assert found is not None
     assert found.id == waiting[0]
     late = claimed(engine)
@@ -642,7 +643,7 @@ def test_the_open_job_of_a_service_is_the_oldest_that_waits_and_none_of_anothers
     under_way = claimed(engine)
     assert (late.id, under_way.id) == (waiting[0], waiting[1])
     with reading(engine) as session:
-        found = job_queue.open_of(session, service_id)
+        found = queries.open_job(session, service_id)
     assert found is not None
     assert found.id == under_way.id
 
@@ -655,7 +656,7 @@ def test_the_runs_of_a_job_are_its_own_and_come_in_their_order(engine: Engine) -
         for ident, of in (("b-1", job), ("x-1", other), ("a-2", job)):
             job_queue.note_started(session, job_queue.lease_of(of), run_ident=ident, playbook="create.yml")
     with reading(engine) as session:
-        assert [run.ident for run in job_queue.runs_of(session, job.id)] == ["b-1", "a-2"]
+        assert [run.ident for run in queries.runs_of(session, job.id)] == ["b-1", "a-2"]
 
 
 def test_an_orderly_stop_counts_as_no_crash_and_ends_the_lease(engine: Engine) -> None:
@@ -697,26 +698,26 @@ def test_a_cancel_survives_the_crash_of_the_agent_that_was_to_hear_of_it(engine:
 
 def test_a_period_has_one_turn(engine: Engine) -> None:
     with transaction(engine) as session:
-        first = job_queue.tick(session, "prune", 3600)
-        assert (first, job_queue.tick(session, "prune", 3600)) == (True, False)
+        first = periods.tick(session, "prune", 3600)
+        assert (first, periods.tick(session, "prune", 3600)) == (True, False)
     with transaction(engine) as session:
         session.execute(update(CriticalJob).values(due_at=db_now(-1)))
-        assert job_queue.tick(session, "prune", 3600)
+        assert periods.tick(session, "prune", 3600)
 
 
 def test_a_period_ends_a_little_early_for_timers_that_fire_early(engine: Engine) -> None:
     with transaction(engine) as session:
-        job_queue.tick(session, "prune", 1000)
+        periods.tick(session, "prune", 1000)
         early = select(CriticalJob.due_at <= db_now(801), CriticalJob.due_at <= db_now(790))
         assert session.execute(early).one() == (True, False)
 
 
 def test_a_forced_turn_and_a_new_interval_do_not_wait(engine: Engine) -> None:
     with transaction(engine) as session:
-        job_queue.tick(session, "prune", 3600)
-        assert job_queue.tick(session, "prune", 3600, force=True)
-        assert job_queue.tick(session, "prune", 60)
-        assert not job_queue.tick(session, "prune", 60)
+        periods.tick(session, "prune", 3600)
+        assert periods.tick(session, "prune", 3600, force=True)
+        assert periods.tick(session, "prune", 60)
+        assert not periods.tick(session, "prune", 60)
 
 
 def test_ticks_at_the_same_moment_have_one_winner(engine: Engine) -> None:
@@ -728,7 +729,7 @@ def test_ticks_at_the_same_moment_have_one_winner(engine: Engine) -> None:
         for name in ("one", "two", "three", "four"):
             together.wait()
             with transaction(engine) as session:
-                won.append(job_queue.tick(session, name, 3600))
+                won.append(periods.tick(session, name, 3600))
         return won
 
     with ThreadPoolExecutor(6) as pool:
@@ -738,18 +739,18 @@ def test_ticks_at_the_same_moment_have_one_winner(engine: Engine) -> None:
 
 def test_a_first_turn_does_not_depend_on_this_machines_clock(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """A node whose clock is an hour ahead of the database's must not wait an hour."""
-    monkeypatch.setattr(job_queue, "utc_now", lambda: utc_now() + timedelta(hours=1))
+    monkeypatch.setattr(periods, "utc_now", lambda: utc_now() + timedelta(hours=1))
     with transaction(engine) as session:
-        assert job_queue.tick(session, "prune", 3600)
+        assert periods.tick(session, "prune", 3600)
 
 
 def test_how_a_turn_ended_is_counted(engine: Engine) -> None:
     with transaction(engine) as session:
-        job_queue.tick(session, "poll", 2)
+        periods.tick(session, "poll", 2)
         for error in ("no route", "no route", None, "refused"):
-            job_queue.tock(session, "poll", error=error)
+            periods.tock(session, "poll", error=error)
     with reading(engine) as session:
-        (critical,) = job_queue.critical_jobs(session)
+        (critical,) = queries.critical_jobs(session)
     assert (critical.runs, critical.failures, critical.last_error) == (4, 1, "refused")
     assert critical.last_ok_at is not None
 
@@ -758,9 +759,9 @@ def test_a_first_turn_has_begun_and_has_not_failed(engine: Engine) -> None:
     before = utc_now()
     with transaction(engine) as session:
         for name in ("poll", "beat", "prune"):
-            job_queue.tick(session, name, 2)
+            periods.tick(session, name, 2)
     with reading(engine) as session:
-        turns = job_queue.critical_jobs(session)
+        turns = queries.critical_jobs(session)
     assert [turn.name for turn in turns] == ["beat", "poll", "prune"]
     assert {(turn.failures, turn.runs, turn.interval_s) for turn in turns} == {(0, 0, 2)}
     assert all(turn.last_started_at is not None and before <= turn.last_started_at <= utc_now() for turn in turns)
@@ -779,7 +780,7 @@ def ended(engine: Engine, **wanted: Any) -> int:
 
 def due(engine: Engine, limit: int = 50) -> list[int]:
     with reading(engine) as session:
-        return [job.id for job in job_queue.due_reports(session, limit)]
+        return [job.id for job in outbox.due_reports(session, limit)]
 
 
 def test_reports_are_due_from_the_oldest_end_on(engine: Engine) -> None:
@@ -792,11 +793,11 @@ def test_reports_are_due_from_the_oldest_end_on(engine: Engine) -> None:
 def test_a_postponed_report_waits_and_a_hastened_one_does_not(engine: Engine) -> None:
     job_id = ended(engine)
     with transaction(engine) as session:
-        job_queue.postpone_report(session, job_id, pause_s=3600, note="HTTP 503")
+        outbox.postpone_report(session, job_id, pause_s=3600, note="HTTP 503")
     assert due(engine) == []
     with transaction(engine) as session:
-        assert job_queue.hasten_reports(session) == 1
-        assert job_queue.hasten_reports(session) == 0
+        assert outbox.hasten_reports(session) == 1
+        assert outbox.hasten_reports(session) == 0
     job = row(engine, job_id)
     assert (due(engine), job.report_attempts, job.report_note) == ([job_id], 1, "HTTP 503")
 
@@ -805,12 +806,12 @@ def test_only_reports_that_are_due_are_hastened_and_one_operators_retry_hastens_
     job_ids = [ended(engine) for _ in range(3)]
     with transaction(engine) as session:
         for job_id in job_ids:
-            job_queue.postpone_report(session, job_id, pause_s=3600, note="HTTP 503")
+            outbox.postpone_report(session, job_id, pause_s=3600, note="HTTP 503")
         session.execute(update(Job).where(Job.id == job_ids[2]).values(report_state=ReportState.ORPHANED))
         assert job_queue.retry_now(session, job_ids[0]) == "report"
     assert due(engine) == [job_ids[0]]
     with transaction(engine) as session:
-        assert job_queue.hasten_reports(session) == 1
+        assert outbox.hasten_reports(session) == 1
     assert due(engine) == job_ids[:2]
 
 
@@ -818,13 +819,13 @@ def test_only_reports_that_are_due_are_hastened_and_one_operators_retry_hastens_
 def test_a_report_is_settled_once(engine: Engine, state: ReportState) -> None:
     job_id = ended(engine)
     with transaction(engine) as session:
-        job_queue.note_reported(session, job_id, state, "said")
+        outbox.note_reported(session, job_id, state, "said")
     settled = as_dict(engine, job_id)
     with transaction(engine) as session:
-        job_queue.note_reported(session, job_id, ReportState.ORPHANED, "said again")
-        job_queue.postpone_report(session, job_id, pause_s=1, note="late")
-        job_queue.replace_outcome(session, job_id, BROKEN)
-        assert job_queue.hasten_reports(session) == 0
+        outbox.note_reported(session, job_id, ReportState.ORPHANED, "said again")
+        outbox.postpone_report(session, job_id, pause_s=1, note="late")
+        outbox.replace_outcome(session, job_id, BROKEN)
+        assert outbox.hasten_reports(session) == 0
     assert as_dict(engine, job_id) == settled
     assert (settled["report_state"], settled["report_note"], due(engine)) == (state, "said", [])
 
@@ -832,7 +833,7 @@ def test_a_report_is_settled_once(engine: Engine, state: ReportState) -> None:
 def test_an_outcome_that_core_will_never_take_is_replaced_while_it_is_due(engine: Engine) -> None:
     job_id, other = ended(engine), ended(engine)
     with transaction(engine) as session:
-        job_queue.replace_outcome(session, job_id, BROKEN)
+        outbox.replace_outcome(session, job_id, BROKEN)
     assert row(engine, other).status == "completed"
     job = row(engine, job_id)
     assert (job.status, job.error_code, job.error_message) == ("failed", "CAPACITY", "CAPACITY: no space")
@@ -843,8 +844,8 @@ def test_a_job_that_has_not_ended_has_no_report(engine: Engine) -> None:
     submit(engine)
     job = claimed(engine)
     with transaction(engine) as session:
-        job_queue.note_reported(session, job.id, ReportState.REPORTED)
-        job_queue.replace_outcome(session, job.id, BROKEN)
+        outbox.note_reported(session, job.id, ReportState.REPORTED)
+        outbox.replace_outcome(session, job.id, BROKEN)
     after = row(engine, job.id)
     assert (after.report_state, after.status, due(engine)) == ("none", "processing", [])
 
@@ -901,11 +902,11 @@ def test_retrying_ends_the_wait_for_an_attempt_or_for_a_report(engine: Engine) -
         assert job_queue.retry_now(session, job.id) == ""
     finish(engine, job)
     with transaction(engine) as session:
-        job_queue.postpone_report(session, job.id, pause_s=3600, note="")
+        outbox.postpone_report(session, job.id, pause_s=3600, note="")
         assert job_queue.retry_now(session, job.id) == "report"
     assert due(engine) == [job.id]
     with transaction(engine) as session:
-        job_queue.note_reported(session, job.id, ReportState.REPORTED)
+        outbox.note_reported(session, job.id, ReportState.REPORTED)
         assert job_queue.retry_now(session, job.id) == ""
 
 
@@ -936,30 +937,30 @@ def test_a_job_is_found_by_an_unambiguous_reference_only(engine: Engine, referen
     submit(engine, fulcrum_id=FOUND)
     submit(engine, fulcrum_id=NEIGHBOUR)
     with reading(engine) as session:
-        job = job_queue.find(session, reference)
+        job = queries.find_job(session, reference)
     assert (job.fulcrum_id if job else None) == expected
 
 
 def test_a_job_is_found_by_our_number(engine: Engine) -> None:
     job_id = submit(engine)
     with reading(engine) as session:
-        found = job_queue.find(session, str(job_id))
+        found = queries.find_job(session, str(job_id))
         assert found is not None
         assert found.id == job_id
-        assert job_queue.find(session, "2147483648") is None  # beyond PostgreSQL's integers
-        assert job_queue.find(session, str(job_id + 1_000_000_000)) is None  # no beginning of a UUID either
+        assert queries.find_job(session, "2147483648") is None  # beyond PostgreSQL's integers
+        assert queries.find_job(session, str(job_id + 1_000_000_000)) is None  # no beginning of a UUID either
 
 
 def test_nothing_is_found_by_an_empty_reference_even_when_there_is_one_job_only(engine: Engine) -> None:
     """`smith jobs cancel "$UNSET"` must not cancel anything."""
     submit(engine)
     with reading(engine) as session:
-        assert [job_queue.find(session, wild) for wild in ("", "%", "_")] == [None, None, None]
+        assert [queries.find_job(session, wild) for wild in ("", "%", "_")] == [None, None, None]
 
 
 def test_a_ledger_without_jobs_counts_none(engine: Engine) -> None:
     with reading(engine) as session:
-        assert set(job_queue.counts(session).values()) == {0}
+        assert set(queries.count_jobs(session).values()) == {0}
 
 
 def test_a_listing_has_fifty_rows_unless_more_are_asked_for(engine: Engine) -> None:
@@ -967,7 +968,7 @@ def test_a_listing_has_fifty_rows_unless_more_are_asked_for(engine: Engine) -> N
         for _ in range(52):
             job_queue.submit(session, new_job())
     with reading(engine) as session:
-        assert (len(job_queue.listing(session)), len(job_queue.listing(session, limit=60))) == (50, 52)
+        assert (len(queries.list_jobs(session)), len(queries.list_jobs(session, limit=60))) == (50, 52)
 
 
 def test_listing_shows_the_newest_that_match(engine: Engine) -> None:
@@ -978,14 +979,14 @@ def test_listing_shows_the_newest_that_match(engine: Engine) -> None:
     with reading(engine) as session:
 
         def ids(**filters: Any) -> list[int]:
-            return [job.id for job in job_queue.listing(session, **filters)]
+            return [job.id for job in queries.list_jobs(session, **filters)]
 
         assert ids() == [other, waiting, done]
         assert ids(limit=1) == [other]
         assert ids(statuses=["pending"]) == [other, waiting]
         assert ids(action="start", service_id=service) == [waiting]
         assert ids(unreported=True) == [done]
-        assert job_queue.counts(session) == {
+        assert queries.count_jobs(session) == {
             "pending": 2,
             "processing": 0,
             "completed": 1,
@@ -1000,7 +1001,7 @@ def test_listing_shows_the_newest_that_match(engine: Engine) -> None:
 def settle(engine: Engine, *job_ids: int) -> None:
     with transaction(engine) as session:
         for job_id in job_ids:
-            job_queue.note_reported(session, job_id, ReportState.REPORTED)
+            outbox.note_reported(session, job_id, ReportState.REPORTED)
 
 
 def prune(engine: Engine, limit: int = 100, in_s: float = 60) -> tuple[int, list[str]]:
@@ -1068,5 +1069,5 @@ def test_starts_of_agents_are_forgotten_by_the_time_they_were_last_seen(engine: 
                 )
             )
     with transaction(engine) as session:
-        assert job_queue.prune_nodes(session, before=now - timedelta(days=1)) == 1
+        assert nodes.prune(session, before=now - timedelta(days=1)) == 1
         assert session.scalars(select(Node.id)).all() == ["new"]

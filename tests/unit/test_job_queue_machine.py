@@ -18,11 +18,12 @@ from sqlalchemy import Engine, func, select, update
 from sqlalchemy.orm import Session
 from support.databases import migrated_sqlite_file, new_job
 
-from executor.database import job_queue, mappings
-from executor.database.engine import Job, Mapping, db_now, open_engine, reading, transaction, utc_now
+from executor.database import job_queue, mappings, outbox
+from executor.database.engine import open_engine, reading, transaction
 from executor.database.job_queue import Lease
+from executor.database.tables import Job, Mapping, db_now, utc_now
 from executor.errors import ErrorCode, JobError, StaleJob
-from executor.model import JobResult, JobStatus, MappingState, ReportState
+from executor.model import ENDED, MAX_CRASHES, PROBATION_CRASHES, JobResult, JobStatus, MappingState, ReportState
 
 OWNERS = st.sampled_from(["alice", "bob"])
 SERVICES = st.sampled_from([f"0000000{number}-0000-4000-8000-000000000000" for number in range(3)])
@@ -88,7 +89,7 @@ class Queue(RuleBasedStateMachine):
             running = session.scalar(creates) or 0
             ours = select(Job.crashes).where(Job.status == JobStatus.PROCESSING, Job.owner == owner)
             crashes = session.scalars(ours).all()
-        assert len(crashes) <= 1 or max(crashes) < job_queue.PROBATION_CRASHES, "a suspect runs alone"
+        assert len(crashes) <= 1 or max(crashes) < PROBATION_CRASHES, "a suspect runs alone"
         if job is None:
             return multiple()
         assert job.action != "create" or max_creates is None or running <= max_creates
@@ -145,7 +146,7 @@ class Queue(RuleBasedStateMachine):
             for job_id, status in taken:
                 job = session.get(Job, job_id)
                 assert job is not None
-                assert (job.status, job.crashes == job_queue.MAX_CRASHES) == (status, status is JobStatus.FAILED)
+                assert (job.status, job.crashes == MAX_CRASHES) == (status, status is JobStatus.FAILED)
         newer = self.claim(by, None)
         self.write(lease, "put back")  # the owner that was taken for dead wakes up
         return newer
@@ -162,19 +163,19 @@ class Queue(RuleBasedStateMachine):
             elif what == "retry":
                 job_queue.retry_now(session, job_id)
             elif what == "postpone":
-                job_queue.postpone_report(session, job_id, pause_s=3600, note="HTTP 503")
+                outbox.postpone_report(session, job_id, pause_s=3600, note="HTTP 503")
             elif what == "replace":
                 # The one exception: while FulcrumCore has not acknowledged it, an outcome may become a failure.
-                job_queue.replace_outcome(session, job_id, REFUSED)
+                outbox.replace_outcome(session, job_id, REFUSED)
                 if job_id not in self.settled:
                     self.ended.pop(job_id, None)
             else:
-                job_queue.note_reported(session, job_id, ReportState(what), "said")
+                outbox.note_reported(session, job_id, ReportState(what), "said")
         return None
 
     def _prune(self) -> None:
         with transaction(self.engine) as session:
-            is_kept = ~Job.status.in_(job_queue.ENDED) | (Job.report_state == ReportState.DUE)
+            is_kept = ~Job.status.in_(ENDED) | (Job.report_state == ReportState.DUE)
             kept = set(session.scalars(select(Job.id).where(is_kept)))
             job_queue.prune(session, before=utc_now() + timedelta(hours=1), limit=2)
             left = set(session.scalars(select(Job.id)))
@@ -224,7 +225,7 @@ class Queue(RuleBasedStateMachine):
             jobs = session.scalars(select(Job)).all()
             living = session.scalars(select(Mapping).where(Mapping.state != MappingState.DELETED)).all()
         for job in jobs:
-            has_ended = job.status in job_queue.ENDED
+            has_ended = job.status in ENDED
             assert (job.lease_until is not None) == (job.status == JobStatus.PROCESSING)
             assert (job.report_state != ReportState.NONE) == (job.finished_at is not None) == has_ended
             assert (job.error_code is not None) == (job.status == JobStatus.FAILED)
@@ -232,7 +233,7 @@ class Queue(RuleBasedStateMachine):
                 assert self.ended.setdefault(job.id, columns(job, OUTCOME)) == columns(job, OUTCOME)
             if has_ended and job.report_state != ReportState.DUE:
                 assert self.settled.setdefault(job.id, columns(job, ANSWER)) == columns(job, ANSWER)
-        assert set(self.ended) <= {job.id for job in jobs if job.status in job_queue.ENDED}
+        assert set(self.ended) <= {job.id for job in jobs if job.status in ENDED}
         at_work = [job.service_id for job in jobs if job.status == JobStatus.PROCESSING]
         assert len(set(at_work)) == len(at_work)
         assert len({mapping.service_id for mapping in living}) == len(living)

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine, update
 
 from executor.database import mappings
-from executor.database.engine import Mapping, db_now, reading, transaction
+from executor.database.engine import reading, transaction
+from executor.database.tables import Mapping, db_now
 from executor.errors import ErrorCode, JobError
 from executor.model import MappingState
 

@@ -19,8 +19,9 @@ from support.databases import row
 
 from executor.agent.poller import MAX_DEPTH, MAX_PAYLOAD_CHARS, Poller, bounded
 from executor.agent.state import AgentState
-from executor.database import job_queue
-from executor.database.engine import reading, utc_now
+from executor.database import queries
+from executor.database.engine import reading
+from executor.database.tables import utc_now
 from executor.fulcrum.client import FulcrumClient
 from executor.fulcrum.types import CoreJob
 
@@ -73,7 +74,7 @@ def stored(poller: Poller, simulator: RunningSimulator, **members: Any) -> Any:
     simulator.inject_pending(job)
     poller.poll()
     with reading(poller.engine) as session:
-        (found,) = job_queue.listing(session)
+        (found,) = queries.list_jobs(session)
     return row(poller.engine, found.id)
 
 
@@ -209,7 +210,7 @@ def test_one_poisoned_job_does_not_hide_the_others(poller: Poller, simulator: Ru
     )
     poller.poll()
     with reading(poller.engine) as session:
-        rows = job_queue.listing(session)
+        rows = queries.list_jobs(session)
     assert len(rows) == 2
     assert good["id"] in {found.fulcrum_id for found in rows}
 
@@ -218,7 +219,7 @@ def test_a_job_of_another_agent_is_not_ours(poller: Poller, simulator: RunningSi
     simulator.inject_pending(raw_job(poller, agentId=str(uuid.uuid4())), raw_job(poller, agentId=None))
     poller.poll()
     with reading(poller.engine) as session:
-        assert len(job_queue.listing(session)) == 1
+        assert len(queries.list_jobs(session)) == 1
 
 
 def test_polling_the_same_job_twice_writes_one_row(poller: Poller, simulator: RunningSimulator) -> None:
@@ -226,7 +227,7 @@ def test_polling_the_same_job_twice_writes_one_row(poller: Poller, simulator: Ru
     for _ in range(3):
         poller.poll()
     with reading(poller.engine) as session:
-        assert len(job_queue.listing(session)) == 1
+        assert len(queries.list_jobs(session)) == 1
     assert poller.state.work_wanted.is_set()
 
 

@@ -15,8 +15,9 @@ from support.databases import new_job, submit
 
 from executor.agent import pruner
 from executor.agent.pruner import Pruner
-from executor.database import job_queue
-from executor.database.engine import Job, Node, Run, reading, transaction, utc_now
+from executor.database import job_queue, outbox
+from executor.database.engine import reading, transaction
+from executor.database.tables import Job, Node, Run, utc_now
 from executor.model import JobResult, ReportState
 from executor.settings.settings import Settings
 
@@ -47,7 +48,7 @@ def ended(engine: Engine, ident: str, *, age_s: float, state: ReportState = Repo
         job_queue.finish(session, lease, JobResult(succeeded=True))
         session.execute(update(Job).where(Job.id == job.id).values(finished_at=utc_now() - timedelta(seconds=age_s)))
         if state is not ReportState.DUE:
-            job_queue.note_reported(session, job.id, state)
+            outbox.note_reported(session, job.id, state)
     return job.id
 
 

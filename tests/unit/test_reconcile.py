@@ -12,7 +12,8 @@ from sqlalchemy import Engine, update
 from support.databases import LONG_AGO, submit
 
 from executor.database import audit, job_queue, mappings
-from executor.database.engine import Job, Mapping, reading, transaction
+from executor.database.engine import reading, transaction
+from executor.database.tables import Job, Mapping
 from executor.drift import compare as drift
 from executor.drift import inspector as reconcile
 from executor.drift.compare import BY_ITSELF, Facts, Finding, Kind, KnownService, Mapped, Repair, SeenVm, World

@@ -15,7 +15,7 @@ from sqlalchemy import Engine
 
 from executor.agent.scheduler import CriticalJob, Scheduler
 from executor.agent.state import Link
-from executor.database import job_queue
+from executor.database import periods, queries
 from executor.database.engine import reading, transaction
 from executor.errors import ErrorCode, FulcrumUnavailable, JobError
 
@@ -78,7 +78,7 @@ def make_scheduler(sqlite_engine: Engine) -> Iterator[MakeScheduler]:
 def facts(engine: Engine, name: str) -> Any:
     """Return a critical job's row, None before there is one."""
     with reading(engine) as session:
-        return next((row for row in job_queue.critical_jobs(session) if row.name == name), None)
+        return next((row for row in queries.critical_jobs(session) if row.name == name), None)
 
 
 def test_every_duty_takes_its_first_turn_at_once_and_goes_on(make_scheduler: MakeScheduler) -> None:
@@ -307,7 +307,7 @@ def test_a_turn_is_written_down_before_it_begins(make_scheduler: MakeScheduler, 
 
 def test_an_interval_that_was_changed_counts_at_once(engine: Engine, make_scheduler: MakeScheduler) -> None:
     with transaction(engine) as session:
-        job_queue.tick(session, "duty", NEVER_S)
+        periods.tick(session, "duty", NEVER_S)
     duty = Duty()
     make_scheduler(CriticalJob(name="duty", interval_s=60.0, run=duty, for_each_node=False), engine=engine)
     wait_for(lambda: duty.turns == 1, "the turn")

@@ -19,10 +19,10 @@ from support.table_contents import columns, only, rows, shape, shared
 
 from executor.agent.reporter import Reporter
 from executor.agent.state import AgentState
-from executor.database import engine as database
-from executor.database import job_queue, mappings
-from executor.database.engine import Job, Run, open_engine, reading, transaction, utc_now
-from executor.database.engine import Mapping as MappingRow
+from executor.database import job_queue, mappings, outbox, queries, schema
+from executor.database.engine import open_engine, reading, transaction
+from executor.database.tables import Job, Run, utc_now
+from executor.database.tables import Mapping as MappingRow
 from executor.fulcrum.client import FulcrumClient
 from executor.model import JobStatus, MappingState, ReportState
 
@@ -55,7 +55,7 @@ def _replayed(url: str, revision: str) -> Iterator[tuple[str, Engine]]:
 @pytest.fixture
 def upgraded(recorded: tuple[str, Engine]) -> Engine:
     """Open a recorded database and upgrade it."""
-    database.upgrade(recorded[1])
+    schema.upgrade(recorded[1])
     return recorded[1]
 
 
@@ -65,28 +65,28 @@ def test_an_upgrade_keeps_every_row_and_so_do_a_step_back_and_another_upgrade(re
     assert {row["status"] for row in before["jobs"]} == set(JobStatus)
     assert OWNER in {row["owner"] for row in before["jobs"]}
 
-    database.upgrade(engine)
-    assert database.check(engine) == []
+    schema.upgrade(engine)
+    assert schema.check(engine) == []
     assert rows(engine, known) == before
     use(engine)
     worked, newest_shape = rows(engine, known), shape(engine)
     assert JobStatus.PROCESSING in {row["status"] for row in worked["jobs"]}, "jobs are in flight in every step"
 
-    database.downgrade(engine)
+    schema.downgrade(engine)
     kept = shared(known, columns(engine))
     assert set(kept) == set(known)
     assert rows(engine, kept) == only(worked, kept)
-    database.upgrade(engine)
-    assert (rows(engine, kept), database.check(engine)) == (only(worked, kept), [])
+    schema.upgrade(engine)
+    assert (rows(engine, kept), schema.check(engine)) == (only(worked, kept), [])
     assert shape(engine) == newest_shape
 
-    if revision == database.head_revision():
+    if revision == schema.head_revision():
         return  # recorded with today's schema: that one step was the downgrade to an earlier version
-    database.downgrade(engine, revision)
+    schema.downgrade(engine, revision)
     assert rows(engine) == worked
     assert shape(engine) == shape_before, "the earlier version finds the schema that it made"
-    database.upgrade(engine)
-    assert (rows(engine, known), database.check(engine)) == (worked, [])
+    schema.upgrade(engine)
+    assert (rows(engine, known), schema.check(engine)) == (worked, [])
 
 
 def use(engine: Engine) -> None:
@@ -95,7 +95,7 @@ def use(engine: Engine) -> None:
     assert due
     with transaction(engine) as session:
         for job_id in due:
-            job_queue.note_reported(session, job_id, ReportState.REPORTED)
+            outbox.note_reported(session, job_id, ReportState.REPORTED)
     taken = take_over(engine)
     finish(engine, next(job for job in taken.values() if job.run_ident and not job.cancel_requested))
 
@@ -107,8 +107,8 @@ def test_after_an_upgrade_the_jobs_in_flight_and_the_pending_ones_finish_and_the
     for job in taken.values():
         finish(upgraded, job)
     with reading(upgraded) as session:
-        waiting = job_queue.listing(session, statuses=[JobStatus.PENDING])
-        assert job_queue.counts(session)[JobStatus.PROCESSING] == 0
+        waiting = queries.list_jobs(session, statuses=[JobStatus.PENDING])
+        assert queries.count_jobs(session)[JobStatus.PROCESSING] == 0
     for job in waiting:
         assert job.available_at is not None
         assert job.available_at > utc_now(), "only a backoff keeps a job from being claimed"
@@ -119,7 +119,7 @@ def test_after_an_upgrade_the_jobs_in_flight_and_the_pending_ones_finish_and_the
         assert (again.id, again.attempt) == (job.id, job.attempt + 1)
         finish(upgraded, again)
     with reading(upgraded) as session:
-        assert job_queue.counts(session)[JobStatus.PENDING] == 0
+        assert queries.count_jobs(session)[JobStatus.PENDING] == 0
         new_runs = set(session.scalars(select(Run.job_id).where(Run.ident.startswith("upgraded-"))))
     ended = taken | {job.id: job for job in waiting}
     local = {job_id for job_id, job in ended.items() if job.report_state == ReportState.LOCAL}
@@ -179,7 +179,7 @@ def test_after_an_upgrade_due_reports_are_sent_and_postponed_ones_keep_their_bac
     due = due_reports(upgraded)
     assert {job.status for job in due.values()} == {JobStatus.COMPLETED, JobStatus.FAILED}
     with reading(upgraded) as session:
-        unreported = {job.id: job for job in job_queue.listing(session, unreported=True)}
+        unreported = {job.id: job for job in queries.list_jobs(session, unreported=True)}
     assert all(job.report_after is not None for job_id, job in unreported.items() if job_id not in due)
     client = FulcrumClient(f"http://127.0.0.1:{core.server_port}", lambda: "token", read_timeout_s=5)
     reporter = Reporter(engine=upgraded, fulcrum=client, state=AgentState(agent_id=AGENT_ID))

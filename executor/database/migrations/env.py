@@ -1,8 +1,8 @@
-"""Alembic's entry: migrates over the connection that `executor.database.engine` hands in."""
+"""Alembic's entry: migrates over the connection that `executor.database.schema` hands in."""
 
 from alembic import context
 
-from executor.database.engine import Base
+from executor.database.tables import Base
 
 context.configure(
     connection=context.config.attributes["connection"],

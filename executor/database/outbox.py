@@ -1,0 +1,57 @@
+"""Step 7 of 7: the ended jobs whose result FulcrumCore has not acknowledged. Nothing here commits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sqlalchemy import or_, select, update
+from sqlalchemy.orm import Session
+
+from executor.database.statements import rows_changed
+from executor.database.tables import DUE_LITERAL, Job, db_now, utc_now
+from executor.model import JobResult, JobStatus, ReportState
+
+
+def due_reports(session: Session, limit: int) -> Sequence[Job]:
+    """Return ended jobs that FulcrumCore has not acknowledged and that may be tried now, oldest first."""
+    stmt = (
+        select(Job)
+        .where(Job.report_state == DUE_LITERAL)
+        .where(or_(Job.report_after.is_(None), Job.report_after <= db_now()))
+        .order_by(Job.finished_at, Job.id)
+        .limit(limit)
+    )
+    return session.scalars(stmt).all()
+
+
+def note_reported(session: Session, job_id: int, state: ReportState, note: str = "") -> None:
+    """Write down FulcrumCore's answer; a report that was settled before stays as it was."""
+    session.execute(
+        update(Job)
+        .where(Job.id == job_id, Job.report_state == ReportState.DUE)
+        .values(report_state=state, reported_at=utc_now(), report_note=note or None, report_after=None)
+    )
+
+
+def postpone_report(session: Session, job_id: int, *, pause_s: float, note: str) -> None:
+    """Try the report again after `pause_s`."""
+    session.execute(
+        update(Job)
+        .where(Job.id == job_id, Job.report_state == ReportState.DUE)
+        .values(report_attempts=Job.report_attempts + 1, report_after=db_now(pause_s), report_note=note)
+    )
+
+
+def replace_outcome(session: Session, job_id: int, result: JobResult) -> None:
+    """Turn a completion that FulcrumCore will never take into the failure that it is told instead."""
+    session.execute(
+        update(Job)
+        .where(Job.id == job_id, Job.report_state == ReportState.DUE)
+        .values(status=JobStatus.FAILED, error_code=result.code, error_message=result.message)
+    )
+
+
+def hasten_reports(session: Session) -> int:
+    """Make every waiting report due at once: FulcrumCore answers again."""
+    stmt = update(Job).where(Job.report_state == ReportState.DUE, Job.report_after.is_not(None))
+    return rows_changed(session, stmt.values(report_after=None))

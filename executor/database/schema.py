@@ -1,0 +1,120 @@
+"""The schema: Alembic's migrations forwards and back, and what `smith db check` checks."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, func, select, text
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+
+from executor.errors import DatabaseError
+
+#: PostgreSQL's advisory lock under which the schema changes: several nodes may start at once after an update.
+MIGRATION_LOCK = 0x534D4947
+MIGRATIONS = Path(__file__).parent / "migrations"
+
+
+def upgrade(engine: Engine, revision: str = "head") -> None:
+    """Bring the schema to `revision`. Raises DatabaseError for a schema newer than this program."""
+    from alembic import command  # noqa: PLC0415 (a tenth of a second that `smith --help` need not pay)
+
+    refuse_newer(engine)
+    with _translated(engine), _migrating(engine) as connection:
+        command.upgrade(_alembic_config(connection), revision)
+
+
+def downgrade(engine: Engine, revision: str = "-1") -> None:
+    """Take the schema one step back, or to `revision`."""
+    from alembic import command  # noqa: PLC0415 (see upgrade)
+
+    refuse_newer(engine)
+    with _translated(engine), _migrating(engine) as connection:
+        command.downgrade(_alembic_config(connection), revision)
+
+
+@contextlib.contextmanager
+def _migrating(engine: Engine) -> Iterator[Connection]:
+    """Open the one transaction that may change the schema; a second one waits and then finds it changed."""
+    with engine.execution_options(smith_migrating=True).connect() as connection:
+        try:
+            with connection.begin():
+                if engine.dialect.name == "postgresql":
+                    connection.execute(text("SET LOCAL statement_timeout = 0"))  # a large table takes its time
+                    connection.execute(select(func.pg_advisory_xact_lock(MIGRATION_LOCK)))
+                yield connection
+        finally:
+            if engine.dialect.name == "sqlite":
+                # Its foreign keys are off: Alembic rebuilds a table by dropping the old one, and that would delete
+                # every row that refers to it. Such a connection must not serve anything else.
+                connection.invalidate()
+
+
+def current_revision(engine: Engine) -> str | None:
+    """Return the schema's revision, None for an empty database."""
+    from alembic.migration import MigrationContext  # noqa: PLC0415 (see upgrade)
+
+    with _translated(engine), engine.connect() as connection:
+        return MigrationContext.configure(connection).get_current_revision()
+
+
+def head_revision() -> str:
+    """Return the newest revision that this program knows."""
+    head: str | None = _script_directory().get_current_head()
+    assert head is not None  # noqa: S101 (the package ships at least one migration)
+    return head
+
+
+def refuse_newer(engine: Engine) -> None:
+    """Raise DatabaseError when the schema was made by a newer Agent Smith."""
+    current = current_revision(engine)
+    known = {script.revision for script in _script_directory().walk_revisions()}
+    if current is not None and current not in known:
+        raise DatabaseError(
+            f"the database has schema {current}, which this version (newest: {head_revision()}) does not know: "
+            "run the newer Agent Smith, or take the schema back with it first (smith db downgrade)"
+        )
+
+
+def check(engine: Engine) -> list[str]:
+    """Return what is wrong with the database, a line each; empty means sound and up to date."""
+    refuse_newer(engine)
+    problems = []
+    current, head = current_revision(engine), head_revision()
+    if current != head:
+        problems.append(f"schema is {current or 'empty'}, this version needs {head}: run `smith db upgrade`")
+    if engine.dialect.name == "sqlite":
+        with _translated(engine), engine.connect() as connection:
+            problems += [row[0] for row in connection.execute(text("PRAGMA integrity_check")) if row[0] != "ok"]
+            problems += [
+                f"broken reference: {tuple(row)}" for row in connection.execute(text("PRAGMA foreign_key_check"))
+            ]
+    return problems
+
+
+def _script_directory() -> Any:
+    from alembic.script import ScriptDirectory  # noqa: PLC0415 (see upgrade)
+
+    return ScriptDirectory(str(MIGRATIONS))
+
+
+def _alembic_config(connection: Any) -> Any:
+    from alembic.config import Config  # noqa: PLC0415 (see upgrade)
+
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    config.attributes["connection"] = connection
+    return config
+
+
+@contextlib.contextmanager
+def _translated(engine: Engine) -> Iterator[None]:
+    """Turn the driver's errors into one line that names the database, without its password."""
+    try:
+        yield
+    except SQLAlchemyError as error:
+        reason = str(error.orig) if isinstance(error, DBAPIError) else str(error)
+        shown = engine.url.render_as_string(hide_password=True)
+        raise DatabaseError(f"the database {shown} cannot be used: {reason.strip()}") from error

@@ -1,0 +1,275 @@
+"""The tables, the two clocks, and the statuses as literals. A change here needs a migration (tests compare the two)."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any, ClassVar
+
+from sqlalchemy import (
+    JSON,
+    Boolean,
+    ColumnElement,
+    DateTime,
+    Dialect,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    String,
+    Text,
+    TypeDecorator,
+    literal,
+    literal_column,
+    text,
+)
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.sql.functions import FunctionElement
+
+from executor.model import ENDED, GuestKind, JobStatus, MappingState, ReportState
+
+# Written into the statement, not bound: SQLite uses a partial index only where it can read the condition itself.
+PENDING_LITERAL: ColumnElement[str] = literal_column(f"'{JobStatus.PENDING}'")
+PROCESSING_LITERAL: ColumnElement[str] = literal_column(f"'{JobStatus.PROCESSING}'")
+ENDED_LITERALS: list[ColumnElement[str]] = [literal_column(f"'{status}'") for status in ENDED]
+DUE_LITERAL: ColumnElement[str] = literal_column(f"'{ReportState.DUE}'")
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """An aware UTC time; SQLite drops the zone, so it is put back on the way out."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Refuse naive times: they are a defect of the caller."""
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError("a naive datetime reached the database")
+        value = value.astimezone(UTC)
+        return value.replace(tzinfo=None) if dialect.name == "sqlite" else value
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Give every time its zone back."""
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class db_now(FunctionElement[datetime]):
+    """The database's own clock, `offset_s` seconds from now: leases never trust a node's clock."""
+
+    type = UtcDateTime()
+    inherit_cache = True  # the offset is a parameter, so that a statement is turned into SQL once
+
+    def __init__(self, offset_s: float = 0.0) -> None:
+        super().__init__(literal(float(offset_s), Float()))
+
+
+@compiles(db_now, "sqlite")
+def _sqlite_now(element: db_now, compiler: Any, **kw: Any) -> str:
+    # The same text form in which SQLAlchemy stores a DateTime, so that texts compare as times do.
+    offset = compiler.process(element.clauses, **kw)
+    return f"strftime('%Y-%m-%d %H:%M:%f000', 'now', printf('%+.3f seconds', {offset}))"
+
+
+@compiles(db_now, "postgresql")
+def _postgresql_now(element: db_now, compiler: Any, **kw: Any) -> str:
+    return f"(clock_timestamp() + make_interval(secs => {compiler.process(element.clauses, **kw)}))"
+
+
+class Base(DeclarativeBase):
+    """Every table; a change here needs a migration (tests compare the two)."""
+
+    type_annotation_map: ClassVar = {datetime: UtcDateTime, dict[str, Any]: JSON(none_as_null=True)}
+
+
+class Job(Base):
+    """One of FulcrumCore's jobs. Written by `job_queue` only."""
+
+    __tablename__ = "jobs"
+    __table_args__ = (
+        Index(
+            "ix_jobs_one_processing_per_service",
+            "service_id",
+            unique=True,
+            sqlite_where=text("status = 'processing'"),
+            postgresql_where=text("status = 'processing'"),
+        ),
+        Index(
+            "ix_jobs_to_claim",
+            text("priority DESC"),
+            "core_created_at",
+            "id",
+            sqlite_where=text("status = 'pending'"),
+            postgresql_where=text("status = 'pending'"),
+        ),
+        Index(
+            "ix_jobs_to_report",
+            "finished_at",
+            sqlite_where=text("report_state = 'due'"),
+            postgresql_where=text("report_state = 'due'"),
+        ),
+        Index(
+            "ix_jobs_ended",
+            "finished_at",
+            "status",
+            sqlite_where=text("status IN ('completed', 'failed')"),
+            postgresql_where=text("status IN ('completed', 'failed')"),
+        ),
+        Index("ix_jobs_service", "service_id"),
+    )
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    fulcrum_id: Mapped[str] = mapped_column(String(36), unique=True)
+    service_id: Mapped[str | None] = mapped_column(String(36))
+    group_id: Mapped[str | None] = mapped_column(String(36))
+    tenant_id: Mapped[str | None] = mapped_column(String(36))  #: FulcrumCore's consumer
+    action: Mapped[str] = mapped_column(String(100))
+    params: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    service: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    defect: Mapped[str | None] = mapped_column(Text)  #: why it cannot be carried out at all
+    priority: Mapped[int] = mapped_column(Integer, default=1)
+    status: Mapped[str] = mapped_column(String(20), default=JobStatus.PENDING)
+    attempt: Mapped[int] = mapped_column(Integer, default=0)
+    crashes: Mapped[int] = mapped_column(Integer, default=0)  #: leases that ran out under it
+    cancel_requested: Mapped[bool] = mapped_column(Boolean, default=False)
+    available_at: Mapped[datetime | None]
+    core_created_at: Mapped[datetime]
+    deadline_at: Mapped[datetime]  #: in FulcrumCore's clock
+    received_at: Mapped[datetime]
+    owner: Mapped[str | None] = mapped_column(String(64))
+    lease_until: Mapped[datetime | None]
+    epoch: Mapped[int] = mapped_column(Integer, default=0)
+    claim_sent_at: Mapped[datetime | None]
+    claimed_at: Mapped[datetime | None]
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+    reported_at: Mapped[datetime | None]
+    report_state: Mapped[str] = mapped_column(String(20), default=ReportState.NONE)
+    report_attempts: Mapped[int] = mapped_column(Integer, default=0)
+    report_after: Mapped[datetime | None]
+    report_note: Mapped[str | None] = mapped_column(Text)  #: what FulcrumCore said to it
+    error_code: Mapped[str | None] = mapped_column(String(40))
+    error_message: Mapped[str | None] = mapped_column(Text)
+    result: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    run_ident: Mapped[str | None] = mapped_column(String(64))
+
+
+class Run(Base):
+    """One playbook run of a job."""
+
+    __tablename__ = "runs"
+    __table_args__ = (Index("ix_runs_job", "job_id"), Index("ix_runs_started", "started_at"))
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    job_id: Mapped[int] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
+    ident: Mapped[str] = mapped_column(String(64), unique=True)
+    attempt: Mapped[int]
+    playbook: Mapped[str] = mapped_column(String(100))
+    started_at: Mapped[datetime]
+    ended_at: Mapped[datetime | None]
+    rc: Mapped[int | None]
+    status: Mapped[str | None] = mapped_column(String(20))
+    reason: Mapped[str | None] = mapped_column(Text)
+    folder: Mapped[str | None] = mapped_column(Text)
+    upids: Mapped[list[str] | None] = mapped_column(JSON(none_as_null=True))
+
+
+class Mapping(Base):
+    """Which VM serves which service. Written by `mappings` only; ended ones stay as history."""
+
+    __tablename__ = "mappings"
+    __table_args__ = (
+        Index(
+            "ix_mappings_one_per_service",
+            "service_id",
+            unique=True,
+            sqlite_where=text("state != 'deleted'"),
+            postgresql_where=text("state != 'deleted'"),
+        ),
+        Index(
+            "ix_mappings_one_per_vmid",
+            "cluster",
+            "vmid",
+            unique=True,
+            sqlite_where=text("state != 'deleted'"),
+            postgresql_where=text("state != 'deleted'"),
+        ),
+    )
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    service_id: Mapped[str] = mapped_column(String(36))
+    cluster: Mapped[str] = mapped_column(String(100))
+    vmid: Mapped[int]
+    node: Mapped[str | None] = mapped_column(String(100))
+    kind: Mapped[str] = mapped_column(String(10), default=GuestKind.QEMU, server_default=GuestKind.QEMU)
+    name: Mapped[str] = mapped_column(String(100))
+    marker: Mapped[str] = mapped_column(String(100))
+    mac_address: Mapped[str | None] = mapped_column(String(20))
+    state: Mapped[str] = mapped_column(String(20), default=MappingState.RESERVED)
+    note: Mapped[str | None] = mapped_column(Text)
+    created_at: Mapped[datetime]
+    updated_at: Mapped[datetime]
+    deleted_at: Mapped[datetime | None]
+    delete_at: Mapped[datetime | None]  #: of a doomed VM: when it may be destroyed
+
+
+class CriticalJob(Base):
+    """A job that the agent owes the outside world at an interval."""
+
+    __tablename__ = "critical_jobs"
+
+    name: Mapped[str] = mapped_column(String(40), primary_key=True)
+    interval_s: Mapped[float]
+    due_at: Mapped[datetime | None]
+    last_started_at: Mapped[datetime | None]
+    last_finished_at: Mapped[datetime | None]
+    last_ok_at: Mapped[datetime | None]
+    last_error: Mapped[str | None] = mapped_column(Text)
+    failures: Mapped[int] = mapped_column(Integer, default=0)  #: in a row
+    runs: Mapped[int] = mapped_column(Integer, default=0)
+
+
+class Node(Base):
+    """One start of one agent process."""
+
+    __tablename__ = "nodes"
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    host: Mapped[str] = mapped_column(String(255))
+    pid: Mapped[int]
+    version: Mapped[str] = mapped_column(String(40))
+    started_at: Mapped[datetime]
+    seen_at: Mapped[datetime]
+    stopped_at: Mapped[datetime | None]
+    stop_reason: Mapped[str | None] = mapped_column(String(40))
+    concurrency_wanted: Mapped[int]
+    concurrency: Mapped[int]
+    draining: Mapped[bool] = mapped_column(Boolean, default=False)
+
+
+class AuditEntry(Base):
+    """One thing that somebody changed by hand, or the agent by itself. Written by `audit` only, and never changed.
+
+    Triggers refuse every UPDATE and DELETE (migration 0002); nothing is pruned.
+    """
+
+    __tablename__ = "audit"
+    __table_args__ = (Index("ix_audit_subject", "subject_kind", "subject_id"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    at: Mapped[datetime]
+    who: Mapped[str] = mapped_column(String(100))  #: the operating system's user, or `agent`
+    verb: Mapped[str] = mapped_column(String(40))
+    subject_kind: Mapped[str] = mapped_column(String(20))  #: job, mapping
+    subject_id: Mapped[str] = mapped_column(String(100))
+    before: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    after: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    reason: Mapped[str | None] = mapped_column(Text)
+
+
+def utc_now() -> datetime:
+    """Return this machine's clock, aware, for columns that people read; leases use `db_now`."""
+    return datetime.now(UTC)

@@ -181,7 +181,7 @@ show_start_time() {
   local name=agent-smith-test-start-$$ options before imported ready
   options=(--network=none --no-healthcheck --read-only)
   before=$(milliseconds)
-  podman run --rm "${options[@]}" "$image:latest" python3 -c 'import executor.cli.app, executor.agent.agent'
+  podman run --rm "${options[@]}" "$image:latest" python3 -c 'import executor.cli.app, executor.composition'
   imported=$(($(milliseconds) - before))
   before=$(milliseconds)
   podman run --detach --name "$name" "${options[@]}" --env FULCRUM_API_URL=http://127.0.0.1:9 --env FULCRUM_API_TOKEN=nobody \

@@ -1,22 +1,15 @@
-"""What this machine can carry: how many jobs at once, and whether one more may begin just now.
+"""Measures this machine: cores, memory, load, and how many jobs it can run at once.
 
-A container's or unit's own limits count where they are lower than the machine's. A run costs CPU when it starts and
-memory as long as it lives; while Proxmox works, it only waits. So memory, and who wants a core just now, decide.
+The limits of a container or systemd unit (cgroup v1 and v2) count where they are lower than the machine's.
 """
 
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
-
-from executor.log import get_logger
-
-log = get_logger(__name__)
 
 BYTES_PER_MIB = 1024 * 1024
 #: Memory of one run under way, and of the agent with what stands beside it; see docs/performance.md.
@@ -25,12 +18,6 @@ BASE_MIB = {True: 260, False: 160}
 #: Runs a core can start and follow without making all of them slower.
 SLOTS_PER_CORE = {True: 20, False: 4}
 FEWEST, MOST = 2, 64
-#: Processes that want a core at this moment, for each core, beyond which one more run would only slow the others down:
-#: runs that wait for Proxmox want none. So many runs a core go on beside whatever else the machine does.
-MOST_RUNNABLE_PER_CORE = 2.0
-ALWAYS_PER_CORE = 4.0
-#: How long runs are held back before the log says so.
-TELL_AFTER_S = 10.0
 CGROUPS = Path("/sys/fs/cgroup")
 LOADAVG = Path("/proc/loadavg")
 
@@ -68,43 +55,6 @@ def runnable() -> int:
     """
     _averages, _, counts = _read(LOADAVG).rpartition(" ")[0].rpartition(" ")
     return _number(counts.partition("/")[0])
-
-
-@dataclass(kw_only=True)
-class Admission:
-    """Asked before each claim. What holds for longer than a burst's beginning is logged once."""
-
-    is_warm: bool
-    _held_at: float | None = None  #: monotonic
-    _is_told: bool = False
-    _cores: float = field(default_factory=cores)
-
-    @property
-    def is_holding(self) -> bool:
-        """True since the last answer was no."""
-        return self._held_at is not None
-
-    def is_open(self, running: int) -> bool:
-        """True while one more run would not make all of them slower. A few may run whatever else the machine does."""
-        reason = self._reason(running / self._cores)
-        if not reason:
-            if self._is_told:
-                log.info("admission_resumed", running=running)
-            self._held_at, self._is_told = None, False
-            return True
-        self._held_at = self._held_at or time.monotonic()
-        if not self._is_told and time.monotonic() - self._held_at >= TELL_AFTER_S:
-            self._is_told = True
-            log.warning("admission_held", reason=reason, running=running)
-        return False
-
-    def _reason(self, running_per_core: float) -> str:
-        if running_per_core >= 1 and (left := available_mib()) < SLOT_MIB[self.is_warm]:
-            return f"{left:.0f} MiB of memory are left, a run takes {SLOT_MIB[self.is_warm]}"
-        machine = os.cpu_count() or 1  # whose processes are counted, whatever our own share of it is
-        if running_per_core >= ALWAYS_PER_CORE and (wanting := runnable()) > MOST_RUNNABLE_PER_CORE * machine:
-            return f"{wanting} processes want one of {machine} cores"
-        return ""
 
 
 # --- control groups -----------------------------------------------------------------------------------------------

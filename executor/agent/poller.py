@@ -42,8 +42,21 @@ class Poller:
     state: AgentState
     job_timeout_s: float
     interval_s: float
+    only_once: bool = False  #: `smith run --once`
     _page_size: int = PAGE_SIZE
     _idle_polls: int = 0
+
+    def turn(self) -> float | None:
+        """Poll unless no new job may be claimed; return the seconds until the next turn, None for the interval.
+
+        Raises FulcrumUnavailable.
+        """
+        state = self.state
+        if state.draining.is_set() or state.disabled or (self.only_once and state.polls):
+            return None
+        if state.agent_id and state.polls == 0:
+            self.take_in_claimed()
+        return self.poll()
 
     def poll(self) -> float:
         """Write every pending job that has no row yet; return the seconds until the next poll.

@@ -1,4 +1,4 @@
-"""Steps 3 to 6 of 7: one job from its claim at FulcrumCore to its end on disk. `carry` reads like the walk.
+"""Steps 3 to 6 of 7: one job from its claim at FulcrumCore to its end on disk. `process_job` reads like the walk.
 
 Whatever goes wrong on the way becomes a failed JobResult and joins at the last transaction; only a silent FulcrumCore
 puts the job back, because nobody could be told.
@@ -95,7 +95,7 @@ class Worker:
     site: Site
     secrets: SecretResolver
 
-    def carry(self, job: Job, stop: StopSignal) -> None:
+    def process_job(self, job: Job, stop: StopSignal) -> None:
         """Carry one claimed job to its end. Reporting is another turn's work.
 
         Raises StaleJob when the lease was lost on the way; nothing was written then.

@@ -154,7 +154,7 @@ def _without_agents(engine: Engine, settings: Settings) -> Iterator[None]:
 
 @contextmanager
 def locked(file: Path) -> Iterator[None]:
-    """Hold the lock that an agent holds on its SQLite file (`agent._held_alone`)."""
+    """Hold the lock that an agent holds on its SQLite file (`agent.database_lock`)."""
     with file.open("a", encoding="utf-8") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -95,6 +95,7 @@ def _log_event(event: str, *, level: str = "info", **facts: Any) -> None:
 
 
 def _be_agent(settings: Settings, mode: AgentMode) -> int:
-    from executor.agent import agent  # noqa: PLC0415 (everything that the agent is made of)
+    from executor.agent.agent import Mode  # noqa: PLC0415 (everything that the agent is made of)
+    from executor.composition import run_agent  # noqa: PLC0415 (see above)
 
-    return agent.main(settings, agent.Mode(mode.value))
+    return run_agent(settings, Mode(mode.value))

@@ -93,9 +93,9 @@ def test_its_files_do_not_tell_who_built_it_when(root: Path) -> None:
 
 def test_python_need_not_compile_anything_at_the_start(tmp_path: Path) -> None:
     with container_of(_unused_site(tmp_path)) as container:
-        done = container.run_to_its_end("python3", "-v", "-c", "import executor.agent.agent, executor.cli.app")
+        done = container.run_to_its_end("python3", "-v", "-c", "import executor.composition, executor.cli.app")
     said = done.stdout + done.stderr
-    assert "executor.agent.agent" in said, said[-2000:]
+    assert "executor.composition" in said, said[-2000:]
     assert not [line for line in said.splitlines() if line.startswith("# code object from") and ".pyc" not in line]
     assert "bytecode is stale" not in said
 

@@ -14,6 +14,7 @@ import psutil
 import pytest
 import structlog
 
+from executor.agent import admission as admission_module
 from executor.agent import machine as capacity
 
 SAY = """
@@ -86,20 +87,20 @@ def test_the_share_of_a_core_that_a_control_group_has_decides_too(inside: Inside
 def test_a_few_runs_are_always_let_in_and_a_full_machine_holds_the_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    admission = capacity.Admission(is_warm=True)
+    admission = admission_module.Admission(is_warm=True)
     monkeypatch.setitem(capacity.SLOT_MIB, True, 10**9)  # no machine has that much left
     assert admission.is_open(0)
     assert not admission.is_open(1000)
     monkeypatch.setitem(capacity.SLOT_MIB, True, 0)
-    monkeypatch.setattr(capacity, "MOST_RUNNABLE_PER_CORE", 10**9)
+    monkeypatch.setattr(admission_module, "MAX_RUNNABLE_PER_CORE", 10**9)
     assert admission.is_open(1000)
-    monkeypatch.setattr(capacity, "MOST_RUNNABLE_PER_CORE", -1)
+    monkeypatch.setattr(admission_module, "MAX_RUNNABLE_PER_CORE", -1)
     assert not admission.is_open(1000)
-    assert admission.is_open(int(capacity.cores() * (capacity.ALWAYS_PER_CORE - 1)))
+    assert admission.is_open(int(capacity.cores() * (admission_module.ALWAYS_PER_CORE - 1)))
 
 
 def test_only_what_holds_for_long_is_told_and_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    admission = capacity.Admission(is_warm=True)
+    admission = admission_module.Admission(is_warm=True)
 
     def told(*running: int) -> list[str]:
         with structlog.testing.capture_logs() as logs:
@@ -109,7 +110,7 @@ def test_only_what_holds_for_long_is_told_and_once(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setitem(capacity.SLOT_MIB, True, 10**9)
     assert told(1000, 1000, 0) == []
-    monkeypatch.setattr(capacity, "TELL_AFTER_S", 0.0)
+    monkeypatch.setattr(admission_module, "LOG_AFTER_S", 0.0)
     assert told(1000, 1000, 0, 0) == ["admission_held", "admission_resumed"]
 
 
@@ -119,7 +120,7 @@ def test_where_the_kernel_does_not_tell_who_computes_nobody_is_held(
     monkeypatch.setattr(capacity, "LOADAVG", tmp_path / "hidden")
     monkeypatch.setitem(capacity.SLOT_MIB, True, 0)
     assert capacity.runnable() == 0
-    assert capacity.Admission(is_warm=True).is_open(1000)
+    assert admission_module.Admission(is_warm=True).is_open(1000)
 
 
 def test_a_process_that_computes_is_counted_at_once() -> None:

@@ -1,0 +1,39 @@
+"""The lock that keeps a second agent away from the same SQLite file."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+from sqlalchemy.engine import make_url
+
+from executor.errors import DatabaseError
+
+
+@contextlib.contextmanager
+def exclusive_database(url: str) -> Iterator[None]:
+    """Lock the SQLite file for this process; PostgreSQL is meant to be shared.
+
+    Raises DatabaseError that names the holder. The kernel releases the lock when the process ends.
+    """
+    parsed = make_url(url)
+    if parsed.get_backend_name() != "sqlite" or not parsed.database:
+        yield
+        return
+    file = Path(f"{parsed.database}.lock")
+    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with file.open("a+", encoding="utf-8") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            handle.seek(0)
+            holder = handle.read(200).strip() or "another process"
+            raise DatabaseError(f"the database {parsed.database} is in use by {holder}: one executor a file") from None
+        handle.truncate(0)
+        handle.write(f"pid {os.getpid()} on {socket.gethostname()}")
+        handle.flush()
+        yield

@@ -1,0 +1,141 @@
+"""Step 2 of 7: claims jobs from the queue and runs each on a thread of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from sqlalchemy import Engine
+from sqlalchemy.exc import SQLAlchemyError
+
+from executor.agent.admission import Admission
+from executor.agent.disk_space import Room
+from executor.agent.meters import Meters
+from executor.agent.state import AgentState
+from executor.agent.worker import StopSignal, Worker
+from executor.database import job_queue
+from executor.database.engine import insist, transaction
+from executor.database.tables import Job
+from executor.errors import ErrorCode, StaleJob
+from executor.log import get_logger
+from executor.model import JobResult
+from executor.settings.settings import Settings
+
+log = get_logger(__name__)
+
+#: The longest wait between two claims when no event wakes the dispatcher: a job's backoff may have ended.
+DISPATCH_INTERVAL_S = 2.0
+#: The same while admission is closed, which mostly lasts for fractions of a second.
+HELD_INTERVAL_S = 0.2
+
+
+@dataclass(kw_only=True)
+class _Slot:
+    """One running job."""
+
+    job: Job
+    stop: StopSignal = field(default_factory=StopSignal)
+
+
+class Dispatcher:
+    """Fills the job slots of one agent."""
+
+    def __init__(  # noqa: PLR0913 (the parts that it connects)
+        self,
+        *,
+        engine: Engine,
+        worker: Worker,
+        state: AgentState,
+        meters: Meters,
+        settings: Settings,
+        boot_id: str,
+        admission: Admission,
+    ) -> None:
+        self._engine = engine
+        self._worker = worker
+        self._state = state
+        self._meters = meters
+        self._settings = settings
+        self._boot_id = boot_id
+        self._admission = admission
+        self._disk_space = Room(folders={"data": settings.smith_data_dir, "run": settings.smith_run_dir})
+        self._slots: dict[int, _Slot] = {}
+        self._lock = threading.Lock()
+        # The threads are kept: each keeps its connections to FulcrumCore and Proxmox from one job to the next.
+        self._pool = ThreadPoolExecutor(max_workers=settings.smith_concurrency, thread_name_prefix="job")
+
+    @property
+    def running(self) -> int:
+        """How many jobs run."""
+        return len(self._slots)
+
+    def stop_signals(self) -> dict[int, StopSignal]:
+        """Return the stop signal of each running job, by the job's id."""
+        with self._lock:
+            return {job_id: slot.stop for job_id, slot in self._slots.items()}
+
+    def stop_all(self, reason: str) -> None:
+        """Send the stop signal to every running job."""
+        for stop in self.stop_signals().values():
+            stop.send(reason)
+
+    def turn(self) -> None:
+        """Wait for work, then claim jobs until the slots are full or the queue is empty."""
+        self._state.work_wanted.wait(HELD_INTERVAL_S if self._admission.is_holding else DISPATCH_INTERVAL_S)
+        self._state.work_wanted.clear()
+        while self._state.may_claim and not self._is_full() and self._has_resources():
+            with transaction(self._engine) as session:
+                job = job_queue.claim(
+                    session,
+                    self._boot_id,
+                    lease_s=self._settings.smith_lease_s,
+                    max_creates=self._worker.clone_limit.capacity,
+                )
+            if job is None:
+                return
+            self._start(job)
+
+    def _has_resources(self) -> bool:
+        """True while disk space and machine load allow one more run."""
+        return self._disk_space.is_enough() and self._admission.is_open(self.running)
+
+    def _is_full(self) -> bool:
+        limit = self._settings.smith_max_jobs
+        return self.running >= self._settings.smith_concurrency or bool(limit and self._state.jobs_claimed >= limit)
+
+    def _start(self, job: Job) -> None:
+        slot = _Slot(job=job)
+        with self._lock:
+            self._slots[job.id] = slot
+        self._state.jobs_claimed += 1
+        self._meters.note_started(job)
+        self._pool.submit(self._process, slot)
+
+    def _process(self, slot: _Slot) -> None:
+        job, started = slot.job, time.monotonic()
+        try:
+            self._worker.process_job(job, slot.stop)
+        except StaleJob as stale:
+            log.warning("job_lost", job_id=job.fulcrum_id, reason=str(stale))
+        except SQLAlchemyError:
+            log.exception("job_end_not_stored", job_id=job.fulcrum_id)  # released when no slot runs it (leases.py)
+        except Exception as defect:
+            log.exception("job_broke", job_id=job.fulcrum_id)
+            self._fail_internal(job, defect)
+        finally:
+            with self._lock:
+                del self._slots[job.id]
+                self._state.jobs_ended += 1
+            self._state.work_wanted.set()
+            self._state.report_wanted.set()
+            self._meters.note_ended(self._engine, job, time.monotonic() - started)
+
+    def _fail_internal(self, job: Job, defect: Exception) -> None:
+        """Fail a job after an unexpected exception. FulcrumCore gets the exception's type only."""
+        result = JobResult(succeeded=False, code=ErrorCode.INTERNAL, detail=f"{type(defect).__name__}, see the log")
+        lease = job_queue.lease_of(job)
+        with contextlib.suppress(StaleJob, SQLAlchemyError):
+            insist(self._engine, lambda session: job_queue.finish(session, lease, result))

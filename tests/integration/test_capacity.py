@@ -19,7 +19,7 @@ from executor.agent import machine as capacity
 
 SAY = """
 import json
-from executor import capacity
+from executor.agent import machine as capacity
 print(json.dumps([capacity.cores(), capacity.memory_mib(), capacity.default_concurrency(is_warm=True)]))
 """
 

@@ -16,7 +16,7 @@ help: ## list these targets
 
 setup: $(STAMP) ## make .venv with everything that the other targets need
 
-$(STAMP): pyproject.toml constraints.txt deploy/install_collection.py
+$(STAMP): pyproject.toml lab/pyproject.toml constraints.txt deploy/install_collection.py
 	@deploy/setup.sh "$(PYTHON)" "$(VENV)"
 	@touch $@
 
@@ -53,7 +53,7 @@ image: ## build the container image; without a registry, on a stand-in for Debia
 image-test: $(STAMP) ## build the image and test it as an operator uses it; FAULTS=1 plants faults and sees them caught
 	@deploy/image/test.sh $(BIN)
 
-release: $(STAMP) ## wheel, source archive, SBOM and checksums in dist/; IMAGE=1 adds the image, DRY_RUN=1 checks nothing
+release: $(STAMP) ## wheels, source archives, SBOM and checksums in dist/; IMAGE=1 adds the image, DRY_RUN=1 checks nothing
 	@deploy/release.sh $(BIN)
 
 constraints: $(STAMP) ## refresh constraints.txt for every supported Python

@@ -21,6 +21,7 @@ run "ruff" ruff check .
 run "mypy" mypy
 run "import-linter" lint-imports
 run "deptry" deptry .
+run "deptry of the lab" env -C lab deptry .
 run "yamllint" yamllint --strict .
 run "ansible-lint" ansible-lint --offline --profile production --strict
 [ -z "$failed" ] || { echo "failed:$failed"; exit 1; }

@@ -1,7 +1,7 @@
-"""Compare the licences of what is installed with what we accept: licences.py [--list]. Ends with 1 if one does not fit.
+"""Compare the licences of installed distributions with the accepted ones: licences.py [--list]. Exit code 0 or 1.
 
-What ships (the package, and its extras `postgres` and `collections`) may only be under permissive and weak-copyleft
-licences, and under the GPL where it runs as a process of its own. The AGPL is for the lab alone, which never ships.
+What an operator installs (agent-smith and its extras `postgres` and `collections`) may only be under permissive and
+weak-copyleft licences, and under the GPL where it runs as a process of its own. The AGPL is accepted in the lab only.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from importlib.metadata import Distribution, PackageNotFoundError, distribution
 
 from packaging.requirements import Requirement
 
-ROOT = "agent-smith"
-#: What an operator may install, and what only people who work on this do.
-SHIPPED_EXTRAS = ("", "postgres", "collections")
-OTHER_EXTRAS = ("lab", "dev")
+#: Distribution and extra: what an operator installs.
+SHIPPED = (("agent-smith", ""), ("agent-smith", "postgres"), ("agent-smith", "collections"))
+#: What developers install, and who tries the lab.
+OTHER = (("agent-smith", "dev"), ("agent-smith-lab", ""))
+OURS = ("agent-smith", "agent-smith-lab")
 
 #: Words of licences by what they ask of us; the first pattern that matches names the kind.
 KINDS = (
@@ -43,11 +44,11 @@ EXCEPTIONS = {
 BY_HAND: dict[str, tuple[str, str]] = {}
 
 
-def closure(extras: tuple[str, ...]) -> dict[str, Distribution]:
-    """Return what is installed of everything that the package needs with these extras, and all that those need."""
+def closure(roots: tuple[tuple[str, str], ...]) -> dict[str, Distribution]:
+    """Return every installed distribution that the roots depend on, directly or not, without our own two."""
     found: dict[str, Distribution] = {}
     seen: set[tuple[str, str]] = set()
-    queue = [(ROOT, extra) for extra in extras]
+    queue = list(roots)
     while queue:
         name, extra = queue.pop()
         if (name, extra) in seen:
@@ -56,10 +57,9 @@ def closure(extras: tuple[str, ...]) -> dict[str, Distribution]:
         try:
             found[name] = distribution(name)
         except PackageNotFoundError:
-            continue  # of an extra that was not installed
+            continue  # the extra is not installed
         queue += [step for text in found[name].requires or () for step in _steps(Requirement(text), extra)]
-    found.pop(ROOT, None)
-    return found
+    return {name: installed for name, installed in found.items() if name not in OURS}
 
 
 def _steps(requirement: Requirement, extra: str) -> Iterator[tuple[str, str]]:
@@ -98,13 +98,13 @@ def _kind(text: str) -> str:
 
 def problems() -> list[str]:
     """Return what does not fit, a line each."""
-    shipped, lab = closure(SHIPPED_EXTRAS), closure(OTHER_EXTRAS)
+    shipped, other = closure(SHIPPED), closure(OTHER)
     lines = []
     for name, found in sorted(shipped.items()):
         for kind in sorted(kinds_of(name, found) - FREE):
             if (name, kind) not in EXCEPTIONS:
                 lines.append(f"{name} {found.version} ships and is {kind}")
-    for name, found in sorted(lab.items()):
+    for name, found in sorted(other.items()):
         lines += [f"{name} {found.version}: {kind}" for kind in kinds_of(name, found) if kind.startswith("unknown")]
     return lines
 
@@ -112,12 +112,12 @@ def problems() -> list[str]:
 def main(arguments: list[str]) -> int:
     """Print what does not fit, or everything."""
     if "--list" in arguments:
-        for extras in (SHIPPED_EXTRAS, OTHER_EXTRAS):
-            for name, found in sorted(closure(extras).items()):
+        for roots in (SHIPPED, OTHER):
+            for name, found in sorted(closure(roots).items()):
                 print(f"{name:32}{found.version:16}{', '.join(sorted(kinds_of(name, found)))}")
         return 0
     found = problems()
-    print("\n".join(found) or f"{len(closure(SHIPPED_EXTRAS))} distributions that ship: all fit")
+    print("\n".join(found) or f"{len(closure(SHIPPED))} distributions that an operator installs: all accepted")
     return 1 if found else 0
 
 

@@ -1,6 +1,6 @@
 #!/bin/bash
-# Makes what a release consists of, in dist/: release.sh BIN. Wheel, source archive, what is in it (SBOM), checksums; with
-# IMAGE=1 the image's archive, too. The same commit gives the same files. Tag the commit `v<version>` afterwards.
+# Builds a release in dist/: release.sh BIN. Wheels and source archives of the executor and the lab, SBOM of the image,
+# checksums; IMAGE=1 adds the image's archive. The same commit gives the same files. Then tag the commit `v<version>`.
 set -euo pipefail
 bin=$(cd "$1" && pwd)
 cd "$(dirname "$0")/.."
@@ -26,6 +26,7 @@ SOURCE_DATE_EPOCH=$(git log -1 --format=%ct)
 export SOURCE_DATE_EPOCH
 rm -rf dist
 "$bin/python" -m hatchling build -d dist
+(cd lab && "$bin/python" -m hatchling build -d ../dist)
 
 # The parts list of what the image installs, each with its hashes.
 "$bin/python" -m venv "$tools"

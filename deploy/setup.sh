@@ -1,5 +1,5 @@
 #!/bin/sh
-# Makes a virtual environment with the executor, its lab and its development tools: setup.sh PYTHON VENV
+# Makes a virtual environment with the executor, the lab and the development tools: setup.sh PYTHON VENV
 set -eu
 python=$1
 venv=$2

@@ -1,10 +1,10 @@
 #!/bin/sh
 # Takes out of a folder of installed packages what the image never runs, and compiles the rest: slim.sh SITE_PACKAGES
-# Tests, the lab, databases that we do not know, the syntax of five hundred languages, and debug symbols. Bytecode is made
+# Tests, databases that we do not know, the syntax of five hundred languages, and debug symbols. Bytecode is made
 # only of what may be imported: Ansible reads the sources of its modules.
 set -eu
 cd "$1"
-rm -rf ansible_test lab/smith_lab
+rm -rf ansible_test
 rm -rf certifi/tests jsonschema/tests jsonschema/benchmarks jsonschema_specifications/tests referencing/tests
 rm -rf alembic/testing mako/testing sqlalchemy/testing
 rm -rf sqlalchemy/dialects/mssql sqlalchemy/dialects/mysql sqlalchemy/dialects/oracle

@@ -1,0 +1,48 @@
+"""The commands that the lab adds to `smith`: demo and lab. Entry points in the group `smith.commands` name them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from executor.cli.output import examples
+
+DEMO_EXAMPLES = examples(
+    "smith demo                  six services, from create to delete",
+    "smith demo --services 20    more services at once",
+    "smith demo --json           the summary for scripts",
+)
+LAB_EXAMPLES = examples(
+    "smith lab                   a FulcrumCore simulator and a Proxmox stand-in, until Ctrl-C",
+    "smith lab --folder lab --core-port 3000 --proxmox-port 8006     with a known folder and known ports",
+)
+
+
+def demo(
+    services: Annotated[int, typer.Option("--services", min=1, max=1000, help="How many services to create.")] = 6,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep the folder with log, database and artifacts.")] = False,
+) -> None:
+    """Run the whole system against a simulator and a stand-in. It uses none of your settings."""
+    from smith_lab import demo as demo_run  # noqa: PLC0415 (the help does not need the simulator)
+
+    raise typer.Exit(demo_run.main(services=services, as_json=as_json, keep=keep))
+
+
+def lab(
+    folder: Annotated[
+        Path | None, typer.Option("--folder", help="Folder for settings, secrets and the CA; default: a temporary one.")
+    ] = None,
+    core_port: Annotated[
+        int, typer.Option("--core-port", min=0, max=65535, help="The simulator's port; 0: any free port.")
+    ] = 0,
+    proxmox_port: Annotated[
+        int, typer.Option("--proxmox-port", min=0, max=65535, help="The stand-in's port; 0: any free port.")
+    ] = 0,
+) -> None:
+    """Keep a FulcrumCore simulator and a Proxmox stand-in running, until Ctrl-C."""
+    from smith_lab import playground  # noqa: PLC0415 (the help does not need the simulator)
+
+    raise typer.Exit(playground.main(folder=folder, core_port=core_port, proxmox_port=proxmox_port))

@@ -14,7 +14,7 @@ from typing import Any
 from sqlalchemy import Engine, insert
 
 from bench.measuring import ROOT, median, percentile
-from executor.database import job_queue, outbox, schema
+from executor.database import job_queue, outbox, queries, schema
 from executor.database.engine import open_engine, transaction
 from executor.database.job_queue import NewJob
 from executor.database.tables import Job, utc_now
@@ -25,7 +25,7 @@ OWNER = "bench"
 PENDING_SHARE = 20
 BATCH = 5_000
 REPORTS = 50
-VERBS = ("submit", "claim", "finish", "report", "renew")
+VERBS = ("submit", "claim", "finish", "report", "renew", "list newest", "list rare")
 
 
 def measure(url: str, sizes: list[int], repeats: int) -> dict[int, dict[str, dict[str, float]]]:
@@ -81,6 +81,8 @@ def _cycle(engine: Engine, repeats: int) -> dict[str, list[float]]:
         job = _timed(times["claim"], engine, lambda session: job_queue.claim(session, OWNER, lease_s=30, max_creates=8))
         lease = job_queue.lease_of(job)
         _timed(times["renew"], engine, lambda session: job_queue.renew(session, OWNER, lease_s=30))
+        _timed(times["list newest"], engine, queries.list_jobs)
+        _timed(times["list rare"], engine, lambda session: queries.list_jobs(session, statuses=[JobStatus.PROCESSING]))
         result = JobResult(succeeded=True, vm={"vmid": 100, "status": "running"})
         _timed(
             times["finish"],

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 
-from sqlalchemy import func, select
-from sqlalchemy.orm import Session
+from sqlalchemy import CompoundSelect, func, select, union_all
+from sqlalchemy.orm import Session, aliased
 
 from executor.database.tables import (
     DUE_LITERAL,
@@ -20,6 +20,7 @@ from executor.database.tables import (
 )
 from executor.model import JobStatus, MappingState, ReportState
 
+_OPEN = {JobStatus.PENDING: PENDING_LITERAL, JobStatus.PROCESSING: PROCESSING_LITERAL}
 #: More candidates than this are not worth naming.
 CANDIDATES = 6
 
@@ -53,13 +54,23 @@ def list_jobs(  # noqa: PLR0913 (one filter each)
     stmt = select(Job).order_by(Job.id.desc()).limit(limit)
     if statuses:
         stmt = stmt.where(Job.status.in_(statuses))
+    if statuses and set(statuses) <= _OPEN.keys():
+        stmt = stmt.where(Job.id.in_(_ids_of_open_jobs(statuses)))
     if action:
         stmt = stmt.where(Job.action == action)
     if service_id:
         stmt = stmt.where(Job.service_id == service_id)
     if unreported:
-        stmt = stmt.where(Job.report_state == ReportState.DUE)
+        due = aliased(Job)
+        stmt = stmt.where(Job.id.in_(select(due.id).where(due.report_state == DUE_LITERAL)))
     return session.scalars(stmt).all()
+
+
+def _ids_of_open_jobs(statuses: Sequence[str]) -> CompoundSelect[int]:
+    """Select from the partial indexes, which have few rows; the primary key could lead through every ended job."""
+    open_job = aliased(Job)
+    selects = [select(open_job.id).where(open_job.status == _OPEN[JobStatus(status)]) for status in statuses]
+    return union_all(*selects)
 
 
 def open_job(session: Session, service_id: str) -> Job | None:

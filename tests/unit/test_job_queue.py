@@ -984,6 +984,10 @@ def test_listing_shows_the_newest_that_match(engine: Engine) -> None:
         assert ids() == [other, waiting, done]
         assert ids(limit=1) == [other]
         assert ids(statuses=["pending"]) == [other, waiting]
+        assert ids(statuses=["processing"]) == []
+        assert ids(statuses=["completed"]) == [done]
+        assert ids(statuses=["processing", "pending"]) == [other, waiting]
+        assert ids(statuses=["completed", "pending"]) == [other, waiting, done]
         assert ids(action="start", service_id=service) == [waiting]
         assert ids(unreported=True) == [done]
         assert queries.count_jobs(session) == {
@@ -993,6 +997,34 @@ def test_listing_shows_the_newest_that_match(engine: Engine) -> None:
             "failed": 0,
             "reports_due": 1,
         }
+
+
+@pytest.mark.parametrize(
+    ("filters", "index"),
+    [
+        ({"statuses": ["pending"]}, "ix_jobs_to_claim"),
+        ({"statuses": ["processing"]}, "ix_jobs_one_processing_per_service"),
+        ({"unreported": True}, "ix_jobs_to_report"),
+    ],
+)
+def test_a_list_of_open_or_unreported_jobs_is_read_from_a_partial_index(
+    sqlite_engine: Engine, filters: dict[str, Any], index: str
+) -> None:
+    """A list by the primary key reads every ended job when there are fewer matches than the limit."""
+    statements: list[tuple[str, Any]] = []
+
+    def record(_connection: Any, _cursor: Any, statement: str, values: Any, *_rest: Any) -> None:
+        statements.append((statement, values))
+
+    with reading(sqlite_engine) as session:
+        event.listen(sqlite_engine, "before_cursor_execute", record)
+        queries.list_jobs(session, **filters)
+        event.remove(sqlite_engine, "before_cursor_execute", record)
+        ((statement, values),) = [found for found in statements if found[0].startswith("SELECT")]
+        plan = session.connection().exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", values)
+        steps = [row[-1] for row in plan]
+    assert any(index in step for step in steps), steps
+    assert not any(step.startswith("SCAN jobs") and "INDEX" not in step for step in steps), steps
 
 
 # --- prune --------------------------------------------------------------------------------------------------------

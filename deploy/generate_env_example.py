@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from executor.settings.settings import SECRETS, example_env
+from executor.settings.display import example_env
+from executor.settings.settings import SECRETS
 
 FILE = Path(__file__).parent / "agent-smith.env.example"
 HEADER = """\

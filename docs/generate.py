@@ -10,7 +10,7 @@ from pathlib import Path
 from executor import errors
 from executor.errors import ErrorCode
 from executor.proxmox.error_rules import Reaction, reaction_to
-from executor.settings.settings import settings_table_markdown
+from executor.settings.display import settings_table_markdown
 
 DOCS = Path(__file__).parent
 TESTS = DOCS.parent / "tests"

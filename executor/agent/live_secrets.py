@@ -19,7 +19,9 @@ from executor.log import get_logger
 from executor.proxmox.connection import ProxmoxConnection
 from executor.redaction import redactor
 from executor.runs.runner import module_credentials
-from executor.settings.settings import Settings, describe, secret_values
+from executor.settings.display import describe
+from executor.settings.masking import secret_values
+from executor.settings.settings import Settings
 
 log = get_logger(__name__)
 

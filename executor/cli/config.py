@@ -16,7 +16,8 @@ from executor.errors import EXIT_SETTINGS, SettingsError
 from executor.redaction import MASK, redactor
 
 if TYPE_CHECKING:  # imported when a command runs
-    from executor.settings.settings import SettingRow, Settings
+    from executor.settings.display import SettingRow
+    from executor.settings.settings import Settings
 
 app = typer.Typer(
     name="config",
@@ -60,14 +61,16 @@ def show(as_json: AsJson = False) -> None:
 )
 def example() -> None:
     """Print a `.env` file to start from: what must be set, and everything else as comments."""
-    from executor.settings.settings import example_env  # noqa: PLC0415 (pydantic is not for `--help`)
+    from executor.settings.display import example_env  # noqa: PLC0415 (pydantic is not for `--help`)
 
     say(example_env().rstrip("\n"))
 
 
 def _all_settings() -> tuple[list[SettingRow], list[str], list[str]]:
     """Return a row for every setting, what is wrong with them, and what `smith run` still needs."""
-    from executor.settings.settings import describe, load_settings, secret_values  # noqa: PLC0415 (see above)
+    from executor.settings.display import describe  # noqa: PLC0415 (see above)
+    from executor.settings.masking import secret_values  # noqa: PLC0415 (see above)
+    from executor.settings.settings import load_settings  # noqa: PLC0415 (see above)
 
     wrong: list[str] = []
     try:
@@ -89,7 +92,8 @@ def _all_settings() -> tuple[list[SettingRow], list[str], list[str]]:
 
 def _as_written(wrong: list[str]) -> tuple[list[SettingRow], Settings]:
     """Return what was found, unread: of settings that cannot be used together, the good ones are worth showing, too."""
-    from executor.settings.settings import FIELDS, SECRETS, Settings, describe  # noqa: PLC0415 (see above)
+    from executor.settings.display import describe  # noqa: PLC0415 (see above)
+    from executor.settings.settings import FIELDS, SECRETS, Settings  # noqa: PLC0415 (see above)
     from executor.settings.sources import gather  # noqa: PLC0415 (see above)
 
     found = gather(FIELDS, SECRETS, os.environ, ENV_FILE)

@@ -28,7 +28,8 @@ class Store:
 
 def open_settings() -> Settings:
     """Read the settings; their secrets are masked in everything from now on. Raises SettingsError."""
-    from executor.settings.settings import load_settings, secret_values  # noqa: PLC0415 (see above)
+    from executor.settings.masking import secret_values  # noqa: PLC0415 (see above)
+    from executor.settings.settings import load_settings  # noqa: PLC0415 (see above)
 
     settings = load_settings()
     redactor.add(*secret_values(settings))

@@ -8,7 +8,9 @@ from pathlib import Path
 from executor.doctor.checks import Area, Check, Maker
 from executor.errors import SettingsError
 from executor.redaction import redactor
-from executor.settings.settings import SECRETS, Settings, describe, load_settings, secret_values
+from executor.settings.display import describe
+from executor.settings.masking import secret_values
+from executor.settings.settings import SECRETS, Settings, load_settings
 
 _MAKER = Maker(Area.SETTINGS)
 #: Where a value came from, when it was no file.

@@ -27,7 +27,8 @@ from executor.fulcrum.vault import REFERENCE_PREFIX
 from executor.log import get_logger
 from executor.processes.progress import Progress
 from executor.redaction import redactor
-from executor.settings.settings import Settings, overlay, problems_in
+from executor.settings.problems import problems_in
+from executor.settings.settings import Settings, overlay
 from executor.settings.types import MIN_VMID
 
 log = get_logger(__name__)

@@ -21,7 +21,8 @@ from executor.errors import SettingsError
 from executor.fulcrum.client import FulcrumClient
 from executor.fulcrum.remote_config import CA_FILE, MEMBERS, settings_in_force
 from executor.redaction import redactor
-from executor.settings.settings import Settings, describe, load_settings
+from executor.settings.display import describe
+from executor.settings.settings import Settings, load_settings
 
 SECRET = "proxmox-secret-canary"
 GIVE_UP_S = 60

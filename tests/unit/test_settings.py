@@ -15,7 +15,9 @@ from pydantic import ValidationError
 
 from executor.errors import SettingsError
 from executor.redaction import MASK, Redactor
-from executor.settings.settings import FIELDS, SECRETS, Settings, describe, example_env, load_settings, secret_values
+from executor.settings.display import describe, example_env
+from executor.settings.masking import secret_values
+from executor.settings.settings import FIELDS, SECRETS, Settings, load_settings
 from executor.settings.sources import MAX_SECRET_BYTES, NOT_SETTINGS
 
 SECRET = "hunter22-canary"
@@ -221,7 +223,7 @@ def test_an_unusable_secret_file_is_told(tmp_path: Path, content: bytes, reason:
     environ = {"SMITH_SECRETS_DIR": str(tmp_path)} if mounted else {"PROXMOX_PASSWORD_FILE": str(path)}
     named = str(path) if mounted else f"{path}, named by PROXMOX_PASSWORD_FILE,"
     assert problems(environ) == [
-        f"PROXMOX_PASSWORD cannot be read: {named} {reason}: the user's password, for those who have no token. "
+        f"PROXMOX_PASSWORD cannot be read: {named} {reason}: password of the user, if there is no API token. "
         "Example: PROXMOX_PASSWORD=correct-horse"
     ]
 
@@ -261,7 +263,7 @@ except SettingsError as error:
 
 def test_a_named_folder_of_secrets_must_exist(tmp_path: Path) -> None:
     (line,) = problems({"SMITH_SECRETS_DIR": str(tmp_path / "nope")})
-    assert line.startswith(f"SMITH_SECRETS_DIR is wrong, {tmp_path}/nope is not a folder: where secrets are mounted")
+    assert line.startswith(f"SMITH_SECRETS_DIR is wrong, {tmp_path}/nope is not a folder: folder of mounted secrets")
 
 
 # Names
@@ -452,8 +454,9 @@ def test_whoever_sets_nothing_is_told_what_both_sides_need() -> None:
     with pytest.raises(SettingsError) as caught:
         settings.require_fulcrum()
     assert str(caught.value).splitlines() == [
-        "FULCRUM_API_URL is missing: the origin of FulcrumCore's API. Example: FULCRUM_API_URL=https://core.example.net",
-        "FULCRUM_API_TOKEN is missing: the agent's own token, which an administrator of FulcrumCore makes. "
+        "FULCRUM_API_URL is missing: URL of FulcrumCore, without the path `/api/v1`. "
+        "Example: FULCRUM_API_URL=https://core.example.net",
+        "FULCRUM_API_TOKEN is missing: token of this agent, created by an administrator of FulcrumCore. "
         "Example: FULCRUM_API_TOKEN=the-token-shown-once",
     ]
     with pytest.raises(SettingsError) as caught:

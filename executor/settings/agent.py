@@ -1,0 +1,60 @@
+"""Settings of the agent process: restart limits, retention, and the intervals of the critical jobs."""
+
+from __future__ import annotations
+
+from pydantic import field_validator
+
+from executor.settings.declare import DAY_S, Area, count, seconds, setting
+
+
+class AgentSettings(Area):
+    """When the agent restarts, what it keeps, and how often its critical jobs run."""
+
+    smith_max_jobs: int = count(0, "number of jobs after which the agent restarts; 0: no limit", ge=0, example="1000")
+    smith_max_memory_mib: int = count(
+        0,
+        "memory of all agent processes together at which the agent restarts; 0: no limit",
+        ge=0,
+        unit="MiB",
+        example="2048",
+    )
+    smith_max_runtime_s: float = seconds(
+        0, "running time after which the agent restarts; 0: no limit", ge=0, example="86400"
+    )
+    smith_drain_timeout_s: float = seconds(
+        300, "time that running jobs have to finish when the agent stops or restarts", ge=0, le=DAY_S
+    )
+    smith_job_retention_s: float = seconds(
+        7 * DAY_S,
+        "time for which finished jobs and their artifacts are kept",
+        ge=60,
+        le=3650 * DAY_S,
+        example="604800",
+    )
+    smith_artifacts_max_mib: int = count(
+        1024,
+        "disk space for the artifacts of finished runs; the oldest are deleted first. 0: no limit",
+        ge=0,
+        unit="MiB",
+    )
+    smith_metrics_interval_s: float = seconds(
+        60, "interval between two reports of VM metrics to FulcrumCore; 0: never", ge=0
+    )
+    smith_reconcile_interval_s: float = seconds(
+        900, "interval between two comparisons of mappings, Proxmox and FulcrumCore; 0: never", ge=0
+    )
+    smith_prune_interval_s: float = seconds(
+        3600,
+        "interval at which old jobs and artifacts are deleted, and VMs destroyed whose SMITH_DELETE_GRACE_S has ended",
+        ge=1,
+    )
+    smith_remote_config: bool = setting(
+        False, "let the configuration that FulcrumCore holds for the agent override these settings", example="false"
+    )
+
+    @field_validator("smith_metrics_interval_s", "smith_reconcile_interval_s")
+    @classmethod
+    def _is_zero_or_at_least_one(cls, value: float) -> float:
+        if 0 < value < 1:
+            raise ValueError(f"must be 0 or at least 1, not {value:g}")
+        return value

@@ -1,0 +1,66 @@
+"""Settings of the database and of the folders that the agent uses."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from executor.settings.declare import Area, setting
+from executor.settings.sources import DEFAULT_SECRETS_DIR
+from executor.settings.types import AnyPath, DatabaseUrl, ExistingFolder, Folder
+
+
+def _data_dir() -> Path:
+    """Return the container's volume if it is writable, else a folder in the user's home."""
+    volume = Path("/data")
+    if volume.is_dir() and os.access(volume, os.W_OK):
+        return volume
+    return Path("~/.local/share/agent-smith").expanduser()
+
+
+def _database_in(settings: dict[str, Any]) -> str:
+    return f"sqlite:///{settings['smith_data_dir'] / 'smith.db'}"
+
+
+def _run_dir(settings: dict[str, Any]) -> Path:
+    """Return a folder in memory if possible: the files of a run hold secrets."""
+    memory = Path("/dev/shm")  # noqa: S108  the runner sets and checks the mode of the folder in it
+    if memory.is_dir() and os.access(memory, os.W_OK):
+        return memory / f"agent-smith-{os.getuid()}"
+    return Path(settings["smith_data_dir"]) / "run"
+
+
+class FileSettings(Area):
+    """Where the database, artifacts, secrets and playbooks are."""
+
+    smith_data_dir: Folder = setting(
+        _data_dir,
+        "folder for the database and the artifacts of runs",
+        example="/var/lib/agent-smith",
+        default_text="`/data` if it is writable, else `~/.local/share/agent-smith`",
+    )
+    smith_database_url: DatabaseUrl = setting(
+        _database_in,
+        "URL of the database: an SQLite file, or PostgreSQL if agents on several machines share the jobs",
+        example="postgresql://smith:password@db.example.net/smith",
+        default_text="`smith.db` in SMITH_DATA_DIR",
+        repr=False,  # it may hold a password
+    )
+    smith_run_dir: Folder = setting(
+        _run_dir,
+        "folder for the files of a run while it runs, secrets included; it should be in memory",
+        example="/run/agent-smith",
+        default_text="`/dev/shm/agent-smith-<uid>` if writable, else `run` in SMITH_DATA_DIR",
+    )
+    smith_secrets_dir: AnyPath = setting(
+        DEFAULT_SECRETS_DIR,
+        "folder of mounted secrets, one file per variable, named as the variable in lower case",
+        example="/run/credentials/agent-smith.service",
+    )
+    smith_actions_path: ExistingFolder | None = setting(
+        None,
+        "folder with your own playbooks; a playbook in it replaces the built-in playbook of the same action",
+        example="/etc/agent-smith/playbooks",
+        default_text="none",
+    )

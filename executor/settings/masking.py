@@ -1,0 +1,35 @@
+"""The settings that are secret, their values for the redactor, and a database URL without its passwords."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from executor.redaction import MASK
+from executor.settings.settings import Settings
+
+
+def secret_values(settings: Settings) -> tuple[str, ...]:
+    """Return every secret in the settings, to be registered with the redactor."""
+    tokens = (
+        settings.fulcrum_api_token,
+        settings.proxmox_token_secret,
+        settings.proxmox_password,
+        settings.smith_http_token,
+    )
+    secrets = [*(token.get_secret_value() for token in tokens), *_passwords_in(settings.smith_database_url)]
+    return tuple(dict.fromkeys(secret for secret in secrets if secret))
+
+
+def without_passwords(url: str) -> str:
+    """Return a database URL with its passwords masked."""
+    for password in sorted(filter(None, _passwords_in(url)), key=len, reverse=True):
+        url = url.replace(password, MASK)
+    return url
+
+
+def _passwords_in(url: str) -> Iterator[str]:
+    """Yield the passwords of a database URL, each as written and percent-decoded."""
+    parts = urlsplit(url)
+    for written in (parts.password or "", *parse_qs(parts.query).get("password", [])):
+        yield from (written, unquote(written))

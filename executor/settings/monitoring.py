@@ -1,0 +1,64 @@
+"""Settings of the HTTP server (health, metrics) and of the logs."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import SecretStr, ValidationInfo, field_validator
+
+from executor.settings.declare import Area, setting
+from executor.settings.sources import DEFAULT_HTTP_ADDR
+from executor.settings.types import AnyCase, HeaderName, ListenAddress, Networks, Token, is_local
+
+MIN_HTTP_TOKEN_LENGTH = 16
+
+
+class MonitoringSettings(Area):
+    """Where health and metrics are served and to which clients, and how the agent logs."""
+
+    smith_http_token: Token = setting(
+        SecretStr(""),
+        "token that a metrics client sends as `Authorization: Bearer`; required unless SMITH_HTTP_ADDR is local or "
+        "SMITH_HTTP_PROXIES is set",
+        default_text="none",
+        example="sixteen-characters-or-more",
+    )
+    smith_http_proxies: Networks = setting(
+        (),
+        "addresses or networks of trusted reverse proxies; they name the authenticated user in SMITH_HTTP_USER_HEADER",
+        default_text="none",
+        example="192.0.2.7,10.8.0.0/24",
+    )
+    smith_http_user_header: HeaderName = setting(
+        "X-Forwarded-User",
+        "header in which SMITH_HTTP_PROXIES name the authenticated user; the proxies must remove it from requests of "
+        "clients",
+        example="X-Forwarded-User",
+    )
+    smith_http_addr: ListenAddress = setting(
+        DEFAULT_HTTP_ADDR, "address where health and Prometheus metrics are served, or off", example=DEFAULT_HTTP_ADDR
+    )
+    smith_log_format: Annotated[Literal["auto", "json", "console"], AnyCase] = setting(
+        "auto", "format of the logs: json, console, or auto: console on a terminal, else json", example="json"
+    )
+    smith_log_level: Annotated[Literal["debug", "info", "warning", "error"], AnyCase] = setting(
+        "info", "lowest level that is logged; third-party libraries log from warning", example="info"
+    )
+
+    @field_validator("smith_http_token")
+    @classmethod
+    def _is_long_enough(cls, value: SecretStr) -> SecretStr:
+        if len(value.get_secret_value()) < MIN_HTTP_TOKEN_LENGTH:
+            raise ValueError(f"is wrong, it is shorter than {MIN_HTTP_TOKEN_LENGTH} characters")
+        return value
+
+    @field_validator("smith_http_addr")
+    @classmethod
+    def _is_local_or_authenticated(cls, value: str, info: ValidationInfo) -> str:
+        token = info.data.get("smith_http_token")  # None: the token was refused, which is reported already
+        proxies = info.data.get("smith_http_proxies")
+        if token is not None and proxies == () and not token.get_secret_value() and not is_local(value):
+            raise ValueError(
+                f"is wrong, other machines can reach {value}, so SMITH_HTTP_TOKEN or SMITH_HTTP_PROXIES must be set"
+            )
+        return value

@@ -1,0 +1,72 @@
+"""Settings of jobs and their playbook runs: how many at once, and how long each step may take."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import ValidationInfo, field_validator
+
+from executor.settings.declare import Area, count, seconds, setting
+from executor.settings.types import AnyCase
+
+#: The default share of FulcrumCore's job timeout for the playbook; the remaining time is for claim and report.
+PLAYBOOK_SHARE = 0.8
+
+
+def _playbook_timeout_s(settings: dict[str, Any]) -> float:
+    return float(settings["fulcrum_job_timeout_s"] * PLAYBOOK_SHARE)
+
+
+class RunSettings(Area):
+    """How many jobs run at once, and how long they may take."""
+
+    smith_concurrency: int = count(
+        0,
+        "number of jobs that run at once; 0: as many as cores and memory allow, at most 20 per core",
+        ge=0,
+        le=256,
+    )
+    smith_clones_per_storage: int = count(
+        40,
+        "number of clones that run at once per storage (per node for a local storage); the agent lowers it while "
+        "clones wait for the storage's lock",
+        ge=1,
+        le=256,
+    )
+    smith_warm: Annotated[Literal["auto", "on", "off"], AnyCase] = setting(
+        "auto",
+        "fork runs from preloaded Ansible processes; auto: where the installed versions are tested, on: required, the "
+        "agent does not start with other versions, off: never",
+        example="auto",
+    )
+    smith_lease_s: float = seconds(
+        30, "time after which the jobs of an agent that stopped renewing its lease go to another agent", ge=1, le=3600
+    )
+    smith_playbook_timeout_s: float = seconds(
+        _playbook_timeout_s,
+        "timeout of one playbook run; it must be less than FULCRUM_JOB_TIMEOUT_S",
+        ge=1,
+        example="240",
+        default_text="80 % of FULCRUM_JOB_TIMEOUT_S",
+    )
+    smith_shutdown_timeout_s: float = seconds(
+        60, "time that a guest has to shut down before it is powered off", ge=1, le=3600
+    )
+    smith_address_timeout_s: float = seconds(
+        10,
+        "time that a start waits for the guest agent to report an IP address; without one the start still succeeds. "
+        "0: ask once",
+        ge=0,
+        le=600,
+    )
+
+    @field_validator("smith_playbook_timeout_s")
+    @classmethod
+    def _is_less_than_the_job_timeout(cls, value: float, info: ValidationInfo) -> float:
+        job_timeout_s = info.data.get("fulcrum_job_timeout_s")
+        if job_timeout_s is not None and value >= job_timeout_s:
+            raise ValueError(
+                f"is wrong, it must be less than FULCRUM_JOB_TIMEOUT_S ({job_timeout_s:g}), "
+                "or FulcrumCore fails the job while the playbook still runs"
+            )
+        return value

@@ -21,7 +21,8 @@ from typing import Any, Protocol
 
 from bench.measuring import ROOT, WorkloadBroke, tree_cpu_s, tree_pss_mib, watching_memory
 from executor.model import PlaybookRun
-from executor.runs.runner import Runner, RunnerPaths, ansible_home
+from executor.runs.actions import ansible_home
+from executor.runs.runner import Runner, RunnerPaths
 from executor.settings.settings import load_settings
 
 ACTIONS = ("create", "start", "stop", "delete")

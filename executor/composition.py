@@ -37,8 +37,9 @@ from executor.placement.clone_limit import CloneLimit
 from executor.placement.placer import Placer
 from executor.processes import process_tree
 from executor.proxmox.client import ProxmoxReader
-from executor.runs.plan import Site
-from executor.runs.runner import Runner, RunnerPaths, ansible_home
+from executor.runs.actions import ansible_home
+from executor.runs.request import Site
+from executor.runs.runner import Runner, RunnerPaths
 from executor.runs.warm.servers import why_untested
 from executor.settings.settings import Settings, load_settings
 from executor.web.server import serving

@@ -18,7 +18,7 @@ from executor.errors import FulcrumError, SettingsError
 from executor.log import get_logger
 from executor.proxmox.connection import ProxmoxConnection
 from executor.redaction import redactor
-from executor.runs.runner import module_credentials
+from executor.runs.private_folder import module_credentials
 from executor.settings.display import describe
 from executor.settings.masking import secret_values
 from executor.settings.settings import Settings

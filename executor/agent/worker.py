@@ -35,10 +35,11 @@ from executor.proxmox.client import ProxmoxReader
 from executor.proxmox.error_rules import Reaction, reaction_to
 from executor.proxmox.rows import VmRow
 from executor.redaction import redactor
-from executor.runs import plan as playbooks
-from executor.runs import results
-from executor.runs.plan import Order, Site
+from executor.runs import extra_vars, results
+from executor.runs.plan import READING_ACTIONS, SHAPING_ACTIONS, find_playbook, plan
+from executor.runs.request import Order, Site
 from executor.runs.runner import Runner
+from executor.runs.vm_properties import read_properties
 from executor.settings.settings import Settings
 
 log = get_logger(__name__)
@@ -168,7 +169,7 @@ class Worker:
         """Return the properties to work with, secrets filled in. Raises JobError for what cannot be carried out."""
         if job.cancel_requested:
             raise JobError(ErrorCode.CANCELLED, "cancelled by the operator")
-        playbook = playbooks.find_playbook(job.action, self.site.folders)
+        playbook = find_playbook(job.action, self.site.folders)
         if job.defect:
             raise JobError(ErrorCode.INVALID_REQUEST, job.defect)
         if job.action == "update" and not job.params:
@@ -176,9 +177,9 @@ class Worker:
             raise JobError(ErrorCode.INVALID_REQUEST, "an update without properties: nothing to change")
         self._time_left_s(job)
         properties = job.params if job.params else (job.service or {}).get("properties") or {}
-        if job.action in playbooks.SHAPING_ACTIONS:
-            playbooks.read_properties(properties)  # before any secret is asked for
-        takes_properties = job.action in playbooks.READING_ACTIONS or not self._is_own(playbook)
+        if job.action in SHAPING_ACTIONS:
+            read_properties(properties)  # before any secret is asked for
+        takes_properties = job.action in READING_ACTIONS or not self._is_own(playbook)
         return self.secrets.fill_in(_secret_facts(job), properties) if takes_properties else {}
 
     def _is_own(self, playbook: Path) -> bool:
@@ -262,7 +263,7 @@ class Worker:
         """Write a free VMID down for the service, checked against the cluster first."""
         service_id = _service_id(job)
         name = _name_of(job, service_id)
-        kind = playbooks.read_properties(_delivered(job)).kind
+        kind = read_properties(_delivered(job)).kind
         low, high = self.settings.proxmox_vmid_min, self.settings.proxmox_vmid_max
         foreign: set[int] = set()
         while True:
@@ -294,7 +295,7 @@ class Worker:
             return JobResult(succeeded=True, vm={"status": "absent", "changed": False})
         with bound_contextvars(vmid=mapping.vmid), self._placed(job, mapping, properties) as placed:
             with self._let_in(job, placed, stop) as permit:
-                run = playbooks.plan(self._order(job, mapping, properties, placed), self.site)
+                run = plan(self._order(job, mapping, properties, placed), self.site)
                 with transaction(self.engine) as session:
                     job_queue.note_started(session, lease, run_ident=run.ident, playbook=run.playbook.name)
                 crash_points.reached("run_noted", job.service_id)
@@ -323,18 +324,18 @@ class Worker:
             with self.placer.allocate_move(mapping.vmid, mapping.node or "") as placement:
                 yield placement
             return
-        wanted = playbooks.read_properties(properties) if job.action == "create" else None
+        wanted = read_properties(properties) if job.action == "create" else None
         if wanted is None or not wanted.is_sourced:
             yield None
             return
-        template = playbooks.os_template(wanted.os_template, self.site.os_templates) if wanted.os_template else ""
+        template = extra_vars.os_template(wanted.os_template, self.site.os_templates) if wanted.os_template else ""
         request = PlacementRequest(
             vmid=mapping.vmid,
             image=wanted.image or "",
             volume=template or wanted.iso or "",
             memory_mib=wanted.memory_mib,
             cores=wanted.cores,
-            bridge=playbooks.wanted_bridge(wanted, self.site),
+            bridge=extra_vars.wanted_bridge(wanted, self.site),
             node=self.site.node,
         )
         with self.placer.allocate(request) as placement:

@@ -175,14 +175,14 @@ def _note(row: Mapping[str, Any]) -> str:
 
 
 def _listed() -> list[Listed]:
-    from executor.runs import actions  # noqa: PLC0415 (jsonschema is not for `--help`)
+    from executor.runs import actions  # noqa: PLC0415 (not for `--help`)
 
     return actions.listing(folders())
 
 
 def folders() -> tuple[Path, ...]:
     """Return where actions are looked for: the provider's folder first, ours last."""
-    from executor.runs.runner import ansible_home  # noqa: PLC0415 (see above)
+    from executor.runs.actions import ansible_home  # noqa: PLC0415 (see above)
 
     own = open_settings().smith_actions_path
     return (*((own,) if own else ()), ansible_home() / "playbooks")
@@ -191,14 +191,14 @@ def folders() -> tuple[Path, ...]:
 def _findings(listed: Listed) -> dict[str, list[str]]:
     from executor.cli import action_checks  # noqa: PLC0415 (see above)
     from executor.cli import ansible_playbook as by_hand  # noqa: PLC0415 (see above)
-    from executor.runs import actions  # noqa: PLC0415 (see above)
+    from executor.runs import action_schema, actions  # noqa: PLC0415 (jsonschema is not for `--help`)
 
     found = action_checks.check(listed.playbook)
     problems = [*([listed.problem] if listed.problem else []), *found.problems]
     if listed.has_schema:
         try:
-            actions.read_schema(listed.playbook.with_name(f"{listed.name}{actions.SCHEMA_SUFFIX}"))
-        except actions.SchemaError as error:
+            action_schema.read_schema(listed.playbook.with_name(f"{listed.name}{actions.SCHEMA_SUFFIX}"))
+        except action_schema.SchemaError as error:
             problems.append(str(error))
     if not listed.problem and (problem := by_hand.syntax_problem(listed.playbook)):
         problems.append(f"ansible-playbook --syntax-check: {problem}")

@@ -90,7 +90,7 @@ def syntax_problem(playbook: Path) -> str:
 
 def environment(folder: Path, settings: Settings | None) -> dict[str, str]:
     """Return a person's environment without our settings; the login is in the folder's file, if there is any."""
-    from executor.runs.runner import CREDENTIALS_VARIABLE  # noqa: PLC0415 (see above)
+    from executor.runs.private_folder import CREDENTIALS_VARIABLE  # noqa: PLC0415 (see above)
 
     found = {name: value for name, value in os.environ.items() if not name.startswith(_OURS)}
     found |= {
@@ -115,7 +115,11 @@ def private_folder() -> Iterator[Path]:
 
 
 def _command(playbook: Path, folder: Path, vm: Mapping[str, Any], settings: Settings) -> list[str]:
-    from executor.runs.runner import module_credentials, write_credentials, write_extra_vars  # noqa: PLC0415 (see above)
+    from executor.runs.private_folder import (  # noqa: PLC0415 (see above)
+        module_credentials,
+        write_credentials,
+        write_extra_vars,
+    )
 
     write_extra_vars(folder / "vm.yml", dict(vm))
     write_credentials(folder / "credentials.yml", module_credentials(settings))
@@ -174,6 +178,6 @@ def _ansible_playbook() -> str:
 
 def home() -> Path:
     """Return where our playbooks are."""
-    from executor.runs.runner import ansible_home  # noqa: PLC0415 (see above)
+    from executor.runs.actions import ansible_home  # noqa: PLC0415 (see above)
 
     return ansible_home()

@@ -61,7 +61,7 @@ def play(  # noqa: PLR0913, PLR0917 (one option each; typer passes them by name)
     """Run an action's playbook by hand: ansible-playbook's output as it comes, then the result."""
     if service is not None and vmid is not None:
         raise typer.BadParameter("--service and --vmid exclude each other")
-    from executor.runs import actions  # noqa: PLC0415 (jsonschema is not for `--help`)
+    from executor.runs import action_schema, actions  # noqa: PLC0415 (jsonschema is not for `--help`)
 
     settings = open_settings()
     settings.require_proxmox()
@@ -72,7 +72,7 @@ def play(  # noqa: PLR0913, PLR0917 (one option each; typer passes them by name)
     given = _given(vars_file, values or [], options)
     mapping = _mapping_of(settings, service, is_check=check) if service is not None else None
     vm = _complete(given, action, settings, _identity(mapping, vmid, action, settings), options)
-    actions.check_properties(action, vm.get("properties") or {})
+    action_schema.check_properties(action, vm.get("properties") or {})
     redactor.add(*_secrets(vm, options))
     result = _run(by_hand.Play(action=name, playbook=action.playbook, vm=vm, is_check=check), settings, as_json)
     is_stored = mapping is not None and not check and _store(settings, mapping, result)

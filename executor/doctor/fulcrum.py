@@ -12,8 +12,8 @@ from executor.fulcrum import remote_config
 from executor.fulcrum.client import FulcrumClient
 from executor.fulcrum.types import METRIC_TYPES, CoreAgent, ServiceType
 from executor.runs import actions
-from executor.runs.plan import Site
-from executor.runs.runner import ansible_home
+from executor.runs.actions import ansible_home
+from executor.runs.request import Site
 from executor.settings.settings import Settings
 from executor.settings.types import is_local
 

@@ -22,7 +22,9 @@ from smith_lab.proxmox.stand_in import ProxmoxStandIn, running_stand_in
 from executor.database import mappings
 from executor.model import PlaybookRun
 from executor.runs import results
-from executor.runs.runner import Runner, RunnerPaths, ansible_home, module_credentials
+from executor.runs.actions import ansible_home
+from executor.runs.private_folder import module_credentials
+from executor.runs.runner import Runner, RunnerPaths
 from executor.settings.settings import load_settings
 
 NUMBERS = itertools.count(30_000)

@@ -24,7 +24,8 @@ from executor.errors import ErrorCode, JobError
 from executor.model import PlaybookRun, RunArtifacts, RunStatus
 from executor.redaction import Redactor
 from executor.runs import output as run_output
-from executor.runs.runner import Runner, RunnerPaths, ansible_home
+from executor.runs.actions import ansible_home
+from executor.runs.runner import Runner, RunnerPaths
 
 TOKEN = "canary-token-Zt7Kq2"
 PASSWORD = "canary-password-\"q'uo\\te-ü"

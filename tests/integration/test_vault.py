@@ -18,7 +18,8 @@ from executor.fulcrum.client import FulcrumClient
 from executor.fulcrum.vault import MAX_SECRET_CHARS, PATIENCE_ATTEMPTS, JobFacts, SecretResolver
 from executor.model import PlaybookRun
 from executor.redaction import MASK, Redactor
-from executor.runs.runner import Runner, RunnerPaths, ansible_home
+from executor.runs.actions import ansible_home
+from executor.runs.runner import Runner, RunnerPaths
 
 GONE = "vault://0b6f3a52-0000-4000-8000-000000000000"
 SECRET = {"type": "persistent"}

@@ -29,7 +29,8 @@ from executor.errors import SettingsError
 from executor.model import PlaybookRun, RunArtifacts, RunStatus
 from executor.processes import process_tree
 from executor.redaction import Redactor
-from executor.runs.runner import Runner, RunnerPaths, ansible_home
+from executor.runs.actions import ansible_home
+from executor.runs.runner import Runner, RunnerPaths
 from executor.runs.warm import forkserver, servers, versions
 
 pytestmark = [pytest.mark.xdist_group("warm"), pytest.mark.timeout(900)]

@@ -18,7 +18,7 @@ from smith_lab.proxmox.stand_in import ProxmoxStandIn
 from executor.model import JobResult, PlaybookRun
 from executor.redaction import Redactor
 from executor.runs import results
-from executor.runs.plan import Site
+from executor.runs.request import Site
 from executor.runs.runner import Runner, RunnerPaths
 
 WARM_WITHIN_S = 60.0

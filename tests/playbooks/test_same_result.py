@@ -13,7 +13,8 @@ from executor_bench import ExecutorBench, site
 from play_bench import ACTIONS, Bench, Outcome
 
 from executor.model import JobResult
-from executor.runs.plan import Order, plan
+from executor.runs.plan import plan
+from executor.runs.request import Order
 
 PROPERTIES = {"cores": 2, "memoryMb": 2048, "diskGb": 9, "tags": ["web"]}
 SOURCES = {

@@ -30,7 +30,8 @@ from smith_lab.system import LabSystem, running_lab, wait_for
 
 from executor.model import PlaybookRun
 from executor.redaction import MASK, Redactor
-from executor.runs.runner import Runner, RunnerPaths, ansible_home
+from executor.runs.actions import ansible_home
+from executor.runs.runner import Runner, RunnerPaths
 
 #: One fixture carries everything: on one worker, it runs once.
 pytestmark = [pytest.mark.xdist_group("canary"), pytest.mark.timeout(1200)]

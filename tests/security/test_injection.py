@@ -19,9 +19,11 @@ from executor.database.mappings import vm_name
 from executor.errors import ErrorCode, JobError
 from executor.model import PlaybookRun, RunStatus
 from executor.redaction import Redactor
-from executor.runs import plan as playbooks
-from executor.runs.plan import Order, Site, describe, plan
-from executor.runs.runner import Runner, RunnerPaths, ansible_home
+from executor.runs.actions import ansible_home
+from executor.runs.extra_vars import describe
+from executor.runs.plan import find_playbook, plan
+from executor.runs.request import Order, Site
+from executor.runs.runner import Runner, RunnerPaths
 from executor.runs.vm_properties import VmProperties
 
 pytestmark = pytest.mark.timeout(900)
@@ -213,7 +215,7 @@ def test_any_text_in_any_field_is_kept_as_it_is_or_refused_with_a_code(site: Sit
 def test_no_text_as_an_action_leads_out_of_the_folders_of_playbooks(action: str) -> None:
     home = ansible_home() / "playbooks"
     try:
-        found = playbooks.find_playbook(action, [home])
+        found = find_playbook(action, [home])
     except JobError as error:
         found, code = None, error.code
     assert (code is ErrorCode.UNSUPPORTED_ACTION) if found is None else (found == home / f"{action}.yml")

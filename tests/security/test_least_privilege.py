@@ -28,7 +28,8 @@ from executor.proxmox.connection import ProxmoxConnection
 from executor.proxmox.privileges import needs
 from executor.redaction import Redactor
 from executor.runs import results
-from executor.runs.runner import Runner, RunnerPaths, ansible_home
+from executor.runs.actions import ansible_home
+from executor.runs.runner import Runner, RunnerPaths
 
 pytestmark = pytest.mark.timeout(900)
 

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from executor.errors import JobError
-from executor.runs import actions
-from executor.runs.actions import Action, SchemaError
+from executor.runs import action_schema, actions
+from executor.runs.action_schema import SchemaError
+from executor.runs.actions import Action
 
 PLAYBOOK = "---\n- hosts: proxmox\n  tasks: []\n"
 
@@ -178,7 +179,7 @@ def test_wrong_properties_are_told_by_member_and_never_by_value(
     ours: Path, theirs: Path, properties: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(JobError) as caught:
-        actions.check_properties(action_with(theirs, SCHEMA), properties)
+        action_schema.check_properties(action_with(theirs, SCHEMA), properties)
     assert caught.value.code == "INVALID_REQUEST"
     assert caught.value.detail == said
     assert "hunter2" not in str(caught.value)
@@ -186,13 +187,13 @@ def test_wrong_properties_are_told_by_member_and_never_by_value(
 
 def test_a_members_name_from_outside_cannot_bring_control_characters(ours: Path, theirs: Path) -> None:
     with pytest.raises(JobError) as caught:
-        actions.check_properties(action_with(theirs, {"additionalProperties": False}), {"a\x00b\x1b[31m": 1})
+        action_schema.check_properties(action_with(theirs, {"additionalProperties": False}), {"a\x00b\x1b[31m": 1})
     assert caught.value.detail.isprintable()
 
 
 def test_fitting_properties_pass_and_no_schema_asks_for_nothing(ours: Path, theirs: Path) -> None:
-    actions.check_properties(action_with(theirs, SCHEMA), {"isoImage": "local:x", "bus": "ide", "cores": 2})
-    actions.check_properties(actions.find("stop", (theirs, ours)), {"anything": 1})
+    action_schema.check_properties(action_with(theirs, SCHEMA), {"isoImage": "local:x", "bus": "ide", "cores": 2})
+    action_schema.check_properties(actions.find("stop", (theirs, ours)), {"anything": 1})
 
 
 @pytest.mark.parametrize(
@@ -205,26 +206,26 @@ def test_fitting_properties_pass_and_no_schema_asks_for_nothing(ours: Path, thei
         ('{"properties": {"a": {"$ref": "other.json#/x"}}}', "only references into the file itself are followed"),
         ('{"properties": {"a": {"$ref": "#/$defs/none"}}}', "refers to #/$defs/none, which is not there"),
         ('{"properties": {"a": {"$ref": "#none"}}}', "refers to #none, which is not there"),
-        (" " * (actions.MAX_SCHEMA_BYTES + 1), "larger than"),
+        (" " * (action_schema.MAX_SCHEMA_BYTES + 1), "larger than"),
     ],
 )
 def test_a_schema_that_cannot_be_used_refuses_its_action(ours: Path, theirs: Path, schema: str, said: str) -> None:
     action = action_with(theirs, schema)
     assert action.schema is not None
     with pytest.raises(SchemaError) as caught:
-        actions.read_schema(action.schema)
+        action_schema.read_schema(action.schema)
     assert said in str(caught.value)
     with pytest.raises(JobError) as refused:
-        actions.check_properties(action, {})
+        action_schema.check_properties(action, {})
     assert refused.value.code == "UNSUPPORTED_ACTION"
 
 
 def test_anchors_in_the_schema_are_found(ours: Path, theirs: Path) -> None:
     schema = {"properties": {"a": {"$ref": "#name"}}, "$defs": {"x": {"$anchor": "name", "type": "integer"}}}
     action = action_with(theirs, schema)
-    actions.check_properties(action, {"a": 1})
+    action_schema.check_properties(action, {"a": 1})
     with pytest.raises(JobError, match="a must be of type integer"):
-        actions.check_properties(action, {"a": "x"})
+        action_schema.check_properties(action, {"a": "x"})
 
 
 def test_properties_nested_beyond_reason_are_an_invalid_request(ours: Path, theirs: Path) -> None:
@@ -233,5 +234,5 @@ def test_properties_nested_beyond_reason_are_an_invalid_request(ours: Path, thei
         deep = {"a": deep}
     action = action_with(theirs, {"properties": {"a": {"$ref": "#"}}})
     with pytest.raises(JobError) as caught:
-        actions.check_properties(action, deep)
+        action_schema.check_properties(action, deep)
     assert caught.value.code == "INVALID_REQUEST"

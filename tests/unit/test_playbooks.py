@@ -12,9 +12,12 @@ from hypothesis import strategies as st
 
 from executor.errors import ErrorCode, JobError
 from executor.proxmox.client import MARKER_LINE
-from executor.runs import plan as playbooks
-from executor.runs.plan import Order, Site, describe, find_playbook, plan, read_properties
-from executor.runs.runner import write_extra_vars
+from executor.runs.actions import ansible_home
+from executor.runs.extra_vars import MAX_DESCRIPTION_LENGTH, describe
+from executor.runs.plan import find_playbook, plan
+from executor.runs.private_folder import write_extra_vars
+from executor.runs.request import Order, Site
+from executor.runs.vm_properties import read_properties
 
 SERVICE = "0a1b2c3d-1111-4000-8000-000000000001"
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGZvb2Jhcg me@example.net"
@@ -173,10 +176,7 @@ def test_a_folder_a_loop_and_nothing_are_no_playbooks(tmp_path: Path, make: Any)
 
 
 def test_every_action_of_ours_has_a_playbook_in_the_project() -> None:
-    home = Path(playbooks.__file__).parents[2]
-    if not (home / "playbooks").is_dir():
-        home = Path(playbooks.__file__).parents[1] / "ansible"  # installed from a wheel
-    assert {find_playbook(action, [home / "playbooks"]).stem for action in ACTIONS} == set(ACTIONS)
+    assert {find_playbook(action, [ansible_home() / "playbooks"]).stem for action in ACTIONS} == set(ACTIONS)
 
 
 # --- properties ---------------------------------------------------------------------------------------------------
@@ -647,7 +647,7 @@ def test_a_name_cannot_forge_the_marker_of_another_service(name: str) -> None:
 def test_a_description_is_one_short_printable_line(name: str) -> None:
     described = describe(name)
     assert described.isprintable()
-    assert len(described) <= playbooks.MAX_DESCRIPTION_LENGTH
+    assert len(described) <= MAX_DESCRIPTION_LENGTH
     assert described == described.strip()
 
 

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from executor.errors import JobError
-from executor.runs.plan import Order, Site, plan, read_properties
+from executor.runs.plan import plan
+from executor.runs.request import Order, Site
+from executor.runs.vm_properties import read_properties
 
 MINIMAL: dict[str, Any] = {"cores": 2, "memoryMb": 2048, "diskGb": 20, "image": "debian-12"}
 HARDWARE: dict[str, Any] = {

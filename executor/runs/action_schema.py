@@ -1,0 +1,142 @@
+"""The optional JSON Schema of a provider's action, and the check of a service's properties against it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import jsonschema
+from jsonschema.protocols import Validator
+
+from executor.errors import ErrorCode, JobError
+from executor.runs.actions import Action
+
+#: A schema is read with each job.
+MAX_SCHEMA_BYTES = 256 * 1024
+#: How many wrong members an error names.
+MAX_PROBLEMS = 8
+
+#: What each keyword of JSON Schema means to the one who sent the properties. The limit is the schema's, not theirs.
+_WORDS = {
+    "type": "must be of type {limit}",
+    "enum": "must be one of {limit}",
+    "const": "must be {limit}",
+    "minimum": "must be at least {limit}",
+    "maximum": "must be at most {limit}",
+    "exclusiveMinimum": "must be greater than {limit}",
+    "exclusiveMaximum": "must be less than {limit}",
+    "multipleOf": "must be a multiple of {limit}",
+    "minLength": "must have at least {limit} characters",
+    "maxLength": "must have at most {limit} characters",
+    "pattern": "must match {limit}",
+    "format": "must be of format {limit}",
+    "minItems": "must have at least {limit} items",
+    "maxItems": "must have at most {limit} items",
+    "uniqueItems": "must not hold the same item twice",
+}
+
+
+class SchemaError(ValueError):
+    """A provider's schema cannot be used; the text says why."""
+
+
+def check_properties(action: Action, properties: Mapping[str, Any]) -> None:
+    """Check a service's properties against the action's schema, if it has one.
+
+    Raises JobError INVALID_REQUEST naming the members, never their values; UNSUPPORTED_ACTION when the schema itself
+    cannot be used.
+    """
+    if action.schema is None:
+        return
+    try:
+        validator = read_schema(action.schema)
+        problems = sorted({_said(error) for error in validator.iter_errors(dict(properties))})
+    except SchemaError as error:
+        raise JobError(ErrorCode.UNSUPPORTED_ACTION, f"the action {action.name} is refused: {error}") from error
+    except RecursionError:
+        raise JobError(ErrorCode.INVALID_REQUEST, "properties are nested too deeply") from None
+    if problems:
+        told = "; ".join(problems[:MAX_PROBLEMS])[:400]
+        # The names of members that nobody knows are text from outside.
+        raise JobError(ErrorCode.INVALID_REQUEST, "".join(char if char.isprintable() else " " for char in told))
+
+
+def read_schema(file: Path) -> Validator:
+    """Read and check a schema. Raises SchemaError.
+
+    A reference may only lead to another place in the same file: the library would ask whoever serves that address.
+    """
+    try:
+        text = file.read_bytes()
+        schema = json.loads(text) if len(text) <= MAX_SCHEMA_BYTES else None
+    except OSError as error:
+        raise SchemaError(f"{file.name} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise SchemaError(f"{file.name} is no JSON: {error}") from error
+    if schema is None:
+        raise SchemaError(f"{file.name} is empty, or larger than {MAX_SCHEMA_BYTES} bytes")
+    if not isinstance(schema, dict):
+        raise SchemaError(f"{file.name} is no JSON object")
+    kind = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
+    try:
+        kind.check_schema(schema)
+    except jsonschema.SchemaError as error:
+        raise SchemaError(f"{file.name} is no JSON Schema, at {_path(error) or 'its top'}: {error.message}") from error
+    for reference in _references(schema):
+        if not reference.startswith("#"):
+            raise SchemaError(f"{file.name} refers to {reference}: only references into the file itself are followed")
+        if not _is_there(schema, reference):
+            raise SchemaError(f"{file.name} refers to {reference}, which is not there")
+    validator: Validator = kind(schema, format_checker=kind.FORMAT_CHECKER)
+    return validator
+
+
+def _references(schema: Any) -> Iterator[str]:
+    if isinstance(schema, dict):
+        found = (schema.get(key) for key in ("$ref", "$dynamicRef"))
+        yield from (reference for reference in found if isinstance(reference, str))
+    for item in schema.values() if isinstance(schema, dict) else schema if isinstance(schema, list) else ():
+        yield from _references(item)
+
+
+def _is_there(schema: Any, reference: str) -> bool:
+    """Tell whether a reference of the form `#/a/b` or `#anchor` leads anywhere."""
+    pointer = unquote(reference[1:])
+    if pointer and not pointer.startswith("/"):
+        return f'anchor": {json.dumps(pointer)}' in json.dumps(schema).replace("Anchor", "anchor")
+    place = schema
+    for part in pointer.split("/")[1:]:
+        key = part.replace("~1", "/").replace("~0", "~")
+        if isinstance(place, list) and key.isdecimal() and int(key) < len(place):
+            place = place[int(key)]
+        elif isinstance(place, dict) and key in place:
+            place = place[key]
+        else:
+            return False
+    return True
+
+
+def _said(error: jsonschema.ValidationError) -> str:
+    """Say in our words what is wrong: the library's quote the value."""
+    where = _path(error)
+    if error.validator == "required" and isinstance(error.instance, dict):
+        missing = [name for name in error.validator_value if name not in error.instance]
+        return "; ".join(f"{_joined(where, str(name))} is missing" for name in missing)
+    if error.validator == "additionalProperties" and error.validator_value is False:
+        known = (error.schema.get("properties") or {}) if isinstance(error.schema, dict) else {}
+        extra = [str(name) for name in error.instance if name not in known]
+        return "; ".join(f"{_joined(where, name[:60])} is not known" for name in extra)
+    words = _WORDS.get(str(error.validator), "does not fit the action's schema ({keyword})")
+    limit = json.dumps(error.validator_value)[:120]
+    return f"{where or 'the whole'} {words.format(limit=limit.strip(chr(34)), keyword=error.validator)}"
+
+
+def _path(error: jsonschema.exceptions._Error) -> str:
+    return ".".join(str(part)[:60] for part in error.absolute_path)
+
+
+def _joined(where: str, name: str) -> str:
+    return f"{where}.{name}" if where else name

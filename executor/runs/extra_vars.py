@@ -1,0 +1,165 @@
+"""The members of the extra var `vm` that describe a guest, made from a service's properties. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from executor.errors import ErrorCode, JobError
+from executor.model import GuestKind
+from executor.runs.network_properties import NicProperties
+from executor.runs.request import Order, Site
+from executor.runs.vm_properties import VmProperties, read_properties
+
+#: Properties that have the same name in the playbooks, which change them only if they are given.
+HARDWARE = ("sockets", "cpu_type", "balloon_mib", "swap_mib", "onboot", "protection", "guest_agent")
+MAX_DESCRIPTION_LENGTH = 200
+#: How a marker begins (`mappings.marker_for`); `ProxmoxReader` ignores upper and lower case.
+MARKER_BEGINS = re.compile(r"smith-uid\s*=", re.IGNORECASE)
+#: A property of cloud-init, and its member of `vm.cloud_init`.
+CLOUD_INIT = {
+    "ciUser": "user",
+    "ciPassword": "password",
+    "sshPublicKeys": "ssh_public_keys",
+    "vendorSnippet": "vendor_snippet",
+}
+
+
+def create_vars(order: Order, site: Site) -> dict[str, Any]:
+    """Return what `create` needs: the whole configuration of the guest, and what it is made from."""
+    properties = _properties_of(order)
+    found = {
+        **_configuration(properties, order),
+        **_source(properties, order, site),
+        "storage": site.storage,
+        "pool": site.pool,
+        "network": _network(properties, site),
+        "cloud_init": _cloud_init(properties),
+    }
+    return found | ({"networks": _nics(properties)} if properties.networks else {})
+
+
+def update_vars(order: Order, site: Site) -> dict[str, Any]:
+    """Return what `update` needs. FulcrumCore sends all properties: change network and login only where they differ."""
+    properties = _properties_of(order)
+    found = _configuration(properties, order)
+    if _differs(order, "network"):
+        found["network"] = _network(properties, site)
+    if _differs(order, "networks"):
+        found["networks"] = _nics(properties)
+    if properties.allow_reboot:
+        found["allow_reboot"] = True
+    if changed := [name for name in CLOUD_INIT if _differs(order, name)]:
+        if "sshPublicKeys" in changed and not properties.ssh_public_keys:
+            # Leaving them would report a change that was not made: the old keys would still open the VM.
+            raise JobError(ErrorCode.INVALID_REQUEST, "sshPublicKeys cannot be emptied, only replaced")
+        given, wanted = _cloud_init(properties), [CLOUD_INIT[name] for name in changed]
+        found["cloud_init"] = {name: given[name] for name in wanted if name in given}
+    return found
+
+
+def resize_vars(properties: VmProperties) -> dict[str, Any]:
+    """Return what `resize` needs: the sizes of the disks."""
+    disks = [{"disk": disk.disk, "size_gib": disk.size_gib} for disk in properties.disks if disk.size_gib]
+    return {"disk_gib": properties.disk_gib, **({"disks": disks} if disks else {})}
+
+
+def wanted_bridge(properties: VmProperties, site: Site) -> str:
+    """Return the bridge of the first NIC."""
+    return properties.network.bridge or site.bridge
+
+
+def os_template(name: str, known: Mapping[str, str]) -> str:
+    """Return the volume from which a container is made. Raises JobError NOT_FOUND."""
+    if ":" in name:
+        return name
+    if name not in known:
+        named = ", ".join(sorted(known)) or "none"
+        raise JobError(ErrorCode.NOT_FOUND, f"no OS template is called {name} (PROXMOX_OS_TEMPLATES has: {named})")
+    return known[name]
+
+
+def describe(service_name: str) -> str:
+    """Return the service's name as one printable line that is not a marker: it must not claim another service's VM."""
+    printable = "".join(char if char.isprintable() else " " for char in service_name)
+    return MARKER_BEGINS.sub("smith-uid ", " ".join(printable.split()))[:MAX_DESCRIPTION_LENGTH]
+
+
+def _properties_of(order: Order) -> VmProperties:
+    properties = read_properties(order.properties)
+    if properties.kind != order.kind:
+        raise JobError(ErrorCode.INVALID_REQUEST, f"the service has a guest of kind {order.kind}, and keeps it")
+    return properties
+
+
+def _configuration(properties: VmProperties, order: Order) -> dict[str, Any]:
+    """Return what `create` and `update` have in common."""
+    found: dict[str, Any] = {
+        "cores": properties.cores,
+        "memory_mib": properties.memory_mib,
+        "disk_gib": properties.disk_gib,
+        "description": describe(order.service_name),
+        **_hardware(properties),
+    }
+    return found | ({"tags": list(properties.tags)} if order.kind == GuestKind.QEMU else {})
+
+
+def _differs(order: Order, name: str) -> bool:
+    return name in order.properties and order.properties.get(name) != order.before.get(name)
+
+
+def _source(properties: VmProperties, order: Order, site: Site) -> dict[str, Any]:
+    """Return what the guest is made from."""
+    if not properties.is_sourced:
+        raise JobError(ErrorCode.INVALID_REQUEST, "image is missing: it names the template (or iso, blank, osTemplate)")
+    if properties.image:
+        linked = {} if site.full_clones else {"full_clone": False}
+        return {"template_vmid": order.template_vmid or _template(properties.image, site.templates), **linked}
+    if not site.storage:
+        raise JobError(ErrorCode.INVALID_REQUEST, "PROXMOX_STORAGE is not set, and without a template it must be")
+    if properties.os_template:
+        return {"os_template": os_template(properties.os_template, site.os_templates)}
+    return {"iso": properties.iso} if properties.iso else {"blank": True}
+
+
+def _template(image: str, templates: Mapping[str, int]) -> int:
+    if (vmid := templates.get(image)) is None:
+        known = ", ".join(sorted(templates)) or "none"
+        raise JobError(ErrorCode.NOT_FOUND, f"no template is called {image} (PROXMOX_TEMPLATES has: {known})")
+    return vmid
+
+
+def _hardware(properties: VmProperties) -> dict[str, Any]:
+    """Return the optional hardware that the service asks for."""
+    asked = {name: getattr(properties, name) for name in HARDWARE}
+    lists = {
+        "boot_order": list(properties.boot_order),
+        "disks": [disk.model_dump(exclude_none=True) for disk in properties.disks],
+    }
+    return {name: value for name, value in (asked | lists).items() if value not in (None, [])}
+
+
+def _network(properties: VmProperties, site: Site) -> dict[str, Any]:
+    network = properties.network
+    found = {
+        **network.model_dump(exclude_none=True),
+        "bridge": wanted_bridge(properties, site),
+        "dns_servers": list(network.dns_servers),
+        "search_domains": list(network.search_domains),
+    }
+    return {name: value for name, value in found.items() if value != "" and (value or name != "search_domains")}
+
+
+def _nics(properties: VmProperties) -> list[dict[str, Any]]:
+    return [nic.model_dump(include=set(NicProperties.model_fields), exclude_none=True) for nic in properties.networks]
+
+
+def _cloud_init(properties: VmProperties) -> dict[str, Any]:
+    found = {
+        "user": properties.ci_user,
+        "password": properties.ci_password,
+        "ssh_public_keys": list(properties.ssh_public_keys),
+        "vendor_snippet": properties.vendor_snippet,
+    }
+    return {name: value for name, value in found.items() if value}

@@ -1,0 +1,129 @@
+"""A guest's network interfaces as a service describes them: FulcrumCore's JSON, each member checked. Pure."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable
+from typing import Annotated, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+
+Bridge = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_.-]{0,14}$")]
+MacAddress = Annotated[str, StringConstraints(pattern=r"^[0-9A-Fa-f][02468ACEace](:[0-9A-Fa-f]{2}){5}$")]
+Domain = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_]([A-Za-z0-9_.-]{0,251}[A-Za-z0-9])?$")]
+
+Address = TypeVar("Address")
+
+
+def _read_address(read: Callable[[str], Address], value: str) -> Address:
+    """Return the address; unlike the library's, the error does not quote the value."""
+    try:
+        return read(value)
+    except ValueError:
+        raise ValueError("is not an IP address of the kind that is needed") from None
+
+
+def _without_zone(value: str) -> str:
+    if "%" in value:
+        raise ValueError("holds an address with a zone: any text may stand there")
+    return value
+
+
+def _camel(name: str) -> str:
+    head, *rest = name.split("_")
+    return head + "".join(part.capitalize() for part in rest)
+
+
+class Properties(BaseModel):
+    """FulcrumCore's JSON: camelCase, unknown members ignored, no guessing of types ("2" is not 2)."""
+
+    model_config = ConfigDict(
+        strict=True, extra="ignore", frozen=True, alias_generator=_camel, hide_input_in_errors=True
+    )
+
+
+class AddressProperties(Properties):
+    """How a NIC gets its addresses."""
+
+    ipv4_cidr: str | None = None
+    ipv4_gateway: str | None = None
+    ipv6_mode: Literal["dhcp", "slaac", "static"] | None = None
+    ipv6_cidr: str | None = None
+    ipv6_gateway: str | None = None
+
+    @field_validator("ipv4_cidr")
+    @classmethod
+    def _is_host_address(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        if "/" not in value:
+            raise ValueError("needs a prefix length, as in 192.0.2.10/24")
+        interface = _read_address(ipaddress.IPv4Interface, value)
+        network = interface.network
+        if network.prefixlen < 31 and interface.ip in (network.network_address, network.broadcast_address):
+            raise ValueError("is the network's or the broadcast address, not a host's")
+        return interface.with_prefixlen  # Proxmox knows no other form; 192.0.2.10/255.255.255.0 is one, too
+
+    @field_validator("ipv6_cidr")
+    @classmethod
+    def _is_ipv6_host_address(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        if "/" not in value:
+            raise ValueError("needs a prefix length, as in 2001:db8::10/64")
+        interface = _read_address(ipaddress.IPv6Interface, _without_zone(value))
+        if interface.ip.is_multicast or interface.ip.is_unspecified:
+            raise ValueError("is not a host's address")
+        return interface.with_prefixlen
+
+    @field_validator("ipv4_gateway")
+    @classmethod
+    def _is_address(cls, value: str | None) -> str | None:
+        return None if value is None else str(_read_address(ipaddress.IPv4Address, value))
+
+    @field_validator("ipv6_gateway")
+    @classmethod
+    def _is_ipv6_address(cls, value: str | None) -> str | None:
+        return None if value is None else str(_read_address(ipaddress.IPv6Address, _without_zone(value)))
+
+    @model_validator(mode="after")
+    def _static_is_complete(self) -> AddressProperties:
+        if getattr(self, "mode", None) == "static" and self.ipv4_cidr is None:
+            raise ValueError("mode static needs ipv4Cidr")
+        if self.ipv6_mode == "static" and self.ipv6_cidr is None:
+            raise ValueError("ipv6Mode static needs ipv6Cidr")
+        if self.ipv4_cidr and self.ipv4_gateway:
+            network = ipaddress.IPv4Interface(self.ipv4_cidr).network
+            if ipaddress.IPv4Address(self.ipv4_gateway) not in network:
+                raise ValueError("ipv4Gateway lies outside ipv4Cidr's network")
+        if self.ipv6_cidr and self.ipv6_gateway:
+            gateway = ipaddress.IPv6Address(self.ipv6_gateway)
+            if not gateway.is_link_local and gateway not in ipaddress.IPv6Interface(self.ipv6_cidr).network:
+                raise ValueError("ipv6Gateway lies outside ipv6Cidr's network")
+        return self
+
+
+class NetworkProperties(AddressProperties):
+    """The primary interface."""
+
+    mode: Literal["dhcp", "static"] = "dhcp"
+    bridge: Bridge | None = None
+    vlan: int | None = Field(default=None, ge=1, le=4094)
+    dns_servers: tuple[str, ...] = Field(default=(), max_length=3, strict=False)
+    search_domains: tuple[Domain, ...] = Field(default=(), max_length=6, strict=False)
+
+    @field_validator("dns_servers")
+    @classmethod
+    def _are_addresses(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(str(_read_address(ipaddress.ip_address, _without_zone(server))) for server in value)
+
+
+class NicProperties(AddressProperties):
+    """One of several interfaces, in order; what is not given stays as it is."""
+
+    mode: Literal["dhcp", "static"] | None = None
+    bridge: Bridge | None = None
+    vlan: int | None = Field(default=None, ge=0, le=4094)  #: 0 takes the tag away
+    firewall: bool | None = None
+    rate_mbps: float | None = Field(default=None, ge=0, le=1_000_000)  #: megabits a second; 0 takes the limit away
+    mac: MacAddress | None = None

@@ -10,6 +10,7 @@ from sqlalchemy import Engine
 
 from executor.agent.admission import Admission
 from executor.agent.agent import Agent, Mode, new_boot_id
+from executor.agent.claim import Claimer
 from executor.agent.destroyer import Destroyer
 from executor.agent.dispatcher import Dispatcher
 from executor.agent.heartbeat import Heartbeat
@@ -23,6 +24,8 @@ from executor.agent.poller import Poller
 from executor.agent.pruner import Pruner
 from executor.agent.reconciler import Reconciler
 from executor.agent.reporter import Reporter
+from executor.agent.reservation import Reservations
+from executor.agent.resources import Resources
 from executor.agent.scheduler import CriticalJob, Scheduler
 from executor.agent.state import AgentState
 from executor.agent.worker import Worker
@@ -97,7 +100,7 @@ def _build(settings: Settings, live: LiveSecrets, fulcrum: FulcrumClient, mode: 
     reconciler, meters = _reconciler(shared), Meters()
     scheduler = Scheduler(engine, _critical_jobs(shared, mode, reconciler))
     monitor = Monitor(settings=settings, state=shared.state, scheduler=scheduler)
-    dispatcher = _dispatcher(shared, _worker(shared, runner), meters)
+    dispatcher = _dispatcher(shared, runner, meters)
     agent = Agent(
         settings=settings,
         mode=mode,
@@ -130,25 +133,29 @@ def _build(settings: Settings, live: LiveSecrets, fulcrum: FulcrumClient, mode: 
 # --- parts --------------------------------------------------------------------------------------------------------
 
 
-def _worker(shared: _Shared, runner: Runner) -> Worker:
+def _worker(shared: _Shared, runner: Runner, clone_limit: CloneLimit) -> Worker:
     settings = shared.settings
+    site = Site.from_settings(settings, ansible_home())
     return Worker(
         engine=shared.engine,
         fulcrum=shared.fulcrum,
-        proxmox=shared.proxmox,
-        placer=Placer(shared.proxmox, settings),
-        clone_limit=CloneLimit(limit=settings.smith_clones_per_storage),
+        claimer=Claimer(engine=shared.engine, fulcrum=shared.fulcrum),
+        reservations=Reservations(
+            engine=shared.engine, proxmox=shared.proxmox, settings=settings, cluster=site.cluster
+        ),
+        resources=Resources(placer=Placer(shared.proxmox, settings), clone_limit=clone_limit, site=site),
         runner=runner,
-        settings=settings,
-        site=Site.from_settings(settings, ansible_home()),
+        site=site,
         secrets=SecretResolver(shared.fulcrum),
     )
 
 
-def _dispatcher(shared: _Shared, worker: Worker, meters: Meters) -> Dispatcher:
+def _dispatcher(shared: _Shared, runner: Runner, meters: Meters) -> Dispatcher:
+    clone_limit = CloneLimit(limit=shared.settings.smith_clones_per_storage)
     return Dispatcher(
         engine=shared.engine,
-        worker=worker,
+        worker=_worker(shared, runner, clone_limit),
+        clone_limit=clone_limit,
         state=shared.state,
         meters=meters,
         settings=shared.settings,

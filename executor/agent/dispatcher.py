@@ -22,6 +22,7 @@ from executor.database.tables import Job
 from executor.errors import ErrorCode, StaleJob
 from executor.log import get_logger
 from executor.model import JobResult
+from executor.placement.clone_limit import CloneLimit
 from executor.settings.settings import Settings
 
 log = get_logger(__name__)
@@ -48,6 +49,7 @@ class Dispatcher:
         *,
         engine: Engine,
         worker: Worker,
+        clone_limit: CloneLimit,
         state: AgentState,
         meters: Meters,
         settings: Settings,
@@ -56,6 +58,7 @@ class Dispatcher:
     ) -> None:
         self._engine = engine
         self._worker = worker
+        self._clone_limit = clone_limit
         self._state = state
         self._meters = meters
         self._settings = settings
@@ -92,7 +95,7 @@ class Dispatcher:
                     session,
                     self._boot_id,
                     lease_s=self._settings.smith_lease_s,
-                    max_creates=self._worker.clone_limit.capacity,
+                    max_creates=self._clone_limit.capacity,
                 )
             if job is None:
                 return

@@ -1,0 +1,73 @@
+"""Step 3 of 7: claims the job at FulcrumCore, exactly once however often the agent was restarted in between."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sqlalchemy import Engine
+
+from executor.agent import crash_points
+from executor.agent.job_fields import is_local
+from executor.database import job_queue
+from executor.database.engine import transaction
+from executor.database.job_queue import Lease
+from executor.database.tables import Job
+from executor.errors import FulcrumAuthFailing, FulcrumRefused, FulcrumUnavailable
+from executor.fulcrum.client import FulcrumClient
+from executor.fulcrum.types import CoreJob
+from executor.log import get_logger
+
+log = get_logger(__name__)
+
+
+class JobAbandoned(Exception):
+    """FulcrumCore has ended the job, or given it to another agent, before our claim."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claimer:
+    """Claims jobs at FulcrumCore."""
+
+    engine: Engine
+    fulcrum: FulcrumClient
+
+    def claim(self, job: Job, lease: Lease) -> None:
+        """Make sure that FulcrumCore has the job as Processing by us. An earlier claim may have reached it.
+
+        Raises JobAbandoned, FulcrumUnavailable.
+        """
+        if job.claimed_at is not None or is_local(job):
+            return
+        if job.claim_sent_at is None or self._status_at_core(job.fulcrum_id) == "Pending":
+            with transaction(self.engine) as session:
+                job_queue.note_claim_sent(session, lease)
+            crash_points.reached("claim_noted", job.service_id)
+            self._send(job)
+            crash_points.reached("claim_accepted", job.service_id)
+        with transaction(self.engine) as session:
+            job_queue.note_claimed(session, lease)
+        log.info("job_claimed", attempt=job.attempt)
+
+    def _send(self, job: Job) -> None:
+        try:
+            self.fulcrum.claim_job(job.fulcrum_id)
+        except FulcrumRefused:
+            status = self._status_at_core(job.fulcrum_id)
+            raise JobAbandoned(f"FulcrumCore refused the claim: the job is {status} there") from None
+        except FulcrumAuthFailing:
+            # 403 for this job only: it is deleted or another agent's. 403 for every request has another cause.
+            if self.fulcrum.knows_job(job.fulcrum_id):
+                raise FulcrumUnavailable("FulcrumCore refused the claim of a job that it has", status=500) from None
+            raise JobAbandoned("FulcrumCore does not know the job any more, or it is not ours") from None
+
+    def _status_at_core(self, fulcrum_id: str) -> str:
+        """Return FulcrumCore's status of the job: Pending, or Processing by our own claim. Raises JobAbandoned."""
+        try:
+            found: CoreJob = self.fulcrum.get_job(fulcrum_id)
+        except FulcrumAuthFailing:
+            if self.fulcrum.knows_job(fulcrum_id):
+                raise FulcrumUnavailable("FulcrumCore refused to show a job that it has", status=500) from None
+            raise JobAbandoned("FulcrumCore does not know the job any more, or it is not ours") from None
+        if found.status not in ("Pending", "Processing"):
+            raise JobAbandoned(f"FulcrumCore has the job as {found.status}")
+        return found.status

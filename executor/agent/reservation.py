@@ -1,0 +1,122 @@
+"""Step 4 of 7: finds the service's VM, or reserves a VMID for a new one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import Engine
+
+from executor.agent import crash_points
+from executor.agent.job_fields import delivered_properties, is_local, service_id, vm_name
+from executor.database import mappings
+from executor.database.engine import reading, transaction
+from executor.database.tables import Job, Mapping
+from executor.errors import ErrorCode, JobError
+from executor.log import get_logger
+from executor.model import MappingState
+from executor.proxmox.client import ProxmoxReader
+from executor.proxmox.rows import VmRow
+from executor.runs.vm_properties import read_properties
+from executor.settings.settings import Settings
+
+log = get_logger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reservations:
+    """Finds or makes the mapping that a job works on."""
+
+    engine: Engine
+    proxmox: ProxmoxReader
+    settings: Settings
+    cluster: str
+
+    def mapping_of(self, job: Job) -> Mapping | None:
+        """Return the service's mapping, found or reserved; None when a delete has nothing left to delete."""
+        with reading(self.engine) as session:
+            mapping = mappings.live(session, service_id(job))
+        if is_local(job):  # it deletes a VM whose grace period has ended, and nothing else
+            if mapping is None or mapping.state != MappingState.DOOMED:
+                raise JobError(ErrorCode.CANCELLED, "the deletion was called back")
+            return mapping
+        if mapping := mapping or self._find_unmapped(job):
+            return mapping
+        if job.action == "create":
+            return self._reserve(job)
+        self._verify_that_absence_is_visible()
+        if job.action == "delete":
+            return None
+        raise JobError(ErrorCode.VM_NOT_FOUND, f"{job.action} needs a VM, and none carries this service's marker")
+
+    def _find_unmapped(self, job: Job) -> Mapping | None:
+        """Search Proxmox for a VM of this service that no row knows: the database may have been lost."""
+        service, rows = service_id(job), self.proxmox.vms()
+        vm = self.proxmox.find_by_marker(rows, service, name_suffix=mappings.vm_name("", service)[-9:])
+        if vm is None:
+            return self._find_partial_clone(job, rows) if job.action in ("create", "delete") else None
+        log.warning("vm_found_by_marker", vmid=vm.vmid, node=vm.node)
+        with transaction(self.engine) as session:
+            mapping = mappings.adopt(
+                session,
+                service_id=service,
+                cluster=self.cluster,
+                vmid=vm.vmid,
+                name=vm.name,
+                node=vm.node,
+                kind=vm.kind,
+            )
+        if mapping is None:
+            raise JobError(ErrorCode.VM_IDENTITY_MISMATCH, f"VM {vm.vmid} carries the marker but is mapped elsewhere")
+        return mapping
+
+    def _find_partial_clone(self, job: Job, rows: Sequence[VmRow]) -> Mapping | None:
+        """Search for a clone that an earlier create of ours left without its marker, after the database was lost.
+
+        Only a VM with exactly the name that we would give it, on a VMID of our range, is accepted.
+        """
+        low, high = self.settings.proxmox_vmid_min, self.settings.proxmox_vmid_max
+        vm = self.proxmox.find_unmarked(rows, vm_name(job), range(low, high + 1))
+        if vm is None:
+            return None
+        log.warning("half_made_vm_found", vmid=vm.vmid, node=vm.node)
+        with transaction(self.engine) as session:
+            return mappings.reserve(
+                session, service_id=service_id(job), cluster=self.cluster, vmid=vm.vmid, name=vm.name, kind=vm.kind
+            )
+
+    def _verify_that_absence_is_visible(self) -> None:
+        """Raise JobError unless Proxmox would show us the VM if it existed: an empty list alone proves nothing."""
+        if not self.proxmox.is_quorate():
+            raise JobError(ErrorCode.PVE_NO_QUORUM, "the cluster has no quorum: nothing can be concluded")
+        if not self.proxmox.may_see_all_vms():
+            raise JobError(ErrorCode.PVE_PERMISSION, "the token lacks VM.Audit on /vms: nothing can be concluded")
+
+    def _reserve(self, job: Job) -> Mapping:
+        """Store a free VMID for the service, after a check that the cluster does not use it."""
+        kind = read_properties(delivered_properties(job)).kind
+        used_by_others: set[int] = set()
+        while True:
+            vmid = self._pick_vmid(used_by_others)
+            if not self.proxmox.is_vmid_free(vmid):
+                used_by_others.add(vmid)
+                continue
+            service = service_id(job)
+            with transaction(self.engine) as session:
+                mapping = mappings.reserve(
+                    session, service_id=service, cluster=self.cluster, vmid=vmid, name=vm_name(job), kind=kind
+                ) or mappings.live(session, service)
+            if mapping is not None:
+                log.info("vmid_reserved", vmid=mapping.vmid)
+                crash_points.reached("vmid_reserved", job.service_id)
+                return mapping
+
+    def _pick_vmid(self, used_by_others: set[int]) -> int:
+        low, high = self.settings.proxmox_vmid_min, self.settings.proxmox_vmid_max
+        with transaction(self.engine) as session:
+            return mappings.pick_vmid(
+                session,
+                (self.cluster, low, high),
+                quarantine_s=self.settings.smith_vmid_quarantine_s,
+                also=used_by_others,
+            )

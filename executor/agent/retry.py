@@ -1,0 +1,62 @@
+"""The retry policy of jobs: how much time is left, whether another attempt follows, and after which backoff."""
+
+from __future__ import annotations
+
+import random
+from contextlib import suppress
+
+from executor.database.tables import Job, utc_now
+from executor.errors import ErrorCode, JobError
+from executor.model import JobResult
+from executor.proxmox.error_rules import Reaction, reaction_to
+
+#: A job with less time left than this is failed, not started: the shortest playbook needs about as much.
+MIN_RUN_S = 10.0
+#: Kept free between the end of a run and FulcrumCore's timeout, for the report.
+REPORT_MARGIN_S = 10.0
+#: Backoff before the second attempt; doubled for each further one, with jitter.
+MIN_BACKOFF_S = 2.0
+MAX_BACKOFF_S = 30.0
+MAX_ATTEMPTS = 8
+#: A job whose run was killed this often fails: most likely the machine has too little memory for it.
+MAX_KILLED_RUNS = 3
+#: Failures that are never retried although their reaction allows it: an operator should see them at once.
+NEVER_RETRIED = frozenset({ErrorCode.CAPACITY, ErrorCode.TASK_FAILED, ErrorCode.TASK_TIMEOUT})
+
+
+def time_left_s(job: Job, *, clock_offset_s: float) -> float:
+    """Return how many seconds a run may take. Raises JobError when they are too few to start one.
+
+    `clock_offset_s` is what FulcrumCore's clock is ahead of ours. The error is DEADLINE, or the error of the last
+    attempt, which says more about the cause.
+    """
+    now_at_core = utc_now().timestamp() + clock_offset_s
+    left = job.deadline_at.timestamp() - now_at_core - REPORT_MARGIN_S
+    if left < MIN_RUN_S:
+        code, _, last_error = (job.error_message or "").partition(": ")
+        if last_error and code in set(ErrorCode):
+            raise JobError(ErrorCode(code), last_error)
+        raise JobError(ErrorCode.DEADLINE, f"{max(left, 0):.0f} s are left, too few to begin")
+    return left
+
+
+def backoff_before_retry_s(job: Job, result: JobResult, *, clock_offset_s: float) -> float | None:
+    """Return the backoff before the job's next attempt, None when this result is final."""
+    if result.succeeded or result.code is None or result.code in NEVER_RETRIED or job.attempt >= MAX_ATTEMPTS:
+        return None
+    if result.was_killed and job.attempt >= MAX_KILLED_RUNS:
+        return None
+    reaction = Reaction.LOOK if result.was_killed else reaction_to(result.code)
+    if reaction is Reaction.NO or (reaction is Reaction.ONCE and job.attempt > 1):
+        return None
+    backoff = backoff_s(job.attempt)
+    with suppress(JobError):
+        if time_left_s(job, clock_offset_s=clock_offset_s) - backoff >= MIN_RUN_S:
+            return backoff
+    return None
+
+
+def backoff_s(attempt: int, requested_s: float | None = None) -> float:
+    """Return a growing wait with jitter, never shorter than what the server requested."""
+    grown = min(MIN_BACKOFF_S * 2.0 ** max(attempt - 1, 0), MAX_BACKOFF_S)
+    return max(grown * random.uniform(0.7, 1.3), requested_s or 0.0)  # noqa: S311 (spreads load, guards nothing)

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 
 from executor.agent.state import AgentState
 from executor.database import audit
-from executor.drift.compare import BY_ITSELF, Finding, Kind
-from executor.drift.inspector import Inspector, repair
+from executor.drift.facts import AUTOMATIC_REPAIRS, DriftKind, Finding
+from executor.drift.inspector import Inspector
+from executor.drift.repair import repair
 from executor.log import get_logger
 
 log = get_logger(__name__)
@@ -32,8 +33,8 @@ class Reconciler:
     state: AgentState
     interval_s: float
     _standing: dict[tuple[str, str, int | None], Finding] = field(default_factory=dict)
-    _frozen: str = ""
-    _concluded_at: float | None = None  #: monotonic; of the last check that was not frozen
+    _inconclusive_reason: str = ""
+    _concluded_at: float | None = None  #: monotonic; of the last check that reached a conclusion
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def turn(self) -> None:
@@ -41,12 +42,12 @@ class Reconciler:
         if not self._may_begin():
             return
         outcome = self.inspector.check(self.state.agent_id)
-        if outcome.frozen != self._frozen and outcome.frozen:
-            log.warning("drift_check_frozen", reason=outcome.frozen, mapped=outcome.mapped)
-        elif self._frozen and not outcome.frozen:
+        if outcome.inconclusive_reason != self._inconclusive_reason and outcome.inconclusive_reason:
+            log.warning("drift_check_inconclusive", reason=outcome.inconclusive_reason, mapped=outcome.mapped)
+        elif self._inconclusive_reason and not outcome.inconclusive_reason:
             log.info("drift_check_resumed", mapped=outcome.mapped)
-        self._frozen = outcome.frozen
-        if not outcome.frozen:
+        self._inconclusive_reason = outcome.inconclusive_reason
+        if not outcome.inconclusive_reason:
             self._tell([finding for finding in outcome.findings if not self._corrected(finding)])
 
     def counts(self) -> dict[str, int]:
@@ -55,7 +56,7 @@ class Reconciler:
             at, standing = self._concluded_at, list(self._standing.values())
         if at is None or time.monotonic() - at > self.interval_s * FRESH_INTERVALS:
             return {}
-        return {kind.value: sum(finding.kind is kind for finding in standing) for kind in Kind}
+        return {kind.value: sum(finding.kind is kind for finding in standing) for kind in DriftKind}
 
     def _may_begin(self) -> bool:
         """Wait for the first heartbeat: a turn that is given away comes again only after the whole interval."""
@@ -65,12 +66,12 @@ class Reconciler:
         return bool(self.state.agent_id) and not self.state.draining.is_set() and not self.state.stopping.is_set()
 
     def _corrected(self, finding: Finding) -> bool:
-        if finding.repair not in BY_ITSELF:
+        if finding.repair not in AUTOMATIC_REPAIRS:
             return False
         inspector = self.inspector
         if not repair(inspector.engine, inspector.cluster, finding, who=audit.AGENT):
             return True  # something happens to it just now: the next check sees what came of it
-        (log.warning if finding.is_damage else log.info)("drift_corrected", **finding.facts)
+        (log.warning if finding.needs_attention else log.info)("drift_corrected", **finding.facts)
         return True
 
     def _tell(self, findings: Sequence[Finding]) -> None:

@@ -13,7 +13,7 @@ from executor.cli.arguments import AsJson
 from executor.cli.clients import Reach, reach
 from executor.cli.context import opened
 from executor.cli.output import complain, examples, say, short, show_json, show_rows
-from executor.drift.compare import Finding, Kind
+from executor.drift.facts import DriftKind, Finding
 from executor.errors import EXIT_FAILURE, EXIT_PROXMOX
 
 if TYPE_CHECKING:  # imported when a command runs
@@ -64,9 +64,9 @@ def show(context: typer.Context, believe_list: BelieveList = False, as_json: AsJ
         outcome = look.outcome
     if as_json:
         show_json(_document(outcome))
-    elif not outcome.frozen:
+    elif not outcome.inconclusive_reason:
         show_rows(_for_people(outcome.findings), COLUMNS, nothing=f"nothing differs; {outcome.mapped} VMs are mapped")
-    _leave(outcome, outcome.damage)
+    _leave(outcome, outcome.problems)
 
 
 @app.command(
@@ -74,11 +74,11 @@ def show(context: typer.Context, believe_list: BelieveList = False, as_json: AsJ
     epilog=examples(
         "smith drift fix                            what would be done",
         "smith drift fix --yes                      do it: only our own rows change, never a VM",
-        "smith drift fix orphan_vm --yes            only this kind",
+        "smith drift fix unmapped_vm --yes            only this kind",
     ),
 )
 def fix(
-    kinds: Annotated[list[Kind] | None, typer.Argument(metavar="[KIND]...", help="Only these kinds.")] = None,
+    kinds: Annotated[list[DriftKind] | None, typer.Argument(metavar="[KIND]...", help="Only these kinds.")] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do it; without, it is only told.")] = False,
     reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Kept in the audit.")] = "",
     believe_list: BelieveList = False,
@@ -93,10 +93,10 @@ def fix(
         done = _repaired(look, chosen, reason) if yes else []
     if as_json:
         show_json(_document(look.outcome) | {"repaired": [finding.facts for finding in done]})
-    elif not look.outcome.frozen:
+    elif not look.outcome.inconclusive_reason:
         _tell(chosen, done, yes=yes)
     keys = {finding.key for finding in done}
-    _leave(look.outcome, [finding for finding in look.outcome.damage if finding.key not in keys])
+    _leave(look.outcome, [finding for finding in look.outcome.problems if finding.key not in keys])
 
 
 @contextmanager
@@ -114,10 +114,10 @@ def _looked(believe_list: bool) -> Iterator[_Look]:
 
 def _repaired(look: _Look, chosen: Sequence[Finding], reason: str) -> list[Finding]:
     from executor.database import audit  # noqa: PLC0415 (see above)
-    from executor.drift import inspector as reconcile  # noqa: PLC0415 (see above)
+    from executor.drift.repair import repair  # noqa: PLC0415 (see above)
 
     who = audit.operator()
-    return [each for each in chosen if reconcile.repair(look.engine, look.cluster, each, who=who, reason=reason)]
+    return [each for each in chosen if repair(look.engine, look.cluster, each, who=who, reason=reason)]
 
 
 def _tell(chosen: Sequence[Finding], done: Sequence[Finding], *, yes: bool) -> None:
@@ -136,7 +136,7 @@ def _tell(chosen: Sequence[Finding], done: Sequence[Finding], *, yes: bool) -> N
 def _document(outcome: Outcome) -> dict[str, Any]:
     """Return a check as `--json` shows it. These names are an interface."""
     return {
-        "frozen": outcome.frozen or None,
+        "frozen": outcome.inconclusive_reason or None,
         "mapped": outcome.mapped,
         "findings": [finding.facts for finding in outcome.findings],
     }
@@ -147,8 +147,8 @@ def _for_people(findings: Sequence[Finding]) -> list[dict[str, Any]]:
 
 
 def _leave(outcome: Outcome, damage: Sequence[Finding]) -> None:
-    if outcome.frozen:
-        complain(f"nothing can be concluded: {outcome.frozen}")
+    if outcome.inconclusive_reason:
+        complain(f"nothing can be concluded: {outcome.inconclusive_reason}")
         raise typer.Exit(EXIT_PROXMOX)
     if damage:
         raise typer.Exit(EXIT_FAILURE)

@@ -152,3 +152,18 @@ def mapping_counts(session: Session) -> dict[str, int]:
     found = {state.value: 0 for state in MappingState if state is not MappingState.DELETED}
     alive = Mapping.state != MappingState.DELETED
     return found | dict(session.execute(select(Mapping.state, func.count()).where(alive).group_by(Mapping.state)).all())
+
+
+def busy_services(session: Session, service_id: str | None = None) -> frozenset[str]:
+    """Return the services with a job that is open, or whose result FulcrumCore does not have yet.
+
+    One query for each partial index: an OR of the three conditions would read every row of a long history.
+    """
+    conditions = (
+        Job.status == PENDING_LITERAL,
+        Job.status == PROCESSING_LITERAL,
+        Job.report_state == DUE_LITERAL,
+    )
+    of_service = Job.service_id.is_not(None) if service_id is None else Job.service_id == service_id
+    found = [session.scalars(select(Job.service_id).where(condition, of_service)).all() for condition in conditions]
+    return frozenset(each for services in found for each in services if each)

@@ -1,8 +1,4 @@
-"""Looks at our mappings, Proxmox and FulcrumCore, and tells what differs. No VM is ever changed here.
-
-The periodic check is the critical job Reconcile. What it may do by itself is in `drift.BY_ITSELF`: follow a VM to its
-node, and write down that a VM is gone. Everything else waits for `smith drift fix`, which repairs by `repair` as well.
-"""
+"""Collects the facts of a drift check from our database, Proxmox and FulcrumCore, and compares them. Reads only."""
 
 from __future__ import annotations
 
@@ -12,123 +8,134 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Engine, select
-from sqlalchemy.orm import Session
+from sqlalchemy import Engine
 
-from executor.database import audit, mappings
-from executor.database.engine import reading, transaction
-from executor.database.tables import Job, Mapping
-from executor.drift import compare as drift
-from executor.drift.compare import Facts, Finding, KnownService, Mapped, Repair, SeenVm, World
+from executor.database.engine import reading
+from executor.drift import rows
+from executor.drift.compare import compare, inconclusive_reason, inconclusive_reason_of_fulcrum
+from executor.drift.facts import ClusterState, Facts, Finding, GuestFacts, MappingFacts, ServiceFacts
 from executor.errors import ErrorCode, FulcrumAuthFailing, FulcrumRefused, JobError
 from executor.fulcrum.client import FulcrumClient
-from executor.model import GuestKind, JobStatus, MappingState, ReportState
+from executor.model import GuestKind
 from executor.proxmox.client import MARKER_LINE, ProxmoxReader
 from executor.proxmox.rows import VmRow
 
-#: The tag that every VM of ours has, and how the name ends that we gave it.
+#: The tag of every VM of ours, and the end of the names that a create gives.
 TAG = "smith"
-OUR_NAME = re.compile(r"-[0-9a-f]{8}\Z")
-#: Between the two looks that prove a VM's absence.
-SECOND_LOOK_S = 2.0
+NAME_SUFFIX = re.compile(r"-[0-9a-f]{8}\Z")
+#: A VM is searched for twice before it counts as gone, with this time between the searches.
+SECOND_SEARCH_AFTER_S = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What one check has found. When it is frozen nothing was concluded, and there are no findings."""
+    """The result of one check. When it is inconclusive, it has a reason and no findings."""
 
     findings: tuple[Finding, ...] = ()
-    frozen: str = ""
-    mapped: int = 0
+    inconclusive_reason: str = ""
+    mapped: int = 0  #: number of mappings
 
     @property
-    def damage(self) -> tuple[Finding, ...]:
-        """The findings that a person should know of."""
-        return tuple(finding for finding in self.findings if finding.is_damage)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Rows:
-    """What the database holds at one moment."""
-
-    mapped: tuple[Mapped, ...]
-    unsettled: frozenset[str]
-    foreign: frozenset[str]
+    def problems(self) -> tuple[Finding, ...]:
+        """The findings that need an operator's attention."""
+        return tuple(finding for finding in self.findings if finding.needs_attention)
 
 
 @dataclass(kw_only=True)
 class Inspector:
-    """Collects the facts of one cluster and compares them."""
+    """Checks one cluster for drift."""
 
     engine: Engine
     fulcrum: FulcrumClient
     proxmox: ProxmoxReader
     cluster: str
     wait: Callable[[float], Any] = time.sleep
-    _others: set[str] = field(default_factory=set)  #: services of other agents: that never changes
+    _others_services: set[str] = field(default_factory=set)  #: services of other agents: their agent never changes
 
     def check(self, agent_id: str, *, believe_list: bool = False) -> Outcome:
-        """Look, and say what differs. Nothing is changed. Raises FulcrumUnavailable, JobError (Proxmox)."""
+        """Collect the facts and compare them. Raises FulcrumUnavailable, JobError (Proxmox)."""
         with reading(self.engine) as session:
-            before = _rows(session, self.cluster)
-        world, rows = self._world()
-        of_work = [each for each in before.mapped if each.service_id not in before.unsettled]
-        if frozen := drift.frozen(world, of_work, believe_list=believe_list):
-            return Outcome(frozen=frozen, mapped=len(before.mapped))
-        services = [_known(service) for service in self.fulcrum.services(agent_id)]
-        if frozen := drift.frozen_by_core(of_work, services):
-            return Outcome(frozen=frozen, mapped=len(before.mapped))
-        seen, absent = self._guests(before.mapped, services, rows)
-        foreign = self._foreign(seen, before.mapped, services, agent_id)
+            before = rows.read(session, self.cluster)
+        cluster, vm_rows = self._cluster_state()
+        settled = [mapping for mapping in before.mappings if mapping.service_id not in before.busy_services]
+        if reason := inconclusive_reason(cluster, settled, believe_list=believe_list):
+            return Outcome(inconclusive_reason=reason, mapped=len(before.mappings))
+        services = [_service_facts(service) for service in self.fulcrum.services(agent_id)]
+        if reason := inconclusive_reason_of_fulcrum(settled, services):
+            return Outcome(inconclusive_reason=reason, mapped=len(before.mappings))
+        guests, empty_vmids = self._guests(before.mappings, services, vm_rows)
+        foreign = self._foreign_services(guests, before.mappings, services, agent_id)
         with reading(self.engine) as session:
-            after = _rows(session, self.cluster)
+            after = rows.read(session, self.cluster)
         facts = Facts(
-            mapped=after.mapped,
-            seen=seen,
-            absent=absent,
+            mappings=after.mappings,
+            guests=guests,
+            empty_vmids=empty_vmids,
             services=services,
-            unsettled=before.unsettled | after.unsettled | _changed(before.mapped, after.mapped),
-            foreign=before.foreign | after.foreign | foreign,
+            busy_services=before.busy_services | after.busy_services | after.changed_since(before),
+            foreign_services=before.foreign_services | after.foreign_services | foreign,
         )
-        return Outcome(findings=drift.compare(facts), mapped=len(after.mapped))
+        return Outcome(findings=compare(facts), mapped=len(after.mappings))
 
     # --- Proxmox --------------------------------------------------------------------------------------------------
 
-    def _world(self) -> tuple[World, list[VmRow]]:
-        quorate = self.proxmox.is_quorate()
-        may_see = quorate and self.proxmox.may_see_all_vms()
-        if not may_see:  # what the lists say now means nothing
-            return World(is_quorate=quorate, may_see_all_vms=may_see), []
+    def _cluster_state(self) -> tuple[ClusterState, list[VmRow]]:
+        is_quorate = self.proxmox.is_quorate()
+        may_see_all_vms = is_quorate and self.proxmox.may_see_all_vms()
+        if not may_see_all_vms:  # the lists would not be reliable
+            return ClusterState(is_quorate=is_quorate, may_see_all_vms=False), []
         offline = frozenset(node.name for node in self.proxmox.nodes() if not node.is_online)
-        rows = self.proxmox.vms()
-        listed = {row.vmid: row.node for row in rows}
-        return World(is_quorate=True, may_see_all_vms=True, offline_nodes=offline, listed=listed), rows
+        vm_rows = self.proxmox.vms()
+        listed = {row.vmid: row.node for row in vm_rows}
+        return ClusterState(is_quorate=True, may_see_all_vms=True, offline_nodes=offline, listed=listed), vm_rows
 
     def _guests(
-        self, mapped: Sequence[Mapped], services: Sequence[KnownService], rows: Sequence[VmRow]
-    ) -> tuple[list[SeenVm], frozenset[int]]:
-        """Return the guests that matter, each by its own configuration, and the VMIDs that are proven empty."""
+        self, mappings: Sequence[MappingFacts], services: Sequence[ServiceFacts], vm_rows: Sequence[VmRow]
+    ) -> tuple[list[GuestFacts], frozenset[int]]:
+        """Return the guests to compare, read from their own configuration, and the VMIDs that are proven empty."""
         instances = [service.instance_vmid for service in services if service.should_have_vm]
-        wanted = {each.vmid for each in mapped} | {vmid for vmid in instances if vmid is not None}
-        candidates = [row for row in rows if row.vmid in wanted or _may_be_ours(row)]
-        seen = [vm for row in candidates if (vm := self._look(row.node, row.vmid, row)) is not None]
-        missing = wanted - {vm.vmid for vm in seen}
-        found, absent = self._prove(missing) if missing else ([], frozenset())
-        return seen + found, absent
+        expected = {mapping.vmid for mapping in mappings} | {vmid for vmid in instances if vmid is not None}
+        candidates = [row for row in vm_rows if row.vmid in expected or _may_be_ours(row)]
+        found = [self._read_guest(row.node, row.vmid, (GuestKind(row.kind),)) for row in candidates]
+        guests = [guest for guest in found if guest is not None]
+        missing = expected - {guest.vmid for guest in guests}
+        unlisted, empty_vmids = self._search(missing) if missing else ([], frozenset())
+        return guests + unlisted, empty_vmids
 
-    def _look(self, node: str, vmid: int, row: VmRow | None = None) -> SeenVm | None:
-        """Return the guest as its configuration tells it; None when it is not on this node, or not to be read."""
-        kinds = tuple(GuestKind) if row is None else (GuestKind(row.kind),)
-        return next((vm for kind in kinds if (vm := self._look_for(node, vmid, kind)) is not None), None)
+    def _search(self, missing: set[int]) -> tuple[list[GuestFacts], frozenset[int]]:
+        """Search every node for guests, twice. Returns those found, and the VMIDs that are proven empty.
 
-    def _look_for(self, node: str, vmid: int, kind: GuestKind) -> SeenVm | None:
+        Proxmox's list proves no absence: it lags, and a token may not see every guest. A VMID that is neither found
+        nor free is in neither result.
+        """
+        found: dict[int, GuestFacts] = {}
+        for turn in range(2):
+            if turn:
+                self.wait(SECOND_SEARCH_AFTER_S)
+            nodes = [node.name for node in self.proxmox.nodes() if node.is_online]
+            guests = [self._search_nodes(vmid, nodes) for vmid in sorted(missing - found.keys())]
+            found |= {guest.vmid: guest for guest in guests if guest is not None}
+        empty = {vmid for vmid in missing - found.keys() if self.proxmox.is_vmid_free(vmid)}
+        is_quorate = self.proxmox.is_quorate()  # without quorum, the search proves nothing
+        return list(found.values()), frozenset(empty) if is_quorate else frozenset()
+
+    def _search_nodes(self, vmid: int, nodes: Iterable[str]) -> GuestFacts | None:
+        found = (self._read_guest(node, vmid, tuple(GuestKind)) for node in nodes)
+        return next((guest for guest in found if guest is not None), None)
+
+    def _read_guest(self, node: str, vmid: int, kinds: Sequence[GuestKind]) -> GuestFacts | None:
+        """Return the guest that has one of these kinds, None when it is not on the node or may not be read."""
+        found = (self._read_config(node, vmid, kind) for kind in kinds)
+        return next((guest for guest in found if guest is not None), None)
+
+    def _read_config(self, node: str, vmid: int, kind: GuestKind) -> GuestFacts | None:
         try:
             config = self.proxmox.vm_config(node, vmid, kind=kind)
         except JobError as error:
             if error.code in (ErrorCode.VM_NOT_FOUND, ErrorCode.PVE_PERMISSION):
                 return None
             raise
-        return SeenVm(
+        return GuestFacts(
             vmid=vmid,
             node=node,
             kind=kind,
@@ -137,168 +144,35 @@ class Inspector:
             is_template=str(config.get("template") or "0") == "1",
         )
 
-    def _prove(self, missing: set[int]) -> tuple[list[SeenVm], frozenset[int]]:
-        """Look for guests on every node, twice. Returns those found after all, and the VMIDs that hold nothing.
-
-        A list proves no absence: it lags, and a token may not see everything. A VMID that is neither found nor free
-        is left out of both.
-        """
-        found: dict[int, SeenVm] = {}
-        for turn in range(2):
-            if turn:
-                self.wait(SECOND_LOOK_S)
-            nodes = [node.name for node in self.proxmox.nodes() if node.is_online]
-            looks = [self._look_everywhere(vmid, nodes) for vmid in sorted(missing - found.keys())]
-            found |= {vm.vmid: vm for vm in looks if vm is not None}
-        absent = {vmid for vmid in missing - found.keys() if self.proxmox.is_vmid_free(vmid)}
-        quorate = self.proxmox.is_quorate()  # what was not found while it was lost proves nothing
-        return list(found.values()), frozenset(absent) if quorate else frozenset()
-
-    def _look_everywhere(self, vmid: int, nodes: Iterable[str]) -> SeenVm | None:
-        return next((vm for node in nodes if (vm := self._look(node, vmid)) is not None), None)
-
     # --- FulcrumCore ----------------------------------------------------------------------------------------------
 
-    def _foreign(
-        self, seen: Sequence[SeenVm], mapped: Sequence[Mapped], services: Sequence[KnownService], agent_id: str
+    def _foreign_services(
+        self,
+        guests: Sequence[GuestFacts],
+        mappings: Sequence[MappingFacts],
+        services: Sequence[ServiceFacts],
+        agent_id: str,
     ) -> frozenset[str]:
-        """Return the services of other agents whose VMs live on the same cluster: they are none of our business."""
-        ours = {each.service_id for each in mapped} | {service.id for service in services}
-        strangers = {marker for vm in seen for marker in vm.markers} - ours
-        self._others |= {stranger for stranger in strangers - self._others if self._is_of_another(stranger, agent_id)}
-        return frozenset(strangers & self._others)
+        """Return the services of other agents whose VMs are on the same cluster."""
+        ours = {mapping.service_id for mapping in mappings} | {service.id for service in services}
+        unknown = {marker for guest in guests for marker in guest.markers} - ours
+        self._others_services |= {each for each in unknown - self._others_services if self._is_foreign(each, agent_id)}
+        return frozenset(unknown & self._others_services)
 
-    def _is_of_another(self, service_id: str, agent_id: str) -> bool:
+    def _is_foreign(self, service_id: str, agent_id: str) -> bool:
         try:
             return self.fulcrum.get_service(service_id).agent_id != agent_id
         except FulcrumAuthFailing:
-            self.fulcrum.get_self()  # one service's 403 means unknown; on everything it means something else
+            # 403 for one service means that it is unknown. Raises when FulcrumCore answers 403 to everything.
+            self.fulcrum.get_self()
             return False
         except FulcrumRefused:
             return False
 
 
 def _may_be_ours(row: VmRow) -> bool:
-    return not row.is_template and (TAG in row.tags or bool(OUR_NAME.search(row.name)))
+    return not row.is_template and (TAG in row.tags or bool(NAME_SUFFIX.search(row.name)))
 
 
-def _known(service: Any) -> KnownService:
-    return KnownService(id=service.id, status=service.status or "", instance_id=service.agent_instance_id or "")
-
-
-# --- the database -------------------------------------------------------------------------------------------------
-
-
-def _rows(session: Session, cluster: str) -> _Rows:
-    rows = session.scalars(select(Mapping).where(Mapping.state != MappingState.DELETED)).all()
-    return _Rows(
-        mapped=tuple(_mapped(row) for row in rows if row.cluster == cluster),
-        unsettled=unsettled(session),
-        foreign=frozenset(row.service_id for row in rows if row.cluster != cluster),
-    )
-
-
-def _mapped(row: Mapping) -> Mapped:
-    return Mapped(
-        id=row.id,
-        service_id=row.service_id,
-        vmid=row.vmid,
-        node=row.node or "",
-        name=row.name,
-        state=row.state,
-        updated_at=row.updated_at,
-        kind=row.kind,
-    )
-
-
-def unsettled(session: Session, service_id: str | None = None) -> frozenset[str]:
-    """Return the services with a job that is open, or whose outcome FulcrumCore does not know yet.
-
-    One question for each index: an OR of the three would read every row of a long history.
-    """
-    conditions = (
-        Job.status == JobStatus.PENDING,
-        Job.status == JobStatus.PROCESSING,
-        Job.report_state == ReportState.DUE,
-    )
-    of_service = Job.service_id.is_not(None) if service_id is None else Job.service_id == service_id
-    found = [session.scalars(select(Job.service_id).where(condition, of_service)).all() for condition in conditions]
-    return frozenset(each for services in found for each in services if each)
-
-
-def _changed(before: Sequence[Mapped], after: Sequence[Mapped]) -> frozenset[str]:
-    """Return the services whose mapping is not what it was when the look began."""
-    return frozenset(each.service_id for each in set(before) ^ set(after))
-
-
-# --- repairs ------------------------------------------------------------------------------------------------------
-
-
-def repair(engine: Engine, cluster: str, finding: Finding, *, who: str, reason: str = "") -> bool:
-    """Do what the finding proposes, with its entry in the audit; False when things have moved on since the look."""
-    with transaction(engine) as session:
-        row = session.get(Mapping, finding.mapped.id) if finding.mapped else None
-        if finding.repair is None or unsettled(session, finding.service_id) or not _is_as_it_was(row, finding):
-            return False
-        before = audit.facts_of(row, audit.MAPPING_COLUMNS)
-        if not _REPAIRS[finding.repair](session, cluster, finding):
-            return False
-        session.expire_all()
-        row = row if finding.repair is not Repair.ADOPT else mappings.live(session, finding.service_id)
-        audit.note(
-            session,
-            who=who,
-            verb=finding.repair.value,
-            kind="mapping",
-            subject=finding.service_id,
-            before=before,
-            after=audit.facts_of(row, audit.MAPPING_COLUMNS),
-            reason=reason or f"{finding.kind}: {finding.text}",
-        )
-    return True
-
-
-def _is_as_it_was(row: Mapping | None, finding: Finding) -> bool:
-    return (None if row is None else _mapped(row)) == finding.mapped
-
-
-def _correct_node(session: Session, _cluster: str, finding: Finding) -> bool:
-    assert finding.mapped is not None  # noqa: S101 (the comparison makes this repair for a mapping only)
-    mappings.note_node(session, finding.mapped.id, finding.node)
-    return True
-
-
-def _mark_orphaned(session: Session, _cluster: str, finding: Finding) -> bool:
-    assert finding.mapped is not None  # noqa: S101 (see above)
-    mappings.mark_orphaned(session, finding.mapped.id, finding.text)
-    return True
-
-
-def _forget(session: Session, _cluster: str, finding: Finding) -> bool:
-    assert finding.mapped is not None  # noqa: S101 (see above)
-    mappings.release(session, finding.mapped.id, finding.text)
-    return True
-
-
-def _adopt(session: Session, cluster: str, finding: Finding) -> bool:
-    assert finding.vmid is not None  # noqa: S101 (it was seen)
-    return (
-        mappings.take_in(
-            session,
-            service_id=finding.service_id,
-            cluster=cluster,
-            vmid=finding.vmid,
-            name=finding.name,
-            node=finding.node,
-            kind=finding.guest,
-        )
-        is not None
-    )
-
-
-_REPAIRS: dict[Repair, Callable[[Session, str, Finding], bool]] = {
-    Repair.CORRECT_NODE: _correct_node,
-    Repair.MARK_ORPHANED: _mark_orphaned,
-    Repair.FORGET: _forget,
-    Repair.ADOPT: _adopt,
-}
+def _service_facts(service: Any) -> ServiceFacts:
+    return ServiceFacts(id=service.id, status=service.status or "", instance_id=service.agent_instance_id or "")

@@ -13,7 +13,7 @@ import pytest
 import requests
 from smith_lab.system import LabSystem, ending, running_lab, wait_for
 
-from executor.drift.compare import Kind
+from executor.drift.facts import DriftKind
 
 Json = dict[str, Any]
 
@@ -61,7 +61,7 @@ def counted(lab: LabSystem) -> dict[str, float]:
     port = lab.log_events("http_served")[-1]["port"]
     text = requests.get(f"http://127.0.0.1:{port}/metrics", timeout=30).text
     found = re.findall(r'^smith_drift_vms\{kind="(\w+)"\} (\S+)$', text, re.MULTILINE)
-    assert len(found) == len(Kind)
+    assert len(found) == len(DriftKind)
     return {kind: float(value) for kind, value in found if float(value)}
 
 
@@ -111,7 +111,7 @@ def test_nothing_is_concluded_without_quorum_and_all_of_it_afterwards(lab: LabSy
     service_id, vmid = made(lab, "quorum")["quorum"]
     lab.proxmox.control("quorum", quorate=False)
     lab.proxmox.control("remove", vmid=vmid)
-    wait_for(lambda: lab.log_events("drift_check_frozen"), 120, "the check to freeze")
+    wait_for(lambda: lab.log_events("drift_check_inconclusive"), 120, "the check to freeze")
     code, found = drift(lab)
     assert (code, found["findings"]) == (5, [])
     assert "quorum" in found["frozen"]

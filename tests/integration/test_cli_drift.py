@@ -143,7 +143,7 @@ def test_everything_that_happened_behind_our_back_is_told_and_nothing_is_changed
             ("vm_moved", moved[1]),
             ("vm_renamed", renamed[1]),
             ("vm_recycled", recycled[1]),
-            ("orphan_vm", orphan),
+            ("unmapped_vm", orphan),
             ("vm_without_service", stray),
             ("service_without_vm", lost),
         ]
@@ -171,7 +171,7 @@ def test_a_repair_needs_a_yes_and_is_in_the_audit(world: World) -> None:
     assert (shown.returncode, world.state(service_id)[0]) == (1, "active")
     assert "mark_orphaned" in shown.stdout
     assert "--yes" in shown.stdout
-    assert world.drift("fix", "orphan_vm", "--yes", code=1)["repaired"] == []
+    assert world.drift("fix", "unmapped_vm", "--yes", code=1)["repaired"] == []
 
     assert len(world.drift("fix", "vm_gone", "--yes", "--reason", "host 3 burnt", code=0)["repaired"]) == 1
     assert world.state(service_id)[0] == "orphaned"
@@ -389,7 +389,7 @@ def test_a_mapping_is_forgotten_and_the_vm_stays(world: World) -> None:
         "active",
         "deleted",
     )
-    assert world.kinds() == [("orphan_vm", vmid)]
+    assert world.kinds() == [("unmapped_vm", vmid)]
     assert world.cli("mappings", "forget", service_id, "--yes").returncode == 1
 
 

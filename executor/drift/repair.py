@@ -1,0 +1,91 @@
+"""Applies the repair of a finding: changes our mapping, never a VM, and writes an audit entry."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from sqlalchemy import Engine
+from sqlalchemy.orm import Session
+
+from executor.database import audit, mappings, queries
+from executor.database.engine import transaction
+from executor.database.tables import Mapping
+from executor.drift import rows
+from executor.drift.facts import Finding, MappingFacts, Repair
+
+
+def repair(engine: Engine, cluster: str, finding: Finding, *, who: str, reason: str = "") -> bool:
+    """Apply the repair that a finding proposes.
+
+    Returns False, with nothing changed, when the service is busy or its mapping has changed since the comparison.
+    """
+    with transaction(engine) as session:
+        row = session.get(Mapping, finding.mapping.id) if finding.mapping else None
+        if (
+            finding.repair is None
+            or queries.busy_services(session, finding.service_id)
+            or not _is_unchanged(row, finding)
+        ):
+            return False
+        before = audit.facts_of(row, audit.MAPPING_COLUMNS)
+        if not _REPAIRS[finding.repair](session, cluster, finding):
+            return False
+        session.expire_all()
+        row = row if finding.repair is not Repair.ADOPT else mappings.live(session, finding.service_id)
+        audit.note(
+            session,
+            who=who,
+            verb=finding.repair.value,
+            kind="mapping",
+            subject=finding.service_id,
+            before=before,
+            after=audit.facts_of(row, audit.MAPPING_COLUMNS),
+            reason=reason or f"{finding.kind}: {finding.text}",
+        )
+    return True
+
+
+def _is_unchanged(row: Mapping | None, finding: Finding) -> bool:
+    return (None if row is None else rows.mapping_facts(row)) == finding.mapping
+
+
+def _correct_node(session: Session, _cluster: str, finding: Finding) -> bool:
+    mappings.note_node(session, _mapping_of(finding).id, finding.node)
+    return True
+
+
+def _mark_orphaned(session: Session, _cluster: str, finding: Finding) -> bool:
+    mappings.mark_orphaned(session, _mapping_of(finding).id, finding.text)
+    return True
+
+
+def _forget(session: Session, _cluster: str, finding: Finding) -> bool:
+    mappings.release(session, _mapping_of(finding).id, finding.text)
+    return True
+
+
+def _mapping_of(finding: Finding) -> MappingFacts:
+    assert finding.mapping is not None  # noqa: S101 (the comparison proposes these repairs for a mapping only)
+    return finding.mapping
+
+
+def _adopt(session: Session, cluster: str, finding: Finding) -> bool:
+    assert finding.vmid is not None  # noqa: S101 (the comparison proposes this repair for a guest only)
+    adopted = mappings.take_in(
+        session,
+        service_id=finding.service_id,
+        cluster=cluster,
+        vmid=finding.vmid,
+        name=finding.name,
+        node=finding.node,
+        kind=finding.guest_kind,
+    )
+    return adopted is not None
+
+
+_REPAIRS: dict[Repair, Callable[[Session, str, Finding], bool]] = {
+    Repair.CORRECT_NODE: _correct_node,
+    Repair.MARK_ORPHANED: _mark_orphaned,
+    Repair.FORGET: _forget,
+    Repair.ADOPT: _adopt,
+}

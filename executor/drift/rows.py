@@ -1,0 +1,51 @@
+"""Reads from the database what a drift check compares: the mappings, and the services that are busy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from executor.database import queries
+from executor.database.tables import Mapping
+from executor.drift.facts import MappingFacts
+from executor.model import MappingState
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """What the database holds at one moment."""
+
+    mappings: tuple[MappingFacts, ...]
+    busy_services: frozenset[str]
+    foreign_services: frozenset[str]  #: mapped on another cluster
+
+    def changed_since(self, earlier: Rows) -> frozenset[str]:
+        """Return the services whose mapping has changed."""
+        return frozenset(mapping.service_id for mapping in set(earlier.mappings) ^ set(self.mappings))
+
+
+def read(session: Session, cluster: str) -> Rows:
+    """Read the mappings of a cluster and the busy services."""
+    rows: Sequence[Mapping] = session.scalars(select(Mapping).where(Mapping.state != MappingState.DELETED)).all()
+    return Rows(
+        mappings=tuple(mapping_facts(row) for row in rows if row.cluster == cluster),
+        busy_services=queries.busy_services(session),
+        foreign_services=frozenset(row.service_id for row in rows if row.cluster != cluster),
+    )
+
+
+def mapping_facts(row: Mapping) -> MappingFacts:
+    """Return a mapping's row as the comparison needs it."""
+    return MappingFacts(
+        id=row.id,
+        service_id=row.service_id,
+        vmid=row.vmid,
+        node=row.node or "",
+        name=row.name,
+        state=row.state,
+        updated_at=row.updated_at,
+        kind=row.kind,
+    )

@@ -1,0 +1,346 @@
+"""The drift comparison: every kind of difference, every inconclusive answer, and what is no drift."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.databases import LONG_AGO
+
+from executor.drift.compare import compare, inconclusive_reason, inconclusive_reason_of_fulcrum
+from executor.drift.facts import (
+    AUTOMATIC_REPAIRS,
+    ClusterState,
+    DriftKind,
+    Facts,
+    GuestFacts,
+    MappingFacts,
+    Repair,
+    ServiceFacts,
+)
+from executor.model import MappingState
+
+A = "aaaaaaaa-0000-4000-8000-000000000001"
+B = "bbbbbbbb-0000-4000-8000-000000000002"
+AGENT = "6f0c2a52-8d0e-4d0b-9a3c-0d9a5b1f7e11"
+ACTIVE, RESERVED, ORPHANED = MappingState.ACTIVE, MappingState.RESERVED, MappingState.ORPHANED
+DOOMED = MappingState.DOOMED
+
+
+def mapping(**changes: Any) -> MappingFacts:
+    values: dict[str, Any] = {"service_id": A, "vmid": 100, "node": "pve1", "name": "web", "state": ACTIVE}
+    return MappingFacts(**({"id": 1, "updated_at": LONG_AGO} | values | changes))
+
+
+def guest(**changes: Any) -> GuestFacts:
+    values: dict[str, Any] = {"vmid": 100, "node": "pve1", "name": "web", "markers": frozenset({A})}
+    return GuestFacts(**(values | changes))
+
+
+def service(**changes: Any) -> ServiceFacts:
+    return ServiceFacts(**({"id": A, "status": "Started", "instance_id": f"{AGENT}/100"} | changes))
+
+
+def facts(**changes: Any) -> Facts:
+    """Return one service with its VM and its mapping, without any difference unless `changes` makes one."""
+    return Facts(**({"mappings": (mapping(),), "guests": (guest(),), "services": (service(),)} | changes))
+
+
+def summary(compared: Facts) -> list[tuple[DriftKind, int | None, Repair | None]]:
+    return [(finding.kind, finding.vmid, finding.repair) for finding in compare(compared)]
+
+
+# --- findings -----------------------------------------------------------------------------------------------------
+
+UNMARKED, OTHER, BOTH = frozenset[str](), frozenset({B}), frozenset({A, B})
+GONE: dict[str, Any] = {"guests": (), "empty_vmids": frozenset({100})}
+DELETED = (service(status="Deleted", instance_id=""),)
+NEW = (service(status="New", instance_id=""),)
+
+DRIFT: list[tuple[str, dict[str, Any], list[tuple[DriftKind, int | None, Repair | None]]]] = [
+    ("no difference", {}, []),
+    ("gone", GONE, [(DriftKind.VM_GONE, 100, Repair.MARK_ORPHANED)]),
+    ("gone, service deleted", GONE | {"services": DELETED}, [(DriftKind.VM_GONE, 100, Repair.FORGET)]),
+    ("gone, service unknown", GONE | {"services": ()}, [(DriftKind.VM_GONE, 100, Repair.FORGET)]),
+    ("neither found nor proven empty", {"guests": ()}, []),
+    ("moved", {"guests": (guest(node="pve2"),)}, [(DriftKind.VM_MOVED, 100, Repair.CORRECT_NODE)]),
+    ("node not stored yet", {"mappings": (mapping(node=""),)}, [(DriftKind.VM_MOVED, 100, Repair.CORRECT_NODE)]),
+    ("renamed", {"guests": (guest(name="db"),)}, [(DriftKind.VM_RENAMED, 100, None)]),
+    (
+        "moved and renamed",
+        {"guests": (guest(node="pve2", name="db"),)},
+        [(DriftKind.VM_MOVED, 100, Repair.CORRECT_NODE), (DriftKind.VM_RENAMED, 100, None)],
+    ),
+    ("marker lost", {"guests": (guest(markers=UNMARKED),)}, [(DriftKind.VM_RECYCLED, 100, None)]),
+    ("two markers", {"guests": (guest(markers=BOTH),)}, [(DriftKind.VM_RECYCLED, 100, None)]),
+    ("a container", {"guests": (guest(kind="lxc", markers=UNMARKED),)}, [(DriftKind.VM_RECYCLED, 100, None)]),
+    ("a container on the VM's VMID", {"guests": (guest(kind="lxc"),)}, [(DriftKind.VM_RECYCLED, 100, None)]),
+    ("a container without difference", {"mappings": (mapping(kind="lxc"),), "guests": (guest(kind="lxc"),)}, []),
+    (
+        "a container unmapped",
+        {"mappings": (), "guests": (guest(kind="lxc"),)},
+        [(DriftKind.UNMAPPED_VM, 100, Repair.ADOPT)],
+    ),
+    ("scheduled for deletion", {"mappings": (mapping(state=DOOMED),), "services": DELETED}, []),
+    ("scheduled for deletion, service unknown", {"mappings": (mapping(state=DOOMED),), "services": ()}, []),
+    (
+        "scheduled for deletion, service not deleted",
+        {"mappings": (mapping(state=DOOMED),)},
+        [(DriftKind.MAPPING_UNREPORTED, 100, None)],
+    ),
+    (
+        "scheduled for deletion, moved",
+        {"mappings": (mapping(state=DOOMED),), "services": DELETED, "guests": (guest(node="pve2"),)},
+        [(DriftKind.VM_MOVED, 100, Repair.CORRECT_NODE)],
+    ),
+    (
+        "scheduled for deletion, renamed",
+        {"mappings": (mapping(state=DOOMED),), "services": DELETED, "guests": (guest(name="db"),)},
+        [(DriftKind.VM_RENAMED, 100, None)],
+    ),
+    (
+        "scheduled for deletion, unmarked guest on its VMID",
+        {"mappings": (mapping(state=DOOMED),), "services": DELETED, "guests": (guest(markers=UNMARKED),)},
+        [(DriftKind.VM_RECYCLED, 100, None)],
+    ),
+    (
+        "scheduled for deletion, gone",
+        GONE | {"mappings": (mapping(state=DOOMED),), "services": DELETED},
+        [(DriftKind.VM_WITHOUT_SERVICE, 100, Repair.FORGET)],
+    ),
+    (
+        "scheduled for deletion, gone, service not deleted",
+        GONE | {"mappings": (mapping(state=DOOMED),)},
+        [(DriftKind.VM_GONE, 100, Repair.MARK_ORPHANED)],
+    ),
+    ("turned into a template", {"guests": (guest(is_template=True),)}, [(DriftKind.VM_RECYCLED, 100, None)]),
+    (
+        "another service's VM on the VMID",
+        {"guests": (guest(markers=OTHER),), "services": (service(), service(id=B, status="New", instance_id=""))},
+        [(DriftKind.UNMAPPED_VM, 100, None), (DriftKind.VM_RECYCLED, 100, None)],
+    ),
+    ("VM unmapped", {"mappings": ()}, [(DriftKind.UNMAPPED_VM, 100, Repair.ADOPT)]),
+    ("VM unmapped, never reported", {"mappings": (), "services": NEW}, [(DriftKind.UNMAPPED_VM, 100, Repair.ADOPT)]),
+    (
+        "VM unmapped, service deleted",
+        {"mappings": (), "services": DELETED},
+        [(DriftKind.VM_WITHOUT_SERVICE, 100, None)],
+    ),
+    ("VM unmapped, service unknown", {"mappings": (), "services": ()}, [(DriftKind.VM_WITHOUT_SERVICE, 100, None)]),
+    ("VM of another agent", {"mappings": (), "services": (), "foreign_services": frozenset({A})}, []),
+    ("unmapped template with our marker", {"mappings": (), "services": (), "guests": (guest(is_template=True),)}, []),
+    ("a copy", {"guests": (guest(), guest(vmid=200))}, [(DriftKind.UNMAPPED_VM, 200, None)]),
+    (
+        "two unmapped VMs of one service",
+        {"mappings": (), "guests": (guest(), guest(vmid=200))},
+        [(DriftKind.UNMAPPED_VM, 100, None), (DriftKind.UNMAPPED_VM, 200, None)],
+    ),
+    ("exists again", {"mappings": (mapping(state=ORPHANED),)}, [(DriftKind.UNMAPPED_VM, 100, Repair.ADOPT)]),
+    (
+        "exists again on another VMID",
+        {"mappings": (mapping(state=ORPHANED),), "guests": (guest(vmid=200),), "empty_vmids": frozenset({100})},
+        [(DriftKind.UNMAPPED_VM, 200, Repair.ADOPT)],
+    ),
+    (
+        "its VMID has a mapping of another service",
+        {"mappings": (mapping(service_id=B, state=ORPHANED),)},
+        [(DriftKind.UNMAPPED_VM, 100, None)],
+    ),
+    ("service without VM", GONE | {"mappings": ()}, [(DriftKind.SERVICE_WITHOUT_VM, 100, None)]),
+    (
+        "stopped without VM",
+        GONE | {"mappings": (), "services": (service(status="Stopped"),)},
+        [(DriftKind.SERVICE_WITHOUT_VM, 100, None)],
+    ),
+    ("orphaned", GONE | {"mappings": (mapping(state=ORPHANED),)}, [(DriftKind.SERVICE_WITHOUT_VM, 100, None)]),
+    (
+        "service known as Lost",
+        GONE | {"mappings": (mapping(state=ORPHANED),), "services": (service(status="Lost"),)},
+        [],
+    ),
+    ("service without VM, VMID not proven empty", {"mappings": (), "guests": ()}, []),
+    (
+        "unmarked guest on the service's VMID",
+        {"mappings": (), "guests": (guest(markers=UNMARKED),)},
+        [(DriftKind.SERVICE_WITHOUT_VM, 100, None)],
+    ),
+    ("an instance id of another form", GONE | {"mappings": (), "services": (service(instance_id="vm-100"),)}, []),
+    ("mapped on another cluster", GONE | {"mappings": (), "foreign_services": frozenset({A})}, []),
+    ("VM without service", {"services": DELETED}, [(DriftKind.VM_WITHOUT_SERVICE, 100, None)]),
+    ("VM with an unknown service", {"services": ()}, [(DriftKind.VM_WITHOUT_SERVICE, 100, None)]),
+    (
+        "neither VM nor service, orphaned",
+        GONE | {"mappings": (mapping(state=ORPHANED),), "services": DELETED},
+        [(DriftKind.VM_WITHOUT_SERVICE, 100, Repair.FORGET)],
+    ),
+    (
+        "neither VM nor service, reserved",
+        GONE | {"mappings": (mapping(state=RESERVED),), "services": DELETED},
+        [(DriftKind.VM_WITHOUT_SERVICE, 100, Repair.FORGET)],
+    ),
+    ("reserved, no clone yet", GONE | {"mappings": (mapping(state=RESERVED),), "services": NEW}, []),
+    (
+        "reserved, partial clone",
+        {"mappings": (mapping(state=RESERVED),), "services": NEW, "guests": (guest(markers=UNMARKED),)},
+        [],
+    ),
+    ("never reported", {"services": NEW}, [(DriftKind.MAPPING_UNREPORTED, 100, None)]),
+    (
+        "another instance id",
+        {"services": (service(instance_id=f"{AGENT}/7777"),)},
+        [(DriftKind.MAPPING_UNREPORTED, 100, None)],
+    ),
+]
+
+
+@pytest.mark.parametrize(("changes", "expected"), [row[1:] for row in DRIFT], ids=[row[0] for row in DRIFT])
+def test_each_difference_has_its_kind_and_its_repair(
+    changes: dict[str, Any], expected: list[tuple[DriftKind, int | None, Repair | None]]
+) -> None:
+    assert summary(facts(**changes)) == expected
+
+
+@pytest.mark.parametrize("changes", [row[1] for row in DRIFT], ids=[row[0] for row in DRIFT])
+def test_a_busy_service_has_no_findings(changes: dict[str, Any]) -> None:
+    assert summary(facts(**changes, busy_services=frozenset({A, B}))) == []
+
+
+def test_every_kind_is_in_the_table() -> None:
+    assert {kind for _name, _facts, found in DRIFT for kind, _vmid, _repair in found} == set(DriftKind)
+
+
+def test_every_finding_but_a_move_needs_attention() -> None:
+    found = [finding for row in DRIFT for finding in compare(facts(**row[1]))]
+    assert {finding.kind for finding in found if not finding.needs_attention} == {DriftKind.VM_MOVED}
+
+
+def test_automatic_repairs_neither_create_nor_end_a_mapping() -> None:
+    assert {Repair.CORRECT_NODE, Repair.MARK_ORPHANED} == AUTOMATIC_REPAIRS
+
+
+any_service_id = st.sampled_from([A, B])
+any_guest = st.builds(
+    GuestFacts,
+    vmid=st.integers(100, 103),
+    node=st.sampled_from(["pve1", "pve2"]),
+    name=st.sampled_from(["web", "db"]),
+    markers=st.frozensets(any_service_id, max_size=2),
+    is_template=st.booleans(),
+    kind=st.sampled_from(["qemu", "lxc"]),
+)
+any_mapping = st.builds(
+    mapping,
+    id=st.integers(1, 9),
+    service_id=any_service_id,
+    vmid=st.integers(100, 103),
+    state=st.sampled_from([ACTIVE, RESERVED, ORPHANED]),
+)
+any_service = st.builds(
+    service,
+    id=any_service_id,
+    status=st.sampled_from(["New", "Started", "Lost", "Deleted"]),
+    instance_id=st.sampled_from(["", f"{AGENT}/100", f"{AGENT}/101", "odd", "/", "a/²"]),
+)
+
+
+@given(
+    mappings=st.lists(any_mapping, max_size=2, unique_by=(lambda each: each.service_id, lambda each: each.vmid)),
+    guests=st.lists(any_guest, max_size=4, unique_by=lambda each: each.vmid),
+    services=st.lists(any_service, max_size=2, unique_by=lambda each: each.id),
+    empty=st.frozensets(st.integers(100, 103)),
+)
+def test_no_repair_is_proposed_without_proof(
+    mappings: list[MappingFacts], guests: list[GuestFacts], services: list[ServiceFacts], empty: frozenset[int]
+) -> None:
+    """An existing VM is never reported as gone, and only a VM with the service's marker is adopted."""
+    empty_vmids = empty - {each.vmid for each in guests}
+    findings = compare(Facts(mappings=mappings, guests=guests, services=services, empty_vmids=empty_vmids))
+    assert len({finding.key for finding in findings}) == len(findings)
+    for finding in findings:
+        if finding.kind is DriftKind.VM_GONE or finding.repair in (Repair.MARK_ORPHANED, Repair.FORGET):
+            assert finding.vmid in empty_vmids
+        if finding.repair is Repair.ADOPT:
+            (found,) = [each for each in guests if each.belongs_to(finding.service_id)]
+            assert found.vmid == finding.vmid
+            assert not any(each.may_have_vm for each in mappings if each.service_id == finding.service_id)
+            assert not any(each.vmid == found.vmid for each in mappings if each.service_id != finding.service_id)
+        if finding.repair is Repair.CORRECT_NODE:
+            assert any(each.belongs_to(finding.service_id) and each.node == finding.node for each in guests)
+
+
+# --- inconclusive answers -----------------------------------------------------------------------------------------
+
+
+def several(count: int, **changes: Any) -> tuple[MappingFacts, ...]:
+    return tuple(mapping(id=n, service_id=f"{n:08x}", vmid=100 + n, **changes) for n in range(count))
+
+
+def cluster(count: int = 0, **changes: Any) -> ClusterState:
+    """Return a cluster whose list has the first `count` VMIDs and a template."""
+    listed = {100 + n: "pve1" for n in range(count)} | {9000: "pve1"}
+    return ClusterState(**({"is_quorate": True, "may_see_all_vms": True, "listed": listed} | changes))
+
+
+ANSWERS: list[tuple[str, ClusterState, tuple[MappingFacts, ...], str]] = [
+    ("every mapped VM is listed", cluster(10), several(10), ""),
+    ("nothing is mapped", cluster(0, listed={}), (), ""),
+    ("no quorum", cluster(10, is_quorate=False), several(10), "no quorum"),
+    ("no quorum, nothing mapped", cluster(0, is_quorate=False), (), "no quorum"),
+    ("no privilege", cluster(10, may_see_all_vms=False), several(10), "lacks VM.Audit"),
+    ("node of mappings offline", cluster(10, offline_nodes=frozenset({"pve1"})), several(10), "pve1 is offline"),
+    ("another node offline", cluster(10, offline_nodes=frozenset({"pve9"})), several(10), ""),
+    (
+        "moved to a node that is offline now",
+        cluster(0, listed={100: "pve2", 101: "pve1"}, offline_nodes=frozenset({"pve2"})),
+        several(2),
+        "pve2 is offline",
+    ),
+    (
+        "offline node with orphaned mappings only",
+        cluster(2, offline_nodes=frozenset({"pve1"})),
+        several(2, state=ORPHANED),
+        "",
+    ),
+    ("an empty list", cluster(0, listed={}), several(1), "lists no guest at all"),
+    ("one of one gone, others there", cluster(0), several(1), ""),
+    ("three of three gone", cluster(0), several(3), ""),
+    ("four of four gone", cluster(0), several(4), "4 of 4 mapped VMs"),
+    ("three of ten gone", cluster(7), several(10), ""),
+    ("four of ten gone", cluster(6), several(10), "4 of 10 mapped VMs"),
+    ("30 % of 100", cluster(70), several(100), ""),
+    ("31 % of 100", cluster(69), several(100), "31 of 100 mapped VMs"),
+    ("reserved VMs may be missing", cluster(0), several(10, state=RESERVED), ""),
+]
+
+
+@pytest.mark.parametrize(("answer", "mappings", "text"), [row[1:] for row in ANSWERS], ids=[row[0] for row in ANSWERS])
+def test_no_conclusion_is_drawn_from_unreliable_answers(
+    answer: ClusterState, mappings: tuple[MappingFacts, ...], text: str
+) -> None:
+    reason = inconclusive_reason(answer, mappings)
+    assert text in reason
+    assert bool(reason) == bool(text)
+
+
+@pytest.mark.parametrize(("listed", "count", "is_inconclusive"), [(6, 10, False), (0, 10, False), (0, 0, False)])
+def test_the_operator_can_confirm_a_short_list(listed: int, count: int, is_inconclusive: bool) -> None:
+    assert bool(inconclusive_reason(cluster(listed), several(count), believe_list=True)) is is_inconclusive
+
+
+@pytest.mark.parametrize("wrong", [{"is_quorate": False}, {"may_see_all_vms": False}, {"offline_nodes": {"pve1"}}])
+def test_the_operator_cannot_override_quorum_privilege_and_offline_nodes(wrong: dict[str, Any]) -> None:
+    assert inconclusive_reason(cluster(10, **wrong), several(10), believe_list=True)
+
+
+@pytest.mark.parametrize(
+    ("count", "listed", "text"),
+    [(0, 0, ""), (3, 0, ""), (4, 0, "4 of 4 mapped services"), (10, 7, ""), (10, 6, "4 of 10 mapped services")],
+)
+def test_no_conclusion_is_drawn_from_a_short_list_of_fulcrumcore(count: int, listed: int, text: str) -> None:
+    mappings = several(count)
+    services = [service(id=each.service_id) for each in mappings[:listed]]
+    reason = inconclusive_reason_of_fulcrum(mappings, services)
+    assert text in reason
+    assert bool(reason) == bool(text)

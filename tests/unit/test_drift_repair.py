@@ -1,0 +1,136 @@
+"""Repairs of drift: each changes the mapping and writes an audit entry, or does nothing when the facts are outdated."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, update
+from support.databases import LONG_AGO, submit
+
+from executor.database import audit, job_queue, mappings, queries
+from executor.database.engine import reading, transaction
+from executor.database.tables import Job, Mapping
+from executor.drift import rows
+from executor.drift.facts import DriftKind, Finding, MappingFacts, Repair
+from executor.drift.repair import repair
+from executor.model import MappingState, ReportState
+
+A = "aaaaaaaa-0000-4000-8000-000000000001"
+B = "bbbbbbbb-0000-4000-8000-000000000002"
+ACTIVE, ORPHANED = MappingState.ACTIVE, MappingState.ORPHANED
+
+
+def insert(engine: Engine, state: MappingState = ACTIVE, **changes: Any) -> MappingFacts:
+    """Insert a mapping and return it as a check reads it."""
+    values = {"service_id": A, "cluster": "c", "vmid": 100, "name": "web"} | changes
+    with transaction(engine) as session:
+        row = mappings.reserve(session, **values)
+        assert row is not None
+        session.execute(update(Mapping).where(Mapping.id == row.id).values(state=state, node="pve1"))
+    return mappings_in(engine)[values["service_id"]]
+
+
+def mappings_in(engine: Engine) -> dict[str, MappingFacts]:
+    with reading(engine) as session:
+        return {row.service_id: row for row in rows.read(session, "c").mappings}
+
+
+def audit_entries(engine: Engine) -> list[tuple[str, str, Any, Any]]:
+    with reading(engine) as session:
+        return [(each.who, each.verb, each.before, each.after) for each in audit.listing(session)]
+
+
+def finding(mapping: MappingFacts | None, action: Repair, **changes: Any) -> Finding:
+    values: dict[str, Any] = {
+        "kind": DriftKind.VM_GONE,
+        "service_id": A,
+        "vmid": 100,
+        "text": "t",
+        "node": "pve2",
+        "name": "db",
+    }
+    return Finding(**(values | {"repair": action, "mapping": mapping} | changes))  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("action", "before", "after"),
+    [
+        (Repair.CORRECT_NODE, ACTIVE, (ACTIVE, "pve2", "web")),
+        (Repair.MARK_ORPHANED, ACTIVE, (ORPHANED, "pve1", "web")),
+        (Repair.FORGET, ORPHANED, None),
+        (Repair.ADOPT, ORPHANED, (ACTIVE, "pve2", "db")),
+    ],
+)
+def test_a_repair_changes_the_mapping_and_writes_an_audit_entry(
+    engine: Engine, action: Repair, before: MappingState, after: tuple[str, str, str] | None
+) -> None:
+    row = insert(engine, before)
+    assert repair(engine, "c", finding(row, action), who="alice")
+    found = mappings_in(engine).get(A)
+    assert (found and (found.state, found.node, found.name)) == after
+    ((who, verb, was, now),) = audit_entries(engine)
+    assert (who, verb, was["state"]) == ("alice", action, before)
+    assert now["state"] == (after[0] if after else MappingState.DELETED)
+
+
+def test_an_unmapped_vm_is_adopted(engine: Engine) -> None:
+    assert repair(engine, "c", finding(None, Repair.ADOPT), who="alice")
+    found = mappings_in(engine)[A]
+    assert (found.vmid, found.state, found.node, found.name) == (100, ACTIVE, "pve2", "db")
+    assert audit_entries(engine)[0][2] is None
+
+
+def test_a_vm_that_exists_again_on_another_vmid_gets_a_new_mapping(engine: Engine) -> None:
+    row = insert(engine, ORPHANED)
+    assert repair(engine, "c", finding(row, Repair.ADOPT, vmid=200), who="alice")
+    assert (mappings_in(engine)[A].vmid, mappings_in(engine)[A].state) == (200, ACTIVE)
+
+
+def test_a_refused_adoption_leaves_the_old_mapping_unchanged(engine: Engine) -> None:
+    """Another service got the VMID after the comparison."""
+    row = insert(engine, ORPHANED)
+    insert(engine, service_id=B, vmid=200)
+    assert not repair(engine, "c", finding(row, Repair.ADOPT, vmid=200), who="alice")
+    assert mappings_in(engine)[A] == row
+    assert audit_entries(engine) == []
+
+
+@pytest.mark.parametrize("action", list(Repair))
+def test_a_repair_does_nothing_when_the_mapping_has_changed_since_the_comparison(
+    engine: Engine, action: Repair
+) -> None:
+    row = replace(insert(engine), updated_at=LONG_AGO)
+    before = mappings_in(engine)
+    assert not repair(engine, "c", finding(row, action), who="alice")
+    assert not repair(engine, "c", finding(replace(row, id=4711), action), who="alice")
+    assert (mappings_in(engine), audit_entries(engine)) == (before, [])
+
+
+@pytest.mark.parametrize("open_as", ["pending", "processing", "due"])
+def test_a_repair_does_nothing_while_the_service_is_busy(engine: Engine, open_as: str) -> None:
+    row = insert(engine)
+    job_id = submit(engine, service_id=A)
+    with transaction(engine) as session:
+        if open_as == "processing":
+            assert job_queue.claim(session, "me", lease_s=30)
+        if open_as == "due":
+            ended = {"status": "completed", "report_state": ReportState.DUE}
+            session.execute(update(Job).where(Job.id == job_id).values(**ended))
+    assert not repair(engine, "c", finding(row, Repair.MARK_ORPHANED), who="alice")
+    with transaction(engine) as session:
+        assert queries.busy_services(session) == queries.busy_services(session, A) == {A}
+        assert queries.busy_services(session, B) == frozenset()
+        settled = {"status": "completed", "report_state": ReportState.REPORTED}
+        session.execute(update(Job).where(Job.id == job_id).values(**settled))
+    assert repair(engine, "c", finding(row, Repair.MARK_ORPHANED), who="alice")
+
+
+def test_services_mapped_on_another_cluster_are_foreign(engine: Engine) -> None:
+    insert(engine)
+    with transaction(engine) as session:
+        mappings.reserve(session, service_id=B, cluster="elsewhere", vmid=100, name="db")
+    with reading(engine) as session:
+        found = rows.read(session, "c")
+    assert ([row.service_id for row in found.mappings], found.foreign_services) == ([A], {B})

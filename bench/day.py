@@ -86,7 +86,7 @@ def main(order_file: str, out_file: str) -> None:
     with transaction(engine) as session:
         for vmid in range(FIRST_VMID, FIRST_VMID + order["vms"]):
             one = {"service_id": str(uuid.uuid4()), "cluster": "default", "name": f"fleet-{vmid}", "node": "pve1"}
-            mappings.adopt(session, vmid=vmid, **one)
+            mappings.insert_active(session, vmid=vmid, **one)
     proxmox = ProxmoxReader(ProxmoxConnection.from_settings(settings))
     reporter = metrics.VmMetrics(engine=engine, fulcrum=fulcrum, proxmox=proxmox, state=state, interval_s=METRICS_S)
     if order["what"] == "fleet":

@@ -43,7 +43,7 @@ class Destroyer:
         if not self.state.agent_id:
             return
         with reading(self.engine) as session:
-            due = mappings.due(session, self.cluster)
+            due = mappings.due_for_deletion(session, self.cluster)
         ended = [mapping for mapping in due if self._has_ended(mapping)]
         written = [mapping.vmid for mapping in ended if self._submit(mapping)]
         if written:
@@ -90,7 +90,7 @@ class Destroyer:
         """Write the job, unless one for the service is open or the VM is not doomed any more."""
         now = utc_now()
         with transaction(self.engine) as session:
-            current = mappings.live(session, mapping.service_id)
+            current = mappings.current(session, mapping.service_id)
             if current is None or current.state != mapping.state or queries.open_job(session, mapping.service_id):
                 return False
             new = NewJob(

@@ -17,7 +17,7 @@ from executor.agent.meters import Meters
 from executor.agent.state import AgentState
 from executor.agent.worker import StopSignal, Worker
 from executor.database import job_queue
-from executor.database.engine import insist, transaction
+from executor.database.engine import transaction, write_with_retry
 from executor.database.tables import Job
 from executor.errors import ErrorCode, StaleJob
 from executor.log import get_logger
@@ -141,4 +141,4 @@ class Dispatcher:
         result = JobResult(succeeded=False, code=ErrorCode.INTERNAL, detail=f"{type(defect).__name__}, see the log")
         lease = job_queue.lease_of(job)
         with contextlib.suppress(StaleJob, SQLAlchemyError):
-            insist(self._engine, lambda session: job_queue.finish(session, lease, result))
+            write_with_retry(self._engine, lambda session: job_queue.finish(session, lease, result))

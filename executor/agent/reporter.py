@@ -83,7 +83,7 @@ class Reporter:
 
     def _hasten(self) -> None:
         with transaction(self.engine) as session:
-            outbox.hasten_reports(session)
+            outbox.reset_report_backoff(session)
 
     def _send_one(self, job: Job) -> bool:
         """Report one job; True when FulcrumCore was heard."""
@@ -105,7 +105,7 @@ class Reporter:
     def _postpone(self, job: Job, error: FulcrumUnavailable) -> bool:
         pause_s = min(2.0 ** min(job.report_attempts, 10), LONGEST_PAUSE_S) * random.uniform(0.5, 1.0)  # noqa: S311
         with transaction(self.engine) as session:
-            outbox.postpone_report(session, job.id, pause_s=max(pause_s, error.retry_after_s or 0.0), note=str(error))
+            outbox.postpone_report(session, job.id, backoff_s=max(pause_s, error.retry_after_s or 0.0), note=str(error))
         answered_about_this_job = error.status == 500
         if not answered_about_this_job:
             self.state.fulcrum.note_down(str(error))

@@ -35,7 +35,7 @@ class Reservations:
     def mapping_of(self, job: Job) -> Mapping | None:
         """Return the service's mapping, found or reserved; None when a delete has nothing left to delete."""
         with reading(self.engine) as session:
-            mapping = mappings.live(session, service_id(job))
+            mapping = mappings.current(session, service_id(job))
         if is_local(job):  # it deletes a VM whose grace period has ended, and nothing else
             if mapping is None or mapping.state != MappingState.DOOMED:
                 raise JobError(ErrorCode.CANCELLED, "the deletion was called back")
@@ -57,7 +57,7 @@ class Reservations:
             return self._find_partial_clone(job, rows) if job.action in ("create", "delete") else None
         log.warning("vm_found_by_marker", vmid=vm.vmid, node=vm.node)
         with transaction(self.engine) as session:
-            mapping = mappings.adopt(
+            mapping = mappings.insert_active(
                 session,
                 service_id=service,
                 cluster=self.cluster,
@@ -105,7 +105,7 @@ class Reservations:
             with transaction(self.engine) as session:
                 mapping = mappings.reserve(
                     session, service_id=service, cluster=self.cluster, vmid=vmid, name=vm_name(job), kind=kind
-                ) or mappings.live(session, service)
+                ) or mappings.current(session, service)
             if mapping is not None:
                 log.info("vmid_reserved", vmid=mapping.vmid)
                 crash_points.reached("vmid_reserved", job.service_id)

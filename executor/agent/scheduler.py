@@ -146,13 +146,13 @@ class Scheduler:
     def _is_our_turn(self, job: CriticalJob) -> bool:
         try:
             with transaction(self._engine) as session:
-                return periods.tick(session, job.name, job.interval_s, force=job.for_each_node)
+                return periods.try_start_period(session, job.name, job.interval_s, force=job.for_each_node)
         except SQLAlchemyError:
             return True
 
     def _write_down(self, job: CriticalJob, error: str | None) -> None:
         with suppress(SQLAlchemyError), transaction(self._engine) as session:
-            periods.tock(session, job.name, error=error)
+            periods.record_period_result(session, job.name, error=error)
 
 
 def _in_seconds(seconds: float) -> object:

@@ -22,7 +22,7 @@ from executor.agent.job_fields import delivered_properties, is_local, secret_fac
 from executor.agent.reservation import Reservations
 from executor.agent.resources import Resources
 from executor.database import job_queue, mappings
-from executor.database.engine import insist, transaction
+from executor.database.engine import transaction, write_with_retry
 from executor.database.job_queue import Lease
 from executor.database.tables import Job, Mapping, utc_now
 from executor.errors import ErrorCode, FulcrumUnavailable, JobError, StaleJob
@@ -183,7 +183,7 @@ class Worker:
         ended: dict[str, Any] = {"status": artifacts.status, "rc": artifacts.rc, "reason": result.message}
         ended |= {"folder": str(artifacts.folder), "upids": result.vm.get("upids") or []}
         # With retries: what the run has made at Proxmox is in no row before the end of the job.
-        insist(self.engine, lambda session: job_queue.note_run_ended(session, run.ident, **ended))
+        write_with_retry(self.engine, lambda session: job_queue.note_run_ended(session, run.ident, **ended))
         if result.vm and result.vm["vmid"] != mapping.vmid:
             detail = f"the playbook reports VM {result.vm['vmid']} where {mapping.vmid} is mapped (run {run.ident})"
             return JobResult(succeeded=False, code=ErrorCode.RESULT_INVALID, detail=detail)
@@ -208,12 +208,12 @@ class Worker:
 
         def write(session: Session) -> None:
             if mapping is not None and unused:
-                mappings.release(session, mapping.id, result.message)
+                mappings.mark_deleted(session, mapping.id, result.message)
             elif mapping is not None:
                 _apply_result(session, mapping, result)
             job_queue.finish(session, lease, result)
 
-        insist(self.engine, write)
+        write_with_retry(self.engine, write)
         crash_points.reached("job_finished", job.service_id)
         log.info(
             "job_finished",
@@ -229,11 +229,11 @@ class Worker:
     def _release_taken_vmid(self, mapping: Mapping | None, result: JobResult) -> None:
         if mapping is not None and result.code is ErrorCode.VM_ID_TAKEN:
             with transaction(self.engine) as session:
-                mappings.release(session, mapping.id, "the VMID belongs to somebody else")
+                mappings.mark_deleted(session, mapping.id, "the VMID belongs to somebody else")
 
     def _requeue(self, job: Job, lease: Lease, *, backoff_s: float, reason: str) -> None:
         with transaction(self.engine) as session:
-            job_queue.put_back(session, lease, pause_s=backoff_s, reason=reason)
+            job_queue.requeue(session, lease, backoff_s=backoff_s, reason=reason)
         log.warning("job_put_back", attempt=job.attempt, pause_s=round(backoff_s, 1), reason=reason)
 
     def _abandon(self, lease: Lease, reason: str) -> None:
@@ -257,6 +257,6 @@ def _apply_result(session: Session, mapping: Mapping, result: JobResult) -> None
     if result.succeeded:
         mappings.apply_result(session, mapping.id, result.vm)
     elif result.code is ErrorCode.VM_NOT_FOUND:
-        mappings.mark_orphaned(session, mapping.id, result.message)
+        mappings.mark_lost(session, mapping.id, result.message)
     elif result.code is ErrorCode.VM_ID_TAKEN:
-        mappings.release(session, mapping.id, result.message)
+        mappings.mark_deleted(session, mapping.id, result.message)

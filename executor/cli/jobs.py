@@ -251,7 +251,9 @@ def _noted(session: Session, job_id: int, verb: str, reason: str = "") -> Iterat
         session.refresh(job)
         after = audit.facts_of(job, audit.JOB_COLUMNS)
         who, subject = audit.operator(), job.fulcrum_id
-        audit.note(session, who=who, verb=verb, kind="job", subject=subject, before=before, after=after, reason=reason)
+        audit.record(
+            session, who=who, verb=verb, kind="job", subject=subject, before=before, after=after, reason=reason
+        )
 
 
 def _chosen_run(session: Session, job: Job, ident: str | None) -> Run:

@@ -102,7 +102,7 @@ def forget(
             if before.state == MappingState.DELETED:
                 raise NothingToDo(f"the mapping of VM {row.vmid} has ended in the meantime")
             was = audit.facts_of(before, audit.MAPPING_COLUMNS)
-            mappings.release(session, row.id, f"forgotten by {audit.operator()}{f': {reason}' if reason else ''}")
+            mappings.mark_deleted(session, row.id, f"forgotten by {audit.operator()}{f': {reason}' if reason else ''}")
             note_mapping(session, "forget", before, was, reason)
     text = f"VM {row.vmid} ({row.name}) is mapped no more; Proxmox was not asked to do anything"
     tell(text, as_json=as_json, vmid=row.vmid, name=row.name, service_id=row.service_id)
@@ -208,7 +208,7 @@ class _Adoption:
         cluster, vmid = self.settings.smith_cluster, self.vm.vmid
         with reading(self.engine) as session:
             refuse_at_work(session, self.service_id)
-            held = mappings.live(session, self.service_id)
+            held = mappings.current(session, self.service_id)
             for row in mappings.find(session, str(vmid)):
                 is_other = row.service_id != self.service_id and row.cluster == cluster
                 if is_other and row.state != MappingState.DELETED:
@@ -241,8 +241,8 @@ class _Adoption:
         vm, cluster = self.vm, self.settings.smith_cluster
         with transaction(self.engine) as session:
             refuse_at_work(session, self.service_id)
-            before = audit.facts_of(mappings.live(session, self.service_id), audit.MAPPING_COLUMNS)
-            row = mappings.take_in(
+            before = audit.facts_of(mappings.current(session, self.service_id), audit.MAPPING_COLUMNS)
+            row = mappings.adopt(
                 session,
                 service_id=self.service_id,
                 cluster=cluster,
@@ -261,10 +261,10 @@ class _Adoption:
         from executor.database.engine import transaction  # noqa: PLC0415 (see above)
 
         with transaction(self.engine) as session:
-            row = mappings.live(session, self.service_id)
+            row = mappings.current(session, self.service_id)
             if row is not None and row.vmid == self.vm.vmid:
                 before = audit.facts_of(row, audit.MAPPING_COLUMNS)
-                mappings.release(session, row.id, failure)
+                mappings.mark_deleted(session, row.id, failure)
                 note_mapping(session, "forget", row, before, failure)
 
     def _mark(self) -> None:
@@ -303,7 +303,9 @@ def note_mapping(session: Session, verb: str, row: Mapping, before: dict[str, An
     session.refresh(row)
     after = audit.facts_of(row, audit.MAPPING_COLUMNS)
     who, subject = audit.operator(), row.service_id
-    audit.note(session, who=who, verb=verb, kind="mapping", subject=subject, before=before, after=after, reason=reason)
+    audit.record(
+        session, who=who, verb=verb, kind="mapping", subject=subject, before=before, after=after, reason=reason
+    )
 
 
 def _tell(adoption: _Adoption, *, dry_run: bool, as_json: bool) -> None:

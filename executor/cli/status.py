@@ -41,7 +41,7 @@ def show(as_json: AsJson = False) -> None:
 
     with reading_store() as store:
         jobs = queries.count_jobs(store.session)
-        vms = mappings.counts(store.session)
+        vms = mappings.count_by_state(store.session)
         duties = queries.critical_jobs(store.session)
         agents = nodes.recent(store.session, SHOWN_NODES)
         lease_s = store.settings.smith_lease_s

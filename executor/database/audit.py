@@ -37,7 +37,7 @@ JOB_COLUMNS = (
 MAPPING_COLUMNS = ("service_id", "cluster", "vmid", "node", "name", "state", "note")
 
 
-def note(  # noqa: PLR0913 (one column each)
+def record(  # noqa: PLR0913 (one column each)
     session: Session,
     *,
     who: str,

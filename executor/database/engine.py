@@ -128,7 +128,7 @@ def transaction(engine: Engine) -> Iterator[Session]:
         yield session
 
 
-def insist(engine: Engine, write: Callable[[Session], None], *, give_up_after_s: float = 300.0) -> None:
+def write_with_retry(engine: Engine, write: Callable[[Session], None], *, give_up_after_s: float = 300.0) -> None:
     """Run `write` in a transaction, again and again while the database cannot take it (full disk, lock, failover).
 
     For ends of work whose only other copy is in memory. Raises the driver's error when the patience is over.

@@ -191,8 +191,8 @@ def _unless_local(report: ReportState) -> ColumnElement[str]:
     return case((Job.report_state == ReportState.LOCAL, ReportState.LOCAL), else_=report)
 
 
-def put_back(session: Session, lease: Lease, *, pause_s: float, reason: str | None = None) -> None:
-    """Return the job to the queue, to be taken up again after `pause_s`."""
+def requeue(session: Session, lease: Lease, *, backoff_s: float, reason: str | None = None) -> None:
+    """Return the job to the queue, to be taken up again after `backoff_s`."""
     _check(JobStatus.PROCESSING, JobStatus.PENDING)
     _write(
         session,
@@ -200,7 +200,7 @@ def put_back(session: Session, lease: Lease, *, pause_s: float, reason: str | No
         status=JobStatus.PENDING,
         owner=None,
         lease_until=None,
-        available_at=db_now(pause_s) if pause_s > 0 else None,
+        available_at=db_now(backoff_s) if backoff_s > 0 else None,
         error_message=reason,
     )
 

@@ -45,7 +45,7 @@ def vm_name(host: str, service_id: str) -> str:
     return f"{label}-{service_id.replace('-', '')[:8].lower()}"
 
 
-def live(session: Session, service_id: str) -> Mapping | None:
+def current(session: Session, service_id: str) -> Mapping | None:
     """Return the service's mapping unless it was deleted."""
     stmt = select(Mapping).where(Mapping.service_id == service_id, Mapping.state != MappingState.DELETED)
     return session.scalar(stmt)
@@ -96,7 +96,7 @@ def reserve(  # noqa: PLR0913 (one column each)
     return mapping
 
 
-def adopt(  # noqa: PLR0913 (one column each)
+def insert_active(  # noqa: PLR0913 (one column each)
     session: Session,
     *,
     service_id: str,
@@ -113,7 +113,7 @@ def adopt(  # noqa: PLR0913 (one column each)
     return mapping
 
 
-def take_in(  # noqa: PLR0913 (one column each)
+def adopt(  # noqa: PLR0913 (one column each)
     session: Session,
     *,
     service_id: str,
@@ -127,7 +127,7 @@ def take_in(  # noqa: PLR0913 (one column each)
 
     A mapping of this very VM lives on under the VM's name; an orphaned one on another VMID ends, and a new one begins.
     """
-    remembered = live(session, service_id)
+    remembered = current(session, service_id)
     if remembered is not None and (remembered.vmid, remembered.cluster) == (vmid, cluster):
         now, found = utc_now(), {"node": node, "name": name, "kind": kind, "note": "found by its marker"}
         _update(session, remembered.id, now=now, state=MappingState.ACTIVE, **found)
@@ -136,14 +136,16 @@ def take_in(  # noqa: PLR0913 (one column each)
         return None
     with session.begin_nested() as both:
         if remembered is not None:
-            release(session, remembered.id, f"the VM was found on VMID {vmid}")
-        mapping = adopt(session, service_id=service_id, cluster=cluster, vmid=vmid, name=name, node=node, kind=kind)
+            mark_deleted(session, remembered.id, f"the VM was found on VMID {vmid}")
+        mapping = insert_active(
+            session, service_id=service_id, cluster=cluster, vmid=vmid, name=name, node=node, kind=kind
+        )
         if mapping is None:
             both.rollback()
     return mapping
 
 
-def note_node(session: Session, mapping_id: int, node: str) -> None:
+def record_node(session: Session, mapping_id: int, node: str) -> None:
     """Write down where the VM was seen; nobody trusts it: every action looks the VM up."""
     _update(session, mapping_id, now=utc_now(), node=node)
 
@@ -162,13 +164,13 @@ def apply_result(session: Session, mapping_id: int, vm: Dict[str, Any]) -> None:
     _update(session, mapping_id, now=now, **values)
 
 
-def release(session: Session, mapping_id: int, note: str) -> None:
+def mark_deleted(session: Session, mapping_id: int, note: str) -> None:
     """Give a reservation up: its VMID turned out to be somebody else's. It rests like any freed id."""
     now = utc_now()
     _update(session, mapping_id, now=now, state=MappingState.DELETED, deleted_at=now, note=note)
 
 
-def mark_orphaned(session: Session, mapping_id: int, note: str) -> None:
+def mark_lost(session: Session, mapping_id: int, note: str) -> None:
     """Write down that the VM vanished; a later delete of the service still finds the row."""
     _update(session, mapping_id, now=utc_now(), state=MappingState.ORPHANED, note=note)
 
@@ -184,7 +186,7 @@ def active(session: Session, cluster: str | None = None) -> Sequence[Mapping]:
     return session.scalars(stmt if cluster is None else stmt.where(Mapping.cluster == cluster)).all()
 
 
-def due(session: Session, cluster: str, limit: int = 100) -> Sequence[Mapping]:
+def due_for_deletion(session: Session, cluster: str, limit: int = 100) -> Sequence[Mapping]:
     """Return the doomed mappings whose VM may be destroyed now, the longest overdue first."""
     stmt = select(Mapping).where(Mapping.state == MappingState.DOOMED, Mapping.cluster == cluster)
     return session.scalars(stmt.where(Mapping.delete_at <= utc_now()).order_by(Mapping.delete_at).limit(limit)).all()
@@ -209,7 +211,7 @@ def find(session: Session, reference: str) -> Sequence[Mapping]:
     return session.scalars(select(Mapping).where(condition).order_by(Mapping.id.desc()).limit(100)).all()
 
 
-def counts(session: Session) -> dict[str, int]:
+def count_by_state(session: Session) -> dict[str, int]:
     """Return how many mappings there are by state."""
     found = {state.value: 0 for state in MappingState}
     return found | dict(session.execute(select(Mapping.state, func.count()).group_by(Mapping.state)).all())

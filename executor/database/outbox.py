@@ -33,12 +33,12 @@ def note_reported(session: Session, job_id: int, state: ReportState, note: str =
     )
 
 
-def postpone_report(session: Session, job_id: int, *, pause_s: float, note: str) -> None:
-    """Try the report again after `pause_s`."""
+def postpone_report(session: Session, job_id: int, *, backoff_s: float, note: str) -> None:
+    """Try the report again after `backoff_s`."""
     session.execute(
         update(Job)
         .where(Job.id == job_id, Job.report_state == ReportState.DUE)
-        .values(report_attempts=Job.report_attempts + 1, report_after=db_now(pause_s), report_note=note)
+        .values(report_attempts=Job.report_attempts + 1, report_after=db_now(backoff_s), report_note=note)
     )
 
 
@@ -51,7 +51,7 @@ def replace_outcome(session: Session, job_id: int, result: JobResult) -> None:
     )
 
 
-def hasten_reports(session: Session) -> int:
+def reset_report_backoff(session: Session) -> int:
     """Make every waiting report due at once: FulcrumCore answers again."""
     stmt = update(Job).where(Job.report_state == ReportState.DUE, Job.report_after.is_not(None))
     return rows_changed(session, stmt.values(report_after=None))

@@ -11,7 +11,7 @@ from executor.database.statements import insert_into, rows_changed
 from executor.database.tables import CriticalJob, db_now, utc_now
 
 
-def tick(session: Session, name: str, interval_s: float, *, force: bool = False) -> bool:
+def try_start_period(session: Session, name: str, interval_s: float, *, force: bool = False) -> bool:
     """Start a period of a critical job; True for the one caller that is to run it.
 
     A period is over a little early, so that a timer which fires a few milliseconds short does not skip a turn.
@@ -27,7 +27,7 @@ def tick(session: Session, name: str, interval_s: float, *, force: bool = False)
     return rows_changed(session, stmt.values(**values)) == 1
 
 
-def tock(session: Session, name: str, *, error: str | None) -> None:
+def record_period_result(session: Session, name: str, *, error: str | None) -> None:
     """Write down how a period of a critical job ended."""
     now = utc_now()
     values: dict[str, Any] = {"last_finished_at": now, "runs": CriticalJob.runs + 1, "last_error": error}

@@ -31,8 +31,8 @@ def repair(engine: Engine, cluster: str, finding: Finding, *, who: str, reason: 
         if not _REPAIRS[finding.repair](session, cluster, finding):
             return False
         session.expire_all()
-        row = row if finding.repair is not Repair.ADOPT else mappings.live(session, finding.service_id)
-        audit.note(
+        row = row if finding.repair is not Repair.ADOPT else mappings.current(session, finding.service_id)
+        audit.record(
             session,
             who=who,
             verb=finding.repair.value,
@@ -50,17 +50,17 @@ def _is_unchanged(row: Mapping | None, finding: Finding) -> bool:
 
 
 def _correct_node(session: Session, _cluster: str, finding: Finding) -> bool:
-    mappings.note_node(session, _mapping_of(finding).id, finding.node)
+    mappings.record_node(session, _mapping_of(finding).id, finding.node)
     return True
 
 
 def _mark_orphaned(session: Session, _cluster: str, finding: Finding) -> bool:
-    mappings.mark_orphaned(session, _mapping_of(finding).id, finding.text)
+    mappings.mark_lost(session, _mapping_of(finding).id, finding.text)
     return True
 
 
 def _forget(session: Session, _cluster: str, finding: Finding) -> bool:
-    mappings.release(session, _mapping_of(finding).id, finding.text)
+    mappings.mark_deleted(session, _mapping_of(finding).id, finding.text)
     return True
 
 
@@ -71,7 +71,7 @@ def _mapping_of(finding: Finding) -> MappingFacts:
 
 def _adopt(session: Session, cluster: str, finding: Finding) -> bool:
     assert finding.vmid is not None  # noqa: S101 (the comparison proposes this repair for a guest only)
-    adopted = mappings.take_in(
+    adopted = mappings.adopt(
         session,
         service_id=finding.service_id,
         cluster=cluster,

@@ -105,7 +105,7 @@ def _ended_long_ago(engine: object, job_id: str, ended_at: datetime) -> None:
         job = job_queue.claim(session, "a-day-ago", lease_s=30)
         assert job is not None
         job_queue.finish(session, job_queue.lease_of(job), JobResult(succeeded=False, code="CAPACITY", detail="full"))
-        outbox.postpone_report(session, job.id, pause_s=3600, note="FulcrumCore does not answer")
+        outbox.postpone_report(session, job.id, backoff_s=3600, note="FulcrumCore does not answer")
         session.execute(update(Job).where(Job.id == job.id).values(finished_at=ended_at))
 
 

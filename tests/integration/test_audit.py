@@ -65,7 +65,7 @@ def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
 def note(engine: Engine, **more: Any) -> None:
     values: dict[str, Any] = {"who": "alice", "verb": "forget", "kind": "mapping", "subject": SERVICE}
     with transaction(engine) as session:
-        audit.note(session, **(values | more))
+        audit.record(session, **(values | more))
 
 
 def entries(engine: Engine) -> list[AuditEntry]:
@@ -99,7 +99,7 @@ def test_the_database_itself_refuses_to_change_or_remove_an_entry(engine: Engine
 def test_an_entry_goes_with_the_change_that_it_tells_of(engine: Engine) -> None:
     def change_half_way() -> None:
         with transaction(engine) as session:
-            audit.note(session, who="alice", verb="forget", kind="mapping", subject=SERVICE)
+            audit.record(session, who="alice", verb="forget", kind="mapping", subject=SERVICE)
             raise RuntimeError("half-way")
 
     with pytest.raises(RuntimeError, match="half-way"):
@@ -152,7 +152,7 @@ def test_a_running_job_that_is_asked_to_stop_is_in_the_audit(smith: Cli) -> None
 def test_a_hastened_job_is_in_the_audit(smith: Cli) -> None:
     job_id = smith.submit()
     with smith.filling() as session:
-        job_queue.put_back(session, claim(session), pause_s=3600, reason="VM_LOCKED")
+        job_queue.requeue(session, claim(session), backoff_s=3600, reason="VM_LOCKED")
     smith.ok("jobs", "retry", str(job_id), SUDO_USER="bob")
     (entry,) = smith.json("audit", "list", "--verb", "retry")
     assert entry["who"].endswith("(sudo by bob)")

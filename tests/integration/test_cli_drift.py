@@ -54,7 +54,7 @@ class World:
     def mapping(self, service_id: str, vmid: int, **wanted: Any) -> None:
         values = {"cluster": "default", "name": f"vm-{vmid}", "node": "pve1"} | wanted
         with self.cli.filling() as session:
-            assert mappings.adopt(session, service_id=service_id, vmid=vmid, **values)
+            assert mappings.insert_active(session, service_id=service_id, vmid=vmid, **values)
 
     def in_order(self) -> tuple[str, int]:
         """A service, its VM and its mapping, as after a create."""

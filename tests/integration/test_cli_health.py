@@ -49,10 +49,10 @@ def test_status_tells_a_living_agent_from_a_stopped_and_a_vanished_one(smith: Cl
 def test_a_duty_that_nobody_does_any_more_is_overdue(smith: Cli) -> None:
     with smith.filling() as session:
         for name, interval_s in (("Heartbeat", 10.0), ("PruneCompletedJobs", 3600.0)):
-            periods.tick(session, name, interval_s)
-            periods.tock(session, name, error=None)
-        periods.tick(session, "GetPendingJobs", 2.0)
-        periods.tock(session, "GetPendingJobs", error="HTTP 502")
+            periods.try_start_period(session, name, interval_s)
+            periods.record_period_result(session, name, error=None)
+        periods.try_start_period(session, "GetPendingJobs", 2.0)
+        periods.record_period_result(session, "GetPendingJobs", error="HTTP 502")
         heartbeat = session.get(CriticalJob, "Heartbeat")
         assert heartbeat is not None
         heartbeat.last_started_at = heartbeat.last_finished_at = datetime.now(UTC) - timedelta(seconds=120)

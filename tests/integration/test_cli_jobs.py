@@ -227,7 +227,7 @@ def test_the_events_are_a_line_for_each_task(smith: Cli) -> None:
 def test_retry_ends_the_waiting_for_an_attempt(smith: Cli) -> None:
     job_id = smith.submit()
     with smith.filling() as session:
-        job_queue.put_back(session, claim(session), pause_s=3600, reason="VM_LOCKED: later")
+        job_queue.requeue(session, claim(session), backoff_s=3600, reason="VM_LOCKED: later")
     assert smith.row(job_id).available_at is not None
     assert "next attempt" in smith.ok("jobs", "retry", str(job_id))
     assert smith.row(job_id).available_at is None
@@ -236,7 +236,7 @@ def test_retry_ends_the_waiting_for_an_attempt(smith: Cli) -> None:
 def test_retry_ends_the_waiting_for_a_report(smith: Cli) -> None:
     job_id = smith.finished(GOOD)
     with smith.filling() as session:
-        outbox.postpone_report(session, job_id, pause_s=3600, note="HTTP 502")
+        outbox.postpone_report(session, job_id, backoff_s=3600, note="HTTP 502")
     assert "report to FulcrumCore" in smith.ok("jobs", "retry", str(job_id))
     assert smith.row(job_id).report_after is None
 

@@ -359,7 +359,7 @@ def test_when_it_answers_again_all_that_waits_is_due_at_once(outbox: Outbox) -> 
     outbox.state.fulcrum.note_down("away")
     with transaction(outbox.engine) as session:
         for job_id in others:
-            postpone_report(session, job_id, pause_s=3600, note="away")
+            postpone_report(session, job_id, backoff_s=3600, note="away")
     assert outbox.reporter.turn() == 0.0
     assert outbox.row(first).report_state == "reported"
     assert outbox.reporter.turn() == 0.0

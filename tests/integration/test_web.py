@@ -337,7 +337,7 @@ def test_put_back_and_abandoned_jobs_are_told_apart(site: Site) -> None:
     with transaction(site.engine) as session:
         submit(session, action="start")
         lease = claim(session)
-        job_queue.put_back(session, lease, pause_s=60)
+        job_queue.requeue(session, lease, backoff_s=60)
         put_back = session.get(Job, lease.job_id)
         submit(session, action="start")
         lease = claim(session)

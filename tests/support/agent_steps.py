@@ -66,7 +66,7 @@ def finish(engine: Engine, job: Job) -> None:
 def mapping_of(session: Session, job: Job) -> MappingRow:
     """Return the service's mapping; of a job that has not started, a reserved one."""
     service_id = str(job.service_id)
-    mapping = mappings.live(session, service_id)
+    mapping = mappings.current(session, service_id)
     if mapping is None:
         assert job.run_ident is None, "a started job has its mapping"
         vmid = mappings.pick_vmid(session, (CLUSTER, 200_000, 200_999), quarantine_s=60, also=set())

@@ -50,11 +50,11 @@ def _nodes(session: Session) -> None:
 
 
 def _critical_jobs(session: Session) -> None:
-    periods.tick(session, "Heartbeat", 10)
-    periods.tock(session, "Heartbeat", error="FulcrumUnavailable: PUT /agents/me/status: HTTP 503")
+    periods.try_start_period(session, "Heartbeat", 10)
+    periods.record_period_result(session, "Heartbeat", error="FulcrumUnavailable: PUT /agents/me/status: HTTP 503")
     for name in CRITICAL_JOBS:
-        periods.tick(session, name, 60)
-        periods.tock(session, name, error=None)
+        periods.try_start_period(session, name, 60)
+        periods.record_period_result(session, name, error=None)
 
 
 # --- one job at a time ------------------------------------------------------------------------------------------------
@@ -135,7 +135,7 @@ def _reaped(session: Session) -> None:
     assert dict(job_queue.reap(session)) == {job.id: JobStatus.PENDING}
     again = job_queue.claim(session, OWNER, lease_s=EXPIRED_LEASE_S)
     assert again is not None
-    job_queue.put_back(session, job_queue.lease_of(again), pause_s=SHORT_BACKOFF_S, reason="NODE_DOWN: pve1")
+    job_queue.requeue(session, job_queue.lease_of(again), backoff_s=SHORT_BACKOFF_S, reason="NODE_DOWN: pve1")
 
 
 def _ended(session: Session) -> None:
@@ -144,7 +144,7 @@ def _ended(session: Session) -> None:
         job, mapping = _created(session, name, kind, tenant_id=TENANT)
         outbox.note_reported(session, job.id, ReportState.REPORTED)
         if name == "orphaned":
-            mappings.mark_orphaned(session, mapping.id, "vanished")
+            mappings.mark_lost(session, mapping.id, "vanished")
     for name, state in (("ended-by-core", ReportState.ORPHANED), ("unknown-to-core", ReportState.ABANDONED)):
         outbox.note_reported(session, _failed(session, name), state, "HTTP 400")
 
@@ -154,8 +154,8 @@ def _reports(session: Session) -> None:
     _created(session, "due", group_id=OTHER_TENANT)
     _failed(session, "failed-due", tenant_id=OTHER_TENANT)
     refused = "POST /jobs: HTTP 503"
-    outbox.postpone_report(session, _failed(session, "tried-once"), pause_s=0, note=refused)
-    outbox.postpone_report(session, _failed(session, "postponed"), pause_s=LONG_BACKOFF_S, note=refused)
+    outbox.postpone_report(session, _failed(session, "tried-once"), backoff_s=0, note=refused)
+    outbox.postpone_report(session, _failed(session, "postponed"), backoff_s=LONG_BACKOFF_S, note=refused)
 
 
 def _deleted(session: Session) -> None:
@@ -204,7 +204,7 @@ def _in_flight(session: Session) -> None:
 def _pending(session: Session) -> None:
     for name, pause_s in (("requeued", SHORT_BACKOFF_S), ("requeued-for-long", LONG_BACKOFF_S)):
         lease = job_queue.lease_of(_claimed(session, name))
-        job_queue.put_back(session, lease, pause_s=pause_s, reason="PVE_UNREACHABLE: no connection")
+        job_queue.requeue(session, lease, backoff_s=pause_s, reason="PVE_UNREACHABLE: no connection")
     active = next(mapping for mapping in mappings.active(session) if mapping.name.startswith("reported-"))
     params = {"text": "ümläut 🙂", "number": 1.5}
     job_queue.submit(session, new_job(age=100, action="start", service_id=active.service_id, params=params))
@@ -213,7 +213,7 @@ def _pending(session: Session) -> None:
 
 
 def _audit(session: Session) -> None:
-    audit.note(session, who="smith", verb="cancelled", kind="job", subject=1, reason="by mistake")
+    audit.record(session, who="smith", verb="cancelled", kind="job", subject=1, reason="by mistake")
     mapping = mappings.active(session)[0]
     facts = audit.facts_of(mapping, audit.MAPPING_COLUMNS)
-    audit.note(session, who=audit.AGENT, verb="adopted", kind="mapping", subject=mapping.service_id, after=facts)
+    audit.record(session, who=audit.AGENT, verb="adopted", kind="mapping", subject=mapping.service_id, after=facts)

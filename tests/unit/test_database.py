@@ -24,7 +24,14 @@ from support.databases import PostgresCluster, new_job, row, submit
 
 import executor
 from executor.database import job_queue, mappings, schema
-from executor.database.engine import BUSY_TIMEOUT_MS, file_system_of, insist, open_engine, reading, transaction
+from executor.database.engine import (
+    BUSY_TIMEOUT_MS,
+    file_system_of,
+    open_engine,
+    reading,
+    transaction,
+    write_with_retry,
+)
 from executor.database.tables import Base, Job, Run, db_now, utc_now
 from executor.errors import DatabaseError
 
@@ -386,19 +393,19 @@ def test_the_databases_clock_is_utc_and_compares_with_stored_times(engine: Engin
     assert before - 0.002 <= asked.timestamp() - offset_s <= after + 0.002  # SQLite's clock counts milliseconds
 
 
-# --- insist -------------------------------------------------------------------------------------------------------
+# --- write_with_retry ---------------------------------------------------------------------------------------------
 
 
 def test_an_end_of_work_is_written_as_soon_as_the_lock_is_free(sqlite_engine: Engine, impatient: Engine) -> None:
     file = str(sqlite_engine.url.database)
     with closing(sqlite3.connect(file, isolation_level=None)) as holder:
         holder.execute("BEGIN IMMEDIATE")
-        insisting = threading.Thread(target=insist, args=(impatient, lambda s: job_queue.submit(s, new_job())))
-        insisting.start()
-        insisting.join(0.2)
-        assert insisting.is_alive()
+        writer = threading.Thread(target=write_with_retry, args=(impatient, lambda s: job_queue.submit(s, new_job())))
+        writer.start()
+        writer.join(0.2)
+        assert writer.is_alive()
         holder.execute("ROLLBACK")
-        insisting.join()
+        writer.join()
     with reading(sqlite_engine) as session:
         assert session.scalar(select(func.count()).select_from(Job)) == 1
 
@@ -407,7 +414,7 @@ def test_patience_has_an_end(impatient: Engine) -> None:
     with closing(sqlite3.connect(str(impatient.url.database), isolation_level=None)) as holder:
         holder.execute("BEGIN IMMEDIATE")
         with pytest.raises(OperationalError, match="locked"):
-            insist(impatient, lambda session: job_queue.submit(session, new_job()), give_up_after_s=0)
+            write_with_retry(impatient, lambda session: job_queue.submit(session, new_job()), give_up_after_s=0)
 
 
 def test_what_no_patience_can_help_is_not_repeated(engine: Engine) -> None:
@@ -418,7 +425,7 @@ def test_what_no_patience_can_help_is_not_repeated(engine: Engine) -> None:
         session.add(Run(job_id=4711, ident="x", attempt=1, playbook="p", started_at=utc_now()))
 
     with pytest.raises(IntegrityError):
-        insist(engine, write)
+        write_with_retry(engine, write)
     assert len(attempts) == 1
 
 
@@ -427,7 +434,7 @@ def test_a_defect_in_what_is_written_is_not_repeated(engine: Engine) -> None:
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        insist(engine, write)
+        write_with_retry(engine, write)
 
 
 def test_a_standby_that_takes_no_writes_yet_is_asked_again(own_postgres_engine: Engine) -> None:
@@ -441,7 +448,7 @@ def test_a_standby_that_takes_no_writes_yet_is_asked_again(own_postgres_engine: 
             session.execute(text("SET TRANSACTION READ ONLY"))
         job_queue.submit(session, new_job())
 
-    insist(own_postgres_engine, write)
+    write_with_retry(own_postgres_engine, write)
     with reading(own_postgres_engine) as session:
         assert (session.scalar(select(func.count()).select_from(Job)), attempts) == (1, 2)
 
@@ -457,7 +464,7 @@ def test_a_connection_that_the_server_ended_is_replaced(own_postgres_engine: Eng
             postgres.execute(f"SELECT pg_terminate_backend({pid})")
         job_queue.submit(session, new_job())
 
-    insist(own_postgres_engine, write)
+    write_with_retry(own_postgres_engine, write)
     assert attempts == 2
     with reading(own_postgres_engine) as session:
         assert session.scalar(select(func.count()).select_from(Job)) == 1

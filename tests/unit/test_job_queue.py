@@ -43,9 +43,9 @@ def finish(engine: Engine, job: Job, result: JobResult = DONE) -> None:
         job_queue.finish(session, job_queue.lease_of(job), result)
 
 
-def put_back(engine: Engine, job: Job, pause_s: float = 0) -> None:
+def requeue(engine: Engine, job: Job, pause_s: float = 0) -> None:
     with transaction(engine) as session:
-        job_queue.put_back(session, job_queue.lease_of(job), pause_s=pause_s, reason="later")
+        job_queue.requeue(session, job_queue.lease_of(job), backoff_s=pause_s, reason="later")
 
 
 def reap(engine: Engine, alone_as: str | None = None) -> list[tuple[int, JobStatus]]:
@@ -245,7 +245,7 @@ def test_claims_at_the_same_moment_respect_the_limit_of_creates(engine: Engine) 
 
 def test_a_job_that_waits_for_its_next_attempt_is_left_alone_until_then(engine: Engine) -> None:
     waiting = submit(engine, age=1)
-    put_back(engine, claimed(engine), pause_s=3600)
+    requeue(engine, claimed(engine), pause_s=3600)
     assert claim(engine) is None
     let_it_be_due(engine, waiting)
     again = claimed(engine)
@@ -254,7 +254,7 @@ def test_a_job_that_waits_for_its_next_attempt_is_left_alone_until_then(engine: 
 
 def test_a_job_that_is_put_back_is_nobodys_and_says_why(engine: Engine) -> None:
     submit(engine)
-    put_back(engine, claimed(engine))
+    requeue(engine, claimed(engine))
     job = row(engine, 1)
     assert (job.status, job.owner, job.lease_until, job.available_at) == ("pending", None, None, None)
     assert job.error_message == "later"
@@ -263,7 +263,7 @@ def test_a_job_that_is_put_back_is_nobodys_and_says_why(engine: Engine) -> None:
 @pytest.mark.parametrize("pause_s", [0.5, 1.0, 60.0])
 def test_a_pause_lasts_as_long_as_it_is_said_to(engine: Engine, pause_s: float) -> None:
     submit(engine)
-    put_back(engine, claimed(engine), pause_s=pause_s)
+    requeue(engine, claimed(engine), pause_s=pause_s)
     with reading(engine) as session:
         inside = (Job.available_at > db_now(pause_s - 5), Job.available_at <= db_now(pause_s))
         assert session.execute(select(*inside)).one() == (True, True)
@@ -324,12 +324,12 @@ def test_no_statement_of_a_jobs_way_is_turned_into_sql_twice(engine: Engine) -> 
         with transaction(engine) as session:
             job_queue.renew(session, "alice", lease_s=LEASE_S)
             job_queue.reap(session)
-            periods.tick(session, "Poll", 1.0)
-        put_back(engine, job, pause_s=60)
+            periods.try_start_period(session, "Poll", 1.0)
+        requeue(engine, job, pause_s=60)
         let_it_be_due(engine, job.id)
         finish(engine, claimed(engine, max_creates=3))
         with transaction(engine) as session:
-            outbox.postpone_report(session, job.id, pause_s=60, note="later")
+            outbox.postpone_report(session, job.id, backoff_s=60, note="later")
             assert outbox.due_reports(session, 10) == []
 
     go_the_way()
@@ -350,7 +350,7 @@ WRITES: dict[str, Write] = {
     ),
     "finish": lambda session, lease: job_queue.finish(session, lease, DONE),
     "fail": lambda session, lease: job_queue.finish(session, lease, BROKEN),
-    "put_back": lambda session, lease: job_queue.put_back(session, lease, pause_s=0),
+    "requeue": lambda session, lease: job_queue.requeue(session, lease, backoff_s=0),
 }
 
 
@@ -426,7 +426,7 @@ def test_an_owner_whose_lease_ran_out_but_was_not_reaped_may_still_finish(engine
 MOVES: dict[tuple[JobStatus, JobStatus], Write] = {
     (JobStatus.PENDING, JobStatus.PROCESSING): lambda session, _: job_queue.claim(session, "bob", lease_s=LEASE_S),
     (JobStatus.PENDING, JobStatus.FAILED): lambda session, lease: job_queue.request_cancel(session, lease.job_id),
-    (JobStatus.PROCESSING, JobStatus.PENDING): WRITES["put_back"],
+    (JobStatus.PROCESSING, JobStatus.PENDING): WRITES["requeue"],
     (JobStatus.PROCESSING, JobStatus.COMPLETED): WRITES["finish"],
     (JobStatus.PROCESSING, JobStatus.FAILED): WRITES["fail"],
 }
@@ -439,7 +439,7 @@ def _lease_in(engine: Engine, status: JobStatus) -> Lease:
     job = claimed(engine, "alice")
     lease = job_queue.lease_of(job)
     if status is JobStatus.PENDING:
-        put_back(engine, job)
+        requeue(engine, job)
     elif status is not JobStatus.PROCESSING:
         finish(engine, job, DONE if status is JobStatus.COMPLETED else BROKEN)
     return lease
@@ -639,7 +639,7 @@ def test_the_open_job_of_a_service_is_the_oldest_that_waits_and_none_of_anothers
     assert found is not None
     assert found.id == waiting[0]
     late = claimed(engine)
-    put_back(engine, late, pause_s=3600)
+    requeue(engine, late, pause_s=3600)
     under_way = claimed(engine)
     assert (late.id, under_way.id) == (waiting[0], waiting[1])
     with reading(engine) as session:
@@ -693,31 +693,31 @@ def test_a_cancel_survives_the_crash_of_the_agent_that_was_to_hear_of_it(engine:
     assert claimed(engine).cancel_requested
 
 
-# --- tick ---------------------------------------------------------------------------------------------------------
+# --- periods ------------------------------------------------------------------------------------------------------
 
 
 def test_a_period_has_one_turn(engine: Engine) -> None:
     with transaction(engine) as session:
-        first = periods.tick(session, "prune", 3600)
-        assert (first, periods.tick(session, "prune", 3600)) == (True, False)
+        first = periods.try_start_period(session, "prune", 3600)
+        assert (first, periods.try_start_period(session, "prune", 3600)) == (True, False)
     with transaction(engine) as session:
         session.execute(update(CriticalJob).values(due_at=db_now(-1)))
-        assert periods.tick(session, "prune", 3600)
+        assert periods.try_start_period(session, "prune", 3600)
 
 
 def test_a_period_ends_a_little_early_for_timers_that_fire_early(engine: Engine) -> None:
     with transaction(engine) as session:
-        periods.tick(session, "prune", 1000)
+        periods.try_start_period(session, "prune", 1000)
         early = select(CriticalJob.due_at <= db_now(801), CriticalJob.due_at <= db_now(790))
         assert session.execute(early).one() == (True, False)
 
 
 def test_a_forced_turn_and_a_new_interval_do_not_wait(engine: Engine) -> None:
     with transaction(engine) as session:
-        periods.tick(session, "prune", 3600)
-        assert periods.tick(session, "prune", 3600, force=True)
-        assert periods.tick(session, "prune", 60)
-        assert not periods.tick(session, "prune", 60)
+        periods.try_start_period(session, "prune", 3600)
+        assert periods.try_start_period(session, "prune", 3600, force=True)
+        assert periods.try_start_period(session, "prune", 60)
+        assert not periods.try_start_period(session, "prune", 60)
 
 
 def test_ticks_at_the_same_moment_have_one_winner(engine: Engine) -> None:
@@ -729,7 +729,7 @@ def test_ticks_at_the_same_moment_have_one_winner(engine: Engine) -> None:
         for name in ("one", "two", "three", "four"):
             together.wait()
             with transaction(engine) as session:
-                won.append(periods.tick(session, name, 3600))
+                won.append(periods.try_start_period(session, name, 3600))
         return won
 
     with ThreadPoolExecutor(6) as pool:
@@ -741,14 +741,14 @@ def test_a_first_turn_does_not_depend_on_this_machines_clock(engine: Engine, mon
     """A node whose clock is an hour ahead of the database's must not wait an hour."""
     monkeypatch.setattr(periods, "utc_now", lambda: utc_now() + timedelta(hours=1))
     with transaction(engine) as session:
-        assert periods.tick(session, "prune", 3600)
+        assert periods.try_start_period(session, "prune", 3600)
 
 
 def test_how_a_turn_ended_is_counted(engine: Engine) -> None:
     with transaction(engine) as session:
-        periods.tick(session, "poll", 2)
+        periods.try_start_period(session, "poll", 2)
         for error in ("no route", "no route", None, "refused"):
-            periods.tock(session, "poll", error=error)
+            periods.record_period_result(session, "poll", error=error)
     with reading(engine) as session:
         (critical,) = queries.critical_jobs(session)
     assert (critical.runs, critical.failures, critical.last_error) == (4, 1, "refused")
@@ -759,7 +759,7 @@ def test_a_first_turn_has_begun_and_has_not_failed(engine: Engine) -> None:
     before = utc_now()
     with transaction(engine) as session:
         for name in ("poll", "beat", "prune"):
-            periods.tick(session, name, 2)
+            periods.try_start_period(session, name, 2)
     with reading(engine) as session:
         turns = queries.critical_jobs(session)
     assert [turn.name for turn in turns] == ["beat", "poll", "prune"]
@@ -793,11 +793,11 @@ def test_reports_are_due_from_the_oldest_end_on(engine: Engine) -> None:
 def test_a_postponed_report_waits_and_a_hastened_one_does_not(engine: Engine) -> None:
     job_id = ended(engine)
     with transaction(engine) as session:
-        outbox.postpone_report(session, job_id, pause_s=3600, note="HTTP 503")
+        outbox.postpone_report(session, job_id, backoff_s=3600, note="HTTP 503")
     assert due(engine) == []
     with transaction(engine) as session:
-        assert outbox.hasten_reports(session) == 1
-        assert outbox.hasten_reports(session) == 0
+        assert outbox.reset_report_backoff(session) == 1
+        assert outbox.reset_report_backoff(session) == 0
     job = row(engine, job_id)
     assert (due(engine), job.report_attempts, job.report_note) == ([job_id], 1, "HTTP 503")
 
@@ -806,12 +806,12 @@ def test_only_reports_that_are_due_are_hastened_and_one_operators_retry_hastens_
     job_ids = [ended(engine) for _ in range(3)]
     with transaction(engine) as session:
         for job_id in job_ids:
-            outbox.postpone_report(session, job_id, pause_s=3600, note="HTTP 503")
+            outbox.postpone_report(session, job_id, backoff_s=3600, note="HTTP 503")
         session.execute(update(Job).where(Job.id == job_ids[2]).values(report_state=ReportState.ORPHANED))
         assert job_queue.retry_now(session, job_ids[0]) == "report"
     assert due(engine) == [job_ids[0]]
     with transaction(engine) as session:
-        assert outbox.hasten_reports(session) == 1
+        assert outbox.reset_report_backoff(session) == 1
     assert due(engine) == job_ids[:2]
 
 
@@ -823,9 +823,9 @@ def test_a_report_is_settled_once(engine: Engine, state: ReportState) -> None:
     settled = as_dict(engine, job_id)
     with transaction(engine) as session:
         outbox.note_reported(session, job_id, ReportState.ORPHANED, "said again")
-        outbox.postpone_report(session, job_id, pause_s=1, note="late")
+        outbox.postpone_report(session, job_id, backoff_s=1, note="late")
         outbox.replace_outcome(session, job_id, BROKEN)
-        assert outbox.hasten_reports(session) == 0
+        assert outbox.reset_report_backoff(session) == 0
     assert as_dict(engine, job_id) == settled
     assert (settled["report_state"], settled["report_note"], due(engine)) == (state, "said", [])
 
@@ -867,7 +867,7 @@ def test_cancelling_a_waiting_job_fails_it_at_once(engine: Engine) -> None:
 def test_cancelling_and_retrying_are_meant_for_one_job(engine: Engine) -> None:
     wanted, other = submit(engine, age=1), submit(engine, age=2)
     for _ in range(2):
-        put_back(engine, claimed(engine), pause_s=3600)
+        requeue(engine, claimed(engine), pause_s=3600)
     before = as_dict(engine, other)
     with transaction(engine) as session:
         assert job_queue.retry_now(session, wanted) == "attempt"
@@ -894,7 +894,7 @@ def test_cancelling_an_ended_or_unknown_job_changes_nothing(engine: Engine) -> N
 
 def test_retrying_ends_the_wait_for_an_attempt_or_for_a_report(engine: Engine) -> None:
     waiting = submit(engine)
-    put_back(engine, claimed(engine), pause_s=3600)
+    requeue(engine, claimed(engine), pause_s=3600)
     with transaction(engine) as session:
         assert job_queue.retry_now(session, waiting) == "attempt"
     job = claimed(engine)
@@ -902,7 +902,7 @@ def test_retrying_ends_the_wait_for_an_attempt_or_for_a_report(engine: Engine) -
         assert job_queue.retry_now(session, job.id) == ""
     finish(engine, job)
     with transaction(engine) as session:
-        outbox.postpone_report(session, job.id, pause_s=3600, note="")
+        outbox.postpone_report(session, job.id, backoff_s=3600, note="")
         assert job_queue.retry_now(session, job.id) == "report"
     assert due(engine) == [job.id]
     with transaction(engine) as session:

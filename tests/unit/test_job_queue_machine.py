@@ -125,7 +125,7 @@ class Queue(RuleBasedStateMachine):
     @staticmethod
     def _write(session: Session, lease: Lease, what: str) -> None:
         if what == "put back":
-            job_queue.put_back(session, lease, pause_s=0, reason="later")
+            job_queue.requeue(session, lease, backoff_s=0, reason="later")
         elif what == "start":
             job_queue.note_claim_sent(session, lease)
             job_queue.note_claimed(session, lease)
@@ -163,7 +163,7 @@ class Queue(RuleBasedStateMachine):
             elif what == "retry":
                 job_queue.retry_now(session, job_id)
             elif what == "postpone":
-                outbox.postpone_report(session, job_id, pause_s=3600, note="HTTP 503")
+                outbox.postpone_report(session, job_id, backoff_s=3600, note="HTTP 503")
             elif what == "replace":
                 # The one exception: while FulcrumCore has not acknowledged it, an outcome may become a failure.
                 outbox.replace_outcome(session, job_id, REFUSED)
@@ -191,7 +191,7 @@ class Queue(RuleBasedStateMachine):
             in_use = (Mapping.service_id == service) | (Mapping.vmid == vmid)
             is_free = session.scalar(select(Mapping.id).where(in_use, Mapping.state != MappingState.DELETED)) is None
             wanted = {"service_id": service, "cluster": "c", "vmid": vmid, "name": "vm"}
-            made = mappings.adopt(session, node="n", **wanted) if adopt else mappings.reserve(session, **wanted)
+            made = mappings.insert_active(session, node="n", **wanted) if adopt else mappings.reserve(session, **wanted)
             assert (made is not None) == is_free
             self._pick_vmid(session)
 
@@ -207,13 +207,13 @@ class Queue(RuleBasedStateMachine):
     @rule(service=SERVICES, what=st.sampled_from(["running", "absent", "release", "orphan"]))
     def change_mapping(self, service: str, what: str) -> None:
         with transaction(self.engine) as session:
-            mapping = mappings.live(session, service)
+            mapping = mappings.current(session, service)
             if mapping is None:
                 return
             if what == "release":
-                mappings.release(session, mapping.id, "taken")
+                mappings.mark_deleted(session, mapping.id, "taken")
             elif what == "orphan":
-                mappings.mark_orphaned(session, mapping.id, "gone")
+                mappings.mark_lost(session, mapping.id, "gone")
             else:
                 mappings.apply_result(session, mapping.id, {"status": what})
 

@@ -187,7 +187,7 @@ def test_a_freed_id_rests_before_it_is_given_out_again(engine: Engine, how: str)
         apply_result(engine, mapping_id, vmid=101, status="absent")
     else:
         with transaction(engine) as session:
-            mappings.release(session, mapping_id, "somebody else's")
+            mappings.mark_deleted(session, mapping_id, "somebody else's")
     with pytest.raises(JobError, match="CAPACITY"):
         pick(engine, 101, 101)
     assert pick(engine, 101, 101, quarantine_s=0) == 101
@@ -220,9 +220,9 @@ def test_a_deleted_mapping_is_history_that_nothing_changes(engine: Engine) -> No
     deleted = row(engine, mapping_id)
     apply_result(engine, mapping_id, status="running", node="pve9")
     with transaction(engine) as session:
-        mappings.mark_orphaned(session, mapping_id, "late")
-        mappings.release(session, mapping_id, "late")
-        assert mappings.live(session, SERVICE) is None
+        mappings.mark_lost(session, mapping_id, "late")
+        mappings.mark_deleted(session, mapping_id, "late")
+        assert mappings.current(session, SERVICE) is None
     after = row(engine, mapping_id)
     assert (after.state, after.node, after.note, after.deleted_at) == ("deleted", None, None, deleted.deleted_at)
 
@@ -234,7 +234,7 @@ def test_every_vm_that_a_service_ever_had_stays_in_its_history(engine: Engine) -
     with reading(engine) as session:
         assert [mapping.vmid for mapping in mappings.find(session, SERVICE)] == [101, 103, 102, 101]
         assert len(mappings.find(session, "101")) == 2
-        live = mappings.live(session, SERVICE)
+        live = mappings.current(session, SERVICE)
         assert live is not None
         assert live.id == last
         assert [mapping.id for mapping in mappings.listing(session)] == [last]
@@ -246,8 +246,8 @@ def test_an_orphaned_mapping_is_still_the_services_and_keeps_its_id(engine: Engi
     mapping_id = reserved(engine)
     apply_result(engine, mapping_id, status="running")
     with transaction(engine) as session:
-        mappings.mark_orphaned(session, mapping_id, "VM_NOT_FOUND: gone")
-        live = mappings.live(session, SERVICE)
+        mappings.mark_lost(session, mapping_id, "VM_NOT_FOUND: gone")
+        live = mappings.current(session, SERVICE)
         assert live is not None
         assert (live.state, live.note) == ("orphaned", "VM_NOT_FOUND: gone")
         assert list(mappings.active(session)) == []
@@ -259,9 +259,9 @@ def test_an_orphaned_mapping_is_still_the_services_and_keeps_its_id(engine: Engi
 def test_a_vm_found_by_its_marker_is_taken_in(engine: Engine) -> None:
     with transaction(engine) as session:
         wanted = {"service_id": SERVICE, "cluster": "c", "name": "web-0a1b2c3d", "node": "pve1"}
-        adopted = mappings.adopt(session, vmid=101, **wanted)
+        adopted = mappings.insert_active(session, vmid=101, **wanted)
         assert adopted is not None
-        assert mappings.adopt(session, vmid=102, **wanted) is None
+        assert mappings.insert_active(session, vmid=102, **wanted) is None
     mapping = row(engine, adopted.id)
     assert (mapping.state, mapping.node, mapping.name) == ("active", "pve1", "web-0a1b2c3d")
     assert mapping.note == "found by its marker"
@@ -270,14 +270,14 @@ def test_a_vm_found_by_its_marker_is_taken_in(engine: Engine) -> None:
 def take_in(engine: Engine, vmid: int, service_id: str = SERVICE, cluster: str = "c") -> int | None:
     with transaction(engine) as session:
         wanted = {"cluster": cluster, "name": "found", "node": "pve2", "kind": "lxc"}
-        mapping = mappings.take_in(session, service_id=service_id, vmid=vmid, **wanted)
+        mapping = mappings.adopt(session, service_id=service_id, vmid=vmid, **wanted)
         return None if mapping is None else mapping.id
 
 
 def orphaned(engine: Engine, *args: Any) -> int:
     mapping_id = reserved(engine, *args)
     with transaction(engine) as session:
-        mappings.mark_orphaned(session, mapping_id, "gone")
+        mappings.mark_lost(session, mapping_id, "gone")
         session.execute(update(Mapping).values(updated_at=db_now(-3600)))
     return mapping_id
 
@@ -331,7 +331,7 @@ def test_where_a_vm_was_seen_is_written_down(engine: Engine) -> None:
         session.execute(update(Mapping).values(updated_at=db_now(-3600)))
     before = row(engine, mapping_id)
     with transaction(engine) as session:
-        mappings.note_node(session, mapping_id, "pve3")
+        mappings.record_node(session, mapping_id, "pve3")
 
     assert row(engine, mapping_id).node == "pve3"
     assert row(engine, mapping_id).updated_at > before.updated_at
@@ -341,7 +341,7 @@ def test_where_a_vm_was_seen_is_written_down(engine: Engine) -> None:
 def test_a_released_reservation_says_why(engine: Engine) -> None:
     mapping_id = reserved(engine)
     with transaction(engine) as session:
-        mappings.release(session, mapping_id, "somebody else's")
+        mappings.mark_deleted(session, mapping_id, "somebody else's")
     assert row(engine, mapping_id).note == "somebody else's"
 
 
@@ -355,7 +355,7 @@ def test_active_mappings_come_by_cluster_and_vmid(engine: Engine) -> None:
     with reading(engine) as session:
         assert [mapping.vmid for mapping in mappings.active(session)] == [101, 102, 103]
         assert [mapping.vmid for mapping in mappings.active(session, "c")] == [101, 103]
-        counts = mappings.counts(session)
+        counts = mappings.count_by_state(session)
     assert counts == {"reserved": 1, "active": 3, "doomed": 0, "deleted": 0, "orphaned": 0}
 
 
@@ -369,12 +369,12 @@ def test_a_marked_vm_is_doomed_until_its_mark_or_the_vm_is_gone(engine: Engine) 
         None,
     )
     with reading(engine) as session:
-        assert [mapping.id for mapping in mappings.due(session, "c")] == [mapping_id]
+        assert [mapping.id for mapping in mappings.due_for_deletion(session, "c")] == [mapping_id]
         assert mappings.active(session) == []  # FulcrumCore takes no metrics of it
-        assert mappings.due(session, "another cluster") == []
+        assert mappings.due_for_deletion(session, "another cluster") == []
     apply_result(engine, mapping_id, status="stopped", delete_at=4_000_000_000)
     with reading(engine) as session:
-        assert mappings.due(session, "c") == []
+        assert mappings.due_for_deletion(session, "c") == []
     apply_result(engine, mapping_id, status="stopped", delete_at=0)
     assert (row(engine, mapping_id).state, row(engine, mapping_id).delete_at) == ("active", None)
 
@@ -386,8 +386,10 @@ def test_those_that_are_longest_overdue_are_due_first_and_no_more_than_asked_for
         apply_result(engine, mapping_id, status="stopped", delete_at=delete_at)
         by_age[delete_at] = mapping_id
     with reading(engine) as session:
-        assert [mapping.id for mapping in mappings.due(session, "c")] == [by_age[age] for age in sorted(by_age)]
-        assert [mapping.id for mapping in mappings.due(session, "c", limit=1)] == [by_age[1_000]]
+        assert [mapping.id for mapping in mappings.due_for_deletion(session, "c")] == [
+            by_age[age] for age in sorted(by_age)
+        ]
+        assert [mapping.id for mapping in mappings.due_for_deletion(session, "c", limit=1)] == [by_age[1_000]]
 
 
 def test_a_vm_that_was_destroyed_is_not_due_again(engine: Engine) -> None:
@@ -396,7 +398,7 @@ def test_a_vm_that_was_destroyed_is_not_due_again(engine: Engine) -> None:
     apply_result(engine, mapping_id, status="absent")
     with reading(engine) as session:
         assert row(engine, mapping_id).delete_at is not None
-        assert mappings.due(session, "c") == []
+        assert mappings.due_for_deletion(session, "c") == []
 
 
 def test_a_listing_is_no_longer_than_asked_for(engine: Engine) -> None:
@@ -416,7 +418,7 @@ def test_a_container_is_mapped_as_one(engine: Engine) -> None:
     with transaction(engine) as session:
         made = mappings.reserve(session, service_id=SERVICE, cluster="c", vmid=101, name="db", kind="lxc")
         assert made is not None
-        found = mappings.take_in(session, service_id=OTHER, cluster="c", vmid=102, name="x", node="pve1", kind="lxc")
+        found = mappings.adopt(session, service_id=OTHER, cluster="c", vmid=102, name="x", node="pve1", kind="lxc")
         assert found is not None
     assert (row(engine, made.id).kind, row(engine, found.id).kind) == ("lxc", "lxc")
     assert row(engine, reserved(engine, str(uuid.uuid4()), 103)).kind == "qemu"

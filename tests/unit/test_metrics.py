@@ -137,7 +137,7 @@ def posted(metrics: VmMetrics, core: tuple[RunningSimulator, AdminClient, Bootst
 def map_vm(engine: Engine, vmid: int) -> None:
     with transaction(engine) as session:
         wanted = {"service_id": str(uuid.uuid4()), "cluster": "default", "name": f"vm-{vmid}", "node": "pve1"}
-        assert mappings.adopt(session, vmid=vmid, **wanted)
+        assert mappings.insert_active(session, vmid=vmid, **wanted)
 
 
 def vm(vmid: int = 101, **changed: Any) -> Row:
@@ -293,7 +293,7 @@ def test_nothing_is_asked_when_nothing_is_mapped_or_nobody_knows_us(
     assert posted() == []
     metrics.state.agent_id = str(uuid.uuid4())
     with transaction(sqlite_engine) as session:
-        mappings.release(session, mappings.active(session)[0].id, "gone")
+        mappings.mark_deleted(session, mappings.active(session)[0].id, "gone")
     assert (posted(), pve.calls) == ([], [])
 
 

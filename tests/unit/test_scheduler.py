@@ -307,7 +307,7 @@ def test_a_turn_is_written_down_before_it_begins(make_scheduler: MakeScheduler, 
 
 def test_an_interval_that_was_changed_counts_at_once(engine: Engine, make_scheduler: MakeScheduler) -> None:
     with transaction(engine) as session:
-        periods.tick(session, "duty", NEVER_S)
+        periods.try_start_period(session, "duty", NEVER_S)
     duty = Duty()
     make_scheduler(CriticalJob(name="duty", interval_s=60.0, run=duty, for_each_node=False), engine=engine)
     wait_for(lambda: duty.turns == 1, "the turn")

@@ -201,7 +201,7 @@ def test_after_an_upgrade_due_reports_are_sent_and_postponed_ones_keep_their_bac
 @with_purges
 def test_after_an_upgrade_a_deleted_vm_is_purged_when_it_is_due_and_no_other(upgraded: Engine) -> None:
     with reading(upgraded) as session:
-        (due,) = mappings.due(session, CLUSTER)
+        (due,) = mappings.due_for_deletion(session, CLUSTER)
         doomed = mappings.listing(session, states=[MappingState.DOOMED])
     (later,) = (mapping for mapping in doomed if mapping.id != due.id)
     assert due.delete_at is not None
@@ -214,7 +214,7 @@ def test_after_an_upgrade_a_deleted_vm_is_purged_when_it_is_due_and_no_other(upg
     finish(upgraded, purge)
     with reading(upgraded) as session:
         gone, kept = session.get_one(MappingRow, due.id), session.get_one(MappingRow, later.id)
-        assert mappings.due(session, CLUSTER) == []
+        assert mappings.due_for_deletion(session, CLUSTER) == []
     assert gone.state == MappingState.DELETED
     assert gone.deleted_at is not None
     assert (kept.state, kept.delete_at) == (MappingState.DOOMED, later.delete_at)

@@ -62,7 +62,9 @@ def _burst(lab: LabSystem, services: int) -> Json:
         "idle_mib": idle_mib,
         "mib_per_slot": (peak.mib - idle_mib) / slots,
         "heartbeat": heartbeat_gaps(lab),
-        "log": {name: len(lab.log_events(name)) for name in ("warm_unavailable", "strays_ended", "job_put_back")},
+        "log": {
+            name: len(lab.log_events(name)) for name in ("warm_unavailable", "orphan_processes_killed", "job_requeued")
+        },
     }
 
 

@@ -11,7 +11,6 @@ from sqlalchemy import Engine
 from executor.agent.admission import Admission
 from executor.agent.agent import Agent, Mode, new_boot_id
 from executor.agent.claim import Claimer
-from executor.agent.destroyer import Destroyer
 from executor.agent.dispatcher import Dispatcher
 from executor.agent.heartbeat import Heartbeat
 from executor.agent.leases import LeaseKeeper
@@ -22,6 +21,7 @@ from executor.agent.metrics import VmMetrics
 from executor.agent.monitor import Monitor
 from executor.agent.poller import Poller
 from executor.agent.pruner import Pruner
+from executor.agent.purger import VmPurger
 from executor.agent.reconciler import Reconciler
 from executor.agent.reporter import Reporter
 from executor.agent.reservation import Reservations
@@ -45,15 +45,15 @@ from executor.runs.request import Site
 from executor.runs.runner import Runner, RunnerPaths
 from executor.runs.warm.servers import why_untested
 from executor.settings.settings import Settings, load_settings
+from executor.web.agent_view import AgentView
 from executor.web.server import serving
-from executor.web.watched import Watched
 
 log = get_logger(__name__)
 
 
 def run_agent(settings: Settings, mode: Mode) -> int:
     """Run one agent and return its exit code. The supervisor calls this in a process of its own."""
-    process_tree.hide()
+    process_tree.set_undumpable()
     live = LiveSecrets(settings, load_settings)
     fulcrum = _fulcrum_client(settings, live)
     with serving(settings) as stage:
@@ -84,7 +84,7 @@ class _Shared:
     proxmox: ProxmoxReader
 
 
-def _build(settings: Settings, live: LiveSecrets, fulcrum: FulcrumClient, mode: Mode) -> tuple[Agent, Watched]:
+def _build(settings: Settings, live: LiveSecrets, fulcrum: FulcrumClient, mode: Mode) -> tuple[Agent, AgentView]:
     """Return the agent and what the HTTP pages read of it."""
     engine = open_engine(settings.smith_database_url)
     runner = _runner(settings, live)
@@ -116,7 +116,7 @@ def _build(settings: Settings, live: LiveSecrets, fulcrum: FulcrumClient, mode: 
         scheduler=scheduler,
         monitor=monitor,
     )
-    watched = Watched(
+    watched = AgentView(
         boot_id=shared.boot_id,
         settings=settings,
         state=shared.state,
@@ -196,8 +196,8 @@ def _poller(shared: _Shared, mode: Mode) -> Poller:
     )
 
 
-def _destroyer(shared: _Shared) -> Destroyer:
-    return Destroyer(
+def _purger(shared: _Shared) -> VmPurger:
+    return VmPurger(
         engine=shared.engine,
         fulcrum=shared.fulcrum,
         state=shared.state,
@@ -243,7 +243,7 @@ def _critical_jobs(shared: _Shared, mode: Mode, reconciler: Reconciler) -> list[
         CriticalJob(
             name="DestroyDoomed",
             interval_s=prune_interval_s,
-            run=_destroyer(shared).turn,
+            run=_purger(shared).turn,
             for_each_node=False,
             link=link,
         ),

@@ -59,7 +59,7 @@ class Mode(StrEnum):
 
     SERVE = "serve"  #: until it is stopped
     ONCE = "once"  #: one poll; its jobs are processed and reported
-    DRAIN = "drain"  #: until FulcrumCore has no more jobs for us
+    UNTIL_IDLE = "until-idle"  #: until FulcrumCore has no more jobs for us
 
 
 def new_boot_id() -> str:
@@ -109,14 +109,14 @@ class Agent:
     def _recover(self) -> None:
         """Clean up after earlier lives, then store this one."""
         for ident in self.runner.sweep():
-            log.warning("leftover_run_ended", run_ident=ident)
+            log.warning("orphan_run_killed", run_ident=ident)
         if self.settings.smith_warm != "off":
             self.runner.start_warm(insist=self.settings.smith_warm == "on")
         with transaction(self.engine) as session:
             session.add(_node_row(self.boot_id, self.settings))
             if self.engine.dialect.name == "sqlite":  # the lock on the file proves that every other owner is dead
                 for job_id, status in job_queue.reap(session, alone_as=self.boot_id):
-                    log.warning("job_taken_back", job=job_id, status=status)
+                    log.warning("job_reaped", job=job_id, status=status)
         log.info("agent_ready", boot_id=self.boot_id, version=VERSION, concurrency=self.settings.smith_concurrency)
 
     def _start_loops(self) -> None:
@@ -143,7 +143,7 @@ class Agent:
                 self.state.stopping.wait(DATABASE_PAUSE_S)
             except Exception:
                 # An unexpected exception must not end the loop: every later job would wait for ever, unnoticed.
-                log.exception("loop_broke", loop=name)
+                log.exception("loop_crashed", loop=name)
                 self.state.stopping.wait(DATABASE_PAUSE_S)
 
     def _report(self) -> None:
@@ -178,7 +178,7 @@ class Agent:
             progress.status(self.state.summary)
         if self._reload_wanted:
             self._reload_wanted = False
-            log.info("reload_asked_for")
+            log.info("reload_requested")
             # In a thread: it may call FulcrumCore, which may be slow.
             threading.Thread(target=self._reload, name="reload", daemon=True).start()
 

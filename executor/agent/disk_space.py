@@ -1,4 +1,4 @@
-"""How much room the data and the runs have left, and how little is too little to begin another job."""
+"""Free disk space of the data folder and the run folder, and the minimum that starting a job needs."""
 
 from __future__ import annotations
 
@@ -12,43 +12,44 @@ from executor.log import get_logger
 log = get_logger(__name__)
 
 BYTES_PER_MIB = 1024 * 1024
-#: Free space below which nothing is begun, by folder. A run writes a few hundred KiB, SQLite's WAL a few MiB.
-FLOORS_MIB = {"data": 200, "run": 16}
+#: Minimum free space to start a job, by folder. A run writes a few hundred KiB, SQLite's WAL a few MiB.
+MIN_FREE_MIB = {"data": 200, "run": 16}
 
 
 def free_bytes(folder: Path) -> int:
-    """Return how much space a folder has left for us, or the one that it will be made in. Raises OSError."""
+    """Return the free space of a folder, or of its nearest existing parent. Raises OSError."""
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     return shutil.disk_usage(folder).free
 
 
 def shortages(folders: Mapping[str, Path]) -> dict[str, str]:
-    """Return what is short of space, in words, by the folder's name. Raises OSError."""
+    """Return a sentence for each folder with too little free space, by the folder's name. Raises OSError."""
     low = {}
     for name, folder in folders.items():
         free_mib = free_bytes(folder) // BYTES_PER_MIB
-        if free_mib < FLOORS_MIB[name]:
-            low[name] = f"{folder}: {free_mib} MiB are free, less than {FLOORS_MIB[name]}"
+        if free_mib < MIN_FREE_MIB[name]:
+            low[name] = f"{folder}: {free_mib} MiB are free, less than {MIN_FREE_MIB[name]}"
     return low
 
 
 @dataclass(kw_only=True)
-class Room:
-    """Asked before each claim. A change is logged once: it costs a system call a folder, and no more."""
+class DiskSpace:
+    """Checks free space before each claim: one system call per folder. A change is logged once."""
 
     folders: Mapping[str, Path]
-    _is_short: bool = False
+    _is_low: bool = False
 
     def is_enough(self) -> bool:
-        """True while there is room for one more job; a file system that cannot be asked is no reason to stop."""
+        """True while there is space for one more job. A file system that does not answer changes nothing."""
         try:
             low = shortages(self.folders)
         except OSError as error:
-            low = {"folder": str(error)} if self._is_short else {}
-        if low and not self._is_short:
-            log.error("space_short", reason="; ".join(low.values()), reaction="nothing is claimed until there is more")
-        elif self._is_short and not low:
-            log.info("space_enough_again")
-        self._is_short = bool(low)
+            low = {"folder": str(error)} if self._is_low else {}
+        if low and not self._is_low:
+            reason = "; ".join(low.values())
+            log.error("disk_space_low", reason=reason, reaction="nothing is claimed until there is more")
+        elif self._is_low and not low:
+            log.info("disk_space_recovered")
+        self._is_low = bool(low)
         return not low

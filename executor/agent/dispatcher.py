@@ -12,7 +12,7 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from executor.agent.admission import Admission
-from executor.agent.disk_space import Room
+from executor.agent.disk_space import DiskSpace
 from executor.agent.meters import Meters
 from executor.agent.state import AgentState
 from executor.agent.worker import StopSignal, Worker
@@ -64,7 +64,7 @@ class Dispatcher:
         self._settings = settings
         self._boot_id = boot_id
         self._admission = admission
-        self._disk_space = Room(folders={"data": settings.smith_data_dir, "run": settings.smith_run_dir})
+        self._disk_space = DiskSpace(folders={"data": settings.smith_data_dir, "run": settings.smith_run_dir})
         self._slots: dict[int, _Slot] = {}
         self._lock = threading.Lock()
         # The threads are kept: each keeps its connections to FulcrumCore and Proxmox from one job to the next.
@@ -126,7 +126,7 @@ class Dispatcher:
         except SQLAlchemyError:
             log.exception("job_end_not_stored", job_id=job.fulcrum_id)  # released when no slot runs it (leases.py)
         except Exception as defect:
-            log.exception("job_broke", job_id=job.fulcrum_id)
+            log.exception("job_crashed", job_id=job.fulcrum_id)
             self._fail_internal(job, defect)
         finally:
             with self._lock:

@@ -29,7 +29,7 @@ class Heartbeat:
         self.state.fulcrum.note_up()
         if not self.state.agent_id:
             self.state.agent_id = agent.id
-            log.info("agent_recognised", agent_id=agent.id, name=agent.name)
+            log.info("agent_identified", agent_id=agent.id, name=agent.name)
             self.state.poll_wanted.set()
         self._note_disabled(agent)
         if not self.state.disabled:

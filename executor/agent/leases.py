@@ -65,7 +65,7 @@ class LeaseKeeper:
         for job_id in unowned:
             with transaction(self.engine) as session:
                 if job_queue.release(session, job_id, self.boot_id):
-                    log.warning("job_taken_back", job=job_id, status="pending")
+                    log.warning("job_released", job=job_id)
                     self.state.work_wanted.set()
 
     def _reap_dead_nodes(self) -> None:
@@ -82,5 +82,5 @@ class LeaseKeeper:
             return
         with transaction(self.engine) as session:
             for job_id, status in job_queue.reap(session):
-                log.warning("job_taken_back", job=job_id, status=status)
+                log.warning("job_reaped", job=job_id, status=status)
                 self.state.work_wanted.set()

@@ -55,7 +55,7 @@ class Poller:
         if state.draining.is_set() or state.disabled or (self.only_once and state.polls):
             return None
         if state.agent_id and state.polls == 0:
-            self.take_in_claimed()
+            self.recover_claimed_jobs()
         return self.poll()
 
     def poll(self) -> float:
@@ -75,12 +75,12 @@ class Poller:
         self._idle_polls = 0 if fresh else self._idle_polls + 1
         return self._pause_s()
 
-    def take_in_claimed(self) -> int:
+    def recover_claimed_jobs(self) -> int:
         """Write rows for jobs that FulcrumCore has as Processing by us and that we do not know (a lost database)."""
         jobs = self.fulcrum.own_processing_jobs(self.state.agent_id)
         taken = self._store([job for job in jobs if self._is_ours(job)], already_claimed=True)
         if taken:
-            log.warning("claimed_jobs_taken_in", count=taken)
+            log.warning("claimed_jobs_recovered", count=taken)
         return taken
 
     def _pause_s(self) -> float:

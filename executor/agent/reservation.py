@@ -79,7 +79,7 @@ class Reservations:
         vm = self.proxmox.find_unmarked(rows, vm_name(job), range(low, high + 1))
         if vm is None:
             return None
-        log.warning("half_made_vm_found", vmid=vm.vmid, node=vm.node)
+        log.warning("partial_clone_found", vmid=vm.vmid, node=vm.node)
         with transaction(self.engine) as session:
             return mappings.reserve(
                 session, service_id=service_id(job), cluster=self.cluster, vmid=vm.vmid, name=vm.name, kind=vm.kind

@@ -135,7 +135,7 @@ class Scheduler:
                 # A defect in one duty must not end it for good: said loudly, and tried again at the next turn.
                 error = kind = type(failure).__name__
                 if kind != job.failing_with:
-                    log.exception("critical_job_broke", name=job.name)
+                    log.exception("critical_job_crashed", name=job.name)
             if job.failing_with and error is None:
                 log.info("critical_job_recovered", name=job.name)
             job.failing_with = kind

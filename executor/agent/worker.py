@@ -234,7 +234,7 @@ class Worker:
     def _requeue(self, job: Job, lease: Lease, *, backoff_s: float, reason: str) -> None:
         with transaction(self.engine) as session:
             job_queue.requeue(session, lease, backoff_s=backoff_s, reason=reason)
-        log.warning("job_put_back", attempt=job.attempt, pause_s=round(backoff_s, 1), reason=reason)
+        log.warning("job_requeued", attempt=job.attempt, backoff_s=round(backoff_s, 1), reason=reason)
 
     def _abandon(self, lease: Lease, reason: str) -> None:
         result = JobResult(succeeded=False, code=ErrorCode.DEADLINE, detail=reason)

@@ -26,7 +26,7 @@ STALL_TIMEOUT_S = 120.0
 EXAMPLES = examples(
     "smith run                   work until told to stop (TERM drains, a second TERM cancels)",
     "smith run --once            poll once, carry and report what there is, and leave",
-    "smith run --drain           work until FulcrumCore has nothing more for us",
+    "smith run --until-idle      work until FulcrumCore has no more jobs for us",
 )
 
 
@@ -35,22 +35,24 @@ class AgentMode(StrEnum):
 
     SERVE = "serve"
     ONCE = "once"
-    DRAIN = "drain"
+    UNTIL_IDLE = "until-idle"
 
 
 def run(
     once: Annotated[
         bool, typer.Option("--once", help="Poll once; carry and report what was found, then leave.")
     ] = False,
-    drain: Annotated[bool, typer.Option("--drain", help="Leave when FulcrumCore has nothing more for us.")] = False,
+    until_idle: Annotated[
+        bool, typer.Option("--until-idle", help="Exit when FulcrumCore has no more jobs for us.")
+    ] = False,
     no_supervisor: Annotated[
         bool, typer.Option("--no-supervisor", help="Be the agent itself: for debuggers. Nothing restarts it then.")
     ] = False,
 ) -> None:
     """Carry FulcrumCore's jobs to Proxmox."""
-    if once and drain:
-        raise typer.BadParameter("--once and --drain exclude each other")
-    mode = AgentMode.ONCE if once else AgentMode.DRAIN if drain else AgentMode.SERVE
+    if once and until_idle:
+        raise typer.BadParameter("--once and --until-idle exclude each other")
+    mode = AgentMode.ONCE if once else AgentMode.UNTIL_IDLE if until_idle else AgentMode.SERVE
     settings = _ready_settings()
     raise typer.Exit(_be_agent(settings, mode) if no_supervisor else _supervise(settings, mode))
 

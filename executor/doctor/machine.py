@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sqlalchemy.engine import make_url
 
-from executor.agent.disk_space import BYTES_PER_MIB, FLOORS_MIB, free_bytes
+from executor.agent.disk_space import BYTES_PER_MIB, MIN_FREE_MIB, free_bytes
 from executor.database import schema
 from executor.database.engine import file_system_of, open_engine
 from executor.doctor.checks import Area, Check, Maker
@@ -74,8 +74,8 @@ def _space(settings: Settings) -> Iterator[Check]:
     for name, folder in (("data", settings.smith_data_dir), ("run", settings.smith_run_dir)):
         free_mib = free_bytes(folder) // BYTES_PER_MIB
         text = f"{folder}: {free_mib} MiB are free"
-        if free_mib < FLOORS_MIB[name]:
-            yield _MACHINE.fail(f"{name} folder", f"{text}, less than {FLOORS_MIB[name]}")
+        if free_mib < MIN_FREE_MIB[name]:
+            yield _MACHINE.fail(f"{name} folder", f"{text}, less than {MIN_FREE_MIB[name]}")
         else:
             yield _MACHINE.ok(f"{name} folder", text)
     if len(str(settings.smith_run_dir)) > LONGEST_RUN_DIR:

@@ -46,7 +46,7 @@ def become_subreaper() -> None:
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
-def hide() -> None:
+def set_undumpable() -> None:
     """Let nobody but root look into this process: no core dump, no debugger, no environment in /proc.
 
     It holds secrets, and what it starts (a provider's playbook, too) runs as the same user. The kernel takes it back

@@ -80,7 +80,7 @@ def supervise(
     for a dump (USR1), killed and started again; 0 turns that off. HUP and USR1 are passed on.
     """
     os.umask(0o077)
-    process_tree.hide()
+    process_tree.set_undumpable()
     process_tree.become_subreaper()
     given = os.environ if env is None else env
     env = {name: value for name, value in given.items() if name not in notify.VARIABLES}
@@ -149,7 +149,7 @@ class Supervisor:
         try:
             return self._follow()
         except OSError as error:  # no process to be had just now: as if it had died at once
-            self._log("agent_not_started", level="error", reason=str(error))
+            self._log("agent_start_failed", level="error", reason=str(error))
             return EXIT_FAILURE
 
     def _follow(self) -> int:
@@ -201,7 +201,7 @@ class Supervisor:
 
     def _pass_on(self, signum: int) -> None:
         if self._agent:
-            self._log("signal_passed_on", signal=signal.Signals(signum).name)
+            self._log("signal_forwarded", signal=signal.Signals(signum).name)
             process_tree.send(self._agent.pid, signum)
 
     def _watch(self, agent: _Agent) -> None:
@@ -222,7 +222,7 @@ class Supervisor:
         """End what the agent has left: nothing may go on changing VMs that no agent knows of."""
         met = process_tree.end(_strays, grace_s=STRAY_GRACE_S)
         if met:
-            self._log("strays_ended", level="warning", pids=sorted(met), left=sorted(_strays()))
+            self._log("orphan_processes_killed", level="warning", pids=sorted(met), left=sorted(_strays()))
 
     def _is_stopped_within(self, pause_s: float) -> bool:
         until = time.monotonic() + pause_s

@@ -126,7 +126,7 @@ class Execution:
         self._close_keeper_pipe()
         thread.join(process_tree.GRACE_S + KEEPER_MARGIN_S)
         if strays := process_tree.end(self._processes, grace_s=0 if thread.is_alive() else process_tree.GRACE_S):
-            log.warning("strays_ended", run_ident=self._config.ident, processes=len(strays))
+            log.warning("orphan_processes_killed", run_ident=self._config.ident, processes=len(strays))
         thread.join()
 
     def _drain(self) -> None:

@@ -10,16 +10,16 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from executor.web.agent_view import AgentHandle
 from executor.web.gauges import Gauges
 from executor.web.guard import Access, Guard
 from executor.web.health import Verdict, liveness, readiness
 from executor.web.openapi import document
-from executor.web.watched import Stage
 
 PAGES = ("/livez", "/readyz", "/metrics", "/openapi.json")
 
 
-def make_app(stage: Stage, access: Access) -> Starlette:
+def make_app(stage: AgentHandle, access: Access) -> Starlette:
     """Return everything that the socket serves."""
     pages = _Pages(stage, access)
     app = Starlette(
@@ -40,7 +40,7 @@ def make_app(stage: Stage, access: Access) -> Starlette:
 class _Pages:
     """Plain functions: starlette runs them in threads, so a slow database delays no other page."""
 
-    def __init__(self, stage: Stage, access: Access) -> None:
+    def __init__(self, stage: AgentHandle, access: Access) -> None:
         self._stage = stage
         self._description = document(access)
 

@@ -18,15 +18,15 @@ from executor.database import queries
 from executor.database.engine import reading
 from executor.database.tables import utc_now
 from executor.version import VERSION
+from executor.web.agent_view import AgentView
 from executor.web.health import fulcrum_is_up
 from executor.web.probes import Prober
-from executor.web.watched import Watched
 
 
 class Gauges(Collector):
     """Collects for one agent."""
 
-    def __init__(self, watched: Watched, prober: Prober) -> None:
+    def __init__(self, watched: AgentView, prober: Prober) -> None:
         self._watched = watched
         self._prober = prober
 

@@ -85,7 +85,7 @@ class Guard:
             await (self._refusal(scope) or self._app)(scope, receive, send_guarded)
         except Exception:
             # A defect in a page: its traceback belongs into our log, and nowhere else.
-            log.exception("page_broke", path=scope["path"])
+            log.exception("page_crashed", path=scope["path"])
             if not has_begun:
                 await _answer(500, "this page is broken, see the log")(scope, receive, send_guarded)
 

@@ -10,8 +10,8 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from executor.web.agent_view import AgentHandle, AgentView
 from executor.web.probes import Prober
-from executor.web.watched import Stage, Watched
 
 #: Seconds after which a loop that did not turn is stuck. The reporter's turn holds up to fifty reports, each of which
 #: may meet a FulcrumCore that lets us wait; all others turn every few seconds, a minute when the database fails.
@@ -52,7 +52,7 @@ class Verdict:
         return {"status": self.status, "checks": rows}
 
 
-def liveness(stage: Stage) -> Verdict:
+def liveness(stage: AgentHandle) -> Verdict:
     """Judge whether every loop moved lately."""
     if stage.watched is None or not stage.watched[0].state.turns:
         return Verdict(status="starting", ok=True)
@@ -64,7 +64,7 @@ def liveness(stage: Stage) -> Verdict:
     return Verdict(status="alive" if ok else "stuck", ok=ok, checks=checks)
 
 
-def _loops(watched: Watched) -> list[Check]:
+def _loops(watched: AgentView) -> list[Check]:
     now = time.monotonic()
     checks = []
     for name, patience_s in PATIENCE_S.items():
@@ -77,7 +77,7 @@ def _loops(watched: Watched) -> list[Check]:
     return checks
 
 
-def _critical_jobs(watched: Watched) -> list[Check]:
+def _critical_jobs(watched: AgentView) -> list[Check]:
     overdue = watched.scheduler.overdue(patience=CRITICAL_PATIENCE, slack_s=CRITICAL_SLACK_S)
     return [
         Check(name=name, ok=name not in overdue, reason="is overdue" if name in overdue else "")
@@ -85,7 +85,7 @@ def _critical_jobs(watched: Watched) -> list[Check]:
     ]
 
 
-def readiness(stage: Stage) -> Verdict:
+def readiness(stage: AgentHandle) -> Verdict:
     """Judge whether a job could be carried now."""
     if stage.watched is None:
         reason = "waits for FulcrumCore's configuration" if stage.waits_for else ""
@@ -97,7 +97,7 @@ def readiness(stage: Stage) -> Verdict:
     return Verdict(status="ready" if ok else "not ready", ok=ok, checks=checks)
 
 
-def _agent(watched: Watched) -> Check:
+def _agent(watched: AgentView) -> Check:
     state = watched.state
     if not state.turns:
         return Check(name="agent", ok=False, reason="is starting")
@@ -107,12 +107,12 @@ def _agent(watched: Watched) -> Check:
     return Check(name="agent", ok=True, reason="is disabled in FulcrumCore: it rests" if state.disabled else "")
 
 
-def fulcrum_is_up(watched: Watched) -> bool:
+def fulcrum_is_up(watched: AgentView) -> bool:
     """True when FulcrumCore has answered us, and did so the last time."""
     return watched.state.heard_at > 0 and watched.state.fulcrum.is_up
 
 
-def _fulcrum(watched: Watched) -> Check:
+def _fulcrum(watched: AgentView) -> Check:
     if fulcrum_is_up(watched):
         return Check(name="fulcrum", ok=True)
     detail = watched.state.fulcrum.reason

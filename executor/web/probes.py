@@ -131,6 +131,6 @@ def _found_by(look: Callable[[], None]) -> Finding:
         return Finding(ok=False, reason=bad.reason, detail=redactor.redact(bad.detail))
     except Exception as defect:
         # A defect in a look must not end the looking: said with its traceback, and shown as not good.
-        log.exception("probe_broke")
+        log.exception("probe_crashed")
         return Finding(ok=False, reason="could not be looked at", detail=type(defect).__name__)
     return Finding(ok=True)

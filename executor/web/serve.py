@@ -11,9 +11,9 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from executor.settings.settings import Settings
 from executor.settings.types import is_local
+from executor.web.agent_view import AgentHandle
 from executor.web.app import make_app
 from executor.web.guard import Access
-from executor.web.watched import Stage
 
 #: Connections at once; more are answered with 503.
 MOST_CONNECTIONS = 64
@@ -62,7 +62,7 @@ class Server(uvicorn.Server):
                 self._loop.call_soon_threadsafe(self._over.set)
 
 
-def make_server(settings: Settings, stage: Stage) -> Server:
+def make_server(settings: Settings, stage: AgentHandle) -> Server:
     """Return a server that listens on nothing yet."""
     access = Access(
         token=settings.smith_http_token.get_secret_value(),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from executor.log import get_logger
 from executor.settings.settings import Settings
-from executor.web.watched import Stage
+from executor.web.agent_view import AgentHandle
 
 if TYPE_CHECKING:
     from executor.web.serve import Server
@@ -23,9 +23,9 @@ STOP_TIMEOUT_S = 3.0
 
 
 @contextlib.contextmanager
-def serving(settings: Settings) -> Iterator[Stage]:
+def serving(settings: Settings) -> Iterator[AgentHandle]:
     """Serve the pages for the length of the block, unless SMITH_HTTP_ADDR is off or cannot be had."""
-    stage = Stage()
+    stage = AgentHandle()
     listener = None if settings.smith_http_addr == "off" else _listener(settings.smith_http_addr)
     stage.port = listener.getsockname()[1] if listener else 0
     server = _Server(settings, stage, listener) if listener else None
@@ -60,7 +60,7 @@ def _listener(address: str) -> socket.socket | None:
 class _Server:
     """uvicorn in a thread."""
 
-    def __init__(self, settings: Settings, stage: Stage, listener: socket.socket) -> None:
+    def __init__(self, settings: Settings, stage: AgentHandle, listener: socket.socket) -> None:
         self._settings = settings
         self._stage = stage
         self._listener = listener

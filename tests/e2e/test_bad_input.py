@@ -160,7 +160,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Out
         assert code == 0
         log = lab.log_file.read_text()
         assert "Traceback" not in log
-        assert "critical_job_broke" not in log
+        assert "critical_job_crashed" not in log
         assert lab.log_events("agent_ready")[1:] == []
         yield found
 

@@ -132,4 +132,4 @@ def test_work_under_way_is_no_drift(lab: LabSystem) -> None:
     wait_for(lambda: runs(lab) > seen + 1, 120, "one more whole check")
     for event in ("drift_found", "drift_corrected"):
         assert [said(lab, event, service_id) for service_id in services] == [[], []]
-    assert lab.log_events("critical_job_broke") == []
+    assert lab.log_events("critical_job_crashed") == []

@@ -140,7 +140,7 @@ def test_a_service_that_fulcrum_still_has_keeps_its_vm_until_it_is_deleted_again
 
     make_due(lab, vm["vmid"])
 
-    wait_for(lambda: lab.log_events("doomed_vm_kept"), 60, "the VM to be kept")
+    wait_for(lambda: lab.log_events("vm_deletion_withheld"), 60, "the VM to be kept")
     assert [vm["vmid"] for vm in lab.vms_of(service_id)] == [vm["vmid"]]
     found = [each for each in lab_drift(lab) if each["service_id"] == service_id]
     assert [each["kind"] for each in found] == ["mapping_unreported"]

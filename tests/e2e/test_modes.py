@@ -25,7 +25,7 @@ def test_drain_works_until_fulcrum_has_nothing_more_for_us(make_lab: MakeLab) ->
     group_id = lab.admin.create_group(lab.ids.consumer_id, "one-at-a-time")
     services = [lab.order(f"drain-{number}", group_id=group_id) for number in range(3)]
 
-    assert lab.start_executor("--drain").wait(240) == 0
+    assert lab.start_executor("--until-idle").wait(240) == 0
 
     assert [lab.admin.get_service(service_id)["status"] for service_id in services] == ["Stopped"] * 3
 

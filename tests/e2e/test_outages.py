@@ -46,7 +46,7 @@ def test_f11_fulcrum_down_at_start_and_for_a_minute_in_between_loses_nothing(mak
 def test_a_disabled_agent_claims_nothing_and_leaves_its_status_alone(make_lab: MakeLab) -> None:
     lab = make_lab(FULCRUM_HEARTBEAT_INTERVAL_S="1")
     lab.start_executor()
-    wait_for(lambda: lab.log_events("agent_recognised"), 30, "the first heartbeat")
+    wait_for(lambda: lab.log_events("agent_identified"), 30, "the first heartbeat")
 
     def disable() -> list[dict[str, Any]]:
         # FulcrumCore saves a heartbeat's whole row: one that is under way takes our word back.

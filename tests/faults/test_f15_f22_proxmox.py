@@ -49,10 +49,10 @@ def test_f16_a_vm_is_locked(rig: Rig, lock: str) -> None:
     service_id = rig.made(f"f16-{lock}")
     vmid = rig.vm_of(service_id)["vmid"]
     rig.lab.proxmox.control("lock", vmid=vmid, lock=lock)
-    back = len(rig.lab.log_events("job_put_back"))
+    back = len(rig.lab.log_events("job_requeued"))
     rig.lab.admin.action(service_id, "start")
-    rig.logged("job_put_back", back + 1)
-    assert "VM_LOCKED" in rig.lab.log_events("job_put_back")[-1]["reason"]
+    rig.logged("job_requeued", back + 1)
+    assert "VM_LOCKED" in rig.lab.log_events("job_requeued")[-1]["reason"]
     rig.lab.proxmox.control("lock", vmid=vmid, lock=None)
     assert rig.settled(service_id)["status"] == "Started"
     rig.prove()

@@ -113,14 +113,14 @@ def test_f26_the_disk_is_full(small_disk: Path, tmp_path: Path) -> None:
         ballast = small_disk / "ballast"
         fill(ballast)
         waiting = rig.order("f26-waiting")
-        rig.logged("space_short")
+        rig.logged("disk_space_low")
         time.sleep(5)  # in which the running job meets the full disk, and the waiting one must not begin
         assert not rig.clones_of(waiting)
         assert rig.lab.executor.poll() is None
         ballast.unlink()
         assert [rig.settled(service_id)["status"] for service_id in (running, waiting)] == ["Stopped"] * 2
-        rig.logged("space_enough_again")
-        assert len(rig.lab.log_events("space_short")) == 1
+        rig.logged("disk_space_recovered")
+        assert len(rig.lab.log_events("disk_space_low")) == 1
         rig.prove()
         assert rig.lab.smith("db", "check")["problems"] == []
         rig.lab.stop_executor()
@@ -138,7 +138,7 @@ def test_f26_an_end_that_the_database_did_not_take_is_not_forgotten(small_disk: 
         fill(ballast)
         rig.logged("job_end_not_stored")
         ballast.unlink()
-        rig.logged("job_taken_back")
+        rig.logged("job_released")
         assert rig.settled(service_id)["status"] == "Stopped"
         rig.prove()
         rig.lab.stop_executor()
@@ -241,7 +241,7 @@ def test_f28_two_nodes_share_the_work_and_a_paused_one_wakes_up(postgres: Postgr
             services = [rig.order(f"f28-{number}") for number in range(4)]
             rig.until(lambda: len(rig.clones()) == 4, "all clones to begin")
             with asleep(rig):
-                other.logged("job_taken_back")
+                other.logged("job_reaped")
             assert [rig.settled(service_id)["status"] for service_id in services] == ["Stopped"] * 4
             rig.logged("job_lost")
             assert len(rig.clones()) == 4
@@ -287,7 +287,7 @@ def test_f30_the_same_host_name_and_the_same_pid_are_not_the_same_agent(make_rig
     first, second = (event["boot_id"] for event in rig.logged("agent_ready", 2))
     assert first.rsplit("-", 1)[0] == second.rsplit("-", 1)[0], "host name and pid are not the same: no test"
     assert first != second
-    assert rig.lab.log_events("job_taken_back")
+    assert rig.lab.log_events("job_reaped")
 
 
 @contextmanager

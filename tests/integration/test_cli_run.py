@@ -104,12 +104,12 @@ def test_a_wrong_setting_ends_a_run_with_3_and_is_not_shown_if_it_may_be_secret(
 
 
 def test_once_and_drain_exclude_each_other(smith: Cli) -> None:
-    done = smith("run", "--once", "--drain", **SETTINGS)
+    done = smith("run", "--once", "--until-idle", **SETTINGS)
     assert done.returncode == 2
     assert not smith.data.exists()
 
 
-@pytest.mark.parametrize("running", [(), ("--no-supervisor",), ("--drain",)], indirect=True)
+@pytest.mark.parametrize("running", [(), ("--no-supervisor",), ("--until-idle",)], indirect=True)
 def test_a_run_works_until_it_is_told_to_stop(running: Running) -> None:
     running.wait_until_it_works()
     running.process.send_signal(signal.SIGTERM)

@@ -319,7 +319,7 @@ def test_an_old_schema_is_a_warning_because_the_start_brings_it_up(doctor: Exami
 def test_a_full_disk_and_missing_tools_are_the_machines(
     doctor: Examine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setitem(space.FLOORS_MIB, "data", 10**12)
+    monkeypatch.setitem(space.MIN_FREE_MIB, "data", 10**12)
     monkeypatch.setattr(sys, "path", [])
     found = doctor()
     assert found.code == 1

@@ -235,7 +235,7 @@ note("seen-by-next", alive)
 
     assert supervised.wait() == 0
     assert (supervised.folder / "seen-by-next").read_text() == "[]"
-    (ended,) = supervised.named("strays_ended")
+    (ended,) = supervised.named("orphan_processes_killed")
     assert len(ended["pids"]) >= 2
     assert ended["left"] == []
 
@@ -329,7 +329,7 @@ def test_hup_does_not_kill_an_agent_that_knows_nothing_of_it(supervised: Supervi
     supervised.start("note('ready')\nwait()")
     _eventually(lambda: supervised.has("ready"))
     supervised.send(signal.SIGHUP)
-    _eventually(lambda: supervised.named("signal_passed_on"))
+    _eventually(lambda: supervised.named("signal_forwarded"))
     supervised.send(signal.SIGTERM)
 
     assert supervised.wait() == 0
@@ -442,7 +442,7 @@ def test_the_agent_has_the_environment_it_was_given_and_a_session_of_its_own(sup
 def test_every_line_has_the_shape_of_the_agents_log(supervised: Supervised) -> None:
     supervised.run("leave_strays() if life == 1 else None\nsys.exit(1 if life == 1 else 0)")
 
-    assert {"agent_started", "agent_exited", "strays_ended", "agent_restarting"} <= {
+    assert {"agent_started", "agent_exited", "orphan_processes_killed", "agent_restarting"} <= {
         line["event"] for line in supervised.events
     }
     for line in supervised.events:

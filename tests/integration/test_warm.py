@@ -611,7 +611,7 @@ def test_three_hundred_warm_runs_leave_nothing_and_let_nothing_grow(site: Site) 
         assert set(pool.map(play, range(20, 320))) == {RunStatus.SUCCESSFUL}
     after = footprint(site)
 
-    assert not [entry for entry in logs if entry["event"] == "strays_ended"], "a guard was taken for a stray"
+    assert not [entry for entry in logs if entry["event"] == "orphan_processes_killed"], "a guard was taken for a stray"
     assert after["files"] == before["files"]
     assert after["descriptors"] == before["descriptors"]
     assert after["processes"] == before["processes"]

@@ -41,10 +41,10 @@ from executor.proxmox.client import ProxmoxReader
 from executor.proxmox.connection import ProxmoxConnection
 from executor.settings.settings import Settings, load_settings
 from executor.web import health, probes, serve
+from executor.web.agent_view import AgentHandle, AgentView
 from executor.web.app import PAGES
 from executor.web.guard import MOST_FAILURES
 from executor.web.server import serving
-from executor.web.watched import Stage, Watched
 
 TOKEN = "a-token-of-more-than-sixteen"
 WITHIN_S = 60.0
@@ -65,7 +65,7 @@ def database_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Site:
     """An agent's parts, its pages on a socket, and a caller."""
 
-    def __init__(self, stage: Stage, watched: Watched) -> None:
+    def __init__(self, stage: AgentHandle, watched: AgentView) -> None:
         self.stage = stage
         self.watched = watched
 
@@ -143,7 +143,7 @@ def make_site(tmp_path: Path, proxmox: ProxmoxStandIn, database_file: Path) -> I
             stage = stack.enter_context(serving(settings))
             scheduler.start()
             stack.callback(scheduler.stop)
-            watched = Watched(
+            watched = AgentView(
                 boot_id="boot-1",
                 settings=settings,
                 state=state,
@@ -287,7 +287,7 @@ def test_a_database_that_cannot_be_written_is_told(site: Site) -> None:
 def test_a_full_disk_is_told_with_its_folder(site: Site, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A floor above what any disk has stands for a disk that is full."""
     site.until("/readyz", 200)
-    monkeypatch.setitem(space.FLOORS_MIB, "data", 10**12)
+    monkeypatch.setitem(space.MIN_FREE_MIB, "data", 10**12)
     checks = site.until("/readyz", 503)
     assert checks["disk"]["reason"] == "too little space in the folder for data"
     assert str(tmp_path) in checks["disk"]["detail"]

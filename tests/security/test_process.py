@@ -31,11 +31,11 @@ KNOWN = {
 PEEP = """
 import ctypes, os, sys
 sys.path.insert(0, {root!r})
-from executor import process_tree
+from executor.processes import process_tree
 os.setgid(65534)
 os.setuid(65534)
 if {hidden}:
-    process_tree.hide()
+    process_tree.set_undumpable()
 else:
     process_tree._prctl(process_tree._PR_SET_DUMPABLE, 1)  # setuid has taken it away
 parent = os.getpid()

@@ -30,6 +30,6 @@ def raised() -> set[str]:
 
 
 def test_every_warning_is_explained_and_nothing_else() -> None:
-    assert {"space_short", "agent_stalled", "job_end_not_stored"} <= raised()
+    assert {"disk_space_low", "agent_stalled", "job_end_not_stored"} <= raised()
     assert raised() - told() == set()
     assert {event for event in told() if event not in raised()} == set()

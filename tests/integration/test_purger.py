@@ -11,7 +11,7 @@ from smith_lab.simulator.control import RunningSimulator, running_simulator
 from sqlalchemy import Engine, select
 from support.databases import migrated_sqlite_file
 
-from executor.agent.destroyer import Destroyer
+from executor.agent.purger import VmPurger
 from executor.agent.state import AgentState
 from executor.database import job_queue, mappings
 from executor.database.engine import open_engine, reading, transaction
@@ -44,11 +44,11 @@ def engine(tmp_path: Path) -> Iterator[Engine]:
 
 
 @pytest.fixture
-def destroyer(world: World, engine: Engine) -> Destroyer:
+def purger(world: World, engine: Engine) -> VmPurger:
     state = AgentState()
     state.agent_id = world.ids.agent_id
     client = FulcrumClient(world.sim.url, lambda: world.ids.agent_token, read_timeout_s=5)
-    return Destroyer(engine=engine, fulcrum=client, state=state, cluster="c", job_timeout_s=300)
+    return VmPurger(engine=engine, fulcrum=client, state=state, cluster="c", job_timeout_s=300)
 
 
 def doomed(engine: Engine, service_id: str, delete_at: int = LONG_PAST, vmid: int = 100_000) -> None:
@@ -72,93 +72,93 @@ def ended(world: World) -> str:
 
 
 def test_a_vm_whose_service_has_ended_becomes_one_job_that_fulcrum_never_hears_of(
-    world: World, engine: Engine, destroyer: Destroyer
+    world: World, engine: Engine, purger: VmPurger
 ) -> None:
     service_id = ended(world)
     doomed(engine, service_id)
-    destroyer.turn()
-    destroyer.turn()
+    purger.turn()
+    purger.turn()
     (job,) = jobs(engine)
     assert (job.action, job.service_id, job.status, job.report_state) == ("delete", service_id, "pending", "local")
-    assert destroyer.state.work_wanted.is_set()
+    assert purger.state.work_wanted.is_set()
 
 
-def test_a_vm_whose_time_is_not_over_is_left_alone(world: World, engine: Engine, destroyer: Destroyer) -> None:
+def test_a_vm_whose_time_is_not_over_is_left_alone(world: World, engine: Engine, purger: VmPurger) -> None:
     doomed(engine, ended(world), FAR_AHEAD)
-    destroyer.turn()
+    purger.turn()
     assert jobs(engine) == []
 
 
-def test_a_service_that_lives_keeps_its_vm(world: World, engine: Engine, destroyer: Destroyer) -> None:
+def test_a_service_that_lives_keeps_its_vm(world: World, engine: Engine, purger: VmPurger) -> None:
     doomed(engine, world.created()["id"])
-    destroyer.turn()
+    purger.turn()
     assert jobs(engine) == []
 
 
-def test_a_service_that_fulcrum_does_not_know_has_ended(engine: Engine, destroyer: Destroyer) -> None:
+def test_a_service_that_fulcrum_does_not_know_has_ended(engine: Engine, purger: VmPurger) -> None:
     doomed(engine, "99999999-0000-4000-8000-000000000000")
-    destroyer.turn()
+    purger.turn()
     assert len(jobs(engine)) == 1
 
 
-def test_one_403_of_an_outage_proves_nothing(world: World, engine: Engine, destroyer: Destroyer) -> None:
+def test_one_403_of_an_outage_proves_nothing(world: World, engine: Engine, purger: VmPurger) -> None:
     """FulcrumCore says 403 as well while its database is away."""
     service = world.created()
     doomed(engine, service["id"])
     world.sim.fault("status", method="GET", path=f".*/services/{service['id']}$", times=1, status=403)
-    destroyer.turn()
+    purger.turn()
     assert jobs(engine) == []
 
 
 @pytest.mark.parametrize("status", [403, 500, 502])
 def test_nothing_is_destroyed_while_fulcrum_is_away(
-    world: World, engine: Engine, destroyer: Destroyer, status: int
+    world: World, engine: Engine, purger: VmPurger, status: int
 ) -> None:
     doomed(engine, ended(world))
     world.sim.fault("status", method="GET", path=".*", times=100, status=status)
     with pytest.raises(FulcrumUnavailable):
-        destroyer.turn()
+        purger.turn()
     world.sim.clear_faults()
     assert jobs(engine) == []
 
 
 @pytest.mark.parametrize("status", [400, 404])
 def test_an_answer_that_is_not_fulcrums_proves_nothing(
-    world: World, engine: Engine, destroyer: Destroyer, status: int
+    world: World, engine: Engine, purger: VmPurger, status: int
 ) -> None:
     doomed(engine, ended(world))
     world.sim.fault("status", method="GET", path=".*/services/.*", times=2, status=status)
-    destroyer.turn()
+    purger.turn()
     assert jobs(engine) == []
 
 
-def test_a_terminal_state_of_any_name_is_an_end(world: World, engine: Engine, destroyer: Destroyer) -> None:
+def test_a_terminal_state_of_any_name_is_an_end(world: World, engine: Engine, purger: VmPurger) -> None:
     service = world.order_with({"properties": {"a": {"type": "string"}}}, {"a": "x"}).json()
     world.agent.complete(world.claimed(service), agentInstanceId="x/100000")
     doomed(engine, service["id"])
-    destroyer.turn()
+    purger.turn()
     assert jobs(engine) == []
     world.admin.delete_service(service["id"])
     world.agent.complete(world.claimed(service))
     assert world.service(service)["status"] == "Gone"
-    destroyer.turn()
+    purger.turn()
     assert len(jobs(engine)) == 1
 
 
-def test_a_job_of_our_own_is_never_due_to_be_reported(world: World, engine: Engine, destroyer: Destroyer) -> None:
+def test_a_job_of_our_own_is_never_due_to_be_reported(world: World, engine: Engine, purger: VmPurger) -> None:
     doomed(engine, ended(world))
-    destroyer.turn()
+    purger.turn()
     (job,) = jobs(engine)
     with transaction(engine) as session:
         job_queue.request_cancel(session, job.id)
     (job,) = jobs(engine)
     assert (job.status, job.report_state) == ("failed", ReportState.LOCAL)
-    destroyer.turn()  # a cancelled one is tried again: `smith mappings recall` is what keeps a VM
+    purger.turn()  # a cancelled one is tried again: `smith mappings recall` is what keeps a VM
     assert [each.status for each in jobs(engine)] == ["failed", "pending"]
 
 
-def test_nothing_is_done_before_the_agent_knows_who_it_is(engine: Engine, destroyer: Destroyer) -> None:
-    destroyer.state.agent_id = ""
+def test_nothing_is_done_before_the_agent_knows_who_it_is(engine: Engine, purger: VmPurger) -> None:
+    purger.state.agent_id = ""
     doomed(engine, "99999999-0000-4000-8000-000000000000")
-    destroyer.turn()
+    purger.turn()
     assert jobs(engine) == []

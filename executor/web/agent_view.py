@@ -17,7 +17,7 @@ from executor.web.probes import Prober
 
 
 @dataclass(frozen=True, kw_only=True)
-class Watched:
+class AgentView:
     """One life of one agent, as the pages see it."""
 
     boot_id: str
@@ -31,17 +31,17 @@ class Watched:
     drift: Callable[[], dict[str, int]] = dict  #: what differs by kind; empty when nobody has looked lately
 
 
-class Stage:
+class AgentHandle:
     """Holds the agent to look at, once there is one."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._watched: tuple[Watched, Prober] | None = None
+        self._watched: tuple[AgentView, Prober] | None = None
         self.waits_for = ""  #: why there is no agent yet
         self.port = 0  #: where the pages are, 0 for nowhere
 
     @property
-    def watched(self) -> tuple[Watched, Prober] | None:
+    def watched(self) -> tuple[AgentView, Prober] | None:
         """The agent and what its prober has found, None until it is shown."""
         return self._watched
 
@@ -49,7 +49,7 @@ class Stage:
         """Say what the start waits for."""
         self.waits_for = reason
 
-    def show(self, watched: Watched, *, probe_interval_s: float | None = None) -> None:
+    def show(self, watched: AgentView, *, probe_interval_s: float | None = None) -> None:
         """Look at this agent from now on."""
         prober = Prober(
             state=watched.state,

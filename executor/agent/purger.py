@@ -28,7 +28,7 @@ log = get_logger(__name__)
 
 
 @dataclass(kw_only=True)
-class Destroyer:
+class VmPurger:
     """The critical job: looks for doomed VMs whose time is over."""
 
     engine: Engine
@@ -47,7 +47,7 @@ class Destroyer:
         ended = [mapping for mapping in due if self._has_ended(mapping)]
         written = [mapping.vmid for mapping in ended if self._submit(mapping)]
         if written:
-            log.info("destruction_due", vmids=written)
+            log.info("vm_deletion_due", vmids=written)
             self.state.work_wanted.set()
 
     def _has_ended(self, mapping: Mapping) -> bool:
@@ -55,13 +55,13 @@ class Destroyer:
         try:
             service = self._service(mapping.service_id)
         except FulcrumRefused as refusal:
-            log.warning("doomed_vm_kept", vmid=mapping.vmid, service_id=mapping.service_id, reason=str(refusal))
+            log.warning("vm_deletion_withheld", vmid=mapping.vmid, service_id=mapping.service_id, reason=str(refusal))
             return False
         if service is None or self._is_terminal(service):
             return True
         if mapping.id not in self._said:
             self._said.add(mapping.id)
-            log.warning("doomed_vm_kept", vmid=mapping.vmid, service_id=mapping.service_id, status=service.status)
+            log.warning("vm_deletion_withheld", vmid=mapping.vmid, service_id=mapping.service_id, status=service.status)
         return False
 
     def _service(self, service_id: str) -> CoreService | None:

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What Proxmox says of one VM, in one Ansible task that only ever reads.
+"""Read-only look-up of one VM in one Ansible task.
 
-An action plugin, because it then runs inside ansible-playbook: no module process to start (0.45 CPU-s each), one
-connection for all its questions, and a wait costs requests instead of module runs. Changes never happen here.
+It is an action plugin, so it runs inside ansible-playbook: no module process per look-up (0.45 CPU-s each), one
+connection for all requests, and waiting costs requests instead of module runs. It changes nothing.
 
-Three things the stock modules cannot do, and why the roles ask this instead:
-- they return before the outcome is known, or wait blindly: `wait_for` follows the Proxmox task itself, and
-  `task_error` has the task's own last words;
-- an empty list proves nothing: `absence` says whether "not there" was proven, and what stood in the way;
-- a configuration's pending values: `config` is what was asked for, `pending` what still waits for a reboot.
+It does three things that the modules of community.proxmox cannot do:
+- modules return before the outcome is known, or do not notice that a Proxmox task failed: `wait_for` follows the
+  Proxmox task, and `task_error` holds its error;
+- an empty list does not prove absence: `absence` says whether absence was proven, or what prevented the proof;
+- pending values of a configuration: `config` holds the requested values, `pending` the keys that need a reboot.
 """
 
 from __future__ import annotations
@@ -27,29 +27,29 @@ from proxmoxer.core import AuthenticationError, ResourceException
 GIB = 1024**3
 UNITS = {"": 1, "K": 1024, "M": 1024**2, "G": GIB, "T": 1024 * GIB}
 REQUEST_TIMEOUT_S = 30
-#: How long a VM may look as before after its Proxmox task ended well: the list and the guest lag a little.
+#: How long the VM's state may lag after its Proxmox task ended successfully.
 SETTLE_S = 5.0
-#: A reboot's task ends when the VM is off; Proxmox starts it again after that, in a task of its own that we cannot see.
+#: A reboot's Proxmox task ends when the VM is off; Proxmox then starts it in another task, which the token cannot see.
 REBOOT_SETTLE_S = 60.0
-#: How long Proxmox may stay silent while we wait, before its silence is the result.
-SILENCE_S = 30.0
-#: How long a new clone may stay invisible while a clone of its template runs.
-CLONE_APPEARS_S = 20.0
-#: Proxmox's own statuses for "the node did not answer me".
+#: How long Proxmox may not answer during a wait before that is reported as the failure.
+MAX_OUTAGE_S = 30.0
+#: How long a new clone may be missing while a clone task of its template runs.
+MAX_CLONE_INVISIBLE_S = 20.0
+#: HTTP statuses of Proxmox's proxy when a node does not answer.
 NODE_DOWN_STATUSES = range(595, 600)
-#: A container is restarted by stopping and starting it: its module knows no other way.
+#: Types of Proxmox tasks that restart a guest. The module restarts a container by a stop and a start.
 REBOOTS = ("qmreboot", "qmreset", "vzstart")
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 2.0
+FIRST_POLL_S, MAX_POLL_S = 0.2, 2.0
 MARKER = re.compile(r"^smith-uid=(\S+)\s*?$", re.MULTILINE)
 VOLUME_KEY = re.compile(r"rootfs\Z|mp\d+\Z")
 DISK_KEY = re.compile(r"(?:scsi|virtio|sata|ide)\d+\Z")
-#: The order in which Proxmox looks for a boot disk when none is named.
+#: The order in which Proxmox chooses a boot disk when `boot` names none.
 BOOT_BUSES = ("scsi", "virtio", "sata", "ide")
 NIC_KEY = re.compile(r"net\d+\Z")
 MAC = re.compile(r"=((?:[0-9A-Fa-f]{2}:){5}[0-9A-Fa-f]{2})")
 UNFINISHED = ("clone", "create")
-#: How many clones of one template at the same time we can tell apart.
-LOGS_READ = 16
+#: How many clone tasks of one template are distinguished by their logs.
+MAX_LOGS_READ = 16
 FAILED_CALL = (ResourceException, AuthenticationError, OSError, urllib3.exceptions.HTTPError)
 ARGUMENTS = {
     "connection": {"type": "dict", "required": True},
@@ -59,7 +59,7 @@ ARGUMENTS = {
     "node": {"type": "str", "default": ""},
     "template_vmid": {"type": "int", "default": 0},
     "template": {"type": "str", "default": ""},
-    "template_node": {"type": "str", "default": ""},  # says that it was found there, with `template_vmid`, before
+    "template_node": {"type": "str", "default": ""},  # the node where an earlier look-up found the template
     "prove_absence": {"type": "bool", "default": False},
     "snapshots": {"type": "bool", "default": False},
     "backups": {"type": "str", "default": ""},
@@ -80,25 +80,25 @@ ARGUMENTS = {
 
 
 class ActionModule(ActionBase):
-    """Ansible's door: checks the arguments, asks, turns every failure into Proxmox's words."""
+    """The action plugin: validates the arguments, runs the look-up, reports failures with Proxmox's text."""
 
     TRANSFERS_FILES = False
     _requires_connection = False
     _supports_check_mode = True
 
     def run(self, tmp: Any = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Return the facts; see the keys in `Cluster.facts` and `absent`."""
+        """Return the facts; the keys are those of `Cluster.facts` and `absent`."""
         super().run(tmp, task_vars)
         _checked, arguments = self.validate_argument_spec(ARGUMENTS)
         try:
             cluster = Cluster(connect(arguments["connection"], arguments["ca_bundle"]), arguments["kind"])
-            return {"changed": False, **Question(cluster, arguments).answer()}
+            return {"changed": False, **LookUp(cluster, arguments).answer()}
         except FAILED_CALL as exc:
-            raise AnsibleActionFail(words_of(exc)) from exc
+            raise AnsibleActionFail(error_text(exc)) from exc
 
 
 def connect(connection: dict[str, Any], ca_bundle: str) -> Any:
-    """Open the API with the modules' own parameter names; a password wins over a token, as it does there."""
+    """Connect with the modules' parameter names. A password takes precedence over a token, as in the modules."""
     verify: bool | str = bool(connection.get("validate_certs", True))
     if verify and ca_bundle:
         verify = ca_bundle
@@ -117,29 +117,29 @@ def connect(connection: dict[str, Any], ca_bundle: str) -> Any:
     return ProxmoxAPI(connection["api_host"], verify_ssl=verify, timeout=REQUEST_TIMEOUT_S, **login)
 
 
-def words_of(exc: BaseException) -> str:
-    """Return what Proxmox, or the connection to it, said."""
+def error_text(exc: BaseException) -> str:
+    """Return the exception's text, or its class name if it has none."""
     return str(exc).strip() or type(exc).__name__
 
 
 def is_final(exc: BaseException) -> bool:
-    """Tell a refusal, which another poll would only meet again, from an answer that was lost."""
+    """Return True for a refusal, which another poll would meet again; False for a lost answer."""
     return isinstance(exc, AuthenticationError) or getattr(exc, "status_code", 599) < 500
 
 
 class Cluster:
-    """Questions to one cluster."""
+    """Requests to one cluster."""
 
     def __init__(self, api: Any, kind: str) -> None:
         self.api = api
         self.kind = kind
 
     def guest(self, node: str, vmid: int) -> Any:
-        """The VM's, or the container's, own endpoints."""
+        """Return the API resource of the VM or container."""
         return getattr(self.api.nodes(node), self.kind)(vmid)
 
     def facts(self, node: str, vmid: int) -> dict[str, Any] | None:
-        """What the VM's own endpoints say, or None when this node has no such VM."""
+        """Return the VM's facts from its own endpoints, or None if this node has no such VM."""
         guest = self.guest(node, vmid)
         try:
             settings = guest.pending.get()
@@ -151,8 +151,8 @@ class Cluster:
         facts = read_settings(settings, status) if self.kind == "qemu" else read_container(settings, status)
         return {"exists": True, "kind": self.kind, "vmid": vmid, "node": node, **facts}
 
-    def is_being_made(self, node: str, vmid: int) -> bool:
-        """Tell by one request whether a clone is still under way on this VMID."""
+    def is_being_created(self, node: str, vmid: int) -> bool:
+        """Return True while the VM is locked by a clone or a create; one request."""
         try:
             return self.guest(node, vmid).status.current.get().get("lock") in UNFINISHED
         except ResourceException as exc:
@@ -161,15 +161,15 @@ class Cluster:
             raise
 
     def listed(self) -> list[dict[str, Any]]:
-        """Every guest that the token may see."""
+        """Return every guest that the token may see."""
         return list(self.api.cluster.resources.get(type="vm"))
 
     def row_of(self, vmid: int, rows: list[dict[str, Any]] | None) -> dict[str, Any] | None:
-        """Return this VMID's row of a list, or of a new one."""
+        """Return the VMID's row of `rows`, or of a new list if `rows` is None."""
         return next((row for row in rows or self.listed() if int(row.get("vmid", 0)) == vmid), None)
 
     def find(self, vmid: int, hint: str, rows: list[dict[str, Any]] | None = None) -> dict[str, Any]:
-        """Find the VM on the node where it was last, or wherever the cluster's list has it; `rows` is a list of now."""
+        """Find the VM on node `hint`, else on the node in `rows`, a current list (default: a new one)."""
         try:
             found = self.facts(hint, vmid) if hint else None
         except ResourceException as exc:
@@ -177,7 +177,7 @@ class Cluster:
                 raise
             found, row = None, self.row_of(vmid, rows)
             if row is None or row.get("node") == hint:
-                raise  # still there, as far as the cluster knows
+                raise  # the cluster's list still has it on that node
         if found:
             return found
         row = self.row_of(vmid, rows)
@@ -188,30 +188,30 @@ class Cluster:
         return self.facts(str(row["node"]), vmid) or absent(vmid)
 
     def absence(self, vmid: int, hint: str) -> dict[str, Any]:
-        """Say whether "not there" can be believed: quorum, VM.Audit, every node up, and the VMID free."""
+        """Return whether absence is proven: VM.Audit, quorum, no node has the VM, and the VMID is free."""
         rights = self.api.access.permissions.get(path=f"/vms/{vmid}")
         if not any("VM.Audit" in privileges for privileges in rights.values()):
-            return unproven("PVE_PERMISSION", f"the token lacks VM.Audit on /vms/{vmid}, so it cannot see VM {vmid}")
+            return not_proven("PVE_PERMISSION", f"the token lacks VM.Audit on /vms/{vmid}, so it cannot see VM {vmid}")
         nodes, is_quorate = self.membership()
         if not is_quorate:
-            return unproven("PVE_NO_QUORUM", "the cluster has no quorum")
+            return not_proven("PVE_NO_QUORUM", "the cluster has no quorum")
         down = sorted(name for name, online in nodes.items() if not online)
         if hint in down:
-            return unproven("NODE_DOWN", f"node {hint} does not answer")
+            return not_proven("NODE_DOWN", f"node {hint} does not answer")
         for node in sorted(set(nodes) - set(down)):
             if self.facts(node, vmid):
-                return unproven("PVE_CONFLICT", f"VM {vmid} is on node {node}, although the list does not show it")
+                return not_proven("PVE_CONFLICT", f"VM {vmid} is on node {node}, although the list does not show it")
         if not self.is_free(vmid):
             code = "NODE_DOWN" if down else "PVE_CONFLICT"
-            return unproven(code, f"VMID {vmid} is taken, although no node that answers has it")
+            return not_proven(code, f"VMID {vmid} is taken, although no node that answers has it")
         return {"is_proven": True, "code": "", "text": ""}
 
     def membership(self) -> tuple[dict[str, bool], bool]:
         """Return the nodes, each with whether it is online, and whether the cluster is quorate.
 
-        `cluster/status` knows quorum but needs Sys.Audit on `/`, which nobody should have to grant us. Without it, a
-        majority of nodes that see each other is what quorum means (one vote a node: a witness device is not counted,
-        which errs on the safe side).
+        `cluster/status` reports quorum but needs Sys.Audit on `/`, a privilege that we do not ask for. Without it the
+        cluster counts as quorate if more than half of its nodes are online (one vote per node; a witness device is not
+        counted, which is the safe direction).
         """
         try:
             rows = self.api.cluster.status.get()
@@ -224,7 +224,7 @@ class Cluster:
         return online, all(bool(row.get("quorate")) for row in rows if row.get("type") == "cluster")
 
     def is_free(self, vmid: int) -> bool:
-        """Ask the cluster, which also counts guests that the token may not see."""
+        """Return True if the VMID is free; the cluster also counts guests that the token may not see."""
         try:
             self.api.cluster.nextid.get(vmid=vmid)
         except ResourceException as exc:
@@ -234,7 +234,7 @@ class Cluster:
         return True
 
     def template(self, rows: list[dict[str, Any]], vmid: int, name: str, preferred_node: str) -> dict[str, Any]:
-        """Find a template by VMID or by name; of several of one name, the one on the node that is wanted."""
+        """Find a template by VMID or name; if several have the name, the one on `preferred_node`."""
         wanted = f"template {vmid or name}"
         rows = [row for row in rows if row.get("template") and row.get("type") == "qemu"]
         rows = [row for row in rows if (int(row["vmid"]) == vmid if vmid else row.get("name") == name)]
@@ -245,28 +245,28 @@ class Cluster:
         return {**found, "problem": ""}
 
     def tasks(self, node: str, vmid: int) -> list[dict[str, Any]]:
-        """Our own Proxmox tasks of this VM, newest first. One that runs has no status."""
+        """Return the Proxmox tasks of this VM that the token may see, newest first. A running one has no status."""
         tasks = list(self.api.nodes(node).tasks.get(vmid=vmid, source="all", limit=50)) if node else []
         return newest_first(tasks)
 
     def log_mentions(self, task: dict[str, Any], vmid: int) -> bool:
-        """Tell whether a clone's log speaks of this VMID: the task itself carries the template's."""
+        """Return True if a clone task's log names this VMID; the task itself carries the template's VMID."""
         lines = self.api.nodes(task["node"]).tasks(task["upid"]).log.get()
         return any(re.search(rf"\b(?:vm-)?{vmid}\b", str(line.get("t", ""))) for line in lines)
 
     def snapshots(self, node: str, vmid: int) -> list[dict[str, Any]]:
-        """The VM's snapshots, oldest first."""
+        """Return the VM's snapshots, oldest first."""
         rows = [row for row in self.guest(node, vmid).snapshot.get() if row.get("name") != "current"]
         rows.sort(key=lambda row: int(row.get("snaptime") or 0))
         return [{"name": row["name"], "taken_at": int(row.get("snaptime") or 0)} for row in rows]
 
     def backups(self, node: str, storage: str, vmid: int) -> list[str]:
-        """The VM's archives on a storage, oldest first."""
+        """Return the VM's backup archives on a storage, oldest first."""
         rows = list(self.api.nodes(node).storage(storage).content.get(content="backup", vmid=vmid))
         return [str(row["volid"]) for row in sorted(rows, key=lambda row: int(row.get("ctime") or 0))]
 
     def error_of(self, task: dict[str, Any]) -> str:
-        """A task's last words; a backup's say only `job errors`, and why is in its log."""
+        """Return a Proxmox task's error. A backup's status is only `job errors`; its log has the reason."""
         status = str(task["status"])
         if status != "job errors":
             return status
@@ -275,7 +275,7 @@ class Cluster:
         return errors[0] if errors else status
 
     def addresses(self, node: str, vmid: int, macs: list[str]) -> list[str] | None:
-        """What the guest agent reports of NICs with these MAC addresses; None when there is no agent to wait for."""
+        """Return the addresses of NICs with these MAC addresses; None if there is no guest agent to wait for."""
         if self.kind == "lxc":
             return container_addresses(self.guest(node, vmid).interfaces.get() or [], macs)
         try:
@@ -283,12 +283,12 @@ class Cluster:
         except ResourceException as exc:
             if "not running" in str(exc) or "got timeout" in str(exc):
                 return []
-            return None  # not configured, or not allowed: waiting would not help
+            return None  # not configured or not permitted: waiting does not help
         return usable_addresses(answer.get("result") or [], macs)
 
 
-class Question:
-    """One look at a VM, and a wait until it is as it should be."""
+class LookUp:
+    """One look-up of a VM, with a wait for a wanted state."""
 
     def __init__(self, cluster: Cluster, arguments: dict[str, Any]) -> None:
         self.cluster = cluster
@@ -296,20 +296,23 @@ class Question:
         self.vmid: int = arguments["vmid"]
         self.wanted: str = arguments["wait_for"]
         self.started = time.monotonic()
-        self.heard = float("-inf") if self.wanted == "unlocked" else self.started  #: when Proxmox last answered
-        self.busy = self.started  #: when one of the change's tasks was last seen running
+        #: When Proxmox last answered (monotonic). A wait for `unlocked` fails with its first lost answer.
+        self.answered_at = float("-inf") if self.wanted == "unlocked" else self.started
+        self.busy_at = self.started  #: when a Proxmox task of the change was last seen running
         #: Wall clock, because it passes through playbook variables from one task to the next.
         self.deadline: float = arguments["deadline"] or time.time() + arguments["timeout_s"]
         self.template: dict[str, Any] = {}
-        self.rows: list[dict[str, Any]] | None = None  #: the list that the template was found in, for the first look
+        self.rows: list[dict[str, Any]] | None = None  #: the list used for the template, reused by the first look-up
 
     def answer(self) -> dict[str, Any]:
-        """Look, wait if asked to, and add what else was asked for."""
+        """Look up the VM, wait for the wanted state, and add the requested extras."""
         self.template = self._find_template()
-        found, tasks, reached = self._wait() if self.wanted != "nothing" else (self._look(), [], True)
+        found, tasks, reached = self._wait() if self.wanted != "nothing" else (self._look_up(), [], True)
         if not found["exists"] and self.arguments["prove_absence"]:
             found["absence"] = self.cluster.absence(self.vmid, self.arguments["node"])
-        is_of_kind = found["exists"] and found["kind"] == self.cluster.kind  # another has no such endpoints
+        is_of_kind = (
+            found["exists"] and found["kind"] == self.cluster.kind
+        )  # a guest of the other kind lacks these endpoints
         if is_of_kind and self.arguments["snapshots"]:
             found["snapshots"] = self.cluster.snapshots(found["node"], self.vmid)
         if is_of_kind and self.arguments["backups"]:
@@ -323,7 +326,7 @@ class Question:
             **found,
             "template": self.template,
             "reached": reached,
-            "task_error": self._last_words(tasks),
+            "task_error": self._task_error(tasks),
             "upids": [task["upid"] for task in reversed(tasks)],
             "known_tasks": self._known_tasks(found, tasks),
             "deadline": self.deadline,
@@ -339,13 +342,13 @@ class Question:
         self.rows = self.cluster.listed()
         return self.cluster.template(self.rows, vmid, name, self.arguments["node"])
 
-    def _look(self) -> dict[str, Any]:
-        rows, self.rows = self.rows, None  # a later look wants a later list
+    def _look_up(self) -> dict[str, Any]:
+        rows, self.rows = self.rows, None  # the next look-up needs a new list
         return self.cluster.find(self.vmid, self.arguments["node"], rows)
 
     def _known_tasks(self, found: dict[str, Any], tasks: list[dict[str, Any]]) -> list[str]:
-        """The tasks there are before the next change: a later look tells the change's own from them."""
-        if self.wanted == "cloned":  # what its VMID went through before is not the clone's
+        """Return the Proxmox tasks before the next change, so that the change's own tasks can be told from them."""
+        if self.wanted == "cloned":  # earlier tasks of this VMID do not belong to the clone
             return [task["upid"] for task in self.cluster.tasks(found["node"], self.vmid)]
         if self.arguments["known_tasks"] is None:
             return [task["upid"] for task in self._listed_tasks(found)]
@@ -356,42 +359,42 @@ class Question:
         return [] if known is None else [task for task in self._listed_tasks(found) if task["upid"] not in known]
 
     def _listed_tasks(self, found: dict[str, Any]) -> list[dict[str, Any]]:
-        """The VM's own tasks; those of its template while there is only a clone to wait for."""
+        """Return the VM's Proxmox tasks; a clone's task is listed under its template."""
         if self.template.get("exists") and (self.wanted == "cloned" or not found["exists"]):
             return self.cluster.tasks(self.template["node"], self.template["vmid"])
-        if self.wanted == "migrated":  # the task is the old node's
+        if self.wanted == "migrated":  # a migration's task is listed on the source node
             return self.cluster.tasks(self.arguments["node"], self.vmid)
         return self.cluster.tasks(found["node"] or self.arguments["node"], self.vmid)
 
     # ------------------------------------------------------------------ waiting
 
     def _wait(self) -> tuple[dict[str, Any], list[dict[str, Any]], bool]:
-        pause = FIRST_PAUSE_S
+        pause = FIRST_POLL_S
         found, tasks = absent(self.vmid), []
         while True:
             is_late = time.time() >= self.deadline
             try:
-                if is_late or not self._is_still_cloned(found):  # at the end it counts what became of the tasks
-                    found = self._look()
+                if is_late or not self._is_still_cloned(found):  # past the deadline the tasks' outcomes are needed
+                    found = self._look_up()
                     tasks = self._new_tasks(found)
             except FAILED_CALL as exc:
-                # One lost answer while a clone runs is no reason to fail the job: the next poll tells. The first
-                # look of all is another matter: nothing has been done yet, and retries are the executor's.
-                if is_late or is_final(exc) or time.monotonic() - self.heard > SILENCE_S:
+                # A lost answer during a wait does not fail the job: the next poll asks again. It does fail the first
+                # look-up: nothing was changed yet, and the executor retries the job.
+                if is_late or is_final(exc) or time.monotonic() - self.answered_at > MAX_OUTAGE_S:
                     raise
             else:
-                self.heard = time.monotonic()
-                self.busy = self.heard if any(is_running(task) for task in tasks) else self.busy
+                self.answered_at = time.monotonic()
+                self.busy_at = self.answered_at if any(is_running(task) for task in tasks) else self.busy_at
                 reached = self._is_reached(found, tasks)
-                if reached or is_late or self._is_hopeless(found, tasks):
+                if reached or is_late or self._cannot_be_reached(found, tasks):
                     return found, self._own(tasks), reached
             time.sleep(pause)
-            pause = min(pause * 1.5, LONGEST_PAUSE_S)
+            pause = min(pause * 1.5, MAX_POLL_S)
 
     def _is_still_cloned(self, found: dict[str, Any]) -> bool:
-        """Nothing that we look for changes before the lock of a clone that was seen is gone, so ask for that alone."""
+        """Return True while the clone's lock is held. Nothing else changes until then, so only the lock is read."""
         is_begun = self.wanted == "cloned" and found["exists"] and found["lock"] in UNFINISHED
-        return is_begun and self.cluster.is_being_made(found["node"], self.vmid)
+        return is_begun and self.cluster.is_being_created(found["node"], self.vmid)
 
     def _is_reached(self, found: dict[str, Any], tasks: list[dict[str, Any]]) -> bool:
         done = not any(is_running(task) for task in tasks)
@@ -409,25 +412,25 @@ class Question:
         }
         return answers.get(self.wanted, found["status"] == self.wanted and done)
 
-    def _is_hopeless(self, found: dict[str, Any], tasks: list[dict[str, Any]]) -> bool:
-        """Nothing is under way any more that could still bring what is wanted."""
+    def _cannot_be_reached(self, found: dict[str, Any], tasks: list[dict[str, Any]]) -> bool:
+        """Return True if no running task can still lead to the wanted state."""
         if self.wanted == "unlocked":
             return not found["exists"]
         is_busy = any(is_running(task) for task in tasks)
         if self.wanted == "cloned":
-            return not found["exists"] and (not is_busy or time.monotonic() - self.started > CLONE_APPEARS_S)
+            return not found["exists"] and (not is_busy or time.monotonic() - self.started > MAX_CLONE_INVISIBLE_S)
         if is_busy or any(task["type"].startswith("ha") and not failed(task) for task in tasks):
-            return False  # the HA manager acts later than its task
+            return False  # the HA manager acts after its task has ended
         patience_s = REBOOT_SETTLE_S if self.wanted == "restarted" and tasks else SETTLE_S
-        return time.monotonic() - self.busy > patience_s or bool(tasks and failed(tasks[0]))
+        return time.monotonic() - self.busy_at > patience_s or bool(tasks and failed(tasks[0]))
 
     def _own(self, tasks: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Of several clones of one template at the same time, ours is the one whose log names our VMID."""
+        """Return the tasks of this change: of several clone tasks of one template, those whose log names our VMID."""
         if self.wanted != "cloned" or len(tasks) < 2:
             return tasks
-        return [task for task in tasks[:LOGS_READ] if self.cluster.log_mentions(task, self.vmid)]
+        return [task for task in tasks[:MAX_LOGS_READ] if self.cluster.log_mentions(task, self.vmid)]
 
-    def _last_words(self, tasks: list[dict[str, Any]]) -> str:
+    def _task_error(self, tasks: list[dict[str, Any]]) -> str:
         return next((self.cluster.error_of(task) for task in tasks if failed(task)), "")
 
     def _addresses(self, node: str, macs: list[str]) -> list[str]:
@@ -440,22 +443,22 @@ class Question:
 
 
 def newest_first(tasks: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Sort Proxmox's tasks. Of those of one second, its worker's start in clock ticks (`pstart`) tells the later."""
+    """Sort Proxmox tasks by start. `pstart`, the worker's start in clock ticks, orders those of one second."""
     return sorted(tasks, key=lambda task: (int(task.get("starttime") or 0), int(task.get("pstart") or 0)), reverse=True)
 
 
 def is_running(task: dict[str, Any]) -> bool:
-    """Proxmox lists a running task without a status, or as RUNNING."""
+    """Return True for a running task: Proxmox lists it without a status or as RUNNING."""
     return task.get("status") in (None, "", "RUNNING")
 
 
 def failed(task: dict[str, Any]) -> bool:
-    """A finished task that is neither OK nor OK with warnings."""
+    """Return True for a finished task whose status is neither OK nor WARNINGS."""
     return not is_running(task) and not re.match(r"OK\b|WARN", str(task["status"]))
 
 
 def absent(vmid: int) -> dict[str, Any]:
-    """The facts of a VM that is not there."""
+    """Return the facts of a VM that was not found."""
     return {
         "exists": False,
         "kind": "",
@@ -478,13 +481,13 @@ def absent(vmid: int) -> dict[str, Any]:
     }
 
 
-def unproven(code: str, text: str) -> dict[str, Any]:
-    """Why a VM that was not found may be there all the same."""
+def not_proven(code: str, text: str) -> dict[str, Any]:
+    """Return an `absence` that is not proven, with the reason."""
     return {"is_proven": False, "code": code, "text": text}
 
 
 def read_settings(settings: list[dict[str, Any]], status: dict[str, Any]) -> dict[str, Any]:
-    """Turn the answers of `pending` and `status/current` into facts. The password never becomes one."""
+    """Return facts from the answers of `pending` and `status/current`. The password is left out."""
     current = {item["key"]: item["value"] for item in settings if "value" in item}
     wanted = {item["key"]: item.get("pending", item.get("value")) for item in settings if not item.get("delete")}
     pending = sorted(item["key"] for item in settings if "pending" in item or item.get("delete"))
@@ -520,14 +523,14 @@ def read_settings(settings: list[dict[str, Any]], status: dict[str, Any]) -> dic
 
 
 def read_container(settings: list[dict[str, Any]], status: dict[str, Any]) -> dict[str, Any]:
-    """Turn a container's answers into the same facts. Its name is its host name, its first disk the root volume."""
+    """Return the same facts for a container: its name is its host name, its first disk the root volume."""
     facts = read_settings(settings, status)
     config = facts["config"]
     volumes = {key: str(value) for key, value in config.items() if VOLUME_KEY.match(key)}
     size = size_of(volumes.get("rootfs", ""))
     return facts | {
         "name": str(next((item.get("value", "") for item in settings if item["key"] == "hostname"), "")),
-        "cores": int(config.get("cores") or 0),  # without a limit, all that the node has
+        "cores": int(config.get("cores") or 0),  # 0: no limit, all cores of the node
         "disk": "rootfs",
         "disk_bytes": size,
         "disk_gib": -(-size // GIB),
@@ -537,7 +540,7 @@ def read_container(settings: list[dict[str, Any]], status: dict[str, Any]) -> di
 
 
 def boot_disk(config: dict[str, Any]) -> str:
-    """Return the key of the disk that the VM boots from; CD-ROMs and the cloud-init drive are none."""
+    """Return the key of the boot disk. CD-ROMs and the cloud-init drive are not disks."""
     disks = [key for key in config if DISK_KEY.match(key) and not is_cdrom(str(config[key]))]
     named = [*re.split(r"[;,=]", str(config.get("boot", ""))), str(config.get("bootdisk", ""))]
     first = next((key for key in named if key in disks), None)
@@ -545,18 +548,18 @@ def boot_disk(config: dict[str, Any]) -> str:
 
 
 def disks_of(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return each disk's storage and size; CD-ROMs and the cloud-init drive are none."""
+    """Return each disk's storage and size. CD-ROMs and the cloud-init drive are not disks."""
     drives = {key: str(value) for key, value in config.items() if DISK_KEY.match(key) and not is_cdrom(str(value))}
     return {key: {"storage": drive.partition(":")[0], "bytes": size_of(drive)} for key, drive in drives.items()}
 
 
 def is_cdrom(drive: str) -> bool:
-    """Tell a CD-ROM, or a cloud-init drive, from a disk."""
+    """Return True for a CD-ROM or a cloud-init drive."""
     return "media=cdrom" in drive or "cloudinit" in drive or drive.startswith(("none", "cdrom"))
 
 
 def size_of(drive: str) -> int:
-    """Return a drive's size in bytes; 0 when Proxmox does not say."""
+    """Return a drive's size in bytes; 0 if Proxmox does not report it."""
     found = re.search(r"(?:^|,)size=(\d+(?:\.\d+)?)([KMGT]?)", drive)
     return int(float(found.group(1)) * UNITS[found.group(2)]) if found else 0
 
@@ -568,13 +571,13 @@ def mac_of(interface: str) -> str:
 
 
 def macs_of(config: dict[str, Any]) -> list[str]:
-    """Return the MAC addresses of the VM's NICs, the first NIC's first."""
+    """Return the MAC addresses of the VM's NICs in order of their numbers."""
     nics = sorted((int(key[3:]), str(value)) for key, value in config.items() if NIC_KEY.match(key))
     return [mac for _number, value in nics if (mac := mac_of(value))]
 
 
 def container_addresses(interfaces: list[dict[str, Any]], macs: list[str]) -> list[str]:
-    """What Proxmox sees of a container's addresses, as `usable_addresses` returns them."""
+    """Return a container's addresses as reported by Proxmox, filtered by `usable_addresses`."""
     listed = [
         {
             "name": nic.get("name"),
@@ -589,10 +592,10 @@ def container_addresses(interfaces: list[dict[str, Any]], macs: list[str]) -> li
 
 
 def usable_addresses(interfaces: list[dict[str, Any]], macs: list[str]) -> list[str]:
-    """Addresses that somebody else can reach, IPv4 first, in the order of the VM's NICs.
+    """Return the addresses that are reachable from outside, IPv4 first, in the order of the VM's NICs.
 
-    A guest has more, of bridges and tunnels of its own: nobody outside can reach those, and no NIC of the VM has
-    their MAC address. Only a VM without a NIC that Proxmox knows (a device passed through) tells all that it has.
+    Addresses of the guest's own bridges and tunnels are left out: no NIC of the VM has their MAC address. If Proxmox
+    knows no NIC of the VM (a device passed through), all addresses are returned.
     """
     found = []
     for nic in interfaces:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the roles decide: pure functions from what Proxmox says and what is asked for to what is to be done.
+"""The decisions of the roles as pure functions, one filter each: from Proxmox's facts and the request to an action.
 
-`vm` is the extra var of every playbook (docs/actions.md), `found` is what `smith_vm_facts` answered. A problem is a
-text `CODE: why`, or an empty one. Nothing here asks Proxmox, so every decision is a table of cases in a test.
+`vm` is the extra var of every playbook (docs/actions.md), `found` the facts of `smith_vm_facts`. A `*_problem` function
+returns `CODE: reason`, or an empty text if there is no problem. No request is sent, so tests are tables of cases.
 """
 
 from __future__ import annotations
@@ -18,24 +18,26 @@ import yaml
 
 try:
     from executor.proxmox.error_rules import Reaction, classify
-except ImportError:  # by hand: an ansible that does not have our package
+except ImportError:  # run by hand with an Ansible that does not have our package
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
     from executor.proxmox.error_rules import Reaction, classify
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))  # Ansible loads each file by itself
+sys.path.insert(
+    0, str(Path(__file__).resolve().parent)
+)  # Ansible loads each filter file by itself, without its folder on the path
 import smith_container
 import smith_hardware
 from smith_hardware import is_yes
 
 TAG = "smith"
-#: Says that Proxmox's protection flag is the service's own wish, and not an operator's.
+#: Tag: Proxmox's protection flag was requested by the service, not set by an operator.
 PROTECTED_TAG = "smith-protected"
-#: Says when the VM is to be destroyed, in seconds since 1970. A container takes one tag only, so it has a line.
-DOOMED_TAG = re.compile(r"smith-delete-(\d{1,12})")
-DOOMED_LINE = re.compile(r"^smith-delete=(\d{1,12})\s*?$", re.MULTILINE)
-#: Lines of a description that are for us to write.
+#: When the VM may be destroyed, in seconds since 1970. A container can have one tag only, so it has a line instead.
+DELETION_TAG = re.compile(r"smith-delete-(\d{1,12})")
+DELETION_LINE = re.compile(r"^smith-delete=(\d{1,12})\s*?$", re.MULTILINE)
+#: Lines of a description that only we write.
 OUR_LINES = re.compile(r"^smith-(?:uid|delete)=.*$", re.MULTILINE | re.IGNORECASE)
-#: The modules' parameter, and the variable that it comes from without a credentials file.
+#: The modules' login parameters, with the variable used if there is no credentials file.
 CONNECTION = {
     "api_host": "PROXMOX_HOST",
     "api_port": "PROXMOX_PORT",
@@ -46,7 +48,7 @@ CONNECTION = {
     "validate_certs": "PROXMOX_VALIDATE_CERTS",
 }
 NO = ("0", "false", "no", "off")
-#: Locks that end by themselves when Proxmox has finished what it is doing.
+#: Locks that Proxmox removes at the end of its task.
 UNFINISHED = ("clone", "create")
 UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 SNAPSHOT_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{1,39}")
@@ -59,8 +61,8 @@ FORGED_LINE = re.compile(r"smith-(uid|delete)=", re.IGNORECASE)
 def connection(credentials_file: str) -> dict[str, Any]:
     """Return the modules' login from the credentials file, or from `PROXMOX_*` when there is none.
 
-    Empty values are left out (an empty port is an error to the modules), and the certificate is always verified
-    unless somebody says otherwise: the modules' own default differs from version to version.
+    Empty values are left out, because the modules refuse an empty port. `validate_certs` is always set, to true by
+    default, because the modules' default differs between versions.
     """
     values = _read_file(credentials_file) if credentials_file else _read_environment()
     found = {key: values[key] for key in CONNECTION if values.get(key) not in (None, "")}
@@ -69,23 +71,23 @@ def connection(credentials_file: str) -> dict[str, Any]:
 
 
 def ca_bundle(credentials_file: str) -> str:
-    """Return the file with the cluster's CA, or nothing when the system's own are to be used."""
+    """Return the path of the cluster's CA file, or an empty text for the system's CAs."""
     named = _read_file(credentials_file).get("ca_bundle", "") if credentials_file else ""
     return str(named or os.environ.get("PROXMOX_CA_BUNDLE") or os.environ.get("REQUESTS_CA_BUNDLE") or "")
 
 
 def module_environment(bundle: str) -> dict[str, str]:
-    """Return what the modules' processes need: community.proxmox 1.4 takes its CA from the environment only.
+    """Return the environment of module processes: community.proxmox 1.4 reads its CA only from there.
 
-    A configuration write waits up to 10 s for Proxmox's lock, so the modules' own 5 s are too short where they can
-    be told so (since 1.6).
+    The API timeout is 30 s (supported since 1.6), because a configuration request may wait 10 s for Proxmox's lock and
+    the modules' default is 5 s.
     """
     environment = {"PROXMOX_API_TIMEOUT": "30"}
     return environment | ({"REQUESTS_CA_BUNDLE": bundle, "PROXMOX_CA_PATH": bundle} if bundle else {})
 
 
 def _read_file(path: str) -> dict[str, Any]:
-    # As safe as the other, and ten times as fast: every task asks.
+    # CSafeLoader is as safe as SafeLoader and ten times as fast; every Ansible task evaluates this.
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(Path(path).read_text(encoding="utf-8"))
     try:
         content = loader.get_single_data()
@@ -104,24 +106,24 @@ def _read_environment() -> dict[str, Any]:
 
 
 def failure(result: dict[str, Any]) -> str:
-    """Turn a failed task's result into `CODE: text`."""
+    """Return `CODE: text` for the result of a failed Ansible task."""
     failed = [item for item in result.get("results") or [] if item.get("failed")]
-    result = failed[0] if failed else result  # a loop itself says only that some item failed
+    result = failed[0] if failed else result  # a loop's own message does not hold the item's error
     found = classify(str(result.get("msg") or result.get("module_stderr") or result.get("stdout") or ""))
     return f"{found.code}: {found.text}"
 
 
 def is_outcome_unknown(result: dict[str, Any]) -> bool:
-    """Tell whether a change may have happened although its module failed: who asks must look, not give up."""
+    """Return True if a failed module may have made its change: the caller must look at the VM before it fails."""
     text = str(result.get("msg", ""))
     if "Reached timeout" in text or "deserialization failed" in text:
-        return True  # the second: the module was killed, or proxmox_snap left without an answer
+        return True  # the second: the module was killed, or proxmox_snap ended without a result
     found = classify(text)
     return found.reaction is Reaction.LOOK or found.code in ("PVE_UNREACHABLE", "VM_ID_TAKEN")
 
 
 def outcome_problem(found: dict[str, Any], change: dict[str, Any], wanted: str) -> str:
-    """Say why a VM is not as it should be after a change: the Proxmox task's own words before the module's."""
+    """Return why the VM is not in the wanted state after a change: the Proxmox task's error, else the module's."""
     if found.get("reached"):
         return ""
     text = found.get("task_error") or (change.get("msg", "") if is_outcome_unknown(change) else "")
@@ -133,57 +135,57 @@ def outcome_problem(found: dict[str, Any], change: dict[str, Any], wanted: str) 
     return f"TASK_FAILED: VM {found['vmid']} is {found['status']}, not {wanted}, although Proxmox reported no error"
 
 
-# ---------------------------------------------------------------------- whose VM is it
+# ---------------------------------------------------------------------- identity
 
 
 def identity_problem(found: dict[str, Any], vm: dict[str, Any], may_be_absent: bool = False) -> str:
-    """Say why this VM must not be touched. Nothing but the service's own, live, unprotected VM passes."""
+    """Return why this VM must not be changed; empty only for the service's own, unprotected VM."""
     vmid, is_live = vm["vmid"], found["exists"] and found["kind"] == kind_of(vm)
-    is_ours = found["exists"] and (is_marked(found, vm) or (may_be_absent and is_half_made(found, vm)))
+    is_ours = found["exists"] and (is_marked(found, vm) or (may_be_absent and is_partial_clone(found, vm)))
     if not UUID.fullmatch(str(vm["service_id"])):
         return "INVALID_REQUEST: service_id is not a UUID"
     if not found["exists"]:
         return absence_problem(found, vmid, may_be_absent)
     problems = (
         (not is_live, f"VM_IDENTITY_MISMATCH: {vmid} is of kind {found['kind']}, not {kind_of(vm)}"),
-        (not is_ours, f"VM_IDENTITY_MISMATCH: VM {vmid} ({found['name']}) {_whose(found)}"),
+        (not is_ours, f"VM_IDENTITY_MISMATCH: VM {vmid} ({found['name']}) {_owner_text(found)}"),
         (found["name"] != vm["name"], f"VM_IDENTITY_MISMATCH: VM {vmid} is called {found['name']}, not {vm['name']}"),
         (found["is_template"], f"VM_PROTECTED: VM {vmid} is a template"),
-        (is_guarded(found, may_be_absent), f"VM_PROTECTED: VM {vmid} has Proxmox's protection flag"),
+        (is_protected_from_us(found, may_be_absent), f"VM_PROTECTED: VM {vmid} has Proxmox's protection flag"),
     )
     return next((text for is_problem, text in problems if is_problem), "")
 
 
 def kind_of(vm: dict[str, Any]) -> str:
-    """Return what is asked for: `qemu`, a virtual machine, or `lxc`, a container."""
+    """Return the requested kind of guest: `qemu` (virtual machine) or `lxc` (container)."""
     return str(vm.get("kind") or "qemu")
 
 
 def is_marked(found: dict[str, Any], vm: dict[str, Any]) -> bool:
-    """Tell whether the VM carries the service's marker, and no other."""
+    """Return True if the VM carries the service's marker and no other."""
     return bool(found["markers"] == [str(vm["service_id"]).lower()])
 
 
-def is_half_made(found: dict[str, Any], vm: dict[str, Any]) -> bool:
-    """Tell whether this is a clone of ours that a create has left without its marker.
+def is_partial_clone(found: dict[str, Any], vm: dict[str, Any]) -> bool:
+    """Return True if this is a partial clone: created by us, but not yet marked.
 
-    Asked of a deletion only, and only when who asks knows that the VMID is still no more than reserved. The name then
-    proves as much as it does to a create, which would finish such a clone: it was reserved for this service alone.
+    Only a deletion uses this, and only with `half_made`, which says that the VMID is still only reserved. The name is
+    then enough, as it is for a create that finishes such a clone: it was reserved for this service alone.
     """
     return is_yes(vm.get("half_made", False)) and not found["markers"] and found["name"] == vm["name"]
 
 
-def is_guarded(found: dict[str, Any], is_deletion: bool) -> bool:
-    """Tell whether the protection flag keeps us off.
+def is_protected_from_us(found: dict[str, Any], is_deletion: bool) -> bool:
+    """Return True if the protection flag forbids this action.
 
-    An operator's flag keeps us off the VM altogether. One that the service asked for, which a tag says, keeps us from
-    deleting it, as Proxmox means it: an update must be able to take it away again.
+    A flag set by an operator forbids every change. A flag requested by the service (a tag says so) forbids only the
+    deletion, so that an update can remove it.
     """
     return bool(found["is_protected"] and (is_deletion or PROTECTED_TAG not in found["tags"]))
 
 
 def absence_problem(found: dict[str, Any], vmid: int, may_be_absent: bool) -> str:
-    """Say why "not there" is no success: it is not wanted, or not proven."""
+    """Return why the VM's absence is a failure: it is not proven, or the VM is needed."""
     absence = found["absence"]
     if not absence["is_proven"]:
         return f"{absence['code'] or 'PVE_PERMISSION'}: {absence['text'] or f'VM {vmid} cannot be seen'}"
@@ -191,10 +193,10 @@ def absence_problem(found: dict[str, Any], vmid: int, may_be_absent: bool) -> st
 
 
 def reservation_problem(found: dict[str, Any], vm: dict[str, Any]) -> str:
-    """Say why a create must not use this VMID: it is neither free nor held by the service's own half-made VM.
+    """Return why a create must not use this VMID: it is neither free nor held by the service's VM or partial clone.
 
-    A clone carries the template's description until the first configuration, so "no marker" proves nothing; the name
-    was reserved for this service alone.
+    A clone has the template's description until its first configuration, so a missing marker proves nothing; the
+    name does, because it was reserved for this service alone.
     """
     if not UUID.fullmatch(str(vm["service_id"])):
         return "INVALID_REQUEST: service_id is not a UUID"
@@ -204,28 +206,30 @@ def reservation_problem(found: dict[str, Any], vm: dict[str, Any]) -> str:
     if found["kind"] != kind_of(vm) or found["is_template"]:
         return taken
     if is_marked(found, vm):
-        return f"VM_PROTECTED: VM {vm['vmid']} has Proxmox's protection flag" if is_guarded(found, False) else ""
+        return (
+            f"VM_PROTECTED: VM {vm['vmid']} has Proxmox's protection flag" if is_protected_from_us(found, False) else ""
+        )
     return taken if found["markers"] or found["name"] != vm["name"] else ""
 
 
 def lock_problem(found: dict[str, Any]) -> str:
-    """Say why a change has to wait."""
+    """Return why a change must wait: the VM is locked."""
     if found.get("lock") and found["lock"] != "suspended":
         return f"VM_LOCKED: VM is locked ({found['lock']})"
     return ""
 
 
-def _whose(found: dict[str, Any]) -> str:
+def _owner_text(found: dict[str, Any]) -> str:
     if not found["markers"]:
-        return "carries no marker of ours"
+        return "has no marker of Agent Smith"
     return f"belongs to {' and '.join(found['markers'])}"
 
 
-# ---------------------------------------------------------------------- is the request possible
+# ---------------------------------------------------------------------- validation of the request
 
 
 def request_problem(found: dict[str, Any], vm: dict[str, Any], is_create: bool = True) -> str:
-    """Say why a create or an update cannot be carried out. Asked before anything is changed."""
+    """Return why a create or an update is impossible. Called before the first change."""
     if kind_of(vm) == "lxc":
         return smith_container.problem(found, vm, is_create)
     if not found["exists"] and is_blank(vm):
@@ -236,18 +240,18 @@ def request_problem(found: dict[str, Any], vm: dict[str, Any], is_create: bool =
     if not found["exists"] and not source:
         return "INVALID_REQUEST: a create needs template_vmid or template, or iso, or blank"
     if not found["exists"] and not source["is_template"]:
-        return f"NOT_FOUND: VM {source['vmid']} is no template"
+        return f"NOT_FOUND: VM {source['vmid']} is not a template"
     return smith_hardware.problem(source, vm)
 
 
 def is_blank(vm: dict[str, Any]) -> bool:
-    """Tell whether the VM is to be made without a template: its disks are empty."""
+    """Return True if the VM is created without a template, with empty disks."""
     return bool(vm.get("iso") or is_yes(vm.get("blank", False)))
 
 
 def _blank_problem(vm: dict[str, Any]) -> str:
     if vm.get("template_vmid") or vm.get("template"):
-        return "INVALID_REQUEST: a VM is made from a template, or from iso or blank, not from both"
+        return "INVALID_REQUEST: template excludes iso and blank"
     if not vm.get("node"):
         return "INVALID_REQUEST: a VM without a template needs node"
     if vm.get("iso") and not smith_hardware.VOLUME.fullmatch(str(vm["iso"])):
@@ -255,14 +259,14 @@ def _blank_problem(vm: dict[str, Any]) -> str:
     return ""
 
 
-# ---------------------------------------------------------------------- what differs
+# ---------------------------------------------------------------------- differences
 
 
 def changes(found: dict[str, Any], vm: dict[str, Any], is_create: bool = False) -> dict[str, Any]:
-    """Return the parameters of proxmox_kvm that differ from what Proxmox has; empty when nothing does.
+    """Return the parameters of proxmox_kvm that differ from the VM's configuration; empty if none does.
 
-    All of them go in one request. The first one after a clone carries the marker with it, so there is no moment at
-    which a VM of ours is configured but unmarked.
+    They are sent in one request. The first one after a clone includes the marker, so a VM is never configured without
+    its marker.
     """
     if kind_of(vm) == "lxc":
         asked = {**_identity(found, vm), **smith_container.wanted(found, vm)}
@@ -276,7 +280,7 @@ def changes(found: dict[str, Any], vm: dict[str, Any], is_create: bool = False) 
 
 
 def planned(found: dict[str, Any], vm: dict[str, Any], is_create: bool = False) -> dict[str, Any]:
-    """Return what a run would change, for people: the same as `changes`, without the password, and the disks."""
+    """Return what a run would change, for people to read: `changes` without the password, and the disks."""
     plan = changes(found, vm, is_create)
     if "cipassword" in plan:
         plan["cipassword"] = "(set)"
@@ -287,9 +291,9 @@ def planned(found: dict[str, Any], vm: dict[str, Any], is_create: bool = False) 
 
 
 def blank(found: dict[str, Any], vm: dict[str, Any]) -> dict[str, Any]:
-    """Return the parameters of proxmox_kvm for a VM without a template, marker and disks included.
+    """Return the parameters of proxmox_kvm for a VM without a template, including marker and disks.
 
-    It boots from its first disk, and from the ISO as long as that one is empty.
+    It boots from its first disk, and from the ISO image while that disk is empty.
     """
     if kind_of(vm) == "lxc":
         return changes(found, vm, True)
@@ -306,17 +310,17 @@ def blank(found: dict[str, Any], vm: dict[str, Any]) -> dict[str, Any]:
 
 
 def disk_steps(found: dict[str, Any], vm: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the calls of proxmox_disk that are left. It knows no containers."""
+    """Return the calls of proxmox_disk that are still needed. The module does not support containers."""
     return [] if kind_of(vm) == "lxc" else smith_hardware.disk_steps(found, vm)
 
 
 def is_restart_needed(found: dict[str, Any]) -> bool:
-    """Tell whether values wait for the next start."""
+    """Return True if changes are pending until the next start."""
     return bool(found["pending"]) and found["status"] == "running"
 
 
 def description(vm: dict[str, Any]) -> str:
-    """Return the description with our lines as its last ones. What the service says must not forge another."""
+    """Return the description with our lines at the end. Lines of the service's text that imitate ours are altered."""
     said = FORGED_LINE.sub(r"smith-\1: ", str(vm.get("description") or "")).strip()
     doom = f"smith-delete={vm['delete_at']}\n" if kind_of(vm) == "lxc" and vm.get("delete_at") else ""
     ours = f"{doom}smith-uid={str(vm['service_id']).lower()}"
@@ -330,46 +334,46 @@ def _identity(found: dict[str, Any], vm: dict[str, Any]) -> dict[str, Any]:
 
 
 def _description(found: dict[str, Any], vm: dict[str, Any], has_marker: bool) -> str | None:
-    """Return the whole description, or None when nobody asks for another one."""
+    """Return the whole description, or None if it need not change."""
     if "description" in vm or not has_marker:
         return description(vm)
-    if kind_of(vm) == "lxc" and (vm.get("delete_at") or _is_called_back(found, vm)):
+    if kind_of(vm) == "lxc" and (vm.get("delete_at") or _is_deletion_cancelled(found, vm)):
         return description({**vm, "description": OUR_LINES.sub("", str(found["config"].get("description") or ""))})
     return None
 
 
 def _tags(found: dict[str, Any], vm: dict[str, Any], has_marker: bool) -> list[str] | None:
-    """Return the whole set of tags, or None when nobody asks for another one."""
+    """Return the whole set of tags, or None if it need not change."""
     is_asked, protection = "tags" in vm, vm.get("protection")
     delete_at = vm.get("delete_at") if kind_of(vm) == "qemu" else None
-    is_called_back = kind_of(vm) == "qemu" and _is_called_back(found, vm)
-    if not is_asked and has_marker and protection is None and not delete_at and not is_called_back:
+    is_deletion_cancelled = kind_of(vm) == "qemu" and _is_deletion_cancelled(found, vm)
+    if not is_asked and has_marker and protection is None and not delete_at and not is_deletion_cancelled:
         return None
     given = {str(tag).lower() for tag in vm.get("tags") or []}
-    ours = {tag for tag in given if tag.startswith(f"{TAG}-")}  # these are for us to set
+    ours = {tag for tag in given if tag.startswith(f"{TAG}-")}  # only we set these
     asked = {TAG, *(given - ours if is_asked or not has_marker else found["tags"])} - {PROTECTED_TAG}
-    if delete_at or is_called_back:
-        asked = {tag for tag in asked if not DOOMED_TAG.fullmatch(tag)}
+    if delete_at or is_deletion_cancelled:
+        asked = {tag for tag in asked if not DELETION_TAG.fullmatch(tag)}
     if delete_at:
         asked |= {f"{TAG}-delete-{delete_at}"}
-    is_guarded = PROTECTED_TAG in found["tags"] and has_marker if protection is None else is_yes(protection)
-    return sorted(asked | ({PROTECTED_TAG} if is_guarded else set()))
+    is_protected_from_us = PROTECTED_TAG in found["tags"] and has_marker if protection is None else is_yes(protection)
+    return sorted(asked | ({PROTECTED_TAG} if is_protected_from_us else set()))
 
 
-def _is_called_back(found: dict[str, Any], vm: dict[str, Any]) -> bool:
-    return is_yes(vm.get("cancel_deletion", False)) and bool(doomed_at(found))
+def _is_deletion_cancelled(found: dict[str, Any], vm: dict[str, Any]) -> bool:
+    return is_yes(vm.get("cancel_deletion", False)) and bool(deletion_due_at(found))
 
 
 def _password(found: dict[str, Any], vm: dict[str, Any], is_create: bool) -> str | None:
-    # Proxmox shows stars, so a password cannot be compared: a create sets it once, an update whenever it is given.
-    # A password without our marker is the template's.
+    # Proxmox returns the password masked, so it cannot be compared: a create sets it once, an update whenever it is
+    # given. A password on a VM without our marker is the template's.
     if is_create and found.get("has_password") and is_marked(found, vm):
         return None
     return (vm.get("cloud_init") or {}).get("password") or None
 
 
 def _differing(found: dict[str, Any], key: str, value: Any) -> Any:
-    """Return what of a parameter differs from what Proxmox has, or None."""
+    """Return the part of a parameter that differs from the VM's configuration, or None."""
     config = found["config"]
     if isinstance(value, dict):
         return {name: text for name, text in value.items() if _parts(config.get(name)) != _parts(text)} or None
@@ -394,7 +398,7 @@ def _parts(text: Any) -> set[str]:
 
 
 def configuration_problem(after: dict[str, Any], vm: dict[str, Any], changes_made: list[dict[str, Any]]) -> str:
-    """Say what Proxmox still has differently after a configuration, and why, as far as anybody said."""
+    """Return what still differs after a configuration, with the reason if Proxmox or the module gave one."""
     left = sorted(set(changes(after, vm, is_create=True)) - {"cipassword"})
     left += [f"{step['disk']} ({smith_hardware.described(step)})" for step in disk_steps(after, vm)]
     if not left:
@@ -403,17 +407,16 @@ def configuration_problem(after: dict[str, Any], vm: dict[str, Any], changes_mad
         return failure({"msg": after["task_error"]})
     made = [one for change in changes_made for one in change.get("results", [change])]
     unsure = next((failure(change) for change in made if is_outcome_unknown(change)), "")
-    return unsure or f"TASK_FAILED: VM {vm['vmid']} has not taken {', '.join(left)}"
+    return unsure or f"TASK_FAILED: VM {vm['vmid']} did not apply {', '.join(left)}"
 
 
 # ---------------------------------------------------------------------- snapshots
 
 
 def snapshot_name(found: dict[str, Any], asked: str, state: str) -> str:
-    """Return the snapshot that is meant: the one asked for, or the newest, or a name for a new one.
+    """Return the snapshot's name: the requested one, else the newest (rollback) or a new one.
 
-    A new name counts the snapshots that there are, so that a run that is repeated before Proxmox took the snapshot
-    takes the same name.
+    A new name counts the existing snapshots, so a run that is repeated before the snapshot exists gets the same name.
     """
     names = [snapshot["name"] for snapshot in found.get("snapshots") or []]
     if asked:
@@ -424,7 +427,7 @@ def snapshot_name(found: dict[str, Any], asked: str, state: str) -> str:
 
 
 def snapshot_problem(found: dict[str, Any], name: str, state: str) -> str:
-    """Say why a snapshot cannot be taken, or rolled back to. The old modules say "ok" when it is missing."""
+    """Return why a snapshot cannot be created or rolled back to. Old modules report "ok" for a missing one."""
     names = [snapshot["name"] for snapshot in found.get("snapshots") or []]
     if state == "rolled_back":
         return "" if name and name in names else f"NOT_FOUND: VM {found['vmid']} has no snapshot {name}".rstrip()
@@ -437,15 +440,15 @@ def snapshot_problem(found: dict[str, Any], name: str, state: str) -> str:
 
 
 def deletion(found: dict[str, Any], vm: dict[str, Any]) -> dict[str, Any]:
-    """Return what a delete does now: `destroy`; with a time of grace `mark`, then `wait`, then `destroy`; and when.
+    """Return the step of a delete and its due time: `destroy`; with a grace period `mark`, `wait`, then `destroy`.
 
-    The time is on the VM itself, so whoever looks at Proxmox sees it, and no memory of ours can lose it. Whoever takes
-    it off calls the deletion back: `only_when_due` destroys nothing then, it says `spare`.
+    The due time is stored on the VM, where operators see it and a lost database does not matter. Removing the mark
+    cancels the deletion: with `only_when_due` the step is then `keep`.
     """
-    at = doomed_at(found) if found["exists"] else 0
+    at = deletion_due_at(found) if found["exists"] else 0
     is_due = 0 < at <= found.get("looked_at", 0)
     if found["exists"] and is_yes(vm.get("only_when_due", False)):
-        return {"step": "destroy" if is_due else "wait" if at else "spare", "at": at}
+        return {"step": "destroy" if is_due else "wait" if at else "keep", "at": at}
     if not found["exists"] or not int(vm.get("grace_s") or 0):
         return {"step": "destroy", "at": 0}
     if not at:
@@ -453,22 +456,22 @@ def deletion(found: dict[str, Any], vm: dict[str, Any]) -> dict[str, Any]:
     return {"step": "destroy" if is_due else "wait", "at": at}
 
 
-def doomed_at(found: dict[str, Any]) -> int:
-    """Return when the VM is to be destroyed, in seconds since 1970; 0 when it is not."""
+def deletion_due_at(found: dict[str, Any]) -> int:
+    """Return when the VM may be destroyed, in seconds since 1970; 0 if it is not marked for deletion."""
     if found["kind"] == "lxc":
-        matches = DOOMED_LINE.finditer(str(found["config"].get("description") or ""))
+        matches = DELETION_LINE.finditer(str(found["config"].get("description") or ""))
     else:
-        matches = filter(None, map(DOOMED_TAG.fullmatch, found["tags"]))
+        matches = filter(None, map(DELETION_TAG.fullmatch, found["tags"]))
     return max((int(match.group(1)) for match in matches), default=0)
 
 
-def doomed(vm: dict[str, Any], at: int) -> dict[str, Any]:
-    """Return the wish to have the VM marked for deletion, and nothing else of what is asked for."""
+def deletion_mark(vm: dict[str, Any], at: int) -> dict[str, Any]:
+    """Return a request that only marks the VM for deletion."""
     return {**_only_identity(vm), "delete_at": at}
 
 
-def growing(vm: dict[str, Any]) -> dict[str, Any]:
-    """Return the wish to have the VM's disks grown, and nothing else of what is asked for."""
+def growth_only(vm: dict[str, Any]) -> dict[str, Any]:
+    """Return a request that only grows the VM's disks."""
     asked = {key: vm[key] for key in ("disk_gib", "disks") if vm.get(key)}
     return {**_only_identity(vm), **asked, "only_grows": True}
 
@@ -478,18 +481,16 @@ def _only_identity(vm: dict[str, Any]) -> dict[str, Any]:
 
 
 def power_problem(found: dict[str, Any], state: str) -> str:
-    """Say why the VM must not be started, stopped or restarted now."""
+    """Return why the VM cannot be started, stopped or restarted now."""
     if state == "restarted" and found["status"] != "running":
         return f"VM_NOT_RUNNING: VM {found['vmid']} is {found['status']}"
-    if state == "running" and doomed_at(found):
-        return (
-            f"VM_STATE: VM {found['vmid']} is marked for deletion; an update with cancel_deletion takes the mark away"
-        )
+    if state == "running" and deletion_due_at(found):
+        return f"VM_STATE: VM {found['vmid']} is marked for deletion; an update with cancel_deletion removes the mark"
     return lock_problem(found)
 
 
 def backup_problem(found: dict[str, Any], vm: dict[str, Any], storage: str) -> str:
-    """Say why no backup can be made."""
+    """Return why a backup is impossible."""
     if not storage:
         return "INVALID_REQUEST: a backup needs backup_storage"
     if vm.get("backup_mode") and vm["backup_mode"] not in ("snapshot", "suspend", "stop"):
@@ -498,20 +499,20 @@ def backup_problem(found: dict[str, Any], vm: dict[str, Any], storage: str) -> s
 
 
 def backup_made(after: dict[str, Any], before: dict[str, Any]) -> str:
-    """Return the archive that was not there before, or nothing."""
+    """Return the new archive, or an empty text."""
     known = before.get("backups") or []
     return next((str(volume) for volume in reversed(after.get("backups") or []) if volume not in known), "")
 
 
 def backup_outcome_problem(after: dict[str, Any], before: dict[str, Any], change: dict[str, Any]) -> str:
-    """Say why there is no new archive after a backup."""
+    """Return why there is no new archive after a backup."""
     if not after.get("reached"):
         return outcome_problem(after, change, "backed up")
     return "" if backup_made(after, before) else "TASK_FAILED: Proxmox reported no error, but there is no new archive"
 
 
 def migration_problem(found: dict[str, Any], vm: dict[str, Any]) -> str:
-    """Say why the VM cannot go where it is wanted. Empty too when it is there."""
+    """Return why a migration is impossible; empty also if the VM is already on the target node."""
     target = str(vm.get("target_node") or "")
     if kind_of(vm) == "lxc":
         return "INVALID_REQUEST: no module of community.proxmox migrates a container"
@@ -530,9 +531,9 @@ def migration_problem(found: dict[str, Any], vm: dict[str, Any]) -> str:
 
 
 def result(found: dict[str, Any], vm: dict[str, Any], known: Iterable[str] = (), **more: Any) -> dict[str, Any]:
-    """Return the document that every playbook ends with; `more` adds changed, adopted, upids, planned.
+    """Return the result document of a playbook; `more` adds changed, adopted, upids, planned.
 
-    `known` are addresses that the guest told before: they count when nothing newer is known.
+    `known` are addresses that the guest reported earlier; they are used if there are no newer ones.
     """
     exists = found["exists"]
     if not more.get("planned"):
@@ -550,7 +551,7 @@ def result(found: dict[str, Any], vm: dict[str, Any], known: Iterable[str] = (),
         "tags": found["tags"],
         "changed": False,
         "adopted": False,
-        "delete_at": doomed_at(found),
+        "delete_at": deletion_due_at(found),
         "reboot_required": is_restart_needed(found),
         "upids": [],
         **more,
@@ -558,7 +559,7 @@ def result(found: dict[str, Any], vm: dict[str, Any], known: Iterable[str] = (),
 
 
 class FilterModule:
-    """Ansible's door: every decision is a filter named after it."""
+    """The filters of this file, `smith_` and the function's name."""
 
     def filters(self) -> dict[str, Any]:
         """Return the filters by the names that the roles use."""
@@ -580,8 +581,8 @@ class FilterModule:
             "smith_is_blank": is_blank,
             "smith_blank": blank,
             "smith_deletion": deletion,
-            "smith_doomed": doomed,
-            "smith_growing": growing,
+            "smith_deletion_mark": deletion_mark,
+            "smith_growth_only": growth_only,
             "smith_power_problem": power_problem,
             "smith_backup_problem": backup_problem,
             "smith_backup_made": backup_made,

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a container's configuration has to become, as Proxmox writes it. Pure.
+"""The wanted configuration of a container in Proxmox's format. All functions are pure.
 
-Covered is what community.proxmox.proxmox does: create from an OS template, cores, memory, swap, NICs, name server and
-search domain, onboot. No module of the collection resizes or moves a container's volumes.
+Supported is what the module community.proxmox.proxmox can do: create from an OS template, cores, memory, swap, NICs,
+name server, search domain, onboot. No module of the collection resizes or moves a container's volumes.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from typing import Any
 import smith_hardware
 
 OS_TEMPLATE = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*:vztmpl/[A-Za-z0-9_][A-Za-z0-9_.+-]*")
-MODE_IS_SENT_SINCE = 2
-#: Members that say something to a virtual machine only.
+CMODE_REQUIRED_SINCE = 2
+#: Members that apply to virtual machines only.
 VM_ONLY = (
     *("template_vmid", "template", "iso", "blank", "sockets", "cpu_type", "balloon_mib", "boot_order", "guest_agent"),
     *("disks", "protection"),
@@ -27,7 +27,7 @@ VM_ONLY = (
 
 
 def wanted(found: dict[str, Any], vm: dict[str, Any]) -> dict[str, Any]:
-    """Return the parameters of community.proxmox.proxmox that are asked for, whether they differ or not."""
+    """Return the requested parameters of community.proxmox.proxmox, including those that do not differ."""
     network, sizes = vm.get("network") or {}, {}
     for parameter, member in (("cores", "cores"), ("memory", "memory_mib")):
         if vm.get(member):
@@ -45,7 +45,7 @@ def wanted(found: dict[str, Any], vm: dict[str, Any]) -> dict[str, Any]:
 
 
 def interfaces(found: dict[str, Any], vm: dict[str, Any]) -> dict[str, str]:
-    """Return the netN values of the NICs that are asked for."""
+    """Return the netN values of the requested NICs."""
     config, shown = found["config"], {}
     for number, nic in smith_hardware.nics(vm).items():
         value = interface(str(config.get(f"net{number}", "")), number, nic)
@@ -55,7 +55,7 @@ def interfaces(found: dict[str, Any], vm: dict[str, Any]) -> dict[str, str]:
 
 
 def interface(current: str, number: int, nic: dict[str, Any]) -> str:
-    """Return a container's netN value; name, MAC address and all else stay. Empty when nothing is asked."""
+    """Return a container's netN value with the requested changes; empty if nothing is requested."""
     is_asked = any(nic.get(key) not in (None, "") for key in (*smith_hardware.LINK, "mac", "mode", "ipv6_mode"))
     if not is_asked:
         return ""
@@ -68,18 +68,18 @@ def interface(current: str, number: int, nic: dict[str, Any]) -> str:
 
 
 def problem(found: dict[str, Any], vm: dict[str, Any], is_create: bool) -> str:
-    """Say why the container cannot be made, or become what is asked for."""
+    """Return why the request is impossible."""
     return next(_problems(found, vm, is_create), "")
 
 
 def _problems(found: dict[str, Any], vm: dict[str, Any], is_create: bool) -> Iterator[str]:
     if not is_create and any((vm.get("cloud_init") or {}).values()):
-        yield "INVALID_REQUEST: a container's login is set when it is made, and not again"
+        yield "INVALID_REQUEST: a container's login can only be set at its creation"
     for member in VM_ONLY:
         if vm.get(member) not in (None, "", [], 0, False):
-            yield f"INVALID_REQUEST: a container takes no {member}"
+            yield f"INVALID_REQUEST: {member} is not supported for containers"
     if vm.get("tags"):
-        yield "INVALID_REQUEST: no module sets more than one tag on a container, and that is ours"
+        yield "INVALID_REQUEST: tags are not supported for containers"
     for number, nic in smith_hardware.nics(vm).items():
         for mode, cidr in (("mode", "ipv4_cidr"), ("ipv6_mode", "ipv6_cidr")):
             if nic.get(mode) == "static" and not nic.get(cidr):
@@ -90,11 +90,11 @@ def _problems(found: dict[str, Any], vm: dict[str, Any], is_create: bool) -> Ite
 
 
 def console_mode(found: dict[str, Any]) -> str:
-    """Return the console mode that an update has to name for nothing to change, or nothing.
+    """Return the console mode that an update must pass to keep it, or an empty text.
 
-    community.proxmox 2.0 sends `default` when none is given, which Proxmox refuses; older ones do not know it.
+    community.proxmox 2.0 sends `default` if none is given, which Proxmox refuses; older versions lack the parameter.
     """
-    return str(found["config"].get("cmode") or "tty") if _collection_major() >= MODE_IS_SENT_SINCE else ""
+    return str(found["config"].get("cmode") or "tty") if _collection_major() >= CMODE_REQUIRED_SINCE else ""
 
 
 @functools.cache
@@ -116,13 +116,13 @@ def _volume_problems(found: dict[str, Any], vm: dict[str, Any]) -> Iterator[str]
     if vm.get("disk_gib") and int(vm["disk_gib"]) != found["disk_gib"]:
         yield (
             f"INVALID_REQUEST: a container's root volume cannot be resized: it has {found['disk_gib']} GiB, "
-            f"{vm['disk_gib']} GiB are asked for"
+            f"{vm['disk_gib']} GiB are requested"
         )
 
 
 class FilterModule:
-    """Ansible's door; the filters are in smith.py."""
+    """Required by Ansible in every filter file; the filters are in smith.py."""
 
     def filters(self) -> dict[str, Any]:
-        """Return none of its own."""
+        """Return no filters."""
         return {}

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a VM's configuration has to become: sizes, disks, NICs and login, as Proxmox writes them.
+"""The wanted hardware configuration of a VM in Proxmox's format: sizes, disks, NICs and login.
 
-`vm` is what is asked for (docs/actions.md), `found` what `smith_vm_facts` answered. A member that is not given leaves
-what is there; nothing that is not named is ever removed. Pure: every decision is a table of cases in a test.
+`vm` is the request (docs/actions.md), `found` the facts of `smith_vm_facts`. Members that are not given are not
+changed, and nothing is removed that is not named. All functions are pure; tests are tables of cases.
 """
 
 from __future__ import annotations
@@ -16,29 +16,29 @@ DISK_KEY = re.compile(r"scsi([12]?\d|30)|virtio(1[0-5]|\d)|sata[0-5]|ide[0-3]")
 MAC_ADDRESS = re.compile(r"[0-9A-F][02468ACE](:[0-9A-F]{2}){5}")  # a NIC's: the first byte's lowest bit is 0
 SNIPPET = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*:snippets/[A-Za-z0-9_][A-Za-z0-9_.-]*")
 VOLUME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*:iso/[A-Za-z0-9_][A-Za-z0-9_.+-]*")
-#: Proxmox takes a NIC's rate in megabytes a second; who sells one counts megabits.
+#: Proxmox's unit for a NIC's rate is megabytes per second, ours is megabits per second.
 BITS_PER_BYTE = 8
-#: Members that speak of a NIC's link, not of its addresses.
+#: Members of a NIC that configure its link, not its addresses.
 LINK = ("bridge", "vlan", "firewall", "rate_mbps")
-#: What a new disk's drive is called when the VM has none.
+#: Name of the first disk of a VM without disks.
 FIRST_DISK = "scsi0"
-#: Where the ISO of a new VM goes.
+#: The drive that holds the ISO image of a new VM.
 CDROM = "ide2"
 
 
-# ---------------------------------------------------------------------- all of it
+# ---------------------------------------------------------------------- the whole configuration
 
 
 def wanted(found: dict[str, Any], vm: dict[str, Any]) -> dict[str, Any]:
-    """Return the hardware's and the network's parameters of proxmox_kvm that are asked for, whether they differ or not.
+    """Return the requested hardware and network parameters of proxmox_kvm, including those that do not differ.
 
-    A value that is asked for and there already comes out in Proxmox's own words, so that comparing is `==`.
+    A value that is already set is returned in Proxmox's own notation, so that values compare with `==`.
     """
     return {**_sizes(found, vm), **_options(found, vm), "net": interfaces(found, vm), **_guest_network(found, vm)}
 
 
 def problem(source: dict[str, Any], vm: dict[str, Any], is_blank: bool = False) -> str:
-    """Say why the VM cannot become what is asked for. `source` is the VM, or the template it is to be cloned from."""
+    """Return why the request is impossible. `source` is the VM, or the template of the clone."""
     return next(filter(None, _problems(source, vm, is_blank)), "")
 
 
@@ -65,7 +65,7 @@ def _sizes(found: dict[str, Any], vm: dict[str, Any]) -> dict[str, Any]:
         vm.get(name) for name in ("cores", "sockets", "memory_mib", "balloon_mib")
     )
     sizes: dict[str, Any] = {}
-    if cores:  # without a word about sockets, cores are all there are
+    if cores:  # without `sockets`, `cores` is the total
         sizes |= {"cores": int(cores), "sockets": int(sockets or 1)}
     elif sockets:
         sizes["sockets"] = int(sockets)
@@ -89,12 +89,12 @@ def _options(found: dict[str, Any], vm: dict[str, Any]) -> dict[str, Any]:
 
 
 def is_yes(value: Any) -> bool:
-    """Return a truth that may have come as text, by hand or from Proxmox."""
+    """Return a boolean that may be a text, from the command line or from Proxmox."""
     return str(value).strip().lower() in ("1", "true", "yes", "on")
 
 
 def _replaced_first(current: str, value: str, name: str) -> str:
-    """Return a property string with another first value; a value that is there already changes nothing."""
+    """Return a property string with another first value; unchanged if it has that value already."""
     first, *rest = current.split(",")
     return current if first.removeprefix(f"{name}=") == value else ",".join([value, *rest])
 
@@ -108,7 +108,7 @@ def _agent(current: str, is_on: bool) -> str:
 
 
 def asked_disks(found: dict[str, Any], vm: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return what is asked of each disk: `disk_gib` speaks of the first one, `disks` of the ones that it names."""
+    """Return the requested size and storage by disk: `disk_gib` is for the first disk, `disks` for the named ones."""
     asked: dict[str, dict[str, Any]] = {}
     if vm.get("disk_gib"):
         asked[found.get("disk") or FIRST_DISK] = {"size_gib": int(vm["disk_gib"]), "storage": ""}
@@ -120,12 +120,14 @@ def asked_disks(found: dict[str, Any], vm: dict[str, Any]) -> dict[str, dict[str
 
 
 def disk_steps(found: dict[str, Any], vm: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the calls of proxmox_disk that are left: add a disk, move it to its storage, grow it."""
+    """Return the calls of proxmox_disk that are still needed: add, move, grow."""
     steps: list[dict[str, Any]] = []
     for name, asked in asked_disks(found, vm).items():
         held, size_gib, storage = found["disks"].get(name), asked["size_gib"], asked["storage"]
         if held is None:
-            steps.append({"disk": name, "state": "present", "storage": storage or _home(found, vm), "size": size_gib})
+            steps.append(
+                {"disk": name, "state": "present", "storage": storage or _default_storage(found, vm), "size": size_gib}
+            )
             continue
         if storage and storage != held["storage"]:
             steps.append({"disk": name, "state": "moved", "storage": storage})
@@ -135,21 +137,21 @@ def disk_steps(found: dict[str, Any], vm: dict[str, Any]) -> list[dict[str, Any]
 
 
 def described(step: dict[str, Any]) -> str:
-    """Return a step in words, for a plan."""
+    """Return a step as text, for a plan."""
     if step["state"] == "moved":
         return f"move to {step['storage']}"
     return f"add {step['size']}G on {step['storage']}" if step["state"] == "present" else step["size"]
 
 
-def _home(found: dict[str, Any], vm: dict[str, Any]) -> str:
-    """Where a new disk goes when nobody says: the storage asked for, or the first disk's."""
+def _default_storage(found: dict[str, Any], vm: dict[str, Any]) -> str:
+    """Return the storage of a new disk for which none is named: the VM's, else the first disk's."""
     return str(vm.get("storage") or found["disks"].get(found.get("disk"), {}).get("storage", ""))
 
 
 def _disk_problems(source: dict[str, Any], vm: dict[str, Any], is_blank: bool) -> Iterator[str]:
     asked, named = asked_disks(source, vm), [str(disk.get("disk")) for disk in vm.get("disks") or []]
     if vm.get("disk_gib") and not source.get("disk") and not is_blank:
-        yield f"INVALID_REQUEST: VM {source['vmid']} has no disk that could have {vm['disk_gib']} GiB"
+        yield f"INVALID_REQUEST: VM {source['vmid']} has no disk to resize to {vm['disk_gib']} GiB"
     if len(set(named)) < len(named):
         yield "INVALID_REQUEST: disks names one disk twice"
     for name, wish in asked.items():
@@ -160,24 +162,28 @@ def _growth_problem(source: dict[str, Any], vm: dict[str, Any]) -> str:
     if not asked_disks(source, vm):
         return "INVALID_REQUEST: a resize needs disk_gib or disks"
     others = [step["disk"] for step in disk_steps(source, vm) if step["state"] != "resized"]
-    return f"INVALID_REQUEST: a resize only grows disks, and {others[0]} is not there, or elsewhere" if others else ""
+    return (
+        f"INVALID_REQUEST: a resize only grows disks, but {others[0]} does not exist or is on another storage"
+        if others
+        else ""
+    )
 
 
 def _disk_problem(source: dict[str, Any], vm: dict[str, Any], name: str, wish: dict[str, Any]) -> str:
     held, size_gib = source["disks"].get(name), wish["size_gib"]
     if not DISK_KEY.fullmatch(name):
-        return f"INVALID_REQUEST: {name} is no disk: scsi0-30, virtio0-15, sata0-5 or ide0-3"
+        return f"INVALID_REQUEST: {name} is not a disk name: scsi0-30, virtio0-15, sata0-5 or ide0-3"
     if held is None and name in source["config"]:
         return f"INVALID_REQUEST: {name} is a CD-ROM or the cloud-init drive, not a disk"
     if held is None and not size_gib:
         return f"INVALID_REQUEST: the new disk {name} needs size_gib"
-    if held is None and not (wish["storage"] or _home(source, vm)):
+    if held is None and not (wish["storage"] or _default_storage(source, vm)):
         return f"INVALID_REQUEST: the new disk {name} needs a storage"
     if held is not None and size_gib and size_gib * GIB < held["bytes"]:
         what = "template" if source["is_template"] else "VM"
         return (
             f"INVALID_REQUEST: a disk cannot shrink: the {what}'s {name} has {-(-held['bytes'] // GIB)} GiB, "
-            f"{size_gib} GiB are asked for"
+            f"{size_gib} GiB are requested"
         )
     return ""
 
@@ -186,7 +192,7 @@ def _disk_problem(source: dict[str, Any], vm: dict[str, Any], name: str, wish: d
 
 
 def nics(vm: dict[str, Any]) -> dict[int, dict[str, Any]]:
-    """Return what is asked of each NIC: `network` and `bridge` speak of the first one, `networks` of all in order."""
+    """Return the request by NIC number: `network` and `bridge` are for the first NIC, `networks` for all in order."""
     network = vm.get("network") or {}
     first = {"bridge": network.get("bridge") or vm.get("bridge"), "vlan": network.get("vlan")}
     asked = {0: {**network, **first}}
@@ -197,8 +203,8 @@ def nics(vm: dict[str, Any]) -> dict[int, dict[str, Any]]:
 
 
 def interfaces(found: dict[str, Any], vm: dict[str, Any]) -> dict[str, str]:
-    """Return the netN values of the NICs that are asked for."""
-    config, usual = found["config"], _usual_bridge(found, vm)
+    """Return the netN values of the requested NICs."""
+    config, usual = found["config"], _default_bridge(found, vm)
     shown = {}
     for number, nic in nics(vm).items():
         current = str(config.get(f"net{number}", ""))
@@ -210,9 +216,9 @@ def interfaces(found: dict[str, Any], vm: dict[str, Any]) -> dict[str, str]:
 
 
 def interface(current: str, nic: dict[str, Any]) -> str:
-    """Return a netN value with what is asked for; model, MAC address and all else stay. Empty when nothing is asked.
+    """Return a netN value with the requested changes, everything else kept; empty if nothing is requested.
 
-    `vlan` 0 and `rate_mbps` 0 take the tag and the limit away.
+    `vlan` 0 and `rate_mbps` 0 remove the tag and the limit.
     """
     mac = str(nic.get("mac") or "").upper()
     if not mac and all(nic.get(key) in (None, "") for key in LINK):
@@ -227,7 +233,7 @@ def interface(current: str, nic: dict[str, Any]) -> str:
 
 
 def set_link(parts: dict[str, str], nic: dict[str, Any]) -> None:
-    """Set what is asked of a NIC's link: a container's is written the same way."""
+    """Set the requested link options of a NIC; VMs and containers use the same format."""
     options = {
         "bridge": nic.get("bridge") or None,
         "tag": _text_of(nic.get("vlan")),
@@ -258,8 +264,8 @@ def _text_of(number: Any) -> str | None:
     return None if number is None else str(int(number))
 
 
-def _usual_bridge(found: dict[str, Any], vm: dict[str, Any]) -> str:
-    """Where a new NIC goes when nobody says: where the first one is."""
+def _default_bridge(found: dict[str, Any], vm: dict[str, Any]) -> str:
+    """Return the bridge of a new NIC for which none is named: the first NIC's."""
     first = re.search(r"bridge=([^,]+)", str(found["config"].get("net0", "")))
     asked = (vm.get("network") or {}).get("bridge") or vm.get("bridge")
     return str(asked or (first.group(1) if first else ""))
@@ -269,13 +275,13 @@ def _nic_problems(source: dict[str, Any], vm: dict[str, Any]) -> Iterator[str]:
     for number, nic in nics(vm).items():
         mac = str(nic.get("mac") or "").upper()
         if mac and not MAC_ADDRESS.fullmatch(mac):
-            yield f"INVALID_REQUEST: the MAC address of NIC {number} is none that a NIC may have"
+            yield f"INVALID_REQUEST: the MAC address of NIC {number} is not a unicast address"
         is_new = f"net{number}" not in source["config"]
-        if number and is_new and not (nic.get("bridge") or _usual_bridge(source, vm)):
+        if number and is_new and not (nic.get("bridge") or _default_bridge(source, vm)):
             yield f"INVALID_REQUEST: the new NIC {number} needs a bridge"
 
 
-# ---------------------------------------------------------------------- what cloud-init tells the guest
+# ---------------------------------------------------------------------- cloud-init
 
 
 def _guest_network(found: dict[str, Any], vm: dict[str, Any]) -> dict[str, Any]:
@@ -295,7 +301,7 @@ def _guest_network(found: dict[str, Any], vm: dict[str, Any]) -> dict[str, Any]:
 
 
 def ip_config(current: str, nic: dict[str, Any]) -> str:
-    """Return an ipconfigN value: IPv4 as `mode` says, IPv6 as `ipv6_mode` says; the other family stays."""
+    """Return an ipconfigN value: `mode` sets IPv4, `ipv6_mode` IPv6; a family that is not given is not changed."""
     parts = dict(part.partition("=")[::2] for part in current.split(",") if part)
     set_addresses(parts, nic)
     order = [key for key in ("ip", "gw", "ip6", "gw6") if key in parts]
@@ -303,7 +309,7 @@ def ip_config(current: str, nic: dict[str, Any]) -> str:
 
 
 def set_addresses(parts: dict[str, str], nic: dict[str, Any]) -> None:
-    """Set what is asked of a NIC's addresses."""
+    """Set the requested addresses of a NIC."""
     if nic.get("mode"):
         _set_address(parts, "ip", "gw", _address(nic["mode"], nic.get("ipv4_cidr")), nic.get("ipv4_gateway"))
     if nic.get("ipv6_mode"):
@@ -322,7 +328,7 @@ def _set_address(parts: dict[str, str], key: str, gateway_key: str, address: str
 
 
 def login(found: dict[str, Any], vm: dict[str, Any]) -> dict[str, Any]:
-    """Return the guest's login but for the password, and the vendor's snippet."""
+    """Return the guest's login without the password, and the vendor's cloud-init snippet."""
     cloud_init = vm.get("cloud_init") or {}
     keys, snippet = ssh_keys(cloud_init.get("ssh_public_keys")), cloud_init.get("vendor_snippet")
     custom = None
@@ -333,7 +339,7 @@ def login(found: dict[str, Any], vm: dict[str, Any]) -> dict[str, Any]:
 
 
 def ssh_keys(keys: Any) -> list[str]:
-    """Return public keys one a line, whatever line ends and blanks they came with. The module encodes them, once."""
+    """Return the public keys, one per line, with line ends and blanks normalised. The module encodes them."""
     return [line.strip() for key in keys or [] for line in re.split(r"[\r\n]+", str(key)) if line.strip()]
 
 
@@ -351,12 +357,12 @@ def _guest_problems(source: dict[str, Any], vm: dict[str, Any]) -> Iterator[str]
     if snippet and not SNIPPET.fullmatch(str(snippet)):
         yield "INVALID_REQUEST: vendor_snippet is not of the form storage:snippets/file"
     if (is_static or any(cloud_init.values())) and not source["has_cloud_init"]:
-        yield f"INVALID_REQUEST: VM {source['vmid']} has no cloud-init drive, so it takes no login and no address"
+        yield f"INVALID_REQUEST: VM {source['vmid']} has no cloud-init drive, so login and addresses cannot be set"
 
 
 class FilterModule:
-    """Ansible's door."""
+    """Required by Ansible in every filter file; the filters are in smith.py."""
 
     def filters(self) -> dict[str, Any]:
-        """Return the filters by the names that the roles use."""
+        """Return no filters."""
         return {}

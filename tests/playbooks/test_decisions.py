@@ -469,7 +469,7 @@ def test_a_vm_is_destroyed_when_its_time_of_grace_is_over(tags: str, grace_s: in
 
 def test_a_mark_for_deletion_changes_the_tag_alone_and_tags_take_it_away() -> None:
     found = make_found(tags="smith;web")
-    wish = DECIDE.doomed(make_vm(cores=9, tags=["x"]), 1060)
+    wish = DECIDE.deletion_mark(make_vm(cores=9, tags=["x"]), 1060)
     assert DECIDE.changes(found, wish) == {"tags": ["smith", "smith-delete-1060", "web"]}
     marked = make_found(tags="smith;smith-delete-1060;web")
     assert DECIDE.changes(marked, wish) == {}
@@ -479,7 +479,7 @@ def test_a_mark_for_deletion_changes_the_tag_alone_and_tags_take_it_away() -> No
     assert DECIDE.changes(found, make_vm(cancel_deletion=True)) == {}
 
 
-DUE = [("", ("spare", 0)), ("smith-delete-1060", ("wait", 1060)), ("smith-delete-1000", ("destroy", 1000))]
+DUE = [("", ("keep", 0)), ("smith-delete-1060", ("wait", 1060)), ("smith-delete-1000", ("destroy", 1000))]
 
 
 @pytest.mark.parametrize(("tag", "decision"), DUE)
@@ -492,17 +492,17 @@ def test_what_is_not_marked_any_more_is_spared_by_a_deletion_that_is_due(tag: st
 
 def test_a_containers_mark_is_a_line_of_its_description_which_nobody_else_can_write() -> None:
     found = make_container(description=f"a shop\n\nsmith-uid={SERVICE}")
-    wish = DECIDE.doomed(make_vm(kind="lxc", cores=9), 1060)
+    wish = DECIDE.deletion_mark(make_vm(kind="lxc", cores=9), 1060)
     sent = DECIDE.changes(found, wish)
     assert sent == {"description": f"a shop\n\nsmith-delete=1060\nsmith-uid={SERVICE}"}
     marked = make_container(**sent)
-    assert (DECIDE.doomed_at(marked), DECIDE.changes(marked, wish)) == (1060, {})
+    assert (DECIDE.deletion_due_at(marked), DECIDE.changes(marked, wish)) == (1060, {})
     assert DECIDE.changes(marked, make_vm(kind="lxc", cancel_deletion=True)) == {
         "description": f"a shop\n\nsmith-uid={SERVICE}"
     }
     forged = DECIDE.description(make_vm(kind="lxc", description="smith-delete=1\nx"))
-    assert DECIDE.doomed_at(make_container(description=forged)) == 0
-    assert DECIDE.doomed_at(make_found(description=f"smith-delete=1\nsmith-uid={SERVICE}")) == 0
+    assert DECIDE.deletion_due_at(make_container(description=forged)) == 0
+    assert DECIDE.deletion_due_at(make_found(description=f"smith-delete=1\nsmith-uid={SERVICE}")) == 0
 
 
 @pytest.mark.parametrize(
@@ -516,7 +516,7 @@ def test_a_containers_mark_is_a_line_of_its_description_which_nobody_else_can_wr
     ],
 )
 def test_a_resize_only_grows(asked: dict[str, Any], is_refused: bool) -> None:
-    wish = DECIDE.growing(make_vm(cores=9, **asked))
+    wish = DECIDE.growth_only(make_vm(cores=9, **asked))
     assert "cores" not in wish
     assert DECIDE.request_problem(make_found(), wish).startswith("INVALID_REQUEST") is is_refused
 

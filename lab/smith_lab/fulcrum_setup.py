@@ -1,7 +1,4 @@
-"""Sets FulcrumCore up over HTTP, the simulator or a real one: from an empty database to an agent with a token.
-
-Source: section 9.3 of the FulcrumCore reference.
-"""
+"""Sets FulcrumCore up over HTTP, the simulator or a real one: from an empty database to an agent with a token."""
 
 from __future__ import annotations
 

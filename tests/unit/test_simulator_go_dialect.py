@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from smith_lab.simulator import go_regexp, go_template
+from smith_lab.simulator.go_template_parser import TemplateError
 
 
 @pytest.mark.parametrize(
@@ -121,5 +122,5 @@ def test_templates_render_as_in_go(template: str, text: str) -> None:
     ],
 )
 def test_what_go_refuses_is_refused(template: str) -> None:
-    with pytest.raises(go_template.TemplateError):
+    with pytest.raises(TemplateError):
         go_template.render(template, DATA)

@@ -12,7 +12,7 @@ The lab's own endpoints, without a token, on loopback only, all JSON, never touc
     POST   /lab/clock                {"set": seconds | "RFC 3339", "advance": seconds, "freeze": bool}, any of them
     POST   /lab/sweep                run timeout and retention now: {"timedOut", "deleted", "disconnected"}
     GET    /lab/faults               the rules in force
-    POST   /lab/faults               add a rule or a list of rules (simulator/faults.py describes them)
+    POST   /lab/faults               add a rule or a list of rules (fault_rules.py describes them)
     DELETE /lab/faults               drop all rules
     GET    /lab/history[?since=SEQ]  every call in order: seq, time, method, path, query, body, token_name, role,
                                      agent_id, status, error, fault, duration_s
@@ -44,7 +44,7 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from smith_lab.simulator.faults import Lab
+from smith_lab.simulator.history import LabState
 from smith_lab.simulator.server import SimulatorServer
 from smith_lab.simulator.store import Options, Store
 
@@ -52,7 +52,7 @@ from smith_lab.simulator.store import Options, Store
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve until SIGTERM or SIGINT."""
     arguments = _parser().parse_args(argv)
-    server = SimulatorServer(Store(options=_options(arguments)), Lab(), host=arguments.host, port=arguments.port)
+    server = SimulatorServer(Store(options=_options(arguments)), LabState(), host=arguments.host, port=arguments.port)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: stop.set())

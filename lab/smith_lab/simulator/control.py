@@ -14,7 +14,7 @@ from typing import Any
 
 import requests
 
-from smith_lab.simulator.faults import Lab
+from smith_lab.simulator.history import LabState
 from smith_lab.simulator.server import SimulatorServer
 from smith_lab.simulator.store import Options, Store
 
@@ -56,7 +56,7 @@ class SimulatorControl:
         return dict(self.lab("POST", "sweep"))
 
     def fault(self, kind: str, **rule: Any) -> None:
-        """Add one fault rule; see lab/smith_lab/simulator/faults.py for its members."""
+        """Add one fault rule; smith_lab.simulator.fault_rules describes its members."""
         self.lab("POST", "faults", {"kind": kind, **rule})
 
     def clear_faults(self) -> None:
@@ -141,7 +141,7 @@ class RunningSimulator(SimulatorControl):
 @contextmanager
 def running_simulator(*, port: int = 0, **options: Any) -> Iterator[RunningSimulator]:
     """Run a new simulator for the length of the block. `options` are those of `simulator.store.Options`."""
-    server = SimulatorServer(Store(options=Options(**options)), Lab(), port=port)
+    server = SimulatorServer(Store(options=Options(**options)), LabState(), port=port)
     server.start()
     try:
         yield RunningSimulator(server)

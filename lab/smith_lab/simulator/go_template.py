@@ -1,6 +1,7 @@
-"""As much of Go's text/template as agent types use: fields, variables, with, range, if, index, printf, pipes.
+"""Renders the part of Go's text/template that agent types use.
 
-A missing key is an error (`missingkey=error`), as FulcrumCore sets it; `index` on a missing key is nil.
+It knows fields, variables, with, range, if, pipes, printf, index and a few more functions. A missing key is an error
+(FulcrumCore sets `missingkey=error`); `index` of a missing key is nil.
 """
 
 from __future__ import annotations
@@ -8,131 +9,26 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
-_ACTION = re.compile(r"\{\{(-\s)?(.*?)(\s-)?\}\}", re.DOTALL)
-_TOKEN = re.compile(
-    r'\s*("(?:[^"\\]|\\.)*"|`[^`]*`|:=|[|(),=]|\$?[A-Za-z_0-9]*(?:\.[A-Za-z_][A-Za-z_0-9]*)+|\$[A-Za-z_0-9]*|\.|-?\d+(?:\.\d+)?|\w+)'
-)
+from smith_lab.simulator.go_template_parser import Block, Node, Output, TemplateError, Text, parse
+
 Scope = dict[str, Any]
 
 
-class TemplateError(Exception):
-    """The template does not parse, or reaches for something that is not there."""
-
-
-@dataclass
-class _Text:
-    text: str
-
-
-@dataclass
-class _Output:
-    tokens: list[str]
-
-
-@dataclass
-class _Block:
-    """with, range or if: what it is over, its body and its else."""
-
-    kind: str
-    tokens: list[str]
-    body: list[_Node] = field(default_factory=list)
-    otherwise: list[_Node] = field(default_factory=list)
-
-
-_Node = _Text | _Output | _Block
-
-
 def render(template: str, data: dict[str, Any]) -> str:
-    """Render a template over an agent's configuration. Raises TemplateError."""
-    return _render(_parse(template), data, {"$": data})
+    """Render a template with an agent's configuration as data. Raises TemplateError."""
+    return _render(parse(template), data, {"$": data})
 
 
-def _parse(template: str) -> list[_Node]:
-    root = _Block("root", [])
-    stack: list[tuple[_Block, bool]] = [(root, False)]
-    for item in _split(template):
-        block, in_else = stack[-1]
-        target = block.otherwise if in_else else block.body
-        if isinstance(item, _Text):
-            target.append(item)
-            continue
-        word = item[0] if item else ""
-        if word in ("with", "range", "if"):
-            stack.append((_Block(word, item[1:]), False))
-            target.append(stack[-1][0])
-        elif word == "else":
-            _open_else(stack, item[1:])
-        elif word == "end":
-            _close(stack)
-        elif item:
-            target.append(_Output(item))
-    if len(stack) != 1:
-        raise TemplateError("unexpected EOF")
-    return root.body
-
-
-def _split(template: str) -> list[_Text | list[str]]:
-    """Texts and the tokens of actions, white space already trimmed where `{{-` and `-}}` say so."""
-    items: list[_Text | list[str]] = []
-    start, trim_next = 0, False
-    for match in _ACTION.finditer(template):
-        text = template[start : match.start()]
-        text = text.lstrip() if trim_next else text
-        items.append(_Text(text.rstrip() if match[1] else text))
-        items.append([] if match[2].strip().startswith("/*") else _tokens(match[2]))
-        start, trim_next = match.end(), bool(match[3])
-    rest = template[start:]
-    if "{{" in rest:
-        raise TemplateError("unclosed action")
-    items.append(_Text(rest.lstrip() if trim_next else rest))
-    return items
-
-
-def _tokens(text: str) -> list[str]:
-    tokens, position = [], 0
-    text = text.strip()
-    if not text:
-        raise TemplateError("missing value for command")
-    while position < len(text):
-        match = _TOKEN.match(text, position)
-        if match is None:
-            raise TemplateError(f"unexpected {text[position:]!r} in command")
-        tokens.append(match[1])
-        position = match.end()
-    return tokens
-
-
-def _open_else(stack: list[tuple[_Block, bool]], rest: list[str]) -> None:
-    block, in_else = stack[-1]
-    if block.kind == "root" or in_else:
-        raise TemplateError("unexpected {{else}}")
-    stack[-1] = (block, True)
-    if rest:
-        # `else if` is a block of its own that shares the outer end.
-        inner = _Block(f"else-{rest[0]}", rest[1:])
-        block.otherwise.append(inner)
-        stack.append((inner, False))
-
-
-def _close(stack: list[tuple[_Block, bool]]) -> None:
-    while stack[-1][0].kind.startswith("else-"):
-        stack.pop()
-    if stack[-1][0].kind == "root":
-        raise TemplateError("unexpected {{end}}")
-    stack.pop()
-
-
-def _render(nodes: list[_Node], dot: Any, scope: Scope) -> str:
+def _render(nodes: list[Node], dot: Any, scope: Scope) -> str:
     return "".join(_render_node(node, dot, scope) for node in nodes)
 
 
-def _render_node(node: _Node, dot: Any, scope: Scope) -> str:
-    if isinstance(node, _Text):
+def _render_node(node: Node, dot: Any, scope: Scope) -> str:
+    if isinstance(node, Text):
         return node.text
-    if isinstance(node, _Output):
+    if isinstance(node, Output):
         return _output(node.tokens, dot, scope)
     kind = node.kind.removeprefix("else-")
     if kind == "range":
@@ -151,7 +47,7 @@ def _output(tokens: list[str], dot: Any, scope: Scope) -> str:
     return "" if names else show(value)
 
 
-def _render_range(node: _Block, dot: Any, scope: Scope) -> str:
+def _render_range(node: Block, dot: Any, scope: Scope) -> str:
     names, tokens = _declared(node.tokens)
     value = _evaluate(tokens, dot, scope)
     if isinstance(value, dict):
@@ -178,7 +74,7 @@ def _declared(tokens: list[str]) -> tuple[list[str], list[str]]:
 
 
 def _evaluate(tokens: list[str], dot: Any, scope: Scope) -> Any:
-    """A pipeline: each command's value is the next one's last argument."""
+    """Evaluate a pipeline: the value of each command is the last argument of the next one."""
     value: list[Any] = []
     for command in _commands(tokens):
         value = [_command(command, dot, scope, value)]
@@ -216,7 +112,7 @@ def _command(tokens: list[str], dot: Any, scope: Scope, piped: list[Any]) -> Any
 
 
 def _operands(tokens: list[str]) -> list[list[str]]:
-    """Group parentheses: each operand is one token, or the tokens inside a pair."""
+    """Group the tokens: an operand is one token, or `(` and the tokens up to its `)`."""
     operands: list[list[str]] = []
     depth = 0
     for token in tokens:
@@ -270,7 +166,7 @@ def _truth(value: Any) -> bool:
 
 
 def show(value: Any) -> str:
-    """A value as Go prints it with %v."""
+    """Return the value as Go prints it with %v."""
     if value is None:
         return "<no value>"
     if isinstance(value, bool):

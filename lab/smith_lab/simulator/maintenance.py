@@ -1,7 +1,4 @@
-"""The maintenance workers, run once: job timeout, job retention, silent agents.
-
-Source: sections 2.3 and 3.6 of the FulcrumCore reference.
-"""
+"""The maintenance workers, run once: job timeout, job retention, silent agents."""
 
 from __future__ import annotations
 
@@ -14,7 +11,7 @@ TIMEOUT_MESSAGE = "Job marked as failed due to exceeding maximum processing time
 def fail_timed_out(store: Store, jobs: list[Job]) -> None:
     """What the maintenance worker does: the job, and nothing else, is marked."""
     for job in jobs:
-        store.move_job(job, "Failed")
+        store.set_job_status(job, "Failed")
         job.error_message = TIMEOUT_MESSAGE
         job.completed_at = store.clock.now()
 

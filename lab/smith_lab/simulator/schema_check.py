@@ -9,8 +9,8 @@ from typing import Any
 
 from smith_lab.simulator import go_regexp
 from smith_lab.simulator.problems import PropertyErrors, bad_request
-from smith_lab.simulator.properties import check_type, is_number
 from smith_lab.simulator.rows import Json
+from smith_lab.simulator.validators import check_type, is_number
 
 TYPES = frozenset({"string", "integer", "number", "boolean", "object", "array", "json", "uuid"})
 PLAIN_VALIDATORS = frozenset({"minLength", "maxLength", "min", "max", "minItems", "maxItems", "pattern", "enum"})

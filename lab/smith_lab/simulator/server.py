@@ -15,8 +15,9 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from smith_lab.simulator import maintenance
 from smith_lab.simulator.api import API_PREFIX, Api, wrong_path
-from smith_lab.simulator.faults import FaultLayer, Lab
-from smith_lab.simulator.lab_api import LabApi
+from smith_lab.simulator.fault_layer import FaultLayer
+from smith_lab.simulator.history import LabState
+from smith_lab.simulator.lab_api import lab_routes
 from smith_lab.simulator.store import Store
 
 #: How long a call under way (a delayed one) may hold up the stop.
@@ -32,10 +33,10 @@ class _Protocol(H11Protocol):
         self.app_state = {**self.app_state, "transport": transport}
 
 
-def make_app(store: Store, lab: Lab) -> Starlette:
+def make_app(store: Store, lab: LabState) -> Starlette:
     """Everything that the socket serves."""
     app = Starlette(
-        routes=[*LabApi(store, lab).routes(), Mount(API_PREFIX, app=Api(store))],
+        routes=[*lab_routes(store, lab), Mount(API_PREFIX, app=Api(store))],
         middleware=[Middleware(FaultLayer, store=store, lab=lab)],
         exception_handlers={404: wrong_path, 405: wrong_path},
     )
@@ -46,7 +47,7 @@ def make_app(store: Store, lab: Lab) -> Starlette:
 class SimulatorServer:
     """One simulator on one port. `pause` closes the socket and every connection, `resume` opens the same port again."""
 
-    def __init__(self, store: Store, lab: Lab, *, host: str = "127.0.0.1", port: int = 0) -> None:
+    def __init__(self, store: Store, lab: LabState, *, host: str = "127.0.0.1", port: int = 0) -> None:
         self.store = store
         self.lab = lab
         self.host = host

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from smith_lab.simulator.clock import SimulatorClock
-from smith_lab.simulator.properties import Vault
 from smith_lab.simulator.rows import (
     Agent,
     AgentType,
@@ -28,6 +27,7 @@ from smith_lab.simulator.rows import (
     ServiceType,
     Token,
 )
+from smith_lab.simulator.vault import Vault
 
 SEED_TOKEN = "change-me"
 DAY_S = 86_400.0
@@ -101,12 +101,12 @@ class Store:
         """What each start of the real server does: one more `change-me` row, good for a day."""
         self.add_token(name="Bootstrap Admin Token", role="admin", value=SEED_TOKEN, lifetime_s=DAY_S)
 
-    def stamps(self) -> dict[str, Any]:
+    def new_row_fields(self) -> dict[str, Any]:
         """The members that a new row gets by itself."""
         now = self.clock.now()
         return {"id": str(uuid.uuid4()), "created_at": now, "updated_at": now}
 
-    def touch(self, row: Any) -> None:
+    def mark_updated(self, row: Any) -> None:
         row.updated_at = self.clock.now()
 
     # Tokens
@@ -116,7 +116,7 @@ class Store:
     ) -> Token:
         """Add a token row; `scope` is `participant_id`, `agent_id`."""
         token = Token(
-            **self.stamps(),
+            **self.new_row_fields(),
             name=name,
             role=role,
             value=value or secrets.token_hex(16),
@@ -136,7 +136,7 @@ class Store:
         self._forget_value(token)
         token.value = secrets.token_hex(16)
         self.tokens_by_value[token.value].append(token)
-        self.touch(token)
+        self.mark_updated(token)
 
     def _forget_value(self, token: Token) -> None:
         left = [other for other in self.tokens_by_value.pop(token.value, []) if other is not token]
@@ -161,7 +161,7 @@ class Store:
 
     def add_job(self, service: Service, action: str, params: Json | None) -> Job:
         job = Job(
-            **self.stamps(),
+            **self.new_row_fields(),
             provider_id=service.provider_id,
             consumer_id=service.consumer_id,
             agent_id=service.agent_id,
@@ -175,7 +175,7 @@ class Store:
         self.last_job[service.id] = job
         return job
 
-    def move_job(self, job: Job, status: str) -> None:
+    def set_job_status(self, job: Job, status: str) -> None:
         """Set a job's status, keeping the two indexes true."""
         self.pending[job.agent_id].pop(job.id, None)
         self.processing[job.agent_id].pop(job.id, None)
@@ -184,10 +184,10 @@ class Store:
             self.pending[job.agent_id][job.id] = job
         elif status == "Processing":
             self.processing[job.agent_id][job.id] = job
-        self.touch(job)
+        self.mark_updated(job)
 
     def delete_job(self, job: Job) -> None:
-        self.move_job(job, "Failed")
+        self.set_job_status(job, "Failed")
         del self.jobs[job.id]
         if self.last_job.get(job.service_id) is job:
             del self.last_job[job.service_id]
@@ -212,7 +212,7 @@ class Store:
         self._event_number += 1
         self.events.append(
             Event(
-                **self.stamps(),
+                **self.new_row_fields(),
                 sequence_number=self._event_number,
                 initiator_type="user" if initiator else "system",
                 initiator_id=initiator.id if initiator else "system",

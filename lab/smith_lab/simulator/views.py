@@ -25,18 +25,18 @@ from smith_lab.simulator.rows import (
 from smith_lab.simulator.store import Store
 
 
-def _stamped(row: Row, members: Json) -> Json:
+def _row_body(row: Row, members: Json) -> Json:
     """The row's members between its id and its times, without the absent ones."""
     present = {name: value for name, value in members.items() if value is not None}
     return {"id": row.id, **present, "createdAt": to_text(row.created_at), "updatedAt": to_text(row.updated_at)}
 
 
 def participant(row: Participant) -> Json:
-    return _stamped(row, {"name": row.name, "status": row.status})
+    return _row_body(row, {"name": row.name, "status": row.status})
 
 
 def token(row: Token, *, with_value: bool = False) -> Json:
-    return _stamped(
+    return _row_body(
         row,
         {
             "name": row.name,
@@ -51,11 +51,11 @@ def token(row: Token, *, with_value: bool = False) -> Json:
 
 def service_type(row: ServiceType) -> Json:
     members = {"name": row.name, "propertySchema": row.property_schema, "lifecycleSchema": row.lifecycle_schema}
-    return _stamped(row, members)
+    return _row_body(row, members)
 
 
 def agent_type(row: AgentType) -> Json:
-    return _stamped(
+    return _row_body(
         row,
         {
             "name": row.name,
@@ -69,7 +69,7 @@ def agent_type(row: AgentType) -> Json:
 
 
 def agent(store: Store, row: Agent) -> Json:
-    body = _stamped(
+    body = _row_body(
         row,
         {
             "name": row.name,
@@ -94,16 +94,16 @@ def _bare_agent(row: Agent) -> Json:
         "agentTypeId": row.agent_type_id,
         "configuration": row.configuration,
     }
-    return {**_stamped(row, members), "tags": row.tags}
+    return {**_row_body(row, members), "tags": row.tags}
 
 
 def group(row: Group) -> Json:
-    return _stamped(row, {"name": row.name, "consumerId": row.consumer_id})
+    return _row_body(row, {"name": row.name, "consumerId": row.consumer_id})
 
 
 def service(row: Service) -> Json:
     """A service alone, as it is embedded in a job."""
-    return _stamped(
+    return _row_body(
         row,
         {
             "providerId": row.provider_id,
@@ -131,7 +131,7 @@ def full_service(store: Store, row: Service) -> Json:
 
 def pending_job(store: Store, row: Job) -> Json:
     """A job as the pending list gives it: only the service is embedded."""
-    body = _stamped(
+    body = _row_body(
         row,
         {
             "providerId": row.provider_id,
@@ -165,11 +165,11 @@ def full_job(store: Store, row: Job) -> Json:
 
 
 def metric_type(row: MetricType) -> Json:
-    return _stamped(row, {"name": row.name, "entityType": row.entity_type})
+    return _row_body(row, {"name": row.name, "entityType": row.entity_type})
 
 
 def metric_entry(row: MetricEntry) -> Json:
-    return _stamped(
+    return _row_body(
         row,
         {
             "providerId": row.provider_id,
@@ -184,11 +184,11 @@ def metric_entry(row: MetricEntry) -> Json:
 
 
 def option_type(row: OptionType) -> Json:
-    return _stamped(row, {"name": row.name, "type": row.type, "description": row.description})
+    return _row_body(row, {"name": row.name, "type": row.type, "description": row.description})
 
 
 def option(row: Option) -> Json:
-    return _stamped(
+    return _row_body(
         row,
         {
             "providerId": row.provider_id,
@@ -202,7 +202,7 @@ def option(row: Option) -> Json:
 
 
 def event(row: Event) -> Json:
-    return _stamped(
+    return _row_body(
         row,
         {
             "sequenceNumber": row.sequence_number,

@@ -23,8 +23,8 @@ from smith_lab.simulator.store import Store
 log = logging.getLogger(__name__)
 
 ADMIN, PARTICIPANT, AGENT = "admin", "participant", "agent"
-EVERYBODY = frozenset({ADMIN, PARTICIPANT, AGENT})
-PEOPLE = frozenset({ADMIN, PARTICIPANT})
+ANY_ROLE = frozenset({ADMIN, PARTICIPANT, AGENT})
+USERS = frozenset({ADMIN, PARTICIPANT})
 ADMINS = frozenset({ADMIN})
 AGENTS = frozenset({AGENT})
 
@@ -51,7 +51,7 @@ class Call:
     def id(self) -> str:
         return self.path["id"]
 
-    def may_touch(self, scope: Scope) -> bool:
+    def may_access(self, scope: Scope) -> bool:
         """An admin touches everything, others what belongs to their participant or to their agent: one is enough."""
         identity = self.identity
         if identity.role == ADMIN:
@@ -100,7 +100,7 @@ class Endpoint:
         self._check_role(call)
         if self.scope is not None:
             scope = self.scope(call)
-            if scope is None or not call.may_touch(scope):
+            if scope is None or not call.may_access(scope):
                 raise forbidden()
         return self.handler(call)
 

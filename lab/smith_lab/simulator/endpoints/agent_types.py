@@ -6,12 +6,13 @@ import re
 from typing import Any
 
 from smith_lab.simulator import go_template, schema_check, views
+from smith_lab.simulator.go_template_parser import TemplateError
 from smith_lab.simulator.paging import Listing, by, contains
 from smith_lab.simulator.problems import bad_request
+from smith_lab.simulator.row_checks import find, refuse_duplicate, refuse_if_in_use
 from smith_lab.simulator.rows import AgentType, Json, ServiceType
 from smith_lab.simulator.store import Store
-from smith_lab.simulator.tables import find, refuse_duplicate, refuse_used
-from smith_lab.simulator.web import ADMINS, EVERYBODY, NO_CONTENT, Call, Endpoint, Reply
+from smith_lab.simulator.web import ADMINS, ANY_ROLE, NO_CONTENT, Call, Endpoint, Reply
 
 _LISTING = Listing(filters={"name": contains("name")}, sorts={"name": by("name")})
 _MEDIA_TYPE = re.compile(r"[\w.+-]+(/[\w.+-]+)?\s*(;\s*[\w-]+=\S+\s*)*")
@@ -28,7 +29,7 @@ def _get_agent_type(call: Call) -> Reply:
 def _create_agent_type(call: Call) -> Reply:
     body = call.body
     row = AgentType(
-        **call.store.stamps(),
+        **call.store.new_row_fields(),
         name=body.get("name", ""),
         service_type_ids=body.get("serviceTypeIds", []),
         configuration_schema=body.get("configurationSchema", {}),
@@ -36,7 +37,7 @@ def _create_agent_type(call: Call) -> Reply:
         cmd_template=body.get("cmdTemplate", ""),
         config_content_type=body.get("configContentType") or "text/plain",
     )
-    _accept_agent_type(call.store, row)
+    _save_agent_type(call.store, row)
     call.event("agent_type.created", row)
     return Reply(status=201, body=views.agent_type(row))
 
@@ -54,12 +55,12 @@ def _patch_agent_type(call: Call) -> Reply:
             "config_content_type": body.get("configContentType", row.config_content_type),
         }
     )
-    _accept_agent_type(call.store, changed)
-    call.store.touch(changed)
+    _save_agent_type(call.store, changed)
+    call.store.mark_updated(changed)
     return Reply(body=views.agent_type(changed))
 
 
-def _accept_agent_type(store: Store, row: AgentType) -> None:
+def _save_agent_type(store: Store, row: AgentType) -> None:
     if not row.name:
         raise bad_request("agent type name cannot be empty")
     schema_check.check(row.configuration_schema, schema_check.AGENT_TYPES)
@@ -70,7 +71,7 @@ def _accept_agent_type(store: Store, row: AgentType) -> None:
         # Nothing is refused: the real server makes an empty row for an id that it does not know.
         if service_type_id not in store.service_types:
             empty = ServiceType(
-                **{**store.stamps(), "id": service_type_id}, name="", property_schema={}, lifecycle_schema={}
+                **{**store.new_row_fields(), "id": service_type_id}, name="", property_schema={}, lifecycle_schema={}
             )
             store.service_types[service_type_id] = empty
     store.agent_types[row.id] = row
@@ -95,14 +96,14 @@ def _check_templates(row: AgentType) -> None:
 def _try_render(template: str, data: Json) -> None:
     try:
         go_template.render(template, data)
-    except go_template.TemplateError as exc:
+    except TemplateError as exc:
         raise bad_request(str(exc)) from exc
 
 
 def _renders(template: str, data: Json) -> bool:
     try:
         go_template.render(template, data)
-    except go_template.TemplateError:
+    except TemplateError:
         return False
     return True
 
@@ -127,7 +128,7 @@ def _check_content_type(text: str) -> None:
 
 def _delete_agent_type(call: Call) -> Reply:
     row = find(call.store.agent_types, call)
-    refuse_used(any(agent.agent_type_id == row.id for agent in call.store.agents.values()))
+    refuse_if_in_use(any(agent.agent_type_id == row.id for agent in call.store.agents.values()))
     del call.store.agent_types[row.id]
     return NO_CONTENT
 
@@ -142,9 +143,9 @@ _AGENT_TYPE_FIELDS = {
 }
 
 ENDPOINTS = [
-    Endpoint(method="GET", path="/agent-types", handler=_list_agent_types, roles=EVERYBODY),
+    Endpoint(method="GET", path="/agent-types", handler=_list_agent_types, roles=ANY_ROLE),
     Endpoint(method="POST", path="/agent-types", handler=_create_agent_type, roles=ADMINS, fields=_AGENT_TYPE_FIELDS),
-    Endpoint(method="GET", path="/agent-types/{id}", handler=_get_agent_type, roles=EVERYBODY),
+    Endpoint(method="GET", path="/agent-types/{id}", handler=_get_agent_type, roles=ANY_ROLE),
     Endpoint(
         method="PATCH", path="/agent-types/{id}", handler=_patch_agent_type, roles=ADMINS, fields=_AGENT_TYPE_FIELDS
     ),

@@ -1,7 +1,4 @@
-"""Agents: what an admin sets up, and the two `me` calls that an agent makes.
-
-Source: section 2 of the FulcrumCore reference.
-"""
+"""Agents: what an admin sets up, and the two `me` calls that an agent makes."""
 
 from __future__ import annotations
 
@@ -11,7 +8,7 @@ from smith_lab.simulator.paging import Listing, by, contains, is_uuid, one_of
 from smith_lab.simulator.problems import PropertyErrors, bad_request, internal, not_found
 from smith_lab.simulator.rows import Agent, Json
 from smith_lab.simulator.store import Store
-from smith_lab.simulator.web import AGENTS, EVERYBODY, NO_CONTENT, PEOPLE, Call, Endpoint, Reply, Scope
+from smith_lab.simulator.web import AGENTS, ANY_ROLE, NO_CONTENT, USERS, Call, Endpoint, Reply, Scope
 
 STATUSES = ("New", "Connected", "Disconnected", "Error", "Disabled")
 
@@ -36,7 +33,7 @@ def _new_scope(call: Call) -> Scope:
 
 
 def _list(call: Call) -> Reply:
-    rows = (agent for agent in call.store.agents.values() if call.may_touch(scope_of_agent(agent)))
+    rows = (agent for agent in call.store.agents.values() if call.may_access(scope_of_agent(agent)))
     return _LISTING.reply(call, rows, lambda agent: views.agent(call.store, agent))
 
 
@@ -54,16 +51,16 @@ def _create(call: Call) -> Reply:
         raise bad_request("participant does not exist")
     if body.get("agentTypeId") not in store.agent_types:
         raise bad_request("agent type does not exist")
-    stamps = store.stamps()
+    new_row_fields = store.new_row_fields()
     agent = Agent(
-        **stamps,
+        **new_row_fields,
         name=body["name"],
         status="Disconnected",
         provider_id=body["providerId"],
         agent_type_id=body["agentTypeId"],
         tags=body.get("tags"),
         configuration=None,
-        last_status_at=stamps["created_at"],
+        last_status_at=new_row_fields["created_at"],
     )
     if "configuration" in body:
         agent.configuration = _configured(store, agent, body["configuration"])
@@ -93,7 +90,7 @@ def _patch(call: Call) -> Reply:
     agent.name = body.get("name", agent.name)
     agent.status = body.get("status", agent.status)
     agent.tags = body.get("tags", agent.tags)
-    store.touch(agent)
+    store.mark_updated(agent)
     call.event("agent.updated", agent)
     return Reply(body=views.agent(store, agent))
 
@@ -136,7 +133,7 @@ def _put_my_status(call: Call) -> Reply:
     _check_status(call.body.get("status", ""))
     agent.status = call.body["status"]
     agent.last_status_at = call.store.clock.now()
-    call.store.touch(agent)
+    call.store.mark_updated(agent)
     call.event("agent.status_changed", agent, {"status": agent.status})
     return Reply(body=views.agent(call.store, agent))
 
@@ -144,12 +141,12 @@ def _put_my_status(call: Call) -> Reply:
 _FIELDS = {"name": "string", "tags": "strings", "configuration": "object", "servicePoolSetId": "uuid"}
 
 ENDPOINTS = [
-    Endpoint(method="GET", path="/agents", handler=_list, roles=EVERYBODY),
+    Endpoint(method="GET", path="/agents", handler=_list, roles=ANY_ROLE),
     Endpoint(
         method="POST",
         path="/agents",
         handler=_create,
-        roles=PEOPLE,
+        roles=USERS,
         fields={**_FIELDS, "providerId": "uuid", "agentTypeId": "uuid"},
         scope=_new_scope,
     ),
@@ -162,14 +159,14 @@ ENDPOINTS = [
         role_first=True,
         fields={"status": "string"},
     ),
-    Endpoint(method="GET", path="/agents/{id}", handler=_get, roles=EVERYBODY, scope=scope),
+    Endpoint(method="GET", path="/agents/{id}", handler=_get, roles=ANY_ROLE, scope=scope),
     Endpoint(
         method="PATCH",
         path="/agents/{id}",
         handler=_patch,
-        roles=PEOPLE,
+        roles=USERS,
         fields={**_FIELDS, "status": "string"},
         scope=scope,
     ),
-    Endpoint(method="DELETE", path="/agents/{id}", handler=_delete, roles=PEOPLE, scope=scope),
+    Endpoint(method="DELETE", path="/agents/{id}", handler=_delete, roles=USERS, scope=scope),
 ]

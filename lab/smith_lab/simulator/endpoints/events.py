@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from smith_lab.simulator import views
 from smith_lab.simulator.paging import Listing, by, equals, is_uuid
-from smith_lab.simulator.web import PEOPLE, Call, Endpoint, Reply, Scope
+from smith_lab.simulator.web import USERS, Call, Endpoint, Reply, Scope
 
 _EVENTS = Listing(
     filters={"type": equals("type"), "initiatorType": equals("initiator_type"), "initiatorId": is_uuid("initiator_id")},
@@ -16,9 +16,9 @@ def _list_events(call: Call) -> Reply:
     rows = (
         event
         for event in call.store.events
-        if call.may_touch(Scope(participants=(event.provider_id, event.consumer_id), agent_id=event.agent_id))
+        if call.may_access(Scope(participants=(event.provider_id, event.consumer_id), agent_id=event.agent_id))
     )
     return _EVENTS.reply(call, rows, views.event)
 
 
-ENDPOINTS = [Endpoint(method="GET", path="/events", handler=_list_events, roles=PEOPLE)]
+ENDPOINTS = [Endpoint(method="GET", path="/events", handler=_list_events, roles=USERS)]

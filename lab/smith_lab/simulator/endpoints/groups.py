@@ -5,9 +5,9 @@ from __future__ import annotations
 from smith_lab.simulator import views
 from smith_lab.simulator.paging import Listing, by, contains
 from smith_lab.simulator.problems import bad_request
+from smith_lab.simulator.row_checks import refuse_if_in_use
 from smith_lab.simulator.rows import Group
-from smith_lab.simulator.tables import refuse_used
-from smith_lab.simulator.web import NO_CONTENT, PEOPLE, Call, Endpoint, Reply, Scope
+from smith_lab.simulator.web import NO_CONTENT, USERS, Call, Endpoint, Reply, Scope
 
 _LISTING = Listing(filters={"name": contains("name")}, sorts={"name": by("name")})
 
@@ -26,7 +26,7 @@ def _new_group_scope(call: Call) -> Scope:
 
 
 def _list_groups(call: Call) -> Reply:
-    rows = (group for group in call.store.groups.values() if call.may_touch(_scope_of_group(group)))
+    rows = (group for group in call.store.groups.values() if call.may_access(_scope_of_group(group)))
     return _LISTING.reply(call, rows, views.group)
 
 
@@ -36,7 +36,7 @@ def _create_group(call: Call) -> Reply:
         raise bad_request("service group name cannot be empty")
     if body.get("consumerId") not in store.participants:
         raise bad_request("participant does not exist")
-    group = Group(**store.stamps(), name=body["name"], consumer_id=body["consumerId"])
+    group = Group(**store.new_row_fields(), name=body["name"], consumer_id=body["consumerId"])
     store.groups[group.id] = group
     call.event("service_group.created", group)
     return Reply(status=201, body=views.group(group))
@@ -51,12 +51,12 @@ def _patch_group(call: Call) -> Reply:
     if call.body.get("name", group.name) == "":
         raise bad_request("service group name cannot be empty")
     group.name = call.body.get("name", group.name)
-    call.store.touch(group)
+    call.store.mark_updated(group)
     return Reply(body=views.group(group))
 
 
 def _delete_group(call: Call) -> Reply:
-    refuse_used(any(service.group_id == call.id for service in call.store.services.values()))
+    refuse_if_in_use(any(service.group_id == call.id for service in call.store.services.values()))
     del call.store.groups[call.id]
     return NO_CONTENT
 
@@ -64,23 +64,23 @@ def _delete_group(call: Call) -> Reply:
 _GROUP_FIELDS = {"name": "string", "consumerId": "uuid"}
 
 ENDPOINTS = [
-    Endpoint(method="GET", path="/service-groups", handler=_list_groups, roles=PEOPLE),
+    Endpoint(method="GET", path="/service-groups", handler=_list_groups, roles=USERS),
     Endpoint(
         method="POST",
         path="/service-groups",
         handler=_create_group,
-        roles=PEOPLE,
+        roles=USERS,
         fields=_GROUP_FIELDS,
         scope=_new_group_scope,
     ),
-    Endpoint(method="GET", path="/service-groups/{id}", handler=_get_group, roles=PEOPLE, scope=_group_scope),
+    Endpoint(method="GET", path="/service-groups/{id}", handler=_get_group, roles=USERS, scope=_group_scope),
     Endpoint(
         method="PATCH",
         path="/service-groups/{id}",
         handler=_patch_group,
-        roles=PEOPLE,
+        roles=USERS,
         fields={"name": "string"},
         scope=_group_scope,
     ),
-    Endpoint(method="DELETE", path="/service-groups/{id}", handler=_delete_group, roles=PEOPLE, scope=_group_scope),
+    Endpoint(method="DELETE", path="/service-groups/{id}", handler=_delete_group, roles=USERS, scope=_group_scope),
 ]

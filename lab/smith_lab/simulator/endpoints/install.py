@@ -1,7 +1,4 @@
-"""The install flow: a command for an installer, and the rendered configuration that it fetches within five minutes.
-
-Source: section 2.4 of the FulcrumCore reference.
-"""
+"""The install flow: a command for an installer, and the rendered configuration that it fetches within five minutes."""
 
 from __future__ import annotations
 
@@ -11,11 +8,12 @@ from typing import Any
 from smith_lab.simulator import go_template
 from smith_lab.simulator.clock import to_text
 from smith_lab.simulator.endpoints.agents import scope
+from smith_lab.simulator.go_template_parser import TemplateError
 from smith_lab.simulator.problems import Problem, bad_request, conflict, internal, not_found
-from smith_lab.simulator.properties import VAULT_PREFIX
 from smith_lab.simulator.rows import Agent, InstallToken
 from smith_lab.simulator.store import Store
-from smith_lab.simulator.web import EVERYBODY, NO_CONTENT, PEOPLE, Call, Endpoint, Reply
+from smith_lab.simulator.vault import VAULT_PREFIX
+from smith_lab.simulator.web import ANY_ROLE, NO_CONTENT, USERS, Call, Endpoint, Reply
 
 LIFETIME_S = 300.0
 
@@ -24,14 +22,14 @@ def _create(call: Call) -> Reply:
     _refuse_without_templates(call)
     if call.id in call.store.install_tokens:
         raise conflict(f"install token already exists for agent {call.id}")
-    return _mint(call, status=201)
+    return _issue(call, status=201)
 
 
 def _regenerate(call: Call) -> Reply:
     """A new URL and a new bearer; the old ones die at once."""
     _refuse_without_templates(call)
     _forget(call)
-    return _mint(call, status=200)
+    return _issue(call, status=200)
 
 
 def _refuse_without_templates(call: Call) -> None:
@@ -40,7 +38,7 @@ def _refuse_without_templates(call: Call) -> None:
         raise bad_request("agent type has no install templates configured")
 
 
-def _mint(call: Call, *, status: int) -> Reply:
+def _issue(call: Call, *, status: int) -> Reply:
     store, agent = call.store, call.store.agents[call.id]
     bearer = store.add_token(
         name=f"install-bootstrap-{agent.id}",
@@ -50,7 +48,7 @@ def _mint(call: Call, *, status: int) -> Reply:
         participant_id=agent.provider_id,
     )
     row = InstallToken(
-        **store.stamps(),
+        **store.new_row_fields(),
         agent_id=agent.id,
         value=secrets.token_urlsafe(32),
         expires_at=store.clock.now() + LIFETIME_S,
@@ -66,7 +64,7 @@ def _command(store: Store, agent: Agent, url: str, bearer: str) -> str:
     template = store.agent_types[agent.agent_type_id].cmd_template
     try:
         return go_template.render(template, {**(agent.configuration or {}), "configUrl": url, "authToken": bearer})
-    except go_template.TemplateError as exc:
+    except TemplateError as exc:
         raise internal(str(exc)) from exc
 
 
@@ -102,14 +100,14 @@ def _fetch(call: Call) -> Reply:
     if row is None or row.expires_at < store.clock.now():
         raise Problem(404, None)
     agent = store.agents[row.agent_id]
-    kind = store.agent_types[agent.agent_type_id]
+    agent_type = store.agent_types[agent.agent_type_id]
     try:
         data = _resolved(store, agent.configuration or {})
-        text = go_template.render(kind.config_template, data)
-    except (KeyError, go_template.TemplateError) as exc:
+        text = go_template.render(agent_type.config_template, data)
+    except (KeyError, TemplateError) as exc:
         raise Problem(404, None) from exc
     headers = {
-        "Content-Type": kind.config_content_type,
+        "Content-Type": agent_type.config_content_type,
         "Cache-Control": "no-store",
         "X-Content-Type-Options": "nosniff",
     }
@@ -130,9 +128,9 @@ def _resolved(store: Store, value: Any) -> Any:
 _PATH = "/agents/{id}/install-command"
 
 ENDPOINTS = [
-    Endpoint(method="POST", path=_PATH, handler=_create, roles=PEOPLE, scope=scope),
-    Endpoint(method="POST", path=f"{_PATH}/regenerate", handler=_regenerate, roles=PEOPLE, scope=scope),
-    Endpoint(method="GET", path=_PATH, handler=_get, roles=EVERYBODY, scope=scope),
-    Endpoint(method="DELETE", path=_PATH, handler=_revoke, roles=PEOPLE, scope=scope),
-    Endpoint(method="GET", path="/agents/install/{token}/config", handler=_fetch, roles=EVERYBODY),
+    Endpoint(method="POST", path=_PATH, handler=_create, roles=USERS, scope=scope),
+    Endpoint(method="POST", path=f"{_PATH}/regenerate", handler=_regenerate, roles=USERS, scope=scope),
+    Endpoint(method="GET", path=_PATH, handler=_get, roles=ANY_ROLE, scope=scope),
+    Endpoint(method="DELETE", path=_PATH, handler=_revoke, roles=USERS, scope=scope),
+    Endpoint(method="GET", path="/agents/install/{token}/config", handler=_fetch, roles=ANY_ROLE),
 ]

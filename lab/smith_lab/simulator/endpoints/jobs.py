@@ -1,7 +1,4 @@
-"""Jobs: pending list, claim, complete and fail, with the real server's order of steps.
-
-Source: section 3 of the FulcrumCore reference.
-"""
+"""Jobs: pending list, claim, complete and fail, with the real server's order of steps."""
 
 from __future__ import annotations
 
@@ -14,7 +11,7 @@ from smith_lab.simulator.paging import Listing, by, equals, is_uuid, one_of
 from smith_lab.simulator.problems import PropertyErrors, bad_request, internal
 from smith_lab.simulator.rows import Job, Json, Service, ServiceType
 from smith_lab.simulator.store import Store
-from smith_lab.simulator.web import AGENTS, EVERYBODY, NO_CONTENT, Call, Endpoint, Reply, Scope
+from smith_lab.simulator.web import AGENTS, ANY_ROLE, NO_CONTENT, Call, Endpoint, Reply, Scope
 
 STATUSES = ("Pending", "Processing", "Completed", "Failed")
 DEFAULT_LIMIT = 10
@@ -45,7 +42,7 @@ def _scope(call: Call) -> Scope | None:
 
 
 def _list(call: Call) -> Reply:
-    rows = (job for job in call.store.jobs.values() if call.may_touch(scope_of(job)))
+    rows = (job for job in call.store.jobs.values() if call.may_access(scope_of(job)))
     return _LISTING.reply(call, rows, lambda job: views.full_job(call.store, job))
 
 
@@ -74,7 +71,7 @@ def _claim(call: Call) -> Reply:
     raced = store.switches.two_claims_win and job.status == "Processing"
     if job.status != "Pending" and not raced:
         raise bad_request("cannot claim a job not in pending status")
-    store.move_job(job, "Processing")
+    store.set_job_status(job, "Processing")
     job.claimed_at = store.clock.now()
     return NO_CONTENT
 
@@ -84,28 +81,28 @@ def _complete(call: Call) -> Reply:
     store, job = call.store, call.store.jobs[call.id]
     _refuse_unless_processing(job, "complete")
     service = copy.copy(store.services[job.service_id])
-    kind = store.service_types[service.service_type_id]
+    service_type = store.service_types[service.service_type_id]
     if call.body.get("properties"):
-        service.properties = _merged_properties(store, service, kind, call.body["properties"])
-    _move_on(service, kind, job)
+        service.properties = _merged_properties(store, service, service_type, call.body["properties"])
+    _apply_transition(service, service_type, job)
     service.agent_instance_data = call.body.get("agentInstanceData", service.agent_instance_data)
     service.agent_instance_id = call.body.get("agentInstanceId", service.agent_instance_id)
     if job.action == "update":
         # The reported properties of step 3 are lost here; without params the service has none at all afterwards.
         service.properties = job.params
-    terminal = lifecycle.is_terminal(kind.lifecycle_schema, service.status)
+    terminal = lifecycle.is_terminal(service_type.lifecycle_schema, service.status)
     if terminal:
         service.agent_instance_id = None
     _refuse_taken_instance(store, service)
     _save(store, service)
-    store.move_job(job, "Completed")
+    store.set_job_status(job, "Completed")
     job.completed_at = store.clock.now()
-    _delete_secrets(store, service, kind, persistent=terminal)
+    _delete_secrets(store, service, service_type, persistent=terminal)
     call.event("service.transitioned", service, {"action": job.action, "status": service.status})
     return NO_CONTENT
 
 
-def _merged_properties(store: Store, service: Service, kind: ServiceType, given: Json) -> Json:
+def _merged_properties(store: Store, service: Service, service_type: ServiceType, given: Json) -> Json:
     old = service.properties or {}
     request = properties.Request(
         vault=store.vault,
@@ -115,14 +112,14 @@ def _merged_properties(store: Store, service: Service, kind: ServiceType, given:
         lookups=ServiceLookups(store, service),
     )
     try:
-        return old | properties.apply(request, kind.property_schema, old, given)
+        return old | properties.apply(request, service_type.property_schema, old, given)
     except PropertyErrors as exc:
         raise bad_request(str(exc)) from exc
 
 
-def _move_on(service: Service, kind: ServiceType, job: Job) -> None:
+def _apply_transition(service: Service, service_type: ServiceType, job: Job) -> None:
     try:
-        service.status = lifecycle.next_state(kind.lifecycle_schema, service.status, job.action)
+        service.status = lifecycle.next_state(service_type.lifecycle_schema, service.status, job.action)
     except (lifecycle.NoTransition, lifecycle.UnknownAction) as exc:
         raise bad_request(str(exc)) from exc
 
@@ -143,7 +140,7 @@ def _save(store: Store, service: Service) -> None:
     if service.agent_instance_id is not None:
         store.instance_owner[service.agent_instance_id] = service.id
     store.services[service.id] = service
-    store.touch(service)
+    store.mark_updated(service)
 
 
 def _fail(call: Call) -> Reply:
@@ -151,18 +148,18 @@ def _fail(call: Call) -> Reply:
     store, job = call.store, call.store.jobs[call.id]
     _refuse_unless_processing(job, "fail")
     service = copy.copy(store.services[job.service_id])
-    kind = store.service_types[service.service_type_id]
+    service_type = store.service_types[service.service_type_id]
     message = call.body.get("errorMessage", "")
     try:
-        service.status = lifecycle.next_state(kind.lifecycle_schema, service.status, job.action, message)
+        service.status = lifecycle.next_state(service_type.lifecycle_schema, service.status, job.action, message)
     except lifecycle.NoTransition:
         pass
     except lifecycle.UnknownAction as exc:
         raise bad_request(str(exc)) from exc
     _save(store, service)
-    store.move_job(job, "Failed")
+    store.set_job_status(job, "Failed")
     job.error_message = message  # and no completedAt: retention never finds it
-    _delete_secrets(store, service, kind, persistent=False)
+    _delete_secrets(store, service, service_type, persistent=False)
     call.event("service.transitioned", service, {"action": job.action, "status": service.status})
     return NO_CONTENT
 
@@ -172,9 +169,9 @@ def _refuse_unless_processing(job: Job, verb: str) -> None:
         raise bad_request(f"cannot {verb} a job not in processing status")
 
 
-def _delete_secrets(store: Store, service: Service, kind: ServiceType, *, persistent: bool) -> None:
+def _delete_secrets(store: Store, service: Service, service_type: ServiceType, *, persistent: bool) -> None:
     """Ephemeral secrets go with every job that ends, all references with a completion into a terminal state."""
-    doomed = properties.secret_references(kind.property_schema, service.properties, "ephemeral")
+    doomed = properties.secret_references(service_type.property_schema, service.properties, "ephemeral")
     everything = properties.references(service.properties) if persistent else ()
     for reference in list(chain(doomed, everything)):
         store.vault.delete(reference)
@@ -183,9 +180,9 @@ def _delete_secrets(store: Store, service: Service, kind: ServiceType, *, persis
 _COMPLETE_FIELDS = {"agentInstanceId": "string", "agentInstanceData": "object", "properties": "object"}
 
 ENDPOINTS = [
-    Endpoint(method="GET", path="/jobs", handler=_list, roles=EVERYBODY),
+    Endpoint(method="GET", path="/jobs", handler=_list, roles=ANY_ROLE),
     Endpoint(method="GET", path="/jobs/pending", handler=_pending, roles=AGENTS),
-    Endpoint(method="GET", path="/jobs/{id}", handler=_get, roles=EVERYBODY, scope=_scope),
+    Endpoint(method="GET", path="/jobs/{id}", handler=_get, roles=ANY_ROLE, scope=_scope),
     Endpoint(method="POST", path="/jobs/{id}/claim", handler=_claim, roles=AGENTS, role_first=True, scope=_scope),
     Endpoint(
         method="POST",

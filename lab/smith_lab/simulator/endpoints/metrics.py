@@ -5,9 +5,9 @@ from __future__ import annotations
 from smith_lab.simulator import views
 from smith_lab.simulator.paging import Listing, by, equals, is_uuid
 from smith_lab.simulator.problems import bad_request, internal, not_found
+from smith_lab.simulator.row_checks import find, refuse_duplicate, required_name
 from smith_lab.simulator.rows import MetricEntry, MetricType, Service
-from smith_lab.simulator.tables import find, need_name, refuse_duplicate
-from smith_lab.simulator.web import ADMINS, AGENTS, EVERYBODY, NO_CONTENT, PEOPLE, Call, Endpoint, Reply, Scope
+from smith_lab.simulator.web import ADMINS, AGENTS, ANY_ROLE, NO_CONTENT, USERS, Call, Endpoint, Reply, Scope
 
 METRIC_ENTITIES = ("Agent", "Service", "Resource")
 _METRIC_TYPES = Listing(filters={"name": equals("name")}, sorts={"name": by("name")})
@@ -34,7 +34,7 @@ def _create_metric_type(call: Call) -> Reply:
     entity_type = call.body.get("entityType", "")
     if entity_type not in METRIC_ENTITIES:
         raise bad_request(f"invalid {entity_type} metric entity type")
-    row = MetricType(**call.store.stamps(), name=need_name(call.body), entity_type=entity_type)
+    row = MetricType(**call.store.new_row_fields(), name=required_name(call.body), entity_type=entity_type)
     refuse_duplicate(call.store.metric_types, row)
     call.store.metric_types[row.id] = row
     call.event("metric_type.created", row)
@@ -43,10 +43,10 @@ def _create_metric_type(call: Call) -> Reply:
 
 def _patch_metric_type(call: Call) -> Reply:
     row = find(call.store.metric_types, call)
-    changed = MetricType(**{**vars(row), "name": need_name({"name": row.name, **call.body})})
+    changed = MetricType(**{**vars(row), "name": required_name({"name": row.name, **call.body})})
     refuse_duplicate(call.store.metric_types, changed)
     call.store.metric_types[row.id] = changed
-    call.store.touch(changed)
+    call.store.mark_updated(changed)
     return Reply(body=views.metric_type(changed))
 
 
@@ -68,7 +68,7 @@ def _create_entry(call: Call) -> Reply:
     if not call.body.get("resourceId"):
         raise bad_request("resource ID cannot be empty")
     entry = MetricEntry(
-        **call.store.stamps(),
+        **call.store.new_row_fields(),
         provider_id=service.provider_id,
         consumer_id=service.consumer_id,
         agent_id=service.agent_id,
@@ -101,7 +101,7 @@ def _list_entries(call: Call) -> Reply:
     rows = (
         entry
         for entry in call.store.metric_entries
-        if call.may_touch(Scope(participants=(entry.provider_id, entry.consumer_id)))
+        if call.may_access(Scope(participants=(entry.provider_id, entry.consumer_id)))
     )
     return _ENTRIES.reply(call, rows, views.metric_entry)
 
@@ -120,15 +120,15 @@ _ENTRY_FIELDS = {
 }
 
 ENDPOINTS = [
-    Endpoint(method="GET", path="/metric-types", handler=_list_metric_types, roles=EVERYBODY),
+    Endpoint(method="GET", path="/metric-types", handler=_list_metric_types, roles=ANY_ROLE),
     Endpoint(
         method="POST", path="/metric-types", handler=_create_metric_type, roles=ADMINS, fields=_METRIC_TYPE_FIELDS
     ),
-    Endpoint(method="GET", path="/metric-types/{id}", handler=_get_metric_type, roles=EVERYBODY),
+    Endpoint(method="GET", path="/metric-types/{id}", handler=_get_metric_type, roles=ANY_ROLE),
     Endpoint(
         method="PATCH", path="/metric-types/{id}", handler=_patch_metric_type, roles=ADMINS, fields={"name": "string"}
     ),
     Endpoint(method="DELETE", path="/metric-types/{id}", handler=_delete_metric_type, roles=ADMINS),
-    Endpoint(method="GET", path="/metric-entries", handler=_list_entries, roles=PEOPLE),
+    Endpoint(method="GET", path="/metric-entries", handler=_list_entries, roles=USERS),
     Endpoint(method="POST", path="/metric-entries", handler=_create_entry, roles=AGENTS, fields=_ENTRY_FIELDS),
 ]

@@ -7,9 +7,9 @@ import re
 from smith_lab.simulator import views
 from smith_lab.simulator.paging import Listing, by, contains, equals, is_bool, is_uuid
 from smith_lab.simulator.problems import bad_request
+from smith_lab.simulator.row_checks import find, refuse_duplicate, refuse_if_in_use, required_name
 from smith_lab.simulator.rows import Option, OptionType
-from smith_lab.simulator.tables import find, need_name, refuse_duplicate, refuse_used
-from smith_lab.simulator.web import ADMINS, EVERYBODY, NO_CONTENT, Call, Endpoint, Reply, Scope
+from smith_lab.simulator.web import ADMINS, ANY_ROLE, NO_CONTENT, Call, Endpoint, Reply, Scope
 
 _OPTIONS = Listing(
     filters={
@@ -35,8 +35,8 @@ def _create_option_type(call: Call) -> Reply:
     if not re.fullmatch(r"[A-Za-z0-9_]+", kind):
         raise bad_request("service option type must contain only letters, digits and _")
     row = OptionType(
-        **call.store.stamps(),
-        name=need_name(call.body),
+        **call.store.new_row_fields(),
+        name=required_name(call.body),
         type=kind,
         description=call.body.get("description", ""),
     )
@@ -47,7 +47,7 @@ def _create_option_type(call: Call) -> Reply:
 
 def _delete_option_type(call: Call) -> Reply:
     row = find(call.store.option_types, call)
-    refuse_used(any(option.service_option_type_id == row.id for option in call.store.service_options.values()))
+    refuse_if_in_use(any(option.service_option_type_id == row.id for option in call.store.service_options.values()))
     del call.store.option_types[row.id]
     return NO_CONTENT
 
@@ -63,7 +63,7 @@ def _new_option_scope(call: Call) -> Scope:
 
 def _list_options(call: Call) -> Reply:
     options = call.store.service_options.values()
-    rows = (row for row in options if call.may_touch(Scope(participants=(row.provider_id,))))
+    rows = (row for row in options if call.may_access(Scope(participants=(row.provider_id,))))
     return _OPTIONS.reply(call, rows, views.option)
 
 
@@ -78,10 +78,10 @@ def _create_option(call: Call) -> Reply:
     if body.get("serviceOptionTypeId") not in store.option_types:
         raise bad_request("service option type does not exist")
     row = Option(
-        **store.stamps(),
+        **store.new_row_fields(),
         provider_id=body["providerId"],
         service_option_type_id=body["serviceOptionTypeId"],
-        name=need_name(body),
+        name=required_name(body),
         value=body.get("value"),
         enabled=body.get("enabled", False),
         display_order=body.get("displayOrder", 0),
@@ -92,11 +92,11 @@ def _create_option(call: Call) -> Reply:
 
 def _patch_option(call: Call) -> Reply:
     row, body = call.store.service_options[call.id], call.body
-    row.name = need_name({"name": row.name, **body})
+    row.name = required_name({"name": row.name, **body})
     row.value = body.get("value", row.value)
     row.enabled = body.get("enabled", row.enabled)
     row.display_order = body.get("displayOrder", row.display_order)
-    call.store.touch(row)
+    call.store.mark_updated(row)
     return Reply(body=views.option(row))
 
 
@@ -116,7 +116,7 @@ _OPTION_FIELDS = {
 }
 
 ENDPOINTS = [
-    Endpoint(method="GET", path="/service-option-types", handler=_list_option_types, roles=EVERYBODY),
+    Endpoint(method="GET", path="/service-option-types", handler=_list_option_types, roles=ANY_ROLE),
     Endpoint(
         method="POST",
         path="/service-option-types",
@@ -124,27 +124,27 @@ ENDPOINTS = [
         roles=ADMINS,
         fields=_OPTION_TYPE_FIELDS,
     ),
-    Endpoint(method="GET", path="/service-option-types/{id}", handler=_get_option_type, roles=EVERYBODY),
+    Endpoint(method="GET", path="/service-option-types/{id}", handler=_get_option_type, roles=ANY_ROLE),
     Endpoint(method="DELETE", path="/service-option-types/{id}", handler=_delete_option_type, roles=ADMINS),
-    Endpoint(method="GET", path="/service-options", handler=_list_options, roles=EVERYBODY),
+    Endpoint(method="GET", path="/service-options", handler=_list_options, roles=ANY_ROLE),
     Endpoint(
         method="POST",
         path="/service-options",
         handler=_create_option,
-        roles=EVERYBODY,
+        roles=ANY_ROLE,
         fields=_OPTION_FIELDS,
         scope=_new_option_scope,
     ),
-    Endpoint(method="GET", path="/service-options/{id}", handler=_get_option, roles=EVERYBODY, scope=_option_scope),
+    Endpoint(method="GET", path="/service-options/{id}", handler=_get_option, roles=ANY_ROLE, scope=_option_scope),
     Endpoint(
         method="PATCH",
         path="/service-options/{id}",
         handler=_patch_option,
-        roles=EVERYBODY,
+        roles=ANY_ROLE,
         fields=_OPTION_FIELDS,
         scope=_option_scope,
     ),
     Endpoint(
-        method="DELETE", path="/service-options/{id}", handler=_delete_option, roles=EVERYBODY, scope=_option_scope
+        method="DELETE", path="/service-options/{id}", handler=_delete_option, roles=ANY_ROLE, scope=_option_scope
     ),
 ]

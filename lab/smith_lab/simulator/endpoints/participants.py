@@ -5,9 +5,9 @@ from __future__ import annotations
 from smith_lab.simulator import views
 from smith_lab.simulator.paging import Listing, by, contains, one_of
 from smith_lab.simulator.problems import bad_request
+from smith_lab.simulator.row_checks import refuse_if_in_use
 from smith_lab.simulator.rows import Participant
-from smith_lab.simulator.tables import refuse_used
-from smith_lab.simulator.web import ADMINS, NO_CONTENT, PEOPLE, Call, Endpoint, Reply, Scope
+from smith_lab.simulator.web import ADMINS, NO_CONTENT, USERS, Call, Endpoint, Reply, Scope
 
 PARTICIPANT_STATUSES = ("Enabled", "Disabled")
 
@@ -21,12 +21,12 @@ def _participant_scope(call: Call) -> Scope | None:
 
 
 def _list_participants(call: Call) -> Reply:
-    rows = (row for row in call.store.participants.values() if call.may_touch(Scope(participants=(row.id,))))
+    rows = (row for row in call.store.participants.values() if call.may_access(Scope(participants=(row.id,))))
     return _PARTICIPANTS.reply(call, rows, views.participant)
 
 
 def _create_participant(call: Call) -> Reply:
-    row = Participant(**call.store.stamps(), name=call.body.get("name", ""), status=call.body.get("status", ""))
+    row = Participant(**call.store.new_row_fields(), name=call.body.get("name", ""), status=call.body.get("status", ""))
     _check_participant(row)
     call.store.participants[row.id] = row
     call.event("participant.created", row)
@@ -49,14 +49,14 @@ def _patch_participant(call: Call) -> Reply:
     changed = Participant(**{**vars(row), **call.body})
     _check_participant(changed)
     call.store.participants[row.id] = changed
-    call.store.touch(changed)
+    call.store.mark_updated(changed)
     return Reply(body=views.participant(changed))
 
 
 def _delete_participant(call: Call) -> Reply:
     store = call.store
-    refuse_used(any(agent.provider_id == call.id for agent in store.agents.values()))
-    refuse_used(any(group.consumer_id == call.id for group in store.groups.values()))
+    refuse_if_in_use(any(agent.provider_id == call.id for agent in store.agents.values()))
+    refuse_if_in_use(any(group.consumer_id == call.id for group in store.groups.values()))
     del store.participants[call.id]
     for token in [token for token in store.tokens.values() if token.participant_id == call.id]:
         store.delete_token(token)
@@ -66,16 +66,16 @@ def _delete_participant(call: Call) -> Reply:
 _PARTICIPANT_FIELDS = {"name": "string", "status": "string"}
 
 ENDPOINTS = [
-    Endpoint(method="GET", path="/participants", handler=_list_participants, roles=PEOPLE),
+    Endpoint(method="GET", path="/participants", handler=_list_participants, roles=USERS),
     Endpoint(
         method="POST", path="/participants", handler=_create_participant, roles=ADMINS, fields=_PARTICIPANT_FIELDS
     ),
-    Endpoint(method="GET", path="/participants/{id}", handler=_get_participant, roles=PEOPLE, scope=_participant_scope),
+    Endpoint(method="GET", path="/participants/{id}", handler=_get_participant, roles=USERS, scope=_participant_scope),
     Endpoint(
         method="PATCH",
         path="/participants/{id}",
         handler=_patch_participant,
-        roles=PEOPLE,
+        roles=USERS,
         fields=_PARTICIPANT_FIELDS,
         scope=_participant_scope,
     ),

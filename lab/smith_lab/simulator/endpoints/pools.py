@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from smith_lab.simulator.paging import Listing
 from smith_lab.simulator.problems import bad_request
-from smith_lab.simulator.web import EVERYBODY, PEOPLE, Call, Endpoint, Reply
+from smith_lab.simulator.web import ANY_ROLE, USERS, Call, Endpoint, Reply
 
 _EMPTY = Listing()
 _READERS = {
-    "/service-pools": EVERYBODY,
-    "/service-pool-values": EVERYBODY,
-    "/service-pool-sets": PEOPLE,
-    "/config-pools": PEOPLE,
-    "/config-pool-values": PEOPLE,
+    "/service-pools": ANY_ROLE,
+    "/service-pool-values": ANY_ROLE,
+    "/service-pool-sets": USERS,
+    "/config-pools": USERS,
+    "/config-pool-values": USERS,
 }
 
 
@@ -26,5 +26,5 @@ def _refuse(call: Call) -> Reply:
 
 ENDPOINTS = [
     *(Endpoint(method="GET", path=path, handler=_list_nothing, roles=roles) for path, roles in _READERS.items()),
-    *(Endpoint(method="POST", path=path, handler=_refuse, roles=PEOPLE) for path in _READERS),
+    *(Endpoint(method="POST", path=path, handler=_refuse, roles=USERS) for path in _READERS),
 ]

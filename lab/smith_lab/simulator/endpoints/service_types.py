@@ -5,10 +5,10 @@ from __future__ import annotations
 from smith_lab.simulator import lifecycle, schema_check, views
 from smith_lab.simulator.paging import Listing, by, equals
 from smith_lab.simulator.problems import bad_request
+from smith_lab.simulator.row_checks import find, refuse_duplicate, refuse_if_in_use
 from smith_lab.simulator.rows import ServiceType
 from smith_lab.simulator.store import Store
-from smith_lab.simulator.tables import find, refuse_duplicate, refuse_used
-from smith_lab.simulator.web import ADMINS, EVERYBODY, NO_CONTENT, Call, Endpoint, Reply
+from smith_lab.simulator.web import ADMINS, ANY_ROLE, NO_CONTENT, Call, Endpoint, Reply
 
 _LISTING = Listing(filters={"name": equals("name")}, sorts={"name": by("name")})
 
@@ -24,12 +24,12 @@ def _get_service_type(call: Call) -> Reply:
 def _create_service_type(call: Call) -> Reply:
     body = call.body
     row = ServiceType(
-        **call.store.stamps(),
+        **call.store.new_row_fields(),
         name=body.get("name", ""),
         property_schema=body.get("propertySchema", {}),
         lifecycle_schema=body.get("lifecycleSchema", {}),
     )
-    _accept_service_type(call.store, row)
+    _save_service_type(call.store, row)
     call.event("service_type.created", row)
     return Reply(status=201, body=views.service_type(row))
 
@@ -44,12 +44,12 @@ def _patch_service_type(call: Call) -> Reply:
             "lifecycle_schema": body.get("lifecycleSchema", row.lifecycle_schema),
         }
     )
-    _accept_service_type(call.store, changed)
-    call.store.touch(changed)
+    _save_service_type(call.store, changed)
+    call.store.mark_updated(changed)
     return Reply(body=views.service_type(changed))
 
 
-def _accept_service_type(store: Store, row: ServiceType) -> None:
+def _save_service_type(store: Store, row: ServiceType) -> None:
     if not row.name:
         raise bad_request("service type name cannot be empty")
     schema_check.check(row.property_schema, schema_check.SERVICE_TYPES)
@@ -60,7 +60,7 @@ def _accept_service_type(store: Store, row: ServiceType) -> None:
 
 def _delete_service_type(call: Call) -> Reply:
     row = find(call.store.service_types, call)
-    refuse_used(any(service.service_type_id == row.id for service in call.store.services.values()))
+    refuse_if_in_use(any(service.service_type_id == row.id for service in call.store.services.values()))
     del call.store.service_types[row.id]
     return NO_CONTENT
 
@@ -68,11 +68,11 @@ def _delete_service_type(call: Call) -> Reply:
 _SERVICE_TYPE_FIELDS = {"name": "string", "propertySchema": "object", "lifecycleSchema": "object"}
 
 ENDPOINTS = [
-    Endpoint(method="GET", path="/service-types", handler=_list_service_types, roles=EVERYBODY),
+    Endpoint(method="GET", path="/service-types", handler=_list_service_types, roles=ANY_ROLE),
     Endpoint(
         method="POST", path="/service-types", handler=_create_service_type, roles=ADMINS, fields=_SERVICE_TYPE_FIELDS
     ),
-    Endpoint(method="GET", path="/service-types/{id}", handler=_get_service_type, roles=EVERYBODY),
+    Endpoint(method="GET", path="/service-types/{id}", handler=_get_service_type, roles=ANY_ROLE),
     Endpoint(
         method="PATCH",
         path="/service-types/{id}",

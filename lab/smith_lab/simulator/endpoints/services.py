@@ -1,7 +1,4 @@
-"""Services: create, patch, act, delete; each makes a job, none changes the service's state.
-
-Source: section 4 of the FulcrumCore reference.
-"""
+"""Services: create, patch, act, delete; each makes a job, none changes the service's state."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ from smith_lab.simulator.paging import Listing, by, contains, equals
 from smith_lab.simulator.problems import PropertyErrors, bad_request, internal, not_found, panic, validation_failed
 from smith_lab.simulator.rows import Agent, Json, Service, ServiceType
 from smith_lab.simulator.store import Store
-from smith_lab.simulator.web import EVERYBODY, NO_CONTENT, PEOPLE, Call, Endpoint, Reply, Scope
+from smith_lab.simulator.web import ANY_ROLE, NO_CONTENT, USERS, Call, Endpoint, Reply, Scope
 
 #: Jobs keep their action in so many characters.
 MAX_ACTION_LENGTH = 50
@@ -34,7 +31,7 @@ def _group_scope(call: Call) -> Scope | None:
 
 
 def _list(call: Call) -> Reply:
-    rows = (service for service in call.store.services.values() if call.may_touch(scope_of(service)))
+    rows = (service for service in call.store.services.values() if call.may_access(scope_of(service)))
     return _LISTING.reply(call, rows, lambda service: views.full_service(call.store, service))
 
 
@@ -46,15 +43,15 @@ def _create(call: Call) -> Reply:
     """Make a service in its initial state, and its `create` job with the processed properties as params."""
     store = call.store
     agent = _agent(call)
-    kind = store.service_types.get(call.body.get("serviceTypeId", ""))
-    if kind is None:
+    service_type = store.service_types.get(call.body.get("serviceTypeId", ""))
+    if service_type is None:
         raise not_found()
-    if kind.id not in store.agent_types[agent.agent_type_id].service_type_ids:
+    if service_type.id not in store.agent_types[agent.agent_type_id].service_type_ids:
         raise bad_request("agent type does not support the service type")
     if not call.body.get("name"):
         raise bad_request("service name cannot be empty")
-    service = _new_service(call, agent, kind)
-    service.properties = _processed(store, service, kind, call.body.get("properties", {}), updating=False)
+    service = _new_service(call, agent, service_type)
+    service.properties = _processed(store, service, service_type, call.body.get("properties", {}), updating=False)
     store.services[service.id] = service
     store.add_job(service, "create", service.properties)
     call.event("service.created", service)
@@ -77,22 +74,22 @@ def _agent(call: Call) -> Agent:
     raise bad_request("no agent found for the service type and tags")
 
 
-def _new_service(call: Call, agent: Agent, kind: ServiceType) -> Service:
+def _new_service(call: Call, agent: Agent, service_type: ServiceType) -> Service:
     group = call.store.groups[call.body["groupId"]]
     return Service(
-        **call.store.stamps(),
+        **call.store.new_row_fields(),
         provider_id=agent.provider_id,
         consumer_id=group.consumer_id,
         agent_id=agent.id,
-        service_type_id=kind.id,
+        service_type_id=service_type.id,
         group_id=group.id,
         name=call.body["name"],
-        status=kind.lifecycle_schema["initialState"],
+        status=service_type.lifecycle_schema["initialState"],
         properties=None,
     )
 
 
-def _processed(store: Store, service: Service, kind: ServiceType, given: Json, *, updating: bool) -> Json:
+def _processed(store: Store, service: Service, service_type: ServiceType, given: Json, *, updating: bool) -> Json:
     """The complete property set after the request. Raises the third error shape."""
     request = properties.Request(
         vault=store.vault,
@@ -102,7 +99,7 @@ def _processed(store: Store, service: Service, kind: ServiceType, given: Json, *
         lookups=ServiceLookups(store, service),
     )
     try:
-        return properties.apply(request, kind.property_schema, service.properties, given)
+        return properties.apply(request, service_type.property_schema, service.properties, given)
     except PropertyErrors as exc:
         raise validation_failed(exc) from exc
 
@@ -110,23 +107,23 @@ def _processed(store: Store, service: Service, kind: ServiceType, given: Json, *
 def _patch(call: Call) -> Reply:
     """Rename at once; properties become an `update` job with the complete merged set, and stay old until it ends."""
     store, service = call.store, call.store.services[call.id]
-    kind = store.service_types[service.service_type_id]
+    service_type = store.service_types[service.service_type_id]
     if call.body.get("name", service.name) == "":
         raise bad_request("service name cannot be empty")
     if "properties" in call.body:
         if service.properties is None:
             raise panic()  # a nil dereference in the real server, after an update without params
-        params = _processed(store, service, kind, call.body["properties"], updating=True)
-        _start(store, service, kind, "update", params)
+        params = _processed(store, service, service_type, call.body["properties"], updating=True)
+        _start(store, service, service_type, "update", params)
     if "name" in call.body:
         service.name = call.body["name"]
-        store.touch(service)
+        store.mark_updated(service)
         call.event("service.updated", service)
     return Reply(body=views.full_service(store, service))
 
 
-def _start(store: Store, service: Service, kind: ServiceType, action: str, params: Json | None) -> None:
-    lifecycle.refuse_unless_allowed(kind.lifecycle_schema, service.status, action)
+def _start(store: Store, service: Service, service_type: ServiceType, action: str, params: Json | None) -> None:
+    lifecycle.refuse_unless_allowed(service_type.lifecycle_schema, service.status, action)
     active = store.active_job(service.id)
     if active is not None:
         raise bad_request(f"cannot update service {service.id} while there is an active job {active.id}")
@@ -158,17 +155,17 @@ _CREATE_FIELDS = {
 }
 
 ENDPOINTS = [
-    Endpoint(method="GET", path="/services", handler=_list, roles=EVERYBODY),
-    Endpoint(method="POST", path="/services", handler=_create, roles=PEOPLE, fields=_CREATE_FIELDS, scope=_group_scope),
-    Endpoint(method="GET", path="/services/{id}", handler=_get, roles=EVERYBODY, scope=_scope),
+    Endpoint(method="GET", path="/services", handler=_list, roles=ANY_ROLE),
+    Endpoint(method="POST", path="/services", handler=_create, roles=USERS, fields=_CREATE_FIELDS, scope=_group_scope),
+    Endpoint(method="GET", path="/services/{id}", handler=_get, roles=ANY_ROLE, scope=_scope),
     Endpoint(
         method="PATCH",
         path="/services/{id}",
         handler=_patch,
-        roles=PEOPLE,
+        roles=USERS,
         fields={"name": "string", "properties": "object"},
         scope=_scope,
     ),
-    Endpoint(method="DELETE", path="/services/{id}", handler=_delete, roles=PEOPLE, scope=_scope),
-    Endpoint(method="POST", path="/services/{id}/{action}", handler=_act, roles=PEOPLE, scope=_scope),
+    Endpoint(method="DELETE", path="/services/{id}", handler=_delete, roles=USERS, scope=_scope),
+    Endpoint(method="POST", path="/services/{id}/{action}", handler=_act, roles=USERS, scope=_scope),
 ]

@@ -7,7 +7,7 @@ from smith_lab.simulator.paging import Listing, by, equals
 from smith_lab.simulator.problems import bad_request, forbidden
 from smith_lab.simulator.rows import Agent, Token
 from smith_lab.simulator.store import DAY_S
-from smith_lab.simulator.web import ADMIN, AGENT, NO_CONTENT, PARTICIPANT, PEOPLE, Call, Endpoint, Reply, Scope
+from smith_lab.simulator.web import ADMIN, AGENT, NO_CONTENT, PARTICIPANT, USERS, Call, Endpoint, Reply, Scope
 
 _LISTING = Listing(
     filters={"name": equals("name"), "role": equals("role")},
@@ -25,7 +25,7 @@ def _token_scope(call: Call) -> Scope | None:
 
 
 def _list_tokens(call: Call) -> Reply:
-    rows = (token for token in call.store.tokens.values() if call.may_touch(_scope_of_token(token)))
+    rows = (token for token in call.store.tokens.values() if call.may_access(_scope_of_token(token)))
     return _LISTING.reply(call, rows, views.token)
 
 
@@ -74,7 +74,7 @@ def _patch_token(call: Call) -> Reply:
         raise bad_request("token name cannot be empty")
     token.name = call.body.get("name", token.name)
     token.expire_at = call.body.get("expireAt", token.expire_at)
-    call.store.touch(token)
+    call.store.mark_updated(token)
     return Reply(body=views.token(token))
 
 
@@ -92,24 +92,24 @@ def _delete_token(call: Call) -> Reply:
 _TOKEN_FIELDS = {"name": "string", "role": "string", "scopeId": "uuid", "expireAt": "time"}
 
 ENDPOINTS = [
-    Endpoint(method="GET", path="/tokens", handler=_list_tokens, roles=PEOPLE),
+    Endpoint(method="GET", path="/tokens", handler=_list_tokens, roles=USERS),
     Endpoint(
         method="POST",
         path="/tokens",
         handler=_create_token,
-        roles=PEOPLE,
+        roles=USERS,
         fields=_TOKEN_FIELDS,
         scope=_new_token_scope,
     ),
-    Endpoint(method="GET", path="/tokens/{id}", handler=_get_token, roles=PEOPLE, scope=_token_scope),
+    Endpoint(method="GET", path="/tokens/{id}", handler=_get_token, roles=USERS, scope=_token_scope),
     Endpoint(
         method="PATCH",
         path="/tokens/{id}",
         handler=_patch_token,
-        roles=PEOPLE,
+        roles=USERS,
         fields={"name": "string", "expireAt": "time"},
         scope=_token_scope,
     ),
-    Endpoint(method="DELETE", path="/tokens/{id}", handler=_delete_token, roles=PEOPLE, scope=_token_scope),
-    Endpoint(method="POST", path="/tokens/{id}/regenerate", handler=_renew_token, roles=PEOPLE, scope=_token_scope),
+    Endpoint(method="DELETE", path="/tokens/{id}", handler=_delete_token, roles=USERS, scope=_token_scope),
+    Endpoint(method="POST", path="/tokens/{id}/regenerate", handler=_renew_token, roles=USERS, scope=_token_scope),
 ]

@@ -23,12 +23,12 @@ def refuse_duplicate(table: dict[str, Any], row: Any, member: str = "name") -> N
         raise internal(f"duplicate key value violates unique constraint on {member} (SQLSTATE 23505)")
 
 
-def refuse_used(used: bool) -> None:
+def refuse_if_in_use(used: bool) -> None:
     if used:
         raise internal("update or delete on table violates foreign key constraint (SQLSTATE 23503)")
 
 
-def need_name(body: Json) -> str:
+def required_name(body: Json) -> str:
     name = body.get("name", "")
     if not name:
         raise bad_request("name cannot be empty")

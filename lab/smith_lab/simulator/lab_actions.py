@@ -1,0 +1,233 @@
+"""What each lab endpoint does. An action gets the call and its JSON body, runs under the store's lock, returns JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from starlette.requests import Request
+
+from smith_lab.simulator import maintenance, views
+from smith_lab.simulator.clock import from_text, to_text
+from smith_lab.simulator.fault_rules import Rule
+from smith_lab.simulator.history import LabState
+from smith_lab.simulator.rows import Job, Token
+from smith_lab.simulator.store import Store
+
+
+@dataclass(frozen=True)
+class LabCall:
+    """One request to a lab endpoint, and what an action may change."""
+
+    store: Store
+    lab: LabState
+    first_options: dict[str, Any]
+    request: Request
+
+
+Action = Callable[[LabCall, Any], Any]
+
+
+class LabError(Exception):
+    """The lab cannot do this: 400 with the reason, or 404."""
+
+    def __init__(self, text: str, status: int = 400) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+# --- time -------------------------------------------------------------------------------------------------------------
+
+
+def read_clock(call: LabCall, body: Any) -> Any:
+    now = call.store.clock.now()
+    return {"now": now, "text": to_text(now), "frozen": call.store.clock.frozen}
+
+
+def set_clock(call: LabCall, body: Any) -> Any:
+    clock = call.store.clock
+    if "freeze" in body:
+        clock.freeze(bool(body["freeze"]))
+    if "set" in body:
+        clock.set(from_text(body["set"]) if isinstance(body["set"], str) else float(body["set"]))
+    if "advance" in body:
+        clock.advance(float(body["advance"]))
+    return read_clock(call, body)
+
+
+def sweep(call: LabCall, body: Any) -> Any:
+    return maintenance.sweep(call.store)
+
+
+# --- faults and history -----------------------------------------------------------------------------------------------
+
+
+def read_faults(call: LabCall, body: Any) -> Any:
+    return [asdict(rule) for rule in call.lab.rules]
+
+
+def add_faults(call: LabCall, body: Any) -> Any:
+    rules = [Rule(**item) for item in (body if isinstance(body, list) else [body])]
+    call.lab.rules.extend(rules)
+    return read_faults(call, body)
+
+
+def delete_faults(call: LabCall, body: Any) -> Any:
+    call.lab.rules.clear()
+    return []
+
+
+def read_history(call: LabCall, body: Any) -> Any:
+    return call.lab.entries(since=int(call.request.query_params.get("since", "0")))
+
+
+def delete_history(call: LabCall, body: Any) -> Any:
+    call.lab.history.clear()
+    return []
+
+
+def reset(call: LabCall, body: Any) -> Any:
+    """Set database, rules, history, switches, options and clock back to the state of a new server."""
+    call.lab.rules.clear()
+    call.lab.history.clear()
+    for item in fields(call.store.switches):
+        setattr(call.store.switches, item.name, item.default)
+    _assign(call.store.options, call.first_options)
+    call.store.clock.reset()
+    call.store.clear()
+    return {}
+
+
+# --- switches and options ---------------------------------------------------------------------------------------------
+
+
+def read_switches(call: LabCall, body: Any) -> Any:
+    return asdict(call.store.switches)
+
+
+def set_switches(call: LabCall, body: Any) -> Any:
+    _assign(call.store.switches, body)
+    call.store.vault.enabled = not call.store.switches.vault_off
+    return read_switches(call, body)
+
+
+def set_options(call: LabCall, body: Any) -> Any:
+    _assign(call.store.options, body)
+    return asdict(call.store.options)
+
+
+# --- tokens, jobs, secrets --------------------------------------------------------------------------------------------
+
+
+def revoke_tokens(call: LabCall, body: Any) -> Any:
+    """Revoke every token whose members equal the given ones: name, id, value, role or agent_id."""
+    if not body:
+        raise LabError("say which: name, id, value, role or agent_id")
+    revoked = [token for token in call.store.tokens.values() if _matches(token, body)]
+    if not revoked:
+        raise LabError("no such token", 404)
+    for token in revoked:
+        call.store.delete_token(token)
+    return {"revoked": [token.name for token in revoked]}
+
+
+def _job(call: LabCall) -> Job:
+    job = call.store.jobs.get(call.request.path_params["id"])
+    if job is None:
+        raise LabError("no such job", 404)
+    return job
+
+
+def expire_job(call: LabCall, body: Any) -> Any:
+    """Time the job out now, whatever its age, as the maintenance worker would."""
+    job = _job(call)
+    if job.status not in ("Pending", "Processing"):
+        raise LabError(f"job is {job.status}")
+    maintenance.fail_timed_out(call.store, [job])
+    return views.pending_job(call.store, job)
+
+
+def override_job(call: LabCall, body: Any) -> Any:
+    """Deliver the job with other members: {"set": {...}, "remove": [...]}. The row itself does not change."""
+    job = _job(call)
+    job.override, job.hidden = dict(body.get("set", {})), list(body.get("remove", []))
+    return views.pending_job(call.store, job)
+
+
+def delete_job(call: LabCall, body: Any) -> Any:
+    call.store.delete_job(_job(call))
+    return {}
+
+
+def read_vault(call: LabCall, body: Any) -> Any:
+    return sorted(call.store.vault.secrets)
+
+
+def add_secret(call: LabCall, body: Any) -> Any:
+    return {"reference": call.store.vault.save(body["value"])}
+
+
+def delete_secrets(call: LabCall, body: Any) -> Any:
+    call.store.vault.secrets.clear()
+    return []
+
+
+def delete_secret(call: LabCall, body: Any) -> Any:
+    if call.store.vault.secrets.pop(call.request.path_params["reference"], None) is None:
+        raise LabError("no such secret", 404)
+    return {}
+
+
+# --- raw pending items, and the state ---------------------------------------------------------------------------------
+
+
+def read_pending(call: LabCall, body: Any) -> Any:
+    return call.store.raw_pending
+
+
+def add_pending(call: LabCall, body: Any) -> Any:
+    """Append items, of any JSON, to every agent's pending list, until they are deleted."""
+    call.store.raw_pending.extend(body if isinstance(body, list) else [body])
+    return call.store.raw_pending
+
+
+def delete_pending(call: LabCall, body: Any) -> Any:
+    call.store.raw_pending.clear()
+    return []
+
+
+def dump(call: LabCall, body: Any) -> Any:
+    """Return every table: tokens without their values, the vault without its secrets."""
+    store = call.store
+    tables: dict[str, dict[str, Any]] = {
+        "participants": store.participants,
+        "serviceTypes": store.service_types,
+        "agentTypes": store.agent_types,
+        "agents": store.agents,
+        "groups": store.groups,
+        "services": store.services,
+        "jobs": store.jobs,
+        "metricTypes": store.metric_types,
+        "optionTypes": store.option_types,
+        "options": store.service_options,
+    }
+    rows: dict[str, Any] = {name: [views.raw(row) for row in table.values()] for name, table in tables.items()}
+    rows["tokens"] = [views.token(token) for token in store.tokens.values()]
+    rows["metricEntries"] = [views.raw(entry) for entry in store.metric_entries]
+    rows["vault"] = sorted(store.vault.secrets)
+    return rows
+
+
+def _matches(token: Token, members: dict[str, str]) -> bool:
+    return all(getattr(token, name) == value for name, value in members.items())
+
+
+def _assign(target: Any, members: dict[str, Any]) -> None:
+    """Set the members; refuse an unknown one."""
+    known = {item.name for item in fields(target)}
+    unknown = set(members) - known
+    if unknown:
+        raise LabError(f"unknown {sorted(unknown)}, known {sorted(known)}")
+    for name, value in members.items():
+        setattr(target, name, value)

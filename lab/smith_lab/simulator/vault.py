@@ -1,0 +1,34 @@
+"""The vault: secrets that properties name by a `vault://` reference."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass, field
+from typing import Any
+
+VAULT_PREFIX = "vault://"
+
+
+class VaultOff(Exception):
+    """The server has no vault key."""
+
+
+@dataclass
+class Vault:
+    """Secrets by reference. A deletion is part of no transaction, as in the real server."""
+
+    enabled: bool = True
+    secrets: dict[str, Any] = field(default_factory=dict)
+
+    def save(self, value: Any) -> str:
+        """Store a value; return its `vault://` reference."""
+        if not self.enabled:
+            raise VaultOff
+        reference = str(uuid.uuid4())
+        self.secrets[reference] = value
+        return VAULT_PREFIX + reference
+
+    def delete(self, text: Any) -> None:
+        """Delete the secret that a `vault://` reference names; ignore any other text."""
+        if isinstance(text, str) and text.startswith(VAULT_PREFIX):
+            self.secrets.pop(text.removeprefix(VAULT_PREFIX), None)

@@ -26,9 +26,9 @@ def show(as_json: AsJson = False) -> None:
     The exit code names the first area that failed: 3 settings, 4 FulcrumCore, 5 Proxmox, 6 database, 1 this machine.
     """
     from executor.doctor.checks import exit_code  # noqa: PLC0415 (everything that the agent is made of)
-    from executor.doctor.run import examine  # noqa: PLC0415 (see above)
+    from executor.doctor.run import run_checks  # noqa: PLC0415 (see above)
 
-    checks = list(examine())
+    checks = list(run_checks())
     if as_json:
         show_json({"checks": [asdict(check) for check in checks], "exit_code": exit_code(checks)})
     else:

@@ -1,4 +1,4 @@
-"""One thing that was looked at, and the area by which the exit code is chosen."""
+"""The result of a preflight check, and the exit code that follows from the results."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from executor.errors import EXIT_DATABASE, EXIT_FAILURE, EXIT_FULCRUM, EXIT_OK, 
 
 
 class Area(StrEnum):
-    """Who has to act."""
+    """The part of the system that a check is about. The order decides the exit code."""
 
     SETTINGS = "settings"
     FULCRUM = "fulcrum"
@@ -29,28 +29,28 @@ EXIT_CODES = {
 
 
 class Status(StrEnum):
-    """How it is."""
+    """The result of a check."""
 
     OK = "ok"
-    WARNING = "warning"  #: works, but somebody should know
+    WARNING = "warning"  #: jobs work, but the operator should know
     FAILED = "failed"  #: jobs will fail
-    SKIPPED = "skipped"  #: cannot be known, because of something that failed before
+    SKIPPED = "skipped"  #: not run, because a check before it failed
 
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """One look. `hints` are commands or settings, to be copied."""
+    """One preflight check with its result."""
 
     area: Area
     name: str
     status: Status
     text: str = ""
-    hints: tuple[str, ...] = ()
+    hints: tuple[str, ...] = ()  #: commands or settings for the operator to copy
 
 
 @dataclass(frozen=True)
-class Maker:
-    """Makes the checks of one area."""
+class CheckFactory:
+    """Creates the checks of one area."""
 
     area: Area
 
@@ -68,6 +68,6 @@ class Maker:
 
 
 def exit_code(checks: Iterable[Check]) -> int:
-    """Return the code of the first area, in their order, in which something failed."""
+    """Return the exit code of the first area with a failed check."""
     failed = {check.area for check in checks if check.status is Status.FAILED}
     return next((EXIT_CODES[area] for area in Area if area in failed), EXIT_OK)

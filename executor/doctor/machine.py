@@ -1,4 +1,4 @@
-"""This machine: the database, disk space, and the tools that runs need."""
+"""Checks the database, and this machine: disk space, the run folder, ansible-core and the collection."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from sqlalchemy.engine import make_url
 from executor.agent.disk_space import BYTES_PER_MIB, MIN_FREE_MIB, free_bytes
 from executor.database import schema
 from executor.database.engine import file_system_of, open_engine
-from executor.doctor.checks import Area, Check, Maker
+from executor.doctor.checks import Area, Check, CheckFactory
 from executor.errors import DatabaseError
 from executor.settings.settings import Settings
 from executor.version import collection_version, package_version
 
-_DATABASE, _MACHINE = Maker(Area.DATABASE), Maker(Area.MACHINE)
-#: A run's ident and what ansible-core 2.21 puts behind it take the rest of the 107 characters of a socket's path.
-LONGEST_RUN_DIR = 40
-#: As pyproject.toml and requirements.yml have it; a test compares them.
-LEAST_ANSIBLE_CORE = (2, 19)
-COLLECTION_RANGE = ((1, 4), (3, 0))  #: from, and below
+_DATABASE, _MACHINE = CheckFactory(Area.DATABASE), CheckFactory(Area.MACHINE)
+#: A socket's path has at most 107 characters; the run's ident and ansible-core 2.21's own parts need the others.
+MAX_RUN_DIR_CHARS = 40
+#: The same as in pyproject.toml and requirements.yml; a test compares them.
+MIN_ANSIBLE_CORE = (2, 19)
+COLLECTION_RANGE = ((1, 4), (3, 0))  #: minimum, and first version that is excluded
 
 
-def look_at_database(settings: Settings) -> Iterator[Check]:
-    """Look at the database; one that is not there yet is made by the first start, and not by us."""
-    if absent := _absent_file(settings.smith_database_url):
-        yield from _place_for(absent)
+def check_database(settings: Settings) -> Iterator[Check]:
+    """Check the database. A missing SQLite file is no failure: the first start of the agent creates it."""
+    if missing := _missing_file(settings.smith_database_url):
+        yield from _can_create(missing)
         return
     try:
         engine = open_engine(settings.smith_database_url)
@@ -41,13 +41,13 @@ def look_at_database(settings: Settings) -> Iterator[Check]:
         yield _DATABASE.fail("usable", str(error))
         return
     for problem in problems:
-        is_old = problem.startswith("schema is ")
-        yield _DATABASE.warn("schema", problem) if is_old else _DATABASE.fail("sound", problem)
+        is_outdated = problem.startswith("schema is ")
+        yield _DATABASE.warn("schema", problem) if is_outdated else _DATABASE.fail("sound", problem)
     if not problems:
         yield _DATABASE.ok("usable", f"schema {schema.head_revision()}, sound")
 
 
-def _absent_file(url: str) -> Path | None:
+def _missing_file(url: str) -> Path | None:
     parsed = make_url(url)
     if parsed.get_backend_name() != "sqlite" or not parsed.database:
         return None
@@ -55,16 +55,16 @@ def _absent_file(url: str) -> Path | None:
     return None if file.exists() else file
 
 
-def _place_for(file: Path) -> Iterator[Check]:
+def _can_create(file: Path) -> Iterator[Check]:
     folder = _existing(file.parent)
     if os.access(folder, os.W_OK | os.X_OK):
-        yield _DATABASE.ok("usable", f"{file} is made by the first start")
+        yield _DATABASE.ok("usable", f"the first start creates {file}")
     else:
-        yield _DATABASE.fail("usable", f"{file} cannot be made: {folder} is not writable for uid {os.getuid()}")
+        yield _DATABASE.fail("usable", f"{file} cannot be created: {folder} is not writable for uid {os.getuid()}")
 
 
-def look_at_machine(settings: Settings) -> Iterator[Check]:
-    """Look at disks and tools."""
+def check_machine(settings: Settings) -> Iterator[Check]:
+    """Check disk space and tools."""
     yield from _space(settings)
     yield from _ansible()
     yield from _collection()
@@ -73,41 +73,40 @@ def look_at_machine(settings: Settings) -> Iterator[Check]:
 def _space(settings: Settings) -> Iterator[Check]:
     for name, folder in (("data", settings.smith_data_dir), ("run", settings.smith_run_dir)):
         free_mib = free_bytes(folder) // BYTES_PER_MIB
-        text = f"{folder}: {free_mib} MiB are free"
+        text = f"{folder}: {free_mib} MiB free"
         if free_mib < MIN_FREE_MIB[name]:
-            yield _MACHINE.fail(f"{name} folder", f"{text}, less than {MIN_FREE_MIB[name]}")
+            yield _MACHINE.fail(f"{name} folder", f"{text}, at minimum {MIN_FREE_MIB[name]} needed")
         else:
             yield _MACHINE.ok(f"{name} folder", text)
-    if len(str(settings.smith_run_dir)) > LONGEST_RUN_DIR:
-        text = (
-            f"{settings.smith_run_dir} is longer than {LONGEST_RUN_DIR} characters: ansible-core 2.21 could run nothing"
-        )
+    if len(str(settings.smith_run_dir)) > MAX_RUN_DIR_CHARS:
+        reason = f"longer than {MAX_RUN_DIR_CHARS} characters, so ansible-core 2.21 cannot run playbooks there"
+        text = f"{settings.smith_run_dir} is {reason}"
         yield _MACHINE.warn("run folder", text, "SMITH_RUN_DIR=/dev/shm/agent-smith")
     if (kind := file_system_of(_existing(settings.smith_run_dir))) not in ("tmpfs", "ramfs"):
-        text = f"{settings.smith_run_dir} lies on {kind or 'a disk'}: a run's secrets are written there until it ends"
+        text = f"{settings.smith_run_dir} is on {kind or 'a disk'}, where secrets are stored for the length of a run"
         yield _MACHINE.warn("run folder", text, "SMITH_RUN_DIR=/dev/shm/agent-smith")
 
 
 def _ansible() -> Iterator[Check]:
-    found, least = package_version("ansible-core"), ".".join(map(str, LEAST_ANSIBLE_CORE))
+    found, minimum = package_version("ansible-core"), ".".join(map(str, MIN_ANSIBLE_CORE))
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     executable = shutil.which("ansible-playbook", path=path)
     if found is None or executable is None:
-        yield _MACHINE.fail("ansible-core", "is not installed", f"pip install 'ansible-core>={least}'")
-    elif _numbers(found) < LEAST_ANSIBLE_CORE:
-        yield _MACHINE.fail("ansible-core", f"{found} is too old", f"pip install 'ansible-core>={least}'")
+        yield _MACHINE.fail("ansible-core", "not installed", f"pip install 'ansible-core>={minimum}'")
+    elif _numbers(found) < MIN_ANSIBLE_CORE:
+        yield _MACHINE.fail("ansible-core", f"{found} is too old", f"pip install 'ansible-core>={minimum}'")
     else:
         yield _MACHINE.ok("ansible-core", found)
 
 
 def _collection() -> Iterator[Check]:
-    found, (least, below) = collection_version(), COLLECTION_RANGE
-    wanted = f"community.proxmox:>={'.'.join(map(str, least))},<{'.'.join(map(str, below))}"
+    found, (minimum, excluded) = collection_version(), COLLECTION_RANGE
+    wanted = f"community.proxmox:>={'.'.join(map(str, minimum))},<{'.'.join(map(str, excluded))}"
     install = f"ansible-galaxy collection install '{wanted}'"
     if found is None:
-        yield _MACHINE.fail("community.proxmox", "is not installed", install)
-    elif not least <= _numbers(found) < below:
-        yield _MACHINE.fail("community.proxmox", f"{found} is not what the playbooks are tested with", install)
+        yield _MACHINE.fail("community.proxmox", "not installed", install)
+    elif not minimum <= _numbers(found) < excluded:
+        yield _MACHINE.fail("community.proxmox", f"{found} is outside the tested range", install)
     else:
         yield _MACHINE.ok("community.proxmox", found)
 

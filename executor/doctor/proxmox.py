@@ -1,4 +1,4 @@
-"""Proxmox: does it answer, may the token do all that the playbooks do, and is there what VMs are made of."""
+"""Checks Proxmox: the API, the token's privileges, and the nodes, templates, storages and bridges for VMs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from executor.doctor.checks import Area, Check, Maker
+from executor.doctor.checks import Area, Check, CheckFactory
 from executor.errors import ErrorCode, JobError
 from executor.placement import templates
 from executor.proxmox import privileges
@@ -15,23 +15,23 @@ from executor.proxmox.connection import ProxmoxConnection
 from executor.proxmox.rows import NodeRow, StorageRow, VmRow
 from executor.settings.settings import Settings
 
-_MAKER = Maker(Area.PROXMOX)
-#: Versions that this release is tested with.
-KNOWN_MAJORS = (8, 9)
-#: Share of the VMID range below which somebody should widen it.
-SCARCE = 0.05
+_CHECK = CheckFactory(Area.PROXMOX)
+#: Major versions of Proxmox VE that this release is tested with.
+TESTED_MAJORS = (8, 9)
+#: A smaller free share of the VMID range is a warning.
+MIN_FREE_VMID_SHARE = 0.05
 
 
-def look(settings: Settings) -> Iterator[Check]:
-    """Look at Proxmox. What does not answer ends the looking; what is refused is told and passed over."""
-    site = _Site(settings, ProxmoxReader(ProxmoxConnection.from_settings(settings)))
+def check_proxmox(settings: Settings) -> Iterator[Check]:
+    """Check Proxmox. Without an answer, the checks end; a refused question is one failed check, and the others run."""
+    context = _Context(settings, ProxmoxReader(ProxmoxConnection.from_settings(settings)))
     try:
-        version = site.reader.version()
+        version = context.reader.version()
     except JobError as error:
-        yield _MAKER.fail("reachable", str(error), *_what_to_do(error, settings))
+        yield _CHECK.fail("reachable", str(error), *_connection_hints(error, settings))
         return
     yield from _version(version, settings)
-    for name, part in (
+    for name, check in (
         ("quorum", _quorum),
         ("privileges", _privileges),
         ("nodes", _nodes),
@@ -41,12 +41,12 @@ def look(settings: Settings) -> Iterator[Check]:
         ("bridge", _bridge),
         ("vmid range", _vmid_range),
     ):
-        yield from _guarded(name, part, site)
+        yield from _guarded(name, check, context)
 
 
 @dataclass(frozen=True)
-class _Site:
-    """What is asked, and answers that more than one look needs."""
+class _Context:
+    """The settings, the reader, and answers that several checks need."""
 
     settings: Settings
     reader: ProxmoxReader
@@ -68,7 +68,7 @@ class _Site:
 
     @cached_property
     def storages(self) -> frozenset[str]:
-        """Where disks will be: the storage that is set, else the templates' own."""
+        """Where disks are created: PROXMOX_STORAGE, or else the storages of PROXMOX_TEMPLATES."""
         if self.settings.proxmox_storage:
             return frozenset({self.settings.proxmox_storage})
         rows = [row for row in self.vms if row.vmid in self.settings.proxmox_templates.values() and row.is_template]
@@ -76,166 +76,166 @@ class _Site:
         return frozenset().union(*(template.storages for template in found))
 
 
-def _guarded(name: str, part: Callable[[_Site], Iterator[Check]], site: _Site) -> Iterator[Check]:
+def _guarded(name: str, check: Callable[[_Context], Iterator[Check]], context: _Context) -> Iterator[Check]:
     try:
-        yield from part(site)
+        yield from check(context)
     except JobError as error:
-        yield _MAKER.fail(name, str(error))
+        yield _CHECK.fail(name, str(error))
 
 
-def _what_to_do(error: JobError, settings: Settings) -> tuple[str, ...]:
+def _connection_hints(error: JobError, settings: Settings) -> tuple[str, ...]:
     if error.code is ErrorCode.PVE_TLS:
         return ("PROXMOX_CA_BUNDLE=/path/to/pve-root-ca.pem (on a node: /etc/pve/pve-root-ca.pem)",)
     if error.code is ErrorCode.PVE_AUTH:
         named = f"{settings.proxmox_user}!{settings.proxmox_token_id}" if settings.proxmox_token_id else "the password"
-        return (f"is {named} right, and not expired?",)
+        return (f"check that {named} is right and not expired",)
     return ()
 
 
 def _version(version: str, settings: Settings) -> Iterator[Check]:
     place = f"{settings.proxmox_host}:{settings.proxmox_port}"
-    yield _MAKER.ok("reachable", place)
+    yield _CHECK.ok("reachable", place)
     if settings.proxmox_validate_certs:
-        yield _MAKER.ok("tls", "verified")
+        yield _CHECK.ok("tls", "verified")
     else:
-        yield _MAKER.warn("tls", "the certificate is not checked", "PROXMOX_VALIDATE_CERTS=true")
-    if version.partition(".")[0] in {str(major) for major in KNOWN_MAJORS}:
-        yield _MAKER.ok("version", f"Proxmox VE {version}")
+        yield _CHECK.warn("tls", "the certificate is not verified", "PROXMOX_VALIDATE_CERTS=true")
+    if version.partition(".")[0] in {str(major) for major in TESTED_MAJORS}:
+        yield _CHECK.ok("version", f"Proxmox VE {version}")
     else:
-        yield _MAKER.warn("version", f"Proxmox VE {version or 'of no known version'}; tested are 8 and 9")
+        yield _CHECK.warn("version", f"Proxmox VE {version or 'of unknown version'}; tested with 8 and 9")
 
 
-def _quorum(site: _Site) -> Iterator[Check]:
-    if site.reader.is_quorate():
-        yield _MAKER.ok("quorum")
+def _quorum(context: _Context) -> Iterator[Check]:
+    if context.reader.is_quorate():
+        yield _CHECK.ok("quorum")
     else:
-        yield _MAKER.fail("quorum", "the cluster has none: nothing can be changed", "pvecm status")
+        yield _CHECK.fail("quorum", "the cluster has no quorum: no VM can be changed", "pvecm status")
 
 
-def _privileges(site: _Site) -> Iterator[Check]:
-    settings = site.settings
+def _privileges(context: _Context) -> Iterator[Check]:
+    settings = context.settings
     wanted = privileges.needs(
-        site.major,
-        storages=site.storages,
+        context.major,
+        storages=context.storages,
         bridge=settings.proxmox_bridge,
         images={volume.partition(":")[0] for volume in settings.proxmox_os_templates.values()},
         backups=settings.proxmox_backup_storage,
     )
-    held = {need.path: site.reader.permissions(need.path) for need in wanted}
+    held = {need.path: context.reader.permissions(need.path) for need in wanted}
     unmet = privileges.lacking(wanted, held)
     for need in wanted:
         if need in unmet:
             text = f"{', '.join(sorted(unmet[need]))} missing on {need.path}, {need.why}"
-            yield _MAKER.fail("privileges", text, *_grants(site, need))
+            yield _CHECK.fail("privileges", text, *_grants(context, need))
     if not unmet:
-        yield _MAKER.ok("privileges", f"on {', '.join(dict.fromkeys(need.path for need in wanted))}")
-    if len(site.nodes) > 1 and "Sys.Audit" not in site.reader.permissions("/nodes"):
-        text = "new VMs go where their template is: without Sys.Audit on /nodes nobody shows us how full the nodes are"
-        yield _MAKER.ok("placement", text)
+        yield _CHECK.ok("privileges", f"on {', '.join(dict.fromkeys(need.path for need in wanted))}")
+    if len(context.nodes) > 1 and "Sys.Audit" not in context.reader.permissions("/nodes"):
+        text = "each new VM is placed on its template's node, because the load is not visible (Sys.Audit on /nodes)"
+        yield _CHECK.ok("placement", text)
 
 
-def _grants(site: _Site, need: privileges.Need) -> list[str]:
-    settings = site.settings
+def _grants(context: _Context, need: privileges.Need) -> list[str]:
+    settings = context.settings
     return privileges.pveum_lines(
-        [need], site.reader.roles(), user=settings.proxmox_user, token_id=settings.proxmox_token_id
+        [need], context.reader.roles(), user=settings.proxmox_user, token_id=settings.proxmox_token_id
     )
 
 
-def _nodes(site: _Site) -> Iterator[Check]:
-    known = {node.name: node.is_online for node in site.reader.nodes()}
-    wanted = site.settings.proxmox_nodes or tuple(known)
+def _nodes(context: _Context) -> Iterator[Check]:
+    known = {node.name: node.is_online for node in context.reader.nodes()}
+    wanted = context.settings.proxmox_nodes or tuple(known)
     unknown = [name for name in wanted if name not in known]
     down = [name for name in wanted if known.get(name) is False]
     if unknown:
-        yield _MAKER.fail("nodes", f"PROXMOX_NODES: there is no {', '.join(unknown)}, only {', '.join(known)}")
+        yield _CHECK.fail("nodes", f"PROXMOX_NODES: there is no {', '.join(unknown)}, only {', '.join(known)}")
     elif len(down) == len(wanted):
-        yield _MAKER.fail("nodes", "none is online")
+        yield _CHECK.fail("nodes", "none is online")
     elif down:
-        yield _MAKER.warn("nodes", f"{', '.join(down)} not online")
+        yield _CHECK.warn("nodes", f"{', '.join(down)} not online")
     else:
-        yield _MAKER.ok("nodes", ", ".join(wanted))
+        yield _CHECK.ok("nodes", ", ".join(wanted))
 
 
-def _templates(site: _Site) -> Iterator[Check]:
-    rows = {row.vmid: row for row in site.vms}
-    wanted = site.settings.proxmox_templates
-    problems = [problem for name, vmid in wanted.items() if (problem := _problem_of(name, vmid, rows.get(vmid)))]
+def _templates(context: _Context) -> Iterator[Check]:
+    rows = {row.vmid: row for row in context.vms}
+    wanted = context.settings.proxmox_templates
+    problems = [problem for name, vmid in wanted.items() if (problem := _template_problem(name, vmid, rows.get(vmid)))]
     for problem in problems:
-        yield _MAKER.fail("templates", problem)
+        yield _CHECK.fail("templates", problem)
     if not wanted:
-        there = sorted(row.name for row in site.vms if row.is_template)
-        text = f"PROXMOX_TEMPLATES names none; by name or tag there are {', '.join(there) or 'none'}"
-        yield (_MAKER.ok if there else _MAKER.warn)("templates", text)
+        found = sorted(row.name for row in context.vms if row.is_template)
+        text = f"PROXMOX_TEMPLATES is empty; found by name or tag: {', '.join(found) or 'none'}"
+        yield (_CHECK.ok if found else _CHECK.warn)("templates", text)
     elif not problems:
-        yield _MAKER.ok("templates", ", ".join(f"{name} is {vmid}" for name, vmid in wanted.items()))
+        yield _CHECK.ok("templates", ", ".join(f"{name} is {vmid}" for name, vmid in wanted.items()))
 
 
-def _os_templates(site: _Site) -> Iterator[Check]:
-    """Containers' templates are files: look whether any node that may have them has."""
-    rows = [row for row in site.reader.storages() if row.is_available]
+def _os_templates(context: _Context) -> Iterator[Check]:
+    """Check that at least one node has each container template of PROXMOX_OS_TEMPLATES."""
+    rows = [row for row in context.reader.storages() if row.is_available]
     problems = []
-    for name, volume in sorted(site.settings.proxmox_os_templates.items()):
+    for name, volume in sorted(context.settings.proxmox_os_templates.items()):
         storage = volume.partition(":")[0]
         places = [row.node for row in rows if row.name == storage]
-        if not any(volume in site.reader.volumes(node, storage, "vztmpl") for node in places):
+        if not any(volume in context.reader.volumes(node, storage, "vztmpl") for node in places):
             problems.append(f"{name}: no node has {volume}, or the token may not see it")
     hint = "pveam download <storage> <template>, or Datastore.Audit on its storage"
     for problem in problems:
-        yield _MAKER.fail("os templates", problem, hint)
-    if site.settings.proxmox_os_templates and not problems:
-        yield _MAKER.ok("os templates", ", ".join(sorted(site.settings.proxmox_os_templates)))
+        yield _CHECK.fail("os templates", problem, hint)
+    if context.settings.proxmox_os_templates and not problems:
+        yield _CHECK.ok("os templates", ", ".join(sorted(context.settings.proxmox_os_templates)))
 
 
-def _problem_of(name: str, vmid: int, row: VmRow | None) -> str:
+def _template_problem(name: str, vmid: int, row: VmRow | None) -> str:
     if row is None:
         return f"{name}: VM {vmid} does not exist, or the token lacks VM.Audit on it"
     if row.kind != "qemu" or not row.is_template:
-        return f"{name}: {row.kind} {vmid} ({row.name}) is no VM template"
+        return f"{name}: {row.kind} {vmid} ({row.name}) is not a VM template"
     return ""
 
 
-def _storage(site: _Site) -> Iterator[Check]:
-    rows = site.reader.storages()
-    for storage in sorted(site.storages):
-        yield from _one_storage(storage, {row.node: row for row in rows if row.name == storage}, site.nodes)
-    if not site.storages:
-        yield _MAKER.ok("storage", "the template's")
+def _storage(context: _Context) -> Iterator[Check]:
+    rows = context.reader.storages()
+    for storage in sorted(context.storages):
+        yield from _one_storage(storage, {row.node: row for row in rows if row.name == storage}, context.nodes)
+    if not context.storages:
+        yield _CHECK.ok("storage", "the template's")
 
 
 def _one_storage(storage: str, rows: Mapping[str, StorageRow], nodes: Sequence[NodeRow]) -> Iterator[Check]:
     if not rows:
-        yield _MAKER.fail("storage", f"there is no {storage}, or the token may not see it")
+        yield _CHECK.fail("storage", f"there is no {storage}, or the token may not see it")
         return
     online = [node.name for node in nodes if node.is_online]
     absent = [name for name in online if name not in rows or not rows[name].is_available]
     if not all(row.holds_disks for row in rows.values()):
-        yield _MAKER.fail("storage", f"{storage} holds no VM disks", f"pvesm set {storage} --content images,…")
+        yield _CHECK.fail("storage", f"{storage} does not accept VM disks", f"pvesm set {storage} --content images,…")
     elif len(absent) == len(online):
-        yield _MAKER.fail("storage", f"{storage} is available on none of {', '.join(online)}")
+        yield _CHECK.fail("storage", f"{storage} is available on none of {', '.join(online)}")
     elif absent:
-        yield _MAKER.warn("storage", f"{storage} is not available on {', '.join(absent)}")
+        yield _CHECK.warn("storage", f"{storage} is not available on {', '.join(absent)}")
     else:
-        yield _MAKER.ok("storage", storage)
+        yield _CHECK.ok("storage", storage)
 
 
-def _bridge(site: _Site) -> Iterator[Check]:
-    bridge, online = site.settings.proxmox_bridge, [node.name for node in site.nodes if node.is_online]
-    absent = [name for name in online if bridge not in site.reader.bridges(name)]
+def _bridge(context: _Context) -> Iterator[Check]:
+    bridge, online = context.settings.proxmox_bridge, [node.name for node in context.nodes if node.is_online]
+    absent = [name for name in online if bridge not in context.reader.bridges(name)]
     text = f"{bridge} does not exist on {', '.join(absent)}, or the token may not see it (SDN.Use)"
     if absent:
-        yield (_MAKER.fail if len(absent) == len(online) else _MAKER.warn)("bridge", text)
+        yield (_CHECK.fail if len(absent) == len(online) else _CHECK.warn)("bridge", text)
     else:
-        yield _MAKER.ok("bridge", bridge)
+        yield _CHECK.ok("bridge", bridge)
 
 
-def _vmid_range(site: _Site) -> Iterator[Check]:
-    low, high = site.settings.proxmox_vmid_min, site.settings.proxmox_vmid_max
+def _vmid_range(context: _Context) -> Iterator[Check]:
+    low, high = context.settings.proxmox_vmid_min, context.settings.proxmox_vmid_max
     size = high - low + 1
-    free = size - sum(low <= row.vmid <= high for row in site.vms)
-    text = f"{free} of {size} between {low} and {high} are free, as far as the token sees"
+    free = size - sum(low <= row.vmid <= high for row in context.vms)
+    text = f"{free} of {size} between {low} and {high} are free among the VMs that the token sees"
     if free <= 0:
-        yield _MAKER.fail("vmid range", text, "PROXMOX_VMID_MAX=…")
-    elif free < size * SCARCE:
-        yield _MAKER.warn("vmid range", text, "PROXMOX_VMID_MAX=…")
+        yield _CHECK.fail("vmid range", text, "PROXMOX_VMID_MAX=…")
+    elif free < size * MIN_FREE_VMID_SHARE:
+        yield _CHECK.warn("vmid range", text, "PROXMOX_VMID_MAX=…")
     else:
-        yield _MAKER.ok("vmid range", text)
+        yield _CHECK.ok("vmid range", text)

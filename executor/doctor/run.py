@@ -1,4 +1,4 @@
-"""The order of the looks: each area stands on those before it."""
+"""Runs the preflight checks in dependency order: an area is skipped when the settings for it are missing."""
 
 from __future__ import annotations
 
@@ -6,53 +6,45 @@ import os
 from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 
-from executor.doctor import (
-    fulcrum as of_fulcrum,
-)
-from executor.doctor import (
-    machine as of_machine,
-)
-from executor.doctor import (
-    proxmox as of_proxmox,
-)
-from executor.doctor import (
-    settings as of_settings,
-)
-from executor.doctor.checks import Area, Check, Maker
+from executor.doctor.checks import Area, Check, CheckFactory
+from executor.doctor.fulcrum import check_fulcrum
+from executor.doctor.machine import check_database, check_machine
+from executor.doctor.proxmox import check_proxmox
+from executor.doctor.settings import check_settings
 from executor.errors import SettingsError
 from executor.settings.settings import Settings
 
 
-def examine(*, env_file: Path | None = Path(".env"), environ: Mapping[str, str] | None = None) -> Iterator[Check]:
-    """Look at everything, and yield what was found as it is found. Changes nothing, but for FulcrumCore's CA file."""
-    settings = yield from of_settings.look(env_file, os.environ if environ is None else environ)
+def run_checks(*, env_file: Path | None = Path(".env"), environ: Mapping[str, str] | None = None) -> Iterator[Check]:
+    """Run all checks and yield each result. Changes nothing, except for the CA file of FulcrumCore's configuration."""
+    settings = yield from check_settings(env_file, os.environ if environ is None else environ)
     if settings is None:
         for area in (Area.FULCRUM, Area.PROXMOX, Area.DATABASE, Area.MACHINE):
-            yield Maker(area).skip("all", "the settings cannot be read")
+            yield CheckFactory(area).skip("all", "the settings cannot be read")
         return
-    in_force = yield from _fulcrum(settings)
-    yield from _proxmox(in_force)
-    yield from of_machine.look_at_database(settings)
-    yield from of_machine.look_at_machine(settings)
+    effective = yield from _check_fulcrum(settings)
+    yield from _check_proxmox(effective)
+    yield from check_database(settings)
+    yield from check_machine(settings)
 
 
-def _fulcrum(settings: Settings) -> Generator[Check, None, Settings | None]:
+def _check_fulcrum(settings: Settings) -> Generator[Check, None, Settings | None]:
     try:
         settings.require_fulcrum()
     except SettingsError:
-        yield Maker(Area.FULCRUM).skip("all", "settings are missing")
+        yield CheckFactory(Area.FULCRUM).skip("all", "settings are missing")
         return None if settings.smith_remote_config else settings
-    return (yield from of_fulcrum.look(settings))
+    return (yield from check_fulcrum(settings))
 
 
-def _proxmox(settings: Settings | None) -> Iterator[Check]:
-    maker = Maker(Area.PROXMOX)
+def _check_proxmox(settings: Settings | None) -> Iterator[Check]:
+    check = CheckFactory(Area.PROXMOX)
     if settings is None:
-        yield maker.skip("all", "FulcrumCore's configuration could not be read")
+        yield check.skip("all", "FulcrumCore's configuration could not be read")
         return
     try:
         settings.require_proxmox()
     except SettingsError:
-        yield maker.skip("all", "settings are missing")
+        yield check.skip("all", "settings are missing")
         return
-    yield from of_proxmox.look(settings)
+    yield from check_proxmox(settings)

@@ -1,29 +1,29 @@
-"""Settings: complete, readable, and their secrets nobody else's."""
+"""Checks the settings: readable, complete, and with secrets that other users cannot read."""
 
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 
-from executor.doctor.checks import Area, Check, Maker
+from executor.doctor.checks import Area, Check, CheckFactory
 from executor.errors import SettingsError
 from executor.redaction import redactor
 from executor.settings.display import describe
 from executor.settings.masking import secret_values
 from executor.settings.settings import SECRETS, Settings, load_settings
 
-_MAKER = Maker(Area.SETTINGS)
-#: Where a value came from, when it was no file.
+_CHECK = CheckFactory(Area.SETTINGS)
+#: Origins of a value that are not files.
 NOT_FILES = ("default", "environment", "given")
 
 
-def look(env_file: Path | None, environ: Mapping[str, str]) -> Generator[Check, None, Settings | None]:
-    """Look at the settings; returns them, None when they cannot be read."""
+def check_settings(env_file: Path | None, environ: Mapping[str, str]) -> Generator[Check, None, Settings | None]:
+    """Check the settings. Returns them, or None when they cannot be read."""
     try:
         settings = load_settings(env_file=env_file, environ=environ)
     except SettingsError as error:
         for line in str(error).splitlines():
-            yield _MAKER.fail("readable", line)
+            yield _CHECK.fail("readable", line)
         return None
     redactor.add(*secret_values(settings))
     yield from _completeness(settings)
@@ -40,28 +40,28 @@ def _completeness(settings: Settings) -> Iterator[Check]:
         except SettingsError as error:
             lines += str(error).splitlines()
     for line in lines:
-        yield _MAKER.fail("complete", line)
+        yield _CHECK.fail("complete", line)
     if not lines:
-        yield _MAKER.ok("complete", "FulcrumCore adds its own" if settings.smith_remote_config else "")
+        yield _CHECK.ok("complete", "FulcrumCore provides the rest" if settings.smith_remote_config else "")
 
 
 def _secret_files(settings: Settings) -> Iterator[Check]:
-    """Look at the files that secrets came from. Mounted ones may be readable by design, so this only warns."""
+    """Check the modes of the secret files. Mounted files may be readable by design, so this only warns."""
     origins = {row.name: row.origin for row in describe(settings)}
     files = {origins[name]: name for name in SECRETS if origins[name] not in NOT_FILES}
-    open_ones = [file for file in files if _mode(file) & 0o077]
-    if open_ones:
-        text = "others on this machine may read " + ", ".join(f"{file} ({_mode(file):04o})" for file in open_ones)
-        yield _MAKER.warn("secret files", text, *(f"chmod 600 {file}" for file in open_ones))
+    readable = [file for file in files if _mode(file) & 0o077]
+    if readable:
+        text = "other users of this machine can read " + ", ".join(f"{file} ({_mode(file):04o})" for file in readable)
+        yield _CHECK.warn("secret files", text, *(f"chmod 600 {file}" for file in readable))
     else:
-        yield _MAKER.ok("secret files", f"{len(files)} read, nobody else's" if files else "none is used")
-    if shown := [name for name in SECRETS if origins[name] == "environment"]:
-        text = f"{', '.join(shown)} stand in the environment, which /proc shows to this user's processes"
-        yield _MAKER.warn("secrets", text, *(f"{name}_FILE=/path/to/a/file" for name in shown))
+        yield _CHECK.ok("secret files", f"{len(files)} in use, readable by this user only" if files else "none in use")
+    if in_environment := [name for name in SECRETS if origins[name] == "environment"]:
+        text = f"{', '.join(in_environment)} in the environment, which /proc shows to all processes of this user"
+        yield _CHECK.warn("secrets", text, *(f"{name}_FILE=/path/to/a/file" for name in in_environment))
 
 
 def _mode(file: str) -> int:
     try:
         return Path(file).expanduser().stat().st_mode & 0o7777
     except OSError:
-        return 0  # it was read a moment ago; gone now is nobody's to read
+        return 0  # the file was removed after the settings were read

@@ -57,10 +57,10 @@ def run_agent(settings: Settings, mode: Mode) -> int:
     live = LiveSecrets(settings, load_settings)
     fulcrum = _fulcrum_client(settings, live)
     with serving(settings) as stage:
-        settings = remote_config.settings_in_force(settings, fulcrum, on_wait=stage.note_waiting)
+        settings = remote_config.wait_for_remote_settings(settings, fulcrum, on_wait=stage.note_waiting)
         settings = _with_concurrency(settings)
         if settings.smith_remote_config:
-            live.overlay_with(settings, lambda fresh: remote_config.settings_now(fresh, fulcrum))
+            live.overlay_with(settings, lambda fresh: remote_config.fetch_remote_settings(fresh, fulcrum))
         for setting, danger in settings.insecurities():
             log.warning("insecure_transport", setting=setting, danger=danger)
         agent, watched = _build(settings, live, fulcrum, mode)
@@ -278,7 +278,7 @@ def _fulcrum_client(settings: Settings, live: LiveSecrets) -> FulcrumClient:
         live.fulcrum_token,
         ca_bundle=settings.fulcrum_ca_bundle,
         verify_tls=settings.fulcrum_verify_tls,
-        on_refused=live.look_again,
+        on_auth_failure=live.look_again,
     )
 
 

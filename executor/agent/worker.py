@@ -86,7 +86,7 @@ class Worker:
             try:
                 self.claimer.claim(job, lease)
                 properties = self._check(job)
-                with _redacted(self.secrets.values_in(secret_facts(job), properties)):
+                with _redacted(self.secrets.secret_values(secret_facts(job), properties)):
                     mapping = self.reservations.mapping_of(job)
                     result = self._run(job, lease, mapping, properties, stop)
             except FulcrumUnavailable as error:
@@ -119,7 +119,7 @@ class Worker:
         if job.action in SHAPING_ACTIONS:
             read_properties(properties)  # validated before any secret is read from the vault
         takes_properties = job.action in READING_ACTIONS or not self._is_own(playbook)
-        return self.secrets.fill_in(secret_facts(job), properties) if takes_properties else {}
+        return self.secrets.resolve(secret_facts(job), properties) if takes_properties else {}
 
     def _is_own(self, playbook: Path) -> bool:
         """True for a playbook that we ship, False for one of the provider."""
@@ -171,7 +171,7 @@ class Worker:
             # Named after the job, so that a second attempt finds the snapshot of the first.
             snapshot=f"smith-{job.fulcrum_id[:8]}" if job.action == "snapshot" else "",
             time_left_s=self._time_left_s(job),
-            secrets=self.secrets.values_in(secret_facts(job), properties),
+            secrets=self.secrets.secret_values(secret_facts(job), properties),
         )
 
     def _execute(self, run: PlaybookRun, mapping: Mapping, stop: StopSignal) -> JobResult:

@@ -86,14 +86,14 @@ def core(  # noqa: PLR0913, PLR0917 (one option each; typer passes them by name)
 
     What is there by its name stays as it is, and what differs is told: a second run makes only what is missing.
     """
-    from executor.fulcrum.bootstrap import Bootstrap, Wanted  # noqa: PLC0415 (requests is not for `--help`)
+    from executor.fulcrum.bootstrap import Bootstrap, BootstrapRequest  # noqa: PLC0415 (requests is not for `--help`)
 
     settings = open_settings()
     settings.require_fulcrum_address()
-    wanted = Wanted(
+    wanted = BootstrapRequest(
         agent=agent,
         provider=provider,
-        may_make_provider=create_provider,
+        may_create_provider=create_provider,
         service_type=_type_of(service_type_file, "service"),
         agent_type=_type_of(agent_type_file, "agent"),
         tags=tuple(tag or DEFAULT_TAGS),
@@ -124,7 +124,7 @@ def _carry_out(bootstrap: Bootstrap, place: _TokenPlace, *, dry_run: bool, is_to
     try:
         if not dry_run:
             place.reserve()
-        for step in bootstrap.compare() if dry_run else bootstrap.make(place.keep):
+        for step in bootstrap.dry_run() if dry_run else bootstrap.create_missing(place.keep):
             steps.append(step)
     finally:
         if is_told and steps:

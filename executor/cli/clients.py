@@ -27,7 +27,7 @@ class Reach:
 def reach() -> Reach:
     """Open both. Raises SettingsError for what is not set, FulcrumError when FulcrumCore does not answer."""
     from executor.fulcrum.client import FulcrumClient  # noqa: PLC0415 (requests is not for `--help`)
-    from executor.fulcrum.remote_config import settings_in_force  # noqa: PLC0415 (see above)
+    from executor.fulcrum.remote_config import wait_for_remote_settings  # noqa: PLC0415 (see above)
     from executor.proxmox.client import ProxmoxReader  # noqa: PLC0415 (see above)
     from executor.proxmox.connection import ProxmoxConnection  # noqa: PLC0415 (see above)
 
@@ -39,7 +39,7 @@ def reach() -> Reach:
         ca_bundle=settings.fulcrum_ca_bundle,
         verify_tls=settings.fulcrum_verify_tls,
     )
-    settings = settings_in_force(settings, fulcrum, on_wait=_do_not_wait)
+    settings = wait_for_remote_settings(settings, fulcrum, on_wait=_do_not_wait)
     settings.require_proxmox()
     proxmox = ProxmoxReader(ProxmoxConnection.from_settings(settings))
     return Reach(settings=settings, fulcrum=fulcrum, proxmox=proxmox, agent_id=fulcrum.get_self().id)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:  # imported when a command runs
 
 #: Values under names like these are not shown unless they are references to FulcrumCore's vault.
 SECRET_NAME = re.compile(r"passw|passphrase|secret|token|private_?key|api_?key|credential", re.IGNORECASE)
-#: How such a reference begins. It is `vault.REFERENCE_PREFIX`, whose module would bring FulcrumCore's client along.
+#: How such a reference begins: `executor.fulcrum.types.VAULT_PREFIX`, whose module would import pydantic.
 REFERENCE_PREFIX = "vault://"
 
 

@@ -92,7 +92,7 @@ def _configuration(settings: Settings, client: FulcrumClient) -> Generator[Check
     if not settings.smith_remote_config:
         return settings
     try:
-        effective = remote_config.settings_in_force(settings, client, on_wait=_do_not_wait)
+        effective = remote_config.wait_for_remote_settings(settings, client, on_wait=_do_not_wait)
     except _ConfigurationUnavailable as reason:
         yield _CHECK.fail("configuration", f"{reason}; an agent would wait and retry")
         return None

@@ -1,7 +1,6 @@
-"""FulcrumCore's API as an administrator may use it, as far as an agent is set up by it (`bootstrap.py`).
+"""The part of FulcrumCore's API with which an administrator sets up an agent (`bootstrap.py`).
 
-Lists are read leniently and whole, because a second object of the same name is answered with a 500, not with a no.
-Source: section 9.3 of the FulcrumCore reference.
+Lists are read completely before anything is created: FulcrumCore answers 500 to a second object of the same name.
 """
 
 from __future__ import annotations
@@ -13,12 +12,12 @@ from typing import Any
 from pydantic import ConfigDict, Field
 
 from executor.errors import FulcrumUnavailable
-from executor.fulcrum.client import FulcrumClient, read_answer
+from executor.fulcrum.client import FulcrumClient, parse_response
 from executor.fulcrum.types import CoreId, CoreModel
 
 
 class Collection(StrEnum):
-    """What an administrator makes for an agent."""
+    """The kinds of objects that an administrator creates for an agent."""
 
     SERVICE_TYPES = "service-types"
     AGENT_TYPES = "agent-types"
@@ -28,7 +27,7 @@ class Collection(StrEnum):
 
 
 class CoreObject(CoreModel):
-    """An object with all its members as they came, to compare them with those that we would send."""
+    """An object with all its members as received, to compare them with those that we would send."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -36,12 +35,12 @@ class CoreObject(CoreModel):
 
     @property
     def members(self) -> dict[str, Any]:
-        """Everything but id and name."""
+        """Every member except id and name."""
         return dict(self.model_extra or {})
 
 
 class CoreToken(CoreModel):
-    """A token; its value is told once, to who made it."""
+    """A token. FulcrumCore returns its value only when it is created."""
 
     name: str | None = None
     role: str | None = None
@@ -51,26 +50,26 @@ class CoreToken(CoreModel):
 
 
 class FulcrumAdmin(FulcrumClient):
-    """The client with an administrator's token. A call raises what the agent's calls raise."""
+    """The client with an administrator's token. Its calls raise the errors of FulcrumClient."""
 
     def objects(self, collection: Collection) -> list[CoreObject]:
-        """List everything of one kind."""
-        return list(self._pages(CoreObject, f"/{collection}", {"sort": "name"}))
+        """List all objects of one kind."""
+        return list(self._list_all(CoreObject, f"/{collection}", {"sort": "name"}))
 
     def create(self, collection: Collection, members: dict[str, Any]) -> CoreObject:
-        """Make one object. A name that is taken is FulcrumUnavailable: look before, and look again after it."""
+        """Create one object. FulcrumUnavailable may mean that the name is taken: list the objects before and after."""
         path = f"/{collection}"
-        return read_answer(CoreObject, f"POST {path}", self._http.json("POST", path, body=members))
+        return parse_response(CoreObject, f"POST {path}", self._http.request_json("POST", path, body=members))
 
     def tokens_of_agent(self, agent_id: str) -> list[CoreToken]:
-        """List the tokens that log in as this agent, expired ones included."""
-        tokens = self._pages(CoreToken, "/tokens", {"sort": "name"})
+        """List the tokens of an agent, expired ones included."""
+        tokens = self._list_all(CoreToken, "/tokens", {"sort": "name"})
         return [token for token in tokens if token.agent_id == agent_id]
 
     def create_agent_token(self, agent_id: str, name: str, expires_at: datetime) -> str:
-        """Make a token for an agent; return its value. Without a time it would live for a day."""
+        """Create a token for an agent and return its value. FulcrumCore's default would expire after one day."""
         body = {"name": name, "role": "agent", "scopeId": agent_id, "expireAt": f"{expires_at:%Y-%m-%dT%H:%M:%SZ}"}
-        made = read_answer(CoreToken, "POST /tokens", self._http.json("POST", "/tokens", body=body))
+        made = parse_response(CoreToken, "POST /tokens", self._http.request_json("POST", "/tokens", body=body))
         if not made.value:
-            raise FulcrumUnavailable("POST /tokens: the answer holds no token")
+            raise FulcrumUnavailable("POST /tokens: the response has no token")
         return made.value

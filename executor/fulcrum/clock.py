@@ -1,4 +1,4 @@
-"""FulcrumCore's clock, estimated from the `Date` headers of its answers."""
+"""FulcrumCore's clock, estimated from the `Date` headers of its responses."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from email.utils import parsedate_to_datetime
 
 
 class ClockOffset:
-    """FulcrumCore's clock minus ours, from the `Date` header, which is cut to whole seconds.
+    """Estimates FulcrumCore's clock minus ours from the `Date` headers, which have whole seconds only.
 
-    Every answer bounds the offset: the header was written between our sending and our receiving, at its second
-    or up to one second later. The bounds of all answers are intersected, and the middle is the estimate. When
-    they no longer overlap, one of the clocks was set: start again with the newest answer.
+    FulcrumCore writes the header between our request and our receipt, and its real time is up to one second later
+    than the header. So each response bounds the offset. The bounds of all responses are intersected, and the middle
+    is the estimate. If they no longer overlap, one of the clocks was set: start again with the newest response.
     """
 
     def __init__(self) -> None:
@@ -22,22 +22,23 @@ class ClockOffset:
 
     @property
     def seconds(self) -> float:
-        """The estimate, 0.0 before the first answer."""
+        """The estimate; 0.0 before the first response."""
         with self._lock:
             return 0.0 if math.isinf(self._low) else (self._low + self._high) / 2
 
-    def note(self, date: str | None, *, sent_at: float, received_at: float) -> None:
-        """Take one answer into account. A missing or unreadable date changes nothing."""
+    def add_sample(self, date: str | None, *, sent_at: float, received_at: float) -> None:
+        """Narrow the estimate by one response. A missing or unreadable date changes nothing."""
         second = http_date(date)
-        if second is None or received_at < sent_at:  # our own clock was set back meanwhile
+        if second is None or received_at < sent_at:  # our own clock was set back between the two
             return
         low, high = second - received_at, second + 1 - sent_at
         with self._lock:
-            both = max(low, self._low), min(high, self._high)
-            self._low, self._high = both if both[0] <= both[1] else (low, high)
+            overlap = max(low, self._low), min(high, self._high)
+            self._low, self._high = overlap if overlap[0] <= overlap[1] else (low, high)
 
 
 def http_date(text: str | None) -> float | None:
+    """Return the seconds since the epoch of an HTTP date; None when it is missing or unreadable."""
     try:
         return parsedate_to_datetime(text or "").timestamp()
     except (ValueError, OverflowError, OSError):

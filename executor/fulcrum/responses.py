@@ -1,4 +1,4 @@
-"""Turns an HTTP response that is not a success into one of the errors of `errors.py`, named after the reaction.
+"""Translates a failed request to FulcrumCore into one of the errors of `errors.py`, named after the reaction.
 
 FulcrumCore's error bodies are JSON labelled `text/plain`, and it answers 403 for an unknown job or service.
 """
@@ -22,40 +22,44 @@ MAX_RETRY_AFTER_S = 3600.0
 
 
 @dataclass(frozen=True)
-class Answer:
+class Response:
+    """The status, headers and body of an HTTP response."""
+
     status: int
     headers: CaseInsensitiveDict[str]
     content: bytes
 
 
-def error_of(method: str, path: str, answer: Answer, token: str) -> FulcrumError:
-    """The error whose name is the right reaction to an answer that is not a success."""
-    status = answer.status
-    said = "" if path.startswith("/vault/") else _error_text(answer.content)
-    said = f"redirects are not followed{_target(answer)}" if status < 400 else said
-    text = f"{method} {path}: HTTP {status}" + (f": {said}" if said else "")
-    pause_s = _retry_after_s(answer.headers.get("Retry-After"))
-    return _kind_of_error(answer)(without_secrets(text, token), status=status, retry_after_s=pause_s)
+def error_for(method: str, path: str, response: Response, token: str) -> FulcrumError:
+    """Return the error for a response that is not a success."""
+    status = response.status
+    if status < 400:
+        detail = f"redirects are not followed{_redirect_target(response)}"
+    else:
+        detail = "" if path.startswith("/vault/") else _error_text(response.content)
+    text = f"{method} {path}: HTTP {status}" + (f": {detail}" if detail else "")
+    retry_after_s = _retry_after_s(response.headers.get("Retry-After"))
+    return _error_class(response)(without_secrets(text, token), status=status, retry_after_s=retry_after_s)
 
 
 def without_secrets(text: str, token: str) -> str:
-    """The text without any secret: a proxy may quote our header back to us."""
+    """Return the text with every secret masked: a proxy may quote our request headers in its response."""
     return redactor.redact(text.replace(token, "***"))
 
 
-def _kind_of_error(answer: Answer) -> type[FulcrumError]:
-    status = answer.status
-    if status in (401, 403):  # FulcrumCore's database outage looks the same
+def _error_class(response: Response) -> type[FulcrumError]:
+    status = response.status
+    if status in (401, 403):  # FulcrumCore answers the same while its database is down
         return FulcrumAuthFailing
     if status < 400 or status in (408, 425, 429) or status >= 500:
         return FulcrumUnavailable
     if status == 404:
-        return FulcrumNotFound if _is_from_core(answer.content) else FulcrumUnavailable
+        return FulcrumNotFound if _is_from_core(response.content) else FulcrumUnavailable
     return FulcrumRefused
 
 
 def _is_from_core(content: bytes) -> bool:
-    """FulcrumCore's own 404 is JSON or empty. Text or HTML comes from a router or a proxy, and may change."""
+    """Return whether a 404 is FulcrumCore's own, which is JSON or empty. A proxy's 404 may be temporary."""
     try:
         return not content or isinstance(parse_json(content), dict)
     except ValueError:
@@ -63,7 +67,7 @@ def _is_from_core(content: bytes) -> bool:
 
 
 def _error_text(content: bytes) -> str:
-    """FulcrumCore's own short words, from any of its three shapes; nothing when a proxy is talking."""
+    """Return the message of FulcrumCore's error body, which has one of three shapes; empty for the body of a proxy."""
     try:
         body = parse_json(content)
     except ValueError:
@@ -73,22 +77,22 @@ def _error_text(content: bytes) -> str:
     problems = body.get("errors") if isinstance(body.get("errors"), list) else []
     parts = [body.get("error") or body.get("status")]
     parts += [f"{item.get('path')} {item.get('message')}" for item in problems or [] if isinstance(item, dict)]
-    words = " ".join("; ".join(str(part) for part in parts if part).split())
-    return "".join(char for char in words if char.isprintable())[:MAX_ERROR_TEXT]
+    text = " ".join("; ".join(str(part) for part in parts if part).split())
+    return "".join(char for char in text if char.isprintable())[:MAX_ERROR_TEXT]
 
 
-def _target(answer: Answer) -> str:
-    """Where a redirect points, without what may be secret in it."""
+def _redirect_target(response: Response) -> str:
+    """Return where a redirect points: scheme, host and port only, because path and query may hold secrets."""
     try:
-        parts = urlsplit(answer.headers.get("Location", ""))
-        host = f" (it points to {parts.scheme}://{parts.hostname}{f':{parts.port}' if parts.port else ''})"
+        parts = urlsplit(response.headers.get("Location", ""))
+        target = f" (it points to {parts.scheme}://{parts.hostname}{f':{parts.port}' if parts.port else ''})"
     except ValueError:
         return ""
-    return host if parts.hostname else ""
+    return target if parts.hostname else ""
 
 
 def _retry_after_s(text: str | None) -> float | None:
-    """Seconds to wait, from a number or a date; None when absent or unreadable."""
+    """Return the seconds to wait, from a number or a date; None when the header is missing or unreadable."""
     if text is None:
         return None
     if text.strip().isdecimal():
@@ -97,8 +101,8 @@ def _retry_after_s(text: str | None) -> float | None:
     return None if until is None else min(max(until - time.time(), 0.0), MAX_RETRY_AFTER_S)
 
 
-def reason_of(exc: BaseException) -> str:
-    """The innermost reason of a connection failure: the outer ones only repeat the address."""
+def innermost_reason(exc: BaseException) -> str:
+    """Return the text of the innermost cause of a connection failure: the outer ones only repeat the address."""
     while isinstance(inner := getattr(exc, "reason", None) or (exc.args[0] if exc.args else None), BaseException):
         exc = inner
     text = re.sub(r"<[^>]*>:? ?", "", str(exc)) or type(exc).__name__
@@ -106,11 +110,11 @@ def reason_of(exc: BaseException) -> str:
 
 
 def _remedy(text: str) -> str:
-    """What to do about a certificate that does not fit."""
+    """Return what to do about a certificate that could not be verified; empty for other failures."""
     if "CERTIFICATE_VERIFY_FAILED" not in text:
         return ""
     if "expired" in text or "not yet valid" in text:
-        return ". Renew FulcrumCore's certificate; if it is valid, one of the clocks is wrong"
+        return ". Renew FulcrumCore's certificate; if it is still valid, one of the clocks is wrong"
     if "mismatch" in text:
-        return ". FULCRUM_API_URL must name a host that FulcrumCore's certificate is made for"
-    return ". FULCRUM_CA_BUNDLE must name a file with the CA that FulcrumCore's certificate comes from"
+        return ". FULCRUM_API_URL must name a host that FulcrumCore's certificate is valid for"
+    return ". FULCRUM_CA_BUNDLE must name a file with the CA that issued FulcrumCore's certificate"

@@ -17,18 +17,18 @@ from urllib3.util.retry import Retry
 
 from executor.errors import FulcrumAuthFailing, FulcrumRefused, FulcrumUnavailable
 from executor.fulcrum.clock import ClockOffset
-from executor.fulcrum.responses import Answer, error_of, reason_of, without_secrets
+from executor.fulcrum.responses import Response, error_for, innermost_reason, without_secrets
 from executor.fulcrum.untrusted_json import parse_json
 
 API_PATH = "/api/v1"
-MAX_ANSWER_BYTES = 32 * 1024 * 1024
+MAX_RESPONSE_BYTES = 32 * 1024 * 1024
 MAX_ERROR_BYTES = 64 * 1024
-#: A body may take this many read time-outs as a whole: the read time-out alone restarts with every byte.
+#: Time for a whole body, as a multiple of the read timeout, which starts anew with every byte received.
 BODY_TIME_FACTOR = 4
 
 
 class _Bearer(AuthBase):
-    """Sets the token. As an auth object, because requests lets a .netrc entry replace a plain header."""
+    """Sets the token. It is an auth object because requests lets a .netrc entry replace a plain header."""
 
     def __init__(self, token: str) -> None:
         self._token = token
@@ -39,19 +39,19 @@ class _Bearer(AuthBase):
 
 
 class _Session(requests.Session):
-    """Knows no redirects. Told only not to follow them, requests still reads their bodies and parses their targets."""
+    """Ignores redirects. With allow_redirects=False, requests still reads their bodies and parses their targets."""
 
     def get_redirect_target(self, resp: requests.Response) -> None:
-        """Answer: nowhere."""
+        """Return no target."""
 
 
 class _Retry(Retry):
-    """Does not repeat after a read time-out: that one has used its whole time already."""
+    """Does not retry after a read timeout: the attempt has used the whole time already."""
 
-    def increment(  # type: ignore[override]  # the five others are only passed on, by keyword
+    def increment(  # type: ignore[override]  # the other five arguments are only passed on, by keyword
         self, method: str | None = None, url: str | None = None, **kwargs: Any
     ) -> Retry:
-        """Count one failure, or raise it for good."""
+        """Count one failure; raise it if it must not be retried."""
         if isinstance(error := kwargs.get("error"), urllib3.exceptions.ReadTimeoutError):
             raise error
         return super().increment(method, url, **kwargs)
@@ -64,18 +64,18 @@ RETRY = _Retry(
     redirect=0,
     status=2,
     other=0,
-    allowed_methods=("GET",),  # others only while nothing was sent: no connection
+    allowed_methods=("GET",),  # other methods are retried only if the connection failed, so that nothing was sent
     status_forcelist=(500, 502, 503, 504),
     backoff_factor=0.2,
     backoff_jitter=0.2,
     backoff_max=2,
     raise_on_status=False,
-    respect_retry_after_header=False,  # the caller's loop waits, and can be stopped while it does
+    respect_retry_after_header=False,  # the caller's loop waits instead, because it can be stopped
 )
 
 
 class Transport:
-    """Sends one request and returns a success, or raises one of the errors of `errors.py`."""
+    """Sends one request. Returns the data of a success, raises one of the errors of `errors.py` otherwise."""
 
     def __init__(
         self,
@@ -83,61 +83,63 @@ class Transport:
         token: Callable[[], str],
         verify: bool | str,
         timeout_s: tuple[float, float],
-        on_refused: Callable[[], object],
+        on_auth_failure: Callable[[], object],
     ) -> None:
         self._url = _base_url(api_url)
         self._token = token
-        self._verify = _bundle_of_the_environment() if verify is True else verify
+        self._verify = _bundle_from_environment() if verify is True else verify
         self._timeout_s = timeout_s
-        self._on_refused = on_refused
+        self._on_auth_failure = on_auth_failure
         self._local = threading.local()
         self.clock = ClockOffset()
 
-    def json(self, method: str, path: str, *, query: dict[str, Any] | None = None, body: Any = None) -> Any:
-        """Send, and return the answer's JSON. No answer may be empty here."""
-        answer = self._send(method, path, query, body)
+    def request_json(self, method: str, path: str, *, query: dict[str, Any] | None = None, body: Any = None) -> Any:
+        """Send a request and return the JSON of its response, which must not be empty."""
+        response = self._send(method, path, query, body)
         try:
-            return parse_json(answer.content)
+            return parse_json(response.content)
         except ValueError as exc:
-            kind = answer.headers.get("Content-Type", "no type")[:80]
-            what = f"{len(answer.content)} bytes of {kind}"
+            kind = response.headers.get("Content-Type", "no type")[:80]
+            size = f"{len(response.content)} bytes of {kind}"
             raise FulcrumUnavailable(
-                f"{method} {path}: HTTP {answer.status} without readable JSON ({what})", status=answer.status
+                f"{method} {path}: HTTP {response.status} without readable JSON ({size})", status=response.status
             ) from exc
 
-    def act(self, method: str, path: str, *, body: Any = None) -> None:
-        """Send something that is answered with 204. A success with a page of HTML is some proxy's, and is none."""
-        answer = self._send(method, path, None, body)
-        if answer.status == 204:
+    def request_without_content(self, method: str, path: str, *, body: Any = None) -> None:
+        """Send a request that FulcrumCore answers with 204. FulcrumUnavailable for HTML, a proxy's page."""
+        response = self._send(method, path, None, body)
+        if response.status == 204:
             return
         try:
-            parse_json(answer.content)
+            parse_json(response.content)
         except ValueError as exc:
-            text = f"{method} {path}: HTTP {answer.status} that is not FulcrumCore's answer"
-            raise FulcrumUnavailable(text, status=answer.status) from exc
+            text = f"{method} {path}: HTTP {response.status} that is not FulcrumCore's response"
+            raise FulcrumUnavailable(text, status=response.status) from exc
 
-    def _send(self, method: str, path: str, query: dict[str, Any] | None, body: Any) -> Answer:
+    def _send(self, method: str, path: str, query: dict[str, Any] | None, body: Any) -> Response:
         token = _header_value(self._token())
-        data = None if body is None else _write_json(method, path, body)
-        answer = self._answer_to(method, path, query, data, token)
-        if answer.status in (401, 403):
-            self._on_refused()
-            if (newer := _header_value(self._token())) != token:  # what was refused has changed nothing
+        data = None if body is None else _json_body(method, path, body)
+        response = self._exchange_or_unavailable(method, path, query, data, token)
+        if response.status in (401, 403):
+            self._on_auth_failure()
+            if (newer := _header_value(self._token())) != token:  # nothing was changed with the old token: repeat
                 token = newer
-                answer = self._answer_to(method, path, query, data, token)
-        if answer.status >= 300:
-            raise error_of(method, path, answer, token)
-        return answer
+                response = self._exchange_or_unavailable(method, path, query, data, token)
+        if response.status >= 300:
+            raise error_for(method, path, response, token)
+        return response
 
-    def _answer_to(
+    def _exchange_or_unavailable(
         self, method: str, path: str, query: dict[str, Any] | None, data: bytes | None, token: str
-    ) -> Answer:
+    ) -> Response:
         try:
             return self._exchange(method, path, query, data, token)
         except (OSError, ValueError, urllib3.exceptions.HTTPError) as exc:  # requests' own errors are OSErrors
-            raise FulcrumUnavailable(without_secrets(f"{method} {path}: {reason_of(exc)}", token)) from exc
+            raise FulcrumUnavailable(without_secrets(f"{method} {path}: {innermost_reason(exc)}", token)) from exc
 
-    def _exchange(self, method: str, path: str, query: dict[str, Any] | None, data: bytes | None, token: str) -> Answer:
+    def _exchange(
+        self, method: str, path: str, query: dict[str, Any] | None, data: bytes | None, token: str
+    ) -> Response:
         sent_at = time.time()
         with self._session().request(
             method,
@@ -147,28 +149,29 @@ class Transport:
             headers={"Content-Type": "application/json"} if data is not None else None,
             auth=_Bearer(token),
             timeout=self._timeout_s,
-            allow_redirects=False,  # a redirect must never carry the token to another host
+            allow_redirects=False,  # a redirect must never send the token to another host
             stream=True,
             verify=self._verify,
         ) as response:
-            if response.status_code < 500 and "Age" not in response.headers:  # neither a gateway's nor a cache's date
-                self.clock.note(response.headers.get("Date"), sent_at=sent_at, received_at=time.time())
-            return Answer(response.status_code, response.headers, self._body_of(response))
+            # A gateway's error and a cached response have the date of another clock.
+            if response.status_code < 500 and "Age" not in response.headers:
+                self.clock.add_sample(response.headers.get("Date"), sent_at=sent_at, received_at=time.time())
+            return Response(response.status_code, response.headers, self._read_body(response))
 
-    def _body_of(self, response: requests.Response) -> bytes:
-        give_up_at = time.monotonic() + self._timeout_s[1] * BODY_TIME_FACTOR
+    def _read_body(self, response: requests.Response) -> bytes:
+        deadline = time.monotonic() + self._timeout_s[1] * BODY_TIME_FACTOR
         if response.status_code < 300:
-            return b"".join(_pieces(response, MAX_ANSWER_BYTES, give_up_at))
-        try:  # what an error says is a courtesy; that it is one, is known already
-            return b"".join(_pieces(response, MAX_ERROR_BYTES, give_up_at))
+            return b"".join(_chunks(response, MAX_RESPONSE_BYTES, deadline))
+        try:  # the status alone decides the error, its text is optional
+            return b"".join(_chunks(response, MAX_ERROR_BYTES, deadline))
         except (OSError, urllib3.exceptions.HTTPError):
             return b""
 
     def _session(self) -> requests.Session:
-        """One session a thread, and a new one in a forked child: a socket must never have two readers."""
+        """Return this thread's session, a new one in a forked child: two readers must never share a socket."""
         if getattr(self._local, "pid", None) != os.getpid():
             session = _Session()
-            # Read here, once: requests would look through the environment with every call, a fifth of what one costs.
+            # Read the proxies once: requests would read the environment on every call, which takes a fifth of its time.
             session.trust_env = False
             session.proxies = dict(requests.utils.get_environ_proxies(self._url))
             session.headers["Accept"] = "application/json"
@@ -177,45 +180,45 @@ class Transport:
             session.mount("http://", adapter)
             session.mount("https://", adapter)
             self._local.session, self._local.pid = session, os.getpid()
-        found: requests.Session = self._local.session
-        return found
+        current: requests.Session = self._local.session
+        return current
 
 
-def _bundle_of_the_environment() -> str | bool:
-    """What requests itself would verify with when nobody names a bundle."""
+def _bundle_from_environment() -> str | bool:
+    """Return the CA bundle that requests would use without a setting of ours."""
     return os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE") or True
 
 
 def _base_url(api_url: str) -> str:
-    """The address with `/api/v1`, whether or not it was given with it."""
+    """Return the URL with the path `/api/v1`, which the given URL may have or not."""
     url = api_url.strip().rstrip("/")
     return url if url.endswith(API_PATH) else url + API_PATH
 
 
 def _header_value(token: str) -> str:
-    """The token, fit for a header. A file's last newline is nobody's fault."""
+    """Return the token without the newline at the end of its file. Raises FulcrumAuthFailing if it is unusable."""
     token = token.strip()
     if not token:
         raise FulcrumAuthFailing("the FulcrumCore token is empty")
     if not token.isascii() or not token.isprintable() or " " in token:
-        raise FulcrumAuthFailing("the FulcrumCore token holds a character that an HTTP header cannot carry")
+        raise FulcrumAuthFailing("the FulcrumCore token holds a character that is not allowed in an HTTP header")
     return token
 
 
-def _pieces(response: requests.Response, limit: int, give_up_at: float) -> Iterator[bytes]:
-    """The body as it arrives. `read1`, because `read` waits for a full buffer and could not watch the time."""
+def _chunks(response: requests.Response, limit: int, deadline: float) -> Iterator[bytes]:
+    """Yield the body as it arrives. `read1`, because `read` waits for a full buffer and would miss the deadline."""
     size = 0
-    while piece := response.raw.read1(65536, decode_content=True):
-        size += len(piece)
+    while chunk := response.raw.read1(65536, decode_content=True):
+        size += len(chunk)
         if size > limit:
-            raise OSError(f"the answer is longer than {limit} bytes")
-        if time.monotonic() > give_up_at:
-            raise OSError("the answer took too long")
-        yield piece
+            raise OSError(f"the response is longer than {limit} bytes")
+        if time.monotonic() > deadline:
+            raise OSError("the response took too long")
+        yield chunk
 
 
-def _write_json(method: str, path: str, body: Any) -> bytes:
-    """The body as JSON, without NUL: FulcrumCore's database refuses it with a 500, which would be sent for ever."""
+def _json_body(method: str, path: str, body: Any) -> bytes:
+    """Return the body as JSON, without NUL: FulcrumCore answers 500 to it, so the request would be retried for ever."""
     try:
         return json.dumps(_without_nul(body), allow_nan=False).encode("ascii")
     except (TypeError, ValueError, RecursionError) as exc:

@@ -1,7 +1,7 @@
-"""The types of FulcrumCore's API, read leniently: a job with one odd member must still be claimed, to be failed.
+"""The objects of FulcrumCore's API, read leniently: a job with one invalid member must still be claimed, to be failed.
 
-Only what a value could break is checked here: types, and what neither database nor Ansible can carry. What the
-properties mean is decided later, by `playbooks.py`.
+Only types are checked here, and values that the database or Ansible could not hold. The properties of a VM are checked
+in `runs/vm_properties.py`.
 """
 
 from __future__ import annotations
@@ -27,29 +27,29 @@ def _uuid_text(value: str) -> str:
 
 
 CoreId = Annotated[str, AfterValidator(_uuid_text)]
-#: Fits every integer column that a value may end up in.
+#: Fits every integer column that may store the value.
 SmallInt = Annotated[int, Field(ge=-(2**31), le=2**31 - 1)]
 
 
 class CoreModel(BaseModel):
-    """One of FulcrumCore's objects: everything but `id` may be absent, null or odd."""
+    """One of FulcrumCore's objects: every member except `id` may be absent, null or invalid."""
 
     model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="ignore", frozen=True)
-    word: ClassVar[str] = ""  #: stands before the names in `defects`
+    prefix: ClassVar[str] = ""  #: of the names in `defects`
 
     id: CoreId
     _defects: tuple[str, ...] = PrivateAttr(default=())
 
     @property
     def defects(self) -> tuple[str, ...]:
-        """The members that were not what they should be, with the kind of trouble, never with their content."""
+        """The invalid or missing members, each with the type of error, never with its value."""
         return self._defects
 
     @classmethod
     def read(cls, raw: Any) -> Self:
-        """Make an object of foreign JSON. Odd members get their default value and are listed in `defects`.
+        """Make an object from FulcrumCore's JSON. Invalid members get their default and are listed in `defects`.
 
-        Raises: ValueError without a usable id.
+        Raises ValueError if the id is missing or not a UUID.
         """
         found: list[str] = []
         model = cls.model_validate(raw, context=found)
@@ -63,7 +63,7 @@ class CoreModel(BaseModel):
 
     @field_validator("*", mode="wrap")
     @classmethod
-    def _tolerate(cls, value: Any, handler: Callable[[Any], Any], info: ValidationInfo) -> Any:
+    def _default_if_invalid(cls, value: Any, handler: Callable[[Any], Any], info: ValidationInfo) -> Any:
         name = str(info.field_name)
         if name == "id":
             return handler(value)
@@ -74,7 +74,7 @@ class CoreModel(BaseModel):
             return _to_utc(storable(handler(value)))
         except (ValueError, OverflowError) as exc:
             if isinstance(info.context, list):
-                info.context.append(f"{cls.word}{to_camel(name)}: {kind_of(exc)}")
+                info.context.append(f"{cls.prefix}{to_camel(name)}: {kind_of(exc)}")
             return default
 
 
@@ -85,19 +85,21 @@ def _to_utc(value: Any) -> Any:
 
 
 def kind_of(exc: Exception) -> str:
-    """What is wrong, without the value: pydantic's own text quotes its input."""
+    """Return the type of a validation error without the value: pydantic's own message quotes it."""
     errors = getattr(exc, "errors", None)
     return str(errors(include_input=False)[0]["type"]) if errors else str(exc)
 
 
 #: The status of a service that FulcrumCore has deleted, in this project's service types.
 SERVICE_DELETED = "Deleted"
+#: How a reference to a secret in FulcrumCore's vault begins.
+VAULT_PREFIX = "vault://"
 
 
 class CoreService(CoreModel):
-    """What a VM is to FulcrumCore. During an `update` its `properties` are still the old ones."""
+    """A service, the entity that a VM serves. During an `update` its `properties` are still the old ones."""
 
-    word: ClassVar[str] = "service."
+    prefix: ClassVar[str] = "service."
 
     name: str | None = None
     status: str | None = None
@@ -114,7 +116,7 @@ class CoreService(CoreModel):
 
 
 class CoreJob(CoreModel):
-    """FulcrumCore's unit of work. One with `defects` can be claimed, and then failed with INVALID_REQUEST."""
+    """A job. One with `defects` can be claimed, and then failed with INVALID_REQUEST."""
 
     action: str | None = None
     status: str | None = None
@@ -134,23 +136,23 @@ class CoreJob(CoreModel):
     def _missing(self) -> list[str]:
         missing = [f"{name}: missing" for name in ("action", "service") if not getattr(self, name)]
         if self.service and self.service_id not in (None, self.service.id):
-            missing.append("service: belongs to another id than serviceId")
+            missing.append("service: its id differs from serviceId")
         return missing
 
 
 class CoreParticipant(CoreModel):
     """The provider that an agent works for."""
 
-    word: ClassVar[str] = "participant."
+    prefix: ClassVar[str] = "participant."
 
     name: str | None = None
     status: str | None = None
 
 
 class CoreAgentType(CoreModel):
-    """What kind of agent FulcrumCore takes us for."""
+    """The agent type that FulcrumCore has for this agent."""
 
-    word: ClassVar[str] = "agentType."
+    prefix: ClassVar[str] = "agentType."
 
     name: str | None = None
     service_type_ids: list[CoreId] = Field(default_factory=list)
@@ -158,9 +160,9 @@ class CoreAgentType(CoreModel):
 
 
 class CoreAgent(CoreModel):
-    """Ourselves, as FulcrumCore sees us."""
+    """This agent, as FulcrumCore has it."""
 
-    word: ClassVar[str] = "agent."
+    prefix: ClassVar[str] = "agent."
 
     name: str | None = None
     status: str | None = None
@@ -174,34 +176,34 @@ class CoreAgent(CoreModel):
 
     @property
     def is_disabled(self) -> bool:
-        """Disabled, or working for a disabled participant: a label only, which FulcrumCore itself does not enforce."""
+        """True if the agent or its participant is disabled. FulcrumCore stores the status and does not enforce it."""
         return "Disabled" in (self.status, self.participant.status if self.participant else None)
 
 
 class ServiceType(CoreModel):
-    """Names the properties and the lifecycle of services. May be patched at any time: never cache it for ever."""
+    """The properties and lifecycle of a kind of service. They may change at any time: do not cache them for long."""
 
-    word: ClassVar[str] = "serviceType."
+    prefix: ClassVar[str] = "serviceType."
 
     name: str | None = None
     property_schema: dict[str, Any] = Field(default_factory=dict)
     lifecycle_schema: dict[str, Any] = Field(default_factory=dict)
 
     def secret_paths(self) -> set[tuple[str, ...]]:
-        """The properties marked secret, as paths into `properties`; `*` stands for every item of an array."""
-        return set(_secrets_below(self.property_schema, ()))
+        """Return the properties marked secret, as paths into `properties`; `*` stands for every item of an array."""
+        return set(_secret_paths_in(self.property_schema, ()))
 
 
-def _secrets_below(definition: Any, path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-    """Walk one property definition; a whole schema is read like the definition of an object."""
+def _secret_paths_in(definition: Any, path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    """Yield the secret paths of one property definition; a whole schema is read like an object's definition."""
     if not isinstance(definition, dict):
         return
     if path and definition.get("secret"):
         yield path
     members = definition.get("properties")
     for name, member in members.items() if isinstance(members, dict) else ():
-        yield from _secrets_below(member, (*path, name))
-    yield from _secrets_below(definition.get("items"), (*path, "*"))
+        yield from _secret_paths_in(member, (*path, name))
+    yield from _secret_paths_in(definition.get("items"), (*path, "*"))
 
 
 #: The names of every metric type that the agent can report; usages are shares between 0 and 1, rates bytes per second.
@@ -217,9 +219,9 @@ METRIC_TYPES = (
 
 
 class MetricType(CoreModel):
-    """A metric that FulcrumCore knows; others are refused."""
+    """A metric type that exists in FulcrumCore, which refuses entries of any other."""
 
-    word: ClassVar[str] = "metricType."
+    prefix: ClassVar[str] = "metricType."
 
     name: str | None = None
     entity_type: str | None = None
@@ -227,7 +229,7 @@ class MetricType(CoreModel):
 
 @dataclass
 class PendingJobs:
-    """One answer to a poll."""
+    """The result of one poll."""
 
     jobs: list[CoreJob] = field(default_factory=list)
-    unusable: list[str] = field(default_factory=list)  #: items that cannot even be claimed, without their content
+    unusable: list[str] = field(default_factory=list)  #: items without a usable id, described without their content

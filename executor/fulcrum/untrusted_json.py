@@ -7,20 +7,19 @@ import math
 import re
 from typing import Any
 
-#: Deeper JSON serves nobody, and recursive code after us (database, redaction, Ansible) would break on it.
+#: Recursive code that handles the values later (database, redaction, Ansible) would fail on deeper JSON.
 MAX_JSON_DEPTH = 64
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _JSON_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*+"|[\[{\]}]', re.DOTALL)
 
 
 def parse_json(content: bytes) -> Any:
-    """Parse foreign JSON. Too deep a part, or a number beyond all measure, becomes one that `storable` refuses.
+    """Parse JSON. A part nested too deeply, or a number too large, becomes a value that `storable` refuses.
 
-    One poisoned job must not hide the others, so the answer as a whole stays readable.
-    Raises: ValueError.
+    The other parts stay readable: one invalid job must not hide the others. Raises ValueError.
     """
     text = content.decode("utf-8-sig")
-    # Looked at before: whatever Python cleans up while it is at its recursion limit fails there, too.
+    # Checked before parsing: at Python's recursion limit, cleaning up after the RecursionError fails too.
     is_deep = text.count("[") + text.count("{") > MAX_JSON_DEPTH
     return _parse(_flattened(text) if is_deep else text)
 
@@ -30,7 +29,7 @@ def _parse(text: str) -> Any:
 
 
 def _flattened(text: str) -> str:
-    """Replace what is nested too deeply by NaN."""
+    """Return the text with each part that is nested too deeply replaced by NaN."""
     kept: list[str] = []
     depth, copied = 0, 0
     for token in _JSON_TOKEN.finditer(text):
@@ -48,7 +47,7 @@ def _flattened(text: str) -> str:
 
 
 def storable(value: Any) -> Any:
-    """Return the value, or raise ValueError for what a database, JSON or Ansible could not carry."""
+    """Return the value. Raises ValueError if the database, JSON or Ansible could not hold it."""
     level, depth = [value], 0
     while level:
         if depth >= MAX_JSON_DEPTH:

@@ -442,7 +442,7 @@ def test_a_success_without_the_expected_json_is_unavailable(serve: Serve, body: 
 
 @pytest.mark.parametrize("body", [b"", b"<html>Please log in</html>"])
 def test_a_login_page_is_not_taken_for_a_claim(serve: Serve, body: bytes) -> None:
-    with pytest.raises(FulcrumUnavailable, match="not FulcrumCore's answer"):
+    with pytest.raises(FulcrumUnavailable, match="not FulcrumCore's response"):
         client_of(serve(reply(200, body, kind="text/html"))).claim_job(JOB_ID)
 
 
@@ -482,7 +482,7 @@ def test_what_is_not_http_is_unavailable(serve: Serve, answer: bytes) -> None:
 
 
 def test_an_answer_without_end_is_cut_off(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transport, "MAX_ANSWER_BYTES", 100_000)
+    monkeypatch.setattr(transport, "MAX_RESPONSE_BYTES", 100_000)
 
     def endless(wire: socket.socket) -> None:
         wire.sendall(b"HTTP/1.1 200 OK\r\n\r\n[")

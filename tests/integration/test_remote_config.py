@@ -19,7 +19,8 @@ from smith_lab.simulator.control import RunningSimulator, running_simulator
 
 from executor.errors import SettingsError
 from executor.fulcrum.client import FulcrumClient
-from executor.fulcrum.remote_config import CA_FILE, MEMBERS, settings_in_force
+from executor.fulcrum.remote_config import wait_for_remote_settings
+from executor.fulcrum.remote_members import CA_FILE, MEMBERS
 from executor.redaction import redactor
 from executor.settings.display import describe
 from executor.settings.settings import Settings, load_settings
@@ -62,7 +63,7 @@ def start(world: World, tmp_path: Path) -> Start:
         }
         settings = load_settings(env_file=None, environ=environ | variables)
         client = FulcrumClient(settings.fulcrum_api_url, settings.fulcrum_api_token.get_secret_value)
-        return settings_in_force(settings, client, pause=pause or _no_pause)
+        return wait_for_remote_settings(settings, client, sleep=pause or _no_pause)
 
     return overlaid
 
@@ -270,7 +271,7 @@ def test_a_secret_that_the_vault_does_not_give_is_waited_for_and_told_once(
         settings = start(pause=pauses)
     assert settings.proxmox_token_secret.get_secret_value() == SECRET
     assert len(pauses.asked_s) == 3
-    assert caplog.text.count("remote_configuration_awaited") == 1
+    assert caplog.text.count("remote_configuration_unavailable") == 1
 
 
 def test_each_new_trouble_is_told_once(world: World, start: Start, caplog: pytest.LogCaptureFixture) -> None:
@@ -285,7 +286,7 @@ def test_each_new_trouble_is_told_once(world: World, start: Start, caplog: pytes
 
     with caplog.at_level(logging.WARNING, logger="executor"):
         start(pause=pause)
-    assert caplog.text.count("remote_configuration_awaited") == 2
+    assert caplog.text.count("remote_configuration_unavailable") == 2
 
 
 # The agent itself
@@ -313,7 +314,7 @@ def test_an_agent_that_waits_for_its_configuration_stops_when_it_is_told(world: 
         watchdog = threading.Timer(GIVE_UP_S, process.kill)
         watchdog.start()
         for line in process.stdout:
-            if "remote_configuration_awaited" in line:
+            if "remote_configuration_unavailable" in line:
                 process.terminate()
         process.stdout.close()
         assert process.wait() == 0

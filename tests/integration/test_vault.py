@@ -15,7 +15,7 @@ from smith_lab.simulator.control import RunningSimulator, running_simulator
 
 from executor.errors import ErrorCode, FulcrumUnavailable, JobError
 from executor.fulcrum.client import FulcrumClient
-from executor.fulcrum.vault import MAX_SECRET_CHARS, PATIENCE_ATTEMPTS, JobFacts, SecretResolver
+from executor.fulcrum.vault import MAX_SECRET_CHARS, MAX_VAULT_ATTEMPTS, JobFacts, SecretResolver
 from executor.model import PlaybookRun
 from executor.redaction import MASK, Redactor
 from executor.runs.actions import ansible_home
@@ -84,7 +84,7 @@ def test_only_what_the_type_marks_secret_becomes_a_value(
         "unknown": {"ciPassword": reference},
     }
     before = copy.deepcopy(given_properties)
-    filled = resolver.fill_in(job_of(type_id, given_properties), given_properties)
+    filled = resolver.resolve(job_of(type_id, given_properties), given_properties)
     assert filled == {
         **given_properties,
         "ciPassword": "correct horse",
@@ -96,7 +96,7 @@ def test_only_what_the_type_marks_secret_becomes_a_value(
 def test_without_a_reference_nobody_is_asked(resolver: SecretResolver, simulator: RunningSimulator) -> None:
     simulator.fault("status", method="GET", path=".*", times=1, status=503)
     properties = {"ciPassword": "x", "note": "see vault"}
-    assert resolver.fill_in(job_of("no-such-type", properties), properties) is properties
+    assert resolver.resolve(job_of("no-such-type", properties), properties) is properties
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_without_a_reference_nobody_is_asked(resolver: SecretResolver, simulator
 def test_a_first_create_fails_for_a_secret_that_is_gone(resolver: SecretResolver, type_id: str, reference: str) -> None:
     properties = {"ciPassword": reference}
     with pytest.raises(JobError) as caught:
-        resolver.fill_in(job_of(type_id, properties), properties)
+        resolver.resolve(job_of(type_id, properties), properties)
     assert caught.value.code is ErrorCode.SECRET_MISSING
     assert reference not in caught.value.detail
 
@@ -118,7 +118,7 @@ def test_elsewhere_a_secret_that_is_gone_leaves_the_setting_alone(
 ) -> None:
     properties = {"ciPassword": GONE, "users": [{"password": GONE}, {"password": GONE, "name": "b"}]}
     job = job_of(type_id, properties, action=action, status=status)
-    assert resolver.fill_in(job, properties) == {"users": [{}, {"name": "b"}]}
+    assert resolver.resolve(job, properties) == {"users": [{}, {"name": "b"}]}
 
 
 def test_an_update_that_does_not_touch_a_secret_does_not_ask_for_it(
@@ -128,7 +128,7 @@ def test_an_update_that_does_not_touch_a_secret_does_not_ask_for_it(
     old, new = simulator.add_secret("old"), simulator.add_secret("new")
     before = {"ciPassword": old, "anything": old}
     job = job_of(type_id, before | {"anything": new}, action="update", status="Started", before=before)
-    assert resolver.fill_in(job, job.params) == {"anything": "new"}
+    assert resolver.resolve(job, job.params) == {"anything": "new"}
 
 
 def test_a_vault_that_is_off_is_asked_again_and_then_told(
@@ -136,11 +136,11 @@ def test_a_vault_that_is_off_is_asked_again_and_then_told(
 ) -> None:
     properties = {"ciPassword": simulator.add_secret("x")}
     simulator.switch(vault_off=True)
-    for attempt in range(1, PATIENCE_ATTEMPTS):
+    for attempt in range(1, MAX_VAULT_ATTEMPTS):
         with pytest.raises(FulcrumUnavailable):
-            resolver.fill_in(job_of(type_id, properties, attempt=attempt), properties)
+            resolver.resolve(job_of(type_id, properties, attempt=attempt), properties)
     with pytest.raises(JobError) as caught:
-        resolver.fill_in(job_of(type_id, properties, attempt=PATIENCE_ATTEMPTS), properties)
+        resolver.resolve(job_of(type_id, properties, attempt=MAX_VAULT_ATTEMPTS), properties)
     assert (caught.value.code, caught.value.detail) == (ErrorCode.SECRET_MISSING, "the vault cannot be read")
 
 
@@ -150,14 +150,14 @@ def test_an_outage_is_no_missing_secret_however_often_it_is_met(
     properties = {"ciPassword": simulator.add_secret("x")}
     simulator.fault("status", method="GET", path=".*/vault/.*", times=9, status=503)
     with pytest.raises(FulcrumUnavailable):
-        resolver.fill_in(job_of(type_id, properties, attempt=7), properties)
+        resolver.resolve(job_of(type_id, properties, attempt=7), properties)
 
 
 @pytest.mark.parametrize("type_id", [None, "00000000-0000-4000-8000-000000000000"])
 def test_without_a_service_type_no_secret_is_read(resolver: SecretResolver, type_id: Any) -> None:
     properties = {"ciPassword": GONE}
     with pytest.raises(JobError) as caught:
-        resolver.fill_in(job_of(type_id, properties), properties)
+        resolver.resolve(job_of(type_id, properties), properties)
     assert caught.value.code is ErrorCode.SECRET_MISSING
 
 
@@ -166,7 +166,7 @@ def test_a_megabyte_is_refused_before_anybody_searches_for_it(
 ) -> None:
     properties = {"anything": simulator.add_secret("x\n" * 500_000)}
     with pytest.raises(JobError) as caught:
-        resolver.fill_in(job_of(type_id, properties), properties)
+        resolver.resolve(job_of(type_id, properties), properties)
     assert caught.value.code is ErrorCode.INVALID_REQUEST
     assert f"the secret anything is larger than {MAX_SECRET_CHARS}" in caught.value.detail
 
@@ -188,9 +188,9 @@ def test_everything_inside_a_secret_is_secret(
 ) -> None:
     properties = {"anything": simulator.add_secret(value), "note": "not secret"}
     job = job_of(type_id, properties)
-    filled = resolver.fill_in(job, properties)
+    filled = resolver.resolve(job, properties)
     assert filled["anything"] == value
-    assert resolver.values_in(job, filled) == texts
+    assert resolver.secret_values(job, filled) == texts
 
 
 JSON = st.recursive(
@@ -206,7 +206,7 @@ def test_any_value_of_the_vault_arrives_as_it_is(
     resolver: SecretResolver, simulator: RunningSimulator, type_id: str, value: Any
 ) -> None:
     properties = {"anything": simulator.add_secret(value)}
-    assert resolver.fill_in(job_of(type_id, properties), properties)["anything"] == value
+    assert resolver.resolve(job_of(type_id, properties), properties)["anything"] == value
 
 
 LEAK = """---
@@ -226,7 +226,7 @@ def test_a_secret_that_is_an_object_is_masked_in_all_that_a_run_leaves(
     value = {"pin": 918273645, "lines": 'it\'s "one"\nand the other ü☃💥', "in": [{"deep": "key-material-7"}]}
     properties = {"anything": simulator.add_secret(value)}
     job = job_of(type_id, properties)
-    filled = resolver.fill_in(job, properties)
+    filled = resolver.resolve(job, properties)
     playbook = tmp_path / "tell.yml"
     playbook.write_text(LEAK)
     paths = RunnerPaths(ansible_home=ansible_home(), run_dir=tmp_path / "run", artifacts_dir=tmp_path / "kept")
@@ -238,7 +238,7 @@ def test_a_secret_that_is_an_object_is_masked_in_all_that_a_run_leaves(
             playbook=playbook,
             vm={"properties": filled},
             timeout_s=120,
-            secrets=resolver.values_in(job, filled),
+            secrets=resolver.secret_values(job, filled),
         )
     )
     said = "".join(file.read_text() for file in artifacts.folder.rglob("*") if file.is_file())

@@ -93,7 +93,7 @@ def test_unknown_members_are_ignored_even_one_that_is_called_defects() -> None:
         ({"service": "web-1"}, "service: "),
         ({"service": None}, "service: missing"),
         ({"service": {"name": "no id"}}, "service: "),
-        ({"serviceId": JOB_ID}, "service: belongs"),
+        ({"serviceId": JOB_ID}, "service: its id"),
         ({"params": {"cores": math.inf}}, "params: "),
         ({"params": {"name": "a\x00b"}}, "params: "),
         ({"params": {"name": "\ud800"}}, "params: "),
@@ -263,7 +263,7 @@ def test_a_depth_bomb_spoils_its_own_job_only(levels: int) -> None:
 def test_the_offset_is_zero_before_the_first_date_and_after_an_unreadable_one() -> None:
     clock = ClockOffset()
     for date in (None, "", "soon", "Fri, 99 Jan 2026 03:04:05 GMT"):
-        clock.note(date, sent_at=1.0, received_at=2.0)
+        clock.add_sample(date, sent_at=1.0, received_at=2.0)
     assert clock.seconds == 0.0
 
 
@@ -283,7 +283,7 @@ def test_the_estimate_is_never_further_off_than_one_second_and_the_way_there_and
     clock = ClockOffset()
     for at in sorted(sends):
         sent_at = 1_767_000_000 + at
-        clock.note(http_date(sent_at + duration / 2 + offset), sent_at=sent_at, received_at=sent_at + duration)
+        clock.add_sample(http_date(sent_at + duration / 2 + offset), sent_at=sent_at, received_at=sent_at + duration)
     assert abs(clock.seconds - offset) <= (1 + duration) / 2 + 1e-3
 
 
@@ -291,19 +291,19 @@ def test_many_answers_make_the_estimate_finer_than_the_headers_second() -> None:
     clock = ClockOffset()
     for tick in range(40):
         sent_at = 1_767_000_000 + tick * 1.025
-        clock.note(http_date(sent_at + 12.3), sent_at=sent_at, received_at=sent_at + 0.01)
+        clock.add_sample(http_date(sent_at + 12.3), sent_at=sent_at, received_at=sent_at + 0.01)
     assert abs(clock.seconds - 12.3) < 0.06
 
 
 def test_a_clock_that_was_set_starts_the_estimate_anew() -> None:
     clock = ClockOffset()
-    clock.note(http_date(1_767_000_000), sent_at=1_767_000_000, received_at=1_767_000_000.1)
-    clock.note(http_date(1_767_003_600), sent_at=1_767_000_001, received_at=1_767_000_001.1)
+    clock.add_sample(http_date(1_767_000_000), sent_at=1_767_000_000, received_at=1_767_000_000.1)
+    clock.add_sample(http_date(1_767_003_600), sent_at=1_767_000_001, received_at=1_767_000_001.1)
     assert abs(clock.seconds - 3599) <= 1
 
 
 def test_an_answer_that_came_before_its_question_is_not_believed() -> None:
     """Our own clock was set back while we waited."""
     clock = ClockOffset()
-    clock.note(http_date(1_767_000_000), sent_at=1_767_000_900, received_at=1_767_000_000)
+    clock.add_sample(http_date(1_767_000_000), sent_at=1_767_000_900, received_at=1_767_000_000)
     assert clock.seconds == 0.0

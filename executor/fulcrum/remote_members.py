@@ -1,0 +1,179 @@
+"""The members of the agent's configuration in FulcrumCore, and how each becomes the value of a setting."""
+
+from __future__ import annotations
+
+import os
+import re
+import ssl
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from executor.errors import SettingsError
+from executor.fulcrum.client import FulcrumClient
+from executor.fulcrum.types import VAULT_PREFIX, CoreAgent
+from executor.log import get_logger
+from executor.redaction import redactor
+from executor.settings.settings import Settings
+from executor.settings.types import MIN_VMID
+
+log = get_logger(__name__)
+
+#: Where a value came from, in the text of a problem.
+FROM_FULCRUMCORE = "from FulcrumCore's configuration"
+CA_FILE = "proxmox-ca-from-fulcrumcore.pem"
+_IMAGE_NAME = re.compile(r"[^,=\s]{1,100}")
+
+
+class _InvalidMember(Exception):
+    """A member has a wrong value; the text continues a sentence that starts with the member's name."""
+
+
+class MemberReader:
+    """Reads the values of settings from the agent's configuration."""
+
+    def __init__(self, settings: Settings, fulcrum: FulcrumClient) -> None:
+        self.settings = settings
+        self.fulcrum = fulcrum
+
+    def values(self, agent: CoreAgent) -> dict[str, Any]:
+        """Return the configured values by the attributes of the settings. Raises SettingsError, FulcrumError."""
+        if any(defect.startswith("agent.configuration") for defect in agent.defects):
+            raise SettingsError(f"FulcrumCore's configuration cannot be read: {', '.join(agent.defects)}")
+        if not agent.configuration:
+            log.warning("remote_configuration_empty", agent_id=agent.id)
+        found: dict[str, Any] = {}
+        problems: list[str] = []
+        for member in MEMBERS:
+            given = _member_of(agent.configuration, member.name)
+            if given in (None, "", [], {}):
+                continue
+            try:
+                found[member.attribute] = member.read(self, given)
+            except _InvalidMember as problem:
+                problems.append(
+                    f"{member.name} {FROM_FULCRUMCORE} (it stands for {member.attribute.upper()}) {problem}"
+                )
+        if problems:
+            raise SettingsError("\n".join(problems))
+        return found
+
+    def text(self, given: Any) -> str:
+        """Return a text."""
+        return str(_of_type(given, str, "a text"))
+
+    def number(self, given: Any) -> Any:
+        """Return a number. The setting checks bounds, and whether it must be whole."""
+        if isinstance(given, bool):
+            raise _InvalidMember("must be a number, not true or false")
+        return _of_type(given, int | float, "a number")
+
+    def switch(self, given: Any) -> bool:
+        """Return true or false."""
+        return bool(_of_type(given, bool, "true or false"))
+
+    def names(self, given: Any) -> tuple[str, ...]:
+        """Return a list of names."""
+        return tuple(self.text(item) for item in _of_type(given, list, "a list"))
+
+    def secret(self, given: Any) -> str:
+        """Return a secret from the vault. Raises FulcrumError if the vault does not return it."""
+        reference = self.text(given)
+        if not reference.startswith(VAULT_PREFIX):
+            raise _InvalidMember("is not a vault reference: the agent type must mark it as a secret")
+        value = self.fulcrum.get_secret(reference)
+        if not isinstance(value, str):
+            raise _InvalidMember("is not a text in the vault")
+        redactor.add(value)
+        return value
+
+    def certificates(self, given: Any) -> Path:
+        """Write PEM text to a file that only the agent's user can read; return its path."""
+        pem = self.text(given)
+        try:
+            ssl.create_default_context(cadata=pem)
+        except (ssl.SSLError, ValueError):
+            raise _InvalidMember("is wrong, it holds no certificates in PEM form") from None
+        folder = self.settings.smith_data_dir
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            return _write_private(folder / CA_FILE, pem)
+        except OSError as error:
+            raise _InvalidMember(f"cannot be written to {folder}: {error.strerror}") from None
+
+    def images(self, given: Any) -> dict[str, int]:
+        """Return the VMIDs of templates by image name."""
+        for name, vmid in _of_type(given, dict, "an object").items():
+            if not _IMAGE_NAME.fullmatch(name):
+                raise _InvalidMember("is wrong, the name of an image holds a space, a comma or '='")
+            if isinstance(vmid, bool) or not isinstance(vmid, int) or vmid < MIN_VMID:
+                raise _InvalidMember(f"is wrong, {name!r} does not name a VMID")
+        return dict(given)
+
+
+def _of_type(given: Any, expected: Any, description: str) -> Any:
+    """Return the value. Raises _InvalidMember if it is not of the expected type."""
+    if not isinstance(given, expected):
+        raise _InvalidMember(f"must be {description}, not {_TYPE_NAMES.get(type(given), 'something else')}")
+    return given
+
+
+_TYPE_NAMES = {
+    str: "a text",
+    bool: "true or false",
+    int: "a number",
+    float: "a number",
+    list: "a list",
+    dict: "an object",
+}
+
+
+def _member_of(configuration: Mapping[str, Any], name: str) -> Any:
+    """Return the member `name` or `outer.inner`; None if it is missing, or if `outer` is not an object."""
+    value: Any = configuration
+    for part in name.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value
+
+
+def _write_private(file: Path, text: str) -> Path:
+    """Replace the file atomically: a run that starts meanwhile reads the old content or the new one."""
+    draft = file.with_name(f".{file.name}.{os.getpid()}")
+    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as out:
+        os.fchmod(out.fileno(), 0o600)
+        out.write(text)
+    return draft.replace(file)
+
+
+@dataclass(frozen=True)
+class Member:
+    """One member of FulcrumCore's configuration, and the setting that it stands for."""
+
+    name: str
+    attribute: str
+    read: Callable[[MemberReader, Any], Any]
+
+
+#: Every member that is read. The agent type in deploy/ declares the same; a test compares the two.
+MEMBERS = (
+    Member("apiHost", "proxmox_host", MemberReader.text),
+    Member("apiPort", "proxmox_port", MemberReader.number),
+    Member("apiUser", "proxmox_user", MemberReader.text),
+    Member("apiTokenId", "proxmox_token_id", MemberReader.text),
+    Member("apiTokenSecret", "proxmox_token_secret", MemberReader.secret),
+    Member("verifyTls", "proxmox_validate_certs", MemberReader.switch),
+    Member("caBundle", "proxmox_ca_bundle", MemberReader.certificates),
+    Member("nodes", "proxmox_nodes", MemberReader.names),
+    Member("storage", "proxmox_storage", MemberReader.text),
+    Member("bridge", "proxmox_bridge", MemberReader.text),
+    Member("resourcePool", "proxmox_pool", MemberReader.text),
+    Member("vmidRange.min", "proxmox_vmid_min", MemberReader.number),
+    Member("vmidRange.max", "proxmox_vmid_max", MemberReader.number),
+    Member("images", "proxmox_templates", MemberReader.images),
+    Member("pollIntervalSeconds", "fulcrum_poll_interval_s", MemberReader.number),
+    Member("heartbeatIntervalSeconds", "fulcrum_heartbeat_interval_s", MemberReader.number),
+    Member("metricsIntervalSeconds", "smith_metrics_interval_s", MemberReader.number),
+    Member("maxConcurrentJobs", "smith_concurrency", MemberReader.number),
+    Member("jobDeadlineSeconds", "fulcrum_job_timeout_s", MemberReader.number),
+)

@@ -173,7 +173,7 @@ class Agent:
         """Do what each turn of the main thread does: signs of life, and the reload after HUP."""
         progress.beat()
         self.state.note_turn("main")
-        if self.state.has_begun:
+        if self.state.is_ready:
             progress.ready()
             progress.status(self.state.summary)
         if self._reload_wanted:

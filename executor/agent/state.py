@@ -77,7 +77,7 @@ class AgentState:
     jobs_ended: int = 0
 
     @property
-    def has_begun(self) -> bool:
+    def is_ready(self) -> bool:
         """True when FulcrumCore was heard, or did not answer our first question: nobody should wait for it."""
         return bool(self.agent_id) or not self.fulcrum.is_up
 

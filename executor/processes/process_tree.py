@@ -1,12 +1,12 @@
-"""Processes as trees: find everything that a run, or the agent, has started, and end it.
+"""Finds and ends all processes that a run, or the agent, has started.
 
 Killing a process group is not enough: ansible-core's workers call setsid, so a killed ansible-playbook leaves its
-worker, the module and whatever the module started alive, and they go on changing VMs. Three nets catch them:
+worker, the module and the module's children alive, and they continue to change VMs. Three mechanisms find them:
 
-* `keep` is the parent of one run. It is a child subreaper, so that everything the run starts stays below it, however
-  often it forks, and it ends the whole tree when the run is over, when it is told to, or when the agent is gone.
-* `marked` finds processes by an environment variable that every run carries, when the keeper itself was killed.
-* the supervisor is a subreaper too and ends what is left when its agent dies.
+* `keep` is the parent of one run. It is a child subreaper, so every process of the run stays its descendant, however
+  often it forks. It ends the whole tree when the run has ended, when it receives TERM, or when the agent has died.
+* `marked` finds processes by an environment variable that every run sets, for the case that the keeper was killed.
+* The supervisor is a subreaper too and ends the remaining processes when its agent dies.
 
 Lowest layer, standard library only: this file is also run as a script (`python -I -S`, 15 ms), without site-packages.
 """
@@ -22,20 +22,20 @@ import sys
 import time
 
 TYPE_CHECKING = False
-if TYPE_CHECKING:  # the script's start must stay cheap
+if TYPE_CHECKING:  # not at run time: the script must start fast
     from collections.abc import Callable, Iterable, Mapping
     from typing import NoReturn
 
-#: This file, for those who run it.
+#: The path of this file, to run it as a script.
 SCRIPT = os.path.abspath(__file__)
-#: How long a tree may take to end by itself before it is killed. R7: nothing is alive 5 s after the end.
+#: Time between TERM and KILL. R7: no process of a run is alive 5 s after its end.
 GRACE_S = 3.0
-#: Exit code of `keep` when it ended the run because it was told to.
+#: Exit code of `keep` when it ended the run before its own end.
 ENDED = 254
-#: A process in uninterruptible sleep outlives even SIGKILL: stop waiting for it.
+#: A process in uninterruptible sleep survives even SIGKILL: the wait for it ends after this time.
 _GIVE_UP_S = 5.0
 _STEP_S = 0.05
-_DEFAULTS = [signal.SIGPIPE, signal.SIGXFSZ, signal.SIGHUP, signal.SIGUSR1]  # Python ignores some, we may the others
+_DEFAULTS = [signal.SIGPIPE, signal.SIGXFSZ, signal.SIGHUP, signal.SIGUSR1]  # ignored by Python or by us
 _PR_SET_PDEATHSIG = 1
 _PR_SET_DUMPABLE = 4
 _PR_SET_CHILD_SUBREAPER = 36
@@ -47,22 +47,22 @@ def become_subreaper() -> None:
 
 
 def set_undumpable() -> None:
-    """Let nobody but root look into this process: no core dump, no debugger, no environment in /proc.
+    """Forbid core dumps, debuggers and reading /proc/<pid>/environ of this process to all users but root.
 
-    It holds secrets, and what it starts (a provider's playbook, too) runs as the same user. The kernel takes it back
-    with the next exec, so runs are as before.
+    The process holds secrets, and its child processes (also a provider's playbooks) run as the same user. The kernel
+    resets this flag at exec, so child programs are not affected.
     """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _prctl(_PR_SET_DUMPABLE, 0)
 
 
 def descendants(*roots: int) -> set[int]:
-    """Everything alive below `roots`, without the roots."""
+    """Return the live descendants of `roots`, without the roots."""
     return _below(_parents(), roots)
 
 
 def marked(name: str, value_start: str) -> set[int]:
-    """Processes whose environment has `name` with a value that starts so, and everything below them, without us."""
+    """Return processes whose variable `name` starts with `value_start`, and their descendants, without this one."""
     entry = f"\0{name}={value_start}".encode()
     parents = _parents()
     found = {pid for pid in parents if entry in b"\0" + _read(f"/proc/{pid}/environ")}
@@ -70,31 +70,31 @@ def marked(name: str, value_start: str) -> set[int]:
 
 
 def end(find: Callable[[], Iterable[int]], *, grace_s: float = GRACE_S) -> set[int]:
-    """End the processes that `find` names: TERM, `grace_s` to go, then KILL. Returns those that it met.
+    """End the processes that `find` returns: TERM, then KILL after `grace_s`. Returns all that were found.
 
-    `find` is asked until it names none, because a process may start another one while it ends.
+    `find` is called until it returns none, because a process may start another one while it ends.
     """
     started = time.monotonic()
-    met: set[int] = set()
+    found: set[int] = set()
     while alive := set(find()):
         waited = time.monotonic() - started
         if waited > grace_s + _GIVE_UP_S:
             break
-        for pid in alive if waited >= grace_s else alive - met:
+        for pid in alive if waited >= grace_s else alive - found:
             send(pid, signal.SIGKILL if waited >= grace_s else signal.SIGTERM)
-        met |= alive
+        found |= alive
         time.sleep(_STEP_S)
-    return met
+    return found
 
 
 def send(pid: int, signum: int) -> None:
-    """Signal a process that may be gone already, or that belongs to somebody else."""
+    """Send a signal; ignore that the process has ended or belongs to another user."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.kill(pid, signum)
 
 
 def reap() -> dict[int, int]:
-    """Collect every child that has ended: process id to wait status."""
+    """Reap every child that has ended; return wait statuses by process id."""
     ended: dict[int, int] = {}
     while True:
         try:
@@ -107,7 +107,7 @@ def reap() -> dict[int, int]:
 
 
 class Wakeups:
-    """Signals as bytes in a pipe: a handler does nothing but that, and a loop can wait for them with its other work."""
+    """Signals as bytes in a pipe: a loop can poll for them together with other file descriptors."""
 
     def __init__(self, signals: Iterable[int]) -> None:
         self.reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -116,7 +116,7 @@ class Wakeups:
             signal.signal(signum, lambda *_: None)
 
     def read(self) -> bytes:
-        """The numbers of the signals that came since the last call."""
+        """Return the numbers of the signals received since the last call."""
         try:
             return os.read(self.reader, 4096)
         except BlockingIOError:
@@ -124,9 +124,9 @@ class Wakeups:
 
 
 def keep(command: list[str]) -> int:
-    """Run `command` to its end, or until standard input closes or TERM comes; leave none of its processes alive.
+    """Run `command` until it ends, standard input closes, or TERM is received; then end all its processes.
 
-    Standard input is the lifeline: its other end is the agent's, so it closes even when the agent is killed.
+    The other end of standard input is held by the agent, so it closes even when the agent is killed.
     Returns the command's exit code (128 + n for signal n), or ENDED.
     """
     _leave_group()
@@ -144,16 +144,16 @@ def keep(command: list[str]) -> int:
 
 
 def attend(child: int, wakeups: Wakeups, *, lifeline: int = 0) -> int | None:
-    """Wait for a child's end and return its exit code, or None: TERM came, or the lifeline's other end is gone.
+    """Wait for a child's end and return its exit code; None when TERM was received or the lifeline was closed.
 
-    `wakeups` watch CHLD and TERM. The lifeline never carries data: readable means closed.
+    `wakeups` must cover CHLD and TERM. The lifeline is a file descriptor without data: readable means closed.
     """
     poll = select.poll()
     poll.register(wakeups.reader, select.POLLIN)
     poll.register(lifeline, select.POLLIN)
     while True:
         closed = any(fd == lifeline for fd, _ in poll.poll())
-        ended = reap()  # before the question of who asked: a run that has ended keeps its own exit code
+        ended = reap()  # first: a run that has ended keeps its own exit code even when TERM was received too
         if child in ended:
             return exit_code(ended[child])
         if closed or signal.SIGTERM in wakeups.read():
@@ -161,13 +161,13 @@ def attend(child: int, wakeups: Wakeups, *, lifeline: int = 0) -> int | None:
 
 
 def offer_to_oom_killer() -> None:
-    """When memory runs out, the kernel shall take a run and not the agent."""
+    """Make the kernel's OOM killer prefer this process (a run) to the agent."""
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
         file.write("500")
 
 
 def spawn(command: list[str], env: Mapping[str, str]) -> int:
-    """Start `command` with standard input from /dev/null and clean signals; return its process id."""
+    """Start `command` with standard input from /dev/null and default signal handling; return its process id."""
     return os.posix_spawnp(
         command[0],
         command,
@@ -179,34 +179,34 @@ def spawn(command: list[str], env: Mapping[str, str]) -> int:
 
 
 def exec_tied(parent: int, command: list[str]) -> NoReturn:
-    """Become `command`, killed by the kernel the moment that `parent` is gone; in a session of its own."""
+    """Replace this process by `command`, in a session of its own; the kernel kills it when `parent` dies."""
     _leave_group()
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before the kernel knew of our wish
+    if os.getppid() != parent:  # it died before prctl was called
         sys.exit(1)
-    for signum in (signal.SIGHUP, signal.SIGUSR1):  # by default they would kill a command that does not handle them
+    for signum in (signal.SIGHUP, signal.SIGUSR1):  # by default they kill a command that has no handler
         signal.signal(signum, signal.SIG_IGN)
-    os.execvp(command[0], command)  # noqa: S606  the very purpose: no shell between the supervisor and its agent
+    os.execvp(command[0], command)  # noqa: S606  on purpose: no shell between the supervisor and its agent
 
 
 def keeper_command() -> list[str]:
-    """The command line to which a run's own is appended."""
+    """Return the command line to which the run's command is appended."""
     return [sys.executable, "-I", "-S", SCRIPT, "keep"]
 
 
 def tied_command(parent: int) -> list[str]:
-    """The command line to which the agent's own is appended."""
+    """Return the command line to which the agent's command is appended."""
     return [sys.executable, "-I", "-S", SCRIPT, "tie", str(parent)]
 
 
 def exit_code(status: int) -> int:
-    """A wait status as a shell would tell it: 128 + n for signal n."""
+    """Return a wait status as a shell's exit code: 128 + n for signal n."""
     code = os.waitstatus_to_exitcode(status)
     return code if code >= 0 else 128 - code
 
 
 def _parents() -> dict[int, int]:
-    """Every process that is alive, and its parent. A zombie has no work left to do and does not count."""
+    """Return the parent of every live process. Zombies do not count."""
     parents: dict[int, int] = {}
     for name in os.listdir("/proc"):
         if name.isdigit():
@@ -217,7 +217,7 @@ def _parents() -> dict[int, int]:
 
 
 def _stat(name: str) -> tuple[bytes, bytes]:
-    # pid (name) state ppid …; the name may hold spaces and brackets itself
+    # pid (name) state ppid …; the name may contain spaces and brackets
     fields = _read(f"/proc/{name}/stat").rpartition(b")")[2].split()
     return (fields[0], fields[1]) if len(fields) > 1 else (b"", b"")
 
@@ -236,7 +236,7 @@ def _below(parents: dict[int, int], roots: Iterable[int]) -> set[int]:
 
 
 def _read(path: str) -> bytes:
-    """A /proc file, or nothing: the process may be gone, or somebody else's."""
+    """Return a /proc file's content; empty when the process has ended or belongs to another user."""
     try:
         with open(path, "rb", buffering=0) as file:
             return file.read()
@@ -250,7 +250,7 @@ def _leave_group() -> None:
 
 
 def _prctl(option: int, value: int) -> None:
-    import ctypes  # noqa: PLC0415  3 ms that `descendants` and its like do without
+    import ctypes  # noqa: PLC0415  takes 3 ms, which most callers do not need
 
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(option, value, 0, 0, 0) != 0:

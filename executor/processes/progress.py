@@ -1,7 +1,8 @@
-"""The agent's sign of life: a byte in the supervisor's pipe whenever its main loop moves, and a dump when it does not.
+"""Progress messages from the agent to the supervisor, through a pipe.
 
-A line in the same pipe says that the start is over, or what the agent is at; the supervisor tells systemd. An agent
-without a supervisor tells it itself. Low layer, standard library only. Without either nothing happens.
+The agent writes one byte per turn of its main loop, and a line when it is ready or when its status changes; the
+supervisor forwards the lines to systemd. An agent without a supervisor notifies systemd itself. Low layer, standard
+library only. Without supervisor and systemd nothing happens.
 """
 
 from __future__ import annotations
@@ -18,41 +19,41 @@ from executor.processes.sd_notify import Notifier
 #: Names the file descriptor of the pipe's write end.
 VARIABLE = "SMITH_PROGRESS_FD"
 BEAT = b"."
-#: A message fits into the pipe as one piece: more bytes may be mixed with another thread's.
-MOST_MESSAGE_BYTES = 512
+#: POSIX guarantees that a write of this size is atomic: longer ones may be mixed with another thread's.
+MAX_MESSAGE_BYTES = 512
 
 
 class Progress:
-    """The agent's end of the pipe; any number of these may be made, all in the agent's own process."""
+    """The agent's end of the pipe. Several instances may exist, all in the agent's own process."""
 
     def __init__(self) -> None:
         self._fd = _inherited_pipe()
         self._is_ready = False
         self._status = ""
         if self._fd is not None:
-            # The supervisor sends it before it kills us: every thread's stack to stderr, without any value.
+            # The supervisor sends USR1 before it kills us: writes the stack of every thread, without values, to stderr.
             faulthandler.register(signal.SIGUSR1)
 
     def beat(self) -> None:
-        """Say that we move. Never blocks and never raises: a full pipe means that enough was said."""
+        """Report progress. Never blocks and never raises: when the pipe is full, the supervisor has enough to read."""
         if self._fd is None:
             notify.notifier().ping()
         else:
             self._write(BEAT)
 
     def ready(self) -> None:
-        """Say that the start is over."""
+        """Report that the agent is ready."""
         if self._fd is None:
             notify.notifier().ready()
         elif not self._is_ready:
             self._is_ready = self._write(f"{notify.READY}\n".encode())
 
     def status(self, text: str) -> None:
-        """Say what we are at."""
+        """Report the status line if it has changed."""
         if self._fd is None:
             notify.notifier().status(text)
         elif text != self._status:
-            line = " ".join(text.split()).encode(errors="replace")[: MOST_MESSAGE_BYTES - len(notify.STATUS) - 1]
+            line = " ".join(text.split()).encode(errors="replace")[: MAX_MESSAGE_BYTES - len(notify.STATUS) - 1]
             if self._write(notify.STATUS.encode() + line + b"\n"):
                 self._status = text
 
@@ -64,32 +65,32 @@ class Progress:
 
 
 class Listener:
-    """The supervisor's end: takes messages out of what came through the pipe and passes them on."""
+    """The supervisor's end of the pipe: parses the messages and forwards them to the service manager."""
 
     def __init__(self, notifier: Notifier) -> None:
         self._notifier = notifier
         self._rest = b""
-        self.has_begun = False  #: its start is over
+        self.is_ready = False  #: the agent has reported that it is ready
 
     def take(self, data: bytes) -> None:
-        """Take in what was read."""
+        """Parse the bytes that were read from the pipe."""
         *lines, rest = (self._rest + data).split(b"\n")
-        self._rest = rest.lstrip(BEAT)[:MOST_MESSAGE_BYTES]
+        self._rest = rest.lstrip(BEAT)[:MAX_MESSAGE_BYTES]
         for line in lines:
-            self._pass_on(line.lstrip(BEAT).decode(errors="replace"))
+            self._forward(line.lstrip(BEAT).decode(errors="replace"))
 
-    def _pass_on(self, message: str) -> None:
+    def _forward(self, message: str) -> None:
         if message == notify.READY:
-            self.has_begun = True
+            self.is_ready = True
             self._notifier.ready()
         elif message.startswith(notify.STATUS):
             self._notifier.status(message.removeprefix(notify.STATUS))
 
 
 def _inherited_pipe() -> int | None:
-    """The pipe that the variable names, if it does name one.
+    """Return the file descriptor that the variable names, None when it is no pipe.
 
-    The number may have been inherited without the file: what bears it now could be a database's socket.
+    The variable may be inherited without its file: the descriptor could now be a database's socket.
     """
     name = os.environ.get(VARIABLE, "")
     if not name.isdecimal():

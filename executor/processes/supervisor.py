@@ -1,11 +1,11 @@
-"""Starts the agent, starts it again when it asks for that or dies, and leaves none of its processes behind.
+"""Starts the agent, restarts it when it requests that or dies, and ends all processes that it left.
 
-The parent of everything, PID 1 in the container: small, one thread, standard library only, no state of its own. It is
-a child subreaper, so that whatever loses its parent comes here. Signal handlers write a byte; one loop decides:
+The root of the process tree, PID 1 in the container: one thread, standard library only, no stored state. It is a child
+subreaper, so every orphaned descendant becomes its child. Signal handlers write a byte to a pipe; one loop decides:
 
-    started ──exit 10 (a limit was reached)──▶ strays ended ──at once───▶ started
-       ├──────any other death, or silence────▶ strays ended ──back-off──▶ started
-       └──────exit 0, 2, 3, 6, or a stop─────▶ strays ended ────────────▶ its exit code is ours
+    started ──exit 10 (a limit was reached)──▶ orphans killed ──at once──▶ started
+       ├──────any other death, or a stall────▶ orphans killed ──backoff──▶ started
+       └──────exit 0, 2, 3, 6, or a stop─────▶ orphans killed ───────────▶ exit with the agent's code
 """
 
 from __future__ import annotations
@@ -25,42 +25,42 @@ from executor.errors import EXIT_DATABASE, EXIT_FAILURE, EXIT_OK, EXIT_RESTART, 
 from executor.processes import process_tree, progress
 from executor.processes import sd_notify as notify
 
-#: Another start would end the same way: a person must act.
+#: A restart would fail the same way: an operator must act.
 FINAL_CODES = frozenset({EXIT_OK, EXIT_USAGE, EXIT_SETTINGS, EXIT_DATABASE})
-#: Pause before the first start after a death, doubled for each further one. R5: claiming again within 10 s.
-FIRST_PAUSE_S = 0.5
-LONGEST_PAUSE_S = 30.0
-#: The same for agents that had begun to work before they died: their start is not what is wrong, and R5 holds for the
-#: tenth kill in a row as for the first.
-LONGEST_PAUSE_AFTER_WORK_S = 4.0
-#: An agent that lived this long has started well, and the next pause is the first one again.
-GOOD_LIFE_S = 60.0
-#: An agent that wants a restart sooner than this would want the next one as soon: it waits like one that died.
-SHORT_LIFE_S = 2.0
-#: Given to strays between TERM and KILL; in that time the keepers of its runs end what they keep.
-STRAY_GRACE_S = 2.0
-#: Given to the agent after QUIT.
+#: Backoff before the first restart after a death, doubled for each further one. R5: claiming again within 10 s.
+MIN_BACKOFF_S = 0.5
+MAX_BACKOFF_S = 30.0
+#: The maximum for agents that were ready before they died: the start works, and R5 holds for the tenth kill in a row
+#: as for the first.
+MAX_BACKOFF_AFTER_READY_S = 4.0
+#: After a life of this length the backoff starts again at its minimum.
+STABLE_LIFE_S = 60.0
+#: An agent that requests a restart sooner than this would probably do so again: it gets a backoff as after a death.
+MIN_LIFE_S = 2.0
+#: Time between TERM and KILL for orphan processes; the keepers of the agent's runs need it to end their runs.
+ORPHAN_GRACE_S = 2.0
+#: Time for the agent to exit after QUIT.
 QUIT_GRACE_S = 8.0
-#: Given to a stalled agent to write down where it stands.
+#: Time for a stalled agent to write the stacks of its threads.
 DUMP_S = 1.0
-#: The loop's pace when nothing happens.
+#: Interval of the loop when no event wakes it.
 TICK_S = 1.0
-#: The service manager's watchdog is fed while the agent moves; one silent for this long is left to its patience.
-FEEDING_SILENCE_S = 30.0
+#: The service manager's watchdog gets no more pings once the agent has made no progress for this long.
+MAX_SILENCE_S = 30.0
 
 
 class EventLog(Protocol):
-    """Takes one event."""
+    """Logs one event."""
 
     def __call__(self, event: str, *, level: str = "info", **facts: Any) -> None:
         """Log an event, named in the past tense, with its facts."""
 
 
 def log_line(event: str, *, level: str = "info", **facts: Any) -> None:
-    """Write one line in the shape of the agent's own log, without its libraries."""
+    """Write one line in the format of the agent's log, without its libraries."""
     now = datetime.now(UTC).isoformat().replace("+00:00", "Z")
     line = {"timestamp": now, "level": level, "event": event, "logger": "executor.processes.supervisor", **facts}
-    with contextlib.suppress(OSError, ValueError):  # a closed stdout is no reason to leave the agent alone
+    with contextlib.suppress(OSError, ValueError):  # a closed stdout must not end the supervisor
         sys.stdout.write(json.dumps(line) + "\n")
         sys.stdout.flush()
 
@@ -73,11 +73,11 @@ def supervise(
     stall_timeout_s: float = 120,
     log: EventLog = log_line,
 ) -> int:
-    """Keep an agent running until it ends for good or we are told to stop; return the exit code.
+    """Keep an agent running until it exits with a final code or a stop signal is received; return the exit code.
 
-    The first TERM (or INT: Ctrl-C) lets the agent drain, the second lets it cancel, QUIT lets it end at once; past
-    `stop_timeout_s` it is killed. An agent that has not said that it moves (`progress`) for `stall_timeout_s` is asked
-    for a dump (USR1), killed and started again; 0 turns that off. HUP and USR1 are passed on.
+    The first TERM (or INT: Ctrl-C) makes the agent drain, the second makes it cancel its jobs, QUIT makes it exit at
+    once; after `stop_timeout_s` it is killed. An agent that has reported no progress for `stall_timeout_s` writes a
+    dump (USR1), is killed and restarted; 0 turns that off. HUP and USR1 are forwarded.
     """
     os.umask(0o077)
     process_tree.set_undumpable()
@@ -87,26 +87,25 @@ def supervise(
     return Supervisor(list(command), env, stop_timeout_s, stall_timeout_s, log).run()
 
 
-class Pause:
-    """How long to wait before the next start."""
+class Backoff:
+    """Computes the wait before the next start of the agent."""
 
     def __init__(self) -> None:
-        self._next_s = FIRST_PAUSE_S
+        self._next_s = MIN_BACKOFF_S
 
-    def after(self, lived_s: float, *, wanted: bool, had_begun: bool = False) -> float:
-        """Return the pause after a life of `lived_s`; `wanted`: the agent asked for the restart."""
-        if lived_s >= GOOD_LIFE_S:
-            self._next_s = FIRST_PAUSE_S
-        if wanted and lived_s >= SHORT_LIFE_S:
+    def after(self, lived_s: float, *, requested: bool, was_ready: bool = False) -> float:
+        """Return the backoff after a life of `lived_s`; `requested`: the agent requested the restart."""
+        if lived_s >= STABLE_LIFE_S:
+            self._next_s = MIN_BACKOFF_S
+        if requested and lived_s >= MIN_LIFE_S:
             return 0.0
-        longest_s = LONGEST_PAUSE_AFTER_WORK_S if had_begun else LONGEST_PAUSE_S
-        pause_s = min(self._next_s, longest_s)
-        self._next_s = min(2 * pause_s, LONGEST_PAUSE_S)
-        return pause_s
+        backoff_s = min(self._next_s, MAX_BACKOFF_AFTER_READY_S if was_ready else MAX_BACKOFF_S)
+        self._next_s = min(2 * backoff_s, MAX_BACKOFF_S)
+        return backoff_s
 
 
 class Supervisor:
-    """The loop. It ends with the agent's exit code or its own."""
+    """The supervisor's loop."""
 
     def __init__(
         self, command: list[str], env: dict[str, str], stop_timeout_s: float, stall_timeout_s: float, log: EventLog
@@ -121,34 +120,34 @@ class Supervisor:
         )
         self._notifier = notify.notifier()
         self._agent: _Agent | None = None
-        self._had_begun = False  #: the last agent's start was over when it ended
-        self._stop_at: float | None = None  #: when the agent is killed; None: nobody told us to stop
+        self._was_ready = False  #: the last agent had become ready
+        self._stop_at: float | None = None  #: monotonic; when the agent is killed; None: no stop signal was received
 
     def run(self) -> int:
-        """Live through one agent after another."""
-        pause = Pause()
+        """Run one agent after another; return the exit code."""
+        backoff = Backoff()
         while True:
             started = time.monotonic()
-            code = self._live()
+            code = self._run_one_agent()
             lived_s = time.monotonic() - started
-            self._end_strays()
-            self._turn(0)  # a stop may have come meanwhile
+            self._end_orphans()
+            self._turn(0)  # a stop signal may have been received meanwhile
             if self._stop_at is not None:
                 return _code_of_stop(code)
             if code in FINAL_CODES:
                 return code
-            pause_s = pause.after(lived_s, wanted=code == EXIT_RESTART, had_begun=self._had_begun)
-            self._log("agent_restarting", pause_s=pause_s)
-            self._notifier.status(f"the agent left with code {code} and starts again in {pause_s:g} s")
-            if self._is_stopped_within(pause_s):
+            backoff_s = backoff.after(lived_s, requested=code == EXIT_RESTART, was_ready=self._was_ready)
+            self._log("agent_restarting", backoff_s=backoff_s)
+            self._notifier.status(f"the agent exited with code {code} and restarts in {backoff_s:g} s")
+            if self._is_stopped_within(backoff_s):
                 return EXIT_OK
 
-    def _live(self) -> int:
+    def _run_one_agent(self) -> int:
         """Start an agent and return how it ended: an exit code, or -n for signal n."""
-        self._had_begun = False
+        self._was_ready = False
         try:
             return self._follow()
-        except OSError as error:  # no process to be had just now: as if it had died at once
+        except OSError as error:  # no process could be started: the same backoff as after a death
             self._log("agent_start_failed", level="error", reason=str(error))
             return EXIT_FAILURE
 
@@ -160,52 +159,52 @@ class Supervisor:
                 self._turn(TICK_S)
                 self._watch(agent)
             self._agent = None
-            self._had_begun = agent.has_begun
+            self._was_ready = agent.is_ready
         code = os.waitstatus_to_exitcode(agent.status)
         level = "info" if code in (EXIT_OK, EXIT_RESTART) else "error"
         self._log("agent_exited", level=level, pid=agent.pid, exit_code=code)
         return code
 
     def _turn(self, within_s: float) -> None:
-        """Wait for something to happen, and take it in: signs of life, signals, the ends of children."""
+        """Wait for an event, then handle what there is: progress messages, signals, ended children."""
         agent = self._agent
         poll = select.poll()
         poll.register(self._wakeups.reader, select.POLLIN)
-        if agent and not agent.is_mute:
+        if agent and not agent.is_pipe_closed:
             poll.register(agent.progress, select.POLLIN)
         poll.poll(within_s * 1000)
         if agent:
-            agent.listen()
-        if agent is None or agent.silence_s < FEEDING_SILENCE_S:
+            agent.read_progress()
+        if agent is None or agent.silence_s < MAX_SILENCE_S:
             self._notifier.ping()
         for signum in self._wakeups.read():
-            self._take(signum)
+            self._handle(signum)
         for pid, status in process_tree.reap().items():
             if agent and pid == agent.pid:
                 agent.status = status
 
-    def _take(self, signum: int) -> None:
-        """Act on a signal. The agent sees INT as TERM, so that each of them counts as one step of the same stop."""
+    def _handle(self, signum: int) -> None:
+        """Act on a signal. The agent receives INT as TERM, so that both count as a step of the same stop."""
         now = time.monotonic()
         if signum in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
             self._notifier.stopping()
         if signum in (signal.SIGTERM, signal.SIGINT):
             if self._stop_at is None:
                 self._stop_at = now + self._stop_timeout_s
-            self._pass_on(signal.SIGTERM)
+            self._forward(signal.SIGTERM)
         elif signum == signal.SIGQUIT:
             self._stop_at = now + QUIT_GRACE_S
-            self._pass_on(signum)
+            self._forward(signum)
         elif signum != signal.SIGCHLD:
-            self._pass_on(signum)
+            self._forward(signum)
 
-    def _pass_on(self, signum: int) -> None:
+    def _forward(self, signum: int) -> None:
         if self._agent:
             self._log("signal_forwarded", signal=signal.Signals(signum).name)
             process_tree.send(self._agent.pid, signum)
 
     def _watch(self, agent: _Agent) -> None:
-        """Kill an agent that does not stop in time, or that does not move. One that stops need not move."""
+        """Kill an agent that does not stop in time or reports no progress. A stopping agent may be silent."""
         if agent.status is not None or agent.is_killed:
             return
         if self._stop_at is not None:
@@ -214,69 +213,69 @@ class Supervisor:
                 agent.kill()
         elif 0 < self._stall_timeout_s < agent.silence_s:
             self._log("agent_stalled", level="error", pid=agent.pid, silence_s=round(agent.silence_s, 1))
-            self._pass_on(signal.SIGUSR1)
+            self._forward(signal.SIGUSR1)
             time.sleep(DUMP_S)
             agent.kill()
 
-    def _end_strays(self) -> None:
-        """End what the agent has left: nothing may go on changing VMs that no agent knows of."""
-        met = process_tree.end(_strays, grace_s=STRAY_GRACE_S)
-        if met:
-            self._log("orphan_processes_killed", level="warning", pids=sorted(met), left=sorted(_strays()))
+    def _end_orphans(self) -> None:
+        """End the processes that the agent left: none may change VMs without an agent that knows of it."""
+        found = process_tree.end(_orphans, grace_s=ORPHAN_GRACE_S)
+        if found:
+            self._log("orphan_processes_killed", level="warning", pids=sorted(found), left=sorted(_orphans()))
 
-    def _is_stopped_within(self, pause_s: float) -> bool:
-        until = time.monotonic() + pause_s
+    def _is_stopped_within(self, wait_s: float) -> bool:
+        until = time.monotonic() + wait_s
         while self._stop_at is None and (left_s := until - time.monotonic()) > 0:
             self._turn(min(left_s, TICK_S))
         return self._stop_at is not None
 
 
 class _Agent:
-    """The agent's process as we see it."""
+    """The agent's process as the supervisor sees it."""
 
     def __init__(self, pid: int, progress_reader: int, listener: progress.Listener) -> None:
         self.pid = pid
         self.progress = progress_reader
         self._listener = listener
-        self.status: int | None = None  #: its wait status, once it has ended
-        self.is_mute = False  #: it has closed its end of the pipe
+        self.status: int | None = None  #: wait status, None while it runs
+        self.is_pipe_closed = False  #: the agent has closed its end
         self.is_killed = False
         self.silence_s = 0.0
-        self._looked_at = time.monotonic()
+        self._read_at = time.monotonic()
 
     @property
-    def has_begun(self) -> bool:
-        """True when it has said that its start is over."""
-        return self._listener.has_begun
+    def is_ready(self) -> bool:
+        """True when it has reported that it is ready."""
+        return self._listener.is_ready
 
-    def listen(self) -> None:
-        """Take in its signs of life.
+    def read_progress(self) -> None:
+        """Read the progress messages and update `silence_s`.
 
-        Silence is summed over turns, each for no more than two ticks: after both of us were stopped for an hour
-        (SIGSTOP, a paused VM) it must not look like an hour of silence.
+        Silence is summed over turns, at most two ticks for each: when both processes were suspended for an hour
+        (SIGSTOP, a paused VM), that is not an hour of silence.
         """
         now = time.monotonic()
-        self.silence_s += min(now - self._looked_at, 2 * TICK_S)
-        self._looked_at = now
+        self.silence_s += min(now - self._read_at, 2 * TICK_S)
+        self._read_at = now
         with contextlib.suppress(BlockingIOError):
-            if said := os.read(self.progress, 65536):
+            if data := os.read(self.progress, 65536):
                 self.silence_s = 0.0
-                self._listener.take(said)
+                self._listener.take(data)
             else:
-                self.is_mute = True
+                self.is_pipe_closed = True
 
     def kill(self) -> None:
-        """End it now."""
+        """Send SIGKILL."""
         self.is_killed = True
         process_tree.send(self.pid, signal.SIGKILL)
 
 
 @contextlib.contextmanager
 def _started(command: list[str], env: dict[str, str], listener: progress.Listener) -> Iterator[_Agent]:
-    """Start an agent that dies with us.
+    """Start an agent; the kernel kills it when the supervisor dies.
 
-    With SIGKILL, not TERM: without a supervisor nobody passes signals on, and the next supervisor starts an agent on
-    the same database, while this one would go on for the whole drain time. Its runs end too: their keepers hang on it.
+    With SIGKILL, not TERM: the next supervisor starts an agent on the same database, while this one would drain for
+    minutes. Its runs end too: their keepers notice the closed pipe.
     """
     reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     try:
@@ -291,12 +290,12 @@ def _started(command: list[str], env: dict[str, str], listener: progress.Listene
         os.close(reader)
 
 
-def _strays() -> set[int]:
+def _orphans() -> set[int]:
     return process_tree.descendants(os.getpid())
 
 
 def _code_of_stop(code: int) -> int:
-    """The exit code after a stop. An agent that TERM met before it could handle it has stopped, too."""
+    """Return the exit code after a stop. An agent that TERM killed before it had a handler has stopped, too."""
     if code in (EXIT_RESTART, -signal.SIGTERM, -signal.SIGQUIT):
         return EXIT_OK
     return code if code >= 0 else EXIT_FAILURE

@@ -72,12 +72,12 @@ class Guard:
         if scope["type"] != "http":
             return
 
-        has_begun = False
+        has_started = False
 
         async def send_guarded(message: Message) -> None:
-            nonlocal has_begun
+            nonlocal has_started
             if message["type"] == "http.response.start":
-                has_begun = True
+                has_started = True
                 MutableHeaders(scope=message).update(HEADERS)
             await send(message)
 
@@ -86,7 +86,7 @@ class Guard:
         except Exception:
             # A defect in a page: its traceback belongs into our log, and nowhere else.
             log.exception("page_crashed", path=scope["path"])
-            if not has_begun:
+            if not has_started:
                 await _answer(500, "this page is broken, see the log")(scope, receive, send_guarded)
 
     def _refusal(self, scope: Scope) -> JSONResponse | None:

@@ -1,4 +1,4 @@
-"""What a service manager hears, on a real datagram socket."""
+"""The messages that a service manager receives, on a real datagram socket."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from smith_lab.simulator.control import running_simulator
 
-from executor.processes.progress import MOST_MESSAGE_BYTES, Listener
-from executor.processes.sd_notify import MOST_STATUS_CHARS, PINGS, Notifier
+from executor.processes.progress import MAX_MESSAGE_BYTES, Listener
+from executor.processes.sd_notify import MAX_STATUS_CHARS, PINGS_PER_TIMEOUT, Notifier
 
 GIVE_UP_S = 60
 
@@ -24,7 +24,7 @@ import sys
 from executor.processes.supervisor import supervise
 sys.exit(supervise([sys.executable, "-c", sys.argv[1]], stop_timeout_s=30, stall_timeout_s=0))
 """
-#: An agent that says what the test wants, and what it finds in its environment.
+#: A test agent that reports its status and the variables of its environment.
 AGENT = """
 import os, sys, time
 from executor.processes.progress import Progress
@@ -48,23 +48,23 @@ class Manager:
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.socket.bind(address)
         self.socket.settimeout(GIVE_UP_S)
-        self.heard: list[str] = []
+        self.received: list[str] = []
 
-    def hear(self) -> str:
-        self.heard.append(self.socket.recv(4096).decode())
-        return self.heard[-1]
+    def receive(self) -> str:
+        self.received.append(self.socket.recv(4096).decode())
+        return self.received[-1]
 
     def until(self, wanted: Callable[[str], bool] | str) -> str:
-        """Wait for a line; those before it are in `heard`."""
+        """Wait for a line; earlier lines are in `received`."""
         while True:
-            line = self.hear()
+            line = self.receive()
             if line == wanted or (callable(wanted) and wanted(line)):
                 return line
 
     def nothing_more(self) -> bool:
         self.socket.setblocking(False)
         try:
-            self.hear()
+            self.receive()
         except BlockingIOError:
             return True
         finally:
@@ -84,75 +84,74 @@ def manager(path: str) -> Iterator[Manager]:
     manager.socket.close()
 
 
-# The voice itself
+# The client
 
 
-def test_without_a_socket_nothing_is_said_and_nothing_fails() -> None:
+def test_without_a_socket_nothing_is_sent_and_nothing_fails() -> None:
     for environ in ({}, {"NOTIFY_SOCKET": ""}, {"NOTIFY_SOCKET": "relative"}, {"NOTIFY_SOCKET": "/not/there"}):
-        voice = Notifier({**environ, "WATCHDOG_USEC": "1000"})
-        voice.ready()
-        voice.status("at work")
-        voice.ping()
-        voice.stopping()
+        notifier = Notifier({**environ, "WATCHDOG_USEC": "1000"})
+        notifier.ready()
+        notifier.status("at work")
+        notifier.ping()
+        notifier.stopping()
 
 
-def test_each_thing_is_said_once(manager: Manager, path: str) -> None:
-    voice = Notifier({"NOTIFY_SOCKET": path})
+def test_each_state_is_sent_once(manager: Manager, path: str) -> None:
+    notifier = Notifier({"NOTIFY_SOCKET": path})
     for _ in range(3):
-        voice.ready()
-        voice.status("at work")
-        voice.ping()
-    voice.status("two\nlines\x1b[31m" + "x" * 500)
-    assert [manager.hear(), manager.hear()] == ["READY=1", "STATUS=at work"]
-    line = manager.hear()
-    assert line.startswith("STATUS=two lines [31mx"), "a line break would begin another assignment"
-    assert len(line) == len("STATUS=") + MOST_STATUS_CHARS
-    assert manager.nothing_more(), "without WATCHDOG_USEC nobody waits for a ping"
+        notifier.ready()
+        notifier.status("at work")
+        notifier.ping()
+    notifier.status("two\nlines\x1b[31m" + "x" * 500)
+    assert [manager.receive(), manager.receive()] == ["READY=1", "STATUS=at work"]
+    line = manager.receive()
+    assert line.startswith("STATUS=two lines [31mx"), "a line break would start another assignment"
+    assert len(line) == len("STATUS=") + MAX_STATUS_CHARS
+    assert manager.nothing_more(), "without WATCHDOG_USEC there are no pings"
 
 
-def test_an_abstract_socket_is_reached() -> None:
+def test_an_abstract_socket_works() -> None:
     name = f"smith-test-{os.getpid()}"
     manager = Manager(f"\0{name}")
     Notifier({"NOTIFY_SOCKET": f"@{name}"}).ready()
-    assert manager.hear() == "READY=1"
+    assert manager.receive() == "READY=1"
     manager.socket.close()
 
 
 @pytest.mark.parametrize(("pid", "pings"), [("", 1), (str(os.getpid()), 1), ("1", 0)], ids=["any", "ours", "another"])
-def test_the_watchdog_is_fed_only_by_the_process_that_it_watches(
-    pid: str, pings: int, manager: Manager, path: str
-) -> None:
-    voice = Notifier({"NOTIFY_SOCKET": path, "WATCHDOG_USEC": str(3600 * 10**6 * PINGS), "WATCHDOG_PID": pid})
+def test_only_the_process_named_by_watchdog_pid_sends_pings(pid: str, pings: int, manager: Manager, path: str) -> None:
+    timeout_us = 3600 * 10**6 * PINGS_PER_TIMEOUT
+    notifier = Notifier({"NOTIFY_SOCKET": path, "WATCHDOG_USEC": str(timeout_us), "WATCHDOG_PID": pid})
     for _ in range(5):
-        voice.ping()
-    voice.stopping()
+        notifier.ping()
+    notifier.stopping()
     manager.until("STOPPING=1")
-    assert manager.heard.count("WATCHDOG=1") == pings
+    assert manager.received.count("WATCHDOG=1") == pings
 
 
-def test_a_manager_that_does_not_read_delays_nobody(manager: Manager, path: str) -> None:
-    voice = Notifier({"NOTIFY_SOCKET": path})
+def test_a_manager_that_does_not_read_causes_no_delay(manager: Manager, path: str) -> None:
+    notifier = Notifier({"NOTIFY_SOCKET": path})
     for number in range(5000):  # more than any socket's queue holds
-        voice.status(f"line {number}")
-    assert manager.hear() == "STATUS=line 0"
+        notifier.status(f"line {number}")
+    assert manager.receive() == "STATUS=line 0"
 
 
-def test_messages_are_found_among_beats_wherever_the_pipe_was_cut(manager: Manager, path: str) -> None:
-    said = b"...STATUS=1.5 jobs...\n..READY=1\n.EVIL=1\n.."
-    for cut in range(1, len(said)):
-        voice = Notifier({"NOTIFY_SOCKET": path})
-        listener = Listener(voice)
-        for start in range(0, len(said), cut):
-            listener.take(said[start : start + cut])
-        assert [manager.hear(), manager.hear()] == ["STATUS=1.5 jobs...", "READY=1"], cut
-        assert manager.nothing_more(), "only these two are passed on"
+def test_messages_are_parsed_wherever_the_reads_split_them(manager: Manager, path: str) -> None:
+    data = b"...STATUS=1.5 jobs...\n..READY=1\n.EVIL=1\n.."
+    for cut in range(1, len(data)):
+        notifier = Notifier({"NOTIFY_SOCKET": path})
+        listener = Listener(notifier)
+        for start in range(0, len(data), cut):
+            listener.take(data[start : start + cut])
+        assert [manager.receive(), manager.receive()] == ["STATUS=1.5 jobs...", "READY=1"], cut
+        assert manager.nothing_more(), "only these two are forwarded"
 
 
-def test_a_message_without_an_end_takes_no_memory(path: str) -> None:
+def test_a_message_without_an_end_uses_bounded_memory(path: str) -> None:
     listener = Listener(Notifier({}))
     for _ in range(100):
         listener.take(b"x" * 1000)
-    assert len(listener._rest) == MOST_MESSAGE_BYTES
+    assert len(listener._rest) == MAX_MESSAGE_BYTES
 
 
 # Through the supervisor
@@ -179,9 +178,7 @@ def supervised(manager: Manager, path: str) -> Iterator[Callable[..., subprocess
 Start = Callable[..., "subprocess.Popen[bytes]"]
 
 
-def test_the_supervisor_passes_on_what_the_agent_says_and_feeds_the_watchdog(
-    supervised: Start, manager: Manager
-) -> None:
+def test_the_supervisor_forwards_messages_and_pings_the_watchdog(supervised: Start, manager: Manager) -> None:
     process = supervised(AGENT, WATCHDOG_USEC="300000")
     manager.until("READY=1")
     for _ in range(3):
@@ -189,37 +186,37 @@ def test_the_supervisor_passes_on_what_the_agent_says_and_feeds_the_watchdog(
     process.terminate()
     manager.until("STOPPING=1")
     assert process.wait(GIVE_UP_S) == 0
-    assert manager.heard.count("READY=1") == 1
-    assert "STATUS=sees ." in manager.heard, "the agent's children must not speak in our name"
+    assert manager.received.count("READY=1") == 1
+    assert "STATUS=sees ." in manager.received, "child processes must not be able to send messages in our name"
 
 
-def test_after_a_death_the_manager_hears_of_the_pause_and_not_of_a_second_start(
+def test_after_a_restart_the_status_shows_the_backoff_and_ready_is_not_sent_again(
     supervised: Start, manager: Manager
 ) -> None:
     process = supervised(AGENT.replace("while True:", "sys.exit(10)\nwhile True:"))
     for _ in range(2):
-        manager.until(lambda line: line.startswith("STATUS=the agent left with code 10"))
+        manager.until(lambda line: line.startswith("STATUS=the agent exited with code 10"))
     process.terminate()
     assert process.wait(GIVE_UP_S) == 0
     while not manager.nothing_more():
         pass
-    assert manager.heard.count("READY=1") == 1
+    assert manager.received.count("READY=1") == 1
 
 
-def test_an_agent_that_says_nothing_is_not_ready(supervised: Start, manager: Manager) -> None:
+def test_an_agent_without_messages_is_not_ready(supervised: Start, manager: Manager) -> None:
     process = supervised(SILENT_AGENT, WATCHDOG_USEC="300000")
     manager.until("WATCHDOG=1")
     process.send_signal(signal.SIGQUIT)
     manager.until("STOPPING=1")
     process.wait(GIVE_UP_S)
-    assert "READY=1" not in manager.heard
+    assert "READY=1" not in manager.received
 
 
 # The whole program
 
 
 @pytest.mark.parametrize("arguments", [["run"], ["run", "--no-supervisor"]])
-def test_smith_run_is_ready_even_while_fulcrum_is_away(
+def test_smith_run_becomes_ready_while_fulcrum_does_not_answer(
     arguments: list[str], manager: Manager, path: str, tmp_path: Path
 ) -> None:
     with running_simulator() as sim:

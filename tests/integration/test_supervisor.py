@@ -1,4 +1,4 @@
-"""Real processes: agents that end, die, hang and leave strays, under the real supervisor."""
+"""Real processes: agents that exit, die, hang and leave orphan processes, under the real supervisor."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
-from executor.processes.supervisor import FIRST_PAUSE_S, GOOD_LIFE_S, LONGEST_PAUSE_S, SHORT_LIFE_S, Pause
+from executor.processes.supervisor import MAX_BACKOFF_S, MIN_BACKOFF_S, MIN_LIFE_S, STABLE_LIFE_S, Backoff
 
 SUPERVISOR = """
 import json, sys
@@ -24,7 +24,7 @@ from executor.processes.supervisor import supervise
 sys.exit(supervise([sys.executable, sys.argv[1]], **json.loads(sys.argv[2])))
 """
 
-#: What every agent of these tests can do. `life` counts the starts from 1.
+#: Start of each test agent's program. `life` counts the starts from 1.
 AGENT = """
 import os, pathlib, signal, subprocess, sys, time
 from executor.processes.progress import Progress
@@ -42,7 +42,7 @@ def wait():
     while True:
         time.sleep(0.05)
 
-def leave_strays():
+def leave_orphans():
     '''A child, and one in a session of its own without its parent and without an environment; they ignore TERM.'''
     script = 'trap "" TERM; echo $$ > "$0.new"; mv "$0.new" "$0"; sleep 600'
     subprocess.Popen(["sh", "-c", script, str(folder / "child.pid")])
@@ -55,7 +55,7 @@ def leave_strays():
 
 
 class Supervised:
-    """A supervisor with an agent of a few lines."""
+    """A supervisor with a small test agent."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -72,7 +72,7 @@ class Supervised:
         return self.process
 
     def run(self, body: str, **options: Any) -> int:
-        """Start, and wait for the end."""
+        """Start a supervisor and wait for its end."""
         return self.start(body, **options).wait(60)
 
     def send(self, signum: int) -> None:
@@ -81,32 +81,32 @@ class Supervised:
         self.process.send_signal(signum)
 
     def wait(self) -> int:
-        """The supervisor's exit code."""
+        """Wait for the supervisor's end; return its exit code."""
         assert self.process is not None
         return self.process.wait(60)
 
     @property
     def pids(self) -> list[int]:
-        """The agents so far."""
+        """Process ids of the agents started so far."""
         file = self.folder / "pids"
         return [int(pid) for pid in file.read_text().split()] if file.exists() else []
 
     @property
     def events(self) -> list[dict[str, Any]]:
-        """What the supervisor has logged; other lines are the agent's."""
+        """Log lines of the supervisor; other lines are the agent's."""
         lines = (self.folder / "stdout").read_text().splitlines()
         return [json.loads(line) for line in lines if line.startswith("{")]
 
     def named(self, event: str) -> list[dict[str, Any]]:
-        """The log lines of one kind."""
+        """Return the log lines of one event."""
         return [line for line in self.events if line["event"] == event]
 
     def has(self, name: str) -> Path | None:
-        """A note of the agent's."""
+        """Return the path of a note that the agent has written, None before."""
         return self.folder / name if (self.folder / name).exists() else None
 
     def end(self) -> None:
-        """Leave nothing of this test alive."""
+        """Kill every process of this test."""
         if self.process is not None and self.process.poll() is None:
             for process in [
                 psutil.Process(self.process.pid),
@@ -117,8 +117,8 @@ class Supervised:
             self.process.wait()
         for file in self.folder.glob("*.pid"):
             with contextlib.suppress(psutil.NoSuchProcess):
-                stray = psutil.Process(int(file.read_text()))
-                for process in (*stray.children(recursive=True), stray):
+                orphan = psutil.Process(int(file.read_text()))
+                for process in (*orphan.children(recursive=True), orphan):
                     process.kill()
 
 
@@ -148,13 +148,13 @@ def supervised(tmp_path: Path) -> Iterator[Supervised]:
 
 
 @pytest.mark.parametrize("code", [0, 2, 3, 6])
-def test_an_agent_that_ended_for_good_is_not_started_again(supervised: Supervised, code: int) -> None:
+def test_an_agent_with_a_final_exit_code_is_not_restarted(supervised: Supervised, code: int) -> None:
     assert supervised.run(f"sys.exit({code})") == code
 
     assert len(supervised.pids) == 1
 
 
-def test_an_agent_that_asks_for_a_restart_is_started_again(supervised: Supervised) -> None:
+def test_an_agent_that_requests_a_restart_is_restarted(supervised: Supervised) -> None:
     assert supervised.run("sys.exit(10 if life < 3 else 0)") == 0
 
     assert len(set(supervised.pids)) == 3
@@ -163,47 +163,47 @@ def test_an_agent_that_asks_for_a_restart_is_started_again(supervised: Supervise
 
 
 @pytest.mark.parametrize("death", ["sys.exit(1)", "raise RuntimeError", "os.kill(os.getpid(), signal.SIGKILL)"])
-def test_r5_an_agent_that_dies_is_started_again_soon(supervised: Supervised, death: str) -> None:
+def test_r5_an_agent_that_dies_is_restarted_after_the_minimum_backoff(supervised: Supervised, death: str) -> None:
     assert supervised.run(f"if life == 1: {death}") == 0
 
     assert len(supervised.pids) == 2
-    assert [line["pause_s"] for line in supervised.named("agent_restarting")] == [FIRST_PAUSE_S]
+    assert [line["backoff_s"] for line in supervised.named("agent_restarting")] == [MIN_BACKOFF_S]
     assert supervised.named("agent_exited")[0]["level"] == "error"
 
 
-def test_an_agent_that_keeps_dying_is_started_less_and_less_often(supervised: Supervised) -> None:
+def test_the_backoff_grows_while_the_agent_keeps_dying(supervised: Supervised) -> None:
     assert supervised.run("sys.exit(1 if life < 4 else 3)") == 3
 
-    assert [line["pause_s"] for line in supervised.named("agent_restarting")] == [0.5, 1.0, 2.0]
+    assert [line["backoff_s"] for line in supervised.named("agent_restarting")] == [0.5, 1.0, 2.0]
 
 
-def test_the_pause_grows_to_its_limit_and_a_good_life_resets_it() -> None:
-    pause = Pause()
+def test_the_backoff_grows_to_its_maximum_and_a_long_life_resets_it() -> None:
+    backoff = Backoff()
 
-    grown = [pause.after(1.0, wanted=False) for _ in range(9)]
+    grown = [backoff.after(1.0, requested=False) for _ in range(9)]
 
-    assert grown == [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, LONGEST_PAUSE_S, LONGEST_PAUSE_S, LONGEST_PAUSE_S]
-    assert pause.after(GOOD_LIFE_S, wanted=False) == FIRST_PAUSE_S
-    assert pause.after(SHORT_LIFE_S, wanted=True) == 0.0
-    assert pause.after(0.1, wanted=True) == 2 * FIRST_PAUSE_S
+    assert grown == [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, MAX_BACKOFF_S, MAX_BACKOFF_S, MAX_BACKOFF_S]
+    assert backoff.after(STABLE_LIFE_S, requested=False) == MIN_BACKOFF_S
+    assert backoff.after(MIN_LIFE_S, requested=True) == 0.0
+    assert backoff.after(0.1, requested=True) == 2 * MIN_BACKOFF_S
 
 
-def test_r5_agents_that_are_killed_at_work_are_started_again_soon_however_often() -> None:
-    pause = Pause()
+def test_r5_the_backoff_stays_short_for_agents_that_were_ready_before_they_died() -> None:
+    backoff = Backoff()
 
-    grown = [pause.after(1.0, wanted=False, had_begun=True) for _ in range(6)]
+    grown = [backoff.after(1.0, requested=False, was_ready=True) for _ in range(6)]
 
     assert grown == [0.5, 1.0, 2.0, 4.0, 4.0, 4.0]
-    assert pause.after(1.0, wanted=False) == 8.0  # this one died in its start
+    assert backoff.after(1.0, requested=False) == 8.0  # this one died before it was ready
 
 
-def test_an_agent_that_said_that_it_has_begun_is_known_to_have(supervised: Supervised) -> None:
+def test_the_supervisor_remembers_that_the_agent_was_ready(supervised: Supervised) -> None:
     assert supervised.run("if life < 6: Progress().ready(); sys.exit(1)") == 0
 
-    assert [line["pause_s"] for line in supervised.named("agent_restarting")] == [0.5, 1.0, 2.0, 4.0, 4.0]
+    assert [line["backoff_s"] for line in supervised.named("agent_restarting")] == [0.5, 1.0, 2.0, 4.0, 4.0]
 
 
-def test_a_command_that_cannot_be_started_is_tried_again_until_told_to_stop(tmp_path: Path) -> None:
+def test_a_command_that_cannot_be_started_is_retried_until_a_stop_signal(tmp_path: Path) -> None:
     script = (
         "from executor.processes.supervisor import supervise;"
         " raise SystemExit(supervise(['/no/such'], stop_timeout_s=5))"
@@ -217,13 +217,13 @@ def test_a_command_that_cannot_be_started_is_tried_again_until_told_to_stop(tmp_
         assert process.wait(30) == 0
 
 
-# --- strays -----------------------------------------------------------------------------------------------------------
+# --- orphan processes--------------------------------------------------------------------------------------------------
 
 
-def test_r7_a_killed_agent_leaves_no_descendant_and_the_next_starts_after_they_are_gone(supervised: Supervised) -> None:
+def test_r7_a_killed_agents_descendants_end_before_the_next_agent_starts(supervised: Supervised) -> None:
     body = """
 if life == 1:
-    leave_strays()
+    leave_orphans()
     note("ready")
     wait()
 alive = [name for name in ("child.pid", "lost.pid") if os.path.exists(f"/proc/{(folder / name).read_text().strip()}")]
@@ -241,15 +241,15 @@ note("seen-by-next", alive)
 
 
 @pytest.mark.parametrize("code", [0, 10, 3])
-def test_an_agent_that_ends_by_itself_leaves_no_descendant_either(supervised: Supervised, code: int) -> None:
-    supervised.run(f"leave_strays() if life == 1 else sys.exit(0)\nsys.exit({code})")
+def test_the_descendants_of_an_agent_that_exits_end_too(supervised: Supervised, code: int) -> None:
+    supervised.run(f"leave_orphans() if life == 1 else sys.exit(0)\nsys.exit({code})")
 
     pids = [int(file.read_text()) for file in supervised.folder.glob("*.pid")]
     assert len(pids) == 2
     assert not any(_is_alive(pid) for pid in pids)
 
 
-def test_a_killed_supervisor_takes_its_agent_along(supervised: Supervised) -> None:
+def test_the_agent_of_a_killed_supervisor_dies(supervised: Supervised) -> None:
     process = supervised.start("note('ready')\nwait()")
     _eventually(lambda: supervised.has("ready"))
 
@@ -258,7 +258,7 @@ def test_a_killed_supervisor_takes_its_agent_along(supervised: Supervised) -> No
     _eventually(lambda: not _is_alive(supervised.pids[0]))
 
 
-def test_processes_that_lost_their_parent_are_reaped_while_the_agent_works(supervised: Supervised) -> None:
+def test_orphaned_processes_are_reaped_while_the_agent_runs(supervised: Supervised) -> None:
     body = """
 for _ in range(20):
     subprocess.run(["sh", "-c", "(sleep 0.2) & exit 0"])
@@ -292,7 +292,7 @@ def _counting(wanted: int, code: int = 0) -> str:
     return COUNTING.replace("WANTED", str(wanted)).replace("CODE", str(code))
 
 
-def test_r8_a_first_term_lets_the_agent_drain_and_its_exit_code_is_ours(supervised: Supervised) -> None:
+def test_r8_a_first_term_reaches_the_agent_and_the_supervisor_exits_with_its_code(supervised: Supervised) -> None:
     supervised.start(_counting(1, code=1))
     _eventually(lambda: supervised.has("ready"))
     supervised.send(signal.SIGTERM)
@@ -303,7 +303,9 @@ def test_r8_a_first_term_lets_the_agent_drain_and_its_exit_code_is_ours(supervis
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-def test_a_second_stop_reaches_the_agent_as_a_second_term(supervised: Supervised, signum: signal.Signals) -> None:
+def test_a_second_stop_signal_reaches_the_agent_as_a_second_term(
+    supervised: Supervised, signum: signal.Signals
+) -> None:
     supervised.start(_counting(2))
     _eventually(lambda: supervised.has("ready"))
     supervised.send(signum)
@@ -314,7 +316,7 @@ def test_a_second_stop_reaches_the_agent_as_a_second_term(supervised: Supervised
     assert (supervised.folder / "got").read_text() == "['SIGTERM', 'SIGTERM']"
 
 
-def test_quit_hup_and_usr1_are_passed_on(supervised: Supervised) -> None:
+def test_quit_hup_and_usr1_are_forwarded(supervised: Supervised) -> None:
     supervised.start(_counting(3))
     _eventually(lambda: supervised.has("ready"))
     for number, signum in enumerate((signal.SIGHUP, signal.SIGUSR1, signal.SIGQUIT), start=1):
@@ -325,7 +327,7 @@ def test_quit_hup_and_usr1_are_passed_on(supervised: Supervised) -> None:
     assert (supervised.folder / "got").read_text() == "['SIGHUP', 'SIGUSR1', 'SIGQUIT']"
 
 
-def test_hup_does_not_kill_an_agent_that_knows_nothing_of_it(supervised: Supervised) -> None:
+def test_hup_does_not_kill_an_agent_without_a_handler(supervised: Supervised) -> None:
     supervised.start("note('ready')\nwait()")
     _eventually(lambda: supervised.has("ready"))
     supervised.send(signal.SIGHUP)
@@ -346,7 +348,7 @@ def test_an_agent_that_does_not_stop_in_time_is_killed(supervised: Supervised) -
     assert not _is_alive(supervised.pids[0])
 
 
-def test_a_stop_during_the_pause_before_a_restart_ends_at_once(supervised: Supervised) -> None:
+def test_a_stop_signal_during_the_backoff_ends_the_supervisor_at_once(supervised: Supervised) -> None:
     supervised.start("sys.exit(1)")
     _eventually(lambda: len(supervised.named("agent_restarting")) == 4)
     supervised.send(signal.SIGTERM)
@@ -355,7 +357,7 @@ def test_a_stop_during_the_pause_before_a_restart_ends_at_once(supervised: Super
     assert len(supervised.pids) == 4
 
 
-def test_an_agent_that_wants_a_restart_while_it_is_stopped_is_not_started_again(supervised: Supervised) -> None:
+def test_a_restart_request_after_a_stop_signal_is_ignored(supervised: Supervised) -> None:
     supervised.start(_counting(1, code=10))
     _eventually(lambda: supervised.has("ready"))
     supervised.send(signal.SIGTERM)
@@ -367,7 +369,7 @@ def test_an_agent_that_wants_a_restart_while_it_is_stopped_is_not_started_again(
 # --- watchdog ---------------------------------------------------------------------------------------------------------
 
 
-def test_an_agent_that_hangs_is_asked_for_a_dump_killed_and_started_again(supervised: Supervised) -> None:
+def test_a_stalled_agent_writes_a_dump_and_is_killed_and_restarted(supervised: Supervised) -> None:
     body = """
 progress = Progress()
 progress.beat()
@@ -383,7 +385,7 @@ if life == 1:
     assert "stuck_here" in (supervised.folder / "stderr").read_text()
 
 
-def test_an_agent_that_moves_is_left_alone_however_long_it_works(supervised: Supervised) -> None:
+def test_an_agent_that_reports_progress_is_not_killed(supervised: Supervised) -> None:
     body = "progress = Progress()\nfor _ in range(40):\n    progress.beat()\n    time.sleep(0.1)\n"
 
     assert supervised.run(body, stall_timeout_s=2) == 0
@@ -392,8 +394,8 @@ def test_an_agent_that_moves_is_left_alone_however_long_it_works(supervised: Sup
     assert supervised.named("agent_stalled") == []
 
 
-def test_f28_an_agent_that_was_paused_with_us_is_not_taken_for_hanging(supervised: Supervised) -> None:
-    """Supervisor and agent are stopped for longer than an agent may hang → it is not taken for hanging."""
+def test_f28_suspending_supervisor_and_agent_together_is_no_stall(supervised: Supervised) -> None:
+    """Supervisor and agent are suspended for longer than the stall timeout → the agent is not killed."""
     body = "progress = Progress()\nnote('ready')\nwhile True:\n    progress.beat()\n    time.sleep(0.1)\n"
     process = supervised.start(body, stall_timeout_s=3)
     _eventually(lambda: supervised.has("ready"))
@@ -410,8 +412,8 @@ def test_f28_an_agent_that_was_paused_with_us_is_not_taken_for_hanging(supervise
     assert supervised.named("agent_stalled") == []
 
 
-def test_progress_without_a_supervisor_writes_nowhere(tmp_path: Path) -> None:
-    """The number may be inherited without its pipe: the file that bears it now must not be written to."""
+def test_progress_without_a_supervisor_writes_to_no_other_file(tmp_path: Path) -> None:
+    """The variable may be inherited without its pipe: another file with that descriptor must not be written to."""
     script = "import os\nfrom executor.processes.progress import Progress\nProgress().beat()\n"
     victim = tmp_path / "database"
     with victim.open("wb") as file:
@@ -425,13 +427,13 @@ def test_progress_without_a_supervisor_writes_nowhere(tmp_path: Path) -> None:
 # --- surroundings -----------------------------------------------------------------------------------------------------
 
 
-def test_r13_the_agent_makes_private_files_and_no_core_dumps(supervised: Supervised) -> None:
+def test_r13_the_agent_creates_private_files_and_no_core_dumps(supervised: Supervised) -> None:
     supervised.run("import resource\nnote('seen', [os.umask(0), resource.getrlimit(resource.RLIMIT_CORE)])")
 
     assert (supervised.folder / "seen").read_text() == str([0o077, (0, 0)])
 
 
-def test_the_agent_has_the_environment_it_was_given_and_a_session_of_its_own(supervised: Supervised) -> None:
+def test_the_agent_gets_the_given_environment_and_its_own_session(supervised: Supervised) -> None:
     body = "note('seen', [sorted(set(os.environ) - {'LC_CTYPE'}), os.getsid(0) == os.getpid()])"
 
     supervised.run(body, env={"GIVEN": "x"})
@@ -439,8 +441,8 @@ def test_the_agent_has_the_environment_it_was_given_and_a_session_of_its_own(sup
     assert (supervised.folder / "seen").read_text() == "[['GIVEN', 'SMITH_PROGRESS_FD'], True]"
 
 
-def test_every_line_has_the_shape_of_the_agents_log(supervised: Supervised) -> None:
-    supervised.run("leave_strays() if life == 1 else None\nsys.exit(1 if life == 1 else 0)")
+def test_every_line_has_the_format_of_the_agents_log(supervised: Supervised) -> None:
+    supervised.run("leave_orphans() if life == 1 else None\nsys.exit(1 if life == 1 else 0)")
 
     assert {"agent_started", "agent_exited", "orphan_processes_killed", "agent_restarting"} <= {
         line["event"] for line in supervised.events

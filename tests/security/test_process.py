@@ -27,7 +27,8 @@ KNOWN = {
     ("executor/cli/action_checks.py", "yaml.load"),
 }
 
-#: Becomes `nobody`, hides itself or not, and lets a child of the same user look. No exec: nobody may read our Python.
+#: Becomes user `nobody`, sets itself undumpable or not; a child of the same user reads its environment. Without exec,
+#: because `nobody` cannot read our Python.
 PEEP = """
 import ctypes, os, sys
 sys.path.insert(0, {root!r})
@@ -88,7 +89,7 @@ def test_that_search_sees_what_it_looks_for(source: str) -> None:
 
 @pytest.mark.skipif(os.getuid() != 0, reason="becomes another user, which takes root")
 @pytest.mark.parametrize(("hidden", "outcome"), [(True, "Permission denied"), (False, "seen")])
-def test_a_process_of_the_same_user_cannot_look_into_a_hidden_one(hidden: bool, outcome: str) -> None:
+def test_a_process_of_the_same_user_cannot_read_an_undumpable_ones_environment(hidden: bool, outcome: str) -> None:
     source = PEEP.format(root=str(ROOT), hidden=hidden)
     done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=False, timeout=60)
     assert outcome in done.stdout, done.stderr

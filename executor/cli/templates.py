@@ -97,17 +97,17 @@ def _row(row: VmRow, reader: ProxmoxReader, settings: Settings, storages: list[S
 
     config, problem = _config(row, reader)
     template = templates.read(row, config)
-    reach = templates.reach(template, storages, settings.proxmox_storage or "")
+    clones = templates.clone_nodes(template, storages, settings.proxmox_storage or "")
     return {
         "kind": GuestKind.QEMU,
         "vmid": row.vmid,
         "name": row.name,
         "node": row.node,
         "storages": sorted(template.storages),
-        "storages_are_known": reach.is_certain,
+        "storages_are_known": clones.is_certain,
         "tags": list(row.tags),
         "cloud_init": template.has_cloud_init if config else None,
-        "reachable_from": sorted(reach.nodes),
+        "reachable_from": sorted(clones.nodes),
         "problem": problem,
     }
 

@@ -75,7 +75,7 @@ def _space(settings: Settings) -> Iterator[Check]:
         free_mib = free_bytes(folder) // BYTES_PER_MIB
         text = f"{folder}: {free_mib} MiB free"
         if free_mib < MIN_FREE_MIB[name]:
-            yield _MACHINE.fail(f"{name} folder", f"{text}, at minimum {MIN_FREE_MIB[name]} needed")
+            yield _MACHINE.fail(f"{name} folder", f"{text}, at least {MIN_FREE_MIB[name]} needed")
         else:
             yield _MACHINE.ok(f"{name} folder", text)
     if len(str(settings.smith_run_dir)) > MAX_RUN_DIR_CHARS:

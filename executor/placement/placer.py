@@ -139,16 +139,16 @@ class Placer:
             return _placed_on(existing.node, "the VM exists there already", rows[0].vmid)
         images = [self._cluster.template(row) for row in rows]
         storage = self.settings.proxmox_storage if self.settings.proxmox_full_clones else ""
-        reaches = {image.vmid: templates.reach(image, snapshot.storages, storage) for image in images}
+        nodes_of = {image.vmid: templates.clone_nodes(image, snapshot.storages, storage) for image in images}
         if request.node:
-            vmid = templates.for_node(request.node, request.image, images, reaches)
+            vmid = templates.template_for_node(request.node, request.image, images, nodes_of)
             return _placed_on(request.node, "set by PROXMOX_NODES", vmid)
         constraints = PlacementConstraints(
             memory_mib=request.memory_mib,
             cores=request.cores,
             storage=storage,
             bridge=request.bridge,
-            templates=templates.serving(images, reaches),
+            templates=templates.template_by_node(images, nodes_of),
             preferred_node=images[0].node,
         )
         return decide(constraints, self._nodes(snapshot, constraints), self._rules())
@@ -175,7 +175,7 @@ class Placer:
     def _move(self, row: VmRow) -> Placement:
         snapshot = self._snapshot()
         config = self.proxmox.vm_config(row.node, row.vmid, kind=row.kind)
-        reachable = templates.reach(templates.without_cloud_init(row, config), snapshot.storages).nodes
+        reachable = templates.clone_nodes(templates.without_cloud_init(row, config), snapshot.storages).nodes
         bridges = {name for key, text in config.items() if key.startswith("net") for name in BRIDGE.findall(str(text))}
         known = {name: self._cluster.bridges(name) for name in reachable}
         usable = [name for name in reachable if not known[name] or bridges <= known[name] or name == row.node]

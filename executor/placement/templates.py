@@ -1,7 +1,7 @@
-"""Step 5 of 7, what a create clones: an image's name becomes a template, and says from which nodes it can be had.
+"""Finds the template that a create clones, and the nodes where its clone can be created. Pure functions.
 
-Pure functions over what Proxmox lists. Proxmox clones on the template's own node; the new VM may land on another one
-only when every volume of the template is on storage that both nodes share.
+Proxmox clones on the template's node. The new VM can be on another node only when every volume of the template is on
+storage that both nodes share.
 """
 
 from __future__ import annotations
@@ -14,16 +14,17 @@ from typing import Any
 from executor.errors import ErrorCode, JobError
 from executor.proxmox.rows import StorageRow, VmRow
 
-#: A template with this tag, and the image's name behind it, serves the image.
+#: A template with the tag `image-<name>` serves the image of this name.
 TAG_PREFIX = "image-"
 DRIVE = re.compile(r"(?:scsi|virtio|sata|ide)\d+|efidisk0|tpmstate0")
 CLOUD_INIT = re.compile(r"[:/](?:vm-\d+-)?cloudinit\b")
-MAX_NAMED = 10
+#: A message lists at most this many templates.
+MAX_LISTED = 10
 
 
 @dataclass(frozen=True, kw_only=True)
 class Template:
-    """A template with what its configuration says."""
+    """A template, with facts from its configuration."""
 
     vmid: int
     name: str
@@ -34,18 +35,18 @@ class Template:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reach:
-    """Where a clone of a template may land."""
+class CloneNodes:
+    """The nodes where a clone of a template can be created."""
 
     nodes: frozenset[str]
-    is_certain: bool  #: False: its storages are not shown to us, so there may be more
+    is_certain: bool  #: False: its storages are not visible to the token, so there may be more
 
 
 def candidates(image: str, configured: Mapping[str, int], rows: Sequence[VmRow]) -> list[VmRow]:
-    """Return the templates that serve an image: the one of PROXMOX_TEMPLATES, else by name, else by tag.
+    """Return the templates that serve an image: the one set in PROXMOX_TEMPLATES, else by name, else by tag.
 
-    Several are returned when each is on a node of its own: the same image on local storages. Raises JobError NOT_FOUND
-    saying what was found instead.
+    Several are returned when each is on another node: copies of one image on local storages. Raises JobError NOT_FOUND
+    with the templates that exist.
     """
     templates = [row for row in rows if row.is_template and row.kind == "qemu"]
     if image in configured:
@@ -57,27 +58,29 @@ def candidates(image: str, configured: Mapping[str, int], rows: Sequence[VmRow])
             ErrorCode.NOT_FOUND, f"no template is called {image} or tagged {tag}: {_known(configured, rows)}"
         )
     if len({row.node for row in found}) < len(found):
-        several = ", ".join(f"{row.vmid} on {row.node}" for row in found[:MAX_NAMED])
-        raise JobError(ErrorCode.NOT_FOUND, f"more than one template is {image}: {several}; PROXMOX_TEMPLATES decides")
+        several = ", ".join(f"{row.vmid} on {row.node}" for row in found[:MAX_LISTED])
+        raise JobError(
+            ErrorCode.NOT_FOUND, f"more than one template is {image}: {several}; set one in PROXMOX_TEMPLATES"
+        )
     return sorted(found, key=lambda row: row.vmid)
 
 
 def _configured(image: str, vmid: int, templates: Sequence[VmRow]) -> list[VmRow]:
     found = [row for row in templates if row.vmid == vmid]
     if not found:
-        why = "does not exist, is no template, or the token may not see it"
-        raise JobError(ErrorCode.NOT_FOUND, f"template {vmid}, which PROXMOX_TEMPLATES names for {image}, {why}")
+        why = "does not exist, is not a template, or is not visible to the token"
+        raise JobError(ErrorCode.NOT_FOUND, f"template {vmid}, set in PROXMOX_TEMPLATES for {image}, {why}")
     return found
 
 
 def _known(configured: Mapping[str, int], rows: Sequence[VmRow]) -> str:
     names = sorted({row.name for row in rows if row.is_template and row.kind == "qemu"})
-    told = [f"PROXMOX_TEMPLATES has {', '.join(sorted(configured)[:MAX_NAMED]) or 'none'}"]
-    return "; ".join([*told, f"Proxmox has {', '.join(names[:MAX_NAMED]) or 'none that the token may see'}"])
+    settings = f"PROXMOX_TEMPLATES has {', '.join(sorted(configured)[:MAX_LISTED]) or 'none'}"
+    return f"{settings}; Proxmox has {', '.join(names[:MAX_LISTED]) or 'none that is visible to the token'}"
 
 
 def read(row: VmRow, config: Mapping[str, Any]) -> Template:
-    """Read a template's configuration."""
+    """Return the facts of a template from its configuration."""
     drives = [str(value) for key, value in config.items() if DRIVE.fullmatch(key)]
     volumes = [drive.split(",")[0] for drive in drives]
     return Template(
@@ -91,40 +94,41 @@ def read(row: VmRow, config: Mapping[str, Any]) -> Template:
 
 
 def without_cloud_init(row: VmRow, config: Mapping[str, Any]) -> Template:
-    """Read a VM's configuration, without its cloud-init drive: Proxmox makes that anew wherever the VM goes."""
+    """Return the facts of a VM without its cloud-init drive, which Proxmox creates again on the target node."""
     kept = {key: value for key, value in config.items() if not CLOUD_INIT.search(str(value).partition(",")[0])}
     return read(row, kept)
 
 
-def reach(template: Template, storages: Sequence[StorageRow], storage: str = "") -> Reach:
-    """Say where a clone may land, its disks on `storage`, or on the template's own when that is empty."""
-    rows = [row for row in storages if row.name in (template.storages | ({storage} if storage else set()))]
-    shared = {row.name for row in rows if row.is_shared}
+def clone_nodes(template: Template, storages: Sequence[StorageRow], storage: str = "") -> CloneNodes:
+    """Return the nodes for a clone with its disks on `storage`, or on the template's storages when that is empty."""
     needed = template.storages | ({storage} if storage else set())
+    rows = [row for row in storages if row.name in needed]
+    shared = {row.name for row in rows if row.is_shared}
     is_certain = bool(needed) and needed <= {row.name for row in rows}
     if not needed or needed - shared:
-        return Reach(nodes=frozenset({template.node}), is_certain=is_certain)
-    places = [{row.node for row in rows if row.name == name and row.is_available} for name in needed]
-    return Reach(nodes=frozenset({template.node}.union(set.intersection(*places))), is_certain=is_certain)
+        return CloneNodes(nodes=frozenset({template.node}), is_certain=is_certain)
+    available = [{row.node for row in rows if row.name == name and row.is_available} for name in needed]
+    return CloneNodes(nodes=frozenset({template.node} | set.intersection(*available)), is_certain=is_certain)
 
 
-def serving(templates: Sequence[Template], reaches: Mapping[int, Reach]) -> dict[str, int]:
-    """Return, by node, the template to clone for a VM there: the node's own, else the first that reaches it."""
-    found: dict[str, int] = {}
+def template_by_node(templates: Sequence[Template], nodes_of: Mapping[int, CloneNodes]) -> dict[str, int]:
+    """Return the template to clone for each node: the one on the node itself, else the first that can be cloned there.
+
+    `nodes_of` is by the template's VMID.
+    """
+    first: dict[str, int] = {}
     for template in templates:
-        for node in reaches[template.vmid].nodes:
-            found.setdefault(node, template.vmid)
-    return found | {template.node: template.vmid for template in templates}
+        for node in nodes_of[template.vmid].nodes:
+            first.setdefault(node, template.vmid)
+    return first | {template.node: template.vmid for template in templates}
 
 
-def for_node(node: str, image: str, templates: Sequence[Template], reaches: Mapping[int, Reach]) -> int:
-    """Return the template for a VM on a node that is wanted. Raises JobError NOT_FOUND when none can be had there."""
-    if (vmid := serving(templates, reaches).get(node)) is not None:
+def template_for_node(node: str, image: str, templates: Sequence[Template], nodes_of: Mapping[int, CloneNodes]) -> int:
+    """Return the template to clone for this node. Raises JobError NOT_FOUND when no template can be cloned there."""
+    if (vmid := template_by_node(templates, nodes_of).get(node)) is not None:
         return vmid
-    if unsure := next((each for each in templates if not reaches[each.vmid].is_certain), None):
-        return unsure.vmid  # Proxmox knows; we are not shown
+    if uncertain := next((each for each in templates if not nodes_of[each.vmid].is_certain), None):
+        return uncertain.vmid  # the storages are not visible to the token, so Proxmox decides
     where = ", ".join(f"{each.vmid} on {each.node} ({', '.join(sorted(each.storages))})" for each in templates)
-    raise JobError(
-        ErrorCode.NOT_FOUND,
-        f"{node} cannot be reached by a clone of {image}: template {where} is not all on storage that both share",
-    )
+    text = f"no clone of {image} can be created on {node}: template {where} has volumes on storage that is not shared"
+    raise JobError(ErrorCode.NOT_FOUND, text)

@@ -91,7 +91,7 @@ def test_a_template_on_local_storage_keeps_the_vm_on_its_node(pve: ProxmoxStandI
 
 def test_a_node_that_is_set_but_cannot_use_the_template_ends_in_not_found(pve: ProxmoxStandIn) -> None:
     fixed = placer(pve, PROXMOX_NODES="pve2")
-    refused = pytest.raises(JobError, match="NOT_FOUND: pve2 cannot be reached by a clone of debian-12")
+    refused = pytest.raises(JobError, match="NOT_FOUND: no clone of debian-12 can be created on pve2")
     with refused, fixed.allocate(request(image="debian-12", node="pve2")):
         pytest.fail("a node was chosen")
     with fixed.allocate(request(node="pve2")) as placed:

@@ -1,4 +1,4 @@
-"""From an image's name to a template, and to the nodes from which it can be had: tables of cases."""
+"""From an image's name to its template and to the nodes where it can be cloned, as tables of cases."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 
 from executor.errors import JobError
 from executor.placement import templates
-from executor.placement.templates import Reach, Template
+from executor.placement.templates import CloneNodes, Template
 from executor.proxmox.rows import StorageRow, VmRow
 
 
@@ -24,12 +24,12 @@ ROWS = [DEBIAN, UBUNTU, RUNNING]
 @pytest.mark.parametrize(
     ("image", "configured", "rows", "found"),
     [
-        ("debian-12", {"debian-12": 9001}, ROWS, [9001]),  # the operator's word comes first
+        ("debian-12", {"debian-12": 9001}, ROWS, [9001]),  # the setting comes before the name
         ("debian-12", {}, ROWS, [9000]),
         ("noble", {}, ROWS, [9001]),
-        ("NOBLE", {}, ROWS, [9001]),  # Proxmox keeps tags in small letters
-        ("noble", {}, [*ROWS, row(9005, "noble")], [9005]),  # a name before a tag
-        ("debian-12", {}, [DEBIAN_2, DEBIAN], [9000, 9002]),  # the same image on local storage of each node
+        ("NOBLE", {}, ROWS, [9001]),  # Proxmox stores tags in lower case
+        ("noble", {}, [*ROWS, row(9005, "noble")], [9005]),  # the name comes before the tag
+        ("debian-12", {}, [DEBIAN_2, DEBIAN], [9000, 9002]),  # copies of one image on local storages
     ],
 )
 def test_an_image_is_found_by_setting_then_name_then_tag(image: str, configured: dict, rows: list, found: list) -> None:
@@ -37,24 +37,29 @@ def test_an_image_is_found_by_setting_then_name_then_tag(image: str, configured:
 
 
 @pytest.mark.parametrize(
-    ("image", "configured", "rows", "told"),
+    ("image", "configured", "rows", "text"),
     [
         ("windows", {}, ROWS, "Proxmox has debian-12, ubuntu-24.04"),
-        ("windows", {"debian": 9000}, [], "PROXMOX_TEMPLATES has debian; Proxmox has none that the token may see"),
+        (
+            "windows",
+            {"debian": 9000},
+            [],
+            "PROXMOX_TEMPLATES has debian; Proxmox has none that is visible to the token",
+        ),
         ("fedora-40", {}, ROWS, "no template is called fedora-40"),
-        ("debian-12", {"debian-12": 9999}, ROWS, "template 9999, which PROXMOX_TEMPLATES names for debian-12"),
-        ("debian-12", {"debian-12": 100}, ROWS, "is no template"),
-        ("debian-12", {}, [DEBIAN, row(9003, "debian-12")], "9000 on pve1, 9003 on pve1; PROXMOX_TEMPLATES decides"),
+        ("debian-12", {"debian-12": 9999}, ROWS, "template 9999, set in PROXMOX_TEMPLATES for debian-12"),
+        ("debian-12", {"debian-12": 100}, ROWS, "is not a template"),
+        ("debian-12", {}, [DEBIAN, row(9003, "debian-12")], "9000 on pve1, 9003 on pve1; set one in PROXMOX_TEMPLATES"),
         ("noble", {}, [UBUNTU, row(9004, "x", "pve2", "image-noble")], "more than one template is noble"),
     ],
 )
-def test_what_is_not_exactly_one_is_not_found_and_says_what_there_is(
-    image: str, configured: dict, rows: list, told: str
+def test_an_image_without_one_clear_template_is_refused_with_what_exists(
+    image: str, configured: dict, rows: list, text: str
 ) -> None:
     with pytest.raises(JobError) as caught:
         templates.candidates(image, configured, rows)
     assert caught.value.code == "NOT_FOUND"
-    assert told in caught.value.detail
+    assert text in caught.value.detail
 
 
 def test_a_container_template_serves_no_vm() -> None:
@@ -63,7 +68,7 @@ def test_a_container_template_serves_no_vm() -> None:
         templates.candidates("alpine", {}, [container])
 
 
-def test_a_configuration_tells_the_storages_of_every_volume() -> None:
+def test_the_storages_of_every_volume_are_read_from_the_configuration() -> None:
     config = {
         "scsi0": "ceph:base-9000-disk-0,size=8G",
         "ide2": "local-lvm:vm-9000-cloudinit,media=cdrom",
@@ -89,12 +94,12 @@ NFS = storage("nfs", "pve2", "pve3", is_shared=True)
 
 
 @pytest.mark.parametrize(
-    ("storages_of_it", "target", "rows", "nodes", "is_certain"),
+    ("own_storages", "target", "rows", "nodes", "is_certain"),
     [
         ({"local-lvm"}, "", LOCAL, {"pve1"}, True),
         ({"ceph"}, "", CEPH, {"pve1", "pve2"}, True),
         ({"ceph"}, "ceph", CEPH, {"pve1", "pve2"}, True),
-        ({"ceph"}, "local-lvm", [*CEPH, *LOCAL], {"pve1"}, True),  # the new disk could not be made elsewhere
+        ({"ceph"}, "local-lvm", [*CEPH, *LOCAL], {"pve1"}, True),  # the new disk cannot be created elsewhere
         ({"ceph", "local-lvm"}, "", [*CEPH, *LOCAL], {"pve1"}, True),  # a cloud-init drive on local storage is enough
         ({"ceph", "nfs"}, "", [*CEPH, *NFS], {"pve1", "pve2"}, True),
         ({"ceph"}, "", [*CEPH[:1], *storage("ceph", "pve2", is_shared=True, is_available=False)], {"pve1"}, True),
@@ -102,31 +107,33 @@ NFS = storage("nfs", "pve2", "pve3", is_shared=True)
         (set(), "", CEPH, {"pve1"}, False),
     ],
 )
-def test_a_clone_lands_elsewhere_only_over_storage_that_is_shared(
-    storages_of_it: set, target: str, rows: list, nodes: set, is_certain: bool
+def test_a_clone_can_be_on_another_node_only_with_shared_storage(
+    own_storages: set, target: str, rows: list, nodes: set, is_certain: bool
 ) -> None:
-    template = Template(vmid=9000, name="debian-12", node="pve1", storages=frozenset(storages_of_it))
-    assert templates.reach(template, rows, target) == Reach(nodes=frozenset(nodes), is_certain=is_certain)
+    template = Template(vmid=9000, name="debian-12", node="pve1", storages=frozenset(own_storages))
+    assert templates.clone_nodes(template, rows, target) == CloneNodes(nodes=frozenset(nodes), is_certain=is_certain)
 
 
 FIRST = Template(vmid=9000, name="debian-12", node="pve1", storages=frozenset({"local-lvm"}))
 SECOND = Template(vmid=9002, name="debian-12", node="pve2", storages=frozenset({"ceph"}))
-REACHES = {
-    9000: Reach(nodes=frozenset({"pve1"}), is_certain=True),
-    9002: Reach(nodes=frozenset({"pve1", "pve2", "pve3"}), is_certain=True),
+NODES_OF = {
+    9000: CloneNodes(nodes=frozenset({"pve1"}), is_certain=True),
+    9002: CloneNodes(nodes=frozenset({"pve1", "pve2", "pve3"}), is_certain=True),
 }
 
 
-def test_each_node_is_served_by_its_own_template_first() -> None:
-    assert templates.serving([FIRST, SECOND], REACHES) == {"pve1": 9000, "pve2": 9002, "pve3": 9002}
+def test_a_node_clones_its_own_template_first() -> None:
+    assert templates.template_by_node([FIRST, SECOND], NODES_OF) == {"pve1": 9000, "pve2": 9002, "pve3": 9002}
 
 
-def test_a_node_that_is_wanted_and_cannot_be_reached_is_not_found() -> None:
-    assert templates.for_node("pve1", "debian-12", [FIRST], REACHES) == 9000
-    with pytest.raises(JobError, match=r"NOT_FOUND: pve2 cannot be reached .* 9000 on pve1 \(local-lvm\)"):
-        templates.for_node("pve2", "debian-12", [FIRST], REACHES)
+def test_a_set_node_where_no_template_can_be_cloned_ends_in_not_found() -> None:
+    assert templates.template_for_node("pve1", "debian-12", [FIRST], NODES_OF) == 9000
+    with pytest.raises(
+        JobError, match=r"NOT_FOUND: no clone of debian-12 can be created on pve2: template 9000 on pve1 \(local-lvm\)"
+    ):
+        templates.template_for_node("pve2", "debian-12", [FIRST], NODES_OF)
 
 
-def test_storages_that_are_not_shown_leave_the_word_to_proxmox() -> None:
-    unsure = {9000: Reach(nodes=frozenset({"pve1"}), is_certain=False)}
-    assert templates.for_node("pve2", "debian-12", [FIRST], unsure) == 9000
+def test_with_storages_that_are_not_visible_proxmox_decides() -> None:
+    uncertain = {9000: CloneNodes(nodes=frozenset({"pve1"}), is_certain=False)}
+    assert templates.template_for_node("pve2", "debian-12", [FIRST], uncertain) == 9000

@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from dataclasses import dataclass
-
-from sqlalchemy import Engine
+from typing import TYPE_CHECKING
 
 from executor.agent.admission import Admission
 from executor.agent.agent import Agent, Mode, new_boot_id
@@ -47,6 +46,9 @@ from executor.runs.warm.servers import why_untested
 from executor.settings.settings import Settings, load_settings
 from executor.web.agent_view import AgentView
 from executor.web.server import serving
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
 
 log = get_logger(__name__)
 

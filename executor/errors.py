@@ -3,6 +3,8 @@
 SmithError
 ├── SettingsError        a person must act: exit 3
 ├── DatabaseError        a person must act: exit 6
+│   ├── DatabaseUnavailable  try again later
+│   └── DatabaseRefused      never try the same again
 ├── FulcrumError
 │   ├── FulcrumUnavailable      try again later
 │   │   └── FulcrumAuthFailing  back off, keep everything, never exit
@@ -76,6 +78,14 @@ class SettingsError(SmithError):
 
 class DatabaseError(SmithError):
     """The database cannot be used: newer schema, no access, damaged, or held by another executor."""
+
+
+class DatabaseUnavailable(DatabaseError):
+    """The database cannot be used at the moment: locked, disk full, failing over, no connection free."""
+
+
+class DatabaseRefused(DatabaseError):
+    """The database refused a statement: another schema, a missing privilege, a broken constraint."""
 
 
 class FulcrumError(SmithError):

@@ -16,9 +16,7 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
-
-from sqlalchemy import Engine, update
-from sqlalchemy.exc import SQLAlchemyError
+from typing import TYPE_CHECKING
 
 from executor.agent.database_lock import exclusive_database
 from executor.agent.dispatcher import Dispatcher
@@ -29,16 +27,18 @@ from executor.agent.reporter import Reporter
 from executor.agent.scheduler import Scheduler
 from executor.agent.state import AgentState
 from executor.agent.worker import StopSignal
-from executor.database import job_queue, queries, schema
+from executor.database import job_queue, nodes, queries, schema
 from executor.database.engine import reading, transaction
-from executor.database.tables import Node, utc_now
-from executor.errors import EXIT_FAILURE, EXIT_OK, EXIT_RESTART
+from executor.errors import EXIT_FAILURE, EXIT_OK, EXIT_RESTART, DatabaseError
 from executor.log import get_logger
 from executor.processes.progress import Progress
 from executor.proxmox.client import ProxmoxReader
 from executor.runs.runner import Runner
 from executor.settings.settings import Settings
 from executor.version import VERSION
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
 
 log = get_logger(__name__)
 
@@ -113,7 +113,14 @@ class Agent:
         if self.settings.smith_warm != "off":
             self.runner.start_warm(insist=self.settings.smith_warm == "on")
         with transaction(self.engine) as session:
-            session.add(_node_row(self.boot_id, self.settings))
+            nodes.add(
+                session,
+                self.boot_id,
+                host=socket.gethostname(),
+                pid=os.getpid(),
+                version=VERSION,
+                concurrency=self.settings.smith_concurrency,
+            )
             if self.engine.dialect.name == "sqlite":  # the lock on the file proves that every other owner is dead
                 for job_id, status in job_queue.reap(session, alone_as=self.boot_id):
                     log.warning("job_reaped", job=job_id, status=status)
@@ -135,7 +142,7 @@ class Agent:
                 if failing:
                     log.info("loop_recovered", loop=name)
                 failing = False
-            except SQLAlchemyError as error:
+            except DatabaseError as error:
                 if not failing:
                     log.error("loop_cannot_use_database", loop=name, reason=str(error).splitlines()[0])
                 failing = True
@@ -227,10 +234,9 @@ class Agent:
             event.set()
         self.scheduler.stop()
         self.runner.stop_warm()
-        with contextlib.suppress(SQLAlchemyError), transaction(self.engine) as session:
+        with contextlib.suppress(DatabaseError), transaction(self.engine) as session:
             job_queue.release_all(session, self.boot_id)
-            stopped = {"stopped_at": utc_now(), "stop_reason": reason[:40], "draining": True}
-            session.execute(update(Node).where(Node.id == self.boot_id).values(**stopped))
+            nodes.note_stopped(session, self.boot_id, reason)
         return code if drained else EXIT_FAILURE
 
     def _wait_for_jobs(self, within_s: float, *, stops_at_second_signal: bool = True) -> bool:
@@ -243,18 +249,3 @@ class Agent:
                 return False
             time.sleep(TICK_S)
         return True
-
-
-def _node_row(boot_id: str, settings: Settings) -> Node:
-    now = utc_now()
-    return Node(
-        id=boot_id,
-        host=socket.gethostname(),
-        pid=os.getpid(),
-        version=VERSION,
-        started_at=now,
-        seen_at=now,
-        concurrency_wanted=settings.smith_concurrency,
-        concurrency=settings.smith_concurrency,
-        draining=False,
-    )

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-from sqlalchemy import Engine
+from typing import TYPE_CHECKING
 
 from executor.agent import crash_points
 from executor.agent.job_fields import is_local
@@ -16,6 +15,9 @@ from executor.errors import FulcrumAuthFailing, FulcrumRefused, FulcrumUnavailab
 from executor.fulcrum.client import FulcrumClient
 from executor.fulcrum.types import CoreJob
 from executor.log import get_logger
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
 
 log = get_logger(__name__)
 

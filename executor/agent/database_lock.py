@@ -9,8 +9,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-from sqlalchemy.engine import make_url
-
+from executor.database.engine import sqlite_file
 from executor.errors import DatabaseError
 
 
@@ -20,11 +19,11 @@ def exclusive_database(url: str) -> Iterator[None]:
 
     Raises DatabaseError that names the holder. The kernel releases the lock when the process ends.
     """
-    parsed = make_url(url)
-    if parsed.get_backend_name() != "sqlite" or not parsed.database:
+    database = sqlite_file(url)
+    if database is None:
         yield
         return
-    file = Path(f"{parsed.database}.lock")
+    file = Path(f"{database}.lock")
     file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     with file.open("a+", encoding="utf-8") as handle:
         try:
@@ -32,7 +31,7 @@ def exclusive_database(url: str) -> Iterator[None]:
         except BlockingIOError:
             handle.seek(0)
             holder = handle.read(200).strip() or "another process"
-            raise DatabaseError(f"the database {parsed.database} is in use by {holder}: one executor a file") from None
+            raise DatabaseError(f"the database {database} is in use by {holder}: one executor a file") from None
         handle.truncate(0)
         handle.write(f"pid {os.getpid()} on {socket.gethostname()}")
         handle.flush()

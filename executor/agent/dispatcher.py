@@ -7,9 +7,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-
-from sqlalchemy import Engine
-from sqlalchemy.exc import SQLAlchemyError
+from typing import TYPE_CHECKING
 
 from executor.agent.admission import Admission
 from executor.agent.disk_space import DiskSpace
@@ -19,11 +17,14 @@ from executor.agent.worker import StopSignal, Worker
 from executor.database import job_queue
 from executor.database.engine import transaction, write_with_retry
 from executor.database.tables import Job
-from executor.errors import ErrorCode, StaleJob
+from executor.errors import DatabaseError, ErrorCode, StaleJob
 from executor.log import get_logger
 from executor.model import JobResult
 from executor.placement.clone_limit import CloneLimit
 from executor.settings.settings import Settings
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
 
 log = get_logger(__name__)
 
@@ -123,7 +124,7 @@ class Dispatcher:
             self._worker.process_job(job, slot.stop)
         except StaleJob as stale:
             log.warning("job_lost", job_id=job.fulcrum_id, reason=str(stale))
-        except SQLAlchemyError:
+        except DatabaseError:
             log.exception("job_end_not_stored", job_id=job.fulcrum_id)  # released when no slot runs it (leases.py)
         except Exception as defect:
             log.exception("job_crashed", job_id=job.fulcrum_id)
@@ -140,5 +141,5 @@ class Dispatcher:
         """Fail a job after an unexpected exception. FulcrumCore gets the exception's type only."""
         result = JobResult(succeeded=False, code=ErrorCode.INTERNAL, detail=f"{type(defect).__name__}, see the log")
         lease = job_queue.lease_of(job)
-        with contextlib.suppress(StaleJob, SQLAlchemyError):
+        with contextlib.suppress(StaleJob, DatabaseError):
             write_with_retry(self._engine, lambda session: job_queue.finish(session, lease, result))

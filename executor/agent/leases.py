@@ -5,16 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Collection
 from dataclasses import dataclass, field
-
-from sqlalchemy import Engine, update
+from typing import TYPE_CHECKING
 
 from executor.agent.dispatcher import Dispatcher
 from executor.agent.state import AgentState
 from executor.agent.worker import StopSignal
-from executor.database import job_queue
+from executor.database import job_queue, nodes
 from executor.database.engine import transaction
-from executor.database.tables import Node, utc_now
 from executor.log import get_logger
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
 
 log = get_logger(__name__)
 
@@ -39,7 +40,7 @@ class LeaseKeeper:
         running = self.dispatcher.stop_signals()  # before the renewal: a job claimed after it must not look lost
         with transaction(self.engine) as session:
             held = job_queue.renew(session, self.boot_id, lease_s=self.lease_s)
-            session.execute(update(Node).where(Node.id == self.boot_id).values(seen_at=utc_now()))
+            nodes.note_seen(session, self.boot_id)
         for job_id, stop in running.items():
             if job_id not in held:
                 stop.send(StopSignal.LOST)

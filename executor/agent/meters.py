@@ -6,17 +6,20 @@ No label names a job, a service or a VM: the number of series stays small whatev
 from __future__ import annotations
 
 import threading
+from typing import TYPE_CHECKING
 
 import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
-from sqlalchemy import Engine
-from sqlalchemy.exc import SQLAlchemyError
 
+from executor.database import queries
 from executor.database.engine import reading
 from executor.database.tables import Job, utc_now
-from executor.errors import ErrorCode
+from executor.errors import DatabaseError, ErrorCode
 from executor.model import JobStatus, ReportState
 from executor.runs.actions import ACTION_PATTERN
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
 
 #: A second series with the start of each counter: nobody here reads it.
 prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]  # has no types
@@ -69,8 +72,8 @@ class Meters:
         row: Job | None = None
         try:
             with reading(engine) as session:
-                row = session.get(Job, job.id)
-        except SQLAlchemyError:
+                row = queries.get_job(session, job.id)
+        except DatabaseError:
             pass  # its end could not be stored either: lost
         action = self._action(job.action, row)
         self._jobs.labels(action=action, outcome=_outcome(row)).inc()

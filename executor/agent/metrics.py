@@ -11,8 +11,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-
-from sqlalchemy import Engine
+from typing import TYPE_CHECKING
 
 from executor.agent.state import AgentState
 from executor.database import mappings
@@ -23,6 +22,9 @@ from executor.fulcrum.types import METRIC_TYPES
 from executor.log import get_logger
 from executor.proxmox.client import ProxmoxReader
 from executor.proxmox.rows import VmRow
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
 
 log = get_logger(__name__)
 

@@ -8,14 +8,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-
-from sqlalchemy import Engine
+from typing import TYPE_CHECKING
 
 from executor.database import job_queue, nodes
 from executor.database.engine import transaction
 from executor.database.tables import utc_now
 from executor.log import get_logger
 from executor.settings.settings import Settings
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
 
 log = get_logger(__name__)
 

@@ -11,8 +11,7 @@ from __future__ import annotations
 import uuid
 from dataclasses import dataclass, field
 from datetime import timedelta
-
-from sqlalchemy import Engine
+from typing import TYPE_CHECKING
 
 from executor.agent.state import AgentState
 from executor.database import job_queue, mappings, queries
@@ -23,6 +22,9 @@ from executor.errors import FulcrumAuthFailing, FulcrumRefused
 from executor.fulcrum.client import FulcrumClient
 from executor.fulcrum.types import SERVICE_DELETED, CoreService
 from executor.log import get_logger
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
 
 log = get_logger(__name__)
 

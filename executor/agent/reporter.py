@@ -10,9 +10,8 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Engine
 from structlog.contextvars import bound_contextvars
 
 from executor.agent import crash_points
@@ -24,6 +23,9 @@ from executor.errors import ErrorCode, FulcrumAuthFailing, FulcrumRefused, Fulcr
 from executor.fulcrum.client import FulcrumClient
 from executor.log import get_logger
 from executor.model import JobResult, JobStatus, ReportState
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
 
 log = get_logger(__name__)
 

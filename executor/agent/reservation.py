@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-from sqlalchemy import Engine
+from typing import TYPE_CHECKING
 
 from executor.agent import crash_points
 from executor.agent.job_fields import delivered_properties, is_local, service_id, vm_name
@@ -19,6 +18,9 @@ from executor.proxmox.client import ProxmoxReader
 from executor.proxmox.rows import VmRow
 from executor.runs.vm_properties import read_properties
 from executor.settings.settings import Settings
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
 
 log = get_logger(__name__)
 

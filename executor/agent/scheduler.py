@@ -11,16 +11,18 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import schedule
-from sqlalchemy import Engine
-from sqlalchemy.exc import SQLAlchemyError
 
 from executor.agent.state import Link
 from executor.database import periods
 from executor.database.engine import transaction
-from executor.errors import FulcrumUnavailable, SmithError
+from executor.errors import DatabaseError, FulcrumUnavailable, SmithError
 from executor.log import get_logger
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
 
 log = get_logger(__name__)
 
@@ -126,7 +128,7 @@ class Scheduler:
                 error = str(unavailable)
                 if job.link is not None:
                     job.link.note_down(error)
-            except (SmithError, SQLAlchemyError, OSError) as failure:
+            except (SmithError, OSError) as failure:
                 error = str(failure).splitlines()[0][:300] if str(failure) else type(failure).__name__
                 kind = type(failure).__name__
                 if kind != job.failing_with:
@@ -147,11 +149,11 @@ class Scheduler:
         try:
             with transaction(self._engine) as session:
                 return periods.try_start_period(session, job.name, job.interval_s, force=job.for_each_node)
-        except SQLAlchemyError:
+        except DatabaseError:
             return True
 
     def _write_down(self, job: CriticalJob, error: str | None) -> None:
-        with suppress(SQLAlchemyError), transaction(self._engine) as session:
+        with suppress(DatabaseError), transaction(self._engine) as session:
             periods.record_period_result(session, job.name, error=error)
 
 

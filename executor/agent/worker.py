@@ -10,10 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Engine
-from sqlalchemy.orm import Session
 from structlog.contextvars import bound_contextvars
 
 from executor.agent import crash_points, retry
@@ -37,6 +35,10 @@ from executor.runs.plan import READING_ACTIONS, SHAPING_ACTIONS, find_playbook, 
 from executor.runs.request import Order, Site
 from executor.runs.runner import Runner
 from executor.runs.vm_properties import read_properties
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+    from sqlalchemy.orm import Session
 
 log = get_logger(__name__)
 

@@ -90,12 +90,12 @@ def restore(
 
 def _sqlite_file(settings: Settings, instead: str) -> Path:
     """Return the database's file. Raises DatabaseError for PostgreSQL, which has tools of its own."""
-    from sqlalchemy.engine import make_url  # noqa: PLC0415 (see above)
+    from executor.database.engine import sqlite_file  # noqa: PLC0415 (see above)
 
-    parsed = make_url(settings.smith_database_url)
-    if parsed.get_backend_name() != "sqlite" or not parsed.database:
+    file = sqlite_file(settings.smith_database_url)
+    if file is None:
         raise DatabaseError(f"the database is no SQLite file: use PostgreSQL's own tool, {instead}")
-    return Path(parsed.database)
+    return file
 
 
 # --- a copy -----------------------------------------------------------------------------------------------------

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from executor.errors import DatabaseError, SettingsError
+from executor.errors import DatabaseError, DatabaseRefused, DatabaseUnavailable, SettingsError
 from executor.redaction import redactor
 
 if TYPE_CHECKING:  # imported when a command runs: half a second that `--help` need not pay
@@ -77,8 +76,6 @@ def writing_store() -> Iterator[Store]:
 @contextmanager
 def opened(settings: Settings, *, may_create: bool = False) -> Iterator[Engine]:
     """Open the database for one block, with the driver's errors as DatabaseError."""
-    from sqlalchemy.exc import SQLAlchemyError  # noqa: PLC0415 (see above)
-
     from executor.database.engine import open_engine  # noqa: PLC0415 (see above)
 
     if not may_create:
@@ -86,20 +83,21 @@ def opened(settings: Settings, *, may_create: bool = False) -> Iterator[Engine]:
     engine = open_engine(settings.smith_database_url)
     try:
         yield engine
-    except SQLAlchemyError as error:
-        raise _explained(engine, error) from error
+    except (DatabaseUnavailable, DatabaseRefused) as error:
+        if (problem := _schema_problem(engine)) is not None:
+            raise problem from error
+        raise
     finally:
         engine.dispose()
 
 
 def _refuse_absent(url: str) -> None:
     """Raise DatabaseError where opening would make an empty database: a question must not leave a file behind."""
-    from sqlalchemy.engine import make_url  # noqa: PLC0415 (see above)
+    from executor.database.engine import sqlite_file  # noqa: PLC0415 (see above)
 
-    parsed = make_url(url)
-    if parsed.get_backend_name() != "sqlite" or not parsed.database:
+    file = sqlite_file(url)
+    if file is None:
         return
-    file = Path(parsed.database)
     try:
         is_there = file.is_file() and file.stat().st_size > 0
     except OSError as error:
@@ -108,10 +106,8 @@ def _refuse_absent(url: str) -> None:
         raise DatabaseError(f"no database yet at {file}: `smith run` makes it (SMITH_DATA_DIR names another place)")
 
 
-def _explained(engine: Engine, error: Exception) -> DatabaseError:
-    """Say in one line what is wrong. The most frequent reason for a failing statement is another version's schema."""
-    from sqlalchemy.exc import DBAPIError  # noqa: PLC0415 (see above)
-
+def _schema_problem(engine: Engine) -> DatabaseError | None:
+    """Return what is wrong with the schema: the most frequent reason for a failing statement is another version's."""
     from executor.database import schema  # noqa: PLC0415 (see above)
 
     try:
@@ -123,6 +119,4 @@ def _explained(engine: Engine, error: Exception) -> DatabaseError:
         return DatabaseError(
             f"the database has schema {current or 'none'}, this version needs {newest}: run `smith db upgrade`"
         )
-    reason = str(error.orig) if isinstance(error, DBAPIError) else str(error)
-    shown = engine.url.render_as_string(hide_password=True)
-    return DatabaseError(f"the database {shown} cannot be used: {reason.strip().splitlines()[0]}")
+    return None

@@ -21,7 +21,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, InternalError, Operational
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session
 
-from executor.errors import DatabaseError
+from executor.errors import DatabaseError, DatabaseRefused, DatabaseUnavailable
 
 #: How long a writer waits for another one on SQLite before it gives up.
 BUSY_TIMEOUT_MS = 15_000
@@ -88,6 +88,13 @@ def _check_sqlite_file(file: Path) -> None:
         )
 
 
+def sqlite_file(url: str) -> Path | None:
+    """Return the file of an SQLite database, None for PostgreSQL and for a database in memory."""
+    parsed = make_url(url)
+    is_file = parsed.get_backend_name() == "sqlite" and parsed.database not in (None, "", ":memory:")
+    return Path(str(parsed.database)) if is_file else None
+
+
 def file_system_of(path: Path) -> str:
     """Return the kind of file system that holds `path`, '' when the kernel does not say."""
     best, kind = "", ""
@@ -123,39 +130,60 @@ def _begin_immediate(connection: Any) -> None:
 
 @contextlib.contextmanager
 def transaction(engine: Engine) -> Iterator[Session]:
-    """Open a writing transaction; commit at the end of the block, roll back when it raises."""
-    with Session(engine, expire_on_commit=False) as session, session.begin():
+    """Open a writing transaction; commit at the end of the block, roll back when it raises.
+
+    Raises DatabaseUnavailable or DatabaseRefused for an error of the database.
+    """
+    with _translated(engine), Session(engine, expire_on_commit=False) as session, session.begin():
+        yield session
+
+
+@contextlib.contextmanager
+def reading(engine: Engine) -> Iterator[Session]:
+    """Open a reading transaction, which waits for no writer. Raises what `transaction` raises."""
+    options = engine.execution_options(smith_read_only=True)
+    with _translated(engine), Session(options, expire_on_commit=False) as session:
         yield session
 
 
 def write_with_retry(engine: Engine, write: Callable[[Session], None], *, give_up_after_s: float = 300.0) -> None:
-    """Run `write` in a transaction, again and again while the database cannot take it (full disk, lock, failover).
+    """Run `write` in a transaction, and repeat it while the database is unavailable (full disk, lock, failover).
 
-    For ends of work whose only other copy is in memory. Raises the driver's error when the patience is over.
+    For results whose only other copy is in memory. Raises DatabaseUnavailable after `give_up_after_s`.
     """
-    pause_s, give_up_at = 0.5, time.monotonic() + give_up_after_s
+    backoff_s, give_up_at = 0.5, time.monotonic() + give_up_after_s
     while True:
         try:
             with transaction(engine) as session:
                 write(session)
             return
-        except SQLAlchemyError as error:
-            if not _may_pass(error) or time.monotonic() >= give_up_at:
+        except DatabaseUnavailable:
+            if time.monotonic() >= give_up_at:
                 raise
-            time.sleep(pause_s)
-            pause_s = min(pause_s * 2, 10.0)
+            time.sleep(backoff_s)
+            backoff_s = min(backoff_s * 2, 10.0)
 
 
-def _may_pass(error: SQLAlchemyError) -> bool:
-    """Tell a database that cannot write just now from a statement that it will never take."""
-    # InternalError: PostgreSQL's word for a standby that still refuses writes. TimeoutError: no connection is free.
+@contextlib.contextmanager
+def _translated(engine: Engine) -> Iterator[None]:
+    """Translate SQLAlchemy's errors into ours."""
+    try:
+        yield
+    except SQLAlchemyError as error:
+        kind = DatabaseUnavailable if _is_temporary(error) else DatabaseRefused
+        raise kind(error_text(engine, error)) from error
+
+
+def _is_temporary(error: SQLAlchemyError) -> bool:
+    """True when the same statement may succeed later."""
+    # InternalError: PostgreSQL's answer of a standby that still refuses writes. TimeoutError: no connection is free.
     if isinstance(error, OperationalError | InternalError | PoolTimeoutError):
         return True
     return isinstance(error, DBAPIError) and error.connection_invalidated
 
 
-@contextlib.contextmanager
-def reading(engine: Engine) -> Iterator[Session]:
-    """Open a reading transaction, which waits for no writer."""
-    with Session(engine.execution_options(smith_read_only=True), expire_on_commit=False) as session:
-        yield session
+def error_text(engine: Engine, error: SQLAlchemyError) -> str:
+    """Return one line that names the database, without its password, and the driver's reason, without parameters."""
+    reason = str(error.orig) if isinstance(error, DBAPIError) else str(error)
+    shown = engine.url.render_as_string(hide_password=True)
+    return f"the database {shown} cannot be used: {(reason.strip() or type(error).__name__).splitlines()[0]}"

@@ -51,6 +51,16 @@ def current(session: Session, service_id: str) -> Mapping | None:
     return session.scalar(stmt)
 
 
+def get(session: Session, mapping_id: int) -> Mapping | None:
+    """Return a mapping by our number."""
+    return session.get(Mapping, mapping_id)
+
+
+def all_current(session: Session) -> Sequence[Mapping]:
+    """Return every mapping that was not deleted."""
+    return session.scalars(select(Mapping).where(Mapping.state != MappingState.DELETED)).all()
+
+
 def pick_vmid(session: Session, pool: VmidRange, *, quarantine_s: float, also: set[int]) -> int:
     """Return a VMID of the range that nobody has, that has not been freed lately, and that is not in `also`.
 
@@ -211,7 +221,10 @@ def find(session: Session, reference: str) -> Sequence[Mapping]:
     return session.scalars(select(Mapping).where(condition).order_by(Mapping.id.desc()).limit(100)).all()
 
 
-def count_by_state(session: Session) -> dict[str, int]:
+def count_by_state(session: Session, *, with_deleted: bool = True) -> dict[str, int]:
     """Return how many mappings there are by state."""
-    found = {state.value: 0 for state in MappingState}
-    return found | dict(session.execute(select(Mapping.state, func.count()).group_by(Mapping.state)).all())
+    states = [state for state in MappingState if with_deleted or state is not MappingState.DELETED]
+    stmt = select(Mapping.state, func.count()).group_by(Mapping.state)
+    if not with_deleted:
+        stmt = stmt.where(Mapping.state != MappingState.DELETED)
+    return {state.value: 0 for state in states} | dict(session.execute(stmt).all())

@@ -5,11 +5,33 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 
-from sqlalchemy import delete, select
+from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
 
 from executor.database.statements import rows_changed
-from executor.database.tables import Node
+from executor.database.tables import Node, utc_now
+
+#: Of `nodes.stop_reason`.
+MAX_REASON_LENGTH = 40
+
+
+def add(session: Session, node_id: str, *, host: str, pid: int, version: str, concurrency: int) -> None:  # noqa: PLR0913 (one column each)
+    """Store the start of an agent process."""
+    now = utc_now()
+    node = Node(id=node_id, host=host, pid=pid, version=version, started_at=now, seen_at=now, draining=False)
+    node.concurrency_wanted = node.concurrency = concurrency
+    session.add(node)
+
+
+def note_seen(session: Session, node_id: str) -> None:
+    """Store that the agent process runs now."""
+    session.execute(update(Node).where(Node.id == node_id).values(seen_at=utc_now()))
+
+
+def note_stopped(session: Session, node_id: str, reason: str) -> None:
+    """Store that the agent process stops, and why."""
+    values = {"stopped_at": utc_now(), "stop_reason": reason[:MAX_REASON_LENGTH], "draining": True}
+    session.execute(update(Node).where(Node.id == node_id).values(**values))
 
 
 def recent(session: Session, limit: int) -> Sequence[Node]:

@@ -15,10 +15,9 @@ from executor.database.tables import (
     PROCESSING_LITERAL,
     CriticalJob,
     Job,
-    Mapping,
     Run,
 )
-from executor.model import JobStatus, MappingState, ReportState
+from executor.model import JobStatus, ReportState
 
 _OPEN = {JobStatus.PENDING: PENDING_LITERAL, JobStatus.PROCESSING: PROCESSING_LITERAL}
 #: More candidates than this are not worth naming.
@@ -34,6 +33,11 @@ def find_job(session: Session, reference: str) -> Job | None:
     begins = Job.fulcrum_id.startswith(reference.lower(), autoescape=True)
     found = session.scalars(select(Job).where(begins).limit(2)).all()
     return found[0] if len(found) == 1 else None
+
+
+def get_job(session: Session, job_id: int) -> Job | None:
+    """Return a job by our number."""
+    return session.get(Job, job_id)
 
 
 def _is_number(reference: str) -> bool:
@@ -145,13 +149,6 @@ def oldest_report(session: Session) -> datetime | None:
 def oldest_waiting(session: Session) -> datetime | None:
     """Return when the oldest waiting job arrived."""
     return session.scalar(select(func.min(Job.received_at)).where(Job.status == JobStatus.PENDING))
-
-
-def mapping_counts(session: Session) -> dict[str, int]:
-    """Return how many VMs there are by state; deleted ones are history and are not counted."""
-    found = {state.value: 0 for state in MappingState if state is not MappingState.DELETED}
-    alive = Mapping.state != MappingState.DELETED
-    return found | dict(session.execute(select(Mapping.state, func.count()).where(alive).group_by(Mapping.state)).all())
 
 
 def busy_services(session: Session, service_id: str | None = None) -> frozenset[str]:

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Engine, func, select, text
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 
+from executor.database.engine import error_text
 from executor.errors import DatabaseError
 
 #: PostgreSQL's advisory lock under which the schema changes: several nodes may start at once after an update.
@@ -111,10 +112,8 @@ def _alembic_config(connection: Any) -> Any:
 
 @contextlib.contextmanager
 def _translated(engine: Engine) -> Iterator[None]:
-    """Turn the driver's errors into one line that names the database, without its password."""
+    """Translate SQLAlchemy's errors into DatabaseError: a person changes schemas, so nothing retries."""
     try:
         yield
     except SQLAlchemyError as error:
-        reason = str(error.orig) if isinstance(error, DBAPIError) else str(error)
-        shown = engine.url.render_as_string(hide_password=True)
-        raise DatabaseError(f"the database {shown} cannot be used: {reason.strip()}") from error
+        raise DatabaseError(error_text(engine, error)) from error

@@ -8,11 +8,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from sqlalchemy.engine import make_url
-
 from executor.agent.disk_space import BYTES_PER_MIB, MIN_FREE_MIB, free_bytes
 from executor.database import schema
-from executor.database.engine import file_system_of, open_engine
+from executor.database.engine import file_system_of, open_engine, sqlite_file
 from executor.doctor.checks import Area, Check, CheckFactory
 from executor.errors import DatabaseError
 from executor.settings.settings import Settings
@@ -48,11 +46,8 @@ def check_database(settings: Settings) -> Iterator[Check]:
 
 
 def _missing_file(url: str) -> Path | None:
-    parsed = make_url(url)
-    if parsed.get_backend_name() != "sqlite" or not parsed.database:
-        return None
-    file = Path(parsed.database)
-    return None if file.exists() else file
+    file = sqlite_file(url)
+    return None if file is None or file.exists() else file
 
 
 def _can_create(file: Path) -> Iterator[Check]:

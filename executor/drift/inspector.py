@@ -6,9 +6,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
-
-from sqlalchemy import Engine
+from typing import TYPE_CHECKING, Any
 
 from executor.database.engine import reading
 from executor.drift import rows
@@ -19,6 +17,9 @@ from executor.fulcrum.client import FulcrumClient
 from executor.model import GuestKind
 from executor.proxmox.client import MARKER_LINE, ProxmoxReader
 from executor.proxmox.rows import VmRow
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
 
 #: The tag of every VM of ours, and the end of the names that a create gives.
 TAG = "smith"

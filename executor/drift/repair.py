@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-
-from sqlalchemy import Engine
-from sqlalchemy.orm import Session
+from typing import TYPE_CHECKING
 
 from executor.database import audit, mappings, queries
 from executor.database.engine import transaction
 from executor.database.tables import Mapping
 from executor.drift import rows
 from executor.drift.facts import Finding, MappingFacts, Repair
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+    from sqlalchemy.orm import Session
 
 
 def repair(engine: Engine, cluster: str, finding: Finding, *, who: str, reason: str = "") -> bool:
@@ -20,7 +22,7 @@ def repair(engine: Engine, cluster: str, finding: Finding, *, who: str, reason: 
     Returns False, with nothing changed, when the service is busy or its mapping has changed since the comparison.
     """
     with transaction(engine) as session:
-        row = session.get(Mapping, finding.mapping.id) if finding.mapping else None
+        row = mappings.get(session, finding.mapping.id) if finding.mapping else None
         if (
             finding.repair is None
             or queries.busy_services(session, finding.service_id)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from sqlalchemy import select
-from sqlalchemy.orm import Session
-
-from executor.database import queries
+from executor.database import mappings, queries
 from executor.database.tables import Mapping
 from executor.drift.facts import MappingFacts
-from executor.model import MappingState
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +28,7 @@ class Rows:
 
 def read(session: Session, cluster: str) -> Rows:
     """Read the mappings of a cluster and the busy services."""
-    rows: Sequence[Mapping] = session.scalars(select(Mapping).where(Mapping.state != MappingState.DELETED)).all()
+    rows = mappings.all_current(session)
     return Rows(
         mappings=tuple(mapping_facts(row) for row in rows if row.cluster == cluster),
         busy_services=queries.busy_services(session),

@@ -5,8 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-
-from sqlalchemy import Engine
+from typing import TYPE_CHECKING
 
 from executor.agent.meters import Meters
 from executor.agent.scheduler import Scheduler
@@ -14,6 +13,9 @@ from executor.agent.state import AgentState
 from executor.proxmox.client import ProxmoxReader
 from executor.settings.settings import Settings
 from executor.web.probes import Prober
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,12 +11,12 @@ from importlib.metadata import version as installed
 
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
-from sqlalchemy.exc import SQLAlchemyError
 
 from executor.agent.disk_space import BYTES_PER_MIB
-from executor.database import queries
+from executor.database import mappings, queries
 from executor.database.engine import reading
 from executor.database.tables import utc_now
+from executor.errors import DatabaseError
 from executor.version import VERSION
 from executor.web.agent_view import AgentView
 from executor.web.health import fulcrum_is_up
@@ -40,7 +40,7 @@ class Gauges(Collector):
         yield from self._of_the_process()
         try:
             yield from self._of_the_database()
-        except SQLAlchemyError:
+        except DatabaseError:
             yield _gauge("smith_database_up", "Whether the database can be read and written", 0)
 
     def _of_the_process(self) -> Iterator[Metric]:
@@ -69,7 +69,7 @@ class Gauges(Collector):
 
     def _of_the_database(self) -> Iterator[Metric]:
         with reading(self._watched.engine) as session:
-            depths, mapped = queries.queue_depths(session), queries.mapping_counts(session)
+            depths, mapped = queries.queue_depths(session), mappings.count_by_state(session, with_deleted=False)
             unreported, waiting = queries.oldest_report(session), queries.oldest_waiting(session)
         is_writable = self._prober.finding("database").ok
         yield _gauge("smith_database_up", "Whether the database can be read and written", is_writable)

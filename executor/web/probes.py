@@ -10,18 +10,19 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-
-from sqlalchemy import Engine, update
-from sqlalchemy.exc import SQLAlchemyError
+from typing import TYPE_CHECKING
 
 from executor.agent import disk_space as space
 from executor.agent.state import AgentState, Link
+from executor.database import nodes
 from executor.database.engine import transaction
-from executor.database.tables import Node, utc_now
-from executor.errors import JobError
+from executor.errors import DatabaseError, JobError
 from executor.log import get_logger
 from executor.proxmox.client import ProxmoxReader
 from executor.redaction import redactor
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
 
 log = get_logger(__name__)
 
@@ -114,8 +115,8 @@ class Prober:
         """Write, because a full disk or a standby can still be read."""
         try:
             with transaction(self.engine) as session:
-                session.execute(update(Node).where(Node.id == self.boot_id).values(seen_at=utc_now()))
-        except SQLAlchemyError as error:
+                nodes.note_seen(session, self.boot_id)
+        except DatabaseError as error:
             raise _Bad("the database cannot be written", str(error).splitlines()[0]) from error
 
     def _look_at_disk(self) -> None:

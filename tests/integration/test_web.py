@@ -28,11 +28,10 @@ from sqlalchemy import Engine, event
 from support.databases import migrated_sqlite_file
 
 from executor.agent import disk_space as space
-from executor.agent.agent import _node_row
 from executor.agent.meters import MOST_ACTIONS, Meters
 from executor.agent.scheduler import CriticalJob, Scheduler
 from executor.agent.state import AgentState
-from executor.database import job_queue, mappings
+from executor.database import job_queue, mappings, nodes
 from executor.database.engine import open_engine, transaction
 from executor.database.tables import Job, utc_now
 from executor.errors import ErrorCode, FulcrumUnavailable, SettingsError
@@ -137,7 +136,7 @@ def make_site(tmp_path: Path, proxmox: ProxmoxStandIn, database_file: Path) -> I
             engine = open_engine(settings.smith_database_url)
             stack.callback(engine.dispose)
             with transaction(engine) as session:
-                session.add(_node_row("boot-1", settings))
+                nodes.add(session, "boot-1", host="here", pid=1, version="0", concurrency=settings.smith_concurrency)
             state = AgentState()
             scheduler = Scheduler(engine, [CriticalJob(name="Heartbeat", interval_s=5, run=lambda: None)])
             stage = stack.enter_context(serving(settings))

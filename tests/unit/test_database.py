@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 import threading
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -18,7 +19,7 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Engine, func, inspect, select, text
-from sqlalchemy.exc import IntegrityError, OperationalError
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.orm import Session
 from support.databases import PostgresCluster, new_job, row, submit
 
@@ -29,11 +30,12 @@ from executor.database.engine import (
     file_system_of,
     open_engine,
     reading,
+    sqlite_file,
     transaction,
     write_with_retry,
 )
 from executor.database.tables import Base, Job, Run, db_now, utc_now
-from executor.errors import DatabaseError
+from executor.errors import DatabaseError, DatabaseRefused, DatabaseUnavailable, StaleJob
 
 NOBODY = 65534
 
@@ -376,8 +378,9 @@ def test_a_block_that_raises_leaves_nothing_behind(engine: Engine) -> None:
 
 
 def test_a_run_without_its_job_is_refused(engine: Engine) -> None:
-    with pytest.raises(IntegrityError), transaction(engine) as session:
+    with pytest.raises(DatabaseRefused) as caught, transaction(engine) as session:
         session.add(Run(job_id=4711, ident="x", attempt=1, playbook="p", started_at=utc_now()))
+    assert isinstance(caught.value.__cause__, IntegrityError)
 
 
 @pytest.mark.parametrize("offset_s", [0.0, 30.5, -3600.0])
@@ -391,6 +394,43 @@ def test_the_databases_clock_is_utc_and_compares_with_stored_times(engine: Engin
         assert session.execute(is_past.where(Job.id == job_id)).one() == (True, True)
     assert asked is not None
     assert before - 0.002 <= asked.timestamp() - offset_s <= after + 0.002  # SQLite's clock counts milliseconds
+
+
+@pytest.mark.parametrize("open_session", [transaction, reading])
+def test_an_error_of_the_database_is_one_line_without_password_and_parameters(
+    engine: Engine, open_session: Callable[[Engine], Any]
+) -> None:
+    secret = f"secret-{uuid.uuid4()}"
+    with pytest.raises(DatabaseError) as caught, open_session(engine) as session:
+        session.execute(text("SELECT :value FROM no_such_table"), {"value": secret})
+    shown = engine.url.render_as_string(hide_password=True)
+    message = str(caught.value)
+    assert message.startswith(f"the database {shown} cannot be used: "), message
+    assert "no_such_table" in message
+    assert (len(message.splitlines()), secret in message) == (1, False)
+    assert isinstance(caught.value.__cause__, SQLAlchemyError)
+
+
+def test_other_errors_in_a_block_are_not_translated(engine: Engine) -> None:
+    with pytest.raises(StaleJob), reading(engine):
+        raise StaleJob("job 1 is no longer ours")
+    with pytest.raises(DatabaseError) as caught, transaction(engine):
+        raise DatabaseError("held by another executor")
+    assert type(caught.value) is DatabaseError
+
+
+@pytest.mark.parametrize(
+    ("url", "file"),
+    [
+        ("sqlite:////srv/smith.db", Path("/srv/smith.db")),
+        ("sqlite:///smith.db", Path("smith.db")),
+        ("sqlite:///:memory:", None),
+        ("sqlite://", None),
+        ("postgresql://smith@db/smith", None),
+    ],
+)
+def test_only_sqlite_has_a_file(url: str, file: Path | None) -> None:
+    assert sqlite_file(url) == file
 
 
 # --- write_with_retry ---------------------------------------------------------------------------------------------
@@ -413,7 +453,7 @@ def test_an_end_of_work_is_written_as_soon_as_the_lock_is_free(sqlite_engine: En
 def test_patience_has_an_end(impatient: Engine) -> None:
     with closing(sqlite3.connect(str(impatient.url.database), isolation_level=None)) as holder:
         holder.execute("BEGIN IMMEDIATE")
-        with pytest.raises(OperationalError, match="locked"):
+        with pytest.raises(DatabaseUnavailable, match="database is locked"):
             write_with_retry(impatient, lambda session: job_queue.submit(session, new_job()), give_up_after_s=0)
 
 
@@ -424,7 +464,7 @@ def test_what_no_patience_can_help_is_not_repeated(engine: Engine) -> None:
         attempts.append(1)
         session.add(Run(job_id=4711, ident="x", attempt=1, playbook="p", started_at=utc_now()))
 
-    with pytest.raises(IntegrityError):
+    with pytest.raises(DatabaseRefused):
         write_with_retry(engine, write)
     assert len(attempts) == 1
 

@@ -90,7 +90,7 @@ def _build(settings: Settings, live: LiveSecrets, fulcrum: FulcrumClient, mode: 
     """Return the agent and what the HTTP pages read of it."""
     engine = open_engine(settings.smith_database_url)
     runner = _runner(settings, live)
-    proxmox = ProxmoxReader(live.connection(), renew=live.renewed_connection)
+    proxmox = ProxmoxReader(live.connection(), reload=live.renewed_connection)
     shared = _Shared(
         settings=settings,
         boot_id=new_boot_id(),

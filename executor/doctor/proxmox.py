@@ -122,7 +122,7 @@ def _privileges(context: _Context) -> Iterator[Check]:
         backups=settings.proxmox_backup_storage,
     )
     held = {need.path: context.reader.permissions(need.path) for need in wanted}
-    unmet = privileges.lacking(wanted, held)
+    unmet = privileges.unmet_needs(wanted, held)
     for need in wanted:
         if need in unmet:
             text = f"{', '.join(sorted(unmet[need]))} missing on {need.path}, {need.why}"

@@ -17,12 +17,12 @@ from executor.proxmox.rows import (
     NodeRow,
     StorageRow,
     VmRow,
+    as_float,
+    as_object,
+    as_objects,
+    as_text,
     node_rows,
-    number_in,
-    object_in,
-    objects_in,
     storage_rows,
-    text_in,
     vm_rows,
 )
 from executor.settings.types import MAX_VMID, MIN_VMID
@@ -33,9 +33,9 @@ MARKER_LINE = re.compile(r"^smith-uid=([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{1
 
 
 class ProxmoxReader:
-    """Asks Proxmox. Thread-safe: each thread has a connection of its own.
+    """Reads from Proxmox. Thread-safe: each thread has its own connection.
 
-    Every failure is a JobError with the code that `error_rules.py` gives it.
+    Every failure is a JobError with the code that `error_rules.py` assigns.
     """
 
     def __init__(
@@ -43,13 +43,13 @@ class ProxmoxReader:
         connection: ProxmoxConnection,
         timeout_s: float = 10,
         *,
-        renew: Callable[[], ProxmoxConnection] | None = None,  # asked after a 401 or 403
+        reload: Callable[[], ProxmoxConnection] | None = None,  # called after a 401 or 403
     ) -> None:
-        self._session = ProxmoxSession(connection, timeout_s, renew)
+        self._session = ProxmoxSession(connection, timeout_s, reload)
 
     @property
     def connection(self) -> ProxmoxConnection:
-        """The connection in force."""
+        """The connection that the next request uses."""
         return self._session.connection
 
     @connection.setter
@@ -57,11 +57,11 @@ class ProxmoxReader:
         self._session.connection = connection
 
     def version(self) -> str:
-        """Ask for Proxmox VE's version, such as `9.0.3`. Any valid login may."""
-        return text_in(object_in(self._session.get("/version")).get("version"))
+        """Return the version of Proxmox VE, such as `9.0.3`. Needs no privilege."""
+        return as_text(as_object(self._session.get("/version")).get("version"))
 
     def vms(self) -> list[VmRow]:
-        """List the VMs, containers and templates that the token may see, of the whole cluster, in one call."""
+        """List the VMs, containers and templates of the cluster that the token may see."""
         return vm_rows(self._session.get("/cluster/resources", type="vm"))
 
     def nodes(self) -> list[NodeRow]:
@@ -69,89 +69,90 @@ class ProxmoxReader:
         return node_rows(self._session.get("/nodes"))
 
     def storages(self) -> list[StorageRow]:
-        """List the storages that the token may see (Datastore.Audit, or the right to allocate), node by node."""
+        """List the storages that the token may see (Datastore.Audit or an allocate privilege), one row per node."""
         return storage_rows(self._session.get("/cluster/resources", type="storage"))
 
     def volumes(self, node: str, storage: str, content: str) -> frozenset[str]:
-        """List the volumes of one kind (iso, vztmpl, backup) on a node's storage, as far as the token may see them."""
+        """List the volumes of one kind (iso, vztmpl, backup) on a node's storage that the token may see."""
         path = f"/nodes/{_valid_node(node)}/storage/{_valid_storage(storage)}/content"
-        return frozenset(text_in(row.get("volid")) for row in objects_in(self._session.get(path, content=content)))
+        return frozenset(as_text(row.get("volid")) for row in as_objects(self._session.get(path, content=content)))
 
     def bridges(self, node: str) -> frozenset[str]:
-        """Ask which bridges and virtual networks a node offers us; empty when the token may see none."""
-        answer = self._session.get(f"/nodes/{_valid_node(node)}/network", type="any_bridge")
-        return frozenset(text_in(row.get("iface")) for row in objects_in(answer))
+        """List the bridges and virtual networks of a node that the token may see."""
+        data = self._session.get(f"/nodes/{_valid_node(node)}/network", type="any_bridge")
+        return frozenset(as_text(row.get("iface")) for row in as_objects(data))
 
     def nodes_in_maintenance(self) -> frozenset[str]:
-        """Ask the HA manager which nodes an operator has emptied. Needs Sys.Audit on `/`."""
-        answer = object_in(self._session.get("/cluster/ha/status/manager_status"))
-        manager = answer.get("manager_status", answer)
+        """List the nodes that the HA manager has in maintenance mode. Needs Sys.Audit on `/`."""
+        data = as_object(self._session.get("/cluster/ha/status/manager_status"))
+        manager = data.get("manager_status", data)
         states = manager.get("node_status") if isinstance(manager, dict) else None
         return frozenset(node for node, state in states.items() if state == "maintenance") if states else frozenset()
 
     def vm_config(self, node: str, vmid: int, *, kind: str = "qemu") -> dict[str, Any]:
         """Read a VM's configuration from its node, with pending changes merged in.
 
-        VM_NOT_FOUND here means: not on this node, or the token lacks VM.Audit. It is no proof that the VM is gone.
+        VM_NOT_FOUND means that the VM is not on this node, or that the token lacks VM.Audit. It does not prove that the
+        VM no longer exists.
         """
         if kind not in tuple(GuestKind):
-            raise JobError(ErrorCode.INVALID_REQUEST, "not a kind of guest")
-        return object_in(self._session.get(f"/nodes/{_valid_node(node)}/{kind}/{_valid_vmid(vmid)}/config"))
+            raise JobError(ErrorCode.INVALID_REQUEST, "the kind of guest is not qemu or lxc")
+        return as_object(self._session.get(f"/nodes/{_valid_node(node)}/{kind}/{_valid_vmid(vmid)}/config"))
 
     def is_vmid_free(self, vmid: int) -> bool:
-        """Ask whether no guest of the cluster has this VMID, those included that the token may not see."""
-        _valid_vmid(vmid)  # Proxmox answers 400 to a wrong one too
+        """Return whether no guest of the cluster has this VMID, guests included that the token may not see."""
+        _valid_vmid(vmid)  # Proxmox answers 400 to an invalid VMID too
         return not self._session.is_bad_request("/cluster/nextid", vmid=vmid)
 
     def is_quorate(self) -> bool:
-        """Ask whether the cluster has quorum. A node on its own has.
+        """Return whether the cluster has quorum. A single node without a cluster always has.
 
-        Only Sys.Audit on `/` shows the cluster's own word; without it, more than half of the nodes must be online.
+        Reading the cluster's own state needs Sys.Audit on `/`; without it, more than half of the nodes must be online.
         """
         try:
-            answer = self._session.get("/cluster/status")
+            data = self._session.get("/cluster/status")
         except JobError as error:
             if error.code is not ErrorCode.PVE_PERMISSION:
                 raise
             nodes = self.nodes()
             return 2 * sum(node.is_online for node in nodes) > len(nodes)
-        clusters = [row for row in objects_in(answer) if row.get("type") == "cluster"]
-        return all(number_in(row.get("quorate")) for row in clusters)
+        clusters = [row for row in as_objects(data) if row.get("type") == "cluster"]
+        return all(as_float(row.get("quorate")) for row in clusters)
 
     def may_see_all_vms(self) -> bool:
-        """Ask whether a VM that is not in our lists is really not there: VM.Audit on `/vms`."""
+        """Return whether the token may see every VM (VM.Audit on `/vms`). Only then a list can prove absence."""
         return "VM.Audit" in self.permissions("/vms")
 
     def find_by_marker(self, rows: Iterable[VmRow], service_id: str, *, name_suffix: str) -> VmRow | None:
-        """Look among `vms()` for the VM whose description says that it is the service's.
+        """Return the VM in `vms()` whose description has the service's marker, None if there is none.
 
-        The end of the name holds the service's first digits and picks the few whose configuration is read. Two such
-        VMs are one too many: VM_IDENTITY_MISMATCH, for a person to look at.
+        Only VMs whose name ends with `name_suffix`, the first digits of the service's id, have their configuration
+        read. Raises JobError VM_IDENTITY_MISMATCH for more than one VM with the marker: an operator must decide.
         """
-        found = [row for row in rows if self._may_carry_marker(row, name_suffix) and self._is_of(row, service_id)]
+        found = [row for row in rows if self._may_have_marker(row, name_suffix) and self._is_marked(row, service_id)]
         if len(found) > 1:
             vmids = ", ".join(str(row.vmid) for row in found)
-            raise JobError(ErrorCode.VM_IDENTITY_MISMATCH, f"more than one VM carries the service's marker: {vmids}")
+            raise JobError(ErrorCode.VM_IDENTITY_MISMATCH, f"more than one VM has the service's marker: {vmids}")
         return found[0] if found else None
 
     def find_unmarked(self, rows: Iterable[VmRow], name: str, vmids: range) -> VmRow | None:
-        """Look among `vms()` for the one VM of that name, on one of these VMIDs, that carries no marker at all.
+        """Return the partial clone in `vms()`: the only VM of that name with one of these VMIDs, and without a marker.
 
-        A clone carries its template's description until it is configured, and the name is there from the beginning.
-        A container has its marker from its first moment.
+        A clone has its name from the beginning, and its template's description, without a marker, until it is
+        configured. A container is created with its marker, so it is never returned.
         """
         clones = [row for row in rows if row.kind == GuestKind.QEMU and row.name == name and row.vmid in vmids]
-        found = [row for row in clones if self._may_carry_marker(row, name)]
+        found = [row for row in clones if self._may_have_marker(row, name)]
         return found[0] if len(found) == 1 and not self._markers_on(found[0]) else None
 
     def _markers_on(self, row: VmRow) -> list[str]:
-        return MARKER_LINE.findall(text_in(self._config_of(row).get("description")))
+        return MARKER_LINE.findall(as_text(self._config_of(row).get("description")))
 
     @staticmethod
-    def _may_carry_marker(row: VmRow, name_suffix: str) -> bool:
+    def _may_have_marker(row: VmRow, name_suffix: str) -> bool:
         return not row.is_template and row.name.endswith(name_suffix)
 
-    def _is_of(self, row: VmRow, service_id: str) -> bool:
+    def _is_marked(self, row: VmRow, service_id: str) -> bool:
         return self.marker_of(self._config_of(row)) == service_id.lower()
 
     def _config_of(self, row: VmRow) -> dict[str, Any]:
@@ -160,36 +161,37 @@ class ProxmoxReader:
         except JobError as error:
             if error.code is not ErrorCode.VM_NOT_FOUND:
                 raise
-            # Moved or removed since the list was made: looking again decides, a guess could make a second VM.
-            raise JobError(ErrorCode.PVE_CONFLICT, f"VM {row.vmid} moved or vanished while it was looked at") from error
+            # Moved or removed since the list was read: retry with a new list, since a guess could create a second VM.
+            raise JobError(ErrorCode.PVE_CONFLICT, f"VM {row.vmid} was moved or removed during the search") from error
 
     def permissions(self, path: str) -> frozenset[str]:
-        """Ask which privileges we hold on a path, such as `/vms/100`. Any valid login may."""
-        found = object_in(self._session.get("/access/permissions", path=path)).get(path)
-        return frozenset(found) if isinstance(found, dict) else frozenset()  # the values say only: propagated or not
+        """Return the privileges that the token has on a path, such as `/vms/100`. Needs no privilege."""
+        # The values of the mapping only tell whether a privilege is propagated.
+        found = as_object(self._session.get("/access/permissions", path=path)).get(path)
+        return frozenset(found) if isinstance(found, dict) else frozenset()
 
     def roles(self) -> dict[str, frozenset[str]]:
-        """List the roles with their privileges. Any valid login may."""
-        answer = self._session.get("/access/roles")
-        rows = objects_in(answer) if isinstance(answer, list) else []
+        """Return the privileges of each role. Needs no privilege."""
+        data = self._session.get("/access/roles")
+        rows = as_objects(data) if isinstance(data, list) else []
         return {str(row.get("roleid")): frozenset(str(row.get("privs") or "").split(",")) for row in rows}
 
     @staticmethod
     def marker_of(config: dict[str, Any]) -> str:
-        """Read whose VM this is: the service's UUID in its description, '' without one, or with two different ones."""
-        found = {uid.lower() for uid in MARKER_LINE.findall(text_in(config.get("description")))}
+        """Return the service's UUID from the marker in the description; '' without a marker, or with different ones."""
+        found = {uid.lower() for uid in MARKER_LINE.findall(as_text(config.get("description")))}
         return found.pop() if len(found) == 1 else ""
 
 
 def _valid_node(node: str) -> str:
     if not NODE_NAME.fullmatch(node):
-        raise JobError(ErrorCode.INVALID_REQUEST, "not the name of a node")
+        raise JobError(ErrorCode.INVALID_REQUEST, "invalid name of a node")
     return node
 
 
 def _valid_storage(storage: str) -> str:
     if not STORAGE_NAME.fullmatch(storage):
-        raise JobError(ErrorCode.INVALID_REQUEST, "not the name of a storage")
+        raise JobError(ErrorCode.INVALID_REQUEST, "invalid name of a storage")
     return storage
 
 
@@ -197,7 +199,3 @@ def _valid_vmid(vmid: int) -> int:
     if not MIN_VMID <= vmid <= MAX_VMID:
         raise JobError(ErrorCode.INVALID_REQUEST, f"{vmid} is not a VMID")
     return vmid
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# Rows. Proxmox's numbers come as numbers, as text, or not at all, depending on version, guest and node.

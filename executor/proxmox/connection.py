@@ -1,4 +1,4 @@
-"""One authenticated connection to Proxmox's API, and the translation of its failures. The only user of proxmoxer."""
+"""An authenticated connection to the Proxmox API, and the translation of its failures. The only user of proxmoxer."""
 
 from __future__ import annotations
 
@@ -23,14 +23,15 @@ DEFAULT_PORT = 8006
 CONNECT_TIMEOUT_S = 5.0
 MAX_ERROR_TEXT = 400
 
-#: How proxmoxer fails: its own errors, requests' (which are OSErrors), and what it trips over in an odd answer.
+#: The failures of a request: proxmoxer's own errors, those of requests (OSErrors), and those of urllib3.
 _CALL_FAILED = (ResourceException, AuthenticationError, OSError, urllib3.exceptions.HTTPError)
-_ANSWER_ODD = (KeyError, TypeError, AttributeError, ValueError, RecursionError)
+#: What proxmoxer raises while it reads an unexpected answer.
+_ANSWER_UNREADABLE = (KeyError, TypeError, AttributeError, ValueError, RecursionError)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProxmoxConnection:
-    """Where Proxmox is and who we are there. A token is preferred to a password, which costs a login a thread."""
+    """The address of Proxmox and our credentials. A token is preferred: a password needs a login per thread."""
 
     host: str
     port: int = DEFAULT_PORT
@@ -42,7 +43,7 @@ class ProxmoxConnection:
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Self:
-        """Take the `PROXMOX_*` settings over."""
+        """Return the connection of the `PROXMOX_*` settings."""
         verify: bool | Path = settings.proxmox_validate_certs
         if verify and settings.proxmox_ca_bundle:
             verify = settings.proxmox_ca_bundle
@@ -58,13 +59,13 @@ class ProxmoxConnection:
 
 
 class ProxmoxSession:
-    """Sends GET requests to Proxmox. Thread-safe: each thread has a connection of its own."""
+    """Sends GET requests to Proxmox. Thread-safe: each thread has its own connection."""
 
     def __init__(
-        self, connection: ProxmoxConnection, timeout_s: float, renew: Callable[[], ProxmoxConnection] | None
+        self, connection: ProxmoxConnection, timeout_s: float, reload: Callable[[], ProxmoxConnection] | None
     ) -> None:
         self.connection = connection
-        self._renew = renew
+        self._reload = reload
         self._timeout_s = (min(CONNECT_TIMEOUT_S, timeout_s), timeout_s)
         self._local = threading.local()
 
@@ -72,7 +73,7 @@ class ProxmoxSession:
         """Return the data of a GET request. Every failure is a JobError."""
         try:
             return self._call(path, **query)
-        except _CALL_FAILED + _ANSWER_ODD as exc:
+        except _CALL_FAILED + _ANSWER_UNREADABLE as exc:
             _raise_job_error(exc)
 
     def is_bad_request(self, path: str, /, **query: Any) -> bool:
@@ -83,38 +84,38 @@ class ProxmoxSession:
             if exc.status_code == 400:
                 return True
             _raise_job_error(exc)
-        except _CALL_FAILED + _ANSWER_ODD as exc:
+        except _CALL_FAILED + _ANSWER_UNREADABLE as exc:
             _raise_job_error(exc)
         return False
 
     def _call(self, path: str, /, **query: Any) -> Any:
-        """GET. A ticket that ran out is renewed by logging in again, once; a secret that has changed is used."""
+        """Send a GET request; after a refused login, send it once more with a new ticket or a changed secret."""
         had_login = self._has_api()
         used = self.connection
         try:
             return _get(self._api(), path, query)
         except (AuthenticationError, ResourceException) as exc:
             status = getattr(exc, "status_code", 401)
-            is_new = status in (401, 403) and self._is_renewed(used)
-            is_ticket = had_login and not used.token_secret and status == 401
-            if not is_new and not is_ticket:
+            has_new_secret = status in (401, 403) and self._reload_connection(used)
+            is_expired_ticket = had_login and not used.token_secret and status == 401
+            if not has_new_secret and not is_expired_ticket:
                 raise
         self._local.api = None
         return _get(self._api(), path, query)
 
-    def _is_renewed(self, used: ProxmoxConnection) -> bool:
-        """Ask for the connection in force; True when it is not the one that was refused."""
-        if self._renew is not None:
-            self.connection = self._renew()
+    def _reload_connection(self, used: ProxmoxConnection) -> bool:
+        """Reload the connection; return whether it differs from the one that was refused."""
+        if self._reload is not None:
+            self.connection = self._reload()
         return self.connection is not used
 
     def _has_api(self) -> bool:
-        """True when this thread has one, made by this process for the connection in force."""
+        """Return whether this thread has an API object, made by this process for the current connection."""
         made = getattr(self._local, "pid", None), getattr(self._local, "connection", None)
         return made == (os.getpid(), self.connection) and self._local.api is not None
 
     def _api(self) -> ProxmoxAPI:
-        """One for each thread, and a new one in a forked child: a socket must never have two readers."""
+        """Return this thread's API object, a new one in a forked child: two readers must never share a socket."""
         if not self._has_api():
             used = self.connection
             self._local.api = _connect(used, self._timeout_s)
@@ -123,13 +124,13 @@ class ProxmoxSession:
 
 
 def _connect(connection: ProxmoxConnection, timeout_s: tuple[float, float]) -> ProxmoxAPI:
-    """Make an API object. Only a password makes this ask Proxmox."""
+    """Make an API object. It sends a request only to log in with a password."""
     if connection.token_secret:
         login = {"token_name": connection.token_id, "token_value": connection.token_secret}
     else:
         login = {"password": connection.password}
     verify = connection.verify if isinstance(connection.verify, bool) else str(connection.verify)
-    if verify is False:  # said once, where the settings are read, and not with every request
+    if verify is False:  # one warning is logged where the settings are read, so none per request
         urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
     api = ProxmoxAPI(
         connection.host,
@@ -140,36 +141,36 @@ def _connect(connection: ProxmoxConnection, timeout_s: tuple[float, float]) -> P
         **login,
     )
     session = api._store["session"]
-    session.max_redirects = 0  # Proxmox never redirects; whoever does must not get our token
+    session.max_redirects = 0  # Proxmox never redirects; another server must not get the token
     session.get_adapter("https://").max_retries = Retry(total=1, connect=1, read=0, redirect=0, status=0, other=0)
     return api
 
 
 def _get(api: ProxmoxAPI, path: str, query: dict[str, Any]) -> Any:
     answer = api(path.strip("/")).get(**query)
-    if isinstance(answer, dict) and isinstance(answer.get("errors"), bytes):  # proxmoxer's way to say: no JSON
+    if isinstance(answer, dict) and isinstance(answer.get("errors"), bytes):
         raise ValueError("the answer is not JSON")
     return answer
 
 
 def _raise_job_error(exc: Exception) -> NoReturn:
-    """Raise the JobError that says what happened."""
+    """Raise the JobError for a failed request."""
     if isinstance(exc, _CALL_FAILED):
-        found = classify(_innermost(exc))
+        found = classify(_failure_text(exc))
         remedy = _remedy(found.text) if found.code == ErrorCode.PVE_TLS else ""
         raise JobError(found.code, redactor.redact(found.text)[:MAX_ERROR_TEXT] + remedy) from exc
     raise JobError(ErrorCode.PVE_API_ERROR, f"Proxmox's answer cannot be read ({type(exc).__name__})") from exc
 
 
 def _remedy(text: str) -> str:
-    """What to do about a certificate that does not fit."""
+    """Return what to do about a certificate that could not be verified."""
     if "expired" in text or "not yet valid" in text:
-        return ". Renew Proxmox's certificate; if it is valid, one of the clocks is wrong"
+        return ". Renew Proxmox's certificate; if it is still valid, one of the clocks is wrong"
     if "mismatch" in text or "doesn't match" in text:
-        return ". PROXMOX_HOST must be a name or an address that Proxmox's certificate is made for"
+        return ". PROXMOX_HOST must be a name or an address that Proxmox's certificate is valid for"
     return ". PROXMOX_CA_BUNDLE must name a file with the CA of Proxmox's certificate (/etc/pve/pve-root-ca.pem)"
 
 
-def _innermost(exc: BaseException) -> str:
-    """The failure in its own words. Names of objects in memory tell nothing and differ each time."""
+def _failure_text(exc: BaseException) -> str:
+    """Return the text of a failure, without the addresses of objects, which differ each time."""
     return re.sub(r"<[^<>]* object at 0x[0-9a-f]+>:? ?", "", " ".join(str(exc).split())) or type(exc).__name__

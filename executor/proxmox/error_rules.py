@@ -1,8 +1,8 @@
-"""Proxmox's words become error codes: the one table that the roles' filter and the executor share.
+"""Maps Proxmox's failure texts to error codes. The roles' filter and the executor share this table.
 
-Standard library only, and importable without the rest of the package: playbooks by hand use it too. The rules run in
-order on the innermost text; the first that matches decides. Codes are those of `errors.ErrorCode` and are never
-changed: FulcrumCore's lifecycles match them. Every pattern holds in Python and in RE2.
+It uses the standard library only and imports nothing of the package: playbooks that are run by hand use it too. The
+rules are tried in order on the innermost text; the first match decides. Codes are those of `errors.ErrorCode` and never
+change: FulcrumCore's lifecycles match them. Every pattern is valid in Python and in RE2.
 """
 
 from __future__ import annotations
@@ -12,32 +12,32 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 MAX_TEXT_LENGTH = 300
-#: No more than this is matched: a failure text is outside text, and some patterns take quadratic time.
+#: The rules match at most this much of a text: some patterns take quadratic time, and the text is not ours.
 MAX_MATCHED_LENGTH = 10_000
 
 
 class Reaction(StrEnum):
-    """Whether the same job is worth another attempt."""
+    """Whether, and how, a failed job is retried."""
 
-    NO = "no"  #: never: the same request fails the same way
-    LATER = "later"  #: nothing was changed, or it is safe to repeat: again after a pause
-    LOOK = "look"  #: the change may have happened: run the same idempotent playbook again, it looks first
-    NEW_ID = "new_id"  #: again with another VMID
-    ONCE = "once"  #: one more attempt, then never
+    NO = "no"  #: not retried: the same request would fail the same way
+    LATER = "later"  #: retried after a backoff: nothing was changed, or it is safe to repeat
+    LOOK = "look"  #: retried: the change may have happened, and the idempotent playbook first checks what exists
+    NEW_ID = "new_id"  #: retried with another VMID
+    ONCE = "once"  #: retried once
 
 
 @dataclass(frozen=True, kw_only=True)
 class Classified:
-    """What a failure text means."""
+    """The meaning of a failure text."""
 
     code: str
     reaction: Reaction
-    text: str  #: the innermost words, without the code, at most 300 characters
+    text: str  #: the innermost text, without the code, at most 300 characters
 
 
-#: (code, reaction, pattern). "outcome unknown" rules stand before those whose words may appear inside them.
+#: (code, reaction, pattern). A rule for an unknown outcome is before the rules whose patterns its texts may match.
 RULES: tuple[tuple[str, Reaction, str], ...] = (
-    # A connection that is cut in the middle of a handshake says nothing against the certificate.
+    # A connection that ends during the TLS handshake does not mean that the certificate is invalid.
     (
         "PVE_UNREACHABLE",
         Reaction.LATER,
@@ -101,7 +101,7 @@ RULES: tuple[tuple[str, Reaction, str], ...] = (
         r"|without --online|snapshot name '[^']*' already used|feature is not (available|supported)|live[- ]migrate"
         r"|while VM is running|incomplete snapshot|needed by replication|Too many unused volumes|wrong snapshot state",
     ),
-    # Said by us only after the token's VM.Audit is shown; a text from Proxmox says no more than "not where I looked".
+    # Our own code uses it only after it has checked the token's VM.Audit; Proxmox's text only means "not on this node".
     (
         "VM_NOT_FOUND",
         Reaction.NO,
@@ -136,7 +136,7 @@ RULES: tuple[tuple[str, Reaction, str], ...] = (
     ("PVE_API_ERROR", Reaction.ONCE, r"\b50[01] (Internal|Not)"),
 )
 
-#: Codes that a role or the executor sets itself; no text of Proxmox means them.
+#: Codes that only a role or the executor sets; no text of Proxmox maps to them.
 SET_BY_US: dict[str, Reaction] = {
     "VM_IDENTITY_MISMATCH": Reaction.NO,
     "GUEST_NO_ADDRESS": Reaction.NO,
@@ -152,14 +152,14 @@ SET_BY_US: dict[str, Reaction] = {
 REACTIONS: dict[str, Reaction] = {code: reaction for code, reaction, _pattern in RULES} | SET_BY_US
 _COMPILED = tuple((code, re.compile(pattern)) for code, _reaction, pattern in RULES)
 
-#: What a module puts before Proxmox's words. It quotes the VM's name, and a VM may be called "shrink".
+#: What a module puts before Proxmox's text. It contains the VM's name, which must not match a rule.
 _PREFIX = re.compile(r"\A.*?(failed with exception[:=] ?|vmid \d+[=:] ?)", re.DOTALL)
 _CODED = re.compile(r"\A([A-Z][A-Z_]+): ?(.*)\Z", re.DOTALL)
 _SPACE = re.compile(r"\s+")
 
 
 def classify(text: str) -> Classified:
-    """Say what a failure text means. One that starts with a known code keeps it; an unknown one is PLAYBOOK_FAILED."""
+    """Return the meaning of a failure text. A known code at its start is kept; an unknown text is PLAYBOOK_FAILED."""
     text = _SPACE.sub(" ", text).strip()
     coded = _CODED.match(text)
     if coded and coded.group(1) in REACTIONS:
@@ -172,12 +172,12 @@ def classify(text: str) -> Classified:
 
 
 def innermost(text: str) -> str:
-    """Cut off what a module says before it quotes Proxmox."""
+    """Return Proxmox's text without what the module puts before it."""
     return (_PREFIX.sub("", text, count=1) or text)[:MAX_MATCHED_LENGTH]
 
 
 def reaction_to(code: str) -> Reaction:
-    """Return what a failure with this code asks for; NO for a code that nobody knows."""
+    """Return the reaction to a failure with this code; NO for an unknown code."""
     return REACTIONS.get(code, Reaction.NO)
 
 

@@ -1,8 +1,8 @@
-"""What the token must be allowed at Proxmox: one table, compared with what it is allowed, and told as `pveum` lines.
+"""The privileges that the token needs at Proxmox: one table, the comparison with those it has, and `pveum` commands.
 
-Pure. The names differ between Proxmox VE 8 and 9: naming one that a version does not know makes `pveum role add` fail.
-Source: leave-one-out over every action (tests/security/test_least_privilege.py); `deploy/` grants the same. A pool
-needs none of its own: VM.Allocate on /vms lets new VMs into any. And VM.Snapshot is enough for a rollback, too.
+Pure. The names differ between Proxmox VE 8 and 9, and `pveum role add` fails for a name that its version does not know.
+That each privilege is needed is tested (tests/security/test_least_privilege.py); `deploy/` grants the same. A resource
+pool needs no privilege of its own: VM.Allocate on /vms includes it. VM.Snapshot includes rollback.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-#: The first version that knows VM.GuestAgent.* and no longer VM.Monitor.
+#: The first major version with VM.GuestAgent.* instead of VM.Monitor.
 GUEST_AGENT_SINCE = 9
 VM_PRIVILEGES = (
     "VM.Allocate",
@@ -33,7 +33,7 @@ VM_PRIVILEGES = (
 
 @dataclass(frozen=True, kw_only=True)
 class Need:
-    """Privileges on one path, and the role of ours that holds them."""
+    """Privileges that are needed on one path, and the role that holds them."""
 
     path: str
     role: str
@@ -49,20 +49,18 @@ def needs(
     images: Iterable[str] = (),
     backups: str = "",
 ) -> list[Need]:
-    """Return what is needed on which path, for a major version of Proxmox VE.
+    """Return the needed privileges by path, for a major version of Proxmox VE.
 
-    `images` are storages with ISO images and containers' templates, `backups` is the one that archives go to.
+    `images` are the storages of ISO images and container templates, `backups` is the storage of backups.
     """
     guest = "VM.GuestAgent.Audit" if major >= GUEST_AGENT_SINCE else "VM.Monitor"
-    found = [
-        Need(path="/vms", role="SmithVM", privileges=frozenset({*VM_PRIVILEGES, guest}), why="to carry every action")
-    ]
+    found = [Need(path="/vms", role="SmithVM", privileges=frozenset({*VM_PRIVILEGES, guest}), why="for every action")]
     disks = frozenset({"Datastore.AllocateSpace", "Datastore.Audit"})
     for storage in sorted(set(storages)):
         found.append(Need(path=f"/storage/{storage}", role="SmithStore", privileges=disks, why="for the VMs' disks"))
     for storage in sorted(set(images) - set(storages)):
-        seen = frozenset({"Datastore.Audit"})
-        found.append(Need(path=f"/storage/{storage}", role="SmithImages", privileges=seen, why="to see what is there"))
+        audit = frozenset({"Datastore.Audit"})
+        found.append(Need(path=f"/storage/{storage}", role="SmithImages", privileges=audit, why="to list its images"))
     if backups:
         found.append(Need(path="/vms", role="SmithBackup", privileges=frozenset({"VM.Backup"}), why="for backups"))
     if backups and backups not in set(storages):
@@ -73,8 +71,8 @@ def needs(
     return found
 
 
-def lacking(wanted: Iterable[Need], held: Mapping[str, frozenset[str]]) -> dict[Need, frozenset[str]]:
-    """Return the needs that are not met, each with what is missing; `held` is by path."""
+def unmet_needs(wanted: Iterable[Need], held: Mapping[str, frozenset[str]]) -> dict[Need, frozenset[str]]:
+    """Return the missing privileges of each need that is not met; `held` has the token's privileges by path."""
     found = {need: need.privileges - held.get(need.path, frozenset()) for need in wanted}
     return {need: missing for need, missing in found.items() if missing}
 
@@ -82,9 +80,9 @@ def lacking(wanted: Iterable[Need], held: Mapping[str, frozenset[str]]) -> dict[
 def pveum_lines(
     unmet: Iterable[Need], roles: Mapping[str, frozenset[str]], *, user: str, token_id: str = ""
 ) -> list[str]:
-    """Return the commands that grant what is missing; `roles` are those that Proxmox has already.
+    """Return the commands that grant the unmet needs; `roles` are the existing roles.
 
-    A token with privilege separation may do what both it and its user may: so both are named.
+    A token with privilege separation has only the privileges that its user has too, so each is granted to both.
     """
     lines: list[str] = []
     for need in unmet:

@@ -1,6 +1,6 @@
-"""Reads Proxmox's lists into rows: VMs, nodes, storages.
+"""Turns Proxmox's lists of VMs, nodes and storages into rows.
 
-Proxmox's numbers come as numbers, as text, or not at all, depending on version, guest and node.
+Proxmox sends numbers as numbers, as text, or not at all, depending on version, guest and node.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from executor.settings.types import MIN_VMID
 
 @dataclass(frozen=True)
 class VmRow:
-    """One VM or container of the cluster's list, which Proxmox refreshes about every 10 s."""
+    """One VM or container of the cluster's list, which Proxmox updates about every 10 s."""
 
     vmid: int
     node: str
@@ -30,7 +30,7 @@ class VmRow:
     max_memory_bytes: int = 0
     disk_bytes: int = 0  #: always 0 for qemu
     max_disk_bytes: int = 0
-    net_in_bytes: int = 0  #: the counters start again with the VM: when `uptime_s` drops, so do they
+    net_in_bytes: int = 0  #: this and the next three counters restart at 0 with the VM, as `uptime_s` does
     net_out_bytes: int = 0
     disk_read_bytes: int = 0
     disk_write_bytes: int = 0
@@ -53,92 +53,94 @@ class NodeRow:
 
 @dataclass(frozen=True)
 class StorageRow:
-    """One storage as one node has it; a storage of several nodes has a row for each."""
+    """One storage on one node; a storage of several nodes has one row for each."""
 
     name: str
     node: str
-    is_shared: bool = False  #: the same data from every node that has it
+    is_shared: bool = False  #: every node sees the same data
     is_available: bool = False
     holds_disks: bool = False
 
 
-def vm_rows(answer: Any) -> list[VmRow]:
-    """Read `GET /cluster/resources?type=vm`. What has no VMID or no node is left out: nobody could ask for it."""
-    rows = (_vm_row(row) for row in objects_in(answer) if row.get("type", "qemu") in ("qemu", "lxc"))
+def vm_rows(data: Any) -> list[VmRow]:
+    """Read `GET /cluster/resources?type=vm`. Rows without a VMID or node are left out: requests need both."""
+    rows = (_vm_row(row) for row in as_objects(data) if row.get("type", "qemu") in ("qemu", "lxc"))
     return [row for row in rows if row.vmid >= MIN_VMID and row.node]
 
 
 def _vm_row(row: dict[str, Any]) -> VmRow:
     return VmRow(
-        vmid=whole_in(row.get("vmid")),
-        node=text_in(row.get("node")),
-        name=text_in(row.get("name")),
-        status=text_in(row.get("status")),
-        is_template=bool(whole_in(row.get("template"))),
-        kind=text_in(row.get("type")) or "qemu",
-        cpu_share=number_in(row.get("cpu")),
-        cores=whole_in(row.get("maxcpu")),
-        memory_bytes=whole_in(row.get("mem")),
-        max_memory_bytes=whole_in(row.get("maxmem")),
-        disk_bytes=whole_in(row.get("disk")),
-        max_disk_bytes=whole_in(row.get("maxdisk")),
-        net_in_bytes=whole_in(row.get("netin")),
-        net_out_bytes=whole_in(row.get("netout")),
-        disk_read_bytes=whole_in(row.get("diskread")),
-        disk_write_bytes=whole_in(row.get("diskwrite")),
-        uptime_s=whole_in(row.get("uptime")),
-        tags=tuple(tag for tag in re.split(r"[;,\s]+", text_in(row.get("tags"))) if tag),
-        lock=text_in(row.get("lock")),
+        vmid=as_int(row.get("vmid")),
+        node=as_text(row.get("node")),
+        name=as_text(row.get("name")),
+        status=as_text(row.get("status")),
+        is_template=bool(as_int(row.get("template"))),
+        kind=as_text(row.get("type")) or "qemu",
+        cpu_share=as_float(row.get("cpu")),
+        cores=as_int(row.get("maxcpu")),
+        memory_bytes=as_int(row.get("mem")),
+        max_memory_bytes=as_int(row.get("maxmem")),
+        disk_bytes=as_int(row.get("disk")),
+        max_disk_bytes=as_int(row.get("maxdisk")),
+        net_in_bytes=as_int(row.get("netin")),
+        net_out_bytes=as_int(row.get("netout")),
+        disk_read_bytes=as_int(row.get("diskread")),
+        disk_write_bytes=as_int(row.get("diskwrite")),
+        uptime_s=as_int(row.get("uptime")),
+        tags=tuple(tag for tag in re.split(r"[;,\s]+", as_text(row.get("tags"))) if tag),
+        lock=as_text(row.get("lock")),
     )
 
 
-def node_rows(answer: Any) -> list[NodeRow]:
-    """Read `GET /nodes`. Of a node that is down, Proxmox tells only the name and that it is."""
+def node_rows(data: Any) -> list[NodeRow]:
+    """Read `GET /nodes`. For an offline node Proxmox sends only its name and status."""
     return [
         NodeRow(
-            name=text_in(row.get("node")),
+            name=as_text(row.get("node")),
             is_online=row.get("status") == "online",
-            cpu_share=number_in(row.get("cpu")),
-            cores=whole_in(row.get("maxcpu")),
-            memory_bytes=whole_in(row.get("mem")),
-            max_memory_bytes=whole_in(row.get("maxmem")),
+            cpu_share=as_float(row.get("cpu")),
+            cores=as_int(row.get("maxcpu")),
+            memory_bytes=as_int(row.get("mem")),
+            max_memory_bytes=as_int(row.get("maxmem")),
         )
-        for row in objects_in(answer)
-        if text_in(row.get("node"))
+        for row in as_objects(data)
+        if as_text(row.get("node"))
     ]
 
 
-def storage_rows(answer: Any) -> list[StorageRow]:
+def storage_rows(data: Any) -> list[StorageRow]:
     """Read `GET /cluster/resources?type=storage`."""
     return [
         StorageRow(
-            name=text_in(row.get("storage")),
-            node=text_in(row.get("node")),
-            is_shared=bool(whole_in(row.get("shared"))),
+            name=as_text(row.get("storage")),
+            node=as_text(row.get("node")),
+            is_shared=bool(as_int(row.get("shared"))),
             is_available=row.get("status") == "available",
-            holds_disks="images" in text_in(row.get("content")).split(","),
+            holds_disks="images" in as_text(row.get("content")).split(","),
         )
-        for row in objects_in(answer)
-        if text_in(row.get("storage")) and text_in(row.get("node"))
+        for row in as_objects(data)
+        if as_text(row.get("storage")) and as_text(row.get("node"))
     ]
 
 
-def objects_in(answer: Any) -> list[dict[str, Any]]:
-    """The objects of a list; an empty list is sometimes null."""
-    if answer is None:
+def as_objects(data: Any) -> list[dict[str, Any]]:
+    """Return the objects of a list. Proxmox sometimes sends null for an empty list."""
+    if data is None:
         return []
-    if not isinstance(answer, list):
+    if not isinstance(data, list):
         raise JobError(ErrorCode.PVE_API_ERROR, "Proxmox's answer is not a list")
-    return [row for row in answer if isinstance(row, dict)]
+    return [row for row in data if isinstance(row, dict)]
 
 
-def object_in(answer: Any) -> dict[str, Any]:
-    if not isinstance(answer, dict):
+def as_object(data: Any) -> dict[str, Any]:
+    """Return an object. Raises JobError for anything else."""
+    if not isinstance(data, dict):
         raise JobError(ErrorCode.PVE_API_ERROR, "Proxmox's answer is not an object")
-    return answer
+    return data
 
 
-def number_in(value: Any) -> float:
+def as_float(value: Any) -> float:
+    """Return a finite float; 0.0 for anything else."""
     try:
         number = float(value)
     except (TypeError, ValueError, OverflowError):
@@ -146,13 +148,14 @@ def number_in(value: Any) -> float:
     return number if math.isfinite(number) else 0.0
 
 
-def whole_in(value: Any) -> int:
-    """An int, not by way of a float where it can be helped: counters grow beyond 2**53."""
+def as_int(value: Any) -> int:
+    """Return an int, without converting to float first if possible: counters exceed 2**53."""
     try:
         return int(value)
     except (TypeError, ValueError, OverflowError):
-        return int(number_in(value))
+        return int(as_float(value))
 
 
-def text_in(value: Any) -> str:
+def as_text(value: Any) -> str:
+    """Return text; an empty one for null."""
     return value if isinstance(value, str) else "" if value is None else str(value)

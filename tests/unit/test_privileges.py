@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from executor.proxmox.privileges import lacking, needs, pveum_lines
+from executor.proxmox.privileges import needs, pveum_lines, unmet_needs
 
 
 def test_the_guest_agents_privilege_has_another_name_before_version_9() -> None:
@@ -32,7 +32,7 @@ def test_images_are_seen_and_backups_written_where_the_operator_has_them() -> No
 def test_what_is_held_is_not_missing() -> None:
     vms, storage = needs(9, storages=["local"])
     held = {"/vms": vms.privileges | {"VM.Console"}, "/storage/local": frozenset({"Datastore.Audit"})}
-    assert lacking([vms, storage], held) == {storage: {"Datastore.AllocateSpace"}}
+    assert unmet_needs([vms, storage], held) == {storage: {"Datastore.AllocateSpace"}}
 
 
 def test_a_role_is_made_or_widened_or_left_alone() -> None:

@@ -1,12 +1,14 @@
-"""Lab: the whole system at work, and the proof that three books agree at the end.
+"""The command `smith demo`: runs the whole system and checks that its three records agree at the end.
 
-Services are ordered at FulcrumCore's simulator, made, started, changed, stopped and deleted by the executor on the
-Proxmox stand-in. Then Proxmox, the executor's mappings and FulcrumCore are compared; the exit code says the outcome.
+The demo creates services in the FulcrumCore simulator. The executor creates, starts, updates, stops and deletes their
+VMs on the Proxmox stand-in. Then the demo compares FulcrumCore, the executor's mappings and Proxmox. The exit code is 0
+if they agree.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import tempfile
 import time
@@ -24,60 +26,56 @@ from rich.table import Table
 from executor.errors import EXIT_FAILURE, EXIT_OK
 from smith_lab.system import LabSystem, running_lab, wait_for
 
-#: How much of Proxmox's real time a clone takes here: enough to see the progress.
+#: Real seconds of a Proxmox second: slow enough to see the progress.
 TIME_SCALE = 0.2
-#: FulcrumCore gives a job up after this; no phase of the demo may take longer.
+#: FulcrumCore's job timeout; no phase of the demo may take longer.
 PHASE_LIMIT_S = 300.0
 OPEN_STATES = ("Pending", "Processing")
-#: Columns of the summary where there is no terminal to ask.
+#: Columns of the output without a terminal.
 LOG_WIDTH = 120
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One service in the three books."""
+    """One service in FulcrumCore, in the mappings and in Proxmox."""
 
     name: str
     fulcrum: str  #: FulcrumCore's state of the service
-    instance: str  #: its agentInstanceId without the agent's part
+    instance: str  #: the VMID in its agentInstanceId
     mapping: str
     proxmox: str
     agrees: bool
 
 
 def main(*, services: int = 6, as_json: bool = False, keep: bool = False) -> int:
-    """Run the demo; returns the exit code. `keep` leaves the working folder behind and says where it is."""
+    """Run the demo; return the exit code. `keep` keeps the working folder and prints its path."""
     console = Console(stderr=as_json)
     if not console.is_terminal:
         console.width = LOG_WIDTH
     folder = Path(tempfile.mkdtemp(prefix="agent-smith-demo-"))
-    console.print(f"[bold]Agent Smith demo[/]: {services} services, FulcrumCore simulator, fake Proxmox, real executor")
+    console.print(
+        f"[bold]Agent Smith demo[/]: {services} services, FulcrumCore simulator, Proxmox stand-in, real executor"
+    )
     with running_lab(folder, time_scale=TIME_SCALE) as lab:
         lab.start_executor()
         try:
-            rows = _play(lab, console, services)
+            rows = _run_phases(lab, console, services)
             code = lab.stop_executor()
-            console.print(f"executor drained and left with exit code {code}")
+            console.print(f"the executor drained and ended with exit code {code}")
         except (TimeoutError, RuntimeError) as failure:
-            console.print(f"[red]{failure}[/]\nlast lines of the executor's log:")
+            console.print(f"[red]{failure}[/]\nend of the executor's log:")
             console.print("\n".join(lab.log_file.read_text(errors="replace").splitlines()[-15:]), markup=False)
             return EXIT_FAILURE
     agreed = bool(rows) and all(row.agrees for row in rows) and code == EXIT_OK
-    _show(rows, console, agreed, as_json)
+    _show_result(rows, console, agreed, as_json)
     if keep or not agreed:
         console.print(f"log, database and artifacts: {folder}")
     else:
-        _remove(folder)
+        shutil.rmtree(folder, ignore_errors=True)
     return EXIT_OK if agreed else EXIT_FAILURE
 
 
-def _remove(folder: Path) -> None:
-    import shutil  # noqa: PLC0415 (used once, at the very end)
-
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def _play(lab: LabSystem, console: Console, count: int) -> list[Row]:
+def _run_phases(lab: LabSystem, console: Console, count: int) -> list[Row]:
     started = time.monotonic()
     with _progress(lab, console):
         names = {lab.order(f"web-{number}", diskGb=10 + number): f"web-{number}" for number in range(1, count + 1)}
@@ -93,32 +91,32 @@ def _play(lab: LabSystem, console: Console, count: int) -> list[Row]:
         for service_id in half:
             lab.admin.patch_service(service_id, {"cores": 4, "memoryMb": 4096, "diskGb": 32})
         _phase(lab, console, "updated", half, "Stopped")
-        gone = [*half[: max(len(half) // 2, 1)], services[-1]]
-        for service_id in dict.fromkeys(gone):
+        deleted = [*half[: max(len(half) // 2, 1)], services[-1]]
+        for service_id in dict.fromkeys(deleted):
             lab.admin.delete_service(service_id)
-        _phase(lab, console, "deleted", list(dict.fromkeys(gone)), "Deleted")
+        _phase(lab, console, "deleted", list(dict.fromkeys(deleted)), "Deleted")
     console.print(f"{len(lab.admin.list_all('jobs'))} jobs in {time.monotonic() - started:.0f} s")
     return _compare(lab, names)
 
 
 def _phase(lab: LabSystem, console: Console, word: str, services: list[str], wanted: str) -> None:
-    """Wait until every service has settled in the wanted state. Raises TimeoutError naming those that have not."""
+    """Wait until no job is open. Raises TimeoutError; RuntimeError if a service is not in the wanted state."""
 
-    def all_settled() -> bool:
+    def no_open_job() -> bool:
         return not any(job["status"] in OPEN_STATES for job in lab.admin.list_all("jobs"))
 
     started = time.monotonic()
-    wait_for(all_settled, PHASE_LIMIT_S, f"{len(services)} services to be {word}", pause_s=0.3)
+    wait_for(no_open_job, PHASE_LIMIT_S, f"{len(services)} services to be {word}", pause_s=0.3)
     states = Counter(lab.admin.get_service(service_id)["status"] for service_id in services)
     console.print(f"  {word:8} {states[wanted]}/{len(services)} in {time.monotonic() - started:.0f} s")
     if states[wanted] != len(services):
         errors = sorted({str(job["errorMessage"]) for job in lab.admin.list_all("jobs") if job.get("errorMessage")})
-        raise RuntimeError(f"services are {dict(states)}, wanted {wanted}: {'; '.join(errors)}")
+        raise RuntimeError(f"the services are {dict(states)}, expected {wanted}: {'; '.join(errors)}")
 
 
 @contextmanager
 def _progress(lab: LabSystem, console: Console) -> Iterator[None]:
-    """Show every service's state while the block runs, where somebody can watch it change."""
+    """Show the state of every service while the block runs, if there is a terminal."""
     if not console.is_terminal:
         yield
         return
@@ -140,17 +138,18 @@ def _live_table(lab: LabSystem) -> Table:
 
 
 def _compare(lab: LabSystem, names: dict[str, str]) -> list[Row]:
-    """Hold the three books side by side; a VM or mapping that no service explains is a row of its own."""
+    """Compare the three records. A VM or mapping without a service gets a row of its own."""
     mappings = {mapping["service_id"]: mapping for mapping in lab.smith("mappings", "list")}
     guests = {guest["vmid"]: guest for guest in lab.vms()}
     rows = [
         _row(lab.admin.get_service(service_id), mappings.pop(service_id, None), lab.vms_of(service_id))
         for service_id in names
     ]
-    explained = {guest["vmid"] for service_id in names for guest in lab.vms_of(service_id)}
-    strays = [str(vmid) for vmid in guests.keys() - explained] + [str(found["vmid"]) for found in mappings.values()]
+    expected = {guest["vmid"] for service_id in names for guest in lab.vms_of(service_id)}
+    unexpected = [str(vmid) for vmid in guests.keys() - expected] + [str(found["vmid"]) for found in mappings.values()]
     return rows + [
-        Row(name="(stray)", fulcrum="", instance="", mapping=stray, proxmox=stray, agrees=False) for stray in strays
+        Row(name="(no service)", fulcrum="", instance="", mapping=vmid, proxmox=vmid, agrees=False)
+        for vmid in unexpected
     ]
 
 
@@ -166,7 +165,7 @@ def _row(service: dict[str, Any], mapping: dict[str, Any] | None, vms: list[dict
             and mapping["state"] == "active"
             and instance == str(mapping["vmid"]) == str(vms[0]["vmid"])
             and vms[0]["status"] == running
-            and _has_asked_size(service["properties"], vms[0]["config"])
+            and _has_requested_size(service["properties"], vms[0]["config"])
         )
     return Row(
         name=service["name"],
@@ -178,7 +177,7 @@ def _row(service: dict[str, Any], mapping: dict[str, Any] | None, vms: list[dict
     )
 
 
-def _has_asked_size(properties: dict[str, Any], config: dict[str, Any]) -> bool:
+def _has_requested_size(properties: dict[str, Any], config: dict[str, Any]) -> bool:
     return (
         str(config.get("cores")) == str(properties["cores"])
         and str(config.get("memory")) == str(properties["memoryMb"])
@@ -192,15 +191,19 @@ def _vm_line(vm: dict[str, Any]) -> str:
     return f"{vm['vmid']} {vm['status']}, {config.get('cores')} cores, {config.get('memory')} MiB, {size}"
 
 
-def _show(rows: list[Row], console: Console, agreed: bool, as_json: bool) -> None:
+def _show_result(rows: list[Row], console: Console, agreed: bool, as_json: bool) -> None:
     if as_json:
         json.dump({"agree": agreed, "services": [asdict(row) for row in rows]}, sys.stdout, indent=2)
         sys.stdout.write("\n")
         return
-    table = Table(title="At the end", title_justify="left")
+    table = Table(title="Result", title_justify="left")
     for heading in ("service", "FulcrumCore", "instance", "mapping", "Proxmox", "agree"):
         table.add_column(heading, no_wrap=True)
     for row in rows:
         table.add_row(row.name, row.fulcrum, row.instance, row.mapping, row.proxmox, "yes" if row.agrees else "NO")
     console.print(table)
-    console.print("[green]all three agree[/]" if agreed else "[red]they do not agree[/]")
+    console.print(
+        "[green]FulcrumCore, mappings and Proxmox agree[/]"
+        if agreed
+        else "[red]FulcrumCore, mappings and Proxmox differ[/]"
+    )

@@ -1,4 +1,4 @@
-"""Sets FulcrumCore up over HTTP, the simulator or a real one: from an empty database to an agent with a token."""
+"""Sets FulcrumCore up over HTTP, simulated or real: from an empty database to an agent with a token."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class SetupRefused(Exception):
 
 
 class AdminClient:
-    """What an admin, or the owner of a participant token, asks of FulcrumCore. Agents use `executor.fulcrum.client`."""
+    """The calls of an admin or a participant. Agents use `executor.fulcrum.client`."""
 
     def __init__(self, url: str, token: str = SEED_TOKEN) -> None:
         self.origin = url.rstrip("/")
@@ -36,7 +36,7 @@ class AdminClient:
         self.use_token(token)
 
     def use_token(self, token: str) -> None:
-        """Ask as somebody else from now on."""
+        """Use this token from now on."""
         self._session.headers["Authorization"] = f"Bearer {token}"
 
     def __enter__(self) -> AdminClient:
@@ -49,23 +49,23 @@ class AdminClient:
         self._session.close()
 
     def call(self, method: str, path: str, body: Any = None, **query: Any) -> Any:
-        """One call; answer its JSON, or None without a body. Raises SetupRefused from 400 on."""
+        """Make a call; return its JSON, or None without a body. Raises SetupRefused from status 400 on."""
         response = self._session.request(method, self.api_url + path, json=body, params=query, timeout=TIMEOUT_S)
         if response.status_code >= 400:
             raise SetupRefused(f"{method} {path}: {response.status_code} {response.text.strip()}", response.status_code)
         return response.json() if response.content else None
 
     def create(self, collection: str, **members: Any) -> Json:
-        """POST to a collection, answering the new object."""
+        """POST to a collection; return the new object."""
         return dict(self.call("POST", f"/{collection}", members))
 
     def create_token(self, name: str, role: str, scope_id: str | None = None, expire_at: str = FAR_FUTURE) -> Json:
-        """Make a token; `value` is in this answer and in no other."""
+        """Create a token. Only this answer contains its `value`."""
         scope = {"scopeId": scope_id} if scope_id else {}
         return self.create("tokens", name=name, role=role, expireAt=expire_at, **scope)
 
     def create_group(self, consumer_id: str, name: str) -> str:
-        """Make a service group; answer its id."""
+        """Create a service group; return its id."""
         return str(self.create("service-groups", name=name, consumerId=consumer_id)["id"])
 
     def create_service(
@@ -78,7 +78,7 @@ class AdminClient:
         agent_id: str | None = None,
         agent_tags: Sequence[str] = (),
     ) -> Json:
-        """Order a service: New, with a `create` job."""
+        """Create a service. It is New and has a `create` job."""
         agent: Json = {"agentId": agent_id} if agent_id else {"agentTags": list(agent_tags)}
         return self.create(
             "services",
@@ -93,7 +93,7 @@ class AdminClient:
         return dict(self.call("GET", f"/services/{service_id}"))
 
     def action(self, service_id: str, name: str) -> Json:
-        """Ask for a lifecycle action; the service changes only when its job ends."""
+        """Start a lifecycle action. The service changes when the job ends."""
         return dict(self.call("POST", f"/services/{service_id}/{name}"))
 
     def patch_service(self, service_id: str, properties: Mapping[str, Any] | None = None, **members: Any) -> Json:
@@ -108,11 +108,11 @@ class AdminClient:
         return self.list_all("services", sort="name")
 
     def jobs(self, service_id: str) -> list[Json]:
-        """The service's jobs, oldest first."""
+        """Return the service's jobs, oldest first."""
         return self.list_all("jobs", serviceId=service_id, sort="createdAt")
 
     def list_all(self, collection: str, **query: Any) -> list[Json]:
-        """Every item of a collection, page by page."""
+        """Return every item of a collection, reading page by page."""
         items: list[Json] = []
         page, more = 1, True
         while more:
@@ -122,7 +122,7 @@ class AdminClient:
         return items
 
     def wait_for_status(self, service_id: str, *statuses: str, timeout_s: float = 60.0) -> Json:
-        """Ask until the service is in one of the states and has no job under way. Raises TimeoutError."""
+        """Wait until the service is in one of the states and has no open job. Raises TimeoutError."""
         deadline = time.monotonic() + timeout_s
         while True:
             service, jobs = self.get_service(service_id), self.jobs(service_id)
@@ -137,7 +137,7 @@ class AdminClient:
 
 @dataclass(frozen=True, kw_only=True)
 class Bootstrapped:
-    """Everything that was set up."""
+    """The objects that `bootstrap` created."""
 
     admin_token: str = field(repr=False)
     provider_id: str
@@ -161,9 +161,9 @@ def bootstrap(
     service_type_name: str = "proxmox-vm",
     agent_type_name: str = "proxmox",
 ) -> Bootstrapped:
-    """Make admin token, provider, consumer, all types, an agent with its token and the metric types.
+    """Create admin token, provider, consumer, service, agent and metric types, and an agent with its token.
 
-    `admin` holds the seed token at first and the new admin token afterwards: the seed lives for a day only.
+    `admin` uses the seed token first, then the new admin token: the seed token is valid for a day only.
     """
     admin_token = admin.create_token("admin", "admin")["value"]
     admin.use_token(admin_token)
@@ -205,7 +205,7 @@ def add_agent(
     configuration: Mapping[str, Any] | None = None,
     tags: Sequence[str] = ("proxmox",),
 ) -> tuple[str, str]:
-    """Make an agent and a long-lived token for it; answer its id and the token's value."""
+    """Create an agent and a long-lived token for it; return the agent's id and the token's value."""
     extra: Json = {"configuration": dict(configuration)} if configuration is not None else {}
     agent = admin.create(
         "agents", name=name, providerId=provider_id, agentTypeId=agent_type_id, tags=list(tags), **extra
@@ -217,7 +217,7 @@ def add_agent(
 
 
 def default_configuration(fulcrum_api_url: str) -> Json:
-    """A configuration that our agent type accepts, for agents that take Proxmox from their own settings."""
+    """Return a configuration that our agent type accepts, for agents with Proxmox in their own settings."""
     return {
         "fulcrumApiUrl": fulcrum_api_url,
         "apiHost": "pve.test",
@@ -231,7 +231,7 @@ def default_configuration(fulcrum_api_url: str) -> Json:
 
 
 def _ensure(admin: AdminClient, collection: str, body: Json) -> str:
-    """The id of the object with this name, made now unless it exists: a second create would be a 500."""
+    """Return the id of the object with this name; create it unless it exists. A second create would be a 500."""
     for item in admin.list_all(collection):
         if item["name"] == body["name"]:
             return str(item["id"])

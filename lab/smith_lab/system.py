@@ -1,6 +1,6 @@
-"""Lab: FulcrumCore's simulator, a Proxmox stand-in and the real executor between them, over real sockets.
+"""The whole system over real sockets: FulcrumCore simulator, Proxmox stand-in and the real executor.
 
-The demo, the playground and the end-to-end tests stand on this; nothing in it is shared with what is tested.
+The demo, the command `smith lab`, the end-to-end tests and the benchmarks use it.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ from smith_lab.simulator.control import RunningSimulator, running_simulator
 Json = dict[str, Any]
 T = TypeVar("T")
 
-#: The templates that the stand-in has, and where the lab puts disks.
+#: The templates of the stand-in, and the storage for disks.
 TEMPLATES = "debian-12=9000,ubuntu-24.04=9001"
 OS_TEMPLATES = "debian-12=local:vztmpl/debian-12-standard_12.7-1_amd64.tar.zst"
 STORAGE = "local-lvm"
-#: Settings that make a lab lively; the ones of a provider are in docs/settings.md.
-LIVELY = {
+#: Settings with shorter intervals than the defaults.
+FAST_SETTINGS = {
     "FULCRUM_POLL_INTERVAL_S": "0.5",
     "FULCRUM_HEARTBEAT_INTERVAL_S": "10",
     "SMITH_SHUTDOWN_TIMEOUT_S": "20",
     "SMITH_LOG_FORMAT": "json",
-    "SMITH_HTTP_ADDR": "127.0.0.1:0",  # any free port: several labs may run at once
+    "SMITH_HTTP_ADDR": "127.0.0.1:0",  # any free port, for several labs at once
 }
 
 
 @dataclass(kw_only=True)
 class LabSystem:
-    """The three parts while they run, and what an operator would ask of each."""
+    """Simulator, stand-in and executor while they run, with the calls of a consumer and an operator."""
 
     folder: Path
     core: RunningSimulator
@@ -52,12 +52,12 @@ class LabSystem:
 
     @property
     def log_file(self) -> Path:
-        """Everything that the executor said."""
+        """The executor's output."""
         return self.folder / "executor.log"
 
     @property
     def data_dir(self) -> Path:
-        """Where the executor keeps its database and artifacts."""
+        """The executor's folder for database and artifacts."""
         return Path(self.settings.get("SMITH_DATA_DIR", self.folder / "data"))
 
     @property
@@ -68,11 +68,11 @@ class LabSystem:
         return self._executor
 
     def environment(self) -> dict[str, str]:
-        """Return what an operator would set, and nothing of this process's own settings."""
-        own = {
+        """Return the executor's environment: the lab's settings instead of those of this process."""
+        inherited = {
             name: value for name, value in os.environ.items() if not name.startswith(("FULCRUM_", "PROXMOX_", "SMITH_"))
         }
-        return own | LIVELY | self.proxmox.env() | {
+        return inherited | FAST_SETTINGS | self.proxmox.env() | {
             "FULCRUM_API_URL": self.core.url,
             "FULCRUM_API_TOKEN": self.ids.agent_token,
             "PROXMOX_TEMPLATES": TEMPLATES,
@@ -98,7 +98,7 @@ class LabSystem:
         return self._executor
 
     def stop_executor(self, within_s: float = 120.0) -> int:
-        """Send TERM and wait for the drain; returns the exit code. Past the time it is killed."""
+        """Send TERM and wait for the drain; return the exit code. Kill the executor after `within_s`."""
         process = self.executor
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
@@ -109,11 +109,11 @@ class LabSystem:
             return process.wait()
 
     def smith(self, *arguments: str, codes: Collection[int] = (0,)) -> Any:
-        """Run a `smith` command with --json and return what it says. It must leave with one of the exit codes."""
-        return json.loads(self.smith_says(*arguments, "--json", codes=codes))
+        """Run a `smith` command with --json; return its output. Raises RuntimeError for an exit code not in `codes`."""
+        return json.loads(self.smith_text(*arguments, "--json", codes=codes))
 
-    def smith_says(self, *arguments: str, codes: Collection[int] = (0,)) -> str:
-        """Run a `smith` command and return what it prints. Raises RuntimeError with what it complains of."""
+    def smith_text(self, *arguments: str, codes: Collection[int] = (0,)) -> str:
+        """Run a `smith` command; return its output as text. Raises RuntimeError for an exit code not in `codes`."""
         done = subprocess.run(
             [sys.executable, "-m", "executor", *arguments],
             env=self.environment(),
@@ -127,7 +127,7 @@ class LabSystem:
         return done.stdout.decode()
 
     def log_events(self, event: str | None = None) -> list[Json]:
-        """Return the executor's log lines, all or those of one event."""
+        """Return the entries of the executor's log, all or those of one event."""
         if not self.log_file.exists():
             return []
         found = []
@@ -145,7 +145,7 @@ class LabSystem:
     def order(
         self, name: str, *, group_id: str | None = None, service_type_id: str | None = None, **properties: Any
     ) -> str:
-        """Order a VM in a group of its own; returns the service's id. A property that is None is left out."""
+        """Create a VM service in a new group; return the service's id. A property that is None is left out."""
         group_id = group_id or self.admin.create_group(self.ids.consumer_id, f"group-{name}")
         wanted = {"cores": 2, "memoryMb": 2048, "diskGb": 10, "image": "debian-12"} | properties
         service = self.admin.create_service(
@@ -158,13 +158,13 @@ class LabSystem:
         return str(service["id"])
 
     def order_container(self, name: str, **properties: Any) -> str:
-        """The same for a container."""
+        """Create a container service in a new group; return the service's id."""
         wanted = {"cores": 1, "memoryMb": 512, "diskGb": 4, "image": None, "osTemplate": "debian-12"} | properties
         return self.order(name, service_type_id=self.ids.container_type_id, **wanted)
 
     def settled(self, service_id: str, within_s: float = 120.0) -> Json:
-        """Wait until the service has no open job; returns the service as it is then."""
-        return wait_for(lambda: self._settled_now(service_id), within_s, f"service {service_id} to settle")
+        """Wait until the service has no open job; return the service."""
+        return wait_for(lambda: self._settled_now(service_id), within_s, f"the jobs of service {service_id} to end")
 
     def _settled_now(self, service_id: str) -> Json | None:
         if any(job["status"] in ("Pending", "Processing") for job in self.admin.jobs(service_id)):
@@ -176,7 +176,7 @@ class LabSystem:
         return max(self.admin.jobs(service_id), key=lambda job: (job["createdAt"], job["status"] == "Pending"))
 
     def act(self, service_id: str, action: str, within_s: float = 120.0) -> Json:
-        """Ask for an action and wait for its end; returns the job."""
+        """Start an action and wait for its end; return the job."""
         before = {job["id"] for job in self.admin.jobs(service_id)}
         if action == "delete":
             self.admin.delete_service(service_id)
@@ -186,25 +186,25 @@ class LabSystem:
         return next(job for job in self.admin.jobs(service_id) if job["id"] not in before)
 
     def update(self, service_id: str, within_s: float = 120.0, **properties: Any) -> Json:
-        """Change properties and wait for the end; returns the job."""
+        """Change properties and wait for the end of the update; return the job."""
         before = {job["id"] for job in self.admin.jobs(service_id)}
         self.admin.patch_service(service_id, properties)
         self.settled(service_id, within_s)
         return next(job for job in self.admin.jobs(service_id) if job["id"] not in before)
 
     def reports(self, job_id: str) -> list[Json]:
-        """Return the complete and fail calls that FulcrumCore saw for a job."""
+        """Return the complete and fail calls that FulcrumCore received for a job."""
         calls = self.core.history(method="POST")
         return [call for call in calls if call["path"].endswith((f"/{job_id}/complete", f"/{job_id}/fail"))]
 
     # --- Proxmox --------------------------------------------------------------------------------------------------
 
     def vms(self) -> list[Json]:
-        """Return every VM that is no template."""
+        """Return every VM and container that is no template."""
         return [guest for guest in self.proxmox.guests() if not guest["template"]]
 
     def vms_of(self, service_id: str) -> list[Json]:
-        """Return the VMs that carry the service's marker."""
+        """Return the VMs and containers with the marker of the service."""
         marker = f"smith-uid={service_id}"
         return [guest for guest in self.vms() if marker in str(guest["config"].get("description", ""))]
 
@@ -218,7 +218,7 @@ def running_lab(
     core_port: int = 0,
     proxmox_port: int = 0,
 ) -> Iterator[LabSystem]:
-    """Run simulator and stand-in for the length of the block, set up over HTTP. The caller starts the executor."""
+    """Run simulator and stand-in for the `with` block, and set FulcrumCore up. The caller starts the executor."""
     with ExitStack() as stack:
         core = stack.enter_context(running_simulator(port=core_port))
         stand_in_folder = folder / "proxmox"
@@ -229,26 +229,26 @@ def running_lab(
         admin = stack.enter_context(AdminClient(core.url))
         ids = bootstrap(admin)
         lab = LabSystem(folder=folder, core=core, admin=admin, ids=ids, proxmox=proxmox, settings=dict(settings or {}))
-        stack.callback(_end_executor, lab)
+        stack.callback(_stop_executor, lab)
         yield lab
 
 
-def _end_executor(lab: LabSystem) -> None:
+def _stop_executor(lab: LabSystem) -> None:
     if lab._executor is not None and lab._executor.poll() is None:
         lab.stop_executor(within_s=30)
 
 
 def ending(job: Json) -> str:
-    """Return how a job ended, a failed one with FulcrumCore's words for why."""
+    """Return the status of a job, with its error message if it has one."""
     status = str(job["status"])
     return f"{status}: {job['errorMessage']}" if job.get("errorMessage") else status
 
 
-def wait_for(look: Callable[[], T | None], within_s: float, what: str, pause_s: float = 0.1) -> T:
-    """Look until there is something. Raises TimeoutError naming what was waited for."""
+def wait_for(check: Callable[[], T | None], within_s: float, what: str, pause_s: float = 0.1) -> T:
+    """Call `check` until its result is true; return the result. Raises TimeoutError that names `what`."""
     limit = time.monotonic() + within_s
     while True:
-        if found := look():
+        if found := check():
             return found
         if time.monotonic() >= limit:
             raise TimeoutError(f"waited {within_s:.0f} s for {what}")

@@ -71,7 +71,7 @@ def test_a_container_is_found_by_its_marker_when_its_mapping_is_lost(lab: LabSys
     service_id = lab.order_container("found")
     lab.settled(service_id)
     vmid = container_of(lab, service_id)["vmid"]
-    lab.smith_says("mappings", "forget", str(vmid), "--yes")
+    lab.smith_text("mappings", "forget", str(vmid), "--yes")
 
     job = lab.act(service_id, "start")
 

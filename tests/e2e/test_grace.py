@@ -101,15 +101,15 @@ def destroyer_turns(lab: LabSystem) -> int:
 
 def test_a_deleted_vm_can_be_had_back(lab: LabSystem) -> None:
     service_id, vmid = deleted(lab, "regretted")
-    assert "kept" in lab.smith_says("mappings", "recall", str(vmid), "--reason", "by mistake")
+    assert "kept" in lab.smith_text("mappings", "recall", str(vmid), "--reason", "by mistake")
 
     assert mapping_of(lab, service_id)["state"] == "active"
     (vm,) = lab.vms_of(service_id)
     assert (vm["status"], "smith-delete" in vm["config"]["tags"]) == ("stopped", False)
     (entry,) = [entry for entry in lab.smith("audit", "list") if entry["subject_id"] == service_id]
     assert (entry["verb"], entry["before"]["state"], entry["after"]["state"]) == ("recall", "doomed", "active")
-    assert "not marked" in lab.smith_says("mappings", "recall", str(vmid))
-    lab.smith_says("play", "start", "--service", str(vmid))
+    assert "not marked" in lab.smith_text("mappings", "recall", str(vmid))
+    lab.smith_text("play", "start", "--service", str(vmid))
     assert lab.vms_of(service_id)[0]["status"] == "running"
 
 

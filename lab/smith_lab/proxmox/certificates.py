@@ -15,11 +15,11 @@ from smith_lab.private_file import write_private
 
 
 def make_certificates(folder: Path, host: str) -> tuple[Path, Path]:
-    """Write `ca.pem`, and a server certificate and key signed by it; returns the latter two. Old ones are replaced."""
+    """Write a CA certificate, a server certificate and its key; return the paths of the last two."""
     ca_key, server_key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
     ca_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Proxmox stand-in CA")])
     server_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, host)])
-    # Python 3.13 verifies strictly: a CA without key usage and key identifiers is refused.
+    # Python 3.13 verifies strictly: it refuses a CA without key usage and key identifiers.
     ca = (
         _certificate(ca_name, ca_name, ca_key.public_key(), ca_key.public_key())
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)

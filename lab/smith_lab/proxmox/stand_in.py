@@ -35,11 +35,11 @@ CONTROL_TIMEOUT_S = 30.0
 
 
 class StandInError(SmithError):
-    """The stand-in cannot start, or refused what it was told."""
+    """The stand-in cannot start, or refused a control call."""
 
 
 class ProxmoxStandIn:
-    """One running stand-in. `start` makes it, `stop` ends it; the process also ends with the one that started it."""
+    """One stand-in, from `start` to `stop`. Its server process also ends when this process ends."""
 
     def __init__(
         self, folder: Path, *, time_scale: float = 0.0, host: str = HOST, port: int = 0, control_port: int = 0
@@ -57,7 +57,7 @@ class ProxmoxStandIn:
 
     @property
     def control_url(self) -> str:
-        """Where the control port answers."""
+        """The URL of the control port."""
         return f"http://127.0.0.1:{self.control_port}"
 
     @property
@@ -70,7 +70,7 @@ class ProxmoxStandIn:
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         settings = self._write_settings()
         with (self.folder / "server.log").open("ab") as log:
-            # Its own session: Ctrl-C in a terminal ends the demo first, then the demo ends this.
+            # Its own session: Ctrl-C in a terminal interrupts the demo only, which then stops the server.
             self._process = subprocess.Popen(
                 [sys.executable, "-m", SERVER_MODULE, str(settings)],
                 stdin=subprocess.PIPE,
@@ -87,12 +87,12 @@ class ProxmoxStandIn:
         return self
 
     def stop(self) -> None:
-        """End the server. Twice is harmless."""
+        """Stop the server. A second call does nothing."""
         process, self._process = self._process, None
         if process is None:
             return
         if process.stdin:
-            process.stdin.close()  # the server's sign to leave
+            process.stdin.close()  # the server stops when it reads the end
         try:
             process.wait(STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
@@ -100,7 +100,7 @@ class ProxmoxStandIn:
             process.wait()
 
     def env(self) -> dict[str, str]:
-        """Return the variables that the executor and playbooks by hand need to reach the stand-in."""
+        """Return the environment variables that the executor and playbooks need to connect to the stand-in."""
         return {
             "PROXMOX_HOST": self.host,
             "PROXMOX_PORT": str(self.port),
@@ -111,56 +111,56 @@ class ProxmoxStandIn:
             "PROXMOX_CA_BUNDLE": str(self.ca_bundle),
         }
 
-    # ------------------------------------------------------------------ what it holds
+    # --- what it holds ---
 
     def guests(self) -> list[dict[str, Any]]:
-        """Every VM with vmid, name, node, status, template, lock, pool, config, pending and snapshots."""
+        """Return every VM and container: vmid, name, node, status, template, lock, pool, config, pending, snapshots."""
         return list(self._read("guests"))
 
     def guest(self, vmid: int) -> dict[str, Any] | None:
-        """Return the VM on this id, or None."""
+        """Return the VM or container on this VMID, or None."""
         return next((guest for guest in self.guests() if guest["vmid"] == vmid), None)
 
     def tasks(self) -> list[dict[str, Any]]:
-        """Every Proxmox task since the start, oldest first."""
+        """Return every Proxmox task since the start, oldest first."""
         return list(self._read("tasks"))
 
     def storages(self) -> dict[str, dict[str, Any]]:
-        """Every storage with its free bytes and its volumes."""
+        """Return every storage with its free bytes and its volumes."""
         return dict(self._read("storages"))
 
     def request_log(self) -> list[dict[str, Any]]:
-        """Every API request since the start or the last reset: method, path, params (secrets starred)."""
+        """Return every API request since the start or the last reset: method, path, params (secrets as stars)."""
         return list(self._read("requests"))
 
     def changing_requests(self) -> list[dict[str, Any]]:
-        """Return the requests of the log that could change something."""
+        """Return the logged requests that are no GET."""
         return [entry for entry in self.request_log() if entry["method"] != "GET"]
 
     def reset_request_log(self) -> None:
         """Empty the request log."""
         self.control("reset_requests")
 
-    # ------------------------------------------------------------------ what may happen to it
+    # --- faults and changes ---
 
     def fail(
         self, method: str, path: str, *, status: int = 500, text: str = "injected", times: int = 1, **more: Any
     ) -> None:
         """Answer the next `times` requests (-1: all) to a path pattern with an error; status 0 drops the connection.
 
-        The path is what follows `/api2/json`, with shell wildcards: `/nodes/*/qemu/9000/clone`. `after=True`: the
-        request takes effect, only the answer is lost. `delay_s` waits before the answer.
+        The path is the part after `/api2/json`, with shell wildcards: `/nodes/*/qemu/9000/clone`. `after=True`: process
+        the request, then answer with the error. `delay_s` delays the answer.
         """
         self.control("fail", method=method, path=path, status=status, text=text, times=times, **more)
 
     def fail_task(self, kind: str, text: str, *, times: int = 1, vmid: int | None = None) -> None:
-        """End the next tasks of a type (qmclone, qmstart, resize, qmdestroy, ...) with this error."""
+        """Make the next Proxmox tasks of a type (qmclone, qmstart, resize, qmdestroy, ...) fail with this error."""
         self.control("fail_task", type=kind, text=text, times=times, vmid=vmid)
 
     def control(self, verb: str, **values: Any) -> Any:
-        """Tell the control port anything: lock, node, quorum, slow, remove, recycle, rename, protect, configure,
+        """Call a verb of the control port: lock, node, quorum, slow, remove, recycle, rename, protect, configure,
         storage, behave, power, move, add, add_container, add_template, revoke, grant, time_scale, task_seconds,
-        token_secret, clear_faults, reset_requests (`do_*` in the server script).
+        token_secret, clear_faults, reset_requests (`do_*` in fakepve_server/verbs_*.py). Raises StandInError.
         """
         answer = requests.post(f"{self.control_url}/{verb}", json=values, timeout=CONTROL_TIMEOUT_S)
         body = answer.json()
@@ -168,7 +168,7 @@ class ProxmoxStandIn:
             raise StandInError(f"{verb}: {body.get('error')}")
         return body["done"]
 
-    # ------------------------------------------------------------------ inside
+    # --- start and connection ---
 
     def _read(self, what: str) -> Any:
         answer = requests.get(f"{self.control_url}/{what}", timeout=CONTROL_TIMEOUT_S)
@@ -217,7 +217,7 @@ class ProxmoxStandIn:
 def running_stand_in(
     *, time_scale: float = 0.0, folder: Path | None = None, port: int = 0, control_port: int = 0
 ) -> Iterator[ProxmoxStandIn]:
-    """Run a stand-in for the length of a `with` block, in `folder` or in a temporary one."""
+    """Run a stand-in for the `with` block, in `folder` or in a temporary one."""
     with tempfile.TemporaryDirectory(prefix="proxmox-stand-in-") as temporary:
         stand_in = ProxmoxStandIn(
             folder or Path(temporary), time_scale=time_scale, port=port, control_port=control_port
@@ -229,5 +229,5 @@ def running_stand_in(
 
 
 def _environment() -> dict[str, str]:
-    """Only what Python needs: none of our caller's secrets reach the server."""
+    """Return the variables that Python needs. The server gets no secrets from our environment."""
     return {key: os.environ[key] for key in ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR") if key in os.environ}

@@ -1,4 +1,4 @@
-"""The API under /api/v1: authentication before routing, the real server's 404 and 405, every endpoint."""
+"""The API below /api/v1: all endpoints, and FulcrumCore's answers to unknown paths and methods."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ ENDPOINTS: list[Endpoint] = [endpoint for module in _MODULES for endpoint in mod
 
 
 class Api:
-    """Authenticates, then routes: an unknown path without a valid token is a 401 or 403."""
+    """Authenticates, then routes: an unknown path without a valid token is answered 401 or 403."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -71,7 +71,7 @@ class Api:
 
 
 def _routes(store: Store, endpoints: Iterable[Endpoint]) -> list[Route]:
-    """One route a path with all its methods; collections answer with and without a trailing slash."""
+    """Return a route for each endpoint. Collections answer with and without a trailing slash."""
     routes = []
     for endpoint in endpoints:
         paths = [endpoint.path, f"{endpoint.path}/"] if endpoint.path.count("/") == 1 else [endpoint.path]
@@ -85,11 +85,11 @@ async def _unknown_path(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 def not_found_text() -> Response:
-    """What Go's router answers: plain text, no JSON."""
+    """Return the 404 of Go's router: plain text, no JSON."""
     return PlainTextResponse("404 page not found\n", 404)
 
 
 async def wrong_path(request: Request, exc: Exception) -> Response:
-    """405 without a body; other exceptions of the routing are plain too."""
+    """Answer a routing error: 404 as plain text, 405 and others without a body."""
     status = exc.status_code if isinstance(exc, HTTPException) else 500
     return not_found_text() if status == 404 else Response(status_code=status)

@@ -1,4 +1,4 @@
-"""The simulator's own time: real time plus an offset, or standing still."""
+"""The simulator's clock: real time plus an offset, or frozen."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ _RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:
 
 
 class SimulatorClock:
-    """Tells the server's time in seconds since the epoch; tests move or stop it."""
+    """The server's time, in seconds since the epoch. Tests set, advance or freeze it."""
 
     def __init__(self) -> None:
         self.reset()
 
     def reset(self) -> None:
-        """Show real time again."""
+        """Go back to real time."""
         self._offset_s = 0.0
         self._frozen_at: float | None = None
 
@@ -30,7 +30,7 @@ class SimulatorClock:
         return time.time() + self._offset_s
 
     def set(self, at: float) -> None:
-        """Make it `at` now; a frozen clock stays frozen."""
+        """Set the time to `at`. A frozen clock stays frozen."""
         if self._frozen_at is not None:
             self._frozen_at = at
         else:
@@ -40,19 +40,19 @@ class SimulatorClock:
         self.set(self.now() + seconds)
 
     def freeze(self, frozen: bool) -> None:
-        """Stop the clock, or let it run on from where it stands."""
+        """Freeze the clock, or let it continue from its present time."""
         at = self.now()
         self._frozen_at = at if frozen else None
         self.set(at)
 
 
 def to_text(at: float) -> str:
-    """UTC, whole seconds: `2026-01-02T03:04:05Z`, the only form FulcrumCore writes."""
+    """Return UTC in whole seconds, `2026-01-02T03:04:05Z`: the only form that FulcrumCore writes."""
     return datetime.fromtimestamp(int(at), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def from_text(text: str) -> float:
-    """Read an RFC 3339 time. Raises ValueError for anything else, as Go's decoder does."""
+    """Read an RFC 3339 time. Raises ValueError for any other form, as Go's decoder does."""
     if not _RFC3339.fullmatch(text):
         raise ValueError(f"not an RFC 3339 time: {text!r}")
     return datetime.fromisoformat(text.upper()).timestamp()

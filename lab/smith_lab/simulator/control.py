@@ -1,4 +1,4 @@
-"""The simulator in the hands of a test or a demo: in a thread or as a process, with its lab endpoints as methods."""
+"""Starts a simulator, in a thread or as a process, and offers its lab endpoints as methods."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ START_TIMEOUT_S = 20.0
 
 
 class SimulatorControl:
-    """The lab endpoints of a simulator, wherever it runs. Raises requests.HTTPError when the lab refuses."""
+    """The lab endpoints of one simulator, in this process or another. Raises requests.HTTPError on a refusal."""
 
     def __init__(self, url: str) -> None:
-        self.url = url  #: the origin, as FULCRUM_API_URL wants it
+        self.url = url  #: the origin, the value of FULCRUM_API_URL
         self.api_url = f"{url}/api/v1"
 
     def lab(self, method: str, path: str, body: Any = None) -> Any:
-        """Call one lab endpoint; answer its JSON."""
-        # Not requests' own encoder: NaN and Infinity are things that a test wants delivered.
+        """Call one lab endpoint; return its JSON."""
+        # Not requests' own encoder: it refuses NaN and Infinity, which tests send.
         content = None if body is None else json.dumps(body)
         response = requests.request(method, f"{self.url}/lab/{path}", data=content, timeout=LAB_TIMEOUT_S)
         if response.status_code >= 400:
@@ -39,7 +39,7 @@ class SimulatorControl:
         return response.json()
 
     def now(self) -> float:
-        """The server's time, in seconds since the epoch."""
+        """Return the server's time, in seconds since the epoch."""
         return float(self.lab("GET", "clock")["now"])
 
     def set_clock(self, at: float | str) -> None:
@@ -52,7 +52,7 @@ class SimulatorControl:
         self.lab("POST", "clock", {"freeze": frozen})
 
     def sweep(self) -> dict[str, int]:
-        """Run timeout and retention now."""
+        """Run timeout and retention now; return how many rows each changed."""
         return dict(self.lab("POST", "sweep"))
 
     def fault(self, kind: str, **rule: Any) -> None:
@@ -63,7 +63,7 @@ class SimulatorControl:
         self.lab("DELETE", "faults")
 
     def history(self, *, method: str | None = None, path: str | None = None, since: int = 0) -> list[dict[str, Any]]:
-        """Every call so far, in order; `path` matches the end of the path."""
+        """Return the calls so far, in order. `path` is the end of a path."""
         entries = self.lab("GET", f"history?since={since}")
         return [
             entry
@@ -78,32 +78,32 @@ class SimulatorControl:
         self.lab("POST", "reset")
 
     def switch(self, **switches: bool) -> None:
-        """Set two_claims_win, database_down, vault_off."""
+        """Set two_claims_win, database_down or vault_off."""
         self.lab("POST", "switches", switches)
 
     def set_options(self, **options: Any) -> None:
         self.lab("POST", "options", options)
 
-    def revoke_token(self, **like: str) -> None:
+    def revoke_token(self, **members: str) -> None:
         """Revoke every token with this name, id, value, role or agent_id."""
-        self.lab("POST", "tokens/revoke", like)
+        self.lab("POST", "tokens/revoke", members)
 
     def expire_job(self, job_id: str) -> None:
         self.lab("POST", f"jobs/{job_id}/expire")
 
     def override_job(self, job_id: str, *, remove: tuple[str, ...] = (), **members: Any) -> None:
-        """Deliver the job with other members; the row itself, and so claim and fail, stay true."""
+        """Deliver the job with other members. The row does not change, so claim and fail work as before."""
         self.lab("POST", f"jobs/{job_id}/override", {"set": members, "remove": list(remove)})
 
     def delete_job(self, job_id: str) -> None:
         self.lab("DELETE", f"jobs/{job_id}")
 
     def add_secret(self, value: Any) -> str:
-        """Store a secret; answer its `vault://` reference."""
+        """Store a secret; return its `vault://` reference."""
         return str(self.lab("POST", "vault", {"value": value})["reference"])
 
     def secrets(self) -> list[str]:
-        """The references that exist, without `vault://`."""
+        """Return the existing references, without `vault://`."""
         return list(self.lab("GET", "vault"))
 
     def delete_secret(self, reference: str) -> None:
@@ -113,7 +113,7 @@ class SimulatorControl:
         self.lab("DELETE", "vault")
 
     def inject_pending(self, *items: Any) -> None:
-        """Append raw items, of any JSON, to every agent's pending list."""
+        """Append raw JSON items to every agent's pending list."""
         self.lab("POST", "pending", list(items))
 
     def clear_pending(self) -> None:
@@ -131,7 +131,7 @@ class RunningSimulator(SimulatorControl):
         self.server = server
 
     def pause(self) -> None:
-        """Take FulcrumCore down: connections are refused until `resume`; state and port are kept."""
+        """Refuse connections until `resume`, as when FulcrumCore is down. State and port stay."""
         self.server.pause()
 
     def resume(self) -> None:
@@ -140,7 +140,7 @@ class RunningSimulator(SimulatorControl):
 
 @contextmanager
 def running_simulator(*, port: int = 0, **options: Any) -> Iterator[RunningSimulator]:
-    """Run a new simulator for the length of the block. `options` are those of `simulator.store.Options`."""
+    """Run a new simulator for the `with` block. `options` are those of `simulator.store.Options`."""
     server = SimulatorServer(Store(options=Options(**options)), LabState(), port=port)
     server.start()
     try:
@@ -162,8 +162,8 @@ class SimulatorProcess(SimulatorControl):
         return self._process.pid
 
     def stop(self) -> None:
-        """End the process; its state is gone. A second stop does nothing."""
-        _end(self._process)
+        """Stop the process; its state is lost. A second call does nothing."""
+        _stop(self._process)
 
 
 def start_simulator_process(*arguments: str, port: int = 0, log_file: Path | None = None) -> SimulatorProcess:
@@ -177,11 +177,11 @@ def start_simulator_process(*arguments: str, port: int = 0, log_file: Path | Non
         try:
             return SimulatorProcess(process, _wait_for_port(process, port_file))
         except BaseException:
-            _end(process)
+            _stop(process)
             raise
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def _stop(process: subprocess.Popen[bytes]) -> None:
     process.terminate()
     try:
         process.wait(timeout=LAB_TIMEOUT_S)
@@ -198,4 +198,4 @@ def _wait_for_port(process: subprocess.Popen[bytes], port_file: Path) -> int:
         if port_file.exists():
             return int(port_file.read_text())
         time.sleep(0.02)
-    raise TimeoutError("the simulator did not come up")
+    raise TimeoutError(f"the simulator did not start within {START_TIMEOUT_S:.0f} s")

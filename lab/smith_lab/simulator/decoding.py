@@ -1,4 +1,4 @@
-"""Request bodies as Go's decoder reads them: first JSON value only, unknown members ignored, wrong types refused."""
+"""Decodes request bodies as Go does: the first JSON value only, unknown members ignored, wrong types refused."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from smith_lab.simulator import clock
 from smith_lab.simulator.problems import bad_request
 from smith_lab.simulator.rows import Json
 
-#: Member name to kind; what a handler may find in its body.
+#: Member name to kind: the members that a handler may find in the body.
 Fields = Mapping[str, str]
 
 
 def decode(raw: bytes, fields: Fields) -> Json:
-    """The body's known members. `null` counts as absent; no body at all is a 400."""
+    """Return the body's known members. `null` counts as absent; an empty body is a 400."""
     value = _first_value(raw)
     if value is None:
         return {}
     if not isinstance(value, dict):
         raise bad_request(f"json: cannot unmarshal {type(value).__name__} into an object")
     body: Json = {}
-    # Go finds members in any case; the exact name wins here, as the last one does there.
+    # Go ignores case in member names. Here the exact name has priority; in Go the last one has.
     lower = {name.lower(): name for name in fields}
     for key, member in value.items():
         name = key if key in fields else lower.get(key.lower())
@@ -86,7 +86,7 @@ def _uuids(value: Any) -> list[str]:
 
 
 def read_uuid(value: Any) -> str:
-    """The canonical text of a UUID. Raises TypeError or ValueError."""
+    """Return the canonical text of a UUID. Raises TypeError or ValueError."""
     if not isinstance(value, str):
         raise TypeError
     return str(uuid.UUID(value))

@@ -1,4 +1,4 @@
-"""Go's regular expressions (RE2) on Python's engine: what Go refuses is refused, and `$` means the very end."""
+"""Go's regular expressions (RE2) with Python's engine: refuses what Go refuses; `$` matches only at the end."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _NOT_IN_RE2 = re.compile(r"\(\?(=|!|<=|<!|>|\(|P=|#)|\\[1-9]|\\Z|[*+?}]\+")
 
 @lru_cache(maxsize=1024)
 def compile_pattern(pattern: str) -> re.Pattern[str]:
-    """Compile as RE2 would. Raises re.error for what RE2 does not know."""
+    """Compile a pattern with the meaning that RE2 gives it. Raises re.error for syntax that RE2 lacks."""
     outside_classes = _without_classes(pattern)
     if _NOT_IN_RE2.search(outside_classes.replace("\\\\", "  ")):
         raise re.error("not RE2 syntax", pattern)
@@ -22,12 +22,12 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
 
 
 def matches(pattern: str, text: str) -> bool:
-    """Search anywhere in the text: Go's MatchString does not anchor."""
+    """Return whether the pattern matches anywhere in the text, as Go's MatchString does."""
     return compile_pattern(pattern).search(text) is not None
 
 
-def _walk(pattern: str) -> list[tuple[str, bool]]:
-    """Split into (piece, inside a character class); an escape is one piece."""
+def _pieces(pattern: str) -> list[tuple[str, bool]]:
+    """Split into pairs (piece, whether it is inside a character class). An escape is one piece."""
     pieces: list[tuple[str, bool]] = []
     index, inside, class_start = 0, False, 0
     while index < len(pattern):
@@ -44,7 +44,7 @@ def _walk(pattern: str) -> list[tuple[str, bool]]:
 
 
 def _without_classes(pattern: str) -> str:
-    return "".join(piece for piece, inside in _walk(pattern) if not inside)
+    return "".join(piece for piece, inside in _pieces(pattern) if not inside)
 
 
 def _strict_end(pattern: str) -> str:
@@ -52,4 +52,4 @@ def _strict_end(pattern: str) -> str:
     if re.search(r"\(\?[a-z]*m", pattern):
         return pattern
     changed = {"$": r"\Z", r"\z": r"\Z"}
-    return "".join(piece if inside else changed.get(piece, piece) for piece, inside in _walk(pattern))
+    return "".join(piece if inside else changed.get(piece, piece) for piece, inside in _pieces(pattern))

@@ -1,4 +1,4 @@
-"""Lifecycle schemas: which are accepted, which action is allowed, which state comes next."""
+"""Lifecycle schemas: checks a schema, checks whether an action is allowed, determines the next state."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ class NoTransition(Exception):
 
 
 class UnknownAction(Exception):
-    """The lifecycle does not know the action (any more)."""
+    """The lifecycle has no such action, for example because the type was changed."""
 
 
 def check(schema: Any) -> None:
-    """Refuse (400) a lifecycle that FulcrumCore refuses."""
+    """Raise a 400 for a lifecycle that FulcrumCore refuses."""
     schema = _object(schema, "lifecycleSchema")
     states = [_name(state, "state") for state in _list(schema, "states")]
     _refuse_if(not states, "lifecycle must have at least one state")
@@ -60,7 +60,7 @@ def is_terminal(schema: Json, state: str) -> bool:
 
 
 def refuse_unless_allowed(schema: Json, state: str, action: str) -> None:
-    """Refuse (400) an action that no transition, not even an error one, starts from `state`."""
+    """Raise a 400 for an action without any transition from `state`. An error transition is enough to allow it."""
     if is_terminal(schema, state):
         raise bad_request(f"cannot perform action on service in terminal state: {state}")
     transitions = _transitions(schema, action)
@@ -71,7 +71,7 @@ def refuse_unless_allowed(schema: Json, state: str, action: str) -> None:
 
 
 def next_state(schema: Json, state: str, action: str, error: str | None = None) -> str:
-    """Name the state after the action; `error` None means success. First match in list order wins."""
+    """Return the state after the action. `error` None: success. The first matching transition counts."""
     transitions = _transitions(schema, action)
     if transitions is None:
         raise UnknownAction(f"action {action!r} not found in lifecycle schema")

@@ -1,4 +1,4 @@
-"""What `serviceOption` and `serviceReference` validators ask the store."""
+"""The look-ups of the validators `serviceOption` and `serviceReference`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from smith_lab.simulator.store import Store
 
 
 class ServiceLookups:
-    """What `serviceOption` and `serviceReference` validators compare a value with."""
+    """Looks up service options and other services for one service. Each method returns a problem, or None."""
 
     def __init__(self, store: Store, service: Service) -> None:
         self._store, self._service = store, service

@@ -1,4 +1,4 @@
-"""The maintenance workers, run once: job timeout, job retention, silent agents."""
+"""FulcrumCore's maintenance workers, run once: job timeout, job retention, silent agents."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ TIMEOUT_MESSAGE = "Job marked as failed due to exceeding maximum processing time
 
 
 def fail_timed_out(store: Store, jobs: list[Job]) -> None:
-    """What the maintenance worker does: the job, and nothing else, is marked."""
+    """Fail the jobs, as the maintenance worker does. Their services do not change."""
     for job in jobs:
         store.set_job_status(job, "Failed")
         job.error_message = TIMEOUT_MESSAGE
@@ -17,7 +17,7 @@ def fail_timed_out(store: Store, jobs: list[Job]) -> None:
 
 
 def sweep(store: Store) -> Json:
-    """Run timeout, retention and, if switched on, the disconnect worker once."""
+    """Run timeout, retention and, if enabled, the disconnect worker once; return how many rows each changed."""
     now, options = store.clock.now(), store.options
     result = {"timedOut": 0, "deleted": 0, "disconnected": 0}
     if options.job_maintenance:

@@ -1,4 +1,4 @@
-"""Lists: pages, filters and sort orders. An unknown filter or sort field is a 500, as in the real server."""
+"""Pages, filters and sort orders of lists. An unknown filter or sort field is a 500, as in the real server."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from smith_lab.simulator import decoding
 from smith_lab.simulator.problems import bad_request, internal
 from smith_lab.simulator.web import Call, Reply
 
-#: Makes a test for rows out of the query's values. Raises ValueError for a value it cannot read.
+#: Turns the values of a query into a predicate for rows. Raises ValueError for a malformed value.
 Filter = Callable[[list[str]], Callable[[Any], bool]]
 DEFAULT_PAGE_SIZE = 10
 MAX_PAGE_SIZE = 100
@@ -19,13 +19,13 @@ _RESERVED = ("page", "pageSize", "sort")
 
 @dataclass(frozen=True)
 class Listing:
-    """What one collection can be filtered and sorted by."""
+    """The filters and sort fields of one collection."""
 
     filters: Mapping[str, Filter] = field(default_factory=dict)
     sorts: Mapping[str, Callable[[Any], Any]] = field(default_factory=dict)
 
     def reply(self, call: Call, rows: Iterable[Any], view: Callable[[Any], Any]) -> Reply:
-        """Answer the page that the query asks for."""
+        """Return the requested page."""
         page = _whole(call, "page", 1, None)
         size = _whole(call, "pageSize", DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
         found = self._sorted(call, self._filtered(call, rows))
@@ -81,27 +81,27 @@ def _whole(call: Call, name: str, default: int, maximum: int | None) -> int:
 
 
 def equals(member: str) -> Filter:
-    """The member is one of the values, exactly."""
+    """Filter: the member equals one of the values."""
     return lambda values: lambda row: getattr(row, member) in values
 
 
 def contains(member: str) -> Filter:
-    """The member contains the first value, in any case."""
+    """Filter: the member contains the first value, ignoring case."""
     return lambda values: lambda row: values[0].lower() in getattr(row, member).lower()
 
 
 def is_uuid(member: str) -> Filter:
-    """The member is one of the values, which must be UUIDs."""
+    """Filter: the member equals one of the values, which must be UUIDs."""
     return _read_by(member, decoding.read_uuid)
 
 
 def is_bool(member: str) -> Filter:
-    """The member is one of the values, which must be true or false."""
+    """Filter: the member equals one of the values, which must be true or false."""
     return _read_by(member, lambda value: ("false", "true").index(value) == 1)
 
 
 def one_of(member: str, allowed: Sequence[str]) -> Filter:
-    """The member is one of the values, each of which must be a known word."""
+    """Filter: the member equals one of the values, which must all be allowed ones."""
     return _read_by(member, lambda value: allowed[allowed.index(value)])
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 
 class Problem(Exception):
-    """A handler ends with this answer; `body` None is an empty one (a panic in the real server)."""
+    """Ends a handler with this error answer. `body` None: no body (a panic in the real server)."""
 
     def __init__(self, status: int, body: dict[str, Any] | None) -> None:
         super().__init__(str(body))
@@ -15,14 +15,14 @@ class Problem(Exception):
 
 
 class PropertyErrors(Exception):
-    """The property engine's findings: (path, message) pairs, top-level names only."""
+    """The problems that the property engine found: (path, message) pairs, with top-level names only."""
 
     def __init__(self, errors: list[tuple[str, str]]) -> None:
         self.errors = errors
         super().__init__(self._summary())
 
     def _summary(self) -> str:
-        # FulcrumCore tells one problem in words and several only by their number.
+        # FulcrumCore gives the message of a single problem, and only the number of several.
         if len(self.errors) == 1:
             path, message = self.errors[0]
             return f"{path}: {message}" if path else message

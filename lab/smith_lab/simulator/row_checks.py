@@ -1,4 +1,4 @@
-"""What the admin tables share: global look-ups and the database's own refusals, which are 500 in the real server."""
+"""Look-ups and constraints that several tables share. A violated constraint is a 500, as in the real server."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from smith_lab.simulator.web import Call
 
 
 def find(table: dict[str, Any], call: Call) -> Any:
-    """A global row; an unknown id is a real 404 here, since nothing scopes it."""
+    """Return a row of a table without scopes. An unknown id is a 404; tables with scopes answer 403."""
     row = table.get(call.id)
     if row is None:
         raise not_found()

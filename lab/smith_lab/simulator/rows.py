@@ -1,4 +1,4 @@
-"""The simulator's tables: one dataclass a kind of row. Times are seconds since the epoch on the simulator's clock."""
+"""The rows of each table. Times are seconds since the epoch on the simulator's clock."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Json = dict[str, Any]
 
 @dataclass(kw_only=True)
 class Row:
-    """What every row has."""
+    """The members of every row."""
 
     id: str
     created_at: float
@@ -88,7 +88,7 @@ class Job(Row):
     consumer_id: str
     agent_id: str
     service_id: str
-    group_id: str  #: of the service; not a member of the answer
+    group_id: str  #: of the service; not in the answer
     action: str
     params: Json | None
     status: str = "Pending"

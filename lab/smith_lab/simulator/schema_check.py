@@ -1,4 +1,4 @@
-"""Property schemas: which definitions FulcrumCore accepts for service types and for agent types."""
+"""Checks property schemas as FulcrumCore does, for service types and for agent types."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PLAIN_VALIDATORS = frozenset({"minLength", "maxLength", "min", "max", "minItems"
 
 @dataclass(frozen=True)
 class Dialect:
-    """What one kind of schema may use."""
+    """The validators and authorizers that one kind of schema may use."""
 
     validators: frozenset[str]
     authorizers: frozenset[str]
@@ -34,7 +34,7 @@ AGENT_TYPES = Dialect(validators=PLAIN_VALIDATORS, authorizers=frozenset(), cros
 
 
 def check(schema: Any, dialect: Dialect) -> None:
-    """Refuse (400) a schema that FulcrumCore refuses."""
+    """Raise a 400 for a schema that FulcrumCore refuses."""
     schema = _object(schema, "schema")
     properties = _object(schema.get("properties") or {}, "properties")
     _refuse_if(not properties, "schema must have at least one property")
@@ -164,7 +164,7 @@ def _check_names(item: Json) -> None:
 
 
 def _items(holder: Json, name: str) -> list[Json]:
-    """The validators or authorizers of a definition, each with `type` and an object `config`."""
+    """Return the validators or authorizers of a definition, each with `type` and an object `config`."""
     values = holder.get(name)
     if values is None:
         return []

@@ -1,4 +1,4 @@
-"""The simulator on a socket: uvicorn in a thread, which can be taken down and brought back, state kept."""
+"""The simulator's HTTP server: uvicorn in a thread. It can be paused and resumed; its state stays."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from smith_lab.simulator.history import LabState
 from smith_lab.simulator.lab_api import lab_routes
 from smith_lab.simulator.store import Store
 
-#: How long a call under way (a delayed one) may hold up the stop.
+#: How long a stop waits for running calls, such as delayed ones.
 SHUTDOWN_S = 1
 START_TIMEOUT_S = 10.0
 
 
 class _Protocol(H11Protocol):
-    """Hands each request its connection, so that faults can close it."""
+    """Gives each request its connection, so that a fault can close it."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -34,7 +34,7 @@ class _Protocol(H11Protocol):
 
 
 def make_app(store: Store, lab: LabState) -> Starlette:
-    """Everything that the socket serves."""
+    """Return the application: the API, the lab's endpoints and the fault layer."""
     app = Starlette(
         routes=[*lab_routes(store, lab), Mount(API_PREFIX, app=Api(store))],
         middleware=[Middleware(FaultLayer, store=store, lab=lab)],
@@ -60,7 +60,7 @@ class SimulatorServer:
 
     @property
     def url(self) -> str:
-        """The origin: what FULCRUM_API_URL is set to."""
+        """The origin, the value of FULCRUM_API_URL."""
         return f"http://{self.host}:{self.port}"
 
     @property
@@ -68,7 +68,7 @@ class SimulatorServer:
         return self._thread is not None
 
     def start(self) -> None:
-        """Listen and serve. The port that the system chose for 0 is kept from then on."""
+        """Listen and serve. Port 0 becomes the port that the system chose, also after `resume`."""
         listener = _listener(self.host, self.port)
         self.port = listener.getsockname()[1]
         self.store.origin = self.url
@@ -112,18 +112,18 @@ class SimulatorServer:
         self._server = self._thread = None
 
     def pause(self) -> None:
-        """FulcrumCore is down: connections are refused. The state stays."""
+        """Refuse connections, as when FulcrumCore is down. The state stays."""
         self.stop()
 
     def resume(self) -> None:
-        """FulcrumCore is back on the same port, with one more `change-me` row, as after each start."""
+        """Serve on the same port again. As each start of FulcrumCore, this adds a `change-me` token row."""
         with self.store.lock:
             self.store.seed()
         self.start()
 
 
 def _listener(host: str, port: int) -> socket.socket:
-    # The protocol is named because asyncio turns Nagle's delay off only for sockets that say TCP.
+    # The protocol is given because asyncio sets TCP_NODELAY only on sockets created with IPPROTO_TCP.
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:

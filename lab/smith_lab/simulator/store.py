@@ -1,4 +1,4 @@
-"""The simulator's database: rows in plain dicts, with the indexes that the hot calls need. Callers hold `lock`."""
+"""The simulator's database: rows in dicts, with indexes for the frequent calls. Callers hold `lock`."""
 
 from __future__ import annotations
 
@@ -35,41 +35,41 @@ DAY_S = 86_400.0
 
 @dataclass(kw_only=True)
 class Options:
-    """What the real server takes from its environment; the defaults are its own, in seconds."""
+    """The settings of the real server, with its defaults."""
 
     job_timeout_s: float = 300.0
     job_retention_s: float = 720 * 3600.0
     agent_timeout_s: float = 30.0
-    maintenance_interval_s: float = 0.0  #: real seconds between sweeps by itself; 0: only POST /lab/sweep
-    job_maintenance: bool = True  #: what a sweep does
+    maintenance_interval_s: float = 0.0  #: real seconds between automatic sweeps; 0: only POST /lab/sweep
+    job_maintenance: bool = True  #: a sweep applies timeout and retention
     agent_maintenance: bool = False  #: a sweep sets silent agents to Disconnected
-    public_base_url: str = ""  #: in install commands; empty: where the simulator listens
+    public_base_url: str = ""  #: in install commands; empty: the simulator's own URL
 
 
 @dataclass(kw_only=True)
 class Switches:
-    """Lab-only behaviours, changed by POST /lab/switches."""
+    """Behaviours that only the lab can switch on, by POST /lab/switches."""
 
     two_claims_win: bool = False  #: claiming a Processing job answers 204 too, as in the real server's race
-    database_down: bool = False  #: no token can be looked up: 403 for everybody
-    vault_off: bool = False  #: no vault key: reading a secret is an empty 500
+    database_down: bool = False  #: no token can be looked up: every call is a 403
+    vault_off: bool = False  #: no vault key: reading a secret is a 500 without a body
 
 
 @dataclass
 class Store:
-    """Every table, and the few lookups that are not by id."""
+    """Every table, and the look-ups that are not by id."""
 
     options: Options = field(default_factory=Options)
     clock: SimulatorClock = field(default_factory=SimulatorClock)
     switches: Switches = field(default_factory=Switches)
     lock: threading.RLock = field(default_factory=threading.RLock)
-    origin: str = ""  #: where the simulator listens; set by the server
+    origin: str = ""  #: the simulator's URL; the server sets it
 
     def __post_init__(self) -> None:
         self.clear()
 
     def clear(self) -> None:
-        """Empty every table and seed the first admin token, as a new database."""
+        """Empty every table and add the first admin token, as in a new database."""
         self.vault = Vault(enabled=not self.switches.vault_off)
         self.participants: dict[str, Participant] = {}
         self.tokens: dict[str, Token] = {}
@@ -98,11 +98,11 @@ class Store:
         self.instance_owner: dict[str, str] = {}
 
     def seed(self) -> None:
-        """What each start of the real server does: one more `change-me` row, good for a day."""
+        """Add a `change-me` token that is valid for a day, as each start of the real server does."""
         self.add_token(name="Bootstrap Admin Token", role="admin", value=SEED_TOKEN, lifetime_s=DAY_S)
 
     def new_row_fields(self) -> dict[str, Any]:
-        """The members that a new row gets by itself."""
+        """Return id and times for a new row."""
         now = self.clock.now()
         return {"id": str(uuid.uuid4()), "created_at": now, "updated_at": now}
 
@@ -114,7 +114,7 @@ class Store:
     def add_token(
         self, *, name: str, role: str, value: str | None = None, lifetime_s: float = DAY_S, **scope: Any
     ) -> Token:
-        """Add a token row; `scope` is `participant_id`, `agent_id`."""
+        """Add a token. `scope` is `participant_id` and `agent_id`."""
         token = Token(
             **self.new_row_fields(),
             name=name,
@@ -129,22 +129,22 @@ class Store:
 
     def delete_token(self, token: Token) -> None:
         self.tokens.pop(token.id, None)
-        self._forget_value(token)
+        self._remove_value(token)
 
     def renew_token(self, token: Token) -> None:
-        """Give the token a new value; the old one dies at once."""
-        self._forget_value(token)
+        """Give the token a new value. The old one is invalid at once."""
+        self._remove_value(token)
         token.value = secrets.token_hex(16)
         self.tokens_by_value[token.value].append(token)
         self.mark_updated(token)
 
-    def _forget_value(self, token: Token) -> None:
+    def _remove_value(self, token: Token) -> None:
         left = [other for other in self.tokens_by_value.pop(token.value, []) if other is not token]
         if left:
             self.tokens_by_value[token.value] = left
 
     def find_token(self, value: str) -> Token | None:
-        """The living token with this value. Of several rows the lowest random id decides, as in the real server."""
+        """Return the valid token with this value. Of several rows the lowest id counts, as in the real server."""
         rows = self.tokens_by_value.get(value)
         if not rows or self.switches.database_down:
             return None
@@ -176,7 +176,7 @@ class Store:
         return job
 
     def set_job_status(self, job: Job, status: str) -> None:
-        """Set a job's status, keeping the two indexes true."""
+        """Set the status of a job and update the two indexes."""
         self.pending[job.agent_id].pop(job.id, None)
         self.processing[job.agent_id].pop(job.id, None)
         job.status = status
@@ -197,7 +197,7 @@ class Store:
         return job if job and job.status in ("Pending", "Processing") else None
 
     def pending_jobs(self, agent_id: str, limit: int) -> list[Job]:
-        """One job of each group that is not busy by this agent, sorted by group id and not by age."""
+        """Return one job of each group in which this agent processes none, sorted by group id, not by age."""
         busy = {job.group_id for job in self.processing[agent_id].values()}
         best: dict[str, Job] = {}
         for job in self.pending[agent_id].values():

@@ -1,4 +1,4 @@
-"""Rows as FulcrumCore's JSON. Absent members are left out, never null; the only null is `tags` that were never set."""
+"""Renders rows as FulcrumCore's JSON. Absent members are left out; only `tags` that were never set are null."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from smith_lab.simulator.store import Store
 
 
 def _row_body(row: Row, members: Json) -> Json:
-    """The row's members between its id and its times, without the absent ones."""
+    """Return the id, the members that are present, and the times of a row."""
     present = {name: value for name, value in members.items() if value is not None}
     return {"id": row.id, **present, "createdAt": to_text(row.created_at), "updatedAt": to_text(row.updated_at)}
 
@@ -102,7 +102,7 @@ def group(row: Group) -> Json:
 
 
 def service(row: Service) -> Json:
-    """A service alone, as it is embedded in a job."""
+    """Render a service as it is embedded in a job."""
     return _row_body(
         row,
         {
@@ -121,7 +121,7 @@ def service(row: Service) -> Json:
 
 
 def full_service(store: Store, row: Service) -> Json:
-    """A service with its agent and type, as lists and single reads give it."""
+    """Render a service with its agent and type, as in lists and single reads."""
     return {
         **service(row),
         "agent": _bare_agent(store.agents[row.agent_id]),
@@ -130,7 +130,7 @@ def full_service(store: Store, row: Service) -> Json:
 
 
 def pending_job(store: Store, row: Job) -> Json:
-    """A job as the pending list gives it: only the service is embedded."""
+    """Render a job as in the pending list: with its service, without agent, provider and consumer."""
     body = _row_body(
         row,
         {
@@ -155,7 +155,7 @@ def pending_job(store: Store, row: Job) -> Json:
 
 
 def full_job(store: Store, row: Job) -> Json:
-    """A job as lists and single reads give it."""
+    """Render a job as in lists and single reads."""
     return {
         **pending_job(store, row),
         "agent": _bare_agent(store.agents[row.agent_id]),
@@ -222,5 +222,5 @@ def _time(at: float | None) -> str | None:
 
 
 def raw(row: Any) -> Json:
-    """Every member of a row, for the lab's state dump."""
+    """Return every member of a row, for the lab's state dump."""
     return dict(vars(row))

@@ -1,4 +1,4 @@
-"""One API call: who asks, what is asked, whether it is allowed. Handlers get a Call and answer a Reply.
+"""One API call: authentication, authorization, body, handler. A handler gets a Call and returns a Reply.
 
 Order of checks, as in the real server: token (401, 403), id syntax (400), then role (403) and body (400) in the
 route's own order, then the object's scope (403), then the handler.
@@ -31,7 +31,7 @@ AGENTS = frozenset({AGENT})
 
 @dataclass(frozen=True, kw_only=True)
 class Scope:
-    """Whom an object belongs to."""
+    """The participants and the agent that own an object."""
 
     participants: tuple[str | None, ...] = ()
     agent_id: str | None = None
@@ -52,7 +52,7 @@ class Call:
         return self.path["id"]
 
     def may_access(self, scope: Scope) -> bool:
-        """An admin touches everything, others what belongs to their participant or to their agent: one is enough."""
+        """Return whether the caller may access an object: an admin any, others one of their participant or agent."""
         identity = self.identity
         if identity.role == ADMIN:
             return True
@@ -65,11 +65,11 @@ class Call:
 
 @dataclass(frozen=True, kw_only=True)
 class Reply:
-    """A handler's answer; `body` None means no body."""
+    """A handler's answer. `body` None: no body."""
 
     status: int = 200
     body: Any = None
-    text: str | None = None  #: sent as it is, instead of JSON
+    text: str | None = None  #: sent unchanged, instead of JSON
     headers: dict[str, str] = field(default_factory=dict)
 
 
@@ -87,7 +87,7 @@ class Endpoint:
     roles: frozenset[str]
     fields: decoding.Fields | None = None  #: None: the body is not read
     role_first: bool = False  #: the real server checks this route's role before it reads the body
-    #: The object's scope; it raises or answers None when there is no such object, which is a 403 too.
+    #: Returns the object's scope. Without such an object it raises, or returns None, which is a 403 too.
     scope: Callable[[Call], Scope | None] | None = None
 
     def handle(self, call: Call, raw: bytes) -> Reply:
@@ -117,7 +117,7 @@ def _checked_id(text: str) -> str:
 
 
 def authenticate(store: Store, header: str | None) -> Token:
-    """Find the caller. The scheme is matched case-sensitively, with exactly one space."""
+    """Return the caller's token. The scheme is case-sensitive, followed by exactly one space."""
     if not header or not header.startswith("Bearer ") or not header.removeprefix("Bearer ").strip():
         raise unauthorized()
     token = store.find_token(header.removeprefix("Bearer "))
@@ -127,7 +127,7 @@ def authenticate(store: Store, header: str | None) -> Token:
 
 
 def asgi_endpoint(store: Store, endpoint: Endpoint) -> Callable[[Request], Awaitable[Response]]:
-    """Wrap an endpoint for Starlette. The handler runs under the lock and never awaits."""
+    """Wrap an endpoint for Starlette. The handler runs under the store's lock."""
 
     async def respond(request: Request) -> Response:
         raw = await request.body()
@@ -144,7 +144,7 @@ def asgi_endpoint(store: Store, endpoint: Endpoint) -> Callable[[Request], Await
 
 
 def to_response(act: Callable[[], Reply]) -> Response:
-    """Run a handler and render its reply. What it did not expect is a panic: 500 without a body."""
+    """Run a handler and render its reply. An unexpected exception is a panic: 500 without a body."""
     try:
         reply = act()
     except Problem as problem:
@@ -160,7 +160,7 @@ def to_response(act: Callable[[], Reply]) -> Response:
 
 
 def problem_response(problem: Problem) -> Response:
-    """Errors are JSON, but the header says text/plain: the real server sets the type too late."""
+    """Render an error: JSON, but with the type text/plain, since the real server sets the type too late."""
     if problem.body is None:
         return Response(status_code=problem.status)
     return Response(to_json(problem.body), problem.status, media_type="text/plain")

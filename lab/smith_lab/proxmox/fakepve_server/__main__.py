@@ -28,7 +28,7 @@ from smith_lab.proxmox.fakepve_server.seed import seed
 
 
 async def serve(settings: dict[str, Any]) -> None:
-    """Serve until standard input closes."""
+    """Run the cluster and its control port until standard input closes."""
     cluster = Cluster(user="root@pam", password=settings["root_password"], host=settings["host"], port=settings["port"])
     cluster.time_scale = settings["time_scale"]
     seed(cluster, settings)
@@ -43,14 +43,14 @@ async def serve(settings: dict[str, Any]) -> None:
 
 
 def announce(path: Path, ports: dict[str, int]) -> None:
-    """Write the ports in one step, so that a reader never sees half a file."""
+    """Write the ports in one step, so that a reader never sees an incomplete file."""
     draft = path.with_suffix(".tmp")
     draft.write_text(json.dumps(ports))
     draft.replace(path)
 
 
 async def stdin_closed() -> None:
-    """Return when the process that started us is gone, or lets go of us."""
+    """Return when the process that started this one closes the pipe or ends."""
     loop = asyncio.get_running_loop()
     reader = asyncio.StreamReader()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(sys.stdin.fileno(), "rb"))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Permissions and the views that depend on them."""
+"""Permissions, and the answers that depend on them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fakepve.routing import die
 from fakepve.server import USER, FakePve, ok
 
 GIB = 1024**3
-#: What a node has and uses, unless the control port says otherwise: room for as many VMs as any test makes.
+#: Capacity and use of a node, until the control port changes them: enough for the VMs of every test.
 NODE_STATS = {"cpu": 0.02, "maxcpu": 64, "mem": 8 * GIB, "maxmem": 4096 * GIB}
 CLOUD_INIT_KEYS = ("ciuser", "cipassword", "sshkeys", "nameserver", "searchdomain", "citype", "ciupgrade", "cicustom")
 
@@ -22,7 +22,7 @@ class AccessChecks(FakePve):
     """Checks privileges where Proxmox checks them and fakepve does not."""
 
     async def _permissions(self, v: dict[str, Any], user: str) -> dict[str, dict[str, int]]:
-        """With a path, Proxmox answers for exactly that path; fakepve lists where the grants stand."""
+        """Answer for exactly the given path, as Proxmox does; fakepve answers with the paths of the grants."""
         held: dict[str, dict[str, int]] = await super()._permissions(v, user)
         if v.get("path") is None:
             return held
@@ -30,11 +30,11 @@ class AccessChecks(FakePve):
         return {v["path"]: merged}
 
     async def _cluster_status(self, request: web.Request) -> web.Response:
-        self.require(request[USER], "/", "Sys.Audit")  # fakepve lets everybody
+        self.require(request[USER], "/", "Sys.Audit")  # fakepve checks nothing here
         return await super()._cluster_status(request)
 
     async def _resources(self, request: web.Request) -> web.Response:
-        """Proxmox lists the storages that may be looked at; fakepve lists all."""
+        """List only storages with Datastore.Audit, as Proxmox does; fakepve lists all."""
         answer = json.loads((await super()._resources(request)).text)
         shown = [
             row
@@ -44,7 +44,7 @@ class AccessChecks(FakePve):
         return ok(shown)
 
     async def _nodes(self, request: web.Request) -> web.Response:
-        """Without quorum, the node that answers sees itself alone."""
+        """List the nodes with their use. Without quorum all nodes but the first are offline."""
         answer = json.loads((await super()._nodes(request)).text)
         for node in answer["data"]:
             if node["status"] == "online":
@@ -54,7 +54,7 @@ class AccessChecks(FakePve):
         return ok(answer["data"])
 
     async def _ha_manager_status(self, v: dict[str, Any], user: str) -> dict[str, Any]:
-        """As Proxmox nests it, which fakepve's generic answer does not."""
+        """Answer with the nesting of Proxmox; fakepve's generic answer is flat."""
         self.require(user, "/", "Sys.Audit")
         states = {
             name: "maintenance" if node.get("maintenance") else "online" for name, node in sorted(self.nodes.items())

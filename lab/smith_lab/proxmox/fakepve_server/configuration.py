@@ -15,16 +15,16 @@ from fakepve.server import FakePve, ok
 
 
 class ConfigurationChanges(FakePve):
-    """Pending values, new and detached disks, tags: as Proxmox handles them."""
+    """Handles pending values, new and detached disks, and tags as Proxmox does."""
 
     async def _config_get(self, request: web.Request) -> web.Response:
-        """Without `current`, Proxmox answers with the pending values merged in."""
+        """Return the configuration; without `current` the pending values are merged in, as in Proxmox."""
         vm = self._vm(request, "VM.Audit")
         config = dict(vm.config)
         if request.query.get("current") not in ("1", "true"):
             merged = {**config, **vm.pending}
             config = {key: value for key, value in merged.items() if value is not None}
-        return ok(_as_read(config, vm.digest()))
+        return ok(_shown_config(config, vm.digest()))
 
     async def _pending(self, request: web.Request) -> web.Response:
         answer = json.loads((await super()._pending(request)).text)
@@ -35,7 +35,7 @@ class ConfigurationChanges(FakePve):
         return ok(answer["data"])
 
     async def _apply_config(self, vm: FakeVm, user: str, p: dict[str, Any]) -> None:
-        """Allocate new disks, keep detached ones as unused, normalise tags, apply what hot-plugs."""
+        """Allocate new disks, keep detached ones as unused, normalise tags, apply hot-plugged values at once."""
         updates = dict(p)
         self._check_bridges(user, updates)
         self._check_lock(vm)
@@ -47,13 +47,13 @@ class ConfigurationChanges(FakePve):
                 updates[key] = with_mac(updates[key])
         if "tags" in updates:
             updates["tags"] = ";".join(sorted({tag.lower() for tag in split_list(updates["tags"])}))
-        dropped = {key: vm.config[key] for key in split_list(updates.get("delete")) if key in vm.config}
+        removed = {key: vm.config[key] for key in split_list(updates.get("delete")) if key in vm.config}
         await super()._apply_config(vm, user, updates)
-        self._settle_disks(vm, dropped)
-        self._settle_pending(vm)
+        self._detach_disks(vm, removed)
+        self._apply_hotplug(vm)
 
-    def _settle_disks(self, vm: FakeVm, dropped: dict[str, str]) -> None:
-        for key, value in dropped.items():
+    def _detach_disks(self, vm: FakeVm, removed: dict[str, str]) -> None:
+        for key, value in removed.items():
             volume, props = split_drive(value)
             if key.startswith("unused"):
                 vm.config.pop(key, None)
@@ -71,8 +71,8 @@ class ConfigurationChanges(FakePve):
         return next(f"unused{n}" for n in range(256) if f"unused{n}" not in vm.config)
 
     @staticmethod
-    def _settle_pending(vm: FakeVm) -> None:
-        """Network, disks and USB hot-plug by default; a pending value equal to the one in force is none."""
+    def _apply_hotplug(vm: FakeVm) -> None:
+        """Apply pending values that can be hot-plugged (default: network, disks, USB); drop those without a change."""
         hotplug = split_list(vm.config.get("hotplug", "network,disk,usb"))
         for key, value in list(vm.pending.items()):
             hot = (
@@ -87,8 +87,8 @@ class ConfigurationChanges(FakePve):
                 del vm.pending[key]
 
 
-def _as_read(config: dict[str, Any], digest: str) -> dict[str, Any]:
-    """A configuration as Proxmox sends it: memory is text, the password stars, the description ends a line."""
+def _shown_config(config: dict[str, Any], digest: str) -> dict[str, Any]:
+    """Return a configuration as Proxmox sends it: memory as text, password as stars, a line end after description."""
     shown = {key: value for key, value in config.items() if not key.startswith("snap")}
     if "memory" in shown:
         shown["memory"] = str(shown["memory"])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""The control port: what tests and the demo may do to the cluster, as JSON over HTTP on the loopback."""
+"""The control port: tests and the demo read and change the cluster by JSON over HTTP, on loopback only."""
 
 from __future__ import annotations
 

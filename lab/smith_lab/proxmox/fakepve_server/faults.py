@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""The request log, and requests that fail because the control port says so."""
+"""The request log, and faults that the control port adds."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SECRET_PARAMS = ("cipassword", "password")
 
 
 class InjectedFaults(FakePve):
-    """Logs every request, then answers it or lets the first fault that matches answer."""
+    """Logs every request. The first fault that matches a request determines the answer."""
 
     async def _answer(self, request: web.Request, handler: Any, generic: Any, path_node: str | None) -> Any:
         path = request.path.removeprefix(API)

@@ -15,7 +15,7 @@ GUEST_AGENT_SECONDS = 5
 
 
 class RunningGuests(FakePve):
-    """VMs with a guest agent that reports addresses, and with usage that grows."""
+    """Answers for the guest agent, with addresses, and for usage counters."""
 
     async def _agent_call(self, match: Any, values: dict[str, Any]) -> Any:
         vm = self.find(values["node"], values["vmid"])
@@ -26,15 +26,15 @@ class RunningGuests(FakePve):
         return await super()._agent_call(match, values)
 
     def _guest_agent_of(self, vm: FakeVm) -> dict[str, Any] | None:
-        """None until the guest has had time to start it. A clone of fakepve never has one."""
+        """Return the guest agent's data; None until the guest has booted. fakepve gives a clone no guest agent."""
         booting = time.time() < (vm.started_at or 0) + GUEST_AGENT_SECONDS * self.time_scale
         if vm.vmid in self.without_guest_agent or vm.status != "running" or booting:
             return None
-        inside = [_interface("docker0", "02:42:0a:0b:0c:0d", ["172.17.0.1/16"])]  # nobody outside can reach it
+        inside = [_interface("docker0", "02:42:0a:0b:0c:0d", ["172.17.0.1/16"])]  # not reachable from outside
         return {"interfaces": [_interface("lo", "00:00:00:00:00:00", ["127.0.0.1/8"]), *_guest_interfaces(vm), *inside]}
 
     def _vm_usage(self, vm: FakeVm) -> dict[str, Any]:
-        """Counters that grow while the VM runs, so that rates can be shown."""
+        """Return counters that grow while the VM runs, so that rates are not zero."""
         usage = dict(super()._vm_usage(vm))
         if vm.status == "running":
             age = time.time() - (vm.started_at or time.time())
@@ -56,7 +56,7 @@ def _interface(name: str, mac: str, addresses: list[str]) -> dict[str, Any]:
 
 
 def _guest_interfaces(vm: FakeVm) -> list[dict[str, Any]]:
-    """One for each NIC: the static address of ipconfigN, or one made from the VMID."""
+    """Return an interface for each NIC, with the static address of ipconfigN, or one derived from the VMID."""
     found = []
     for key in sorted(key for key in vm.config if re.fullmatch(r"net\d+", key)):
         index = int(key[3:])

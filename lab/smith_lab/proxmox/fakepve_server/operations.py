@@ -17,7 +17,7 @@ GIB = 1024**3
 
 
 class DiskAndNodeOperations(FakePve):
-    """Does what these requests ask for, as a Proxmox task."""
+    """Runs these operations as Proxmox tasks."""
 
     def _routes_stand_in(self) -> list[tuple[str, str, Any]]:
         one = "/nodes/{node}/qemu/{vmid}"
@@ -105,7 +105,7 @@ class DiskAndNodeOperations(FakePve):
         return await self.task(vm.node, "qmmove", vm.vmid, user, body, vm=vm)
 
     async def _vzdump(self, v: dict[str, Any], user: str) -> str:
-        """A backup of one guest: locked meanwhile, and an archive on the storage afterwards."""
+        """Back up one guest: it is locked while the task runs, and an archive is on the storage afterwards."""
         vmid, storage = int(v["vmid"]), str(v.get("storage") or "local")
         vm = self.ct(vmid) or self.find(v["node"], vmid)
         self.need_quorum()

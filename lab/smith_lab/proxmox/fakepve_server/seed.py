@@ -9,7 +9,7 @@ from typing import Any
 from smith_lab.proxmox.fakepve_server.cluster import Cluster
 
 GIB = 1024**3
-#: What the token may do: reference "Least privilege", for Proxmox VE 9.
+#: The privileges that deploy/pveum-role.sh grants, with --backup, on Proxmox VE 9.
 VM_PRIVILEGES = [
     *("VM.Audit", "VM.Clone", "VM.Allocate", "VM.PowerMgmt", "VM.Snapshot", "VM.Migrate"),
     "VM.Backup",
@@ -20,7 +20,7 @@ STORAGE_PRIVILEGES = ["Datastore.AllocateSpace", "Datastore.Audit"]
 
 
 def seed(cluster: Cluster, settings: dict[str, Any]) -> None:
-    """Two nodes, storages, two templates, one user with one token."""
+    """Add two nodes, storages, two templates, and a user with a token."""
     for node in ("pve1", "pve2"):
         cluster.add_node(node)
     cluster.storages["local-lvm"].update(avail=2000 * GIB, total=2100 * GIB, volumes={})
@@ -42,11 +42,11 @@ def seed(cluster: Cluster, settings: dict[str, Any]) -> None:
     cluster.pools["smith"] = set()
     cluster.apitokens[f"{settings['user']}!{settings['token_id']}"] = settings["token_secret"]
     for who in (settings["user"], f"{settings['user']}!{settings['token_id']}"):
-        grant_least(cluster, who)
+        grant_privileges(cluster, who)
 
 
-def grant_least(cluster: Cluster, who: str) -> None:
-    """What the documentation tells an operator to grant, and nothing more."""
+def grant_privileges(cluster: Cluster, who: str) -> None:
+    """Grant what the documentation asks an operator to grant, and no more."""
     cluster.grant(who, "/vms", *VM_PRIVILEGES)
     for storage in ("local-lvm", "ceph", "backups"):
         cluster.grant(who, f"/storage/{storage}", *STORAGE_PRIVILEGES)
@@ -57,7 +57,7 @@ def grant_least(cluster: Cluster, who: str) -> None:
 def add_template(
     cluster: Cluster, vmid: int, name: str, *, node: str, disk_gib: int, storage: str = "local-lvm"
 ) -> None:
-    """A cloud image: one disk, a cloud-init drive, one NIC, the guest agent on."""
+    """Add a template: one disk, a cloud-init drive, one NIC, the guest agent enabled."""
     disk = f"base-{vmid}-disk-0"
     volume = {"content": "images", "format": "raw", "size": disk_gib * GIB, "vmid": vmid, "ctime": int(time.time())}
     cluster.storages[storage].setdefault("volumes", {})[disk] = volume

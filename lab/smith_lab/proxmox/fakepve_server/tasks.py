@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Proxmox tasks that take time and can fail."""
+"""Proxmox tasks that take time, and that fail when the control port says so."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fakepve.model import FakeVm, TaskError
 from fakepve.qemu import drives_of, join_drive, volume_ref
 from fakepve.server import FakePve
 
-#: Seconds of Proxmox time that a task of each type takes; nothing at time scale 0.
+#: How long a Proxmox task of each type takes, in Proxmox seconds. `time_scale` turns them into real seconds.
 TASK_SECONDS = {
     "qmclone": 10,
     "qmstart": 2,
@@ -26,14 +26,14 @@ CLOUD_INIT = re.compile(r"(?:^|/)vm-\d+-cloudinit")
 
 
 class TimedTasks(FakePve):
-    """Tasks take the time of their type; a clone gets its own cloud-init volume."""
+    """Runs Proxmox tasks for the time of their type. A clone gets its own cloud-init volume."""
 
     async def task(  # noqa: PLR0917 - fakepve's own signature
         self, node: str, ttype: str, tid: Any, user: str, body: Any, vm: Any = None, **kwargs: Any
     ) -> str:
-        """Start a task that takes its type's time, and fails when a task fault says so."""
+        """Start a Proxmox task that takes the time of its type. A task fault makes it fail."""
 
-        async def whole() -> Any:
+        async def timed_body() -> Any:
             await self.pause(self.task_seconds.get(ttype, 0))
             self._raise_task_fault(ttype, tid, vm)
             note = await body()
@@ -41,7 +41,7 @@ class TimedTasks(FakePve):
                 self._give_own_cloud_init(vm)
             return note
 
-        return str(await super().task(node, ttype, tid, user, whole, vm=vm, **kwargs))
+        return str(await super().task(node, ttype, tid, user, timed_body, vm=vm, **kwargs))
 
     def _raise_task_fault(self, ttype: str, tid: Any, vm: Any) -> None:
         for fault in self.task_faults:
@@ -52,11 +52,11 @@ class TimedTasks(FakePve):
                 self.task_faults.remove(fault)
             for guests in (self.vms, self.cts):
                 if ttype in ("qmclone", "qmcreate", "vzcreate") and vm in guests:
-                    guests.remove(vm)  # Proxmox rolls back what it could not make
+                    guests.remove(vm)  # Proxmox removes a guest whose creation failed
             raise TaskError(fault["text"])
 
     def _give_own_cloud_init(self, vm: FakeVm) -> None:
-        """Proxmox makes a new cloud-init volume for a clone; fakepve leaves the template's in place."""
+        """Give a clone its own cloud-init volume, as Proxmox does; fakepve keeps the template's."""
         for key, volume, props in drives_of(vm.config):
             storage, name = volume_ref(volume)
             if storage and CLOUD_INIT.search(name):

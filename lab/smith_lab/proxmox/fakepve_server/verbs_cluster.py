@@ -24,16 +24,16 @@ class ClusterVerbs:
         after: bool = False,
         delay_s: float = 0,
     ) -> None:
-        """Answer requests with an error. `after`: the request takes effect first. Status 0: no answer at all."""
+        """Answer requests with an error. `after`: process the request first. Status 0: close the connection."""
         rule = {"method": method, "path": path, "status": status, "text": text, "times": times}
         self.cluster.faults.append({**rule, "after": after, "delay_s": delay_s})
 
     def do_fail_task(self, type: str, text: str, times: int = 1, vmid: int | None = None) -> None:
-        """End tasks of a type (qmclone, qmstart, resize, ...) with an error, after the time that they take."""
+        """Make Proxmox tasks of a type (qmclone, qmstart, resize, ...) fail after their usual time."""
         self.cluster.task_faults.append({"type": type, "text": text, "times": times, "vmid": vmid})
 
     def do_clear_faults(self) -> None:
-        """Forget every fault, slowness, offline node and lost quorum."""
+        """Remove every fault and delay, set all nodes online, restore the quorum."""
         self.cluster.faults.clear()
         self.cluster.task_faults.clear()
         self.cluster.slow_s = 0.0
@@ -42,23 +42,23 @@ class ClusterVerbs:
             state.update(online=True, maintenance=False, stats={})
 
     def do_node(self, node: str, online: bool = True, maintenance: bool = False, **stats: float) -> None:
-        """Take a node away or bring it back; say what it has (maxcpu, maxmem) and uses (cpu, mem) from now on."""
+        """Set a node's state, its capacity (maxcpu, maxmem) and its use (cpu, mem)."""
         self.cluster.nodes[node].update(online=online, maintenance=maintenance, stats=stats)
 
     def do_quorum(self, quorate: bool) -> None:
-        """Lose the cluster's quorum, or find it again."""
+        """Set whether the cluster has quorum."""
         self.cluster.quorate = quorate
 
     def do_slow(self, seconds: float) -> None:
-        """Delay every answer by real seconds."""
+        """Delay every answer by these real seconds."""
         self.cluster.slow_s = seconds
 
     def do_time_scale(self, scale: float) -> None:
-        """Real seconds per Proxmox second; 0 ends every task before its request is answered."""
+        """Set the real seconds of a Proxmox second. With 0 every Proxmox task ends before its request is answered."""
         self.cluster.time_scale = scale
 
     def do_task_seconds(self, type: str, seconds: float) -> None:
-        """How many Proxmox seconds a task type takes."""
+        """Set how many Proxmox seconds a Proxmox task of this type takes."""
         self.cluster.task_seconds[type] = seconds
 
     def do_storage(self, storage: str, **values: Any) -> None:
@@ -66,19 +66,19 @@ class ClusterVerbs:
         self.cluster.storages[storage].update(values)
 
     def do_revoke(self, path: str, privilege: str) -> None:
-        """Take one privilege from everybody but root."""
+        """Remove one privilege from every user and token but root."""
         for entries in (self.cluster.acl or {}).values():
             for where, privileges in entries:
                 if where == path:
                     privileges.discard(privilege)
 
     def do_grant(self, path: str, privilege: str) -> None:
-        """Give one privilege to the user and its token."""
+        """Grant one privilege to every user and token but root."""
         for who in list(self.cluster.acl or {}):
             self.cluster.grant(who, path, privilege)
 
     def do_token_secret(self, secret: str) -> None:
-        """Change the secret of every token, as a rotation would."""
+        """Change the secret of every token, as a rotation does."""
         for token in self.cluster.apitokens:
             self.cluster.apitokens[token] = secret
 

@@ -28,7 +28,7 @@ class GuestVerbs:
         self.cluster._qm_lock(self._vm(vmid), lock)
 
     def do_remove(self, vmid: int) -> None:
-        """Take a VM away behind everybody's back."""
+        """Remove a VM or container without a Proxmox task, as a deletion by another client."""
         guest = self._vm(vmid)
         (self.cluster.vms if guest in self.cluster.vms else self.cluster.cts).remove(guest)
 
@@ -42,22 +42,22 @@ class GuestVerbs:
         *,
         copies: int = 1,
     ) -> None:
-        """Put a VM there that nobody asked for; or so many, with the ids that follow."""
-        for one in range(vmid, vmid + copies):
-            self.cluster.add_vm(one, name, node=node, status=status, config=dict(config or {}))
+        """Add a VM that Agent Smith did not create; with `copies`, more of them on the next VMIDs."""
+        for number in range(vmid, vmid + copies):
+            self.cluster.add_vm(number, name, node=node, status=status, config=dict(config or {}))
 
     def do_add_container(
         self, vmid: int, name: str, node: str = "pve1", status: str = "stopped", config: dict[str, Any] | None = None
     ) -> None:
-        """Put a container there that nobody asked for."""
+        """Add a container that Agent Smith did not create."""
         self.cluster.add_ct(vmid, name, node=node, status=status, config=config or {})
 
     def do_add_template(self, vmid: int, name: str, node: str, disk_gib: int = 8, storage: str = "local-lvm") -> None:
-        """Add one more cloud image."""
+        """Add a template."""
         add_template(self.cluster, vmid, name, node=node, disk_gib=disk_gib, storage=storage)
 
-    def do_recycle(self, vmid: int, name: str = "somebody-elses") -> None:
-        """Replace the VM on an id by another one, running, without our marker."""
+    def do_recycle(self, vmid: int, name: str = "other-vm") -> None:
+        """Replace the VM on a VMID by another running one without our marker."""
         old = self.cluster.vm(vmid)
         node = old.node if old else "pve1"
         if old:
@@ -65,12 +65,12 @@ class GuestVerbs:
         self.cluster.add_vm(vmid, name, node=node, status="running", config={"cores": 1, "memory": "512"})
 
     def do_rename(self, vmid: int, name: str) -> None:
-        """Give a VM another name, as an operator would in the web interface."""
+        """Rename a VM, as an operator does in the web interface."""
         vm = self._vm(vmid)
         vm.name = vm.config["name"] = name
 
     def do_configure(self, vmid: int, values: dict[str, Any]) -> None:
-        """Set configuration values directly; null removes one."""
+        """Set configuration values at once; null removes a value."""
         vm = self._vm(vmid)
         for key, value in values.items():
             if value is None:
@@ -83,21 +83,21 @@ class GuestVerbs:
         self.do_configure(vmid, {"protection": 1 if protection else None})
 
     def do_power(self, vmid: int, status: str) -> None:
-        """Switch a VM on or off behind everybody's back."""
+        """Start or stop a VM without a Proxmox task, as another client does."""
         vm = self._vm(vmid)
         vm.status = vm.qmpstatus = status
         vm.started_at = time.time() if status == "running" else None
 
     def do_move(self, vmid: int, node: str) -> None:
-        """Move a VM to another node, as a migration by an operator or HA would."""
+        """Move a VM to another node, as a migration by an operator or by HA does."""
         self._vm(vmid).node = node
 
     def do_behave(self, vmid: int, **attributes: Any) -> None:
         """Set how a guest behaves: acpi, shutdown_secs, start_secs, stop_secs, start_error, ha_state, agent_hangs."""
         vm = self._vm(vmid)
         if "agent" in attributes:
-            silent = self.cluster.without_guest_agent
-            (silent.discard if attributes.pop("agent") else silent.add)(vmid)
+            without = self.cluster.without_guest_agent
+            (without.discard if attributes.pop("agent") else without.add)(vmid)
         for key, value in attributes.items():
             if not hasattr(vm, key):
                 raise ValueError(f"no such attribute: {key}")

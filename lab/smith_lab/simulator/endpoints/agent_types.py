@@ -1,4 +1,4 @@
-"""Agent types: a configuration schema and the two install templates, checked as FulcrumCore checks them."""
+"""Agent types: a configuration schema and two install templates, checked as FulcrumCore checks them."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def _save_agent_type(store: Store, row: AgentType) -> None:
     _check_content_type(row.config_content_type)
     refuse_duplicate(store.agent_types, row)
     for service_type_id in row.service_type_ids:
-        # Nothing is refused: the real server makes an empty row for an id that it does not know.
+        # The real server refuses no id: it creates an empty service type for an unknown one.
         if service_type_id not in store.service_types:
             empty = ServiceType(
                 **{**store.new_row_fields(), "id": service_type_id}, name="", property_schema={}, lifecycle_schema={}
@@ -78,12 +78,12 @@ def _save_agent_type(store: Store, row: AgentType) -> None:
 
 
 def _check_templates(row: AgentType) -> None:
-    """Both templates or neither; they render over mock data; the command uses the URL and the bearer."""
+    """Check the templates: both or neither, both render with mock data, the command uses URL and bearer token."""
     if bool(row.config_template) != bool(row.cmd_template):
         raise bad_request("configTemplate and cmdTemplate must both be set or both be empty")
     if not row.config_template:
         return
-    data = _mock(row.configuration_schema)
+    data = _mock_data(row.configuration_schema)
     extras = {"configUrl": "", "authToken": ""}
     _try_render(row.config_template, data)
     _try_render(row.cmd_template, data | extras)
@@ -108,14 +108,14 @@ def _renders(template: str, data: Json) -> bool:
     return True
 
 
-def _mock(schema: Json) -> Json:
+def _mock_data(schema: Json) -> Json:
     return {name: _mock_value(definition) for name, definition in (schema.get("properties") or {}).items()}
 
 
 def _mock_value(definition: Json) -> Any:
     kind = definition["type"]
     if kind == "object":
-        return _mock(definition)
+        return _mock_data(definition)
     if kind == "array":
         return [_mock_value(definition["items"])] if definition.get("items") else []
     return {"integer": 0, "number": 0, "boolean": False}.get(kind, "")

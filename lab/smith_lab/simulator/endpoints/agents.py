@@ -1,4 +1,4 @@
-"""Agents: what an admin sets up, and the two `me` calls that an agent makes."""
+"""Agents: the calls of admins and participants, and the two `me` calls of an agent."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _get(call: Call) -> Reply:
 
 
 def _create(call: Call) -> Reply:
-    """Make an agent, Disconnected. Without a configuration nothing is validated, required members included."""
+    """Create an agent, Disconnected. Without a configuration nothing is validated, not even required members."""
     store, body = call.store, call.body
     _refuse_pools(body)
     if not body.get("name"):
@@ -70,7 +70,7 @@ def _create(call: Call) -> Reply:
 
 
 def _configured(store: Store, agent: Agent, given: Json) -> Json:
-    """The agent's configuration after the request; unknown members drop, secrets go into the vault."""
+    """Return the configuration after the request: without unknown members, secrets replaced by references."""
     request = properties.Request(vault=store.vault, actor="user", updating=agent.configuration is not None)
     schema = store.agent_types[agent.agent_type_id].configuration_schema
     try:
@@ -106,7 +106,7 @@ def _check_status(status: str) -> None:
 
 
 def _delete(call: Call) -> Reply:
-    """Remove an agent and its tokens; one with services cannot go (500)."""
+    """Delete an agent and its tokens. An agent with services cannot be deleted (500)."""
     store = call.store
     if any(service.agent_id == call.id for service in store.services.values()):
         raise internal("cannot delete agent with associated services")
@@ -128,7 +128,7 @@ def _get_me(call: Call) -> Reply:
 
 
 def _put_my_status(call: Call) -> Reply:
-    """The heartbeat: any status may follow any other, Disabled included."""
+    """Handle the heartbeat. Any status may follow any other, also Disabled."""
     agent = _me(call)
     _check_status(call.body.get("status", ""))
     agent.status = call.body["status"]

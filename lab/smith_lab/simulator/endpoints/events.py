@@ -1,4 +1,4 @@
-"""The event log, which people read."""
+"""The event log, for admins and participants."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Service groups: what serialises the jobs of their services."""
+"""Service groups: the jobs of one group are delivered one at a time."""
 
 from __future__ import annotations
 

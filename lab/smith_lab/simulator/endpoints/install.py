@@ -1,4 +1,4 @@
-"""The install flow: a command for an installer, and the rendered configuration that it fetches within five minutes."""
+"""The install flow: a command for an installer, and the configuration that it fetches within five minutes."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def _create(call: Call) -> Reply:
 
 
 def _regenerate(call: Call) -> Reply:
-    """A new URL and a new bearer; the old ones die at once."""
+    """Issue a new URL and bearer token. The old ones are invalid at once."""
     _refuse_without_templates(call)
-    _forget(call)
+    _delete_install_token(call)
     return _issue(call, status=200)
 
 
@@ -81,11 +81,11 @@ def _get(call: Call) -> Reply:
 
 
 def _revoke(call: Call) -> Reply:
-    _forget(call)
+    _delete_install_token(call)
     return NO_CONTENT
 
 
-def _forget(call: Call) -> None:
+def _delete_install_token(call: Call) -> None:
     row = _find(call)
     bearer = call.store.tokens.get(row.bootstrap_token_id)
     if bearer is not None:
@@ -94,7 +94,7 @@ def _forget(call: Call) -> None:
 
 
 def _fetch(call: Call) -> Reply:
-    """The rendered configuration, secrets in clear text; every failure is the same 404."""
+    """Return the rendered configuration with secrets in clear text. Every failure is the same 404."""
     store = call.store
     row = next((row for row in store.install_tokens.values() if row.value == call.path["token"]), None)
     if row is None or row.expires_at < store.clock.now():
@@ -115,7 +115,7 @@ def _fetch(call: Call) -> Reply:
 
 
 def _resolved(store: Store, value: Any) -> Any:
-    """The value with every reference replaced. Raises KeyError for one that the vault does not hold."""
+    """Return the value with every vault reference resolved. Raises KeyError for an unknown reference."""
     if isinstance(value, str) and value.startswith(VAULT_PREFIX):
         return store.vault.secrets[value.removeprefix(VAULT_PREFIX)]
     if isinstance(value, dict):

@@ -56,7 +56,7 @@ def _pending(call: Call) -> Reply:
 
 
 def _limit(call: Call) -> int:
-    """The wanted number; what makes no sense means 10."""
+    """Return the requested number of jobs; 10 for a missing or invalid one."""
     text = next((value for name, value in call.query if name == "limit"), "")
     try:
         limit = int(text)
@@ -66,10 +66,10 @@ def _limit(call: Call) -> int:
 
 
 def _claim(call: Call) -> Reply:
-    """Claim checks the status only: not the group, not the agent's status, and the claimer is not recorded."""
+    """Claim a job. Only the job's status is checked, not the group or the agent; the claiming agent is not recorded."""
     store, job = call.store, call.store.jobs[call.id]
-    raced = store.switches.two_claims_win and job.status == "Processing"
-    if job.status != "Pending" and not raced:
+    race_is_won = store.switches.two_claims_win and job.status == "Processing"
+    if job.status != "Pending" and not race_is_won:
         raise bad_request("cannot claim a job not in pending status")
     store.set_job_status(job, "Processing")
     job.claimed_at = store.clock.now()
@@ -77,7 +77,7 @@ def _claim(call: Call) -> Reply:
 
 
 def _complete(call: Call) -> Reply:
-    """Complete in one transaction: whatever is refused leaves the job Processing and the service as it was."""
+    """Complete a job in one transaction: a refusal leaves the job Processing and the service unchanged."""
     store, job = call.store, call.store.jobs[call.id]
     _refuse_unless_processing(job, "complete")
     service = copy.copy(store.services[job.service_id])
@@ -88,7 +88,7 @@ def _complete(call: Call) -> Reply:
     service.agent_instance_data = call.body.get("agentInstanceData", service.agent_instance_data)
     service.agent_instance_id = call.body.get("agentInstanceId", service.agent_instance_id)
     if job.action == "update":
-        # The reported properties of step 3 are lost here; without params the service has none at all afterwards.
+        # The reported properties are lost here. Without params the service has no properties afterwards.
         service.properties = job.params
     terminal = lifecycle.is_terminal(service_type.lifecycle_schema, service.status)
     if terminal:
@@ -125,7 +125,7 @@ def _apply_transition(service: Service, service_type: ServiceType, job: Job) -> 
 
 
 def _refuse_taken_instance(store: Store, service: Service) -> None:
-    """`agentInstanceId` is unique over the whole database; the real server answers with its SQL error."""
+    """Refuse an `agentInstanceId` of another service: it is unique in the database. The answer is the SQL error."""
     owner = store.instance_owner.get(service.agent_instance_id) if service.agent_instance_id is not None else None
     if owner not in (None, service.id):
         raise internal(
@@ -144,7 +144,7 @@ def _save(store: Store, service: Service) -> None:
 
 
 def _fail(call: Call) -> Reply:
-    """Fail a claimed job. Without a fitting error transition the service keeps its state, and it is a 204."""
+    """Fail a claimed job. Without a matching error transition the service keeps its state; the answer is 204 too."""
     store, job = call.store, call.store.jobs[call.id]
     _refuse_unless_processing(job, "fail")
     service = copy.copy(store.services[job.service_id])
@@ -158,7 +158,7 @@ def _fail(call: Call) -> Reply:
         raise bad_request(str(exc)) from exc
     _save(store, service)
     store.set_job_status(job, "Failed")
-    job.error_message = message  # and no completedAt: retention never finds it
+    job.error_message = message  # no completed_at, as in the real server: retention never deletes the job
     _delete_secrets(store, service, service_type, persistent=False)
     call.event("service.transitioned", service, {"action": job.action, "status": service.status})
     return NO_CONTENT
@@ -170,10 +170,10 @@ def _refuse_unless_processing(job: Job, verb: str) -> None:
 
 
 def _delete_secrets(store: Store, service: Service, service_type: ServiceType, *, persistent: bool) -> None:
-    """Ephemeral secrets go with every job that ends, all references with a completion into a terminal state."""
-    doomed = properties.secret_references(service_type.property_schema, service.properties, "ephemeral")
+    """Delete the ephemeral secrets; with `persistent`, every secret that the service refers to."""
+    ephemeral = properties.secret_references(service_type.property_schema, service.properties, "ephemeral")
     everything = properties.references(service.properties) if persistent else ()
-    for reference in list(chain(doomed, everything)):
+    for reference in list(chain(ephemeral, everything)):
         store.vault.delete(reference)
 
 

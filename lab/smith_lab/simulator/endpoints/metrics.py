@@ -1,4 +1,4 @@
-"""Metric types, and the entries that agents send: one a call, stamped with the server's time."""
+"""Metric types, and the entries that agents send: one for each call, with the server's time."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _delete_metric_type(call: Call) -> Reply:
 
 
 def _create_entry(call: Call) -> Reply:
-    """One sample, stamped with the server's time. `serviceId` wins, and its owner is not checked."""
+    """Store one sample with the server's time. `serviceId` has priority, and its owner is not checked."""
     service = _measured_service(call)
     types = call.store.metric_types.values()
     kind = next((row for row in types if row.name == call.body.get("typeName", "")), None)

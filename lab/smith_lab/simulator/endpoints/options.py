@@ -1,4 +1,4 @@
-"""Service option types, and the options that providers and their agents publish."""
+"""Service option types, and the options of providers, which their agents publish."""
 
 from __future__ import annotations
 

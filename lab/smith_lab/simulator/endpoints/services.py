@@ -1,4 +1,4 @@
-"""Services: create, patch, act, delete; each makes a job, none changes the service's state."""
+"""Services: create, patch, act, delete. Each creates a job; none changes the service's state."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from smith_lab.simulator.rows import Agent, Json, Service, ServiceType
 from smith_lab.simulator.store import Store
 from smith_lab.simulator.web import ANY_ROLE, NO_CONTENT, USERS, Call, Endpoint, Reply, Scope
 
-#: Jobs keep their action in so many characters.
+#: The column of a job's action.
 MAX_ACTION_LENGTH = 50
 
 _LISTING = Listing(
@@ -40,7 +40,7 @@ def _get(call: Call) -> Reply:
 
 
 def _create(call: Call) -> Reply:
-    """Make a service in its initial state, and its `create` job with the processed properties as params."""
+    """Create a service in its initial state, and its `create` job with the processed properties as params."""
     store = call.store
     agent = _agent(call)
     service_type = store.service_types.get(call.body.get("serviceTypeId", ""))
@@ -59,7 +59,7 @@ def _create(call: Call) -> Reply:
 
 
 def _agent(call: Call) -> Agent:
-    """The named agent, or the first whose type supports the service type and that has all the tags."""
+    """Return the given agent, or the first that supports the service type and has all the tags."""
     store = call.store
     if "agentId" in call.body:
         agent = store.agents.get(call.body["agentId"])
@@ -90,7 +90,7 @@ def _new_service(call: Call, agent: Agent, service_type: ServiceType) -> Service
 
 
 def _processed(store: Store, service: Service, service_type: ServiceType, given: Json, *, updating: bool) -> Json:
-    """The complete property set after the request. Raises the third error shape."""
+    """Return all properties after the request. Raises the error with a list of problems."""
     request = properties.Request(
         vault=store.vault,
         actor="user",
@@ -105,7 +105,7 @@ def _processed(store: Store, service: Service, service_type: ServiceType, given:
 
 
 def _patch(call: Call) -> Reply:
-    """Rename at once; properties become an `update` job with the complete merged set, and stay old until it ends."""
+    """Rename at once. New properties become an `update` job; the service has them when it ends."""
     store, service = call.store, call.store.services[call.id]
     service_type = store.service_types[service.service_type_id]
     if call.body.get("name", service.name) == "":
@@ -133,7 +133,7 @@ def _start(store: Store, service: Service, service_type: ServiceType, action: st
 
 
 def _act(call: Call) -> Reply:
-    """Any action of the lifecycle, without params; a body is ignored."""
+    """Start any action of the lifecycle, without params. A body is ignored."""
     service = call.store.services[call.id]
     _start(call.store, service, call.store.service_types[service.service_type_id], call.path["action"], None)
     return Reply(body=views.full_service(call.store, service))

@@ -1,4 +1,4 @@
-"""Tokens: who may make which, and their values, which are told once."""
+"""Tokens: who may create which, and their values, which only the create answer contains."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _list_tokens(call: Call) -> Reply:
 
 
 def _new_token_scope(call: Call) -> Scope | None:
-    """Whom the wanted token is for. A participant makes tokens of its own only, and no admin's."""
+    """Return the scope of the requested token. A participant creates tokens of its own, and none of an admin."""
     role, scope_id = call.body.get("role"), call.body.get("scopeId")
     if role == ADMIN:
         return Scope() if call.identity.role == ADMIN else None
@@ -47,7 +47,7 @@ def scope_of_agent(agent: Agent) -> Scope:
 
 
 def _create_token(call: Call) -> Reply:
-    """Make a token; its value is told here and never again. Without `expireAt` it lives a day."""
+    """Create a token. Only this answer contains its value. Without `expireAt` it is valid for a day."""
     store, body = call.store, call.body
     if not body.get("name"):
         raise bad_request("token name cannot be empty")

@@ -7,7 +7,7 @@ from smith_lab.simulator.web import AGENTS, Call, Endpoint, Reply
 
 
 def _read_secret(call: Call) -> Reply:
-    """Any agent reads any secret. Without a vault key the real server panics."""
+    """Return a secret. Any agent may read any secret. Without a vault key the real server panics."""
     if call.store.switches.vault_off:
         raise panic()
     if call.path["reference"] not in call.store.vault.secrets:

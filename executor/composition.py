@@ -42,7 +42,7 @@ from executor.proxmox.client import ProxmoxReader
 from executor.runs.actions import ansible_home
 from executor.runs.request import Site
 from executor.runs.runner import Runner, RunnerPaths
-from executor.runs.warm.servers import why_untested
+from executor.runs.warm.compatibility import why_untested
 from executor.settings.settings import Settings, load_settings
 from executor.web.agent_view import AgentView
 from executor.web.server import serving

@@ -36,7 +36,8 @@ from executor.runs.private_folder import (
     write_text,
 )
 from executor.runs.runner_config import PASSED_ON, runner_config
-from executor.runs.warm.servers import WarmServers, why_untested
+from executor.runs.warm.compatibility import why_untested
+from executor.runs.warm.servers import WarmServers
 
 log = get_logger(__name__)
 

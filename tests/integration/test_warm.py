@@ -31,7 +31,7 @@ from executor.processes import process_tree
 from executor.redaction import Redactor
 from executor.runs.actions import ansible_home
 from executor.runs.runner import Runner, RunnerPaths
-from executor.runs.warm import forkserver, servers, versions
+from executor.runs.warm import forkserver, patches, servers
 
 pytestmark = [pytest.mark.xdist_group("warm"), pytest.mark.timeout(900)]
 
@@ -678,7 +678,7 @@ def test_nonsense_on_a_socket_hurts_nobody(site: Site, message: bytes) -> None:
 
 
 def test_an_ansible_that_was_not_tested_runs_cold_and_says_so_once(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(versions, "TESTED", ("2.18",))
+    monkeypatch.setattr(patches, "TESTED", ("2.18",))
     with structlog.testing.capture_logs() as logs:
         site.runner.start_warm()
         runs = [site.play(debug(WHICH)) for _ in range(2)]
@@ -691,8 +691,21 @@ def test_an_ansible_that_was_not_tested_runs_cold_and_says_so_once(site: Site, m
 def test_insisting_on_warm_runs_with_an_untested_ansible_is_a_settings_error(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(versions, "TESTED", ())
+    monkeypatch.setattr(patches, "TESTED", ())
     with pytest.raises(SettingsError, match="SMITH_WARM is on, but ansible-core"):
+        site.runner.start_warm(insist=True)
+
+
+def test_an_ansible_without_a_name_that_warm_runs_need_runs_cold(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = patches.PrivateName(module="ansible.utils.vars", name="renamed", why="a test")
+    monkeypatch.setattr(patches, "NAMES", (*patches.NAMES, gone))
+    with structlog.testing.capture_logs() as logs:
+        site.runner.start_warm()
+        run = site.play(debug(WHICH))
+
+    assert not was_warm(run)
+    assert unavailable(logs) == ["ansible.utils.vars has no renamed any more, which warm runs need"]
+    with pytest.raises(SettingsError, match=r"SMITH_WARM is on, but ansible\.utils\.vars has no renamed"):
         site.runner.start_warm(insist=True)
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from executor.runs.warm.compatibility import is_tested
 from executor.runs.warm.connection import read_command
-from executor.runs.warm.versions import is_tested
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import shlex
 from collections.abc import Callable
 from typing import Any
 
-from executor.runs.warm import forkserver, payloads
+from executor.runs.warm import forkserver, patches, payloads
 from executor.runs.warm.forkserver import Request
 
 #: What the wrapper of a module's payload has near its beginning.
@@ -28,9 +28,7 @@ Outcome = tuple[int, bytes, bytes]
 
 def install(socket: str) -> None:
     """Let the local connection of this process ask the module server at `socket` first."""
-    from ansible.plugins.connection import local  # noqa: PLC0415  only where Ansible is loaded anyway
-
-    local.Connection.exec_command = _wrapped(local.Connection.exec_command, socket)
+    patches.EXEC_COMMAND.replace(_wrapped(patches.EXEC_COMMAND.get(), socket))
 
 
 def _wrapped(cold: Callable[..., Outcome], socket: str) -> Callable[..., Outcome]:

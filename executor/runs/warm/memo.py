@@ -19,12 +19,10 @@ from pathlib import Path
 from types import CodeType, SimpleNamespace
 from typing import Any
 
-#: Syntax that a template's text is read by: attributes of Jinja's environment.
-SYNTAX = (
-    *("block_start_string", "block_end_string", "variable_start_string", "variable_end_string"),
-    *("comment_start_string", "comment_end_string", "line_statement_prefix", "line_comment_prefix"),
-    *("trim_blocks", "lstrip_blocks", "newline_sequence", "keep_trailing_newline", "optimized", "is_async"),
-)
+from executor.runs.warm import patches
+
+#: Attributes of Jinja's environment that change how a template's text is read.
+SYNTAX = tuple(name.attribute for name in patches.SYNTAX)
 OUR_COLLECTION = ("ansible_collections", "community", "proxmox")
 #: In the store: the byte code of all runs.
 CODE_FILE = "templates"
@@ -38,47 +36,39 @@ class Documents:
     """YAML that was parsed before the fork: our own files, plug-ins' documentation, collections' routing tables."""
 
     def __init__(self) -> None:
-        import yaml  # noqa: PLC0415  loaded for the server
-        from ansible.module_utils._internal._datatag import AnsibleTagHelper  # noqa: PLC0415  loaded for the server
-
-        self._yaml, self._tags_of = yaml, AnsibleTagHelper.tags
-        self._parse = yaml.load
+        self._tags_of = patches.TAGS.get()
+        self._parse = patches.YAML_LOAD.get()
         self._known: dict[Key, Any] = {}
 
     def learn(self, files: Iterable[Path]) -> None:
         """Parse what runs will ask for, in the words in which they do."""
-        from ansible.parsing.dataloader import DataLoader  # noqa: PLC0415  loaded for the server
-
-        self._yaml.load = self._remember
+        loader = patches.DATA_LOADER.get()
+        patches.YAML_LOAD.replace(self._remember)
         for file in files:
             with contextlib.suppress(Exception):  # a run will say what is wrong with it
-                DataLoader().load_from_file(str(file), cache="none", unsafe=True, trusted_as_template=True)
+                loader().load_from_file(str(file), cache="none", unsafe=True, trusted_as_template=True)
         for parse in (self._learn_documentation, self._learn_routing):
             with contextlib.suppress(Exception):
                 parse()
-        self._yaml.load = self._parse
+        patches.YAML_LOAD.replace(self._parse)
 
     def install(self) -> None:
         """Hand them out in this process, each once: what is done to a document stays with who has it."""
-        from ansible.parsing.dataloader import DataLoader  # noqa: PLC0415  loaded before the fork
-
-        self._yaml.load = self._recall
-        load = DataLoader.load_from_file
+        patches.YAML_LOAD.replace(self._recall)
+        load = patches.LOAD_FROM_FILE.get()
 
         def load_own(loader: Any, file_name: str, cache: str = "all", unsafe: bool = False, **options: Any) -> Any:
-            """Give whoever wants one of his own what was read, instead of a copy of it."""
+            """Return the parsed document itself, not a copy, to a caller that wants a copy of its own."""
             if unsafe or cache != "all" or loader.path_dwim(file_name) in loader._FILE_CACHE:
                 return load(loader, file_name, cache=cache, unsafe=unsafe, **options)
             return load(loader, file_name, cache="none", unsafe=True, **options)
 
-        DataLoader.load_from_file = load_own
+        patches.LOAD_FROM_FILE.replace(load_own)
 
     def _learn_documentation(self) -> None:
-        from ansible._internal._datatag._tags import Origin, TrustedAsTemplate  # noqa: PLC0415  loaded for the server
-        from ansible.parsing.yaml.loader import AnsibleLoader  # noqa: PLC0415  loaded for the server
-        from ansible.plugins.loader import fragment_loader  # noqa: PLC0415  loaded for the server
-        from ansible.utils.plugin_docs import add_fragments  # noqa: PLC0415  loaded for the server
-
+        origin, trusted = patches.ORIGIN.get(), patches.TRUSTED_AS_TEMPLATE.get()
+        loader, fragment_loader = patches.YAML_LOADER.get(), patches.FRAGMENT_LOADER.get()
+        add_fragments = patches.ADD_FRAGMENTS.get()
         loaded = [str(module.__file__) for name, module in sys.modules.items() if name.startswith("ansible.plugins.")]
         plugins = [
             *loaded,
@@ -86,19 +76,18 @@ class Documents:
             *_callbacks("ansible_runner.display_callback.callback"),
         ]
         for path in dict.fromkeys(plugins):
-            text = Origin(path=path).tag(TrustedAsTemplate().tag(_documentation_in(path)))
-            if parsed := self._yaml.load(text, Loader=AnsibleLoader):
+            text = origin(path=path).tag(trusted().tag(_documentation_in(path)))
+            if parsed := self._remember(text, Loader=loader):
                 add_fragments(parsed, path, fragment_loader=fragment_loader)
 
     def _learn_routing(self) -> None:
         import ansible  # noqa: PLC0415  loaded for the server
-        from ansible.utils.collection_loader._collection_meta import _meta_yml_to_dict  # noqa: PLC0415  as above
 
         found = [Path(ansible.__path__[0], "config", "ansible_builtin_runtime.yml")]
         found += [Path(root, *OUR_COLLECTION, "meta", "runtime.yml") for root in sys.path]
         for file in found:
             if file.is_file():
-                _meta_yml_to_dict(file.read_bytes(), None)
+                patches.ROUTING_TO_DICT.get()(file.read_bytes(), None)
 
     def _key(self, text: Any, loader: type) -> Key:
         return (loader, text if isinstance(text, bytes) else str(text), self._tags_of(text))
@@ -145,16 +134,13 @@ class Templates:
 
     def install(self) -> None:
         """Compile through it in this process and its forks. What a fork compiles is lost with it."""
-        from ansible._internal._templating import _jinja_bits  # noqa: PLC0415  loaded before the fork
-
-        environment: Any = _jinja_bits.AnsibleEnvironment
-        context = _jinja_bits._TemplateCompileContext
-        if environment(ansible_basedir=None)._debuggable_template_source:
+        if patches.ENVIRONMENT.get()(ansible_basedir=None)._debuggable_template_source:
             return
-        compile_, compile_expression = environment.compile, environment.compile_expression
+        current_context, expression_class = patches.CURRENT_CONTEXT.get(), patches.TEMPLATE_EXPRESSION.get()
+        compile_, compile_expression = patches.COMPILE.get(), patches.COMPILE_EXPRESSION.get()
 
         def key_of(env: Any, kind: str, source: str) -> Key:
-            current = context.current(optional=True)
+            current = current_context(optional=True)
             escapes = current.escape_backslashes if current else None
             return (kind, type(env).__qualname__, str(source), escapes, *(getattr(env, name) for name in SYNTAX))
 
@@ -174,14 +160,15 @@ class Templates:
             key = key_of(env, "expression", source)
             if key in self._used or key in self._known:
                 template = env.template_class.from_code(env, self._code(key), env.make_globals(None), None)
-                return _jinja_bits.TemplateExpression(template, undefined_to_none)
+                return expression_class(template, undefined_to_none)
             self._expression = key
             try:
                 return compile_expression(env, source, undefined_to_none)
             finally:
                 self._expression = None
 
-        environment.compile, environment.compile_expression = by_text, expression_by_text
+        patches.COMPILE.replace(by_text)
+        patches.COMPILE_EXPRESSION.replace(expression_by_text)
 
     def leave(self) -> None:
         """Add what this run has compiled to what there is."""
@@ -202,8 +189,6 @@ def list_folders_once() -> None:
     """Read each folder of plugins once in a run. Ansible reads it for each name that it looks up there."""
     import glob  # noqa: PLC0415  for this purpose alone
 
-    from ansible.plugins import loader  # noqa: PLC0415  loaded before the fork
-
     names_in = cache(os.listdir)
 
     def iglob(pattern: str) -> Iterable[str]:
@@ -213,7 +198,7 @@ def list_folders_once() -> None:
             return glob.iglob(pattern)
         return [os.path.join(folder, found) for found in names_in(folder) if found.startswith(stem)]
 
-    loader.glob = SimpleNamespace(glob=glob.glob, iglob=iglob)
+    patches.LOADER_GLOB.replace(SimpleNamespace(glob=glob.glob, iglob=iglob))
 
 
 def _read(file: Path) -> dict[Key, bytes]:

@@ -16,9 +16,9 @@ import sys
 import tempfile
 from typing import Any
 
-from executor.runs.warm import forkserver, payloads
+from executor.runs.warm import forkserver, patches, payloads
+from executor.runs.warm.compatibility import why_unsupported
 from executor.runs.warm.forkserver import Refusal, Request
-from executor.runs.warm.versions import is_tested
 
 NEEDED = (
     "ansible.module_utils.basic",
@@ -71,10 +71,8 @@ class Modules:
         tempfile.tempdir = None
         sys.argv = [""]
         sys.modules["__main__"] = type(sys)("__main__")
-        from ansible.module_utils._internal._ansiballz import _loader  # noqa: PLC0415  loaded before the fork
-
         try:
-            _loader.run_module(
+            patches.RUN_MODULE.get()(
                 json_params=arguments["params"].encode(),
                 profile=arguments["profile"],
                 module_fqn=arguments["module_fqn"],
@@ -108,8 +106,8 @@ def main(socket: str, run_folder: str) -> None:
     """Import, listen, fork."""
     from ansible.release import __version__  # noqa: PLC0415  the purpose of this process
 
-    if not is_tested(__version__):
-        raise SystemExit(f"ansible-core {__version__} was not tested with warm runs")
+    if reason := why_unsupported(__version__):
+        raise SystemExit(reason)
     modules = Modules(run_folder)
     forkserver.serve(socket, modules.check, modules.work)
 

@@ -23,9 +23,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from executor.runs.warm import forkserver, memo, payloads, tasks
+from executor.runs.warm import forkserver, memo, patches, payloads, tasks
+from executor.runs.warm.compatibility import why_unsupported
 from executor.runs.warm.forkserver import Refusal, Request
-from executor.runs.warm.versions import is_tested
 
 #: May differ from run to run without being looked at: who the run is, where it tells its events, what its temporary
 #: folder is called.
@@ -71,12 +71,11 @@ class Playbooks:
         self._store.mkdir(mode=0o700, exist_ok=True)
         self._env = self._comparable(dict(os.environb), self._folder)
         _import_what_runs_need()
-        from ansible import constants  # noqa: PLC0415  the import is this process's work
-
-        self._constants = vars(constants)
-        definitions = constants.config.get_configuration_definitions()
+        self._config = patches.CONFIG.get()
+        self._constants = vars(sys.modules[patches.CONFIG.module])
+        definitions = self._config.get_configuration_definitions()
         self._varying = {name: facts.get("type", "") for name, facts in definitions.items() if self._varies(name)}
-        fixed = [constants.CONFIG_FILE, sys.modules["ansible.release"].__file__]
+        fixed = [patches.CONFIG_FILE.get(), sys.modules["ansible.release"].__file__]
         self._files = {str(file): payloads.stamp_of(file) for file in fixed if file}
         self._documents = memo.Documents()
         self._documents.learn(file for pattern in OUR_FILES for file in sorted(Path.cwd().glob(pattern)))
@@ -100,7 +99,7 @@ class Playbooks:
         connection.install(modules)
         if not self._is_ours(request):
             return _play()
-        local_tmp = Path(self._constants["DEFAULT_LOCAL_TMP"])
+        local_tmp = Path(patches.LOCAL_TMP.get())
         payloads.take(self._store, local_tmp)
         templates = memo.Templates(self._store)
         for shared in (self._documents, templates):
@@ -128,20 +127,18 @@ class Playbooks:
 
     def _renew(self, folder: str) -> None:
         """Make anew what Ansible has fixed at its import."""
-        from ansible.plugins import loader  # noqa: PLC0415  loaded before the fork
-
         here = os.fsdecode(self._folder)
         for name, kind in self._varying.items():
             if kind in MADE_WHEN_READ:
-                value = self._constants["config"].get_config_value(name, variables=self._constants)
+                value = self._config.get_config_value(name, variables=self._constants)
             else:
                 value = _moved(self._constants[name], here, folder)
             self._constants[name] = value
-        for found in _loaders(loader):
+        for found in _loaders():
             found.config = _moved(found.config, here, folder)
-        _load_what_was_found(loader, self._plugins)
-        ids: Any = sys.modules["ansible.utils.vars"]
-        ids.random_int, ids.cur_id = f"{secrets.randbelow(2**32):08x}", 0  # as that module makes them
+        _load_what_was_found(self._plugins)
+        patches.RANDOM_INT.replace(f"{secrets.randbelow(2**32):08x}")  # as its module makes it
+        patches.CUR_ID.replace(0)
 
 
 def _import_what_runs_need() -> None:
@@ -152,9 +149,7 @@ def _import_what_runs_need() -> None:
     for name in names:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
-    from ansible.plugins import loader  # noqa: PLC0415  loaded above
-
-    for plugins in (loader.filter_loader, loader.test_loader):
+    for plugins in (patches.FILTER_LOADER.get(), patches.TEST_LOADER.get()):
         for found in pkgutil.iter_modules(importlib.import_module(plugins.package).__path__, f"{plugins.package}."):
             _import_by_file(plugins, found.name)
 
@@ -168,13 +163,10 @@ def _import_by_file(plugins: Any, name: str) -> None:
 
 
 def _play() -> int:
-    from ansible import cli  # noqa: PLC0415  loaded before the fork
-    from ansible.cli import playbook  # noqa: PLC0415  loaded before the fork
-
     try:
-        cli.check_blocking_io()
-        cli.initialize_locale()
-        playbook.main(sys.argv)
+        patches.CHECK_BLOCKING_IO.get()()
+        patches.INITIALIZE_LOCALE.get()()
+        patches.PLAYBOOK_MAIN.get()(sys.argv)
     except SystemExit as stop:
         return forkserver.exit_code(stop)
     return 0
@@ -182,9 +174,7 @@ def _play() -> int:
 
 def _forget_the_fork() -> None:
     """Give the process what each process has its own of."""
-    from ansible.utils.path import cleanup_tmp_file  # noqa: PLC0415  loaded before the fork
-
-    atexit.unregister(cleanup_tmp_file)  # those of the server's own temporary folder
+    atexit.unregister(patches.CLEANUP_TMP_FILE.get())  # those of the server's own temporary folder
     tempfile.tempdir = None
     multiprocessing.current_process().authkey = os.urandom(32)
 
@@ -196,16 +186,17 @@ def _moved(value: Any, here: str, there: str) -> Any:
     return value.replace(here, there)
 
 
-def _loaders(module: Any) -> Iterator[Any]:
-    return (value for value in vars(module).values() if isinstance(value, module.PluginLoader))
+def _loaders() -> Iterator[Any]:
+    module, kind = sys.modules[patches.PLUGIN_LOADER.module], patches.PLUGIN_LOADER.get()
+    return (value for value in vars(module).values() if isinstance(value, kind))
 
 
-def _load_what_was_found(loader: Any, known: dict[str, Any]) -> None:
+def _load_what_was_found(known: dict[str, Any]) -> None:
     """Let a plugin of a provider's win over one of Ansible's by its name, as it does in a new process.
 
     Ansible takes a module that is loaded under a plugin's name for the plugin, without a look at its file.
     """
-    load = loader.PluginLoader._load_module_source
+    load = patches.LOAD_MODULE_SOURCE.get()
 
     def load_by_file(self: Any, *, python_module_name: str, path: str) -> Any:
         ours = known.get(python_module_name)
@@ -214,21 +205,20 @@ def _load_what_was_found(loader: Any, known: dict[str, Any]) -> None:
             del sys.modules[python_module_name]
         return load(self, python_module_name=python_module_name, path=path)
 
-    loader.PluginLoader._load_module_source = load_by_file
+    patches.LOAD_MODULE_SOURCE.replace(load_by_file)
 
 
 def main(socket: str, run_folder: str) -> None:
     """Import, listen, fork."""
     sys.path.insert(0, sysconfig.get_path("scripts"))  # where the real ansible-playbook has its own folder
     sys.argv = [str(Path(sysconfig.get_path("scripts"), "ansible-playbook"))]
-    import ansible.cli.playbook  # noqa: PLC0415  the purpose of this process
+    importlib.import_module("ansible.cli.playbook")
     from ansible.release import __version__  # noqa: PLC0415  the purpose of this process
 
-    if not is_tested(__version__):
-        raise SystemExit(f"ansible-core {__version__} was not tested with warm runs")
+    if reason := why_unsupported(__version__):
+        raise SystemExit(reason)
     playbooks = Playbooks(run_folder)
     forkserver.serve(socket, playbooks.check, playbooks.work)
-    ansible.cli.playbook.display.debug("the server has ended")
 
 
 if __name__ == "__main__":

@@ -13,14 +13,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import IO
 
 from executor.log import get_logger
 from executor.processes import process_tree
 from executor.runs.warm import forkserver
-from executor.runs.warm.versions import TESTED, is_tested
+from executor.runs.warm.compatibility import why_untested
 
 log = get_logger(__name__)
 
@@ -160,19 +159,6 @@ class WarmServers:
         for old in retired:
             old.end()
         log.info("warm_servers_started", pids=[server.process.pid for server in pair.servers])
-
-
-def why_untested() -> str:
-    """Return what stands against warm runs on this machine, or nothing."""
-    if sys.platform != "linux":
-        return "warm runs need Linux"
-    try:
-        version = metadata.version("ansible-core")
-    except metadata.PackageNotFoundError:
-        return "ansible-core is not installed beside the agent"
-    return (
-        "" if is_tested(version) else f"ansible-core {version} was not tested with warm runs: {', '.join(TESTED)} were"
-    )
 
 
 class _Pair:

@@ -14,8 +14,10 @@ import copy
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
+
+from executor.runs.warm import patches
 
 #: How often a play looks for a task's result. It is there when the task is over, so that one look will mostly do;
 #: `internal_poll_interval` is for those who wait for a fork.
@@ -24,13 +26,9 @@ RESULT_POLL_S = 0.001
 
 def install() -> None:
     """Let the tasks of this process's plays run in it."""
-    from ansible import constants  # noqa: PLC0415  loaded before the fork
-    from ansible.executor.process import worker as module  # noqa: PLC0415  loaded before the fork
-    from ansible.plugins import strategy  # noqa: PLC0415  loaded before the fork
+    forking_worker: Any = patches.WORKER.get()
 
-    worker: Any = module
-
-    class WorkerProcess(worker.WorkerProcess):  # type: ignore[misc]
+    class WorkerProcess(forking_worker):  # type: ignore[misc]
         """A worker that is over when its start returns."""
 
         exitcode: Any = None
@@ -40,11 +38,11 @@ def install() -> None:
 
         def start(self) -> None:
             if len(self._task_vars["ansible_play_hosts_all"]) > 1:
-                self.__class__ = worker.WorkerProcess
+                self.__class__ = forking_worker
                 self.start()
                 return
             self._task, self._host, self._task_vars = _copied(self._task), copy.copy(self._host), dict(self._task_vars)
-            with _no_fork_of_its_own(worker):
+            with _no_fork_of_its_own():
                 self.run()
 
         def is_alive(self) -> bool:
@@ -58,11 +56,11 @@ def install() -> None:
 
         def _hard_exit(self, e: str) -> None:
             """Where a fork dies: the play finds its worker dead, and fails."""
-            worker.display.error(e)
+            patches.WORKER_DISPLAY.get().error(e)
             self.exitcode = 1
 
-    strategy.WorkerProcess = WorkerProcess
-    constants.DEFAULT_INTERNAL_POLL_INTERVAL = RESULT_POLL_S
+    patches.STRATEGY_WORKER.replace(WorkerProcess)
+    patches.POLL_INTERVAL.replace(RESULT_POLL_S)
 
 
 def _copied(task: Any) -> Any:
@@ -72,20 +70,20 @@ def _copied(task: Any) -> Any:
 
 
 @contextmanager
-def _no_fork_of_its_own(worker: ModuleType) -> Iterator[None]:
+def _no_fork_of_its_own() -> Iterator[None]:
     """Let the worker's code find its fork as it would be: other names in its module, nothing changed in the process.
 
     It would hand its display to the parent, be sent signals by it, and look at its end what was written to its output.
     """
-    own = {name: getattr(worker, name) for name in ("display", "signal", "sys")}
-    names = vars(worker)
-    names["display"] = _Display(own["display"])
-    names["signal"] = SimpleNamespace(signal=lambda *_: None, SIGINT=None, SIGTERM=None)
-    names["sys"] = SimpleNamespace(stdout=io.StringIO(), stderr=io.StringIO())
+    replaced = {name: name.get() for name in (patches.WORKER_DISPLAY, patches.WORKER_SIGNAL, patches.WORKER_SYS)}
+    patches.WORKER_DISPLAY.replace(_Display(patches.WORKER_DISPLAY.get()))
+    patches.WORKER_SIGNAL.replace(SimpleNamespace(signal=lambda *_: None, SIGINT=None, SIGTERM=None))
+    patches.WORKER_SYS.replace(SimpleNamespace(stdout=io.StringIO(), stderr=io.StringIO()))
     try:
         yield
     finally:
-        names.update(own)
+        for name, value in replaced.items():
+            name.replace(value)
 
 
 class _Display:

@@ -1,0 +1,214 @@
+"""Every private name of Ansible, Jinja, PyYAML and ansible-runner that warm runs replace or use, in one table.
+
+None of these names is a promise of its project. So warm runs are refused on an ansible-core that was not tested with
+them, and on one in which a name of the table is missing: runs are cold then.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+#: Releases of ansible-core, by their first two numbers, with which warm runs were compared event by event
+#: (tests/integration/test_warm.py). Its internals change between them; on others runs are cold.
+TESTED = ("2.19", "2.21")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrivateName:
+    """A name that warm runs need, as a dotted path inside a module."""
+
+    module: str
+    name: str
+    why: str
+    is_replaced: bool = False  #: warm runs put a value of their own there
+    source: str = ""  #: `file:name` of the definition, when that is elsewhere
+    versions: tuple[str, ...] = TESTED  #: of ansible-core, in which the name exists
+
+    @property
+    def attribute(self) -> str:
+        """The last part of the name."""
+        return self.name.rpartition(".")[2]
+
+    def get(self) -> Any:
+        """Return the value; imports the module."""
+        return getattr(self._owner(), self.attribute)
+
+    def replace(self, value: Any) -> None:
+        """Put another value in place of the name's."""
+        setattr(self._owner(), self.attribute, value)
+
+    def is_defined(self, read: Callable[[str], str]) -> bool:
+        """True when the source that `read` returns defines the name. No import: that of Ansible takes a second."""
+        file, _, defined = self.source.partition(":")
+        module = self.module.replace(".", "/")
+        text = read(file) if file else read(f"{module}.py") or read(f"{module}/__init__.py")
+        owner, _, name = (defined or self.name).rpartition(".")
+        if not owner:
+            return re.search(_TOP_LEVEL.format(name=name), text, re.MULTILINE) is not None
+        if (start := re.search(rf"^class {owner}\b", text, re.MULTILINE)) is None:
+            return False
+        end = _TOP_LEVEL_LINE.search(text, start.end())
+        block = text[start.start() : end.start() if end else len(text)]
+        return re.search(_MEMBER.format(name=name), block, re.MULTILINE) is not None
+
+    def _owner(self) -> Any:
+        owner: Any = importlib.import_module(self.module)
+        for part in self.name.split(".")[:-1]:
+            owner = getattr(owner, part)
+        return owner
+
+
+_TOP_LEVEL = r"^(?:def|class) {name}\b|^{name}\b\s*[:=]|^(?:from \S+ )?import [^#\n]*\b{name}\b"
+_TOP_LEVEL_LINE = re.compile(r"^\S", re.MULTILINE)
+_MEMBER = r"^    def {name}\b|^    {name}\b\s*[:=]|\bself\.{name}\b\s*[:=]"
+
+
+def _used(module: str, name: str, why: str, *, source: str = "") -> PrivateName:
+    return PrivateName(module=module, name=name, why=why, source=source)
+
+
+def _replaced(module: str, name: str, why: str, *, source: str = "") -> PrivateName:
+    return PrivateName(module=module, name=name, why=why, is_replaced=True, source=source)
+
+
+# --- connection.py, module_server.py, payloads.py: modules ------------------------------------------------------------
+
+_LOCAL = "ansible.plugins.connection.local"
+EXEC_COMMAND = _replaced(_LOCAL, "Connection.exec_command", "gives modules of Proxmox to the module server")
+CONNECTION_CWD = _used(_LOCAL, "Connection.cwd", "the folder in which a module runs")
+CONNECTION_BECOME = _used("ansible.plugins.connection", "ConnectionBase.become", "a module as another user runs cold")
+RUN_MODULE = _used("ansible.module_utils._internal._ansiballz._loader", "run_module", "runs a module from its payload")
+ZIP_DATA = _used("ansible.executor.module_common", "_CachedModule.zip_data", "the content of a stored payload")
+
+# --- memo.py: parsed YAML ---------------------------------------------------------------------------------------------
+
+_TAGS = "ansible._internal._datatag._tags"
+_DATALOADER = "ansible.parsing.dataloader"
+YAML_LOAD = _replaced("yaml", "load", "returns what was parsed before the fork")
+DATA_LOADER = _used(_DATALOADER, "DataLoader", "parses our files as a run does")
+LOAD_FROM_FILE = _replaced(_DATALOADER, "DataLoader.load_from_file", "returns a document without a second copy of it")
+FILE_CACHE = _used(_DATALOADER, "DataLoader._FILE_CACHE", "a document that a run has read already")
+PATH_DWIM = _used(_DATALOADER, "DataLoader.path_dwim", "the key in that cache")
+TAGS = _used("ansible.module_utils._internal._datatag", "AnsibleTagHelper.tags", "tags belong to a document's identity")
+ORIGIN = _used(_TAGS, "Origin", "a tag of a plugin's documentation")
+TRUSTED_AS_TEMPLATE = _used(_TAGS, "TrustedAsTemplate", "a tag of a plugin's documentation")
+YAML_LOADER = _used("ansible.parsing.yaml.loader", "AnsibleLoader", "the loader of a plugin's documentation")
+FRAGMENT_LOADER = _used("ansible.plugins.loader", "fragment_loader", "finds documentation that plugins share")
+ADD_FRAGMENTS = _used("ansible.utils.plugin_docs", "add_fragments", "parses documentation that plugins share")
+ROUTING_TO_DICT = _used(
+    "ansible.utils.collection_loader._collection_meta", "_meta_yml_to_dict", "parses a collection's routing table"
+)
+RUNNER_CALLBACK = _used(
+    "ansible_runner.display_callback.callback.awx_display",
+    "CallbackModule",
+    "a plugin whose documentation each run reads",
+)
+
+# --- memo.py: compiled templates --------------------------------------------------------------------------------------
+
+_JINJA_BITS = "ansible._internal._templating._jinja_bits"
+_JINJA = "jinja2.environment"
+COMPILE = _replaced(
+    _JINJA_BITS,
+    "AnsibleEnvironment.compile",
+    "returns known byte code",
+    source="jinja2/environment.py:Environment.compile",
+)
+COMPILE_EXPRESSION = _replaced(_JINJA_BITS, "AnsibleEnvironment.compile_expression", "returns known byte code")
+ENVIRONMENT = _used(_JINJA_BITS, "AnsibleEnvironment", "tells whether templates are debugged")
+DEBUGGABLE = _used(_JINJA_BITS, "AnsibleEnvironment._debuggable_template_source", "if set, nothing is kept")
+COMPILE_CONTEXT = _used(_JINJA_BITS, "_TemplateCompileContext", "a template's context belongs to its identity")
+CURRENT_CONTEXT = _used(
+    _JINJA_BITS,
+    "_TemplateCompileContext.current",
+    "a template's context belongs to its identity",
+    source="ansible/module_utils/_internal/_ambient_context.py:AmbientContextBase.current",
+)
+ESCAPE_BACKSLASHES = _used(_JINJA_BITS, "_TemplateCompileContext.escape_backslashes", "changes what is compiled")
+TEMPLATE_EXPRESSION = _used(_JINJA_BITS, "TemplateExpression", "wraps the byte code of an expression")
+TEMPLATE_CLASS = _used(_JINJA, "Environment.template_class", "the template made from byte code")
+FROM_CODE = _used(_JINJA, "Template.from_code", "makes a template from byte code")
+MAKE_GLOBALS = _used(_JINJA, "Environment.make_globals", "the names that such a template sees")
+#: Attributes of Jinja's environment that change how a template's text is read.
+SYNTAX = tuple(
+    _used(_JINJA, f"Environment.{name}", "belongs to a template's identity")
+    for name in (
+        *("block_start_string", "block_end_string", "variable_start_string", "variable_end_string"),
+        *("comment_start_string", "comment_end_string", "line_statement_prefix", "line_comment_prefix"),
+        *("trim_blocks", "lstrip_blocks", "newline_sequence", "keep_trailing_newline", "optimized", "is_async"),
+    )
+)
+
+# --- memo.py, playbook_server.py: plugins -----------------------------------------------------------------------------
+
+_LOADER = "ansible.plugins.loader"
+LOADER_GLOB = _replaced(_LOADER, "glob", "lists each folder of plugins once in a run")
+PLUGIN_LOADER = _used(_LOADER, "PluginLoader", "the type of the loaders whose folders are renewed")
+LOADER_CONFIG = _used(_LOADER, "PluginLoader.config", "a loader's folders; some are inside the run's folder")
+LOADER_PACKAGE = _used(_LOADER, "PluginLoader.package", "the package of a loader's plugins")
+FILTER_LOADER = _used(_LOADER, "filter_loader", "imports Ansible's filters before the fork")
+TEST_LOADER = _used(_LOADER, "test_loader", "imports Ansible's tests before the fork")
+LOAD_MODULE_SOURCE = _replaced(_LOADER, "PluginLoader._load_module_source", "a provider's plugin replaces Ansible's")
+
+# --- playbook_server.py: what Ansible computes at its import ----------------------------------------------------------
+
+_MANAGER = "ansible.config.manager"
+CONFIG = _used("ansible.constants", "config", "the source of all constants")
+CONFIG_FILE = _used(
+    "ansible.constants",
+    "CONFIG_FILE",
+    "a server is replaced when it changes",
+    source="ansible/config/manager.py:ConfigManager._config_file",
+)
+DEFINITIONS = _used(_MANAGER, "ConfigManager.get_configuration_definitions", "which constants there are")
+CONFIG_VALUE = _used(_MANAGER, "ConfigManager.get_config_value", "computes a constant for the run's folder")
+LOCAL_TMP = _used(
+    "ansible.constants",
+    "DEFAULT_LOCAL_TMP",
+    "the folder of a run's payloads",
+    source="ansible/config/base.yml:DEFAULT_LOCAL_TMP",
+)
+RANDOM_INT = _replaced("ansible.utils.vars", "random_int", "each run has ids of its own")
+CUR_ID = _replaced("ansible.utils.vars", "cur_id", "each run has ids of its own")
+CLEANUP_TMP_FILE = _used(
+    "ansible.utils.path", "cleanup_tmp_file", "a run must not remove the server's temporary folder"
+)
+CHECK_BLOCKING_IO = _used("ansible.cli", "check_blocking_io", "the first step of ansible-playbook")
+INITIALIZE_LOCALE = _used("ansible.cli", "initialize_locale", "the second step of ansible-playbook")
+PLAYBOOK_MAIN = _used("ansible.cli.playbook", "main", "the third step of ansible-playbook")
+
+# --- tasks.py: Ansible tasks without a fork ---------------------------------------------------------------------------
+
+_WORKER = "ansible.executor.process.worker"
+STRATEGY_WORKER = _replaced("ansible.plugins.strategy", "WorkerProcess", "runs a task in the run's own process")
+POLL_INTERVAL = _replaced(
+    "ansible.constants",
+    "DEFAULT_INTERNAL_POLL_INTERVAL",
+    "a task's result is there when the task ends",
+    source="ansible/config/base.yml:DEFAULT_INTERNAL_POLL_INTERVAL",
+)
+WORKER = _used(_WORKER, "WorkerProcess", "the class that our worker extends")
+WORKER_START = _used(_WORKER, "WorkerProcess.start", "forks, for a play of several hosts")
+WORKER_RUN = _used(_WORKER, "WorkerProcess.run", "runs the task")
+WORKER_DETACH = _replaced(_WORKER, "WorkerProcess._detach", "the output stays the run's")
+WORKER_HARD_EXIT = _replaced(_WORKER, "WorkerProcess._hard_exit", "a task that crashes must not end the run's process")
+WORKER_TASK = _used(_WORKER, "WorkerProcess._task", "copied for the task")
+WORKER_HOST = _used(_WORKER, "WorkerProcess._host", "copied for the task")
+WORKER_TASK_VARS = _used(_WORKER, "WorkerProcess._task_vars", "copied for the task")
+WORKER_DISPLAY = _replaced(_WORKER, "display", "displays without the queue of a fork")
+WORKER_SIGNAL = _replaced(_WORKER, "signal", "leaves the run's signal handlers as they are")
+WORKER_SYS = _replaced(_WORKER, "sys", "leaves the run's output as it is")
+SET_QUEUE = _used("ansible.utils.display", "Display.set_queue", "only a fork needs it")
+TASK_COPY = _used("ansible.playbook.task", "Task.copy", "a task cannot change the play")
+TASK_PARENT = _used("ansible.playbook.task", "Task._parent", "the copy keeps its place in the play")
+
+#: The table.
+NAMES: tuple[PrivateName, ...] = (
+    *(value for value in vars().copy().values() if isinstance(value, PrivateName)),
+    *SYNTAX,
+)

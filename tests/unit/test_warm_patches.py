@@ -1,0 +1,98 @@
+"""The table of private names that warm runs need: complete, and true of the installed packages."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from executor.runs.warm import patches
+from executor.runs.warm.compatibility import read_source, why_untested
+from executor.runs.warm.patches import NAMES, PrivateName
+
+#: Prints each name that the imported module does not have. An instance's attribute is one that `__init__` sets.
+FIND_MISSING_AT_RUN_TIME = """
+from executor.runs.warm.patches import NAMES
+
+def exists(name):
+    owner = name._owner()
+    members = getattr(owner, "__annotations__", {})
+    init = getattr(getattr(owner, "__init__", None), "__code__", None)
+    return hasattr(owner, name.attribute) or name.attribute in members or name.attribute in init.co_names
+
+print(*(f"{name.module}:{name.name}" for name in NAMES if not exists(name)), sep="\\n", end="")
+"""
+#: Private names of Python's own modules.
+OF_PYTHON = {"_exit", "_run_exitfuncs"}
+
+
+def name_of(**fields: str) -> PrivateName:
+    return PrivateName(**{"module": "ansible.utils.vars", "name": "random_int", "why": "a test"} | fields)
+
+
+@pytest.mark.parametrize("name", NAMES, ids=lambda name: f"{name.module}:{name.name}")
+def test_each_name_is_defined_in_the_installed_sources(name: PrivateName) -> None:
+    assert name.is_defined(read_source)
+
+
+def test_each_name_exists_in_the_imported_modules() -> None:
+    found = subprocess.run(
+        [sys.executable, "-P", "-c", FIND_MISSING_AT_RUN_TIME],
+        env={**os.environ, "LC_ALL": "C.UTF-8"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert found.stdout == ""
+
+
+@pytest.mark.parametrize("name", NAMES, ids=lambda name: f"{name.module}:{name.name}")
+def test_each_name_says_why_and_for_which_tested_versions(name: PrivateName) -> None:
+    assert name.why
+    assert name.versions
+    assert set(name.versions) <= set(patches.TESTED)
+
+
+def test_each_private_attribute_that_warm_runs_use_is_in_the_table() -> None:
+    used: set[str] = set()
+    own: set[str] = set()
+    for file in Path(patches.__file__).parent.glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__"):
+                is_own = isinstance(node.value, ast.Name) and node.value.id == "self"
+                (own if is_own and isinstance(node.ctx, ast.Store) else used).add(node.attr)
+            elif isinstance(node, ast.FunctionDef):
+                own.add(node.name)
+    assert used - own - OF_PYTHON <= {name.attribute for name in NAMES}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"name": "no_such_name"},
+        {"name": "random"},
+        {"module": "ansible.no_such_module"},
+        {"module": "no_such_package.at_all"},
+        {"module": "jinja2.environment", "name": "Environment.no_such_member"},
+        {"module": "jinja2.environment", "name": "NoSuchClass.make_globals"},
+        {"module": "jinja2.environment", "name": "Environment.from_code"},
+        {"source": "ansible/config/base.yml:NO_SUCH_CONSTANT"},
+    ],
+)
+def test_a_missing_name_is_a_reason_against_warm_runs(fields: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    name = name_of(**fields)
+    monkeypatch.setattr(patches, "NAMES", (*NAMES, name))
+
+    assert not name.is_defined(read_source)
+    assert why_untested() == f"{name.module} has no {name.name} any more, which warm runs need"
+
+
+def test_a_name_of_another_version_is_not_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = PrivateName(module="ansible.utils.vars", name="no_such_name", why="a test", versions=("2.18",))
+    monkeypatch.setattr(patches, "NAMES", (*NAMES, name))
+
+    assert why_untested() == ""

@@ -25,11 +25,12 @@ SETTINGS = """\
 
 {note}
 
-Everything is set by variables, read once at the start. `smith config show` prints every setting with its value and
-where that came from, secrets masked; nothing else is needed to check a configuration. A wrong or missing setting ends
-the program with exit code 3 and one line for each problem, which names the variable, what it is for and an example.
+Agent Smith reads its settings from variables, once at the start. `smith config show` prints each setting with its
+value and the origin of the value, secrets masked. An invalid or missing setting ends the program with exit code 3 and
+one line per problem, with the variable, its meaning and an example.
 
-For each setting the first of these that has a value wins; an empty value is none, and white space around it is dropped:
+For each setting the first of these sources that has a value wins. An empty value counts as none, and white space around
+a value is removed:
 
 1. the environment variable `NAME`;
 2. for secrets, the file named by `NAME_FILE`;
@@ -37,20 +38,20 @@ For each setting the first of these that has a value wins; an empty value is non
    (`SMITH_SECRETS_DIR` names another folder: with systemd's `LoadCredential=`, set it to `%d`);
 4. `NAME`, or `NAME_FILE` for secrets, in the file `.env` of the working directory.
 
-In `.env` a line is `NAME=value`. Nothing in a value is expanded, so a secret may hold a `$`. A value in single quotes
-is taken as it is, one in double quotes knows `\\n`, `\\t`, `\\"`, `\\$` and `\\\\`, one without quotes ends at ` #`.
+A line of `.env` is `NAME=value`. Nothing in a value is expanded, so a secret may hold a `$`. In single quotes a value
+has no escapes, in double quotes it has `\\n`, `\\t`, `\\"`, `\\$` and `\\\\`; without quotes it ends at ` #`.
 
-A name that begins with `FULCRUM_`, `PROXMOX_` or `SMITH_` and is no setting is an error, so that a typo is not a
-default in silence. Exceptions: `PROXMOX_CA_PATH`, `PROXMOX_API_TIMEOUT`, `PROXMOX_OTP` and `PROXMOX_URL`, which the
-Ansible collection reads, and what Kubernetes says of its services (`SMITH_SERVICE_HOST` and the like).
+A name that begins with `FULCRUM_`, `PROXMOX_` or `SMITH_` and is not a setting is an error, because a typo would
+otherwise mean the default. Exceptions are `PROXMOX_CA_PATH`, `PROXMOX_API_TIMEOUT`, `PROXMOX_OTP` and `PROXMOX_URL`,
+which the Ansible collection reads, and the variables that Kubernetes sets for its services (such as
+`SMITH_SERVICE_HOST`).
 
-With `SMITH_REMOTE_CONFIG=true` the configuration that FulcrumCore holds for the agent comes before all of these, inside
-the agent only: [docs/operating.md](operating.md) lists its members. The `smith` commands, `config show` among them,
-show what this machine says.
+With `SMITH_REMOTE_CONFIG=true` the configuration that FulcrumCore holds for the agent overrides all of these, in the
+agent process only: [docs/operating.md](operating.md) lists its members. `smith config show` prints the settings of this
+machine.
 
-To reach FulcrumCore, `FULCRUM_API_URL` and `FULCRUM_API_TOKEN` are needed; to reach Proxmox, `PROXMOX_HOST`,
-`PROXMOX_USER`, and either `PROXMOX_TOKEN_ID` with `PROXMOX_TOKEN_SECRET` or `PROXMOX_PASSWORD`. Names end in their
-unit.
+FulcrumCore needs `FULCRUM_API_URL` and `FULCRUM_API_TOKEN`. Proxmox needs `PROXMOX_HOST`, `PROXMOX_USER`, and either
+`PROXMOX_TOKEN_ID` with `PROXMOX_TOKEN_SECRET` or `PROXMOX_PASSWORD`. A name ends with its unit.
 
 {tables}"""
 

@@ -1,6 +1,6 @@
-"""Where settings come from: environment, secret files, the folder of mounted secrets, `.env`; and typos in their names.
+"""Reads settings from the environment, from secret files and from `.env`, and reports unknown names.
 
-For each setting the first of these that has a value wins, and an empty value is none:
+For each setting the first of these sources that has a value wins; an empty value counts as none:
 
 1. the environment variable `NAME`
 2. for secrets, the file that `NAME_FILE` names
@@ -21,17 +21,17 @@ from executor.errors import SettingsError
 
 PREFIXES = ("FULCRUM_", "PROXMOX_", "SMITH_")
 DEFAULT_SECRETS_DIR = Path("/run/secrets")
-#: Here and not beside its setting, because `smith health` asks for nothing else and must start fast.
+#: Defined here, because `smith health` needs no other setting and must not import pydantic.
 DEFAULT_HTTP_ADDR = "127.0.0.1:9642"
-#: Names that may stand in the environment and are not settings.
+#: Names with our prefixes that are not settings and are allowed in the environment.
 NOT_SETTINGS = frozenset(
     {
-        # read by the Ansible collection, newer ones only
+        # read by newer versions of the community.proxmox collection
         "PROXMOX_CA_PATH",
         "PROXMOX_API_TIMEOUT",
         "PROXMOX_OTP",
         "PROXMOX_URL",
-        # passed between our own processes
+        # passed between processes of the agent
         "SMITH_RUN_IDENT",
         "SMITH_CREDENTIALS_FILE",
         "SMITH_PROGRESS_FD",
@@ -40,9 +40,9 @@ NOT_SETTINGS = frozenset(
         "SMITH_BOOT_ID",
     }
 )
-#: Kubernetes tells every pod of every service: one named `fulcrum-core` gives FULCRUM_CORE_SERVICE_HOST and more.
+#: Kubernetes sets such variables for every service: FULCRUM_CORE_SERVICE_HOST and others for `fulcrum-core`.
 _SERVICE_LINK = re.compile(r"_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)$")
-#: A secret is a line or a key, not a disk image; a path like /dev/zero must not hang the start.
+#: A limit, so that a path such as /dev/zero does not block the start.
 MAX_SECRET_BYTES = 65_536
 _ASSIGNMENT = re.compile(r"(?:export\s+)?([A-Za-z_][A-Za-z0-9_]*)\s*=\s*(.*)")
 _DOUBLE_QUOTED_ESCAPES = {r"\n": "\n", r"\t": "\t", r"\"": '"', r"\\": "\\", r"\$": "$"}
@@ -50,15 +50,15 @@ _DOUBLE_QUOTED_ESCAPES = {r"\n": "\n", r"\t": "\t", r"\"": '"', r"\\": "\\", r"\
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """What is wrong: of a setting (its meaning and an example are to be added), or a whole sentence of its own."""
+    """A problem of one setting, or without `name` a complete sentence."""
 
     text: str
     name: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gathered:
-    """Every value found, with its origin, and everything that was wrong on the way."""
+class GatheredValues:
+    """The values found, the origin of each, and all problems."""
 
     values: dict[str, str] = field(default_factory=dict, repr=False)
     origins: dict[str, str] = field(default_factory=dict)
@@ -67,33 +67,33 @@ class Gathered:
 
 def gather(
     names: Collection[str], secret_names: Collection[str], environ: Mapping[str, str], env_file: Path | None
-) -> Gathered:
-    """Find the value of each setting in `names`, and note each name with our prefixes that is none."""
-    gathered = Gathered()
+) -> GatheredValues:
+    """Find the value of each setting in `names`; report each name with our prefixes that is not a setting."""
+    gathered = GatheredValues()
     dotenv = _read_env_file(env_file, gathered.problems) if env_file else {}
     known = {*names, *NOT_SETTINGS, *(f"{name}_FILE" for name in secret_names)}
-    for variables, place in ((environ, "the environment"), (dotenv, str(env_file))):
-        gathered.problems.extend(_unknown_names(variables, known, place))
+    for variables, source in ((environ, "the environment"), (dotenv, str(env_file))):
+        gathered.problems.extend(_unknown_names(variables, known, source))
     folder = _secrets_dir(environ, dotenv, gathered.problems)
-    places = _Places(environ=environ, folder=folder, dotenv=dotenv, dotenv_name=str(env_file))
+    sources = _Sources(environ=environ, folder=folder, dotenv=dotenv, dotenv_name=str(env_file))
     for name in names:
         try:
-            found = places.find_secret(name) if name in secret_names else places.find_plain(name)
-        except _Unusable as unusable:
-            gathered.problems.append(Problem(name=name, text=str(unusable)))
+            found = sources.find_secret(name) if name in secret_names else sources.find_plain(name)
+        except _UnusableFile as error:
+            gathered.problems.append(Problem(name=name, text=str(error)))
             continue
         if found:
             gathered.values[name], gathered.origins[name] = found
     return gathered
 
 
-class _Unusable(Exception):
-    """A file that should hold a secret does not; the text goes on after the setting's name."""
+class _UnusableFile(Exception):
+    """A file has no usable secret; the text continues a sentence that starts with the setting's name."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Places:
-    """Where to look, in order; each look-up returns value and origin, or None."""
+class _Sources:
+    """The sources of values. Each method returns value and origin, or None."""
 
     environ: Mapping[str, str] = field(repr=False)
     folder: Path
@@ -123,37 +123,37 @@ class _Places:
 
 
 def read_secret_file(path: Path) -> str:
-    """Return a secret that is no setting, from a file that somebody named. Raises SettingsError."""
+    """Return a secret that is not a setting, from a file that the caller names. Raises SettingsError."""
     try:
         return _read_secret("", path)
-    except _Unusable as unusable:
-        raise SettingsError(f"the secret {unusable}") from None
+    except _UnusableFile as error:
+        raise SettingsError(f"the secret {error}") from None
 
 
 def _read_secret(variable: str, path: Path) -> str:
-    """Return the file's text without the white space around it; a trailing newline is an editor's, not the secret's."""
-    named = f"{path}, named by {variable}," if variable else str(path)
+    """Return the text of a file without white space around it: editors add a newline at the end."""
+    named = f"{path} (from {variable})" if variable else str(path)
     try:
         with path.expanduser().open("rb") as file:
             content = file.read(MAX_SECRET_BYTES + 1)
     except IsADirectoryError:
-        raise _Unusable(f"cannot be read: {named} is a folder") from None
-    except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: no such home; ValueError: a NUL in the path
+        raise _UnusableFile(f"cannot be read: {named} is a folder") from None
+    except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: `~user` of an unknown user; ValueError: NUL
         reason = getattr(error, "strerror", None) or "not a usable path"
-        raise _Unusable(f"cannot be read: {named} gives '{reason}' to uid {os.getuid()}") from None
+        raise _UnusableFile(f"cannot be read: {named}: {reason} (as uid {os.getuid()})") from None
     if len(content) > MAX_SECRET_BYTES:
-        raise _Unusable(f"cannot be read: {named} is larger than {MAX_SECRET_BYTES} bytes")
+        raise _UnusableFile(f"cannot be read: {named} is larger than {MAX_SECRET_BYTES} bytes")
     try:
         text = content.decode("utf-8-sig").strip()
     except UnicodeDecodeError:
-        raise _Unusable(f"cannot be read: {named} is not UTF-8 text") from None
+        raise _UnusableFile(f"cannot be read: {named} is not UTF-8 text") from None
     if not text:
-        raise _Unusable(f"cannot be read: {named} is empty")
+        raise _UnusableFile(f"cannot be read: {named} is empty")
     return text
 
 
 def _secrets_dir(environ: Mapping[str, str], dotenv: Mapping[str, str], problems: list[Problem]) -> Path:
-    """Return the folder of mounted secrets; only a folder that somebody named has to exist."""
+    """Return the folder of mounted secrets. It must exist only if SMITH_SECRETS_DIR names it."""
     named = environ.get("SMITH_SECRETS_DIR", "").strip() or dotenv.get("SMITH_SECRETS_DIR", "").strip()
     folder = Path(os.path.expanduser(named)) if named else DEFAULT_SECRETS_DIR
     if named and not folder.is_dir():
@@ -161,17 +161,17 @@ def _secrets_dir(environ: Mapping[str, str], dotenv: Mapping[str, str], problems
     return folder
 
 
-def _unknown_names(variables: Mapping[str, str], known: Collection[str], place: str) -> Iterator[Problem]:
-    """Name the variables that look like settings and are none: a typo would otherwise be a default in silence."""
+def _unknown_names(variables: Mapping[str, str], known: Collection[str], source: str) -> Iterator[Problem]:
+    """Yield a problem for each variable with our prefixes that is not a setting: a typo would mean the default."""
     for name in sorted(variables):
         if name in known or _is_service_link(name, variables[name]):
             continue
         if name.upper() in known:
-            yield Problem(text=f"{name} in {place} is not a setting: write {name.upper()}, in capitals")
+            yield Problem(text=f"{name} in {source} is not a setting: write {name.upper()}, in capitals")
         elif name.startswith(PREFIXES):
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else "`smith config show` lists them all"
-            yield Problem(text=f"{name} in {place} is not a setting: {hint}")
+            similar = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {similar[0]}?" if similar else "`smith config show` lists all settings"
+            yield Problem(text=f"{name} in {source} is not a setting: {hint}")
 
 
 def _is_service_link(name: str, value: str) -> bool:
@@ -179,10 +179,10 @@ def _is_service_link(name: str, value: str) -> bool:
 
 
 def _read_env_file(path: Path, problems: list[Problem]) -> dict[str, str]:
-    """Read `NAME=value` lines; nothing is expanded, so a secret may hold any `$`. A missing file is an empty one.
+    """Read `NAME=value` lines. Nothing is expanded, so a secret may hold `$`. A missing file equals an empty one.
 
-    A value in single quotes is taken as it is, one in double quotes knows \\n, \\t, \\", \\$ and \\\\, and one without
-    quotes ends at ` #`.
+    In single quotes a value has no escapes, in double quotes it has \\n, \\t, \\", \\$ and \\\\; without quotes it ends
+    at ` #`.
     """
     try:
         text = path.read_text("utf-8-sig")
@@ -198,15 +198,15 @@ def _read_env_file(path: Path, problems: list[Problem]) -> dict[str, str]:
             continue
         if (assignment := _ASSIGNMENT.fullmatch(line)) and (value := _unquote(assignment[2])) is not None:
             values[assignment[1]] = value
-        else:  # the line may hold a secret, so it is not shown
+        else:  # the line is not shown, because it may hold a secret
             problems.append(
-                Problem(text=f"{path} line {number} is not of the form NAME=value, or its quotes do not end")
+                Problem(text=f"{path} line {number} is not of the form NAME=value, or a quote is not closed")
             )
     return values
 
 
 def _unquote(text: str) -> str | None:
-    """Return the value that is written in a `.env` file; None when its quotes do not end."""
+    """Return the value of a text in a `.env` file; None if a quote is not closed."""
     if text[:1] in {"'", '"'}:
         quote = text[0]
         body = r"[^']*" if quote == "'" else r'(?:[^"\\]|\\.)*'

@@ -1,7 +1,7 @@
-"""What the text of a setting has to look like, and what it becomes.
+"""The types of settings: how the text of a variable is checked, and what it becomes.
 
-The text of a ValueError goes on after the setting's name: "must …", "is wrong, …". It never shows the value of a
-setting into which somebody may have pasted a secret.
+The text of a ValueError continues a sentence that starts with the variable's name: "must …", "is wrong, …". It never
+shows a value that may be a secret set in the wrong variable.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from pydantic import AfterValidator, BeforeValidator, SecretStr
 
 from executor.redaction import MIN_LENGTH
 
-#: Proxmox VE's own bounds of a VMID.
+#: The bounds of a VMID in Proxmox VE.
 MIN_VMID, MAX_VMID = 100, 999_999_999
 OS_TEMPLATE = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*:vztmpl/[A-Za-z0-9_][A-Za-z0-9_.+-]*")
 
 
 def _origin(text: str) -> str:
-    """Return scheme, host and port, and a path in front of `/api/v1` if there is one."""
+    """Return the URL without a trailing `/api/v1` and slashes."""
     url = _split_url(text)
     if url.scheme not in {"http", "https"} or not url.hostname:
         raise ValueError("must start with http:// or https:// and name a host")
@@ -62,12 +62,12 @@ def _one_line_secret(secret: SecretStr) -> SecretStr:
 
 
 def _token(secret: SecretStr) -> SecretStr:
-    """Tokens go into an HTTP header; quotes around one are `docker --env-file` keeping what a shell would drop."""
+    """Check that a token fits into an HTTP header. Unlike a shell, `docker --env-file` keeps quotes around it."""
     text = _one_line_secret(secret).get_secret_value()
     if not text.isascii() or " " in text:
         raise ValueError("is wrong, a token is one word of ASCII characters")
     if text[0] == text[-1] and text[0] in "'\"":
-        raise ValueError("is wrong, the quotes around it are part of the value here")
+        raise ValueError("is wrong, the quotes around it would be part of the token")
     return secret
 
 
@@ -91,9 +91,9 @@ def _user(text: str) -> str:
 
 def _token_id(text: str) -> str:
     if "!" in text:
-        raise ValueError("must not hold a '!', since the user in front of it belongs in PROXMOX_USER")
+        raise ValueError("must not hold a '!', since the user before it belongs in PROXMOX_USER")
     if "=" in text:
-        raise ValueError("must not hold a '=', since what follows it belongs in PROXMOX_TOKEN_SECRET")
+        raise ValueError("must not hold a '=', since the secret after it belongs in PROXMOX_TOKEN_SECRET")
     return _proxmox_name(text)
 
 
@@ -119,7 +119,7 @@ def _templates(given: Any) -> Any:
         if not (name and equals and re.fullmatch(r"[0-9]{3,9}", vmid)) or int(vmid) < MIN_VMID:
             raise ValueError(f"is wrong, {part!r} is not of the form name=vmid")
         if name in templates:
-            raise ValueError(f"is wrong, {name!r} stands in it twice")
+            raise ValueError(f"is wrong, {name!r} occurs twice")
         templates[name] = vmid
     return templates
 
@@ -134,7 +134,7 @@ def _os_templates(given: Any) -> Any:
         if not (name and equals and OS_TEMPLATE.fullmatch(volume)):
             raise ValueError(f"is wrong, {part!r} is not of the form name=storage:vztmpl/file")
         if name in found:
-            raise ValueError(f"is wrong, {name!r} stands in it twice")
+            raise ValueError(f"is wrong, {name!r} occurs twice")
         found[name] = volume
     return found
 
@@ -142,7 +142,7 @@ def _os_templates(given: Any) -> Any:
 def _path(given: Any) -> Any:
     try:
         return Path(given).expanduser().absolute()
-    except (RuntimeError, TypeError, ValueError):  # no such user's home
+    except (RuntimeError, TypeError, ValueError):  # RuntimeError: `~user` of an unknown user
         raise ValueError("is wrong, it is not a usable path") from None
 
 
@@ -160,7 +160,7 @@ def _folder(path: Path) -> Path:
     return path
 
 
-def _folder_to_be(path: Path) -> Path:
+def _folder_or_missing(path: Path) -> Path:
     if path.exists() and not path.is_dir():
         raise ValueError(f"is wrong, {path} is not a folder")
     return path
@@ -174,24 +174,24 @@ def _listen_address(text: str) -> str:
 
 
 def is_local(address: str) -> bool:
-    """True when only this machine can reach what listens there."""
+    """Return whether only this machine can reach a server that listens on this address."""
     host = address.rpartition(":")[0].strip("[]")
     if address == "off" or host == "localhost":
         return True
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
-        return False  # a name: who knows where it points
+        return False  # a host name may resolve to any address
 
 
 def _network(text: str) -> str:
-    """Return one address or network, as the library writes it."""
+    """Return one address or network in its normal form."""
     try:
         network = ipaddress.ip_network(text)
     except ValueError:
         raise ValueError("must be addresses, or networks as in 10.8.0.0/24, with commas between them") from None
     if network.prefixlen == 0:
-        raise ValueError("is wrong, everybody could then say who they are")
+        raise ValueError("is wrong, every client could then claim to be any user")
     return str(network)
 
 
@@ -220,7 +220,7 @@ HeaderName = Annotated[str, AfterValidator(_header_name)]
 Templates = Annotated[dict[str, int], BeforeValidator(_templates)]
 OsTemplates = Annotated[dict[str, str], BeforeValidator(_os_templates)]
 AnyPath = Annotated[Path, BeforeValidator(_path)]
-Folder = Annotated[AnyPath, AfterValidator(_folder_to_be)]
+Folder = Annotated[AnyPath, AfterValidator(_folder_or_missing)]
 ExistingFolder = Annotated[AnyPath, AfterValidator(_folder)]
 ReadableFile = Annotated[AnyPath, AfterValidator(_file)]
 AnyCase = BeforeValidator(_lower)

@@ -521,8 +521,8 @@ def test_who_comes_through_the_proxy_sees_details_and_a_token_is_as_good(make_si
 @pytest.mark.parametrize(
     ("variables", "words"),
     [
-        ({"SMITH_HTTP_PROXIES": "0.0.0.0/0"}, "everybody could then say who they are"),
-        ({"SMITH_HTTP_PROXIES": "::/0"}, "everybody could then say who they are"),
+        ({"SMITH_HTTP_PROXIES": "0.0.0.0/0"}, "every client could then claim to be any user"),
+        ({"SMITH_HTTP_PROXIES": "::/0"}, "every client could then claim to be any user"),
         ({"SMITH_HTTP_PROXIES": "proxy.example.net"}, "must be addresses, or networks"),
         ({"SMITH_HTTP_PROXIES": "10.8.0.7/24"}, "must be addresses, or networks"),
         ({"SMITH_HTTP_USER_HEADER": "X Login"}, "must be the name of a header"),

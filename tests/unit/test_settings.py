@@ -183,7 +183,7 @@ def test_values_in_dotenv_mean_what_they_say(dotenv: Path, written: str, read: s
 )
 def test_a_line_of_dotenv_that_is_no_assignment_is_named_by_its_number_only(dotenv: Path, line: str) -> None:
     dotenv.write_text(f"SMITH_CLUSTER=lab\n{line}\n")
-    assert problems({}, env_file=dotenv) == [f"{dotenv} line 2 is not of the form NAME=value, or its quotes do not end"]
+    assert problems({}, env_file=dotenv) == [f"{dotenv} line 2 is not of the form NAME=value, or a quote is not closed"]
 
 
 def test_a_missing_dotenv_is_fine_and_an_unusable_one_is_told(tmp_path: Path) -> None:
@@ -221,7 +221,7 @@ def test_an_unusable_secret_file_is_told(tmp_path: Path, content: bytes, reason:
     path = tmp_path / "proxmox_password"
     path.write_bytes(content)
     environ = {"SMITH_SECRETS_DIR": str(tmp_path)} if mounted else {"PROXMOX_PASSWORD_FILE": str(path)}
-    named = str(path) if mounted else f"{path}, named by PROXMOX_PASSWORD_FILE,"
+    named = str(path) if mounted else f"{path} (from PROXMOX_PASSWORD_FILE)"
     assert problems(environ) == [
         f"PROXMOX_PASSWORD cannot be read: {named} {reason}: password of the user, if there is no API token. "
         "Example: PROXMOX_PASSWORD=correct-horse"
@@ -230,12 +230,12 @@ def test_an_unusable_secret_file_is_told(tmp_path: Path, content: bytes, reason:
 
 def test_a_secret_file_that_is_missing_or_a_folder_is_told(tmp_path: Path) -> None:
     (line,) = problems({"PROXMOX_PASSWORD_FILE": str(tmp_path / "nope")})
-    assert "nope, named by PROXMOX_PASSWORD_FILE, gives 'No such file or directory'" in line
+    assert "nope (from PROXMOX_PASSWORD_FILE): No such file or directory" in line
     (line,) = problems({"PROXMOX_PASSWORD_FILE": str(tmp_path)})
-    assert f"{tmp_path}, named by PROXMOX_PASSWORD_FILE, is a folder" in line
+    assert f"{tmp_path} (from PROXMOX_PASSWORD_FILE) is a folder" in line
     (tmp_path / "fulcrum_api_token").symlink_to(tmp_path / "nope")
     (line,) = problems({"SMITH_SECRETS_DIR": str(tmp_path)})
-    assert line.startswith(f"FULCRUM_API_TOKEN cannot be read: {tmp_path}/fulcrum_api_token gives 'No such file")
+    assert line.startswith(f"FULCRUM_API_TOKEN cannot be read: {tmp_path}/fulcrum_api_token: No such file")
 
 
 def test_a_secret_file_without_permission_is_told(tmp_path: Path) -> None:
@@ -258,7 +258,7 @@ except SettingsError as error:
         if folder.stat().st_uid == os.getuid() and folder.name.startswith(("pytest", tmp_path.name)):
             folder.chmod(0o755)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert "named by FULCRUM_API_TOKEN_FILE, gives 'Permission denied' to uid" in done.stdout
+    assert "(from FULCRUM_API_TOKEN_FILE): Permission denied (as uid" in done.stdout
 
 
 def test_a_named_folder_of_secrets_must_exist(tmp_path: Path) -> None:
@@ -275,7 +275,7 @@ def test_a_named_folder_of_secrets_must_exist(tmp_path: Path) -> None:
         ("SMITH_CONCURENCY", "did you mean SMITH_CONCURRENCY?"),
         ("FULCRUM_URL", "did you mean FULCRUM_API_URL?"),
         ("PROXMOX_TOKEN", "did you mean PROXMOX_TOKEN_ID?"),
-        ("SMITH_QQQQQQQQQQ", "`smith config show` lists them all"),
+        ("SMITH_QQQQQQQQQQ", "`smith config show` lists all settings"),
         ("smith_log_level", "write SMITH_LOG_LEVEL, in capitals"),
     ],
 )
@@ -333,7 +333,7 @@ def test_the_url_of_fulcrumcore_is_kept_without_the_api_path(given: str, kept: s
         ("FULCRUM_API_URL", "https://[::1", "is wrong, it cannot be read as a URL"),
         ("FULCRUM_API_URL", "https://co\nre", "must be without line breaks"),
         ("FULCRUM_API_TOKEN", "abc", "is wrong, it is shorter than 4 characters"),
-        ("FULCRUM_API_TOKEN", f'"{SECRET}"', "is wrong, the quotes around it are part of the value here"),
+        ("FULCRUM_API_TOKEN", f'"{SECRET}"', "is wrong, the quotes around it would be part of the token"),
         ("FULCRUM_API_TOKEN", f"{SECRET}\nX-Evil: 1", "is wrong, it holds a line break"),
         ("FULCRUM_API_TOKEN", f"Bearer {SECRET}", "is wrong, a token is one word"),
         ("FULCRUM_CA_BUNDLE", "/nope", "is wrong, /nope is not a file"),
@@ -349,8 +349,8 @@ def test_the_url_of_fulcrumcore_is_kept_without_the_api_path(given: str, kept: s
         ("PROXMOX_PORT", "65536", "must be at most 65535, not '65536'"),
         ("PROXMOX_USER", "root", "must be a user with its realm, as in smith@pve"),
         ("PROXMOX_USER", "smith@pve!agent", "must not hold a '!', since the token's name belongs in PROXMOX_TOKEN_ID"),
-        ("PROXMOX_TOKEN_ID", f"smith@pve!agent={SECRET}", "must not hold a '!', since the user in front of it"),
-        ("PROXMOX_TOKEN_ID", f"agent={SECRET}", "must not hold a '=', since what follows it belongs in"),
+        ("PROXMOX_TOKEN_ID", f"smith@pve!agent={SECRET}", "must not hold a '!', since the user before it"),
+        ("PROXMOX_TOKEN_ID", f"agent={SECRET}", "must not hold a '=', since the secret after it belongs in"),
         ("PROXMOX_BRIDGE", "vmbr0,firewall=0", "is wrong, it may hold letters"),
         ("PROXMOX_NODES", "pve1,-x", "is wrong, it may hold letters"),
         ("PROXMOX_VMID_MIN", "99", "must be at least 100, not '99'"),
@@ -360,7 +360,7 @@ def test_the_url_of_fulcrumcore_is_kept_without_the_api_path(given: str, kept: s
         ("PROXMOX_TEMPLATES", "debian", "is wrong, 'debian' is not of the form name=vmid"),
         ("PROXMOX_TEMPLATES", "debian=12", "is wrong, 'debian=12' is not of the form name=vmid"),
         ("PROXMOX_TEMPLATES", "debian=one", "is wrong, 'debian=one' is not of the form name=vmid"),
-        ("PROXMOX_TEMPLATES", "a=100,a=101", "is wrong, 'a' stands in it twice"),
+        ("PROXMOX_TEMPLATES", "a=100,a=101", "is wrong, 'a' occurs twice"),
         ("SMITH_DATABASE_URL", f"mysql://me:{SECRET}@db/smith", "must start with sqlite:/// or postgresql://"),
         ("SMITH_DATABASE_URL", "postgres://db/smith", "must start with sqlite:/// or postgresql://"),
         ("SMITH_DATABASE_URL", "sqlite://", "must name a file"),

@@ -5,28 +5,20 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from executor.cli import action_checks
+from executor.cli import ansible_playbook as by_hand
 from executor.cli.arguments import AsJson
 from executor.cli.context import open_settings
-from executor.cli.output import examples, harmless, say, show_json, show_rows, tell
+from executor.cli.help_text import examples
+from executor.cli.output import harmless, say, show_json, tell
+from executor.cli.tables import show_rows
 from executor.errors import EXIT_FAILURE, SmithError
-
-if TYPE_CHECKING:  # imported when a command runs
-    from executor.runs.actions import Listed
-
-app = typer.Typer(
-    name="actions",
-    no_args_is_help=True,
-    help="What FulcrumCore may ask for: our playbooks, and those of your own folder.",
-    epilog=examples(
-        "smith actions list",
-        "smith actions validate attach-iso",
-        "smith actions new attach-iso      begins one in the folder SMITH_ACTIONS_PATH",
-    ),
-)
+from executor.runs import action_schema, actions
+from executor.runs.actions import ACTION_PATTERN, SCHEMA_SUFFIX, Listed, ansible_home
 
 COLUMNS = {"name": "ACTION", "source": "SOURCE", "schema": "SCHEMA", "note": "NOTE"}
 #: Not writable for anybody else, whatever the umask: such a file would be refused.
@@ -97,7 +89,7 @@ class AlreadyThere(SmithError):
     """What would be written exists."""
 
 
-@app.command("list", epilog=examples("smith actions list", "smith actions list --json"))
+@examples("smith actions list", "smith actions list --json")
 def list_actions(as_json: AsJson = False) -> None:
     """List the actions, and of yours whether they are refused."""
     rows = [facts(listed) for listed in _listed()]
@@ -113,10 +105,7 @@ def list_actions(as_json: AsJson = False) -> None:
     show_rows(shown, COLUMNS, nothing="there are no actions")
 
 
-@app.command(
-    "validate",
-    epilog=examples("smith actions validate", "smith actions validate attach-iso --json"),
-)
+@examples("smith actions validate", "smith actions validate attach-iso --json")
 def validate(
     name: Annotated[str | None, typer.Argument(metavar="NAME", help="One action; all of yours without it.")] = None,
     as_json: AsJson = False,
@@ -135,14 +124,12 @@ def validate(
         raise typer.Exit(EXIT_FAILURE)
 
 
-@app.command("new", epilog=examples("smith actions new attach-iso"))
+@examples("smith actions new attach-iso")
 def new(
     name: Annotated[str, typer.Argument(metavar="NAME", help="What FulcrumCore's service type calls it.")],
     as_json: AsJson = False,
 ) -> None:
     """Write a playbook to begin with, and its schema, into the folder SMITH_ACTIONS_PATH."""
-    from executor.runs.actions import ACTION_PATTERN, SCHEMA_SUFFIX  # noqa: PLC0415 (see below)
-
     folder = open_settings().smith_actions_path
     if folder is None:
         raise NoFolder("SMITH_ACTIONS_PATH is not set: make a folder that only you may write, and name it there")
@@ -175,24 +162,16 @@ def _note(row: Mapping[str, Any]) -> str:
 
 
 def _listed() -> list[Listed]:
-    from executor.runs import actions  # noqa: PLC0415 (not for `--help`)
-
     return actions.listing(folders())
 
 
 def folders() -> tuple[Path, ...]:
     """Return where actions are looked for: the provider's folder first, ours last."""
-    from executor.runs.actions import ansible_home  # noqa: PLC0415 (see above)
-
     own = open_settings().smith_actions_path
     return (*((own,) if own else ()), ansible_home() / "playbooks")
 
 
 def _findings(listed: Listed) -> dict[str, list[str]]:
-    from executor.cli import action_checks  # noqa: PLC0415 (see above)
-    from executor.cli import ansible_playbook as by_hand  # noqa: PLC0415 (see above)
-    from executor.runs import action_schema, actions  # noqa: PLC0415 (jsonschema is not for `--help`)
-
     found = action_checks.check(listed.playbook)
     problems = [*([listed.problem] if listed.problem else []), *found.problems]
     if listed.has_schema:

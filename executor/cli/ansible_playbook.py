@@ -6,6 +6,7 @@ nothing secret is in an argument or in the environment.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -18,13 +19,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 from executor.cli.output import harmless
-
-if TYPE_CHECKING:  # imported when a command runs
-    from executor.model import JobResult
-    from executor.settings.settings import Settings
+from executor.model import JobResult, RunArtifacts, RunStatus
+from executor.runs import results
+from executor.runs.actions import ansible_home
+from executor.runs.private_folder import CREDENTIALS_VARIABLE, module_credentials, write_credentials, write_extra_vars
+from executor.settings.settings import Settings
 
 CALLBACKS = Path(__file__).parent / "callbacks"
 #: How long ansible-playbook has to end after it was asked to.
@@ -46,9 +48,6 @@ class Play:
 
 def run(play: Play, settings: Settings, shown_on: IO[str]) -> JobResult:
     """Run the playbook to its end, its output on `shown_on`; return what came of it, read as the executor reads it."""
-    from executor.model import RunArtifacts, RunStatus  # noqa: PLC0415 (see above)
-    from executor.runs import results  # noqa: PLC0415 (pydantic is not for `--help`)
-
     started_at = time.time()
     with private_folder() as folder:
         events = folder / "events.jsonl"
@@ -90,8 +89,6 @@ def syntax_problem(playbook: Path) -> str:
 
 def environment(folder: Path, settings: Settings | None) -> dict[str, str]:
     """Return a person's environment without our settings; the login is in the folder's file, if there is any."""
-    from executor.runs.private_folder import CREDENTIALS_VARIABLE  # noqa: PLC0415 (see above)
-
     found = {name: value for name, value in os.environ.items() if not name.startswith(_OURS)}
     found |= {
         "ANSIBLE_CONFIG": str(home() / "ansible.cfg"),
@@ -115,12 +112,6 @@ def private_folder() -> Iterator[Path]:
 
 
 def _command(playbook: Path, folder: Path, vm: Mapping[str, Any], settings: Settings) -> list[str]:
-    from executor.runs.private_folder import (  # noqa: PLC0415 (see above)
-        module_credentials,
-        write_credentials,
-        write_extra_vars,
-    )
-
     write_extra_vars(folder / "vm.yml", dict(vm))
     write_credentials(folder / "credentials.yml", module_credentials(settings))
     return [_ansible_playbook(), str(playbook.resolve()), "-e", f"@{folder / 'vm.yml'}"]
@@ -159,8 +150,6 @@ def _stream(command: list[str], env: dict[str, str], shown_on: IO[str], events: 
 
 def _note_error(events: Path, line: str) -> None:
     """Keep what ansible-playbook says before any task runs, where `results` looks for it."""
-    import json  # noqa: PLC0415 (rarely needed)
-
     with events.open("a", encoding="utf-8") as file:
         file.write(json.dumps({"event": "verbose", "stdout": _COLOUR.sub("", line.strip())}) + "\n")
 
@@ -178,6 +167,4 @@ def _ansible_playbook() -> str:
 
 def home() -> Path:
     """Return where our playbooks are."""
-    from executor.runs.actions import ansible_home  # noqa: PLC0415 (see above)
-
     return ansible_home()

@@ -10,33 +10,9 @@ import traceback
 from typing import Annotated, NoReturn
 
 import typer
+import typer.main
 
-from executor.cli import (
-    actions,
-    audit,
-    backup,
-    bootstrap,
-    config,
-    critical,
-    database,
-    doctor,
-    drift,
-    health,
-    jobs,
-    mappings,
-    play,
-    run,
-    runs,
-    status,
-    templates,
-    version,
-)
-from executor.cli import (
-    mappings_adopt as adoption,
-)
-from executor.cli import (
-    mappings_recall as recall,
-)
+from executor.cli.lazy import STYLE, CommandLine, function_at, top_level_commands
 from executor.cli.output import complain
 from executor.errors import (
     EXIT_DATABASE,
@@ -68,53 +44,48 @@ Exit codes: 0 ok, 1 failure, 2 usage, 3 settings, 4 FulcrumCore, 5 Proxmox, 6 da
 HELP_WIDTH = 110
 
 
-def build() -> typer.Typer:
-    """Return the command with everything that ships; `__main__` adds what needs the lab."""
-    # Locals in a traceback would show secrets. Plain help: rich's takes longer to import than all the rest.
+def build() -> CommandLine:
+    """Return the command line with every command, none of them loaded."""
     app = typer.Typer(
         name="smith",
+        cls=CommandLine,
         no_args_is_help=True,
-        pretty_exceptions_enable=False,
         epilog=EXAMPLES,
-        rich_markup_mode=None,
         context_settings={"max_content_width": HELP_WIDTH},
+        **STYLE | {"add_completion": True},
     )
     app.callback()(_smith)
-    app.command("run", epilog=run.EXAMPLES)(run.run)
-    app.command("play", epilog=play.EXAMPLES)(play.play)
-    app.command("agent-process", hidden=True)(run.agent_process)
-    app.command("status", epilog=status.EXAMPLES)(status.show)
-    app.command("doctor", epilog=doctor.EXAMPLES)(doctor.show)
-    app.command("health", epilog=health.EXAMPLES)(health.show)
-    app.command("version", epilog=version.EXAMPLES)(version.show)
-    mappings.app.command("adopt", epilog=adoption.ADOPT_EXAMPLES)(adoption.adopt)
-    mappings.app.command("forget", epilog=adoption.FORGET_EXAMPLES)(adoption.forget)
-    mappings.app.command("recall", epilog=recall.EXAMPLES)(recall.recall)
-    database.app.command("backup", epilog=backup.BACKUP_EXAMPLES)(backup.backup)
-    database.app.command("restore", epilog=backup.RESTORE_EXAMPLES)(backup.restore)
-    for group in (jobs, runs, mappings, drift, audit, critical, database, config, actions, templates, bootstrap):
-        app.add_typer(group.app)
-    return app
+    command_line = typer.main.get_command(app)
+    assert isinstance(command_line, CommandLine)  # noqa: S101 (cls says so)
+    command_line.commands = {**top_level_commands()}
+    return command_line
+
+
+def _show_version(wanted: bool) -> None:
+    """Answer `smith --version` and leave."""
+    if wanted:
+        function_at("version", "show")(as_json=False)
+        raise typer.Exit
 
 
 def _smith(
     _version: Annotated[
         bool,
         typer.Option(
-            "--version", help="Say which version this is, and of what.", callback=version.if_asked, is_eager=True
+            "--version", help="Say which version this is, and of what.", callback=_show_version, is_eager=True
         ),
     ] = False,
 ) -> None:
     """Agent Smith: FulcrumCore's VM jobs, carried to Proxmox VE as Ansible playbooks."""
 
 
-def run_app(app: typer.Typer) -> NoReturn:
-    """Run the command line and leave the process with its exit code."""
+def main() -> NoReturn:
+    """Run the command that the arguments name, and leave the process with its exit code."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal without UTF-8 must not end a command
     try:
-        app(prog_name="smith")
+        build()(prog_name="smith")
     except SystemExit as leaving:
         _leave(leaving.code if isinstance(leaving.code, int) else EXIT_FAILURE if leaving.code else 0)
     except SmithError as error:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from executor.database.tables import Run
 from executor.errors import SmithError
-
-if TYPE_CHECKING:  # imported when a command runs
-    from executor.database.tables import Run
-    from executor.settings.settings import Settings
+from executor.settings.settings import Settings
 
 #: What an event of ansible-runner's says of its task.
 OUTCOMES = {

@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from executor.cli.arguments import AsJson
-from executor.cli.context import reading_store
-from executor.cli.output import examples, harmless, show_json, show_rows
-
-if TYPE_CHECKING:  # imported when a command runs
-    from executor.database.tables import AuditEntry
-
-app = typer.Typer(
-    name="audit",
-    no_args_is_help=True,
-    help="Who changed what by hand.",
-    epilog=examples(
-        "smith audit list",
-        "smith audit list --subject 8f2c0a11     of one job or service",
-    ),
-)
+from executor.cli.help_text import examples
+from executor.cli.output import harmless, show_json
+from executor.cli.store import reading_store
+from executor.cli.tables import show_rows
+from executor.database import audit
+from executor.database.tables import AuditEntry
 
 COLUMNS = {
     "at": "AT",
@@ -34,12 +25,9 @@ COLUMNS = {
 }
 
 
-@app.command(
-    "list",
-    epilog=examples(
-        "smith audit list",
-        "smith audit list --verb forget --limit 500 --json",
-    ),
+@examples(
+    "smith audit list",
+    "smith audit list --verb forget --limit 500 --json",
 )
 def list_audit(
     subject: Annotated[
@@ -50,8 +38,6 @@ def list_audit(
     as_json: AsJson = False,
 ) -> None:
     """List what was changed, the newest first. Entries are never changed and never pruned."""
-    from executor.database import audit  # noqa: PLC0415 (SQLAlchemy is not for `--help`)
-
     with reading_store() as store:
         found = audit.listing(store.session, subject=subject.strip(), verb=verb.strip(), limit=limit)
     if as_json:

@@ -9,31 +9,29 @@ import sqlite3
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 from urllib.parse import quote
 
 import typer
 
 from executor.cli.arguments import AsJson, confirm
-from executor.cli.context import open_settings, opened
+from executor.cli.context import PRIVATE_UMASK, open_settings
 from executor.cli.database import locked
-from executor.cli.output import examples, tell
-from executor.cli.run import PRIVATE_UMASK
+from executor.cli.help_text import examples
+from executor.cli.output import tell
+from executor.cli.store import opened
+from executor.database import schema
+from executor.database.engine import open_engine, sqlite_file
 from executor.errors import DatabaseError
+from executor.settings.settings import Settings
 
-if TYPE_CHECKING:  # imported when a command runs
-    from executor.settings.settings import Settings
-
-BACKUP_EXAMPLES = examples(
-    "smith db backup /var/backups/smith-$(date +%F).db     while the agent works",
-)
-RESTORE_EXAMPLES = examples(
-    "smith db restore /var/backups/smith-2026-11-23.db --yes     with the agent stopped",
-)
 #: What SQLite keeps beside a database that is open, or was not closed.
 COMPANIONS = ("-wal", "-shm")
 
 
+@examples(
+    "smith db backup /var/backups/smith-$(date +%F).db     while the agent works",
+)
 def backup(
     file: Annotated[Path, typer.Argument(metavar="FILE", dir_okay=False, help="Where to; must not exist yet.")],
     as_json: AsJson = False,
@@ -59,6 +57,9 @@ def backup(
     tell(f"{file}: {size} bytes, sound", as_json=as_json, file=str(file), bytes=size)
 
 
+@examples(
+    "smith db restore /var/backups/smith-2026-11-23.db --yes     with the agent stopped",
+)
 def restore(
     file: Annotated[
         Path, typer.Argument(metavar="FILE", exists=True, dir_okay=False, help="What `smith db backup` wrote.")
@@ -67,8 +68,6 @@ def restore(
     as_json: AsJson = False,
 ) -> None:
     """Put a backup in the database's place. The agent must be stopped; the file that was there is kept beside it."""
-    from executor.database import schema  # noqa: PLC0415 (SQLAlchemy is not for `--help`)
-
     settings = open_settings()
     target = _sqlite_file(settings, "pg_restore --clean --if-exists --dbname='postgresql://…' smith.dump")
     os.umask(PRIVATE_UMASK)
@@ -90,8 +89,6 @@ def restore(
 
 def _sqlite_file(settings: Settings, instead: str) -> Path:
     """Return the database's file. Raises DatabaseError for PostgreSQL, which has tools of its own."""
-    from executor.database.engine import sqlite_file  # noqa: PLC0415 (see above)
-
     file = sqlite_file(settings.smith_database_url)
     if file is None:
         raise DatabaseError(f"the database is no SQLite file: use PostgreSQL's own tool, {instead}")
@@ -125,9 +122,6 @@ def _refuse_unsound(connection: sqlite3.Connection, file: Path) -> None:
 
 def _checked_copy(file: Path, fresh: Path) -> str:
     """Copy a backup to where it can be swapped in; return its schema. Raises DatabaseError for any other file."""
-    from executor.database import schema  # noqa: PLC0415 (see above)
-    from executor.database.engine import open_engine  # noqa: PLC0415 (see above)
-
     _remove(fresh)
     with _explained(file), contextlib.closing(_opened_to_read(file)) as source:
         _copy(source, fresh)

@@ -9,20 +9,23 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import Annotated, Any, Self
 
 import typer
 
 from executor.cli.arguments import AsJson
 from executor.cli.context import open_settings
-from executor.cli.output import complain, examples, say, show_json, show_rows
+from executor.cli.help_text import examples
+from executor.cli.output import complain, say, show_json
+from executor.cli.tables import show_rows
 from executor.errors import FulcrumAuthFailing, SettingsError, SmithError
+from executor.fulcrum import bootstrap
+from executor.fulcrum.admin import FulcrumAdmin
+from executor.fulcrum.bootstrap import Bootstrap, BootstrapRequest, Step
+from executor.fulcrum.client import FulcrumClient
 from executor.redaction import redactor
-
-if TYPE_CHECKING:  # imported when the command runs
-    from executor.fulcrum.admin import FulcrumAdmin
-    from executor.fulcrum.bootstrap import Bootstrap, Step
-    from executor.settings.settings import Settings
+from executor.settings.settings import Settings
+from executor.settings.sources import read_secret_file
 
 #: Not FULCRUM_…: those are the agent's settings, and the agent is never to have this token.
 ADMIN_TOKEN = "CORE_ADMIN_TOKEN"  # noqa: S105  a variable's name
@@ -31,25 +34,15 @@ SHOWN_DIFFERENCES = 3
 DEFAULT_TOKEN_DAYS = 3650
 DEFAULT_TAGS = ("proxmox",)
 
-app = typer.Typer(
-    name="bootstrap",
-    no_args_is_help=True,
-    help="Make FulcrumCore ready for an agent.",
-    epilog=examples("smith bootstrap core --help"),
-)
-
 
 class TokenNotKept(SmithError):
     """The agent has a token, but not in the file that was named."""
 
 
-@app.command(
-    "core",
-    epilog=examples(
-        "smith bootstrap core --agent smith-dc1 --provider 'My cloud' --admin-token-file admin-token --dry-run",
-        "smith bootstrap core --agent smith-dc1 --provider 'My cloud' --admin-token-file admin-token \\",
-        "    --token-file fulcrum_api_token",
-    ),
+@examples(
+    "smith bootstrap core --agent smith-dc1 --provider 'My cloud' --admin-token-file admin-token --dry-run",
+    "smith bootstrap core --agent smith-dc1 --provider 'My cloud' --admin-token-file admin-token \\",
+    "    --token-file fulcrum_api_token",
 )
 def core(  # noqa: PLR0913, PLR0917 (one option each; typer passes them by name)
     agent: Annotated[str, typer.Option("--agent", help="The agent's name.")],
@@ -86,8 +79,6 @@ def core(  # noqa: PLR0913, PLR0917 (one option each; typer passes them by name)
 
     What is there by its name stays as it is, and what differs is told: a second run makes only what is missing.
     """
-    from executor.fulcrum.bootstrap import Bootstrap, BootstrapRequest  # noqa: PLC0415 (requests is not for `--help`)
-
     settings = open_settings()
     settings.require_fulcrum_address()
     wanted = BootstrapRequest(
@@ -199,8 +190,6 @@ class _TokenPlace:
 
 def _admin_token(file: Path | None) -> str:
     """Return the administrator's token; it is masked in everything from now on. Raises SettingsError."""
-    from executor.settings.sources import read_secret_file  # noqa: PLC0415 (see above)
-
     token = read_secret_file(file) if file else os.environ.get(ADMIN_TOKEN, "").strip()
     if not token:
         raise SettingsError(f"an administrator's token is missing: say --admin-token-file FILE, or set {ADMIN_TOKEN}")
@@ -210,9 +199,6 @@ def _admin_token(file: Path | None) -> str:
 
 def _refuse_other_token(settings: Settings, file: Path, agent_id: str | None) -> None:
     """Raise TokenNotKept unless the file holds a token of this agent, which no run made now."""
-    from executor.fulcrum.client import FulcrumClient  # noqa: PLC0415 (see above)
-    from executor.settings.sources import read_secret_file  # noqa: PLC0415 (see above)
-
     remedy = "the agent has a token, which FulcrumCore does not tell again: --new-token makes another"
     if not file.exists():
         raise TokenNotKept(f"{file} was not written: {remedy}")
@@ -231,8 +217,6 @@ def _refuse_other_token(settings: Settings, file: Path, agent_id: str | None) ->
 
 
 def _client(settings: Settings, token: str) -> FulcrumAdmin:
-    from executor.fulcrum.admin import FulcrumAdmin  # noqa: PLC0415 (see above)
-
     for setting, danger in settings.insecurities():
         if setting.startswith("FULCRUM_"):
             complain(f"{setting}: {danger}")
@@ -255,8 +239,6 @@ def _explained() -> Iterator[None]:
 
 def _type_of(file: Path | None, kind: str) -> dict[str, Any]:
     """Return a type's JSON: the operator's own or the one that ships. Raises SettingsError."""
-    from executor.fulcrum import bootstrap  # noqa: PLC0415 (see above)
-
     if file is None:
         return bootstrap.load_type(bootstrap.SERVICE_TYPE_FILE if kind == "service" else bootstrap.AGENT_TYPE_FILE)
     try:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 from executor.cli.context import open_settings
 from executor.errors import FulcrumUnavailable
-
-if TYPE_CHECKING:  # imported when a command runs
-    from executor.fulcrum.client import FulcrumClient
-    from executor.proxmox.client import ProxmoxReader
-    from executor.settings.settings import Settings
+from executor.fulcrum.client import FulcrumClient
+from executor.fulcrum.remote_config import wait_for_remote_settings
+from executor.proxmox.client import ProxmoxReader
+from executor.proxmox.connection import ProxmoxConnection
+from executor.settings.settings import Settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,11 +26,6 @@ class Reach:
 
 def reach() -> Reach:
     """Open both. Raises SettingsError for what is not set, FulcrumError when FulcrumCore does not answer."""
-    from executor.fulcrum.client import FulcrumClient  # noqa: PLC0415 (requests is not for `--help`)
-    from executor.fulcrum.remote_config import wait_for_remote_settings  # noqa: PLC0415 (see above)
-    from executor.proxmox.client import ProxmoxReader  # noqa: PLC0415 (see above)
-    from executor.proxmox.connection import ProxmoxConnection  # noqa: PLC0415 (see above)
-
     settings = open_settings()
     settings.require_fulcrum()
     fulcrum = FulcrumClient(

@@ -5,40 +5,29 @@ from __future__ import annotations
 import os
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import typer
 
 from executor.cli.arguments import AsJson
 from executor.cli.context import missing_lines
-from executor.cli.output import complain, examples, say, show_json, show_rows
+from executor.cli.help_text import examples
+from executor.cli.output import complain, say, show_json
+from executor.cli.tables import show_rows
 from executor.errors import EXIT_SETTINGS, SettingsError
 from executor.redaction import MASK, redactor
-
-if TYPE_CHECKING:  # imported when a command runs
-    from executor.settings.display import SettingRow
-    from executor.settings.settings import Settings
-
-app = typer.Typer(
-    name="config",
-    no_args_is_help=True,
-    help="The settings: in force, and to start from.",
-    epilog=examples(
-        "smith config show",
-        "smith config example > .env",
-    ),
-)
+from executor.settings.display import SettingRow, describe, example_env
+from executor.settings.masking import secret_values
+from executor.settings.settings import FIELDS, SECRETS, Settings, load_settings
+from executor.settings.sources import gather
 
 COLUMNS = {"name": "NAME", "value": "VALUE", "origin": "FROM", "unit": "UNIT", "default": "DEFAULT"}
 ENV_FILE = Path(".env")
 
 
-@app.command(
-    "show",
-    epilog=examples(
-        "smith config show",
-        "smith config show --json",
-    ),
+@examples(
+    "smith config show",
+    "smith config show --json",
 )
 def show(as_json: AsJson = False) -> None:
     """Show every setting with its origin, secrets masked; missing and wrong ones are named, too."""
@@ -53,25 +42,16 @@ def show(as_json: AsJson = False) -> None:
         raise typer.Exit(EXIT_SETTINGS)
 
 
-@app.command(
-    "example",
-    epilog=examples(
-        "smith config example > .env",
-    ),
+@examples(
+    "smith config example > .env",
 )
 def example() -> None:
     """Print a `.env` file to start from: what must be set, and everything else as comments."""
-    from executor.settings.display import example_env  # noqa: PLC0415 (pydantic is not for `--help`)
-
     say(example_env().rstrip("\n"))
 
 
 def _all_settings() -> tuple[list[SettingRow], list[str], list[str]]:
     """Return a row for every setting, what is wrong with them, and what `smith run` still needs."""
-    from executor.settings.display import describe  # noqa: PLC0415 (see above)
-    from executor.settings.masking import secret_values  # noqa: PLC0415 (see above)
-    from executor.settings.settings import load_settings  # noqa: PLC0415 (see above)
-
     wrong: list[str] = []
     try:
         settings = load_settings(env_file=ENV_FILE)
@@ -92,10 +72,6 @@ def _all_settings() -> tuple[list[SettingRow], list[str], list[str]]:
 
 def _as_written(wrong: list[str]) -> tuple[list[SettingRow], Settings]:
     """Return what was found, unread: of settings that cannot be used together, the good ones are worth showing, too."""
-    from executor.settings.display import describe  # noqa: PLC0415 (see above)
-    from executor.settings.settings import FIELDS, SECRETS, Settings  # noqa: PLC0415 (see above)
-    from executor.settings.sources import gather  # noqa: PLC0415 (see above)
-
     found = gather(FIELDS, SECRETS, os.environ, ENV_FILE)
     shown = found.values | {name: MASK for name in SECRETS if name in found.values}
     # A wrong value is not shown: it may be a secret in the wrong place.

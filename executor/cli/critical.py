@@ -3,25 +3,15 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
-
-import typer
+from typing import Any
 
 from executor.cli.arguments import AsJson
-from executor.cli.context import reading_store
-from executor.cli.output import ago, examples, show_json, show_rows
-
-if TYPE_CHECKING:  # imported when a command runs
-    from executor.database.tables import CriticalJob
-
-app = typer.Typer(
-    name="critical",
-    no_args_is_help=True,
-    help="The agent's duties at intervals: heartbeat, polling, pruning, metrics.",
-    epilog=examples(
-        "smith critical list",
-    ),
-)
+from executor.cli.help_text import examples
+from executor.cli.output import ago, show_json
+from executor.cli.store import reading_store
+from executor.cli.tables import show_rows
+from executor.database import queries
+from executor.database.tables import CriticalJob, utc_now
 
 COLUMNS = {
     "name": "NAME",
@@ -39,18 +29,12 @@ PATIENCE = 3.0
 SLACK_S = 30.0
 
 
-@app.command(
-    "list",
-    epilog=examples(
-        "smith critical list",
-        "smith critical list --json",
-    ),
+@examples(
+    "smith critical list",
+    "smith critical list --json",
 )
 def list_critical(as_json: AsJson = False) -> None:
     """List the critical jobs: when each was last done, how often it failed since, and whether it is overdue."""
-    from executor.database import queries  # noqa: PLC0415 (SQLAlchemy is not for `--help`)
-    from executor.database.tables import utc_now  # noqa: PLC0415 (SQLAlchemy is not for `--help`)
-
     with reading_store() as store:
         found = queries.critical_jobs(store.session)
     now = utc_now()

@@ -10,39 +10,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from alembic.util.exc import CommandError
 
+from executor.cli import status
 from executor.cli.arguments import AsJson, confirm
-from executor.cli.context import open_settings, opened
-from executor.cli.output import complain, examples, say, show_json, tell
-from executor.cli.run import PRIVATE_UMASK
+from executor.cli.context import PRIVATE_UMASK, open_settings
+from executor.cli.help_text import examples
+from executor.cli.output import complain, say, show_json, tell
+from executor.cli.store import opened
+from executor.database import nodes, schema
+from executor.database.engine import reading
+from executor.database.tables import utc_now
 from executor.errors import EXIT_DATABASE, DatabaseError
+from executor.settings.settings import Settings
 
-if TYPE_CHECKING:  # imported when a command runs
+if TYPE_CHECKING:  # only the package database uses SQLAlchemy (import-linter)
     from sqlalchemy import Engine
 
-    from executor.settings.settings import Settings
 
-app = typer.Typer(
-    name="db",
-    no_args_is_help=True,
-    help="The database's schema and health.",
-    epilog=examples(
-        "smith db check",
-        "smith db upgrade",
-    ),
-)
-
-
-@app.command(
-    "upgrade",
-    epilog=examples(
-        "smith db upgrade     also done by `smith run` at its start",
-    ),
+@examples(
+    "smith db upgrade     also done by `smith run` at its start",
 )
 def upgrade(as_json: AsJson = False) -> None:
     """Bring the schema to this version's; makes the database when there is none."""
-    from executor.database import schema  # noqa: PLC0415 (SQLAlchemy is not for `--help`)
-
     os.umask(PRIVATE_UMASK)
     with opened(open_settings(), may_create=True) as engine:
         before = schema.current_revision(engine)
@@ -52,12 +42,9 @@ def upgrade(as_json: AsJson = False) -> None:
     tell(text, as_json=as_json, before=before, after=after)
 
 
-@app.command(
-    "downgrade",
-    epilog=examples(
-        "smith db downgrade --yes           one step back, before an older version is installed",
-        "smith db downgrade --to 0001 --yes",
-    ),
+@examples(
+    "smith db downgrade --yes           one step back, before an older version is installed",
+    "smith db downgrade --to 0001 --yes",
 )
 def downgrade(
     to: Annotated[
@@ -67,8 +54,6 @@ def downgrade(
     as_json: AsJson = False,
 ) -> None:
     """Take the schema back for an older version. What the older schema has no place for is lost."""
-    from executor.database import schema  # noqa: PLC0415 (see above)
-
     settings = open_settings()
     with opened(settings) as engine:
         before = schema.current_revision(engine)
@@ -79,17 +64,12 @@ def downgrade(
     tell(f"schema {before} is now {after or 'none'}", as_json=as_json, before=before, after=after)
 
 
-@app.command(
-    "current",
-    epilog=examples(
-        "smith db current",
-        "smith db current --json",
-    ),
+@examples(
+    "smith db current",
+    "smith db current --json",
 )
 def current(as_json: AsJson = False) -> None:
     """Say which schema the database has, and which this version needs."""
-    from executor.database import schema  # noqa: PLC0415 (see above)
-
     with opened(open_settings()) as engine:
         found = schema.current_revision(engine)
         url = engine.url.render_as_string(hide_password=True)
@@ -100,16 +80,11 @@ def current(as_json: AsJson = False) -> None:
         say(f"schema {found or 'none'}; this version needs {newest}")
 
 
-@app.command(
-    "check",
-    epilog=examples(
-        "smith db check     exit code 6 when something is wrong",
-    ),
+@examples(
+    "smith db check     exit code 6 when something is wrong",
 )
 def check(as_json: AsJson = False) -> None:
     """Check schema, integrity and references."""
-    from executor.database import schema  # noqa: PLC0415 (see above)
-
     with opened(open_settings()) as engine:
         problems = schema.check(engine)
     if as_json:
@@ -125,8 +100,6 @@ def check(as_json: AsJson = False) -> None:
 @contextmanager
 def _revisions_explained() -> Iterator[None]:
     """Turn Alembic's opinion of a revision that somebody typed into a DatabaseError."""
-    from alembic.util.exc import CommandError  # noqa: PLC0415 (see above)
-
     try:
         yield
     except CommandError as error:
@@ -140,10 +113,6 @@ def _without_agents(engine: Engine, settings: Settings) -> Iterator[None]:
         with locked(Path(f"{engine.url.database}.lock")):
             yield
         return
-    from executor.cli import status  # noqa: PLC0415 (see above)
-    from executor.database import nodes  # noqa: PLC0415 (see above)
-    from executor.database.engine import reading  # noqa: PLC0415 (see above)
-    from executor.database.tables import utc_now  # noqa: PLC0415 (see above)
 
     with reading(engine) as session:
         for node in nodes.recent(session, status.SHOWN_NODES):

@@ -3,31 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING
 
 import typer
 
 from executor.cli.arguments import AsJson
-from executor.cli.output import examples, say, show_heading, show_json, show_rows
+from executor.cli.help_text import examples
+from executor.cli.output import say, show_json
+from executor.cli.tables import show_heading, show_rows
+from executor.doctor.checks import Check, exit_code
+from executor.doctor.run import run_checks
 
-if TYPE_CHECKING:  # imported when the command runs
-    from executor.doctor.checks import Check
-
-EXAMPLES = examples(
-    "smith doctor",
-    "smith doctor --json",
-)
 COLUMNS = {"area": "AREA", "name": "CHECK", "status": "STATUS", "text": "FOUND"}
 
 
+@examples(
+    "smith doctor",
+    "smith doctor --json",
+)
 def show(as_json: AsJson = False) -> None:
     """Look at settings, FulcrumCore, Proxmox, database and tools, and say what to do about what is wrong.
 
     The exit code names the first area that failed: 3 settings, 4 FulcrumCore, 5 Proxmox, 6 database, 1 this machine.
     """
-    from executor.doctor.checks import exit_code  # noqa: PLC0415 (everything that the agent is made of)
-    from executor.doctor.run import run_checks  # noqa: PLC0415 (see above)
-
     checks = list(run_checks())
     if as_json:
         show_json({"checks": [asdict(check) for check in checks], "exit_code": exit_code(checks)})

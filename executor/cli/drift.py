@@ -11,25 +11,19 @@ import typer
 
 from executor.cli.arguments import AsJson
 from executor.cli.clients import Reach, reach
-from executor.cli.context import opened
-from executor.cli.output import complain, examples, say, short, show_json, show_rows
+from executor.cli.help_text import examples
+from executor.cli.output import complain, say, short, show_json
+from executor.cli.store import opened
+from executor.cli.tables import show_rows
+from executor.database import audit
 from executor.drift.facts import DriftKind, Finding
+from executor.drift.inspector import Inspector, Outcome
+from executor.drift.repair import repair
 from executor.errors import EXIT_FAILURE, EXIT_PROXMOX
 
-if TYPE_CHECKING:  # imported when a command runs
+if TYPE_CHECKING:  # only the package database uses SQLAlchemy (import-linter)
     from sqlalchemy import Engine
 
-    from executor.drift.inspector import Outcome
-
-app = typer.Typer(
-    name="drift",
-    invoke_without_command=True,
-    help="What differs between our mappings, Proxmox and FulcrumCore.",
-    epilog=examples(
-        "smith drift                  exit code 1 when something differs, 5 when Proxmox cannot be believed",
-        "smith drift fix              what could be repaired; --yes does it",
-    ),
-)
 
 COLUMNS = {
     "kind": "KIND",
@@ -55,7 +49,6 @@ class _Look:
     cluster: str
 
 
-@app.callback()
 def show(context: typer.Context, believe_list: BelieveList = False, as_json: AsJson = False) -> None:
     """Compare mappings, Proxmox and FulcrumCore. Nothing is changed."""
     if context.invoked_subcommand is not None:
@@ -69,13 +62,10 @@ def show(context: typer.Context, believe_list: BelieveList = False, as_json: AsJ
     _leave(outcome, outcome.problems)
 
 
-@app.command(
-    "fix",
-    epilog=examples(
-        "smith drift fix                            what would be done",
-        "smith drift fix --yes                      do it: only our own rows change, never a VM",
-        "smith drift fix unmapped_vm --yes            only this kind",
-    ),
+@examples(
+    "smith drift fix                            what would be done",
+    "smith drift fix --yes                      do it: only our own rows change, never a VM",
+    "smith drift fix unmapped_vm --yes            only this kind",
 )
 def fix(
     kinds: Annotated[list[DriftKind] | None, typer.Argument(metavar="[KIND]...", help="Only these kinds.")] = None,
@@ -102,8 +92,6 @@ def fix(
 @contextmanager
 def _looked(believe_list: bool) -> Iterator[_Look]:
     """Check once, and keep the database open."""
-    from executor.drift.inspector import Inspector  # noqa: PLC0415 (everything that asks is not for `--help`)
-
     both: Reach = reach()
     cluster = both.settings.smith_cluster
     with opened(both.settings) as engine:
@@ -113,9 +101,6 @@ def _looked(believe_list: bool) -> Iterator[_Look]:
 
 
 def _repaired(look: _Look, chosen: Sequence[Finding], reason: str) -> list[Finding]:
-    from executor.database import audit  # noqa: PLC0415 (see above)
-    from executor.drift.repair import repair  # noqa: PLC0415 (see above)
-
     who = audit.operator()
     return [each for each in chosen if repair(look.engine, look.cluster, each, who=who, reason=reason)]
 

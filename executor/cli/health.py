@@ -5,6 +5,7 @@ Standard library only: `python -m executor.cli.health` answers in a fraction of 
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import sys
@@ -12,15 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from executor.cli.help_text import examples
 from executor.settings.sources import DEFAULT_HTTP_ADDR, gather
 
-#: Written out: the helper that the other commands use imports what this one does without.
-EXAMPLES = """\
-\b
-Examples:
-  smith health           exit code 0 if the agent here is alive and ready
-  smith health --live    only whether its loops move: what a restart could cure
-"""
 TIMEOUT_S = 5.0
 MOST_ANSWER_BYTES = 65_536
 #: Listening everywhere includes here.
@@ -31,6 +26,10 @@ class Unhealthy(Exception):
     """The answer is no; the text says why, in one line."""
 
 
+@examples(
+    "smith health           exit code 0 if the agent here is alive and ready",
+    "smith health --live    only whether its loops move: what a restart could cure",
+)
 def show(live: bool = False, json: bool = False) -> None:
     """Ask the agent on this machine for its health: exit code 0 if it is alive and ready, 1 if not.
 
@@ -67,8 +66,6 @@ def _place() -> tuple[str, int]:
 
 def _ask(place: tuple[str, int], page: str) -> str:
     """Return what the page says. No proxy is used, whatever the environment names: it is this machine."""
-    import http.client  # noqa: PLC0415 (not for `--help`)
-
     connection = http.client.HTTPConnection(*place, timeout=TIMEOUT_S)
     try:
         connection.request("GET", page)

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from executor.cli.output import harmless
+from executor.database.tables import Job, Run
 from executor.redaction import MASK
-
-if TYPE_CHECKING:  # imported when a command runs
-    from executor.database.tables import Job, Run
 
 #: Values under names like these are not shown unless they are references to FulcrumCore's vault.
 SECRET_NAME = re.compile(r"passw|passphrase|secret|token|private_?key|api_?key|credential", re.IGNORECASE)

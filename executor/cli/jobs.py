@@ -10,38 +10,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from executor.cli import artifacts
-from executor.cli.arguments import AsJson, NothingToDo, Reference, UnknownReference, confirm, find_job, find_service_id
-from executor.cli.context import reading_store, writing_store
+from executor.cli.arguments import AsJson, NothingToDo, Reference, UnknownReference, confirm
+from executor.cli.help_text import examples
 from executor.cli.job_rows import details, name_of, run_facts, summary
-from executor.cli.output import (
-    ago,
-    examples,
-    say,
-    short,
-    show_document,
-    show_facts,
-    show_heading,
-    show_json,
-    show_rows,
-    tell,
-)
+from executor.cli.lookup import find_job, find_service_id
+from executor.cli.output import ago, say, short, show_json, tell
+from executor.cli.store import reading_store, writing_store
+from executor.cli.tables import show_document, show_facts, show_heading, show_rows
+from executor.database import audit, job_queue, queries
+from executor.database.tables import Job, Run, utc_now
 from executor.model import JobStatus
 
-if TYPE_CHECKING:  # imported when a command runs
+if TYPE_CHECKING:  # only the package database uses SQLAlchemy (import-linter)
     from sqlalchemy.orm import Session
 
-    from executor.database.tables import Job, Run
-
-app = typer.Typer(
-    name="jobs",
-    no_args_is_help=True,
-    help="What FulcrumCore asked for, and what became of it.",
-    epilog=examples(
-        "smith jobs list --status failed --limit 20",
-        "smith jobs show 4f1c            a job by our number, FulcrumCore's id, or its beginning",
-        "smith jobs log 17 --events      what its playbook did, task by task",
-    ),
-)
 
 COLUMNS = {
     "id": "ID",
@@ -74,13 +56,10 @@ EVENT_COLUMNS = {
 SHOWN_ERROR_LENGTH = 80
 
 
-@app.command(
-    "list",
-    epilog=examples(
-        "smith jobs list",
-        "smith jobs list --status failed --status pending --action create",
-        "smith jobs list --unreported --json",
-    ),
+@examples(
+    "smith jobs list",
+    "smith jobs list --status failed --status pending --action create",
+    "smith jobs list --unreported --json",
 )
 def list_jobs(  # noqa: PLR0913, PLR0917 (one filter each; typer passes them by name)
     status: Annotated[list[JobStatus] | None, typer.Option("--status", help="Only these; may be repeated.")] = None,
@@ -95,9 +74,6 @@ def list_jobs(  # noqa: PLR0913, PLR0917 (one filter each; typer passes them by 
     as_json: AsJson = False,
 ) -> None:
     """List jobs, the newest first."""
-    from executor.database import queries  # noqa: PLC0415 (SQLAlchemy is not for `--help`)
-    from executor.database.tables import utc_now  # noqa: PLC0415 (SQLAlchemy is not for `--help`)
-
     with reading_store() as store:
         found = queries.list_jobs(
             store.session,
@@ -115,17 +91,12 @@ def list_jobs(  # noqa: PLR0913, PLR0917 (one filter each; typer passes them by 
     show_rows(rows, COLUMNS, nothing="no jobs match")
 
 
-@app.command(
-    "show",
-    epilog=examples(
-        "smith jobs show 17",
-        "smith jobs show 4f1c2b --json",
-    ),
+@examples(
+    "smith jobs show 17",
+    "smith jobs show 4f1c2b --json",
 )
 def show_job(reference: Reference, as_json: AsJson = False) -> None:
     """Show everything that is known of one job: times, runs, properties, result."""
-    from executor.database import queries  # noqa: PLC0415 (see above)
-
     with reading_store() as store:
         job = find_job(store.session, reference)
         runs = queries.runs_of(store.session, job.id)
@@ -143,13 +114,10 @@ def show_job(reference: Reference, as_json: AsJson = False) -> None:
             show_document(facts[name])
 
 
-@app.command(
-    "log",
-    epilog=examples(
-        "smith jobs log 17                          what the newest run printed",
-        "smith jobs log 17 --run create-0c5d0f3a    what an earlier one did (smith jobs show 17 names them)",
-        "smith jobs log 17 --events                 task by task, with times",
-    ),
+@examples(
+    "smith jobs log 17                          what the newest run printed",
+    "smith jobs log 17 --run create-0c5d0f3a    what an earlier one did (smith jobs show 17 names them)",
+    "smith jobs log 17 --events                 task by task, with times",
 )
 def show_log(
     reference: Reference,
@@ -175,16 +143,11 @@ def show_log(
         say(text.rstrip("\n"))
 
 
-@app.command(
-    "retry",
-    epilog=examples(
-        "smith jobs retry 17     do not wait for the next attempt, or the next report: do it now",
-    ),
+@examples(
+    "smith jobs retry 17     do not wait for the next attempt, or the next report: do it now",
 )
 def retry(reference: Reference, as_json: AsJson = False) -> None:
     """End a job's waiting, for its next attempt or its next report."""
-    from executor.database import job_queue  # noqa: PLC0415 (see above)
-
     with writing_store() as store:
         job = find_job(store.session, reference)
         name, status = name_of(job), job.status
@@ -198,12 +161,9 @@ def retry(reference: Reference, as_json: AsJson = False) -> None:
     tell(text, as_json=as_json, job=job.id, fulcrum_id=job.fulcrum_id, hastened=hastened)
 
 
-@app.command(
-    "cancel",
-    epilog=examples(
-        "smith jobs cancel 17          asks first",
-        "smith jobs cancel 17 --yes    for scripts",
-    ),
+@examples(
+    "smith jobs cancel 17          asks first",
+    "smith jobs cancel 17 --yes    for scripts",
 )
 def cancel(
     reference: Reference,
@@ -212,8 +172,6 @@ def cancel(
     as_json: AsJson = False,
 ) -> None:
     """End a job as CANCELLED. A playbook that runs is stopped; what it has made so far stays."""
-    from executor.database import job_queue  # noqa: PLC0415 (see above)
-
     with reading_store() as store:
         job = find_job(store.session, reference)
     if job.status not in (JobStatus.PENDING, JobStatus.PROCESSING):
@@ -241,9 +199,6 @@ class _Noted:
 @contextmanager
 def _noted(session: Session, job_id: int, verb: str, reason: str = "") -> Iterator[_Noted]:
     """Write what a block does to a job into the audit, in the block's own transaction."""
-    from executor.database import audit  # noqa: PLC0415 (see above)
-    from executor.database.tables import Job  # noqa: PLC0415 (see above)
-
     job, noted = session.get_one(Job, job_id), _Noted()
     before = audit.facts_of(job, audit.JOB_COLUMNS)
     yield noted
@@ -257,8 +212,6 @@ def _noted(session: Session, job_id: int, verb: str, reason: str = "") -> Iterat
 
 
 def _chosen_run(session: Session, job: Job, ident: str | None) -> Run:
-    from executor.database import queries  # noqa: PLC0415 (see above)
-
     runs = queries.runs_of(session, job.id)
     if not runs:
         raise UnknownReference(f"{name_of(job)} has not run yet: it is {job.status}")

@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from executor.cli.arguments import AsJson, UnknownReference
-from executor.cli.context import reading_store
-from executor.cli.output import ago, examples, short, show_facts, show_heading, show_json, show_rows
+from executor.cli.help_text import examples
+from executor.cli.output import ago, short, show_json
+from executor.cli.store import reading_store
+from executor.cli.tables import show_facts, show_heading, show_rows
+from executor.database import mappings
+from executor.database.tables import Mapping, utc_now
 from executor.model import MappingState
-
-if TYPE_CHECKING:  # imported when a command runs
-    from executor.database.tables import Mapping
-
-app = typer.Typer(
-    name="mappings",
-    no_args_is_help=True,
-    help="Which VM serves which service.",
-    epilog=examples(
-        "smith mappings list --all",
-        "smith mappings show 100123      a VMID, a VM's name, a service's id or its beginning",
-    ),
-)
 
 COLUMNS = {
     "vmid": "VMID",
@@ -49,13 +40,10 @@ HISTORY_COLUMNS = {
 }
 
 
-@app.command(
-    "list",
-    epilog=examples(
-        "smith mappings list",
-        "smith mappings list --state orphaned",
-        "smith mappings list --all --json",
-    ),
+@examples(
+    "smith mappings list",
+    "smith mappings list --state orphaned",
+    "smith mappings list --all --json",
 )
 def list_mappings(
     everything: Annotated[bool, typer.Option("--all", help="Deleted ones too.")] = False,
@@ -66,9 +54,6 @@ def list_mappings(
     as_json: AsJson = False,
 ) -> None:
     """List mappings, the newest first; those of deleted VMs only when asked for."""
-    from executor.database import mappings  # noqa: PLC0415 (SQLAlchemy is not for `--help`)
-    from executor.database.tables import utc_now  # noqa: PLC0415 (SQLAlchemy is not for `--help`)
-
     states = list(MappingState) if everything and not state else state or []
     with reading_store() as store:
         found = mappings.listing(store.session, states=states, limit=limit)
@@ -83,20 +68,15 @@ def list_mappings(
     show_rows(rows, COLUMNS | (DOOMED_COLUMN if doomed else {}), nothing="no mappings match")
 
 
-@app.command(
-    "show",
-    epilog=examples(
-        "smith mappings show 100123",
-        "smith mappings show web-1-8f2c0a11 --json",
-    ),
+@examples(
+    "smith mappings show 100123",
+    "smith mappings show web-1-8f2c0a11 --json",
 )
 def show_mapping(
     reference: Annotated[str, typer.Argument(metavar="REF", help="VMID, VM name, service id or its beginning.")],
     as_json: AsJson = False,
 ) -> None:
     """Show a mapping with its history: earlier VMs of the service, earlier services of the VMID."""
-    from executor.database import mappings  # noqa: PLC0415 (see above)
-
     with reading_store() as store:
         found = mappings.find(store.session, reference.strip()) if reference.strip() else []
     if not found:

@@ -8,28 +8,27 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from executor.cli import ansible_playbook as by_hand
 from executor.cli.arguments import AsJson, NothingToDo, UnknownReference, confirm
 from executor.cli.clients import Reach, reach
-from executor.cli.context import open_settings, opened
-from executor.cli.output import examples, say, show_facts, show_json, tell
+from executor.cli.context import open_settings
+from executor.cli.help_text import examples
+from executor.cli.output import say, show_json, tell
+from executor.cli.store import opened
+from executor.cli.tables import show_facts
+from executor.database import audit, mappings, queries
+from executor.database.engine import reading, transaction
+from executor.database.tables import Mapping
+from executor.errors import FulcrumAuthFailing, FulcrumRefused
 from executor.model import GuestKind, JobStatus, MappingState
+from executor.proxmox.client import MARKER_LINE
+from executor.settings.settings import Settings
 
-if TYPE_CHECKING:  # imported when a command runs
+if TYPE_CHECKING:  # only the package database uses SQLAlchemy (import-linter)
     from sqlalchemy import Engine
     from sqlalchemy.orm import Session
 
-    from executor.database.tables import Mapping
-    from executor.settings.settings import Settings
 
-ADOPT_EXAMPLES = examples(
-    "smith mappings adopt --service 8f2c0a11-… --vmid 100123 --dry-run",
-    "smith mappings adopt --service 8f2c0a11-… --vmid 100123 --yes",
-    "smith mappings adopt --service 8f2c0a11-… --vmid 4711 --set-marker    a VM that was never ours",
-)
-FORGET_EXAMPLES = examples(
-    "smith mappings forget 100123 --yes                a VMID, a VM's name, a service's id or its beginning",
-    "smith mappings forget web-1-8f2c0a11 --yes --reason 'moved to another cluster'",
-)
 #: FulcrumCore's word for a service that nobody will ask for again.
 ENDED = "Deleted"
 
@@ -47,6 +46,11 @@ class _Vm:
     markers: frozenset[str]
 
 
+@examples(
+    "smith mappings adopt --service 8f2c0a11-… --vmid 100123 --dry-run",
+    "smith mappings adopt --service 8f2c0a11-… --vmid 100123 --yes",
+    "smith mappings adopt --service 8f2c0a11-… --vmid 4711 --set-marker    a VM that was never ours",
+)
 def adopt(  # noqa: PLR0913, PLR0917 (one option each; typer passes them by name)
     service: Annotated[str, typer.Option("--service", metavar="ID", help="The service's whole id.")],
     vmid: Annotated[int, typer.Option("--vmid", metavar="N", min=100, max=999_999_999, help="The VM's id.")],
@@ -78,6 +82,10 @@ def adopt(  # noqa: PLR0913, PLR0917 (one option each; typer passes them by name
     _tell(adoption, dry_run=dry_run, as_json=as_json)
 
 
+@examples(
+    "smith mappings forget 100123 --yes                a VMID, a VM's name, a service's id or its beginning",
+    "smith mappings forget web-1-8f2c0a11 --yes --reason 'moved to another cluster'",
+)
 def forget(
     reference: Annotated[str, typer.Argument(metavar="REF", help="VMID, VM name, service id or its beginning.")],
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
@@ -87,10 +95,6 @@ def forget(
     as_json: AsJson = False,
 ) -> None:
     """End a mapping. The VM stays as it is; a VM with our marker is told as an orphan from then on."""
-    from executor.database import audit, mappings  # noqa: PLC0415 (SQLAlchemy is not for `--help`)
-    from executor.database.engine import reading, transaction  # noqa: PLC0415 (SQLAlchemy is not for `--help`)
-    from executor.database.tables import Mapping  # noqa: PLC0415 (SQLAlchemy is not for `--help`)
-
     settings = open_settings()
     with opened(settings) as engine:
         with reading(engine) as session:
@@ -113,8 +117,6 @@ def forget(
 
 def _service(both: Reach, service_id: str) -> str:
     """Return the service's id as FulcrumCore writes it. Raises UnknownReference unless it is a living one of ours."""
-    from executor.errors import FulcrumAuthFailing, FulcrumRefused  # noqa: PLC0415 (kept beside its one use)
-
     try:
         found = both.fulcrum.get_service(service_id.strip())
     except FulcrumAuthFailing:
@@ -131,8 +133,6 @@ def _service(both: Reach, service_id: str) -> str:
 
 def _vm(both: Reach, vmid: int) -> _Vm:
     """Return the VM. Raises UnknownReference unless it is one that could be a service's."""
-    from executor.proxmox.client import MARKER_LINE  # noqa: PLC0415 (proxmoxer is not for `--help`)
-
     row = next((row for row in both.proxmox.vms() if row.vmid == vmid), None)
     if row is None:
         raise UnknownReference(f"the token sees no VM {vmid}")
@@ -165,16 +165,12 @@ def _is_marked(vm: _Vm, service_id: str, *, set_marker: bool) -> bool:
 
 
 def refuse_at_work(session: Session, service_id: str) -> None:
-    from executor.database import queries  # noqa: PLC0415 (see above)
-
     jobs = queries.list_jobs(session, statuses=[JobStatus.PROCESSING], service_id=service_id, limit=1)
     if jobs:
         raise NothingToDo(f"an agent is at work on this service (job {jobs[0].id}): wait, or cancel it first")
 
 
 def one_mapping(session: Session, reference: str) -> Mapping:
-    from executor.database import mappings  # noqa: PLC0415 (see above)
-
     found = [row for row in mappings.find(session, reference) if row.state != MappingState.DELETED]
     if not found:
         raise UnknownReference(f"no VM is mapped for {reference}: `smith mappings list` shows them")
@@ -202,9 +198,6 @@ class _Adoption:
 
         Raises NothingToDo when the service has another VM, the VM another service, or an agent is at work on it.
         """
-        from executor.database import mappings  # noqa: PLC0415 (see above)
-        from executor.database.engine import reading  # noqa: PLC0415 (see above)
-
         cluster, vmid = self.settings.smith_cluster, self.vm.vmid
         with reading(self.engine) as session:
             refuse_at_work(session, self.service_id)
@@ -235,9 +228,6 @@ class _Adoption:
                 raise
 
     def _map(self, reason: str) -> None:
-        from executor.database import audit, mappings  # noqa: PLC0415 (see above)
-        from executor.database.engine import transaction  # noqa: PLC0415 (see above)
-
         vm, cluster = self.vm, self.settings.smith_cluster
         with transaction(self.engine) as session:
             refuse_at_work(session, self.service_id)
@@ -257,9 +247,6 @@ class _Adoption:
 
     def _unmap(self, failure: str) -> None:
         """The VM is nobody's, as before."""
-        from executor.database import audit, mappings  # noqa: PLC0415 (see above)
-        from executor.database.engine import transaction  # noqa: PLC0415 (see above)
-
         with transaction(self.engine) as session:
             row = mappings.current(session, self.service_id)
             if row is not None and row.vmid == self.vm.vmid:
@@ -273,8 +260,6 @@ class _Adoption:
         `update` refuses a VM without the service's marker, as it should. A size of 0 leaves what is there, and without
         a template nothing could be cloned if the VM vanished now. Raises NothingToDo.
         """
-        from executor.cli import ansible_playbook as by_hand  # noqa: PLC0415 (see above)
-
         values = {
             "service_id": self.service_id,
             "vmid": self.vm.vmid,
@@ -297,8 +282,6 @@ class _Adoption:
 
 def note_mapping(session: Session, verb: str, row: Mapping, before: dict[str, Any] | None, reason: str) -> None:
     """Write what became of a mapping into the audit."""
-    from executor.database import audit  # noqa: PLC0415 (see above)
-
     session.flush()
     session.refresh(row)
     after = audit.facts_of(row, audit.MAPPING_COLUMNS)

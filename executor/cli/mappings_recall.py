@@ -9,25 +9,26 @@ import typer
 
 from executor.cli import ansible_playbook as by_hand
 from executor.cli.arguments import AsJson, NothingToDo
-from executor.cli.context import open_settings, opened
+from executor.cli.context import open_settings
+from executor.cli.help_text import examples
 from executor.cli.mappings_adopt import note_mapping, one_mapping, refuse_at_work
-from executor.cli.output import examples, say, show_json
-from executor.model import GuestKind, JobStatus, MappingState
+from executor.cli.output import say, show_json
+from executor.cli.store import opened
+from executor.database import audit, job_queue, mappings, queries
+from executor.database.engine import reading, transaction
+from executor.database.tables import Mapping
+from executor.model import GuestKind, JobResult, JobStatus, MappingState
+from executor.settings.settings import Settings
 
-if TYPE_CHECKING:  # imported when a command runs
+if TYPE_CHECKING:  # only the package database uses SQLAlchemy (import-linter)
     from sqlalchemy import Engine
 
-    from executor.database.tables import Mapping
-    from executor.model import JobResult
-    from executor.settings.settings import Settings
 
-EXAMPLES = examples(
+@examples(
     "smith mappings list --state doomed               what waits, and for how long",
     "smith mappings recall 100123                     a VMID, a VM's name, a service's id or its beginning",
     "smith mappings recall web-1-8f2c0a11 --reason 'deleted by mistake'",
 )
-
-
 def recall(
     reference: Annotated[str, typer.Argument(metavar="REF", help="VMID, VM name, service id or its beginning.")],
     reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Kept in the audit.")] = "",
@@ -37,8 +38,6 @@ def recall(
 
     It stays stopped. FulcrumCore has ended its service for good, so no job will ever ask for it again.
     """
-    from executor.database.engine import reading  # noqa: PLC0415 (SQLAlchemy is not for `--help`)
-
     settings = open_settings()
     settings.require_proxmox()
     with opened(settings) as engine:
@@ -60,10 +59,6 @@ def _spare(engine: Engine, mapping: Mapping, reason: str) -> None:
 
     Raises NothingToDo when the VM is not doomed, or its destruction is under way.
     """
-    from executor.database import audit, job_queue, mappings, queries  # noqa: PLC0415 (see above)
-    from executor.database.engine import transaction  # noqa: PLC0415 (see above)
-    from executor.database.tables import Mapping  # noqa: PLC0415 (see above)
-
     with transaction(engine) as session:
         refuse_at_work(session, mapping.service_id)
         row = session.get_one(Mapping, mapping.id)
@@ -93,9 +88,6 @@ def _play(mapping: Mapping, settings: Settings) -> by_hand.Play:
 
 def _store(engine: Engine, mapping: Mapping, result: JobResult) -> None:
     """Write what came of it. Raises NothingToDo when the mark is still there."""
-    from executor.database import mappings  # noqa: PLC0415 (see above)
-    from executor.database.engine import transaction  # noqa: PLC0415 (see above)
-
     if not result.succeeded:
         raise NothingToDo(
             f"the agent will not destroy VM {mapping.vmid} any more, but its mark could not be taken off "

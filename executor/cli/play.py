@@ -6,31 +6,32 @@ import sys
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
+import yaml
 
+from executor.cli import action_checks
 from executor.cli import ansible_playbook as by_hand
 from executor.cli.actions import folders
 from executor.cli.arguments import EXIT_INTERRUPTED, AsJson, NothingToDo, UnknownReference
-from executor.cli.context import open_settings, opened
-from executor.cli.output import complain, examples, harmless, say, show_facts, show_heading, show_json
+from executor.cli.context import open_settings
+from executor.cli.help_text import examples
+from executor.cli.output import complain, harmless, say, show_json
+from executor.cli.store import opened
+from executor.cli.tables import show_facts, show_heading
+from executor.database import mappings, queries
+from executor.database.engine import reading, transaction
+from executor.database.tables import Mapping as VmMapping
 from executor.errors import EXIT_FAILURE, DatabaseError
-from executor.model import GuestKind
+from executor.model import GuestKind, JobResult, JobStatus, MappingState
+from executor.proxmox.client import ProxmoxReader
+from executor.proxmox.connection import ProxmoxConnection
 from executor.redaction import redactor
+from executor.runs import action_schema, actions
+from executor.runs.actions import Action
+from executor.settings.settings import Settings
 
-if TYPE_CHECKING:  # imported when a command runs
-    from executor.database.tables import Mapping as VmMapping
-    from executor.model import JobResult
-    from executor.runs.actions import Action
-    from executor.settings.settings import Settings
-
-EXAMPLES = examples(
-    "smith play start --service 100123                a VMID, a VM's name, a service's id or its beginning",
-    "smith play update --service web-1-8f2c0a11 -e cores=4 --check",
-    "smith play create --vars vm.yml                  asks for what is missing",
-    "smith play attach-iso --vmid 100123 -e properties.isoImage=local:iso/debian-13.iso",
-)
 #: What a VM, or a container, can be made of.
 SOURCES = ("template_vmid", "template", "iso", "blank", "os_template")
 #: Who the VM is: of a service that is named, these come from its mapping.
@@ -41,6 +42,12 @@ TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 Options = Mapping[str, Mapping[str, Any]]
 
 
+@examples(
+    "smith play start --service 100123                a VMID, a VM's name, a service's id or its beginning",
+    "smith play update --service web-1-8f2c0a11 -e cores=4 --check",
+    "smith play create --vars vm.yml                  asks for what is missing",
+    "smith play attach-iso --vmid 100123 -e properties.isoImage=local:iso/debian-13.iso",
+)
 def play(  # noqa: PLR0913, PLR0917 (one option each; typer passes them by name)
     name: Annotated[str, typer.Argument(metavar="ACTION", help="As `smith actions list` shows it.")],
     vars_file: Annotated[
@@ -61,12 +68,10 @@ def play(  # noqa: PLR0913, PLR0917 (one option each; typer passes them by name)
     """Run an action's playbook by hand: ansible-playbook's output as it comes, then the result."""
     if service is not None and vmid is not None:
         raise typer.BadParameter("--service and --vmid exclude each other")
-    from executor.runs import action_schema, actions  # noqa: PLC0415 (jsonschema is not for `--help`)
 
     settings = open_settings()
     settings.require_proxmox()
     action = actions.find(name, folders())
-    from executor.cli import action_checks  # noqa: PLC0415 (not for `--help`: it reads YAML)
 
     options = action_checks.vm_options(action.playbook, by_hand.home() / "roles")
     given = _given(vars_file, values or [], options)
@@ -103,8 +108,6 @@ def _given(file: Path | None, values: list[str], options: Options) -> dict[str, 
 
 
 def _from_file(file: Path) -> dict[str, Any]:
-    import yaml  # noqa: PLC0415 (not for `--help`)
-
     try:
         document = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeError, yaml.YAMLError) as error:
@@ -136,8 +139,6 @@ def _put(vm: dict[str, Any], path: list[str], text: str, options: Options) -> No
 
 
 def _guessed(text: str) -> Any:
-    import yaml  # noqa: PLC0415 (see above)
-
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError:
@@ -167,10 +168,6 @@ def _read(text: str, kind: str) -> Any:
 
 def _mapping_of(settings: Settings, reference: str, *, is_check: bool) -> VmMapping:
     """Return the mapping of the service that is meant. Raises UnknownReference, NothingToDo while an agent has it."""
-    from executor.database import mappings, queries  # noqa: PLC0415 (SQLAlchemy is not for `--help`)
-    from executor.database.engine import reading  # noqa: PLC0415 (SQLAlchemy is not for `--help`)
-    from executor.model import JobStatus, MappingState  # noqa: PLC0415 (see above)
-
     with opened(settings) as engine, reading(engine) as session:
         found = mappings.find(session, reference.strip())
         found = [each for each in found if each.state != MappingState.DELETED]
@@ -193,8 +190,6 @@ def _identity(mapping: VmMapping | None, vmid: int | None, action: Action, setti
         return {}
     if action.name == "create":
         return {"vmid": vmid}
-    from executor.proxmox.client import ProxmoxReader  # noqa: PLC0415 (see above)
-    from executor.proxmox.connection import ProxmoxConnection  # noqa: PLC0415 (see above)
 
     reader = ProxmoxReader(ProxmoxConnection.from_settings(settings))
     row = next((row for row in reader.vms() if row.vmid == vmid), None)
@@ -307,9 +302,6 @@ def _secrets(value: Any, options: Options) -> list[str]:
 
 def _store(settings: Settings, mapping: VmMapping, result: JobResult) -> bool:
     """Write a success into the service's mapping; False when there is nothing to write."""
-    from executor.database import mappings  # noqa: PLC0415 (see above)
-    from executor.database.engine import transaction  # noqa: PLC0415 (see above)
-
     if not result.succeeded:
         return False
     if result.vm.get("vmid") != mapping.vmid:

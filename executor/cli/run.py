@@ -1,33 +1,27 @@
-"""`smith run`: the supervisor and, below it, the agent; and the hidden command that is the agent's own process."""
+"""`smith run`: the supervisor, which starts the agent's process."""
 
 from __future__ import annotations
 
 import os
 import sys
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from executor.cli.context import missing_lines, open_settings
-from executor.cli.output import examples
+from executor import log
+from executor.cli.context import PRIVATE_UMASK, missing_lines, open_settings
+from executor.cli.help_text import examples
+from executor.cli.lazy import function_at
 from executor.errors import SettingsError
+from executor.log import get_logger
+from executor.processes.supervisor import supervise
+from executor.settings.settings import Settings
 
-if TYPE_CHECKING:
-    from executor.settings.settings import Settings
-
-#: Files that we make may hold what a run printed: they are their owner's alone.
-PRIVATE_UMASK = 0o077
 #: Beyond the drain: cancelled runs are given 20 s to end, the last reports 10 s.
 STOP_MARGIN_S = 60.0
 #: The agent's main loop tells its progress several times a second; silent for this long, it hangs.
 STALL_TIMEOUT_S = 120.0
-
-EXAMPLES = examples(
-    "smith run                   work until told to stop (TERM drains, a second TERM cancels)",
-    "smith run --once            poll once, carry and report what there is, and leave",
-    "smith run --until-idle      work until FulcrumCore has no more jobs for us",
-)
 
 
 class AgentMode(StrEnum):
@@ -38,6 +32,11 @@ class AgentMode(StrEnum):
     UNTIL_IDLE = "until-idle"
 
 
+@examples(
+    "smith run                   work until told to stop (TERM drains, a second TERM cancels)",
+    "smith run --once            poll once, carry and report what there is, and leave",
+    "smith run --until-idle      work until FulcrumCore has no more jobs for us",
+)
 def run(
     once: Annotated[
         bool, typer.Option("--once", help="Poll once; carry and report what was found, then leave.")
@@ -53,19 +52,15 @@ def run(
     if once and until_idle:
         raise typer.BadParameter("--once and --until-idle exclude each other")
     mode = AgentMode.ONCE if once else AgentMode.UNTIL_IDLE if until_idle else AgentMode.SERVE
-    settings = _ready_settings()
-    raise typer.Exit(_be_agent(settings, mode) if no_supervisor else _supervise(settings, mode))
+    settings = ready_settings()
+    if no_supervisor:
+        # Not imported at the top: the supervisor's process stays small, and the agent is most of our memory.
+        raise typer.Exit(function_at("agent_process", "be_agent")(settings, mode))
+    raise typer.Exit(_supervise(settings, mode))
 
 
-def agent_process(mode: Annotated[AgentMode, typer.Option("--mode", help="How long to work.")]) -> None:
-    """Be the agent that `smith run` supervises."""
-    raise typer.Exit(_be_agent(_ready_settings(), mode))
-
-
-def _ready_settings() -> Settings:
+def ready_settings() -> Settings:
     """Settings that are enough to work with, and logs. Raises SettingsError before anything is made or started."""
-    from executor import log  # noqa: PLC0415 (structlog is for commands that log)
-
     os.umask(PRIVATE_UMASK)
     settings = open_settings()
     if missing := missing_lines(settings):
@@ -76,8 +71,6 @@ def _ready_settings() -> Settings:
 
 
 def _supervise(settings: Settings, mode: AgentMode) -> int:
-    from executor.processes.supervisor import supervise  # noqa: PLC0415 (see above)
-
     # -m and not the console script: it may not be on PATH, and a checkout has none.
     command = [sys.executable, "-m", "executor", "agent-process", "--mode", mode.value]
     return supervise(
@@ -91,13 +84,4 @@ def _supervise(settings: Settings, mode: AgentMode) -> int:
 
 def _log_event(event: str, *, level: str = "info", **facts: Any) -> None:
     """Take what the supervisor has to say into the agent's log."""
-    from executor.log import get_logger  # noqa: PLC0415 (see above)
-
     getattr(get_logger("executor.processes.supervisor"), level)(event, **facts)
-
-
-def _be_agent(settings: Settings, mode: AgentMode) -> int:
-    from executor.agent.agent import Mode  # noqa: PLC0415 (everything that the agent is made of)
-    from executor.composition import run_agent  # noqa: PLC0415 (see above)
-
-    return run_agent(settings, Mode(mode.value))

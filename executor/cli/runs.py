@@ -7,20 +7,14 @@ from typing import Annotated, Any
 import typer
 
 from executor.cli import artifacts
-from executor.cli.arguments import AsJson, UnknownReference, find_job
-from executor.cli.context import reading_store
+from executor.cli.arguments import AsJson, UnknownReference
+from executor.cli.help_text import examples
 from executor.cli.job_rows import run_facts
-from executor.cli.output import examples, say, short, show_facts, show_heading, show_json, show_rows
-
-app = typer.Typer(
-    name="runs",
-    no_args_is_help=True,
-    help="The single executions of playbooks.",
-    epilog=examples(
-        "smith runs list --job 17",
-        "smith runs show create-0c5d0f3a9b21",
-    ),
-)
+from executor.cli.lookup import find_job
+from executor.cli.output import say, short, show_json
+from executor.cli.store import reading_store
+from executor.cli.tables import show_facts, show_heading, show_rows
+from executor.database import queries
 
 COLUMNS = {
     "ident": "RUN",
@@ -36,12 +30,9 @@ COLUMNS = {
 }
 
 
-@app.command(
-    "list",
-    epilog=examples(
-        "smith runs list",
-        "smith runs list --job 4f1c --json",
-    ),
+@examples(
+    "smith runs list",
+    "smith runs list --job 4f1c --json",
 )
 def list_runs(
     job: Annotated[str | None, typer.Option("--job", metavar="REF", help="Only those of this job.")] = None,
@@ -49,8 +40,6 @@ def list_runs(
     as_json: AsJson = False,
 ) -> None:
     """List runs, the newest first."""
-    from executor.database import queries  # noqa: PLC0415 (see above)
-
     with reading_store() as store:
         if job is None:
             pairs = queries.recent_runs(store.session, limit)
@@ -64,12 +53,9 @@ def list_runs(
         show_rows([row | {"fulcrum": short(row["fulcrum_id"])} for row in rows], COLUMNS, nothing="no runs yet")
 
 
-@app.command(
-    "show",
-    epilog=examples(
-        "smith runs show create-0c5d0f3a9b21",
-        "smith runs show create-0c5d0f3a9b21 --lines 100",
-    ),
+@examples(
+    "smith runs show create-0c5d0f3a9b21",
+    "smith runs show create-0c5d0f3a9b21 --lines 100",
 )
 def show_run(
     ident: Annotated[str, typer.Argument(metavar="IDENT", help="The run's name (smith runs list).")],
@@ -77,8 +63,6 @@ def show_run(
     as_json: AsJson = False,
 ) -> None:
     """Show one run: facts, files, and the end of what it printed."""
-    from executor.database import queries  # noqa: PLC0415 (see above)
-
     with reading_store() as store:
         if (run := queries.find_run(store.session, ident)) is None:
             raise UnknownReference(f"there is no run {ident}: `smith runs list` shows them")

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from executor.cli import critical
 from executor.cli.arguments import AsJson
-from executor.cli.context import reading_store
-from executor.cli.output import ago, examples, show_facts, show_heading, show_json, show_rows
+from executor.cli.help_text import examples
+from executor.cli.output import ago, show_json
+from executor.cli.store import reading_store
+from executor.cli.tables import show_facts, show_heading, show_rows
+from executor.database import mappings, nodes, queries
+from executor.database.tables import Node, utc_now
 
-if TYPE_CHECKING:  # imported when a command runs
-    from executor.database.tables import Node
-
-EXAMPLES = examples(
-    "smith status",
-    "smith status --json",
-)
 #: Starts of agents that are shown: the living ones, and some history.
 SHOWN_NODES = 10
 #: A living agent says so six times a lease.
@@ -34,11 +31,12 @@ NODE_COLUMNS = {
 }
 
 
+@examples(
+    "smith status",
+    "smith status --json",
+)
 def show(as_json: AsJson = False) -> None:
     """Count jobs, reports and VMs; name the agents and what is overdue."""
-    from executor.database import mappings, nodes, queries  # noqa: PLC0415 (see above)
-    from executor.database.tables import utc_now  # noqa: PLC0415 (see above)
-
     with reading_store() as store:
         jobs = queries.count_jobs(store.session)
         vms = mappings.count_by_state(store.session)

@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-import typer
+from typing import Any
 
 from executor.cli.arguments import AsJson
 from executor.cli.context import open_settings
-from executor.cli.output import complain, examples, show_json, show_rows
+from executor.cli.help_text import examples
+from executor.cli.output import complain, show_json
+from executor.cli.tables import show_rows
 from executor.errors import JobError
 from executor.model import GuestKind
-
-if TYPE_CHECKING:  # imported when a command runs
-    from executor.proxmox.client import ProxmoxReader
-    from executor.proxmox.rows import StorageRow, VmRow
-    from executor.settings.settings import Settings
-
-app = typer.Typer(
-    name="templates",
-    no_args_is_help=True,
-    help="What VMs and containers can be made of.",
-    epilog=examples("smith templates list", "smith templates list --json"),
-)
+from executor.placement import templates
+from executor.proxmox.client import ProxmoxReader
+from executor.proxmox.connection import ProxmoxConnection
+from executor.proxmox.rows import StorageRow, VmRow
+from executor.settings.settings import Settings
 
 COLUMNS = {
     "images": "IMAGE",
@@ -38,12 +31,9 @@ COLUMNS = {
 }
 
 
-@app.command("list", epilog=examples("smith templates list", "smith templates list --json"))
+@examples("smith templates list", "smith templates list --json")
 def list_templates(as_json: AsJson = False) -> None:
     """List the templates of Proxmox, those of PROXMOX_OS_TEMPLATES, and what these settings name that is not there."""
-    from executor.proxmox.client import ProxmoxReader  # noqa: PLC0415 (proxmoxer is not for `--help`)
-    from executor.proxmox.connection import ProxmoxConnection  # noqa: PLC0415 (proxmoxer is not for `--help`)
-
     settings = open_settings()
     settings.require_proxmox()
     reader = ProxmoxReader(ProxmoxConnection.from_settings(settings))
@@ -72,8 +62,6 @@ def rows(reader: ProxmoxReader, settings: Settings) -> list[dict[str, Any]]:
 
 def images_of(listed: list[VmRow], settings: Settings) -> dict[int, list[str]]:
     """Return, by VMID, the images that a service may name to get this template."""
-    from executor.placement import templates  # noqa: PLC0415 (see above)
-
     tags = [
         tag.removeprefix(templates.TAG_PREFIX)
         for row in listed
@@ -93,8 +81,6 @@ def images_of(listed: list[VmRow], settings: Settings) -> dict[int, list[str]]:
 
 
 def _row(row: VmRow, reader: ProxmoxReader, settings: Settings, storages: list[StorageRow]) -> dict[str, Any]:
-    from executor.placement import templates  # noqa: PLC0415 (see above)
-
     config, problem = _config(row, reader)
     template = templates.read(row, config)
     clones = templates.clone_nodes(template, storages, settings.proxmox_storage or "")

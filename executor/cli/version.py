@@ -7,14 +7,16 @@ from typing import Annotated
 
 import typer
 
-from executor.cli.output import examples, say, show_json
+from executor.cli.help_text import examples
+from executor.cli.output import say, show_json
+from executor.database.schema import head_revision
+from executor.version import VERSION, collection_version, package_version
 
-EXAMPLES = examples(
+
+@examples(
     "smith version",
     "smith version --json",
 )
-
-
 def show(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """Say which version this is, and of what."""
     facts = _facts()
@@ -24,21 +26,7 @@ def show(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = 
         say("\n".join(f"{name.replace('_', '-'):<19} {value or 'not found'}" for name, value in facts.items()))
 
 
-def if_asked(wanted: bool) -> None:
-    """Answer `smith --version` and leave."""
-    if wanted:
-        show(as_json=False)
-        raise typer.Exit
-
-
 def _facts() -> dict[str, str | None]:
-    from executor.database.schema import head_revision  # noqa: PLC0415 (SQLAlchemy and Alembic are not for every `--help`)
-    from executor.version import (  # noqa: PLC0415 (the same)
-        VERSION,
-        collection_version,
-        package_version,
-    )
-
     return {
         "agent_smith": VERSION,
         "python": platform.python_version(),

@@ -7,30 +7,29 @@ from typing import Annotated
 
 import typer
 
-from executor.cli.output import examples
+from executor.cli.help_text import examples
+from smith_lab import playground
+from smith_lab.demo import main as run_demo
 
-DEMO_EXAMPLES = examples(
+
+@examples(
     "smith demo                  six services, from create to delete",
     "smith demo --services 20    more services at once",
     "smith demo --json           the summary for scripts",
 )
-LAB_EXAMPLES = examples(
-    "smith lab                   a FulcrumCore simulator and a Proxmox stand-in, until Ctrl-C",
-    "smith lab --folder lab --core-port 3000 --proxmox-port 8006     with a known folder and known ports",
-)
-
-
 def demo(
     services: Annotated[int, typer.Option("--services", min=1, max=1000, help="How many services to create.")] = 6,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
     keep: Annotated[bool, typer.Option("--keep", help="Keep the folder with log, database and artifacts.")] = False,
 ) -> None:
     """Run the whole system against a simulator and a stand-in. It uses none of your settings."""
-    from smith_lab import demo as demo_run  # noqa: PLC0415 (the help does not need the simulator)
-
-    raise typer.Exit(demo_run.main(services=services, as_json=as_json, keep=keep))
+    raise typer.Exit(run_demo(services=services, as_json=as_json, keep=keep))
 
 
+@examples(
+    "smith lab                   a FulcrumCore simulator and a Proxmox stand-in, until Ctrl-C",
+    "smith lab --folder lab --core-port 3000 --proxmox-port 8006     with a known folder and known ports",
+)
 def lab(
     folder: Annotated[
         Path | None, typer.Option("--folder", help="Folder for settings, secrets and the CA; default: a temporary one.")
@@ -43,6 +42,4 @@ def lab(
     ] = 0,
 ) -> None:
     """Keep a FulcrumCore simulator and a Proxmox stand-in running, until Ctrl-C."""
-    from smith_lab import playground  # noqa: PLC0415 (the help does not need the simulator)
-
     raise typer.Exit(playground.main(folder=folder, core_port=core_port, proxmox_port=proxmox_port))

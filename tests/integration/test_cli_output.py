@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer.main
 from cli_world import GIVE_UP_S, Cli
 
 from executor.cli.app import build
@@ -109,14 +108,13 @@ WITHOUT_JSON = {"run", "agent-process", "lab", "config example"}
 
 
 def test_every_command_answers_scripts_too() -> None:
-    root = typer.main.get_command(build())
-    silent = {path for path, command in _commands(root, ()) if "--json" not in _options(command)}
+    silent = {path for path, command in _commands(build(), ()) if "--json" not in _options(command)}
     assert silent <= WITHOUT_JSON
 
 
 def _commands(command: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
     for name, inner in getattr(command, "commands", {}).items():
-        yield from _commands(inner, (*path, name))
+        yield from _commands(inner.load(), (*path, name))
     if path and not getattr(command, "no_args_is_help", False):
         yield " ".join(path), command
 

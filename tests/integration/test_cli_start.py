@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from cli_world import GIVE_UP_S, Cli
+
+from executor.cli.commands import COMMANDS as COMMANDS_OF_TABLE
 
 #: pydantic is missing here: typer itself imports it to show an option's type.
 HEAVY = (
@@ -20,10 +23,11 @@ HEAVY = (
     "psutil",
     "executor.settings.settings",
 )
+COMMAND_MODULES = tuple(sorted({f"executor.cli.{row.module}" for row in COMMANDS_OF_TABLE}))
 #: Runs the command in this very interpreter and tells afterwards what it has imported.
 TELL_IMPORTS = """
 import sys
-from executor.__main__ import main
+from executor.cli.app import main
 try:
     main()
 except SystemExit as leaving:
@@ -32,15 +36,14 @@ print("imported", sorted(set(sys.argv_heavy) & set(sys.modules)), file=sys.stder
 """
 #: Prints what is wrong with the help of each of COMMANDS.
 TELL_HELPS = """
-from typer.testing import CliRunner
-from executor import __main__ as command
-shown = {}
-command.run_app = lambda app: shown.update(app=app)
-command.main()
+import contextlib, io
+from executor.cli.app import build
 for args in COMMANDS:
-    result = CliRunner().invoke(shown["app"], [*args, "--help"])
-    if result.exit_code or "Examples:" not in result.output or f"smith {' '.join(args)}" not in result.output:
-        print(args, result.exit_code, result.output)
+    shown = io.StringIO()
+    with contextlib.redirect_stdout(shown):
+        code = build()([*args, "--help"], prog_name="smith", standalone_mode=False)
+    if code or "Examples:" not in shown.getvalue() or f"smith {' '.join(args)}" not in shown.getvalue():
+        print(args, code, shown.getvalue())
 """
 COMMANDS = (
     ("run",),
@@ -81,15 +84,41 @@ def smith(tmp_path: Path) -> Cli:
     return Cli(tmp_path)
 
 
-@pytest.mark.parametrize("args", [("--help",), ("jobs", "list", "--help"), ("run", "--help"), ("--show-completion",)])
+@pytest.mark.parametrize("args", [("--help",), ("jobs", "--help"), ("mappings", "--help"), ("--show-completion",)])
 def test_help_and_completion_import_nothing_heavy(args: tuple[str, ...], smith: Cli) -> None:
     """Completion runs the command at every press of the tab key."""
-    code = f"import sys; sys.argv_heavy = {HEAVY!r}; sys.argv = ['smith', *{list(args)!r}]\n{TELL_IMPORTS}"
-    env = smith.environment(SHELL="/bin/bash", _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1")
+    assert _imported(smith, args) == ("", [])
+
+
+@pytest.mark.parametrize(("words", "offered"), [("smith ma", "mappings"), ("smith mappings re", "recall")])
+def test_names_are_completed_from_the_table(words: str, offered: str, smith: Cli) -> None:
+    env = {"_SMITH_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+    assert _imported(smith, (), **env) == (f"{offered}\n", [])
+
+
+def test_a_groups_help_loads_only_its_own_module(smith: Cli) -> None:
+    """`smith drift` has options of its own, which only its module knows."""
+    assert [name for name in _imported(smith, ("drift", "--help"))[1] if name in COMMAND_MODULES] == [
+        "executor.cli.drift"
+    ]
+
+
+def _imported(smith: Cli, args: tuple[str, ...], **env: str) -> tuple[str, list[str]]:
+    """Run the command; return what it completed, and the heavy modules and modules of commands that it imported."""
+    watched = (*HEAVY, *COMMAND_MODULES)
+    code = f"import sys; sys.argv_heavy = {watched!r}; sys.argv = ['smith', *{list(args)!r}]\n{TELL_IMPORTS}"
+    env |= {"SHELL": "/bin/bash", "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=GIVE_UP_S, check=False
+        [sys.executable, "-c", code],
+        env=smith.environment(**env),
+        capture_output=True,
+        text=True,
+        timeout=GIVE_UP_S,
+        check=False,
     )
-    assert "imported []" in done.stderr, done.stderr
+    assert "imported " in done.stderr, done.stderr
+    imported = done.stderr.splitlines()[-1].removeprefix("imported ")
+    return "" if args else done.stdout, ast.literal_eval(imported)
 
 
 def test_every_command_has_examples_in_its_help() -> None:
@@ -144,16 +173,24 @@ def test_a_collection_that_is_named_counts_before_the_installed_one(smith: Cli) 
 
 
 @pytest.mark.parametrize("command", ["demo", "lab"])
-def test_a_missing_lab_extra_says_how_to_install_it(command: str, smith: Cli) -> None:
-    """A module of the lab's extra that cannot be found stands for an installation without the extra."""
-    for name in ("cryptography", "uvicorn", "starlette"):
-        text = f"raise ModuleNotFoundError(\"No module named '{name}'\", name='{name}')\n"
-        (smith.folder / f"{name}.py").write_text(text)
+def test_without_the_lab_its_commands_say_what_to_install(command: str, smith: Cli) -> None:
+    """Entry points that cannot be found stand for an environment without the lab's distribution."""
+    (smith.folder / "sitecustomize.py").write_text("import importlib.metadata as m\nm.entry_points = lambda **_: ()\n")
     done = smith(command, PYTHONPATH=str(smith.folder))
     assert done.returncode == 1
     assert done.stderr.startswith("smith: ")
-    assert "pip install 'agent-smith[lab]'" in done.stderr
+    assert "pip install agent-smith-lab" in done.stderr
     assert done.stderr.count("\n") == 1
+    assert f"  {command} " in smith.ok("--help", PYTHONPATH=str(smith.folder))
+
+
+def test_another_distribution_can_add_a_command(smith: Cli) -> None:
+    (smith.folder / "added_command.py").write_text("def hello():\n    print('hello')\n")
+    folder = smith.folder / "added-1.0.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: added\nVersion: 1.0\n")
+    (folder / "entry_points.txt").write_text("[smith.commands]\nhello = added_command:hello\n")
+    assert smith.ok("hello", PYTHONPATH=str(smith.folder)) == "hello\n"
 
 
 def test_a_reader_that_goes_away_gets_no_traceback(smith: Cli) -> None:

@@ -1,0 +1,111 @@
+"""Turns the rows of the command table into typer's commands, each loaded when it is called."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import typer
+import typer.main
+from typer.core import TyperCommand, TyperGroup
+
+from executor.cli.commands import COMMANDS, EXTENSIONS, GROUPS, Command, Group
+from executor.cli.help_text import examples_of
+from executor.errors import SmithError
+
+#: The group of entry points by which another distribution adds commands: name = "module:function".
+ENTRY_POINTS = "smith.commands"
+#: Plain help: rich's takes longer to import than everything else that the help needs.
+STYLE: dict[str, Any] = {"rich_markup_mode": None, "add_completion": False, "pretty_exceptions_enable": False}
+
+
+class NotInstalled(SmithError):
+    """The command belongs to another distribution, which is not installed."""
+
+
+class LazyCommand(TyperCommand):
+    """What the table says of a command or group. Calling it, or asking for its own help, loads the real one."""
+
+    def __init__(self, name: str, text: str, load: Callable[[], Any], *, hidden: bool = False) -> None:
+        super().__init__(name, help=text, hidden=hidden, rich_markup_mode=None)
+        self.load = load
+
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        """Return the context of the real command: from here on typer works with that one only."""
+        return self.load().make_context(info_name, args, parent, **extra)
+
+
+class CommandLine(TyperGroup):
+    """The top level: the commands of the table, then the entry points that other distributions add."""
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Return the command, None when neither the table nor an entry point has the name."""
+        return super().get_command(ctx, cmd_name) or _from_entry_point(cmd_name)
+
+
+def top_level_commands() -> dict[str, LazyCommand]:
+    """Return the top level's commands and groups by name, none of them loaded, in the order of the help."""
+    found = {command.name: _lazy_command(command) for command in COMMANDS if not command.group}
+    for name, text, distribution in EXTENSIONS:
+        found[name] = LazyCommand(name, text, partial(_extension, name, distribution))
+    for group in GROUPS:
+        found[group.name] = LazyCommand(group.name, group.help, partial(_group, group))
+    return found
+
+
+def function_at(module: str, function: str) -> Callable[..., Any]:
+    """Import a module of executor.cli and return its function."""
+    found: Callable[..., Any] = getattr(importlib.import_module(f"executor.cli.{module}"), function)
+    return found
+
+
+def _lazy_command(row: Command) -> LazyCommand:
+    return LazyCommand(row.name, row.help, partial(_load, row), hidden=row.is_hidden)
+
+
+def _load(row: Command) -> Any:
+    return _command(row.name, function_at(row.module, row.function))
+
+
+def _command(name: str, function: Callable[..., Any]) -> Any:
+    app = typer.Typer(**STYLE)
+    app.command(name, epilog=examples_of(function))(function)
+    return typer.main.get_command(app)
+
+
+def _group(row: Group) -> TyperGroup:
+    """Return the group with its commands, none of them loaded."""
+    runs_alone = bool(row.function)
+    app = typer.Typer(
+        name=row.name,
+        help=row.help,
+        epilog=row.examples,
+        no_args_is_help=not runs_alone,
+        invoke_without_command=runs_alone,
+        **STYLE,
+    )
+    app.callback()(function_at(row.module, row.function) if runs_alone else _do_nothing)
+    group = typer.main.get_command(app)
+    assert isinstance(group, TyperGroup)  # noqa: S101 (it has a callback, which makes it one)
+    group.commands = {command.name: _lazy_command(command) for command in COMMANDS if command.group == row.name}
+    return group
+
+
+def _do_nothing() -> None:
+    pass
+
+
+def _from_entry_point(name: str) -> Any:
+    """Return the command that a distribution's entry point names, None if no installed one does."""
+    for entry_point in importlib.metadata.entry_points(group=ENTRY_POINTS, name=name):
+        return _command(name, entry_point.load())
+    return None
+
+
+def _extension(name: str, distribution: str) -> Any:
+    if (command := _from_entry_point(name)) is None:
+        raise NotInstalled(f"`smith {name}` is not installed: pip install {distribution}")
+    return command

@@ -1,0 +1,36 @@
+"""The job or service that an operator names: by our number, FulcrumCore's id or its beginning."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from executor.cli.arguments import UnknownReference
+from executor.database import queries
+from executor.database.tables import Job
+
+if TYPE_CHECKING:  # only the package database uses SQLAlchemy (import-linter)
+    from sqlalchemy.orm import Session
+
+
+def find_job(session: Session, reference: str) -> Job:
+    """Return the job. Raises UnknownReference, saying whether nothing or too much fits."""
+    if not (reference := reference.strip()):
+        raise UnknownReference("an empty reference names no job: `smith jobs list` shows them")
+    if (job := queries.find_job(session, reference)) is not None:
+        return job
+    candidates = queries.fulcrum_ids_beginning(session, reference)
+    if len(candidates) > 1:
+        raise UnknownReference(f"more than one job begins with {reference}: {', '.join(candidates)}")
+    raise UnknownReference(
+        f"there is no job {reference}: say our number, FulcrumCore's id or its beginning (`smith jobs list` shows them)"
+    )
+
+
+def find_service_id(session: Session, beginning: str) -> str:
+    """Return the id of the one service with jobs that begins so. Raises UnknownReference."""
+    found = queries.service_ids_beginning(session, beginning)
+    if len(found) > 1:
+        raise UnknownReference(f"more than one service begins with {beginning}: {', '.join(found)}")
+    if not found:
+        raise UnknownReference(f"no job is for a service whose id begins with {beginning}")
+    return found[0]

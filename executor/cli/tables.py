@@ -1,0 +1,105 @@
+"""Tables, names with values, headings and documents for people, laid out by rich."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from rich.console import Console, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from executor.cli.output import harmless, jsonable, say
+from executor.redaction import redactor
+
+#: Width of a line when nobody sees it: what a script reads is never wrapped.
+WIDE = 100_000
+STYLES = {
+    "pending": "yellow",
+    "reserved": "yellow",
+    "due": "yellow",
+    "missing": "yellow",
+    "warning": "yellow",
+    "processing": "cyan",
+    "running": "cyan",
+    "completed": "green",
+    "active": "green",
+    "successful": "green",
+    "ok": "green",
+    "changed": "green",
+    "found": "green",
+    "made": "green",
+    "differs": "yellow",
+    "would be made": "yellow",
+    "failed": "red",
+    "wrong": "red",
+    "timeout": "red",
+    "unreachable": "red",
+    "orphaned": "red",
+    "overdue": "red",
+    "vanished": "red",
+}
+
+
+def show_rows(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], *, nothing: str) -> None:
+    """Print a table: `columns` says which keys of the rows, under which headings; `nothing` stands for no rows."""
+    if not rows:
+        say(nothing)
+        return
+
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
+    for heading in columns.values():
+        table.add_column(heading, overflow="fold")
+    for row in rows:
+        table.add_row(*(cell(row.get(key)) for key in columns))
+    _print(table)
+
+
+def show_facts(facts: Mapping[str, Any]) -> None:
+    """Print names and values below each other; a value that is not known is left out."""
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_header=False)
+    table.add_column(no_wrap=True, style="bold")
+    table.add_column(overflow="fold")
+    for name, value in facts.items():
+        if value not in (None, "", [], {}):
+            table.add_row(Text(name.replace("_", " ")), cell(value))
+    _print(table)
+
+
+def show_heading(text: str) -> None:
+    """Print a title with an empty line before it."""
+    say("")
+    _print(Text(harmless(text), style="bold"))
+
+
+def show_document(value: Any) -> None:
+    """Print JSON for people: indented, letters of every alphabet as they are."""
+    text = json.dumps(redactor.redact_value(jsonable(value)), indent=2, ensure_ascii=False)
+    _print(Text(harmless(text, keep_lines=True)))
+
+
+def cell(value: Any) -> Text:
+    """Return a value as a table shows it."""
+    if value is None:
+        return Text("-", style="dim")
+    if isinstance(value, datetime):
+        return Text(f"{value.astimezone(UTC):%Y-%m-%d %H:%M:%S}Z")
+    if isinstance(value, bool):
+        return Text("yes" if value else "no")
+    if isinstance(value, (list, tuple)):
+        return Text(harmless(", ".join(str(item) for item in value)))
+    text = harmless(str(value))
+    return Text(text, style=STYLES.get(text, ""))
+
+
+def _print(renderable: RenderableType) -> None:
+    """Render, and write without the blanks that fill a table's last column."""
+    width = None if sys.stdout.isatty() else WIDE
+    console = Console(file=sys.stdout, width=width, highlight=False, markup=False, emoji=False)
+    with console.capture() as captured:
+        console.print(renderable)
+    lines: Iterable[str] = captured.get().rstrip("\n").split("\n")
+    sys.stdout.write("".join(f"{line.rstrip()}\n" for line in lines))

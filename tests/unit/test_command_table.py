@@ -1,0 +1,61 @@
+"""The command table says what the commands' own modules say."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+from importlib.metadata import entry_points
+
+import pytest
+
+from executor import cli
+from executor.cli.commands import COMMANDS, EXTENSIONS, GROUPS, Command, Extension, Group
+from executor.cli.help_text import examples_of
+from executor.cli.lazy import ENTRY_POINTS, function_at, top_level_commands
+
+
+@pytest.mark.parametrize("row", COMMANDS, ids=lambda row: f"{row.group} {row.name}".strip())
+def test_the_help_of_a_row_is_the_first_line_of_its_docstring(row: Command) -> None:
+    assert row.help == _first_line(function_at(row.module, row.function))
+
+
+@pytest.mark.parametrize("row", COMMANDS, ids=lambda row: f"{row.group} {row.name}".strip())
+def test_a_command_that_is_shown_has_examples_of_itself(row: Command) -> None:
+    section = examples_of(function_at(row.module, row.function))
+    assert row.is_hidden or (section and f"smith {row.group} {row.name}".replace("  ", " ") in section)
+
+
+def test_every_function_with_examples_is_a_command() -> None:
+    found = set()
+    for module in pkgutil.iter_modules(cli.__path__):
+        members = inspect.getmembers(importlib.import_module(f"executor.cli.{module.name}"), inspect.isfunction)
+        found |= {(each.__module__, name) for name, each in members if examples_of(each)}
+    assert found <= {(f"executor.cli.{row.module}", row.function) for row in COMMANDS}
+
+
+def test_names_are_unique_and_every_group_is_known() -> None:
+    names = [(row.group, row.name) for row in COMMANDS]
+    assert len(set(names)) == len(names)
+    assert {row.group for row in COMMANDS} == {"", *(group.name for group in GROUPS)}
+    top = [row.name for row in (*COMMANDS, *EXTENSIONS, *GROUPS) if not (isinstance(row, Command) and row.group)]
+    assert list(top_level_commands()) == top
+    assert len(set(top)) == len(top)
+
+
+@pytest.mark.parametrize("group", GROUPS, ids=lambda group: group.name)
+def test_a_group_lists_the_commands_of_its_rows(group: Group) -> None:
+    loaded = top_level_commands()[group.name].load()
+    assert list(loaded.commands) == [row.name for row in COMMANDS if row.group == group.name]
+    assert loaded.help == group.help
+
+
+@pytest.mark.parametrize("row", EXTENSIONS, ids=lambda row: row.name)
+def test_an_extension_is_an_entry_point_of_the_distribution_that_the_table_names(row: Extension) -> None:
+    found = entry_points(group=ENTRY_POINTS, name=row.name)
+    assert [entry_point.dist.name for entry_point in found if entry_point.dist] == [row.distribution]
+    assert [_first_line(entry_point.load()) for entry_point in found] == [row.help]
+
+
+def _first_line(function: object) -> str:
+    return (inspect.getdoc(function) or "").split("\n")[0]

@@ -280,7 +280,7 @@ def _fulcrum_client(settings: Settings, live: LiveSecrets) -> FulcrumClient:
         live.fulcrum_token,
         ca_bundle=settings.fulcrum_ca_bundle,
         verify_tls=settings.fulcrum_verify_tls,
-        on_auth_failure=live.look_again,
+        on_auth_failure=live.reload_after_refusal,
     )
 
 

@@ -58,5 +58,5 @@ class Admission:
             return f"{left:.0f} MiB of memory are left, a run takes {SLOT_MIB[self.is_warm]}"
         machine = os.cpu_count() or 1  # `runnable` counts the whole machine's processes, so all its cores count
         if running_per_core >= ALWAYS_PER_CORE and (waiting := runnable()) > MAX_RUNNABLE_PER_CORE * machine:
-            return f"{waiting} processes want one of {machine} cores"
+            return f"{waiting} processes are runnable on {machine} cores"
         return ""

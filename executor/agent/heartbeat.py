@@ -1,4 +1,4 @@
-"""Tells FulcrumCore that we live, and learns from it who we are and whether we are to rest."""
+"""The critical job Heartbeat: reports that the agent is alive, and reads its id and whether it is disabled."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ log = get_logger(__name__)
 
 @dataclass(kw_only=True)
 class Heartbeat:
-    """One beat is one look at `/agents/me` and, unless we are disabled, one status."""
+    """Calls `GET /agents/me` and, unless the agent is disabled, `PUT /agents/me/status`."""
 
     fulcrum: FulcrumClient
     state: AgentState
@@ -23,7 +23,7 @@ class Heartbeat:
     def beat(self) -> None:
         """Send one heartbeat. Raises FulcrumUnavailable.
 
-        FulcrumCore lets a heartbeat turn a disabled agent back on, so a disabled one sends none.
+        A heartbeat would enable a disabled agent at FulcrumCore again, so a disabled agent sends none.
         """
         agent = self.fulcrum.get_self()
         self.state.fulcrum.note_up()
@@ -34,7 +34,7 @@ class Heartbeat:
         self._note_disabled(agent)
         if not self.state.disabled:
             self.fulcrum.put_status("Connected")
-        self.state.heard_at = time.time()
+        self.state.heartbeat_at = time.time()
 
     def _note_disabled(self, agent: CoreAgent) -> None:
         disabled = agent.is_disabled

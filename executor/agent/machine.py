@@ -12,46 +12,46 @@ from pathlib import Path
 import psutil
 
 BYTES_PER_MIB = 1024 * 1024
-#: Memory of one run under way, and of the agent with what stands beside it; see docs/performance.md.
+#: Memory of one run, and of the agent with its warm servers; measured in docs/performance.md.
 SLOT_MIB = {True: 55, False: 110}  #: by "runs are warm"
 BASE_MIB = {True: 260, False: 160}
-#: Runs a core can start and follow without making all of them slower.
+#: Runs per core before more runs slow all of them down.
 SLOTS_PER_CORE = {True: 20, False: 4}
-FEWEST, MOST = 2, 64
+MIN_CONCURRENCY, MAX_CONCURRENCY = 2, 64
 CGROUPS = Path("/sys/fs/cgroup")
 LOADAVG = Path("/proc/loadavg")
 
 
 def default_concurrency(*, is_warm: bool) -> int:
-    """Return how many jobs this machine can carry at once."""
+    """Return how many jobs this machine can run at once."""
     by_cores = cores() * SLOTS_PER_CORE[is_warm]
     by_memory = (memory_mib() * 0.8 - BASE_MIB[is_warm]) / SLOT_MIB[is_warm]
-    return int(max(min(by_cores, by_memory, MOST), FEWEST))
+    return int(max(min(by_cores, by_memory, MAX_CONCURRENCY), MIN_CONCURRENCY))
 
 
 def cores() -> float:
-    """Return the cores that we may use: those of our affinity, or the share that our cgroup is given."""
+    """Return the cores that this process may use: its CPU affinity, or its cgroup's CPU quota if that is lower."""
     ours = float(len(os.sched_getaffinity(0)))
     shares = [quota / period for quota, period in _quotas() if quota > 0 and period > 0]
     return max(min([ours, *shares]), 0.5)
 
 
 def memory_mib() -> float:
-    """Return the memory that we may use."""
+    """Return the memory that this process may use."""
     limits = [limit for limit, _used in _memory_limits()]
     return min([psutil.virtual_memory().total, *limits]) / BYTES_PER_MIB
 
 
 def available_mib() -> float:
-    """Return the memory that is left for us just now."""
+    """Return the memory that is available to this process now."""
     left = [limit - used for limit, used in _memory_limits()]
     return max(min([psutil.virtual_memory().available, *left]) / BYTES_PER_MIB, 0.0)
 
 
 def runnable() -> int:
-    """Return how many processes of the machine run or want to, at this moment.
+    """Return the number of runnable processes on the machine now, 0 when /proc/loadavg is unreadable.
 
-    Not the load average: a burst's beginning would hold its middle back a minute later. 0 where nobody tells us.
+    Not the load average: it would delay runs for a minute after the start of a burst.
     """
     _averages, _, counts = _read(LOADAVG).rpartition(" ")[0].rpartition(" ")
     return _number(counts.partition("/")[0])
@@ -61,7 +61,7 @@ def runnable() -> int:
 
 
 def _quotas() -> Iterator[tuple[int, int]]:
-    """Yield microseconds of CPU and the period that they are for, of every group that we are in."""
+    """Yield CPU quota and period, in microseconds, of every cgroup of this process."""
     for group in _groups("cpu"):
         if line := _read(group / "cpu.max"):
             quota, _, period = line.partition(" ")
@@ -71,15 +71,15 @@ def _quotas() -> Iterator[tuple[int, int]]:
 
 
 def _memory_limits() -> Iterator[tuple[int, int]]:
-    """Yield limit and use in bytes of every group that has a limit. Pages of files are given back when needed."""
+    """Yield limit and usage in bytes of every cgroup with a limit. Reclaimable file pages do not count as used."""
     for group in _groups("memory"):
         limit = _number(_read(group / "memory.max") or _read(group / "memory.limit_in_bytes"))
         if 0 < limit < psutil.virtual_memory().total:
             used = _number(_read(group / "memory.current") or _read(group / "memory.usage_in_bytes"))
-            yield limit, used - _given_back(group)
+            yield limit, used - _reclaimable(group)
 
 
-def _given_back(group: Path) -> int:
+def _reclaimable(group: Path) -> int:
     for line in _read(group / "memory.stat").splitlines():
         name, _, value = line.partition(" ")
         if name in ("inactive_file", "total_inactive_file"):
@@ -88,9 +88,9 @@ def _given_back(group: Path) -> int:
 
 
 def _groups(controller: str) -> Iterator[Path]:
-    """Yield our control group of a controller and those above it, in either version of the hierarchy."""
+    """Yield this process's cgroup of a controller and its parents, for cgroup v1 and v2."""
     for line in _read(Path("/proc/self/cgroup")).splitlines():
-        _number_of, controllers, path = [*line.split(":", 2), "", ""][:3]
+        _hierarchy, controllers, path = [*line.split(":", 2), "", ""][:3]
         if controllers and controller not in controllers.split(","):
             continue
         root = CGROUPS / controllers if controllers else CGROUPS

@@ -1,6 +1,6 @@
-"""What is counted while jobs run. Counters live as long as the process: Prometheus knows how to read a restart.
+"""Prometheus counters and histograms of jobs. They start at 0 with each process, which Prometheus handles.
 
-No label names a job, a service or a VM: the number of series stays small whatever runs here.
+No label names a job, a service or a VM, so the number of series stays small.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from executor.runs.actions import ACTION_PATTERN
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
-#: A second series with the start of each counter: nobody here reads it.
+#: Disables the second series with each counter's creation time: it is not used.
 prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]  # has no types
 
-#: Actions are free names of FulcrumCore's service types. The first this many are told apart.
-MOST_ACTIONS = 32
+#: FulcrumCore's service types name actions freely. Only the first ones get a label of their own.
+MAX_ACTIONS = 32
 OTHER = "other"
-#: A job takes from a second (a start) to FulcrumCore's limit, which is five minutes unless a provider says otherwise.
+#: From one second (a start) to FulcrumCore's job timeout, five minutes by default.
 DURATION_BUCKETS_S = (1, 2, 3, 5, 8, 12, 20, 30, 45, 60, 90, 120, 180, 300, 600)
 WAIT_BUCKETS_S = (0.1, 0.25, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300)
 
@@ -63,18 +63,18 @@ class Meters:
         self._lock = threading.Lock()
 
     def note_started(self, job: Job) -> None:
-        """Count the wait of a job that is taken up for the first time."""
+        """Observe the wait of a job at its first attempt."""
         if job.attempt == 1:
             self._wait.observe(max((utc_now() - job.received_at).total_seconds(), 0.0))
 
     def note_ended(self, engine: Engine, job: Job, took_s: float) -> None:
-        """Count an attempt by what its row says now."""
+        """Count an attempt by the state of its row."""
         row: Job | None = None
         try:
             with reading(engine) as session:
                 row = queries.get_job(session, job.id)
         except DatabaseError:
-            pass  # its end could not be stored either: lost
+            pass  # the job's end could not be stored either: counted as lost
         action = self._action(job.action, row)
         self._jobs.labels(action=action, outcome=_outcome(row)).inc()
         self._duration.labels(action=action).observe(took_s)
@@ -82,11 +82,11 @@ class Meters:
             self._errors.labels(code=row.error_code).inc()
 
     def _action(self, action: str, row: Job | None) -> str:
-        """Return the label: only actions that we have a playbook for, and not too many of them."""
+        """Return the label: only actions with a playbook, at most MAX_ACTIONS of them."""
         if not ACTION_PATTERN.match(action) or (row is not None and row.error_code == ErrorCode.UNSUPPORTED_ACTION):
             return OTHER
         with self._lock:
-            if len(self._actions) < MOST_ACTIONS:
+            if len(self._actions) < MAX_ACTIONS:
                 self._actions.add(action)
             return action if action in self._actions else OTHER
 

@@ -1,7 +1,7 @@
-"""Metrics of every mapped VM to FulcrumCore: one question to Proxmox, paced posts to FulcrumCore.
+"""The critical job ReportMetric: sends metrics of every mapped VM, with one request to Proxmox per turn.
 
-FulcrumCore stamps entries with its own time and takes one a call. So posts are spread over the interval and never come
-faster than a twentieth of a core can make them; what does not fit is left out, and the next turn begins with it.
+FulcrumCore takes one entry per call and sets its timestamp itself. So the posts are spread over the interval and
+limited to 5 % of a CPU core. What does not fit is left out, and the next turn starts with it.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ if TYPE_CHECKING:
 log = get_logger(__name__)
 
 SENDERS = 4
-#: Never faster, however little a post costs: FulcrumCore has others to serve.
+#: Upper limit, to spare FulcrumCore.
 MAX_POSTS_PER_S = 40.0
-#: What posts may cost of a core, by what those before have cost. What the agent does besides them makes it a twentieth.
+#: CPU share that posts may use, measured by the previous posts. With the rest of each turn this makes 5 % of a core.
 POSTS_SHARE_OF_A_CORE = 0.035
-#: How many posts decide what one costs.
-COST_OF_LAST = 20
-#: Few posts are sent at this pace: spreading them over the whole interval would only make them late.
+#: Number of posts over which the cost is averaged.
+COST_WINDOW = 20
+#: Lower limit: spreading a few posts over the whole interval would only delay them.
 MIN_POSTS_PER_S = 20.0
-#: Share of the interval that posting may use.
+#: Share of the interval in which posts are sent.
 USABLE_SHARE = 0.8
-#: Metric type, resource and counter of what is reported as bytes a second.
+#: Metric type, resource and counter of what is reported in bytes per second.
 RATES = (
     ("vm.network.in", "network", "net_in_bytes"),
     ("vm.network.out", "network", "net_out_bytes"),
@@ -50,17 +50,17 @@ RATES = (
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One value for FulcrumCore."""
+    """One value to send to FulcrumCore."""
 
     vmid: int
     type_name: str
-    resource_id: str  #: stable and few: FulcrumCore groups series by it
+    resource_id: str  #: few and constant values: FulcrumCore groups series by it
     value: float
 
 
 @dataclass(kw_only=True)
 class VmMetrics:
-    """Collects and posts; remembers the counters of the last turn to make rates of them."""
+    """Collects and sends samples; keeps the counters of the last turn to compute rates."""
 
     engine: Engine
     fulcrum: FulcrumClient
@@ -68,12 +68,12 @@ class VmMetrics:
     state: AgentState
     interval_s: float
     _before: dict[int, tuple[float, VmRow]] = field(default_factory=dict)
-    _said: set[str] = field(default_factory=set)
-    _first_vmid: int = 0  #: where the next turn begins, so that what was left out comes first
-    _is_short: bool = False  #: the last turn left something out
+    _logged_missing: set[str] = field(default_factory=set)
+    _first_vmid: int = 0  #: the next turn starts here, with what was left out
+    _is_incomplete: bool = False  #: the last turn left something out
 
     def report(self) -> None:
-        """Post one round of samples. Raises FulcrumUnavailable, JobError (Proxmox)."""
+        """Send one sample of each kind for each VM. Raises FulcrumUnavailable, JobError (Proxmox)."""
         if not self.state.agent_id:
             return
         started = time.monotonic()
@@ -91,9 +91,9 @@ class VmMetrics:
     def _known_types(self) -> set[str]:
         known = {metric_type.name for metric_type in self.fulcrum.metric_types() if metric_type.name}
         missing = set(METRIC_TYPES) - known
-        if new := missing - self._said:
+        if new := missing - self._logged_missing:
             log.warning("metric_types_missing", names=sorted(new), hint="an admin creates them with POST /metric-types")
-        self._said |= missing
+        self._logged_missing |= missing
         return known
 
     def _samples(self, row: VmRow, now: float) -> Iterator[Sample]:
@@ -101,12 +101,12 @@ class VmMetrics:
         if row.max_memory_bytes:
             used = row.memory_bytes / row.max_memory_bytes
             yield Sample(vmid=row.vmid, type_name="vm.memory.usage", resource_id="memory", value=used)
-        if row.disk_bytes and row.max_disk_bytes:  # Proxmox says 0 for qemu: only the guest knows
+        if row.disk_bytes and row.max_disk_bytes:  # always 0 for qemu: Proxmox does not know the guest's disk usage
             used = row.disk_bytes / row.max_disk_bytes
             yield Sample(vmid=row.vmid, type_name="vm.disk.usage", resource_id="disk", value=used)
         then, before = self._before.get(row.vmid, (now, row))
         if now <= then or row.uptime_s < before.uptime_s:
-            return  # first sight, or restarted: its counters began again at zero
+            return  # first sample, or restarted: its counters were reset
         for type_name, resource_id, counter in RATES:
             grown = getattr(row, counter) - getattr(before, counter)
             if grown >= 0:
@@ -121,16 +121,16 @@ class VmMetrics:
         log.debug("metrics_posted", sent=outcomes.count("sent"), unknown=outcomes.count("unknown"))
         self._note_left_out(samples, outcomes)
         if "down" in outcomes:
-            raise FulcrumUnavailable("metric entries were not taken")
+            raise FulcrumUnavailable("metric entries were not accepted")
 
     def _note_left_out(self, samples: list[Sample], outcomes: list[str]) -> None:
-        """Let the next turn begin with what this one left out; say it once."""
+        """Let the next turn start with what this one left out; log it once."""
         left_out = outcomes.count("late")
         self._first_vmid = samples[outcomes.index("late")].vmid if left_out else 0
-        if left_out and not self._is_short and not self.state.stopping.is_set():
+        if left_out and not self._is_incomplete and not self.state.stopping.is_set():
             rounds = len(samples) / max(len(samples) - left_out, 1)
             log.warning("metrics_need_several_turns", turns=round(rounds, 1), interval_s=self.interval_s)
-        self._is_short = bool(left_out)
+        self._is_incomplete = bool(left_out)
 
     def _post_one(self, sample: Sample, pace: _Pace) -> str:
         if self.state.stopping.wait(pace.pause_s()) or pace.is_over():
@@ -144,7 +144,7 @@ class VmMetrics:
                 value=sample.value,
             )
         except (FulcrumNotFound, FulcrumRefused):
-            return "unknown"  # a service that is not completed yet, or was deleted meanwhile
+            return "unknown"  # the service is not completed yet, or was deleted meanwhile
         except FulcrumUnavailable:
             return "down"
         finally:
@@ -153,12 +153,12 @@ class VmMetrics:
 
 
 class _Pace:
-    """Gives each post its moment, evenly from now until the end."""
+    """Spreads posts evenly until a time, within the rate and CPU limits."""
 
     def __init__(self, posts: int, until: float) -> None:
         self._until = until
         self._next_at = now = time.monotonic()
-        self._gap_s = self._shortest_s = min(max((until - now) / posts, 1 / MAX_POSTS_PER_S), 1 / MIN_POSTS_PER_S)
+        self._gap_s = self._min_gap_s = min(max((until - now) / posts, 1 / MAX_POSTS_PER_S), 1 / MIN_POSTS_PER_S)
         self._cost_s = 0.0
         self._lock = threading.Lock()
 
@@ -170,12 +170,12 @@ class _Pace:
         return 0.0 if at > self._until else max(at - now, 0.0)
 
     def note_cost(self, cpu_s: float) -> None:
-        """Take in what a post has cost; those that follow come as far apart as that asks for."""
+        """Record the CPU time of a post, and adapt the gap between posts."""
         with self._lock:
-            self._cost_s += (cpu_s - self._cost_s) / COST_OF_LAST
-            self._gap_s = max(self._shortest_s, self._cost_s / POSTS_SHARE_OF_A_CORE)
+            self._cost_s += (cpu_s - self._cost_s) / COST_WINDOW
+            self._gap_s = max(self._min_gap_s, self._cost_s / POSTS_SHARE_OF_A_CORE)
 
     def is_over(self) -> bool:
-        """True when there is no time left in this turn."""
+        """True when no time is left in this turn."""
         with self._lock:
             return max(time.monotonic(), self._next_at - self._gap_s) > self._until

@@ -1,4 +1,4 @@
-"""Watches the agent itself: its limits, and that every critical job exists and moves."""
+"""Checks the limits of the agent process, and restarts critical jobs that have stopped."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from executor.settings.settings import Settings
 log = get_logger(__name__)
 
 BYTES_PER_MIB = 1024 * 1024
-#: Between two looks at the critical jobs, and between two measurements of the tree's memory.
+#: Interval of the checks of critical jobs, and of the memory measurements.
 WATCH_INTERVAL_S = 30.0
 MEMORY_INTERVAL_S = 5.0
 
 
 class Limit(StrEnum):
-    """What ends an agent's life in good order."""
+    """A limit after which the agent drains and restarts."""
 
     JOBS = "jobs"  #: SMITH_MAX_JOBS
-    MEMORY = "memory"  #: SMITH_MAX_MEMORY_MIB, of the whole tree
+    MEMORY = "memory"  #: SMITH_MAX_MEMORY_MIB, of the whole process tree
     RUNTIME = "runtime"  #: SMITH_MAX_RUNTIME_S
 
 
 @dataclass(kw_only=True)
 class Monitor:
-    """Asked by the agent's main loop; acts only on critical jobs."""
+    """Called by the agent's main loop."""
 
     settings: Settings
     state: AgentState
@@ -42,7 +42,7 @@ class Monitor:
     _memory_mib: float = 0.0
 
     def reached(self) -> Limit | None:
-        """Return the limit that is reached, None while the agent may live on."""
+        """Return the limit that was reached, None while there is none."""
         settings = self.settings
         if settings.smith_max_jobs and self.state.jobs_claimed >= settings.smith_max_jobs:
             return Limit.JOBS
@@ -60,7 +60,7 @@ class Monitor:
         return self._memory_mib
 
     def watch(self) -> None:
-        """Repair critical jobs that are gone or overdue."""
+        """Restart critical jobs that have died or are overdue."""
         if time.monotonic() - self._watched_at < WATCH_INTERVAL_S:
             return
         self._watched_at = time.monotonic()
@@ -76,5 +76,5 @@ def _tree_memory_mib() -> float:
         try:
             total += process.memory_info().rss
         except psutil.Error:
-            continue  # it ended while we looked
+            continue  # it has ended meanwhile
     return total / BYTES_PER_MIB

@@ -1,4 +1,4 @@
-"""Step 1 of 7: FulcrumCore's pending jobs become rows; polling the same job twice writes one."""
+"""Step 1 of 7: stores FulcrumCore's pending jobs as rows, each job once however often it is polled."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
-#: Jobs asked for at once; FulcrumCore sorts by group, so a short list would favour some tenants for ever.
+#: Jobs requested per poll. FulcrumCore sorts by group, so a short page would always favour the same tenants.
 PAGE_SIZE = 100
-LARGEST_PAGE = 1000
-#: Bounds of what is stored of one job. FulcrumCore itself bounds nothing.
+MAX_PAGE_SIZE = 1000
+#: Bounds of a stored job; FulcrumCore has none.
 MAX_PAYLOAD_CHARS = 256 * 1024
 MAX_DEPTH = 32
-#: Polls without a new job before the pause between them grows.
+#: Polls without a new job before the interval grows.
 IDLE_POLLS = 30
-LONGEST_PAUSE_S = 10.0
+MAX_INTERVAL_S = 10.0
 
 
 @dataclass(kw_only=True)
 class Poller:
-    """Asks FulcrumCore for work."""
+    """Polls FulcrumCore for jobs."""
 
     engine: Engine
     fulcrum: FulcrumClient
@@ -60,34 +60,34 @@ class Poller:
         return self.poll()
 
     def poll(self) -> float:
-        """Write every pending job that has no row yet; return the seconds until the next poll.
+        """Store every pending job that has no row; return the seconds until the next poll.
 
         Raises FulcrumUnavailable.
         """
         if not self.state.agent_id:
-            return self.interval_s  # the first heartbeat tells who we are
+            return self.interval_s  # the first heartbeat reads the id
         answer = self.fulcrum.pending_jobs(limit=self._page_size)
         self.state.fulcrum.note_up()
         for description in answer.unusable:
             log.warning("pending_job_ignored", reason=description)
-        self._page_size = LARGEST_PAGE if len(answer.jobs) >= self._page_size else PAGE_SIZE
-        fresh = self._store([job for job in answer.jobs if self._is_ours(job)])
+        self._page_size = MAX_PAGE_SIZE if len(answer.jobs) >= self._page_size else PAGE_SIZE
+        new = self._store([job for job in answer.jobs if self._is_ours(job)])
         self.state.polls += 1
-        self._idle_polls = 0 if fresh else self._idle_polls + 1
-        return self._pause_s()
+        self._idle_polls = 0 if new else self._idle_polls + 1
+        return self._next_interval_s()
 
     def recover_claimed_jobs(self) -> int:
-        """Write rows for jobs that FulcrumCore has as Processing by us and that we do not know (a lost database)."""
+        """Store jobs that FulcrumCore has as Processing by us and that have no row: the database may have been lost."""
         jobs = self.fulcrum.own_processing_jobs(self.state.agent_id)
-        taken = self._store([job for job in jobs if self._is_ours(job)], already_claimed=True)
-        if taken:
-            log.warning("claimed_jobs_recovered", count=taken)
-        return taken
+        recovered = self._store([job for job in jobs if self._is_ours(job)], already_claimed=True)
+        if recovered:
+            log.warning("claimed_jobs_recovered", count=recovered)
+        return recovered
 
-    def _pause_s(self) -> float:
+    def _next_interval_s(self) -> float:
         if self._idle_polls <= IDLE_POLLS:
             return self.interval_s
-        return min(self.interval_s * (1 + (self._idle_polls - IDLE_POLLS) / 10), max(LONGEST_PAUSE_S, self.interval_s))
+        return min(self.interval_s * (1 + (self._idle_polls - IDLE_POLLS) / 10), max(MAX_INTERVAL_S, self.interval_s))
 
     def _is_ours(self, job: CoreJob) -> bool:
         return job.agent_id is None or job.agent_id == self.state.agent_id
@@ -97,11 +97,11 @@ class Poller:
             return 0
         with reading(self.engine) as session:
             known = queries.known_fulcrum_ids(session, [job.id for job in jobs])
-        fresh = [job for job in jobs if job.id not in known]
-        if not fresh:
+        new = [job for job in jobs if job.id not in known]
+        if not new:
             return 0
         with transaction(self.engine) as session:
-            written = [job_queue.submit(session, self._row(job, already_claimed)) for job in fresh]
+            written = [job_queue.submit(session, self._row(job, already_claimed)) for job in new]
         crash_points.reached("rows_written")
         count = sum(job_id is not None for job_id in written)
         log.info("jobs_received", count=count)
@@ -110,21 +110,21 @@ class Poller:
 
     def _row(self, job: CoreJob, already_claimed: bool) -> NewJob:
         defects = list(job.defects)
-        params, problem = bounded(job.params)
+        params, problem = within_limits(job.params)
         defects += [f"params {problem}"] if problem else []
         raw_service = job.service.model_dump(mode="json", by_alias=True, exclude_none=True) if job.service else None
-        service, problem = bounded(raw_service)
+        service, problem = within_limits(raw_service)
         defects += [f"service {problem}"] if problem else []
         service_id = _uuid_or_none(job.service.id if job.service else None)
         if service_id is None:
             defects.append("the service is missing or has no valid id")
-        created_at = _sane_time(job.created_at)
+        created_at = _plausible_time(job.created_at)
         return NewJob(
             fulcrum_id=job.id,
             service_id=service_id,
             group_id=_uuid_or_none(job.service.group_id if job.service else None),
             tenant_id=_uuid_or_none(job.consumer_id or (job.service.consumer_id if job.service else None)),
-            action=_shown_action(job.action),
+            action=_printable_action(job.action),
             params=params,
             service=service,
             defect="; ".join(defects)[:500] or None,
@@ -135,10 +135,10 @@ class Poller:
         )
 
 
-def bounded(value: Any) -> tuple[dict[str, Any] | None, str | None]:
-    """Return the object if it may be stored, or None and what is wrong with it.
+def within_limits(value: Any) -> tuple[dict[str, Any] | None, str | None]:
+    """Return the object if it can be stored, else None and the problem.
 
-    A walk with a stack of its own: nesting of any depth cannot exhaust Python's.
+    Iterative, so deep nesting cannot cause RecursionError.
     """
     if value is None:
         return None, None
@@ -170,12 +170,12 @@ def _uuid_or_none(text: Any) -> str | None:
         return None
 
 
-def _shown_action(action: str | None) -> str:
-    """Keep an action's text short and printable: it is compared, shown and logged, and never a path."""
+def _printable_action(action: str | None) -> str:
+    """Return the action's text, short and printable: it is compared, shown and logged, and never used as a path."""
     return "".join(char if char.isprintable() else "?" for char in action or "")[:100] or "?"
 
 
-def _sane_time(created_at: datetime | None) -> datetime:
+def _plausible_time(created_at: datetime | None) -> datetime:
     now = utc_now()
     if created_at is None or abs((created_at.astimezone(UTC) - now).total_seconds()) > 10 * 365 * 86400:
         return now

@@ -1,4 +1,4 @@
-"""Deletes what has been kept long enough: job rows, their runs, and the runs' artifacts, by age and by size."""
+"""The critical job PruneCompletedJobs: deletes old job rows, their runs, and artifacts by age and by total size."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
-#: Rows a transaction, and the pause between two: writers wait for nobody longer than this.
+#: Rows per transaction, and the wait between two: other writers never wait longer than one transaction.
 SLICE = 500
 PAUSE_S = 0.05
 BYTES_PER_MIB = 1024 * 1024
-#: A folder this young may belong to a run that is still being written.
-YOUNGEST_S = 600.0
+#: A folder younger than this may belong to a run that is not finished.
+MIN_AGE_S = 600.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pruner:
-    """Keeps database and disk bounded; a report that FulcrumCore has not taken is never deleted."""
+    """Keeps database and disk bounded. A job whose report FulcrumCore has not accepted is never deleted."""
 
     engine: Engine
     settings: Settings
 
     @property
     def artifacts_dir(self) -> Path:
-        """Where kept artifacts lie, a folder a run."""
+        """The folder of the artifacts: one folder per run."""
         return self.settings.smith_data_dir / "artifacts"
 
     def prune(self) -> None:
-        """Delete everything that is past its time, failed jobs too, and then the oldest artifacts over the cap."""
+        """Delete jobs and artifacts past the retention time, then the oldest artifacts over the size limit."""
         rows = self._prune_rows()
         aged = self._prune_aged_folders()
         capped = self._prune_to_cap()
@@ -64,7 +64,7 @@ class Pruner:
             time.sleep(PAUSE_S)
 
     def _prune_aged_folders(self) -> int:
-        """Delete folders whose rows are gone: a lost database must not leave them for ever."""
+        """Delete folders without rows: after the loss of a database they would stay for ever."""
         oldest = time.time() - self.settings.smith_job_retention_s
         old = [folder for written_at, _size, folder in self._folders() if written_at < oldest]
         for folder in old:
@@ -74,12 +74,12 @@ class Pruner:
     def _prune_to_cap(self) -> int:
         cap = self.settings.smith_artifacts_max_mib * BYTES_PER_MIB
         if not cap:
-            return 0  # 0 is the setting's word for "no limit"
+            return 0  # 0: no limit
         folders = sorted(self._folders())
         total = sum(size for _written_at, size, _folder in folders)
         deleted = 0
         for written_at, size, folder in folders:
-            if total <= cap or written_at > time.time() - YOUNGEST_S:
+            if total <= cap or written_at > time.time() - MIN_AGE_S:
                 break
             shutil.rmtree(folder, ignore_errors=True)
             total -= size
@@ -87,7 +87,7 @@ class Pruner:
         return deleted
 
     def _folders(self) -> Iterator[tuple[float, int, Path]]:
-        """Yield time of last change, size in bytes and path of every run's folder."""
+        """Yield modification time, size in bytes and path of every run's folder."""
         if not self.artifacts_dir.is_dir():
             return
         for folder in self.artifacts_dir.iterdir():
@@ -95,4 +95,4 @@ class Pruner:
                 stats = [entry.stat() for entry in folder.iterdir()]
                 yield folder.stat().st_mtime, sum(stat.st_size for stat in stats), folder
             except OSError:
-                continue  # it was deleted, or is no folder
+                continue  # it was deleted meanwhile, or is no folder

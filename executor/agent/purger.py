@@ -1,9 +1,9 @@
-"""Destroys what was deleted with a time of grace, when that time is over.
+"""Deletes VMs whose grace period (SMITH_DELETE_GRACE_S) has ended.
 
-A doomed VM waits in Proxmox, stopped and marked, and in the mapping. When it is due, this writes a job of our own into
-the ledger: from there on it is carried like any delete, with the same playbook, the same proof of identity, the same
-attempts after failures and crashes. FulcrumCore is told nothing: to FulcrumCore the service has ended long ago, which
-is proven first. What does not succeed is tried again at the next turn.
+A VM that is pending deletion stays in Proxmox, stopped and marked, and in its mapping. When it is due, this critical
+job adds a local delete job to the queue. The worker processes it like any other delete: same playbook, same identity
+check, same retries. Nothing is reported to FulcrumCore, where the service has ended already; that is verified first. A
+deletion that fails is tried again at the next turn.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ log = get_logger(__name__)
 
 @dataclass(kw_only=True)
 class VmPurger:
-    """The critical job: looks for doomed VMs whose time is over."""
+    """The critical job: finds VMs that are due for deletion."""
 
     engine: Engine
     fulcrum: FulcrumClient
     state: AgentState
     cluster: str
     job_timeout_s: float
-    _said: set[int] = field(default_factory=set)  #: mappings whose service was found alive, told once
+    _logged: set[int] = field(default_factory=set)  #: mappings whose service has not ended; logged once each
 
     def turn(self) -> None:
-        """Write a job for each VM that is due. Raises FulcrumUnavailable."""
+        """Add a job for each VM that is due. Raises FulcrumUnavailable."""
         if not self.state.agent_id:
             return
         with reading(self.engine) as session:
@@ -53,7 +53,7 @@ class VmPurger:
             self.state.work_wanted.set()
 
     def _has_ended(self, mapping: Mapping) -> bool:
-        """Ask FulcrumCore: a service that lives there, because it never took our report, keeps its VM."""
+        """True when FulcrumCore has ended the service. It may not have accepted our report: then the VM is kept."""
         try:
             service = self._service(mapping.service_id)
         except FulcrumRefused as refusal:
@@ -61,22 +61,22 @@ class VmPurger:
             return False
         if service is None or self._is_terminal(service):
             return True
-        if mapping.id not in self._said:
-            self._said.add(mapping.id)
+        if mapping.id not in self._logged:
+            self._logged.add(mapping.id)
             log.warning("vm_deletion_withheld", vmid=mapping.vmid, service_id=mapping.service_id, status=service.status)
         return False
 
     def _service(self, service_id: str) -> CoreService | None:
-        """Return the service, None when FulcrumCore knows none: asked twice, for an outage there looks the same."""
+        """Return the service, None when FulcrumCore has none. Asked twice: an outage there looks the same."""
         for _ in range(2):
             try:
                 return self.fulcrum.get_service(service_id)
             except FulcrumAuthFailing:
-                self.fulcrum.get_self()  # one service's 403 means unknown; on everything it means something else
+                self.fulcrum.get_self()  # raises when every request gets 403: that has another cause
         return None
 
     def _is_terminal(self, service: CoreService) -> bool:
-        """True in a state that the service's own type calls terminal; its instance id is gone with that, too."""
+        """True in a state that the service's type lists as terminal; such a service has no instance id any more."""
         if service.status == SERVICE_DELETED:
             return True
         if service.agent_instance_id or service.service_type_id is None:
@@ -89,7 +89,7 @@ class VmPurger:
         return isinstance(terminal, list) and service.status in terminal
 
     def _submit(self, mapping: Mapping) -> bool:
-        """Write the job, unless one for the service is open or the VM is not doomed any more."""
+        """Add the job, unless the service has an open job or the deletion was cancelled. True when it was added."""
         now = utc_now()
         with transaction(self.engine) as session:
             current = mappings.current(session, mapping.service_id)
@@ -103,7 +103,7 @@ class VmPurger:
                 params=None,
                 service=None,
                 defect=None,
-                priority=0,  # after everything that somebody waits for
+                priority=0,  # after every job that a user waits for
                 core_created_at=now,
                 deadline_at=now + timedelta(seconds=self.fulcrum.clock_offset_s + self.job_timeout_s),
                 is_local=True,

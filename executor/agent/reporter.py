@@ -1,6 +1,6 @@
-"""Step 7 of 7: the outbox. FulcrumCore hears each outcome until it acknowledges it, and never two different ones.
+"""Step 7 of 7: the outbox. Sends each result until FulcrumCore acknowledges it, and never two different results.
 
-An answer that says no is not believed before `GET /jobs/{id}` was asked: our earlier report may have been heard.
+After a refusal `GET /jobs/{id}` decides: an earlier report may have reached FulcrumCore.
 """
 
 from __future__ import annotations
@@ -30,51 +30,51 @@ if TYPE_CHECKING:
 log = get_logger(__name__)
 
 BATCH_SIZE = 50
-#: Reports sent at the same time: a slow FulcrumCore must not let a burst miss its limit.
+#: Reports sent in parallel: with a slow FulcrumCore a burst must still meet the job timeout.
 SENDERS = 4
-LONGEST_PAUSE_S = 60.0
-#: Whoever leaves a report wakes us; this is for one whose pause is over.
-IDLE_PAUSE_S = 2.0
-#: What FulcrumCore keeps of a result as the instance's data. It is replaced whole, so each report tells all it knows.
+MAX_BACKOFF_S = 60.0
+#: Wait when no report is due. The worker wakes the reporter after each result; this is for reports after a backoff.
+IDLE_WAIT_S = 2.0
+#: The facts of a result that FulcrumCore stores as the instance's data. It replaces all of them at each report.
 INSTANCE_DATA = ("vmid", "node", "name", "mac_address", "ip_addresses", "reboot_required", "snapshot", "backup")
-#: A completion that answers 500 this often is told as a failure: the instance id is held by a stale service.
-PATIENCE_ATTEMPTS = 5
+#: After this many 500 answers a completion is reported as a failure: another service holds the instance id.
+MAX_COMPLETIONS = 5
 
 
 @dataclass(kw_only=True)
 class Reporter:
-    """Sends what is due."""
+    """Sends the reports that are due."""
 
     engine: Engine
     fulcrum: FulcrumClient
     state: AgentState
-    _silent_turns: int = 0
-    #: Threads that stay: each keeps its connection to FulcrumCore from one report to the next.
+    _unanswered_turns: int = 0
+    #: The threads are kept: each keeps its connection to FulcrumCore from one report to the next.
     _senders: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(SENDERS, "report"))
-    #: One turn at a time: the last flush of a leaving agent must not send what the loop is just sending.
-    _one_turn: threading.Lock = field(default_factory=threading.Lock)
+    #: One turn at a time: the flush at shutdown must not send what the loop is sending.
+    _turn_lock: threading.Lock = field(default_factory=threading.Lock)
 
     def turn(self) -> float:
-        """Send every due report once; return the seconds until the next turn is worth it."""
-        with self._one_turn:
+        """Send every due report once; return the seconds to wait before the next turn."""
+        with self._turn_lock:
             return self._turn()
 
     def _turn(self) -> float:
         with reading(self.engine) as session:
             due = outbox.due_reports(session, BATCH_SIZE)
         if not due:
-            return IDLE_PAUSE_S
+            return IDLE_WAIT_S
         if any(list(self._senders.map(self._send_one, due))):
-            self._silent_turns = 0
+            self._unanswered_turns = 0
             if self.state.fulcrum.note_up():
-                self._hasten()
-            self.state.poll_wanted.set()  # FulcrumCore shows a group's next job only now
+                self._reset_backoff()
+            self.state.poll_wanted.set()  # FulcrumCore may show the group's next job now
             return 0.0
-        self._silent_turns += 1
-        return min(2.0 ** min(self._silent_turns, 10), LONGEST_PAUSE_S) * random.uniform(0.5, 1.0)  # noqa: S311 (jitter)
+        self._unanswered_turns += 1
+        return min(2.0 ** min(self._unanswered_turns, 10), MAX_BACKOFF_S) * random.uniform(0.5, 1.0)  # noqa: S311 (jitter)
 
     def flush(self, within_s: float) -> bool:
-        """Send what is due before the agent leaves; True when nothing is left."""
+        """Send due reports before the agent exits; True when none is left."""
         limit = time.monotonic() + within_s
         while time.monotonic() < limit:
             with reading(self.engine) as session:
@@ -83,19 +83,19 @@ class Reporter:
             time.sleep(min(self.turn(), max(limit - time.monotonic(), 0), 1.0))
         return False
 
-    def _hasten(self) -> None:
+    def _reset_backoff(self) -> None:
         with transaction(self.engine) as session:
             outbox.reset_report_backoff(session)
 
     def _send_one(self, job: Job) -> bool:
-        """Report one job; True when FulcrumCore was heard."""
+        """Report one job; True when FulcrumCore answered."""
         with bound_contextvars(job_id=job.fulcrum_id, service_id=job.service_id, action=job.action):
             try:
                 state, note = self._settle(job)
             except FulcrumUnavailable as error:
                 return self._postpone(job, error)
             except FulcrumRefused as refusal:
-                # The job moved between two of our questions: the next turn asks again.
+                # The job's status changed between two of our requests: the next turn tries again.
                 return self._postpone(job, FulcrumUnavailable(str(refusal), status=500))
             crash_points.reached("report_accepted", job.service_id)
             with transaction(self.engine) as session:
@@ -105,26 +105,28 @@ class Reporter:
             return True
 
     def _postpone(self, job: Job, error: FulcrumUnavailable) -> bool:
-        pause_s = min(2.0 ** min(job.report_attempts, 10), LONGEST_PAUSE_S) * random.uniform(0.5, 1.0)  # noqa: S311
+        backoff_s = min(2.0 ** min(job.report_attempts, 10), MAX_BACKOFF_S) * random.uniform(0.5, 1.0)  # noqa: S311
         with transaction(self.engine) as session:
-            outbox.postpone_report(session, job.id, backoff_s=max(pause_s, error.retry_after_s or 0.0), note=str(error))
-        answered_about_this_job = error.status == 500
-        if not answered_about_this_job:
+            outbox.postpone_report(
+                session, job.id, backoff_s=max(backoff_s, error.retry_after_s or 0.0), note=str(error)
+            )
+        has_answered_for_this_job = error.status == 500
+        if not has_answered_for_this_job:
             self.state.fulcrum.note_down(str(error))
         elif job.report_attempts == 0:
             log.warning("report_postponed", reason=str(error))
-        return answered_about_this_job
+        return has_answered_for_this_job
 
     def _settle(self, job: Job) -> tuple[ReportState, str]:
         try:
             return self._deliver(job)
         except FulcrumAuthFailing:
-            # On everything: postponed by the error of the next call.
+            # When every request gets 403, `knows_job` raises, and the report is postponed.
             if self.fulcrum.knows_job(job.fulcrum_id):
                 raise FulcrumUnavailable("FulcrumCore refused the report of a job that it has", status=500) from None
             return ReportState.ABANDONED, "FulcrumCore does not know the job any more, or it is not ours"
         except FulcrumUnavailable as error:
-            if error.status == 500 and job.status == JobStatus.COMPLETED and job.report_attempts >= PATIENCE_ATTEMPTS:
+            if error.status == 500 and job.status == JobStatus.COMPLETED and job.report_attempts >= MAX_COMPLETIONS:
                 return self._fail_instead(job, f"FulcrumCore cannot store the result: {error}")
             raise
 
@@ -145,26 +147,26 @@ class Reporter:
             self.fulcrum.fail_job(job.fulcrum_id, job.error_message or f"{ErrorCode.INTERNAL}: no reason was kept")
 
     def _after_refusal(self, job: Job, refusal: str) -> tuple[ReportState, str]:
-        """Let `GET /jobs/{id}` decide what a refusal means."""
+        """Let FulcrumCore's status of the job decide what a refusal means."""
         status = self.fulcrum.get_job(job.fulcrum_id).status
         wanted = "Completed" if job.status == JobStatus.COMPLETED else "Failed"
-        if status == "Pending":  # never claimed: it can only be ended after a claim
+        if status == "Pending":  # it was never claimed, and only a claimed job can end
             self.fulcrum.claim_job(job.fulcrum_id)
             self._send(job)
             return ReportState.REPORTED, ""
         if status == "Processing":
-            return self._without_what_was_refused(job, refusal)
-        if status == wanted and self._may_be_ours(job):
-            return ReportState.REPORTED, "an earlier report had been heard"
+            return self._send_without_properties(job, refusal)
+        if status == wanted and self._is_our_outcome(job):
+            return ReportState.REPORTED, "an earlier report had been accepted"
         return ReportState.ORPHANED, f"FulcrumCore has the job as {status}; the outcome here is kept"
 
-    def _may_be_ours(self, job: Job) -> bool:
-        """A Failed job is ours if FulcrumCore holds our text: its own timeout fails jobs too."""
+    def _is_our_outcome(self, job: Job) -> bool:
+        """True unless FulcrumCore itself failed the job (its timeout): then the error text is not ours."""
         if job.status == JobStatus.COMPLETED:
             return True
         return self.fulcrum.get_job(job.fulcrum_id).error_message == job.error_message
 
-    def _without_what_was_refused(self, job: Job, refusal: str) -> tuple[ReportState, str]:
+    def _send_without_properties(self, job: Job, refusal: str) -> tuple[ReportState, str]:
         if job.status != JobStatus.COMPLETED:
             raise FulcrumUnavailable(f"the failure was refused: {refusal}", status=500)
         try:
@@ -187,25 +189,25 @@ class Reporter:
 def completion(job: Job, agent_id: str) -> dict[str, Any]:
     """Return the members of a `complete` call.
 
-    After an update FulcrumCore replaces the properties by the job's params, so they would be lost: data only.
-    The instance id is unique over FulcrumCore's whole database, hence the agent's id before the VMID.
+    No properties after an update: FulcrumCore then sets the service's properties to the job's params, so ours would be
+    lost. The instance id contains the agent's id because it must be unique in FulcrumCore's whole database.
     """
     vm = job.result or {}
     if vm.get("status") == "absent" or "vmid" not in vm:
         return {}
-    if job.action == "delete":  # it is kept a while: to FulcrumCore it is gone, and an instance id would be taken back
+    if job.action == "delete":  # the VM may stay for a grace period, but the ended service must get no instance id
         return {
             "agent_instance_data": {name: vm[name] for name in ("vmid", "node", "name", "delete_at") if vm.get(name)}
         }
     data = {name: vm[name] for name in INSTANCE_DATA if vm.get(name) not in (None, "", [])}
     payload: dict[str, Any] = {"agent_instance_id": f"{agent_id}/{vm['vmid']}", "agent_instance_data": data}
     if job.action != "update":
-        told = {
+        reported = {
             "vmid": vm["vmid"],
             "node": vm.get("node"),
             "macAddress": vm.get("mac_address"),
             "ipAddresses": vm.get("ip_addresses"),
             "lastSnapshot": vm.get("snapshot"),
         }
-        payload["properties"] = {name: value for name, value in told.items() if value}
+        payload["properties"] = {name: value for name, value in reported.items() if value}
     return payload

@@ -1,7 +1,7 @@
-"""Drives the critical jobs at their intervals: each on a thread of its own, so that none delays another.
+"""Runs the critical jobs at their intervals, each on its own thread, so that none delays another.
 
-The `schedule` library says when; a database row says whether it is this node's turn and how the last one went. A
-database that cannot be written stops no heartbeat: the row is history, the call is the duty.
+The `schedule` library decides when; a database row decides which node runs it, and stores the last result. A critical
+job runs even when the database cannot be written: the row is only its history.
 """
 
 from __future__ import annotations
@@ -26,33 +26,33 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
-#: Longest sleep between two looks at the schedule: what a jump of the wall clock can delay.
-LONGEST_SLEEP_S = 1.0
-#: How long a turn waits, before and after, for SQLite's lock to write down that it begins and how it ended.
+#: Maximum sleep between two checks of the schedule: the delay that a jump of the wall clock can cause.
+MAX_SLEEP_S = 1.0
+#: How long a turn waits for SQLite's lock, once to store its start and once to store its result.
 BUSY_MS = 500
 
 
 @dataclass(kw_only=True)
 class CriticalJob:
-    """One duty at an interval."""
+    """A periodic task of the agent. A turn is one execution of it."""
 
     name: str
     interval_s: float
     run: Callable[[], float | None]  #: may return the seconds until its next turn
-    wake: threading.Event = field(default_factory=threading.Event)  #: asks for a turn now
-    for_each_node: bool = True  #: False: one node of the cluster does it a period
-    link: Link | None = None  #: told when FulcrumCore did not answer; an answer is noted where it comes in
-    started_at: float = 0.0  #: monotonic; of the turn under way or the last one
+    wake: threading.Event = field(default_factory=threading.Event)  #: requests a turn now
+    for_each_node: bool = True  #: False: one node of all that share the database runs it per interval
+    link: Link | None = None  #: set to down when FulcrumCore does not answer; the job itself sets it to up
+    started_at: float = 0.0  #: monotonic; of the current or last turn
     finished_at: float = 0.0  #: monotonic; of the last turn
-    failing_with: str = ""  #: the kind of its last turn's failure, which is logged when it begins and not each time
-    generation: int = 0  #: a repaired job's older thread ends itself
+    failing_with: str = ""  #: type of the last turn's exception; a repeated failure is logged once
+    generation: int = 0  #: raised by `repair`: threads of an older generation end
 
 
 class Scheduler:
     """Starts, watches and stops the threads of the critical jobs."""
 
     def __init__(self, engine: Engine, jobs: Sequence[CriticalJob]) -> None:
-        # A duty that writes its history waits for nobody: a heartbeat is due more often than a writer may take.
+        # A short lock timeout: a heartbeat is due more often than another writer may hold the lock.
         self._engine = engine.execution_options(smith_busy_ms=BUSY_MS)
         self._stopping = threading.Event()
         self._threads: dict[str, threading.Thread] = {}
@@ -64,7 +64,7 @@ class Scheduler:
             self._start_one(name)
 
     def stop(self, within_s: float = 5.0) -> None:
-        """Ask every thread to end and wait a little."""
+        """Ask every thread to end, and wait for them."""
         self._stopping.set()
         for job in self.jobs.values():
             job.wake.set()
@@ -73,7 +73,7 @@ class Scheduler:
             thread.join(max(limit - time.monotonic(), 0))
 
     def overdue(self, patience: float = 3.0, slack_s: float = 30.0) -> list[str]:
-        """Return the names whose thread is gone, or whose last turn ended too long ago."""
+        """Return the critical jobs whose thread has died or whose last turn ended too long ago."""
         now = time.monotonic()
         late = []
         for name, job in self.jobs.items():
@@ -84,46 +84,46 @@ class Scheduler:
         return late
 
     def repair(self, name: str) -> None:
-        """Give a critical job a new thread; the old one, should it ever wake up, ends by itself."""
+        """Start a new thread for a critical job; the old one ends when it next checks its generation."""
         self._start_one(name)
 
     def _start_one(self, name: str) -> None:
         job = self.jobs[name]
         job.generation += 1
         job.started_at = job.finished_at = time.monotonic()
-        thread = threading.Thread(target=self._drive, args=(job, job.generation), name=name, daemon=True)
+        thread = threading.Thread(target=self._run_loop, args=(job, job.generation), name=name, daemon=True)
         self._threads[name] = thread
         thread.start()
 
-    def _drive(self, job: CriticalJob, generation: int) -> None:
+    def _run_loop(self, job: CriticalJob, generation: int) -> None:
         timer = schedule.Scheduler()
         due_at = time.monotonic()
         while not self._stopping.is_set() and job.generation == generation:
-            # The monotonic clock too: `schedule` reads local time, which is set back an hour every autumn.
+            # Also by the monotonic clock: `schedule` reads local time, which is set back an hour every autumn.
             if time.monotonic() >= due_at or job.wake.is_set() or any(entry.should_run for entry in timer.jobs):
                 job.wake.clear()
-                asked_s = self._turn(job)
-                due_at = self._plan_next(timer, job, job.interval_s if asked_s is None else asked_s)
-            job.wake.wait(min(max(due_at - time.monotonic(), 0.01), LONGEST_SLEEP_S))
+                requested_s = self._turn(job)
+                due_at = self._plan_next(timer, job, job.interval_s if requested_s is None else requested_s)
+            job.wake.wait(min(max(due_at - time.monotonic(), 0.01), MAX_SLEEP_S))
 
     @staticmethod
-    def _plan_next(timer: schedule.Scheduler, job: CriticalJob, pause_s: float) -> float:
-        """Set the timer and return the same moment by the monotonic clock."""
-        # From start to start: a slow answer must not stretch the interval.
-        rest_s = max(job.started_at + pause_s - time.monotonic(), 0.05)
+    def _plan_next(timer: schedule.Scheduler, job: CriticalJob, delay_s: float) -> float:
+        """Set the timer and return the same time by the monotonic clock."""
+        # Measured from the start of the turn: a slow answer must not stretch the interval.
+        remaining_s = max(job.started_at + delay_s - time.monotonic(), 0.05)
         timer.clear()
         entry = timer.every(1).seconds.do(lambda: None)
-        entry.next_run = _in_seconds(rest_s)
-        return time.monotonic() + rest_s
+        entry.next_run = _in_seconds(remaining_s)
+        return time.monotonic() + remaining_s
 
     def _turn(self, job: CriticalJob) -> float | None:
         job.started_at = time.monotonic()
-        pause_s: float | None = None
+        delay_s: float | None = None
         error: str | None = None
-        if self._is_our_turn(job):
+        if self._may_run_here(job):
             kind = ""
             try:
-                pause_s = job.run()
+                delay_s = job.run()
             except FulcrumUnavailable as unavailable:
                 error = str(unavailable)
                 if job.link is not None:
@@ -134,31 +134,31 @@ class Scheduler:
                 if kind != job.failing_with:
                     log.warning("critical_job_failed", name=job.name, reason=error)
             except Exception as failure:
-                # A defect in one duty must not end it for good: said loudly, and tried again at the next turn.
+                # An unexpected exception must not end the thread: it is logged, and the next turn follows.
                 error = kind = type(failure).__name__
                 if kind != job.failing_with:
                     log.exception("critical_job_crashed", name=job.name)
             if job.failing_with and error is None:
                 log.info("critical_job_recovered", name=job.name)
             job.failing_with = kind
-            self._write_down(job, error)
+            self._store_result(job, error)
         job.finished_at = time.monotonic()
-        return pause_s
+        return delay_s
 
-    def _is_our_turn(self, job: CriticalJob) -> bool:
+    def _may_run_here(self, job: CriticalJob) -> bool:
         try:
             with transaction(self._engine) as session:
                 return periods.try_start_period(session, job.name, job.interval_s, force=job.for_each_node)
         except DatabaseError:
             return True
 
-    def _write_down(self, job: CriticalJob, error: str | None) -> None:
+    def _store_result(self, job: CriticalJob, error: str | None) -> None:
         with suppress(DatabaseError), transaction(self._engine) as session:
             periods.record_period_result(session, job.name, error=error)
 
 
 def _in_seconds(seconds: float) -> object:
     """Return a naive local time, which is what `schedule` compares with."""
-    import datetime  # noqa: PLC0415 (kept beside the one use of naive time in the program)
+    import datetime  # noqa: PLC0415 (next to the program's only use of naive time)
 
     return datetime.datetime.now() + datetime.timedelta(seconds=seconds)  # noqa: DTZ005 (schedule's own convention)

@@ -51,7 +51,7 @@ class Gauges(Collector):
         yield _gauge(
             "smith_heartbeat_last_success_timestamp_seconds",
             "When FulcrumCore last took a heartbeat, by our clock; 0 before the first",
-            state.heard_at,
+            state.heartbeat_at,
         )
         yield _gauge("smith_fulcrum_up", "Whether FulcrumCore answered the last time", fulcrum_is_up(self._watched))
         yield _gauge("smith_proxmox_up", "Whether Proxmox answered the last time", self._prober.finding("proxmox").ok)

@@ -109,7 +109,7 @@ def _agent(watched: AgentView) -> Check:
 
 def fulcrum_is_up(watched: AgentView) -> bool:
     """True when FulcrumCore has answered us, and did so the last time."""
-    return watched.state.heard_at > 0 and watched.state.fulcrum.is_up
+    return watched.state.heartbeat_at > 0 and watched.state.fulcrum.is_up
 
 
 def _fulcrum(watched: AgentView) -> Check:

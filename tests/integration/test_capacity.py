@@ -74,7 +74,7 @@ def test_the_memory_of_a_control_group_decides_how_many_jobs_there_are(inside: I
     )
     assert memory_mib == 512
     room = (512 * 0.8 - capacity.BASE_MIB[True]) / capacity.SLOT_MIB[True]
-    assert concurrency == max(int(room), capacity.FEWEST)
+    assert concurrency == max(int(room), capacity.MIN_CONCURRENCY)
 
 
 def test_the_share_of_a_core_that_a_control_group_has_decides_too(inside: Inside) -> None:

@@ -91,7 +91,7 @@ def test_without_a_socket_nothing_is_sent_and_nothing_fails() -> None:
     for environ in ({}, {"NOTIFY_SOCKET": ""}, {"NOTIFY_SOCKET": "relative"}, {"NOTIFY_SOCKET": "/not/there"}):
         notifier = Notifier({**environ, "WATCHDOG_USEC": "1000"})
         notifier.ready()
-        notifier.status("at work")
+        notifier.status("working")
         notifier.ping()
         notifier.stopping()
 
@@ -100,10 +100,10 @@ def test_each_state_is_sent_once(manager: Manager, path: str) -> None:
     notifier = Notifier({"NOTIFY_SOCKET": path})
     for _ in range(3):
         notifier.ready()
-        notifier.status("at work")
+        notifier.status("working")
         notifier.ping()
     notifier.status("two\nlines\x1b[31m" + "x" * 500)
-    assert [manager.receive(), manager.receive()] == ["READY=1", "STATUS=at work"]
+    assert [manager.receive(), manager.receive()] == ["READY=1", "STATUS=working"]
     line = manager.receive()
     assert line.startswith("STATUS=two lines [31mx"), "a line break would start another assignment"
     assert len(line) == len("STATUS=") + MAX_STATUS_CHARS
@@ -231,7 +231,7 @@ def test_smith_run_becomes_ready_while_fulcrum_does_not_answer(
         try:
             manager.until("READY=1")
             line = manager.until(lambda line: line.startswith("STATUS="))
-            assert line.startswith("STATUS=at work, 0 jobs under way, FulcrumCore does not answer")
+            assert line.startswith("STATUS=working, 0 running jobs, FulcrumCore does not answer")
             manager.until("WATCHDOG=1")
             process.terminate()
             if "--no-supervisor" not in arguments:

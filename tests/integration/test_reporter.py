@@ -18,7 +18,7 @@ from smith_lab.simulator.control import RunningSimulator, running_simulator
 from sqlalchemy import Engine, update
 from support.databases import migrated_sqlite_file, new_job
 
-from executor.agent.reporter import IDLE_PAUSE_S, PATIENCE_ATTEMPTS, SENDERS, Reporter, completion
+from executor.agent.reporter import IDLE_WAIT_S, MAX_COMPLETIONS, SENDERS, Reporter, completion
 from executor.agent.state import AgentState
 from executor.database import job_queue
 from executor.database.engine import open_engine, reading, transaction
@@ -172,7 +172,7 @@ def test_a_failure_is_told_in_our_words(outbox: Outbox) -> None:
 
 
 def test_nothing_due_is_looked_at_again_before_long(outbox: Outbox) -> None:
-    assert outbox.turn() == IDLE_PAUSE_S
+    assert outbox.turn() == IDLE_WAIT_S
     assert not outbox.state.poll_wanted.is_set()
 
 
@@ -195,7 +195,7 @@ def test_a_report_that_had_been_heard_is_settled_by_a_look(outbox: Outbox, resul
     outbox.turn(2)
     assert [status for _what, status in outbox.told(job)] == [None, 400]
     row = outbox.row(job_id)
-    assert (row.report_state, row.report_note) == ("reported", "an earlier report had been heard")
+    assert (row.report_state, row.report_note) == ("reported", "an earlier report had been accepted")
 
 
 @pytest.mark.parametrize("result", [made(), FAILED], ids=["success", "failure"])
@@ -306,8 +306,8 @@ def test_an_instance_that_another_service_holds_is_told_as_a_failure_after_some_
     outbox.world.created(f"{outbox.world.ids.agent_id}/{result.vm['vmid']}")
     job = outbox.ordered()
     job_id = outbox.ended(job, result)
-    outbox.turn(PATIENCE_ATTEMPTS)
-    assert (outbox.row(job_id).report_state, outbox.row(job_id).report_attempts) == ("due", PATIENCE_ATTEMPTS)
+    outbox.turn(MAX_COMPLETIONS)
+    assert (outbox.row(job_id).report_state, outbox.row(job_id).report_attempts) == ("due", MAX_COMPLETIONS)
     assert outbox.state.fulcrum.is_up, "it answered, about this job"
     outbox.turn()
     row = outbox.row(job_id)
@@ -475,7 +475,7 @@ class Reports(RuleBasedStateMachine):
         if not hasattr(self, "world"):
             return
         self.sim.clear_faults()
-        self.outbox.turn(PATIENCE_ATTEMPTS + 2)
+        self.outbox.turn(MAX_COMPLETIONS + 2)
         for job_id, number in self.mine.items():
             row, core = self.outbox.row(number), self.outbox.at_core({"id": job_id})
             assert row.report_state in ("reported", "orphaned")  # FulcrumCore has every one of these jobs

@@ -28,7 +28,7 @@ from sqlalchemy import Engine, event
 from support.databases import migrated_sqlite_file
 
 from executor.agent import disk_space as space
-from executor.agent.meters import MOST_ACTIONS, Meters
+from executor.agent.meters import MAX_ACTIONS, Meters
 from executor.agent.scheduler import CriticalJob, Scheduler
 from executor.agent.state import AgentState
 from executor.database import job_queue, mappings, nodes
@@ -163,7 +163,7 @@ def site(make_site: MakeSite) -> Site:
     """A site whose agent works and is recognised."""
     site = make_site()
     site.turn()
-    site.state.heard_at = time.time()
+    site.state.heartbeat_at = time.time()
     site.show()
     return site
 
@@ -235,7 +235,7 @@ def test_an_agent_that_has_all_that_it_needs_is_ready(site: Site) -> None:
 
 def test_before_fulcrum_has_answered_the_agent_is_not_ready(site: Site) -> None:
     site.until("/readyz", 200)
-    site.state.heard_at = 0.0
+    site.state.heartbeat_at = 0.0
     status, checks = site.checks("/readyz")
     assert (status, checks["fulcrum"]["reason"]) == (503, "FulcrumCore has not answered yet")
 
@@ -262,7 +262,7 @@ def test_a_proxmox_that_refuses_the_token_is_told_and_comes_back(site: Site, pro
 def test_asking_for_health_asks_proxmox_nothing(make_site: MakeSite, proxmox: ProxmoxStandIn) -> None:
     site = make_site()
     site.turn()
-    site.state.heard_at = time.time()
+    site.state.heartbeat_at = time.time()
     proxmox.reset_request_log()
     site.show(probe_interval_s=probes.INTERVAL_S)
     site.until("/readyz", 200)
@@ -353,12 +353,12 @@ def test_put_back_and_abandoned_jobs_are_told_apart(site: Site) -> None:
 
 def test_a_flood_of_actions_makes_no_flood_of_series(site: Site) -> None:
     result = JobResult(succeeded=True, vm={"vmid": 100})
-    for number in range(MOST_ACTIONS + 5):
+    for number in range(MAX_ACTIONS + 5):
         job = _finished(site.engine, f"action-{number}", result)
         site.watched.meters.note_ended(site.engine, job, took_s=1.0)
     found = site.metrics()
     assert found["smith_jobs_total", "other", "completed"] == 5
-    assert len([key for key in found if key[0] == "smith_jobs_total"]) == MOST_ACTIONS + 1
+    assert len([key for key in found if key[0] == "smith_jobs_total"]) == MAX_ACTIONS + 1
 
 
 def test_the_queue_the_outbox_and_the_vms_are_looked_up(site: Site) -> None:
@@ -392,7 +392,7 @@ def test_the_agent_itself_is_measured(site: Site) -> None:
     assert found["smith_jobs_running",] == 3
     assert found["smith_job_slots",] == 8
     assert found["smith_process_tree_memory_bytes",] == 12 * 1024 * 1024
-    assert found["smith_heartbeat_last_success_timestamp_seconds",] == pytest.approx(site.state.heard_at)
+    assert found["smith_heartbeat_last_success_timestamp_seconds",] == pytest.approx(site.state.heartbeat_at)
     assert (found["smith_fulcrum_up",], found["smith_proxmox_up",], found["smith_database_up",]) == (1, 1, 1)
     assert [key for key in found if key[0] == "smith_build_info"] != []
     assert found["smith_disk_free_bytes", "data"] > 0
@@ -463,7 +463,7 @@ def test_an_unknown_page_is_a_404(site: Site) -> None:
 def test_with_a_token_only_health_is_open_and_without_details(make_site: MakeSite) -> None:
     site = make_site(SMITH_HTTP_TOKEN=TOKEN)
     site.turn()
-    site.state.heard_at = time.time()
+    site.state.heartbeat_at = time.time()
     site.show()
     site.until("/readyz", 200)
     site.state.fulcrum.note_down("GET https://core.internal/api: refused")
@@ -556,7 +556,7 @@ def test_every_answer_is_one_that_the_description_names(variables: dict[str, str
             site.show()
         if step == "alive":
             site.turn()
-            site.state.heard_at = time.time()
+            site.state.heartbeat_at = time.time()
             site.until("/readyz", 200)
         for path, method, caller in itertools.product(described["paths"], ("GET", "HEAD"), callers):
             answer = site.ask(path, method, **caller)

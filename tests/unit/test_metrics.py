@@ -18,7 +18,7 @@ from smith_lab.proxmox.certificates import make_certificates
 from smith_lab.simulator.control import RunningSimulator, running_simulator
 from sqlalchemy import Engine
 
-from executor.agent.metrics import COST_OF_LAST, MAX_POSTS_PER_S, POSTS_SHARE_OF_A_CORE, VmMetrics, _Pace
+from executor.agent.metrics import COST_WINDOW, MAX_POSTS_PER_S, POSTS_SHARE_OF_A_CORE, VmMetrics, _Pace
 from executor.agent.state import AgentState
 from executor.database import mappings
 from executor.database.engine import transaction
@@ -386,7 +386,7 @@ def test_posts_are_spread_and_never_faster_than_a_twentieth_of_a_core_makes_them
 
 def test_posts_that_cost_more_come_farther_apart() -> None:
     pace = _Pace(100_000, time.monotonic() + 600)
-    for _ in range(10 * COST_OF_LAST):
+    for _ in range(10 * COST_WINDOW):
         pace.note_cost(0.01)
     pauses = [pace.pause_s() for _ in range(101)]
     assert (pauses[-1] - pauses[0]) / 100 == pytest.approx(0.01 / POSTS_SHARE_OF_A_CORE, rel=0.05)

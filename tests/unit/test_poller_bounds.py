@@ -1,4 +1,4 @@
-"""What of FulcrumCore's jobs becomes a row: everything that comes can be stored, and nothing else is stored of it."""
+"""How the poller stores FulcrumCore's jobs: every job can be stored, whatever it contains, within limits."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from smith_lab.simulator.control import RunningSimulator, running_simulator
 from sqlalchemy import Engine
 from support.databases import row
 
-from executor.agent.poller import MAX_DEPTH, MAX_PAYLOAD_CHARS, Poller, bounded
+from executor.agent.poller import MAX_DEPTH, MAX_PAYLOAD_CHARS, Poller, within_limits
 from executor.agent.state import AgentState
 from executor.database import queries
 from executor.database.engine import reading
@@ -78,7 +78,7 @@ def stored(poller: Poller, simulator: RunningSimulator, **members: Any) -> Any:
     return row(poller.engine, found.id)
 
 
-# --- bounded ------------------------------------------------------------------------------------------------------
+# --- within_limits ------------------------------------------------------------------------------------------------
 
 
 def nested(levels: int) -> Any:
@@ -110,16 +110,16 @@ def nested(levels: int) -> Any:
     ],
     ids=lambda value: "" if isinstance(value, dict | list) else str(value)[:20],
 )
-def test_what_is_too_much_is_named_and_not_stored(value: Any, problem: str | None) -> None:
-    assert bounded(value) == (None if problem else value, problem)
+def test_a_value_over_a_limit_is_not_stored_and_the_problem_is_named(value: Any, problem: str | None) -> None:
+    assert within_limits(value) == (None if problem else value, problem)
 
 
 @given(st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
 ))  # fmt: skip
-def test_whatever_comes_is_kept_or_named(value: Any) -> None:
-    kept, problem = bounded(value)
+def test_any_value_is_kept_or_its_problem_is_named(value: Any) -> None:
+    kept, problem = within_limits(value)
     assert kept == value if problem is None else kept is None
 
 
@@ -167,10 +167,10 @@ def test_a_priority_is_kept_within_bounds(
     ],
     ids=str,
 )
-def test_a_job_with_something_odd_is_stored_with_what_is_wrong(
+def test_an_invalid_job_is_stored_with_its_defect(
     poller: Poller, simulator: RunningSimulator, members: dict[str, Any], defect: str
 ) -> None:
-    """It must be claimed to be failed: a job that is ignored stays Pending, and blocks its group."""
+    """It must be claimed to be failed: a job that is ignored stays Pending and blocks its group."""
     found = stored(poller, simulator, **members)
     assert defect in found.defect
     assert len(found.defect) <= 500

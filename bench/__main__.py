@@ -1,7 +1,7 @@
-"""`make bench`: what a job costs, against baselines of the same run. No figure fails it; a job that fails does.
+"""`make bench`: measures what a job costs, beside baselines of the same run. Exits with 1 only when a job fails.
 
-BENCH_QUICK=1 is a smoke test of two minutes, whose figures say little. `--only` picks workloads: runs, bursts, rows,
-life, day; and soak, thousands of warm runs, which is never done unless it is asked for.
+BENCH_QUICK=1 is a smoke test of two minutes with less reliable figures. `--only` selects workloads: runs, bursts,
+rows, life, day; and soak, thousands of warm runs, which runs only when it is selected.
 """
 
 from __future__ import annotations
@@ -22,35 +22,35 @@ from rich.console import Console
 from smith_lab.proxmox.stand_in import running_stand_in
 
 from bench import burst, day, floor, job_rows, life, plots, report, runs, serial, soak
-from bench.measuring import ROOT, WorkloadBroke, machine_facts
+from bench.measuring import ROOT, WorkloadFailed, machine_facts
 
 Json = dict[str, Any]
 RESULTS = ROOT / "bench" / "results"
 WORKLOADS = ("runs", "bursts", "rows", "life", "day", "soak")
-USUAL = WORKLOADS[:-1]
-WAYS = ("plain", "cold", "warm")
+DEFAULT_WORKLOADS = WORKLOADS[:-1]
+MODES = ("plain", "cold", "warm")
 LOG_WIDTH = 140
 
 
 @dataclass(frozen=True, kw_only=True)
 class Burst:
-    """Orders that come all at once."""
+    """Creates that are ordered at the same time."""
 
     services: int
     clone_s: float
-    settings: dict[str, str] = field(default_factory=dict)  #: of the executor; none is as a new one would do it
-    plain_slots: int = 0  #: without the chain, by plain ansible-runner, so many at once
+    settings: dict[str, str] = field(default_factory=dict)  #: of the agent; empty: its defaults
+    plain_slots: int = 0  #: parallel runs of plain ansible-runner, which replaces the agent; 0: with the agent
     label: str = "default settings"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How much of everything."""
+    """The amounts of each workload."""
 
     rounds: int
     warm_up: bool
     slots: int
-    at_once: int  #: creates in the burst without the chain
+    runner_burst: int  #: creates in a burst without the agent
     bursts: tuple[Burst, ...]
     rows: tuple[int, ...]
     row_repeats: int
@@ -58,7 +58,7 @@ class Plan:
     power_cycle_vms: int
     mixed_s: float
     idle_s: float
-    killed: int  #: services in the burst that is interrupted
+    killed: int  #: services in the burst during which the agent is killed
     day_share: float
     day_vms: int
     fleet_vms: int
@@ -66,14 +66,14 @@ class Plan:
 
 
 def _plain(services: int, slots: int) -> Burst:
-    return Burst(services=services, clone_s=10, plain_slots=slots, label=f"plain ansible-runner, {slots} at once")
+    return Burst(services=services, clone_s=10, plain_slots=slots, label=f"plain ansible-runner, {slots} in parallel")
 
 
 FULL = Plan(
     rounds=2,
     warm_up=True,
     slots=8,
-    at_once=16,
+    runner_burst=16,
     bursts=(
         _plain(32, 8),
         _plain(32, 16),
@@ -97,7 +97,7 @@ QUICK = Plan(
     rounds=1,
     warm_up=False,
     slots=2,
-    at_once=2,
+    runner_burst=2,
     bursts=(Burst(services=4, clone_s=0),),
     rows=(1_000, 10_000),
     row_repeats=25,
@@ -114,24 +114,24 @@ QUICK = Plan(
 
 
 def main() -> int:
-    """Run the workloads; returns the exit code."""
+    """Run the selected workloads and return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("--only", choices=WORKLOADS, nargs="+", default=USUAL)
+    parser.add_argument("--only", choices=WORKLOADS, nargs="+", default=DEFAULT_WORKLOADS)
     parser.add_argument("--quick", action="store_true", default=bool(os.environ.get("BENCH_QUICK")))
-    wanted = parser.parse_args()
-    plan = QUICK if wanted.quick else FULL
+    arguments = parser.parse_args()
+    plan = QUICK if arguments.quick else FULL
     console = Console(width=None if sys.stdout.isatty() else LOG_WIDTH)
     started = time.monotonic()
-    results: Json = {"machine": machine_facts(), "quick": wanted.quick}
+    results: Json = {"machine": machine_facts(), "quick": arguments.quick}
     try:
         with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-            _measure(results, plan, wanted.only, Path(folder), console)
-    except WorkloadBroke as broke:
-        console.print(f"a workload broke: {broke}", style="red", markup=False)
+            _measure(results, plan, arguments.only, Path(folder), console)
+    except WorkloadFailed as error:
+        console.print(f"a workload failed: {error}", style="red", markup=False)
         return 1
     results["took_s"] = round(time.monotonic() - started)
     report.show(results, console)
-    for file in _write(results, quick=wanted.quick):
+    for file in _write(results, quick=arguments.quick):
         console.print(f"written: {file.relative_to(ROOT)}")
     return 0
 
@@ -140,7 +140,7 @@ def _measure(results: Json, plan: Plan, only: list[str], folder: Path, console: 
     if "rows" in only:
         results["rows"] = _rows(plan, folder, console)
     if "runs" in only or "bursts" in only:
-        with running_stand_in() as stand_in, _said(console, "floor: Proxmox's API by proxmoxer"):
+        with running_stand_in() as stand_in, _step(console, "floor: Proxmox's API by proxmoxer"):
             results["floor"] = floor.measure(stand_in)
     if "runs" in only:
         results["runs"] = _runs(plan, folder, console)
@@ -151,78 +151,81 @@ def _measure(results: Json, plan: Plan, only: list[str], folder: Path, console: 
     if "day" in only:
         results["day"] = _day(plan, folder, console)
     if "soak" in only:
-        with running_stand_in() as stand_in, _said(console, f"soak: {plan.soak_runs} warm runs"):
+        with running_stand_in() as stand_in, _step(console, f"soak: {plan.soak_runs} warm runs"):
             results["soak"] = soak.measure(stand_in, folder / "soak", plan.soak_runs)
 
 
 def _runs(plan: Plan, folder: Path, console: Console) -> Json:
     measured = {}
     with running_stand_in() as stand_in:
-        for way in WAYS:
-            with _said(console, f"runs: {way}"):
-                amount = {"rounds": plan.rounds, "slots": plan.slots, "burst": plan.at_once, "warm_up": plan.warm_up}
-                measured[way] = runs.measure(stand_in, folder, way, **amount)
+        for mode in MODES:
+            with _step(console, f"runs: {mode}"):
+                amounts = {"rounds": plan.rounds, "slots": plan.slots, "warm_up": plan.warm_up}
+                measured[mode] = runs.measure(stand_in, folder, mode, burst=plan.runner_burst, **amounts)
     return measured
 
 
 def _bursts(plan: Plan, folder: Path, console: Console, floor_s: float) -> list[Json]:
     done = []
-    for number, wanted in enumerate(plan.bursts):
-        with _said(console, f"burst of {wanted.services}, clones of {wanted.clone_s:g} s: {wanted.label}"):
-            facts = _plain_burst(folder, wanted) if wanted.plain_slots else _burst(folder / f"burst-{number}", wanted)
-        done.append({**facts, "serial_jobs_per_min": serial.jobs_per_min(wanted.clone_s, floor_s)})
+    for number, planned in enumerate(plan.bursts):
+        with _step(console, f"burst of {planned.services}, clones of {planned.clone_s:g} s: {planned.label}"):
+            facts = (
+                _plain_burst(folder, planned) if planned.plain_slots else _burst(folder / f"burst-{number}", planned)
+            )
+        done.append({**facts, "serial_jobs_per_min": serial.jobs_per_min(planned.clone_s, floor_s)})
     return done
 
 
-def _burst(folder: Path, wanted: Burst) -> Json:
-    amount = {"services": wanted.services, "clone_s": wanted.clone_s}
-    return burst.measure(folder, **amount, settings=wanted.settings, label=wanted.label)  # type: ignore[arg-type]
+def _burst(folder: Path, planned: Burst) -> Json:
+    amounts = {"services": planned.services, "clone_s": planned.clone_s}
+    return burst.measure(folder, **amounts, settings=planned.settings, label=planned.label)  # type: ignore[arg-type]
 
 
-def _plain_burst(folder: Path, wanted: Burst) -> Json:
-    """Create as many VMs by plain ansible-runner, so many at once, with no chain around it."""
-    amount = {"rounds": 0, "warm_up": 1, "slots": wanted.plain_slots, "burst": wanted.services}
+def _plain_burst(folder: Path, planned: Burst) -> Json:
+    """Create the same number of VMs with plain ansible-runner, without the agent."""
+    amounts = {"rounds": 0, "warm_up": 1, "slots": planned.plain_slots, "burst": planned.services}
     with running_stand_in(time_scale=1.0) as stand_in:
-        stand_in.control("task_seconds", type="qmclone", seconds=wanted.clone_s)
-        done = runs.measure(stand_in, folder, "plain", **amount)["burst"]
-    facts = {"label": wanted.label, "services": wanted.services, "clone_s": wanted.clone_s}
+        stand_in.control("task_seconds", type="qmclone", seconds=planned.clone_s)
+        done = runs.measure(stand_in, folder, "plain", **amounts)["burst"]
+    facts = {"label": planned.label, "services": planned.services, "clone_s": planned.clone_s}
     return {**facts, "all_done_s": done["wall_s"], **done}
 
 
 def _life(plan: Plan, folder: Path, console: Console) -> Json:
     measured: Json = {}
-    with _said(console, f"power cycle of {plan.power_cycle_vms} VMs"):
+    with _step(console, f"power cycle of {plan.power_cycle_vms} VMs"):
         measured["power_cycle"] = life.power_cycle(folder / "cycle", plan.power_cycle_vms)
-    with _said(console, "mixed load"):
+    with _step(console, "mixed load"):
         measured["mixed"] = life.mixed_load(folder / "mixed", vms=20, per_s=1.0, seconds=plan.mixed_s)
-    with _said(console, "start and idle"):
+    with _step(console, "start and idle"):
         measured["idle"] = life.start_and_idle(folder / "idle", idle_s=plan.idle_s)
-    with _said(console, "recovery from a kill"):
+    with _step(console, "recovery from a kill"):
         measured["recovery"] = life.recovery(folder / "recovery", services=plan.killed)
     return measured
 
 
 def _day(plan: Plan, folder: Path, console: Console) -> Json:
-    with _said(console, f"a day of heartbeats and of metrics of {plan.day_vms} VMs"):
-        a_day = day.day(folder / "day", share=plan.day_share, vms=plan.day_vms)
-    with _said(console, f"metrics of {plan.fleet_vms} VMs"):
-        return {"day": a_day, "fleet": day.fleet(folder / "fleet", vms=plan.fleet_vms)}
+    with _step(console, f"heartbeats and metrics of a day, {plan.day_vms} VMs"):
+        one_day = day.day(folder / "day", share=plan.day_share, vms=plan.day_vms)
+    with _step(console, f"metrics of {plan.fleet_vms} VMs"):
+        return {"day": one_day, "fleet": day.fleet(folder / "fleet", vms=plan.fleet_vms)}
 
 
 def _rows(plan: Plan, folder: Path, console: Console) -> Json:
     measured: Json = {}
-    with _said(console, "rows: SQLite"):
+    with _step(console, "rows: SQLite"):
         measured["SQLite"] = job_rows.measure(f"sqlite:///{folder / 'rows.db'}", list(plan.rows), plan.row_repeats)
     with ExitStack() as stack:
         url = stack.enter_context(job_rows.postgres_url()) if plan.postgres else None
         if url:
-            with _said(console, "rows: PostgreSQL"):
+            with _step(console, "rows: PostgreSQL"):
                 measured["PostgreSQL"] = job_rows.measure(url, list(plan.rows), plan.row_repeats)
     return measured
 
 
 @contextmanager
-def _said(console: Console, what: str) -> Iterator[None]:
+def _step(console: Console, what: str) -> Iterator[None]:
+    """Print what has been measured and how long it took."""
     started = time.monotonic()
     yield
     console.print(f"{what} ({time.monotonic() - started:.0f} s)", highlight=False)

@@ -1,6 +1,6 @@
-"""Workloads (b) and (e): a burst of orders through the whole chain, and what it does to the heartbeat.
+"""Workloads (b) and (e): a burst of creates from end to end, and the heartbeat meanwhile.
 
-Simulator, Proxmox stand-in and executor share this machine's cores, as no provider's would.
+Simulator, Proxmox stand-in and agent share the cores of this machine. In production they do not.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from typing import Any
 
 from smith_lab.system import LabSystem, running_lab, wait_for
 
-from bench.measuring import WorkloadBroke, median, percentile, tree_cpu_s, tree_pss_mib, watching_memory
+from bench.measuring import WorkloadFailed, median, percentile, sample_peak_memory, tree_cpu_s, tree_pss_mib
 
 Json = dict[str, Any]
-#: FulcrumCore gives a job up after this.
+#: FulcrumCore fails a job after this time.
 JOB_TIMEOUT_S = 300.0
 OPEN = ("Pending", "Processing")
 HEARTBEAT_PATH = "/agents/me/status"
 
 
 def measure(folder: Path, *, services: int, clone_s: float, settings: dict[str, str], label: str) -> Json:
-    """Order `services` VMs at once, in groups of their own, and wait for all. Raises WorkloadBroke."""
+    """Order `services` VMs at once, each in its own group, and wait for all jobs. Raises WorkloadFailed."""
     folder.mkdir(parents=True)
     with running_lab(folder, time_scale=1.0 if clone_s else 0.0, settings=settings) as lab:
         lab.proxmox.control("task_seconds", type="qmclone", seconds=clone_s)
@@ -40,27 +40,27 @@ def _is_ready(lab: LabSystem) -> bool:
 
 def _burst(lab: LabSystem, services: int) -> Json:
     pid = lab.executor.pid
-    idle_mib, cpu, started = tree_pss_mib(pid, itself=True), tree_cpu_s(pid), time.monotonic()
-    with watching_memory(pid, itself=True) as peak:
+    idle_mib, cpu, started = tree_pss_mib(pid, include_root=True), tree_cpu_s(pid), time.monotonic()
+    with sample_peak_memory(pid, include_root=True) as peak:
         for number in range(services):
             lab.order(f"burst-{number}")
         ordered_s = time.monotonic() - started
         try:
             wait_for(lambda: not _open(lab), JOB_TIMEOUT_S + 60, f"{services} creates", pause_s=2.0)
-        except TimeoutError as failure:
-            raise WorkloadBroke(str(failure)) from failure
+        except TimeoutError as error:
+            raise WorkloadFailed(str(error)) from error
     cpu = tree_cpu_s(pid) - cpu
     jobs = lab.admin.list_all("jobs")
     if failed := [job["errorMessage"] for job in jobs if job["status"] != "Completed"]:
-        raise WorkloadBroke(f"{len(failed)} of {services} creates failed: {failed[0]}")
-    slots = most_at_once(lab)
+        raise WorkloadFailed(f"{len(failed)} of {services} creates failed: {failed[0]}")
+    parallel_runs = max_parallel_runs(lab)
     return {
         **_times(jobs),
         "ordered_s": ordered_s,
         "cpu_s_per_job": cpu / services,
-        "at_once": slots,
+        "at_once": parallel_runs,
         "idle_mib": idle_mib,
-        "mib_per_slot": (peak.mib - idle_mib) / slots,
+        "mib_per_slot": (peak.mib - idle_mib) / parallel_runs,
         "heartbeat": heartbeat_gaps(lab),
         "log": {
             name: len(lab.log_events(name)) for name in ("warm_unavailable", "orphan_processes_killed", "job_requeued")
@@ -75,14 +75,14 @@ def _open(lab: LabSystem) -> list[Json]:
 def _times(jobs: list[Json]) -> Json:
     created = [_moment(job["createdAt"]) for job in jobs]
     ended = [_moment(job["completedAt"]) for job in jobs]
-    lives = [end - start for start, end in zip(created, ended, strict=True)]
+    durations = [end - start for start, end in zip(created, ended, strict=True)]
     all_s = max(ended) - min(created)
     return {
         "all_done_s": all_s,
         "jobs_per_min": 60 * len(jobs) / all_s,
-        "job_median_s": median(lives),
-        "job_p95_s": percentile(lives, 0.95),
-        "job_max_s": max(lives),
+        "job_median_s": median(durations),
+        "job_p95_s": percentile(durations, 0.95),
+        "job_max_s": max(durations),
         "in_work_median_s": median(
             [end - _moment(job["claimedAt"]) for job, end in zip(jobs, ended, strict=True) if job.get("claimedAt")]
         ),
@@ -90,7 +90,7 @@ def _times(jobs: list[Json]) -> Json:
 
 
 def heartbeat_gaps(lab: LabSystem) -> Json:
-    """Return how far apart the heartbeats were that FulcrumCore saw."""
+    """Return the gaps between the heartbeats that FulcrumCore received."""
     calls = [call for call in lab.core.history(method="PUT") if call["path"].endswith(HEARTBEAT_PATH)]
     gaps = [later - earlier for earlier, later in pairwise(_moment(call["time"]) for call in calls)]
     if not gaps:
@@ -98,8 +98,8 @@ def heartbeat_gaps(lab: LabSystem) -> Json:
     return {"beats": len(calls), "median_s": median(gaps), "p99_s": percentile(gaps, 0.99), "max_s": max(gaps)}
 
 
-def most_at_once(lab: LabSystem) -> int:
-    """Return how many playbooks ran at the same time at most, by the executor's log."""
+def max_parallel_runs(lab: LabSystem) -> int:
+    """Return the greatest number of playbooks that ran at the same time, counted from the agent's log."""
     running, most = 0, 1
     for entry in lab.log_events():
         running += {"playbook_started": 1, "playbook_finished": -1}.get(entry["event"], 0)

@@ -1,7 +1,7 @@
-"""Workload (g): a day of heartbeats and metrics without its pauses, and a round of metrics of very many VMs.
+"""Workload (g): the heartbeats and metrics of a day without the waits between them, and one turn for very many VMs.
 
-`python -m bench.day ORDER OUT` does one. ORDER is a JSON file: `what` (day or fleet), `agent_id`, how many `vms`, the
-`share` of a day. FULCRUM_*, PROXMOX_* and SMITH_* say where to. OUT takes the figures.
+`python -m bench.day INPUT OUTPUT` runs one. INPUT is a JSON file with `what` (day or fleet), `agent_id`, `vms` (their
+number) and `share` (of a day). FULCRUM_*, PROXMOX_* and SMITH_* name the systems. The figures are written to OUTPUT.
 """
 
 from __future__ import annotations
@@ -34,85 +34,87 @@ from executor.settings.settings import load_settings
 
 Json = dict[str, Any]
 DAY_S = 24 * 3600.0
-BEAT_S = 10.0
-METRICS_S = 60.0
+HEARTBEAT_INTERVAL_S = 10.0
+METRICS_INTERVAL_S = 60.0
 FIRST_VMID = 300_000
 
 
 def day(folder: Path, *, share: float, vms: int) -> Json:
-    """Do the heartbeats and the metrics of so much of a day; the pauses between them cost nothing and are left out."""
+    """Measure the heartbeats and metrics of a share of a day. The waits between them are left out."""
     return _measure(folder, vms, {"what": "day", "share": share})
 
 
 def fleet(folder: Path, *, vms: int) -> Json:
-    """Do one turn of the metrics of so many VMs, at its own pace."""
+    """Measure one turn of the metrics of many VMs, with the agent's own rate limit."""
     return _measure(folder, vms, {"what": "fleet"})
 
 
-def _measure(folder: Path, vms: int, order: Json) -> Json:
+def _measure(folder: Path, vms: int, task: Json) -> Json:
     folder.mkdir(parents=True)
     with running_lab(folder) as lab:
-        _people(lab, vms)
-        whole = {**order, "agent_id": lab.ids.agent_id, "vms": vms}
-        return in_own_process("bench.day", whole, folder, lab.environment())
+        _add_vms(lab, vms)
+        inputs = {**task, "agent_id": lab.ids.agent_id, "vms": vms}
+        return in_own_process("bench.day", inputs, folder, lab.environment())
 
 
-def _people(lab: LabSystem, vms: int) -> None:
-    """Make so many running VMs with services; the stores' own doors, as five thousand orders would take minutes."""
+def _add_vms(lab: LabSystem, vms: int) -> None:
+    """Add running VMs and their services directly to both stores: five thousand orders would take minutes."""
     (first,) = seed(lab, 1)
     lab.proxmox.control("add", vmid=FIRST_VMID, name="fleet", status="running", copies=vms, config={"memory": "2048"})
     store = lab.core.server.store
     with store.lock:
-        pattern = store.services[first.service_id]
+        original = store.services[first.service_id]
         for vmid in range(FIRST_VMID, FIRST_VMID + vms):
-            one = copy.copy(pattern)
-            one.id, one.agent_instance_id = str(uuid.uuid4()), f"{lab.ids.agent_id}/{vmid}"
-            store.services[one.id] = one
-            store.instance_owner[one.agent_instance_id] = one.id
+            service = copy.copy(original)
+            service.id, service.agent_instance_id = str(uuid.uuid4()), f"{lab.ids.agent_id}/{vmid}"
+            store.services[service.id] = service
+            store.instance_owner[service.agent_instance_id] = service.id
 
 
 # --- in a process of its own ------------------------------------------------------------------------------------------
 
 
-def main(order_file: str, out_file: str) -> None:
-    """Carry out an order and write down what it cost."""
-    order = json.loads(Path(order_file).read_text(encoding="utf-8"))
+def main(input_file: str, output_file: str) -> None:
+    """Run the workload of the input file and write its figures."""
+    inputs = json.loads(Path(input_file).read_text(encoding="utf-8"))
     settings = load_settings()
-    state = AgentState(agent_id=order["agent_id"])
+    state = AgentState(agent_id=inputs["agent_id"])
     token = settings.fulcrum_api_token.get_secret_value()
     fulcrum = FulcrumClient(str(settings.fulcrum_api_url), lambda: token)
-    engine = open_engine(f"sqlite:///{Path(out_file).with_suffix('.db')}")
+    engine = open_engine(f"sqlite:///{Path(output_file).with_suffix('.db')}")
     upgrade(engine)
     with transaction(engine) as session:
-        for vmid in range(FIRST_VMID, FIRST_VMID + order["vms"]):
-            one = {"service_id": str(uuid.uuid4()), "cluster": "default", "name": f"fleet-{vmid}", "node": "pve1"}
-            mappings.insert_active(session, vmid=vmid, **one)
+        for vmid in range(FIRST_VMID, FIRST_VMID + inputs["vms"]):
+            columns = {"service_id": str(uuid.uuid4()), "cluster": "default", "name": f"fleet-{vmid}", "node": "pve1"}
+            mappings.insert_active(session, vmid=vmid, **columns)
     proxmox = ProxmoxReader(ProxmoxConnection.from_settings(settings))
-    reporter = metrics.VmMetrics(engine=engine, fulcrum=fulcrum, proxmox=proxmox, state=state, interval_s=METRICS_S)
-    if order["what"] == "fleet":
+    reporter = metrics.VmMetrics(
+        engine=engine, fulcrum=fulcrum, proxmox=proxmox, state=state, interval_s=METRICS_INTERVAL_S
+    )
+    if inputs["what"] == "fleet":
         facts = _turn(reporter)
     else:
-        facts = _share_of_a_day(order["share"], Heartbeat(fulcrum=fulcrum, state=state), reporter)
-    Path(out_file).write_text(json.dumps({**facts, "vms": order["vms"]}), encoding="utf-8")
+        facts = _share_of_a_day(inputs["share"], Heartbeat(fulcrum=fulcrum, state=state), reporter)
+    Path(output_file).write_text(json.dumps({**facts, "vms": inputs["vms"]}), encoding="utf-8")
 
 
 def _turn(reporter: metrics.VmMetrics) -> Json:
-    requests = _counted(reporter.fulcrum)
-    cpu, began = time.process_time(), time.monotonic()
+    requests = _count_posts(reporter.fulcrum)
+    cpu_before, started = time.process_time(), time.monotonic()
     reporter.report()
-    took = time.monotonic() - began
+    took_s = time.monotonic() - started
     posts = requests["post_metric"]
-    wanted = 2 * len(reporter._before)  # a first look has no rates yet
+    expected = 2 * len(reporter._before)  # the first turn has no rates
     return {
         "posts": posts,
-        "took_s": took,
-        "share_of_a_core": (time.process_time() - cpu) / max(took, METRICS_S),
-        "turns_for_all": wanted / posts,
-        "interval_s": METRICS_S,
+        "took_s": took_s,
+        "share_of_a_core": (time.process_time() - cpu_before) / max(took_s, METRICS_INTERVAL_S),
+        "turns_for_all": expected / posts,
+        "interval_s": METRICS_INTERVAL_S,
     }
 
 
-def _counted(fulcrum: FulcrumClient) -> dict[str, int]:
+def _count_posts(fulcrum: FulcrumClient) -> dict[str, int]:
     counts = {"post_metric": 0}
     post = fulcrum.post_metric
 
@@ -125,11 +127,11 @@ def _counted(fulcrum: FulcrumClient) -> dict[str, int]:
 
 
 def _share_of_a_day(share: float, heartbeat: Heartbeat, reporter: metrics.VmMetrics) -> Json:
-    # The pace is what makes a day of it.
+    # Without the rate limit, the turns of a day run in seconds.
     metrics.MAX_POSTS_PER_S = metrics.MIN_POSTS_PER_S = metrics.POSTS_SHARE_OF_A_CORE = 1e9
-    beats, turns = int(DAY_S / BEAT_S * share), int(DAY_S / METRICS_S * share)
+    beats, turns = int(DAY_S / HEARTBEAT_INTERVAL_S * share), int(DAY_S / METRICS_INTERVAL_S * share)
     for act in (heartbeat.beat, reporter.report):
-        _repeat(act, max(turns // 10, 2))  # pools and caches
+        _repeat(act, max(turns // 10, 2))  # fills pools and caches
     before = _memory_mib()
     beat_cpu_s, turn_cpu_s = _repeat(heartbeat.beat, beats), _repeat(reporter.report, turns)
     return {

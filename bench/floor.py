@@ -1,4 +1,4 @@
-"""The floor: what create, start and stop cost when one process asks Proxmox directly, with nothing around it."""
+"""The floor: what create, start and stop cost when one process calls Proxmox directly, without Ansible."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from typing import Any
 from proxmoxer import ProxmoxAPI
 from smith_lab.proxmox.stand_in import ProxmoxStandIn
 
-from bench.measuring import WorkloadBroke
+from bench.measuring import WorkloadFailed
 
 TEMPLATE, NODE = 9000, "pve1"
 POLL_S = 0.2
 ROUNDS = 10
-#: No other workload counts from here.
+#: No other workload uses VMIDs from here on.
 FIRST_VMID = 700_000
 
 
 def measure(stand_in: ProxmoxStandIn, rounds: int = ROUNDS) -> dict[str, dict[str, float]]:
-    """Return CPU-seconds, wall seconds and requests of each action, by its name; the tasks take what they take."""
+    """Return CPU-seconds, wall seconds and requests of each action, by name. Wall time includes the Proxmox tasks."""
     proxmox = ProxmoxAPI(
         stand_in.host,
         port=stand_in.port,
@@ -29,7 +29,7 @@ def measure(stand_in: ProxmoxStandIn, rounds: int = ROUNDS) -> dict[str, dict[st
         token_value=stand_in.token_secret,
         verify_ssl=str(stand_in.ca_bundle),
     )
-    _create(proxmox, FIRST_VMID - 1)  # the first one opens the connection
+    _create(proxmox, FIRST_VMID - 1)  # opens the connection
     spent: dict[str, dict[str, float]] = {}
     for name, act in {"create": _create, "start": _start, "stop": _stop}.items():
         stand_in.reset_request_log()
@@ -74,8 +74,8 @@ def _remove(proxmox: Any, rounds: int) -> None:
 
 def _finish(proxmox: Any, upid: str) -> None:
     """Wait for a Proxmox task."""
-    ask: Callable[[], dict[str, Any]] = proxmox.nodes(upid.split(":")[1]).tasks(upid).status.get
-    while (status := ask())["status"] != "stopped":
+    get_status: Callable[[], dict[str, Any]] = proxmox.nodes(upid.split(":")[1]).tasks(upid).status.get
+    while (status := get_status())["status"] != "stopped":
         time.sleep(POLL_S)
     if status["exitstatus"] != "OK":
-        raise WorkloadBroke(f"floor: {upid}: {status['exitstatus']}")
+        raise WorkloadFailed(f"floor: {upid}: {status['exitstatus']}")

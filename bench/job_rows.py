@@ -1,4 +1,4 @@
-"""Workload (d): what the job rows' verbs take, whatever lies in the table."""
+"""Workload (d): the duration of the job queue's operations, by the number of rows in the table."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ from executor.database.tables import Job, utc_now
 from executor.model import JobResult, JobStatus, ReportState
 
 OWNER = "bench"
-#: One row in so many waits; the others are history.
-PENDING_SHARE = 20
+#: One row of this number is pending; the others have ended.
+ROWS_PER_PENDING = 20
 BATCH = 5_000
 REPORTS = 50
 VERBS = ("submit", "claim", "finish", "report", "renew", "list newest", "list rare")
 
 
 def measure(url: str, sizes: list[int], repeats: int) -> dict[int, dict[str, dict[str, float]]]:
-    """Return p50 and p99 in milliseconds of each verb, in a transaction of its own, at each number of rows."""
+    """Return p50 and p99 in milliseconds of each operation, each in its own transaction, for each number of rows."""
     engine = open_engine(url)
     schema.upgrade(engine)
     found, rows = {}, 0
     for size in sizes:
         _fill(engine, rows, size)
         rows = size
-        _cycle(engine, 5)  # pages and plans
+        _cycle(engine, 5)  # fills the page cache and the statement cache
         found[size] = {verb: _spread(times) for verb, times in _cycle(engine, repeats).items()}
     engine.dispose()
     return found
 
 
-def _fill(engine: Engine, have: int, wanted: int) -> None:
+def _fill(engine: Engine, existing: int, wanted: int) -> None:
     now = utc_now()
-    for start in range(have, wanted, BATCH):
+    for start in range(existing, wanted, BATCH):
         rows = [
             _row(number, now - timedelta(seconds=wanted - number))
             for number in range(start, min(start + BATCH, wanted))
@@ -54,7 +54,7 @@ def _fill(engine: Engine, have: int, wanted: int) -> None:
 
 
 def _row(number: int, at: Any) -> dict[str, Any]:
-    is_pending = number % PENDING_SHARE == 0
+    is_pending = number % ROWS_PER_PENDING == 0
     times = {"core_created_at": at, "deadline_at": at + timedelta(minutes=5), "received_at": at}
     ended = {} if is_pending else {"finished_at": at, "reported_at": at}
     return {
@@ -74,7 +74,7 @@ def _row(number: int, at: Any) -> dict[str, Any]:
 
 
 def _cycle(engine: Engine, repeats: int) -> dict[str, list[float]]:
-    """Take `repeats` jobs through their life, one transaction a step."""
+    """Submit, claim, finish and report `repeats` jobs, with one transaction for each step."""
     times: dict[str, list[float]] = {verb: [] for verb in VERBS}
     for _ in range(repeats):
         _timed(times["submit"], engine, _submit)
@@ -129,9 +129,9 @@ def _spread(times: list[float]) -> dict[str, float]:
 
 @contextmanager
 def postgres_url() -> Iterator[str | None]:
-    """Yield the address of a database of our own, None where PostgreSQL is not installed."""
+    """Yield the URL of a temporary database, None when PostgreSQL is not installed."""
     sys.path.insert(0, str(ROOT / "tests" / "support"))
-    import databases  # noqa: PLC0415  the tests' own cluster; it is no part of what ships
+    import databases  # noqa: PLC0415  the cluster of the tests, which is not part of the package
 
     if (binaries := databases.postgres_binaries()) is None:
         yield None

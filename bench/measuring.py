@@ -1,4 +1,4 @@
-"""What a tree of processes costs, read from the kernel's own accounts, and what this machine is."""
+"""Measures CPU time and memory of a process tree from /proc, and describes the machine."""
 
 from __future__ import annotations
 
@@ -23,55 +23,57 @@ from executor.processes import process_tree
 
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 ROOT = Path(__file__).resolve().parents[1]
-#: How often memory is looked at. A look costs milliseconds a process, and stops it for as long: every quarter of a
-#: second, a burst was slower by a tenth.
+#: Interval between memory samples. A sample stops each process for milliseconds: with one every 0.25 s, a burst was
+#: 10 % slower.
 SAMPLE_S = 2.0
 
 
-class WorkloadBroke(RuntimeError):
-    """A job of a workload failed: there is nothing to compare."""
+class WorkloadFailed(RuntimeError):
+    """A job of a workload failed, so its figures cannot be compared."""
 
 
-def in_own_process(module: str, order: Mapping[str, object], folder: Path, own: Mapping[str, str]) -> dict[str, Any]:
-    """Let `python -m MODULE ORDER OUT` carry out an order, both JSON files, so that all it costs is its own.
+def in_own_process(
+    module: str, inputs: Mapping[str, object], folder: Path, environment: Mapping[str, str]
+) -> dict[str, Any]:
+    """Run `python -m MODULE INPUT OUTPUT`, both JSON files, and return the output: its process has no other cost.
 
-    `own` are variables besides ours, of which PROXMOX_*, FULCRUM_* and SMITH_* are left out. Raises WorkloadBroke.
+    `environment` replaces our own PROXMOX_*, FULCRUM_* and SMITH_*. Raises WorkloadFailed.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    order_file, out_file = folder / f"{uuid.uuid4()}.order", folder / f"{uuid.uuid4()}.json"
-    order_file.write_text(json.dumps(order), encoding="utf-8")
-    ours = {
+    input_file, output_file = folder / f"{uuid.uuid4()}.input.json", folder / f"{uuid.uuid4()}.json"
+    input_file.write_text(json.dumps(inputs), encoding="utf-8")
+    inherited = {
         name: value for name, value in os.environ.items() if not name.startswith(("PROXMOX_", "FULCRUM_", "SMITH_"))
     }
     done = subprocess.run(
-        [sys.executable, "-m", module, str(order_file), str(out_file)],
-        env={**ours, **own, "PATH": f"{sysconfig.get_path('scripts')}{os.pathsep}{os.environ['PATH']}"},
+        [sys.executable, "-m", module, str(input_file), str(output_file)],
+        env={**inherited, **environment, "PATH": f"{sysconfig.get_path('scripts')}{os.pathsep}{os.environ['PATH']}"},
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
     )
     if done.returncode:
-        raise WorkloadBroke(f"{module} {dict(order)}: {done.stderr[-3000:]}")
-    return dict(json.loads(out_file.read_text(encoding="utf-8")))
+        raise WorkloadFailed(f"{module} {dict(inputs)}: {done.stderr[-3000:]}")
+    return dict(json.loads(output_file.read_text(encoding="utf-8")))
 
 
 def tree_cpu_s(root: int) -> float:
-    """Return user and system time of a process, of all below it, and of all that these have waited for."""
+    """Return user and system time of a process, its descendants, and their ended children."""
     return sum(_cpu_ticks(pid) for pid in {root, *process_tree.descendants(root)}) / TICKS_PER_S
 
 
 def _cpu_ticks(pid: int) -> int:
     try:
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-    except OSError:  # it has ended between two looks
+    except OSError:  # the process has ended
         return 0
     return sum(int(field) for field in fields[11:15])  # utime stime cutime cstime
 
 
-def tree_pss_mib(root: int, *, itself: bool = False) -> float:
-    """Return the memory of all below a process; pages that several share count once, divided between them."""
-    pids = process_tree.descendants(root) | ({root} if itself else set())
+def tree_pss_mib(root: int, *, include_root: bool = False) -> float:
+    """Return the proportional set size (PSS) of a process's descendants."""
+    pids = process_tree.descendants(root) | ({root} if include_root else set())
     return sum(_pss_kib(pid) for pid in pids) / 1024
 
 
@@ -85,42 +87,42 @@ def _pss_kib(pid: int) -> int:
 
 @dataclass
 class Peak:
-    """The most memory that was seen."""
+    """The greatest memory of all samples."""
 
     mib: float = 0.0
 
 
 @contextmanager
-def watching_memory(root: int, *, itself: bool = False) -> Iterator[Peak]:
-    """Look at a tree's memory for the length of the block."""
-    peak, over = Peak(), threading.Event()
+def sample_peak_memory(root: int, *, include_root: bool = False) -> Iterator[Peak]:
+    """Sample a process tree's memory for the length of the block."""
+    peak, stop = Peak(), threading.Event()
 
-    def watch() -> None:
-        while not over.wait(SAMPLE_S):
-            peak.mib = max(peak.mib, tree_pss_mib(root, itself=itself))
+    def sample() -> None:
+        while not stop.wait(SAMPLE_S):
+            peak.mib = max(peak.mib, tree_pss_mib(root, include_root=include_root))
 
-    thread = threading.Thread(target=watch, daemon=True)
+    thread = threading.Thread(target=sample, daemon=True)
     thread.start()
     try:
         yield peak
     finally:
-        over.set()
+        stop.set()
         thread.join()
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """Return the value below which `share` of them lie; the greatest one of a few."""
+    """Return the value below which a share of the values lies; of a few values the greatest."""
     ordered = sorted(values)
     return ordered[min(int(len(ordered) * share), len(ordered) - 1)]
 
 
 def median(values: Sequence[float]) -> float:
-    """Return the middle one."""
+    """Return the median."""
     return statistics.median(values)
 
 
 def machine_facts() -> dict[str, object]:
-    """Return what figures depend on. The load tells whether somebody else was at work."""
+    """Return the facts that the figures depend on. A high load means that other processes were running."""
     memory_kib = int(Path("/proc/meminfo").read_text(encoding="ascii").split()[1])
     return {
         "cpu": _cpu_model(),

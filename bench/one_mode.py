@@ -1,8 +1,8 @@
-"""One process that runs playbooks in one way, so that all it costs is its own: `python -m bench.one_mode ORDER OUT`.
+"""Runs playbooks in one mode, in a process without other work: `python -m bench.one_mode INPUT OUTPUT`.
 
-ORDER is a JSON file: `mode` (plain, cold or warm), `warm_up` (one life before), `rounds` (lives one after the
-other: create, start, stop, delete, each measured), `slots` and `burst` (so many creates at once, of so many).
-PROXMOX_* say where to. OUT takes the figures.
+INPUT is a JSON file: `mode` (plain, cold or warm), `warm_up` (one unmeasured cycle first), `rounds` (number of cycles
+of create, start, stop, delete), `burst` and `slots` (number of creates, and how many of them run in parallel).
+PROXMOX_* name the Proxmox. The figures are written to OUTPUT.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from bench.measuring import ROOT, WorkloadBroke, tree_cpu_s, tree_pss_mib, watching_memory
+from bench.measuring import ROOT, WorkloadFailed, sample_peak_memory, tree_cpu_s, tree_pss_mib
 from executor.model import PlaybookRun
 from executor.runs.actions import ansible_home
 from executor.runs.runner import Runner, RunnerPaths
@@ -30,30 +30,30 @@ TIMEOUT_S = 280.0
 Json = dict[str, Any]
 
 
-class Way(Protocol):
-    """A way to run one of our playbooks."""
+class RunPlaybook(Protocol):
+    """Runs one of our playbooks in one mode."""
 
     def __call__(self, action: str, vm: Json) -> None:
-        """Run it to its end. Raises WorkloadBroke."""
+        """Run the playbook of an action to its end. Raises WorkloadFailed."""
 
 
-def main(order_file: str, out_file: str) -> None:
-    """Carry out an order and write down what it cost."""
-    order = json.loads(Path(order_file).read_text(encoding="utf-8"))
+def main(input_file: str, output_file: str) -> None:
+    """Run the mode of the input file and write its figures."""
+    inputs = json.loads(Path(input_file).read_text(encoding="utf-8"))
     with (
         tempfile.TemporaryDirectory(prefix="bench-", dir="/dev/shm") as folder,
-        _way(order["mode"], Path(folder)) as run,
+        _playbook_runner(inputs["mode"], Path(folder)) as run,
     ):
-        if order["warm_up"]:  # caches on disk, and the servers of the warm way
-            _life(run, order["first_vmid"])
+        if inputs["warm_up"]:  # fills caches on disk and starts the warm servers
+            _cycle(run, inputs["first_vmid"])
         facts: Json = {"servers_mib": tree_pss_mib(os.getpid())}
-        facts["actions"] = _one_by_one(run, order["first_vmid"] + 1, order["rounds"])
-        facts["burst"] = _burst(run, order["first_vmid"] + 1000, order["slots"], order["burst"])
-    Path(out_file).write_text(json.dumps(facts), encoding="utf-8")
+        facts["actions"] = _cycles(run, inputs["first_vmid"] + 1, inputs["rounds"])
+        facts["burst"] = _burst(run, inputs["first_vmid"] + 1000, inputs["slots"], inputs["burst"])
+    Path(output_file).write_text(json.dumps(facts), encoding="utf-8")
 
 
 @contextmanager
-def _way(mode: str, folder: Path) -> Iterator[Way]:
+def _playbook_runner(mode: str, folder: Path) -> Iterator[RunPlaybook]:
     if mode == "plain":
         yield _plain(folder)
         return
@@ -64,14 +64,14 @@ def _way(mode: str, folder: Path) -> Iterator[Way]:
             ident = f"{action}-{uuid.uuid4().hex[:12]}"
             done = runner.run(PlaybookRun(ident=ident, action=action, playbook=playbook, vm=vm, timeout_s=TIMEOUT_S))
             if done.rc:
-                raise WorkloadBroke(f"{mode} {action}: {done.status}\n{(done.folder / 'stdout').read_text()[-2000:]}")
+                raise WorkloadFailed(f"{mode} {action}: {done.status}\n{(done.folder / 'stdout').read_text()[-2000:]}")
 
         yield run
 
 
 @contextmanager
 def runner_of(mode: str, folder: Path) -> Iterator[Runner]:
-    """Hold the executor's own runner, cold or warm; a warm one that does not start is waited for without end."""
+    """Yield the agent's runner, cold or warm. Waits without limit for a warm one to start."""
     settings = load_settings()
     credentials = {
         "api_host": settings.proxmox_host,
@@ -91,9 +91,9 @@ def runner_of(mode: str, folder: Path) -> Iterator[Runner]:
     runner.stop_warm()
 
 
-def _plain(folder: Path) -> Way:
-    """The baseline: what everybody writes who has read ansible-runner's first page."""
-    import ansible_runner  # noqa: PLC0415  only this way pays for it here
+def _plain(folder: Path) -> RunPlaybook:
+    """Return the baseline: ansible-runner as its introduction uses it."""
+    import ansible_runner  # noqa: PLC0415  the other modes must not pay for this import
 
     environment = {name: value for name, value in os.environ.items() if name.startswith("PROXMOX_")}
 
@@ -109,13 +109,13 @@ def _plain(folder: Path) -> Way:
             quiet=True,
         )
         if done.rc:
-            raise WorkloadBroke(f"plain {action}: {done.status}\n{done.stdout.read()[-2000:]}")
+            raise WorkloadFailed(f"plain {action}: {done.status}\n{done.stdout.read()[-2000:]}")
 
     return run
 
 
 def vm_of(vmid: int) -> Json:
-    """Return the variables of a VM that a run would create."""
+    """Return the `vm` variables of a create."""
     service_id = str(uuid.uuid4())
     return {
         **{"service_id": service_id, "vmid": vmid, "name": f"bench-{service_id[:8]}", "node": "", "tags": ["bench"]},
@@ -124,8 +124,8 @@ def vm_of(vmid: int) -> Json:
     }
 
 
-def _life(run: Way, vmid: int) -> dict[str, Json]:
-    """Create, start, stop and delete one VM; return what each has cost."""
+def _cycle(run: RunPlaybook, vmid: int) -> dict[str, Json]:
+    """Create, start, stop and delete one VM; return the cost of each."""
     vm, spent = vm_of(vmid), {}
     for action in ACTIONS:
         cpu, wall = tree_cpu_s(os.getpid()), time.monotonic()
@@ -134,19 +134,19 @@ def _life(run: Way, vmid: int) -> dict[str, Json]:
     return spent
 
 
-def _one_by_one(run: Way, vmid: int, rounds: int) -> dict[str, Json]:
-    lives = [_life(run, vmid + number) for number in range(rounds)]
+def _cycles(run: RunPlaybook, vmid: int, rounds: int) -> dict[str, Json]:
+    cycles = [_cycle(run, vmid + number) for number in range(rounds)]
     return {
-        action: {key: sum(life[action][key] for life in lives) / rounds for key in ("cpu_s", "wall_s")}
+        action: {key: sum(cycle[action][key] for cycle in cycles) / rounds for key in ("cpu_s", "wall_s")}
         for action in ACTIONS
         if rounds
     }
 
 
-def _burst(run: Way, vmid: int, slots: int, count: int) -> Json:
-    """Create `count` VMs, `slots` at once; return time, CPU and memory of all."""
+def _burst(run: RunPlaybook, vmid: int, slots: int, count: int) -> Json:
+    """Create `count` VMs, `slots` in parallel; return their time, CPU and memory."""
     idle_mib, cpu, wall = tree_pss_mib(os.getpid()), tree_cpu_s(os.getpid()), time.monotonic()
-    with watching_memory(os.getpid()) as peak, ThreadPoolExecutor(slots) as pool:
+    with sample_peak_memory(os.getpid()) as peak, ThreadPoolExecutor(slots) as pool:
         done = [pool.submit(run, "create", vm_of(vmid + number)) for number in range(count)]
         for future in done:
             future.result()

@@ -1,6 +1,6 @@
-"""Plots of a run, where matplotlib is installed; nothing else needs it.
+"""Draws plots of the results if matplotlib is installed.
 
-`python -m bench.plots RESULTS.json FOLDER` draws them again, as those of docs/performance.md were.
+`python -m bench.plots RESULTS.json FOLDER` draws them from a results file, as for docs/performance.md.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ ACTIONS = ("create", "start", "stop")
 
 
 def draw(results: dict[str, Any], folder: Path, stem: str = "") -> list[Path]:
-    """Write the plots as SVG and return their files; none without matplotlib."""
+    """Write the plots as SVG files and return their paths; an empty list without matplotlib."""
     try:
         import matplotlib as mpl  # noqa: PLC0415  optional
     except ImportError:
         return []
     mpl.use("svg")
-    mpl.rcParams["svg.hashsalt"] = "agent-smith"  # the same figures give the same file
+    mpl.rcParams["svg.hashsalt"] = "agent-smith"  # makes the files reproducible
     import matplotlib.pyplot as plt  # noqa: PLC0415  optional
 
     drawn = []
     plots = {"cpu": _cpu, "memory": _memory, "bursts": _bursts, "rows": _rows, "soak": _soak}
     for name, plot in plots.items():
         figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-        with contextlib.suppress(KeyError):  # a workload that was left out
+        with contextlib.suppress(KeyError):  # the workload was not selected
             plot(results, axes)
             drawn.append(folder / f"{stem}{name}.svg")
             figure.savefig(drawn[-1], metadata={"Date": None})
@@ -37,18 +37,18 @@ def draw(results: dict[str, Any], folder: Path, stem: str = "") -> list[Path]:
 
 
 def _cpu(results: dict[str, Any], axes: Any) -> None:
-    for number, (way, run) in enumerate(results["runs"].items()):
-        places = [place + number * 0.25 for place in range(len(ACTIONS))]
-        axes.bar(places, [run["actions"][action]["cpu_s"] for action in ACTIONS], width=0.25, label=way)
-    axes.set_xticks([place + 0.25 for place in range(len(ACTIONS))], ACTIONS)
-    axes.set_ylabel("CPU-seconds a job")
+    for number, (mode, run) in enumerate(results["runs"].items()):
+        positions = [index + number * 0.25 for index in range(len(ACTIONS))]
+        axes.bar(positions, [run["actions"][action]["cpu_s"] for action in ACTIONS], width=0.25, label=mode)
+    axes.set_xticks([index + 0.25 for index in range(len(ACTIONS))], ACTIONS)
+    axes.set_ylabel("CPU-seconds per job")
     axes.legend()
 
 
 def _memory(results: dict[str, Any], axes: Any) -> None:
     runs = results["runs"]
     axes.bar(list(runs), [run["burst"]["mib_per_slot"] for run in runs.values()], width=0.5)
-    axes.set_ylabel("MiB for each job under way")
+    axes.set_ylabel("MiB per running job")
 
 
 def _bursts(results: dict[str, Any], axes: Any) -> None:
@@ -57,7 +57,7 @@ def _bursts(results: dict[str, Any], axes: Any) -> None:
     axes.barh(labels, [burst["jobs_per_min"] for burst in bursts])
     axes.tick_params(axis="y", labelsize=7)
     axes.invert_yaxis()
-    axes.set_xlabel("jobs a minute")
+    axes.set_xlabel("jobs per minute")
 
 
 def _rows(results: dict[str, Any], axes: Any) -> None:

@@ -1,4 +1,4 @@
-"""Workload (a): the same playbooks by plain ansible-runner and by Agent Smith's runner, each in its own process."""
+"""Workload (a): the same playbooks with plain ansible-runner and with the agent's runner, each in its own process."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Json = dict[str, Any]
 _vmids: Iterator[int] = itertools.count(200_000, 10_000)
 
 
-def measure(stand_in: ProxmoxStandIn, folder: Path, mode: str, **amount: int) -> Json:
-    """Run `rounds` lives, then `burst` creates, `slots` at once; return the figures. Raises WorkloadBroke."""
-    order = {"mode": mode, "first_vmid": next(_vmids), **amount}
-    return in_own_process("bench.one_mode", order, folder, stand_in.env())
+def measure(stand_in: ProxmoxStandIn, folder: Path, mode: str, **amounts: int) -> Json:
+    """Run `rounds` cycles, then `burst` creates, `slots` in parallel; return the figures. Raises WorkloadFailed."""
+    inputs = {"mode": mode, "first_vmid": next(_vmids), **amounts}
+    return in_own_process("bench.one_mode", inputs, folder, stand_in.env())

@@ -1,4 +1,4 @@
-"""VMs that are there already, so that a workload on many of them need not make them first."""
+"""Adds existing VMs with their services, so that a workload need not create them."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from smith_lab.system import LabSystem
 from executor.database import mappings
 from executor.fulcrum.client import FulcrumClient
 
-SETTERS = 8
+THREADS = 8
 _vmids = itertools.count(120_000)
 
 
 @dataclass(frozen=True)
 class Seeded:
-    """One service with its VM, stopped, as if it had been created long ago."""
+    """One service with its stopped VM."""
 
     service_id: str
     vmid: int
 
 
 def seed(lab: LabSystem, count: int) -> list[Seeded]:
-    """Put services into FulcrumCore and their VMs into Proxmox; the executor finds them by their markers."""
+    """Add services to FulcrumCore and their VMs to Proxmox. The agent finds the VMs by their markers."""
     client = FulcrumClient(lab.core.url, lambda: lab.ids.agent_token)
-    with ThreadPoolExecutor(SETTERS) as pool:
-        return list(pool.map(lambda number: _one(lab, client, f"seeded-{number}"), range(count)))
+    with ThreadPoolExecutor(THREADS) as pool:
+        return list(pool.map(lambda number: _seed_one(lab, client, f"seeded-{number}"), range(count)))
 
 
-def _one(lab: LabSystem, client: FulcrumClient, name: str) -> Seeded:
+def _seed_one(lab: LabSystem, client: FulcrumClient, name: str) -> Seeded:
     service_id, vmid = lab.order(name), next(_vmids)
     (job,) = lab.admin.jobs(service_id)
     client.claim_job(job["id"])

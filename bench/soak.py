@@ -1,8 +1,8 @@
-"""Thousands of warm runs, one after the other and several at once: does anything pile up?
+"""Workload soak: thousands of warm runs, to find resources that accumulate.
 
-`--only soak`, by itself, as it takes half an hour. A fifth of the runs are starts and stops of a few VMs; the others
-are refused for a service that they do not name well: a run as well, and over sooner. All go through the executor's own
-runner; their artifacts are removed as the pruner would.
+It takes half an hour and runs only with `--only soak`. A fifth of the runs start and stop a few VMs; the others are
+refused for an invalid service id, which is a complete run but shorter. All use the agent's runner; their artifacts are
+removed, as by the pruner.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 import psutil
 from smith_lab.proxmox.stand_in import ProxmoxStandIn
 
-from bench.measuring import ROOT, WorkloadBroke, in_own_process, tree_pss_mib
+from bench.measuring import ROOT, WorkloadFailed, in_own_process, tree_pss_mib
 from bench.one_mode import runner_of, vm_of
 from executor.model import PlaybookRun
 from executor.processes import process_tree
@@ -30,14 +30,14 @@ from executor.runs.runner import Runner
 Json = dict[str, Any]
 SLOTS = 8
 TIMEOUT_S = 120.0
-#: One run after the other, again and again. The VM is the same after these.
+#: The runs of one cycle. The VM has the same state before and after.
 TURNS = ("start", "refused", "refused", "refused", "refused", "stop", "refused", "refused", "refused", "refused")
 FIRST_VMID = 400_000
 SAMPLES = 20
 
 
 def measure(stand_in: ProxmoxStandIn, folder: Path, runs: int) -> Json:
-    """Do so many warm runs; return what there was of memory, files and processes on the way. Raises WorkloadBroke."""
+    """Run the playbooks; return samples of memory, files and processes. Raises WorkloadFailed."""
     for number in range(SLOTS):
         stand_in.control("add", vmid=FIRST_VMID + number, name=f"soak-{number}", config=_config(number))
     return in_own_process("bench.soak", {"runs": runs}, folder, stand_in.env())
@@ -54,28 +54,28 @@ def _service_id(number: int) -> str:
 # --- in a process of its own ------------------------------------------------------------------------------------------
 
 
-def main(order_file: str, out_file: str) -> None:
-    """Do the runs of an order and write down the samples."""
-    runs = json.loads(Path(order_file).read_text(encoding="utf-8"))["runs"]
-    temp_before, samples, began = _temporary_files(), [], time.monotonic()
+def main(input_file: str, output_file: str) -> None:
+    """Do the runs of the input file and write the samples."""
+    runs = json.loads(Path(input_file).read_text(encoding="utf-8"))["runs"]
+    temp_before, samples, started = _temporary_files(), [], time.monotonic()
     with tempfile.TemporaryDirectory(prefix="bench-", dir="/dev/shm") as name, runner_of("warm", Path(name)) as runner:
         servers = len(runner.warm_pids())
-        each = max(runs // SAMPLES // SLOTS, 1)
+        per_slot = max(runs // SAMPLES // SLOTS, 1)
         done = 0
         while done < runs:
             with ThreadPoolExecutor(SLOTS) as pool:
-                list(pool.map(lambda number: _cycle(runner, number, each), range(SLOTS)))
-            done += each * SLOTS
+                list(pool.map(lambda number: _cycle(runner, number, per_slot), range(SLOTS)))
+            done += per_slot * SLOTS
             samples.append({"runs": done, **_sample(Path(name))})
         servers_after = len(runner.warm_pids())
     facts = {
         "runs": done,
-        "took_s": time.monotonic() - began,
+        "took_s": time.monotonic() - started,
         "samples": samples,
         "servers": [servers, servers_after],
         "temporary_files_left": len(_temporary_files() - temp_before),
     }
-    Path(out_file).write_text(json.dumps(facts), encoding="utf-8")
+    Path(output_file).write_text(json.dumps(facts), encoding="utf-8")
 
 
 def _cycle(runner: Runner, number: int, times: int) -> None:
@@ -92,12 +92,12 @@ def _run(runner: Runner, number: int, turn: str) -> None:
     done = runner.run(PlaybookRun(ident=ident, action=action, playbook=playbook, vm=vm, timeout_s=TIMEOUT_S))
     output = (done.folder / "stdout").read_text()
     if bool(done.rc) != is_refused or is_refused != ("INVALID_REQUEST: service_id is not a UUID" in output):
-        raise WorkloadBroke(f"{turn}: {done.status}\n{output[-2000:]}")
+        raise WorkloadFailed(f"{turn}: {done.status}\n{output[-2000:]}")
     shutil.rmtree(done.folder)
 
 
 def _sample(folder: Path) -> Json:
-    """Return what there is while nothing runs."""
+    """Return the resources in use while no playbook runs."""
     time.sleep(2)
     pids = process_tree.descendants(os.getpid())
     return {
@@ -118,7 +118,7 @@ def _descriptors(pid: int) -> int:
 
 
 def _temporary_files() -> set[str]:
-    return {str(path) for place in ("/tmp", "/dev/shm") for path in Path(place).iterdir()}  # noqa: S108
+    return {str(path) for folder in ("/tmp", "/dev/shm") for path in Path(folder).iterdir()}  # noqa: S108
 
 
 if __name__ == "__main__":

@@ -8,10 +8,15 @@ from typing import Any
 
 import pytest
 from hypothesis import settings
+from smith_lab import system
+from support import fork_server
 
 # How long an example takes says more of the machine than of the code.
 settings.register_profile("no-deadline", deadline=None)
 settings.load_profile("no-deadline")
+
+# The lab's commands start as forks of one process that has imported everything.
+system.run_command = fork_server.run
 
 PREFIXES = ("FULCRUM_", "PROXMOX_", "SMITH_")
 

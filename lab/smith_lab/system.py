@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +28,7 @@ T = TypeVar("T")
 TEMPLATES = "debian-12=9000,ubuntu-24.04=9001"
 OS_TEMPLATES = "debian-12=local:vztmpl/debian-12-standard_12.7-1_amd64.tar.zst"
 STORAGE = "local-lvm"
+COMMAND_TIMEOUT_S = 60.0
 #: Settings with shorter intervals than the defaults.
 FAST_SETTINGS = {
     "FULCRUM_POLL_INTERVAL_S": "0.5",
@@ -114,17 +115,10 @@ class LabSystem:
 
     def smith_text(self, *arguments: str, codes: Collection[int] = (0,)) -> str:
         """Run a `smith` command; return its output as text. Raises RuntimeError for an exit code not in `codes`."""
-        done = subprocess.run(
-            [sys.executable, "-m", "executor", *arguments],
-            env=self.environment(),
-            cwd=self.folder,
-            capture_output=True,
-            check=False,
-            timeout=60,
-        )
+        done = run_command(arguments, env=self.environment(), cwd=self.folder, timeout=COMMAND_TIMEOUT_S)
         if done.returncode not in codes:
-            raise RuntimeError(f"smith {' '.join(arguments)}: {done.returncode}: {done.stderr.decode()}")
-        return done.stdout.decode()
+            raise RuntimeError(f"smith {' '.join(arguments)}: {done.returncode}: {done.stderr}")
+        return done.stdout
 
     def log_events(self, event: str | None = None) -> list[Json]:
         """Return the entries of the executor's log, all or those of one event."""
@@ -207,6 +201,14 @@ class LabSystem:
         """Return the VMs and containers with the marker of the service."""
         marker = f"smith-uid={service_id}"
         return [guest for guest in self.vms() if marker in str(guest["config"].get("description", ""))]
+
+
+def run_command(
+    arguments: Sequence[str], *, env: Mapping[str, str], cwd: Path, timeout: float
+) -> subprocess.CompletedProcess[str]:
+    """Run a `smith` command to its end. Tests replace this by a way that starts it faster."""
+    command = [sys.executable, "-m", "executor", *arguments]
+    return subprocess.run(command, env=env, cwd=cwd, capture_output=True, check=False, text=True, timeout=timeout)
 
 
 @contextmanager

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import requests
 from smith_lab.system import LabSystem, ending, running_lab, wait_for
+from support import fork_server
 
 from executor.drift.facts import DriftKind
 
@@ -42,8 +41,7 @@ def mapping_of(lab: LabSystem, service_id: str) -> Json:
 
 def drift(lab: LabSystem) -> tuple[int, Json]:
     """Run `smith drift --json`; return exit code and document."""
-    command = [sys.executable, "-m", "executor", "drift", "--json"]
-    done = subprocess.run(command, env=lab.environment(), cwd=lab.folder, capture_output=True, check=False, timeout=120)
+    done = fork_server.run(["drift", "--json"], env=lab.environment(), cwd=lab.folder, timeout=120)
     return done.returncode, json.loads(done.stdout)
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import sqlite3
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -13,6 +11,7 @@ from typing import Any
 
 import pytest
 from smith_lab.system import LabSystem, ending, running_lab, wait_for
+from support import fork_server
 
 #: Longer than any test: what is to be destroyed is made due by the test.
 GRACE_S = 3600
@@ -60,8 +59,7 @@ def forget_the_time(lab: LabSystem, vmid: int) -> None:
 
 
 def lab_drift(lab: LabSystem) -> list[dict[str, Any]]:
-    command = [sys.executable, "-m", "executor", "drift", "--json"]
-    done = subprocess.run(command, env=lab.environment(), cwd=lab.folder, capture_output=True, check=False, timeout=120)
+    done = fork_server.run(["drift", "--json"], env=lab.environment(), cwd=lab.folder, timeout=120)
     return list(json.loads(done.stdout)["findings"])
 
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 
 import psutil
 import pytest
 from smith_lab.system import LabSystem, wait_for
+from support import fork_server
 
 MakeLab = Callable[..., LabSystem]
 
@@ -66,8 +65,7 @@ def test_a_schema_taken_back_and_brought_forward_under_a_running_create_loses_no
     lab.executor.wait()
     psutil.wait_procs([agent], timeout=10)
 
-    back = [sys.executable, "-m", "executor", "db", "downgrade", "--yes"]
-    done = subprocess.run(back, env=lab.environment(), cwd=lab.folder, capture_output=True, text=True, check=False)
+    done = fork_server.run(["db", "downgrade", "--yes"], env=lab.environment(), cwd=lab.folder)
     assert (done.returncode, done.stderr) == (0, "")
     lab.start_executor()  # the newer version again: it upgrades by itself
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
+from support import fork_server
 from support.databases import migrated_sqlite_file
 
 from executor.database import job_queue
@@ -42,17 +43,7 @@ class Cli:
 
     def __call__(self, *args: str, stdin: str | None = None, **env: str) -> subprocess.CompletedProcess[str]:
         """Run `smith` to its end; `env` adds to this world's variables."""
-        return subprocess.run(
-            self.command(*args),
-            env=self.environment(**env),
-            cwd=self.folder,
-            input=stdin,
-            stdin=subprocess.DEVNULL if stdin is None else None,
-            capture_output=True,
-            text=True,
-            timeout=GIVE_UP_S,
-            check=False,
-        )
+        return fork_server.run(args, env=self.environment(**env), cwd=self.folder, stdin=stdin, timeout=GIVE_UP_S)
 
     def command(self, *args: str) -> list[str]:
         return [sys.executable, "-m", "executor", *args]

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from smith_lab.system import LabSystem, running_lab
+from support import fork_server
 
 from executor.agent import disk_space as space
 from executor.doctor.checks import Check, Status, exit_code
@@ -359,10 +360,7 @@ def test_the_command_prints_a_table_or_json_with_hints(lab: LabSystem, tmp_path:
 
 
 def _smith(lab: LabSystem, env: dict[str, Any], *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "executor", "doctor", *arguments]
-    return subprocess.run(
-        command, env=env, cwd=lab.folder, capture_output=True, text=True, timeout=GIVE_UP_S, check=False
-    )
+    return fork_server.run(["doctor", *arguments], env=env, cwd=lab.folder, timeout=GIVE_UP_S)
 
 
 def test_this_interpreter_has_the_tools() -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from cli_world import GIVE_UP_S, Cli
 from smith_lab.system import LabSystem, running_lab, wait_for
+from support import fork_server
 
 #: What a fast answer does without.
 HEAVY = ("typer", "rich", "pydantic", "requests", "sqlalchemy", "structlog", "urllib3")
@@ -156,10 +157,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabSystem]:
 
 
 def _health_of(lab: LabSystem, *args: str) -> tuple[int, str]:
-    command = [sys.executable, "-m", "executor", "health", *args]
-    done = subprocess.run(
-        command, env=lab.environment(), cwd=lab.folder, capture_output=True, text=True, timeout=GIVE_UP_S, check=False
-    )
+    done = fork_server.run(["health", *args], env=lab.environment(), cwd=lab.folder, timeout=GIVE_UP_S)
     return done.returncode, done.stdout.strip()
 
 

@@ -13,8 +13,6 @@ import copy
 import json
 import os
 import signal
-import subprocess
-import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -27,6 +25,7 @@ import pytest
 from canaries import Canary, Hit, ProcessWatch, Scanner, core, files_below
 from smith_lab.fulcrum_setup import SERVICE_TYPE_FILE, load_type
 from smith_lab.system import LabSystem, running_lab, wait_for
+from support import fork_server
 
 from executor.model import PlaybookRun
 from executor.redaction import MASK, Redactor
@@ -97,16 +96,9 @@ class Evidence:
 
     def ask(self, *arguments: str) -> None:
         """Run a command and keep what it says."""
-        done = subprocess.run(
-            [sys.executable, "-m", "executor", *arguments],
-            env=self.lab.environment(),
-            cwd=self.lab.folder,
-            capture_output=True,
-            check=False,
-            timeout=120,
-        )
+        done = fork_server.run(arguments, env=self.lab.environment(), cwd=self.lab.folder, timeout=120)
         name = f"smith {' '.join(arguments)} ({len(self.shown)})"
-        self.shown[name] = done.stdout + done.stderr
+        self.shown[name] = (done.stdout + done.stderr).encode()
 
     def browse(self, token: str) -> None:
         """Fetch the pages, with the token and without."""

@@ -1,0 +1,340 @@
+"""Starts `smith` commands as forks of a process that has imported everything: 0.1 CPU-s each instead of 0.6.
+
+Each command is a process of its own, with its own arguments, environment, working directory, standard streams, umask,
+session and exit code. Only the imports are shared. A command whose environment changes what the interpreter reads at
+its start (locale, `PYTHON…`, time zone) gets a new interpreter; so does every test of the start itself, which does not
+come here.
+
+The server is `python -m support.fork_server FD`; it ends when the other end of FD closes.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import functools
+import gc
+import importlib
+import io
+import json
+import os
+import pkgutil
+import runpy
+import select
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+#: Variables that the interpreter, or the C library on its behalf, reads once.
+READ_AT_START = ("PYTHON", "LC_", "LANG", "TZ", "LD_")
+#: Programs of their own: two of them need Ansible, one needs Alembic's context.
+NOT_IMPORTED = ("executor.__main__", "executor.runs.warm.", "executor.database.migrations.")
+#: Longer than any command's arguments and environment.
+MESSAGE_BYTES = 128 * 1024
+STREAMS = 3
+#: CPU seconds of the commands that have ended. Their parent is the server, so that this process does not count them.
+used_cpu_s = 0.0
+
+
+# --- the test's side ------------------------------------------------------------------------------------------------
+
+
+class ForkedCommand:
+    """A running command: the part of `subprocess.Popen` that tests use."""
+
+    def __init__(self, connection: socket.socket, pid: int) -> None:
+        self.pid = pid
+        self.returncode: int | None = None
+        self._connection = connection
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for the end; return the exit code, negative after a signal. Raises TimeoutExpired."""
+        if self.returncode is None:
+            if not select.select([self._connection], [], [], timeout)[0]:
+                raise subprocess.TimeoutExpired(f"smith (process {self.pid})", timeout or 0)
+            self.returncode = self._read_end()
+        return self.returncode
+
+    def poll(self) -> int | None:
+        """Return the exit code, None while the command runs."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.wait(0)
+        return self.returncode
+
+    def send_signal(self, signum: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, signum)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def _read_end(self) -> int:
+        global used_cpu_s  # noqa: PLW0603  counted here alone
+        with self._connection:
+            said = self._connection.recv(MESSAGE_BYTES)
+        if not said:
+            raise RuntimeError("the fork server has ended")
+        ending = json.loads(said)
+        used_cpu_s += ending["cpu_s"]
+        return int(ending["code"])
+
+
+class ForkServer:
+    """The server process, and the way to ask it."""
+
+    def __init__(self) -> None:
+        self.environment = dict(os.environ)
+        self._lock = threading.Lock()
+        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "support.fork_server", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                cwd=Path(__file__).parents[1],
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        atexit.register(self.stop)
+
+    def start(self, arguments: Sequence[str], env: Mapping[str, str], cwd: Path, streams: list[int]) -> ForkedCommand:
+        """Start `smith` with these arguments and standard streams."""
+        wanted = {"arguments": arguments, "env": dict(env), "cwd": str(cwd), "umask": _umask()}
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs, self._lock:
+            socket.send_fds(self._control, [json.dumps(wanted).encode()], [*streams, theirs.fileno()])
+        started = ours.recv(MESSAGE_BYTES)
+        if not started:
+            raise RuntimeError("the fork server has ended")
+        return ForkedCommand(ours, json.loads(started)["pid"])
+
+    def starts_alike(self, env: Mapping[str, str]) -> bool:
+        """True when an interpreter that starts with `env` would start as the server's did."""
+        return _read_at_start(env) == _read_at_start(self.environment)
+
+    def stop(self) -> None:
+        """End the server. Its commands are not ended."""
+        self._control.close()
+        self._process.wait()
+
+
+def run(
+    arguments: Sequence[str],
+    *,
+    env: Mapping[str, str],
+    cwd: Path,
+    stdin: str | None = None,
+    timeout: float | None = None,
+) -> subprocess.CompletedProcess[str]:
+    """Run a `smith` command to its end and capture its output. Raises TimeoutExpired, after killing the command."""
+    if not server().starts_alike(env):
+        return run_new_interpreter(arguments, env=env, cwd=cwd, stdin=stdin, timeout=timeout)
+    with contextlib.ExitStack() as stack:
+        given = stack.enter_context(_input(stdin))
+        output, output_end = _pipe(stack)
+        errors, errors_end = _pipe(stack)
+        command = server().start(arguments, env, cwd, [given.fileno(), output_end.fileno(), errors_end.fileno()])
+        output_end.close()
+        errors_end.close()
+        try:
+            said = _read_both(output, errors, timeout)
+            code = command.wait(timeout)
+        except subprocess.TimeoutExpired:
+            command.kill()
+            raise
+    texts = [io.TextIOWrapper(io.BytesIO(part), encoding="utf-8").read() for part in said]
+    return subprocess.CompletedProcess(["smith", *arguments], code, *texts)
+
+
+def run_new_interpreter(
+    arguments: Sequence[str],
+    *,
+    env: Mapping[str, str],
+    cwd: Path,
+    stdin: str | None = None,
+    timeout: float | None = None,
+) -> subprocess.CompletedProcess[str]:
+    """Do the same with an interpreter of the command's own."""
+    given: dict[str, Any] = {"stdin": subprocess.DEVNULL} if stdin is None else {"input": stdin}
+    command = [sys.executable, "-m", "executor", *arguments]
+    return subprocess.run(
+        command, env=env, cwd=cwd, capture_output=True, text=True, timeout=timeout, check=False, **given
+    )
+
+
+@functools.cache
+def server() -> ForkServer:
+    """Start this process's server when the first command is asked for."""
+    return ForkServer()
+
+
+def _read_at_start(env: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in env.items() if name.startswith(READ_AT_START)}
+
+
+def _umask() -> int:
+    """Return this process's umask without changing it: a thread may be making a file."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return int(next(line for line in lines if line.startswith("Umask:")).split()[1], 8)
+
+
+def _input(text: str | None) -> Any:
+    if text is None:
+        return open(os.devnull, "rb")
+    file = tempfile.TemporaryFile()  # noqa: SIM115  the caller closes it
+    file.write(text.encode())
+    file.seek(0)
+    return file
+
+
+def _pipe(stack: contextlib.ExitStack) -> tuple[Any, Any]:
+    reader, writer = os.pipe()
+    return stack.enter_context(open(reader, "rb", buffering=0)), stack.enter_context(open(writer, "wb"))
+
+
+def _read_both(output: Any, errors: Any, timeout: float | None) -> list[bytes]:
+    """Read both streams to their ends. Raises TimeoutExpired."""
+    limit = None if timeout is None else time.monotonic() + timeout
+    said: dict[Any, bytes] = {output: b"", errors: b""}
+    with selectors.DefaultSelector() as selector:
+        for stream in said:
+            selector.register(stream, selectors.EVENT_READ)
+        while selector.get_map():
+            if limit is not None and time.monotonic() > limit:
+                raise subprocess.TimeoutExpired("smith", timeout or 0)
+            for key, _ in selector.select(1.0):
+                if data := key.fileobj.read(65536):  # type: ignore[union-attr]
+                    said[key.fileobj] += data
+                else:
+                    selector.unregister(key.fileobj)
+    return list(said.values())
+
+
+# --- the server -----------------------------------------------------------------------------------------------------
+
+
+def main(control_fd: int) -> None:
+    """Import, then fork for each request until the other end closes. A fork returns from here as the command."""
+    _import_all()
+    gc.collect()
+    gc.freeze()  # forks share these pages as long as no process writes to them
+    control = socket.socket(fileno=control_fd)
+    wakeup, wakeup_end = socket.socketpair()
+    for end in (wakeup, wakeup_end):
+        end.setblocking(False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(wakeup_end.fileno())
+    connections: dict[int, socket.socket] = {}
+    while True:
+        ready, _, _ = select.select([control, wakeup], [], [])
+        if control in ready:
+            message, descriptors, _, _ = socket.recv_fds(control, MESSAGE_BYTES, STREAMS + 1)
+            if not message:
+                os._exit(0)
+            _fork(json.loads(message), descriptors, connections)
+        with contextlib.suppress(BlockingIOError):
+            wakeup.recv(1024)
+        _report_ended(connections)
+
+
+def _import_all() -> None:
+    package = importlib.import_module("executor")
+    for found in pkgutil.walk_packages(package.__path__, "executor."):
+        if not found.name.startswith(NOT_IMPORTED):
+            importlib.import_module(found.name)
+
+
+def _fork(wanted: dict[str, Any], descriptors: list[int], connections: dict[int, socket.socket]) -> None:
+    *streams, connection = descriptors
+    pid = os.fork()
+    if pid == 0:
+        _become_command(wanted, streams)
+    for fd in streams:
+        os.close(fd)
+    connections[pid] = socket.socket(fileno=connection)
+    connections[pid].send(json.dumps({"pid": pid}).encode())
+
+
+def _report_ended(connections: dict[int, socket.socket]) -> None:
+    while connections:
+        pid, status, usage = os.wait4(-1, os.WNOHANG)
+        if pid == 0:
+            return
+        ending = {"code": os.waitstatus_to_exitcode(status), "cpu_s": usage.ru_utime + usage.ru_stime}
+        with connections.pop(pid) as connection, contextlib.suppress(OSError):  # the test may not wait
+            connection.send(json.dumps(ending).encode())
+
+
+# --- the command ----------------------------------------------------------------------------------------------------
+
+
+def _become_command(wanted: dict[str, Any], streams: list[int]) -> NoReturn:
+    """Be `python -m executor ARGUMENTS`."""
+    code = 1
+    try:
+        _take_surroundings(wanted, streams)
+        sys.argv = ["smith", *wanted["arguments"]]
+        sys.modules.pop("__main__")
+        runpy.run_module("executor", run_name="__main__", alter_sys=True)
+        code = 0
+    except SystemExit as stop:
+        code = _exit_code(stop)
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+    except BaseException:
+        sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
+    finally:
+        _leave(code)
+
+
+def _take_surroundings(wanted: dict[str, Any], streams: list[int]) -> None:
+    """Become as a process that was just started: streams, signals, folder, environment, umask, and no other file."""
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    os.setsid()
+    os.umask(wanted["umask"])
+    for target, fd in enumerate(streams):
+        os.dup2(fd, target)
+    os.closerange(STREAMS, max(int(name) for name in os.listdir("/proc/self/fd")) + 1)
+    os.chdir(wanted["cwd"])
+    os.environ.clear()
+    os.environ.update(wanted["env"])
+    given, output, errors = (open(fd, mode, closefd=False) for fd, mode in enumerate(("rb", "wb", "wb")))  # noqa: SIM115
+    sys.stdin = io.TextIOWrapper(given, encoding="utf-8")
+    sys.stdout = io.TextIOWrapper(output, encoding="utf-8")
+    sys.stderr = io.TextIOWrapper(errors, encoding="utf-8", errors="backslashreplace", line_buffering=True)
+    sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr  # type: ignore[misc]
+
+
+def _exit_code(stop: SystemExit) -> int:
+    """Return the exit code that the interpreter would make of it."""
+    if stop.code is None:
+        return 0
+    if isinstance(stop.code, int):
+        return stop.code & 0xFF
+    sys.stderr.write(f"{stop.code}\n")
+    return 1
+
+
+def _leave(code: int) -> NoReturn:
+    """Do what the interpreter does at its end, but for the destruction of modules that all forks share."""
+    try:
+        threading._shutdown()  # type: ignore[attr-defined]
+        atexit._run_exitfuncs()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+    finally:
+        os._exit(code)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

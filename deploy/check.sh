@@ -1,5 +1,5 @@
 #!/bin/sh
-# Runs every static check: check.sh BIN. Prints all failures, then exits with 1.
+# Everything that is checked without running the program: check.sh BIN. Reports all failures, then fails.
 set -u
 bin=$1
 failed=""

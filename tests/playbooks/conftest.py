@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from dataclasses import replace
 from types import ModuleType
 
 import pytest
@@ -10,6 +12,7 @@ from executor_bench import ExecutorBench
 from lab_bench import LabBench, is_wanted, problem
 from play_bench import ROOT, Bench, load
 from smith_lab.proxmox.stand_in import ProxmoxStandIn, running_stand_in
+from warm_plays import WarmPlays
 
 
 def pytest_collection_modifyitems(config: pytest.Config) -> None:
@@ -30,6 +33,18 @@ def bench_of_the_session(stand_in: ProxmoxStandIn, tmp_path_factory: pytest.Temp
 
 
 @pytest.fixture(scope="session")
+def warm_plays(stand_in: ProxmoxStandIn) -> Iterator[WarmPlays | None]:
+    """Plays as cheap as the executor's; None where another Ansible is to be tested, which may have no warm runs."""
+    if "TEST_ANSIBLE_PLAYBOOK" in os.environ:
+        yield None
+        return
+    plays = WarmPlays(stand_in)
+    plays.start()
+    yield plays
+    plays.close()
+
+
+@pytest.fixture(scope="session")
 def real_bench(tmp_path_factory: pytest.TempPathFactory) -> LabBench:
     return LabBench(tmp_path_factory.mktemp("lab"))
 
@@ -37,6 +52,8 @@ def real_bench(tmp_path_factory: pytest.TempPathFactory) -> LabBench:
 @pytest.fixture
 def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
     """Where a test plays: on the stand-in; one that is marked `lab`, on a real Proxmox when there is one.
+
+    A test that is marked `by_hand` plays as a person does, the others from the servers of warm runs.
 
     Whatever was done to the stand-in is undone; its VMs may stay, no other test knows them. In a lab nothing stays.
     """
@@ -46,7 +63,8 @@ def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
         real.clear()
         return
     bench: Bench = request.getfixturevalue("bench_of_the_session")
-    yield bench
+    is_by_hand = request.node.get_closest_marker("by_hand") is not None
+    yield bench if is_by_hand else replace(bench, warm=request.getfixturevalue("warm_plays"))
     pve = bench.pve
     pve.control("clear_faults")
     pve.control("time_scale", scale=0)

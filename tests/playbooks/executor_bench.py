@@ -33,15 +33,7 @@ class ExecutorBench:
 
     @classmethod
     def at(cls, pve: ProxmoxStandIn, folder: Path) -> ExecutorBench:
-        login = {
-            "api_host": pve.host,
-            "api_port": pve.port,
-            "api_user": pve.user,
-            "api_token_id": pve.token_id,
-            "api_token_secret": pve.token_secret,
-            "validate_certs": True,
-            "ca_bundle": str(pve.ca_bundle),
-        }
+        login = credentials_of(pve)
         # A short path: ansible-core 2.21 has a socket in a run's folder, whose whole path may have 107 characters.
         run_dir = Path(tempfile.mkdtemp(prefix="smith-"))
         paths = RunnerPaths(ansible_home=ROOT, run_dir=run_dir, artifacts_dir=folder / "artifacts")
@@ -67,6 +59,19 @@ class ExecutorBench:
         return self.carry(
             PlaybookRun(ident=ident, action=action, playbook=playbook, vm=dict(vm), timeout_s=float(vm["timeout_s"]))
         )
+
+
+def credentials_of(pve: ProxmoxStandIn) -> dict[str, Any]:
+    """Return the login of the modules, as the executor writes it for a run."""
+    return {
+        "api_host": pve.host,
+        "api_port": pve.port,
+        "api_user": pve.user,
+        "api_token_id": pve.token_id,
+        "api_token_secret": pve.token_secret,
+        "validate_certs": True,
+        "ca_bundle": str(pve.ca_bundle),
+    }
 
 
 def site(**more: Any) -> Site:

@@ -13,11 +13,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
 from smith_lab.proxmox.stand_in import ProxmoxStandIn
+
+if TYPE_CHECKING:
+    from warm_plays import WarmPlays
 
 ROOT = Path(__file__).resolve().parents[2]
 #: The same suite runs on another ansible when this names its ansible-playbook.
@@ -102,6 +105,7 @@ class Bench:
     folder: Path
     numbers: Iterator[int] = field(default_factory=lambda: itertools.count(20_000))
     place: Place = Place()
+    warm: WarmPlays | None = None  #: how to play when it does not matter that a person does
 
     def vm(self, **more: Any) -> dict[str, Any]:
         """Describe a VM as the executor would."""
@@ -149,7 +153,7 @@ class Bench:
     def command(self, action: str, vm: dict[str, Any], *arguments: str, folder: Path = ROOT / "playbooks") -> list[str]:
         variables = self.folder / f"{uuid.uuid4().hex}.yml"
         variables.write_text(yaml.dump({"vm": vm}, Dumper=_Dumper))
-        return [ANSIBLE_PLAYBOOK, str(folder / f"{action}.yml"), "-e", f"@{variables}", *arguments]
+        return [ANSIBLE_PLAYBOOK, "-e", f"@{variables}", *arguments, str(folder / f"{action}.yml")]
 
     def environment(self, **more: str) -> dict[str, str]:
         return {
@@ -163,16 +167,12 @@ class Bench:
     def play(
         self, action: str, vm: dict[str, Any], *arguments: str, folder: Path = ROOT / "playbooks", **environment: str
     ) -> Outcome:
-        """Run a playbook to its end."""
+        """Run a playbook to its end. One of another folder, or with an environment of its own, is run by hand."""
+        command = self.command(action, vm, *arguments, folder=folder)
+        if self.warm and folder == ROOT / "playbooks" and not environment:
+            return self.warm.play(command)
         env = self.environment(**environment)
-        ran = subprocess.run(
-            self.command(action, vm, *arguments, folder=folder),
-            env=env,
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        ran = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, check=False)
         return read_record(Path(env["PLAY_RECORD"]), ran.returncode, ran.stdout + ran.stderr)
 
     def changing_requests(self, play: Callable[[], Outcome]) -> tuple[Outcome, list[str]]:

@@ -61,6 +61,7 @@ def test_a_vm_that_is_not_ours_to_touch_is_never_touched(bench: Bench, stranger:
     assert (done.code, changes) == (code, [])
 
 
+@pytest.mark.by_hand
 def test_two_markers_are_nobodys(bench: Bench) -> None:
     vm = bench.made(status="running")
     both = f"smith-uid={vm['service_id']}\nsmith-uid=11111111-2222-4333-8444-555555555555"
@@ -146,6 +147,7 @@ def test_losing_the_race_to_start_a_vm_is_a_success(bench: Bench) -> None:
     assert (done.rc, done.result["status"]) == (0, "running"), done.output
 
 
+@pytest.mark.by_hand
 def test_a_missing_privilege_is_named(bench: Bench) -> None:
     """By hand as through the agent, where tests/security/test_least_privilege.py tries each."""
     vm = bench.made()
@@ -222,6 +224,7 @@ def test_an_update_never_shrinks_a_disk(bench: Bench) -> None:
 # ---------------------------------------------------------------------- a create that is cut
 
 
+@pytest.mark.by_hand
 def test_a_full_storage_is_known_at_once_and_leaves_nothing(bench: Bench) -> None:
     bench.pve.control("storage", storage="local-lvm", avail=1024)
     vm = bench.vm()

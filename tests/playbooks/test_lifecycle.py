@@ -20,6 +20,7 @@ def first_disk(config: dict[str, Any]) -> str:
 
 
 @pytest.mark.lab
+@pytest.mark.by_hand
 def test_create_makes_the_vm_that_was_asked_for(bench: Bench) -> None:
     place, larger_gib = bench.place, bench.place.disk_gib + 4
     vm = bench.vm(
@@ -59,6 +60,7 @@ def test_create_makes_the_vm_that_was_asked_for(bench: Bench) -> None:
 
 
 @pytest.mark.lab
+@pytest.mark.by_hand
 def test_create_again_changes_nothing(bench: Bench) -> None:
     vm = bench.vm(
         disk_gib=bench.place.disk_gib + 1, description="x", cloud_init={"user": "admin", "password": "swordfish"}
@@ -116,6 +118,7 @@ def test_create_can_make_a_linked_clone(bench: Bench) -> None:
 
 
 @pytest.mark.lab
+@pytest.mark.by_hand
 def test_start_and_stop_do_it_once(bench: Bench) -> None:
     vm = bench.made()
     for action, status in (("start", "running"), ("stop", "stopped")):
@@ -276,6 +279,7 @@ def test_values_are_never_read_as_templates(bench: Bench, tmp_path: Path) -> Non
 
 
 @pytest.mark.lab
+@pytest.mark.by_hand
 def test_no_secret_is_shown_even_to_the_curious(bench: Bench) -> None:
     vm = bench.vm(cloud_init={"user": "admin", "password": "swordfish"})
     done = bench.play("create", vm, "-vvv")

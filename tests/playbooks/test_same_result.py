@@ -16,6 +16,7 @@ from executor.model import JobResult
 from executor.runs.plan import plan
 from executor.runs.request import Order
 
+pytestmark = pytest.mark.by_hand
 PROPERTIES = {"cores": 2, "memoryMb": 2048, "diskGb": 9, "tags": ["web"]}
 SOURCES = {
     "qemu": PROPERTIES | {"image": "debian-12", "hostname": "web"},

@@ -243,7 +243,7 @@ def _critical_jobs(shared: _Shared, mode: Mode, reconciler: Reconciler) -> list[
             for_each_node=False,
         ),
         CriticalJob(
-            name="DestroyDoomed",
+            name="PurgeDeletedVms",
             interval_s=prune_interval_s,
             run=_purger(shared).turn,
             for_each_node=False,

@@ -41,7 +41,7 @@ class ReportState(StrEnum):
     NONE = "none"  #: the job has not ended
     DUE = "due"  #: ended, FulcrumCore has not acknowledged it
     REPORTED = "reported"  #: FulcrumCore holds our outcome
-    ORPHANED = "orphaned"  #: FulcrumCore ended the job by itself; our outcome is kept here
+    OVERTAKEN = "overtaken"  #: FulcrumCore ended the job by itself; our result is kept here
     ABANDONED = "abandoned"  #: FulcrumCore does not know the job any more, or it is not ours
     LOCAL = "local"  #: never to be reported (a job that FulcrumCore has never seen)
 
@@ -58,9 +58,9 @@ class MappingState(StrEnum):
 
     RESERVED = "reserved"  #: the VMID is set aside, the VM may be half made
     ACTIVE = "active"  #: the VM exists and is the service's
-    DOOMED = "doomed"  #: the service has ended; the VM waits, stopped and marked, for its destruction
+    PENDING_DELETION = "pending_deletion"  #: the service has ended; the VM is stopped and marked, and deleted later
     DELETED = "deleted"  #: the VM is gone; its VMID rests
-    ORPHANED = "orphaned"  #: the VM vanished behind our back
+    VM_LOST = "vm_lost"  #: the VM is gone, and no job of ours deleted it
 
 
 class RunStatus(StrEnum):

@@ -158,7 +158,7 @@ class Reporter:
             return self._send_without_properties(job, refusal)
         if status == wanted and self._is_our_outcome(job):
             return ReportState.REPORTED, "an earlier report had been accepted"
-        return ReportState.ORPHANED, f"FulcrumCore has the job as {status}; the outcome here is kept"
+        return ReportState.OVERTAKEN, f"FulcrumCore has the job as {status}; the outcome here is kept"
 
     def _is_our_outcome(self, job: Job) -> bool:
         """True unless FulcrumCore itself failed the job (its timeout): then the error text is not ours."""
@@ -180,7 +180,7 @@ class Reporter:
         try:
             self.fulcrum.fail_job(job.fulcrum_id, result.message)
         except FulcrumRefused as refusal:
-            return ReportState.ORPHANED, str(refusal)
+            return ReportState.OVERTAKEN, str(refusal)
         with transaction(self.engine) as session:
             outbox.replace_outcome(session, job.id, result)
         return ReportState.REPORTED, reason

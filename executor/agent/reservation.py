@@ -39,7 +39,7 @@ class Reservations:
         with reading(self.engine) as session:
             mapping = mappings.current(session, service_id(job))
         if is_local(job):  # it deletes a VM whose grace period has ended, and nothing else
-            if mapping is None or mapping.state != MappingState.DOOMED:
+            if mapping is None or mapping.state != MappingState.PENDING_DELETION:
                 raise JobError(ErrorCode.CANCELLED, "the deletion was called back")
             return mapping
         if mapping := mapping or self._find_unmapped(job):

@@ -259,6 +259,6 @@ def _apply_result(session: Session, mapping: Mapping, result: JobResult) -> None
     if result.succeeded:
         mappings.apply_result(session, mapping.id, result.vm)
     elif result.code is ErrorCode.VM_NOT_FOUND:
-        mappings.mark_lost(session, mapping.id, result.message)
+        mappings.mark_vm_lost(session, mapping.id, result.message)
     elif result.code is ErrorCode.VM_ID_TAKEN:
         mappings.mark_deleted(session, mapping.id, result.message)

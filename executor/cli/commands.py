@@ -118,7 +118,7 @@ COMMANDS = (
         "forget",
         "mappings_adopt",
         "forget",
-        "End a mapping. The VM stays as it is; a VM with our marker is told as an orphan from then on.",
+        "End a mapping. The VM stays as it is; a VM with our marker is an `unmapped_vm` of `smith drift` from then on.",
     ),
     Command(
         "mappings",

@@ -27,8 +27,8 @@ COLUMNS = {
     "updated": "CHANGED",
     "note": "NOTE",
 }
-#: Shown when there is a doomed VM.
-DOOMED_COLUMN = {"destroyed_in": "DESTROYED IN"}
+#: Shown when there is a VM pending deletion.
+PENDING_DELETION_COLUMN = {"destroyed_in": "DESTROYED IN"}
 HISTORY_COLUMNS = {
     "vmid": "VMID",
     "name": "NAME",
@@ -42,7 +42,7 @@ HISTORY_COLUMNS = {
 
 @examples(
     "smith mappings list",
-    "smith mappings list --state orphaned",
+    "smith mappings list --state vm_lost",
     "smith mappings list --all --json",
 )
 def list_mappings(
@@ -62,10 +62,10 @@ def list_mappings(
         return
     now = utc_now()
     rows = [facts(each) | {"service": short(each.service_id), "updated": ago(each.updated_at, now)} for each in found]
-    doomed = [each for each in found if each.state == MappingState.DOOMED]
+    pending = [each for each in found if each.state == MappingState.PENDING_DELETION]
     for row, mapping in zip(rows, found, strict=True):
-        row["destroyed_in"] = ago(now, mapping.delete_at) if mapping in doomed and mapping.delete_at else None
-    show_rows(rows, COLUMNS | (DOOMED_COLUMN if doomed else {}), nothing="no mappings match")
+        row["destroyed_in"] = ago(now, mapping.delete_at) if mapping in pending and mapping.delete_at else None
+    show_rows(rows, COLUMNS | (PENDING_DELETION_COLUMN if pending else {}), nothing="no mappings match")
 
 
 @examples(

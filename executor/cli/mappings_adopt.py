@@ -94,7 +94,7 @@ def forget(
     ] = "",
     as_json: AsJson = False,
 ) -> None:
-    """End a mapping. The VM stays as it is; a VM with our marker is told as an orphan from then on."""
+    """End a mapping. The VM stays as it is; a VM with our marker is an `unmapped_vm` of `smith drift` from then on."""
     settings = open_settings()
     with opened(settings) as engine:
         with reading(engine) as session:
@@ -208,7 +208,7 @@ class _Adoption:
                     raise NothingToDo(f"VM {vmid} is mapped to service {row.service_id}: forget that first")
         if held is not None and (held.vmid, held.cluster) == (vmid, cluster):
             return True
-        if held is not None and held.state != MappingState.ORPHANED:
+        if held is not None and held.state != MappingState.VM_LOST:
             raise NothingToDo(f"the service has VM {held.vmid} already ({held.state}): forget that first")
         return False
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # only the package database uses SQLAlchemy (import-linter)
 
 
 @examples(
-    "smith mappings list --state doomed               what waits, and for how long",
+    "smith mappings list --state pending_deletion     what waits, and for how long",
     "smith mappings recall 100123                     a VMID, a VM's name, a service's id or its beginning",
     "smith mappings recall web-1-8f2c0a11 --reason 'deleted by mistake'",
 )
@@ -57,16 +57,19 @@ def recall(
 def _spare(engine: Engine, mapping: Mapping, reason: str) -> None:
     """Write down that it is to live, before Proxmox is asked: a destruction that is due now finds that first.
 
-    Raises NothingToDo when the VM is not doomed, or its destruction is under way.
+    Raises NothingToDo when the VM is not pending deletion, or its destruction is under way.
     """
     with transaction(engine) as session:
         refuse_at_work(session, mapping.service_id)
         row = session.get_one(Mapping, mapping.id)
-        if row.state not in (MappingState.DOOMED, MappingState.ACTIVE):  # active: an earlier recall got no further
+        if row.state not in (
+            MappingState.PENDING_DELETION,
+            MappingState.ACTIVE,
+        ):  # active: an earlier recall got no further
             raise NothingToDo(f"VM {row.vmid} is {row.state}: nothing waits to destroy it")
         was = audit.facts_of(row, audit.MAPPING_COLUMNS)
         waiting = queries.open_job(session, row.service_id)
-        if waiting is not None and waiting.status == JobStatus.PENDING and row.state == MappingState.DOOMED:
+        if waiting is not None and waiting.status == JobStatus.PENDING and row.state == MappingState.PENDING_DELETION:
             job_queue.request_cancel(session, waiting.id)
         mappings.apply_result(session, row.id, {})
         note_mapping(session, "recall", row, was, reason)

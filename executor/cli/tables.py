@@ -38,7 +38,7 @@ STYLES = {
     "wrong": "red",
     "timeout": "red",
     "unreachable": "red",
-    "orphaned": "red",
+    "vm_lost": "red",
     "overdue": "red",
     "vanished": "red",
 }

@@ -135,14 +135,14 @@ def adopt(  # noqa: PLR0913 (one column each)
 ) -> Mapping | None:
     """Adopt a VM for a service; None when the service has another one, or the VMID belongs to another service.
 
-    A mapping of this very VM lives on under the VM's name; an orphaned one on another VMID ends, and a new one begins.
+    A mapping of this very VM stays and takes the VM's name. One of another VMID whose VM is lost is deleted first.
     """
     remembered = current(session, service_id)
     if remembered is not None and (remembered.vmid, remembered.cluster) == (vmid, cluster):
         now, found = utc_now(), {"node": node, "name": name, "kind": kind, "note": "found by its marker"}
         _update(session, remembered.id, now=now, state=MappingState.ACTIVE, **found)
         return remembered
-    if remembered is not None and remembered.state != MappingState.ORPHANED:
+    if remembered is not None and remembered.state != MappingState.VM_LOST:
         return None
     with session.begin_nested() as both:
         if remembered is not None:
@@ -161,13 +161,13 @@ def record_node(session: Session, mapping_id: int, node: str) -> None:
 
 
 def apply_result(session: Session, mapping_id: int, vm: Dict[str, Any]) -> None:
-    """Write what a playbook said of the VM: it exists (active), waits for its destruction (doomed), or is gone."""
+    """Store what a playbook reported of the VM: it exists, is deleted later (`delete_at`), or is gone."""
     now = utc_now()
     if vm.get("status") == "absent":
         values: dict[str, Any] = {"state": MappingState.DELETED, "deleted_at": now}
     else:
         delete_at = datetime.fromtimestamp(vm["delete_at"], UTC) if vm.get("delete_at") else None
-        state = MappingState.DOOMED if delete_at else MappingState.ACTIVE
+        state = MappingState.PENDING_DELETION if delete_at else MappingState.ACTIVE
         values = {"state": state, "delete_at": delete_at, "note": None}
         values |= {"node": vm["node"]} if vm.get("node") else {}
         values |= {"mac_address": vm["mac_address"]} if vm.get("mac_address") else {}
@@ -180,9 +180,9 @@ def mark_deleted(session: Session, mapping_id: int, note: str) -> None:
     _update(session, mapping_id, now=now, state=MappingState.DELETED, deleted_at=now, note=note)
 
 
-def mark_lost(session: Session, mapping_id: int, note: str) -> None:
+def mark_vm_lost(session: Session, mapping_id: int, note: str) -> None:
     """Write down that the VM vanished; a later delete of the service still finds the row."""
-    _update(session, mapping_id, now=utc_now(), state=MappingState.ORPHANED, note=note)
+    _update(session, mapping_id, now=utc_now(), state=MappingState.VM_LOST, note=note)
 
 
 def _update(session: Session, mapping_id: int, *, now: Any, **values: Any) -> None:
@@ -197,8 +197,8 @@ def active(session: Session, cluster: str | None = None) -> Sequence[Mapping]:
 
 
 def due_for_deletion(session: Session, cluster: str, limit: int = 100) -> Sequence[Mapping]:
-    """Return the doomed mappings whose VM may be destroyed now, the longest overdue first."""
-    stmt = select(Mapping).where(Mapping.state == MappingState.DOOMED, Mapping.cluster == cluster)
+    """Return the mappings pending deletion whose VM may be deleted now, the longest overdue first."""
+    stmt = select(Mapping).where(Mapping.state == MappingState.PENDING_DELETION, Mapping.cluster == cluster)
     return session.scalars(stmt.where(Mapping.delete_at <= utc_now()).order_by(Mapping.delete_at).limit(limit)).all()
 
 

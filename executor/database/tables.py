@@ -213,7 +213,7 @@ class Mapping(Base):
     created_at: Mapped[datetime]
     updated_at: Mapped[datetime]
     deleted_at: Mapped[datetime | None]
-    delete_at: Mapped[datetime | None]  #: of a doomed VM: when it may be destroyed
+    delete_at: Mapped[datetime | None]  #: of a VM pending deletion: when it may be deleted
 
 
 class CriticalJob(Base):

@@ -97,7 +97,7 @@ def _of_gone_vm(mapping: MappingFacts, facts: Facts) -> Iterator[Finding]:
         yield _finding(mapping, kind, "neither the VM nor the service exists any more", repair=Repair.FORGET)
     elif mapping.should_have_vm:
         text = "the VM does not exist any more"
-        yield _finding(mapping, DriftKind.VM_GONE, text, repair=Repair.MARK_ORPHANED)
+        yield _finding(mapping, DriftKind.VM_GONE, text, repair=Repair.MARK_VM_LOST)
 
 
 def _of_existing_vm(mapping: MappingFacts, guest: GuestFacts, facts: Facts) -> Iterator[Finding]:
@@ -110,7 +110,7 @@ def _of_existing_vm(mapping: MappingFacts, guest: GuestFacts, facts: Facts) -> I
         text = f"the VM is called {guest.name}, so every action refuses it: {hint}"
         yield _finding(mapping, DriftKind.VM_RENAMED, text, node=guest.node)
     service = facts.service_of.get(mapping.service_id)
-    if mapping.state == MappingState.DOOMED:
+    if mapping.state == MappingState.PENDING_DELETION:
         if service is not None and not service.is_deleted:
             hint = "repeat delete in FulcrumCore, or keep the VM (`smith mappings recall`)"
             text = f"the VM is scheduled for deletion, but FulcrumCore has its service as {service.status}: {hint}"

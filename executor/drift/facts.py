@@ -33,13 +33,13 @@ class Repair(StrEnum):
     """What can be done about a finding. Each repair changes a mapping and never a VM."""
 
     CORRECT_NODE = "correct_node"  #: store the VM's node in the mapping
-    MARK_ORPHANED = "mark_orphaned"  #: keep the mapping, with the state for a VM that is gone
+    MARK_VM_LOST = "mark_vm_lost"  #: keep the mapping, with the state for a VM that is gone
     FORGET = "forget"  #: end the mapping: neither VM nor service exists
     ADOPT = "adopt"  #: create a mapping for the VM that carries the service's marker
 
 
 #: Applied by the agent's periodic check. The others wait for the operator's `smith drift fix`.
-AUTOMATIC_REPAIRS = frozenset({Repair.CORRECT_NODE, Repair.MARK_ORPHANED})
+AUTOMATIC_REPAIRS = frozenset({Repair.CORRECT_NODE, Repair.MARK_VM_LOST})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,7 @@ class MappingFacts:
     @property
     def should_have_vm(self) -> bool:
         """True when its VM should exist now."""
-        return self.state in (MappingState.ACTIVE, MappingState.DOOMED)
+        return self.state in (MappingState.ACTIVE, MappingState.PENDING_DELETION)
 
     @property
     def may_have_vm(self) -> bool:

@@ -56,8 +56,8 @@ def _correct_node(session: Session, _cluster: str, finding: Finding) -> bool:
     return True
 
 
-def _mark_orphaned(session: Session, _cluster: str, finding: Finding) -> bool:
-    mappings.mark_lost(session, _mapping_of(finding).id, finding.text)
+def _mark_vm_lost(session: Session, _cluster: str, finding: Finding) -> bool:
+    mappings.mark_vm_lost(session, _mapping_of(finding).id, finding.text)
     return True
 
 
@@ -87,7 +87,7 @@ def _adopt(session: Session, cluster: str, finding: Finding) -> bool:
 
 _REPAIRS: dict[Repair, Callable[[Session, str, Finding], bool]] = {
     Repair.CORRECT_NODE: _correct_node,
-    Repair.MARK_ORPHANED: _mark_orphaned,
+    Repair.MARK_VM_LOST: _mark_vm_lost,
     Repair.FORGET: _forget,
     Repair.ADOPT: _adopt,
 }

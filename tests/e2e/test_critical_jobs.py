@@ -68,7 +68,7 @@ def test_the_critical_jobs_are_listed_with_their_last_turns(make_lab: MakeLab) -
     lab.start_executor()
 
     wait_for(lambda: lab.log_events("agent_ready"), 60, "the executor")
-    names = {"DestroyDoomed", "GetPendingJobs", "Heartbeat", "PruneCompletedJobs", "Reconcile", "ReportMetric"}
+    names = {"PurgeDeletedVms", "GetPendingJobs", "Heartbeat", "PruneCompletedJobs", "Reconcile", "ReportMetric"}
 
     def all_have_run() -> bool:
         rows = {row["name"]: row for row in lab.smith("critical", "list")}

@@ -76,7 +76,7 @@ def test_changes_in_proxmox_are_repaired_or_logged_once_and_again_when_resolved(
     lab.proxmox.control("rename", vmid=renamed_vmid, name="operators-choice")
     lab.proxmox.control("recycle", vmid=recycled_vmid)
 
-    wait_for(lambda: mapping_of(lab, gone)["state"] == "orphaned", 120, "the mapping of the removed VM to be orphaned")
+    wait_for(lambda: mapping_of(lab, gone)["state"] == "vm_lost", 120, "the mapping of the removed VM to be vm_lost")
     wait_for(lambda: mapping_of(lab, moved)["node"] == target, 120, "the node of the moved VM to be corrected")
     wait_for(lambda: logged(lab, "drift_found", renamed), 120, "the renamed VM to be logged")
     wait_for(lambda: logged(lab, "drift_found", recycled), 120, "the recycled VM to be logged")
@@ -93,13 +93,13 @@ def test_changes_in_proxmox_are_repaired_or_logged_once_and_again_when_resolved(
     lab.proxmox.control("rename", vmid=renamed_vmid, name=old_name)
     wait_for(lambda: logged(lab, "drift_resolved", renamed), 120, "the restored name to be logged")
     assert [len(logged(lab, "drift_found", each)) for each in (renamed, recycled, gone)] == [1, 1, 1]
-    assert {entry["repair"] for entry in logged(lab, "drift_corrected", gone)} == {"mark_orphaned"}
+    assert {entry["repair"] for entry in logged(lab, "drift_corrected", gone)} == {"mark_vm_lost"}
     assert logged(lab, "drift_found", kept) == logged(lab, "drift_corrected", kept) == []
     assert mapping_of(lab, recycled)["state"] == "active"
     assert lab.proxmox.changing_requests() == []
     entries = lab.smith("audit", "list")
     assert {(each["who"], each["verb"], each["subject_id"]) for each in entries} == {
-        ("agent", "mark_orphaned", gone),
+        ("agent", "mark_vm_lost", gone),
         ("agent", "correct_node", moved),
     }
     assert ending(lab.act(moved, "start")) == "Completed"
@@ -117,7 +117,7 @@ def test_without_quorum_nothing_is_concluded_until_quorum_returns(lab: LabSystem
 
     lab.proxmox.control("quorum", quorate=True)
 
-    wait_for(lambda: mapping_of(lab, service_id)["state"] == "orphaned", 120, "the check to reach a conclusion again")
+    wait_for(lambda: mapping_of(lab, service_id)["state"] == "vm_lost", 120, "the check to reach a conclusion again")
     assert lab.log_events("drift_check_resumed")
 
 

@@ -74,7 +74,7 @@ def test_a_deleted_vm_waits_and_is_destroyed_with_a_last_backup_when_it_is_time(
         "stopped",
         True,
     )
-    assert mapping_of(lab, service_id)["state"] == "doomed"
+    assert mapping_of(lab, service_id)["state"] == "pending_deletion"
     assert lab_drift(lab) == []
     lab.proxmox.reset_request_log()
     turns = destroyer_turns(lab)
@@ -94,7 +94,7 @@ def test_a_deleted_vm_waits_and_is_destroyed_with_a_last_backup_when_it_is_time(
 
 
 def destroyer_turns(lab: LabSystem) -> int:
-    return int(next(row["runs"] for row in lab.smith("critical", "list") if row["name"] == "DestroyDoomed"))
+    return int(next(row["runs"] for row in lab.smith("critical", "list") if row["name"] == "PurgeDeletedVms"))
 
 
 def test_a_deleted_vm_can_be_had_back(lab: LabSystem) -> None:
@@ -105,7 +105,11 @@ def test_a_deleted_vm_can_be_had_back(lab: LabSystem) -> None:
     (vm,) = lab.vms_of(service_id)
     assert (vm["status"], "smith-delete" in vm["config"]["tags"]) == ("stopped", False)
     (entry,) = [entry for entry in lab.smith("audit", "list") if entry["subject_id"] == service_id]
-    assert (entry["verb"], entry["before"]["state"], entry["after"]["state"]) == ("recall", "doomed", "active")
+    assert (entry["verb"], entry["before"]["state"], entry["after"]["state"]) == (
+        "recall",
+        "pending_deletion",
+        "active",
+    )
     assert "not marked" in lab.smith_text("mappings", "recall", str(vmid))
     lab.smith_text("play", "start", "--service", str(vmid))
     assert lab.vms_of(service_id)[0]["status"] == "running"
@@ -129,7 +133,7 @@ def test_a_service_that_fulcrum_still_has_keeps_its_vm_until_it_is_deleted_again
     (vm,) = lab.vms_of(service_id)
     lab.core.fault("status", method="POST", path=".*/complete$", times=100_000, status=503)
     lab.admin.delete_service(service_id)
-    wait_for(lambda: mapping_of(lab, service_id)["state"] == "doomed", 60, "the VM to be marked")
+    wait_for(lambda: mapping_of(lab, service_id)["state"] == "pending_deletion", 60, "the VM to be marked")
     lab.core.expire_job(lab.last_job(service_id)["id"])
     lab.core.clear_faults()
     lab.settled(service_id)

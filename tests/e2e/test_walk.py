@@ -106,7 +106,7 @@ def test_starting_a_vm_that_vanished_moves_the_service_to_lost(lab: LabSystem) -
 
     assert job["errorMessage"].startswith("VM_NOT_FOUND: ")
     assert lab.admin.get_service(service_id)["status"] == "Lost"
-    assert mapping_of(lab, service_id)["state"] == "orphaned"
+    assert mapping_of(lab, service_id)["state"] == "vm_lost"
     assert ending(lab.act(service_id, "delete")) == "Completed"
 
 

@@ -53,7 +53,7 @@ def _lost(facts: Json) -> Iterator[str]:
     for row in rows.values():
         if row["status"] not in ("completed", "failed") or row["report_state"] == "due":
             yield f"R1 lost: job {row['id']} is {row['status']}, its report {row['report_state']}"
-        elif row["report_state"] in ("orphaned", "abandoned") and not (row["report_note"] or row["error_message"]):
+        elif row["report_state"] in ("overtaken", "abandoned") and not (row["report_note"] or row["error_message"]):
             yield f"R1 lost: job {row['id']} is {row['report_state']} without a reason"
 
 
@@ -104,7 +104,7 @@ def _contradicting(facts: Json, allowed: Allowed) -> Iterator[str]:
     rows = {row["fulcrum_id"]: row for row in facts["rows"]["jobs"]}
     for job in facts["core"]["jobs"]:
         row = rows.get(job["id"])
-        if row is None or (job["id"] in allowed.timed_out_jobs and row["report_state"] in ("orphaned", "abandoned")):
+        if row is None or (job["id"] in allowed.timed_out_jobs and row["report_state"] in ("overtaken", "abandoned")):
             continue
         if row["status"] != job["status"].lower():
             yield (

@@ -119,7 +119,7 @@ def test_f12_fulcrumcore_times_a_job_out_in_the_middle_of_a_clone(rig: Rig) -> N
     service_id = rig.order("f12")
     rig.until(lambda: rig.clones_of(service_id), "the clone to begin")
     job_id = rig.time_out(service_id)
-    rig.until(lambda: rig.rows("SELECT 1 FROM jobs WHERE fulcrum_id = ? AND report_state = 'orphaned'", job_id), "it")
+    rig.until(lambda: rig.rows("SELECT 1 FROM jobs WHERE fulcrum_id = ? AND report_state = 'overtaken'", job_id), "it")
     assert rig.lab.admin.get_service(service_id)["status"] == "New"
     found = {finding["kind"] for finding in rig.drift()["findings"] if finding["service_id"] == service_id}
     assert found == {"mapping_unreported"}

@@ -104,7 +104,7 @@ def test_a_report_that_never_came_in_contradicts_nothing() -> None:
 
 def test_what_a_test_did_itself_is_no_broken_promise() -> None:
     facts = agreeing()
-    facts["rows"]["jobs"][0] |= {"status": "failed", "report_state": "orphaned", "report_note": "timed out there"}
+    facts["rows"]["jobs"][0] |= {"status": "failed", "report_state": "overtaken", "report_note": "timed out there"}
     facts["guests"].pop(0)
     assert violations(facts)
     allowed = Allowed(lost_services=frozenset({SERVICE}), timed_out_jobs=frozenset({JOB}))

@@ -169,14 +169,14 @@ def test_a_repair_needs_a_yes_and_is_in_the_audit(world: World) -> None:
 
     shown = world.cli("drift", "fix")
     assert (shown.returncode, world.state(service_id)[0]) == (1, "active")
-    assert "mark_orphaned" in shown.stdout
+    assert "mark_vm_lost" in shown.stdout
     assert "--yes" in shown.stdout
     assert world.drift("fix", "unmapped_vm", "--yes", code=1)["repaired"] == []
 
     assert len(world.drift("fix", "vm_gone", "--yes", "--reason", "host 3 burnt", code=0)["repaired"]) == 1
-    assert world.state(service_id)[0] == "orphaned"
+    assert world.state(service_id)[0] == "vm_lost"
     (entry,) = world.cli.json("audit", "list")
-    assert (entry["verb"], entry["subject_id"], entry["reason"]) == ("mark_orphaned", service_id, "host 3 burnt")
+    assert (entry["verb"], entry["subject_id"], entry["reason"]) == ("mark_vm_lost", service_id, "host 3 burnt")
     assert world.kinds() == [("service_without_vm", vmid)]
 
 
@@ -253,7 +253,7 @@ def test_a_shrunken_list_is_doubted_until_a_person_believes_it(world: World) -> 
         world.lab.proxmox.control("remove", vmid=vmid)
     assert "4 of 5 mapped VMs" in world.drift(code=5)["frozen"]
     assert len(world.drift("fix", "--believe-list", "--yes", code=0)["repaired"]) == 4
-    assert {world.state(service)[0] for service, _vmid in gone} == {"orphaned"}
+    assert {world.state(service)[0] for service, _vmid in gone} == {"vm_lost"}
     assert world.state(kept[0])[0] == "active"
 
 

@@ -30,7 +30,7 @@ def test_status_counts_jobs_reports_and_vms(smith: Cli) -> None:
     assert set(found) == {"jobs", "reports_due", "mappings", "nodes", "critical_overdue"}
     assert found["jobs"] == {"pending": 1, "processing": 0, "completed": 0, "failed": 1}
     assert found["reports_due"] == 1
-    assert found["mappings"] == {"reserved": 1, "active": 0, "doomed": 0, "deleted": 0, "orphaned": 0}
+    assert found["mappings"] == {"reserved": 1, "active": 0, "pending_deletion": 0, "deleted": 0, "vm_lost": 0}
     shown = smith.ok("status")
     assert "1 pending" in shown
     assert "no agent has run yet" in shown

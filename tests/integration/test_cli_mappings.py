@@ -59,7 +59,7 @@ def test_the_list_shows_deleted_ones_when_asked(smith: Cli) -> None:
     assert services("--all") == [SECOND, FIRST]
     assert services("--state", "deleted") == [FIRST]
     assert services("--all", "--state", "reserved") == []
-    assert smith.ok("mappings", "list", "--state", "orphaned") == "no mappings match\n"
+    assert smith.ok("mappings", "list", "--state", "vm_lost") == "no mappings match\n"
 
 
 @pytest.mark.parametrize("reference", ["100001", "db-aaaa2222", SECOND, "aaaa2"])

@@ -1,4 +1,4 @@
-"""Which doomed VMs become a job of our own: the simulator's word is needed before anything is destroyed."""
+"""Which VMs pending deletion become a job of our own: the simulator's word is needed before anything is destroyed."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def purger(world: World, engine: Engine) -> VmPurger:
     return VmPurger(engine=engine, fulcrum=client, state=state, cluster="c", job_timeout_s=300)
 
 
-def doomed(engine: Engine, service_id: str, delete_at: int = LONG_PAST, vmid: int = 100_000) -> None:
+def pending_deletion(engine: Engine, service_id: str, delete_at: int = LONG_PAST, vmid: int = 100_000) -> None:
     with transaction(engine) as session:
         mapping = mappings.reserve(session, service_id=service_id, cluster="c", vmid=vmid, name="web")
         assert mapping is not None
@@ -75,7 +75,7 @@ def test_a_vm_whose_service_has_ended_becomes_one_job_that_fulcrum_never_hears_o
     world: World, engine: Engine, purger: VmPurger
 ) -> None:
     service_id = ended(world)
-    doomed(engine, service_id)
+    pending_deletion(engine, service_id)
     purger.turn()
     purger.turn()
     (job,) = jobs(engine)
@@ -84,19 +84,19 @@ def test_a_vm_whose_service_has_ended_becomes_one_job_that_fulcrum_never_hears_o
 
 
 def test_a_vm_whose_time_is_not_over_is_left_alone(world: World, engine: Engine, purger: VmPurger) -> None:
-    doomed(engine, ended(world), FAR_AHEAD)
+    pending_deletion(engine, ended(world), FAR_AHEAD)
     purger.turn()
     assert jobs(engine) == []
 
 
 def test_a_service_that_lives_keeps_its_vm(world: World, engine: Engine, purger: VmPurger) -> None:
-    doomed(engine, world.created()["id"])
+    pending_deletion(engine, world.created()["id"])
     purger.turn()
     assert jobs(engine) == []
 
 
 def test_a_service_that_fulcrum_does_not_know_has_ended(engine: Engine, purger: VmPurger) -> None:
-    doomed(engine, "99999999-0000-4000-8000-000000000000")
+    pending_deletion(engine, "99999999-0000-4000-8000-000000000000")
     purger.turn()
     assert len(jobs(engine)) == 1
 
@@ -104,7 +104,7 @@ def test_a_service_that_fulcrum_does_not_know_has_ended(engine: Engine, purger: 
 def test_one_403_of_an_outage_proves_nothing(world: World, engine: Engine, purger: VmPurger) -> None:
     """FulcrumCore says 403 as well while its database is away."""
     service = world.created()
-    doomed(engine, service["id"])
+    pending_deletion(engine, service["id"])
     world.sim.fault("status", method="GET", path=f".*/services/{service['id']}$", times=1, status=403)
     purger.turn()
     assert jobs(engine) == []
@@ -114,7 +114,7 @@ def test_one_403_of_an_outage_proves_nothing(world: World, engine: Engine, purge
 def test_nothing_is_destroyed_while_fulcrum_is_away(
     world: World, engine: Engine, purger: VmPurger, status: int
 ) -> None:
-    doomed(engine, ended(world))
+    pending_deletion(engine, ended(world))
     world.sim.fault("status", method="GET", path=".*", times=100, status=status)
     with pytest.raises(FulcrumUnavailable):
         purger.turn()
@@ -126,7 +126,7 @@ def test_nothing_is_destroyed_while_fulcrum_is_away(
 def test_an_answer_that_is_not_fulcrums_proves_nothing(
     world: World, engine: Engine, purger: VmPurger, status: int
 ) -> None:
-    doomed(engine, ended(world))
+    pending_deletion(engine, ended(world))
     world.sim.fault("status", method="GET", path=".*/services/.*", times=2, status=status)
     purger.turn()
     assert jobs(engine) == []
@@ -135,7 +135,7 @@ def test_an_answer_that_is_not_fulcrums_proves_nothing(
 def test_a_terminal_state_of_any_name_is_an_end(world: World, engine: Engine, purger: VmPurger) -> None:
     service = world.order_with({"properties": {"a": {"type": "string"}}}, {"a": "x"}).json()
     world.agent.complete(world.claimed(service), agentInstanceId="x/100000")
-    doomed(engine, service["id"])
+    pending_deletion(engine, service["id"])
     purger.turn()
     assert jobs(engine) == []
     world.admin.delete_service(service["id"])
@@ -146,7 +146,7 @@ def test_a_terminal_state_of_any_name_is_an_end(world: World, engine: Engine, pu
 
 
 def test_a_job_of_our_own_is_never_due_to_be_reported(world: World, engine: Engine, purger: VmPurger) -> None:
-    doomed(engine, ended(world))
+    pending_deletion(engine, ended(world))
     purger.turn()
     (job,) = jobs(engine)
     with transaction(engine) as session:
@@ -159,6 +159,6 @@ def test_a_job_of_our_own_is_never_due_to_be_reported(world: World, engine: Engi
 
 def test_nothing_is_done_before_the_agent_knows_who_it_is(engine: Engine, purger: VmPurger) -> None:
     purger.state.agent_id = ""
-    doomed(engine, "99999999-0000-4000-8000-000000000000")
+    pending_deletion(engine, "99999999-0000-4000-8000-000000000000")
     purger.turn()
     assert jobs(engine) == []

@@ -205,7 +205,7 @@ def test_a_job_that_fulcrumcore_gave_up_keeps_our_outcome_as_orphaned(outbox: Ou
     job_id = outbox.ended(job, result)
     outbox.turn()
     row = outbox.row(job_id)
-    assert row.report_state == "orphaned"
+    assert row.report_state == "overtaken"
     assert row.report_note == "FulcrumCore has the job as Failed; the outcome here is kept"
     assert row.status == ("completed" if result.succeeded else "failed")
 
@@ -215,7 +215,7 @@ def test_a_failure_of_a_job_that_somebody_completed_is_orphaned(outbox: Outbox) 
     assert outbox.world.agent.complete(job).status_code == 204
     job_id = outbox.ended(job, FAILED)
     outbox.turn()
-    assert outbox.row(job_id).report_state == "orphaned"
+    assert outbox.row(job_id).report_state == "overtaken"
     assert outbox.told(job) == [("complete", 204), ("fail", 400)]
 
 
@@ -256,7 +256,7 @@ def test_a_completion_and_the_failure_in_its_place_both_refused_leave_it_orphane
     job_id = outbox.ended(job, made())
     outbox.turn()
     row = outbox.row(job_id)
-    assert (row.status, row.report_state) == ("completed", "orphaned")
+    assert (row.status, row.report_state) == ("completed", "overtaken")
 
 
 def test_a_failure_that_is_refused_while_the_job_is_ours_is_tried_again(outbox: Outbox) -> None:
@@ -296,7 +296,7 @@ def test_each_report_is_logged_with_its_job_and_one_that_was_not_taken_is_an_err
         **{"status": "completed", "action": "create", "job_id": job["id"], "service_id": job["serviceId"]},
     }
     entry = told[given_up["id"]]
-    assert (entry["log_level"], entry["report_state"], entry["status"]) == ("error", "orphaned", "failed")
+    assert (entry["log_level"], entry["report_state"], entry["status"]) == ("error", "overtaken", "failed")
     assert entry["note"] == "FulcrumCore has the job as Completed; the outcome here is kept"
 
 
@@ -478,7 +478,7 @@ class Reports(RuleBasedStateMachine):
         self.outbox.turn(MAX_COMPLETIONS + 2)
         for job_id, number in self.mine.items():
             row, core = self.outbox.row(number), self.outbox.at_core({"id": job_id})
-            assert row.report_state in ("reported", "orphaned")  # FulcrumCore has every one of these jobs
+            assert row.report_state in ("reported", "overtaken")  # FulcrumCore has every one of these jobs
             if row.report_state == "reported":
                 assert core["status"].lower() == row.status
                 assert row.status == JobStatus.COMPLETED or core["errorMessage"] == row.error_message

@@ -30,7 +30,7 @@ LONG_BACKOFF_S = 3650 * 86_400.0
 #: When deleted VMs may be purged: at once, and not during any test.
 LONG_PAST, FAR_AHEAD = 1_000_000_000, 4_000_000_000
 TENANT, OTHER_TENANT = "6f9619ff-8b86-4d01-8b42-00cf4fc964ff", "9a3f2c4e-1111-4222-8333-444455556666"
-CRITICAL_JOBS = ("GetPendingJobs", "PruneCompletedJobs", "DestroyDoomed", "ReportMetric", "Reconcile")
+CRITICAL_JOBS = ("GetPendingJobs", "PruneCompletedJobs", "PurgeDeletedVms", "ReportMetric", "Reconcile")
 
 
 def fill(engine: Engine) -> None:
@@ -139,13 +139,13 @@ def _reaped(session: Session) -> None:
 
 
 def _ended(session: Session) -> None:
-    """Write active mappings, of a VM and a container, an orphaned one, and jobs with every acknowledgement."""
-    for name, kind in (("reported", GuestKind.QEMU), ("container", GuestKind.LXC), ("orphaned", GuestKind.QEMU)):
+    """Write active mappings, of a VM and a container, one whose VM is lost, and jobs with every acknowledgement."""
+    for name, kind in (("reported", GuestKind.QEMU), ("container", GuestKind.LXC), ("vm-lost", GuestKind.QEMU)):
         job, mapping = _created(session, name, kind, tenant_id=TENANT)
         outbox.note_reported(session, job.id, ReportState.REPORTED)
-        if name == "orphaned":
-            mappings.mark_lost(session, mapping.id, "vanished")
-    for name, state in (("ended-by-core", ReportState.ORPHANED), ("unknown-to-core", ReportState.ABANDONED)):
+        if name == "vm-lost":
+            mappings.mark_vm_lost(session, mapping.id, "vanished")
+    for name, state in (("ended-by-core", ReportState.OVERTAKEN), ("unknown-to-core", ReportState.ABANDONED)):
         outbox.note_reported(session, _failed(session, name), state, "HTTP 400")
 
 

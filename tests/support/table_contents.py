@@ -12,7 +12,11 @@ from executor.database import schema
 #: The tables, each with the column that orders its rows. The oldest version has all but the last.
 TABLES = {"jobs": "id", "runs": "id", "mappings": "id", "nodes": "id", "critical_jobs": "name", "audit": "id"}
 #: Stored values that a migration has renamed, by its revision, table and column: the new value to the earlier one.
-EARLIER_VALUES: dict[tuple[str, str, str], dict[Any, Any]] = {}
+EARLIER_VALUES: dict[tuple[str, str, str], dict[Any, Any]] = {
+    ("0005", "jobs", "report_state"): {"overtaken": "orphaned"},
+    ("0005", "mappings", "state"): {"pending_deletion": "doomed", "vm_lost": "orphaned"},
+    ("0005", "critical_jobs", "name"): {"PurgeDeletedVms": "DestroyDoomed"},
+}
 
 Rows = dict[str, list[dict[str, Any]]]
 Columns = Mapping[str, Sequence[str]]

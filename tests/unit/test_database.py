@@ -216,6 +216,30 @@ def test_rebuilding_a_table_keeps_the_rows_that_refer_to_it(
     assert schema.check(sqlite_engine) == []
 
 
+def test_a_renamed_critical_job_keeps_its_row_and_an_agent_of_the_other_version_may_have_written_one(
+    own_engine: Engine,
+) -> None:
+    def critical_jobs() -> list[tuple[str, int]]:
+        with own_engine.connect() as connection:
+            return [(name, runs) for name, runs in connection.execute(text("SELECT name, runs FROM critical_jobs"))]
+
+    def insert(name: str, runs: int) -> None:
+        statement = "INSERT INTO critical_jobs (name, interval_s, failures, runs) VALUES (:name, 60, 0, :runs)"
+        with own_engine.begin() as connection:
+            connection.execute(text(statement), {"name": name, "runs": runs})
+
+    schema.downgrade(own_engine, "0004")
+    insert("DestroyDoomed", 3)
+    schema.upgrade(own_engine)
+    assert critical_jobs() == [("PurgeDeletedVms", 3)]
+    insert("DestroyDoomed", 4)
+    schema.downgrade(own_engine, "0004")
+    assert critical_jobs() == [("DestroyDoomed", 3)]
+    insert("PurgeDeletedVms", 5)
+    schema.upgrade(own_engine)
+    assert critical_jobs() == [("PurgeDeletedVms", 3)]
+
+
 # --- a place that cannot be used ----------------------------------------------------------------------------------
 
 

@@ -25,8 +25,8 @@ from executor.model import MappingState
 A = "aaaaaaaa-0000-4000-8000-000000000001"
 B = "bbbbbbbb-0000-4000-8000-000000000002"
 AGENT = "6f0c2a52-8d0e-4d0b-9a3c-0d9a5b1f7e11"
-ACTIVE, RESERVED, ORPHANED = MappingState.ACTIVE, MappingState.RESERVED, MappingState.ORPHANED
-DOOMED = MappingState.DOOMED
+ACTIVE, RESERVED, VM_LOST = MappingState.ACTIVE, MappingState.RESERVED, MappingState.VM_LOST
+PENDING_DELETION = MappingState.PENDING_DELETION
 
 
 def mapping(**changes: Any) -> MappingFacts:
@@ -61,7 +61,7 @@ NEW = (service(status="New", instance_id=""),)
 
 DRIFT: list[tuple[str, dict[str, Any], list[tuple[DriftKind, int | None, Repair | None]]]] = [
     ("no difference", {}, []),
-    ("gone", GONE, [(DriftKind.VM_GONE, 100, Repair.MARK_ORPHANED)]),
+    ("gone", GONE, [(DriftKind.VM_GONE, 100, Repair.MARK_VM_LOST)]),
     ("gone, service deleted", GONE | {"services": DELETED}, [(DriftKind.VM_GONE, 100, Repair.FORGET)]),
     ("gone, service unknown", GONE | {"services": ()}, [(DriftKind.VM_GONE, 100, Repair.FORGET)]),
     ("neither found nor proven empty", {"guests": ()}, []),
@@ -83,37 +83,37 @@ DRIFT: list[tuple[str, dict[str, Any], list[tuple[DriftKind, int | None, Repair 
         {"mappings": (), "guests": (guest(kind="lxc"),)},
         [(DriftKind.UNMAPPED_VM, 100, Repair.ADOPT)],
     ),
-    ("scheduled for deletion", {"mappings": (mapping(state=DOOMED),), "services": DELETED}, []),
-    ("scheduled for deletion, service unknown", {"mappings": (mapping(state=DOOMED),), "services": ()}, []),
+    ("scheduled for deletion", {"mappings": (mapping(state=PENDING_DELETION),), "services": DELETED}, []),
+    ("scheduled for deletion, service unknown", {"mappings": (mapping(state=PENDING_DELETION),), "services": ()}, []),
     (
         "scheduled for deletion, service not deleted",
-        {"mappings": (mapping(state=DOOMED),)},
+        {"mappings": (mapping(state=PENDING_DELETION),)},
         [(DriftKind.MAPPING_UNREPORTED, 100, None)],
     ),
     (
         "scheduled for deletion, moved",
-        {"mappings": (mapping(state=DOOMED),), "services": DELETED, "guests": (guest(node="pve2"),)},
+        {"mappings": (mapping(state=PENDING_DELETION),), "services": DELETED, "guests": (guest(node="pve2"),)},
         [(DriftKind.VM_MOVED, 100, Repair.CORRECT_NODE)],
     ),
     (
         "scheduled for deletion, renamed",
-        {"mappings": (mapping(state=DOOMED),), "services": DELETED, "guests": (guest(name="db"),)},
+        {"mappings": (mapping(state=PENDING_DELETION),), "services": DELETED, "guests": (guest(name="db"),)},
         [(DriftKind.VM_RENAMED, 100, None)],
     ),
     (
         "scheduled for deletion, unmarked guest on its VMID",
-        {"mappings": (mapping(state=DOOMED),), "services": DELETED, "guests": (guest(markers=UNMARKED),)},
+        {"mappings": (mapping(state=PENDING_DELETION),), "services": DELETED, "guests": (guest(markers=UNMARKED),)},
         [(DriftKind.VM_RECYCLED, 100, None)],
     ),
     (
         "scheduled for deletion, gone",
-        GONE | {"mappings": (mapping(state=DOOMED),), "services": DELETED},
+        GONE | {"mappings": (mapping(state=PENDING_DELETION),), "services": DELETED},
         [(DriftKind.VM_WITHOUT_SERVICE, 100, Repair.FORGET)],
     ),
     (
         "scheduled for deletion, gone, service not deleted",
-        GONE | {"mappings": (mapping(state=DOOMED),)},
-        [(DriftKind.VM_GONE, 100, Repair.MARK_ORPHANED)],
+        GONE | {"mappings": (mapping(state=PENDING_DELETION),)},
+        [(DriftKind.VM_GONE, 100, Repair.MARK_VM_LOST)],
     ),
     ("turned into a template", {"guests": (guest(is_template=True),)}, [(DriftKind.VM_RECYCLED, 100, None)]),
     (
@@ -137,15 +137,15 @@ DRIFT: list[tuple[str, dict[str, Any], list[tuple[DriftKind, int | None, Repair 
         {"mappings": (), "guests": (guest(), guest(vmid=200))},
         [(DriftKind.UNMAPPED_VM, 100, None), (DriftKind.UNMAPPED_VM, 200, None)],
     ),
-    ("exists again", {"mappings": (mapping(state=ORPHANED),)}, [(DriftKind.UNMAPPED_VM, 100, Repair.ADOPT)]),
+    ("exists again", {"mappings": (mapping(state=VM_LOST),)}, [(DriftKind.UNMAPPED_VM, 100, Repair.ADOPT)]),
     (
         "exists again on another VMID",
-        {"mappings": (mapping(state=ORPHANED),), "guests": (guest(vmid=200),), "empty_vmids": frozenset({100})},
+        {"mappings": (mapping(state=VM_LOST),), "guests": (guest(vmid=200),), "empty_vmids": frozenset({100})},
         [(DriftKind.UNMAPPED_VM, 200, Repair.ADOPT)],
     ),
     (
         "its VMID has a mapping of another service",
-        {"mappings": (mapping(service_id=B, state=ORPHANED),)},
+        {"mappings": (mapping(service_id=B, state=VM_LOST),)},
         [(DriftKind.UNMAPPED_VM, 100, None)],
     ),
     ("service without VM", GONE | {"mappings": ()}, [(DriftKind.SERVICE_WITHOUT_VM, 100, None)]),
@@ -154,10 +154,10 @@ DRIFT: list[tuple[str, dict[str, Any], list[tuple[DriftKind, int | None, Repair 
         GONE | {"mappings": (), "services": (service(status="Stopped"),)},
         [(DriftKind.SERVICE_WITHOUT_VM, 100, None)],
     ),
-    ("orphaned", GONE | {"mappings": (mapping(state=ORPHANED),)}, [(DriftKind.SERVICE_WITHOUT_VM, 100, None)]),
+    ("VM lost", GONE | {"mappings": (mapping(state=VM_LOST),)}, [(DriftKind.SERVICE_WITHOUT_VM, 100, None)]),
     (
         "service known as Lost",
-        GONE | {"mappings": (mapping(state=ORPHANED),), "services": (service(status="Lost"),)},
+        GONE | {"mappings": (mapping(state=VM_LOST),), "services": (service(status="Lost"),)},
         [],
     ),
     ("service without VM, VMID not proven empty", {"mappings": (), "guests": ()}, []),
@@ -171,8 +171,8 @@ DRIFT: list[tuple[str, dict[str, Any], list[tuple[DriftKind, int | None, Repair 
     ("VM without service", {"services": DELETED}, [(DriftKind.VM_WITHOUT_SERVICE, 100, None)]),
     ("VM with an unknown service", {"services": ()}, [(DriftKind.VM_WITHOUT_SERVICE, 100, None)]),
     (
-        "neither VM nor service, orphaned",
-        GONE | {"mappings": (mapping(state=ORPHANED),), "services": DELETED},
+        "neither VM nor service, VM lost",
+        GONE | {"mappings": (mapping(state=VM_LOST),), "services": DELETED},
         [(DriftKind.VM_WITHOUT_SERVICE, 100, Repair.FORGET)],
     ),
     (
@@ -217,7 +217,7 @@ def test_every_finding_but_a_move_needs_attention() -> None:
 
 
 def test_automatic_repairs_neither_create_nor_end_a_mapping() -> None:
-    assert {Repair.CORRECT_NODE, Repair.MARK_ORPHANED} == AUTOMATIC_REPAIRS
+    assert {Repair.CORRECT_NODE, Repair.MARK_VM_LOST} == AUTOMATIC_REPAIRS
 
 
 any_service_id = st.sampled_from([A, B])
@@ -235,7 +235,7 @@ any_mapping = st.builds(
     id=st.integers(1, 9),
     service_id=any_service_id,
     vmid=st.integers(100, 103),
-    state=st.sampled_from([ACTIVE, RESERVED, ORPHANED]),
+    state=st.sampled_from([ACTIVE, RESERVED, VM_LOST]),
 )
 any_service = st.builds(
     service,
@@ -259,7 +259,7 @@ def test_no_repair_is_proposed_without_proof(
     findings = compare(Facts(mappings=mappings, guests=guests, services=services, empty_vmids=empty_vmids))
     assert len({finding.key for finding in findings}) == len(findings)
     for finding in findings:
-        if finding.kind is DriftKind.VM_GONE or finding.repair in (Repair.MARK_ORPHANED, Repair.FORGET):
+        if finding.kind is DriftKind.VM_GONE or finding.repair in (Repair.MARK_VM_LOST, Repair.FORGET):
             assert finding.vmid in empty_vmids
         if finding.repair is Repair.ADOPT:
             (found,) = [each for each in guests if each.belongs_to(finding.service_id)]
@@ -298,9 +298,9 @@ ANSWERS: list[tuple[str, ClusterState, tuple[MappingFacts, ...], str]] = [
         "pve2 is offline",
     ),
     (
-        "offline node with orphaned mappings only",
+        "offline node with mappings of lost VMs only",
         cluster(2, offline_nodes=frozenset({"pve1"})),
-        several(2, state=ORPHANED),
+        several(2, state=VM_LOST),
         "",
     ),
     ("an empty list", cluster(0, listed={}), several(1), "lists no guest at all"),

@@ -19,7 +19,7 @@ from executor.model import MappingState, ReportState
 
 A = "aaaaaaaa-0000-4000-8000-000000000001"
 B = "bbbbbbbb-0000-4000-8000-000000000002"
-ACTIVE, ORPHANED = MappingState.ACTIVE, MappingState.ORPHANED
+ACTIVE, VM_LOST = MappingState.ACTIVE, MappingState.VM_LOST
 
 
 def insert(engine: Engine, state: MappingState = ACTIVE, **changes: Any) -> MappingFacts:
@@ -58,9 +58,9 @@ def finding(mapping: MappingFacts | None, action: Repair, **changes: Any) -> Fin
     ("action", "before", "after"),
     [
         (Repair.CORRECT_NODE, ACTIVE, (ACTIVE, "pve2", "web")),
-        (Repair.MARK_ORPHANED, ACTIVE, (ORPHANED, "pve1", "web")),
-        (Repair.FORGET, ORPHANED, None),
-        (Repair.ADOPT, ORPHANED, (ACTIVE, "pve2", "db")),
+        (Repair.MARK_VM_LOST, ACTIVE, (VM_LOST, "pve1", "web")),
+        (Repair.FORGET, VM_LOST, None),
+        (Repair.ADOPT, VM_LOST, (ACTIVE, "pve2", "db")),
     ],
 )
 def test_a_repair_changes_the_mapping_and_writes_an_audit_entry(
@@ -83,14 +83,14 @@ def test_an_unmapped_vm_is_adopted(engine: Engine) -> None:
 
 
 def test_a_vm_that_exists_again_on_another_vmid_gets_a_new_mapping(engine: Engine) -> None:
-    row = insert(engine, ORPHANED)
+    row = insert(engine, VM_LOST)
     assert repair(engine, "c", finding(row, Repair.ADOPT, vmid=200), who="alice")
     assert (mappings_in(engine)[A].vmid, mappings_in(engine)[A].state) == (200, ACTIVE)
 
 
 def test_a_refused_adoption_leaves_the_old_mapping_unchanged(engine: Engine) -> None:
     """Another service got the VMID after the comparison."""
-    row = insert(engine, ORPHANED)
+    row = insert(engine, VM_LOST)
     insert(engine, service_id=B, vmid=200)
     assert not repair(engine, "c", finding(row, Repair.ADOPT, vmid=200), who="alice")
     assert mappings_in(engine)[A] == row
@@ -118,13 +118,13 @@ def test_a_repair_does_nothing_while_the_service_is_busy(engine: Engine, open_as
         if open_as == "due":
             ended = {"status": "completed", "report_state": ReportState.DUE}
             session.execute(update(Job).where(Job.id == job_id).values(**ended))
-    assert not repair(engine, "c", finding(row, Repair.MARK_ORPHANED), who="alice")
+    assert not repair(engine, "c", finding(row, Repair.MARK_VM_LOST), who="alice")
     with transaction(engine) as session:
         assert queries.busy_services(session) == queries.busy_services(session, A) == {A}
         assert queries.busy_services(session, B) == frozenset()
         settled = {"status": "completed", "report_state": ReportState.REPORTED}
         session.execute(update(Job).where(Job.id == job_id).values(**settled))
-    assert repair(engine, "c", finding(row, Repair.MARK_ORPHANED), who="alice")
+    assert repair(engine, "c", finding(row, Repair.MARK_VM_LOST), who="alice")
 
 
 def test_services_mapped_on_another_cluster_are_foreign(engine: Engine) -> None:

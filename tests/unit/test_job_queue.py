@@ -807,7 +807,7 @@ def test_only_reports_that_are_due_are_hastened_and_one_operators_retry_hastens_
     with transaction(engine) as session:
         for job_id in job_ids:
             outbox.postpone_report(session, job_id, backoff_s=3600, note="HTTP 503")
-        session.execute(update(Job).where(Job.id == job_ids[2]).values(report_state=ReportState.ORPHANED))
+        session.execute(update(Job).where(Job.id == job_ids[2]).values(report_state=ReportState.OVERTAKEN))
         assert job_queue.retry_now(session, job_ids[0]) == "report"
     assert due(engine) == [job_ids[0]]
     with transaction(engine) as session:
@@ -815,14 +815,14 @@ def test_only_reports_that_are_due_are_hastened_and_one_operators_retry_hastens_
     assert due(engine) == job_ids[:2]
 
 
-@pytest.mark.parametrize("state", [ReportState.REPORTED, ReportState.ORPHANED, ReportState.ABANDONED])
+@pytest.mark.parametrize("state", [ReportState.REPORTED, ReportState.OVERTAKEN, ReportState.ABANDONED])
 def test_a_report_is_settled_once(engine: Engine, state: ReportState) -> None:
     job_id = ended(engine)
     with transaction(engine) as session:
         outbox.note_reported(session, job_id, state, "said")
     settled = as_dict(engine, job_id)
     with transaction(engine) as session:
-        outbox.note_reported(session, job_id, ReportState.ORPHANED, "said again")
+        outbox.note_reported(session, job_id, ReportState.OVERTAKEN, "said again")
         outbox.postpone_report(session, job_id, backoff_s=1, note="late")
         outbox.replace_outcome(session, job_id, BROKEN)
         assert outbox.reset_report_backoff(session) == 0

@@ -31,7 +31,7 @@ VMIDS = st.sampled_from([101, 102, 103])
 DONE = JobResult(succeeded=True, vm={"vmid": 101, "status": "running"})
 BROKEN = JobResult(succeeded=False, code=ErrorCode.VM_LOCKED, detail="busy")
 REFUSED = JobResult(succeeded=False, code=ErrorCode.INVALID_REQUEST, detail="refused")
-SETTLED = (ReportState.REPORTED, ReportState.ORPHANED, ReportState.ABANDONED)
+SETTLED = (ReportState.REPORTED, ReportState.OVERTAKEN, ReportState.ABANDONED)
 #: What FulcrumCore is told of a job's end.
 OUTCOME = ("status", "result", "error_code", "error_message", "finished_at")
 #: What it answered.
@@ -204,7 +204,7 @@ class Queue(RuleBasedStateMachine):
         else:
             assert mappings.pick_vmid(session, ("c", 101, 103), quarantine_s=3600, also=set()) not in taken
 
-    @rule(service=SERVICES, what=st.sampled_from(["running", "absent", "release", "orphan"]))
+    @rule(service=SERVICES, what=st.sampled_from(["running", "absent", "release", "lose"]))
     def change_mapping(self, service: str, what: str) -> None:
         with transaction(self.engine) as session:
             mapping = mappings.current(session, service)
@@ -212,8 +212,8 @@ class Queue(RuleBasedStateMachine):
                 return
             if what == "release":
                 mappings.mark_deleted(session, mapping.id, "taken")
-            elif what == "orphan":
-                mappings.mark_lost(session, mapping.id, "gone")
+            elif what == "lose":
+                mappings.mark_vm_lost(session, mapping.id, "gone")
             else:
                 mappings.apply_result(session, mapping.id, {"status": what})
 

@@ -220,7 +220,7 @@ def test_a_deleted_mapping_is_history_that_nothing_changes(engine: Engine) -> No
     deleted = row(engine, mapping_id)
     apply_result(engine, mapping_id, status="running", node="pve9")
     with transaction(engine) as session:
-        mappings.mark_lost(session, mapping_id, "late")
+        mappings.mark_vm_lost(session, mapping_id, "late")
         mappings.mark_deleted(session, mapping_id, "late")
         assert mappings.current(session, SERVICE) is None
     after = row(engine, mapping_id)
@@ -246,10 +246,10 @@ def test_an_orphaned_mapping_is_still_the_services_and_keeps_its_id(engine: Engi
     mapping_id = reserved(engine)
     apply_result(engine, mapping_id, status="running")
     with transaction(engine) as session:
-        mappings.mark_lost(session, mapping_id, "VM_NOT_FOUND: gone")
+        mappings.mark_vm_lost(session, mapping_id, "VM_NOT_FOUND: gone")
         live = mappings.current(session, SERVICE)
         assert live is not None
-        assert (live.state, live.note) == ("orphaned", "VM_NOT_FOUND: gone")
+        assert (live.state, live.note) == ("vm_lost", "VM_NOT_FOUND: gone")
         assert list(mappings.active(session)) == []
     assert reserve(engine, OTHER, 101) is None
     apply_result(engine, mapping_id, status="running")
@@ -274,16 +274,16 @@ def take_in(engine: Engine, vmid: int, service_id: str = SERVICE, cluster: str =
         return None if mapping is None else mapping.id
 
 
-def orphaned(engine: Engine, *args: Any) -> int:
+def lost(engine: Engine, *args: Any) -> int:
     mapping_id = reserved(engine, *args)
     with transaction(engine) as session:
-        mappings.mark_lost(session, mapping_id, "gone")
+        mappings.mark_vm_lost(session, mapping_id, "gone")
         session.execute(update(Mapping).values(updated_at=db_now(-3600)))
     return mapping_id
 
 
 def test_a_vm_that_its_mapping_has_lost_and_finds_again_lives_on_under_its_own_name(engine: Engine) -> None:
-    mapping_id = orphaned(engine)
+    mapping_id = lost(engine)
     before = row(engine, mapping_id)
 
     assert take_in(engine, 101) == mapping_id
@@ -295,7 +295,7 @@ def test_a_vm_that_its_mapping_has_lost_and_finds_again_lives_on_under_its_own_n
 
 
 def test_an_orphaned_mapping_ends_when_its_vm_is_found_under_another_vmid(engine: Engine) -> None:
-    old = orphaned(engine)
+    old = lost(engine)
 
     new = take_in(engine, 102)
 
@@ -318,11 +318,11 @@ def test_another_vm_is_not_taken_in_while_the_service_has_one(engine: Engine, vm
 
 
 def test_a_vm_on_anothers_vmid_is_not_taken_in_and_the_orphan_stays(engine: Engine) -> None:
-    mapping_id = orphaned(engine)
+    mapping_id = lost(engine)
     reserved(engine, OTHER, 102)
 
     assert take_in(engine, 102) is None
-    assert row(engine, mapping_id).state == "orphaned"
+    assert row(engine, mapping_id).state == "vm_lost"
 
 
 def test_where_a_vm_was_seen_is_written_down(engine: Engine) -> None:
@@ -356,15 +356,15 @@ def test_active_mappings_come_by_cluster_and_vmid(engine: Engine) -> None:
         assert [mapping.vmid for mapping in mappings.active(session)] == [101, 102, 103]
         assert [mapping.vmid for mapping in mappings.active(session, "c")] == [101, 103]
         counts = mappings.count_by_state(session)
-    assert counts == {"reserved": 1, "active": 3, "doomed": 0, "deleted": 0, "orphaned": 0}
+    assert counts == {"reserved": 1, "active": 3, "pending_deletion": 0, "deleted": 0, "vm_lost": 0}
 
 
-def test_a_marked_vm_is_doomed_until_its_mark_or_the_vm_is_gone(engine: Engine) -> None:
+def test_a_vm_marked_for_deletion_is_pending_deletion_until_the_mark_or_the_vm_is_gone(engine: Engine) -> None:
     mapping_id = reserved(engine)
     apply_result(engine, mapping_id, status="stopped", node="pve1", delete_at=1_000_000_000)
     found = row(engine, mapping_id)
     assert (found.state, found.delete_at, found.deleted_at) == (
-        "doomed",
+        "pending_deletion",
         datetime(2001, 9, 9, 1, 46, 40, tzinfo=UTC),
         None,
     )

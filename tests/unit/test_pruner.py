@@ -88,7 +88,7 @@ def test_a_report_that_is_due_is_never_deleted_nor_its_artifacts(
     assert (rows(engine), folder.exists()) == ({"Job": 1, "Run": 1}, True)
 
 
-@pytest.mark.parametrize("state", [ReportState.ORPHANED, ReportState.ABANDONED])
+@pytest.mark.parametrize("state", [ReportState.OVERTAKEN, ReportState.ABANDONED])
 def test_what_was_settled_otherwise_goes_too(engine: Engine, make_pruner: MakePruner, state: ReportState) -> None:
     ended(engine, "old", age_s=RETENTION_S + 60, state=state)
     make_pruner().prune()

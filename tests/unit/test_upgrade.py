@@ -202,8 +202,8 @@ def test_after_an_upgrade_due_reports_are_sent_and_postponed_ones_keep_their_bac
 def test_after_an_upgrade_a_deleted_vm_is_purged_when_it_is_due_and_no_other(upgraded: Engine) -> None:
     with reading(upgraded) as session:
         (due,) = mappings.due_for_deletion(session, CLUSTER)
-        doomed = mappings.listing(session, states=[MappingState.DOOMED])
-    (later,) = (mapping for mapping in doomed if mapping.id != due.id)
+        pending = mappings.listing(session, states=[MappingState.PENDING_DELETION])
+    (later,) = (mapping for mapping in pending if mapping.id != due.id)
     assert due.delete_at is not None
     assert later.delete_at is not None
     assert due.delete_at < utc_now() < later.delete_at
@@ -217,7 +217,7 @@ def test_after_an_upgrade_a_deleted_vm_is_purged_when_it_is_due_and_no_other(upg
         assert mappings.due_for_deletion(session, CLUSTER) == []
     assert gone.state == MappingState.DELETED
     assert gone.deleted_at is not None
-    assert (kept.state, kept.delete_at) == (MappingState.DOOMED, later.delete_at)
+    assert (kept.state, kept.delete_at) == (MappingState.PENDING_DELETION, later.delete_at)
     ended = job_row(upgraded, purge.id)
     assert (ended.status, ended.report_state) == (JobStatus.COMPLETED, ReportState.LOCAL)
 
@@ -227,15 +227,15 @@ def test_a_recorded_database_holds_every_state_of_a_mapping_and_of_a_report(upgr
     states = {
         MappingState.RESERVED,
         MappingState.ACTIVE,
-        MappingState.DOOMED,
+        MappingState.PENDING_DELETION,
         MappingState.DELETED,
-        MappingState.ORPHANED,
+        MappingState.VM_LOST,
     }
     reports = {
         ReportState.NONE,
         ReportState.DUE,
         ReportState.REPORTED,
-        ReportState.ORPHANED,
+        ReportState.OVERTAKEN,
         ReportState.ABANDONED,
         ReportState.LOCAL,
     }

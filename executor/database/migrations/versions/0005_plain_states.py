@@ -1,0 +1,42 @@
+"""Rename stored values: states of mappings and reports, and a critical job."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0005"
+down_revision = "0004"
+branch_labels = None
+depends_on = None
+
+#: Table, column, earlier and new value. The audit keeps the values that were true at its time.
+RENAMED = (
+    ("jobs", "report_state", "orphaned", "overtaken"),
+    ("mappings", "state", "doomed", "pending_deletion"),
+    ("mappings", "state", "orphaned", "vm_lost"),
+    ("critical_jobs", "name", "DestroyDoomed", "PurgeDeletedVms"),
+)
+
+
+def upgrade() -> None:
+    """Go one step forward."""
+    for table, column, earlier, new in RENAMED:
+        _rename(table, column, earlier, new)
+
+
+def downgrade() -> None:
+    """Go one step back."""
+    for table, column, earlier, new in RENAMED:
+        _rename(table, column, new, earlier)
+
+
+def _rename(table: str, column: str, old: str, new: str) -> None:
+    rows = sa.table(table, sa.column(column))
+    value = rows.c[column]
+    if table == "critical_jobs":  # an agent of the other version may have written its own name meanwhile
+        renamed = (
+            sa.select(sa.literal(1)).select_from(rows.alias("renamed")).where(sa.literal_column("renamed.name") == old)
+        )
+        op.execute(rows.delete().where(value == new, renamed.exists()))
+    op.execute(rows.update().where(value == old).values({column: new}))

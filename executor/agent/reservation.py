@@ -78,7 +78,7 @@ class Reservations:
         Only a VM with exactly the name that we would give it, on a VMID of our range, is accepted.
         """
         low, high = self.settings.proxmox_vmid_min, self.settings.proxmox_vmid_max
-        vm = self.proxmox.find_unmarked(rows, vm_name(job), range(low, high + 1))
+        vm = self.proxmox.find_partial_clone(rows, vm_name(job), range(low, high + 1))
         if vm is None:
             return None
         log.warning("partial_clone_found", vmid=vm.vmid, node=vm.node)

@@ -135,7 +135,7 @@ class ProxmoxReader:
             raise JobError(ErrorCode.VM_IDENTITY_MISMATCH, f"more than one VM has the service's marker: {vmids}")
         return found[0] if found else None
 
-    def find_unmarked(self, rows: Iterable[VmRow], name: str, vmids: range) -> VmRow | None:
+    def find_partial_clone(self, rows: Iterable[VmRow], name: str, vmids: range) -> VmRow | None:
         """Return the partial clone in `vms()`: the only VM of that name with one of these VMIDs, and without a marker.
 
         A clone has its name from the beginning, and its template's description, without a marker, until it is

@@ -1,4 +1,4 @@
-"""`smith bootstrap core` at FulcrumCore's simulator: from nothing, again, from half of it, and what it refuses."""
+"""`smith bootstrap core` against the FulcrumCore simulator: empty, complete and incomplete, and what it refuses."""
 
 from __future__ import annotations
 
@@ -51,33 +51,33 @@ def arguments(*more: str) -> tuple[str, ...]:
     return ("bootstrap", "core", "--agent", AGENT, "--provider", PROVIDER, *more)
 
 
-def statuses(told: dict[str, Any]) -> list[str]:
-    assert [step["kind"] for step in told["steps"]] == KINDS
-    return [step["status"] for step in told["steps"]]
+def statuses(output: dict[str, Any]) -> list[str]:
+    assert [step["kind"] for step in output["steps"]] == KINDS
+    return [step["status"] for step in output["steps"]]
 
 
 def changes(core: RunningSimulator) -> list[str]:
-    """Return the changing calls that FulcrumCore has seen."""
+    """Return the requests other than GET that FulcrumCore received."""
     return [f"{entry['method']} {entry['path']}" for entry in core.history() if entry["method"] in CHANGING]
 
 
-def who(core: RunningSimulator, token: str) -> dict[str, Any]:
+def read_agent(core: RunningSimulator, token: str) -> dict[str, Any]:
     headers = {"Authorization": f"Bearer {token}"}
     return dict(requests.get(f"{core.api_url}/agents/me", headers=headers, timeout=10).json())
 
 
-def test_an_empty_fulcrumcore_becomes_one_that_an_agent_can_log_in_to(
+def test_bootstrap_creates_everything_that_an_agent_needs(
     smith: Cli, core: RunningSimulator, admin: AdminClient, tmp_path: Path
 ) -> None:
     file = tmp_path / "fulcrum_api_token"
-    told = smith.json(*arguments("--create-provider", "--token-file", str(file), "--token-days", "30"))
-    assert set(statuses(told)) == {"made"}
+    output = smith.json(*arguments("--create-provider", "--token-file", str(file), "--token-days", "30"))
+    assert set(statuses(output)) == {"made"}
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     token = file.read_text().strip()
-    assert token not in str(told)
-    me = who(core, token)
+    assert token not in str(output)
+    me = read_agent(core, token)
     assert (me["name"], me["participant"]["name"], me["tags"]) == (AGENT, PROVIDER, ["proxmox"])
-    assert me["id"] == told["agent_id"]
+    assert me["id"] == output["agent_id"]
     (service_type,), (agent_type,) = admin.list_all("service-types"), admin.list_all("agent-types")
     assert agent_type["serviceTypeIds"] == [service_type["id"]]
     assert me["agentTypeId"] == agent_type["id"]
@@ -96,38 +96,38 @@ def test_a_second_run_finds_everything_and_changes_nothing(smith: Cli, core: Run
     assert (tmp_path / "token").read_text() == before
 
 
-def test_a_dry_run_tells_all_and_makes_nothing(smith: Cli, core: RunningSimulator, tmp_path: Path) -> None:
+def test_a_dry_run_lists_all_objects_and_creates_none(smith: Cli, core: RunningSimulator, tmp_path: Path) -> None:
     file = tmp_path / "token"
-    told = smith.json(*arguments("--create-provider", "--token-file", str(file), "--dry-run"))
-    assert set(statuses(told)) == {"missing"}
+    output = smith.json(*arguments("--create-provider", "--token-file", str(file), "--dry-run"))
+    assert set(statuses(output)) == {"missing"}
     assert changes(core) == []
     assert not file.exists()
 
 
-def test_half_of_it_is_completed(smith: Cli, admin: AdminClient, tmp_path: Path) -> None:
+def test_missing_objects_are_created_beside_existing_ones(smith: Cli, admin: AdminClient, tmp_path: Path) -> None:
     service_type = admin.create("service-types", **load_type(SERVICE_TYPE_FILE))
     admin.create("agent-types", **load_type(AGENT_TYPE_FILE) | {"serviceTypeIds": [service_type["id"]]})
     admin.create("metric-types", name="vm.cpu.usage", entityType="Resource")
     provider = admin.create("participants", name=PROVIDER, status="Enabled")
-    told = smith.json(*arguments("--token-file", str(tmp_path / "token")))
-    found = {step["name"] for step in told["steps"] if step["status"] == "found"}
+    output = smith.json(*arguments("--token-file", str(tmp_path / "token")))
+    found = {step["name"] for step in output["steps"] if step["status"] == "found"}
     assert found == {service_type["name"], "proxmox", "vm.cpu.usage", PROVIDER}
-    assert {step["status"] for step in told["steps"] if step["name"] not in found} == {"made"}
+    assert {step["status"] for step in output["steps"] if step["name"] not in found} == {"made"}
     (agent,) = admin.list_all("agents")
     assert agent["providerId"] == provider["id"]
 
 
-def test_what_has_other_content_is_told_and_left_as_it_is(
+def test_an_object_with_other_content_is_reported_and_not_changed(
     smith: Cli, core: RunningSimulator, admin: AdminClient, tmp_path: Path
 ) -> None:
     own = load_type(SERVICE_TYPE_FILE)
     own["propertySchema"]["properties"]["cores"]["validators"] = [{"type": "max", "config": {"value": 2}}]
     service_type = admin.create("service-types", **own)
-    admin.create("agent-types", **load_type(AGENT_TYPE_FILE))  # for no service type at all
+    admin.create("agent-types", **load_type(AGENT_TYPE_FILE))  # without a service type
     admin.create("participants", name=PROVIDER, status="Disabled")
     core.clear_history()
-    told = smith.json(*arguments("--token-file", str(tmp_path / "token")))
-    others = {step["kind"]: step["differences"] for step in told["steps"] if step["status"] == "differs"}
+    output = smith.json(*arguments("--token-file", str(tmp_path / "token")))
+    others = {step["kind"]: step["differences"] for step in output["steps"] if step["status"] == "differs"}
     assert others == {
         "service type": ["propertySchema.properties.cores.validators"],
         "agent type": [f"serviceTypeIds lacks {service_type['id']}"],
@@ -139,15 +139,15 @@ def test_what_has_other_content_is_told_and_left_as_it_is(
     assert "propertySchema.properties.cores.validators" in table
 
 
-def test_a_token_that_is_no_administrators_makes_nothing_and_is_4(
+def test_a_token_without_administrator_rights_creates_nothing_and_exits_with_4(
     smith: Cli, core: RunningSimulator, tmp_path: Path
 ) -> None:
     file = tmp_path / "token"
-    done = smith(*arguments("--token-file", str(file)), CORE_ADMIN_TOKEN="not-a-token-of-anybody")
+    done = smith(*arguments("--token-file", str(file)), CORE_ADMIN_TOKEN="not-a-valid-token")
     assert (done.returncode, done.stdout) == (4, "")
     assert "HTTP 403" in done.stderr
     assert "administrator" in done.stderr
-    assert "not-a-token-of-anybody" not in done.stderr
+    assert "not-a-valid-token" not in done.stderr
     assert changes(core) == []
     assert not file.exists()
 
@@ -166,7 +166,7 @@ def test_a_token_that_is_no_administrators_makes_nothing_and_is_4(
         (("--dry-run",), {"FULCRUM_API_URL": "http://127.0.0.1:9"}, 4, "refused"),
     ],
 )
-def test_what_cannot_be_done_is_refused_before_anything_is_made(  # noqa: PLR0917
+def test_a_request_that_cannot_be_fulfilled_is_refused_before_anything_is_created(  # noqa: PLR0917
     smith: Cli, core: RunningSimulator, more: tuple[str, ...], env: dict[str, str], code: int, said: str
 ) -> None:
     (smith.folder / "taken").touch()
@@ -177,27 +177,27 @@ def test_what_cannot_be_done_is_refused_before_anything_is_made(  # noqa: PLR091
     assert changes(core) == []
 
 
-def test_a_name_that_two_have_is_for_a_person_to_decide(smith: Cli, core: RunningSimulator, admin: AdminClient) -> None:
+def test_two_objects_of_the_wanted_name_are_refused(smith: Cli, core: RunningSimulator, admin: AdminClient) -> None:
     twins = [admin.create("participants", name=PROVIDER, status="Enabled")["id"] for _ in range(2)]
     core.clear_history()
     done = smith(*arguments("--show-token"))
     assert (done.returncode, changes(core)) == (1, [])
     assert all(twin in done.stderr for twin in twins)
-    told = smith.json("bootstrap", "core", "--agent", AGENT, "--provider", twins[1], "--show-token")
-    assert who(core, told["token"])["providerId"] == twins[1]
+    output = smith.json("bootstrap", "core", "--agent", AGENT, "--provider", twins[1], "--show-token")
+    assert read_agent(core, output["token"])["providerId"] == twins[1]
 
 
-def test_a_reply_that_is_lost_makes_no_second_one(
+def test_a_lost_response_does_not_create_a_second_object(
     smith: Cli, core: RunningSimulator, admin: AdminClient, tmp_path: Path
 ) -> None:
-    """The second request would be answered with a 500, and an agent would be there twice."""
+    """A retry without a look-up would fail with a 500, or create a second agent."""
     core.fault("drop_after", method="POST", path="/(service-types|agents)$")
-    told = smith.json(*arguments("--create-provider", "--token-file", str(tmp_path / "token")))
-    assert set(statuses(told)) == {"made"}
+    output = smith.json(*arguments("--create-provider", "--token-file", str(tmp_path / "token")))
+    assert set(statuses(output)) == {"made"}
     assert [len(admin.list_all(kind)) for kind in ("service-types", "agents")] == [1, 1]
 
 
-def test_a_token_that_nobody_kept_is_told_and_can_be_replaced(
+def test_a_lost_token_is_reported_and_can_be_replaced(
     smith: Cli, core: RunningSimulator, admin: AdminClient, tmp_path: Path
 ) -> None:
     file = tmp_path / "token"
@@ -206,36 +206,34 @@ def test_a_token_that_nobody_kept_is_told_and_can_be_replaced(
     done = smith(*arguments("--token-file", str(file)))
     assert (done.returncode, file.exists()) == (1, False)
     assert "--new-token" in done.stderr
-    file.write_text(SEED_TOKEN)  # of somebody else
+    file.write_text(SEED_TOKEN)  # another user's token
     assert "is not one of this agent's" in smith(*arguments("--token-file", str(file))).stderr
     file.unlink()
     smith.ok(*arguments("--token-file", str(file), "--new-token"))
-    assert who(core, file.read_text().strip())["name"] == AGENT
+    assert read_agent(core, file.read_text().strip())["name"] == AGENT
     assert len([token for token in admin.list_all("tokens") if token["role"] == "agent"]) == 2
 
 
-def test_when_fulcrumcore_fails_half_way_the_next_run_goes_on(
-    smith: Cli, core: RunningSimulator, tmp_path: Path
-) -> None:
+def test_a_second_run_completes_a_run_that_failed_half_way(smith: Cli, core: RunningSimulator, tmp_path: Path) -> None:
     file = tmp_path / "token"
     core.fault("status", status=503, method="POST", path="/tokens$")
     done = smith(*arguments("--create-provider", "--token-file", str(file)))
     assert (done.returncode, file.exists()) == (4, False)
-    assert "smith-dc1" in done.stdout, "what was made is told"
+    assert "smith-dc1" in done.stdout, "the created objects are reported"
     core.clear_faults()
-    told = smith.json(*arguments("--token-file", str(file)))
-    assert statuses(told) == ["found"] * (len(KINDS) - 1) + ["made"]
-    assert who(core, file.read_text().strip())["name"] == AGENT
+    output = smith.json(*arguments("--token-file", str(file)))
+    assert statuses(output) == ["found"] * (len(KINDS) - 1) + ["made"]
+    assert read_agent(core, file.read_text().strip())["name"] == AGENT
 
 
-def test_only_what_matters_is_a_difference() -> None:
+def test_differences_ignore_members_that_fulcrumcore_adds_and_empty_ones() -> None:
     wanted = {"schema": {"a": {"type": "integer", "required": True}, "list": [{"value": 1}, {"value": 2}]}}
-    there = copy.deepcopy(wanted) | {"id": "1", "createdAt": "now"}
-    assert differences(wanted, there) == []
-    there["schema"]["a"] |= {"label": "", "secret": None, "validators": []}
-    there["schema"]["list"][0]["value"] = 1.0
-    assert differences(wanted, there) == []
-    there["schema"]["list"][1]["value"] = 3
-    there["schema"]["b"] = {"type": "string"}
-    del there["schema"]["a"]["required"]
-    assert differences(wanted, there) == ["schema.a.required", "schema.list[1].value", "schema.b"]
+    existing = copy.deepcopy(wanted) | {"id": "1", "createdAt": "now"}
+    assert differences(wanted, existing) == []
+    existing["schema"]["a"] |= {"label": "", "secret": None, "validators": []}
+    existing["schema"]["list"][0]["value"] = 1.0
+    assert differences(wanted, existing) == []
+    existing["schema"]["list"][1]["value"] = 3
+    existing["schema"]["b"] = {"type": "string"}
+    del existing["schema"]["a"]["required"]
+    assert differences(wanted, existing) == ["schema.a.required", "schema.list[1].value", "schema.b"]

@@ -48,7 +48,7 @@ def client(simulator: RunningSimulator, core: Bootstrapped) -> FulcrumClient:
 
 
 def order(admin: AdminClient, core: Bootstrapped, name: str = "web-1", **more: Any) -> dict[str, Any]:
-    """A new service in a group of its own."""
+    """Create a service in its own group."""
     properties = PROPERTIES | more.pop("properties", {})
     return admin.create_service(
         group_id=admin.create_group(core.consumer_id, f"group of {name}"),
@@ -64,10 +64,10 @@ def only_job(client: FulcrumClient) -> CoreJob:
     return job
 
 
-# Ourselves
+# The agent
 
 
-def test_the_agent_knows_who_it_is(client: FulcrumClient, core: Bootstrapped) -> None:
+def test_the_agent_reads_itself(client: FulcrumClient, core: Bootstrapped) -> None:
     agent = client.get_self()
     assert (agent.id, agent.name, agent.provider_id) == (core.agent_id, "smith-dc1", core.provider_id)
     assert agent.agent_type
@@ -77,14 +77,14 @@ def test_the_agent_knows_who_it_is(client: FulcrumClient, core: Bootstrapped) ->
     assert agent.defects == ()
 
 
-def test_the_status_that_is_set_is_the_status(client: FulcrumClient) -> None:
+def test_the_heartbeat_sets_the_status(client: FulcrumClient) -> None:
     assert client.put_status("Connected").status == "Connected"
     assert client.get_self().status == "Connected"
     with pytest.raises(FulcrumRefused):
         client.put_status("connected")
 
 
-def test_an_agent_that_an_admin_disabled_can_see_it(
+def test_an_agent_reads_that_an_administrator_disabled_it(
     client: FulcrumClient, admin: AdminClient, core: Bootstrapped
 ) -> None:
     admin.call("PATCH", f"/participants/{core.provider_id}", {"status": "Disabled"})
@@ -134,7 +134,7 @@ def test_a_job_goes_from_pending_to_failed(client: FulcrumClient, admin: AdminCl
     assert client.get_service(service["id"]).status == "CreateFailed"
 
 
-def test_a_completion_without_anything_keeps_what_fulcrum_core_has(
+def test_a_completion_without_values_keeps_those_of_fulcrumcore(
     client: FulcrumClient, admin: AdminClient, core: Bootstrapped
 ) -> None:
     service = order(admin, core)
@@ -149,7 +149,7 @@ def test_a_completion_without_anything_keeps_what_fulcrum_core_has(
     assert (found.status, found.agent_instance_id, found.agent_instance_data) == ("Started", "a/1", {"vmid": 1})
 
 
-def test_a_move_that_the_job_is_not_in_the_state_for_is_refused(
+def test_a_transition_that_the_status_of_the_job_does_not_allow_is_refused(
     client: FulcrumClient, admin: AdminClient, core: Bootstrapped
 ) -> None:
     order(admin, core)
@@ -166,7 +166,7 @@ def test_a_move_that_the_job_is_not_in_the_state_for_is_refused(
             refused()
 
 
-def test_properties_that_break_the_schema_are_refused_and_the_job_stays_open(
+def test_properties_that_violate_the_schema_are_refused_and_the_job_stays_processing(
     client: FulcrumClient, admin: AdminClient, core: Bootstrapped
 ) -> None:
     order(admin, core)
@@ -178,10 +178,8 @@ def test_properties_that_break_the_schema_are_refused_and_the_job_stays_open(
     client.complete_job(job.id)
 
 
-def test_an_instance_id_that_somebody_has_is_an_error_that_may_pass(
-    client: FulcrumClient, admin: AdminClient, core: Bootstrapped
-) -> None:
-    """FulcrumCore says 500: it is for the reporter to give up on it."""
+def test_a_duplicate_instance_id_is_unavailable(client: FulcrumClient, admin: AdminClient, core: Bootstrapped) -> None:
+    """FulcrumCore answers 500, so only the reporter can decide to stop retrying."""
     order(admin, core, "web-1")
     order(admin, core, "web-2")
     first, second = client.pending_jobs().jobs
@@ -201,20 +199,26 @@ def test_an_unknown_job_or_service_looks_like_failing_authentication(client: Ful
         assert caught.value.status == 403
 
 
-def test_a_job_with_odd_members_can_be_claimed_and_failed(
+def test_a_job_with_invalid_members_can_be_claimed_and_failed(
     client: FulcrumClient, simulator: RunningSimulator, admin: AdminClient, core: Bootstrapped
 ) -> None:
     order(admin, core)
     job = only_job(client)
     simulator.override_job(job.id, remove=("params",), action={"a": 1}, priority="urgent", createdAt="soon")
-    odd = only_job(client)
-    assert (odd.id, odd.action, odd.priority, odd.created_at, odd.params) == (job.id, None, 1, None, None)
-    assert [text.partition(":")[0] for text in odd.defects] == ["action", "priority", "createdAt"]
-    client.claim_job(odd.id)
-    client.fail_job(odd.id, f"INVALID_REQUEST: {odd.defects[0]}")
+    invalid = only_job(client)
+    assert (invalid.id, invalid.action, invalid.priority, invalid.created_at, invalid.params) == (
+        job.id,
+        None,
+        1,
+        None,
+        None,
+    )
+    assert [text.partition(":")[0] for text in invalid.defects] == ["action", "priority", "createdAt"]
+    client.claim_job(invalid.id)
+    client.fail_job(invalid.id, f"INVALID_REQUEST: {invalid.defects[0]}")
 
 
-def test_items_that_are_no_jobs_are_counted_and_do_no_harm(
+def test_items_that_are_not_jobs_are_counted_and_skipped(
     client: FulcrumClient, simulator: RunningSimulator, admin: AdminClient, core: Bootstrapped
 ) -> None:
     order(admin, core)
@@ -225,14 +229,16 @@ def test_items_that_are_no_jobs_are_counted_and_do_no_harm(
     assert len(pending.unusable) == 5
 
 
-def test_the_limit_is_kept(client: FulcrumClient, admin: AdminClient, core: Bootstrapped) -> None:
+def test_a_poll_returns_at_most_as_many_jobs_as_its_limit(
+    client: FulcrumClient, admin: AdminClient, core: Bootstrapped
+) -> None:
     for number in range(3):
         order(admin, core, f"web-{number}")
     assert len(client.pending_jobs(limit=2).jobs) == 2
     assert len(client.pending_jobs().jobs) == 3
 
 
-def test_a_siblings_processing_jobs_are_not_ours(
+def test_processing_jobs_of_another_agent_are_not_listed(
     client: FulcrumClient, simulator: RunningSimulator, admin: AdminClient, core: Bootstrapped
 ) -> None:
     """FulcrumCore lets an agent see, claim and end the jobs of every agent of its provider."""
@@ -250,7 +256,7 @@ def test_a_siblings_processing_jobs_are_not_ours(
     assert [found.name for found in client.services(sibling_id)] == ["web-1"]
 
 
-def test_all_processing_jobs_are_listed_however_many_pages_they_fill(
+def test_the_processing_jobs_of_all_pages_are_listed(
     client: FulcrumClient, admin: AdminClient, core: Bootstrapped
 ) -> None:
     for number in range(120):
@@ -288,7 +294,7 @@ def test_a_secret_may_be_any_json(client: FulcrumClient, simulator: RunningSimul
     assert client.get_secret(simulator.add_secret(value)) == value
 
 
-def test_a_vault_that_is_off_is_unavailable(client: FulcrumClient, simulator: RunningSimulator) -> None:
+def test_a_disabled_vault_is_unavailable(client: FulcrumClient, simulator: RunningSimulator) -> None:
     reference = simulator.add_secret("x")
     simulator.switch(vault_off=True)
     with pytest.raises(FulcrumUnavailable) as caught:
@@ -324,7 +330,7 @@ def test_a_metric_is_stored_for_a_known_vm_and_not_found_otherwise(
 # Outages
 
 
-def test_a_revoked_token_and_a_database_outage_are_the_same_and_both_may_pass(
+def test_a_revoked_token_and_a_database_outage_are_the_same_temporary_error(
     client: FulcrumClient, simulator: RunningSimulator, admin: AdminClient, core: Bootstrapped
 ) -> None:
     simulator.switch(database_down=True)
@@ -338,7 +344,7 @@ def test_a_revoked_token_and_a_database_outage_are_the_same_and_both_may_pass(
     assert core.agent_token not in str(caught.value)
 
 
-def test_a_rotated_token_is_taken_up_without_a_new_client(
+def test_a_rotated_token_is_used_without_a_new_client(
     simulator: RunningSimulator, admin: AdminClient, core: Bootstrapped
 ) -> None:
     token = [core.agent_token]
@@ -351,7 +357,7 @@ def test_a_rotated_token_is_taken_up_without_a_new_client(
     assert client.get_self().id == core.agent_id
 
 
-def test_fulcrum_core_may_be_away_for_a_while(client: FulcrumClient, simulator: RunningSimulator) -> None:
+def test_requests_work_again_after_an_outage(client: FulcrumClient, simulator: RunningSimulator) -> None:
     client.get_self()
     simulator.pause()
     try:
@@ -364,7 +370,7 @@ def test_fulcrum_core_may_be_away_for_a_while(client: FulcrumClient, simulator: 
 
 
 @pytest.mark.parametrize("kind", ["html", "empty", "wrong_json", "truncate", "drop_before", "drop_after"])
-def test_every_kind_of_broken_answer_to_a_poll_is_unavailable(
+def test_every_broken_response_to_a_poll_is_unavailable(
     client: FulcrumClient, simulator: RunningSimulator, kind: str
 ) -> None:
     simulator.fault(kind, path="/jobs/pending")
@@ -375,14 +381,16 @@ def test_every_kind_of_broken_answer_to_a_poll_is_unavailable(
 
 
 @pytest.mark.parametrize("status", [500, 502, 503, 504])
-def test_a_poll_survives_a_short_outage(client: FulcrumClient, simulator: RunningSimulator, status: int) -> None:
+def test_a_poll_is_retried_after_a_server_error(
+    client: FulcrumClient, simulator: RunningSimulator, status: int
+) -> None:
     simulator.fault("status", path="/jobs/pending", status=status, times=2)
     simulator.clear_history()
     assert client.pending_jobs().jobs == []
     assert len(simulator.history(path="/jobs/pending")) == 3
 
 
-def test_a_claim_whose_answer_was_lost_is_found_by_asking_for_the_job(
+def test_a_claim_whose_response_was_lost_shows_in_the_job(
     client: FulcrumClient, simulator: RunningSimulator, admin: AdminClient, core: Bootstrapped
 ) -> None:
     order(admin, core)
@@ -397,7 +405,7 @@ def test_a_claim_whose_answer_was_lost_is_found_by_asking_for_the_job(
         client.claim_job(job.id)
 
 
-def test_the_servers_clock_is_measured(client: FulcrumClient, simulator: RunningSimulator) -> None:
+def test_the_offset_of_fulcrumcores_clock_is_measured(client: FulcrumClient, simulator: RunningSimulator) -> None:
     assert client.clock_offset_s == 0.0
     simulator.advance(3600)
     client.get_self()
@@ -413,15 +421,15 @@ def test_many_threads_share_one_client(client: FulcrumClient, admin: AdminClient
     jobs = client.pending_jobs().jobs
     failures: list[BaseException] = []
 
-    def carry(mine: list[CoreJob]) -> None:
+    def process(mine: list[CoreJob]) -> None:
         try:
             for job in mine:
                 client.claim_job(job.id)
                 client.complete_job(job.id, agent_instance_id=job.id)
-        except BaseException as exc:  # told to the test by the main thread
+        except BaseException as exc:  # asserted by the main thread
             failures.append(exc)
 
-    threads = [threading.Thread(target=carry, args=(jobs[start::4],)) for start in range(4)]
+    threads = [threading.Thread(target=process, args=(jobs[start::4],)) for start in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:

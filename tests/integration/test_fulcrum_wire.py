@@ -1,4 +1,4 @@
-"""The FulcrumCore client against raw sockets: what proxies, networks and broken servers can say."""
+"""The FulcrumCore client against raw sockets: the responses of proxies, broken networks and broken servers."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Reply = bytes | Callable[[socket.socket], None]
 
 
 def reply(status: int = 200, body: Any = b"", *, kind: str = "application/json", **headers: str) -> bytes:
-    """One HTTP answer with a length. A body that is not bytes is sent as JSON."""
+    """Return an HTTP response with a length. A body that is not bytes is sent as JSON."""
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     lines = [f"HTTP/1.1 {status} X", f"Content-Type: {kind}", f"Content-Length: {len(content)}"]
     lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
@@ -41,7 +41,7 @@ def reply(status: int = 200, body: Any = b"", *, kind: str = "application/json",
 
 
 class WireServer:
-    """Speaks whatever it is told to: the replies in turn, the last one for ever. `b""` hangs up."""
+    """Sends the given replies in turn, and then only the last one. `b""` closes the connection."""
 
     def __init__(self, *replies: Reply, tls: ssl.SSLContext | None = None) -> None:
         self.replies = list(replies)
@@ -90,7 +90,7 @@ class WireServer:
             thread.start()
 
     def _serve(self, sock: socket.socket) -> None:
-        with suppress(OSError), ExitStack() as stack:  # the client left, or the test is over
+        with suppress(OSError), ExitStack() as stack:  # the client closed the connection, or the test has ended
             stack.callback(sock.close)
             wire = stack.enter_context(self._tls.wrap_socket(sock, server_side=True)) if self._tls else sock
             self._open.append(wire)
@@ -120,7 +120,7 @@ Serve = Callable[..., WireServer]
 
 @pytest.fixture
 def serve() -> Iterator[Serve]:
-    """Start a WireServer with these replies; it ends with the test."""
+    """Return a function that starts a WireServer with these replies; it ends with the test."""
     with ExitStack() as stack:
         yield lambda *replies, **more: stack.enter_context(WireServer(*replies, **more))
 
@@ -141,13 +141,13 @@ def test_the_token_and_the_limit_are_sent_to_the_api_path(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["", "/", "/api/v1", "/api/v1/"])
-def test_the_address_may_be_given_with_or_without_the_api_path(serve: Serve, suffix: str) -> None:
+def test_the_url_may_have_the_api_path_or_not(serve: Serve, suffix: str) -> None:
     server = serve(reply(200, []))
     FulcrumClient(server.url + suffix, lambda: TOKEN).pending_jobs()
     assert server.calls == ["GET /api/v1/jobs/pending?limit=100"]
 
 
-def test_the_bodies_are_those_that_fulcrum_core_reads(serve: Serve) -> None:
+def test_each_call_sends_the_body_of_fulcrumcores_api(serve: Serve) -> None:
     server = serve(reply(204))
     client = client_of(server)
     client.claim_job(JOB_ID)
@@ -181,8 +181,8 @@ def test_the_bodies_are_those_that_fulcrum_core_reads(serve: Serve) -> None:
     ]
 
 
-def test_a_nul_is_taken_out_of_what_is_sent(serve: Serve) -> None:
-    """FulcrumCore's database refuses it with a 500, and the report would be sent for ever."""
+def test_nul_characters_are_removed_from_bodies(serve: Serve) -> None:
+    """FulcrumCore answers 500 to NUL, so the report would be retried for ever."""
     server = serve(reply(204))
     client_of(server).fail_job(JOB_ID, "TASK_FAILED: a\x00b \\u0000")
     client_of(server).complete_job(JOB_ID, agent_instance_data={"a\x00": ["b\x00"]})
@@ -192,7 +192,7 @@ def test_a_nul_is_taken_out_of_what_is_sent(serve: Serve) -> None:
     ]
 
 
-def test_what_cannot_be_json_is_refused_before_it_is_sent(serve: Serve) -> None:
+def test_a_body_that_json_cannot_hold_is_refused_unsent(serve: Serve) -> None:
     server = serve(reply(204))
     endless: list[Any] = []
     endless.append(endless)
@@ -203,7 +203,7 @@ def test_what_cannot_be_json_is_refused_before_it_is_sent(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize("ident", ["", "..", "../agents/me", "7", JOB_ID + "/claim", JOB_ID + "?x", JOB_ID + "\n"])
-def test_what_is_not_a_uuid_never_becomes_part_of_a_path(serve: Serve, ident: str) -> None:
+def test_an_id_that_is_not_a_uuid_never_becomes_part_of_a_path(serve: Serve, ident: str) -> None:
     server = serve(reply(200, {}))
     client = client_of(server)
     for call in (client.claim_job, client.get_job, client.get_service, client.get_service_type, client.services):
@@ -215,7 +215,7 @@ def test_what_is_not_a_uuid_never_becomes_part_of_a_path(serve: Serve, ident: st
     assert server.requests == []
 
 
-def test_the_token_is_asked_for_with_every_request(serve: Serve) -> None:
+def test_the_token_function_is_called_for_every_request(serve: Serve) -> None:
     server = serve(reply(200, []))
     tokens = iter(["first-token", "second-token\n"])
     client = FulcrumClient(server.url, lambda: next(tokens))
@@ -228,7 +228,7 @@ def test_the_token_is_asked_for_with_every_request(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize("token", ["", " \n", "tok\r\nX-Evil: 1", "tok en", "tök", "tok\x00"])
-def test_a_token_that_no_header_can_carry_is_refused_without_being_shown(serve: Serve, token: str) -> None:
+def test_a_token_that_is_invalid_in_a_header_is_refused_and_not_shown(serve: Serve, token: str) -> None:
     server = serve(reply(200, []))
     with pytest.raises(FulcrumAuthFailing) as caught:
         FulcrumClient(server.url, lambda: token).pending_jobs()
@@ -256,7 +256,7 @@ def test_a_proxy_from_the_environment_is_used(serve: Serve, monkeypatch: pytest.
     assert proxy.calls == ["GET http://core.invalid:3000/api/v1/jobs/pending?limit=100"]
 
 
-def test_one_thread_keeps_one_connection_and_each_thread_has_its_own(serve: Serve) -> None:
+def test_each_thread_reuses_one_connection_of_its_own(serve: Serve) -> None:
     server = serve(reply(200, []))
     client = client_of(server)
 
@@ -274,7 +274,7 @@ def test_one_thread_keeps_one_connection_and_each_thread_has_its_own(serve: Serv
     assert (len(server.requests), server.connections) == (9, 3)
 
 
-def test_an_answer_in_chunks_and_an_error_leave_the_connection_usable(serve: Serve) -> None:
+def test_the_connection_is_reused_after_a_chunked_response_and_after_an_error(serve: Serve) -> None:
     chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n[\r\n1\r\n]\r\n0\r\n\r\n"
     server = serve(chunked, reply(400, {"status": "Invalid request"}), reply(200, []))
     client = client_of(server)
@@ -324,17 +324,17 @@ def test_each_status_becomes_the_error_named_after_the_reaction(
     assert caught.value.status == status
     assert str(caught.value).startswith(f"POST /jobs/{JOB_ID}/claim: HTTP {status}")
     assert ("some words" in str(caught.value)) == bool(answer["body"])
-    assert len(server.requests) == 1  # a POST is never repeated here
+    assert len(server.requests) == 1  # a POST is not retried
 
 
 @pytest.mark.parametrize("body", [b"404 page not found\n", b"<html><h1>Not here</h1></html>"])
-def test_a_404_that_is_not_fulcrum_cores_may_pass_and_ends_nothing(serve: Serve, body: bytes) -> None:
-    """A proxy says it while FulcrumCore is being replaced; taken as final, it would lose a report."""
+def test_a_404_of_a_proxy_is_unavailable(serve: Serve, body: bytes) -> None:
+    """A proxy sends it while FulcrumCore is replaced. As FulcrumRefused, it would lose a report."""
     with pytest.raises(FulcrumUnavailable):
         client_of(serve(reply(404, body, kind="text/html"))).fail_job(JOB_ID, "INTERNAL: x")
 
 
-def test_what_fulcrum_core_says_about_properties_is_in_the_error(serve: Serve) -> None:
+def test_the_error_has_fulcrumcores_message_about_properties(serve: Serve) -> None:
     body = {
         "status": "Validation failed",
         "valid": False,
@@ -345,7 +345,7 @@ def test_what_fulcrum_core_says_about_properties_is_in_the_error(serve: Serve) -
 
 
 @pytest.mark.parametrize("body", [b"[1]", b"7", b'{"error": ["a"]}', b"[" * 9000, b"\xff", b"x" * 200_000])
-def test_no_error_body_can_break_the_error(serve: Serve, body: bytes) -> None:
+def test_any_error_body_yields_the_error_of_its_status(serve: Serve, body: bytes) -> None:
     with pytest.raises(FulcrumRefused) as caught:
         client_of(serve(reply(400, body))).claim_job(JOB_ID)
     assert len(str(caught.value)) < 500
@@ -364,7 +364,7 @@ def test_an_error_never_shows_the_token_or_a_known_secret(serve: Serve) -> None:
     assert "known-secret-77" not in str(caught.value)
 
 
-def test_an_error_of_the_vault_shows_nothing_of_its_body(serve: Serve) -> None:
+def test_an_error_of_the_vault_does_not_show_its_body(serve: Serve) -> None:
     server = serve(reply(400, {"error": "value hunter2! is odd"}), reply(200, b'{"value": "hunter2!"'))
     for _ in range(2):
         with pytest.raises(FulcrumError) as caught:
@@ -375,7 +375,7 @@ def test_an_error_of_the_vault_shows_nothing_of_its_body(serve: Serve) -> None:
 @pytest.mark.parametrize(
     ("header", "seconds"), [("7", 7.0), ("0", 0.0), ("99999999", 3600.0), ("soon", None), ("-5", None), (None, None)]
 )
-def test_retry_after_can_be_read_from_the_error(serve: Serve, header: str | None, seconds: float | None) -> None:
+def test_the_error_has_the_seconds_of_retry_after(serve: Serve, header: str | None, seconds: float | None) -> None:
     headers = {"Retry_After": header} if header else {}
     with pytest.raises(FulcrumUnavailable) as caught:
         client_of(serve(reply(429, b"", **headers))).claim_job(JOB_ID)
@@ -389,7 +389,7 @@ def test_retry_after_may_be_a_date(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-def test_a_redirect_is_not_followed_and_the_token_stays_here(serve: Serve, status: int) -> None:
+def test_a_redirect_is_not_followed_and_its_target_gets_no_token(serve: Serve, status: int) -> None:
     elsewhere = serve(reply(200, []))
     server = serve(reply(status, b"", Location=f"{elsewhere.url}/x?code=sesame"))
     for call in (client_of(server).pending_jobs, lambda: client_of(server).claim_job(JOB_ID)):
@@ -401,12 +401,12 @@ def test_a_redirect_is_not_followed_and_the_token_stays_here(serve: Serve, statu
 
 
 @pytest.mark.parametrize("location", ["http://[bad", "http://h:99999999/", "", "//", "\x7f"])
-def test_a_redirect_to_nowhere_is_still_only_unavailable(serve: Serve, location: str) -> None:
+def test_a_redirect_with_an_invalid_target_is_unavailable(serve: Serve, location: str) -> None:
     with pytest.raises(FulcrumUnavailable, match="redirects are not followed"):
         client_of(serve(reply(302, b"", Location=location))).pending_jobs()
 
 
-def test_a_redirects_body_is_not_read_to_its_end(serve: Serve) -> None:
+def test_the_body_of_a_redirect_is_not_read_completely(serve: Serve) -> None:
     def endless(wire: socket.socket) -> None:
         wire.sendall(b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:1/\r\n\r\n")
         while True:
@@ -416,7 +416,7 @@ def test_a_redirects_body_is_not_read_to_its_end(serve: Serve) -> None:
         client_of(serve(endless)).pending_jobs()
 
 
-# Answers that are none
+# Invalid responses
 
 
 @pytest.mark.parametrize(
@@ -441,12 +441,12 @@ def test_a_success_without_the_expected_json_is_unavailable(serve: Serve, body: 
 
 
 @pytest.mark.parametrize("body", [b"", b"<html>Please log in</html>"])
-def test_a_login_page_is_not_taken_for_a_claim(serve: Serve, body: bytes) -> None:
+def test_a_login_page_with_http_200_is_not_a_successful_claim(serve: Serve, body: bytes) -> None:
     with pytest.raises(FulcrumUnavailable, match="not FulcrumCore's response"):
         client_of(serve(reply(200, body, kind="text/html"))).claim_job(JOB_ID)
 
 
-def test_an_item_that_cannot_be_claimed_does_not_hide_the_others(serve: Serve) -> None:
+def test_a_pending_job_without_an_id_does_not_hide_the_others(serve: Serve) -> None:
     good = {"id": JOB_ID, "action": "create", "service": {"id": SERVICE_ID}}
     server = serve(reply(200, [good, {"action": "hunter2!"}, None, {"id": "hunter2!"}, good]))
     pending = client_of(server).pending_jobs()
@@ -455,7 +455,7 @@ def test_an_item_that_cannot_be_claimed_does_not_hide_the_others(serve: Serve) -
     assert "hunter2!" not in " ".join(pending.unusable)
 
 
-def test_a_body_cut_short_is_unavailable(serve: Serve) -> None:
+def test_a_truncated_body_is_unavailable(serve: Serve) -> None:
     lengthy = b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n[]"
     chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nff\r\n[]"
     gzipped = b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 2\r\n\r\n[]"
@@ -476,12 +476,12 @@ def test_a_body_cut_short_is_unavailable(serve: Serve) -> None:
         b"HTTP/1.1 200 OK\r\nContent-Length: -5\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
     ],
 )
-def test_what_is_not_http_is_unavailable(serve: Serve, answer: bytes) -> None:
+def test_a_response_that_is_not_http_is_unavailable(serve: Serve, answer: bytes) -> None:
     with pytest.raises(FulcrumUnavailable):
         client_of(serve(lambda wire: wire.sendall(answer))).claim_job(JOB_ID)
 
 
-def test_an_answer_without_end_is_cut_off(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_endless_response_is_aborted_at_the_size_limit(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transport, "MAX_RESPONSE_BYTES", 100_000)
 
     def endless(wire: socket.socket) -> None:
@@ -493,23 +493,23 @@ def test_an_answer_without_end_is_cut_off(serve: Serve, monkeypatch: pytest.Monk
         client_of(serve(endless)).pending_jobs()
 
 
-def test_an_answer_that_dribbles_is_given_up(serve: Serve) -> None:
-    """Each byte restarts the read time-out, so the body as a whole has one of its own."""
+def test_a_very_slow_response_is_aborted_at_the_time_limit(serve: Serve) -> None:
+    """Each byte restarts the read timeout, so the whole body has a time limit too."""
     stop = threading.Event()
 
-    def dribble(wire: socket.socket) -> None:
+    def send_slowly(wire: socket.socket) -> None:
         wire.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
         while not stop.wait(0.01):
             wire.sendall(b" ")
 
     try:
         with pytest.raises(FulcrumUnavailable, match="took too long"):
-            client_of(serve(dribble), read_timeout_s=0.2).pending_jobs()
+            client_of(serve(send_slowly), read_timeout_s=0.2).pending_jobs()
     finally:
         stop.set()
 
 
-def test_silence_is_unavailable_and_a_get_is_not_sent_again_after_it(serve: Serve) -> None:
+def test_a_read_timeout_is_unavailable_and_not_retried(serve: Serve) -> None:
     stop = threading.Event()
     server = serve(lambda _: stop.wait() and None)
     try:
@@ -520,7 +520,7 @@ def test_silence_is_unavailable_and_a_get_is_not_sent_again_after_it(serve: Serv
     assert len(server.requests) == 1
 
 
-def test_nobody_listening_and_no_such_host_are_unavailable() -> None:
+def test_a_closed_port_and_an_unknown_host_are_unavailable() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     for url in (f"http://127.0.0.1:{port}", "http://core.invalid"):
@@ -529,24 +529,24 @@ def test_nobody_listening_and_no_such_host_are_unavailable() -> None:
         assert "object at 0x" not in str(caught.value)
 
 
-# Repeating
+# Retries
 
 
-def test_a_get_survives_a_dropped_connection_and_a_short_outage(serve: Serve) -> None:
+def test_a_get_is_retried_after_a_dropped_connection_and_a_503(serve: Serve) -> None:
     server = serve(b"", reply(503), reply(200, []))
     client_of(server).pending_jobs()
     assert len(server.requests) == 3
 
 
-def test_a_lasting_outage_is_told_with_its_status(serve: Serve) -> None:
+def test_a_lasting_outage_is_reported_with_its_status(serve: Serve) -> None:
     server = serve(reply(502, b"<html>Bad gateway</html>", kind="text/html"))
     with pytest.raises(FulcrumUnavailable, match=r"HTTP 502$"):
         client_of(server).pending_jobs()
     assert len(server.requests) == 3
 
 
-def test_a_claim_whose_answer_is_lost_is_not_sent_twice(serve: Serve) -> None:
-    """Whether it took effect is a question for `get_job`, not for a second claim."""
+def test_a_claim_whose_response_is_lost_is_not_retried(serve: Serve) -> None:
+    """The caller finds out with `get_job` whether the claim took effect."""
     server = serve(b"")
     with pytest.raises(FulcrumUnavailable):
         client_of(server).claim_job(JOB_ID)
@@ -564,7 +564,7 @@ def raw_service(number: int, agent_id: str = AGENT_ID) -> dict[str, Any]:
     return {"id": f"00000000-0000-4000-8000-{number:012d}", "name": f"web-{number}", "agentId": agent_id}
 
 
-def test_all_pages_are_walked_in_order_and_only_our_services_are_returned(serve: Serve) -> None:
+def test_all_pages_are_read_in_order_and_only_our_services_are_returned(serve: Serve) -> None:
     first = [raw_service(number) for number in range(100)]
     second = [raw_service(100), raw_service(101, agent_id=SERVICE_ID)]
     server = serve(page(first, 102), page(second, 102))
@@ -576,15 +576,15 @@ def test_all_pages_are_walked_in_order_and_only_our_services_are_returned(serve:
     ]
 
 
-def test_a_service_that_slipped_between_two_pages_is_found_by_walking_again(serve: Serve) -> None:
-    """Equal names have no order of their own: the second page may repeat what the first one had."""
+def test_a_service_missing_from_all_pages_is_found_by_reading_the_list_again(serve: Serve) -> None:
+    """The order of equal names is undefined: the second page may repeat an object of the first."""
     everything = [raw_service(number) for number in range(101)]
     server = serve(page(everything[:100], 101), page(everything[:1], 101), page(everything[1:], 101), page([], 101))
     assert len({service.id for service in client_of(server).services(AGENT_ID)}) == 101
 
 
 @pytest.mark.parametrize("items", [[], [raw_service(1)]])
-def test_half_a_list_never_looks_like_a_whole_one(serve: Serve, items: list[dict[str, Any]]) -> None:
+def test_a_list_that_stays_incomplete_is_unavailable(serve: Serve, items: list[dict[str, Any]]) -> None:
     server = serve(page(items, 500))
     with pytest.raises(FulcrumUnavailable, match="500 objects are announced"):
         list(client_of(server).services(AGENT_ID))
@@ -605,7 +605,7 @@ def test_only_our_own_processing_jobs_are_listed(serve: Serve) -> None:
 # Clock
 
 
-def test_the_clock_offset_comes_from_answers_of_fulcrum_core_not_of_a_gateway(serve: Serve) -> None:
+def test_the_clock_offset_ignores_responses_of_gateways_and_caches(serve: Serve) -> None:
     ahead = formatdate(time.time() + 1000, usegmt=True)
     server = serve(
         reply(502, b"", Date=formatdate(0)), reply(204, b"", Date=ahead), reply(204, b"", Age="900", Date="x")
@@ -624,7 +624,7 @@ def test_the_clock_offset_comes_from_answers_of_fulcrum_core_not_of_a_gateway(se
 
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> tuple[ssl.SSLContext, Path]:
-    """A server's TLS, and the bundle with its CA."""
+    """Return the TLS context of a server, and the CA bundle that verifies it."""
     folder = tmp_path_factory.mktemp("tls")
     certificate, key = make_certificates(folder, "127.0.0.1")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -632,7 +632,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> tuple[ssl.SSLConte
     return context, folder / "ca.pem"
 
 
-def test_tls_is_verified_unless_switched_off(serve: Serve, certificates: tuple[ssl.SSLContext, Path]) -> None:
+def test_tls_is_verified_unless_verify_tls_is_false(serve: Serve, certificates: tuple[ssl.SSLContext, Path]) -> None:
     context, ca_bundle = certificates
     server = serve(reply(200, []), tls=context)
     with pytest.raises(FulcrumUnavailable, match="CERTIFICATE_VERIFY_FAILED"):
@@ -643,10 +643,10 @@ def test_tls_is_verified_unless_switched_off(serve: Serve, certificates: tuple[s
     assert len(server.requests) == 2
 
 
-def test_a_ca_bundle_in_the_environment_does_not_overrule_the_settings(
+def test_a_ca_bundle_in_the_environment_does_not_override_the_setting(
     serve: Serve, certificates: tuple[ssl.SSLContext, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It counts where the settings name none."""
+    """It is used if the settings name no bundle."""
     context, ca_bundle = certificates
     other = tmp_path / "other"
     other.mkdir()
@@ -660,12 +660,12 @@ def test_a_ca_bundle_in_the_environment_does_not_overrule_the_settings(
     assert len(server.requests) == 3
 
 
-def test_a_ca_bundle_that_is_not_there_is_unavailable(serve: Serve, tmp_path: Path) -> None:
+def test_a_missing_ca_bundle_is_unavailable(serve: Serve, tmp_path: Path) -> None:
     with pytest.raises(FulcrumUnavailable, match="CA certificate bundle"):
         FulcrumClient("https://127.0.0.1:1", lambda: TOKEN, ca_bundle=tmp_path / "none.pem").pending_jobs()
 
 
-def test_nothing_that_is_logged_holds_the_token(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+def test_no_log_line_holds_the_token(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     client_of(serve(b"", reply(200, []))).pending_jobs()
     assert TOKEN not in caplog.text

@@ -1,4 +1,4 @@
-"""The reader against the Proxmox stand-in, and against raw TLS servers for what no Proxmox would say."""
+"""ProxmoxReader against the Proxmox stand-in, and against TLS servers with answers that Proxmox never sends."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TEMPLATE = 9000
 @pytest.fixture(scope="module")
 def stand_in() -> Iterator[ProxmoxStandIn]:
     with running_stand_in() as running:
-        running.control("grant", path="/", privilege="Sys.Audit")  # for /cluster/status, which jobs do not need
+        running.control("grant", path="/", privilege="Sys.Audit")  # for /cluster/status; jobs do not need it
         yield running
 
 
@@ -57,7 +57,7 @@ def reader(stand_in: ProxmoxStandIn) -> ProxmoxReader:
 
 @pytest.fixture
 def vm(stand_in: ProxmoxStandIn) -> Iterator[int]:
-    """A running VM of ours, number 710 on pve2."""
+    """Add a running VM with our marker: VMID 710 on pve2."""
     config = {"cores": 2, "memory": "512", "description": f"Acme\nsmith-uid={UID}", "tags": "smith;web"}
     stand_in.control("add", vmid=710, name="web-1", node="pve2", status="running", config=config)
     yield 710
@@ -72,7 +72,7 @@ def failing(code: str) -> Iterator[None]:
     assert caught.value.code == code
 
 
-def test_the_settings_become_a_connection_that_works(stand_in: ProxmoxStandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_connection_of_the_settings_works(stand_in: ProxmoxStandIn, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in stand_in.env().items():
         monkeypatch.setenv(name, value)
     connection = ProxmoxConnection.from_settings(load_settings(env_file=None))
@@ -80,7 +80,7 @@ def test_the_settings_become_a_connection_that_works(stand_in: ProxmoxStandIn, m
     assert ProxmoxReader(connection).version()[0].isdigit()
 
 
-def test_certificates_that_are_not_to_be_checked_are_not(
+def test_certificates_are_not_verified_if_validate_certs_is_false(
     stand_in: ProxmoxStandIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in (stand_in.env() | {"PROXMOX_VALIDATE_CERTS": "false"}).items():
@@ -98,13 +98,13 @@ def test_vms_and_templates_of_all_nodes_are_listed(reader: ProxmoxReader, vm: in
     assert found[TEMPLATE].is_template
 
 
-def test_a_configuration_tells_whose_vm_it_is(reader: ProxmoxReader, vm: int) -> None:
+def test_the_configuration_of_a_vm_has_its_marker(reader: ProxmoxReader, vm: int) -> None:
     config = reader.vm_config("pve2", vm)
     assert int(config["cores"]) == 2
     assert reader.marker_of(config) == UID
 
 
-def test_a_vm_that_is_not_on_the_node_is_an_error_with_a_code(reader: ProxmoxReader, vm: int) -> None:
+def test_a_vm_that_is_not_on_the_node_is_vm_not_found(reader: ProxmoxReader, vm: int) -> None:
     with failing("VM_NOT_FOUND"):
         reader.vm_config("pve1", vm)
 
@@ -114,16 +114,18 @@ def test_a_vmid_is_free_until_a_vm_has_it(reader: ProxmoxReader, vm: int) -> Non
     assert reader.is_vmid_free(711)
 
 
-def test_an_outage_never_makes_a_vmid_free_or_taken(reader: ProxmoxReader, stand_in: ProxmoxStandIn, vm: int) -> None:
+def test_an_outage_is_an_error_and_says_nothing_about_a_vmid(
+    reader: ProxmoxReader, stand_in: ProxmoxStandIn, vm: int
+) -> None:
     for status in (401, 403, 404, 500, 503, 596):
         stand_in.fail("GET", "/cluster/nextid", status=status)
-        for_sure: list[bool] = []
+        answers: list[bool] = []
         with pytest.raises(JobError):
-            for_sure.append(reader.is_vmid_free(vm))
-        assert for_sure == []
+            answers.append(reader.is_vmid_free(vm))
+        assert answers == []
 
 
-def test_nodes_are_listed_with_those_that_are_down(reader: ProxmoxReader, stand_in: ProxmoxStandIn) -> None:
+def test_offline_nodes_are_listed_too(reader: ProxmoxReader, stand_in: ProxmoxStandIn) -> None:
     stand_in.control("node", node="pve2", online=False)
     nodes = {node.name: node.is_online for node in reader.nodes()}
     stand_in.control("node", node="pve2", online=True)
@@ -131,18 +133,18 @@ def test_nodes_are_listed_with_those_that_are_down(reader: ProxmoxReader, stand_
     assert nodes["pve2"] is False
 
 
-def test_a_lost_quorum_is_noticed(reader: ProxmoxReader, stand_in: ProxmoxStandIn) -> None:
+def test_a_cluster_without_quorum_is_not_quorate(reader: ProxmoxReader, stand_in: ProxmoxStandIn) -> None:
     assert reader.is_quorate()
     stand_in.control("quorum", quorate=False)
     assert not reader.is_quorate()
 
 
-def test_the_permissions_on_a_path_are_told(reader: ProxmoxReader, vm: int) -> None:
+def test_the_privileges_on_a_path_are_returned(reader: ProxmoxReader, vm: int) -> None:
     assert {"VM.Audit", "VM.PowerMgmt"} <= reader.permissions(f"/vms/{vm}")
     assert "Permissions.Modify" not in reader.permissions(f"/vms/{vm}")
 
 
-def test_without_the_right_to_ask_for_quorum_more_than_half_of_the_nodes_must_be_there(
+def test_without_sys_audit_more_than_half_of_the_nodes_must_be_online(
     reader: ProxmoxReader, stand_in: ProxmoxStandIn
 ) -> None:
     stand_in.control("revoke", path="/", privilege="Sys.Audit")
@@ -156,12 +158,12 @@ def test_without_the_right_to_ask_for_quorum_more_than_half_of_the_nodes_must_be
         stand_in.control("grant", path="/", privilege="Sys.Audit")
 
 
-def test_the_right_to_see_every_vm_is_noticed_when_it_is_gone(reader: ProxmoxReader, stand_in: ProxmoxStandIn) -> None:
+def test_a_token_without_vm_audit_may_not_see_all_vms(reader: ProxmoxReader, stand_in: ProxmoxStandIn) -> None:
     assert reader.may_see_all_vms()
     stand_in.control("revoke", path="/vms", privilege="VM.Audit")
     try:
         assert not reader.may_see_all_vms()
-        assert reader.vms() == []  # with a 200: the list alone proves nothing
+        assert reader.vms() == []  # with HTTP 200: an empty list does not prove absence
     finally:
         stand_in.control("grant", path="/vms", privilege="VM.Audit")
 
@@ -180,30 +182,30 @@ def test_a_services_vm_is_found_by_its_marker_and_not_by_its_name_alone(
         stand_in.control("remove", vmid=711)
 
 
-def test_an_unmarked_vm_is_found_by_its_whole_name_on_our_vmids_only(
+def test_a_partial_clone_is_found_by_its_full_name_among_our_vmids_only(
     reader: ProxmoxReader, stand_in: ProxmoxStandIn
 ) -> None:
     ours = range(700, 800)
     stand_in.control("add", vmid=712, name="db-0f7e2c1a", node="pve2", config={"description": "debian-12 cloud image"})
     stand_in.control("add", vmid=812, name="shop-0f7e2c1b", node="pve2", config={})
     try:
-        found = reader.find_unmarked(reader.vms(), "db-0f7e2c1a", ours)
+        found = reader.find_partial_clone(reader.vms(), "db-0f7e2c1a", ours)
         assert found
         assert (found.vmid, found.node) == (712, "pve2")
-        assert reader.find_unmarked(reader.vms(), "0f7e2c1a", ours) is None
-        assert reader.find_unmarked(reader.vms(), "shop-0f7e2c1b", ours) is None  # not on a VMID that we give out
-        assert reader.find_unmarked(reader.vms(), "debian-12", range(9000, 9002)) is None  # a template
+        assert reader.find_partial_clone(reader.vms(), "0f7e2c1a", ours) is None
+        assert reader.find_partial_clone(reader.vms(), "shop-0f7e2c1b", ours) is None  # its VMID is not in the range
+        assert reader.find_partial_clone(reader.vms(), "debian-12", range(9000, 9002)) is None  # a template
         stand_in.control("add", vmid=713, name="db-0f7e2c1a", node="pve1", config={})
-        assert reader.find_unmarked(reader.vms(), "db-0f7e2c1a", ours) is None  # two of them: who knows which
+        assert reader.find_partial_clone(reader.vms(), "db-0f7e2c1a", ours) is None  # two candidates
         stand_in.control("remove", vmid=713)
         stand_in.control("configure", vmid=712, values={"description": f"smith-uid={UID}"})
-        assert reader.find_unmarked(reader.vms(), "db-0f7e2c1a", ours) is None
+        assert reader.find_partial_clone(reader.vms(), "db-0f7e2c1a", ours) is None
     finally:
         for vmid in (712, 812):
             stand_in.control("remove", vmid=vmid)
 
 
-def test_two_vms_with_one_marker_are_for_a_person_to_look_at(
+def test_two_vms_with_the_same_marker_are_an_identity_mismatch(
     reader: ProxmoxReader, stand_in: ProxmoxStandIn, vm: int
 ) -> None:
     config = {"description": f"smith-uid={UID}"}
@@ -234,7 +236,7 @@ def test_each_failure_has_its_code(
     stand_in.fail("GET", "/cluster/resources", status=status, text=text)
     with failing(code):
         reader.vms()
-    assert reader.vms()  # the next question is answered as if nothing had been
+    assert reader.vms()  # the next request succeeds
 
 
 def test_a_slow_proxmox_is_a_timeout(stand_in: ProxmoxStandIn) -> None:
@@ -260,7 +262,7 @@ def test_a_wrong_secret_a_wrong_port_and_an_unknown_certificate_have_their_codes
         assert "object at 0x" not in str(caught.value)
 
 
-def test_a_rotated_secret_is_noticed_and_never_logged(
+def test_a_changed_secret_is_an_authentication_error_and_never_logged(
     stand_in: ProxmoxStandIn, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -275,7 +277,7 @@ def test_a_rotated_secret_is_noticed_and_never_logged(
     assert stand_in.token_secret not in caplog.text
 
 
-def test_nothing_is_ever_changed(reader: ProxmoxReader, stand_in: ProxmoxStandIn, vm: int) -> None:
+def test_the_reader_only_sends_get_requests(reader: ProxmoxReader, stand_in: ProxmoxStandIn, vm: int) -> None:
     stand_in.reset_request_log()
     reader.version()
     reader.vms()
@@ -288,13 +290,13 @@ def test_nothing_is_ever_changed(reader: ProxmoxReader, stand_in: ProxmoxStandIn
     assert stand_in.changing_requests() == []
 
 
-def test_many_threads_ask_at_once_and_get_their_own_answers(reader: ProxmoxReader, vm: int) -> None:
+def test_many_threads_get_their_own_answers(reader: ProxmoxReader, vm: int) -> None:
     wrong: list[Any] = []
 
     def ask() -> None:
         for _ in range(10):
             if reader.is_vmid_free(vm) or not reader.is_vmid_free(711) or reader.vm_config("pve2", vm)["cores"] is None:
-                wrong.append("mixed up")
+                wrong.append("answer of another request")
 
     threads = [threading.Thread(target=ask) for _ in range(4)]
     for thread in threads:
@@ -316,7 +318,7 @@ def logins(stand_in: ProxmoxStandIn) -> int:
     return sum(entry["path"].endswith("/access/ticket") for entry in stand_in.request_log())
 
 
-def test_a_password_logs_in_once_for_many_questions(stand_in: ProxmoxStandIn) -> None:
+def test_a_password_logs_in_once_for_many_requests(stand_in: ProxmoxStandIn) -> None:
     reader = ProxmoxReader(with_password(stand_in))
     stand_in.reset_request_log()
     reader.version()
@@ -324,7 +326,7 @@ def test_a_password_logs_in_once_for_many_questions(stand_in: ProxmoxStandIn) ->
     assert logins(stand_in) == 1
 
 
-def test_a_ticket_that_ran_out_is_replaced_once(stand_in: ProxmoxStandIn) -> None:
+def test_an_expired_ticket_is_replaced_once(stand_in: ProxmoxStandIn) -> None:
     reader = ProxmoxReader(with_password(stand_in))
     reader.version()
     stand_in.reset_request_log()
@@ -337,8 +339,8 @@ def test_a_ticket_that_ran_out_is_replaced_once(stand_in: ProxmoxStandIn) -> Non
     assert logins(stand_in) == 2
 
 
-def test_a_wrong_password_is_tried_once_and_told_without_being_shown(stand_in: ProxmoxStandIn) -> None:
-    """A second try would bring the account nearer to being locked."""
+def test_a_wrong_password_is_tried_once_and_not_shown(stand_in: ProxmoxStandIn) -> None:
+    """Repeated failures may lock the account."""
     stand_in.reset_request_log()
     reader = ProxmoxReader(replace(with_password(stand_in), password="wrong-password-23"))
     with pytest.raises(JobError) as caught:
@@ -348,18 +350,18 @@ def test_a_wrong_password_is_tried_once_and_told_without_being_shown(stand_in: P
     assert logins(stand_in) == 1
 
 
-# What no Proxmox would say
+# Answers that Proxmox never sends
 
 
-class OddServer:
-    """Answers every GET with one status and body, over TLS."""
+class FixedServer:
+    """Answers every GET request with the same status and body, over TLS."""
 
     def __init__(self, folder: Path, status: int, body: bytes, headers: dict[str, str]) -> None:
-        seen = self.seen = []
+        received = self.received = []
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                seen.append((self.path, self.headers.get("Authorization", "")))
+                received.append((self.path, self.headers.get("Authorization", "")))
                 self.send_response(status)
                 for name, value in ({"Content-Length": str(len(body))} | headers).items():
                     self.send_header(name, value)
@@ -367,7 +369,7 @@ class OddServer:
                 self.wfile.write(body)
 
             def log_message(self, *_: object) -> None:
-                """Say nothing."""
+                """Log nothing."""
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -386,17 +388,17 @@ class OddServer:
         )
 
 
-Odd = Callable[..., OddServer]
+Serve = Callable[..., FixedServer]
 
 
 @pytest.fixture
-def odd(tmp_path: Path) -> Iterator[Odd]:
-    """Start servers with one answer each; they end with the test."""
-    running: list[tuple[OddServer, threading.Thread]] = []
+def serve(tmp_path: Path) -> Iterator[Serve]:
+    """Return a function that starts a server with a fixed answer; it ends with the test."""
+    running: list[tuple[FixedServer, threading.Thread]] = []
     make_certificates(tmp_path, "127.0.0.1")
 
-    def start(status: int, body: bytes, **headers: str) -> OddServer:
-        server = OddServer(tmp_path, status, body, headers)
+    def start(status: int, body: bytes, **headers: str) -> FixedServer:
+        server = FixedServer(tmp_path, status, body, headers)
         thread = threading.Thread(target=server.server.serve_forever, args=(0.05,))
         thread.start()
         running.append((server, thread))
@@ -413,16 +415,16 @@ def odd(tmp_path: Path) -> Iterator[Odd]:
     "body",
     [b"", b"<html>proxy</html>", b"[]", b"7", b"null", b"{}", b'{"data": 7}', b'{"data": {}}', b"\xff", b"[" * 50_000],
 )
-def test_an_answer_that_is_not_proxmoxs_is_an_api_error_and_never_an_empty_list(odd: Odd, body: bytes) -> None:
-    reader = odd(200, body).reader
+def test_an_answer_that_is_not_a_list_is_an_api_error_and_never_an_empty_list(serve: Serve, body: bytes) -> None:
+    reader = serve(200, body).reader
     for ask in (reader.vms, reader.nodes, reader.is_quorate):
         with failing("PVE_API_ERROR"):
             ask()
 
 
 @pytest.mark.parametrize("body", [b"", b"<html>proxy</html>", b"[]", b"{}", b'{"data": 7}', b'{"data": []}', b"\xff"])
-def test_an_answer_that_is_no_object_is_an_api_error_and_never_an_empty_one(odd: Odd, body: bytes) -> None:
-    reader = odd(200, body).reader
+def test_an_answer_that_is_not_an_object_is_an_api_error_and_never_an_empty_object(serve: Serve, body: bytes) -> None:
+    reader = serve(200, body).reader
     asks: list[Callable[[], Any]] = [
         reader.version,
         lambda: reader.vm_config("pve1", 100),
@@ -434,34 +436,34 @@ def test_an_answer_that_is_no_object_is_an_api_error_and_never_an_empty_one(odd:
 
 
 @pytest.mark.parametrize("body", [b"", b"<html>proxy</html>", b"[]", b'{"errors": ["x"]}', b"\xff", b"x" * 100_000])
-def test_an_error_page_is_an_error_with_a_short_text(odd: Odd, body: bytes) -> None:
+def test_an_error_page_is_an_error_with_a_short_text(serve: Serve, body: bytes) -> None:
     with pytest.raises(JobError) as caught:
-        odd(502, body).reader.vms()
+        serve(502, body).reader.vms()
     assert caught.value.code in ("PVE_UNREACHABLE", "PVE_API_ERROR")
     assert len(str(caught.value)) < 500
 
 
-def test_a_redirect_does_not_carry_the_token_away(odd: Odd) -> None:
-    elsewhere = odd(200, b'{"data": []}')
-    server = odd(302, b"", Location=f"https://127.0.0.1:{elsewhere.port}/api2/json/version")
+def test_the_target_of_a_redirect_gets_no_token(serve: Serve) -> None:
+    elsewhere = serve(200, b'{"data": []}')
+    server = serve(302, b"", Location=f"https://127.0.0.1:{elsewhere.port}/api2/json/version")
     with pytest.raises(JobError):
         server.reader.version()
-    assert server.seen
-    assert elsewhere.seen == []
+    assert server.received
+    assert elsewhere.received == []
 
 
-def test_a_list_that_is_null_is_empty(odd: Odd) -> None:
-    assert odd(200, b'{"data": null}').reader.vms() == []
+def test_a_list_that_is_null_is_empty(serve: Serve) -> None:
+    assert serve(200, b'{"data": null}').reader.vms() == []
 
 
 def test_a_netrc_and_a_ca_bundle_in_the_environment_change_nothing(
-    odd: Odd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     netrc = tmp_path / "netrc"
-    netrc.write_text("machine 127.0.0.1 login somebody password else\n")
+    netrc.write_text("machine 127.0.0.1 login other password other\n")
     netrc.chmod(0o600)
     monkeypatch.setenv("NETRC", str(netrc))
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(netrc))
-    server = odd(200, b'{"data": {"version": "9.0.3"}}')
+    server = serve(200, b'{"data": {"version": "9.0.3"}}')
     assert server.reader.version() == "9.0.3"
-    assert server.seen == [("/api2/json/version", "PVEAPIToken=smith@pve!job=secret-of-the-token")]
+    assert server.received == [("/api2/json/version", "PVEAPIToken=smith@pve!job=secret-of-the-token")]

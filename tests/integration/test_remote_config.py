@@ -1,4 +1,4 @@
-"""FulcrumCore's configuration over ours: what is taken, what is refused, and that a start never fails by it."""
+"""FulcrumCore's configuration of the agent: what overrides the settings, what is refused, and waiting for it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from executor.settings.settings import Settings, load_settings
 
 SECRET = "proxmox-secret-canary"
 GIVE_UP_S = 60
-#: Members of the agent type that are not ours to read: where FulcrumCore is, we must know before we ask.
+#: Members of the agent type that are not read: the agent must know them before it can ask FulcrumCore.
 KNOWN_BEFORE = {"fulcrumApiUrl", "fulcrumToken"}
 
 
@@ -52,9 +52,9 @@ Start = Callable[..., Settings]
 
 @pytest.fixture
 def start(world: World, tmp_path: Path) -> Start:
-    """Return what an agent does at its start: its settings and FulcrumCore's, as the variables say."""
+    """Return a function that loads the settings of these variables and applies FulcrumCore's configuration."""
 
-    def overlaid(pause: Callable[[float], None] | None = None, **variables: str) -> Settings:
+    def settings_at_start(sleep: Callable[[float], None] | None = None, **variables: str) -> Settings:
         environ = {
             "FULCRUM_API_URL": world.sim.url,
             "FULCRUM_API_TOKEN": world.ids.agent_token,
@@ -63,13 +63,13 @@ def start(world: World, tmp_path: Path) -> Start:
         }
         settings = load_settings(env_file=None, environ=environ | variables)
         client = FulcrumClient(settings.fulcrum_api_url, settings.fulcrum_api_token.get_secret_value)
-        return wait_for_remote_settings(settings, client, sleep=pause or _no_pause)
+        return wait_for_remote_settings(settings, client, sleep=sleep or _no_sleep)
 
-    return overlaid
+    return settings_at_start
 
 
-def _no_pause(_seconds: float) -> None:
-    pytest.fail("nothing was to be waited for")
+def _no_sleep(_seconds: float) -> None:
+    pytest.fail("waited, although FulcrumCore answers")
 
 
 def configure(world: World, **members: Any) -> None:
@@ -80,17 +80,17 @@ def origin(settings: Settings, name: str) -> str:
     return next(row.origin for row in describe(settings) if row.name == name)
 
 
-def refusal(start: Start, **variables: str) -> list[str]:
+def problems(start: Start, **variables: str) -> list[str]:
     with pytest.raises(SettingsError) as caught:
         start(**variables)
     assert SECRET not in str(caught.value)
     return str(caught.value).splitlines()
 
 
-# What is taken
+# Overridden settings
 
 
-def test_every_member_stands_over_file_and_environment(world: World, start: Start, tmp_path: Path) -> None:
+def test_every_member_overrides_file_and_environment(world: World, start: Start, tmp_path: Path) -> None:
     make_certificates(tmp_path, "pve.test")
     pem = (tmp_path / "ca.pem").read_text()
     configure(
@@ -125,15 +125,15 @@ def test_every_member_stands_over_file_and_environment(world: World, start: Star
     assert (settings.fulcrum_poll_interval_s, settings.fulcrum_heartbeat_interval_s) == (7, 11)
     assert (settings.smith_metrics_interval_s, settings.smith_concurrency) == (0, 3)
     assert settings.fulcrum_job_timeout_s == 200
-    assert settings.smith_playbook_timeout_s == 160, "a default that depends on what came from there"
+    assert settings.smith_playbook_timeout_s == 160, "a default that depends on a remote value"
     assert settings.proxmox_ca_bundle == tmp_path / "data" / CA_FILE
     assert settings.proxmox_ca_bundle.read_text() == pem
     assert settings.proxmox_ca_bundle.stat().st_mode & 0o777 == 0o600
     assert {origin(settings, member.attribute.upper()) for member in MEMBERS} == {"FulcrumCore"}
 
 
-def test_members_and_agent_type_name_the_same() -> None:
-    """A member that the agent type drops could never arrive; one that nobody reads would be a trap."""
+def test_the_agent_type_declares_the_same_members() -> None:
+    """A member that the agent type lacks cannot be set; a member that the agent does not read has no effect."""
     properties = load_type("agent-type-proxmox.json")["configurationSchema"]["properties"]
     named = {
         f"{name}.{inner}" if "properties" in definition else name
@@ -143,35 +143,37 @@ def test_members_and_agent_type_name_the_same() -> None:
     assert named - KNOWN_BEFORE == {member.name for member in MEMBERS}
 
 
-def test_what_is_set_nowhere_else_stays_as_this_machine_says(start: Start) -> None:
+def test_settings_that_fulcrumcore_does_not_have_keep_their_local_value(start: Start) -> None:
     settings = start(SMITH_CLUSTER="east", PROXMOX_POOL="ours")
     assert (settings.smith_cluster, origin(settings, "SMITH_CLUSTER")) == ("east", "environment")
-    assert (settings.proxmox_pool, origin(settings, "PROXMOX_POOL")) == ("ours", "environment"), "it holds no pool"
+    assert (settings.proxmox_pool, origin(settings, "PROXMOX_POOL")) == ("ours", "environment"), (
+        "FulcrumCore has no pool"
+    )
     assert origin(settings, "SMITH_MAX_JOBS") == "default"
 
 
-def test_without_leave_nothing_is_asked(world: World, start: Start) -> None:
+def test_no_request_is_sent_unless_remote_config_is_enabled(world: World, start: Start) -> None:
     world.sim.clear_history()
     settings = start(SMITH_REMOTE_CONFIG="false", PROXMOX_HOST="pve1.local")
     assert settings.proxmox_host == "pve1.local"
     assert world.sim.history() == []
 
 
-def test_a_token_from_there_takes_the_place_of_a_password_from_here(start: Start) -> None:
+def test_a_remote_token_replaces_a_local_password(start: Start) -> None:
     settings = start(PROXMOX_USER="root@pam", PROXMOX_PASSWORD="the-password")
     assert settings.proxmox_password.get_secret_value() == ""
     assert settings.proxmox_token_id == "agent"
     assert origin(settings, "PROXMOX_PASSWORD") == "default"
 
 
-def test_the_secret_is_masked_from_then_on(world: World, start: Start) -> None:
+def test_the_remote_secret_is_masked(world: World, start: Start) -> None:
     configure(world, apiTokenSecret=SECRET)
     start()
     assert SECRET not in redactor.redact(f"Authorization: {SECRET}")
 
 
-def test_members_that_nobody_knows_are_ignored(world: World, start: Start) -> None:
-    """Another version's agent type may hold more than we read."""
+def test_unknown_members_are_ignored(world: World, start: Start) -> None:
+    """The agent type of another version may have more members."""
     properties = load_type("agent-type-proxmox.json")["configurationSchema"]
     properties["properties"]["somethingNew"] = {"type": "string", "label": "new"}
     world.admin.call("PATCH", f"/agent-types/{world.ids.agent_type_id}", {"configurationSchema": properties})
@@ -179,11 +181,11 @@ def test_members_that_nobody_knows_are_ignored(world: World, start: Start) -> No
     assert start().proxmox_host == "pve.test"
 
 
-# What is refused
+# Invalid members
 
 
 @pytest.mark.parametrize(
-    ("members", "words"),
+    ("members", "text"),
     [
         ({"apiHost": "https:pve"}, "apiHost from FulcrumCore's configuration (it stands for PROXMOX_HOST) must be"),
         ({"heartbeatIntervalSeconds": 60}, "heartbeatIntervalSeconds from FulcrumCore's configuration"),
@@ -194,105 +196,103 @@ def test_members_that_nobody_knows_are_ignored(world: World, start: Start) -> No
         ({"storage": "a b"}, "storage from FulcrumCore's configuration (it stands for PROXMOX_STORAGE) is wrong"),
     ],
 )
-def test_a_wrong_member_is_named_with_its_place(
-    members: dict[str, Any], words: str, world: World, start: Start
+def test_an_invalid_member_is_named_with_its_source(
+    members: dict[str, Any], text: str, world: World, start: Start
 ) -> None:
     configure(world, **members)
-    lines = refusal(start)
+    lines = problems(start)
     assert len(lines) == 1
-    assert words in lines[0]
+    assert text in lines[0]
 
 
-def test_several_wrong_members_are_named_at_once(world: World, start: Start) -> None:
+def test_all_invalid_members_are_named_at_once(world: World, start: Start) -> None:
     configure(world, images={"a": 1}, caBundle="no")
-    assert [line.split()[0] for line in refusal(start)] == ["caBundle", "images"]
+    assert [line.split()[0] for line in problems(start)] == ["caBundle", "images"]
 
 
-def test_a_setting_that_only_clashes_with_a_member_is_named_with_the_place_of_the_other(
-    world: World, start: Start
-) -> None:
+def test_a_local_setting_that_conflicts_with_a_member_is_named_with_both_sources(world: World, start: Start) -> None:
     configure(world, jobDeadlineSeconds=100)
-    (line,) = refusal(start, SMITH_PLAYBOOK_TIMEOUT_S="240")
+    (line,) = problems(start, SMITH_PLAYBOOK_TIMEOUT_S="240")
     assert line.startswith("SMITH_PLAYBOOK_TIMEOUT_S is wrong")
     assert "FULCRUM_JOB_TIMEOUT_S" in line
     assert "from FulcrumCore's configuration" in line
 
 
-def test_an_agent_without_configuration_takes_everything_from_here(world: World, start: Start) -> None:
+def test_an_agent_without_remote_configuration_uses_the_local_settings(world: World, start: Start) -> None:
     agent_id, _caller = world.sibling()
     token = world.admin.create_token("bare", "agent", agent_id)["value"]
     own = {"PROXMOX_HOST": "pve1.local", "PROXMOX_USER": "smith@pve", "PROXMOX_PASSWORD": "the-password"}
     assert start(FULCRUM_API_TOKEN=token, **own).proxmox_host == "pve1.local"
-    (line,) = refusal(start, FULCRUM_API_TOKEN=token, PROXMOX_USER="smith@pve", PROXMOX_PASSWORD="the-password")
+    (line,) = problems(start, FULCRUM_API_TOKEN=token, PROXMOX_USER="smith@pve", PROXMOX_PASSWORD="the-password")
     assert line.startswith("PROXMOX_HOST is missing")
 
 
-# A start never fails because FulcrumCore does not answer
+# Waiting for FulcrumCore
 
 
-class Pauses:
-    """Counts the waiting, and changes the world after some of it."""
+class RecordedSleeps:
+    """Records the waits, and calls `then` after some of them."""
 
     def __init__(self, then: Callable[[], None], after: int = 3) -> None:
-        self.asked_s: list[float] = []
+        self.slept_s: list[float] = []
         self._then = then
         self._after = after
 
     def __call__(self, seconds: float) -> None:
-        self.asked_s.append(seconds)
-        if len(self.asked_s) == self._after:
+        self.slept_s.append(seconds)
+        if len(self.slept_s) == self._after:
             self._then()
-        assert len(self.asked_s) < 20, "waited for nothing"
+        assert len(self.slept_s) < 20, "waited too often"
 
 
-def test_while_fulcrum_is_down_it_is_asked_again_ever_more_rarely(world: World, start: Start) -> None:
+def test_the_request_is_retried_with_a_growing_backoff_while_fulcrumcore_is_down(world: World, start: Start) -> None:
     world.sim.pause()
-    pauses = Pauses(world.sim.resume, after=4)
-    settings = start(pause=pauses)
+    sleeps = RecordedSleeps(world.sim.resume, after=4)
+    settings = start(sleep=sleeps)
     assert settings.proxmox_host == "pve.test"
-    assert len(pauses.asked_s) == 4
-    assert pauses.asked_s[3] > 2 * pauses.asked_s[0]
+    assert len(sleeps.slept_s) == 4
+    assert sleeps.slept_s[3] > 2 * sleeps.slept_s[0]
 
 
-def test_a_refused_token_is_waited_out(world: World, start: Start) -> None:
-    """FulcrumCore's database outage looks the same as a wrong token."""
+def test_the_request_is_retried_after_a_refused_token(world: World, start: Start) -> None:
+    """FulcrumCore answers the same while its database is down."""
     world.sim.switch(database_down=True)
-    pauses = Pauses(lambda: world.sim.switch(database_down=False))
-    assert start(pause=pauses).proxmox_host == "pve.test"
-    assert len(pauses.asked_s) == 3
+    sleeps = RecordedSleeps(lambda: world.sim.switch(database_down=False))
+    assert start(sleep=sleeps).proxmox_host == "pve.test"
+    assert len(sleeps.slept_s) == 3
 
 
-def test_a_secret_that_the_vault_does_not_give_is_waited_for_and_told_once(
+def test_the_request_is_retried_and_logged_once_while_the_vault_lacks_the_secret(
     world: World, start: Start, caplog: pytest.LogCaptureFixture
 ) -> None:
     world.sim.delete_all_secrets()
-    pauses = Pauses(lambda: configure(world, apiTokenSecret=SECRET))
+    sleeps = RecordedSleeps(lambda: configure(world, apiTokenSecret=SECRET))
     with caplog.at_level(logging.WARNING, logger="executor"):
-        settings = start(pause=pauses)
+        settings = start(sleep=sleeps)
     assert settings.proxmox_token_secret.get_secret_value() == SECRET
-    assert len(pauses.asked_s) == 3
+    assert len(sleeps.slept_s) == 3
     assert caplog.text.count("remote_configuration_unavailable") == 1
 
 
-def test_each_new_trouble_is_told_once(world: World, start: Start, caplog: pytest.LogCaptureFixture) -> None:
+def test_each_new_reason_is_logged_once(world: World, start: Start, caplog: pytest.LogCaptureFixture) -> None:
     world.sim.switch(database_down=True)
-    pauses = Pauses(lambda: None)
+    sleeps = RecordedSleeps(lambda: None)
     turn = {3: lambda: (world.sim.switch(database_down=False), world.sim.switch(vault_off=True))}
     turn[6] = lambda: world.sim.switch(vault_off=False)
 
-    def pause(seconds: float) -> None:
-        pauses(seconds)
-        turn.get(len(pauses.asked_s), lambda: None)()
+    def sleep(seconds: float) -> None:
+        sleeps(seconds)
+        turn.get(len(sleeps.slept_s), lambda: None)()
 
     with caplog.at_level(logging.WARNING, logger="executor"):
-        start(pause=pause)
+        start(sleep=sleep)
     assert caplog.text.count("remote_configuration_unavailable") == 2
 
 
 # The agent itself
 
 
-def test_the_agent_works_with_what_it_is_told_and_leaves_with_code_3_when_that_is_wrong(
+def test_the_agent_uses_the_remote_configuration_and_exits_with_3_if_it_is_invalid(
     world: World, tmp_path: Path
 ) -> None:
     configure(world, heartbeatIntervalSeconds=60)
@@ -306,7 +306,7 @@ def test_the_agent_works_with_what_it_is_told_and_leaves_with_code_3_when_that_i
     assert [event["concurrency"] for event in events if "concurrency" in event] == [2], done.stdout
 
 
-def test_an_agent_that_waits_for_its_configuration_stops_when_it_is_told(world: World, tmp_path: Path) -> None:
+def test_an_agent_that_waits_for_its_configuration_stops_on_a_signal(world: World, tmp_path: Path) -> None:
     world.sim.pause()
     try:
         process = subprocess.Popen(_smith("run"), env=_environment(world, tmp_path), stdout=subprocess.PIPE, text=True)

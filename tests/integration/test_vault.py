@@ -1,4 +1,4 @@
-"""Vault references: values in memory only, where the service type says so, and what a vault without a value means."""
+"""Resolving references to FulcrumCore's vault, and what happens if the vault does not return a value."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from executor.runs.runner import Runner, RunnerPaths
 
 GONE = "vault://0b6f3a52-0000-4000-8000-000000000000"
 SECRET = {"type": "persistent"}
-#: Beside our own property: one that may be any JSON, one inside objects of an array, and one that is just text.
+#: Added to our own secret property: one that may be any JSON, one in objects of an array, and one that is not secret.
 PROPERTIES = {
     "anything": {"type": "json", "secret": SECRET},
     "note": {"type": "string"},
@@ -39,7 +39,7 @@ PROPERTIES = {
 
 @pytest.fixture(scope="module")
 def core() -> Iterator[tuple[RunningSimulator, Bootstrapped, str]]:
-    """A FulcrumCore with a service type that has secrets everywhere."""
+    """Return a FulcrumCore with a service type that has these properties."""
     with running_simulator() as simulator, AdminClient(simulator.url) as admin:
         offered = copy.deepcopy(load_type(SERVICE_TYPE_FILE)) | {"name": "vm-with-secrets"}
         offered["propertySchema"]["properties"] |= PROPERTIES
@@ -72,13 +72,13 @@ def job_of(
     return JobFacts(action=action, params=properties, service=service, **{"attempt": 1, **more})
 
 
-def test_only_what_the_type_marks_secret_becomes_a_value(
+def test_only_properties_that_the_type_marks_secret_are_resolved(
     resolver: SecretResolver, simulator: RunningSimulator, type_id: str
 ) -> None:
     reference = simulator.add_secret("correct horse")
     given_properties = {
         "ciPassword": reference,
-        "note": reference,  # an ordinary text that looks like one
+        "note": reference,  # not a secret, but it looks like a reference
         "hostname": "vault://x",
         "users": [{"name": reference, "password": reference}, {"name": "b", "password": "in the clear"}],
         "unknown": {"ciPassword": reference},
@@ -90,10 +90,10 @@ def test_only_what_the_type_marks_secret_becomes_a_value(
         "ciPassword": "correct horse",
         "users": [{"name": reference, "password": "correct horse"}, {"name": "b", "password": "in the clear"}],
     }
-    assert given_properties == before, "what is stored still holds the references"
+    assert given_properties == before, "the given properties still hold the references"
 
 
-def test_without_a_reference_nobody_is_asked(resolver: SecretResolver, simulator: RunningSimulator) -> None:
+def test_properties_without_a_reference_cause_no_request(resolver: SecretResolver, simulator: RunningSimulator) -> None:
     simulator.fault("status", method="GET", path=".*", times=1, status=503)
     properties = {"ciPassword": "x", "note": "see vault"}
     assert resolver.resolve(job_of("no-such-type", properties), properties) is properties
@@ -102,7 +102,9 @@ def test_without_a_reference_nobody_is_asked(resolver: SecretResolver, simulator
 @pytest.mark.parametrize(
     "reference", ["vault://", "vault://../agents/me", "vault://%2e%2e/tokens", GONE, "vault://x y"]
 )
-def test_a_first_create_fails_for_a_secret_that_is_gone(resolver: SecretResolver, type_id: str, reference: str) -> None:
+def test_a_first_create_fails_if_its_secret_does_not_exist(
+    resolver: SecretResolver, type_id: str, reference: str
+) -> None:
     properties = {"ciPassword": reference}
     with pytest.raises(JobError) as caught:
         resolver.resolve(job_of(type_id, properties), properties)
@@ -113,7 +115,7 @@ def test_a_first_create_fails_for_a_secret_that_is_gone(resolver: SecretResolver
 @pytest.mark.parametrize(
     ("action", "status"), [("create", "Failed"), ("update", "Started"), ("start", "Stopped"), ("leak", "Started")]
 )
-def test_elsewhere_a_secret_that_is_gone_leaves_the_setting_alone(
+def test_other_actions_omit_a_property_whose_secret_does_not_exist(
     resolver: SecretResolver, type_id: str, action: str, status: str
 ) -> None:
     properties = {"ciPassword": GONE, "users": [{"password": GONE}, {"password": GONE, "name": "b"}]}
@@ -121,17 +123,17 @@ def test_elsewhere_a_secret_that_is_gone_leaves_the_setting_alone(
     assert resolver.resolve(job, properties) == {"users": [{}, {"name": "b"}]}
 
 
-def test_an_update_that_does_not_touch_a_secret_does_not_ask_for_it(
+def test_an_update_does_not_request_a_secret_that_it_does_not_change(
     resolver: SecretResolver, simulator: RunningSimulator, type_id: str
 ) -> None:
-    """Its value may be gone from the vault, or be somebody else's problem: the setting stays as it is."""
+    """The vault may no longer have its value: the VM keeps the password that it has."""
     old, new = simulator.add_secret("old"), simulator.add_secret("new")
     before = {"ciPassword": old, "anything": old}
     job = job_of(type_id, before | {"anything": new}, action="update", status="Started", before=before)
     assert resolver.resolve(job, job.params) == {"anything": "new"}
 
 
-def test_a_vault_that_is_off_is_asked_again_and_then_told(
+def test_a_disabled_vault_is_retried_and_then_fails_the_job(
     resolver: SecretResolver, simulator: RunningSimulator, type_id: str
 ) -> None:
     properties = {"ciPassword": simulator.add_secret("x")}
@@ -144,7 +146,7 @@ def test_a_vault_that_is_off_is_asked_again_and_then_told(
     assert (caught.value.code, caught.value.detail) == (ErrorCode.SECRET_MISSING, "the vault cannot be read")
 
 
-def test_an_outage_is_no_missing_secret_however_often_it_is_met(
+def test_an_outage_never_counts_as_a_missing_secret(
     resolver: SecretResolver, simulator: RunningSimulator, type_id: str
 ) -> None:
     properties = {"ciPassword": simulator.add_secret("x")}
@@ -161,9 +163,7 @@ def test_without_a_service_type_no_secret_is_read(resolver: SecretResolver, type
     assert caught.value.code is ErrorCode.SECRET_MISSING
 
 
-def test_a_megabyte_is_refused_before_anybody_searches_for_it(
-    resolver: SecretResolver, simulator: RunningSimulator, type_id: str
-) -> None:
+def test_a_secret_of_a_megabyte_is_refused(resolver: SecretResolver, simulator: RunningSimulator, type_id: str) -> None:
     properties = {"anything": simulator.add_secret("x\n" * 500_000)}
     with pytest.raises(JobError) as caught:
         resolver.resolve(job_of(type_id, properties), properties)
@@ -183,7 +183,7 @@ def test_a_megabyte_is_refused_before_anybody_searches_for_it(
         (False, ()),
     ],
 )
-def test_everything_inside_a_secret_is_secret(
+def test_every_text_inside_a_secret_is_secret(
     resolver: SecretResolver, simulator: RunningSimulator, type_id: str, value: Any, texts: tuple[str, ...]
 ) -> None:
     properties = {"anything": simulator.add_secret(value), "note": "not secret"}
@@ -202,7 +202,7 @@ JSON = st.recursive(
 
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(value=JSON)
-def test_any_value_of_the_vault_arrives_as_it_is(
+def test_any_value_of_the_vault_is_returned_unchanged(
     resolver: SecretResolver, simulator: RunningSimulator, type_id: str, value: Any
 ) -> None:
     properties = {"anything": simulator.add_secret(value)}
@@ -220,7 +220,7 @@ LEAK = """---
 """
 
 
-def test_a_secret_that_is_an_object_is_masked_in_all_that_a_run_leaves(
+def test_a_secret_that_is_an_object_is_masked_in_the_artifacts_of_a_run(
     resolver: SecretResolver, simulator: RunningSimulator, type_id: str, tmp_path: Path
 ) -> None:
     value = {"pin": 918273645, "lines": 'it\'s "one"\nand the other ü☃💥', "in": [{"deep": "key-material-7"}]}

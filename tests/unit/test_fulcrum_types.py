@@ -1,4 +1,4 @@
-"""What FulcrumCore may send us, and what we make of it."""
+"""Reading FulcrumCore's objects and its JSON, and the estimate of its clock."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TYPE_FILE = Path(__file__).resolve().parents[2] / "deploy" / "service-type-vm.js
 
 
 def raw_job(**members: Any) -> dict[str, Any]:
-    """A job as `/jobs/pending` delivers it, with the given members replaced."""
+    """Return a job as `/jobs/pending` sends it, with the given members replaced."""
     job = {
         "id": JOB_ID,
         "agentId": AGENT_ID,
@@ -52,14 +52,14 @@ def raw_job(**members: Any) -> dict[str, Any]:
 
 
 def nested(levels: int) -> Any:
-    """A list in a list in a list …"""
+    """Return a list that is nested so many levels deep."""
     value: Any = 1
     for _ in range(levels):
         value = [value]
     return value
 
 
-def test_a_job_is_read_whole_and_without_defects() -> None:
+def test_a_valid_job_is_read_without_defects() -> None:
     job = CoreJob.read(raw_job())
     assert (job.id, job.action, job.status, job.priority) == (JOB_ID, "create", "Pending", 3)
     assert job.created_at == datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -70,7 +70,7 @@ def test_a_job_is_read_whole_and_without_defects() -> None:
     assert job.defects == ()
 
 
-def test_unknown_members_are_ignored_even_one_that_is_called_defects() -> None:
+def test_unknown_members_are_ignored_even_one_named_defects() -> None:
     job = CoreJob.read(raw_job(defects=["made up"], _defects=["made up"], futureThing={"a": 1}))
     assert job.defects == ()
 
@@ -101,7 +101,7 @@ def test_unknown_members_are_ignored_even_one_that_is_called_defects() -> None:
         ({"params": {"deep": nested(MAX_JSON_DEPTH)}}, "params: "),
     ],
 )
-def test_one_odd_member_is_named_and_the_job_is_still_there_to_be_failed(members: dict[str, Any], defect: str) -> None:
+def test_an_invalid_member_is_a_defect_and_the_job_can_still_be_failed(members: dict[str, Any], defect: str) -> None:
     job = CoreJob.read(raw_job(**members))
     assert job.id == JOB_ID
     assert [text for text in job.defects if text.startswith(defect)] == list(job.defects)
@@ -109,7 +109,7 @@ def test_one_odd_member_is_named_and_the_job_is_still_there_to_be_failed(members
     json.dumps(job.model_dump(mode="json"), allow_nan=False).encode()
 
 
-def test_an_odd_member_of_the_service_leaves_the_rest_of_the_service() -> None:
+def test_an_invalid_member_of_the_service_does_not_affect_its_other_members() -> None:
     service = raw_job()["service"] | {"status": 4, "properties": [1], "agentInstanceData": {"x": math.nan}}
     job = CoreJob.read(raw_job(service=service))
     assert job.service
@@ -121,14 +121,14 @@ def test_an_odd_member_of_the_service_leaves_the_rest_of_the_service() -> None:
     ]
 
 
-def test_a_defect_never_quotes_the_value() -> None:
-    """A value may be a secret, and a defect ends up in FulcrumCore and in the log."""
+def test_a_defect_does_not_show_the_value() -> None:
+    """A value may be a secret, and a defect is sent to FulcrumCore and logged."""
     job = CoreJob.read(raw_job(action={"password": "hunter2!"}, createdAt="hunter2!", service="hunter2!"))
     assert len(job.defects) == 3
     assert "hunter2!" not in " ".join(job.defects)
 
 
-def test_what_may_hold_secrets_is_not_in_the_repr() -> None:
+def test_the_repr_has_no_member_that_may_hold_secrets() -> None:
     text = repr(
         CoreJob.read(
             raw_job(params={"ciPassword": "hunter2!"}, service={"id": SERVICE_ID, "properties": {"p": "hunter2!"}})
@@ -145,7 +145,7 @@ def test_a_job_without_a_uuid_cannot_be_read(ident: Any) -> None:
 
 
 def test_ids_are_written_in_lower_case() -> None:
-    """FulcrumCore compares UUIDs as numbers, our database compares text."""
+    """FulcrumCore compares UUIDs as numbers, our database compares their text."""
     assert CoreJob.read(raw_job(id=JOB_ID.upper())).id == JOB_ID
 
 
@@ -154,15 +154,15 @@ def test_a_time_with_another_zone_becomes_utc() -> None:
     assert job.created_at == job.claimed_at == datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
 
-def test_a_job_survives_the_way_through_the_database() -> None:
-    """The poller stores the service as delivered, and reads it back after a restart."""
+def test_a_job_is_the_same_after_storing_and_loading_it() -> None:
+    """The poller stores the service as FulcrumCore sent it, and reads it after a restart."""
     service = CoreJob.read(raw_job()).service
     assert service
     stored = json.loads(json.dumps(service.model_dump(mode="json", by_alias=True)))
     assert CoreService.model_validate(stored) == service
 
 
-@settings(deadline=None)  # a slow machine is no failure
+@settings(deadline=None)  # a slow machine must not fail the test
 @given(
     st.dictionaries(
         st.sampled_from(["id", "action", "priority", "params", "service", "createdAt", "agentId", "status", "x"]),
@@ -172,7 +172,7 @@ def test_a_job_survives_the_way_through_the_database() -> None:
         ),
     )
 )
-def test_no_json_object_with_an_id_is_beyond_reading(members: dict[str, Any]) -> None:
+def test_any_json_object_with_an_id_is_read_as_a_job(members: dict[str, Any]) -> None:
     job = CoreJob.read(members | {"id": JOB_ID})
     json.dumps(job.model_dump(mode="json"), allow_nan=False).encode()
 
@@ -189,7 +189,7 @@ def test_an_agent_is_disabled_by_itself_or_by_its_participant() -> None:
 
 
 def test_an_agent_without_tags_and_configuration_has_empty_ones() -> None:
-    """FulcrumCore sends `tags: null` when they were never set, and leaves the configuration out."""
+    """FulcrumCore sends `tags: null` if they were never set, and omits the configuration."""
     agent = CoreAgent.read({"id": AGENT_ID, "tags": None})
     assert (agent.tags, agent.configuration, agent.defects) == ([], {}, ())
 
@@ -199,7 +199,7 @@ def test_the_secret_of_our_own_service_type_is_found() -> None:
     assert ServiceType.read(raw | {"id": SERVICE_ID}).secret_paths() == {("ciPassword",)}
 
 
-def test_secrets_are_found_at_any_depth_and_odd_schemas_are_passed_over() -> None:
+def test_secrets_are_found_at_any_depth_and_invalid_schemas_are_skipped() -> None:
     secret = {"type": "string", "secret": {"type": "persistent"}}
     users = {
         "type": "array",
@@ -231,7 +231,7 @@ def test_a_metric_type_has_its_name() -> None:
 @pytest.mark.parametrize(
     "content", [b"", b" ", b"<html>", b'{"a":', b"\xff\xfe", b'"\xff"', b"[" * 100_000, b'["' + b"[" * 100]
 )
-def test_what_is_not_json_is_a_value_error(content: bytes) -> None:
+def test_text_that_is_not_json_is_a_value_error(content: bytes) -> None:
     with pytest.raises(ValueError, match=r"."):
         parse_json(content)
 
@@ -241,15 +241,15 @@ def test_json_is_read_with_a_byte_order_mark_and_with_the_last_of_two_equal_name
 
 
 @pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e309", "9" * 5000, "-" + "9" * 5000])
-def test_a_number_beyond_measure_spoils_its_own_job_only(number: str) -> None:
+def test_a_number_that_is_too_large_is_a_defect_of_its_own_job_only(number: str) -> None:
     good, bad = json.dumps(raw_job()), json.dumps(raw_job(params={"cores": "@"})).replace('"@"', number)
     jobs = [CoreJob.read(item) for item in parse_json(f"[{good}, {bad}]".encode())]
     assert [job.defects for job in jobs] == [(), ("params: a number that is not finite",)]
 
 
 @pytest.mark.parametrize("levels", [MAX_JSON_DEPTH + 1, 2_000, 200_000])
-def test_a_depth_bomb_spoils_its_own_job_only(levels: int) -> None:
-    """Its text also holds brackets and quotes, which do not count."""
+def test_json_that_is_nested_too_deeply_is_a_defect_of_its_own_job_only(levels: int) -> None:
+    """Its text also has brackets and quotes inside strings, which do not count."""
     bomb = '{"text": "]]}\\"[[", "bomb": ' + '{"a":[' * levels + "1" + "]}" * levels + ', "after": 2}'
     good, bad = json.dumps(raw_job()), json.dumps(raw_job(params="@")).replace('"@"', bomb)
     jobs = [CoreJob.read(item) for item in parse_json(f"[{good}, {bad}, {good}]".encode())]
@@ -271,13 +271,13 @@ def http_date(at: float) -> str:
     return datetime.fromtimestamp(int(at), UTC).strftime("%a, %d %b %Y %H:%M:%S GMT")
 
 
-@settings(deadline=None)  # a slow machine is no failure
+@settings(deadline=None)  # a slow machine must not fail the test
 @given(
     offset=st.floats(-7200, 7200),
     sends=st.lists(st.floats(0, 600), min_size=1, max_size=30),
     duration=st.floats(0, 0.5),
 )
-def test_the_estimate_is_never_further_off_than_one_second_and_the_way_there_and_back(
+def test_the_error_of_the_estimate_is_at_most_one_second_plus_the_round_trip(
     offset: float, sends: list[float], duration: float
 ) -> None:
     clock = ClockOffset()
@@ -287,7 +287,7 @@ def test_the_estimate_is_never_further_off_than_one_second_and_the_way_there_and
     assert abs(clock.seconds - offset) <= (1 + duration) / 2 + 1e-3
 
 
-def test_many_answers_make_the_estimate_finer_than_the_headers_second() -> None:
+def test_many_responses_make_the_estimate_more_precise_than_a_second() -> None:
     clock = ClockOffset()
     for tick in range(40):
         sent_at = 1_767_000_000 + tick * 1.025
@@ -295,15 +295,15 @@ def test_many_answers_make_the_estimate_finer_than_the_headers_second() -> None:
     assert abs(clock.seconds - 12.3) < 0.06
 
 
-def test_a_clock_that_was_set_starts_the_estimate_anew() -> None:
+def test_setting_a_clock_restarts_the_estimate() -> None:
     clock = ClockOffset()
     clock.add_sample(http_date(1_767_000_000), sent_at=1_767_000_000, received_at=1_767_000_000.1)
     clock.add_sample(http_date(1_767_003_600), sent_at=1_767_000_001, received_at=1_767_000_001.1)
     assert abs(clock.seconds - 3599) <= 1
 
 
-def test_an_answer_that_came_before_its_question_is_not_believed() -> None:
-    """Our own clock was set back while we waited."""
+def test_a_response_received_before_its_request_is_ignored() -> None:
+    """Our own clock was set back between the two."""
     clock = ClockOffset()
     clock.add_sample(http_date(1_767_000_000), sent_at=1_767_000_900, received_at=1_767_000_000)
     assert clock.seconds == 0.0

@@ -1,4 +1,4 @@
-"""The table of needs, and the commands that grant what is missing."""
+"""The needed privileges, and the commands that grant the missing ones."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from executor.proxmox.privileges import needs, pveum_lines, unmet_needs
 
 
 def test_the_guest_agents_privilege_has_another_name_before_version_9() -> None:
-    """Naming one that a version does not know makes `pveum role add` fail."""
+    """`pveum role add` fails for a privilege that its version does not know."""
     (eight,), (nine,) = needs(8, storages=[]), needs(9, storages=[])
     assert eight.privileges - nine.privileges == {"VM.Monitor"}
     assert nine.privileges - eight.privileges == {"VM.GuestAgent.Audit"}
@@ -20,7 +20,7 @@ def test_each_storage_is_needed_once_and_the_bridge_only_when_used() -> None:
     assert paths == ["/vms", "/sdn/zones/localnetwork"]
 
 
-def test_images_are_seen_and_backups_written_where_the_operator_has_them() -> None:
+def test_image_and_backup_storages_have_their_own_needs() -> None:
     more = needs(9, storages=["a"], images=["local", "a"], backups="nfs")[2:]
     assert [(need.path, need.role) for need in more] == [
         ("/storage/local", "SmithImages"),
@@ -29,38 +29,38 @@ def test_images_are_seen_and_backups_written_where_the_operator_has_them() -> No
     ]
 
 
-def test_what_is_held_is_not_missing() -> None:
+def test_a_need_that_the_token_meets_is_not_returned() -> None:
     vms, storage = needs(9, storages=["local"])
     held = {"/vms": vms.privileges | {"VM.Console"}, "/storage/local": frozenset({"Datastore.Audit"})}
     assert unmet_needs([vms, storage], held) == {storage: {"Datastore.AllocateSpace"}}
 
 
-def test_a_role_is_made_or_widened_or_left_alone() -> None:
+def test_a_role_is_added_extended_or_unchanged() -> None:
     _vms, storage = needs(9, storages=["local"])
-    made, *grants = pveum_lines([storage], {}, user="smith@pve", token_id="job")
-    assert made == "pveum role add SmithStore --privs Datastore.AllocateSpace,Datastore.Audit"
+    added, *grants = pveum_lines([storage], {}, user="smith@pve", token_id="job")
+    assert added == "pveum role add SmithStore --privs Datastore.AllocateSpace,Datastore.Audit"
     assert grants == [
         "pveum acl modify /storage/local --users smith@pve --roles SmithStore",
         "pveum acl modify /storage/local --tokens 'smith@pve!job' --roles SmithStore",
     ]
-    half = {"SmithStore": frozenset({"Datastore.Audit"})}
-    widened = pveum_lines([storage], half, user="smith@pve", token_id="job")
-    assert widened == ["pveum role modify SmithStore --append 1 --privs Datastore.AllocateSpace", *grants]
+    incomplete = {"SmithStore": frozenset({"Datastore.Audit"})}
+    extended = pveum_lines([storage], incomplete, user="smith@pve", token_id="job")
+    assert extended == ["pveum role modify SmithStore --append 1 --privs Datastore.AllocateSpace", *grants]
     assert pveum_lines([storage], {"SmithStore": storage.privileges}, user="smith@pve", token_id="job") == grants
 
 
-def test_a_login_by_password_needs_no_line_for_a_token() -> None:
+def test_a_login_by_password_needs_no_command_for_a_token() -> None:
     lines = pveum_lines(needs(9, storages=[]), {}, user="root@pam")
     assert not any("--tokens" in line for line in lines)
 
 
-def test_no_line_stands_twice_and_odd_names_are_quoted() -> None:
+def test_no_command_is_repeated_and_names_are_quoted() -> None:
     lines = pveum_lines(needs(9, storages=["a", "b; rm -rf /"]), {}, user="smith@pve")
     assert len([line for line in lines if line.startswith("pveum role add SmithStore")]) == 1
     assert "pveum acl modify '/storage/b; rm -rf /' --users smith@pve --roles SmithStore" in lines
 
 
-def test_the_manual_has_the_same_table() -> None:
+def test_the_documentation_has_the_same_table() -> None:
     page = (Path(__file__).parents[2] / "docs" / "operating.md").read_text(encoding="utf-8")
     rows = {cells[2].strip(): cells[3] for line in page.splitlines() if len(cells := line.split("|")) == 5}
     for version in (8, 9):

@@ -1,4 +1,4 @@
-"""What Proxmox's lists may look like, and whose a VM is."""
+"""Reading Proxmox's lists, and the marker of a VM."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ OTHER_UID = "0aa42a52-8d0e-4d0b-9a3c-0d9a5b1f7e11"
 
 
 def raw_vm(**members: Any) -> dict[str, Any]:
-    """A row of `/cluster/resources?type=vm`, with the given members replaced."""
+    """Return a row of `/cluster/resources?type=vm`, with the given members replaced."""
     row = {
         "id": "qemu/100",
         "type": "qemu",
@@ -45,7 +45,7 @@ def raw_vm(**members: Any) -> dict[str, Any]:
     return row | members
 
 
-def test_every_figure_of_a_row_is_read() -> None:
+def test_every_member_of_a_row_is_read() -> None:
     assert vm_rows([raw_vm()]) == [
         VmRow(
             vmid=100,
@@ -71,31 +71,31 @@ def test_every_figure_of_a_row_is_read() -> None:
     ]
 
 
-def test_numbers_that_come_as_text_are_numbers() -> None:
+def test_numbers_sent_as_text_are_read_as_numbers() -> None:
     raw = raw_vm(vmid="100", template="1", cpu="0.5", maxcpu="2", mem="1e3", netin=str(2**60 + 1), uptime=77.9)
     (row,) = vm_rows([raw])
     assert (row.vmid, row.is_template, row.cpu_share, row.cores) == (100, True, 0.5, 2)
     assert (row.memory_bytes, row.net_in_bytes, row.uptime_s) == (1000, 2**60 + 1, 77)
 
 
-def test_a_row_with_only_its_identity_is_still_a_row() -> None:
-    """So Proxmox lists a VM whose node is down."""
+def test_a_row_with_only_vmid_and_node_is_read() -> None:
+    """Proxmox lists a VM of an offline node like this."""
     assert vm_rows([{"vmid": 100, "node": "pve1", "type": "qemu", "status": "unknown"}]) == [
         VmRow(vmid=100, node="pve1", status="unknown")
     ]
 
 
-def test_containers_and_templates_are_told_apart_and_storages_are_left_out() -> None:
+def test_containers_and_templates_are_distinguished_and_storages_are_left_out() -> None:
     rows = vm_rows([raw_vm(type="lxc"), raw_vm(vmid=101, template=1), {"type": "storage", "vmid": 5, "node": "pve1"}])
     assert [(row.vmid, row.kind, row.is_template) for row in rows] == [(100, "lxc", False), (101, "qemu", True)]
 
 
 @pytest.mark.parametrize("row", [None, 7, "web-1", [], {}, raw_vm(vmid=None), raw_vm(vmid="x"), raw_vm(node=None)])
-def test_a_row_that_nobody_could_ask_for_is_left_out(row: Any) -> None:
+def test_a_row_without_a_vmid_or_node_is_left_out(row: Any) -> None:
     assert [found.vmid for found in vm_rows([row, raw_vm(vmid=101)])] == [101]
 
 
-def test_a_list_that_is_null_is_empty_and_one_that_is_none_is_an_error() -> None:
+def test_null_is_an_empty_list_and_any_other_value_that_is_not_a_list_is_an_error() -> None:
     assert vm_rows(None) == []
     for answer in ({"data": []}, "text", 7):
         with pytest.raises(JobError, match=r"^PVE_API_ERROR: "):
@@ -109,14 +109,14 @@ def test_tags_are_read_with_every_separator_that_proxmox_has_used(text: str | No
     assert vm_rows([raw_vm(tags=text)])[0].tags == tags
 
 
-@settings(deadline=None)  # a slow machine is no failure
+@settings(deadline=None)  # a slow machine must not fail the test
 @given(
     st.dictionaries(
         st.sampled_from(list(raw_vm())),
         st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.lists(st.integers()),
     )
 )
-def test_no_row_is_beyond_reading(members: dict[str, Any]) -> None:
+def test_a_row_with_any_values_is_read(members: dict[str, Any]) -> None:
     for row in vm_rows([raw_vm(**members)]):
         assert math.isfinite(row.cpu_share)
 
@@ -135,7 +135,7 @@ def test_a_node_that_is_down_has_only_its_name() -> None:
         f"smith-uid={UID}\n\nsmith-uid={UID}",
     ],
 )
-def test_the_marker_is_found_wherever_its_line_stands(description: str) -> None:
+def test_the_marker_is_found_on_any_line_of_the_description(description: str) -> None:
     assert ProxmoxReader.marker_of({"description": description}) == UID
 
 
@@ -153,7 +153,7 @@ def test_the_marker_is_found_wherever_its_line_stands(description: str) -> None:
         f"smith-uid={UID}\nsmith-uid={OTHER_UID}",
     ],
 )
-def test_a_vm_without_one_clear_marker_is_nobodys(description: Any) -> None:
+def test_a_vm_without_exactly_one_marker_belongs_to_no_service(description: Any) -> None:
     assert ProxmoxReader.marker_of({"description": description}) == ""
     assert ProxmoxReader.marker_of({}) == ""
 
@@ -165,15 +165,15 @@ def test_a_connection_does_not_show_its_secrets() -> None:
 
 
 @pytest.mark.parametrize("node", ["", "../access", "pve1/qemu", "pve 1", "pve1?x=1", ".."])
-def test_what_cannot_be_a_nodes_name_never_becomes_part_of_a_path(node: str) -> None:
+def test_an_invalid_node_name_never_becomes_part_of_a_path(node: str) -> None:
     reader = ProxmoxReader(ProxmoxConnection(host="192.0.2.1", user="smith@pve", token_id="job", token_secret="x" * 8))
     with pytest.raises(JobError, match=r"^INVALID_REQUEST: "):
         reader.vm_config(node, 100)
 
 
 @pytest.mark.parametrize("vmid", [-1, 0, 99, 10**9])
-def test_what_cannot_be_a_vmid_is_not_asked_for(vmid: int) -> None:
-    """Proxmox would answer 400 to it, which means `taken` otherwise."""
+def test_an_invalid_vmid_is_refused_without_a_request(vmid: int) -> None:
+    """Proxmox answers 400 to it, as to a VMID that is in use."""
     reader = ProxmoxReader(ProxmoxConnection(host="192.0.2.1", user="smith@pve", token_id="job", token_secret="x" * 8))
     with pytest.raises(JobError, match=r"^INVALID_REQUEST: "):
         reader.is_vmid_free(vmid)

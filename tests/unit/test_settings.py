@@ -1,4 +1,4 @@
-"""Settings: where each comes from, what is refused and in which words, and that no secret is ever shown."""
+"""Settings: the sources of values, invalid values and their messages, and that no secret is ever shown."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from executor.settings.settings import FIELDS, SECRETS, Settings, load_settings
 from executor.settings.sources import MAX_SECRET_BYTES, NOT_SETTINGS
 
 SECRET = "hunter22-canary"
-#: The least that reaches both sides.
+#: The required settings of FulcrumCore and Proxmox.
 COMPLETE = {
     "FULCRUM_API_URL": "https://core.example.net",
     "FULCRUM_API_TOKEN": SECRET,
@@ -53,7 +53,7 @@ def dotenv(tmp_path: Path) -> Path:
     return tmp_path / ".env"
 
 
-# Defaults and the frozen whole
+# Defaults
 
 
 def test_everything_has_a_default_and_needs_nothing_to_load() -> None:
@@ -68,13 +68,13 @@ def test_everything_has_a_default_and_needs_nothing_to_load() -> None:
     assert (settings.smith_max_jobs, settings.smith_max_memory_mib, settings.smith_max_runtime_s) == (0, 0, 0)
 
 
-def test_the_database_lies_in_the_data_folder_unless_told_otherwise(tmp_path: Path) -> None:
+def test_the_database_is_in_the_data_folder_by_default(tmp_path: Path) -> None:
     assert load({"SMITH_DATA_DIR": str(tmp_path)}).smith_database_url == f"sqlite:///{tmp_path}/smith.db"
     elsewhere = {"SMITH_DATA_DIR": str(tmp_path), "SMITH_DATABASE_URL": "postgresql://db/smith"}
     assert load(elsewhere).smith_database_url == "postgresql://db/smith"
 
 
-def test_the_data_folder_defaults_to_the_users_own() -> None:
+def test_the_data_folder_is_in_the_users_home_by_default() -> None:
     if os.access("/data", os.W_OK):
         pytest.skip("this machine has a writable /data")
     assert load().smith_data_dir == Path.home() / ".local/share/agent-smith"
@@ -102,16 +102,16 @@ def test_without_arguments_the_process_environment_is_read(monkeypatch: pytest.M
     assert load_settings(env_file=None).smith_concurrency == 3
 
 
-# Where values come from
+# Sources of values
 
 
-def test_each_place_gives_way_to_the_one_before_it(tmp_path: Path, dotenv: Path) -> None:
+def test_each_source_overrides_the_next_one(tmp_path: Path, dotenv: Path) -> None:
     (tmp_path / "named").write_text("from-named-file\n")
     mounted = tmp_path / "secrets"
     mounted.mkdir()
     (mounted / "fulcrum_api_token").write_text("from-mounted-file\n")
     (tmp_path / "named-in-dotenv").write_text("from-file-in-dotenv")
-    places = [
+    sources = [
         ("FULCRUM_API_TOKEN", "from-environment", "environment"),
         ("FULCRUM_API_TOKEN_FILE", str(tmp_path / "named"), str(tmp_path / "named")),
         ("SMITH_SECRETS_DIR", str(mounted), str(mounted / "fulcrum_api_token")),
@@ -119,21 +119,21 @@ def test_each_place_gives_way_to_the_one_before_it(tmp_path: Path, dotenv: Path)
     dotenv.write_text(f"FULCRUM_API_TOKEN=from-dotenv\nFULCRUM_API_TOKEN_FILE={tmp_path}/named-in-dotenv\n")
     expected = ["from-environment", "from-named-file", "from-mounted-file", "from-dotenv"]
     for skipped, token in enumerate(expected):
-        settings = load({name: value for name, value, _ in places[skipped:]}, env_file=dotenv)
+        settings = load({name: value for name, value, _ in sources[skipped:]}, env_file=dotenv)
         assert settings.fulcrum_api_token.get_secret_value() == token
-        assert origin(settings, "FULCRUM_API_TOKEN") == [*(place for _, _, place in places), str(dotenv)][skipped]
+        assert origin(settings, "FULCRUM_API_TOKEN") == [*(source for _, _, source in sources), str(dotenv)][skipped]
     dotenv.write_text(f"FULCRUM_API_TOKEN_FILE={tmp_path}/named-in-dotenv\n")
     assert load(env_file=dotenv).fulcrum_api_token.get_secret_value() == "from-file-in-dotenv"
 
 
-def test_the_environment_wins_over_dotenv_for_plain_settings_too(dotenv: Path) -> None:
+def test_the_environment_overrides_dotenv_for_settings_that_are_not_secret(dotenv: Path) -> None:
     dotenv.write_text("SMITH_CONCURRENCY=2\nSMITH_CLUSTER=lab\n")
     settings = load({"SMITH_CONCURRENCY": "3"}, env_file=dotenv)
     assert (settings.smith_concurrency, settings.smith_cluster) == (3, "lab")
     assert origin(settings, "SMITH_CLUSTER") == str(dotenv)
 
 
-def test_an_empty_value_is_none_and_the_next_place_is_asked(dotenv: Path) -> None:
+def test_an_empty_value_counts_as_none(dotenv: Path) -> None:
     dotenv.write_text("SMITH_CONCURRENCY=2\n")
     settings = load({"SMITH_CONCURRENCY": "  ", "FULCRUM_API_TOKEN": "", "FULCRUM_API_TOKEN_FILE": ""}, env_file=dotenv)
     assert settings.smith_concurrency == 2
@@ -144,7 +144,7 @@ def test_white_space_around_a_value_is_dropped() -> None:
     assert load({"SMITH_CLUSTER": "\tlab \n", "SMITH_CONCURRENCY": " 3 "}).smith_cluster == "lab"
 
 
-def test_settings_that_are_not_secret_are_not_looked_for_in_files(tmp_path: Path) -> None:
+def test_settings_that_are_not_secret_are_not_read_from_files(tmp_path: Path) -> None:
     (tmp_path / "smith_concurrency").write_text("3")
     assert load({"SMITH_SECRETS_DIR": str(tmp_path)}).smith_concurrency == 0
     assert problems({"SMITH_CONCURRENCY_FILE": "/x"}) == [
@@ -165,8 +165,8 @@ def test_settings_that_are_not_secret_are_not_looked_for_in_files(tmp_path: Path
         ("a'b", "a'b"),
     ],
 )
-def test_values_in_dotenv_mean_what_they_say(dotenv: Path, written: str, read: str) -> None:
-    """The password is the only setting that takes any character; a line break makes it unusable, and says so."""
+def test_dotenv_values_may_have_quotes_escapes_and_comments(dotenv: Path, written: str, read: str) -> None:
+    """The password is the only setting that may have any character except line breaks."""
     dotenv.write_text(f"\ufeff# comment\n\nexport PROXMOX_PASSWORD = {written}\n", encoding="utf-8")
     if "\n" in read:
         (line,) = problems({}, env_file=dotenv)
@@ -181,19 +181,19 @@ def test_values_in_dotenv_mean_what_they_say(dotenv: Path, written: str, read: s
 @pytest.mark.parametrize(
     "line", [SECRET, f"FULCRUM_API_TOKEN='{SECRET}", f'X="{SECRET}\\"', f"=b{SECRET}", f"a b={SECRET}"]
 )
-def test_a_line_of_dotenv_that_is_no_assignment_is_named_by_its_number_only(dotenv: Path, line: str) -> None:
+def test_an_invalid_line_of_dotenv_is_named_by_its_number_only(dotenv: Path, line: str) -> None:
     dotenv.write_text(f"SMITH_CLUSTER=lab\n{line}\n")
     assert problems({}, env_file=dotenv) == [f"{dotenv} line 2 is not of the form NAME=value, or a quote is not closed"]
 
 
-def test_a_missing_dotenv_is_fine_and_an_unusable_one_is_told(tmp_path: Path) -> None:
+def test_a_missing_dotenv_is_allowed_and_an_unreadable_one_is_a_problem(tmp_path: Path) -> None:
     load(env_file=tmp_path / "missing")
     assert problems({}, env_file=tmp_path) == [f"{tmp_path} cannot be read: Is a directory"]
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
     assert problems({}, env_file=tmp_path / "binary") == [f"{tmp_path}/binary cannot be read: it is not UTF-8 text"]
 
 
-def test_other_programs_lines_in_dotenv_are_none_of_our_business(dotenv: Path) -> None:
+def test_variables_of_other_programs_in_dotenv_are_ignored(dotenv: Path) -> None:
     dotenv.write_text("POSTGRES_PASSWORD=x\nCOMPOSE_FILE=y\n")
     load(env_file=dotenv)
 
@@ -217,7 +217,7 @@ def test_a_trailing_newline_is_not_part_of_the_secret(tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("mounted", [False, True])
-def test_an_unusable_secret_file_is_told(tmp_path: Path, content: bytes, reason: str, mounted: bool) -> None:
+def test_an_unusable_secret_file_is_a_problem(tmp_path: Path, content: bytes, reason: str, mounted: bool) -> None:
     path = tmp_path / "proxmox_password"
     path.write_bytes(content)
     environ = {"SMITH_SECRETS_DIR": str(tmp_path)} if mounted else {"PROXMOX_PASSWORD_FILE": str(path)}
@@ -228,7 +228,7 @@ def test_an_unusable_secret_file_is_told(tmp_path: Path, content: bytes, reason:
     ]
 
 
-def test_a_secret_file_that_is_missing_or_a_folder_is_told(tmp_path: Path) -> None:
+def test_a_secret_file_that_is_missing_or_a_folder_is_a_problem(tmp_path: Path) -> None:
     (line,) = problems({"PROXMOX_PASSWORD_FILE": str(tmp_path / "nope")})
     assert "nope (from PROXMOX_PASSWORD_FILE): No such file or directory" in line
     (line,) = problems({"PROXMOX_PASSWORD_FILE": str(tmp_path)})
@@ -238,8 +238,8 @@ def test_a_secret_file_that_is_missing_or_a_folder_is_told(tmp_path: Path) -> No
     assert line.startswith(f"FULCRUM_API_TOKEN cannot be read: {tmp_path}/fulcrum_api_token: No such file")
 
 
-def test_a_secret_file_without_permission_is_told(tmp_path: Path) -> None:
-    """In a process of its own, which gives root's rights up first: they would open anything."""
+def test_a_secret_file_without_read_permission_is_a_problem(tmp_path: Path) -> None:
+    """In a process that gives up root first, because root can read any file."""
     path = tmp_path / "token"
     path.write_text(SECRET)
     path.chmod(0)
@@ -279,18 +279,18 @@ def test_a_named_folder_of_secrets_must_exist(tmp_path: Path) -> None:
         ("smith_log_level", "write SMITH_LOG_LEVEL, in capitals"),
     ],
 )
-def test_a_typo_in_a_name_is_an_error_with_the_nearest_name(dotenv: Path, name: str, hint: str) -> None:
+def test_an_unknown_name_is_a_problem_with_the_most_similar_name(dotenv: Path, name: str, hint: str) -> None:
     assert problems({name: SECRET}) == [f"{name} in the environment is not a setting: {hint}"]
     dotenv.write_text(f"{name}={SECRET}\n")
     assert problems({}, env_file=dotenv) == [f"{name} in {dotenv} is not a setting: {hint}"]
 
 
-def test_names_that_others_need_are_left_alone() -> None:
+def test_variables_of_other_programs_are_allowed() -> None:
     load({name: "anything" for name in NOT_SETTINGS})
     load({"PATH": "/bin", "SMITHY": "x", "HOME": "/"})
 
 
-def test_what_kubernetes_says_of_its_services_is_no_typo() -> None:
+def test_the_service_variables_of_kubernetes_are_allowed() -> None:
     load(
         {
             "SMITH_SERVICE_HOST": "10.0.0.1",
@@ -317,7 +317,7 @@ def test_what_kubernetes_says_of_its_services_is_no_typo() -> None:
         ("http://[::1]:3000", "http://[::1]:3000"),
     ],
 )
-def test_the_url_of_fulcrumcore_is_kept_without_the_api_path(given: str, kept: str) -> None:
+def test_the_url_of_fulcrumcore_is_stored_without_the_api_path(given: str, kept: str) -> None:
     assert load({"FULCRUM_API_URL": given}).fulcrum_api_url == kept
 
 
@@ -367,7 +367,7 @@ def test_the_url_of_fulcrumcore_is_kept_without_the_api_path(given: str, kept: s
         ("SMITH_DATABASE_URL", "sqlite:///:memory:", "must name a file"),
         ("SMITH_DATABASE_URL", "sqlite://data/smith.db", "must name a file"),
         ("SMITH_DATA_DIR", "/etc/passwd", "is wrong, /etc/passwd is not a folder"),
-        ("SMITH_DATA_DIR", "~nobody-of-that-name/x", "is wrong, it is not a usable path"),
+        ("SMITH_DATA_DIR", "~no-such-user/x", "is wrong, it is not a usable path"),
         ("SMITH_ACTIONS_PATH", "/nope", "is wrong, /nope is not a folder"),
         ("SMITH_CONCURRENCY", "-1", "must be at least 0, not '-1'"),
         ("SMITH_CONCURRENCY", "eight", "must be a whole number, not 'eight'"),
@@ -381,9 +381,9 @@ def test_the_url_of_fulcrumcore_is_kept_without_the_api_path(given: str, kept: s
         ("SMITH_LOG_LEVEL", "loud", "must be 'debug', 'info', 'warning' or 'error', not 'loud'"),
     ],
 )
-def test_a_wrong_value_is_one_line_with_reason_meaning_and_example(name: str, value: str, reason: str) -> None:
+def test_an_invalid_value_is_one_line_with_reason_meaning_and_example(name: str, value: str, reason: str) -> None:
     (line,) = problems({name: value})
-    if not reason:  # the other end of the range is the one that is wrong
+    if not reason:  # the other end of the range is reported
         name, reason = "PROXMOX_VMID_MAX", "is wrong, it is less than PROXMOX_VMID_MIN"
     meaning = FIELDS[name].description
     assert line.startswith(f"{name} {reason}")
@@ -410,17 +410,17 @@ def test_a_wrong_value_is_one_line_with_reason_meaning_and_example(name: str, va
         ("SMITH_LOG_FORMAT", "JSON", "json"),
     ],
 )
-def test_a_right_value_is_read(name: str, value: str, read: object) -> None:
+def test_a_valid_value_is_read(name: str, value: str, read: object) -> None:
     assert getattr(load({name: value}), name.lower()) == read
 
 
-def test_paths_are_absolute_and_know_the_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_paths_are_made_absolute_and_the_home_is_expanded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     settings = load({"SMITH_DATA_DIR": "data", "SMITH_RUN_DIR": "~/run"})
     assert (settings.smith_data_dir, settings.smith_run_dir) == (tmp_path / "data", Path.home() / "run")
 
 
-def test_every_problem_is_told_at_once() -> None:
+def test_all_problems_are_reported_at_once() -> None:
     environ = {
         "SMITH_CONCURENCY": "8",
         "SMITH_CONCURRENCY": "eight",
@@ -441,15 +441,15 @@ def test_every_problem_is_told_at_once() -> None:
     ]
 
 
-def test_a_setting_that_only_depends_on_a_wrong_one_is_not_blamed() -> None:
+def test_a_setting_that_depends_on_an_invalid_one_is_not_reported() -> None:
     (line,) = problems({"FULCRUM_JOB_TIMEOUT_S": "soon"})
     assert line.startswith("FULCRUM_JOB_TIMEOUT_S must be a number")
 
 
-# What is needed for which side
+# Required settings
 
 
-def test_whoever_sets_nothing_is_told_what_both_sides_need() -> None:
+def test_every_missing_setting_of_fulcrumcore_and_of_proxmox_is_reported() -> None:
     settings = load()
     with pytest.raises(SettingsError) as caught:
         settings.require_fulcrum()
@@ -480,12 +480,12 @@ def test_a_token_or_a_password_is_enough_for_proxmox() -> None:
 
 
 def test_a_password_beside_a_token_is_refused() -> None:
-    """The Ansible modules would use one and proxmoxer the other."""
+    """The Ansible modules would use the password and proxmoxer the token."""
     with pytest.raises(SettingsError, match=r"^PROXMOX_PASSWORD must not be set beside PROXMOX_TOKEN_ID"):
         load({**COMPLETE, "PROXMOX_PASSWORD": SECRET}).require_proxmox()
 
 
-# What is shown
+# Display
 
 
 def test_no_secret_is_shown_anywhere() -> None:
@@ -515,7 +515,7 @@ def test_every_setting_is_described_with_origin_unit_and_default() -> None:
     assert rows["FULCRUM_API_TOKEN"].value == ""
 
 
-def test_the_redactor_gets_every_secret_also_those_inside_urls() -> None:
+def test_the_secret_values_include_passwords_inside_urls() -> None:
     settings = load({**COMPLETE, "SMITH_DATABASE_URL": "postgresql://smith:p%40ss-word@db/smith"})
     assert secret_values(settings) == (SECRET, "0123-secret", "p%40ss-word", "p@ss-word")
     redactor = Redactor()
@@ -531,11 +531,11 @@ def test_each_setting_has_a_meaning_and_an_example_that_it_accepts(tmp_path: Pat
         example = str(extra["example"])
         assert field.description, name
         assert example, name
-        if not re.match(r"/(etc|run)/", example):  # files and folders that other machines have
+        if not re.match(r"/(etc|run)/", example):  # files and folders that this machine may lack
             load({name: example})
 
 
-def test_units_stand_in_the_names() -> None:
+def test_names_end_with_their_unit() -> None:
     for name, field in FIELDS.items():
         extra = field.json_schema_extra
         assert isinstance(extra, dict)
@@ -543,15 +543,15 @@ def test_units_stand_in_the_names() -> None:
         assert extra["unit"] == expected, name
 
 
-def test_the_example_file_is_enough_to_start(dotenv: Path) -> None:
+def test_the_example_file_sets_everything_that_is_required(dotenv: Path) -> None:
     dotenv.write_text(example_env())
     settings = load(env_file=dotenv)
     settings.require_fulcrum()
     settings.require_proxmox()
 
 
-def test_importing_the_settings_does_not_import_the_doors_to_the_outside() -> None:
-    doors = {"requests", "sqlalchemy", "proxmoxer", "ansible_runner"}
-    program = f"import sys, executor.settings.settings; print(sorted({doors} & set(sys.modules)))"
+def test_importing_the_settings_imports_no_client_library() -> None:
+    libraries = {"requests", "sqlalchemy", "proxmoxer", "ansible_runner"}
+    program = f"import sys, executor.settings.settings; print(sorted({libraries} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"

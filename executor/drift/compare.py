@@ -101,7 +101,7 @@ def _of_gone_vm(mapping: MappingFacts, facts: Facts) -> Iterator[Finding]:
 
 
 def _of_existing_vm(mapping: MappingFacts, guest: GuestFacts, facts: Facts) -> Iterator[Finding]:
-    """Compare a mapping with its VM, which carries the service's marker."""
+    """Compare a mapping with its VM, which has the service's marker."""
     if mapping.should_have_vm and mapping.node != guest.node:
         text = f"the VM moved from {mapping.node or 'an unknown node'} to {guest.node}"
         yield _finding(mapping, DriftKind.VM_MOVED, text, node=guest.node, repair=Repair.CORRECT_NODE)
@@ -141,20 +141,20 @@ def _finding(
 def _of_marked_guest(guest: GuestFacts, facts: Facts) -> Iterator[Finding]:
     """Report a guest with the marker of one service whose mapping does not lead to it."""
     if guest.is_template or len(guest.markers) != 1:
-        return  # a template that was made from a VM of ours still carries its marker
+        return  # a template that was made from a VM of ours still has its marker
     (service_id,) = guest.markers
     mapping = facts.mapping_of.get(service_id)
     if service_id in facts.foreign_services or (mapping and mapping.may_have_vm and mapping.vmid == guest.vmid):
         return  # `_of_mapping` reports a difference between the guest and its mapping
     repair = None
     if mapping and mapping.may_have_vm:
-        kind, text = DriftKind.UNMAPPED_VM, f"a copy: it carries the marker of the service whose VM is {mapping.vmid}"
+        kind, text = DriftKind.UNMAPPED_VM, f"a copy: it has the marker of the service whose VM is {mapping.vmid}"
     elif facts.is_deleted(service_id):
         kind, text = DriftKind.VM_WITHOUT_SERVICE, _no_service_text(facts.service_of.get(service_id))
     elif problem := _adoption_problem(guest, service_id, facts):
         kind, text = DriftKind.UNMAPPED_VM, problem
     else:
-        kind, text, repair = DriftKind.UNMAPPED_VM, "it carries our marker, but has no mapping", Repair.ADOPT
+        kind, text, repair = DriftKind.UNMAPPED_VM, "it has our marker, but no mapping", Repair.ADOPT
     yield Finding(
         kind=kind,
         service_id=service_id,
@@ -177,7 +177,7 @@ def _adoption_problem(guest: GuestFacts, service_id: str, facts: Facts) -> str:
     """Return why a marked guest cannot be adopted, '' when it can."""
     marked = Counter(service for each in facts.guests for service in each.markers if each.belongs_to(service))
     if marked[service_id] > 1:
-        return "more than one VM carries this service's marker: remove it from all but the right VM"
+        return "more than one VM has this service's marker: remove it from all but the right VM"
     others = [each for each in facts.mappings if each.vmid == guest.vmid and each.service_id != service_id]
     return f"its VMID is mapped for service {others[0].service_id}: forget that mapping first" if others else ""
 

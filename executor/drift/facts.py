@@ -35,7 +35,7 @@ class Repair(StrEnum):
     CORRECT_NODE = "correct_node"  #: store the VM's node in the mapping
     MARK_VM_LOST = "mark_vm_lost"  #: keep the mapping, with the state for a VM that is gone
     FORGET = "forget"  #: end the mapping: neither VM nor service exists
-    ADOPT = "adopt"  #: create a mapping for the VM that carries the service's marker
+    ADOPT = "adopt"  #: create a mapping for the VM that has the service's marker
 
 
 #: Applied by the agent's periodic check. The others wait for the operator's `smith drift fix`.
@@ -78,7 +78,7 @@ class GuestFacts:
     kind: str = GuestKind.QEMU
 
     def belongs_to(self, service_id: str) -> bool:
-        """Return whether it carries the marker of this service and no other."""
+        """Return whether it has the marker of this service and no other."""
         return not self.is_template and self.markers == {service_id}
 
     @property

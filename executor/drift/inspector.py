@@ -15,14 +15,13 @@ from executor.drift.facts import ClusterState, Facts, Finding, GuestFacts, Mappi
 from executor.errors import ErrorCode, FulcrumAuthFailing, FulcrumRefused, JobError
 from executor.fulcrum.client import FulcrumClient
 from executor.model import GuestKind
-from executor.proxmox.client import MARKER_LINE, ProxmoxReader
+from executor.proxmox.client import MARKER_LINE, TAG, ProxmoxReader
 from executor.proxmox.rows import VmRow
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
-#: The tag of every VM of ours, and the end of the names that a create gives.
-TAG = "smith"
+#: The end of the names that a create gives.
 NAME_SUFFIX = re.compile(r"-[0-9a-f]{8}\Z")
 #: A VM is searched for twice before it counts as gone, with this time between the searches.
 SECOND_SEARCH_AFTER_S = 2.0

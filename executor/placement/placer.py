@@ -119,7 +119,7 @@ class Placer:
     def _snapshot(self) -> ClusterSnapshot:
         """Return the cluster's lists, and remove the allocations that ended before they were read.
 
-        Those lists show the VM, or prove that none was made.
+        Those lists show the VM, or prove that none was created.
         """
         snapshot = self._cluster.snapshot()
         ends = {vmid: each.ended_at for vmid, each in self._allocations.items()}

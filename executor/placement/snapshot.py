@@ -11,13 +11,11 @@ from executor.errors import ErrorCode, JobError
 from executor.log import get_logger
 from executor.placement import templates
 from executor.placement.decide import NodeFacts
-from executor.proxmox.client import ProxmoxReader
+from executor.proxmox.client import TAG, ProxmoxReader
 from executor.proxmox.rows import NodeRow, StorageRow, VmRow
 
 log = get_logger(__name__)
 
-#: The tag of every VM of ours.
-TAG = "smith"
 MAX_SNAPSHOT_AGE_S = 5.0
 #: For bridges, volumes and the configuration of templates.
 MAX_DETAIL_AGE_S = 60.0

@@ -29,6 +29,9 @@ from executor.settings.types import MAX_VMID, MIN_VMID
 
 STORAGE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,99}")
 NODE_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,62})")
+#: The tag of every VM of ours.
+TAG = "smith"
+#: The line of a VM's notes that names its service.
 MARKER_LINE = re.compile(r"^smith-uid=([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})\s*?$", re.MULTILINE | re.IGNORECASE)
 
 

@@ -58,15 +58,15 @@ def run_agent(settings: Settings, mode: Mode) -> int:
     process_tree.set_undumpable()
     live = LiveSecrets(settings, load_settings)
     fulcrum = _fulcrum_client(settings, live)
-    with serving(settings) as stage:
-        settings = remote_config.wait_for_remote_settings(settings, fulcrum, on_wait=stage.note_waiting)
+    with serving(settings) as handle:
+        settings = remote_config.wait_for_remote_settings(settings, fulcrum, on_wait=handle.note_waiting)
         settings = _with_concurrency(settings)
         if settings.smith_remote_config:
             live.overlay_with(settings, lambda fresh: remote_config.fetch_remote_settings(fresh, fulcrum))
         for setting, danger in settings.insecurities():
             log.warning("insecure_transport", setting=setting, danger=danger)
-        agent, watched = _build(settings, live, fulcrum, mode)
-        stage.show(watched)
+        agent, view = _build(settings, live, fulcrum, mode)
+        handle.attach(view)
         code = agent.run()
     sys.stdout.flush()
     if code == EXIT_FAILURE:
@@ -118,7 +118,7 @@ def _build(settings: Settings, live: LiveSecrets, fulcrum: FulcrumClient, mode: 
         scheduler=scheduler,
         monitor=monitor,
     )
-    watched = AgentView(
+    view = AgentView(
         boot_id=shared.boot_id,
         settings=settings,
         state=shared.state,
@@ -129,7 +129,7 @@ def _build(settings: Settings, live: LiveSecrets, fulcrum: FulcrumClient, mode: 
         memory_mib=monitor.memory_mib,
         drift=reconciler.counts,
     )
-    return agent, watched
+    return agent, view
 
 
 # --- parts --------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""What the pages look at: one agent's parts, and while there is no agent yet, why."""
+"""What the HTTP pages read of the agent, and the handle through which they get it once the agent exists."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class AgentView:
-    """One life of one agent, as the pages see it."""
+    """The parts of one agent that the pages read."""
 
     boot_id: str
     settings: Settings
@@ -30,43 +30,43 @@ class AgentView:
     proxmox: ProxmoxReader
     meters: Meters
     memory_mib: Callable[[], float]
-    drift: Callable[[], dict[str, int]] = dict  #: what differs by kind; empty when nobody has looked lately
+    drift: Callable[[], dict[str, int]] = dict  #: open drift findings by kind; empty without a recent check
 
 
 class AgentHandle:
-    """Holds the agent to look at, once there is one."""
+    """Gives the pages the agent; empty until the agent is attached."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._watched: tuple[AgentView, Prober] | None = None
-        self.waits_for = ""  #: why there is no agent yet
-        self.port = 0  #: where the pages are, 0 for nowhere
+        self._attached: tuple[AgentView, Prober] | None = None
+        self.waits_for = ""  #: what the start waits for, '' for nothing
+        self.port = 0  #: TCP port of the pages, 0 when they are not served
 
     @property
-    def watched(self) -> tuple[AgentView, Prober] | None:
-        """The agent and what its prober has found, None until it is shown."""
-        return self._watched
+    def attached(self) -> tuple[AgentView, Prober] | None:
+        """The agent and its prober, None before `attach`."""
+        return self._attached
 
     def note_waiting(self, reason: str) -> None:
-        """Say what the start waits for."""
+        """Record what the start waits for."""
         self.waits_for = reason
 
-    def show(self, watched: AgentView, *, probe_interval_s: float | None = None) -> None:
-        """Look at this agent from now on."""
+    def attach(self, view: AgentView, *, probe_interval_s: float | None = None) -> None:
+        """Make the pages read this agent, and start its prober."""
         prober = Prober(
-            state=watched.state,
-            engine=watched.engine,
-            proxmox=watched.proxmox,
-            boot_id=watched.boot_id,
-            folders={"data": watched.settings.smith_data_dir, "run": watched.settings.smith_run_dir},
+            state=view.state,
+            engine=view.engine,
+            proxmox=view.proxmox,
+            boot_id=view.boot_id,
+            folders={"data": view.settings.smith_data_dir, "run": view.settings.smith_run_dir},
         )
         if probe_interval_s is not None:
             prober.interval_s = probe_interval_s
         with self._lock:
-            self._watched = (watched, prober)
+            self._attached = (view, prober)
         prober.start()
 
     def close(self) -> None:
-        """End the prober."""
-        if self._watched is not None:
-            self._watched[1].stop()
+        """Stop the prober."""
+        if self._attached is not None:
+            self._attached[1].stop()

@@ -1,4 +1,4 @@
-"""The pages: /livez, /readyz, /metrics, what they answer at /openapi.json, and a list of them at /."""
+"""The HTTP pages: /livez, /readyz, /metrics, their OpenAPI document at /openapi.json, and an index at /."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from executor.web.openapi import document
 PAGES = ("/livez", "/readyz", "/metrics", "/openapi.json")
 
 
-def make_app(stage: AgentHandle, access: Access) -> Starlette:
-    """Return everything that the socket serves."""
-    pages = _Pages(stage, access)
+def make_app(handle: AgentHandle, access: Access) -> Starlette:
+    """Return the ASGI application with all pages."""
+    pages = _Pages(handle, access)
     app = Starlette(
         routes=[
             Route("/", pages.index),
@@ -38,40 +38,40 @@ def make_app(stage: AgentHandle, access: Access) -> Starlette:
 
 
 class _Pages:
-    """Plain functions: starlette runs them in threads, so a slow database delays no other page."""
+    """The pages. Not async: starlette runs them in threads, so a slow database delays no other page."""
 
-    def __init__(self, stage: AgentHandle, access: Access) -> None:
-        self._stage = stage
+    def __init__(self, handle: AgentHandle, access: Access) -> None:
+        self._handle = handle
         self._description = document(access)
 
     def index(self, _request: Request) -> Response:
         return JSONResponse({"pages": PAGES})
 
     def livez(self, request: Request) -> Response:
-        return _page(request, liveness(self._stage))
+        return _page(request, liveness(self._handle))
 
     def readyz(self, request: Request) -> Response:
-        return _page(request, readiness(self._stage))
+        return _page(request, readiness(self._handle))
 
     def metrics(self, request: Request) -> Response:
-        """Write what Prometheus reads, in the form that it asks for."""
-        if self._stage.watched is None:
+        """Return the metrics, in the format that Prometheus accepts."""
+        if self._handle.attached is None:
             return JSONResponse({"error": "the agent is starting"}, status_code=503)
-        watched, prober = self._stage.watched
+        view, prober = self._handle.attached
         encode, content_type = choose_encoder(request.headers.get("accept", ""))
-        everything = CollectorRegistry()
-        everything.register(Gauges(watched, prober))
-        everything.register(watched.meters.registry)
-        return Response(encode(everything), media_type=content_type)
+        registry = CollectorRegistry()
+        registry.register(Gauges(view, prober))
+        registry.register(view.meters.registry)
+        return Response(encode(registry), media_type=content_type)
 
     def openapi(self, _request: Request) -> Response:
         return JSONResponse(self._description)
 
 
 def _page(request: Request, verdict: Verdict) -> Response:
-    content = verdict.shown(with_details=request.state.may_see_details)
+    content = verdict.as_json(with_details=request.state.may_see_details)
     return JSONResponse(content, status_code=200 if verdict.ok else 503)
 
 
 def _not_found(_request: Request, _error: Exception) -> Response:
-    return JSONResponse({"error": "there is no such page"}, status_code=404)
+    return JSONResponse({"error": "page not found"}, status_code=404)

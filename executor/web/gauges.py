@@ -1,4 +1,4 @@
-"""What is looked up when Prometheus asks: gauges, read from the agent and its database at that moment."""
+"""Prometheus gauges that are read from the agent and its database at each scrape."""
 
 from __future__ import annotations
 
@@ -24,70 +24,73 @@ from executor.web.probes import Prober
 
 
 class Gauges(Collector):
-    """Collects for one agent."""
+    """Collects the gauges of one agent."""
 
-    def __init__(self, watched: AgentView, prober: Prober) -> None:
-        self._watched = watched
+    def __init__(self, view: AgentView, prober: Prober) -> None:
+        self._view = view
         self._prober = prober
 
     def describe(self) -> Iterator[Metric]:
-        """Name nothing: asking what there is must not ask the database."""
+        """Return no descriptions: registration must not query the database."""
         return iter(())
 
     def collect(self) -> Iterator[Metric]:
-        """Look everything up. A database that does not answer leaves its gauges out, and says so in one."""
+        """Read all gauges. When the database fails, its gauges are missing and smith_database_up is 0."""
         yield _build_info()
-        yield from self._of_the_process()
+        yield from self._process_gauges()
         try:
-            yield from self._of_the_database()
+            yield from self._database_gauges()
         except DatabaseError:
             yield _gauge("smith_database_up", "Whether the database can be read and written", 0)
 
-    def _of_the_process(self) -> Iterator[Metric]:
-        state, settings = self._watched.state, self._watched.settings
+    def _process_gauges(self) -> Iterator[Metric]:
+        state, settings = self._view.state, self._view.settings
         running = state.jobs_claimed - state.jobs_ended
-        yield _gauge("smith_jobs_running", "Jobs under way in this process", running)
-        yield _gauge("smith_job_slots", "Jobs that may be under way at once", settings.smith_concurrency)
+        yield _gauge("smith_jobs_running", "Jobs running in this process", running)
+        yield _gauge("smith_job_slots", "Maximum number of jobs running at once", settings.smith_concurrency)
         yield _gauge(
             "smith_heartbeat_last_success_timestamp_seconds",
-            "When FulcrumCore last took a heartbeat, by our clock; 0 before the first",
+            "Time of the last heartbeat that FulcrumCore accepted, by our clock; 0 before the first",
             state.heartbeat_at,
         )
-        yield _gauge("smith_fulcrum_up", "Whether FulcrumCore answered the last time", fulcrum_is_up(self._watched))
-        yield _gauge("smith_proxmox_up", "Whether Proxmox answered the last time", self._prober.finding("proxmox").ok)
-        memory_bytes = self._watched.memory_mib() * BYTES_PER_MIB
+        yield _gauge("smith_fulcrum_up", "Whether FulcrumCore answered the last request", fulcrum_is_up(self._view))
+        proxmox_is_up = self._prober.result("proxmox").ok
+        yield _gauge("smith_proxmox_up", "Whether Proxmox answered the last check", proxmox_is_up)
+        memory_bytes = self._view.memory_mib() * BYTES_PER_MIB
         yield _gauge(
             "smith_process_tree_memory_bytes", "Resident memory of the agent and its descendants", memory_bytes
         )
-        if drift := self._watched.drift():
-            yield _by("smith_drift_vms", "What differs between mappings, Proxmox and FulcrumCore", "kind", drift)
-        free = GaugeMetricFamily("smith_disk_free_bytes", "Space left for data and for runs", labels=["folder"])
+        if drift := self._view.drift():
+            yield _gauge_by("smith_drift_vms", "Differences between mappings, Proxmox and FulcrumCore", "kind", drift)
+        free = GaugeMetricFamily("smith_disk_free_bytes", "Free disk space for data and for runs", labels=["folder"])
         for name in self._prober.folders:
             with suppress(OSError):
                 free.add_metric([name], self._prober.free_bytes(name))
         yield free
 
-    def _of_the_database(self) -> Iterator[Metric]:
-        with reading(self._watched.engine) as session:
+    def _database_gauges(self) -> Iterator[Metric]:
+        with reading(self._view.engine) as session:
             depths, mapped = queries.queue_depths(session), mappings.count_by_state(session, with_deleted=False)
             unreported, waiting = queries.oldest_report(session), queries.oldest_waiting(session)
-        is_writable = self._prober.finding("database").ok
+        is_writable = self._prober.result("database").ok
         yield _gauge("smith_database_up", "Whether the database can be read and written", is_writable)
-        yield _by("smith_queue_depth", "Jobs that are not settled", "status", depths)
-        yield _gauge("smith_queue_oldest_seconds", "Age of the job that waits longest; 0 without one", _age_s(waiting))
+        yield _gauge_by(
+            "smith_queue_depth", "Jobs that have not ended, and results that are not reported", "status", depths
+        )
+        yield _gauge("smith_queue_oldest_seconds", "Age of the oldest waiting job; 0 without one", _age_s(waiting))
         yield _gauge(
             "smith_outbox_oldest_seconds",
-            "Age of the oldest outcome that FulcrumCore does not know; 0 without one",
+            "Age of the oldest result that FulcrumCore has not acknowledged; 0 without one",
             _age_s(unreported),
         )
-        yield _by("smith_mappings", "VMs by state", "state", mapped)
+        yield _gauge_by("smith_mappings", "VMs by state", "state", mapped)
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:
     return GaugeMetricFamily(name, text, value=float(value))
 
 
-def _by(name: str, text: str, label: str, counts: dict[str, int]) -> Metric:
+def _gauge_by(name: str, text: str, label: str, counts: dict[str, int]) -> Metric:
     family = GaugeMetricFamily(name, text, labels=[label])
     for key, count in counts.items():
         family.add_metric([key], count)
@@ -100,7 +103,7 @@ def _age_s(moment: datetime | None) -> float:
 
 def _build_info() -> Metric:
     facts = {"version": VERSION, "python": platform.python_version(), "ansible_core": _version_of("ansible-core")}
-    family = GaugeMetricFamily("smith_build_info", "What runs here; always 1", labels=list(facts))
+    family = GaugeMetricFamily("smith_build_info", "Version of this program; always 1", labels=list(facts))
     family.add_metric(list(facts.values()), 1)
     return family
 

@@ -1,4 +1,4 @@
-"""In front of every page: only questions, only for those who may ask, and headers that keep browsers out of it."""
+"""Access control in front of every page: methods, host name, token or reverse proxy, and security headers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ log = get_logger(__name__)
 
 _PORT = re.compile(r":[0-9]+\Z")
 
-#: Pages for those who keep us running: they show no more than good or bad, in our own words.
+#: Pages that need no login: health probes. Without a login they show no details.
 OPEN_PATHS = frozenset({"/livez", "/readyz"})
 METHODS = ("GET", "HEAD")
 HEADERS = {
@@ -32,33 +32,33 @@ HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
 }
-#: Wrong tokens from one address within the window, after which it is not listened to until the window has passed.
-MOST_FAILURES = 10
+#: Wrong tokens from one address within the window, after which its tokens are refused until the window has passed.
+MAX_FAILURES = 10
 WINDOW_S = 60.0
-#: Addresses that are remembered: whoever has more of them gains a guess each, of 16 characters or more.
-MOST_ADDRESSES = 1024
+#: Remembered addresses. An attacker with more of them gains one guess for each, at a token of 16 characters or more.
+MAX_ADDRESSES = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
 class Access:
-    """Who may read everything: who shows the token, or comes through a reverse proxy that knows who it is.
+    """Who may read everything: callers with the token, and users that a trusted reverse proxy has authenticated.
 
-    With neither, everybody who can reach the port, which is then one that only this machine reaches.
+    Without token and proxies: every caller. The settings then allow only a port that other machines cannot reach.
     """
 
     token: str = field(default="", repr=False)
-    proxies: tuple[str, ...] = ()  #: addresses and networks of reverse proxies
-    user_header: str = ""  #: in which they name whom they have recognised
+    proxies: tuple[str, ...] = ()  #: addresses and networks of trusted reverse proxies
+    user_header: str = ""  #: the header in which they send the user's name
     is_local: bool = True
 
     @property
     def needs_login(self) -> bool:
-        """True unless reaching the port is enough."""
+        """True when a token or a proxy is configured."""
         return bool(self.token or self.proxies)
 
 
 class Guard:
-    """An ASGI layer. Puts `may_see_details` into the request's state."""
+    """ASGI middleware. Sets `may_see_details` in the request's state."""
 
     def __init__(self, app: ASGIApp, access: Access) -> None:
         self._app = app
@@ -68,7 +68,7 @@ class Guard:
         self._failures = Failures()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, or answer it here."""
+        """Forward a request to the pages, or refuse it."""
         if scope["type"] != "http":
             return
 
@@ -84,35 +84,35 @@ class Guard:
         try:
             await (self._refusal(scope) or self._app)(scope, receive, send_guarded)
         except Exception:
-            # A defect in a page: its traceback belongs into our log, and nowhere else.
+            # The traceback goes to our log only.
             log.exception("page_crashed", path=scope["path"])
             if not has_started:
-                await _answer(500, "this page is broken, see the log")(scope, receive, send_guarded)
+                await _answer(500, "internal error, see the log")(scope, receive, send_guarded)
 
     def _refusal(self, scope: Scope) -> JSONResponse | None:
         headers = Headers(scope=scope)
         if scope["method"] not in METHODS:
-            return _answer(405, "nothing can be changed here", Allow=", ".join(METHODS))
-        if not self._access.needs_login and self._access.is_local and not _is_for_us(headers):
-            return _answer(421, "this is not the host that was asked for")
+            return _answer(405, "only GET and HEAD are allowed", Allow=", ".join(METHODS))
+        if not self._access.needs_login and self._access.is_local and not _is_local_host_header(headers):
+            return _answer(421, "unknown host name")
         address = _address_of(scope)
-        is_known = not self._access.needs_login or self._is_vouched_for(address, headers)
-        shown = _bearer(headers)
-        if not is_known and self._token and shown is not None:
+        is_authenticated = not self._access.needs_login or self._is_from_trusted_proxy(address, headers)
+        token = _bearer(headers)
+        if not is_authenticated and self._token and token is not None:
             if (wait_s := self._failures.wait_s(address)) > 0:
                 return _answer(429, "too many wrong tokens", **{"Retry-After": str(int(wait_s) + 1)})
-            is_known = hmac.compare_digest(shown, self._token)
-            if not is_known:
+            is_authenticated = hmac.compare_digest(token, self._token)
+            if not is_authenticated:
                 self._failures.note(address)
-        scope.setdefault("state", {})["may_see_details"] = is_known
-        if is_known or scope["path"] in OPEN_PATHS:
+        scope.setdefault("state", {})["may_see_details"] = is_authenticated
+        if is_authenticated or scope["path"] in OPEN_PATHS:
             return None
         if not self._token:
-            return _answer(403, "only through a reverse proxy that says who asks")
-        return _answer(401, "a token is needed", **{"WWW-Authenticate": 'Bearer realm="agent-smith"'})
+            return _answer(403, "only through a trusted reverse proxy that names the user")
+        return _answer(401, "a token is required", **{"WWW-Authenticate": 'Bearer realm="agent-smith"'})
 
-    def _is_vouched_for(self, address: str, headers: Headers) -> bool:
-        """True when one of the reverse proxies names a user. From anywhere else the header is just text."""
+    def _is_from_trusted_proxy(self, address: str, headers: Headers) -> bool:
+        """True when a trusted reverse proxy names a user. From other addresses the header means nothing."""
         if not self._proxies or not headers.get(self._access.user_header, "").strip():
             return False
         peer = _ip_of(address)
@@ -120,23 +120,23 @@ class Guard:
 
 
 class Failures:
-    """Wrong tokens by address. Only the event loop's thread comes here."""
+    """Counts wrong tokens by address. Used by the event loop's thread only."""
 
     def __init__(self) -> None:
         self._by_address: OrderedDict[str, deque[float]] = OrderedDict()
 
     def note(self, address: str) -> None:
-        """Remember a wrong token."""
-        times = self._by_address.pop(address, None) or deque(maxlen=MOST_FAILURES)
+        """Count a wrong token."""
+        times = self._by_address.pop(address, None) or deque(maxlen=MAX_FAILURES)
         times.append(time.monotonic())
         self._by_address[address] = times
-        if len(self._by_address) > MOST_ADDRESSES:
+        if len(self._by_address) > MAX_ADDRESSES:
             self._by_address.popitem(last=False)
 
     def wait_s(self, address: str) -> float:
-        """Return how long the address has to wait; 0 when it may try."""
+        """Return how long the address has to wait, 0 when it may try again."""
         times = self._by_address.get(address)
-        if times is None or len(times) < MOST_FAILURES:
+        if times is None or len(times) < MAX_FAILURES:
             return 0.0
         return max(times[0] + WINDOW_S - time.monotonic(), 0.0)
 
@@ -147,7 +147,7 @@ def _address_of(scope: Scope) -> str:
 
 
 def _ip_of(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """Return the address as it is configured: a socket for IPv6 and IPv4 shows the latter as ::ffff:192.0.2.1."""
+    """Return the address as configured: a dual-stack socket shows IPv4 addresses as ::ffff:192.0.2.1."""
     try:
         found = ipaddress.ip_address(address)
     except ValueError:
@@ -155,10 +155,10 @@ def _ip_of(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None
     return (found.ipv4_mapped if isinstance(found, ipaddress.IPv6Address) else None) or found
 
 
-def _is_for_us(headers: Headers) -> bool:
-    """True unless a browser was told that some other name is this machine (DNS rebinding).
+def _is_local_host_header(headers: Headers) -> bool:
+    """True when the Host header names this machine. A browser under DNS rebinding sends another name.
 
-    Asked only where being on this machine is all that it takes to read: such a page cannot know a token.
+    Checked only when no login is needed: a page that a browser runs for an attacker does not know a token.
     """
     host = headers.get("host", "")
     return not host or is_local(host if _PORT.search(host) else f"{host}:0")

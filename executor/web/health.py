@@ -1,7 +1,7 @@
-"""The two questions of whoever keeps us running: are we alive, and could we carry a job now?
+"""Liveness and readiness.
 
-Alive means that loops move, however long a job takes and whoever does not answer: a restart must help, or it must not
-happen. Ready means that all that a job needs is there.
+Alive: every loop makes progress. Long jobs and unreachable servers do not count, because a restart would not help.
+Ready: everything that a job needs is available.
 """
 
 from __future__ import annotations
@@ -13,36 +13,36 @@ from typing import Any
 from executor.web.agent_view import AgentHandle, AgentView
 from executor.web.probes import Prober
 
-#: Seconds after which a loop that did not turn is stuck. The reporter's turn holds up to fifty reports, each of which
-#: may meet a FulcrumCore that lets us wait; all others turn every few seconds, a minute when the database fails.
-PATIENCE_S = {"main": 60.0, "dispatch": 120.0, "report": 900.0, "leases": 120.0}
-#: A lease's sixth is the lease loop's pace, and its setting may be an hour.
-LEASES_OF_PATIENCE = 2.0
-#: Later than the monitor's own judgement: it gives an overdue critical job a new thread, and that must get its chance.
+#: Maximum seconds between two turns of a loop. A turn of the reporter sends up to fifty reports, each of which may run
+#: into FulcrumCore's timeout; the others take a few seconds, a minute when the database fails.
+MAX_SILENCE_S = {"main": 60.0, "dispatch": 120.0, "report": 900.0, "leases": 120.0}
+#: The lease loop waits for a part of the lease, which may be an hour long.
+MAX_SILENCE_LEASES = 2.0
+#: Longer than the monitor waits before it restarts an overdue critical job: the restart may solve the problem.
 CRITICAL_PATIENCE = 6.0
 CRITICAL_SLACK_S = 120.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """One thing that was looked at."""
+    """The result of one check."""
 
     name: str
     ok: bool
-    reason: str = ""  #: our own words, fit for everybody
-    detail: str = ""  #: may name hosts and folders
+    reason: str = ""  #: one of our own sentences; safe to show without a login
+    detail: str = ""  #: may name hosts and folders; only with a login
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """The answer, with all that led to it."""
+    """The state, with the checks that led to it."""
 
     status: str
     ok: bool
     checks: tuple[Check, ...] = ()
 
-    def shown(self, *, with_details: bool) -> dict[str, Any]:
-        """Return what a page shows."""
+    def as_json(self, *, with_details: bool) -> dict[str, Any]:
+        """Return the content of a page."""
         rows = []
         for check in self.checks:
             row: dict[str, Any] = {"name": check.name, "ok": check.ok}
@@ -52,76 +52,77 @@ class Verdict:
         return {"status": self.status, "checks": rows}
 
 
-def liveness(stage: AgentHandle) -> Verdict:
-    """Judge whether every loop moved lately."""
-    if stage.watched is None or not stage.watched[0].state.turns:
+def liveness(handle: AgentHandle) -> Verdict:
+    """Check that every loop and critical job makes progress."""
+    if handle.attached is None or not handle.attached[0].state.turns:
         return Verdict(status="starting", ok=True)
-    watched, _prober = stage.watched
-    if watched.state.stopping.is_set():
+    view, _prober = handle.attached
+    if view.state.stopping.is_set():
         return Verdict(status="stopping", ok=True)
-    checks = (*_loops(watched), *_critical_jobs(watched))
+    checks = (*_loops(view), *_critical_jobs(view))
     ok = all(check.ok for check in checks)
     return Verdict(status="alive" if ok else "stuck", ok=ok, checks=checks)
 
 
-def _loops(watched: AgentView) -> list[Check]:
+def _loops(view: AgentView) -> list[Check]:
     now = time.monotonic()
     checks = []
-    for name, patience_s in PATIENCE_S.items():
+    for name, max_silence_s in MAX_SILENCE_S.items():
         if name == "leases":
-            patience_s = max(patience_s, watched.settings.smith_lease_s * LEASES_OF_PATIENCE)  # noqa: PLW2901 (one of them depends on a setting)
-        turned_at = watched.state.turns.get(name)
+            max_silence_s = max(max_silence_s, view.settings.smith_lease_s * MAX_SILENCE_LEASES)  # noqa: PLW2901 (this one depends on a setting)
+        turned_at = view.state.turns.get(name)
         quiet_s = now - turned_at if turned_at is not None else 0.0
-        reason = f"has not moved for {quiet_s:.0f} s" if quiet_s > patience_s else ""
+        reason = f"no progress for {quiet_s:.0f} s" if quiet_s > max_silence_s else ""
         checks.append(Check(name=name, ok=not reason, reason=reason))
     return checks
 
 
-def _critical_jobs(watched: AgentView) -> list[Check]:
-    overdue = watched.scheduler.overdue(patience=CRITICAL_PATIENCE, slack_s=CRITICAL_SLACK_S)
+def _critical_jobs(view: AgentView) -> list[Check]:
+    overdue = view.scheduler.overdue(patience=CRITICAL_PATIENCE, slack_s=CRITICAL_SLACK_S)
     return [
         Check(name=name, ok=name not in overdue, reason="is overdue" if name in overdue else "")
-        for name in watched.scheduler.jobs
+        for name in view.scheduler.jobs
     ]
 
 
-def readiness(stage: AgentHandle) -> Verdict:
-    """Judge whether a job could be carried now."""
-    if stage.watched is None:
-        reason = "waits for FulcrumCore's configuration" if stage.waits_for else ""
-        starting = Check(name="agent", ok=False, reason=reason or "is starting", detail=stage.waits_for)
+def readiness(handle: AgentHandle) -> Verdict:
+    """Check that a job could be processed now."""
+    if handle.attached is None:
+        reason = "waits for FulcrumCore's configuration" if handle.waits_for else ""
+        starting = Check(name="agent", ok=False, reason=reason or "is starting", detail=handle.waits_for)
         return Verdict(status="not ready", ok=False, checks=(starting,))
-    watched, prober = stage.watched
-    checks = (_agent(watched), _fulcrum(watched), *_found(prober))
+    view, prober = handle.attached
+    checks = (_agent(view), _fulcrum(view), *_probes(prober))
     ok = all(check.ok for check in checks)
     return Verdict(status="ready" if ok else "not ready", ok=ok, checks=checks)
 
 
-def _agent(watched: AgentView) -> Check:
-    state = watched.state
+def _agent(view: AgentView) -> Check:
+    state = view.state
     if not state.turns:
         return Check(name="agent", ok=False, reason="is starting")
     if state.draining.is_set():
-        return Check(name="agent", ok=False, reason="is draining: nothing new is begun")
-    # An operator of FulcrumCore wants it so: it is no failure, and no restart would help.
-    return Check(name="agent", ok=True, reason="is disabled in FulcrumCore: it rests" if state.disabled else "")
+        return Check(name="agent", ok=False, reason="is draining: no new jobs are started")
+    # Disabled on purpose, by an operator of FulcrumCore: no failure, and a restart would not help.
+    reason = "is disabled in FulcrumCore: no jobs are claimed" if state.disabled else ""
+    return Check(name="agent", ok=True, reason=reason)
 
 
-def fulcrum_is_up(watched: AgentView) -> bool:
-    """True when FulcrumCore has answered us, and did so the last time."""
-    return watched.state.heartbeat_at > 0 and watched.state.fulcrum.is_up
+def fulcrum_is_up(view: AgentView) -> bool:
+    """True when FulcrumCore has accepted a heartbeat and answered the last request."""
+    return view.state.heartbeat_at > 0 and view.state.fulcrum.is_up
 
 
-def _fulcrum(watched: AgentView) -> Check:
-    if fulcrum_is_up(watched):
+def _fulcrum(view: AgentView) -> Check:
+    if fulcrum_is_up(view):
         return Check(name="fulcrum", ok=True)
-    detail = watched.state.fulcrum.reason
-    reason = "FulcrumCore does not answer, or not to us" if detail else "FulcrumCore has not answered yet"
+    detail = view.state.fulcrum.reason
+    reason = "FulcrumCore does not answer, or refuses the token" if detail else "FulcrumCore has not answered yet"
     return Check(name="fulcrum", ok=False, reason=reason, detail=detail)
 
 
-def _found(prober: Prober) -> list[Check]:
-    found = {name: prober.finding(name) for name in prober.looks}
+def _probes(prober: Prober) -> list[Check]:
+    found = {name: prober.result(name) for name in prober.probes}
     return [
         Check(name=name, ok=finding.ok, reason=finding.reason, detail=finding.detail) for name, finding in found.items()
     ]

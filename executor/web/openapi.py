@@ -1,6 +1,6 @@
-"""What the pages answer, as OpenAPI: served as /openapi.json, and held against the pages by the tests.
+"""The OpenAPI document of the pages, served as /openapi.json; the tests compare it with the pages.
 
-It tells of this server as it is set up: where no login is needed, none is described.
+It describes this server as it is configured: without a login, none is documented.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ _SCHEMAS: Json = {
         "properties": {
             "name": _TEXT,
             "ok": {"type": "boolean"},
-            "reason": {**_TEXT, "description": "in our own words, fit for everybody"},
-            "detail": {**_TEXT, "description": "may name hosts and folders; only for who may read everything"},
+            "reason": {**_TEXT, "description": "one of a fixed set of sentences, without host names"},
+            "detail": {**_TEXT, "description": "may name hosts and folders; only shown with a login"},
         },
     },
     "Pages": {
@@ -49,14 +49,14 @@ _SCHEMAS: Json = {
     },
 }
 _ABOUT = (
-    "Health and metrics. Nothing can be changed: every other method is answered with 405. "
+    "Health and metrics, read-only: methods other than GET and HEAD are answered with 405. "
     "Too many connections at once are answered with 503."
 )
 
 
 @dataclass(frozen=True)
 class _Answer:
-    """What one status means, and what comes with it."""
+    """One response: its meaning, content and headers."""
 
     text: str
     content: Json
@@ -64,12 +64,12 @@ class _Answer:
 
 
 def document(access: Access) -> Json:
-    """Return the description of what is served to whom."""
+    """Return the OpenAPI document for this access configuration."""
     metrics = {"text/plain": {"schema": _TEXT}, "application/openmetrics-text": {"schema": _TEXT}}
     pages = {
         "/": ("The list of pages", {200: _Answer("the pages", _json("Pages"))}),
-        "/livez": ("Whether every loop moves", _health("alive, starting or stopping", "stuck")),
-        "/readyz": ("Whether a job could be carried", _health("ready", "not ready")),
+        "/livez": ("Whether every loop makes progress", _health("alive, starting or stopping", "stuck")),
+        "/readyz": ("Whether a job could be processed", _health("ready", "not ready")),
         "/metrics": (
             "Metrics for Prometheus",
             {200: _Answer("the metrics", metrics), 503: _Answer("the agent is starting", _json("Error"))},
@@ -110,18 +110,18 @@ def _path(summary: str, path: str, answers: dict[int, _Answer], access: Access) 
 
 
 def _refusals(access: Access, *, is_open: bool) -> dict[int, _Answer]:
-    """Return what the guard in front of a page may answer."""
-    found = {500: _Answer("a defect, told in the log", _json("Error"))}
+    """Return the responses of the guard in front of a page."""
+    found = {500: _Answer("internal error, see the log", _json("Error"))}
     if access.is_local and not access.needs_login:
-        found[421] = _Answer("another host was asked for", _json("Error"))
+        found[421] = _Answer("unknown host name", _json("Error"))
     if access.token:
         wait = {"Retry-After": {"required": True, "schema": {"type": "integer", "minimum": 1}}}
         found[429] = _Answer("too many wrong tokens from this address", _json("Error"), wait)
     if access.token and not is_open:
         how = {"WWW-Authenticate": {"required": True, "schema": _TEXT}}
-        found[401] = _Answer("a token is needed", _json("Error"), how)
+        found[401] = _Answer("a token is required", _json("Error"), how)
     elif access.needs_login and not is_open:
-        found[403] = _Answer("not through a reverse proxy that says who asks", _json("Error"))
+        found[403] = _Answer("only through a trusted reverse proxy that names the user", _json("Error"))
     return found
 
 
@@ -135,7 +135,7 @@ def _response(answer: _Answer, method: str) -> Json:
 
 
 def _logins(access: Access) -> Json:
-    """Return each way to be known, by its name."""
+    """Return the security schemes by name."""
     found: Json = {}
     if access.token:
         found["token"] = {"type": "http", "scheme": "bearer"}

@@ -1,4 +1,4 @@
-"""The socket and its thread. A port that is taken costs the pages, never the agent."""
+"""Serves the pages on a thread. When the port cannot be opened, the agent runs without the pages."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ STOP_TIMEOUT_S = 3.0
 
 @contextlib.contextmanager
 def serving(settings: Settings) -> Iterator[AgentHandle]:
-    """Serve the pages for the length of the block, unless SMITH_HTTP_ADDR is off or cannot be had."""
-    stage = AgentHandle()
+    """Serve the pages for the length of the block, unless SMITH_HTTP_ADDR is off or the port cannot be opened."""
+    handle = AgentHandle()
     listener = None if settings.smith_http_addr == "off" else _listener(settings.smith_http_addr)
-    stage.port = listener.getsockname()[1] if listener else 0
-    server = _Server(settings, stage, listener) if listener else None
+    handle.port = listener.getsockname()[1] if listener else 0
+    server = _Server(settings, handle, listener) if listener else None
     try:
-        yield stage
+        yield handle
     finally:
-        stage.close()
+        handle.close()
         if server is not None:
             server.stop()
 
 
 def _listener(address: str) -> socket.socket | None:
-    """Listen, or say in one line why not."""
+    """Return a listening socket; log the reason and return None when that fails."""
     host, _, port = address.rpartition(":")
     try:
         family, kind, protocol, _, place = socket.getaddrinfo(
@@ -58,11 +58,11 @@ def _listener(address: str) -> socket.socket | None:
 
 
 class _Server:
-    """uvicorn in a thread."""
+    """uvicorn on a thread."""
 
-    def __init__(self, settings: Settings, stage: AgentHandle, listener: socket.socket) -> None:
+    def __init__(self, settings: Settings, handle: AgentHandle, listener: socket.socket) -> None:
         self._settings = settings
-        self._stage = stage
+        self._handle = handle
         self._listener = listener
         self._uvicorn: Server | None = None
         self._stopping = False
@@ -70,7 +70,7 @@ class _Server:
         self._thread.start()
 
     def stop(self) -> None:
-        """Close everything; a page under way gets a moment."""
+        """Stop serving; requests in progress get a second to end."""
         self._stopping = True
         if self._uvicorn is not None:
             self._uvicorn.end()
@@ -78,10 +78,10 @@ class _Server:
         self._listener.close()
 
     def _run(self) -> None:
-        # Here and not above: a third of a second that the agent's start need not wait for.
+        # Imported here: it takes a third of a second, which must not delay the agent's start.
         from executor.web.serve import make_server  # noqa: PLC0415
 
-        logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # a line for each bad request: a tool for floods
-        self._uvicorn = make_server(self._settings, self._stage)
+        logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # not a line for each bad request
+        self._uvicorn = make_server(self._settings, self._handle)
         if not self._stopping:
             self._uvicorn.run(sockets=[self._listener])

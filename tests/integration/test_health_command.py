@@ -84,9 +84,9 @@ def test_what_is_wrong_is_told_on_the_one_line(smith: Cli) -> None:
 
 
 def test_a_stuck_loop_is_told_before_readiness_is_asked(smith: Cli) -> None:
-    stuck = page("stuck", {"name": "dispatch", "ok": False, "reason": "has not moved for 200 s"})
+    stuck = page("stuck", {"name": "dispatch", "ok": False, "reason": "no progress for 200 s"})
     with answering((503, stuck)) as address:
-        assert health(smith, SMITH_HTTP_ADDR=address) == (1, "stuck: dispatch has not moved for 200 s")
+        assert health(smith, SMITH_HTTP_ADDR=address) == (1, "stuck: dispatch no progress for 200 s")
 
 
 def test_nobody_there_is_code_1(smith: Cli) -> None:
@@ -165,7 +165,7 @@ def test_an_agent_at_work_is_healthy_and_one_without_fulcrum_is_only_alive(lab: 
     wait_for(lambda: _health_of(lab) == (0, "alive and ready"), GIVE_UP_S, "the agent to be ready")
     lab.core.pause()
     found = wait_for(lambda: (found := _health_of(lab))[0] and found, GIVE_UP_S, "the agent to miss FulcrumCore")
-    assert "fulcrum FulcrumCore does not answer, or not to us" in found[1]
+    assert "fulcrum FulcrumCore does not answer, or refuses the token" in found[1]
     assert _health_of(lab, "--live") == (0, "alive")
     lab.core.resume()
     wait_for(lambda: _health_of(lab) == (0, "alive and ready"), GIVE_UP_S, "the agent to be ready again")

@@ -1,4 +1,4 @@
-"""Health and metrics over real sockets: who may ask, what is answered, and when it turns bad."""
+"""Health and metrics over real sockets: access control, responses, and what makes the agent unhealthy."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from executor.settings.settings import Settings, load_settings
 from executor.web import health, probes, serve
 from executor.web.agent_view import AgentHandle, AgentView
 from executor.web.app import PAGES
-from executor.web.guard import MOST_FAILURES
+from executor.web.guard import MAX_FAILURES
 from executor.web.server import serving
 
 TOKEN = "a-token-of-more-than-sixteen"
@@ -62,32 +62,32 @@ def database_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Site:
-    """An agent's parts, its pages on a socket, and a caller."""
+    """The parts of an agent, its pages on a socket, and a client."""
 
-    def __init__(self, stage: AgentHandle, watched: AgentView) -> None:
-        self.stage = stage
-        self.watched = watched
+    def __init__(self, handle: AgentHandle, view: AgentView) -> None:
+        self.handle = handle
+        self.view = view
 
     @property
     def state(self) -> AgentState:
-        return self.watched.state
+        return self.view.state
 
     @property
     def engine(self) -> Engine:
-        return self.watched.engine
+        return self.view.engine
 
-    def show(self, probe_interval_s: float = 0.05) -> None:
-        self.stage.show(self.watched, probe_interval_s=probe_interval_s)
+    def attach(self, probe_interval_s: float = 0.05) -> None:
+        self.handle.attach(self.view, probe_interval_s=probe_interval_s)
 
     def turn(self, **quiet_s: float) -> None:
-        """Let every loop turn now, or so many seconds ago."""
-        for name in health.PATIENCE_S:
+        """Record a turn of every loop, now or the given number of seconds ago."""
+        for name in health.MAX_SILENCE_S:
             self.state.turns[name] = time.monotonic() - quiet_s.get(name, 0.0)
 
     def ask(
         self, path: str, method: str = "GET", *, source: str = "127.0.0.1", **headers: str
     ) -> tuple[int, dict[str, str], str]:
-        connection = http.client.HTTPConnection("127.0.0.1", self.stage.port, WITHIN_S, source_address=(source, 0))
+        connection = http.client.HTTPConnection("127.0.0.1", self.handle.port, WITHIN_S, source_address=(source, 0))
         try:
             connection.request(method, path, headers={name.replace("_", "-"): text for name, text in headers.items()})
             answer = connection.getresponse()
@@ -111,7 +111,7 @@ class Site:
         }
 
     def until(self, path: str, status: int) -> dict[str, dict[str, Any]]:
-        """Wait until a page answers with this status; its checks then."""
+        """Wait until a page answers with this status; return its checks."""
 
         def look() -> dict[str, dict[str, Any]] | None:
             found = self.checks(path)
@@ -139,10 +139,10 @@ def make_site(tmp_path: Path, proxmox: ProxmoxStandIn, database_file: Path) -> I
                 nodes.add(session, "boot-1", host="here", pid=1, version="0", concurrency=settings.smith_concurrency)
             state = AgentState()
             scheduler = Scheduler(engine, [CriticalJob(name="Heartbeat", interval_s=5, run=lambda: None)])
-            stage = stack.enter_context(serving(settings))
+            handle = stack.enter_context(serving(settings))
             scheduler.start()
             stack.callback(scheduler.stop)
-            watched = AgentView(
+            view = AgentView(
                 boot_id="boot-1",
                 settings=settings,
                 state=state,
@@ -153,64 +153,64 @@ def make_site(tmp_path: Path, proxmox: ProxmoxStandIn, database_file: Path) -> I
                 memory_mib=lambda: 12.0,
                 drift=lambda: {"vm_gone": 2},
             )
-            return Site(stage, watched)
+            return Site(handle, view)
 
         yield make
 
 
 @pytest.fixture
 def site(make_site: MakeSite) -> Site:
-    """A site whose agent works and is recognised."""
+    """A site whose agent is attached and has sent a heartbeat."""
     site = make_site()
     site.turn()
     site.state.heartbeat_at = time.time()
-    site.show()
+    site.attach()
     return site
 
 
-# Alive
+# Liveness
 
 
-def test_an_agent_whose_loops_turn_is_alive(site: Site) -> None:
+def test_an_agent_whose_loops_make_progress_is_alive(site: Site) -> None:
     status, checks = site.checks("/livez")
     assert status == 200
     assert set(checks) == {"main", "dispatch", "report", "leases", "Heartbeat"}
     assert all(check["ok"] for check in checks.values())
 
 
-@pytest.mark.parametrize("loop", list(health.PATIENCE_S))
-def test_a_loop_that_does_not_turn_any_more_is_named(loop: str, site: Site) -> None:
-    site.turn(**{loop: health.PATIENCE_S[loop] + 5})
+@pytest.mark.parametrize("loop", list(health.MAX_SILENCE_S))
+def test_a_loop_without_progress_is_named(loop: str, site: Site) -> None:
+    site.turn(**{loop: health.MAX_SILENCE_S[loop] + 5})
     status, checks = site.checks("/livez")
     assert status == 503
     assert [name for name, check in checks.items() if not check["ok"]] == [loop]
-    assert "has not moved" in checks[loop]["reason"]
+    assert "no progress" in checks[loop]["reason"]
 
 
-def test_a_critical_job_whose_thread_is_gone_is_named(site: Site) -> None:
-    site.watched.scheduler.stop()
+def test_a_critical_job_whose_thread_has_ended_is_named(site: Site) -> None:
+    site.view.scheduler.stop()
     status, checks = site.checks("/livez")
     assert status == 503
     assert checks["Heartbeat"]["reason"] == "is overdue"
 
 
-def test_a_long_job_and_a_silent_fulcrum_cost_no_life(site: Site) -> None:
-    """A restart would not help them."""
+def test_a_long_job_and_an_unreachable_fulcrum_do_not_affect_liveness(site: Site) -> None:
+    """A restart would not help."""
     site.state.jobs_claimed = 8
     site.state.fulcrum.note_down("connection refused")
     assert site.checks("/livez")[0] == 200
 
 
-def test_a_long_lease_gives_its_loop_as_long(make_site: MakeSite) -> None:
+def test_a_long_lease_allows_the_lease_loop_a_longer_silence(make_site: MakeSite) -> None:
     site = make_site(SMITH_LEASE_S="3600")
-    site.show()
+    site.attach()
     site.turn(leases=600.0)
     assert site.checks("/livez")[0] == 200
 
 
 def test_a_start_that_waits_for_fulcrum_is_alive_and_not_ready(make_site: MakeSite) -> None:
     site = make_site()
-    site.stage.note_waiting("GET /agents/me: connection refused")
+    site.handle.note_waiting("GET /agents/me: connection refused")
     assert site.checks("/livez") == (200, {})
     status, checks = site.checks("/readyz")
     assert status == 503
@@ -225,10 +225,10 @@ def test_a_stopping_agent_is_alive(site: Site) -> None:
     assert site.checks("/livez")[0] == 200
 
 
-# Ready
+# Readiness
 
 
-def test_an_agent_that_has_all_that_it_needs_is_ready(site: Site) -> None:
+def test_an_agent_whose_checks_pass_is_ready(site: Site) -> None:
     checks = site.until("/readyz", 200)
     assert set(checks) == {"agent", "fulcrum", "proxmox", "database", "disk"}
 
@@ -240,18 +240,20 @@ def test_before_fulcrum_has_answered_the_agent_is_not_ready(site: Site) -> None:
     assert (status, checks["fulcrum"]["reason"]) == (503, "FulcrumCore has not answered yet")
 
 
-def test_a_silent_fulcrum_is_told_with_its_reason(site: Site) -> None:
+def test_the_error_of_an_unreachable_fulcrum_is_shown(site: Site) -> None:
     site.until("/readyz", 200)
     site.state.fulcrum.note_down(str(FulcrumUnavailable("GET /agents/me: HTTP 403")))
     status, checks = site.checks("/readyz")
     assert (status, checks["fulcrum"]["detail"]) == (503, "GET /agents/me: HTTP 403")
 
 
-def test_a_proxmox_that_refuses_the_token_is_told_and_comes_back(site: Site, proxmox: ProxmoxStandIn) -> None:
+def test_a_refused_proxmox_token_makes_the_agent_unready_until_it_is_accepted(
+    site: Site, proxmox: ProxmoxStandIn
+) -> None:
     site.until("/readyz", 200)
     proxmox.fail("GET", "/version", status=401, text="invalid token", times=-1)
     checks = site.until("/readyz", 503)
-    assert checks["proxmox"]["reason"] == "Proxmox does not answer as it should"
+    assert checks["proxmox"]["reason"] == "Proxmox does not answer, or answers with an error"
     assert "PVE_AUTH" in checks["proxmox"]["detail"]
     assert site.metrics()["smith_proxmox_up",] == 0
     proxmox.control("clear_faults")
@@ -259,19 +261,19 @@ def test_a_proxmox_that_refuses_the_token_is_told_and_comes_back(site: Site, pro
     assert site.metrics()["smith_proxmox_up",] == 1
 
 
-def test_asking_for_health_asks_proxmox_nothing(make_site: MakeSite, proxmox: ProxmoxStandIn) -> None:
+def test_health_requests_send_no_request_to_proxmox(make_site: MakeSite, proxmox: ProxmoxStandIn) -> None:
     site = make_site()
     site.turn()
     site.state.heartbeat_at = time.time()
     proxmox.reset_request_log()
-    site.show(probe_interval_s=probes.INTERVAL_S)
+    site.attach(probe_interval_s=probes.INTERVAL_S)
     site.until("/readyz", 200)
     for path in ("/readyz", "/metrics", "/livez") * 5:
         site.ask(path)
     assert len([call for call in proxmox.request_log() if call["path"] == "/version"]) == 1
 
 
-def test_a_database_that_cannot_be_written_is_told(site: Site) -> None:
+def test_a_read_only_database_makes_the_agent_unready(site: Site) -> None:
     site.until("/readyz", 200)
 
     def refuse(connection: Any, *_: Any) -> None:
@@ -283,8 +285,10 @@ def test_a_database_that_cannot_be_written_is_told(site: Site) -> None:
     assert checks["database"]["reason"] == "the database cannot be written"
 
 
-def test_a_full_disk_is_told_with_its_folder(site: Site, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A floor above what any disk has stands for a disk that is full."""
+def test_a_full_disk_makes_the_agent_unready_and_names_the_folder(
+    site: Site, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Simulated by a minimum that no disk satisfies."""
     site.until("/readyz", 200)
     monkeypatch.setitem(space.MIN_FREE_MIB, "data", 10**12)
     checks = site.until("/readyz", 503)
@@ -306,7 +310,7 @@ def test_a_draining_agent_is_not_ready_and_a_disabled_one_is(site: Site) -> None
 
 
 def test_jobs_are_counted_by_action_and_outcome(site: Site) -> None:
-    meters = site.watched.meters
+    meters = site.view.meters
     for action, result in [
         ("create", JobResult(succeeded=True, vm={"vmid": 100})),
         ("create", JobResult(succeeded=False, code=ErrorCode.CAPACITY, detail="full")),
@@ -331,19 +335,19 @@ def test_jobs_are_counted_by_action_and_outcome(site: Site) -> None:
     assert found["smith_queue_wait_seconds_count",] == 1
 
 
-def test_put_back_and_abandoned_jobs_are_told_apart(site: Site) -> None:
-    meters = site.watched.meters
+def test_requeued_and_abandoned_jobs_are_counted_separately(site: Site) -> None:
+    meters = site.view.meters
     with transaction(site.engine) as session:
         submit(session, action="start")
         lease = claim(session)
         job_queue.requeue(session, lease, backoff_s=60)
-        put_back = session.get(Job, lease.job_id)
+        requeued = session.get(Job, lease.job_id)
         submit(session, action="start")
         lease = claim(session)
         result = JobResult(succeeded=False, code=ErrorCode.DEADLINE, detail="gone")
         job_queue.finish(session, lease, result, ReportState.ABANDONED)
         abandoned = session.get(Job, lease.job_id)
-    for job in (put_back, abandoned):
+    for job in (requeued, abandoned):
         assert job is not None
         meters.note_ended(site.engine, job, took_s=1.0)
     found = site.metrics()
@@ -351,17 +355,17 @@ def test_put_back_and_abandoned_jobs_are_told_apart(site: Site) -> None:
     assert found["smith_jobs_total", "start", "abandoned"] == 1
 
 
-def test_a_flood_of_actions_makes_no_flood_of_series(site: Site) -> None:
+def test_the_number_of_action_labels_is_bounded(site: Site) -> None:
     result = JobResult(succeeded=True, vm={"vmid": 100})
     for number in range(MAX_ACTIONS + 5):
         job = _finished(site.engine, f"action-{number}", result)
-        site.watched.meters.note_ended(site.engine, job, took_s=1.0)
+        site.view.meters.note_ended(site.engine, job, took_s=1.0)
     found = site.metrics()
     assert found["smith_jobs_total", "other", "completed"] == 5
     assert len([key for key in found if key[0] == "smith_jobs_total"]) == MAX_ACTIONS + 1
 
 
-def test_the_queue_the_outbox_and_the_vms_are_looked_up(site: Site) -> None:
+def test_queue_outbox_and_mappings_are_read_from_the_database(site: Site) -> None:
     with transaction(site.engine) as session:
         submit(session)
         waiting = session.get(Job, submit(session))
@@ -385,7 +389,7 @@ def test_the_queue_the_outbox_and_the_vms_are_looked_up(site: Site) -> None:
     assert found["smith_mappings", "active"] == 0
 
 
-def test_the_agent_itself_is_measured(site: Site) -> None:
+def test_the_gauges_of_the_agent_process(site: Site) -> None:
     site.until("/readyz", 200)
     site.state.jobs_claimed, site.state.jobs_ended = 7, 4
     found = site.metrics()
@@ -398,7 +402,7 @@ def test_the_agent_itself_is_measured(site: Site) -> None:
     assert found["smith_disk_free_bytes", "data"] > 0
 
 
-def test_without_a_database_the_rest_is_still_told(site: Site) -> None:
+def test_without_a_database_the_other_gauges_are_still_served(site: Site) -> None:
     with transaction(site.engine) as session:
         session.connection().exec_driver_sql("ALTER TABLE mappings RENAME TO elsewhere")
     found = site.metrics()
@@ -407,15 +411,15 @@ def test_without_a_database_the_rest_is_still_told(site: Site) -> None:
     assert "smith_queue_depth" not in {key[0] for key in found}
 
 
-def test_open_metrics_are_written_for_who_asks_for_them(site: Site) -> None:
+def test_openmetrics_format_is_served_on_request(site: Site) -> None:
     status, headers, body = site.ask("/metrics", accept="application/openmetrics-text;version=1.0.0")
     assert status == 200
     assert headers["content-type"].startswith("application/openmetrics-text")
     assert body.endswith("# EOF\n")
 
 
-def test_every_metric_stands_in_the_manual_and_no_other(site: Site) -> None:
-    site.watched.meters.note_ended(site.engine, _finished(site.engine, "create", JobResult(succeeded=True)), 1.0)
+def test_the_manual_lists_exactly_the_served_metrics(site: Site) -> None:
+    site.view.meters.note_ended(site.engine, _finished(site.engine, "create", JobResult(succeeded=True)), 1.0)
     _status, _headers, body = site.ask("/metrics")
     served = set(re.findall(r"^# TYPE (smith_\S+)", body, re.MULTILINE))
     page = (DOCS / "operating.md").read_text(encoding="utf-8")
@@ -433,10 +437,10 @@ def _finished(engine: Engine, action: str, result: JobResult) -> Job:
         return job
 
 
-# Who may ask
+# Access control
 
 
-def test_only_questions_are_answered(site: Site) -> None:
+def test_only_get_and_head_are_allowed(site: Site) -> None:
     for method in ("POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE"):
         status, headers, _body = site.ask("/livez", method)
         assert (status, headers["allow"]) == (405, "GET, HEAD"), method
@@ -446,7 +450,7 @@ def test_only_questions_are_answered(site: Site) -> None:
 
 
 @pytest.mark.parametrize("path", ["/", "/livez", "/readyz", "/metrics", "/nothing", "/metrics/"])
-def test_every_answer_keeps_browsers_out(path: str, site: Site) -> None:
+def test_every_response_has_the_security_headers(path: str, site: Site) -> None:
     _status, headers, _body = site.ask(path)
     assert headers["x-content-type-options"] == "nosniff"
     assert headers["content-security-policy"].startswith("default-src 'none'")
@@ -464,7 +468,7 @@ def test_with_a_token_only_health_is_open_and_without_details(make_site: MakeSit
     site = make_site(SMITH_HTTP_TOKEN=TOKEN)
     site.turn()
     site.state.heartbeat_at = time.time()
-    site.show()
+    site.attach()
     site.until("/readyz", 200)
     site.state.fulcrum.note_down("GET https://core.internal/api: refused")
     for path in ("/metrics", "/", "/nothing"):
@@ -480,19 +484,19 @@ def test_with_a_token_only_health_is_open_and_without_details(make_site: MakeSit
     assert site.ask("/metrics", authorization=f"Basic {TOKEN}")[0] == 401
 
 
-def test_who_shows_wrong_tokens_again_and_again_is_not_listened_to(make_site: MakeSite) -> None:
+def test_an_address_with_many_wrong_tokens_is_refused(make_site: MakeSite) -> None:
     site = make_site(SMITH_HTTP_TOKEN=TOKEN)
-    for _ in range(MOST_FAILURES):
+    for _ in range(MAX_FAILURES):
         assert site.ask("/metrics", authorization="Bearer wrong-wrong-wrong")[0] == 401
     status, headers, _body = site.ask("/metrics", authorization=f"Bearer {TOKEN}")
     assert status == 429
     assert 1 <= int(headers["retry-after"]) <= 61
-    assert site.ask("/livez")[0] == 200, "who shows no token is no attacker"
+    assert site.ask("/livez")[0] == 200, "requests without a token are still answered"
 
 
-def test_a_reverse_proxy_that_says_who_asks_is_believed_and_nobody_else_is(make_site: MakeSite) -> None:
+def test_only_configured_reverse_proxies_may_name_the_user(make_site: MakeSite) -> None:
     site = make_site(SMITH_HTTP_PROXIES="127.0.0.5,127.0.7.0/24", SMITH_HTTP_USER_HEADER="X-Login")
-    site.show()
+    site.attach()
     for proxy in ("127.0.0.5", "127.0.7.9"):
         assert site.ask("/metrics", source=proxy, x_login="ops")[0] == 200
         for login in ({}, {"x_login": " "}, {"x_forwarded_user": "ops"}, {"authorization": f"Bearer {TOKEN}"}):
@@ -504,18 +508,18 @@ def test_a_reverse_proxy_that_says_who_asks_is_believed_and_nobody_else_is(make_
         assert site.ask("/livez", source=other)[0] == 200
 
 
-def test_who_comes_through_the_proxy_sees_details_and_a_token_is_as_good(make_site: MakeSite) -> None:
+def test_proxy_users_and_token_holders_see_details(make_site: MakeSite) -> None:
     site = make_site(SMITH_HTTP_PROXIES="127.0.0.5", SMITH_HTTP_TOKEN=TOKEN)
     site.turn()
-    site.show()
+    site.attach()
     site.state.fulcrum.note_down("GET https://core.internal/api: refused")
     assert "core.internal" in site.ask("/readyz", source="127.0.0.5", x_forwarded_user="ops")[2]
     assert "core.internal" not in site.ask("/readyz", x_forwarded_user="ops")[2]
     assert site.ask("/metrics", authorization=f"Bearer {TOKEN}")[0] == 200
     assert site.ask("/metrics", x_forwarded_user="ops")[0] == 401
-    for _ in range(MOST_FAILURES + 1):
+    for _ in range(MAX_FAILURES + 1):
         site.ask("/metrics", source="127.0.0.5", authorization="Bearer wrong-wrong-wrong")
-    assert site.ask("/metrics", source="127.0.0.5", x_forwarded_user="ops")[0] == 200, "a proxy is no single person"
+    assert site.ask("/metrics", source="127.0.0.5", x_forwarded_user="ops")[0] == 200, "a proxy serves many users"
 
 
 @pytest.mark.parametrize(
@@ -529,12 +533,12 @@ def test_who_comes_through_the_proxy_sees_details_and_a_token_is_as_good(make_si
         ({"SMITH_HTTP_USER_HEADER": "Authorization"}, "must be the name of a header"),
     ],
 )
-def test_a_proxy_that_cannot_be_meant_is_refused(variables: dict[str, str], words: str) -> None:
+def test_an_unsafe_proxy_setting_is_refused(variables: dict[str, str], words: str) -> None:
     with pytest.raises(SettingsError, match=words):
         load_settings(env_file=None, environ=variables)
 
 
-# What the pages say of themselves
+# The OpenAPI document
 
 
 @pytest.mark.parametrize(
@@ -542,18 +546,18 @@ def test_a_proxy_that_cannot_be_meant_is_refused(variables: dict[str, str], word
     [{}, {"SMITH_HTTP_TOKEN": TOKEN}, {"SMITH_HTTP_PROXIES": "127.0.0.5"}],
     ids=["open here", "token", "reverse proxy"],
 )
-def test_every_answer_is_one_that_the_description_names(variables: dict[str, str], make_site: MakeSite) -> None:
-    """From the start that waits to the agent at work; who may read, who may not, and who shows wrong tokens."""
+def test_every_response_is_documented(variables: dict[str, str], make_site: MakeSite) -> None:
+    """From the waiting start to the working agent; with and without login, and with wrong tokens."""
     site = make_site(**variables)
     callers: list[dict[str, str]] = [{}, {"host": "attacker.example"}, {"authorization": f"Bearer {TOKEN}"}]
     callers += [{"source": "127.0.0.5", "x_forwarded_user": "ops"}]
-    callers += [{"source": "127.0.0.6", "authorization": "Bearer wrong-wrong-wrong"}] * (MOST_FAILURES + 1)
+    callers += [{"source": "127.0.0.6", "authorization": "Bearer wrong-wrong-wrong"}] * (MAX_FAILURES + 1)
     described = json.loads(site.ask("/openapi.json", **callers[2 if "SMITH_HTTP_TOKEN" in variables else 3])[2])
     assert set(described["paths"]) == {"/", *PAGES}
     met = set()
     for step in ("starting", "not ready", "alive"):
         if step == "not ready":
-            site.show()
+            site.attach()
         if step == "alive":
             site.turn()
             site.state.heartbeat_at = time.time()
@@ -581,13 +585,13 @@ def _check_against(described: dict[str, Any], path: str, method: str, answer: tu
         jsonschema.validate(json.loads(body), {**schema, "components": described["components"]})
 
 
-def test_the_description_is_valid_openapi(site: Site) -> None:
+def test_the_document_is_valid_openapi(site: Site) -> None:
     described = json.loads(site.ask("/openapi.json")[2])
     assert schemathesis.openapi.from_dict(described).validate() is None
 
 
 @pytest.mark.parametrize("address", ["0.0.0.0:9642", "[::]:9642", "192.0.2.1:80", "host.example.net:9642"])
-def test_an_address_for_others_needs_a_token(address: str) -> None:
+def test_an_address_that_other_machines_reach_needs_a_token(address: str) -> None:
     with pytest.raises(SettingsError, match="SMITH_HTTP_ADDR is wrong, other machines can reach"):
         load_settings(env_file=None, environ={"SMITH_HTTP_ADDR": address})
     settings = load_settings(env_file=None, environ={"SMITH_HTTP_ADDR": address, "SMITH_HTTP_TOKEN": TOKEN})
@@ -597,11 +601,11 @@ def test_an_address_for_others_needs_a_token(address: str) -> None:
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "127.8.8.8:1", "[::1]:1", "localhost:1", "off"])
-def test_an_address_for_this_machine_alone_needs_none(address: str) -> None:
+def test_a_loopback_address_needs_no_token(address: str) -> None:
     assert load_settings(env_file=None, environ={"SMITH_HTTP_ADDR": address}).smith_http_addr == address
 
 
-def test_a_token_may_come_from_a_file_and_must_not_be_short(tmp_path: Path) -> None:
+def test_a_token_is_read_from_a_file_and_must_not_be_short(tmp_path: Path) -> None:
     file = tmp_path / "token"
     file.write_text(TOKEN + "\n")
     settings = load_settings(env_file=None, environ={"SMITH_HTTP_TOKEN_FILE": str(file)})
@@ -613,45 +617,43 @@ def test_a_token_may_come_from_a_file_and_must_not_be_short(tmp_path: Path) -> N
 # The socket
 
 
-def test_off_listens_nowhere(tmp_path: Path) -> None:
-    with serving(Settings(smith_data_dir=tmp_path, smith_http_addr="off")) as stage:
-        assert stage.port == 0
+def test_off_opens_no_port(tmp_path: Path) -> None:
+    with serving(Settings(smith_data_dir=tmp_path, smith_http_addr="off")) as handle:
+        assert handle.port == 0
 
 
-def test_a_port_that_is_taken_is_one_clear_line_and_no_failure(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_port_in_use_is_logged_once_and_is_no_failure(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken, caplog.at_level(logging.INFO, logger="executor"):
         address = f"127.0.0.1:{taken.getsockname()[1]}"
-        with serving(Settings(smith_data_dir=tmp_path, smith_http_addr=address)) as stage:
-            assert stage.port == 0
+        with serving(Settings(smith_data_dir=tmp_path, smith_http_addr=address)) as handle:
+            assert handle.port == 0
     assert caplog.text.count("http_not_served") == 1
     assert address in caplog.text
     assert "in use" in caplog.text
 
 
-def test_the_port_is_free_again_after_the_agent_has_left(tmp_path: Path) -> None:
-    with serving(Settings(smith_data_dir=tmp_path, smith_http_addr="127.0.0.1:0")) as stage:
-        port = stage.port
+def test_the_port_is_free_after_the_agent_has_stopped(tmp_path: Path) -> None:
+    with serving(Settings(smith_data_dir=tmp_path, smith_http_addr="127.0.0.1:0")) as handle:
+        port = handle.port
         socket.create_connection(("127.0.0.1", port), timeout=WITHIN_S).close()
-    with serving(Settings(smith_data_dir=tmp_path, smith_http_addr=f"127.0.0.1:{port}")) as stage:
-        assert stage.port == port
+    with serving(Settings(smith_data_dir=tmp_path, smith_http_addr=f"127.0.0.1:{port}")) as handle:
+        assert handle.port == port
 
 
-def test_leaving_does_not_wait_for_the_next_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stopping_does_not_wait_for_the_next_tick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serve, "TICK_S", 3600.0)
     with (
-        serving(Settings(smith_data_dir=tmp_path, smith_http_addr="127.0.0.1:0")) as stage,
-        closing(http.client.HTTPConnection("127.0.0.1", stage.port, timeout=WITHIN_S)) as asked,
+        serving(Settings(smith_data_dir=tmp_path, smith_http_addr="127.0.0.1:0")) as handle,
+        closing(http.client.HTTPConnection("127.0.0.1", handle.port, timeout=WITHIN_S)) as asked,
     ):
         asked.request("GET", "/livez")
         assert asked.getresponse().headers["Date"]
     assert "http" not in [thread.name for thread in threading.enumerate()]
 
 
-def test_garbage_and_endless_headers_are_survived(site: Site) -> None:
+def test_invalid_requests_and_long_headers_do_no_harm(site: Site) -> None:
     for garbage in (b"\x00\x01\x02\r\n\r\n", b"GET / HTTP/1.1\r\nX: " + b"a" * 100_000, b"GET /livez HTTP/9.9\r\n\r\n"):
-        with socket.create_connection(("127.0.0.1", site.stage.port), timeout=WITHIN_S) as connection:
+        with socket.create_connection(("127.0.0.1", site.handle.port), timeout=WITHIN_S) as connection:
             connection.sendall(garbage)
             connection.shutdown(socket.SHUT_WR)
             while connection.recv(65536):
@@ -664,5 +666,5 @@ def test_ipv6_is_served(tmp_path: Path) -> None:
         socket.create_server(("::1", 0), family=socket.AF_INET6).close()
     except OSError:
         pytest.skip("this machine has no IPv6")
-    with serving(Settings(smith_data_dir=tmp_path, smith_http_addr="[::1]:0")) as stage:
-        socket.create_connection(("::1", stage.port), timeout=WITHIN_S).close()
+    with serving(Settings(smith_data_dir=tmp_path, smith_http_addr="[::1]:0")) as handle:
+        socket.create_connection(("::1", handle.port), timeout=WITHIN_S).close()

@@ -56,7 +56,7 @@ class BootstrapRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """One object, compared or created."""
+    """What was found or done for one object."""
 
     kind: str
     name: str
@@ -86,18 +86,20 @@ class _WantedObject:
 class Bootstrap:
     """Compares FulcrumCore with a request and creates what is missing. `create_missing` may be called once."""
 
-    def __init__(self, core: FulcrumAdmin, wanted: BootstrapRequest) -> None:
+    def __init__(self, core: FulcrumAdmin, request: BootstrapRequest) -> None:
         """Find all existing objects. Raises FulcrumError, BootstrapRefused."""
         self._core = core
-        self._wanted = wanted
-        self._service_type = self._want("service type", Collection.SERVICE_TYPES, wanted.service_type)
-        self._agent_type = self._want("agent type", Collection.AGENT_TYPES, wanted.agent_type)
+        self._request = request
+        self._service_type = self._wanted_object("service type", Collection.SERVICE_TYPES, request.service_type)
+        self._agent_type = self._wanted_object("agent type", Collection.AGENT_TYPES, request.agent_type)
         self._metrics = [
-            self._want("metric type", Collection.METRIC_TYPES, {"name": name, "entityType": "Resource"})
+            self._wanted_object("metric type", Collection.METRIC_TYPES, {"name": name, "entityType": "Resource"})
             for name in METRIC_TYPES
         ]
-        self._provider = self._want_provider()
-        self._agent = self._want("agent", Collection.AGENTS, {"name": wanted.agent, "tags": list(wanted.tags)})
+        self._provider = self._wanted_provider()
+        self._agent = self._wanted_object(
+            "agent", Collection.AGENTS, {"name": request.agent, "tags": list(request.tags)}
+        )
         self._has_token = bool(self._agent.id) and self._valid_tokens(str(self._agent.id)) > 0
 
     @property
@@ -108,83 +110,82 @@ class Bootstrap:
     @property
     def needs_token(self) -> bool:
         """Whether a token will be created: the agent has no valid one, or a new one is wanted."""
-        return self._wanted.wants_new_token or not self._has_token
+        return self._request.wants_new_token or not self._has_token
 
     def create_missing(self, store_token: Callable[[str], object]) -> Iterator[Step]:
         """Create the missing objects one by one; `store_token` gets a new token's value before its step is yielded."""
-        for part in self._parts():
-            self._add_references(part)
-            yield self._create(part) if part.existing is None else _compared(part)
+        for wanted in self._objects():
+            self._add_references(wanted)
+            yield self._create(wanted) if wanted.existing is None else _comparison(wanted)
         if self.needs_token:
-            expires_at = self._core_now() + self._wanted.token_lifetime
-            store_token(self._core.create_agent_token(str(self._agent.id), self._wanted.agent, expires_at))
+            expires_at = self._core_now() + self._request.token_lifetime
+            store_token(self._core.create_agent_token(str(self._agent.id), self._request.agent, expires_at))
         yield self._token_step(Status.MADE)
 
     def dry_run(self) -> Iterator[Step]:
         """Yield what `create_missing` would do, and create nothing."""
-        for part in self._parts():
-            self._add_references(part)
-            yield (
-                Step(kind=part.kind, name=part.name, status=Status.MISSING)
-                if part.existing is None
-                else _compared(part)
-            )
+        for wanted in self._objects():
+            self._add_references(wanted)
+            if wanted.existing is None:
+                yield Step(kind=wanted.kind, name=wanted.name, status=Status.MISSING)
+            else:
+                yield _comparison(wanted)
         yield self._token_step(Status.MISSING)
 
-    def _parts(self) -> list[_WantedObject]:
+    def _objects(self) -> list[_WantedObject]:
         """Return the objects in the order in which they are created: each refers to earlier ones only."""
         return [self._service_type, self._agent_type, *self._metrics, self._provider, self._agent]
 
-    def _add_references(self, part: _WantedObject) -> None:
+    def _add_references(self, wanted: _WantedObject) -> None:
         """Add the ids of the objects that this one refers to. In a dry run those to be created have no id yet."""
         references: Json = {}
-        if part is self._agent_type:
+        if wanted is self._agent_type:
             references = {"serviceTypeIds": [self._service_type.id] if self._service_type.id else None}
-        elif part is self._agent:
+        elif wanted is self._agent:
             references = {"providerId": self._provider.id, "agentTypeId": self._agent_type.id}
-        part.members |= {name: value for name, value in references.items() if value}
+        wanted.members |= {name: value for name, value in references.items() if value}
 
-    def _create(self, part: _WantedObject) -> Step:
+    def _create(self, wanted: _WantedObject) -> Step:
         try:
-            part.existing = self._core.create(part.collection, part.members)
+            wanted.existing = self._core.create(wanted.collection, wanted.members)
         except FulcrumUnavailable:  # the response was lost, or another administrator created it: then it exists now
-            part.existing = self._find(part)
-            if part.existing is None:
+            wanted.existing = self._find(wanted)
+            if wanted.existing is None:
                 raise
-        return Step(kind=part.kind, name=part.name, status=Status.MADE, id=part.id)
+        return Step(kind=wanted.kind, name=wanted.name, status=Status.MADE, id=wanted.id)
 
     def _token_step(self, new: Status) -> Step:
-        return Step(kind="agent token", name=self._wanted.agent, status=new if self.needs_token else Status.FOUND)
+        return Step(kind="agent token", name=self._request.agent, status=new if self.needs_token else Status.FOUND)
 
-    def _want(self, kind: str, collection: Collection, members: Json) -> _WantedObject:
-        part = _WantedObject(kind=kind, collection=collection, members=dict(members))
-        part.existing = self._find(part)
-        return part
+    def _wanted_object(self, kind: str, collection: Collection, members: Json) -> _WantedObject:
+        wanted = _WantedObject(kind=kind, collection=collection, members=dict(members))
+        wanted.existing = self._find(wanted)
+        return wanted
 
-    def _want_provider(self) -> _WantedObject:
+    def _wanted_provider(self) -> _WantedObject:
         """Find the participant by its id or name. Raises BootstrapRefused if there is none and none may be created."""
-        id_or_name = self._wanted.provider
-        part = _WantedObject(
+        id_or_name = self._request.provider
+        wanted = _WantedObject(
             kind="provider", collection=Collection.PARTICIPANTS, members={"name": id_or_name, "status": "Enabled"}
         )
         if not UUID_TEXT.fullmatch(id_or_name):
-            part.existing = self._find(part)
-        elif found := [item for item in self._core.objects(part.collection) if item.id == id_or_name.lower()]:
-            part.existing = found[0]
-            part.members["name"] = found[0].name
-        may_create = self._wanted.may_create_provider and not UUID_TEXT.fullmatch(id_or_name)
-        if part.existing is None and not may_create:
+            wanted.existing = self._find(wanted)
+        elif found := [item for item in self._core.objects(wanted.collection) if item.id == id_or_name.lower()]:
+            wanted.existing = found[0]
+            wanted.members["name"] = found[0].name
+        may_create = self._request.may_create_provider and not UUID_TEXT.fullmatch(id_or_name)
+        if wanted.existing is None and not may_create:
             raise BootstrapRefused(
                 f"FulcrumCore has no participant {id_or_name}: name an existing one, or use --create-provider"
             )
-        return part
+        return wanted
 
-    def _find(self, part: _WantedObject) -> CoreObject | None:
+    def _find(self, wanted: _WantedObject) -> CoreObject | None:
         """Find the object by its name; an agent only among those of the provider: other providers may use its name."""
-        listed = self._core.objects(part.collection)
-        if part.collection is Collection.AGENTS:
+        listed = self._core.objects(wanted.collection)
+        if wanted.collection is Collection.AGENTS:
             listed = [item for item in listed if item.members.get("providerId") == self._provider.id]
-        return _named(part.name, part.kind, listed)
+        return _find_by_name(wanted.name, wanted.kind, listed)
 
     def _valid_tokens(self, agent_id: str) -> int:
         tokens = self._core.tokens_of_agent(agent_id)
@@ -194,7 +195,7 @@ class Bootstrap:
         return datetime.fromtimestamp(int(time.time() + self._core.clock_offset_s), UTC)
 
 
-def _named(name: str, kind: str, listed: list[CoreObject]) -> CoreObject | None:
+def _find_by_name(name: str, kind: str, listed: list[CoreObject]) -> CoreObject | None:
     """Return the object of that name, None if there is none. Raises BootstrapRefused if there are several."""
     found = [item for item in listed if item.name == name]
     if len(found) > 1:
@@ -203,12 +204,12 @@ def _named(name: str, kind: str, listed: list[CoreObject]) -> CoreObject | None:
     return found[0] if found else None
 
 
-def _compared(part: _WantedObject) -> Step:
-    existing = part.existing
+def _comparison(wanted: _WantedObject) -> Step:
+    existing = wanted.existing
     assert existing is not None  # noqa: S101  the caller has checked it
-    others = differences({name: value for name, value in part.members.items() if name != "name"}, existing.members)
-    status = Status.DIFFERS if others else Status.FOUND
-    return Step(kind=part.kind, name=part.name, status=status, id=part.id, differences=others)
+    paths = differences({name: value for name, value in wanted.members.items() if name != "name"}, existing.members)
+    status = Status.DIFFERS if paths else Status.FOUND
+    return Step(kind=wanted.kind, name=wanted.name, status=status, id=wanted.id, differences=paths)
 
 
 def differences(wanted: Any, existing: Any, path: str = "") -> list[str]:
@@ -220,12 +221,18 @@ def differences(wanted: Any, existing: Any, path: str = "") -> list[str]:
     if isinstance(wanted, Mapping) and isinstance(existing, Mapping):
         names = {**wanted, **existing} if path else wanted
         inner = [(f"{path}.{name}".lstrip("."), wanted.get(name), existing.get(name)) for name in names]
-        return [other for inner_path, ours, theirs in inner for other in differences(ours, theirs, inner_path)]
+        return [
+            difference for inner_path, ours, theirs in inner for difference in differences(ours, theirs, inner_path)
+        ]
     if path in ("tags", "serviceTypeIds") and isinstance(existing, list):
         return [f"{path} lacks {item}" for item in wanted if item not in existing]
     if isinstance(wanted, list) and isinstance(existing, list) and len(wanted) == len(existing):
         pairs = enumerate(zip(wanted, existing, strict=True))
-        return [other for index, (ours, theirs) in pairs for other in differences(ours, theirs, f"{path}[{index}]")]
+        return [
+            difference
+            for index, (ours, theirs) in pairs
+            for difference in differences(ours, theirs, f"{path}[{index}]")
+        ]
     return [] if wanted == existing or (_is_empty(wanted) and _is_empty(existing)) else [path]
 
 

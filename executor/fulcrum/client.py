@@ -25,7 +25,7 @@ from executor.fulcrum.types import (
     MetricType,
     PendingJobs,
     ServiceType,
-    kind_of,
+    error_type,
 )
 
 PAGE_SIZE = 100  #: FulcrumCore's maximum
@@ -70,28 +70,28 @@ class FulcrumClient:
 
     def put_status(self, status: str) -> CoreAgent:
         """Set this agent's status: the heartbeat. FulcrumCore accepts any change, so never overwrite `Disabled`."""
-        answer = self._http.request_json("PUT", "/agents/me/status", body={"status": status})
-        return parse_response(CoreAgent, "PUT /agents/me/status", answer)
+        data = self._http.request_json("PUT", "/agents/me/status", body={"status": status})
+        return parse_response(CoreAgent, "PUT /agents/me/status", data)
 
     # Jobs
 
     def pending_jobs(self, limit: int = 100) -> PendingJobs:
         """Return pending jobs, at most one per service group, in no defined order."""
-        answer = self._http.request_json("GET", "/jobs/pending", query={"limit": limit})
-        if not isinstance(answer, list):
+        data = self._http.request_json("GET", "/jobs/pending", query={"limit": limit})
+        if not isinstance(data, list):
             raise FulcrumUnavailable("GET /jobs/pending: the response is not a list")
         found: dict[str, CoreJob] = {}
         unusable = []
-        for position, item in enumerate(answer):
+        for position, item in enumerate(data):
             try:
                 job = CoreJob.read(item)
                 found.setdefault(job.id, job)
             except ValueError as exc:
-                unusable.append(f"item {position}: {kind_of(exc)}")
+                unusable.append(f"item {position}: {error_type(exc)}")
         return PendingJobs(list(found.values()), unusable)
 
     def knows_job(self, fulcrum_id: str) -> bool:
-        """Return whether FulcrumCore still lets this agent read the job; to be asked after a 403 about the job.
+        """Return whether FulcrumCore still lets this agent read the job; used after a 403 about the job.
 
         FulcrumCore answers 403 for a job that is deleted or another agent's, and also while its database is down. False
         means the first: FulcrumCore accepts the token and refuses the job. Raises as `get_self`.
@@ -145,7 +145,7 @@ class FulcrumClient:
     def fail_job(self, fulcrum_id: str, error_message: str) -> None:
         """Report failure. The message starts with an error code, which lifecycles match by regular expression.
 
-        FulcrumCore accepts this only while the job is Processing, so claim a job first, even one that is refused.
+        FulcrumCore accepts this only while the job is Processing, so claim a job first, even one to be failed at once.
         """
         self._http.request_without_content(
             "POST", f"/jobs/{_id(fulcrum_id)}/fail", body={"errorMessage": error_message}
@@ -159,7 +159,7 @@ class FulcrumClient:
         return parse_response(CoreService, f"GET {path}", self._http.request_json("GET", path))
 
     def services(self, agent_id: str) -> Iterator[CoreService]:
-        """Yield the agent's services, deleted ones included. FulcrumCore's list has the whole provider's."""
+        """Yield the agent's services, deleted ones included. FulcrumCore lists those of the whole provider."""
         wanted = _id(agent_id)
         pages = self._list_all(CoreService, "/services", {"sort": "name"})
         return (service for service in pages if service.agent_id == wanted)
@@ -177,10 +177,10 @@ class FulcrumClient:
         ident = reference.removeprefix(VAULT_PREFIX)
         if ident == reference or not UUID_TEXT.fullmatch(ident):
             raise FulcrumNotFound("GET /vault/secrets: not a vault reference")
-        answer = self._http.request_json("GET", f"/vault/secrets/{ident}")
-        if not isinstance(answer, dict) or "value" not in answer:
+        data = self._http.request_json("GET", f"/vault/secrets/{ident}")
+        if not isinstance(data, dict) or "value" not in data:
             raise FulcrumUnavailable("GET /vault/secrets: the response has no value")
-        return answer["value"]
+        return data["value"]
 
     # Metrics
 
@@ -227,7 +227,7 @@ def parse_response(kind: type[Model], call: str, raw: Any) -> Model:
     try:
         return kind.read(raw)
     except ValueError as exc:
-        raise FulcrumUnavailable(f"{call}: the response is not a valid object ({kind_of(exc)})") from exc
+        raise FulcrumUnavailable(f"{call}: the response is not a valid object ({error_type(exc)})") from exc
 
 
 def _parse_page(kind: type[Model], path: str, page: Any) -> tuple[list[Model], int]:

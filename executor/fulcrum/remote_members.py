@@ -43,21 +43,21 @@ class MemberReader:
             raise SettingsError(f"FulcrumCore's configuration cannot be read: {', '.join(agent.defects)}")
         if not agent.configuration:
             log.warning("remote_configuration_empty", agent_id=agent.id)
-        found: dict[str, Any] = {}
+        values: dict[str, Any] = {}
         problems: list[str] = []
         for member in MEMBERS:
-            given = _member_of(agent.configuration, member.name)
+            given = _look_up(agent.configuration, member.name)
             if given in (None, "", [], {}):
                 continue
             try:
-                found[member.attribute] = member.read(self, given)
+                values[member.attribute] = member.read(self, given)
             except _InvalidMember as problem:
                 problems.append(
                     f"{member.name} {FROM_FULCRUMCORE} (it stands for {member.attribute.upper()}) {problem}"
                 )
         if problems:
             raise SettingsError("\n".join(problems))
-        return found
+        return values
 
     def text(self, given: Any) -> str:
         """Return a text."""
@@ -69,7 +69,7 @@ class MemberReader:
             raise _InvalidMember("must be a number, not true or false")
         return _of_type(given, int | float, "a number")
 
-    def switch(self, given: Any) -> bool:
+    def boolean(self, given: Any) -> bool:
         """Return true or false."""
         return bool(_of_type(given, bool, "true or false"))
 
@@ -129,7 +129,7 @@ _TYPE_NAMES = {
 }
 
 
-def _member_of(configuration: Mapping[str, Any], name: str) -> Any:
+def _look_up(configuration: Mapping[str, Any], name: str) -> Any:
     """Return the member `name` or `outer.inner`; None if it is missing, or if `outer` is not an object."""
     value: Any = configuration
     for part in name.split("."):
@@ -162,7 +162,7 @@ MEMBERS = (
     Member("apiUser", "proxmox_user", MemberReader.text),
     Member("apiTokenId", "proxmox_token_id", MemberReader.text),
     Member("apiTokenSecret", "proxmox_token_secret", MemberReader.secret),
-    Member("verifyTls", "proxmox_validate_certs", MemberReader.switch),
+    Member("verifyTls", "proxmox_validate_certs", MemberReader.boolean),
     Member("caBundle", "proxmox_ca_bundle", MemberReader.certificates),
     Member("nodes", "proxmox_nodes", MemberReader.names),
     Member("storage", "proxmox_storage", MemberReader.text),

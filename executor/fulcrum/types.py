@@ -15,9 +15,25 @@ from typing import Annotated, Any, ClassVar, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, ValidationInfo, field_validator
 from pydantic.alias_generators import to_camel
 
-from executor.fulcrum.untrusted_json import storable
+from executor.fulcrum.untrusted_json import check_storable
 
 UUID_TEXT = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+
+
+#: The status of a service that FulcrumCore has deleted, in this project's service types.
+SERVICE_DELETED = "Deleted"
+#: How a reference to a secret in FulcrumCore's vault begins.
+VAULT_PREFIX = "vault://"
+#: The names of every metric type that the agent can report; usages are shares between 0 and 1, rates bytes per second.
+METRIC_TYPES = (
+    "vm.cpu.usage",
+    "vm.memory.usage",
+    "vm.disk.usage",
+    "vm.network.in",
+    "vm.network.out",
+    "vm.disk.read",
+    "vm.disk.write",
+)
 
 
 def _uuid_text(value: str) -> str:
@@ -42,7 +58,7 @@ class CoreModel(BaseModel):
 
     @property
     def defects(self) -> tuple[str, ...]:
-        """The invalid or missing members, each with the type of error, never with its value."""
+        """The invalid or missing members, each with the type of error and without its value."""
         return self._defects
 
     @classmethod
@@ -51,14 +67,15 @@ class CoreModel(BaseModel):
 
         Raises ValueError if the id is missing or not a UUID.
         """
-        found: list[str] = []
-        model = cls.model_validate(raw, context=found)
-        named = {text.partition(":")[0] for text in found}
-        found.extend(text for text in model._missing() if text.partition(":")[0] not in named)
-        model._defects = tuple(found)
+        defects: list[str] = []
+        model = cls.model_validate(raw, context=defects)
+        named = {text.partition(":")[0] for text in defects}
+        defects.extend(text for text in model._missing() if text.partition(":")[0] not in named)
+        model._defects = tuple(defects)
         return model
 
     def _missing(self) -> list[str]:
+        """Return the defects that only the whole object shows; for subclasses."""
         return []
 
     @field_validator("*", mode="wrap")
@@ -71,10 +88,10 @@ class CoreModel(BaseModel):
         if value is None:
             return default
         try:
-            return _to_utc(storable(handler(value)))
+            return _to_utc(check_storable(handler(value)))
         except (ValueError, OverflowError) as exc:
             if isinstance(info.context, list):
-                info.context.append(f"{cls.prefix}{to_camel(name)}: {kind_of(exc)}")
+                info.context.append(f"{cls.prefix}{to_camel(name)}: {error_type(exc)}")
             return default
 
 
@@ -84,16 +101,10 @@ def _to_utc(value: Any) -> Any:
     return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
-def kind_of(exc: Exception) -> str:
+def error_type(exc: Exception) -> str:
     """Return the type of a validation error without the value: pydantic's own message quotes it."""
     errors = getattr(exc, "errors", None)
     return str(errors(include_input=False)[0]["type"]) if errors else str(exc)
-
-
-#: The status of a service that FulcrumCore has deleted, in this project's service types.
-SERVICE_DELETED = "Deleted"
-#: How a reference to a secret in FulcrumCore's vault begins.
-VAULT_PREFIX = "vault://"
 
 
 class CoreService(CoreModel):
@@ -206,18 +217,6 @@ def _secret_paths_in(definition: Any, path: tuple[str, ...]) -> Iterator[tuple[s
     yield from _secret_paths_in(definition.get("items"), (*path, "*"))
 
 
-#: The names of every metric type that the agent can report; usages are shares between 0 and 1, rates bytes per second.
-METRIC_TYPES = (
-    "vm.cpu.usage",
-    "vm.memory.usage",
-    "vm.disk.usage",
-    "vm.network.in",
-    "vm.network.out",
-    "vm.disk.read",
-    "vm.disk.write",
-)
-
-
 class MetricType(CoreModel):
     """A metric type that exists in FulcrumCore, which refuses entries of any other."""
 
@@ -229,7 +228,7 @@ class MetricType(CoreModel):
 
 @dataclass
 class PendingJobs:
-    """The result of one poll."""
+    """The jobs that one poll returned."""
 
     jobs: list[CoreJob] = field(default_factory=list)
     unusable: list[str] = field(default_factory=list)  #: items without a usable id, described without their content

@@ -1,4 +1,4 @@
-"""Reads JSON from FulcrumCore with limits: depth, size of numbers, and characters that cannot be stored."""
+"""Parses JSON that we do not trust: limits for depth and numbers, and values that cannot be stored."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ _JSON_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*+"|[\[{\]}]', re.DOTALL)
 
 
 def parse_json(content: bytes) -> Any:
-    """Parse JSON. A part nested too deeply, or a number too large, becomes a value that `storable` refuses.
+    """Parse JSON. A part nested too deeply, or a number too large, becomes a value that `check_storable` rejects.
 
     The other parts stay readable: one invalid job must not hide the others. Raises ValueError.
     """
     text = content.decode("utf-8-sig")
     # Checked before parsing: at Python's recursion limit, cleaning up after the RecursionError fails too.
     is_deep = text.count("[") + text.count("{") > MAX_JSON_DEPTH
-    return _parse(_flattened(text) if is_deep else text)
+    return _parse(_with_limited_depth(text) if is_deep else text)
 
 
 def _parse(text: str) -> Any:
     return json.loads(text, parse_int=lambda digits: int(digits) if len(digits) < 400 else math.inf)
 
 
-def _flattened(text: str) -> str:
+def _with_limited_depth(text: str) -> str:
     """Return the text with each part that is nested too deeply replaced by NaN."""
     kept: list[str] = []
     depth, copied = 0, 0
@@ -46,7 +46,7 @@ def _flattened(text: str) -> str:
     return "".join(kept) + text[copied:]
 
 
-def storable(value: Any) -> Any:
+def check_storable(value: Any) -> Any:
     """Return the value. Raises ValueError if the database, JSON or Ansible could not hold it."""
     level, depth = [value], 0
     while level:
@@ -54,12 +54,12 @@ def storable(value: Any) -> Any:
             raise ValueError(f"nested deeper than {MAX_JSON_DEPTH} levels")
         for item in level:
             _check_scalar(item)
-        level = [inner for item in level for inner in _inside(item)]
+        level = [inner for item in level for inner in _children(item)]
         depth += 1
     return value
 
 
-def _inside(item: Any) -> list[Any]:
+def _children(item: Any) -> list[Any]:
     if isinstance(item, dict):
         return [*item.keys(), *item.values()]
     return item if isinstance(item, list) else []

@@ -24,15 +24,15 @@ MAX_VAULT_ATTEMPTS = 3
 #: secret in memory, so a secret of a megabyte would exhaust it.
 MAX_SECRET_CHARS = 16_384
 
-Path = tuple[str, ...]
+PropertyPath = tuple[str, ...]  #: keys into nested properties; `*` stands for every item of an array
 
 
 @dataclass(frozen=True, kw_only=True)
 class JobFacts:
-    """The facts of a job that decide how its secrets are read."""
+    """The facts of a job that its secrets depend on."""
 
     action: str
-    service: dict[str, Any] | None = field(repr=False)  #: as FulcrumCore delivered it with the job
+    service: dict[str, Any] | None = field(repr=False)  #: as FulcrumCore sent it with the job
     params: dict[str, Any] | None = field(repr=False)
     attempt: int = 1
 
@@ -42,7 +42,7 @@ class SecretResolver:
 
     def __init__(self, fulcrum: FulcrumClient) -> None:
         self._fulcrum = fulcrum
-        self._types: dict[str, tuple[float, frozenset[Path]]] = {}
+        self._types: dict[str, tuple[float, frozenset[PropertyPath]]] = {}
         self._lock = threading.Lock()
 
     def resolve(self, job: JobFacts, properties: dict[str, Any]) -> dict[str, Any]:
@@ -51,7 +51,7 @@ class SecretResolver:
         A reference that the vault no longer has fails only the first create, which needs the value; otherwise the
         property is left out, so that the VM keeps what it has. Raises JobError SECRET_MISSING, FulcrumUnavailable.
         """
-        if not _mentions_reference(properties):
+        if not _has_reference(properties):
             return properties
         resolved: dict[str, Any] = _copy(properties)
         for path in self._secret_paths(job):
@@ -61,7 +61,7 @@ class SecretResolver:
 
     def secret_values(self, job: JobFacts, properties: dict[str, Any]) -> tuple[str, ...]:
         """Return the secret texts in resolved properties, also inside objects: no artifact may show them."""
-        if not properties or not _mentions_reference(_delivered(job)):
+        if not properties or not _has_reference(_original_properties(job)):
             return ()
         locations = (location for path in self._secret_paths(job) for location in _locations(properties, path))
         return tuple(dict.fromkeys(text for container, key in locations for text in _texts(container[key])))
@@ -93,14 +93,14 @@ class SecretResolver:
         before = (job.service or {}).get("properties")
         return job.action == "update" and reference in _strings(before)
 
-    def _secret_paths(self, job: JobFacts) -> frozenset[Path]:
+    def _secret_paths(self, job: JobFacts) -> frozenset[PropertyPath]:
         type_id = (job.service or {}).get("serviceTypeId")
         if not isinstance(type_id, str):
             raise JobError(ErrorCode.SECRET_MISSING, "the job names no service type: no secret can be read")
         with self._lock:
-            known = self._types.get(type_id)
-        if known is not None and time.monotonic() - known[0] < SERVICE_TYPE_CACHE_S:
-            return known[1]
+            cached = self._types.get(type_id)
+        if cached is not None and time.monotonic() - cached[0] < SERVICE_TYPE_CACHE_S:
+            return cached[1]
         try:
             paths = frozenset(self._fulcrum.get_service_type(type_id).secret_paths())
         except FulcrumNotFound:
@@ -110,11 +110,11 @@ class SecretResolver:
         return paths
 
 
-def _delivered(job: JobFacts) -> Any:
+def _original_properties(job: JobFacts) -> Any:
     return job.params or (job.service or {}).get("properties") or {}
 
 
-def _mentions_reference(value: Any) -> bool:
+def _has_reference(value: Any) -> bool:
     return any(text.startswith(VAULT_PREFIX) for text in _strings(value))
 
 
@@ -146,7 +146,7 @@ def _copy(value: Any) -> Any:
     return [_copy(item) for item in value] if isinstance(value, list) else value
 
 
-def _locations(value: Any, path: Path) -> Iterator[tuple[Any, Any]]:
+def _locations(value: Any, path: PropertyPath) -> Iterator[tuple[Any, Any]]:
     """Yield the container and key of each value at `path`; `*` stands for every item of an array."""
     if not path:
         return

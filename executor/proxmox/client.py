@@ -1,7 +1,7 @@
-"""Read-only questions to Proxmox: VM identity, free VMIDs, metrics, preflight checks.
+"""Reads from Proxmox: VM identity, free VMIDs, metrics, preflight checks.
 
-Nothing is ever changed here: every change goes through a playbook. A list proves no absence, because a token without
-VM.Audit gets an empty one with HTTP 200; to prove it, ask `permissions` and the VM's own configuration.
+It never changes anything: every change is made by a playbook. A list does not prove that a VM is absent, because a
+token without VM.Audit gets an empty list with HTTP 200; `may_see_all_vms` and the VM's own configuration do.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ class ProxmoxReader:
         return "VM.Audit" in self.permissions("/vms")
 
     def find_by_marker(self, rows: Iterable[VmRow], service_id: str, *, name_suffix: str) -> VmRow | None:
-        """Return the VM in `vms()` whose description has the service's marker, None if there is none.
+        """Return the VM among `rows` whose description has the service's marker, None if there is none.
 
         Only VMs whose name ends with `name_suffix`, the first digits of the service's id, have their configuration
         read. Raises JobError VM_IDENTITY_MISMATCH for more than one VM with the marker: an operator must decide.
@@ -139,7 +139,7 @@ class ProxmoxReader:
         return found[0] if found else None
 
     def find_partial_clone(self, rows: Iterable[VmRow], name: str, vmids: range) -> VmRow | None:
-        """Return the partial clone in `vms()`: the only VM of that name with one of these VMIDs, and without a marker.
+        """Return the partial clone among `rows`: the only VM of that name with one of these VMIDs, if it has no marker.
 
         A clone has its name from the beginning, and its template's description, without a marker, until it is
         configured. A container is created with its marker, so it is never returned.

@@ -40,7 +40,7 @@ class Reservations:
             mapping = mappings.current(session, service_id(job))
         if is_local(job):  # it deletes a VM whose grace period has ended, and nothing else
             if mapping is None or mapping.state != MappingState.PENDING_DELETION:
-                raise JobError(ErrorCode.CANCELLED, "the deletion was called back")
+                raise JobError(ErrorCode.CANCELLED, "the scheduled deletion was cancelled")
             return mapping
         if mapping := mapping or self._find_unmapped(job):
             return mapping

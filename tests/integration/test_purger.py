@@ -1,4 +1,4 @@
-"""Which VMs pending deletion become a job of our own: the simulator's word is needed before anything is destroyed."""
+"""Which VMs pending deletion get a local delete job: only those whose service has ended in the simulator."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from executor.errors import FulcrumUnavailable
 from executor.fulcrum.client import FulcrumClient
 from executor.model import ReportState
 
-LONG_PAST, FAR_AHEAD = 1_000_000_000, 4_000_000_000
+PAST, FUTURE = 1_000_000_000, 4_000_000_000
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def purger(world: World, engine: Engine) -> VmPurger:
     return VmPurger(engine=engine, fulcrum=client, state=state, cluster="c", job_timeout_s=300)
 
 
-def pending_deletion(engine: Engine, service_id: str, delete_at: int = LONG_PAST, vmid: int = 100_000) -> None:
+def pending_deletion(engine: Engine, service_id: str, delete_at: int = PAST, vmid: int = 100_000) -> None:
     with transaction(engine) as session:
         mapping = mappings.reserve(session, service_id=service_id, cluster="c", vmid=vmid, name="web")
         assert mapping is not None
@@ -71,9 +71,7 @@ def ended(world: World) -> str:
     return str(service["id"])
 
 
-def test_a_vm_whose_service_has_ended_becomes_one_job_that_fulcrum_never_hears_of(
-    world: World, engine: Engine, purger: VmPurger
-) -> None:
+def test_a_vm_whose_service_has_ended_gets_one_local_delete_job(world: World, engine: Engine, purger: VmPurger) -> None:
     service_id = ended(world)
     pending_deletion(engine, service_id)
     purger.turn()
@@ -83,13 +81,13 @@ def test_a_vm_whose_service_has_ended_becomes_one_job_that_fulcrum_never_hears_o
     assert purger.state.work_wanted.is_set()
 
 
-def test_a_vm_whose_time_is_not_over_is_left_alone(world: World, engine: Engine, purger: VmPurger) -> None:
-    pending_deletion(engine, ended(world), FAR_AHEAD)
+def test_a_vm_within_its_grace_period_is_kept(world: World, engine: Engine, purger: VmPurger) -> None:
+    pending_deletion(engine, ended(world), FUTURE)
     purger.turn()
     assert jobs(engine) == []
 
 
-def test_a_service_that_lives_keeps_its_vm(world: World, engine: Engine, purger: VmPurger) -> None:
+def test_a_service_that_has_not_ended_keeps_its_vm(world: World, engine: Engine, purger: VmPurger) -> None:
     pending_deletion(engine, world.created()["id"])
     purger.turn()
     assert jobs(engine) == []
@@ -101,8 +99,8 @@ def test_a_service_that_fulcrum_does_not_know_has_ended(engine: Engine, purger: 
     assert len(jobs(engine)) == 1
 
 
-def test_one_403_of_an_outage_proves_nothing(world: World, engine: Engine, purger: VmPurger) -> None:
-    """FulcrumCore says 403 as well while its database is away."""
+def test_a_single_403_is_no_proof_that_the_service_has_ended(world: World, engine: Engine, purger: VmPurger) -> None:
+    """FulcrumCore answers 403 also while its database is down."""
     service = world.created()
     pending_deletion(engine, service["id"])
     world.sim.fault("status", method="GET", path=f".*/services/{service['id']}$", times=1, status=403)
@@ -111,9 +109,7 @@ def test_one_403_of_an_outage_proves_nothing(world: World, engine: Engine, purge
 
 
 @pytest.mark.parametrize("status", [403, 500, 502])
-def test_nothing_is_destroyed_while_fulcrum_is_away(
-    world: World, engine: Engine, purger: VmPurger, status: int
-) -> None:
+def test_nothing_is_deleted_while_fulcrum_is_down(world: World, engine: Engine, purger: VmPurger, status: int) -> None:
     pending_deletion(engine, ended(world))
     world.sim.fault("status", method="GET", path=".*", times=100, status=status)
     with pytest.raises(FulcrumUnavailable):
@@ -123,7 +119,7 @@ def test_nothing_is_destroyed_while_fulcrum_is_away(
 
 
 @pytest.mark.parametrize("status", [400, 404])
-def test_an_answer_that_is_not_fulcrums_proves_nothing(
+def test_an_unexpected_status_is_no_proof_that_the_service_has_ended(
     world: World, engine: Engine, purger: VmPurger, status: int
 ) -> None:
     pending_deletion(engine, ended(world))
@@ -132,7 +128,7 @@ def test_an_answer_that_is_not_fulcrums_proves_nothing(
     assert jobs(engine) == []
 
 
-def test_a_terminal_state_of_any_name_is_an_end(world: World, engine: Engine, purger: VmPurger) -> None:
+def test_every_terminal_state_of_the_service_type_is_an_end(world: World, engine: Engine, purger: VmPurger) -> None:
     service = world.order_with({"properties": {"a": {"type": "string"}}}, {"a": "x"}).json()
     world.agent.complete(world.claimed(service), agentInstanceId="x/100000")
     pending_deletion(engine, service["id"])
@@ -145,7 +141,7 @@ def test_a_terminal_state_of_any_name_is_an_end(world: World, engine: Engine, pu
     assert len(jobs(engine)) == 1
 
 
-def test_a_job_of_our_own_is_never_due_to_be_reported(world: World, engine: Engine, purger: VmPurger) -> None:
+def test_a_local_job_is_never_reported(world: World, engine: Engine, purger: VmPurger) -> None:
     pending_deletion(engine, ended(world))
     purger.turn()
     (job,) = jobs(engine)
@@ -153,11 +149,11 @@ def test_a_job_of_our_own_is_never_due_to_be_reported(world: World, engine: Engi
         job_queue.request_cancel(session, job.id)
     (job,) = jobs(engine)
     assert (job.status, job.report_state) == ("failed", ReportState.LOCAL)
-    purger.turn()  # a cancelled one is tried again: `smith mappings recall` is what keeps a VM
+    purger.turn()  # a cancelled job is repeated: only `smith mappings recall` keeps the VM
     assert [each.status for each in jobs(engine)] == ["failed", "pending"]
 
 
-def test_nothing_is_done_before_the_agent_knows_who_it_is(engine: Engine, purger: VmPurger) -> None:
+def test_nothing_is_done_before_the_agent_id_is_known(engine: Engine, purger: VmPurger) -> None:
     purger.state.agent_id = ""
     pending_deletion(engine, "99999999-0000-4000-8000-000000000000")
     purger.turn()

@@ -1,4 +1,4 @@
-"""The outbox against the simulator: what becomes of each answer, and any order of everything."""
+"""The reporter against the simulator: every kind of response, and random sequences of events."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ from executor.model import JobResult, JobStatus
 Json = dict[str, Any]
 VMIDS = itertools.count(100_000)
 FAILED = JobResult(succeeded=False, code=ErrorCode.CAPACITY, detail="the storage is full (run create-1)")
-#: Refused by the service type: its schema knows macAddress as a text.
-ODD_MAC = {"mac_address": 7}
+#: Refused by the service type, whose schema defines macAddress as a string.
+INVALID_MAC = {"mac_address": 7}
 
 
 def made(**more: Any) -> JobResult:
@@ -41,7 +41,7 @@ def made(**more: Any) -> JobResult:
 
 
 class Outbox:
-    """A database with ended jobs, and the reporter that has to tell them."""
+    """A database with ended jobs, and the reporter that sends their results."""
 
     def __init__(self, world: World, engine: Engine) -> None:
         self.world = world
@@ -50,7 +50,7 @@ class Outbox:
         self.restart()
 
     def restart(self) -> None:
-        """Begin anew, as after a crash: what is in the rows is all that is known."""
+        """Make a new reporter, as after a crash: only the rows are kept."""
         client = FulcrumClient(self.world.sim.url, lambda: self.world.ids.agent_token, read_timeout_s=5)
         self.reporter = Reporter(engine=self.engine, fulcrum=client, state=self.state)
 
@@ -61,33 +61,33 @@ class Outbox:
         return self.world.claimed(service) if claimed else self.world.job_of(service)
 
     def ended(self, job: Json, result: JobResult) -> int:
-        """Write down how the job ended here; return our number."""
+        """Store the job's end; return our id."""
         with transaction(self.engine) as session:
             submitted = new_job(fulcrum_id=job["id"], service_id=job["serviceId"], action=job["action"])
             job_queue.submit(session, submitted)
-            mine = job_queue.claim(session, "me", lease_s=30)
-            assert mine is not None
-            job_queue.finish(session, job_queue.lease_of(mine), result)
-        return mine.id
+            row = job_queue.claim(session, "me", lease_s=30)
+            assert row is not None
+            job_queue.finish(session, job_queue.lease_of(row), result)
+        return row.id
 
     def row(self, job_id: int) -> Job:
         with reading(self.engine) as session:
             return session.get_one(Job, job_id)
 
     def turn(self, times: int = 1) -> float:
-        """Let the reporter take turns, whatever pause it would make between them."""
-        pause_s = 0.0
+        """Let the reporter take turns without a backoff between them."""
+        wait_s = 0.0
         for _ in range(times):
             with transaction(self.engine) as session:
                 session.execute(update(Job).values(report_after=None))
-            pause_s = self.reporter.turn()
-        return pause_s
+            wait_s = self.reporter.turn()
+        return wait_s
 
     def at_core(self, job: Json) -> Json:
         return dict(self.world.admin.call("GET", f"/jobs/{job['id']}"))
 
-    def told(self, job: Json) -> list[tuple[str, int | None]]:
-        """Return every report of a job that FulcrumCore saw, and its answer."""
+    def reports(self, job: Json) -> list[tuple[str, int | None]]:
+        """Return every report of a job that FulcrumCore received, with its response."""
         calls = self.world.sim.history(method="POST")
         return [
             (call["path"].rsplit("/", 1)[1], call["status"])
@@ -116,10 +116,10 @@ def outbox(sim: RunningSimulator, template: Path, tmp_path: Path) -> Iterator[Ou
     engine.dispose()
 
 
-# --- what is told -------------------------------------------------------------------------------------------------
+# --- content of reports ---------------------------------------------------------------------------------------------
 
 
-def test_a_success_is_told_with_instance_data_and_properties(outbox: Outbox) -> None:
+def test_a_success_is_reported_with_instance_data_and_properties(outbox: Outbox) -> None:
     job = outbox.ordered()
     result = made(ip_addresses=["192.0.2.7"], snapshot="smith-1")
     job_id = outbox.ended(job, result)
@@ -129,8 +129,8 @@ def test_a_success_is_told_with_instance_data_and_properties(outbox: Outbox) -> 
     assert service["agentInstanceId"] == f"{outbox.world.ids.agent_id}/{vmid}"
     made_as = {"vmid": vmid, "node": "pve1", "name": "web-1", "mac_address": "BC:24:11:00:00:01"}
     assert service["agentInstanceData"] == made_as | {"ip_addresses": ["192.0.2.7"], "snapshot": "smith-1"}
-    told = {"vmid": vmid, "node": "pve1", "macAddress": "BC:24:11:00:00:01", "ipAddresses": ["192.0.2.7"]}
-    assert (told | {"lastSnapshot": "smith-1"}).items() <= service["properties"].items()
+    reported = {"vmid": vmid, "node": "pve1", "macAddress": "BC:24:11:00:00:01", "ipAddresses": ["192.0.2.7"]}
+    assert (reported | {"lastSnapshot": "smith-1"}).items() <= service["properties"].items()
     row = outbox.row(job_id)
     assert (row.report_state, row.report_note, row.report_after) == ("reported", None, None)
     assert row.reported_at is not None
@@ -150,33 +150,33 @@ def test_a_success_is_told_with_instance_data_and_properties(outbox: Outbox) -> 
         ("start", {"vmid": 101}, {"agent_instance_id", "agent_instance_data", "properties"}),
     ],
 )
-def test_what_a_completion_says_depends_on_action_and_vm(action: str, vm: Json, members: set[str]) -> None:
-    """An update's properties become the job's params at FulcrumCore: ours would be lost. A VM that is gone has none."""
-    said = completion(Job(action=action, result=vm), "agent")
-    assert set(said) == members
-    assert said.get("agent_instance_data", {}) == {name: vm[name] for name in vm if name != "status"} or not members
+def test_the_members_of_a_completion_depend_on_action_and_vm(action: str, vm: Json, members: set[str]) -> None:
+    """After an update FulcrumCore sets the properties to the job's params; a deleted VM has none."""
+    sent = completion(Job(action=action, result=vm), "agent")
+    assert set(sent) == members
+    assert sent.get("agent_instance_data", {}) == {name: vm[name] for name in vm if name != "status"} or not members
 
 
-def test_a_vm_that_is_kept_a_while_after_its_deletion_is_told_without_its_instance_id() -> None:
+def test_a_vm_in_its_grace_period_is_reported_without_an_instance_id() -> None:
     vm = {"vmid": 101, "node": "pve1", "name": "web", "delete_at": 1_800_000_000, "status": "stopped", "cores": 2}
     kept = {"vmid": 101, "node": "pve1", "name": "web", "delete_at": 1_800_000_000}
     assert completion(Job(action="delete", result=vm), "agent") == {"agent_instance_data": kept}
     assert completion(Job(action="delete", result={"vmid": 101, "status": "absent"}), "agent") == {}
 
 
-def test_a_failure_is_told_in_our_words(outbox: Outbox) -> None:
+def test_a_failure_is_reported_with_our_error_message(outbox: Outbox) -> None:
     job = outbox.ordered()
     outbox.ended(job, FAILED)
     outbox.turn()
     assert outbox.at_core(job)["errorMessage"] == "CAPACITY: the storage is full (run create-1)"
 
 
-def test_nothing_due_is_looked_at_again_before_long(outbox: Outbox) -> None:
+def test_without_due_reports_the_next_turn_follows_soon(outbox: Outbox) -> None:
     assert outbox.turn() == IDLE_WAIT_S
     assert not outbox.state.poll_wanted.is_set()
 
 
-def test_many_reports_are_told_in_one_turn_over_connections_that_stay(outbox: Outbox) -> None:
+def test_many_reports_are_sent_in_one_turn(outbox: Outbox) -> None:
     jobs = [outbox.ordered() for _ in range(3 * SENDERS)]
     for job in jobs:
         outbox.ended(job, made())
@@ -184,22 +184,22 @@ def test_many_reports_are_told_in_one_turn_over_connections_that_stay(outbox: Ou
     assert {outbox.at_core(job)["status"] for job in jobs} == {"Completed"}
 
 
-# --- a refusal is not believed before FulcrumCore was asked ---------------------------------------------------------
+# --- refusals: GET /jobs/{id} decides -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("result", [made(), FAILED], ids=["success", "failure"])
-def test_a_report_that_had_been_heard_is_settled_by_a_look(outbox: Outbox, result: JobResult) -> None:
+def test_a_report_whose_response_was_lost_is_settled_by_get_job(outbox: Outbox, result: JobResult) -> None:
     job = outbox.ordered()
     outbox.world.sim.fault("drop_after", method="POST", path=r"/(complete|fail)$", times=1)
     job_id = outbox.ended(job, result)
     outbox.turn(2)
-    assert [status for _what, status in outbox.told(job)] == [None, 400]
+    assert [status for _what, status in outbox.reports(job)] == [None, 400]
     row = outbox.row(job_id)
     assert (row.report_state, row.report_note) == ("reported", "an earlier report had been accepted")
 
 
 @pytest.mark.parametrize("result", [made(), FAILED], ids=["success", "failure"])
-def test_a_job_that_fulcrumcore_gave_up_keeps_our_outcome_as_orphaned(outbox: Outbox, result: JobResult) -> None:
+def test_a_job_that_fulcrumcore_timed_out_keeps_our_outcome_as_overtaken(outbox: Outbox, result: JobResult) -> None:
     job = outbox.ordered()
     outbox.world.sim.expire_job(job["id"])
     job_id = outbox.ended(job, result)
@@ -210,16 +210,16 @@ def test_a_job_that_fulcrumcore_gave_up_keeps_our_outcome_as_orphaned(outbox: Ou
     assert row.status == ("completed" if result.succeeded else "failed")
 
 
-def test_a_failure_of_a_job_that_somebody_completed_is_orphaned(outbox: Outbox) -> None:
+def test_a_failure_of_a_job_that_is_completed_at_core_is_overtaken(outbox: Outbox) -> None:
     job = outbox.ordered()
     assert outbox.world.agent.complete(job).status_code == 204
     job_id = outbox.ended(job, FAILED)
     outbox.turn()
     assert outbox.row(job_id).report_state == "overtaken"
-    assert outbox.told(job) == [("complete", 204), ("fail", 400)]
+    assert outbox.reports(job) == [("complete", 204), ("fail", 400)]
 
 
-def test_a_job_that_was_never_claimed_is_claimed_and_told(outbox: Outbox) -> None:
+def test_a_job_that_was_never_claimed_is_claimed_and_reported(outbox: Outbox) -> None:
     job = outbox.ordered(claimed=False)
     job_id = outbox.ended(job, FAILED)
     outbox.turn()
@@ -229,7 +229,7 @@ def test_a_job_that_was_never_claimed_is_claimed_and_told(outbox: Outbox) -> Non
 
 def test_properties_that_the_service_type_refuses_are_left_out(outbox: Outbox) -> None:
     job = outbox.ordered()
-    job_id = outbox.ended(job, made(**ODD_MAC))
+    job_id = outbox.ended(job, made(**INVALID_MAC))
     outbox.turn()
     assert outbox.at_core(job)["status"] == "Completed"
     row = outbox.row(job_id)
@@ -238,19 +238,19 @@ def test_properties_that_the_service_type_refuses_are_left_out(outbox: Outbox) -
     assert "macAddress" not in outbox.world.admin.get_service(job["serviceId"])["properties"]
 
 
-def test_a_completion_that_is_refused_altogether_becomes_a_failure(outbox: Outbox) -> None:
+def test_a_completion_that_is_refused_without_properties_too_becomes_a_failure(outbox: Outbox) -> None:
     job = outbox.ordered()
     outbox.world.sim.fault("status", status=400, method="POST", path="/complete$")
     job_id = outbox.ended(job, made())
     outbox.turn()
-    assert outbox.told(job) == [("complete", 400), ("complete", 400), ("fail", 204)]
+    assert outbox.reports(job) == [("complete", 400), ("complete", 400), ("fail", 204)]
     row = outbox.row(job_id)
     assert (row.status, row.error_code, row.report_state) == ("failed", "INVALID_REQUEST", "reported")
     assert outbox.at_core(job)["errorMessage"] == row.error_message
     assert str(row.error_message).startswith("INVALID_REQUEST: FulcrumCore refuses the result: ")
 
 
-def test_a_completion_and_the_failure_in_its_place_both_refused_leave_it_orphaned(outbox: Outbox) -> None:
+def test_a_job_whose_completion_and_failure_are_refused_is_overtaken(outbox: Outbox) -> None:
     job = outbox.ordered()
     outbox.world.sim.fault("status", status=400, method="POST", path=r"/(complete|fail)$")
     job_id = outbox.ended(job, made())
@@ -259,7 +259,7 @@ def test_a_completion_and_the_failure_in_its_place_both_refused_leave_it_orphane
     assert (row.status, row.report_state) == ("completed", "overtaken")
 
 
-def test_a_failure_that_is_refused_while_the_job_is_ours_is_tried_again(outbox: Outbox) -> None:
+def test_a_failure_that_is_refused_while_the_job_is_processing_is_retried(outbox: Outbox) -> None:
     job = outbox.ordered()
     outbox.world.sim.fault("status", status=400, method="POST", path="/fail$", times=1)
     job_id = outbox.ended(job, FAILED)
@@ -270,7 +270,7 @@ def test_a_failure_that_is_refused_while_the_job_is_ours_is_tried_again(outbox: 
     assert outbox.row(job_id).report_state == "reported"
 
 
-def test_a_claim_that_is_refused_between_two_questions_is_tried_again(outbox: Outbox) -> None:
+def test_a_claim_that_is_refused_is_retried(outbox: Outbox) -> None:
     job = outbox.ordered(claimed=False)
     outbox.world.sim.fault("status", status=400, method="POST", path="/claim$", times=1)
     job_id = outbox.ended(job, made())
@@ -283,25 +283,25 @@ def test_a_claim_that_is_refused_between_two_questions_is_tried_again(outbox: Ou
     assert outbox.row(job_id).report_state == "reported"
 
 
-def test_each_report_is_logged_with_its_job_and_one_that_was_not_taken_is_an_error(outbox: Outbox) -> None:
-    job, given_up = outbox.ordered(), outbox.ordered()
-    assert outbox.world.agent.complete(given_up).status_code == 204
+def test_each_report_is_logged_and_an_overtaken_one_is_an_error(outbox: Outbox) -> None:
+    job, overtaken = outbox.ordered(), outbox.ordered()
+    assert outbox.world.agent.complete(overtaken).status_code == 204
     outbox.ended(job, made())
-    outbox.ended(given_up, FAILED)
+    outbox.ended(overtaken, FAILED)
     with structlog.testing.capture_logs(processors=[structlog.contextvars.merge_contextvars]) as logs:
         outbox.turn()
-    told = {entry["job_id"]: entry for entry in logs if entry["event"] == "job_reported"}
-    assert told[job["id"]] == {
+    logged = {entry["job_id"]: entry for entry in logs if entry["event"] == "job_reported"}
+    assert logged[job["id"]] == {
         **{"event": "job_reported", "log_level": "info", "report_state": "reported", "note": None},
         **{"status": "completed", "action": "create", "job_id": job["id"], "service_id": job["serviceId"]},
     }
-    entry = told[given_up["id"]]
+    entry = logged[overtaken["id"]]
     assert (entry["log_level"], entry["report_state"], entry["status"]) == ("error", "overtaken", "failed")
     assert entry["note"] == "FulcrumCore has the job as Completed; the outcome here is kept"
 
 
-def test_an_instance_that_another_service_holds_is_told_as_a_failure_after_some_patience(outbox: Outbox) -> None:
-    """FulcrumCore answers 500 for ever: instance ids are unique over its whole database."""
+def test_an_instance_id_of_another_service_becomes_a_failure_after_several_attempts(outbox: Outbox) -> None:
+    """FulcrumCore always answers 500: instance ids are unique in its whole database."""
     result = made()
     outbox.world.created(f"{outbox.world.ids.agent_id}/{result.vm['vmid']}")
     job = outbox.ordered()
@@ -315,28 +315,28 @@ def test_an_instance_that_another_service_holds_is_told_as_a_failure_after_some_
     assert "FulcrumCore cannot store the result" in str(row.report_note)
 
 
-# --- FulcrumCore is away ------------------------------------------------------------------------------------------
+# --- FulcrumCore is down ------------------------------------------------------------------------------------------
 
 
-def test_an_outage_postpones_and_the_pause_grows_to_a_minute(outbox: Outbox) -> None:
+def test_in_an_outage_the_backoff_grows_to_a_minute(outbox: Outbox) -> None:
     job = outbox.ordered()
     job_id = outbox.ended(job, made())
     outbox.world.sim.fault("status", status=503)
-    pauses = []
+    waits = []
     for _ in range(9):
         before = utc_now()
-        loop_pause_s = outbox.turn()
+        loop_wait_s = outbox.turn()
         row = outbox.row(job_id)
         assert row.report_state == "due"
         assert row.report_after is not None
-        pauses.append(((row.report_after - before).total_seconds(), loop_pause_s))
+        waits.append(((row.report_after - before).total_seconds(), loop_wait_s))
     assert outbox.row(job_id).report_attempts == 9
     assert not outbox.state.fulcrum.is_up
     assert "503" in outbox.state.fulcrum.reason
-    for attempt, (row_pause_s, loop_pause_s) in enumerate(pauses):
-        longest_s = min(2.0**attempt, 60.0)
-        assert longest_s * 0.5 - 0.1 <= row_pause_s <= longest_s + 1
-        assert min(2.0 ** (attempt + 1), 60.0) * 0.5 <= loop_pause_s <= min(2.0 ** (attempt + 1), 60.0)
+    for attempt, (row_backoff_s, loop_wait_s) in enumerate(waits):
+        max_s = min(2.0**attempt, 60.0)
+        assert max_s * 0.5 - 0.1 <= row_backoff_s <= max_s + 1
+        assert min(2.0 ** (attempt + 1), 60.0) * 0.5 <= loop_wait_s <= min(2.0 ** (attempt + 1), 60.0)
     assert not outbox.state.poll_wanted.is_set()
     outbox.world.sim.clear_faults()
     assert outbox.turn() == 0.0
@@ -344,7 +344,7 @@ def test_an_outage_postpones_and_the_pause_grows_to_a_minute(outbox: Outbox) -> 
     assert outbox.row(job_id).report_state == "reported"
 
 
-def test_the_pause_that_fulcrumcore_asks_for_is_kept(outbox: Outbox) -> None:
+def test_retry_after_is_respected(outbox: Outbox) -> None:
     job_id = outbox.ended(outbox.ordered(), made())
     outbox.world.sim.fault("status", status=429, path="/complete$", times=1, headers={"Retry-After": "40"})
     before = utc_now()
@@ -354,7 +354,7 @@ def test_the_pause_that_fulcrumcore_asks_for_is_kept(outbox: Outbox) -> None:
     assert (after - before).total_seconds() >= 40
 
 
-def test_when_it_answers_again_all_that_waits_is_due_at_once(outbox: Outbox) -> None:
+def test_after_an_outage_all_reports_are_due_at_once(outbox: Outbox) -> None:
     first, *others = [outbox.ended(outbox.ordered(), made()) for _ in range(4)]
     outbox.state.fulcrum.note_down("away")
     with transaction(outbox.engine) as session:
@@ -366,7 +366,7 @@ def test_when_it_answers_again_all_that_waits_is_due_at_once(outbox: Outbox) -> 
     assert {outbox.row(job_id).report_state for job_id in others} == {"reported"}
 
 
-def test_a_job_that_fulcrumcore_does_not_know_any_more_is_abandoned(outbox: Outbox) -> None:
+def test_a_job_that_fulcrumcore_has_deleted_is_abandoned(outbox: Outbox) -> None:
     job = outbox.ordered()
     job_id = outbox.ended(job, made())
     outbox.world.sim.delete_job(job["id"])
@@ -378,7 +378,7 @@ def test_a_job_that_fulcrumcore_does_not_know_any_more_is_abandoned(outbox: Outb
     )
 
 
-def test_a_token_that_is_refused_for_everything_abandons_nothing(outbox: Outbox) -> None:
+def test_a_token_that_every_request_refuses_abandons_no_job(outbox: Outbox) -> None:
     job_id = outbox.ended(outbox.ordered(), made())
     outbox.world.sim.fault("status", status=403, path="^/api/")
     outbox.turn()
@@ -386,8 +386,8 @@ def test_a_token_that_is_refused_for_everything_abandons_nothing(outbox: Outbox)
     assert not outbox.state.fulcrum.is_up
 
 
-def test_a_403_that_is_over_when_the_job_is_looked_at_is_no_verdict(outbox: Outbox) -> None:
-    """FulcrumCore says 403 for a job that is gone, and also while its database is away."""
+def test_a_single_403_abandons_no_job(outbox: Outbox) -> None:
+    """FulcrumCore answers 403 for a deleted job, and also while its database is down."""
     job = outbox.ordered()
     job_id = outbox.ended(job, made())
     outbox.world.sim.fault("status", status=403, method="POST", path="/complete$", times=1)
@@ -399,7 +399,7 @@ def test_a_403_that_is_over_when_the_job_is_looked_at_is_no_verdict(outbox: Outb
     assert outbox.at_core(job)["status"] == "Completed"
 
 
-def test_a_flush_before_leaving_sends_what_is_due_and_says_if_something_is_left(outbox: Outbox) -> None:
+def test_flush_sends_due_reports_and_returns_whether_all_were_sent(outbox: Outbox) -> None:
     job_id = outbox.ended(outbox.ordered(), made())
     assert outbox.reporter.flush(10)
     assert outbox.row(job_id).report_state == "reported"
@@ -408,11 +408,11 @@ def test_a_flush_before_leaving_sends_what_is_due_and_says_if_something_is_left(
     assert not outbox.reporter.flush(1)
 
 
-# --- any order ------------------------------------------------------------------------------------------------------
+# --- random order ---------------------------------------------------------------------------------------------------
 
 
 class Reports(RuleBasedStateMachine):
-    """Jobs end, FulcrumCore loses answers, times out and errs, and the reporter is started anew at any time."""
+    """Jobs end, FulcrumCore loses responses, times jobs out and fails, and the reporter is restarted at any time."""
 
     sim: RunningSimulator
     folder: Path
@@ -427,22 +427,22 @@ class Reports(RuleBasedStateMachine):
         shutil.copyfile(self.template, file)
         self.world = World(self.sim)
         self.outbox = Outbox(self.world, open_engine(f"sqlite:///{file}"))
-        self.gone: set[str] = set()
-        self.mine: dict[str, int] = {}
+        self.timed_out: set[str] = set()
+        self.ended_jobs: dict[str, int] = {}
 
     @rule(target=jobs)
     def order(self) -> Json:
         return self.outbox.ordered()
 
-    @rule(job=consumes(jobs), result=st.sampled_from(["made", "failed", "odd"]))
+    @rule(job=consumes(jobs), result=st.sampled_from(["made", "failed", "invalid"]))
     def end(self, job: Json, result: str) -> None:
-        results = {"made": made(), "failed": FAILED, "odd": made(**ODD_MAC)}
-        self.mine[job["id"]] = self.outbox.ended(job, results[result])
+        results = {"made": made(), "failed": FAILED, "invalid": made(**INVALID_MAC)}
+        self.ended_jobs[job["id"]] = self.outbox.ended(job, results[result])
 
     @rule(job=jobs)
     def time_out(self, job: Json) -> None:
-        if job["id"] not in self.gone:
-            self.gone.add(job["id"])
+        if job["id"] not in self.timed_out:
+            self.timed_out.add(job["id"])
             self.sim.expire_job(job["id"])
 
     @rule(
@@ -466,9 +466,9 @@ class Reports(RuleBasedStateMachine):
         self.outbox.restart()
 
     @invariant()
-    def nobody_was_told_two_outcomes(self) -> None:
-        for job_id in getattr(self, "mine", {}):
-            accepted = {what for what, status in self.outbox.told({"id": job_id}) if status == 204}
+    def no_job_has_two_accepted_outcomes(self) -> None:
+        for job_id in getattr(self, "ended_jobs", {}):
+            accepted = {what for what, status in self.outbox.reports({"id": job_id}) if status == 204}
             assert len(accepted) <= 1
 
     def teardown(self) -> None:
@@ -476,7 +476,7 @@ class Reports(RuleBasedStateMachine):
             return
         self.sim.clear_faults()
         self.outbox.turn(MAX_COMPLETIONS + 2)
-        for job_id, number in self.mine.items():
+        for job_id, number in self.ended_jobs.items():
             row, core = self.outbox.row(number), self.outbox.at_core({"id": job_id})
             assert row.report_state in ("reported", "overtaken")  # FulcrumCore has every one of these jobs
             if row.report_state == "reported":
@@ -494,7 +494,7 @@ def _for_the_machine(sim: RunningSimulator, template: Path, tmp_path_factory: py
 
 
 class TestReports(Reports.TestCase):  # type: ignore[name-defined,misc]
-    """Hypothesis's own test, with as much of it as a few seconds allow."""
+    """Hypothesis's test, limited to a few seconds."""
 
     settings = settings(
         max_examples=12,

@@ -33,7 +33,7 @@ Row = dict[str, Any]
 
 
 class Cluster(ThreadingHTTPServer):
-    """Proxmox's list of VMs, as long as a test says what is in it."""
+    """A Proxmox server whose list of VMs the test sets."""
 
     daemon_threads = True
 
@@ -50,14 +50,14 @@ class _Answers(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.server.calls.append(self.path)
         body = json.dumps({"data": self.server.rows}).encode()
-        self.send_response(self.server.status, "OK" if self.server.status == 200 else "no such luck")
+        self.send_response(self.server.status, "OK" if self.server.status == 200 else "error")
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
 
     def log_message(self, *_: Any) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +123,7 @@ def metrics(
 
 @pytest.fixture
 def posted(metrics: VmMetrics, core: tuple[RunningSimulator, AdminClient, Bootstrapped]) -> Callable[[], list[Row]]:
-    """Return what reports a round and tells the bodies that FulcrumCore got in it."""
+    """Return a function that reports once and returns the bodies that FulcrumCore received."""
     simulator = core[0]
 
     def report() -> list[Row]:
@@ -176,12 +176,12 @@ def values(entries: list[Row]) -> dict[str, float]:
 # --- what is measured ---------------------------------------------------------------------------------------------
 
 
-def test_the_first_sight_of_a_vm_has_shares_and_no_rates(pve: Cluster, posted: Callable[[], list[Row]]) -> None:
+def test_the_first_sample_of_a_vm_has_shares_and_no_rates(pve: Cluster, posted: Callable[[], list[Row]]) -> None:
     pve.rows = [vm()]
     assert values(posted()) == {"vm.cpu.usage": 0.25, "vm.memory.usage": 0.25}
 
 
-def test_an_entry_names_the_instance_and_a_resource_that_stays_the_same(
+def test_an_entry_names_the_instance_and_a_constant_resource(
     pve: Cluster, metrics: VmMetrics, posted: Callable[[], list[Row]]
 ) -> None:
     pve.rows = [vm(disk=5000)]
@@ -200,7 +200,7 @@ def test_an_entry_names_the_instance_and_a_resource_that_stays_the_same(
     assert {entry["typeName"] for entry in entries} == set(METRIC_TYPES)
 
 
-def test_the_second_sight_makes_rates_of_the_counters(
+def test_rates_are_computed_from_the_second_sample_on(
     pve: Cluster, metrics: VmMetrics, posted: Callable[[], list[Row]]
 ) -> None:
     """Of the time between the two looks, which is moved here instead of waited for."""
@@ -214,9 +214,7 @@ def test_the_second_sight_makes_rates_of_the_counters(
     assert rates == pytest.approx(expected, rel=0.01)
 
 
-def test_a_vm_that_was_restarted_has_no_rates_until_the_next_look(
-    pve: Cluster, posted: Callable[[], list[Row]]
-) -> None:
+def test_a_restarted_vm_has_no_rates_until_the_next_sample(pve: Cluster, posted: Callable[[], list[Row]]) -> None:
     """Its counters began again at zero, so what is between them is no traffic, however it compares."""
     pve.rows = [vm(uptime=5000)]
     posted()
@@ -226,7 +224,7 @@ def test_a_vm_that_was_restarted_has_no_rates_until_the_next_look(
     assert set(values(posted())) >= RATES
 
 
-def test_a_counter_that_went_back_makes_no_rate(pve: Cluster, posted: Callable[[], list[Row]]) -> None:
+def test_a_counter_that_decreased_gives_no_rate(pve: Cluster, posted: Callable[[], list[Row]]) -> None:
     """A NIC was replaced, or the VM moved: the others still count."""
     pve.rows = [vm()]
     posted()
@@ -234,7 +232,9 @@ def test_a_counter_that_went_back_makes_no_rate(pve: Cluster, posted: Callable[[
     assert RATES & set(values(posted())) == RATES - {"vm.network.in"}
 
 
-def test_a_vm_that_was_away_for_a_round_begins_again(pve: Cluster, posted: Callable[[], list[Row]]) -> None:
+def test_a_vm_that_was_missing_for_a_turn_starts_again_without_rates(
+    pve: Cluster, posted: Callable[[], list[Row]]
+) -> None:
     pve.rows = [vm()]
     posted()
     pve.rows = []
@@ -243,7 +243,7 @@ def test_a_vm_that_was_away_for_a_round_begins_again(pve: Cluster, posted: Calla
     assert not RATES & set(values(posted()))
 
 
-def test_only_mapped_vms_are_reported_and_templates_are_none(
+def test_only_mapped_vms_are_reported_and_no_templates(
     pve: Cluster, sqlite_engine: Engine, posted: Callable[[], list[Row]]
 ) -> None:
     map_vm(sqlite_engine, 102)
@@ -265,7 +265,7 @@ def test_only_mapped_vms_are_reported_and_templates_are_none(
     ],
     ids=str,
 )
-def test_a_number_that_proxmox_does_not_tell_is_no_entry_or_nothing(
+def test_a_missing_value_gives_no_entry_or_0(
     pve: Cluster, posted: Callable[[], list[Row]], odd: Row, expected: dict[str, float]
 ) -> None:
     pve.rows = [vm(**odd)]
@@ -275,7 +275,7 @@ def test_a_number_that_proxmox_does_not_tell_is_no_entry_or_nothing(
 # --- what is asked and sent ---------------------------------------------------------------------------------------
 
 
-def test_all_vms_cost_one_question_to_proxmox(
+def test_all_vms_need_one_request_to_proxmox(
     pve: Cluster, sqlite_engine: Engine, posted: Callable[[], list[Row]]
 ) -> None:
     for vmid in range(200, 220):
@@ -285,7 +285,7 @@ def test_all_vms_cost_one_question_to_proxmox(
     assert len(pve.calls) == 1
 
 
-def test_nothing_is_asked_when_nothing_is_mapped_or_nobody_knows_us(
+def test_no_request_is_sent_without_mappings_or_agent_id(
     pve: Cluster, metrics: VmMetrics, sqlite_engine: Engine, posted: Callable[[], list[Row]]
 ) -> None:
     pve.rows = [vm()]
@@ -297,7 +297,7 @@ def test_nothing_is_asked_when_nothing_is_mapped_or_nobody_knows_us(
     assert (posted(), pve.calls) == ([], [])
 
 
-def test_a_type_that_fulcrumcore_lacks_is_not_sent_and_said_once(
+def test_a_metric_type_missing_in_fulcrumcore_is_not_sent_and_logged_once(
     pve: Cluster,
     posted: Callable[[], list[Row]],
     core: tuple[RunningSimulator, AdminClient, Bootstrapped],
@@ -315,7 +315,7 @@ def test_a_type_that_fulcrumcore_lacks_is_not_sent_and_said_once(
     assert "vm.cpu.usage" in values(posted())
 
 
-def test_entries_of_a_service_that_fulcrumcore_does_not_know_yet_are_no_failure(
+def test_entries_of_a_service_unknown_to_fulcrumcore_are_no_failure(
     pve: Cluster, posted: Callable[[], list[Row]], core: tuple[RunningSimulator, AdminClient, Bootstrapped]
 ) -> None:
     pve.rows = [vm()]
@@ -323,7 +323,7 @@ def test_entries_of_a_service_that_fulcrumcore_does_not_know_yet_are_no_failure(
     assert {call["status"] for call in core[0].history(method="POST", path="/metric-entries")} == {404}
 
 
-def test_a_silent_fulcrumcore_is_told_to_the_scheduler(
+def test_an_unavailable_fulcrumcore_raises(
     pve: Cluster, metrics: VmMetrics, core: tuple[RunningSimulator, AdminClient, Bootstrapped]
 ) -> None:
     pve.rows = [vm()]
@@ -332,7 +332,7 @@ def test_a_silent_fulcrumcore_is_told_to_the_scheduler(
         metrics.report()
 
 
-def test_a_proxmox_that_fails_is_a_job_error_and_the_counters_are_kept(
+def test_a_proxmox_error_is_a_job_error_and_the_counters_are_kept(
     pve: Cluster, metrics: VmMetrics, posted: Callable[[], list[Row]]
 ) -> None:
     pve.rows = [vm()]
@@ -346,32 +346,32 @@ def test_a_proxmox_that_fails_is_a_job_error_and_the_counters_are_kept(
     assert set(values(posted())) >= RATES
 
 
-def test_what_does_not_fit_into_a_turn_comes_first_in_the_next_and_is_said_once(
+def test_samples_that_do_not_fit_are_sent_first_in_the_next_turn(
     pve: Cluster,
     metrics: VmMetrics,
     posted: Callable[[], list[Row]],
     sqlite_engine: Engine,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """FulcrumCore stamps entries with its own time, so nothing is sent late; and no VM is left out for ever."""
+    """FulcrumCore sets the timestamps, so no sample is sent late; no VM is left out for ever; it is logged once."""
     vmids = set(range(500, 540))
     for vmid in vmids:
         map_vm(sqlite_engine, vmid)
     pve.rows = [vm(vmid) for vmid in sorted(vmids)]
-    metrics.interval_s = 0.8  # room for some twenty posts of eighty
+    metrics.interval_s = 0.8  # enough for about twenty of eighty posts
     turns: list[set[int]] = []
     for _ in range(60):
         turns.append({int(entry["agentInstanceId"].rpartition("/")[2]) for entry in posted()})
         if set().union(*turns) >= vmids:
             break
-    turns = [turn for turn in turns if turn]  # a machine that is busy elsewhere posts nothing in a short turn
+    turns = [turn for turn in turns if turn]  # a busy machine sends nothing in a short turn
     assert set().union(*turns) >= vmids, "a VM was left out in every turn"
-    assert len(turns) > 1, "all of them fitted: no test"
+    assert len(turns) > 1, "all of them fitted: nothing was tested"
     assert min(turns[1]) >= max(turns[0])
     assert said(caplog).count("metrics_need_several_turns") == 1
 
 
-def test_posts_are_spread_and_never_faster_than_a_twentieth_of_a_core_makes_them() -> None:
+def test_posts_are_spread_within_the_rate_limits() -> None:
     now = time.monotonic()
     many = _Pace(100_000, now + 60)
     pauses = [many.pause_s() for _ in range(100)]
@@ -384,7 +384,7 @@ def test_posts_are_spread_and_never_faster_than_a_twentieth_of_a_core_makes_them
     assert over.is_over()
 
 
-def test_posts_that_cost_more_come_farther_apart() -> None:
+def test_more_expensive_posts_get_larger_gaps() -> None:
     pace = _Pace(100_000, time.monotonic() + 600)
     for _ in range(10 * COST_WINDOW):
         pace.note_cost(0.01)
@@ -395,7 +395,7 @@ def test_posts_that_cost_more_come_farther_apart() -> None:
     assert [round(cheap.pause_s(), 2) for _ in range(3)] == [0.0, 0.05, 0.1]
 
 
-def test_an_agent_that_stops_sends_no_more(pve: Cluster, metrics: VmMetrics, posted: Callable[[], list[Row]]) -> None:
+def test_a_stopping_agent_sends_nothing(pve: Cluster, metrics: VmMetrics, posted: Callable[[], list[Row]]) -> None:
     pve.rows = [vm()]
     metrics.state.stopping.set()
     assert posted() == []

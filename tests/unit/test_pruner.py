@@ -1,4 +1,4 @@
-"""What is deleted, by age and by size, and what never is."""
+"""What the pruner deletes by age and by size, and what it keeps."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def make_pruner(engine: Engine, tmp_path: Path) -> MakePruner:
 
 
 def ended(engine: Engine, ident: str, *, age_s: float, state: ReportState = ReportState.REPORTED) -> int:
-    """Write a job that ended so long ago, with one run."""
+    """Store a job that ended the given time ago, with one run."""
     submit(engine)
     with transaction(engine) as session:
         job = job_queue.claim(session, "me", lease_s=30)
@@ -53,7 +53,7 @@ def ended(engine: Engine, ident: str, *, age_s: float, state: ReportState = Repo
 
 
 def artifacts(tmp_path: Path, ident: str, *, age_s: float, mib: float = 0.0) -> Path:
-    """Write a run's folder as the runner leaves it, so long ago."""
+    """Create a run's folder of the given age, as the runner leaves it."""
     folder = tmp_path / "artifacts" / ident
     folder.mkdir(parents=True)
     for name in ("events.jsonl", "stdout", "rc", "status"):
@@ -69,7 +69,7 @@ def rows(engine: Engine) -> dict[str, int]:
         return {table.__name__: session.scalar(select(func.count()).select_from(table)) or 0 for table in (Job, Run)}
 
 
-def test_an_old_job_goes_with_its_run_and_its_artifacts(
+def test_an_old_job_is_deleted_with_its_run_and_artifacts(
     engine: Engine, make_pruner: MakePruner, tmp_path: Path
 ) -> None:
     ended(engine, "old", age_s=RETENTION_S + 60)
@@ -89,13 +89,15 @@ def test_a_report_that_is_due_is_never_deleted_nor_its_artifacts(
 
 
 @pytest.mark.parametrize("state", [ReportState.OVERTAKEN, ReportState.ABANDONED])
-def test_what_was_settled_otherwise_goes_too(engine: Engine, make_pruner: MakePruner, state: ReportState) -> None:
+def test_overtaken_and_abandoned_jobs_are_deleted_too(
+    engine: Engine, make_pruner: MakePruner, state: ReportState
+) -> None:
     ended(engine, "old", age_s=RETENTION_S + 60, state=state)
     make_pruner().prune()
     assert rows(engine) == {"Job": 0, "Run": 0}
 
 
-def test_more_than_one_slice_goes_in_one_turn(
+def test_one_turn_deletes_several_slices(
     engine: Engine, make_pruner: MakePruner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pruner, "SLICE", 2)
@@ -105,32 +107,36 @@ def test_more_than_one_slice_goes_in_one_turn(
     assert rows(engine) == {"Job": 0, "Run": 0}
 
 
-def test_artifacts_whose_rows_are_gone_go_by_their_age(engine: Engine, make_pruner: MakePruner, tmp_path: Path) -> None:
+def test_artifacts_without_rows_are_deleted_by_age(engine: Engine, make_pruner: MakePruner, tmp_path: Path) -> None:
     old, young = artifacts(tmp_path, "old", age_s=RETENTION_S + 60), artifacts(tmp_path, "young", age_s=60)
     make_pruner().prune()
     assert (old.exists(), young.exists()) == (False, True)
 
 
-def test_the_oldest_artifacts_over_the_cap_go_first(engine: Engine, make_pruner: MakePruner, tmp_path: Path) -> None:
+def test_the_oldest_artifacts_over_the_size_limit_are_deleted_first(
+    engine: Engine, make_pruner: MakePruner, tmp_path: Path
+) -> None:
     ages = {"a": 3000, "b": 2400, "c": 1800, "d": 1200}
     folders = {name: artifacts(tmp_path, name, age_s=age_s, mib=0.5) for name, age_s in ages.items()}
     make_pruner(smith_artifacts_max_mib=1).prune()
     assert [name for name, folder in folders.items() if folder.exists()] == ["c", "d"]
 
 
-def test_the_cap_spares_what_may_still_be_written(engine: Engine, make_pruner: MakePruner, tmp_path: Path) -> None:
+def test_the_size_limit_spares_artifacts_of_unfinished_runs(
+    engine: Engine, make_pruner: MakePruner, tmp_path: Path
+) -> None:
     written = artifacts(tmp_path, "written", age_s=5, mib=3)
     make_pruner(smith_artifacts_max_mib=1).prune()
     assert written.exists()
 
 
-def test_no_cap_means_no_limit(engine: Engine, make_pruner: MakePruner, tmp_path: Path) -> None:
+def test_a_size_limit_of_0_means_no_limit(engine: Engine, make_pruner: MakePruner, tmp_path: Path) -> None:
     folder = artifacts(tmp_path, "large", age_s=1200, mib=3)
     make_pruner(smith_artifacts_max_mib=0).prune()
     assert folder.exists()
 
 
-def test_what_is_no_folder_of_a_run_is_left_alone(engine: Engine, make_pruner: MakePruner, tmp_path: Path) -> None:
+def test_files_and_links_are_kept(engine: Engine, make_pruner: MakePruner, tmp_path: Path) -> None:
     """A file, and a link: what it points to is not ours."""
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
@@ -151,7 +157,7 @@ def test_pruning_without_anything_to_prune_does_no_harm(engine: Engine, make_pru
     assert rows(engine) == {"Job": 0, "Run": 0}
 
 
-def test_starts_of_agents_that_are_long_gone_are_forgotten(engine: Engine, make_pruner: MakePruner) -> None:
+def test_rows_of_old_agent_starts_are_deleted(engine: Engine, make_pruner: MakePruner) -> None:
     now = utc_now()
     with transaction(engine) as session:
         for name, age_s in (("old", RETENTION_S + 60), ("living", 5)):
@@ -163,7 +169,7 @@ def test_starts_of_agents_that_are_long_gone_are_forgotten(engine: Engine, make_
         assert session.scalars(select(Node.id)).all() == ["living"]
 
 
-def test_pruning_lets_writers_in_between_two_slices(
+def test_other_writers_can_write_between_two_slices(
     sqlite_engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The poller writes while a million rows are pruned: no slice may hold the lock until the next."""

@@ -1,4 +1,4 @@
-"""The critical jobs on real threads: none delays another, none ends for good, and never two of one kind at once."""
+"""Critical jobs on real threads: none delays another, none ends after a failure, and no two turns overlap."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ MakeScheduler = Callable[..., Scheduler]
 
 
 def wait_for(is_so: Callable[[], object], what: str) -> None:
-    """Wait until something is so; fail when it never is."""
+    """Wait until the condition is true; fail after a timeout."""
     limit = time.monotonic() + WITHIN_S
     while not is_so():
         assert time.monotonic() < limit, f"{what} never happened"
         time.sleep(0.005)
 
 
-class Duty:
-    """What a critical job does: counts its turns, and does on each what it is told."""
+class FakeJob:
+    """The work of a critical job: counts its turns, and returns, calls or raises the given answers."""
 
     def __init__(self, *answers: Any) -> None:
         self._answers = list(answers)
@@ -81,23 +81,23 @@ def facts(engine: Engine, name: str) -> Any:
         return next((row for row in queries.critical_jobs(session) if row.name == name), None)
 
 
-def test_every_duty_takes_its_first_turn_at_once_and_goes_on(make_scheduler: MakeScheduler) -> None:
-    often, rarely = Duty(), Duty()
+def test_every_job_takes_its_first_turn_at_once_and_repeats(make_scheduler: MakeScheduler) -> None:
+    often, rarely = FakeJob(), FakeJob()
     make_scheduler(
         CriticalJob(name="often", interval_s=OFTEN_S, run=often),
         CriticalJob(name="rarely", interval_s=NEVER_S, run=rarely),
     )
-    wait_for(lambda: often.turns >= 3 and rarely.turns == 1, "both duties")
+    wait_for(lambda: often.turns >= 3 and rarely.turns == 1, "both jobs")
 
 
-def test_a_duty_that_hangs_delays_no_other(make_scheduler: MakeScheduler) -> None:
+def test_a_job_that_hangs_delays_no_other(make_scheduler: MakeScheduler) -> None:
     release = threading.Event()
-    stuck, other = Duty(release.wait), Duty()
+    stuck, other = FakeJob(release.wait), FakeJob()
     make_scheduler(
         CriticalJob(name="stuck", interval_s=OFTEN_S, run=stuck),
         CriticalJob(name="other", interval_s=OFTEN_S, run=other),
     )
-    wait_for(lambda: other.turns >= 5, "the other duty")
+    wait_for(lambda: other.turns >= 5, "the other job")
     assert (stuck.turns, stuck.at_once) == (0, 1)
     release.set()
 
@@ -114,65 +114,65 @@ def test_a_duty_that_hangs_delays_no_other(make_scheduler: MakeScheduler) -> Non
     ],
     ids=lambda failure: type(failure).__name__,
 )
-def test_a_turn_that_fails_is_written_down_and_the_next_one_comes(
+def test_a_failed_turn_is_stored_and_the_next_one_follows(
     make_scheduler: MakeScheduler, sqlite_engine: Engine, failure: Exception
 ) -> None:
-    duty = Duty(failure, failure)
-    scheduler = make_scheduler(CriticalJob(name="duty", interval_s=NEVER_S, run=duty))
-    wait_for(lambda: (row := facts(sqlite_engine, "duty")) and row.failures == 1, "the first failure")
-    assert facts(sqlite_engine, "duty").last_error
-    assert "\n" not in facts(sqlite_engine, "duty").last_error
-    scheduler.jobs["duty"].wake.set()
-    wait_for(lambda: facts(sqlite_engine, "duty").failures == 2, "the second failure")
-    scheduler.jobs["duty"].wake.set()
-    wait_for(lambda: facts(sqlite_engine, "duty").failures == 0, "the recovery")
-    row = facts(sqlite_engine, "duty")
+    fake = FakeJob(failure, failure)
+    scheduler = make_scheduler(CriticalJob(name="fake", interval_s=NEVER_S, run=fake))
+    wait_for(lambda: (row := facts(sqlite_engine, "fake")) and row.failures == 1, "the first failure")
+    assert facts(sqlite_engine, "fake").last_error
+    assert "\n" not in facts(sqlite_engine, "fake").last_error
+    scheduler.jobs["fake"].wake.set()
+    wait_for(lambda: facts(sqlite_engine, "fake").failures == 2, "the second failure")
+    scheduler.jobs["fake"].wake.set()
+    wait_for(lambda: facts(sqlite_engine, "fake").failures == 0, "the recovery")
+    row = facts(sqlite_engine, "fake")
     assert (row.runs, row.last_error, row.last_ok_at is not None) == (3, None, True)
 
 
-def test_a_link_is_told_that_fulcrumcore_is_silent(make_scheduler: MakeScheduler) -> None:
+def test_a_job_that_cannot_reach_fulcrumcore_sets_the_link_down(make_scheduler: MakeScheduler) -> None:
     link = Link("fulcrum")
     make_scheduler(
-        CriticalJob(name="duty", interval_s=NEVER_S, run=Duty(FulcrumUnavailable("no route")), link=link),
+        CriticalJob(name="fake", interval_s=NEVER_S, run=FakeJob(FulcrumUnavailable("no route")), link=link),
     )
     wait_for(lambda: not link.is_up, "the outage")
     assert link.reason == "no route"
 
 
-def test_waking_a_duty_takes_a_turn_at_once(make_scheduler: MakeScheduler) -> None:
-    duty = Duty()
-    scheduler = make_scheduler(CriticalJob(name="duty", interval_s=NEVER_S, run=duty))
+def test_waking_a_job_starts_a_turn_at_once(make_scheduler: MakeScheduler) -> None:
+    fake = FakeJob()
+    scheduler = make_scheduler(CriticalJob(name="fake", interval_s=NEVER_S, run=fake))
     for turn in range(1, 4):
-        wait_for(lambda turn=turn: duty.turns == turn, f"turn {turn}")
-        scheduler.jobs["duty"].wake.set()
+        wait_for(lambda turn=turn: fake.turns == turn, f"turn {turn}")
+        scheduler.jobs["fake"].wake.set()
 
 
-def test_a_call_during_a_turn_is_heard_after_it(make_scheduler: MakeScheduler) -> None:
+def test_a_wake_during_a_turn_starts_another_turn_after_it(make_scheduler: MakeScheduler) -> None:
     release = threading.Event()
-    duty = Duty(release.wait)
-    scheduler = make_scheduler(CriticalJob(name="duty", interval_s=NEVER_S, run=duty))
-    wait_for(lambda: duty.at_once == 1, "the first turn")
-    scheduler.jobs["duty"].wake.set()
+    fake = FakeJob(release.wait)
+    scheduler = make_scheduler(CriticalJob(name="fake", interval_s=NEVER_S, run=fake))
+    wait_for(lambda: fake.at_once == 1, "the first turn")
+    scheduler.jobs["fake"].wake.set()
     release.set()
-    wait_for(lambda: duty.turns == 2, "the second turn")
+    wait_for(lambda: fake.turns == 2, "the second turn")
 
 
-def test_two_of_one_kind_never_run_at_once_however_often_they_are_called(make_scheduler: MakeScheduler) -> None:
-    duty = Duty(*[lambda: time.sleep(0.002)] * 50)
-    scheduler = make_scheduler(CriticalJob(name="duty", interval_s=0.001, run=duty))
-    wake = scheduler.jobs["duty"].wake
+def test_turns_of_one_job_never_overlap(make_scheduler: MakeScheduler) -> None:
+    fake = FakeJob(*[lambda: time.sleep(0.002)] * 50)
+    scheduler = make_scheduler(CriticalJob(name="fake", interval_s=0.001, run=fake))
+    wake = scheduler.jobs["fake"].wake
     callers = [threading.Thread(target=lambda: [wake.set() for _ in range(2000)]) for _ in range(4)]
     for caller in callers:
         caller.start()
     for caller in callers:
         caller.join()
-    wait_for(lambda: duty.turns >= 10, "ten turns")
-    assert duty.most_at_once == 1
+    wait_for(lambda: fake.turns >= 10, "ten turns")
+    assert fake.most_at_once == 1
 
 
-def test_a_duty_may_say_when_its_next_turn_is(make_scheduler: MakeScheduler) -> None:
-    """Sooner than its interval, and 0 is "at once", not "as ever"."""
-    soon, at_once = Duty(OFTEN_S, OFTEN_S, OFTEN_S), Duty(0.0, 0.0, 0.0)
+def test_a_job_may_request_an_earlier_turn(make_scheduler: MakeScheduler) -> None:
+    """Sooner than its interval; 0 means at once, not "after the interval"."""
+    soon, at_once = FakeJob(OFTEN_S, OFTEN_S, OFTEN_S), FakeJob(0.0, 0.0, 0.0)
     make_scheduler(
         CriticalJob(name="soon", interval_s=NEVER_S, run=soon),
         CriticalJob(name="at once", interval_s=NEVER_S, run=at_once),
@@ -180,8 +180,8 @@ def test_a_duty_may_say_when_its_next_turn_is(make_scheduler: MakeScheduler) -> 
     wait_for(lambda: (soon.turns, at_once.turns) == (4, 4), "three early turns")
 
 
-def test_a_duty_may_ask_for_a_longer_pause(make_scheduler: MakeScheduler) -> None:
-    patient, other = Duty(NEVER_S), Duty()
+def test_a_job_may_request_a_later_turn(make_scheduler: MakeScheduler) -> None:
+    patient, other = FakeJob(NEVER_S), FakeJob()
     make_scheduler(
         CriticalJob(name="patient", interval_s=0.001, run=patient),
         CriticalJob(name="other", interval_s=0.001, run=other),
@@ -191,21 +191,21 @@ def test_a_duty_may_ask_for_a_longer_pause(make_scheduler: MakeScheduler) -> Non
 
 
 @pytest.mark.usefixtures("zone")
-def test_setting_the_clock_back_does_not_stop_the_duties(
+def test_setting_the_clock_back_does_not_stop_the_jobs(
     make_scheduler: MakeScheduler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every autumn local time is set back by an hour, and `schedule` looks at local time."""
-    duty = Duty(0.3)
-    make_scheduler(CriticalJob(name="duty", interval_s=NEVER_S, run=duty))
-    wait_for(lambda: duty.turns == 1, "the first turn")
+    """Every autumn local time is set back by an hour, and `schedule` reads local time."""
+    fake = FakeJob(0.3)
+    make_scheduler(CriticalJob(name="fake", interval_s=NEVER_S, run=fake))
+    wait_for(lambda: fake.turns == 1, "the first turn")
     monkeypatch.setenv("TZ", "<-12>12")
     time.tzset()
-    wait_for(lambda: duty.turns == 2, "the turn after the clock was set back")
+    wait_for(lambda: fake.turns == 2, "the turn after the clock was set back")
 
 
 @pytest.fixture
 def zone() -> Iterator[None]:
-    """Begin far in the east; put the zone back that was."""
+    """Set a time zone far in the east; restore the previous one."""
     before = os.environ.get("TZ")
     os.environ["TZ"] = "<+12>-12"
     time.tzset()
@@ -219,95 +219,95 @@ def zone() -> Iterator[None]:
 # --- overdue and repair -------------------------------------------------------------------------------------------
 
 
-def test_a_duty_that_moves_is_not_overdue(make_scheduler: MakeScheduler) -> None:
-    duty = Duty()
-    scheduler = make_scheduler(CriticalJob(name="duty", interval_s=OFTEN_S, run=duty))
-    wait_for(lambda: duty.turns >= 3, "three turns")
+def test_a_job_that_takes_its_turns_is_not_overdue(make_scheduler: MakeScheduler) -> None:
+    fake = FakeJob()
+    scheduler = make_scheduler(CriticalJob(name="fake", interval_s=OFTEN_S, run=fake))
+    wait_for(lambda: fake.turns >= 3, "three turns")
     assert scheduler.overdue() == []
 
 
-def test_a_wedged_duty_is_found_and_gets_a_new_thread(make_scheduler: MakeScheduler) -> None:
+def test_a_stuck_job_is_overdue_and_gets_a_new_thread(make_scheduler: MakeScheduler) -> None:
     release = threading.Event()
-    duty, other = Duty(release.wait), Duty()
+    fake, other = FakeJob(release.wait), FakeJob()
     scheduler = make_scheduler(
-        CriticalJob(name="wedged", interval_s=0.001, run=duty),
+        CriticalJob(name="stuck", interval_s=0.001, run=fake),
         CriticalJob(name="other", interval_s=0.001, run=other),
     )
-    wait_for(lambda: "wedged" in scheduler.overdue(patience=1, slack_s=0.2), "the finding")
-    old = scheduler._threads["wedged"]
-    scheduler.repair("wedged")
-    wait_for(lambda: duty.turns >= 2, "turns of the new thread")
+    wait_for(lambda: "stuck" in scheduler.overdue(patience=1, slack_s=0.2), "the finding")
+    old = scheduler._threads["stuck"]
+    scheduler.repair("stuck")
+    wait_for(lambda: fake.turns >= 2, "turns of the new thread")
     release.set()
     wait_for(lambda: not old.is_alive(), "the end of the old thread")
-    turns = duty.turns
-    wait_for(lambda: duty.turns > turns, "another turn of the new thread")
-    assert scheduler._threads["wedged"].is_alive()
+    turns = fake.turns
+    wait_for(lambda: fake.turns > turns, "another turn of the new thread")
+    assert scheduler._threads["stuck"].is_alive()
 
 
-def test_a_duty_whose_thread_has_died_is_found(sqlite_engine: Engine) -> None:
-    duty = Duty()
-    scheduler = Scheduler(sqlite_engine, [CriticalJob(name="duty", interval_s=NEVER_S, run=duty)])
-    assert scheduler.overdue() == ["duty"]
+def test_a_job_whose_thread_has_died_is_overdue(sqlite_engine: Engine) -> None:
+    fake = FakeJob()
+    scheduler = Scheduler(sqlite_engine, [CriticalJob(name="fake", interval_s=NEVER_S, run=fake)])
+    assert scheduler.overdue() == ["fake"]
     scheduler.start()
     assert scheduler.overdue() == []
     scheduler.stop(within_s=WITHIN_S)
-    assert scheduler.overdue() == ["duty"]
+    assert scheduler.overdue() == ["fake"]
 
 
-def test_stopping_ends_every_thread_also_those_that_wait_long(sqlite_engine: Engine) -> None:
-    duties = [Duty() for _ in range(3)]
-    jobs = [CriticalJob(name=f"duty-{number}", interval_s=NEVER_S, run=duty) for number, duty in enumerate(duties)]
+def test_stop_ends_every_thread_also_during_a_long_wait(sqlite_engine: Engine) -> None:
+    fakes = [FakeJob() for _ in range(3)]
+    jobs = [CriticalJob(name=f"fake-{number}", interval_s=NEVER_S, run=fake) for number, fake in enumerate(fakes)]
     scheduler = Scheduler(sqlite_engine, jobs)
     scheduler.start()
-    wait_for(lambda: all(duty.turns == 1 for duty in duties), "the first turns")
+    wait_for(lambda: all(fake.turns == 1 for fake in fakes), "the first turns")
     scheduler.stop(within_s=WITHIN_S)
     assert not any(thread.is_alive() for thread in scheduler._threads.values())
-    assert [duty.turns for duty in duties] == [1, 1, 1]
+    assert [fake.turns for fake in fakes] == [1, 1, 1]
 
 
 # --- the database -------------------------------------------------------------------------------------------------
 
 
-def test_one_node_of_a_cluster_does_a_duty_that_is_for_all(make_scheduler: MakeScheduler, engine: Engine) -> None:
-    shared, own = [Duty(), Duty()], [Duty(), Duty()]
+def test_a_shared_job_runs_on_one_node_only(make_scheduler: MakeScheduler, engine: Engine) -> None:
+    shared, own = [FakeJob(), FakeJob()], [FakeJob(), FakeJob()]
     for number in range(2):
         make_scheduler(
             CriticalJob(name="shared", interval_s=NEVER_S, run=shared[number], for_each_node=False),
             CriticalJob(name="own", interval_s=NEVER_S, run=own[number]),
             engine=engine,
         )
-    wait_for(lambda: [duty.turns for duty in own] == [1, 1], "each node's own turn")
+    wait_for(lambda: [fake.turns for fake in own] == [1, 1], "each node's own turn")
     wait_for(lambda: (row := facts(engine, "shared")) and row.runs == 1, "the shared turn")
-    assert sum(duty.turns for duty in shared) == 1
+    assert sum(fake.turns for fake in shared) == 1
 
 
-def test_a_database_that_cannot_be_written_stops_no_duty(sqlite_engine: Engine, make_scheduler: MakeScheduler) -> None:
-    """Nor does it delay one by the 15 s that others wait for the lock: twice that, and FulcrumCore gives us up."""
-    duty = Duty()
+def test_a_locked_database_stops_no_job(sqlite_engine: Engine, make_scheduler: MakeScheduler) -> None:
+    """Nor does it delay one by the usual lock timeout of 15 s: after 30 s FulcrumCore gives the agent up."""
+    fake = FakeJob()
     with closing(sqlite3.connect(str(sqlite_engine.url.database), isolation_level=None)) as holder:
         holder.execute("BEGIN IMMEDIATE")
-        make_scheduler(CriticalJob(name="duty", interval_s=OFTEN_S, run=duty))
-        wait_for(lambda: duty.turns >= 3, "three turns")
-        assert facts(sqlite_engine, "duty") is None
+        make_scheduler(CriticalJob(name="fake", interval_s=OFTEN_S, run=fake))
+        wait_for(lambda: fake.turns >= 3, "three turns")
+        assert facts(sqlite_engine, "fake") is None
         holder.execute("ROLLBACK")
-    wait_for(lambda: facts(sqlite_engine, "duty"), "the row")
+    wait_for(lambda: facts(sqlite_engine, "fake"), "the row")
 
 
-def test_a_turn_is_written_down_before_it_begins(make_scheduler: MakeScheduler, sqlite_engine: Engine) -> None:
+def test_the_start_of_a_turn_is_stored_before_it(make_scheduler: MakeScheduler, sqlite_engine: Engine) -> None:
     seen = []
 
     def look() -> None:
-        row = facts(sqlite_engine, "duty")
+        row = facts(sqlite_engine, "fake")
         seen.append((row.last_started_at is not None, row.last_finished_at, row.runs))
 
-    make_scheduler(CriticalJob(name="duty", interval_s=NEVER_S, run=Duty(look)))
+    make_scheduler(CriticalJob(name="fake", interval_s=NEVER_S, run=FakeJob(look)))
     wait_for(lambda: seen, "the turn")
     assert seen == [(True, None, 0)]
 
 
-def test_an_interval_that_was_changed_counts_at_once(engine: Engine, make_scheduler: MakeScheduler) -> None:
+def test_a_changed_interval_takes_effect_at_once(engine: Engine, make_scheduler: MakeScheduler) -> None:
     with transaction(engine) as session:
-        periods.try_start_period(session, "duty", NEVER_S)
-    duty = Duty()
-    make_scheduler(CriticalJob(name="duty", interval_s=60.0, run=duty, for_each_node=False), engine=engine)
-    wait_for(lambda: duty.turns == 1, "the turn")
+        periods.try_start_period(session, "fake", NEVER_S)
+    fake = FakeJob()
+    make_scheduler(CriticalJob(name="fake", interval_s=60.0, run=fake, for_each_node=False), engine=engine)
+    wait_for(lambda: fake.turns == 1, "the turn")

@@ -1,4 +1,4 @@
-"""The errors, named after the reaction that each asks for, and the codes that leave this program.
+"""The exceptions, named after the reaction that each requires, the exit codes and the error codes.
 
 SmithError
 ├── SettingsError        a person must act: exit 3
@@ -9,9 +9,9 @@ SmithError
 │   ├── FulcrumUnavailable      try again later
 │   │   └── FulcrumAuthFailing  back off, keep everything, never exit
 │   └── FulcrumRefused          never try the same again
-│       └── FulcrumNotFound     the thing asked for is not there (any more)
+│       └── FulcrumNotFound     the requested object does not exist (any more)
 ├── JobError(code, detail)      fail this job with that code
-└── StaleJob                    somebody else moved the job first: skip it
+└── StaleJob                    another owner or an operator changed the job first: skip it
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ EXIT_SETTINGS = 3
 EXIT_FULCRUM = 4
 EXIT_PROXMOX = 5
 EXIT_DATABASE = 6
-#: The agent process asks its supervisor for a fresh one (a limit was reached, after a drain).
+#: The agent process asks its supervisor to start a new one: a limit was reached, and the drain is over.
 EXIT_RESTART = 10
 
 
 class ErrorCode(StrEnum):
-    """First word of every failed job's message; FulcrumCore's lifecycles match it, so it is never reworded."""
+    """First word of every failed job's message. FulcrumCore's lifecycles match it, so it is never renamed."""
 
-    VM_NOT_FOUND = "VM_NOT_FOUND"  #: the service's VM is gone, proven by a second look
+    VM_NOT_FOUND = "VM_NOT_FOUND"  #: the service's VM does not exist, confirmed by a second query
     VM_NOT_RUNNING = "VM_NOT_RUNNING"  #: the action needs a running VM
     VM_STATE = "VM_STATE"  #: the VM's state forbids the action
-    VM_IDENTITY_MISMATCH = "VM_IDENTITY_MISMATCH"  #: the VM found is not the service's: nothing was touched
+    VM_IDENTITY_MISMATCH = "VM_IDENTITY_MISMATCH"  #: the VM is not the service's: nothing was changed
     VM_PROTECTED = "VM_PROTECTED"  #: the VM, or a template, is protected against this
     VM_LOCKED = "VM_LOCKED"  #: Proxmox holds a lock on the VM or a storage
-    VM_ID_TAKEN = "VM_ID_TAKEN"  #: the VMID belongs to somebody else
+    VM_ID_TAKEN = "VM_ID_TAKEN"  #: the VMID belongs to another guest
     NOT_FOUND = "NOT_FOUND"  #: template, node, pool or snapshot does not exist
     CAPACITY = "CAPACITY"  #: no space, memory or VMID left
     STORAGE_UNAVAILABLE = "STORAGE_UNAVAILABLE"  #: the storage is offline or unknown
@@ -50,30 +50,30 @@ class ErrorCode(StrEnum):
     PVE_NO_QUORUM = "PVE_NO_QUORUM"  #: the cluster has no quorum
     PVE_TIMEOUT = "PVE_TIMEOUT"  #: Proxmox did not answer in time; the outcome is unknown
     PVE_UNREACHABLE = "PVE_UNREACHABLE"  #: no connection to Proxmox
-    PVE_CONFLICT = "PVE_CONFLICT"  #: somebody else changed the VM at the same moment
-    PVE_API_ERROR = "PVE_API_ERROR"  #: Proxmox answered with an error of its own
+    PVE_CONFLICT = "PVE_CONFLICT"  #: another client changed the VM at the same time
+    PVE_API_ERROR = "PVE_API_ERROR"  #: Proxmox answered with another error
     TASK_FAILED = "TASK_FAILED"  #: the Proxmox task ended with an error
-    TASK_TIMEOUT = "TASK_TIMEOUT"  #: the Proxmox task outlived its limit
-    SHUTDOWN_TIMEOUT = "SHUTDOWN_TIMEOUT"  #: the guest ignored the shutdown
+    TASK_TIMEOUT = "TASK_TIMEOUT"  #: the Proxmox task did not end in time
+    SHUTDOWN_TIMEOUT = "SHUTDOWN_TIMEOUT"  #: the guest did not shut down in time
     GUEST_NO_ADDRESS = "GUEST_NO_ADDRESS"  #: the guest reported no address in time
-    INVALID_REQUEST = "INVALID_REQUEST"  #: the job's properties cannot be carried out
-    SECRET_MISSING = "SECRET_MISSING"  # noqa: S105  #: a secret that the job needs is not in the vault any more
+    INVALID_REQUEST = "INVALID_REQUEST"  #: the job's properties are invalid
+    SECRET_MISSING = "SECRET_MISSING"  # noqa: S105  #: a secret of the job is not in the vault any more
     UNSUPPORTED_ACTION = "UNSUPPORTED_ACTION"  #: there is no playbook for the action
-    PLAYBOOK_FAILED = "PLAYBOOK_FAILED"  #: the playbook broke for a reason of its own
-    RESULT_INVALID = "RESULT_INVALID"  #: the playbook did not say what it made
-    DEADLINE = "DEADLINE"  #: the job cannot finish before FulcrumCore gives it up
+    PLAYBOOK_FAILED = "PLAYBOOK_FAILED"  #: the playbook failed for another reason
+    RESULT_INVALID = "RESULT_INVALID"  #: the playbook published no valid result
+    DEADLINE = "DEADLINE"  #: the job cannot end before FulcrumCore times it out
     CANCELLED = "CANCELLED"  #: an operator cancelled the job
-    AGENT_RESTARTED = "AGENT_RESTARTED"  #: the agent stopped while the job ran and could not take it up again
-    QUARANTINED = "QUARANTINED"  #: the job brought the agent down three times
+    AGENT_RESTARTED = "AGENT_RESTARTED"  #: the agent stopped while the job ran, and no attempt could follow
+    QUARANTINED = "QUARANTINED"  #: the agent crashed three times while it ran the job
     INTERNAL = "INTERNAL"  #: a defect of Agent Smith
 
 
 class SmithError(Exception):
-    """Base of everything that this program raises on purpose."""
+    """Base of all exceptions of this program."""
 
 
 class SettingsError(SmithError):
-    """A setting is missing or wrong. The text names the variable, what it is for and an example."""
+    """A setting is missing or invalid. The text names the variable, its purpose and an example."""
 
 
 class DatabaseError(SmithError):
@@ -89,9 +89,9 @@ class DatabaseRefused(DatabaseError):
 
 
 class FulcrumError(SmithError):
-    """Something between us and FulcrumCore.
+    """A request to FulcrumCore failed.
 
-    `status` is the HTTP status, None without an answer; `retry_after_s` is the pause that FulcrumCore asked for.
+    `status` is the HTTP status, None without an answer; `retry_after_s` is FulcrumCore's `Retry-After`.
     """
 
     def __init__(self, text: str, *, status: int | None = None, retry_after_s: float | None = None) -> None:
@@ -101,7 +101,7 @@ class FulcrumError(SmithError):
 
 
 class FulcrumUnavailable(FulcrumError):
-    """No answer, or one that another moment may change: try again later."""
+    """No answer, or an answer that may change: try again later."""
 
 
 class FulcrumAuthFailing(FulcrumUnavailable):
@@ -109,7 +109,7 @@ class FulcrumAuthFailing(FulcrumUnavailable):
 
 
 class FulcrumRefused(FulcrumError):
-    """FulcrumCore understood and said no: never send the same again."""
+    """FulcrumCore refused the request: never send the same again."""
 
 
 class FulcrumNotFound(FulcrumRefused):
@@ -126,4 +126,4 @@ class JobError(SmithError):
 
 
 class StaleJob(SmithError):
-    """Somebody else moved the row, or took the job over, since it was read: leave it alone."""
+    """Another owner or an operator changed the job since it was read: leave it alone."""

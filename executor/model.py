@@ -1,4 +1,4 @@
-"""The words of a job: its statuses, and the frozen values that pass between the steps of the walk."""
+"""The types of a job: its statuses, and the values that one step of its processing passes to the next."""
 
 from __future__ import annotations
 
@@ -11,60 +11,60 @@ from executor.errors import ErrorCode
 
 
 class JobStatus(StrEnum):
-    """Where a job row is; the finer step is told by its timestamps."""
+    """The status of a job's row. The row's timestamps tell the step within `processing`."""
 
-    PENDING = "pending"  #: known, nobody works on it
+    PENDING = "pending"  #: waits to be claimed
     PROCESSING = "processing"  #: owned by one agent, under a lease
-    COMPLETED = "completed"  #: ended well
+    COMPLETED = "completed"  #: ended without an error
     FAILED = "failed"  #: ended with an error code
 
 
-#: The only moves there are. Back to pending: a lease ran out, or an attempt is to be repeated.
+#: The allowed transitions. Back to pending: the lease expired, or another attempt follows.
 TRANSITIONS: dict[JobStatus, frozenset[JobStatus]] = {
     JobStatus.PENDING: frozenset({JobStatus.PROCESSING, JobStatus.FAILED}),
     JobStatus.PROCESSING: frozenset({JobStatus.PENDING, JobStatus.COMPLETED, JobStatus.FAILED}),
     JobStatus.COMPLETED: frozenset(),
     JobStatus.FAILED: frozenset(),
 }
-#: Statuses from which nothing moves any more.
+#: Final statuses.
 ENDED = (JobStatus.COMPLETED, JobStatus.FAILED)
-#: A job whose owner vanished this often is not tried again.
+#: A job whose lease expired this often fails as QUARANTINED.
 MAX_CRASHES = 3
-#: A job that was under way in so many deaths of agents runs alone: the next death shows whether it is to blame, and
-#: none of its neighbours is put in quarantine for it.
+#: A job whose lease expired this often is on probation and runs alone: if the agent crashes again, no other job is
+#: running that would be quarantined with it.
 PROBATION_CRASHES = MAX_CRASHES - 1
 
 
 class ReportState(StrEnum):
-    """What FulcrumCore knows of a job's end."""
+    """Whether FulcrumCore has a job's result."""
 
     NONE = "none"  #: the job has not ended
-    DUE = "due"  #: ended, FulcrumCore has not acknowledged it
-    REPORTED = "reported"  #: FulcrumCore holds our outcome
+    DUE = "due"  #: the job has ended, FulcrumCore has not acknowledged the result
+    REPORTED = "reported"  #: FulcrumCore has the result
     OVERTAKEN = "overtaken"  #: FulcrumCore ended the job by itself; our result is kept here
-    ABANDONED = "abandoned"  #: FulcrumCore does not know the job any more, or it is not ours
-    LOCAL = "local"  #: never to be reported (a job that FulcrumCore has never seen)
+    ABANDONED = "abandoned"  #: FulcrumCore does not know the job, or another agent has it
+    LOCAL = "local"  #: never reported: the agent created the job, FulcrumCore does not know it
 
 
 class GuestKind(StrEnum):
-    """What serves a service; Proxmox's own words."""
+    """The kind of a guest, as Proxmox names it."""
 
     QEMU = "qemu"  #: a virtual machine
     LXC = "lxc"  #: a container
 
 
 class MappingState(StrEnum):
-    """What a service's VM is to us."""
+    """The state of a service's VM."""
 
-    RESERVED = "reserved"  #: the VMID is set aside, the VM may be half made
-    ACTIVE = "active"  #: the VM exists and is the service's
+    RESERVED = "reserved"  #: the VMID is reserved, the VM may be a partial clone
+    ACTIVE = "active"  #: the VM exists
     PENDING_DELETION = "pending_deletion"  #: the service has ended; the VM is stopped and marked, and deleted later
-    DELETED = "deleted"  #: the VM is gone; its VMID rests
+    DELETED = "deleted"  #: the VM is deleted; its VMID is in quarantine for a while
     VM_LOST = "vm_lost"  #: the VM is gone, and no job of ours deleted it
 
 
 class RunStatus(StrEnum):
-    """How one playbook run ended; ansible-runner's own words."""
+    """How a run ended, as ansible-runner names it."""
 
     SUCCESSFUL = "successful"
     FAILED = "failed"
@@ -74,19 +74,19 @@ class RunStatus(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class PlaybookRun:
-    """One execution of one playbook, decided but not started."""
+    """One execution of one playbook, planned but not started."""
 
     ident: str  #: names the artifacts; letters, digits and dashes
     action: str
     playbook: Path
     vm: dict[str, Any] = field(repr=False)  #: the extra var `vm`; may hold secrets
     timeout_s: float
-    secrets: tuple[str, ...] = field(default=(), repr=False)  #: values that no artifact may show
+    secrets: tuple[str, ...] = field(default=(), repr=False)  #: values to mask in the artifacts
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunArtifacts:
-    """What a run left behind: `folder` holds `events.jsonl`, `stdout`, `rc` and `status`, redacted."""
+    """The files of a run: `folder` holds `events.jsonl`, `stdout`, `rc` and `status`, redacted."""
 
     ident: str
     folder: Path
@@ -98,15 +98,15 @@ class RunArtifacts:
 
 @dataclass(frozen=True, kw_only=True)
 class JobResult:
-    """What we concluded: either a success with the VM's facts, or a code and a text."""
+    """The conclusion from a run: a success with facts of the VM, or an error code and a text."""
 
     succeeded: bool
     vm: dict[str, Any] = field(default_factory=dict)  #: `vm_result` of the playbook, validated; may be partial
     code: ErrorCode | None = None
     detail: str = ""
-    was_killed: bool = False  #: somebody else ended the run, or memory ran out: its outcome is anybody's guess
+    was_killed: bool = False  #: another process or the kernel (out of memory) killed the run: its effect is unknown
 
     @property
     def message(self) -> str:
-        """What FulcrumCore is told about a failure."""
+        """The failure's text for FulcrumCore."""
         return f"{self.code}: {self.detail}" if self.code else ""

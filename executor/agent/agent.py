@@ -122,7 +122,7 @@ class Agent:
                 concurrency=self.settings.smith_concurrency,
             )
             if self.engine.dialect.name == "sqlite":  # the lock on the file proves that every other owner is dead
-                for job_id, status in job_queue.reap(session, alone_as=self.boot_id):
+                for job_id, status in job_queue.reap(session, sole_owner=self.boot_id):
                     log.warning("job_reaped", job=job_id, status=status)
         log.info("agent_ready", boot_id=self.boot_id, version=VERSION, concurrency=self.settings.smith_concurrency)
 

@@ -93,7 +93,7 @@ class VmPurger:
         now = utc_now()
         with transaction(self.engine) as session:
             current = mappings.current(session, mapping.service_id)
-            if current is None or current.state != mapping.state or queries.open_job(session, mapping.service_id):
+            if current is None or current.state != mapping.state or queries.find_open_job(session, mapping.service_id):
                 return False
             new = NewJob(
                 fulcrum_id=str(uuid.uuid4()),

@@ -182,7 +182,7 @@ class Reporter:
         except FulcrumRefused as refusal:
             return ReportState.OVERTAKEN, str(refusal)
         with transaction(self.engine) as session:
-            outbox.replace_outcome(session, job.id, result)
+            outbox.replace_result(session, job.id, result)
         return ReportState.REPORTED, reason
 
 

@@ -120,5 +120,5 @@ class Reservations:
                 session,
                 (self.cluster, low, high),
                 quarantine_s=self.settings.smith_vmid_quarantine_s,
-                also=used_by_others,
+                taken=used_by_others,
             )

@@ -18,7 +18,7 @@ def find_job(session: Session, reference: str) -> Job:
         raise UnknownReference("an empty reference names no job: `smith jobs list` shows them")
     if (job := queries.find_job(session, reference)) is not None:
         return job
-    candidates = queries.fulcrum_ids_beginning(session, reference)
+    candidates = queries.fulcrum_ids_with_prefix(session, reference)
     if len(candidates) > 1:
         raise UnknownReference(f"more than one job begins with {reference}: {', '.join(candidates)}")
     raise UnknownReference(
@@ -28,7 +28,7 @@ def find_job(session: Session, reference: str) -> Job:
 
 def find_service_id(session: Session, beginning: str) -> str:
     """Return the id of the one service with jobs that begins so. Raises UnknownReference."""
-    found = queries.service_ids_beginning(session, beginning)
+    found = queries.service_ids_with_prefix(session, beginning)
     if len(found) > 1:
         raise UnknownReference(f"more than one service begins with {beginning}: {', '.join(found)}")
     if not found:

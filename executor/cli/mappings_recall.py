@@ -68,7 +68,7 @@ def _spare(engine: Engine, mapping: Mapping, reason: str) -> None:
         ):  # active: an earlier recall got no further
             raise NothingToDo(f"VM {row.vmid} is {row.state}: nothing waits to destroy it")
         was = audit.facts_of(row, audit.MAPPING_COLUMNS)
-        waiting = queries.open_job(session, row.service_id)
+        waiting = queries.find_open_job(session, row.service_id)
         if waiting is not None and waiting.status == JobStatus.PENDING and row.state == MappingState.PENDING_DELETION:
             job_queue.request_cancel(session, waiting.id)
         mappings.apply_result(session, row.id, {})

@@ -1,7 +1,7 @@
-"""Who changed what, and why: a row for every operator's verb and for what the agent corrects by itself.
+"""The audit: who changed what, and why. One entry for each operator's command and for each automatic correction.
 
-An entry is written in the transaction of the change itself, so there is never one without the other. It lives longer
-than what it tells of: neither jobs' retention nor `smith db` removes one.
+An entry is written in the same transaction as its change, so both are stored or neither is. Entries are never deleted:
+neither the retention of jobs nor `smith db` removes one.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from sqlalchemy.orm import Session
 from executor.database.tables import AuditEntry, utc_now
 from executor.redaction import redactor
 
-#: Who it was when no person was.
+#: `who` of a change that the agent makes by itself.
 AGENT = "agent"
-LONGEST_NAME, LONGEST_REASON = 100, 2000
-#: What an entry keeps of a row: what may change about it, and never a payload.
+MAX_NAME_LENGTH, MAX_REASON_LENGTH = 100, 2000
+#: The columns of a row that an entry keeps: those that may change, and no payload.
 JOB_COLUMNS = (
     "action",
     "service_id",
@@ -48,36 +48,36 @@ def record(  # noqa: PLR0913 (one column each)
     after: Mapping[str, Any] | None = None,
     reason: str = "",
 ) -> None:
-    """Write down that `who` did `verb` to a subject; `before` and `after` hold plain values, None for "was not there".
+    """Add the entry that `who` did `verb` to a subject. `before` and `after` are JSON values, None without a row.
 
-    Secrets are masked: a reason is text from outside, and an entry can never be taken back.
+    Secrets are masked: a reason is text from outside, and an entry cannot be changed later.
     """
     entry = AuditEntry(
         at=utc_now(),
-        who=who[:LONGEST_NAME],
+        who=who[:MAX_NAME_LENGTH],
         verb=verb,
         subject_kind=kind,
-        subject_id=str(subject)[:LONGEST_NAME],
+        subject_id=str(subject)[:MAX_NAME_LENGTH],
         before=None if before is None else redactor.redact_value(dict(before)),
         after=None if after is None else redactor.redact_value(dict(after)),
-        reason=redactor.redact(reason)[:LONGEST_REASON] or None,
+        reason=redactor.redact(reason)[:MAX_REASON_LENGTH] or None,
     )
     session.add(entry)
     session.flush()
 
 
 def operator() -> str:
-    """Return who runs this process, as the operating system knows it; behind sudo also who asked for it."""
+    """Return the operating system's user of this process; under sudo also the user who called sudo."""
     uid = os.getuid()
     name = str(uid)
     with contextlib.suppress(KeyError):  # a container's uid often has no name
         name = pwd.getpwuid(uid).pw_name
-    asked = "".join(char for char in os.environ.get("SUDO_USER", "") if char.isprintable())
-    return f"{name} (sudo by {asked})"[:LONGEST_NAME] if asked and asked != name else name
+    sudo_user = "".join(char for char in os.environ.get("SUDO_USER", "") if char.isprintable())
+    return f"{name} (sudo by {sudo_user})"[:MAX_NAME_LENGTH] if sudo_user and sudo_user != name else name
 
 
 def listing(session: Session, *, subject: str = "", verb: str = "", limit: int = 50) -> Sequence[AuditEntry]:
-    """Return the newest entries, of one subject (its id, or the beginning) and one verb if these are told."""
+    """Return the newest entries; `subject` is an id or its prefix, and without subject or verb all match."""
     stmt = select(AuditEntry).order_by(AuditEntry.id.desc()).limit(limit)
     if subject:
         stmt = stmt.where(AuditEntry.subject_id.startswith(subject, autoescape=True))
@@ -87,7 +87,7 @@ def listing(session: Session, *, subject: str = "", verb: str = "", limit: int =
 
 
 def facts_of(row: Any, columns: Sequence[str]) -> dict[str, Any] | None:
-    """Return these columns of a row as an entry keeps them, None for no row."""
+    """Return these columns of a row as JSON values, None without a row."""
     if row is None:
         return None
     values = {name: getattr(row, name) for name in columns}

@@ -1,4 +1,4 @@
-"""The statement of `job_queue.claim`: which job may be claimed next, in one UPDATE."""
+"""The statement of `job_queue.claim`: one UPDATE that chooses a pending job and takes ownership of it."""
 
 from __future__ import annotations
 
@@ -14,32 +14,40 @@ from executor.model import PROBATION_CRASHES, JobStatus
 
 
 @dataclass(frozen=True)
-class Turn:
-    """Whose jobs may be claimed now: everybody's, or those of (or of all but) some tenants."""
+class TenantFilter:
+    """Limits a claim to the jobs of some tenants, or of all others. Without tenants it matches every job."""
 
     tenants: tuple[str, ...] = ()
-    others: bool = False
+    is_exclusion: bool = False
 
-    def holds(self, row: Any) -> ColumnElement[bool]:
+    def matches(self, row: Any) -> ColumnElement[bool]:
+        """Return the condition for an alias of `Job`."""
         if not self.tenants:
             return true()
-        if self.others:
+        if self.is_exclusion:
             return or_(row.tenant_id.is_(None), row.tenant_id.not_in(self.tenants))
         condition: ColumnElement[bool] = row.tenant_id.in_(self.tenants)
         return condition
 
 
-@lru_cache(maxsize=512)  # to put it together takes ten times as long as to run it
-def claim_statement(owner: str, lease_s: float, max_creates: int | None, turn: Turn) -> Any:
-    ours, suspect = aliased(Job), aliased(Job)
-    beside = select(ours.id).where(ours.status == PROCESSING_LITERAL, ours.owner == owner).exists()
-    suspected = select(suspect.id).where(
-        suspect.status == PROCESSING_LITERAL, suspect.owner == owner, suspect.crashes >= PROBATION_CRASHES
+@lru_cache(maxsize=512)  # building the statement takes ten times as long as running it
+def claim_statement(owner: str, lease_s: float, max_creates: int | None, tenants: TenantFilter) -> Any:
+    """Return the UPDATE that claims the next job and returns its row.
+
+    A job on probation (see PROBATION_CRASHES) runs alone: it is claimed only when this owner has no other job, and
+    while it runs this owner claims nothing.
+    """
+    own, suspect = aliased(Job), aliased(Job)
+    has_job = select(own.id).where(own.status == PROCESSING_LITERAL, own.owner == owner).exists()
+    has_suspect = (
+        select(suspect.id)
+        .where(suspect.status == PROCESSING_LITERAL, suspect.owner == owner, suspect.crashes >= PROBATION_CRASHES)
+        .exists()
     )
     return (
         update(Job)
-        .where(Job.id == _next_candidate(max_creates, turn).scalar_subquery(), Job.status == JobStatus.PENDING)
-        .where(or_(Job.crashes < PROBATION_CRASHES, ~beside), ~suspected.exists())
+        .where(Job.id == _next_candidate(max_creates, tenants).scalar_subquery(), Job.status == JobStatus.PENDING)
+        .where(or_(Job.crashes < PROBATION_CRASHES, ~has_job), ~has_suspect)
         .values(
             status=JobStatus.PROCESSING,
             owner=owner,
@@ -53,38 +61,38 @@ def claim_statement(owner: str, lease_s: float, max_creates: int | None, turn: T
     )
 
 
-def _next_candidate(max_creates: int | None, turn: Turn) -> Select[int]:
-    """Select the oldest job of those whose turn it is, unless another tenant waits with a higher priority."""
-    waiting, first = aliased(Job), aliased(Job)
+def _next_candidate(max_creates: int | None, tenants: TenantFilter) -> Select[int]:
+    """Select the oldest matching job, unless a job of another tenant has a higher priority."""
+    candidate, first = aliased(Job), aliased(Job)
     highest = (
-        select(first.priority).where(_may_begin(first, max_creates)).order_by(*_order_of(first)).limit(1)
+        select(first.priority).where(_is_claimable(first, max_creates)).order_by(*_claim_order(first)).limit(1)
     ).scalar_subquery()
     return (
-        select(waiting.id)
-        .where(_may_begin(waiting, max_creates), turn.holds(waiting), waiting.priority >= highest)
-        .order_by(*_order_of(waiting))
+        select(candidate.id)
+        .where(_is_claimable(candidate, max_creates), tenants.matches(candidate), candidate.priority >= highest)
+        .order_by(*_claim_order(candidate))
         .limit(1)
-        .with_for_update(skip_locked=True, of=waiting)
+        .with_for_update(skip_locked=True, of=candidate)
     )
 
 
-def _order_of(row: Any) -> tuple[Any, ...]:
+def _claim_order(row: Any) -> tuple[Any, ...]:
     return row.priority.desc(), row.core_created_at, row.id
 
 
-def _may_begin(row: Any, max_creates: int | None) -> ColumnElement[bool]:
-    """A waiting job whose pause is over, whose service has none under way, and that is no create too many."""
+def _is_claimable(row: Any, max_creates: int | None) -> ColumnElement[bool]:
+    """Pending, backoff over, no other job of the service processing, and not above the limit of creates."""
     running = aliased(Job)
     busy = select(running.id).where(running.status == PROCESSING_LITERAL, running.service_id == row.service_id)
     is_due = or_(row.available_at.is_(None), row.available_at <= db_now())
     condition = and_(row.status == PENDING_LITERAL, is_due, ~busy.exists())
     if max_creates is None:
         return condition
-    creating = aliased(Job)
-    under_way = (
+    create = aliased(Job)
+    running_creates = (
         select(func.count())
-        .select_from(creating)
-        .where(creating.status == PROCESSING_LITERAL, creating.action == "create")
+        .select_from(create)
+        .where(create.status == PROCESSING_LITERAL, create.action == "create")
         .scalar_subquery()
     )
-    return and_(condition, or_(row.action != "create", under_way < max_creates))
+    return and_(condition, or_(row.action != "create", running_creates < max_creates))

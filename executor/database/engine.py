@@ -1,8 +1,8 @@
-"""The engine, and the only two ways to open a transaction.
+"""The engine, and the only two ways to open a transaction: `transaction` to write, `reading` to read.
 
 SQLite by default (WAL, `synchronous=FULL`, `BEGIN IMMEDIATE`), PostgreSQL by URL; the same statements run on both.
-Functions elsewhere take a `Session` and never commit: the caller writes `with transaction(engine) as session`.
-No transaction is open during HTTP or a playbook.
+All other functions take a `Session` and never commit: their caller opens the transaction. No transaction is open
+during an HTTP request or a playbook.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ from sqlalchemy.orm import Session
 
 from executor.errors import DatabaseError, DatabaseRefused, DatabaseUnavailable
 
-#: How long a writer waits for another one on SQLite before it gives up.
+#: How long a writer on SQLite waits for another writer before it fails.
 BUSY_TIMEOUT_MS = 15_000
-#: File systems on which SQLite's locks are known to lie.
+#: File systems on which SQLite's locks do not work.
 NETWORK_FILE_SYSTEMS = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse.sshfs", "ceph", "glusterfs", "9p"})
 
 
 def open_engine(url: str | URL) -> Engine:
-    """Return an engine for `url`; nothing is connected yet.
+    """Return an engine for `url` without connecting.
 
-    Raises DatabaseError when it is no address of SQLite or PostgreSQL, and when SQLite's folder cannot be made or
-    written, or lies on a network file system.
+    Raises DatabaseError when the URL is not one of SQLite or PostgreSQL, and when SQLite's folder cannot be created
+    or written, or is on a network file system.
     """
     try:
         parsed = make_url(url)
     except ArgumentError:  # its text may quote the password
-        raise DatabaseError("the database's address cannot be read: sqlite:///<file> or postgresql://…") from None
+        raise DatabaseError("the database's URL is invalid: use sqlite:///<file> or postgresql://…") from None
     if parsed.get_backend_name() == "sqlite":
         return _sqlite_engine(parsed)
     if parsed.get_backend_name() != "postgresql":
-        raise DatabaseError(f"the database is to be SQLite or PostgreSQL, not {parsed.get_backend_name()}")
+        raise DatabaseError(f"the database must be SQLite or PostgreSQL, not {parsed.get_backend_name()}")
     return _postgresql_engine(parsed.set(drivername="postgresql+psycopg"))
 
 
@@ -69,7 +69,7 @@ def _sqlite_engine(url: URL) -> Engine:
 
 
 def _check_sqlite_file(file: Path) -> None:
-    """Say what is wrong with the place in one line, where SQLite would say `unable to open database file`."""
+    """Raise DatabaseError with the reason, where SQLite would only report `unable to open database file`."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         file.touch(mode=0o600, exist_ok=True)
@@ -78,13 +78,13 @@ def _check_sqlite_file(file: Path) -> None:
     except OSError as error:
         raise DatabaseError(
             f"cannot write the database {file}: {error.strerror}. The folder must belong to uid {os.getuid()}; "
-            "SMITH_DATA_DIR or SMITH_DATABASE_URL name another place"
+            "SMITH_DATA_DIR or SMITH_DATABASE_URL name another one"
         ) from error
     if not os.access(file, os.R_OK | os.W_OK):
         raise DatabaseError(f"the database {file} is not readable and writable for uid {os.getuid()}")
     if (kind := file_system_of(file)) in NETWORK_FILE_SYSTEMS:
         raise DatabaseError(
-            f"the database {file} lies on {kind}: SQLite's locks do not hold there. Use a local disk, or PostgreSQL"
+            f"the database {file} is on {kind}: SQLite's locks do not work there. Use a local disk, or PostgreSQL"
         )
 
 
@@ -96,7 +96,7 @@ def sqlite_file(url: str) -> Path | None:
 
 
 def file_system_of(path: Path) -> str:
-    """Return the kind of file system that holds `path`, '' when the kernel does not say."""
+    """Return the type of the file system of `path`, '' when the kernel does not report one."""
     best, kind = "", ""
     real = str(path.resolve())
     with contextlib.suppress(OSError), Path("/proc/self/mounts").open(encoding="utf-8") as mounts:
@@ -110,7 +110,7 @@ def file_system_of(path: Path) -> str:
 
 
 def _set_pragmas(connection: Any, _record: Any) -> None:
-    connection.isolation_level = None  # we say BEGIN ourselves: pysqlite's own comes only before a write
+    connection.isolation_level = None  # `_begin_immediate` sends BEGIN: pysqlite would send it only before a write
     cursor = connection.cursor()
     cursor.execute("PRAGMA journal_mode=WAL")
     cursor.execute("PRAGMA synchronous=FULL")
@@ -120,7 +120,7 @@ def _set_pragmas(connection: Any, _record: Any) -> None:
 
 
 def _begin_immediate(connection: Any) -> None:
-    # A reader that turns into a writer half-way is what makes SQLite answer "database is locked" at once.
+    # If a reading transaction starts to write later, SQLite fails at once with "database is locked".
     options = connection.get_execution_options()
     connection.exec_driver_sql(f"PRAGMA busy_timeout={options.get('smith_busy_ms', BUSY_TIMEOUT_MS):d}")
     if options.get("smith_migrating", False):

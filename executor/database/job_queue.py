@@ -1,8 +1,8 @@
-"""Steps 1, 2 and 6 of 7: the job rows, and the only writer of their status.
+"""Steps 1, 2 and 6 of 7: the rows of jobs. Only this module writes a job's status.
 
-Five verbs: `submit`, `claim`, `renew`, `finish`, `reap`; the rest are notes between them. Every
-write after the claim counts only for the same owner and epoch. The epoch is the fence, never the clock: a lease that
-ran out but was not reaped may still be renewed. Nothing here commits.
+A job is submitted, claimed, renewed while it runs, and finished; `reap` takes jobs from owners whose lease expired.
+Every write after the claim requires the same owner and epoch. The epoch is the fencing token, the clock is none: a
+lease that expired but was not reaped may still be renewed. No function commits.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from sqlalchemy import ColumnElement, Update, case, delete, func, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from executor.database.claim_statement import Turn, claim_statement
+from executor.database.claim_statement import TenantFilter, claim_statement
 from executor.database.statements import insert_into, rows_changed
 from executor.database.tables import ENDED_LITERALS, PENDING_LITERAL, PROCESSING_LITERAL, Job, Run, db_now, utc_now
 from executor.errors import ErrorCode, StaleJob
 from executor.model import MAX_CRASHES, TRANSITIONS, JobResult, JobStatus, ReportState
 
-#: PostgreSQL's advisory lock under which free places for creates are counted and taken.
+#: PostgreSQL's advisory lock around counting the running creates and claiming one more.
 CREATE_SLOTS_LOCK = 0x534D4954
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lease:
-    """The right to write one job: holds until somebody else's claim raises the epoch."""
+    """The right to write one job. A later claim raises the epoch, which ends this right."""
 
     job_id: int
     owner: str
@@ -36,7 +36,7 @@ class Lease:
 
 @dataclass(frozen=True, kw_only=True)
 class NewJob:
-    """A job as FulcrumCore delivered it, bounded and cleaned by the poller."""
+    """A job as FulcrumCore delivered it, with lengths limited by the poller."""
 
     fulcrum_id: str
     service_id: str | None
@@ -44,24 +44,24 @@ class NewJob:
     action: str
     params: dict[str, Any] | None
     service: dict[str, Any] | None
-    defect: str | None  #: set when it can only be claimed and failed
+    defect: str | None  #: why the job cannot run: it is claimed, then failed
     priority: int
     core_created_at: datetime
     deadline_at: datetime
     tenant_id: str | None = None
-    already_claimed: bool = False  #: FulcrumCore has it Processing for us: a lost database, taken in at start
-    is_local: bool = False  #: our own: FulcrumCore has never seen it, and is told nothing
+    already_claimed: bool = False  #: Processing at FulcrumCore, and not in this database: the database was lost
+    is_local: bool = False  #: created by the agent: FulcrumCore does not know the job and gets no report
 
 
 def lease_of(job: Job) -> Lease:
-    """Return the right that a freshly claimed row gives."""
+    """Return the lease of a job that was just claimed."""
     if job.owner is None:
         raise ValueError(f"job {job.id} is not claimed")
     return Lease(job_id=job.id, owner=job.owner, epoch=job.epoch)
 
 
 def submit(session: Session, new: NewJob) -> int | None:
-    """Write a row unless FulcrumCore's id is known; return our id, None when it was known."""
+    """Insert a job; return our id, or None when a row with FulcrumCore's id exists."""
     now = utc_now()
     values = {
         "fulcrum_id": new.fulcrum_id,
@@ -86,17 +86,18 @@ def submit(session: Session, new: NewJob) -> int | None:
 
 
 def claim(session: Session, owner: str, *, lease_s: float, max_creates: int | None = None) -> Job | None:
-    """Take the next job: highest priority, then the tenant with the fewest under way, then oldest; one a service.
+    """Claim the next job, or return None when no job can be claimed.
 
-    `max_creates` bounds the creates under way on all nodes: parallel clones fight for the storage's lock.
-    None when there is nothing to take.
+    Order: highest priority, then the tenant with the fewest running jobs, then oldest. One job of a service runs at a
+    time. `max_creates` limits the creates that run on all nodes together: parallel clones compete for the storage's
+    lock.
     """
     if max_creates is not None and session.get_bind().dialect.name == "postgresql":
-        # Two claims at the same moment would both count before the other's create shows. SQLite has one writer anyway.
+        # Without the lock, two claims at once would each count without the other's create. SQLite has one writer.
         session.execute(select(func.pg_advisory_xact_lock(CREATE_SLOTS_LOCK)))
-    if session.scalar(_ANY_PENDING) is None:  # asked every second of an idle agent's life
+    if session.scalar(_ANY_PENDING) is None:  # cheap, and an idle agent asks often
         return None
-    # A lost race for a service shows as a unique violation on PostgreSQL; the next candidate is another row.
+    # On PostgreSQL another node's claim for the same service raises a unique violation: try the next candidate.
     for _ in range(5):
         try:
             with session.begin_nested():
@@ -107,7 +108,7 @@ def claim(session: Session, owner: str, *, lease_s: float, max_creates: int | No
 
 
 _ANY_PENDING = select(Job.id).where(Job.status == PENDING_LITERAL).limit(1)
-_UNDER_WAY = (
+_RUNNING_BY_TENANT = (
     select(Job.tenant_id, func.count())
     .where(Job.status == PROCESSING_LITERAL, Job.tenant_id.is_not(None))
     .group_by(Job.tenant_id)
@@ -115,20 +116,23 @@ _UNDER_WAY = (
 
 
 def _claim_fairly(session: Session, owner: str, lease_s: float, max_creates: int | None) -> Job | None:
-    """Let the tenants with the fewest jobs under way come first: a burst of one must not hold up the others."""
-    counts = {str(tenant): count for tenant, count in session.execute(_UNDER_WAY)}
-    turns = [Turn()]
-    if counts:
-        turns = [Turn(tuple(sorted(counts)), others=True)]
-        turns += [Turn(tuple(sorted(t for t in counts if counts[t] == n))) for n in sorted({*counts.values()})]
-    for turn in turns:
-        claimed: Job | None = session.scalars(claim_statement(owner, lease_s, max_creates, turn)).one_or_none()
+    """Claim for the tenants with the fewest running jobs first: one tenant's burst must not delay the others."""
+    running = {str(tenant): count for tenant, count in session.execute(_RUNNING_BY_TENANT)}
+    filters = [TenantFilter()]
+    if running:
+        filters = [TenantFilter(tuple(sorted(running)), is_exclusion=True)]
+        filters += [
+            TenantFilter(tuple(sorted(tenant for tenant in running if running[tenant] == count)))
+            for count in sorted({*running.values()})
+        ]
+    for tenants in filters:
+        claimed: Job | None = session.scalars(claim_statement(owner, lease_s, max_creates, tenants)).one_or_none()
         if claimed is not None:
             return claimed
     return None
 
 
-def _held(lease: Lease) -> ColumnElement[bool]:
+def _is_owned(lease: Lease) -> ColumnElement[bool]:
     return (
         (Job.id == lease.job_id)
         & (Job.owner == lease.owner)
@@ -138,22 +142,23 @@ def _held(lease: Lease) -> ColumnElement[bool]:
 
 
 def _write(session: Session, lease: Lease, **columns: Any) -> None:
-    if session.scalar(update(Job).where(_held(lease)).values(**columns).returning(Job.id)) is None:
+    """Update the job. Raises StaleJob when the lease does not own it any more."""
+    if session.scalar(update(Job).where(_is_owned(lease)).values(**columns).returning(Job.id)) is None:
         raise StaleJob(f"job {lease.job_id} is no longer ours at epoch {lease.epoch}")
 
 
 def note_claim_sent(session: Session, lease: Lease) -> None:
-    """Write down that the claim is about to be sent: an answer that gets lost is then still ours."""
+    """Store that the claim is about to be sent: if its answer is lost, the job is still recognised as ours."""
     _write(session, lease, claim_sent_at=utc_now())
 
 
 def note_claimed(session: Session, lease: Lease) -> None:
-    """Write down that FulcrumCore has the job as Processing, by us."""
+    """Store that FulcrumCore accepted our claim."""
     _write(session, lease, claimed_at=utc_now())
 
 
 def note_started(session: Session, lease: Lease, *, run_ident: str, playbook: str) -> None:
-    """Write down a run before it starts, so that a restart knows what to look for."""
+    """Store a run before it starts, so that a restart can find what it left."""
     now = utc_now()
     _write(session, lease, started_at=now, run_ident=run_ident)
     attempt = session.scalar(select(Job.attempt).where(Job.id == lease.job_id)) or 0
@@ -163,13 +168,13 @@ def note_started(session: Session, lease: Lease, *, run_ident: str, playbook: st
 def note_run_ended(  # noqa: PLR0913 (one column each)
     session: Session, run_ident: str, *, status: str, rc: int | None, reason: str, folder: str, upids: list[str]
 ) -> None:
-    """Close a run's row; counts for any owner, because it tells history and decides nothing."""
+    """Store how a run ended. Any owner may: the row is history, and no decision depends on it."""
     columns = {"ended_at": utc_now(), "status": status, "rc": rc, "reason": reason, "folder": folder, "upids": upids}
     session.execute(update(Run).where(Run.ident == run_ident).values(**columns))
 
 
 def finish(session: Session, lease: Lease, result: JobResult, report: ReportState = ReportState.DUE) -> None:
-    """End the job. Raises StaleJob when another owner has it: the result must then not be reported."""
+    """Store the job's result. Raises StaleJob when another owner has the job: this result must not be reported."""
     status = JobStatus.COMPLETED if result.succeeded else JobStatus.FAILED
     _check(JobStatus.PROCESSING, status)
     _write(
@@ -187,12 +192,12 @@ def finish(session: Session, lease: Lease, result: JobResult, report: ReportStat
 
 
 def _unless_local(report: ReportState) -> ColumnElement[str]:
-    """What FulcrumCore is to hear of an end; of a job that it has never seen, nothing."""
+    """Return `report` for jobs of FulcrumCore, LOCAL for our own."""
     return case((Job.report_state == ReportState.LOCAL, ReportState.LOCAL), else_=report)
 
 
 def requeue(session: Session, lease: Lease, *, backoff_s: float, reason: str | None = None) -> None:
-    """Return the job to the queue, to be taken up again after `backoff_s`."""
+    """Give the job back to the queue. It can be claimed again after `backoff_s`."""
     _check(JobStatus.PROCESSING, JobStatus.PENDING)
     _write(
         session,
@@ -206,7 +211,7 @@ def requeue(session: Session, lease: Lease, *, backoff_s: float, reason: str | N
 
 
 def renew(session: Session, owner: str, *, lease_s: float) -> dict[int, bool]:
-    """Extend every lease of this owner; return job id to "cancel was asked for"."""
+    """Extend every lease of this owner; return each job's id with whether an operator cancelled the job."""
     stmt = (
         update(Job)
         .where(Job.owner == owner, Job.status == PROCESSING_LITERAL)
@@ -216,27 +221,27 @@ def renew(session: Session, owner: str, *, lease_s: float) -> dict[int, bool]:
     return {job_id: cancelled for job_id, cancelled in session.execute(stmt)}
 
 
-def reap(session: Session, *, alone_as: str | None = None) -> list[tuple[int, JobStatus]]:
-    """Take jobs back whose owner is gone; return their ids and new statuses.
+def reap(session: Session, *, sole_owner: str | None = None) -> list[tuple[int, JobStatus]]:
+    """Take jobs from owners whose lease expired; return the jobs' ids and new statuses.
 
-    With `alone_as` every other owner is known to be dead (one process holds the SQLite file's lock); without it a
-    lease must have run out. The third time the job is quarantined: it brings agents down.
+    With `sole_owner`, jobs of every other owner are taken at once: that process holds the lock of the SQLite file, so
+    no other agent runs. After MAX_CRASHES the job fails as QUARANTINED: it probably crashes the agents.
     """
-    gone = Job.owner != alone_as if alone_as is not None else Job.lease_until < db_now()
-    stmt = select(Job.id, Job.crashes, Job.epoch).where(Job.status == PROCESSING_LITERAL, gone)
-    taken = []
+    is_lost = Job.owner != sole_owner if sole_owner is not None else Job.lease_until < db_now()
+    stmt = select(Job.id, Job.crashes, Job.epoch).where(Job.status == PROCESSING_LITERAL, is_lost)
+    reaped = []
     for job_id, crashes, epoch in session.execute(stmt.with_for_update(skip_locked=True)):
         status = JobStatus.FAILED if crashes + 1 >= MAX_CRASHES else JobStatus.PENDING
         _check(JobStatus.PROCESSING, status)
-        taken_here = update(Job).where(Job.id == job_id, Job.epoch == epoch, Job.status == JobStatus.PROCESSING)
-        session.execute(taken_here.values(**_reaped_columns(status, crashes + 1)))
-        taken.append((job_id, status))
-    return taken
+        unchanged = update(Job).where(Job.id == job_id, Job.epoch == epoch, Job.status == JobStatus.PROCESSING)
+        session.execute(unchanged.values(**_reaped_columns(status, crashes + 1)))
+        reaped.append((job_id, status))
+    return reaped
 
 
 def _reaped_columns(status: JobStatus, crashes: int) -> dict[str, Any]:
     columns: dict[str, Any] = {"status": status, "owner": None, "lease_until": None, "crashes": crashes}
-    # The epoch moves on, so that a paused owner that wakes up can write nothing any more.
+    # A new epoch: if the earlier owner was only suspended, its writes fail when it continues.
     columns["epoch"] = Job.epoch + 1
     if status is JobStatus.FAILED:
         text = f"the agent stopped {crashes} times while it worked on this job"
@@ -251,18 +256,18 @@ def _reaped_columns(status: JobStatus, crashes: int) -> dict[str, Any]:
 
 
 def release_all(session: Session, owner: str) -> int:
-    """Put back what a leaving agent still holds: an orderly stop counts as no crash."""
+    """Give back every job that a stopping agent still owns; return how many. This does not count as a crash."""
     return rows_changed(session, _release(owner))
 
 
 def release(session: Session, job_id: int, owner: str) -> bool:
-    """Put back one job that its owner holds and does not work on; False when it has ended meanwhile."""
+    """Give back one job that its owner does not process; False when the owner has it no more."""
     return rows_changed(session, _release(owner).where(Job.id == job_id)) == 1
 
 
 def _release(owner: str) -> Update:
-    held = update(Job).where(Job.owner == owner, Job.status == PROCESSING_LITERAL)
-    return held.values(status=JobStatus.PENDING, owner=None, lease_until=None, available_at=None, epoch=Job.epoch + 1)
+    owned = update(Job).where(Job.owner == owner, Job.status == PROCESSING_LITERAL)
+    return owned.values(status=JobStatus.PENDING, owner=None, lease_until=None, available_at=None, epoch=Job.epoch + 1)
 
 
 def _check(before: JobStatus, after: JobStatus) -> None:
@@ -271,9 +276,9 @@ def _check(before: JobStatus, after: JobStatus) -> None:
 
 
 def request_cancel(session: Session, job_id: int) -> JobStatus | None:
-    """Ask for a job's end; a waiting one fails at once. Returns its status now, None when it had ended before."""
+    """Cancel a pending job at once, or request it of a running one. Returns the new status, None for an ended job."""
     cancelled = JobResult(succeeded=False, code=ErrorCode.CANCELLED, detail="cancelled by the operator")
-    ended_here = (
+    pending = (
         update(Job)
         .where(Job.id == job_id, Job.status == JobStatus.PENDING)
         .values(
@@ -285,14 +290,14 @@ def request_cancel(session: Session, job_id: int) -> JobStatus | None:
             epoch=Job.epoch + 1,
         )
     )
-    if rows_changed(session, ended_here):
+    if rows_changed(session, pending):
         return JobStatus.FAILED
-    asked = update(Job).where(Job.id == job_id, Job.status == JobStatus.PROCESSING).values(cancel_requested=True)
-    return JobStatus.PROCESSING if rows_changed(session, asked) else None
+    running = update(Job).where(Job.id == job_id, Job.status == JobStatus.PROCESSING).values(cancel_requested=True)
+    return JobStatus.PROCESSING if rows_changed(session, running) else None
 
 
 def retry_now(session: Session, job_id: int) -> str:
-    """End a job's waiting: for its next attempt, or for its next report. Returns which of them, '' for neither."""
+    """End the backoff of a job's next attempt, or of its report. Returns "attempt", "report", or "" for neither."""
     attempt = update(Job).where(Job.id == job_id, Job.status == JobStatus.PENDING).values(available_at=None)
     if rows_changed(session, attempt):
         return "attempt"
@@ -301,7 +306,7 @@ def retry_now(session: Session, job_id: int) -> str:
 
 
 def prune(session: Session, *, before: datetime, limit: int) -> tuple[int, list[str]]:
-    """Delete at most `limit` jobs that ended and were settled before; return how many, and their runs' idents."""
+    """Delete at most `limit` reported jobs that ended before; return how many, and their runs' idents."""
     old = (
         select(Job.id)
         .where(Job.status.in_(ENDED_LITERALS), Job.finished_at < before, Job.report_state != ReportState.DUE)

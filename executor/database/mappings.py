@@ -1,7 +1,7 @@
-"""Step 4 of 7: which VM serves which service, from the reserved VMID to the last trace in the history.
+"""Step 4 of 7: which VM serves which service, from the reserved VMID to the deleted mapping, which stays as history.
 
-A VMID is written down for a service before Proxmox hears of it (unique on cluster and vmid), so that two creates can
-never meet on one id, and a freed id rests before it is given out again.
+A VMID is stored for a service before any request to Proxmox uses it. It is unique for a cluster, so that two creates
+never use one VMID. A freed VMID is not used again for a while (its quarantine). No function commits.
 """
 
 from __future__ import annotations
@@ -17,66 +17,67 @@ from sqlalchemy import func, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+from executor.database.statements import is_row_id
 from executor.database.tables import Mapping, utc_now
 from executor.errors import ErrorCode, JobError
 from executor.model import GuestKind, MappingState
 
-#: How many random draws find a free id before the range is searched from end to end.
-RANDOM_DRAWS = 64
-#: Longest host part of a VM's name: with a dash and eight digits it stays a DNS label of 63.
-HOST_PART_LENGTH = 54
+#: How often a random VMID is tried before the range is searched from its start.
+RANDOM_TRIES = 64
+#: Of the host part of a VM's name: with a dash and eight digits the name stays within a DNS label's 63 characters.
+MAX_HOST_PART_LENGTH = 54
 
-#: Cluster, lowest and highest VMID that may be given out.
+#: Cluster, lowest and highest VMID for new VMs.
 VmidRange = tuple[str, int, int]
 
 
 def marker_for(service_id: str) -> str:
-    """Return the line in a VM's description that says whose VM it is."""
+    """Return the line of a VM's description that names the VM's service."""
     return f"smith-uid={service_id}"
 
 
 def vm_name(host: str, service_id: str) -> str:
-    """Return a DNS label, unique to the service: what `host` leaves of it, and the id's first eight digits.
+    """Return a VM's name: `host` as a DNS label (`vm` if nothing of it is usable) and eight digits of the service id.
 
-    Text from outside comes in; letters, digits and single dashes come out. Nothing usable left: `vm`.
+    `host` may be any text from outside; the name has lower-case letters, digits and single dashes only.
     """
     folded = re.sub(r"[^a-z0-9]+", "-", host.lower().encode("ascii", "ignore").decode())
-    label = folded[:HOST_PART_LENGTH].strip("-") or "vm"
+    label = folded[:MAX_HOST_PART_LENGTH].strip("-") or "vm"
     return f"{label}-{service_id.replace('-', '')[:8].lower()}"
 
 
 def current(session: Session, service_id: str) -> Mapping | None:
-    """Return the service's mapping unless it was deleted."""
+    """Return the service's mapping that is not deleted."""
     stmt = select(Mapping).where(Mapping.service_id == service_id, Mapping.state != MappingState.DELETED)
     return session.scalar(stmt)
 
 
 def get(session: Session, mapping_id: int) -> Mapping | None:
-    """Return a mapping by our number."""
+    """Return a mapping by our id."""
     return session.get(Mapping, mapping_id)
 
 
 def all_current(session: Session) -> Sequence[Mapping]:
-    """Return every mapping that was not deleted."""
+    """Return every mapping that is not deleted."""
     return session.scalars(select(Mapping).where(Mapping.state != MappingState.DELETED)).all()
 
 
-def pick_vmid(session: Session, pool: VmidRange, *, quarantine_s: float, also: set[int]) -> int:
-    """Return a VMID of the range that nobody has, that has not been freed lately, and that is not in `also`.
+def pick_vmid(session: Session, vmids: VmidRange, *, quarantine_s: float, taken: set[int]) -> int:
+    """Return a VMID of the range that is neither mapped, nor in quarantine, nor in `taken`.
 
-    Raises JobError CAPACITY when the range is used up.
+    Raises JobError CAPACITY when no VMID is left.
     """
-    cluster, low, high = pool
-    resting = utc_now() - timedelta(seconds=quarantine_s)
-    in_use = (Mapping.state != MappingState.DELETED) | (Mapping.deleted_at > resting)
-    stmt = select(Mapping.vmid).where(Mapping.cluster == cluster, Mapping.vmid.between(low, high), in_use)
-    taken = set(session.scalars(stmt)) | also
-    for _ in range(RANDOM_DRAWS):
-        vmid = random.randint(low, high)  # noqa: S311 (spreads ids, guards nothing)
-        if vmid not in taken:
+    cluster, low, high = vmids
+    quarantined_since = utc_now() - timedelta(seconds=quarantine_s)
+    is_used = (Mapping.state != MappingState.DELETED) | (Mapping.deleted_at > quarantined_since)
+    stmt = select(Mapping.vmid).where(Mapping.cluster == cluster, Mapping.vmid.between(low, high), is_used)
+    used = set(session.scalars(stmt)) | taken
+    for _ in range(RANDOM_TRIES):
+        vmid = random.randint(low, high)  # noqa: S311 (not for security)
+        if vmid not in used:
             return vmid
     for vmid in range(low, high + 1):
-        if vmid not in taken:
+        if vmid not in used:
             return vmid
     raise JobError(ErrorCode.CAPACITY, f"no VMID is free between {low} and {high}")
 
@@ -84,7 +85,7 @@ def pick_vmid(session: Session, pool: VmidRange, *, quarantine_s: float, also: s
 def reserve(  # noqa: PLR0913 (one column each)
     session: Session, *, service_id: str, cluster: str, vmid: int, name: str, kind: str = GuestKind.QEMU
 ) -> Mapping | None:
-    """Set the VMID aside for the service; None when somebody else was faster with the id or the service."""
+    """Reserve the VMID for the service; None when another row has the VMID or the service."""
     now = utc_now()
     mapping = Mapping(
         service_id=service_id,
@@ -116,7 +117,7 @@ def insert_active(  # noqa: PLR0913 (one column each)
     node: str,
     kind: str = GuestKind.QEMU,
 ) -> Mapping | None:
-    """Take in a VM that carries the service's marker but that we have no row of (a lost database)."""
+    """Map a VM that has the service's marker and no row here (the database was lost). None as in `reserve`."""
     mapping = reserve(session, service_id=service_id, cluster=cluster, vmid=vmid, name=name, kind=kind)
     if mapping is not None:
         mapping.state, mapping.node, mapping.note = MappingState.ACTIVE, node, "found by its marker"
@@ -133,20 +134,20 @@ def adopt(  # noqa: PLR0913 (one column each)
     node: str,
     kind: str = GuestKind.QEMU,
 ) -> Mapping | None:
-    """Adopt a VM for a service; None when the service has another one, or the VMID belongs to another service.
+    """Map an existing VM to a service; None when the service has another VM, or the VMID is another service's.
 
     A mapping of this very VM stays and takes the VM's name. One of another VMID whose VM is lost is deleted first.
     """
-    remembered = current(session, service_id)
-    if remembered is not None and (remembered.vmid, remembered.cluster) == (vmid, cluster):
+    existing = current(session, service_id)
+    if existing is not None and (existing.vmid, existing.cluster) == (vmid, cluster):
         now, found = utc_now(), {"node": node, "name": name, "kind": kind, "note": "found by its marker"}
-        _update(session, remembered.id, now=now, state=MappingState.ACTIVE, **found)
-        return remembered
-    if remembered is not None and remembered.state != MappingState.VM_LOST:
+        _update(session, existing.id, now=now, state=MappingState.ACTIVE, **found)
+        return existing
+    if existing is not None and existing.state != MappingState.VM_LOST:
         return None
     with session.begin_nested() as both:
-        if remembered is not None:
-            mark_deleted(session, remembered.id, f"the VM was found on VMID {vmid}")
+        if existing is not None:
+            mark_deleted(session, existing.id, f"the VM was found on VMID {vmid}")
         mapping = insert_active(
             session, service_id=service_id, cluster=cluster, vmid=vmid, name=name, node=node, kind=kind
         )
@@ -156,7 +157,7 @@ def adopt(  # noqa: PLR0913 (one column each)
 
 
 def record_node(session: Session, mapping_id: int, node: str) -> None:
-    """Write down where the VM was seen; nobody trusts it: every action looks the VM up."""
+    """Store the VM's node. No action relies on it: each asks Proxmox where the VM is."""
     _update(session, mapping_id, now=utc_now(), node=node)
 
 
@@ -175,13 +176,13 @@ def apply_result(session: Session, mapping_id: int, vm: Dict[str, Any]) -> None:
 
 
 def mark_deleted(session: Session, mapping_id: int, note: str) -> None:
-    """Give a reservation up: its VMID turned out to be somebody else's. It rests like any freed id."""
+    """End a mapping, with the reason. The VMID is then in quarantine."""
     now = utc_now()
     _update(session, mapping_id, now=now, state=MappingState.DELETED, deleted_at=now, note=note)
 
 
 def mark_vm_lost(session: Session, mapping_id: int, note: str) -> None:
-    """Write down that the VM vanished; a later delete of the service still finds the row."""
+    """Store that the VM does not exist any more. The mapping stays, so that the service can be deleted."""
     _update(session, mapping_id, now=utc_now(), state=MappingState.VM_LOST, note=note)
 
 
@@ -191,7 +192,7 @@ def _update(session: Session, mapping_id: int, *, now: Any, **values: Any) -> No
 
 
 def active(session: Session, cluster: str | None = None) -> Sequence[Mapping]:
-    """Return every mapping whose VM exists as far as we know."""
+    """Return the active mappings, ordered by VMID."""
     stmt = select(Mapping).where(Mapping.state == MappingState.ACTIVE).order_by(Mapping.vmid)
     return session.scalars(stmt if cluster is None else stmt.where(Mapping.cluster == cluster)).all()
 
@@ -211,10 +212,10 @@ def listing(session: Session, *, states: Sequence[str] = (), limit: int = 1000) 
 
 
 def find(session: Session, reference: str) -> Sequence[Mapping]:
-    """Return the mappings, history included, of a VMID, a name, or a service id or its beginning."""
+    """Return the mappings, deleted ones too, of a VMID, a VM's name, or a service id or its prefix."""
     if not reference:
         return []
-    if reference.isascii() and reference.isdecimal() and len(reference) < 10:
+    if is_row_id(reference):
         condition = Mapping.vmid == int(reference)
     else:
         condition = (Mapping.name == reference) | Mapping.service_id.startswith(reference.lower(), autoescape=True)

@@ -1,4 +1,4 @@
-"""The nodes: one row for each start of an agent process. Nothing here commits."""
+"""The nodes: one row for each start of an agent process. No function commits."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from executor.database.statements import rows_changed
 from executor.database.tables import Node, utc_now
 
-#: Of `nodes.stop_reason`.
+#: Length of the column `nodes.stop_reason`.
 MAX_REASON_LENGTH = 40
 
 
@@ -35,10 +35,10 @@ def note_stopped(session: Session, node_id: str, reason: str) -> None:
 
 
 def recent(session: Session, limit: int) -> Sequence[Node]:
-    """Return the starts of agents, the last seen first."""
+    """Return the nodes, the last seen first."""
     return session.scalars(select(Node).order_by(Node.seen_at.desc(), Node.id).limit(limit)).all()
 
 
 def prune(session: Session, *, before: datetime) -> int:
-    """Forget starts of the agent that were last seen before."""
+    """Delete nodes that were last seen before; return how many."""
     return rows_changed(session, delete(Node).where(Node.seen_at < before))

@@ -1,4 +1,4 @@
-"""Step 7 of 7: the ended jobs whose result FulcrumCore has not acknowledged. Nothing here commits."""
+"""Step 7 of 7: the ended jobs whose result FulcrumCore has not acknowledged. No function commits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from executor.model import JobResult, JobStatus, ReportState
 
 
 def due_reports(session: Session, limit: int) -> Sequence[Job]:
-    """Return ended jobs that FulcrumCore has not acknowledged and that may be tried now, oldest first."""
+    """Return ended jobs that FulcrumCore has not acknowledged and whose backoff is over, oldest first."""
     stmt = (
         select(Job)
         .where(Job.report_state == DUE_LITERAL)
@@ -25,7 +25,7 @@ def due_reports(session: Session, limit: int) -> Sequence[Job]:
 
 
 def note_reported(session: Session, job_id: int, state: ReportState, note: str = "") -> None:
-    """Write down FulcrumCore's answer; a report that was settled before stays as it was."""
+    """Store FulcrumCore's answer. Only a due report changes."""
     session.execute(
         update(Job)
         .where(Job.id == job_id, Job.report_state == ReportState.DUE)
@@ -34,7 +34,7 @@ def note_reported(session: Session, job_id: int, state: ReportState, note: str =
 
 
 def postpone_report(session: Session, job_id: int, *, backoff_s: float, note: str) -> None:
-    """Try the report again after `backoff_s`."""
+    """Retry the report after `backoff_s`."""
     session.execute(
         update(Job)
         .where(Job.id == job_id, Job.report_state == ReportState.DUE)
@@ -42,8 +42,8 @@ def postpone_report(session: Session, job_id: int, *, backoff_s: float, note: st
     )
 
 
-def replace_outcome(session: Session, job_id: int, result: JobResult) -> None:
-    """Turn a completion that FulcrumCore will never take into the failure that it is told instead."""
+def replace_result(session: Session, job_id: int, result: JobResult) -> None:
+    """Turn a completion that FulcrumCore always refuses into a failure, which is reported instead."""
     session.execute(
         update(Job)
         .where(Job.id == job_id, Job.report_state == ReportState.DUE)
@@ -52,6 +52,6 @@ def replace_outcome(session: Session, job_id: int, result: JobResult) -> None:
 
 
 def reset_report_backoff(session: Session) -> int:
-    """Make every waiting report due at once: FulcrumCore answers again."""
+    """Make every postponed report due now, because FulcrumCore answers again. Returns how many."""
     stmt = update(Job).where(Job.report_state == ReportState.DUE, Job.report_after.is_not(None))
     return rows_changed(session, stmt.values(report_after=None))

@@ -1,4 +1,4 @@
-"""The periods of the critical jobs: each period is run by one agent. Nothing here commits."""
+"""The periods of the critical jobs: in each period one agent runs the job. No function commits."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from executor.database.tables import CriticalJob, db_now, utc_now
 
 
 def try_start_period(session: Session, name: str, interval_s: float, *, force: bool = False) -> bool:
-    """Start a period of a critical job; True for the one caller that is to run it.
+    """Start the next period of a critical job if it is due. True for one caller only: that caller runs the job.
 
-    A period is over a little early, so that a timer which fires a few milliseconds short does not skip a turn.
+    `force` starts it in any case. A period ends at 80 % of the interval, so that a timer that fires a little early
+    does not skip a period.
     """
     now = utc_now()
     first = {"name": name, "interval_s": interval_s, "failures": 0, "runs": 0}
-    # Two nodes may both be the first: the row is made once, and the UPDATE below picks the winner.
+    # Two nodes may insert at once: one row results, and the UPDATE below succeeds for one of them.
     session.execute(insert_into(session, CriticalJob).values(first).on_conflict_do_nothing(index_elements=["name"]))
     is_due = or_(CriticalJob.due_at.is_(None), CriticalJob.due_at <= db_now(), CriticalJob.interval_s != interval_s)
     stmt = update(CriticalJob).where(CriticalJob.name == name)
@@ -28,7 +29,7 @@ def try_start_period(session: Session, name: str, interval_s: float, *, force: b
 
 
 def record_period_result(session: Session, name: str, *, error: str | None) -> None:
-    """Write down how a period of a critical job ended."""
+    """Store how the run of a critical job ended."""
     now = utc_now()
     values: dict[str, Any] = {"last_finished_at": now, "runs": CriticalJob.runs + 1, "last_error": error}
     if error is None:

@@ -1,4 +1,4 @@
-"""Questions about jobs, runs and critical jobs. Reads only, each answered from an index."""
+"""Queries about jobs, runs and critical jobs, each answered from an index. Nothing is written."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from datetime import datetime
 from sqlalchemy import CompoundSelect, func, select, union_all
 from sqlalchemy.orm import Session, aliased
 
+from executor.database.statements import is_row_id
 from executor.database.tables import (
     DUE_LITERAL,
     ENDED_LITERALS,
@@ -20,15 +21,15 @@ from executor.database.tables import (
 from executor.model import JobStatus, ReportState
 
 _OPEN = {JobStatus.PENDING: PENDING_LITERAL, JobStatus.PROCESSING: PROCESSING_LITERAL}
-#: More candidates than this are not worth naming.
-CANDIDATES = 6
+#: How many candidates are shown for an ambiguous reference.
+MAX_CANDIDATES = 6
 
 
 def find_job(session: Session, reference: str) -> Job | None:
-    """Return a job by our number, FulcrumCore's id, or an unambiguous beginning of that id."""
+    """Return a job by our id, FulcrumCore's id, or an unambiguous prefix of that id."""
     if not reference:
-        return None  # the beginning of every id: an operator's empty variable must not pick the only job
-    if _is_number(reference) and (job := session.get(Job, int(reference))) is not None:
+        return None  # a prefix of every id: an operator's empty shell variable must not select the only job
+    if is_row_id(reference) and (job := session.get(Job, int(reference))) is not None:
         return job
     begins = Job.fulcrum_id.startswith(reference.lower(), autoescape=True)
     found = session.scalars(select(Job).where(begins).limit(2)).all()
@@ -36,13 +37,8 @@ def find_job(session: Session, reference: str) -> Job | None:
 
 
 def get_job(session: Session, job_id: int) -> Job | None:
-    """Return a job by our number."""
+    """Return a job by our id."""
     return session.get(Job, job_id)
-
-
-def _is_number(reference: str) -> bool:
-    """Tell our numbers from everything else that has digits: other scripts' ones, and numbers beyond any column."""
-    return reference.isascii() and reference.isdecimal() and len(reference) < 10
 
 
 def list_jobs(  # noqa: PLR0913 (one filter each)
@@ -71,14 +67,14 @@ def list_jobs(  # noqa: PLR0913 (one filter each)
 
 
 def _ids_of_open_jobs(statuses: Sequence[str]) -> CompoundSelect[int]:
-    """Select from the partial indexes, which have few rows; the primary key could lead through every ended job."""
+    """Select from the partial indexes, which have few entries. The primary key would lead through every ended job."""
     open_job = aliased(Job)
     selects = [select(open_job.id).where(open_job.status == _OPEN[JobStatus(status)]) for status in statuses]
     return union_all(*selects)
 
 
-def open_job(session: Session, service_id: str) -> Job | None:
-    """Return the service's job that has not ended, the one under way before one that waits."""
+def find_open_job(session: Session, service_id: str) -> Job | None:
+    """Return the service's processing job, else its oldest pending one."""
     stmt = select(Job).where(Job.service_id == service_id, Job.status.in_([JobStatus.PENDING, JobStatus.PROCESSING]))
     return session.scalar(stmt.order_by(Job.status == JobStatus.PENDING, Job.id).limit(1))
 
@@ -86,7 +82,7 @@ def open_job(session: Session, service_id: str) -> Job | None:
 def count_jobs(session: Session) -> dict[str, int]:
     """Return how many jobs there are by status, and how many reports are due."""
     found = {status.value: 0 for status in JobStatus}
-    # One question an index each: rows are fat, and a million ended ones must not be read to count the open ones.
+    # One query for each index: rows are large, and a count of the open jobs must not read a million ended ones.
     for condition in (Job.status == PENDING_LITERAL, Job.status == PROCESSING_LITERAL, Job.status.in_(ENDED_LITERALS)):
         found |= dict(session.execute(select(Job.status, func.count()).where(condition).group_by(Job.status)).all())
     due = select(func.count()).select_from(Job).where(Job.report_state == DUE_LITERAL)
@@ -109,7 +105,7 @@ def find_run(session: Session, ident: str) -> Run | None:
 
 
 def critical_jobs(session: Session) -> Sequence[CriticalJob]:
-    """Return the critical jobs by name."""
+    """Return the critical jobs, ordered by name."""
     return session.scalars(select(CriticalJob).order_by(CriticalJob.name)).all()
 
 
@@ -119,21 +115,21 @@ def recent_runs(session: Session, limit: int) -> Sequence[tuple[Run, Job]]:
     return [(run, job) for run, job in session.execute(stmt)]
 
 
-def fulcrum_ids_beginning(session: Session, beginning: str) -> Sequence[str]:
-    """Return FulcrumCore's ids that begin so."""
-    begins = Job.fulcrum_id.startswith(beginning.lower(), autoescape=True)
-    return session.scalars(select(Job.fulcrum_id).where(begins).order_by(Job.id.desc()).limit(CANDIDATES)).all()
+def fulcrum_ids_with_prefix(session: Session, prefix: str) -> Sequence[str]:
+    """Return FulcrumCore's ids of the newest jobs whose id has this prefix."""
+    begins = Job.fulcrum_id.startswith(prefix.lower(), autoescape=True)
+    return session.scalars(select(Job.fulcrum_id).where(begins).order_by(Job.id.desc()).limit(MAX_CANDIDATES)).all()
 
 
-def service_ids_beginning(session: Session, beginning: str) -> Sequence[str]:
-    """Return the ids of services with jobs that begin so."""
-    begins = Job.service_id.startswith(beginning.lower(), autoescape=True)
+def service_ids_with_prefix(session: Session, prefix: str) -> Sequence[str]:
+    """Return the ids with this prefix of services that have jobs, the newest job first."""
+    begins = Job.service_id.startswith(prefix.lower(), autoescape=True)
     found = select(Job.service_id).where(begins).group_by(Job.service_id).order_by(func.max(Job.id).desc())
-    return [service_id for service_id in session.scalars(found.limit(CANDIDATES)) if service_id]
+    return [service_id for service_id in session.scalars(found.limit(MAX_CANDIDATES)) if service_id]
 
 
 def queue_depths(session: Session) -> dict[str, int]:
-    """Return how many jobs wait, are under way, and have an outcome that FulcrumCore does not know yet."""
+    """Return how many jobs are pending, processing, and ended with a report that is due."""
     open_statuses = (JobStatus.PENDING, JobStatus.PROCESSING)
     stmt = select(Job.status, func.count()).where(Job.status.in_(open_statuses)).group_by(Job.status)
     found = {status.value: 0 for status in open_statuses} | dict(session.execute(stmt).all())
@@ -141,18 +137,18 @@ def queue_depths(session: Session) -> dict[str, int]:
     return found | {"report_due": session.scalar(due) or 0}
 
 
-def oldest_report(session: Session) -> datetime | None:
-    """Return when the oldest job ended whose outcome FulcrumCore does not know."""
+def oldest_due_report(session: Session) -> datetime | None:
+    """Return when the oldest job with a due report ended."""
     return session.scalar(select(func.min(Job.finished_at)).where(Job.report_state == ReportState.DUE))
 
 
-def oldest_waiting(session: Session) -> datetime | None:
-    """Return when the oldest waiting job arrived."""
+def oldest_pending(session: Session) -> datetime | None:
+    """Return when the oldest pending job was received."""
     return session.scalar(select(func.min(Job.received_at)).where(Job.status == JobStatus.PENDING))
 
 
 def busy_services(session: Session, service_id: str | None = None) -> frozenset[str]:
-    """Return the services with a job that is open, or whose result FulcrumCore does not have yet.
+    """Return the services with an open job or a due report.
 
     One query for each partial index: an OR of the three conditions would read every row of a long history.
     """

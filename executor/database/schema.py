@@ -1,4 +1,4 @@
-"""The schema: Alembic's migrations forwards and back, and what `smith db check` checks."""
+"""The schema: Alembic's migrations in both directions, and the checks of `smith db check`."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from sqlalchemy.exc import SQLAlchemyError
 from executor.database.engine import error_text
 from executor.errors import DatabaseError
 
-#: PostgreSQL's advisory lock under which the schema changes: several nodes may start at once after an update.
+#: PostgreSQL's advisory lock around a migration: after an update several nodes may start at once.
 MIGRATION_LOCK = 0x534D4947
 MIGRATIONS = Path(__file__).parent / "migrations"
 
 
 def upgrade(engine: Engine, revision: str = "head") -> None:
-    """Bring the schema to `revision`. Raises DatabaseError for a schema newer than this program."""
-    from alembic import command  # noqa: PLC0415 (a tenth of a second that `smith --help` need not pay)
+    """Migrate the schema forwards to `revision`. Raises DatabaseError for a schema newer than this program."""
+    from alembic import command  # noqa: PLC0415 (its import takes a tenth of a second, which `smith --help` avoids)
 
     refuse_newer(engine)
     with _translated(engine), _migrating(engine) as connection:
@@ -28,7 +28,7 @@ def upgrade(engine: Engine, revision: str = "head") -> None:
 
 
 def downgrade(engine: Engine, revision: str = "-1") -> None:
-    """Take the schema one step back, or to `revision`."""
+    """Migrate the schema one step back, or back to `revision`. Raises what `upgrade` raises."""
     from alembic import command  # noqa: PLC0415 (see upgrade)
 
     refuse_newer(engine)
@@ -38,18 +38,18 @@ def downgrade(engine: Engine, revision: str = "-1") -> None:
 
 @contextlib.contextmanager
 def _migrating(engine: Engine) -> Iterator[Connection]:
-    """Open the one transaction that may change the schema; a second one waits and then finds it changed."""
+    """Open a transaction that changes the schema. Another migration waits until this one has ended."""
     with engine.execution_options(smith_migrating=True).connect() as connection:
         try:
             with connection.begin():
                 if engine.dialect.name == "postgresql":
-                    connection.execute(text("SET LOCAL statement_timeout = 0"))  # a large table takes its time
+                    connection.execute(text("SET LOCAL statement_timeout = 0"))  # a large table takes longer
                     connection.execute(select(func.pg_advisory_xact_lock(MIGRATION_LOCK)))
                 yield connection
         finally:
             if engine.dialect.name == "sqlite":
-                # Its foreign keys are off: Alembic rebuilds a table by dropping the old one, and that would delete
-                # every row that refers to it. Such a connection must not serve anything else.
+                # This connection has its foreign keys off: Alembic replaces a table by dropping the old one, which
+                # would delete every row that refers to it. No other code may get this connection.
                 connection.invalidate()
 
 
@@ -62,25 +62,25 @@ def current_revision(engine: Engine) -> str | None:
 
 
 def head_revision() -> str:
-    """Return the newest revision that this program knows."""
+    """Return the newest revision of this program."""
     head: str | None = _script_directory().get_current_head()
     assert head is not None  # noqa: S101 (the package ships at least one migration)
     return head
 
 
 def refuse_newer(engine: Engine) -> None:
-    """Raise DatabaseError when the schema was made by a newer Agent Smith."""
+    """Raise DatabaseError when a newer Agent Smith has migrated the schema."""
     current = current_revision(engine)
     known = {script.revision for script in _script_directory().walk_revisions()}
     if current is not None and current not in known:
         raise DatabaseError(
             f"the database has schema {current}, which this version (newest: {head_revision()}) does not know: "
-            "run the newer Agent Smith, or take the schema back with it first (smith db downgrade)"
+            "run the newer Agent Smith, or downgrade the schema with it first (smith db downgrade)"
         )
 
 
 def check(engine: Engine) -> list[str]:
-    """Return what is wrong with the database, a line each; empty means sound and up to date."""
+    """Return the problems of the database, one text for each; none for a sound database with the newest schema."""
     refuse_newer(engine)
     problems = []
     current, head = current_revision(engine), head_revision()

@@ -1,4 +1,7 @@
-"""The tables, the two clocks, and the statuses as literals. A change here needs a migration (tests compare the two)."""
+"""The tables, the two clocks, and statuses as SQL literals.
+
+A change of a table needs a migration; tests compare the two.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ from sqlalchemy.sql.functions import FunctionElement
 
 from executor.model import ENDED, GuestKind, JobStatus, MappingState, ReportState
 
-# Written into the statement, not bound: SQLite uses a partial index only where it can read the condition itself.
+# Literals, not bound parameters: SQLite uses a partial index only if the statement contains the condition itself.
 PENDING_LITERAL: ColumnElement[str] = literal_column(f"'{JobStatus.PENDING}'")
 PROCESSING_LITERAL: ColumnElement[str] = literal_column(f"'{JobStatus.PROCESSING}'")
 ENDED_LITERALS: list[ColumnElement[str]] = [literal_column(f"'{status}'") for status in ENDED]
@@ -36,13 +39,13 @@ DUE_LITERAL: ColumnElement[str] = literal_column(f"'{ReportState.DUE}'")
 
 
 class UtcDateTime(TypeDecorator[datetime]):
-    """An aware UTC time; SQLite drops the zone, so it is put back on the way out."""
+    """A UTC time with its zone. SQLite stores none, so it is added when a value is read."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """Refuse naive times: they are a defect of the caller."""
+        """Convert to UTC. Raises ValueError for a time without a zone: a defect of the caller."""
         if value is None:
             return None
         if value.tzinfo is None:
@@ -51,17 +54,17 @@ class UtcDateTime(TypeDecorator[datetime]):
         return value.replace(tzinfo=None) if dialect.name == "sqlite" else value
 
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """Give every time its zone back."""
+        """Add the zone."""
         if value is None:
             return None
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
 class db_now(FunctionElement[datetime]):
-    """The database's own clock, `offset_s` seconds from now: leases never trust a node's clock."""
+    """The database's clock, `offset_s` seconds from now. Leases use it because the nodes' clocks may differ."""
 
     type = UtcDateTime()
-    inherit_cache = True  # the offset is a parameter, so that a statement is turned into SQL once
+    inherit_cache = True  # the offset is a bound parameter, so that a statement is compiled once
 
     def __init__(self, offset_s: float = 0.0) -> None:
         super().__init__(literal(float(offset_s), Float()))
@@ -69,7 +72,7 @@ class db_now(FunctionElement[datetime]):
 
 @compiles(db_now, "sqlite")
 def _sqlite_now(element: db_now, compiler: Any, **kw: Any) -> str:
-    # The same text form in which SQLAlchemy stores a DateTime, so that texts compare as times do.
+    # The text format in which SQLAlchemy stores a DateTime, so that texts compare like times.
     offset = compiler.process(element.clauses, **kw)
     return f"strftime('%Y-%m-%d %H:%M:%f000', 'now', printf('%+.3f seconds', {offset}))"
 
@@ -80,13 +83,13 @@ def _postgresql_now(element: db_now, compiler: Any, **kw: Any) -> str:
 
 
 class Base(DeclarativeBase):
-    """Every table; a change here needs a migration (tests compare the two)."""
+    """The base of all tables."""
 
     type_annotation_map: ClassVar = {datetime: UtcDateTime, dict[str, Any]: JSON(none_as_null=True)}
 
 
 class Job(Base):
-    """One of FulcrumCore's jobs. Written by `job_queue` only."""
+    """A job. Its status is written by `job_queue`, its report's columns by `outbox`."""
 
     __tablename__ = "jobs"
     __table_args__ = (
@@ -129,15 +132,15 @@ class Job(Base):
     action: Mapped[str] = mapped_column(String(100))
     params: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     service: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
-    defect: Mapped[str | None] = mapped_column(Text)  #: why it cannot be carried out at all
+    defect: Mapped[str | None] = mapped_column(Text)  #: why the job cannot run
     priority: Mapped[int] = mapped_column(Integer, default=1)
     status: Mapped[str] = mapped_column(String(20), default=JobStatus.PENDING)
     attempt: Mapped[int] = mapped_column(Integer, default=0)
-    crashes: Mapped[int] = mapped_column(Integer, default=0)  #: leases that ran out under it
+    crashes: Mapped[int] = mapped_column(Integer, default=0)  #: how often its lease expired
     cancel_requested: Mapped[bool] = mapped_column(Boolean, default=False)
     available_at: Mapped[datetime | None]
     core_created_at: Mapped[datetime]
-    deadline_at: Mapped[datetime]  #: in FulcrumCore's clock
+    deadline_at: Mapped[datetime]  #: by FulcrumCore's clock
     received_at: Mapped[datetime]
     owner: Mapped[str | None] = mapped_column(String(64))
     lease_until: Mapped[datetime | None]
@@ -150,7 +153,7 @@ class Job(Base):
     report_state: Mapped[str] = mapped_column(String(20), default=ReportState.NONE)
     report_attempts: Mapped[int] = mapped_column(Integer, default=0)
     report_after: Mapped[datetime | None]
-    report_note: Mapped[str | None] = mapped_column(Text)  #: what FulcrumCore said to it
+    report_note: Mapped[str | None] = mapped_column(Text)  #: FulcrumCore's answer to the report
     error_code: Mapped[str | None] = mapped_column(String(40))
     error_message: Mapped[str | None] = mapped_column(Text)
     result: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
@@ -178,7 +181,7 @@ class Run(Base):
 
 
 class Mapping(Base):
-    """Which VM serves which service. Written by `mappings` only; ended ones stay as history."""
+    """Which VM serves which service. Written by `mappings` only; deleted ones stay as history."""
 
     __tablename__ = "mappings"
     __table_args__ = (
@@ -217,7 +220,7 @@ class Mapping(Base):
 
 
 class CriticalJob(Base):
-    """A job that the agent owes the outside world at an interval."""
+    """A periodic task of the agent, such as Heartbeat. Written by `periods` only."""
 
     __tablename__ = "critical_jobs"
 
@@ -228,12 +231,12 @@ class CriticalJob(Base):
     last_finished_at: Mapped[datetime | None]
     last_ok_at: Mapped[datetime | None]
     last_error: Mapped[str | None] = mapped_column(Text)
-    failures: Mapped[int] = mapped_column(Integer, default=0)  #: in a row
+    failures: Mapped[int] = mapped_column(Integer, default=0)  #: consecutive
     runs: Mapped[int] = mapped_column(Integer, default=0)
 
 
 class Node(Base):
-    """One start of one agent process."""
+    """One start of one agent process. Written by `nodes` only."""
 
     __tablename__ = "nodes"
 
@@ -251,9 +254,9 @@ class Node(Base):
 
 
 class AuditEntry(Base):
-    """One thing that somebody changed by hand, or the agent by itself. Written by `audit` only, and never changed.
+    """One change by an operator, or by the agent itself. Written by `audit` only.
 
-    Triggers refuse every UPDATE and DELETE (migration 0002); nothing is pruned.
+    Triggers refuse every UPDATE and DELETE (migration 0002).
     """
 
     __tablename__ = "audit"
@@ -261,7 +264,7 @@ class AuditEntry(Base):
 
     id: Mapped[int] = mapped_column(primary_key=True)
     at: Mapped[datetime]
-    who: Mapped[str] = mapped_column(String(100))  #: the operating system's user, or `agent`
+    who: Mapped[str] = mapped_column(String(100))  #: the user of the operating system, or `agent`
     verb: Mapped[str] = mapped_column(String(40))
     subject_kind: Mapped[str] = mapped_column(String(20))  #: job, mapping
     subject_id: Mapped[str] = mapped_column(String(100))
@@ -271,5 +274,5 @@ class AuditEntry(Base):
 
 
 def utc_now() -> datetime:
-    """Return this machine's clock, aware, for columns that people read; leases use `db_now`."""
+    """Return this machine's time, with its zone, for columns that people read. Leases use `db_now`."""
     return datetime.now(UTC)

@@ -48,9 +48,9 @@ def requeue(engine: Engine, job: Job, pause_s: float = 0) -> None:
         job_queue.requeue(session, job_queue.lease_of(job), backoff_s=pause_s, reason="later")
 
 
-def reap(engine: Engine, alone_as: str | None = None) -> list[tuple[int, JobStatus]]:
+def reap(engine: Engine, sole_owner: str | None = None) -> list[tuple[int, JobStatus]]:
     with transaction(engine) as session:
-        return job_queue.reap(session, alone_as=alone_as)
+        return job_queue.reap(session, sole_owner=sole_owner)
 
 
 def let_lease_run_out(engine: Engine, job_id: int) -> None:
@@ -557,7 +557,7 @@ def test_who_is_alone_reaps_everybody_else_at_once(engine: Engine) -> None:
         submit(engine)
     finish(engine, claimed(engine, "before the restart"))
     dead, own = claimed(engine, "before the restart"), claimed(engine, "me")
-    assert reap(engine, alone_as="me") == [(dead.id, JobStatus.PENDING)]
+    assert reap(engine, sole_owner="me") == [(dead.id, JobStatus.PENDING)]
     job = row(engine, dead.id)
     assert (job.owner, job.lease_until, job.crashes, job.epoch) == (None, None, 1, dead.epoch + 1)
     assert (job.error_code, job.error_message, job.finished_at, job.report_state) == (None, None, None, "none")
@@ -583,13 +583,13 @@ def test_a_job_that_was_there_at_two_crashes_runs_alone_so_that_its_neighbours_a
     for _ in range(2):
         for _ in ("suspect", "neighbour"):
             claimed(engine, "a")
-        reap(engine, alone_as="nobody")
+        reap(engine, sole_owner="nobody")
     fresh = submit(engine, age=0)
     assert claimed(engine, "b").id == fresh
     assert claim(engine, "b") is None, "the suspect waits until nothing runs beside it"
     assert claimed(engine, "c").id == suspect, "on another node nothing does"
     assert claim(engine, "c") is None, "and nothing is begun beside it"
-    assert reap(engine, alone_as="b") == [(suspect, JobStatus.FAILED)]
+    assert reap(engine, sole_owner="b") == [(suspect, JobStatus.FAILED)]
     assert row(engine, neighbour).crashes == 2
 
 
@@ -616,11 +616,11 @@ def test_a_job_of_our_own_is_never_reported_however_it_ends(engine: Engine, end:
 def test_the_open_job_of_a_service_is_the_one_under_way(engine: Engine) -> None:
     service_id = str(uuid.uuid4())
     with reading(engine) as session:
-        assert queries.open_job(session, service_id) is None
+        assert queries.find_open_job(session, service_id) is None
     first, _second = submit(engine, service_id=service_id, age=1), submit(engine, service_id=service_id, age=2)
     assert claimed(engine).id == first
     with reading(engine) as session:
-        found = queries.open_job(session, service_id)
+        found = queries.find_open_job(session, service_id)
     assert found is not None
     assert found.id == first
 
@@ -635,7 +635,7 @@ def test_the_open_job_of_a_service_is_the_oldest_that_waits_and_none_of_anothers
     assert job.id == gone
     finish(engine, job)
     with reading(engine) as session:
-        found = queries.open_job(session, service_id)
+        found = queries.find_open_job(session, service_id)
     assert found is not None
     assert found.id == waiting[0]
     late = claimed(engine)
@@ -643,7 +643,7 @@ def test_the_open_job_of_a_service_is_the_oldest_that_waits_and_none_of_anothers
     under_way = claimed(engine)
     assert (late.id, under_way.id) == (waiting[0], waiting[1])
     with reading(engine) as session:
-        found = queries.open_job(session, service_id)
+        found = queries.find_open_job(session, service_id)
     assert found is not None
     assert found.id == under_way.id
 
@@ -689,7 +689,7 @@ def test_a_cancel_survives_the_crash_of_the_agent_that_was_to_hear_of_it(engine:
     job = claimed(engine)
     with transaction(engine) as session:
         job_queue.request_cancel(session, job.id)
-    reap(engine, alone_as="the next one")
+    reap(engine, sole_owner="the next one")
     assert claimed(engine).cancel_requested
 
 
@@ -824,7 +824,7 @@ def test_a_report_is_settled_once(engine: Engine, state: ReportState) -> None:
     with transaction(engine) as session:
         outbox.note_reported(session, job_id, ReportState.OVERTAKEN, "said again")
         outbox.postpone_report(session, job_id, backoff_s=1, note="late")
-        outbox.replace_outcome(session, job_id, BROKEN)
+        outbox.replace_result(session, job_id, BROKEN)
         assert outbox.reset_report_backoff(session) == 0
     assert as_dict(engine, job_id) == settled
     assert (settled["report_state"], settled["report_note"], due(engine)) == (state, "said", [])
@@ -833,7 +833,7 @@ def test_a_report_is_settled_once(engine: Engine, state: ReportState) -> None:
 def test_an_outcome_that_core_will_never_take_is_replaced_while_it_is_due(engine: Engine) -> None:
     job_id, other = ended(engine), ended(engine)
     with transaction(engine) as session:
-        outbox.replace_outcome(session, job_id, BROKEN)
+        outbox.replace_result(session, job_id, BROKEN)
     assert row(engine, other).status == "completed"
     job = row(engine, job_id)
     assert (job.status, job.error_code, job.error_message) == ("failed", "CAPACITY", "CAPACITY: no space")
@@ -845,7 +845,7 @@ def test_a_job_that_has_not_ended_has_no_report(engine: Engine) -> None:
     job = claimed(engine)
     with transaction(engine) as session:
         outbox.note_reported(session, job.id, ReportState.REPORTED)
-        outbox.replace_outcome(session, job.id, BROKEN)
+        outbox.replace_result(session, job.id, BROKEN)
     after = row(engine, job.id)
     assert (after.report_state, after.status, due(engine)) == ("none", "processing", [])
 

@@ -142,7 +142,7 @@ class Queue(RuleBasedStateMachine):
         with transaction(self.engine) as session:
             if how == "release":
                 job_queue.release_all(session, lease.owner)
-            taken = job_queue.reap(session, alone_as=by if how == "alone" else None)
+            taken = job_queue.reap(session, sole_owner=by if how == "alone" else None)
             for job_id, status in taken:
                 job = session.get(Job, job_id)
                 assert job is not None
@@ -166,7 +166,7 @@ class Queue(RuleBasedStateMachine):
                 outbox.postpone_report(session, job_id, backoff_s=3600, note="HTTP 503")
             elif what == "replace":
                 # The one exception: while FulcrumCore has not acknowledged it, an outcome may become a failure.
-                outbox.replace_outcome(session, job_id, REFUSED)
+                outbox.replace_result(session, job_id, REFUSED)
                 if job_id not in self.settled:
                     self.ended.pop(job_id, None)
             else:
@@ -200,9 +200,9 @@ class Queue(RuleBasedStateMachine):
         taken = set(session.scalars(select(Mapping.vmid)))
         if taken == {101, 102, 103}:
             with pytest.raises(JobError):
-                mappings.pick_vmid(session, ("c", 101, 103), quarantine_s=3600, also=set())
+                mappings.pick_vmid(session, ("c", 101, 103), quarantine_s=3600, taken=set())
         else:
-            assert mappings.pick_vmid(session, ("c", 101, 103), quarantine_s=3600, also=set()) not in taken
+            assert mappings.pick_vmid(session, ("c", 101, 103), quarantine_s=3600, taken=set()) not in taken
 
     @rule(service=SERVICES, what=st.sampled_from(["running", "absent", "release", "lose"]))
     def change_mapping(self, service: str, what: str) -> None:

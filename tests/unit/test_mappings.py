@@ -50,9 +50,9 @@ def apply_result(engine: Engine, mapping_id: int, **vm: Any) -> None:
         mappings.apply_result(session, mapping_id, vm)
 
 
-def pick(engine: Engine, low: int, high: int, *, quarantine_s: float = 3600, also: set[int] | None = None) -> int:
+def pick(engine: Engine, low: int, high: int, *, quarantine_s: float = 3600, taken: set[int] | None = None) -> int:
     with transaction(engine) as session:
-        return mappings.pick_vmid(session, ("c", low, high), quarantine_s=quarantine_s, also=also or set())
+        return mappings.pick_vmid(session, ("c", low, high), quarantine_s=quarantine_s, taken=taken or set())
 
 
 # --- names --------------------------------------------------------------------------------------------------------
@@ -158,14 +158,14 @@ def test_one_of_two_creates_of_a_service_wins(engine: Engine) -> None:
 
 def test_the_last_free_id_of_a_range_is_found(engine: Engine) -> None:
     reserved(engine, SERVICE, 1000)
-    assert pick(engine, 1000, 3000, also=set(range(1000, 3000))) == 3000
+    assert pick(engine, 1000, 3000, taken=set(range(1000, 3000))) == 3000
 
 
 def test_a_range_that_is_used_up_is_a_lack_of_capacity(engine: Engine) -> None:
     reserved(engine, SERVICE, 101)
     reserved(engine, OTHER, 102)
     with pytest.raises(JobError, match="no VMID is free between 101 and 103") as caught:
-        pick(engine, 101, 103, also={103})
+        pick(engine, 101, 103, taken={103})
     assert caught.value.code is ErrorCode.CAPACITY
 
 

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Everything that is checked without running the program: check.sh BIN. Reports all failures, then fails.
+# Runs every static check: check.sh BIN. Prints all failures, then exits with 1.
 set -u
 bin=$1
 failed=""

@@ -1,7 +1,7 @@
-"""Put community.proxmox, and nothing else, from the `ansible` wheel into this interpreter's site-packages.
+"""Install community.proxmox from the `ansible` wheel into site-packages: install_collection.py WHEEL.
 
-The wheel carries a hundred collections in 500 MB; the executor needs one. Run by `make setup` and by the image build
-with the interpreter that is to have it: `install_collection.py WHEEL`.
+The wheel contains a hundred collections, 500 MB; the executor needs only this one. `make setup` and the image build run
+this script with the interpreter of their virtual environment.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ PREFIX = "ansible_collections/community/proxmox/"
 
 
 def main(wheel: Path) -> None:
-    """Unpack the collection. Raises SystemExit when the wheel does not hold it."""
+    """Unpack the collection. Raises SystemExit when the wheel lacks it."""
     target = Path(sysconfig.get_path("purelib"))
     with zipfile.ZipFile(wheel) as archive:
         members = [name for name in archive.namelist() if name.startswith(PREFIX)]
         if PREFIX + "MANIFEST.json" not in members:
-            raise SystemExit(f"{wheel.name} holds no community.proxmox")
+            raise SystemExit(f"{wheel.name} does not contain community.proxmox")
         archive.extractall(target, members)
     compileall.compile_dir(target / PREFIX, quiet=1)
 

@@ -19,7 +19,7 @@ SHIPPED = (("agent-smith", ""), ("agent-smith", "postgres"), ("agent-smith", "co
 OTHER = (("agent-smith", "dev"), ("agent-smith-lab", ""))
 OURS = ("agent-smith", "agent-smith-lab")
 
-#: Words of licences by what they ask of us; the first pattern that matches names the kind.
+#: Kinds of licences, and the words that identify each; the first match counts.
 KINDS = (
     ("agpl", r"\bagpl|affero"),
     ("lgpl", r"\blgpl|lesser general public|library or lesser"),
@@ -31,17 +31,20 @@ KINDS = (
         r"|zope|\bwtfpl|\bblueoak",
     ),
 )
-#: Accepted in what ships.
+#: Accepted in every distribution that an operator installs.
 FREE = frozenset({"permissive", "mpl"})
-#: Accepted in what ships for these alone, and why.
+#: Accepted there for these distributions only, with the reason.
 EXCEPTIONS = {
-    ("ansible-core", "gpl"): "runs as processes of its own; our code in those is under Apache-2.0, which the GPL takes",
-    ("ansible", "gpl"): "carries the collection, which runs in those processes",
+    (
+        "ansible-core",
+        "gpl",
+    ): "runs as processes of its own; our code in them is Apache-2.0, compatible with it",
+    ("ansible", "gpl"): "contains the collection, which runs in those processes",
     ("psycopg", "lgpl"): "a library, used unchanged and replaceable",
     ("psycopg-binary", "lgpl"): "a library, used unchanged and replaceable",
 }
-#: Distributions whose metadata say nothing that can be read; looked up by hand in the file that is named.
-BY_HAND: dict[str, tuple[str, str]] = {}
+#: Kind and source for distributions whose metadata lack a licence.
+KNOWN: dict[str, tuple[str, str]] = {}
 
 
 def closure(roots: tuple[tuple[str, str], ...]) -> dict[str, Distribution]:
@@ -69,17 +72,17 @@ def _steps(requirement: Requirement, extra: str) -> Iterator[tuple[str, str]]:
 
 
 def kinds_of(name: str, found: Distribution) -> set[str]:
-    """Return what the licence asks of us; every part of an OR counts as a choice, the mildest is taken."""
-    if name in BY_HAND:
-        return {BY_HAND[name][0]}
-    said = _said(found)
+    """Return the kinds of a distribution's licence. Of alternatives joined by OR, the most permissive counts."""
+    if name in KNOWN:
+        return {KNOWN[name][0]}
+    text = _licence_text(found)
     choices = [
-        {_kind(part) for part in re.split(r"\band\b|,|;", choice)} for choice in re.split(r"\bor\b(?! later)", said)
+        {_kind(part) for part in re.split(r"\band\b|,|;", choice)} for choice in re.split(r"\bor\b(?! later)", text)
     ]
     return min(choices, key=lambda kinds: len(kinds - FREE))
 
 
-def _said(found: Distribution) -> str:
+def _licence_text(found: Distribution) -> str:
     metadata = found.metadata
     if expression := metadata.get("License-Expression"):
         return str(expression).lower()
@@ -92,25 +95,25 @@ def _said(found: Distribution) -> str:
 
 def _kind(text: str) -> str:
     return next(
-        (kind for kind, pattern in KINDS if re.search(pattern, text)), f"unknown ({text.strip() or 'not said'})"
+        (kind for kind, pattern in KINDS if re.search(pattern, text)), f"unknown ({text.strip() or 'not given'})"
     )
 
 
 def problems() -> list[str]:
-    """Return what does not fit, a line each."""
+    """Return a line for each licence that is not accepted."""
     shipped, other = closure(SHIPPED), closure(OTHER)
     lines = []
     for name, found in sorted(shipped.items()):
         for kind in sorted(kinds_of(name, found) - FREE):
             if (name, kind) not in EXCEPTIONS:
-                lines.append(f"{name} {found.version} ships and is {kind}")
+                lines.append(f"{name} {found.version} is {kind}, which is not accepted")
     for name, found in sorted(other.items()):
         lines += [f"{name} {found.version}: {kind}" for kind in kinds_of(name, found) if kind.startswith("unknown")]
     return lines
 
 
 def main(arguments: list[str]) -> int:
-    """Print what does not fit, or everything."""
+    """Print the licences that are not accepted, or with --list all."""
     if "--list" in arguments:
         for roots in (SHIPPED, OTHER):
             for name, found in sorted(closure(roots).items()):

@@ -1,18 +1,18 @@
 #!/bin/sh
-# Makes what Agent Smith needs in Proxmox VE 8 or 9, with the least privileges: roles, a user, an API token, and what they
-# may touch. Run it as root on a node of the cluster. A second run changes nothing; it never takes anything away.
+# Sets up Proxmox VE 8 or 9 for Agent Smith with the least privileges: roles, a user, an API token and their permissions.
+# Run it as root on a node of the cluster. A second run changes nothing; it never removes a privilege.
 #
 #   pveum-role.sh --storage local-lvm [--storage NAME]... [--images NAME]... [--zone NAME] [--user USER@REALM]
 #                 [--token NAME] [--placement] [--backup] [--secret-file FILE] [--dry-run]
 #
-#   --storage NAME      where disks of VMs, their templates' and cloud-init's are; once for each
-#   --images NAME       where ISO images and containers' templates are, if not on one of those; once for each
-#   --zone NAME         the SDN zone of the VMs' bridge (default: localnetwork, that of plain bridges)
+#   --storage NAME      storage of disks, templates and cloud-init drives; may be repeated
+#   --images NAME       storage of ISO images and container templates, unless it is a --storage; may be repeated
+#   --zone NAME         the SDN zone of the VMs' bridge (default: localnetwork, the zone of plain bridges)
 #   --user, --token     PROXMOX_USER and PROXMOX_TOKEN_ID (default: smith@pve, job)
-#   --placement         let it see how full the nodes are, to put new VMs where room is (Sys.Audit on /nodes)
-#   --backup            let it make backups of VMs (VM.Backup); PROXMOX_BACKUP_STORAGE is one of --storage
-#   --secret-file FILE  write the token's secret there, readable by root alone, and do not print it
-#   --dry-run           say what would be done, and do nothing
+#   --placement         allow it to read the load of the nodes, to choose a node for new VMs (Sys.Audit on /nodes)
+#   --backup            allow it to back up VMs (VM.Backup); PROXMOX_BACKUP_STORAGE is one of --storage
+#   --secret-file FILE  write the token's secret to FILE, readable by root only, instead of printing it
+#   --dry-run           print the changes, and make none
 set -eu
 
 user=smith@pve token=job storages='' images='' zone=localnetwork secret_file='' dry_run='' placement='' backup=''
@@ -26,8 +26,8 @@ fail() {
 
 usage() { sed -n '2,/^set -eu/s/^# \{0,1\}//p' "$0"; }
 
-# Names go into paths and command lines: only what Proxmox itself allows in them.
-named() {
+# check_name OPTION NAME: names become part of paths and command lines, so only Proxmox's own characters are allowed.
+check_name() {
   case $2 in
     '' | *[!A-Za-z0-9@._/-]* | -*) fail "$1 needs a name of letters, digits and . _ - @, not '$2'" ;;
   esac
@@ -41,10 +41,10 @@ read_arguments() {
       --backup) backup=yes && shift && continue ;;
       -h | --help) usage && exit 0 ;;
       --storage | --images | --zone | --user | --token | --secret-file) ;;
-      *) fail "unknown argument '$1'; --help tells the others" ;;
+      *) fail "unknown argument '$1'; --help lists the known ones" ;;
     esac
     [ $# -ge 2 ] || fail "$1 needs a value"
-    named "$1" "$2"
+    check_name "$1" "$2"
     case $1 in
       --storage) storages="$storages $2" ;;
       --images) images="$images $2" ;;
@@ -55,13 +55,13 @@ read_arguments() {
     esac
     shift 2
   done
-  [ -n "$storages" ] || fail "--storage is missing: no VM can be made without a disk"
+  [ -n "$storages" ] || fail "--storage is missing: a VM needs a disk"
   case $user in ?*@?*) ;; *) fail "--user needs a realm, such as smith@pve" ;; esac
 }
 
-# The privilege to ask the guest agent has another name in each; naming the other one makes pveum fail.
+# The privilege for the guest agent has another name in each version; pveum refuses the other version's name.
 guest_privilege() {
-  version=$(pveversion) || fail "pveversion does not answer: run this on a node of the cluster"
+  version=$(pveversion) || fail "pveversion fails: run this on a node of the cluster"
   version=${version#pve-manager/}
   case ${version%%.*} in
     8) echo VM.Monitor ;;
@@ -70,13 +70,13 @@ guest_privilege() {
   esac
 }
 
-# list WHAT...: what pveum knows of it, on one line
+# list KIND [SUBKIND USER]: print pveum's list as JSON on one line
 list() {
   found=$(pveum "$1" ${3:+"$2"} list ${3:+"$3"} --output-format json) || fail "pveum $1 list failed"
   printf '%s' "$found" | tr -d ' \n'
 }
 
-# is_in LIST FIELD VALUE
+# is_in LIST FIELD VALUE: whether a list has an entry with this value
 is_in() {
   case $1 in *"\"$2\":\"$3\""*) ;; *) return 1 ;; esac
 }
@@ -97,7 +97,7 @@ make_role() {
   fi
 }
 
-# With privilege separation a token may do what both it and its user may, so both are named.
+# With privilege separation a token has only privileges that its user has too, so both get the role.
 allow() {
   run pveum acl modify "$1" --users "$user" --tokens "$user!$token" --roles "$2"
 }
@@ -114,36 +114,37 @@ has_token() {
 
 make_token() {
   if has_token; then
-    echo "token $user!$token exists; its secret was told when it was made. Lost? pveum user token remove $user $token, and again" >&2
+    echo "token $user!$token exists; its secret was printed when it was created. To replace a lost secret:" >&2
+    echo "pveum user token remove $user $token, then run this script again" >&2
     return
   fi
-  [ -z "$secret_file" ] || [ ! -e "$secret_file" ] || fail "$secret_file exists, and a new secret is to be written there"
+  [ -z "$secret_file" ] || [ ! -e "$secret_file" ] || fail "$secret_file exists; the new secret would overwrite it"
   echo "+ pveum user token add $user $token --privsep 1" >&2
   [ -z "$dry_run" ] || return 0
-  answer=$(pveum user token add "$user" "$token" --privsep 1 --output-format json) || fail "the token cannot be made"
+  answer=$(pveum user token add "$user" "$token" --privsep 1 --output-format json) || fail "pveum cannot create the token"
   secret=$(printf '%s' "$answer" | tr -d ' \n' | sed -n 's/.*"value":"\([^"]*\)".*/\1/p')
-  [ -n "$secret" ] || fail "the token was made, but pveum's answer has no secret; remove the token and try again"
-  tell_secret
+  [ -n "$secret" ] || fail "the token was created, but pveum's answer has no secret; remove the token and try again"
+  show_secret
 }
 
-# printf is the shell's own: the secret is in no command line.
-tell_secret() {
+# printf is a shell builtin, so the secret is in no command line.
+show_secret() {
   if [ -n "$secret_file" ]; then
     (umask 077 && printf '%s\n' "$secret" >"$secret_file")
     echo "the token's secret is in $secret_file" >&2
   else
-    echo "the token's secret, told only this once:" >&2
+    echo "the token's secret, printed only this time:" >&2
     printf '%s\n' "$secret"
   fi
 }
 
 read_arguments "$@"
-command -v pveum >/dev/null || fail "no pveum here: run this as root on a node of the cluster"
+command -v pveum >/dev/null || fail "pveum is missing: run this as root on a node of the cluster"
 guest=$(guest_privilege)
 roles=$(list role)
 users=$(list user)
 
-# shellcheck disable=SC2086 # the lists are to be split into words
+# shellcheck disable=SC2086 # splits the lists into words
 {
   make_role SmithVM $vm_privileges "$guest"
   make_role SmithStore Datastore.AllocateSpace Datastore.Audit

@@ -13,8 +13,8 @@ fail() {
   exit 1
 }
 
-# What is not committed cannot be built again, what the changelog does not tell comes as a surprise, and without its
-# database the next version cannot be tested against this one (tests/unit/test_upgrade.py).
+# A release needs a commit to build from, a section in the changelog, and a recorded database of its schema, for the
+# upgrade test of the next version (tests/unit/test_upgrade.py).
 [ -n "${DRY_RUN:-}" ] || [ -z "$(git status --porcelain)" ] || fail "there are uncommitted changes (DRY_RUN=1 builds anyway)"
 [ -n "${DRY_RUN:-}" ] || grep -q "^## \[$version\]" CHANGELOG.md || fail "CHANGELOG.md has no section [$version]"
 schema=$("$bin/python" -c 'from executor.database.schema import head_revision; print(head_revision())')
@@ -28,14 +28,14 @@ rm -rf dist
 "$bin/python" -m hatchling build -d dist
 (cd lab && "$bin/python" -m hatchling build -d ../dist)
 
-# The parts list of what the image installs, each with its hashes.
+# The SBOM of the image.
 "$bin/python" -m venv "$tools"
 if "$tools/bin/python" -m pip --quiet --disable-pip-version-check install cyclonedx-bom; then
   deploy/parts_list.sh "$tools/bin" "dist/agent-smith-$version.cdx.json"
 else
   echo "NOTE: cyclonedx-bom cannot be installed here: no SBOM" >&2
 fi
-# From nothing: layers that are kept from another commit have its time, and packages of that day.
+# Without a layer cache: cached layers have the timestamp and the packages of another commit.
 [ -z "${IMAGE:-}" ] || IMAGE_CACHE_DIR=$tools/image IMAGE_ARCHIVE=$PWD/dist/agent-smith-$version-image.tar.gz deploy/image/build.sh
 
 (cd dist && sha256sum -- * >SHA256SUMS)

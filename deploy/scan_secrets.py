@@ -1,6 +1,6 @@
-"""Look for secrets in what git tracks: scan_secrets.py [FILE...]. Ends with 1 when there is one; never shows it.
+"""Search the files that git tracks for secrets: scan_secrets.py [FILE...]. Exit code 1: found. Never prints a secret.
 
-A line that holds something which only looks like a secret says so: `not-a-secret` anywhere in it.
+A line with a made-up secret contains the text `not-a-secret`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ALLOWED = "not-a-secret"
-MOST_BYTES = 2_000_000
-#: What secrets look like, wherever they stand.
+MAX_BYTES = 2_000_000
+#: A regular expression for each kind of secret.
 PATTERNS = {
     "private key": r"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY-----\s*(?:\\n)?\s*[A-Za-z0-9+/]{40}",
     "AWS key": r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b",
@@ -36,10 +36,10 @@ def tracked() -> list[Path]:
     return [Path(name) for name in listed.split("\0") if name]
 
 
-def look(file: Path) -> Iterator[str]:
-    """Yield where in a file something stands that looks like a secret."""
+def find_secrets(file: Path) -> Iterator[str]:
+    """Yield `file:line: kind` for each text that looks like a secret."""
     try:
-        data = file.read_bytes()[:MOST_BYTES]
+        data = file.read_bytes()[:MAX_BYTES]
     except (FileNotFoundError, IsADirectoryError):
         return
     text = data.decode("utf-8", "replace")
@@ -53,10 +53,10 @@ def look(file: Path) -> Iterator[str]:
 
 
 def main(arguments: list[str]) -> int:
-    """Print where secrets stand."""
+    """Print where secrets were found."""
     files = [Path(name) for name in arguments] or tracked()
-    found = [line for file in files for line in look(file)]
-    print("\n".join(found) or f"{len(files)} files: none")
+    found = [line for file in files for line in find_secrets(file)]
+    print("\n".join(found) or f"{len(files)} files: no secrets")
     return 1 if found else 0
 
 

@@ -9,7 +9,7 @@ import sys
 sys.exit(not ((3, 11) <= sys.version_info[:2] <= (3, 13)))
 PY
 
-echo "Setting up $venv with $("$python" --version) (a minute or two the first time)"
+echo "Creating $venv with $("$python" --version) (a minute or two the first time)"
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
 pip="$venv/bin/python -m pip --disable-pip-version-check --quiet"
 $pip install -c constraints.txt -e '.[postgres,dev]' -e ./lab

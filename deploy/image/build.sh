@@ -1,6 +1,6 @@
 #!/bin/bash
-# Builds the image from nothing but Debian's packages and the package index, and says how large it is and how fast it
-# starts. For the settings see lib.sh. IMAGE_ARCHIVE=FILE also writes it to a file that podman and docker can load.
+# Builds the image from Debian's packages and the package index; prints its size and start time. Settings: see lib.sh.
+# IMAGE_ARCHIVE=FILE also writes the image to a file that podman and docker can load.
 set -euo pipefail
 # shellcheck source=deploy/image/lib.sh
 . "$(dirname "$0")/lib.sh"
@@ -21,4 +21,4 @@ if [ -n "${IMAGE_ARCHIVE:-}" ]; then
   podman save --format docker-archive "$image:latest" | gzip -n >"$IMAGE_ARCHIVE"
   say "wrote $IMAGE_ARCHIVE"
 fi
-[ -n "${BASE_IMAGE:-}" ] || say "NOTE: built on a stand-in base that names this machine's mirror; build with BASE_IMAGE=... to publish"
+[ -n "${BASE_IMAGE:-}" ] || say "NOTE: the base image is a local one with this machine's package mirror; to publish, build with BASE_IMAGE=..."

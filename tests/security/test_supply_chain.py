@@ -37,16 +37,16 @@ def test_the_agpl_is_for_the_lab_alone() -> None:
 
 
 def test_the_repository_holds_nothing_that_looks_like_a_secret() -> None:
-    assert [line for file in scan_secrets.tracked() for line in scan_secrets.look(ROOT / file)] == []
+    assert [line for file in scan_secrets.tracked() for line in scan_secrets.find_secrets(ROOT / file)] == []
 
 
 @pytest.mark.parametrize("kind", SECRETS)
 def test_that_scan_sees_each_kind_and_shows_none(tmp_path: Path, kind: str) -> None:
     file = tmp_path / "settings.py"
     file.write_text(f"x = 1\nvalue = '{SECRETS[kind]}'\n")
-    assert list(scan_secrets.look(file)) == [f"{file}:2: {kind}"]
+    assert list(scan_secrets.find_secrets(file)) == [f"{file}:2: {kind}"]
     file.write_text(f"value = '{SECRETS[kind]}'  # {scan_secrets.ALLOWED}\n")
-    assert list(scan_secrets.look(file)) == []
+    assert list(scan_secrets.find_secrets(file)) == []
 
 
 @pytest.mark.parametrize(
@@ -63,4 +63,4 @@ def test_that_scan_sees_each_kind_and_shows_none(tmp_path: Path, kind: str) -> N
 def test_examples_are_no_secrets(tmp_path: Path, harmless: str) -> None:
     file = tmp_path / "doc.md"
     file.write_text(harmless)
-    assert list(scan_secrets.look(file)) == []
+    assert list(scan_secrets.find_secrets(file)) == []

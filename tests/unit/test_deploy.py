@@ -442,7 +442,7 @@ def test_the_script_tells_the_secret_alone_on_standard_output_and_once(node: Nod
     assert first.stdout == f"{SECRET}\n"
     assert SECRET not in first.stderr
     assert second.stdout == ""
-    assert "its secret was told when it was made" in second.stderr
+    assert "its secret was printed when it was created" in second.stderr
 
 
 def test_running_the_script_twice_changes_nothing(node: Node) -> None:

@@ -1,4 +1,4 @@
-"""Tests of the built image. `make test` leaves them out, because they need one: `make image-test`."""
+"""Tests of the built image. They need one, so `make image-test` runs them and `make test` does not."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ collect_ignore_glob = [] if IMAGE else ["test_*.py"]
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabSystem]:
-    """Simulator and stand-in, where the container finds them; a clone takes long enough to be interrupted."""
+    """Simulator and stand-in, reachable from the container. A clone takes long enough to be interrupted."""
     with running_lab(tmp_path_factory.mktemp("lab"), time_scale=0.3, settings={"SMITH_CONCURRENCY": "4"}) as system:
         yield system
 
 
 @pytest.fixture(scope="module")
 def container(lab: LabSystem) -> Iterator[Container]:
-    """The executor in a hardened container; a test may stop it."""
-    with container_of(site_of_lab(lab)) as made:
-        made.start()
-        yield made
+    """The executor in a hardened container. A test may stop it."""
+    with container_of(site_of_lab(lab)) as hardened:
+        hardened.start()
+        yield hardened
 
 
 @pytest.fixture
 def running(container: Container) -> Container:
-    """The same at work, whatever the test before has done to it."""
+    """The container, running and healthy; restarted if an earlier test stopped it."""
     if not container.is_running():
         container.start_again()
     wait_until_healthy(container)

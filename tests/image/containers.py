@@ -1,7 +1,8 @@
-"""Containers of the image under test, run as an operator would: by podman, or by chroot where no container can be run.
+"""Runs the image under test as an operator does: with podman, or with chroot where no container can run.
 
 `make image-test` (deploy/image/test.sh) builds the image, makes a network namespace, and runs the tests inside it with
-podman's settings in the environment; simulator and stand-in therefore listen where the container's own 127.0.0.1 is.
+podman's settings in the environment. The container shares the namespace, so it reaches simulator and stand-in at
+127.0.0.1.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ from typing import Any, Protocol
 import pytest
 from smith_lab.system import LabSystem, wait_for
 
-#: What `make image-test` has built, and where it runs containers.
+#: `make image-test` sets these: the image, podman or chroot, and the network namespace.
 IMAGE = os.environ.get("IMAGE_UNDER_TEST", "")
 MODE = os.environ.get("IMAGE_MODE", "podman")
 NETWORK = os.environ.get("IMAGE_NETWORK", "")
 needs_podman = pytest.mark.skipif(MODE != "podman", reason="only a container engine sets limits")
 USER_ID = 10001
-#: How docs/install.md and everything in deploy/ run it.
+#: The restrictions of docs/install.md and of the files in deploy/.
 HARDENED = (
     "--read-only", "--tmpfs=/tmp:rw,nosuid,nodev,noexec,size=64m", "--cap-drop=all",
     "--security-opt=no-new-privileges", "--memory=512m", "--memory-swap=512m", "--pids-limit=512",
@@ -37,13 +38,13 @@ SECRETS = ("FULCRUM_API_TOKEN", "PROXMOX_TOKEN_SECRET")
 CA_FILE = "/run/secrets/proxmox-ca.pem"
 START_LIMIT_S = 60.0
 COMMAND_LIMIT_S = 120.0
-#: Beyond the drain, which the tests' jobs make last a few seconds.
+#: Longer than the drain, which takes a few seconds in these tests.
 STOP_LIMIT_S = 60
 
 
 @dataclass(frozen=True, kw_only=True)
 class Site:
-    """What an operator prepares: settings, secret files (the CA among them), and a folder for the data."""
+    """The files of an operator: settings, secret files with the CA, and a data folder."""
 
     environment: Mapping[str, str]
     secrets: Path
@@ -51,7 +52,7 @@ class Site:
 
 
 def prepare_site(folder: Path, environment: Mapping[str, str], ca_bundle: Path | None = None) -> Site:
-    """Take secrets out of the environment into files that only the container's user can read; make the data folder."""
+    """Write the secrets of the environment to files that only the container's user can read; make the data folder."""
     secrets, data = folder / "secrets", folder / "data"
     secrets.mkdir(mode=0o500, parents=True)
     os.chown(secrets, USER_ID, USER_ID)
@@ -70,18 +71,18 @@ def prepare_site(folder: Path, environment: Mapping[str, str], ca_bundle: Path |
 
 
 def site_of_lab(lab: LabSystem) -> Site:
-    """Return how a container reaches the lab."""
-    ours = {
+    """Return the files that a container needs to reach the lab."""
+    settings = {
         name: value for name, value in lab.environment().items() if name.startswith(("FULCRUM_", "PROXMOX_", "SMITH_"))
     }
-    for name in ("SMITH_DATA_DIR", "SMITH_RUN_DIR", "SMITH_HTTP_ADDR"):  # as the image has them
-        ours.pop(name, None)
-    return prepare_site(lab.folder / "site", ours, lab.proxmox.ca_bundle)
+    for name in ("SMITH_DATA_DIR", "SMITH_RUN_DIR", "SMITH_HTTP_ADDR"):  # the image sets them
+        settings.pop(name, None)
+    return prepare_site(lab.folder / "site", settings, lab.proxmox.ca_bundle)
 
 
 @dataclass(kw_only=True)
 class Podman:
-    """A container by podman."""
+    """A container run by podman."""
 
     site: Site
     image: str = IMAGE
@@ -95,34 +96,34 @@ class Podman:
         """Start the stopped container."""
         _podman("start", self.name)
 
-    def run_to_its_end(self, *command: str, options: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
+    def run_to_completion(self, *command: str, options: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
         """Run a container in the foreground and remove it."""
         options = (*self._options(HARDENED), *options)
         return _podman("run", "--rm", f"--name={self.name}", *options, self.image, *command, check=False)
 
     def stop(self) -> int:
-        """Stop it as a service manager does; return its exit code."""
+        """Stop the container as a service manager does; return its exit code."""
         _podman("stop", f"--time={STOP_LIMIT_S}", self.name)
         return int(self.inspect()["State"]["ExitCode"])
 
     def execute(self, *command: str) -> subprocess.CompletedProcess[str]:
-        """Run a command inside, as the container's user."""
+        """Run a command in the container, as the container's user."""
         return _podman("exec", self.name, *command, check=False)
 
     def logs(self) -> str:
-        """Return everything that it said."""
-        said = _podman("logs", self.name, check=False)
-        return said.stdout + said.stderr
+        """Return the container's output."""
+        done = _podman("logs", self.name, check=False)
+        return done.stdout + done.stderr
 
     def inspect(self) -> dict[str, Any]:
-        """Return what podman knows of it."""
+        """Return podman's description of the container."""
         return dict(json.loads(_podman("container", "inspect", self.name).stdout)[0])
 
     def is_running(self) -> bool:
         return bool(self.inspect()["State"]["Running"])
 
     def written(self) -> list[str]:
-        """Return the paths that it changed in its own layer; volumes and tmpfs are none of that."""
+        """Return the paths that changed in the container's layer, outside volumes and tmpfs."""
         return [line[2:] for line in _podman("diff", self.name).stdout.splitlines() if line.startswith(("A ", "C "))]
 
     def remove(self) -> None:
@@ -137,7 +138,7 @@ class Podman:
 
 @dataclass(kw_only=True)
 class Chroot:
-    """The image's files in namespaces of their own: no limits, no seccomp, and the entry point as in the image."""
+    """A replacement for a container: the image's files and entry point in namespaces, without limits and seccomp."""
 
     site: Site
     image: str = IMAGE
@@ -158,12 +159,12 @@ class Chroot:
             )  # fmt: skip
 
     def start_again(self) -> None:
-        """Start it once more."""
+        """Run the entry point again."""
         self.start()
 
-    def run_to_its_end(self, *command: str, options: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
-        """Run to the end."""
-        assert not options, "chroot knows no options"
+    def run_to_completion(self, *command: str, options: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
+        """Run a command and wait for its end."""
+        assert not options, "chroot has no options"
         before = len(self.logs())
         self.start(command=command)
         assert self._process
@@ -171,18 +172,18 @@ class Chroot:
         return subprocess.CompletedProcess(command, code, stdout=self.logs()[before:], stderr="")
 
     def stop(self) -> int:
-        """Send TERM to its first process; return the exit code."""
+        """Send TERM to the first process; return the exit code."""
         assert self._process
         os.kill(self._first_pid(), signal.SIGTERM)
         return self._process.wait(STOP_LIMIT_S)
 
     def execute(self, *command: str) -> subprocess.CompletedProcess[str]:
-        """Run a command inside, as the container's user."""
+        """Run a command in the container, as the container's user."""
         inside = ["nsenter", "--mount", "--pid", f"--target={self._first_pid()}", "--", *self._as_user(*command)]
         return subprocess.run(inside, capture_output=True, text=True, check=False, timeout=COMMAND_LIMIT_S)
 
     def logs(self) -> str:
-        """Return everything that it said."""
+        """Return the container's output."""
         return self._log.read_text(errors="replace") if self._log.exists() else ""
 
     def is_running(self) -> bool:
@@ -198,7 +199,7 @@ class Chroot:
         return self.site.data.parent / "container.log"
 
     def _first_pid(self) -> int:
-        """Return the process that is number 1 inside; unshare needs a moment to make it."""
+        """Return the id of process 1 in the namespace, once unshare has started it."""
         assert self._process
         children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children")
         return int(wait_for(lambda: children.read_text().split(), START_LIMIT_S, "the container's first process")[0])
@@ -207,8 +208,8 @@ class Chroot:
         config = image_facts(self.image)["Config"]
         environment = [*config["Env"], *(f"{name}={value}" for name, value in self.site.environment.items())]
         tools = {name: shutil.which(name) or name for name in ("setpriv", "chroot")}
-        who = f"--userspec={config['User']}"
-        return ["env", "-i", *environment, tools["setpriv"], "--no-new-privs", tools["chroot"], who, str(self._root),
+        user = f"--userspec={config['User']}"
+        return ["env", "-i", *environment, tools["setpriv"], "--no-new-privs", tools["chroot"], user, str(self._root),
                 *command]  # fmt: skip
 
     def _script(self, *, read_only: bool) -> str:
@@ -226,13 +227,13 @@ class Chroot:
 
 
 class Container(Protocol):
-    """What the tests ask of either."""
+    """The interface of both."""
 
     site: Site
 
     def start(self, *, hardening: Sequence[str] = HARDENED, command: Sequence[str] = ()) -> None: ...
     def start_again(self) -> None: ...
-    def run_to_its_end(self, *command: str, options: Sequence[str] = ()) -> subprocess.CompletedProcess[str]: ...
+    def run_to_completion(self, *command: str, options: Sequence[str] = ()) -> subprocess.CompletedProcess[str]: ...
     def stop(self) -> int: ...
     def execute(self, *command: str) -> subprocess.CompletedProcess[str]: ...
     def logs(self) -> str: ...
@@ -242,7 +243,7 @@ class Container(Protocol):
 
 @contextlib.contextmanager
 def container_of(site: Site) -> Iterator[Container]:
-    """Make a container that is gone afterwards."""
+    """Return a container, not started; remove it at the end of the block."""
     container: Container = Podman(site=site) if MODE == "podman" else Chroot(site=site)
     try:
         yield container
@@ -251,41 +252,41 @@ def container_of(site: Site) -> Iterator[Container]:
 
 
 def smith(container: Container, *arguments: str) -> Any:
-    """Run a `smith` command inside and return its JSON."""
+    """Run a `smith` command in the container; return its JSON."""
     done = container.execute("smith", *arguments, "--json")
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
 
 def events(container: Container, name: str) -> list[dict[str, Any]]:
-    """Return the log's lines of one event."""
+    """Return the log entries of one event."""
     lines = [line for line in container.logs().splitlines() if line.startswith("{")]
     return [entry for line in lines if (entry := json.loads(line)).get("event") == name]
 
 
 def wait_until_healthy(container: Container) -> None:
-    """Wait until the executor inside says that it is alive and ready."""
+    """Wait until the health command in the container succeeds."""
 
-    def says_yes() -> bool:
+    def is_healthy() -> bool:
         assert container.is_running(), container.logs()[-3000:]
         return container.execute("python3", "-m", "executor.cli.health").returncode == 0
 
-    wait_for(says_yes, START_LIMIT_S, f"the container to be healthy: {container.logs()[-2000:]}")
+    wait_for(is_healthy, START_LIMIT_S, f"the container to be healthy: {container.logs()[-2000:]}")
 
 
 def image_facts(image: str = IMAGE) -> dict[str, Any]:
-    """Return what podman says of the image."""
+    """Return podman's description of the image."""
     return dict(json.loads(_podman("image", "inspect", image).stdout)[0])
 
 
 def save_image(file: Path, image: str = IMAGE) -> None:
-    """Write the image with its layers, as it would be pushed."""
+    """Write the image with its layers to an archive."""
     _podman("save", "--quiet", "--format=docker-archive", f"--output={file}", image)
 
 
 @contextlib.contextmanager
 def mounted_image(image: str = IMAGE) -> Iterator[Path]:
-    """Look at the image's files."""
+    """Mount the image; yield the path of its files."""
     yield Path(_podman("image", "mount", image).stdout.strip())
     _podman("image", "unmount", image)
 
@@ -293,7 +294,7 @@ def mounted_image(image: str = IMAGE) -> Iterator[Path]:
 def _podman(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
     command = [shutil.which("podman") or "podman", *arguments]
     limit_s = COMMAND_LIMIT_S + STOP_LIMIT_S
-    # Somewhere else than in the checkout: conmon leaves a file `oom` where it was started when memory has run out.
+    # Not in the checkout: after an out-of-memory kill conmon leaves a file `oom` in its working directory.
     done = subprocess.run(
         command, cwd=tempfile.gettempdir(), capture_output=True, text=True, check=False, timeout=limit_s
     )

@@ -1,4 +1,4 @@
-"""deploy/compose.yaml as it is, by podman-compose: the service of an installation, and that of the lab."""
+"""deploy/compose.yaml, run by podman-compose: the service of an installation, and the service of the lab."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 import yaml
 from containers import IMAGE, MODE, START_LIMIT_S, USER_ID, Podman, events, prepare_site, wait_until_healthy
 from smith_lab.system import wait_for
-from test_image_at_work import NOBODY
+from test_image_at_work import UNREACHABLE
 
 PROJECT = Path(__file__).resolve().parents[2]
 COMPOSE = Path(os.environ.get("IMAGE_TOOLS", "")) / "podman-compose"
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.skipif(MODE != "podman" or not COMPOSE.is_file(), reaso
 
 @contextmanager
 def composed(folder: Path, service: str, *, lab: bool = False, **changes: Any) -> Iterator[Podman]:
-    """Start one service of the file, in the network where this runs; yield its container."""
+    """Start one service of the file in the network namespace of the test; yield its container."""
     shutil.copy(PROJECT / "deploy" / "compose.yaml", folder)
     override = {"services": {service: {"network_mode": "host", **changes}}}
     (folder / "override.yaml").write_text(yaml.safe_dump(override))
@@ -42,7 +42,7 @@ def composed(folder: Path, service: str, *, lab: bool = False, **changes: Any) -
 
     done = compose("up", "--detach", "--no-deps", service)
     assert done.returncode == 0, done.stdout + done.stderr
-    container = Podman(site=prepare_site(folder / "unused", NOBODY), name=f"agent-smith_{service}_1")
+    container = Podman(site=prepare_site(folder / "unused", UNREACHABLE), name=f"agent-smith_{service}_1")
     try:
         yield container
     finally:
@@ -50,12 +50,12 @@ def composed(folder: Path, service: str, *, lab: bool = False, **changes: Any) -
         container.remove()
 
 
-def test_the_service_runs_as_safely_as_the_file_says_and_stops_in_order(tmp_path: Path) -> None:
-    site = prepare_site(tmp_path / "site", NOBODY)
+def test_the_service_runs_with_the_files_restrictions_and_drains(tmp_path: Path) -> None:
+    site = prepare_site(tmp_path / "site", UNREACHABLE)
     site.secrets.rename(tmp_path / "secrets")
     (tmp_path / "agent-smith.env").write_text("".join(f"{name}={text}\n" for name, text in site.environment.items()))
     with composed(tmp_path, "agent-smith") as container:
-        wait_for(lambda: events(container, "agent_ready"), START_LIMIT_S, f"it to work: {container.logs()[-2000:]}")
+        wait_for(lambda: events(container, "agent_ready"), START_LIMIT_S, f"agent_ready: {container.logs()[-2000:]}")
         facts = container.inspect()
         host = facts["HostConfig"]
         assert host["ReadonlyRootfs"]
@@ -63,23 +63,23 @@ def test_the_service_runs_as_safely_as_the_file_says_and_stops_in_order(tmp_path
         assert (host["Memory"], host["PidsLimit"]) == (1536 * 1024 * 1024, 512)  # podman-compose drops memswap_limit
         assert facts["Config"]["User"] == f"{USER_ID}:{USER_ID}"
         assert not [entry for entry in facts["Config"]["Env"] if "TOKEN=" in entry or "SECRET=" in entry]
-        assert container.execute("cat", "/run/secrets/fulcrum_api_token").stdout == NOBODY["FULCRUM_API_TOKEN"]
+        assert container.execute("cat", "/run/secrets/fulcrum_api_token").stdout == UNREACHABLE["FULCRUM_API_TOKEN"]
         assert container.stop() == 0
 
 
-def test_the_labs_service_finds_all_that_smith_lab_leaves_for_it(tmp_path: Path) -> None:
-    """`smith lab` as the lab's container starts it, and the service with the file's own settings: doctor says ok."""
-    place = tmp_path / "place"
+def test_the_service_of_the_lab_works_with_the_files_of_smith_lab(tmp_path: Path) -> None:
+    """With `smith lab` started as in the lab's container, `smith doctor` succeeds in the service agent-smith-in-lab."""
+    lab_folder = tmp_path / "lab-folder"
     command = yaml.safe_load((PROJECT / "deploy" / "compose.yaml").read_text())["services"]["lab"]
     containerfile = (PROJECT / command["build"]["dockerfile"]).read_text()
     arguments = yaml.safe_load(containerfile.rpartition("CMD ")[2])
-    arguments = [str(place) if argument == "/lab" else argument for argument in arguments[1:]]
+    arguments = [str(lab_folder) if argument == "/lab" else argument for argument in arguments[1:]]
     lab = subprocess.Popen([sys.executable, "-m", "executor", *arguments], stdout=subprocess.DEVNULL)
     try:
-        wait_for((place / "lab.env").exists, START_LIMIT_S, "the lab")
-        for path in (place, *place.rglob("*")):
-            os.chown(path, USER_ID, USER_ID)  # as whom the lab's container runs
-        volumes = [f"{place}:/lab:ro", "lab-data:/data"]
+        wait_for((lab_folder / "lab.env").exists, START_LIMIT_S, "the lab")
+        for path in (lab_folder, *lab_folder.rglob("*")):
+            os.chown(path, USER_ID, USER_ID)  # the user of the lab's container
+        volumes = [f"{lab_folder}:/lab:ro", "lab-data:/data"]
         with composed(tmp_path, "agent-smith-in-lab", lab=True, volumes=volumes) as container:
             wait_until_healthy(container)
             done = container.execute("smith", "doctor")

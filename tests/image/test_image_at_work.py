@@ -1,4 +1,4 @@
-"""The executor in a hardened container, between simulator and stand-in: made, stopped, killed, started again."""
+"""The executor in a hardened container with simulator and stand-in: jobs, limits, kill, stop, restart."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from containers import (
 from smith_lab.system import LabSystem, ending, wait_for
 
 JOB_LIMIT_S = 120.0
-#: Where it puts what it mounts.
+#: Folders that podman creates for its mounts.
 MADE_BY_PODMAN = {"/etc", "/run", "/run/secrets"}
-#: What a system without anybody at the other end is told.
-NOBODY = {
+#: Settings with addresses where nothing listens.
+UNREACHABLE = {
     "FULCRUM_API_URL": "http://127.0.0.1:9",
-    "FULCRUM_API_TOKEN": "a-token-for-nobody",
+    "FULCRUM_API_TOKEN": "an-unused-token",
     "PROXMOX_HOST": "127.0.0.1",
     "PROXMOX_PORT": "9",
     "PROXMOX_USER": "smith@pve",
@@ -36,11 +36,11 @@ NOBODY = {
 }
 
 
-def _order_until_its_playbook_runs(lab: LabSystem, name: str) -> tuple[str, dict[str, Any]]:
-    """Order a service and wait until Proxmox clones its VM; return the service's id and its job."""
+def _create_service_until_clone(lab: LabSystem, name: str) -> tuple[str, dict[str, Any]]:
+    """Create a service and wait until Proxmox clones its VM; return the service's id and its job."""
     before = len(_clones(lab))
     service_id = lab.order(name)
-    wait_for(lambda: len(_clones(lab)) > before, JOB_LIMIT_S, "a clone to begin")
+    wait_for(lambda: len(_clones(lab)) > before, JOB_LIMIT_S, "a clone to start")
     return service_id, lab.last_job(service_id)
 
 
@@ -49,19 +49,19 @@ def _clones(lab: LabSystem) -> list[dict[str, Any]]:
 
 
 def _agent_pid(container: Container) -> int:
-    """Return the agent's process id as the container sees it."""
+    """Return the agent's process id in the container."""
     return int(events(container, "agent_started")[-1]["pid"])
 
 
-def test_it_is_healthy_by_its_own_command(running: Container) -> None:
-    """By that of its HEALTHCHECK, which podman would run by a timer of systemd's, and by that for people."""
+def test_the_health_command_of_the_image_succeeds(running: Container) -> None:
+    """The test runs HEALTHCHECK's command itself: podman would need a systemd timer."""
     command = image_facts()["Healthcheck"]["Test"][1:]
     assert running.execute(*command).returncode == 0
     assert running.execute("smith", "health").stdout.strip() == "alive and ready"
 
 
 @needs_podman
-def test_it_has_no_rights_to_lose(running: Container) -> None:
+def test_the_process_has_no_capabilities(running: Container) -> None:
     status = running.execute("cat", "/proc/1/status").stdout
     facts = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
     assert facts["Uid"].split() == ["10001"] * 4
@@ -71,32 +71,32 @@ def test_it_has_no_rights_to_lose(running: Container) -> None:
     assert facts["Seccomp"] == "2"
 
 
-def test_it_cannot_write_what_is_not_its_data(running: Container) -> None:
+def test_only_the_data_folder_is_writable(running: Container) -> None:
     for folder in ("/opt/venv", "/usr/bin", "/etc", "/"):
         assert running.execute("touch", f"{folder}/written").returncode != 0, folder
 
 
-def test_a_burst_of_whole_lives_fits_into_its_memory(lab: LabSystem, running: Container) -> None:
-    """The demo's burst, four playbooks at once in 512 MiB: made, started, stopped, changed and deleted."""
+def test_a_burst_of_services_fits_into_the_memory_limit(lab: LabSystem, running: Container) -> None:
+    """Four services at once in 512 MiB: created, started, stopped, updated and deleted."""
     services = [lab.order(f"burst-{number}") for number in range(4)]
-    whole, started = services[:1], services[:2]
+    deleted, started = services[:1], services[:2]
     assert _statuses(lab, services) == ["Stopped"] * 4, running.logs()[-3000:]
     for service_id in started:
         lab.admin.action(service_id, "start")
     assert _statuses(lab, started) == ["Started"] * 2
-    lab.admin.action(whole[0], "stop")
-    assert _statuses(lab, whole) == ["Stopped"]
-    lab.admin.patch_service(whole[0], {"cores": 4})
-    assert _statuses(lab, whole) == ["Stopped"]
-    (changed,) = lab.vms_of(whole[0])
+    lab.admin.action(deleted[0], "stop")
+    assert _statuses(lab, deleted) == ["Stopped"]
+    lab.admin.patch_service(deleted[0], {"cores": 4})
+    assert _statuses(lab, deleted) == ["Stopped"]
+    (changed,) = lab.vms_of(deleted[0])
     assert (changed["status"], int(changed["config"]["cores"])) == ("stopped", 4)
-    lab.admin.delete_service(whole[0])
+    lab.admin.delete_service(deleted[0])
     assert _statuses(lab, services) == ["Deleted", "Started", "Stopped", "Stopped"]
-    made = [vm["status"] for service_id in services for vm in lab.vms_of(service_id)]
-    assert made == ["running", "stopped", "stopped"]
+    vm_states = [vm["status"] for service_id in services for vm in lab.vms_of(service_id)]
+    assert vm_states == ["running", "stopped", "stopped"]
     mapped = {mapping["service_id"] for mapping in smith(running, "mappings", "list")}
     assert set(services) & mapped == set(services[1:])
-    assert len(events(running, "agent_started")) == 1, "something was killed on the way"
+    assert len(events(running, "agent_started")) == 1, "the agent was restarted"
 
 
 def _statuses(lab: LabSystem, services: list[str]) -> list[str]:
@@ -104,15 +104,15 @@ def _statuses(lab: LabSystem, services: list[str]) -> list[str]:
 
 
 @needs_podman
-def test_what_takes_too_much_memory_dies_and_the_agent_does_not(running: Container) -> None:
+def test_the_out_of_memory_killer_does_not_end_the_agent(running: Container) -> None:
     greedy = running.execute("python3", "-c", "print(len(b'x' * (700 << 20)))")
     assert greedy.returncode == 137, greedy.stderr
     wait_until_healthy(running)
     assert len(events(running, "agent_started")) == 1
 
 
-def test_killing_the_agent_loses_and_doubles_nothing(lab: LabSystem, running: Container) -> None:
-    service_id, job = _order_until_its_playbook_runs(lab, "killed")
+def test_no_job_is_lost_or_done_twice_when_the_agent_is_killed(lab: LabSystem, running: Container) -> None:
+    service_id, job = _create_service_until_clone(lab, "killed")
     before = len(events(running, "agent_started"))
     assert running.execute("python3", "-c", f"import os; os.kill({_agent_pid(running)}, 9)").returncode == 0
     assert lab.settled(service_id, 2 * JOB_LIMIT_S)["status"] == "Stopped", running.logs()[-3000:]
@@ -121,38 +121,38 @@ def test_killing_the_agent_loses_and_doubles_nothing(lab: LabSystem, running: Co
     assert len(lab.reports(job["id"])) == 1
 
 
-def test_a_stop_lets_the_running_playbook_end_and_reports_it(lab: LabSystem, running: Container) -> None:
-    service_id, job = _order_until_its_playbook_runs(lab, "stopped")
+def test_a_stop_waits_for_the_running_playbook_and_reports_it(lab: LabSystem, running: Container) -> None:
+    service_id, job = _create_service_until_clone(lab, "stopped")
     assert running.stop() == 0, running.logs()[-3000:]
     assert lab.last_job(service_id)["id"] == job["id"]
     assert ending(lab.last_job(service_id)) == "Completed"
     assert len(lab.vms_of(service_id)) == 1
 
 
-def test_a_start_with_the_same_volume_knows_what_was_before(lab: LabSystem, running: Container) -> None:
-    """What the test before has made and stopped is started now."""
+def test_a_start_with_the_same_volume_has_the_old_mappings(lab: LabSystem, running: Container) -> None:
+    """Starts the VM of the previous test."""
     (service_id,) = [service["id"] for service in lab.admin.list_services() if service["name"] == "stopped"]
     assert service_id in {mapping["service_id"] for mapping in smith(running, "mappings", "list")}
     assert ending(lab.act(service_id, "start", JOB_LIMIT_S)) == "Completed"
     assert [vm["status"] for vm in lab.vms_of(service_id)] == ["running"]
 
 
-def test_no_secret_is_told(lab: LabSystem, running: Container) -> None:
-    said = running.logs() + (running.execute("env").stdout)
+def test_no_secret_is_in_output_or_environment(lab: LabSystem, running: Container) -> None:
+    output = running.logs() + (running.execute("env").stdout)
     if isinstance(running, Podman):
-        said += str(running.inspect())
-    assert "agent_started" in said
+        output += str(running.inspect())
+    assert "agent_started" in output
     for secret in (lab.ids.agent_token, lab.proxmox.token_secret):
-        assert secret not in said
+        assert secret not in output
 
 
 @needs_podman
-def test_nothing_is_written_but_data_even_where_it_could_be(tmp_path: Path) -> None:
-    site = prepare_site(tmp_path, dict(NOBODY))
+def test_with_a_writable_root_only_data_is_written(tmp_path: Path) -> None:
+    site = prepare_site(tmp_path, dict(UNREACHABLE))
     container = Podman(site=site)
     try:
         container.start(hardening=("--cap-drop=all",))
-        wait_for(lambda: events(container, "agent_ready"), START_LIMIT_S, "the agent to work")
+        wait_for(lambda: events(container, "agent_ready"), START_LIMIT_S, "agent_ready")
         assert container.stop() == 0
         assert set(container.written()) <= MADE_BY_PODMAN
         assert (site.data / "smith.db").exists()
@@ -161,28 +161,28 @@ def test_nothing_is_written_but_data_even_where_it_could_be(tmp_path: Path) -> N
 
 
 @needs_podman
-def test_another_user_is_told_in_one_line_that_the_data_is_not_theirs(tmp_path: Path) -> None:
-    site = prepare_site(tmp_path, dict(NOBODY))
+def test_another_user_gets_a_one_line_error_about_the_data_folder(tmp_path: Path) -> None:
+    site = prepare_site(tmp_path, dict(UNREACHABLE))
     site.secrets.chmod(0o555)
     for file in site.secrets.iterdir():
         file.chmod(0o444)
     with container_of(site) as container:
-        done = container.run_to_its_end(options=("--user=12345:12345",))
-    _is_one_clear_line(done.returncode, done.stderr, "12345")
+        done = container.run_to_completion(options=("--user=12345:12345",))
+    _assert_one_line_error(done.returncode, done.stderr, "12345")
 
 
-def test_data_of_root_is_told_in_one_line(tmp_path: Path) -> None:
-    site = prepare_site(tmp_path, dict(NOBODY))
+def test_a_data_folder_of_root_is_a_one_line_error(tmp_path: Path) -> None:
+    site = prepare_site(tmp_path, dict(UNREACHABLE))
     os.chown(site.data, 0, 0)
     with container_of(site) as container:
-        done = container.run_to_its_end()
-    _is_one_clear_line(done.returncode, done.stderr or done.stdout, "10001")
+        done = container.run_to_completion()
+    _assert_one_line_error(done.returncode, done.stderr or done.stdout, "10001")
 
 
-def _is_one_clear_line(code: int, said: str, uid: str) -> None:
-    """A person must act, so it ends for good, with what to do and without a traceback."""
-    plain = [line for line in said.splitlines() if line and not line.startswith("{")]
-    assert code == 6, said
-    assert len(plain) == 1, said
-    assert "/data" in plain[0], said
-    assert uid in plain[0], said
+def _assert_one_line_error(code: int, output: str, uid: str) -> None:
+    """Check for the exit code that prevents a restart, and one line that names folder and user."""
+    plain = [line for line in output.splitlines() if line and not line.startswith("{")]
+    assert code == 6, output
+    assert len(plain) == 1, output
+    assert "/data" in plain[0], output
+    assert uid in plain[0], output

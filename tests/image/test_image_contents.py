@@ -1,4 +1,4 @@
-"""What the image says of itself and what is in it."""
+"""The image's configuration and files."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from containers import Site, container_of, image_facts, mounted_image, needs_pod
 from support.databases import postgres_binaries, postgres_cluster
 
 PROJECT = Path(__file__).resolve().parents[2]
-#: docs/install.md tells the size; what makes it grow past this should be worth it.
-MOST_BYTES = 200_000_000
+#: The size in docs/install.md.
+MAX_BYTES = 200_000_000
 CHUNK = 1 << 20
 
 
@@ -30,11 +30,11 @@ def packages(root: Path) -> Path:
     return next(root.glob("opt/venv/lib/python3*/site-packages"))
 
 
-def test_it_runs_as_a_user_without_rights() -> None:
+def test_the_image_runs_as_an_unprivileged_user() -> None:
     assert image_facts()["Config"]["User"] == "10001:10001"
 
 
-def test_it_says_how_it_is_run_stopped_and_asked() -> None:
+def test_the_image_sets_command_stop_signal_volume_and_health_check() -> None:
     config = image_facts()["Config"]
     assert config["Entrypoint"] == ["/usr/bin/tini", "--"]
     assert config["Cmd"] == ["smith", "run"]
@@ -45,7 +45,7 @@ def test_it_says_how_it_is_run_stopped_and_asked() -> None:
     assert health["Interval"] > health["Timeout"] > 0
 
 
-def test_it_says_what_it_is() -> None:
+def test_the_image_has_labels() -> None:
     labels = image_facts()["Config"]["Labels"]
     project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
     assert labels["org.opencontainers.image.version"] == project["version"]
@@ -53,11 +53,11 @@ def test_it_says_what_it_is() -> None:
     assert labels["org.opencontainers.image.revision"]
 
 
-def test_it_is_not_larger_than_we_say() -> None:
-    assert image_facts()["Size"] < MOST_BYTES
+def test_the_image_is_not_larger_than_documented() -> None:
+    assert image_facts()["Size"] < MAX_BYTES
 
 
-def test_what_it_installed_itself_with_is_gone(root: Path, packages: Path) -> None:
+def test_the_image_contains_no_installer(root: Path, packages: Path) -> None:
     names = {path.name for path in packages.iterdir()} | {path.name for path in (root / "opt/venv/bin").iterdir()}
     assert not {name for name in names if name.split("-")[0].rstrip("3") in ("pip", "setuptools", "wheel", "hatchling")}
     assert not list(root.glob("usr/lib/python3*/ensurepip/_bundled/*.whl"))
@@ -65,7 +65,7 @@ def test_what_it_installed_itself_with_is_gone(root: Path, packages: Path) -> No
     assert not (root / "build").exists()
 
 
-def test_nobody_but_root_can_change_the_program(root: Path) -> None:
+def test_only_root_can_change_the_program(root: Path) -> None:
     entries = [root / "opt/venv", *(root / "opt/venv").rglob("*")]
     changeable = [
         path for path in entries if not path.is_symlink() and (path.stat().st_uid or path.stat().st_mode & 0o022)
@@ -76,38 +76,38 @@ def test_nobody_but_root_can_change_the_program(root: Path) -> None:
     ]
 
 
-def test_the_licences_of_what_it_carries_are_kept(root: Path, packages: Path) -> None:
+def test_the_image_contains_the_licences_of_its_parts(root: Path, packages: Path) -> None:
     assert list(packages.glob("agent_smith-*.dist-info/licenses/LICENSE"))
     assert list(packages.glob("ansible_core-*.dist-info/licenses/*"))
     assert (packages / "ansible_collections/community/proxmox/COPYING").is_file()
     assert (root / "usr/share/doc/python3.13-minimal/copyright").is_file()
 
 
-def test_its_files_do_not_tell_who_built_it_when(root: Path) -> None:
-    """The same sources give the same image: all of a layer's times are that of the commit it was built from."""
+def test_all_files_of_a_layer_have_the_time_of_the_commit(root: Path) -> None:
+    """The same sources give the same image."""
     for layer in ((root / "opt/venv").rglob("*"), (root / "data", root / "etc/passwd")):
         assert len({int(path.lstat().st_mtime) for path in layer}) == 1
     assert not list((root / "var/log").iterdir())
     assert not (root / "var/cache/ldconfig/aux-cache").exists()
 
 
-def test_python_need_not_compile_anything_at_the_start(tmp_path: Path) -> None:
+def test_every_module_that_is_imported_at_the_start_is_compiled(tmp_path: Path) -> None:
     with container_of(_unused_site(tmp_path)) as container:
-        done = container.run_to_its_end("python3", "-v", "-c", "import executor.composition, executor.cli.app")
-    said = done.stdout + done.stderr
-    assert "executor.composition" in said, said[-2000:]
-    assert not [line for line in said.splitlines() if line.startswith("# code object from") and ".pyc" not in line]
-    assert "bytecode is stale" not in said
+        done = container.run_to_completion("python3", "-v", "-c", "import executor.composition, executor.cli.app")
+    output = done.stdout + done.stderr
+    assert "executor.composition" in output, output[-2000:]
+    assert not [line for line in output.splitlines() if line.startswith("# code object from") and ".pyc" not in line]
+    assert "bytecode is stale" not in output
 
 
-def test_the_collection_is_where_ansible_looks(tmp_path: Path) -> None:
+def test_ansible_finds_the_collection(tmp_path: Path) -> None:
     with container_of(_unused_site(tmp_path)) as container:
-        done = container.run_to_its_end("ansible-doc", "-j", "community.proxmox.proxmox_kvm")
+        done = container.run_to_completion("ansible-doc", "-j", "community.proxmox.proxmox_kvm")
     assert "short_description" in done.stdout, done.stderr  # its exit code is 0 either way
 
 
-def test_there_is_one_openssl_and_it_is_debians(root: Path, tmp_path: Path) -> None:
-    """Its security updates reach TLS, PostgreSQL and Ansible's vault alike; wheels would bring copies of their own."""
+def test_the_only_openssl_is_debians(root: Path, tmp_path: Path) -> None:
+    """Debian's security updates then cover TLS, PostgreSQL and Ansible's vault. Wheels would contain other copies."""
     copies = [path for path in root.rglob("libcrypto*") if not path.is_symlink()]
     assert [str(path.relative_to(root).parent) for path in copies] == ["usr/lib/x86_64-linux-gnu"]
     commands = (
@@ -116,12 +116,12 @@ def test_there_is_one_openssl_and_it_is_debians(root: Path, tmp_path: Path) -> N
         "ansible-vault encrypt_string --vault-password-file /tmp/password a-text",
     )
     with container_of(_unused_site(tmp_path)) as container:
-        done = container.run_to_its_end("sh", "-c", " && ".join(commands))
+        done = container.run_to_completion("sh", "-c", " && ".join(commands))
     assert "$ANSIBLE_VAULT" in done.stdout, done.stderr
 
 
 @needs_podman
-def test_it_speaks_postgresql(tmp_path: Path) -> None:
+def test_the_image_can_use_postgresql(tmp_path: Path) -> None:
     binaries = postgres_binaries()
     if binaries is None:
         pytest.skip("no PostgreSQL server on this machine")
@@ -130,18 +130,18 @@ def test_it_speaks_postgresql(tmp_path: Path) -> None:
         cluster.execute("CREATE DATABASE smith")
         cluster.folder.chmod(0o755)
         options = (f"--volume={cluster.folder}:/postgresql", f"--env=SMITH_DATABASE_URL={address}")
-        for verb, said in (("upgrade", "schema none is now"), ("check", "sound and up to date")):
-            done = container.run_to_its_end("smith", "db", verb, options=options)
-            assert said in done.stdout, done.stderr
+        for verb, output in (("upgrade", "schema none is now"), ("check", "sound and up to date")):
+            done = container.run_to_completion("smith", "db", verb, options=options)
+            assert output in done.stdout, done.stderr
 
 
-def test_nothing_of_the_build_is_in_the_environment() -> None:
+def test_the_environment_contains_no_settings_of_the_build() -> None:
     names = {entry.partition("=")[0] for entry in image_facts()["Config"]["Env"]}
     assert not {name for name in names if name.startswith(("PIP_", "FULCRUM_", "PROXMOX_")) or "TOKEN" in name}
 
 
 def test_no_secret_of_the_build_is_in_any_layer(tmp_path: Path) -> None:
-    """A file that a later layer removes is still shipped: every layer is read to its end, and the history too."""
+    """A file that a later layer removes is still in the image, so the test reads every layer and the history."""
     canary = os.environ["IMAGE_CANARY"].encode()
     assert len(canary) > 16
     archive = tmp_path / "image.tar"
@@ -155,7 +155,7 @@ def test_no_secret_of_the_build_is_in_any_layer(tmp_path: Path) -> None:
                     read += len(chunk)
                     assert canary not in tail + chunk, f"a secret of the build is in {member.name}"
                     tail = chunk[-len(canary) :]
-    assert read > MOST_BYTES / 2, "layers are compressed, or this looked at something else"
+    assert read > MAX_BYTES / 2, "the layers are compressed, or files were not read"
 
 
 def _unused_site(folder: Path) -> Site:

@@ -1,4 +1,4 @@
-"""What the simulator's tests share: a set-up world, and callers that show answers as they came over the wire."""
+"""Shared by the tests of the simulator: a simulator with its first objects, and clients that return raw responses."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from smith_lab.simulator.control import RunningSimulator
 
 TIMEOUT_S = 20
 VM = {"cores": 2, "memoryMb": 2048, "diskGb": 20, "image": "debian-12"}
-NOBODY = "00000000-0000-4000-8000-000000000000"
+UNKNOWN_ID = "00000000-0000-4000-8000-000000000000"
 
 
 class Caller:
-    """Somebody with a token (or none); answers are raw responses, whatever their status."""
+    """An API client with one token or none. It returns the response of any status."""
 
     def __init__(self, api_url: str, token: str | None) -> None:
         self._api_url = api_url
@@ -56,7 +56,7 @@ class Caller:
 
 
 class World:
-    """A server with a provider, a consumer, both types, one agent and its callers."""
+    """A simulator with a provider, a consumer, the types and an agent, and API clients for them."""
 
     def __init__(self, sim: RunningSimulator) -> None:
         sim.reset()
@@ -65,7 +65,7 @@ class World:
         self.ids: Bootstrapped = bootstrap(self.admin)
         self._callers: list[Caller] = []
         self.agent = self.caller(self.ids.agent_token)
-        self.root = self.caller(self.ids.admin_token)
+        self.admin_caller = self.caller(self.ids.admin_token)
 
     def close(self) -> None:
         self.admin.close()
@@ -76,15 +76,15 @@ class World:
         self._callers.append(Caller(self.sim.api_url, token))
         return self._callers[-1]
 
-    def sibling(self, name: str = "smith-dc2") -> tuple[str, Caller]:
-        """Another agent of the same provider."""
+    def other_agent(self, name: str = "smith-dc2") -> tuple[str, Caller]:
+        """Create another agent of the same provider; return its id and a client with its token."""
         agent_id, token = add_agent(
             self.admin, name=name, provider_id=self.ids.provider_id, agent_type_id=self.ids.agent_type_id
         )
         return agent_id, self.caller(token)
 
-    def foreigner(self) -> tuple[str, Caller]:
-        """An agent of another provider."""
+    def agent_of_other_provider(self) -> tuple[str, Caller]:
+        """Create an agent of another provider; return its id and a client with its token."""
         provider_id = self.admin.create("participants", name="Elsewhere", status="Enabled")["id"]
         agent_id, token = add_agent(
             self.admin, name="foreign", provider_id=provider_id, agent_type_id=self.ids.agent_type_id
@@ -98,7 +98,7 @@ class World:
         return self.admin.create_group(self.ids.consumer_id, name)
 
     def order(self, group_id: str | None = None, name: str = "web-1", **properties: Any) -> dict[str, Any]:
-        """Order a VM; its create job is pending."""
+        """Create a service, whose create job is pending; return the service."""
         return self.admin.create_service(
             group_id=group_id or self.group(),
             service_type_id=self.ids.service_type_id,
@@ -108,17 +108,17 @@ class World:
         )
 
     def claimed(self, service: dict[str, Any]) -> dict[str, Any]:
-        """The service's active job, claimed."""
+        """Claim the service's active job; return the job."""
         job = self.job_of(service)
         assert self.agent.claim(job) == 204
         return job
 
     def job_of(self, service: dict[str, Any]) -> dict[str, Any]:
-        """The service's newest job, as the list gives it."""
+        """Return the service's newest job, as in the list."""
         return self.admin.jobs(service["id"])[-1]
 
     def created(self, instance: str = "agent/100000", **properties: Any) -> dict[str, Any]:
-        """A service that its create job has brought to Stopped."""
+        """Create a service and complete its create job; return the service, Stopped."""
         service = self.order(self.group(f"group-{instance}"), **properties)
         assert self.agent.complete(self.claimed(service), agentInstanceId=instance).status_code == 204
         return self.admin.get_service(service["id"])
@@ -129,12 +129,12 @@ class World:
     def order_with(
         self, schema: dict[str, Any], properties: dict[str, Any], lifecycle: dict[str, Any] | None = None
     ) -> requests.Response:
-        """Order a service of a type made of this property schema alone; the raw answer."""
+        """Create a service of a new type with this property schema; return the response."""
         type_id = self.type_with(schema, lifecycle)
-        return self.root.post("/services", self.order_body(type_id, properties))
+        return self.admin_caller.post("/services", self.order_body(type_id, properties))
 
     def type_with(self, schema: dict[str, Any], lifecycle: dict[str, Any] | None = None) -> str:
-        """A service type of its own, which our agent's type supports."""
+        """Create a service type that the agent's type supports; return its id."""
         number = len(self.admin.list_all("service-types"))
         kind = self.admin.create(
             "service-types", name=f"type-{number}", propertySchema=schema, lifecycleSchema=lifecycle or SIMPLE_LIFECYCLE
@@ -153,7 +153,7 @@ class World:
         }
 
 
-#: Made and changed, nothing more.
+#: A lifecycle with create, update and delete only.
 SIMPLE_LIFECYCLE: dict[str, Any] = {
     "initialState": "New",
     "terminalStates": ["Gone"],
@@ -167,6 +167,6 @@ SIMPLE_LIFECYCLE: dict[str, Any] = {
 
 
 def error_of(response: requests.Response) -> dict[str, Any]:
-    """The error's JSON, which the server labels as plain text."""
+    """Return the error's JSON, which FulcrumCore sends as plain text."""
     assert response.headers["content-type"] == "text/plain; charset=utf-8"
     return dict(json.loads(response.text))

@@ -219,7 +219,7 @@ def test_a_local_setting_that_conflicts_with_a_member_is_named_with_both_sources
 
 
 def test_an_agent_without_remote_configuration_uses_the_local_settings(world: World, start: Start) -> None:
-    agent_id, _caller = world.sibling()
+    agent_id, _caller = world.other_agent()
     token = world.admin.create_token("bare", "agent", agent_id)["value"]
     own = {"PROXMOX_HOST": "pve1.local", "PROXMOX_USER": "smith@pve", "PROXMOX_PASSWORD": "the-password"}
     assert start(FULCRUM_API_TOKEN=token, **own).proxmox_host == "pve1.local"

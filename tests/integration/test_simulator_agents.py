@@ -51,21 +51,21 @@ def test_other_statuses_are_400(world: World, body: dict[str, Any]) -> None:
     assert world.agent.send("PUT", "/agents/me/status", body).status_code == 400
 
 
-def test_silent_connected_agents_are_disconnected_and_only_they(world: World) -> None:
+def test_a_sweep_disconnects_silent_connected_agents_only(world: World) -> None:
     world.sim.set_options(agent_maintenance=True)
     world.sim.freeze()
-    _, sibling = world.sibling()
+    _, other_agent = world.other_agent()
     world.agent.send("PUT", "/agents/me/status", {"status": "Connected"})
-    sibling.send("PUT", "/agents/me/status", {"status": "Error"})
+    other_agent.send("PUT", "/agents/me/status", {"status": "Error"})
     world.sim.advance(30)
     assert world.sim.sweep()["disconnected"] == 0
     world.sim.advance(1)
     assert world.sim.sweep()["disconnected"] == 1
     assert world.agent.get("/agents/me").json()["status"] == "Disconnected"
-    assert sibling.get("/agents/me").json()["status"] == "Error"
+    assert other_agent.get("/agents/me").json()["status"] == "Error"
 
 
-def test_polling_is_no_sign_of_life(world: World) -> None:
+def test_polling_does_not_count_as_a_heartbeat(world: World) -> None:
     world.sim.set_options(agent_maintenance=True)
     world.agent.send("PUT", "/agents/me/status", {"status": "Connected"})
     world.sim.advance(31)
@@ -74,9 +74,9 @@ def test_polling_is_no_sign_of_life(world: World) -> None:
     assert world.agent.get("/agents/me").json()["status"] == "Disconnected"
 
 
-def test_unknown_configuration_is_dropped_and_missing_members_are_told_by_number(world: World) -> None:
+def test_unknown_configuration_members_are_dropped_and_missing_ones_counted(world: World) -> None:
     body = {"name": "a", "providerId": world.ids.provider_id, "agentTypeId": world.ids.agent_type_id}
-    answer = world.root.post("/agents", {**body, "configuration": {"apiHost": "h", "other": 1}})
+    answer = world.admin_caller.post("/agents", {**body, "configuration": {"apiHost": "h", "other": 1}})
     assert (answer.status_code, error_of(answer)["status"]) == (400, "Invalid request")
     assert "errors" in error_of(answer)["error"]
     patched = world.admin.call("PATCH", f"/agents/{world.ids.agent_id}", {"configuration": {"other": 1}})
@@ -85,11 +85,11 @@ def test_unknown_configuration_is_dropped_and_missing_members_are_told_by_number
 
 def test_without_a_configuration_nothing_is_validated(world: World) -> None:
     body = {"name": "a", "providerId": world.ids.provider_id, "agentTypeId": world.ids.agent_type_id}
-    answer = world.root.post("/agents", body)
+    answer = world.admin_caller.post("/agents", body)
     assert (answer.status_code, "configuration" in answer.json()) == (201, False)
 
 
-def test_a_configuration_merges_and_a_new_secret_kills_the_old_reference(world: World) -> None:
+def test_a_configuration_is_merged_and_a_new_secret_deletes_the_old_reference(world: World) -> None:
     before = world.agent.get("/agents/me").json()["configuration"]
     world.admin.call(
         "PATCH",
@@ -120,7 +120,7 @@ def _bearer(body: dict[str, Any]) -> str:
 
 
 def test_an_install_command_delivers_a_rendered_configuration(world: World, path: str) -> None:
-    answer = world.root.post(path)
+    answer = world.admin_caller.post(path)
     body = answer.json()
     installer = world.caller(_bearer(body))
     fetched = installer.get(_url_path(body))
@@ -137,14 +137,14 @@ def test_an_install_command_delivers_a_rendered_configuration(world: World, path
     assert (rendered["proxmox"]["vmid_min"], rendered["proxmox"]["verify_tls"]) == (100000, True)
 
 
-def test_the_installers_bearer_is_a_full_agent_token(world: World, path: str) -> None:
-    installer = world.caller(_bearer(world.root.post(path).json()))
+def test_the_installers_bearer_token_is_a_full_agent_token(world: World, path: str) -> None:
+    installer = world.caller(_bearer(world.admin_caller.post(path).json()))
     assert installer.get("/agents/me").json()["id"] == world.ids.agent_id
     assert installer.pending() == []
 
 
-def test_url_and_bearer_die_after_five_minutes(world: World, path: str) -> None:
-    body = world.root.post(path).json()
+def test_url_and_bearer_token_expire_after_five_minutes(world: World, path: str) -> None:
+    body = world.admin_caller.post(path).json()
     installer = world.caller(_bearer(body))
     world.sim.advance(290)
     assert installer.get(_url_path(body)).status_code == 200
@@ -152,37 +152,37 @@ def test_url_and_bearer_die_after_five_minutes(world: World, path: str) -> None:
     assert installer.get("/agents/me").status_code == 403
     late = world.agent.get(_url_path(body))
     assert (late.status_code, late.content) == (404, b"")
-    assert world.root.get(path).status_code == 200
+    assert world.admin_caller.get(path).status_code == 200
 
 
 def test_a_second_install_command_is_409_even_after_the_first_expired(world: World, path: str) -> None:
-    assert world.root.post(path).status_code == 201
+    assert world.admin_caller.post(path).status_code == 201
     world.sim.advance(301)
-    assert world.root.post(path).status_code == 409
+    assert world.admin_caller.post(path).status_code == 409
 
 
-def test_regenerating_kills_the_old_url_and_bearer(world: World, path: str) -> None:
-    assert world.root.post(f"{path}/regenerate").status_code == 404
-    old = world.root.post(path).json()
-    renewed = world.root.post(f"{path}/regenerate")
+def test_regenerating_invalidates_the_old_url_and_bearer_token(world: World, path: str) -> None:
+    assert world.admin_caller.post(f"{path}/regenerate").status_code == 404
+    old = world.admin_caller.post(path).json()
+    renewed = world.admin_caller.post(f"{path}/regenerate")
     assert renewed.status_code == 200
     assert world.caller(_bearer(old)).get("/agents/me").status_code == 403
     assert world.agent.get(_url_path(old)).status_code == 404
     assert world.caller(_bearer(renewed.json())).get(_url_path(renewed.json())).status_code == 200
 
 
-def test_revoking_is_204_and_a_second_time_404(world: World, path: str) -> None:
-    assert world.root.get(path).status_code == 404
-    body = world.root.post(path).json()
+def test_the_first_revocation_is_204_and_the_second_404(world: World, path: str) -> None:
+    assert world.admin_caller.get(path).status_code == 404
+    body = world.admin_caller.post(path).json()
     assert set(world.agent.get(path).json()) == {"id", "expiresAt", "createdAt"}
     assert world.agent.send("DELETE", path).status_code == 403
-    assert world.root.send("DELETE", path).status_code == 204
+    assert world.admin_caller.send("DELETE", path).status_code == 204
     assert world.agent.get(_url_path(body)).status_code == 404
-    assert world.root.send("DELETE", path).status_code == 404
+    assert world.admin_caller.send("DELETE", path).status_code == 404
 
 
-def test_a_missing_secret_is_the_same_404_as_an_unknown_url(world: World, path: str) -> None:
-    body = world.root.post(path).json()
+def test_a_missing_secret_is_answered_with_the_404_of_an_unknown_url(world: World, path: str) -> None:
+    body = world.admin_caller.post(path).json()
     world.sim.delete_all_secrets()
     assert world.agent.get(_url_path(body)).status_code == 404
     assert world.agent.get("/agents/install/unknown/config").status_code == 404
@@ -192,4 +192,4 @@ def test_a_type_without_templates_has_no_install_flow(world: World) -> None:
     kind = {**load_type("agent-type-proxmox.json"), "name": "plain", "configTemplate": "", "cmdTemplate": ""}
     type_id = world.admin.create("agent-types", **kind)["id"]
     agent = world.admin.create("agents", name="p", providerId=world.ids.provider_id, agentTypeId=type_id)
-    assert world.root.post(f"/agents/{agent['id']}/install-command").status_code == 400
+    assert world.admin_caller.post(f"/agents/{agent['id']}/install-command").status_code == 400

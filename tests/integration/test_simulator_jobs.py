@@ -1,4 +1,4 @@
-"""Jobs in the simulator: the pending list, and the exact steps of claim, complete and fail."""
+"""Jobs in the simulator: the pending list, claim, complete and fail."""
 
 from __future__ import annotations
 
@@ -49,18 +49,18 @@ def test_a_single_job_embeds_agent_provider_and_consumer(world: World) -> None:
     assert (full["provider"]["name"], full["consumer"]["name"]) == ("Northwind Cloud", "Acme Corp")
 
 
-def test_an_instance_once_told_comes_with_the_next_job(world: World) -> None:
+def test_the_next_job_contains_a_reported_instance(world: World) -> None:
     service = world.created(instance="agent/7")
     world.admin.action(service["id"], "start")
     assert world.agent.pending()[0]["service"]["agentInstanceId"] == "agent/7"
 
 
-def test_an_actions_job_has_no_params_at_all(world: World) -> None:
+def test_the_job_of_an_action_has_no_params(world: World) -> None:
     world.admin.action(world.created()["id"], "start")
     assert "params" not in world.agent.pending()[0]
 
 
-def test_one_job_a_group_is_shown_and_it_is_the_oldest(world: World) -> None:
+def test_the_pending_list_contains_the_oldest_job_of_each_group(world: World) -> None:
     world.sim.freeze()
     group = world.group()
     services = []
@@ -70,7 +70,7 @@ def test_one_job_a_group_is_shown_and_it_is_the_oldest(world: World) -> None:
     assert [job["serviceId"] for job in world.agent.pending()] == [services[0]["id"]]
 
 
-def test_a_busy_group_is_hidden_until_its_job_ends(world: World) -> None:
+def test_a_group_with_a_processing_job_is_not_listed(world: World) -> None:
     group = world.group()
     first, second = world.order(group), world.order(group, name="web-2")
     job = world.claimed(first)
@@ -79,8 +79,8 @@ def test_a_busy_group_is_hidden_until_its_job_ends(world: World) -> None:
     assert [job["serviceId"] for job in world.agent.pending()] == [second["id"]]
 
 
-def test_another_agents_work_in_the_group_does_not_hide_ours(world: World) -> None:
-    sibling_id, sibling = world.sibling()
+def test_a_job_of_another_agent_does_not_hide_the_group(world: World) -> None:
+    sibling_id, other_agent = world.other_agent()
     group = world.group()
     theirs = world.admin.create_service(
         group_id=group,
@@ -90,7 +90,7 @@ def test_another_agents_work_in_the_group_does_not_hide_ours(world: World) -> No
         properties={"cores": 1, "memoryMb": 512, "diskGb": 5, "image": "x"},
     )
     ours = world.order(group)
-    assert sibling.claim(world.job_of(theirs)) == 204
+    assert other_agent.claim(world.job_of(theirs)) == 204
     assert [job["serviceId"] for job in world.agent.pending()] == [ours["id"]]
 
 
@@ -102,7 +102,7 @@ def test_pending_is_sorted_by_group_id_not_by_age(world: World) -> None:
 
 
 @pytest.mark.parametrize(("limit", "shown"), [(None, 10), ("3", 3), ("100", 12), ("0", 10), ("-1", 10), ("many", 10)])
-def test_the_limit_is_ten_unless_it_makes_sense(world: World, limit: str | None, shown: int) -> None:
+def test_an_invalid_limit_means_ten(world: World, limit: str | None, shown: int) -> None:
     for number in range(12):
         world.order(world.group(f"g{number}"), name=f"web-{number}")
     query = {} if limit is None else {"limit": limit}
@@ -112,7 +112,7 @@ def test_the_limit_is_ten_unless_it_makes_sense(world: World, limit: str | None,
 # Claim
 
 
-def test_a_claim_stamps_the_job_and_names_no_claimant(world: World) -> None:
+def test_a_claim_records_its_time_and_not_the_agent(world: World) -> None:
     job = world.job_of(world.order())
     before = set(job)
     assert world.agent.claim(job) == 204
@@ -125,14 +125,14 @@ def test_a_second_claim_is_400(world: World) -> None:
     assert world.agent.claim(job) == 400
 
 
-def test_eight_claims_at_once_have_one_winner(world: World) -> None:
+def test_of_eight_claims_at_once_one_succeeds(world: World) -> None:
     job = world.job_of(world.order())
     with ThreadPoolExecutor(8) as pool:
         statuses = list(pool.map(lambda _: world.caller(world.ids.agent_token).claim(job), range(8)))
     assert sorted(statuses) == [204] + [400] * 7
 
 
-def test_two_claims_win_when_the_race_is_switched_on(world: World) -> None:
+def test_two_claims_succeed_when_the_race_is_switched_on(world: World) -> None:
     world.sim.switch(two_claims_win=True)
     job = world.job_of(world.order())
     assert [world.agent.claim(job), world.agent.claim(job)] == [204, 204]
@@ -140,7 +140,7 @@ def test_two_claims_win_when_the_race_is_switched_on(world: World) -> None:
     assert world.agent.claim(job) == 400
 
 
-def test_a_busy_groups_second_job_can_be_claimed_by_id(world: World) -> None:
+def test_a_second_job_of_a_group_can_be_claimed_by_id(world: World) -> None:
     group = world.group()
     first, second = world.order(group), world.order(group, name="web-2")
     world.claimed(first)
@@ -155,7 +155,7 @@ def test_a_disabled_agent_still_polls_and_claims(world: World) -> None:
     assert world.agent.complete(job).status_code == 204
 
 
-# The table of section 3.5
+# Calls that do not fit the status
 
 
 @pytest.mark.parametrize("verb", ["complete", "fail"])
@@ -165,7 +165,7 @@ def test_an_unclaimed_job_can_be_neither_completed_nor_failed(world: World, verb
 
 
 @pytest.mark.parametrize("end", ["complete", "fail", "timeout"])
-def test_an_ended_job_refuses_everything(world: World, end: str) -> None:
+def test_an_ended_job_can_be_neither_claimed_nor_ended_again(world: World, end: str) -> None:
     job = world.claimed(world.order())
     if end == "timeout":
         world.sim.expire_job(job["id"])
@@ -178,7 +178,7 @@ def test_an_ended_job_refuses_everything(world: World, end: str) -> None:
 # Complete
 
 
-def test_a_completion_moves_the_service_and_keeps_what_it_was_told(world: World) -> None:
+def test_a_completion_changes_the_state_and_stores_the_report(world: World) -> None:
     service = world.order()
     job = world.claimed(service)
     answer = world.agent.complete(
@@ -204,13 +204,13 @@ def test_a_completion_moves_the_service_and_keeps_what_it_was_told(world: World)
     assert (ended["status"], "completedAt" in ended) == ("Completed", True)
 
 
-def test_an_empty_object_completes(world: World) -> None:
+def test_an_empty_report_completes_the_job(world: World) -> None:
     service = world.order()
     assert world.agent.complete(world.claimed(service)).status_code == 204
     assert "agentInstanceId" not in world.service(service)
 
 
-def test_instance_data_is_replaced_whole(world: World) -> None:
+def test_instance_data_is_replaced_not_merged(world: World) -> None:
     service = world.created()
     for data in ({"a": 1, "b": 2}, {"b": 3}):
         world.admin.action(service["id"], "snapshot")
@@ -218,21 +218,21 @@ def test_instance_data_is_replaced_whole(world: World) -> None:
     assert world.service(service)["agentInstanceData"] == {"b": 3}
 
 
-def test_null_and_absent_keep_what_was_told_before(world: World) -> None:
+def test_null_and_absent_members_keep_the_old_values(world: World) -> None:
     service = world.created(instance="agent/1")
     world.admin.action(service["id"], "snapshot")
     world.agent.complete(world.claimed(service), agentInstanceId=None)
     assert world.service(service)["agentInstanceId"] == "agent/1"
 
 
-def test_undeclared_properties_are_dropped_in_silence(world: World) -> None:
+def test_undeclared_properties_are_dropped_without_an_error(world: World) -> None:
     service = world.order()
     assert world.agent.complete(world.claimed(service), properties={"vmid": 5, "uptime": 1}).status_code == 204
     properties = world.service(service)["properties"]
     assert (properties["vmid"], "uptime" in properties) == (5, False)
 
 
-def test_a_refused_property_rolls_everything_back(world: World) -> None:
+def test_a_refused_property_rolls_the_completion_back(world: World) -> None:
     service = world.order()
     job = world.claimed(service)
     answer = world.agent.complete(job, agentInstanceId="agent/1", properties={"vmid": 5, "cores": 8})
@@ -255,13 +255,13 @@ def test_a_duplicate_instance_id_is_500_across_types_and_providers_and_rolls_bac
     assert world.agent.complete(job, agentInstanceId="agent/101").status_code == 204
 
 
-def test_the_empty_instance_id_counts_as_a_value(world: World) -> None:
+def test_an_empty_instance_id_must_be_unique_too(world: World) -> None:
     world.created(instance="")
     job = world.claimed(world.order())
     assert world.agent.complete(job, agentInstanceId="").status_code == 500
 
 
-def test_the_same_service_may_tell_its_instance_id_again(world: World) -> None:
+def test_a_service_may_report_its_instance_id_again(world: World) -> None:
     service = world.created(instance="agent/1")
     world.admin.action(service["id"], "start")
     assert world.agent.complete(world.claimed(service), agentInstanceId="agent/1").status_code == 204
@@ -295,7 +295,7 @@ def test_a_terminal_failure_keeps_the_instance_id_and_persistent_secrets(world: 
     assert world.agent.get(f"/vault/secrets/{reference}").json() == {"value": "k"}
 
 
-def test_an_update_takes_its_params_and_discards_reported_properties(world: World) -> None:
+def test_an_update_stores_its_params_and_discards_reported_properties(world: World) -> None:
     service = world.created()
     world.admin.patch_service(service["id"], {"cores": 4})
     world.agent.complete(world.claimed(service), properties={"vmid": 5, "node": "pve1"})
@@ -303,13 +303,13 @@ def test_an_update_takes_its_params_and_discards_reported_properties(world: Worl
     assert (properties["cores"], "vmid" in properties, "node" in properties) == (4, False, False)
 
 
-def test_an_update_without_params_wipes_the_properties_for_good(world: World) -> None:
+def test_an_update_without_params_deletes_the_properties(world: World) -> None:
     service = world.created()
     world.admin.action(service["id"], "update")
     assert "params" not in world.agent.pending()[0]
     world.agent.complete(world.claimed(service))
     assert "properties" not in world.service(service)
-    patched = world.root.send("PATCH", f"/services/{service['id']}", {"properties": {"cores": 4}})
+    patched = world.admin_caller.send("PATCH", f"/services/{service['id']}", {"properties": {"cores": 4}})
     assert (patched.status_code, patched.content) == (500, b"")
     world.admin.action(service["id"], "start")
     assert world.agent.complete(world.claimed(service), properties={"vmid": 5}).status_code == 400
@@ -318,7 +318,7 @@ def test_an_update_without_params_wipes_the_properties_for_good(world: World) ->
 # Fail
 
 
-def test_a_failure_is_kept_and_has_no_completion_time(world: World) -> None:
+def test_a_failed_job_has_its_message_and_no_completion_time(world: World) -> None:
     service = world.order()
     world.agent.fail(world.claimed(service), "CAPACITY: no space")
     job = world.job_of(service)
@@ -327,14 +327,14 @@ def test_a_failure_is_kept_and_has_no_completion_time(world: World) -> None:
 
 
 @pytest.mark.parametrize("body", [{}, {"errorMessage": ""}, {"errorMessage": None}])
-def test_a_message_may_be_missing_or_empty(world: World, body: dict[str, Any]) -> None:
+def test_the_error_message_may_be_missing_or_empty(world: World, body: dict[str, Any]) -> None:
     service = world.order()
     job = world.claimed(service)
     assert world.agent.post(f"/jobs/{job['id']}/fail", body).status_code == 204
     assert world.service(service)["status"] == "CreateFailed"
 
 
-def test_a_failure_without_a_fitting_transition_keeps_the_state_and_is_204(world: World) -> None:
+def test_a_failure_without_a_matching_transition_keeps_the_state_and_is_204(world: World) -> None:
     service = world.created()
     world.admin.action(service["id"], "start")
     assert world.agent.fail(world.claimed(service), "PVE_TIMEOUT: no answer").status_code == 204
@@ -352,7 +352,7 @@ def test_a_failure_without_a_fitting_transition_keeps_the_state_and_is_204(world
         ("PLAYBOOK_FAILED: VM_NOT_RUNNING", "Started"),
     ],
 )
-def test_the_first_error_regexp_that_matches_decides(world: World, message: str, state: str) -> None:
+def test_the_first_matching_error_regexp_determines_the_state(world: World, message: str, state: str) -> None:
     service = world.created()
     for action, end in (("start", None), ("restart", message)):
         world.admin.action(service["id"], action)
@@ -361,7 +361,7 @@ def test_the_first_error_regexp_that_matches_decides(world: World, message: str,
     assert world.service(service)["status"] == state
 
 
-def test_an_error_regexp_is_searched_anywhere_and_list_order_decides(world: World) -> None:
+def test_an_error_regexp_may_match_anywhere_and_the_first_one_counts(world: World) -> None:
     lifecycle = {
         **SIMPLE_LIFECYCLE,
         "actions": [
@@ -382,7 +382,7 @@ def test_an_error_regexp_is_searched_anywhere_and_list_order_decides(world: Worl
 
 
 @pytest.mark.parametrize("verb", ["complete", "fail"])
-def test_an_action_that_vanished_from_the_lifecycle_is_400_and_the_job_stays(world: World, verb: str) -> None:
+def test_an_action_removed_from_the_lifecycle_is_400_and_the_job_stays(world: World, verb: str) -> None:
     service = world.order_with({"properties": {"a": {"type": "string"}}}, {}).json()
     job = world.claimed(service)
     left = {**SIMPLE_LIFECYCLE, "actions": SIMPLE_LIFECYCLE["actions"][1:]}

@@ -47,7 +47,8 @@ def _validator(kind: str, **config: Any) -> dict[str, Any]:
 def test_values_must_be_of_the_declared_type(world: World, kind: str, good: list[Any], bad: list[Any]) -> None:
     type_id = world.type_with(_schema(a={"type": kind}))
     statuses = [
-        world.root.post("/services", world.order_body(type_id, {"a": value})).status_code for value in good + bad
+        world.admin_caller.post("/services", world.order_body(type_id, {"a": value})).status_code
+        for value in good + bad
     ]
     assert statuses == [201] * len(good) + [400] * len(bad)
 
@@ -71,7 +72,8 @@ def test_values_must_be_of_the_declared_type(world: World, kind: str, good: list
 def test_validators(world: World, kind: str, validator: dict[str, Any], good: list[Any], bad: list[Any]) -> None:
     type_id = world.type_with(_schema(a={"type": kind, "validators": [validator]}))
     statuses = [
-        world.root.post("/services", world.order_body(type_id, {"a": value})).status_code for value in good + bad
+        world.admin_caller.post("/services", world.order_body(type_id, {"a": value})).status_code
+        for value in good + bad
     ]
     assert statuses == [201] * len(good) + [400] * len(bad)
 
@@ -98,7 +100,7 @@ def test_defaults_inside_an_object_apply_only_when_it_is_given(world: World) -> 
     assert world.order_with(schema, {"a": {"y": "q", "z": 1}}).json()["properties"]["a"] == {"x": 5, "y": "q"}
 
 
-def test_items_of_arrays_are_checked_and_shaped(world: World) -> None:
+def test_items_of_arrays_are_validated_and_processed(world: World) -> None:
     items = {"type": "object", "properties": {"x": {"type": "integer", "required": True}}}
     schema = _schema(a={"type": "array", "items": items})
     assert world.order_with(schema, {"a": [{"x": 1, "drop": 2}]}).json()["properties"] == {"a": [{"x": 1}]}
@@ -106,28 +108,28 @@ def test_items_of_arrays_are_checked_and_shaped(world: World) -> None:
     assert world.order_with(schema, {"a": [None]}).status_code == 400
 
 
-def test_a_nested_problem_is_told_under_the_top_level_name(world: World) -> None:
+def test_a_nested_problem_is_reported_under_the_top_level_name(world: World) -> None:
     body = world.order_body(
         world.ids.service_type_id,
         {"cores": 1, "memoryMb": 512, "diskGb": 5, "image": "x", "network": {"mode": "magic"}},
     )
-    assert [item["path"] for item in error_of(world.root.post("/services", body))["errors"]] == ["network"]
+    assert [item["path"] for item in error_of(world.admin_caller.post("/services", body))["errors"]] == ["network"]
 
 
-def test_a_user_cannot_set_what_the_agent_reports(world: World) -> None:
+def test_a_user_cannot_set_a_property_of_the_agent(world: World) -> None:
     body = world.order_body(
         world.ids.service_type_id, {"cores": 1, "memoryMb": 512, "diskGb": 5, "image": "x", "vmid": 100}
     )
-    assert [item["path"] for item in error_of(world.root.post("/services", body))["errors"]] == ["vmid"]
+    assert [item["path"] for item in error_of(world.admin_caller.post("/services", body))["errors"]] == ["vmid"]
 
 
-def test_without_an_actor_authorizer_anybody_may_set_a_property(world: World) -> None:
+def test_without_an_actor_authorizer_users_and_agents_may_set_a_property(world: World) -> None:
     service = world.order_with(_schema(a={"type": "string"}), {"a": "user"}).json()
     world.agent.complete(world.claimed(service), properties={"a": "agent"})
     assert world.service(service)["properties"] == {"a": "agent"}
 
 
-def test_states_bind_updates_only_and_agents_too(world: World) -> None:
+def test_a_state_authorizer_applies_to_updates_and_to_agents(world: World) -> None:
     up_only = {"type": "string", "authorizers": [_validator("state", allowedStates=["Up"])]}
     service = world.order_with(_schema(a=up_only), {"a": "at creation"}).json()
     job = world.claimed(service)
@@ -141,25 +143,25 @@ def test_cores_change_only_in_stopped_and_disk_also_in_started(world: World) -> 
     world.admin.action(service["id"], "start")
     world.agent.complete(world.claimed(service))
     path = f"/services/{service['id']}"
-    refused = world.root.send("PATCH", path, {"properties": {"cores": 4}})
+    refused = world.admin_caller.send("PATCH", path, {"properties": {"cores": 4}})
     assert [item["path"] for item in error_of(refused)["errors"]] == ["cores"]
-    assert world.root.send("PATCH", path, {"properties": {"diskGb": 30}}).status_code == 200
+    assert world.admin_caller.send("PATCH", path, {"properties": {"diskGb": 30}}).status_code == 200
 
 
 def test_immutable_text_may_be_sent_again_but_not_changed(world: World) -> None:
     service = world.created()
     path = f"/services/{service['id']}"
-    assert world.root.send("PATCH", path, {"properties": {"image": "other"}}).status_code == 400
-    assert world.root.send("PATCH", path, {"properties": {"image": "debian-12"}}).status_code == 200
+    assert world.admin_caller.send("PATCH", path, {"properties": {"image": "other"}}).status_code == 400
+    assert world.admin_caller.send("PATCH", path, {"properties": {"image": "debian-12"}}).status_code == 200
 
 
 @pytest.mark.parametrize(("kind", "value"), [("integer", 5), ("number", 1.5), ("json", {"a": [1]}), ("array", [1])])
-def test_an_immutable_number_cannot_even_be_sent_again(world: World, kind: str, value: Any) -> None:
+def test_an_immutable_number_cannot_be_sent_again(world: World, kind: str, value: Any) -> None:
     service = world.order_with(_schema(a={"type": kind, "immutable": True}, b={"type": "string"}), {"a": value}).json()
     world.agent.complete(world.claimed(service))
     path = f"/services/{service['id']}"
-    assert world.root.send("PATCH", path, {"properties": {"a": value}}).status_code == 400
-    assert world.root.send("PATCH", path, {"properties": {"b": "x"}}).status_code == 200
+    assert world.admin_caller.send("PATCH", path, {"properties": {"a": value}}).status_code == 400
+    assert world.admin_caller.send("PATCH", path, {"properties": {"b": "x"}}).status_code == 200
 
 
 def test_an_unset_immutable_property_can_be_set_later(world: World) -> None:
@@ -168,7 +170,7 @@ def test_an_unset_immutable_property_can_be_set_later(world: World) -> None:
     assert world.job_of(service)["params"]["hostname"] == "web-1"
 
 
-def test_objects_merge_arrays_replace_and_unknown_names_drop(world: World) -> None:
+def test_objects_are_merged_arrays_replaced_and_unknown_names_dropped(world: World) -> None:
     service = world.created(network={"mode": "dhcp", "bridge": "vmbr1"}, tags=["a", "b"])
     patch = {"network": {"vlan": 7, "other": 1}, "tags": ["c"], "unknown": 1, "hostname": None}
     world.admin.patch_service(service["id"], patch)
@@ -177,7 +179,7 @@ def test_objects_merge_arrays_replace_and_unknown_names_drop(world: World) -> No
     assert (params["tags"], "unknown" in params, "hostname" in params) == (["c"], False, False)
 
 
-def test_old_values_are_kept_unvalidated(world: World) -> None:
+def test_old_values_are_not_validated_again(world: World) -> None:
     service = world.order_with(_schema(a={"type": "string"}, b={"type": "string"}), {"a": "long text"}).json()
     world.agent.complete(world.claimed(service))
     strict = _schema(a={"type": "string", "validators": [_validator("maxLength", value=2)]}, b={"type": "string"})
@@ -195,7 +197,7 @@ def test_values_of_two_properties_must_differ(world: World) -> None:
     assert world.order_with(schema, {"a": "x", "b": "x"}).status_code == 400
 
 
-def test_a_reference_to_another_service_must_hold(world: World) -> None:
+def test_a_service_reference_must_name_an_allowed_service(world: World) -> None:
     disk = world.order_with(_schema(a={"type": "string"}), {}).json()
     schema = _schema(disk={"type": "string", "validators": [_validator("serviceReference", origin="consumer")]})
     assert world.order_with(schema, {"disk": disk["id"]}).status_code == 201
@@ -225,7 +227,7 @@ def _lookup(world: World, reference: str) -> int:
     return world.agent.get(f"/vault/secrets/{reference.removeprefix('vault://')}").status_code
 
 
-def test_an_ephemeral_secret_goes_with_the_first_job_that_completes(world: World) -> None:
+def test_the_first_completion_deletes_an_ephemeral_secret(world: World) -> None:
     service = world.order(ciPassword="pass-word-1")
     reference = service["properties"]["ciPassword"]
     assert _lookup(world, reference) == 200
@@ -234,7 +236,7 @@ def test_an_ephemeral_secret_goes_with_the_first_job_that_completes(world: World
     assert world.service(service)["properties"]["ciPassword"] == reference
 
 
-def test_an_ephemeral_secret_goes_with_a_failed_create_too(world: World) -> None:
+def test_a_failed_create_deletes_an_ephemeral_secret(world: World) -> None:
     service = world.order(ciPassword="pass-word-1")
     world.agent.fail(world.claimed(service))
     assert _lookup(world, service["properties"]["ciPassword"]) == 404
@@ -247,7 +249,7 @@ def test_a_refused_completion_keeps_the_secret(world: World) -> None:
     assert _lookup(world, service["properties"]["ciPassword"]) == 200
 
 
-def test_a_persistent_secret_lives_until_the_terminal_completion(world: World) -> None:
+def test_the_completion_into_a_terminal_state_deletes_a_persistent_secret(world: World) -> None:
     schema = _schema(
         key={"type": "string", "secret": {"type": "persistent"}},
         disks={
@@ -274,7 +276,7 @@ def _with_key(world: World) -> dict[str, Any]:
     return service
 
 
-def test_rotating_a_secret_kills_the_old_one_at_the_request(world: World) -> None:
+def test_a_request_with_a_new_secret_deletes_the_old_one(world: World) -> None:
     service = _with_key(world)
     world.admin.patch_service(service["id"], {"key": "new"})
     job = world.job_of(service)
@@ -284,21 +286,21 @@ def test_rotating_a_secret_kills_the_old_one_at_the_request(world: World) -> Non
     assert world.service(service)["properties"]["key"] == service["properties"]["key"]
 
 
-def test_a_refused_rotation_kills_the_old_secret_too(world: World) -> None:
+def test_a_refused_request_with_a_new_secret_deletes_the_old_one(world: World) -> None:
     service = _with_key(world)
     world.admin.delete_service(service["id"])
-    answer = world.root.send("PATCH", f"/services/{service['id']}", {"properties": {"key": "new"}})
+    answer = world.admin_caller.send("PATCH", f"/services/{service['id']}", {"properties": {"key": "new"}})
     assert answer.status_code == 400
     assert _lookup(world, service["properties"]["key"]) == 404
 
 
-def test_a_vault_look_alike_passes_untouched_and_unvalidated(world: World) -> None:
+def test_a_value_that_starts_with_vault_is_stored_without_validation(world: World) -> None:
     short = {"type": "string", "secret": {"type": "persistent"}, "validators": [_validator("maxLength", value=3)]}
     given = {"key": "vault://any", "text": "vault://x"}
     assert world.order_with(_schema(key=short, text={"type": "string"}), given).json()["properties"] == given
 
 
-def test_secrets_of_any_primitive_or_json_come_back_as_they_were(world: World) -> None:
+def test_a_secret_of_any_primitive_type_or_json_is_returned_unchanged(world: World) -> None:
     secret = {"type": "persistent"}
     schema = _schema(n={"type": "integer", "secret": secret}, j={"type": "json", "secret": secret})
     properties = world.order_with(schema, {"n": 5, "j": {"a": [1]}}).json()["properties"]
@@ -306,11 +308,11 @@ def test_secrets_of_any_primitive_or_json_come_back_as_they_were(world: World) -
     assert values == [{"value": 5}, {"value": {"a": [1]}}]
 
 
-def test_any_agent_reads_any_secret_and_people_read_none(world: World) -> None:
+def test_agents_read_any_secret_and_users_read_none(world: World) -> None:
     reference = world.sim.add_secret("s").removeprefix("vault://")
-    _, foreigner = world.foreigner()
+    _, foreigner = world.agent_of_other_provider()
     assert foreigner.get(f"/vault/secrets/{reference}").json() == {"value": "s"}
-    assert world.root.get(f"/vault/secrets/{reference}").status_code == 403
+    assert world.admin_caller.get(f"/vault/secrets/{reference}").status_code == 403
 
 
 def test_an_unknown_reference_is_404(world: World) -> None:
@@ -318,10 +320,10 @@ def test_an_unknown_reference_is_404(world: World) -> None:
     assert (answer.status_code, error_of(answer)) == (404, {"status": "Resource not found"})
 
 
-def test_without_a_vault_key_a_secret_cannot_be_ordered(world: World) -> None:
+def test_without_a_vault_key_a_service_with_a_secret_is_refused(world: World) -> None:
     world.sim.switch(vault_off=True)
     body = {"cores": 1, "memoryMb": 512, "diskGb": 5, "image": "x"}
     order = world.order_body(world.ids.service_type_id, body)
-    assert world.root.post("/services", order).status_code == 201
-    refused = world.root.post("/services", {**order, "properties": {**body, "ciPassword": "pass-word-1"}})
+    assert world.admin_caller.post("/services", order).status_code == 201
+    refused = world.admin_caller.post("/services", {**order, "properties": {**body, "ciPassword": "pass-word-1"}})
     assert refused.status_code == 400

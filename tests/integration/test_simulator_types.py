@@ -1,4 +1,4 @@
-"""Which service types and agent types the simulator accepts, ours from deploy/ among them."""
+"""Service types and agent types that the simulator accepts or refuses, among them ours from deploy/."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from simulator_world import NOBODY, SIMPLE_LIFECYCLE, World
+from simulator_world import SIMPLE_LIFECYCLE, UNKNOWN_ID, World
 from smith_lab.fulcrum_setup import load_type
 from smith_lab.simulator.control import RunningSimulator, running_simulator
 
@@ -32,7 +32,7 @@ def _post(world: World, **changes: Any) -> int:
         "lifecycleSchema": SIMPLE_LIFECYCLE,
         **changes,
     }
-    return world.root.post("/service-types", body).status_code
+    return world.admin_caller.post("/service-types", body).status_code
 
 
 def test_our_types_are_accepted_unchanged(world: World) -> None:
@@ -106,7 +106,7 @@ def test_an_unknown_name_or_a_wrong_definition_is_400(world: World, definition: 
         {"type": "string", "label": "x", "helpText": "unknown members are ignored"},
     ],
 )
-def test_what_the_schema_language_knows_is_accepted(world: World, definition: dict[str, Any]) -> None:
+def test_a_valid_definition_is_accepted(world: World, definition: dict[str, Any]) -> None:
     assert _post(world, propertySchema={"properties": {"a": definition}}) == 201
 
 
@@ -118,7 +118,7 @@ def test_what_the_schema_language_knows_is_accepted(world: World, definition: di
         {"type": "uniqueValues", "config": {}},
     ],
 )
-def test_cross_field_validators_are_known_and_name_two_properties(world: World, validator: dict[str, Any]) -> None:
+def test_a_cross_field_validator_must_be_known_and_name_two_properties(world: World, validator: dict[str, Any]) -> None:
     schema = {"properties": {"a": {"type": "string"}, "b": {"type": "string"}}, "validators": [validator]}
     assert _post(world, propertySchema=schema) == 400
 
@@ -143,7 +143,7 @@ def test_cross_field_validators_are_known_and_name_two_properties(world: World, 
         {"actions": [SIMPLE_LIFECYCLE["actions"][0]] * 2},
     ],
 )
-def test_a_lifecycle_that_does_not_hold_together_is_400(world: World, changes: dict[str, Any]) -> None:
+def test_an_inconsistent_lifecycle_is_400(world: World, changes: dict[str, Any]) -> None:
     assert _post(world, lifecycleSchema={**SIMPLE_LIFECYCLE, **changes}) == 400
 
 
@@ -154,7 +154,7 @@ def test_duplicate_transitions_and_missing_create_are_not_checked(world: World) 
 
 def _post_agent_type(world: World, **changes: Any) -> int:
     body = {**copy.deepcopy(load_type("agent-type-proxmox.json")), "name": "other", **changes}
-    return world.root.post("/agent-types", body).status_code
+    return world.admin_caller.post("/agent-types", body).status_code
 
 
 @pytest.mark.parametrize(
@@ -192,18 +192,18 @@ def test_a_duplicate_agent_type_is_500(world: World) -> None:
     assert _post_agent_type(world, name="proxmox") == 500
 
 
-def test_agent_types_may_go_without_templates(world: World) -> None:
+def test_an_agent_type_may_have_no_templates(world: World) -> None:
     assert (
         _post_agent_type(world, configTemplate="", cmdTemplate="", configContentType="text/plain; charset=utf-8") == 201
     )
 
 
-def test_an_unknown_service_type_id_makes_an_empty_service_type(world: World) -> None:
-    assert _post_agent_type(world, serviceTypeIds=[NOBODY]) == 201
-    assert world.root.get(f"/service-types/{NOBODY}").json()["name"] == ""
+def test_an_unknown_service_type_id_creates_an_empty_service_type(world: World) -> None:
+    assert _post_agent_type(world, serviceTypeIds=[UNKNOWN_ID]) == 201
+    assert world.admin_caller.get(f"/service-types/{UNKNOWN_ID}").json()["name"] == ""
 
 
 def test_types_in_use_cannot_be_deleted(world: World) -> None:
     world.order()
-    assert world.root.send("DELETE", f"/service-types/{world.ids.service_type_id}").status_code == 500
-    assert world.root.send("DELETE", f"/agent-types/{world.ids.agent_type_id}").status_code == 500
+    assert world.admin_caller.send("DELETE", f"/service-types/{world.ids.service_type_id}").status_code == 500
+    assert world.admin_caller.send("DELETE", f"/agent-types/{world.ids.agent_type_id}").status_code == 500

@@ -1,4 +1,4 @@
-"""The simulator on the wire: bodies, error shapes, content types, unknown routes, pages, filters."""
+"""The simulator's HTTP: bodies, errors, content types, unknown paths, pages, filters."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_errors_are_json_labelled_as_plain_text(world: World) -> None:
 
 def test_a_refused_service_lists_every_problem(world: World) -> None:
     body = world.order_body(world.ids.service_type_id, {"cores": 0, "memoryMb": "lots", "image": "debian-12"})
-    answer = world.root.post("/services", body)
+    answer = world.admin_caller.post("/services", body)
     error = error_of(answer)
     assert answer.status_code == 400
     assert (error["status"], error["valid"]) == ("Validation failed", False)
@@ -47,7 +47,7 @@ def test_a_cross_field_problem_has_an_empty_path(world: World) -> None:
     assert [item["path"] for item in error["errors"]] == [""]
 
 
-def test_the_engine_inside_complete_answers_the_first_shape(world: World) -> None:
+def test_a_refused_property_in_complete_is_a_plain_400(world: World) -> None:
     job = world.claimed(world.order())
     one = world.agent.complete(job, properties={"cores": 4})
     two = world.agent.complete(job, properties={"cores": 4, "memoryMb": 1})
@@ -81,7 +81,7 @@ def test_the_content_type_is_ignored(world: World) -> None:
     assert world.agent.raw("PUT", "/agents/me/status", body, **{"Content-Type": "text/plain"}).status_code == 200
 
 
-def test_what_follows_the_first_json_value_is_ignored(world: World) -> None:
+def test_text_after_the_first_json_value_is_ignored(world: World) -> None:
     body = b'{"status": "Connected"} and then some'
     assert world.agent.raw("PUT", "/agents/me/status", body).status_code == 200
 
@@ -164,7 +164,7 @@ def test_success_is_json_with_times_in_whole_utc_seconds(world: World) -> None:
     assert answer.json()[0]["createdAt"] == "2026-01-02T03:04:05Z"
 
 
-def test_the_date_header_tells_the_servers_time(world: World) -> None:
+def test_the_date_header_is_the_servers_time(world: World) -> None:
     world.sim.freeze()
     world.sim.set_clock("2026-01-02T03:04:05Z")
     token = world.admin.create_token("now", "agent", world.ids.agent_id)
@@ -198,7 +198,7 @@ def test_pages_out_of_range_are_400(world: World, query: dict[str, str]) -> None
     assert world.agent.get("/services", **query).status_code == 400
 
 
-def test_pages_hold_ten_by_default_and_tell_where_they_are(world: World) -> None:
+def test_a_page_has_ten_items_by_default_and_its_position(world: World) -> None:
     group = world.group()
     for number in range(12):
         world.order(group, name=f"web-{number:02}")
@@ -215,7 +215,7 @@ def test_a_page_past_the_end_is_empty(world: World) -> None:
     assert (answer.status_code, answer.json()["items"]) == (200, [])
 
 
-def test_names_are_found_in_any_case_and_states_exactly(world: World) -> None:
+def test_the_name_filter_ignores_case_and_the_state_filter_is_exact(world: World) -> None:
     world.order(name="Web-One")
     world.created(instance="a/1")
     assert [row["name"] for row in world.agent.get("/services", name="wEB-o").json()["items"]] == ["Web-One"]
@@ -223,7 +223,7 @@ def test_names_are_found_in_any_case_and_states_exactly(world: World) -> None:
     assert world.agent.get("/services", currentStatus="new").json()["items"] == []
 
 
-def test_the_recovery_query_finds_our_processing_jobs_oldest_first(world: World) -> None:
+def test_processing_jobs_are_listed_oldest_first(world: World) -> None:
     world.sim.freeze()
     services = []
     for number in range(3):
@@ -238,12 +238,12 @@ def test_the_recovery_query_finds_our_processing_jobs_oldest_first(world: World)
 
 def test_a_duplicate_name_of_a_type_is_500(world: World) -> None:
     body = {"name": "vm.cpu.usage", "entityType": "Resource"}
-    answer = world.root.post("/metric-types", body)
+    answer = world.admin_caller.post("/metric-types", body)
     assert (answer.status_code, "duplicate key" in error_of(answer)["error"]) == (500, True)
 
 
 def test_absent_members_are_left_out_and_unset_tags_are_null(world: World) -> None:
-    bare = world.root.post(
+    bare = world.admin_caller.post(
         "/agents", {"name": "bare", "providerId": world.ids.provider_id, "agentTypeId": world.ids.agent_type_id}
     ).json()
     assert bare["tags"] is None

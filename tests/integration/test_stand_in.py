@@ -1,4 +1,4 @@
-"""The Proxmox stand-in closes fakepve's gaps: each test names one, and asks over the real API with the lab's token."""
+"""The Proxmox stand-in behaves as Proxmox where fakepve does not. The tests use its API with the lab's token."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def api(stand_in: ProxmoxStandIn) -> Any:
 
 @pytest.fixture
 def vm(stand_in: ProxmoxStandIn, api: Any) -> Iterator[int]:
-    """A fresh clone of the template, number 700, on pve1."""
+    """A new clone of the template on pve1, VMID 700."""
     clone(api, 700)
     yield 700
     stand_in.control("clear_faults")
@@ -55,7 +55,7 @@ def wait(api: Any, node: str, upid: str) -> str:
     return str(api.nodes(node).tasks(upid).status.get()["exitstatus"])
 
 
-def test_templates_stand_on_two_nodes(api: Any) -> None:
+def test_the_templates_are_on_two_nodes(api: Any) -> None:
     found = {vm["vmid"]: (vm["name"], vm["node"], vm["template"]) for vm in api.cluster.resources.get(type="vm")}
     assert found[9000] == ("debian-12", "pve1", 1)
     assert found[9001] == ("ubuntu-24.04", "pve2", 1)
@@ -75,7 +75,7 @@ def test_a_wrong_token_is_refused(stand_in: ProxmoxStandIn) -> None:
         connect(stand_in, secret="wrong").version.get()
 
 
-def test_the_token_cannot_do_what_is_not_granted(stand_in: ProxmoxStandIn, api: Any, vm: int) -> None:
+def test_the_token_has_only_the_granted_privileges(stand_in: ProxmoxStandIn, api: Any, vm: int) -> None:
     stand_in.control("revoke", path="/vms", privilege="VM.PowerMgmt")
     try:
         with pytest.raises(proxmoxer.ResourceException, match=r"VM\.PowerMgmt"):
@@ -84,7 +84,7 @@ def test_the_token_cannot_do_what_is_not_granted(stand_in: ProxmoxStandIn, api: 
         stand_in.control("grant", path="/vms", privilege="VM.PowerMgmt")
 
 
-def test_permissions_answer_for_the_path_asked(api: Any, vm: int) -> None:
+def test_permissions_are_those_of_the_requested_path(api: Any, vm: int) -> None:
     assert "VM.Audit" in api.access.permissions.get(path=f"/vms/{vm}")[f"/vms/{vm}"]
 
 
@@ -98,7 +98,7 @@ def test_resize_refuses_to_shrink(api: Any, vm: int) -> None:
     assert wait(api, "pve1", upid) == "shrinking disks is not supported"
 
 
-def test_resize_honours_a_lock(stand_in: ProxmoxStandIn, api: Any, vm: int) -> None:
+def test_resize_fails_on_a_locked_vm(stand_in: ProxmoxStandIn, api: Any, vm: int) -> None:
     stand_in.control("lock", vmid=vm, lock="backup")
     with pytest.raises(proxmoxer.ResourceException, match=r"VM is locked \(backup\)"):
         api.nodes("pve1").qemu(vm).resize.set(disk="scsi0", size="20G")
@@ -143,7 +143,7 @@ def test_setting_a_pending_value_back_leaves_nothing_pending(stand_in: ProxmoxSt
     assert guest["pending"] == {}
 
 
-def test_a_clone_has_a_cloud_init_drive_of_its_own(stand_in: ProxmoxStandIn, api: Any, vm: int) -> None:
+def test_a_clone_has_its_own_cloud_init_drive(stand_in: ProxmoxStandIn, api: Any, vm: int) -> None:
     assert f"vm-{vm}-cloudinit" in api.nodes("pve1").qemu(vm).config.get()["ide2"]
     wait(api, "pve1", api.nodes("pve1").qemu.delete(vm))
     template = stand_in.guest(9000)
@@ -162,14 +162,14 @@ def test_the_guest_agent_answers_after_the_start_with_the_nics_mac(api: Any, vm:
     assert interfaces[1]["ip-addresses"][0]["ip-address"] == "192.0.2.77"
 
 
-def test_the_password_reads_back_as_stars(stand_in: ProxmoxStandIn, api: Any, vm: int) -> None:
+def test_the_password_is_shown_as_stars(stand_in: ProxmoxStandIn, api: Any, vm: int) -> None:
     qemu = api.nodes("pve1").qemu(vm)
     qemu.config.set(cipassword="swordfish")
     assert qemu.config.get()["cipassword"] == "**********"
     assert "swordfish" not in str(stand_in.request_log()) + str(stand_in.guests()) + str(qemu.pending.get())
 
 
-def test_an_injected_failure_is_answered_once_and_changes_nothing(stand_in: ProxmoxStandIn, api: Any, vm: int) -> None:
+def test_an_injected_error_is_answered_once_and_changes_nothing(stand_in: ProxmoxStandIn, api: Any, vm: int) -> None:
     stand_in.fail("PUT", "/nodes/*/qemu/700/config", status=502, text="Bad Gateway")
     with pytest.raises(proxmoxer.ResourceException, match="502"):
         api.nodes("pve1").qemu(vm).config.set(cores=8)
@@ -178,7 +178,7 @@ def test_an_injected_failure_is_answered_once_and_changes_nothing(stand_in: Prox
     assert api.nodes("pve1").qemu(vm).config.get()["cores"] == 8
 
 
-def test_a_lost_answer_has_taken_effect(stand_in: ProxmoxStandIn, api: Any, vm: int) -> None:
+def test_a_request_without_an_answer_was_processed(stand_in: ProxmoxStandIn, api: Any, vm: int) -> None:
     stand_in.fail("PUT", "/nodes/*/qemu/700/config", status=0, after=True)
     with pytest.raises(requests.ConnectionError):
         api.nodes("pve1").qemu(vm).config.set(cores=8)
@@ -203,7 +203,7 @@ def test_an_unknown_control_verb_is_an_error(stand_in: ProxmoxStandIn) -> None:
         stand_in.control("explode")
 
 
-def test_the_request_log_tells_reads_from_changes(stand_in: ProxmoxStandIn, api: Any, vm: int) -> None:
+def test_the_request_log_separates_reads_from_changes(stand_in: ProxmoxStandIn, api: Any, vm: int) -> None:
     stand_in.reset_request_log()
     api.nodes("pve1").qemu(vm).config.get()
     assert stand_in.changing_requests() == []
@@ -228,7 +228,7 @@ def test_a_server_that_cannot_start_is_reported_with_its_log(tmp_path: Path, mon
         ProxmoxStandIn(tmp_path).start()
 
 
-def test_files_with_secrets_are_ours_alone(tmp_path: Path) -> None:
+def test_files_with_secrets_have_mode_0600(tmp_path: Path) -> None:
     with running_stand_in(folder=tmp_path) as running:
         modes = {name: (tmp_path / name).stat().st_mode & 0o777 for name in ("settings.json", "server.key")}
         assert running.token_secret not in " ".join(Path(f"/proc/{running.pid}/cmdline").read_text().split("\0"))

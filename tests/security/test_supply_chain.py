@@ -1,4 +1,4 @@
-"""S11: what we install is under licences that we accept, and nothing in the repository looks like a secret."""
+"""Every installed distribution has an accepted licence, and the repository contains no secret."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "deploy"))
 
-import licences  # noqa: E402  (a script of deploy/, no package)
+import licences  # noqa: E402  (a script of deploy/, not a package)
 import scan_secrets  # noqa: E402  (see above)
 
-#: Put together here, so that this file itself holds none.
+#: Concatenated, so that this file itself contains no match.
 SECRETS = {
     "private key": "-----BEGIN RSA " + "PRIVATE KEY-----\n" + "A" * 64,
     "AWS key": "AKIA" + "A" * 16,
@@ -24,11 +24,11 @@ SECRETS = {
 }
 
 
-def test_everything_that_ships_is_under_a_licence_that_we_accept() -> None:
+def test_every_distribution_that_an_operator_installs_has_an_accepted_licence() -> None:
     assert licences.problems() == []
 
 
-def test_the_agpl_is_for_the_lab_alone() -> None:
+def test_only_the_lab_depends_on_the_agpl() -> None:
     shipped = licences.closure(licences.SHIPPED)
     lab = licences.closure(licences.OTHER)
     assert len(shipped) > 20
@@ -36,12 +36,12 @@ def test_the_agpl_is_for_the_lab_alone() -> None:
     assert licences.kinds_of("fakepve", lab["fakepve"]) == {"agpl"}
 
 
-def test_the_repository_holds_nothing_that_looks_like_a_secret() -> None:
+def test_the_repository_contains_no_secret() -> None:
     assert [line for file in scan_secrets.tracked() for line in scan_secrets.find_secrets(ROOT / file)] == []
 
 
 @pytest.mark.parametrize("kind", SECRETS)
-def test_that_scan_sees_each_kind_and_shows_none(tmp_path: Path, kind: str) -> None:
+def test_the_scan_finds_each_kind_of_secret_and_prints_none(tmp_path: Path, kind: str) -> None:
     file = tmp_path / "settings.py"
     file.write_text(f"x = 1\nvalue = '{SECRETS[kind]}'\n")
     assert list(scan_secrets.find_secrets(file)) == [f"{file}:2: {kind}"]

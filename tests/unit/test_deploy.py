@@ -1,4 +1,4 @@
-"""What deploy/ ships is safe by default (R13), current, and does what it says; nothing here needs root or a network."""
+"""The files of deploy/ are hardened, consistent and up to date. These tests need neither root nor a network."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from executor.settings.sources import MAX_SECRET_BYTES, PREFIXES, gather
 
 PROJECT = Path(__file__).resolve().parents[2]
 DEPLOY = PROJECT / "deploy"
-#: Restarting cannot cure these.
+#: After these exit codes a restart does not help.
 FINAL_CODES = {str(code) for code in (errors.EXIT_USAGE, errors.EXIT_SETTINGS, errors.EXIT_DATABASE)}
 SECRET_FILES = {"fulcrum_api_token", "proxmox_token_secret"}
 USER = "10001:10001"
@@ -35,7 +35,7 @@ TMP_OPTIONS = {"rw", "nosuid", "nodev", "noexec"}
 
 
 def _drain_s() -> float:
-    """Return how long a stop may take: the drain's default and what follows it."""
+    """Return how long a stop may take: the default drain time and the margin after it."""
     return float(FIELDS["SMITH_DRAIN_TIMEOUT_S"].default) + STOP_MARGIN_S
 
 
@@ -44,7 +44,7 @@ def _seconds(text: str) -> float:
 
 
 def _unit(path: Path) -> dict[str, dict[str, list[str]]]:
-    """Read a unit: sections of keys of all their values, in order."""
+    """Read a unit file: section, key, and the key's values in order."""
     sections: dict[str, dict[str, list[str]]] = {}
     for line in path.read_text().splitlines():
         if line.startswith("["):
@@ -64,7 +64,7 @@ def quadlet() -> dict[str, dict[str, list[str]]]:
     return _unit(DEPLOY / "quadlet" / "agent-smith.container")
 
 
-#: podman-systemd.unit(5) of podman 4.6, as far as it is used; the generator refuses a file with any other key.
+#: The keys of podman 4.6 (podman-systemd.unit(5)) that the file uses. The generator refuses unknown keys.
 QUADLET_KEYS = {
     "Image", "ContainerName", "EnvironmentFile", "Secret", "Volume", "User", "ReadOnly", "Tmpfs", "DropCapability",
     "NoNewPrivileges", "PidsLimit", "PodmanArgs", "Notify", "HealthCmd", "HealthInterval", "HealthTimeout",
@@ -72,13 +72,13 @@ QUADLET_KEYS = {
 }  # fmt: skip
 
 
-def test_the_quadlet_uses_keys_that_podman_knows(quadlet: dict[str, dict[str, list[str]]]) -> None:
+def test_the_quadlet_has_only_keys_of_podman_4_6(quadlet: dict[str, dict[str, list[str]]]) -> None:
     assert set(quadlet) == {"Unit", "Container", "Service", "Install"}
     assert set(quadlet["Container"]) <= QUADLET_KEYS
     assert set(_unit(DEPLOY / "quadlet" / "agent-smith.volume")["Volume"]) == {"VolumeName"}
 
 
-def test_the_quadlet_is_safe(quadlet: dict[str, dict[str, list[str]]]) -> None:
+def test_the_quadlet_is_hardened(quadlet: dict[str, dict[str, list[str]]]) -> None:
     container = quadlet["Container"]
     assert container["User"] == [USER]
     assert container["ReadOnly"] == container["NoNewPrivileges"] == container["Notify"] == ["true"]
@@ -87,8 +87,8 @@ def test_the_quadlet_is_safe(quadlet: dict[str, dict[str, list[str]]]) -> None:
     assert "--memory=" in container["PodmanArgs"][0]
     assert {secret.split(",")[0] for secret in container["Secret"]} == SECRET_FILES
     assert all("uid=10001" in secret and "mode=0400" in secret for secret in container["Secret"])
-    place, _, options = container["Tmpfs"][0].partition(":")
-    assert place == "/tmp"  # noqa: S108  the container's own
+    mount_point, _, options = container["Tmpfs"][0].partition(":")
+    assert mount_point == "/tmp"  # noqa: S108  (in the container)
     assert set(options.split(",")) >= TMP_OPTIONS
     assert not any("--privileged" in text or "--cap-add" in text for text in container["PodmanArgs"])
 
@@ -100,8 +100,8 @@ def test_the_quadlet_waits_for_the_drain(quadlet: dict[str, dict[str, list[str]]
     assert set(quadlet["Service"]["RestartPreventExitStatus"][0].split()) == FINAL_CODES
 
 
-def test_podmans_own_generator_makes_a_safe_unit_of_the_quadlet(tmp_path: Path) -> None:
-    """`make image-test` brings the generator (QUADLET) where podman is older than quadlet."""
+def test_podmans_generator_makes_a_hardened_unit_from_the_quadlet(tmp_path: Path) -> None:
+    """`make image-test` sets QUADLET to a generator, for machines with an old podman."""
     generator = os.environ.get("QUADLET") or shutil.which("quadlet")
     generator = generator or next(Path("/usr").glob("lib*/systemd/system-generators/podman-system-generator"), None)
     if not generator:
@@ -133,7 +133,7 @@ def compose() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", ["agent-smith", "lab", "agent-smith-in-lab"])
-def test_the_compose_file_is_safe(compose: dict[str, Any], name: str) -> None:
+def test_the_compose_file_is_hardened(compose: dict[str, Any], name: str) -> None:
     service = compose["services"][name]
     assert service["user"] == USER
     assert service["read_only"] is True
@@ -162,10 +162,10 @@ def test_the_compose_file_waits_for_the_drain_and_keeps_the_data(compose: dict[s
     assert "data" in compose["volumes"]
 
 
-# --- a container by hand ----------------------------------------------------------------------------------------------
+# --- podman command in the manual -------------------------------------------------------------------------------------
 
 
-def test_the_manual_runs_a_container_as_safely_as_the_quadlet(quadlet: dict[str, dict[str, list[str]]]) -> None:
+def test_the_documented_podman_command_is_as_hardened_as_the_quadlet(quadlet: dict[str, dict[str, list[str]]]) -> None:
     page = (PROJECT / "docs" / "install.md").read_text(encoding="utf-8")
     found = re.search(r"^podman run --detach(.*?[^\\])$", page, re.DOTALL | re.MULTILINE)
     assert found
@@ -173,7 +173,7 @@ def test_the_manual_runs_a_container_as_safely_as_the_quadlet(quadlet: dict[str,
     wanted = {"--read-only", "--cap-drop=all", "--security-opt=no-new-privileges", f"--tmpfs {container['Tmpfs'][0]}"}
     wanted |= {*container["PodmanArgs"][0].split(), f"--pids-limit={container['PidsLimit'][0]}"}
     assert not {option for option in wanted if option not in found[1]}
-    assert "TOKEN=" not in found[1], "a secret in an argument is everybody's"
+    assert "TOKEN=" not in found[1], "every user of the machine can read a command line"
 
 
 # --- systemd ----------------------------------------------------------------------------------------------------------
@@ -184,12 +184,12 @@ def service() -> dict[str, list[str]]:
     return _unit(DEPLOY / "systemd" / "agent-smith.service")["Service"]
 
 
-def test_the_unit_is_safe(service: dict[str, list[str]]) -> None:
-    shut = (
+def test_the_unit_is_hardened(service: dict[str, list[str]]) -> None:
+    restrictions = (
         "DynamicUser", "NoNewPrivileges", "ProtectHome", "PrivateTmp", "PrivateDevices", "ProtectKernelTunables",
         "ProtectKernelModules", "ProtectControlGroups", "RestrictSUIDSGID", "RestrictNamespaces", "LockPersonality",
     )  # fmt: skip
-    assert {key: service[key] for key in shut} == {key: ["yes"] for key in shut}
+    assert {key: service[key] for key in restrictions} == {key: ["yes"] for key in restrictions}
     assert service["ProtectSystem"] == ["strict"]
     assert service["CapabilityBoundingSet"] == service["AmbientCapabilities"] == [""]
     assert service["MemoryMax"]
@@ -197,14 +197,14 @@ def test_the_unit_is_safe(service: dict[str, list[str]]) -> None:
     assert any("SMITH_SECRETS_DIR=%d" in line for line in service["Environment"])
 
 
-def test_the_unit_waits_for_the_drain_and_for_people(service: dict[str, list[str]]) -> None:
+def test_the_unit_waits_for_the_drain_and_does_not_restart_after_final_errors(service: dict[str, list[str]]) -> None:
     assert _seconds(service["TimeoutStopSec"][0]) > _drain_s()
     assert set(service["RestartPreventExitStatus"][0].split()) == FINAL_CODES
-    assert service["KillMode"] == ["mixed"], "TERM to all would end playbooks that are to finish"
-    assert _seconds(service["WatchdogSec"][0]) >= STALL_TIMEOUT_S, "the supervisor cures a stall by itself before"
+    assert service["KillMode"] == ["mixed"], "TERM for every process would end running playbooks"
+    assert _seconds(service["WatchdogSec"][0]) >= STALL_TIMEOUT_S, "the supervisor must restart a stalled agent first"
 
 
-def test_systemd_takes_the_unit_and_finds_it_shut(tmp_path: Path) -> None:
+def test_systemd_accepts_the_unit_and_rates_it_as_restricted(tmp_path: Path) -> None:
     analyze = shutil.which("systemd-analyze")
     if not analyze:
         pytest.skip("no systemd-analyze on this machine")
@@ -230,7 +230,7 @@ def manifests() -> dict[str, dict[str, Any]]:
     return {document["kind"]: document for document in documents}
 
 
-def test_the_manifest_is_safe(manifests: dict[str, dict[str, Any]]) -> None:
+def test_the_manifest_is_hardened(manifests: dict[str, dict[str, Any]]) -> None:
     labels = manifests["Namespace"]["metadata"]["labels"]
     assert labels["pod-security.kubernetes.io/enforce"] == "restricted"
     pod = manifests["Deployment"]["spec"]["template"]["spec"]
@@ -247,11 +247,11 @@ def test_the_manifest_is_safe(manifests: dict[str, dict[str, Any]]) -> None:
     mounts = {mount["mountPath"]: mount for mount in container["volumeMounts"]}
     assert mounts["/run/secrets"]["readOnly"] is True
     assert not {"hostNetwork", "hostPID", "hostIPC"} & set(pod)
-    assert "Secret" not in manifests, "a secret in a file that is kept somewhere is none"
+    assert "Secret" not in manifests, "a secret must not be in a file of the repository"
     assert "env" not in container
 
 
-def test_the_manifest_waits_for_the_drain_and_never_runs_two_on_one_database(
+def test_the_manifest_waits_for_the_drain_and_runs_one_replica(
     manifests: dict[str, dict[str, Any]],
 ) -> None:
     deployment = manifests["Deployment"]["spec"]
@@ -260,14 +260,14 @@ def test_the_manifest_waits_for_the_drain_and_never_runs_two_on_one_database(
     assert deployment["strategy"] == {"type": "Recreate"}
 
 
-def test_the_manifest_restarts_only_what_a_restart_could_cure(manifests: dict[str, dict[str, Any]]) -> None:
+def test_the_liveness_probe_checks_the_agent_only(manifests: dict[str, dict[str, Any]]) -> None:
     (container,) = manifests["Deployment"]["spec"]["template"]["spec"]["containers"]
     assert container["livenessProbe"]["exec"]["command"][-1] == "--live"
     assert container["startupProbe"]["exec"]["command"][-1] == "--live"
     assert container["readinessProbe"]["exec"]["command"][-1] != "--live"
 
 
-def test_the_manifest_hangs_together(manifests: dict[str, dict[str, Any]]) -> None:
+def test_the_manifest_is_consistent(manifests: dict[str, dict[str, Any]]) -> None:
     name = manifests["Deployment"]["spec"]["template"]["metadata"]["labels"]
     for kind in ("Deployment", "PodDisruptionBudget"):
         assert manifests[kind]["spec"]["selector"]["matchLabels"] == name
@@ -289,7 +289,7 @@ def test_the_example_of_the_settings_is_current() -> None:
     assert shown == generator["example"](), "run deploy/generate_env_example.py"
 
 
-def test_the_example_of_the_settings_shows_all_and_sets_no_secret() -> None:
+def test_the_example_of_the_settings_has_every_setting_and_no_secret() -> None:
     lines = (DEPLOY / "agent-smith.env.example").read_text().splitlines()
     assert max(map(len, lines)) < MAX_SECRET_BYTES
     names = {found[1] for line in lines if (found := re.match(r"#?([A-Z_]+)=", line))}
@@ -309,7 +309,7 @@ def _pins(path: Path) -> Iterator[Requirement]:
 
 
 @pytest.mark.parametrize("name", ["requirements.txt", "collections.txt", "build-requirements.txt"])
-def test_what_the_image_installs_has_hashes_and_the_versions_of_the_constraints(name: str) -> None:
+def test_the_images_requirements_have_hashes_and_the_versions_of_the_constraints(name: str) -> None:
     python = {"python_full_version": "3.13.5", "python_version": "3.13"}
     held = {
         pin.name: str(pin.specifier)
@@ -326,7 +326,7 @@ def test_what_the_image_installs_has_hashes_and_the_versions_of_the_constraints(
 
 # --- Proxmox's role ---------------------------------------------------------------------------------------------------
 
-#: Stands where Proxmox's program is, keeps its state in a file, and refuses what Proxmox refuses.
+#: A pveum for tests: keeps its state in a file and refuses what the real pveum refuses.
 FAKE_PVEUM = """\
 #!/usr/bin/env python3
 import json, os, sys
@@ -379,7 +379,7 @@ SECRET = "0f0e0d0c-aaaa-bbbb-cccc-000000000001"
 
 
 class Node:
-    """A folder with Proxmox's programs in it, first on PATH."""
+    """A Proxmox node: a folder with test programs for pveum and pveversion, first in PATH."""
 
     def __init__(self, folder: Path, version: int) -> None:
         self.state_file = folder / "state.json"
@@ -413,7 +413,7 @@ USUAL = ("--storage", "local-lvm", "--storage", "ceph")
 
 
 @pytest.mark.parametrize("version", [8, 9])
-def test_the_script_grants_what_the_doctor_wants_and_nothing_else(tmp_path: Path, version: int) -> None:
+def test_the_script_grants_exactly_what_the_doctor_requires(tmp_path: Path, version: int) -> None:
     node = Node(tmp_path, version)
     done = node.run(*USUAL)
     assert done.returncode == 0, done.stderr
@@ -424,7 +424,7 @@ def test_the_script_grants_what_the_doctor_wants_and_nothing_else(tmp_path: Path
     assert {tuple(entry) for entry in state["acl"]} == granted
 
 
-def test_the_script_grants_what_is_asked_for_besides(node: Node) -> None:
+def test_the_script_grants_the_optional_privileges(node: Node) -> None:
     assert node.run(*USUAL).returncode == 0
     usual = node.state()
     assert node.run(*USUAL, "--placement", "--backup", "--images", "local").returncode == 0
@@ -437,7 +437,7 @@ def test_the_script_grants_what_is_asked_for_besides(node: Node) -> None:
     assert {(need.path, need.role) for need in wanted if need.role in roles} == granted - {("/nodes", "SmithNodes")}
 
 
-def test_the_script_tells_the_secret_alone_on_standard_output_and_once(node: Node) -> None:
+def test_the_script_prints_the_secret_once_and_alone_on_standard_output(node: Node) -> None:
     first, second = node.run(*USUAL), node.run(*USUAL)
     assert first.stdout == f"{SECRET}\n"
     assert SECRET not in first.stderr
@@ -456,7 +456,7 @@ def test_running_the_script_twice_changes_nothing(node: Node) -> None:
     }
 
 
-def test_the_script_widens_a_role_and_takes_nothing_from_it(node: Node) -> None:
+def test_the_script_adds_privileges_to_a_role_and_removes_none(node: Node) -> None:
     state = dict(node.state()) | {"roles": {"SmithVM": ["VM.Audit", "VM.Console"]}}
     node.state_file.write_text(json.dumps(state))
     assert node.run(*USUAL).returncode == 0
@@ -464,7 +464,7 @@ def test_the_script_widens_a_role_and_takes_nothing_from_it(node: Node) -> None:
     assert held >= needs(state["version"], storages=[])[0].privileges | {"VM.Console"}
 
 
-def test_a_dry_run_says_all_and_does_nothing(node: Node) -> None:
+def test_a_dry_run_prints_every_command_and_runs_none(node: Node) -> None:
     before = node.state()
     done = node.run("--dry-run", *USUAL)
     assert done.returncode == 0, done.stderr
@@ -477,14 +477,14 @@ def test_a_dry_run_says_all_and_does_nothing(node: Node) -> None:
         assert line in done.stderr
 
 
-def test_the_script_writes_the_secret_to_a_file_that_root_alone_reads(node: Node, tmp_path: Path) -> None:
+def test_the_script_writes_the_secret_to_a_file_with_mode_0600(node: Node, tmp_path: Path) -> None:
     file = tmp_path / "secret"
     done = node.run(*USUAL, "--secret-file", str(file))
     assert done.returncode == 0, done.stderr
     assert file.read_text() == f"{SECRET}\n"
     assert file.stat().st_mode & 0o777 == 0o600
     assert SECRET not in done.stdout + done.stderr
-    assert node.run(*USUAL, "--secret-file", str(file)).returncode == 0, "the second run makes no secret"
+    assert node.run(*USUAL, "--secret-file", str(file)).returncode == 0, "the second run creates no secret"
 
 
 @pytest.mark.parametrize(
@@ -498,14 +498,14 @@ def test_the_script_writes_the_secret_to_a_file_that_root_alone_reads(node: Node
         (("--shelf", "local"), "unknown argument"),
     ],
 )
-def test_the_script_refuses_before_it_touches_anything(node: Node, arguments: tuple[str, ...], what: str) -> None:
+def test_the_script_refuses_bad_arguments_before_any_change(node: Node, arguments: tuple[str, ...], what: str) -> None:
     done = node.run(*arguments)
     assert done.returncode == 2
     assert what in done.stderr
     assert node.state()["calls"] == []
 
 
-def test_the_script_refuses_a_version_that_it_does_not_know(tmp_path: Path) -> None:
+def test_the_script_refuses_an_unknown_version_of_proxmox(tmp_path: Path) -> None:
     node = Node(tmp_path, 7)
     done = node.run(*USUAL)
     assert done.returncode != 0

@@ -1,4 +1,4 @@
-"""Go's regular expressions and templates as the simulator reads them."""
+"""Go's regular expressions and templates in the simulator."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from smith_lab.simulator.go_template_parser import TemplateError
         "a**",
     ],
 )
-def test_what_re2_does_not_know_is_refused(pattern: str) -> None:
+def test_syntax_that_re2_lacks_is_refused(pattern: str) -> None:
     with pytest.raises(re.error):
         go_regexp.compile_pattern(pattern)
 
@@ -121,6 +121,6 @@ def test_templates_render_as_in_go(template: str, text: str) -> None:
         "{{ % }}",
     ],
 )
-def test_what_go_refuses_is_refused(template: str) -> None:
+def test_templates_that_go_refuses_are_refused(template: str) -> None:
     with pytest.raises(TemplateError):
         go_template.render(template, DATA)

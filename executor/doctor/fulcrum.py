@@ -166,7 +166,7 @@ def _metric_types(client: FulcrumClient, settings: Settings) -> Iterator[Check]:
     missing = [name for name in METRIC_TYPES if name not in known]
     if missing:
         hints = [f'POST /metric-types {{"name": "{name}", "entityType": "Resource"}}' for name in missing]
-        text = f"FulcrumCore does not know {', '.join(missing)}, so they are not sent"
+        text = f"FulcrumCore has no {', '.join(missing)}, so the agent does not send them"
         yield _CHECK.warn("metric types", text, *hints)
     else:
         yield _CHECK.ok("metric types", f"all {len(METRIC_TYPES)} exist")

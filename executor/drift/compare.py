@@ -113,7 +113,7 @@ def _of_existing_vm(mapping: MappingFacts, guest: GuestFacts, facts: Facts) -> I
     if mapping.state == MappingState.PENDING_DELETION:
         if service is not None and not service.is_deleted:
             hint = "repeat delete in FulcrumCore, or keep the VM (`smith mappings recall`)"
-            text = f"the VM is scheduled for deletion, but FulcrumCore has its service as {service.status}: {hint}"
+            text = f"the VM is pending deletion, but FulcrumCore has its service as {service.status}: {hint}"
             yield _finding(mapping, DriftKind.MAPPING_UNREPORTED, text, node=guest.node)
     elif service is None or service.is_deleted:
         yield _finding(mapping, DriftKind.VM_WITHOUT_SERVICE, _no_service_text(service), node=guest.node)
@@ -169,8 +169,8 @@ def _of_marked_guest(guest: GuestFacts, facts: Facts) -> Iterator[Finding]:
 
 
 def _no_service_text(service: ServiceFacts | None) -> str:
-    status = "has deleted" if service else "does not know"
-    return f"FulcrumCore {status} its service: delete the VM in Proxmox if it is not needed"
+    status = "deleted" if service else "unknown"
+    return f"its service is {status} in FulcrumCore: delete the VM in Proxmox if it is not needed"
 
 
 def _adoption_problem(guest: GuestFacts, service_id: str, facts: Facts) -> str:

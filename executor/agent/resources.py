@@ -54,7 +54,7 @@ class Resources:
                 yield placement
             return
         wanted = read_properties(properties) if job.action == "create" else None
-        if wanted is None or not wanted.is_sourced:
+        if wanted is None or not wanted.has_source:
             yield None
             return
         template = extra_vars.os_template(wanted.os_template, self.site.os_templates) if wanted.os_template else ""
@@ -64,7 +64,7 @@ class Resources:
             volume=template or wanted.iso or "",
             memory_mib=wanted.memory_mib,
             cores=wanted.cores,
-            bridge=extra_vars.wanted_bridge(wanted, self.site),
+            bridge=extra_vars.bridge_of(wanted, self.site),
             node=self.site.node,
         )
         with self.placer.allocate(request) as placement:

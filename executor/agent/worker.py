@@ -31,8 +31,8 @@ from executor.model import JobResult, MappingState, PlaybookRun, ReportState
 from executor.placement.decide import Placement
 from executor.redaction import redactor
 from executor.runs import results
-from executor.runs.plan import READING_ACTIONS, SHAPING_ACTIONS, find_playbook, plan
-from executor.runs.request import Order, Site
+from executor.runs.plan import CONFIGURING_ACTIONS, PROPERTY_ACTIONS, find_playbook, plan
+from executor.runs.request import RunRequest, Site
 from executor.runs.runner import Runner
 from executor.runs.vm_properties import read_properties
 
@@ -118,9 +118,9 @@ class Worker:
             raise JobError(ErrorCode.INVALID_REQUEST, "an update without properties: nothing to change")
         self._time_left_s(job)
         properties = delivered_properties(job)
-        if job.action in SHAPING_ACTIONS:
+        if job.action in CONFIGURING_ACTIONS:
             read_properties(properties)  # validated before any secret is read from the vault
-        takes_properties = job.action in READING_ACTIONS or not self._is_own(playbook)
+        takes_properties = job.action in PROPERTY_ACTIONS or not self._is_own(playbook)
         return self.secrets.resolve(secret_facts(job), properties) if takes_properties else {}
 
     def _is_own(self, playbook: Path) -> bool:
@@ -145,7 +145,7 @@ class Worker:
             bound_contextvars(vmid=mapping.vmid),
             self.resources.hold(job, mapping, properties, may_wait=may_wait) as held,
         ):
-            run = plan(self._order(job, mapping, properties, held.placement), self.site)
+            run = plan(self._request(job, mapping, properties, held.placement), self.site)
             with transaction(self.engine) as session:
                 job_queue.note_started(session, lease, run_ident=run.ident, playbook=run.playbook.name)
             crash_points.reached("run_noted", job.service_id)
@@ -154,9 +154,11 @@ class Worker:
             crash_points.reached("run_ended", job.service_id)
             return replace(result, vm=held.placement.add_to_result(result.vm)) if held.placement else result
 
-    def _order(self, job: Job, mapping: Mapping, properties: dict[str, Any], placement: Placement | None) -> Order:
+    def _request(
+        self, job: Job, mapping: Mapping, properties: dict[str, Any], placement: Placement | None
+    ) -> RunRequest:
         service = job.service or {}
-        return Order(
+        return RunRequest(
             action=job.action,
             service_id=mapping.service_id,
             service_name=str(service.get("name") or ""),

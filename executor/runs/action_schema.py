@@ -14,13 +14,13 @@ from jsonschema.protocols import Validator
 from executor.errors import ErrorCode, JobError
 from executor.runs.actions import Action
 
-#: A schema is read with each job.
+#: A schema is read for each job, so it must be small.
 MAX_SCHEMA_BYTES = 256 * 1024
-#: How many wrong members an error names.
+#: An error names at most so many wrong members.
 MAX_PROBLEMS = 8
 
-#: What each keyword of JSON Schema means to the one who sent the properties. The limit is the schema's, not theirs.
-_WORDS = {
+#: The error text for each keyword of JSON Schema. `limit` comes from the schema, not from the properties.
+_MESSAGES = {
     "type": "must be of type {limit}",
     "enum": "must be one of {limit}",
     "const": "must be {limit}",
@@ -35,12 +35,12 @@ _WORDS = {
     "format": "must be of format {limit}",
     "minItems": "must have at least {limit} items",
     "maxItems": "must have at most {limit} items",
-    "uniqueItems": "must not hold the same item twice",
+    "uniqueItems": "must not have the same item twice",
 }
 
 
 class SchemaError(ValueError):
-    """A provider's schema cannot be used; the text says why."""
+    """A provider's schema cannot be used; the message is the reason."""
 
 
 def check_properties(action: Action, properties: Mapping[str, Any]) -> None:
@@ -53,21 +53,21 @@ def check_properties(action: Action, properties: Mapping[str, Any]) -> None:
         return
     try:
         validator = read_schema(action.schema)
-        problems = sorted({_said(error) for error in validator.iter_errors(dict(properties))})
+        problems = sorted({_message_of(error) for error in validator.iter_errors(dict(properties))})
     except SchemaError as error:
         raise JobError(ErrorCode.UNSUPPORTED_ACTION, f"the action {action.name} is refused: {error}") from error
     except RecursionError:
         raise JobError(ErrorCode.INVALID_REQUEST, "properties are nested too deeply") from None
     if problems:
-        told = "; ".join(problems[:MAX_PROBLEMS])[:400]
-        # The names of members that nobody knows are text from outside.
-        raise JobError(ErrorCode.INVALID_REQUEST, "".join(char if char.isprintable() else " " for char in told))
+        text = "; ".join(problems[:MAX_PROBLEMS])[:400]
+        # The names of unknown members are text from outside.
+        raise JobError(ErrorCode.INVALID_REQUEST, "".join(char if char.isprintable() else " " for char in text))
 
 
 def read_schema(file: Path) -> Validator:
     """Read and check a schema. Raises SchemaError.
 
-    A reference may only lead to another place in the same file: the library would ask whoever serves that address.
+    A reference may only point into the same file: the library would fetch any other address.
     """
     try:
         text = file.read_bytes()
@@ -75,21 +75,23 @@ def read_schema(file: Path) -> Validator:
     except OSError as error:
         raise SchemaError(f"{file.name} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
-        raise SchemaError(f"{file.name} is no JSON: {error}") from error
+        raise SchemaError(f"{file.name} is not JSON: {error}") from error
     if schema is None:
         raise SchemaError(f"{file.name} is empty, or larger than {MAX_SCHEMA_BYTES} bytes")
     if not isinstance(schema, dict):
-        raise SchemaError(f"{file.name} is no JSON object")
+        raise SchemaError(f"{file.name} is not a JSON object")
     kind = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
     try:
         kind.check_schema(schema)
     except jsonschema.SchemaError as error:
-        raise SchemaError(f"{file.name} is no JSON Schema, at {_path(error) or 'its top'}: {error.message}") from error
+        raise SchemaError(
+            f"{file.name} is not a JSON Schema, at {_path(error) or 'its top'}: {error.message}"
+        ) from error
     for reference in _references(schema):
         if not reference.startswith("#"):
-            raise SchemaError(f"{file.name} refers to {reference}: only references into the file itself are followed")
-        if not _is_there(schema, reference):
-            raise SchemaError(f"{file.name} refers to {reference}, which is not there")
+            raise SchemaError(f"{file.name} refers to {reference}: only references into the same file are allowed")
+        if not _exists(schema, reference):
+            raise SchemaError(f"{file.name} refers to {reference}, which does not exist")
     validator: Validator = kind(schema, format_checker=kind.FORMAT_CHECKER)
     return validator
 
@@ -102,8 +104,8 @@ def _references(schema: Any) -> Iterator[str]:
         yield from _references(item)
 
 
-def _is_there(schema: Any, reference: str) -> bool:
-    """Tell whether a reference of the form `#/a/b` or `#anchor` leads anywhere."""
+def _exists(schema: Any, reference: str) -> bool:
+    """True when the target of a reference of the form `#/a/b` or `#anchor` exists."""
     pointer = unquote(reference[1:])
     if pointer and not pointer.startswith("/"):
         return f'anchor": {json.dumps(pointer)}' in json.dumps(schema).replace("Anchor", "anchor")
@@ -119,8 +121,8 @@ def _is_there(schema: Any, reference: str) -> bool:
     return True
 
 
-def _said(error: jsonschema.ValidationError) -> str:
-    """Say in our words what is wrong: the library's quote the value."""
+def _message_of(error: jsonschema.ValidationError) -> str:
+    """Return our text for the error: that of the library quotes the value."""
     where = _path(error)
     if error.validator == "required" and isinstance(error.instance, dict):
         missing = [name for name in error.validator_value if name not in error.instance]
@@ -128,10 +130,10 @@ def _said(error: jsonschema.ValidationError) -> str:
     if error.validator == "additionalProperties" and error.validator_value is False:
         known = (error.schema.get("properties") or {}) if isinstance(error.schema, dict) else {}
         extra = [str(name) for name in error.instance if name not in known]
-        return "; ".join(f"{_joined(where, name[:60])} is not known" for name in extra)
-    words = _WORDS.get(str(error.validator), "does not fit the action's schema ({keyword})")
+        return "; ".join(f"{_joined(where, name[:60])} is unknown" for name in extra)
+    message = _MESSAGES.get(str(error.validator), "does not match the action's schema ({keyword})")
     limit = json.dumps(error.validator_value)[:120]
-    return f"{where or 'the whole'} {words.format(limit=limit.strip(chr(34)), keyword=error.validator)}"
+    return f"{where or 'the document'} {message.format(limit=limit.strip(chr(34)), keyword=error.validator)}"
 
 
 def _path(error: jsonschema.exceptions._Error) -> str:

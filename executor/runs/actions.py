@@ -1,8 +1,8 @@
-"""Step 5 of 7, what there is to choose from: our own actions and a provider's, and whether theirs may be run.
+"""Step 5 of 7, the actions: ours and a provider's, and whether a provider's is safe to run.
 
 An action is a playbook `<action>.yml`, with an optional JSON Schema `<action>.schema.json` for the service's
-properties. A provider's folder comes first. What is in it runs with our credentials, so nobody but root and we may be
-able to write there; an action that is not safe is refused, never replaced by ours in silence.
+properties. A provider's folder comes first. Its playbooks run with our credentials, so only root and our user may have
+write access; an unsafe action is refused, and ours of the same name does not replace it.
 """
 
 from __future__ import annotations
@@ -21,30 +21,30 @@ log = get_logger(__name__)
 
 ACTION_PATTERN = re.compile(r"[a-z][a-z0-9_-]{0,49}\Z")
 SCHEMA_SUFFIX = ".schema.json"
-#: More entries than this are no folder of actions, but somebody's home.
+#: A folder with more entries is not one of actions, but for example a home folder.
 MAX_ENTRIES = 5_000
 
 
 @dataclass(frozen=True, kw_only=True)
 class Action:
-    """A playbook that may be run for its name."""
+    """A playbook that may be run as the action of its name."""
 
     name: str
     playbook: Path
-    schema: Path | None  #: a provider's own, for the service's properties
+    schema: Path | None  #: JSON Schema of a provider's action, for the service's properties
     is_ours: bool
 
 
 @dataclass(frozen=True, kw_only=True)
 class Listed:
-    """One action as a list shows it."""
+    """One row of `smith actions list`."""
 
     name: str
     playbook: Path
     has_schema: bool
     is_ours: bool
     replaces_ours: bool
-    problem: str  #: why it is refused; '' when it may be run
+    problem: str  #: why it is refused; '' if it may be run
 
 
 def ansible_home() -> Path:
@@ -55,9 +55,9 @@ def ansible_home() -> Path:
 
 
 def find(name: str, folders: Sequence[Path]) -> Action:
-    """Return the action of that name: of the first folder that has one; the last folder is our own.
+    """Return the action of that name from the first folder that has it. The last folder is ours.
 
-    Raises JobError UNSUPPORTED_ACTION when there is none, or when it is a provider's that is not safe to run.
+    Raises JobError UNSUPPORTED_ACTION when no folder has it, or when a provider's is not safe to run.
     """
     if ACTION_PATTERN.match(name):
         for folder in folders:
@@ -73,7 +73,7 @@ def find(name: str, folders: Sequence[Path]) -> Action:
 
 
 def listing(folders: Sequence[Path]) -> list[Listed]:
-    """Return every action that there is, by name, those that are refused included."""
+    """Return all actions by name, including those that are refused."""
     found: dict[str, Listed] = {}
     for folder in reversed(folders):
         is_ours = folder == folders[-1]
@@ -95,53 +95,53 @@ def _schema_of(playbook: Path, is_ours: bool) -> Path | None:
 
 
 # ---------------------------------------------------------------------------------------------------------------
-# May it be run? What a provider's folder holds gets our credentials.
+# Is it safe to run? Everything in a provider's folder gets our credentials.
 
 
 def _refusal(folder: Path, name: str, *, is_ours: bool) -> str:
-    """Say why an action is not run; '' when it is."""
+    """Return why the action is refused; '' if it may be run."""
     if not ACTION_PATTERN.match(name):
-        return "its name is not one of an action"
+        return "its name is not a valid action name"
     if is_ours:
         return "" if (folder / f"{name}.yml").is_file() else "it is not a file"
     try:
         return _folder_problem(folder) or next(_entry_problems(folder, name), "")
     except OSError as error:
         return f"it cannot be read: {error.strerror}"
-    except RuntimeError:  # how Python before 3.13 says it
-        return "it holds a link that leads to itself"
+    except RuntimeError:  # a loop of links, before Python 3.13
+        return "it contains a loop of links"
 
 
 def _folder_problem(folder: Path) -> str:
-    """Say who else may change the folder, or put another one into its place."""
+    """Return who else may change the folder, or replace it by another; '' if nobody can."""
     if not folder.is_dir():
         return f"{folder} is not a folder"
-    place = folder.resolve()
-    if reason := _writer_of(place.stat(), place):
-        return f"{place} {reason}"
-    for parent in place.parents:
+    real = folder.resolve()
+    if reason := _unsafe_access(real.stat(), real):
+        return f"{real} {reason}"
+    for parent in real.parents:
         # In a sticky folder, such as /tmp, only the owner of an entry may replace it.
-        if not parent.stat().st_mode & stat.S_ISVTX and (reason := _writer_of(parent.stat(), parent)):
-            return f"{parent}, which holds it, {reason}"
+        if not parent.stat().st_mode & stat.S_ISVTX and (reason := _unsafe_access(parent.stat(), parent)):
+            return f"{parent}, a parent folder, {reason}"
     return ""
 
 
 def _entry_problems(folder: Path, name: str) -> Iterator[str]:
-    """Look at the action's own files, and at all that is not another action's: roles, plugins, included tasks."""
-    place, seen = folder.resolve(), 0
+    """Check the action's files and all that it may use (roles, plugins, included tasks), not those of other actions."""
+    root, seen = folder.resolve(), 0
     for path in _walk(folder):
         seen += 1
         if seen > MAX_ENTRIES:
-            yield f"{folder} holds more than {MAX_ENTRIES} entries"
+            yield f"{folder} has more than {MAX_ENTRIES} entries"
             return
         if _is_another_actions(path, folder, name):
             continue
         real = path.resolve()
-        if not real.is_relative_to(place):
-            yield f"{path.relative_to(folder)} leads out of the folder"
+        if not real.is_relative_to(root):
+            yield f"{path.relative_to(folder)} is a link out of the folder"
         elif not real.exists():
-            yield f"{path.relative_to(folder)} leads nowhere"
-        elif reason := _writer_of(real.stat(), real):
+            yield f"{path.relative_to(folder)} is a broken link"
+        elif reason := _unsafe_access(real.stat(), real):
             yield f"{path.relative_to(folder)} {reason}"
     if not (folder / f"{name}.yml").is_file():
         yield f"{name}.yml is not a file"
@@ -150,7 +150,7 @@ def _entry_problems(folder: Path, name: str) -> Iterator[str]:
 def _walk(folder: Path) -> Iterator[Path]:
     for root, folders, files in os.walk(folder):
         if ".git" in folders:
-            folders.remove(".git")  # Ansible reads nothing there
+            folders.remove(".git")  # Ansible does not read it
         yield from (Path(root, entry) for entry in (*folders, *files))
 
 
@@ -160,16 +160,16 @@ def _is_another_actions(path: Path, folder: Path, name: str) -> bool:
     return path.name not in (f"{name}.yml", f"{name}{SCHEMA_SUFFIX}")
 
 
-def _writer_of(facts: os.stat_result, path: Path) -> str:
-    """Say who, other than root and we, may write here; '' when nobody may."""
+def _unsafe_access(facts: os.stat_result, path: Path) -> str:
+    """Return which user other than root and ours has write access; '' if none has."""
     if facts.st_uid not in (0, os.geteuid()):
-        return f"belongs to user {facts.st_uid}, neither to root nor to us"
+        return f"is owned by user {facts.st_uid}, not by root or the agent's user"
     if facts.st_mode & 0o022 and not _is_read_only(path):
-        who = "everybody" if facts.st_mode & stat.S_IWOTH else "its group"
-        return f"may be written by {who} (mode {stat.S_IMODE(facts.st_mode):04o})"
+        who = "all users" if facts.st_mode & stat.S_IWOTH else "its group"
+        return f"is writable by {who} (mode {stat.S_IMODE(facts.st_mode):04o})"
     return ""
 
 
 def _is_read_only(path: Path) -> bool:
-    """A mount that is read-only, such as a Kubernetes ConfigMap: its modes say nothing."""
+    """True on a read-only mount, such as a Kubernetes ConfigMap: its modes grant no write access."""
     return bool(os.statvfs(path).f_flag & os.ST_RDONLY)

@@ -9,7 +9,7 @@ from typing import Any
 from executor.errors import ErrorCode, JobError
 from executor.model import GuestKind
 from executor.runs.network_properties import NicProperties
-from executor.runs.request import Order, Site
+from executor.runs.request import RunRequest, Site
 from executor.runs.vm_properties import VmProperties, read_properties
 
 #: Properties that have the same name in the playbooks, which change them only if they are given.
@@ -26,12 +26,12 @@ CLOUD_INIT = {
 }
 
 
-def create_vars(order: Order, site: Site) -> dict[str, Any]:
-    """Return what `create` needs: the whole configuration of the guest, and what it is made from."""
-    properties = _properties_of(order)
+def create_vars(request: RunRequest, site: Site) -> dict[str, Any]:
+    """Return the members of `create`: the whole configuration of the guest, and its source."""
+    properties = _properties_of(request)
     found = {
-        **_configuration(properties, order),
-        **_source(properties, order, site),
+        **_configuration(properties, request),
+        **_source(properties, request, site),
         "storage": site.storage,
         "pool": site.pool,
         "network": _network(properties, site),
@@ -40,19 +40,19 @@ def create_vars(order: Order, site: Site) -> dict[str, Any]:
     return found | ({"networks": _nics(properties)} if properties.networks else {})
 
 
-def update_vars(order: Order, site: Site) -> dict[str, Any]:
-    """Return what `update` needs. FulcrumCore sends all properties: change network and login only where they differ."""
-    properties = _properties_of(order)
-    found = _configuration(properties, order)
-    if _differs(order, "network"):
+def update_vars(request: RunRequest, site: Site) -> dict[str, Any]:
+    """Return the members of `update`. FulcrumCore sends all properties: network and login only where they differ."""
+    properties = _properties_of(request)
+    found = _configuration(properties, request)
+    if _differs(request, "network"):
         found["network"] = _network(properties, site)
-    if _differs(order, "networks"):
+    if _differs(request, "networks"):
         found["networks"] = _nics(properties)
     if properties.allow_reboot:
         found["allow_reboot"] = True
-    if changed := [name for name in CLOUD_INIT if _differs(order, name)]:
+    if changed := [name for name in CLOUD_INIT if _differs(request, name)]:
         if "sshPublicKeys" in changed and not properties.ssh_public_keys:
-            # Leaving them would report a change that was not made: the old keys would still open the VM.
+            # Success would report a change that was not made: the old keys could still log in.
             raise JobError(ErrorCode.INVALID_REQUEST, "sshPublicKeys cannot be emptied, only replaced")
         given, wanted = _cloud_init(properties), [CLOUD_INIT[name] for name in changed]
         found["cloud_init"] = {name: given[name] for name in wanted if name in given}
@@ -60,18 +60,18 @@ def update_vars(order: Order, site: Site) -> dict[str, Any]:
 
 
 def resize_vars(properties: VmProperties) -> dict[str, Any]:
-    """Return what `resize` needs: the sizes of the disks."""
+    """Return the members of `resize`: the sizes of the disks."""
     disks = [{"disk": disk.disk, "size_gib": disk.size_gib} for disk in properties.disks if disk.size_gib]
     return {"disk_gib": properties.disk_gib, **({"disks": disks} if disks else {})}
 
 
-def wanted_bridge(properties: VmProperties, site: Site) -> str:
+def bridge_of(properties: VmProperties, site: Site) -> str:
     """Return the bridge of the first NIC."""
     return properties.network.bridge or site.bridge
 
 
 def os_template(name: str, known: Mapping[str, str]) -> str:
-    """Return the volume from which a container is made. Raises JobError NOT_FOUND."""
+    """Return the volume of a container's OS template. Raises JobError NOT_FOUND."""
     if ":" in name:
         return name
     if name not in known:
@@ -86,36 +86,36 @@ def describe(service_name: str) -> str:
     return MARKER_BEGINS.sub("smith-uid ", " ".join(printable.split()))[:MAX_DESCRIPTION_LENGTH]
 
 
-def _properties_of(order: Order) -> VmProperties:
-    properties = read_properties(order.properties)
-    if properties.kind != order.kind:
-        raise JobError(ErrorCode.INVALID_REQUEST, f"the service has a guest of kind {order.kind}, and keeps it")
+def _properties_of(request: RunRequest) -> VmProperties:
+    properties = read_properties(request.properties)
+    if properties.kind != request.kind:
+        raise JobError(ErrorCode.INVALID_REQUEST, f"the guest is of kind {request.kind}, which cannot be changed")
     return properties
 
 
-def _configuration(properties: VmProperties, order: Order) -> dict[str, Any]:
-    """Return what `create` and `update` have in common."""
+def _configuration(properties: VmProperties, request: RunRequest) -> dict[str, Any]:
+    """Return the members that `create` and `update` have in common."""
     found: dict[str, Any] = {
         "cores": properties.cores,
         "memory_mib": properties.memory_mib,
         "disk_gib": properties.disk_gib,
-        "description": describe(order.service_name),
+        "description": describe(request.service_name),
         **_hardware(properties),
     }
-    return found | ({"tags": list(properties.tags)} if order.kind == GuestKind.QEMU else {})
+    return found | ({"tags": list(properties.tags)} if request.kind == GuestKind.QEMU else {})
 
 
-def _differs(order: Order, name: str) -> bool:
-    return name in order.properties and order.properties.get(name) != order.before.get(name)
+def _differs(request: RunRequest, name: str) -> bool:
+    return name in request.properties and request.properties.get(name) != request.before.get(name)
 
 
-def _source(properties: VmProperties, order: Order, site: Site) -> dict[str, Any]:
-    """Return what the guest is made from."""
-    if not properties.is_sourced:
+def _source(properties: VmProperties, request: RunRequest, site: Site) -> dict[str, Any]:
+    """Return the source of the guest: a template, an ISO image, an OS template, or nothing."""
+    if not properties.has_source:
         raise JobError(ErrorCode.INVALID_REQUEST, "image is missing: it names the template (or iso, blank, osTemplate)")
     if properties.image:
         linked = {} if site.full_clones else {"full_clone": False}
-        return {"template_vmid": order.template_vmid or _template(properties.image, site.templates), **linked}
+        return {"template_vmid": request.template_vmid or _template(properties.image, site.templates), **linked}
     if not site.storage:
         raise JobError(ErrorCode.INVALID_REQUEST, "PROXMOX_STORAGE is not set, and without a template it must be")
     if properties.os_template:
@@ -131,7 +131,7 @@ def _template(image: str, templates: Mapping[str, int]) -> int:
 
 
 def _hardware(properties: VmProperties) -> dict[str, Any]:
-    """Return the optional hardware that the service asks for."""
+    """Return the optional hardware properties that the service has."""
     asked = {name: getattr(properties, name) for name in HARDWARE}
     lists = {
         "boot_order": list(properties.boot_order),
@@ -144,7 +144,7 @@ def _network(properties: VmProperties, site: Site) -> dict[str, Any]:
     network = properties.network
     found = {
         **network.model_dump(exclude_none=True),
-        "bridge": wanted_bridge(properties, site),
+        "bridge": bridge_of(properties, site),
         "dns_servers": list(network.dns_servers),
         "search_domains": list(network.search_domains),
     }

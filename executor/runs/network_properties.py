@@ -1,4 +1,4 @@
-"""A guest's network interfaces as a service describes them: FulcrumCore's JSON, each member checked. Pure."""
+"""The network properties of a service: FulcrumCore's JSON, each member checked. Pure."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ Address = TypeVar("Address")
 
 
 def _read_address(read: Callable[[str], Address], value: str) -> Address:
-    """Return the address; unlike the library's, the error does not quote the value."""
+    """Return the address. The error does not quote the value, as that of the library does."""
     try:
         return read(value)
     except ValueError:
-        raise ValueError("is not an IP address of the kind that is needed") from None
+        raise ValueError("is not an IP address of the required version") from None
 
 
 def _without_zone(value: str) -> str:
     if "%" in value:
-        raise ValueError("holds an address with a zone: any text may stand there")
+        raise ValueError("contains an address with a zone, which may be any text")
     return value
 
 
@@ -35,7 +35,7 @@ def _camel(name: str) -> str:
 
 
 class Properties(BaseModel):
-    """FulcrumCore's JSON: camelCase, unknown members ignored, no guessing of types ("2" is not 2)."""
+    """FulcrumCore's JSON: camelCase, unknown members ignored, types not converted ("2" is not 2)."""
 
     model_config = ConfigDict(
         strict=True, extra="ignore", frozen=True, alias_generator=_camel, hide_input_in_errors=True
@@ -61,8 +61,8 @@ class AddressProperties(Properties):
         interface = _read_address(ipaddress.IPv4Interface, value)
         network = interface.network
         if network.prefixlen < 31 and interface.ip in (network.network_address, network.broadcast_address):
-            raise ValueError("is the network's or the broadcast address, not a host's")
-        return interface.with_prefixlen  # Proxmox knows no other form; 192.0.2.10/255.255.255.0 is one, too
+            raise ValueError("is the address of the network or the broadcast address, not of a host")
+        return interface.with_prefixlen  # Proxmox accepts only this form, not 192.0.2.10/255.255.255.0
 
     @field_validator("ipv6_cidr")
     @classmethod
@@ -73,7 +73,7 @@ class AddressProperties(Properties):
             raise ValueError("needs a prefix length, as in 2001:db8::10/64")
         interface = _read_address(ipaddress.IPv6Interface, _without_zone(value))
         if interface.ip.is_multicast or interface.ip.is_unspecified:
-            raise ValueError("is not a host's address")
+            raise ValueError("is not the address of a host")
         return interface.with_prefixlen
 
     @field_validator("ipv4_gateway")
@@ -95,11 +95,11 @@ class AddressProperties(Properties):
         if self.ipv4_cidr and self.ipv4_gateway:
             network = ipaddress.IPv4Interface(self.ipv4_cidr).network
             if ipaddress.IPv4Address(self.ipv4_gateway) not in network:
-                raise ValueError("ipv4Gateway lies outside ipv4Cidr's network")
+                raise ValueError("ipv4Gateway is outside the network of ipv4Cidr")
         if self.ipv6_cidr and self.ipv6_gateway:
             gateway = ipaddress.IPv6Address(self.ipv6_gateway)
             if not gateway.is_link_local and gateway not in ipaddress.IPv6Interface(self.ipv6_cidr).network:
-                raise ValueError("ipv6Gateway lies outside ipv6Cidr's network")
+                raise ValueError("ipv6Gateway is outside the network of ipv6Cidr")
         return self
 
 
@@ -119,11 +119,11 @@ class NetworkProperties(AddressProperties):
 
 
 class NicProperties(AddressProperties):
-    """One of several interfaces, in order; what is not given stays as it is."""
+    """One interface of several, in order. Members that are missing are not changed."""
 
     mode: Literal["dhcp", "static"] | None = None
     bridge: Bridge | None = None
-    vlan: int | None = Field(default=None, ge=0, le=4094)  #: 0 takes the tag away
+    vlan: int | None = Field(default=None, ge=0, le=4094)  #: 0 removes the tag
     firewall: bool | None = None
-    rate_mbps: float | None = Field(default=None, ge=0, le=1_000_000)  #: megabits a second; 0 takes the limit away
+    rate_mbps: float | None = Field(default=None, ge=0, le=1_000_000)  #: Mbit/s; 0 removes the limit
     mac: MacAddress | None = None

@@ -1,7 +1,7 @@
-"""Step 5 of 7, the keeping half: what a run prints becomes `events.jsonl` and `stdout`, redacted and of bounded size.
+"""Step 5 of 7, the output of a run: `events.jsonl` and `stdout`, redacted and of limited size.
 
-Nothing here trusts the run: it may print 200 MB, bytes that are no UTF-8, half an event, or the escape sequences by
-which ansible-runner marks its events. What is left out is marked as left out.
+The output is not trusted: it may have 200 MB, bytes that are not UTF-8, half an event, or the escape sequences with
+which ansible-runner marks its events. A mark stands where something was left out.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ from typing import Any, TextIO
 
 from executor.redaction import Redactor
 
-#: Of what the run prints, no more than this is looked at; events are followed to the end.
+#: Output beyond this is dropped, except for the marks of events.
 MAX_OUTPUT_BYTES = 4 * 1024 * 1024
-#: `events.jsonl` takes only failures and results from here on …
+#: From this size on, only failures and results are added to `events.jsonl`.
 MAX_EVENTS_BYTES = 16 * 1024 * 1024
-#: … and from here on nothing but the final one.
+#: From this size on, only the final event.
 MAX_ESSENTIAL_BYTES = 20 * 1024 * 1024
-#: One event; a module's result alone may have 700 kB.
+#: Size of one event; a module's result alone may have 700 kB.
 MAX_EVENT_BYTES = 1024 * 1024
-#: What is left of a longer string inside an event that is too large as a whole.
+#: Longer strings are truncated to this in an event that is too large.
 MAX_STRING_LENGTH = 8 * 1024
 
 LEFT_OUT = "[left out: too large]"
-#: The event that says how many others are missing.
+#: The event with the number of events that were left out.
 TRUNCATED = "smith_truncated"
 _ESSENTIAL = frozenset({"runner_on_failed", "runner_on_unreachable", "runner_item_on_failed", "playbook_on_stats"})
 _FINAL = "playbook_on_stats"
-#: An event's mark in the output, as ansible-runner's display callback writes it.
+#: The mark of an event in the output, as ansible-runner's display callback writes it.
 _MARK = re.compile(rb"\x1b\[K(?:[A-Za-z0-9+/=]+\x1b\[\d+D)+\x1b\[K")
-_LONGEST_MARK = 512
+_MAX_MARK_BYTES = 512
 
 
 class RunOutput:
@@ -51,23 +51,23 @@ class RunOutput:
         self._is_sealed = False
 
     def write(self, text: str) -> None:
-        """Add to `stdout`. Whole lines or whole events only: a secret must not be split between two calls."""
+        """Add to `stdout`: whole lines or whole events only, so that no secret is split between two calls."""
         if not self._is_sealed:
             self._stdout.write(self._redactor.redact(text))
 
     def seal(self) -> None:
-        """Take no more text, only events: from now on it may be cut anywhere, in the middle of a secret too."""
+        """Ignore further text, which may be cut in the middle of a secret; events are still added."""
         if not self._is_sealed:
             self._is_sealed = True
             self._stdout.write(f"{LEFT_OUT}\n")
 
     def flush(self) -> None:
-        """Show what there is to readers of a run that is still going on."""
+        """Write what is buffered, for readers of a run that has not ended."""
         self._stdout.flush()
         self._events.flush()
 
     def add_event(self, event: dict[str, Any]) -> None:
-        """Add one line to `events.jsonl`, unless the file is full and the event can be spared."""
+        """Add one line to `events.jsonl`, unless the event is beyond the file's limit for its kind."""
         if self._events_size > self._limit(event):
             self._left_out += 1
             return
@@ -76,14 +76,14 @@ class RunOutput:
         self._events.write(line + "\n")
 
     def finish(self, *, status: str, rc: int) -> None:
-        """Say how it ended; the folder is complete then."""
+        """Write the outcome; the folder is then complete."""
         self.close()
         for name, value in (("rc", str(rc)), ("status", status)):
             with open_private(self.folder / name) as file:
                 file.write(value)
 
     def close(self) -> None:
-        """Take nothing more, and say what is missing. A second call does no harm."""
+        """Close the files, and note how many events were left out. Idempotent."""
         if self._left_out and not self._events.closed:
             self._events.write(json.dumps({"event": TRUNCATED, "left_out": self._left_out}) + "\n")
         self._stdout.close()
@@ -96,7 +96,7 @@ class RunOutput:
 
     def _line(self, event: dict[str, Any]) -> str:
         redacted = self._redactor.redact_value(event)
-        for shorten in (_unchanged, _shortened, _skeleton):
+        for shorten in (_unchanged, _shortened, _essentials):
             line = json.dumps(shorten(redacted), default=str)
             if len(line) <= MAX_EVENT_BYTES:
                 return line
@@ -104,7 +104,7 @@ class RunOutput:
 
 
 class OutputReader:
-    """Bytes from the run become text for ansible-runner's event filter, and nothing but events past the cap."""
+    """Decodes the output for ansible-runner's event filter. After MAX_OUTPUT_BYTES it passes on event marks only."""
 
     def __init__(self, write: Callable[[str], object], seal: Callable[[], object]) -> None:
         self._write = write
@@ -114,8 +114,8 @@ class OutputReader:
         self._tail = b""
 
     def feed(self, data: bytes) -> None:
-        """Take the next bytes, cut anywhere."""
-        before, self._tail = self._tail, (self._tail + data)[-_LONGEST_MARK:]
+        """Process the next bytes of the output, which may end anywhere."""
+        before, self._tail = self._tail, (self._tail + data)[-_MAX_MARK_BYTES:]
         self._size += len(data)
         if self._size > MAX_OUTPUT_BYTES:
             self._seal()
@@ -131,7 +131,7 @@ def open_private(path: Path) -> TextIO:
 
 
 def _is_essential(event: dict[str, Any]) -> bool:
-    """A failure, or a result that the playbook has published."""
+    """True for a failure, and for a result that the playbook published."""
     data = event.get("event_data")
     result = data.get("res") if isinstance(data, dict) else None
     return event.get("event") in _ESSENTIAL or (isinstance(result, dict) and "ansible_stats" in result)
@@ -142,7 +142,7 @@ def _unchanged(value: Any) -> Any:
 
 
 def _shortened(value: Any) -> Any:
-    """The value with long strings cut."""
+    """Return the value with long strings truncated."""
     if isinstance(value, dict):
         return {_shortened(key): _shortened(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -152,8 +152,8 @@ def _shortened(value: Any) -> Any:
     return value
 
 
-def _skeleton(event: dict[str, Any]) -> dict[str, Any]:
-    """What must be known of an event that is too large even with short strings: its kind, task, text and result."""
+def _essentials(event: dict[str, Any]) -> dict[str, Any]:
+    """Return kind, Ansible task, text and result of an event that is too large even with truncated strings."""
     data = event.get("event_data")
     data = data if isinstance(data, dict) else {}
     result = data.get("res")

@@ -1,4 +1,4 @@
-"""The inputs of `plan`: what an operator decided for all VMs, and what is known of one job."""
+"""The inputs of `plan`: the operator's settings for all VMs, and the facts of one job."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from executor.settings.settings import Settings
 
 @dataclass(frozen=True, kw_only=True)
 class Site:
-    """What the operator decided about every VM."""
+    """The settings of `plan` that are the same for all VMs."""
 
     cluster: str
     templates: Mapping[str, int]
@@ -21,7 +21,7 @@ class Site:
     bridge: str
     pool: str
     node: str
-    folders: Sequence[Path]  #: where playbooks are looked for, the provider's own first
+    folders: Sequence[Path]  #: folders with playbooks, the provider's before ours
     playbook_timeout_s: float
     shutdown_timeout_s: float
     address_timeout_s: float = 10.0
@@ -29,12 +29,12 @@ class Site:
     full_clones: bool = True
     backup_storage: str = ""
     delete_grace_s: float = 0.0
-    final_backup: bool = False  #: to `backup_storage`, before a VM is destroyed
+    final_backup: bool = False  #: make one in `backup_storage` before a VM is deleted
     delete_purge: bool = False
 
     @classmethod
     def from_settings(cls, settings: Settings, home: Path) -> Site:
-        """Read the site from the settings; `home` holds our own playbooks."""
+        """Return the site of these settings; `home` has our playbooks."""
         own = [settings.smith_actions_path] if settings.smith_actions_path else []
         return cls(
             cluster=settings.smith_cluster,
@@ -57,22 +57,22 @@ class Site:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Order:
-    """One job's wish, in our words: what `plan` needs to know of job, service and mapping."""
+class RunRequest:
+    """The inputs that `plan` needs of one job, its service and its mapping."""
 
     action: str
     service_id: str
     service_name: str
-    properties: Mapping[str, Any] = field(repr=False)  #: with secrets filled in
-    before: Mapping[str, Any] = field(default_factory=dict, repr=False)  #: `update`: what was in force
+    properties: Mapping[str, Any] = field(repr=False)  #: with resolved secrets
+    before: Mapping[str, Any] = field(default_factory=dict, repr=False)  #: `update`: the properties until now
     vmid: int
     vm_name: str
     kind: str = GuestKind.QEMU
     node: str = ""
-    template_vmid: int = 0  #: `create`: the template that serves `node`
-    half_made: bool = False  #: the VMID is only reserved: a clone on it may not have its marker yet
+    template_vmid: int = 0  #: `create`: the template to clone on `node`
+    half_made: bool = False  #: the VMID is only reserved: a partial clone may lack its marker
     target_node: str = ""  #: `migrate`
-    only_when_due: bool = False  #: `delete`: of a VM whose time of grace is over, and nothing else
-    snapshot: str = ""  #: `snapshot`: its name, the same at every attempt of the job
+    only_when_due: bool = False  #: `delete`: only if the grace period has ended
+    snapshot: str = ""  #: `snapshot`: its name, the same in each attempt of the job
     time_left_s: float
     secrets: tuple[str, ...] = field(default=(), repr=False)

@@ -1,7 +1,7 @@
 """Step 6 of 7, the reading half: a run's artifacts become a JobResult. Reads only.
 
-A playbook says what it made by `set_stats` under `vm_result`, as early as the VMID is certain and again at the end;
-even a failed, killed or timed-out run leaves the early one. A failure is the last one that nobody rescued.
+A playbook publishes its result by `set_stats` under `vm_result`: first when the VMID is certain, again at its end. So a
+failed, killed or timed-out run leaves the first one. The failure that counts is the last one without a `rescue`.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from executor.errors import ErrorCode, JobError
 from executor.model import JobResult, RunArtifacts, RunStatus
 from executor.proxmox import error_rules
 
-#: A result document beyond this is a defect of the playbook.
+#: A larger result document is a defect of the playbook.
 MAX_RESULT_BYTES = 64 * 1024
-#: As a shell does, an exit code beyond this tells the signal that ended the process.
-KILLED = 128
+#: An exit code above this names the signal that ended the process, as in a shell.
+SIGNAL_BASE = 128
 FAILURES = frozenset({"runner_on_failed", "runner_on_unreachable", "runner_item_on_failed"})
 
 
 class VmResult(BaseModel):
-    """`vm_result`, as DESIGN's contract of actions has it; a custom action may add members."""
+    """`vm_result`, as docs/custom-actions.md defines it; a custom action may add members."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
@@ -38,15 +38,15 @@ class VmResult(BaseModel):
     upids: list[str] = Field(default=[], max_length=256)
     changed: bool = False
     adopted: bool = False
-    delete_at: int = Field(default=0, ge=0, le=253_402_300_799)  #: seconds since 1970; 0: nobody wants it destroyed
+    delete_at: int = Field(default=0, ge=0, le=253_402_300_799)  #: seconds since 1970; 0: no deletion is scheduled
     reboot_required: bool = False
 
 
 def read(artifacts: RunArtifacts) -> JobResult:
     """Conclude from the artifacts how the run ended.
 
-    A success without a valid result document is RESULT_INVALID: we would not know what to map. A failure stays what it
-    is, whatever became of its document: its code decides whether the job is tried again.
+    A success without a valid result document is RESULT_INVALID: we would not know what to map. A failure keeps its code
+    even if its document is invalid: the code decides whether the job is retried.
     """
     vm, failure = None, None
     try:
@@ -58,49 +58,49 @@ def read(artifacts: RunArtifacts) -> JobResult:
     if artifacts.status is RunStatus.SUCCESSFUL:
         return _success(vm, artifacts)
     signum = _killed_by(artifacts)
-    code, detail = _failure(artifacts.status, failure if signum is None else _words_for(signum))
+    code, detail = _failure(artifacts.status, failure if signum is None else _signal_text(signum))
     detail = _with_ident(detail, artifacts)
     return JobResult(succeeded=False, vm=vm or {}, code=code, detail=detail, was_killed=signum is not None)
 
 
 def _success(vm: dict[str, Any] | None, artifacts: RunArtifacts) -> JobResult:
     if vm is None:
-        detail = _with_ident("the playbook ended well but left no vm_result", artifacts)
+        detail = _with_ident("the playbook succeeded but published no vm_result", artifacts)
         return JobResult(succeeded=False, code=ErrorCode.RESULT_INVALID, detail=detail)
     return JobResult(succeeded=True, vm=vm)
 
 
 def _killed_by(artifacts: RunArtifacts) -> int | None:
-    """Return the signal that ended the run from outside, None when it ended by itself or by us."""
-    signum = artifacts.rc - KILLED
+    """Return the signal with which another process ended the run, None when it ended by itself or by us."""
+    signum = artifacts.rc - SIGNAL_BASE
     return signum if artifacts.status is RunStatus.FAILED and 0 < signum < signal.NSIG else None
 
 
-def _words_for(signum: int) -> str:
+def _signal_text(signum: int) -> str:
     guess = ", perhaps because memory ran out" if signum == signal.SIGKILL else ""
     return f"the playbook was killed by signal {signum}{guess}"
 
 
 def _failure(status: RunStatus, text: str | None) -> tuple[ErrorCode, str]:
-    # The last failed task of a run that was ended from outside says nothing: most likely it was rescued.
+    # The last failed Ansible task of a run that we ended is not the reason: most likely a `rescue` handled it.
     if status is RunStatus.CANCELED:
         return ErrorCode.CANCELLED, "the run was cancelled"
     if status is RunStatus.TIMEOUT:
-        return ErrorCode.TASK_TIMEOUT, "the playbook outlived its time"
+        return ErrorCode.TASK_TIMEOUT, "playbook timed out"
     if text is None:
-        return ErrorCode.PLAYBOOK_FAILED, "the playbook ended without saying why"
+        return ErrorCode.PLAYBOOK_FAILED, "playbook failed without an error message"
     classified = error_rules.classify(text)
     return ErrorCode(classified.code), classified.text
 
 
 def _with_ident(detail: str, artifacts: RunArtifacts) -> str:
-    # What a playbook says may hold what no database takes (NUL, half a character) and no terminal should.
+    # A playbook's text may contain what a database rejects (NUL, half a character) or a terminal would interpret.
     printable = "".join(char if char.isprintable() else " " for char in detail)
     return f"{printable} (run {artifacts.ident})"
 
 
 def _scan(artifacts: RunArtifacts) -> tuple[dict[str, Any] | None, str | None]:
-    """Return the last result document and the last failure's text."""
+    """Return the last result document and the text of the last failure."""
     document, failure, verbose = None, None, None
     for event in _events(artifacts):
         data = event.get("event_data")
@@ -127,7 +127,7 @@ def _events(artifacts: RunArtifacts) -> Iterator[dict[str, Any]]:
             try:
                 event = json.loads(line)
             except (ValueError, RecursionError):
-                continue  # a line cut off by the size cap, or by a crash
+                continue  # a line truncated by a crash
             if isinstance(event, dict):
                 yield event
 
@@ -148,8 +148,8 @@ def _text_of(data: dict[str, Any]) -> str:
     failed = (
         [item for item in items if isinstance(item, dict) and item.get("failed")] if isinstance(items, list) else []
     )
-    message = (failed[-1] if failed else result).get("msg")  # a loop itself says only that some item failed
-    return str(message or result.get("censored") or "a task failed without a word")
+    message = (failed[-1] if failed else result).get("msg")  # that of a loop says only that an item failed
+    return str(message or result.get("censored") or "task failed without an error message")
 
 
 def _validated(document: Any) -> dict[str, Any] | None:
@@ -165,11 +165,11 @@ def _validated(document: Any) -> dict[str, Any] | None:
 
 
 def _size_of(document: Any) -> int:
-    """Return the document's bytes. Raises JobError for what PostgreSQL or FulcrumCore could not take."""
+    """Return the document's size. Raises JobError for a value that PostgreSQL or FulcrumCore would reject."""
     try:
         text = json.dumps(document, allow_nan=False, ensure_ascii=False)
         if r"\u0000" in text:
             raise ValueError("NUL")
         return len(text.encode())
     except (ValueError, RecursionError):
-        raise JobError(ErrorCode.RESULT_INVALID, "vm_result holds what cannot be stored") from None
+        raise JobError(ErrorCode.RESULT_INVALID, "vm_result contains a value that cannot be stored") from None

@@ -1,6 +1,6 @@
-"""What a service says of its VM: FulcrumCore's JSON, checked member by member. Pure; used by `playbooks` (step 5 of 7).
+"""The properties of a service: FulcrumCore's JSON, each member checked (step 5 of 7). Pure.
 
-A refusal names the member and never quotes the value: it may be a secret, and it is somebody else's text.
+An error names the member and never quotes the value, which may be a secret and is text from outside.
 """
 
 from __future__ import annotations
@@ -43,16 +43,16 @@ OsTemplate = Annotated[
 
 
 class DiskProperties(Properties):
-    """One of several disks. New ones are added, others move and grow."""
+    """One disk of several. A new one is added; one that exists is moved or enlarged."""
 
     disk: DiskName
     size_gib: int | None = Field(default=None, alias="sizeGb", ge=1, le=131_072)
     storage: Storage | None = None
 
 
-#: What a guest can be made of; a service names one.
+#: The sources of a guest; a service names one.
 SOURCES = ("image", "iso", "blank", "os_template")
-#: Properties that say something to a virtual machine only.
+#: Properties of virtual machines only.
 VM_ONLY = (
     *("sockets", "cpu_type", "balloon_mib", "protection", "guest_agent", "boot_order", "ci_user", "vendor_snippet"),
     *("disks", "tags"),
@@ -60,9 +60,9 @@ VM_ONLY = (
 
 
 class VmProperties(Properties):
-    """What a service says of its VM, or its container: `osTemplate` makes it one.
+    """The properties of a VM, or of a container: `osTemplate` makes it one.
 
-    Disk sizes are GiB and memory MiB, whatever the property is called.
+    Disk sizes are GiB and memory is MiB, although the properties are called Gb and Mb.
     """
 
     cores: int = Field(ge=1, le=512)
@@ -96,19 +96,19 @@ class VmProperties(Properties):
     def _are_public_keys(cls, keys: tuple[str, ...]) -> tuple[str, ...]:
         cleaned = tuple(key.strip() for key in keys)
         if any("PRIVATE KEY" in key for key in cleaned):
-            raise ValueError("holds a private key")
+            raise ValueError("contains a private key")
         if not all(SSH_KEY_PATTERN.match(key) and key.isprintable() and len(key) <= 8192 for key in cleaned):
-            raise ValueError("holds something that is not an OpenSSH public key on one line")
+            raise ValueError("contains text that is not an OpenSSH public key on one line")
         return cleaned
 
     @property
     def kind(self) -> GuestKind:
-        """What serves the service."""
+        """The kind of guest."""
         return GuestKind.LXC if self.os_template else GuestKind.QEMU
 
     @property
-    def is_sourced(self) -> bool:
-        """True when it is said what the guest is to be made of."""
+    def has_source(self) -> bool:
+        """True when a source of the guest is given."""
         return any(getattr(self, name) for name in SOURCES)
 
     @model_validator(mode="after")
@@ -119,24 +119,26 @@ class VmProperties(Properties):
         foreign = VM_ONLY if self.kind is GuestKind.LXC else ("swap_mib",)
         unfit = [property_name(name) for name in foreign if getattr(self, name) not in (None, ())]
         if unfit:
-            raise ValueError(f"a {'container' if self.kind is GuestKind.LXC else 'VM'} takes no {', '.join(unfit)}")
+            raise ValueError(
+                f"a {'container' if self.kind is GuestKind.LXC else 'VM'} does not support {', '.join(unfit)}"
+            )
         return self
 
     @field_validator("disks")
     @classmethod
     def _are_different_disks(cls, disks: tuple[DiskProperties, ...]) -> tuple[DiskProperties, ...]:
         if len({disk.disk for disk in disks}) < len(disks):
-            raise ValueError("names one disk twice")
+            raise ValueError("has the same disk twice")
         return disks
 
 
 def property_name(field: str) -> str:
-    """Return what FulcrumCore calls a member."""
+    """Return FulcrumCore's name of a member."""
     return VmProperties.model_fields[field].alias or field
 
 
 def read_properties(properties: Mapping[str, Any]) -> VmProperties:
-    """Check a service's properties. Raises JobError INVALID_REQUEST naming the members, never their values."""
+    """Check a service's properties. Raises JobError INVALID_REQUEST, which names members and never values."""
     try:
         return VmProperties.model_validate(dict(properties))
     except ValidationError as error:

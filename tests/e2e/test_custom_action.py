@@ -113,7 +113,7 @@ def test_an_action_that_others_could_write_is_refused_until_that_is_mended(lab: 
     job = lab.act(service_id, "attach-iso")
 
     assert job["errorMessage"].startswith("UNSUPPORTED_ACTION: ")
-    assert "may be written by everybody" in job["errorMessage"]
+    assert "is writable by all users" in job["errorMessage"]
     refused = wait_for(lambda: lab.log_events("action_refused"), 20, "the refusal in the log")
     assert refused[-1]["action"] == "attach-iso"
     playbook.chmod(0o644)

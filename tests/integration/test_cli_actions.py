@@ -50,9 +50,9 @@ def test_ours_and_theirs_are_listed_with_what_is_refused(smith: Cli, folder: Pat
     assert rows["create"]["is_ours"]
     assert (rows["attach-iso"]["is_ours"], rows["attach-iso"]["has_schema"]) == (False, True)
     assert (rows["stop"]["is_ours"], rows["stop"]["replaces_ours"]) == (False, True)
-    assert "may be written by everybody" in rows["stop"]["problem"]
+    assert "is writable by all users" in rows["stop"]["problem"]
     shown = smith.ok("actions", "list")
-    assert "refused: stop.yml may be written by everybody" in shown
+    assert "refused: stop.yml is writable by all users" in shown
     assert "create" in smith.ok("actions", "list", SMITH_ACTIONS_PATH="")
 
 
@@ -139,7 +139,7 @@ def test_a_result_that_an_included_file_or_a_role_publishes_counts(smith: Cli, f
 
 @pytest.mark.parametrize(
     ("schema", "told"),
-    [("{", "is no JSON"), ('{"type": 7}', "is no JSON Schema"), ('{"$ref": "http://x/y"}', "only references into")],
+    [("{", "is not JSON"), ('{"type": 7}', "is not a JSON Schema"), ('{"$ref": "http://x/y"}', "only references into")],
 )
 def test_a_schema_that_cannot_be_used_is_a_problem(smith: Cli, folder: Path, schema: str, told: str) -> None:
     write(folder, "odd.yml", HEAD + "  tasks:\n" + RESULT)

@@ -14,7 +14,7 @@ from play_bench import ACTIONS, Bench, Outcome
 
 from executor.model import JobResult
 from executor.runs.plan import plan
-from executor.runs.request import Order
+from executor.runs.request import RunRequest
 
 pytestmark = pytest.mark.by_hand
 PROPERTIES = {"cores": 2, "memoryMb": 2048, "diskGb": 9, "tags": ["web"]}
@@ -47,8 +47,8 @@ def identity(vm: dict[str, Any]) -> dict[str, Any]:
     return {key: vm[key] for key in ("service_id", "vmid", "name", "kind") if key in vm} | {"timeout_s": 60}
 
 
-def order(action: str, vm: dict[str, Any]) -> Order:
-    return Order(
+def make_request(action: str, vm: dict[str, Any]) -> RunRequest:
+    return RunRequest(
         action=action,
         service_id=vm["service_id"],
         service_name="a shop",
@@ -83,7 +83,7 @@ def twice(bench: Bench, executor: ExecutorBench) -> Twice:
     """Play one job by hand and its twin through the executor, at the same time: each has a VM of its own."""
 
     def play(action: str, ones: dict[str, Any], others: dict[str, Any], **decided: Any) -> tuple[Outcome, JobResult]:
-        runs = [plan(order(action, vm), site(**decided)) for vm in (ones, others)]
+        runs = [plan(make_request(action, vm), site(**decided)) for vm in (ones, others)]
         with ThreadPoolExecutor() as pool:
             by_hand = pool.submit(bench.play, action, runs[0].vm)
             by_executor = pool.submit(executor.carry, runs[1])

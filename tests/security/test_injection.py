@@ -22,7 +22,7 @@ from executor.redaction import Redactor
 from executor.runs.actions import ansible_home
 from executor.runs.extra_vars import describe
 from executor.runs.plan import find_playbook, plan
-from executor.runs.request import Order, Site
+from executor.runs.request import RunRequest, Site
 from executor.runs.runner import Runner, RunnerPaths
 from executor.runs.vm_properties import VmProperties
 
@@ -140,8 +140,8 @@ def site(tmp_path: Path) -> Site:
     )
 
 
-def order(action: str, properties: dict[str, Any], *, name: str = "web") -> Order:
-    return Order(
+def make_request(action: str, properties: dict[str, Any], *, name: str = "web") -> RunRequest:
+    return RunRequest(
         action=action,
         service_id=SERVICE,
         service_name=name,
@@ -160,7 +160,7 @@ def planned(site: Site, texts: list[str]) -> tuple[list[dict[str, Any]], list[st
         wishes["comment of a key"] = {"sshPublicKeys": [f"{KEY} {text}"]}
         for field, wish in wishes.items():
             try:
-                vm = plan(order("create", MINIMAL | wish, name=text), site).vm
+                vm = plan(make_request("create", MINIMAL | wish, name=text), site).vm
             except JobError as error:
                 if error.code not in REFUSALS:
                     raise
@@ -170,7 +170,7 @@ def planned(site: Site, texts: list[str]) -> tuple[list[dict[str, Any]], list[st
             assert field in NOT_PLANNED or is_address(text) or not text or kept & {*texts_in(vm)}, (field, text)
             assert vm["description"] == describe(text)
             cases.append(vm)
-        cases.append(plan(order("custom", {"free": text, "in": {text: [text]}}), site).vm)
+        cases.append(plan(make_request("custom", {"free": text, "in": {text: [text]}}), site).vm)
     return cases, refused
 
 

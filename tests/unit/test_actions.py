@@ -1,4 +1,4 @@
-"""Which actions there are, which of a provider's are refused, and what their schemas say of properties."""
+"""Listing actions, refusing unsafe ones of a provider, and checking properties against their schemas."""
 
 from __future__ import annotations
 
@@ -64,33 +64,31 @@ def test_the_providers_folder_comes_first(ours: Path, theirs: Path) -> None:
 @pytest.mark.parametrize(
     "name", ["", "../theirs/stop", "Stop", "stop/../stop", "stop\n", "9lives", "a" * 51, "nothing", "stop.yml"]
 )
-def test_a_name_of_no_action_is_unsupported(ours: Path, theirs: Path, name: str) -> None:
+def test_an_invalid_or_unknown_name_is_unsupported(ours: Path, theirs: Path, name: str) -> None:
     assert "no playbook for the action" in refusal(name, theirs, ours)
 
 
 @pytest.mark.parametrize("mode", [0o666, 0o664, 0o646, 0o777])
-def test_a_playbook_that_others_may_write_is_refused_and_not_replaced_by_ours(
-    ours: Path, theirs: Path, mode: int
-) -> None:
+def test_a_playbook_writable_by_others_is_refused_and_not_replaced_by_ours(ours: Path, theirs: Path, mode: int) -> None:
     (theirs / "stop.yml").chmod(mode)
-    assert "stop.yml may be written by" in refusal("stop", theirs, ours)
+    assert "stop.yml is writable by" in refusal("stop", theirs, ours)
     assert actions.find("attach-iso", (theirs, ours)).playbook == theirs / "attach-iso.yml"
 
 
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [
-        (lambda folder: folder.chmod(0o777), "may be written by everybody (mode 0777)"),
-        (lambda folder: folder.chmod(0o775), "may be written by its group (mode 0775)"),
-        (lambda folder: folder.parent.chmod(0o777), "which holds it, may be written by everybody"),
-        (lambda folder: _role(folder).chmod(0o666), "roles/mine/tasks/main.yml may be written by everybody"),
-        (lambda folder: _role(folder).parent.chmod(0o777), "roles/mine/tasks may be written by everybody"),
-        (lambda folder: (folder / "library").symlink_to("/usr"), "library leads out of the folder"),
-        (lambda folder: (folder / "library").symlink_to("nowhere"), "library leads nowhere"),
+        (lambda folder: folder.chmod(0o777), "is writable by all users (mode 0777)"),
+        (lambda folder: folder.chmod(0o775), "is writable by its group (mode 0775)"),
+        (lambda folder: folder.parent.chmod(0o777), ", a parent folder, is writable by all users"),
+        (lambda folder: _role(folder).chmod(0o666), "roles/mine/tasks/main.yml is writable by all users"),
+        (lambda folder: _role(folder).parent.chmod(0o777), "roles/mine/tasks is writable by all users"),
+        (lambda folder: (folder / "library").symlink_to("/usr"), "library is a link out of the folder"),
+        (lambda folder: (folder / "library").symlink_to("nowhere"), "library is a broken link"),
     ],
     ids=["folder", "folder-group", "parent", "role", "folder-in-it", "link-out", "link-to-nothing"],
 )
-def test_what_an_action_may_read_must_be_safe_too(
+def test_an_action_with_an_unsafe_folder_or_file_is_refused(
     ours: Path, theirs: Path, spoil: Callable[[Path], None], reason: str
 ) -> None:
     spoil(theirs)
@@ -108,35 +106,35 @@ def _role(folder: Path) -> Path:
     return write(tasks / "main.yml", "---\n")
 
 
-def test_a_link_that_stays_in_the_folder_is_followed(ours: Path, theirs: Path) -> None:
+def test_a_link_inside_the_folder_is_followed(ours: Path, theirs: Path) -> None:
     """A Kubernetes ConfigMap is mounted so: attach.yml -> ..data/attach.yml, ..data -> ..2026."""
     place = folder_with(theirs / "..2026", "mounted")
     (theirs / "..data").symlink_to(place.name)
     (theirs / "mounted.yml").symlink_to("..data/mounted.yml")
     assert actions.find("mounted", (theirs, ours)).playbook == theirs / "mounted.yml"
     (place / "mounted.yml").chmod(0o666)
-    assert "mounted.yml may be written by everybody" in refusal("mounted", theirs, ours)
+    assert "mounted.yml is writable by all users" in refusal("mounted", theirs, ours)
 
 
-def test_a_playbook_that_leads_out_of_the_folder_is_refused(ours: Path, theirs: Path) -> None:
+def test_a_playbook_that_links_out_of_the_folder_is_refused(ours: Path, theirs: Path) -> None:
     outside = write(theirs.parent / "outside.yml", PLAYBOOK)
     (theirs / "evil.yml").symlink_to(outside)
-    assert "evil.yml leads out of the folder" in refusal("evil", theirs, ours)
+    assert "evil.yml is a link out of the folder" in refusal("evil", theirs, ours)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
-def test_a_file_of_somebody_else_is_refused(ours: Path, theirs: Path) -> None:
+def test_a_file_of_another_user_is_refused(ours: Path, theirs: Path) -> None:
     os.chown(theirs / "stop.yml", 12345, 0)
-    assert "belongs to user 12345" in refusal("stop", theirs, ours)
+    assert "is owned by user 12345" in refusal("stop", theirs, ours)
 
 
-def test_our_own_folder_is_taken_as_it_was_installed(ours: Path) -> None:
+def test_the_modes_of_our_own_folder_are_not_checked(ours: Path) -> None:
     """A checkout with umask 002 is group-writable, and the wheel's files have the installer's owner."""
     (ours / "stop.yml").chmod(0o664)
     assert actions.find("stop", (ours,)).is_ours
 
 
-def test_the_list_tells_what_is_whose_and_what_is_refused(ours: Path, theirs: Path) -> None:
+def test_the_list_shows_the_owner_and_the_refusal_of_each_action(ours: Path, theirs: Path) -> None:
     action_with(theirs, {"type": "object"})
     (theirs / "stop.yml").chmod(0o666)
     write(theirs / "Not An Action.yml", PLAYBOOK)
@@ -145,7 +143,7 @@ def test_the_list_tells_what_is_whose_and_what_is_refused(ours: Path, theirs: Pa
     assert (rows["attach-iso"].has_schema, rows["attach-iso"].problem) == (True, "")
     assert (rows["create"].is_ours, rows["create"].replaces_ours) == (True, False)
     assert (rows["stop"].is_ours, rows["stop"].replaces_ours) == (False, True)
-    assert "may be written by everybody" in rows["stop"].problem
+    assert "is writable by all users" in rows["stop"].problem
     assert rows["Not An Action"].problem
 
 
@@ -172,10 +170,10 @@ SCHEMA = {
         ({"isoImage": "local:x", "bus": "ide", "count": "hunter2"}, "count must be of type integer"),
         ({"isoImage": "local:x", "bus": "ide", "count": 9}, "count must be at most 4"),
         ({"isoImage": "local:x", "bus": "ide", "address": "hunter2"}, "address must be of format ipv4"),
-        ({"isoImage": "local:x", "bus": "ide", "nested": {"odd": "hunter2"}}, "nested.odd is not known"),
+        ({"isoImage": "local:x", "bus": "ide", "nested": {"odd": "hunter2"}}, "nested.odd is unknown"),
     ],
 )
-def test_wrong_properties_are_told_by_member_and_never_by_value(
+def test_an_error_names_the_wrong_members_and_never_their_values(
     ours: Path, theirs: Path, properties: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(JobError) as caught:
@@ -185,13 +183,13 @@ def test_wrong_properties_are_told_by_member_and_never_by_value(
     assert "hunter2" not in str(caught.value)
 
 
-def test_a_members_name_from_outside_cannot_bring_control_characters(ours: Path, theirs: Path) -> None:
+def test_control_characters_in_a_members_name_are_replaced(ours: Path, theirs: Path) -> None:
     with pytest.raises(JobError) as caught:
         action_schema.check_properties(action_with(theirs, {"additionalProperties": False}), {"a\x00b\x1b[31m": 1})
     assert caught.value.detail.isprintable()
 
 
-def test_fitting_properties_pass_and_no_schema_asks_for_nothing(ours: Path, theirs: Path) -> None:
+def test_valid_properties_pass_and_without_a_schema_all_pass(ours: Path, theirs: Path) -> None:
     action_schema.check_properties(action_with(theirs, SCHEMA), {"isoImage": "local:x", "bus": "ide", "cores": 2})
     action_schema.check_properties(actions.find("stop", (theirs, ours)), {"anything": 1})
 
@@ -199,17 +197,17 @@ def test_fitting_properties_pass_and_no_schema_asks_for_nothing(ours: Path, thei
 @pytest.mark.parametrize(
     ("schema", "said"),
     [
-        ("{", "is no JSON"),
-        ("[]", "is no JSON object"),
-        ('{"type": "objekt"}', "is no JSON Schema, at type"),
-        ('{"$ref": "https://example.net/schema.json"}', "only references into the file itself are followed"),
-        ('{"properties": {"a": {"$ref": "other.json#/x"}}}', "only references into the file itself are followed"),
-        ('{"properties": {"a": {"$ref": "#/$defs/none"}}}', "refers to #/$defs/none, which is not there"),
-        ('{"properties": {"a": {"$ref": "#none"}}}', "refers to #none, which is not there"),
+        ("{", "is not JSON"),
+        ("[]", "is not a JSON object"),
+        ('{"type": "objekt"}', "is not a JSON Schema, at type"),
+        ('{"$ref": "https://example.net/schema.json"}', "only references into the same file are allowed"),
+        ('{"properties": {"a": {"$ref": "other.json#/x"}}}', "only references into the same file are allowed"),
+        ('{"properties": {"a": {"$ref": "#/$defs/none"}}}', "refers to #/$defs/none, which does not exist"),
+        ('{"properties": {"a": {"$ref": "#none"}}}', "refers to #none, which does not exist"),
         (" " * (action_schema.MAX_SCHEMA_BYTES + 1), "larger than"),
     ],
 )
-def test_a_schema_that_cannot_be_used_refuses_its_action(ours: Path, theirs: Path, schema: str, said: str) -> None:
+def test_an_action_with_an_unusable_schema_is_refused(ours: Path, theirs: Path, schema: str, said: str) -> None:
     action = action_with(theirs, schema)
     assert action.schema is not None
     with pytest.raises(SchemaError) as caught:
@@ -228,7 +226,7 @@ def test_anchors_in_the_schema_are_found(ours: Path, theirs: Path) -> None:
         action_schema.check_properties(action, {"a": "x"})
 
 
-def test_properties_nested_beyond_reason_are_an_invalid_request(ours: Path, theirs: Path) -> None:
+def test_properties_nested_too_deeply_are_an_invalid_request(ours: Path, theirs: Path) -> None:
     deep: dict[str, Any] = {}
     for _ in range(5_000):
         deep = {"a": deep}

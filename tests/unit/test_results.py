@@ -1,4 +1,4 @@
-"""From a run's artifacts to what is concluded. Events look as ansible-runner 2.4 and ansible-core 2.19 write them."""
+"""Reading a run's artifacts. The events are those of ansible-runner 2.4 and ansible-core 2.19."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ VM = {"vmid": 101, "node": "pve1", "name": "web-0a1b2c3d", "status": "running", 
 
 
 def artifacts(folder: Path, *lines: Any, status: RunStatus = RunStatus.FAILED, rc: int | None = None) -> RunArtifacts:
-    """Write a run's folder; what is no text becomes a line of JSON."""
+    """Write the folder of a run; a line that is not text is written as JSON."""
     text = "".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines)
     (folder / "events.jsonl").write_text(text, encoding="utf-8", errors="surrogateescape")
     if rc is None:
@@ -59,36 +59,36 @@ def verbose(text: str) -> dict[str, Any]:
 # --- success ------------------------------------------------------------------------------------------------------
 
 
-def test_a_run_that_ended_well_is_a_success_with_the_vms_facts(tmp_path: Path) -> None:
+def test_a_successful_run_is_a_success_with_the_facts_of_the_vm(tmp_path: Path) -> None:
     result = read(tmp_path, event("playbook_on_start"), early(status="stopped"), final(), status=RunStatus.SUCCESSFUL)
     assert (result.succeeded, result.code, result.message) == (True, None, "")
     assert result.vm.items() >= VM.items()
     assert (result.vm["mac_address"], result.vm["adopted"], result.vm["ip_addresses"]) == ("", False, [])
 
 
-def test_the_last_of_several_documents_counts(tmp_path: Path) -> None:
+def test_the_last_of_several_documents_is_used(tmp_path: Path) -> None:
     result = read(tmp_path, early(node="pve1"), final(node="pve2"), status=RunStatus.SUCCESSFUL)
     assert result.vm["node"] == "pve2"
     assert read(tmp_path, early(), event("playbook_on_stats", artifact_data={}), status=RunStatus.SUCCESSFUL).succeeded
 
 
-def test_texts_that_templates_leave_are_read_as_what_they_mean(tmp_path: Path) -> None:
+def test_text_made_by_templates_is_converted_to_the_members_type(tmp_path: Path) -> None:
     result = read(tmp_path, final(vmid="101", changed="true"), status=RunStatus.SUCCESSFUL)
     assert (result.vm["vmid"], result.vm["changed"]) == (101, True)
 
 
-def test_members_of_a_providers_own_are_kept(tmp_path: Path) -> None:
+def test_members_that_a_provider_added_are_kept(tmp_path: Path) -> None:
     result = read(tmp_path, final(gpu={"model": "x"}), status=RunStatus.SUCCESSFUL)
     assert result.vm["gpu"] == {"model": "x"}
 
 
-def test_a_failure_that_was_rescued_or_ignored_does_not_spoil_a_success(tmp_path: Path) -> None:
+def test_a_rescued_or_ignored_failure_does_not_fail_the_run(tmp_path: Path) -> None:
     ignored = failed("VM_LOCKED: busy") | {"event_data": {"res": {"msg": "x"}, "ignore_errors": True}}
     result = read(tmp_path, failed("CAPACITY: rescued"), ignored, final(), status=RunStatus.SUCCESSFUL)
     assert result.succeeded
 
 
-# --- a document that is none --------------------------------------------------------------------------------------
+# --- an invalid document ------------------------------------------------------------------------------------------
 
 DEEP: Any = {}
 for _ in range(60):
@@ -112,14 +112,14 @@ for _ in range(60):
         (VM | {"ip_addresses": ["192.0.2.1"] * 65}, "vm_result is not valid at: ip_addresses"),
         (VM | {"note": "x" * 70_000}, "vm_result is larger than 65536 bytes"),
         (VM | {"note": "ü" * 40_000}, "vm_result is larger than 65536 bytes"),
-        (VM | {"load": float("nan")}, "vm_result holds what cannot be stored"),
-        (VM | {"load": float("inf")}, "vm_result holds what cannot be stored"),
-        (VM | {"name": "nul\x00"}, "vm_result holds what cannot be stored"),
-        (VM | {"name": "half \ud800"}, "vm_result holds what cannot be stored"),
+        (VM | {"load": float("nan")}, "vm_result contains a value that cannot be stored"),
+        (VM | {"load": float("inf")}, "vm_result contains a value that cannot be stored"),
+        (VM | {"name": "nul\x00"}, "vm_result contains a value that cannot be stored"),
+        (VM | {"name": "half \ud800"}, "vm_result contains a value that cannot be stored"),
     ],
     ids=lambda value: value if isinstance(value, str) and value.startswith("vm_") else "",
 )
-def test_a_success_with_a_document_that_is_none_fails(tmp_path: Path, document: Any, words: str) -> None:
+def test_a_success_with_an_invalid_result_document_fails(tmp_path: Path, document: Any, words: str) -> None:
     result = read(tmp_path, final(document), status=RunStatus.SUCCESSFUL)
     assert (result.succeeded, result.message) == (False, f"RESULT_INVALID: {words} (run create-1)")
 
@@ -129,7 +129,7 @@ def test_a_success_with_a_document_that_is_none_fails(tmp_path: Path, document: 
 )
 def test_a_success_without_a_document_fails(tmp_path: Path, lines: list[Any]) -> None:
     result = read(tmp_path, *lines, status=RunStatus.SUCCESSFUL)
-    assert result.message == "RESULT_INVALID: the playbook ended well but left no vm_result (run create-1)"
+    assert result.message == "RESULT_INVALID: the playbook succeeded but published no vm_result (run create-1)"
 
 
 def test_a_success_whose_artifacts_are_gone_fails(tmp_path: Path) -> None:
@@ -144,26 +144,26 @@ def test_a_success_whose_artifacts_are_gone_fails(tmp_path: Path) -> None:
 # --- failure ------------------------------------------------------------------------------------------------------
 
 
-def test_a_failure_says_the_code_of_the_role_and_keeps_what_is_known_of_the_vm(tmp_path: Path) -> None:
+def test_a_failure_has_the_code_of_the_role_and_the_known_facts_of_the_vm(tmp_path: Path) -> None:
     result = read(tmp_path, early(status="stopped"), failed("SHUTDOWN_TIMEOUT: the guest ignored it"), final())
     assert (result.succeeded, result.code) == (False, ErrorCode.SHUTDOWN_TIMEOUT)
     assert result.message == "SHUTDOWN_TIMEOUT: the guest ignored it (run create-1)"
     assert result.vm["vmid"] == 101
 
 
-def test_the_words_of_a_module_are_classified(tmp_path: Path) -> None:
+def test_the_error_text_of_a_module_is_classified(tmp_path: Path) -> None:
     words = "creation of qemu VM 101 with vmid 101 failed with exception=500 Internal Server Error: no quorum"
     assert read(tmp_path, failed(words)).code is ErrorCode.PVE_NO_QUORUM
     assert read(tmp_path, failed("something new")).code is ErrorCode.PLAYBOOK_FAILED
 
 
-def test_a_node_that_cannot_be_reached_is_a_failure_like_another(tmp_path: Path) -> None:
+def test_an_unreachable_host_is_a_failure(tmp_path: Path) -> None:
     unreachable = event("runner_on_unreachable", res={"msg": "No route to host", "unreachable": True})
     assert read(tmp_path, unreachable).code is ErrorCode.NODE_DOWN
 
 
-def test_the_last_failure_counts_because_the_others_were_rescued(tmp_path: Path) -> None:
-    """A rescue comes after what it rescues; a run that fails does so at its last failure."""
+def test_the_last_failure_is_the_reason_because_earlier_ones_were_rescued(tmp_path: Path) -> None:
+    """A rescue section runs after the failure that it handles, so a failed run fails at its last failure."""
     result = read(tmp_path, failed("CAPACITY: rescued"), early(), failed("VM_STATE: and this was not"))
     assert result.code is ErrorCode.VM_STATE
 
@@ -174,7 +174,7 @@ def test_an_ignored_failure_is_not_the_reason(tmp_path: Path) -> None:
 
 
 def test_the_item_of_a_loop_that_failed_is_the_reason(tmp_path: Path) -> None:
-    """The loop's own words come last, and are the same for every loop there is."""
+    """The error of the loop itself comes last, and is the same for every loop."""
     items = [
         {"failed": True, "msg": "VM_LOCKED: item a", "item": "a"},
         {"failed": True, "msg": "VM_LOCKED: item b", "item": "b"},
@@ -186,21 +186,21 @@ def test_the_item_of_a_loop_that_failed_is_the_reason(tmp_path: Path) -> None:
     assert result.message == "VM_LOCKED: item b (run create-1)"
 
 
-def test_a_failure_that_may_not_say_why_is_not_taken_for_an_older_one(tmp_path: Path) -> None:
+def test_a_censored_failure_is_not_replaced_by_an_earlier_one(tmp_path: Path) -> None:
     hidden = event("runner_on_failed", res={"censored": "the output has been hidden due to 'no_log: true'"})
     result = read(tmp_path, failed("CAPACITY: rescued"), hidden)
     assert result.code is ErrorCode.PLAYBOOK_FAILED
     assert "no_log" in result.message
-    assert "without a word" in read(tmp_path, event("runner_on_failed", res=None)).message
+    assert "task failed without an error message" in read(tmp_path, event("runner_on_failed", res=None)).message
 
 
 @pytest.mark.parametrize("message", [["a", "b"], {"a": 1}, 5, True])
-def test_words_of_another_kind_are_shown_as_text(tmp_path: Path, message: Any) -> None:
+def test_a_message_that_is_not_text_is_shown_as_text(tmp_path: Path, message: Any) -> None:
     assert str(message) in read(tmp_path, failed(message)).message
 
 
-def test_a_playbook_that_is_no_yaml_fails_with_ansibles_words(tmp_path: Path) -> None:
-    """Nothing fails then but the start: there are no events of tasks, only text."""
+def test_a_playbook_that_is_not_yaml_fails_with_ansibles_error_text(tmp_path: Path) -> None:
+    """Then there are no events of Ansible tasks, only error output."""
     result = read(
         tmp_path,
         verbose("[WARNING]: No inventory was parsed"),
@@ -211,13 +211,13 @@ def test_a_playbook_that_is_no_yaml_fails_with_ansibles_words(tmp_path: Path) ->
     assert "YAML parsing failed" in result.message
 
 
-def test_a_task_that_failed_explains_more_than_text_does(tmp_path: Path) -> None:
+def test_a_failed_ansible_task_takes_precedence_over_error_output(tmp_path: Path) -> None:
     result = read(tmp_path, failed("VM_STATE: this"), verbose("[ERROR]: Task failed"))
     assert result.code is ErrorCode.VM_STATE
 
 
 @pytest.mark.parametrize(("rc", "signum"), [(137, 9), (143, 15)])
-def test_a_run_that_was_killed_says_by_which_signal_and_blames_no_task(tmp_path: Path, rc: int, signum: int) -> None:
+def test_a_killed_run_names_the_signal_and_no_ansible_task(tmp_path: Path, rc: int, signum: int) -> None:
     result = read(tmp_path, failed("VM_LOCKED: most likely rescued"), rc=rc)
     assert result.was_killed
     assert result.message.startswith(f"PLAYBOOK_FAILED: the playbook was killed by signal {signum}")
@@ -230,18 +230,18 @@ def test_a_run_that_ended_by_itself_was_not_killed(tmp_path: Path, rc: int) -> N
     assert (result.was_killed, result.code) == (False, ErrorCode.VM_LOCKED)
 
 
-def test_a_failure_without_any_word_is_one_all_the_same(tmp_path: Path) -> None:
-    assert read(tmp_path).message == "PLAYBOOK_FAILED: the playbook ended without saying why (run create-1)"
+def test_a_failure_without_events_is_a_failure(tmp_path: Path) -> None:
+    assert read(tmp_path).message == "PLAYBOOK_FAILED: playbook failed without an error message (run create-1)"
 
 
-def test_a_failure_whose_artifacts_are_gone_is_one_all_the_same(tmp_path: Path) -> None:
+def test_a_failure_without_artifacts_is_a_failure(tmp_path: Path) -> None:
     run = artifacts(tmp_path)
     (run.folder / "events.jsonl").unlink()
     assert results.read(run).code is ErrorCode.PLAYBOOK_FAILED
 
 
-def test_an_odd_document_does_not_hide_why_the_run_failed(tmp_path: Path) -> None:
-    """Its code decides whether the job is tried again."""
+def test_an_invalid_document_does_not_replace_the_reason_of_a_failure(tmp_path: Path) -> None:
+    """The code of the failure decides whether the job is retried."""
     result = read(tmp_path, early(vmid="nonsense"), failed("VM_LOCKED: busy"))
     assert (result.code, result.vm) == (ErrorCode.VM_LOCKED, {})
 
@@ -250,7 +250,7 @@ def test_an_odd_document_does_not_hide_why_the_run_failed(tmp_path: Path) -> Non
     ("status", "code"), [(RunStatus.TIMEOUT, ErrorCode.TASK_TIMEOUT), (RunStatus.CANCELED, ErrorCode.CANCELLED)]
 )
 @pytest.mark.parametrize("lines", [[], [early()], [early(), failed("CAPACITY: rescued")], ["{"]])
-def test_a_run_that_was_ended_from_outside_says_so_and_nothing_else(
+def test_a_cancelled_or_timed_out_run_reports_nothing_else(
     tmp_path: Path, status: RunStatus, code: ErrorCode, lines: list[Any]
 ) -> None:
     result = read(tmp_path, *lines, status=status)
@@ -259,7 +259,7 @@ def test_a_run_that_was_ended_from_outside_says_so_and_nothing_else(
     assert bool(result.vm) == (early() in lines)
 
 
-def test_a_run_that_was_ended_before_it_wrote_anything_says_so(tmp_path: Path) -> None:
+def test_a_run_cancelled_before_any_output_is_cancelled(tmp_path: Path) -> None:
     run = artifacts(tmp_path, status=RunStatus.CANCELED)
     (tmp_path / "events.jsonl").unlink()
     assert results.read(run).code is ErrorCode.CANCELLED
@@ -288,7 +288,7 @@ GARBAGE = (
 
 
 @pytest.mark.parametrize("garbage", GARBAGE, ids=lambda text: repr(text[:20]))
-def test_a_line_that_is_no_event_is_passed_over(tmp_path: Path, garbage: str) -> None:
+def test_a_line_that_is_not_an_event_is_skipped(tmp_path: Path, garbage: str) -> None:
     assert read(tmp_path, garbage, final(), garbage, status=RunStatus.SUCCESSFUL).succeeded
     assert read(tmp_path, garbage, failed("VM_STATE: this"), garbage).code is ErrorCode.VM_STATE
 
@@ -301,7 +301,7 @@ def test_a_line_that_is_no_event_is_passed_over(tmp_path: Path, garbage: str) ->
     ]), inner),
     max_leaves=20,
 ))  # fmt: skip
-def test_whatever_an_event_holds_a_result_comes_of_it(tmp_path_factory: pytest.TempPathFactory, anything: Any) -> None:
+def test_any_content_of_an_event_yields_a_result(tmp_path_factory: pytest.TempPathFactory, anything: Any) -> None:
     folder = tmp_path_factory.mktemp("run")
     for status in RunStatus:
         odd = [anything, {"event": "runner_on_failed", "event_data": anything}, {"event": "x", "event_data": anything}]
@@ -311,8 +311,8 @@ def test_whatever_an_event_holds_a_result_comes_of_it(tmp_path_factory: pytest.T
 
 
 @pytest.mark.parametrize("words", ["nul\x00", "half \ud800 a character", "\x1b[31mred", "two\nlines", "\u202eevil"])
-def test_words_from_outside_can_be_stored_and_shown(tmp_path: Path, engine: Engine, words: str) -> None:
-    """A NUL or half a character would make the job's end fail, for ever: no database takes them."""
+def test_text_from_outside_can_be_stored_and_shown(tmp_path: Path, engine: Engine, words: str) -> None:
+    """No database stores a NUL or half a character: the job could never be finished."""
     job_id = submit(engine)
     result = read(tmp_path, early(name=words), failed(f"VM_STATE: {words}"))
     with transaction(engine) as session:
@@ -324,5 +324,5 @@ def test_words_from_outside_can_be_stored_and_shown(tmp_path: Path, engine: Engi
     assert stored.startswith("VM_STATE: ")
 
 
-def test_a_long_text_is_cut(tmp_path: Path) -> None:
+def test_a_long_error_text_is_truncated(tmp_path: Path) -> None:
     assert len(read(tmp_path, failed("VM_STATE: " + "x" * 100_000)).message) < 400

@@ -9,7 +9,7 @@ import pytest
 
 from executor.errors import JobError
 from executor.runs.plan import plan
-from executor.runs.request import Order, Site
+from executor.runs.request import RunRequest, Site
 from executor.runs.vm_properties import read_properties
 
 MINIMAL: dict[str, Any] = {"cores": 2, "memoryMb": 2048, "diskGb": 20, "image": "debian-12"}
@@ -47,7 +47,7 @@ def shape(
         shutdown_timeout_s=60,
         **more,
     )
-    order = Order(
+    request = RunRequest(
         action=action,
         service_id="0f7e2c1a-1111-4222-8333-944455556666",
         service_name="web",
@@ -58,10 +58,10 @@ def shape(
         kind=kind,
         time_left_s=240,
     )
-    return plan(order, site).vm
+    return plan(request, site).vm
 
 
-def test_the_hardware_reaches_a_create_by_the_names_that_the_roles_know() -> None:
+def test_a_create_gets_the_hardware_under_the_names_of_the_roles() -> None:
     vm = shape("create", MINIMAL | HARDWARE)
     expected = {"sockets": 2, "cpu_type": "x86-64-v2-AES", "balloon_mib": 0, "onboot": True, "protection": False}
     assert (expected | {"guest_agent": True, "boot_order": ["scsi0", "net0"]}).items() <= vm.items()
@@ -78,12 +78,12 @@ def test_the_hardware_reaches_a_create_by_the_names_that_the_roles_know() -> Non
     assert vm["cloud_init"] == {"vendor_snippet": "local:snippets/vendor.yml"}
 
 
-def test_what_is_not_given_is_not_sent() -> None:
+def test_missing_properties_are_not_passed_on() -> None:
     sent = {"sockets", "cpu_type", "balloon_mib", "onboot", "protection", "disks", "networks", "allow_reboot"}
     assert not sent & set(shape("create", MINIMAL)) | sent & set(shape("update", MINIMAL))
 
 
-def test_an_update_touches_nics_only_when_they_differ_from_before() -> None:
+def test_an_update_changes_nics_only_where_they_differ() -> None:
     same = shape("update", MINIMAL | HARDWARE, MINIMAL | HARDWARE)
     assert "networks" not in same
     assert same["disks"]  # a disk that is there already changes nothing, one that is missing is mended
@@ -135,9 +135,12 @@ def test_an_os_template_makes_it_a_container() -> None:
 WRONG_SOURCES = [
     (MINIMAL | {"osTemplate": "debian-12"}, "image and osTemplate exclude each other"),
     (MINIMAL | {"iso": "local:iso/d.iso"}, "image and iso exclude each other"),
-    (MINIMAL | {"swapMb": 512}, "a VM takes no swapMb"),
-    (CONTAINER | {"sockets": 2, "tags": ["a"], "ciUser": "admin"}, "a container takes no sockets, ciUser, tags"),
-    (CONTAINER | {"disks": [{"disk": "scsi1", "sizeGb": 1}]}, "a container takes no disks"),
+    (MINIMAL | {"swapMb": 512}, "a VM does not support swapMb"),
+    (
+        CONTAINER | {"sockets": 2, "tags": ["a"], "ciUser": "admin"},
+        "a container does not support sockets, ciUser, tags",
+    ),
+    (CONTAINER | {"disks": [{"disk": "scsi1", "sizeGb": 1}]}, "a container does not support disks"),
     (CONTAINER | {"osTemplate": "local:iso/d.iso"}, "osTemplate"),
     (CONTAINER | {"osTemplate": "local:vztmpl/../x"}, "osTemplate"),
     (MINIMAL | {"image": None, "iso": "local:vztmpl/d.iso"}, "iso"),
@@ -146,14 +149,14 @@ WRONG_SOURCES = [
 
 
 @pytest.mark.parametrize(("wrong", "told"), WRONG_SOURCES, ids=[case[1] for case in WRONG_SOURCES])
-def test_a_guest_is_of_one_kind_and_made_of_one_thing(wrong: dict[str, Any], told: str) -> None:
+def test_a_guest_has_one_kind_and_one_source(wrong: dict[str, Any], told: str) -> None:
     with pytest.raises(JobError) as refused:
         read_properties(wrong)
     assert refused.value.code == "INVALID_REQUEST"
     assert told in refused.value.detail
 
 
-def test_a_container_is_described_as_the_roles_want_it() -> None:
+def test_a_container_gets_the_members_of_the_roles() -> None:
     vm = shape(
         "create", CONTAINER | {"ciPassword": "swordfish", "swapMb": 0, "onboot": True}, kind="lxc", storage="ceph"
     )
@@ -174,7 +177,7 @@ def test_a_container_is_described_as_the_roles_want_it() -> None:
     ("properties", "made_of"),
     [({"iso": "local:iso/d.iso"}, ("iso", "local:iso/d.iso")), ({"blank": True}, ("blank", True))],
 )
-def test_a_vm_without_a_template_says_what_it_is_made_of(properties: dict[str, Any], made_of: tuple[str, Any]) -> None:
+def test_a_vm_without_a_template_gets_its_source(properties: dict[str, Any], made_of: tuple[str, Any]) -> None:
     vm = shape("create", MINIMAL | {"image": None} | properties, storage="ceph")
     assert vm[made_of[0]] == made_of[1]
     assert "template_vmid" not in vm
@@ -182,17 +185,17 @@ def test_a_vm_without_a_template_says_what_it_is_made_of(properties: dict[str, A
         shape("create", MINIMAL | {"image": None} | properties)
 
 
-def test_a_linked_clone_is_made_where_the_operator_wants_that() -> None:
+def test_a_linked_clone_is_made_if_the_operator_allows_it() -> None:
     assert shape("create", MINIMAL, full_clones=False)["full_clone"] is False
     assert "full_clone" not in shape("create", MINIMAL)
 
 
 def test_a_service_keeps_its_kind_of_guest() -> None:
-    with pytest.raises(JobError, match="INVALID_REQUEST: the service has a guest of kind lxc"):
+    with pytest.raises(JobError, match="INVALID_REQUEST: the guest is of kind lxc"):
         shape("update", MINIMAL, kind="lxc")
 
 
-def test_an_os_template_that_nobody_knows_is_not_found() -> None:
+def test_an_unknown_os_template_is_not_found() -> None:
     with pytest.raises(
         JobError, match=r"NOT_FOUND: no OS template is called alpine \(PROXMOX_OS_TEMPLATES has: debian-12"
     ):
@@ -202,13 +205,13 @@ def test_an_os_template_that_nobody_knows_is_not_found() -> None:
 # ---------------------------------------------------------------------- actions without parameters
 
 
-def test_a_resize_takes_the_sizes_and_nothing_else() -> None:
+def test_a_resize_gets_only_the_sizes() -> None:
     vm = shape("resize", MINIMAL | {"disks": [{"disk": "scsi1", "sizeGb": 5, "storage": "ceph"}, {"disk": "scsi2"}]})
     assert (vm["disk_gib"], vm["disks"]) == (20, [{"disk": "scsi1", "size_gib": 5}])
     assert not {"cores", "memory_mib", "tags"} & set(vm)
 
 
-def test_a_backup_goes_where_the_operator_has_said() -> None:
+def test_a_backup_is_stored_in_the_operators_storage() -> None:
     assert shape("backup", {}, backup_storage="backups")["backup_storage"] == "backups"
     with pytest.raises(JobError, match="INVALID_REQUEST: a backup needs PROXMOX_BACKUP_STORAGE"):
         shape("backup", {})
@@ -224,7 +227,7 @@ DELETIONS: list[tuple[dict[str, Any], dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("site", "sent"), DELETIONS, ids=str)
-def test_a_deletion_is_as_the_operator_wants_it(site: dict[str, Any], sent: dict[str, Any]) -> None:
+def test_a_deletion_gets_the_operators_settings(site: dict[str, Any], sent: dict[str, Any]) -> None:
     asked = {"grace_s", "purge", "final_backup", "only_when_due"}
     vm = shape("delete", {}, **site)
     assert {name: value for name, value in vm.items() if name in asked} == sent

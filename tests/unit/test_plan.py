@@ -1,4 +1,4 @@
-"""From an action and properties to a run, as a table of cases; and everything that must never become one."""
+"""Planning a run from an action and properties: valid cases, refused ones, and attempts at injection."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from executor.runs.actions import ansible_home
 from executor.runs.extra_vars import MAX_DESCRIPTION_LENGTH, describe
 from executor.runs.plan import find_playbook, plan
 from executor.runs.private_folder import write_extra_vars
-from executor.runs.request import Order, Site
+from executor.runs.request import RunRequest, Site
 from executor.runs.vm_properties import read_properties
 
 SERVICE = "0a1b2c3d-1111-4000-8000-000000000001"
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGZvb2Jhcg me@example.net"
 MINIMAL = {"cores": 2, "memoryMb": 2048, "diskGb": 10, "image": "debian-12"}
 ACTIONS = ("create", "update", "start", "stop", "restart", "delete", "snapshot", "rollback")
-#: Takes part in what would be a template, a command or a document of its own.
-TRICKS = (
+#: Texts that a template engine, YAML, a shell or SQL would interpret.
+INJECTIONS = (
     "{{ lookup('pipe', 'id') }}",
     "{% raw %}",
     "!unsafe x",
@@ -67,7 +67,7 @@ def make_site(*folders: Path, **wanted: Any) -> Site:
     return Site(**(values | wanted))
 
 
-def make_order(action: str = "create", properties: dict[str, Any] | None = None, **wanted: Any) -> Order:
+def make_request(action: str = "create", properties: dict[str, Any] | None = None, **wanted: Any) -> RunRequest:
     values: dict[str, Any] = {
         "action": action,
         "service_id": SERVICE,
@@ -77,11 +77,11 @@ def make_order(action: str = "create", properties: dict[str, Any] | None = None,
         "vm_name": "web-0a1b2c3d",
         "time_left_s": 280.0,
     }
-    return Order(**(values | wanted))
+    return RunRequest(**(values | wanted))
 
 
 def refusal(**changed: Any) -> str:
-    """Return the words with which changed properties are refused; a value of ... leaves the member out."""
+    """Return the error for changed properties; a value of ... removes the member."""
     properties = {name: value for name, value in (MINIMAL | changed).items() if value is not ...}
     with pytest.raises(JobError) as caught:
         read_properties(properties)
@@ -116,14 +116,14 @@ def test_an_action_is_the_playbook_of_its_name(folder: Path, action: str) -> Non
         "-create",
         "1create",
         "a" * 51,
-        "\u217dreate",  # a roman numeral that looks like a c
+        "\u217dreate",  # a Roman numeral that looks like c
         "\u0441reate",  # a Cyrillic one
         "\uff43reate",  # a wide one
         "cre\u200bate",
         "create ",
     ],
 )
-def test_what_is_no_action_has_no_playbook(folder: Path, action: str) -> None:
+def test_an_invalid_action_name_has_no_playbook(folder: Path, action: str) -> None:
     nested = folder / "nested"
     nested.mkdir()
     (folder / "x.yml").touch()
@@ -137,7 +137,7 @@ def test_what_is_no_action_has_no_playbook(folder: Path, action: str) -> None:
     assert len(caught.value.detail) < 300
 
 
-def test_the_longest_name_of_an_action_is_one(tmp_path: Path) -> None:
+def test_an_action_name_may_have_fifty_characters(tmp_path: Path) -> None:
     action = "a" + "b-_1" * 12 + "c"
     (tmp_path / f"{action}.yml").touch()
     assert (len(action), find_playbook(action, [tmp_path]).stem) == (50, action)
@@ -152,7 +152,7 @@ def test_the_providers_own_playbook_comes_before_ours(folder: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize("target", ["/etc/passwd", "../outside.yml"])
-def test_a_link_that_leads_out_of_a_providers_folder_is_no_playbook(tmp_path: Path, folder: Path, target: str) -> None:
+def test_a_link_out_of_a_providers_folder_is_refused(tmp_path: Path, folder: Path, target: str) -> None:
     """It is refused, and ours is not run in its place: the provider wanted another."""
     own = tmp_path / "own"
     own.mkdir()
@@ -162,13 +162,13 @@ def test_a_link_that_leads_out_of_a_providers_folder_is_no_playbook(tmp_path: Pa
         find_playbook("create", [own, folder])
 
 
-def test_a_folder_that_is_itself_a_link_is_a_folder(folder: Path, tmp_path: Path) -> None:
+def test_a_link_to_a_folder_is_a_folder(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(folder)
     assert find_playbook("create", [tmp_path / "link"]).is_file()
 
 
 @pytest.mark.parametrize("make", [Path.mkdir, lambda path: path.symlink_to("create.yml"), lambda path: None])
-def test_a_folder_a_loop_and_nothing_are_no_playbooks(tmp_path: Path, make: Any) -> None:
+def test_a_folder_a_loop_and_a_broken_link_are_no_playbooks(tmp_path: Path, make: Any) -> None:
     make(tmp_path / "create.yml")
     for folders in ([tmp_path, tmp_path / "missing"], [tmp_path / "missing", tmp_path]):
         with pytest.raises(JobError, match="UNSUPPORTED_ACTION"):
@@ -190,7 +190,7 @@ NUMBERS = {"cores": (1, 512), "memoryMb": (16, 16_777_216), "diskGb": (1, 131_07
     [..., None, "", "2", "2 GB", True, [2], {"a": 2}, 1.5, 2.0, 0, -1, 1e309, float("nan"), 2**63, 10**400],
     ids=str,
 )
-def test_a_number_that_is_none_is_refused_by_its_name(name: str, value: Any) -> None:
+def test_an_invalid_number_is_refused_by_its_name(name: str, value: Any) -> None:
     words = refusal(**{name: value})
     assert words.startswith(f"{name} ")
     assert words.isprintable()
@@ -198,7 +198,7 @@ def test_a_number_that_is_none_is_refused_by_its_name(name: str, value: Any) -> 
 
 
 @pytest.mark.parametrize("name", NUMBERS)
-def test_the_bounds_of_a_number_are_inside(name: str) -> None:
+def test_the_bounds_of_a_number_are_valid(name: str) -> None:
     low, high = NUMBERS[name]
     for value in (low, high):
         read_properties(MINIMAL | {name: value})
@@ -206,17 +206,17 @@ def test_the_bounds_of_a_number_are_inside(name: str) -> None:
         assert refusal(**{name: value}).startswith(f"{name} Input should be ")
 
 
-def test_a_unit_that_is_not_ours_is_a_missing_member() -> None:
+def test_a_number_in_another_unit_is_a_missing_member() -> None:
     """memoryGb or diskMb must never be taken for what they are not."""
     words = refusal(memoryMb=..., memoryGb=2, diskGb=..., diskMb=10240)
     assert words == "memoryMb is missing; diskGb is missing"
 
 
-def test_our_own_words_for_members_are_not_read_from_outside() -> None:
+def test_our_own_names_of_members_are_not_accepted() -> None:
     assert refusal(memoryMb=..., memory_mib=2048) == "memoryMb is missing"
 
 
-def test_members_that_nobody_knows_are_left_out() -> None:
+def test_unknown_members_are_ignored() -> None:
     known = read_properties(MINIMAL | {"vmid": 1, "node": "pve1", "force": True, "": None, "cores2": "x"})
     assert known == read_properties(MINIMAL)
 
@@ -262,24 +262,24 @@ def test_members_that_nobody_knows_are_left_out() -> None:
         ("sshPublicKeys", {"a": KEY}),
     ],
 )
-def test_a_member_of_the_wrong_kind_or_form_is_refused_by_its_name(name: str, value: Any) -> None:
+def test_a_member_of_the_wrong_type_or_form_is_refused_by_its_name(name: str, value: Any) -> None:
     words = refusal(**{name: value})
     assert words.startswith(name)
     assert words.isprintable()
     assert len(words) <= 400
 
 
-@pytest.mark.parametrize("trick", TRICKS)
+@pytest.mark.parametrize("injection", INJECTIONS)
 @pytest.mark.parametrize("name", ["image", "hostname", "ciUser"])
-def test_a_name_with_a_trick_in_it_is_refused(name: str, trick: str) -> None:
-    if trick == "yes":
+def test_a_name_with_an_injection_is_refused(name: str, injection: str) -> None:
+    if injection == "yes":
         return  # a word like any other
-    if trick == "0777" and name != "ciUser":
+    if injection == "0777" and name != "ciUser":
         return
-    refusal(**{name: trick})
+    refusal(**{name: injection})
 
 
-def test_every_problem_is_named_at_once_and_no_value_is_shown() -> None:
+def test_an_error_names_all_wrong_members_and_no_value() -> None:
     canary = "Canary1234"
     network = {"mode": canary, "bridge": canary * 3, "ipv4Cidr": canary, "ipv4Gateway": canary, "dnsServers": [canary]}
     words = refusal(
@@ -299,7 +299,7 @@ def test_every_problem_is_named_at_once_and_no_value_is_shown() -> None:
         assert canary not in refusal(network=part)
 
 
-def test_properties_nested_a_thousand_deep_are_ignored_or_refused_but_never_break() -> None:
+def test_deeply_nested_properties_are_ignored_or_refused() -> None:
     deep: Any = {}
     for _ in range(1000):
         deep = {"network": deep}
@@ -313,7 +313,7 @@ def test_properties_nested_a_thousand_deep_are_ignored_or_refused_but_never_brea
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
     max_leaves=8,
 )))  # fmt: skip
-def test_whatever_comes_is_read_or_refused(properties: dict[str, Any]) -> None:
+def test_any_properties_are_accepted_or_refused(properties: dict[str, Any]) -> None:
     try:
         read_properties(MINIMAL | properties)
     except JobError as error:
@@ -336,7 +336,7 @@ def test_whatever_comes_is_read_or_refused(properties: dict[str, Any]) -> None:
         f"{KEY} {{{{ lookup('pipe', 'id') }}}}",
     ],
 )
-def test_a_public_key_on_one_line_is_taken_without_the_space_around_it(key: str) -> None:
+def test_a_public_key_on_one_line_is_accepted_and_stripped(key: str) -> None:
     assert read_properties(MINIMAL | {"sshPublicKeys": [key]}).ssh_public_keys == (key.strip(),)
 
 
@@ -358,13 +358,13 @@ def test_a_public_key_on_one_line_is_taken_without_the_space_around_it(key: str)
         "-----BEGIN OPENSSH PRIVATE KEY-----\nb3BlbnNzaC1rZXk\n-----END OPENSSH PRIVATE KEY-----",
     ],
 )
-def test_anything_else_is_no_key(key: str) -> None:
+def test_other_text_is_not_accepted_as_a_key(key: str) -> None:
     words = refusal(sshPublicKeys=[KEY, key])
-    assert words.startswith("sshPublicKeys holds ")
+    assert words.startswith("sshPublicKeys contains ")
     assert ("private key" in words) == ("PRIVATE" in key)
 
 
-def test_fifty_keys_are_taken_and_one_more_is_refused() -> None:
+def test_fifty_keys_are_accepted_and_one_more_is_refused() -> None:
     assert len(read_properties(MINIMAL | {"sshPublicKeys": [KEY] * 50}).ssh_public_keys) == 50
     refusal(sshPublicKeys=[KEY] * 51)
 
@@ -399,7 +399,7 @@ def test_fifty_keys_are_taken_and_one_more_is_refused() -> None:
     ],
 )
 def test_the_primary_interface(site: Site, network: dict[str, Any], expected: dict[str, Any]) -> None:
-    run = plan(make_order(properties=MINIMAL | {"network": network}), site)
+    run = plan(make_request(properties=MINIMAL | {"network": network}), site)
     assert run.vm["network"] == expected
 
 
@@ -420,10 +420,10 @@ def test_the_primary_interface(site: Site, network: dict[str, Any], expected: di
         ({"ipv4Cidr": "192.0.2.10/33"}, "is not an IP address"),
         ({"ipv4Cidr": "192.0.2.256/24"}, "is not an IP address"),
         ({"ipv4Cidr": "2001:db8::1/64"}, "is not an IP address"),
-        ({"ipv4Cidr": "192.0.2.0/24"}, "is the network's"),
-        ({"ipv4Cidr": "192.0.2.255/24"}, "is the network's or the broadcast"),
+        ({"ipv4Cidr": "192.0.2.0/24"}, "is the address of the network"),
+        ({"ipv4Cidr": "192.0.2.255/24"}, "is the address of the network or the broadcast"),
         ({"ipv4Cidr": "192.0.2.10/24,gw=192.0.2.1"}, "is not an IP address"),
-        ({"ipv4Cidr": "192.0.2.10/24", "ipv4Gateway": "198.51.100.1"}, "ipv4Gateway lies outside"),
+        ({"ipv4Cidr": "192.0.2.10/24", "ipv4Gateway": "198.51.100.1"}, "ipv4Gateway is outside"),
         ({"ipv4Gateway": "2001:db8::1"}, "is not an IP address"),
         ({"dnsServers": ["192.0.2.1"] * 4}, "network.dnsServers"),
         ({"dnsServers": ["dns.example.net"]}, "is not an IP address"),
@@ -432,7 +432,7 @@ def test_the_primary_interface(site: Site, network: dict[str, Any], expected: di
         ({"dnsServers": [3232235521]}, "network.dnsServers"),
     ],
 )
-def test_a_network_that_cannot_be(network: dict[str, Any], word: str) -> None:
+def test_an_invalid_network_is_refused(network: dict[str, Any], word: str) -> None:
     words = refusal(network=network)
     assert words.startswith("network")
     assert word in words
@@ -441,17 +441,17 @@ def test_a_network_that_cannot_be(network: dict[str, Any], word: str) -> None:
 # --- plan ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_long_actions_runs_have_idents_that_leave_room_for_a_sockets_path(folder: Path) -> None:
+def test_the_ident_of_a_long_action_name_leaves_room_for_a_sockets_path(folder: Path) -> None:
     action = "a" * 50
     (folder / f"{action}.yml").write_text("---\n[]\n")
-    run = plan(make_order(action), make_site(folder, folder))
+    run = plan(make_request(action), make_site(folder, folder))
     assert len(run.ident) <= 29
     assert run.action == action
 
 
-def test_a_create_says_everything_about_the_vm(site: Site) -> None:
+def test_a_create_has_the_whole_configuration_of_the_vm(site: Site) -> None:
     properties = MINIMAL | {"ciUser": "admin", "ciPassword": "open-sesame", "sshPublicKeys": [KEY], "tags": ["web"]}
-    run = plan(make_order(properties=properties, secrets=("open-sesame",)), site)
+    run = plan(make_request(properties=properties, secrets=("open-sesame",)), site)
     assert run.vm == {
         "service_id": SERVICE,
         "vmid": 101,
@@ -475,12 +475,12 @@ def test_a_create_says_everything_about_the_vm(site: Site) -> None:
     assert (run.action, run.playbook.name, run.timeout_s) == ("create", "create.yml", 240.0)
     assert run.secrets == ("open-sesame",)
     assert "open-sesame" not in repr(run)
-    assert "open-sesame" not in repr(make_order(properties=properties, secrets=("open-sesame",)))
+    assert "open-sesame" not in repr(make_request(properties=properties, secrets=("open-sesame",)))
 
 
 @pytest.mark.parametrize("action", [action for action in ACTIONS if action not in ("create", "update")])
 def test_our_other_actions_get_the_identity_only(site: Site, action: str) -> None:
-    run = plan(make_order(action, {"cores": "nonsense", "secret": "x"}, node="pve2"), site)
+    run = plan(make_request(action, {"cores": "nonsense", "secret": "x"}, node="pve2"), site)
     limits = {"timeout_s", "shutdown_timeout_s", "address_timeout_s"}
     assert set(run.vm) == {"service_id", "vmid", "name", "cluster", "node"} | limits
     assert run.vm["node"] == "pve2"
@@ -493,51 +493,53 @@ def test_a_providers_own_action_gets_the_properties_too(folder: Path, tmp_path: 
     (own / "stop.yml").touch()
     site = make_site(own, folder)
     for action in ("resize-gpu", "stop"):
-        assert plan(make_order(action, {"gpu": 2}), site).vm["properties"] == {"gpu": 2}
-    assert "properties" not in plan(make_order("start", {"gpu": 2}), site).vm
+        assert plan(make_request(action, {"gpu": 2}), site).vm["properties"] == {"gpu": 2}
+    assert "properties" not in plan(make_request("start", {"gpu": 2}), site).vm
 
 
 @pytest.mark.parametrize(
-    ("known", "ordered", "used"), [("pve1", "", "pve1"), ("pve1", "pve2", "pve2"), ("", "", ""), ("", "pve2", "pve2")]
+    ("known", "requested", "used"), [("pve1", "", "pve1"), ("pve1", "pve2", "pve2"), ("", "", ""), ("", "pve2", "pve2")]
 )
-def test_the_node_that_is_known_comes_before_the_sites(folder: Path, known: str, ordered: str, used: str) -> None:
-    assert plan(make_order("stop", node=ordered), make_site(folder, node=known)).vm["node"] == used
+def test_the_node_of_the_mapping_takes_precedence_over_the_sites(
+    folder: Path, known: str, requested: str, used: str
+) -> None:
+    assert plan(make_request("stop", node=requested), make_site(folder, node=known)).vm["node"] == used
 
 
 @pytest.mark.parametrize(
     ("time_left_s", "timeout_s", "shutdown_timeout_s"), [(280.0, 240, 60), (100.9, 100, 50), (10.0, 10, 5), (0.5, 0, 1)]
 )
-def test_a_run_ends_before_the_job_does(
+def test_the_timeout_of_a_run_is_within_the_jobs_deadline(
     site: Site, time_left_s: float, timeout_s: int, shutdown_timeout_s: int
 ) -> None:
-    run = plan(make_order("stop", time_left_s=time_left_s), site)
+    run = plan(make_request("stop", time_left_s=time_left_s), site)
     assert (run.vm["timeout_s"], run.vm["shutdown_timeout_s"]) == (timeout_s, shutdown_timeout_s)
     assert run.timeout_s == min(time_left_s, 240.0)
 
 
-def test_every_run_has_an_ident_of_its_own_that_can_name_a_folder(site: Site) -> None:
-    idents = {plan(make_order("stop"), site).ident for _ in range(50)}
+def test_each_run_has_a_unique_ident_that_can_name_a_folder(site: Site) -> None:
+    idents = {plan(make_request("stop"), site).ident for _ in range(50)}
     assert len(idents) == 50
     assert all(ident.startswith("stop-") and ident.replace("-", "").isalnum() for ident in idents)
 
 
-def test_an_image_that_no_template_has_is_not_found(site: Site, folder: Path) -> None:
+def test_an_image_without_a_template_is_not_found(site: Site, folder: Path) -> None:
     with pytest.raises(JobError, match=r"no template is called arch \(PROXMOX_TEMPLATES has: debian-12, ubuntu"):
-        plan(make_order(properties=MINIMAL | {"image": "arch"}), site)
+        plan(make_request(properties=MINIMAL | {"image": "arch"}), site)
     with pytest.raises(JobError, match=r"NOT_FOUND: .*has: none"):
-        plan(make_order(), make_site(folder, templates={}))
+        plan(make_request(), make_site(folder, templates={}))
 
 
 @pytest.mark.parametrize("image", [None, ...])
 def test_a_create_without_an_image_is_refused(site: Site, image: Any) -> None:
     properties = {name: value for name, value in (MINIMAL | {"image": image}).items() if value is not ...}
     with pytest.raises(JobError, match="INVALID_REQUEST: image is missing"):
-        plan(make_order(properties=properties), site)
+        plan(make_request(properties=properties), site)
 
 
-def test_an_unsupported_action_is_told_before_its_properties_are(site: Site) -> None:
+def test_an_unsupported_action_is_refused_before_its_properties(site: Site) -> None:
     with pytest.raises(JobError, match="UNSUPPORTED_ACTION"):
-        plan(make_order("explode", {"cores": "nonsense"}), site)
+        plan(make_request("explode", {"cores": "nonsense"}), site)
 
 
 # --- update -------------------------------------------------------------------------------------------------------
@@ -565,47 +567,47 @@ FULL = MINIMAL | {
     ],
     ids=str,
 )
-def test_an_update_touches_network_and_logins_only_where_they_differ(
+def test_an_update_changes_network_and_logins_only_where_they_differ(
     site: Site, changed: dict[str, Any], shape: dict[str, Any]
 ) -> None:
-    run = plan(make_order("update", FULL | changed, before=FULL), site)
+    run = plan(make_request("update", FULL | changed, before=FULL), site)
     assert {name: run.vm[name] for name in ("network", "cloud_init") if name in run.vm} == shape
     assert run.vm["cores"] == changed.get("cores", 2)
     assert not {"template_vmid", "storage", "pool"} & set(run.vm)
 
 
-def test_an_update_that_would_take_every_key_away_is_refused(site: Site) -> None:
+def test_an_update_that_removes_all_keys_is_refused(site: Site) -> None:
     with pytest.raises(JobError, match="INVALID_REQUEST: sshPublicKeys cannot be emptied"):
-        plan(make_order("update", FULL | {"sshPublicKeys": []}, before=FULL), site)
+        plan(make_request("update", FULL | {"sshPublicKeys": []}, before=FULL), site)
 
 
-def test_an_update_that_leaves_a_login_out_leaves_it_alone(site: Site) -> None:
-    run = plan(make_order("update", MINIMAL, before=FULL), site)
+def test_an_update_without_a_login_does_not_change_it(site: Site) -> None:
+    run = plan(make_request("update", MINIMAL, before=FULL), site)
     assert not {"network", "cloud_init"} & set(run.vm)
 
 
 @pytest.mark.parametrize("changed", [{"cores": "4"}, {"memoryMb": 0}, {"network": {"mode": "static"}}], ids=str)
 def test_an_update_is_checked_like_a_create(site: Site, changed: dict[str, Any]) -> None:
     with pytest.raises(JobError, match="INVALID_REQUEST"):
-        plan(make_order("update", FULL | changed, before=FULL), site)
+        plan(make_request("update", FULL | changed, before=FULL), site)
 
 
-# --- text stays text ----------------------------------------------------------------------------------------------
+# --- text from outside --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("trick", TRICKS)
-def test_a_text_with_a_trick_in_it_arrives_at_ansible_as_it_was_sent(site: Site, tmp_path: Path, trick: str) -> None:
-    """Through the plan and the file that Ansible reads: marked unsafe, it is never looked at as a template."""
-    properties = MINIMAL | {"ciPassword": trick, "sshPublicKeys": [f"{KEY} {trick.splitlines()[0]}"]}
-    run = plan(make_order(properties=properties, service_name=trick), site)
-    assert run.vm["cloud_init"]["password"] == trick
+@pytest.mark.parametrize("injection", INJECTIONS)
+def test_text_with_an_injection_reaches_ansible_unchanged(site: Site, tmp_path: Path, injection: str) -> None:
+    """Through the plan and the file that Ansible reads: marked unsafe, it is never evaluated as a template."""
+    properties = MINIMAL | {"ciPassword": injection, "sshPublicKeys": [f"{KEY} {injection.splitlines()[0]}"]}
+    run = plan(make_request(properties=properties, service_name=injection), site)
+    assert run.vm["cloud_init"]["password"] == injection
     write_extra_vars(tmp_path / "vm.yml", run.vm)
-    assert untrusted(tmp_path / "vm.yml") == run.vm
-    assert run.vm["description"] == describe(trick)
+    assert read_extra_vars(tmp_path / "vm.yml") == run.vm
+    assert run.vm["description"] == describe(injection)
 
 
-def untrusted(file: Path) -> Any:
-    """Read the extra vars as YAML, if the whole of `vm` is marked unsafe: Ansible hands that down to what is inside."""
+def read_extra_vars(file: Path) -> Any:
+    """Return the extra vars. `vm` as a whole must be marked unsafe, which Ansible applies to everything inside."""
 
     class Loader(yaml.SafeLoader):
         pass
@@ -637,7 +639,7 @@ VICTIM = "ffffffff-2222-4000-8000-000000000002"
     ],
 )
 def test_a_name_cannot_forge_the_marker_of_another_service(name: str) -> None:
-    """Alone, as a line of its own, it must not be what identifies a VM."""
+    """A description, also with more lines, must not identify a VM of another service."""
     assert MARKER_LINE.search(f"smith-uid={VICTIM}")
     assert not MARKER_LINE.search(describe(name))
     assert not MARKER_LINE.search(f"{describe(name)}\nsmith")
@@ -651,14 +653,14 @@ def test_a_description_is_one_short_printable_line(name: str) -> None:
     assert described == described.strip()
 
 
-def test_an_ordinary_name_is_described_as_it_is() -> None:
+def test_an_ordinary_name_is_the_description() -> None:
     assert describe("Web server (Zürich) 😀") == "Web server (Zürich) 😀"
 
 
-def test_only_a_delete_is_told_that_the_vm_may_be_half_made(folder: Path) -> None:
-    told = {
-        action: plan(make_order(action=action, half_made=True), make_site(folder)).vm.get("half_made")
+def test_only_a_delete_gets_half_made(folder: Path) -> None:
+    given = {
+        action: plan(make_request(action=action, half_made=True), make_site(folder)).vm.get("half_made")
         for action in ("start", "stop", "delete")
     }
-    assert told == {"start": None, "stop": None, "delete": True}
-    assert "half_made" not in plan(make_order(action="delete"), make_site(folder)).vm
+    assert given == {"start": None, "stop": None, "delete": True}
+    assert "half_made" not in plan(make_request(action="delete"), make_site(folder)).vm

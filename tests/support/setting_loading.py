@@ -1,0 +1,29 @@
+"""Loads settings from given variables, for the tests of settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from executor.errors import SettingsError
+from executor.settings.display import describe
+from executor.settings.settings import Settings, load_settings
+
+SECRET = "hunter22-canary"
+
+
+def load(environ: dict[str, str] | None = None, *, env_file: Path | None = None) -> Settings:
+    return load_settings(env_file=env_file, environ=environ or {})
+
+
+def problems(environ: dict[str, str], *, env_file: Path | None = None) -> list[str]:
+    """Return the lines of the SettingsError that these variables cause."""
+    with pytest.raises(SettingsError) as caught:
+        load(environ, env_file=env_file)
+    assert SECRET not in str(caught.value)
+    return str(caught.value).splitlines()
+
+
+def origin(settings: Settings, name: str) -> str:
+    return next(row.origin for row in describe(settings) if row.name == name)

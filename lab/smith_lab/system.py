@@ -39,6 +39,38 @@ FAST_SETTINGS = {
 }
 
 
+class LogReader:
+    """Reads a log of JSON lines that grows; parses each line once."""
+
+    def __init__(self) -> None:
+        self._entries: list[Json] = []
+        self._size = 0  #: of the lines that were parsed
+
+    def read(self, file: Path) -> list[Json]:
+        """Return all entries. An unfinished last line counts, and is parsed again the next time."""
+        if not file.exists():
+            return []
+        if file.stat().st_size < self._size:  # another file
+            self._entries, self._size = [], 0
+        with file.open("rb") as log:
+            log.seek(self._size)
+            new = log.read()
+        whole = new[: new.rfind(b"\n") + 1]
+        self._entries += _entries(whole)
+        self._size += len(whole)
+        return [*self._entries, *_entries(new[len(whole) :])]
+
+
+def _entries(text: bytes) -> list[Json]:
+    found: list[Json] = []
+    for line in text.decode(errors="replace").splitlines():
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            found.append({"event": "unreadable", "text": line})
+    return found
+
+
 @dataclass(kw_only=True)
 class LabSystem:
     """Simulator, stand-in and executor while they run, with the calls of a consumer and an operator."""
@@ -50,6 +82,7 @@ class LabSystem:
     proxmox: ProxmoxStandIn
     settings: dict[str, str] = field(default_factory=dict)
     _executor: subprocess.Popen[bytes] | None = None
+    _log: LogReader = field(default_factory=LogReader)
 
     @property
     def log_file(self) -> Path:
@@ -122,17 +155,7 @@ class LabSystem:
 
     def log_events(self, event: str | None = None) -> list[Json]:
         """Return the entries of the executor's log, all or those of one event."""
-        if not self.log_file.exists():
-            return []
-        found = []
-        for line in self.log_file.read_text(errors="replace").splitlines():
-            try:
-                entry = json.loads(line)
-            except ValueError:
-                entry = {"event": "unreadable", "text": line}
-            if event is None or entry.get("event") == event:
-                found.append(entry)
-        return found
+        return [entry for entry in self._log.read(self.log_file) if event is None or entry.get("event") == event]
 
     # --- FulcrumCore ----------------------------------------------------------------------------------------------
 

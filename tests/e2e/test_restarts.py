@@ -27,7 +27,9 @@ def agent_process(lab: LabSystem) -> psutil.Process:
 
 
 def clones(lab: LabSystem) -> list[dict]:
-    return [call for call in lab.proxmox.request_log() if call["method"] == "POST" and call["path"].endswith("/clone")]
+    return [
+        call for call in lab.proxmox.changing_requests() if call["method"] == "POST" and call["path"].endswith("/clone")
+    ]
 
 
 def cloning(lab: LabSystem) -> bool:

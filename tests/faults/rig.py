@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import os
@@ -16,7 +17,7 @@ from typing import Any, TypeVar
 import psutil
 from faults.history import Allowed, violations
 from smith_lab.system import LabSystem, ending, running_lab, wait_for
-from sqlalchemy import create_engine, text
+from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.pool import NullPool
 
 from executor.agent import crash_points
@@ -112,7 +113,7 @@ class Rig:
 
     def clones(self) -> list[Json]:
         """Return the clone requests that Proxmox has seen."""
-        return [call for call in self.lab.proxmox.request_log() if call["path"].endswith("/clone")]
+        return [call for call in self.lab.proxmox.changing_requests() if call["path"].endswith("/clone")]
 
     def clones_of(self, service_id: str) -> list[Json]:
         """Return the clone requests for a service's VM, whose name ends in the service's first digits."""
@@ -193,8 +194,7 @@ class Rig:
         """Ask the executor's database, whoever writes to it meanwhile."""
         names = (f":v{number}" for number in itertools.count())
         named = re.sub(r"\?", lambda _: next(names), query)
-        engine = create_engine(self.database_url, poolclass=NullPool)
-        with engine.connect() as connection:
+        with _engine(self.database_url).connect() as connection:
             found = connection.execute(text(named), {f"v{number}": value for number, value in enumerate(values)})
             return [dict(row) for row in found.mappings()]
 
@@ -229,6 +229,12 @@ class Rig:
             "requests": self.lab.proxmox.request_log(),
             "strangers": {*STRANGER_VMIDS, *self.recycled},
         }
+
+
+@functools.cache
+def _engine(url: str) -> Engine:
+    """Return an engine that keeps no connection: the file may be deleted, and the server restarted."""
+    return create_engine(url, poolclass=NullPool)
 
 
 def _family(pid: int) -> list[psutil.Process]:

@@ -128,7 +128,7 @@ def test_f07_killed_between_clone_and_marker(rig: Rig) -> None:
 
 def unmarked(rig: Rig, service_id: str) -> bool:
     named = [vm for vm in rig.lab.vms() if vm["name"].endswith(service_id[:8])]
-    calls = [call for call in rig.lab.proxmox.request_log() if call["method"] == "PUT"]
+    calls = [call for call in rig.lab.proxmox.changing_requests() if call["method"] == "PUT"]
     waiting = any(call["path"].endswith(f"/{vm['vmid']}/config") for vm in named for call in calls)
     return waiting and not rig.lab.vms_of(service_id)
 

@@ -135,7 +135,7 @@ class ProxmoxStandIn:
 
     def changing_requests(self) -> list[dict[str, Any]]:
         """Return the logged requests that are no GET."""
-        return [entry for entry in self.request_log() if entry["method"] != "GET"]
+        return list(self._read("changing_requests"))
 
     def reset_request_log(self) -> None:
         """Empty the request log."""

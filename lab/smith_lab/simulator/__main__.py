@@ -15,7 +15,7 @@ The lab's own endpoints: JSON, no token, loopback only, not affected by faults a
     POST   /lab/faults               add a rule or a list of rules (fault_rules.py describes them)
     DELETE /lab/faults               delete all rules
     GET    /lab/history[?since=SEQ]  every call in order: seq, time, method, path, query, body, token_name, role,
-                                     agent_id, status, error, fault, duration_s
+                                     agent_id, status, error, fault, duration_s; `method` and `path_end` choose some
     DELETE /lab/history
     POST   /lab/reset                back to the state of a new server: tables, rules, history, switches, options, clock
     GET    /lab/switches

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.parse
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -64,12 +65,8 @@ class SimulatorControl:
 
     def history(self, *, method: str | None = None, path: str | None = None, since: int = 0) -> list[dict[str, Any]]:
         """Return the calls so far, in order. `path` is the end of a path."""
-        entries = self.lab("GET", f"history?since={since}")
-        return [
-            entry
-            for entry in entries
-            if method in (None, entry["method"]) and (path is None or entry["path"].endswith(path))
-        ]
+        asked = urllib.parse.urlencode({"since": since, "method": method or "", "path_end": path or ""})
+        return list(self.lab("GET", f"history?{asked}"))
 
     def clear_history(self) -> None:
         self.lab("DELETE", "history")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from starlette.types import Scope
@@ -58,6 +58,10 @@ class LabState:
         self.history.append(entry)
         return entry
 
-    def entries(self, since: int) -> list[dict[str, Any]]:
-        """Return the calls after this sequence number, in order."""
-        return [asdict(entry) for entry in list(self.history) if entry.seq > since]  # a copy: calls keep arriving
+    def entries(self, since: int = 0, method: str = "", path_end: str = "") -> list[dict[str, Any]]:
+        """Return the calls after this sequence number, in order; all, or those of a method and with a path's end."""
+        return [
+            dict(vars(entry))  # no copy of the body, which does not change
+            for entry in list(self.history)  # a copy: calls keep arriving
+            if entry.seq > since and method in ("", entry.method) and entry.path.endswith(path_end)
+        ]

@@ -79,7 +79,8 @@ def delete_faults(call: LabCall, body: Any) -> Any:
 
 
 def read_history(call: LabCall, body: Any) -> Any:
-    return call.lab.entries(since=int(call.request.query_params.get("since", "0")))
+    asked = call.request.query_params
+    return call.lab.entries(int(asked.get("since", "0")), asked.get("method", ""), asked.get("path_end", ""))
 
 
 def delete_history(call: LabCall, body: Any) -> Any:

@@ -30,6 +30,7 @@ class Control(ClusterVerbs, GuestVerbs):
         readers = {
             "guests": self._guests,
             "requests": lambda: self.cluster.request_log,
+            "changing_requests": lambda: [call for call in self.cluster.request_log if call["method"] != "GET"],
             "tasks": lambda: [{k: v for k, v in t.items() if k != "log"} for t in self.cluster.tasklog],
             "storages": lambda: {
                 n: {"avail": s.get("avail"), "volumes": sorted(s.get("volumes", {}))}

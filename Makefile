@@ -4,12 +4,14 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
 PYTEST_ARGS ?=
+# What `make slowest` records: one line for each test.
+COSTS := .pytest_cache/costs.jsonl
 
 # With it, each process that tests and bench start would compile our code and plug-ins again.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo lab test check security format bench chaos mutation image image-test release constraints clean
+.PHONY: help setup demo lab test slowest check security format bench chaos mutation image image-test release constraints clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +30,10 @@ lab: $(STAMP) ## run simulator and Proxmox stand-in until Ctrl-C
 
 test: $(STAMP) ## run every test that needs no real Proxmox (PYTEST_ARGS: more arguments for pytest)
 	@$(BIN)/python -m pytest -n 4 --dist loadgroup -q $(PYTEST_ARGS)
+
+slowest: $(STAMP) ## measure each test, write the slowest into CONTRIBUTING.md (RECORD: a file of an earlier run)
+	@if [ -z "$(RECORD)" ]; then mkdir -p $(dir $(COSTS)); rm -f $(COSTS); $(MAKE) test PYTEST_ARGS="--costs $(COSTS) $(PYTEST_ARGS)"; fi
+	@$(BIN)/python tests/support/costs.py $(or $(RECORD),$(COSTS)) --write CONTRIBUTING.md
 
 check: $(STAMP) ## check formatting, lint, types, layers, dependencies, YAML, playbooks
 	@deploy/check.sh "$(BIN)"

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import settings
 from smith_lab import system
-from support import fork_server
+from support import fork_server, surroundings
+from support.costs import Recorder
 
 # How long an example takes says more of the machine than of the code.
 settings.register_profile("no-deadline", deadline=None)
@@ -18,16 +19,23 @@ settings.load_profile("no-deadline")
 # The lab's commands start as forks of one process that has imported everything.
 system.run_command = fork_server.run
 
-PREFIXES = ("FULCRUM_", "PROXMOX_", "SMITH_")
+surroundings.reset_process()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--costs", metavar="FILE", help="add a line for each test to FILE: name, CPU s, wall s")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if file := config.getoption("--costs"):
+        config.pluginmanager.register(Recorder(Path(file).resolve()))
 
 
 @pytest.fixture(scope="session", autouse=True)
 def clean_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Drop what a developer's shell or a CI system has set; a test that needs a variable sets it itself."""
+    """Give all tests the same environment, whatever a developer's shell or a CI system has set."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in os.environ if name.startswith(PREFIXES)]:
-            patch.delenv(name)
-        patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
+        surroundings.reset_environment(patch, str(tmp_path_factory.mktemp("home")))
         yield
 
 

@@ -1,0 +1,43 @@
+"""The suite's record of what its tests cost, and the table made of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from support import costs
+from support.costs import BEGIN, END, Cost
+
+COSTS = [Cost("tests/e2e/test_a.py::test_one", 3.2, 9.0), Cost("tests/e2e/test_a.py::test_two[x]", 60.0, 9.6)]
+
+
+def test_a_record_is_one_line_a_test(tmp_path: Path) -> None:
+    file = tmp_path / "costs.jsonl"
+    file.write_text("".join(json.dumps(cost[:3]) + "\n" for cost in COSTS))
+    assert costs.read(file) == COSTS
+
+
+def test_files_are_summed_the_most_expensive_first() -> None:
+    other = Cost("tests/unit/test_b.py::test_three", 70.0, 1.0)
+    summed = costs.by_file([*COSTS, other])
+    assert summed == [Cost("tests/unit/test_b.py", 70.0, 1.0), Cost("tests/e2e/test_a.py", 63.2, 18.6, 2)]
+
+
+def test_the_table_takes_the_place_of_the_one_before_and_of_nothing_else() -> None:
+    document = f"before\n{BEGIN}\nold\n{END}\nafter\n"
+    written = costs.replace_between(document, costs.slowest_table(COSTS))
+    assert written.startswith(f"before\n{BEGIN}\n| CPU s |")
+    assert written.endswith(f"All 2 tests: 1 CPU minutes.\n{END}\nafter\n")
+    assert written.index("test_two[x]") < written.index("test_one")
+    assert costs.replace_between(written, costs.slowest_table(COSTS)) == written
+
+
+def test_a_document_without_markers_is_left_alone() -> None:
+    with pytest.raises(ValueError, match="slowest tests"):
+        costs.replace_between("nothing", "table")
+
+
+def test_the_guide_has_the_markers() -> None:
+    guide = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text()
+    assert costs.replace_between(guide, "table") != guide

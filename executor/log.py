@@ -1,8 +1,8 @@
-"""Logs: one event a line on stdout, JSON for machines or coloured text for people, without secrets.
+"""Logs: one event per line on stdout, as JSON or as coloured text, with secrets masked.
 
-Events are past-tense names and facts are keys: `log.info("playbook_finished", rc=0, duration_s=41.3, vmid=101)`.
-Keys that hold for a stretch of work are bound once: `with bound_contextvars(job_id=…, action=…):`. What libraries say
-through the standard library's `logging` takes the same way, from WARNING on: urllib3 logs whole URLs at debug.
+An event has a name in the past tense, its facts are keys: `log.info("playbook_finished", rc=0, duration_s=41.3)`.
+Keys of a whole block are bound once: `with bound_contextvars(job_id=…, action=…):`. Messages of libraries from WARNING
+on go through the same handler; urllib3 logs whole URLs at debug.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ from executor.redaction import redactor
 __all__ = ["LogFormat", "bound_contextvars", "configure", "get_logger", "install_hooks"]
 
 LogFormat = Literal["auto", "json", "console"]
-#: The logger above all of ours. Everything else is a third party.
-OURS = "executor"
-#: These stand first in every line, in this order.
+#: The parent of our loggers. All others belong to libraries.
+ROOT_LOGGER = "executor"
+#: The first keys of every line, in this order.
 LEADING_KEYS = ("timestamp", "level", "event", "logger")
 
 
 def get_logger(name: str | None = None) -> structlog.stdlib.BoundLogger:
-    """Return a logger of ours; pass `__name__`. It may be made before `configure` is called."""
-    if name is None or name == OURS:
-        name = OURS
-    elif not name.startswith(f"{OURS}."):
-        name = f"{OURS}.{name}"
+    """Return a logger below ROOT_LOGGER; pass `__name__`. It may be called before `configure`."""
+    if name is None or name == ROOT_LOGGER:
+        name = ROOT_LOGGER
+    elif not name.startswith(f"{ROOT_LOGGER}."):
+        name = f"{ROOT_LOGGER}.{name}"
     return structlog.stdlib.get_logger(name)
 
 
 def configure(format: LogFormat = "auto", level: str = "info", *, stream: TextIO | None = None) -> None:
-    """Send everything to `stream` (stdout unless told), ours from `level` on, third parties from WARNING on.
+    """Log to `stream` (default: stdout): our events from `level` on, those of libraries from WARNING on.
 
-    `auto` means console on a terminal and JSON elsewhere. Called again, it replaces what was there. Until it is
-    called, our loggers are silent.
+    `auto` means console on a terminal, otherwise JSON. A second call replaces the first. Before the first call, our
+    loggers write nothing.
     """
     stream = stream or sys.stdout
     handler = _Handler(stream)
@@ -54,37 +54,37 @@ def configure(format: LogFormat = "auto", level: str = "info", *, stream: TextIO
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
                 _put_leading_keys_first,
-                _redact,  # the last before rendering: nothing can add a secret after it
+                _redact,  # last before rendering, so that no later processor can add a secret
                 *_renderers(format, stream),
             ],
         )
     )
     logging.getLogger().handlers = [handler]
     logging.getLogger().setLevel(logging.WARNING)
-    # One warning a repeated request would be one a second in an outage; `state.Link` says it once.
+    # It warns at each retry, in an outage once a second; `agent.state.Link` logs the outage once.
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
-    logging.getLogger(OURS).setLevel(level.upper())
+    logging.getLogger(ROOT_LOGGER).setLevel(level.upper())
 
 
 def install_hooks() -> None:
-    """Log uncaught exceptions, of threads too, and Python's warnings: on stderr they would be unredacted."""
+    """Log uncaught exceptions, also of threads, and Python's warnings: on stderr secrets would not be masked."""
     logging.captureWarnings(True)
     sys.excepthook = _log_uncaught
     threading.excepthook = _log_uncaught_in_thread
 
 
 class _Handler(logging.StreamHandler[TextIO]):
-    """Writes lines; a line that cannot be written costs neither the caller its work nor a secret its cover."""
+    """Writes lines. An error does not reach the caller, and does not print the line's content."""
 
     def handleError(self, record: logging.LogRecord) -> None:
-        """Say that a line is lost, and why, without its content; the standard library would print it whole."""
+        """Report on stderr that a line is lost. The standard library would print the unmasked line."""
         kind = sys.exc_info()[0] or Exception
         print(f"a log line of {record.name} is lost: {kind.__name__}", file=sys.stderr)
 
 
 def _is_wanted(record: logging.LogRecord) -> bool:
-    """Third parties that set a level of their own are still kept at WARNING."""
-    return record.levelno >= logging.WARNING or record.name == OURS or record.name.startswith(f"{OURS}.")
+    """Drop events of libraries below WARNING, also of those that set their own level."""
+    return record.levelno >= logging.WARNING or record.name == ROOT_LOGGER or record.name.startswith(f"{ROOT_LOGGER}.")
 
 
 def _put_leading_keys_first(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
@@ -97,7 +97,7 @@ def _redact(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict
 
 
 def _name_traceback(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    """Put the traceback, which is one string, under `traceback`."""
+    """Rename the key `exception`, which holds the traceback as one string, to `traceback`."""
     if "exception" in event:
         event["traceback"] = event.pop("exception")
     return event
@@ -117,7 +117,7 @@ def _renderers(format: LogFormat, stream: TextIO) -> list[Processor]:
 
 
 def _escape_event(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    """Escape control characters, as `repr_native_str` does for values: text from outside must not steer a terminal."""
+    """Escape control characters, as `repr_native_str` does for values: outside text must not control a terminal."""
     if not str(event["event"]).isprintable():
         event["event"] = repr(event["event"])
     return event
@@ -126,7 +126,7 @@ def _escape_event(_logger: WrappedLogger, _method: str, event: EventDict) -> Eve
 def _to_json(event: EventDict, **_kwargs: Any) -> str:
     try:
         return json.dumps(event, default=str, allow_nan=False)
-    except (TypeError, ValueError):  # NaN, or a key that JSON does not have
+    except (TypeError, ValueError):  # NaN, or a key that is no string
         return json.dumps(
             {key: value if isinstance(value, (str, int)) else repr(value) for key, value in event.items()}
         )
@@ -145,7 +145,7 @@ def _log_uncaught_in_thread(args: threading.ExceptHookArgs) -> None:
     get_logger().critical("thread_crashed", thread=name, exc_info=(args.exc_type, args.exc_value, args.exc_traceback))
 
 
-#: What happens to every event, ours or a third party's, in the thread that logs it.
+#: The processors of every event, in the thread that logs it.
 _COMMON: list[Processor] = [
     merge_contextvars,
     structlog.stdlib.add_logger_name,
@@ -154,7 +154,7 @@ _COMMON: list[Processor] = [
     structlog.processors.format_exc_info,
 ]
 
-# On import, so that a logger used before `configure` neither prints unredacted text nor keeps other settings for ever.
+# At import: a logger that is used before `configure` must not print unmasked text, and must not keep other settings.
 structlog.configure(
     processors=[
         structlog.stdlib.filter_by_level,
@@ -165,4 +165,4 @@ structlog.configure(
     wrapper_class=structlog.stdlib.BoundLogger,
     cache_logger_on_first_use=False,  # tests capture logs, and `configure` may come after the first use
 )
-logging.getLogger(OURS).addHandler(logging.NullHandler())
+logging.getLogger(ROOT_LOGGER).addHandler(logging.NullHandler())

@@ -29,7 +29,7 @@ SECRET = "hunter22-canary"
 @pytest.fixture(autouse=True)
 def restored_logging() -> Iterator[None]:
     """Undo `configure`, which is process-wide."""
-    root, ours = logging.getLogger(), logging.getLogger(log.OURS)
+    root, ours = logging.getLogger(), logging.getLogger(log.ROOT_LOGGER)
     handlers, levels = root.handlers, (root.level, ours.level)
     redactor.add(SECRET)
     yield

@@ -26,7 +26,7 @@ from executor.agent.monitor import Monitor
 from executor.agent.reporter import Reporter
 from executor.agent.scheduler import Scheduler
 from executor.agent.state import AgentState
-from executor.agent.worker import StopSignal
+from executor.agent.stop_signal import StopSignal
 from executor.database import job_queue, nodes, queries, schema
 from executor.database.engine import reading, transaction
 from executor.errors import EXIT_FAILURE, EXIT_OK, EXIT_RESTART, DatabaseError

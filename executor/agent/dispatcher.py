@@ -13,7 +13,8 @@ from executor.agent.admission import Admission
 from executor.agent.disk_space import DiskSpace
 from executor.agent.meters import Meters
 from executor.agent.state import AgentState
-from executor.agent.worker import StopSignal, Worker
+from executor.agent.stop_signal import StopSignal
+from executor.agent.worker import Worker
 from executor.database import job_queue
 from executor.database.engine import transaction, write_with_retry
 from executor.database.tables import Job

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from executor.agent.dispatcher import Dispatcher
 from executor.agent.state import AgentState
-from executor.agent.worker import StopSignal
+from executor.agent.stop_signal import StopSignal
 from executor.database import job_queue, nodes
 from executor.database.engine import transaction
 from executor.log import get_logger

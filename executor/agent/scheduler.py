@@ -72,14 +72,14 @@ class Scheduler:
         for thread in self._threads.values():
             thread.join(max(limit - time.monotonic(), 0))
 
-    def overdue(self, patience: float = 3.0, slack_s: float = 30.0) -> list[str]:
+    def overdue(self, max_intervals: float = 3.0, slack_s: float = 30.0) -> list[str]:
         """Return the critical jobs whose thread has died or whose last turn ended too long ago."""
         now = time.monotonic()
         late = []
         for name, job in self.jobs.items():
             thread = self._threads.get(name)
             quiet_s = now - max(job.finished_at, job.started_at)
-            if thread is None or not thread.is_alive() or quiet_s > job.interval_s * patience + slack_s:
+            if thread is None or not thread.is_alive() or quiet_s > job.interval_s * max_intervals + slack_s:
                 late.append(name)
         return late
 

@@ -19,6 +19,7 @@ from executor.agent.claim import Claimer, JobAbandoned
 from executor.agent.job_fields import delivered_properties, is_local, secret_facts
 from executor.agent.reservation import Reservations
 from executor.agent.resources import Resources
+from executor.agent.stop_signal import StopSignal
 from executor.database import job_queue, mappings
 from executor.database.engine import transaction, write_with_retry
 from executor.database.job_queue import Lease
@@ -41,26 +42,6 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
 log = get_logger(__name__)
-
-
-class StopSignal:
-    """Asks a running job to end, and says why."""
-
-    OPERATOR = "operator"  #: cancelled by an operator: the job fails
-    STOPPING = "stopping"  #: the agent has to stop: the job is requeued
-    LOST = "lost"  #: another agent owns the job now: write nothing
-
-    def __init__(self) -> None:
-        self.reason: str | None = None
-
-    def send(self, reason: str) -> None:
-        """Ask the job to end; only the first reason counts."""
-        if self.reason is None:
-            self.reason = reason
-
-    def is_sent(self) -> bool:
-        """True when the job has to end."""
-        return self.reason is not None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,7 +214,7 @@ class Worker:
     def _release_taken_vmid(self, mapping: Mapping | None, result: JobResult) -> None:
         if mapping is not None and result.code is ErrorCode.VM_ID_TAKEN:
             with transaction(self.engine) as session:
-                mappings.mark_deleted(session, mapping.id, "the VMID belongs to somebody else")
+                mappings.mark_deleted(session, mapping.id, "the VMID belongs to another VM")
 
     def _requeue(self, job: Job, lease: Lease, *, backoff_s: float, reason: str) -> None:
         with transaction(self.engine) as session:

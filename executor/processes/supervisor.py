@@ -17,13 +17,14 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from executor.errors import EXIT_DATABASE, EXIT_FAILURE, EXIT_OK, EXIT_RESTART, EXIT_SETTINGS, EXIT_USAGE
 from executor.processes import process_tree, progress
 from executor.processes import sd_notify as notify
+from executor.processes.agent_process import AgentProcess, started_agent
 
 #: A restart would fail the same way: an operator must act.
 FINAL_CODES = frozenset({EXIT_OK, EXIT_USAGE, EXIT_SETTINGS, EXIT_DATABASE})
@@ -119,7 +120,7 @@ class Supervisor:
             [signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1]
         )
         self._notifier = notify.notifier()
-        self._agent: _Agent | None = None
+        self._agent: AgentProcess | None = None
         self._was_ready = False  #: the last agent had become ready
         self._stop_at: float | None = None  #: monotonic; when the agent is killed; None: no stop signal was received
 
@@ -152,7 +153,7 @@ class Supervisor:
             return EXIT_FAILURE
 
     def _follow(self) -> int:
-        with _started(self._command, self._env, progress.Listener(self._notifier)) as agent:
+        with started_agent(self._command, self._env, progress.Listener(self._notifier)) as agent:
             self._agent = agent
             self._log("agent_started", pid=agent.pid)
             while agent.status is None:
@@ -174,7 +175,7 @@ class Supervisor:
             poll.register(agent.progress, select.POLLIN)
         poll.poll(within_s * 1000)
         if agent:
-            agent.read_progress()
+            agent.read_progress(TICK_S)
         if agent is None or agent.silence_s < MAX_SILENCE_S:
             self._notifier.ping()
         for signum in self._wakeups.read():
@@ -203,7 +204,7 @@ class Supervisor:
             self._log("signal_forwarded", signal=signal.Signals(signum).name)
             process_tree.send(self._agent.pid, signum)
 
-    def _watch(self, agent: _Agent) -> None:
+    def _watch(self, agent: AgentProcess) -> None:
         """Kill an agent that does not stop in time or reports no progress. A stopping agent may be silent."""
         if agent.status is not None or agent.is_killed:
             return
@@ -228,66 +229,6 @@ class Supervisor:
         while self._stop_at is None and (left_s := until - time.monotonic()) > 0:
             self._turn(min(left_s, TICK_S))
         return self._stop_at is not None
-
-
-class _Agent:
-    """The agent's process as the supervisor sees it."""
-
-    def __init__(self, pid: int, progress_reader: int, listener: progress.Listener) -> None:
-        self.pid = pid
-        self.progress = progress_reader
-        self._listener = listener
-        self.status: int | None = None  #: wait status, None while it runs
-        self.is_pipe_closed = False  #: the agent has closed its end
-        self.is_killed = False
-        self.silence_s = 0.0
-        self._read_at = time.monotonic()
-
-    @property
-    def is_ready(self) -> bool:
-        """True when it has reported that it is ready."""
-        return self._listener.is_ready
-
-    def read_progress(self) -> None:
-        """Read the progress messages and update `silence_s`.
-
-        Silence is summed over turns, at most two ticks for each: when both processes were suspended for an hour
-        (SIGSTOP, a paused VM), that is not an hour of silence.
-        """
-        now = time.monotonic()
-        self.silence_s += min(now - self._read_at, 2 * TICK_S)
-        self._read_at = now
-        with contextlib.suppress(BlockingIOError):
-            if data := os.read(self.progress, 65536):
-                self.silence_s = 0.0
-                self._listener.take(data)
-            else:
-                self.is_pipe_closed = True
-
-    def kill(self) -> None:
-        """Send SIGKILL."""
-        self.is_killed = True
-        process_tree.send(self.pid, signal.SIGKILL)
-
-
-@contextlib.contextmanager
-def _started(command: list[str], env: dict[str, str], listener: progress.Listener) -> Iterator[_Agent]:
-    """Start an agent; the kernel kills it when the supervisor dies.
-
-    With SIGKILL, not TERM: the next supervisor starts an agent on the same database, while this one would drain for
-    minutes. Its runs end too: their keepers notice the closed pipe.
-    """
-    reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        os.set_inheritable(writer, True)
-        tied = [*process_tree.tied_command(os.getpid()), *command]
-        pid = process_tree.spawn(tied, {**env, progress.VARIABLE: str(writer)})
-    finally:
-        os.close(writer)
-    try:
-        yield _Agent(pid, reader, listener)
-    finally:
-        os.close(reader)
 
 
 def _orphans() -> set[int]:

@@ -19,7 +19,7 @@ MAX_SILENCE_S = {"main": 60.0, "dispatch": 120.0, "report": 900.0, "leases": 120
 #: The lease loop waits for a part of the lease, which may be an hour long.
 MAX_SILENCE_LEASES = 2.0
 #: Longer than the monitor waits before it restarts an overdue critical job: the restart may solve the problem.
-CRITICAL_PATIENCE = 6.0
+CRITICAL_MAX_INTERVALS = 6.0
 CRITICAL_SLACK_S = 120.0
 
 
@@ -78,7 +78,7 @@ def _loops(view: AgentView) -> list[Check]:
 
 
 def _critical_jobs(view: AgentView) -> list[Check]:
-    overdue = view.scheduler.overdue(patience=CRITICAL_PATIENCE, slack_s=CRITICAL_SLACK_S)
+    overdue = view.scheduler.overdue(max_intervals=CRITICAL_MAX_INTERVALS, slack_s=CRITICAL_SLACK_S)
     return [
         Check(name=name, ok=name not in overdue, reason="is overdue" if name in overdue else "")
         for name in view.scheduler.jobs

@@ -233,7 +233,7 @@ def test_a_stuck_job_is_overdue_and_gets_a_new_thread(make_scheduler: MakeSchedu
         CriticalJob(name="stuck", interval_s=0.001, run=fake),
         CriticalJob(name="other", interval_s=0.001, run=other),
     )
-    wait_for(lambda: "stuck" in scheduler.overdue(patience=1, slack_s=0.2), "the finding")
+    wait_for(lambda: "stuck" in scheduler.overdue(max_intervals=1, slack_s=0.2), "the finding")
     old = scheduler._threads["stuck"]
     scheduler.repair("stuck")
     wait_for(lambda: fake.turns >= 2, "turns of the new thread")

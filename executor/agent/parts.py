@@ -1,0 +1,185 @@
+"""Builds the parts of one agent from its settings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from executor.agent.admission import Admission
+from executor.agent.agent import Mode
+from executor.agent.claim import Claimer
+from executor.agent.dispatcher import Dispatcher
+from executor.agent.heartbeat import Heartbeat
+from executor.agent.leases import LeaseKeeper
+from executor.agent.meters import Meters
+from executor.agent.metrics import VmMetrics
+from executor.agent.poller import Poller
+from executor.agent.pruner import Pruner
+from executor.agent.purger import VmPurger
+from executor.agent.reconciler import Reconciler
+from executor.agent.reservation import Reservations
+from executor.agent.resources import Resources
+from executor.agent.scheduler import CriticalJob
+from executor.agent.state import AgentState
+from executor.agent.worker import Worker
+from executor.drift.inspector import Inspector
+from executor.fulcrum.client import FulcrumClient
+from executor.fulcrum.vault import SecretResolver
+from executor.placement.clone_limit import CloneLimit
+from executor.placement.placer import Placer
+from executor.proxmox.client import ProxmoxReader
+from executor.runs.actions import ansible_home
+from executor.runs.request import Site
+from executor.runs.runner import Runner
+from executor.runs.warm.compatibility import why_untested
+from executor.settings.settings import Settings
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shared:
+    """The objects that most parts of the agent share."""
+
+    settings: Settings
+    boot_id: str
+    state: AgentState
+    engine: Engine
+    fulcrum: FulcrumClient
+    proxmox: ProxmoxReader
+
+
+def _worker(shared: Shared, runner: Runner, clone_limit: CloneLimit) -> Worker:
+    settings = shared.settings
+    site = Site.from_settings(settings, ansible_home())
+    return Worker(
+        engine=shared.engine,
+        fulcrum=shared.fulcrum,
+        claimer=Claimer(engine=shared.engine, fulcrum=shared.fulcrum),
+        reservations=Reservations(
+            engine=shared.engine, proxmox=shared.proxmox, settings=settings, cluster=site.cluster
+        ),
+        resources=Resources(placer=Placer(shared.proxmox, settings), clone_limit=clone_limit, site=site),
+        runner=runner,
+        site=site,
+        secrets=SecretResolver(shared.fulcrum),
+    )
+
+
+def build_dispatcher(shared: Shared, runner: Runner, meters: Meters) -> Dispatcher:
+    clone_limit = CloneLimit(limit=shared.settings.smith_clones_per_storage)
+    return Dispatcher(
+        engine=shared.engine,
+        worker=_worker(shared, runner, clone_limit),
+        clone_limit=clone_limit,
+        state=shared.state,
+        meters=meters,
+        settings=shared.settings,
+        boot_id=shared.boot_id,
+        admission=Admission(is_warm=runs_warm(shared.settings)),
+    )
+
+
+def build_leases(shared: Shared, dispatcher: Dispatcher) -> LeaseKeeper:
+    return LeaseKeeper(
+        engine=shared.engine,
+        dispatcher=dispatcher,
+        state=shared.state,
+        boot_id=shared.boot_id,
+        lease_s=shared.settings.smith_lease_s,
+    )
+
+
+def build_reconciler(shared: Shared) -> Reconciler:
+    inspector = Inspector(
+        engine=shared.engine,
+        fulcrum=shared.fulcrum,
+        proxmox=shared.proxmox,
+        cluster=shared.settings.smith_cluster,
+        wait=shared.state.stopping.wait,
+    )
+    return Reconciler(inspector=inspector, state=shared.state, interval_s=shared.settings.smith_reconcile_interval_s)
+
+
+def _poller(shared: Shared, mode: Mode) -> Poller:
+    return Poller(
+        engine=shared.engine,
+        fulcrum=shared.fulcrum,
+        state=shared.state,
+        job_timeout_s=shared.settings.fulcrum_job_timeout_s,
+        interval_s=shared.settings.fulcrum_poll_interval_s,
+        only_once=mode is Mode.ONCE,
+    )
+
+
+def _purger(shared: Shared) -> VmPurger:
+    return VmPurger(
+        engine=shared.engine,
+        fulcrum=shared.fulcrum,
+        state=shared.state,
+        cluster=shared.settings.smith_cluster,
+        job_timeout_s=shared.settings.fulcrum_job_timeout_s,
+    )
+
+
+def _metrics(shared: Shared) -> VmMetrics:
+    return VmMetrics(
+        engine=shared.engine,
+        fulcrum=shared.fulcrum,
+        proxmox=shared.proxmox,
+        state=shared.state,
+        interval_s=shared.settings.smith_metrics_interval_s,
+    )
+
+
+def critical_jobs(shared: Shared, mode: Mode, reconciler: Reconciler) -> list[CriticalJob]:
+    """Return the critical jobs, without those whose interval is 0 (off)."""
+    settings, state = shared.settings, shared.state
+    link, prune_interval_s = state.fulcrum, settings.smith_prune_interval_s
+    jobs = [
+        CriticalJob(
+            name="Heartbeat",
+            interval_s=settings.fulcrum_heartbeat_interval_s,
+            run=Heartbeat(fulcrum=shared.fulcrum, state=state).beat,
+            link=link,
+        ),
+        CriticalJob(
+            name="GetPendingJobs",
+            interval_s=settings.fulcrum_poll_interval_s,
+            run=_poller(shared, mode).turn,
+            wake=state.poll_wanted,
+            link=link,
+        ),
+        CriticalJob(
+            name="PruneCompletedJobs",
+            interval_s=prune_interval_s,
+            run=Pruner(engine=shared.engine, settings=settings).prune,
+            for_each_node=False,
+        ),
+        CriticalJob(
+            name="PurgeDeletedVms",
+            interval_s=prune_interval_s,
+            run=_purger(shared).turn,
+            for_each_node=False,
+            link=link,
+        ),
+        CriticalJob(
+            name="ReportMetric",
+            interval_s=settings.smith_metrics_interval_s,
+            run=_metrics(shared).report,
+            for_each_node=False,
+        ),
+        CriticalJob(
+            name="Reconcile",
+            interval_s=settings.smith_reconcile_interval_s,
+            run=reconciler.turn,
+            for_each_node=False,
+        ),
+    ]
+    return [job for job in jobs if job.interval_s > 0]
+
+
+def runs_warm(settings: Settings) -> bool:
+    """True when warm runs are wanted and this machine's versions support them."""
+    return settings.smith_warm != "off" and not why_untested()

@@ -11,10 +11,12 @@ from aiohttp import web
 from fakepve.model import FakeVm
 from fakepve.qemu import DRIVE_KEY, is_cdrom, split_drive, with_mac
 from fakepve.routing import split_list
-from fakepve.server import FakePve, ok
+from fakepve.server import ok
+
+from smith_lab.proxmox.fakepve_server.access import AccessChecks
 
 
-class ConfigurationChanges(FakePve):
+class ConfigurationChanges(AccessChecks):
     """Handles pending values, new and detached disks, and tags as Proxmox does."""
 
     async def _config_get(self, request: web.Request) -> web.Response:

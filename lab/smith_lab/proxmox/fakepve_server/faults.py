@@ -18,6 +18,12 @@ SECRET_PARAMS = ("cipassword", "password")
 class InjectedFaults(FakePve):
     """Logs every request. The first fault that matches a request determines the answer."""
 
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.slow_s = 0.0
+        self.faults: list[dict[str, Any]] = []
+        self.request_log: list[dict[str, Any]] = []
+
     async def _answer(self, request: web.Request, handler: Any, generic: Any, path_node: str | None) -> Any:
         path = request.path.removeprefix(API)
         self.request_log.append({"method": request.method, "path": path, "params": await _shown_params(request)})

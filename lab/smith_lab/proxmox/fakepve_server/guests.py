@@ -17,6 +17,10 @@ GUEST_AGENT_SECONDS = 5
 class RunningGuests(FakePve):
     """Answers for the guest agent, with addresses, and for usage counters."""
 
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.without_guest_agent: set[int] = set()
+
     async def _agent_call(self, match: Any, values: dict[str, Any]) -> Any:
         vm = self.find(values["node"], values["vmid"])
         enabled = re.search(r"(?:^|enabled=)(\d)", str(vm.config.get("agent", "0")))

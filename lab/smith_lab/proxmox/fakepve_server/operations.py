@@ -11,12 +11,14 @@ from fakepve.lxc import SIZE_UNITS, format_size, parse_size
 from fakepve.model import FakeVm, TaskError
 from fakepve.qemu import drives_of, is_cdrom, join_drive, split_drive, volume_ref
 from fakepve.routing import die, split_list
-from fakepve.server import FakePve
+
+from smith_lab.proxmox.fakepve_server.configuration import ConfigurationChanges
+from smith_lab.proxmox.fakepve_server.tasks import TimedTasks
 
 GIB = 1024**3
 
 
-class DiskAndNodeOperations(FakePve):
+class DiskAndNodeOperations(ConfigurationChanges, TimedTasks):
     """Runs these operations as Proxmox tasks."""
 
     def _routes_stand_in(self) -> list[tuple[str, str, Any]]:

@@ -28,6 +28,11 @@ CLOUD_INIT = re.compile(r"(?:^|/)vm-\d+-cloudinit")
 class TimedTasks(FakePve):
     """Runs Proxmox tasks for the time of their type. A clone gets its own cloud-init volume."""
 
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.task_faults: list[dict[str, Any]] = []
+        self.task_seconds = dict(TASK_SECONDS)
+
     async def task(  # noqa: PLR0917 - fakepve's own signature
         self, node: str, ttype: str, tid: Any, user: str, body: Any, vm: Any = None, **kwargs: Any
     ) -> str:

@@ -94,7 +94,7 @@ class MemberReader:
         try:
             ssl.create_default_context(cadata=pem)
         except (ssl.SSLError, ValueError):
-            raise _InvalidMember("is wrong, it holds no certificates in PEM form") from None
+            raise _InvalidMember("is wrong, it contains no certificates in PEM form") from None
         folder = self.settings.smith_data_dir
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -106,7 +106,7 @@ class MemberReader:
         """Return the VMIDs of templates by image name."""
         for name, vmid in _of_type(given, dict, "an object").items():
             if not _IMAGE_NAME.fullmatch(name):
-                raise _InvalidMember("is wrong, the name of an image holds a space, a comma or '='")
+                raise _InvalidMember("is wrong, the name of an image contains a space, a comma or '='")
             if isinstance(vmid, bool) or not isinstance(vmid, int) or vmid < MIN_VMID:
                 raise _InvalidMember(f"is wrong, {name!r} does not name a VMID")
         return dict(given)

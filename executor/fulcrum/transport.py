@@ -23,7 +23,7 @@ from executor.fulcrum.untrusted_json import parse_json
 API_PATH = "/api/v1"
 MAX_RESPONSE_BYTES = 32 * 1024 * 1024
 MAX_ERROR_BYTES = 64 * 1024
-#: Time for a whole body, as a multiple of the read timeout, which starts anew with every byte received.
+#: Time for a whole body, as a multiple of the read timeout, which restarts with every byte received.
 BODY_TIME_FACTOR = 4
 
 
@@ -201,7 +201,7 @@ def _header_value(token: str) -> str:
     if not token:
         raise FulcrumAuthFailing("the FulcrumCore token is empty")
     if not token.isascii() or not token.isprintable() or " " in token:
-        raise FulcrumAuthFailing("the FulcrumCore token holds a character that is not allowed in an HTTP header")
+        raise FulcrumAuthFailing("the FulcrumCore token contains a character that is not allowed in an HTTP header")
     return token
 
 

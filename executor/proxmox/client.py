@@ -169,7 +169,7 @@ class ProxmoxReader:
 
     def permissions(self, path: str) -> frozenset[str]:
         """Return the privileges that the token has on a path, such as `/vms/100`. Needs no privilege."""
-        # The values of the mapping only tell whether a privilege is propagated.
+        # The values only state whether a privilege is propagated.
         found = as_object(self._session.get("/access/permissions", path=path)).get(path)
         return frozenset(found) if isinstance(found, dict) else frozenset()
 

@@ -57,7 +57,7 @@ def _one_line_secret(secret: SecretStr) -> SecretStr:
     if len(text) < MIN_LENGTH:
         raise ValueError(f"is wrong, it is shorter than {MIN_LENGTH} characters")
     if not text.isprintable():
-        raise ValueError("is wrong, it holds a line break or another control character")
+        raise ValueError("is wrong, it contains a line break or another control character")
     return secret
 
 
@@ -83,7 +83,7 @@ def _host(text: str) -> str:
 
 def _user(text: str) -> str:
     if "!" in text:
-        raise ValueError("must not hold a '!', since the token's name belongs in PROXMOX_TOKEN_ID")
+        raise ValueError("must not contain a '!', since the token's name belongs in PROXMOX_TOKEN_ID")
     if not re.fullmatch(r"[^@\s:/]+@[A-Za-z][A-Za-z0-9._-]*", text):
         raise ValueError("must be a user with its realm, as in smith@pve")
     return text
@@ -91,15 +91,15 @@ def _user(text: str) -> str:
 
 def _token_id(text: str) -> str:
     if "!" in text:
-        raise ValueError("must not hold a '!', since the user before it belongs in PROXMOX_USER")
+        raise ValueError("must not contain a '!', since the user before it belongs in PROXMOX_USER")
     if "=" in text:
-        raise ValueError("must not hold a '=', since the secret after it belongs in PROXMOX_TOKEN_SECRET")
+        raise ValueError("must not contain a '=', since the secret after it belongs in PROXMOX_TOKEN_SECRET")
     return _proxmox_name(text)
 
 
 def _proxmox_name(text: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._/-]*", text):
-        raise ValueError("is wrong, it may hold letters, digits, dots, dashes and underscores")
+        raise ValueError("is wrong, it may contain letters, digits, dots, dashes and underscores")
     return text
 
 

@@ -86,7 +86,7 @@ def test_dotenv_values_may_have_quotes_escapes_and_comments(dotenv: Path, writte
     dotenv.write_text(f"\ufeff# comment\n\nexport PROXMOX_PASSWORD = {written}\n", encoding="utf-8")
     if "\n" in read:
         (line,) = problems({}, env_file=dotenv)
-        assert line.startswith("PROXMOX_PASSWORD is wrong, it holds a line break")
+        assert line.startswith("PROXMOX_PASSWORD is wrong, it contains a line break")
     elif len(read) < 4:
         (line,) = problems({}, env_file=dotenv)
         assert line.startswith("PROXMOX_PASSWORD is wrong, it is shorter than 4 characters")

@@ -179,11 +179,13 @@ class LabSystem:
         wanted = {"cores": 1, "memoryMb": 512, "diskGb": 4, "image": None, "osTemplate": "debian-12"} | properties
         return self.order(name, service_type_id=self.ids.container_type_id, **wanted)
 
-    def settled(self, service_id: str, within_s: float = 120.0) -> Json:
+    def wait_for_jobs(self, service_id: str, within_s: float = 120.0) -> Json:
         """Wait until the service has no open job; return the service."""
-        return wait_for(lambda: self._settled_now(service_id), within_s, f"the jobs of service {service_id} to end")
+        return wait_for(
+            lambda: self._without_open_job(service_id), within_s, f"the jobs of service {service_id} to end"
+        )
 
-    def _settled_now(self, service_id: str) -> Json | None:
+    def _without_open_job(self, service_id: str) -> Json | None:
         if any(job["status"] in ("Pending", "Processing") for job in self.admin.jobs(service_id)):
             return None
         return self.admin.get_service(service_id)
@@ -192,21 +194,21 @@ class LabSystem:
         """Return the service's newest job."""
         return max(self.admin.jobs(service_id), key=lambda job: (job["createdAt"], job["status"] == "Pending"))
 
-    def act(self, service_id: str, action: str, within_s: float = 120.0) -> Json:
+    def run_action(self, service_id: str, action: str, within_s: float = 120.0) -> Json:
         """Start an action and wait for its end; return the job."""
         before = {job["id"] for job in self.admin.jobs(service_id)}
         if action == "delete":
             self.admin.delete_service(service_id)
         else:
             self.admin.action(service_id, action)
-        self.settled(service_id, within_s)
+        self.wait_for_jobs(service_id, within_s)
         return next(job for job in self.admin.jobs(service_id) if job["id"] not in before)
 
     def update(self, service_id: str, within_s: float = 120.0, **properties: Any) -> Json:
         """Change properties and wait for the end of the update; return the job."""
         before = {job["id"] for job in self.admin.jobs(service_id)}
         self.admin.patch_service(service_id, properties)
-        self.settled(service_id, within_s)
+        self.wait_for_jobs(service_id, within_s)
         return next(job for job in self.admin.jobs(service_id) if job["id"] not in before)
 
     def reports(self, job_id: str) -> list[Json]:
@@ -263,7 +265,7 @@ def _stop_executor(lab: LabSystem) -> None:
         lab.stop_executor(within_s=30)
 
 
-def ending(job: Json) -> str:
+def outcome_of(job: Json) -> str:
     """Return the status of a job, with its error message if it has one."""
     status = str(job["status"])
     return f"{status}: {job['errorMessage']}" if job.get("errorMessage") else status

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from smith_lab.system import LabSystem, ending, running_lab, wait_for
+from smith_lab.system import LabSystem, outcome_of, running_lab, wait_for
 
 #: One fixture carries all cases: on one worker, it runs once.
 pytestmark = pytest.mark.xdist_group("bad-input")
@@ -154,7 +154,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Out
         }
         found["a job of another agent"] = Outcome(lab.last_job(foreign), lab.vms_of(foreign))
         last = lab.order("afterwards", **GOOD)
-        lab.settled(last)
+        lab.wait_for_jobs(last)
         found["an ordinary job afterwards"] = Outcome(lab.last_job(last), lab.vms_of(last))
         code = lab.stop_executor()
         assert code == 0
@@ -202,7 +202,7 @@ def test_a_job_of_another_agent_is_left_alone(outcomes: dict[str, Outcome]) -> N
 
 
 def test_the_loop_lives_on_after_all_of_it(outcomes: dict[str, Outcome]) -> None:
-    assert ending(outcomes["an ordinary job afterwards"].job) == "Completed"
+    assert outcome_of(outcomes["an ordinary job afterwards"].job) == "Completed"
     assert len(outcomes["an ordinary job afterwards"].vms) == 1
 
 

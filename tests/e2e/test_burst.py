@@ -20,7 +20,7 @@ def test_forty_services_in_forty_groups_are_all_made_while_the_heart_beats(make_
     lab.start_executor()
 
     services = [lab.order(f"tenant-{number}") for number in range(SERVICES)]
-    states = [lab.settled(service_id, 280)["status"] for service_id in services]
+    states = [lab.wait_for_jobs(service_id, 280)["status"] for service_id in services]
 
     assert states == ["Stopped"] * SERVICES
     vmids = [lab.vms_of(service_id)[0]["vmid"] for service_id in services]

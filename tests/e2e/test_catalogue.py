@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from smith_lab.fulcrum_setup import SERVICE_TYPE_FILE, load_type
-from smith_lab.system import LabSystem, ending, running_lab, wait_for
+from smith_lab.system import LabSystem, outcome_of, running_lab, wait_for
 
 CHANGES = {"cores": 2, "memoryMb": 1024, "swapMb": 256}
 
@@ -42,7 +42,7 @@ def container_of(lab: LabSystem, service_id: str) -> dict[str, Any]:
 def test_a_container_goes_through_every_action(lab: LabSystem) -> None:
     network = {"mode": "static", "ipv4Cidr": "192.0.2.40/24", "ipv4Gateway": "192.0.2.1"}
     service_id = lab.order_container("db", ciPassword="swordfish-1", hostname="db", network=network)
-    created = lab.settled(service_id)
+    created = lab.wait_for_jobs(service_id)
     assert created["status"] == "Stopped", lab.last_job(service_id).get("errorMessage")
     guest = container_of(lab, service_id)
     assert guest["config"]["tags"] == "smith"
@@ -52,16 +52,16 @@ def test_a_container_goes_through_every_action(lab: LabSystem) -> None:
     assert (mapping["kind"], mapping["vmid"]) == ("lxc", guest["vmid"])
 
     for action, status in (("start", "running"), ("restart", "running"), ("snapshot", "running"), ("stop", "stopped")):
-        job = lab.act(service_id, action)
+        job = lab.run_action(service_id, action)
         assert (job["status"], container_of(lab, service_id)["status"]) == ("Completed", status), job
     changed = lab.update(service_id, **CHANGES)
-    assert ending(changed) == "Completed"
+    assert outcome_of(changed) == "Completed"
     config = container_of(lab, service_id)["config"]
     assert (int(config["cores"]), int(config["memory"]), int(config["swap"])) == (2, 1024, 256)
-    assert ending(lab.act(service_id, "rollback")) == "Completed"
+    assert outcome_of(lab.run_action(service_id, "rollback")) == "Completed"
     assert int(container_of(lab, service_id)["config"]["cores"]) == 1
 
-    assert ending(lab.act(service_id, "delete")) == "Completed"
+    assert outcome_of(lab.run_action(service_id, "delete")) == "Completed"
     assert lab.admin.get_service(service_id)["status"] == "Deleted"
     assert lab.vms_of(service_id) == []
     assert "swordfish-1" not in lab.log_file.read_text()
@@ -69,21 +69,21 @@ def test_a_container_goes_through_every_action(lab: LabSystem) -> None:
 
 def test_a_container_is_found_by_its_marker_when_its_mapping_is_lost(lab: LabSystem) -> None:
     service_id = lab.order_container("found")
-    lab.settled(service_id)
+    lab.wait_for_jobs(service_id)
     vmid = container_of(lab, service_id)["vmid"]
     lab.smith_text("mappings", "forget", str(vmid), "--yes")
 
-    job = lab.act(service_id, "start")
+    job = lab.run_action(service_id, "start")
 
-    assert ending(job) == "Completed"
+    assert outcome_of(job) == "Completed"
     (mapping,) = [row for row in lab.smith("mappings", "list") if row["service_id"] == service_id]
     assert (mapping["kind"], mapping["vmid"], mapping["state"]) == ("lxc", vmid, "active")
 
 
 def test_a_containers_metrics_are_reported_and_it_is_no_drift(lab: LabSystem) -> None:
     service_id = lab.order_container("measured")
-    lab.settled(service_id)
-    lab.act(service_id, "start")
+    lab.wait_for_jobs(service_id)
+    lab.run_action(service_id, "start")
 
     def measured() -> bool:
         calls = lab.core.history(method="POST", path="/metric-entries")
@@ -97,10 +97,10 @@ def test_a_containers_metrics_are_reported_and_it_is_no_drift(lab: LabSystem) ->
 
 def test_a_container_takes_nothing_that_only_a_vm_has(lab: LabSystem) -> None:
     service_id = lab.order_container("odd", osTemplate="alpine")
-    lab.settled(service_id)
+    lab.wait_for_jobs(service_id)
     assert lab.last_job(service_id)["errorMessage"].startswith("NOT_FOUND: no OS template is called alpine")
     assert lab.vms_of(service_id) == []
-    assert ending(lab.act(service_id, "delete")) == "Completed"
+    assert outcome_of(lab.run_action(service_id, "delete")) == "Completed"
 
 
 # ---------------------------------------------------------------------- VMs that are not cloned
@@ -121,7 +121,7 @@ def bare_type(lab: LabSystem) -> str:
 
 def bare(lab: LabSystem, type_id: str, name: str, **source: Any) -> str:
     service_id = lab.order(name, service_type_id=type_id, image=None, **source)
-    lab.settled(service_id)
+    lab.wait_for_jobs(service_id)
     return service_id
 
 
@@ -131,11 +131,11 @@ def test_a_vm_is_made_from_an_iso_image_and_from_nothing(lab: LabSystem, bare_ty
         "blank": bare(lab, bare_type, "blank", blank=True),
     }
     for name, service_id in services.items():
-        assert ending(lab.last_job(service_id)) == "Completed"
+        assert outcome_of(lab.last_job(service_id)) == "Completed"
         (vm,) = lab.vms_of(service_id)
         assert (vm["config"]["scsi0"].partition(":")[0], vm["config"]["scsi0"].endswith("size=10G")) == ("ceph", True)
         assert ("ide2" in vm["config"]) is (name == "iso")
-        assert ending(lab.act(service_id, "start")) == "Completed"
+        assert outcome_of(lab.run_action(service_id, "start")) == "Completed"
 
 
 def test_an_image_that_no_node_has_and_two_sources_are_refused(lab: LabSystem, bare_type: str) -> None:
@@ -156,26 +156,26 @@ def archives(lab: LabSystem, vmid: int) -> list[str]:
 
 def test_a_backup_goes_where_the_operator_has_said_and_the_last_one_before_the_deletion(lab: LabSystem) -> None:
     service_id = lab.order("kept", diskGb=8)
-    lab.settled(service_id)
+    lab.wait_for_jobs(service_id)
     vmid = lab.vms_of(service_id)[0]["vmid"]
 
-    job = lab.act(service_id, "backup")
+    job = lab.run_action(service_id, "backup")
 
-    assert ending(job) == "Completed"
+    assert outcome_of(job) == "Completed"
     (archive,) = archives(lab, vmid)
     data = lab.admin.get_service(service_id)["agentInstanceData"]
     assert (data["backup"], data["vmid"]) == (f"backups:{archive}", vmid)
-    assert ending(lab.act(service_id, "delete")) == "Completed"
+    assert outcome_of(lab.run_action(service_id, "delete")) == "Completed"
     assert len(archives(lab, vmid)) == 2
     assert lab.vms_of(service_id) == []
 
 
 def test_a_migration_goes_where_there_is_room_and_nowhere_when_there_is_enough(lab: LabSystem) -> None:
     service_id = lab.order("moving", diskGb=8)
-    lab.settled(service_id)
-    lab.act(service_id, "start")
+    lab.wait_for_jobs(service_id)
+    lab.run_action(service_id, "start")
     (before,) = lab.vms_of(service_id)
-    stays = lab.act(service_id, "migrate")
+    stays = lab.run_action(service_id, "migrate")
     assert (stays["status"], lab.vms_of(service_id)[0]["node"]) == ("Completed", before["node"])
     told = lab.smith("jobs", "show", stays["id"])["result"]
     assert (told["changed"], "no other node is much better" in told["placement"]["reason"]) == (False, True)
@@ -183,11 +183,11 @@ def test_a_migration_goes_where_there_is_room_and_nowhere_when_there_is_enough(l
     other = "pve2" if before["node"] == "pve1" else "pve1"
     lab.proxmox.control("node", node=before["node"], maintenance=True)
     try:
-        moved = lab.act(service_id, "migrate")
+        moved = lab.run_action(service_id, "migrate")
     finally:
         lab.proxmox.control("node", node=before["node"])
 
-    assert ending(moved) == "Completed"
+    assert outcome_of(moved) == "Completed"
     (after,) = lab.vms_of(service_id)
     assert (after["node"], after["status"]) == (other, "running")
     assert lab.admin.get_service(service_id)["properties"]["node"] == other
@@ -195,16 +195,16 @@ def test_a_migration_goes_where_there_is_room_and_nowhere_when_there_is_enough(l
 
 def test_an_address_that_came_late_reaches_fulcrum_with_the_next_report(lab: LabSystem) -> None:
     service_id = lab.order("late", diskGb=8)
-    lab.settled(service_id)
+    lab.wait_for_jobs(service_id)
     vmid = lab.vms_of(service_id)[0]["vmid"]
     lab.proxmox.control("behave", vmid=vmid, agent=False)
-    lab.act(service_id, "start")
+    lab.run_action(service_id, "start")
     assert "ipAddresses" not in lab.admin.get_service(service_id)["properties"]
     lab.proxmox.control("behave", vmid=vmid, agent=True)
 
-    assert ending(lab.update(service_id, diskGb=9)) == "Completed"
+    assert outcome_of(lab.update(service_id, diskGb=9)) == "Completed"
 
     service = lab.admin.get_service(service_id)
     (address,) = service["agentInstanceData"]["ip_addresses"]
-    lab.act(service_id, "stop")
+    lab.run_action(service_id, "stop")
     assert lab.admin.get_service(service_id)["properties"]["ipAddresses"] == [address]

@@ -26,8 +26,8 @@ def test_every_mapped_vm_is_measured_and_a_missing_type_is_said_once(make_lab: M
             lab.admin.call("DELETE", f"/metric-types/{metric_type['id']}")
     lab.start_executor()
     service_id = lab.order("measured")
-    lab.settled(service_id)
-    lab.act(service_id, "start")
+    lab.wait_for_jobs(service_id)
+    lab.run_action(service_id, "start")
 
     wanted = {"vm.cpu.usage", "vm.memory.usage", "vm.network.in", "vm.disk.read", "vm.disk.write"}
     wait_for(lambda: wanted <= posted(lab).keys(), 60, "a round of every kind")
@@ -45,8 +45,8 @@ def test_old_jobs_go_with_their_artifacts_failed_ones_too(make_lab: MakeLab) -> 
     lab = make_lab(SMITH_JOB_RETENTION_S="3600", SMITH_PRUNE_INTERVAL_S="2")
     lab.start_executor()
     good, bad = lab.order("kept-a-while"), lab.order("refused", image="no-such-image")
-    lab.settled(good)
-    lab.settled(bad)
+    lab.wait_for_jobs(good)
+    lab.wait_for_jobs(bad)
     wait_for(lambda: not lab.smith("jobs", "list", "--unreported"), 30, "both reports")
     artifacts = lab.data_dir / "artifacts"
     assert len(list(artifacts.iterdir())) == 1

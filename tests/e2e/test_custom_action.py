@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from smith_lab.fulcrum_setup import SERVICE_TYPE_FILE, load_type
-from smith_lab.system import LabSystem, ending, wait_for
+from smith_lab.system import LabSystem, outcome_of, wait_for
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "docs" / "examples" / "actions"
 ISO = "local:iso/debian-13.iso"
@@ -59,7 +59,7 @@ def order(lab: LabSystem, name: str, **properties: object) -> str:
         name=name,
         properties={"cores": 1, "memoryMb": 1024, "diskGb": 8, "image": "debian-12", **properties},
     )
-    lab.settled(service["id"])
+    lab.wait_for_jobs(service["id"])
     return str(service["id"])
 
 
@@ -71,16 +71,16 @@ def drive_of(lab: LabSystem, service_id: str) -> str:
 
 def test_the_example_of_the_documentation_attaches_the_image_and_restarts_a_running_vm(lab: LabSystem) -> None:
     service_id = order(lab, "installer", isoImage=ISO)
-    lab.act(service_id, "start")
+    lab.run_action(service_id, "start")
     assert drive_of(lab, service_id) == ""
     by_hand = ("play", "attach-iso", "--service", service_id, "-e", f"properties.isoImage={ISO}")
     lab.proxmox.reset_request_log()
     assert lab.smith(*by_hand, "--check")["vm"]["planned"] == {"ide3": f"{ISO},media=cdrom"}
     assert lab.proxmox.changing_requests() == []
 
-    job = lab.act(service_id, "attach-iso")
+    job = lab.run_action(service_id, "attach-iso")
 
-    assert ending(job) == "Completed"
+    assert outcome_of(job) == "Completed"
     assert drive_of(lab, service_id).startswith(f"{ISO},media=cdrom")
     (vm,) = lab.vms_of(service_id)
     assert vm["status"] == "running"
@@ -89,7 +89,7 @@ def test_the_example_of_the_documentation_attaches_the_image_and_restarts_a_runn
     stored = lab.smith("jobs", "show", job["id"])
     assert stored["result"]["iso_image"] == ISO
     assert stored["result"]["changed"] is True
-    again = lab.smith("jobs", "show", lab.act(service_id, "attach-iso")["id"])["result"]
+    again = lab.smith("jobs", "show", lab.run_action(service_id, "attach-iso")["id"])["result"]
     assert again["changed"] is False
     assert lab.smith(*by_hand)["vm"] == again
 
@@ -98,7 +98,7 @@ def test_properties_that_do_not_fit_its_schema_are_refused_before_proxmox_hears_
     service_id = order(lab, "odd", isoImage="local:iso/../../etc/shadow.iso")
     lab.proxmox.reset_request_log()
 
-    job = lab.act(service_id, "attach-iso")
+    job = lab.run_action(service_id, "attach-iso")
 
     assert job["errorMessage"].startswith("INVALID_REQUEST: isoImage must match ")
     assert "shadow" not in job["errorMessage"]
@@ -110,11 +110,11 @@ def test_an_action_that_others_could_write_is_refused_until_that_is_mended(lab: 
     playbook = tmp_path / "actions" / "attach-iso.yml"
     playbook.chmod(0o666)
 
-    job = lab.act(service_id, "attach-iso")
+    job = lab.run_action(service_id, "attach-iso")
 
     assert job["errorMessage"].startswith("UNSUPPORTED_ACTION: ")
     assert "is writable by all users" in job["errorMessage"]
     refused = wait_for(lambda: lab.log_events("action_refused"), 20, "the refusal in the log")
     assert refused[-1]["action"] == "attach-iso"
     playbook.chmod(0o644)
-    assert ending(lab.act(service_id, "attach-iso")) == "Completed"
+    assert outcome_of(lab.run_action(service_id, "attach-iso")) == "Completed"

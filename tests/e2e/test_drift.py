@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import requests
-from smith_lab.system import LabSystem, ending, running_lab, wait_for
+from smith_lab.system import LabSystem, outcome_of, running_lab, wait_for
 from support import fork_server
 
 from executor.drift.facts import DriftKind
@@ -30,7 +30,7 @@ def create(lab: LabSystem, *names: str) -> dict[str, tuple[str, int]]:
     """Order several VMs at once; return service and VMID by name."""
     services = {name: lab.order(name) for name in names}
     for service_id in services.values():
-        assert lab.settled(service_id, within_s=240)["status"] == "Stopped"
+        assert lab.wait_for_jobs(service_id, within_s=240)["status"] == "Stopped"
     return {name: (service_id, lab.vms_of(service_id)[0]["vmid"]) for name, service_id in services.items()}
 
 
@@ -102,7 +102,7 @@ def test_changes_in_proxmox_are_repaired_or_logged_once_and_again_when_resolved(
         ("agent", "mark_vm_lost", gone),
         ("agent", "correct_node", moved),
     }
-    assert ending(lab.act(moved, "start")) == "Completed"
+    assert outcome_of(lab.run_action(moved, "start")) == "Completed"
 
 
 def test_without_quorum_nothing_is_concluded_until_quorum_returns(lab: LabSystem) -> None:
@@ -125,7 +125,7 @@ def test_jobs_in_progress_are_no_drift(lab: LabSystem) -> None:
     """Services are created and deleted while the check runs every second."""
     services = [service_id for service_id, _vmid in create(lab, "brief-1", "brief-2").values()]
     for service_id in services:
-        assert ending(lab.act(service_id, "delete")) == "Completed"
+        assert outcome_of(lab.run_action(service_id, "delete")) == "Completed"
     seen = runs(lab)
     wait_for(lambda: runs(lab) > seen + 1, 120, "one more complete check")
     for event in ("drift_found", "drift_corrected"):

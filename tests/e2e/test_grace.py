@@ -10,7 +10,7 @@ from contextlib import closing
 from typing import Any
 
 import pytest
-from smith_lab.system import LabSystem, ending, running_lab, wait_for
+from smith_lab.system import LabSystem, outcome_of, running_lab, wait_for
 from support import fork_server
 
 #: Longer than any test: what is to be destroyed is made due by the test.
@@ -34,11 +34,11 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabSystem]:
 def deleted(lab: LabSystem, name: str) -> tuple[str, int]:
     """Order a service, start it and delete it; return its id and VMID."""
     service_id = lab.order(name)
-    lab.settled(service_id)
-    lab.act(service_id, "start")
+    lab.wait_for_jobs(service_id)
+    lab.run_action(service_id, "start")
     (vm,) = lab.vms_of(service_id)
-    job = lab.act(service_id, "delete")
-    assert ending(job) == "Completed"
+    job = lab.run_action(service_id, "delete")
+    assert outcome_of(job) == "Completed"
     return service_id, vm["vmid"]
 
 
@@ -129,14 +129,14 @@ def test_whoever_takes_the_mark_off_in_proxmox_has_saved_the_vm(lab: LabSystem) 
 def test_a_service_that_fulcrum_still_has_keeps_its_vm_until_it_is_deleted_again(lab: LabSystem) -> None:
     """FulcrumCore had given the job up, so it never took our word for the deletion: the VM is its customer's."""
     service_id = lab.order("timed-out")
-    lab.settled(service_id)
+    lab.wait_for_jobs(service_id)
     (vm,) = lab.vms_of(service_id)
     lab.core.fault("status", method="POST", path=".*/complete$", times=100_000, status=503)
     lab.admin.delete_service(service_id)
     wait_for(lambda: mapping_of(lab, service_id)["state"] == "pending_deletion", 60, "the VM to be marked")
     lab.core.expire_job(lab.last_job(service_id)["id"])
     lab.core.clear_faults()
-    lab.settled(service_id)
+    lab.wait_for_jobs(service_id)
     wait_for(lambda: lab.smith("jobs", "list", "--unreported") == [], 60, "the late report to be settled")
     assert lab.admin.get_service(service_id)["status"] == "Stopped"
 
@@ -146,6 +146,6 @@ def test_a_service_that_fulcrum_still_has_keeps_its_vm_until_it_is_deleted_again
     assert [vm["vmid"] for vm in lab.vms_of(service_id)] == [vm["vmid"]]
     found = [each for each in lab_drift(lab) if each["service_id"] == service_id]
     assert [each["kind"] for each in found] == ["mapping_unreported"]
-    assert ending(lab.act(service_id, "delete")) == "Completed"
+    assert outcome_of(lab.run_action(service_id, "delete")) == "Completed"
     assert lab.vms_of(service_id) == []
     assert mapping_of(lab, service_id)["state"] == "deleted"

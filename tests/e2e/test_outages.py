@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from smith_lab.system import LabSystem, ending, wait_for
+from smith_lab.system import LabSystem, outcome_of, wait_for
 
 MakeLab = Callable[..., LabSystem]
 
@@ -21,7 +21,7 @@ def test_f11_fulcrum_down_at_start_and_for_a_minute_in_between_loses_nothing(mak
     process = lab.start_executor()
     wait_for(lambda: lab.log_events("fulcrum_stopped_answering"), 30, "the outage to be noticed")
     lab.core.resume()
-    assert lab.settled(first, 120)["status"] == "Stopped"
+    assert lab.wait_for_jobs(first, 120)["status"] == "Stopped"
 
     second = lab.order("during")
     wait_for(lambda: lab.log_events("playbook_started")[1:], 60, "the second create to begin")
@@ -32,10 +32,10 @@ def test_f11_fulcrum_down_at_start_and_for_a_minute_in_between_loses_nothing(mak
     assert len(outages) == 2, "one line a change of state"
     lab.core.resume()
 
-    assert lab.settled(second, 120)["status"] == "Stopped"
+    assert lab.wait_for_jobs(second, 120)["status"] == "Stopped"
     for service_id in (first, second):
         (job,) = lab.admin.jobs(service_id)
-        assert ending(job) == "Completed"
+        assert outcome_of(job) == "Completed"
         accepted = [call for call in lab.reports(job["id"]) if call["status"] == 204]
         assert len(accepted) == 1
     assert len(lab.vms()) == 2
@@ -61,4 +61,4 @@ def test_a_disabled_agent_claims_nothing_and_leaves_its_status_alone(make_lab: M
     assert lab.last_job(service_id)["status"] == "Pending"
     assert lab.admin.call("GET", f"/agents/{lab.ids.agent_id}")["status"] == "Disabled"
     lab.admin.call("PATCH", f"/agents/{lab.ids.agent_id}", {"status": "Connected"})
-    assert lab.settled(service_id)["status"] == "Stopped"
+    assert lab.wait_for_jobs(service_id)["status"] == "Stopped"

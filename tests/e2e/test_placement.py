@@ -198,7 +198,7 @@ def test_a_burst_spreads_over_the_nodes_and_every_result_has_its_placement(make_
 
     services = [lab.order(f"spread-{number}", image="debian-13") for number in range(6)]
 
-    assert [lab.settled(service_id)["status"] for service_id in services] == ["Stopped"] * 6
+    assert [lab.wait_for_jobs(service_id)["status"] for service_id in services] == ["Stopped"] * 6
     nodes = Counter(lab.vms_of(service_id)[0]["node"] for service_id in services)
     assert set(nodes) == {"pve1", "pve2"}
     assert max(nodes.values()) <= 4

@@ -51,7 +51,7 @@ def test_f06_killing_the_supervisor_ends_everything_and_the_next_start_goes_on(m
     assert not agent.is_running()
     lab.start_executor()
 
-    assert lab.settled(service_id, 200)["status"] == "Stopped"
+    assert lab.wait_for_jobs(service_id, 200)["status"] == "Stopped"
     assert len(lab.vms()) == 1
     assert len(lab.reports(lab.last_job(service_id)["id"])) == 1
 
@@ -71,7 +71,7 @@ def test_a_schema_taken_back_and_brought_forward_under_a_running_create_loses_no
     assert (done.returncode, done.stderr) == (0, "")
     lab.start_executor()  # the newer version again: it upgrades by itself
 
-    assert lab.settled(service_id, 200)["status"] == "Stopped"
+    assert lab.wait_for_jobs(service_id, 200)["status"] == "Stopped"
     assert len(clones(lab)) == 1
     assert len(lab.vms()) == 1
     assert len(lab.reports(lab.last_job(service_id)["id"])) == 1
@@ -83,7 +83,7 @@ def test_f31_five_jobs_are_the_limit_and_none_is_lost_or_repeated(make_lab: Make
     lab.start_executor()
     services = [lab.order(f"limited-{number}") for number in range(12)]
 
-    states = [lab.settled(service_id, 200)["status"] for service_id in services]
+    states = [lab.wait_for_jobs(service_id, 200)["status"] for service_id in services]
 
     assert states == ["Stopped"] * 12
     assert len(lab.vms()) == 12
@@ -111,7 +111,7 @@ def test_f31_the_other_limits_drain_and_restart_too(make_lab: MakeLab, setting: 
     lab.stop_executor()
     lab.start_executor()
 
-    assert lab.settled(service_id, 120)["status"] == "Stopped"
+    assert lab.wait_for_jobs(service_id, 120)["status"] == "Stopped"
     assert lab.log_events("limit_reached")[0]["limit"] == limit
     (job,) = lab.admin.jobs(service_id)
     assert len(lab.reports(job["id"])) == 1
@@ -143,6 +143,6 @@ def test_a_second_term_puts_the_job_back_and_the_next_start_finishes_it(make_lab
     assert lab.admin.jobs(service_id)[0]["status"] == "Processing"
     assert lab.smith("jobs", "list")[0]["status"] == "pending"
     lab.start_executor()
-    assert lab.settled(service_id, 200)["status"] == "Stopped"
+    assert lab.wait_for_jobs(service_id, 200)["status"] == "Stopped"
     assert len(lab.vms()) == 1
     assert len(clones(lab)) == 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from smith_lab.system import LabSystem, ending
+from smith_lab.system import LabSystem, outcome_of
 
 #: One running system serves all of them.
 pytestmark = pytest.mark.xdist_group("walk")
@@ -18,7 +18,7 @@ def mapping_of(lab: LabSystem, service_id: str) -> dict:
 def test_a_create_leaves_the_vm_the_mapping_and_the_service_that_were_asked_for(lab: LabSystem) -> None:
     service_id = lab.order("shop", cores=3, memoryMb=3072, diskGb=17, tags=["gold", "eu"])
 
-    service = lab.settled(service_id)
+    service = lab.wait_for_jobs(service_id)
 
     assert service["status"] == "Stopped"
     (vm,) = lab.vms_of(service_id)
@@ -37,24 +37,24 @@ def test_a_create_leaves_the_vm_the_mapping_and_the_service_that_were_asked_for(
     assert service["properties"]["node"] == vm["node"]
     assert service["properties"]["macAddress"].lower() in config["net0"].lower()
     job = lab.last_job(service_id)
-    assert ending(job) == "Completed"
+    assert outcome_of(job) == "Completed"
     assert len(lab.reports(job["id"])) == 1
 
 
 def test_a_vm_lives_through_start_stop_update_and_delete(lab: LabSystem) -> None:
     service_id = lab.order("life")
-    lab.settled(service_id)
+    lab.wait_for_jobs(service_id)
 
-    assert ending(lab.act(service_id, "start")) == "Completed"
+    assert outcome_of(lab.run_action(service_id, "start")) == "Completed"
     assert lab.vms_of(service_id)[0]["status"] == "running"
-    assert ending(lab.act(service_id, "stop")) == "Completed"
+    assert outcome_of(lab.run_action(service_id, "stop")) == "Completed"
     assert lab.vms_of(service_id)[0]["status"] == "stopped"
-    assert ending(lab.update(service_id, cores=4, memoryMb=4096, diskGb=33)) == "Completed"
+    assert outcome_of(lab.update(service_id, cores=4, memoryMb=4096, diskGb=33)) == "Completed"
     config = lab.vms_of(service_id)[0]["config"]
     assert (str(config["cores"]), str(config["memory"])) == ("4", "4096")
     assert "size=33G" in config["scsi0"]
     assert lab.admin.get_service(service_id)["properties"]["cores"] == 4
-    assert ending(lab.act(service_id, "delete")) == "Completed"
+    assert outcome_of(lab.run_action(service_id, "delete")) == "Completed"
     assert lab.vms_of(service_id) == []
     service = lab.admin.get_service(service_id)
     assert service["status"] == "Deleted"
@@ -65,58 +65,58 @@ def test_a_vm_lives_through_start_stop_update_and_delete(lab: LabSystem) -> None
 
 def test_snapshot_restart_and_rollback_work_through_the_agent(lab: LabSystem) -> None:
     service_id = lab.order("snap")
-    lab.settled(service_id)
+    lab.wait_for_jobs(service_id)
 
-    assert ending(lab.act(service_id, "snapshot")) == "Completed"
+    assert outcome_of(lab.run_action(service_id, "snapshot")) == "Completed"
     name = lab.admin.get_service(service_id)["properties"]["lastSnapshot"]
     assert any(snapshot == name or snapshot.get("name") == name for snapshot in lab.vms_of(service_id)[0]["snapshots"])
-    assert ending(lab.act(service_id, "rollback")) == "Completed"
-    lab.act(service_id, "start")
-    assert ending(lab.act(service_id, "restart")) == "Completed"
+    assert outcome_of(lab.run_action(service_id, "rollback")) == "Completed"
+    lab.run_action(service_id, "start")
+    assert outcome_of(lab.run_action(service_id, "restart")) == "Completed"
     assert lab.admin.get_service(service_id)["status"] == "Started"
 
 
 def test_start_of_a_running_vm_and_stop_of_a_stopped_one_succeed(lab: LabSystem) -> None:
     service_id = lab.order("idem")
-    lab.settled(service_id)
+    lab.wait_for_jobs(service_id)
     vmid = lab.vms_of(service_id)[0]["vmid"]
 
     lab.proxmox.control("power", vmid=vmid, status="running")
-    assert ending(lab.act(service_id, "start")) == "Completed"
+    assert outcome_of(lab.run_action(service_id, "start")) == "Completed"
     lab.proxmox.control("power", vmid=vmid, status="stopped")
-    assert ending(lab.act(service_id, "stop")) == "Completed"
+    assert outcome_of(lab.run_action(service_id, "stop")) == "Completed"
     assert lab.admin.get_service(service_id)["status"] == "Stopped"
 
 
 def test_deleting_a_vm_that_is_gone_already_succeeds(lab: LabSystem) -> None:
     service_id = lab.order("gone")
-    lab.settled(service_id)
+    lab.wait_for_jobs(service_id)
     lab.proxmox.control("remove", vmid=lab.vms_of(service_id)[0]["vmid"])
 
-    assert ending(lab.act(service_id, "delete")) == "Completed"
+    assert outcome_of(lab.run_action(service_id, "delete")) == "Completed"
     assert lab.admin.get_service(service_id)["status"] == "Deleted"
 
 
 def test_starting_a_vm_that_vanished_moves_the_service_to_lost(lab: LabSystem) -> None:
     service_id = lab.order("lost")
-    lab.settled(service_id)
+    lab.wait_for_jobs(service_id)
     lab.proxmox.control("remove", vmid=lab.vms_of(service_id)[0]["vmid"])
 
-    job = lab.act(service_id, "start")
+    job = lab.run_action(service_id, "start")
 
     assert job["errorMessage"].startswith("VM_NOT_FOUND: ")
     assert lab.admin.get_service(service_id)["status"] == "Lost"
     assert mapping_of(lab, service_id)["state"] == "vm_lost"
-    assert ending(lab.act(service_id, "delete")) == "Completed"
+    assert outcome_of(lab.run_action(service_id, "delete")) == "Completed"
 
 
 def test_a_stranger_on_the_vmid_is_never_touched(lab: LabSystem) -> None:
     service_id = lab.order("recycled")
-    lab.settled(service_id)
+    lab.wait_for_jobs(service_id)
     vmid = lab.vms_of(service_id)[0]["vmid"]
     lab.proxmox.control("recycle", vmid=vmid, name="somebody-else")
 
-    job = lab.act(service_id, "delete")
+    job = lab.run_action(service_id, "delete")
 
     assert job["errorMessage"].startswith("VM_IDENTITY_MISMATCH: ")
     assert lab.proxmox.guest(vmid)["config"]["name"] == "somebody-else"
@@ -124,9 +124,9 @@ def test_a_stranger_on_the_vmid_is_never_touched(lab: LabSystem) -> None:
 
 def test_an_update_without_properties_fails_and_leaves_the_services_properties_whole(lab: LabSystem) -> None:
     service_id = lab.order("bare")
-    before = lab.settled(service_id)["properties"]
+    before = lab.wait_for_jobs(service_id)["properties"]
 
-    job = lab.act(service_id, "update")
+    job = lab.run_action(service_id, "update")
 
     assert job["status"] == "Failed"
     assert job["errorMessage"].startswith("INVALID_REQUEST: ")
@@ -135,7 +135,7 @@ def test_an_update_without_properties_fails_and_leaves_the_services_properties_w
 
 def test_shrinking_a_disk_is_refused_before_anything_changes(lab: LabSystem) -> None:
     service_id = lab.order("shrink", diskGb=20)
-    lab.settled(service_id)
+    lab.wait_for_jobs(service_id)
 
     job = lab.update(service_id, diskGb=12, cores=4)
 
@@ -148,7 +148,7 @@ def test_shrinking_a_disk_is_refused_before_anything_changes(lab: LabSystem) -> 
 def test_an_unknown_template_is_not_found_and_makes_nothing(lab: LabSystem) -> None:
     service_id = lab.order("no-template", image="windows-3.11")
 
-    service = lab.settled(service_id)
+    service = lab.wait_for_jobs(service_id)
 
     assert service["status"] == "CreateFailed"
     assert lab.last_job(service_id)["errorMessage"].startswith("NOT_FOUND: ")
@@ -158,7 +158,7 @@ def test_an_unknown_template_is_not_found_and_makes_nothing(lab: LabSystem) -> N
 def test_a_template_on_another_node_is_cloned(lab: LabSystem) -> None:
     service_id = lab.order("other-node", image="ubuntu-24.04", diskGb=12)
 
-    assert lab.settled(service_id)["status"] == "Stopped"
+    assert lab.wait_for_jobs(service_id)["status"] == "Stopped"
     assert len(lab.vms_of(service_id)) == 1
 
 
@@ -166,7 +166,7 @@ def test_the_password_reaches_the_vm_and_nothing_else(lab: LabSystem) -> None:
     password = "correct-horse-{{ 7 * 7 }}-\"battery'"
     service_id = lab.order("secret", ciUser="ops", ciPassword=password)
 
-    assert lab.settled(service_id)["status"] == "Stopped"
+    assert lab.wait_for_jobs(service_id)["status"] == "Stopped"
 
     config = lab.vms_of(service_id)[0]["config"]
     assert config["ciuser"] == "ops"
@@ -183,7 +183,7 @@ def test_text_from_outside_stays_text(lab: LabSystem) -> None:
     name = "{{ lookup('pipe', 'touch " + str(marker_file) + "') }}"
     service_id = lab.order(name)
 
-    assert lab.settled(service_id)["status"] == "Stopped"
+    assert lab.wait_for_jobs(service_id)["status"] == "Stopped"
 
     (vm,) = lab.vms_of(service_id)
     assert name in vm["config"]["description"]

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import psutil
 from faults.history import Allowed, violations
-from smith_lab.system import LabSystem, ending, running_lab, wait_for
+from smith_lab.system import LabSystem, outcome_of, running_lab, wait_for
 from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.pool import NullPool
 
@@ -61,14 +61,14 @@ class Rig:
     def made(self, name: str, *, started: bool = False) -> str:
         """Order a service and wait until its VM is there."""
         service_id = self.order(name)
-        assert self.lab.settled(service_id, REST_S)["status"] == "Stopped"
+        assert self.lab.wait_for_jobs(service_id, REST_S)["status"] == "Stopped"
         if started:
-            assert ending(self.lab.act(service_id, "start", REST_S)) == "Completed"
+            assert outcome_of(self.lab.run_action(service_id, "start", REST_S)) == "Completed"
         return service_id
 
-    def settled(self, service_id: str) -> Json:
+    def wait_for_jobs(self, service_id: str) -> Json:
         """Wait until nothing is open for the service any more; return it."""
-        return self.lab.settled(service_id, REST_S)
+        return self.lab.wait_for_jobs(service_id, REST_S)
 
     def last_job(self, service_id: str) -> Json:
         return self.lab.last_job(service_id)

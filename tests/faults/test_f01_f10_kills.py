@@ -6,7 +6,7 @@ import time
 
 import pytest
 from faults.rig import Rig
-from smith_lab.system import ending, wait_for
+from smith_lab.system import outcome_of, wait_for
 
 
 def claims(rig: Rig, job_id: str) -> list[int | None]:
@@ -22,10 +22,10 @@ def reports(rig: Rig, job_id: str) -> list[int | None]:
 
 def made_once(rig: Rig, service_id: str) -> None:
     """The service has its VM, by one clone, and one report was taken."""
-    assert rig.settled(service_id)["status"] == "Stopped"
+    assert rig.wait_for_jobs(service_id)["status"] == "Stopped"
     assert len(rig.clones_of(service_id)) == 1
     job = rig.last_job(service_id)
-    assert ending(job) == "Completed"
+    assert outcome_of(job) == "Completed"
     rig.prove()
     assert reports(rig, job["id"]).count(204) <= 1
 
@@ -53,7 +53,7 @@ def test_f02_a_lost_database_takes_in_what_fulcrumcore_has_as_ours(rig: Rig) -> 
     made = rig.made("f02-made")
     with rig.crashing("claim_accepted"):
         claimed = rig.order("f02-claimed")
-    rig.settled(claimed)
+    rig.wait_for_jobs(claimed)
     cloning = rig.order("f02-cloning")
     rig.until(lambda: rig.clones_of(cloning), "the clone to begin")
     rig.lab.executor.kill()
@@ -62,13 +62,13 @@ def test_f02_a_lost_database_takes_in_what_fulcrumcore_has_as_ours(rig: Rig) -> 
         file.unlink()
     rig.start()
     made_once_without_history(rig, cloning)
-    assert ending(rig.lab.act(made, "start")) == "Completed"
+    assert outcome_of(rig.lab.run_action(made, "start")) == "Completed"
     rig.lab.smith("drift", "fix", "--yes")  # the mappings of those that nothing is asked of
     rig.prove()
 
 
 def made_once_without_history(rig: Rig, service_id: str) -> None:
-    assert rig.settled(service_id)["status"] == "Stopped"
+    assert rig.wait_for_jobs(service_id)["status"] == "Stopped"
     assert len(rig.clones_of(service_id)) == 1, "a half-made clone was not recognised"
     assert len(rig.lab.vms_of(service_id)) == 1
 
@@ -137,10 +137,10 @@ def test_f07_a_service_whose_clone_has_no_marker_yet_can_be_deleted(rig: Rig) ->
     """A create fails between clone and marker, and the user deletes → the clone is gone, by its reserved name."""
     rig.lab.proxmox.fail("PUT", "/nodes/*/qemu/*/config", status=500, text="not today", times=-1)
     service_id = rig.order("f07-gone")
-    assert rig.settled(service_id)["status"] == "CreateFailed"
+    assert rig.wait_for_jobs(service_id)["status"] == "CreateFailed"
     rig.lab.proxmox.control("clear_faults")
     assert [vm for vm in rig.lab.vms() if vm["name"].endswith(service_id[:8])]
-    assert ending(rig.lab.act(service_id, "delete")) == "Completed"
+    assert outcome_of(rig.lab.run_action(service_id, "delete")) == "Completed"
     assert not [vm for vm in rig.lab.vms() if vm["name"].endswith(service_id[:8])]
     rig.prove()
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from faults.conftest import MakeRig
 from faults.rig import Rig
-from smith_lab.system import ending
+from smith_lab.system import outcome_of
 from sqlalchemy import update
 
 from executor.agent.reporter import Reporter
@@ -45,7 +45,7 @@ def test_f11_fulcrumcore_is_away_while_a_job_runs(rig: Rig, outage: str) -> None
     ended = "SELECT 1 FROM jobs WHERE service_id = ? AND finished_at IS NOT NULL"
     rig.until(lambda: rig.rows(ended, service_id), "the outcome in the outbox")
     (rig.lab.core.resume if rule is None else rig.lab.core.clear_faults)()
-    assert rig.settled(service_id)["status"] == "Stopped"
+    assert rig.wait_for_jobs(service_id)["status"] == "Stopped"
     rig.prove()
     assert len(rig.lab.log_events("fulcrum_stopped_answering")) == downs + 1, "one line a change of state"
     assert rig.lab.executor.poll() is None
@@ -56,7 +56,7 @@ def test_f11_a_403_about_one_job_that_is_over_at_once_ends_nothing(rig: Rig, cal
     """One call about a job is answered 403, as during an outage of FulcrumCore's database → the job goes on."""
     rig.lab.core.fault("status", status=403, method="POST", path=f"/{call}$", times=1)
     service_id = rig.order(f"f11-403-{call}")
-    assert rig.settled(service_id)["status"] == "Stopped"
+    assert rig.wait_for_jobs(service_id)["status"] == "Stopped"
     assert not [event for event in rig.lab.log_events("job_abandoned") if event["service_id"] == service_id]
     rig.prove()
 
@@ -123,7 +123,7 @@ def test_f12_fulcrumcore_times_a_job_out_in_the_middle_of_a_clone(rig: Rig) -> N
     assert rig.lab.admin.get_service(service_id)["status"] == "New"
     found = {finding["kind"] for finding in rig.drift()["findings"] if finding["service_id"] == service_id}
     assert found == {"mapping_unreported"}
-    assert ending(rig.lab.act(service_id, "create")) == "Completed"
+    assert outcome_of(rig.lab.run_action(service_id, "create")) == "Completed"
     assert len(rig.clones_of(service_id)) == 1
     rig.prove()
 
@@ -134,7 +134,7 @@ def test_f12_a_service_that_was_timed_out_can_be_deleted(rig: Rig) -> None:
     rig.until(lambda: rig.clones_of(service_id), "the clone to begin")
     rig.time_out(service_id)
     rig.until(lambda: rig.lab.vms_of(service_id), "the VM")
-    assert ending(rig.lab.act(service_id, "delete")) == "Completed"
+    assert outcome_of(rig.lab.run_action(service_id, "delete")) == "Completed"
     assert not rig.lab.vms_of(service_id)
     rig.prove()
 
@@ -159,7 +159,7 @@ def test_f13_the_token_is_revoked_and_a_new_one_comes(make_rig: MakeRig) -> None
     new = str(rig.lab.admin.create_token("second", "agent", rig.lab.ids.agent_id)["value"])
     (secrets / "fulcrum_api_token").write_text(new)
 
-    assert [rig.settled(service_id)["status"] for service_id in (running, waiting)] == ["Stopped"] * 2
+    assert [rig.wait_for_jobs(service_id)["status"] for service_id in (running, waiting)] == ["Stopped"] * 2
     rig.prove()
 
 
@@ -170,7 +170,7 @@ def test_f14_fulcrumcore_asks_for_patience(rig: Rig) -> None:
         "status", status=429, method="POST", path="/complete$", times=1, headers={"Retry-After": str(asked_s)}
     )
     service_id = rig.order("f14")
-    assert rig.settled(service_id)["status"] == "Stopped"
+    assert rig.wait_for_jobs(service_id)["status"] == "Stopped"
     first, second = rig.lab.reports(rig.last_job(service_id)["id"])
     assert (first["status"], second["status"]) == (429, 204)
     assert second["time"] - first["time"] >= asked_s

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from faults.rig import Rig
-from smith_lab.system import ending
+from smith_lab.system import outcome_of
 
 #: The calls of a create, each of which may be met.
 CALLS = {
@@ -29,7 +29,7 @@ def test_f15_each_call_to_proxmox_fails_once(rig: Rig, call: str) -> None:
     for answer in ANSWERS.values():
         rig.lab.proxmox.fail(method, path, times=1, **answer)
     services = [rig.order(f"f15-{list(CALLS).index(call)}-{number}") for number in range(2)]
-    assert [rig.settled(service_id)["status"] for service_id in services] == ["Stopped"] * 2
+    assert [rig.wait_for_jobs(service_id)["status"] for service_id in services] == ["Stopped"] * 2
     rig.lab.proxmox.control("clear_faults")
     rig.prove()
 
@@ -38,7 +38,7 @@ def test_f15_proxmox_answers_later_than_the_modules_wait(rig: Rig) -> None:
     """Proxmox takes 7 s to answer a clone, longer than the module waits → the clone is found; there is one."""
     rig.lab.proxmox.fail("POST", "/nodes/*/qemu/9000/clone", status=500, text="late", times=1, after=True, delay_s=7)
     service_id = rig.order("f15-late")
-    assert rig.settled(service_id)["status"] == "Stopped"
+    assert rig.wait_for_jobs(service_id)["status"] == "Stopped"
     assert len(rig.clones_of(service_id)) == 1
     rig.prove()
 
@@ -54,7 +54,7 @@ def test_f16_a_vm_is_locked(rig: Rig, lock: str) -> None:
     rig.logged("job_requeued", back + 1)
     assert "VM_LOCKED" in rig.lab.log_events("job_requeued")[-1]["reason"]
     rig.lab.proxmox.control("lock", vmid=vmid, lock=None)
-    assert rig.settled(service_id)["status"] == "Started"
+    assert rig.wait_for_jobs(service_id)["status"] == "Started"
     rig.prove()
 
 
@@ -63,7 +63,7 @@ def test_f16_the_templates_lock_is_held(rig: Rig) -> None:
     text = "can't lock file '/var/lock/qemu-server/lock-9000.conf' - got timeout"
     rig.lab.proxmox.fail("POST", "/nodes/*/qemu/9000/clone", status=500, text=text, times=2)
     service_id = rig.order("f16-template")
-    assert rig.settled(service_id)["status"] == "Stopped"
+    assert rig.wait_for_jobs(service_id)["status"] == "Stopped"
     assert len(rig.lab.vms_of(service_id)) == 1
     rig.prove()
 
@@ -74,7 +74,7 @@ def test_f16_a_lock_that_outlives_the_deadline_is_told(rig: Rig) -> None:
     vmid = rig.vm_of(service_id)["vmid"]
     rig.lab.proxmox.control("lock", vmid=vmid, lock="backup")
     rig.act_late(service_id, "start")
-    rig.settled(service_id)
+    rig.wait_for_jobs(service_id)
     assert rig.job_of(service_id, "start")["errorMessage"].startswith("VM_LOCKED: ")
     assert rig.vm_of(service_id)["status"] == "stopped"
     rig.lab.proxmox.control("lock", vmid=vmid, lock=None)
@@ -92,13 +92,13 @@ def test_f17_a_task_of_proxmox_fails(rig: Rig, text: str) -> None:
     """The clone's task ends with an error → the job fails at once with the task's own words; nothing is left."""
     rig.lab.proxmox.fail_task("qmclone", text, times=-1)
     service_id = rig.order(f"f17-{len(text)}")
-    assert rig.settled(service_id)["status"] == "CreateFailed"
+    assert rig.wait_for_jobs(service_id)["status"] == "CreateFailed"
     rig.lab.proxmox.control("clear_faults")
     message = rig.last_job(service_id)["errorMessage"]
     assert message.startswith(f"{TASKS[text]}: ")
     assert text.partition(": ")[2] in message
     assert not [vm for vm in rig.lab.vms() if vm["name"].endswith(service_id[:8])]
-    assert ending(rig.lab.act(service_id, "create")) == "Completed"
+    assert outcome_of(rig.lab.run_action(service_id, "create")) == "Completed"
     rig.prove()
 
 
@@ -110,7 +110,7 @@ def test_f18_the_vmid_is_taken_between_reservation_and_clone(rig: Rig) -> None:
         taken = reserved[0]["vmid"]
         rig.lab.proxmox.control("add", vmid=taken, name="somebody-elses", status="running", config={"cores": 1})
         rig.recycled.add(taken)
-    assert rig.settled(service_id)["status"] == "Stopped"
+    assert rig.wait_for_jobs(service_id)["status"] == "Stopped"
     assert rig.vm_of(service_id)["vmid"] != taken
     rig.prove()
 
@@ -120,14 +120,14 @@ def test_f19_the_vm_was_deleted_by_hand(rig: Rig, action: str) -> None:
     """The VM is gone → a delete succeeds, the others fail with VM_NOT_FOUND, after a second look."""
     service_id = rig.made(f"f19-{action}")
     rig.take_away(service_id)
-    job = rig.lab.act(service_id, action)
+    job = rig.lab.run_action(service_id, action)
     state = rig.lab.admin.get_service(service_id)["status"]
     if action == "delete":
         assert (job["status"], state) == ("Completed", "Deleted")
     else:
         assert job["errorMessage"].startswith("VM_NOT_FOUND: ")
         assert state == "Lost"
-        assert ending(rig.lab.act(service_id, "delete")) == "Completed"
+        assert outcome_of(rig.lab.run_action(service_id, "delete")) == "Completed"
     rig.prove()
 
 
@@ -136,7 +136,7 @@ def test_f20_the_vmid_was_recycled_by_a_stranger(rig: Rig, action: str) -> None:
     """The VMID holds somebody else's VM → refused with VM_IDENTITY_MISMATCH, no changing call, an alert."""
     service_id = rig.made(f"f20-{action}")
     vmid = rig.take_away(service_id, recycle=True)
-    job = rig.lab.act(service_id, action)
+    job = rig.lab.run_action(service_id, action)
     assert job["errorMessage"].startswith("VM_IDENTITY_MISMATCH: ")
     assert rig.lab.proxmox.changing_requests() == []
     found = {finding["kind"] for finding in rig.drift()["findings"] if finding["vmid"] == vmid}
@@ -149,7 +149,7 @@ def test_f21_the_vm_moved_to_another_node(rig: Rig) -> None:
     service_id = rig.made("f21")
     vmid = rig.vm_of(service_id)["vmid"]
     rig.lab.proxmox.control("move", vmid=vmid, node="pve2")
-    assert ending(rig.lab.act(service_id, "start")) == "Completed"
+    assert outcome_of(rig.lab.run_action(service_id, "start")) == "Completed"
     assert rig.rows("SELECT node FROM mappings WHERE service_id = ?", service_id) == [{"node": "pve2"}]
     rig.prove()
 
@@ -170,7 +170,7 @@ def test_f22_what_proxmox_does_not_show_is_not_gone(rig: Rig, lie: str) -> None:
     rig.lab.proxmox.control(verb, **values)
     try:
         rig.act_late(service_id, "start")
-        rig.settled(service_id)
+        rig.wait_for_jobs(service_id)
         frozen = rig.drift()["frozen"]
     finally:
         rig.lab.proxmox.control("clear_faults")

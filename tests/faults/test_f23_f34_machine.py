@@ -21,7 +21,7 @@ import psutil
 import pytest
 from faults.conftest import MakeRig
 from faults.rig import Rig, running_rig
-from smith_lab.system import ending
+from smith_lab.system import outcome_of
 from support.databases import PostgresCluster, postgres_binaries, postgres_cluster
 
 from executor.errors import EXIT_DATABASE
@@ -53,7 +53,7 @@ def test_f23_only_the_playbook_is_killed(make_rig: MakeRig, warm: str) -> None:
         with contextlib.suppress(psutil.NoSuchProcess):  # modules come and go
             if "keep" not in process.cmdline()[:5]:
                 process.kill()
-    assert rig.settled(service_id)["status"] == "Stopped"
+    assert rig.wait_for_jobs(service_id)["status"] == "Stopped"
     assert len(rig.clones_of(service_id)) == 1
     assert rig.agent().pid == agent
     rig.prove()
@@ -77,7 +77,7 @@ def test_f23_when_memory_runs_out_the_kernel_takes_a_run_and_not_the_agent(rig: 
         return bool(scores) and all(score is None or score > kept for score in scores)
 
     rig.until(are_offered, "a run whose processes are all offered")
-    rig.settled(service_id)
+    rig.wait_for_jobs(service_id)
     rig.prove()
 
 
@@ -118,7 +118,7 @@ def test_f26_the_disk_is_full(small_disk: Path, tmp_path: Path) -> None:
         assert not rig.clones_of(waiting)
         assert rig.lab.executor.poll() is None
         ballast.unlink()
-        assert [rig.settled(service_id)["status"] for service_id in (running, waiting)] == ["Stopped"] * 2
+        assert [rig.wait_for_jobs(service_id)["status"] for service_id in (running, waiting)] == ["Stopped"] * 2
         rig.logged("disk_space_recovered")
         assert len(rig.lab.log_events("disk_space_low")) == 1
         rig.prove()
@@ -139,7 +139,7 @@ def test_f26_an_end_that_the_database_did_not_take_is_not_forgotten(small_disk: 
         rig.logged("job_end_not_stored")
         ballast.unlink()
         rig.logged("job_released")
-        assert rig.settled(service_id)["status"] == "Stopped"
+        assert rig.wait_for_jobs(service_id)["status"] == "Stopped"
         rig.prove()
         rig.lab.stop_executor()
 
@@ -151,7 +151,7 @@ def test_f33_artifacts_cannot_be_kept(rig: Rig) -> None:
     folder.write_text("in the way")
     try:
         service_id = rig.order("f33")
-        assert rig.settled(service_id)["status"] == "Stopped"
+        assert rig.wait_for_jobs(service_id)["status"] == "Stopped"
         rig.prove()
         assert rig.lab.log_events("artifacts_not_kept")
     finally:
@@ -166,7 +166,7 @@ def test_f33_artifacts_are_deleted_before_the_report(rig: Rig) -> None:
     rig.until(lambda: rig.rows(ended, service_id), "the result")
     shutil.rmtree(rig.lab.data_dir / "artifacts")
     rig.lab.core.clear_faults()
-    assert rig.settled(service_id)["status"] == "Stopped"
+    assert rig.wait_for_jobs(service_id)["status"] == "Stopped"
     rig.prove()
 
 
@@ -187,7 +187,7 @@ def test_f27_the_sqlite_file_is_locked_for_longer_than_anybody_waits(rig: Rig) -
     finally:
         connection.execute("ROLLBACK")
         connection.close()
-    assert rig.settled(service_id)["status"] == "Stopped"
+    assert rig.wait_for_jobs(service_id)["status"] == "Stopped"
     rig.prove()
 
 
@@ -209,7 +209,7 @@ def test_f27_postgresql_ends_connections_and_restarts(postgres: PostgresCluster,
         postgres.stop(signal.SIGINT)
         time.sleep(3)  # an outage that runs end in
         postgres.start()
-        assert [rig.settled(service_id)["status"] for service_id in services] == ["Stopped"] * 4
+        assert [rig.wait_for_jobs(service_id)["status"] for service_id in services] == ["Stopped"] * 4
         rig.prove()
 
 
@@ -242,7 +242,7 @@ def test_f28_two_nodes_share_the_work_and_a_paused_one_wakes_up(postgres: Postgr
             rig.until(lambda: len(rig.clones()) == 4, "all clones to begin")
             with asleep(rig):
                 other.logged("job_reaped")
-            assert [rig.settled(service_id)["status"] for service_id in services] == ["Stopped"] * 4
+            assert [rig.wait_for_jobs(service_id)["status"] for service_id in services] == ["Stopped"] * 4
             rig.logged("job_lost")
             assert len(rig.clones()) == 4
             rig.prove()
@@ -282,7 +282,7 @@ def test_f30_the_same_host_name_and_the_same_pid_are_not_the_same_agent(make_rig
     with container(rig, inside):
         rig.until(lambda: rig.clones_of(service_id), "the clone to begin")
     with container(rig, inside):
-        assert rig.settled(service_id)["status"] == "Stopped"
+        assert rig.wait_for_jobs(service_id)["status"] == "Stopped"
         rig.prove()
     first, second = (event["boot_id"] for event in rig.logged("agent_ready", 2))
     assert first.rsplit("-", 1)[0] == second.rsplit("-", 1)[0], "host name and pid are not the same: no test"
@@ -343,7 +343,7 @@ def test_f29_the_clock_jumps(make_rig: MakeRig, clock_shift: Path) -> None:
     for name, seconds in (("ahead", 3600), ("back", -3600)):
         before = datetime.fromisoformat(rig.lab.log_events()[-1]["timestamp"])
         shift.write_text(str(seconds))
-        assert rig.settled(rig.order(f"f29-{name}"))["status"] == "Stopped"
+        assert rig.wait_for_jobs(rig.order(f"f29-{name}"))["status"] == "Stopped"
         jumped_s = (datetime.fromisoformat(rig.lab.log_events()[-1]["timestamp"]) - before).total_seconds()
         assert abs(jumped_s) > 3000, "the clock did not jump: no test"
         beats = heartbeats(rig)
@@ -366,7 +366,7 @@ def test_f29_the_whole_system_is_suspended(rig: Rig) -> None:
     rig.until(lambda: rig.clones_of(service_id), "the clone to begin")
     with asleep(rig):
         time.sleep(10)
-    assert rig.settled(service_id)["status"] == "Stopped"
+    assert rig.wait_for_jobs(service_id)["status"] == "Stopped"
     assert not rig.lab.log_events("agent_stalled")
     rig.prove()
 
@@ -379,8 +379,8 @@ def test_f34_a_job_that_brings_the_agent_down_three_times(rig: Rig) -> None:
     poison = rig.lab.order("f34-poison")
     with rig.crashing("run_noted", service_id=poison, times=3):
         others = [rig.order(f"f34-{number}") for number in range(2)]
-        assert rig.settled(poison)["status"] == "CreateFailed"
+        assert rig.wait_for_jobs(poison)["status"] == "CreateFailed"
     assert rig.last_job(poison)["errorMessage"].startswith("QUARANTINED: ")
-    assert [rig.settled(service_id)["status"] for service_id in others] == ["Stopped"] * 2
-    assert ending(rig.lab.act(poison, "create")) == "Completed"
+    assert [rig.wait_for_jobs(service_id)["status"] for service_id in others] == ["Stopped"] * 2
+    assert outcome_of(rig.lab.run_action(poison, "create")) == "Completed"
     rig.prove()

@@ -35,7 +35,7 @@ def test_r5_the_executor_claims_again_after_each_of_several_kills(
         killed_at = time.time()
         rig.agent().send_signal(signal.SIGKILL)
         service_id = rig.order(f"after-{number}")
-        assert rig.settled(service_id)["status"] == "Stopped"
+        assert rig.wait_for_jobs(service_id)["status"] == "Stopped"
         (claim,) = rig.lab.core.history(method="POST", path=f"/{rig.last_job(service_id)['id']}/claim")
         took.append(claim["time"] - killed_at)
     figure(f"R5 claiming again after SIGKILL, of 10 s: {', '.join(f'{each:.1f} s' for each in took)}")

@@ -18,7 +18,7 @@ from containers import (
     smith,
     wait_until_healthy,
 )
-from smith_lab.system import LabSystem, ending, wait_for
+from smith_lab.system import LabSystem, outcome_of, wait_for
 
 JOB_LIMIT_S = 120.0
 #: Folders that podman creates for its mounts.
@@ -100,7 +100,7 @@ def test_a_burst_of_services_fits_into_the_memory_limit(lab: LabSystem, running:
 
 
 def _statuses(lab: LabSystem, services: list[str]) -> list[str]:
-    return [str(lab.settled(service_id, 2 * JOB_LIMIT_S)["status"]) for service_id in services]
+    return [str(lab.wait_for_jobs(service_id, 2 * JOB_LIMIT_S)["status"]) for service_id in services]
 
 
 @needs_podman
@@ -115,7 +115,7 @@ def test_no_job_is_lost_or_done_twice_when_the_agent_is_killed(lab: LabSystem, r
     service_id, job = _create_service_until_clone(lab, "killed")
     before = len(events(running, "agent_started"))
     assert running.execute("python3", "-c", f"import os; os.kill({_agent_pid(running)}, 9)").returncode == 0
-    assert lab.settled(service_id, 2 * JOB_LIMIT_S)["status"] == "Stopped", running.logs()[-3000:]
+    assert lab.wait_for_jobs(service_id, 2 * JOB_LIMIT_S)["status"] == "Stopped", running.logs()[-3000:]
     assert len(events(running, "agent_started")) == before + 1
     assert len(lab.vms_of(service_id)) == 1
     assert len(lab.reports(job["id"])) == 1
@@ -125,7 +125,7 @@ def test_a_stop_waits_for_the_running_playbook_and_reports_it(lab: LabSystem, ru
     service_id, job = _create_service_until_clone(lab, "stopped")
     assert running.stop() == 0, running.logs()[-3000:]
     assert lab.last_job(service_id)["id"] == job["id"]
-    assert ending(lab.last_job(service_id)) == "Completed"
+    assert outcome_of(lab.last_job(service_id)) == "Completed"
     assert len(lab.vms_of(service_id)) == 1
 
 
@@ -133,7 +133,7 @@ def test_a_start_with_the_same_volume_has_the_old_mappings(lab: LabSystem, runni
     """Starts the VM of the previous test."""
     (service_id,) = [service["id"] for service in lab.admin.list_services() if service["name"] == "stopped"]
     assert service_id in {mapping["service_id"] for mapping in smith(running, "mappings", "list")}
-    assert ending(lab.act(service_id, "start", JOB_LIMIT_S)) == "Completed"
+    assert outcome_of(lab.run_action(service_id, "start", JOB_LIMIT_S)) == "Completed"
     assert [vm["status"] for vm in lab.vms_of(service_id)] == ["running"]
 
 

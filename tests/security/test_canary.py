@@ -197,12 +197,12 @@ def _first_life(found: Evidence, vms: dict[str, Canary]) -> None:
         }
         services["update"] = lab.order("update", cores=1, memoryMb=512, diskGb=8)
         for service in services.values():
-            lab.settled(service, PATIENCE_S)
+            lab.wait_for_jobs(service, PATIENCE_S)
         lab.admin.patch_service(services["update"], {"ciPassword": vms["update"].value})
         for name in LEAKING:
             lab.admin.action(services[name], "leak")
         for service in services.values():
-            lab.settled(service, PATIENCE_S)
+            lab.wait_for_jobs(service, PATIENCE_S)
         _fail_a_create(found, vms["plain"])
         _kill_the_agent(found, vms["crash"])
         found.while_running = found.scanner.look_below(*found.folders)
@@ -222,7 +222,7 @@ def _fail_a_create(found: Evidence, password: Canary) -> None:
         text = f"Parameter verification failed. cipassword: {password.value}"
         found.lab.proxmox.fail(method, "/nodes/*/qemu/*/config", status=400, text=text)
     service = found.lab.order("refused", ciUser="ops", ciPassword=password.value, cores=1, memoryMb=512, diskGb=8)
-    found.lab.settled(service, PATIENCE_S)
+    found.lab.wait_for_jobs(service, PATIENCE_S)
     found.lab.proxmox.control("clear_faults")
     found.outcomes["refused"] = _outcome(found.lab, service)
 
@@ -237,7 +237,7 @@ def _kill_the_agent(found: Evidence, password: Canary) -> None:
     os.kill(agent, signal.SIGKILL)
     found.of_killed_run = found.scanner.look_below(lab.folder / "run")
     lab.proxmox.control("time_scale", scale=0.0)
-    lab.settled(service, PATIENCE_S)
+    lab.wait_for_jobs(service, PATIENCE_S)
     found.outcomes["crash"] = _outcome(lab, service)
 
 
@@ -304,7 +304,7 @@ def _second_life(found: Evidence, url: str) -> None:
     with found.watched():
         wait_for(lambda: len(lab.log_events("agent_ready")) > before, 120, "the second life")
         service = lab.order("remote", cores=1, memoryMb=512, diskGb=8)
-        lab.settled(service, PATIENCE_S)
+        lab.wait_for_jobs(service, PATIENCE_S)
         found.outcomes["remote"] = _outcome(lab, service)
         found.browse(found.canaries[2].value)
         for arguments in (("config", "show", "--json"), ("doctor",), ("jobs", "list", "--json")):

@@ -244,7 +244,7 @@ def test_payloads_reach_a_vm_as_the_text_that_they_are(lab: LabSystem) -> None:
     }
 
     for text, service in services.items():
-        assert lab.settled(service, 280)["status"] == "Stopped", lab.last_job(service).get("errorMessage")
+        assert lab.wait_for_jobs(service, 280)["status"] == "Stopped", lab.last_job(service).get("errorMessage")
         (vm,) = lab.vms_of(service)
         assert vm["config"]["description"].startswith(describe(text))
         assert urllib.parse.unquote(vm["config"]["sshkeys"]).strip() == f"{KEY} {text}"

@@ -178,7 +178,7 @@ def test_an_agent_whose_token_sees_no_vm_calls_none_of_them_gone(tmp_path: Path)
         lab.start_executor()
         services = {action: lab.order(action, cores=1, memoryMb=512, diskGb=8) for action in ("start", "delete")}
         for service in services.values():
-            assert lab.settled(service, PATIENCE_S)["status"] == "Stopped"
+            assert lab.wait_for_jobs(service, PATIENCE_S)["status"] == "Stopped"
         before = {vm["vmid"]: vm for vm in lab.proxmox.guests()}
         lab.proxmox.control("revoke", path="/vms", privilege="VM.Audit")
         for action, service in services.items():

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from smith_lab.system import LabSystem, ending, running_lab, wait_for
+from smith_lab.system import LabSystem, outcome_of, running_lab, wait_for
 
 pytestmark = [pytest.mark.xdist_group("rotation"), pytest.mark.timeout(900)]
 
@@ -40,7 +40,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabSystem]:
 def service(lab: LabSystem) -> str:
     """The id of a service whose VM is there."""
     service_id = lab.order("rotated")
-    assert lab.settled(service_id, PATIENCE_S)["status"] == "Stopped"
+    assert lab.wait_for_jobs(service_id, PATIENCE_S)["status"] == "Stopped"
     return service_id
 
 
@@ -63,9 +63,9 @@ def test_a_token_that_is_revoked_and_replaced_is_taken_over_without_a_restart(la
     lab.core.revoke_token(value=lab.ids.agent_token)
     (lab.folder / "secrets" / "fulcrum_api_token").write_text(token)
 
-    job = lab.act(service, "start", PATIENCE_S)
+    job = lab.run_action(service, "start", PATIENCE_S)
 
-    assert ending(job) == "Completed"
+    assert outcome_of(job) == "Completed"
     assert reloads(lab, "FULCRUM_API_TOKEN") == before + 1
     assert agent_of(lab).pid == agent
     assert token not in lab.log_file.read_text()
@@ -76,13 +76,13 @@ def test_a_secret_of_proxmox_that_changes_fails_no_job(lab: LabSystem, service: 
     lab.proxmox.control("token_secret", secret=NEW_PROXMOX_SECRET)
     (lab.folder / "secrets" / "proxmox_token_secret").write_text(NEW_PROXMOX_SECRET)
 
-    job = lab.act(service, "stop", PATIENCE_S)
+    job = lab.run_action(service, "stop", PATIENCE_S)
 
-    assert ending(job) == "Completed"
+    assert outcome_of(job) == "Completed"
     assert reloads(lab, "PROXMOX_TOKEN_SECRET") == before + 1
     assert NEW_PROXMOX_SECRET not in lab.log_file.read_text()
     # Placement asks Proxmox on the connections of the agent's own threads, all of which have to be made anew.
-    assert lab.settled(lab.order("after-rotation"), PATIENCE_S)["status"] == "Stopped"
+    assert lab.wait_for_jobs(lab.order("after-rotation"), PATIENCE_S)["status"] == "Stopped"
 
 
 def test_hup_reads_the_secrets_and_one_that_cannot_be_used_is_told_and_not_taken(lab: LabSystem, service: str) -> None:
@@ -103,7 +103,7 @@ def test_hup_reads_the_secrets_and_one_that_cannot_be_used_is_told_and_not_taken
     assert agent_of(lab).pid == agent
     assert token not in lab.log_file.read_text()
     lab.core.revoke_token(value=good)
-    assert ending(lab.act(service, "start", PATIENCE_S)) == "Completed"
+    assert outcome_of(lab.run_action(service, "start", PATIENCE_S)) == "Completed"
 
 
 # --- the process that all this happens in, while it is there --------------------------------------------------------

@@ -51,7 +51,7 @@ QUIT_GRACE_S = 6.0
 #: Time for the last reports before the process exits.
 FLUSH_S = 10.0
 #: Wait of a loop after a database error.
-DATABASE_PAUSE_S = 5.0
+DATABASE_RETRY_S = 5.0
 
 
 class Mode(StrEnum):
@@ -107,7 +107,7 @@ class Agent:
     # --- start ----------------------------------------------------------------------------------------------------
 
     def _recover(self) -> None:
-        """Clean up after earlier lives, then store this one."""
+        """End the runs of earlier agent processes, register this one, and reap the jobs of dead owners."""
         for ident in self.runner.sweep():
             log.warning("orphan_run_killed", run_ident=ident)
         if self.settings.smith_warm != "off":
@@ -147,11 +147,11 @@ class Agent:
                     log.error("loop_cannot_use_database", loop=name, reason=str(error).splitlines()[0])
                 failing = True
                 self.leases.note_database_error()
-                self.state.stopping.wait(DATABASE_PAUSE_S)
+                self.state.stopping.wait(DATABASE_RETRY_S)
             except Exception:
                 # An unexpected exception must not end the loop: every later job would wait for ever, unnoticed.
                 log.exception("loop_crashed", loop=name)
-                self.state.stopping.wait(DATABASE_PAUSE_S)
+                self.state.stopping.wait(DATABASE_RETRY_S)
 
     def _report(self) -> None:
         pause_s = self.reporter.turn()
@@ -165,7 +165,7 @@ class Agent:
         """Wait until the agent has to stop; return the reason and the exit code."""
         progress = Progress()
         while True:
-            self._beat(progress)
+            self._tick(progress)
             self.monitor.watch()
             if self._signals:
                 return "signal", EXIT_OK
@@ -176,8 +176,8 @@ class Agent:
                 return "done", EXIT_OK
             time.sleep(TICK_S)
 
-    def _beat(self, progress: Progress) -> None:
-        """Do what each turn of the main thread does: signs of life, and the reload after HUP."""
+    def _tick(self, progress: Progress) -> None:
+        """One turn of the main thread's loops: report progress, and reload secrets after HUP."""
         progress.beat()
         self.state.note_turn("main")
         if self.state.is_ready:
@@ -240,10 +240,10 @@ class Agent:
         return code if drained else EXIT_FAILURE
 
     def _wait_for_jobs(self, within_s: float, *, stops_at_second_signal: bool = True) -> bool:
-        """Wait until no job runs; False when the time is over or a second signal was received."""
+        """Wait until no job runs; False after a timeout or a second stop signal."""
         progress, limit = Progress(), time.monotonic() + within_s
         while self.dispatcher.running:
-            self._beat(progress)
+            self._tick(progress)
             has_second_signal = len(self._signals) > 1 or signal.SIGQUIT in self._signals
             if time.monotonic() >= limit or (stops_at_second_signal and has_second_signal):
                 return False

@@ -81,7 +81,7 @@ class Worker:
                 return
             except JobError as error:
                 result = JobResult(succeeded=False, code=error.code, detail=error.detail)
-                # Raised before any run started, so no VM can exist on a VMID that was reserved just now.
+                # Raised before any run started: no VM can exist on a VMID that this attempt has reserved.
                 unused = mapping is not None and mapping.created_at >= begun_at
             self._end(job, lease, mapping, result, stop, unused=unused)
 

@@ -20,10 +20,10 @@ def test_once_carries_what_one_poll_found_and_leaves(make_lab: MakeLab) -> None:
     assert lab.smith("jobs", "list", "--unreported") == []
 
 
-def test_drain_works_until_fulcrum_has_nothing_more_for_us(make_lab: MakeLab) -> None:
+def test_until_idle_works_until_fulcrum_has_no_more_jobs(make_lab: MakeLab) -> None:
     lab = make_lab()
     group_id = lab.admin.create_group(lab.ids.consumer_id, "one-at-a-time")
-    services = [lab.order(f"drain-{number}", group_id=group_id) for number in range(3)]
+    services = [lab.order(f"idle-{number}", group_id=group_id) for number in range(3)]
 
     assert lab.start_executor("--until-idle").wait(240) == 0
 

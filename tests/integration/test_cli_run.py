@@ -103,7 +103,7 @@ def test_a_wrong_setting_ends_a_run_with_3_and_is_not_shown_if_it_may_be_secret(
     assert "hunter2" not in done.stderr
 
 
-def test_once_and_drain_exclude_each_other(smith: Cli) -> None:
+def test_once_and_until_idle_exclude_each_other(smith: Cli) -> None:
     done = smith("run", "--once", "--until-idle", **SETTINGS)
     assert done.returncode == 2
     assert not smith.data.exists()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -12,12 +11,10 @@ import typer
 import typer.main
 from typer.core import TyperCommand, TyperGroup
 
-from executor.cli.commands import COMMANDS, EXTENSIONS, GROUPS, Command, Group
+from executor.cli.commands import COMMANDS, EXTENSIONS, GROUPS, Command, Extension, Group
 from executor.cli.help_text import examples_of
 from executor.errors import SmithError
 
-#: The group of entry points by which another distribution adds commands: name = "module:function".
-ENTRY_POINTS = "smith.commands"
 #: Plain help: rich's takes longer to import than everything else that the help needs.
 STYLE: dict[str, Any] = {"rich_markup_mode": None, "add_completion": False, "pretty_exceptions_enable": False}
 
@@ -49,8 +46,8 @@ class CommandLine(TyperGroup):
 def top_level_commands() -> dict[str, LazyCommand]:
     """Return the top level's commands and groups by name, none of them loaded, in the order of the help."""
     found = {command.name: _lazy_command(command) for command in COMMANDS if not command.group}
-    for name, text, distribution in EXTENSIONS:
-        found[name] = LazyCommand(name, text, partial(_extension, name, distribution))
+    for extension in EXTENSIONS:
+        found[extension.name] = LazyCommand(extension.name, extension.help, partial(_extension, extension))
     for group in GROUPS:
         found[group.name] = LazyCommand(group.name, group.help, partial(_group, group))
     return found
@@ -99,13 +96,13 @@ def _do_nothing() -> None:
 
 
 def _from_entry_point(name: str) -> Any:
-    """Return the command that a distribution's entry point names, None if no installed one does."""
-    for entry_point in importlib.metadata.entry_points(group=ENTRY_POINTS, name=name):
-        return _command(name, entry_point.load())
-    return None
+    """Return the command that an installed distribution adds under this name, None when none does."""
+    # importlib.metadata takes an eighth of the time that `smith --help` takes, so the help does not import it.
+    function = function_at("entry_points", "find_function")(name)
+    return None if function is None else _command(name, function)
 
 
-def _extension(name: str, distribution: str) -> Any:
-    if (command := _from_entry_point(name)) is None:
-        raise NotInstalled(f"`smith {name}` is not installed: pip install {distribution}")
+def _extension(row: Extension) -> Any:
+    if (command := _from_entry_point(row.name)) is None:
+        raise NotInstalled(f"`smith {row.name}` is not installed: pip install {row.distribution}")
     return command

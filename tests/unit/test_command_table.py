@@ -11,8 +11,9 @@ import pytest
 
 from executor import cli
 from executor.cli.commands import COMMANDS, EXTENSIONS, GROUPS, Command, Extension, Group
+from executor.cli.entry_points import GROUP
 from executor.cli.help_text import examples_of
-from executor.cli.lazy import ENTRY_POINTS, function_at, top_level_commands
+from executor.cli.lazy import function_at, top_level_commands
 
 
 @pytest.mark.parametrize("row", COMMANDS, ids=lambda row: f"{row.group} {row.name}".strip())
@@ -52,7 +53,7 @@ def test_a_group_lists_the_commands_of_its_rows(group: Group) -> None:
 
 @pytest.mark.parametrize("row", EXTENSIONS, ids=lambda row: row.name)
 def test_an_extension_is_an_entry_point_of_the_distribution_that_the_table_names(row: Extension) -> None:
-    found = entry_points(group=ENTRY_POINTS, name=row.name)
+    found = entry_points(group=GROUP, name=row.name)
     assert [entry_point.dist.name for entry_point in found if entry_point.dist] == [row.distribution]
     assert [_first_line(entry_point.load()) for entry_point in found] == [row.help]
 

@@ -1,6 +1,6 @@
-"""What can be said of an action's playbook without running it. Reads only; ansible-playbook is asked in `by_hand`.
+"""Checks of an action's playbook that do not run it (`ansible_playbook.syntax_problem` checks the syntax). Reads only.
 
-A problem keeps the action from working or from being safe; a hint is worth a second look.
+With a problem the action does not work or is not safe; a hint may be intended.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from typing import Any
 import yaml
 
 MODULE_GROUP = "group/community.proxmox.proxmox"
-#: Those of our inventory, which has one host only.
+#: The host of our inventory, and the group of all hosts.
 HOSTS = ("proxmox", "all")
 INCLUDES_ROLE = ("import_role", "include_role")
 INCLUDES_TASKS = ("import_tasks", "include_tasks")
 BLOCKS = ("block", "rescue", "always")
-#: Our roles that look whose VM it is before anything is changed.
+#: Our roles that verify the VM's identity before they change it.
 PROOFS = ("vm_identity", "vm_present")
 MAX_DEPTH = 20
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads what Ansible reads; its own tags (!unsafe, !vault) say nothing here."""
+    """Reads Ansible's YAML; the values of its own tags (!unsafe, !vault) become the tag's name."""
 
 
 _Loader.add_multi_constructor("!", lambda loader, suffix, node: f"!{suffix}")
@@ -32,7 +32,7 @@ _Loader.add_multi_constructor("!", lambda loader, suffix, node: f"!{suffix}")
 
 @dataclass
 class Contents:
-    """What a playbook holds, its included tasks and the roles beside it among it."""
+    """The contents of a playbook, with its included tasks and the roles beside it."""
 
     plays: list[dict[str, Any]] = field(default_factory=list)
     tasks: list[dict[str, Any]] = field(default_factory=list)
@@ -42,25 +42,25 @@ class Contents:
 
 @dataclass(frozen=True)
 class Findings:
-    """What a check has found."""
+    """The result of a check."""
 
     problems: tuple[str, ...]
     hints: tuple[str, ...]
 
 
 def check(playbook: Path) -> Findings:
-    """Look at a playbook."""
+    """Return the problems and hints of a playbook."""
     contents = read(playbook)
     if contents.problems:
         return Findings(tuple(contents.problems), ())
     problems = [problem for play in contents.plays for problem in _play_problems(play, contents)]
     if not _publishes(contents):
-        problems.append("it publishes no result: end with the role vm_result, or set_stats of vm_result")
+        problems.append("it publishes no result: end with the role vm_result, or with set_stats of vm_result")
     return Findings(tuple(dict.fromkeys(problems)), tuple(_hints(contents)))
 
 
 def read(playbook: Path) -> Contents:
-    """Read a playbook and what it includes by a name that is written out."""
+    """Read a playbook, with the files and roles that it includes by a literal name."""
     contents = Contents()
     document = _yaml(playbook, contents)
     if contents.problems:
@@ -78,9 +78,9 @@ def read(playbook: Path) -> Contents:
 
 
 def vm_options(playbook: Path, own_roles: Path) -> dict[str, dict[str, Any]]:
-    """Return the members of `vm` that the playbook's roles know, by name, as their argument_specs describe them.
+    """Return the members of `vm` by name, as the argument_specs of the playbook's roles describe them.
 
-    `own_roles` is the folder with the roles that we bring; those beside the playbook come first.
+    `own_roles` is the folder with our roles; a role beside the playbook takes precedence.
     """
     found: dict[str, dict[str, Any]] = {}
     for role in read(playbook).roles:
@@ -88,8 +88,8 @@ def vm_options(playbook: Path, own_roles: Path) -> dict[str, dict[str, Any]]:
             specs = _yaml(folder / role / "meta" / "argument_specs.yml", Contents())
             options = _member(specs, "argument_specs", "main", "options", "vm", "options")
             for name, option in options.items():
-                wanted = bool(option.get("required")) or bool(found.get(name, {}).get("required"))
-                found[name] = {**found.get(name, {}), **option, "required": wanted}
+                is_required = bool(option.get("required")) or bool(found.get(name, {}).get("required"))
+                found[name] = {**found.get(name, {}), **option, "required": is_required}
             if isinstance(specs, dict):
                 break
     return found
@@ -105,12 +105,12 @@ def _play_problems(play: dict[str, Any], contents: Contents) -> Iterator[str]:
     if play.get("hosts") not in HOSTS:
         yield f"hosts is {play.get('hosts')!r}: the inventory has one host, proxmox, where the modules run"
     if play.get("gather_facts") is not False:
-        yield "gather_facts must be false: the facts would be those of this machine, and cost a second"
+        yield "gather_facts must be false: it would gather this machine's facts, which takes a second"
     login = _member(play, "module_defaults").get(MODULE_GROUP)
     if login is None and any("community.proxmox." in key for task in contents.tasks for key in task):
-        yield f"module_defaults lacks {MODULE_GROUP}: smith_proxmox, so the modules would not know who we are"
+        yield f"module_defaults lacks {MODULE_GROUP}: smith_proxmox, so the modules have no login"
     if "vars_prompt" in play:
-        yield "vars_prompt asks a person, and the executor has none"
+        yield "vars_prompt needs an operator's answer, which the executor cannot give"
 
 
 def _publishes(contents: Contents) -> bool:
@@ -122,11 +122,11 @@ def _publishes(contents: Contents) -> bool:
 
 def _hints(contents: Contents) -> Iterator[str]:
     if not set(PROOFS) & set(contents.roles):
-        yield "it does not import the role vm_identity, which proves whose VM it is before anything is changed"
+        yield "it does not import the role vm_identity, which verifies the VM's identity before any change"
     if not any("rescue" in task for task in contents.tasks):
         yield "it has no rescue with smith_failure, so its failures may end as PLAYBOOK_FAILED"
     if any(_arguments(task, name) is not None for task in contents.tasks for name in ("pause", "prompt")):
-        yield "it pauses, which takes time from FulcrumCore's job timeout"
+        yield "it pauses, which counts against FulcrumCore's job timeout"
 
 
 def _add_tasks(tasks: list[Any], file: Path, contents: Contents, depth: int) -> None:
@@ -140,7 +140,7 @@ def _add_tasks(tasks: list[Any], file: Path, contents: Contents, depth: int) -> 
         for section in BLOCKS:
             _add_tasks(_list(task.get(section)), file, contents, depth + 1)
         for name in INCLUDES_ROLE:
-            _add_role(_member({"it": _arguments(task, name)}, "it").get("name"), file, contents, depth + 1)
+            _add_role(_member({name: _arguments(task, name)}, name).get("name"), file, contents, depth + 1)
         for name in INCLUDES_TASKS:
             _add_file(_arguments(task, name), file, contents, depth + 1)
 
@@ -150,7 +150,7 @@ def _add_role(name: Any, file: Path, contents: Contents, depth: int) -> None:
         return
     contents.roles.append(name)
     tasks = file.parent / "roles" / name / "tasks" / "main.yml"
-    if tasks.is_file():  # one of the provider's own; what ours do is known
+    if tasks.is_file():  # a role of the provider; ours are not checked
         _add_tasks(_list(_yaml(tasks, contents)), tasks, contents, depth)
 
 
@@ -170,7 +170,7 @@ def _yaml(file: Path, contents: Contents) -> Any:
     except OSError as error:
         contents.problems.append(f"{file.name} cannot be read: {error.strerror}")
     except (yaml.YAMLError, UnicodeError, RecursionError) as error:
-        contents.problems.append(f"{file.name} is no YAML: {' '.join(str(error).split())[:300]}")
+        contents.problems.append(f"{file.name} is not valid YAML: {' '.join(str(error).split())[:300]}")
     return None
 
 

@@ -1,4 +1,4 @@
-"""`smith actions`: which actions there are, whether a provider's own are sound, and how to begin one."""
+"""`smith actions`: list the actions, check a provider's own, and write a new one."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from executor.runs import action_schema, actions
 from executor.runs.actions import ACTION_PATTERN, SCHEMA_SUFFIX, Listed, ansible_home
 
 COLUMNS = {"name": "ACTION", "source": "SOURCE", "schema": "SCHEMA", "note": "NOTE"}
-#: Not writable for anybody else, whatever the umask: such a file would be refused.
+#: Set whatever the umask is: an action file that others can write is refused.
 FILE_MODE = 0o644
 
 PLAYBOOK = """\
@@ -82,16 +82,16 @@ SCHEMA = """\
 
 
 class NoFolder(SmithError):
-    """A provider's own action needs a folder to be in."""
+    """SMITH_ACTIONS_PATH, the folder of the provider's own actions, is not set."""
 
 
 class AlreadyThere(SmithError):
-    """What would be written exists."""
+    """A file that would be written exists."""
 
 
 @examples("smith actions list", "smith actions list --json")
 def list_actions(as_json: AsJson = False) -> None:
-    """List the actions, and of yours whether they are refused."""
+    """List the actions; a refused one with the reason."""
     rows = [facts(listed) for listed in _listed()]
     if as_json:
         show_json(rows)
@@ -107,10 +107,10 @@ def list_actions(as_json: AsJson = False) -> None:
 
 @examples("smith actions validate", "smith actions validate attach-iso --json")
 def validate(
-    name: Annotated[str | None, typer.Argument(metavar="NAME", help="One action; all of yours without it.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="One action; default: all of your own.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Look for what keeps an action from working, or from being safe. Nothing is run."""
+    """Check that an action can work and is safe. Nothing is run."""
     listed = _listed()
     chosen = [each for each in listed if each.name == name] if name else [each for each in listed if not each.is_ours]
     if name and not chosen:
@@ -126,19 +126,19 @@ def validate(
 
 @examples("smith actions new attach-iso")
 def new(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="What FulcrumCore's service type calls it.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The action's name in FulcrumCore's service type.")],
     as_json: AsJson = False,
 ) -> None:
-    """Write a playbook to begin with, and its schema, into the folder SMITH_ACTIONS_PATH."""
+    """Write a playbook template and its schema into the folder SMITH_ACTIONS_PATH."""
     folder = open_settings().smith_actions_path
     if folder is None:
-        raise NoFolder("SMITH_ACTIONS_PATH is not set: make a folder that only you may write, and name it there")
+        raise NoFolder("SMITH_ACTIONS_PATH is not set: set it to a folder that only you can write to")
     if not ACTION_PATTERN.match(name):
-        raise typer.BadParameter("an action's name has small letters, digits, - and _, and begins with a letter")
+        raise typer.BadParameter("an action's name has lower-case letters, digits, - and _, and starts with a letter")
     playbook, schema = folder / f"{name}.yml", folder / f"{name}{SCHEMA_SUFFIX}"
     for file in (playbook, schema):
         if os.path.lexists(file):
-            raise AlreadyThere(f"{file} is there already")
+            raise AlreadyThere(f"{file} exists already")
     _write(playbook, PLAYBOOK.format(name=name, variable=name.replace("-", "_")))
     _write(schema, SCHEMA.format(name=name))
     text = f"{playbook}\n{schema}\nthen: smith actions validate {name}"
@@ -146,7 +146,7 @@ def new(
 
 
 def facts(listed: Listed) -> dict[str, Any]:
-    """Return everything of an action. These names are an interface of `--json`."""
+    """Return an action's columns. The names are the keys of `--json`."""
     return {
         "name": listed.name,
         "is_ours": listed.is_ours,
@@ -158,7 +158,7 @@ def facts(listed: Listed) -> dict[str, Any]:
 
 
 def _note(row: Mapping[str, Any]) -> str:
-    return f"refused: {row['problem']}" if row["problem"] else "instead of ours" if row["replaces_ours"] else ""
+    return f"refused: {row['problem']}" if row["problem"] else "replaces ours" if row["replaces_ours"] else ""
 
 
 def _listed() -> list[Listed]:
@@ -166,7 +166,7 @@ def _listed() -> list[Listed]:
 
 
 def folders() -> tuple[Path, ...]:
-    """Return where actions are looked for: the provider's folder first, ours last."""
+    """Return the folders with actions: the provider's first, ours last."""
     own = open_settings().smith_actions_path
     return (*((own,) if own else ()), ansible_home() / "playbooks")
 

@@ -1,7 +1,7 @@
-"""Runs plain ansible-playbook as a person does, with our settings, and reads the result as the executor does.
+"""Runs plain ansible-playbook with our settings, and reads the result as the executor does.
 
-Credentials and the variable `vm` pass in files of a private folder, in memory if there is any, which goes with the run;
-nothing secret is in an argument or in the environment.
+Credentials and the variable `vm` are files in a private folder, on tmpfs if possible, which is deleted after the run.
+No argument and no environment variable has a secret.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from executor.runs.private_folder import CREDENTIALS_VARIABLE, module_credential
 from executor.settings.settings import Settings
 
 CALLBACKS = Path(__file__).parent / "callbacks"
-#: How long ansible-playbook has to end after it was asked to.
+#: After SIGTERM; then ansible-playbook is killed.
 STOP_TIMEOUT_S = 10.0
-#: Ours, and the modules': what they hold comes from a file instead.
-_OURS = ("FULCRUM_", "PROXMOX_", "SMITH_")
+#: Removed from the environment: these settings, some of them secret, are read by us and reach the modules in a file.
+_OUR_PREFIXES = ("FULCRUM_", "PROXMOX_", "SMITH_")
 _COLOUR = re.compile(r"(\x1b\[[0-9;]*m)")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Play:
-    """One run by hand."""
+    """One run of an action's playbook."""
 
     action: str
     playbook: Path
@@ -47,7 +47,7 @@ class Play:
 
 
 def run(play: Play, settings: Settings, shown_on: IO[str]) -> JobResult:
-    """Run the playbook to its end, its output on `shown_on`; return what came of it, read as the executor reads it."""
+    """Run the playbook, print its output on `shown_on`, and return the result as the executor would conclude it."""
     started_at = time.time()
     with private_folder() as folder:
         events = folder / "events.jsonl"
@@ -71,7 +71,7 @@ def run(play: Play, settings: Settings, shown_on: IO[str]) -> JobResult:
 
 
 def syntax_problem(playbook: Path) -> str:
-    """Say what ansible-playbook has against a playbook's syntax; '' when nothing. Needs no Proxmox."""
+    """Return the error of `ansible-playbook --syntax-check`, '' without one. Needs no Proxmox."""
     with private_folder() as folder:
         done = subprocess.run(
             [_ansible_playbook(), "--syntax-check", str(playbook)],
@@ -83,13 +83,13 @@ def syntax_problem(playbook: Path) -> str:
             errors="replace",
             check=False,
         )
-    said = [line.strip() for line in done.stderr.splitlines() if line.strip() and "WARNING" not in line]
-    return " ".join(said)[:600] if done.returncode else ""
+    errors = [line.strip() for line in done.stderr.splitlines() if line.strip() and "WARNING" not in line]
+    return " ".join(errors)[:600] if done.returncode else ""
 
 
 def environment(folder: Path, settings: Settings | None) -> dict[str, str]:
-    """Return a person's environment without our settings; the login is in the folder's file, if there is any."""
-    found = {name: value for name, value in os.environ.items() if not name.startswith(_OURS)}
+    """Return our environment without our settings; with `settings`, the login is a file in the folder."""
+    found = {name: value for name, value in os.environ.items() if not name.startswith(_OUR_PREFIXES)}
     found |= {
         "ANSIBLE_CONFIG": str(home() / "ansible.cfg"),
         "ANSIBLE_HOME": str(folder / "home"),
@@ -104,9 +104,9 @@ def environment(folder: Path, settings: Settings | None) -> dict[str, str]:
 
 @contextmanager
 def private_folder() -> Iterator[Path]:
-    """Make a folder that only we can read, in memory if possible, for the length of a block."""
-    memory = Path("/dev/shm")  # noqa: S108 (mkdtemp makes a folder in it that is ours alone)
-    place = str(memory) if memory.is_dir() and os.access(memory, os.W_OK) else None
+    """Create a folder that only our user can read, on tmpfs if possible, and delete it after the block."""
+    tmpfs = Path("/dev/shm")  # noqa: S108 (mkdtemp creates a folder with mode 0700 in it)
+    place = str(tmpfs) if tmpfs.is_dir() and os.access(tmpfs, os.W_OK) else None
     with tempfile.TemporaryDirectory(prefix="smith-play-", dir=place) as folder:
         yield Path(folder)
 
@@ -118,7 +118,7 @@ def _command(playbook: Path, folder: Path, vm: Mapping[str, Any], settings: Sett
 
 
 def _stream(command: list[str], env: dict[str, str], shown_on: IO[str], events: Path) -> int:
-    """Run a command, show each line as it comes, without secrets and control sequences; return its exit code."""
+    """Run a command, print each line without secrets and control sequences, and return its exit code."""
     if shown_on.isatty():
         env = env | {"ANSIBLE_FORCE_COLOR": "1"}
     process = subprocess.Popen(
@@ -149,22 +149,22 @@ def _stream(command: list[str], env: dict[str, str], shown_on: IO[str], events: 
 
 
 def _note_error(events: Path, line: str) -> None:
-    """Keep what ansible-playbook says before any task runs, where `results` looks for it."""
+    """Write an error that ansible-playbook printed before any task ran as an event, which `results.read` reads."""
     with events.open("a", encoding="utf-8") as file:
         file.write(json.dumps({"event": "verbose", "stdout": _COLOUR.sub("", line.strip())}) + "\n")
 
 
 def shown(line: str) -> str:
-    """Return a line with its colours, and nothing else that steers a terminal."""
+    """Return the line with its colours, and without other control sequences."""
     return "".join(part if _COLOUR.fullmatch(part) else harmless(part, keep_lines=True) for part in _COLOUR.split(line))
 
 
 def _ansible_playbook() -> str:
-    """The one that is installed beside us."""
+    """Return the path of the ansible-playbook in our own environment."""
     beside = Path(sysconfig.get_path("scripts"), "ansible-playbook")
     return str(beside) if beside.exists() else str(Path(sys.executable).with_name("ansible-playbook"))
 
 
 def home() -> Path:
-    """Return where our playbooks are."""
+    """Return the folder with ansible.cfg, our playbooks and our roles."""
     return ansible_home()

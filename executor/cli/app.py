@@ -1,4 +1,4 @@
-"""Puts the commands together, and turns what they raise into one line and an exit code."""
+"""The command line: builds it, runs it, and turns an exception into one line and an exit code."""
 
 from __future__ import annotations
 
@@ -31,16 +31,14 @@ from executor.redaction import redactor
 EXAMPLES = """\
 \b
 Examples:
-  smith config example > .env      what there is to set
-  smith run                        carry FulcrumCore's jobs to Proxmox
-  smith status                     what is waiting, working and overdue
-  smith jobs list --status failed  what went wrong (smith jobs show says why)
+  smith config example > .env      an example of all settings
+  smith run                        run FulcrumCore's jobs in Proxmox
+  smith status                     jobs, agents, and overdue critical jobs
+  smith jobs list --status failed  failed jobs (smith jobs show has the reason)
 
 Exit codes: 0 ok, 1 failure, 2 usage, 3 settings, 4 FulcrumCore, 5 Proxmox, 6 database, 130 interrupted.
 """
-
-
-#: Wide enough for one line a command.
+#: Columns: enough for one line per command.
 HELP_WIDTH = 110
 
 
@@ -62,7 +60,7 @@ def build() -> CommandLine:
 
 
 def _show_version(wanted: bool) -> None:
-    """Answer `smith --version` and leave."""
+    """Print the versions, and end the command."""
     if wanted:
         function_at("version", "show")(as_json=False)
         raise typer.Exit
@@ -72,43 +70,46 @@ def _smith(
     _version: Annotated[
         bool,
         typer.Option(
-            "--version", help="Say which version this is, and of what.", callback=_show_version, is_eager=True
+            "--version",
+            help="Show the versions of Agent Smith and of what it uses.",
+            callback=_show_version,
+            is_eager=True,
         ),
     ] = False,
 ) -> None:
-    """Agent Smith: FulcrumCore's VM jobs, carried to Proxmox VE as Ansible playbooks."""
+    """Agent Smith: runs FulcrumCore's VM jobs as Ansible playbooks against Proxmox VE."""
 
 
 def main() -> NoReturn:
-    """Run the command that the arguments name, and leave the process with its exit code."""
+    """Run the command that the arguments name, and end the process with its exit code."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal without UTF-8 must not end a command
     try:
         build()(prog_name="smith")
     except SystemExit as leaving:
-        _leave(leaving.code if isinstance(leaving.code, int) else EXIT_FAILURE if leaving.code else 0)
+        _exit(leaving.code if isinstance(leaving.code, int) else EXIT_FAILURE if leaving.code else 0)
     except SmithError as error:
-        # Settings are told one a line; a driver's own line breaks would only make a second, odd-looking message.
+        # One line per setting; in other messages a driver's line breaks would look like a second message.
         complain(str(error) if isinstance(error, SettingsError) else " ".join(str(error).split()))
-        _leave(exit_code_of(error))
+        _exit(exit_code_of(error))
     except Exception:
-        # A defect of ours: its traceback may quote data.
+        # A defect of ours. Its traceback may contain data, so it is redacted.
         sys.stderr.write(redactor.redact(traceback.format_exc()))
-        _leave(EXIT_FAILURE)
-    _leave(0)
+        _exit(EXIT_FAILURE)
+    _exit(0)
 
 
 def exit_code_of(error: SmithError) -> int:
-    """Return the exit code that tells a script who has to act."""
+    """Return the exit code for the system that failed: settings, FulcrumCore, Proxmox or database."""
     if isinstance(error, JobError):
         return EXIT_PROXMOX if error.code.startswith("PVE_") else EXIT_FAILURE
     codes = ((SettingsError, EXIT_SETTINGS), (DatabaseError, EXIT_DATABASE), (FulcrumError, EXIT_FULCRUM))
     return next((code for kind, code in codes if isinstance(error, kind)), EXIT_FAILURE)
 
 
-def _leave(code: int) -> NoReturn:
-    """Write what is still held back; a reader that has gone away (`| head`) is no failure of ours to tell about."""
+def _exit(code: int) -> NoReturn:
+    """Flush stdout and exit. A closed pipe (`| head`) gets no error message."""
     try:
         sys.stdout.flush()
     except BrokenPipeError:

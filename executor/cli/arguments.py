@@ -1,4 +1,4 @@
-"""What commands are told: references to jobs, a yes, and the options that many of them share."""
+"""Arguments and options that several commands share, and the confirmation question."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ import typer
 from executor.cli.output import harmless
 from executor.errors import EXIT_FAILURE, SmithError
 
-#: 128 + the number of SIGINT, as shells tell it.
+#: 128 + the number of SIGINT, as in a shell.
 EXIT_INTERRUPTED = 130
 
-Reference = Annotated[str, typer.Argument(metavar="REF", help="Our number, FulcrumCore's id, or its beginning.")]
+Reference = Annotated[str, typer.Argument(metavar="REF", help="Our job number, FulcrumCore's id, or its beginning.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 class UnknownReference(SmithError):
-    """What was asked for is not there, or not told clearly enough."""
+    """The reference fits nothing, or more than one thing."""
 
 
 class NothingToDo(SmithError):
-    """The verb does not apply to the job as it is."""
+    """The command does not apply in the present state."""
 
 
 def confirm(question: str, *, yes: bool) -> None:
-    """Ask on a terminal; elsewhere only `--yes` is a yes."""
+    """Ask the operator, unless `yes` is set. Raises typer.BadParameter without a terminal, typer.Exit for a no."""
     if yes:
         return
     if not sys.stdin.isatty():
-        raise typer.BadParameter("nobody is there to ask: say --yes")
+        raise typer.BadParameter("there is no terminal to ask on: use --yes")
     try:
         said_yes = typer.confirm(harmless(question))
     except typer.Abort:

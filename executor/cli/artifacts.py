@@ -1,4 +1,4 @@
-"""What a playbook run left on disk, read for people: its printed text and its events. Reads only."""
+"""Reads a run's artifacts for the commands: its output and its events."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from executor.database.tables import Run
 from executor.errors import SmithError
 from executor.settings.settings import Settings
 
-#: What an event of ansible-runner's says of its task.
+#: A task's outcome by the name of ansible-runner's event.
 OUTCOMES = {
     "runner_on_ok": "ok",
     "runner_on_failed": "failed",
     "runner_on_skipped": "skipped",
     "runner_on_unreachable": "unreachable",
 }
-#: Of what a task said, in the event summary.
+#: Characters of a task's message in a row.
 SHOWN_MESSAGE_LENGTH = 200
 
 
 class ArtifactsMissing(SmithError):
-    """The run's artifacts are not where they should be: not written yet, or pruned."""
+    """The run has no artifacts: not written yet, or pruned."""
 
 
 def folder_of(run: Run, settings: Settings) -> Path:
-    """Return the folder with a run's artifacts: what was kept, or what there is of a run still going on."""
+    """Return the folder with a run's artifacts, also those of a run that has not ended. Raises ArtifactsMissing."""
     kept = [Path(run.folder)] if run.folder else []
     candidates = [*kept, settings.smith_data_dir / "artifacts" / run.ident, settings.smith_run_dir / run.ident / "kept"]
     for folder in candidates:
         if folder.is_dir():
             return folder
-    why = "they were pruned, or lie on another machine" if run.ended_at else "the run has printed nothing yet"
+    why = "they were pruned, or are on another machine" if run.ended_at else "the run has printed nothing yet"
     raise ArtifactsMissing(f"run {run.ident} has no artifacts in {candidates[0]}: {why}")
 
 
@@ -43,12 +43,12 @@ def listing(folder: Path) -> list[dict[str, Any]]:
 
 
 def read_stdout(folder: Path) -> str:
-    """Return what the run printed."""
+    """Return the run's output."""
     return _read(folder / "stdout")
 
 
 def read_events(folder: Path) -> list[dict[str, Any]]:
-    """Return one row for each task's end: when, which task, how it ended, how long it took, what it said."""
+    """Return one row per ended Ansible task: time, outcome, task, role, host, duration and message."""
     return [_event_row(event) for event in _events(folder) if event.get("event") in OUTCOMES]
 
 
@@ -57,7 +57,7 @@ def _events(folder: Path) -> Iterator[dict[str, Any]]:
         try:
             event = json.loads(line)
         except (ValueError, RecursionError):
-            continue  # the last line of a run still going on
+            continue  # an incomplete last line: the run has not ended
         if isinstance(event, dict):
             yield event
 

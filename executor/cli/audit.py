@@ -1,4 +1,4 @@
-"""`smith audit`: who changed what by hand, and what the agent corrected by itself."""
+"""`smith audit`: the changes by operators, and the repairs by the agent."""
 
 from __future__ import annotations
 
@@ -31,13 +31,15 @@ COLUMNS = {
 )
 def list_audit(
     subject: Annotated[
-        str, typer.Option("--subject", metavar="ID", help="Only of this job or service: its id, or the beginning.")
+        str, typer.Option("--subject", metavar="ID", help="Only this job or service: its id, or its beginning.")
     ] = "",
     verb: Annotated[str, typer.Option("--verb", help="Only this verb: cancel, retry, adopt, forget, ….")] = "",
-    limit: Annotated[int, typer.Option("--limit", min=1, max=1_000_000, help="At most so many, the newest.")] = 50,
+    limit: Annotated[
+        int, typer.Option("--limit", min=1, max=1_000_000, help="At most this many, the newest first.")
+    ] = 50,
     as_json: AsJson = False,
 ) -> None:
-    """List what was changed, the newest first. Entries are never changed and never pruned."""
+    """List changes, the newest first. Entries are never changed and never pruned."""
     with reading_store() as store:
         found = audit.listing(store.session, subject=subject.strip(), verb=verb.strip(), limit=limit)
     if as_json:
@@ -47,7 +49,7 @@ def list_audit(
 
 
 def facts(entry: AuditEntry) -> dict[str, Any]:
-    """Return everything of an entry. These names are an interface of `--json`."""
+    """Return an entry's columns. The names are the keys of `--json`."""
     return {
         "id": entry.id,
         "at": entry.at,
@@ -62,11 +64,11 @@ def facts(entry: AuditEntry) -> dict[str, Any]:
 
 
 def _change(entry: AuditEntry) -> str:
-    """Say what is different now, `state: active -> deleted`."""
+    """Return the changed columns as text, `state: active -> deleted`."""
     before, after = entry.before or {}, entry.after or {}
     names = [name for name in {**before, **after} if before.get(name) != after.get(name)]
-    return harmless("; ".join(f"{name}: {_word(before.get(name))} -> {_word(after.get(name))}" for name in names))
+    return harmless("; ".join(f"{name}: {_text(before.get(name))} -> {_text(after.get(name))}" for name in names))
 
 
-def _word(value: Any) -> str:
+def _text(value: Any) -> str:
     return "-" if value is None else str(value)

@@ -1,4 +1,4 @@
-"""`smith db backup` and `restore`: a copy of the SQLite file while an agent works, and the way back."""
+"""`smith db backup` and `restore`: copy the SQLite file while an agent works, and replace it by a copy."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ from executor.database.engine import open_engine, sqlite_file
 from executor.errors import DatabaseError
 from executor.settings.settings import Settings
 
-#: What SQLite keeps beside a database that is open, or was not closed.
+#: Suffixes of the files that SQLite has beside an open database, or one that was not closed.
 COMPANIONS = ("-wal", "-shm")
 
 
 @examples(
-    "smith db backup /var/backups/smith-$(date +%F).db     while the agent works",
+    "smith db backup /var/backups/smith-$(date +%F).db    while the agent works",
 )
 def backup(
-    file: Annotated[Path, typer.Argument(metavar="FILE", dir_okay=False, help="Where to; must not exist yet.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", dir_okay=False, help="The new file; must not exist.")],
     as_json: AsJson = False,
 ) -> None:
-    """Copy the SQLite database into one file, as it is at one moment. An agent at work waits for nothing."""
+    """Copy the SQLite database into one file, consistent at one moment. A running agent is not delayed."""
     settings = open_settings()
     _sqlite_file(settings, "pg_dump --format=custom --file=smith.dump 'postgresql://…'")
     if file.exists():
-        raise DatabaseError(f"{file} exists: a backup overwrites nothing")
+        raise DatabaseError(f"{file} exists: a backup does not overwrite files")
     os.umask(PRIVATE_UMASK)
     partial = file.with_name(f"{file.name}.partial")
     with _explained(file), opened(settings) as engine:
@@ -54,44 +54,44 @@ def backup(
             connection.close()
         os.replace(partial, file)
         _sync(file.parent)
-    tell(f"{file}: {size} bytes, sound", as_json=as_json, file=str(file), bytes=size)
+    tell(f"{file}: {size} bytes, checked", as_json=as_json, file=str(file), bytes=size)
 
 
 @examples(
-    "smith db restore /var/backups/smith-2026-11-23.db --yes     with the agent stopped",
+    "smith db restore /var/backups/smith-2026-11-23.db --yes    with the agent stopped",
 )
 def restore(
     file: Annotated[
-        Path, typer.Argument(metavar="FILE", exists=True, dir_okay=False, help="What `smith db backup` wrote.")
+        Path, typer.Argument(metavar="FILE", exists=True, dir_okay=False, help="A file that `smith db backup` wrote.")
     ],
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Put a backup in the database's place. The agent must be stopped; the file that was there is kept beside it."""
+    """Replace the database by a backup. The agent must be stopped; the old file is kept beside it."""
     settings = open_settings()
     target = _sqlite_file(settings, "pg_restore --clean --if-exists --dbname='postgresql://…' smith.dump")
     os.umask(PRIVATE_UMASK)
     target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    fresh = target.with_name(f"{target.name}.restoring")
+    new_file = target.with_name(f"{target.name}.restoring")
     with _explained(target), locked(Path(f"{target}.lock")):
         try:
-            revision = _checked_copy(file, fresh)
-            confirm(f"Put {file} (schema {revision}) in the place of {target}? What is newer is lost.", yes=yes)
-            kept = _swap(target, fresh)
+            revision = _checked_copy(file, new_file)
+            confirm(f"Replace {target} by {file} (schema {revision})? Newer data is lost.", yes=yes)
+            kept = _swap(target, new_file)
         finally:
-            _remove(fresh)
-    lines = [f"{target} is {file} now" + (f"; what was there is kept as {kept}" if kept else "")]
+            _remove(new_file)
+    lines = [f"{target} is now a copy of {file}" + (f"; the old file is kept as {kept}" if kept else "")]
     if revision != (newest := schema.head_revision()):
-        lines.append(f"its schema is {revision}: `smith run` and `smith db upgrade` bring it to {newest}")
-    lines.append("what has happened since that backup is not in it: `smith drift` shows what differs")
+        lines.append(f"its schema is {revision}: `smith run` and `smith db upgrade` upgrade it to {newest}")
+    lines.append("it lacks all changes since the backup: `smith drift` shows the differences")
     tell("\n".join(lines), as_json=as_json, file=str(target), kept=kept and str(kept), schema=revision)
 
 
 def _sqlite_file(settings: Settings, instead: str) -> Path:
-    """Return the database's file. Raises DatabaseError for PostgreSQL, which has tools of its own."""
+    """Return the database's file. Raises DatabaseError for PostgreSQL, which has its own tools."""
     file = sqlite_file(settings.smith_database_url)
     if file is None:
-        raise DatabaseError(f"the database is no SQLite file: use PostgreSQL's own tool, {instead}")
+        raise DatabaseError(f"the database is not a SQLite file: use PostgreSQL's own tool, {instead}")
     return file
 
 
@@ -99,14 +99,14 @@ def _sqlite_file(settings: Settings, instead: str) -> Path:
 
 
 def _copy(source: sqlite3.Connection, target: Path) -> int:
-    """Write a sound copy in one file, on the disk when this returns; return its size in bytes.
+    """Copy the database into one file, check it, flush it to the disk, and return its size in bytes.
 
-    All pages in one step: in WAL mode that stops no writer, and a writer does not make it begin again.
+    All pages are copied in one step: in WAL mode this blocks no writer, and no write restarts the copy.
     """
     target.touch(mode=0o600, exist_ok=False)
     with contextlib.closing(sqlite3.connect(target)) as copy:
         source.backup(copy, pages=-1)
-        copy.execute("PRAGMA journal_mode=DELETE")  # one file, which a read-only place can hold
+        copy.execute("PRAGMA journal_mode=DELETE")  # no -wal file, so the copy can be opened on a read-only disk
         _refuse_unsound(copy, target)
     with target.open("rb") as handle:
         os.fsync(handle.fileno())
@@ -120,39 +120,39 @@ def _refuse_unsound(connection: sqlite3.Connection, file: Path) -> None:
         raise DatabaseError(f"{file} is damaged: {'; '.join(problems[:3])}")
 
 
-def _checked_copy(file: Path, fresh: Path) -> str:
-    """Copy a backup to where it can be swapped in; return its schema. Raises DatabaseError for any other file."""
-    _remove(fresh)
-    with _explained(file), contextlib.closing(_opened_to_read(file)) as source:
-        _copy(source, fresh)
-    engine = open_engine(f"sqlite:///{fresh}")
+def _checked_copy(file: Path, new_file: Path) -> str:
+    """Copy a backup to `new_file`; return its schema. Raises DatabaseError for a file that is no backup."""
+    _remove(new_file)
+    with _explained(file), contextlib.closing(_open_read_only(file)) as source:
+        _copy(source, new_file)
+    engine = open_engine(f"sqlite:///{new_file}")
     try:
         schema.refuse_newer(engine)
         revision = schema.current_revision(engine)
     finally:
         engine.dispose()
     if revision is None:
-        raise DatabaseError(f"{file} is no database of Agent Smith")
+        raise DatabaseError(f"{file} is not a database of Agent Smith")
     return revision
 
 
-def _opened_to_read(file: Path) -> sqlite3.Connection:
+def _open_read_only(file: Path) -> sqlite3.Connection:
     return sqlite3.connect(f"file:{quote(str(file.resolve()))}?mode=ro", uri=True)
 
 
 # --- the swap ---------------------------------------------------------------------------------------------------
 
 
-def _swap(target: Path, fresh: Path) -> Path | None:
-    """Put `fresh` in the target's place; return the name under which the old file is kept, None without one.
+def _swap(target: Path, new_file: Path) -> Path | None:
+    """Replace the target by `new_file`; return the old file's new name, None without an old file.
 
-    A log that is left beside the new file would be read into it, so it goes before the new file comes; the old file
-    has taken in what is in it by then, or it is kept with the old file.
+    SQLite would apply an old -wal file to the new database, so it is deleted before the replacement. By then its
+    content is in the old file (checkpoint), and a copy of it is kept beside the old file.
     """
     kept = None
     if target.exists():
         kept = target.with_name(f"{target.name}.before-{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}")
-        _take_in_log(target)
+        _checkpoint(target)
         os.link(target, kept)
         for end in COMPANIONS:
             with contextlib.suppress(FileNotFoundError):
@@ -160,13 +160,13 @@ def _swap(target: Path, fresh: Path) -> Path | None:
         _sync(target.parent)
         for end in COMPANIONS:
             Path(f"{target}{end}").unlink(missing_ok=True)
-    os.replace(fresh, target)
+    os.replace(new_file, target)
     _sync(target.parent)
     return kept
 
 
-def _take_in_log(target: Path) -> None:
-    """Move what SQLite has in its log into the file; a file that is too damaged for that stays as it is."""
+def _checkpoint(target: Path) -> None:
+    """Write the -wal file's content into the database; a database too damaged for this is not changed."""
     with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(target)) as connection:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
@@ -177,7 +177,7 @@ def _remove(file: Path) -> None:
 
 
 def _sync(folder: Path) -> None:
-    """Let the names in a folder survive a power loss."""
+    """Flush the folder's entries to the disk, so that renames survive a power loss."""
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(handle)
@@ -187,7 +187,7 @@ def _sync(folder: Path) -> None:
 
 @contextlib.contextmanager
 def _explained(file: Path) -> Iterator[None]:
-    """Say in one line what the file or SQLite has against it."""
+    """Turn an error of SQLite or of the file system into a DatabaseError of one line."""
     try:
         yield
     except sqlite3.Error as error:

@@ -1,4 +1,4 @@
-"""FulcrumCore and Proxmox, for commands that ask them: with the settings that the agent would have."""
+"""Clients of FulcrumCore and Proxmox for commands, with the settings that the agent would use."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from executor.settings.settings import Settings
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reach:
-    """Both sides, and who we are at FulcrumCore."""
+class Clients:
+    """Both clients, the settings they use, and the agent's id in FulcrumCore."""
 
     settings: Settings
     fulcrum: FulcrumClient
@@ -24,8 +24,11 @@ class Reach:
     agent_id: str
 
 
-def reach() -> Reach:
-    """Open both. Raises SettingsError for what is not set, FulcrumError when FulcrumCore does not answer."""
+def connect() -> Clients:
+    """Return both clients.
+
+    Raises SettingsError for a missing setting, FulcrumError when FulcrumCore does not answer or refuses the token.
+    """
     settings = open_settings()
     settings.require_fulcrum()
     fulcrum = FulcrumClient(
@@ -37,8 +40,8 @@ def reach() -> Reach:
     settings = wait_for_remote_settings(settings, fulcrum, on_wait=_do_not_wait)
     settings.require_proxmox()
     proxmox = ProxmoxReader(ProxmoxConnection.from_settings(settings))
-    return Reach(settings=settings, fulcrum=fulcrum, proxmox=proxmox, agent_id=fulcrum.get_self().id)
+    return Clients(settings=settings, fulcrum=fulcrum, proxmox=proxmox, agent_id=fulcrum.get_self().id)
 
 
 def _do_not_wait(reason: str) -> NoReturn:
-    raise FulcrumUnavailable(f"FulcrumCore's configuration for this agent cannot be had: {reason}")
+    raise FulcrumUnavailable(f"FulcrumCore's configuration for this agent is not available: {reason}")

@@ -1,7 +1,7 @@
-"""The table of all commands: what `smith --help` lists, and where each command's function is.
+"""The table of all commands: their help lines, and the modules of their functions.
 
-The modules are imported only when one of their commands is called, so that help and completion answer at once and a
-command's module may import what it needs at its top. `help` is the first line of the function's docstring.
+A module is imported when one of its commands is called. So help and completion are fast, and a command's module
+imports what it needs at its top. `help` is the first line of the function's docstring.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Group(NamedTuple):
     help: str
     #: The section at the end of its help.
     examples: str
-    #: Module and function of the command that runs without a further name; the help is shown if both are empty.
+    #: Module and function that run without a further name; both empty: the help is shown.
     module: str = ""
     function: str = ""
 
@@ -45,13 +45,15 @@ class Extension(NamedTuple):
 
 
 COMMANDS = (
-    Command("", "run", "run", "run", "Carry FulcrumCore's jobs to Proxmox."),
+    Command(
+        "", "run", "run", "run", "Run FulcrumCore's jobs in Proxmox: the agent, with a supervisor that restarts it."
+    ),
     Command(
         "",
         "agent-process",
         "agent_process",
         "agent_process",
-        "Be the agent that `smith run` supervises.",
+        "Run the agent. `smith run` starts and supervises this process.",
         is_hidden=True,
     ),
     Command(
@@ -59,15 +61,15 @@ COMMANDS = (
         "play",
         "play",
         "play",
-        "Run an action's playbook by hand: ansible-playbook's output as it comes, then the result.",
+        "Run an action's playbook with ansible-playbook. Shows its output, then the result.",
     ),
-    Command("", "status", "status", "show", "Count jobs, reports and VMs; name the agents and what is overdue."),
+    Command("", "status", "status", "show", "Count jobs, reports and VMs; show the agents and overdue critical jobs."),
     Command(
         "",
         "doctor",
         "doctor",
         "show",
-        "Look at settings, FulcrumCore, Proxmox, database and tools, and say what to do about what is wrong.",
+        "Check settings, FulcrumCore, Proxmox, database and tools; each problem is shown with its remedy.",
     ),
     Command(
         "",
@@ -76,28 +78,26 @@ COMMANDS = (
         "show",
         "Ask the agent on this machine for its health: exit code 0 if it is alive and ready, 1 if not.",
     ),
-    Command("", "version", "version", "show", "Say which version this is, and of what."),
+    Command("", "version", "version", "show", "Show the versions of Agent Smith and of what it uses."),
     Command("jobs", "list", "jobs", "list_jobs", "List jobs, the newest first."),
-    Command(
-        "jobs", "show", "jobs", "show_job", "Show everything that is known of one job: times, runs, properties, result."
-    ),
+    Command("jobs", "show", "jobs", "show_job", "Show one job with its times, runs, properties and result."),
     Command("jobs", "log", "jobs", "show_log", "Show what a job's playbook printed."),
-    Command("jobs", "retry", "jobs", "retry", "End a job's waiting, for its next attempt or its next report."),
+    Command("jobs", "retry", "jobs", "retry", "Skip a job's wait before its next attempt or its next report."),
     Command(
         "jobs",
         "cancel",
         "jobs",
         "cancel",
-        "End a job as CANCELLED. A playbook that runs is stopped; what it has made so far stays.",
+        "End a job as CANCELLED. A running playbook is stopped; its changes so far stay.",
     ),
     Command("runs", "list", "runs", "list_runs", "List runs, the newest first."),
-    Command("runs", "show", "runs", "show_run", "Show one run: facts, files, and the end of what it printed."),
+    Command("runs", "show", "runs", "show_run", "Show one run: facts, artifacts, and the end of its output."),
     Command(
         "mappings",
         "list",
         "mappings",
         "list_mappings",
-        "List mappings, the newest first; those of deleted VMs only when asked for.",
+        "List mappings, the newest first; those of deleted VMs only with --all.",
     ),
     Command(
         "mappings",
@@ -111,115 +111,117 @@ COMMANDS = (
         "adopt",
         "mappings_adopt",
         "adopt",
-        "Map an existing VM to a service: it must be no template, and carry that service's marker and no other.",
+        "Map an existing VM to a service.",
     ),
     Command(
         "mappings",
         "forget",
-        "mappings_adopt",
+        "mappings_forget",
         "forget",
-        "End a mapping. The VM stays as it is; a VM with our marker is an `unmapped_vm` of `smith drift` from then on.",
+        "End a mapping. The VM is not changed; with our marker, `smith drift` reports it as `unmapped_vm`.",
     ),
     Command(
         "mappings",
         "recall",
         "mappings_recall",
         "recall",
-        "Keep a VM that was deleted with a time of grace: its mark goes, and nothing destroys it any more.",
+        "Cancel the scheduled deletion of a VM, and remove its deletion mark in Proxmox.",
     ),
     Command(
         "drift",
         "fix",
         "drift",
         "fix",
-        "Repair what can be repaired without touching a VM: follow moved ones, adopt ours, end mappings of nothing.",
+        "Repair our mappings: update those of moved VMs, adopt our unmapped VMs, end those of missing VMs.",
     ),
     Command(
         "audit",
         "list",
         "audit",
         "list_audit",
-        "List what was changed, the newest first. Entries are never changed and never pruned.",
+        "List changes, the newest first. Entries are never changed and never pruned.",
     ),
     Command(
         "critical",
         "list",
         "critical",
         "list_critical",
-        "List the critical jobs: when each was last done, how often it failed since, and whether it is overdue.",
+        "List the critical jobs: last run, failures since the last success, and whether overdue.",
     ),
     Command(
         "db",
         "upgrade",
         "database",
         "upgrade",
-        "Bring the schema to this version's; makes the database when there is none.",
+        "Upgrade the schema to this version's; creates the database if there is none.",
     ),
     Command(
         "db",
         "downgrade",
         "database",
         "downgrade",
-        "Take the schema back for an older version. What the older schema has no place for is lost.",
+        "Downgrade the schema for an older version. Data that the older schema cannot store is lost.",
     ),
-    Command("db", "current", "database", "current", "Say which schema the database has, and which this version needs."),
+    Command(
+        "db", "current", "database", "current", "Show the database's schema, and the schema that this version needs."
+    ),
     Command("db", "check", "database", "check", "Check schema, integrity and references."),
     Command(
         "db",
         "backup",
         "backup",
         "backup",
-        "Copy the SQLite database into one file, as it is at one moment. An agent at work waits for nothing.",
+        "Copy the SQLite database into one file, consistent at one moment. A running agent is not delayed.",
     ),
     Command(
         "db",
         "restore",
         "backup",
         "restore",
-        "Put a backup in the database's place. The agent must be stopped; the file that was there is kept beside it.",
+        "Replace the database by a backup. The agent must be stopped; the old file is kept beside it.",
     ),
     Command(
         "config",
         "show",
         "config",
         "show",
-        "Show every setting with its origin, secrets masked; missing and wrong ones are named, too.",
+        "Show every setting with its source. Secrets are masked; missing and invalid settings are reported.",
     ),
     Command(
         "config",
         "example",
         "config",
         "example",
-        "Print a `.env` file to start from: what must be set, and everything else as comments.",
+        "Print an example `.env` file: the required settings, and all others as comments.",
     ),
-    Command("actions", "list", "actions", "list_actions", "List the actions, and of yours whether they are refused."),
+    Command("actions", "list", "actions", "list_actions", "List the actions; a refused one with the reason."),
     Command(
         "actions",
         "validate",
         "actions",
         "validate",
-        "Look for what keeps an action from working, or from being safe. Nothing is run.",
+        "Check that an action can work and is safe. Nothing is run.",
     ),
     Command(
         "actions",
         "new",
         "actions",
         "new",
-        "Write a playbook to begin with, and its schema, into the folder SMITH_ACTIONS_PATH.",
+        "Write a playbook template and its schema into the folder SMITH_ACTIONS_PATH.",
     ),
     Command(
         "templates",
         "list",
         "templates",
         "list_templates",
-        "List the templates of Proxmox, those of PROXMOX_OS_TEMPLATES, and what these settings name that is not there.",
+        "List the templates in Proxmox and those of the settings, with the problems of each.",
     ),
     Command(
         "bootstrap",
         "core",
         "bootstrap",
         "core",
-        "Make in FulcrumCore what an agent needs: service type, agent type, metric types, agent and its token.",
+        "Create in FulcrumCore what an agent needs: service type, agent type, metric types, agent and its token.",
     ),
 )
 
@@ -235,16 +237,16 @@ EXTENSIONS = (
 GROUPS = (
     Group(
         "jobs",
-        "What FulcrumCore asked for, and what became of it.",
+        "The jobs that FulcrumCore sent, and their outcome.",
         examples_section(
             "smith jobs list --status failed --limit 20",
-            "smith jobs show 4f1c            a job by our number, FulcrumCore's id, or its beginning",
-            "smith jobs log 17 --events      what its playbook did, task by task",
+            "smith jobs show 4f1c            a job by our job number, FulcrumCore's id, or its beginning",
+            "smith jobs log 17 --events      the Ansible tasks of its playbook",
         ),
     ),
     Group(
         "runs",
-        "The single executions of playbooks.",
+        "The executions of playbooks.",
         examples_section(
             "smith runs list --job 17",
             "smith runs show create-0c5d0f3a9b21",
@@ -252,7 +254,7 @@ GROUPS = (
     ),
     Group(
         "mappings",
-        "Which VM serves which service.",
+        "The VM of each service.",
         examples_section(
             "smith mappings list --all",
             "smith mappings show 100123      a VMID, a VM's name, a service's id or its beginning",
@@ -260,30 +262,30 @@ GROUPS = (
     ),
     Group(
         "drift",
-        "What differs between our mappings, Proxmox and FulcrumCore.",
+        "The differences between our mappings, Proxmox and FulcrumCore.",
         examples_section(
-            "smith drift                  exit code 1 when something differs, 5 when Proxmox cannot be believed",
-            "smith drift fix              what could be repaired; --yes does it",
+            "smith drift                  exit code 1 when something differs, 5 when Proxmox's answer is inconclusive",
+            "smith drift fix              show the repairs; --yes applies them",
         ),
         module="drift",
         function="show",
     ),
     Group(
         "audit",
-        "Who changed what by hand.",
+        "The changes by operators and the agent's repairs.",
         examples_section(
             "smith audit list",
-            "smith audit list --subject 8f2c0a11     of one job or service",
+            "smith audit list --subject 8f2c0a11    entries of one job or service",
         ),
     ),
     Group(
         "critical",
-        "The agent's duties at intervals: heartbeat, polling, pruning, metrics.",
+        "The agent's periodic tasks: heartbeat, polling, pruning, metrics.",
         examples_section("smith critical list"),
     ),
     Group(
         "db",
-        "The database's schema and health.",
+        "The database: schema, check, backup.",
         examples_section(
             "smith db check",
             "smith db upgrade",
@@ -291,7 +293,7 @@ GROUPS = (
     ),
     Group(
         "config",
-        "The settings: in force, and to start from.",
+        "The effective settings, and an example file.",
         examples_section(
             "smith config show",
             "smith config example > .env",
@@ -299,16 +301,16 @@ GROUPS = (
     ),
     Group(
         "actions",
-        "What FulcrumCore may ask for: our playbooks, and those of your own folder.",
+        "The actions: our playbooks, and those of your own folder.",
         examples_section(
             "smith actions list",
             "smith actions validate attach-iso",
-            "smith actions new attach-iso      begins one in the folder SMITH_ACTIONS_PATH",
+            "smith actions new attach-iso      write a template into the folder SMITH_ACTIONS_PATH",
         ),
     ),
     Group(
         "templates",
-        "What VMs and containers can be made of.",
+        "The templates for VMs and containers.",
         examples_section(
             "smith templates list",
             "smith templates list --json",
@@ -316,7 +318,7 @@ GROUPS = (
     ),
     Group(
         "bootstrap",
-        "Make FulcrumCore ready for an agent.",
+        "Create in FulcrumCore what an agent needs.",
         examples_section("smith bootstrap core --help"),
     ),
 )

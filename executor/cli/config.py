@@ -1,4 +1,4 @@
-"""`smith config`: the settings in force, where each came from, and a file to start from."""
+"""`smith config`: the effective settings with their sources, and an example `.env` file."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ENV_FILE = Path(".env")
     "smith config show --json",
 )
 def show(as_json: AsJson = False) -> None:
-    """Show every setting with its origin, secrets masked; missing and wrong ones are named, too."""
+    """Show every setting with its source. Secrets are masked; missing and invalid settings are reported."""
     rows, wrong, incomplete = _all_settings()
     if as_json:
         show_json({"settings": [asdict(row) for row in rows], "problems": wrong + incomplete})
@@ -46,18 +46,18 @@ def show(as_json: AsJson = False) -> None:
     "smith config example > .env",
 )
 def example() -> None:
-    """Print a `.env` file to start from: what must be set, and everything else as comments."""
+    """Print an example `.env` file: the required settings, and all others as comments."""
     say(example_env().rstrip("\n"))
 
 
 def _all_settings() -> tuple[list[SettingRow], list[str], list[str]]:
-    """Return a row for every setting, what is wrong with them, and what `smith run` still needs."""
+    """Return a row per setting, the lines on invalid settings, and the lines on missing ones."""
     wrong: list[str] = []
     try:
         settings = load_settings(env_file=ENV_FILE)
     except SettingsError as error:
         wrong = str(error).splitlines()
-        rows, settings = _as_written(wrong)
+        rows, settings = _raw_settings(wrong)
     else:
         redactor.add(*secret_values(settings))
         rows = describe(settings)
@@ -70,11 +70,11 @@ def _all_settings() -> tuple[list[SettingRow], list[str], list[str]]:
     )
 
 
-def _as_written(wrong: list[str]) -> tuple[list[SettingRow], Settings]:
-    """Return what was found, unread: of settings that cannot be used together, the good ones are worth showing, too."""
+def _raw_settings(wrong: list[str]) -> tuple[list[SettingRow], Settings]:
+    """Return the raw values, for settings that are invalid: the valid ones among them are shown too."""
     found = gather(FIELDS, SECRETS, os.environ, ENV_FILE)
     shown = found.values | {name: MASK for name in SECRETS if name in found.values}
-    # A wrong value is not shown: it may be a secret in the wrong place.
+    # An invalid value is not shown: it may be a secret in the wrong setting.
     shown |= {name: "wrong" for line in wrong if (name := _name_in(line)) in FIELDS}
     redactor.add(*(found.values[name] for name in SECRETS if name in found.values))
     rows = [
@@ -84,7 +84,7 @@ def _as_written(wrong: list[str]) -> tuple[list[SettingRow], Settings]:
     outside: dict[str, Any] = {
         name.lower(): value for name, value in found.values.items() if not name.startswith("SMITH_")
     }
-    return rows, Settings.model_construct(**outside)  # enough to ask what is missing
+    return rows, Settings.model_construct(**outside)  # without validation: used only to find missing settings
 
 
 def _name_in(line: str) -> str:

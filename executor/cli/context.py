@@ -1,4 +1,4 @@
-"""The settings, opened for a command."""
+"""The settings, as a command reads them."""
 
 from __future__ import annotations
 
@@ -7,21 +7,22 @@ from executor.redaction import redactor
 from executor.settings.masking import secret_values
 from executor.settings.settings import Settings, load_settings
 
-#: Files that we make may hold what a run printed: they are their owner's alone.
+#: For files that we create: they may contain a run's output, so only their owner may read them.
 PRIVATE_UMASK = 0o077
 
 
 def open_settings() -> Settings:
-    """Read the settings; their secrets are masked in everything from now on. Raises SettingsError."""
+    """Read the settings, and register their secrets with the redactor. Raises SettingsError."""
     settings = load_settings()
     redactor.add(*secret_values(settings))
     return settings
 
 
 def missing_lines(settings: Settings) -> list[str]:
-    """Return a line for each setting that `smith run` still needs.
+    """Return a line for each missing setting that `smith run` needs.
 
-    Those of Proxmox may come from FulcrumCore, which only the agent asks: it looks again then.
+    With SMITH_REMOTE_CONFIG the settings for Proxmox may come from FulcrumCore: the agent checks them after it has
+    asked.
     """
     lines: list[str] = []
     requires = (settings.require_fulcrum, settings.require_proxmox)

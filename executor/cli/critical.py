@@ -1,4 +1,4 @@
-"""`smith critical`: the duties that the agent has at intervals, and whether it keeps them."""
+"""`smith critical`: the agent's critical jobs, and whether one is overdue."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ COLUMNS = {
     "state": "STATE",
     "started": "STARTED",
     "finished": "ENDED",
-    "ok": "WAS OK",
+    "ok": "LAST OK",
     "failures": "FAILURES",
     "runs": "RUNS",
     "last_error": "LAST ERROR",
 }
-#: The same patience that the agent's own monitor has (`Scheduler.overdue`).
-PATIENCE = 3.0
-SLACK_S = 30.0
+#: Intervals without a run after which a critical job is overdue; the same as in `Scheduler.overdue`.
+MAX_INTERVALS = 3.0
+TOLERANCE_S = 30.0
 
 
 @examples(
@@ -34,19 +34,19 @@ SLACK_S = 30.0
     "smith critical list --json",
 )
 def list_critical(as_json: AsJson = False) -> None:
-    """List the critical jobs: when each was last done, how often it failed since, and whether it is overdue."""
+    """List the critical jobs: last run, failures since the last success, and whether overdue."""
     with reading_store() as store:
         found = queries.critical_jobs(store.session)
     now = utc_now()
     if as_json:
         show_json([facts(job, now) for job in found])
         return
-    rows = [facts(job, now) | _for_people(job, now) for job in found]
+    rows = [facts(job, now) | _table_row(job, now) for job in found]
     show_rows(rows, COLUMNS, nothing="no agent has run yet")
 
 
 def facts(job: CriticalJob, now: datetime) -> dict[str, Any]:
-    """Return everything of a critical job. These names are an interface of `--json`."""
+    """Return a critical job's columns. The names are the keys of `--json`."""
     return {
         "name": job.name,
         "interval_s": job.interval_s,
@@ -63,12 +63,12 @@ def facts(job: CriticalJob, now: datetime) -> dict[str, Any]:
 
 
 def is_overdue(job: CriticalJob, now: datetime) -> bool:
-    """True when its last turn is so long ago that no agent can be doing it."""
+    """True when the last run is so long ago that no agent can be executing it."""
     last = max((moment for moment in (job.last_started_at, job.last_finished_at) if moment), default=job.due_at)
-    return last is not None and now - last > timedelta(seconds=job.interval_s * PATIENCE + SLACK_S)
+    return last is not None and now - last > timedelta(seconds=job.interval_s * MAX_INTERVALS + TOLERANCE_S)
 
 
-def _for_people(job: CriticalJob, now: datetime) -> dict[str, Any]:
+def _table_row(job: CriticalJob, now: datetime) -> dict[str, Any]:
     state = "overdue" if is_overdue(job, now) else "failing" if job.failures else "ok"
     return {
         "interval": f"{job.interval_s:g}s",

@@ -1,4 +1,4 @@
-"""`smith db`: the schema, one step forward or back, and whether the file is sound."""
+"""`smith db`: upgrade, downgrade and check the database."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ if TYPE_CHECKING:  # only the package database uses SQLAlchemy (import-linter)
 
 
 @examples(
-    "smith db upgrade     also done by `smith run` at its start",
+    "smith db upgrade    `smith run` does this at its start too",
 )
 def upgrade(as_json: AsJson = False) -> None:
-    """Bring the schema to this version's; makes the database when there is none."""
+    """Upgrade the schema to this version's; creates the database if there is none."""
     os.umask(PRIVATE_UMASK)
     with opened(open_settings(), may_create=True) as engine:
         before = schema.current_revision(engine)
@@ -43,22 +43,20 @@ def upgrade(as_json: AsJson = False) -> None:
 
 
 @examples(
-    "smith db downgrade --yes           one step back, before an older version is installed",
+    "smith db downgrade --yes           one step back, before you install an older version",
     "smith db downgrade --to 0001 --yes",
 )
 def downgrade(
-    to: Annotated[
-        str, typer.Option("--to", metavar="REVISION", help="The revision; one step back unless told.")
-    ] = "-1",
+    to: Annotated[str, typer.Option("--to", metavar="REVISION", help="The revision; default: one step back.")] = "-1",
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Take the schema back for an older version. What the older schema has no place for is lost."""
+    """Downgrade the schema for an older version. Data that the older schema cannot store is lost."""
     settings = open_settings()
     with opened(settings) as engine:
         before = schema.current_revision(engine)
-        confirm(f"Take the schema back from {before}? What the older one has no place for is lost.", yes=yes)
-        with _without_agents(engine, settings), _revisions_explained():
+        confirm(f"Downgrade the schema from {before}? Data that the older schema cannot store is lost.", yes=yes)
+        with _without_agents(engine, settings), _check_revision():
             schema.downgrade(engine, to)
         after = schema.current_revision(engine)
     tell(f"schema {before} is now {after or 'none'}", as_json=as_json, before=before, after=after)
@@ -69,7 +67,7 @@ def downgrade(
     "smith db current --json",
 )
 def current(as_json: AsJson = False) -> None:
-    """Say which schema the database has, and which this version needs."""
+    """Show the database's schema, and the schema that this version needs."""
     with opened(open_settings()) as engine:
         found = schema.current_revision(engine)
         url = engine.url.render_as_string(hide_password=True)
@@ -81,7 +79,7 @@ def current(as_json: AsJson = False) -> None:
 
 
 @examples(
-    "smith db check     exit code 6 when something is wrong",
+    "smith db check    exit code 6 when a check fails",
 )
 def check(as_json: AsJson = False) -> None:
     """Check schema, integrity and references."""
@@ -90,7 +88,7 @@ def check(as_json: AsJson = False) -> None:
     if as_json:
         show_json({"ok": not problems, "problems": problems})
     elif not problems:
-        say("the database is sound and up to date")
+        say("the database has no errors and is up to date")
     else:
         complain("\n".join(problems))
     if problems:
@@ -98,8 +96,8 @@ def check(as_json: AsJson = False) -> None:
 
 
 @contextmanager
-def _revisions_explained() -> Iterator[None]:
-    """Turn Alembic's opinion of a revision that somebody typed into a DatabaseError."""
+def _check_revision() -> Iterator[None]:
+    """Raise DatabaseError for a revision that Alembic rejects."""
     try:
         yield
     except CommandError as error:
@@ -108,7 +106,7 @@ def _revisions_explained() -> Iterator[None]:
 
 @contextmanager
 def _without_agents(engine: Engine, settings: Settings) -> Iterator[None]:
-    """Keep agents out for one block. Raises DatabaseError when one is at work: it would lose its tables."""
+    """Lock the database against agents for one block. Raises DatabaseError when one is running."""
     if engine.dialect.name == "sqlite" and engine.url.database:
         with locked(Path(f"{engine.url.database}.lock")):
             yield
@@ -117,7 +115,7 @@ def _without_agents(engine: Engine, settings: Settings) -> Iterator[None]:
     with reading(engine) as session:
         for node in nodes.recent(session, status.SHOWN_NODES):
             if status.is_alive(node, utc_now(), settings.smith_lease_s):
-                raise DatabaseError(f"agent {node.id} on {node.host} works with this database: stop it first")
+                raise DatabaseError(f"agent {node.id} on {node.host} uses this database: stop it first")
     yield
 
 
@@ -128,5 +126,5 @@ def locked(file: Path) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise DatabaseError(f"an agent works with this database ({file} is held): stop it first") from None
+            raise DatabaseError(f"an agent uses this database ({file} is locked): stop it first") from None
         yield

@@ -1,4 +1,4 @@
-"""`smith doctor`: everything that a job needs, looked at one by one."""
+"""`smith doctor`: the preflight checks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ COLUMNS = {"area": "AREA", "name": "CHECK", "status": "STATUS", "text": "FOUND"}
     "smith doctor --json",
 )
 def show(as_json: AsJson = False) -> None:
-    """Look at settings, FulcrumCore, Proxmox, database and tools, and say what to do about what is wrong.
+    """Check settings, FulcrumCore, Proxmox, database and tools; each problem is shown with its remedy.
 
     The exit code names the first area that failed: 3 settings, 4 FulcrumCore, 5 Proxmox, 6 database, 1 this machine.
     """

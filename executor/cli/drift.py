@@ -1,4 +1,4 @@
-"""`smith drift`: what differs between our mappings, Proxmox and FulcrumCore, and the repairs that harm no VM."""
+"""`smith drift`: compare mappings, Proxmox and FulcrumCore, and repair our own rows; no VM is changed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from executor.cli.arguments import AsJson
-from executor.cli.clients import Reach, reach
+from executor.cli.clients import connect
 from executor.cli.help_text import examples
 from executor.cli.output import complain, say, short, show_json
 from executor.cli.store import opened
@@ -36,13 +36,13 @@ COLUMNS = {
 }
 BelieveList = Annotated[
     bool,
-    typer.Option("--believe-list", help="Many VMs are really gone: do not doubt a list for being short."),
+    typer.Option("--believe-list", help="Trust a VM list that is much shorter than expected."),
 ]
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Look:
-    """One check, and where a repair would be written."""
+class _Check:
+    """The outcome of one comparison, and the database for repairs."""
 
     outcome: Outcome
     engine: Engine
@@ -53,69 +53,69 @@ def show(context: typer.Context, believe_list: BelieveList = False, as_json: AsJ
     """Compare mappings, Proxmox and FulcrumCore. Nothing is changed."""
     if context.invoked_subcommand is not None:
         return
-    with _looked(believe_list) as look:
-        outcome = look.outcome
+    with _checked(believe_list) as check:
+        outcome = check.outcome
     if as_json:
         show_json(_document(outcome))
     elif not outcome.inconclusive_reason:
-        show_rows(_for_people(outcome.findings), COLUMNS, nothing=f"nothing differs; {outcome.mapped} VMs are mapped")
-    _leave(outcome, outcome.problems)
+        show_rows(_table_rows(outcome.findings), COLUMNS, nothing=f"nothing differs; {outcome.mapped} VMs are mapped")
+    _exit(outcome, outcome.problems)
 
 
 @examples(
-    "smith drift fix                            what would be done",
-    "smith drift fix --yes                      do it: only our own rows change, never a VM",
-    "smith drift fix unmapped_vm --yes            only this kind",
+    "smith drift fix                      show the repairs (dry run)",
+    "smith drift fix --yes                apply them: only our own rows change, no VM",
+    "smith drift fix unmapped_vm --yes    only this kind",
 )
 def fix(
     kinds: Annotated[list[DriftKind] | None, typer.Argument(metavar="[KIND]...", help="Only these kinds.")] = None,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do it; without, it is only told.")] = False,
-    reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Kept in the audit.")] = "",
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Apply the repairs (default: dry run).")] = False,
+    reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Stored in the audit.")] = "",
     believe_list: BelieveList = False,
     as_json: AsJson = False,
 ) -> None:
-    """Repair what can be repaired without touching a VM: follow moved ones, adopt ours, end mappings of nothing.
+    """Repair our mappings: update those of moved VMs, adopt our unmapped VMs, end those of missing VMs.
 
-    The exit code is 1 while something still differs that a person has to look at.
+    No VM is changed. The exit code is 1 while a difference is left that an operator must resolve.
     """
-    with _looked(believe_list) as look:
-        chosen = [each for each in look.outcome.findings if each.repair and (not kinds or each.kind in kinds)]
-        done = _repaired(look, chosen, reason) if yes else []
+    with _checked(believe_list) as check:
+        chosen = [each for each in check.outcome.findings if each.repair and (not kinds or each.kind in kinds)]
+        done = _repair(check, chosen, reason) if yes else []
     if as_json:
-        show_json(_document(look.outcome) | {"repaired": [finding.facts for finding in done]})
-    elif not look.outcome.inconclusive_reason:
-        _tell(chosen, done, yes=yes)
+        show_json(_document(check.outcome) | {"repaired": [finding.facts for finding in done]})
+    elif not check.outcome.inconclusive_reason:
+        _show_repairs(chosen, done, yes=yes)
     keys = {finding.key for finding in done}
-    _leave(look.outcome, [finding for finding in look.outcome.problems if finding.key not in keys])
+    _exit(check.outcome, [finding for finding in check.outcome.problems if finding.key not in keys])
 
 
 @contextmanager
-def _looked(believe_list: bool) -> Iterator[_Look]:
-    """Check once, and keep the database open."""
-    both: Reach = reach()
-    cluster = both.settings.smith_cluster
-    with opened(both.settings) as engine:
-        inspector = Inspector(engine=engine, fulcrum=both.fulcrum, proxmox=both.proxmox, cluster=cluster)
-        outcome = inspector.check(both.agent_id, believe_list=believe_list)
-        yield _Look(outcome=outcome, engine=engine, cluster=cluster)
+def _checked(believe_list: bool) -> Iterator[_Check]:
+    """Compare once, and keep the database open for the block."""
+    clients = connect()
+    cluster = clients.settings.smith_cluster
+    with opened(clients.settings) as engine:
+        inspector = Inspector(engine=engine, fulcrum=clients.fulcrum, proxmox=clients.proxmox, cluster=cluster)
+        outcome = inspector.check(clients.agent_id, believe_list=believe_list)
+        yield _Check(outcome=outcome, engine=engine, cluster=cluster)
 
 
-def _repaired(look: _Look, chosen: Sequence[Finding], reason: str) -> list[Finding]:
+def _repair(check: _Check, chosen: Sequence[Finding], reason: str) -> list[Finding]:
     who = audit.operator()
-    return [each for each in chosen if repair(look.engine, look.cluster, each, who=who, reason=reason)]
+    return [each for each in chosen if repair(check.engine, check.cluster, each, who=who, reason=reason)]
 
 
-def _tell(chosen: Sequence[Finding], done: Sequence[Finding], *, yes: bool) -> None:
+def _show_repairs(chosen: Sequence[Finding], done: Sequence[Finding], *, yes: bool) -> None:
     show_rows(
-        _for_people(done if yes else chosen),
+        _table_rows(done if yes else chosen),
         COLUMNS,
         nothing="nothing was repaired" if chosen else "nothing can be repaired",
     )
     if chosen and not yes:
-        say("nothing was changed: --yes does what is listed")
+        say("nothing was changed: --yes applies these repairs")
     for finding in chosen if yes else ():
         if finding not in done:
-            complain(f"{finding.kind} of VM {finding.vmid} was left: something happens to its service just now")
+            complain(f"{finding.kind} of VM {finding.vmid} was not repaired: its mapping or jobs changed meanwhile")
 
 
 def _document(outcome: Outcome) -> dict[str, Any]:
@@ -127,13 +127,13 @@ def _document(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _for_people(findings: Sequence[Finding]) -> list[dict[str, Any]]:
+def _table_rows(findings: Sequence[Finding]) -> list[dict[str, Any]]:
     return [finding.facts | {"service": short(finding.service_id)} for finding in findings]
 
 
-def _leave(outcome: Outcome, damage: Sequence[Finding]) -> None:
+def _exit(outcome: Outcome, problems: Sequence[Finding]) -> None:
     if outcome.inconclusive_reason:
         complain(f"nothing can be concluded: {outcome.inconclusive_reason}")
         raise typer.Exit(EXIT_PROXMOX)
-    if damage:
+    if problems:
         raise typer.Exit(EXIT_FAILURE)

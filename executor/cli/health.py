@@ -1,6 +1,6 @@
-"""`smith health`: is the agent on this machine alive and ready? For a container's HEALTHCHECK and for people.
+"""`smith health`: ask the agent on this machine whether it is alive and ready. Used by a container's HEALTHCHECK.
 
-Standard library only: `python -m executor.cli.health` answers in a fraction of the time that the command line takes.
+Standard library only: `python -m executor.cli.health` takes a fraction of the command line's time.
 """
 
 from __future__ import annotations
@@ -17,34 +17,34 @@ from executor.cli.help_text import examples
 from executor.settings.sources import DEFAULT_HTTP_ADDR, gather
 
 TIMEOUT_S = 5.0
-MOST_ANSWER_BYTES = 65_536
-#: Listening everywhere includes here.
-EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 (asked, not listened on)
+MAX_ANSWER_BYTES = 65_536
+#: The address to ask for an address that means every interface.
+LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 (asked, not listened on)
 
 
 class Unhealthy(Exception):
-    """The answer is no; the text says why, in one line."""
+    """The agent is not healthy, or does not answer; the text has the reason in one line."""
 
 
 @examples(
     "smith health           exit code 0 if the agent here is alive and ready",
-    "smith health --live    only whether its loops move: what a restart could cure",
+    "smith health --live    exit code 0 if its loops make progress; if not, a restart may help",
 )
 def show(live: bool = False, json: bool = False) -> None:
     """Ask the agent on this machine for its health: exit code 0 if it is alive and ready, 1 if not.
 
-    With --live only whether its loops move: what a restart could cure.
+    With --live only whether its loops make progress; if not, a restart may help.
     """
     raise SystemExit(main([*(["--live"] if live else []), *(["--json"] if json else [])]))
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Print one line; return the exit code."""
+    """Print the agent's state in one line; return the exit code."""
     pages = ("/livez",) if "--live" in arguments else ("/livez", "/readyz")
     try:
-        place = _place()
-        said = [_ask(place, page) for page in pages]
-        text = " and ".join(said)
+        address = _address()
+        states = [_ask(address, page) for page in pages]
+        text = " and ".join(states)
         code = 0
     except Unhealthy as unhealthy:
         text = "".join(char if char.isprintable() else " " for char in str(unhealthy))
@@ -53,36 +53,36 @@ def main(arguments: Sequence[str]) -> int:
     return code
 
 
-def _place() -> tuple[str, int]:
-    """Return where the pages are: the one setting that matters, whatever may be wrong with the others."""
+def _address() -> tuple[str, int]:
+    """Return host and port of the agent's HTTP server. Other settings are not read, so their errors do not matter."""
     name = "SMITH_HTTP_ADDR"
     address = gather((name,), (), os.environ, Path(".env")).values.get(name, DEFAULT_HTTP_ADDR)
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal() or port == "0":
-        raise Unhealthy(f"unknown: {name} is {address}, so there is nobody to ask")
+        raise Unhealthy(f"unknown: {name} is {address}, so the agent has no HTTP server")
     host = host.strip("[]")
-    return EVERYWHERE.get(host, host), int(port)
+    return LOOPBACK.get(host, host), int(port)
 
 
-def _ask(place: tuple[str, int], page: str) -> str:
-    """Return what the page says. No proxy is used, whatever the environment names: it is this machine."""
-    connection = http.client.HTTPConnection(*place, timeout=TIMEOUT_S)
+def _ask(address: tuple[str, int], page: str) -> str:
+    """Return the page's status. Raises Unhealthy. No proxy is used: the agent is on this machine."""
+    connection = http.client.HTTPConnection(*address, timeout=TIMEOUT_S)
     try:
         connection.request("GET", page)
         answer = connection.getresponse()
-        verdict = json.loads(answer.read(MOST_ANSWER_BYTES))
+        verdict = json.loads(answer.read(MAX_ANSWER_BYTES))
         if answer.status != 200:
-            raise Unhealthy(f"{verdict['status']}: {'; '.join(_trouble(verdict['checks']))}")
+            raise Unhealthy(f"{verdict['status']}: {'; '.join(_failed_checks(verdict['checks']))}")
         return str(verdict["status"])
     except (OSError, http.client.HTTPException) as error:
-        raise Unhealthy(f"no answer from {place[0]}:{place[1]}{page}: {error or type(error).__name__}") from error
+        raise Unhealthy(f"no answer from {address[0]}:{address[1]}{page}: {error or type(error).__name__}") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise Unhealthy(f"what answers at {place[0]}:{place[1]}{page} is not Agent Smith") from error
+        raise Unhealthy(f"the server at {address[0]}:{address[1]}{page} is not Agent Smith") from error
     finally:
         connection.close()
 
 
-def _trouble(checks: list[dict[str, Any]]) -> list[str]:
+def _failed_checks(checks: list[dict[str, Any]]) -> list[str]:
     bad = [check for check in checks if not check["ok"]]
     return [" ".join(str(check[key]) for key in ("name", "reason", "detail") if key in check) for check in bad]
 

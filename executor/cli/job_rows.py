@@ -1,4 +1,4 @@
-"""Jobs and runs as plain facts: what `--json` prints, and what the tables take their columns from."""
+"""Jobs and runs as dictionaries: the output of `--json`, and the columns of the tables."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from executor.cli.output import harmless
 from executor.database.tables import Job, Run
 from executor.redaction import MASK
 
-#: Values under names like these are not shown unless they are references to FulcrumCore's vault.
+#: Values under such names are masked, except references to FulcrumCore's vault.
 SECRET_NAME = re.compile(r"passw|passphrase|secret|token|private_?key|api_?key|credential", re.IGNORECASE)
 #: How such a reference begins: `executor.fulcrum.types.VAULT_PREFIX`, whose module would import pydantic.
 REFERENCE_PREFIX = "vault://"
 
 
 def name_of(job: Job) -> str:
-    """Return how a sentence calls the job."""
+    """Return the job's name for messages."""
     return harmless(f"job {job.id} ({job.action}, {job.fulcrum_id})")
 
 
 def summary(job: Job) -> dict[str, Any]:
-    """Return what a list tells of a job. These names are an interface of `--json`."""
+    """Return a job's columns in a list. The names are the keys of `--json`."""
     return {
         "id": job.id,
         "fulcrum_id": job.fulcrum_id,
@@ -43,7 +43,7 @@ def summary(job: Job) -> dict[str, Any]:
 
 
 def details(job: Job) -> dict[str, Any]:
-    """Return everything of a job, its secrets masked. These names are an interface of `--json`."""
+    """Return all of a job, its secrets masked. The names are the keys of `--json`."""
     return {
         "id": job.id,
         "fulcrum_id": job.fulcrum_id,
@@ -82,7 +82,7 @@ def details(job: Job) -> dict[str, Any]:
 
 
 def run_facts(run: Run) -> dict[str, Any]:
-    """Return everything of a run. These names are an interface of `--json`."""
+    """Return all of a run. The names are the keys of `--json`."""
     return {
         "ident": run.ident,
         "job_id": run.job_id,
@@ -99,7 +99,7 @@ def run_facts(run: Run) -> dict[str, Any]:
 
 
 def without_secrets(value: Any, *, is_secret: bool = False) -> Any:
-    """Mask what stands under a secret's name; a reference to FulcrumCore's vault says nothing and stays."""
+    """Mask the values under a secret's name; a reference to FulcrumCore's vault is no secret."""
     if isinstance(value, Mapping):
         return {
             key: without_secrets(item, is_secret=is_secret or bool(SECRET_NAME.search(str(key))))

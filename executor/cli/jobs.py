@@ -1,4 +1,4 @@
-"""`smith jobs`: what FulcrumCore asked for, what became of it, and the operator's verbs for one job."""
+"""`smith jobs`: the jobs that FulcrumCore sent, their outcome, and the operator's commands for one job."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ EVENT_COLUMNS = {
     "duration_s": "SECONDS",
     "message": "MESSAGE",
 }
-#: Of an error message, in a list.
+#: Characters of an error message in a list.
 SHOWN_ERROR_LENGTH = 80
 
 
@@ -70,7 +70,9 @@ def list_jobs(  # noqa: PLR0913, PLR0917 (one filter each; typer passes them by 
     unreported: Annotated[
         bool, typer.Option("--unreported", help="Only ended jobs that FulcrumCore has not acknowledged.")
     ] = False,
-    limit: Annotated[int, typer.Option("--limit", min=1, max=100_000, help="At most so many, the newest.")] = 50,
+    limit: Annotated[
+        int, typer.Option("--limit", min=1, max=100_000, help="At most this many, the newest first.")
+    ] = 50,
     as_json: AsJson = False,
 ) -> None:
     """List jobs, the newest first."""
@@ -87,7 +89,7 @@ def list_jobs(  # noqa: PLR0913, PLR0917 (one filter each; typer passes them by 
         show_json([summary(job) for job in found])
         return
     now = utc_now()
-    rows = [summary(job) | _for_people(job) | {"age": ago(job.received_at, now)} for job in found]
+    rows = [summary(job) | _table_row(job) | {"age": ago(job.received_at, now)} for job in found]
     show_rows(rows, COLUMNS, nothing="no jobs match")
 
 
@@ -96,7 +98,7 @@ def list_jobs(  # noqa: PLR0913, PLR0917 (one filter each; typer passes them by 
     "smith jobs show 4f1c2b --json",
 )
 def show_job(reference: Reference, as_json: AsJson = False) -> None:
-    """Show everything that is known of one job: times, runs, properties, result."""
+    """Show one job with its times, runs, properties and result."""
     with reading_store() as store:
         job = find_job(store.session, reference)
         runs = queries.runs_of(store.session, job.id)
@@ -116,13 +118,13 @@ def show_job(reference: Reference, as_json: AsJson = False) -> None:
 
 @examples(
     "smith jobs log 17                          what the newest run printed",
-    "smith jobs log 17 --run create-0c5d0f3a    what an earlier one did (smith jobs show 17 names them)",
-    "smith jobs log 17 --events                 task by task, with times",
+    "smith jobs log 17 --run create-0c5d0f3a    what an earlier run printed (smith jobs show 17 lists the runs)",
+    "smith jobs log 17 --events                 its Ansible tasks, with times",
 )
 def show_log(
     reference: Reference,
-    run: Annotated[str | None, typer.Option("--run", metavar="IDENT", help="Not the newest run, but this one.")] = None,
-    events: Annotated[bool, typer.Option("--events", help="Task by task, with outcome and time.")] = False,
+    run: Annotated[str | None, typer.Option("--run", metavar="IDENT", help="This run instead of the newest.")] = None,
+    events: Annotated[bool, typer.Option("--events", help="Show each Ansible task with outcome and time.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Show what a job's playbook printed."""
@@ -134,7 +136,7 @@ def show_log(
         if as_json:
             show_json(rows)
         else:
-            show_rows(rows, EVENT_COLUMNS, nothing="the run has told of no task")
+            show_rows(rows, EVENT_COLUMNS, nothing="the run has no task events yet")
         return
     text = artifacts.read_stdout(folder)
     if as_json:
@@ -144,21 +146,21 @@ def show_log(
 
 
 @examples(
-    "smith jobs retry 17     do not wait for the next attempt, or the next report: do it now",
+    "smith jobs retry 17    skip the wait before its next attempt or report",
 )
 def retry(reference: Reference, as_json: AsJson = False) -> None:
-    """End a job's waiting, for its next attempt or its next report."""
+    """Skip a job's wait before its next attempt or its next report."""
     with writing_store() as store:
         job = find_job(store.session, reference)
         name, status = name_of(job), job.status
-        with _noted(store.session, job.id, "retry") as noted:
-            hastened = job_queue.retry_now(store.session, job.id)
-            noted.is_done = bool(hastened)
-    if not hastened:
+        with _audited(store.session, job.id, "retry") as entry:
+            skipped = job_queue.retry_now(store.session, job.id)
+            entry.is_done = bool(skipped)
+    if not skipped:
         raise NothingToDo(_why_no_retry(name, status))
-    what = {"attempt": "its next attempt may begin now", "report": "its report to FulcrumCore is due now"}
-    text = f"{name}: {what[hastened]}; the agent takes it up within seconds, if it runs"
-    tell(text, as_json=as_json, job=job.id, fulcrum_id=job.fulcrum_id, hastened=hastened)
+    what = {"attempt": "its next attempt is due now", "report": "its report to FulcrumCore is due now"}
+    text = f"{name}: {what[skipped]}; a running agent continues with it within seconds"
+    tell(text, as_json=as_json, job=job.id, fulcrum_id=job.fulcrum_id, hastened=skipped)
 
 
 @examples(
@@ -168,41 +170,43 @@ def retry(reference: Reference, as_json: AsJson = False) -> None:
 def cancel(
     reference: Reference,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
-    reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Kept in the audit.")] = "",
+    reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Stored in the audit.")] = "",
     as_json: AsJson = False,
 ) -> None:
-    """End a job as CANCELLED. A playbook that runs is stopped; what it has made so far stays."""
+    """End a job as CANCELLED. A running playbook is stopped; its changes so far stay."""
     with reading_store() as store:
         job = find_job(store.session, reference)
     if job.status not in (JobStatus.PENDING, JobStatus.PROCESSING):
-        raise NothingToDo(f"{name_of(job)} has ended before: it is {job.status}")
+        raise NothingToDo(f"{name_of(job)} has ended already: it is {job.status}")
     confirm(f"Cancel {name_of(job)}, which is {job.status}?", yes=yes)
-    with writing_store() as store, _noted(store.session, job.id, "cancel", reason) as noted:
-        status = job_queue.request_cancel(store.session, job.id)  # no transaction was open while a person thought
-        noted.is_done = status is not None
+    with writing_store() as store, _audited(store.session, job.id, "cancel", reason) as entry:
+        status = job_queue.request_cancel(
+            store.session, job.id
+        )  # opened after the confirmation: no transaction waits for the operator
+        entry.is_done = status is not None
     if status is None:
         raise NothingToDo(f"{name_of(job)} has ended in the meantime")
     has_ended = status is JobStatus.FAILED
-    told = "is cancelled; FulcrumCore is told next"
-    asked = "is asked to stop; the agent that runs it ends its playbook within seconds"
-    text = f"{name_of(job)} {told if has_ended else asked}"
+    ended = "is cancelled; its report to FulcrumCore is due"
+    requested = "gets a cancel request; the agent that runs it stops its playbook within seconds"
+    text = f"{name_of(job)} {ended if has_ended else requested}"
     tell(text, as_json=as_json, job=job.id, fulcrum_id=job.fulcrum_id, status=status, has_ended=has_ended)
 
 
 @dataclass
-class _Noted:
-    """Whether there is something to write into the audit."""
+class _AuditEntry:
+    """Set by the block: whether the job was changed."""
 
     is_done: bool = False
 
 
 @contextmanager
-def _noted(session: Session, job_id: int, verb: str, reason: str = "") -> Iterator[_Noted]:
-    """Write what a block does to a job into the audit, in the block's own transaction."""
-    job, noted = session.get_one(Job, job_id), _Noted()
+def _audited(session: Session, job_id: int, verb: str, reason: str = "") -> Iterator[_AuditEntry]:
+    """Write the block's change of the job into the audit, in the block's own transaction."""
+    job, entry = session.get_one(Job, job_id), _AuditEntry()
     before = audit.facts_of(job, audit.JOB_COLUMNS)
-    yield noted
-    if noted.is_done:
+    yield entry
+    if entry.is_done:
         session.refresh(job)
         after = audit.facts_of(job, audit.JOB_COLUMNS)
         who, subject = audit.operator(), job.fulcrum_id
@@ -225,14 +229,14 @@ def _chosen_run(session: Session, job: Job, ident: str | None) -> Run:
 
 def _why_no_retry(name: str, status: str) -> str:
     if status == JobStatus.PROCESSING:
-        return f"nothing to hasten: {name} is being worked on (`smith jobs log` shows how far it is)"
+        return f"nothing to retry: {name} is running (`smith jobs log` shows its output)"
     return (
-        f"nothing to hasten: {name} is {status} and FulcrumCore holds this outcome; "
-        "ask for the action again there, which makes a new job"
+        f"nothing to retry: {name} is {status} and FulcrumCore has this result; "
+        "repeat the action in FulcrumCore, which creates a new job"
     )
 
 
-def _for_people(job: Job) -> dict[str, Any]:
+def _table_row(job: Job) -> dict[str, Any]:
     message = job.error_message or ""
     cut = message[:SHOWN_ERROR_LENGTH] + ("…" if len(message) > SHOWN_ERROR_LENGTH else "")
     return {"fulcrum": short(job.fulcrum_id), "service": short(job.service_id), "error": cut}

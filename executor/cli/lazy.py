@@ -1,4 +1,4 @@
-"""Turns the rows of the command table into typer's commands, each loaded when it is called."""
+"""Typer's commands from the rows of the command table. A command's module is imported when it is called."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ class NotInstalled(SmithError):
 
 
 class LazyCommand(TyperCommand):
-    """What the table says of a command or group. Calling it, or asking for its own help, loads the real one."""
+    """A command or group with name and help from the table. Its call or its own `--help` loads the real one."""
 
     def __init__(self, name: str, text: str, load: Callable[[], Any], *, hidden: bool = False) -> None:
         super().__init__(name, help=text, hidden=hidden, rich_markup_mode=None)
         self.load = load
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
-        """Return the context of the real command: from here on typer works with that one only."""
+        """Return the context of the real command, which typer uses from here on."""
         return self.load().make_context(info_name, args, parent, **extra)
 
 
@@ -44,7 +44,7 @@ class CommandLine(TyperGroup):
 
 
 def top_level_commands() -> dict[str, LazyCommand]:
-    """Return the top level's commands and groups by name, none of them loaded, in the order of the help."""
+    """Return the commands and groups of the top level, not loaded, in the order of the help."""
     found = {command.name: _lazy_command(command) for command in COMMANDS if not command.group}
     for extension in EXTENSIONS:
         found[extension.name] = LazyCommand(extension.name, extension.help, partial(_extension, extension))
@@ -74,7 +74,7 @@ def _command(name: str, function: Callable[..., Any]) -> Any:
 
 
 def _group(row: Group) -> TyperGroup:
-    """Return the group with its commands, none of them loaded."""
+    """Return the group with its commands, not loaded."""
     runs_alone = bool(row.function)
     app = typer.Typer(
         name=row.name,

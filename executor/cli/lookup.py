@@ -1,4 +1,4 @@
-"""The job or service that an operator names: by our number, FulcrumCore's id or its beginning."""
+"""Finds the job or service of a reference: our job number, FulcrumCore's id, or the beginning of an id."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ if TYPE_CHECKING:  # only the package database uses SQLAlchemy (import-linter)
 
 
 def find_job(session: Session, reference: str) -> Job:
-    """Return the job. Raises UnknownReference, saying whether nothing or too much fits."""
+    """Return the job. Raises UnknownReference when no job fits, or more than one."""
     if not (reference := reference.strip()):
-        raise UnknownReference("an empty reference names no job: `smith jobs list` shows them")
+        raise UnknownReference("an empty reference fits no job: `smith jobs list` shows them")
     if (job := queries.find_job(session, reference)) is not None:
         return job
     candidates = queries.fulcrum_ids_with_prefix(session, reference)
     if len(candidates) > 1:
         raise UnknownReference(f"more than one job begins with {reference}: {', '.join(candidates)}")
     raise UnknownReference(
-        f"there is no job {reference}: say our number, FulcrumCore's id or its beginning (`smith jobs list` shows them)"
+        f"there is no job {reference}: use our job number, FulcrumCore's id or its beginning (see `smith jobs list`)"
     )
 
 
 def find_service_id(session: Session, beginning: str) -> str:
-    """Return the id of the one service with jobs that begins so. Raises UnknownReference."""
+    """Return the id of the one service with jobs whose id begins so. Raises UnknownReference."""
     found = queries.service_ids_with_prefix(session, beginning)
     if len(found) > 1:
         raise UnknownReference(f"more than one service begins with {beginning}: {', '.join(found)}")

@@ -1,4 +1,4 @@
-"""`smith mappings`: which VM serves which service, and which did."""
+"""`smith mappings`: the VM of each service, now and before."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ COLUMNS = {
     "updated": "CHANGED",
     "note": "NOTE",
 }
-#: Shown when there is a VM pending deletion.
-PENDING_DELETION_COLUMN = {"destroyed_in": "DESTROYED IN"}
+#: Shown when a VM has a scheduled deletion.
+PENDING_DELETION_COLUMN = {"destroyed_in": "DELETED IN"}
 HISTORY_COLUMNS = {
     "vmid": "VMID",
     "name": "NAME",
@@ -46,14 +46,16 @@ HISTORY_COLUMNS = {
     "smith mappings list --all --json",
 )
 def list_mappings(
-    everything: Annotated[bool, typer.Option("--all", help="Deleted ones too.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Include mappings of deleted VMs.")] = False,
     state: Annotated[
         list[MappingState] | None, typer.Option("--state", help="Only these states; may be repeated.")
     ] = None,
-    limit: Annotated[int, typer.Option("--limit", min=1, max=1_000_000, help="At most so many, the newest.")] = 1000,
+    limit: Annotated[
+        int, typer.Option("--limit", min=1, max=1_000_000, help="At most this many, the newest first.")
+    ] = 1000,
     as_json: AsJson = False,
 ) -> None:
-    """List mappings, the newest first; those of deleted VMs only when asked for."""
+    """List mappings, the newest first; those of deleted VMs only with --all."""
     states = list(MappingState) if everything and not state else state or []
     with reading_store() as store:
         found = mappings.listing(store.session, states=states, limit=limit)
@@ -81,7 +83,7 @@ def show_mapping(
         found = mappings.find(store.session, reference.strip()) if reference.strip() else []
     if not found:
         raise UnknownReference(f"no mapping fits {reference}: `smith mappings list --all` shows them")
-    # A VMID's or a service's present stands first, then its past.
+    # The current mapping first, then its history.
     ordered = sorted(found, key=lambda mapping: mapping.state == MappingState.DELETED)
     services = {mapping.service_id for mapping in found}
     current = ordered[0]

@@ -1,7 +1,6 @@
-"""What the commands print: tables for people, JSON for scripts, and never a secret or a terminal's control sequence.
+"""What the commands print: text for operators, JSON for scripts; without secrets and terminal control sequences.
 
-Data from outside (action names, error messages, what a playbook printed) passes `harmless` before it is shown, and is
-never read as markup.
+Text from outside (action names, error messages, a playbook's output) passes `harmless` before it is printed.
 """
 
 from __future__ import annotations
@@ -15,15 +14,15 @@ from typing import Any
 
 from executor.redaction import redactor
 
-#: Ends of a table's short ids: as many digits as make one of FulcrumCore's ids known.
-SHORT = 8
+#: Characters of a shortened id: enough to tell FulcrumCore's ids apart.
+SHORT_ID_LENGTH = 8
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def harmless(text: str, *, keep_lines: bool = False) -> str:
-    """Return the text redacted, with every control and invisible character written out as `\\x1b`.
+    """Return the text redacted, with every control and invisible character escaped, as `\\x1b`.
 
-    With `keep_lines` line breaks and tabs stay, and plain colour codes are dropped.
+    With `keep_lines`, line breaks and tabs stay, and colour codes are removed.
     """
     if keep_lines:
         text = _COLOURS.sub("", text.replace("\r\n", "\n"))
@@ -31,15 +30,15 @@ def harmless(text: str, *, keep_lines: bool = False) -> str:
     if text.isprintable():
         return text
     kept = "\n\t" if keep_lines else ""
-    return "".join(char if char.isprintable() or char in kept else _written_out(char) for char in text)
+    return "".join(char if char.isprintable() or char in kept else _escaped(char) for char in text)
 
 
-def _written_out(char: str) -> str:
+def _escaped(char: str) -> str:
     return char.encode("unicode_escape").decode("ascii")
 
 
 def show_json(document: Any) -> None:
-    """Print one document. Everything outside ASCII is escaped, so no terminal is steered by it either."""
+    """Print one JSON document in ASCII, so that it has no terminal control sequence."""
     print(json.dumps(redactor.redact_value(jsonable(document)), indent=2))
 
 
@@ -54,12 +53,12 @@ def jsonable(value: Any) -> Any:
 
 
 def say(text: str) -> None:
-    """Print one line, or several when the text is of our own making."""
+    """Print the text, without secrets and control sequences. Line breaks stay."""
     print(harmless(text, keep_lines=True))
 
 
 def tell(text: str, *, as_json: bool, **facts: Any) -> None:
-    """Say what was done: a line for people, or the same as facts for scripts."""
+    """Print what was done: the text for operators, or the facts as JSON."""
     if as_json:
         show_json(facts)
     else:
@@ -67,18 +66,18 @@ def tell(text: str, *, as_json: bool, **facts: Any) -> None:
 
 
 def complain(text: str) -> None:
-    """Print on stderr, a `smith:` before every line."""
+    """Print on stderr, with `smith:` before every line."""
     for line in text.splitlines() or [""]:
         print(f"smith: {harmless(line)}", file=sys.stderr)
 
 
 def iso(moment: datetime) -> str:
-    """Return a time as JSON shows it: UTC, milliseconds, `Z`."""
+    """Return the time for JSON: UTC, milliseconds, `Z`."""
     return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def ago(moment: datetime | None, now: datetime) -> str | None:
-    """Return how long ago something was, in its largest unit: `42s`, `3m`, `5h`, `12d`."""
+    """Return the age in its largest unit: `42s`, `3m`, `5h`, `12d`."""
     if moment is None:
         return None
     seconds = max(int((now - moment).total_seconds()), 0)
@@ -89,5 +88,5 @@ def ago(moment: datetime | None, now: datetime) -> str | None:
 
 
 def short(identifier: str | None) -> str | None:
-    """Return the beginning of an id, enough to name it."""
-    return identifier[:SHORT] if identifier else None
+    """Return the id shortened, for a table."""
+    return identifier[:SHORT_ID_LENGTH] if identifier else None

@@ -1,4 +1,4 @@
-"""`smith run`: the supervisor, which starts the agent's process."""
+"""`smith run`: the supervisor, which starts the agent as a child process."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from executor.log import get_logger
 from executor.processes.supervisor import supervise
 from executor.settings.settings import Settings
 
-#: Beyond the drain: cancelled runs are given 20 s to end, the last reports 10 s.
+#: Added to the drain timeout: cancelled runs have 20 s to end, the last reports 10 s.
 STOP_MARGIN_S = 60.0
-#: The agent's main loop tells its progress several times a second; silent for this long, it hangs.
+#: The agent's main loop reports its progress several times a second; without a report for this long, it hangs.
 STALL_TIMEOUT_S = 120.0
 
 
@@ -33,34 +33,33 @@ class AgentMode(StrEnum):
 
 
 @examples(
-    "smith run                   work until told to stop (TERM drains, a second TERM cancels)",
-    "smith run --once            poll once, carry and report what there is, and leave",
+    "smith run                   work until a signal (TERM drains, a second TERM cancels)",
+    "smith run --once            poll once, process and report these jobs, and exit",
     "smith run --until-idle      work until FulcrumCore has no more jobs for us",
 )
 def run(
-    once: Annotated[
-        bool, typer.Option("--once", help="Poll once; carry and report what was found, then leave.")
-    ] = False,
+    once: Annotated[bool, typer.Option("--once", help="Poll once, process and report these jobs, and exit.")] = False,
     until_idle: Annotated[
         bool, typer.Option("--until-idle", help="Exit when FulcrumCore has no more jobs for us.")
     ] = False,
     no_supervisor: Annotated[
-        bool, typer.Option("--no-supervisor", help="Be the agent itself: for debuggers. Nothing restarts it then.")
+        bool,
+        typer.Option("--no-supervisor", help="Run the agent in this process, for a debugger. Nothing restarts it."),
     ] = False,
 ) -> None:
-    """Carry FulcrumCore's jobs to Proxmox."""
+    """Run FulcrumCore's jobs in Proxmox: the agent, with a supervisor that restarts it."""
     if once and until_idle:
         raise typer.BadParameter("--once and --until-idle exclude each other")
     mode = AgentMode.ONCE if once else AgentMode.UNTIL_IDLE if until_idle else AgentMode.SERVE
-    settings = ready_settings()
+    settings = prepare_process()
     if no_supervisor:
-        # Not imported at the top: the supervisor's process stays small, and the agent is most of our memory.
-        raise typer.Exit(function_at("agent_process", "be_agent")(settings, mode))
+        # Not imported at the top: the supervisor does not need the agent's modules, which take most of our memory.
+        raise typer.Exit(function_at("agent_process", "run_in_this_process")(settings, mode))
     raise typer.Exit(_supervise(settings, mode))
 
 
-def ready_settings() -> Settings:
-    """Settings that are enough to work with, and logs. Raises SettingsError before anything is made or started."""
+def prepare_process() -> Settings:
+    """Set the umask, check the required settings, set up logging, and return the settings. Raises SettingsError."""
     os.umask(PRIVATE_UMASK)
     settings = open_settings()
     if missing := missing_lines(settings):
@@ -83,5 +82,5 @@ def _supervise(settings: Settings, mode: AgentMode) -> int:
 
 
 def _log_event(event: str, *, level: str = "info", **facts: Any) -> None:
-    """Take what the supervisor has to say into the agent's log."""
+    """Write a log event of the supervisor, which does not import our log module."""
     getattr(get_logger("executor.processes.supervisor"), level)(event, **facts)

@@ -1,4 +1,4 @@
-"""`smith runs`: the single executions of playbooks."""
+"""`smith runs`: the executions of playbooks."""
 
 from __future__ import annotations
 
@@ -35,8 +35,10 @@ COLUMNS = {
     "smith runs list --job 4f1c --json",
 )
 def list_runs(
-    job: Annotated[str | None, typer.Option("--job", metavar="REF", help="Only those of this job.")] = None,
-    limit: Annotated[int, typer.Option("--limit", min=1, max=100_000, help="At most so many, the newest.")] = 50,
+    job: Annotated[str | None, typer.Option("--job", metavar="REF", help="Only this job's runs.")] = None,
+    limit: Annotated[
+        int, typer.Option("--limit", min=1, max=100_000, help="At most this many, the newest first.")
+    ] = 50,
     as_json: AsJson = False,
 ) -> None:
     """List runs, the newest first."""
@@ -58,11 +60,11 @@ def list_runs(
     "smith runs show create-0c5d0f3a9b21 --lines 100",
 )
 def show_run(
-    ident: Annotated[str, typer.Argument(metavar="IDENT", help="The run's name (smith runs list).")],
-    lines: Annotated[int, typer.Option("--lines", min=0, help="How much of its end is shown.")] = 20,
+    ident: Annotated[str, typer.Argument(metavar="IDENT", help="The run's ident (smith runs list).")],
+    lines: Annotated[int, typer.Option("--lines", min=0, help="Number of lines of its output to show.")] = 20,
     as_json: AsJson = False,
 ) -> None:
-    """Show one run: facts, files, and the end of what it printed."""
+    """Show one run: facts, artifacts, and the end of its output."""
     with reading_store() as store:
         if (run := queries.find_run(store.session, ident)) is None:
             raise UnknownReference(f"there is no run {ident}: `smith runs list` shows them")
@@ -87,7 +89,7 @@ def _show(facts: dict[str, Any]) -> None:
         show_heading("Artifacts")
         show_rows(facts["artifacts"], {"name": "FILE", "bytes": "BYTES"}, nothing="")
     if facts["stdout_tail"]:
-        show_heading("Its last words")
+        show_heading("End of the output")
         say("\n".join(facts["stdout_tail"]))
 
 

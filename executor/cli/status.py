@@ -1,4 +1,4 @@
-"""`smith status`: is it working, and is anything waiting or overdue?"""
+"""`smith status`: counts of jobs and VMs, the agents, and overdue critical jobs."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from executor.cli.tables import show_facts, show_heading, show_rows
 from executor.database import mappings, nodes, queries
 from executor.database.tables import Node, utc_now
 
-#: Starts of agents that are shown: the living ones, and some history.
+#: Shown agent processes: the running ones, and some that have ended.
 SHOWN_NODES = 10
-#: A living agent says so six times a lease.
+#: A running agent updates its row six times per lease.
 LEASES_UNTIL_VANISHED = 2
 NODE_COLUMNS = {
     "id": "AGENT",
@@ -36,16 +36,16 @@ NODE_COLUMNS = {
     "smith status --json",
 )
 def show(as_json: AsJson = False) -> None:
-    """Count jobs, reports and VMs; name the agents and what is overdue."""
+    """Count jobs, reports and VMs; show the agents and overdue critical jobs."""
     with reading_store() as store:
         jobs = queries.count_jobs(store.session)
         vms = mappings.count_by_state(store.session)
-        duties = queries.critical_jobs(store.session)
+        critical_jobs = queries.critical_jobs(store.session)
         agents = nodes.recent(store.session, SHOWN_NODES)
         lease_s = store.settings.smith_lease_s
     now = utc_now()
     reports_due = jobs.pop("reports_due")
-    overdue = [duty.name for duty in duties if critical.is_overdue(duty, now)]
+    overdue = [job.name for job in critical_jobs if critical.is_overdue(job, now)]
     rows = [_node_facts(node, now, lease_s) for node in agents]
     if as_json:
         found = {"jobs": jobs, "reports_due": reports_due, "mappings": vms, "nodes": rows, "critical_overdue": overdue}
@@ -53,9 +53,9 @@ def show(as_json: AsJson = False) -> None:
         return
     show_facts(
         {
-            "jobs": _counted(jobs),
+            "jobs": _joined(jobs),
             "reports due": reports_due,
-            "mappings": _counted(vms),
+            "mappings": _joined(vms),
             "overdue": ", ".join(overdue) or "nothing",
         }
     )
@@ -65,7 +65,7 @@ def show(as_json: AsJson = False) -> None:
 
 
 def _node_facts(node: Node, now: datetime, lease_s: float) -> dict[str, Any]:
-    """Return everything of one start of an agent. These names are an interface of `--json`."""
+    """Return all of one agent process. The names are the keys of `--json`."""
     return {
         "id": node.id,
         "host": node.host,
@@ -83,7 +83,7 @@ def _node_facts(node: Node, now: datetime, lease_s: float) -> dict[str, Any]:
 
 
 def is_alive(node: Node, now: datetime, lease_s: float) -> bool:
-    """True when the agent has not said that it stopped, and has said lately that it lives."""
+    """True when the agent has not stopped, and has updated its row recently."""
     return node.stopped_at is None and now - node.seen_at <= timedelta(seconds=lease_s * LEASES_UNTIL_VANISHED)
 
 
@@ -95,7 +95,7 @@ def _state(node: Node, now: datetime, lease_s: float) -> str:
     return "draining" if node.draining else "running"
 
 
-def _counted(counts: dict[str, int]) -> str:
+def _joined(counts: dict[str, int]) -> str:
     return ", ".join(f"{count} {name}" for name, count in counts.items())
 
 

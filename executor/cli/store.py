@@ -1,4 +1,4 @@
-"""The database, opened for a command."""
+"""The database, as a command opens it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # only the package database uses SQLAlchemy (import-linter)
 
 @dataclass(frozen=True, kw_only=True)
 class Store:
-    """An open transaction, and the settings that led to it."""
+    """An open transaction, and the settings."""
 
     settings: Settings
     session: Session
@@ -28,9 +28,9 @@ class Store:
 
 @contextmanager
 def reading_store() -> Iterator[Store]:
-    """Open a transaction that only reads: it waits for no agent at work and delays none.
+    """Open a read-only transaction. It does not wait for a running agent, and does not delay one.
 
-    Raises DatabaseError when there is no database yet, or none that this version can read.
+    Raises DatabaseError when there is no database, or this version cannot read it.
     """
     settings = open_settings()
     with opened(settings) as engine, reading(engine) as session:
@@ -39,7 +39,7 @@ def reading_store() -> Iterator[Store]:
 
 @contextmanager
 def writing_store() -> Iterator[Store]:
-    """Open a transaction that is committed at the end of the block, for an operator's verb. Raises DatabaseError."""
+    """Open a transaction that is committed at the end of the block. Raises DatabaseError."""
     settings = open_settings()
     with opened(settings) as engine, transaction(engine) as session:
         yield Store(settings=settings, session=session)
@@ -47,7 +47,7 @@ def writing_store() -> Iterator[Store]:
 
 @contextmanager
 def opened(settings: Settings, *, may_create: bool = False) -> Iterator[Engine]:
-    """Open the database for one block, with the driver's errors as DatabaseError."""
+    """Open the database for one block. Raises DatabaseError for every error of the driver."""
     if not may_create:
         _refuse_absent(settings.smith_database_url)
     engine = open_engine(settings.smith_database_url)
@@ -62,7 +62,7 @@ def opened(settings: Settings, *, may_create: bool = False) -> Iterator[Engine]:
 
 
 def _refuse_absent(url: str) -> None:
-    """Raise DatabaseError where opening would make an empty database: a question must not leave a file behind."""
+    """Raise DatabaseError when there is no SQLite file: SQLite would create an empty one."""
     file = sqlite_file(url)
     if file is None:
         return
@@ -71,11 +71,11 @@ def _refuse_absent(url: str) -> None:
     except OSError as error:
         raise DatabaseError(f"the database {file} cannot be read: {error.strerror}") from error
     if not is_there:
-        raise DatabaseError(f"no database yet at {file}: `smith run` makes it (SMITH_DATA_DIR names another place)")
+        raise DatabaseError(f"no database yet at {file}: `smith run` creates it (SMITH_DATA_DIR sets the folder)")
 
 
 def _schema_problem(engine: Engine) -> DatabaseError | None:
-    """Return what is wrong with the schema: the most frequent reason for a failing statement is another version's."""
+    """Return the error for a schema of another version, the most frequent cause of a failing statement."""
     try:
         schema.refuse_newer(engine)
         current, newest = schema.current_revision(engine), schema.head_revision()

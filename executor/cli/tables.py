@@ -1,4 +1,4 @@
-"""Tables, names with values, headings and documents for people, laid out by rich."""
+"""Tables, facts, headings and documents for operators, formatted by rich. Data is never read as rich's markup."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rich.text import Text
 from executor.cli.output import harmless, jsonable, say
 from executor.redaction import redactor
 
-#: Width of a line when nobody sees it: what a script reads is never wrapped.
+#: Line width without a terminal: output for a script is not wrapped.
 WIDE = 100_000
 STYLES = {
     "pending": "yellow",
@@ -33,7 +33,7 @@ STYLES = {
     "found": "green",
     "made": "green",
     "differs": "yellow",
-    "would be made": "yellow",
+    "would be created": "yellow",
     "failed": "red",
     "wrong": "red",
     "timeout": "red",
@@ -45,7 +45,7 @@ STYLES = {
 
 
 def show_rows(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], *, nothing: str) -> None:
-    """Print a table: `columns` says which keys of the rows, under which headings; `nothing` stands for no rows."""
+    """Print a table. `columns` maps the rows' keys to headings; `nothing` is printed if there are no rows."""
     if not rows:
         say(nothing)
         return
@@ -59,7 +59,7 @@ def show_rows(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], *, 
 
 
 def show_facts(facts: Mapping[str, Any]) -> None:
-    """Print names and values below each other; a value that is not known is left out."""
+    """Print one line per fact, without facts that have no value."""
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_header=False)
     table.add_column(no_wrap=True, style="bold")
     table.add_column(overflow="fold")
@@ -76,13 +76,13 @@ def show_heading(text: str) -> None:
 
 
 def show_document(value: Any) -> None:
-    """Print JSON for people: indented, letters of every alphabet as they are."""
+    """Print JSON for operators: indented, characters outside ASCII not escaped."""
     text = json.dumps(redactor.redact_value(jsonable(value)), indent=2, ensure_ascii=False)
     _print(Text(harmless(text, keep_lines=True)))
 
 
 def cell(value: Any) -> Text:
-    """Return a value as a table shows it."""
+    """Return the value as a cell of a table."""
     if value is None:
         return Text("-", style="dim")
     if isinstance(value, datetime):
@@ -96,7 +96,7 @@ def cell(value: Any) -> Text:
 
 
 def _print(renderable: RenderableType) -> None:
-    """Render, and write without the blanks that fill a table's last column."""
+    """Print without the spaces at the end of each line, with which rich fills the last column."""
     width = None if sys.stdout.isatty() else WIDE
     console = Console(file=sys.stdout, width=width, highlight=False, markup=False, emoji=False)
     with console.capture() as captured:

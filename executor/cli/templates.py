@@ -1,4 +1,4 @@
-"""`smith templates`: what a create can clone, what containers can be made of, and on which nodes."""
+"""`smith templates`: the templates for VMs and containers, and the nodes that can use them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ COLUMNS = {
 
 @examples("smith templates list", "smith templates list --json")
 def list_templates(as_json: AsJson = False) -> None:
-    """List the templates of Proxmox, those of PROXMOX_OS_TEMPLATES, and what these settings name that is not there."""
+    """List the templates in Proxmox and those of the settings, with the problems of each."""
     settings = open_settings()
     settings.require_proxmox()
     reader = ProxmoxReader(ProxmoxConnection.from_settings(settings))
@@ -43,11 +43,11 @@ def list_templates(as_json: AsJson = False) -> None:
         return
     show_rows(found, COLUMNS, nothing="the token sees no template, and PROXMOX_TEMPLATES names none")
     if any(not row["storages_are_known"] for row in found):
-        complain("not every storage is shown to the token (Datastore.Audit): some may be reachable from more nodes")
+        complain("the token does not see every storage (Datastore.Audit): more nodes may reach some templates")
 
 
 def rows(reader: ProxmoxReader, settings: Settings) -> list[dict[str, Any]]:
-    """Return everything of each template. These names are an interface of `--json`."""
+    """Return a row per template. The names are the keys of `--json`."""
     listed = sorted((row for row in reader.vms() if row.is_template and row.kind == "qemu"), key=lambda row: row.vmid)
     storages = reader.storages()
     images = images_of(listed, settings)
@@ -61,7 +61,7 @@ def rows(reader: ProxmoxReader, settings: Settings) -> list[dict[str, Any]]:
 
 
 def images_of(listed: list[VmRow], settings: Settings) -> dict[int, list[str]]:
-    """Return, by VMID, the images that a service may name to get this template."""
+    """Return the image names that select each template, by VMID."""
     tags = [
         tag.removeprefix(templates.TAG_PREFIX)
         for row in listed
@@ -74,7 +74,7 @@ def images_of(listed: list[VmRow], settings: Settings) -> dict[int, list[str]]:
         try:
             serving = templates.candidates(name, settings.proxmox_templates, listed)
         except JobError:
-            continue  # a tag that names no image, or a name that two have
+            continue  # no template has this name, or more than one
         for row in serving:
             found.setdefault(row.vmid, []).append(name)
     return found
@@ -99,7 +99,7 @@ def _row(row: VmRow, reader: ProxmoxReader, settings: Settings, storages: list[S
 
 
 def _config(row: VmRow, reader: ProxmoxReader) -> tuple[dict[str, Any], str]:
-    """Read a configuration; what keeps us from it (a node that is down) is the row's problem, not the list's."""
+    """Return the configuration and '', or nothing and the problem: one failing node must not end the list."""
     try:
         return reader.vm_config(row.node, row.vmid), ""
     except JobError as error:
@@ -107,7 +107,7 @@ def _config(row: VmRow, reader: ProxmoxReader) -> tuple[dict[str, Any], str]:
 
 
 def _os_template(name: str, volume: str, reader: ProxmoxReader, storages: list[StorageRow]) -> dict[str, Any]:
-    """Return what a container can be made of; on which nodes it is, is asked of each of them."""
+    """Return the row of a container template. Each node with the storage is asked whether it has the template."""
     storage = volume.partition(":")[0]
     nodes, problems = [], []
     for node in sorted(row.node for row in storages if row.name == storage and row.is_available):
@@ -115,7 +115,7 @@ def _os_template(name: str, volume: str, reader: ProxmoxReader, storages: list[S
             nodes += [node] if volume in reader.volumes(node, storage, "vztmpl") else []
         except JobError as error:
             problems.append(f"{node}: {error}")
-    nowhere = "PROXMOX_OS_TEMPLATES names it, but no node has it, or it is not shown to the token (Datastore.Audit)"
+    nowhere = "it is in PROXMOX_OS_TEMPLATES, but no node has it, or the token does not see it (Datastore.Audit)"
     problem = "; ".join(problems) or ("" if nodes else nowhere)
     facts = {"kind": GuestKind.LXC, "vmid": None, "name": volume, "node": "", "storages": [storage], "tags": []}
     known = {"storages_are_known": True, "cloud_init": None, "reachable_from": nodes, "problem": problem}
@@ -132,5 +132,5 @@ def _missing(name: str, vmid: int) -> dict[str, Any]:
         "cloud_init": None,
         "reachable_from": [],
     }
-    problem = "PROXMOX_TEMPLATES names it, but it is not there, no template, or not shown to the token"
+    problem = "it is in PROXMOX_TEMPLATES, but is missing, is no template, or the token does not see it"
     return {"images": [name], "vmid": vmid, **nothing, "storages_are_known": True, "problem": problem}

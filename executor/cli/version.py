@@ -1,4 +1,4 @@
-"""`smith version`: what is installed, for a bug report."""
+"""`smith version`: the installed versions, for a bug report."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from executor.version import VERSION, collection_version, package_version
     "smith version --json",
 )
 def show(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """Say which version this is, and of what."""
+    """Show the versions of Agent Smith and of what it uses."""
     facts = _facts()
     if as_json:
         show_json(facts)

@@ -56,7 +56,7 @@ def test_ours_and_theirs_are_listed_with_what_is_refused(smith: Cli, folder: Pat
     assert "create" in smith.ok("actions", "list", SMITH_ACTIONS_PATH="")
 
 
-def test_the_example_of_the_documentation_is_sound(smith: Cli, folder: Path) -> None:
+def test_the_example_of_the_documentation_is_valid(smith: Cli, folder: Path) -> None:
     for file in EXAMPLES.iterdir():
         shutil.copyfile(file, folder / file.name)
         (folder / file.name).chmod(0o644)
@@ -64,7 +64,7 @@ def test_the_example_of_the_documentation_is_sound(smith: Cli, folder: Path) -> 
     assert [(each["name"], each["problems"], each["hints"]) for each in found] == [("attach-iso", [], [])]
 
 
-def test_every_action_of_ours_is_sound(smith: Cli) -> None:
+def test_each_of_our_actions_is_valid(smith: Cli) -> None:
     names = [row["name"] for row in smith.json("actions", "list")]
     assert "create" in names
     for name in names:
@@ -72,13 +72,13 @@ def test_every_action_of_ours_is_sound(smith: Cli) -> None:
         assert (found["problems"], found["hints"]) == ([], []), name
 
 
-def test_a_new_action_is_written_and_sound(smith: Cli, folder: Path) -> None:
+def test_a_new_action_is_written_and_valid(smith: Cli, folder: Path) -> None:
     assert "smith actions validate say-hello" in smith.ok("actions", "new", "say-hello")
     (found,) = smith.json("actions", "validate", "say-hello")
     assert (found["problems"], found["hints"]) == ([], [])
     assert {file.name for file in folder.iterdir()} == {"say-hello.yml", "say-hello.schema.json"}
     again = smith("actions", "new", "say-hello")
-    assert (again.returncode, "is there already" in again.stderr) == (1, True)
+    assert (again.returncode, "exists already" in again.stderr) == (1, True)
 
 
 @pytest.mark.parametrize("name", ["Say-Hello", "../hello", "9", "a b"])
@@ -94,9 +94,9 @@ def test_without_a_folder_nothing_can_be_begun(smith: Cli) -> None:
 
 
 @pytest.mark.parametrize(
-    ("playbook", "told"),
+    ("playbook", "problem"),
     [
-        ("---\n- hosts: [proxmox\n", "is no YAML"),
+        ("---\n- hosts: [proxmox\n", "is not valid YAML"),
         ("---\nhosts: proxmox\n", "is not a list of plays"),
         (HEAD + "  tasks: []\n", "publishes no result"),
         ("---\n- hosts: localhost\n  gather_facts: false\n  tasks:\n" + RESULT, "hosts is 'localhost'"),
@@ -105,17 +105,17 @@ def test_without_a_folder_nothing_can_be_begun(smith: Cli) -> None:
             HEAD + "  tasks:\n    - community.proxmox.proxmox_vm_info:\n        vmid: 1\n" + RESULT,
             "module_defaults lacks group/community.proxmox.proxmox",
         ),
-        (HEAD + "  vars_prompt:\n    - name: x\n  tasks:\n" + RESULT, "vars_prompt asks a person"),
+        (HEAD + "  vars_prompt:\n    - name: x\n  tasks:\n" + RESULT, "vars_prompt needs an operator's answer"),
         (HEAD + "  tasks:\n    - no_such_module_at_all:\n" + RESULT, "--syntax-check"),
     ],
     ids=["yaml", "no-plays", "no-result", "localhost", "facts", "login", "prompt", "syntax"],
 )
-def test_what_would_not_work_is_found_without_running_it(smith: Cli, folder: Path, playbook: str, told: str) -> None:
+def test_a_problem_is_found_without_a_run(smith: Cli, folder: Path, playbook: str, problem: str) -> None:
     write(folder, "odd.yml", playbook)
-    assert told in problems(smith, "odd")
+    assert problem in problems(smith, "odd")
 
 
-def test_what_may_be_unsafe_is_hinted_at(smith: Cli, folder: Path) -> None:
+def test_an_unsafe_action_gets_a_hint(smith: Cli, folder: Path) -> None:
     write(folder, "bold.yml", HEAD + LOGIN + "  tasks:\n" + RESULT)
     (found,) = smith.json("actions", "validate", "bold")
     assert found["problems"] == []
@@ -138,14 +138,14 @@ def test_a_result_that_an_included_file_or_a_role_publishes_counts(smith: Cli, f
 
 
 @pytest.mark.parametrize(
-    ("schema", "told"),
+    ("schema", "problem"),
     [("{", "is not JSON"), ('{"type": 7}', "is not a JSON Schema"), ('{"$ref": "http://x/y"}', "only references into")],
 )
-def test_a_schema_that_cannot_be_used_is_a_problem(smith: Cli, folder: Path, schema: str, told: str) -> None:
+def test_a_schema_that_cannot_be_used_is_a_problem(smith: Cli, folder: Path, schema: str, problem: str) -> None:
     write(folder, "odd.yml", HEAD + "  tasks:\n" + RESULT)
     write(folder, "odd.schema.json", schema)
-    assert told in problems(smith, "odd")
+    assert problem in problems(smith, "odd")
 
 
-def test_an_action_that_nobody_has_is_wrong_usage(smith: Cli) -> None:
+def test_an_unknown_action_is_a_usage_error(smith: Cli) -> None:
     assert smith("actions", "validate", "fly").returncode == 2

@@ -150,7 +150,7 @@ def test_f32_a_power_loss_at_any_moment_loses_no_acknowledged_commit(
     assert max(logs) > 0
 
 
-def test_a_log_that_is_cut_off_anywhere_leaves_a_sound_database(smith: Cli, writer: Writer, tmp_path: Path) -> None:
+def test_a_truncated_wal_file_leaves_a_valid_database(smith: Cli, writer: Writer, tmp_path: Path) -> None:
     """The tail of the log had not reached the disk: what is lost is the newest, and never half of anything."""
     writer.wait_for(30)
     writer.pause()
@@ -169,12 +169,14 @@ def test_a_log_that_is_cut_off_anywhere_leaves_a_sound_database(smith: Cli, writ
 # --- backup -------------------------------------------------------------------------------------------------------
 
 
-def test_a_backup_beside_a_writing_agent_is_whole_and_stops_nobody(smith: Cli, writer: Writer, tmp_path: Path) -> None:
+def test_a_backup_beside_a_writing_agent_is_complete_and_delays_no_writer(
+    smith: Cli, writer: Writer, tmp_path: Path
+) -> None:
     writer.wait_for(20)
     acknowledged = dict(writer.acknowledged)
     file = tmp_path / "backup.db"
 
-    assert "sound" in smith.ok("db", "backup", str(file))
+    assert "bytes, checked" in smith.ok("db", "backup", str(file))
 
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert [path.name for path in tmp_path.glob("backup.db*")] == ["backup.db"]
@@ -182,7 +184,7 @@ def test_a_backup_beside_a_writing_agent_is_whole_and_stops_nobody(smith: Cli, w
     writer.wait_for(writer.read() + 5)
 
 
-def test_a_backup_overwrites_nothing_and_leaves_nothing_half_made(smith: Cli, tmp_path: Path) -> None:
+def test_a_backup_overwrites_no_file_and_leaves_no_partial_file(smith: Cli, tmp_path: Path) -> None:
     smith.submit()
     file = tmp_path / "backup.db"
     file.write_text("last week's")
@@ -237,7 +239,7 @@ def test_a_restored_backup_is_the_database_and_the_old_one_is_kept(smith: Cli, t
     said = smith.ok("db", "restore", str(file), "--yes")
 
     assert [job["id"] for job in smith.json("jobs", "list")] == [first]
-    assert smith.ok("db", "check") == "the database is sound and up to date\n"
+    assert smith.ok("db", "check") == "the database has no errors and is up to date\n"
     (kept,) = [path for path in smith.data.glob("smith.db.before-*") if not path.name.endswith(("-wal", "-shm"))]
     assert str(kept) in said
     assert "smith drift" in said
@@ -269,7 +271,7 @@ def test_a_restore_is_refused_while_an_agent_works_with_the_database(smith: Cli,
     with agent_at_work(smith):
         done = smith("db", "restore", str(file), "--yes")
     assert (done.returncode, done.stdout) == (6, "")
-    assert "an agent works with this database" in done.stderr
+    assert "an agent uses this database" in done.stderr
     assert smith.file.read_bytes() == before
 
 

@@ -34,7 +34,7 @@ def smith(tmp_path: Path) -> Cli:
 def test_a_question_makes_no_database(args: tuple[str, ...], smith: Cli) -> None:
     done = smith(*args)
     assert (done.returncode, done.stdout) == (6, "")
-    assert done.stderr.startswith(f"smith: no database yet at {smith.file}: `smith run` makes it")
+    assert done.stderr.startswith(f"smith: no database yet at {smith.file}: `smith run` creates it")
     assert done.stderr.count("\n") == 1
     assert not smith.data.exists()
 
@@ -43,7 +43,7 @@ def test_upgrade_makes_the_database_for_its_owner_alone(smith: Cli) -> None:
     assert "schema none is now" in smith.ok("db", "upgrade")
     assert stat.S_IMODE(smith.file.stat().st_mode) == 0o600
     assert "already" in smith.ok("db", "upgrade")
-    assert smith.ok("db", "check") == "the database is sound and up to date\n"
+    assert smith.ok("db", "check") == "the database has no errors and is up to date\n"
     assert smith.json("db", "check") == {"ok": True, "problems": []}
     found = smith.json("db", "current")
     assert found["current"] == found["newest"]

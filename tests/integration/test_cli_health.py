@@ -46,7 +46,7 @@ def test_status_tells_a_living_agent_from_a_stopped_and_a_vanished_one(smith: Cl
     assert "vanished" in smith.ok("status")
 
 
-def test_a_duty_that_nobody_does_any_more_is_overdue(smith: Cli) -> None:
+def test_a_critical_job_without_an_agent_is_overdue(smith: Cli) -> None:
     with smith.filling() as session:
         for name, interval_s in (("Heartbeat", 10.0), ("PruneCompletedJobs", 3600.0)):
             periods.try_start_period(session, name, interval_s)

@@ -241,23 +241,23 @@ def test_retry_ends_the_waiting_for_a_report(smith: Cli) -> None:
     assert smith.row(job_id).report_after is None
 
 
-def test_retry_says_why_there_is_nothing_to_hasten(smith: Cli) -> None:
-    told = smith.finished(BAD)
+def test_retry_explains_why_there_is_nothing_to_retry(smith: Cli) -> None:
+    reported = smith.finished(BAD)
     with smith.filling() as session:
-        outbox.note_reported(session, told, ReportState.REPORTED)
-    ended = smith("jobs", "retry", str(told))
+        outbox.note_reported(session, reported, ReportState.REPORTED)
+    ended = smith("jobs", "retry", str(reported))
     assert (ended.returncode, ended.stdout) == (1, "")
-    assert "FulcrumCore holds this outcome; ask for the action again there" in ended.stderr
-    assert smith.row(told).status == JobStatus.FAILED
+    assert "FulcrumCore has this result; repeat the action in FulcrumCore" in ended.stderr
+    assert smith.row(reported).status == JobStatus.FAILED
     running = smith.submit()
     with smith.filling() as session:
         claim(session)
     busy = smith("jobs", "retry", str(running))
     assert busy.returncode == 1
-    assert "being worked on" in busy.stderr
+    assert "is running" in busy.stderr
 
 
-def test_cancel_needs_a_yes_where_nobody_can_be_asked(smith: Cli) -> None:
+def test_cancel_needs_yes_without_a_terminal(smith: Cli) -> None:
     job_id = smith.submit()
     done = smith("jobs", "cancel", str(job_id), stdin="y\n")
     assert done.returncode == 2
@@ -265,7 +265,7 @@ def test_cancel_needs_a_yes_where_nobody_can_be_asked(smith: Cli) -> None:
     assert smith.row(job_id).status == JobStatus.PENDING
 
 
-def test_cancel_fails_a_waiting_job_at_once_and_asks_a_running_one_to_stop(smith: Cli) -> None:
+def test_cancel_ends_a_pending_job_at_once_and_requests_the_end_of_a_running_one(smith: Cli) -> None:
     running = smith.submit()
     with smith.filling() as session:
         claim(session)
@@ -273,7 +273,7 @@ def test_cancel_fails_a_waiting_job_at_once_and_asks_a_running_one_to_stop(smith
     assert "is cancelled" in smith.ok("jobs", "cancel", str(waiting), "--yes")
     assert smith.row(waiting).error_code == ErrorCode.CANCELLED
     assert smith.row(waiting).report_state == ReportState.DUE
-    assert "asked to stop" in smith.ok("jobs", "cancel", str(running), "--yes")
+    assert "gets a cancel request" in smith.ok("jobs", "cancel", str(running), "--yes")
     assert smith.row(running).cancel_requested
     assert smith.row(running).status == JobStatus.PROCESSING
 
@@ -282,7 +282,7 @@ def test_a_job_that_has_ended_cannot_be_cancelled(smith: Cli) -> None:
     job_id = smith.finished(GOOD)
     done = smith("jobs", "cancel", str(job_id), "--yes")
     assert done.returncode == 1
-    assert "has ended before: it is completed" in done.stderr
+    assert "has ended already: it is completed" in done.stderr
     assert smith.row(job_id).status == JobStatus.COMPLETED
 
 

@@ -103,7 +103,7 @@ def _on_terminal(smith: Cli, **env: str) -> str:
     return shown.decode()
 
 
-#: What prints no facts: they work until they are told to stop, or print a file.
+#: Commands without facts to print: they work until a signal, or print a file.
 WITHOUT_JSON = {"run", "agent-process", "lab", "config example"}
 
 
@@ -123,7 +123,7 @@ def _options(command: Any) -> set[str]:
     return {option for parameter in command.params for option in parameter.opts}
 
 
-def test_what_was_done_is_told_as_facts(smith: Cli) -> None:
+def test_a_change_is_printed_as_facts_with_json(smith: Cli) -> None:
     job_id = smith.submit()
     cancelled = smith.json("jobs", "cancel", str(job_id), "--yes")
     assert (cancelled["job"], cancelled["status"], cancelled["has_ended"]) == (job_id, "failed", True)

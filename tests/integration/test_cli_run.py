@@ -110,7 +110,7 @@ def test_once_and_until_idle_exclude_each_other(smith: Cli) -> None:
 
 
 @pytest.mark.parametrize("running", [(), ("--no-supervisor",), ("--until-idle",)], indirect=True)
-def test_a_run_works_until_it_is_told_to_stop(running: Running) -> None:
+def test_a_run_works_until_a_signal_stops_it(running: Running) -> None:
     running.wait_until_it_works()
     running.process.send_signal(signal.SIGTERM)
     assert running.process.wait(GIVE_UP_S) == 0

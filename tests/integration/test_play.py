@@ -1,4 +1,4 @@
-"""`smith play`: an action by hand, against the Proxmox stand-in, told as the executor tells it."""
+"""`smith play`: one action with plain ansible-playbook, against the Proxmox stand-in; the result is the executor's."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_the_result_is_the_one_that_the_executor_stores(
     smith: Cli, pve: ProxmoxStandIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     by_hand, by_executor = made(pve), made(pve)
-    told = played(smith, "start", "--vmid", str(by_hand["vmid"]))
+    shown = played(smith, "start", "--vmid", str(by_hand["vmid"]))
     for name, value in smith.env.items():
         monkeypatch.setenv(name, value)
     settings = load_settings(env_file=None)
@@ -124,19 +124,19 @@ def test_the_result_is_the_one_that_the_executor_stores(
     )
     stored = results.read(runner.run(run)).vm
     differing = {"vmid", "name", "upids", "ip_addresses"}
-    assert {key: value for key, value in told["vm"].items() if key not in differing} == {
+    assert {key: value for key, value in shown["vm"].items() if key not in differing} == {
         key: value for key, value in stored.items() if key not in differing
     }
-    assert set(told["vm"]) == set(stored)
-    assert told["succeeded"] is True
-    assert len(told["vm"]["upids"]) == len(stored["upids"]) == 1
+    assert set(shown["vm"]) == set(stored)
+    assert shown["succeeded"] is True
+    assert len(shown["vm"]["upids"]) == len(stored["upids"]) == 1
 
 
 def test_with_json_one_document_is_all_of_stdout(smith: Cli, pve: ProxmoxStandIn) -> None:
     vm = made(pve)
-    told = played(smith, "start", "--vmid", str(vm["vmid"]))
-    assert told["vm"]["status"] == "running"
-    assert (told["mapping_updated"], told["check"], told["error_code"]) == (False, False, None)
+    shown = played(smith, "start", "--vmid", str(vm["vmid"]))
+    assert shown["vm"]["status"] == "running"
+    assert (shown["mapping_updated"], shown["check"], shown["error_code"]) == (False, False, None)
 
 
 @pytest.mark.parametrize("action", ["create", "start", "stop", "update", "delete"])
@@ -156,8 +156,8 @@ def test_check_shows_the_plan_and_changes_nothing(smith: Cli, pve: ProxmoxStandI
 
 def test_a_service_that_is_named_keeps_its_mapping_up_to_date(smith: Cli, pve: ProxmoxStandIn) -> None:
     vm = mapped(smith, made(pve, node="pve2"))
-    told = played(smith, "start", "--service", vm["service_id"][:13])
-    assert (told["succeeded"], told["mapping_updated"]) == (True, True)
+    shown = played(smith, "start", "--service", vm["service_id"][:13])
+    assert (shown["succeeded"], shown["mapping_updated"]) == (True, True)
     shown = smith.json("mappings", "show", str(vm["vmid"]))
     assert (shown["state"], shown["node"]) == ("active", "pve2")
     done = smith("play", "delete", "--service", str(vm["vmid"]))
@@ -180,7 +180,7 @@ def test_a_service_at_which_an_agent_is_at_work_is_left_alone(smith: Cli, pve: P
     pve.reset_request_log()
     done = smith("play", "stop", "--service", vm["name"])
     assert (done.returncode, pve.request_log()) == (1, [])
-    assert "an agent is at work on" in done.stderr
+    assert "is running: wait for its end" in done.stderr
 
 
 def test_a_failure_tells_its_code_and_ends_with_1(smith: Cli, pve: ProxmoxStandIn) -> None:
@@ -197,7 +197,7 @@ def test_a_vmid_without_our_marker_is_refused_before_any_playbook(smith: Cli, pv
     pve.control("add", vmid=vmid, name="stranger", config={"cores": 1})
     done = smith("play", "delete", "--vmid", str(vmid))
     assert done.returncode == 1
-    assert "carries no marker of ours" in done.stderr
+    assert "has no marker of ours" in done.stderr
     assert "PLAY" not in done.stdout
 
 
@@ -211,7 +211,7 @@ def test_a_vmid_without_our_marker_is_refused_before_any_playbook(smith: Cli, pv
         (["start", "--service", "x", "--vmid", "100"], "exclude each other"),
     ],
 )
-def test_a_wrong_usage_is_told_before_proxmox_is_asked(
+def test_a_usage_error_is_reported_before_proxmox_is_called(
     smith: Cli, pve: ProxmoxStandIn, arguments: list[str], said: str
 ) -> None:
     pve.reset_request_log()
@@ -228,7 +228,7 @@ def test_an_identity_that_contradicts_the_mapping_is_refused(smith: Cli, pve: Pr
     assert pve.guest(vm["vmid"])["status"] == "stopped"  # type: ignore[index]
 
 
-def test_an_action_that_is_not_there_and_a_playbook_that_is_broken_end_with_1(smith: Cli) -> None:
+def test_an_unknown_action_and_a_broken_playbook_exit_with_1(smith: Cli) -> None:
     done = smith("play", "fly")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("smith: UNSUPPORTED_ACTION: ")

@@ -1,0 +1,41 @@
+"""What the commands that change a mapping share: find it, refuse while a job runs, write the audit entry."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from executor.cli.arguments import NothingToDo, UnknownReference
+from executor.database import audit, mappings, queries
+from executor.database.tables import Mapping
+from executor.model import JobStatus, MappingState
+
+if TYPE_CHECKING:  # only the package database uses SQLAlchemy (import-linter)
+    from sqlalchemy.orm import Session
+
+
+def find_mapping(session: Session, reference: str) -> Mapping:
+    """Return the one mapping that is not deleted and fits the reference. Raises UnknownReference."""
+    found = [row for row in mappings.find(session, reference) if row.state != MappingState.DELETED]
+    if not found:
+        raise UnknownReference(f"no VM is mapped for {reference}: `smith mappings list` shows them")
+    if len(found) > 1:
+        raise UnknownReference(f"more than one fits {reference}: {', '.join(row.name for row in found)}")
+    return found[0]
+
+
+def refuse_while_job_runs(session: Session, service_id: str) -> None:
+    """Raise NothingToDo when a worker processes a job of the service."""
+    jobs = queries.list_jobs(session, statuses=[JobStatus.PROCESSING], service_id=service_id, limit=1)
+    if jobs:
+        raise NothingToDo(f"job {jobs[0].id} of this service is running: wait for its end, or cancel it first")
+
+
+def record_change(session: Session, verb: str, row: Mapping, before: dict[str, Any] | None, reason: str) -> None:
+    """Write the mapping's change since `before` into the audit."""
+    session.flush()
+    session.refresh(row)
+    after = audit.facts_of(row, audit.MAPPING_COLUMNS)
+    who, subject = audit.operator(), row.service_id
+    audit.record(
+        session, who=who, verb=verb, kind="mapping", subject=subject, before=before, after=after, reason=reason
+    )

@@ -1,0 +1,48 @@
+"""`smith mappings forget`: end a mapping without a change to the VM."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from executor.cli.arguments import AsJson, NothingToDo, confirm
+from executor.cli.context import open_settings
+from executor.cli.help_text import examples
+from executor.cli.mapping_changes import find_mapping, record_change, refuse_while_job_runs
+from executor.cli.output import tell
+from executor.cli.store import opened
+from executor.database import audit, mappings
+from executor.database.engine import reading, transaction
+from executor.database.tables import Mapping
+from executor.model import MappingState
+
+
+@examples(
+    "smith mappings forget 100123 --yes                a VMID, a VM's name, a service's id or its beginning",
+    "smith mappings forget web-1-8f2c0a11 --yes --reason 'moved to another cluster'",
+)
+def forget(
+    reference: Annotated[str, typer.Argument(metavar="REF", help="VMID, VM name, service id or its beginning.")],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    reason: Annotated[
+        str, typer.Option("--reason", metavar="TEXT", help="Stored with the mapping and in the audit.")
+    ] = "",
+    as_json: AsJson = False,
+) -> None:
+    """End a mapping. The VM is not changed; with our marker, `smith drift` reports it as `unmapped_vm`."""
+    settings = open_settings()
+    with opened(settings) as engine:
+        with reading(engine) as session:
+            row = find_mapping(session, reference.strip())
+        confirm(f"End the mapping of VM {row.vmid} ({row.name}) to {row.service_id}? The VM is not changed.", yes=yes)
+        with transaction(engine) as session:  # opened after the confirmation: no transaction waits for the operator
+            refuse_while_job_runs(session, row.service_id)
+            mapping = session.get_one(Mapping, row.id)
+            if mapping.state == MappingState.DELETED:
+                raise NothingToDo(f"the mapping of VM {row.vmid} has ended in the meantime")
+            before = audit.facts_of(mapping, audit.MAPPING_COLUMNS)
+            mappings.mark_deleted(session, row.id, f"forgotten by {audit.operator()}{f': {reason}' if reason else ''}")
+            record_change(session, "forget", mapping, before, reason)
+    text = f"VM {row.vmid} ({row.name}) is no longer mapped; Proxmox was not called"
+    tell(text, as_json=as_json, vmid=row.vmid, name=row.name, service_id=row.service_id)

@@ -1,0 +1,103 @@
+"""The extra variable `vm` of `smith play`: read from a YAML file and from `-e KEY=VALUE`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import typer
+import yaml
+
+from executor.cli.output import harmless
+
+#: What a value must be, by the type in a role's argument_specs.
+EXPECTED = {"int": "a whole number", "bool": "yes or no", "dict": "a YAML mapping", "list": "a list: a,b"}
+TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
+
+#: The members of `vm` by name, as the argument_specs of the playbook's roles describe them.
+Options = Mapping[str, Mapping[str, Any]]
+
+
+def read_values(file: Path | None, values: list[str], options: Options) -> dict[str, Any]:
+    """Return the members of `vm` from the file and from the command line; the command line takes precedence."""
+    vm = _read_file(file) if file else {}
+    for value in values:
+        key, separator, text = value.partition("=")
+        if not separator or not key:
+            raise typer.BadParameter(f"-e takes KEY=VALUE, not {harmless(key)}")
+        _set_member(vm, key.split("."), text, options)
+    return vm
+
+
+def _read_file(file: Path) -> dict[str, Any]:
+    try:
+        document = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeError, yaml.YAMLError) as error:
+        where = getattr(error, "problem_mark", None)
+        raise typer.BadParameter(f"{file} is not valid YAML{f', at line {where.line + 1}' if where else ''}") from None
+    if not isinstance(document, dict) or set(document) != {"vm"} or not isinstance(document["vm"], dict):
+        raise typer.BadParameter(f"{file} must hold one mapping, vm: with the VM's members below it")
+    return dict(document["vm"])
+
+
+def _set_member(vm: dict[str, Any], path: list[str], text: str, options: Options) -> None:
+    """Set the member at the path; `a.b=c` sets member b of the mapping a."""
+    members, known = vm, options
+    for part in path[:-1]:
+        inner = members.setdefault(part, {})
+        if not isinstance(inner, dict):
+            raise typer.BadParameter(f"{part} has no members")
+        members, known = inner, known.get(part, {}).get("options") or {}
+    option = known.get(path[-1], {})
+    if option.get("no_log") and option.get("type") != "dict":
+        raise typer.BadParameter(
+            f"{'.'.join(path)} is a secret, and other users can read a command line: set it in --vars"
+        )
+    if not known and len(path) > 1:  # described by the action's schema, not by the role
+        members[path[-1]] = _parse_yaml(text)
+        return
+    try:
+        members[path[-1]] = parse_value(text, str(option.get("type") or "str"))
+    except ValueError:
+        raise typer.BadParameter(f"{'.'.join(path)} must be {EXPECTED[option['type']]}") from None
+
+
+def _parse_yaml(text: str) -> Any:
+    """Return the text read as YAML, or the text itself if it is no YAML."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def parse_value(text: str, kind: str) -> Any:
+    """Return the text as a value of a type of argument_specs. Raises ValueError."""
+    if kind == "int":
+        return int(text)
+    if kind == "bool":
+        if (word := text.lower()) not in TRUE + FALSE:
+            raise ValueError(text)
+        return word in TRUE
+    if kind == "list" and not text.lstrip().startswith("["):
+        return [item.strip() for item in text.split(",") if item.strip()]
+    if kind in ("list", "dict"):
+        value = _parse_yaml(text)
+        if not isinstance(value, list if kind == "list" else dict):
+            raise ValueError(text)
+        return value
+    return text
+
+
+def secret_values(value: Any, options: Options) -> list[str]:
+    """Return the values of members with `no_log` in the argument_specs, and of members named like a password."""
+    if not isinstance(value, Mapping):
+        return []
+    found: list[str] = []
+    for name, item in value.items():
+        option = options.get(name) or {}
+        if isinstance(item, Mapping):
+            found += secret_values(item, option.get("options") or {})
+        elif isinstance(item, str) and (option.get("no_log") or "passw" in name.lower()):
+            found.append(item)
+    return found

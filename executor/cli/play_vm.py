@@ -1,0 +1,153 @@
+"""The extra variable `vm` of `smith play`: which VM, the executor's defaults, and questions for missing members."""
+
+from __future__ import annotations
+
+import sys
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+import typer
+
+from executor.cli.arguments import EXIT_INTERRUPTED, NothingToDo, UnknownReference
+from executor.cli.mapping_changes import find_mapping
+from executor.cli.output import complain, harmless, say
+from executor.cli.play_values import EXPECTED, Options, parse_value
+from executor.cli.store import opened
+from executor.database import queries
+from executor.database.engine import reading
+from executor.database.tables import Mapping as VmMapping
+from executor.model import GuestKind, JobStatus
+from executor.proxmox.client import ProxmoxReader
+from executor.proxmox.connection import ProxmoxConnection
+from executor.runs.actions import Action
+from executor.settings.settings import Settings
+
+#: A create needs one of these members: what the VM or container is made of.
+SOURCES = ("template_vmid", "template", "iso", "blank", "os_template")
+#: The members that identify the VM. With --service they come from its mapping.
+IDENTITY = ("service_id", "vmid", "name", "cluster")
+
+
+def find_mapping_of(settings: Settings, reference: str, *, is_check: bool) -> VmMapping:
+    """Return the service's mapping.
+
+    Raises UnknownReference, and NothingToDo while a job of the service runs, unless it is a check.
+    """
+    with opened(settings) as engine, reading(engine) as session:
+        mapping = find_mapping(session, reference.strip())
+        jobs = queries.list_jobs(session, statuses=[JobStatus.PROCESSING], service_id=mapping.service_id, limit=1)
+    if jobs and not is_check:
+        raise NothingToDo(f"job {jobs[0].id} of {mapping.name} is running: wait for its end, or cancel it first")
+    return mapping
+
+
+def identify(mapping: VmMapping | None, vmid: int | None, action: Action, settings: Settings) -> dict[str, Any]:
+    """Return the members that identify the VM: from the mapping, else from Proxmox by its VMID."""
+    if mapping is not None:
+        known = {name: getattr(mapping, name) for name in (*IDENTITY, "node") if getattr(mapping, name)}
+        return known | ({"kind": mapping.kind} if mapping.kind != GuestKind.QEMU else {})
+    if vmid is None:
+        return {}
+    if action.name == "create":
+        return {"vmid": vmid}
+    return _identify_by_vmid(vmid, settings)
+
+
+def _identify_by_vmid(vmid: int, settings: Settings) -> dict[str, Any]:
+    """Ask Proxmox for the VM. Raises UnknownReference when it is missing or has no marker of ours."""
+    reader = ProxmoxReader(ProxmoxConnection.from_settings(settings))
+    row = next((row for row in reader.vms() if row.vmid == vmid), None)
+    if row is None:
+        raise UnknownReference(f"the token sees no VM {vmid}")
+    service_id = reader.marker_of(reader.vm_config(row.node, vmid, kind=row.kind))
+    if not service_id:
+        raise UnknownReference(f"VM {vmid} ({row.name}) has no marker of ours, so no action may change it")
+    kind = {"kind": row.kind} if row.kind != GuestKind.QEMU else {}
+    return {"service_id": service_id, "vmid": vmid, "name": row.name, "node": row.node, **kind}
+
+
+def complete(
+    given: dict[str, Any], action: Action, settings: Settings, identity: dict[str, Any], options: Options
+) -> dict[str, Any]:
+    """Return `vm` from defaults, given values and identity; ask the operator for missing required members."""
+    for name in IDENTITY:
+        if name in given and name in identity and given[name] != identity[name]:
+            value = harmless(str(given[name]))
+            raise typer.BadParameter(f"the VM's {name} is {identity[name]}, not {value}")
+    vm = {**_defaults(action, settings, given), **given, **identity}
+    missing = {name: option for name, option in options.items() if option.get("required") and vm.get(name) is None}
+    if action.name == "create" and not any(vm.get(source) for source in SOURCES):
+        missing["template"] = options.get("template", {})
+    if missing and not sys.stdin.isatty():
+        lines = "\n".join(f"  {name}: {_description(option)}" for name, option in missing.items())
+        raise typer.BadParameter(f"required members of vm are missing; set them with --vars or -e:\n{lines}")
+    for name, option in missing.items():
+        vm[name] = _ask(name, option, vm)
+    return _with_template(vm, settings)
+
+
+def _defaults(action: Action, settings: Settings, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the members that the executor would set from the settings."""
+    found: dict[str, Any] = {
+        "cluster": settings.smith_cluster,
+        "timeout_s": int(settings.smith_playbook_timeout_s),
+        "shutdown_timeout_s": int(settings.smith_shutdown_timeout_s),
+    }
+    if action.name in ("start", "restart"):
+        found["address_timeout_s"] = int(settings.smith_address_timeout_s)
+    if action.name == "backup" and settings.proxmox_backup_storage:
+        found["backup_storage"] = settings.proxmox_backup_storage
+    if action.name == "delete":
+        backup_storage = settings.proxmox_backup_storage if settings.smith_final_backup else ""
+        options = {
+            "grace_s": int(settings.smith_delete_grace_s),
+            "purge": settings.smith_delete_purge,
+            "final_backup": backup_storage,
+        }
+        found |= {name: value for name, value in options.items() if value}
+    if action.name == "create":
+        if not settings.proxmox_full_clones:
+            found["full_clone"] = False
+        places = {"storage": settings.proxmox_storage, "pool": settings.proxmox_pool}
+        found |= {name: place for name, place in places.items() if place}
+        if not (given.get("network") or {}).get("bridge") and settings.proxmox_bridge:
+            found["bridge"] = settings.proxmox_bridge
+        if len(settings.proxmox_nodes) == 1:
+            found["node"] = settings.proxmox_nodes[0]
+    return found
+
+
+def _with_template(vm: dict[str, Any], settings: Settings) -> dict[str, Any]:
+    """Replace a template's name by what PROXMOX_TEMPLATES or PROXMOX_OS_TEMPLATES maps it to."""
+    if (volume := settings.proxmox_os_templates.get(str(vm.get("os_template") or ""))) is not None:
+        vm["os_template"] = volume
+    known = settings.proxmox_templates.get(str(vm.get("template") or ""))
+    if known is not None and not vm.get("template_vmid"):
+        vm["template_vmid"] = known
+        del vm["template"]
+    return vm
+
+
+def _ask(name: str, option: Mapping[str, Any], vm: Mapping[str, Any]) -> Any:
+    """Ask until the answer has the option's type. Raises typer.Exit when the operator interrupts."""
+    kind = str(option.get("type") or "str")
+    default = {
+        "service_id": lambda: str(uuid.uuid4()),
+        "name": lambda: f"vm-{str(vm.get('service_id', '')).replace('-', '')[:8]}",
+    }.get(name, lambda: None)()
+    say(f"{name}: {_description(option)}")
+    while True:
+        try:
+            text = typer.prompt(name, default=default, hide_input=bool(option.get("no_log")), err=False)
+        except typer.Abort:
+            raise typer.Exit(EXIT_INTERRUPTED) from None
+        try:
+            return parse_value(str(text), kind)
+        except ValueError:
+            complain(f"{name} must be {EXPECTED[kind]}")
+
+
+def _description(option: Mapping[str, Any]) -> str:
+    text = option.get("description") or "required"
+    return " ".join(str(line) for line in text) if isinstance(text, list) else str(text)

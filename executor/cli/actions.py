@@ -129,7 +129,10 @@ def new(
     name: Annotated[str, typer.Argument(metavar="NAME", help="The action's name in FulcrumCore's service type.")],
     as_json: AsJson = False,
 ) -> None:
-    """Write a playbook template and its schema into the folder SMITH_ACTIONS_PATH."""
+    """Write a new action into the folder SMITH_ACTIONS_PATH.
+
+    That is: a playbook template and a schema for its properties.
+    """
     folder = open_settings().smith_actions_path
     if folder is None:
         raise NoFolder("SMITH_ACTIONS_PATH is not set: set it to a folder that only you can write to")

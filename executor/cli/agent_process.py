@@ -13,7 +13,7 @@ from executor.settings.settings import Settings
 
 
 def agent_process(mode: Annotated[AgentMode, typer.Option("--mode", help="How long to work.")]) -> None:
-    """Run the agent. `smith run` starts and supervises this process."""
+    """Run the agent; `smith run` starts this process."""
     raise typer.Exit(run_in_this_process(prepare_process(), mode))
 
 

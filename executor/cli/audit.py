@@ -39,7 +39,10 @@ def list_audit(
     ] = 50,
     as_json: AsJson = False,
 ) -> None:
-    """List changes, the newest first. Entries are never changed and never pruned."""
+    """List changes, the newest first.
+
+    Entries are never changed and never pruned.
+    """
     with reading_store() as store:
         found = audit.listing(store.session, subject=subject.strip(), verb=verb.strip(), limit=limit)
     if as_json:

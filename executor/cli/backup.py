@@ -36,7 +36,10 @@ def backup(
     file: Annotated[Path, typer.Argument(metavar="FILE", dir_okay=False, help="The new file; must not exist.")],
     as_json: AsJson = False,
 ) -> None:
-    """Copy the SQLite database into one file, consistent at one moment. A running agent is not delayed."""
+    """Copy the SQLite database into one file.
+
+    The copy is consistent. A running agent is not delayed.
+    """
     settings = open_settings()
     _sqlite_file(settings, "pg_dump --format=custom --file=smith.dump 'postgresql://…'")
     if file.exists():
@@ -67,7 +70,10 @@ def restore(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Replace the database by a backup. The agent must be stopped; the old file is kept beside it."""
+    """Replace the database by a backup.
+
+    The agent must be stopped. The old file is kept beside the new one.
+    """
     settings = open_settings()
     target = _sqlite_file(settings, "pg_restore --clean --if-exists --dbname='postgresql://…' smith.dump")
     os.umask(PRIVATE_UMASK)

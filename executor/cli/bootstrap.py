@@ -70,8 +70,9 @@ def core(  # noqa: PLR0913, PLR0917 (one option each; typer passes them by name)
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be created, and create nothing.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Create in FulcrumCore what an agent needs: service type, agent type, metric types, agent and its token.
+    """Create in FulcrumCore what an agent needs.
 
+    That is: service type, agent type, metric types, the agent and its token.
     FULCRUM_API_URL is FulcrumCore's address. The administrator's token comes from a file or the environment, and is
     not stored.
 

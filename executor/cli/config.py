@@ -30,7 +30,10 @@ ENV_FILE = Path(".env")
     "smith config show --json",
 )
 def show(as_json: AsJson = False) -> None:
-    """Show every setting with its source. Secrets are masked; missing and invalid settings are reported."""
+    """Show every setting with its source.
+
+    Secrets are masked. Missing and invalid settings are reported.
+    """
     rows, wrong, incomplete = _all_settings()
     if as_json:
         show_json({"settings": [asdict(row) for row in rows], "problems": wrong + incomplete})
@@ -46,7 +49,10 @@ def show(as_json: AsJson = False) -> None:
     "smith config example > .env",
 )
 def example() -> None:
-    """Print an example `.env` file: the required settings, and all others as comments."""
+    """Print an example `.env` file.
+
+    It has the required settings, and all others as comments.
+    """
     say(example_env().rstrip("\n"))
 
 

@@ -34,7 +34,10 @@ TOLERANCE_S = 30.0
     "smith critical list --json",
 )
 def list_critical(as_json: AsJson = False) -> None:
-    """List the critical jobs: last run, failures since the last success, and whether overdue."""
+    """List the critical jobs.
+
+    Shown are the last run, the failures since the last success, and whether the job is overdue.
+    """
     with reading_store() as store:
         found = queries.critical_jobs(store.session)
     now = utc_now()

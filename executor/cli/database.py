@@ -32,7 +32,7 @@ if TYPE_CHECKING:  # only the package database uses SQLAlchemy (import-linter)
     "smith db upgrade    `smith run` does this at its start too",
 )
 def upgrade(as_json: AsJson = False) -> None:
-    """Upgrade the schema to this version's; creates the database if there is none."""
+    """Upgrade the schema; create the database if there is none."""
     os.umask(PRIVATE_UMASK)
     with opened(open_settings(), may_create=True) as engine:
         before = schema.current_revision(engine)
@@ -51,7 +51,10 @@ def downgrade(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Downgrade the schema for an older version. Data that the older schema cannot store is lost."""
+    """Downgrade the schema for an older version.
+
+    Data that the older schema cannot store is lost.
+    """
     settings = open_settings()
     with opened(settings) as engine:
         before = schema.current_revision(engine)
@@ -67,7 +70,7 @@ def downgrade(
     "smith db current --json",
 )
 def current(as_json: AsJson = False) -> None:
-    """Show the database's schema, and the schema that this version needs."""
+    """Show the database's schema, and the one this version needs."""
     with opened(open_settings()) as engine:
         found = schema.current_revision(engine)
         url = engine.url.render_as_string(hide_password=True)

@@ -21,8 +21,9 @@ COLUMNS = {"area": "AREA", "name": "CHECK", "status": "STATUS", "text": "FOUND"}
     "smith doctor --json",
 )
 def show(as_json: AsJson = False) -> None:
-    """Check settings, FulcrumCore, Proxmox, database and tools; each problem is shown with its remedy.
+    """Check settings, FulcrumCore, Proxmox, database and tools.
 
+    Each problem is shown with its remedy.
     The exit code names the first area that failed: 3 settings, 4 FulcrumCore, 5 Proxmox, 6 database, 1 this machine.
     """
     checks = list(run_checks())

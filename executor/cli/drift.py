@@ -74,9 +74,10 @@ def fix(
     believe_list: BelieveList = False,
     as_json: AsJson = False,
 ) -> None:
-    """Repair our mappings: update those of moved VMs, adopt our unmapped VMs, end those of missing VMs.
+    """Repair our mappings; no VM is changed.
 
-    No VM is changed. The exit code is 1 while a difference is left that an operator must resolve.
+    Mappings of moved VMs are updated, those of missing VMs are ended, and our unmapped VMs are adopted.
+    The exit code is 1 while a difference is left that an operator must resolve.
     """
     with _checked(believe_list) as check:
         chosen = [each for each in check.outcome.findings if each.repair and (not kinds or each.kind in kinds)]

@@ -31,9 +31,10 @@ class Unhealthy(Exception):
     "smith health --live    exit code 0 if its loops make progress; if not, a restart may help",
 )
 def show(live: bool = False, json: bool = False) -> None:
-    """Ask the agent on this machine for its health: exit code 0 if it is alive and ready, 1 if not.
+    """Ask the agent on this machine for its health.
 
-    With --live only whether its loops make progress; if not, a restart may help.
+    Exit code 0 if it is alive and ready, 1 if not. With --live, 0 if its loops make progress; if not, a restart may
+    help.
     """
     raise SystemExit(main([*(["--live"] if live else []), *(["--json"] if json else [])]))
 

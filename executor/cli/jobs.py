@@ -173,7 +173,10 @@ def cancel(
     reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Stored in the audit.")] = "",
     as_json: AsJson = False,
 ) -> None:
-    """End a job as CANCELLED. A running playbook is stopped; its changes so far stay."""
+    """End a job as CANCELLED.
+
+    A running playbook is stopped; its changes so far stay.
+    """
     with reading_store() as store:
         job = find_job(store.session, reference)
     if job.status not in (JobStatus.PENDING, JobStatus.PROCESSING):

@@ -55,7 +55,10 @@ def list_mappings(
     ] = 1000,
     as_json: AsJson = False,
 ) -> None:
-    """List mappings, the newest first; those of deleted VMs only with --all."""
+    """List mappings, the newest first.
+
+    Those of deleted VMs are listed only with --all.
+    """
     states = list(MappingState) if everything and not state else state or []
     with reading_store() as store:
         found = mappings.listing(store.session, states=states, limit=limit)
@@ -78,7 +81,10 @@ def show_mapping(
     reference: Annotated[str, typer.Argument(metavar="REF", help="VMID, VM name, service id or its beginning.")],
     as_json: AsJson = False,
 ) -> None:
-    """Show a mapping with its history: earlier VMs of the service, earlier services of the VMID."""
+    """Show a mapping with its history.
+
+    That is: earlier VMs of the service, and earlier services of the VMID.
+    """
     with reading_store() as store:
         found = mappings.find(store.session, reference.strip()) if reference.strip() else []
     if not found:

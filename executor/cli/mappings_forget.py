@@ -30,7 +30,10 @@ def forget(
     ] = "",
     as_json: AsJson = False,
 ) -> None:
-    """End a mapping. The VM is not changed; with our marker, `smith drift` reports it as `unmapped_vm`."""
+    """End a mapping.
+
+    The VM is not changed. If it has our marker, `smith drift` reports it as `unmapped_vm` from then on.
+    """
     settings = open_settings()
     with opened(settings) as engine:
         with reading(engine) as session:

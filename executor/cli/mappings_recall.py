@@ -34,9 +34,10 @@ def recall(
     reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Stored in the audit.")] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Cancel the scheduled deletion of a VM, and remove its deletion mark in Proxmox.
+    """Cancel the scheduled deletion of a VM.
 
-    The VM stays stopped. FulcrumCore has ended its service, so it sends no more jobs for the VM.
+    Its deletion mark in Proxmox is removed. The VM stays stopped. FulcrumCore has ended its service, so it sends no
+    more jobs for the VM.
     """
     settings = open_settings()
     settings.require_proxmox()

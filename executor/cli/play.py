@@ -52,7 +52,10 @@ def play(  # noqa: PLR0913, PLR0917 (one option each; typer passes them by name)
     check: Annotated[bool, typer.Option("--check", help="Show what would be changed, and change nothing.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Run an action's playbook with ansible-playbook. Shows its output, then the result."""
+    """Run an action's playbook with ansible-playbook.
+
+    Its output is shown as it comes, then the result.
+    """
     if service is not None and vmid is not None:
         raise typer.BadParameter("--service and --vmid exclude each other")
     settings = open_settings()

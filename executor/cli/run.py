@@ -47,7 +47,10 @@ def run(
         typer.Option("--no-supervisor", help="Run the agent in this process, for a debugger. Nothing restarts it."),
     ] = False,
 ) -> None:
-    """Run FulcrumCore's jobs in Proxmox: the agent, with a supervisor that restarts it."""
+    """Run FulcrumCore's jobs in Proxmox.
+
+    A supervisor starts the agent, and restarts it when needed.
+    """
     if once and until_idle:
         raise typer.BadParameter("--once and --until-idle exclude each other")
     mode = AgentMode.ONCE if once else AgentMode.UNTIL_IDLE if until_idle else AgentMode.SERVE

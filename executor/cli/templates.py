@@ -33,7 +33,10 @@ COLUMNS = {
 
 @examples("smith templates list", "smith templates list --json")
 def list_templates(as_json: AsJson = False) -> None:
-    """List the templates in Proxmox and those of the settings, with the problems of each."""
+    """List the templates in Proxmox and in the settings.
+
+    Shown are the image names that select a template, and its problems.
+    """
     settings = open_settings()
     settings.require_proxmox()
     reader = ProxmoxReader(ProxmoxConnection.from_settings(settings))

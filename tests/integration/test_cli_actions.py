@@ -41,7 +41,7 @@ def problems(smith: Cli, name: str) -> str:
     return done.stdout
 
 
-def test_ours_and_theirs_are_listed_with_what_is_refused(smith: Cli, folder: Path) -> None:
+def test_our_actions_and_the_providers_are_listed_with_the_refused_ones(smith: Cli, folder: Path) -> None:
     write(folder, "stop.yml", HEAD)
     write(folder, "attach-iso.yml", HEAD)
     write(folder, "attach-iso.schema.json", "{}")
@@ -82,12 +82,12 @@ def test_a_new_action_is_written_and_valid(smith: Cli, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["Say-Hello", "../hello", "9", "a b"])
-def test_a_name_of_no_action_begins_none(smith: Cli, folder: Path, name: str) -> None:
+def test_an_invalid_name_writes_no_action(smith: Cli, folder: Path, name: str) -> None:
     assert smith("actions", "new", name).returncode == 2
     assert list(folder.iterdir()) == []
 
 
-def test_without_a_folder_nothing_can_be_begun(smith: Cli) -> None:
+def test_a_new_action_needs_the_folder_setting(smith: Cli) -> None:
     done = smith("actions", "new", "hello", SMITH_ACTIONS_PATH="")
     assert done.returncode == 1
     assert "SMITH_ACTIONS_PATH is not set" in done.stderr

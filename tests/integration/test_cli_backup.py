@@ -211,7 +211,7 @@ def test_a_damaged_database_makes_no_backup(smith: Cli, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("verb", "tool"), [("backup", "pg_dump"), ("restore", "pg_restore")])
-def test_postgresql_has_tools_of_its_own(verb: str, tool: str, smith: Cli, tmp_path: Path) -> None:
+def test_postgresql_is_refused_with_a_hint_at_its_own_tools(verb: str, tool: str, smith: Cli, tmp_path: Path) -> None:
     pytest.importorskip("psycopg")
     file = tmp_path / "file"
     if verb == "restore":
@@ -233,7 +233,7 @@ def backed_up(smith: Cli, tmp_path: Path) -> tuple[Path, int]:
     return file, first
 
 
-def test_a_restored_backup_is_the_database_and_the_old_one_is_kept(smith: Cli, tmp_path: Path) -> None:
+def test_a_restore_replaces_the_database_and_keeps_the_old_one(smith: Cli, tmp_path: Path) -> None:
     file, first = backed_up(smith, tmp_path)
 
     said = smith.ok("db", "restore", str(file), "--yes")
@@ -249,9 +249,7 @@ def test_a_restored_backup_is_the_database_and_the_old_one_is_kept(smith: Cli, t
     assert smith.submit() > first
 
 
-def test_what_is_only_in_the_log_of_the_old_file_is_kept_and_not_read_into_the_new_one(
-    smith: Cli, tmp_path: Path
-) -> None:
+def test_the_old_wal_file_is_kept_and_not_applied_to_the_new_database(smith: Cli, tmp_path: Path) -> None:
     """An agent was killed: its log stands beside the file. Anything in the file's place would read it."""
     file, first = backed_up(smith, tmp_path)
     with contextlib.closing(sqlite3.connect(smith.file, isolation_level=None)) as reader:
@@ -265,7 +263,7 @@ def test_what_is_only_in_the_log_of_the_old_file_is_kept_and_not_read_into_the_n
     assert len(jobs_in(kept)) == newest
 
 
-def test_a_restore_is_refused_while_an_agent_works_with_the_database(smith: Cli, tmp_path: Path) -> None:
+def test_a_restore_is_refused_while_an_agent_uses_the_database(smith: Cli, tmp_path: Path) -> None:
     file, _first = backed_up(smith, tmp_path)
     before = smith.file.read_bytes()
     with agent_at_work(smith):
@@ -275,7 +273,7 @@ def test_a_restore_is_refused_while_an_agent_works_with_the_database(smith: Cli,
     assert smith.file.read_bytes() == before
 
 
-def test_a_restore_needs_a_yes(smith: Cli, tmp_path: Path) -> None:
+def test_a_restore_needs_a_confirmation(smith: Cli, tmp_path: Path) -> None:
     file, _first = backed_up(smith, tmp_path)
     done = smith("db", "restore", str(file))
     assert done.returncode == 2
@@ -309,7 +307,7 @@ def torn(file: Path) -> None:
 
 
 @pytest.mark.parametrize("spoil", [garbage, empty, foreign, newer, torn])
-def test_no_other_file_takes_the_databases_place(spoil: object, smith: Cli, tmp_path: Path) -> None:
+def test_a_file_that_is_no_backup_is_not_restored(spoil: object, smith: Cli, tmp_path: Path) -> None:
     file, _first = backed_up(smith, tmp_path)
     assert callable(spoil)
     spoil(file)
@@ -320,7 +318,7 @@ def test_no_other_file_takes_the_databases_place(spoil: object, smith: Cli, tmp_
     assert not list(smith.data.glob("smith.db.*before*")) + list(smith.data.glob("*.restoring*"))
 
 
-def test_a_database_that_is_damaged_or_gone_is_replaced(smith: Cli, tmp_path: Path) -> None:
+def test_a_damaged_or_missing_database_is_replaced(smith: Cli, tmp_path: Path) -> None:
     file, first = backed_up(smith, tmp_path)
     garbage(smith.file)
     assert smith("jobs", "list").returncode == 6
@@ -332,7 +330,7 @@ def test_a_database_that_is_damaged_or_gone_is_replaced(smith: Cli, tmp_path: Pa
     assert stat.S_IMODE(smith.file.stat().st_mode) == 0o600
 
 
-def test_a_backup_of_an_older_schema_is_taken_and_brought_forward(smith: Cli, tmp_path: Path) -> None:
+def test_a_backup_of_an_older_schema_is_restored_and_can_be_upgraded(smith: Cli, tmp_path: Path) -> None:
     smith.submit()
     smith.ok("db", "downgrade", "--yes")
     smith.ok("db", "backup", str(tmp_path / "old.db"))

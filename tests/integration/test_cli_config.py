@@ -27,7 +27,7 @@ def rows(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {row["name"]: row for row in document["settings"]}
 
 
-def test_everything_is_shown_with_its_origin_and_secrets_are_masked(smith: Cli) -> None:
+def test_every_setting_is_shown_with_its_source_and_secrets_are_masked(smith: Cli) -> None:
     found = smith.json("config", "show", **COMPLETE)
     assert found["problems"] == []
     settings = rows(found)
@@ -58,7 +58,7 @@ def test_a_password_makes_a_token_unnecessary(smith: Cli) -> None:
     assert rows(smith.json("config", "show", **COMPLETE))["PROXMOX_TOKEN_ID"]["value"] == ""
 
 
-def test_wrong_settings_are_named_beside_the_good_ones_and_end_with_3(smith: Cli) -> None:
+def test_invalid_settings_are_reported_beside_the_valid_ones_with_exit_code_3(smith: Cli) -> None:
     wrong = {"SMITH_CONCURRENCY": "many", "SMITH_CONCURENCY": "8", "PROXMOX_VMID_MIN": "300000"}
     env = {**COMPLETE, **wrong, "FULCRUM_API_URL": "https://me:hunter2pass@core.example.net"}
     done = smith("config", "show", "--json", **env)
@@ -85,7 +85,7 @@ def test_the_env_file_of_the_folder_is_read(smith: Cli) -> None:
     assert (row["value"], row["origin"]) == ("from-the-file.example.net", ".env")
 
 
-def test_the_example_can_be_used_as_it_is(smith: Cli) -> None:
+def test_the_example_is_a_valid_env_file(smith: Cli) -> None:
     """Every value in it is a valid one, so a person has to change only what is theirs."""
     (smith.folder / ".env").write_text(smith.ok("config", "example"))
     found = smith.json("config", "show")
@@ -93,7 +93,7 @@ def test_the_example_can_be_used_as_it_is(smith: Cli) -> None:
     assert rows(found)["FULCRUM_API_URL"]["origin"] == ".env"
 
 
-def test_a_wrong_setting_ends_a_question_with_3(smith: Cli) -> None:
+def test_an_invalid_setting_ends_a_query_with_exit_code_3(smith: Cli) -> None:
     done = smith("jobs", "list", SMITH_CONCURRENCY="many")
     assert (done.returncode, done.stdout) == (3, "")
     assert done.stderr.startswith("smith: SMITH_CONCURRENCY must be a whole number")

@@ -31,7 +31,7 @@ def smith(tmp_path: Path) -> Cli:
 
 
 @pytest.mark.parametrize("args", NEEDY)
-def test_a_question_makes_no_database(args: tuple[str, ...], smith: Cli) -> None:
+def test_a_query_creates_no_database(args: tuple[str, ...], smith: Cli) -> None:
     done = smith(*args)
     assert (done.returncode, done.stdout) == (6, "")
     assert done.stderr.startswith(f"smith: no database yet at {smith.file}: `smith run` creates it")
@@ -39,7 +39,7 @@ def test_a_question_makes_no_database(args: tuple[str, ...], smith: Cli) -> None
     assert not smith.data.exists()
 
 
-def test_upgrade_makes_the_database_for_its_owner_alone(smith: Cli) -> None:
+def test_upgrade_creates_the_database_with_mode_0600(smith: Cli) -> None:
     assert "schema none is now" in smith.ok("db", "upgrade")
     assert stat.S_IMODE(smith.file.stat().st_mode) == 0o600
     assert "already" in smith.ok("db", "upgrade")
@@ -49,7 +49,7 @@ def test_upgrade_makes_the_database_for_its_owner_alone(smith: Cli) -> None:
     assert found["current"] == found["newest"]
 
 
-def test_downgrade_needs_a_yes_and_upgrade_brings_it_back(smith: Cli) -> None:
+def test_downgrade_needs_a_confirmation_and_upgrade_reverts_it(smith: Cli) -> None:
     smith.ok("db", "upgrade")
     refused = smith("db", "downgrade")
     assert refused.returncode == 2
@@ -69,7 +69,7 @@ def test_downgrade_needs_a_yes_and_upgrade_brings_it_back(smith: Cli) -> None:
     assert smith.json("jobs", "list") == []
 
 
-def test_a_revision_that_does_not_exist_is_one_line(smith: Cli) -> None:
+def test_an_unknown_revision_gives_a_message_of_one_line(smith: Cli) -> None:
     smith.ok("db", "upgrade")
     done = smith("db", "downgrade", "--to", "no-such-revision", "--yes")
     assert done.returncode == 6
@@ -79,7 +79,7 @@ def test_a_revision_that_does_not_exist_is_one_line(smith: Cli) -> None:
 
 
 @pytest.mark.parametrize("args", [("jobs", "list"), ("db", "check"), ("db", "upgrade"), ("db", "downgrade", "--yes")])
-def test_a_newer_schema_is_left_alone(args: tuple[str, ...], smith: Cli) -> None:
+def test_a_newer_schema_is_refused_and_not_changed(args: tuple[str, ...], smith: Cli) -> None:
     smith.submit()
     with contextlib.closing(sqlite3.connect(smith.file)) as connection, connection:
         connection.execute("UPDATE alembic_version SET version_num = '9999'")
@@ -91,7 +91,7 @@ def test_a_newer_schema_is_left_alone(args: tuple[str, ...], smith: Cli) -> None
     assert done.stderr.count("\n") == 1
 
 
-def test_a_damaged_file_is_one_line_and_6(smith: Cli) -> None:
+def test_a_damaged_file_gives_one_line_and_exit_code_6(smith: Cli) -> None:
     smith.submit()
     with smith.file.open("r+b") as file:
         file.write(b"this is no database at all, whatever its name says")
@@ -115,7 +115,7 @@ def test_a_damaged_page_is_found_by_check(smith: Cli) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_a_database_that_does_not_answer_is_6_without_its_password(smith: Cli) -> None:
+def test_an_unreachable_database_gives_exit_code_6_without_its_password(smith: Cli) -> None:
     pytest.importorskip("psycopg")
     done = smith("jobs", "list", SMITH_DATABASE_URL="postgresql+psycopg://smith:hunter2pass@127.0.0.1:9/smith")
     assert (done.returncode, done.stdout) == (6, "")
@@ -124,7 +124,7 @@ def test_a_database_that_does_not_answer_is_6_without_its_password(smith: Cli) -
     assert done.stderr.count("\n") == 1
 
 
-def test_questions_wait_for_no_writer(smith: Cli) -> None:
+def test_a_query_does_not_wait_for_a_writer(smith: Cli) -> None:
     """An agent's transaction is open, and stays open: a question that waited would end in `database is locked`."""
     job_id = smith.submit()
     with contextlib.closing(sqlite3.connect(smith.file, isolation_level=None)) as writer:

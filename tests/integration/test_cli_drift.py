@@ -163,7 +163,7 @@ def test_a_moved_vm_is_shown_and_the_exit_code_is_0(world: World) -> None:
     assert world.kinds(code=0) == []
 
 
-def test_a_repair_needs_a_yes_and_is_in_the_audit(world: World) -> None:
+def test_a_repair_needs_yes_and_is_in_the_audit(world: World) -> None:
     service_id, vmid = world.in_order()
     world.lab.proxmox.control("remove", vmid=vmid)
 
@@ -180,7 +180,7 @@ def test_a_repair_needs_a_yes_and_is_in_the_audit(world: World) -> None:
     assert world.kinds() == [("service_without_vm", vmid)]
 
 
-def test_a_lost_database_is_found_again_in_proxmox(world: World) -> None:
+def test_the_mappings_of_a_lost_database_are_adopted_from_proxmox(world: World) -> None:
     services = {vmid: service for service, vmid in (world.in_order() for _ in range(3))}
     world.cli.file.unlink()
     with world.cli.filling():
@@ -207,7 +207,7 @@ def test_a_vm_that_came_back_is_adopted_and_a_vm_without_service_is_left_alone(w
     assert world.lab.proxmox.guest(stray) is not None
 
 
-def test_what_is_worked_on_is_no_drift(world: World) -> None:
+def test_a_service_with_an_open_job_is_no_drift(world: World) -> None:
     service_id, vmid = world.in_order()
     world.lab.proxmox.control("remove", vmid=vmid)
     with world.cli.filling() as session:
@@ -233,7 +233,7 @@ def freeze_node(world: World) -> None:
     ("freeze", "said"),
     [(freeze_quorum, "quorum"), (freeze_privilege, "VM.Audit"), (freeze_node, "pve1 is offline")],
 )
-def test_a_suspicious_world_concludes_nothing_and_repairs_nothing(world: World, freeze: Any, said: str) -> None:
+def test_an_inconclusive_answer_of_proxmox_gives_no_finding_and_no_repair(world: World, freeze: Any, said: str) -> None:
     service_id, vmid = world.in_order()
     world.lab.proxmox.control("remove", vmid=vmid)
     freeze(world)
@@ -246,7 +246,7 @@ def test_a_suspicious_world_concludes_nothing_and_repairs_nothing(world: World, 
     assert "nothing can be concluded" in shown.stderr
 
 
-def test_a_shrunken_list_is_doubted_until_a_person_believes_it(world: World) -> None:
+def test_a_much_shorter_vm_list_is_inconclusive_without_believe_list(world: World) -> None:
     kept = world.in_order()
     gone = [world.in_order() for _ in range(4)]
     for _service, vmid in gone:
@@ -257,7 +257,7 @@ def test_a_shrunken_list_is_doubted_until_a_person_believes_it(world: World) -> 
     assert world.state(kept[0])[0] == "active"
 
 
-def test_a_vm_that_the_list_hides_is_not_called_gone(world: World) -> None:
+def test_a_vm_missing_only_from_the_list_is_not_gone(world: World) -> None:
     """Even a list that a person believes proves nothing: the VM's own configuration on every node does."""
     service_id, vmid = world.in_order()
     world.lab.proxmox.control("move", vmid=vmid, node="pve2")
@@ -267,7 +267,7 @@ def test_a_vm_that_the_list_hides_is_not_called_gone(world: World) -> None:
     assert world.state(service_id)[0] == "active"
 
 
-def test_a_silent_side_is_an_exit_code_of_its_own(world: World) -> None:
+def test_each_unreachable_system_has_its_own_exit_code(world: World) -> None:
     world.in_order()
     assert world.cli("drift", FULCRUM_API_URL="http://127.0.0.1:9").returncode == 4
     assert world.cli("drift", PROXMOX_PORT="9").returncode == 5
@@ -277,7 +277,7 @@ def test_a_silent_side_is_an_exit_code_of_its_own(world: World) -> None:
 # --- adopt --------------------------------------------------------------------------------------------------------
 
 
-def test_a_marked_vm_is_adopted_after_a_look_that_changes_nothing(world: World) -> None:
+def test_a_marked_vm_is_adopted_after_a_dry_run_that_changes_nothing(world: World) -> None:
     service_id = world.service(None)
     vmid = world.add_vm(service_id)
     world.lab.proxmox.reset_request_log()
@@ -317,7 +317,7 @@ def test_an_unmarked_vm_gets_the_marker_and_keeps_everything_else(world: World) 
     assert world.state(service_id) == ("active", "pve1", "legacy-db")
 
 
-def test_a_marker_that_was_lost_is_put_back_under_the_same_mapping(world: World) -> None:
+def test_a_lost_marker_is_written_again_under_the_same_mapping(world: World) -> None:
     service_id, vmid = world.in_order()
     world.lab.proxmox.control("configure", vmid=vmid, values={"description": "somebody tidied up"})
     assert world.kinds() == [("vm_recycled", vmid)]
@@ -339,7 +339,7 @@ def test_a_marker_that_cannot_be_written_leaves_no_mapping(world: World) -> None
     assert world.cli.json("mappings", "list") == []
 
 
-def test_a_new_name_is_taken_over_by_adopting_again(world: World) -> None:
+def test_adopting_again_stores_the_vms_new_name(world: World) -> None:
     service_id, vmid = world.in_order()
     world.lab.proxmox.control("rename", vmid=vmid, name="shop-blue")
     assert world.kinds() == [("vm_renamed", vmid)]
@@ -348,7 +348,7 @@ def test_a_new_name_is_taken_over_by_adopting_again(world: World) -> None:
     assert world.kinds(code=0) == []
 
 
-def test_what_must_not_be_adopted_is_refused_with_the_reason(world: World) -> None:
+def test_an_adoption_is_refused_with_its_reason(world: World) -> None:
     service_id, other = world.service(None), str(uuid.uuid4())
     mapped_service, mapped_vm = world.in_order()
     free = world.add_vm(service_id)
@@ -374,7 +374,7 @@ def test_what_must_not_be_adopted_is_refused_with_the_reason(world: World) -> No
 # --- forget -------------------------------------------------------------------------------------------------------
 
 
-def test_a_mapping_is_forgotten_and_the_vm_stays(world: World) -> None:
+def test_forget_ends_the_mapping_and_keeps_the_vm(world: World) -> None:
     service_id, vmid = world.in_order()
     assert world.cli("mappings", "forget", str(vmid)).returncode == 2
     assert "is no longer mapped" in world.cli.ok("mappings", "forget", str(vmid), "--yes", "--reason", "sold")
@@ -393,7 +393,7 @@ def test_a_mapping_is_forgotten_and_the_vm_stays(world: World) -> None:
     assert world.cli("mappings", "forget", service_id, "--yes").returncode == 1
 
 
-def test_a_mapping_that_an_agent_works_on_is_not_forgotten(world: World) -> None:
+def test_a_mapping_with_a_running_job_is_not_forgotten(world: World) -> None:
     service_id, vmid = world.in_order()
     with world.cli.filling() as session:
         submit(session, service_id=service_id, action="stop")

@@ -36,7 +36,7 @@ def test_status_counts_jobs_reports_and_vms(smith: Cli) -> None:
     assert "no agent has run yet" in shown
 
 
-def test_status_tells_a_living_agent_from_a_stopped_and_a_vanished_one(smith: Cli) -> None:
+def test_status_shows_running_stopped_and_vanished_agents(smith: Cli) -> None:
     now = datetime.now(UTC)
     with smith.filling() as session:
         session.add_all([_node("alive", now), _node("killed", now - LONG), _node("left", now - LONG, stopped_at=now)])
@@ -87,7 +87,7 @@ def test_runs_are_listed_newest_first_and_for_one_job(smith: Cli) -> None:
     assert smith("runs", "list", "--job", "4711").returncode == 1
 
 
-def test_a_run_is_shown_with_its_files_and_its_last_words(smith: Cli) -> None:
+def test_a_run_is_shown_with_its_artifacts_and_the_end_of_its_output(smith: Cli) -> None:
     smith.run_of(smith.submit(), "create-1", stdout="".join(f"line {number}\n" for number in range(50)))
     found = smith.json("runs", "show", "create-1", "--lines", "2")
     assert found["stdout_tail"] == ["line 48", "line 49"]
@@ -109,7 +109,7 @@ def test_a_run_whose_artifacts_were_pruned_is_shown_without_them(smith: Cli) -> 
     assert "pruned" in smith.ok("runs", "show", "create-1")
 
 
-def test_an_unknown_run_is_a_failure_that_helps(smith: Cli) -> None:
+def test_an_unknown_run_fails_with_a_hint(smith: Cli) -> None:
     smith.submit()
     done = smith("runs", "show", "../../etc/passwd")
     assert (done.returncode, done.stdout) == (1, "")

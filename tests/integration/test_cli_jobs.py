@@ -50,7 +50,7 @@ def test_the_list_has_the_newest_first_with_stable_fields(smith: Cli) -> None:
     assert found[0]["started_at"] is None
 
 
-def test_the_list_can_be_narrowed(smith: Cli) -> None:
+def test_the_list_can_be_filtered(smith: Cli) -> None:
     failed = smith.finished(BAD, action="create")
     done = smith.finished(GOOD, action="start")
     waiting = smith.submit(action="stop")
@@ -69,7 +69,7 @@ def test_the_list_can_be_narrowed(smith: Cli) -> None:
     assert ids("--service", service_id[:8]) == [done]
 
 
-def test_a_service_that_is_not_known_or_not_clear_is_named(smith: Cli) -> None:
+def test_an_unknown_or_ambiguous_service_fails_with_a_hint(smith: Cli) -> None:
     smith.submit(service_id="aaaa1111-0000-4000-8000-000000000000")
     smith.submit(service_id="aaaa2222-0000-4000-8000-000000000000")
     unclear = smith("jobs", "list", "--service", "aaaa")
@@ -85,13 +85,13 @@ def test_a_status_that_does_not_exist_is_a_usage_error(smith: Cli) -> None:
     assert smith("jobs", "list", "--status", "done").returncode == 2
 
 
-def test_an_empty_list_says_so_and_is_an_empty_document(smith: Cli) -> None:
+def test_an_empty_list_prints_a_sentence_or_an_empty_document(smith: Cli) -> None:
     smith.submit()
     assert smith.ok("jobs", "list", "--action", "nothing") == "no jobs match\n"
     assert smith.json("jobs", "list", "--action", "nothing") == []
 
 
-def test_a_piped_table_has_one_line_a_job_and_no_colours(smith: Cli) -> None:
+def test_a_piped_table_has_one_line_per_job_and_no_colours(smith: Cli) -> None:
     smith.finished(JobResult(succeeded=False, code=ErrorCode.TASK_FAILED, detail="x " * 300))
     smith.submit(action="a" * 100)
     lines = smith.ok("jobs", "list", TERM="xterm-256color", COLUMNS="40").splitlines()
@@ -102,7 +102,7 @@ def test_a_piped_table_has_one_line_a_job_and_no_colours(smith: Cli) -> None:
 
 
 @pytest.mark.parametrize("form", ["number", "id", "capitals", "beginning"])
-def test_a_job_is_found_by_each_of_its_names(form: str, smith: Cli) -> None:
+def test_a_job_is_found_by_each_kind_of_reference(form: str, smith: Cli) -> None:
     job_id = smith.submit(fulcrum_id="abcd1234-0000-4000-8000-000000000000")
     smith.submit(fulcrum_id="abce1234-0000-4000-8000-000000000000")
     full = smith.row(job_id).fulcrum_id
@@ -110,7 +110,7 @@ def test_a_job_is_found_by_each_of_its_names(form: str, smith: Cli) -> None:
     assert smith.json("jobs", "show", reference)["fulcrum_id"] == full
 
 
-def test_an_unknown_or_unclear_job_is_a_failure_that_helps(smith: Cli) -> None:
+def test_an_unknown_or_ambiguous_job_fails_with_a_hint(smith: Cli) -> None:
     smith.submit(fulcrum_id="abcd1234-0000-4000-8000-000000000000")
     smith.submit(fulcrum_id="abce1234-0000-4000-8000-000000000000")
     unknown = smith("jobs", "show", "4711")
@@ -124,7 +124,7 @@ def test_an_unknown_or_unclear_job_is_a_failure_that_helps(smith: Cli) -> None:
 
 
 @pytest.mark.parametrize("reference", ["%", "_", "", " ", "' OR 1=1 --", "99999999999999999999999", "²"])
-def test_odd_references_name_no_job(reference: str, smith: Cli) -> None:
+def test_malformed_references_fit_no_job(reference: str, smith: Cli) -> None:
     smith.submit()
     done = smith("jobs", "show", reference)
     assert (done.returncode, done.stdout) == (1, "")
@@ -132,7 +132,7 @@ def test_odd_references_name_no_job(reference: str, smith: Cli) -> None:
     assert done.stderr.count("\n") == 1
 
 
-def test_a_job_is_shown_with_everything_that_is_known(smith: Cli) -> None:
+def test_a_job_is_shown_with_all_its_columns_and_runs(smith: Cli) -> None:
     job_id = smith.submit(params={"cores": 4}, service={"name": "web", "properties": {"memoryMb": 2048}})
     smith.run_of(job_id, "create-1")
     shown = smith.ok("jobs", "show", str(job_id))
@@ -156,7 +156,7 @@ def test_vault_references_are_shown_and_secrets_are_not(smith: Cli) -> None:
             assert secret not in shown
 
 
-def test_the_agents_own_secrets_are_masked_wherever_they_stand(smith: Cli) -> None:
+def test_the_agents_own_secrets_are_masked_everywhere(smith: Cli) -> None:
     smith.finished(JobResult(succeeded=False, code=ErrorCode.PVE_AUTH, detail="no ticket for a-secret-of-proxmox"))
     env = {"PROXMOX_TOKEN_SECRET": "a-secret-of-proxmox"}
     for shown in (smith.ok("jobs", "list", **env), smith.ok("jobs", "list", "--json", **env)):
@@ -164,14 +164,14 @@ def test_the_agents_own_secrets_are_masked_wherever_they_stand(smith: Cli) -> No
         assert "no ticket for ********" in shown
 
 
-def test_the_log_is_what_the_newest_run_printed(smith: Cli) -> None:
+def test_the_log_is_the_newest_runs_output(smith: Cli) -> None:
     job_id = smith.submit()
     smith.run_of(job_id, "create-1", stdout="TASK [Clone]\n\n\x1b[0;32mok: [localhost]\x1b[0m\n")
     assert smith.ok("jobs", "log", str(job_id)) == "TASK [Clone]\n\nok: [localhost]\n"
     assert smith.json("jobs", "log", str(job_id), "--run", "create-1")["run"] == "create-1"
 
 
-def test_the_log_says_why_there_is_none(smith: Cli) -> None:
+def test_a_missing_log_is_explained(smith: Cli) -> None:
     job_id = smith.submit()
     never = smith("jobs", "log", str(job_id))
     assert never.returncode == 1
@@ -186,7 +186,7 @@ def test_the_log_says_why_there_is_none(smith: Cli) -> None:
     assert "has printed nothing yet" in early.stderr
 
 
-def test_the_log_of_a_run_that_still_goes_on_is_shown(smith: Cli) -> None:
+def test_the_log_of_a_running_playbook_is_shown(smith: Cli) -> None:
     job_id = smith.submit()
     smith.add_run(job_id, "create-2")
     kept = smith.folder / "run" / "create-2" / "kept"
@@ -195,7 +195,7 @@ def test_the_log_of_a_run_that_still_goes_on_is_shown(smith: Cli) -> None:
     assert smith.ok("jobs", "log", str(job_id)) == "half way\n"
 
 
-def test_the_events_are_a_line_for_each_task(smith: Cli) -> None:
+def test_the_events_have_one_line_per_ansible_task(smith: Cli) -> None:
     job_id = smith.submit()
     events = [
         {"event": "playbook_on_task_start", "event_data": {"task": "Clone"}},
@@ -224,7 +224,7 @@ def test_the_events_are_a_line_for_each_task(smith: Cli) -> None:
     assert "[bold]as told[/bold]" in shown
 
 
-def test_retry_ends_the_waiting_for_an_attempt(smith: Cli) -> None:
+def test_retry_skips_the_wait_for_the_next_attempt(smith: Cli) -> None:
     job_id = smith.submit()
     with smith.filling() as session:
         job_queue.requeue(session, claim(session), backoff_s=3600, reason="VM_LOCKED: later")
@@ -233,7 +233,7 @@ def test_retry_ends_the_waiting_for_an_attempt(smith: Cli) -> None:
     assert smith.row(job_id).available_at is None
 
 
-def test_retry_ends_the_waiting_for_a_report(smith: Cli) -> None:
+def test_retry_skips_the_wait_for_the_next_report(smith: Cli) -> None:
     job_id = smith.finished(GOOD)
     with smith.filling() as session:
         outbox.postpone_report(session, job_id, backoff_s=3600, note="HTTP 502")
@@ -299,7 +299,7 @@ def test_cancel_asks_on_a_terminal(answer: str, code: int, status: JobStatus | N
     assert smith.row(job_id).status == (status or JobStatus.PENDING)
 
 
-def test_an_interrupt_at_the_question_leaves_with_130(smith: Cli) -> None:
+def test_an_interrupt_at_the_question_exits_with_130(smith: Cli) -> None:
     job_id = smith.submit()
     with _asked(smith, "jobs", "cancel", str(job_id)) as (process, _terminal):
         process.send_signal(signal.SIGINT)
@@ -307,7 +307,7 @@ def test_an_interrupt_at_the_question_leaves_with_130(smith: Cli) -> None:
     assert smith.row(job_id).status == JobStatus.PENDING
 
 
-def test_a_job_taken_meanwhile_by_an_agent_is_asked_to_stop(smith: Cli) -> None:
+def test_a_job_claimed_during_the_question_gets_a_cancel_request(smith: Cli) -> None:
     """No transaction is open while the person thinks: an agent claims the job before the answer."""
     job_id = smith.submit()
     with _asked(smith, "jobs", "cancel", str(job_id)) as (process, terminal):

@@ -28,7 +28,7 @@ def smith(tmp_path: Path) -> Cli:
     return cli
 
 
-def test_the_list_has_what_is_not_deleted(smith: Cli) -> None:
+def test_the_list_has_the_mappings_that_are_not_deleted(smith: Cli) -> None:
     found = smith.json("mappings", "list")
     assert [(row["vmid"], row["service_id"], row["state"], row["node"]) for row in found] == [
         (100001, SECOND, MappingState.ACTIVE, "pve2")
@@ -52,7 +52,7 @@ def test_the_list_has_what_is_not_deleted(smith: Cli) -> None:
     assert "db-aaaa2222" in smith.ok("mappings", "list")
 
 
-def test_the_list_shows_deleted_ones_when_asked(smith: Cli) -> None:
+def test_the_list_has_deleted_mappings_with_all(smith: Cli) -> None:
     def services(*args: str) -> list[str]:
         return [row["service_id"] for row in smith.json("mappings", "list", *args)]
 
@@ -63,23 +63,23 @@ def test_the_list_shows_deleted_ones_when_asked(smith: Cli) -> None:
 
 
 @pytest.mark.parametrize("reference", ["100001", "db-aaaa2222", SECOND, "aaaa2"])
-def test_a_mapping_is_found_by_each_of_its_names(reference: str, smith: Cli) -> None:
+def test_a_mapping_is_found_by_each_kind_of_reference(reference: str, smith: Cli) -> None:
     assert smith.json("mappings", "show", reference)["service_id"] == SECOND
 
 
-def test_a_vmid_shows_whom_it_served_before(smith: Cli) -> None:
+def test_a_vmid_shows_its_earlier_services(smith: Cli) -> None:
     found = smith.json("mappings", "show", "100001")
     assert [row["service_id"] for row in found["history"]] == [FIRST]
     shown = smith.ok("mappings", "show", "100001")
     assert shown.index(SECOND) < shown.index("History") < shown.index(FIRST)
 
 
-def test_a_service_whose_vm_is_gone_is_still_found(smith: Cli) -> None:
+def test_a_service_with_a_deleted_vm_is_found(smith: Cli) -> None:
     found = smith.json("mappings", "show", FIRST)
     assert (found["state"], found["history"]) == (MappingState.DELETED, [])
 
 
-def test_a_beginning_that_fits_two_services_names_both(smith: Cli) -> None:
+def test_an_ambiguous_beginning_names_both_services(smith: Cli) -> None:
     done = smith("mappings", "show", "aaaa")
     assert done.returncode == 1
     assert FIRST in done.stderr
@@ -87,7 +87,7 @@ def test_a_beginning_that_fits_two_services_names_both(smith: Cli) -> None:
 
 
 @pytest.mark.parametrize("reference", ["4711", "nobody", "%", "", "²", "9" * 30])
-def test_an_unknown_mapping_is_a_failure_that_helps(reference: str, smith: Cli) -> None:
+def test_an_unknown_mapping_fails_with_a_hint(reference: str, smith: Cli) -> None:
     done = smith("mappings", "show", reference)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("smith: no mapping fits")

@@ -58,7 +58,7 @@ def test_hostile_text_is_shown_harmless(args: tuple[str, ...], smith: Cli) -> No
 
 
 @pytest.mark.parametrize("args", [args for args in COMMANDS if "retry" not in args and HOSTILE not in args])
-def test_hostile_text_is_plain_ascii_in_json_and_comes_back_whole(args: tuple[str, ...], smith: Cli) -> None:
+def test_hostile_text_is_ascii_in_json_and_unchanged_when_parsed(args: tuple[str, ...], smith: Cli) -> None:
     printed = smith.ok(*args, "--json")
     assert printed.isascii()
     assert all(char.isprintable() or char == "\n" for char in printed)
@@ -71,7 +71,7 @@ def test_markup_in_data_is_shown_as_it_is(smith: Cli) -> None:
     assert "[bold red]x[/]" in smith.ok("jobs", "list")
 
 
-def test_a_terminal_gets_colours_unless_no_color_says_otherwise(smith: Cli) -> None:
+def test_a_terminal_gets_colours_without_no_color(smith: Cli) -> None:
     coloured, plain = _on_terminal(smith), _on_terminal(smith, NO_COLOR="1")
     assert "\x1b[31m" in coloured
     assert "\x1b[31m" not in plain
@@ -107,7 +107,7 @@ def _on_terminal(smith: Cli, **env: str) -> str:
 WITHOUT_JSON = {"run", "agent-process", "lab", "config example"}
 
 
-def test_every_command_answers_scripts_too() -> None:
+def test_every_command_has_json() -> None:
     silent = {path for path, command in _commands(build(), ()) if "--json" not in _options(command)}
     assert silent <= WITHOUT_JSON
 

@@ -85,7 +85,7 @@ def running(smith: Cli, request: pytest.FixtureRequest) -> Iterator[Running]:
         running.process.wait(GIVE_UP_S)
 
 
-def test_missing_settings_end_a_run_with_3_before_anything_is_made(smith: Cli) -> None:
+def test_missing_settings_end_a_run_with_3_before_anything_is_created(smith: Cli) -> None:
     done = smith("run")
     assert done.returncode == 3
     assert done.stdout == ""
@@ -126,7 +126,7 @@ def test_the_supervisor_gives_the_agent_its_mode_and_no_secret_in_an_argument(ru
     assert not any(SETTINGS[name] in " ".join(command) for name in ("FULCRUM_API_TOKEN", "PROXMOX_TOKEN_SECRET"))
 
 
-def test_what_a_run_writes_is_its_owners_alone_and_shows_no_secret(smith: Cli, running: Running) -> None:
+def test_the_files_of_a_run_are_private_and_have_no_secret(smith: Cli, running: Running) -> None:
     """The process was started with a umask that lets everybody read."""
     running.wait_until_it_works()
     running.process.send_signal(signal.SIGTERM)
@@ -139,14 +139,14 @@ def test_what_a_run_writes_is_its_owners_alone_and_shows_no_secret(smith: Cli, r
         assert not any(secret.encode() in path.read_bytes() for path in [*written, running.log])
 
 
-def test_a_database_that_another_agent_holds_ends_a_run_with_6(smith: Cli, running: Running) -> None:
+def test_a_database_locked_by_another_agent_ends_a_run_with_6(smith: Cli, running: Running) -> None:
     running.wait_until_it_works()
     second = smith("run", **SETTINGS)
     assert second.returncode == 6
     assert "in use by pid" in second.stderr
 
 
-def test_questions_are_answered_while_an_agent_works(smith: Cli, running: Running) -> None:
+def test_queries_work_while_an_agent_runs(smith: Cli, running: Running) -> None:
     running.wait_until_it_works()
     found = smith.json("status")
     assert [node["state"] for node in found["nodes"]] == ["running"]
@@ -154,7 +154,7 @@ def test_questions_are_answered_while_an_agent_works(smith: Cli, running: Runnin
     assert running.process.poll() is None
 
 
-def test_a_downgrade_is_refused_while_an_agent_works(smith: Cli, running: Running) -> None:
+def test_a_downgrade_is_refused_while_an_agent_runs(smith: Cli, running: Running) -> None:
     running.wait_until_it_works()
     done = smith("db", "downgrade", "--yes")
     assert done.returncode == 6

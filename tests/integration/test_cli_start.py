@@ -146,7 +146,7 @@ def test_an_unknown_command_is_a_usage_error(smith: Cli) -> None:
     assert done.stdout == ""
 
 
-def test_version_tells_what_a_bug_report_needs(smith: Cli) -> None:
+def test_version_shows_the_versions_for_a_bug_report(smith: Cli) -> None:
     found = smith.json("version")
     assert set(found) == {
         "agent_smith",
@@ -164,7 +164,7 @@ def test_the_version_option_says_the_same_as_the_command(smith: Cli) -> None:
     assert smith.ok("--version") == smith.ok("version")
 
 
-def test_a_collection_that_is_named_counts_before_the_installed_one(smith: Cli) -> None:
+def test_a_collection_on_the_configured_path_precedes_the_installed_one(smith: Cli) -> None:
     folder = smith.folder / "collections" / "ansible_collections" / "community" / "proxmox"
     folder.mkdir(parents=True)
     (folder / "MANIFEST.json").write_text('{"collection_info": {"version": "99.1.0"}}')
@@ -193,7 +193,7 @@ def test_another_distribution_can_add_a_command(smith: Cli) -> None:
     assert smith.ok("hello", PYTHONPATH=str(smith.folder)) == "hello\n"
 
 
-def test_a_reader_that_goes_away_gets_no_traceback(smith: Cli) -> None:
+def test_a_closed_pipe_gives_no_traceback(smith: Cli) -> None:
     """`smith … | head`: the pipe's other end is closed before anything is written."""
     process = subprocess.Popen(
         smith.command("config", "show"),

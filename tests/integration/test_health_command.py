@@ -74,7 +74,7 @@ def test_live_asks_one_page_only(smith: Cli) -> None:
         assert health(smith, "--live", SMITH_HTTP_ADDR=address) == (0, "alive")
 
 
-def test_what_is_wrong_is_told_on_the_one_line(smith: Cli) -> None:
+def test_the_failed_checks_are_on_the_one_line(smith: Cli) -> None:
     good, bad = (
         {"name": "disk", "ok": True},
         {"name": "proxmox", "ok": False, "reason": "is silent", "detail": "a\nb\x1b"},
@@ -83,13 +83,13 @@ def test_what_is_wrong_is_told_on_the_one_line(smith: Cli) -> None:
         assert health(smith, SMITH_HTTP_ADDR=address) == (1, "not ready: proxmox is silent a b")
 
 
-def test_a_stuck_loop_is_told_before_readiness_is_asked(smith: Cli) -> None:
+def test_a_stalled_loop_is_reported_before_readiness_is_asked(smith: Cli) -> None:
     stuck = page("stuck", {"name": "dispatch", "ok": False, "reason": "no progress for 200 s"})
     with answering((503, stuck)) as address:
         assert health(smith, SMITH_HTTP_ADDR=address) == (1, "stuck: dispatch no progress for 200 s")
 
 
-def test_nobody_there_is_code_1(smith: Cli) -> None:
+def test_no_server_is_code_1(smith: Cli) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     code, line = health(smith, SMITH_HTTP_ADDR=f"127.0.0.1:{port}")
@@ -98,33 +98,33 @@ def test_nobody_there_is_code_1(smith: Cli) -> None:
 
 
 @pytest.mark.parametrize("body", [b"<html>", b"[]", b'{"status": 7}', b"\xff"])
-def test_a_stranger_on_the_port_is_code_1(body: bytes, smith: Cli) -> None:
+def test_another_server_on_the_port_is_code_1(body: bytes, smith: Cli) -> None:
     with answering((503, body)) as address:
         code, line = health(smith, SMITH_HTTP_ADDR=address)
     assert (code, line.endswith("/livez is not Agent Smith")) == (1, True)
 
 
 @pytest.mark.parametrize("address", ["off", "127.0.0.1:0", "nonsense"])
-def test_where_nobody_can_be_asked_health_is_not_claimed(address: str, smith: Cli) -> None:
+def test_without_an_http_server_the_agent_is_not_healthy(address: str, smith: Cli) -> None:
     code, line = health(smith, SMITH_HTTP_ADDR=address)
     assert (code, line) == (1, f"unknown: SMITH_HTTP_ADDR is {address}, so there is nobody to ask")
 
 
-def test_an_address_for_everybody_is_asked_here_and_past_any_proxy(smith: Cli) -> None:
+def test_a_wildcard_address_is_asked_on_loopback_without_a_proxy(smith: Cli) -> None:
     with answering((200, page("alive"))) as address:
         everywhere = f"0.0.0.0:{address.rpartition(':')[2]}"
         found = health(smith, "--live", SMITH_HTTP_ADDR=everywhere, http_proxy="http://127.0.0.1:9", HTTP_PROXY="x")
     assert found == (0, "alive")
 
 
-def test_other_settings_may_be_wrong_or_missing(smith: Cli) -> None:
+def test_other_settings_may_be_invalid_or_missing(smith: Cli) -> None:
     """Health is a question about the process, not about this shell's variables."""
     with answering((200, page("alive"))) as address:
         (smith.folder / ".env").write_text(f"SMITH_HTTP_ADDR={address}\nPROXMOX_PORT=nonsense\nSMITH_TYPO=1\n")
         assert health(smith, "--live") == (0, "alive")
 
 
-def test_the_fast_way_imports_nothing_heavy(smith: Cli) -> None:
+def test_the_module_imports_nothing_heavy(smith: Cli) -> None:
     code = (
         "import sys, runpy\n"
         "sys.argv = ['health', '--live']\n"
@@ -161,7 +161,7 @@ def _health_of(lab: LabSystem, *args: str) -> tuple[int, str]:
     return done.returncode, done.stdout.strip()
 
 
-def test_an_agent_at_work_is_healthy_and_one_without_fulcrum_is_only_alive(lab: LabSystem) -> None:
+def test_a_working_agent_is_healthy_and_one_without_fulcrumcore_only_alive(lab: LabSystem) -> None:
     wait_for(lambda: _health_of(lab) == (0, "alive and ready"), GIVE_UP_S, "the agent to be ready")
     lab.core.pause()
     found = wait_for(lambda: (found := _health_of(lab))[0] and found, GIVE_UP_S, "the agent to miss FulcrumCore")

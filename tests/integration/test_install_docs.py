@@ -49,7 +49,7 @@ def _type(lines: str, folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_lines_for_fulcrumcore_make_an_agent_that_can_log_in(core: RunningSimulator, tmp_path: Path) -> None:
+def test_the_commands_for_fulcrumcore_create_an_agent_that_can_log_in(core: RunningSimulator, tmp_path: Path) -> None:
     (tmp_path / "admin-token").write_text(SEED_TOKEN)
     done = _type(_block("core").replace("https://core.example.net", core.url), tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
@@ -66,7 +66,7 @@ def test_the_lines_for_fulcrumcore_make_an_agent_that_can_log_in(core: RunningSi
         assert {metric["name"] for metric in admin.list_all("metric-types")} == set(METRIC_TYPES)
 
 
-def test_the_lines_for_a_virtual_environment_make_one_that_works_outside_the_checkout(tmp_path: Path) -> None:
+def test_the_commands_for_a_virtual_environment_create_one_that_works_outside_the_checkout(tmp_path: Path) -> None:
     """From zero, as an operator who has only what is committed; not editable, so nothing of the checkout is in it."""
     source, elsewhere, venv = tmp_path / "source", tmp_path / "elsewhere", tmp_path / "agent-smith"
     listed = subprocess.run(

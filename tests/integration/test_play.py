@@ -84,7 +84,7 @@ def vars_file(folder: Path, vm: dict[str, Any]) -> str:
     return str(file)
 
 
-def test_a_create_from_a_file_makes_the_vm_and_ends_with_its_result(smith: Cli, pve: ProxmoxStandIn) -> None:
+def test_a_create_from_a_file_creates_the_vm_and_prints_its_result(smith: Cli, pve: ProxmoxStandIn) -> None:
     vm = new_vm(cloud_init={"user": "ops", "password": PASSWORD})
     done = smith("play", "create", "--vars", vars_file(smith.folder, vm), "-e", "cores=3", "-e", "tags=gold,eu")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -154,7 +154,7 @@ def test_check_shows_the_plan_and_changes_nothing(smith: Cli, pve: ProxmoxStandI
     assert "nothing was changed" in done.stdout
 
 
-def test_a_service_that_is_named_keeps_its_mapping_up_to_date(smith: Cli, pve: ProxmoxStandIn) -> None:
+def test_with_a_service_its_mapping_is_updated(smith: Cli, pve: ProxmoxStandIn) -> None:
     vm = mapped(smith, made(pve, node="pve2"))
     shown = played(smith, "start", "--service", vm["service_id"][:13])
     assert (shown["succeeded"], shown["mapping_updated"]) == (True, True)
@@ -172,7 +172,7 @@ def test_without_a_service_no_mapping_is_changed(smith: Cli, pve: ProxmoxStandIn
     assert smith.json("mappings", "show", str(vm["vmid"]))["state"] == "reserved"
 
 
-def test_a_service_at_which_an_agent_is_at_work_is_left_alone(smith: Cli, pve: ProxmoxStandIn) -> None:
+def test_a_service_with_a_running_job_is_refused(smith: Cli, pve: ProxmoxStandIn) -> None:
     vm = mapped(smith, made(pve))
     with smith.filling() as session:
         submit(session, action="start", service_id=vm["service_id"])
@@ -183,7 +183,7 @@ def test_a_service_at_which_an_agent_is_at_work_is_left_alone(smith: Cli, pve: P
     assert "is running: wait for its end" in done.stderr
 
 
-def test_a_failure_tells_its_code_and_ends_with_1(smith: Cli, pve: ProxmoxStandIn) -> None:
+def test_a_failure_prints_its_code_and_exits_with_1(smith: Cli, pve: ProxmoxStandIn) -> None:
     vm = made(pve)
     pve.control("recycle", vmid=vm["vmid"], name="somebody-else")
     done = smith("play", "delete", "--vars", vars_file(smith.folder, vm))
@@ -268,7 +268,7 @@ def shown_by(parent: psutil.Process) -> set[str]:
     return found
 
 
-def test_on_a_terminal_what_is_missing_is_asked_for(smith: Cli, pve: ProxmoxStandIn) -> None:
+def test_on_a_terminal_missing_members_are_asked_for(smith: Cli, pve: ProxmoxStandIn) -> None:
     vmid = next(NUMBERS)
     answers = {"service_id": "", "vmid": f"x\n{vmid}", "name": "", "cores": "2", "memory_mib": "512", "disk_gib": "8"}
     answers |= {"template": "debian-12"}

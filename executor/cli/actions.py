@@ -14,7 +14,7 @@ from executor.cli import ansible_playbook as by_hand
 from executor.cli.arguments import AsJson
 from executor.cli.context import open_settings
 from executor.cli.help_text import examples
-from executor.cli.output import harmless, say, show_json, tell
+from executor.cli.output import sanitized, show_json, show_outcome, show_text
 from executor.cli.tables import show_rows
 from executor.errors import EXIT_FAILURE, SmithError
 from executor.runs import action_schema, actions
@@ -26,9 +26,9 @@ FILE_MODE = 0o644
 
 PLAYBOOK = """\
 ---
-# FulcrumCore asks for this with the action `{name}`. What may be relied on: docs/custom-actions.md.
-# vm holds the VM (service_id, vmid, name, node, cluster, timeout_s) and, in vm.properties, what the service says.
-- name: Carry out {name} on a service's VM
+# Runs for FulcrumCore's action `{name}`. The contract: docs/custom-actions.md.
+# vm holds the VM (service_id, vmid, name, node, cluster, timeout_s) and, in vm.properties, the service's properties.
+- name: Run {name} on a service's VM
   hosts: proxmox
   gather_facts: false
   module_defaults:
@@ -40,16 +40,16 @@ PLAYBOOK = """\
       changed: false
       upids: "{{{{ {variable}_after.upids }}}}"
   tasks:
-    - name: Carry out {name}
+    - name: Run {name}
       block:
-        # Nothing may be changed before this: it proves that the VM on this VMID is the service's.
+        # Change nothing before this task: it verifies that the VM with this VMID is the service's.
         - name: Verify the VM's identity
           ansible.builtin.import_role:
             name: vm_identity
 
-        # Your tasks. The modules of community.proxmox know already who we are.
+        # Your tasks. The modules of community.proxmox have their login already (module_defaults).
 
-        # Ask Proxmox again and tell that: modules say "ok" in cases that are not.
+        # Read the outcome from Proxmox: a module may answer "ok" without the wanted change.
         - name: Read the VM's state from Proxmox
           smith_vm_facts:
             connection: "{{{{ smith_proxmox }}}}"
@@ -72,7 +72,7 @@ PLAYBOOK = """\
 SCHEMA = """\
 {{
   "$schema": "https://json-schema.org/draft/2020-12/schema",
-  "title": "What {name} needs of a service's properties",
+  "title": "The properties of a service that {name} needs",
   "type": "object",
   "required": [],
   "properties": {{
@@ -114,7 +114,7 @@ def validate(
     listed = _listed()
     chosen = [each for each in listed if each.name == name] if name else [each for each in listed if not each.is_ours]
     if name and not chosen:
-        raise typer.BadParameter(f"there is no action {harmless(name)}: `smith actions list` shows them")
+        raise typer.BadParameter(f"there is no action {sanitized(name)}: `smith actions list` shows them")
     found = [{"name": each.name, "playbook": str(each.playbook), **_findings(each)} for each in chosen]
     if as_json:
         show_json(found)
@@ -145,7 +145,7 @@ def new(
     _write(playbook, PLAYBOOK.format(name=name, variable=name.replace("-", "_")))
     _write(schema, SCHEMA.format(name=name))
     text = f"{playbook}\n{schema}\nthen: smith actions validate {name}"
-    tell(text, as_json=as_json, name=name, playbook=str(playbook), schema=str(schema))
+    show_outcome(text, as_json=as_json, name=name, playbook=str(playbook), schema=str(schema))
 
 
 def facts(listed: Listed) -> dict[str, Any]:
@@ -189,13 +189,13 @@ def _findings(listed: Listed) -> dict[str, list[str]]:
 
 def _show_findings(found: list[dict[str, Any]]) -> None:
     if not found:
-        say("no actions of your own: SMITH_ACTIONS_PATH names their folder")
+        show_text("no actions of your own: SMITH_ACTIONS_PATH names their folder")
     for each in found:
-        say(f"{each['name']}: {'refused or broken' if each['problems'] else 'ok'}")
+        show_text(f"{each['name']}: {'refused or broken' if each['problems'] else 'ok'}")
         for problem in each["problems"]:
-            say(f"  problem: {problem}")
+            show_text(f"  problem: {problem}")
         for hint in each["hints"]:
-            say(f"  hint: {hint}")
+            show_text(f"  hint: {hint}")
 
 
 def _write(file: Path, text: str) -> None:

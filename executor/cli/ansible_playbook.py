@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from executor.cli.output import harmless
+from executor.cli.output import sanitized
 from executor.model import JobResult, RunArtifacts, RunStatus
 from executor.runs import results
 from executor.runs.actions import ansible_home
@@ -156,7 +156,9 @@ def _note_error(events: Path, line: str) -> None:
 
 def shown(line: str) -> str:
     """Return the line with its colours, and without other control sequences."""
-    return "".join(part if _COLOUR.fullmatch(part) else harmless(part, keep_lines=True) for part in _COLOUR.split(line))
+    return "".join(
+        part if _COLOUR.fullmatch(part) else sanitized(part, keep_lines=True) for part in _COLOUR.split(line)
+    )
 
 
 def _ansible_playbook() -> str:

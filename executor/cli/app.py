@@ -13,7 +13,7 @@ import typer
 import typer.main
 
 from executor.cli.lazy import STYLE, CommandLine, function_at, top_level_commands
-from executor.cli.output import complain
+from executor.cli.output import show_error
 from executor.errors import (
     EXIT_DATABASE,
     EXIT_FAILURE,
@@ -91,7 +91,7 @@ def main() -> NoReturn:
         _exit(leaving.code if isinstance(leaving.code, int) else EXIT_FAILURE if leaving.code else 0)
     except SmithError as error:
         # One line per setting; in other messages a driver's line breaks would look like a second message.
-        complain(str(error) if isinstance(error, SettingsError) else " ".join(str(error).split()))
+        show_error(str(error) if isinstance(error, SettingsError) else " ".join(str(error).split()))
         _exit(exit_code_of(error))
     except Exception:
         # A defect of ours. Its traceback may contain data, so it is redacted.

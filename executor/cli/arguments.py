@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from executor.cli.output import harmless
+from executor.cli.output import sanitized
 from executor.errors import EXIT_FAILURE, SmithError
 
 #: 128 + the number of SIGINT, as in a shell.
@@ -32,7 +32,7 @@ def confirm(question: str, *, yes: bool) -> None:
     if not sys.stdin.isatty():
         raise typer.BadParameter("there is no terminal to ask on: use --yes")
     try:
-        said_yes = typer.confirm(harmless(question))
+        said_yes = typer.confirm(sanitized(question))
     except typer.Abort:
         raise typer.Exit(EXIT_INTERRUPTED) from None
     if not said_yes:

@@ -8,7 +8,7 @@ import typer
 
 from executor.cli.arguments import AsJson
 from executor.cli.help_text import examples
-from executor.cli.output import harmless, show_json
+from executor.cli.output import sanitized, show_json
 from executor.cli.store import reading_store
 from executor.cli.tables import show_rows
 from executor.database import audit
@@ -70,7 +70,7 @@ def _change(entry: AuditEntry) -> str:
     """Return the changed columns as text, `state: active -> deleted`."""
     before, after = entry.before or {}, entry.after or {}
     names = [name for name in {**before, **after} if before.get(name) != after.get(name)]
-    return harmless("; ".join(f"{name}: {_text(before.get(name))} -> {_text(after.get(name))}" for name in names))
+    return sanitized("; ".join(f"{name}: {_text(before.get(name))} -> {_text(after.get(name))}" for name in names))
 
 
 def _text(value: Any) -> str:

@@ -18,7 +18,7 @@ from executor.cli.arguments import AsJson, confirm
 from executor.cli.context import PRIVATE_UMASK, open_settings
 from executor.cli.database import locked
 from executor.cli.help_text import examples
-from executor.cli.output import tell
+from executor.cli.output import show_outcome
 from executor.cli.store import opened
 from executor.database import schema
 from executor.database.engine import open_engine, sqlite_file
@@ -57,7 +57,7 @@ def backup(
             connection.close()
         os.replace(partial, file)
         _sync(file.parent)
-    tell(f"{file}: {size} bytes, checked", as_json=as_json, file=str(file), bytes=size)
+    show_outcome(f"{file}: {size} bytes, checked", as_json=as_json, file=str(file), bytes=size)
 
 
 @examples(
@@ -90,7 +90,7 @@ def restore(
     if revision != (newest := schema.head_revision()):
         lines.append(f"its schema is {revision}: `smith run` and `smith db upgrade` upgrade it to {newest}")
     lines.append("it lacks all changes since the backup: `smith drift` shows the differences")
-    tell("\n".join(lines), as_json=as_json, file=str(target), kept=kept and str(kept), schema=revision)
+    show_outcome("\n".join(lines), as_json=as_json, file=str(target), kept=kept and str(kept), schema=revision)
 
 
 def _sqlite_file(settings: Settings, instead: str) -> Path:

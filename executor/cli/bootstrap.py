@@ -17,7 +17,7 @@ from executor.cli.arguments import AsJson
 from executor.cli.bootstrap_token import TokenDestination, TokenNotStored
 from executor.cli.context import open_settings
 from executor.cli.help_text import examples
-from executor.cli.output import complain, say, show_json
+from executor.cli.output import show_error, show_json, show_text
 from executor.cli.tables import show_rows
 from executor.errors import FulcrumAuthFailing, SettingsError
 from executor.fulcrum import bootstrap
@@ -132,11 +132,11 @@ def _shown(step: Step) -> dict[str, Any]:
 
 def _show_token(place: TokenDestination, *, dry_run: bool) -> None:
     if dry_run:
-        say("nothing was created: this was a dry run")
+        show_text("nothing was created: this was a dry run")
     elif place.value and place.file:
-        say(f"the agent's token is in {place.file}; FulcrumCore does not show it again")
+        show_text(f"the agent's token is in {place.file}; FulcrumCore does not show it again")
     if place.value and place.is_shown:
-        say(place.value)
+        show_text(place.value)
 
 
 def _admin_token(file: Path | None) -> str:
@@ -168,7 +168,7 @@ def _client(settings: Settings, token: str) -> FulcrumAdmin:
     """Return the client; print a warning for each setting that makes the connection insecure."""
     for setting, danger in settings.insecurities():
         if setting.startswith("FULCRUM_"):
-            complain(f"{setting}: {danger}")
+            show_error(f"{setting}: {danger}")
     return FulcrumAdmin(settings.fulcrum_api_url, lambda: token, **_tls(settings))
 
 

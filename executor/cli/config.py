@@ -12,7 +12,7 @@ import typer
 from executor.cli.arguments import AsJson
 from executor.cli.context import missing_lines
 from executor.cli.help_text import examples
-from executor.cli.output import complain, say, show_json
+from executor.cli.output import show_error, show_json, show_text
 from executor.cli.tables import show_rows
 from executor.errors import EXIT_SETTINGS, SettingsError
 from executor.redaction import MASK, redactor
@@ -40,7 +40,7 @@ def show(as_json: AsJson = False) -> None:
     else:
         show_rows([asdict(row) for row in rows], COLUMNS, nothing="")
         for line in wrong + incomplete:
-            complain(line)
+            show_error(line)
     if wrong:
         raise typer.Exit(EXIT_SETTINGS)
 
@@ -53,7 +53,7 @@ def example() -> None:
 
     It has the required settings, and all others as comments.
     """
-    say(example_env().rstrip("\n"))
+    show_text(example_env().rstrip("\n"))
 
 
 def _all_settings() -> tuple[list[SettingRow], list[str], list[str]]:

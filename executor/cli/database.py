@@ -16,7 +16,7 @@ from executor.cli import status
 from executor.cli.arguments import AsJson, confirm
 from executor.cli.context import PRIVATE_UMASK, open_settings
 from executor.cli.help_text import examples
-from executor.cli.output import complain, say, show_json, tell
+from executor.cli.output import show_error, show_json, show_outcome, show_text
 from executor.cli.store import opened
 from executor.database import nodes, schema
 from executor.database.engine import reading
@@ -39,7 +39,7 @@ def upgrade(as_json: AsJson = False) -> None:
         schema.upgrade(engine)
         after = schema.current_revision(engine)
     text = f"schema {after} already" if before == after else f"schema {before or 'none'} is now {after}"
-    tell(text, as_json=as_json, before=before, after=after)
+    show_outcome(text, as_json=as_json, before=before, after=after)
 
 
 @examples(
@@ -62,7 +62,7 @@ def downgrade(
         with _without_agents(engine, settings), _check_revision():
             schema.downgrade(engine, to)
         after = schema.current_revision(engine)
-    tell(f"schema {before} is now {after or 'none'}", as_json=as_json, before=before, after=after)
+    show_outcome(f"schema {before} is now {after or 'none'}", as_json=as_json, before=before, after=after)
 
 
 @examples(
@@ -78,7 +78,7 @@ def current(as_json: AsJson = False) -> None:
     if as_json:
         show_json({"current": found, "newest": newest, "url": url})
     else:
-        say(f"schema {found or 'none'}; this version needs {newest}")
+        show_text(f"schema {found or 'none'}; this version needs {newest}")
 
 
 @examples(
@@ -91,9 +91,9 @@ def check(as_json: AsJson = False) -> None:
     if as_json:
         show_json({"ok": not problems, "problems": problems})
     elif not problems:
-        say("the database has no errors and is up to date")
+        show_text("the database has no errors and is up to date")
     else:
-        complain("\n".join(problems))
+        show_error("\n".join(problems))
     if problems:
         raise typer.Exit(EXIT_DATABASE)
 

@@ -8,7 +8,7 @@ import typer
 
 from executor.cli.arguments import AsJson
 from executor.cli.help_text import examples
-from executor.cli.output import say, show_json
+from executor.cli.output import show_json, show_text
 from executor.cli.tables import show_heading, show_rows
 from executor.doctor.checks import Check, exit_code
 from executor.doctor.run import run_checks
@@ -39,4 +39,4 @@ def _show_hints(checks: list[Check]) -> None:
     hints = list(dict.fromkeys(hint for check in checks for hint in check.hints))
     if hints:
         show_heading("What to do")
-        say("\n".join(hints))
+        show_text("\n".join(hints))

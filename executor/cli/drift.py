@@ -12,7 +12,7 @@ import typer
 from executor.cli.arguments import AsJson
 from executor.cli.clients import connect
 from executor.cli.help_text import examples
-from executor.cli.output import complain, say, short, show_json
+from executor.cli.output import short, show_error, show_json, show_text
 from executor.cli.store import opened
 from executor.cli.tables import show_rows
 from executor.database import audit
@@ -113,10 +113,10 @@ def _show_repairs(chosen: Sequence[Finding], done: Sequence[Finding], *, yes: bo
         nothing="nothing was repaired" if chosen else "nothing can be repaired",
     )
     if chosen and not yes:
-        say("nothing was changed: --yes applies these repairs")
+        show_text("nothing was changed: --yes applies these repairs")
     for finding in chosen if yes else ():
         if finding not in done:
-            complain(f"{finding.kind} of VM {finding.vmid} was not repaired: its mapping or jobs changed meanwhile")
+            show_error(f"{finding.kind} of VM {finding.vmid} was not repaired: its mapping or jobs changed meanwhile")
 
 
 def _document(outcome: Outcome) -> dict[str, Any]:
@@ -134,7 +134,7 @@ def _table_rows(findings: Sequence[Finding]) -> list[dict[str, Any]]:
 
 def _exit(outcome: Outcome, problems: Sequence[Finding]) -> None:
     if outcome.inconclusive_reason:
-        complain(f"nothing can be concluded: {outcome.inconclusive_reason}")
+        show_error(f"nothing can be concluded: {outcome.inconclusive_reason}")
         raise typer.Exit(EXIT_PROXMOX)
     if problems:
         raise typer.Exit(EXIT_FAILURE)

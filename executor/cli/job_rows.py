@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from executor.cli.output import harmless
+from executor.cli.output import sanitized
 from executor.database.tables import Job, Run
 from executor.redaction import MASK
 
@@ -18,7 +18,7 @@ REFERENCE_PREFIX = "vault://"
 
 def name_of(job: Job) -> str:
     """Return the job's name for messages."""
-    return harmless(f"job {job.id} ({job.action}, {job.fulcrum_id})")
+    return sanitized(f"job {job.id} ({job.action}, {job.fulcrum_id})")
 
 
 def summary(job: Job) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from executor.cli.arguments import AsJson, NothingToDo, Reference, UnknownRefere
 from executor.cli.help_text import examples
 from executor.cli.job_rows import details, name_of, run_facts, summary
 from executor.cli.lookup import find_job, find_service_id
-from executor.cli.output import ago, say, short, show_json, tell
+from executor.cli.output import ago, short, show_json, show_outcome, show_text
 from executor.cli.store import reading_store, writing_store
 from executor.cli.tables import show_document, show_facts, show_heading, show_rows
 from executor.database import audit, job_queue, queries
@@ -142,7 +142,7 @@ def show_log(
     if as_json:
         show_json({"run": chosen.ident, "stdout": text})
     else:
-        say(text.rstrip("\n"))
+        show_text(text.rstrip("\n"))
 
 
 @examples(
@@ -160,7 +160,7 @@ def retry(reference: Reference, as_json: AsJson = False) -> None:
         raise NothingToDo(_why_no_retry(name, status))
     what = {"attempt": "its next attempt is due now", "report": "its report to FulcrumCore is due now"}
     text = f"{name}: {what[skipped]}; a running agent continues with it within seconds"
-    tell(text, as_json=as_json, job=job.id, fulcrum_id=job.fulcrum_id, hastened=skipped)
+    show_outcome(text, as_json=as_json, job=job.id, fulcrum_id=job.fulcrum_id, hastened=skipped)
 
 
 @examples(
@@ -193,7 +193,7 @@ def cancel(
     ended = "is cancelled; its report to FulcrumCore is due"
     requested = "gets a cancel request; the agent that runs it stops its playbook within seconds"
     text = f"{name_of(job)} {ended if has_ended else requested}"
-    tell(text, as_json=as_json, job=job.id, fulcrum_id=job.fulcrum_id, status=status, has_ended=has_ended)
+    show_outcome(text, as_json=as_json, job=job.id, fulcrum_id=job.fulcrum_id, status=status, has_ended=has_ended)
 
 
 @dataclass

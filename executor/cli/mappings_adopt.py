@@ -10,7 +10,7 @@ from executor.cli.adoption import AdoptedVm, Adoption
 from executor.cli.arguments import AsJson, NothingToDo, UnknownReference, confirm
 from executor.cli.clients import Clients, connect
 from executor.cli.help_text import examples
-from executor.cli.output import say, show_json
+from executor.cli.output import show_json, show_text
 from executor.cli.store import opened
 from executor.cli.tables import show_facts
 from executor.errors import FulcrumAuthFailing, FulcrumRefused
@@ -124,4 +124,6 @@ def _show(adoption: Adoption, *, dry_run: bool, as_json: bool) -> None:
         show_json(facts | {"adopted": not dry_run, "marker_written": not (is_marked or dry_run)})
         return
     show_facts(facts | {"marker": "present" if is_marked else "to be written" if dry_run else "written"})
-    say("nothing was changed" if dry_run else "mapped; repeat create in FulcrumCore if the service has no instance id")
+    show_text(
+        "nothing was changed" if dry_run else "mapped; repeat create in FulcrumCore if the service has no instance id"
+    )

@@ -10,7 +10,7 @@ from executor.cli.arguments import AsJson, NothingToDo, confirm
 from executor.cli.context import open_settings
 from executor.cli.help_text import examples
 from executor.cli.mapping_changes import find_mapping, record_change, refuse_while_job_runs
-from executor.cli.output import tell
+from executor.cli.output import show_outcome
 from executor.cli.store import opened
 from executor.database import audit, mappings
 from executor.database.engine import reading, transaction
@@ -48,4 +48,4 @@ def forget(
             mappings.mark_deleted(session, row.id, f"forgotten by {audit.operator()}{f': {reason}' if reason else ''}")
             record_change(session, "forget", mapping, before, reason)
     text = f"VM {row.vmid} ({row.name}) is no longer mapped; Proxmox was not called"
-    tell(text, as_json=as_json, vmid=row.vmid, name=row.name, service_id=row.service_id)
+    show_outcome(text, as_json=as_json, vmid=row.vmid, name=row.name, service_id=row.service_id)

@@ -12,7 +12,7 @@ from executor.cli.arguments import AsJson, NothingToDo
 from executor.cli.context import open_settings
 from executor.cli.help_text import examples
 from executor.cli.mapping_changes import find_mapping, record_change, refuse_while_job_runs
-from executor.cli.output import say, show_json
+from executor.cli.output import show_json, show_text
 from executor.cli.store import opened
 from executor.database import audit, job_queue, mappings, queries
 from executor.database.engine import reading, transaction
@@ -50,9 +50,9 @@ def recall(
     if as_json:
         show_json({"service_id": mapping.service_id, "vmid": mapping.vmid, "vm": result.vm})
     elif mapping.state == MappingState.ACTIVE and not result.vm.get("changed"):
-        say(f"VM {mapping.vmid} ({mapping.name}) is not marked for deletion")
+        show_text(f"VM {mapping.vmid} ({mapping.name}) is not marked for deletion")
     else:
-        say(f"VM {mapping.vmid} ({mapping.name}) is kept; `smith play start --service {mapping.vmid}` starts it")
+        show_text(f"VM {mapping.vmid} ({mapping.name}) is kept; `smith play start --service {mapping.vmid}` starts it")
 
 
 def _cancel_deletion(engine: Engine, mapping: Mapping, reason: str) -> None:

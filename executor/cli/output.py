@@ -1,6 +1,6 @@
 """What the commands print: text for operators, JSON for scripts; without secrets and terminal control sequences.
 
-Text from outside (action names, error messages, a playbook's output) passes `harmless` before it is printed.
+Text from outside (action names, error messages, a playbook's output) passes `sanitized` before it is printed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ SHORT_ID_LENGTH = 8
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
-def harmless(text: str, *, keep_lines: bool = False) -> str:
+def sanitized(text: str, *, keep_lines: bool = False) -> str:
     """Return the text redacted, with every control and invisible character escaped, as `\\x1b`.
 
     With `keep_lines`, line breaks and tabs stay, and colour codes are removed.
@@ -52,23 +52,23 @@ def jsonable(value: Any) -> Any:
     return value if value is None or isinstance(value, (bool, int, float)) else str(value)
 
 
-def say(text: str) -> None:
+def show_text(text: str) -> None:
     """Print the text, without secrets and control sequences. Line breaks stay."""
-    print(harmless(text, keep_lines=True))
+    print(sanitized(text, keep_lines=True))
 
 
-def tell(text: str, *, as_json: bool, **facts: Any) -> None:
+def show_outcome(text: str, *, as_json: bool, **facts: Any) -> None:
     """Print what was done: the text for operators, or the facts as JSON."""
     if as_json:
         show_json(facts)
     else:
-        say(text)
+        show_text(text)
 
 
-def complain(text: str) -> None:
+def show_error(text: str) -> None:
     """Print on stderr, with `smith:` before every line."""
     for line in text.splitlines() or [""]:
-        print(f"smith: {harmless(line)}", file=sys.stderr)
+        print(f"smith: {sanitized(line)}", file=sys.stderr)
 
 
 def iso(moment: datetime) -> str:

@@ -14,7 +14,7 @@ from executor.cli.actions import folders
 from executor.cli.arguments import EXIT_INTERRUPTED, AsJson
 from executor.cli.context import open_settings
 from executor.cli.help_text import examples
-from executor.cli.output import complain, say, show_json
+from executor.cli.output import show_error, show_json, show_text
 from executor.cli.play_values import read_values, secret_values
 from executor.cli.play_vm import complete, find_mapping_of, identify
 from executor.cli.store import opened
@@ -89,7 +89,7 @@ def _store(settings: Settings, mapping: VmMapping, result: JobResult) -> bool:
     if not result.succeeded:
         return False
     if result.vm.get("vmid") != mapping.vmid:
-        complain(
+        show_error(
             f"the mapping is not changed: it has VM {mapping.vmid}, the playbook reports VM {result.vm.get('vmid')}"
         )
         return False
@@ -97,7 +97,7 @@ def _store(settings: Settings, mapping: VmMapping, result: JobResult) -> bool:
         with opened(settings) as engine, transaction(engine) as session:
             mappings.apply_result(session, mapping.id, result.vm)
     except DatabaseError as error:
-        complain(f"the mapping could not be written; the VM is as the result shows: {error}")
+        show_error(f"the mapping could not be written; the VM is as the result shows: {error}")
         return False
     return True
 
@@ -111,13 +111,15 @@ def _show(result: JobResult, mapping: VmMapping | None, *, is_check: bool, is_st
         show_heading("Plan" if is_check else "Result")
         show_facts(_plan(result.vm) if is_check else result.vm)
     if not result.succeeded:
-        complain(result.message)
+        show_error(result.message)
     elif is_check:
-        say("nothing was changed" if result.vm.get("planned") else "nothing would be changed")
+        show_text("nothing was changed" if result.vm.get("planned") else "nothing would be changed")
     elif mapping is not None:
-        say(f"the mapping of service {mapping.service_id} is up to date" if is_stored else "no mapping was changed")
+        show_text(
+            f"the mapping of service {mapping.service_id} is up to date" if is_stored else "no mapping was changed"
+        )
     else:
-        say("no mapping was changed: --service updates the service's mapping")
+        show_text("no mapping was changed: --service updates the service's mapping")
 
 
 def _plan(vm: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 import typer
 import yaml
 
-from executor.cli.output import harmless
+from executor.cli.output import sanitized
 
 #: What a value must be, by the type in a role's argument_specs.
 EXPECTED = {"int": "a whole number", "bool": "yes or no", "dict": "a YAML mapping", "list": "a list: a,b"}
@@ -25,7 +25,7 @@ def read_values(file: Path | None, values: list[str], options: Options) -> dict[
     for value in values:
         key, separator, text = value.partition("=")
         if not separator or not key:
-            raise typer.BadParameter(f"-e takes KEY=VALUE, not {harmless(key)}")
+            raise typer.BadParameter(f"-e takes KEY=VALUE, not {sanitized(key)}")
         _set_member(vm, key.split("."), text, options)
     return vm
 

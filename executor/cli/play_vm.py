@@ -11,7 +11,7 @@ import typer
 
 from executor.cli.arguments import EXIT_INTERRUPTED, NothingToDo, UnknownReference
 from executor.cli.mapping_changes import find_mapping
-from executor.cli.output import complain, harmless, say
+from executor.cli.output import sanitized, show_error, show_text
 from executor.cli.play_values import EXPECTED, Options, parse_value
 from executor.cli.store import opened
 from executor.database import queries
@@ -73,7 +73,7 @@ def complete(
     """Return `vm` from defaults, given values and identity; ask the operator for missing required members."""
     for name in IDENTITY:
         if name in given and name in identity and given[name] != identity[name]:
-            value = harmless(str(given[name]))
+            value = sanitized(str(given[name]))
             raise typer.BadParameter(f"the VM's {name} is {identity[name]}, not {value}")
     vm = {**_defaults(action, settings, given), **given, **identity}
     missing = {name: option for name, option in options.items() if option.get("required") and vm.get(name) is None}
@@ -136,7 +136,7 @@ def _ask(name: str, option: Mapping[str, Any], vm: Mapping[str, Any]) -> Any:
         "service_id": lambda: str(uuid.uuid4()),
         "name": lambda: f"vm-{str(vm.get('service_id', '')).replace('-', '')[:8]}",
     }.get(name, lambda: None)()
-    say(f"{name}: {_description(option)}")
+    show_text(f"{name}: {_description(option)}")
     while True:
         try:
             text = typer.prompt(name, default=default, hide_input=bool(option.get("no_log")), err=False)
@@ -145,7 +145,7 @@ def _ask(name: str, option: Mapping[str, Any], vm: Mapping[str, Any]) -> Any:
         try:
             return parse_value(str(text), kind)
         except ValueError:
-            complain(f"{name} must be {EXPECTED[kind]}")
+            show_error(f"{name} must be {EXPECTED[kind]}")
 
 
 def _description(option: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ from executor.cli.arguments import AsJson, UnknownReference
 from executor.cli.help_text import examples
 from executor.cli.job_rows import run_facts
 from executor.cli.lookup import find_job
-from executor.cli.output import say, short, show_json
+from executor.cli.output import short, show_json, show_text
 from executor.cli.store import reading_store
 from executor.cli.tables import show_facts, show_heading, show_rows
 from executor.database import queries
@@ -90,7 +90,7 @@ def _show(facts: dict[str, Any]) -> None:
         show_rows(facts["artifacts"], {"name": "FILE", "bytes": "BYTES"}, nothing="")
     if facts["stdout_tail"]:
         show_heading("End of the output")
-        say("\n".join(facts["stdout_tail"]))
+        show_text("\n".join(facts["stdout_tail"]))
 
 
 def _tail(text: str, lines: int) -> list[str]:

@@ -12,7 +12,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from executor.cli.output import harmless, jsonable, say
+from executor.cli.output import jsonable, sanitized, show_text
 from executor.redaction import redactor
 
 #: Line width without a terminal: output for a script is not wrapped.
@@ -47,7 +47,7 @@ STYLES = {
 def show_rows(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], *, nothing: str) -> None:
     """Print a table. `columns` maps the rows' keys to headings; `nothing` is printed if there are no rows."""
     if not rows:
-        say(nothing)
+        show_text(nothing)
         return
 
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
@@ -71,14 +71,14 @@ def show_facts(facts: Mapping[str, Any]) -> None:
 
 def show_heading(text: str) -> None:
     """Print a title with an empty line before it."""
-    say("")
-    _print(Text(harmless(text), style="bold"))
+    show_text("")
+    _print(Text(sanitized(text), style="bold"))
 
 
 def show_document(value: Any) -> None:
     """Print JSON for operators: indented, characters outside ASCII not escaped."""
     text = json.dumps(redactor.redact_value(jsonable(value)), indent=2, ensure_ascii=False)
-    _print(Text(harmless(text, keep_lines=True)))
+    _print(Text(sanitized(text, keep_lines=True)))
 
 
 def cell(value: Any) -> Text:
@@ -90,8 +90,8 @@ def cell(value: Any) -> Text:
     if isinstance(value, bool):
         return Text("yes" if value else "no")
     if isinstance(value, (list, tuple)):
-        return Text(harmless(", ".join(str(item) for item in value)))
-    text = harmless(str(value))
+        return Text(sanitized(", ".join(str(item) for item in value)))
+    text = sanitized(str(value))
     return Text(text, style=STYLES.get(text, ""))
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from executor.cli.arguments import AsJson
 from executor.cli.context import open_settings
 from executor.cli.help_text import examples
-from executor.cli.output import complain, show_json
+from executor.cli.output import show_error, show_json
 from executor.cli.tables import show_rows
 from executor.errors import JobError
 from executor.model import GuestKind
@@ -46,7 +46,7 @@ def list_templates(as_json: AsJson = False) -> None:
         return
     show_rows(found, COLUMNS, nothing="the token sees no template, and PROXMOX_TEMPLATES names none")
     if any(not row["storages_are_known"] for row in found):
-        complain("the token does not see every storage (Datastore.Audit): more nodes may reach some templates")
+        show_error("the token does not see every storage (Datastore.Audit): more nodes may reach some templates")
 
 
 def rows(reader: ProxmoxReader, settings: Settings) -> list[dict[str, Any]]:

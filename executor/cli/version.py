@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from executor.cli.help_text import examples
-from executor.cli.output import say, show_json
+from executor.cli.output import show_json, show_text
 from executor.database.schema import head_revision
 from executor.version import VERSION, collection_version, package_version
 
@@ -23,7 +23,7 @@ def show(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = 
     if as_json:
         show_json(facts)
     else:
-        say("\n".join(f"{name.replace('_', '-'):<19} {value or 'not found'}" for name, value in facts.items()))
+        show_text("\n".join(f"{name.replace('_', '-'):<19} {value or 'not found'}" for name, value in facts.items()))
 
 
 def _facts() -> dict[str, str | None]:

@@ -26,7 +26,7 @@ from executor.database.job_queue import Lease, NewJob
 from executor.database.tables import Job, Run
 from executor.model import JobResult
 
-#: Longer than any command may take on a busy machine; a test that gets here has failed.
+#: Longer than any command takes on a busy machine; a test that reaches it has failed.
 GIVE_UP_S = 120
 OWNER = "node-1"
 _numbers = itertools.count(1)
@@ -42,7 +42,7 @@ class Cli:
         self.env: dict[str, str] = {"SMITH_DATA_DIR": str(self.data), "SMITH_RUN_DIR": str(folder / "run")}
 
     def __call__(self, *args: str, stdin: str | None = None, **env: str) -> subprocess.CompletedProcess[str]:
-        """Run `smith` to its end; `env` adds to this world's variables."""
+        """Run `smith` to its end; `env` adds to the variables."""
         return fork_server.run(args, env=self.environment(**env), cwd=self.folder, stdin=stdin, timeout=GIVE_UP_S)
 
     def command(self, *args: str) -> list[str]:
@@ -52,7 +52,7 @@ class Cli:
         return {**os.environ, **self.env, **env}
 
     def ok(self, *args: str, **env: str) -> str:
-        """Run a command that must succeed without a word on stderr; return what it printed."""
+        """Run a command that must succeed without output on stderr; return what it printed."""
         done = self(*args, **env)
         assert (done.returncode, done.stderr) == (0, ""), done.stderr
         return done.stdout
@@ -89,7 +89,7 @@ class Cli:
             return submit(session, **wanted)
 
     def finished(self, result: JobResult, **wanted: Any) -> int:
-        """Write a job that was carried to `result`."""
+        """Write a job that ended with `result`."""
         with self.filling() as session:
             job_id = submit(session, **wanted)
             job_queue.finish(session, claim(session), result)
@@ -112,7 +112,7 @@ class Cli:
         return folder
 
     def add_run(self, job_id: int, ident: str) -> None:
-        """Write the row of a run that has left nothing on disk."""
+        """Write the row of a run without artifacts."""
         with self.filling() as session:
             now = datetime.now(UTC)
             session.add(Run(job_id=job_id, ident=ident, attempt=2, playbook="create.yml", started_at=now))
@@ -126,7 +126,7 @@ def _empty_database() -> bytes:
 
 
 def submit(session: Session, **wanted: Any) -> int:
-    """Write a pending job; only what matters to the test is told."""
+    """Write a pending job; `wanted` sets only what matters to the test."""
     now, number = datetime.now(UTC), next(_numbers)
     values: dict[str, Any] = {
         "fulcrum_id": f"{number:08x}-0000-4000-8000-000000000001",

@@ -21,7 +21,7 @@ from cli_world import GIVE_UP_S, Cli
 
 from executor.model import JobResult
 
-#: Writes jobs, their claims and ends, and says each id after its commit. Large rows, so that the log is taken in often.
+#: Writes jobs, their claims and ends, and prints each id after its commit. Rows are large, so that checkpoints are frequent.
 WRITER = """
 import sys, uuid
 from executor.database import job_queue
@@ -62,7 +62,7 @@ class Writer:
         self._rest = b""
 
     def read(self, *, within_s: float = 0) -> int:
-        """Take in what it has said so far; return how many commits it has acknowledged in all."""
+        """Read its output so far; return the number of all commits that it has acknowledged."""
         while select.select([self._pipe], [], [], within_s)[0]:
             chunk = os.read(self._pipe, 65536)
             assert chunk, "the writer has ended"

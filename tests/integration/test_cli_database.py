@@ -1,4 +1,4 @@
-"""`smith db`, and what every command says of a database that it cannot use."""
+"""`smith db`, and the message of every command about a database that it cannot use."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ class Running:
         return [json.loads(line) for line in lines]
 
     def wait_until_it_works(self) -> None:
-        """Wait until the database says that the agent's duties have begun."""
+        """Wait until the database has a run of the agent's critical jobs."""
         limit = time.monotonic() + GIVE_UP_S
         while time.monotonic() < limit:
             if {"Heartbeat", "GetPendingJobs"} <= self._duties():

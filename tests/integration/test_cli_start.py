@@ -24,18 +24,18 @@ HEAVY = (
     "executor.settings.settings",
 )
 COMMAND_MODULES = tuple(sorted({f"executor.cli.{row.module}" for row in COMMANDS_OF_TABLE}))
-#: Runs the command in this very interpreter and tells afterwards what it has imported.
-TELL_IMPORTS = """
+#: Runs the command in this interpreter and prints which of the watched modules it has imported.
+PRINT_IMPORTS = """
 import sys
 from executor.cli.app import main
 try:
     main()
 except SystemExit as leaving:
     print("code", leaving.code, file=sys.stderr)
-print("imported", sorted(set(sys.argv_heavy) & set(sys.modules)), file=sys.stderr)
+print("imported", sorted(set(sys.watched_modules) & set(sys.modules)), file=sys.stderr)
 """
-#: Prints what is wrong with the help of each of COMMANDS.
-TELL_HELPS = """
+#: Prints the commands of COMMANDS whose help lacks examples.
+PRINT_BAD_HELPS = """
 import contextlib, io
 from executor.cli.app import build
 for args in COMMANDS:
@@ -106,7 +106,7 @@ def test_a_groups_help_loads_only_its_own_module(smith: Cli) -> None:
 def _imported(smith: Cli, args: tuple[str, ...], **env: str) -> tuple[str, list[str]]:
     """Run the command; return what it completed, and the heavy modules and modules of commands that it imported."""
     watched = (*HEAVY, *COMMAND_MODULES)
-    code = f"import sys; sys.argv_heavy = {watched!r}; sys.argv = ['smith', *{list(args)!r}]\n{TELL_IMPORTS}"
+    code = f"import sys; sys.watched_modules = {watched!r}; sys.argv = ['smith', *{list(args)!r}]\n{PRINT_IMPORTS}"
     env |= {"SHELL": "/bin/bash", "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -122,8 +122,8 @@ def _imported(smith: Cli, args: tuple[str, ...], **env: str) -> tuple[str, list[
 
 
 def test_every_command_has_examples_in_its_help() -> None:
-    """One process for all of them: twenty starts of Python would tell nothing more."""
-    code = f"COMMANDS = {COMMANDS!r}\n{TELL_HELPS}"
+    """One process for all commands, because each start of Python takes time."""
+    code = f"COMMANDS = {COMMANDS!r}\n{PRINT_BAD_HELPS}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=GIVE_UP_S, check=False)
     assert (done.returncode, done.stdout) == (0, ""), done.stdout + done.stderr
 

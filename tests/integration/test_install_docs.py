@@ -1,4 +1,4 @@
-"""What docs/install.md tells people to type: at FulcrumCore's simulator, and for a virtual environment of their own."""
+"""The shell commands of docs/install.md, run against FulcrumCore's simulator and in a new virtual environment."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from cli_world import GIVE_UP_S, Cli
 
 from executor.model import JobResult
 
-#: Writes jobs, their claims and ends, and prints each id after its commit. Rows are large, so that checkpoints are frequent.
+#: Writes jobs, their claims and results; prints each id after its commit. Large rows make checkpoints frequent.
 WRITER = """
 import sys, uuid
 from executor.database import job_queue

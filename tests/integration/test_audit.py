@@ -1,4 +1,4 @@
-"""The audit: what an operator's verbs leave behind, and that nobody can take it back."""
+"""The audit: the entries of operators' commands, and that no entry can be changed or deleted."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from executor.database.tables import AuditEntry
 from executor.redaction import redactor
 
 SERVICE = "aaaa1111-0000-4000-8000-000000000000"
-#: Every way to change or remove a row that its database knows.
+#: Every statement that changes or deletes a row.
 TAMPERING = {
     "sqlite": (
         "UPDATE audit SET who = 'nobody'",
@@ -48,7 +48,7 @@ def postgres() -> Iterator[PostgresCluster]:
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
-    """A database of one's own, of either kind."""
+    """Open an SQLite or PostgreSQL database for this test alone."""
     if request.param == "sqlite":
         file = shutil.copyfile(migrated_sqlite_file(tmp_path), tmp_path / "smith.db")
         made = open_engine(f"sqlite:///{file}")
@@ -62,7 +62,7 @@ def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
         made.dispose()
 
 
-def note(engine: Engine, **more: Any) -> None:
+def record(engine: Engine, **more: Any) -> None:
     values: dict[str, Any] = {"who": "alice", "verb": "forget", "kind": "mapping", "subject": SERVICE}
     with transaction(engine) as session:
         audit.record(session, **(values | more))
@@ -76,17 +76,17 @@ def entries(engine: Engine) -> list[AuditEntry]:
 # --- the table ----------------------------------------------------------------------------------------------------
 
 
-def test_an_entry_says_who_what_and_why_with_before_and_after(engine: Engine) -> None:
-    note(engine, before={"state": "active"}, after=None, reason="the VM was never ours")
+def test_an_entry_has_user_verb_reason_and_the_values_before_and_after(engine: Engine) -> None:
+    record(engine, before={"state": "active"}, after=None, reason="the VM was never ours")
     (entry,) = entries(engine)
     assert (entry.who, entry.verb, entry.subject_kind, entry.subject_id) == ("alice", "forget", "mapping", SERVICE)
     assert (entry.before, entry.after, entry.reason) == ({"state": "active"}, None, "the VM was never ours")
     assert entry.at.tzinfo is not None
 
 
-def test_the_database_itself_refuses_to_change_or_remove_an_entry(engine: Engine) -> None:
-    note(engine)
-    note(engine, verb="adopt")
+def test_the_database_refuses_to_change_or_delete_an_entry(engine: Engine) -> None:
+    record(engine)
+    record(engine, verb="adopt")
     for statement in TAMPERING[engine.dialect.name]:
         with pytest.raises(DBAPIError, match="append-only"), engine.begin() as connection:
             connection.execute(text(statement))
@@ -96,7 +96,7 @@ def test_the_database_itself_refuses_to_change_or_remove_an_entry(engine: Engine
     ]
 
 
-def test_an_entry_goes_with_the_change_that_it_tells_of(engine: Engine) -> None:
+def test_an_entry_is_rolled_back_with_its_change(engine: Engine) -> None:
     def change_half_way() -> None:
         with transaction(engine) as session:
             audit.record(session, who="alice", verb="forget", kind="mapping", subject=SERVICE)
@@ -107,12 +107,12 @@ def test_an_entry_goes_with_the_change_that_it_tells_of(engine: Engine) -> None:
     assert entries(engine) == []
 
 
-def test_the_table_goes_and_comes_back_with_its_migration(engine: Engine) -> None:
-    note(engine)
+def test_the_table_is_dropped_and_created_by_its_migration(engine: Engine) -> None:
+    record(engine)
     schema.downgrade(engine, "0001")
     schema.upgrade(engine)
     assert (entries(engine), schema.check(engine)) == ([], [])
-    note(engine)
+    record(engine)
     with pytest.raises(DBAPIError, match="append-only"), engine.begin() as connection:
         connection.execute(text("DELETE FROM audit"))
 
@@ -120,14 +120,14 @@ def test_the_table_goes_and_comes_back_with_its_migration(engine: Engine) -> Non
 def test_a_secret_in_a_reason_or_a_value_is_masked(engine: Engine) -> None:
     redactor.add("open-sesame-7431")
     try:
-        note(engine, reason="token open-sesame-7431", after={"note": "with open-sesame-7431"})
+        record(engine, reason="token open-sesame-7431", after={"note": "with open-sesame-7431"})
     finally:
         redactor.discard("open-sesame-7431")
     (entry,) = entries(engine)
     assert "open-sesame" not in f"{entry.reason} {entry.after}"
 
 
-# --- the verbs ----------------------------------------------------------------------------------------------------
+# --- the commands ------------------------------------------------------------------------------------------------
 
 
 def test_a_cancelled_job_is_in_the_audit_with_its_user_and_reason(smith: Cli) -> None:
@@ -140,7 +140,7 @@ def test_a_cancelled_job_is_in_the_audit_with_its_user_and_reason(smith: Cli) ->
     assert entry["reason"] == "ordered by mistake"
 
 
-def test_a_running_job_that_is_asked_to_stop_is_in_the_audit(smith: Cli) -> None:
+def test_a_cancel_request_of_a_running_job_is_in_the_audit(smith: Cli) -> None:
     job_id = smith.submit()
     with smith.filling() as session:
         claim(session)
@@ -149,7 +149,7 @@ def test_a_running_job_that_is_asked_to_stop_is_in_the_audit(smith: Cli) -> None
     assert (entry["before"]["cancel_requested"], entry["after"]["cancel_requested"]) == (False, True)
 
 
-def test_a_hastened_job_is_in_the_audit(smith: Cli) -> None:
+def test_a_retried_job_is_in_the_audit(smith: Cli) -> None:
     job_id = smith.submit()
     with smith.filling() as session:
         job_queue.requeue(session, claim(session), backoff_s=3600, reason="VM_LOCKED")
@@ -160,7 +160,7 @@ def test_a_hastened_job_is_in_the_audit(smith: Cli) -> None:
     assert entry["after"]["available_at"] is None
 
 
-def test_a_verb_that_did_nothing_leaves_no_entry(smith: Cli) -> None:
+def test_a_command_that_changed_nothing_adds_no_entry(smith: Cli) -> None:
     job_id = smith.submit()
     with smith.filling() as session:
         claim(session)
@@ -169,7 +169,7 @@ def test_a_verb_that_did_nothing_leaves_no_entry(smith: Cli) -> None:
     assert smith.ok("audit", "list") == "nothing was changed\n"
 
 
-def test_the_list_is_of_one_subject_when_asked_and_shows_what_differs(smith: Cli) -> None:
+def test_the_list_can_be_of_one_subject_and_shows_the_differences(smith: Cli) -> None:
     first, second = smith.submit(), smith.submit()
     for job_id in (first, second):
         smith.ok("jobs", "cancel", str(job_id), "--yes")

@@ -33,14 +33,14 @@ from executor.database.tables import Base, Job
 START_WITHIN_S = 60
 TEMPLATE = "smith_template"
 SHARED = "smith_shared"
-#: A day on which nothing else happens: the age of made-up jobs is counted from here.
+#: Before all other times in the tests. The age of test jobs counts from here.
 LONG_AGO = datetime(2026, 1, 1, tzinfo=UTC)
-#: Nothing of a test's cluster must survive a crash, so it need not reach the disk.
+#: A test's cluster need not survive a crash, so it need not write to disk.
 FAST = ("fsync=off", "synchronous_commit=off", "full_page_writes=off", "autovacuum=off", "max_connections=80")
 
 
 def postgres_binaries() -> Path | None:
-    """Return the folder of the newest PostgreSQL server on this machine, None when there is none."""
+    """Return the folder of the newest PostgreSQL server on this machine, None without one."""
     on_path = shutil.which("initdb")
     installed = [Path(on_path).resolve().parent] if on_path else []
     installed += sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda folder: folder.parent.name)
@@ -49,7 +49,7 @@ def postgres_binaries() -> Path | None:
 
 @dataclass
 class PostgresCluster:
-    """A running server that only its socket folder knows."""
+    """A running server that listens on a socket in its folder only."""
 
     folder: Path
     binaries: Path
@@ -61,7 +61,7 @@ class PostgresCluster:
         place = ["-D", self.folder / "data", "-k", self.folder, "-c", "listen_addresses="]
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(
-                [*_dies_with_us(), self.binaries / "postgres", *place, *settings],
+                [*_ends_with_this_process(), self.binaries / "postgres", *place, *settings],
                 stdout=log,
                 stderr=log,
                 cwd=self.folder,
@@ -115,8 +115,8 @@ class PostgresCluster:
 
 @contextlib.contextmanager
 def postgres_cluster(binaries: Path) -> Iterator[PostgresCluster]:
-    """Start a server on a socket in a folder of its own, with the migrated template; stop it by its own pid."""
-    in_memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108  mkdtemp makes a folder of our own
+    """Start a server with the migrated template, on a socket in its own folder; stop it by its pid."""
+    in_memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108  mkdtemp creates the folder
     folder = Path(tempfile.mkdtemp(prefix="smith-pg-", dir=in_memory))
     cluster = PostgresCluster(folder, binaries)
     try:
@@ -132,7 +132,7 @@ def postgres_cluster(binaries: Path) -> Iterator[PostgresCluster]:
 
 
 def _as_server_user(folder: Path) -> dict[str, Any]:
-    """PostgreSQL refuses to run as root: then the folder and the processes belong to its own user."""
+    """Return the user for the server's processes. PostgreSQL refuses to run as root, so root uses another user."""
     if os.getuid() != 0:
         return {}
     user = next(user for user in pwd.getpwall() if user.pw_name in ("postgres", "nobody") and user.pw_uid)
@@ -140,8 +140,8 @@ def _as_server_user(folder: Path) -> dict[str, Any]:
     return {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
 
 
-def _dies_with_us() -> list[str]:
-    """A test run that is killed must leave no server behind."""
+def _ends_with_this_process() -> list[str]:
+    """Return a command prefix that stops the server when the test run is killed."""
     setpriv = shutil.which("setpriv")
     return [setpriv, "--pdeathsig", "INT", "--"] if setpriv else []
 
@@ -161,12 +161,12 @@ def _make_template(cluster: PostgresCluster) -> None:
     cluster.execute(f"CREATE DATABASE {TEMPLATE}")
     engine = open_engine(cluster.url(TEMPLATE))
     schema.upgrade(engine)
-    engine.dispose()  # a database that somebody is connected to cannot be copied
+    engine.dispose()  # a database with an open connection cannot be copied
     cluster.execute(f"CREATE DATABASE {SHARED} TEMPLATE {TEMPLATE}")
 
 
 def migrated_sqlite_file(folder: Path) -> Path:
-    """Make a migrated SQLite file in `folder`, to be copied."""
+    """Create a migrated SQLite file in `folder`; tests copy it."""
     file = folder / "template.db"
     engine = open_engine(f"sqlite:///{file}")
     schema.upgrade(engine)
@@ -180,7 +180,7 @@ def migrated_sqlite_file(folder: Path) -> Path:
 
 
 def new_job(**wanted: Any) -> NewJob:
-    """Return a job as the poller would make it; state only what matters. `age` counts minutes from `LONG_AGO`."""
+    """Return a job as the poller creates it, with `wanted` values. `age` counts minutes from `LONG_AGO`."""
     created = LONG_AGO + timedelta(minutes=wanted.pop("age", 0))
     values: dict[str, Any] = {
         "fulcrum_id": str(uuid.uuid4()),
@@ -199,7 +199,7 @@ def new_job(**wanted: Any) -> NewJob:
 
 
 def submit(engine: Engine, **wanted: Any) -> int:
-    """Write one job and return its number."""
+    """Insert a job and return its id."""
     with transaction(engine) as session:
         job_id = job_queue.submit(session, new_job(**wanted))
     assert job_id is not None
@@ -207,7 +207,7 @@ def submit(engine: Engine, **wanted: Any) -> int:
 
 
 def row(engine: Engine, job_id: int) -> Job:
-    """Return a job as it lies in the database now."""
+    """Read a job from the database."""
     with reading(engine) as session:
         job = session.get(Job, job_id)
     assert job is not None

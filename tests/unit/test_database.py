@@ -1,4 +1,4 @@
-"""The schema and its migrations, the one way to open a transaction, and what a database that is in trouble says."""
+"""The schema and its migrations, transactions, and the errors of a database that cannot be used."""
 
 from __future__ import annotations
 
@@ -37,6 +37,7 @@ from executor.database.engine import (
 from executor.database.tables import Base, Job, Run, db_now, utc_now
 from executor.errors import DatabaseError, DatabaseRefused, DatabaseUnavailable, StaleJob
 
+#: The uid and gid of a user without rights.
 NOBODY = 65534
 
 
@@ -61,8 +62,8 @@ def unopened(tmp_path: Path, opened: Callable[[str], Engine]) -> Engine:
 
 
 @pytest.fixture
-def impatient(sqlite_engine: Engine) -> Engine:
-    """Return an engine that gives up on a locked database at once, as ours does after 15 s."""
+def engine_without_busy_timeout(sqlite_engine: Engine) -> Engine:
+    """Return an engine that fails at once on a locked database, without the wait of 15 s."""
     return sqlite_engine.execution_options(smith_busy_ms=0)
 
 
@@ -72,7 +73,7 @@ def tables(engine: Engine) -> set[str]:
 
 @pytest.fixture
 def own_postgres_engine(postgres: PostgresCluster) -> Iterator[Engine]:
-    """Open a PostgreSQL database of this test's own: the schema is changed in it."""
+    """Open a PostgreSQL database for this test alone, because the test changes the schema."""
     with postgres.fresh_database() as url:
         engine = open_engine(url)
         yield engine
@@ -81,7 +82,7 @@ def own_postgres_engine(postgres: PostgresCluster) -> Iterator[Engine]:
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def own_engine(request: pytest.FixtureRequest) -> Engine:
-    """Open a database of this test's own, of either kind."""
+    """Open an SQLite or PostgreSQL database for this test alone."""
     name = "sqlite_engine" if request.param == "sqlite" else "own_postgres_engine"
     found: Engine = request.getfixturevalue(name)
     return found
@@ -90,7 +91,7 @@ def own_engine(request: pytest.FixtureRequest) -> Engine:
 # --- migrations ---------------------------------------------------------------------------------------------------
 
 
-def test_an_empty_database_becomes_a_current_one(unopened: Engine) -> None:
+def test_an_empty_database_is_migrated_to_the_newest_schema(unopened: Engine) -> None:
     engine = unopened
     assert (schema.current_revision(engine), len(schema.check(engine))) == (None, 1)
     schema.upgrade(engine)
@@ -98,8 +99,8 @@ def test_an_empty_database_becomes_a_current_one(unopened: Engine) -> None:
     assert tables(engine) == set(Base.metadata.tables)
 
 
-def test_the_schema_goes_back_and_forth_with_its_rows_in_place(own_engine: Engine) -> None:
-    """From the head one step back, to nothing, and up again; rows of what is left survive a repeated upgrade."""
+def test_the_schema_migrates_in_both_directions_and_keeps_its_rows(own_engine: Engine) -> None:
+    """From the newest schema one step back, back to an empty database, and forwards again."""
     job_id = submit(own_engine)
     schema.upgrade(own_engine)
     assert row(own_engine, job_id).status == "pending"
@@ -114,7 +115,7 @@ def test_the_schema_goes_back_and_forth_with_its_rows_in_place(own_engine: Engin
     submit(own_engine)
 
 
-def test_a_doomed_mapping_is_active_to_a_version_that_knows_no_grace(own_engine: Engine) -> None:
+def test_a_mapping_pending_deletion_is_active_for_a_version_without_a_grace_period(own_engine: Engine) -> None:
     with transaction(own_engine) as session:
         mapping = mappings.reserve(session, service_id="s", cluster="c", vmid=100, name="n", kind="lxc")
         assert mapping is not None
@@ -124,10 +125,10 @@ def test_a_doomed_mapping_is_active_to_a_version_that_knows_no_grace(own_engine:
         assert connection.scalar(text("SELECT state FROM mappings")) == "active"
     schema.upgrade(own_engine)
     with reading(own_engine) as session:
-        assert mappings.active(session)[0].kind == "qemu"  # what the older version has forgotten
+        assert mappings.active(session)[0].kind == "qemu"  # the older version has no such column, so the kind is lost
 
 
-def test_the_migrations_make_what_the_models_say(own_engine: Engine) -> None:
+def test_the_migrations_create_the_tables_of_the_models(own_engine: Engine) -> None:
     with own_engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
         different = compare_metadata(context, Base.metadata)
@@ -135,8 +136,8 @@ def test_the_migrations_make_what_the_models_say(own_engine: Engine) -> None:
     assert [change for change in different if "ix_jobs_to_claim" not in str(change)] == []
 
 
-def test_the_migrations_make_the_indexes_that_the_models_say(own_engine: Engine) -> None:
-    """Alembic compares neither conditions nor expressions of indexes, and ours decide who may claim."""
+def test_the_migrations_create_the_indexes_of_the_models(own_engine: Engine) -> None:
+    """Alembic compares neither conditions nor expressions of indexes, and our claims depend on them."""
     migrated = index_definitions(own_engine)
     schema.downgrade(own_engine, "base")
     Base.metadata.create_all(own_engine)
@@ -154,7 +155,7 @@ def index_definitions(engine: Engine) -> dict[str, str]:
     return {name: sql for name, sql in found.items() if not name.startswith("alembic_version")}
 
 
-def test_a_schema_of_a_newer_version_is_refused_and_left_alone(own_engine: Engine) -> None:
+def test_a_schema_of_a_newer_version_is_refused_and_not_changed(own_engine: Engine) -> None:
     with own_engine.begin() as connection:
         connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
     for refused in (schema.upgrade, schema.downgrade, schema.refuse_newer, schema.check):
@@ -163,23 +164,23 @@ def test_a_schema_of_a_newer_version_is_refused_and_left_alone(own_engine: Engin
     assert schema.current_revision(own_engine) == "9999"
 
 
-def test_an_old_schema_says_what_to_run(own_engine: Engine) -> None:
+def test_the_check_of_an_old_schema_names_the_command(own_engine: Engine) -> None:
     schema.downgrade(own_engine, "base")
     assert schema.check(own_engine) == [
         f"schema is empty, this version needs {schema.head_revision()}: run `smith db upgrade`"
     ]
 
 
-def test_nodes_that_start_at_the_same_moment_migrate_once(own_engine: Engine) -> None:
+def test_nodes_that_start_at_once_migrate_once(own_engine: Engine) -> None:
     schema.downgrade(own_engine, "base")
-    together = threading.Barrier(4)
+    barrier = threading.Barrier(4)
     failures: list[BaseException] = []
 
     def start() -> None:
-        together.wait()
+        barrier.wait()
         try:
             schema.upgrade(own_engine)
-        except BaseException as error:  # a thread must not keep it to itself
+        except BaseException as error:  # the main thread must see it
             failures.append(error)
 
     threads = [threading.Thread(target=start) for _ in range(4)]
@@ -193,7 +194,7 @@ def test_nodes_that_start_at_the_same_moment_migrate_once(own_engine: Engine) ->
 def test_rebuilding_a_table_keeps_the_rows_that_refer_to_it(
     sqlite_engine: Engine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Alembic changes a column on SQLite by dropping the table: with foreign keys on, that deletes every run."""
+    """On SQLite Alembic changes a column by dropping the table: with foreign keys on, that deletes every run."""
     migrations = tmp_path / "migrations"
     shutil.copytree(schema.MIGRATIONS, migrations, ignore=shutil.ignore_patterns("__pycache__"))
     (migrations / "versions" / "9000_rebuild.py").write_text(
@@ -216,7 +217,7 @@ def test_rebuilding_a_table_keeps_the_rows_that_refer_to_it(
     assert schema.check(sqlite_engine) == []
 
 
-def test_a_renamed_critical_job_keeps_its_row_and_an_agent_of_the_other_version_may_have_written_one(
+def test_a_renamed_critical_job_keeps_its_row_and_replaces_one_of_another_version(
     own_engine: Engine,
 ) -> None:
     def critical_jobs() -> list[tuple[str, int]]:
@@ -240,15 +241,15 @@ def test_a_renamed_critical_job_keeps_its_row_and_an_agent_of_the_other_version_
     assert critical_jobs() == [("PurgeDeletedVms", 3)]
 
 
-# --- a place that cannot be used ----------------------------------------------------------------------------------
+# --- a database that cannot be opened ---------------------------------------------------------------------------------
 
 
-def test_a_folder_in_the_files_place_is_named(tmp_path: Path) -> None:
+def test_a_folder_instead_of_the_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(DatabaseError, match=rf"cannot write the database {tmp_path}: Is a directory"):
         open_engine(f"sqlite:///{tmp_path}")
 
 
-def test_a_file_in_the_folders_place_is_named(tmp_path: Path) -> None:
+def test_a_file_instead_of_the_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "data").touch()
     with pytest.raises(DatabaseError, match=r"cannot write the database .*data/smith.db: .*SMITH_DATA_DIR"):
         open_engine(f"sqlite:///{tmp_path / 'data' / 'smith.db'}")
@@ -257,7 +258,7 @@ def test_a_file_in_the_folders_place_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "content", [b"this is no database, and it is longer than a header " * 100, b"SQLite format 3\x00"]
 )
-def test_a_file_of_garbage_is_named_and_left_as_it_is(
+def test_a_file_that_is_no_database_is_named_and_not_changed(
     tmp_path: Path, opened: Callable[[str], Engine], content: bytes
 ) -> None:
     file = tmp_path / "smith.db"
@@ -285,8 +286,8 @@ def test_a_damaged_database_is_found_by_check(sqlite_engine: Engine) -> None:
     assert problems
 
 
-def test_a_folder_of_somebody_else_is_named_with_our_uid(tmp_path: Path) -> None:
-    """As root everything is writable, so another process asks, as nobody."""
+def test_a_folder_of_another_user_is_named_with_our_uid(tmp_path: Path) -> None:
+    """Root can write everywhere, so as root the test runs a process of the user `nobody`."""
     if os.getuid() == 0:
         (tmp_path / "closed").mkdir(mode=0o700)
         place, asking_uid = tmp_path / "closed" / "smith.db", NOBODY
@@ -308,7 +309,7 @@ def test_a_folder_of_somebody_else_is_named_with_our_uid(tmp_path: Path) -> None
     assert f"must belong to uid {asking_uid}" in last
 
 
-def test_a_server_that_is_not_there_is_named_without_its_password(tmp_path: Path) -> None:
+def test_an_unreachable_server_is_named_without_its_password(tmp_path: Path) -> None:
     engine = open_engine(f"postgresql://smith:open-sesame@/smith?host={tmp_path}")
     with pytest.raises(DatabaseError, match=r"cannot be used: .*No such file") as caught:
         schema.current_revision(engine)
@@ -316,7 +317,7 @@ def test_a_server_that_is_not_there_is_named_without_its_password(tmp_path: Path
 
 
 @pytest.mark.parametrize("url", ["", "no url", "mysql://a:open-sesame@b/c", "open-sesame"])
-def test_an_address_of_another_kind_is_refused_without_showing_it(url: str) -> None:
+def test_an_invalid_url_is_refused_and_not_shown(url: str) -> None:
     with pytest.raises(DatabaseError, match=r"SQLite|sqlite") as caught:
         open_engine(url)
     assert "open-sesame" not in str(caught.value)
@@ -325,7 +326,7 @@ def test_an_address_of_another_kind_is_refused_without_showing_it(url: str) -> N
 # --- the file -----------------------------------------------------------------------------------------------------
 
 
-def test_nobody_else_may_read_the_database_or_what_belongs_to_it(tmp_path: Path, unopened: Engine) -> None:
+def test_only_the_owner_may_read_the_database_and_its_companion_files(tmp_path: Path, unopened: Engine) -> None:
     shutil.rmtree(tmp_path / "new")
     before = os.umask(0)
     try:
@@ -351,7 +352,7 @@ def test_every_connection_has_the_pragmas(sqlite_engine: Engine, pragma: str, va
         assert [session.scalar(text(f"PRAGMA {pragma}")) for session in (one, another)] == [value, value]
 
 
-def test_the_kind_of_file_system_is_known() -> None:
+def test_the_type_of_a_file_system_is_known() -> None:
     assert file_system_of(Path("/proc/self/status")) == "proc"
 
 
@@ -359,7 +360,7 @@ def test_the_kind_of_file_system_is_known() -> None:
 
 
 def holds_write_lock(file: str) -> bool:
-    """Ask SQLite itself whether somebody else has the write lock."""
+    """Return whether another connection has the write lock."""
     with closing(sqlite3.connect(file, timeout=0, isolation_level=None)) as other:
         try:
             other.execute("BEGIN IMMEDIATE")
@@ -369,7 +370,7 @@ def holds_write_lock(file: str) -> bool:
 
 
 def test_a_writer_has_the_lock_from_its_first_statement_on(sqlite_engine: Engine) -> None:
-    """A reader that turns into a writer half-way is told "database is locked" without any wait."""
+    """A reading transaction that starts to write later would fail at once with "database is locked"."""
     file = str(sqlite_engine.url.database)
     with transaction(sqlite_engine) as session:
         session.scalar(select(func.count()).select_from(Job))
@@ -389,14 +390,14 @@ def test_a_reader_neither_takes_the_lock_nor_waits_for_a_writer(sqlite_engine: E
             assert session.scalar(select(func.count()).select_from(Job)) == 1
 
 
-def test_a_block_that_raises_leaves_nothing_behind(engine: Engine) -> None:
-    def stop_half_way() -> None:
+def test_a_block_that_raises_stores_nothing(engine: Engine) -> None:
+    def raise_in_block() -> None:
         with transaction(engine) as session:
             job_queue.submit(session, new_job())
-            raise RuntimeError("half-way")
+            raise RuntimeError("in the block")
 
-    with pytest.raises(RuntimeError, match="half-way"):
-        stop_half_way()
+    with pytest.raises(RuntimeError, match="in the block"):
+        raise_in_block()
     with reading(engine) as session:
         assert session.scalar(select(func.count()).select_from(Job)) == 0
 
@@ -460,11 +461,15 @@ def test_only_sqlite_has_a_file(url: str, file: Path | None) -> None:
 # --- write_with_retry ---------------------------------------------------------------------------------------------
 
 
-def test_an_end_of_work_is_written_as_soon_as_the_lock_is_free(sqlite_engine: Engine, impatient: Engine) -> None:
+def test_a_retried_write_succeeds_when_the_lock_is_free(
+    sqlite_engine: Engine, engine_without_busy_timeout: Engine
+) -> None:
     file = str(sqlite_engine.url.database)
     with closing(sqlite3.connect(file, isolation_level=None)) as holder:
         holder.execute("BEGIN IMMEDIATE")
-        writer = threading.Thread(target=write_with_retry, args=(impatient, lambda s: job_queue.submit(s, new_job())))
+        writer = threading.Thread(
+            target=write_with_retry, args=(engine_without_busy_timeout, lambda s: job_queue.submit(s, new_job()))
+        )
         writer.start()
         writer.join(0.2)
         assert writer.is_alive()
@@ -474,14 +479,16 @@ def test_an_end_of_work_is_written_as_soon_as_the_lock_is_free(sqlite_engine: En
         assert session.scalar(select(func.count()).select_from(Job)) == 1
 
 
-def test_patience_has_an_end(impatient: Engine) -> None:
-    with closing(sqlite3.connect(str(impatient.url.database), isolation_level=None)) as holder:
+def test_a_write_is_not_retried_for_ever(engine_without_busy_timeout: Engine) -> None:
+    with closing(sqlite3.connect(str(engine_without_busy_timeout.url.database), isolation_level=None)) as holder:
         holder.execute("BEGIN IMMEDIATE")
         with pytest.raises(DatabaseUnavailable, match="database is locked"):
-            write_with_retry(impatient, lambda session: job_queue.submit(session, new_job()), give_up_after_s=0)
+            write_with_retry(
+                engine_without_busy_timeout, lambda session: job_queue.submit(session, new_job()), give_up_after_s=0
+            )
 
 
-def test_what_no_patience_can_help_is_not_repeated(engine: Engine) -> None:
+def test_a_refused_write_is_not_retried(engine: Engine) -> None:
     attempts = []
 
     def write(session: Session) -> None:
@@ -493,7 +500,7 @@ def test_what_no_patience_can_help_is_not_repeated(engine: Engine) -> None:
     assert len(attempts) == 1
 
 
-def test_a_defect_in_what_is_written_is_not_repeated(engine: Engine) -> None:
+def test_an_exception_of_the_write_function_is_not_retried(engine: Engine) -> None:
     def write(session: Session) -> None:
         raise ZeroDivisionError
 
@@ -501,7 +508,7 @@ def test_a_defect_in_what_is_written_is_not_repeated(engine: Engine) -> None:
         write_with_retry(engine, write)
 
 
-def test_a_standby_that_takes_no_writes_yet_is_asked_again(own_postgres_engine: Engine) -> None:
+def test_a_write_is_retried_on_a_standby_that_refuses_writes(own_postgres_engine: Engine) -> None:
     """After a failover PostgreSQL answers with another class of error than for a lock."""
     attempts = 0
 
@@ -517,7 +524,9 @@ def test_a_standby_that_takes_no_writes_yet_is_asked_again(own_postgres_engine: 
         assert (session.scalar(select(func.count()).select_from(Job)), attempts) == (1, 2)
 
 
-def test_a_connection_that_the_server_ended_is_replaced(own_postgres_engine: Engine, postgres: PostgresCluster) -> None:
+def test_a_write_is_retried_on_a_new_connection_when_the_server_closed_it(
+    own_postgres_engine: Engine, postgres: PostgresCluster
+) -> None:
     attempts = 0
 
     def write(session: Session) -> None:

@@ -1,4 +1,4 @@
-"""Owners, crashes, operators and reports in any order: what must hold after every step of it."""
+"""Claims, crashes, operators' commands and reports in any order, with the invariants that hold after every step."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ DONE = JobResult(succeeded=True, vm={"vmid": 101, "status": "running"})
 BROKEN = JobResult(succeeded=False, code=ErrorCode.VM_LOCKED, detail="busy")
 REFUSED = JobResult(succeeded=False, code=ErrorCode.INVALID_REQUEST, detail="refused")
 SETTLED = (ReportState.REPORTED, ReportState.OVERTAKEN, ReportState.ABANDONED)
-#: What FulcrumCore is told of a job's end.
-OUTCOME = ("status", "result", "error_code", "error_message", "finished_at")
-#: What it answered.
-ANSWER = (*OUTCOME, "report_state", "report_note", "reported_at", "report_attempts")
-#: In memory if possible: thousands of commits, and not one of them is about the disk.
-MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108  mkdtemp makes a folder of our own
+#: The columns of a result.
+RESULT = ("status", "result", "error_code", "error_message", "finished_at")
+#: The columns of a result and of FulcrumCore's answer.
+ANSWER = (*RESULT, "report_state", "report_note", "reported_at", "report_attempts")
+#: In memory if possible: thousands of commits, and no test of the disk.
+MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108  mkdtemp creates a folder with a name of its own
 
 
 def columns(job: Job, names: tuple[str, ...]) -> dict[str, Any]:
@@ -45,7 +45,7 @@ def columns(job: Job, names: tuple[str, ...]) -> dict[str, Any]:
 
 
 class Queue(RuleBasedStateMachine):
-    """Two agents on one database, and everybody else who may write to it."""
+    """Two agents on one database, operators, and the reporter."""
 
     template: Path
 
@@ -89,19 +89,19 @@ class Queue(RuleBasedStateMachine):
             running = session.scalar(creates) or 0
             ours = select(Job.crashes).where(Job.status == JobStatus.PROCESSING, Job.owner == owner)
             crashes = session.scalars(ours).all()
-        assert len(crashes) <= 1 or max(crashes) < PROBATION_CRASHES, "a suspect runs alone"
+        assert len(crashes) <= 1 or max(crashes) < PROBATION_CRASHES, "a job on probation runs alone"
         if job is None:
             return multiple()
         assert job.action != "create" or max_creates is None or running <= max_creates
-        assert job.epoch > self.epochs.get(job.id, 0), "an epoch is never given out twice"
+        assert job.epoch > self.epochs.get(job.id, 0), "an epoch is used once"
         self.epochs[job.id] = job.epoch
         return job_queue.lease_of(job)
 
-    @rule(lease=leases, what=st.sampled_from(["finish", "fail", "put back", "start"]))
+    @rule(lease=leases, what=st.sampled_from(["finish", "fail", "requeue", "start"]))
     def write(self, lease: Lease, what: str) -> None:
-        """Write under a lease: it counts if the lease is the newest and the job has not ended, and else not at all."""
+        """Write under a lease. It succeeds only if the lease is the newest and the job has not ended."""
         before = self._row(lease.job_id)
-        is_held = before is not None and (before["owner"], before["epoch"], before["status"]) == (
+        is_owner = before is not None and (before["owner"], before["epoch"], before["status"]) == (
             lease.owner,
             lease.epoch,
             JobStatus.PROCESSING,
@@ -110,10 +110,10 @@ class Queue(RuleBasedStateMachine):
             with transaction(self.engine) as session:
                 self._write(session, lease, what)
         except StaleJob:
-            assert not is_held
+            assert not is_owner
             assert self._row(lease.job_id) == before
         else:
-            assert is_held
+            assert is_owner
         self._renew(lease.owner)
 
     def _renew(self, owner: str) -> None:
@@ -124,7 +124,7 @@ class Queue(RuleBasedStateMachine):
 
     @staticmethod
     def _write(session: Session, lease: Lease, what: str) -> None:
-        if what == "put back":
+        if what == "requeue":
             job_queue.requeue(session, lease, backoff_s=0, reason="later")
         elif what == "start":
             job_queue.note_claim_sent(session, lease)
@@ -133,28 +133,28 @@ class Queue(RuleBasedStateMachine):
         else:
             job_queue.finish(session, lease, DONE if what == "finish" else BROKEN)
 
-    @rule(target=leases, lease=leases, by=OWNERS, how=st.sampled_from(["lease", "alone", "release"]))
+    @rule(target=leases, lease=leases, by=OWNERS, how=st.sampled_from(["lease", "sole owner", "release"]))
     def lose(self, lease: Lease, by: str, how: str) -> Any:
-        """The owner vanishes in one of three ways, and somebody claims what there is: perhaps the same one."""
+        """Take the job from its owner in one of three ways, then let an agent claim, perhaps the same one."""
         with transaction(self.engine) as session:
             is_running = (Job.id == lease.job_id, Job.status == JobStatus.PROCESSING)
             session.execute(update(Job).where(*is_running).values(lease_until=db_now(-1)))
         with transaction(self.engine) as session:
             if how == "release":
                 job_queue.release_all(session, lease.owner)
-            taken = job_queue.reap(session, sole_owner=by if how == "alone" else None)
-            for job_id, status in taken:
+            reaped = job_queue.reap(session, sole_owner=by if how == "sole owner" else None)
+            for job_id, status in reaped:
                 job = session.get(Job, job_id)
                 assert job is not None
                 assert (job.status, job.crashes == MAX_CRASHES) == (status, status is JobStatus.FAILED)
         newer = self.claim(by, None)
-        self.write(lease, "put back")  # the owner that was taken for dead wakes up
+        self.write(lease, "requeue")  # the earlier owner continues
         return newer
 
     # --- operators and the reporter -------------------------------------------------------------------------------
 
     @rule(job_id=jobs, what=st.sampled_from(["cancel", "retry", "postpone", "replace", "prune", *SETTLED]))
-    def order(self, job_id: int, what: str) -> None:
+    def operate(self, job_id: int, what: str) -> None:
         if what == "prune":
             return self._prune()
         with transaction(self.engine) as session:
@@ -165,7 +165,7 @@ class Queue(RuleBasedStateMachine):
             elif what == "postpone":
                 outbox.postpone_report(session, job_id, backoff_s=3600, note="HTTP 503")
             elif what == "replace":
-                # The one exception: while FulcrumCore has not acknowledged it, an outcome may become a failure.
+                # The one exception: while its report is due, a completion may become a failure.
                 outbox.replace_result(session, job_id, REFUSED)
                 if job_id not in self.settled:
                     self.ended.pop(job_id, None)
@@ -217,27 +217,27 @@ class Queue(RuleBasedStateMachine):
             else:
                 mappings.apply_result(session, mapping.id, {"status": what})
 
-    # --- what holds at any time -----------------------------------------------------------------------------------
+    # --- invariants -----------------------------------------------------------------------------------------------
 
     @invariant()
-    def everything_is_in_order(self) -> None:
+    def rows_are_consistent(self) -> None:
         with reading(self.engine) as session:
             jobs = session.scalars(select(Job)).all()
-            living = session.scalars(select(Mapping).where(Mapping.state != MappingState.DELETED)).all()
+            current = session.scalars(select(Mapping).where(Mapping.state != MappingState.DELETED)).all()
         for job in jobs:
             has_ended = job.status in ENDED
             assert (job.lease_until is not None) == (job.status == JobStatus.PROCESSING)
             assert (job.report_state != ReportState.NONE) == (job.finished_at is not None) == has_ended
             assert (job.error_code is not None) == (job.status == JobStatus.FAILED)
             if has_ended:
-                assert self.ended.setdefault(job.id, columns(job, OUTCOME)) == columns(job, OUTCOME)
+                assert self.ended.setdefault(job.id, columns(job, RESULT)) == columns(job, RESULT)
             if has_ended and job.report_state != ReportState.DUE:
                 assert self.settled.setdefault(job.id, columns(job, ANSWER)) == columns(job, ANSWER)
         assert set(self.ended) <= {job.id for job in jobs if job.status in ENDED}
-        at_work = [job.service_id for job in jobs if job.status == JobStatus.PROCESSING]
-        assert len(set(at_work)) == len(at_work)
-        assert len({mapping.service_id for mapping in living}) == len(living)
-        assert len({(mapping.cluster, mapping.vmid) for mapping in living}) == len(living)
+        processing = [job.service_id for job in jobs if job.status == JobStatus.PROCESSING]
+        assert len(set(processing)) == len(processing)
+        assert len({mapping.service_id for mapping in current}) == len(current)
+        assert len({(mapping.cluster, mapping.vmid) for mapping in current}) == len(current)
 
     def _row(self, job_id: int) -> dict[str, Any] | None:
         with reading(self.engine) as session:
@@ -251,7 +251,7 @@ def _template(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 class TestQueue(Queue.TestCase):  # type: ignore[name-defined,misc]
-    """Hypothesis's own test, with as much of it as a few seconds allow."""
+    """Hypothesis's test, limited to a few seconds."""
 
     settings = settings(
         max_examples=20,

@@ -1,4 +1,4 @@
-"""What is logged is one event a line, in UTC, without secrets, and third parties whisper."""
+"""Logs have one event per line, in UTC, with secrets masked, and of libraries only warnings and errors."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SECRET = "hunter22-canary"
 
 @pytest.fixture(autouse=True)
 def restored_logging() -> Iterator[None]:
-    """Undo `configure`, which is process-wide."""
+    """Undo `configure`, which changes the whole process."""
     root, ours = logging.getLogger(), logging.getLogger(log.ROOT_LOGGER)
     handlers, levels = root.handlers, (root.level, ours.level)
     redactor.add(SECRET)
@@ -41,7 +41,7 @@ def restored_logging() -> Iterator[None]:
 
 @pytest.fixture
 def stream() -> io.StringIO:
-    """Where the log goes; every line is JSON."""
+    """Configure a log of JSON lines; return its stream."""
     stream = io.StringIO()
     log.configure("json", "debug", stream=stream)
     return stream
@@ -90,7 +90,7 @@ def test_an_exception_is_one_line_with_its_traceback_redacted(stream: io.StringI
     assert line["traceback"].endswith(f"RuntimeError: refused: {MASK}")
 
 
-def test_secrets_are_masked_wherever_they_stand_in_an_event(stream: io.StringIO) -> None:
+def test_secrets_are_masked_in_every_part_of_an_event(stream: io.StringIO) -> None:
     logger = log.get_logger().bind(bound=SECRET)
     nested = {"list": [{SECRET: f"x{SECRET}"}], "json": json.dumps({"password": SECRET})}
     logger.warning(f"event {SECRET}", nested=nested, error=ValueError(SECRET), path=Path(f"/{SECRET}"))
@@ -118,7 +118,7 @@ def test_a_secret_in_an_objects_repr_is_masked(format: log.LogFormat) -> None:
     assert SECRET not in stream.getvalue()
 
 
-def test_third_parties_are_heard_from_warning_on_even_when_they_set_a_level(stream: io.StringIO) -> None:
+def test_libraries_are_logged_from_warning_on_even_when_they_set_a_level(stream: io.StringIO) -> None:
     chatty = logging.getLogger("chatty.library")
     chatty.setLevel(logging.DEBUG)
     chatty.info("GET /secret-path")
@@ -134,7 +134,7 @@ def test_urllib3_does_not_log_its_urls(stream: io.StringIO) -> None:
     assert stream.getvalue() == ""
 
 
-def test_lines_under_the_level_are_dropped() -> None:
+def test_events_below_the_level_are_dropped() -> None:
     stream = io.StringIO()
     log.configure("json", "WARNING", stream=stream)
     log.get_logger().info("polled")
@@ -142,13 +142,13 @@ def test_lines_under_the_level_are_dropped() -> None:
     assert [line["event"] for line in lines(stream)] == ["postponed"]
 
 
-def test_values_that_json_does_not_know_are_shown_as_text(stream: io.StringIO) -> None:
+def test_values_without_a_json_form_are_logged_as_text(stream: io.StringIO) -> None:
     log.get_logger().info("odd", nan=float("nan"), keys={(1, 2): 3}, when=datetime(2026, 1, 1, tzinfo=UTC), rc=0)
     (line,) = lines(stream)
     assert (line["nan"], line["keys"], line["rc"]) == ("nan", "{(1, 2): 3}", 0)
 
 
-def test_a_logger_made_before_configure_obeys_it() -> None:
+def test_a_logger_created_before_configure_uses_its_settings() -> None:
     early = log.get_logger("executor.early").bind(node="n1")
     stream = io.StringIO()
     log.configure("json", "info", stream=stream)
@@ -165,7 +165,7 @@ def test_configuring_twice_writes_each_line_once() -> None:
     assert len(lines(second)) == 1
 
 
-def test_loggers_of_ours_are_named_below_executor() -> None:
+def test_our_loggers_are_named_below_executor() -> None:
     stream = io.StringIO()
     log.configure("json", "info", stream=stream)
     for name in (None, "executor", "executor.agent.worker", "__main__"):
@@ -174,7 +174,7 @@ def test_loggers_of_ours_are_named_below_executor() -> None:
     assert names == ["executor", "executor", "executor.agent.worker", "executor.__main__"]
 
 
-def test_the_console_shows_control_characters_instead_of_obeying_them() -> None:
+def test_the_console_escapes_control_characters() -> None:
     stream = io.StringIO()
     log.configure("console", "info", stream=stream)
     log.get_logger().info("vm\x1b[2J\nfound", name="vm\x1b]0;title\x07\nforged line")
@@ -182,7 +182,7 @@ def test_the_console_shows_control_characters_instead_of_obeying_them() -> None:
     assert stream.getvalue().count("\n") == 1
 
 
-def test_a_log_that_cannot_be_written_costs_one_plain_line_on_stderr() -> None:
+def test_a_log_that_cannot_be_written_is_reported_on_stderr() -> None:
     program = f"""
 from executor import log
 class Full:
@@ -260,7 +260,7 @@ def test_threads_log_whole_lines(stream: io.StringIO) -> None:
     assert len(lines(stream)) == 200
 
 
-def test_structlogs_own_capture_works_for_the_other_tests() -> None:
+def test_the_capture_of_structlog_works_for_the_other_tests() -> None:
     with structlog.testing.capture_logs() as captured:
         log.get_logger().info("started", vmid=101)
     assert captured == [{"event": "started", "log_level": "info", "vmid": 101}]

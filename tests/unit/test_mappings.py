@@ -1,4 +1,4 @@
-"""Which VM serves which service: reservations that never meet, names that any DNS takes, a history that stays."""
+"""Reservations of VMIDs, names of VMs, and the states and history of mappings."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def pick(engine: Engine, low: int, high: int, *, quarantine_s: float = 3600, tak
         ("9000", "9000-0a1b2c3d"),
     ],
 )
-def test_what_is_left_of_an_ugly_name(host: str, expected: str) -> None:
+def test_a_host_becomes_a_dns_label(host: str, expected: str) -> None:
     assert mappings.vm_name(host, SERVICE) == expected
 
 
@@ -102,9 +102,9 @@ def test_a_reservation_is_written_with_its_marker(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize(
-    ("service_id", "vmid", "cluster", "is_made"),
+    ("service_id", "vmid", "cluster", "is_reserved"),
     [
-        (OTHER, 101, "c", False),  # the id is somebody else's
+        (OTHER, 101, "c", False),  # another service has the VMID
         (SERVICE, 102, "c", False),  # the service has one
         (SERVICE, 101, "c", False),
         (OTHER, 102, "c", True),
@@ -112,12 +112,14 @@ def test_a_reservation_is_written_with_its_marker(engine: Engine) -> None:
         (SERVICE, 101, "another cluster", False),
     ],
 )
-def test_no_two_reservations_meet(engine: Engine, service_id: str, vmid: int, cluster: str, is_made: bool) -> None:
+def test_no_two_reservations_have_a_service_or_vmid_in_common(
+    engine: Engine, service_id: str, vmid: int, cluster: str, is_reserved: bool
+) -> None:
     reserved(engine)
-    assert (reserve(engine, service_id, vmid, cluster) is not None) == is_made
+    assert (reserve(engine, service_id, vmid, cluster) is not None) == is_reserved
 
 
-def test_a_lost_reservation_leaves_the_transaction_usable(engine: Engine) -> None:
+def test_a_refused_reservation_leaves_the_transaction_usable(engine: Engine) -> None:
     reserved(engine)
     with transaction(engine) as session:
         wanted = {"service_id": OTHER, "cluster": "c", "name": "vm"}
@@ -127,12 +129,12 @@ def test_a_lost_reservation_leaves_the_transaction_usable(engine: Engine) -> Non
         assert [mapping.vmid for mapping in mappings.listing(session)] == [102, 101]
 
 
-def test_creates_at_the_same_moment_never_meet_on_an_id(engine: Engine) -> None:
-    together = threading.Barrier(6, timeout=60)
+def test_simultaneous_creates_reserve_different_vmids(engine: Engine) -> None:
+    start = threading.Barrier(6, timeout=60)
 
     def create(_: int) -> int:
         service_id = str(uuid.uuid4())
-        together.wait()
+        start.wait()
         while True:
             vmid = pick(engine, 101, 106)
             if reserve(engine, service_id, vmid) is not None:
@@ -142,26 +144,26 @@ def test_creates_at_the_same_moment_never_meet_on_an_id(engine: Engine) -> None:
         assert sorted(pool.map(create, range(6))) == [101, 102, 103, 104, 105, 106]
 
 
-def test_one_of_two_creates_of_a_service_wins(engine: Engine) -> None:
-    together = threading.Barrier(4, timeout=60)
+def test_one_of_two_simultaneous_creates_of_a_service_reserves(engine: Engine) -> None:
+    start = threading.Barrier(4, timeout=60)
 
     def create(number: int) -> bool:
-        together.wait()
+        start.wait()
         return reserve(engine, SERVICE, 101 + number) is not None
 
     with ThreadPoolExecutor(4) as pool:
         assert sum(pool.map(create, range(4))) == 1
 
 
-# --- picking an id ------------------------------------------------------------------------------------------------
+# --- choosing a VMID ----------------------------------------------------------------------------------------------
 
 
-def test_the_last_free_id_of_a_range_is_found(engine: Engine) -> None:
+def test_the_last_free_vmid_of_a_range_is_found(engine: Engine) -> None:
     reserved(engine, SERVICE, 1000)
     assert pick(engine, 1000, 3000, taken=set(range(1000, 3000))) == 3000
 
 
-def test_a_range_that_is_used_up_is_a_lack_of_capacity(engine: Engine) -> None:
+def test_a_full_range_is_a_capacity_error(engine: Engine) -> None:
     reserved(engine, SERVICE, 101)
     reserved(engine, OTHER, 102)
     with pytest.raises(JobError, match="no VMID is free between 101 and 103") as caught:
@@ -169,25 +171,25 @@ def test_a_range_that_is_used_up_is_a_lack_of_capacity(engine: Engine) -> None:
     assert caught.value.code is ErrorCode.CAPACITY
 
 
-def test_ids_of_other_clusters_and_ranges_do_not_count(engine: Engine) -> None:
+def test_vmids_of_other_clusters_and_ranges_are_ignored(engine: Engine) -> None:
     reserved(engine, SERVICE, 101, "another cluster")
     reserved(engine, OTHER, 102)
     assert pick(engine, 101, 101) == 101
 
 
-def test_ids_are_spread_over_the_range(engine: Engine) -> None:
-    """Two agents that share Proxmox but no database would meet on every id if each took the lowest."""
+def test_vmids_are_spread_over_the_range(engine: Engine) -> None:
+    """Agents that share a Proxmox cluster but no database would collide on every VMID if each chose the lowest."""
     assert len({pick(engine, 100_000, 199_999) for _ in range(10)}) > 1
 
 
 @pytest.mark.parametrize("how", ["deleted", "released"])
-def test_a_freed_id_rests_before_it_is_given_out_again(engine: Engine, how: str) -> None:
+def test_a_freed_vmid_is_in_quarantine_before_it_is_used_again(engine: Engine, how: str) -> None:
     mapping_id = reserved(engine)
     if how == "deleted":
         apply_result(engine, mapping_id, vmid=101, status="absent")
     else:
         with transaction(engine) as session:
-            mappings.mark_deleted(session, mapping_id, "somebody else's")
+            mappings.mark_deleted(session, mapping_id, "the VMID is another guest's")
     with pytest.raises(JobError, match="CAPACITY"):
         pick(engine, 101, 101)
     assert pick(engine, 101, 101, quarantine_s=0) == 101
@@ -196,17 +198,17 @@ def test_a_freed_id_rests_before_it_is_given_out_again(engine: Engine, how: str)
     assert pick(engine, 101, 101) == 101
 
 
-# --- life of a mapping --------------------------------------------------------------------------------------------
+# --- states of a mapping ------------------------------------------------------------------------------------------
 
 
-def test_a_result_makes_the_vm_the_services(engine: Engine) -> None:
+def test_a_result_activates_the_mapping(engine: Engine) -> None:
     mapping_id = reserved(engine)
     apply_result(engine, mapping_id, vmid=101, status="running", node="pve1", mac_address="BC:24:11:00:00:01")
     mapping = row(engine, mapping_id)
     assert (mapping.state, mapping.node, mapping.mac_address) == ("active", "pve1", "BC:24:11:00:00:01")
 
 
-def test_a_result_without_a_node_keeps_what_is_known(engine: Engine) -> None:
+def test_a_result_without_a_node_keeps_the_stored_node(engine: Engine) -> None:
     mapping_id = reserved(engine)
     apply_result(engine, mapping_id, status="running", node="pve1", mac_address="BC:24:11:00:00:01")
     apply_result(engine, mapping_id, status="stopped", node="", mac_address="")
@@ -214,7 +216,7 @@ def test_a_result_without_a_node_keeps_what_is_known(engine: Engine) -> None:
     assert (mapping.state, mapping.node, mapping.mac_address) == ("active", "pve1", "BC:24:11:00:00:01")
 
 
-def test_a_deleted_mapping_is_history_that_nothing_changes(engine: Engine) -> None:
+def test_a_deleted_mapping_never_changes(engine: Engine) -> None:
     mapping_id = reserved(engine)
     apply_result(engine, mapping_id, status="absent")
     deleted = row(engine, mapping_id)
@@ -227,36 +229,36 @@ def test_a_deleted_mapping_is_history_that_nothing_changes(engine: Engine) -> No
     assert (after.state, after.node, after.note, after.deleted_at) == ("deleted", None, None, deleted.deleted_at)
 
 
-def test_every_vm_that_a_service_ever_had_stays_in_its_history(engine: Engine) -> None:
+def test_every_vm_of_a_service_stays_in_the_history(engine: Engine) -> None:
     for vmid in (101, 102, 103):
         apply_result(engine, reserved(engine, SERVICE, vmid), status="absent")
     last = reserved(engine, SERVICE, 101)
     with reading(engine) as session:
         assert [mapping.vmid for mapping in mappings.find(session, SERVICE)] == [101, 103, 102, 101]
         assert len(mappings.find(session, "101")) == 2
-        live = mappings.current(session, SERVICE)
-        assert live is not None
-        assert live.id == last
+        current = mappings.current(session, SERVICE)
+        assert current is not None
+        assert current.id == last
         assert [mapping.id for mapping in mappings.listing(session)] == [last]
         assert len(mappings.listing(session, states=[MappingState.DELETED])) == 3
 
 
-def test_an_orphaned_mapping_is_still_the_services_and_keeps_its_id(engine: Engine) -> None:
-    """A later delete must find it, and its VMID must not be given to anybody while nobody knows."""
+def test_a_mapping_of_a_lost_vm_is_still_the_services_and_keeps_its_vmid(engine: Engine) -> None:
+    """A later delete must find it, and no other service may get its VMID while the VM may still exist."""
     mapping_id = reserved(engine)
     apply_result(engine, mapping_id, status="running")
     with transaction(engine) as session:
         mappings.mark_vm_lost(session, mapping_id, "VM_NOT_FOUND: gone")
-        live = mappings.current(session, SERVICE)
-        assert live is not None
-        assert (live.state, live.note) == ("vm_lost", "VM_NOT_FOUND: gone")
+        current = mappings.current(session, SERVICE)
+        assert current is not None
+        assert (current.state, current.note) == ("vm_lost", "VM_NOT_FOUND: gone")
         assert list(mappings.active(session)) == []
     assert reserve(engine, OTHER, 101) is None
     apply_result(engine, mapping_id, status="running")
     assert (row(engine, mapping_id).state, row(engine, mapping_id).note) == ("active", None)
 
 
-def test_a_vm_found_by_its_marker_is_taken_in(engine: Engine) -> None:
+def test_a_vm_without_a_row_is_inserted_as_active(engine: Engine) -> None:
     with transaction(engine) as session:
         wanted = {"service_id": SERVICE, "cluster": "c", "name": "web-0a1b2c3d", "node": "pve1"}
         adopted = mappings.insert_active(session, vmid=101, **wanted)
@@ -267,7 +269,7 @@ def test_a_vm_found_by_its_marker_is_taken_in(engine: Engine) -> None:
     assert mapping.note == "found by its marker"
 
 
-def take_in(engine: Engine, vmid: int, service_id: str = SERVICE, cluster: str = "c") -> int | None:
+def adopt(engine: Engine, vmid: int, service_id: str = SERVICE, cluster: str = "c") -> int | None:
     with transaction(engine) as session:
         wanted = {"cluster": cluster, "name": "found", "node": "pve2", "kind": "lxc"}
         mapping = mappings.adopt(session, service_id=service_id, vmid=vmid, **wanted)
@@ -282,11 +284,11 @@ def lost(engine: Engine, *args: Any) -> int:
     return mapping_id
 
 
-def test_a_vm_that_its_mapping_has_lost_and_finds_again_lives_on_under_its_own_name(engine: Engine) -> None:
+def test_adopting_a_lost_vm_that_exists_again_takes_its_present_name(engine: Engine) -> None:
     mapping_id = lost(engine)
     before = row(engine, mapping_id)
 
-    assert take_in(engine, 101) == mapping_id
+    assert adopt(engine, 101) == mapping_id
 
     mapping = row(engine, mapping_id)
     assert (mapping.state, mapping.node, mapping.name, mapping.kind) == ("active", "pve2", "found", "lxc")
@@ -294,38 +296,38 @@ def test_a_vm_that_its_mapping_has_lost_and_finds_again_lives_on_under_its_own_n
     assert mapping.updated_at > before.updated_at
 
 
-def test_an_orphaned_mapping_ends_when_its_vm_is_found_under_another_vmid(engine: Engine) -> None:
+def test_adopting_another_vmid_deletes_the_mapping_of_the_lost_vm(engine: Engine) -> None:
     old = lost(engine)
 
-    new = take_in(engine, 102)
+    new = adopt(engine, 102)
 
     assert new not in {None, old}
-    ended, begun = row(engine, old), row(engine, new or 0)
+    ended, new_row = row(engine, old), row(engine, new or 0)
     assert (ended.state, ended.note) == ("deleted", "the VM was found on VMID 102")
     assert ended.deleted_at is not None
-    assert (begun.state, begun.vmid, begun.node, begun.name) == ("active", 102, "pve2", "found")
+    assert (new_row.state, new_row.vmid, new_row.node, new_row.name) == ("active", 102, "pve2", "found")
 
 
 @pytest.mark.parametrize(("vmid", "cluster"), [(102, "c"), (101, "another cluster")])
-def test_another_vm_is_not_taken_in_while_the_service_has_one(engine: Engine, vmid: int, cluster: str) -> None:
+def test_another_vm_is_not_adopted_while_the_service_has_one(engine: Engine, vmid: int, cluster: str) -> None:
     mapping_id = reserved(engine)
     apply_result(engine, mapping_id, status="running", node="pve1")
 
-    assert take_in(engine, vmid, SERVICE, cluster) is None
+    assert adopt(engine, vmid, SERVICE, cluster) is None
 
     mapping = row(engine, mapping_id)
     assert (mapping.state, mapping.vmid, mapping.node) == ("active", 101, "pve1")
 
 
-def test_a_vm_on_anothers_vmid_is_not_taken_in_and_the_orphan_stays(engine: Engine) -> None:
+def test_a_vmid_of_another_service_is_not_adopted_and_the_lost_vms_mapping_stays(engine: Engine) -> None:
     mapping_id = lost(engine)
     reserved(engine, OTHER, 102)
 
-    assert take_in(engine, 102) is None
+    assert adopt(engine, 102) is None
     assert row(engine, mapping_id).state == "vm_lost"
 
 
-def test_where_a_vm_was_seen_is_written_down(engine: Engine) -> None:
+def test_the_node_of_a_vm_is_stored(engine: Engine) -> None:
     mapping_id, other = reserved(engine), reserved(engine, OTHER, 102)
     with transaction(engine) as session:
         session.execute(update(Mapping).values(updated_at=db_now(-3600)))
@@ -338,17 +340,17 @@ def test_where_a_vm_was_seen_is_written_down(engine: Engine) -> None:
     assert row(engine, other).node is None
 
 
-def test_a_released_reservation_says_why(engine: Engine) -> None:
+def test_a_deleted_mapping_keeps_the_reason(engine: Engine) -> None:
     mapping_id = reserved(engine)
     with transaction(engine) as session:
-        mappings.mark_deleted(session, mapping_id, "somebody else's")
-    assert row(engine, mapping_id).note == "somebody else's"
+        mappings.mark_deleted(session, mapping_id, "the VMID is another guest's")
+    assert row(engine, mapping_id).note == "the VMID is another guest's"
 
 
-# --- questions ----------------------------------------------------------------------------------------------------
+# --- queries ------------------------------------------------------------------------------------------------------
 
 
-def test_active_mappings_come_by_cluster_and_vmid(engine: Engine) -> None:
+def test_active_mappings_are_filtered_by_cluster_and_ordered_by_vmid(engine: Engine) -> None:
     for vmid, cluster in ((103, "c"), (101, "c"), (102, "d")):
         apply_result(engine, reserved(engine, str(uuid.uuid4()), vmid, cluster), status="running")
     reserved(engine, SERVICE, 104)
@@ -370,7 +372,7 @@ def test_a_vm_marked_for_deletion_is_pending_deletion_until_the_mark_or_the_vm_i
     )
     with reading(engine) as session:
         assert [mapping.id for mapping in mappings.due_for_deletion(session, "c")] == [mapping_id]
-        assert mappings.active(session) == []  # FulcrumCore takes no metrics of it
+        assert mappings.active(session) == []  # FulcrumCore accepts no metrics of it
         assert mappings.due_for_deletion(session, "another cluster") == []
     apply_result(engine, mapping_id, status="stopped", delete_at=4_000_000_000)
     with reading(engine) as session:
@@ -379,7 +381,7 @@ def test_a_vm_marked_for_deletion_is_pending_deletion_until_the_mark_or_the_vm_i
     assert (row(engine, mapping_id).state, row(engine, mapping_id).delete_at) == ("active", None)
 
 
-def test_those_that_are_longest_overdue_are_due_first_and_no_more_than_asked_for(engine: Engine) -> None:
+def test_deletions_are_due_from_the_longest_overdue_on_up_to_the_limit(engine: Engine) -> None:
     by_age = {}
     for vmid, delete_at in ((101, 3_000), (102, 1_000), (103, 2_000)):
         mapping_id = reserved(engine, str(uuid.uuid4()), vmid)
@@ -392,7 +394,7 @@ def test_those_that_are_longest_overdue_are_due_first_and_no_more_than_asked_for
         assert [mapping.id for mapping in mappings.due_for_deletion(session, "c", limit=1)] == [by_age[1_000]]
 
 
-def test_a_vm_that_was_destroyed_is_not_due_again(engine: Engine) -> None:
+def test_a_deleted_vm_is_not_due_for_deletion_again(engine: Engine) -> None:
     mapping_id = reserved(engine)
     apply_result(engine, mapping_id, status="stopped", delete_at=1_000)
     apply_result(engine, mapping_id, status="absent")
@@ -401,14 +403,14 @@ def test_a_vm_that_was_destroyed_is_not_due_again(engine: Engine) -> None:
         assert mappings.due_for_deletion(session, "c") == []
 
 
-def test_a_listing_is_no_longer_than_asked_for(engine: Engine) -> None:
+def test_a_list_of_mappings_has_a_limit(engine: Engine) -> None:
     for vmid in (101, 102, 103):
         reserved(engine, str(uuid.uuid4()), vmid)
     with reading(engine) as session:
         assert [mapping.vmid for mapping in mappings.listing(session, limit=2)] == [103, 102]
 
 
-def test_a_doomed_vm_holds_its_vmid(engine: Engine) -> None:
+def test_a_vm_pending_deletion_keeps_its_vmid(engine: Engine) -> None:
     mapping_id = reserved(engine)
     apply_result(engine, mapping_id, status="stopped", delete_at=1_000_000_000)
     assert reserve(engine, OTHER, 101) is None

@@ -1,4 +1,4 @@
-"""Secrets never get through, whatever form they take and wherever the text is cut."""
+"""Secrets are masked in every form, and wherever a stream is split."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from executor.redaction import MASK, TOO_DEEP, Redactor, StreamRedactor
 CHARACTERS = st.characters(codec="utf-8", exclude_characters="*\ue000")
 SECRETS = st.text(CHARACTERS, min_size=4, max_size=40).filter(lambda secret: len(secret.strip()) >= 4)
 TEXTS = st.text(CHARACTERS, max_size=60)
-#: Few letters, so that secrets overlap each other and themselves all the time.
+#: Few letters, so that secrets often overlap each other and themselves.
 TIGHT_SECRETS = st.lists(st.text("ab", min_size=4, max_size=6), min_size=1, max_size=4)
 TIGHT_TEXTS = st.text("ab", min_size=8, max_size=60)
 
@@ -46,11 +46,11 @@ def yaml_text(secret: str, *, allow_unicode: bool) -> str:
 
 
 def between_single_quotes(secret: str, show: Callable[[str], str]) -> str:
-    """As Python writes it within a text that holds a double quote: then it takes single ones."""
+    """Return the form in a text with a double quote: Python then uses single quotes."""
     return show(f'"{secret}')[2:-1]
 
 
-#: What stands between the quotes that the form has around it, if any.
+#: The forms, without the quotes around them.
 ENCODERS: dict[str, Callable[[str], str]] = {
     "as it is": lambda secret: secret,
     "JSON": json_text,
@@ -142,7 +142,9 @@ def test_every_character_of_overlapping_secrets_is_masked(secrets: list[str], te
 
 
 @given(secrets=TIGHT_SECRETS, text=TIGHT_TEXTS, data=st.data())
-def test_a_stream_cut_anywhere_reads_like_the_whole_text(secrets: list[str], text: str, data: st.DataObject) -> None:
+def test_a_stream_split_anywhere_is_redacted_like_the_whole_text(
+    secrets: list[str], text: str, data: st.DataObject
+) -> None:
     redactor = make_redactor(*secrets)
     cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=8)))
     stream = StreamRedactor(redactor)
@@ -151,20 +153,20 @@ def test_a_stream_cut_anywhere_reads_like_the_whole_text(secrets: list[str], tex
     assert shown + stream.flush() == redactor.redact(text)
 
 
-def test_a_stream_holds_back_only_what_may_be_the_beginning_of_a_secret() -> None:
+def test_a_stream_keeps_only_what_may_be_the_start_of_a_secret() -> None:
     stream = StreamRedactor(make_redactor("hunter22"))
     assert stream.feed("log in as hun") == "log in as "
     assert stream.feed("ting party, hunter22, bye") == f"hunting party, {MASK}, bye"
 
 
 @given(text=TEXTS, secret=SECRETS)
-def test_a_text_without_the_secret_is_left_alone(text: str, secret: str) -> None:
-    """Plain letters are the same in every form, so nothing else of the text can be taken for the secret."""
+def test_a_text_without_the_secret_is_not_changed(text: str, secret: str) -> None:
+    """Plain letters are equal in every form, so no other part of the text can match."""
     assert make_redactor("Zq7xKw9pLm2v").redact(text) == text
     assert Redactor().redact(text + secret) == text + secret
 
 
-def test_the_longest_secret_wins() -> None:
+def test_the_longest_secret_is_masked() -> None:
     assert make_redactor("abcd", "abcdefgh").redact("<abcdefgh>") == f"<{MASK}>"
 
 
@@ -218,13 +220,13 @@ def test_values_are_redacted_in_keys_and_at_every_depth() -> None:
     }
 
 
-def test_the_value_given_is_not_changed() -> None:
+def test_the_given_value_is_not_changed() -> None:
     value = {"a": ["hunter22"]}
     make_redactor("hunter22").redact_value(value)
     assert value == {"a": ["hunter22"]}
 
 
-def test_endless_depth_is_cut_off() -> None:
+def test_a_value_that_is_nested_too_deep_is_replaced() -> None:
     circle: list[object] = ["hunter22"]
     circle.append(circle)
     shown = str(make_redactor("hunter22").redact_value(circle))
@@ -236,8 +238,8 @@ def test_the_redactor_does_not_show_its_secrets() -> None:
     assert repr(make_redactor("hunter22")) == "<Redactor of 1 secrets>"
 
 
-def test_other_secrets_coming_and_going_never_uncover_one() -> None:
-    """Other threads add and discard theirs while this one redacts."""
+def test_a_secret_stays_masked_while_others_are_added_and_discarded() -> None:
+    """Other threads add and discard secrets while this thread redacts."""
     redactor = make_redactor("hunter22")
     stop = threading.Event()
 

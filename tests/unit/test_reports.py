@@ -1,4 +1,4 @@
-"""What FulcrumCore is told of a job that ended well."""
+"""The contents of a report of a completed job."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ VM: dict[str, Any] = {
 }
 
 
-def told(action: str, **vm: Any) -> dict[str, Any]:
+def reported(action: str, **vm: Any) -> dict[str, Any]:
     return completion(Job(action=action, result=VM | vm), AGENT)
 
 
-def test_every_report_tells_the_addresses_that_are_known() -> None:
-    """After an update FulcrumCore throws properties away; the instance's data stays."""
+def test_every_report_has_the_known_addresses() -> None:
+    """After an update FulcrumCore drops the reported properties and keeps the instance's data."""
     for action in ("start", "stop", "snapshot", "update"):
-        assert told(action)["agent_instance_data"]["ip_addresses"] == ["192.0.2.7"]
-    assert told("start")["properties"]["ipAddresses"] == ["192.0.2.7"]
-    assert "properties" not in told("update")
+        assert reported(action)["agent_instance_data"]["ip_addresses"] == ["192.0.2.7"]
+    assert reported("start")["properties"]["ipAddresses"] == ["192.0.2.7"]
+    assert "properties" not in reported("update")
 
 
-def test_what_nobody_knows_is_not_told() -> None:
-    data = told("stop", ip_addresses=[], mac_address="")
+def test_unknown_facts_are_not_reported() -> None:
+    data = reported("stop", ip_addresses=[], mac_address="")
     assert not {"ip_addresses", "mac_address"} & set(data["agent_instance_data"])
     assert not {"ipAddresses", "macAddress"} & set(data["properties"])
 
 
-def test_a_backups_archive_is_told() -> None:
-    assert told("backup", backup="backups:backup/x")["agent_instance_data"]["backup"] == "backups:backup/x"
+def test_a_backups_archive_is_reported() -> None:
+    assert reported("backup", backup="backups:backup/x")["agent_instance_data"]["backup"] == "backups:backup/x"
 
 
-def test_a_deleted_vm_that_is_kept_a_while_has_no_instance_any_more() -> None:
-    assert told("delete", status="absent") == {}
-    kept = told("delete", status="stopped", delete_at=1_900_000_000)
+def test_a_vm_pending_deletion_has_no_instance() -> None:
+    assert reported("delete", status="absent") == {}
+    kept = reported("delete", status="stopped", delete_at=1_900_000_000)
     assert kept == {"agent_instance_data": {"vmid": 100_000, "node": "pve1", "name": "web", "delete_at": 1_900_000_000}}

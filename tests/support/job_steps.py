@@ -1,0 +1,79 @@
+"""Steps of jobs for tests: claim, finish, requeue, reap, report, each in a transaction of its own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import Engine, update
+from support.databases import row, submit
+
+from executor.database import job_queue, outbox
+from executor.database.engine import reading, transaction
+from executor.database.tables import Job, db_now
+from executor.errors import ErrorCode
+from executor.model import JobResult, JobStatus, ReportState
+
+LEASE_S = 30.0
+DONE = JobResult(succeeded=True, vm={"vmid": 101, "status": "running"})
+BROKEN = JobResult(succeeded=False, code=ErrorCode.CAPACITY, detail="no space")
+
+
+def claim(engine: Engine, owner: str = "alice", **wanted: Any) -> Job | None:
+    with transaction(engine) as session:
+        return job_queue.claim(session, owner, **({"lease_s": LEASE_S} | wanted))
+
+
+def claimed(engine: Engine, owner: str = "alice", **wanted: Any) -> Job:
+    job = claim(engine, owner, **wanted)
+    assert job is not None
+    return job
+
+
+def finish(engine: Engine, job: Job, result: JobResult = DONE) -> None:
+    with transaction(engine) as session:
+        job_queue.finish(session, job_queue.lease_of(job), result)
+
+
+def requeue(engine: Engine, job: Job, backoff_s: float = 0) -> None:
+    with transaction(engine) as session:
+        job_queue.requeue(session, job_queue.lease_of(job), backoff_s=backoff_s, reason="later")
+
+
+def reap(engine: Engine, sole_owner: str | None = None) -> list[tuple[int, JobStatus]]:
+    with transaction(engine) as session:
+        return job_queue.reap(session, sole_owner=sole_owner)
+
+
+def expire_lease(engine: Engine, job_id: int) -> None:
+    with transaction(engine) as session:
+        session.execute(update(Job).where(Job.id == job_id).values(lease_until=db_now(-1)))
+
+
+def end_backoff(engine: Engine, job_id: int) -> None:
+    with transaction(engine) as session:
+        past = {"available_at": db_now(-1), "report_after": db_now(-1)}
+        session.execute(update(Job).where(Job.id == job_id).values(**past))
+
+
+def columns_of(engine: Engine, job_id: int) -> dict[str, Any]:
+    job = row(engine, job_id)
+    return {column.key: getattr(job, column.key) for column in Job.__table__.columns}
+
+
+def ended(engine: Engine, **wanted: Any) -> int:
+    job_id = submit(engine, **wanted)
+    job = claimed(engine)
+    assert job.id == job_id
+    finish(engine, job)
+    return job_id
+
+
+def due(engine: Engine, limit: int = 50) -> list[int]:
+    with reading(engine) as session:
+        return [job.id for job in outbox.due_reports(session, limit)]
+
+
+def settle(engine: Engine, *job_ids: int) -> None:
+    with transaction(engine) as session:
+        for job_id in job_ids:
+            outbox.note_reported(session, job_id, ReportState.REPORTED)

@@ -1,0 +1,224 @@
+"""Which job a claim takes, on SQLite and on PostgreSQL."""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, event, func, select, update
+from support.databases import new_job, row, submit
+from support.job_steps import LEASE_S, claim, claimed, end_backoff, finish, requeue
+
+from executor.database import job_queue, outbox, periods, queries
+from executor.database.engine import reading, transaction
+from executor.database.tables import Job, db_now
+from executor.model import JobStatus
+
+
+def test_the_highest_priority_is_claimed_first_then_the_oldest(engine: Engine) -> None:
+    late, early, urgent, tie = (
+        submit(engine, priority=1, age=2),
+        submit(engine, priority=1, age=1),
+        submit(engine, priority=5, age=9),
+        submit(engine, priority=1, age=2),
+    )
+    assert [claimed(engine).id for _ in range(4)] == [urgent, early, late, tie]
+    assert claim(engine) is None
+
+
+def test_a_burst_of_one_tenant_does_not_delay_the_others(engine: Engine) -> None:
+    burst = [submit(engine, age=number, tenant_id="burst") for number in range(6)]
+    late = [submit(engine, age=50 + number, tenant_id="late") for number in range(2)]
+    without_tenant = submit(engine, age=70)
+    taken = [claimed(engine).id for _ in range(9)]
+    assert taken == [burst[0], late[0], without_tenant, burst[1], late[1], *burst[2:]]
+
+
+def test_tenants_with_equally_many_running_jobs_take_turns_by_age(engine: Engine) -> None:
+    first = [submit(engine, age=2 * number, tenant_id="a") for number in range(3)]
+    second = [submit(engine, age=2 * number + 1, tenant_id="b") for number in range(3)]
+    assert [claimed(engine).id for _ in range(6)] == [first[0], second[0], first[1], second[1], first[2], second[2]]
+
+
+def test_a_higher_priority_comes_before_fairness(engine: Engine) -> None:
+    urgent = [submit(engine, age=9, priority=5, tenant_id="a") for _ in range(2)]
+    other = submit(engine, age=1, priority=1, tenant_id="b")
+    assert [claimed(engine).id for _ in range(3)] == [*urgent, other]
+
+
+def test_fairness_respects_the_limit_of_creates_and_claims_other_actions(engine: Engine) -> None:
+    submit(engine, age=1, tenant_id="a")
+    submit(engine, age=2, tenant_id="b")
+    stop = submit(engine, age=3, action="stop", tenant_id="a")
+    with transaction(engine) as session:
+        creates = [job_queue.claim(session, "me", lease_s=LEASE_S, max_creates=1) for _ in range(3)]
+    assert [job.id if job else None for job in creates][1:] == [stop, None]
+
+
+def test_a_claim_stores_owner_and_attempt_and_starts_a_lease(engine: Engine) -> None:
+    submit(engine)
+    job = claimed(engine, "alice")
+    assert (job.status, job.owner, job.epoch, job.attempt) == ("processing", "alice", 1, 1)
+    with reading(engine) as session:
+        in_range = (Job.lease_until > db_now(LEASE_S - 10), Job.lease_until <= db_now(LEASE_S))
+        assert session.execute(select(*in_range)).one() == (True, True)
+
+
+def test_one_job_of_a_service_is_processing_at_a_time(engine: Engine) -> None:
+    service = str(uuid.uuid4())
+    first, second = submit(engine, service_id=service, age=1), submit(engine, service_id=service, age=2)
+    other = submit(engine, age=3)
+    job = claimed(engine)
+    assert (job.id, claimed(engine).id, claim(engine)) == (first, other, None)
+    finish(engine, job)
+    assert claimed(engine).id == second
+
+
+def test_jobs_without_a_service_do_not_wait_for_each_other(engine: Engine) -> None:
+    for _ in range(2):
+        submit(engine, service_id=None)
+    assert claimed(engine).id != claimed(engine).id
+
+
+def test_the_database_refuses_a_second_processing_job_of_a_service(engine: Engine) -> None:
+    service = str(uuid.uuid4())
+    submit(engine, service_id=service)
+    second = submit(engine, service_id=service)
+    claimed(engine)
+    with pytest.raises(Exception, match=r"(?i)unique"), transaction(engine) as session:
+        session.execute(update(Job).where(Job.id == second).values(status=JobStatus.PROCESSING))
+
+
+def test_no_more_creates_than_allowed_run_at_once_but_other_actions_do(engine: Engine) -> None:
+    creates = [submit(engine, action="create", age=age) for age in range(3)]
+    stop = submit(engine, action="stop", age=9)
+    running = [claimed(engine, max_creates=2) for _ in range(3)]
+    assert [job.id for job in running] == [*creates[:2], stop]
+    assert claim(engine, max_creates=2) is None
+    finish(engine, running[0])
+    assert claimed(engine, max_creates=2).id == creates[2]
+
+
+def test_a_create_above_the_limit_does_not_delay_a_job_of_lower_priority(engine: Engine) -> None:
+    submit(engine, action="create", priority=9)
+    stop = submit(engine, action="stop", priority=1)
+    assert claimed(engine, max_creates=0).id == stop
+
+
+def test_no_create_is_claimed_when_the_limit_is_zero(engine: Engine) -> None:
+    submit(engine, action="create")
+    assert claim(engine, max_creates=0) is None
+
+
+def test_simultaneous_claims_respect_the_limit_of_creates(engine: Engine) -> None:
+    for _ in range(16):
+        submit(engine, action="create")
+    start = threading.Barrier(8, timeout=60)
+
+    def claim_twice(owner: int) -> int:
+        start.wait()
+        return sum(claim(engine, f"node-{owner}", max_creates=3) is not None for _ in range(2))
+
+    with ThreadPoolExecutor(8) as pool:
+        taken = list(pool.map(claim_twice, range(8)))
+    assert sum(taken) == 3
+
+
+def test_a_job_is_not_claimed_during_its_backoff(engine: Engine) -> None:
+    waiting = submit(engine, age=1)
+    requeue(engine, claimed(engine), backoff_s=3600)
+    assert claim(engine) is None
+    end_backoff(engine, waiting)
+    again = claimed(engine)
+    assert (again.id, again.attempt, again.epoch, again.available_at) == (waiting, 2, 2, None)
+
+
+def test_a_requeued_job_has_no_owner_and_keeps_the_reason(engine: Engine) -> None:
+    submit(engine)
+    requeue(engine, claimed(engine))
+    job = row(engine, 1)
+    assert (job.status, job.owner, job.lease_until, job.available_at) == ("pending", None, None, None)
+    assert job.error_message == "later"
+
+
+@pytest.mark.parametrize("backoff_s", [0.5, 1.0, 60.0])
+def test_a_backoff_lasts_as_long_as_requested(engine: Engine, backoff_s: float) -> None:
+    submit(engine)
+    requeue(engine, claimed(engine), backoff_s=backoff_s)
+    with reading(engine) as session:
+        in_range = (Job.available_at > db_now(backoff_s - 5), Job.available_at <= db_now(backoff_s))
+        assert session.execute(select(*in_range)).one() == (True, True)
+
+
+def test_eight_threads_claim_every_job_once_and_never_two_of_a_service(engine: Engine) -> None:
+    services = [str(uuid.uuid4()) for _ in range(40)]
+    with transaction(engine) as session:
+        for number in range(160):
+            job_queue.submit(session, new_job(service_id=services[number % 40], action="stop", age=number))
+    lock, start = threading.Lock(), threading.Barrier(8, timeout=60)
+    running: dict[str, int] = {}
+    taken: list[int] = []
+    overlaps: list[str] = []
+
+    def work(owner: str) -> None:
+        start.wait()
+        while (job := claim(engine, owner)) is not None or _has_pending(engine):
+            if job is None:  # every remaining service has a running job of another thread
+                time.sleep(0.02)
+                continue
+            service = str(job.service_id)
+            with lock:
+                overlaps.extend([service] if service in running else [])
+                running[service] = job.id
+                taken.append(job.id)
+            stored = row(engine, job.id)
+            overlaps.extend([service] if stored.owner != owner else [])
+            with lock:
+                del running[service]
+            finish(engine, job)
+
+    with ThreadPoolExecutor(8) as pool:
+        for future in [pool.submit(work, f"node-{number}") for number in range(8)]:
+            future.result()
+    assert (len(taken), len(set(taken)), overlaps) == (160, 160, [])
+    with reading(engine) as session:
+        assert queries.count_jobs(session)["completed"] == 160
+        assert session.scalar(select(func.max(Job.attempt))) == 1
+
+
+def _has_pending(engine: Engine) -> bool:
+    with reading(engine) as session:
+        return queries.count_jobs(session)["pending"] > 0
+
+
+def test_no_statement_of_a_jobs_processing_is_compiled_twice(engine: Engine) -> None:
+    """Compiling a claim takes several times as long as running it, and idle agents claim often."""
+    cache_uses: set[str] = set()
+
+    def record(_connection: Any, _cursor: Any, statement: str, _values: Any, context: Any, _many: bool) -> None:
+        if context.compiled is not None and "SAVEPOINT" not in statement:
+            cache_uses.add(context.cache_hit.name)
+
+    def process_a_job() -> None:
+        submit(engine, tenant_id="a")
+        job = claimed(engine, max_creates=3)
+        with transaction(engine) as session:
+            job_queue.renew(session, "alice", lease_s=LEASE_S)
+            job_queue.reap(session)
+            periods.try_start_period(session, "Poll", 1.0)
+        requeue(engine, job, backoff_s=60)
+        end_backoff(engine, job.id)
+        finish(engine, claimed(engine, max_creates=3))
+        with transaction(engine) as session:
+            outbox.postpone_report(session, job.id, backoff_s=60, note="later")
+            assert outbox.due_reports(session, 10) == []
+
+    process_a_job()
+    event.listen(engine, "before_cursor_execute", record)
+    process_a_job()
+
+    assert cache_uses == {"CACHE_HIT"}

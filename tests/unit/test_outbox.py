@@ -1,0 +1,80 @@
+"""The reports that are due, on SQLite and on PostgreSQL."""
+
+from __future__ import annotations
+
+import pytest
+from sqlalchemy import Engine, update
+from support.databases import row, submit
+from support.job_steps import BROKEN, claimed, columns_of, due, ended
+
+from executor.database import job_queue, outbox
+from executor.database.engine import transaction
+from executor.database.tables import Job
+from executor.model import ReportState
+
+
+def test_due_reports_are_ordered_by_the_jobs_end(engine: Engine) -> None:
+    submit(engine)
+    first, second, third = (ended(engine, priority=5) for _ in range(3))
+    assert due(engine) == [first, second, third]
+    assert due(engine, limit=2) == [first, second]
+
+
+def test_a_postponed_report_waits_until_its_backoff_is_reset(engine: Engine) -> None:
+    job_id = ended(engine)
+    with transaction(engine) as session:
+        outbox.postpone_report(session, job_id, backoff_s=3600, note="HTTP 503")
+    assert due(engine) == []
+    with transaction(engine) as session:
+        assert outbox.reset_report_backoff(session) == 1
+        assert outbox.reset_report_backoff(session) == 0
+    job = row(engine, job_id)
+    assert (due(engine), job.report_attempts, job.report_note) == ([job_id], 1, "HTTP 503")
+
+
+def test_a_reset_changes_due_reports_only_and_a_retry_changes_one(engine: Engine) -> None:
+    job_ids = [ended(engine) for _ in range(3)]
+    with transaction(engine) as session:
+        for job_id in job_ids:
+            outbox.postpone_report(session, job_id, backoff_s=3600, note="HTTP 503")
+        session.execute(update(Job).where(Job.id == job_ids[2]).values(report_state=ReportState.OVERTAKEN))
+        assert job_queue.retry_now(session, job_ids[0]) == "report"
+    assert due(engine) == [job_ids[0]]
+    with transaction(engine) as session:
+        assert outbox.reset_report_backoff(session) == 1
+    assert due(engine) == job_ids[:2]
+
+
+@pytest.mark.parametrize("state", [ReportState.REPORTED, ReportState.OVERTAKEN, ReportState.ABANDONED])
+def test_an_acknowledged_report_does_not_change(engine: Engine, state: ReportState) -> None:
+    job_id = ended(engine)
+    with transaction(engine) as session:
+        outbox.note_reported(session, job_id, state, "said")
+    settled = columns_of(engine, job_id)
+    with transaction(engine) as session:
+        outbox.note_reported(session, job_id, ReportState.OVERTAKEN, "said again")
+        outbox.postpone_report(session, job_id, backoff_s=1, note="late")
+        outbox.replace_result(session, job_id, BROKEN)
+        assert outbox.reset_report_backoff(session) == 0
+    assert columns_of(engine, job_id) == settled
+    assert (settled["report_state"], settled["report_note"], due(engine)) == (state, "said", [])
+
+
+def test_a_refused_completion_becomes_a_failure_while_its_report_is_due(engine: Engine) -> None:
+    job_id, other = ended(engine), ended(engine)
+    with transaction(engine) as session:
+        outbox.replace_result(session, job_id, BROKEN)
+    assert row(engine, other).status == "completed"
+    job = row(engine, job_id)
+    assert (job.status, job.error_code, job.error_message) == ("failed", "CAPACITY", "CAPACITY: no space")
+    assert due(engine) == [job_id, other]
+
+
+def test_a_job_that_has_not_ended_has_no_report(engine: Engine) -> None:
+    submit(engine)
+    job = claimed(engine)
+    with transaction(engine) as session:
+        outbox.note_reported(session, job.id, ReportState.REPORTED)
+        outbox.replace_result(session, job.id, BROKEN)
+    after = row(engine, job.id)
+    assert (after.report_state, after.status, due(engine)) == ("none", "processing", [])

@@ -1,0 +1,85 @@
+"""The periods of critical jobs, on SQLite and on PostgreSQL."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+
+import pytest
+from sqlalchemy import Engine, select, update
+
+from executor.database import periods, queries
+from executor.database.engine import reading, transaction
+from executor.database.tables import CriticalJob, db_now, utc_now
+
+
+def test_a_period_starts_once(engine: Engine) -> None:
+    with transaction(engine) as session:
+        first = periods.try_start_period(session, "prune", 3600)
+        assert (first, periods.try_start_period(session, "prune", 3600)) == (True, False)
+    with transaction(engine) as session:
+        session.execute(update(CriticalJob).values(due_at=db_now(-1)))
+        assert periods.try_start_period(session, "prune", 3600)
+
+
+def test_a_period_ends_a_little_early_for_timers_that_fire_early(engine: Engine) -> None:
+    with transaction(engine) as session:
+        periods.try_start_period(session, "prune", 1000)
+        early = select(CriticalJob.due_at <= db_now(801), CriticalJob.due_at <= db_now(790))
+        assert session.execute(early).one() == (True, False)
+
+
+def test_a_forced_period_and_a_new_interval_start_at_once(engine: Engine) -> None:
+    with transaction(engine) as session:
+        periods.try_start_period(session, "prune", 3600)
+        assert periods.try_start_period(session, "prune", 3600, force=True)
+        assert periods.try_start_period(session, "prune", 60)
+        assert not periods.try_start_period(session, "prune", 60)
+
+
+def test_of_simultaneous_callers_one_starts_the_period(engine: Engine) -> None:
+    """Also for the first period, when the row does not exist yet: every node starts with it."""
+    start = threading.Barrier(6, timeout=60)
+
+    def race(_: int) -> list[bool]:
+        won = []
+        for name in ("one", "two", "three", "four"):
+            start.wait()
+            with transaction(engine) as session:
+                won.append(periods.try_start_period(session, name, 3600))
+        return won
+
+    with ThreadPoolExecutor(6) as pool:
+        won = list(pool.map(race, range(6)))
+    assert [sum(rows) for rows in zip(*won, strict=True)] == [1, 1, 1, 1]
+
+
+def test_a_first_period_does_not_depend_on_this_machines_clock(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node whose clock is an hour ahead of the database's must not wait an hour."""
+    monkeypatch.setattr(periods, "utc_now", lambda: utc_now() + timedelta(hours=1))
+    with transaction(engine) as session:
+        assert periods.try_start_period(session, "prune", 3600)
+
+
+def test_results_of_periods_are_counted(engine: Engine) -> None:
+    with transaction(engine) as session:
+        periods.try_start_period(session, "poll", 2)
+        for error in ("no route", "no route", None, "refused"):
+            periods.record_period_result(session, "poll", error=error)
+    with reading(engine) as session:
+        (critical,) = queries.critical_jobs(session)
+    assert (critical.runs, critical.failures, critical.last_error) == (4, 1, "refused")
+    assert critical.last_ok_at is not None
+
+
+def test_a_new_critical_job_has_started_and_has_no_failures(engine: Engine) -> None:
+    before = utc_now()
+    with transaction(engine) as session:
+        for name in ("poll", "beat", "prune"):
+            periods.try_start_period(session, name, 2)
+    with reading(engine) as session:
+        rows = queries.critical_jobs(session)
+    assert [row.name for row in rows] == ["beat", "poll", "prune"]
+    assert {(row.failures, row.runs, row.interval_s) for row in rows} == {(0, 0, 2)}
+    assert all(row.last_started_at is not None and before <= row.last_started_at <= utc_now() for row in rows)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pwd
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import pytest
 from cli_world import Cli, claim
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import DBAPIError
-from support.databases import PostgresCluster, migrated_sqlite_file, postgres_binaries, postgres_cluster
+from support.databases import PostgresCluster
 
 from executor.database import audit, job_queue, schema
 from executor.database.engine import open_engine, reading, transaction
@@ -37,23 +36,11 @@ def smith(tmp_path: Path) -> Cli:
     return Cli(tmp_path)
 
 
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[PostgresCluster]:
-    binaries = postgres_binaries()
-    if binaries is None:
-        pytest.skip("NOT TESTED ON POSTGRESQL: no server binaries in PATH or /usr/lib/postgresql")
-    with postgres_cluster(binaries) as cluster:
-        yield cluster
-
-
 @pytest.fixture(params=["sqlite", "postgresql"])
-def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
-    """Open an SQLite or PostgreSQL database for this test alone."""
+def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
+    """Open an SQLite or PostgreSQL database for this test alone: one test deletes its tables."""
     if request.param == "sqlite":
-        file = shutil.copyfile(migrated_sqlite_file(tmp_path), tmp_path / "smith.db")
-        made = open_engine(f"sqlite:///{file}")
-        yield made
-        made.dispose()
+        yield request.getfixturevalue("sqlite_engine")
         return
     cluster: PostgresCluster = request.getfixturevalue("postgres")
     with cluster.fresh_database() as url:

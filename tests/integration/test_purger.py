@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from simulator_world import World
 from smith_lab.simulator.control import RunningSimulator, running_simulator
 from sqlalchemy import Engine, select
-from support.databases import migrated_sqlite_file
 
 from executor.agent.purger import VmPurger
 from executor.agent.state import AgentState
 from executor.database import job_queue, mappings
-from executor.database.engine import open_engine, reading, transaction
+from executor.database.engine import reading, transaction
 from executor.database.tables import Job
 from executor.errors import FulcrumUnavailable
 from executor.fulcrum.client import FulcrumClient
@@ -37,10 +35,8 @@ def world(sim: RunningSimulator) -> Iterator[World]:
 
 
 @pytest.fixture
-def engine(tmp_path: Path) -> Iterator[Engine]:
-    engine = open_engine(f"sqlite:///{migrated_sqlite_file(tmp_path)}")
-    yield engine
-    engine.dispose()
+def engine(sqlite_engine: Engine) -> Engine:
+    return sqlite_engine
 
 
 @pytest.fixture

@@ -1,66 +1,31 @@
-"""A fresh, migrated database for every test, on both engines: `engine` runs a test twice."""
+"""Unit tests start no servers: what needs one is an integration test."""
 
 from __future__ import annotations
 
-import os
-import shutil
+import socket
+import subprocess
 from collections.abc import Iterator
-from pathlib import Path
+from typing import Any, NoReturn
 
 import pytest
-from sqlalchemy import Engine
-from support.databases import PostgresCluster, migrated_sqlite_file, postgres_binaries, postgres_cluster
-
-from executor.database.claim_statement import claim_statement
-from executor.database.engine import open_engine
 
 
 @pytest.fixture(autouse=True)
-def fresh_statements() -> None:
-    """Forget the statements that another test has built: each test is of the code that builds them, too."""
-    claim_statement.cache_clear()
+def no_servers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Fail a test that listens on a socket, or that leaves a process running."""
+    started: list[subprocess.Popen[Any]] = []
+    start = subprocess.Popen.__init__
+
+    def start_and_note(process: subprocess.Popen[Any], *args: Any, **options: Any) -> None:
+        start(process, *args, **options)
+        started.append(process)
+
+    monkeypatch.setattr(socket.socket, "listen", _refuse)
+    monkeypatch.setattr(subprocess.Popen, "__init__", start_and_note)
+    yield
+    running = [process.args for process in started if process.poll() is None]
+    assert not running, f"a unit test leaves processes running: {running}"
 
 
-@pytest.fixture(scope="session")
-def postgres() -> Iterator[PostgresCluster]:
-    """Start the session's PostgreSQL server when the first test asks for it."""
-    binaries = postgres_binaries()
-    if binaries is None:
-        reason = "NOT TESTED ON POSTGRESQL: no server binaries in PATH or /usr/lib/postgresql"
-        if os.environ.get("CI", "").lower() in ("1", "true"):
-            pytest.fail(reason)
-        pytest.skip(reason)
-    with postgres_cluster(binaries) as cluster:
-        yield cluster
-
-
-@pytest.fixture
-def postgres_engine(postgres: PostgresCluster) -> Iterator[Engine]:
-    """Open an empty PostgreSQL database."""
-    engine = open_engine(postgres.emptied_database())
-    yield engine
-    engine.dispose()
-
-
-@pytest.fixture(scope="session")
-def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Migrate one SQLite file, for all tests to copy."""
-    return migrated_sqlite_file(tmp_path_factory.mktemp("database"))
-
-
-@pytest.fixture
-def sqlite_engine(sqlite_template: Path, tmp_path: Path) -> Iterator[Engine]:
-    """Open a fresh SQLite file."""
-    file = tmp_path / "smith.db"
-    shutil.copyfile(sqlite_template, file)
-    engine = open_engine(f"sqlite:///{file}")
-    yield engine
-    engine.dispose()
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def engine(request: pytest.FixtureRequest) -> Engine:
-    """Open a fresh database of either kind."""
-    name = "sqlite_engine" if request.param == "sqlite" else "postgres_engine"
-    found: Engine = request.getfixturevalue(name)
-    return found
+def _refuse(*_args: object) -> NoReturn:
+    raise AssertionError("a unit test listens on a socket; move it to tests/integration")

@@ -2,59 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sqlalchemy import Engine
-from support.databases import row, submit
+from support.run_events import VM, artifacts, early, event, failed, final, read, verbose
 
-from executor.database import job_queue
-from executor.database.engine import transaction
 from executor.errors import ErrorCode
-from executor.model import JobResult, RunArtifacts, RunStatus
+from executor.model import RunStatus
 from executor.runs import results
-
-VM = {"vmid": 101, "node": "pve1", "name": "web-0a1b2c3d", "status": "running", "upids": ["UPID:pve1:1"]}
-
-
-def artifacts(folder: Path, *lines: Any, status: RunStatus = RunStatus.FAILED, rc: int | None = None) -> RunArtifacts:
-    """Write the folder of a run; a line that is not text is written as JSON."""
-    text = "".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines)
-    (folder / "events.jsonl").write_text(text, encoding="utf-8", errors="surrogateescape")
-    if rc is None:
-        rc = 0 if status is RunStatus.SUCCESSFUL else 2
-    return RunArtifacts(ident="create-1", folder=folder, status=status, rc=rc, started_at=1.0, ended_at=2.0)
-
-
-def read(folder: Path, *lines: Any, status: RunStatus = RunStatus.FAILED, rc: int | None = None) -> JobResult:
-    return results.read(artifacts(folder, *lines, status=status, rc=rc))
-
-
-def event(kind: str, **data: Any) -> dict[str, Any]:
-    return {"event": kind, "stdout": "", "event_data": {"host": "localhost", "task": "a task"} | data}
-
-
-def failed(msg: Any, **data: Any) -> dict[str, Any]:
-    return event("runner_on_failed", res={"msg": msg, "changed": False}, ignore_errors=None, **data)
-
-
-def early(**vm: Any) -> dict[str, Any]:
-    """Return the event of `set_stats` in the middle of a play."""
-    stats = {"aggregate": False, "data": {"vm_result": VM | vm}, "per_host": False}
-    return event("runner_on_ok", res={"ansible_stats": stats, "changed": False})
-
-
-def final(document: Any = None, **vm: Any) -> dict[str, Any]:
-    return event("playbook_on_stats", ok={"localhost": 3}, artifact_data={"vm_result": document or VM | vm})
-
-
-def verbose(text: str) -> dict[str, Any]:
-    return {"event": "verbose", "stdout": text, "event_data": {}}
-
 
 # --- success ------------------------------------------------------------------------------------------------------
 
@@ -308,20 +266,6 @@ def test_any_content_of_an_event_yields_a_result(tmp_path_factory: pytest.TempPa
         result = read(folder, *odd, status=status)
         assert result.succeeded == (result.code is None)
         assert result.message.isprintable()
-
-
-@pytest.mark.parametrize("words", ["nul\x00", "half \ud800 a character", "\x1b[31mred", "two\nlines", "\u202eevil"])
-def test_text_from_outside_can_be_stored_and_shown(tmp_path: Path, engine: Engine, words: str) -> None:
-    """No database stores a NUL or half a character: the job could never be finished."""
-    job_id = submit(engine)
-    result = read(tmp_path, early(name=words), failed(f"VM_STATE: {words}"))
-    with transaction(engine) as session:
-        job = job_queue.claim(session, "me", lease_s=30)
-        assert job is not None
-        job_queue.finish(session, job_queue.lease_of(job), result)
-    stored = str(row(engine, job_id).error_message)
-    assert stored.isprintable()
-    assert stored.startswith("VM_STATE: ")
 
 
 def test_a_long_error_text_is_truncated(tmp_path: Path) -> None:

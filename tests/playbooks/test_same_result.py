@@ -24,11 +24,6 @@ SOURCES = {
 }
 
 
-@pytest.fixture(scope="module")
-def executor(bench_of_the_session: Bench, tmp_path_factory: pytest.TempPathFactory) -> ExecutorBench:
-    return ExecutorBench.at(bench_of_the_session.pve, tmp_path_factory.mktemp("executor"))
-
-
 def twin(bench: Bench, action: str, kind: str) -> dict[str, Any]:
     """Put the same VM there once more; a create finds nothing but its VMID."""
     status = "stopped" if action in ("start", "rollback", "update") else "running"
@@ -79,14 +74,14 @@ Twice = Callable[..., tuple[Outcome, JobResult]]
 
 
 @pytest.fixture
-def twice(bench: Bench, executor: ExecutorBench) -> Twice:
+def twice(bench: Bench, warm_executor: ExecutorBench) -> Twice:
     """Play one job by hand and its twin through the executor, at the same time: each has a VM of its own."""
 
     def play(action: str, ones: dict[str, Any], others: dict[str, Any], **decided: Any) -> tuple[Outcome, JobResult]:
         runs = [plan(make_request(action, vm), site(**decided)) for vm in (ones, others)]
         with ThreadPoolExecutor() as pool:
             by_hand = pool.submit(bench.play, action, runs[0].vm)
-            by_executor = pool.submit(executor.carry, runs[1])
+            by_executor = pool.submit(warm_executor.carry, runs[1])
             return by_hand.result(), by_executor.result()
 
     return play

@@ -386,7 +386,8 @@ class Node:
         self.state_file.write_text(json.dumps({"version": version, "roles": {}, "users": {}, "acl": [], "calls": []}))
         self._path = folder / "bin"
         self._path.mkdir()
-        self._program("pveum", FAKE_PVEUM.replace("{python}", sys.executable, 1))
+        python = f"#!{os.path.realpath(sys.executable)} -IS"  # starts in a third of the time
+        self._program("pveum", FAKE_PVEUM.replace("#!/usr/bin/env python3", python, 1))
         self._program(
             "pveversion", f"#!/bin/sh\necho 'pve-manager/{version}.0.3/0123456789abcdef (running kernel: 6)'\n"
         )

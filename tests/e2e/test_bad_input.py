@@ -185,7 +185,7 @@ def all_ended(lab: LabSystem, services: Any) -> bool:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_each_odd_delivery_ends_with_its_code_and_harms_nothing(case: Case, outcomes: dict[str, Outcome]) -> None:
+def test_each_malformed_job_ends_with_its_code_and_changes_nothing(case: Case, outcomes: dict[str, Outcome]) -> None:
     outcome = outcomes[case.name]
     message = outcome.job.get("errorMessage", "")
 
@@ -196,17 +196,17 @@ def test_each_odd_delivery_ends_with_its_code_and_harms_nothing(case: Case, outc
     assert len(message) < 1000
 
 
-def test_a_job_of_another_agent_is_left_alone(outcomes: dict[str, Outcome]) -> None:
+def test_a_job_of_another_agent_is_not_claimed(outcomes: dict[str, Outcome]) -> None:
     assert outcomes["a job of another agent"].job["status"] == "Pending"
     assert outcomes["a job of another agent"].vms == []
 
 
-def test_the_loop_lives_on_after_all_of_it(outcomes: dict[str, Outcome]) -> None:
+def test_the_agent_still_processes_jobs_after_malformed_ones(outcomes: dict[str, Outcome]) -> None:
     assert outcome_of(outcomes["an ordinary job afterwards"].job) == "Completed"
     assert len(outcomes["an ordinary job afterwards"].vms) == 1
 
 
-def test_a_name_from_outside_stays_text_in_the_vm(outcomes: dict[str, Outcome]) -> None:
+def test_a_service_name_is_stored_as_plain_text_in_the_vm(outcomes: dict[str, Outcome]) -> None:
     (vm,) = outcomes["name Jinja"].vms
     assert "{{ lookup('env', 'HOME') }}{% raw %}" in vm["config"]["description"]
     (vm,) = outcomes["name forges a marker"].vms

@@ -15,7 +15,7 @@ SERVICES = 40
 LONGEST_GAP_S = 15.0
 
 
-def test_forty_services_in_forty_groups_are_all_made_while_the_heart_beats(make_lab: MakeLab) -> None:
+def test_forty_services_of_forty_groups_are_created_while_heartbeats_continue(make_lab: MakeLab) -> None:
     lab = make_lab(time_scale=0.1, SMITH_CONCURRENCY="8", SMITH_CLONES_PER_STORAGE="8")
     lab.start_executor()
 

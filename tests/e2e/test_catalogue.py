@@ -80,7 +80,7 @@ def test_a_container_is_found_by_its_marker_when_its_mapping_is_lost(lab: LabSys
     assert (mapping["kind"], mapping["vmid"], mapping["state"]) == ("lxc", vmid, "active")
 
 
-def test_a_containers_metrics_are_reported_and_it_is_no_drift(lab: LabSystem) -> None:
+def test_a_containers_metrics_are_sent_and_it_is_not_reported_as_drift(lab: LabSystem) -> None:
     service_id = lab.order_container("measured")
     lab.wait_for_jobs(service_id)
     lab.run_action(service_id, "start")
@@ -95,7 +95,7 @@ def test_a_containers_metrics_are_reported_and_it_is_no_drift(lab: LabSystem) ->
     assert [found for found in lab.smith("drift")["findings"] if found["service_id"] == service_id] == []
 
 
-def test_a_container_takes_nothing_that_only_a_vm_has(lab: LabSystem) -> None:
+def test_a_container_with_an_unknown_os_template_is_refused_and_can_be_deleted(lab: LabSystem) -> None:
     service_id = lab.order_container("odd", osTemplate="alpine")
     lab.wait_for_jobs(service_id)
     assert lab.last_job(service_id)["errorMessage"].startswith("NOT_FOUND: no OS template is called alpine")
@@ -125,7 +125,7 @@ def bare(lab: LabSystem, type_id: str, name: str, **source: Any) -> str:
     return service_id
 
 
-def test_a_vm_is_made_from_an_iso_image_and_from_nothing(lab: LabSystem, bare_type: str) -> None:
+def test_a_vm_is_created_from_an_iso_image_or_with_an_empty_disk(lab: LabSystem, bare_type: str) -> None:
     services = {
         "iso": bare(lab, bare_type, "from-iso", iso="local:iso/debian-12.iso"),
         "blank": bare(lab, bare_type, "blank", blank=True),
@@ -138,7 +138,7 @@ def test_a_vm_is_made_from_an_iso_image_and_from_nothing(lab: LabSystem, bare_ty
         assert outcome_of(lab.run_action(service_id, "start")) == "Completed"
 
 
-def test_an_image_that_no_node_has_and_two_sources_are_refused(lab: LabSystem, bare_type: str) -> None:
+def test_a_missing_iso_image_and_a_wrong_number_of_sources_are_refused(lab: LabSystem, bare_type: str) -> None:
     missing = bare(lab, bare_type, "missing", iso="local:iso/none.iso")
     assert lab.last_job(missing)["errorMessage"].startswith("NOT_FOUND: no node fits")
     both = bare(lab, bare_type, "both", iso="local:iso/debian-12.iso", blank=True)
@@ -154,7 +154,7 @@ def archives(lab: LabSystem, vmid: int) -> list[str]:
     return [name for name in lab.proxmox.storages()["backups"]["volumes"] if f"-{vmid}-" in name]
 
 
-def test_a_backup_goes_where_the_operator_has_said_and_the_last_one_before_the_deletion(lab: LabSystem) -> None:
+def test_backups_and_the_final_backup_go_to_the_configured_storage(lab: LabSystem) -> None:
     service_id = lab.order("kept", diskGb=8)
     lab.wait_for_jobs(service_id)
     vmid = lab.vms_of(service_id)[0]["vmid"]
@@ -170,7 +170,7 @@ def test_a_backup_goes_where_the_operator_has_said_and_the_last_one_before_the_d
     assert lab.vms_of(service_id) == []
 
 
-def test_a_migration_goes_where_there_is_room_and_nowhere_when_there_is_enough(lab: LabSystem) -> None:
+def test_a_migration_leaves_a_node_in_maintenance_and_is_skipped_otherwise(lab: LabSystem) -> None:
     service_id = lab.order("moving", diskGb=8)
     lab.wait_for_jobs(service_id)
     lab.run_action(service_id, "start")
@@ -193,7 +193,7 @@ def test_a_migration_goes_where_there_is_room_and_nowhere_when_there_is_enough(l
     assert lab.admin.get_service(service_id)["properties"]["node"] == other
 
 
-def test_an_address_that_came_late_reaches_fulcrum_with_the_next_report(lab: LabSystem) -> None:
+def test_an_address_that_appears_late_is_sent_to_fulcrumcore_with_the_next_report(lab: LabSystem) -> None:
     service_id = lab.order("late", diskGb=8)
     lab.wait_for_jobs(service_id)
     vmid = lab.vms_of(service_id)[0]["vmid"]

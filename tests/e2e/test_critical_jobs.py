@@ -19,7 +19,7 @@ def posted(lab: LabSystem) -> dict[str, int]:
     return found
 
 
-def test_every_mapped_vm_is_measured_and_a_missing_type_is_said_once(make_lab: MakeLab) -> None:
+def test_metrics_of_each_mapped_vm_are_sent_and_a_missing_metric_type_is_logged_once(make_lab: MakeLab) -> None:
     lab = make_lab(SMITH_METRICS_INTERVAL_S="2")
     for metric_type in lab.admin.list_all("metric-types"):
         if metric_type["name"] == "vm.network.out":
@@ -41,7 +41,7 @@ def test_every_mapped_vm_is_measured_and_a_missing_type_is_said_once(make_lab: M
     assert said["names"] == ["vm.network.out"]
 
 
-def test_old_jobs_go_with_their_artifacts_failed_ones_too(make_lab: MakeLab) -> None:
+def test_old_jobs_are_pruned_with_their_artifacts_even_if_they_failed(make_lab: MakeLab) -> None:
     lab = make_lab(SMITH_JOB_RETENTION_S="3600", SMITH_PRUNE_INTERVAL_S="2")
     lab.start_executor()
     good, bad = lab.order("kept-a-while"), lab.order("refused", image="no-such-image")
@@ -62,7 +62,7 @@ def test_old_jobs_go_with_their_artifacts_failed_ones_too(make_lab: MakeLab) -> 
     assert [mapping["service_id"] for mapping in lab.smith("mappings", "list")] == [good]
 
 
-def test_the_critical_jobs_are_listed_with_their_last_turns(make_lab: MakeLab) -> None:
+def test_the_critical_jobs_are_listed_with_their_last_runs(make_lab: MakeLab) -> None:
     every = ("FULCRUM_HEARTBEAT", "SMITH_METRICS", "SMITH_PRUNE", "SMITH_RECONCILE")
     lab = make_lab(**{f"{name}_INTERVAL_S": "1" for name in every})
     lab.start_executor()

@@ -69,7 +69,7 @@ def drive_of(lab: LabSystem, service_id: str) -> str:
     return str(vm["config"].get("ide3", ""))
 
 
-def test_the_example_of_the_documentation_attaches_the_image_and_restarts_a_running_vm(lab: LabSystem) -> None:
+def test_the_documented_action_attaches_the_image_and_restarts_a_running_vm(lab: LabSystem) -> None:
     service_id = order(lab, "installer", isoImage=ISO)
     lab.run_action(service_id, "start")
     assert drive_of(lab, service_id) == ""
@@ -94,7 +94,7 @@ def test_the_example_of_the_documentation_attaches_the_image_and_restarts_a_runn
     assert lab.smith(*by_hand)["vm"] == again
 
 
-def test_properties_that_do_not_fit_its_schema_are_refused_before_proxmox_hears_of_it(lab: LabSystem) -> None:
+def test_properties_that_violate_the_actions_schema_are_refused_before_any_change(lab: LabSystem) -> None:
     service_id = order(lab, "odd", isoImage="local:iso/../../etc/shadow.iso")
     lab.proxmox.reset_request_log()
 
@@ -105,7 +105,9 @@ def test_properties_that_do_not_fit_its_schema_are_refused_before_proxmox_hears_
     assert lab.proxmox.changing_requests() == []
 
 
-def test_an_action_that_others_could_write_is_refused_until_that_is_mended(lab: LabSystem, tmp_path: Path) -> None:
+def test_an_action_writable_by_other_users_is_refused_until_its_mode_is_corrected(
+    lab: LabSystem, tmp_path: Path
+) -> None:
     service_id = order(lab, "guarded", isoImage=ISO)
     playbook = tmp_path / "actions" / "attach-iso.yml"
     playbook.chmod(0o666)

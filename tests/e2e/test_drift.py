@@ -121,7 +121,7 @@ def test_without_quorum_nothing_is_concluded_until_quorum_returns(lab: LabSystem
     assert lab.log_events("drift_check_resumed")
 
 
-def test_jobs_in_progress_are_no_drift(lab: LabSystem) -> None:
+def test_jobs_in_progress_are_not_reported_as_drift(lab: LabSystem) -> None:
     """Services are created and deleted while the check runs every second."""
     services = [service_id for service_id, _vmid in create(lab, "brief-1", "brief-2").values()]
     for service_id in services:

@@ -63,7 +63,7 @@ def lab_drift(lab: LabSystem) -> list[dict[str, Any]]:
     return list(json.loads(done.stdout)["findings"])
 
 
-def test_a_deleted_vm_waits_and_is_destroyed_with_a_last_backup_when_it_is_time(lab: LabSystem) -> None:
+def test_a_deleted_vm_is_backed_up_and_purged_when_its_grace_period_ends(lab: LabSystem) -> None:
     service_id, vmid = deleted(lab, "mortal")
 
     service = lab.admin.get_service(service_id)
@@ -97,7 +97,7 @@ def destroyer_turns(lab: LabSystem) -> int:
     return int(next(row["runs"] for row in lab.smith("critical", "list") if row["name"] == "PurgeDeletedVms"))
 
 
-def test_a_deleted_vm_can_be_had_back(lab: LabSystem) -> None:
+def test_a_scheduled_deletion_can_be_cancelled(lab: LabSystem) -> None:
     service_id, vmid = deleted(lab, "regretted")
     assert "kept" in lab.smith_text("mappings", "recall", str(vmid), "--reason", "by mistake")
 
@@ -115,7 +115,7 @@ def test_a_deleted_vm_can_be_had_back(lab: LabSystem) -> None:
     assert lab.vms_of(service_id)[0]["status"] == "running"
 
 
-def test_whoever_takes_the_mark_off_in_proxmox_has_saved_the_vm(lab: LabSystem) -> None:
+def test_removing_the_deletion_tag_in_proxmox_cancels_the_deletion(lab: LabSystem) -> None:
     service_id, vmid = deleted(lab, "untagged")
     lab.proxmox.control("configure", vmid=vmid, values={"tags": "smith"})
     lab.proxmox.control("power", vmid=vmid, status="running")
@@ -126,7 +126,7 @@ def test_whoever_takes_the_mark_off_in_proxmox_has_saved_the_vm(lab: LabSystem) 
     assert lab.vms_of(service_id)[0]["status"] == "running"
 
 
-def test_a_service_that_fulcrum_still_has_keeps_its_vm_until_it_is_deleted_again(lab: LabSystem) -> None:
+def test_a_vm_whose_service_still_exists_is_kept_until_the_service_is_deleted_again(lab: LabSystem) -> None:
     """FulcrumCore had given the job up, so it never took our word for the deletion: the VM is its customer's."""
     service_id = lab.order("timed-out")
     lab.wait_for_jobs(service_id)

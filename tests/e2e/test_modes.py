@@ -10,7 +10,7 @@ from smith_lab.system import LabSystem
 MakeLab = Callable[..., LabSystem]
 
 
-def test_once_carries_what_one_poll_found_and_leaves(make_lab: MakeLab) -> None:
+def test_once_processes_the_jobs_of_one_poll_and_exits(make_lab: MakeLab) -> None:
     lab = make_lab()
     services = [lab.order(f"once-{number}") for number in range(2)]
 
@@ -34,7 +34,7 @@ def test_until_idle_works_until_fulcrum_has_no_more_jobs(make_lab: MakeLab) -> N
     ("setting", "value"),
     [("FULCRUM_API_URL", ""), ("PROXMOX_HOST", ""), ("SMITH_CONCURRENCY", "many"), ("SMITH_CONCURENCY", "4")],
 )
-def test_a_wrong_setting_ends_the_start_with_its_name(make_lab: MakeLab, setting: str, value: str) -> None:
+def test_an_invalid_setting_is_named_and_prevents_the_start(make_lab: MakeLab, setting: str, value: str) -> None:
     lab = make_lab(**{setting: value})
 
     assert lab.start_executor().wait(60) == 3

@@ -13,7 +13,7 @@ MakeLab = Callable[..., LabSystem]
 OUTAGE_S = 60.0
 
 
-def test_f11_fulcrum_down_at_start_and_for_a_minute_in_between_loses_nothing(make_lab: MakeLab) -> None:
+def test_f11_fulcrumcore_outages_at_the_start_and_during_a_job_lose_nothing(make_lab: MakeLab) -> None:
     """FulcrumCore is down at the start, and for a minute in between → no exit, no loss, one line a change of state."""
     lab = make_lab(time_scale=0.2)
     first = lab.order("early")
@@ -43,7 +43,7 @@ def test_f11_fulcrum_down_at_start_and_for_a_minute_in_between_loses_nothing(mak
     assert len(noisy) <= 8, [event["event"] for event in noisy]
 
 
-def test_a_disabled_agent_claims_nothing_and_leaves_its_status_alone(make_lab: MakeLab) -> None:
+def test_a_disabled_agent_claims_nothing_and_does_not_change_its_status(make_lab: MakeLab) -> None:
     lab = make_lab(FULCRUM_HEARTBEAT_INTERVAL_S="1")
     lab.start_executor()
     wait_for(lambda: lab.log_events("agent_identified"), 30, "the first heartbeat")

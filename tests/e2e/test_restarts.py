@@ -36,7 +36,7 @@ def cloning(lab: LabSystem) -> bool:
     return bool(clones(lab))
 
 
-def test_f06_killing_the_supervisor_ends_everything_and_the_next_start_goes_on(make_lab: MakeLab) -> None:
+def test_f06_killing_the_supervisor_ends_its_processes_and_the_next_start_continues(make_lab: MakeLab) -> None:
     """The supervisor dies while a clone runs → its agent and all runs end with it; the next start goes on; one VM."""
     lab = make_lab(time_scale=1.0)
     lab.start_executor()
@@ -56,7 +56,7 @@ def test_f06_killing_the_supervisor_ends_everything_and_the_next_start_goes_on(m
     assert len(lab.reports(lab.last_job(service_id)["id"])) == 1
 
 
-def test_a_schema_taken_back_and_brought_forward_under_a_running_create_loses_nothing(make_lab: MakeLab) -> None:
+def test_a_schema_downgrade_and_upgrade_during_a_create_loses_nothing(make_lab: MakeLab) -> None:
     """An upgrade that is taken back and tried again, while Proxmox clones: what is under way is carried on (R14)."""
     lab = make_lab(time_scale=1.0)
     lab.start_executor()
@@ -77,7 +77,7 @@ def test_a_schema_taken_back_and_brought_forward_under_a_running_create_loses_no
     assert len(lab.reports(lab.last_job(service_id)["id"])) == 1
 
 
-def test_f31_five_jobs_are_the_limit_and_none_is_lost_or_repeated(make_lab: MakeLab) -> None:
+def test_f31_the_job_limit_restarts_the_agent_without_losing_or_repeating_a_job(make_lab: MakeLab) -> None:
     """The limit of jobs is reached while others run → it drains first and restarts; none is lost or repeated."""
     lab = make_lab(SMITH_MAX_JOBS="5", SMITH_CONCURRENCY="3")
     lab.start_executor()
@@ -100,7 +100,9 @@ def test_f31_five_jobs_are_the_limit_and_none_is_lost_or_repeated(make_lab: Make
     ("setting", "value", "limit"),
     [("SMITH_MAX_RUNTIME_S", "6", "runtime"), ("SMITH_MAX_MEMORY_MIB", "30", "memory")],
 )
-def test_f31_the_other_limits_drain_and_restart_too(make_lab: MakeLab, setting: str, value: str, limit: str) -> None:
+def test_f31_the_memory_and_runtime_limits_drain_and_restart_the_agent(
+    make_lab: MakeLab, setting: str, value: str, limit: str
+) -> None:
     """The limit of memory or time is reached → it drains first and restarts; nothing is lost or repeated."""
     lab = make_lab(**{setting: value})
     lab.start_executor()
@@ -117,7 +119,7 @@ def test_f31_the_other_limits_drain_and_restart_too(make_lab: MakeLab, setting: 
     assert len(lab.reports(job["id"])) == 1
 
 
-def test_the_first_term_drains_what_runs(make_lab: MakeLab) -> None:
+def test_the_first_sigterm_drains_running_jobs(make_lab: MakeLab) -> None:
     lab = make_lab(time_scale=0.5)
     lab.start_executor()
     service_id = lab.order("draining")
@@ -129,7 +131,7 @@ def test_the_first_term_drains_what_runs(make_lab: MakeLab) -> None:
     assert psutil.pid_exists(lab.executor.pid) is False
 
 
-def test_a_second_term_puts_the_job_back_and_the_next_start_finishes_it(make_lab: MakeLab) -> None:
+def test_a_second_sigterm_releases_the_job_and_the_next_start_finishes_it(make_lab: MakeLab) -> None:
     lab = make_lab(time_scale=2.0)
     lab.start_executor()
     service_id = lab.order("hurried")

@@ -15,7 +15,7 @@ def mapping_of(lab: LabSystem, service_id: str) -> dict:
     return found[0]
 
 
-def test_a_create_leaves_the_vm_the_mapping_and_the_service_that_were_asked_for(lab: LabSystem) -> None:
+def test_a_create_produces_the_requested_vm_mapping_and_service(lab: LabSystem) -> None:
     service_id = lab.order("shop", cores=3, memoryMb=3072, diskGb=17, tags=["gold", "eu"])
 
     service = lab.wait_for_jobs(service_id)
@@ -41,7 +41,7 @@ def test_a_create_leaves_the_vm_the_mapping_and_the_service_that_were_asked_for(
     assert len(lab.reports(job["id"])) == 1
 
 
-def test_a_vm_lives_through_start_stop_update_and_delete(lab: LabSystem) -> None:
+def test_start_stop_update_and_delete_change_the_vm_and_its_service(lab: LabSystem) -> None:
     service_id = lab.order("life")
     lab.wait_for_jobs(service_id)
 
@@ -76,7 +76,7 @@ def test_snapshot_restart_and_rollback_work_through_the_agent(lab: LabSystem) ->
     assert lab.admin.get_service(service_id)["status"] == "Started"
 
 
-def test_start_of_a_running_vm_and_stop_of_a_stopped_one_succeed(lab: LabSystem) -> None:
+def test_starting_a_running_vm_and_stopping_a_stopped_vm_succeed(lab: LabSystem) -> None:
     service_id = lab.order("idem")
     lab.wait_for_jobs(service_id)
     vmid = lab.vms_of(service_id)[0]["vmid"]
@@ -88,7 +88,7 @@ def test_start_of_a_running_vm_and_stop_of_a_stopped_one_succeed(lab: LabSystem)
     assert lab.admin.get_service(service_id)["status"] == "Stopped"
 
 
-def test_deleting_a_vm_that_is_gone_already_succeeds(lab: LabSystem) -> None:
+def test_deleting_a_vm_that_no_longer_exists_succeeds(lab: LabSystem) -> None:
     service_id = lab.order("gone")
     lab.wait_for_jobs(service_id)
     lab.proxmox.control("remove", vmid=lab.vms_of(service_id)[0]["vmid"])
@@ -97,7 +97,7 @@ def test_deleting_a_vm_that_is_gone_already_succeeds(lab: LabSystem) -> None:
     assert lab.admin.get_service(service_id)["status"] == "Deleted"
 
 
-def test_starting_a_vm_that_vanished_moves_the_service_to_lost(lab: LabSystem) -> None:
+def test_starting_a_vm_that_no_longer_exists_moves_the_service_to_lost(lab: LabSystem) -> None:
     service_id = lab.order("lost")
     lab.wait_for_jobs(service_id)
     lab.proxmox.control("remove", vmid=lab.vms_of(service_id)[0]["vmid"])
@@ -110,7 +110,7 @@ def test_starting_a_vm_that_vanished_moves_the_service_to_lost(lab: LabSystem) -
     assert outcome_of(lab.run_action(service_id, "delete")) == "Completed"
 
 
-def test_a_stranger_on_the_vmid_is_never_touched(lab: LabSystem) -> None:
+def test_another_vm_on_the_services_vmid_is_never_changed(lab: LabSystem) -> None:
     service_id = lab.order("recycled")
     lab.wait_for_jobs(service_id)
     vmid = lab.vms_of(service_id)[0]["vmid"]
@@ -122,7 +122,7 @@ def test_a_stranger_on_the_vmid_is_never_touched(lab: LabSystem) -> None:
     assert lab.proxmox.guest(vmid)["config"]["name"] == "somebody-else"
 
 
-def test_an_update_without_properties_fails_and_leaves_the_services_properties_whole(lab: LabSystem) -> None:
+def test_an_update_without_properties_fails_and_keeps_the_services_properties(lab: LabSystem) -> None:
     service_id = lab.order("bare")
     before = lab.wait_for_jobs(service_id)["properties"]
 
@@ -133,7 +133,7 @@ def test_an_update_without_properties_fails_and_leaves_the_services_properties_w
     assert lab.admin.get_service(service_id)["properties"] == before
 
 
-def test_shrinking_a_disk_is_refused_before_anything_changes(lab: LabSystem) -> None:
+def test_shrinking_a_disk_is_refused_before_any_change(lab: LabSystem) -> None:
     service_id = lab.order("shrink", diskGb=20)
     lab.wait_for_jobs(service_id)
 
@@ -145,7 +145,7 @@ def test_shrinking_a_disk_is_refused_before_anything_changes(lab: LabSystem) -> 
     assert str(config["cores"]) == "2"
 
 
-def test_an_unknown_template_is_not_found_and_makes_nothing(lab: LabSystem) -> None:
+def test_an_unknown_template_ends_in_not_found_and_creates_no_vm(lab: LabSystem) -> None:
     service_id = lab.order("no-template", image="windows-3.11")
 
     service = lab.wait_for_jobs(service_id)
@@ -162,7 +162,7 @@ def test_a_template_on_another_node_is_cloned(lab: LabSystem) -> None:
     assert len(lab.vms_of(service_id)) == 1
 
 
-def test_the_password_reaches_the_vm_and_nothing_else(lab: LabSystem) -> None:
+def test_the_password_is_stored_in_the_vm_only(lab: LabSystem) -> None:
     password = "correct-horse-{{ 7 * 7 }}-\"battery'"
     service_id = lab.order("secret", ciUser="ops", ciPassword=password)
 
@@ -178,7 +178,7 @@ def test_the_password_reaches_the_vm_and_nothing_else(lab: LabSystem) -> None:
     assert not any((lab.folder / "run").glob("*/*vars*"))
 
 
-def test_text_from_outside_stays_text(lab: LabSystem) -> None:
+def test_a_service_name_is_never_evaluated_as_a_template(lab: LabSystem) -> None:
     marker_file = lab.folder / "evaluated"
     name = "{{ lookup('pipe', 'touch " + str(marker_file) + "') }}"
     service_id = lab.order(name)

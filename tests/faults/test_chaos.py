@@ -12,9 +12,7 @@ SEED = 4711
 
 
 @pytest.mark.timeout(600)
-def test_a_short_chaos_loses_doubles_contradicts_and_harms_nothing(
-    tmp_path: Path, figure: Callable[[str], None]
-) -> None:
+def test_a_short_chaos_run_violates_no_promise(tmp_path: Path, figure: Callable[[str], None]) -> None:
     report = chaos.run(tmp_path, jobs=16, kills=3, seed=SEED)
     assert report.kept, report.text()
     assert sum(report.jobs.values()) >= 12

@@ -48,7 +48,7 @@ def test_f02_killed_after_the_claim_was_accepted(rig: Rig) -> None:
     assert claims(rig, rig.last_job(service_id)["id"]) == [204]
 
 
-def test_f02_a_lost_database_takes_in_what_fulcrumcore_has_as_ours(rig: Rig) -> None:
+def test_f02_after_a_lost_database_the_agent_finishes_its_processing_jobs(rig: Rig) -> None:
     """The database is lost while jobs run → own Processing jobs are taken in and settled by a look at Proxmox."""
     made = rig.made("f02-made")
     with rig.crashing("claim_accepted"):
@@ -74,7 +74,7 @@ def made_once_without_history(rig: Rig, service_id: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["drop_after", "html"])
-def test_f03_the_answer_to_a_claim_is_lost(rig: Rig, kind: str) -> None:
+def test_f03_the_response_to_a_claim_is_lost(rig: Rig, kind: str) -> None:
     """A claim is heard and its answer is lost, or a proxy's page → `GET /jobs/{id}` decides; no second row."""
     rig.lab.core.fault(kind, method="POST", path=r"/claim$", times=1, effect=True)
     service_id = rig.order(f"f03-{kind.partition('_')[0]}")
@@ -92,7 +92,7 @@ def test_f04_killed_after_the_reservation(rig: Rig) -> None:
     assert rig.vm_of(service_id)["vmid"] == reserved["vmid"]
 
 
-def test_f05_killed_just_after_the_clone_call(rig: Rig) -> None:
+def test_f05_killed_just_after_the_clone_request(rig: Rig) -> None:
     """The agent dies when Proxmox has begun to clone and nobody knows the task → the VM is found; there is one."""
     service_id = rig.order("f05")
     rig.until(lambda: rig.clones_of(service_id), "the clone call")
@@ -174,7 +174,7 @@ def test_f10_killed_after_the_report_was_accepted(rig: Rig) -> None:
     assert row["report_state"] == "reported"
 
 
-def test_f10_the_answer_to_a_report_is_lost(rig: Rig) -> None:
+def test_f10_the_response_to_a_report_is_lost(rig: Rig) -> None:
     """FulcrumCore takes a report and its answer is lost → the repeated one is refused; a look at the job settles it."""
     rig.lab.core.fault("drop_after", method="POST", path="/complete$", times=1)
     service_id = rig.order("f10-lost")

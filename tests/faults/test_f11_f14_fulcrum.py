@@ -31,7 +31,7 @@ OUTAGES = {
 
 
 @pytest.mark.parametrize("outage", OUTAGES)
-def test_f11_fulcrumcore_is_away_while_a_job_runs(rig: Rig, outage: str) -> None:
+def test_f11_fulcrumcore_fails_while_a_job_runs(rig: Rig, outage: str) -> None:
     """FulcrumCore answers 5xx, 403, a page, half an answer or nothing while a job ends → reported once it is back."""
     rule = OUTAGES[outage]
     service_id = rig.order(f"f11-{list(OUTAGES).index(outage)}")
@@ -52,7 +52,7 @@ def test_f11_fulcrumcore_is_away_while_a_job_runs(rig: Rig, outage: str) -> None
 
 
 @pytest.mark.parametrize("call", ["claim", "complete"])
-def test_f11_a_403_about_one_job_that_is_over_at_once_ends_nothing(rig: Rig, call: str) -> None:
+def test_f11_a_single_403_response_does_not_abandon_the_job(rig: Rig, call: str) -> None:
     """One call about a job is answered 403, as during an outage of FulcrumCore's database → the job goes on."""
     rig.lab.core.fault("status", status=403, method="POST", path=f"/{call}$", times=1)
     service_id = rig.order(f"f11-403-{call}")
@@ -65,7 +65,7 @@ DAY_S = 24 * 3600
 JOBS_OF_A_DAY = 300
 
 
-def test_f11_r9_a_days_reports_are_delivered_in_order_when_fulcrumcore_is_back(
+def test_f11_r9_the_reports_of_a_day_are_sent_at_once_when_fulcrumcore_recovers(
     make_rig: MakeRig, tmp_path: Path
 ) -> None:
     """FulcrumCore was away for a day → everything due is delivered at once, not when each one's back-off ends."""
@@ -114,7 +114,7 @@ def _due(engine: object) -> int:
         return queries.count_jobs(session)["reports_due"]
 
 
-def test_f12_fulcrumcore_times_a_job_out_in_the_middle_of_a_clone(rig: Rig) -> None:
+def test_f12_fulcrumcore_times_out_a_job_during_its_clone(rig: Rig) -> None:
     """FulcrumCore fails the job while its clone runs → the result is kept, and the next create finds the VM."""
     service_id = rig.order("f12")
     rig.until(lambda: rig.clones_of(service_id), "the clone to begin")
@@ -128,7 +128,7 @@ def test_f12_fulcrumcore_times_a_job_out_in_the_middle_of_a_clone(rig: Rig) -> N
     rig.prove()
 
 
-def test_f12_a_service_that_was_timed_out_can_be_deleted(rig: Rig) -> None:
+def test_f12_a_service_whose_create_timed_out_can_be_deleted(rig: Rig) -> None:
     """FulcrumCore fails a create that succeeds, and the user deletes → the VM that FulcrumCore never knew is gone."""
     service_id = rig.order("f12-gone")
     rig.until(lambda: rig.clones_of(service_id), "the clone to begin")
@@ -139,7 +139,7 @@ def test_f12_a_service_that_was_timed_out_can_be_deleted(rig: Rig) -> None:
     rig.prove()
 
 
-def test_f13_the_token_is_revoked_and_a_new_one_comes(make_rig: MakeRig) -> None:
+def test_f13_the_token_is_revoked_and_replaced(make_rig: MakeRig) -> None:
     """FulcrumCore refuses the token → nothing new is claimed, what runs goes on; with the new file all goes on."""
     rig = make_rig(time_scale=0.2)
     secrets = rig.lab.folder / "secrets"
@@ -163,7 +163,7 @@ def test_f13_the_token_is_revoked_and_a_new_one_comes(make_rig: MakeRig) -> None
     rig.prove()
 
 
-def test_f14_fulcrumcore_asks_for_patience(rig: Rig) -> None:
+def test_f14_a_429_response_delays_the_report_by_its_retry_after(rig: Rig) -> None:
     """A report is answered 429 with Retry-After → it is not repeated before that."""
     asked_s = 4
     rig.lab.core.fault(

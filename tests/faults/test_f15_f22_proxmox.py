@@ -23,7 +23,7 @@ ANSWERS = {
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_f15_each_call_to_proxmox_fails_once(rig: Rig, call: str) -> None:
+def test_f15_each_request_to_proxmox_fails(rig: Rig, call: str) -> None:
     """595, a dropped connection or a lost answer in each call of a create → tried again inside the deadline; one VM."""
     method, path = CALLS[call]
     for answer in ANSWERS.values():
@@ -34,7 +34,7 @@ def test_f15_each_call_to_proxmox_fails_once(rig: Rig, call: str) -> None:
     rig.prove()
 
 
-def test_f15_proxmox_answers_later_than_the_modules_wait(rig: Rig) -> None:
+def test_f15_proxmox_responds_after_the_modules_timeout(rig: Rig) -> None:
     """Proxmox takes 7 s to answer a clone, longer than the module waits → the clone is found; there is one."""
     rig.lab.proxmox.fail("POST", "/nodes/*/qemu/9000/clone", status=500, text="late", times=1, after=True, delay_s=7)
     service_id = rig.order("f15-late")
@@ -58,7 +58,7 @@ def test_f16_a_vm_is_locked(rig: Rig, lock: str) -> None:
     rig.prove()
 
 
-def test_f16_the_templates_lock_is_held(rig: Rig) -> None:
+def test_f16_the_template_is_locked(rig: Rig) -> None:
     """Proxmox cannot lock the template for a clone in time → tried again with a growing pause; one VM."""
     text = "can't lock file '/var/lock/qemu-server/lock-9000.conf' - got timeout"
     rig.lab.proxmox.fail("POST", "/nodes/*/qemu/9000/clone", status=500, text=text, times=2)
@@ -68,7 +68,7 @@ def test_f16_the_templates_lock_is_held(rig: Rig) -> None:
     rig.prove()
 
 
-def test_f16_a_lock_that_outlives_the_deadline_is_told(rig: Rig) -> None:
+def test_f16_a_lock_beyond_the_deadline_fails_the_job_with_vm_locked(rig: Rig) -> None:
     """A lock is still there when FulcrumCore's time is up → the job fails with VM_LOCKED, and the VM is as it was."""
     service_id = rig.made("f16-forever")
     vmid = rig.vm_of(service_id)["vmid"]
@@ -88,7 +88,7 @@ TASKS = {
 
 
 @pytest.mark.parametrize("text", TASKS, ids=["storage full", "template's disk missing"])
-def test_f17_a_task_of_proxmox_fails(rig: Rig, text: str) -> None:
+def test_f17_a_proxmox_task_fails(rig: Rig, text: str) -> None:
     """The clone's task ends with an error → the job fails at once with the task's own words; nothing is left."""
     rig.lab.proxmox.fail_task("qmclone", text, times=-1)
     service_id = rig.order(f"f17-{len(text)}")
@@ -132,7 +132,7 @@ def test_f19_the_vm_was_deleted_by_hand(rig: Rig, action: str) -> None:
 
 
 @pytest.mark.parametrize("action", ["delete", "start"])
-def test_f20_the_vmid_was_recycled_by_a_stranger(rig: Rig, action: str) -> None:
+def test_f20_the_vmid_was_reused_for_another_vm(rig: Rig, action: str) -> None:
     """The VMID holds somebody else's VM → refused with VM_IDENTITY_MISMATCH, no changing call, an alert."""
     service_id = rig.made(f"f20-{action}")
     vmid = rig.take_away(service_id, recycle=True)
@@ -144,7 +144,7 @@ def test_f20_the_vmid_was_recycled_by_a_stranger(rig: Rig, action: str) -> None:
     rig.prove()
 
 
-def test_f21_the_vm_moved_to_another_node(rig: Rig) -> None:
+def test_f21_the_vm_was_migrated_to_another_node(rig: Rig) -> None:
     """The VM was migrated between two actions → it is found where it is, and the action succeeds."""
     service_id = rig.made("f21")
     vmid = rig.vm_of(service_id)["vmid"]
@@ -162,7 +162,7 @@ LIES = {
 
 
 @pytest.mark.parametrize("lie", LIES)
-def test_f22_what_proxmox_does_not_show_is_not_gone(rig: Rig, lie: str) -> None:
+def test_f22_a_vm_that_proxmox_does_not_show_is_not_treated_as_deleted(rig: Rig, lie: str) -> None:
     """A node is offline, quorum lost, or the list empty → nothing is concluded: no deletion, no VM_NOT_FOUND."""
     verb, values, code = LIES[lie]
     service_id = rig.made(f"f22-{code.lower().replace('_', '-')}")

@@ -42,7 +42,7 @@ def postgres() -> Iterator[PostgresCluster]:
 
 
 @pytest.mark.parametrize("warm", ["on", "off"])
-def test_f23_only_the_playbook_is_killed(make_rig: MakeRig, warm: str) -> None:
+def test_f23_only_the_playbook_processes_are_killed(make_rig: MakeRig, warm: str) -> None:
     """ansible-playbook is killed, by a person or for lack of memory → the job goes on, the agent is unhurt; one VM."""
     rig = make_rig(time_scale=0.5, SMITH_WARM=warm)
     rig.start()
@@ -67,7 +67,7 @@ def badness(pid: int) -> int | None:
         return None
 
 
-def test_f23_when_memory_runs_out_the_kernel_takes_a_run_and_not_the_agent(rig: Rig) -> None:
+def test_f23_the_oom_killer_prefers_runs_to_the_agent(rig: Rig) -> None:
     """Memory runs out → each process of a run is offered to the kernel before the agent and the supervisor."""
     service_id = rig.order("f23-oom")
     kept = max(badness(pid) or 0 for pid in (rig.agent().pid, rig.lab.executor.pid))
@@ -126,7 +126,7 @@ def test_f26_the_disk_is_full(small_disk: Path, tmp_path: Path) -> None:
         rig.lab.stop_executor()
 
 
-def test_f26_an_end_that_the_database_did_not_take_is_not_forgotten(small_disk: Path, tmp_path: Path) -> None:
+def test_f26_a_job_whose_end_was_not_stored_is_released_and_finished(small_disk: Path, tmp_path: Path) -> None:
     """A job's own write fails on the full disk → the job does not stay ours for ever: it is put back and done."""
     with running_rig(tmp_path, SMITH_DATA_DIR=str(small_disk / "data"), SMITH_LEASE_S="6") as rig:
         rig.lab.core.fault("delay", method="POST", path="/claim$", delay_s=3, times=1)
@@ -144,7 +144,7 @@ def test_f26_an_end_that_the_database_did_not_take_is_not_forgotten(small_disk: 
         rig.lab.stop_executor()
 
 
-def test_f33_artifacts_cannot_be_kept(rig: Rig) -> None:
+def test_f33_artifacts_cannot_be_written(rig: Rig) -> None:
     """The folder of artifacts cannot be written → the result is read all the same, and the report goes."""
     folder = rig.lab.data_dir / "artifacts"
     shutil.rmtree(folder, ignore_errors=True)
@@ -173,7 +173,7 @@ def test_f33_artifacts_are_deleted_before_the_report(rig: Rig) -> None:
 # --- the database -------------------------------------------------------------------------------------------------
 
 
-def test_f27_the_sqlite_file_is_locked_for_longer_than_anybody_waits(rig: Rig) -> None:
+def test_f27_the_sqlite_file_is_locked_beyond_the_busy_timeout(rig: Rig) -> None:
     """Somebody holds SQLite's lock for 20 s while a job runs → nothing is lost, and the heart beats on."""
     service_id = rig.order("f27")
     rig.until(lambda: rig.clones_of(service_id), "the clone to begin")
@@ -191,7 +191,7 @@ def test_f27_the_sqlite_file_is_locked_for_longer_than_anybody_waits(rig: Rig) -
     rig.prove()
 
 
-def test_f27_postgresql_ends_connections_and_restarts(postgres: PostgresCluster, make_rig: MakeRig) -> None:
+def test_f27_postgresql_closes_connections_and_restarts(postgres: PostgresCluster, make_rig: MakeRig) -> None:
     """PostgreSQL cuts connections in the middle of transactions, then restarts → nothing is lost or doubled."""
     with ExitStack() as stack:
         url = stack.enter_context(postgres.fresh_database())
@@ -231,7 +231,9 @@ def second_node(rig: Rig) -> Iterator[Rig]:
         lab.stop_executor()
 
 
-def test_f28_two_nodes_share_the_work_and_a_paused_one_wakes_up(postgres: PostgresCluster, make_rig: MakeRig) -> None:
+def test_f28_a_node_that_was_suspended_past_its_lease_writes_nothing(
+    postgres: PostgresCluster, make_rig: MakeRig
+) -> None:
     """A node sleeps past its lease, another takes its jobs, and it wakes up → its writes are refused; one effect."""
     with postgres.fresh_database() as url:
         rig = make_rig(time_scale=1.0, SMITH_DATABASE_URL=url, SMITH_LEASE_S="6", SMITH_CONCURRENCY="2")
@@ -272,7 +274,7 @@ def asleep(rig: Rig) -> Iterator[None]:
                 process.resume()
 
 
-def test_f30_the_same_host_name_and_the_same_pid_are_not_the_same_agent(make_rig: MakeRig) -> None:
+def test_f30_an_agent_with_the_same_host_name_and_pid_is_a_new_instance(make_rig: MakeRig) -> None:
     """A container starts again, with the same host name and process ids → the dead agent's jobs are taken back."""
     inside = [shutil.which("unshare") or "unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
     if subprocess.run([*inside, "true"], check=False, capture_output=True).returncode:
@@ -303,7 +305,7 @@ def container(rig: Rig, inside: list[str]) -> Iterator[None]:
         outside.wait()
 
 
-def test_two_executors_on_one_sqlite_file_are_one_too_many(rig: Rig) -> None:
+def test_a_second_executor_on_the_same_sqlite_file_refuses_to_start(rig: Rig) -> None:
     """A second executor is started on the file of the first → it refuses, saying who holds it."""
     second = subprocess.run(
         [sys.executable, "-m", "executor", "run"],
@@ -332,7 +334,7 @@ def clock_shift(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return library
 
 
-def test_f29_the_clock_jumps(make_rig: MakeRig, clock_shift: Path) -> None:
+def test_f29_the_system_clock_jumps(make_rig: MakeRig, clock_shift: Path) -> None:
     """The machine's clock jumps an hour ahead and two back → intervals, deadlines and leases hold; jobs go on."""
     rig = make_rig(FULCRUM_HEARTBEAT_INTERVAL_S="2")
     shift = rig.lab.folder / "shift"
@@ -360,7 +362,7 @@ def heartbeats(rig: Rig) -> list[float]:
     return [call["time"] for call in rig.lab.core.history(method="PUT", path="/agents/me/status")]
 
 
-def test_f29_the_whole_system_is_suspended(rig: Rig) -> None:
+def test_f29_the_whole_machine_is_suspended(rig: Rig) -> None:
     """The machine is suspended past every interval and goes on → nothing is taken for hanging; jobs go on."""
     service_id = rig.order("f29-asleep")
     rig.until(lambda: rig.clones_of(service_id), "the clone to begin")
@@ -374,7 +376,7 @@ def test_f29_the_whole_system_is_suspended(rig: Rig) -> None:
 # --- jobs that bring the agent down ---------------------------------------------------------------------------------
 
 
-def test_f34_a_job_that_brings_the_agent_down_three_times(rig: Rig) -> None:
+def test_f34_a_job_that_crashes_the_agent_three_times(rig: Rig) -> None:
     """A job kills the agent each time it runs → after three tries it fails as QUARANTINED; the others go on."""
     poison = rig.lab.order("f34-poison")
     with rig.crashing("run_noted", service_id=poison, times=3):

@@ -34,7 +34,7 @@ def agreeing() -> Json:
     }
 
 
-def test_facts_that_agree_break_no_promise() -> None:
+def test_consistent_facts_violate_no_promise() -> None:
     assert violations(agreeing()) == []
 
 
@@ -87,14 +87,14 @@ BROKEN: dict[str, tuple[str, Callable[[Json], Any]]] = {
 
 
 @pytest.mark.parametrize("what", BROKEN)
-def test_a_broken_promise_is_told_by_its_name(what: str) -> None:
+def test_each_violation_names_its_promise(what: str) -> None:
     name, breaks = BROKEN[what]
     facts = copy.deepcopy(agreeing())
     breaks(facts)
     assert {text.split()[0] for text in violations(facts)} >= {name}
 
 
-def test_a_report_that_never_came_in_contradicts_nothing() -> None:
+def test_a_report_without_effect_contradicts_nothing() -> None:
     facts = agreeing()
     for fault in ("drop_before", "status", "html"):
         facts["calls"].append(CREATED | {"path": f"/api/v1/jobs/{JOB}/fail", "status": None, "fault": fault})
@@ -102,7 +102,7 @@ def test_a_report_that_never_came_in_contradicts_nothing() -> None:
     assert violations(facts) == []
 
 
-def test_what_a_test_did_itself_is_no_broken_promise() -> None:
+def test_faults_that_a_test_declares_are_no_violations() -> None:
     facts = agreeing()
     facts["rows"]["jobs"][0] |= {"status": "failed", "report_state": "overtaken", "report_note": "timed out there"}
     facts["guests"].pop(0)

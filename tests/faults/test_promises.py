@@ -25,9 +25,7 @@ CORE_ANSWERS_IN_S = 5.0
 BEATS = 5
 
 
-def test_r5_the_executor_claims_again_after_each_of_several_kills(
-    make_rig: MakeRig, figure: Callable[[str], None]
-) -> None:
+def test_r5_the_agent_claims_again_after_each_kill(make_rig: MakeRig, figure: Callable[[str], None]) -> None:
     rig = make_rig()
     rig.start()
     took = []
@@ -43,7 +41,7 @@ def test_r5_the_executor_claims_again_after_each_of_several_kills(
 
 
 @pytest.mark.timeout(400)
-def test_r6_the_heart_beats_while_all_slots_are_busy_and_fulcrumcore_is_slow(
+def test_r6_heartbeats_continue_while_all_slots_are_busy_and_fulcrumcore_is_slow(
     make_rig: MakeRig, figure: Callable[[str], None]
 ) -> None:
     rig = make_rig(time_scale=1.0, SMITH_CONCURRENCY="4")
@@ -83,7 +81,7 @@ def _fill(url: str) -> None:
 
 
 @pytest.mark.parametrize("end", ["cancelled", "agent killed", "supervisor killed"])
-def test_r7_nothing_of_a_run_is_alive_five_seconds_after_its_end(
+def test_r7_no_process_of_a_run_is_alive_five_seconds_after_its_end(
     make_rig: MakeRig, figure: Callable[[str], None], end: str
 ) -> None:
     rig = make_rig(time_scale=1.0)

@@ -9,7 +9,7 @@ KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGZvb2Jhcmpmb29iYXI"
 
 
 @pytest.mark.lab
-def test_a_container_lives_from_create_to_delete(bench: Bench) -> None:
+def test_a_container_is_created_changed_and_deleted(bench: Bench) -> None:
     place = bench.place
     needs(place.os_template, "OS_TEMPLATE")
     node = place.node if place.is_real else place.second_node
@@ -45,7 +45,7 @@ def test_a_container_lives_from_create_to_delete(bench: Bench) -> None:
 
 
 @pytest.mark.lab
-def test_check_mode_makes_no_container(bench: Bench) -> None:
+def test_check_mode_creates_no_container(bench: Bench) -> None:
     place = bench.place
     needs(place.os_template, "OS_TEMPLATE")
     vm = bench.container(node=place.node, storage=place.other_storage, os_template=place.os_template)

@@ -77,7 +77,7 @@ LEAST_STATES = {"create": 5, "update": 6, "delete": 3}
 
 
 @pytest.mark.parametrize("action", LEAST_STATES)
-def test_a_play_cut_after_any_task_is_finished_by_the_next_run(bench: Bench, action: str) -> None:
+def test_a_play_killed_after_any_task_is_completed_by_the_next_run(bench: Bench, action: str) -> None:
     whole = wish(bench, action)
     rc, states = run(bench, action, whole)
     assert rc == 0

@@ -41,11 +41,11 @@ def make_found(status: str = "stopped", **config: Any) -> dict[str, Any]:
 # ---------------------------------------------------------------------- identity
 
 
-def test_the_services_own_vm_passes() -> None:
+def test_the_services_own_vm_is_accepted() -> None:
     assert DECIDE.identity_problem(make_found(), make_vm()) == ""
 
 
-def test_ten_thousand_strangers_are_refused() -> None:
+def test_ten_thousand_vms_of_other_owners_are_refused() -> None:
     """Whatever is wrong with a VM, alone or together, it is never the service's."""
     rng = random.Random(4711)  # noqa: S311 - the same cases in every run
     for _ in range(10_000):
@@ -68,7 +68,7 @@ def stranger(rng: random.Random) -> tuple[dict[str, Any], bool]:
     return found, is_ours and not template and not protection
 
 
-def test_a_missing_vm_passes_only_where_it_may_and_when_that_is_proven() -> None:
+def test_a_missing_vm_is_accepted_only_if_allowed_and_proven_absent() -> None:
     gone = LOOKING.absent(500)
     proven = gone | {"absence": {"is_proven": True, "code": "", "text": ""}}
     assert DECIDE.identity_problem(gone, make_vm(), True).startswith("PVE_PERMISSION")
@@ -76,7 +76,7 @@ def test_a_missing_vm_passes_only_where_it_may_and_when_that_is_proven() -> None
     assert DECIDE.identity_problem(proven, make_vm(), True) == ""
 
 
-def test_a_half_made_vm_is_ours_to_delete_by_its_name_and_without_any_marker() -> None:
+def test_a_partial_clone_without_a_marker_is_accepted_for_deletion_by_its_name() -> None:
     clone, wish = make_found(description="debian-12"), make_vm(half_made=True)
     assert DECIDE.identity_problem(clone, wish, True) == ""
     for found, vm, may_be_absent in (
@@ -102,14 +102,14 @@ RESERVATIONS = [
 
 
 @pytest.mark.parametrize(("what", "found", "code"), RESERVATIONS, ids=[case[0] for case in RESERVATIONS])
-def test_a_reservation_holds_for_our_vm_only(what: str, found: dict[str, Any], code: str) -> None:
+def test_a_reservation_accepts_the_services_vm_only(what: str, found: dict[str, Any], code: str) -> None:
     assert DECIDE.reservation_problem(found, make_vm()).split(":")[0] == code
 
 
 # ---------------------------------------------------------------------- changes
 
 
-def test_nothing_differs_when_nothing_differs() -> None:
+def test_an_equal_configuration_needs_no_change() -> None:
     found = make_found(tags="smith;web", sockets=1)
     wanted = make_vm(cores=2, memory_mib=2048, disk_gib=8, tags=["Web"], network={"mode": "dhcp"})
     found["config"]["ipconfig0"] = "ip=dhcp"
@@ -137,14 +137,14 @@ DIFFERENCES = [
 
 
 @pytest.mark.parametrize(("wanted", "sent"), DIFFERENCES)
-def test_only_what_differs_is_sent(wanted: dict[str, Any], sent: dict[str, Any]) -> None:
+def test_only_differing_options_are_sent(wanted: dict[str, Any], sent: dict[str, Any]) -> None:
     found = make_found(tags="smith;web", net0="virtio=BC:24:11:00:00:01,bridge=vmbr0,firewall=1")
     assert DECIDE.changes(found, make_vm(**wanted)) == sent
 
 
 @given(st.text(max_size=200), st.lists(st.text(max_size=20), max_size=4))
 @settings(max_examples=200)
-def test_whatever_the_service_says_the_vm_carries_one_marker_and_converges(text: str, keys: list[str]) -> None:
+def test_a_vm_with_any_description_has_exactly_one_marker(text: str, keys: list[str]) -> None:
     wanted = make_vm(description=text, cloud_init={"ssh_public_keys": keys})
     sent = DECIDE.changes(make_found(description="x"), wanted)
     after = make_found(description=sent["description"], tags=";".join(sent["tags"]), sshkeys=sent.get("sshkeys"))
@@ -179,7 +179,7 @@ def test_a_disk_grows_and_never_shrinks(size: str, wanted_gib: int, growth: str,
 # ---------------------------------------------------------------------- what is read
 
 
-def test_pending_values_are_what_was_asked_for() -> None:
+def test_pending_values_count_as_the_configuration() -> None:
     rows = [{"key": "cores", "value": 2, "pending": 4}, {"key": "balloon", "value": 512, "delete": 1}]
     found = LOOKING.read_settings([*rows, {"key": "name", "value": "x"}], {"status": "running"})
     assert (found["cores"], found["pending"], "balloon" in found["config"]) == (4, ["balloon", "cores"], False)
@@ -196,18 +196,18 @@ BOOT_DISKS = [
 
 
 @pytest.mark.parametrize(("config", "disk"), BOOT_DISKS)
-def test_the_first_disk_is_the_one_that_boots(config: dict[str, str], disk: str) -> None:
+def test_the_first_disk_is_the_boot_disk(config: dict[str, str], disk: str) -> None:
     assert LOOKING.boot_disk(config) == disk
 
 
-def test_only_addresses_that_others_can_reach_are_reported() -> None:
+def test_loopback_and_link_local_addresses_are_not_reported() -> None:
     addresses = ["127.0.0.1", "169.254.1.1", "fe80::1", "2001:db8::5", "192.0.2.7", "::1"]
     nic = {"name": "eth0", "ip-addresses": [{"ip-address": ip} for ip in addresses]}
     loopback = {"name": "lo", "ip-addresses": [{"ip-address": "192.0.2.99"}]}
     assert LOOKING.usable_addresses([loopback, nic, {"name": "eth1"}], []) == ["192.0.2.7", "2001:db8::5"]
 
 
-def test_only_addresses_of_the_vms_own_nics_are_reported_in_their_order() -> None:
+def test_only_addresses_of_the_vms_nics_are_reported_in_nic_order() -> None:
     """A guest has bridges and tunnels of its own; a VLAN or a bridge on a NIC has the NIC's MAC address."""
     config = {"net10": "virtio=BC:24:11:00:00:10,bridge=b", "net2": "virtio=BC:24:11:00:00:02,bridge=b", "netx": "no"}
     macs = LOOKING.macs_of(config)
@@ -235,7 +235,7 @@ TASK_STATES = [
 ]
 
 
-def test_of_two_tasks_of_one_second_the_one_that_began_later_is_the_newest() -> None:
+def test_of_two_proxmox_tasks_of_the_same_second_the_later_one_is_newer() -> None:
     """A container's stop and start fit into a second; the start's failure must not hide behind the stop."""
     stop = {"type": "vzstop", "starttime": 1_700_000_000, "pstart": 7_000, "status": "OK"}
     start = {"type": "vzstart", "starttime": 1_700_000_000, "pstart": 7_007, "status": "start broke"}
@@ -245,7 +245,9 @@ def test_of_two_tasks_of_one_second_the_one_that_began_later_is_the_newest() -> 
 
 
 @pytest.mark.parametrize(("status", "is_running", "has_failed"), TASK_STATES)
-def test_a_tasks_state_is_read_from_its_status(status: str | None, is_running: bool, has_failed: bool) -> None:
+def test_the_state_of_a_proxmox_task_follows_from_its_status(
+    status: str | None, is_running: bool, has_failed: bool
+) -> None:
     task = {"status": status} if status else {}
     assert (LOOKING.is_running(task), LOOKING.failed(task)) == (is_running, has_failed)
 
@@ -253,7 +255,7 @@ def test_a_tasks_state_is_read_from_its_status(status: str | None, is_running: b
 # ---------------------------------------------------------------------- failures and the connection
 
 
-def test_a_failure_gets_its_code_once() -> None:
+def test_a_failure_message_gets_exactly_one_code() -> None:
     assert DECIDE.failure({"msg": "VM_PROTECTED: no"}) == "VM_PROTECTED: no"
     assert DECIDE.failure({"msg": "starting of VM 5 failed with exception: 403 Forbidden: x"}).startswith("PVE_PERM")
     assert DECIDE.failure({}).startswith("PLAYBOOK_FAILED")
@@ -268,20 +270,18 @@ UNSURE += [
 
 
 @pytest.mark.parametrize("text", UNSURE)
-def test_a_change_whose_answer_is_lost_may_have_happened(text: str) -> None:
+def test_the_outcome_of_a_change_without_a_response_is_unknown(text: str) -> None:
     assert DECIDE.is_outcome_unknown({"msg": text})
 
 
 @pytest.mark.parametrize(
     "text", ["403 Forbidden: x", "500 Internal Server Error: VM is locked (backup)", "VM 5 started", ""]
 )
-def test_a_change_that_proxmox_refused_has_not_happened(text: str) -> None:
+def test_the_outcome_of_a_change_that_proxmox_refused_is_known(text: str) -> None:
     assert not DECIDE.is_outcome_unknown({"msg": text})
 
 
-def test_the_certificate_is_verified_unless_somebody_says_otherwise(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_certificate_is_verified_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert DECIDE.connection("")["validate_certs"] is True
     monkeypatch.setenv("PROXMOX_VALIDATE_CERTS", "False")
     monkeypatch.setenv("PROXMOX_PORT", "")
@@ -291,7 +291,7 @@ def test_the_certificate_is_verified_unless_somebody_says_otherwise(
     assert DECIDE.ca_bundle(str(tmp_path / "c.yml")) == "/ca"
 
 
-def test_every_filter_is_one_of_ours(decide: ModuleType) -> None:
+def test_every_filter_has_the_smith_prefix(decide: ModuleType) -> None:
     assert all(name.startswith("smith_") for name in decide.FilterModule().filters())
 
 
@@ -352,13 +352,13 @@ NICS = [
 
 
 @pytest.mark.parametrize(("current", "nic", "value"), NICS)
-def test_a_nic_keeps_what_is_not_named(current: str, nic: dict[str, Any], value: str | None) -> None:
+def test_a_nic_keeps_the_options_that_are_not_requested(current: str, nic: dict[str, Any], value: str | None) -> None:
     found = make_found(tags="smith", net0=current or None)
     sent = DECIDE.changes(found, make_vm(networks=[nic]))
     assert sent == ({} if value is None else {"net": {"net0": value}})
 
 
-def test_a_new_nic_goes_where_the_first_one_is() -> None:
+def test_a_new_nic_uses_the_bridge_of_the_first_nic() -> None:
     found = make_found(tags="smith", net0="virtio=BC:24:11:00:00:01,bridge=vmbr3")
     assert DECIDE.changes(found, make_vm(networks=[{}, {"vlan": 7}])) == {"net": {"net1": "virtio,bridge=vmbr3,tag=7"}}
 
@@ -377,7 +377,7 @@ ADDRESSES = [
 
 
 @pytest.mark.parametrize(("current", "network", "value"), ADDRESSES)
-def test_an_address_of_one_family_leaves_the_other(current: str, network: dict[str, Any], value: str) -> None:
+def test_changing_one_address_family_keeps_the_other(current: str, network: dict[str, Any], value: str) -> None:
     assert HARDWARE.ip_config(current, network) == value
 
 
@@ -425,14 +425,14 @@ IMPOSSIBLE = [
 
 
 @pytest.mark.parametrize("asked", IMPOSSIBLE, ids=str)
-def test_what_cannot_be_done_is_refused_before_anything_is_changed(asked: dict[str, Any]) -> None:
+def test_an_impossible_request_is_refused(asked: dict[str, Any]) -> None:
     assert DECIDE.request_problem(make_found(), make_vm(**asked)).startswith("INVALID_REQUEST")
 
 
 COMMENTS = ["", " me@host", " a+b/c%20@host", " Zoë Ω 鍵", " with\ttab and  blanks", " a\u2028b\x85c", ' "q" \\ #;&=']
 
 
-def test_fifty_keys_with_odd_comments_are_encoded_once_and_come_back_as_they_were() -> None:
+def test_fifty_ssh_keys_with_unusual_comments_are_read_back_unchanged() -> None:
     """Encoded by the module, as it does it; decoded by the look-up."""
     keys = [f"ssh-ed25519 AAAA{number:04d}+/=={COMMENTS[number % len(COMMENTS)]}" for number in range(50)]
     sent = DECIDE.changes(make_found(tags="smith"), make_vm(cloud_init={"ssh_public_keys": [f"{k}\r\n" for k in keys]}))
@@ -441,7 +441,7 @@ def test_fifty_keys_with_odd_comments_are_encoded_once_and_come_back_as_they_wer
     assert DECIDE.changes(after, make_vm(cloud_init={"ssh_public_keys": keys})) == {}
 
 
-def test_only_an_operators_protection_keeps_an_update_off() -> None:
+def test_only_protection_by_an_operator_prevents_an_update() -> None:
     theirs, ours = make_found(protection=1, tags="smith"), make_found(protection=1, tags="smith;smith-protected")
     assert DECIDE.identity_problem(theirs, make_vm()).startswith("VM_PROTECTED")
     assert DECIDE.identity_problem(ours, make_vm()) == ""
@@ -462,12 +462,12 @@ DELETIONS = [
 
 
 @pytest.mark.parametrize(("tags", "grace_s", "decision"), DELETIONS)
-def test_a_vm_is_destroyed_when_its_time_of_grace_is_over(tags: str, grace_s: int, decision: tuple[str, int]) -> None:
+def test_a_vm_is_destroyed_when_its_grace_period_has_ended(tags: str, grace_s: int, decision: tuple[str, int]) -> None:
     found = make_found(tags=f"smith;{tags}") | {"looked_at": 1000}
     assert DECIDE.deletion(found, make_vm(grace_s=grace_s)) == dict(zip(("step", "at"), decision, strict=True))
 
 
-def test_a_mark_for_deletion_changes_the_tag_alone_and_tags_take_it_away() -> None:
+def test_a_deletion_mark_is_one_tag_and_an_update_of_the_tags_removes_it() -> None:
     found = make_found(tags="smith;web")
     wish = DECIDE.deletion_mark(make_vm(cores=9, tags=["x"]), 1060)
     assert DECIDE.changes(found, wish) == {"tags": ["smith", "smith-delete-1060", "web"]}
@@ -483,14 +483,14 @@ DUE = [("", ("keep", 0)), ("smith-delete-1060", ("wait", 1060)), ("smith-delete-
 
 
 @pytest.mark.parametrize(("tag", "decision"), DUE)
-def test_what_is_not_marked_any_more_is_spared_by_a_deletion_that_is_due(tag: str, decision: tuple[str, int]) -> None:
+def test_a_deletion_that_is_due_keeps_a_vm_without_a_deletion_mark(tag: str, decision: tuple[str, int]) -> None:
     found = make_found(tags=f"smith;{tag}") | {"looked_at": 1000}
     wish = make_vm(only_when_due=True, grace_s=5)
     assert DECIDE.deletion(found, wish) == dict(zip(("step", "at"), decision, strict=True))
     assert DECIDE.deletion(LOOKING.absent(500), wish)["step"] == "destroy"
 
 
-def test_a_containers_mark_is_a_line_of_its_description_which_nobody_else_can_write() -> None:
+def test_a_containers_deletion_mark_is_a_description_line_that_a_service_cannot_forge() -> None:
     found = make_container(description=f"a shop\n\nsmith-uid={SERVICE}")
     wish = DECIDE.deletion_mark(make_vm(kind="lxc", cores=9), 1060)
     sent = DECIDE.changes(found, wish)
@@ -515,7 +515,7 @@ def test_a_containers_mark_is_a_line_of_its_description_which_nobody_else_can_wr
         ({"disks": [{"disk": "scsi0", "storage": "ceph"}]}, True),
     ],
 )
-def test_a_resize_only_grows(asked: dict[str, Any], is_refused: bool) -> None:
+def test_a_resize_only_grows_existing_disks(asked: dict[str, Any], is_refused: bool) -> None:
     wish = DECIDE.growth_only(make_vm(cores=9, **asked))
     assert "cores" not in wish
     assert DECIDE.request_problem(make_found(), wish).startswith("INVALID_REQUEST") is is_refused
@@ -526,7 +526,7 @@ def test_a_resize_only_grows(asked: dict[str, Any], is_refused: bool) -> None:
 BLANK: dict[str, Any] = {"node": "pve1", "storage": "ceph", "cores": 2, "memory_mib": 512, "disk_gib": 4}
 
 
-def test_a_vm_without_a_template_is_made_with_its_marker_and_disks_at_once() -> None:
+def test_a_vm_without_a_template_is_created_with_its_marker_and_disks() -> None:
     wish = make_vm(**BLANK, iso="local:iso/d.iso", disks=[{"disk": "virtio1", "size_gib": 2}], bridge="vmbr0")
     found = LOOKING.absent(500) | {"template": {}}
     assert DECIDE.request_problem(found, wish) == ""
@@ -549,7 +549,7 @@ def test_a_vm_without_a_template_is_made_with_its_marker_and_disks_at_once() -> 
     ],
     ids=str,
 )
-def test_a_vm_without_a_template_needs_what_a_template_would_have_said(wrong: dict[str, Any]) -> None:
+def test_an_invalid_request_for_a_vm_without_a_template_is_refused(wrong: dict[str, Any]) -> None:
     wish = make_vm(**{**BLANK, "iso": "local:iso/d.iso", **wrong})
     assert DECIDE.request_problem(LOOKING.absent(500) | {"template": {}}, wish).startswith("INVALID_REQUEST")
 
@@ -581,14 +581,14 @@ CONTAINER_CHANGES = [
 
 
 @pytest.mark.parametrize(("asked", "sent"), CONTAINER_CHANGES)
-def test_only_what_differs_is_sent_to_a_container(asked: dict[str, Any], sent: dict[str, Any]) -> None:
+def test_only_differing_options_are_sent_to_a_container(asked: dict[str, Any], sent: dict[str, Any]) -> None:
     found = make_container()
     assert DECIDE.identity_problem(found, make_vm(kind="lxc")) == ""
     assert DECIDE.request_problem(found, make_vm(kind="lxc", **asked)) == ""
     assert DECIDE.changes(found, make_vm(kind="lxc", **asked)) == sent
 
 
-def test_a_container_is_never_taken_for_a_vm_nor_a_vm_for_a_container() -> None:
+def test_a_container_and_a_vm_are_never_mistaken_for_each_other() -> None:
     assert DECIDE.identity_problem(make_container(), make_vm()).startswith("VM_IDENTITY_MISMATCH")
     assert DECIDE.identity_problem(make_found(), make_vm(kind="lxc")).startswith("VM_IDENTITY_MISMATCH")
     assert DECIDE.reservation_problem(make_container(), make_vm()).startswith("VM_ID_TAKEN")
@@ -599,11 +599,11 @@ def test_a_container_is_never_taken_for_a_vm_nor_a_vm_for_a_container() -> None:
     [{"disk_gib": 5}, {"disks": [{"disk": "scsi1", "size_gib": 1}]}, {"template_vmid": 9000}, {"cpu_type": "host"}],
     ids=str,
 )
-def test_what_no_module_does_to_a_container_is_refused(asked: dict[str, Any]) -> None:
+def test_a_change_that_no_module_supports_for_containers_is_refused(asked: dict[str, Any]) -> None:
     assert DECIDE.request_problem(make_container(), make_vm(kind="lxc", **asked)).startswith("INVALID_REQUEST")
 
 
-def test_a_containers_addresses_are_those_that_others_can_reach() -> None:
+def test_a_containers_addresses_exclude_loopback_link_local_and_other_nics() -> None:
     nics = [{"name": "lo", "inet": "127.0.0.1/8"}, {"name": "eth0", "inet6": "fe80::1/64", "inet": "192.0.2.9/24"}]
     assert LOOKING.container_addresses(nics, []) == ["192.0.2.9"]
     nics = [
@@ -613,7 +613,7 @@ def test_a_containers_addresses_are_those_that_others_can_reach() -> None:
     assert LOOKING.container_addresses(nics, LOOKING.macs_of(make_container()["config"])) == ["192.0.2.9"]
 
 
-def test_a_containers_login_is_set_when_it_is_made_and_it_stays_on_its_node() -> None:
+def test_a_containers_login_is_set_at_its_creation_only_and_its_migration_is_refused() -> None:
     wish = make_vm(kind="lxc", cloud_init={"password": "swordfish"}, target_node="pve2")
     assert DECIDE.request_problem(make_container(), wish, True) == ""
     assert DECIDE.request_problem(make_container(), wish, False).startswith("INVALID_REQUEST")

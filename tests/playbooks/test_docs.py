@@ -29,14 +29,14 @@ def test_a_roles_defaults_are_those_of_its_argument_specs(role: Path) -> None:
     assert defaults == {name: spec["default"] for name, spec in specs.items() if "default" in spec}
 
 
-def test_the_actions_page_has_the_tables_of_the_data() -> None:
+def test_the_actions_page_contains_the_generated_tables() -> None:
     page = action_docs.PAGE.read_text()
     assert action_docs.with_tables(page) == page, "run tests/playbooks/action_docs.py"
     assert set(action_docs.ACTIONS) == set(ACTIONS)
     assert all(f"| `{action}` |" in page for action in ACTIONS)
 
 
-def test_every_cell_of_the_actions_table_has_its_test() -> None:
+def test_every_test_named_in_the_actions_table_exists() -> None:
     sources = "".join(path.read_text() for path in Path(__file__).parent.glob("test_*.py"))
     assert [name for name in action_docs.tests_named() if f"def {name}(" not in sources] == []
 

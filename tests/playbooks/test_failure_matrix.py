@@ -118,7 +118,7 @@ def without(bench: Bench, path: str, *privileges: str) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("kind", ["qemu", "lxc"])
-def test_a_failed_task_is_told_in_its_own_words(bench: Bench, played: Play, kind: str) -> None:
+def test_a_failed_proxmox_task_is_reported_with_its_own_message(bench: Bench, played: Play, kind: str) -> None:
     cases = prepared(bench, played, list(TASKS[kind]), kind)
     for action, vm in cases.items():
         bench.pve.fail_task(TASKS[kind][action], f"{action} broke at Proxmox", vmid=vm["vmid"])
@@ -127,7 +127,7 @@ def test_a_failed_task_is_told_in_its_own_words(bench: Bench, played: Play, kind
     assert [a for a, result in results.items() if f"{a} broke at Proxmox" not in result.message] == []
 
 
-def test_a_full_storage_is_a_matter_of_capacity(bench: Bench, played: Play) -> None:
+def test_a_full_storage_ends_in_capacity(bench: Bench, played: Play) -> None:
     actions = ["create", "update", "resize", "snapshot", "rollback", "migrate", "backup"]
     cases = prepared(bench, played, actions)
     for action, vm in cases.items():
@@ -135,7 +135,7 @@ def test_a_full_storage_is_a_matter_of_capacity(bench: Bench, played: Play) -> N
     assert codes(played(cases)) == dict.fromkeys(cases, "CAPACITY")
 
 
-def test_a_missing_vm_is_said_to_be_missing_by_all_that_need_one(bench: Bench, played: Play) -> None:
+def test_a_missing_vm_ends_every_action_but_delete_in_vm_not_found(bench: Bench, played: Play) -> None:
     cases = prepared(bench, played, [action for action in ACTIONS if action != "create"])
     for vm in cases.values():
         bench.pve.control("remove", vmid=vm["vmid"])
@@ -144,7 +144,7 @@ def test_a_missing_vm_is_said_to_be_missing_by_all_that_need_one(bench: Bench, p
 
 
 @pytest.mark.parametrize("kind", ["qemu", "lxc"])
-def test_a_locked_guest_waits_for_another_attempt(bench: Bench, played: Play, kind: str) -> None:
+def test_a_locked_guest_ends_every_action_in_vm_locked(bench: Bench, played: Play, kind: str) -> None:
     cases = prepared(bench, played, [action for action in TASKS[kind] if action != "create"], kind)
     for vm in cases.values():
         bench.pve.control("lock", vmid=vm["vmid"], lock="backup")
@@ -153,14 +153,14 @@ def test_a_locked_guest_waits_for_another_attempt(bench: Bench, played: Play, ki
     assert state_of(bench, cases) == before
 
 
-def test_a_vm_is_found_on_another_node_than_it_was(bench: Bench, played: Play) -> None:
+def test_a_vm_is_found_on_another_node_than_the_expected_one(bench: Bench, played: Play) -> None:
     cases = prepared(bench, played, [action for action in ACTIONS if action not in ("create", "migrate", "delete")])
     results = played({action: {**vm, "node": "pve2"} for action, vm in cases.items()})
     assert codes(results) == dict.fromkeys(cases, "")
     assert {result.vm["node"] for result in results.values()} == {"pve1"}
 
 
-def test_a_vm_on_a_node_that_is_down_is_not_gone(bench: Bench, played: Play) -> None:
+def test_a_vm_on_an_offline_node_is_not_treated_as_deleted(bench: Bench, played: Play) -> None:
     cases = prepared(bench, played, [action for action in ACTIONS if action != "create"])
     for vm in cases.values():
         bench.pve.control("move", vmid=vm["vmid"], node="pve2")
@@ -169,7 +169,7 @@ def test_a_vm_on_a_node_that_is_down_is_not_gone(bench: Bench, played: Play) -> 
 
 
 @pytest.mark.parametrize("kind", ["qemu", "lxc"])
-def test_a_missing_privilege_ends_every_action(bench: Bench, played: Play, kind: str) -> None:
+def test_a_missing_privilege_ends_every_action_in_pve_permission(bench: Bench, played: Play, kind: str) -> None:
     cases = prepared(bench, played, list(TASKS[kind]), kind)
     before = state_of(bench, cases)
     with without(bench, "/vms", *PRIVILEGES):
@@ -178,7 +178,7 @@ def test_a_missing_privilege_ends_every_action(bench: Bench, played: Play, kind:
     assert state_of(bench, cases) == before
 
 
-def test_a_connection_that_drops_before_the_change_ends_in_its_code(bench: Bench, played: Play) -> None:
+def test_a_connection_dropped_before_the_change_ends_in_pve_unreachable(bench: Bench, played: Play) -> None:
     cases = prepared(bench, played, list(ACTIONS))
     for action, vm in cases.items():
         method, path = REQUESTS[action]
@@ -187,7 +187,7 @@ def test_a_connection_that_drops_before_the_change_ends_in_its_code(bench: Bench
     assert codes(results) == dict.fromkeys(cases, "PVE_UNREACHABLE"), {a: r.message for a, r in results.items()}
 
 
-def test_a_connection_that_drops_after_the_change_does_no_harm(bench: Bench, played: Play) -> None:
+def test_a_connection_dropped_after_the_change_fails_no_action(bench: Bench, played: Play) -> None:
     cases = prepared(bench, played, list(ACTIONS))
     for action, vm in cases.items():
         method, path = REQUESTS[action]

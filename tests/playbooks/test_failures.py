@@ -31,7 +31,7 @@ def ready_for(bench: Bench, action: str, **more: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("action", CHANGING)
-def test_a_recycled_vmid_is_never_touched(bench: Bench, action: str) -> None:
+def test_a_reused_vmid_is_never_changed(bench: Bench, action: str) -> None:
     vm = ready_for(bench, action)
     bench.pve.control("recycle", vmid=vm["vmid"])
     done, changes = bench.changing_requests(lambda: bench.play(action, vm))
@@ -53,7 +53,7 @@ STRANGERS = {
 
 
 @pytest.mark.parametrize("stranger", STRANGERS)
-def test_a_vm_that_is_not_ours_to_touch_is_never_touched(bench: Bench, stranger: str) -> None:
+def test_a_foreign_or_protected_vm_is_never_changed(bench: Bench, stranger: str) -> None:
     action, values, code = STRANGERS[stranger]
     vm = ready_for(bench, action)
     bench.pve.control("configure", vmid=vm["vmid"], values=values)
@@ -62,7 +62,7 @@ def test_a_vm_that_is_not_ours_to_touch_is_never_touched(bench: Bench, stranger:
 
 
 @pytest.mark.by_hand
-def test_two_markers_are_nobodys(bench: Bench) -> None:
+def test_a_vm_with_two_markers_belongs_to_no_service(bench: Bench) -> None:
     vm = bench.made(status="running")
     both = f"smith-uid={vm['service_id']}\nsmith-uid=11111111-2222-4333-8444-555555555555"
     bench.pve.control("configure", vmid=vm["vmid"], values={"description": both})
@@ -70,7 +70,7 @@ def test_two_markers_are_nobodys(bench: Bench) -> None:
     assert (done.code, changes) == ("VM_IDENTITY_MISMATCH", [])
 
 
-def test_a_clone_that_a_create_left_without_a_marker_is_deleted_by_its_reserved_name_only(bench: Bench) -> None:
+def test_a_partial_clone_without_a_marker_is_deleted_by_its_reserved_name_only(bench: Bench) -> None:
     vm = ready_for(bench, "delete", config={"description": "debian-12 cloud image", "tags": "image"})
     for wish in (vm, {**vm, "half_made": True, "name": "web-00000000"}):
         done, changes = bench.changing_requests(lambda wish=wish: bench.play("delete", wish))
@@ -81,7 +81,7 @@ def test_a_clone_that_a_create_left_without_a_marker_is_deleted_by_its_reserved_
     assert (done.rc, done.result["status"], bench.pve.guest(vm["vmid"])) == (0, "absent", None), done.output
 
 
-def test_a_create_leaves_a_taken_vmid_alone(bench: Bench) -> None:
+def test_a_create_never_changes_a_vm_that_has_its_vmid(bench: Bench) -> None:
     vm = bench.vm()
     bench.pve.control("add", vmid=vm["vmid"], name="somebody-elses", status="running")
     before = bench.guest(vm)
@@ -94,7 +94,7 @@ def test_a_create_leaves_a_taken_vmid_alone(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("action", ["start", "delete"])
-def test_a_token_that_sees_nothing_proves_nothing(bench: Bench, action: str) -> None:
+def test_a_token_that_sees_no_vm_does_not_prove_absence(bench: Bench, action: str) -> None:
     """Such a token gets 200 and an empty list: a delete must not report success."""
     vm = bench.made()
     bench.pve.control("revoke", path="/vms", privilege="VM.Audit")
@@ -107,13 +107,13 @@ def test_a_token_that_sees_nothing_proves_nothing(bench: Bench, action: str) -> 
     assert bench.guest(vm)
 
 
-def test_the_last_known_node_is_down_and_the_vm_is_not_gone(bench: Bench) -> None:
+def test_a_vm_whose_last_known_node_is_offline_is_not_treated_as_deleted(bench: Bench) -> None:
     vm = bench.made(node="pve2")
     bench.pve.control("node", node="pve2", online=False)
     assert bench.play("delete", {**vm, "node": "pve2"}).code == "NODE_DOWN"
 
 
-def test_a_missing_vm_is_not_believed_without_quorum(bench: Bench) -> None:
+def test_without_quorum_a_missing_vm_is_not_treated_as_deleted(bench: Bench) -> None:
     bench.pve.control("quorum", quorate=False)
     assert bench.play("delete", bench.vm()).code == "PVE_NO_QUORUM"
 
@@ -121,26 +121,26 @@ def test_a_missing_vm_is_not_believed_without_quorum(bench: Bench) -> None:
 # ---------------------------------------------------------------------- Proxmox is busy, or refuses
 
 
-def test_a_locked_vm_that_is_as_asked_is_a_success(bench: Bench) -> None:
+def test_an_action_that_needs_no_change_succeeds_on_a_locked_vm(bench: Bench) -> None:
     vm = bench.made(status="running")
     bench.pve.control("lock", vmid=vm["vmid"], lock="backup")
     assert bench.play("start", vm).rc == 0
 
 
-def test_a_lock_that_comes_between_look_and_start_is_reported_in_proxmoxs_words(bench: Bench) -> None:
+def test_a_lock_set_just_before_the_start_is_reported_with_proxmoxs_message(bench: Bench) -> None:
     vm = bench.made()
     bench.pve.fail_task("qmstart", "VM is locked (backup)", vmid=vm["vmid"])
     done = bench.play("start", vm)
     assert (done.code, done.message) == ("VM_LOCKED", "VM_LOCKED: VM is locked (backup)")
 
 
-def test_a_start_that_fails_says_why(bench: Bench) -> None:
+def test_a_failed_start_reports_its_cause(bench: Bench) -> None:
     vm = bench.made()
     bench.pve.control("behave", vmid=vm["vmid"], start_error="start failed: QEMU exited with code 1")
     assert bench.play("start", vm).message == "TASK_FAILED: start failed: QEMU exited with code 1"
 
 
-def test_losing_the_race_to_start_a_vm_is_a_success(bench: Bench) -> None:
+def test_a_start_whose_response_is_lost_succeeds(bench: Bench) -> None:
     vm = bench.made()
     bench.pve.fail("POST", f"/nodes/pve1/qemu/{vm['vmid']}/status/start", status=0, after=True)
     done = bench.play("start", vm)
@@ -160,13 +160,13 @@ def test_a_missing_privilege_is_named(bench: Bench) -> None:
     assert "VM.PowerMgmt" in done.message
 
 
-def test_a_cluster_without_quorum_changes_nothing(bench: Bench) -> None:
+def test_without_quorum_an_action_ends_in_pve_no_quorum(bench: Bench) -> None:
     vm = bench.made(status="running")
     bench.pve.control("quorum", quorate=False)
     assert bench.play("stop", {**vm, "node": "pve1"}).code == "PVE_NO_QUORUM"
 
 
-def test_a_rollback_to_a_snapshot_that_is_not_there_fails(bench: Bench) -> None:
+def test_a_rollback_to_a_missing_snapshot_ends_in_not_found(bench: Bench) -> None:
     """The old module says "ok, unchanged" here."""
     vm = bench.made()
     done, changes = bench.changing_requests(lambda: bench.play("rollback", {**vm, "snapshot": "never"}))
@@ -191,7 +191,7 @@ IMPOSSIBLE = {
 
 
 @pytest.mark.parametrize("what", IMPOSSIBLE)
-def test_an_impossible_create_is_refused_before_anything_is_changed(bench: Bench, what: str) -> None:
+def test_an_impossible_create_is_refused_before_any_change(bench: Bench, what: str) -> None:
     values, code = IMPOSSIBLE[what]
     done, changes = bench.changing_requests(lambda: bench.play("create", bench.vm(**values)))
     assert (done.code, changes) == (code, [])
@@ -207,7 +207,7 @@ def test_a_login_needs_a_cloud_init_drive(bench: Bench) -> None:
     assert bench.play("create", bench.vm(template_vmid=9100, network={"mode": "dhcp"})).rc == 0
 
 
-def test_another_node_than_the_templates_needs_shared_storage(bench: Bench) -> None:
+def test_a_clone_to_another_node_needs_shared_storage(bench: Bench) -> None:
     vm = bench.vm(node="pve2")
     assert bench.play("create", vm).code == "INVALID_REQUEST"
     bench.pve.control("add_template", vmid=9101, name="shared", node="pve1", storage="ceph")
@@ -225,7 +225,7 @@ def test_an_update_never_shrinks_a_disk(bench: Bench) -> None:
 
 
 @pytest.mark.by_hand
-def test_a_full_storage_is_known_at_once_and_leaves_nothing(bench: Bench) -> None:
+def test_a_create_on_a_full_storage_ends_in_capacity_and_leaves_no_vm(bench: Bench) -> None:
     bench.pve.control("storage", storage="local-lvm", avail=1024)
     vm = bench.vm()
     done = bench.play("create", vm)
@@ -234,7 +234,7 @@ def test_a_full_storage_is_known_at_once_and_leaves_nothing(bench: Bench) -> Non
     assert bench.pve.guest(vm["vmid"]) is None
 
 
-def test_a_clone_that_fails_half_way_reports_the_tasks_own_words(bench: Bench) -> None:
+def test_a_failed_clone_reports_the_message_of_its_proxmox_task(bench: Bench) -> None:
     bench.pve.fail_task("qmclone", "clone failed: rbd error: rbd: listing images failed")
     assert bench.play("create", bench.vm()).code == "STORAGE_UNAVAILABLE"
 
@@ -247,7 +247,7 @@ def test_a_clone_made_by_an_interrupted_run_is_adopted_by_its_name(bench: Bench)
     assert changes == [f"PUT /nodes/pve1/qemu/{vm['vmid']}/config"]
 
 
-def test_a_clone_that_is_still_running_is_waited_for(bench: Bench) -> None:
+def test_a_create_waits_for_a_clone_that_is_still_running(bench: Bench) -> None:
     vm = bench.made(config={"description": "debian-12 cloud image"})
     bench.pve.control("lock", vmid=vm["vmid"], lock="clone")
     env = bench.environment()
@@ -259,14 +259,14 @@ def test_a_clone_that_is_still_running_is_waited_for(bench: Bench) -> None:
     assert read_record(Path(env["PLAY_RECORD"]), 0, "").result["adopted"] is True
 
 
-def test_a_clone_lock_that_never_goes_ends_at_the_plays_time(bench: Bench) -> None:
+def test_a_clone_lock_that_persists_ends_in_vm_locked_at_the_timeout(bench: Bench) -> None:
     vm = bench.made(config={"description": "debian-12 cloud image"})
     bench.pve.control("lock", vmid=vm["vmid"], lock="clone")
     done, changes = bench.changing_requests(lambda: bench.play("create", {**vm, "timeout_s": 2}))
     assert (done.code, changes) == ("VM_LOCKED", [])
 
 
-def test_a_vm_that_moves_while_it_is_waited_for_is_found_where_it_is(bench: Bench) -> None:
+def test_a_vm_that_is_migrated_during_the_wait_is_found_on_its_new_node(bench: Bench) -> None:
     vm = bench.made(config={"description": "debian-12 cloud image"})
     bench.pve.control("lock", vmid=vm["vmid"], lock="clone")
     bench.pve.reset_request_log()
@@ -284,7 +284,7 @@ def test_a_vm_that_moves_while_it_is_waited_for_is_found_where_it_is(bench: Benc
     assert (result["adopted"], result["node"]) == (True, "pve2")
 
 
-def test_a_failed_clone_that_leaves_its_lock_is_told_in_the_tasks_words(bench: Bench) -> None:
+def test_a_failed_clone_that_leaves_its_lock_reports_the_message_of_its_proxmox_task(bench: Bench) -> None:
     vm = bench.vm(timeout_s=8)
     bench.pve.control("time_scale", scale=0.5)
     bench.pve.fail_task("qmclone", "clone failed: rbd error: rbd: listing images failed")
@@ -303,7 +303,7 @@ def test_a_failed_clone_that_leaves_its_lock_is_told_in_the_tasks_words(bench: B
     assert failed.code == "STORAGE_UNAVAILABLE", failed.message
 
 
-def test_a_create_killed_during_the_clone_makes_one_vm(bench: Bench) -> None:
+def test_a_create_killed_during_the_clone_results_in_one_vm(bench: Bench) -> None:
     vm = bench.vm()
     bench.pve.control("time_scale", scale=0.5)
     bench.pve.reset_request_log()
@@ -326,27 +326,27 @@ def test_a_create_killed_during_the_clone_makes_one_vm(bench: Bench) -> None:
     assert len(clones) == 1
 
 
-def test_a_lost_answer_to_the_clone_does_not_clone_again(bench: Bench) -> None:
+def test_a_lost_response_to_the_clone_request_causes_no_second_clone(bench: Bench) -> None:
     vm = bench.vm()
     bench.pve.fail("POST", "/nodes/pve1/qemu/9000/clone", status=0, after=True)
     done, changes = bench.changing_requests(lambda: bench.play("create", vm))
     assert (done.rc, sum(change.endswith("/clone") for change in changes)) == (0, 1), done.output
 
 
-def test_a_lost_answer_to_the_configuration_is_looked_up(bench: Bench) -> None:
+def test_a_lost_response_to_a_configuration_change_does_not_fail_the_update(bench: Bench) -> None:
     vm = bench.made()
     bench.pve.fail("PUT", f"/nodes/pve1/qemu/{vm['vmid']}/config", status=0, after=True)
     done = bench.play("update", {**vm, "cores": 8})
     assert (done.rc, done.result["cores"]) == (0, 8), done.output
 
 
-def test_a_configuration_that_did_not_arrive_is_a_failure(bench: Bench) -> None:
+def test_a_configuration_change_that_proxmox_did_not_receive_fails_the_update(bench: Bench) -> None:
     vm = bench.made()
     bench.pve.fail("PUT", f"/nodes/pve1/qemu/{vm['vmid']}/config", status=0)
     assert bench.play("update", {**vm, "cores": 8}).code == "PVE_UNREACHABLE"
 
 
-def test_a_proxy_that_stumbles_while_we_wait_does_not_fail_the_create(bench: Bench) -> None:
+def test_502_responses_during_the_wait_do_not_fail_the_create(bench: Bench) -> None:
     vm = bench.vm()
     bench.pve.control("time_scale", scale=0.3)
     for question in ("pending", "status/current"):
@@ -355,7 +355,7 @@ def test_a_proxy_that_stumbles_while_we_wait_does_not_fail_the_create(bench: Ben
     assert bench.play("create", vm).rc == 0
 
 
-def test_a_clone_that_vanishes_while_we_wait_is_a_failure_that_another_attempt_mends(bench: Bench) -> None:
+def test_a_create_after_its_earlier_clone_was_removed_succeeds(bench: Bench) -> None:
     vm = bench.made(config={"description": "debian-12 cloud image"})
     bench.pve.control("lock", vmid=vm["vmid"], lock="clone")
     bench.pve.control("remove", vmid=vm["vmid"])
@@ -366,15 +366,15 @@ def test_a_clone_that_vanishes_while_we_wait_is_a_failure_that_another_attempt_m
 # ---------------------------------------------------------------------- no way to Proxmox
 
 
-def test_a_wrong_secret_is_told(bench: Bench) -> None:
+def test_a_wrong_token_secret_ends_in_pve_auth(bench: Bench) -> None:
     assert bench.play("start", bench.made(), PROXMOX_TOKEN_SECRET="wrong").code == "PVE_AUTH"
 
 
-def test_missing_settings_are_told(bench: Bench) -> None:
+def test_missing_settings_end_in_pve_auth(bench: Bench) -> None:
     assert bench.play("start", bench.made(), PROXMOX_HOST="").code == "PVE_AUTH"
 
 
-def test_a_certificate_that_nobody_vouches_for_is_refused(bench: Bench) -> None:
+def test_a_certificate_of_an_unknown_ca_ends_in_pve_tls(bench: Bench) -> None:
     """The old modules do not verify unless told to."""
     done, changes = bench.changing_requests(
         lambda: bench.play("start", bench.made(), PROXMOX_CA_BUNDLE="", PROXMOX_VALIDATE_CERTS="")
@@ -382,5 +382,5 @@ def test_a_certificate_that_nobody_vouches_for_is_refused(bench: Bench) -> None:
     assert (done.code, changes) == ("PVE_TLS", [])
 
 
-def test_a_closed_port_is_told(bench: Bench) -> None:
+def test_a_closed_port_ends_in_pve_unreachable(bench: Bench) -> None:
     assert bench.play("start", bench.made(), PROXMOX_PORT="1").code == "PVE_UNREACHABLE"

@@ -22,7 +22,7 @@ HARDWARE: dict[str, Any] = {
 }
 
 
-def test_update_brings_a_vm_to_all_the_hardware_asked_for(bench: Bench) -> None:
+def test_update_applies_all_requested_hardware(bench: Bench) -> None:
     vm = {**bench.made(), **HARDWARE}
     done = bench.play("update", vm)
     assert done.rc == 0, done.output
@@ -42,7 +42,7 @@ def test_update_brings_a_vm_to_all_the_hardware_asked_for(bench: Bench) -> None:
     assert (again.rc, again.module_runs, changes) == (0, 0, []), again.output
 
 
-def test_a_reboot_that_is_allowed_is_made_when_values_wait_for_it(bench: Bench) -> None:
+def test_an_allowed_reboot_happens_when_changes_are_pending(bench: Bench) -> None:
     vm = {**bench.made(status="running"), "cores": 4, "allow_reboot": True}
     done, changes = bench.changing_requests(lambda: bench.play("update", vm))
     assert (done.rc, done.result["reboot_required"], done.result["status"]) == (0, False, "running"), done.output
@@ -52,7 +52,7 @@ def test_a_reboot_that_is_allowed_is_made_when_values_wait_for_it(bench: Bench) 
     assert (again.rc, again.result["changed"], changes) == (0, False, [])
 
 
-def test_one_disk_that_cannot_be_had_is_told_and_the_next_run_mends_it(bench: Bench) -> None:
+def test_a_disk_that_cannot_be_created_ends_in_capacity_and_the_next_run_creates_it(bench: Bench) -> None:
     vm = {**bench.made(), "disks": [{"disk": "scsi1", "size_gib": 1}, {"disk": "scsi0", "size_gib": 9}]}
     bench.pve.fail_task("qmconfig", "unable to write to storage 'local-lvm': No space left on device")
     assert bench.play("update", vm).code == "CAPACITY"
@@ -60,7 +60,7 @@ def test_one_disk_that_cannot_be_had_is_told_and_the_next_run_mends_it(bench: Be
     assert bench.guest(vm)["config"]["scsi1"].endswith("size=1G")
 
 
-def test_create_takes_both_address_families_domains_a_snippet_and_protection(bench: Bench) -> None:
+def test_create_applies_both_address_families_search_domains_a_snippet_and_protection(bench: Bench) -> None:
     keys = [f"ssh-ed25519 AAAA{number:04d} Zoë's %20 #{number}" for number in range(50)]
     vm = bench.vm(
         network={
@@ -85,7 +85,7 @@ def test_create_takes_both_address_families_domains_a_snippet_and_protection(ben
     assert bench.play("delete", vm).rc == 0
 
 
-def test_a_vm_from_an_iso_is_made_in_one_request_and_once(bench: Bench) -> None:
+def test_a_vm_from_an_iso_image_is_created_once_with_one_request(bench: Bench) -> None:
     vm = bench.vm(
         **{"node": "pve2", "storage": "ceph", "disk_gib": 4, "iso": "local:iso/debian-12.iso", "bridge": "vmbr1"},
         disks=[{"disk": "virtio1", "size_gib": 2}],

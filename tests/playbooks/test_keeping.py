@@ -9,7 +9,7 @@ from play_bench import Bench, needs
 
 
 @pytest.mark.lab
-def test_resize_grows_disks_and_nothing_else(bench: Bench) -> None:
+def test_resize_grows_disks_and_changes_nothing_else(bench: Bench) -> None:
     vm, larger_gib = {**bench.made(), "cores": 16}, bench.place.disk_gib + 1
     vm |= {"disk_gib": larger_gib}
     done, changes = bench.changing_requests(lambda: bench.play("resize", vm))
@@ -21,7 +21,7 @@ def test_resize_grows_disks_and_nothing_else(bench: Bench) -> None:
 
 
 @pytest.mark.lab
-def test_a_vm_migrates_as_it_is_and_only_when_it_is_elsewhere(bench: Bench) -> None:
+def test_migrate_keeps_the_power_state_and_skips_a_vm_on_its_target_node(bench: Bench) -> None:
     needs(bench.place.second_node, "SECOND_NODE")
     here, there = bench.place.node, bench.place.second_node
     shared = {"scsi0": f"{bench.place.other_storage}:vm-1-disk-0,size=8G"}
@@ -35,7 +35,7 @@ def test_a_vm_migrates_as_it_is_and_only_when_it_is_elsewhere(bench: Bench) -> N
     assert (again.rc, again.result["changed"], changes) == (0, False, []), again.output
 
 
-def test_a_migration_that_cannot_be_is_told(bench: Bench) -> None:
+def test_an_impossible_migration_ends_in_its_code(bench: Bench) -> None:
     vm = bench.made(status="running")
     assert bench.play("migrate", {**vm, "target_node": "pve2"}).code == "VM_STATE"  # its disk is local
     bench.pve.control("power", vmid=vm["vmid"], status="stopped")
@@ -46,7 +46,7 @@ def test_a_migration_that_cannot_be_is_told(bench: Bench) -> None:
 
 
 @pytest.mark.lab
-def test_a_backup_is_an_archive_that_was_not_there(bench: Bench) -> None:
+def test_each_backup_is_a_new_archive(bench: Bench) -> None:
     needs(bench.place.backup_storage, "BACKUP_STORAGE")
     vm = {**bench.made(status="running"), "backup_storage": bench.place.backup_storage}
     names = [bench.play("backup", vm).result["backup"] for _ in range(2)]
@@ -54,14 +54,14 @@ def test_a_backup_is_an_archive_that_was_not_there(bench: Bench) -> None:
     assert all(f"vzdump-qemu-{vm['vmid']}-" in name for name in names)
 
 
-def test_a_backup_that_cannot_be_made_says_why(bench: Bench) -> None:
+def test_a_failed_backup_reports_its_cause(bench: Bench) -> None:
     vm = {**bench.made(status="running"), "backup_storage": "backups"}
     bench.pve.fail_task("vzdump", "unable to write to storage 'backups': No space left on device")
     assert bench.play("backup", vm).code == "CAPACITY"
     assert bench.play("backup", {**vm, "backup_storage": "local-lvm"}).code == "INVALID_REQUEST"
 
 
-def test_a_last_backup_comes_before_the_deletion_or_there_is_none(bench: Bench) -> None:
+def test_a_vm_is_deleted_only_after_its_final_backup(bench: Bench) -> None:
     vm = {**bench.made(status="running"), "final_backup": "backups"}
     bench.pve.fail_task("vzdump", "unable to write to storage 'backups': No space left on device")
     failed = bench.play("delete", vm)
@@ -73,7 +73,7 @@ def test_a_last_backup_comes_before_the_deletion_or_there_is_none(bench: Bench) 
 
 
 @pytest.mark.lab
-def test_a_deletion_with_grace_stops_marks_and_destroys_when_the_time_is_over(bench: Bench) -> None:
+def test_a_deletion_with_a_grace_period_stops_marks_and_later_destroys_the_vm(bench: Bench) -> None:
     vm = {**bench.made(status="running"), "grace_s": 3600}
     marked = bench.play("delete", vm)
     assert (marked.rc, marked.result["status"], marked.result["changed"]) == (0, "stopped", True), marked.output
@@ -92,7 +92,7 @@ def test_a_deletion_with_grace_stops_marks_and_destroys_when_the_time_is_over(be
 
 @pytest.mark.lab
 @pytest.mark.parametrize("kind", ["qemu", "lxc"])
-def test_a_deletion_is_called_back_and_then_spares_the_vm(bench: Bench, kind: str) -> None:
+def test_a_cancelled_deletion_keeps_the_vm(bench: Bench, kind: str) -> None:
     needs(kind == "qemu" or bench.place.os_template, "OS_TEMPLATE")
     vm = bench.made_container(status="running") if kind == "lxc" else bench.made(status="running")
     marked = bench.play("delete", {**vm, "grace_s": 3600})
@@ -110,7 +110,7 @@ def test_a_deletion_is_called_back_and_then_spares_the_vm(bench: Bench, kind: st
 
 
 @pytest.mark.lab
-def test_a_marked_container_is_destroyed_when_its_time_is_over(bench: Bench) -> None:
+def test_a_marked_container_is_destroyed_when_its_grace_period_has_ended(bench: Bench) -> None:
     needs(bench.place.os_template, "OS_TEMPLATE")
     vm = {**bench.made_container(), "grace_s": 1, "description": "smith-delete=1"}
     marked = bench.play("delete", vm)
@@ -121,7 +121,7 @@ def test_a_marked_container_is_destroyed_when_its_time_is_over(bench: Bench) -> 
 
 
 @pytest.mark.lab
-def test_only_an_explicit_purge_takes_the_vm_out_of_jobs(bench: Bench) -> None:
+def test_only_an_explicit_purge_removes_the_vm_from_proxmoxs_jobs(bench: Bench) -> None:
     for purge in (False, True):
         vm = {**bench.made(), "purge": purge}
         assert bench.play("delete", vm).rc == 0

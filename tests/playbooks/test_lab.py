@@ -13,8 +13,8 @@ from lab_bench import REQUIRED
 from play_bench import ROOT
 from smith_lab.proxmox.stand_in import running_stand_in
 
-#: A few of the suite, to see that it works at all; `-m lab` runs them all.
-SOME = "test_start_and_stop_do_it_once or test_create_again or (test_check_mode_touches and (delete or migrate))"
+#: Some of the tests that `-m lab` runs: enough to show that they work.
+SOME = "test_a_second_start_or_stop or test_a_second_create or (test_check_mode_changes and (delete or migrate))"
 
 
 def run_pytest(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -26,13 +26,13 @@ def run_pytest(*arguments: str, **variables: str) -> subprocess.CompletedProcess
     )
 
 
-def test_without_a_lab_its_tests_do_not_pretend() -> None:
+def test_the_lab_mark_without_a_lab_is_a_usage_error() -> None:
     done = run_pytest("--collect-only")
     assert done.returncode == pytest.ExitCode.USAGE_ERROR
     assert all(f"LAB_PROXMOX_{name}" in done.stderr for name in REQUIRED)
 
 
-def test_the_suite_plays_against_whatever_cluster_is_named_and_leaves_nothing(tmp_path: Path) -> None:
+def test_the_lab_tests_run_against_the_named_cluster_and_leave_no_guest(tmp_path: Path) -> None:
     with running_stand_in(folder=tmp_path) as cluster:
         cluster.control("add_template", vmid=9200, name="lab", node="pve1", storage="ceph")
         cluster.control("add", vmid=990_001, name="somebody-elses", node="pve1")

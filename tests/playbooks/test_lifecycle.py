@@ -21,7 +21,7 @@ def first_disk(config: dict[str, Any]) -> str:
 
 @pytest.mark.lab
 @pytest.mark.by_hand
-def test_create_makes_the_vm_that_was_asked_for(bench: Bench) -> None:
+def test_create_makes_the_requested_vm(bench: Bench) -> None:
     place, larger_gib = bench.place, bench.place.disk_gib + 4
     vm = bench.vm(
         disk_gib=larger_gib,
@@ -61,7 +61,7 @@ def test_create_makes_the_vm_that_was_asked_for(bench: Bench) -> None:
 
 @pytest.mark.lab
 @pytest.mark.by_hand
-def test_create_again_changes_nothing(bench: Bench) -> None:
+def test_a_second_create_changes_nothing(bench: Bench) -> None:
     vm = bench.vm(
         disk_gib=bench.place.disk_gib + 1, description="x", cloud_init={"user": "admin", "password": "swordfish"}
     )
@@ -71,7 +71,7 @@ def test_create_again_changes_nothing(bench: Bench) -> None:
     assert (done.result["changed"], done.result["adopted"], done.module_runs) == (False, True, 0)
 
 
-def test_a_clone_under_way_is_asked_for_its_lock_alone(bench: Bench) -> None:
+def test_the_wait_for_a_clone_polls_its_lock_only(bench: Bench) -> None:
     bench.pve.control("time_scale", scale=0.5)
     vm, node = bench.vm(), bench.place.node
     bench.pve.reset_request_log()
@@ -86,7 +86,7 @@ def test_a_clone_under_way_is_asked_for_its_lock_alone(bench: Bench) -> None:
 
 
 @pytest.mark.lab
-def test_the_marker_comes_with_the_first_change_after_the_clone(bench: Bench) -> None:
+def test_the_first_change_after_the_clone_writes_the_marker(bench: Bench) -> None:
     vm = bench.vm()
     _done, changes = bench.changing_requests(lambda: bench.play("create", vm))
     node, template = bench.place.node, bench.place.template
@@ -103,7 +103,7 @@ def test_create_finds_a_template_by_its_name_on_another_node(bench: Bench) -> No
     assert (done.rc, done.result["node"], done.result["disk_gib"]) == (0, "pve2", 10)
 
 
-def test_create_puts_disks_where_asked_and_the_vm_into_the_pool(bench: Bench) -> None:
+def test_create_uses_the_requested_storage_and_pool(bench: Bench) -> None:
     vm = bench.vm(storage="ceph", pool="smith")
     assert bench.play("create", vm).rc == 0
     guest = bench.guest(vm)
@@ -119,7 +119,7 @@ def test_create_can_make_a_linked_clone(bench: Bench) -> None:
 
 @pytest.mark.lab
 @pytest.mark.by_hand
-def test_start_and_stop_do_it_once(bench: Bench) -> None:
+def test_a_second_start_or_stop_changes_nothing(bench: Bench) -> None:
     vm = bench.made()
     for action, status in (("start", "running"), ("stop", "stopped")):
         first = bench.play(action, vm)
@@ -129,18 +129,18 @@ def test_start_and_stop_do_it_once(bench: Bench) -> None:
         assert bench.guest(vm)["status"] == status
 
 
-def test_start_reports_the_guests_address_and_no_link_local_one(bench: Bench) -> None:
+def test_start_reports_the_guests_address_without_link_local_ones(bench: Bench) -> None:
     vm = bench.made(config={"ipconfig0": "ip=192.0.2.20/24"})
     assert bench.play("start", vm).result["ip_addresses"] == ["192.0.2.20"]
 
 
-def test_a_guest_without_an_address_is_started_all_the_same(bench: Bench) -> None:
+def test_start_succeeds_without_the_address_of_the_guest(bench: Bench) -> None:
     vm = bench.made(config={"agent": "0"})
     done = bench.play("start", vm)
     assert (done.rc, done.result["status"], done.result["ip_addresses"]) == (0, "running", [])
 
 
-def test_an_address_that_comes_late_is_in_the_next_actions_result(bench: Bench) -> None:
+def test_an_address_that_appears_late_is_in_the_next_actions_result(bench: Bench) -> None:
     vm = bench.made(config={"ipconfig0": "ip=192.0.2.21/24"})
     bench.pve.control("behave", vmid=vm["vmid"], agent=False)
     assert bench.play("start", vm).result["ip_addresses"] == []
@@ -169,7 +169,7 @@ def test_restart_restarts_a_running_vm_only(bench: Bench) -> None:
 
 
 @pytest.mark.lab
-def test_update_sends_only_what_differs(bench: Bench) -> None:
+def test_update_sends_only_differing_options(bench: Bench) -> None:
     vm = bench.made()
     larger_gib, one = bench.place.disk_gib + 1, f"/nodes/{bench.place.node}/qemu/{vm['vmid']}"
     done, changes = bench.changing_requests(lambda: bench.play("update", {**vm, "cores": 4, "disk_gib": larger_gib}))
@@ -187,7 +187,7 @@ def test_update_without_a_difference_changes_nothing(bench: Bench) -> None:
 
 
 @pytest.mark.lab
-def test_update_of_a_running_vm_says_that_a_reboot_is_needed_until_it_happened(bench: Bench) -> None:
+def test_update_of_a_running_vm_reports_reboot_required_until_the_reboot(bench: Bench) -> None:
     vm = bench.made(status="running")
     wanted = {**vm, "cores": 4, "memory_mib": 4096, "tags": ["new"]}
     done = bench.play("update", wanted)
@@ -210,7 +210,7 @@ def test_update_keeps_the_marker_and_the_mac_address(bench: Bench) -> None:
 
 
 @pytest.mark.lab
-def test_a_snapshot_is_taken_once_and_rolled_back_to(bench: Bench) -> None:
+def test_a_named_snapshot_is_taken_once_and_can_be_rolled_back(bench: Bench) -> None:
     vm = bench.made()
     first = bench.play("snapshot", {**vm, "snapshot": "before"})
     assert (first.rc, first.result["snapshot"], bench.guest(vm)["snapshots"]) == (0, "before", ["before"])
@@ -222,14 +222,14 @@ def test_a_snapshot_is_taken_once_and_rolled_back_to(bench: Bench) -> None:
 
 
 @pytest.mark.lab
-def test_a_snapshot_without_a_name_gets_the_next_free_one(bench: Bench) -> None:
+def test_a_snapshot_without_a_name_gets_the_next_free_name(bench: Bench) -> None:
     vm = bench.made()
     names = [bench.play("snapshot", vm).result["snapshot"] for _ in range(2)]
     assert names == ["smith-1", "smith-2"]
 
 
 @pytest.mark.lab
-def test_delete_takes_a_running_vm_and_is_content_with_a_missing_one(bench: Bench) -> None:
+def test_delete_removes_a_running_vm_and_succeeds_on_a_missing_one(bench: Bench) -> None:
     vm = bench.made(status="running")
     first = bench.play("delete", vm)
     assert (first.rc, first.result["status"], first.result["changed"]) == (0, "absent", True)
@@ -247,7 +247,7 @@ def test_a_vm_that_was_migrated_is_found_on_its_new_node(bench: Bench) -> None:
 
 @pytest.mark.lab
 @pytest.mark.parametrize("action", ACTIONS)
-def test_check_mode_touches_nothing_and_says_what_would_change(bench: Bench, action: str) -> None:
+def test_check_mode_changes_nothing_and_reports_the_planned_changes(bench: Bench, action: str) -> None:
     if action == "create":
         vm = bench.vm(cloud_init={"password": "swordfish"})
     else:
@@ -267,7 +267,7 @@ def test_check_mode_touches_nothing_and_says_what_would_change(bench: Bench, act
     assert bench.pve.guest(vm["vmid"]) == before
 
 
-def test_values_are_never_read_as_templates(bench: Bench, tmp_path: Path) -> None:
+def test_values_are_never_evaluated_as_templates(bench: Bench, tmp_path: Path) -> None:
     trap = tmp_path / "sprung"
     text = "{{ lookup('pipe', 'touch " + str(trap) + "') }}"
     vm = bench.vm(description=text, cloud_init={"user": "admin", "password": text, "ssh_public_keys": [text]})
@@ -280,7 +280,7 @@ def test_values_are_never_read_as_templates(bench: Bench, tmp_path: Path) -> Non
 
 @pytest.mark.lab
 @pytest.mark.by_hand
-def test_no_secret_is_shown_even_to_the_curious(bench: Bench) -> None:
+def test_verbose_output_shows_no_secret(bench: Bench) -> None:
     vm = bench.vm(cloud_init={"user": "admin", "password": "swordfish"})
     done = bench.play("create", vm, "-vvv")
     assert done.rc == 0, done.output
@@ -310,7 +310,7 @@ def test_every_action_has_a_playbook() -> None:
     assert {path.stem for path in (ROOT / "playbooks").glob("*.yml")} == set(ACTIONS)
 
 
-def test_the_documented_action_of_ones_own_works(bench: Bench, tmp_path: Path) -> None:
+def test_the_documented_custom_action_works(bench: Bench, tmp_path: Path) -> None:
     page = (ROOT / "docs" / "actions.md").read_text()
     example = page.partition("## An action of your own")[2].partition("```yaml\n")[2].partition("```")[0]
     (tmp_path / "tag.yml").write_text(example)

@@ -32,14 +32,14 @@ def run(bench: Bench, module: str, **arguments: Any) -> dict[str, Any]:
     return {**json.loads(said), "failed": "FAILED" in how}
 
 
-def test_a_clone_onto_a_taken_vmid_is_ok_and_names_the_template(bench: Bench) -> None:
+def test_the_module_reports_a_clone_to_a_taken_vmid_as_ok_with_the_templates_vmid(bench: Bench) -> None:
     """So a VMID is never taken from a module's answer."""
     vm = bench.made()
     told = run(bench, KVM, state="present", clone="x", vmid=9000, newid=vm["vmid"], name="y", node="pve1", timeout=1)
     assert (told["failed"], told["changed"], int(told["vmid"])) == (False, False, 9000)
 
 
-def test_absent_is_ok_while_the_vm_runs_and_stays(bench: Bench) -> None:
+def test_the_module_reports_absent_as_ok_for_a_running_vm_that_stays(bench: Bench) -> None:
     """So a deletion stops first, and looks again."""
     vm = bench.made(status="running")
     told = run(bench, KVM, state="absent", vmid=vm["vmid"])
@@ -47,7 +47,7 @@ def test_absent_is_ok_while_the_vm_runs_and_stays(bench: Bench) -> None:
     assert bench.guest(vm)["status"] == "running"
 
 
-def test_absent_is_ok_for_a_vm_that_the_token_may_not_see(bench: Bench) -> None:
+def test_the_module_reports_absent_as_ok_for_a_vm_that_the_token_cannot_see(bench: Bench) -> None:
     """So absence is proven, by privileges and by the VMID."""
     vm = bench.made()
     bench.pve.control("revoke", path="/vms", privilege="VM.Audit")
@@ -59,7 +59,7 @@ def test_absent_is_ok_for_a_vm_that_the_token_may_not_see(bench: Bench) -> None:
     assert bench.guest(vm)
 
 
-def test_a_failed_task_is_not_noticed(bench: Bench) -> None:
+def test_the_module_does_not_detect_a_failed_proxmox_task(bench: Bench) -> None:
     """So the modules are given a second only, and the task itself is followed."""
     vm = bench.made()
     bench.pve.fail_task("qmstart", "start failed: no such bridge", vmid=vm["vmid"])
@@ -68,7 +68,7 @@ def test_a_failed_task_is_not_noticed(bench: Bench) -> None:
     assert "Reached timeout" in told["msg"]
 
 
-def test_a_restart_of_a_stopped_vm_is_ok(bench: Bench) -> None:
+def test_the_module_reports_a_restart_of_a_stopped_vm_as_ok(bench: Bench) -> None:
     """So a restart looks at the status first."""
     told = run(bench, KVM, state="restarted", vmid=bench.made()["vmid"])
     assert (told["failed"], told["changed"]) == (False, False)

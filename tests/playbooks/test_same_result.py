@@ -92,7 +92,7 @@ CASES += [(action, "lxc") for action in ("create", "start", "update", "delete")]
 
 
 @pytest.mark.parametrize(("action", "kind"), CASES)
-def test_the_result_by_hand_is_the_executors(bench: Bench, twice: Twice, action: str, kind: str) -> None:
+def test_the_result_of_a_manual_run_equals_the_executors(bench: Bench, twice: Twice, action: str, kind: str) -> None:
     ones, others = twin(bench, action, kind), twin(bench, action, kind)
     by_hand, by_executor = twice(action, ones, others, final_backup=True)
     assert by_hand.rc == 0, by_hand.output
@@ -101,7 +101,7 @@ def test_the_result_by_hand_is_the_executors(bench: Bench, twice: Twice, action:
     assert comparable(by_hand.result, ones) == comparable(by_executor.vm, others)
 
 
-def test_a_deletion_with_grace_leaves_the_same_result(bench: Bench, twice: Twice) -> None:
+def test_a_deletion_with_a_grace_period_has_the_same_result_in_both_runs(bench: Bench, twice: Twice) -> None:
     ones, others = twin(bench, "delete", "qemu"), twin(bench, "delete", "qemu")
     by_hand, by_executor = twice("delete", ones, others, delete_grace_s=3600)
     assert by_hand.result["delete_at"]
@@ -113,7 +113,7 @@ def message_of(result: JobResult) -> str:
 
 
 @pytest.mark.parametrize("action", ["create", "update", "delete"])
-def test_the_error_by_hand_is_the_executors(bench: Bench, twice: Twice, action: str) -> None:
+def test_the_error_of_a_manual_run_equals_the_executors(bench: Bench, twice: Twice, action: str) -> None:
     vm = {**bench.made(), "kind": "qemu"}
     bench.pve.control("recycle", vmid=vm["vmid"])
     by_hand, by_executor = twice(action, vm, vm)
@@ -122,7 +122,7 @@ def test_the_error_by_hand_is_the_executors(bench: Bench, twice: Twice, action: 
     assert by_hand.result == by_executor.vm == {}
 
 
-def test_a_failure_half_way_leaves_the_same_early_result(bench: Bench, twice: Twice) -> None:
+def test_a_failed_start_leaves_the_same_early_result_in_both_runs(bench: Bench, twice: Twice) -> None:
     ones, others = twin(bench, "start", "qemu"), twin(bench, "start", "qemu")
     for vm in (ones, others):
         bench.pve.control("behave", vmid=vm["vmid"], start_error="start failed: QEMU exited with code 1")

@@ -71,9 +71,7 @@ def stranger(rng: random.Random, bench: Bench) -> tuple[str, dict[str, Any]]:
 
 
 @pytest.mark.timeout(900)
-def test_no_play_changes_anything_about_a_guest_that_is_not_the_services(
-    bench: Bench, warm_executor: ExecutorBench
-) -> None:
+def test_no_playbook_changes_a_guest_of_another_owner(bench: Bench, warm_executor: ExecutorBench) -> None:
     rng = random.Random(4711)  # noqa: S311 - the same cases in every run
     cases = [stranger(rng, bench) for _ in range(PLAYS)]
     before = {guest["vmid"]: guest for guest in bench.pve.guests()}

@@ -330,7 +330,7 @@ def _third_life(found: Evidence) -> None:
 # ---------------------------------------------------------------------------------------------------------------
 
 
-def test_every_kind_was_really_at_work(evidence: Evidence) -> None:
+def test_every_kind_of_secret_was_in_use(evidence: Evidence) -> None:
     """Otherwise all the others would prove nothing."""
     kinds = {canary.kind for canary in evidence.canaries}
     assert len(kinds) >= 12, sorted(kinds)
@@ -351,18 +351,18 @@ def test_no_secret_is_in_any_file_that_the_executor_wrote(evidence: Evidence) ->
     assert evidence.scanner.look_below(*evidence.folders) == set()
 
 
-def test_no_secret_is_in_arguments_or_environments_of_its_processes(evidence: Evidence) -> None:
+def test_no_secret_is_in_arguments_or_environments_of_the_executors_processes(evidence: Evidence) -> None:
     """But for the proxy's password: there is no other way to tell a program of a proxy than its environment."""
     assert {hit for hit in evidence.in_processes if hit.kind != "proxy password" or "cmdline" in hit.where} == set()
 
 
-def test_no_secret_is_in_what_pages_and_commands_show(evidence: Evidence) -> None:
+def test_no_secret_is_in_http_responses_or_command_output(evidence: Evidence) -> None:
     hits = {hit for where, said in evidence.shown.items() for hit in evidence.scanner.look(said, where)}
     assert hits == set()
     assert all(evidence.shown.values()), [where for where, said in evidence.shown.items() if not said]
 
 
-def test_no_secret_is_in_what_fulcrumcore_was_told(evidence: Evidence) -> None:
+def test_no_secret_is_in_the_jobs_at_fulcrumcore(evidence: Evidence) -> None:
     assert evidence.scanner.look(evidence.told, "jobs at FulcrumCore") == set()
 
 
@@ -381,7 +381,7 @@ class _NullRedactor(Redactor):
 
 
 @pytest.mark.parametrize("is_on", [True, False], ids=["with", "without"])
-def test_only_the_redactor_keeps_a_run_that_tells_all_from_being_believed(tmp_path: Path, is_on: bool) -> None:
+def test_the_artifacts_of_a_leaking_run_contain_secrets_only_without_the_redactor(tmp_path: Path, is_on: bool) -> None:
     vms, token = passwords(), core()
     redactor = Redactor() if is_on else _NullRedactor()
     paths = RunnerPaths(ansible_home=ansible_home(), run_dir=tmp_path / "run", artifacts_dir=tmp_path / "artifacts")

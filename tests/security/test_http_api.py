@@ -68,7 +68,7 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
         yield replace(found, description=json.loads(said))
 
 
-def test_every_answer_is_one_that_the_description_names(api: Api) -> None:
+def test_every_response_matches_the_openapi_description(api: Api) -> None:
     """Statuses, types, headers and bodies; and every method that it does not name is refused."""
     done = api.examine(api.description, "--exclude-checks", "ignored_auth", token=TOKEN)
     assert done.returncode == 0, done.stdout
@@ -89,7 +89,7 @@ def test_every_answer_is_one_that_the_description_names(api: Api) -> None:
     ),
     known=st.sampled_from(["", "livez", "readyz", "metrics", "openapi.json"]),
 )
-def test_whatever_else_is_asked_is_answered_without_a_server_error_and_nothing_is_written(
+def test_arbitrary_requests_cause_no_server_error_and_no_change(
     api: Api, method: str, path: str, headers: dict[str, str], known: str
 ) -> None:
     status, _body = api.ask(method, f"/{known}{path}", headers, source="127.0.0.2")
@@ -100,7 +100,7 @@ def test_whatever_else_is_asked_is_answered_without_a_server_error_and_nothing_i
         assert status in (400, 401, 429)
 
 
-def test_a_description_that_is_not_true_is_noticed(api: Api) -> None:
+def test_a_wrong_openapi_description_is_detected(api: Api) -> None:
     """Otherwise the others would prove nothing."""
     wrong = copy.deepcopy(api.description)
     wrong["paths"]["/metrics"]["get"]["responses"]["200"]["content"] = {"application/json": {"schema": {}}}
@@ -115,7 +115,7 @@ def test_a_description_that_is_not_true_is_noticed(api: Api) -> None:
 # --- the last ones: they show wrong tokens, in the end so many that this address is not listened to ------------------
 
 
-def test_a_page_that_would_be_read_without_the_token_is_noticed(api: Api) -> None:
+def test_a_page_that_needs_no_token_is_detected(api: Api) -> None:
     wrong = copy.deepcopy(api.description)
     wrong["paths"]["/livez"]["get"]["security"] = [{"token": []}]  # it is open to everybody
     done = api.examine(wrong, "--checks", "ignored_auth", "--include-path", "/livez", token=TOKEN)
@@ -123,13 +123,13 @@ def test_a_page_that_would_be_read_without_the_token_is_noticed(api: Api) -> Non
     assert "API accepts requests without authentication" in done.stdout
 
 
-def test_no_page_but_health_is_read_without_the_token(api: Api) -> None:
+def test_only_the_health_pages_are_readable_without_the_token(api: Api) -> None:
     done = api.examine(api.description, "--checks", "ignored_auth", "--phases", "coverage", token=TOKEN)
     assert done.returncode == 0, done.stdout
     assert api.ask("GET", "/metrics", {"Authorization": f"Bearer {TOKEN}"})[0] == 200, "refused for their number alone"
 
 
-def test_without_the_token_no_request_meets_a_server_error_or_changes_anything(api: Api) -> None:
+def test_requests_without_the_token_cause_no_server_error_and_no_change(api: Api) -> None:
     """Hundreds of requests, most with wrong tokens."""
     done = api.examine(api.description, "--exclude-checks", "ignored_auth")
     assert done.returncode == 0, done.stdout

@@ -174,7 +174,7 @@ def planned(site: Site, texts: list[str]) -> tuple[list[dict[str, Any]], list[st
     return cases, refused
 
 
-def test_every_text_of_a_service_is_among_the_fields() -> None:
+def test_every_text_property_of_a_service_is_among_the_tested_fields() -> None:
     """They are read from the model itself; this says that the reading works."""
     assert {"ciPassword", "tags[]", "network.dnsServers[]", "networks[].mac", "disks[].storage"} <= {*FIELDS}
     assert len(FIELDS) > 25
@@ -183,9 +183,7 @@ def test_every_text_of_a_service_is_among_the_fields() -> None:
         assert beside
 
 
-def test_no_payload_in_any_field_is_evaluated_on_its_way_through_ansible(
-    tmp_path: Path, site: Site, witness: Path
-) -> None:
+def test_no_payload_in_any_field_is_evaluated_by_ansible(tmp_path: Path, site: Site, witness: Path) -> None:
     texts = corpus(witness)
     assert len(texts) >= 200
     cases, refused = planned(site, texts)
@@ -207,12 +205,12 @@ def test_no_payload_in_any_field_is_evaluated_on_its_way_through_ansible(
 
 @settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=st.text(st.characters(exclude_categories=("Cs",)), max_size=80))
-def test_any_text_in_any_field_is_kept_as_it_is_or_refused_with_a_code(site: Site, text: str) -> None:
+def test_any_text_in_any_field_is_passed_on_unchanged_or_refused_with_a_code(site: Site, text: str) -> None:
     planned(site, [text])
 
 
 @given(action=st.one_of(st.text(max_size=60), st.sampled_from(JINJA)))
-def test_no_text_as_an_action_leads_out_of_the_folders_of_playbooks(action: str) -> None:
+def test_no_action_name_resolves_to_a_file_outside_the_playbook_folders(action: str) -> None:
     home = ansible_home() / "playbooks"
     try:
         found = find_playbook(action, [home])
@@ -232,7 +230,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabSystem]:
 
 
 @pytest.mark.xdist_group("injection")
-def test_payloads_reach_a_vm_as_the_text_that_they_are(lab: LabSystem) -> None:
+def test_payloads_are_stored_in_a_vm_as_plain_text(lab: LabSystem) -> None:
     witness = lab.folder / "witness"
     witness.mkdir()
     payloads = [text for text in corpus(witness) if str(witness) in text and text.isprintable()]

@@ -121,13 +121,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         runner.stop_warm()
 
 
-def test_every_privilege_of_the_table_is_tried() -> None:
+def test_every_privilege_of_the_table_is_tested() -> None:
     table = {(need.role, privilege) for need in NEEDS.values() for privilege in need.privileges}
     assert {*NEEDED_FOR} | KNOWS_LESS == table
 
 
 @pytest.mark.parametrize(("role", "privilege"), NEEDED_FOR, ids=lambda part: part)
-def test_without_one_privilege_what_needs_it_is_refused_as_such(place: Place, role: str, privilege: str) -> None:
+def test_an_action_without_its_privilege_ends_in_pve_permission(place: Place, role: str, privilege: str) -> None:
     action, wishes = NEEDED_FOR[role, privilege]
     vm = place.vm(action, wishes)
     before = place.pve.guest(vm["vmid"])
@@ -139,7 +139,7 @@ def test_without_one_privilege_what_needs_it_is_refused_as_such(place: Place, ro
     assert after == before, "nothing was done by half"
 
 
-def test_without_the_guest_agents_privilege_a_vm_starts_and_only_its_addresses_are_unknown(place: Place) -> None:
+def test_without_the_guest_agent_privilege_a_vm_starts_without_reported_addresses(place: Place) -> None:
     vm = place.vm("start", {})
     with place.without("SmithVM", "VM.GuestAgent.Audit"):
         done = place.play("start", vm)
@@ -147,7 +147,7 @@ def test_without_the_guest_agents_privilege_a_vm_starts_and_only_its_addresses_a
     assert (done.vm["status"], done.vm["ip_addresses"]) == ("running", [])
 
 
-def test_without_the_right_to_look_at_a_storage_it_is_used_all_the_same(place: Place) -> None:
+def test_without_the_audit_privilege_a_storage_is_still_used(place: Place) -> None:
     reader = ProxmoxReader(
         ProxmoxConnection(
             host=place.pve.host,
@@ -163,7 +163,7 @@ def test_without_the_right_to_look_at_a_storage_it_is_used_all_the_same(place: P
         assert place.play("create", place.vm("create", {"storage": STORAGE})).succeeded
 
 
-def test_a_pool_needs_no_privilege_of_its_own(place: Place) -> None:
+def test_a_pool_needs_no_additional_privilege(place: Place) -> None:
     vm = place.vm("create", {"pool": "smith"})
     assert place.play("create", vm).succeeded
     assert (place.pve.guest(vm["vmid"]) or {})["pool"] == "smith"
@@ -172,7 +172,7 @@ def test_a_pool_needs_no_privilege_of_its_own(place: Place) -> None:
 # --- through the whole agent ----------------------------------------------------------------------------------------
 
 
-def test_an_agent_whose_token_sees_no_vm_calls_none_of_them_gone(tmp_path: Path) -> None:
+def test_an_agent_whose_token_sees_no_vm_treats_none_as_deleted(tmp_path: Path) -> None:
     """Such a token gets 200 and empty lists."""
     with running_lab(tmp_path) as lab:
         lab.start_executor()

@@ -70,7 +70,7 @@ def dangers(tree: ast.AST) -> Iterator[str]:
                 yield "shell="
 
 
-def test_no_source_reads_text_as_code_objects_or_a_shell_line() -> None:
+def test_no_source_evaluates_text_as_code_objects_or_a_shell_command() -> None:
     found = {
         (str(path.relative_to(ROOT)), danger)
         for path in sources()
@@ -83,13 +83,15 @@ def test_no_source_reads_text_as_code_objects_or_a_shell_line() -> None:
     "source",
     ["import pickle", "from shelve import open", "eval('1')", "import os\nos.system('id')", "run('id', shell=True)"],
 )
-def test_that_search_sees_what_it_looks_for(source: str) -> None:
+def test_the_search_finds_each_dangerous_construct(source: str) -> None:
     assert list(dangers(ast.parse(source)))
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="becomes another user, which takes root")
 @pytest.mark.parametrize(("hidden", "outcome"), [(True, "Permission denied"), (False, "seen")])
-def test_a_process_of_the_same_user_cannot_read_an_undumpable_ones_environment(hidden: bool, outcome: str) -> None:
+def test_a_process_of_the_same_user_cannot_read_the_environment_of_an_undumpable_process(
+    hidden: bool, outcome: str
+) -> None:
     source = PEEP.format(root=str(ROOT), hidden=hidden)
     done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=False, timeout=60)
     assert outcome in done.stdout, done.stderr

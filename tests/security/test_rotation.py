@@ -57,7 +57,7 @@ def new_token(lab: LabSystem, name: str) -> str:
     return str(lab.admin.create_token(name, "agent", lab.ids.agent_id)["value"])
 
 
-def test_a_token_that_is_revoked_and_replaced_is_taken_over_without_a_restart(lab: LabSystem, service: str) -> None:
+def test_a_replaced_fulcrumcore_token_is_loaded_without_a_restart(lab: LabSystem, service: str) -> None:
     before, agent = reloads(lab, "FULCRUM_API_TOKEN"), agent_of(lab).pid
     token = new_token(lab, "second")
     lab.core.revoke_token(value=lab.ids.agent_token)
@@ -71,7 +71,7 @@ def test_a_token_that_is_revoked_and_replaced_is_taken_over_without_a_restart(la
     assert token not in lab.log_file.read_text()
 
 
-def test_a_secret_of_proxmox_that_changes_fails_no_job(lab: LabSystem, service: str) -> None:
+def test_a_changed_proxmox_secret_fails_no_job(lab: LabSystem, service: str) -> None:
     before = reloads(lab, "PROXMOX_TOKEN_SECRET")
     lab.proxmox.control("token_secret", secret=NEW_PROXMOX_SECRET)
     (lab.folder / "secrets" / "proxmox_token_secret").write_text(NEW_PROXMOX_SECRET)
@@ -85,7 +85,9 @@ def test_a_secret_of_proxmox_that_changes_fails_no_job(lab: LabSystem, service: 
     assert lab.wait_for_jobs(lab.order("after-rotation"), PATIENCE_S)["status"] == "Stopped"
 
 
-def test_hup_reads_the_secrets_and_one_that_cannot_be_used_is_told_and_not_taken(lab: LabSystem, service: str) -> None:
+def test_sighup_reloads_the_secrets_and_an_unusable_secret_is_logged_and_not_loaded(
+    lab: LabSystem, service: str
+) -> None:
     file = lab.folder / "secrets" / "fulcrum_api_token"
     token = new_token(lab, "third")
     before, good = reloads(lab, "FULCRUM_API_TOKEN"), file.read_text()
@@ -109,7 +111,7 @@ def test_hup_reads_the_secrets_and_one_that_cannot_be_used_is_told_and_not_taken
 # --- the process that all this happens in, while it is there --------------------------------------------------------
 
 
-def test_every_file_and_folder_of_ours_is_its_owners_alone(lab: LabSystem) -> None:
+def test_every_file_and_folder_of_the_executor_is_accessible_to_its_owner_only(lab: LabSystem) -> None:
     """Database, log of transactions, artifacts, run folders: the umask alone does not decide it."""
     places = [lab.data_dir, lab.folder / "run"]
     found = [path for place in places for path in (place, *place.rglob("*")) if not path.is_symlink()]
@@ -118,7 +120,7 @@ def test_every_file_and_folder_of_ours_is_its_owners_alone(lab: LabSystem) -> No
     assert open_to_others == {}
 
 
-def test_the_agent_dumps_no_core_and_makes_private_files(lab: LabSystem) -> None:
+def test_the_agent_writes_no_core_dump_and_has_a_private_umask(lab: LabSystem) -> None:
     agent = agent_of(lab)
     for process in (agent.pid, lab.executor.pid):
         limits = Path(f"/proc/{process}/limits").read_text()

@@ -28,7 +28,7 @@ def test_every_distribution_that_an_operator_installs_has_an_accepted_licence() 
     assert licences.problems() == []
 
 
-def test_only_the_lab_depends_on_the_agpl() -> None:
+def test_only_the_lab_depends_on_agpl_software() -> None:
     shipped = licences.closure(licences.SHIPPED)
     lab = licences.closure(licences.OTHER)
     assert len(shipped) > 20
@@ -60,7 +60,7 @@ def test_the_scan_finds_each_kind_of_secret_and_prints_none(tmp_path: Path, kind
         "smith://a:********@b.c",
     ],
 )
-def test_examples_are_no_secrets(tmp_path: Path, harmless: str) -> None:
+def test_example_values_are_not_reported_as_secrets(tmp_path: Path, harmless: str) -> None:
     file = tmp_path / "doc.md"
     file.write_text(harmless)
     assert list(scan_secrets.find_secrets(file)) == []

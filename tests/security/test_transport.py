@@ -88,7 +88,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_certificate_that_does_not_fit_is_refused_with_what_to_do(tmp_path: Path, case: str) -> None:
+def test_an_invalid_certificate_is_refused_with_its_remedy(tmp_path: Path, case: str) -> None:
     certificate, (say_of_fulcrum, say_of_proxmox) = CASES[case]
     with endpoint(tmp_path / "server", **certificate) as server:
         certify(tmp_path / "other")
@@ -124,11 +124,11 @@ def test_a_certificate_that_does_not_fit_is_refused_with_what_to_do(tmp_path: Pa
         ),
     ],
 )
-def test_every_setting_that_gives_tls_up_is_named(variables: dict[str, str], named: list[str]) -> None:
+def test_each_setting_that_disables_tls_is_named(variables: dict[str, str], named: list[str]) -> None:
     assert [name for name, _ in load_settings(env_file=None, environ=variables).insecurities()] == named
 
 
-def test_giving_tls_up_is_told_once_at_each_start(tmp_path: Path) -> None:
+def test_disabled_tls_is_logged_once_at_each_start(tmp_path: Path) -> None:
     with running_lab(tmp_path, settings={"PROXMOX_VALIDATE_CERTS": "false", "PROXMOX_CA_BUNDLE": ""}) as lab:
         for starts in (1, 2):
             done = subprocess.run(

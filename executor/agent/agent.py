@@ -166,10 +166,10 @@ class Agent:
         progress = Progress()
         while True:
             self._tick(progress)
-            self.monitor.watch()
+            self.monitor.restart_overdue_jobs()
             if self._signals:
                 return "signal", EXIT_OK
-            if (limit := self.monitor.reached()) is not None:
+            if (limit := self.monitor.reached_limit()) is not None:
                 log.info("limit_reached", limit=limit)
                 return f"limit {limit}", EXIT_RESTART if self.mode is Mode.SERVE else EXIT_OK
             if self.mode is not Mode.SERVE and self._is_done():

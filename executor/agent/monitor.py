@@ -17,7 +17,7 @@ log = get_logger(__name__)
 
 BYTES_PER_MIB = 1024 * 1024
 #: Interval of the checks of critical jobs, and of the memory measurements.
-WATCH_INTERVAL_S = 30.0
+CHECK_INTERVAL_S = 30.0
 MEMORY_INTERVAL_S = 5.0
 
 
@@ -37,11 +37,11 @@ class Monitor:
     state: AgentState
     scheduler: Scheduler
     _started_at: float = field(default_factory=time.monotonic)
-    _watched_at: float = field(default_factory=time.monotonic)
+    _checked_at: float = field(default_factory=time.monotonic)
     _measured_at: float = 0.0
     _memory_mib: float = 0.0
 
-    def reached(self) -> Limit | None:
+    def reached_limit(self) -> Limit | None:
         """Return the limit that was reached, None while there is none."""
         settings = self.settings
         if settings.smith_max_jobs and self.state.jobs_claimed >= settings.smith_max_jobs:
@@ -59,14 +59,14 @@ class Monitor:
             self._measured_at = time.monotonic()
         return self._memory_mib
 
-    def watch(self) -> None:
-        """Restart critical jobs that have died or are overdue."""
-        if time.monotonic() - self._watched_at < WATCH_INTERVAL_S:
+    def restart_overdue_jobs(self) -> None:
+        """Restart critical jobs whose thread has died or hangs; checked every CHECK_INTERVAL_S."""
+        if time.monotonic() - self._checked_at < CHECK_INTERVAL_S:
             return
-        self._watched_at = time.monotonic()
+        self._checked_at = time.monotonic()
         for name in self.scheduler.overdue():
-            log.error("critical_job_repaired", name=name)
-            self.scheduler.repair(name)
+            log.error("critical_job_restarted", name=name)
+            self.scheduler.restart(name)
 
 
 def _tree_memory_mib() -> float:

@@ -105,19 +105,21 @@ class Reporter:
             return True
 
     def _postpone(self, job: Job, error: FulcrumUnavailable) -> bool:
+        """Store a backoff for the report; True when FulcrumCore is up and only this report failed (HTTP 500)."""
         backoff_s = min(2.0 ** min(job.report_attempts, 10), MAX_BACKOFF_S) * random.uniform(0.5, 1.0)  # noqa: S311
         with transaction(self.engine) as session:
             outbox.postpone_report(
                 session, job.id, backoff_s=max(backoff_s, error.retry_after_s or 0.0), note=str(error)
             )
-        has_answered_for_this_job = error.status == 500
-        if not has_answered_for_this_job:
+        is_only_this_report = error.status == 500
+        if not is_only_this_report:
             self.state.fulcrum.note_down(str(error))
         elif job.report_attempts == 0:
             log.warning("report_postponed", reason=str(error))
-        return has_answered_for_this_job
+        return is_only_this_report
 
     def _settle(self, job: Job) -> tuple[ReportState, str]:
+        """Report the job; return its new state and a note. Raises FulcrumError when the report must be retried."""
         try:
             return self._deliver(job)
         except FulcrumAuthFailing:
@@ -149,14 +151,14 @@ class Reporter:
     def _after_refusal(self, job: Job, refusal: str) -> tuple[ReportState, str]:
         """Let FulcrumCore's status of the job decide what a refusal means."""
         status = self.fulcrum.get_job(job.fulcrum_id).status
-        wanted = "Completed" if job.status == JobStatus.COMPLETED else "Failed"
+        expected = "Completed" if job.status == JobStatus.COMPLETED else "Failed"
         if status == "Pending":  # it was never claimed, and only a claimed job can end
             self.fulcrum.claim_job(job.fulcrum_id)
             self._send(job)
             return ReportState.REPORTED, ""
         if status == "Processing":
             return self._send_without_properties(job, refusal)
-        if status == wanted and self._is_our_outcome(job):
+        if status == expected and self._is_our_outcome(job):
             return ReportState.REPORTED, "an earlier report had been accepted"
         return ReportState.OVERTAKEN, f"FulcrumCore has the job as {status}; the outcome here is kept"
 
@@ -167,6 +169,7 @@ class Reporter:
         return self.fulcrum.get_job(job.fulcrum_id).error_message == job.error_message
 
     def _send_without_properties(self, job: Job, refusal: str) -> tuple[ReportState, str]:
+        """Complete a job whose properties FulcrumCore may have refused; fail it when that is refused too."""
         if job.status != JobStatus.COMPLETED:
             raise FulcrumUnavailable(f"the failure was refused: {refusal}", status=500)
         try:
@@ -176,6 +179,7 @@ class Reporter:
         return ReportState.REPORTED, f"without properties: {refusal}"
 
     def _fail_instead(self, job: Job, reason: str) -> tuple[ReportState, str]:
+        """Report a failure in place of a completion that FulcrumCore does not accept, and store that result."""
         result = JobResult(succeeded=False, code=ErrorCode.INVALID_REQUEST, detail=reason)
         try:
             self.fulcrum.fail_job(job.fulcrum_id, result.message)

@@ -45,7 +45,7 @@ class CriticalJob:
     started_at: float = 0.0  #: monotonic; of the current or last turn
     finished_at: float = 0.0  #: monotonic; of the last turn
     failing_with: str = ""  #: type of the last turn's exception; a repeated failure is logged once
-    generation: int = 0  #: raised by `repair`: threads of an older generation end
+    generation: int = 0  #: raised by `restart`: threads of an older generation end
 
 
 class Scheduler:
@@ -83,7 +83,7 @@ class Scheduler:
                 late.append(name)
         return late
 
-    def repair(self, name: str) -> None:
+    def restart(self, name: str) -> None:
         """Start a new thread for a critical job; the old one ends when it next checks its generation."""
         self._start_one(name)
 

@@ -13,7 +13,7 @@ from starlette.routing import Route
 from executor.web.agent_view import AgentHandle
 from executor.web.gauges import Gauges
 from executor.web.guard import Access, Guard
-from executor.web.health import Verdict, liveness, readiness
+from executor.web.health import HealthReport, liveness, readiness
 from executor.web.openapi import document
 
 PAGES = ("/livez", "/readyz", "/metrics", "/openapi.json")
@@ -68,9 +68,9 @@ class _Pages:
         return JSONResponse(self._description)
 
 
-def _page(request: Request, verdict: Verdict) -> Response:
-    content = verdict.as_json(with_details=request.state.may_see_details)
-    return JSONResponse(content, status_code=200 if verdict.ok else 503)
+def _page(request: Request, report: HealthReport) -> Response:
+    content = report.as_json(with_details=request.state.may_see_details)
+    return JSONResponse(content, status_code=200 if report.ok else 503)
 
 
 def _not_found(_request: Request, _error: Exception) -> Response:

@@ -34,8 +34,8 @@ class Check:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict:
-    """The state, with the checks that led to it."""
+class HealthReport:
+    """The state of the agent, with the checks that it was derived from."""
 
     status: str
     ok: bool
@@ -52,16 +52,16 @@ class Verdict:
         return {"status": self.status, "checks": rows}
 
 
-def liveness(handle: AgentHandle) -> Verdict:
+def liveness(handle: AgentHandle) -> HealthReport:
     """Check that every loop and critical job makes progress."""
     if handle.attached is None or not handle.attached[0].state.turns:
-        return Verdict(status="starting", ok=True)
+        return HealthReport(status="starting", ok=True)
     view, _prober = handle.attached
     if view.state.stopping.is_set():
-        return Verdict(status="stopping", ok=True)
+        return HealthReport(status="stopping", ok=True)
     checks = (*_loops(view), *_critical_jobs(view))
     ok = all(check.ok for check in checks)
-    return Verdict(status="alive" if ok else "stuck", ok=ok, checks=checks)
+    return HealthReport(status="alive" if ok else "stuck", ok=ok, checks=checks)
 
 
 def _loops(view: AgentView) -> list[Check]:
@@ -85,16 +85,16 @@ def _critical_jobs(view: AgentView) -> list[Check]:
     ]
 
 
-def readiness(handle: AgentHandle) -> Verdict:
+def readiness(handle: AgentHandle) -> HealthReport:
     """Check that a job could be processed now."""
     if handle.attached is None:
         reason = "waits for FulcrumCore's configuration" if handle.waits_for else ""
         starting = Check(name="agent", ok=False, reason=reason or "is starting", detail=handle.waits_for)
-        return Verdict(status="not ready", ok=False, checks=(starting,))
+        return HealthReport(status="not ready", ok=False, checks=(starting,))
     view, prober = handle.attached
     checks = (_agent(view), _fulcrum(view), *_probes(prober))
     ok = all(check.ok for check in checks)
-    return Verdict(status="ready" if ok else "not ready", ok=ok, checks=checks)
+    return HealthReport(status="ready" if ok else "not ready", ok=ok, checks=checks)
 
 
 def _agent(view: AgentView) -> Check:

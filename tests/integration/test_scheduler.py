@@ -235,7 +235,7 @@ def test_a_stuck_job_is_overdue_and_gets_a_new_thread(make_scheduler: MakeSchedu
     )
     wait_for(lambda: "stuck" in scheduler.overdue(max_intervals=1, slack_s=0.2), "the finding")
     old = scheduler._threads["stuck"]
-    scheduler.repair("stuck")
+    scheduler.restart("stuck")
     wait_for(lambda: fake.turns >= 2, "turns of the new thread")
     release.set()
     wait_for(lambda: not old.is_alive(), "the end of the old thread")

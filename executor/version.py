@@ -14,7 +14,7 @@ try:
     VERSION = installed("agent-smith")
 except PackageNotFoundError:  # run from a folder that was never installed
     VERSION = "0+unknown"
-#: Where Ansible looks for collections when nobody says otherwise.
+#: Where Ansible searches for collections without ANSIBLE_COLLECTIONS_PATH.
 COLLECTION_FOLDERS = ("~/.ansible/collections", "/usr/share/ansible/collections")
 
 

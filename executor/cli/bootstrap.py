@@ -96,12 +96,7 @@ def core(  # noqa: PLR0913, PLR0917 (one option each; typer passes them by name)
         with TokenDestination(token_file, is_shown=show_token, is_needed=bootstrap.needs_token) as place:
             steps = _execute(bootstrap, place, dry_run=dry_run, show_table=not as_json)
     if as_json:
-        found: dict[str, Any] = {
-            "dry_run": dry_run,
-            "agent_id": bootstrap.agent_id,
-            "steps": [asdict(s) for s in steps],
-        }
-        show_json(found | ({"token": place.value} if show_token else {}))
+        _show_json(bootstrap, place, steps, dry_run=dry_run)
     else:
         _show_token(place, dry_run=dry_run)
     if not bootstrap.needs_token and token_file:
@@ -128,6 +123,15 @@ def _shown(step: Step) -> dict[str, Any]:
     shown = [*places, f"and {more} more (--json lists all)"] if more else places
     status = "would be created" if step.status == "missing" else step.status.value
     return {"kind": step.kind, "name": step.name, "status": status, "id": step.id, "differences": ", ".join(shown)}
+
+
+def _show_json(bootstrap: Bootstrap, place: TokenDestination, steps: list[Step], *, dry_run: bool) -> None:
+    found: dict[str, Any] = {
+        "dry_run": dry_run,
+        "agent_id": bootstrap.agent_id,
+        "steps": [asdict(step) for step in steps],
+    }
+    show_json(found | ({"token": place.value} if place.is_shown else {}))
 
 
 def _show_token(place: TokenDestination, *, dry_run: bool) -> None:

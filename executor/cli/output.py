@@ -43,6 +43,7 @@ def show_json(document: Any) -> None:
 
 
 def jsonable(value: Any) -> Any:
+    """Return the value in types that JSON has: times as text, tuples as lists, everything unknown as text."""
     if isinstance(value, datetime):
         return iso(value)
     if isinstance(value, Mapping):

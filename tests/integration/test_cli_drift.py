@@ -356,9 +356,9 @@ def test_an_adoption_is_refused_with_its_reason(world: World) -> None:
     cases = [
         (service_id, 9000, "is a template"),
         (service_id, 4711, "sees no VM 4711"),
-        (service_id, world.add_vm(other), f"belongs to {other}"),
-        (service_id, both, "belongs to"),
-        (service_id, mapped_vm, f"belongs to {mapped_service}"),
+        (service_id, world.add_vm(other), f"has the marker of {other}"),
+        (service_id, both, "has the marker of"),
+        (service_id, mapped_vm, f"has the marker of {mapped_service}"),
         (mapped_service, world.add_vm(mapped_service), f"has VM {mapped_vm} already"),
         (other, free, "knows no service"),
         ("no-uuid", free, "names no service"),

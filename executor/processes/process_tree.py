@@ -3,9 +3,9 @@
 Killing a process group is not enough: ansible-core's workers call setsid, so a killed ansible-playbook leaves its
 worker, the module and the module's children alive, and they continue to change VMs. Three mechanisms find them:
 
-* `keep` is the parent of one run. It is a child subreaper, so every process of the run stays its descendant, however
+* `guard` is the parent of one run. It is a child subreaper, so every process of the run stays its descendant, however
   often it forks. It ends the whole tree when the run has ended, when it receives TERM, or when the agent has died.
-* `marked` finds processes by an environment variable that every run sets, for the case that the keeper was killed.
+* `marked` finds processes by an environment variable that every run sets, for the case that the guard was killed.
 * The supervisor is a subreaper too and ends the remaining processes when its agent dies.
 
 Lowest layer, standard library only: this file is also run as a script (`python -I -S`, 15 ms), without site-packages.
@@ -30,7 +30,7 @@ if TYPE_CHECKING:  # not at run time: the script must start fast
 SCRIPT = os.path.abspath(__file__)
 #: Time between TERM and KILL. R7: no process of a run is alive 5 s after its end.
 GRACE_S = 3.0
-#: Exit code of `keep` when it ended the run before its own end.
+#: Exit code of `guard` when it ended the run before its own end.
 ENDED = 254
 #: A process in uninterruptible sleep survives even SIGKILL: the wait for it ends after this time.
 _GIVE_UP_S = 5.0
@@ -123,7 +123,7 @@ class Wakeups:
             return b""
 
 
-def keep(command: list[str]) -> int:
+def guard(command: list[str]) -> int:
     """Run `command` until it ends, standard input closes, or TERM is received; then end all its processes.
 
     The other end of standard input is held by the agent, so it closes even when the agent is killed.
@@ -143,16 +143,17 @@ def keep(command: list[str]) -> int:
     return ENDED if code is None else code
 
 
-def attend(child: int, wakeups: Wakeups, *, lifeline: int = 0) -> int | None:
-    """Wait for a child's end and return its exit code; None when TERM was received or the lifeline was closed.
+def attend(child: int, wakeups: Wakeups, *, parent_fd: int = 0) -> int | None:
+    """Wait for a child's end and return its exit code; None when TERM was received or the parent closed its pipe.
 
-    `wakeups` must cover CHLD and TERM. The lifeline is a file descriptor without data: readable means closed.
+    `wakeups` must cover CHLD and TERM. `parent_fd` is our end of the parent's pipe, without data: readable
+    means closed.
     """
     poll = select.poll()
     poll.register(wakeups.reader, select.POLLIN)
-    poll.register(lifeline, select.POLLIN)
+    poll.register(parent_fd, select.POLLIN)
     while True:
-        closed = any(fd == lifeline for fd, _ in poll.poll())
+        closed = any(fd == parent_fd for fd, _ in poll.poll())
         ended = reap()  # first: a run that has ended keeps its own exit code even when TERM was received too
         if child in ended:
             return exit_code(ended[child])
@@ -189,9 +190,9 @@ def exec_tied(parent: int, command: list[str]) -> NoReturn:
     os.execvp(command[0], command)  # noqa: S606  on purpose: no shell between the supervisor and its agent
 
 
-def keeper_command() -> list[str]:
+def guard_command() -> list[str]:
     """Return the command line to which the run's command is appended."""
-    return [sys.executable, "-I", "-S", SCRIPT, "keep"]
+    return [sys.executable, "-I", "-S", SCRIPT, "guard"]
 
 
 def tied_command(parent: int) -> list[str]:
@@ -258,6 +259,6 @@ def _prctl(option: int, value: int) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "keep":
-        sys.exit(keep(sys.argv[2:]))
+    if sys.argv[1] == "guard":
+        sys.exit(guard(sys.argv[2:]))
     exec_tied(int(sys.argv[2]), sys.argv[3:])

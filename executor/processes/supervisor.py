@@ -38,7 +38,7 @@ MAX_BACKOFF_AFTER_READY_S = 4.0
 STABLE_LIFE_S = 60.0
 #: An agent that requests a restart sooner than this would probably do so again: it gets a backoff as after a death.
 MIN_LIFE_S = 2.0
-#: Time between TERM and KILL for orphan processes; the keepers of the agent's runs need it to end their runs.
+#: Time between TERM and KILL for orphan processes; the guards of the agent's runs need it to end their runs.
 ORPHAN_GRACE_S = 2.0
 #: Time for the agent to exit after QUIT.
 QUIT_GRACE_S = 8.0

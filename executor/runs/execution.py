@@ -1,7 +1,7 @@
 """One run of ansible-runner between its start and its end: its processes, its output, its events, its time limit.
 
-A run's root process is a keeper (`process_tree.keep`; of a warm run `warm/client.py`). Its standard input is a pipe
-from the agent: when we close the pipe, or the agent dies, the keeper ends the whole process tree.
+A run's root process is a guard (`process_tree.guard`; of a warm run `warm/client.py`). Its standard input is a pipe
+from the agent: when we close the pipe, or the agent dies, the guard ends the whole process tree.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ log = get_logger(__name__)
 
 #: How often `cancelled` and the deadline are checked during a run.
 STEP_S = 0.2
-#: Extra time for the keeper, after its own grace period, before we kill the run's processes ourselves.
-KEEPER_MARGIN_S = 2.0
+#: Extra time for the guard, after its own grace period, before we kill the run's processes ourselves.
+GUARD_MARGIN_S = 2.0
 #: A larger event file is not parsed.
 MAX_EVENT_FILE_BYTES = 4 * 1024 * 1024
 READ_BYTES = 16 * 1024
@@ -43,17 +43,17 @@ Pipe = tuple[BinaryIO, BinaryIO]  # reader, writer
 @contextlib.contextmanager
 def prepared(config: Any, output: RunOutput) -> Iterator[Execution]:
     """Prepare a run. It may be cancelled before it starts; its pipes are closed at the end, however it ends."""
-    with _pipe() as keeper_input, _pipe() as run_output:
-        yield Execution(config, output, keeper_input, run_output)
+    with _pipe() as guard_input, _pipe() as run_output:
+        yield Execution(config, output, guard_input, run_output)
 
 
 class Execution:
     """One run between its start and its end."""
 
-    def __init__(self, config: Any, output: RunOutput, keeper_input: Pipe, run_output: Pipe) -> None:
+    def __init__(self, config: Any, output: RunOutput, guard_input: Pipe, run_output: Pipe) -> None:
         self._config = config
         self._output = output
-        self._keeper_input, self._keeper_pipe = keeper_input
+        self._guard_input, self._guard_pipe = guard_input
         self._run_output, self._output_writer = run_output
         self._events_folder = Path(config.artifact_dir, "job_events")
         self._credentials_file = config.env[CREDENTIALS_VARIABLE]
@@ -67,7 +67,7 @@ class Execution:
     def execute(self, deadline: float, cancelled: Callable[[], bool]) -> tuple[RunStatus, int]:
         """Run to the end and leave no process; return the status and the exit code. `deadline` is monotonic time."""
         # ansible-runner gives these to the process in the mode that `runner_config` chose, and waits for its end.
-        self._config.input_fd = self._keeper_input
+        self._config.input_fd = self._guard_input
         self._config.output_fd = self._config.error_fd = self._output_writer
         thread = threading.Thread(target=self._run, name=f"run-{self._config.ident}", daemon=True)
         thread.start()
@@ -81,27 +81,27 @@ class Execution:
         return status, rc
 
     def cancel(self, reason: RunStatus = RunStatus.CANCELED) -> None:
-        """Ask the keeper to end the run. Only the first reason counts; without effect once the run has ended."""
+        """Ask the guard to end the run. Only the first reason counts; without effect once the run has ended."""
         with self._lock:
-            if self._reason is None and not self._keeper_pipe.closed:
+            if self._reason is None and not self._guard_pipe.closed:
                 self._reason, self._cancelled_at = reason, time.monotonic()
-        self._close_keeper_pipe()
+        self._close_guard_pipe()
 
-    def _close_keeper_pipe(self) -> None:
+    def _close_guard_pipe(self) -> None:
         with self._lock:
-            self._keeper_pipe.close()
+            self._guard_pipe.close()
 
     def _run(self) -> None:
         try:
             self._runner.run()
         except OSError as error:  # no space for a file, or no process could be started: the run has failed
-            log.error("run_broke", run_ident=self._config.ident, reason=str(error))
+            log.error("run_crashed", run_ident=self._config.ident, reason=str(error))
         finally:
             self._output_writer.close()
-            self._keeper_input.close()
+            self._guard_input.close()
 
     def _follow(self, thread: threading.Thread, deadline: float, cancelled: Callable[[], bool]) -> None:
-        """Read the run's output until its keeper has ended."""
+        """Read the run's output until its guard has ended."""
         poll, check_at = _poll(self._run_output), 0.0
         while thread.is_alive():
             if poll.poll(STEP_S * 1000) and not self._read():
@@ -114,17 +114,17 @@ class Execution:
 
     def _check_limits(self, now: float, deadline: float, cancelled: Callable[[], bool]) -> None:
         if self._reason is not None:
-            if now > self._cancelled_at + process_tree.GRACE_S + KEEPER_MARGIN_S:
-                process_tree.end(self._processes, grace_s=0)  # the keeper does not do it: it is suspended or dead
+            if now > self._cancelled_at + process_tree.GRACE_S + GUARD_MARGIN_S:
+                process_tree.end(self._processes, grace_s=0)  # the guard does not do it: it is suspended or dead
         elif cancelled():
             self.cancel()
         elif now >= deadline:
             self.cancel(RunStatus.TIMEOUT)
 
     def _end(self, thread: threading.Thread) -> None:
-        """Leave no process alive, even if the keeper was killed."""
-        self._close_keeper_pipe()
-        thread.join(process_tree.GRACE_S + KEEPER_MARGIN_S)
+        """Leave no process alive, even if the guard was killed."""
+        self._close_guard_pipe()
+        thread.join(process_tree.GRACE_S + GUARD_MARGIN_S)
         if strays := process_tree.end(self._processes, grace_s=0 if thread.is_alive() else process_tree.GRACE_S):
             log.warning("orphan_processes_killed", run_ident=self._config.ident, processes=len(strays))
         thread.join()
@@ -148,7 +148,7 @@ class Execution:
         rc = process_tree.ENDED if self._runner.rc is None else int(self._runner.rc)
         if rc == 0:  # it ended well before the cancellation took effect
             return RunStatus.SUCCESSFUL, 0
-        if self._reason is not None:  # whether the keeper ended it or we had to
+        if self._reason is not None:  # whether the guard ended it or we had to
             return self._reason, process_tree.ENDED
         return RunStatus.FAILED, rc if rc > 0 else 128 - rc
 

@@ -166,7 +166,7 @@ class Runner:
     def _command(self, config: Any) -> list[str]:
         if warm := self._warm:
             return warm.command(config.command, config.env["PATH"])
-        return [*process_tree.keeper_command(), *config.command]
+        return [*process_tree.guard_command(), *config.command]
 
     def _server_environment(self, folder: Path) -> dict[str, str]:
         """Return the environment of the servers of warm runs: that of a run whose private folder is `folder`."""
@@ -198,7 +198,7 @@ class Runner:
                 write_text(partial / "status", RunStatus.FAILED)
             partial.rename(target)
         except (OSError, shutil.Error) as error:
-            log.error("artifacts_not_kept", run_ident=ident, reason=_reason(error))
+            log.error("artifacts_not_stored", run_ident=ident, reason=_reason(error))
             unmoved = self._run_dir / f"{ident}{UNMOVED_SUFFIX}"
             return artifacts if artifacts == unmoved else artifacts.rename(unmoved)
         shutil.rmtree(artifacts, ignore_errors=True)

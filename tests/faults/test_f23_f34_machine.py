@@ -51,7 +51,7 @@ def test_f23_only_the_playbook_processes_are_killed(make_rig: MakeRig, warm: str
     agent = rig.agent().pid
     for process in rig.run_processes():
         with contextlib.suppress(psutil.NoSuchProcess):  # modules come and go
-            if "keep" not in process.cmdline()[:5]:
+            if "guard" not in process.cmdline()[:5]:
                 process.kill()
     assert rig.wait_for_jobs(service_id)["status"] == "Stopped"
     assert len(rig.clones_of(service_id)) == 1
@@ -153,7 +153,7 @@ def test_f33_artifacts_cannot_be_written(rig: Rig) -> None:
         service_id = rig.order("f33")
         assert rig.wait_for_jobs(service_id)["status"] == "Stopped"
         rig.prove()
-        assert rig.lab.log_events("artifacts_not_kept")
+        assert rig.lab.log_events("artifacts_not_stored")
     finally:
         folder.unlink()
 

@@ -280,9 +280,9 @@ def test_a_question_that_breaks_ends_the_run_before_it_is_raised(site: Site) -> 
     assert list(site.paths.run_dir.iterdir()) == []
 
 
-@pytest.mark.parametrize("word", ["/ansible-playbook", "process_tree.py keep"])
+@pytest.mark.parametrize("word", ["/ansible-playbook", "process_tree.py guard"])
 def test_f23_a_run_killed_from_outside_is_failed_and_leaves_no_process(site: Site, word: str) -> None:
-    """A run, its keeper or its module is killed → the run is over, and no process of it is left."""
+    """A run, its guard or its module is killed → the run is over, and no process of it is left."""
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(site.runner.run, site.order(site.stubborn()))
         _eventually(site.is_busy)
@@ -296,14 +296,14 @@ def test_f23_a_run_killed_from_outside_is_failed_and_leaves_no_process(site: Sit
     assert word != "/ansible-playbook" or site.strays() == []
 
 
-def test_a_keeper_that_hangs_does_not_keep_a_run_alive(site: Site) -> None:
+def test_a_guard_that_hangs_does_not_keep_a_run_alive(site: Site) -> None:
     hangs = threading.Event()
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(site.runner.run, site.order(site.stubborn()), cancelled=hangs.is_set)
         _eventually(site.is_busy)
-        keeper = _process_of(site, "process_tree.py keep")
-        assert keeper is not None
-        keeper.suspend()
+        guard = _process_of(site, "process_tree.py guard")
+        assert guard is not None
+        guard.suspend()
         hangs.set()
         artifacts = future.result()
 
@@ -705,7 +705,7 @@ def other_agent(site: Site) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def test_r7_a_killed_agent_leaves_no_process_of_its_runs(site: Site, other_agent: subprocess.Popen[bytes]) -> None:
-    """No supervisor takes part: the run's keeper sees that its agent is gone."""
+    """No supervisor takes part: the run's guard sees that its agent is gone."""
     other_agent.kill()
 
     _eventually(lambda: not site.strays())
@@ -716,9 +716,9 @@ def test_r7_a_killed_agent_leaves_no_process_of_its_runs(site: Site, other_agent
 def test_a_sweep_ends_what_was_left_alive_and_keeps_what_it_had_shown(
     site: Site, other_agent: subprocess.Popen[bytes]
 ) -> None:
-    keeper = _process_of(site, "process_tree.py keep")
-    assert keeper is not None
-    keeper.suspend()  # nobody but the sweep is left to end the run
+    guard = _process_of(site, "process_tree.py guard")
+    assert guard is not None
+    guard.suspend()  # nobody but the sweep is left to end the run
     other_agent.kill()
 
     assert site.runner.sweep() == ["run-1"]
@@ -775,7 +775,7 @@ def test_the_playbooks_of_a_checkout_are_at_its_top() -> None:
 
 def test_a_command_that_does_not_exist_is_told_in_the_output() -> None:
     done = subprocess.run(
-        [sys.executable, "-I", "-S", _process_tree_file(), "keep", "no-such-command"],
+        [sys.executable, "-I", "-S", _process_tree_file(), "guard", "no-such-command"],
         stdin=subprocess.PIPE,
         capture_output=True,
         check=False,
@@ -785,11 +785,11 @@ def test_a_command_that_does_not_exist_is_told_in_the_output() -> None:
 
 
 @pytest.mark.parametrize(("script", "code"), [("exit 3", 3), ("kill -TERM $$", 128 + signal.SIGTERM)])
-def test_a_keeper_ends_with_the_code_of_its_command(script: str, code: int) -> None:
+def test_a_guard_ends_with_the_code_of_its_command(script: str, code: int) -> None:
     with subprocess.Popen(
-        [sys.executable, "-I", "-S", _process_tree_file(), "keep", "sh", "-c", script], stdin=subprocess.PIPE
-    ) as keeper:
-        assert keeper.wait() == code
+        [sys.executable, "-I", "-S", _process_tree_file(), "guard", "sh", "-c", script], stdin=subprocess.PIPE
+    ) as guard:
+        assert guard.wait() == code
 
 
 def _process_tree_file() -> str:

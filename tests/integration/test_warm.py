@@ -31,7 +31,7 @@ from executor.processes import process_tree
 from executor.redaction import Redactor
 from executor.runs.actions import ansible_home
 from executor.runs.runner import Runner, RunnerPaths
-from executor.runs.warm import forkserver, patches, servers
+from executor.runs.warm import patches, protocol, server_process, servers
 
 pytestmark = [pytest.mark.xdist_group("warm"), pytest.mark.timeout(900)]
 
@@ -437,7 +437,7 @@ def test_a_warm_run_of_which_a_process_is_killed_is_failed_and_leaves_none(site:
     assert (artifacts.status, artifacts.rc) == (RunStatus.FAILED, 137)
     assert marked(site) == set()
     # Without its guard a process that has left session and environment cannot be told from any other: as without the
-    # keeper of a cold run.
+    # guard of a cold run.
     assert victim == "guard" or site.strays() == []
 
 
@@ -472,7 +472,7 @@ def marked(site: Site) -> set[int]:
 def test_a_run_goes_on_when_its_server_is_killed_and_later_runs_are_cold_then_warm_again(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(servers, "PAUSE_S", 0.0)
+    monkeypatch.setattr(servers, "RESTART_BACKOFF_S", 0.0)
     site.warmed()
     wait = f"- name: Wait\n  ansible.builtin.shell: touch {site.folder}/waits; sleep 4\n"
     with structlog.testing.capture_logs() as logs, ThreadPoolExecutor(1) as pool:
@@ -493,9 +493,9 @@ def test_a_run_goes_on_when_its_server_is_killed_and_later_runs_are_cold_then_wa
 
 
 def test_a_server_that_hangs_is_replaced_and_the_run_is_cold(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(servers, "PAUSE_S", 0.0)
-    monkeypatch.setattr(servers, "ASK_EVERY_S", 0.0)
-    monkeypatch.setattr(servers, "ANSWER_S", 0.5)
+    monkeypatch.setattr(servers, "RESTART_BACKOFF_S", 0.0)
+    monkeypatch.setattr(servers, "PROBE_INTERVAL_S", 0.0)
+    monkeypatch.setattr(servers, "PROBE_TIMEOUT_S", 0.5)
     site.warmed()
     hanging = psutil.Process(site.runner.warm_pids()[0])
     hanging.suspend()
@@ -673,7 +673,7 @@ def test_the_sockets_are_ours_alone(site: Site) -> None:
 def test_nonsense_on_a_socket_hurts_nobody(site: Site, message: bytes) -> None:
     site.warmed()
     for path in (site.run_dir / ".warm").glob("*.sock"):
-        with forkserver.connect(str(path)) as connection:
+        with protocol.connect(str(path)) as connection:
             connection.sendall(message)
 
     assert was_warm(site.play(debug(WHICH)))
@@ -715,7 +715,7 @@ def test_an_ansible_without_a_name_that_warm_runs_need_runs_cold(site: Site, mon
 
 
 def test_a_changed_ansible_cfg_is_in_force_at_once(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(servers, "PAUSE_S", 0.0)
+    monkeypatch.setattr(servers, "RESTART_BACKOFF_S", 0.0)
     site.warmed()
     tasks = debug("{{ lookup('config', 'DEFAULT_FORKS') }} " + WHICH)
     assert said(site.play(tasks)).startswith("5 ")
@@ -728,7 +728,7 @@ def test_a_changed_ansible_cfg_is_in_force_at_once(site: Site, monkeypatch: pyte
 
     assert all(said(run).startswith("7 ") for run in (*after, warm_again))
     assert was_warm(warm_again)
-    assert unavailable(logs) == ["ansible.cfg or ansible-core was changed since the server's start"]
+    assert unavailable(logs) == ["ansible.cfg or ansible-core has changed since the server started"]
 
 
 def test_an_environment_that_differs_from_the_servers_runs_cold(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -753,7 +753,7 @@ def test_stopping_makes_further_runs_cold_and_removes_the_folder(site: Site) -> 
 
 
 def test_worn_servers_are_replaced_without_a_cold_run(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(servers, "RUNS_OF_A_LIFE", 2)
+    monkeypatch.setattr(server_process, "MAX_RUNS_PER_SERVER", 2)
     site.warmed()
     before = site.runner.warm_pids()
     runs = [site.play(debug(WHICH)) for _ in range(2)]

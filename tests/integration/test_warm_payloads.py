@@ -44,9 +44,9 @@ def left(folder: Path, zip_data: str) -> Path:
     store, local_tmp = folder / "store", folder / "tmp"
     for made in (store, local_tmp / payloads.CACHE):
         made.mkdir(parents=True)
-    pack = local_tmp / payloads.CACHE / f"{MODULE}{payloads.KNOWN_SUFFIX}"
+    pack = local_tmp / payloads.CACHE / f"{MODULE}{payloads.PAYLOAD_SUFFIX}"
     pack.write_bytes(pickle.dumps(SimpleNamespace(zip_data=zip_data)))
-    payloads.leave(store, local_tmp)
+    payloads.save(store, local_tmp)
     return store
 
 
@@ -54,7 +54,7 @@ def taken(folder: Path, store: Path) -> list[str]:
     """What a new run finds."""
     local_tmp = folder / "next"
     local_tmp.mkdir()
-    payloads.take(store, local_tmp)
+    payloads.link_saved(store, local_tmp)
     return sorted(file.name for file in (local_tmp / payloads.CACHE).iterdir())
 
 
@@ -64,7 +64,7 @@ def test_a_pack_of_what_is_installed_is_known_to_the_next_run(tmp_path: Path, in
 
     assert payloads.is_of_known_sources(store, MODULE, pack)
     assert payloads.is_of_known_sources(store, MODULE, pack.encode())
-    assert taken(tmp_path, store) == [f"{MODULE}{payloads.KNOWN_SUFFIX}"]
+    assert taken(tmp_path, store) == [f"{MODULE}{payloads.PAYLOAD_SUFFIX}"]
 
 
 def test_another_pack_of_the_same_name_is_not_known(tmp_path: Path, installed: Path) -> None:
@@ -95,5 +95,5 @@ def test_a_broken_list_of_sources_is_as_good_as_none(tmp_path: Path, installed: 
     pack = packed(installed.read_text())
     store = left(tmp_path, pack)
     for broken in ("", "["):
-        (store / f"{MODULE}{payloads.KNOWN_SUFFIX}{payloads.SOURCES}").write_text(broken)
+        (store / f"{MODULE}{payloads.PAYLOAD_SUFFIX}{payloads.SOURCES_SUFFIX}").write_text(broken)
         assert not payloads.is_of_known_sources(store, MODULE, pack)

@@ -23,7 +23,7 @@ FORBIDDEN_CALLS = frozenset(
 #: may enter (tests/integration/test_warm.py); the third is a SafeLoader.
 KNOWN = {
     ("executor/runs/warm/payloads.py", "pickle"),
-    ("executor/runs/warm/memo.py", "marshal"),
+    ("executor/runs/warm/parse_cache.py", "marshal"),
     ("executor/cli/action_checks.py", "yaml.load"),
 }
 

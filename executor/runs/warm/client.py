@@ -1,14 +1,14 @@
-"""What a warm run looks like from the agent: `client.py PLAYBOOK_SOCKET MODULE_SOCKET KEEPER COMMAND …`.
+"""The client of a warm run: `client.py PLAYBOOK_SOCKET MODULE_SOCKET GUARD_SCRIPT COMMAND …`.
 
-Hands its command line, environment, folder and output to the playbook server, waits, and ends with the run's exit
-code. It is to a warm run what the keeper is to a cold one: standard input is the lifeline, and when its other end is
-gone, or TERM comes, the server's side ends the tree. When the server does not take the run, it becomes the keeper of
-the command: a cold run, and nothing is lost.
+Sends its command line, environment, folder and output to the playbook server, waits, and exits with the run's exit
+code. It takes the place that the guard has in a cold run: standard input is a pipe from the agent, and when the agent
+closes it or TERM arrives, the guard in the server ends the process tree. If the server does not take the run, the
+client becomes the guard of a cold run.
 
-A script for `python -I -S`, of few modules, and small ones: its start is paid for in every run (10 ms, 5 MiB).
+A script for `python -I -S` that imports few and small modules: each run pays for its start (10 ms, 5 MiB).
 """
 
-import _signal  # type: ignore[import-not-found]  # built in; `signal` itself would cost as much as all the rest
+import _signal  # type: ignore[import-not-found]  # built in; `signal` itself would cost as much as all other imports
 import _socket
 import posix
 import select
@@ -16,21 +16,20 @@ import sys
 
 ACCEPTED, ENDED = b"A", b"E"
 GO = b"G"
-#: Exit code when the server's side vanished: as that of a process that was killed.
-LOST = 137
-#: How long the server may take to say whether it takes the run.
-ANSWER_S = 10.0
-#: How long its side may take to end a tree that was told to.
-END_S = 5.0
-#: 108 bytes are a socket's longest name; a folder's may be longer.
+#: Exit code if the guard in the server vanished: that of a killed process.
+KILLED = 137
+#: How long the server may take to accept or refuse the run.
+ANSWER_TIMEOUT_S = 10.0
+#: How long the guard may take to end the process tree.
+END_TIMEOUT_S = 5.0
 O_PATH = 0o10000000
-LIFELINE = 0
+AGENT_FD = 0
 
 
 def main() -> None:
-    server, modules, keeper, *command = (argument.encode("utf-8", "surrogateescape") for argument in sys.argv[1:])
+    server, modules, guard_script, *command = (arg.encode("utf-8", "surrogateescape") for arg in sys.argv[1:])
     if posix.getsid(0) != posix.getpid():
-        posix.setsid()  # what a terminal sends to the agent's group is not for us
+        posix.setsid()  # a terminal's signals to the agent's process group must not reach the run
     offer_to_oom_killer()
     try:
         connection = ask(server, [modules, *command])
@@ -38,22 +37,22 @@ def main() -> None:
         connection = None
     if connection is None:
         python = sys.executable.encode("utf-8", "surrogateescape")
-        posix.execve(python, [python, b"-I", b"-S", keeper, b"keep", *command], posix.environ)
-    posix._exit(follow(connection))
+        posix.execve(python, [python, b"-I", b"-S", guard_script, b"guard", *command], posix.environ)
+    posix._exit(wait(connection))
 
 
 def offer_to_oom_killer() -> None:
-    """As `process_tree` does it, whose import would cost more than all of this."""
+    """Do the same as `process_tree`, whose import would take longer than this whole script."""
     try:
         fd = posix.open("/proc/self/oom_score_adj", posix.O_WRONLY)
         posix.write(fd, b"500")
         posix.close(fd)
-    except OSError:  # it stays as it is
+    except OSError:  # the score stays as it is
         pass
 
 
 def ask(server: bytes, arguments: list[bytes]) -> "_socket.socket | None":
-    """Return the connection over which the run now goes on, None when it does not."""
+    """Send the request; return the connection if the server has accepted it, None if not."""
     connection = connect(server)
     entries = [name + b"=" + value for name, value in posix.environ.items()]
     body = b"\0".join([posix.getcwdb(), b"%d" % len(arguments), *arguments, *entries])
@@ -65,27 +64,27 @@ def ask(server: bytes, arguments: list[bytes]) -> "_socket.socket | None":
         sent += connection.send(message[sent:])
     if connection.recv(1) != ACCEPTED:
         return None
-    # From here on TERM is the run's: the server's side ends the tree, then tells us.
-    _signal.signal(_signal.SIGTERM, lambda *_: let_go(connection))
+    # From here on TERM is meant for the run: the guard ends the process tree and reports the end to us.
+    _signal.signal(_signal.SIGTERM, lambda *_: request_end(connection))
     connection.settimeout(None)
     connection.send(GO)
     return connection
 
 
-def let_go(connection: "_socket.socket") -> None:
-    """Let the server's side end the run, and soon."""
+def request_end(connection: "_socket.socket") -> None:
+    """Ask the guard to end the run."""
     try:
         connection.shutdown(_socket.SHUT_WR)
-        connection.settimeout(END_S)
-    except OSError:  # it has ended
+        connection.settimeout(END_TIMEOUT_S)
+    except OSError:  # the run has ended
         pass
 
 
 def connect(path: bytes) -> "_socket.socket":
-    """Connect to a socket by its folder's descriptor."""
+    """Connect to a socket by a descriptor of its folder: a path may be longer than the 108 bytes of an address."""
     folder, _, name = path.rpartition(b"/")
     connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
-    connection.settimeout(ANSWER_S)
+    connection.settimeout(ANSWER_TIMEOUT_S)
     fd = posix.open(folder, O_PATH)
     try:
         connection.connect(b"/proc/self/fd/%d/%s" % (fd, name))
@@ -94,23 +93,23 @@ def connect(path: bytes) -> "_socket.socket":
     return connection
 
 
-def follow(connection: "_socket.socket") -> int:
-    """Wait for the run's end; return its exit code."""
+def wait(connection: "_socket.socket") -> int:
+    """Wait for the end of the run, or for the agent to close its pipe; return the run's exit code."""
     poll = select.poll()
-    for fd in (LIFELINE, connection.fileno()):
+    for fd in (AGENT_FD, connection.fileno()):
         poll.register(fd, select.POLLIN)
     if connection.fileno() not in [fd for fd, _ in poll.poll()]:
-        let_go(connection)
+        request_end(connection)
     answer = b""
     while len(answer) < 5:
         try:
             data = connection.recv(5)
         except OSError:
-            return LOST
+            return KILLED
         if not data:
-            return LOST
+            return KILLED
         answer += data
-    return int.from_bytes(answer[1:], "big") if answer[:1] == ENDED else LOST
+    return int.from_bytes(answer[1:], "big") if answer[:1] == ENDED else KILLED
 
 
 main()

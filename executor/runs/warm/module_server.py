@@ -1,8 +1,8 @@
 """The server of warm module runs: `python -P -m executor.runs.warm.module_server SOCKET RUN_FOLDER`.
 
-It has imported what Proxmox's modules import, and runs a module as Ansible's own wrapper does, from the same payload.
-The code is taken from where it was installed, after each file of a payload was compared with it; a payload that holds
-anything else, and every module that is not listed here, is refused.
+It has imported what Proxmox's modules import, and runs a module as Ansible's wrapper does, from the same payload. It
+runs the installed code, after it has compared each file of the payload with it. A payload with anything else is
+refused, as is a module of another collection.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from typing import Any
 
 from executor.runs.warm import forkserver, patches, payloads
 from executor.runs.warm.compatibility import why_unsupported
-from executor.runs.warm.forkserver import Refusal, Request
+from executor.runs.warm.protocol import Refusal, Request
 
-NEEDED = (
+IMPORTS = (
     "ansible.module_utils.basic",
     "ansible.module_utils.urls",
     "ansible.module_utils._internal._ansiballz._loader",
@@ -37,36 +37,36 @@ NEEDED = (
 )
 CALL = b"_ansiballz_main("
 MODULE = re.compile(re.escape(payloads.MODULES) + r"\w+")
-#: What we know how to run. Another release may say more.
+#: Arguments of the wrapper's main function that we support. Another release may have more.
 ARGUMENTS = {
     *("zip_data", "ansible_module", "module_fqn", "params", "profile", "date_time", "extensions", "rlimit_nofile"),
 }
 
 
 class Modules:
-    """What the server has loaded, and which payloads it knows."""
+    """Checks and runs modules; one instance per server."""
 
     def __init__(self, run_folder: str) -> None:
         self._store = payloads.store_in(run_folder)
         self._arguments: dict[str, Any] = {}
-        for name in NEEDED:
+        for name in IMPORTS:
             with contextlib.suppress(ImportError):
                 importlib.import_module(name)
 
     def check(self, request: Request) -> None:
-        """Refuse what is not Ansible's own wrapper around one of our modules with the code that we have."""
+        """Refuse anything but Ansible's wrapper around a module of Proxmox with the installed code."""
         if request.argv != [sys.executable]:
-            raise Refusal("another interpreter")
+            raise Refusal("the module needs another interpreter")
         self._arguments = arguments = read_payload(_read(request.files[0]))
         module, zip_data = arguments["module_fqn"], arguments["zip_data"]
         if not MODULE.fullmatch(module):
-            raise Refusal("another kind of module")
+            raise Refusal("not a module of community.proxmox")
         is_installed = payloads.is_of_known_sources(self._store, module, zip_data) or payloads.find_sources(zip_data)
         if arguments["extensions"] or arguments["rlimit_nofile"] or not is_installed:
-            raise Refusal("a payload with more than what is installed")
+            raise Refusal("the payload differs from the installed files")
 
     def work(self, _request: Request) -> int:
-        """Be the module that was checked; return its exit code."""
+        """Run the module that was checked; return its exit code."""
         arguments = self._arguments
         tempfile.tempdir = None
         sys.argv = [""]
@@ -76,7 +76,7 @@ class Modules:
                 json_params=arguments["params"].encode(),
                 profile=arguments["profile"],
                 module_fqn=arguments["module_fqn"],
-                modlib_path="",  # coverage and debuggers ask for it, and we refuse those
+                modlib_path="",  # used by coverage and debuggers only, which we refuse
                 extensions={},
             )
         except SystemExit as stop:
@@ -90,10 +90,10 @@ def read_payload(payload: bytes) -> dict[str, Any]:
         call: Any = ast.parse(payload[payload.rindex(CALL) :].decode(), mode="exec").body[0]
         arguments = {item.arg: item.value for item in call.value.keywords}
         if set(arguments) != ARGUMENTS:
-            raise Refusal("another form of payload")
+            raise Refusal("the payload has other arguments than expected")
         return {name: ast.literal_eval(value) for name, value in arguments.items() if name != "date_time"}
     except (ValueError, SyntaxError, AttributeError, IndexError) as error:
-        raise Refusal("no payload of Ansible's") from error
+        raise Refusal("not a payload of Ansible") from error
 
 
 def _read(fd: int) -> bytes:
@@ -103,7 +103,7 @@ def _read(fd: int) -> bytes:
 
 
 def main(socket: str, run_folder: str) -> None:
-    """Import, listen, fork."""
+    """Import the code, then serve until the agent ends."""
     from ansible.release import __version__  # noqa: PLC0415  the purpose of this process
 
     if reason := why_unsupported(__version__):

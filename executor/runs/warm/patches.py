@@ -85,7 +85,7 @@ CONNECTION_BECOME = _used("ansible.plugins.connection", "ConnectionBase.become",
 RUN_MODULE = _used("ansible.module_utils._internal._ansiballz._loader", "run_module", "runs a module from its payload")
 ZIP_DATA = _used("ansible.executor.module_common", "_CachedModule.zip_data", "the content of a stored payload")
 
-# --- memo.py: parsed YAML ---------------------------------------------------------------------------------------------
+# --- parse_cache.py: parsed YAML --------------------------------------------------------------------------------------
 
 _TAGS = "ansible._internal._datatag._tags"
 _DATALOADER = "ansible.parsing.dataloader"
@@ -109,7 +109,7 @@ RUNNER_CALLBACK = _used(
     "a plugin whose documentation each run reads",
 )
 
-# --- memo.py: compiled templates --------------------------------------------------------------------------------------
+# --- parse_cache.py: compiled templates -------------------------------------------------------------------------------
 
 _JINJA_BITS = "ansible._internal._templating._jinja_bits"
 _JINJA = "jinja2.environment"
@@ -144,7 +144,7 @@ SYNTAX = tuple(
     )
 )
 
-# --- memo.py, playbook_server.py: plugins -----------------------------------------------------------------------------
+# --- parse_cache.py, playbook_server.py: plugins ----------------------------------------------------------------------
 
 _LOADER = "ansible.plugins.loader"
 LOADER_GLOB = _replaced(_LOADER, "glob", "lists each folder of plugins once in a run")

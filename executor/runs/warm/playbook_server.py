@@ -1,9 +1,9 @@
 """The server of warm playbook runs: `python -P -m executor.runs.warm.playbook_server SOCKET RUN_FOLDER`.
 
-It has imported `ansible-playbook` and does nothing else: no inventory, no playbook, no plugin path is looked at before
-the fork, so that nothing can be carried from one run to the next. What Ansible fixes at its import is made anew in
-each run: constants that name the run's folders, ids, temporary folders, cleanups. `RUN_FOLDER` stands for the folder of
-every run in the server's own environment; a run whose environment differs in anything else is refused.
+It has imported `ansible-playbook` and nothing else: it reads no inventory, playbook or plugin path before the fork, so
+one run cannot affect the next. What Ansible computes at its import is computed again in each run: constants with the
+run's folders, ids, temporary folders, cleanups. In the server's environment `RUN_FOLDER` takes the place of a run's
+folder; a run whose environment differs in anything else is refused.
 """
 
 from __future__ import annotations
@@ -23,23 +23,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from executor.runs.warm import forkserver, memo, patches, payloads, tasks
+from executor.runs.warm import forkserver, parse_cache, patches, payloads, tasks
 from executor.runs.warm.compatibility import why_unsupported
-from executor.runs.warm.forkserver import Refusal, Request
+from executor.runs.warm.protocol import Refusal, Request
 
-#: May differ from run to run without being looked at: who the run is, where it tells its events, what its temporary
-#: folder is called.
-OF_THE_RUN = (b"SMITH_RUN_IDENT", b"AWX_ISOLATED_DATA_DIR", b"TMPDIR")
+#: Variables that differ in each run and are not compared: its ident, the folder of its events, its temporary folder.
+PER_RUN_VARIABLES = (b"SMITH_RUN_IDENT", b"AWX_ISOLATED_DATA_DIR", b"TMPDIR")
 CREDENTIALS = b"SMITH_CREDENTIALS_FILE"
-#: Types of constants whose folder is made by the one who asks for its name.
-MADE_WHEN_READ = ("tmp", "temppath", "tmppath")
-#: Packages of Ansible's of which each run loads most.
+#: Types of constants that name a folder which Ansible makes when the value is read.
+TEMPORARY_FOLDER_TYPES = ("tmp", "temppath", "tmppath")
+#: Packages of Ansible of which each run imports most modules.
 PACKAGES = tuple(f"ansible.plugins.{kind}" for kind in ("become", "connection", "shell", "vars"))
-#: What runs of ours read, in their working directory.
+#: Files of ours that runs read, below the working directory.
 OUR_FILES = ("playbooks/*.yml", "roles/*/*/*.yml", "inventory/**/*.yml")
-#: Imported by every run of ours. A name that an ansible-core does not have is passed over. Not ansible-runner's display
-#: callback: it changes Ansible's display when it is loaded, and a callback is loaded under another name once more.
-NEEDED = (
+#: Modules that each run of ours imports. One that this ansible-core lacks is skipped. Without ansible-runner's display
+#: callback, which changes Ansible's display at its import, and is imported again under another name.
+IMPORTS = (
     *(f"ansible.plugins.action.{name}" for name in ("assert", "debug", "fail", "normal", "set_fact", "set_stats")),
     *("ansible.plugins.action.validate_argument_spec", "ansible.plugins.strategy.linear"),
     *("ansible.plugins.cache.memory", "ansible.plugins.lookup.env", "ansible.modules"),
@@ -63,7 +62,7 @@ NEEDED = (
 
 
 class Playbooks:
-    """The state of a server: what its own environment was, and what it loaded."""
+    """Checks and runs playbooks; one instance per server."""
 
     def __init__(self, run_folder: str) -> None:
         self._folder = os.fsencode(run_folder)
@@ -77,72 +76,72 @@ class Playbooks:
         self._varying = {name: facts.get("type", "") for name, facts in definitions.items() if self._varies(name)}
         fixed = [patches.CONFIG_FILE.get(), sys.modules["ansible.release"].__file__]
         self._files = {str(file): payloads.stamp_of(file) for file in fixed if file}
-        self._documents = memo.Documents()
-        self._documents.learn(file for pattern in OUR_FILES for file in sorted(Path.cwd().glob(pattern)))
+        self._documents = parse_cache.ParsedDocuments()
+        self._documents.load(file for pattern in OUR_FILES for file in sorted(Path.cwd().glob(pattern)))
         self._plugins = {name: module for name, module in sys.modules.items() if name.startswith("ansible.plugins.")}
 
     def check(self, request: Request) -> None:
-        """Refuse a run that this server would not run as `ansible-playbook` does."""
+        """Refuse a run that `ansible-playbook` would run differently."""
         wanted = self._comparable(request.env, os.path.dirname(request.env.get(CREDENTIALS, b"")))
         if different := sorted(name for name, _ in wanted.items() ^ self._env.items()):
             raise Refusal(f"the environment differs from the server's in {os.fsdecode(different[0])}")
         if any(payloads.stamp_of(file) != stamp for file, stamp in self._files.items()):
-            raise Refusal("ansible.cfg or ansible-core was changed since the server's start")
+            raise Refusal("ansible.cfg or ansible-core has changed since the server started")
 
     def work(self, request: Request) -> int:
-        """Be `ansible-playbook`; return its exit code."""
+        """Run the playbook as `ansible-playbook` does; return its exit code."""
         modules, *sys.argv = request.argv
-        _forget_the_fork()
-        self._renew(os.fsdecode(os.path.dirname(request.env[CREDENTIALS])))
+        _reset_after_fork()
+        self._recompute(os.fsdecode(os.path.dirname(request.env[CREDENTIALS])))
         from executor.runs.warm import connection  # noqa: PLC0415  loaded before the fork
 
         connection.install(modules)
         if not self._is_ours(request):
             return _play()
         local_tmp = Path(patches.LOCAL_TMP.get())
-        payloads.take(self._store, local_tmp)
-        templates = memo.Templates(self._store)
+        payloads.link_saved(self._store, local_tmp)
+        templates = parse_cache.CompiledTemplates(self._store)
         for shared in (self._documents, templates):
             shared.install()
-        memo.list_folders_once()
+        parse_cache.list_folders_once()
         tasks.install()
         code = _play()
-        payloads.leave(self._store, local_tmp)
-        templates.leave()
+        payloads.save(self._store, local_tmp)
+        templates.save()
         return code
 
     def _is_ours(self, request: Request) -> bool:
-        """True for a playbook of ours, which brings no module code of its own."""
+        """True for a playbook of ours, which has no module code beside it."""
         return os.path.dirname(request.argv[-1]) == os.path.join(os.fsdecode(request.cwd), "playbooks")
 
     def _comparable(self, env: dict[bytes, bytes], folder: bytes) -> dict[bytes, bytes]:
-        """The environment without what may differ; a run's folder reads as the server's."""
-        ignored = (*OF_THE_RUN, os.fsencode(forkserver.ROOM_VARIABLE))
+        """Return the environment for comparison, with the server's folder in place of the run's."""
+        ignored = (*PER_RUN_VARIABLES, os.fsencode(forkserver.RESERVED_VARIABLE))
         here = self._folder
         return {name: value.replace(folder, here) for name, value in env.items() if name not in ignored and folder}
 
     def _varies(self, name: str) -> bool:
-        """True for a constant that names the run's folder. A temporary folder is made where its value is read."""
+        """True for a constant that contains the run's folder."""
         return os.fsdecode(self._folder) in repr(self._constants[name])
 
-    def _renew(self, folder: str) -> None:
-        """Make anew what Ansible has fixed at its import."""
+    def _recompute(self, folder: str) -> None:
+        """Compute again what Ansible computed at its import."""
         here = os.fsdecode(self._folder)
         for name, kind in self._varying.items():
-            if kind in MADE_WHEN_READ:
+            if kind in TEMPORARY_FOLDER_TYPES:
                 value = self._config.get_config_value(name, variables=self._constants)
             else:
-                value = _moved(self._constants[name], here, folder)
+                value = _with_folder(self._constants[name], here, folder)
             self._constants[name] = value
         for found in _loaders():
-            found.config = _moved(found.config, here, folder)
-        _load_what_was_found(self._plugins)
-        patches.RANDOM_INT.replace(f"{secrets.randbelow(2**32):08x}")  # as its module makes it
+            found.config = _with_folder(found.config, here, folder)
+        _prefer_found_plugins(self._plugins)
+        patches.RANDOM_INT.replace(f"{secrets.randbelow(2**32):08x}")  # as its module computes it
         patches.CUR_ID.replace(0)
 
 
 def _import_what_runs_need() -> None:
-    names = [*NEEDED]
+    names = [*IMPORTS]
     for name in PACKAGES:
         package = importlib.import_module(name)
         names += [f"{name}.{found.name}" for found in pkgutil.iter_modules(package.__path__)]
@@ -155,7 +154,7 @@ def _import_what_runs_need() -> None:
 
 
 def _import_by_file(plugins: Any, name: str) -> None:
-    """Import a file of filters or tests under the name by which Ansible will look for it: its own, and its path's."""
+    """Import a file of filters or tests under the name that Ansible gives it: its own and the hash of its path."""
     spec = importlib.util.find_spec(name)
     if spec is not None and spec.origin:
         by_path = f"{name}_{abs(hash(spec.origin))}"
@@ -172,17 +171,17 @@ def _play() -> int:
     return 0
 
 
-def _forget_the_fork() -> None:
-    """Give the process what each process has its own of."""
-    atexit.unregister(patches.CLEANUP_TMP_FILE.get())  # those of the server's own temporary folder
+def _reset_after_fork() -> None:
+    """Reset what must differ in each process."""
+    atexit.unregister(patches.CLEANUP_TMP_FILE.get())  # it would remove the server's temporary folder
     tempfile.tempdir = None
     multiprocessing.current_process().authkey = os.urandom(32)
 
 
-def _moved(value: Any, here: str, there: str) -> Any:
-    """A path, or a list of them, as it reads in another run's folder. All else about the environments is equal."""
+def _with_folder(value: Any, here: str, there: str) -> Any:
+    """Return a path, or a list of paths, with one folder replaced by another."""
     if isinstance(value, list):
-        return [_moved(part, here, there) for part in value]
+        return [_with_folder(part, here, there) for part in value]
     return value.replace(here, there)
 
 
@@ -191,10 +190,10 @@ def _loaders() -> Iterator[Any]:
     return (value for value in vars(module).values() if isinstance(value, kind))
 
 
-def _load_what_was_found(known: dict[str, Any]) -> None:
-    """Let a plugin of a provider's win over one of Ansible's by its name, as it does in a new process.
+def _prefer_found_plugins(known: dict[str, Any]) -> None:
+    """Make a provider's plugin take precedence over Ansible's of the same name, as in a new process.
 
-    Ansible takes a module that is loaded under a plugin's name for the plugin, without a look at its file.
+    Ansible uses a module that is already imported under a plugin's name, even if it is from another file.
     """
     load = patches.LOAD_MODULE_SOURCE.get()
 
@@ -209,8 +208,8 @@ def _load_what_was_found(known: dict[str, Any]) -> None:
 
 
 def main(socket: str, run_folder: str) -> None:
-    """Import, listen, fork."""
-    sys.path.insert(0, sysconfig.get_path("scripts"))  # where the real ansible-playbook has its own folder
+    """Import Ansible, then serve until the agent ends."""
+    sys.path.insert(0, sysconfig.get_path("scripts"))  # as for the script ansible-playbook itself
     sys.argv = [str(Path(sysconfig.get_path("scripts"), "ansible-playbook"))]
     importlib.import_module("ansible.cli.playbook")
     from ansible.release import __version__  # noqa: PLC0415  the purpose of this process

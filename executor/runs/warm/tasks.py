@@ -1,11 +1,11 @@
-"""Tasks of a run in the run's own process, where Ansible forks one for each.
+"""Runs the Ansible tasks of a play in the run's own process, where Ansible forks a process for each.
 
-The fork is there for many hosts at once. A play of ours has one host, which waits for each task, and a fork costs more
-than most of our tasks: all pages that it touches are copied, and what it has worked out (wrapped filters, imported
-plug-ins, compiled templates) is lost with it. A play of several hosts forks as ever.
+Ansible forks so that many hosts work at once. A play of ours has one host, and a fork costs more than most of our
+Ansible tasks: each page that it writes to is copied, and what it has computed (wrapped filters, imported plugins,
+compiled templates) is lost at its end. A play of several hosts forks as usual.
 
-What a fork keeps to itself is handed over as a copy: the task, its host, its variables' outer layer. The result goes
-through the same queue, and thus through the same pickling, as a fork's.
+Objects that a fork could change without effect are copied: the Ansible task, its host, the mapping of its variables.
+The result goes through the same queue as that of a fork, and so through the same pickling.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from typing import Any
 
 from executor.runs.warm import patches
 
-#: How often a play looks for a task's result. It is there when the task is over, so that one look will mostly do;
-#: `internal_poll_interval` is for those who wait for a fork.
+#: How often a play polls for the result of an Ansible task. The first poll mostly finds it; the default of
+#: `internal_poll_interval` is meant for forks.
 RESULT_POLL_S = 0.001
 
 
 def install() -> None:
-    """Let the tasks of this process's plays run in it."""
+    """Make the plays of this process run their Ansible tasks in it."""
     forking_worker: Any = patches.WORKER.get()
 
     class WorkerProcess(forking_worker):  # type: ignore[misc]
-        """A worker that is over when its start returns."""
+        """A worker that has ended when its start returns."""
 
         exitcode: Any = None
         _task: Any
@@ -42,20 +42,20 @@ def install() -> None:
                 self.start()
                 return
             self._task, self._host, self._task_vars = _copied(self._task), copy.copy(self._host), dict(self._task_vars)
-            with _no_fork_of_its_own():
+            with _without_fork():
                 self.run()
 
         def is_alive(self) -> bool:
             return False
 
         def close(self) -> None:
-            """There is no process to let go of."""
+            """There is no process to close."""
 
         def _detach(self) -> None:
-            """The run's own output is where Ansible's display writes."""
+            """Keep the run's own output, to which Ansible's display writes."""
 
         def _hard_exit(self, e: str) -> None:
-            """Where a fork dies: the play finds its worker dead, and fails."""
+            """A fork would exit here. The play sees a dead worker and fails."""
             patches.WORKER_DISPLAY.get().error(e)
             self.exitcode = 1
 
@@ -70,10 +70,10 @@ def _copied(task: Any) -> Any:
 
 
 @contextmanager
-def _no_fork_of_its_own() -> Iterator[None]:
-    """Let the worker's code find its fork as it would be: other names in its module, nothing changed in the process.
+def _without_fork() -> Iterator[None]:
+    """Replace three names in the worker's module, so that its code for a fork does not change this process.
 
-    It would hand its display to the parent, be sent signals by it, and look at its end what was written to its output.
+    In a fork it sends its display to the parent, sets signal handlers, and checks at its end what it has printed.
     """
     replaced = {name: name.get() for name in (patches.WORKER_DISPLAY, patches.WORKER_SIGNAL, patches.WORKER_SYS)}
     patches.WORKER_DISPLAY.replace(_Display(patches.WORKER_DISPLAY.get()))
@@ -87,7 +87,7 @@ def _no_fork_of_its_own() -> Iterator[None]:
 
 
 class _Display:
-    """Ansible's display, for one who is no fork."""
+    """Ansible's display for a worker that is not a fork."""
 
     def __init__(self, display: Any) -> None:
         self._display = display
@@ -96,4 +96,4 @@ class _Display:
         return getattr(self._display, name)
 
     def set_queue(self, queue: Any) -> None:
-        """There is no other process that displays for this one."""
+        """Ignore the queue by which a fork displays in its parent."""

@@ -10,7 +10,7 @@ from integration.test_warm import TOKEN, WHICH, Site, debug, run_dir, said, was_
 
 from executor.model import PlaybookRun
 from executor.runs.runner import WARM_FOLDER
-from executor.runs.warm import memo
+from executor.runs.warm import parse_cache
 
 __all__ = ["run_dir"]
 
@@ -31,7 +31,7 @@ def playbook(site: Site, text: str) -> PlaybookRun:
 
 
 def templates_of(site: Site) -> Path:
-    (found,) = (site.run_dir / WARM_FOLDER).rglob(memo.CODE_FILE)
+    (found,) = (site.run_dir / WARM_FOLDER).rglob(parse_cache.CODE_FILE)
     return found
 
 

@@ -1,7 +1,7 @@
-"""What one run has worked out, and the next one need not: the YAML of our own files, and Jinja's byte code.
+"""Parsed YAML and compiled templates, shared between warm runs.
 
-Both follow from the text alone. A document is known by its file's name and content, so a changed file is read anew; a
-template by its text and the syntax that it is written in. Nothing that a run was given, or has found, is kept here.
+Both depend on their text only. The key of a document has the file's name and content, so a changed file is parsed
+again; the key of a template has its text and syntax. No input or result of a run is kept.
 """
 
 from __future__ import annotations
@@ -24,37 +24,37 @@ from executor.runs.warm import patches
 #: Attributes of Jinja's environment that change how a template's text is read.
 SYNTAX = tuple(name.attribute for name in patches.SYNTAX)
 OUR_COLLECTION = ("ansible_collections", "community", "proxmox")
-#: In the store: the byte code of all runs.
+#: File in the store with the byte code of all runs.
 CODE_FILE = "templates"
-#: Templates with a text of the moment would fill it up: those of ours are a few hundred.
-MOST_TEMPLATES = 4000
+#: A bound against templates whose text differs in each run; ours are a few hundred.
+MAX_TEMPLATES = 4000
 
 Key = tuple[Any, ...]
 
 
-class Documents:
-    """YAML that was parsed before the fork: our own files, plug-ins' documentation, collections' routing tables."""
+class ParsedDocuments:
+    """YAML that was parsed before the fork: our files, documentation of plugins, routing tables of collections."""
 
     def __init__(self) -> None:
         self._tags_of = patches.TAGS.get()
         self._parse = patches.YAML_LOAD.get()
         self._known: dict[Key, Any] = {}
 
-    def learn(self, files: Iterable[Path]) -> None:
-        """Parse what runs will ask for, in the words in which they do."""
+    def load(self, files: Iterable[Path]) -> None:
+        """Parse the documents of a run, with the same calls as a run."""
         loader = patches.DATA_LOADER.get()
-        patches.YAML_LOAD.replace(self._remember)
+        patches.YAML_LOAD.replace(self._parse_and_keep)
         for file in files:
-            with contextlib.suppress(Exception):  # a run will say what is wrong with it
+            with contextlib.suppress(Exception):  # a run reports the error
                 loader().load_from_file(str(file), cache="none", unsafe=True, trusted_as_template=True)
-        for parse in (self._learn_documentation, self._learn_routing):
+        for parse in (self._load_documentation, self._load_routing):
             with contextlib.suppress(Exception):
                 parse()
         patches.YAML_LOAD.replace(self._parse)
 
     def install(self) -> None:
-        """Hand them out in this process, each once: what is done to a document stays with who has it."""
-        patches.YAML_LOAD.replace(self._recall)
+        """Return the parsed documents in this process. Each is returned once, because its caller may change it."""
+        patches.YAML_LOAD.replace(self._take_parsed)
         load = patches.LOAD_FROM_FILE.get()
 
         def load_own(loader: Any, file_name: str, cache: str = "all", unsafe: bool = False, **options: Any) -> Any:
@@ -65,7 +65,7 @@ class Documents:
 
         patches.LOAD_FROM_FILE.replace(load_own)
 
-    def _learn_documentation(self) -> None:
+    def _load_documentation(self) -> None:
         origin, trusted = patches.ORIGIN.get(), patches.TRUSTED_AS_TEMPLATE.get()
         loader, fragment_loader = patches.YAML_LOADER.get(), patches.FRAGMENT_LOADER.get()
         add_fragments = patches.ADD_FRAGMENTS.get()
@@ -77,10 +77,10 @@ class Documents:
         ]
         for path in dict.fromkeys(plugins):
             text = origin(path=path).tag(trusted().tag(_documentation_in(path)))
-            if parsed := self._remember(text, Loader=loader):
+            if parsed := self._parse_and_keep(text, Loader=loader):
                 add_fragments(parsed, path, fragment_loader=fragment_loader)
 
-    def _learn_routing(self) -> None:
+    def _load_routing(self) -> None:
         import ansible  # noqa: PLC0415  loaded for the server
 
         found = [Path(ansible.__path__[0], "config", "ansible_builtin_runtime.yml")]
@@ -92,19 +92,19 @@ class Documents:
     def _key(self, text: Any, loader: type) -> Key:
         return (loader, text if isinstance(text, bytes) else str(text), self._tags_of(text))
 
-    def _remember(self, stream: Any, Loader: type) -> Any:
+    def _parse_and_keep(self, stream: Any, Loader: type) -> Any:
         parsed = self._parse(stream, Loader=Loader)
         self._known[self._key(stream, Loader)] = copy.deepcopy(parsed)
         return parsed
 
-    def _recall(self, stream: Any, Loader: type) -> Any:
+    def _take_parsed(self, stream: Any, Loader: type) -> Any:
         if isinstance(stream, (str, bytes)) and (key := self._key(stream, Loader)) in self._known:
             return self._known.pop(key)
         return self._parse(stream, Loader=Loader)
 
 
 def _callbacks(package: str) -> list[str]:
-    """Ansible looks at all of them, at their names and words only: neither they nor their packages are loaded here."""
+    """Return the files of all callbacks, whose documentation Ansible reads. They are not imported."""
     top, *inner = package.split(".")
     spec = importlib.util.find_spec(top)
     places = (spec.submodule_search_locations or []) if spec else []
@@ -122,18 +122,18 @@ def _documentation_in(path: str) -> str:
     return ""
 
 
-class Templates:
-    """Byte code by a template's text, from earlier runs and for later ones."""
+class CompiledTemplates:
+    """Byte code of templates by their text, from earlier runs and for later ones."""
 
     def __init__(self, store: Path) -> None:
         self._file = store / CODE_FILE
         self._known = _read(self._file)
         self._used: dict[Key, CodeType] = {}
-        self._fresh: dict[Key, bytes] = {}
+        self._new: dict[Key, bytes] = {}
         self._expression: Key | None = None
 
     def install(self) -> None:
-        """Compile through it in this process and its forks. What a fork compiles is lost with it."""
+        """Use it for all templates of this process and its forks. What a fork compiles is not saved."""
         if patches.ENVIRONMENT.get()(ansible_basedir=None)._debuggable_template_source:
             return
         current_context, expression_class = patches.CURRENT_CONTEXT.get(), patches.TEMPLATE_EXPRESSION.get()
@@ -144,7 +144,7 @@ class Templates:
             escapes = current.escape_backslashes if current else None
             return (kind, type(env).__qualname__, str(source), escapes, *(getattr(env, name) for name in SYNTAX))
 
-        def by_text(env: Any, source: Any, *args: Any, **kwargs: Any) -> Any:
+        def compile_by_text(env: Any, source: Any, *args: Any, **kwargs: Any) -> Any:
             key = self._expression
             if isinstance(source, str) and not args and not kwargs:
                 key = key_of(env, "template", source)
@@ -153,10 +153,10 @@ class Templates:
                 return compile_(env, source, *args, **kwargs)
             if key not in self._used and key not in self._known:
                 self._used[key] = compile_(env, source)
-                self._fresh[key] = marshal.dumps(self._used[key])
+                self._new[key] = marshal.dumps(self._used[key])
             return self._code(key)
 
-        def expression_by_text(env: Any, source: str, undefined_to_none: bool = True) -> Any:
+        def compile_expression_by_text(env: Any, source: str, undefined_to_none: bool = True) -> Any:
             key = key_of(env, "expression", source)
             if key in self._used or key in self._known:
                 template = env.template_class.from_code(env, self._code(key), env.make_globals(None), None)
@@ -167,27 +167,27 @@ class Templates:
             finally:
                 self._expression = None
 
-        patches.COMPILE.replace(by_text)
-        patches.COMPILE_EXPRESSION.replace(expression_by_text)
+        patches.COMPILE.replace(compile_by_text)
+        patches.COMPILE_EXPRESSION.replace(compile_expression_by_text)
 
-    def leave(self) -> None:
-        """Add what this run has compiled to what there is."""
-        if not self._fresh:
+    def save(self) -> None:
+        """Add the templates that this run has compiled to the store."""
+        if not self._new:
             return
-        known = _read(self._file)  # by now others may have left theirs
-        if self._fresh.keys() - known.keys() and len(known | self._fresh) <= MOST_TEMPLATES:
-            _write(self._file, known | self._fresh)
+        known = _read(self._file)  # other runs may have saved theirs since
+        if self._new.keys() - known.keys() and len(known | self._new) <= MAX_TEMPLATES:
+            _write(self._file, known | self._new)
 
     def _code(self, key: Key) -> CodeType:
-        """Of hundreds that are known a run uses a few dozen; only those become code."""
+        """Return the code of a known template. Loaded on demand: a run uses a few dozen of hundreds."""
         if key not in self._used:
-            self._used[key] = marshal.loads(self._known[key])  # noqa: S302  ours, in a folder that is only ours
+            self._used[key] = marshal.loads(self._known[key])  # noqa: S302  our own file in a private folder
         return self._used[key]
 
 
 def list_folders_once() -> None:
-    """Read each folder of plugins once in a run. Ansible reads it for each name that it looks up there."""
-    import glob  # noqa: PLC0415  for this purpose alone
+    """Make Ansible list each folder of plugins once in a run, not for each plugin that it looks up."""
+    import glob  # noqa: PLC0415  for this function alone
 
     names_in = cache(os.listdir)
 
@@ -203,14 +203,14 @@ def list_folders_once() -> None:
 
 def _read(file: Path) -> dict[Key, bytes]:
     try:
-        found: dict[Key, bytes] = marshal.loads(file.read_bytes())  # noqa: S302  ours, in a folder that is only ours
+        found: dict[Key, bytes] = marshal.loads(file.read_bytes())  # noqa: S302  our own file in a private folder
     except (OSError, ValueError, EOFError, TypeError):
         return {}
     return found
 
 
 def _write(file: Path, code: dict[Key, bytes]) -> None:
-    """All at once: a reader sees the old file or the new one. A full disk costs the next run its start."""
+    """Replace the file atomically. If the disk is full, the next run compiles again."""
     partial = file.with_name(f"{file.name}.{os.getpid()}")
     with contextlib.suppress(OSError, ValueError):
         partial.write_bytes(marshal.dumps(code))

@@ -1,0 +1,160 @@
+"""The protocol between a warm run's client and a server: one request, accepted or refused, then an exit code.
+
+A request is the folder, the command line, the environment and three open files of a run. `client.py` has the client's
+side once more, because importing this module would take longer than the rest of the client.
+"""
+
+from __future__ import annotations
+
+import array  # noqa: F401  recv_fds would import it in every guard
+import os
+import signal
+import socket
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+ACCEPTED, REFUSED, ENDED = b"A", b"R", b"E"
+#: The client's message after ACCEPTED. Nothing is started before it, so that a client that is gone leaves nothing.
+GO = b"G"
+#: A request has a few kilobytes; a larger one is not from our client.
+MAX_REQUEST_BYTES = 4 * 1024 * 1024
+REQUEST_TIMEOUT_S = 10.0
+#: Standard input, output and error.
+FILES = 3
+
+
+class Refusal(Exception):
+    """The server does not take this request: the run is cold."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What a server is to run."""
+
+    cwd: bytes
+    argv: list[str]
+    env: dict[bytes, bytes] = field(repr=False)
+    files: list[int]  #: standard input, output and error
+
+
+# --- client -----------------------------------------------------------------------------------------------------------
+
+
+def connect(path: str) -> socket.socket:
+    """Connect to the socket at `path`, which may be longer than the 108 bytes of a socket's address."""
+    connection = socket.socket(socket.AF_UNIX)
+    connection.settimeout(REQUEST_TIMEOUT_S)
+    try:
+        at_path(path, connection.connect)
+    except OSError:
+        connection.close()
+        raise
+    return connection
+
+
+def ask(connection: socket.socket, request: Request) -> bytes:
+    """Send a request; return b"" if it was accepted and started, else the reason. Raises OSError."""
+    entries = [name + b"=" + value for name, value in request.env.items()]
+    arguments = [os.fsencode(argument) for argument in request.argv]
+    body = b"\0".join([request.cwd, b"%d" % len(arguments), *arguments, *entries])
+    message = struct.pack("!I", len(body)) + body
+    sent = socket.send_fds(connection, [message], request.files)
+    connection.sendall(message[sent:])
+    answer = connection.recv(1024)
+    if not answer.startswith(ACCEPTED):
+        return answer.removeprefix(REFUSED) or b"no answer"
+    connection.settimeout(None)
+    connection.sendall(GO)
+    return b""
+
+
+def receive_code(connection: socket.socket) -> int:
+    """Wait for the end of a run; return its exit code, 137 if its guard was killed."""
+    answer = b""
+    while len(answer) < 5:
+        if not (data := connection.recv(5 - len(answer))):
+            return 128 + signal.SIGKILL
+        answer += data
+    return int(struct.unpack("!i", answer[1:])[0])
+
+
+def is_answering(path: str, within_s: float) -> bool:
+    """Send an empty request: True if the server accepts the connection and forks, and its guard refuses."""
+    try:
+        with connect(path) as connection:
+            connection.settimeout(within_s)
+            connection.sendall(struct.pack("!I", 0))
+            return connection.recv(1) == REFUSED
+    except OSError:
+        return False
+
+
+# --- server -----------------------------------------------------------------------------------------------------------
+
+
+def listen(path: str) -> socket.socket:
+    """Listen on a new socket at `path` that only our user can connect to."""
+    listener = socket.socket(socket.AF_UNIX)
+    before = os.umask(0o177)  # the socket must have this mode from the start
+    try:
+        at_path(path, listener.bind)
+    finally:
+        os.umask(before)
+    listener.listen(512)
+    return listener
+
+
+def receive(connection: socket.socket) -> Request:
+    """Read a request. Raises Refusal, OSError."""
+    connection.settimeout(REQUEST_TIMEOUT_S)
+    _check_peer(connection)
+    message, files, _, _ = socket.recv_fds(connection, 65536, FILES)
+    if len(message) < 4 or not 0 < (size := struct.unpack("!I", message[:4])[0]) <= MAX_REQUEST_BYTES:
+        raise Refusal("")  # no reason to log: the agent sends an empty request to see whether the server answers
+    body = message[4:]
+    while len(body) < size:
+        if not (data := connection.recv(65536)):
+            raise Refusal("")
+        body += data
+    cwd, count, *rest = body.split(b"\0")
+    if len(files) != FILES:
+        raise Refusal("")
+    entries = [entry.partition(b"=") for entry in rest[int(count) :]]
+    return Request(
+        cwd=cwd,
+        argv=[os.fsdecode(argument) for argument in rest[: int(count)]],
+        env={name: value for name, _, value in entries},
+        files=files,
+    )
+
+
+def send_accepted(connection: socket.socket) -> bool:
+    """Accept a request; True when the client says that the run is to start."""
+    connection.sendall(ACCEPTED)
+    if connection.recv(1) != GO:
+        return False
+    connection.settimeout(None)
+    return True
+
+
+def send_code(connection: socket.socket, code: int) -> None:
+    """Report the end of a run."""
+    connection.sendall(ENDED + struct.pack("!i", code))
+
+
+def at_path(path: str, act: Callable[[str], None]) -> None:
+    """Call `act` with a short name of the same path, by a descriptor of its folder."""
+    folder, name = os.path.split(path)
+    fd = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        act(f"/proc/self/fd/{fd}/{name}")
+    finally:
+        os.close(fd)
+
+
+def _check_peer(connection: socket.socket) -> None:
+    """Refuse another user's request. The socket's mode admits nobody else but root."""
+    peer = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    if struct.unpack("3i", peer)[1] != os.geteuid():
+        raise Refusal("the request is from another user")

@@ -84,7 +84,7 @@ def runner_of(mode: str, folder: Path) -> Iterator[Runner]:
     paths = RunnerPaths(ansible_home=ansible_home(), run_dir=folder / "run", artifacts_dir=folder / "artifacts")
     runner = Runner(paths, lambda: credentials, ca_bundle=settings.proxmox_ca_bundle)
     if mode == "warm":
-        runner.start_warm(insist=True)
+        runner.start_warm(required=True)
         while not runner.warm_pids():
             time.sleep(0.1)
     yield runner

@@ -111,7 +111,7 @@ class Agent:
         for ident in self.runner.sweep():
             log.warning("orphan_run_killed", run_ident=ident)
         if self.settings.smith_warm != "off":
-            self.runner.start_warm(insist=self.settings.smith_warm == "on")
+            self.runner.start_warm(required=self.settings.smith_warm == "on")
         with transaction(self.engine) as session:
             nodes.add(
                 session,

@@ -56,7 +56,7 @@ def started_agent(command: list[str], env: dict[str, str], listener: progress.Li
     """Start an agent; the kernel kills it when the supervisor dies.
 
     With SIGKILL, not TERM: the next supervisor starts an agent on the same database, while this one would drain for
-    minutes. Its runs end too: their keepers notice the closed pipe.
+    minutes. Its runs end too: their guards notice the closed pipe.
     """
     reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     try:

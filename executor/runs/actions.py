@@ -113,7 +113,7 @@ def _refusal(folder: Path, name: str, *, is_ours: bool) -> str:
 
 
 def _folder_problem(folder: Path) -> str:
-    """Return who else may change the folder, or replace it by another; '' if nobody can."""
+    """Return who else may change the folder, or replace it by another; '' if no user can."""
     if not folder.is_dir():
         return f"{folder} is not a folder"
     real = folder.resolve()

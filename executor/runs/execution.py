@@ -65,7 +65,7 @@ class Execution:
         self._cancelled_at = 0.0
 
     def execute(self, deadline: float, cancelled: Callable[[], bool]) -> tuple[RunStatus, int]:
-        """Run to the end and leave no process; return the status and the exit code. `deadline` is monotonic time."""
+        """Run to the end and end all processes; return status and exit code. `deadline` is monotonic time."""
         # ansible-runner gives these to the process in the mode that `runner_config` chose, and waits for its end.
         self._config.input_fd = self._guard_input
         self._config.output_fd = self._config.error_fd = self._output_writer
@@ -122,11 +122,11 @@ class Execution:
             self.cancel(RunStatus.TIMEOUT)
 
     def _end(self, thread: threading.Thread) -> None:
-        """Leave no process alive, even if the guard was killed."""
+        """End all processes of the run, even if the guard was killed."""
         self._close_guard_pipe()
         thread.join(process_tree.GRACE_S + GUARD_MARGIN_S)
-        if strays := process_tree.end(self._processes, grace_s=0 if thread.is_alive() else process_tree.GRACE_S):
-            log.warning("orphan_processes_killed", run_ident=self._config.ident, processes=len(strays))
+        if orphans := process_tree.end(self._processes, grace_s=0 if thread.is_alive() else process_tree.GRACE_S):
+            log.warning("orphan_processes_killed", run_ident=self._config.ident, processes=len(orphans))
         thread.join()
 
     def _drain(self) -> None:
@@ -153,9 +153,9 @@ class Execution:
         return RunStatus.FAILED, rc if rc > 0 else 128 - rc
 
     def _on_event(self, event: dict[str, Any]) -> None:
-        """Let ansible-runner complete an event of the output with the file that its callback has written.
+        """Make ansible-runner complete an event of the output from the file that its callback has written.
 
-        The output may contain text from outside. So only the file may say what an event means, and a file that is
+        The output may contain text from outside. So only the file defines an event, and a file that is
         truncated, too large or not JSON must not stop the run.
         """
         if not _UUID.match(str(event.get("uuid", ""))):

@@ -62,7 +62,9 @@ def make_private(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     facts = folder.lstat()
     if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.geteuid():
-        raise SettingsError(f"SMITH_RUN_DIR {folder} belongs to somebody else: name a folder that only we can read")
+        raise SettingsError(
+            f"SMITH_RUN_DIR {folder} belongs to another user: set a folder that only the agent's user can read"
+        )
     if facts.st_mode & 0o077:
         folder.chmod(0o700)
 

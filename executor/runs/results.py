@@ -148,7 +148,7 @@ def _text_of(data: dict[str, Any]) -> str:
     failed = (
         [item for item in items if isinstance(item, dict) and item.get("failed")] if isinstance(items, list) else []
     )
-    message = (failed[-1] if failed else result).get("msg")  # that of a loop says only that an item failed
+    message = (failed[-1] if failed else result).get("msg")  # the message of a loop is only that an item failed
     return str(message or result.get("censored") or "task failed without an error message")
 
 

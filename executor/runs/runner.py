@@ -78,12 +78,12 @@ class Runner:
         self._executions: dict[str, Execution] = {}
         self._warm: WarmServers | None = None
 
-    def start_warm(self, *, insist: bool = False) -> None:
+    def start_warm(self, *, required: bool = False) -> None:
         """Start the servers of warm runs in the background, where warm runs are possible. Call it after `sweep`.
 
-        Raises SettingsError when we `insist` on it, and this ansible-core was not tested with it.
+        Raises SettingsError when warm runs are `required` and not possible with this ansible-core.
         """
-        if insist and (reason := why_untested()):
+        if required and (reason := why_untested()):
             raise SettingsError(f"SMITH_WARM is on, but {reason}")
         folder = self._run_dir / WARM_FOLDER
         make_private(self._run_dir)
@@ -105,7 +105,7 @@ class Runner:
             remove(self._run_dir / WARM_FOLDER)
 
     def run(self, run: PlaybookRun, *, cancelled: Callable[[], bool] = lambda: False) -> RunArtifacts:
-        """Execute a playbook to its end, its timeout, or until `cancelled` returns true; no process of it is left then.
+        """Execute a playbook to its end, its timeout, or until `cancelled` returns true, and end all its processes.
 
         A run that is killed or crashes counts as failed, as does one whose outcome is unknown.
         Raises JobError INVALID_REQUEST when `vm` holds text that is not Unicode, OSError when the disk is full.

@@ -1,4 +1,4 @@
-"""Real ansible-runner, real processes: what a run may do, and what is left of it afterwards."""
+"""Runs with the real ansible-runner and real processes: their artifacts, their end, their secrets."""
 
 from __future__ import annotations
 
@@ -32,21 +32,21 @@ PASSWORD = "canary-password-\"q'uo\\te-ü"
 INHERITED = "canary-inherited-9sLx"
 CREDENTIALS = {"api_host": "pve.example", "api_port": 8006, "api_token_secret": TOKEN, "validate_certs": True}
 
-#: Leaves a shell, a child, and a child in a session of its own with an empty environment; none ends on TERM.
+#: Starts a shell, a child, and a child in its own session with an empty environment; all ignore TERM.
 STUBBORN = """
-    - name: Start processes that want to stay
+    - name: Start processes that ignore TERM
       ansible.builtin.shell: |
         trap '' TERM
-        env -i {folder}/stray.sh {folder} &
+        env -i {folder}/orphan.sh {folder} &
         echo $$ > {folder}/shell.pid
         sleep 600
       args:
         executable: /bin/sh
 """
-STRAY = """#!/bin/sh
+ORPHAN = """#!/bin/sh
 trap '' TERM
 PATH=/usr/bin:/bin
-setsid sh -c 'trap "" TERM; echo $$ > "$0/stray.tmp"; mv "$0/stray.tmp" "$0/stray.pid"; sleep 600' "$1" &
+setsid sh -c 'trap "" TERM; echo $$ > "$0/orphan.tmp"; mv "$0/orphan.tmp" "$0/orphan.pid"; sleep 600' "$1" &
 """
 
 
@@ -73,33 +73,33 @@ class Site:
         return path
 
     def stubborn(self) -> Path:
-        """A play whose processes do not want to end."""
-        stray = self.folder / "stray.sh"
-        stray.write_text(STRAY)
-        stray.chmod(0o700)
+        """Write a play whose processes ignore TERM."""
+        orphan = self.folder / "orphan.sh"
+        orphan.write_text(ORPHAN)
+        orphan.chmod(0o700)
         return self.playbook(STUBBORN.format(folder=self.folder))
 
-    def patient(self, before: str = "") -> Path:
-        """A play that only waits, and ends when it is asked to."""
+    def waiting(self, before: str = "") -> Path:
+        """Write a play that waits and ends on TERM."""
         wait = f"echo $$ > {self.folder}/waiting.pid; sleep 600"
         return self.playbook(f"{before}- name: Wait\n  ansible.builtin.shell: {wait}\n")
 
     def is_waiting(self) -> bool:
-        """True when a patient play waits."""
+        """True when the waiting play has started."""
         return (self.folder / "waiting.pid").exists()
 
-    def order(self, playbook: Path, ident: str = "run-1", **fields: Any) -> PlaybookRun:
-        """Describe a run."""
+    def run_of(self, playbook: Path, ident: str = "run-1", **fields: Any) -> PlaybookRun:
+        """Return a run of this playbook."""
         fields = {"vm": {}, "timeout_s": 60.0} | fields
         return PlaybookRun(ident=ident, action="test", playbook=playbook, **fields)
 
-    def strays(self) -> list[psutil.Process]:
-        """The processes of a stubborn play that are alive."""
+    def orphans(self) -> list[psutil.Process]:
+        """Return the processes of a stubborn play that are alive."""
         pids = [int(file.read_text()) for file in self.folder.glob("*.pid")]
         return [process for pid in pids if (process := _alive(pid))]
 
     def is_busy(self) -> bool:
-        """True when a stubborn play has started all that it starts."""
+        """True when a stubborn play has started all its processes."""
         return len(list(self.folder.glob("*.pid"))) == 2
 
 
@@ -124,7 +124,7 @@ def _events(artifacts: RunArtifacts) -> list[dict[str, Any]]:
 
 
 def _result(artifacts: RunArtifacts) -> Any:
-    """The `vm_result` of the run's last event that has one."""
+    """Return the `vm_result` of the last event that has one."""
     data = [event.get("event_data", {}) for event in _events(artifacts)]
     found = [item["artifact_data"]["vm_result"] for item in data if "artifact_data" in item]
     found += [
@@ -134,7 +134,7 @@ def _result(artifacts: RunArtifacts) -> Any:
 
 
 def _process_of(site: Site, word: str) -> psutil.Process | None:
-    """The oldest process of the site's run by a word of its command line's beginning."""
+    """Return the oldest process of the site's run with this text at the start of its command line."""
     for process in psutil.process_iter():
         try:
             mark = process.environ().get("SMITH_CREDENTIALS_FILE", "")
@@ -149,8 +149,8 @@ def _process_of(site: Site, word: str) -> psutil.Process | None:
 def site(tmp_path: Path) -> Iterator[Site]:
     site = Site(tmp_path)
     yield site
-    for stray in site.strays():
-        for process in (*stray.children(recursive=True), stray):
+    for orphan in site.orphans():
+        for process in (*orphan.children(recursive=True), orphan):
             process.kill()
     assert not list(site.paths.run_dir.glob("*/*.yml")), "a run left its secrets behind"
 
@@ -170,8 +170,8 @@ PUBLISH = """
 # --- how runs end -----------------------------------------------------------------------------------------------------
 
 
-def test_a_run_that_succeeds_leaves_its_events_its_output_and_its_end(site: Site) -> None:
-    artifacts = site.runner.run(site.order(site.playbook(PUBLISH), vm={"name": "web-1"}))
+def test_a_successful_run_stores_its_events_output_and_outcome(site: Site) -> None:
+    artifacts = site.runner.run(site.run_of(site.playbook(PUBLISH), vm={"name": "web-1"}))
 
     assert (artifacts.status, artifacts.rc) == (RunStatus.SUCCESSFUL, 0)
     assert artifacts.folder == site.paths.artifacts_dir / "run-1"
@@ -186,8 +186,8 @@ def test_a_run_that_succeeds_leaves_its_events_its_output_and_its_end(site: Site
     assert artifacts.started_at <= artifacts.ended_at
 
 
-def test_artifacts_are_private_and_nothing_else_is_kept(site: Site) -> None:
-    artifacts = site.runner.run(site.order(site.playbook(PUBLISH)))
+def test_artifacts_are_private_and_nothing_else_is_stored(site: Site) -> None:
+    artifacts = site.runner.run(site.run_of(site.playbook(PUBLISH)))
 
     assert {path.name for path in artifacts.folder.iterdir()} == {"events.jsonl", "stdout", "rc", "status"}
     modes = {path.stat().st_mode & 0o777 for path in artifacts.folder.iterdir()}
@@ -196,10 +196,10 @@ def test_artifacts_are_private_and_nothing_else_is_kept(site: Site) -> None:
     assert list(site.paths.run_dir.iterdir()) == []
 
 
-def test_a_run_that_fails_says_why_and_still_delivers_what_it_published_before(site: Site) -> None:
+def test_a_failed_run_has_its_error_and_the_result_published_before(site: Site) -> None:
     tasks = PUBLISH + "- name: Fail\n  ansible.builtin.fail:\n    msg: 'CAPACITY: no space'\n"
 
-    artifacts = site.runner.run(site.order(site.playbook(tasks)))
+    artifacts = site.runner.run(site.run_of(site.playbook(tasks)))
 
     assert (artifacts.status, artifacts.rc) == (RunStatus.FAILED, 2)
     assert _result(artifacts)["vmid"] == 101
@@ -208,83 +208,83 @@ def test_a_run_that_fails_says_why_and_still_delivers_what_it_published_before(s
 
 
 @pytest.mark.parametrize("text", ["- hosts: [", "- hosts: localhost\n  tasks:\n    - no.such.module: {}\n"])
-def test_a_playbook_that_cannot_be_read_fails_with_its_error_in_the_output(site: Site, text: str) -> None:
+def test_an_invalid_playbook_fails_with_the_error_in_its_output(site: Site, text: str) -> None:
     playbook = site.home / "broken.yml"
     playbook.write_text(text)
 
-    artifacts = site.runner.run(site.order(playbook))
+    artifacts = site.runner.run(site.run_of(playbook))
 
     assert (artifacts.status, artifacts.rc) == (RunStatus.FAILED, 4)
     assert "ERROR" in (artifacts.folder / "stdout").read_text()
     assert any("ERROR" in event["stdout"] for event in _events(artifacts))
 
 
-def test_f24_a_run_that_is_silent_at_its_end_has_not_failed(site: Site) -> None:
-    """A run is silent at its end for so long that pexpect would give up → it is what its events say."""
+def test_f24_a_run_without_output_at_its_end_has_not_failed(site: Site) -> None:
+    """A run has no output at its end until pexpect would time out → its outcome is that of its events."""
     silence = "- name: Say nothing for longer than five seconds\n  ansible.builtin.wait_for:\n    timeout: 6\n"
 
-    artifacts = site.runner.run(site.order(site.playbook(PUBLISH + silence)))
+    artifacts = site.runner.run(site.run_of(site.playbook(PUBLISH + silence)))
 
     assert (artifacts.status, artifacts.rc) == (RunStatus.SUCCESSFUL, 0)
     assert _result(artifacts)["vmid"] == 101
 
 
-def test_a_run_that_outlives_its_time_ends_with_everything_it_started(site: Site) -> None:
-    """ansible-core's workers leave the process group, and these processes leave session and environment too."""
+def test_a_timed_out_run_ends_with_all_its_processes(site: Site) -> None:
+    """ansible-core's workers leave the process group, and these processes also leave session and environment."""
     playbook = site.stubborn()
-    for timeout_s in (4, 8, 16, 32):  # a busy machine may need more until the play has started its processes
-        artifacts = site.runner.run(site.order(playbook, ident=f"run-{timeout_s}", timeout_s=timeout_s))
+    for timeout_s in (4, 8, 16, 32):  # on a busy machine the play may need longer to start its processes
+        artifacts = site.runner.run(site.run_of(playbook, ident=f"run-{timeout_s}", timeout_s=timeout_s))
         assert (artifacts.status, artifacts.rc) == (RunStatus.TIMEOUT, 254)
         if site.is_busy():
             break
 
     assert site.is_busy()
-    assert site.strays() == []
+    assert site.orphans() == []
     assert _events(artifacts)
 
 
-def test_a_cancelled_run_ends_with_everything_it_started(site: Site) -> None:
-    artifacts = site.runner.run(site.order(site.stubborn()), cancelled=site.is_busy)
+def test_a_cancelled_run_ends_with_all_its_processes(site: Site) -> None:
+    artifacts = site.runner.run(site.run_of(site.stubborn()), cancelled=site.is_busy)
 
     assert artifacts.status is RunStatus.CANCELED
     assert site.is_busy()
-    assert site.strays() == []
+    assert site.orphans() == []
 
 
 def test_a_run_killed_by_its_ident_from_another_thread_is_canceled(site: Site) -> None:
     with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(site.runner.run, site.order(site.stubborn()))
+        future = pool.submit(site.runner.run, site.run_of(site.stubborn()))
         _eventually(site.is_busy)
         site.runner.kill("run-1")
-        assert site.strays() == []
+        assert site.orphans() == []
         assert future.result().status is RunStatus.CANCELED
 
 
-def test_killing_a_run_that_is_over_or_never_was_does_nothing(site: Site) -> None:
-    site.runner.run(site.order(site.playbook(PUBLISH)))
+def test_killing_an_ended_or_unknown_run_does_nothing(site: Site) -> None:
+    site.runner.run(site.run_of(site.playbook(PUBLISH)))
 
     site.runner.kill("run-1")
     site.runner.kill("run-2")
 
 
-def test_a_question_that_breaks_ends_the_run_before_it_is_raised(site: Site) -> None:
+def test_an_exception_of_the_cancelled_callback_ends_the_run_first(site: Site) -> None:
     def ask() -> bool:
         if site.is_waiting():
             raise LookupError("database gone")
         return False
 
     with pytest.raises(LookupError, match="database gone"):
-        site.runner.run(site.order(site.patient()), cancelled=ask)
+        site.runner.run(site.run_of(site.waiting()), cancelled=ask)
 
-    assert site.strays() == []
+    assert site.orphans() == []
     assert list(site.paths.run_dir.iterdir()) == []
 
 
 @pytest.mark.parametrize("word", ["/ansible-playbook", "process_tree.py guard"])
 def test_f23_a_run_killed_from_outside_is_failed_and_leaves_no_process(site: Site, word: str) -> None:
-    """A run, its guard or its module is killed → the run is over, and no process of it is left."""
+    """A run, its guard or its module is killed → the run has failed, and no process of it is left."""
     with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(site.runner.run, site.order(site.stubborn()))
+        future = pool.submit(site.runner.run, site.run_of(site.stubborn()))
         _eventually(site.is_busy)
         found = _process_of(site, word)
         assert found is not None
@@ -292,14 +292,14 @@ def test_f23_a_run_killed_from_outside_is_failed_and_leaves_no_process(site: Sit
         artifacts = future.result()
 
     assert (artifacts.status, artifacts.rc) == (RunStatus.FAILED, 137)
-    assert [process for process in site.strays() if "SMITH_RUN_IDENT" in process.environ()] == []
-    assert word != "/ansible-playbook" or site.strays() == []
+    assert [process for process in site.orphans() if "SMITH_RUN_IDENT" in process.environ()] == []
+    assert word != "/ansible-playbook" or site.orphans() == []
 
 
-def test_a_guard_that_hangs_does_not_keep_a_run_alive(site: Site) -> None:
+def test_a_run_ends_even_if_its_guard_is_suspended(site: Site) -> None:
     hangs = threading.Event()
     with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(site.runner.run, site.order(site.stubborn()), cancelled=hangs.is_set)
+        future = pool.submit(site.runner.run, site.run_of(site.stubborn()), cancelled=hangs.is_set)
         _eventually(site.is_busy)
         guard = _process_of(site, "process_tree.py guard")
         assert guard is not None
@@ -308,29 +308,29 @@ def test_a_guard_that_hangs_does_not_keep_a_run_alive(site: Site) -> None:
         artifacts = future.result()
 
     assert (artifacts.status, artifacts.rc) == (RunStatus.CANCELED, 254)
-    assert site.strays() == []
+    assert site.orphans() == []
 
 
-def test_a_successful_run_leaves_no_process_either(site: Site) -> None:
+def test_a_successful_run_leaves_no_process(site: Site) -> None:
     leave = f"setsid sleep 600 >/dev/null 2>&1 & echo $! > {site.folder}/x.pid"
     tasks = f"- name: Leave one\n  ansible.builtin.shell: {leave}\n"
 
-    artifacts = site.runner.run(site.order(site.playbook(tasks)))
+    artifacts = site.runner.run(site.run_of(site.playbook(tasks)))
 
     assert artifacts.status is RunStatus.SUCCESSFUL
-    assert site.strays() == []
+    assert site.orphans() == []
 
 
 # --- what runs print --------------------------------------------------------------------------------------------------
 
 
-def test_f25_a_run_that_prints_20_mb_is_cut_and_its_result_still_read(site: Site) -> None:
-    """A run prints without end → what is kept is cut and says so; its result is still read."""
+def test_f25_the_output_of_20_mb_is_truncated_and_the_result_is_read(site: Site) -> None:
+    """A run prints without end → the stored output is truncated and marked; its result is still read."""
     tasks = (
         '- name: Shout\n  ansible.builtin.debug:\n    msg: "{{ \'x\' * 1000000 }}"\n  loop: "{{ range(20) | list }}"\n'
     )
 
-    artifacts = site.runner.run(site.order(site.playbook(tasks + PUBLISH)))
+    artifacts = site.runner.run(site.run_of(site.playbook(tasks + PUBLISH)))
 
     assert artifacts.status is RunStatus.SUCCESSFUL, (artifacts.folder / "stdout").read_text()[:2000]
     assert _result(artifacts)["vmid"] == 101
@@ -341,7 +341,7 @@ def test_f25_a_run_that_prints_20_mb_is_cut_and_its_result_still_read(site: Site
 
 
 def _with_callback(site: Site, body: str) -> None:
-    """Let a callback of ours write what no module could: raw bytes, past Ansible's own display."""
+    """Install a callback that writes what no module can: raw bytes, without Ansible's display."""
     folder = site.home / "callback_plugins"
     folder.mkdir()
     site.home.joinpath("ansible.cfg").write_text("[defaults]\ninventory = inventory.yml\ncallbacks_enabled = noise\n")
@@ -368,19 +368,19 @@ def _with_callback(site: Site, body: str) -> None:
     (folder / "noise.py").write_text(textwrap.dedent(head) + indented)
 
 
-def test_f25_bytes_that_are_no_utf8_are_taken_in(site: Site) -> None:
-    """A run prints bytes that are no UTF-8 → they are shown as replaced, and nothing breaks."""
+def test_f25_bytes_that_are_not_utf8_are_replaced(site: Site) -> None:
+    """A run prints bytes that are not UTF-8 → they are replaced, and the run is not affected."""
     _with_callback(site, r'os.write(1, b"\xff\xfe caf\xe9 \xed\xa0\x80\n")')
 
-    artifacts = site.runner.run(site.order(site.playbook(PUBLISH)))
+    artifacts = site.runner.run(site.run_of(site.playbook(PUBLISH)))
 
     assert artifacts.status is RunStatus.SUCCESSFUL
     assert _result(artifacts)["vmid"] == 101
     assert " caf" in (artifacts.folder / "stdout").read_text(encoding="utf-8")
 
 
-def test_f25_event_files_that_are_cut_huge_or_no_json_do_not_stop_the_others(site: Site) -> None:
-    """Event files are cut, huge or no JSON → they are left out, and the others are read."""
+def test_f25_invalid_event_files_do_not_stop_the_others(site: Site) -> None:
+    """Event files are truncated, too large or not JSON → they are left out, and the others are read."""
     body = r"""
         (folder / "aaaa-partial.json").write_bytes(b'{"event": "runner_on_ok", "event_da')
         (folder / "bbbb-partial.json").write_bytes(b"\xff\xff")
@@ -392,7 +392,7 @@ def test_f25_event_files_that_are_cut_huge_or_no_json_do_not_stop_the_others(sit
     """
     _with_callback(site, body)
 
-    artifacts = site.runner.run(site.order(site.playbook(PUBLISH)))
+    artifacts = site.runner.run(site.run_of(site.playbook(PUBLISH)))
 
     assert artifacts.status is RunStatus.SUCCESSFUL
     assert _result(artifacts)["vmid"] == 101
@@ -400,12 +400,12 @@ def test_f25_event_files_that_are_cut_huge_or_no_json_do_not_stop_the_others(sit
     assert {kinds[uuid] for uuid in ("aaaa", "bbbb", "cccc", "dddd", "eeee", "ffff")} == {"verbose"}
 
 
-def test_text_that_looks_like_an_event_is_not_believed(site: Site) -> None:
-    """Only the callback's own files say what happened: a guest's text must not invent a result."""
+def test_text_that_looks_like_an_event_is_not_an_event(site: Site) -> None:
+    """Only the callback's files define events: text of a guest must not become a result."""
     forged = {"event": "playbook_on_stats", "event_data": {"artifact_data": {"vm_result": {"vmid": 666}}}}
     _with_callback(site, f"os.write(1, mark({{'uuid': 'abcd', **{forged!r}}}) + b'text' + mark({{}}))")
 
-    artifacts = site.runner.run(site.order(site.playbook(PUBLISH)))
+    artifacts = site.runner.run(site.run_of(site.playbook(PUBLISH)))
 
     assert _result(artifacts)["vmid"] == 101
     assert "666" not in (artifacts.folder / "events.jsonl").read_text()
@@ -416,7 +416,7 @@ def _mark(data: dict[str, Any]) -> bytes:
     return f"\x1b[K{text}\x1b[{len(text)}D\x1b[K".encode()
 
 
-def test_past_the_cap_every_mark_is_found_wherever_it_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_beyond_the_limit_each_event_mark_is_found_in_any_two_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_output, "MAX_OUTPUT_BYTES", 0)
     marks = [_mark({"uuid": "0123-4567"}), _mark({}), _mark({"uuid": "89ab-cdef"}), _mark({})]
     stream = b"lead" + b"some \x1b[K text".join(marks) + b"tail"
@@ -428,9 +428,7 @@ def test_past_the_cap_every_mark_is_found_wherever_it_is_cut(monkeypatch: pytest
         assert "".join(taken).encode() == b"".join(marks)
 
 
-def test_when_the_event_file_is_full_failures_and_results_still_enter(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_event_file_still_gets_failures_and_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_output, "MAX_EVENTS_BYTES", 1000)
     output = run_output.RunOutput(tmp_path / "kept", Redactor())
     for number in range(50):
@@ -444,7 +442,7 @@ def test_when_the_event_file_is_full_failures_and_results_still_enter(
     assert len(events) + events[-1]["left_out"] == 53
 
 
-def test_an_event_that_is_too_large_keeps_its_text_and_its_result(tmp_path: Path) -> None:
+def test_a_too_large_event_keeps_its_error_text_and_result(tmp_path: Path) -> None:
     output = run_output.RunOutput(tmp_path / "kept", Redactor())
     many = {str(number): "x" * 1000 for number in range(5000)}
     output.add_event({"event": "runner_on_failed", "event_data": {"res": {"msg": "CAPACITY: full", "other": many}}})
@@ -461,7 +459,7 @@ def test_an_event_that_is_too_large_keeps_its_text_and_its_result(tmp_path: Path
 # --- text from outside is data ----------------------------------------------------------------------------------------
 
 
-def test_a_template_in_a_value_stays_text(site: Site) -> None:
+def test_a_template_in_a_value_is_not_evaluated(site: Site) -> None:
     victim = site.folder / "victim"
     payloads = [
         "{{ lookup('ansible.builtin.pipe', 'touch %s') }}" % victim,  # noqa: UP031  braces are the payload
@@ -480,7 +478,7 @@ def test_a_template_in_a_value_stays_text(site: Site) -> None:
     """
     vm = {"name": payloads[0], "tags": payloads, "deep": {"deeper": payloads}}
 
-    artifacts = site.runner.run(site.order(site.playbook(tasks), vm=vm))
+    artifacts = site.runner.run(site.run_of(site.playbook(tasks), vm=vm))
 
     assert _result(artifacts) == {
         "name": payloads[0],
@@ -490,7 +488,7 @@ def test_a_template_in_a_value_stays_text(site: Site) -> None:
     assert not victim.exists()
 
 
-def test_values_arrive_as_they_were_sent(site: Site) -> None:
+def test_values_reach_the_playbook_unchanged(site: Site) -> None:
     values = {
         "texts": [
             "yes",
@@ -522,23 +520,23 @@ def test_values_arrive_as_they_were_sent(site: Site) -> None:
             per_host: false
     """
 
-    artifacts = site.runner.run(site.order(site.playbook(tasks), vm=values))
+    artifacts = site.runner.run(site.run_of(site.playbook(tasks), vm=values))
 
     assert _result(artifacts) == {"echo": values}
 
 
 def test_half_a_surrogate_pair_is_an_invalid_request(site: Site) -> None:
     with pytest.raises(JobError) as caught:
-        site.runner.run(site.order(site.playbook(PUBLISH), vm={"name": "x\ud800"}))
+        site.runner.run(site.run_of(site.playbook(PUBLISH), vm={"name": "x\ud800"}))
 
     assert caught.value.code is ErrorCode.INVALID_REQUEST
     assert list(site.paths.run_dir.iterdir()) == []
 
 
 @pytest.mark.parametrize("ident", ["", "..", "a/b", "../a", "-a", "a b", "a\n", "x" * 200, ".kept"])
-def test_an_ident_that_is_no_name_for_a_folder_is_refused(site: Site, ident: str) -> None:
+def test_an_ident_that_cannot_name_a_folder_is_refused(site: Site, ident: str) -> None:
     with pytest.raises(ValueError, match="not a run ident"):
-        site.runner.run(site.order(site.playbook(PUBLISH), ident=ident))
+        site.runner.run(site.run_of(site.playbook(PUBLISH), ident=ident))
     with pytest.raises(ValueError, match="not a run ident"):
         site.runner.kill(ident)
 
@@ -567,11 +565,11 @@ def test_r12_no_secret_is_in_any_argument_environment_or_kept_file(site: Site, m
           ansible.builtin.fail:
             msg: "bad {{{{ vm.cloud_init.password }}}} {{{{ credentials.api_token_secret | b64encode }}}}"
     """
-    order = site.order(site.playbook(tasks), vm={"cloud_init": {"password": PASSWORD}}, secrets=(PASSWORD,))
+    planned = site.run_of(site.playbook(tasks), vm={"cloud_init": {"password": PASSWORD}}, secrets=(PASSWORD,))
     needles = [text.encode() for text in (TOKEN, PASSWORD, INHERITED, json.dumps(PASSWORD)[1:-1], "canary")]
     needles.append(base64.b64encode(TOKEN.encode()))
     with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(site.runner.run, order)
+        future = pool.submit(site.runner.run, planned)
         _eventually(started.exists)
         seen = _look_at_processes_of(site)
         readable = _files_with(site.paths.run_dir, needles)
@@ -590,7 +588,7 @@ def test_r12_no_secret_is_in_any_argument_environment_or_kept_file(site: Site, m
 
 
 def _look_at_processes_of(site: Site) -> list[bytes]:
-    """Arguments and environment of every process of the site's run, as /proc shows them."""
+    """Return arguments and environment of all processes of the site's run from /proc."""
     seen = []
     for process in psutil.process_iter():
         folder = Path("/proc", str(process.pid))
@@ -608,9 +606,9 @@ def _stdout_of(event: dict[str, Any]) -> list[str]:
     return result.get("stdout_lines", []) if isinstance(result, dict) else []
 
 
-def test_while_it_runs_a_runs_secrets_are_readable_by_us_alone(site: Site) -> None:
+def test_the_secrets_of_a_current_run_are_readable_by_our_user_only(site: Site) -> None:
     with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(site.runner.run, site.order(site.patient()))
+        future = pool.submit(site.runner.run, site.run_of(site.waiting()))
         _eventually(site.is_waiting)
         folder = site.paths.run_dir / "run-1"
         modes = {path.stat().st_mode & 0o777 for path in (folder / "vm.yml", folder / "credentials.yml")}
@@ -621,27 +619,27 @@ def test_while_it_runs_a_runs_secrets_are_readable_by_us_alone(site: Site) -> No
     assert (modes, folders) == ({0o600}, {0o700})
 
 
-def test_secrets_of_a_run_are_masked_only_while_somebody_needs_it(site: Site) -> None:
-    site.runner.run(site.order(site.playbook(PUBLISH), secrets=("only-for-this-run",)))
+def test_secrets_are_masked_until_the_last_run_with_them_ends(site: Site) -> None:
+    site.runner.run(site.run_of(site.playbook(PUBLISH), secrets=("only-for-this-run",)))
 
     assert site.redactor.redact(f"only-for-this-run {TOKEN}") == f"only-for-this-run {TOKEN}"
 
 
-def test_a_run_dir_that_others_can_read_is_closed_first(site: Site) -> None:
+def test_a_run_dir_that_others_can_read_gets_private_first(site: Site) -> None:
     site.paths.run_dir.mkdir(mode=0o755)
     site.paths.run_dir.chmod(0o777)
 
-    site.runner.run(site.order(site.playbook(PUBLISH)))
+    site.runner.run(site.run_of(site.playbook(PUBLISH)))
 
     assert site.paths.run_dir.stat().st_mode & 0o777 == 0o700
 
 
-def test_the_ca_bundle_reaches_every_library_that_a_playbook_may_use(site: Site) -> None:
+def test_each_library_of_a_playbook_gets_the_ca_bundle(site: Site) -> None:
     bundle = site.folder / "ca.pem"
     bundle.touch()
     runner = Runner(site.paths, lambda: dict(CREDENTIALS), ca_bundle=bundle, redactor=site.redactor)
 
-    artifacts = runner.run(site.order(site.playbook("- name: Show\n  ansible.builtin.command: env\n")))
+    artifacts = runner.run(site.run_of(site.playbook("- name: Show\n  ansible.builtin.command: env\n")))
 
     shown = [line for event in _events(artifacts) for line in _stdout_of(event)]
     wanted = {f"{name}={bundle}" for name in ("REQUESTS_CA_BUNDLE", "SSL_CERT_FILE", "PROXMOX_CA_PATH")}
@@ -651,10 +649,10 @@ def test_the_ca_bundle_reaches_every_library_that_a_playbook_may_use(site: Site)
 # --- several at once, and after a crash -------------------------------------------------------------------------------
 
 
-def test_runs_at_the_same_time_do_not_mix(site: Site) -> None:
+def test_concurrent_runs_do_not_affect_each_other(site: Site) -> None:
     good = site.playbook(PUBLISH)
     bad = site.playbook(PUBLISH + "- name: Fail\n  ansible.builtin.fail:\n    msg: 'no'\n")
-    orders = [site.order(bad if n % 3 == 0 else good, ident=f"run-{n}", vm={"name": f"vm-{n}"}) for n in range(6)]
+    orders = [site.run_of(bad if n % 3 == 0 else good, ident=f"run-{n}", vm={"name": f"vm-{n}"}) for n in range(6)]
 
     with ThreadPoolExecutor(6) as pool:
         all_artifacts = list(pool.map(site.runner.run, orders))
@@ -664,7 +662,7 @@ def test_runs_at_the_same_time_do_not_mix(site: Site) -> None:
     assert threading.active_count() == 1
 
 
-def test_a_run_uses_the_credentials_of_its_moment(site: Site) -> None:
+def test_a_run_uses_the_credentials_that_are_valid_at_its_start(site: Site) -> None:
     tokens = iter(["first-secret-token", "second-secret-token"])
     runner = Runner(site.paths, lambda: {"api_token_secret": next(tokens)}, redactor=Redactor())
     tasks = """
@@ -676,7 +674,7 @@ def test_a_run_uses_the_credentials_of_its_moment(site: Site) -> None:
     """
     playbook = site.playbook(tasks)
 
-    lengths = [_result(runner.run(site.order(playbook, ident=f"run-{n}"))) for n in range(2)]
+    lengths = [_result(runner.run(site.run_of(playbook, ident=f"run-{n}"))) for n in range(2)]
 
     assert int(lengths[1]) - int(lengths[0]) == len("second") - len("first")
 
@@ -696,7 +694,7 @@ runner.run(PlaybookRun(ident="run-1", action="test", playbook=playbook, vm={"nam
 
 @pytest.fixture
 def other_agent(site: Site) -> Iterator[subprocess.Popen[bytes]]:
-    """Another process in the middle of a stubborn run, in the same folders."""
+    """Start another agent process with a stubborn run in the same folders."""
     command = [sys.executable, "-c", AGENT, str(site.home), str(site.folder), str(site.stubborn())]
     with subprocess.Popen(command) as process:
         _eventually(site.is_busy)
@@ -705,25 +703,25 @@ def other_agent(site: Site) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def test_r7_a_killed_agent_leaves_no_process_of_its_runs(site: Site, other_agent: subprocess.Popen[bytes]) -> None:
-    """No supervisor takes part: the run's guard sees that its agent is gone."""
+    """Without a supervisor: the run's guard sees that the agent has died."""
     other_agent.kill()
 
-    _eventually(lambda: not site.strays())
+    _eventually(lambda: not site.orphans())
     _eventually(lambda: not _look_at_processes_of(site))
     site.runner.sweep()
 
 
-def test_a_sweep_ends_what_was_left_alive_and_keeps_what_it_had_shown(
+def test_a_sweep_ends_orphan_processes_and_stores_their_artifacts(
     site: Site, other_agent: subprocess.Popen[bytes]
 ) -> None:
     guard = _process_of(site, "process_tree.py guard")
     assert guard is not None
-    guard.suspend()  # nobody but the sweep is left to end the run
+    guard.suspend()  # only the sweep can end the run
     other_agent.kill()
 
     assert site.runner.sweep() == ["run-1"]
 
-    assert site.strays() == []
+    assert site.orphans() == []
     assert list(site.paths.run_dir.iterdir()) == []
     kept = site.paths.artifacts_dir / "run-1"
     assert (kept / "status").read_text() == "failed"
@@ -731,23 +729,23 @@ def test_a_sweep_ends_what_was_left_alive_and_keeps_what_it_had_shown(
     assert site.runner.sweep() == []
 
 
-def test_a_sweep_leaves_the_runs_of_other_agents_alone(
+def test_a_sweep_does_not_affect_the_runs_of_other_agents(
     site: Site, other_agent: subprocess.Popen[bytes], tmp_path: Path
 ) -> None:
     paths = RunnerPaths(ansible_home=site.home, run_dir=tmp_path / "ru", artifacts_dir=tmp_path / "other")
 
     assert Runner(paths, dict).sweep() == []
 
-    assert len(site.strays()) == 2
+    assert len(site.orphans()) == 2
     assert other_agent.poll() is None
     site.runner.sweep()
 
 
 def test_f33_artifacts_that_cannot_be_moved_stay_readable_and_are_moved_by_the_next_sweep(site: Site) -> None:
-    """Artifacts cannot be moved to their place → they stay readable on tmpfs, and the next start moves them."""
-    site.paths.artifacts_dir.touch()  # in the folder's place
+    """Artifacts cannot be moved to their folder → they stay readable on tmpfs, and the next start moves them."""
+    site.paths.artifacts_dir.touch()  # a file in place of the folder
 
-    artifacts = site.runner.run(site.order(site.playbook(PUBLISH)))
+    artifacts = site.runner.run(site.run_of(site.playbook(PUBLISH)))
 
     assert artifacts.status is RunStatus.SUCCESSFUL
     assert _result(artifacts)["vmid"] == 101
@@ -757,10 +755,10 @@ def test_f33_artifacts_that_cannot_be_moved_stay_readable_and_are_moved_by_the_n
     assert list(site.paths.run_dir.iterdir()) == []
 
 
-def test_a_live_run_can_be_watched_redacted(site: Site) -> None:
-    playbook = site.patient(f"- name: Say\n  ansible.builtin.debug:\n    msg: 'hello {TOKEN}'\n")
+def test_the_output_of_a_current_run_can_be_read_redacted(site: Site) -> None:
+    playbook = site.waiting(f"- name: Say\n  ansible.builtin.debug:\n    msg: 'hello {TOKEN}'\n")
     with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(site.runner.run, site.order(playbook))
+        future = pool.submit(site.runner.run, site.run_of(playbook))
         _eventually(site.is_waiting)
         shown = (site.runner.live_folder("run-1") / "stdout").read_text()
         site.runner.kill("run-1")
@@ -769,11 +767,11 @@ def test_a_live_run_can_be_watched_redacted(site: Site) -> None:
     assert "hello ********" in shown
 
 
-def test_the_playbooks_of_a_checkout_are_at_its_top() -> None:
+def test_the_playbooks_of_a_checkout_are_at_its_top_level() -> None:
     assert (ansible_home() / "ansible.cfg").is_file()
 
 
-def test_a_command_that_does_not_exist_is_told_in_the_output() -> None:
+def test_a_missing_command_is_an_error_in_the_output() -> None:
     done = subprocess.run(
         [sys.executable, "-I", "-S", _process_tree_file(), "guard", "no-such-command"],
         stdin=subprocess.PIPE,
@@ -785,7 +783,7 @@ def test_a_command_that_does_not_exist_is_told_in_the_output() -> None:
 
 
 @pytest.mark.parametrize(("script", "code"), [("exit 3", 3), ("kill -TERM $$", 128 + signal.SIGTERM)])
-def test_a_guard_ends_with_the_code_of_its_command(script: str, code: int) -> None:
+def test_a_guard_exits_with_the_code_of_its_command(script: str, code: int) -> None:
     with subprocess.Popen(
         [sys.executable, "-I", "-S", _process_tree_file(), "guard", "sh", "-c", script], stdin=subprocess.PIPE
     ) as guard:

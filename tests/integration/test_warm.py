@@ -1,4 +1,4 @@
-"""Warm runs are the same runs: equal in all that they leave, ended as surely, and knowing nothing of each other."""
+"""Warm runs: the same artifacts as cold ones, no process left at their end, and no effect on each other."""
 
 from __future__ import annotations
 
@@ -36,22 +36,22 @@ from executor.runs.warm import patches, protocol, server_process, servers
 pytestmark = [pytest.mark.xdist_group("warm"), pytest.mark.timeout(900)]
 
 TOKEN = "canary-token-Zt7Kq2"
-#: Says which program runs the play: the server, or ansible-playbook.
+#: A template for the command line of the play's process: the server's, or that of ansible-playbook.
 WHICH = "{{ lookup('ansible.builtin.pipe', 'cat /proc/$PPID/cmdline | tr \"\\\\0\" \" \"') }}"
 STUBBORN = """
-- name: Start processes that want to stay
+- name: Start processes that ignore TERM
   ansible.builtin.shell: |
     trap '' TERM
-    env -i {folder}/stray.sh {folder} &
+    env -i {folder}/orphan.sh {folder} &
     echo $$ > {folder}/shell.pid
     sleep 600
   args:
     executable: /bin/sh
 """
-STRAY = """#!/bin/sh
+ORPHAN = """#!/bin/sh
 trap '' TERM
 PATH=/usr/bin:/bin
-setsid sh -c 'trap "" TERM; echo $$ > "$0/stray.tmp"; mv "$0/stray.tmp" "$0/stray.pid"; sleep 600' "$1" &
+setsid sh -c 'trap "" TERM; echo $$ > "$0/orphan.tmp"; mv "$0/orphan.tmp" "$0/orphan.pid"; sleep 600' "$1" &
 """
 
 
@@ -76,10 +76,10 @@ class Site:
         return self
 
     def play(self, tasks: str, ident: str = "", **fields: Any) -> RunArtifacts:
-        """Run these tasks."""
-        return self.runner.run(self.order(tasks, ident, **fields))
+        """Run a play of these Ansible tasks."""
+        return self.runner.run(self.run_of(tasks, ident, **fields))
 
-    def order(self, tasks: str, ident: str = "", hosts: str = "here", **fields: Any) -> PlaybookRun:
+    def run_of(self, tasks: str, ident: str = "", hosts: str = "here", **fields: Any) -> PlaybookRun:
         name = uuid.uuid4().hex[:8]
         file = self.home / "playbooks" / f"{name}.yml"
         head = f"---\n- name: Play\n  hosts: {hosts}\n  gather_facts: false\n  tasks:\n"
@@ -88,15 +88,15 @@ class Site:
         return PlaybookRun(ident=ident or f"run-{name}", action="test", playbook=file, **fields)
 
     def stubborn(self) -> str:
-        stray = self.folder / "stray.sh"
-        stray.write_text(STRAY)
-        stray.chmod(0o700)
+        orphan = self.folder / "orphan.sh"
+        orphan.write_text(ORPHAN)
+        orphan.chmod(0o700)
         return STUBBORN.format(folder=self.folder)
 
     def is_busy(self) -> bool:
         return len(list(self.folder.glob("*.pid"))) == 2
 
-    def strays(self) -> list[int]:
+    def orphans(self) -> list[int]:
         pids = [int(file.read_text()) for file in self.folder.glob("*.pid")]
         return [pid for pid in pids if is_alive(pid)]
 
@@ -121,7 +121,7 @@ def events_of(artifacts: RunArtifacts) -> list[dict[str, Any]]:
 
 
 def said(artifacts: RunArtifacts) -> str:
-    """What the debug tasks of a run have said."""
+    """Return the messages of the run's debug tasks."""
     messages = [event.get("event_data", {}).get("res", {}).get("msg") for event in events_of(artifacts)]
     return "\n".join(str(message) for message in messages if message)
 
@@ -140,7 +140,7 @@ def unavailable(logs: list[Any]) -> list[str]:
 
 @pytest.fixture
 def run_dir() -> Iterator[Path]:
-    """A short name, under which a run's temporary folder needs no other."""
+    """Return a folder with a path so short that a run's temporary folder needs no link."""
     with tempfile.TemporaryDirectory(prefix="w") as folder:
         yield Path(folder, "r")
 
@@ -150,7 +150,7 @@ def site(tmp_path: Path, run_dir: Path) -> Iterator[Site]:
     site = Site(tmp_path, run_dir)
     yield site
     site.runner.stop_warm()
-    for pid in site.strays():
+    for pid in site.orphans():
         process_tree.end(lambda pid=pid: {pid, *process_tree.descendants(pid)} if is_alive(pid) else (), grace_s=0)
 
 
@@ -161,7 +161,7 @@ LIFE = (
     *("create", "start", "restart", "update", "resize", "snapshot"),
     *("backup", "migrate", "stop", "rollback", "delete"),
 )
-#: What no two runs have in common: times, ids, process ids, and what Proxmox makes up.
+#: What differs between any two runs: times, ids, process ids, and values that Proxmox generates.
 VOLATILE = (
     (r"UPID:[^\"' ,\]]+", "UPID"),
     (r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", "UUID"),
@@ -178,7 +178,7 @@ VOLATILE_KEYS |= {"api_port"}  # of the stand-in; each kind of run has its own
 
 
 def normal(value: Any) -> Any:
-    """The value without what differs between any two runs."""
+    """Return the value without what differs between any two runs."""
     if isinstance(value, dict):
         return {key: normal(item) for key, item in value.items() if key not in VOLATILE_KEYS}
     if isinstance(value, list):
@@ -190,7 +190,7 @@ def normal(value: Any) -> Any:
 
 
 def live(stand_in: ProxmoxStandIn, folder: Path, vm: dict[str, Any], *, warm: bool) -> list[dict[str, Any]]:
-    """Take a VM through its life in a new folder; return what each run has left."""
+    """Run all actions on a VM, in a new folder; return the artifacts of each run."""
     credentials = {
         **{"api_host": stand_in.host, "api_port": stand_in.port, "api_user": stand_in.user, "validate_certs": True},
         **{"api_token_id": stand_in.token_id, "api_token_secret": stand_in.token_secret},
@@ -209,7 +209,7 @@ def live(stand_in: ProxmoxStandIn, folder: Path, vm: dict[str, Any], *, warm: bo
             assert logs == ""
             for pid in pids:
                 used = psutil.Process(pid).cpu_times()
-                assert used.children_user > used.user / 10, "a server had nothing to do"
+                assert used.children_user > used.user / 10, "a server did no work"
     finally:
         runner.stop_warm()
     assert list((folder / "run").iterdir()) == []
@@ -250,12 +250,12 @@ def test_cold_and_warm_leave_equal_events_results_and_artifacts_over_the_life_of
     assert {left["status"] for left in cold} == {(RunStatus.SUCCESSFUL, 0)}
 
 
-SELF_PORTRAIT = r"""
-- name: Draw a picture of the process that runs the tasks
-  self_portrait: {}
+PROCESS_STATE = r"""
+- name: Report the state of the process that runs the Ansible tasks
+  process_state: {}
 """
-#: What a task's process looks like from inside. Ids of processes and the run's own folder are left out.
-SELF_PORTRAIT_PLUGIN = r"""
+#: Reports the state of an Ansible task's process, without process ids and the run's folder.
+PROCESS_STATE_PLUGIN = r"""
 import gc, locale, logging, os, re, resource, signal, socket, sys, tempfile, threading, time, warnings
 from ansible import constants as C
 from ansible.plugins.action import ActionBase
@@ -289,7 +289,7 @@ class ActionModule(ActionBase):
             "limits": [resource.getrlimit(limit) for limit in (resource.RLIMIT_NOFILE, resource.RLIMIT_CORE)],
             "oom": open("/proc/self/oom_score_adj").read(),
             "logging": [text(handler) for handler in logging.getLogger().handlers] + [logging.getLogger().level],
-            # Some libraries add filters for warnings of their own when they are imported, which is earlier here.
+            # Some libraries add filters for their own warnings at their import, which is earlier here.
             "filters": [text(entry) for entry in warnings.filters if entry[2].__module__ == "builtins"],
             "gc": [gc.isenabled(), gc.get_threshold()], "zone": time.tzname, "timeout": socket.getdefaulttimeout(),
             "seen": sorted(text(path) for path in C.config._plugins.get("action", {})),
@@ -300,46 +300,48 @@ class ActionModule(ActionBase):
 
 @pytest.fixture
 def hangups_ignored() -> Iterator[None]:
-    """The supervisor's agent ignores them."""
+    """Ignore the signals that the agent under a supervisor ignores."""
     before = {signum: signal.signal(signum, signal.SIG_IGN) for signum in (signal.SIGHUP, signal.SIGUSR1)}
     yield
     for signum, handler in before.items():
         signal.signal(signum, handler)
 
 
-#: What a task sees of its being no fork: a result thread beside it, the play's own streams and handlers for the end.
+#: What differs for an Ansible task without a fork: the play's result thread, streams and signal handlers.
 NO_FORK = {"files", "handlers", "streams", "threads"}
 
 
 @pytest.mark.parametrize(("hosts", "differ"), [("here", NO_FORK), ("all", set())])
-def test_a_task_sees_the_same_process_warm_as_cold(
+def test_an_ansible_task_sees_the_same_process_warm_and_cold(
     site: Site, hangups_ignored: None, hosts: str, differ: set[str]
 ) -> None:
-    """Environment, constants, folders, files, signals, streams, limits, logging: what a run could leave to the next."""
+    """Environment, constants, folders, files, signals, streams, limits, logging: all state that a run could inherit."""
     plugins = site.home / "playbooks" / "action_plugins"
     plugins.mkdir()
-    (plugins / "self_portrait.py").write_text(SELF_PORTRAIT_PLUGIN)
-    order = site.order(SELF_PORTRAIT, hosts=hosts)
-    wanted = portrait(site.runner.run(order))
+    (plugins / "process_state.py").write_text(PROCESS_STATE_PLUGIN)
+    planned = site.run_of(PROCESS_STATE, hosts=hosts)
+    expected = process_state(site.runner.run(planned))
     site.warmed()
-    drawn = [portrait(site.runner.run(replace(order, ident=f"run-{number}"))) for number in range(3)]
+    found = [process_state(site.runner.run(replace(planned, ident=f"run-{number}"))) for number in range(3)]
 
-    assert drawn[0] == drawn[1] == drawn[2]
-    assert len(wanted) > 25
-    for aspect in wanted.keys() - differ:
-        assert drawn[0][aspect] == wanted[aspect], aspect
-    for number, handler in wanted["handlers"].items():
-        assert drawn[0]["handlers"][number] == handler or number in {str(signal.SIGINT), str(signal.SIGTERM)}
-    assert set(drawn[0]["files"]) <= set(wanted["files"])
+    assert found[0] == found[1] == found[2]
+    assert len(expected) > 25
+    for aspect in expected.keys() - differ:
+        assert found[0][aspect] == expected[aspect], aspect
+    for number, handler in expected["handlers"].items():
+        assert found[0]["handlers"][number] == handler or number in {str(signal.SIGINT), str(signal.SIGTERM)}
+    assert set(found[0]["files"]) <= set(expected["files"])
 
 
-def portrait(artifacts: RunArtifacts) -> dict[str, Any]:
+def process_state(artifacts: RunArtifacts) -> dict[str, Any]:
     assert artifacts.rc == 0, (artifacts.folder / "stdout").read_text()
     done = (event["event_data"] for event in events_of(artifacts) if event["event"] == "runner_on_ok")
-    return next(event["res"] for event in done if event["host"] == "here")  # of several, the first that was forked
+    return next(
+        event["res"] for event in done if event["host"] == "here"
+    )  # with several hosts, the one that was forked first
 
 
-def test_warm_runs_draw_their_own_random_numbers_and_ids(site: Site) -> None:
+def test_each_warm_run_has_its_own_random_numbers_and_ids(site: Site) -> None:
     site.warmed()
     runs = [site.play(debug("{{ (2 ** 60) | random }} " + WHICH)) for _ in range(3)]
 
@@ -350,7 +352,7 @@ def test_warm_runs_draw_their_own_random_numbers_and_ids(site: Site) -> None:
     assert not ids[1] & ids[2]
 
 
-def test_a_plugin_beside_the_playbook_wins_over_ansibles_own_as_it_does_cold(site: Site) -> None:
+def test_a_plugin_beside_the_playbook_replaces_ansibles_warm_and_cold(site: Site) -> None:
     plugins = site.home / "playbooks" / "action_plugins"
     plugins.mkdir()
     plugin = """
@@ -378,7 +380,7 @@ def test_a_plugin_beside_the_playbook_wins_over_ansibles_own_as_it_does_cold(sit
         "- name: Undefined\n  ansible.builtin.debug:\n    msg: '{{ nothing }}'\n",
     ],
 )
-def test_any_run_ends_alike(site: Site, tasks: str) -> None:
+def test_runs_end_the_same_warm_and_cold(site: Site, tasks: str) -> None:
     cold = site.play(tasks, "run-1")
     kept = [normal(event) for event in events_of(cold)]
     site.warmed()
@@ -394,22 +396,22 @@ def test_any_run_ends_alike(site: Site, tasks: str) -> None:
 # --- ended ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_warm_run_that_outlives_its_time_ends_with_everything_it_started(site: Site) -> None:
+def test_a_timed_out_warm_run_ends_with_all_its_processes(site: Site) -> None:
     artifacts = site.warmed().play(site.stubborn(), timeout_s=8)
 
     assert (artifacts.status, artifacts.rc) == (RunStatus.TIMEOUT, 254)
-    assert site.is_busy(), "the play had no time to start its processes"
-    assert site.strays() == []
+    assert site.is_busy(), "the play did not start its processes in time"
+    assert site.orphans() == []
     assert marked(site) == set()
 
 
-def test_a_cancelled_warm_run_ends_with_everything_it_started(site: Site) -> None:
-    order = site.warmed().order(site.stubborn())
+def test_a_cancelled_warm_run_ends_with_all_its_processes(site: Site) -> None:
+    planned = site.warmed().run_of(site.stubborn())
 
-    artifacts = site.runner.run(order, cancelled=site.is_busy)
+    artifacts = site.runner.run(planned, cancelled=site.is_busy)
 
     assert artifacts.status is RunStatus.CANCELED
-    assert site.strays() == []
+    assert site.orphans() == []
     assert marked(site) == set()
 
 
@@ -421,12 +423,12 @@ def test_a_warm_run_is_found_and_killed_by_its_ident(site: Site) -> None:
         found = process_tree.marked("SMITH_RUN_IDENT", "run-1\0")
         assert process_tree.descendants(site.runner.warm_pids()[0]) <= found
         site.runner.kill("run-1")
-        assert site.strays() == []
+        assert site.orphans() == []
         assert future.result().status is RunStatus.CANCELED
 
 
 @pytest.mark.parametrize("victim", ["client", "guard", "play"])
-def test_a_warm_run_of_which_a_process_is_killed_is_failed_and_leaves_none(site: Site, victim: str) -> None:
+def test_a_warm_run_with_a_killed_process_fails_and_leaves_no_process(site: Site, victim: str) -> None:
     site.warmed()
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(site.play, site.stubborn(), "run-1")
@@ -436,9 +438,8 @@ def test_a_warm_run_of_which_a_process_is_killed_is_failed_and_leaves_none(site:
 
     assert (artifacts.status, artifacts.rc) == (RunStatus.FAILED, 137)
     assert marked(site) == set()
-    # Without its guard a process that has left session and environment cannot be told from any other: as without the
-    # guard of a cold run.
-    assert victim == "guard" or site.strays() == []
+    # If the guard is killed, a process that has left session and environment cannot be found, as in a cold run.
+    assert victim == "guard" or site.orphans() == []
 
 
 def process_of(site: Site, victim: str) -> int:
@@ -464,12 +465,12 @@ def has(process: psutil.Process, word: str) -> bool:
 
 
 def marked(site: Site) -> set[int]:
-    """The processes of any run of this site; not the servers."""
+    """Return the processes of all runs of this site, without the servers."""
     own = process_tree.marked("SMITH_CREDENTIALS_FILE", f"{site.run_dir}/run-")
     return {pid for pid in own if is_alive(pid)}
 
 
-def test_a_run_goes_on_when_its_server_is_killed_and_later_runs_are_cold_then_warm_again(
+def test_a_run_continues_when_its_server_is_killed_and_later_runs_are_cold_then_warm(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(servers, "RESTART_BACKOFF_S", 0.0)
@@ -508,7 +509,7 @@ def test_a_server_that_hangs_is_replaced_and_the_run_is_cold(site: Site, monkeyp
     assert unavailable(logs) == ["the playbook server does not answer"]
 
 
-def test_the_servers_end_with_their_agent_even_when_it_is_killed(site: Site) -> None:
+def test_the_servers_end_when_their_agent_is_killed(site: Site) -> None:
     script = f"""
         import sys, time
         from pathlib import Path
@@ -538,8 +539,8 @@ def test_the_servers_end_with_their_agent_even_when_it_is_killed(site: Site) -> 
 
 
 @pytest.mark.parametrize("warm", [False, True], ids=["cold", "warm"])
-def test_a_socket_fits_into_the_temporary_folder_of_a_run_whose_name_is_long(tmp_path: Path, warm: bool) -> None:
-    """A custom action's name may have 50 characters, and SMITH_RUN_DIR more; ansible-core 2.21 opens such a socket."""
+def test_a_socket_fits_into_the_temporary_folder_of_a_run_with_a_long_path(tmp_path: Path, warm: bool) -> None:
+    """An action's name may have 50 characters, and SMITH_RUN_DIR more; ansible-core 2.21 opens such a socket."""
     site = Site(tmp_path, tmp_path / ("r" * 90))
     if warm:
         site.warmed()
@@ -558,26 +559,24 @@ def test_a_socket_fits_into_the_temporary_folder_of_a_run_whose_name_is_long(tmp
     assert list(site.run_dir.iterdir()) == []
 
 
-def test_a_strangers_link_in_the_place_of_the_short_name_is_not_followed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_users_link_at_the_short_path_is_not_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     public, elsewhere = tmp_path / "public", tmp_path / "elsewhere"
     public.mkdir()
     elsewhere.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(public))
     site = Site(tmp_path, tmp_path / ("r" * 90))
-    run = site.order(debug("{{ lookup('env', 'TMPDIR') }}"), "run-1")
+    run = site.run_of(debug("{{ lookup('env', 'TMPDIR') }}"), "run-1")
     tmp = site.run_dir / "run-1" / "tmp"
     link = public / f"smith-{hashlib.sha256(os.fsencode(tmp)).hexdigest()[:16]}"
     link.symlink_to(elsewhere)
     artifacts = site.runner.run(run)
 
-    # With ansible-core 2.21 the run fails for want of room, which is what it would do without a short name.
+    # With ansible-core 2.21 the run fails because the path of its socket is too long, as it would without a link.
     assert str(tmp) in said(artifacts) or "Local RPC server did not start" in (artifacts.folder / "stdout").read_text()
     assert list(elsewhere.iterdir()) == []
 
 
-def test_two_warm_runs_at_once_do_not_see_each_others_environment_or_variables(site: Site) -> None:
+def test_concurrent_warm_runs_do_not_see_each_others_environment_or_variables(site: Site) -> None:
     site.warmed()
     tasks = (
         "- name: Keep\n  ansible.builtin.set_fact:\n    kept_{{ vm.name }}: true\n"
@@ -602,12 +601,18 @@ def test_two_warm_runs_at_once_do_not_see_each_others_environment_or_variables(s
         assert f"run-{other}" not in said(run)
 
 
-def test_three_hundred_warm_runs_leave_nothing_and_let_nothing_grow(site: Site) -> None:
+def test_three_hundred_warm_runs_leak_nothing(site: Site) -> None:
     site.warmed()
-    order = site.order(debug("x"))
+    planned = site.run_of(debug("x"))
 
     def play(number: int) -> RunStatus:
-        fields = {"ident": f"run-{number}", "action": "test", "playbook": order.playbook, "vm": {}, "timeout_s": 120.0}
+        fields = {
+            "ident": f"run-{number}",
+            "action": "test",
+            "playbook": planned.playbook,
+            "vm": {},
+            "timeout_s": 120.0,
+        }
         return site.runner.run(PlaybookRun(**fields)).status
 
     with structlog.testing.capture_logs() as logs, ThreadPoolExecutor(4) as pool:
@@ -616,7 +621,9 @@ def test_three_hundred_warm_runs_leave_nothing_and_let_nothing_grow(site: Site) 
         assert set(pool.map(play, range(20, 320))) == {RunStatus.SUCCESSFUL}
     after = footprint(site)
 
-    assert not [entry for entry in logs if entry["event"] == "orphan_processes_killed"], "a guard was taken for a stray"
+    assert not [entry for entry in logs if entry["event"] == "orphan_processes_killed"], (
+        "a guard was taken for an orphan process"
+    )
     assert after["files"] == before["files"]
     assert after["descriptors"] == before["descriptors"]
     assert after["processes"] == before["processes"]
@@ -624,7 +631,7 @@ def test_three_hundred_warm_runs_leave_nothing_and_let_nothing_grow(site: Site) 
 
 
 def footprint(site: Site) -> dict[str, Any]:
-    """What the servers and the agent hold when nothing runs."""
+    """Return what servers and agent hold when there is no run."""
     pids = site.runner.warm_pids()
     eventually(lambda: not any(process_tree.descendants(pid) for pid in pids))
     found = [psutil.Process(pid) for pid in pids]
@@ -660,7 +667,7 @@ def read(path: str) -> bytes:
         return b""
 
 
-def test_the_sockets_are_ours_alone(site: Site) -> None:
+def test_only_our_user_can_use_the_sockets(site: Site) -> None:
     site.warmed()
     sockets = list((site.run_dir / ".warm").glob("*.sock"))
 
@@ -670,7 +677,7 @@ def test_the_sockets_are_ours_alone(site: Site) -> None:
 
 
 @pytest.mark.parametrize("message", [b"", b"\0", b"\0\0\0\5ab", b"\xff\xff\xff\xff", b"\0\0\0\4/\09\0"])
-def test_nonsense_on_a_socket_hurts_nobody(site: Site, message: bytes) -> None:
+def test_an_invalid_request_does_not_affect_the_server(site: Site, message: bytes) -> None:
     site.warmed()
     for path in (site.run_dir / ".warm").glob("*.sock"):
         with protocol.connect(str(path)) as connection:
@@ -682,7 +689,7 @@ def test_nonsense_on_a_socket_hurts_nobody(site: Site, message: bytes) -> None:
 # --- cold after all ---------------------------------------------------------------------------------------------------
 
 
-def test_an_ansible_that_was_not_tested_runs_cold_and_says_so_once(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_untested_ansible_runs_cold_and_is_logged_once(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(patches, "TESTED", ("2.18",))
     with structlog.testing.capture_logs() as logs:
         site.runner.start_warm()
@@ -693,15 +700,15 @@ def test_an_ansible_that_was_not_tested_runs_cold_and_says_so_once(site: Site, m
     assert "was not tested" in unavailable(logs)[0]
 
 
-def test_insisting_on_warm_runs_with_an_untested_ansible_is_a_settings_error(
+def test_warm_runs_required_with_an_untested_ansible_are_a_settings_error(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(patches, "TESTED", ())
     with pytest.raises(SettingsError, match="SMITH_WARM is on, but ansible-core"):
-        site.runner.start_warm(insist=True)
+        site.runner.start_warm(required=True)
 
 
-def test_an_ansible_without_a_name_that_warm_runs_need_runs_cold(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_ansible_without_a_private_name_runs_cold(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     gone = patches.PrivateName(module="ansible.utils.vars", name="renamed", why="a test")
     monkeypatch.setattr(patches, "NAMES", (*patches.NAMES, gone))
     with structlog.testing.capture_logs() as logs:
@@ -711,10 +718,10 @@ def test_an_ansible_without_a_name_that_warm_runs_need_runs_cold(site: Site, mon
     assert not was_warm(run)
     assert unavailable(logs) == ["ansible.utils.vars has no renamed any more, which warm runs need"]
     with pytest.raises(SettingsError, match=r"SMITH_WARM is on, but ansible\.utils\.vars has no renamed"):
-        site.runner.start_warm(insist=True)
+        site.runner.start_warm(required=True)
 
 
-def test_a_changed_ansible_cfg_is_in_force_at_once(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_changed_ansible_cfg_is_used_by_the_next_run(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(servers, "RESTART_BACKOFF_S", 0.0)
     site.warmed()
     tasks = debug("{{ lookup('config', 'DEFAULT_FORKS') }} " + WHICH)
@@ -742,7 +749,7 @@ def test_an_environment_that_differs_from_the_servers_runs_cold(site: Site, monk
     assert not was_warm(run)
 
 
-def test_stopping_makes_further_runs_cold_and_removes_the_folder(site: Site) -> None:
+def test_after_a_stop_runs_are_cold_and_the_folder_is_removed(site: Site) -> None:
     site.warmed()
     pids = site.runner.warm_pids()
     site.runner.stop_warm()
@@ -752,7 +759,7 @@ def test_stopping_makes_further_runs_cold_and_removes_the_folder(site: Site) -> 
     assert not was_warm(site.play(debug(WHICH)))
 
 
-def test_worn_servers_are_replaced_without_a_cold_run(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_servers_are_recycled_without_a_cold_run(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server_process, "MAX_RUNS_PER_SERVER", 2)
     site.warmed()
     before = site.runner.warm_pids()
@@ -765,7 +772,7 @@ def test_worn_servers_are_replaced_without_a_cold_run(site: Site, monkeypatch: p
     eventually(lambda: len(list((site.run_dir / ".warm").glob("*-*.*"))) == 4)  # a socket and a log of either server
 
 
-def test_a_sweep_ends_the_servers_of_a_killed_agent_and_reports_no_run(site: Site) -> None:
+def test_a_sweep_ends_the_servers_of_a_killed_agent_and_returns_no_run(site: Site) -> None:
     site.warmed()
     left = site.runner.warm_pids()
     other = Runner(RunnerPaths(ansible_home=site.home, run_dir=site.run_dir, artifacts_dir=site.folder / "b"), dict)

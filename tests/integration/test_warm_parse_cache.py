@@ -1,4 +1,4 @@
-"""What warm runs share: parsed files and compiled templates, never what a run was given or has found."""
+"""What warm runs share: parsed files and compiled templates, but no input or result of a run."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def site(tmp_path: Path, run_dir: Path) -> Iterator[Site]:
 
 
 def playbook(site: Site, text: str) -> PlaybookRun:
-    """Order a playbook that is there before the servers start, as ours are."""
-    order = site.order(debug(f"{text} {WHICH}"))
+    """Return a run of a playbook that exists before the servers start, as ours do."""
+    planned = site.run_of(debug(f"{text} {WHICH}"))
     fixed = site.home / "playbooks" / "fixed.yml"
-    order.playbook.rename(fixed)
-    return PlaybookRun(ident=order.ident, action="test", playbook=fixed, vm={"name": "web"}, timeout_s=60)
+    planned.playbook.rename(fixed)
+    return PlaybookRun(ident=planned.ident, action="test", playbook=fixed, vm={"name": "web"}, timeout_s=60)
 
 
 def templates_of(site: Site) -> Path:
@@ -35,10 +35,10 @@ def templates_of(site: Site) -> Path:
     return found
 
 
-def test_a_playbook_that_is_changed_under_a_server_is_read_anew(site: Site) -> None:
-    order = playbook(site, "before")
+def test_a_playbook_that_changes_while_a_server_runs_is_parsed_again(site: Site) -> None:
+    planned = playbook(site, "before")
     site.warmed()
-    first = site.runner.run(order)
+    first = site.runner.run(planned)
     second = site.runner.run(playbook(site, "after"))
 
     assert was_warm(first)
@@ -58,10 +58,10 @@ def test_a_template_is_compiled_once_for_all_runs(site: Site) -> None:
     assert said(again).startswith("WEB ")
 
 
-def test_nothing_that_a_run_was_given_stays_with_the_servers(site: Site) -> None:
+def test_no_input_of_a_run_is_kept_in_the_servers_folder(site: Site) -> None:
     site.warmed()
-    order = playbook(site, "{{ lookup('ansible.builtin.file', lookup('env', 'SMITH_CREDENTIALS_FILE')) | length }}")
-    done = site.runner.run(PlaybookRun(**{**vars(order), "vm": {"name": "{{ 6 * 7 }}-canary"}}))
+    planned = playbook(site, "{{ lookup('ansible.builtin.file', lookup('env', 'SMITH_CREDENTIALS_FILE')) | length }}")
+    done = site.runner.run(PlaybookRun(**{**vars(planned), "vm": {"name": "{{ 6 * 7 }}-canary"}}))
 
     assert was_warm(done)
     left = [file for file in (site.run_dir / WARM_FOLDER).rglob("*") if file.is_file()]
@@ -72,10 +72,10 @@ def test_nothing_that_a_run_was_given_stays_with_the_servers(site: Site) -> None
         assert b"canary" not in content
 
 
-def test_broken_byte_code_costs_a_run_nothing(site: Site) -> None:
+def test_invalid_byte_code_is_compiled_again(site: Site) -> None:
     site.warmed()
-    order = playbook(site, "{{ vm.name }}")
-    site.runner.run(order)
+    planned = playbook(site, "{{ vm.name }}")
+    site.runner.run(planned)
     templates_of(site).write_bytes(b"no byte code")
     done = site.runner.run(playbook(site, "{{ vm.name }}"))
 

@@ -1,4 +1,4 @@
-"""Packs of modules that runs leave for each other: what is installed, byte for byte, or nothing."""
+"""Payloads that warm runs share: only those that consist of installed files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PLACE = MODULE.replace(".", "/") + ".py"
 
 @pytest.fixture
 def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A module where Python finds it first."""
+    """Install a module where Python finds it first."""
     file = tmp_path / "site" / PLACE
     file.parent.mkdir(parents=True)
     file.write_text("print('as installed')\n")
@@ -32,7 +32,7 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
 
 
 def packed(content: str) -> str:
-    """Pack a module as Ansible does."""
+    """Return a payload with this module, as Ansible makes it."""
     data = io.BytesIO()
     with zipfile.ZipFile(data, "w") as archive:
         archive.writestr(PLACE, content)
@@ -40,7 +40,7 @@ def packed(content: str) -> str:
 
 
 def left(folder: Path, zip_data: str) -> Path:
-    """Let a run leave this pack; return the store."""
+    """Save this payload as a run does; return the store."""
     store, local_tmp = folder / "store", folder / "tmp"
     for made in (store, local_tmp / payloads.CACHE):
         made.mkdir(parents=True)
@@ -51,14 +51,14 @@ def left(folder: Path, zip_data: str) -> Path:
 
 
 def taken(folder: Path, store: Path) -> list[str]:
-    """What a new run finds."""
+    """Return the payloads that a new run finds."""
     local_tmp = folder / "next"
     local_tmp.mkdir()
     payloads.link_saved(store, local_tmp)
     return sorted(file.name for file in (local_tmp / payloads.CACHE).iterdir())
 
 
-def test_a_pack_of_what_is_installed_is_known_to_the_next_run(tmp_path: Path, installed: Path) -> None:
+def test_a_payload_of_installed_files_is_used_by_the_next_run(tmp_path: Path, installed: Path) -> None:
     pack = packed(installed.read_text())
     store = left(tmp_path, pack)
 
@@ -67,14 +67,14 @@ def test_a_pack_of_what_is_installed_is_known_to_the_next_run(tmp_path: Path, in
     assert taken(tmp_path, store) == [f"{MODULE}{payloads.PAYLOAD_SUFFIX}"]
 
 
-def test_another_pack_of_the_same_name_is_not_known(tmp_path: Path, installed: Path) -> None:
+def test_another_payload_of_the_same_name_is_not_known(tmp_path: Path, installed: Path) -> None:
     store = left(tmp_path, packed(installed.read_text()))
 
     assert not payloads.is_of_known_sources(store, MODULE, packed("print('somebody else')\n"))
     assert not payloads.is_of_known_sources(store, f"{payloads.MODULES}proxmox", packed(installed.read_text()))
 
 
-def test_a_pack_is_not_known_any_more_when_its_source_was_changed(tmp_path: Path, installed: Path) -> None:
+def test_a_payload_is_unknown_after_its_source_has_changed(tmp_path: Path, installed: Path) -> None:
     pack = packed(installed.read_text())
     store = left(tmp_path, pack)
     installed.write_text("print('an upgrade')\n")
@@ -85,13 +85,13 @@ def test_a_pack_is_not_known_any_more_when_its_source_was_changed(tmp_path: Path
 
 
 @pytest.mark.usefixtures("installed")
-def test_a_pack_with_more_than_what_is_installed_is_not_left(tmp_path: Path) -> None:
+def test_a_payload_with_other_files_is_not_saved(tmp_path: Path) -> None:
     store = left(tmp_path, packed("print('more')\n"))
 
     assert os.listdir(store) == []
 
 
-def test_a_broken_list_of_sources_is_as_good_as_none(tmp_path: Path, installed: Path) -> None:
+def test_an_invalid_list_of_sources_is_ignored(tmp_path: Path, installed: Path) -> None:
     pack = packed(installed.read_text())
     store = left(tmp_path, pack)
     for broken in ("", "["):

@@ -1,4 +1,4 @@
-"""Tasks in the run's own process: what they keep to themselves, and what becomes of one that breaks."""
+"""Ansible tasks in the run's own process: changes to their inputs, crashes, timeouts."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class ActionModule(ActionBase):
 SLOW = """
 - name: Bound it
   block:
-    - name: Outlive its time
+    - name: Time out
       ansible.builtin.wait_for:
         timeout: 30
       timeout: 1
@@ -77,12 +77,12 @@ def plugin(site: Site, name: str, source: str) -> None:
 
 
 def told(artifacts: RunArtifacts) -> list[tuple[str, str]]:
-    """Each event's name and its task's, in order."""
+    """Return name and Ansible task of each event, in order."""
     return [(event["event"], event.get("event_data", {}).get("task", "")) for event in events_of(artifacts)]
 
 
 @pytest.mark.parametrize(("hosts", "processes"), [("here", 1), ("all", 4)])
-def test_tasks_of_one_host_share_the_runs_process_and_those_of_several_are_forked(
+def test_ansible_tasks_of_one_host_share_a_process_and_those_of_several_are_forked(
     site: Site, hosts: str, processes: int
 ) -> None:
     done = site.warmed().play(TWO_TASKS, hosts=hosts)
@@ -93,39 +93,39 @@ def test_tasks_of_one_host_share_the_runs_process_and_those_of_several_are_forke
     assert len(set(parents)) == processes
 
 
-def test_what_a_task_does_to_what_it_was_handed_stays_with_it(site: Site) -> None:
+def test_changes_of_an_ansible_task_to_its_inputs_do_not_affect_the_play(site: Site) -> None:
     plugin(site, "greedy", GREEDY_PLUGIN)
-    order = site.order(GREEDY, vm={"name": "web"})
-    cold = site.runner.run(order)
+    planned = site.run_of(GREEDY, vm={"name": "web"})
+    cold = site.runner.run(planned)
     site.warmed()
-    warm = site.runner.run(PlaybookRun(**{**vars(order), "ident": "warm"}))
+    warm = site.runner.run(PlaybookRun(**{**vars(planned), "ident": "warm"}))
 
     assert said(cold) == said(warm)
     assert "nothing, no item, web" in said(warm)
     assert told(cold) == told(warm)
 
 
-def test_a_task_that_breaks_fails_the_run_as_one_whose_fork_has_died(site: Site) -> None:
+def test_a_crash_of_an_ansible_task_fails_the_run_warm_and_cold(site: Site) -> None:
     plugin(site, "breaking", BREAKING_PLUGIN)
-    order = site.order("- name: Break\n  breaking:\n" + TWO_TASKS)
-    cold = site.runner.run(order)
+    planned = site.run_of("- name: Break\n  breaking:\n" + TWO_TASKS)
+    cold = site.runner.run(planned)
     site.warmed()
-    warm = site.runner.run(PlaybookRun(**{**vars(order), "ident": "warm"}))
+    warm = site.runner.run(PlaybookRun(**{**vars(planned), "ident": "warm"}))
 
     assert cold.status is warm.status is RunStatus.FAILED
     assert cold.rc == warm.rc != 0
     assert said(cold) == said(warm) == ""
 
 
-def test_a_tasks_own_time_limit_holds(site: Site) -> None:
+def test_the_timeout_of_an_ansible_task_applies(site: Site) -> None:
     done = site.warmed().play(SLOW)
 
     assert done.rc == 0
     assert "Timed out after 1 second" in said(done)
 
 
-def test_a_result_that_no_pipe_holds_at_once_arrives(site: Site) -> None:
-    """The play writes it to the pipe that it reads itself, in another thread."""
+def test_a_result_larger_than_a_pipe_is_received(site: Site) -> None:
+    """The play writes the result to a pipe that it reads in another thread."""
     done = site.warmed().play(debug("{{ 'x' * 400000 }}"))
 
     assert done.rc == 0

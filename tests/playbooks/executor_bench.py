@@ -42,7 +42,7 @@ class ExecutorBench:
 
     def warm_up(self) -> None:
         """Have runs forked from now on: the same plays at a fraction of the cost."""
-        self.runner.start_warm(insist=True)
+        self.runner.start_warm(required=True)
         limit = time.monotonic() + WARM_WITHIN_S
         while not self.runner.warm_pids():
             assert time.monotonic() < limit, "the servers of warm runs did not start"

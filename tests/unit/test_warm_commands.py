@@ -1,4 +1,4 @@
-"""Which shell commands a warm module run takes for a module's, and nothing else."""
+"""The shell commands that a warm run accepts as those of a module."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from executor.runs.warm.connection import read_command
         ("A='$(id)' /usr/bin/python", {"A": "$(id)"}),
     ],
 )
-def test_a_modules_command_is_understood(line: str, assigned: dict[str, str]) -> None:
+def test_the_command_of_a_module_is_parsed(line: str, assigned: dict[str, str]) -> None:
     quoted = line.replace("'", "'\"'\"'")
     assert read_command(f"/bin/sh -c '{quoted}'") == ("/usr/bin/python", assigned)
 
@@ -44,7 +44,7 @@ def test_a_modules_command_is_understood(line: str, assigned: dict[str, str]) ->
         "/usr/bin/python",
     ],
 )
-def test_anything_else_is_left_to_the_shell(cmd: str) -> None:
+def test_other_commands_are_left_to_the_shell(cmd: str) -> None:
     assert read_command(cmd) is None
 
 
@@ -63,5 +63,5 @@ def test_anything_else_is_left_to_the_shell(cmd: str) -> None:
         ("", False),
     ],
 )
-def test_only_releases_of_tested_series_are_warm(version: str, tested: bool) -> None:
+def test_only_releases_of_tested_series_count_as_tested(version: str, tested: bool) -> None:
     assert is_tested(version) is tested

@@ -2,7 +2,7 @@
 
 Sends its command line, environment, folder and output to the playbook server, waits, and exits with the run's exit
 code. It takes the place that the guard has in a cold run: standard input is a pipe from the agent, and when the agent
-closes it or TERM arrives, the guard in the server ends the process tree. If the server does not take the run, the
+closes it or TERM arrives, the guard in the server ends the process tree. If the server refuses the run, the
 client becomes the guard of a cold run.
 
 A script for `python -I -S` that imports few and small modules: each run pays for its start (10 ms, 5 MiB).

@@ -106,7 +106,7 @@ def _guard_and_exit(
 
 
 def _guard(connection: socket.socket, check: Check, work: Work) -> int:
-    """Check the request, run it, and leave no process of it. Raises Refusal, OSError: then nothing was started."""
+    """Check the request, run it, and end all its processes. Raises Refusal, OSError: then nothing was started."""
     os.setsid()
     process_tree.become_subreaper()
     process_tree.offer_to_oom_killer()
@@ -131,7 +131,7 @@ def _guard(connection: socket.socket, check: Check, work: Work) -> int:
 
 
 def show_environment(entries: dict[bytes, bytes]) -> None:
-    """Let /proc/<pid>/environ of this process and its forks show these entries; clear this process's environment.
+    """Make /proc/<pid>/environ of this process and its forks show these entries; clear this process's environment.
 
     The kernel shows the memory between two addresses, which it publishes in /proc/self/stat. Raises Refusal when the
     entries need more space, or the kernel hides the addresses.

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 ACCEPTED, REFUSED, ENDED = b"A", b"R", b"E"
-#: The client's message after ACCEPTED. Nothing is started before it, so that a client that is gone leaves nothing.
+#: The client's message after ACCEPTED. The run starts only then, so a client that has died starts nothing.
 GO = b"G"
 #: A request has a few kilobytes; a larger one is not from our client.
 MAX_REQUEST_BYTES = 4 * 1024 * 1024
@@ -25,7 +25,7 @@ FILES = 3
 
 
 class Refusal(Exception):
-    """The server does not take this request: the run is cold."""
+    """The server refuses this request: the run is cold."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +130,7 @@ def receive(connection: socket.socket) -> Request:
 
 
 def send_accepted(connection: socket.socket) -> bool:
-    """Accept a request; True when the client says that the run is to start."""
+    """Accept a request; True when the client starts the run."""
     connection.sendall(ACCEPTED)
     if connection.recv(1) != GO:
         return False
@@ -154,7 +154,7 @@ def at_path(path: str, act: Callable[[str], None]) -> None:
 
 
 def _check_peer(connection: socket.socket) -> None:
-    """Refuse another user's request. The socket's mode admits nobody else but root."""
+    """Refuse another user's request. The socket's mode admits only our user and root."""
     peer = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     if struct.unpack("3i", peer)[1] != os.geteuid():
         raise Refusal("the request is from another user")

@@ -738,6 +738,8 @@ def test_a_sweep_does_not_affect_the_runs_of_other_agents(
 
     assert len(site.orphans()) == 2
     assert other_agent.poll() is None
+    other_agent.kill()
+    other_agent.wait()  # it would store the artifacts of its run at the same time as the sweep
     site.runner.sweep()
 
 

@@ -1,7 +1,8 @@
-"""The pages of docs/ that are generated say what the code and the tests say."""
+"""The generated pages match the code and the tests, and ARCHITECTURE.md names only files that exist."""
 
 from __future__ import annotations
 
+import re
 import runpy
 from pathlib import Path
 
@@ -32,3 +33,19 @@ def test_the_page_of_faults_is_up_to_date_and_no_fault_point_is_without_a_test()
     page = (DOCS / "faults.md").read_text(encoding="utf-8")
     assert page == pages["faults.md"]()
     assert {line[2:5] for line in page.splitlines() if line.startswith("| F")} == {f"F{n:02d}" for n in range(1, 35)}
+
+
+def test_the_module_index_is_up_to_date() -> None:
+    """If this fails: python docs/generate.py."""
+    pages = runpy.run_path(str(DOCS / "generate.py"))["PAGES"]
+    page = (DOCS.parent / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    assert page == pages["../ARCHITECTURE.md"]()
+    assert "| `executor/database/job_queue.py` | " in page
+
+
+def test_every_path_of_the_architecture_page_exists() -> None:
+    page = (DOCS.parent / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    section = page.partition("## Where things are")[2].partition("<!--")[0]
+    paths = re.findall(r"`((?:executor|playbooks|roles|inventory|lab|tests|bench|deploy|\.ci)/[\w./-]*)`", section)
+    assert len(paths) > 40
+    assert [path for path in paths if not (DOCS.parent / path).exists()] == []

@@ -206,7 +206,7 @@ class _AuditEntry:
 @contextmanager
 def _audited(session: Session, job_id: int, verb: str, reason: str = "") -> Iterator[_AuditEntry]:
     """Write the block's change of the job into the audit, in the block's own transaction."""
-    job, entry = session.get_one(Job, job_id), _AuditEntry()
+    job, entry = queries.get_one_job(session, job_id), _AuditEntry()
     before = audit.facts_of(job, audit.JOB_COLUMNS)
     yield entry
     if entry.is_done:

@@ -14,7 +14,6 @@ from executor.cli.output import show_outcome
 from executor.cli.store import opened
 from executor.database import audit, mappings
 from executor.database.engine import reading, transaction
-from executor.database.tables import Mapping
 from executor.model import MappingState
 
 
@@ -41,7 +40,7 @@ def forget(
         confirm(f"End the mapping of VM {row.vmid} ({row.name}) to {row.service_id}? The VM is not changed.", yes=yes)
         with transaction(engine) as session:  # opened after the confirmation: no transaction waits for the operator
             refuse_while_job_runs(session, row.service_id)
-            mapping = session.get_one(Mapping, row.id)
+            mapping = mappings.get_one(session, row.id)
             if mapping.state == MappingState.DELETED:
                 raise NothingToDo(f"the mapping of VM {row.vmid} has ended in the meantime")
             before = audit.facts_of(mapping, audit.MAPPING_COLUMNS)

@@ -63,7 +63,7 @@ def _cancel_deletion(engine: Engine, mapping: Mapping, reason: str) -> None:
     """
     with transaction(engine) as session:
         refuse_while_job_runs(session, mapping.service_id)
-        row = session.get_one(Mapping, mapping.id)
+        row = mappings.get_one(session, mapping.id)
         is_pending = row.state == MappingState.PENDING_DELETION
         if not is_pending and row.state != MappingState.ACTIVE:  # active: an earlier recall failed after this step
             raise NothingToDo(f"VM {row.vmid} is {row.state}: no deletion is scheduled")

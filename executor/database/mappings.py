@@ -57,6 +57,11 @@ def get(session: Session, mapping_id: int) -> Mapping | None:
     return session.get(Mapping, mapping_id)
 
 
+def get_one(session: Session, mapping_id: int) -> Mapping:
+    """Return a mapping by our id. The session raises DatabaseRefused if it does not exist."""
+    return session.get_one(Mapping, mapping_id)
+
+
 def all_current(session: Session) -> Sequence[Mapping]:
     """Return every mapping that is not deleted."""
     return session.scalars(select(Mapping).where(Mapping.state != MappingState.DELETED)).all()

@@ -41,6 +41,11 @@ def get_job(session: Session, job_id: int) -> Job | None:
     return session.get(Job, job_id)
 
 
+def get_one_job(session: Session, job_id: int) -> Job:
+    """Return a job by our id. The session raises DatabaseRefused if it does not exist."""
+    return session.get_one(Job, job_id)
+
+
 def list_jobs(  # noqa: PLR0913 (one filter each)
     session: Session,
     *,

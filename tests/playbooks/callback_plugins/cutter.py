@@ -1,4 +1,7 @@
-"""Writes what the cluster has after each task, and kills the whole play after the one that CUT_AFTER names.
+"""Writes what the cluster has after each task, and kills the whole play after one of them.
+
+The file that CUT_FILE names says how, as JSON: `guests` (where to ask), `vmid`, `record` (where to write) and `after`
+(the number of the task). Without that file nothing happens.
 
 Each item of a loop counts as a task: after it, too, a play may end.
 """
@@ -33,14 +36,18 @@ class CallbackModule(CallbackBase):
     def __init__(self) -> None:
         super().__init__()
         self.ended = 0
+        file = Path(os.environ["CUT_FILE"])
+        self.cut = json.loads(file.read_text()) if file.exists() else {}
 
     def _ended(self, result: Any) -> None:
-        guests = requests.get(os.environ["CUT_GUESTS"], timeout=30).json()
-        guest = next((guest for guest in guests if str(guest["vmid"]) == os.environ["CUT_VMID"]), None)
-        with Path(os.environ["CUT_RECORD"]).open("a") as out:
+        if not self.cut:
+            return
+        guests = requests.get(self.cut["guests"], timeout=30).json()
+        guest = next((guest for guest in guests if guest["vmid"] == self.cut["vmid"]), None)
+        with Path(self.cut["record"]).open("a") as out:
             out.write(json.dumps({"task": result._task.get_name(), "guest": guest}, sort_keys=True) + "\n")
         self.ended += 1
-        if self.ended == int(os.environ.get("CUT_AFTER", "0")):
+        if self.ended == self.cut["after"]:
             os.killpg(os.getpgrp(), signal.SIGKILL)
 
     v2_runner_on_ok = v2_runner_item_on_ok = v2_runner_on_skipped = _ended

@@ -19,6 +19,13 @@ settings.load_profile("no-deadline")
 # The lab's commands start as forks of one process that has imported everything.
 system.run_command = fork_server.run
 
+#: Beginnings of names of test files, those with the longest groups first (`make slowest`).
+LONGEST_FIRST = (
+    *("security/test_canary", "integration/test_warm.py", "faults/test_f23", "faults/test_f15", "faults/test_f01"),
+    *("integration/test_cli_drift", "faults/", "e2e/", "playbooks/", "security/", "integration/test_play"),
+    *("integration/test_cli", "integration/test_bootstrap", "integration/"),
+)
+
 surroundings.reset_process()
 
 
@@ -57,10 +64,19 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 
 @pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the marks in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep tests that share a fixture of their module on one worker: a lab is set up once then, not once a worker."""
+    """Keep tests that share a fixture of their module on one worker: a lab is set up once then, not once a worker.
+
+    What takes longest begins first, so that at the end no worker has a long group to itself.
+    """
+    items.sort(key=_begins)  # stable: otherwise as collected
     for item in items:
         if item.get_closest_marker("xdist_group") is None and _shares_a_fixture(item):
             item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
+def _begins(item: pytest.Item) -> int:
+    name = "/".join(item.path.parts[-2:])
+    return next((place for place, start in enumerate(LONGEST_FIRST) if name.startswith(start)), len(LONGEST_FIRST))
 
 
 def _shares_a_fixture(item: pytest.Item) -> bool:

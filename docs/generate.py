@@ -138,10 +138,10 @@ def fault_tests() -> Iterator[tuple[str, str, str, str]]:
     for file in sorted(TESTS.rglob("test_*.py")):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.FunctionDef) and (found := re.match(r"test_f(\d\d)_", node.name)):
-                fault, arrow, expected = (ast.get_docstring(node) or "").partition(" → ")
+                fault, arrow, expected = " ".join((ast.get_docstring(node) or "").split()).partition(" → ")
                 if not arrow:
                     raise ValueError(f"{node.name} needs a docstring: what happens → what is expected")
-                yield f"F{int(found[1]):02d}", fault, " ".join(expected.split()), node.name
+                yield f"F{int(found[1]):02d}", fault, expected, node.name
 
 
 def comments_in(module: str, declaration: str) -> dict[str, str]:

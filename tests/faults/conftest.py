@@ -1,4 +1,4 @@
-"""Fault tests: real processes, real sockets, a real database; each ends in a proof that all sides agree."""
+"""Fault tests: real processes, real sockets, a real database; each ends with a check that all sides agree."""
 
 from __future__ import annotations
 
@@ -7,37 +7,37 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from faults.rig import Rig, running_rig
+from faults.system import SystemUnderTest, running_system
 
-MakeRig = Callable[..., Rig]
+MakeSystem = Callable[..., SystemUnderTest]
 
 
 @pytest.fixture
-def make_rig(tmp_path: Path) -> Iterator[MakeRig]:
-    """Start rigs with settings of the test's own; the executor is the test's to start."""
+def make_system(tmp_path: Path) -> Iterator[MakeSystem]:
+    """Start systems with the test's own settings. The test starts the executor."""
     with ExitStack() as stack:
         count = 0
 
-        def make(*, time_scale: float = 0.0, **settings: str) -> Rig:
+        def make(*, time_scale: float = 0.0, **settings: str) -> SystemUnderTest:
             nonlocal count
             count += 1
-            folder = tmp_path / f"rig{count}"
+            folder = tmp_path / f"system{count}"
             folder.mkdir()
-            return stack.enter_context(running_rig(folder, time_scale=time_scale, **settings))
+            return stack.enter_context(running_system(folder, time_scale=time_scale, **settings))
 
         yield make
 
 
 @pytest.fixture(scope="module")
-def rig_of_the_module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
-    """One running system; its clones take two seconds, so that they can be met at work."""
-    with running_rig(tmp_path_factory.mktemp("rig"), time_scale=0.2) as rig:
-        rig.start()
-        yield rig
+def module_system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SystemUnderTest]:
+    """One running system for the module. A clone takes two seconds, so that a test can act while it runs."""
+    with running_system(tmp_path_factory.mktemp("system"), time_scale=0.2) as system:
+        system.start()
+        yield system
 
 
 @pytest.fixture
-def rig(rig_of_the_module: Rig) -> Iterator[Rig]:
-    """The module's system; the faults of a test end with it, whatever became of it."""
-    yield rig_of_the_module
-    rig_of_the_module.heal()
+def system(module_system: SystemUnderTest) -> Iterator[SystemUnderTest]:
+    """The module's system. The faults of a test end with the test, even if it fails."""
+    yield module_system
+    module_system.clear_faults()

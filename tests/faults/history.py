@@ -1,7 +1,7 @@
-"""The history checker: from what each side says of itself to every broken promise. Pure.
+"""Finds violated promises in the recorded state and history of all sides. Pure functions.
 
-`facts` holds FulcrumCore's services and jobs, every POST that it saw, our job and mapping rows, Proxmox's guests and
-every request that Proxmox saw, and the VMIDs of strangers.
+`facts` contains FulcrumCore's services and jobs, each POST that it received, our job and mapping rows, Proxmox's
+guests, each request that Proxmox received, and the VMIDs of other owners.
 """
 
 from __future__ import annotations
@@ -14,30 +14,30 @@ from typing import Any
 
 Json = dict[str, Any]
 REPORT = re.compile(r"/jobs/([0-9a-f-]{36})/(complete|fail)$")
-#: A POST that had no effect at FulcrumCore although it came in.
+#: Injected faults with which a POST arrives at FulcrumCore and has no effect.
 WITHOUT_EFFECT = frozenset({"status", "html", "empty", "wrong_json", "drop_before"})
 GUEST_PATH = re.compile(r"/nodes/[^/]+/(?:qemu|lxc)/(\d+)(?:/|$)")
 MARKER = re.compile(r"^smith-uid=([0-9a-f-]{36})\s*$", re.MULTILINE)
 TEMPLATES = (9000, 9001)
-#: What Proxmox has when FulcrumCore's service is in a state; every other state says nothing about it.
+#: The power state in Proxmox by the status of FulcrumCore's service. Other statuses imply none.
 POWER = {"Started": "running", "Stopped": "stopped"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Allowed:
-    """What a fault may leave behind, because somebody outside made it so."""
+    """Differences that a fault itself has caused, which are no violations."""
 
-    lost_services: frozenset[str] = frozenset()  #: their VMs were taken away, or their VMIDs given to somebody else
-    timed_out_jobs: frozenset[str] = frozenset()  #: FulcrumCore gave them up: its word and ours may differ
+    lost_services: frozenset[str] = frozenset()  #: their VMs were removed, or their VMIDs reused
+    timed_out_jobs: frozenset[str] = frozenset()  #: FulcrumCore timed them out: its outcome and ours may differ
 
 
 def violations(facts: Json, allowed: Allowed = Allowed()) -> list[str]:
-    """Return every broken promise, in words that begin with its name."""
+    """Return a text for each violation, which begins with the promise's id."""
     return [
         *_lost(facts),
-        *_doubled(facts, allowed),
-        *_contradicting(facts, allowed),
-        *_touching_strangers(facts),
+        *_duplicated(facts, allowed),
+        *_contradictory(facts, allowed),
+        *_foreign_vms_changed(facts),
     ]
 
 
@@ -45,11 +45,11 @@ def violations(facts: Json, allowed: Allowed = Allowed()) -> list[str]:
 
 
 def _lost(facts: Json) -> Iterator[str]:
-    """Every job has ended at FulcrumCore, and is settled or explained in our rows."""
+    """Yield jobs that have not ended at FulcrumCore, or are neither reported nor explained in our rows."""
     rows = {row["fulcrum_id"]: row for row in facts["rows"]["jobs"]}
     for job in facts["core"]["jobs"]:
         if job["status"] not in ("Completed", "Failed"):
-            yield f"R1 lost: FulcrumCore's job {job['id']} ({job['action']}) is {job['status']} for ever"
+            yield f"R1 lost: FulcrumCore's job {job['id']} ({job['action']}) is still {job['status']}"
     for row in rows.values():
         if row["status"] not in ("completed", "failed") or row["report_state"] == "due":
             yield f"R1 lost: job {row['id']} is {row['status']}, its report {row['report_state']}"
@@ -60,28 +60,28 @@ def _lost(facts: Json) -> Iterator[str]:
 # --- R2 -----------------------------------------------------------------------------------------------------------
 
 
-def _doubled(facts: Json, allowed: Allowed) -> Iterator[str]:
-    """A service has one VM at most; a VM of ours has a mapping, and a mapping has its VM."""
-    ours = [guest for guest in facts["guests"] if guest["vmid"] not in (*TEMPLATES, *facts["strangers"])]
+def _duplicated(facts: Json, allowed: Allowed) -> Iterator[str]:
+    """Yield services with several VMs, our VMs without a mapping, mappings without a VM, and double mappings."""
+    ours = [guest for guest in facts["guests"] if guest["vmid"] not in (*TEMPLATES, *facts["foreign_vmids"])]
     live = [row for row in facts["rows"]["mappings"] if row["state"] in ("active", "reserved")]
-    for service_id, vmids in _carriers(ours).items():
+    for service_id, vmids in _vmids_by_marker(ours).items():
         if len(vmids) > 1:
             yield f"R2 doubled: service {service_id} has VMs {vmids}"
-    there, mapped = {guest["vmid"] for guest in ours}, {row["vmid"] for row in live}
+    existing, mapped = {guest["vmid"] for guest in ours}, {row["vmid"] for row in live}
     for guest in ours:
         if guest["vmid"] not in mapped:
             yield f"R2 doubled: VM {guest['vmid']} ({guest['name']}) is in no mapping"
     for row in live:
-        if row["state"] == "active" and row["vmid"] not in there and row["service_id"] not in allowed.lost_services:
-            yield f"R2 doubled: service {row['service_id']} is mapped to {row['vmid']}, which is not there"
+        if row["state"] == "active" and row["vmid"] not in existing and row["service_id"] not in allowed.lost_services:
+            yield f"R2 doubled: service {row['service_id']} is mapped to {row['vmid']}, which does not exist"
     for what in ("vmid", "service_id"):
         for value, count in Counter(row[what] for row in live).items():
             if count > 1:
                 yield f"R2 doubled: {count} live mappings with {what} {value}"
 
 
-def _carriers(guests: list[Json]) -> dict[str, list[int]]:
-    """Return the VMIDs that carry each service's marker."""
+def _vmids_by_marker(guests: list[Json]) -> dict[str, list[int]]:
+    """Return the VMIDs that have each service's marker."""
     found: dict[str, list[int]] = defaultdict(list)
     for guest in guests:
         for marker in MARKER.findall(str(guest["config"].get("description", ""))):
@@ -92,15 +92,15 @@ def _carriers(guests: list[Json]) -> dict[str, list[int]]:
 # --- R3 -----------------------------------------------------------------------------------------------------------
 
 
-def _contradicting(facts: Json, allowed: Allowed) -> Iterator[str]:
-    """A job was reported once and with one outcome, and FulcrumCore, our row and Proxmox say the same."""
+def _contradictory(facts: Json, allowed: Allowed) -> Iterator[str]:
+    """Yield jobs reported with two outcomes, and those whose outcome differs between the three sides."""
     taken: dict[str, list[str]] = defaultdict(list)
     for call in facts["calls"]:
         if (match := REPORT.search(call["path"])) and _had_effect(call):
             taken[match[1]].append(match[2])
     for job_id, outcomes in taken.items():
         if len(set(outcomes)) > 1:
-            yield f"R3 contradictory: job {job_id} was told {outcomes}"
+            yield f"R3 contradictory: job {job_id} was reported as {outcomes}"
     rows = {row["fulcrum_id"]: row for row in facts["rows"]["jobs"]}
     for job in facts["core"]["jobs"]:
         row = rows.get(job["id"])
@@ -115,13 +115,13 @@ def _contradicting(facts: Json, allowed: Allowed) -> Iterator[str]:
 
 
 def _had_effect(call: Json) -> bool:
-    if call["status"] is None:  # the answer was lost on the way
+    if call["status"] is None:  # the response was lost
         return call["fault"] in ("drop_after", "truncate")
     return 200 <= call["status"] < 300 and call["fault"] not in WITHOUT_EFFECT
 
 
 def _power_differs(facts: Json, allowed: Allowed) -> Iterator[str]:
-    """A service all of whose jobs succeeded has a VM in the state that FulcrumCore shows."""
+    """Yield services whose jobs all succeeded and whose VM is not in the state that FulcrumCore shows."""
     failed = {job["serviceId"] for job in facts["core"]["jobs"] if job["status"] != "Completed"}
     vmid_of = {row["service_id"]: row["vmid"] for row in facts["rows"]["mappings"] if row["state"] == "active"}
     guests = {guest["vmid"]: guest for guest in facts["guests"]}
@@ -131,10 +131,10 @@ def _power_differs(facts: Json, allowed: Allowed) -> Iterator[str]:
         guest = guests.get(vmid_of.get(service["id"], 0))
         wanted = POWER.get(service["status"])
         if wanted and (guest is None or guest["status"] != wanted):
-            shown = guest["status"] if guest else "not there"
+            shown = guest["status"] if guest else "missing"
             yield f"R3 contradictory: service {service['name']} is {service['status']}, its VM {shown}"
         if service["status"] == "Deleted" and guest is not None:
-            yield f"R3 contradictory: service {service['name']} is Deleted, and VM {guest['vmid']} is there"
+            yield f"R3 contradictory: service {service['name']} is Deleted, but VM {guest['vmid']} exists"
         if wanted and not str(service.get("agentInstanceId", "")).endswith(f"/{vmid_of.get(service['id'])}"):
             yield f"R3 contradictory: service {service['name']} has instance {service.get('agentInstanceId')}"
 
@@ -142,17 +142,17 @@ def _power_differs(facts: Json, allowed: Allowed) -> Iterator[str]:
 # --- R4 -----------------------------------------------------------------------------------------------------------
 
 
-def _touching_strangers(facts: Json) -> Iterator[str]:
-    """Nobody asked Proxmox to change a VM that is not ours."""
+def _foreign_vms_changed(facts: Json) -> Iterator[str]:
+    """Yield requests that change a VM of another owner, and such VMs that have changed."""
     guests = {guest["vmid"]: guest for guest in facts["guests"]}
     for request in facts["requests"]:
         match = GUEST_PATH.search(request["path"])
         vmid = int(match[1]) if match else 0
         is_clone = request["path"].endswith("/clone")
-        if request["method"] != "GET" and vmid in (*facts["strangers"], *TEMPLATES) and not is_clone:
-            # A VMID that was recycled had requests before that: they are told apart by the test's own reset of the log.
+        if request["method"] != "GET" and vmid in (*facts["foreign_vmids"], *TEMPLATES) and not is_clone:
+            # Requests for a VMID before its reuse are legitimate: the test resets the log at the reuse.
             yield f"R4 the wrong VM: {request['method']} {request['path']}"
-    for vmid in facts["strangers"]:
+    for vmid in facts["foreign_vmids"]:
         guest = guests.get(vmid)
         if guest is None or guest["status"] != "running" or "smith-uid" in str(guest["config"]):
-            yield f"R4 the wrong VM: stranger {vmid} is not as it was"
+            yield f"R4 the wrong VM: foreign VM {vmid} has changed"

@@ -1,4 +1,4 @@
-"""A TCP proxy that misbehaves on demand: the partition between the executor and whoever it talks to."""
+"""A TCP proxy with injectable faults: a network partition between the executor and FulcrumCore or Proxmox."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-#: How it treats its connections, and new ones.
+#: How the proxy treats open and new connections.
 MODES = ("pass", "refuse", "hang", "slow")
 READ_BYTES = 65536
 SLOWEST_S = 0.2
 
 
 class Proxy:
-    """One listening port before one target. `mode` may be changed at any time, from any thread."""
+    """Forwards one listening port to one target port. Any thread may change `mode` at any time."""
 
     def __init__(self, target_port: int) -> None:
         self.port = 0
@@ -26,7 +26,7 @@ class Proxy:
         self._writers: set[asyncio.StreamWriter] = set()
 
     def misbehave(self, mode: str) -> None:
-        """Take up a mode. Connections that are there are cut, unless they are only to be slow."""
+        """Switch to a mode. `refuse` and `hang` also cut the open connections."""
         self.mode = mode
         if mode in ("refuse", "hang"):
             self._loop.call_soon_threadsafe(self._cut)
@@ -47,15 +47,15 @@ class Proxy:
         try:
             if self.mode == "refuse":
                 return
-            there_reader, there = await asyncio.open_connection("127.0.0.1", self._target_port)
-            self._writers.add(there)
+            target_reader, target = await asyncio.open_connection("127.0.0.1", self._target_port)
+            self._writers.add(target)
             try:
-                await asyncio.gather(self._copy(reader, there), self._copy(there_reader, writer))
+                await asyncio.gather(self._copy(reader, target), self._copy(target_reader, writer))
             finally:
-                self._writers.discard(there)
-                there.close()
+                self._writers.discard(target)
+                target.close()
         except OSError:
-            pass  # one of the two ends is gone: that is what we are for
+            pass  # one end has closed the connection: expected here
         finally:
             self._writers.discard(writer)
             writer.close()
@@ -71,7 +71,7 @@ class Proxy:
         writer.close()
 
     def run(self, started: threading.Event) -> None:
-        """Serve until `stop`."""
+        """Serve connections until `stop` is called."""
         asyncio.set_event_loop(self._loop)
         with contextlib.suppress(asyncio.CancelledError):
             self._loop.run_until_complete(self._serve(started))
@@ -79,7 +79,7 @@ class Proxy:
         self._loop.close()
 
     def stop(self) -> None:
-        """End the service and every connection."""
+        """Stop listening and cut every connection."""
         self._loop.call_soon_threadsafe(self._end)
 
     def _end(self) -> None:
@@ -90,7 +90,7 @@ class Proxy:
 
 @contextmanager
 def running_proxy(target_port: int) -> Iterator[Proxy]:
-    """Run a proxy for the length of the block."""
+    """Run a proxy while the block runs."""
     proxy, started = Proxy(target_port), threading.Event()
     thread = threading.Thread(target=proxy.run, args=(started,), name="proxy", daemon=True)
     thread.start()

@@ -1,4 +1,4 @@
-"""F11 to F14: FulcrumCore is away, gives jobs up, refuses the token, or asks for patience."""
+"""F11 to F14: FulcrumCore is unavailable, times out jobs, refuses the token or limits the request rate."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from faults.conftest import MakeRig
-from faults.rig import Rig
+from faults.conftest import MakeSystem
+from faults.system import SystemUnderTest
 from smith_lab.system import outcome_of
 from sqlalchemy import update
 
@@ -25,79 +25,85 @@ OUTAGES = {
     "500": {"kind": "status", "status": 500},
     "403 on everything": {"kind": "status", "status": 403},
     "a proxy's page": {"kind": "html", "status": 502},
-    "no answer": {"kind": "drop_before"},
-    "half an answer": {"kind": "truncate"},
+    "no response": {"kind": "drop_before"},
+    "a truncated response": {"kind": "truncate"},
 }
 
 
 @pytest.mark.parametrize("outage", OUTAGES)
-def test_f11_fulcrumcore_fails_while_a_job_runs(rig: Rig, outage: str) -> None:
-    """FulcrumCore answers 5xx, 403, a page, half an answer or nothing while a job ends → reported once it is back."""
+def test_f11_fulcrumcore_fails_while_a_job_runs(system: SystemUnderTest, outage: str) -> None:
+    """FulcrumCore responds with 5xx, 403, an HTML page, a truncated response or nothing while a job ends
+    → the report is sent when FulcrumCore recovers.
+    """
     rule = OUTAGES[outage]
-    service_id = rig.order(f"f11-{list(OUTAGES).index(outage)}")
-    rig.until(lambda: rig.clones_of(service_id), "the clone to begin")
-    downs = len(rig.lab.log_events("fulcrum_stopped_answering"))
+    service_id = system.order(f"f11-{list(OUTAGES).index(outage)}")
+    system.until(lambda: system.clones_of(service_id), "the clone to begin")
+    downs = len(system.lab.log_events("fulcrum_stopped_answering"))
     if rule is None:
-        rig.lab.core.pause()
+        system.lab.core.pause()
     else:
-        rig.lab.core.fault(path="^/api/", **rule)
-    rig.logged("fulcrum_stopped_answering", downs + 1)
+        system.lab.core.fault(path="^/api/", **rule)
+    system.wait_for_log("fulcrum_stopped_answering", downs + 1)
     ended = "SELECT 1 FROM jobs WHERE service_id = ? AND finished_at IS NOT NULL"
-    rig.until(lambda: rig.rows(ended, service_id), "the outcome in the outbox")
-    (rig.lab.core.resume if rule is None else rig.lab.core.clear_faults)()
-    assert rig.wait_for_jobs(service_id)["status"] == "Stopped"
-    rig.prove()
-    assert len(rig.lab.log_events("fulcrum_stopped_answering")) == downs + 1, "one line a change of state"
-    assert rig.lab.executor.poll() is None
+    system.until(lambda: system.rows(ended, service_id), "the outcome in the outbox")
+    (system.lab.core.resume if rule is None else system.lab.core.clear_faults)()
+    assert system.wait_for_jobs(service_id)["status"] == "Stopped"
+    system.assert_consistent()
+    assert len(system.lab.log_events("fulcrum_stopped_answering")) == downs + 1, "one log line per outage"
+    assert system.lab.executor.poll() is None
 
 
 @pytest.mark.parametrize("call", ["claim", "complete"])
-def test_f11_a_single_403_response_does_not_abandon_the_job(rig: Rig, call: str) -> None:
-    """One call about a job is answered 403, as during an outage of FulcrumCore's database → the job goes on."""
-    rig.lab.core.fault("status", status=403, method="POST", path=f"/{call}$", times=1)
-    service_id = rig.order(f"f11-403-{call}")
-    assert rig.wait_for_jobs(service_id)["status"] == "Stopped"
-    assert not [event for event in rig.lab.log_events("job_abandoned") if event["service_id"] == service_id]
-    rig.prove()
+def test_f11_a_single_403_response_does_not_abandon_the_job(system: SystemUnderTest, call: str) -> None:
+    """One request about a job gets 403, as during an outage of FulcrumCore's database → the job continues."""
+    system.lab.core.fault("status", status=403, method="POST", path=f"/{call}$", times=1)
+    service_id = system.order(f"f11-403-{call}")
+    assert system.wait_for_jobs(service_id)["status"] == "Stopped"
+    assert not [event for event in system.lab.log_events("job_abandoned") if event["service_id"] == service_id]
+    system.assert_consistent()
 
 
 DAY_S = 24 * 3600
 JOBS_OF_A_DAY = 300
 
 
-def test_f11_r9_the_reports_of_a_day_are_sent_at_once_when_fulcrumcore_recovers(
-    make_rig: MakeRig, tmp_path: Path
+def test_f11_r9_the_reports_of_a_day_are_sent_oldest_first_when_fulcrumcore_recovers(
+    make_system: MakeSystem, tmp_path: Path
 ) -> None:
-    """FulcrumCore was away for a day → everything due is delivered at once, not when each one's back-off ends."""
-    rig = make_rig()
+    """FulcrumCore was unavailable for a day
+    → all due reports are sent, oldest first, without waiting for their backoffs.
+    """
+    system = make_system()
     engine = open_engine(f"sqlite:///{tmp_path / 'outbox.db'}")
     upgrade(engine)
-    fulcrum = FulcrumClient(rig.lab.core.url, lambda: rig.lab.ids.agent_token)
+    fulcrum = FulcrumClient(system.lab.core.url, lambda: system.lab.ids.agent_token)
     now = datetime.now(UTC)
-    for number in range(JOBS_OF_A_DAY):
-        job_id = rig.last_job(rig.order(f"day-{number}"))["id"]
+    job_ids = [str(system.last_job(system.order(f"day-{number}"))["id"]) for number in range(JOBS_OF_A_DAY)]
+    for number, job_id in enumerate(job_ids):
         fulcrum.claim_job(job_id)
         ended_at = now - timedelta(seconds=DAY_S * (1 - number / JOBS_OF_A_DAY))
-        _ended_long_ago(engine, job_id, ended_at)
-    state = AgentState(agent_id=rig.lab.ids.agent_id)
+        _finish_long_ago(engine, job_id, ended_at)
+    state = AgentState(agent_id=system.lab.ids.agent_id)
     reporter = Reporter(engine=engine, fulcrum=fulcrum, state=state)
 
     state.fulcrum.note_down("for a day")
-    with transaction(engine) as session:  # the oldest one's back-off ends, as it does within a minute
+    with transaction(engine) as session:  # the backoff of the oldest report ends, as it does within a minute
         first = queries.list_jobs(session, statuses=(), limit=JOBS_OF_A_DAY)[-1]
         session.execute(update(Job).where(Job.id == first.id).values(report_after=None))
     turns = 0
-    while _due(engine) and turns < 2 * JOBS_OF_A_DAY:
+    while _reports_due(engine) and turns < 2 * JOBS_OF_A_DAY:
         reporter.turn()
         turns += 1
 
-    assert turns <= JOBS_OF_A_DAY / 50 + 2, "a turn takes fifty, and none waits for its own pause"
-    told = [call for call in rig.lab.core.history(method="POST") if call["path"].endswith("/fail")]
-    assert [call["status"] for call in told] == [204] * JOBS_OF_A_DAY
+    assert turns <= JOBS_OF_A_DAY / 50 + 2, "a turn sends fifty reports, and no report waits for its own backoff"
+    reported = [call for call in system.lab.core.history(method="POST") if call["path"].endswith("/fail")]
+    assert [call["status"] for call in reported] == [204] * JOBS_OF_A_DAY
+    places = {call["path"].split("/")[-2]: place for place, call in enumerate(reported)}
+    assert all(abs(places[job_id] - number) < 50 for number, job_id in enumerate(job_ids)), "not oldest first"
     engine.dispose()
 
 
-def _ended_long_ago(engine: object, job_id: str, ended_at: datetime) -> None:
+def _finish_long_ago(engine: object, job_id: str, ended_at: datetime) -> None:
     from support.databases import new_job  # noqa: PLC0415 (PostgreSQL's driver, for one helper)
 
     with transaction(engine) as session:  # type: ignore[arg-type]
@@ -109,69 +115,74 @@ def _ended_long_ago(engine: object, job_id: str, ended_at: datetime) -> None:
         session.execute(update(Job).where(Job.id == job.id).values(finished_at=ended_at))
 
 
-def _due(engine: object) -> int:
+def _reports_due(engine: object) -> int:
     with transaction(engine) as session:  # type: ignore[arg-type]
         return queries.count_jobs(session)["reports_due"]
 
 
-def test_f12_fulcrumcore_times_out_a_job_during_its_clone(rig: Rig) -> None:
-    """FulcrumCore fails the job while its clone runs → the result is kept, and the next create finds the VM."""
-    service_id = rig.order("f12")
-    rig.until(lambda: rig.clones_of(service_id), "the clone to begin")
-    job_id = rig.time_out(service_id)
-    rig.until(lambda: rig.rows("SELECT 1 FROM jobs WHERE fulcrum_id = ? AND report_state = 'overtaken'", job_id), "it")
-    assert rig.lab.admin.get_service(service_id)["status"] == "New"
-    found = {finding["kind"] for finding in rig.drift()["findings"] if finding["service_id"] == service_id}
+def test_f12_fulcrumcore_times_out_a_job_during_its_clone(system: SystemUnderTest) -> None:
+    """FulcrumCore times out the job during its clone → the result is kept, and the next create finds the VM."""
+    service_id = system.order("f12")
+    system.until(lambda: system.clones_of(service_id), "the clone to begin")
+    job_id = system.expire_last_job(service_id)
+    system.until(
+        lambda: system.rows("SELECT 1 FROM jobs WHERE fulcrum_id = ? AND report_state = 'overtaken'", job_id),
+        "the overtaken report",
+    )
+    assert system.lab.admin.get_service(service_id)["status"] == "New"
+    found = {finding["kind"] for finding in system.drift()["findings"] if finding["service_id"] == service_id}
     assert found == {"mapping_unreported"}
-    assert outcome_of(rig.lab.run_action(service_id, "create")) == "Completed"
-    assert len(rig.clones_of(service_id)) == 1
-    rig.prove()
+    assert outcome_of(system.lab.run_action(service_id, "create")) == "Completed"
+    assert len(system.clones_of(service_id)) == 1
+    system.assert_consistent()
 
 
-def test_f12_a_service_whose_create_timed_out_can_be_deleted(rig: Rig) -> None:
-    """FulcrumCore fails a create that succeeds, and the user deletes → the VM that FulcrumCore never knew is gone."""
-    service_id = rig.order("f12-gone")
-    rig.until(lambda: rig.clones_of(service_id), "the clone to begin")
-    rig.time_out(service_id)
-    rig.until(lambda: rig.lab.vms_of(service_id), "the VM")
-    assert outcome_of(rig.lab.run_action(service_id, "delete")) == "Completed"
-    assert not rig.lab.vms_of(service_id)
-    rig.prove()
+def test_f12_a_service_whose_create_timed_out_can_be_deleted(system: SystemUnderTest) -> None:
+    """FulcrumCore times out a create that later succeeds, and the user deletes the service → the VM is deleted."""
+    service_id = system.order("f12-gone")
+    system.until(lambda: system.clones_of(service_id), "the clone to begin")
+    system.expire_last_job(service_id)
+    system.until(lambda: system.lab.vms_of(service_id), "the VM")
+    assert outcome_of(system.lab.run_action(service_id, "delete")) == "Completed"
+    assert not system.lab.vms_of(service_id)
+    system.assert_consistent()
 
 
-def test_f13_the_token_is_revoked_and_replaced(make_rig: MakeRig) -> None:
-    """FulcrumCore refuses the token → nothing new is claimed, what runs goes on; with the new file all goes on."""
-    rig = make_rig(time_scale=0.2)
-    secrets = rig.lab.folder / "secrets"
+def test_f13_the_token_is_revoked_and_replaced(make_system: MakeSystem) -> None:
+    """FulcrumCore refuses the token
+    → running jobs continue and no job is claimed; with the new token file claiming resumes.
+    """
+    system = make_system(time_scale=0.2)
+    secrets = system.lab.folder / "secrets"
     secrets.mkdir(mode=0o700)
-    (secrets / "fulcrum_api_token").write_text(rig.lab.ids.agent_token)
-    rig.lab.settings |= {"FULCRUM_API_TOKEN": "", "SMITH_SECRETS_DIR": str(secrets)}
-    rig.start()
-    running = rig.order("f13-running")
-    rig.until(lambda: rig.clones_of(running), "the clone to begin")
+    (secrets / "fulcrum_api_token").write_text(system.lab.ids.agent_token)
+    system.lab.settings |= {"FULCRUM_API_TOKEN": "", "SMITH_SECRETS_DIR": str(secrets)}
+    system.start()
+    running = system.order("f13-running")
+    system.until(lambda: system.clones_of(running), "the clone to begin")
 
-    rig.lab.core.revoke_token(value=rig.lab.ids.agent_token)
-    waiting = rig.order("f13-waiting")
-    rig.logged("fulcrum_stopped_answering")
-    rig.until(lambda: rig.lab.vms_of(running), "the running job's VM")
-    assert rig.last_job(waiting)["status"] == "Pending"
-    assert not rig.lab.vms_of(waiting)
-    new = str(rig.lab.admin.create_token("second", "agent", rig.lab.ids.agent_id)["value"])
+    system.lab.core.revoke_token(value=system.lab.ids.agent_token)
+    waiting = system.order("f13-waiting")
+    system.wait_for_log("fulcrum_stopped_answering")
+    system.until(lambda: system.lab.vms_of(running), "the running job's VM")
+    assert system.last_job(waiting)["status"] == "Pending"
+    assert not system.lab.vms_of(waiting)
+    new = str(system.lab.admin.create_token("second", "agent", system.lab.ids.agent_id)["value"])
     (secrets / "fulcrum_api_token").write_text(new)
 
-    assert [rig.wait_for_jobs(service_id)["status"] for service_id in (running, waiting)] == ["Stopped"] * 2
-    rig.prove()
+    assert [system.wait_for_jobs(service_id)["status"] for service_id in (running, waiting)] == ["Stopped"] * 2
+    system.assert_consistent()
 
 
-def test_f14_a_429_response_delays_the_report_by_its_retry_after(rig: Rig) -> None:
-    """A report is answered 429 with Retry-After → it is not repeated before that."""
-    asked_s = 4
-    rig.lab.core.fault(
-        "status", status=429, method="POST", path="/complete$", times=1, headers={"Retry-After": str(asked_s)}
+def test_f14_a_429_response_delays_the_report_by_its_retry_after(system: SystemUnderTest) -> None:
+    """A report gets 429 with Retry-After → it is not sent again before that time."""
+    retry_after_s = 4
+    system.lab.core.fault(
+        "status", status=429, method="POST", path="/complete$", times=1, headers={"Retry-After": str(retry_after_s)}
     )
-    service_id = rig.order("f14")
-    assert rig.wait_for_jobs(service_id)["status"] == "Stopped"
-    first, second = rig.lab.reports(rig.last_job(service_id)["id"])
+    service_id = system.order("f14")
+    assert system.wait_for_jobs(service_id)["status"] == "Stopped"
+    first, second = system.lab.reports(system.last_job(service_id)["id"])
     assert (first["status"], second["status"]) == (429, 204)
-    assert second["time"] - first["time"] >= asked_s
-    rig.prove()
+    assert second["time"] - first["time"] >= retry_after_s
+    system.assert_consistent()

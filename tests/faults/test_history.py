@@ -1,4 +1,4 @@
-"""The checker itself: facts that agree pass, and each broken promise is told by its name."""
+"""The history checker: consistent facts have no violation, and each violation names its promise."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ JOB = "5a3f0f8d-4119-4a9e-aae3-9357768e56fb"
 CREATED = {"method": "POST", "path": f"/api/v1/jobs/{JOB}/complete", "status": 204, "fault": None}
 
 
-def agreeing() -> Json:
-    """One service, created and started, as all three sides tell it; and a stranger."""
+def consistent_facts() -> Json:
+    """Return one created and started service, consistent on all three sides, and a VM of another owner."""
     vm = {"vmid": 500, "name": "web-0f7e2c1a", "status": "running", "config": {"description": f"smith-uid={SERVICE}"}}
-    stranger = {"vmid": 700, "name": "other", "status": "running", "config": {}}
+    foreign = {"vmid": 700, "name": "other", "status": "running", "config": {}}
     service = {"id": SERVICE, "name": "web", "status": "Started", "agentInstanceId": "agent/500"}
     job = {"id": JOB, "serviceId": SERVICE, "action": "start", "status": "Completed"}
     row = {"id": 1, "fulcrum_id": JOB, "status": "completed", "report_state": "reported"}
@@ -28,14 +28,14 @@ def agreeing() -> Json:
         "core": {"services": [service], "jobs": [job]},
         "calls": [dict(CREATED)],
         "rows": {"jobs": [row], "mappings": [{"service_id": SERVICE, "vmid": 500, "state": "active"}]},
-        "guests": [vm, stranger],
+        "guests": [vm, foreign],
         "requests": [{"method": "POST", "path": "/nodes/pve1/qemu/500/status/start", "params": {}}],
-        "strangers": {700},
+        "foreign_vmids": {700},
     }
 
 
 def test_consistent_facts_violate_no_promise() -> None:
-    assert violations(agreeing()) == []
+    assert violations(consistent_facts()) == []
 
 
 def _guest(vmid: int, service_id: str = "", status: str = "stopped") -> Json:
@@ -43,9 +43,9 @@ def _guest(vmid: int, service_id: str = "", status: str = "stopped") -> Json:
     return {"vmid": vmid, "name": f"vm-{vmid}", "status": status, "config": config}
 
 
-BROKEN: dict[str, tuple[str, Callable[[Json], Any]]] = {
+VIOLATIONS: dict[str, tuple[str, Callable[[Json], Any]]] = {
     "a job is open at FulcrumCore": ("R1", lambda facts: facts["core"]["jobs"][0].update(status="Processing")),
-    "a row waits": ("R1", lambda facts: facts["rows"]["jobs"][0].update(status="pending")),
+    "a row is pending": ("R1", lambda facts: facts["rows"]["jobs"][0].update(status="pending")),
     "a report is due": ("R1", lambda facts: facts["rows"]["jobs"][0].update(report_state="due")),
     "abandoned without a reason": ("R1", lambda facts: facts["rows"]["jobs"][0].update(report_state="abandoned")),
     "two VMs of one service": ("R2", lambda facts: facts["guests"].append(_guest(501, SERVICE))),
@@ -63,17 +63,17 @@ BROKEN: dict[str, tuple[str, Callable[[Json], Any]]] = {
         "R3",
         lambda facts: facts["calls"].append(CREATED | {"path": f"/api/v1/jobs/{JOB}/fail"}),
     ),
-    "failed, the answer lost": (
+    "failed, the response lost": (
         "R3",
         lambda facts: facts["calls"].append(
             CREATED | {"path": f"/api/v1/jobs/{JOB}/fail", "status": None, "fault": "drop_after"}
         ),
     ),
-    "our word differs": ("R3", lambda facts: facts["rows"]["jobs"][0].update(status="failed")),
-    "the VM is off": ("R3", lambda facts: facts["guests"][0].update(status="stopped")),
-    "deleted, and there": ("R3", lambda facts: facts["core"]["services"][0].update(status="Deleted")),
+    "our outcome differs": ("R3", lambda facts: facts["rows"]["jobs"][0].update(status="failed")),
+    "the VM is stopped": ("R3", lambda facts: facts["guests"][0].update(status="stopped")),
+    "deleted, but the VM exists": ("R3", lambda facts: facts["core"]["services"][0].update(status="Deleted")),
     "another instance": ("R3", lambda facts: facts["core"]["services"][0].update(agentInstanceId="agent/501")),
-    "a stranger was asked to change": (
+    "a request to change a foreign VM": (
         "R4",
         lambda facts: facts["requests"].append({"method": "DELETE", "path": "/nodes/pve1/qemu/700", "params": {}}),
     ),
@@ -81,21 +81,21 @@ BROKEN: dict[str, tuple[str, Callable[[Json], Any]]] = {
         "R4",
         lambda facts: facts["requests"].append({"method": "PUT", "path": "/nodes/pve1/qemu/9000/config", "params": {}}),
     ),
-    "a stranger is gone": ("R4", lambda facts: facts["guests"].pop(1)),
-    "a stranger was stopped": ("R4", lambda facts: facts["guests"][1].update(status="stopped")),
+    "a foreign VM is missing": ("R4", lambda facts: facts["guests"].pop(1)),
+    "a foreign VM was stopped": ("R4", lambda facts: facts["guests"][1].update(status="stopped")),
 }
 
 
-@pytest.mark.parametrize("what", BROKEN)
+@pytest.mark.parametrize("what", VIOLATIONS)
 def test_each_violation_names_its_promise(what: str) -> None:
-    name, breaks = BROKEN[what]
-    facts = copy.deepcopy(agreeing())
-    breaks(facts)
+    name, violate = VIOLATIONS[what]
+    facts = copy.deepcopy(consistent_facts())
+    violate(facts)
     assert {text.split()[0] for text in violations(facts)} >= {name}
 
 
 def test_a_report_without_effect_contradicts_nothing() -> None:
-    facts = agreeing()
+    facts = consistent_facts()
     for fault in ("drop_before", "status", "html"):
         facts["calls"].append(CREATED | {"path": f"/api/v1/jobs/{JOB}/fail", "status": None, "fault": fault})
     facts["calls"].append(CREATED | {"path": f"/api/v1/jobs/{JOB}/fail", "status": 400})
@@ -103,7 +103,7 @@ def test_a_report_without_effect_contradicts_nothing() -> None:
 
 
 def test_faults_that_a_test_declares_are_no_violations() -> None:
-    facts = agreeing()
+    facts = consistent_facts()
     facts["rows"]["jobs"][0] |= {"status": "failed", "report_state": "overtaken", "report_note": "timed out there"}
     facts["guests"].pop(0)
     assert violations(facts)

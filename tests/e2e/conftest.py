@@ -1,4 +1,4 @@
-"""The whole system: simulator, stand-in and `smith run`, each over real sockets."""
+"""End-to-end tests: simulator, stand-in and `smith run`, connected by real sockets."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MakeLab = Callable[..., LabSystem]
 
 @pytest.fixture
 def make_lab(tmp_path: Path) -> Iterator[MakeLab]:
-    """Start labs with settings of the test's own; the executor is the test's to start."""
+    """Start labs with the test's own settings. The test starts the executor."""
     with ExitStack() as stack:
         count = 0
 
@@ -30,7 +30,7 @@ def make_lab(tmp_path: Path) -> Iterator[MakeLab]:
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabSystem]:
-    """One running system for all tests of a module; each orders services of its own."""
+    """One running system for all tests of a module. Each test orders its own services."""
     with running_lab(tmp_path_factory.mktemp("lab")) as system:
         system.start_executor()
         yield system

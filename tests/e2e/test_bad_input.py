@@ -1,6 +1,6 @@
-"""What FulcrumCore may deliver and nobody should: each ends in its code, harms nothing, and the loop lives on.
+"""Malformed jobs from FulcrumCore: each ends with its code and changes nothing, and the agent keeps working.
 
-All cases are ordered at once while polling is held up, delivered otherwise than ordered, and looked at afterwards.
+All services are ordered while polling fails; then their jobs are altered and delivered; the tests check the outcomes.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from smith_lab.system import LabSystem, outcome_of, running_lab, wait_for
 
-#: One fixture carries all cases: on one worker, it runs once.
+#: All tests share one fixture: in one group it runs once.
 pytestmark = pytest.mark.xdist_group("bad-input")
 
 GOOD = {"cores": 1, "memoryMb": 512, "diskGb": 8, "image": "debian-12"}
@@ -23,7 +23,7 @@ SUCCESS = ""
 
 @dataclass(frozen=True)
 class Case:
-    """One odd delivery and the code that it must end with."""
+    """One malformed job and the code with which it must end."""
 
     name: str
     code: str
@@ -129,7 +129,7 @@ UNUSABLE = [
 
 @dataclass
 class Outcome:
-    """A case's job and what Proxmox has of its service."""
+    """The job of a case, and the VMs of its service in Proxmox."""
 
     job: dict[str, Any]
     vms: list[dict[str, Any]]
@@ -174,7 +174,7 @@ def deliver(lab: LabSystem, case: Case, service_id: str) -> None:
 
 
 def job_service(lab: LabSystem, job_id: str) -> dict[str, Any]:
-    """The service as the pending list would embed it."""
+    """Return the service as FulcrumCore's list of pending jobs embeds it."""
     service = lab.admin.get_service(lab.admin.call("GET", f"/jobs/{job_id}")["serviceId"])
     return {key: value for key, value in service.items() if key not in ("agent", "serviceType")}
 

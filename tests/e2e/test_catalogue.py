@@ -1,6 +1,4 @@
-"""What a provider may sell beside cloned VMs, through the whole chain: containers, VMs from an ISO image, backups,
-migrations. One system for all.
-"""
+"""Offers besides cloned VMs, end to end: containers, VMs from an ISO image, backups and migrations."""
 
 from __future__ import annotations
 
@@ -17,7 +15,7 @@ CHANGES = {"cores": 2, "memoryMb": 1024, "swapMb": 256}
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabSystem]:
-    """A system that measures all the time, and whose VMs may be on either node."""
+    """A system that sends metrics every second and whose VMs can run on either node."""
     settings = {
         "SMITH_METRICS_INTERVAL_S": "1",
         "PROXMOX_STORAGE": "ceph",
@@ -108,7 +106,7 @@ def test_a_container_with_an_unknown_os_template_is_refused_and_can_be_deleted(l
 
 @pytest.fixture(scope="module")
 def bare_type(lab: LabSystem) -> str:
-    """The VM type, with an ISO image or nothing in place of the template."""
+    """Create a VM service type with an ISO image or an empty disk in place of the template; return its id."""
     service_type = copy.deepcopy(load_type(SERVICE_TYPE_FILE)) | {"name": "proxmox-bare-vm"}
     properties = service_type["propertySchema"]["properties"]
     del properties["image"]

@@ -1,4 +1,4 @@
-"""The duties beside the jobs: heartbeats, metrics, pruning, and that they are repaired."""
+"""The critical jobs: heartbeats, metrics and pruning."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ MakeLab = Callable[..., LabSystem]
 
 
 def posted(lab: LabSystem) -> dict[str, int]:
-    """How many entries of each metric type FulcrumCore took."""
+    """Return the number of accepted metric entries by metric type."""
     found: dict[str, int] = {}
     for call in lab.core.history(method="POST", path="/metric-entries"):
         if call["status"] == 201:

@@ -1,4 +1,4 @@
-"""A provider's own action, the one that docs/custom-actions.md shows, through the whole chain."""
+"""A custom action, the example of docs/custom-actions.md, end to end."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MakeLab = Callable[..., LabSystem]
 
 
 def service_type_with_the_action() -> dict:
-    """The VM type with one more property and one more action, as a provider would make it."""
+    """Return the VM service type with one more property and one more action."""
     service_type = copy.deepcopy(load_type(SERVICE_TYPE_FILE))
     service_type["name"] = "proxmox-vm-with-iso"
     service_type["propertySchema"]["properties"]["isoImage"] = {
@@ -33,7 +33,7 @@ def service_type_with_the_action() -> dict:
 
 @pytest.fixture
 def lab(make_lab: MakeLab, tmp_path: Path) -> LabSystem:
-    """A system whose provider sells ISO images, and whose agent has been given the action."""
+    """A system with the custom action and a service type that offers it."""
     folder = tmp_path / "actions"
     shutil.copytree(EXAMPLES, folder)
     for path in (folder, *folder.iterdir()):

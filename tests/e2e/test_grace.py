@@ -1,4 +1,4 @@
-"""Deletions with a time of grace: FulcrumCore's service ends at once, the VM waits, and can be had back until then."""
+"""Deletions with a grace period: the service ends at once; the VM is kept and can be restored until the period ends."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import pytest
 from smith_lab.system import LabSystem, outcome_of, running_lab, wait_for
 from support import fork_server
 
-#: Longer than any test: what is to be destroyed is made due by the test.
+#: Longer than any test. A test that needs the period to end calls `make_due`.
 GRACE_S = 3600
 
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabSystem]:
-    """A system that keeps deleted VMs for an hour, and looks every second for what is due."""
+    """A system that keeps deleted VMs for an hour, and checks every second which are due."""
     settings = {
         "SMITH_DELETE_GRACE_S": str(GRACE_S),
         "SMITH_PRUNE_INTERVAL_S": "1",
@@ -48,12 +48,12 @@ def mapping_of(lab: LabSystem, service_id: str) -> dict[str, Any]:
 
 
 def make_due(lab: LabSystem, vmid: int) -> None:
-    """Let the grace be over: in Proxmox, whose mark decides, and in the mapping."""
+    """End the grace period: in Proxmox, whose tag decides, and in the mapping."""
     lab.proxmox.control("configure", vmid=vmid, values={"tags": "smith;smith-delete-1"})
-    forget_the_time(lab, vmid)
+    set_deletion_due(lab, vmid)
 
 
-def forget_the_time(lab: LabSystem, vmid: int) -> None:
+def set_deletion_due(lab: LabSystem, vmid: int) -> None:
     with closing(sqlite3.connect(lab.data_dir / "smith.db", timeout=30)) as database, database:
         database.execute("UPDATE mappings SET delete_at = '2001-01-01 00:00:00.000000' WHERE vmid = ?", (vmid,))
 
@@ -64,7 +64,7 @@ def lab_drift(lab: LabSystem) -> list[dict[str, Any]]:
 
 
 def test_a_deleted_vm_is_backed_up_and_purged_when_its_grace_period_ends(lab: LabSystem) -> None:
-    service_id, vmid = deleted(lab, "mortal")
+    service_id, vmid = deleted(lab, "deleted")
 
     service = lab.admin.get_service(service_id)
     assert (service["status"], service.get("agentInstanceId")) == ("Deleted", None)
@@ -77,8 +77,8 @@ def test_a_deleted_vm_is_backed_up_and_purged_when_its_grace_period_ends(lab: La
     assert mapping_of(lab, service_id)["state"] == "pending_deletion"
     assert lab_drift(lab) == []
     lab.proxmox.reset_request_log()
-    turns = destroyer_turns(lab)
-    wait_for(lambda: destroyer_turns(lab) > turns + 1, 30, "one more look")
+    turns = purge_runs(lab)
+    wait_for(lambda: purge_runs(lab) > turns + 1, 30, "one more run of PurgeDeletedVms")
     assert lab.proxmox.changing_requests() == []
 
     assert lab.stop_executor() == 0
@@ -93,7 +93,7 @@ def test_a_deleted_vm_is_backed_up_and_purged_when_its_grace_period_ends(lab: La
     assert [call for call in lab.core.history(method="POST") if job["fulcrum_id"] in call["path"]] == []
 
 
-def destroyer_turns(lab: LabSystem) -> int:
+def purge_runs(lab: LabSystem) -> int:
     return int(next(row["runs"] for row in lab.smith("critical", "list") if row["name"] == "PurgeDeletedVms"))
 
 
@@ -119,7 +119,7 @@ def test_removing_the_deletion_tag_in_proxmox_cancels_the_deletion(lab: LabSyste
     service_id, vmid = deleted(lab, "untagged")
     lab.proxmox.control("configure", vmid=vmid, values={"tags": "smith"})
     lab.proxmox.control("power", vmid=vmid, status="running")
-    forget_the_time(lab, vmid)
+    set_deletion_due(lab, vmid)
 
     wait_for(lambda: mapping_of(lab, service_id)["state"] == "active", 60, "the mapping to follow")
 
@@ -127,7 +127,7 @@ def test_removing_the_deletion_tag_in_proxmox_cancels_the_deletion(lab: LabSyste
 
 
 def test_a_vm_whose_service_still_exists_is_kept_until_the_service_is_deleted_again(lab: LabSystem) -> None:
-    """FulcrumCore had given the job up, so it never took our word for the deletion: the VM is its customer's."""
+    """FulcrumCore timed out the delete job, so its service still exists, and the customer still owns the VM."""
     service_id = lab.order("timed-out")
     lab.wait_for_jobs(service_id)
     (vm,) = lab.vms_of(service_id)

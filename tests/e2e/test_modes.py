@@ -1,4 +1,4 @@
-"""`smith run` that ends by itself, and settings that never let it begin."""
+"""`smith run` with options that end it, and with settings that prevent its start."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""FulcrumCore or Proxmox is away, and comes back."""
+"""FulcrumCore is unavailable and recovers, or disables the agent."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ OUTAGE_S = 60.0
 
 
 def test_f11_fulcrumcore_outages_at_the_start_and_during_a_job_lose_nothing(make_lab: MakeLab) -> None:
-    """FulcrumCore is down at the start, and for a minute in between → no exit, no loss, one line a change of state."""
+    """FulcrumCore is unavailable at the start and during a job → no exit, no loss, one log line per outage."""
     lab = make_lab(time_scale=0.2)
     first = lab.order("early")
     lab.core.pause()
@@ -26,10 +26,10 @@ def test_f11_fulcrumcore_outages_at_the_start_and_during_a_job_lose_nothing(make
     second = lab.order("during")
     wait_for(lambda: lab.log_events("playbook_started")[1:], 60, "the second create to begin")
     lab.core.pause()
-    time.sleep(OUTAGE_S)  # the subject of the test
+    time.sleep(OUTAGE_S)  # the duration of the outage is what is tested
     assert process.poll() is None
     outages = lab.log_events("fulcrum_stopped_answering")
-    assert len(outages) == 2, "one line a change of state"
+    assert len(outages) == 2, "one log line per outage"
     lab.core.resume()
 
     assert lab.wait_for_jobs(second, 120)["status"] == "Stopped"
@@ -49,14 +49,14 @@ def test_a_disabled_agent_claims_nothing_and_does_not_change_its_status(make_lab
     wait_for(lambda: lab.log_events("agent_identified"), 30, "the first heartbeat")
 
     def disable() -> list[dict[str, Any]]:
-        # FulcrumCore saves a heartbeat's whole row: one that is under way takes our word back.
+        # FulcrumCore saves the whole agent row at a heartbeat, so a concurrent heartbeat may overwrite this status.
         lab.admin.call("PATCH", f"/agents/{lab.ids.agent_id}", {"status": "Disabled"})
         return lab.log_events("agent_disabled")
 
     wait_for(disable, 30, "the executor to notice", pause_s=2)
 
-    service_id = lab.order("resting")
-    time.sleep(5)  # several polls' time in which nothing may happen
+    service_id = lab.order("disabled")
+    time.sleep(5)  # several polls, in which no job may be claimed
 
     assert lab.last_job(service_id)["status"] == "Pending"
     assert lab.admin.call("GET", f"/agents/{lab.ids.agent_id}")["status"] == "Disabled"

@@ -1,4 +1,4 @@
-"""The agent ends in the middle of things: killed, at a limit, told to stop."""
+"""The agent ends while jobs run: killed, at a limit, or by a signal."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ MakeLab = Callable[..., LabSystem]
 
 
 def agent_process(lab: LabSystem) -> psutil.Process:
-    """The agent under the supervisor: the child that runs `agent-process`."""
+    """Return the agent: the supervisor's child that runs `agent-process`."""
 
-    def look() -> psutil.Process | None:
+    def find() -> psutil.Process | None:
         for child in psutil.Process(lab.executor.pid).children():
             if "agent-process" in child.cmdline():
                 return child
         return None
 
-    return wait_for(look, 20, "the agent process")
+    return wait_for(find, 20, "the agent process")
 
 
 def clones(lab: LabSystem) -> list[dict]:
@@ -37,16 +37,16 @@ def cloning(lab: LabSystem) -> bool:
 
 
 def test_f06_killing_the_supervisor_ends_its_processes_and_the_next_start_continues(make_lab: MakeLab) -> None:
-    """The supervisor dies while a clone runs → its agent and all runs end with it; the next start goes on; one VM."""
+    """The supervisor is killed during a clone → its agent and runs end; the next start continues the job; one VM."""
     lab = make_lab(time_scale=1.0)
     lab.start_executor()
-    service_id = lab.order("pulled-plug")
+    service_id = lab.order("supervisor-killed")
     wait_for(lambda: cloning(lab), 60, "the clone to begin")
-    family = [lab.executor, *psutil.Process(lab.executor.pid).children(recursive=True)]
+    processes = [lab.executor, *psutil.Process(lab.executor.pid).children(recursive=True)]
 
     os.kill(lab.executor.pid, signal.SIGKILL)
     lab.executor.wait()
-    agent = family[1]
+    agent = processes[1]
     psutil.wait_procs([agent], timeout=10)
     assert not agent.is_running()
     lab.start_executor()
@@ -57,7 +57,7 @@ def test_f06_killing_the_supervisor_ends_its_processes_and_the_next_start_contin
 
 
 def test_a_schema_downgrade_and_upgrade_during_a_create_loses_nothing(make_lab: MakeLab) -> None:
-    """An upgrade that is taken back and tried again, while Proxmox clones: what is under way is carried on (R14)."""
+    """An upgrade is reverted and repeated while Proxmox clones: the job in progress continues (R14)."""
     lab = make_lab(time_scale=1.0)
     lab.start_executor()
     service_id = lab.order("upgraded")
@@ -78,7 +78,7 @@ def test_a_schema_downgrade_and_upgrade_during_a_create_loses_nothing(make_lab: 
 
 
 def test_f31_the_job_limit_restarts_the_agent_without_losing_or_repeating_a_job(make_lab: MakeLab) -> None:
-    """The limit of jobs is reached while others run → it drains first and restarts; none is lost or repeated."""
+    """The agent reaches its job limit while jobs run → it drains, then restarts; no job is lost or repeated."""
     lab = make_lab(SMITH_MAX_JOBS="5", SMITH_CONCURRENCY="3")
     lab.start_executor()
     services = [lab.order(f"limited-{number}") for number in range(12)]
@@ -103,7 +103,7 @@ def test_f31_the_job_limit_restarts_the_agent_without_losing_or_repeating_a_job(
 def test_f31_the_memory_and_runtime_limits_drain_and_restart_the_agent(
     make_lab: MakeLab, setting: str, value: str, limit: str
 ) -> None:
-    """The limit of memory or time is reached → it drains first and restarts; nothing is lost or repeated."""
+    """The agent reaches its memory or runtime limit → it drains, then restarts; no job is lost or repeated."""
     lab = make_lab(**{setting: value})
     lab.start_executor()
     service_id = lab.order("first")

@@ -1,11 +1,11 @@
-"""One job after the other through the whole chain: what each leaves in Proxmox, in the mappings and at FulcrumCore."""
+"""Jobs end to end: the state of Proxmox, of the mappings and of FulcrumCore after each action."""
 
 from __future__ import annotations
 
 import pytest
 from smith_lab.system import LabSystem, outcome_of
 
-#: One running system serves all of them.
+#: All tests share one running system.
 pytestmark = pytest.mark.xdist_group("walk")
 
 
@@ -114,12 +114,12 @@ def test_another_vm_on_the_services_vmid_is_never_changed(lab: LabSystem) -> Non
     service_id = lab.order("recycled")
     lab.wait_for_jobs(service_id)
     vmid = lab.vms_of(service_id)[0]["vmid"]
-    lab.proxmox.control("recycle", vmid=vmid, name="somebody-else")
+    lab.proxmox.control("recycle", vmid=vmid, name="foreign")
 
     job = lab.run_action(service_id, "delete")
 
     assert job["errorMessage"].startswith("VM_IDENTITY_MISMATCH: ")
-    assert lab.proxmox.guest(vmid)["config"]["name"] == "somebody-else"
+    assert lab.proxmox.guest(vmid)["config"]["name"] == "foreign"
 
 
 def test_an_update_without_properties_fails_and_keeps_the_services_properties(lab: LabSystem) -> None:

@@ -1,7 +1,7 @@
-"""Secrets that are easy to find again: in files, in processes, in answers, in every form that text takes on its way.
+"""Canary secrets, and a scanner that finds them in files, processes and responses, in every encoding in use.
 
-Nothing here is shared with `executor.redaction`: what that one forgets must be found here. Each canary has a core of
-letters and digits, which no escaping changes; the core alone is looked for, too, so that half a secret is a hit.
+This module shares no code with `executor.redaction`, so it finds what the redactor misses. Each canary contains a core
+of letters and digits, which no escaping changes. The scanner also searches for the core, so it finds partial secrets.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SAMPLE_INTERVAL_S = 0.1
 
 
 def core() -> str:
-    """Return letters and digits that stand nowhere else."""
+    """Return a unique string of letters and digits."""
     return f"Kn4ry{secrets.token_hex(8)}"
 
 
@@ -31,10 +31,12 @@ class Canary:
 
     kind: str
     value: str = field(repr=False)
-    cores: tuple[str, ...] = field(default=(), repr=False)  #: '' = the value is one itself
+    cores: tuple[str, ...] = field(
+        default=(), repr=False
+    )  #: the parts that identify the secret; none: the value alone does
 
     def needles(self) -> set[bytes]:
-        """Return everything by which it can be recognised."""
+        """Return every byte string that identifies the secret."""
         whole = {form.encode("utf-8", "surrogatepass") for form in _written(self.value)}
         pieces = {inner for core in (self.value, *self.cores) for inner in _inner_base64(core.encode())}
         return {needle for needle in whole | pieces | {core.encode() for core in self.cores} if len(needle) >= 8}
@@ -42,7 +44,7 @@ class Canary:
 
 @dataclass(frozen=True)
 class Hit:
-    """A secret where none should be."""
+    """A place where a secret was found."""
 
     kind: str
     where: str
@@ -62,31 +64,31 @@ def _written(value: str) -> Iterator[str]:
 
 
 def _inner_base64(data: bytes) -> Iterator[bytes]:
-    """The characters that the data alone decide, at each of the three places where it may begin."""
+    """Yield the Base64 characters that depend on the data alone, for each of the three possible alignments."""
     for offset, tainted in ((0, 0), (1, 2), (2, 3)):
         yield base64.b64encode(bytes(offset) + data)[tainted : (offset + len(data)) * 8 // 6]
 
 
 class Scanner:
-    """Looks for canaries in bytes and in files."""
+    """Searches bytes and files for canaries."""
 
     def __init__(self, canaries: Iterable[Canary]) -> None:
         self._needles = [(needle, canary.kind) for canary in canaries for needle in canary.needles()]
 
     def look(self, data: bytes | str, where: str) -> set[Hit]:
-        """Return what is found in a piece of data."""
+        """Return the hits in a piece of data."""
         content = data.encode("utf-8", "surrogateescape") if isinstance(data, str) else data
         return {Hit(kind, where) for needle, kind in self._needles if needle in content}
 
     def look_below(self, *folders: Path) -> set[Hit]:
-        """Return what is found in the files below folders, in their names, and in the files given themselves."""
+        """Return the hits in the names and contents of the given files and of all files below the given folders."""
         hits: set[Hit] = set()
         for file in files_below(*folders):
             hits |= self.look(str(file), f"the name of {file}")
             try:
                 hits |= self.look(file.read_bytes(), str(file))
             except (FileNotFoundError, OSError):
-                continue  # gone meanwhile, or a socket
+                continue  # deleted meanwhile, or a socket
         return hits
 
 
@@ -99,7 +101,7 @@ def files_below(*folders: Path) -> list[Path]:
 
 
 class ProcessWatch:
-    """Samples arguments and environments of everything below a process until it is closed."""
+    """Scans arguments and environments of all descendants of a process until it is closed."""
 
     def __init__(self, root_pid: int, scanner: Scanner) -> None:
         self._root = root_pid
@@ -111,7 +113,7 @@ class ProcessWatch:
         self._thread.start()
 
     def close(self) -> None:
-        """Stop looking."""
+        """Stop scanning."""
         self._closed.set()
         self._thread.join()
 

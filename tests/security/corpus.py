@@ -1,7 +1,7 @@
-"""Text that would like to be more than text: templates, YAML, shell, JSON, SQL, Proxmox's own separators, markup.
+"""Injection payloads: templates, YAML, shell, JSON, SQL, Proxmox's own separators, markup.
 
-Every payload that could run something would leave a file: `witness` is the folder in which none may appear. A part is
-picked by hand, a part is put together from fragments by a seeded generator, so that a failure can be repeated.
+A payload that is executed creates a file in the folder `witness`, which must stay empty. Some payloads are fixed, the
+others are combined from fragments by a seeded generator, so that a failure can be reproduced.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 
 SEED = 20260901
 
-#: `W` becomes a path below the witness folder, another one each.
+#: `W` is replaced by a path below the witness folder, a different one in each payload.
 JINJA = (
     "{{ lookup('ansible.builtin.pipe', 'touch W') }}",
     "{{ lookup('pipe', 'touch W') }}",
@@ -102,8 +102,8 @@ _FRAGMENTS = (
 
 
 def corpus(witness: Path, *, generated: int = 150) -> list[str]:
-    """Return every payload once, the same ones at each call but for where they would write."""
-    chance = random.Random(SEED)  # noqa: S311  (to be repeatable is the point)
+    """Return each payload once. All calls return the same payloads, apart from the paths of the files."""
+    chance = random.Random(SEED)  # noqa: S311  (must be reproducible)
     made = ["".join(chance.choices(_FRAGMENTS, k=chance.randint(2, 12))) for _ in range(generated)]
     picked = (*JINJA, *YAML, *SHELL, *OTHERS)
     return [

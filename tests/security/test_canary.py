@@ -1,10 +1,10 @@
-"""R12: twelve kinds of secret go through everything that a system does, and are looked for everywhere afterwards.
+"""R12: twelve kinds of secret are in use while a system works; afterwards none is found where it must not be.
 
-One lab, three lives of the executor: secrets from files with SQLite (create, update, a failing create, an action that
-tells all it knows, an agent killed in the middle of a run), a configuration from FulcrumCore with PostgreSQL, and a
-database and a proxy that do not answer. What is looked at: every file that the executor wrote, the bytes of database
-and write-ahead log, logs, arguments and environments of its processes while they ran, pages, command line, and what
-FulcrumCore was told. The supervisor's own environment is the operator's: so secrets are given as files.
+One lab, three starts of the executor: with secrets from files and SQLite (create, update, a failing create, a leaking
+action, an agent killed during a run), with a configuration from FulcrumCore and PostgreSQL, and with an unreachable
+database and proxy. The scan covers every file that the executor wrote, the bytes of database and write-ahead log, logs,
+arguments and environments of its processes, HTTP responses, command output, and the jobs at FulcrumCore. The operator
+sets the supervisor's environment, so the secrets are given as files.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ from executor.redaction import MASK, Redactor
 from executor.runs.actions import ansible_home
 from executor.runs.runner import Runner, RunnerPaths
 
-#: One fixture carries everything: on one worker, it runs once.
+#: All tests share one fixture: in one group it runs once.
 pytestmark = [pytest.mark.xdist_group("canary"), pytest.mark.timeout(1200)]
 
 LEAK = Path(__file__).parent / "leak.yml"
 PATIENCE_S = 280.0
-#: Services whose action tells everything, and how FulcrumCore is told of it.
+#: Services that run the leaking action, and the error message that FulcrumCore gets.
 LEAKING = ("nasty", "base64", "lines", "long")
 LEAKED = f"TASK_FAILED: it was {MASK}"
 
 
 def passwords() -> dict[str, Canary]:
-    """Passwords of VMs, by the name of the service that has them."""
+    """Return passwords of VMs by the name of their service."""
     a, b, c, d, e, f, g = (core() for _ in range(7))
     lines = [core() for _ in range(12)]
     shared = f"Prefix-{d}"
@@ -65,7 +65,7 @@ def passwords() -> dict[str, Canary]:
 
 @dataclass
 class Evidence:
-    """What is left of the three lives, and what was seen while they went on."""
+    """What the three starts of the executor left behind, and what was observed while it ran."""
 
     canaries: list[Canary]
     lab: LabSystem
@@ -74,7 +74,7 @@ class Evidence:
     processes: dict[int, str] = field(default_factory=dict)
     shown: dict[str, bytes] = field(default_factory=dict)  #: pages and output of commands
     while_running: set[Hit] = field(default_factory=set)  #: in data and log, with the write-ahead log not yet merged
-    of_killed_run: set[Hit] = field(default_factory=set)  #: in run folders, while a run goes on
+    in_killed_run: set[Hit] = field(default_factory=set)  #: in run folders, while a run goes on
     told: str = ""  #: what FulcrumCore knows of our jobs
     outcomes: dict[str, str] = field(default_factory=dict)  #: how jobs ended, by service, as FulcrumCore has it
     arrived: dict[str, str] = field(default_factory=dict)  #: passwords as Proxmox has them
@@ -85,7 +85,7 @@ class Evidence:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Look at the executor's processes for the length of the block."""
+        """Scan the executor's processes while the block runs."""
         watch = ProcessWatch(self.lab.executor.pid, self.scanner)
         try:
             yield
@@ -95,13 +95,13 @@ class Evidence:
             self.processes |= watch.seen
 
     def ask(self, *arguments: str) -> None:
-        """Run a command and keep what it says."""
+        """Run a command and keep its output."""
         done = fork_server.run(arguments, env=self.lab.environment(), cwd=self.lab.folder, timeout=120)
         name = f"smith {' '.join(arguments)} ({len(self.shown)})"
         self.shown[name] = (done.stdout + done.stderr).encode()
 
     def browse(self, token: str) -> None:
-        """Fetch the pages, with the token and without."""
+        """Fetch the pages with and without the token."""
         port = self.lab.log_events("http_served")[-1]["port"]
         for path in ("/", "/livez", "/readyz", "/metrics", "/jobs"):
             for headers in ({}, {"Authorization": f"Bearer {token}"}):
@@ -122,15 +122,15 @@ def evidence(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Evidence]:
         found = _prepare(lab)
         vms = passwords()
         found.canaries += vms.values()
-        _first_life(found, vms)
+        _first_start(found, vms)
         url = stack.enter_context(_database_with_password(found))
-        _second_life(found, url)
-        _third_life(found)
+        _second_start(found, url)
+        _third_start(found)
         yield found
 
 
 def _prepare(lab: LabSystem) -> Evidence:
-    """Give every secret of the settings as a file, but the proxy's, for which there is no file."""
+    """Set every secret as a file, except the proxy's password, which only the environment can hold."""
     mounted = lab.folder / "secrets"
     mounted.mkdir(mode=0o700)
     http_token, proxy = core(), core()
@@ -158,10 +158,10 @@ def _prepare(lab: LabSystem) -> Evidence:
         "SMITH_LOG_LEVEL": "debug",
         "HOME": str(own["home"]),
         "TMPDIR": str(own["tmp"]),
-        "HTTPS_PROXY": f"http://somebody:{proxy}@127.0.0.1:9",
+        "HTTPS_PROXY": f"http://user:{proxy}@127.0.0.1:9",
         "NO_PROXY": "127.0.0.1",
     }
-    _sell_leaks(lab)
+    _offer_leaking_action(lab)
     canaries = [
         Canary("FulcrumCore's token", given["fulcrum_api_token"], (given["fulcrum_api_token"],)),
         Canary("Proxmox's token", given["proxmox_token_secret"], (given["proxmox_token_secret"],)),
@@ -171,8 +171,8 @@ def _prepare(lab: LabSystem) -> Evidence:
     return Evidence(canaries, lab, [lab.data_dir, lab.folder / "run", lab.log_file, *own.values()])
 
 
-def _sell_leaks(lab: LabSystem) -> None:
-    """Offer a service type with an action that leaks, and with passwords that the vault keeps."""
+def _offer_leaking_action(lab: LabSystem) -> None:
+    """Offer a service type with the leaking action and with passwords stored in the vault."""
     offered = copy.deepcopy(load_type(SERVICE_TYPE_FILE))
     offered["name"] = "proxmox-vm-that-leaks"
     password = offered["propertySchema"]["properties"]["ciPassword"]
@@ -187,7 +187,7 @@ def _sell_leaks(lab: LabSystem) -> None:
     lab.ids = replace(lab.ids, service_type_id=made["id"])
 
 
-def _first_life(found: Evidence, vms: dict[str, Canary]) -> None:
+def _first_start(found: Evidence, vms: dict[str, Canary]) -> None:
     lab = found.lab
     lab.start_executor()
     with found.watched():
@@ -207,7 +207,7 @@ def _first_life(found: Evidence, vms: dict[str, Canary]) -> None:
         _kill_the_agent(found, vms["crash"])
         found.while_running = found.scanner.look_below(*found.folders)
         found.browse(found.canaries[2].value)
-        _look_around(found, services)
+        _run_commands(found, services)
     found.outcomes |= {name: _outcome(lab, services[name]) for name in (*LEAKING, "update")}
     found.arrived = {
         name: str(vm["config"].get("cipassword", "")) for name in services for vm in lab.vms_of(services[name])
@@ -217,7 +217,7 @@ def _first_life(found: Evidence, vms: dict[str, Canary]) -> None:
 
 
 def _fail_a_create(found: Evidence, password: Canary) -> None:
-    """Proxmox refuses, and says in its error what it was sent."""
+    """Fail a create with a Proxmox error that repeats the password."""
     for method in ("PUT", "POST"):
         text = f"Parameter verification failed. cipassword: {password.value}"
         found.lab.proxmox.fail(method, "/nodes/*/qemu/*/config", status=400, text=text)
@@ -235,7 +235,7 @@ def _kill_the_agent(found: Evidence, password: Canary) -> None:
     wait_for(lambda: any(call["path"].endswith("/clone") for call in lab.proxmox.changing_requests()), 120, "a clone")
     agent = wait_for(lambda: _agent_below(lab.executor.pid), 20, "the agent")
     os.kill(agent, signal.SIGKILL)
-    found.of_killed_run = found.scanner.look_below(lab.folder / "run")
+    found.in_killed_run = found.scanner.look_below(lab.folder / "run")
     lab.proxmox.control("time_scale", scale=0.0)
     lab.wait_for_jobs(service, PATIENCE_S)
     found.outcomes["crash"] = _outcome(lab, service)
@@ -250,8 +250,8 @@ def _agent_below(pid: int) -> int | None:
     return next((child.pid for child in psutil.Process(pid).children() if "agent-process" in child.cmdline()), None)
 
 
-def _look_around(found: Evidence, services: dict[str, str]) -> None:
-    """Say everything that the command line can say of these jobs."""
+def _run_commands(found: Evidence, services: dict[str, str]) -> None:
+    """Run every command that shows something of these jobs."""
     for arguments in (("config", "show"), ("config", "show", "--json"), ("status",), ("doctor",), ("audit", "list")):
         found.ask(*arguments)
     rows = [row for row in found.lab.smith("jobs", "list") if row["action"] == "leak" or row["status"] == "failed"]
@@ -280,8 +280,8 @@ def _database_with_password(found: Evidence) -> Iterator[str]:
         yield f"postgresql+psycopg://smith:{word}@/canary?host={cluster.folder}"
 
 
-def _second_life(found: Evidence, url: str) -> None:
-    """FulcrumCore holds Proxmox's token now, and it is another one."""
+def _second_start(found: Evidence, url: str) -> None:
+    """Start again with a new Proxmox token from FulcrumCore's configuration."""
     lab, word = found.lab, core()
     found.canaries.append(Canary("token from FulcrumCore's configuration", word, (word,)))
     lab.proxmox.control("token_secret", secret=word)
@@ -302,7 +302,7 @@ def _second_life(found: Evidence, url: str) -> None:
     before = len(lab.log_events("agent_ready"))
     lab.start_executor()
     with found.watched():
-        wait_for(lambda: len(lab.log_events("agent_ready")) > before, 120, "the second life")
+        wait_for(lambda: len(lab.log_events("agent_ready")) > before, 120, "the second start")
         service = lab.order("remote", cores=1, memoryMb=512, diskGb=8)
         lab.wait_for_jobs(service, PATIENCE_S)
         found.outcomes["remote"] = _outcome(lab, service)
@@ -312,8 +312,8 @@ def _second_life(found: Evidence, url: str) -> None:
     lab.stop_executor()
 
 
-def _third_life(found: Evidence) -> None:
-    """A database and a proxy that are not there: what is said of them?"""
+def _third_start(found: Evidence) -> None:
+    """Run commands with an unreachable database and proxy."""
     lab = found.lab
     word = found.canaries[-2].value
     (lab.folder / "secrets" / "smith_database_url").write_text(f"postgresql+psycopg://smith:{word}@127.0.0.1:9/none")
@@ -331,7 +331,7 @@ def _third_life(found: Evidence) -> None:
 
 
 def test_every_kind_of_secret_was_in_use(evidence: Evidence) -> None:
-    """Otherwise all the others would prove nothing."""
+    """Without this, the other tests would pass even if no secret was in use."""
     kinds = {canary.kind for canary in evidence.canaries}
     assert len(kinds) >= 12, sorted(kinds)
     for name in ("nasty", "base64", "lines", "short", "long", "update"):
@@ -352,7 +352,7 @@ def test_no_secret_is_in_any_file_that_the_executor_wrote(evidence: Evidence) ->
 
 
 def test_no_secret_is_in_arguments_or_environments_of_the_executors_processes(evidence: Evidence) -> None:
-    """But for the proxy's password: there is no other way to tell a program of a proxy than its environment."""
+    """Except the proxy's password: a program gets its proxy from the environment only."""
     assert {hit for hit in evidence.in_processes if hit.kind != "proxy password" or "cmdline" in hit.where} == set()
 
 
@@ -367,8 +367,8 @@ def test_no_secret_is_in_the_jobs_at_fulcrumcore(evidence: Evidence) -> None:
 
 
 def test_a_killed_run_leaves_secrets_in_its_private_folder_and_the_sweep_removes_them(evidence: Evidence) -> None:
-    """The scan sees them there as long as nobody sweeps: without the sweep, the scan of all files would fail."""
-    assert {hit.kind for hit in evidence.of_killed_run} >= {"held by a run that is killed", "Proxmox's token"}
+    """The scan finds the secrets before the sweep: without the sweep, the scan of all files would fail."""
+    assert {hit.kind for hit in evidence.in_killed_run} >= {"held by a run that is killed", "Proxmox's token"}
     left = [file for file in files_below(evidence.lab.folder / "run") if ".warm" not in file.parts]
     assert left == []
 
@@ -377,7 +377,7 @@ class _NullRedactor(Redactor):
     """Masks nothing."""
 
     def add(self, *secrets: str) -> None:
-        """Take nothing."""
+        """Ignore the secrets."""
 
 
 @pytest.mark.parametrize("is_on", [True, False], ids=["with", "without"])

@@ -1,4 +1,4 @@
-"""A web page that calls itself this machine (DNS rebinding) reads nothing from the port that is for this machine."""
+"""The Host header check: a web page cannot read a loopback port by DNS rebinding."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_requests_with_any_other_host_header_are_refused(host: str) -> None:
 
 
 def test_with_a_token_any_host_header_is_accepted() -> None:
-    """Such a page cannot know the token; and a reverse proxy may pass on the name that its callers use."""
+    """A rebinding page does not know the token, and a reverse proxy may pass on the client's Host header."""
     assert status_for("metrics.example", token=TOKEN, shown=TOKEN) == 200
     assert status_for("metrics.example", token=TOKEN) == 401
     assert status_for("metrics.example", token=TOKEN, shown=TOKEN, is_local=False) == 200

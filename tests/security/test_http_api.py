@@ -1,6 +1,6 @@
-"""S8: whatever anybody asks of a running agent over HTTP, nothing breaks, nothing changes, nobody reads unknown.
+"""S8: no HTTP request to a running agent causes a server error or a change, and pages need the token.
 
-Schemathesis takes the description that the agent itself serves, and asks whatever follows from it.
+Schemathesis generates requests from the OpenAPI description that the agent serves.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ WITHIN_S = 60.0
 
 @dataclass(frozen=True)
 class Api:
-    """A running agent's port, and what it says of its pages."""
+    """A running agent's port and OpenAPI description."""
 
     folder: Path
     port: int
@@ -35,7 +35,7 @@ class Api:
     description: dict[str, Any] = field(default_factory=dict)
 
     def ask(self, method: str, path: str, headers: dict[str, str], *, source: str = "127.0.0.1") -> tuple[int, bytes]:
-        """Ask from an address of our own; each may show wrong tokens for a while."""
+        """Send a request from a source address; the agent limits wrong tokens per address."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, WITHIN_S, source_address=(source, 0))
         try:
             connection.request(method, path, headers=headers)
@@ -45,7 +45,7 @@ class Api:
             connection.close()
 
     def examine(self, description: dict[str, Any], *options: str, token: str = "") -> subprocess.CompletedProcess[str]:
-        """Let schemathesis hold the pages against a description."""
+        """Let Schemathesis compare the pages with a description."""
         config, file = self.folder / "schemathesis.toml", self.folder / "openapi.json"
         config.write_text(f'[headers]\nAuthorization = "Bearer {token}"\n' if token else "")
         file.write_text(json.dumps(description))
@@ -69,7 +69,7 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
 
 
 def test_every_response_matches_the_openapi_description(api: Api) -> None:
-    """Statuses, types, headers and bodies; and every method that it does not name is refused."""
+    """Statuses, content types, headers and bodies; methods that are not described are refused."""
     done = api.examine(api.description, "--exclude-checks", "ignored_auth", token=TOKEN)
     assert done.returncode == 0, done.stdout
     assert "No issues found" in done.stdout
@@ -101,7 +101,7 @@ def test_arbitrary_requests_cause_no_server_error_and_no_change(
 
 
 def test_a_wrong_openapi_description_is_detected(api: Api) -> None:
-    """Otherwise the others would prove nothing."""
+    """Otherwise the other tests would show nothing."""
     wrong = copy.deepcopy(api.description)
     wrong["paths"]["/metrics"]["get"]["responses"]["200"]["content"] = {"application/json": {"schema": {}}}
     wrong["paths"]["/livez"]["get"]["responses"]["200"]["content"]["application/json"]["schema"] = {"type": "array"}
@@ -112,12 +112,12 @@ def test_a_wrong_openapi_description_is_detected(api: Api) -> None:
         assert code in done.stdout
 
 
-# --- the last ones: they show wrong tokens, in the end so many that this address is not listened to ------------------
+# --- last: these tests send wrong tokens, in the end so many that the agent refuses their address ------------------
 
 
 def test_a_page_that_needs_no_token_is_detected(api: Api) -> None:
     wrong = copy.deepcopy(api.description)
-    wrong["paths"]["/livez"]["get"]["security"] = [{"token": []}]  # it is open to everybody
+    wrong["paths"]["/livez"]["get"]["security"] = [{"token": []}]  # this page needs no token
     done = api.examine(wrong, "--checks", "ignored_auth", "--include-path", "/livez", token=TOKEN)
     assert done.returncode == 1, done.stdout
     assert "API accepts requests without authentication" in done.stdout
@@ -126,7 +126,9 @@ def test_a_page_that_needs_no_token_is_detected(api: Api) -> None:
 def test_only_the_health_pages_are_readable_without_the_token(api: Api) -> None:
     done = api.examine(api.description, "--checks", "ignored_auth", "--phases", "coverage", token=TOKEN)
     assert done.returncode == 0, done.stdout
-    assert api.ask("GET", "/metrics", {"Authorization": f"Bearer {TOKEN}"})[0] == 200, "refused for their number alone"
+    assert api.ask("GET", "/metrics", {"Authorization": f"Bearer {TOKEN}"})[0] == 200, (
+        "the wrong tokens exceeded the rate limit: the test shows nothing"
+    )
 
 
 def test_requests_without_the_token_cause_no_server_error_and_no_change(api: Api) -> None:

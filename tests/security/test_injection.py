@@ -1,4 +1,4 @@
-"""R13: text from outside stays text, through every text field, up to what Ansible and Proxmox have of it."""
+"""R13: text of a service is never evaluated: in no text field, by Ansible or Proxmox."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ MINIMAL = {"cores": 2, "memoryMb": 2048, "diskGb": 10, "image": "debian-12"}
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGZvb2Jhcg"
 #: Codes by which a property may be refused before anything runs.
 REFUSALS = frozenset({ErrorCode.INVALID_REQUEST, ErrorCode.NOT_FOUND, ErrorCode.UNSUPPORTED_ACTION})
-#: Says back what it was given, after everything that a careless playbook might do with it.
+#: Writes its input to a file, after each way in which a playbook might evaluate it by mistake.
 ECHO = """---
-- name: Say back what we were given
+- name: Echo the input
   hosts: all
   gather_facts: false
   vars:
@@ -43,12 +43,12 @@ ECHO = """---
     as_text: "{% for case in vm.cases %}{{ case }}{% endfor %}"
     joined: "{{ vm.cases | map('to_json') | join('\\n') }}"
   tasks:
-    - name: Turn it over once more
+    - name: Template the input once more
       ansible.builtin.set_fact:
         kept: "{{ again.cases }}"
         length: "{{ as_text | length + joined | length }}"
 
-    - name: Say it
+    - name: Write the input
       ansible.builtin.copy:
         content: "{{ kept | to_json }}"
         dest: "{{ lookup('ansible.builtin.env', 'HOME') }}/../../../said.json"
@@ -58,7 +58,7 @@ ECHO = """---
 
 
 def text_fields(schema: dict[str, Any], path: str = "") -> Iterator[str]:
-    """Yield the path of each text in VmProperties, as in `networks[].bridge`: none can be forgotten here."""
+    """Yield the path of each text in VmProperties, as in `networks[].bridge`, so that no field is missed."""
     definitions = VmProperties.model_json_schema(by_alias=True).get("$defs", {})
     for kind in (schema, *schema.get("anyOf", ())):
         kind = definitions[kind["$ref"].rpartition("/")[2]] if "$ref" in kind else kind  # noqa: PLW2901 (what it is)
@@ -71,7 +71,7 @@ def text_fields(schema: dict[str, Any], path: str = "") -> Iterator[str]:
 
 
 FIELDS = tuple(dict.fromkeys(text_fields(VmProperties.model_json_schema(by_alias=True))))
-#: What has to stand beside a text for it to be looked at.
+#: Other members that a field needs to be validated.
 BESIDE: dict[str, dict[str, Any]] = {
     "network.ipv4Cidr": {"mode": "static"},
     "network.ipv4Gateway": {"mode": "static", "ipv4Cidr": "192.0.2.9/24"},
@@ -81,7 +81,7 @@ BESIDE: dict[str, dict[str, Any]] = {
     "disks[].storage": {"disk": "scsi1", "sizeGb": 8},
     "disks[].disk": {"sizeGb": 8},
 }
-#: Not in the plan: a template's number and a reservation's name are there in their place.
+#: Not in the plan, which contains the template's VMID and the reserved name instead.
 NOT_PLANNED = frozenset({"image", "hostname"})
 
 
@@ -104,7 +104,7 @@ def texts_in(value: Any) -> Iterator[str]:
 
 
 def is_address(text: str) -> bool:
-    """Tell whether it may stand in the plan in another form."""
+    """Whether the text is an address, which the plan may normalise."""
     try:
         ipaddress.ip_interface(text)
     except ValueError:
@@ -114,7 +114,7 @@ def is_address(text: str) -> bool:
 
 @pytest.fixture
 def witness(tmp_path: Path) -> Path:
-    """Return the folder in which something would appear."""
+    """Return the folder in which an executed payload creates a file."""
     folder = tmp_path / "witness"
     folder.mkdir()
     return folder
@@ -122,7 +122,7 @@ def witness(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def site(tmp_path: Path) -> Site:
-    """Return a site with a provider's own action `custom`, which is given every property as it came."""
+    """Return a site with a provider's own action `custom`, which gets every property unchanged."""
     own = tmp_path / "actions"
     own.mkdir(mode=0o755)
     (own / "custom.yml").write_text("---\n[]\n")
@@ -153,7 +153,7 @@ def make_request(action: str, properties: dict[str, Any], *, name: str = "web") 
 
 
 def planned(site: Site, texts: list[str]) -> tuple[list[dict[str, Any]], list[str]]:
-    """Plan a VM for each text in each field. Returns what is handed to Ansible, and what was refused."""
+    """Plan a VM for each text in each field. Return the variables for Ansible and the refused fields."""
     cases, refused = [], []
     for text in texts:
         wishes = {field: properties_with(field, text) for field in FIELDS}
@@ -175,7 +175,7 @@ def planned(site: Site, texts: list[str]) -> tuple[list[dict[str, Any]], list[st
 
 
 def test_every_text_property_of_a_service_is_among_the_tested_fields() -> None:
-    """They are read from the model itself; this says that the reading works."""
+    """The fields come from the model itself; this checks how they are found."""
     assert {"ciPassword", "tags[]", "network.dnsServers[]", "networks[].mac", "disks[].storage"} <= {*FIELDS}
     assert len(FIELDS) > 25
     for field, beside in BESIDE.items():
@@ -219,7 +219,7 @@ def test_no_action_name_resolves_to_a_file_outside_the_playbook_folders(action: 
     assert (code is ErrorCode.UNSUPPORTED_ACTION) if found is None else (found == home / f"{action}.yml")
 
 
-# --- through the whole chain --------------------------------------------------------------------------------------
+# --- end to end --------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
-"""S10: each privilege of the table is needed for what it is listed for, and lacking it is said as such: PVE_PERMISSION.
+"""S10: each privilege of the table is needed, and an action without its privilege ends in PVE_PERMISSION.
 
-One privilege after the other is taken from the token, and what needs it is played as the agent plays it. The VM must
-neither be called gone nor be touched.
+Each test revokes one privilege of the token and runs the action that needs it. The VM must neither be changed nor
+treated as deleted.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ STORAGE = "local-lvm"
 NEEDS = {need.role: need for need in needs(9, storages=[STORAGE], bridge="vmbr0")}
 WISHES = {"template_vmid": 9000, "cores": 2, "memory_mib": 2048, "disk_gib": 8, "tags": ["web"]}
 WITHOUT_TEMPLATE = {"iso": "local:iso/debian-12.iso", "storage": STORAGE, "bridge": "vmbr0", "template_vmid": None}
-#: By role and privilege, the action with the wishes that cannot be carried out without it.
+#: By role and privilege, an action with its variables that needs the privilege.
 NEEDED_FOR: dict[tuple[str, str], tuple[str, dict[str, Any]]] = {
     ("SmithVM", "VM.Allocate"): ("delete", {}),
     ("SmithVM", "VM.Audit"): ("start", {}),
@@ -57,20 +57,20 @@ NEEDED_FOR: dict[tuple[str, str], tuple[str, dict[str, Any]]] = {
     ("SmithStore", "Datastore.AllocateSpace"): ("create", {}),
     ("SmithNet", "SDN.Use"): ("create", {}),
 }
-#: Without these an action knows less, and does not fail; each has a test below.
+#: Without these an action reports less and does not fail; each has a test below.
 KNOWS_LESS = {("SmithVM", "VM.GuestAgent.Audit"), ("SmithStore", "Datastore.Audit")}
 
 
 @dataclass
 class Place:
-    """A cluster, and an agent's way to play on it."""
+    """A Proxmox stand-in and a runner of playbooks."""
 
     pve: ProxmoxStandIn
     runner: Runner
     numbers: Iterator[int] = field(default_factory=lambda: itertools.count(20_000))
 
     def vm(self, action: str, wishes: dict[str, Any]) -> dict[str, Any]:
-        """Describe a VM on which the action has something to do."""
+        """Add a VM that the action would change; return its variables."""
         service_id, vmid = str(uuid.uuid4()), next(self.numbers)
         vm = {"service_id": service_id, "vmid": vmid, "name": f"web-{service_id[:8]}", "node": "pve1"}
         vm |= {"timeout_s": 60, "shutdown_timeout_s": 5, "address_timeout_s": 1}
@@ -136,7 +136,7 @@ def test_an_action_without_its_privilege_ends_in_pve_permission(place: Place, ro
     assert done.code is ErrorCode.PVE_PERMISSION, done
     assert privilege in done.detail
     after = place.pve.guest(vm["vmid"])
-    assert after == before, "nothing was done by half"
+    assert after == before, "the action made a partial change"
 
 
 def test_without_the_guest_agent_privilege_a_vm_starts_without_reported_addresses(place: Place) -> None:
@@ -159,7 +159,7 @@ def test_without_the_audit_privilege_a_storage_is_still_used(place: Place) -> No
         )
     )
     with place.without("SmithStore", "Datastore.Audit"):
-        assert STORAGE not in {row.name for row in reader.storages()}, "nobody knows how full it is"
+        assert STORAGE not in {row.name for row in reader.storages()}, "the storage's usage must be invisible"
         assert place.play("create", place.vm("create", {"storage": STORAGE})).succeeded
 
 
@@ -169,11 +169,11 @@ def test_a_pool_needs_no_additional_privilege(place: Place) -> None:
     assert (place.pve.guest(vm["vmid"]) or {})["pool"] == "smith"
 
 
-# --- through the whole agent ----------------------------------------------------------------------------------------
+# --- end to end ----------------------------------------------------------------------------------------
 
 
 def test_an_agent_whose_token_sees_no_vm_treats_none_as_deleted(tmp_path: Path) -> None:
-    """Such a token gets 200 and empty lists."""
+    """Proxmox answers such a token with 200 and empty lists."""
     with running_lab(tmp_path) as lab:
         lab.start_executor()
         services = {action: lab.order(action, cores=1, memoryMb=512, diskGb=8) for action in ("start", "delete")}
@@ -183,7 +183,7 @@ def test_an_agent_whose_token_sees_no_vm_treats_none_as_deleted(tmp_path: Path) 
         lab.proxmox.control("revoke", path="/vms", privilege="VM.Audit")
         for action, service in services.items():
             lab.admin.action(service, action)
-        time.sleep(MAX_SNAPSHOT_AGE_S)  # until then a create is placed by what the token saw before
+        time.sleep(MAX_SNAPSHOT_AGE_S)  # until then, placement uses the earlier list
         services["create"] = lab.order("create", cores=1, memoryMb=512, diskGb=8)
 
         for action, service in services.items():

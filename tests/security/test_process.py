@@ -1,4 +1,4 @@
-"""S12 and the process: nothing here can become a shell line or an object from outside; nobody looks into the agent."""
+"""S12: no text becomes code, an object or a shell command, and no other process reads the agent's environment."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 #: Modules that turn bytes into objects or code.
 FORBIDDEN_MODULES = frozenset({"pickle", "cPickle", "dill", "marshal", "shelve", "jsonpickle"})
-#: Calls that read text as code or as a shell line, by how they are written.
+#: Calls that evaluate text as code or as a shell command.
 FORBIDDEN_CALLS = frozenset(
     {"eval", "exec", "os.system", "os.popen", "yaml.load", "yaml.full_load", "yaml.unsafe_load", "pty.spawn"}
     | {"subprocess.getoutput", "subprocess.getstatusoutput", "commands.getoutput"}
 )
-#: Where one stands with a reason: the first two read what processes of ours have written, in a folder that nobody else
-#: may enter (tests/integration/test_warm.py); the third is a SafeLoader.
+#: Accepted uses: the first two read what processes of the executor have written, in a folder that only they may
+#: enter (tests/integration/test_warm.py); the third is a SafeLoader.
 KNOWN = {
     ("executor/runs/warm/payloads.py", "pickle"),
     ("executor/runs/warm/parse_cache.py", "marshal"),
@@ -38,7 +38,7 @@ os.setuid(65534)
 if {hidden}:
     process_tree.set_undumpable()
 else:
-    process_tree._prctl(process_tree._PR_SET_DUMPABLE, 1)  # setuid has taken it away
+    process_tree._prctl(process_tree._PR_SET_DUMPABLE, 1)  # setuid has reset it
 parent = os.getpid()
 if os.fork() == 0:
     try:

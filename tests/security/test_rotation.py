@@ -1,4 +1,4 @@
-"""Secrets change while the agent works: it goes on with the new ones, and no job fails for it."""
+"""Secrets change while the agent works: it uses the new ones, and no job fails."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabSystem]:
             "FULCRUM_API_TOKEN": "",
             "PROXMOX_TOKEN_SECRET": "",
             "SMITH_SECRETS_DIR": str(mounted),
-            "SMITH_METRICS_INTERVAL_S": "1",  # asks Proxmox, too, so that its refusal is noticed
+            "SMITH_METRICS_INTERVAL_S": "1",  # metrics need Proxmox: the agent notices the refusal
         }
         system.start_executor()
         yield system
@@ -38,7 +38,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabSystem]:
 
 @pytest.fixture(scope="module")
 def service(lab: LabSystem) -> str:
-    """The id of a service whose VM is there."""
+    """Return the id of a service whose VM exists."""
     service_id = lab.order("rotated")
     assert lab.wait_for_jobs(service_id, PATIENCE_S)["status"] == "Stopped"
     return service_id
@@ -81,7 +81,7 @@ def test_a_changed_proxmox_secret_fails_no_job(lab: LabSystem, service: str) -> 
     assert outcome_of(job) == "Completed"
     assert reloads(lab, "PROXMOX_TOKEN_SECRET") == before + 1
     assert NEW_PROXMOX_SECRET not in lab.log_file.read_text()
-    # Placement asks Proxmox on the connections of the agent's own threads, all of which have to be made anew.
+    # Placement uses the connections of the agent's own threads, all of which must be opened again.
     assert lab.wait_for_jobs(lab.order("after-rotation"), PATIENCE_S)["status"] == "Stopped"
 
 
@@ -95,24 +95,24 @@ def test_sighup_reloads_the_secrets_and_an_unusable_secret_is_logged_and_not_loa
 
     file.write_text("")
     os.kill(lab.executor.pid, signal.SIGHUP)
-    told = wait_for(lambda: lab.log_events("secrets_not_reloaded"), 60, "the complaint")
+    told = wait_for(lambda: lab.log_events("secrets_not_reloaded"), 60, "the event secrets_not_reloaded")
     assert "FULCRUM_API_TOKEN" in told[-1]["reason"]
     assert told[-1]["kept"] is True
     file.write_text(token)
     os.kill(lab.executor.pid, signal.SIGHUP)
 
-    wait_for(lambda: reloads(lab, "FULCRUM_API_TOKEN") == before + 1, 60, "the token to be taken over")
+    wait_for(lambda: reloads(lab, "FULCRUM_API_TOKEN") == before + 1, 60, "the token to be loaded")
     assert agent_of(lab).pid == agent
     assert token not in lab.log_file.read_text()
     lab.core.revoke_token(value=good)
     assert outcome_of(lab.run_action(service, "start", PATIENCE_S)) == "Completed"
 
 
-# --- the process that all this happens in, while it is there --------------------------------------------------------
+# --- the running process --------------------------------------------------------
 
 
 def test_every_file_and_folder_of_the_executor_is_accessible_to_its_owner_only(lab: LabSystem) -> None:
-    """Database, log of transactions, artifacts, run folders: the umask alone does not decide it."""
+    """Database, write-ahead log, artifacts and run folders have private modes, whatever the umask."""
     places = [lab.data_dir, lab.folder / "run"]
     found = [path for place in places for path in (place, *place.rglob("*")) if not path.is_symlink()]
     assert len(found) > 10

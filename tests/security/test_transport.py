@@ -1,4 +1,4 @@
-"""S4: a certificate that does not fit is refused with what to do about it; giving TLS up is told at each start."""
+"""S4: an invalid certificate is refused with its remedy; disabled TLS is logged at each start."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ DAY = datetime.timedelta(days=1)
 
 @dataclass(frozen=True)
 class Endpoint:
-    """A TLS server, and the CA that its certificate comes from."""
+    """A TLS server and the CA of its certificate."""
 
     port: int
     ca: Path
 
 
 def certify(folder: Path, *, address: str = "127.0.0.1", ends: datetime.datetime = NOW + DAY) -> Path:
-    """Write `ca.pem` and a certificate from it with its key; returns the latter."""
+    """Write `ca.pem` and a certificate signed by it with its key; return the certificate's file."""
     folder.mkdir(exist_ok=True)
     ca_key, key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
     ca_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"CA of {folder.name}")])
@@ -61,7 +61,7 @@ def certify(folder: Path, *, address: str = "127.0.0.1", ends: datetime.datetime
 
 @contextlib.contextmanager
 def endpoint(folder: Path, **certificate: object) -> Iterator[Endpoint]:
-    """Serve TLS handshakes, and nothing after them."""
+    """Serve TLS handshakes; respond to no request."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certify(folder, **certificate))  # type: ignore[arg-type]
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -89,7 +89,7 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_an_invalid_certificate_is_refused_with_its_remedy(tmp_path: Path, case: str) -> None:
-    certificate, (say_of_fulcrum, say_of_proxmox) = CASES[case]
+    certificate, (fulcrum_remedy, proxmox_remedy) = CASES[case]
     with endpoint(tmp_path / "server", **certificate) as server:
         certify(tmp_path / "other")
         ca = tmp_path / "other" / "ca.pem" if case == "unknown CA" else server.ca
@@ -103,9 +103,9 @@ def test_an_invalid_certificate_is_refused_with_its_remedy(tmp_path: Path, case:
         with pytest.raises(JobError) as of_proxmox:
             ProxmoxReader(connection).version()
 
-    assert say_of_fulcrum in str(of_fulcrum.value)
+    assert fulcrum_remedy in str(of_fulcrum.value)
     assert of_proxmox.value.code is ErrorCode.PVE_TLS
-    assert say_of_proxmox in of_proxmox.value.detail
+    assert proxmox_remedy in of_proxmox.value.detail
     assert "token-" not in f"{of_fulcrum.value}{of_proxmox.value}"
 
 

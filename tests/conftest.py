@@ -10,7 +10,7 @@ import pytest
 from hypothesis import settings
 from smith_lab import system
 from support import fork_server, surroundings
-from support.costs import Recorder
+from support.costs import LONGEST_FIRST, Recorder
 
 # How long an example takes says more of the machine than of the code.
 settings.register_profile("no-deadline", deadline=None)
@@ -18,13 +18,6 @@ settings.load_profile("no-deadline")
 
 # The lab's commands start as forks of one process that has imported everything.
 system.run_command = fork_server.run
-
-#: Beginnings of names of test files, those with the longest groups first (`make slowest`).
-LONGEST_FIRST = (
-    *("security/test_canary", "integration/test_warm.py", "faults/test_f23", "faults/test_f15", "faults/test_f01"),
-    *("integration/test_cli_drift", "faults/", "e2e/", "playbooks/", "security/", "integration/test_play"),
-    *("integration/test_cli", "integration/test_bootstrap", "integration/"),
-)
 
 surroundings.reset_process()
 

@@ -38,6 +38,12 @@ def test_a_document_without_markers_is_left_alone() -> None:
         costs.replace_between("nothing", "table")
 
 
+def test_the_order_of_the_suite_names_tests_that_exist() -> None:
+    root = Path(__file__).parents[1]
+    names = [f"{file.parent.name}/{file.name}" for file in root.glob("*/test_*.py")]
+    assert [start for start in costs.LONGEST_FIRST if not any(name.startswith(start) for name in names)] == []
+
+
 def test_the_guide_has_the_markers() -> None:
     guide = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text()
     assert costs.replace_between(guide, "table") != guide

@@ -29,7 +29,7 @@ from executor.placement.clone_limit import CloneLimit
 from executor.placement.placer import Placer
 from executor.proxmox.client import ProxmoxReader
 from executor.runs.actions import ansible_home
-from executor.runs.request import Site
+from executor.runs.request import PlanSettings
 from executor.runs.runner import Runner
 from executor.runs.warm.compatibility import why_untested
 from executor.settings.settings import Settings
@@ -52,17 +52,19 @@ class Shared:
 
 def _worker(shared: Shared, runner: Runner, clone_limit: CloneLimit) -> Worker:
     settings = shared.settings
-    site = Site.from_settings(settings, ansible_home())
+    plan_settings = PlanSettings.from_settings(settings, ansible_home())
     return Worker(
         engine=shared.engine,
         fulcrum=shared.fulcrum,
         claimer=Claimer(engine=shared.engine, fulcrum=shared.fulcrum),
         reservations=Reservations(
-            engine=shared.engine, proxmox=shared.proxmox, settings=settings, cluster=site.cluster
+            engine=shared.engine, proxmox=shared.proxmox, settings=settings, cluster=plan_settings.cluster
         ),
-        resources=Resources(placer=Placer(shared.proxmox, settings), clone_limit=clone_limit, site=site),
+        resources=Resources(
+            placer=Placer(shared.proxmox, settings), clone_limit=clone_limit, plan_settings=plan_settings
+        ),
         runner=runner,
-        site=site,
+        plan_settings=plan_settings,
         secrets=SecretResolver(shared.fulcrum),
     )
 

@@ -12,7 +12,7 @@ from executor.placement.clone_limit import CloneLimit, Permit
 from executor.placement.decide import Placement
 from executor.placement.placer import PlacementRequest, Placer
 from executor.runs import extra_vars
-from executor.runs.request import Site
+from executor.runs.request import PlanSettings
 from executor.runs.vm_properties import read_properties
 
 
@@ -30,7 +30,7 @@ class Resources:
 
     placer: Placer
     clone_limit: CloneLimit
-    site: Site
+    plan_settings: PlanSettings
 
     @contextmanager
     def hold(
@@ -57,15 +57,17 @@ class Resources:
         if wanted is None or not wanted.has_source:
             yield None
             return
-        template = extra_vars.os_template(wanted.os_template, self.site.os_templates) if wanted.os_template else ""
+        template = (
+            extra_vars.os_template(wanted.os_template, self.plan_settings.os_templates) if wanted.os_template else ""
+        )
         request = PlacementRequest(
             vmid=mapping.vmid,
             image=wanted.image or "",
             volume=template or wanted.iso or "",
             memory_mib=wanted.memory_mib,
             cores=wanted.cores,
-            bridge=extra_vars.bridge_of(wanted, self.site),
-            node=self.site.node,
+            bridge=extra_vars.bridge_of(wanted, self.plan_settings),
+            node=self.plan_settings.node,
         )
         with self.placer.allocate(request) as placement:
             yield placement

@@ -33,7 +33,7 @@ from executor.placement.decide import Placement
 from executor.redaction import redactor
 from executor.runs import results
 from executor.runs.plan import CONFIGURING_ACTIONS, PROPERTY_ACTIONS, find_playbook, plan
-from executor.runs.request import RunRequest, Site
+from executor.runs.request import PlanSettings, RunRequest
 from executor.runs.runner import Runner
 from executor.runs.vm_properties import read_properties
 
@@ -54,7 +54,7 @@ class Worker:
     reservations: Reservations
     resources: Resources
     runner: Runner
-    site: Site
+    plan_settings: PlanSettings
     secrets: SecretResolver
 
     def process_job(self, job: Job, stop: StopSignal) -> None:
@@ -91,7 +91,7 @@ class Worker:
         """Return the job's properties, secrets filled in. Raises JobError when the job cannot be processed."""
         if job.cancel_requested:
             raise JobError(ErrorCode.CANCELLED, "cancelled by the operator")
-        playbook = find_playbook(job.action, self.site.folders)
+        playbook = find_playbook(job.action, self.plan_settings.playbook_folders)
         if job.defect:
             raise JobError(ErrorCode.INVALID_REQUEST, job.defect)
         if job.action == "update" and not job.params:
@@ -106,7 +106,7 @@ class Worker:
 
     def _is_own(self, playbook: Path) -> bool:
         """True for a playbook that we ship, False for one of the provider."""
-        return playbook.parent == self.site.folders[-1]
+        return playbook.parent == self.plan_settings.playbook_folders[-1]
 
     def _time_left_s(self, job: Job) -> float:
         return retry.time_left_s(job, clock_offset_s=self.fulcrum.clock_offset_s)
@@ -126,7 +126,7 @@ class Worker:
             bound_contextvars(vmid=mapping.vmid),
             self.resources.hold(job, mapping, properties, may_wait=may_wait) as held,
         ):
-            run = plan(self._request(job, mapping, properties, held.placement), self.site)
+            run = plan(self._request(job, mapping, properties, held.placement), self.plan_settings)
             with transaction(self.engine) as session:
                 job_queue.note_started(session, lease, run_ident=run.ident, playbook=run.playbook.name)
             crash_points.reached("run_noted", job.service_id)
@@ -144,15 +144,15 @@ class Worker:
             service_id=mapping.service_id,
             service_name=str(service.get("name") or ""),
             properties=properties,
-            before=service.get("properties") or {},
+            previous_properties=service.get("properties") or {},
             vmid=mapping.vmid,
             vm_name=mapping.name,
             kind=mapping.kind,
             node=placement.node if placement and job.action == "create" else mapping.node or "",
-            only_when_due=is_local(job),
+            only_if_grace_period_ended=is_local(job),
             target_node=placement.node if placement and job.action == "migrate" else "",
             template_vmid=placement.template_vmid if placement else 0,
-            half_made=mapping.state == MappingState.RESERVED,
+            may_be_partial_clone=mapping.state == MappingState.RESERVED,
             # Named after the job, so that a second attempt finds the snapshot of the first.
             snapshot=f"smith-{job.fulcrum_id[:8]}" if job.action == "snapshot" else "",
             time_left_s=self._time_left_s(job),

@@ -13,7 +13,7 @@ from executor.fulcrum.client import FulcrumClient
 from executor.fulcrum.types import METRIC_TYPES, CoreAgent, ServiceType
 from executor.runs import actions
 from executor.runs.actions import ansible_home
-from executor.runs.request import Site
+from executor.runs.request import PlanSettings
 from executor.settings.settings import Settings
 from executor.settings.types import is_local
 
@@ -112,7 +112,7 @@ def _service_types(agent: CoreAgent, client: FulcrumClient, settings: Settings) 
     ids = agent.agent_type.service_type_ids if agent.agent_type else []
     if not ids:
         yield _CHECK.fail("service types", "the agent's type has none, so the agent gets no jobs")
-    folders = Site.from_settings(settings, ansible_home()).folders
+    folders = PlanSettings.from_settings(settings, ansible_home()).playbook_folders
     for type_id in ids:
         service_type = client.get_service_type(type_id)
         yield from _actions(service_type, folders)

@@ -9,7 +9,7 @@ from typing import Any
 from executor.errors import ErrorCode, JobError
 from executor.model import GuestKind
 from executor.runs.network_properties import NicProperties
-from executor.runs.request import RunRequest, Site
+from executor.runs.request import PlanSettings, RunRequest
 from executor.runs.vm_properties import VmProperties, read_properties
 
 #: Properties that have the same name in the playbooks, which change them only if they are given.
@@ -26,26 +26,26 @@ CLOUD_INIT = {
 }
 
 
-def create_vars(request: RunRequest, site: Site) -> dict[str, Any]:
+def create_vars(request: RunRequest, settings: PlanSettings) -> dict[str, Any]:
     """Return the members of `create`: the whole configuration of the guest, and its source."""
     properties = _properties_of(request)
     found = {
         **_configuration(properties, request),
-        **_source(properties, request, site),
-        "storage": site.storage,
-        "pool": site.pool,
-        "network": _network(properties, site),
+        **_source(properties, request, settings),
+        "storage": settings.storage,
+        "pool": settings.pool,
+        "network": _network(properties, settings),
         "cloud_init": _cloud_init(properties),
     }
     return found | ({"networks": _nics(properties)} if properties.networks else {})
 
 
-def update_vars(request: RunRequest, site: Site) -> dict[str, Any]:
+def update_vars(request: RunRequest, settings: PlanSettings) -> dict[str, Any]:
     """Return the members of `update`. FulcrumCore sends all properties: network and login only where they differ."""
     properties = _properties_of(request)
     found = _configuration(properties, request)
     if _differs(request, "network"):
-        found["network"] = _network(properties, site)
+        found["network"] = _network(properties, settings)
     if _differs(request, "networks"):
         found["networks"] = _nics(properties)
     if properties.allow_reboot:
@@ -65,9 +65,9 @@ def resize_vars(properties: VmProperties) -> dict[str, Any]:
     return {"disk_gib": properties.disk_gib, **({"disks": disks} if disks else {})}
 
 
-def bridge_of(properties: VmProperties, site: Site) -> str:
+def bridge_of(properties: VmProperties, settings: PlanSettings) -> str:
     """Return the bridge of the first NIC."""
-    return properties.network.bridge or site.bridge
+    return properties.network.bridge or settings.bridge
 
 
 def os_template(name: str, known: Mapping[str, str]) -> str:
@@ -106,20 +106,20 @@ def _configuration(properties: VmProperties, request: RunRequest) -> dict[str, A
 
 
 def _differs(request: RunRequest, name: str) -> bool:
-    return name in request.properties and request.properties.get(name) != request.before.get(name)
+    return name in request.properties and request.properties.get(name) != request.previous_properties.get(name)
 
 
-def _source(properties: VmProperties, request: RunRequest, site: Site) -> dict[str, Any]:
+def _source(properties: VmProperties, request: RunRequest, settings: PlanSettings) -> dict[str, Any]:
     """Return the source of the guest: a template, an ISO image, an OS template, or nothing."""
     if not properties.has_source:
         raise JobError(ErrorCode.INVALID_REQUEST, "image is missing: it names the template (or iso, blank, osTemplate)")
     if properties.image:
-        linked = {} if site.full_clones else {"full_clone": False}
-        return {"template_vmid": request.template_vmid or _template(properties.image, site.templates), **linked}
-    if not site.storage:
+        linked = {} if settings.full_clones else {"full_clone": False}
+        return {"template_vmid": request.template_vmid or _template(properties.image, settings.templates), **linked}
+    if not settings.storage:
         raise JobError(ErrorCode.INVALID_REQUEST, "PROXMOX_STORAGE is not set, and without a template it must be")
     if properties.os_template:
-        return {"os_template": os_template(properties.os_template, site.os_templates)}
+        return {"os_template": os_template(properties.os_template, settings.os_templates)}
     return {"iso": properties.iso} if properties.iso else {"blank": True}
 
 
@@ -140,11 +140,11 @@ def _hardware(properties: VmProperties) -> dict[str, Any]:
     return {name: value for name, value in (asked | lists).items() if value not in (None, [])}
 
 
-def _network(properties: VmProperties, site: Site) -> dict[str, Any]:
+def _network(properties: VmProperties, settings: PlanSettings) -> dict[str, Any]:
     network = properties.network
     found = {
         **network.model_dump(exclude_none=True),
-        "bridge": bridge_of(properties, site),
+        "bridge": bridge_of(properties, settings),
         "dns_servers": list(network.dns_servers),
         "search_domains": list(network.search_domains),
     }

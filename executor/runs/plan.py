@@ -14,7 +14,7 @@ from typing import Any
 from executor.errors import ErrorCode, JobError
 from executor.model import GuestKind, PlaybookRun
 from executor.runs import action_schema, actions, extra_vars
-from executor.runs.request import RunRequest, Site
+from executor.runs.request import PlanSettings, RunRequest
 from executor.runs.vm_properties import read_properties
 
 #: Actions that configure the VM by the service's properties; all others get the VM's identity only.
@@ -31,15 +31,15 @@ def find_playbook(action: str, folders: Sequence[Path]) -> Path:
     return actions.find(action, folders).playbook
 
 
-def plan(request: RunRequest, site: Site) -> PlaybookRun:
+def plan(request: RunRequest, settings: PlanSettings) -> PlaybookRun:
     """Choose the playbook and make its extra var `vm`.
 
     Raises JobError: UNSUPPORTED_ACTION, INVALID_REQUEST (a property), NOT_FOUND (no template of that name).
     """
-    action = actions.find(request.action, site.folders)
+    action = actions.find(request.action, settings.playbook_folders)
     action_schema.check_properties(action, request.properties)
-    timeout_s = min(site.playbook_timeout_s, request.time_left_s)
-    vm = _identity(request, site, timeout_s) | _action_vars(request, site, is_ours=action.is_ours)
+    timeout_s = min(settings.playbook_timeout_s, request.time_left_s)
+    vm = _identity(request, settings, timeout_s) | _action_vars(request, settings, is_ours=action.is_ours)
     if not action.is_ours:
         vm["properties"] = dict(request.properties)
     return PlaybookRun(
@@ -52,45 +52,45 @@ def plan(request: RunRequest, site: Site) -> PlaybookRun:
     )
 
 
-def _identity(request: RunRequest, site: Site, timeout_s: float) -> dict[str, Any]:
+def _identity(request: RunRequest, settings: PlanSettings, timeout_s: float) -> dict[str, Any]:
     """Return the members of `vm` that each action gets: the VM's identity and the time limits."""
     vm = {
         "service_id": request.service_id,
         "vmid": request.vmid,
         "name": request.vm_name,
-        "cluster": site.cluster,
-        "node": request.node or site.node,
+        "cluster": settings.cluster,
+        "node": request.node or settings.node,
         "timeout_s": int(timeout_s),
-        "shutdown_timeout_s": int(min(site.shutdown_timeout_s, max(timeout_s / 2, 1))),
-        "address_timeout_s": int(site.address_timeout_s),
+        "shutdown_timeout_s": int(min(settings.shutdown_timeout_s, max(timeout_s / 2, 1))),
+        "address_timeout_s": int(settings.address_timeout_s),
     }
     return vm if request.kind == GuestKind.QEMU else vm | {"kind": str(request.kind)}
 
 
-def _action_vars(request: RunRequest, site: Site, *, is_ours: bool) -> dict[str, Any]:
+def _action_vars(request: RunRequest, settings: PlanSettings, *, is_ours: bool) -> dict[str, Any]:
     """Return the members of `vm` that this action gets besides the VM's identity."""
     if request.action == "create":
-        return extra_vars.create_vars(request, site)
+        return extra_vars.create_vars(request, settings)
     if request.action == "update":
-        return extra_vars.update_vars(request, site)
+        return extra_vars.update_vars(request, settings)
     if request.action == "resize" and is_ours:
         return extra_vars.resize_vars(read_properties(request.properties))
-    if request.action == "backup" and is_ours and not site.backup_storage:
+    if request.action == "backup" and is_ours and not settings.backup_storage:
         raise JobError(ErrorCode.INVALID_REQUEST, "a backup needs PROXMOX_BACKUP_STORAGE, which is not set")
     found: dict[str, dict[str, Any]] = {
         "snapshot": {"snapshot": request.snapshot},
-        "backup": {"backup_storage": site.backup_storage},
+        "backup": {"backup_storage": settings.backup_storage},
         "migrate": {"target_node": request.target_node},
-        "delete": _delete_vars(request, site),
+        "delete": _delete_vars(request, settings),
     }
     return {name: value for name, value in found.get(request.action, {}).items() if value not in ("", False)}
 
 
-def _delete_vars(request: RunRequest, site: Site) -> dict[str, Any]:
+def _delete_vars(request: RunRequest, settings: PlanSettings) -> dict[str, Any]:
     return {
-        "grace_s": int(site.delete_grace_s) or "",
-        "only_when_due": request.only_when_due,
-        "half_made": request.half_made,
-        "final_backup": site.backup_storage if site.final_backup else "",
-        "purge": site.delete_purge,
+        "grace_s": int(settings.delete_grace_s) or "",
+        "only_when_due": request.only_if_grace_period_ended,
+        "half_made": request.may_be_partial_clone,
+        "final_backup": settings.backup_storage if settings.final_backup else "",
+        "purge": settings.delete_purge,
     }

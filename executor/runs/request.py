@@ -12,7 +12,7 @@ from executor.settings.settings import Settings
 
 
 @dataclass(frozen=True, kw_only=True)
-class Site:
+class PlanSettings:
     """The settings of `plan` that are the same for all VMs."""
 
     cluster: str
@@ -21,7 +21,7 @@ class Site:
     bridge: str
     pool: str
     node: str
-    folders: Sequence[Path]  #: folders with playbooks, the provider's before ours
+    playbook_folders: Sequence[Path]  #: folders with playbooks, the provider's before ours
     playbook_timeout_s: float
     shutdown_timeout_s: float
     address_timeout_s: float = 10.0
@@ -33,7 +33,7 @@ class Site:
     delete_purge: bool = False
 
     @classmethod
-    def from_settings(cls, settings: Settings, home: Path) -> Site:
+    def from_settings(cls, settings: Settings, home: Path) -> PlanSettings:
         """Return the site of these settings; `home` has our playbooks."""
         own = [settings.smith_actions_path] if settings.smith_actions_path else []
         return cls(
@@ -46,7 +46,7 @@ class Site:
             bridge=settings.proxmox_bridge or "",
             pool=settings.proxmox_pool or "",
             node=settings.proxmox_nodes[0] if len(settings.proxmox_nodes) == 1 else "",
-            folders=(*own, home / "playbooks"),
+            playbook_folders=(*own, home / "playbooks"),
             playbook_timeout_s=settings.smith_playbook_timeout_s,
             shutdown_timeout_s=settings.smith_shutdown_timeout_s,
             address_timeout_s=settings.smith_address_timeout_s,
@@ -64,15 +64,16 @@ class RunRequest:
     service_id: str
     service_name: str
     properties: Mapping[str, Any] = field(repr=False)  #: with resolved secrets
-    before: Mapping[str, Any] = field(default_factory=dict, repr=False)  #: `update`: the properties until now
+    #: `update`: the properties before it
+    previous_properties: Mapping[str, Any] = field(default_factory=dict, repr=False)
     vmid: int
     vm_name: str
     kind: str = GuestKind.QEMU
     node: str = ""
     template_vmid: int = 0  #: `create`: the template to clone on `node`
-    half_made: bool = False  #: the VMID is only reserved: a partial clone may lack its marker
+    may_be_partial_clone: bool = False  #: the VMID is only reserved: a partial clone may lack its marker
     target_node: str = ""  #: `migrate`
-    only_when_due: bool = False  #: `delete`: only if the grace period has ended
+    only_if_grace_period_ended: bool = False  #: `delete`: only if the grace period has ended
     snapshot: str = ""  #: `snapshot`: its name, the same in each attempt of the job
     time_left_s: float
     secrets: tuple[str, ...] = field(default=(), repr=False)

@@ -18,7 +18,7 @@ from smith_lab.proxmox.stand_in import ProxmoxStandIn
 from executor.model import JobResult, PlaybookRun
 from executor.redaction import Redactor
 from executor.runs import results
-from executor.runs.request import Site
+from executor.runs.request import PlanSettings
 from executor.runs.runner import Runner, RunnerPaths
 
 WARM_WITHIN_S = 60.0
@@ -74,7 +74,7 @@ def credentials_of(pve: ProxmoxStandIn) -> dict[str, Any]:
     }
 
 
-def site(**more: Any) -> Site:
+def plan_settings(**more: Any) -> PlanSettings:
     """What an operator of the stand-in would have decided."""
     usual: dict[str, Any] = {
         "cluster": "default",
@@ -85,9 +85,9 @@ def site(**more: Any) -> Site:
         "bridge": "vmbr0",
         "pool": "",
         "node": "",
-        "folders": [ROOT / "playbooks"],
+        "playbook_folders": [ROOT / "playbooks"],
         "playbook_timeout_s": 60.0,
         "shutdown_timeout_s": 5.0,
         "address_timeout_s": 2.0,
     }
-    return Site(**(usual | more))
+    return PlanSettings(**(usual | more))

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from executor_bench import ExecutorBench, site
+from executor_bench import ExecutorBench, plan_settings
 from play_bench import ACTIONS, Bench, Outcome
 
 from executor.model import JobResult
@@ -78,7 +78,7 @@ def twice(bench: Bench, warm_executor: ExecutorBench) -> Twice:
     """Play one job by hand and its twin through the executor, at the same time: each has a VM of its own."""
 
     def play(action: str, ones: dict[str, Any], others: dict[str, Any], **decided: Any) -> tuple[Outcome, JobResult]:
-        runs = [plan(make_request(action, vm), site(**decided)) for vm in (ones, others)]
+        runs = [plan(make_request(action, vm), plan_settings(**decided)) for vm in (ones, others)]
         with ThreadPoolExecutor() as pool:
             by_hand = pool.submit(bench.play, action, runs[0].vm)
             by_executor = pool.submit(warm_executor.carry, runs[1])

@@ -22,7 +22,7 @@ from executor.redaction import Redactor
 from executor.runs.actions import ansible_home
 from executor.runs.extra_vars import describe
 from executor.runs.plan import find_playbook, plan
-from executor.runs.request import RunRequest, Site
+from executor.runs.request import PlanSettings, RunRequest
 from executor.runs.runner import Runner, RunnerPaths
 from executor.runs.vm_properties import VmProperties
 
@@ -121,20 +121,20 @@ def witness(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def site(tmp_path: Path) -> Site:
-    """Return a site with a provider's own action `custom`, which gets every property unchanged."""
+def plan_settings(tmp_path: Path) -> PlanSettings:
+    """Return the settings with a provider's own action `custom`, which gets every property unchanged."""
     own = tmp_path / "actions"
     own.mkdir(mode=0o755)
     (own / "custom.yml").write_text("---\n[]\n")
     (own / "custom.yml").chmod(0o644)
-    return Site(
+    return PlanSettings(
         cluster="default",
         templates={"debian-12": 9000},
         storage="local-zfs",
         bridge="vmbr0",
         pool="",
         node="",
-        folders=(own, ansible_home() / "playbooks"),
+        playbook_folders=(own, ansible_home() / "playbooks"),
         playbook_timeout_s=240.0,
         shutdown_timeout_s=60.0,
     )
@@ -152,7 +152,7 @@ def make_request(action: str, properties: dict[str, Any], *, name: str = "web") 
     )
 
 
-def planned(site: Site, texts: list[str]) -> tuple[list[dict[str, Any]], list[str]]:
+def planned(plan_settings: PlanSettings, texts: list[str]) -> tuple[list[dict[str, Any]], list[str]]:
     """Plan a VM for each text in each field. Return the variables for Ansible and the refused fields."""
     cases, refused = [], []
     for text in texts:
@@ -160,7 +160,7 @@ def planned(site: Site, texts: list[str]) -> tuple[list[dict[str, Any]], list[st
         wishes["comment of a key"] = {"sshPublicKeys": [f"{KEY} {text}"]}
         for field, wish in wishes.items():
             try:
-                vm = plan(make_request("create", MINIMAL | wish, name=text), site).vm
+                vm = plan(make_request("create", MINIMAL | wish, name=text), plan_settings).vm
             except JobError as error:
                 if error.code not in REFUSALS:
                     raise
@@ -170,7 +170,7 @@ def planned(site: Site, texts: list[str]) -> tuple[list[dict[str, Any]], list[st
             assert field in NOT_PLANNED or is_address(text) or not text or kept & {*texts_in(vm)}, (field, text)
             assert vm["description"] == describe(text)
             cases.append(vm)
-        cases.append(plan(make_request("custom", {"free": text, "in": {text: [text]}}), site).vm)
+        cases.append(plan(make_request("custom", {"free": text, "in": {text: [text]}}), plan_settings).vm)
     return cases, refused
 
 
@@ -183,10 +183,12 @@ def test_every_text_property_of_a_service_is_among_the_tested_fields() -> None:
         assert beside
 
 
-def test_no_payload_in_any_field_is_evaluated_by_ansible(tmp_path: Path, site: Site, witness: Path) -> None:
+def test_no_payload_in_any_field_is_evaluated_by_ansible(
+    tmp_path: Path, plan_settings: PlanSettings, witness: Path
+) -> None:
     texts = corpus(witness)
     assert len(texts) >= 200
-    cases, refused = planned(site, texts)
+    cases, refused = planned(plan_settings, texts)
     distinct = list({json.dumps(case): case for case in cases}.values())
     assert len(distinct) > len(texts)
     assert {*refused} == {*FIELDS, "comment of a key"} - {"ciPassword"}, "all but passwords are checked"
@@ -205,8 +207,10 @@ def test_no_payload_in_any_field_is_evaluated_by_ansible(tmp_path: Path, site: S
 
 @settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=st.text(st.characters(exclude_categories=("Cs",)), max_size=80))
-def test_any_text_in_any_field_is_passed_on_unchanged_or_refused_with_a_code(site: Site, text: str) -> None:
-    planned(site, [text])
+def test_any_text_in_any_field_is_passed_on_unchanged_or_refused_with_a_code(
+    plan_settings: PlanSettings, text: str
+) -> None:
+    planned(plan_settings, [text])
 
 
 @given(action=st.one_of(st.text(max_size=60), st.sampled_from(JINJA)))

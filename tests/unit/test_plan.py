@@ -16,7 +16,7 @@ from executor.runs.actions import ansible_home
 from executor.runs.extra_vars import MAX_DESCRIPTION_LENGTH, describe
 from executor.runs.plan import find_playbook, plan
 from executor.runs.private_folder import write_extra_vars
-from executor.runs.request import RunRequest, Site
+from executor.runs.request import PlanSettings, RunRequest
 from executor.runs.vm_properties import read_properties
 
 SERVICE = "0a1b2c3d-1111-4000-8000-000000000001"
@@ -47,12 +47,12 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def site(folder: Path) -> Site:
-    """Return a site with our playbooks and two templates."""
-    return make_site(folder)
+def settings(folder: Path) -> PlanSettings:
+    """Return the settings with our playbooks and two templates."""
+    return make_settings(folder)
 
 
-def make_site(*folders: Path, **wanted: Any) -> Site:
+def make_settings(*folders: Path, **wanted: Any) -> PlanSettings:
     values: dict[str, Any] = {
         "cluster": "default",
         "templates": {"debian-12": 9000, "ubuntu-24.04": 9001},
@@ -60,11 +60,11 @@ def make_site(*folders: Path, **wanted: Any) -> Site:
         "bridge": "vmbr0",
         "pool": "",
         "node": "",
-        "folders": folders,
+        "playbook_folders": folders,
         "playbook_timeout_s": 240.0,
         "shutdown_timeout_s": 60.0,
     }
-    return Site(**(values | wanted))
+    return PlanSettings(**(values | wanted))
 
 
 def make_request(action: str = "create", properties: dict[str, Any] | None = None, **wanted: Any) -> RunRequest:
@@ -398,8 +398,8 @@ def test_fifty_keys_are_accepted_and_one_more_is_refused() -> None:
         ),
     ],
 )
-def test_the_primary_interface(site: Site, network: dict[str, Any], expected: dict[str, Any]) -> None:
-    run = plan(make_request(properties=MINIMAL | {"network": network}), site)
+def test_the_primary_interface(settings: PlanSettings, network: dict[str, Any], expected: dict[str, Any]) -> None:
+    run = plan(make_request(properties=MINIMAL | {"network": network}), settings)
     assert run.vm["network"] == expected
 
 
@@ -444,14 +444,14 @@ def test_an_invalid_network_is_refused(network: dict[str, Any], word: str) -> No
 def test_the_ident_of_a_long_action_name_leaves_room_for_a_sockets_path(folder: Path) -> None:
     action = "a" * 50
     (folder / f"{action}.yml").write_text("---\n[]\n")
-    run = plan(make_request(action), make_site(folder, folder))
+    run = plan(make_request(action), make_settings(folder, folder))
     assert len(run.ident) <= 29
     assert run.action == action
 
 
-def test_a_create_has_the_whole_configuration_of_the_vm(site: Site) -> None:
+def test_a_create_has_the_whole_configuration_of_the_vm(settings: PlanSettings) -> None:
     properties = MINIMAL | {"ciUser": "admin", "ciPassword": "open-sesame", "sshPublicKeys": [KEY], "tags": ["web"]}
-    run = plan(make_request(properties=properties, secrets=("open-sesame",)), site)
+    run = plan(make_request(properties=properties, secrets=("open-sesame",)), settings)
     assert run.vm == {
         "service_id": SERVICE,
         "vmid": 101,
@@ -479,8 +479,8 @@ def test_a_create_has_the_whole_configuration_of_the_vm(site: Site) -> None:
 
 
 @pytest.mark.parametrize("action", [action for action in ACTIONS if action not in ("create", "update")])
-def test_our_other_actions_get_the_identity_only(site: Site, action: str) -> None:
-    run = plan(make_request(action, {"cores": "nonsense", "secret": "x"}, node="pve2"), site)
+def test_our_other_actions_get_the_identity_only(settings: PlanSettings, action: str) -> None:
+    run = plan(make_request(action, {"cores": "nonsense", "secret": "x"}, node="pve2"), settings)
     limits = {"timeout_s", "shutdown_timeout_s", "address_timeout_s"}
     assert set(run.vm) == {"service_id", "vmid", "name", "cluster", "node"} | limits
     assert run.vm["node"] == "pve2"
@@ -491,10 +491,10 @@ def test_a_providers_own_action_gets_the_properties_too(folder: Path, tmp_path: 
     own.mkdir()
     (own / "resize-gpu.yml").touch()
     (own / "stop.yml").touch()
-    site = make_site(own, folder)
+    settings = make_settings(own, folder)
     for action in ("resize-gpu", "stop"):
-        assert plan(make_request(action, {"gpu": 2}), site).vm["properties"] == {"gpu": 2}
-    assert "properties" not in plan(make_request("start", {"gpu": 2}), site).vm
+        assert plan(make_request(action, {"gpu": 2}), settings).vm["properties"] == {"gpu": 2}
+    assert "properties" not in plan(make_request("start", {"gpu": 2}), settings).vm
 
 
 @pytest.mark.parametrize(
@@ -503,43 +503,43 @@ def test_a_providers_own_action_gets_the_properties_too(folder: Path, tmp_path: 
 def test_the_node_of_the_mapping_takes_precedence_over_the_sites(
     folder: Path, known: str, requested: str, used: str
 ) -> None:
-    assert plan(make_request("stop", node=requested), make_site(folder, node=known)).vm["node"] == used
+    assert plan(make_request("stop", node=requested), make_settings(folder, node=known)).vm["node"] == used
 
 
 @pytest.mark.parametrize(
     ("time_left_s", "timeout_s", "shutdown_timeout_s"), [(280.0, 240, 60), (100.9, 100, 50), (10.0, 10, 5), (0.5, 0, 1)]
 )
 def test_the_timeout_of_a_run_is_within_the_jobs_deadline(
-    site: Site, time_left_s: float, timeout_s: int, shutdown_timeout_s: int
+    settings: PlanSettings, time_left_s: float, timeout_s: int, shutdown_timeout_s: int
 ) -> None:
-    run = plan(make_request("stop", time_left_s=time_left_s), site)
+    run = plan(make_request("stop", time_left_s=time_left_s), settings)
     assert (run.vm["timeout_s"], run.vm["shutdown_timeout_s"]) == (timeout_s, shutdown_timeout_s)
     assert run.timeout_s == min(time_left_s, 240.0)
 
 
-def test_each_run_has_a_unique_ident_that_can_name_a_folder(site: Site) -> None:
-    idents = {plan(make_request("stop"), site).ident for _ in range(50)}
+def test_each_run_has_a_unique_ident_that_can_name_a_folder(settings: PlanSettings) -> None:
+    idents = {plan(make_request("stop"), settings).ident for _ in range(50)}
     assert len(idents) == 50
     assert all(ident.startswith("stop-") and ident.replace("-", "").isalnum() for ident in idents)
 
 
-def test_an_image_without_a_template_is_not_found(site: Site, folder: Path) -> None:
+def test_an_image_without_a_template_is_not_found(settings: PlanSettings, folder: Path) -> None:
     with pytest.raises(JobError, match=r"no template is called arch \(PROXMOX_TEMPLATES has: debian-12, ubuntu"):
-        plan(make_request(properties=MINIMAL | {"image": "arch"}), site)
+        plan(make_request(properties=MINIMAL | {"image": "arch"}), settings)
     with pytest.raises(JobError, match=r"NOT_FOUND: .*has: none"):
-        plan(make_request(), make_site(folder, templates={}))
+        plan(make_request(), make_settings(folder, templates={}))
 
 
 @pytest.mark.parametrize("image", [None, ...])
-def test_a_create_without_an_image_is_refused(site: Site, image: Any) -> None:
+def test_a_create_without_an_image_is_refused(settings: PlanSettings, image: Any) -> None:
     properties = {name: value for name, value in (MINIMAL | {"image": image}).items() if value is not ...}
     with pytest.raises(JobError, match="INVALID_REQUEST: image is missing"):
-        plan(make_request(properties=properties), site)
+        plan(make_request(properties=properties), settings)
 
 
-def test_an_unsupported_action_is_refused_before_its_properties(site: Site) -> None:
+def test_an_unsupported_action_is_refused_before_its_properties(settings: PlanSettings) -> None:
     with pytest.raises(JobError, match="UNSUPPORTED_ACTION"):
-        plan(make_request("explode", {"cores": "nonsense"}), site)
+        plan(make_request("explode", {"cores": "nonsense"}), settings)
 
 
 # --- update -------------------------------------------------------------------------------------------------------
@@ -568,38 +568,40 @@ FULL = MINIMAL | {
     ids=str,
 )
 def test_an_update_changes_network_and_logins_only_where_they_differ(
-    site: Site, changed: dict[str, Any], shape: dict[str, Any]
+    settings: PlanSettings, changed: dict[str, Any], shape: dict[str, Any]
 ) -> None:
-    run = plan(make_request("update", FULL | changed, before=FULL), site)
+    run = plan(make_request("update", FULL | changed, previous_properties=FULL), settings)
     assert {name: run.vm[name] for name in ("network", "cloud_init") if name in run.vm} == shape
     assert run.vm["cores"] == changed.get("cores", 2)
     assert not {"template_vmid", "storage", "pool"} & set(run.vm)
 
 
-def test_an_update_that_removes_all_keys_is_refused(site: Site) -> None:
+def test_an_update_that_removes_all_keys_is_refused(settings: PlanSettings) -> None:
     with pytest.raises(JobError, match="INVALID_REQUEST: sshPublicKeys cannot be emptied"):
-        plan(make_request("update", FULL | {"sshPublicKeys": []}, before=FULL), site)
+        plan(make_request("update", FULL | {"sshPublicKeys": []}, previous_properties=FULL), settings)
 
 
-def test_an_update_without_a_login_does_not_change_it(site: Site) -> None:
-    run = plan(make_request("update", MINIMAL, before=FULL), site)
+def test_an_update_without_a_login_does_not_change_it(settings: PlanSettings) -> None:
+    run = plan(make_request("update", MINIMAL, previous_properties=FULL), settings)
     assert not {"network", "cloud_init"} & set(run.vm)
 
 
 @pytest.mark.parametrize("changed", [{"cores": "4"}, {"memoryMb": 0}, {"network": {"mode": "static"}}], ids=str)
-def test_an_update_is_checked_like_a_create(site: Site, changed: dict[str, Any]) -> None:
+def test_an_update_is_checked_like_a_create(settings: PlanSettings, changed: dict[str, Any]) -> None:
     with pytest.raises(JobError, match="INVALID_REQUEST"):
-        plan(make_request("update", FULL | changed, before=FULL), site)
+        plan(make_request("update", FULL | changed, previous_properties=FULL), settings)
 
 
 # --- text from outside --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("injection", INJECTIONS)
-def test_text_with_an_injection_reaches_ansible_unchanged(site: Site, tmp_path: Path, injection: str) -> None:
+def test_text_with_an_injection_reaches_ansible_unchanged(
+    settings: PlanSettings, tmp_path: Path, injection: str
+) -> None:
     """Through the plan and the file that Ansible reads: marked unsafe, it is never evaluated as a template."""
     properties = MINIMAL | {"ciPassword": injection, "sshPublicKeys": [f"{KEY} {injection.splitlines()[0]}"]}
-    run = plan(make_request(properties=properties, service_name=injection), site)
+    run = plan(make_request(properties=properties, service_name=injection), settings)
     assert run.vm["cloud_init"]["password"] == injection
     write_extra_vars(tmp_path / "vm.yml", run.vm)
     assert read_extra_vars(tmp_path / "vm.yml") == run.vm
@@ -659,8 +661,8 @@ def test_an_ordinary_name_is_the_description() -> None:
 
 def test_only_a_delete_gets_half_made(folder: Path) -> None:
     given = {
-        action: plan(make_request(action=action, half_made=True), make_site(folder)).vm.get("half_made")
+        action: plan(make_request(action=action, may_be_partial_clone=True), make_settings(folder)).vm.get("half_made")
         for action in ("start", "stop", "delete")
     }
     assert given == {"start": None, "stop": None, "delete": True}
-    assert "half_made" not in plan(make_request(action="delete"), make_site(folder)).vm
+    assert "half_made" not in plan(make_request(action="delete"), make_settings(folder)).vm

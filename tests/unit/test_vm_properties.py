@@ -9,7 +9,7 @@ import pytest
 
 from executor.errors import JobError
 from executor.runs.plan import plan
-from executor.runs.request import RunRequest, Site
+from executor.runs.request import PlanSettings, RunRequest
 from executor.runs.vm_properties import read_properties
 
 MINIMAL: dict[str, Any] = {"cores": 2, "memoryMb": 2048, "diskGb": 20, "image": "debian-12"}
@@ -34,7 +34,7 @@ def shape(
     storage: str = "",
     **more: Any,
 ) -> dict[str, Any]:
-    site = Site(
+    settings = PlanSettings(
         cluster="default",
         templates={"debian-12": 9000},
         os_templates={"debian-12": VOLUME},
@@ -42,7 +42,7 @@ def shape(
         bridge="",
         pool="",
         node="",
-        folders=[Path(__file__).resolve().parents[2] / "playbooks"],
+        playbook_folders=[Path(__file__).resolve().parents[2] / "playbooks"],
         playbook_timeout_s=240,
         shutdown_timeout_s=60,
         **more,
@@ -52,13 +52,13 @@ def shape(
         service_id="0f7e2c1a-1111-4222-8333-944455556666",
         service_name="web",
         properties=properties,
-        before=before or {},
+        previous_properties=before or {},
         vmid=5000,
         vm_name="web-0f7e2c1a",
         kind=kind,
         time_left_s=240,
     )
-    return plan(request, site).vm
+    return plan(request, settings).vm
 
 
 def test_a_create_gets_the_hardware_under_the_names_of_the_roles() -> None:
@@ -226,8 +226,8 @@ DELETIONS: list[tuple[dict[str, Any], dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("site", "sent"), DELETIONS, ids=str)
-def test_a_deletion_gets_the_operators_settings(site: dict[str, Any], sent: dict[str, Any]) -> None:
+@pytest.mark.parametrize(("settings", "sent"), DELETIONS, ids=str)
+def test_a_deletion_gets_the_operators_settings(settings: dict[str, Any], sent: dict[str, Any]) -> None:
     asked = {"grace_s", "purge", "final_backup", "only_when_due"}
-    vm = shape("delete", {}, **site)
+    vm = shape("delete", {}, **settings)
     assert {name: value for name, value in vm.items() if name in asked} == sent

@@ -43,10 +43,10 @@ def _burst(lab: LabSystem, services: int) -> Json:
     idle_mib, cpu, started = tree_pss_mib(pid, include_root=True), tree_cpu_s(pid), time.monotonic()
     with sample_peak_memory(pid, include_root=True) as peak:
         for number in range(services):
-            lab.order(f"burst-{number}")
+            lab.order_service(f"burst-{number}")
         ordered_s = time.monotonic() - started
         try:
-            wait_for(lambda: not _open(lab), JOB_TIMEOUT_S + 60, f"{services} creates", pause_s=2.0)
+            wait_for(lambda: not _open(lab), JOB_TIMEOUT_S + 60, f"{services} creates", interval_s=2.0)
         except TimeoutError as error:
             raise WorkloadFailed(str(error)) from error
     cpu = tree_cpu_s(pid) - cpu

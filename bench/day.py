@@ -68,7 +68,7 @@ def _add_vms(lab: LabSystem, vms: int) -> None:
             service = copy.copy(original)
             service.id, service.agent_instance_id = str(uuid.uuid4()), f"{lab.ids.agent_id}/{vmid}"
             store.services[service.id] = service
-            store.instance_owner[service.agent_instance_id] = service.id
+            store.service_id_by_instance_id[service.agent_instance_id] = service.id
 
 
 # --- in a process of its own ------------------------------------------------------------------------------------------

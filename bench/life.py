@@ -56,7 +56,7 @@ def power_cycle(folder: Path, vms: int) -> Json:
 def _act_on_all(lab: LabSystem, seeded: list[Seeded], action: str) -> Json:
     cpu, started = tree_cpu_s(lab.executor.pid), time.monotonic()
     for each in seeded:
-        lab.admin.action(each.service_id, action)
+        lab.admin.start_action(each.service_id, action)
     _wait_for_all(lab)
     took_s, cpu = time.monotonic() - started, tree_cpu_s(lab.executor.pid) - cpu
     return {"all_done_s": took_s, "jobs_per_min": 60 * len(seeded) / took_s, "cpu_s_per_job": cpu / len(seeded)}
@@ -70,7 +70,7 @@ def _wait_for_all(lab: LabSystem) -> None:
         with store.lock:
             return all(job.status not in OPEN for job in store.jobs.values())
 
-    wait_for(have_ended, TIMEOUT_S, "all jobs to end", pause_s=0.2)
+    wait_for(have_ended, TIMEOUT_S, "all jobs to end", interval_s=0.2)
     with store.lock:
         failed = [job.error_message for job in store.jobs.values() if job.status == "Failed"]
     if failed:
@@ -112,7 +112,7 @@ def _request_action(lab: LabSystem, vm: Seeded, rng: random.Random) -> int:
     if action == "update":
         lab.admin.patch_service(vm.service_id, {"tags": [f"t{rng.randrange(1000)}"]})
     else:
-        lab.admin.action(vm.service_id, action)
+        lab.admin.start_action(vm.service_id, action)
     return 1
 
 
@@ -138,7 +138,7 @@ def _waits(lab: LabSystem) -> Json:
 def start_and_idle(folder: Path, *, idle_s: float) -> Json:
     """Return the time from the start to the first claim, the cost of an idle agent, and the cost of `--help`."""
     with _started(folder, FULCRUM_POLL_INTERVAL_S="2") as lab:  # the default, not the lab's shorter one
-        lab.order("waiting")
+        lab.order_service("waiting")
         started = time.time()
         lab.start_executor()
         claims = wait_for(lambda: lab.core.history(method="POST", path="/claim"), 60, "the claim")
@@ -175,7 +175,7 @@ def recovery(folder: Path, *, services: int) -> Json:
         _start(lab)
         started = time.time()
         for number in range(services):
-            lab.order(f"killed-{number}")
+            lab.order_service(f"killed-{number}")
         wait_for(lambda: len(lab.log_events("playbook_finished")) >= services // 3, 120, "a third of the jobs")
         children = psutil.Process(lab.executor.pid).children()
         (agent,) = [child for child in children if "agent-process" in child.cmdline()]

@@ -31,8 +31,8 @@ def seed(lab: LabSystem, count: int) -> list[Seeded]:
 
 
 def _seed_one(lab: LabSystem, client: FulcrumClient, name: str) -> Seeded:
-    service_id, vmid = lab.order(name), next(_vmids)
-    (job,) = lab.admin.jobs(service_id)
+    service_id, vmid = lab.order_service(name), next(_vmids)
+    (job,) = lab.admin.list_jobs(service_id)
     client.claim_job(job["id"])
     client.complete_job(job["id"], agent_instance_id=f"{lab.ids.agent_id}/{vmid}")
     config = {

@@ -78,15 +78,17 @@ def main(*, services: int = 6, as_json: bool = False, keep: bool = False) -> int
 def _run_phases(lab: LabSystem, console: Console, count: int) -> list[Row]:
     started = time.monotonic()
     with _progress(lab, console):
-        names = {lab.order(f"web-{number}", diskGb=10 + number): f"web-{number}" for number in range(1, count + 1)}
+        names = {
+            lab.order_service(f"web-{number}", diskGb=10 + number): f"web-{number}" for number in range(1, count + 1)
+        }
         services = list(names)
         _phase(lab, console, "created", services, "Stopped")
         for service_id in services:
-            lab.admin.action(service_id, "start")
+            lab.admin.start_action(service_id, "start")
         _phase(lab, console, "started", services, "Started")
         half = services[: max(count // 2, 1)]
         for service_id in half:
-            lab.admin.action(service_id, "stop")
+            lab.admin.start_action(service_id, "stop")
         _phase(lab, console, "stopped", half, "Stopped")
         for service_id in half:
             lab.admin.patch_service(service_id, {"cores": 4, "memoryMb": 4096, "diskGb": 32})
@@ -106,7 +108,7 @@ def _phase(lab: LabSystem, console: Console, word: str, services: list[str], wan
         return not any(job["status"] in OPEN_STATES for job in lab.admin.list_all("jobs"))
 
     started = time.monotonic()
-    wait_for(no_open_job, PHASE_LIMIT_S, f"{len(services)} services to be {word}", pause_s=0.3)
+    wait_for(no_open_job, PHASE_LIMIT_S, f"{len(services)} services to be {word}", interval_s=0.3)
     states = Counter(lab.admin.get_service(service_id)["status"] for service_id in services)
     console.print(f"  {word:8} {states[wanted]}/{len(services)} in {time.monotonic() - started:.0f} s")
     if states[wanted] != len(services):
@@ -140,12 +142,12 @@ def _live_table(lab: LabSystem) -> Table:
 def _compare(lab: LabSystem, names: dict[str, str]) -> list[Row]:
     """Compare the three records. A VM or mapping without a service gets a row of its own."""
     mappings = {mapping["service_id"]: mapping for mapping in lab.smith("mappings", "list")}
-    guests = {guest["vmid"]: guest for guest in lab.vms()}
+    guests = {guest["vmid"]: guest for guest in lab.guests()}
     rows = [
-        _row(lab.admin.get_service(service_id), mappings.pop(service_id, None), lab.vms_of(service_id))
+        _row(lab.admin.get_service(service_id), mappings.pop(service_id, None), lab.guests_of(service_id))
         for service_id in names
     ]
-    expected = {guest["vmid"] for service_id in names for guest in lab.vms_of(service_id)}
+    expected = {guest["vmid"] for service_id in names for guest in lab.guests_of(service_id)}
     unexpected = [str(vmid) for vmid in guests.keys() - expected] + [str(found["vmid"]) for found in mappings.values()]
     return rows + [
         Row(name="(no service)", fulcrum="", instance="", mapping=vmid, proxmox=vmid, agrees=False)

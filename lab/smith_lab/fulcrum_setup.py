@@ -92,7 +92,7 @@ class AdminClient:
     def get_service(self, service_id: str) -> Json:
         return dict(self.call("GET", f"/services/{service_id}"))
 
-    def action(self, service_id: str, name: str) -> Json:
+    def start_action(self, service_id: str, name: str) -> Json:
         """Start a lifecycle action. The service changes when the job ends."""
         return dict(self.call("POST", f"/services/{service_id}/{name}"))
 
@@ -107,7 +107,7 @@ class AdminClient:
     def list_services(self) -> list[Json]:
         return self.list_all("services", sort="name")
 
-    def jobs(self, service_id: str) -> list[Json]:
+    def list_jobs(self, service_id: str) -> list[Json]:
         """Return the service's jobs, oldest first."""
         return self.list_all("jobs", serviceId=service_id, sort="createdAt")
 
@@ -125,7 +125,7 @@ class AdminClient:
         """Wait until the service is in one of the states and has no open job. Raises TimeoutError."""
         deadline = time.monotonic() + timeout_s
         while True:
-            service, jobs = self.get_service(service_id), self.jobs(service_id)
+            service, jobs = self.get_service(service_id), self.list_jobs(service_id)
             busy = any(job["status"] in ("Pending", "Processing") for job in jobs)
             if service["status"] in statuses and not busy:
                 return service
@@ -136,7 +136,7 @@ class AdminClient:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bootstrapped:
+class CreatedObjects:
     """The objects that `bootstrap` created."""
 
     admin_token: str = field(repr=False)
@@ -160,7 +160,7 @@ def bootstrap(
     tags: Sequence[str] = ("proxmox",),
     service_type_name: str = "proxmox-vm",
     agent_type_name: str = "proxmox",
-) -> Bootstrapped:
+) -> CreatedObjects:
     """Create admin token, provider, consumer, service, agent and metric types, and an agent with its token.
 
     `admin` uses the seed token first, then the new admin token: the seed token is valid for a day only.
@@ -184,7 +184,7 @@ def bootstrap(
         configuration={**default_configuration(fulcrum_api_url or admin.origin), **(configuration or {})},
         tags=tags,
     )
-    return Bootstrapped(
+    return CreatedObjects(
         admin_token=admin_token,
         provider_id=provider_id,
         consumer_id=consumer_id,

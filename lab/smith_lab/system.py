@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from smith_lab.fulcrum_setup import AdminClient, Bootstrapped, bootstrap
+from smith_lab.fulcrum_setup import AdminClient, CreatedObjects, bootstrap
 from smith_lab.log_reader import LogReader
 from smith_lab.proxmox.stand_in import ProxmoxStandIn, running_stand_in
 from smith_lab.simulator.control import RunningSimulator, running_simulator
@@ -47,7 +47,7 @@ class LabSystem:
     folder: Path
     core: RunningSimulator
     admin: AdminClient
-    ids: Bootstrapped
+    ids: CreatedObjects
     proxmox: ProxmoxStandIn
     settings: dict[str, str] = field(default_factory=dict)
     _executor: subprocess.Popen[bytes] | None = None
@@ -128,7 +128,7 @@ class LabSystem:
 
     # --- FulcrumCore ----------------------------------------------------------------------------------------------
 
-    def order(
+    def order_service(
         self, name: str, *, group_id: str | None = None, service_type_id: str | None = None, **properties: Any
     ) -> str:
         """Create a VM service in a new group; return the service's id. A property that is None is left out."""
@@ -146,7 +146,7 @@ class LabSystem:
     def order_container(self, name: str, **properties: Any) -> str:
         """Create a container service in a new group; return the service's id."""
         wanted = {"cores": 1, "memoryMb": 512, "diskGb": 4, "image": None, "osTemplate": "debian-12"} | properties
-        return self.order(name, service_type_id=self.ids.container_type_id, **wanted)
+        return self.order_service(name, service_type_id=self.ids.container_type_id, **wanted)
 
     def wait_for_jobs(self, service_id: str, within_s: float = 120.0) -> Json:
         """Wait until the service has no open job; return the service."""
@@ -155,30 +155,30 @@ class LabSystem:
         )
 
     def _without_open_job(self, service_id: str) -> Json | None:
-        if any(job["status"] in ("Pending", "Processing") for job in self.admin.jobs(service_id)):
+        if any(job["status"] in ("Pending", "Processing") for job in self.admin.list_jobs(service_id)):
             return None
         return self.admin.get_service(service_id)
 
     def last_job(self, service_id: str) -> Json:
         """Return the service's newest job."""
-        return max(self.admin.jobs(service_id), key=lambda job: (job["createdAt"], job["status"] == "Pending"))
+        return max(self.admin.list_jobs(service_id), key=lambda job: (job["createdAt"], job["status"] == "Pending"))
 
     def run_action(self, service_id: str, action: str, within_s: float = 120.0) -> Json:
         """Start an action and wait for its end; return the job."""
-        before = {job["id"] for job in self.admin.jobs(service_id)}
+        before = {job["id"] for job in self.admin.list_jobs(service_id)}
         if action == "delete":
             self.admin.delete_service(service_id)
         else:
-            self.admin.action(service_id, action)
+            self.admin.start_action(service_id, action)
         self.wait_for_jobs(service_id, within_s)
-        return next(job for job in self.admin.jobs(service_id) if job["id"] not in before)
+        return next(job for job in self.admin.list_jobs(service_id) if job["id"] not in before)
 
-    def update(self, service_id: str, within_s: float = 120.0, **properties: Any) -> Json:
+    def update_service(self, service_id: str, within_s: float = 120.0, **properties: Any) -> Json:
         """Change properties and wait for the end of the update; return the job."""
-        before = {job["id"] for job in self.admin.jobs(service_id)}
+        before = {job["id"] for job in self.admin.list_jobs(service_id)}
         self.admin.patch_service(service_id, properties)
         self.wait_for_jobs(service_id, within_s)
-        return next(job for job in self.admin.jobs(service_id) if job["id"] not in before)
+        return next(job for job in self.admin.list_jobs(service_id) if job["id"] not in before)
 
     def reports(self, job_id: str) -> list[Json]:
         """Return the complete and fail calls that FulcrumCore received for a job."""
@@ -187,14 +187,14 @@ class LabSystem:
 
     # --- Proxmox --------------------------------------------------------------------------------------------------
 
-    def vms(self) -> list[Json]:
+    def guests(self) -> list[Json]:
         """Return every VM and container that is no template."""
         return [guest for guest in self.proxmox.guests() if not guest["template"]]
 
-    def vms_of(self, service_id: str) -> list[Json]:
+    def guests_of(self, service_id: str) -> list[Json]:
         """Return the VMs and containers with the marker of the service."""
         marker = f"smith-uid={service_id}"
-        return [guest for guest in self.vms() if marker in str(guest["config"].get("description", ""))]
+        return [guest for guest in self.guests() if marker in str(guest["config"].get("description", ""))]
 
 
 def run_command(
@@ -240,7 +240,7 @@ def outcome_of(job: Json) -> str:
     return f"{status}: {job['errorMessage']}" if job.get("errorMessage") else status
 
 
-def wait_for(check: Callable[[], T | None], within_s: float, what: str, pause_s: float = 0.1) -> T:
+def wait_for(check: Callable[[], T | None], within_s: float, what: str, interval_s: float = 0.1) -> T:
     """Call `check` until its result is true; return the result. Raises TimeoutError that names `what`."""
     limit = time.monotonic() + within_s
     while True:
@@ -248,4 +248,4 @@ def wait_for(check: Callable[[], T | None], within_s: float, what: str, pause_s:
             return found
         if time.monotonic() >= limit:
             raise TimeoutError(f"waited {within_s:.0f} s for {what}")
-        time.sleep(pause_s)
+        time.sleep(interval_s)

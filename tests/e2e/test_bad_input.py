@@ -140,22 +140,22 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Out
     with running_lab(tmp_path_factory.mktemp("bad-input")) as lab:
         lab.core.fault("status", method="GET", path=".*/jobs/pending$", times=100_000, status=503)
         lab.start_executor()
-        services = {case.name: lab.order(f"case-{number}", **GOOD) for number, case in enumerate(CASES)}
+        services = {case.name: lab.order_service(f"case-{number}", **GOOD) for number, case in enumerate(CASES)}
         for case in CASES:
             deliver(lab, case, services[case.name])
-        foreign = lab.order("foreign", **GOOD)
+        foreign = lab.order_service("foreign", **GOOD)
         lab.core.override_job(lab.last_job(foreign)["id"], agentId="00000000-0000-4000-8000-000000000000")
         lab.core.inject_pending(*UNUSABLE)
         lab.core.clear_faults()
         wait_for(lambda: all_ended(lab, services.values()), 280, "every case to end")
         lab.core.clear_pending()
         found = {
-            name: Outcome(lab.last_job(service_id), lab.vms_of(service_id)) for name, service_id in services.items()
+            name: Outcome(lab.last_job(service_id), lab.guests_of(service_id)) for name, service_id in services.items()
         }
-        found["a job of another agent"] = Outcome(lab.last_job(foreign), lab.vms_of(foreign))
-        last = lab.order("afterwards", **GOOD)
+        found["a job of another agent"] = Outcome(lab.last_job(foreign), lab.guests_of(foreign))
+        last = lab.order_service("afterwards", **GOOD)
         lab.wait_for_jobs(last)
-        found["an ordinary job afterwards"] = Outcome(lab.last_job(last), lab.vms_of(last))
+        found["an ordinary job afterwards"] = Outcome(lab.last_job(last), lab.guests_of(last))
         code = lab.stop_executor()
         assert code == 0
         log = lab.log_file.read_text()

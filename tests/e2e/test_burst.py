@@ -19,12 +19,12 @@ def test_forty_services_of_forty_groups_are_created_while_heartbeats_continue(ma
     lab = make_lab(time_scale=0.1, SMITH_CONCURRENCY="8", SMITH_CLONES_PER_STORAGE="8")
     lab.start_executor()
 
-    services = [lab.order(f"tenant-{number}") for number in range(SERVICES)]
+    services = [lab.order_service(f"tenant-{number}") for number in range(SERVICES)]
     states = [lab.wait_for_jobs(service_id, 280)["status"] for service_id in services]
 
     assert states == ["Stopped"] * SERVICES
-    vmids = [lab.vms_of(service_id)[0]["vmid"] for service_id in services]
-    assert len(set(vmids)) == SERVICES == len(lab.vms())
+    vmids = [lab.guests_of(service_id)[0]["vmid"] for service_id in services]
+    assert len(set(vmids)) == SERVICES == len(lab.guests())
     beats = [beat_time(call) for call in lab.core.history(method="PUT") if call["path"].endswith("/agents/me/status")]
     gaps = [later - earlier for earlier, later in pairwise(beats)]
     assert gaps

@@ -32,7 +32,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabSystem]:
 
 
 def container_of(lab: LabSystem, service_id: str) -> dict[str, Any]:
-    (guest,) = lab.vms_of(service_id)
+    (guest,) = lab.guests_of(service_id)
     assert guest["config"]["rootfs"], "not a container"
     return guest
 
@@ -52,7 +52,7 @@ def test_a_container_goes_through_every_action(lab: LabSystem) -> None:
     for action, status in (("start", "running"), ("restart", "running"), ("snapshot", "running"), ("stop", "stopped")):
         job = lab.run_action(service_id, action)
         assert (job["status"], container_of(lab, service_id)["status"]) == ("Completed", status), job
-    changed = lab.update(service_id, **CHANGES)
+    changed = lab.update_service(service_id, **CHANGES)
     assert outcome_of(changed) == "Completed"
     config = container_of(lab, service_id)["config"]
     assert (int(config["cores"]), int(config["memory"]), int(config["swap"])) == (2, 1024, 256)
@@ -61,7 +61,7 @@ def test_a_container_goes_through_every_action(lab: LabSystem) -> None:
 
     assert outcome_of(lab.run_action(service_id, "delete")) == "Completed"
     assert lab.admin.get_service(service_id)["status"] == "Deleted"
-    assert lab.vms_of(service_id) == []
+    assert lab.guests_of(service_id) == []
     assert "swordfish-1" not in lab.log_file.read_text()
 
 
@@ -97,7 +97,7 @@ def test_a_container_with_an_unknown_os_template_is_refused_and_can_be_deleted(l
     service_id = lab.order_container("odd", osTemplate="alpine")
     lab.wait_for_jobs(service_id)
     assert lab.last_job(service_id)["errorMessage"].startswith("NOT_FOUND: no OS template is called alpine")
-    assert lab.vms_of(service_id) == []
+    assert lab.guests_of(service_id) == []
     assert outcome_of(lab.run_action(service_id, "delete")) == "Completed"
 
 
@@ -118,7 +118,7 @@ def bare_type(lab: LabSystem) -> str:
 
 
 def bare(lab: LabSystem, type_id: str, name: str, **source: Any) -> str:
-    service_id = lab.order(name, service_type_id=type_id, image=None, **source)
+    service_id = lab.order_service(name, service_type_id=type_id, image=None, **source)
     lab.wait_for_jobs(service_id)
     return service_id
 
@@ -130,7 +130,7 @@ def test_a_vm_is_created_from_an_iso_image_or_with_an_empty_disk(lab: LabSystem,
     }
     for name, service_id in services.items():
         assert outcome_of(lab.last_job(service_id)) == "Completed"
-        (vm,) = lab.vms_of(service_id)
+        (vm,) = lab.guests_of(service_id)
         assert (vm["config"]["scsi0"].partition(":")[0], vm["config"]["scsi0"].endswith("size=10G")) == ("ceph", True)
         assert ("ide2" in vm["config"]) is (name == "iso")
         assert outcome_of(lab.run_action(service_id, "start")) == "Completed"
@@ -153,9 +153,9 @@ def archives(lab: LabSystem, vmid: int) -> list[str]:
 
 
 def test_backups_and_the_final_backup_go_to_the_configured_storage(lab: LabSystem) -> None:
-    service_id = lab.order("kept", diskGb=8)
+    service_id = lab.order_service("kept", diskGb=8)
     lab.wait_for_jobs(service_id)
-    vmid = lab.vms_of(service_id)[0]["vmid"]
+    vmid = lab.guests_of(service_id)[0]["vmid"]
 
     job = lab.run_action(service_id, "backup")
 
@@ -165,16 +165,16 @@ def test_backups_and_the_final_backup_go_to_the_configured_storage(lab: LabSyste
     assert (data["backup"], data["vmid"]) == (f"backups:{archive}", vmid)
     assert outcome_of(lab.run_action(service_id, "delete")) == "Completed"
     assert len(archives(lab, vmid)) == 2
-    assert lab.vms_of(service_id) == []
+    assert lab.guests_of(service_id) == []
 
 
 def test_a_migration_leaves_a_node_in_maintenance_and_is_skipped_otherwise(lab: LabSystem) -> None:
-    service_id = lab.order("moving", diskGb=8)
+    service_id = lab.order_service("moving", diskGb=8)
     lab.wait_for_jobs(service_id)
     lab.run_action(service_id, "start")
-    (before,) = lab.vms_of(service_id)
+    (before,) = lab.guests_of(service_id)
     stays = lab.run_action(service_id, "migrate")
-    assert (stays["status"], lab.vms_of(service_id)[0]["node"]) == ("Completed", before["node"])
+    assert (stays["status"], lab.guests_of(service_id)[0]["node"]) == ("Completed", before["node"])
     told = lab.smith("jobs", "show", stays["id"])["result"]
     assert (told["changed"], "no other node is much better" in told["placement"]["reason"]) == (False, True)
 
@@ -186,21 +186,21 @@ def test_a_migration_leaves_a_node_in_maintenance_and_is_skipped_otherwise(lab: 
         lab.proxmox.control("node", node=before["node"])
 
     assert outcome_of(moved) == "Completed"
-    (after,) = lab.vms_of(service_id)
+    (after,) = lab.guests_of(service_id)
     assert (after["node"], after["status"]) == (other, "running")
     assert lab.admin.get_service(service_id)["properties"]["node"] == other
 
 
 def test_an_address_that_appears_late_is_sent_to_fulcrumcore_with_the_next_report(lab: LabSystem) -> None:
-    service_id = lab.order("late", diskGb=8)
+    service_id = lab.order_service("late", diskGb=8)
     lab.wait_for_jobs(service_id)
-    vmid = lab.vms_of(service_id)[0]["vmid"]
+    vmid = lab.guests_of(service_id)[0]["vmid"]
     lab.proxmox.control("behave", vmid=vmid, agent=False)
     lab.run_action(service_id, "start")
     assert "ipAddresses" not in lab.admin.get_service(service_id)["properties"]
     lab.proxmox.control("behave", vmid=vmid, agent=True)
 
-    assert outcome_of(lab.update(service_id, diskGb=9)) == "Completed"
+    assert outcome_of(lab.update_service(service_id, diskGb=9)) == "Completed"
 
     service = lab.admin.get_service(service_id)
     (address,) = service["agentInstanceData"]["ip_addresses"]

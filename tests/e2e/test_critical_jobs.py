@@ -25,7 +25,7 @@ def test_metrics_of_each_mapped_vm_are_sent_and_a_missing_metric_type_is_logged_
         if metric_type["name"] == "vm.network.out":
             lab.admin.call("DELETE", f"/metric-types/{metric_type['id']}")
     lab.start_executor()
-    service_id = lab.order("measured")
+    service_id = lab.order_service("measured")
     lab.wait_for_jobs(service_id)
     lab.run_action(service_id, "start")
 
@@ -44,7 +44,7 @@ def test_metrics_of_each_mapped_vm_are_sent_and_a_missing_metric_type_is_logged_
 def test_old_jobs_are_pruned_with_their_artifacts_even_if_they_failed(make_lab: MakeLab) -> None:
     lab = make_lab(SMITH_JOB_RETENTION_S="3600", SMITH_PRUNE_INTERVAL_S="2")
     lab.start_executor()
-    good, bad = lab.order("kept-a-while"), lab.order("refused", image="no-such-image")
+    good, bad = lab.order_service("kept-a-while"), lab.order_service("refused", image="no-such-image")
     lab.wait_for_jobs(good)
     lab.wait_for_jobs(bad)
     wait_for(lambda: not lab.smith("jobs", "list", "--unreported"), 30, "both reports")

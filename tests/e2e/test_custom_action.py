@@ -64,7 +64,7 @@ def order(lab: LabSystem, name: str, **properties: object) -> str:
 
 
 def drive_of(lab: LabSystem, service_id: str) -> str:
-    (vm,) = lab.vms_of(service_id)
+    (vm,) = lab.guests_of(service_id)
     assert vm["pending"] == {}
     return str(vm["config"].get("ide3", ""))
 
@@ -82,7 +82,7 @@ def test_the_documented_action_attaches_the_image_and_restarts_a_running_vm(lab:
 
     assert outcome_of(job) == "Completed"
     assert drive_of(lab, service_id).startswith(f"{ISO},media=cdrom")
-    (vm,) = lab.vms_of(service_id)
+    (vm,) = lab.guests_of(service_id)
     assert vm["status"] == "running"
     kinds = [task["type"] for task in lab.proxmox.tasks() if str(task.get("id")) == str(vm["vmid"])]
     assert "qmreboot" in kinds

@@ -33,10 +33,10 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabSystem]:
 
 def deleted(lab: LabSystem, name: str) -> tuple[str, int]:
     """Order a service, start it and delete it; return its id and VMID."""
-    service_id = lab.order(name)
+    service_id = lab.order_service(name)
     lab.wait_for_jobs(service_id)
     lab.run_action(service_id, "start")
-    (vm,) = lab.vms_of(service_id)
+    (vm,) = lab.guests_of(service_id)
     job = lab.run_action(service_id, "delete")
     assert outcome_of(job) == "Completed"
     return service_id, vm["vmid"]
@@ -69,7 +69,7 @@ def test_a_deleted_vm_is_backed_up_and_purged_when_its_grace_period_ends(lab: La
     service = lab.admin.get_service(service_id)
     assert (service["status"], service.get("agentInstanceId")) == ("Deleted", None)
     assert service["agentInstanceData"]["delete_at"] > time.time()
-    (vm,) = lab.vms_of(service_id)
+    (vm,) = lab.guests_of(service_id)
     assert (vm["status"], f"smith-delete-{service['agentInstanceData']['delete_at']}" in vm["config"]["tags"]) == (
         "stopped",
         True,
@@ -86,7 +86,7 @@ def test_a_deleted_vm_is_backed_up_and_purged_when_its_grace_period_ends(lab: La
     lab.start_executor()
 
     wait_for(lambda: mapping_of(lab, service_id)["state"] == "deleted", 60, "the VM to be destroyed")
-    assert lab.vms_of(service_id) == []
+    assert lab.guests_of(service_id) == []
     assert any(f"-{vmid}-" in name for name in lab.proxmox.storages()["backups"]["volumes"])
     (job,) = [job for job in lab.smith("jobs", "list", "--service", service_id) if job["report_state"] == "local"]
     assert (job["action"], job["status"]) == ("delete", "completed")
@@ -102,7 +102,7 @@ def test_a_scheduled_deletion_can_be_cancelled(lab: LabSystem) -> None:
     assert "kept" in lab.smith_text("mappings", "recall", str(vmid), "--reason", "by mistake")
 
     assert mapping_of(lab, service_id)["state"] == "active"
-    (vm,) = lab.vms_of(service_id)
+    (vm,) = lab.guests_of(service_id)
     assert (vm["status"], "smith-delete" in vm["config"]["tags"]) == ("stopped", False)
     (entry,) = [entry for entry in lab.smith("audit", "list") if entry["subject_id"] == service_id]
     assert (entry["verb"], entry["before"]["state"], entry["after"]["state"]) == (
@@ -112,7 +112,7 @@ def test_a_scheduled_deletion_can_be_cancelled(lab: LabSystem) -> None:
     )
     assert "not marked" in lab.smith_text("mappings", "recall", str(vmid))
     lab.smith_text("play", "start", "--service", str(vmid))
-    assert lab.vms_of(service_id)[0]["status"] == "running"
+    assert lab.guests_of(service_id)[0]["status"] == "running"
 
 
 def test_removing_the_deletion_tag_in_proxmox_cancels_the_deletion(lab: LabSystem) -> None:
@@ -123,14 +123,14 @@ def test_removing_the_deletion_tag_in_proxmox_cancels_the_deletion(lab: LabSyste
 
     wait_for(lambda: mapping_of(lab, service_id)["state"] == "active", 60, "the mapping to follow")
 
-    assert lab.vms_of(service_id)[0]["status"] == "running"
+    assert lab.guests_of(service_id)[0]["status"] == "running"
 
 
 def test_a_vm_whose_service_still_exists_is_kept_until_the_service_is_deleted_again(lab: LabSystem) -> None:
     """FulcrumCore timed out the delete job, so its service still exists, and the customer still owns the VM."""
-    service_id = lab.order("timed-out")
+    service_id = lab.order_service("timed-out")
     lab.wait_for_jobs(service_id)
-    (vm,) = lab.vms_of(service_id)
+    (vm,) = lab.guests_of(service_id)
     lab.core.fault("status", method="POST", path=".*/complete$", times=100_000, status=503)
     lab.admin.delete_service(service_id)
     wait_for(lambda: mapping_of(lab, service_id)["state"] == "pending_deletion", 60, "the VM to be marked")
@@ -143,9 +143,9 @@ def test_a_vm_whose_service_still_exists_is_kept_until_the_service_is_deleted_ag
     make_due(lab, vm["vmid"])
 
     wait_for(lambda: lab.log_events("vm_deletion_withheld"), 60, "the VM to be kept")
-    assert [vm["vmid"] for vm in lab.vms_of(service_id)] == [vm["vmid"]]
+    assert [vm["vmid"] for vm in lab.guests_of(service_id)] == [vm["vmid"]]
     found = [each for each in lab_drift(lab) if each["service_id"] == service_id]
     assert [each["kind"] for each in found] == ["mapping_unreported"]
     assert outcome_of(lab.run_action(service_id, "delete")) == "Completed"
-    assert lab.vms_of(service_id) == []
+    assert lab.guests_of(service_id) == []
     assert mapping_of(lab, service_id)["state"] == "deleted"

@@ -12,7 +12,7 @@ MakeLab = Callable[..., LabSystem]
 
 def test_once_processes_the_jobs_of_one_poll_and_exits(make_lab: MakeLab) -> None:
     lab = make_lab()
-    services = [lab.order(f"once-{number}") for number in range(2)]
+    services = [lab.order_service(f"once-{number}") for number in range(2)]
 
     assert lab.start_executor("--once").wait(120) == 0
 
@@ -23,7 +23,7 @@ def test_once_processes_the_jobs_of_one_poll_and_exits(make_lab: MakeLab) -> Non
 def test_until_idle_works_until_fulcrum_has_no_more_jobs(make_lab: MakeLab) -> None:
     lab = make_lab()
     group_id = lab.admin.create_group(lab.ids.consumer_id, "one-at-a-time")
-    services = [lab.order(f"idle-{number}", group_id=group_id) for number in range(3)]
+    services = [lab.order_service(f"idle-{number}", group_id=group_id) for number in range(3)]
 
     assert lab.start_executor("--until-idle").wait(240) == 0
 

@@ -16,14 +16,14 @@ OUTAGE_S = 60.0
 def test_f11_fulcrumcore_outages_at_the_start_and_during_a_job_lose_nothing(make_lab: MakeLab) -> None:
     """FulcrumCore is unavailable at the start and during a job → no exit, no loss, one log line per outage."""
     lab = make_lab(time_scale=0.2)
-    first = lab.order("early")
+    first = lab.order_service("early")
     lab.core.pause()
     process = lab.start_executor()
     wait_for(lambda: lab.log_events("fulcrum_stopped_answering"), 30, "the outage to be noticed")
     lab.core.resume()
     assert lab.wait_for_jobs(first, 120)["status"] == "Stopped"
 
-    second = lab.order("during")
+    second = lab.order_service("during")
     wait_for(lambda: lab.log_events("playbook_started")[1:], 60, "the second create to begin")
     lab.core.pause()
     time.sleep(OUTAGE_S)  # the duration of the outage is what is tested
@@ -34,11 +34,11 @@ def test_f11_fulcrumcore_outages_at_the_start_and_during_a_job_lose_nothing(make
 
     assert lab.wait_for_jobs(second, 120)["status"] == "Stopped"
     for service_id in (first, second):
-        (job,) = lab.admin.jobs(service_id)
+        (job,) = lab.admin.list_jobs(service_id)
         assert outcome_of(job) == "Completed"
         accepted = [call for call in lab.reports(job["id"]) if call["status"] == 204]
         assert len(accepted) == 1
-    assert len(lab.vms()) == 2
+    assert len(lab.guests()) == 2
     noisy = [event for event in lab.log_events() if event.get("level") in ("warning", "error")]
     assert len(noisy) <= 8, [event["event"] for event in noisy]
 
@@ -53,9 +53,9 @@ def test_a_disabled_agent_claims_nothing_and_does_not_change_its_status(make_lab
         lab.admin.call("PATCH", f"/agents/{lab.ids.agent_id}", {"status": "Disabled"})
         return lab.log_events("agent_disabled")
 
-    wait_for(disable, 30, "the executor to notice", pause_s=2)
+    wait_for(disable, 30, "the executor to notice", interval_s=2)
 
-    service_id = lab.order("disabled")
+    service_id = lab.order_service("disabled")
     time.sleep(5)  # several polls, in which no job may be claimed
 
     assert lab.last_job(service_id)["status"] == "Pending"

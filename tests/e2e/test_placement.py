@@ -196,15 +196,15 @@ def test_a_burst_spreads_over_the_nodes_and_every_result_has_its_placement(make_
     lab.proxmox.control("configure", vmid=SHARED, values={"tags": "image-debian-13"})
     lab.start_executor()
 
-    services = [lab.order(f"spread-{number}", image="debian-13") for number in range(6)]
+    services = [lab.order_service(f"spread-{number}", image="debian-13") for number in range(6)]
 
     assert [lab.wait_for_jobs(service_id)["status"] for service_id in services] == ["Stopped"] * 6
-    nodes = Counter(lab.vms_of(service_id)[0]["node"] for service_id in services)
+    nodes = Counter(lab.guests_of(service_id)[0]["node"] for service_id in services)
     assert set(nodes) == {"pve1", "pve2"}
     assert max(nodes.values()) <= 4
     for service_id in services:
         placement = lab.smith("jobs", "show", lab.last_job(service_id)["id"])["result"]["placement"]
-        assert placement["node"] == lab.vms_of(service_id)[0]["node"]
+        assert placement["node"] == lab.guests_of(service_id)[0]["node"]
         assert placement["template_vmid"] == SHARED
         assert placement["reason"].startswith(placement["node"])
     assert len(lab.log_events("vm_placed")) >= 6

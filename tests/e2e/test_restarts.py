@@ -40,7 +40,7 @@ def test_f06_killing_the_supervisor_ends_its_processes_and_the_next_start_contin
     """The supervisor is killed during a clone → its agent and runs end; the next start continues the job; one VM."""
     lab = make_lab(time_scale=1.0)
     lab.start_executor()
-    service_id = lab.order("supervisor-killed")
+    service_id = lab.order_service("supervisor-killed")
     wait_for(lambda: cloning(lab), 60, "the clone to begin")
     processes = [lab.executor, *psutil.Process(lab.executor.pid).children(recursive=True)]
 
@@ -52,7 +52,7 @@ def test_f06_killing_the_supervisor_ends_its_processes_and_the_next_start_contin
     lab.start_executor()
 
     assert lab.wait_for_jobs(service_id, 200)["status"] == "Stopped"
-    assert len(lab.vms()) == 1
+    assert len(lab.guests()) == 1
     assert len(lab.reports(lab.last_job(service_id)["id"])) == 1
 
 
@@ -60,7 +60,7 @@ def test_a_schema_downgrade_and_upgrade_during_a_create_loses_nothing(make_lab: 
     """An upgrade is reverted and repeated while Proxmox clones: the job in progress continues (R14)."""
     lab = make_lab(time_scale=1.0)
     lab.start_executor()
-    service_id = lab.order("upgraded")
+    service_id = lab.order_service("upgraded")
     wait_for(lambda: cloning(lab), 60, "the clone to begin")
     agent = agent_process(lab)
     os.kill(lab.executor.pid, signal.SIGKILL)
@@ -73,7 +73,7 @@ def test_a_schema_downgrade_and_upgrade_during_a_create_loses_nothing(make_lab: 
 
     assert lab.wait_for_jobs(service_id, 200)["status"] == "Stopped"
     assert len(clones(lab)) == 1
-    assert len(lab.vms()) == 1
+    assert len(lab.guests()) == 1
     assert len(lab.reports(lab.last_job(service_id)["id"])) == 1
 
 
@@ -81,14 +81,14 @@ def test_f31_the_job_limit_restarts_the_agent_without_losing_or_repeating_a_job(
     """The agent reaches its job limit while jobs run → it drains, then restarts; no job is lost or repeated."""
     lab = make_lab(SMITH_MAX_JOBS="5", SMITH_CONCURRENCY="3")
     lab.start_executor()
-    services = [lab.order(f"limited-{number}") for number in range(12)]
+    services = [lab.order_service(f"limited-{number}") for number in range(12)]
 
     states = [lab.wait_for_jobs(service_id, 200)["status"] for service_id in services]
 
     assert states == ["Stopped"] * 12
-    assert len(lab.vms()) == 12
+    assert len(lab.guests()) == 12
     for service_id in services:
-        (job,) = lab.admin.jobs(service_id)
+        (job,) = lab.admin.list_jobs(service_id)
         assert len(lab.reports(job["id"])) == 1
     reached = lab.log_events("limit_reached")
     assert len(reached) == 2
@@ -106,7 +106,7 @@ def test_f31_the_memory_and_runtime_limits_drain_and_restart_the_agent(
     """The agent reaches its memory or runtime limit → it drains, then restarts; no job is lost or repeated."""
     lab = make_lab(**{setting: value})
     lab.start_executor()
-    service_id = lab.order("first")
+    service_id = lab.order_service("first")
     wait_for(lambda: len(lab.log_events("agent_ready")) >= 2, 90, "a fresh agent")
 
     lab.settings[setting] = "0"
@@ -115,14 +115,14 @@ def test_f31_the_memory_and_runtime_limits_drain_and_restart_the_agent(
 
     assert lab.wait_for_jobs(service_id, 120)["status"] == "Stopped"
     assert lab.log_events("limit_reached")[0]["limit"] == limit
-    (job,) = lab.admin.jobs(service_id)
+    (job,) = lab.admin.list_jobs(service_id)
     assert len(lab.reports(job["id"])) == 1
 
 
 def test_the_first_sigterm_drains_running_jobs(make_lab: MakeLab) -> None:
     lab = make_lab(time_scale=0.5)
     lab.start_executor()
-    service_id = lab.order("draining")
+    service_id = lab.order_service("draining")
     wait_for(lambda: cloning(lab), 60, "the clone to begin")
 
     assert lab.stop_executor() == 0
@@ -134,7 +134,7 @@ def test_the_first_sigterm_drains_running_jobs(make_lab: MakeLab) -> None:
 def test_a_second_sigterm_releases_the_job_and_the_next_start_finishes_it(make_lab: MakeLab) -> None:
     lab = make_lab(time_scale=2.0)
     lab.start_executor()
-    service_id = lab.order("hurried")
+    service_id = lab.order_service("hurried")
     wait_for(lambda: cloning(lab), 60, "the clone to begin")
 
     lab.executor.send_signal(signal.SIGTERM)
@@ -142,9 +142,9 @@ def test_a_second_sigterm_releases_the_job_and_the_next_start_finishes_it(make_l
     lab.executor.send_signal(signal.SIGTERM)
     lab.executor.wait(60)
 
-    assert lab.admin.jobs(service_id)[0]["status"] == "Processing"
+    assert lab.admin.list_jobs(service_id)[0]["status"] == "Processing"
     assert lab.smith("jobs", "list")[0]["status"] == "pending"
     lab.start_executor()
     assert lab.wait_for_jobs(service_id, 200)["status"] == "Stopped"
-    assert len(lab.vms()) == 1
+    assert len(lab.guests()) == 1
     assert len(clones(lab)) == 1

@@ -16,12 +16,12 @@ def mapping_of(lab: LabSystem, service_id: str) -> dict:
 
 
 def test_a_create_produces_the_requested_vm_mapping_and_service(lab: LabSystem) -> None:
-    service_id = lab.order("shop", cores=3, memoryMb=3072, diskGb=17, tags=["gold", "eu"])
+    service_id = lab.order_service("shop", cores=3, memoryMb=3072, diskGb=17, tags=["gold", "eu"])
 
     service = lab.wait_for_jobs(service_id)
 
     assert service["status"] == "Stopped"
-    (vm,) = lab.vms_of(service_id)
+    (vm,) = lab.guests_of(service_id)
     config = vm["config"]
     assert (vm["status"], vm["template"]) == ("stopped", False)
     assert (str(config["cores"]), str(config["memory"])) == ("3", "3072")
@@ -42,34 +42,36 @@ def test_a_create_produces_the_requested_vm_mapping_and_service(lab: LabSystem) 
 
 
 def test_start_stop_update_and_delete_change_the_vm_and_its_service(lab: LabSystem) -> None:
-    service_id = lab.order("life")
+    service_id = lab.order_service("life")
     lab.wait_for_jobs(service_id)
 
     assert outcome_of(lab.run_action(service_id, "start")) == "Completed"
-    assert lab.vms_of(service_id)[0]["status"] == "running"
+    assert lab.guests_of(service_id)[0]["status"] == "running"
     assert outcome_of(lab.run_action(service_id, "stop")) == "Completed"
-    assert lab.vms_of(service_id)[0]["status"] == "stopped"
-    assert outcome_of(lab.update(service_id, cores=4, memoryMb=4096, diskGb=33)) == "Completed"
-    config = lab.vms_of(service_id)[0]["config"]
+    assert lab.guests_of(service_id)[0]["status"] == "stopped"
+    assert outcome_of(lab.update_service(service_id, cores=4, memoryMb=4096, diskGb=33)) == "Completed"
+    config = lab.guests_of(service_id)[0]["config"]
     assert (str(config["cores"]), str(config["memory"])) == ("4", "4096")
     assert "size=33G" in config["scsi0"]
     assert lab.admin.get_service(service_id)["properties"]["cores"] == 4
     assert outcome_of(lab.run_action(service_id, "delete")) == "Completed"
-    assert lab.vms_of(service_id) == []
+    assert lab.guests_of(service_id) == []
     service = lab.admin.get_service(service_id)
     assert service["status"] == "Deleted"
     assert service.get("agentInstanceId") is None
     assert all(mapping["service_id"] != service_id for mapping in lab.smith("mappings", "list"))
-    assert [len(lab.reports(job["id"])) for job in lab.admin.jobs(service_id)] == [1] * 5
+    assert [len(lab.reports(job["id"])) for job in lab.admin.list_jobs(service_id)] == [1] * 5
 
 
 def test_snapshot_restart_and_rollback_work_through_the_agent(lab: LabSystem) -> None:
-    service_id = lab.order("snap")
+    service_id = lab.order_service("snap")
     lab.wait_for_jobs(service_id)
 
     assert outcome_of(lab.run_action(service_id, "snapshot")) == "Completed"
     name = lab.admin.get_service(service_id)["properties"]["lastSnapshot"]
-    assert any(snapshot == name or snapshot.get("name") == name for snapshot in lab.vms_of(service_id)[0]["snapshots"])
+    assert any(
+        snapshot == name or snapshot.get("name") == name for snapshot in lab.guests_of(service_id)[0]["snapshots"]
+    )
     assert outcome_of(lab.run_action(service_id, "rollback")) == "Completed"
     lab.run_action(service_id, "start")
     assert outcome_of(lab.run_action(service_id, "restart")) == "Completed"
@@ -77,9 +79,9 @@ def test_snapshot_restart_and_rollback_work_through_the_agent(lab: LabSystem) ->
 
 
 def test_starting_a_running_vm_and_stopping_a_stopped_vm_succeed(lab: LabSystem) -> None:
-    service_id = lab.order("idem")
+    service_id = lab.order_service("idem")
     lab.wait_for_jobs(service_id)
-    vmid = lab.vms_of(service_id)[0]["vmid"]
+    vmid = lab.guests_of(service_id)[0]["vmid"]
 
     lab.proxmox.control("power", vmid=vmid, status="running")
     assert outcome_of(lab.run_action(service_id, "start")) == "Completed"
@@ -89,18 +91,18 @@ def test_starting_a_running_vm_and_stopping_a_stopped_vm_succeed(lab: LabSystem)
 
 
 def test_deleting_a_vm_that_no_longer_exists_succeeds(lab: LabSystem) -> None:
-    service_id = lab.order("gone")
+    service_id = lab.order_service("gone")
     lab.wait_for_jobs(service_id)
-    lab.proxmox.control("remove", vmid=lab.vms_of(service_id)[0]["vmid"])
+    lab.proxmox.control("remove", vmid=lab.guests_of(service_id)[0]["vmid"])
 
     assert outcome_of(lab.run_action(service_id, "delete")) == "Completed"
     assert lab.admin.get_service(service_id)["status"] == "Deleted"
 
 
 def test_starting_a_vm_that_no_longer_exists_moves_the_service_to_lost(lab: LabSystem) -> None:
-    service_id = lab.order("lost")
+    service_id = lab.order_service("lost")
     lab.wait_for_jobs(service_id)
-    lab.proxmox.control("remove", vmid=lab.vms_of(service_id)[0]["vmid"])
+    lab.proxmox.control("remove", vmid=lab.guests_of(service_id)[0]["vmid"])
 
     job = lab.run_action(service_id, "start")
 
@@ -111,9 +113,9 @@ def test_starting_a_vm_that_no_longer_exists_moves_the_service_to_lost(lab: LabS
 
 
 def test_another_vm_on_the_services_vmid_is_never_changed(lab: LabSystem) -> None:
-    service_id = lab.order("recycled")
+    service_id = lab.order_service("recycled")
     lab.wait_for_jobs(service_id)
-    vmid = lab.vms_of(service_id)[0]["vmid"]
+    vmid = lab.guests_of(service_id)[0]["vmid"]
     lab.proxmox.control("recycle", vmid=vmid, name="foreign")
 
     job = lab.run_action(service_id, "delete")
@@ -123,7 +125,7 @@ def test_another_vm_on_the_services_vmid_is_never_changed(lab: LabSystem) -> Non
 
 
 def test_an_update_without_properties_fails_and_keeps_the_services_properties(lab: LabSystem) -> None:
-    service_id = lab.order("bare")
+    service_id = lab.order_service("bare")
     before = lab.wait_for_jobs(service_id)["properties"]
 
     job = lab.run_action(service_id, "update")
@@ -134,41 +136,41 @@ def test_an_update_without_properties_fails_and_keeps_the_services_properties(la
 
 
 def test_shrinking_a_disk_is_refused_before_any_change(lab: LabSystem) -> None:
-    service_id = lab.order("shrink", diskGb=20)
+    service_id = lab.order_service("shrink", diskGb=20)
     lab.wait_for_jobs(service_id)
 
-    job = lab.update(service_id, diskGb=12, cores=4)
+    job = lab.update_service(service_id, diskGb=12, cores=4)
 
     assert job["errorMessage"].startswith("INVALID_REQUEST: ")
-    config = lab.vms_of(service_id)[0]["config"]
+    config = lab.guests_of(service_id)[0]["config"]
     assert "size=20G" in config["scsi0"]
     assert str(config["cores"]) == "2"
 
 
 def test_an_unknown_template_ends_in_not_found_and_creates_no_vm(lab: LabSystem) -> None:
-    service_id = lab.order("no-template", image="windows-3.11")
+    service_id = lab.order_service("no-template", image="windows-3.11")
 
     service = lab.wait_for_jobs(service_id)
 
     assert service["status"] == "CreateFailed"
     assert lab.last_job(service_id)["errorMessage"].startswith("NOT_FOUND: ")
-    assert lab.vms_of(service_id) == []
+    assert lab.guests_of(service_id) == []
 
 
 def test_a_template_on_another_node_is_cloned(lab: LabSystem) -> None:
-    service_id = lab.order("other-node", image="ubuntu-24.04", diskGb=12)
+    service_id = lab.order_service("other-node", image="ubuntu-24.04", diskGb=12)
 
     assert lab.wait_for_jobs(service_id)["status"] == "Stopped"
-    assert len(lab.vms_of(service_id)) == 1
+    assert len(lab.guests_of(service_id)) == 1
 
 
 def test_the_password_is_stored_in_the_vm_only(lab: LabSystem) -> None:
     password = "correct-horse-{{ 7 * 7 }}-\"battery'"
-    service_id = lab.order("secret", ciUser="ops", ciPassword=password)
+    service_id = lab.order_service("secret", ciUser="ops", ciPassword=password)
 
     assert lab.wait_for_jobs(service_id)["status"] == "Stopped"
 
-    config = lab.vms_of(service_id)[0]["config"]
+    config = lab.guests_of(service_id)[0]["config"]
     assert config["ciuser"] == "ops"
     assert config.get("cipassword")
     written = [path for path in lab.folder.rglob("*") if path.is_file() and "proxmox" not in path.parts]
@@ -181,10 +183,10 @@ def test_the_password_is_stored_in_the_vm_only(lab: LabSystem) -> None:
 def test_a_service_name_is_never_evaluated_as_a_template(lab: LabSystem) -> None:
     marker_file = lab.folder / "evaluated"
     name = "{{ lookup('pipe', 'touch " + str(marker_file) + "') }}"
-    service_id = lab.order(name)
+    service_id = lab.order_service(name)
 
     assert lab.wait_for_jobs(service_id)["status"] == "Stopped"
 
-    (vm,) = lab.vms_of(service_id)
+    (vm,) = lab.guests_of(service_id)
     assert name in vm["config"]["description"]
     assert not marker_file.exists()

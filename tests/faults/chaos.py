@@ -103,7 +103,7 @@ class Load:
         if len(self._groups) < MAX_OPEN_SERVICES:
             self._groups.append(lab.admin.create_group(lab.ids.consumer_id, f"tenant-{len(self._groups)}"))
         group_id, disk_gib = self.rng.choice(self._groups), self.rng.choice((8, 10, 12))
-        service_id = self.system.order(f"chaos-{self.requested}", group_id=group_id, diskGb=disk_gib)
+        service_id = self.system.order_service(f"chaos-{self.requested}", group_id=group_id, diskGb=disk_gib)
         self.requested += 1
         return service_id
 
@@ -117,7 +117,7 @@ class Load:
             # Tags can be changed in every status; cores and memory only while stopped.
             admin.patch_service(service.id, {"tags": [f"t{self.rng.randrange(5)}"]})
         else:
-            admin.action(service.id, action)
+            admin.start_action(service.id, action)
         self.requested += 1
 
 

@@ -52,15 +52,15 @@ class SystemUnderTest:
         self.lab.start_executor(*arguments)
         self.until(lambda: len(self.lab.log_events("agent_ready")) > ready, "the executor to be ready", 60)
 
-    def order(self, name: str, **properties: Any) -> str:
+    def order_service(self, name: str, **properties: Any) -> str:
         """Order a service in a group of its own."""
-        service_id = self.lab.order(name, **properties)
+        service_id = self.lab.order_service(name, **properties)
         self.services.append(service_id)
         return service_id
 
     def create_vm(self, name: str, *, started: bool = False) -> str:
         """Order a service and wait until its VM exists; return the service's id."""
-        service_id = self.order(name)
+        service_id = self.order_service(name)
         assert self.lab.wait_for_jobs(service_id, IDLE_TIMEOUT_S)["status"] == "Stopped"
         if started:
             assert outcome_of(self.lab.run_action(service_id, "start", IDLE_TIMEOUT_S)) == "Completed"
@@ -75,13 +75,13 @@ class SystemUnderTest:
 
     def job_of(self, service_id: str, action: str) -> Json:
         """Return the service's only job of an action."""
-        (job,) = [job for job in self.lab.admin.jobs(service_id) if job["action"] == action]
+        (job,) = [job for job in self.lab.admin.list_jobs(service_id) if job["action"] == action]
         return job
 
     def act_near_the_deadline(self, service_id: str, action: str) -> None:
         """Request an action as if four and a half minutes ago: half a minute of its timeout is left."""
         self.lab.core.advance(-270)
-        self.lab.admin.action(service_id, action)
+        self.lab.admin.start_action(service_id, action)
         self.lab.core.advance(270)
 
     def expire_last_job(self, service_id: str) -> str:
@@ -108,7 +108,7 @@ class SystemUnderTest:
 
     def vm_of(self, service_id: str) -> Json:
         """Return the only VM with the service's marker."""
-        (vm,) = self.lab.vms_of(service_id)
+        (vm,) = self.lab.guests_of(service_id)
         return vm
 
     def clones(self) -> list[Json]:

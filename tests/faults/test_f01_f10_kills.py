@@ -35,7 +35,7 @@ def test_f01_killed_after_the_row_and_before_the_claim(system: SystemUnderTest) 
     → the next agent claims it; one row.
     """
     with system.crashing("rows_written"):
-        service_id = system.order("f01")
+        service_id = system.order_service("f01")
     assert_created_once(system, service_id)
     job = system.last_job(service_id)
     assert claims(system, job["id"]) == [204]
@@ -47,7 +47,7 @@ def test_f02_killed_after_the_claim_was_accepted(system: SystemUnderTest) -> Non
     → the job counts as claimed; no second claim.
     """
     with system.crashing("claim_accepted"):
-        service_id = system.order("f02")
+        service_id = system.order_service("f02")
     assert_created_once(system, service_id)
     assert claims(system, system.last_job(service_id)["id"]) == [204]
 
@@ -56,9 +56,9 @@ def test_f02_after_a_lost_database_the_agent_finishes_its_processing_jobs(system
     """The database is lost while jobs run → the agent finishes its own Processing jobs from the state in Proxmox."""
     created = system.create_vm("f02-created")
     with system.crashing("claim_accepted"):
-        claimed = system.order("f02-claimed")
+        claimed = system.order_service("f02-claimed")
     system.wait_for_jobs(claimed)
-    cloning = system.order("f02-cloning")
+    cloning = system.order_service("f02-cloning")
     system.until(lambda: system.clones_of(cloning), "the clone to begin")
     system.lab.executor.kill()
     system.lab.executor.wait()
@@ -74,7 +74,7 @@ def test_f02_after_a_lost_database_the_agent_finishes_its_processing_jobs(system
 def assert_not_cloned_twice(system: SystemUnderTest, service_id: str) -> None:
     assert system.wait_for_jobs(service_id)["status"] == "Stopped"
     assert len(system.clones_of(service_id)) == 1, "a partial clone was not recognised"
-    assert len(system.lab.vms_of(service_id)) == 1
+    assert len(system.lab.guests_of(service_id)) == 1
 
 
 @pytest.mark.parametrize("kind", ["drop_after", "html"])
@@ -83,7 +83,7 @@ def test_f03_the_response_to_a_claim_is_lost(system: SystemUnderTest, kind: str)
     → `GET /jobs/{id}` decides; no second claim.
     """
     system.lab.core.fault(kind, method="POST", path=r"/claim$", times=1, effect=True)
-    service_id = system.order(f"f03-{kind.partition('_')[0]}")
+    service_id = system.order_service(f"f03-{kind.partition('_')[0]}")
     assert_created_once(system, service_id)
     assert 204 not in claims(system, system.last_job(service_id)["id"])[1:]
 
@@ -93,7 +93,7 @@ def test_f04_killed_after_the_reservation(system: SystemUnderTest) -> None:
     → the next attempt uses the same reservation.
     """
     with system.crashing("vmid_reserved"):
-        service_id = system.order("f04")
+        service_id = system.order_service("f04")
         system.until(lambda: system.rows("SELECT 1 FROM mappings WHERE service_id = ?", service_id), "the reservation")
         (reserved,) = system.rows("SELECT vmid FROM mappings WHERE service_id = ?", service_id)
     assert_created_once(system, service_id)
@@ -104,7 +104,7 @@ def test_f05_killed_just_after_the_clone_request(system: SystemUnderTest) -> Non
     """The agent crashes after the clone request and before it recorded the Proxmox task
     → the clone is found; one VM.
     """
-    service_id = system.order("f05")
+    service_id = system.order_service("f05")
     system.until(lambda: system.clones_of(service_id), "the clone request")
     system.kill_agent()
     assert_created_once(system, service_id)
@@ -116,7 +116,7 @@ def test_f06_killed_while_the_clone_runs(system: SystemUnderTest) -> None:
     """
     system.lab.proxmox.control("task_seconds", type="qmclone", seconds=60)  # 12 s at the system's time scale
     try:
-        service_id = system.order("f06")
+        service_id = system.order_service("f06")
         system.until(lambda: system.clones_of(service_id), "the clone request")
         time.sleep(2)  # the clone is in progress
         before = system.run_processes()
@@ -133,7 +133,7 @@ def test_f07_killed_between_clone_and_marker(system: SystemUnderTest) -> None:
     → the clone is adopted by reservation and name, then marked.
     """
     system.lab.proxmox.fail("PUT", "/nodes/*/qemu/*/config", status=503, text="held up", delay_s=20)
-    service_id = system.order("f07")
+    service_id = system.order_service("f07")
     system.until(lambda: unmarked(system, service_id), "the clone without a marker")
     system.kill_agent()
     system.lab.proxmox.control("clear_faults")
@@ -141,10 +141,10 @@ def test_f07_killed_between_clone_and_marker(system: SystemUnderTest) -> None:
 
 
 def unmarked(system: SystemUnderTest, service_id: str) -> bool:
-    named = [vm for vm in system.lab.vms() if vm["name"].endswith(service_id[:8])]
+    named = [vm for vm in system.lab.guests() if vm["name"].endswith(service_id[:8])]
     calls = [call for call in system.lab.proxmox.changing_requests() if call["method"] == "PUT"]
     waiting = any(call["path"].endswith(f"/{vm['vmid']}/config") for vm in named for call in calls)
-    return waiting and not system.lab.vms_of(service_id)
+    return waiting and not system.lab.guests_of(service_id)
 
 
 def test_f07_a_service_whose_clone_has_no_marker_yet_can_be_deleted(system: SystemUnderTest) -> None:
@@ -152,19 +152,19 @@ def test_f07_a_service_whose_clone_has_no_marker_yet_can_be_deleted(system: Syst
     → the clone is deleted by its reserved name.
     """
     system.lab.proxmox.fail("PUT", "/nodes/*/qemu/*/config", status=500, text="not today", times=-1)
-    service_id = system.order("f07-gone")
+    service_id = system.order_service("f07-gone")
     assert system.wait_for_jobs(service_id)["status"] == "CreateFailed"
     system.lab.proxmox.control("clear_faults")
-    assert [vm for vm in system.lab.vms() if vm["name"].endswith(service_id[:8])]
+    assert [vm for vm in system.lab.guests() if vm["name"].endswith(service_id[:8])]
     assert outcome_of(system.lab.run_action(service_id, "delete")) == "Completed"
-    assert not [vm for vm in system.lab.vms() if vm["name"].endswith(service_id[:8])]
+    assert not [vm for vm in system.lab.guests() if vm["name"].endswith(service_id[:8])]
     system.assert_consistent()
 
 
 def test_f08_killed_after_the_vm_is_ready_and_before_its_result_is_stored(system: SystemUnderTest) -> None:
     """The agent crashes after the run ended and before the result is stored → the same instance is reported."""
     with system.crashing("run_ended"):
-        service_id = system.order("f08")
+        service_id = system.order_service("f08")
     assert_created_once(system, service_id)
     instance = system.lab.admin.get_service(service_id)["agentInstanceId"]
     assert instance.endswith(f"/{system.vm_of(service_id)['vmid']}")
@@ -175,7 +175,7 @@ def test_f09_killed_after_the_result_is_stored_and_before_the_report(system: Sys
     → the next agent sends the report once.
     """
     with system.crashing("job_finished"):
-        service_id = system.order("f09")
+        service_id = system.order_service("f09")
     assert_created_once(system, service_id)
     assert reports(system, system.last_job(service_id)["id"]) == [204]
 
@@ -185,7 +185,7 @@ def test_f10_killed_after_the_report_was_accepted(system: SystemUnderTest) -> No
     → the second report gets 400; `GET /jobs/{id}` settles it.
     """
     with system.crashing("report_accepted"):
-        service_id = system.order("f10")
+        service_id = system.order_service("f10")
     job_id = wait_for(lambda: system.last_job(service_id), 10, "the job")["id"]
     assert_created_once(system, service_id)
     system.until(lambda: len(reports(system, job_id)) == 2, "the repeated report")
@@ -199,6 +199,6 @@ def test_f10_the_response_to_a_report_is_lost(system: SystemUnderTest) -> None:
     → the second report is refused; `GET /jobs/{id}` settles it.
     """
     system.lab.core.fault("drop_after", method="POST", path="/complete$", times=1)
-    service_id = system.order("f10-lost")
+    service_id = system.order_service("f10-lost")
     assert_created_once(system, service_id)
     assert reports(system, system.last_job(service_id)["id"]) == [None, 400]

@@ -36,7 +36,7 @@ def test_f11_fulcrumcore_fails_while_a_job_runs(system: SystemUnderTest, outage:
     → the report is sent when FulcrumCore recovers.
     """
     rule = OUTAGES[outage]
-    service_id = system.order(f"f11-{list(OUTAGES).index(outage)}")
+    service_id = system.order_service(f"f11-{list(OUTAGES).index(outage)}")
     system.until(lambda: system.clones_of(service_id), "the clone to begin")
     downs = len(system.lab.log_events("fulcrum_stopped_answering"))
     if rule is None:
@@ -57,7 +57,7 @@ def test_f11_fulcrumcore_fails_while_a_job_runs(system: SystemUnderTest, outage:
 def test_f11_a_single_403_response_does_not_abandon_the_job(system: SystemUnderTest, call: str) -> None:
     """One request about a job gets 403, as during an outage of FulcrumCore's database → the job continues."""
     system.lab.core.fault("status", status=403, method="POST", path=f"/{call}$", times=1)
-    service_id = system.order(f"f11-403-{call}")
+    service_id = system.order_service(f"f11-403-{call}")
     assert system.wait_for_jobs(service_id)["status"] == "Stopped"
     assert not [event for event in system.lab.log_events("job_abandoned") if event["service_id"] == service_id]
     system.assert_consistent()
@@ -78,7 +78,7 @@ def test_f11_r9_the_reports_of_a_day_are_sent_oldest_first_when_fulcrumcore_reco
     upgrade(engine)
     fulcrum = FulcrumClient(system.lab.core.url, lambda: system.lab.ids.agent_token)
     now = datetime.now(UTC)
-    job_ids = [str(system.last_job(system.order(f"day-{number}"))["id"]) for number in range(JOBS_OF_A_DAY)]
+    job_ids = [str(system.last_job(system.order_service(f"day-{number}"))["id"]) for number in range(JOBS_OF_A_DAY)]
     for number, job_id in enumerate(job_ids):
         fulcrum.claim_job(job_id)
         ended_at = now - timedelta(seconds=DAY_S * (1 - number / JOBS_OF_A_DAY))
@@ -122,7 +122,7 @@ def _reports_due(engine: object) -> int:
 
 def test_f12_fulcrumcore_times_out_a_job_during_its_clone(system: SystemUnderTest) -> None:
     """FulcrumCore times out the job during its clone → the result is kept, and the next create finds the VM."""
-    service_id = system.order("f12")
+    service_id = system.order_service("f12")
     system.until(lambda: system.clones_of(service_id), "the clone to begin")
     job_id = system.expire_last_job(service_id)
     system.until(
@@ -139,12 +139,12 @@ def test_f12_fulcrumcore_times_out_a_job_during_its_clone(system: SystemUnderTes
 
 def test_f12_a_service_whose_create_timed_out_can_be_deleted(system: SystemUnderTest) -> None:
     """FulcrumCore times out a create that later succeeds, and the user deletes the service → the VM is deleted."""
-    service_id = system.order("f12-gone")
+    service_id = system.order_service("f12-gone")
     system.until(lambda: system.clones_of(service_id), "the clone to begin")
     system.expire_last_job(service_id)
-    system.until(lambda: system.lab.vms_of(service_id), "the VM")
+    system.until(lambda: system.lab.guests_of(service_id), "the VM")
     assert outcome_of(system.lab.run_action(service_id, "delete")) == "Completed"
-    assert not system.lab.vms_of(service_id)
+    assert not system.lab.guests_of(service_id)
     system.assert_consistent()
 
 
@@ -158,15 +158,15 @@ def test_f13_the_token_is_revoked_and_replaced(make_system: MakeSystem) -> None:
     (secrets / "fulcrum_api_token").write_text(system.lab.ids.agent_token)
     system.lab.settings |= {"FULCRUM_API_TOKEN": "", "SMITH_SECRETS_DIR": str(secrets)}
     system.start()
-    running = system.order("f13-running")
+    running = system.order_service("f13-running")
     system.until(lambda: system.clones_of(running), "the clone to begin")
 
     system.lab.core.revoke_token(value=system.lab.ids.agent_token)
-    waiting = system.order("f13-waiting")
+    waiting = system.order_service("f13-waiting")
     system.wait_for_log("fulcrum_stopped_answering")
-    system.until(lambda: system.lab.vms_of(running), "the running job's VM")
+    system.until(lambda: system.lab.guests_of(running), "the running job's VM")
     assert system.last_job(waiting)["status"] == "Pending"
-    assert not system.lab.vms_of(waiting)
+    assert not system.lab.guests_of(waiting)
     new = str(system.lab.admin.create_token("second", "agent", system.lab.ids.agent_id)["value"])
     (secrets / "fulcrum_api_token").write_text(new)
 
@@ -180,7 +180,7 @@ def test_f14_a_429_response_delays_the_report_by_its_retry_after(system: SystemU
     system.lab.core.fault(
         "status", status=429, method="POST", path="/complete$", times=1, headers={"Retry-After": str(retry_after_s)}
     )
-    service_id = system.order("f14")
+    service_id = system.order_service("f14")
     assert system.wait_for_jobs(service_id)["status"] == "Stopped"
     first, second = system.lab.reports(system.last_job(service_id)["id"])
     assert (first["status"], second["status"]) == (429, 204)

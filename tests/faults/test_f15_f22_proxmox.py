@@ -30,7 +30,7 @@ def test_f15_each_request_to_proxmox_fails(system: SystemUnderTest, request_name
     method, path = REQUESTS[request_name]
     for failure in FAILURES.values():
         system.lab.proxmox.fail(method, path, times=1, **failure)
-    services = [system.order(f"f15-{list(REQUESTS).index(request_name)}-{number}") for number in range(2)]
+    services = [system.order_service(f"f15-{list(REQUESTS).index(request_name)}-{number}") for number in range(2)]
     assert [system.wait_for_jobs(service_id)["status"] for service_id in services] == ["Stopped"] * 2
     system.lab.proxmox.control("clear_faults")
     system.assert_consistent()
@@ -39,7 +39,7 @@ def test_f15_each_request_to_proxmox_fails(system: SystemUnderTest, request_name
 def test_f15_proxmox_responds_after_the_modules_timeout(system: SystemUnderTest) -> None:
     """Proxmox responds to a clone request after 7 s, later than the module's timeout → the clone is found; one VM."""
     system.lab.proxmox.fail("POST", "/nodes/*/qemu/9000/clone", status=500, text="late", times=1, after=True, delay_s=7)
-    service_id = system.order("f15-late")
+    service_id = system.order_service("f15-late")
     assert system.wait_for_jobs(service_id)["status"] == "Stopped"
     assert len(system.clones_of(service_id)) == 1
     system.assert_consistent()
@@ -52,7 +52,7 @@ def test_f16_a_vm_is_locked(system: SystemUnderTest, lock: str) -> None:
     vmid = system.vm_of(service_id)["vmid"]
     system.lab.proxmox.control("lock", vmid=vmid, lock=lock)
     requeued = len(system.lab.log_events("job_requeued"))
-    system.lab.admin.action(service_id, "start")
+    system.lab.admin.start_action(service_id, "start")
     system.wait_for_log("job_requeued", requeued + 1)
     assert "VM_LOCKED" in system.lab.log_events("job_requeued")[-1]["reason"]
     system.lab.proxmox.control("lock", vmid=vmid, lock=None)
@@ -64,9 +64,9 @@ def test_f16_the_template_is_locked(system: SystemUnderTest) -> None:
     """Proxmox cannot lock the template for a clone in time → the job is retried with a growing backoff; one VM."""
     text = "can't lock file '/var/lock/qemu-server/lock-9000.conf' - got timeout"
     system.lab.proxmox.fail("POST", "/nodes/*/qemu/9000/clone", status=500, text=text, times=2)
-    service_id = system.order("f16-template")
+    service_id = system.order_service("f16-template")
     assert system.wait_for_jobs(service_id)["status"] == "Stopped"
-    assert len(system.lab.vms_of(service_id)) == 1
+    assert len(system.lab.guests_of(service_id)) == 1
     system.assert_consistent()
 
 
@@ -93,13 +93,13 @@ TASKS = {
 def test_f17_a_proxmox_task_fails(system: SystemUnderTest, text: str) -> None:
     """The Proxmox task of the clone fails → the job fails at once with the task's error message; no VM is left."""
     system.lab.proxmox.fail_task("qmclone", text, times=-1)
-    service_id = system.order(f"f17-{len(text)}")
+    service_id = system.order_service(f"f17-{len(text)}")
     assert system.wait_for_jobs(service_id)["status"] == "CreateFailed"
     system.lab.proxmox.control("clear_faults")
     message = system.last_job(service_id)["errorMessage"]
     assert message.startswith(f"{TASKS[text]}: ")
     assert text.partition(": ")[2] in message
-    assert not [vm for vm in system.lab.vms() if vm["name"].endswith(service_id[:8])]
+    assert not [vm for vm in system.lab.guests() if vm["name"].endswith(service_id[:8])]
     assert outcome_of(system.lab.run_action(service_id, "create")) == "Completed"
     system.assert_consistent()
 
@@ -107,7 +107,7 @@ def test_f17_a_proxmox_task_fails(system: SystemUnderTest, text: str) -> None:
 def test_f18_the_vmid_is_taken_between_reservation_and_clone(system: SystemUnderTest) -> None:
     """Another client creates a VM with the reserved VMID → another VMID is reserved; the foreign VM is unchanged."""
     with system.crashing("vmid_reserved"):
-        service_id = system.order("f18")
+        service_id = system.order_service("f18")
         reserved = system.until(
             lambda: system.rows("SELECT vmid FROM mappings WHERE service_id = ?", service_id), "the reservation"
         )

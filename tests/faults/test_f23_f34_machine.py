@@ -46,7 +46,7 @@ def test_f23_only_the_playbook_processes_are_killed(make_system: MakeSystem, war
     """The OOM killer or an operator kills ansible-playbook → the job is retried, the agent keeps running; one VM."""
     system = make_system(time_scale=0.5, SMITH_WARM=warm)
     system.start()
-    service_id = system.order("f23")
+    service_id = system.order_service("f23")
     system.until(lambda: system.clones_of(service_id), "the clone to begin")
     agent = system.agent().pid
     for process in system.run_processes():
@@ -71,7 +71,7 @@ def test_f23_the_oom_killer_prefers_runs_to_the_agent(system: SystemUnderTest) -
     """The machine runs out of memory
     → each process of a run has a higher oom_score_adj than the agent and the supervisor.
     """
-    service_id = system.order("f23-oom")
+    service_id = system.order_service("f23-oom")
     protected = max(oom_score_adj(pid) or 0 for pid in (system.agent().pid, system.lab.executor.pid))
 
     def are_preferred() -> bool:
@@ -112,11 +112,11 @@ def test_f26_the_disk_is_full(small_disk: Path, tmp_path: Path) -> None:
     """
     with running_system(tmp_path, time_scale=0.2, SMITH_DATA_DIR=str(small_disk / "data")) as system:
         system.start()
-        running = system.order("f26-running")
+        running = system.order_service("f26-running")
         system.until(lambda: system.clones_of(running), "the clone to begin")
         ballast = small_disk / "ballast"
         fill(ballast)
-        waiting = system.order("f26-waiting")
+        waiting = system.order_service("f26-waiting")
         system.wait_for_log("disk_space_low")
         time.sleep(5)  # the running job meets the full disk; the waiting job must not start
         assert not system.clones_of(waiting)
@@ -135,7 +135,7 @@ def test_f26_a_job_whose_end_was_not_stored_is_released_and_finished(small_disk:
     with running_system(tmp_path, SMITH_DATA_DIR=str(small_disk / "data"), SMITH_LEASE_S="6") as system:
         system.lab.core.fault("delay", method="POST", path="/claim$", delay_s=3, times=1)
         system.start()
-        service_id = system.order("f26-forgotten")
+        service_id = system.order_service("f26-forgotten")
         claim_sent = "SELECT 1 FROM jobs WHERE claim_sent_at IS NOT NULL"
         system.until(lambda: system.rows(claim_sent), "the claim request")
         ballast = small_disk / "ballast"
@@ -154,7 +154,7 @@ def test_f33_artifacts_cannot_be_written(system: SystemUnderTest) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.write_text("not a folder")
     try:
-        service_id = system.order("f33")
+        service_id = system.order_service("f33")
         assert system.wait_for_jobs(service_id)["status"] == "Stopped"
         system.assert_consistent()
         assert system.lab.log_events("artifacts_not_stored")
@@ -165,7 +165,7 @@ def test_f33_artifacts_cannot_be_written(system: SystemUnderTest) -> None:
 def test_f33_artifacts_are_deleted_before_the_report(system: SystemUnderTest) -> None:
     """The artifacts are deleted before FulcrumCore accepted the report → the report is sent from the row."""
     system.lab.core.fault("status", status=503, method="POST", path="/complete$")
-    service_id = system.order("f33-gone")
+    service_id = system.order_service("f33-gone")
     ended = "SELECT 1 FROM jobs WHERE service_id = ? AND report_state = 'due'"
     system.until(lambda: system.rows(ended, service_id), "the result")
     shutil.rmtree(system.lab.data_dir / "artifacts")
@@ -181,7 +181,7 @@ def test_f27_the_sqlite_file_is_locked_beyond_the_busy_timeout(system: SystemUnd
     """Another process holds SQLite's write lock for 20 s while a job runs
     → nothing is lost, and heartbeats continue.
     """
-    service_id = system.order("f27")
+    service_id = system.order_service("f27")
     system.until(lambda: system.clones_of(service_id), "the clone to begin")
     connection = sqlite3.connect(system.lab.data_dir / "smith.db", timeout=30, isolation_level=None)
     connection.execute("BEGIN IMMEDIATE")
@@ -204,7 +204,7 @@ def test_f27_postgresql_closes_connections_and_restarts(postgres: PostgresCluste
         system = make_system(time_scale=0.3, SMITH_DATABASE_URL=url, SMITH_CONCURRENCY="4")
         stack.enter_context(stopping_the_executor(system))
         system.start()
-        services = [system.order(f"f27-{number}") for number in range(4)]
+        services = [system.order_service(f"f27-{number}") for number in range(4)]
         system.until(system.clones, "a clone to begin")
         ours = (
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND usename = 'smith'"
@@ -248,7 +248,7 @@ def test_f28_a_node_that_was_suspended_past_its_lease_writes_nothing(
         system.lab.core.switch(two_claims_win=True)
         system.start()
         with stopping_the_executor(system), second_executor(system) as other:
-            services = [system.order(f"f28-{number}") for number in range(4)]
+            services = [system.order_service(f"f28-{number}") for number in range(4)]
             system.until(lambda: len(system.clones()) == 4, "all clones to begin")
             with suspended(system):
                 other.wait_for_log("job_reaped")
@@ -288,7 +288,7 @@ def test_f30_an_agent_with_the_same_host_name_and_pid_is_a_new_instance(make_sys
     if subprocess.run([*inside, "true"], check=False, capture_output=True).returncode:
         pytest.skip("NOT TESTED IN A PID NAMESPACE: creating one is not permitted")
     system = make_system(time_scale=0.5)
-    service_id = system.order("f30")
+    service_id = system.order_service("f30")
     with executor_in_pid_namespace(system, inside):
         system.until(lambda: system.clones_of(service_id), "the clone to begin")
     with executor_in_pid_namespace(system, inside):
@@ -355,7 +355,7 @@ def test_f29_the_system_clock_jumps(make_system: MakeSystem, clock_shift: Path) 
     for name, seconds in (("ahead", 3600), ("back", -3600)):
         before = datetime.fromisoformat(system.lab.log_events()[-1]["timestamp"])
         shift.write_text(str(seconds))
-        assert system.wait_for_jobs(system.order(f"f29-{name}"))["status"] == "Stopped"
+        assert system.wait_for_jobs(system.order_service(f"f29-{name}"))["status"] == "Stopped"
         jumped_s = (datetime.fromisoformat(system.lab.log_events()[-1]["timestamp"]) - before).total_seconds()
         assert abs(jumped_s) > 3000, "the clock did not jump: the test shows nothing"
         times = heartbeats(system)
@@ -376,7 +376,7 @@ def test_f29_the_whole_machine_is_suspended(system: SystemUnderTest) -> None:
     """The machine is suspended longer than every interval and resumes
     → no process is treated as stalled; jobs continue.
     """
-    service_id = system.order("f29-suspended")
+    service_id = system.order_service("f29-suspended")
     system.until(lambda: system.clones_of(service_id), "the clone to begin")
     with suspended(system):
         time.sleep(10)
@@ -390,9 +390,9 @@ def test_f29_the_whole_machine_is_suspended(system: SystemUnderTest) -> None:
 
 def test_f34_a_job_that_crashes_the_agent_three_times(system: SystemUnderTest) -> None:
     """A job crashes the agent at each attempt → after three attempts it fails with QUARANTINED; other jobs continue."""
-    crashing_service = system.lab.order("f34-crashing_service")
+    crashing_service = system.lab.order_service("f34-crashing_service")
     with system.crashing("run_noted", service_id=crashing_service, times=3):
-        others = [system.order(f"f34-{number}") for number in range(2)]
+        others = [system.order_service(f"f34-{number}") for number in range(2)]
         assert system.wait_for_jobs(crashing_service)["status"] == "CreateFailed"
     assert system.last_job(crashing_service)["errorMessage"].startswith("QUARANTINED: ")
     assert [system.wait_for_jobs(service_id)["status"] for service_id in others] == ["Stopped"] * 2

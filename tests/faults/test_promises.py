@@ -32,7 +32,7 @@ def test_r5_the_agent_claims_again_after_each_kill(make_system: MakeSystem, figu
     for number in range(2):
         killed_at = time.time()
         system.agent().send_signal(signal.SIGKILL)
-        service_id = system.order(f"after-{number}")
+        service_id = system.order_service(f"after-{number}")
         assert system.wait_for_jobs(service_id)["status"] == "Stopped"
         (claim,) = system.lab.core.history(method="POST", path=f"/{system.last_job(service_id)['id']}/claim")
         took.append(claim["time"] - killed_at)
@@ -48,7 +48,7 @@ def test_r6_heartbeats_continue_while_all_slots_are_busy_and_fulcrumcore_is_slow
     _insert_old_jobs(f"sqlite:///{system.lab.data_dir / 'smith.db'}")
     system.lab.proxmox.control("task_seconds", type="qmclone", seconds=MIN_GAPS * 20)
     system.start()
-    services = [system.order(f"busy-{number}") for number in range(4)]
+    services = [system.order_service(f"busy-{number}") for number in range(4)]
     system.until(lambda: len(system.clones()) == len(services), "all slots to be busy")
     system.lab.core.fault("delay", path="^/api/v1/(agents|jobs)", delay_s=FULCRUMCORE_RESPONSE_S)
     since = system.lab.core.history()[-1]["seq"]
@@ -84,7 +84,7 @@ def test_r7_no_process_of_a_run_is_alive_five_seconds_after_its_end(
 ) -> None:
     system = make_system(time_scale=1.0)
     system.start()
-    service_id = system.order("ended")
+    service_id = system.order_service("ended")
     system.until(lambda: system.clones_of(service_id), "the clone to begin")
     processes = system.run_processes()
     assert processes

@@ -39,7 +39,7 @@ UNREACHABLE = {
 def _create_service_until_clone(lab: LabSystem, name: str) -> tuple[str, dict[str, Any]]:
     """Create a service and wait until Proxmox clones its VM; return the service's id and its job."""
     before = len(_clones(lab))
-    service_id = lab.order(name)
+    service_id = lab.order_service(name)
     wait_for(lambda: len(_clones(lab)) > before, JOB_LIMIT_S, "a clone to start")
     return service_id, lab.last_job(service_id)
 
@@ -78,21 +78,21 @@ def test_only_the_data_folder_is_writable(running: Container) -> None:
 
 def test_a_burst_of_services_fits_into_the_memory_limit(lab: LabSystem, running: Container) -> None:
     """Four services at once in 512 MiB: created, started, stopped, updated and deleted."""
-    services = [lab.order(f"burst-{number}") for number in range(4)]
+    services = [lab.order_service(f"burst-{number}") for number in range(4)]
     deleted, started = services[:1], services[:2]
     assert _statuses(lab, services) == ["Stopped"] * 4, running.logs()[-3000:]
     for service_id in started:
-        lab.admin.action(service_id, "start")
+        lab.admin.start_action(service_id, "start")
     assert _statuses(lab, started) == ["Started"] * 2
-    lab.admin.action(deleted[0], "stop")
+    lab.admin.start_action(deleted[0], "stop")
     assert _statuses(lab, deleted) == ["Stopped"]
     lab.admin.patch_service(deleted[0], {"cores": 4})
     assert _statuses(lab, deleted) == ["Stopped"]
-    (changed,) = lab.vms_of(deleted[0])
+    (changed,) = lab.guests_of(deleted[0])
     assert (changed["status"], int(changed["config"]["cores"])) == ("stopped", 4)
     lab.admin.delete_service(deleted[0])
     assert _statuses(lab, services) == ["Deleted", "Started", "Stopped", "Stopped"]
-    vm_states = [vm["status"] for service_id in services for vm in lab.vms_of(service_id)]
+    vm_states = [vm["status"] for service_id in services for vm in lab.guests_of(service_id)]
     assert vm_states == ["running", "stopped", "stopped"]
     mapped = {mapping["service_id"] for mapping in smith(running, "mappings", "list")}
     assert set(services) & mapped == set(services[1:])
@@ -117,7 +117,7 @@ def test_no_job_is_lost_or_done_twice_when_the_agent_is_killed(lab: LabSystem, r
     assert running.execute("python3", "-c", f"import os; os.kill({_agent_pid(running)}, 9)").returncode == 0
     assert lab.wait_for_jobs(service_id, 2 * JOB_LIMIT_S)["status"] == "Stopped", running.logs()[-3000:]
     assert len(events(running, "agent_started")) == before + 1
-    assert len(lab.vms_of(service_id)) == 1
+    assert len(lab.guests_of(service_id)) == 1
     assert len(lab.reports(job["id"])) == 1
 
 
@@ -126,7 +126,7 @@ def test_a_stop_waits_for_the_running_playbook_and_reports_it(lab: LabSystem, ru
     assert running.stop() == 0, running.logs()[-3000:]
     assert lab.last_job(service_id)["id"] == job["id"]
     assert outcome_of(lab.last_job(service_id)) == "Completed"
-    assert len(lab.vms_of(service_id)) == 1
+    assert len(lab.guests_of(service_id)) == 1
 
 
 def test_a_start_with_the_same_volume_has_the_old_mappings(lab: LabSystem, running: Container) -> None:
@@ -134,7 +134,7 @@ def test_a_start_with_the_same_volume_has_the_old_mappings(lab: LabSystem, runni
     (service_id,) = [service["id"] for service in lab.admin.list_services() if service["name"] == "stopped"]
     assert service_id in {mapping["service_id"] for mapping in smith(running, "mappings", "list")}
     assert outcome_of(lab.run_action(service_id, "start", JOB_LIMIT_S)) == "Completed"
-    assert [vm["status"] for vm in lab.vms_of(service_id)] == ["running"]
+    assert [vm["status"] for vm in lab.guests_of(service_id)] == ["running"]
 
 
 def test_no_secret_is_in_output_or_environment(lab: LabSystem, running: Container) -> None:

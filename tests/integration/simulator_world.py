@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Any
 
 import requests
-from smith_lab.fulcrum_setup import AdminClient, Bootstrapped, add_agent, bootstrap
+from smith_lab.fulcrum_setup import AdminClient, CreatedObjects, add_agent, bootstrap
 from smith_lab.simulator.control import RunningSimulator
 
 TIMEOUT_S = 20
@@ -62,7 +62,7 @@ class World:
         sim.reset()
         self.sim = sim
         self.admin = AdminClient(sim.url)
-        self.ids: Bootstrapped = bootstrap(self.admin)
+        self.ids: CreatedObjects = bootstrap(self.admin)
         self._callers: list[Caller] = []
         self.agent = self.caller(self.ids.agent_token)
         self.admin_caller = self.caller(self.ids.admin_token)
@@ -115,7 +115,7 @@ class World:
 
     def job_of(self, service: dict[str, Any]) -> dict[str, Any]:
         """Return the service's newest job, as in the list."""
-        return self.admin.jobs(service["id"])[-1]
+        return self.admin.list_jobs(service["id"])[-1]
 
     def created(self, instance: str = "agent/100000", **properties: Any) -> dict[str, Any]:
         """Create a service and complete its create job; return the service, Stopped."""

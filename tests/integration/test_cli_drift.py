@@ -42,7 +42,7 @@ class World:
 
     def service(self, vmid: int | None) -> str:
         """Order a service and complete its create as an agent does, for a VM on this VMID."""
-        service_id = self.lab.order(f"s-{uuid.uuid4().hex[:8]}")
+        service_id = self.lab.order_service(f"s-{uuid.uuid4().hex[:8]}")
         if vmid is None:
             return service_id
         core = FulcrumClient(self.lab.core.url, lambda: self.lab.ids.agent_token)
@@ -95,13 +95,13 @@ def world(lab: LabSystem, tmp_path: Path) -> Iterator[World]:
     yield made
     lab.proxmox.control("clear_faults")
     lab.proxmox.control("grant", path="/vms", privilege="VM.Audit")
-    for guest in lab.vms():
+    for guest in lab.guests():
         lab.proxmox.control("remove", vmid=guest["vmid"])
     core = FulcrumClient(lab.core.url, lambda: lab.ids.agent_token)
     for service in lab.admin.list_services():
         if service["status"] == "Deleted":
             continue
-        for job in lab.admin.jobs(service["id"]):
+        for job in lab.admin.list_jobs(service["id"]):
             if job["status"] == "Pending":
                 core.claim_job(job["id"])
                 core.complete_job(job["id"])

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from smith_lab.fulcrum_setup import METRIC_TYPES, AdminClient, Bootstrapped, add_agent, bootstrap
+from smith_lab.fulcrum_setup import METRIC_TYPES, AdminClient, CreatedObjects, add_agent, bootstrap
 from smith_lab.simulator.control import RunningSimulator, running_simulator
 
 from executor.errors import FulcrumAuthFailing, FulcrumNotFound, FulcrumRefused, FulcrumUnavailable
@@ -38,16 +38,16 @@ def admin(simulator: RunningSimulator) -> Iterator[AdminClient]:
 
 
 @pytest.fixture
-def core(admin: AdminClient) -> Bootstrapped:
+def core(admin: AdminClient) -> CreatedObjects:
     return bootstrap(admin)
 
 
 @pytest.fixture
-def client(simulator: RunningSimulator, core: Bootstrapped) -> FulcrumClient:
+def client(simulator: RunningSimulator, core: CreatedObjects) -> FulcrumClient:
     return FulcrumClient(simulator.url, lambda: core.agent_token, read_timeout_s=5)
 
 
-def order(admin: AdminClient, core: Bootstrapped, name: str = "web-1", **more: Any) -> dict[str, Any]:
+def order(admin: AdminClient, core: CreatedObjects, name: str = "web-1", **more: Any) -> dict[str, Any]:
     """Create a service in its own group."""
     properties = PROPERTIES | more.pop("properties", {})
     return admin.create_service(
@@ -67,7 +67,7 @@ def only_job(client: FulcrumClient) -> CoreJob:
 # The agent
 
 
-def test_the_agent_reads_itself(client: FulcrumClient, core: Bootstrapped) -> None:
+def test_the_agent_reads_itself(client: FulcrumClient, core: CreatedObjects) -> None:
     agent = client.get_self()
     assert (agent.id, agent.name, agent.provider_id) == (core.agent_id, "smith-dc1", core.provider_id)
     assert agent.agent_type
@@ -85,7 +85,7 @@ def test_the_heartbeat_sets_the_status(client: FulcrumClient) -> None:
 
 
 def test_an_agent_reads_that_an_administrator_disabled_it(
-    client: FulcrumClient, admin: AdminClient, core: Bootstrapped
+    client: FulcrumClient, admin: AdminClient, core: CreatedObjects
 ) -> None:
     admin.call("PATCH", f"/participants/{core.provider_id}", {"status": "Disabled"})
     assert client.get_self().is_disabled
@@ -94,7 +94,7 @@ def test_an_agent_reads_that_an_administrator_disabled_it(
 # Jobs
 
 
-def test_a_job_goes_from_pending_to_completed(client: FulcrumClient, admin: AdminClient, core: Bootstrapped) -> None:
+def test_a_job_goes_from_pending_to_completed(client: FulcrumClient, admin: AdminClient, core: CreatedObjects) -> None:
     service = order(admin, core)
     job = only_job(client)
     assert (job.action, job.status, job.service_id, job.defects) == ("create", "Pending", service["id"], ())
@@ -124,7 +124,7 @@ def test_a_job_goes_from_pending_to_completed(client: FulcrumClient, admin: Admi
     assert client.own_processing_jobs(core.agent_id) == []
 
 
-def test_a_job_goes_from_pending_to_failed(client: FulcrumClient, admin: AdminClient, core: Bootstrapped) -> None:
+def test_a_job_goes_from_pending_to_failed(client: FulcrumClient, admin: AdminClient, core: CreatedObjects) -> None:
     service = order(admin, core)
     job = only_job(client)
     client.claim_job(job.id)
@@ -135,13 +135,13 @@ def test_a_job_goes_from_pending_to_failed(client: FulcrumClient, admin: AdminCl
 
 
 def test_a_completion_without_values_keeps_those_of_fulcrumcore(
-    client: FulcrumClient, admin: AdminClient, core: Bootstrapped
+    client: FulcrumClient, admin: AdminClient, core: CreatedObjects
 ) -> None:
     service = order(admin, core)
     job = only_job(client)
     client.claim_job(job.id)
     client.complete_job(job.id, agent_instance_id="a/1", agent_instance_data={"vmid": 1})
-    admin.action(service["id"], "start")
+    admin.start_action(service["id"], "start")
     job = only_job(client)
     client.claim_job(job.id)
     client.complete_job(job.id)
@@ -150,7 +150,7 @@ def test_a_completion_without_values_keeps_those_of_fulcrumcore(
 
 
 def test_a_transition_that_the_status_of_the_job_does_not_allow_is_refused(
-    client: FulcrumClient, admin: AdminClient, core: Bootstrapped
+    client: FulcrumClient, admin: AdminClient, core: CreatedObjects
 ) -> None:
     order(admin, core)
     job = only_job(client)
@@ -167,7 +167,7 @@ def test_a_transition_that_the_status_of_the_job_does_not_allow_is_refused(
 
 
 def test_properties_that_violate_the_schema_are_refused_and_the_job_stays_processing(
-    client: FulcrumClient, admin: AdminClient, core: Bootstrapped
+    client: FulcrumClient, admin: AdminClient, core: CreatedObjects
 ) -> None:
     order(admin, core)
     job = only_job(client)
@@ -178,7 +178,9 @@ def test_properties_that_violate_the_schema_are_refused_and_the_job_stays_proces
     client.complete_job(job.id)
 
 
-def test_a_duplicate_instance_id_is_unavailable(client: FulcrumClient, admin: AdminClient, core: Bootstrapped) -> None:
+def test_a_duplicate_instance_id_is_unavailable(
+    client: FulcrumClient, admin: AdminClient, core: CreatedObjects
+) -> None:
     """FulcrumCore answers 500, so only the reporter can decide to stop retrying."""
     order(admin, core, "web-1")
     order(admin, core, "web-2")
@@ -200,7 +202,7 @@ def test_an_unknown_job_or_service_looks_like_failing_authentication(client: Ful
 
 
 def test_a_job_with_invalid_members_can_be_claimed_and_failed(
-    client: FulcrumClient, simulator: RunningSimulator, admin: AdminClient, core: Bootstrapped
+    client: FulcrumClient, simulator: RunningSimulator, admin: AdminClient, core: CreatedObjects
 ) -> None:
     order(admin, core)
     job = only_job(client)
@@ -219,7 +221,7 @@ def test_a_job_with_invalid_members_can_be_claimed_and_failed(
 
 
 def test_items_that_are_not_jobs_are_counted_and_skipped(
-    client: FulcrumClient, simulator: RunningSimulator, admin: AdminClient, core: Bootstrapped
+    client: FulcrumClient, simulator: RunningSimulator, admin: AdminClient, core: CreatedObjects
 ) -> None:
     order(admin, core)
     simulator.inject_pending(None, [], {"id": "7"}, "job", {"action": "create"})
@@ -230,7 +232,7 @@ def test_items_that_are_not_jobs_are_counted_and_skipped(
 
 
 def test_a_poll_returns_at_most_as_many_jobs_as_its_limit(
-    client: FulcrumClient, admin: AdminClient, core: Bootstrapped
+    client: FulcrumClient, admin: AdminClient, core: CreatedObjects
 ) -> None:
     for number in range(3):
         order(admin, core, f"web-{number}")
@@ -239,7 +241,7 @@ def test_a_poll_returns_at_most_as_many_jobs_as_its_limit(
 
 
 def test_processing_jobs_of_another_agent_are_not_listed(
-    client: FulcrumClient, simulator: RunningSimulator, admin: AdminClient, core: Bootstrapped
+    client: FulcrumClient, simulator: RunningSimulator, admin: AdminClient, core: CreatedObjects
 ) -> None:
     """FulcrumCore lets an agent see, claim and end the jobs of every agent of its provider."""
     sibling_id, sibling_token = add_agent(
@@ -257,7 +259,7 @@ def test_processing_jobs_of_another_agent_are_not_listed(
 
 
 def test_the_processing_jobs_of_all_pages_are_listed(
-    client: FulcrumClient, admin: AdminClient, core: Bootstrapped
+    client: FulcrumClient, admin: AdminClient, core: CreatedObjects
 ) -> None:
     for number in range(120):
         order(admin, core, f"web-{number % 3}")  # many equal names
@@ -273,7 +275,7 @@ def test_the_processing_jobs_of_all_pages_are_listed(
 
 
 def test_a_secret_is_resolved_until_it_is_deleted(
-    client: FulcrumClient, admin: AdminClient, core: Bootstrapped
+    client: FulcrumClient, admin: AdminClient, core: CreatedObjects
 ) -> None:
     order(admin, core, properties={"ciPassword": "correct horse"})
     job = only_job(client)
@@ -312,7 +314,7 @@ def test_the_metric_types_are_listed(client: FulcrumClient) -> None:
 
 
 def test_a_metric_is_stored_for_a_known_vm_and_not_found_otherwise(
-    client: FulcrumClient, admin: AdminClient, core: Bootstrapped
+    client: FulcrumClient, admin: AdminClient, core: CreatedObjects
 ) -> None:
     order(admin, core)
     job = only_job(client)
@@ -331,7 +333,7 @@ def test_a_metric_is_stored_for_a_known_vm_and_not_found_otherwise(
 
 
 def test_a_revoked_token_and_a_database_outage_are_the_same_temporary_error(
-    client: FulcrumClient, simulator: RunningSimulator, admin: AdminClient, core: Bootstrapped
+    client: FulcrumClient, simulator: RunningSimulator, admin: AdminClient, core: CreatedObjects
 ) -> None:
     simulator.switch(database_down=True)
     with pytest.raises(FulcrumAuthFailing):
@@ -345,7 +347,7 @@ def test_a_revoked_token_and_a_database_outage_are_the_same_temporary_error(
 
 
 def test_a_rotated_token_is_used_without_a_new_client(
-    simulator: RunningSimulator, admin: AdminClient, core: Bootstrapped
+    simulator: RunningSimulator, admin: AdminClient, core: CreatedObjects
 ) -> None:
     token = [core.agent_token]
     client = FulcrumClient(simulator.url, lambda: token[0])
@@ -391,7 +393,7 @@ def test_a_poll_is_retried_after_a_server_error(
 
 
 def test_a_claim_whose_response_was_lost_shows_in_the_job(
-    client: FulcrumClient, simulator: RunningSimulator, admin: AdminClient, core: Bootstrapped
+    client: FulcrumClient, simulator: RunningSimulator, admin: AdminClient, core: CreatedObjects
 ) -> None:
     order(admin, core)
     job = only_job(client)
@@ -415,7 +417,7 @@ def test_the_offset_of_fulcrumcores_clock_is_measured(client: FulcrumClient, sim
     assert abs(client.clock_offset_s + 3600) < 30
 
 
-def test_many_threads_share_one_client(client: FulcrumClient, admin: AdminClient, core: Bootstrapped) -> None:
+def test_many_threads_share_one_client(client: FulcrumClient, admin: AdminClient, core: CreatedObjects) -> None:
     for number in range(12):
         order(admin, core, f"web-{number}")
     jobs = client.pending_jobs().jobs

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from smith_lab.fulcrum_setup import AdminClient, Bootstrapped, bootstrap
+from smith_lab.fulcrum_setup import AdminClient, CreatedObjects, bootstrap
 from smith_lab.proxmox.certificates import make_certificates
 from smith_lab.simulator.control import RunningSimulator, running_simulator
 from sqlalchemy import Engine
@@ -78,7 +78,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Cluster,
 
 
 @pytest.fixture(scope="module")
-def core() -> Iterator[tuple[RunningSimulator, AdminClient, Bootstrapped]]:
+def core() -> Iterator[tuple[RunningSimulator, AdminClient, CreatedObjects]]:
     """Run one FulcrumCore for the module."""
     with running_simulator() as simulator, AdminClient(simulator.url) as admin:
         yield simulator, admin, bootstrap(admin)
@@ -97,7 +97,7 @@ def metrics(
     sqlite_engine: Engine,
     cluster: tuple[Cluster, Path],
     pve: Cluster,
-    core: tuple[RunningSimulator, AdminClient, Bootstrapped],
+    core: tuple[RunningSimulator, AdminClient, CreatedObjects],
 ) -> VmMetrics:
     """Return metrics of an agent with one VM, 101, which is mapped."""
     simulator, _, world = core
@@ -122,7 +122,7 @@ def metrics(
 
 
 @pytest.fixture
-def posted(metrics: VmMetrics, core: tuple[RunningSimulator, AdminClient, Bootstrapped]) -> Callable[[], list[Row]]:
+def posted(metrics: VmMetrics, core: tuple[RunningSimulator, AdminClient, CreatedObjects]) -> Callable[[], list[Row]]:
     """Return a function that reports once and returns the bodies that FulcrumCore received."""
     simulator = core[0]
 
@@ -300,7 +300,7 @@ def test_no_request_is_sent_without_mappings_or_agent_id(
 def test_a_metric_type_missing_in_fulcrumcore_is_not_sent_and_logged_once(
     pve: Cluster,
     posted: Callable[[], list[Row]],
-    core: tuple[RunningSimulator, AdminClient, Bootstrapped],
+    core: tuple[RunningSimulator, AdminClient, CreatedObjects],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     admin = core[1]
@@ -316,7 +316,7 @@ def test_a_metric_type_missing_in_fulcrumcore_is_not_sent_and_logged_once(
 
 
 def test_entries_of_a_service_unknown_to_fulcrumcore_are_no_failure(
-    pve: Cluster, posted: Callable[[], list[Row]], core: tuple[RunningSimulator, AdminClient, Bootstrapped]
+    pve: Cluster, posted: Callable[[], list[Row]], core: tuple[RunningSimulator, AdminClient, CreatedObjects]
 ) -> None:
     pve.rows = [vm()]
     assert len(posted()) == 2
@@ -324,7 +324,7 @@ def test_entries_of_a_service_unknown_to_fulcrumcore_are_no_failure(
 
 
 def test_an_unavailable_fulcrumcore_raises(
-    pve: Cluster, metrics: VmMetrics, core: tuple[RunningSimulator, AdminClient, Bootstrapped]
+    pve: Cluster, metrics: VmMetrics, core: tuple[RunningSimulator, AdminClient, CreatedObjects]
 ) -> None:
     pve.rows = [vm()]
     core[0].fault("status", status=503, path="/metric-entries", method="POST")

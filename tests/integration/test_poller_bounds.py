@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from smith_lab.fulcrum_setup import AdminClient, Bootstrapped, bootstrap
+from smith_lab.fulcrum_setup import AdminClient, CreatedObjects, bootstrap
 from smith_lab.simulator.control import RunningSimulator, running_simulator
 from sqlalchemy import Engine
 from support.databases import row
@@ -29,14 +29,14 @@ JOB_TIMEOUT_S = 300.0
 
 
 @pytest.fixture(scope="module")
-def core() -> Iterator[tuple[RunningSimulator, Bootstrapped]]:
+def core() -> Iterator[tuple[RunningSimulator, CreatedObjects]]:
     """Run a FulcrumCore with one agent, for the whole module: every test makes its own jobs."""
     with running_simulator() as simulator, AdminClient(simulator.url) as admin:
         yield simulator, bootstrap(admin)
 
 
 @pytest.fixture
-def poller(engine: Engine, core: tuple[RunningSimulator, Bootstrapped]) -> Poller:
+def poller(engine: Engine, core: tuple[RunningSimulator, CreatedObjects]) -> Poller:
     """Return the agent's poller on an empty database, and nothing that FulcrumCore has for it."""
     simulator, world = core
     simulator.clear_pending()
@@ -46,7 +46,7 @@ def poller(engine: Engine, core: tuple[RunningSimulator, Bootstrapped]) -> Polle
 
 
 @pytest.fixture
-def simulator(core: tuple[RunningSimulator, Bootstrapped]) -> RunningSimulator:
+def simulator(core: tuple[RunningSimulator, CreatedObjects]) -> RunningSimulator:
     """Return the FulcrumCore that the poller asks."""
     return core[0]
 

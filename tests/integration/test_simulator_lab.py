@@ -236,7 +236,7 @@ def test_a_reset_restores_the_state_of_a_new_server(world: World) -> None:
     world.sim.reset()
     assert world.agent.get("/agents/me").status_code == 403
     assert world.caller("change-me").get("/services").json()["items"] == []
-    assert world.sim.lab("POST", "options", {})["job_timeout_s"] == 300.0
+    assert world.sim.call_lab("POST", "options", {})["job_timeout_s"] == 300.0
 
 
 @pytest.mark.parametrize(
@@ -244,7 +244,7 @@ def test_a_reset_restores_the_state_of_a_new_server(world: World) -> None:
 )
 def test_the_lab_refuses_unknown_members(world: World, path: str, body: object, words: str) -> None:
     with pytest.raises(requests.HTTPError, match=words):
-        world.sim.lab("POST", path, body)
+        world.sim.call_lab("POST", path, body)
 
 
 # Pause and resume, and the simulator as a process
@@ -267,7 +267,7 @@ def test_each_restart_adds_a_seed_token_and_the_lowest_id_counts(world: World) -
         world.sim.resume()
     rows = [token for token in world.sim.state()["tokens"] if token["name"] == "Bootstrap Admin Token"]
     lowest = min(rows, key=lambda row: row["id"])
-    alive = lowest["expireAt"] > world.sim.lab("GET", "clock")["text"]
+    alive = lowest["expireAt"] > world.sim.call_lab("GET", "clock")["text"]
     assert len(rows) == 9
     assert (world.caller("change-me").get("/tokens").status_code == 200) is alive
 
@@ -287,7 +287,7 @@ def test_the_simulator_runs_as_a_process_and_can_be_set_up() -> None:
         with AdminClient(process.url) as admin:
             ids = bootstrap(admin)
             assert admin.call("GET", f"/agents/{ids.agent_id}")["name"] == "smith-dc1"
-        assert process.lab("POST", "options", {})["job_timeout_s"] == 60.0
+        assert process.call_lab("POST", "options", {})["job_timeout_s"] == 60.0
     finally:
         process.stop()
     with pytest.raises(requests.ConnectionError):

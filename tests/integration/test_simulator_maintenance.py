@@ -71,7 +71,7 @@ def test_retention_deletes_completed_and_timed_out_jobs_and_keeps_failed_ones(wo
     assert world.sim.sweep()["deleted"] == 0
     world.sim.advance(120)
     assert world.sim.sweep()["deleted"] == 2
-    assert [len(world.admin.jobs(service["id"])) for service in (completed, failed, timed_out)] == [0, 1, 0]
+    assert [len(world.admin.list_jobs(service["id"])) for service in (completed, failed, timed_out)] == [0, 1, 0]
 
 
 def test_a_job_removed_by_retention_is_403(world: World) -> None:

@@ -140,7 +140,7 @@ def test_a_state_authorizer_applies_to_updates_and_to_agents(world: World) -> No
 
 def test_cores_change_only_in_stopped_and_disk_also_in_started(world: World) -> None:
     service = world.created()
-    world.admin.action(service["id"], "start")
+    world.admin.start_action(service["id"], "start")
     world.agent.complete(world.claimed(service))
     path = f"/services/{service['id']}"
     refused = world.admin_caller.send("PATCH", path, {"properties": {"cores": 4}})

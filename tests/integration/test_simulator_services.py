@@ -119,7 +119,7 @@ def test_a_delete_is_204_and_the_service_row_stays(world: World) -> None:
 def test_a_repeated_create_has_no_params(world: World) -> None:
     service = world.order()
     world.agent.fail(world.claimed(service))
-    world.admin.action(service["id"], "create")
+    world.admin.start_action(service["id"], "create")
     job = world.agent.pending()[0]
     assert ("params" in job, job["service"]["properties"]) == (False, service["properties"])
     world.agent.complete(world.claimed(service))
@@ -148,7 +148,7 @@ def test_an_error_transition_is_enough_to_allow_an_action(world: World) -> None:
 def test_a_service_has_at_most_one_active_job(world: World) -> None:
     service = world.created()
     path = f"/services/{service['id']}"
-    world.admin.action(service["id"], "start")
+    world.admin.start_action(service["id"], "start")
     for claimed in (False, True):
         if claimed:
             world.claimed(service)
@@ -156,7 +156,7 @@ def test_a_service_has_at_most_one_active_job(world: World) -> None:
         assert world.admin_caller.send("PATCH", path, {"properties": {"tags": ["a"]}}).status_code == 400
         assert world.admin_caller.send("DELETE", path).status_code == 400
         assert world.admin_caller.send("PATCH", path, {"name": "free"}).status_code == 200
-    assert len(world.admin.jobs(service["id"])) == 2
+    assert len(world.admin.list_jobs(service["id"])) == 2
 
 
 def test_a_service_in_a_terminal_state_accepts_only_a_new_name(world: World) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from smith_lab.fulcrum_setup import SERVICE_TYPE_FILE, AdminClient, Bootstrapped, bootstrap, load_type
+from smith_lab.fulcrum_setup import SERVICE_TYPE_FILE, AdminClient, CreatedObjects, bootstrap, load_type
 from smith_lab.simulator.control import RunningSimulator, running_simulator
 
 from executor.errors import ErrorCode, FulcrumUnavailable, JobError
@@ -38,7 +38,7 @@ PROPERTIES = {
 
 
 @pytest.fixture(scope="module")
-def core() -> Iterator[tuple[RunningSimulator, Bootstrapped, str]]:
+def core() -> Iterator[tuple[RunningSimulator, CreatedObjects, str]]:
     """Return a FulcrumCore with a service type that has these properties."""
     with running_simulator() as simulator, AdminClient(simulator.url) as admin:
         offered = copy.deepcopy(load_type(SERVICE_TYPE_FILE)) | {"name": "vm-with-secrets"}
@@ -48,20 +48,20 @@ def core() -> Iterator[tuple[RunningSimulator, Bootstrapped, str]]:
 
 
 @pytest.fixture
-def simulator(core: tuple[RunningSimulator, Bootstrapped, str]) -> Iterator[RunningSimulator]:
+def simulator(core: tuple[RunningSimulator, CreatedObjects, str]) -> Iterator[RunningSimulator]:
     yield core[0]
     core[0].switch(vault_off=False)
     core[0].clear_faults()
 
 
 @pytest.fixture
-def resolver(core: tuple[RunningSimulator, Bootstrapped, str]) -> SecretResolver:
+def resolver(core: tuple[RunningSimulator, CreatedObjects, str]) -> SecretResolver:
     simulator, ids, _type_id = core
     return SecretResolver(FulcrumClient(simulator.url, lambda: ids.agent_token, read_timeout_s=5))
 
 
 @pytest.fixture
-def type_id(core: tuple[RunningSimulator, Bootstrapped, str]) -> str:
+def type_id(core: tuple[RunningSimulator, CreatedObjects, str]) -> str:
     return core[2]
 
 

@@ -192,15 +192,15 @@ def _first_start(found: Evidence, vms: dict[str, Canary]) -> None:
     lab.start_executor()
     with found.watched():
         services = {
-            name: lab.order(name, ciUser="ops", ciPassword=vms[name].value, cores=1, memoryMb=512, diskGb=8)
+            name: lab.order_service(name, ciUser="ops", ciPassword=vms[name].value, cores=1, memoryMb=512, diskGb=8)
             for name in ("nasty", "base64", "lines", "short", "long")
         }
-        services["update"] = lab.order("update", cores=1, memoryMb=512, diskGb=8)
+        services["update"] = lab.order_service("update", cores=1, memoryMb=512, diskGb=8)
         for service in services.values():
             lab.wait_for_jobs(service, PATIENCE_S)
         lab.admin.patch_service(services["update"], {"ciPassword": vms["update"].value})
         for name in LEAKING:
-            lab.admin.action(services[name], "leak")
+            lab.admin.start_action(services[name], "leak")
         for service in services.values():
             lab.wait_for_jobs(service, PATIENCE_S)
         _fail_a_create(found, vms["plain"])
@@ -210,7 +210,7 @@ def _first_start(found: Evidence, vms: dict[str, Canary]) -> None:
         _run_commands(found, services)
     found.outcomes |= {name: _outcome(lab, services[name]) for name in (*LEAKING, "update")}
     found.arrived = {
-        name: str(vm["config"].get("cipassword", "")) for name in services for vm in lab.vms_of(services[name])
+        name: str(vm["config"].get("cipassword", "")) for name in services for vm in lab.guests_of(services[name])
     }
     lab.stop_executor()
     found.told = json.dumps(lab.admin.list_all("jobs"))
@@ -221,7 +221,9 @@ def _fail_a_create(found: Evidence, password: Canary) -> None:
     for method in ("PUT", "POST"):
         text = f"Parameter verification failed. cipassword: {password.value}"
         found.lab.proxmox.fail(method, "/nodes/*/qemu/*/config", status=400, text=text)
-    service = found.lab.order("refused", ciUser="ops", ciPassword=password.value, cores=1, memoryMb=512, diskGb=8)
+    service = found.lab.order_service(
+        "refused", ciUser="ops", ciPassword=password.value, cores=1, memoryMb=512, diskGb=8
+    )
     found.lab.wait_for_jobs(service, PATIENCE_S)
     found.lab.proxmox.control("clear_faults")
     found.outcomes["refused"] = _outcome(found.lab, service)
@@ -231,7 +233,7 @@ def _kill_the_agent(found: Evidence, password: Canary) -> None:
     lab = found.lab
     lab.proxmox.control("time_scale", scale=1.0)
     lab.proxmox.reset_request_log()
-    service = lab.order("crash", ciUser="ops", ciPassword=password.value, cores=1, memoryMb=512, diskGb=8)
+    service = lab.order_service("crash", ciUser="ops", ciPassword=password.value, cores=1, memoryMb=512, diskGb=8)
     wait_for(lambda: any(call["path"].endswith("/clone") for call in lab.proxmox.changing_requests()), 120, "a clone")
     agent = wait_for(lambda: _agent_below(lab.executor.pid), 20, "the agent")
     os.kill(agent, signal.SIGKILL)
@@ -303,7 +305,7 @@ def _second_start(found: Evidence, url: str) -> None:
     lab.start_executor()
     with found.watched():
         wait_for(lambda: len(lab.log_events("agent_ready")) > before, 120, "the second start")
-        service = lab.order("remote", cores=1, memoryMb=512, diskGb=8)
+        service = lab.order_service("remote", cores=1, memoryMb=512, diskGb=8)
         lab.wait_for_jobs(service, PATIENCE_S)
         found.outcomes["remote"] = _outcome(lab, service)
         found.browse(found.canaries[2].value)

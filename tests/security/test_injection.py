@@ -242,12 +242,12 @@ def test_payloads_are_stored_in_a_vm_as_plain_text(lab: LabSystem) -> None:
     chosen.append(payloads[-1])
 
     services = {
-        text: lab.order(text, ciUser="ops", ciPassword=text, sshPublicKeys=[f"{KEY} {text}"]) for text in chosen
+        text: lab.order_service(text, ciUser="ops", ciPassword=text, sshPublicKeys=[f"{KEY} {text}"]) for text in chosen
     }
 
     for text, service in services.items():
         assert lab.wait_for_jobs(service, 280)["status"] == "Stopped", lab.last_job(service).get("errorMessage")
-        (vm,) = lab.vms_of(service)
+        (vm,) = lab.guests_of(service)
         assert vm["config"]["description"].startswith(describe(text))
         assert urllib.parse.unquote(vm["config"]["sshkeys"]).strip() == f"{KEY} {text}"
         assert vm["name"] == vm_name(text, service)

@@ -176,15 +176,17 @@ def test_an_agent_whose_token_sees_no_vm_treats_none_as_deleted(tmp_path: Path) 
     """Proxmox answers such a token with 200 and empty lists."""
     with running_lab(tmp_path) as lab:
         lab.start_executor()
-        services = {action: lab.order(action, cores=1, memoryMb=512, diskGb=8) for action in ("start", "delete")}
+        services = {
+            action: lab.order_service(action, cores=1, memoryMb=512, diskGb=8) for action in ("start", "delete")
+        }
         for service in services.values():
             assert lab.wait_for_jobs(service, PATIENCE_S)["status"] == "Stopped"
         before = {vm["vmid"]: vm for vm in lab.proxmox.guests()}
         lab.proxmox.control("revoke", path="/vms", privilege="VM.Audit")
         for action, service in services.items():
-            lab.admin.action(service, action)
+            lab.admin.start_action(service, action)
         time.sleep(MAX_SNAPSHOT_AGE_S)  # until then, placement uses the earlier list
-        services["create"] = lab.order("create", cores=1, memoryMb=512, diskGb=8)
+        services["create"] = lab.order_service("create", cores=1, memoryMb=512, diskGb=8)
 
         for action, service in services.items():
             job = wait_for(functools.partial(_failed_job, lab, service), PATIENCE_S, f"{action} to fail")

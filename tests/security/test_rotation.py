@@ -39,7 +39,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabSystem]:
 @pytest.fixture(scope="module")
 def service(lab: LabSystem) -> str:
     """Return the id of a service whose VM exists."""
-    service_id = lab.order("rotated")
+    service_id = lab.order_service("rotated")
     assert lab.wait_for_jobs(service_id, PATIENCE_S)["status"] == "Stopped"
     return service_id
 
@@ -82,7 +82,7 @@ def test_a_changed_proxmox_secret_fails_no_job(lab: LabSystem, service: str) -> 
     assert reloads(lab, "PROXMOX_TOKEN_SECRET") == before + 1
     assert NEW_PROXMOX_SECRET not in lab.log_file.read_text()
     # Placement uses the connections of the agent's own threads, all of which must be opened again.
-    assert lab.wait_for_jobs(lab.order("after-rotation"), PATIENCE_S)["status"] == "Stopped"
+    assert lab.wait_for_jobs(lab.order_service("after-rotation"), PATIENCE_S)["status"] == "Stopped"
 
 
 def test_sighup_reloads_the_secrets_and_an_unusable_secret_is_logged_and_not_loaded(

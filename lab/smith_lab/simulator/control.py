@@ -30,7 +30,7 @@ class SimulatorControl:
         self.url = url  #: the origin, the value of FULCRUM_API_URL
         self.api_url = f"{url}/api/v1"
 
-    def lab(self, method: str, path: str, body: Any = None) -> Any:
+    def call_lab(self, method: str, path: str, body: Any = None) -> Any:
         """Call one lab endpoint; return its JSON."""
         # Not requests' own encoder: it refuses NaN and Infinity, which tests send.
         content = None if body is None else json.dumps(body)
@@ -41,83 +41,83 @@ class SimulatorControl:
 
     def now(self) -> float:
         """Return the server's time, in seconds since the epoch."""
-        return float(self.lab("GET", "clock")["now"])
+        return float(self.call_lab("GET", "clock")["now"])
 
     def set_clock(self, at: float | str) -> None:
-        self.lab("POST", "clock", {"set": at})
+        self.call_lab("POST", "clock", {"set": at})
 
     def advance(self, seconds: float) -> None:
-        self.lab("POST", "clock", {"advance": seconds})
+        self.call_lab("POST", "clock", {"advance": seconds})
 
     def freeze(self, frozen: bool = True) -> None:
-        self.lab("POST", "clock", {"freeze": frozen})
+        self.call_lab("POST", "clock", {"freeze": frozen})
 
     def sweep(self) -> dict[str, int]:
         """Run timeout and retention now; return how many rows each changed."""
-        return dict(self.lab("POST", "sweep"))
+        return dict(self.call_lab("POST", "sweep"))
 
     def fault(self, kind: str, **rule: Any) -> None:
         """Add one fault rule; smith_lab.simulator.fault_rules describes its members."""
-        self.lab("POST", "faults", {"kind": kind, **rule})
+        self.call_lab("POST", "faults", {"kind": kind, **rule})
 
     def clear_faults(self) -> None:
-        self.lab("DELETE", "faults")
+        self.call_lab("DELETE", "faults")
 
     def history(self, *, method: str | None = None, path: str | None = None, since: int = 0) -> list[dict[str, Any]]:
         """Return the calls so far, in order. `path` is the end of a path."""
         asked = urllib.parse.urlencode({"since": since, "method": method or "", "path_end": path or ""})
-        return list(self.lab("GET", f"history?{asked}"))
+        return list(self.call_lab("GET", f"history?{asked}"))
 
     def clear_history(self) -> None:
-        self.lab("DELETE", "history")
+        self.call_lab("DELETE", "history")
 
     def reset(self) -> None:
-        self.lab("POST", "reset")
+        self.call_lab("POST", "reset")
 
     def switch(self, **switches: bool) -> None:
         """Set two_claims_win, database_down or vault_off."""
-        self.lab("POST", "switches", switches)
+        self.call_lab("POST", "switches", switches)
 
     def set_options(self, **options: Any) -> None:
-        self.lab("POST", "options", options)
+        self.call_lab("POST", "options", options)
 
     def revoke_token(self, **members: str) -> None:
         """Revoke every token with this name, id, value, role or agent_id."""
-        self.lab("POST", "tokens/revoke", members)
+        self.call_lab("POST", "tokens/revoke", members)
 
     def expire_job(self, job_id: str) -> None:
-        self.lab("POST", f"jobs/{job_id}/expire")
+        self.call_lab("POST", f"jobs/{job_id}/expire")
 
     def override_job(self, job_id: str, *, remove: tuple[str, ...] = (), **members: Any) -> None:
         """Deliver the job with other members. The row does not change, so claim and fail work as before."""
-        self.lab("POST", f"jobs/{job_id}/override", {"set": members, "remove": list(remove)})
+        self.call_lab("POST", f"jobs/{job_id}/override", {"set": members, "remove": list(remove)})
 
     def delete_job(self, job_id: str) -> None:
-        self.lab("DELETE", f"jobs/{job_id}")
+        self.call_lab("DELETE", f"jobs/{job_id}")
 
     def add_secret(self, value: Any) -> str:
         """Store a secret; return its `vault://` reference."""
-        return str(self.lab("POST", "vault", {"value": value})["reference"])
+        return str(self.call_lab("POST", "vault", {"value": value})["reference"])
 
     def secrets(self) -> list[str]:
         """Return the existing references, without `vault://`."""
-        return list(self.lab("GET", "vault"))
+        return list(self.call_lab("GET", "vault"))
 
     def delete_secret(self, reference: str) -> None:
-        self.lab("DELETE", f"vault/{reference.removeprefix('vault://')}")
+        self.call_lab("DELETE", f"vault/{reference.removeprefix('vault://')}")
 
     def delete_all_secrets(self) -> None:
-        self.lab("DELETE", "vault")
+        self.call_lab("DELETE", "vault")
 
     def inject_pending(self, *items: Any) -> None:
         """Append raw JSON items to every agent's pending list."""
-        self.lab("POST", "pending", list(items))
+        self.call_lab("POST", "pending", list(items))
 
     def clear_pending(self) -> None:
-        self.lab("DELETE", "pending")
+        self.call_lab("DELETE", "pending")
 
     def state(self) -> dict[str, Any]:
-        return dict(self.lab("GET", "state"))
+        return dict(self.call_lab("GET", "state"))
 
 
 class RunningSimulator(SimulatorControl):

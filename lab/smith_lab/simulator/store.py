@@ -95,7 +95,7 @@ class Store:
         self.pending: dict[str, dict[str, Job]] = defaultdict(dict)
         self.processing: dict[str, dict[str, Job]] = defaultdict(dict)
         self.last_job: dict[str, Job] = {}
-        self.instance_owner: dict[str, str] = {}
+        self.service_id_by_instance_id: dict[str, str] = {}
 
     def seed(self) -> None:
         """Add a `change-me` token that is valid for a day, as each start of the real server does."""

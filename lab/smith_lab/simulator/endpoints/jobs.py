@@ -126,7 +126,11 @@ def _apply_transition(service: Service, service_type: ServiceType, job: Job) -> 
 
 def _refuse_taken_instance(store: Store, service: Service) -> None:
     """Refuse an `agentInstanceId` of another service: it is unique in the database. The answer is the SQL error."""
-    owner = store.instance_owner.get(service.agent_instance_id) if service.agent_instance_id is not None else None
+    owner = (
+        store.service_id_by_instance_id.get(service.agent_instance_id)
+        if service.agent_instance_id is not None
+        else None
+    )
     if owner not in (None, service.id):
         raise internal(
             'duplicate key value violates unique constraint "service_agent_instance_id_uniq" (SQLSTATE 23505)'
@@ -136,9 +140,9 @@ def _refuse_taken_instance(store: Store, service: Service) -> None:
 def _save(store: Store, service: Service) -> None:
     before = store.services[service.id].agent_instance_id
     if before is not None:
-        store.instance_owner.pop(before, None)
+        store.service_id_by_instance_id.pop(before, None)
     if service.agent_instance_id is not None:
-        store.instance_owner[service.agent_instance_id] = service.id
+        store.service_id_by_instance_id[service.agent_instance_id] = service.id
     store.services[service.id] = service
     store.mark_updated(service)
 

@@ -87,7 +87,7 @@ def _measured_service(call: Call) -> Service:
     if "serviceId" in call.body:
         service = store.services.get(call.body["serviceId"])
     elif "agentInstanceId" in call.body:
-        service = store.services.get(store.instance_owner.get(call.body["agentInstanceId"], ""))
+        service = store.services.get(store.service_id_by_instance_id.get(call.body["agentInstanceId"], ""))
         if service is not None and service.agent_id != call.identity.agent_id:
             service = None
     else:

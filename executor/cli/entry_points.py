@@ -1,17 +1,36 @@
-"""Commands of other distributions: the entry points of one group, `name = "module:function"`."""
+"""Finds the commands that other distributions add to `smith`: entry points of one group, `name = "module:function"`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any
+
+from executor.errors import SmithError
 
 GROUP = "smith.commands"
 
 
+class DependencyMissing(SmithError):
+    """A Python module that another distribution's command imports is not installed."""
+
+
 def find_function(name: str) -> Callable[..., Any] | None:
-    """Import and return the function that an entry point of this name declares, None when there is none."""
+    """Import and return the function of the entry point with this name; return None when there is no such entry point.
+
+    Raises DependencyMissing.
+    """
     for entry_point in entry_points(group=GROUP, name=name):
-        function: Callable[..., Any] = entry_point.load()
-        return function
+        return _import_function(entry_point)
     return None
+
+
+def _import_function(entry_point: EntryPoint) -> Callable[..., Any]:
+    try:
+        function: Callable[..., Any] = entry_point.load()
+    except ModuleNotFoundError as error:
+        remedy = f": pip install {entry_point.dist.name}" if entry_point.dist else ""
+        raise DependencyMissing(
+            f"`smith {entry_point.name}` needs the Python module {error.name}, which is not installed{remedy}"
+        ) from error
+    return function

@@ -184,6 +184,15 @@ def test_without_the_lab_its_commands_say_what_to_install(command: str, smith: C
     assert f"  {command} " in smith.ok("--help", PYTHONPATH=str(smith.folder))
 
 
+@pytest.mark.parametrize("command", ["demo", "lab"])
+def test_a_missing_dependency_of_the_lab_is_named_in_one_line(command: str, smith: Cli) -> None:
+    """None in sys.modules makes an import fail as that of a module that is not installed."""
+    (smith.folder / "sitecustomize.py").write_text("import sys\nsys.modules['uvicorn'] = None\n")
+    done = smith(command, PYTHONPATH=str(smith.folder))
+    needs = "needs the Python module uvicorn, which is not installed: pip install agent-smith-lab"
+    assert (done.returncode, done.stderr) == (1, f"smith: `smith {command}` {needs}\n")
+
+
 def test_another_distribution_can_add_a_command(smith: Cli) -> None:
     (smith.folder / "added_command.py").write_text("def hello():\n    print('hello')\n")
     folder = smith.folder / "added-1.0.dist-info"

@@ -104,7 +104,7 @@ def _turn(reporter: metrics.VmMetrics) -> Json:
     reporter.report()
     took_s = time.monotonic() - started
     posts = requests["post_metric"]
-    expected = 2 * len(reporter._before)  # the first turn has no rates
+    expected = 2 * len(reporter._previous)  # the first turn has no rates
     return {
         "posts": posts,
         "took_s": took_s,
@@ -130,10 +130,10 @@ def _share_of_a_day(share: float, heartbeat: Heartbeat, reporter: metrics.VmMetr
     # Without the rate limit, the turns of a day run in seconds.
     metrics.MAX_POSTS_PER_S = metrics.MIN_POSTS_PER_S = metrics.POSTS_SHARE_OF_A_CORE = 1e9
     beats, turns = int(DAY_S / HEARTBEAT_INTERVAL_S * share), int(DAY_S / METRICS_INTERVAL_S * share)
-    for act in (heartbeat.beat, reporter.report):
+    for act in (heartbeat.send, reporter.report):
         _repeat(act, max(turns // 10, 2))  # fills pools and caches
     before = _memory_mib()
-    beat_cpu_s, turn_cpu_s = _repeat(heartbeat.beat, beats), _repeat(reporter.report, turns)
+    beat_cpu_s, turn_cpu_s = _repeat(heartbeat.send, beats), _repeat(reporter.report, turns)
     return {
         "share": share,
         "heartbeats": beats,

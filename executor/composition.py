@@ -6,11 +6,11 @@ import os
 import sys
 
 from executor.agent.agent import Agent, Mode, new_boot_id
-from executor.agent.live_secrets import LiveSecrets
 from executor.agent.machine import default_concurrency
 from executor.agent.meters import Meters
 from executor.agent.monitor import Monitor
 from executor.agent.parts import Shared, build_dispatcher, build_leases, build_reconciler, critical_jobs, runs_warm
+from executor.agent.reloadable_secrets import ReloadableSecrets
 from executor.agent.reporter import Reporter
 from executor.agent.scheduler import Scheduler
 from executor.agent.state import AgentState
@@ -33,13 +33,13 @@ log = get_logger(__name__)
 def run_agent(settings: Settings, mode: Mode) -> int:
     """Run one agent and return its exit code. The supervisor calls this in a process of its own."""
     process_tree.set_undumpable()
-    live = LiveSecrets(settings, load_settings)
+    live = ReloadableSecrets(settings, load_settings)
     fulcrum = _fulcrum_client(settings, live)
     with serving(settings) as handle:
         settings = remote_config.wait_for_remote_settings(settings, fulcrum, on_wait=handle.note_waiting)
         settings = _with_concurrency(settings)
         if settings.smith_remote_config:
-            live.overlay_with(settings, lambda fresh: remote_config.fetch_remote_settings(fresh, fulcrum))
+            live.use_remote_settings(settings, lambda fresh: remote_config.fetch_remote_settings(fresh, fulcrum))
         for setting, danger in settings.insecurities():
             log.warning("insecure_transport", setting=setting, danger=danger)
         agent, view = _build(settings, live, fulcrum, mode)
@@ -51,11 +51,11 @@ def run_agent(settings: Settings, mode: Mode) -> int:
     return code
 
 
-def _build(settings: Settings, live: LiveSecrets, fulcrum: FulcrumClient, mode: Mode) -> tuple[Agent, AgentView]:
+def _build(settings: Settings, live: ReloadableSecrets, fulcrum: FulcrumClient, mode: Mode) -> tuple[Agent, AgentView]:
     """Return the agent and what the HTTP pages read of it."""
     engine = open_engine(settings.smith_database_url)
     runner = _runner(settings, live)
-    proxmox = ProxmoxReader(live.connection(), reload=live.renewed_connection)
+    proxmox = ProxmoxReader(live.connection(), reload=live.connection_after_refusal)
     shared = Shared(
         settings=settings,
         boot_id=new_boot_id(),
@@ -97,7 +97,7 @@ def _build(settings: Settings, live: LiveSecrets, fulcrum: FulcrumClient, mode: 
     return agent, view
 
 
-def _runner(settings: Settings, live: LiveSecrets) -> Runner:
+def _runner(settings: Settings, live: ReloadableSecrets) -> Runner:
     settings.require_proxmox()
     paths = RunnerPaths(
         ansible_home=ansible_home(), run_dir=settings.smith_run_dir, artifacts_dir=settings.smith_data_dir / "artifacts"
@@ -105,7 +105,7 @@ def _runner(settings: Settings, live: LiveSecrets) -> Runner:
     return Runner(paths, live.credentials, ca_bundle=settings.proxmox_ca_bundle)
 
 
-def _fulcrum_client(settings: Settings, live: LiveSecrets) -> FulcrumClient:
+def _fulcrum_client(settings: Settings, live: ReloadableSecrets) -> FulcrumClient:
     settings.require_fulcrum()
     return FulcrumClient(
         settings.fulcrum_api_url,

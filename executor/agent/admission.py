@@ -34,7 +34,7 @@ class Admission:
     _cores: float = field(default_factory=cores)
 
     @property
-    def is_holding(self) -> bool:
+    def is_closed(self) -> bool:
         """True since the last answer was no."""
         return self._held_at is not None
 

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING
 from executor.agent.database_lock import exclusive_database
 from executor.agent.dispatcher import Dispatcher
 from executor.agent.leases import LeaseKeeper
-from executor.agent.live_secrets import LiveSecrets
 from executor.agent.monitor import Monitor
+from executor.agent.reloadable_secrets import ReloadableSecrets
 from executor.agent.reporter import Reporter
 from executor.agent.scheduler import Scheduler
 from executor.agent.state import AgentState
@@ -76,7 +76,7 @@ class Agent:
     boot_id: str
     state: AgentState
     engine: Engine
-    secrets: LiveSecrets
+    secrets: ReloadableSecrets
     proxmox: ProxmoxReader
     runner: Runner
     reporter: Reporter
@@ -123,12 +123,12 @@ class Agent:
             )
             if self.engine.dialect.name == "sqlite":  # the lock on the file proves that every other owner is dead
                 for job_id, status in job_queue.reap(session, sole_owner=self.boot_id):
-                    log.warning("job_reaped", job=job_id, status=status)
+                    log.warning("job_reaped", job_row=job_id, status=status)
         log.info("agent_ready", boot_id=self.boot_id, version=VERSION, concurrency=self.settings.smith_concurrency)
 
     def _start_loops(self) -> None:
         self.scheduler.start()
-        loops = {"dispatch": self.dispatcher.turn, "report": self._report, "leases": self.leases.turn}
+        loops = {"dispatch": self.dispatcher.dispatch, "report": self._report, "leases": self.leases.maintain}
         for name, body in loops.items():
             threading.Thread(target=self._run_loop, args=(name, body), name=name, daemon=True).start()
 
@@ -136,7 +136,7 @@ class Agent:
         """Repeat `body` until the agent stops. A database error delays the loop but does not end it."""
         failing = False
         while not self.state.stopping.is_set():
-            self.state.note_turn(name)
+            self.state.note_progress(name)
             try:
                 body()
                 if failing:
@@ -154,10 +154,10 @@ class Agent:
                 self.state.stopping.wait(DATABASE_RETRY_S)
 
     def _report(self) -> None:
-        pause_s = self.reporter.turn()
+        pause_s = self.reporter.send_due_reports()
         if pause_s > 0:
-            self.state.report_wanted.wait(pause_s)
-        self.state.report_wanted.clear()
+            self.state.report_requested.wait(pause_s)
+        self.state.report_requested.clear()
 
     # --- watch ----------------------------------------------------------------------------------------------------
 
@@ -166,7 +166,7 @@ class Agent:
         progress = Progress()
         while True:
             self._tick(progress)
-            self.monitor.restart_overdue_jobs()
+            self.monitor.restart_overdue_critical_jobs()
             if self._signals:
                 return "signal", EXIT_OK
             if (limit := self.monitor.reached_limit()) is not None:
@@ -178,8 +178,8 @@ class Agent:
 
     def _tick(self, progress: Progress) -> None:
         """One turn of the main thread's loops: report progress, and reload secrets after HUP."""
-        progress.beat()
-        self.state.note_turn("main")
+        progress.report_progress()
+        self.state.note_progress("main")
         if self.state.is_ready:
             progress.ready()
             progress.status(self.state.summary)
@@ -207,7 +207,7 @@ class Agent:
         # have begun before that report: so two more polls.
         enough = self.state.polls + 2
         while self.state.polls < enough and not self._signals:
-            self.state.poll_wanted.set()
+            self.state.poll_requested.set()
             time.sleep(TICK_S)
         return not self._has_open_jobs()
 
@@ -224,13 +224,13 @@ class Agent:
         log.info("drain_started", reason=reason, running=self.dispatcher.running)
         drained = self._wait_for_jobs(self.settings.smith_drain_timeout_s)
         if not drained:
-            self.dispatcher.stop_all(StopSignal.STOPPING)
+            self.dispatcher.stop_all(StopSignal.AGENT_STOPPING)
             grace_s = QUIT_GRACE_S if signal.SIGQUIT in self._signals else CANCEL_GRACE_S
             drained = self._wait_for_jobs(grace_s, stops_at_second_signal=False)
         if signal.SIGQUIT not in self._signals:
             self.reporter.flush(FLUSH_S if self.state.fulcrum.is_up else 0.0)
         self.state.stopping.set()
-        for event in (self.state.work_wanted, self.state.report_wanted):
+        for event in (self.state.dispatch_requested, self.state.report_requested):
             event.set()
         self.scheduler.stop()
         self.runner.stop_warm()

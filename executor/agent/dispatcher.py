@@ -32,7 +32,7 @@ log = get_logger(__name__)
 #: The longest wait between two claims when no event wakes the dispatcher: a job's backoff may have ended.
 DISPATCH_INTERVAL_S = 2.0
 #: The same while admission is closed, which mostly lasts for fractions of a second.
-HELD_INTERVAL_S = 0.2
+ADMISSION_RETRY_S = 0.2
 
 
 @dataclass(kw_only=True)
@@ -87,10 +87,10 @@ class Dispatcher:
         for stop in self.stop_signals().values():
             stop.send(reason)
 
-    def turn(self) -> None:
+    def dispatch(self) -> None:
         """Wait for work, then claim jobs until the slots are full or the queue is empty."""
-        self._state.work_wanted.wait(HELD_INTERVAL_S if self._admission.is_holding else DISPATCH_INTERVAL_S)
-        self._state.work_wanted.clear()
+        self._state.dispatch_requested.wait(ADMISSION_RETRY_S if self._admission.is_closed else DISPATCH_INTERVAL_S)
+        self._state.dispatch_requested.clear()
         while self._state.may_claim and not self._is_full() and self._has_resources():
             with transaction(self._engine) as session:
                 job = job_queue.claim(
@@ -134,8 +134,8 @@ class Dispatcher:
             with self._lock:
                 del self._slots[job.id]
                 self._state.jobs_ended += 1
-            self._state.work_wanted.set()
-            self._state.report_wanted.set()
+            self._state.dispatch_requested.set()
+            self._state.report_requested.set()
             self._meters.note_ended(self._engine, job, time.monotonic() - started)
 
     def _fail_internal(self, job: Job, defect: Exception) -> None:

@@ -20,7 +20,7 @@ class Heartbeat:
     fulcrum: FulcrumClient
     state: AgentState
 
-    def beat(self) -> None:
+    def send(self) -> None:
         """Send one heartbeat. Raises FulcrumUnavailable.
 
         A heartbeat would enable a disabled agent at FulcrumCore again, so a disabled agent sends none.
@@ -30,7 +30,7 @@ class Heartbeat:
         if not self.state.agent_id:
             self.state.agent_id = agent.id
             log.info("agent_identified", agent_id=agent.id, name=agent.name)
-            self.state.poll_wanted.set()
+            self.state.poll_requested.set()
         self._note_disabled(agent)
         if not self.state.disabled:
             self.fulcrum.put_status("Connected")

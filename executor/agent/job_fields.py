@@ -35,6 +35,6 @@ def vm_name(job: Job) -> str:
     return mappings.vm_name(str(host), service_id(job))
 
 
-def secret_facts(job: Job) -> JobFacts:
+def secret_resolver_input(job: Job) -> JobFacts:
     """Return what the secret resolver needs to know of the job."""
     return JobFacts(action=job.action, service=job.service, params=job.params, attempt=job.attempt)

@@ -35,7 +35,7 @@ class LeaseKeeper:
     _without_slot: set[int] = field(default_factory=set)  #: jobs that we owned without a slot at the last turn
     _connected_since: float | None = None  #: monotonic; start of the current period without a database error
 
-    def turn(self) -> None:
+    def maintain(self) -> None:
         """Renew once, then wait for the next renewal."""
         running = self.dispatcher.stop_signals()  # before the renewal: a job claimed after it must not look lost
         with transaction(self.engine) as session:
@@ -43,9 +43,9 @@ class LeaseKeeper:
             nodes.note_seen(session, self.boot_id)
         for job_id, stop in running.items():
             if job_id not in held:
-                stop.send(StopSignal.LOST)
+                stop.send(StopSignal.LEASE_LOST)
             elif held[job_id]:
-                stop.send(StopSignal.OPERATOR)
+                stop.send(StopSignal.CANCELLED)
         self._release_unowned_jobs(held.keys())
         self._reap_dead_nodes()
         self.state.stopping.wait(self.lease_s / RENEWALS_PER_LEASE)
@@ -66,8 +66,8 @@ class LeaseKeeper:
         for job_id in unowned:
             with transaction(self.engine) as session:
                 if job_queue.release(session, job_id, self.boot_id):
-                    log.warning("job_released", job=job_id)
-                    self.state.work_wanted.set()
+                    log.warning("job_released", job_row=job_id)
+                    self.state.dispatch_requested.set()
 
     def _reap_dead_nodes(self) -> None:
         """Reap jobs with expired leases, on a database that several agents share.
@@ -83,5 +83,5 @@ class LeaseKeeper:
             return
         with transaction(self.engine) as session:
             for job_id, status in job_queue.reap(session):
-                log.warning("job_reaped", job=job_id, status=status)
-                self.state.work_wanted.set()
+                log.warning("job_reaped", job_row=job_id, status=status)
+                self.state.dispatch_requested.set()

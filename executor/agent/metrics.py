@@ -67,7 +67,7 @@ class VmMetrics:
     proxmox: ProxmoxReader
     state: AgentState
     interval_s: float
-    _before: dict[int, tuple[float, VmRow]] = field(default_factory=dict)
+    _previous: dict[int, tuple[float, VmRow]] = field(default_factory=dict)
     _logged_missing: set[str] = field(default_factory=set)
     _first_vmid: int = 0  #: the next turn starts here, with what was left out
     _is_incomplete: bool = False  #: the last turn left something out
@@ -85,7 +85,7 @@ class VmMetrics:
         rows.sort(key=lambda row: (row.vmid < self._first_vmid, row.vmid))
         wanted = self._known_types()
         samples = [sample for row in rows for sample in self._samples(row, started) if sample.type_name in wanted]
-        self._before = {row.vmid: (started, row) for row in rows}
+        self._previous = {row.vmid: (started, row) for row in rows}
         self._post(samples, started + self.interval_s * USABLE_SHARE)
 
     def _known_types(self) -> set[str]:
@@ -104,7 +104,7 @@ class VmMetrics:
         if row.disk_bytes and row.max_disk_bytes:  # always 0 for qemu: Proxmox does not know the guest's disk usage
             used = row.disk_bytes / row.max_disk_bytes
             yield Sample(vmid=row.vmid, type_name="vm.disk.usage", resource_id="disk", value=used)
-        then, before = self._before.get(row.vmid, (now, row))
+        then, before = self._previous.get(row.vmid, (now, row))
         if now <= then or row.uptime_s < before.uptime_s:
             return  # first sample, or restarted: its counters were reset
         for type_name, resource_id, counter in RATES:
@@ -133,7 +133,7 @@ class VmMetrics:
         self._is_incomplete = bool(left_out)
 
     def _post_one(self, sample: Sample, pace: _Pace) -> str:
-        if self.state.stopping.wait(pace.pause_s()) or pace.is_over():
+        if self.state.stopping.wait(pace.wait_s()) or pace.is_over():
             return "late"
         began = time.thread_time()
         try:
@@ -162,7 +162,7 @@ class _Pace:
         self._cost_s = 0.0
         self._lock = threading.Lock()
 
-    def pause_s(self) -> float:
+    def wait_s(self) -> float:
         """Return how long the next post has to wait."""
         with self._lock:
             now = time.monotonic()

@@ -59,7 +59,7 @@ class Monitor:
             self._measured_at = time.monotonic()
         return self._memory_mib
 
-    def restart_overdue_jobs(self) -> None:
+    def restart_overdue_critical_jobs(self) -> None:
         """Restart critical jobs whose thread has died or hangs; checked every CHECK_INTERVAL_S."""
         if time.monotonic() - self._checked_at < CHECK_INTERVAL_S:
             return

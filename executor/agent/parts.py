@@ -143,14 +143,14 @@ def critical_jobs(shared: Shared, mode: Mode, reconciler: Reconciler) -> list[Cr
         CriticalJob(
             name="Heartbeat",
             interval_s=settings.fulcrum_heartbeat_interval_s,
-            run=Heartbeat(fulcrum=shared.fulcrum, state=state).beat,
+            run=Heartbeat(fulcrum=shared.fulcrum, state=state).send,
             link=link,
         ),
         CriticalJob(
             name="GetPendingJobs",
             interval_s=settings.fulcrum_poll_interval_s,
-            run=_poller(shared, mode).turn,
-            wake=state.poll_wanted,
+            run=_poller(shared, mode).poll_if_allowed,
+            wake=state.poll_requested,
             link=link,
         ),
         CriticalJob(
@@ -162,7 +162,7 @@ def critical_jobs(shared: Shared, mode: Mode, reconciler: Reconciler) -> list[Cr
         CriticalJob(
             name="PurgeDeletedVms",
             interval_s=prune_interval_s,
-            run=_purger(shared).turn,
+            run=_purger(shared).submit_due_deletions,
             for_each_node=False,
             link=link,
         ),
@@ -175,7 +175,7 @@ def critical_jobs(shared: Shared, mode: Mode, reconciler: Reconciler) -> list[Cr
         CriticalJob(
             name="Reconcile",
             interval_s=settings.smith_reconcile_interval_s,
-            run=reconciler.turn,
+            run=reconciler.check_and_repair,
             for_each_node=False,
         ),
     ]

@@ -47,7 +47,7 @@ class Poller:
     _page_size: int = PAGE_SIZE
     _idle_polls: int = 0
 
-    def turn(self) -> float | None:
+    def poll_if_allowed(self) -> float | None:
         """Poll unless no new job may be claimed; return the seconds until the next turn, None for the interval.
 
         Raises FulcrumUnavailable.
@@ -105,7 +105,7 @@ class Poller:
         crash_points.reached("rows_written")
         count = sum(job_id is not None for job_id in written)
         log.info("jobs_received", count=count)
-        self.state.work_wanted.set()
+        self.state.dispatch_requested.set()
         return count
 
     def _row(self, job: CoreJob, already_claimed: bool) -> NewJob:

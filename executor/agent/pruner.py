@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 log = get_logger(__name__)
 
 #: Rows per transaction, and the wait between two: other writers never wait longer than one transaction.
-SLICE = 500
-PAUSE_S = 0.05
+BATCH_ROWS = 500
+BATCH_WAIT_S = 0.05
 BYTES_PER_MIB = 1024 * 1024
 #: A folder younger than this may belong to a run that is not finished.
 MIN_AGE_S = 600.0
@@ -54,14 +54,14 @@ class Pruner:
         deleted = 0
         while True:
             with transaction(self.engine) as session:
-                count, idents = job_queue.prune(session, before=before, limit=SLICE)
+                count, idents = job_queue.prune(session, before=before, limit=BATCH_ROWS)
                 nodes.prune(session, before=before)
             for ident in idents:
                 shutil.rmtree(self.artifacts_dir / ident, ignore_errors=True)
             deleted += count
-            if count < SLICE:
+            if count < BATCH_ROWS:
                 return deleted
-            time.sleep(PAUSE_S)
+            time.sleep(BATCH_WAIT_S)
 
     def _prune_aged_folders(self) -> int:
         """Delete folders without rows: after the loss of a database they would stay for ever."""

@@ -40,7 +40,7 @@ class VmPurger:
     job_timeout_s: float
     _logged: set[int] = field(default_factory=set)  #: mappings whose service has not ended; logged once each
 
-    def turn(self) -> None:
+    def submit_due_deletions(self) -> None:
         """Add a job for each VM that is due. Raises FulcrumUnavailable."""
         if not self.state.agent_id:
             return
@@ -50,7 +50,7 @@ class VmPurger:
         written = [mapping.vmid for mapping in ended if self._submit(mapping)]
         if written:
             log.info("vm_deletion_due", vmids=written)
-            self.state.work_wanted.set()
+            self.state.dispatch_requested.set()
 
     def _has_ended(self, mapping: Mapping) -> bool:
         """True when FulcrumCore has ended the service. It may not have accepted our report: then the VM is kept."""

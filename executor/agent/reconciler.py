@@ -37,7 +37,7 @@ class Reconciler:
     _concluded_at: float | None = None  #: monotonic; of the last check that reached a conclusion
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def turn(self) -> None:
+    def check_and_repair(self) -> None:
         """Check once. Raises FulcrumUnavailable, JobError (Proxmox)."""
         if not self._may_start():
             return

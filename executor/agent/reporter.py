@@ -48,30 +48,30 @@ class Reporter:
     engine: Engine
     fulcrum: FulcrumClient
     state: AgentState
-    _unanswered_turns: int = 0
+    _unanswered_rounds: int = 0
     #: The threads are kept: each keeps its connection to FulcrumCore from one report to the next.
     _senders: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(SENDERS, "report"))
     #: One turn at a time: the flush at shutdown must not send what the loop is sending.
-    _turn_lock: threading.Lock = field(default_factory=threading.Lock)
+    _send_lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def turn(self) -> float:
+    def send_due_reports(self) -> float:
         """Send every due report once; return the seconds to wait before the next turn."""
-        with self._turn_lock:
-            return self._turn()
+        with self._send_lock:
+            return self._send_due_reports()
 
-    def _turn(self) -> float:
+    def _send_due_reports(self) -> float:
         with reading(self.engine) as session:
             due = outbox.due_reports(session, BATCH_SIZE)
         if not due:
             return IDLE_WAIT_S
         if any(list(self._senders.map(self._send_one, due))):
-            self._unanswered_turns = 0
+            self._unanswered_rounds = 0
             if self.state.fulcrum.note_up():
                 self._reset_backoff()
-            self.state.poll_wanted.set()  # FulcrumCore may show the group's next job now
+            self.state.poll_requested.set()  # FulcrumCore may show the group's next job now
             return 0.0
-        self._unanswered_turns += 1
-        return min(2.0 ** min(self._unanswered_turns, 10), MAX_BACKOFF_S) * random.uniform(0.5, 1.0)  # noqa: S311 (jitter)
+        self._unanswered_rounds += 1
+        return min(2.0 ** min(self._unanswered_rounds, 10), MAX_BACKOFF_S) * random.uniform(0.5, 1.0)  # noqa: S311 (jitter)
 
     def flush(self, within_s: float) -> bool:
         """Send due reports before the agent exits; True when none is left."""
@@ -80,7 +80,7 @@ class Reporter:
             with reading(self.engine) as session:
                 if not outbox.due_reports(session, 1):
                     return True
-            time.sleep(min(self.turn(), max(limit - time.monotonic(), 0), 1.0))
+            time.sleep(min(self.send_due_reports(), max(limit - time.monotonic(), 0), 1.0))
         return False
 
     def _reset_backoff(self) -> None:

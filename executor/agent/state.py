@@ -66,12 +66,12 @@ class AgentState:
     disabled: bool = False  #: by an operator of FulcrumCore: no jobs are claimed
     draining: threading.Event = field(default_factory=threading.Event)  #: nothing new is claimed
     stopping: threading.Event = field(default_factory=threading.Event)  #: every loop ends
-    work_wanted: threading.Event = field(default_factory=threading.Event)  #: wakes the dispatcher
-    poll_wanted: threading.Event = field(default_factory=threading.Event)  #: wakes the poller
-    report_wanted: threading.Event = field(default_factory=threading.Event)  #: wakes the reporter
+    dispatch_requested: threading.Event = field(default_factory=threading.Event)  #: wakes the dispatcher
+    poll_requested: threading.Event = field(default_factory=threading.Event)  #: wakes the poller
+    report_requested: threading.Event = field(default_factory=threading.Event)  #: wakes the reporter
     polls: int = 0  #: finished polls of this process
     heartbeat_at: float = 0.0  #: time of the last accepted heartbeat, seconds since the epoch; 0 before the first
-    turns: dict[str, float] = field(default_factory=dict)  #: start of each loop's last turn, monotonic
+    progress_at: dict[str, float] = field(default_factory=dict)  #: start of each loop's last turn, monotonic
     jobs_claimed: int = 0  #: by this process
     jobs_ended: int = 0
 
@@ -88,9 +88,9 @@ class AgentState:
         core = "" if self.fulcrum.is_up else f", FulcrumCore does not answer: {self.fulcrum.reason}"
         return f"{mode}, {running} running job{'' if running == 1 else 's'}{core}"
 
-    def note_turn(self, loop: str) -> None:
+    def note_progress(self, loop: str) -> None:
         """Record that a loop starts its next turn."""
-        self.turns[loop] = time.monotonic()
+        self.progress_at[loop] = time.monotonic()
 
     @property
     def may_claim(self) -> bool:

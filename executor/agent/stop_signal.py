@@ -6,9 +6,9 @@ from __future__ import annotations
 class StopSignal:
     """Asks a running job to end, and says why."""
 
-    OPERATOR = "operator"  #: cancelled by an operator: the job fails
-    STOPPING = "stopping"  #: the agent has to stop: the job is requeued
-    LOST = "lost"  #: another agent owns the job now: write nothing
+    CANCELLED = "operator"  #: cancelled by an operator: the job fails
+    AGENT_STOPPING = "stopping"  #: the agent has to stop: the job is requeued
+    LEASE_LOST = "lost"  #: another agent owns the job now: write nothing
 
     def __init__(self) -> None:
         self.reason: str | None = None

@@ -16,7 +16,7 @@ from structlog.contextvars import bound_contextvars
 
 from executor.agent import crash_points, retry
 from executor.agent.claim import Claimer, JobAbandoned
-from executor.agent.job_fields import delivered_properties, is_local, secret_facts
+from executor.agent.job_fields import delivered_properties, is_local, secret_resolver_input
 from executor.agent.reservation import Reservations
 from executor.agent.resources import Resources
 from executor.agent.stop_signal import StopSignal
@@ -69,7 +69,7 @@ class Worker:
             try:
                 self.claimer.claim(job, lease)
                 properties = self._check(job)
-                with _redacted(self.secrets.secret_values(secret_facts(job), properties)):
+                with _redacted(self.secrets.secret_values(secret_resolver_input(job), properties)):
                     mapping = self.reservations.mapping_of(job)
                     result = self._run(job, lease, mapping, properties, stop)
             except FulcrumUnavailable as error:
@@ -102,7 +102,7 @@ class Worker:
         if job.action in CONFIGURING_ACTIONS:
             read_properties(properties)  # validated before any secret is read from the vault
         takes_properties = job.action in PROPERTY_ACTIONS or not self._is_own(playbook)
-        return self.secrets.resolve(secret_facts(job), properties) if takes_properties else {}
+        return self.secrets.resolve(secret_resolver_input(job), properties) if takes_properties else {}
 
     def _is_own(self, playbook: Path) -> bool:
         """True for a playbook that we ship, False for one of the provider."""
@@ -156,7 +156,7 @@ class Worker:
             # Named after the job, so that a second attempt finds the snapshot of the first.
             snapshot=f"smith-{job.fulcrum_id[:8]}" if job.action == "snapshot" else "",
             time_left_s=self._time_left_s(job),
-            secrets=self.secrets.secret_values(secret_facts(job), properties),
+            secrets=self.secrets.secret_values(secret_resolver_input(job), properties),
         )
 
     def _execute(self, run: PlaybookRun, mapping: Mapping, stop: StopSignal) -> JobResult:
@@ -180,9 +180,9 @@ class Worker:
         self, job: Job, lease: Lease, mapping: Mapping | None, result: JobResult, stop: StopSignal, *, unused: bool
     ) -> None:
         """Store the job's end, or requeue the job for another attempt."""
-        if stop.reason == StopSignal.LOST:
+        if stop.reason == StopSignal.LEASE_LOST:
             raise StaleJob(f"job {job.id} was taken over")
-        if stop.reason == StopSignal.STOPPING and not result.succeeded:
+        if stop.reason == StopSignal.AGENT_STOPPING and not result.succeeded:
             self._requeue(job, lease, backoff_s=0, reason="the agent is stopping")
             return
         backoff_s = retry.backoff_before_retry_s(job, result, clock_offset_s=self.fulcrum.clock_offset_s)

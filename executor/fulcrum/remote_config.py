@@ -111,5 +111,5 @@ def _sleep_with_progress(seconds: float) -> None:
     progress.ready()  # the service counts as started: FulcrumCore may be unreachable for a day
     progress.status("waiting for FulcrumCore's configuration")
     while (left_s := until - time.monotonic()) > 0:
-        progress.beat()
+        progress.report_progress()
         time.sleep(min(left_s, 1.0))

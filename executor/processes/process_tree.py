@@ -5,7 +5,8 @@ worker, the module and the module's children alive, and they continue to change 
 
 * `guard` is the parent of one run. It is a child subreaper, so every process of the run stays its descendant, however
   often it forks. It ends the whole tree when the run has ended, when it receives TERM, or when the agent has died.
-* `marked` finds processes by an environment variable that every run sets, for the case that the guard was killed.
+* `processes_with_variable` finds processes by an environment variable that every run sets. It also finds those of a
+  run whose guard was killed.
 * The supervisor is a subreaper too and ends the remaining processes when its agent dies.
 
 Lowest layer, standard library only: this file is also run as a script (`python -I -S`, 15 ms), without site-packages.
@@ -61,7 +62,7 @@ def descendants(*roots: int) -> set[int]:
     return _below(_parents(), roots)
 
 
-def marked(name: str, value_start: str) -> set[int]:
+def processes_with_variable(name: str, value_start: str) -> set[int]:
     """Return processes whose variable `name` starts with `value_start`, and their descendants, without this one."""
     entry = f"\0{name}={value_start}".encode()
     parents = _parents()
@@ -69,7 +70,7 @@ def marked(name: str, value_start: str) -> set[int]:
     return (found | _below(parents, found)) - {os.getpid()}
 
 
-def end(find: Callable[[], Iterable[int]], *, grace_s: float = GRACE_S) -> set[int]:
+def end_processes(find: Callable[[], Iterable[int]], *, grace_s: float = GRACE_S) -> set[int]:
     """End the processes that `find` returns: TERM, then KILL after `grace_s`. Returns all that were found.
 
     `find` is called until it returns none, because a process may start another one while it ends.
@@ -131,19 +132,19 @@ def guard(command: list[str]) -> int:
     """
     _leave_group()
     become_subreaper()
-    offer_to_oom_killer()
+    prefer_this_process_for_oom_kill()
     wakeups = Wakeups([signal.SIGCHLD, signal.SIGTERM])
     try:
         child = spawn(command, os.environ)
     except OSError as exc:
         sys.stdout.write(f"{command[0]}: {exc.strerror}\n")
         return 127
-    code = attend(child, wakeups)
-    end(lambda: descendants(os.getpid()))
+    code = wait_for_child(child, wakeups)
+    end_processes(lambda: descendants(os.getpid()))
     return ENDED if code is None else code
 
 
-def attend(child: int, wakeups: Wakeups, *, parent_fd: int = 0) -> int | None:
+def wait_for_child(child: int, wakeups: Wakeups, *, parent_fd: int = 0) -> int | None:
     """Wait for a child's end and return its exit code; None when TERM was received or the parent closed its pipe.
 
     `wakeups` must cover CHLD and TERM. `parent_fd` is our end of the parent's pipe, without data: readable
@@ -161,7 +162,7 @@ def attend(child: int, wakeups: Wakeups, *, parent_fd: int = 0) -> int | None:
             return None
 
 
-def offer_to_oom_killer() -> None:
+def prefer_this_process_for_oom_kill() -> None:
     """Make the kernel's OOM killer prefer this process (a run) to the agent."""
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
         file.write("500")

@@ -18,7 +18,7 @@ from executor.processes.sd_notify import Notifier
 
 #: Names the file descriptor of the pipe's write end.
 VARIABLE = "SMITH_PROGRESS_FD"
-BEAT = b"."
+PROGRESS_BYTE = b"."
 #: POSIX guarantees that a write of this size is atomic: longer ones may be mixed with another thread's.
 MAX_MESSAGE_BYTES = 512
 
@@ -34,12 +34,12 @@ class Progress:
             # The supervisor sends USR1 before it kills us: writes the stack of every thread, without values, to stderr.
             faulthandler.register(signal.SIGUSR1)
 
-    def beat(self) -> None:
+    def report_progress(self) -> None:
         """Report progress. Never blocks and never raises: when the pipe is full, the supervisor has enough to read."""
         if self._fd is None:
             notify.notifier().ping()
         else:
-            self._write(BEAT)
+            self._write(PROGRESS_BYTE)
 
     def ready(self) -> None:
         """Report that the agent is ready."""
@@ -75,9 +75,9 @@ class Listener:
     def take(self, data: bytes) -> None:
         """Parse the bytes that were read from the pipe."""
         *lines, rest = (self._rest + data).split(b"\n")
-        self._rest = rest.lstrip(BEAT)[:MAX_MESSAGE_BYTES]
+        self._rest = rest.lstrip(PROGRESS_BYTE)[:MAX_MESSAGE_BYTES]
         for line in lines:
-            self._forward(line.lstrip(BEAT).decode(errors="replace"))
+            self._forward(line.lstrip(PROGRESS_BYTE).decode(errors="replace"))
 
     def _forward(self, message: str) -> None:
         if message == notify.READY:

@@ -35,9 +35,9 @@ MAX_BACKOFF_S = 30.0
 #: as for the first.
 MAX_BACKOFF_AFTER_READY_S = 4.0
 #: After a life of this length the backoff starts again at its minimum.
-STABLE_LIFE_S = 60.0
+STABLE_RUNTIME_S = 60.0
 #: An agent that requests a restart sooner than this would probably do so again: it gets a backoff as after a death.
-MIN_LIFE_S = 2.0
+MIN_RUNTIME_S = 2.0
 #: Time between TERM and KILL for orphan processes; the guards of the agent's runs need it to end their runs.
 ORPHAN_GRACE_S = 2.0
 #: Time for the agent to exit after QUIT.
@@ -96,9 +96,9 @@ class Backoff:
 
     def after(self, lived_s: float, *, requested: bool, was_ready: bool = False) -> float:
         """Return the backoff after a life of `lived_s`; `requested`: the agent requested the restart."""
-        if lived_s >= STABLE_LIFE_S:
+        if lived_s >= STABLE_RUNTIME_S:
             self._next_s = MIN_BACKOFF_S
-        if requested and lived_s >= MIN_LIFE_S:
+        if requested and lived_s >= MIN_RUNTIME_S:
             return 0.0
         backoff_s = min(self._next_s, MAX_BACKOFF_AFTER_READY_S if was_ready else MAX_BACKOFF_S)
         self._next_s = min(2 * backoff_s, MAX_BACKOFF_S)
@@ -220,7 +220,7 @@ class Supervisor:
 
     def _end_orphans(self) -> None:
         """End the processes that the agent left: none may change VMs without an agent that knows of it."""
-        found = process_tree.end(_orphans, grace_s=ORPHAN_GRACE_S)
+        found = process_tree.end_processes(_orphans, grace_s=ORPHAN_GRACE_S)
         if found:
             self._log("orphan_processes_killed", level="warning", pids=sorted(found), left=sorted(_orphans()))
 

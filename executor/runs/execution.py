@@ -115,7 +115,7 @@ class Execution:
     def _check_limits(self, now: float, deadline: float, cancelled: Callable[[], bool]) -> None:
         if self._reason is not None:
             if now > self._cancelled_at + process_tree.GRACE_S + GUARD_MARGIN_S:
-                process_tree.end(self._processes, grace_s=0)  # the guard does not do it: it is suspended or dead
+                process_tree.end_processes(self._processes, grace_s=0)  # the guard is suspended or dead
         elif cancelled():
             self.cancel()
         elif now >= deadline:
@@ -125,7 +125,9 @@ class Execution:
         """End all processes of the run, even if the guard was killed."""
         self._close_guard_pipe()
         thread.join(process_tree.GRACE_S + GUARD_MARGIN_S)
-        if orphans := process_tree.end(self._processes, grace_s=0 if thread.is_alive() else process_tree.GRACE_S):
+        if orphans := process_tree.end_processes(
+            self._processes, grace_s=0 if thread.is_alive() else process_tree.GRACE_S
+        ):
             log.warning("orphan_processes_killed", run_ident=self._config.ident, processes=len(orphans))
         thread.join()
 
@@ -142,7 +144,7 @@ class Execution:
         return bool(data)
 
     def _processes(self) -> set[int]:
-        return process_tree.marked(CREDENTIALS_VARIABLE, f"{self._credentials_file}\0")
+        return process_tree.processes_with_variable(CREDENTIALS_VARIABLE, f"{self._credentials_file}\0")
 
     def _outcome(self) -> tuple[RunStatus, int]:
         rc = process_tree.ENDED if self._runner.rc is None else int(self._runner.rc)

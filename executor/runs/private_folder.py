@@ -116,7 +116,7 @@ def _link_to_tmp(folder: Path) -> Path | None:
 
 def processes_in(folder: Path) -> set[int]:
     """Return the processes of the runs whose private folder is `folder`, or is below it."""
-    return process_tree.marked(CREDENTIALS_VARIABLE, f"{folder}/")
+    return process_tree.processes_with_variable(CREDENTIALS_VARIABLE, f"{folder}/")
 
 
 def checked_ident(ident: str) -> str:

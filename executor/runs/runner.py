@@ -125,7 +125,7 @@ class Runner:
         """End a run's process tree: TERM, a short grace period, KILL. A running `run` returns it as canceled."""
         if (execution := self._executions.get(checked_ident(ident))) is not None:
             execution.cancel()
-        process_tree.end(lambda: processes_in(self._run_dir / ident))
+        process_tree.end_processes(lambda: processes_in(self._run_dir / ident))
 
     def sweep(self) -> list[str]:
         """End the processes of earlier runs in this run_dir and remove their private folders; return their idents.
@@ -133,7 +133,7 @@ class Runner:
         Call it once, before the first run. The artifacts of such a run are stored as those of a failed run.
         """
         make_private(self._run_dir)
-        process_tree.end(lambda: processes_in(self._run_dir))
+        process_tree.end_processes(lambda: processes_in(self._run_dir))
         idents = []
         for folder in sorted(path for path in self._run_dir.iterdir() if path.is_dir()):
             if folder.name.endswith(UNMOVED_SUFFIX):

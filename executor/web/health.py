@@ -54,7 +54,7 @@ class HealthReport:
 
 def liveness(handle: AgentHandle) -> HealthReport:
     """Check that every loop and critical job makes progress."""
-    if handle.attached is None or not handle.attached[0].state.turns:
+    if handle.attached is None or not handle.attached[0].state.progress_at:
         return HealthReport(status="starting", ok=True)
     view, _prober = handle.attached
     if view.state.stopping.is_set():
@@ -70,7 +70,7 @@ def _loops(view: AgentView) -> list[Check]:
     for name, max_silence_s in MAX_SILENCE_S.items():
         if name == "leases":
             max_silence_s = max(max_silence_s, view.settings.smith_lease_s * MAX_SILENCE_LEASES)  # noqa: PLW2901 (this one depends on a setting)
-        turned_at = view.state.turns.get(name)
+        turned_at = view.state.progress_at.get(name)
         quiet_s = now - turned_at if turned_at is not None else 0.0
         reason = f"no progress for {quiet_s:.0f} s" if quiet_s > max_silence_s else ""
         checks.append(Check(name=name, ok=not reason, reason=reason))
@@ -99,7 +99,7 @@ def readiness(handle: AgentHandle) -> HealthReport:
 
 def _agent(view: AgentView) -> Check:
     state = view.state
-    if not state.turns:
+    if not state.progress_at:
         return Check(name="agent", ok=False, reason="is starting")
     if state.draining.is_set():
         return Check(name="agent", ok=False, reason="is draining: no new jobs are started")

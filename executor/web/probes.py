@@ -96,7 +96,7 @@ class Prober:
         return space.free_bytes(self.folders[name])
 
     def _run(self) -> None:
-        while not self.state.turns and not self._stopping.wait(START_POLL_S):
+        while not self.state.progress_at and not self._stopping.wait(START_POLL_S):
             pass
         while not self._stopping.is_set():
             for name, probe in self.probes.items():

@@ -92,7 +92,7 @@ def test_f11_r9_the_reports_of_a_day_are_sent_oldest_first_when_fulcrumcore_reco
         session.execute(update(Job).where(Job.id == first.id).values(report_after=None))
     turns = 0
     while _reports_due(engine) and turns < 2 * JOBS_OF_A_DAY:
-        reporter.turn()
+        reporter.send_due_reports()
         turns += 1
 
     assert turns <= JOBS_OF_A_DAY / 50 + 2, "a turn sends fifty reports, and no report waits for its own backoff"

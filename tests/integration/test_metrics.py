@@ -206,8 +206,8 @@ def test_rates_are_computed_from_the_second_sample_on(
     """Of the time between the two looks, which is moved here instead of waited for."""
     pve.rows = [vm()]
     posted()
-    then, row = metrics._before[101]
-    metrics._before[101] = (then - 10_000.0, row)
+    then, row = metrics._previous[101]
+    metrics._previous[101] = (then - 10_000.0, row)
     pve.rows = [vm(netin=1000 + 10_000, netout=1000, diskread=1000 + 20_000, diskwrite=1000 + 5000, uptime=10_100)]
     rates = {name: value for name, value in values(posted()).items() if name in RATES}
     expected = {"vm.network.in": 1.0, "vm.network.out": 0.0, "vm.disk.read": 2.0, "vm.disk.write": 0.5}
@@ -374,13 +374,13 @@ def test_samples_that_do_not_fit_are_sent_first_in_the_next_turn(
 def test_posts_are_spread_within_the_rate_limits() -> None:
     now = time.monotonic()
     many = _Pace(100_000, now + 60)
-    pauses = [many.pause_s() for _ in range(100)]
+    pauses = [many.wait_s() for _ in range(100)]
     assert pauses == sorted(pauses)
     assert 98 / MAX_POSTS_PER_S < pauses[-1] < 101 / MAX_POSTS_PER_S
     few = _Pace(3, now + 60)
-    assert [round(few.pause_s(), 2) for _ in range(3)] == [0.0, 0.05, 0.1]
+    assert [round(few.wait_s(), 2) for _ in range(3)] == [0.0, 0.05, 0.1]
     over = _Pace(10, now - 1)
-    assert over.pause_s() == 0.0
+    assert over.wait_s() == 0.0
     assert over.is_over()
 
 
@@ -388,11 +388,11 @@ def test_more_expensive_posts_get_larger_gaps() -> None:
     pace = _Pace(100_000, time.monotonic() + 600)
     for _ in range(10 * COST_WINDOW):
         pace.note_cost(0.01)
-    pauses = [pace.pause_s() for _ in range(101)]
+    pauses = [pace.wait_s() for _ in range(101)]
     assert (pauses[-1] - pauses[0]) / 100 == pytest.approx(0.01 / POSTS_SHARE_OF_A_CORE, rel=0.05)
     cheap = _Pace(3, time.monotonic() + 60)
     cheap.note_cost(0.0001)
-    assert [round(cheap.pause_s(), 2) for _ in range(3)] == [0.0, 0.05, 0.1]
+    assert [round(cheap.wait_s(), 2) for _ in range(3)] == [0.0, 0.05, 0.1]
 
 
 def test_a_stopping_agent_sends_nothing(pve: Cluster, metrics: VmMetrics, posted: Callable[[], list[Row]]) -> None:

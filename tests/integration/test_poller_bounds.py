@@ -228,7 +228,7 @@ def test_polling_the_same_job_twice_writes_one_row(poller: Poller, simulator: Ru
         poller.poll()
     with reading(poller.engine) as session:
         assert len(queries.list_jobs(session)) == 1
-    assert poller.state.work_wanted.is_set()
+    assert poller.state.dispatch_requested.is_set()
 
 
 def test_polling_slows_down_when_nothing_comes_and_not_for_ever(poller: Poller, simulator: RunningSimulator) -> None:

@@ -70,28 +70,28 @@ def ended(world: World) -> str:
 def test_a_vm_whose_service_has_ended_gets_one_local_delete_job(world: World, engine: Engine, purger: VmPurger) -> None:
     service_id = ended(world)
     pending_deletion(engine, service_id)
-    purger.turn()
-    purger.turn()
+    purger.submit_due_deletions()
+    purger.submit_due_deletions()
     (job,) = jobs(engine)
     assert (job.action, job.service_id, job.status, job.report_state) == ("delete", service_id, "pending", "local")
-    assert purger.state.work_wanted.is_set()
+    assert purger.state.dispatch_requested.is_set()
 
 
 def test_a_vm_within_its_grace_period_is_kept(world: World, engine: Engine, purger: VmPurger) -> None:
     pending_deletion(engine, ended(world), FUTURE)
-    purger.turn()
+    purger.submit_due_deletions()
     assert jobs(engine) == []
 
 
 def test_a_service_that_has_not_ended_keeps_its_vm(world: World, engine: Engine, purger: VmPurger) -> None:
     pending_deletion(engine, world.created()["id"])
-    purger.turn()
+    purger.submit_due_deletions()
     assert jobs(engine) == []
 
 
 def test_a_service_that_fulcrum_does_not_know_has_ended(engine: Engine, purger: VmPurger) -> None:
     pending_deletion(engine, "99999999-0000-4000-8000-000000000000")
-    purger.turn()
+    purger.submit_due_deletions()
     assert len(jobs(engine)) == 1
 
 
@@ -100,7 +100,7 @@ def test_a_single_403_is_no_proof_that_the_service_has_ended(world: World, engin
     service = world.created()
     pending_deletion(engine, service["id"])
     world.sim.fault("status", method="GET", path=f".*/services/{service['id']}$", times=1, status=403)
-    purger.turn()
+    purger.submit_due_deletions()
     assert jobs(engine) == []
 
 
@@ -109,7 +109,7 @@ def test_nothing_is_deleted_while_fulcrum_is_down(world: World, engine: Engine, 
     pending_deletion(engine, ended(world))
     world.sim.fault("status", method="GET", path=".*", times=100, status=status)
     with pytest.raises(FulcrumUnavailable):
-        purger.turn()
+        purger.submit_due_deletions()
     world.sim.clear_faults()
     assert jobs(engine) == []
 
@@ -120,7 +120,7 @@ def test_an_unexpected_status_is_no_proof_that_the_service_has_ended(
 ) -> None:
     pending_deletion(engine, ended(world))
     world.sim.fault("status", method="GET", path=".*/services/.*", times=2, status=status)
-    purger.turn()
+    purger.submit_due_deletions()
     assert jobs(engine) == []
 
 
@@ -128,29 +128,29 @@ def test_every_terminal_state_of_the_service_type_is_an_end(world: World, engine
     service = world.order_with({"properties": {"a": {"type": "string"}}}, {"a": "x"}).json()
     world.agent.complete(world.claimed(service), agentInstanceId="x/100000")
     pending_deletion(engine, service["id"])
-    purger.turn()
+    purger.submit_due_deletions()
     assert jobs(engine) == []
     world.admin.delete_service(service["id"])
     world.agent.complete(world.claimed(service))
     assert world.service(service)["status"] == "Gone"
-    purger.turn()
+    purger.submit_due_deletions()
     assert len(jobs(engine)) == 1
 
 
 def test_a_local_job_is_never_reported(world: World, engine: Engine, purger: VmPurger) -> None:
     pending_deletion(engine, ended(world))
-    purger.turn()
+    purger.submit_due_deletions()
     (job,) = jobs(engine)
     with transaction(engine) as session:
         job_queue.request_cancel(session, job.id)
     (job,) = jobs(engine)
     assert (job.status, job.report_state) == ("failed", ReportState.LOCAL)
-    purger.turn()  # a cancelled job is repeated: only `smith mappings recall` keeps the VM
+    purger.submit_due_deletions()  # a cancelled job is repeated: only `smith mappings recall` keeps the VM
     assert [each.status for each in jobs(engine)] == ["failed", "pending"]
 
 
 def test_nothing_is_done_before_the_agent_id_is_known(engine: Engine, purger: VmPurger) -> None:
     purger.state.agent_id = ""
     pending_deletion(engine, "99999999-0000-4000-8000-000000000000")
-    purger.turn()
+    purger.submit_due_deletions()
     assert jobs(engine) == []

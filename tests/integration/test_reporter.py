@@ -80,7 +80,7 @@ class Outbox:
         for _ in range(times):
             with transaction(self.engine) as session:
                 session.execute(update(Job).values(report_after=None))
-            wait_s = self.reporter.turn()
+            wait_s = self.reporter.send_due_reports()
         return wait_s
 
     def at_core(self, job: Json) -> Json:
@@ -134,7 +134,7 @@ def test_a_success_is_reported_with_instance_data_and_properties(outbox: Outbox)
     row = outbox.row(job_id)
     assert (row.report_state, row.report_note, row.report_after) == ("reported", None, None)
     assert row.reported_at is not None
-    assert outbox.state.poll_wanted.is_set(), "FulcrumCore shows the group's next job only now"
+    assert outbox.state.poll_requested.is_set(), "FulcrumCore shows the group's next job only now"
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ def test_a_failure_is_reported_with_our_error_message(outbox: Outbox) -> None:
 
 def test_without_due_reports_the_next_turn_follows_soon(outbox: Outbox) -> None:
     assert outbox.turn() == IDLE_WAIT_S
-    assert not outbox.state.poll_wanted.is_set()
+    assert not outbox.state.poll_requested.is_set()
 
 
 def test_many_reports_are_sent_in_one_turn(outbox: Outbox) -> None:
@@ -337,7 +337,7 @@ def test_in_an_outage_the_backoff_grows_to_a_minute(outbox: Outbox) -> None:
         max_s = min(2.0**attempt, 60.0)
         assert max_s * 0.5 - 0.1 <= row_backoff_s <= max_s + 1
         assert min(2.0 ** (attempt + 1), 60.0) * 0.5 <= loop_wait_s <= min(2.0 ** (attempt + 1), 60.0)
-    assert not outbox.state.poll_wanted.is_set()
+    assert not outbox.state.poll_requested.is_set()
     outbox.world.sim.clear_faults()
     assert outbox.turn() == 0.0
     assert outbox.state.fulcrum.is_up
@@ -360,9 +360,9 @@ def test_after_an_outage_all_reports_are_due_at_once(outbox: Outbox) -> None:
     with transaction(outbox.engine) as session:
         for job_id in others:
             postpone_report(session, job_id, backoff_s=3600, note="away")
-    assert outbox.reporter.turn() == 0.0
+    assert outbox.reporter.send_due_reports() == 0.0
     assert outbox.row(first).report_state == "reported"
-    assert outbox.reporter.turn() == 0.0
+    assert outbox.reporter.send_due_reports() == 0.0
     assert {outbox.row(job_id).report_state for job_id in others} == {"reported"}
 
 

@@ -29,13 +29,13 @@ AGENT = """
 import os, sys, time
 from executor.processes.progress import Progress
 progress = Progress()
-progress.beat()
+progress.report_progress()
 progress.status("sees " + ",".join(sorted(name for name in os.environ if "NOTIFY" in name or "WATCHDOG" in name)) + ".")
-progress.beat()
+progress.report_progress()
 progress.ready()
 progress.ready()
 while True:
-    progress.beat()
+    progress.report_progress()
     time.sleep(0.05)
 """
 SILENT_AGENT = "import time; time.sleep(600)"

@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
-from executor.processes.supervisor import MAX_BACKOFF_S, MIN_BACKOFF_S, MIN_LIFE_S, STABLE_LIFE_S, Backoff
+from executor.processes.supervisor import MAX_BACKOFF_S, MIN_BACKOFF_S, MIN_RUNTIME_S, STABLE_RUNTIME_S, Backoff
 
 SUPERVISOR = """
 import json, sys
@@ -183,8 +183,8 @@ def test_the_backoff_grows_to_its_maximum_and_a_long_life_resets_it() -> None:
     grown = [backoff.after(1.0, requested=False) for _ in range(9)]
 
     assert grown == [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, MAX_BACKOFF_S, MAX_BACKOFF_S, MAX_BACKOFF_S]
-    assert backoff.after(STABLE_LIFE_S, requested=False) == MIN_BACKOFF_S
-    assert backoff.after(MIN_LIFE_S, requested=True) == 0.0
+    assert backoff.after(STABLE_RUNTIME_S, requested=False) == MIN_BACKOFF_S
+    assert backoff.after(MIN_RUNTIME_S, requested=True) == 0.0
     assert backoff.after(0.1, requested=True) == 2 * MIN_BACKOFF_S
 
 
@@ -372,7 +372,7 @@ def test_a_restart_request_after_a_stop_signal_is_ignored(supervised: Supervised
 def test_a_stalled_agent_writes_a_dump_and_is_killed_and_restarted(supervised: Supervised) -> None:
     body = """
 progress = Progress()
-progress.beat()
+progress.report_progress()
 def stuck_here():
     time.sleep(600)
 if life == 1:
@@ -386,7 +386,7 @@ if life == 1:
 
 
 def test_an_agent_that_reports_progress_is_not_killed(supervised: Supervised) -> None:
-    body = "progress = Progress()\nfor _ in range(40):\n    progress.beat()\n    time.sleep(0.1)\n"
+    body = "progress = Progress()\nfor _ in range(40):\n    progress.report_progress()\n    time.sleep(0.1)\n"
 
     assert supervised.run(body, stall_timeout_s=2) == 0
 
@@ -396,7 +396,7 @@ def test_an_agent_that_reports_progress_is_not_killed(supervised: Supervised) ->
 
 def test_f28_suspending_supervisor_and_agent_together_is_no_stall(supervised: Supervised) -> None:
     """Supervisor and agent are suspended for longer than the stall timeout → the agent is not killed."""
-    body = "progress = Progress()\nnote('ready')\nwhile True:\n    progress.beat()\n    time.sleep(0.1)\n"
+    body = "progress = Progress()\nnote('ready')\nwhile True:\n    progress.report_progress()\n    time.sleep(0.1)\n"
     process = supervised.start(body, stall_timeout_s=3)
     _eventually(lambda: supervised.has("ready"))
     tree = [psutil.Process(process.pid), psutil.Process(supervised.pids[0])]
@@ -414,7 +414,7 @@ def test_f28_suspending_supervisor_and_agent_together_is_no_stall(supervised: Su
 
 def test_progress_without_a_supervisor_writes_to_no_other_file(tmp_path: Path) -> None:
     """The variable may be inherited without its pipe: another file with that descriptor must not be written to."""
-    script = "import os\nfrom executor.processes.progress import Progress\nProgress().beat()\n"
+    script = "import os\nfrom executor.processes.progress import Progress\nProgress().report_progress()\n"
     victim = tmp_path / "database"
     with victim.open("wb") as file:
         for value in (str(file.fileno()), "", "x", "-1", "99999999999999999999", "987"):

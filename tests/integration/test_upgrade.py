@@ -184,12 +184,12 @@ def test_after_an_upgrade_due_reports_are_sent_and_postponed_ones_keep_their_bac
     client = FulcrumClient(f"http://127.0.0.1:{core.server_port}", lambda: "token", read_timeout_s=5)
     reporter = Reporter(engine=upgraded, fulcrum=client, state=AgentState(agent_id=AGENT_ID))
 
-    reporter.turn()
+    reporter.send_due_reports()
     assert set(core.reports) == {job.fulcrum_id for job in due.values()}
     assert {job_row(upgraded, job_id).report_state for job_id in due} == {ReportState.REPORTED}
     with transaction(upgraded) as session:
         assert {job_queue.retry_now(session, job_id) for job_id in set(unreported) - set(due)} <= {"report"}
-    reporter.turn()
+    reporter.send_due_reports()
     assert set(core.reports) == {job.fulcrum_id for job in unreported.values()}
     for job in unreported.values():
         outcome, body = core.reports[job.fulcrum_id]

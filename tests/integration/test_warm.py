@@ -151,7 +151,9 @@ def site(tmp_path: Path, run_dir: Path) -> Iterator[Site]:
     yield site
     site.runner.stop_warm()
     for pid in site.orphans():
-        process_tree.end(lambda pid=pid: {pid, *process_tree.descendants(pid)} if is_alive(pid) else (), grace_s=0)
+        process_tree.end_processes(
+            lambda pid=pid: {pid, *process_tree.descendants(pid)} if is_alive(pid) else (), grace_s=0
+        )
 
 
 # --- the same ---------------------------------------------------------------------------------------------------------
@@ -420,7 +422,7 @@ def test_a_warm_run_is_found_and_killed_by_its_ident(site: Site) -> None:
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(site.play, site.stubborn(), "run-1")
         eventually(site.is_busy)
-        found = process_tree.marked("SMITH_RUN_IDENT", "run-1\0")
+        found = process_tree.processes_with_variable("SMITH_RUN_IDENT", "run-1\0")
         assert process_tree.descendants(site.runner.warm_pids()[0]) <= found
         site.runner.kill("run-1")
         assert site.orphans() == []
@@ -466,7 +468,7 @@ def has(process: psutil.Process, word: str) -> bool:
 
 def marked(site: Site) -> set[int]:
     """Return the processes of all runs of this site, without the servers."""
-    own = process_tree.marked("SMITH_CREDENTIALS_FILE", f"{site.run_dir}/run-")
+    own = process_tree.processes_with_variable("SMITH_CREDENTIALS_FILE", f"{site.run_dir}/run-")
     return {pid for pid in own if is_alive(pid)}
 
 

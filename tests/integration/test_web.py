@@ -82,7 +82,7 @@ class Site:
     def turn(self, **quiet_s: float) -> None:
         """Record a turn of every loop, now or the given number of seconds ago."""
         for name in health.MAX_SILENCE_S:
-            self.state.turns[name] = time.monotonic() - quiet_s.get(name, 0.0)
+            self.state.progress_at[name] = time.monotonic() - quiet_s.get(name, 0.0)
 
     def ask(
         self, path: str, method: str = "GET", *, source: str = "127.0.0.1", **headers: str

@@ -30,7 +30,7 @@ def main() -> None:
     server, modules, guard_script, *command = (arg.encode("utf-8", "surrogateescape") for arg in sys.argv[1:])
     if posix.getsid(0) != posix.getpid():
         posix.setsid()  # a terminal's signals to the agent's process group must not reach the run
-    offer_to_oom_killer()
+    prefer_this_process_for_oom_kill()
     try:
         connection = ask(server, [modules, *command])
     except OSError:
@@ -41,7 +41,7 @@ def main() -> None:
     posix._exit(wait(connection))
 
 
-def offer_to_oom_killer() -> None:
+def prefer_this_process_for_oom_kill() -> None:
     """Do the same as `process_tree`, whose import would take longer than this whole script."""
     try:
         fd = posix.open("/proc/self/oom_score_adj", posix.O_WRONLY)

@@ -109,7 +109,7 @@ def _guard(connection: socket.socket, check: Check, work: Work) -> int:
     """Check the request, run it, and end all its processes. Raises Refusal, OSError: then nothing was started."""
     os.setsid()
     process_tree.become_subreaper()
-    process_tree.offer_to_oom_killer()
+    process_tree.prefer_this_process_for_oom_kill()
     request = protocol.receive(connection)
     check(request)
     show_environment({name: value for name in SHOWN_VARIABLES if (value := request.env.get(name)) is not None})
@@ -122,8 +122,8 @@ def _guard(connection: socket.socket, check: Check, work: Work) -> int:
     for fd in (0, 1, 2, *request.files):  # only the run may hold its output open: its reader waits for the end
         with contextlib.suppress(OSError):
             os.close(fd)
-    code = process_tree.attend(child, wakeups, parent_fd=connection.fileno())
-    process_tree.end(lambda: process_tree.descendants(os.getpid()), grace_s=GRACE_S)
+    code = process_tree.wait_for_child(child, wakeups, parent_fd=connection.fileno())
+    process_tree.end_processes(lambda: process_tree.descendants(os.getpid()), grace_s=GRACE_S)
     show_environment({})  # a search for processes of the run must not find us after its end
     with contextlib.suppress(OSError):
         protocol.send_code(connection, process_tree.ENDED if code is None else code)

@@ -33,7 +33,7 @@ FULCRUM_SECRETS = ("FULCRUM_API_TOKEN",)
 PROXMOX_SECRETS = ("PROXMOX_TOKEN_SECRET", "PROXMOX_PASSWORD")
 
 
-class LiveSecrets:
+class ReloadableSecrets:
     """Holds the current secrets. Thread-safe; a caller gets values that belong together."""
 
     def __init__(self, settings: Settings, read: Callable[[], Settings]) -> None:
@@ -46,7 +46,7 @@ class LiveSecrets:
         self._stamps = _stamps(self._files)
         self._connection = ProxmoxConnection.from_settings(settings) if settings.proxmox_host else None
 
-    def overlay_with(self, settings: Settings, overlay: Callable[[Settings], Settings]) -> None:
+    def use_remote_settings(self, settings: Settings, overlay: Callable[[Settings], Settings]) -> None:
         """Use settings that include FulcrumCore's configuration, and read that again at each reload.
 
         `overlay` raises FulcrumError or SettingsError when FulcrumCore's configuration cannot be read.
@@ -71,7 +71,7 @@ class LiveSecrets:
             self._connection = ProxmoxConnection.from_settings(self._settings)
         return self._connection
 
-    def renewed_connection(self) -> ProxmoxConnection:
+    def connection_after_refusal(self) -> ProxmoxConnection:
         """Reload because the connection was refused; return the current one."""
         self.reload_after_refusal()
         return self.connection()

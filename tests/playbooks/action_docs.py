@@ -1,6 +1,6 @@
-"""Writes the tables of docs/actions.md from the roles' argument_specs and actions.yml, when it is run as a script.
+"""Generates the tables of docs/actions.md from the roles' argument_specs and actions.yml, when run as a script.
 
-A test compares, and looks whether every cell's test is there.
+`test_docs.py` checks that the page is up to date and that the named tests exist.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def _members(role: str) -> dict[str, Any]:
 
 
 def takes(action: str) -> str:
-    """Return the members that the argument_specs say are this action's."""
+    """Return the members of `vm` that the argument_specs assign to an action."""
     if action == "create":
         return "what [vm_present](../roles/vm_present/README.md) lists"
     named = [name for name, option in _members("vm_identity").items() if f"C({action})" in _said(option).split(":")[0]]
@@ -34,7 +34,7 @@ def takes(action: str) -> str:
 def _said(option: dict[str, Any]) -> str:
     said = option["description"]
     lines = said if isinstance(said, list) else [said]
-    # A list may speak of one action a line: all that stands before a colon counts.
+    # In a list, each line may name actions before its colon.
     return " ".join(line.partition(":")[0] for line in lines if ":" in line) + ":" if len(lines) > 1 else str(said)
 
 
@@ -67,7 +67,7 @@ def _for_all(who: str, group: str) -> str:
 
 
 def tests_named() -> Iterator[str]:
-    """Every test that a cell names."""
+    """Yield each test that the data names."""
     common = DATA["common"]
     yield from (*common["codes"].values(), *common["identity_codes"].values(), common["check"])
     for row in ACTIONS.values():

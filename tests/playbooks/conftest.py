@@ -1,4 +1,4 @@
-"""One stand-in for the session; each test leaves the cluster as it found it."""
+"""One stand-in for the session. Faults and settings of a test end with the test."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from types import ModuleType
 
 import pytest
 from executor_bench import ExecutorBench
-from lab_bench import LabBench, is_wanted, problem
+from lab_bench import LabBench, is_configured, problem
 from play_bench import ROOT, Bench, load
 from smith_lab.proxmox.stand_in import ProxmoxStandIn, running_stand_in
 from warm_plays import WarmPlays
 
 
 def pytest_collection_modifyitems(config: pytest.Config) -> None:
-    """Refuse `-m lab` without a lab: the tests would pass on the stand-in, and somebody would believe them."""
+    """Refuse `-m lab` without a lab: otherwise the tests would silently run on the stand-in."""
     if config.getoption("markexpr", "") == "lab" and (missing := problem()):
         raise pytest.UsageError(missing)
 
@@ -28,13 +28,13 @@ def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProxmoxStandI
 
 
 @pytest.fixture(scope="session")
-def bench_of_the_session(stand_in: ProxmoxStandIn, tmp_path_factory: pytest.TempPathFactory) -> Bench:
+def session_bench(stand_in: ProxmoxStandIn, tmp_path_factory: pytest.TempPathFactory) -> Bench:
     return Bench(pve=stand_in, folder=tmp_path_factory.mktemp("plays"))
 
 
 @pytest.fixture(scope="session")
 def warm_plays(stand_in: ProxmoxStandIn) -> Iterator[WarmPlays | None]:
-    """Plays as cheap as the executor's; None where another Ansible is to be tested, which may have no warm runs."""
+    """Servers that fork plays; None if TEST_ANSIBLE_PLAYBOOK names another Ansible, which may not support warm runs."""
     if "TEST_ANSIBLE_PLAYBOOK" in os.environ:
         yield None
         return
@@ -45,24 +45,24 @@ def warm_plays(stand_in: ProxmoxStandIn) -> Iterator[WarmPlays | None]:
 
 
 @pytest.fixture(scope="session")
-def real_bench(tmp_path_factory: pytest.TempPathFactory) -> LabBench:
+def lab_bench(tmp_path_factory: pytest.TempPathFactory) -> LabBench:
     return LabBench(tmp_path_factory.mktemp("lab"))
 
 
 @pytest.fixture
 def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
-    """Where a test plays: on the stand-in; one that is marked `lab`, on a real Proxmox when there is one.
+    """Where a test runs its playbooks: the stand-in, or for the mark `lab` a real Proxmox if one is configured.
 
-    A test that is marked `by_hand` plays as a person does, the others from the servers of warm runs.
+    A test with the mark `by_hand` runs `ansible-playbook`; the others use the servers of warm runs.
 
-    Whatever was done to the stand-in is undone; its VMs may stay, no other test knows them. In a lab nothing stays.
+    Afterwards faults are cleared on the stand-in; its VMs stay, as no other test uses them. In a lab they are deleted.
     """
-    if is_wanted() and request.node.get_closest_marker("lab"):
-        real: LabBench = request.getfixturevalue("real_bench")
+    if is_configured() and request.node.get_closest_marker("lab"):
+        real: LabBench = request.getfixturevalue("lab_bench")
         yield real
         real.clear()
         return
-    bench: Bench = request.getfixturevalue("bench_of_the_session")
+    bench: Bench = request.getfixturevalue("session_bench")
     is_by_hand = request.node.get_closest_marker("by_hand") is not None
     yield bench if is_by_hand else replace(bench, warm=request.getfixturevalue("warm_plays"))
     pve = bench.pve
@@ -73,7 +73,7 @@ def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
 
 @pytest.fixture(scope="session")
 def warm_executor(stand_in: ProxmoxStandIn, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ExecutorBench]:
-    """The executor's own way, warm: for tests that need many plays."""
+    """The executor's runner with warm runs, for tests that need many plays."""
     executor = ExecutorBench.at(stand_in, tmp_path_factory.mktemp("warm-executor"))
     executor.warm_up()
     yield executor
@@ -82,11 +82,11 @@ def warm_executor(stand_in: ProxmoxStandIn, tmp_path_factory: pytest.TempPathFac
 
 @pytest.fixture(scope="session")
 def decide() -> ModuleType:
-    """The filters, as Python functions."""
+    """Return the filter plugin as a Python module."""
     return load(ROOT / "playbooks" / "filter_plugins" / "smith.py")
 
 
 @pytest.fixture(scope="session")
-def looking() -> ModuleType:
-    """The look-up plugin, as a Python module."""
+def vm_facts_module() -> ModuleType:
+    """Return the action plugin smith_vm_facts as a Python module."""
     return load(ROOT / "playbooks" / "action_plugins" / "smith_vm_facts.py")

@@ -1,4 +1,4 @@
-"""Runs playbooks as the executor does: planned, run by ansible-runner, read; against the same stand-in as by hand."""
+"""Runs playbooks as the executor does: plan, ansible-runner, result; against the same stand-in as manual runs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ WARM_WITHIN_S = 60.0
 
 @dataclass(frozen=True, kw_only=True)
 class ExecutorBench:
-    """A runner with a token for the stand-in."""
+    """The executor's runner with a token for the stand-in."""
 
     pve: ProxmoxStandIn
     runner: Runner
@@ -41,28 +41,28 @@ class ExecutorBench:
         return cls(pve=pve, runner=Runner(paths, lambda: login, ca_bundle=pve.ca_bundle, redactor=Redactor()))
 
     def warm_up(self) -> None:
-        """Have runs forked from now on: the same plays at a fraction of the cost."""
+        """Fork all further runs from warm servers, which cost less CPU."""
         self.runner.start_warm(required=True)
         limit = time.monotonic() + WARM_WITHIN_S
         while not self.runner.warm_pids():
             assert time.monotonic() < limit, "the servers of warm runs did not start"
             time.sleep(0.05)
 
-    def carry(self, run: PlaybookRun) -> JobResult:
-        """Run what was planned and read what came of it."""
+    def execute(self, run: PlaybookRun) -> JobResult:
+        """Execute a planned run and return its result."""
         return results.read(self.runner.run(run))
 
     def play(self, action: str, vm: Mapping[str, Any]) -> JobResult:
-        """Run one of our playbooks with this extra var."""
+        """Run the playbook of an action with the extra var `vm`."""
         ident = f"{action}-{uuid.uuid4().hex[:12]}"
         playbook = ROOT / "playbooks" / f"{action}.yml"
-        return self.carry(
+        return self.execute(
             PlaybookRun(ident=ident, action=action, playbook=playbook, vm=dict(vm), timeout_s=float(vm["timeout_s"]))
         )
 
 
 def credentials_of(pve: ProxmoxStandIn) -> dict[str, Any]:
-    """Return the login of the modules, as the executor writes it for a run."""
+    """Return the credentials that the executor writes for a run."""
     return {
         "api_host": pve.host,
         "api_port": pve.port,
@@ -75,7 +75,7 @@ def credentials_of(pve: ProxmoxStandIn) -> dict[str, Any]:
 
 
 def plan_settings(**more: Any) -> PlanSettings:
-    """What an operator of the stand-in would have decided."""
+    """Return the operator's settings for the stand-in."""
     usual: dict[str, Any] = {
         "cluster": "default",
         "templates": {"debian-12": 9000},

@@ -1,8 +1,8 @@
-"""A real Proxmox as the bench of the tests that are marked `lab`: named by LAB_PROXMOX_*, and left as it was found.
+"""Runs the tests with the mark `lab` on the Proxmox cluster that LAB_PROXMOX_* names, and deletes what they created.
 
-Between the plays and Proxmox stands a proxy of ours on the loopback, which only writes requests down: so "asked for no
-change" is proven here as it is against the stand-in. What a real cluster cannot be told to do (fail, be busy, lie) is
-in tests without the mark. Settings: CONTRIBUTING.md.
+The plays reach Proxmox through a loopback proxy that records the requests, so that a test can check that none changes
+something, as on the stand-in. Tests that inject faults have no such mark, as a real cluster cannot inject them.
+Settings: CONTRIBUTING.md.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ TIMEOUT_S = 60
 NO = ("0", "false", "no", "off")
 
 
-def is_wanted() -> bool:
-    """True when somebody has named a real Proxmox."""
+def is_configured() -> bool:
+    """Whether LAB_PROXMOX_HOST names a real Proxmox."""
     return bool(os.environ.get(f"{PREFIX}HOST"))
 
 
 def problem() -> str:
-    """Say what is missing to use it."""
+    """Return which variables are missing, '' if none."""
     missing = [PREFIX + name for name in REQUIRED if not os.environ.get(PREFIX + name)]
     return f"-m lab needs {', '.join(missing)} (CONTRIBUTING.md)" if missing else ""
 
@@ -59,7 +59,7 @@ def setting(name: str) -> str:
 
 @dataclass
 class LabProxmox:
-    """The cluster, with the part of the stand-in's face that needs no power over it."""
+    """The cluster, with those methods of the stand-in that inject no fault."""
 
     folder: Path
     log: list[dict[str, Any]] = field(default_factory=list)
@@ -72,7 +72,7 @@ class LabProxmox:
 
     @cached_property
     def api(self) -> Any:
-        """Proxmox itself, without the proxy: what a test looks up is no request of a play."""
+        """Return a client without the proxy, as requests of the test itself are not recorded."""
         return ProxmoxAPI(
             setting("HOST"),
             port=int(setting("PORT")),
@@ -85,7 +85,7 @@ class LabProxmox:
 
     @cached_property
     def proxy_port(self) -> int:
-        """Start the proxy; it ends with this process."""
+        """Start the proxy, which runs until this process ends; return its port."""
         certificate, key = make_certificates(self.folder, "127.0.0.1")
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(certificate, key)
@@ -96,7 +96,7 @@ class LabProxmox:
         return int(server.server_address[1])
 
     def env(self) -> dict[str, str]:
-        """Return what a play needs to reach Proxmox, by way of the proxy."""
+        """Return the variables with which a play reaches Proxmox through the proxy."""
         port = str(self.proxy_port)
         return {
             "PROXMOX_HOST": "127.0.0.1",
@@ -119,7 +119,7 @@ class LabProxmox:
         return [entry for entry in self.log if entry["method"] != "GET"]
 
     def guest(self, vmid: int) -> dict[str, Any] | None:
-        """Return a guest as the stand-in shows one, or None."""
+        """Return a guest in the stand-in's form, or None."""
         row = next((row for row in self.rows() if int(row["vmid"]) == vmid), None)
         if row is None:
             return None
@@ -139,7 +139,7 @@ class LabProxmox:
         return -(-int(row["maxdisk"]) // 1024**3)
 
     def destroy(self, vmid: int, service_id: str) -> None:
-        """Take away what a test has left, if it is the test's."""
+        """Destroy a guest that a test has left, if it has the test's marker."""
         row = next((row for row in self.rows() if int(row["vmid"]) == vmid), None)
         if row is None:
             return
@@ -154,13 +154,13 @@ class LabProxmox:
         self.done(row["node"], guest.delete())
 
     def done(self, node: str, upid: str) -> None:
-        """Wait for a task's end."""
+        """Wait until a Proxmox task has ended."""
         while self.api.nodes(node).tasks(upid).status.get()["status"] == "running":
             time.sleep(0.5)
 
 
 def handler_of(upstream: str, verify: bool | str, log: list[dict[str, Any]]) -> type[BaseHTTPRequestHandler]:
-    """Return what passes requests on to Proxmox and writes them down."""
+    """Return the handler that forwards requests to Proxmox and records them."""
     session = requests.Session()
     session.trust_env = False
 
@@ -190,19 +190,19 @@ def handler_of(upstream: str, verify: bool | str, log: list[dict[str, Any]]) -> 
         do_GET = do_POST = do_PUT = do_DELETE = pass_on
 
         def log_message(self, *_arguments: Any) -> None:
-            """Say nothing: the log is the caller's."""
+            """Log nothing."""
 
     return Handler
 
 
 def shown(*encoded: str) -> dict[str, str]:
-    """Return a request's parameters without secrets."""
+    """Return a request's parameters with masked secrets."""
     found = [pair for text in encoded for pair in urllib.parse.parse_qsl(text)]
     return {name: "***" if name in SECRET else value for name, value in found}
 
 
 class LabBench(Bench):
-    """Plays against the real cluster. What a test has made is destroyed after it."""
+    """Runs playbooks on the real cluster. The guests of a test are destroyed after it."""
 
     def __init__(self, folder: Path) -> None:
         self.cluster = LabProxmox(folder)
@@ -227,7 +227,7 @@ class LabBench(Bench):
         )
 
     def free_vmids(self) -> Iterator[int]:
-        """Yield the VMIDs of the range that nobody has, over and over: each test gives its own back."""
+        """Yield free VMIDs of the range again and again, as each test frees its own."""
         for vmid in itertools.cycle(range(int(setting("VMID_MIN")), int(setting("VMID_MAX")) + 1)):
             try:
                 self.cluster.api.cluster.nextid.get(vmid=vmid)
@@ -240,12 +240,12 @@ class LabBench(Bench):
         self.described.append(vm)
         return vm
 
-    def made(self, **more: Any) -> dict[str, Any]:
-        """Have our own `create` make the VM: nobody else puts one there."""
+    def add_vm(self, **more: Any) -> dict[str, Any]:
+        """Create a VM with our playbook; return its variables."""
         vm = self.vm(storage=self.place.storage)
         return self.running(vm) if more.get("status") == "running" else self.stopped(vm)
 
-    def made_container(self, **more: Any) -> dict[str, Any]:
+    def add_container(self, **more: Any) -> dict[str, Any]:
         vm = self.container(storage=self.place.storage, os_template=self.place.os_template, node=self.place.node)
         return self.running(vm) if more.get("status") == "running" else self.stopped(vm)
 
@@ -260,7 +260,7 @@ class LabBench(Bench):
         return vm
 
     def clear(self) -> None:
-        """Destroy what the test has made."""
+        """Destroy the guests of the test."""
         for vm in self.described:
             self.cluster.destroy(int(vm["vmid"]), str(vm["service_id"]))
         self.described.clear()

@@ -1,4 +1,4 @@
-"""Runs playbooks as a person does: `ansible-playbook`, PROXMOX_* set, against a stand-in."""
+"""Runs playbooks as an operator does: `ansible-playbook` with PROXMOX_* set, against a stand-in."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from warm_plays import WarmPlays
 
 ROOT = Path(__file__).resolve().parents[2]
-#: The same suite runs on another ansible when this names its ansible-playbook.
+#: The ansible-playbook to test. TEST_ANSIBLE_PLAYBOOK names that of another Ansible.
 ANSIBLE_PLAYBOOK = os.environ.get("TEST_ANSIBLE_PLAYBOOK", str(Path(sys.executable).with_name("ansible-playbook")))
 ACTIONS = (
     "create",
@@ -49,7 +49,7 @@ _Dumper.add_representer(str, lambda dumper, text: dumper.represent_scalar("!unsa
 
 @dataclass
 class Outcome:
-    """What one run did."""
+    """The record of one run."""
 
     rc: int
     output: str
@@ -62,7 +62,7 @@ class Outcome:
 
     @property
     def message(self) -> str:
-        """The last failure's text; empty after a success."""
+        """The message of the last failure; empty after a success."""
         failed = [task["msg"] for task in self.tasks if task["state"] == "failed"]
         return str(failed[-1]) if failed and self.rc else ""
 
@@ -81,11 +81,11 @@ class Outcome:
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """What there is to make VMs of, and how long things take; here of the stand-in."""
+    """Node, templates, storages and timeouts of a cluster; by default of the stand-in."""
 
     node: str = "pve1"
     second_node: str = "pve2"  #: '' in a lab of one node
-    template: int = 9000  #: with a cloud-init drive, on `node`
+    template: int = 9000  #: VMID of a template on `node` with a cloud-init drive
     disk_gib: int = 8  #: of its first disk
     storage: str = "local-lvm"
     other_storage: str = "ceph"  #: may be the same, and is shared if there is a second node
@@ -99,16 +99,16 @@ class Place:
 
 @dataclass
 class Bench:
-    """A stand-in and the means to run playbooks against it. Every VM gets an id and a service of its own."""
+    """Runs playbooks against a stand-in. Each VM has its own VMID and service."""
 
     pve: ProxmoxStandIn
     folder: Path
     numbers: Iterator[int] = field(default_factory=lambda: itertools.count(20_000))
     place: Place = Place()
-    warm: WarmPlays | None = None  #: how to play when it does not matter that a person does
+    warm: WarmPlays | None = None  #: runs the plays, unless they have to run as an operator's
 
     def vm(self, **more: Any) -> dict[str, Any]:
-        """Describe a VM as the executor would."""
+        """Return the variables of a new VM, as the executor passes them."""
         service_id, vmid, place = str(uuid.uuid4()), next(self.numbers), self.place
         identity = {"service_id": service_id, "vmid": vmid, "name": f"web-{service_id[:8]}", "node": ""}
         shape = {"template_vmid": place.template, "cores": 2, "memory_mib": 2048, "tags": ["web"]}
@@ -116,13 +116,13 @@ class Bench:
         return {**identity, **shape, "disk_gib": place.disk_gib, **times, **more}
 
     def container(self, **more: Any) -> dict[str, Any]:
-        """The same of a container."""
+        """Return the variables of a new container."""
         vm = self.vm(kind="lxc", cores=1, memory_mib=512, disk_gib=4, tags=[], **more)
         del vm["template_vmid"]
         return vm
 
-    def made(self, **more: Any) -> dict[str, Any]:
-        """Put a VM of ours on the stand-in without running a playbook; returns what describes it."""
+    def add_vm(self, **more: Any) -> dict[str, Any]:
+        """Add a VM of a service to the stand-in without a playbook; return its variables."""
         vm = self.vm()
         config = {
             **{"description": f"smith-uid={vm['service_id']}", "tags": "smith;web", "cores": 2, "sockets": 1},
@@ -133,8 +133,8 @@ class Bench:
         self.pve.control("add", vmid=vm["vmid"], name=more.pop("name", vm["name"]), config=config, **more)
         return vm
 
-    def made_container(self, **more: Any) -> dict[str, Any]:
-        """The same for a container."""
+    def add_container(self, **more: Any) -> dict[str, Any]:
+        """Add a container of a service in the same way."""
         vm = self.container()
         config = {
             **{"description": f"smith-uid={vm['service_id']}", "tags": "smith", "cores": 1, "memory": 512},
@@ -147,7 +147,7 @@ class Bench:
 
     def guest(self, vm: dict[str, Any]) -> dict[str, Any]:
         found = self.pve.guest(vm["vmid"])
-        assert found, f"VM {vm['vmid']} is not there"
+        assert found, f"VM {vm['vmid']} does not exist"
         return found
 
     def command(self, action: str, vm: dict[str, Any], *arguments: str, folder: Path = ROOT / "playbooks") -> list[str]:
@@ -167,7 +167,7 @@ class Bench:
     def play(
         self, action: str, vm: dict[str, Any], *arguments: str, folder: Path = ROOT / "playbooks", **environment: str
     ) -> Outcome:
-        """Run a playbook to its end. One of another folder, or with an environment of its own, is run by hand."""
+        """Run a playbook to its end; by `ansible-playbook` if it has its own folder or environment."""
         command = self.command(action, vm, *arguments, folder=folder)
         if self.warm and folder == ROOT / "playbooks" and not environment:
             return self.warm.play(command)
@@ -176,14 +176,14 @@ class Bench:
         return read_record(Path(env["PLAY_RECORD"]), ran.returncode, ran.stdout + ran.stderr)
 
     def changing_requests(self, play: Callable[[], Outcome]) -> tuple[Outcome, list[str]]:
-        """Run something and return what it asked Proxmox to change."""
+        """Run a play; return its outcome and its changing requests."""
         self.pve.reset_request_log()
         outcome = play()
         return outcome, [f"{entry['method']} {entry['path']}" for entry in self.pve.changing_requests()]
 
 
 def needs(what: object, name: str) -> None:
-    """Skip what the lab has no place for; the stand-in has all of it."""
+    """Skip the test if the lab lacks something; the stand-in has everything."""
     if not what:
         pytest.skip(f"LAB_PROXMOX_{name} is not set")
 

@@ -1,6 +1,6 @@
 """Writes the table of arguments into each role's README from its argument_specs: `python tests/playbooks/role_docs.py`.
 
-A test compares, so a README never says something else than the role takes.
+A test checks that each README is up to date.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def table(role: Path) -> str:
 
 
 def rows(options: dict[str, Any], prefix: str) -> Iterator[str]:
-    """One row for each argument, members of dicts below their dict."""
+    """Yield one row per argument; the members of a dict follow their dict."""
     for name, option in options.items():
         default = "required" if option.get("required") else str(option.get("default", "")).lower()
         kind = f"list of {option['elements']}" if "elements" in option else option["type"]
@@ -33,7 +33,7 @@ def rows(options: dict[str, Any], prefix: str) -> Iterator[str]:
 
 
 def meaning(option: dict[str, Any]) -> str:
-    """The description as one line, with its choices."""
+    """Return the description as one line, with its choices."""
     said = option["description"]
     text = " ".join(said) if isinstance(said, list) else said
     text = re.sub(r"C\(([^)]*)\)", r"`\1`", text)

@@ -1,4 +1,4 @@
-"""Containers through real plays: the same actions, the same result document."""
+"""Containers: the same actions and the same result document as for VMs."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
-"""A play that is killed after any of its tasks: the next run brings the VM to what was asked for.
+"""A play is killed after any of its Ansible tasks: the next run completes the request.
 
-The next run knows nothing but Proxmox and the same variables. So a cut after a task that left Proxmox as it was is the
-same case as the cut before it: what Proxmox has is recorded after every task, and each different state gets a real
-kill at the task that made it, and a real second run.
+The next run knows only Proxmox and the same variables, so only tasks that change Proxmox matter. Its state is recorded
+after each task; for each task that changes it, a play is killed there and run again.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ Guest = dict[str, Any] | None
 
 
 def run(bench: Bench, action: str, vm: dict[str, Any], cut_after: int = 0) -> tuple[int, list[tuple[str, Guest]]]:
-    """Run a play in a process group of its own; returns its end, and each task with the VM as it left it."""
+    """Run a play in its own process group; return its exit code, and each task with the VM's state after it."""
     record = bench.folder / f"cut-{vm['vmid']}-{cut_after}"
     record.unlink(missing_ok=True)
     guests = f"{bench.pve.control_url}/guests"
@@ -41,8 +40,8 @@ def run_by_hand(bench: Bench, command: list[str], cut: str) -> int:
     return 128 - ended.returncode if ended.returncode < 0 else ended.returncode  # as a shell, and a warm run, says it
 
 
-def cut_points(states: list[tuple[str, Guest]], before: Guest) -> list[int]:
-    """Return the number of each task after which Proxmox has something else than before it; and the last one's."""
+def kill_points(states: list[tuple[str, Guest]], before: Guest) -> list[int]:
+    """Return the number of the first task and of each task that changes Proxmox."""
     points, seen = [], before
     for number, (_task, guest) in enumerate(states, start=1):
         if guest != seen:
@@ -52,7 +51,7 @@ def cut_points(states: list[tuple[str, Guest]], before: Guest) -> list[int]:
 
 
 def comparable(guest: Guest, vm: dict[str, Any]) -> str:
-    """A VM without what differs from one VM to the next."""
+    """Return a VM's state as text, without the values that differ between two VMs."""
     text = json.dumps(guest, sort_keys=True)
     for own in (vm["service_id"], vm["name"], str(vm["vmid"])):
         text = text.replace(own, "-")
@@ -64,14 +63,14 @@ def wish(bench: Bench, action: str) -> dict[str, Any]:
     disks = [{"disk": "scsi1", "size_gib": 1, "storage": "ceph"}, {"disk": "scsi2", "size_gib": 1, "storage": "ceph"}]
     if action == "create":
         return bench.vm(disk_gib=9, disks=disks, networks=nic, cloud_init={"user": "admin"})
-    vm = bench.made(status="running")
+    vm = bench.add_vm(status="running")
     if action == "update":
         return {**vm, "cores": 4, "disk_gib": 9, "disks": disks, "networks": nic, "allow_reboot": True}
     return {**vm, "final_backup": "backups"}
 
 
-#: What each play must go through, so that a record that sees nothing does not pass.
-LEAST_STATES = {"create": 5, "update": 6, "delete": 3}
+#: The minimum number of states of each play: an empty record fails.
+MIN_STATES = {"create": 5, "update": 6, "delete": 3}
 
 
 @pytest.mark.parametrize("action", ["create", "update", pytest.param("delete", marks=pytest.mark.by_hand)])
@@ -79,8 +78,8 @@ def test_a_play_killed_after_any_task_is_completed_by_the_next_run(bench: Bench,
     whole = wish(bench, action)
     rc, states = run(bench, action, whole)
     assert rc == 0
-    points = cut_points(states, bench.pve.guest(whole["vmid"]) if action == "create" else states[0][1])
-    assert len(points) >= LEAST_STATES[action], [states[point - 1][0] for point in points]
+    points = kill_points(states, bench.pve.guest(whole["vmid"]) if action == "create" else states[0][1])
+    assert len(points) >= MIN_STATES[action], [states[point - 1][0] for point in points]
     asked = comparable(states[-1][1], whole)
     for point in points:
         vm = wish(bench, action)

@@ -1,4 +1,4 @@
-"""The roles' decisions, without Ansible: tables of cases, and cases by the thousand."""
+"""The decisions of the roles, as Python functions without Ansible: tables of cases and generated cases."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def make_vm(**more: Any) -> dict[str, Any]:
 
 
 def make_found(status: str = "stopped", **config: Any) -> dict[str, Any]:
-    """Facts as the look-up makes them of a configuration."""
+    """Return the facts that smith_vm_facts derives from a configuration."""
     base = {"name": "web-0f7e2c1a", "description": f"smith-uid={SERVICE}", "cores": 2, "memory": "2048"}
     disks = {"scsi0": "local-lvm:vm-500-disk-0,size=8G", "ide2": "local-lvm:vm-500-cloudinit,media=cdrom"}
     rows = [{"key": key, "value": value} for key, value in {**base, **disks, **config}.items() if value is not None]
@@ -46,16 +46,16 @@ def test_the_services_own_vm_is_accepted() -> None:
 
 
 def test_ten_thousand_vms_of_other_owners_are_refused() -> None:
-    """Whatever is wrong with a VM, alone or together, it is never the service's."""
+    """A VM with any combination of mismatches is never accepted as the service's."""
     rng = random.Random(4711)  # noqa: S311 - the same cases in every run
     for _ in range(10_000):
-        found, is_ours = stranger(rng)
+        found, is_ours = foreign_guest(rng)
         problem = DECIDE.identity_problem(found, make_vm())
         assert (problem == "") is is_ours, (found, problem)
         assert is_ours or problem.split(":")[0] in ("VM_IDENTITY_MISMATCH", "VM_PROTECTED")
 
 
-def stranger(rng: random.Random) -> tuple[dict[str, Any], bool]:
+def foreign_guest(rng: random.Random) -> tuple[dict[str, Any], bool]:
     marker = rng.choice([SERVICE, SERVICE.upper(), OTHER, str(uuid.UUID(int=rng.getrandbits(128))), SERVICE[:-1], ""])
     name = rng.choice(["web-0f7e2c1a", "web-0f7e2c1b", "web", "WEB-0F7E2C1A", ""])
     prefix = rng.choice(["", "text\n", "smith-uid= \n", f"see smith-uid={OTHER}\n"])
@@ -208,7 +208,7 @@ def test_loopback_and_link_local_addresses_are_not_reported() -> None:
 
 
 def test_only_addresses_of_the_vms_nics_are_reported_in_nic_order() -> None:
-    """A guest has bridges and tunnels of its own; a VLAN or a bridge on a NIC has the NIC's MAC address."""
+    """A guest may have further bridges and tunnels; a VLAN or a bridge on a NIC has the NIC's MAC address."""
     config = {"net10": "virtio=BC:24:11:00:00:10,bridge=b", "net2": "virtio=BC:24:11:00:00:02,bridge=b", "netx": "no"}
     macs = LOOKING.macs_of(config)
     assert macs == ["BC:24:11:00:00:02", "BC:24:11:00:00:10"]
@@ -236,7 +236,7 @@ TASK_STATES = [
 
 
 def test_of_two_proxmox_tasks_of_the_same_second_the_later_one_is_newer() -> None:
-    """A container's stop and start fit into a second; the start's failure must not hide behind the stop."""
+    """A container's stop and start fit into a second; the start's failure must be seen."""
     stop = {"type": "vzstop", "starttime": 1_700_000_000, "pstart": 7_000, "status": "OK"}
     start = {"type": "vzstart", "starttime": 1_700_000_000, "pstart": 7_007, "status": "start broke"}
     older = {"type": "vzcreate", "starttime": 1_699_999_999, "pstart": 9_000, "status": "OK"}
@@ -261,15 +261,15 @@ def test_a_failure_message_gets_exactly_one_code() -> None:
     assert DECIDE.failure({}).startswith("PLAYBOOK_FAILED")
 
 
-UNSURE = ["Reached timeout while waiting for creating VM.", "Read timed out. (read timeout=5)"]
-UNSURE += [
+UNKNOWN_OUTCOMES = ["Reached timeout while waiting for creating VM.", "Read timed out. (read timeout=5)"]
+UNKNOWN_OUTCOMES += [
     "('Connection aborted.', RemoteDisconnected())",
     "Module result deserialization failed: No start",
     "502 Bad Gateway",
 ]
 
 
-@pytest.mark.parametrize("text", UNSURE)
+@pytest.mark.parametrize("text", UNKNOWN_OUTCOMES)
 def test_the_outcome_of_a_change_without_a_response_is_unknown(text: str) -> None:
     assert DECIDE.is_outcome_unknown({"msg": text})
 
@@ -433,7 +433,7 @@ COMMENTS = ["", " me@host", " a+b/c%20@host", " Zoë Ω 鍵", " with\ttab and  b
 
 
 def test_fifty_ssh_keys_with_unusual_comments_are_read_back_unchanged() -> None:
-    """Encoded by the module, as it does it; decoded by the look-up."""
+    """The module encodes them, smith_vm_facts decodes them."""
     keys = [f"ssh-ed25519 AAAA{number:04d}+/=={COMMENTS[number % len(COMMENTS)]}" for number in range(50)]
     sent = DECIDE.changes(make_found(tags="smith"), make_vm(cloud_init={"ssh_public_keys": [f"{k}\r\n" for k in keys]}))
     after = make_found(tags="smith", sshkeys=urllib.parse.quote(sent["sshkeys"], safe=""))

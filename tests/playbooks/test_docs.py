@@ -1,4 +1,4 @@
-"""What the documents say is what the roles take and the playbooks return."""
+"""The documents match the arguments of the roles and the results of the playbooks."""
 
 from __future__ import annotations
 
@@ -48,5 +48,5 @@ def test_every_code_and_privilege_of_the_actions_table_exists() -> None:
     text = " ".join(row["privileges"] for row in action_docs.ACTIONS.values())
     named = set(re.findall(r"(?:VM|Datastore|SDN)\.[A-Za-z.]*[a-z]", text, re.IGNORECASE)) | {"VM.Audit"}
     known = {one for major in (8, 9) for need in needs(major, storages=["a"], bridge="b") for one in need.privileges}
-    assert named - {"VM.Backup"} <= known  # only who lets us make backups grants that
+    assert named - {"VM.Backup"} <= known  # granted only if backups are enabled
     assert known - named <= {"Datastore.Audit"}

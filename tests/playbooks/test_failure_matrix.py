@@ -1,6 +1,6 @@
-"""Each action against each way to fail: the code is the right one, and a failure that changes nothing changes nothing.
+"""Each action with each kind of failure: the error code is right, and a refused action changes nothing.
 
-One test for each failure plays all actions at once, each on a VM of its own, through warm runs.
+One test per failure runs all actions in parallel, each on its own VM, through warm runs.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from executor.model import JobResult
 
 OS_TEMPLATE = "local:vztmpl/debian-12-standard_12.7-1_amd64.tar.zst"
 FULL = "unable to write to storage 'ceph': No space left on device"
-AT_ONCE = 6
+MAX_PARALLEL = 6
 
-#: The Proxmox task that carries each action out, and the request that asks for it.
+#: The type of the Proxmox task of each action, and the request that starts it.
 TASKS = {
     "qemu": {
         **{"create": "qmclone", "start": "qmstart", "stop": "qmshutdown", "restart": "qmreboot"},
@@ -45,7 +45,7 @@ REQUESTS = {
     "backup": ("POST", "/nodes/*/vzdump"),
     "delete": ("DELETE", "/nodes/*/qemu/{vmid}"),
 }
-#: What each action of a VM, or a container, needs, so that taking it away must show.
+#: Privileges whose removal must make every action fail.
 PRIVILEGES = [
     *("VM.Clone", "VM.Allocate", "VM.PowerMgmt", "VM.Config.CPU", "VM.Config.Disk", "VM.Migrate", "VM.Snapshot"),
     *("VM.Snapshot.Rollback", "VM.Backup"),
@@ -60,7 +60,7 @@ def ready(bench: Bench, action: str, kind: str = "qemu") -> dict[str, Any]:
         vm = bench.vm(kind="lxc", node="pve1", storage="ceph", disk_gib=4, os_template=OS_TEMPLATE, tags=[])
         return {key: value for key, value in vm.items() if key != "template_vmid"}
     status = "stopped" if action in ("start", "rollback") else "running"
-    vm = bench.made_container(status=status) if kind == "lxc" else bench.made(status=status, config=ON_SHARED)
+    vm = bench.add_container(status=status) if kind == "lxc" else bench.add_vm(status=status, config=ON_SHARED)
     identity = {key: vm[key] for key in ("service_id", "vmid", "name", "kind", "timeout_s") if key in vm}
     return {**identity, "shutdown_timeout_s": 3, "address_timeout_s": 0, **WISHES.get(action, {})}
 
@@ -77,10 +77,10 @@ WISHES: dict[str, dict[str, Any]] = {
 
 @pytest.fixture
 def played(bench: Bench, warm_executor: ExecutorBench) -> Callable[[dict[str, dict[str, Any]]], dict[str, JobResult]]:
-    """Play every action on its VM, several at a time."""
+    """Return a function that runs each action on its VM, several in parallel."""
 
     def play(cases: dict[str, dict[str, Any]]) -> dict[str, JobResult]:
-        with ThreadPoolExecutor(AT_ONCE) as pool:
+        with ThreadPoolExecutor(MAX_PARALLEL) as pool:
             results = pool.map(lambda case: warm_executor.play(*case), cases.items())
             return dict(zip(cases, results, strict=True))
 
@@ -91,7 +91,7 @@ Play = Callable[[dict[str, dict[str, Any]]], dict[str, JobResult]]
 
 
 def prepared(bench: Bench, played: Play, actions: Iterator[str] | list[str], kind: str = "qemu") -> dict[str, Any]:
-    """A VM for each action; the one that is to be rolled back has a snapshot."""
+    """Return a VM for each action; the one to roll back has a snapshot."""
     cases = {action: ready(bench, action, kind) for action in actions}
     if "rollback" in cases:
         assert played({"snapshot": {**cases["rollback"], "snapshot": "before"}})["snapshot"].succeeded

@@ -1,4 +1,4 @@
-"""What goes wrong at Proxmox ends in the right code, and never in a change that nobody asked for."""
+"""Failures at Proxmox end in the right error code and cause no change that was not requested."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CHANGING = tuple(action for action in ACTIONS if action != "create")
 
 def ready_for(bench: Bench, action: str, **more: Any) -> dict[str, Any]:
     """Return a VM on which the action would change something."""
-    vm = bench.made(status="stopped" if action == "start" else "running", **more)
+    vm = bench.add_vm(status="stopped" if action == "start" else "running", **more)
     wishes = {
         "update": {"cores": 8},
         "resize": {"disk_gib": 9},
@@ -39,8 +39,8 @@ def test_a_reused_vmid_is_never_changed(bench: Bench, action: str) -> None:
     assert done.result == {}
 
 
-STRANGERS = {
-    "renamed": ("delete", {"name": "somebody-elses"}, "VM_IDENTITY_MISMATCH"),
+FOREIGN_GUESTS = {
+    "renamed": ("delete", {"name": "foreign"}, "VM_IDENTITY_MISMATCH"),
     "without a marker": ("update", {"description": "a VM"}, "VM_IDENTITY_MISMATCH"),
     "another service's": (
         "delete",
@@ -52,9 +52,9 @@ STRANGERS = {
 }
 
 
-@pytest.mark.parametrize("stranger", STRANGERS)
-def test_a_foreign_or_protected_vm_is_never_changed(bench: Bench, stranger: str) -> None:
-    action, values, code = STRANGERS[stranger]
+@pytest.mark.parametrize("foreign_guest", FOREIGN_GUESTS)
+def test_a_foreign_or_protected_vm_is_never_changed(bench: Bench, foreign_guest: str) -> None:
+    action, values, code = FOREIGN_GUESTS[foreign_guest]
     vm = ready_for(bench, action)
     bench.pve.control("configure", vmid=vm["vmid"], values=values)
     done, changes = bench.changing_requests(lambda: bench.play(action, vm))
@@ -63,7 +63,7 @@ def test_a_foreign_or_protected_vm_is_never_changed(bench: Bench, stranger: str)
 
 @pytest.mark.by_hand
 def test_a_vm_with_two_markers_belongs_to_no_service(bench: Bench) -> None:
-    vm = bench.made(status="running")
+    vm = bench.add_vm(status="running")
     both = f"smith-uid={vm['service_id']}\nsmith-uid=11111111-2222-4333-8444-555555555555"
     bench.pve.control("configure", vmid=vm["vmid"], values={"description": both})
     done, changes = bench.changing_requests(lambda: bench.play("delete", vm))
@@ -83,7 +83,7 @@ def test_a_partial_clone_without_a_marker_is_deleted_by_its_reserved_name_only(b
 
 def test_a_create_never_changes_a_vm_that_has_its_vmid(bench: Bench) -> None:
     vm = bench.vm()
-    bench.pve.control("add", vmid=vm["vmid"], name="somebody-elses", status="running")
+    bench.pve.control("add", vmid=vm["vmid"], name="foreign", status="running")
     before = bench.guest(vm)
     done, changes = bench.changing_requests(lambda: bench.play("create", vm))
     assert (done.code, changes) == ("VM_ID_TAKEN", [])
@@ -95,8 +95,8 @@ def test_a_create_never_changes_a_vm_that_has_its_vmid(bench: Bench) -> None:
 
 @pytest.mark.parametrize("action", ["start", "delete"])
 def test_a_token_that_sees_no_vm_does_not_prove_absence(bench: Bench, action: str) -> None:
-    """Such a token gets 200 and an empty list: a delete must not report success."""
-    vm = bench.made()
+    """Proxmox answers such a token with 200 and an empty list: a delete must not report success."""
+    vm = bench.add_vm()
     bench.pve.control("revoke", path="/vms", privilege="VM.Audit")
     try:
         without_hint = bench.play(action, vm)
@@ -108,7 +108,7 @@ def test_a_token_that_sees_no_vm_does_not_prove_absence(bench: Bench, action: st
 
 
 def test_a_vm_whose_last_known_node_is_offline_is_not_treated_as_deleted(bench: Bench) -> None:
-    vm = bench.made(node="pve2")
+    vm = bench.add_vm(node="pve2")
     bench.pve.control("node", node="pve2", online=False)
     assert bench.play("delete", {**vm, "node": "pve2"}).code == "NODE_DOWN"
 
@@ -122,26 +122,26 @@ def test_without_quorum_a_missing_vm_is_not_treated_as_deleted(bench: Bench) -> 
 
 
 def test_an_action_that_needs_no_change_succeeds_on_a_locked_vm(bench: Bench) -> None:
-    vm = bench.made(status="running")
+    vm = bench.add_vm(status="running")
     bench.pve.control("lock", vmid=vm["vmid"], lock="backup")
     assert bench.play("start", vm).rc == 0
 
 
 def test_a_lock_set_just_before_the_start_is_reported_with_proxmoxs_message(bench: Bench) -> None:
-    vm = bench.made()
+    vm = bench.add_vm()
     bench.pve.fail_task("qmstart", "VM is locked (backup)", vmid=vm["vmid"])
     done = bench.play("start", vm)
     assert (done.code, done.message) == ("VM_LOCKED", "VM_LOCKED: VM is locked (backup)")
 
 
 def test_a_failed_start_reports_its_cause(bench: Bench) -> None:
-    vm = bench.made()
+    vm = bench.add_vm()
     bench.pve.control("behave", vmid=vm["vmid"], start_error="start failed: QEMU exited with code 1")
     assert bench.play("start", vm).message == "TASK_FAILED: start failed: QEMU exited with code 1"
 
 
 def test_a_start_whose_response_is_lost_succeeds(bench: Bench) -> None:
-    vm = bench.made()
+    vm = bench.add_vm()
     bench.pve.fail("POST", f"/nodes/pve1/qemu/{vm['vmid']}/status/start", status=0, after=True)
     done = bench.play("start", vm)
     assert (done.rc, done.result["status"]) == (0, "running"), done.output
@@ -149,8 +149,8 @@ def test_a_start_whose_response_is_lost_succeeds(bench: Bench) -> None:
 
 @pytest.mark.by_hand
 def test_a_missing_privilege_is_named(bench: Bench) -> None:
-    """By hand as through the agent, where tests/security/test_least_privilege.py tries each."""
-    vm = bench.made()
+    """tests/security/test_least_privilege.py tests each privilege through the agent."""
+    vm = bench.add_vm()
     bench.pve.control("revoke", path="/vms", privilege="VM.PowerMgmt")
     try:
         done = bench.play("start", vm)
@@ -161,14 +161,14 @@ def test_a_missing_privilege_is_named(bench: Bench) -> None:
 
 
 def test_without_quorum_an_action_ends_in_pve_no_quorum(bench: Bench) -> None:
-    vm = bench.made(status="running")
+    vm = bench.add_vm(status="running")
     bench.pve.control("quorum", quorate=False)
     assert bench.play("stop", {**vm, "node": "pve1"}).code == "PVE_NO_QUORUM"
 
 
 def test_a_rollback_to_a_missing_snapshot_ends_in_not_found(bench: Bench) -> None:
     """The old module says "ok, unchanged" here."""
-    vm = bench.made()
+    vm = bench.add_vm()
     done, changes = bench.changing_requests(lambda: bench.play("rollback", {**vm, "snapshot": "never"}))
     assert (done.code, changes) == ("NOT_FOUND", [])
 
@@ -216,12 +216,12 @@ def test_a_clone_to_another_node_needs_shared_storage(bench: Bench) -> None:
 
 
 def test_an_update_never_shrinks_a_disk(bench: Bench) -> None:
-    vm = bench.made()
+    vm = bench.add_vm()
     done, changes = bench.changing_requests(lambda: bench.play("update", {**vm, "cores": 8, "disk_gib": 4}))
     assert (done.code, changes) == ("INVALID_REQUEST", [])
 
 
-# ---------------------------------------------------------------------- a create that is cut
+# ---------------------------------------------------------------------- an interrupted create
 
 
 @pytest.mark.by_hand
@@ -241,14 +241,14 @@ def test_a_failed_clone_reports_the_message_of_its_proxmox_task(bench: Bench) ->
 
 def test_a_clone_made_by_an_interrupted_run_is_adopted_by_its_name(bench: Bench) -> None:
     """Its description and tags are the template's: only the name, reserved for this service, is ours."""
-    vm = bench.made(config={"description": "debian-12 cloud image", "tags": "image", "cores": 1})
+    vm = bench.add_vm(config={"description": "debian-12 cloud image", "tags": "image", "cores": 1})
     done, changes = bench.changing_requests(lambda: bench.play("create", vm))
     assert (done.rc, done.result["adopted"], done.result["cores"]) == (0, True, 2)
     assert changes == [f"PUT /nodes/pve1/qemu/{vm['vmid']}/config"]
 
 
 def test_a_create_waits_for_a_clone_that_is_still_running(bench: Bench) -> None:
-    vm = bench.made(config={"description": "debian-12 cloud image"})
+    vm = bench.add_vm(config={"description": "debian-12 cloud image"})
     bench.pve.control("lock", vmid=vm["vmid"], lock="clone")
     env = bench.environment()
     with subprocess.Popen(bench.command("create", vm), env=env, cwd=ROOT, stdout=subprocess.DEVNULL) as play:
@@ -260,14 +260,14 @@ def test_a_create_waits_for_a_clone_that_is_still_running(bench: Bench) -> None:
 
 
 def test_a_clone_lock_that_persists_ends_in_vm_locked_at_the_timeout(bench: Bench) -> None:
-    vm = bench.made(config={"description": "debian-12 cloud image"})
+    vm = bench.add_vm(config={"description": "debian-12 cloud image"})
     bench.pve.control("lock", vmid=vm["vmid"], lock="clone")
     done, changes = bench.changing_requests(lambda: bench.play("create", {**vm, "timeout_s": 2}))
     assert (done.code, changes) == ("VM_LOCKED", [])
 
 
 def test_a_vm_that_is_migrated_during_the_wait_is_found_on_its_new_node(bench: Bench) -> None:
-    vm = bench.made(config={"description": "debian-12 cloud image"})
+    vm = bench.add_vm(config={"description": "debian-12 cloud image"})
     bench.pve.control("lock", vmid=vm["vmid"], lock="clone")
     bench.pve.reset_request_log()
     env = bench.environment()
@@ -334,14 +334,14 @@ def test_a_lost_response_to_the_clone_request_causes_no_second_clone(bench: Benc
 
 
 def test_a_lost_response_to_a_configuration_change_does_not_fail_the_update(bench: Bench) -> None:
-    vm = bench.made()
+    vm = bench.add_vm()
     bench.pve.fail("PUT", f"/nodes/pve1/qemu/{vm['vmid']}/config", status=0, after=True)
     done = bench.play("update", {**vm, "cores": 8})
     assert (done.rc, done.result["cores"]) == (0, 8), done.output
 
 
 def test_a_configuration_change_that_proxmox_did_not_receive_fails_the_update(bench: Bench) -> None:
-    vm = bench.made()
+    vm = bench.add_vm()
     bench.pve.fail("PUT", f"/nodes/pve1/qemu/{vm['vmid']}/config", status=0)
     assert bench.play("update", {**vm, "cores": 8}).code == "PVE_UNREACHABLE"
 
@@ -356,7 +356,7 @@ def test_502_responses_during_the_wait_do_not_fail_the_create(bench: Bench) -> N
 
 
 def test_a_create_after_its_earlier_clone_was_removed_succeeds(bench: Bench) -> None:
-    vm = bench.made(config={"description": "debian-12 cloud image"})
+    vm = bench.add_vm(config={"description": "debian-12 cloud image"})
     bench.pve.control("lock", vmid=vm["vmid"], lock="clone")
     bench.pve.control("remove", vmid=vm["vmid"])
     done = bench.play("create", vm)
@@ -367,20 +367,20 @@ def test_a_create_after_its_earlier_clone_was_removed_succeeds(bench: Bench) -> 
 
 
 def test_a_wrong_token_secret_ends_in_pve_auth(bench: Bench) -> None:
-    assert bench.play("start", bench.made(), PROXMOX_TOKEN_SECRET="wrong").code == "PVE_AUTH"
+    assert bench.play("start", bench.add_vm(), PROXMOX_TOKEN_SECRET="wrong").code == "PVE_AUTH"
 
 
 def test_missing_settings_end_in_pve_auth(bench: Bench) -> None:
-    assert bench.play("start", bench.made(), PROXMOX_HOST="").code == "PVE_AUTH"
+    assert bench.play("start", bench.add_vm(), PROXMOX_HOST="").code == "PVE_AUTH"
 
 
 def test_a_certificate_of_an_unknown_ca_ends_in_pve_tls(bench: Bench) -> None:
-    """The old modules do not verify unless told to."""
+    """The old modules do not verify certificates by default."""
     done, changes = bench.changing_requests(
-        lambda: bench.play("start", bench.made(), PROXMOX_CA_BUNDLE="", PROXMOX_VALIDATE_CERTS="")
+        lambda: bench.play("start", bench.add_vm(), PROXMOX_CA_BUNDLE="", PROXMOX_VALIDATE_CERTS="")
     )
     assert (done.code, changes) == ("PVE_TLS", [])
 
 
 def test_a_closed_port_ends_in_pve_unreachable(bench: Bench) -> None:
-    assert bench.play("start", bench.made(), PROXMOX_PORT="1").code == "PVE_UNREACHABLE"
+    assert bench.play("start", bench.add_vm(), PROXMOX_PORT="1").code == "PVE_UNREACHABLE"

@@ -1,4 +1,4 @@
-"""Hardware through real plays: converge, again without a change, look at what Proxmox has."""
+"""Hardware: converge, run again without a change, verify in Proxmox."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ HARDWARE: dict[str, Any] = {
 
 
 def test_update_applies_all_requested_hardware(bench: Bench) -> None:
-    vm = {**bench.made(), **HARDWARE}
+    vm = {**bench.add_vm(), **HARDWARE}
     done = bench.play("update", vm)
     assert done.rc == 0, done.output
     config = bench.guest(vm)["config"]
@@ -43,7 +43,7 @@ def test_update_applies_all_requested_hardware(bench: Bench) -> None:
 
 
 def test_an_allowed_reboot_happens_when_changes_are_pending(bench: Bench) -> None:
-    vm = {**bench.made(status="running"), "cores": 4, "allow_reboot": True}
+    vm = {**bench.add_vm(status="running"), "cores": 4, "allow_reboot": True}
     done, changes = bench.changing_requests(lambda: bench.play("update", vm))
     assert (done.rc, done.result["reboot_required"], done.result["status"]) == (0, False, "running"), done.output
     assert changes[1:] == [f"POST /nodes/pve1/qemu/{vm['vmid']}/status/reboot"]
@@ -53,7 +53,7 @@ def test_an_allowed_reboot_happens_when_changes_are_pending(bench: Bench) -> Non
 
 
 def test_a_disk_that_cannot_be_created_ends_in_capacity_and_the_next_run_creates_it(bench: Bench) -> None:
-    vm = {**bench.made(), "disks": [{"disk": "scsi1", "size_gib": 1}, {"disk": "scsi0", "size_gib": 9}]}
+    vm = {**bench.add_vm(), "disks": [{"disk": "scsi1", "size_gib": 1}, {"disk": "scsi0", "size_gib": 9}]}
     bench.pve.fail_task("qmconfig", "unable to write to storage 'local-lvm': No space left on device")
     assert bench.play("update", vm).code == "CAPACITY"
     assert bench.play("update", vm).rc == 0

@@ -1,4 +1,4 @@
-"""Resize, migrate, backup and the ways to delete: converge, again without a change, look at what Proxmox has."""
+"""Resize, migrate, backup and delete: converge, run again without a change, verify in Proxmox."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from play_bench import Bench, needs
 
 @pytest.mark.lab
 def test_resize_grows_disks_and_changes_nothing_else(bench: Bench) -> None:
-    vm, larger_gib = {**bench.made(), "cores": 16}, bench.place.disk_gib + 1
+    vm, larger_gib = {**bench.add_vm(), "cores": 16}, bench.place.disk_gib + 1
     vm |= {"disk_gib": larger_gib}
     done, changes = bench.changing_requests(lambda: bench.play("resize", vm))
     assert (done.rc, done.result["disk_gib"], done.result["cores"]) == (0, larger_gib, 2), done.output
@@ -25,7 +25,7 @@ def test_migrate_keeps_the_power_state_and_skips_a_vm_on_its_target_node(bench: 
     needs(bench.place.second_node, "SECOND_NODE")
     here, there = bench.place.node, bench.place.second_node
     shared = {"scsi0": f"{bench.place.other_storage}:vm-1-disk-0,size=8G"}
-    vm = {**bench.made(status="running", config=shared), "target_node": there}
+    vm = {**bench.add_vm(status="running", config=shared), "target_node": there}
     refused, changes = bench.changing_requests(lambda: bench.play("migrate", {**vm, "online": False}))
     assert (refused.code, changes) == ("VM_STATE", [])
     done = bench.play("migrate", vm)
@@ -36,7 +36,7 @@ def test_migrate_keeps_the_power_state_and_skips_a_vm_on_its_target_node(bench: 
 
 
 def test_an_impossible_migration_ends_in_its_code(bench: Bench) -> None:
-    vm = bench.made(status="running")
+    vm = bench.add_vm(status="running")
     assert bench.play("migrate", {**vm, "target_node": "pve2"}).code == "VM_STATE"  # its disk is local
     bench.pve.control("power", vmid=vm["vmid"], status="stopped")
     bench.pve.fail_task("qmigrate", "migration aborted")
@@ -48,21 +48,21 @@ def test_an_impossible_migration_ends_in_its_code(bench: Bench) -> None:
 @pytest.mark.lab
 def test_each_backup_is_a_new_archive(bench: Bench) -> None:
     needs(bench.place.backup_storage, "BACKUP_STORAGE")
-    vm = {**bench.made(status="running"), "backup_storage": bench.place.backup_storage}
+    vm = {**bench.add_vm(status="running"), "backup_storage": bench.place.backup_storage}
     names = [bench.play("backup", vm).result["backup"] for _ in range(2)]
     assert len(set(names)) == 2
     assert all(f"vzdump-qemu-{vm['vmid']}-" in name for name in names)
 
 
 def test_a_failed_backup_reports_its_cause(bench: Bench) -> None:
-    vm = {**bench.made(status="running"), "backup_storage": "backups"}
+    vm = {**bench.add_vm(status="running"), "backup_storage": "backups"}
     bench.pve.fail_task("vzdump", "unable to write to storage 'backups': No space left on device")
     assert bench.play("backup", vm).code == "CAPACITY"
     assert bench.play("backup", {**vm, "backup_storage": "local-lvm"}).code == "INVALID_REQUEST"
 
 
 def test_a_vm_is_deleted_only_after_its_final_backup(bench: Bench) -> None:
-    vm = {**bench.made(status="running"), "final_backup": "backups"}
+    vm = {**bench.add_vm(status="running"), "final_backup": "backups"}
     bench.pve.fail_task("vzdump", "unable to write to storage 'backups': No space left on device")
     failed = bench.play("delete", vm)
     assert (failed.code, bench.guest(vm)["status"]) == ("CAPACITY", "stopped")
@@ -74,7 +74,7 @@ def test_a_vm_is_deleted_only_after_its_final_backup(bench: Bench) -> None:
 
 @pytest.mark.lab
 def test_a_deletion_with_a_grace_period_stops_marks_and_later_destroys_the_vm(bench: Bench) -> None:
-    vm = {**bench.made(status="running"), "grace_s": 3600}
+    vm = {**bench.add_vm(status="running"), "grace_s": 3600}
     marked = bench.play("delete", vm)
     assert (marked.rc, marked.result["status"], marked.result["changed"]) == (0, "stopped", True), marked.output
     at = marked.result["delete_at"]
@@ -83,7 +83,7 @@ def test_a_deletion_with_a_grace_period_stops_marks_and_later_destroys_the_vm(be
     again, changes = bench.changing_requests(lambda: bench.play("delete", vm))
     assert (again.rc, again.result["delete_at"], changes) == (0, at, [])
     assert bench.play("start", vm).code == "VM_STATE"
-    short = {**bench.made(), "grace_s": 1}
+    short = {**bench.add_vm(), "grace_s": 1}
     assert bench.play("delete", short).result["status"] == "stopped"
     time.sleep(2)
     vm, done = short, bench.play("delete", short)
@@ -94,7 +94,7 @@ def test_a_deletion_with_a_grace_period_stops_marks_and_later_destroys_the_vm(be
 @pytest.mark.parametrize("kind", ["qemu", "lxc"])
 def test_a_cancelled_deletion_keeps_the_vm(bench: Bench, kind: str) -> None:
     needs(kind == "qemu" or bench.place.os_template, "OS_TEMPLATE")
-    vm = bench.made_container(status="running") if kind == "lxc" else bench.made(status="running")
+    vm = bench.add_container(status="running") if kind == "lxc" else bench.add_vm(status="running")
     marked = bench.play("delete", {**vm, "grace_s": 3600})
     assert (marked.rc, marked.result["status"], marked.result["delete_at"] > time.time()) == (0, "stopped", True)
     waiting, changes = bench.changing_requests(lambda: bench.play("delete", {**vm, "only_when_due": True}))
@@ -112,7 +112,7 @@ def test_a_cancelled_deletion_keeps_the_vm(bench: Bench, kind: str) -> None:
 @pytest.mark.lab
 def test_a_marked_container_is_destroyed_when_its_grace_period_has_ended(bench: Bench) -> None:
     needs(bench.place.os_template, "OS_TEMPLATE")
-    vm = {**bench.made_container(), "grace_s": 1, "description": "smith-delete=1"}
+    vm = {**bench.add_container(), "grace_s": 1, "description": "smith-delete=1"}
     marked = bench.play("delete", vm)
     assert (marked.rc, marked.result["status"]) == (0, "stopped"), marked.output
     time.sleep(1)
@@ -123,7 +123,7 @@ def test_a_marked_container_is_destroyed_when_its_grace_period_has_ended(bench: 
 @pytest.mark.lab
 def test_only_an_explicit_purge_removes_the_vm_from_proxmoxs_jobs(bench: Bench) -> None:
     for purge in (False, True):
-        vm = {**bench.made(), "purge": purge}
+        vm = {**bench.add_vm(), "purge": purge}
         assert bench.play("delete", vm).rc == 0
         request = next(entry for entry in reversed(bench.pve.changing_requests()) if entry["method"] == "DELETE")
         assert ("purge" in request["params"]) is purge

@@ -1,4 +1,4 @@
-"""`-m lab` on a cluster that is known by LAB_PROXMOX_* alone: a stand-in of another process, used as a black box."""
+"""`-m lab` on a cluster named by LAB_PROXMOX_*: here a stand-in, used as a black box."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SOME = "test_a_second_start_or_stop or test_a_second_create or (test_check_mode_
 
 
 def run_pytest(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run the suite in a process of its own."""
+    """Run the lab tests in their own process."""
     env = {name: value for name, value in os.environ.items() if not name.startswith(("LAB_", "PYTEST_"))}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/playbooks", "-m", "lab"]
     return subprocess.run(
@@ -42,7 +42,7 @@ def test_the_lab_tests_run_against_the_named_cluster_and_leave_no_guest(tmp_path
         done = run_pytest("-k", SOME, **{f"LAB_PROXMOX_{name}": value for name, value in (login | place).items()})
         after, asked = cluster.guests(), cluster.changing_requests()
     assert done.returncode == 0, done.stdout
-    assert re.search(r"\b3 passed, 1 skipped\b", done.stdout), done.stdout  # one node only: nowhere to migrate to
+    assert re.search(r"\b3 passed, 1 skipped\b", done.stdout), done.stdout  # one node only: no migration
     assert after == before
     made = {entry["path"].split("/")[4] for entry in asked if not entry["path"].endswith("/clone")}
     assert made <= {"990000", "990002", "990003"}

@@ -1,4 +1,4 @@
-"""Each playbook: converge, again without a change, look at what Proxmox has, clean up."""
+"""Each playbook: converge, run again without a change, verify in Proxmox, clean up."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_create_uses_the_requested_storage_and_pool(bench: Bench) -> None:
 
 
 def test_create_can_make_a_linked_clone(bench: Bench) -> None:
-    vm = bench.vm(full_clone=False, storage="ceph")  # a linked clone takes no storage: the template's is used
+    vm = bench.vm(full_clone=False, storage="ceph")  # a linked clone is on the template's storage
     assert bench.play("create", vm).rc == 0
     assert bench.guest(vm)["config"]["scsi0"].startswith("local-lvm:")
 
@@ -120,7 +120,7 @@ def test_create_can_make_a_linked_clone(bench: Bench) -> None:
 @pytest.mark.lab
 @pytest.mark.by_hand
 def test_a_second_start_or_stop_changes_nothing(bench: Bench) -> None:
-    vm = bench.made()
+    vm = bench.add_vm()
     for action, status in (("start", "running"), ("stop", "stopped")):
         first = bench.play(action, vm)
         again = bench.play(action, vm)
@@ -130,18 +130,18 @@ def test_a_second_start_or_stop_changes_nothing(bench: Bench) -> None:
 
 
 def test_start_reports_the_guests_address_without_link_local_ones(bench: Bench) -> None:
-    vm = bench.made(config={"ipconfig0": "ip=192.0.2.20/24"})
+    vm = bench.add_vm(config={"ipconfig0": "ip=192.0.2.20/24"})
     assert bench.play("start", vm).result["ip_addresses"] == ["192.0.2.20"]
 
 
 def test_start_succeeds_without_the_address_of_the_guest(bench: Bench) -> None:
-    vm = bench.made(config={"agent": "0"})
+    vm = bench.add_vm(config={"agent": "0"})
     done = bench.play("start", vm)
     assert (done.rc, done.result["status"], done.result["ip_addresses"]) == (0, "running", [])
 
 
 def test_an_address_that_appears_late_is_in_the_next_actions_result(bench: Bench) -> None:
-    vm = bench.made(config={"ipconfig0": "ip=192.0.2.21/24"})
+    vm = bench.add_vm(config={"ipconfig0": "ip=192.0.2.21/24"})
     bench.pve.control("behave", vmid=vm["vmid"], agent=False)
     assert bench.play("start", vm).result["ip_addresses"] == []
     bench.pve.control("behave", vmid=vm["vmid"], agent=True)
@@ -151,7 +151,7 @@ def test_an_address_that_appears_late_is_in_the_next_actions_result(bench: Bench
 
 
 def test_a_guest_that_ignores_the_shutdown_is_switched_off(bench: Bench) -> None:
-    vm = bench.made(status="running")
+    vm = bench.add_vm(status="running")
     bench.pve.control("behave", vmid=vm["vmid"], acpi=False)
     done = bench.play("stop", vm)
     assert (done.rc, bench.guest(vm)["status"]) == (0, "stopped")
@@ -159,7 +159,7 @@ def test_a_guest_that_ignores_the_shutdown_is_switched_off(bench: Bench) -> None
 
 @pytest.mark.lab
 def test_restart_restarts_a_running_vm_only(bench: Bench) -> None:
-    vm = {**bench.made(status="running"), "force": bench.place.is_real}  # its guest may be none that listens
+    vm = {**bench.add_vm(status="running"), "force": bench.place.is_real}  # a real guest may not react to a shutdown
     done, changes = bench.changing_requests(lambda: bench.play("restart", vm))
     assert (done.rc, done.result["status"], done.module_runs) == (0, "running", 1), done.output
     how = "reset" if bench.place.is_real else "reboot"
@@ -170,7 +170,7 @@ def test_restart_restarts_a_running_vm_only(bench: Bench) -> None:
 
 @pytest.mark.lab
 def test_update_sends_only_differing_options(bench: Bench) -> None:
-    vm = bench.made()
+    vm = bench.add_vm()
     larger_gib, one = bench.place.disk_gib + 1, f"/nodes/{bench.place.node}/qemu/{vm['vmid']}"
     done, changes = bench.changing_requests(lambda: bench.play("update", {**vm, "cores": 4, "disk_gib": larger_gib}))
     assert done.rc == 0, done.output
@@ -181,14 +181,14 @@ def test_update_sends_only_differing_options(bench: Bench) -> None:
 
 @pytest.mark.lab
 def test_update_without_a_difference_changes_nothing(bench: Bench) -> None:
-    vm = bench.made()
+    vm = bench.add_vm()
     done, changes = bench.changing_requests(lambda: bench.play("update", vm))
     assert (done.rc, done.module_runs, changes) == (0, 0, [])
 
 
 @pytest.mark.lab
 def test_update_of_a_running_vm_reports_reboot_required_until_the_reboot(bench: Bench) -> None:
-    vm = bench.made(status="running")
+    vm = bench.add_vm(status="running")
     wanted = {**vm, "cores": 4, "memory_mib": 4096, "tags": ["new"]}
     done = bench.play("update", wanted)
     assert (done.result["reboot_required"], done.result["cores"], done.result["memory_mib"]) == (True, 4, 4096)
@@ -201,7 +201,7 @@ def test_update_of_a_running_vm_reports_reboot_required_until_the_reboot(bench: 
 
 @pytest.mark.lab
 def test_update_keeps_the_marker_and_the_mac_address(bench: Bench) -> None:
-    vm, bridge = bench.made(), bench.place.other_bridge
+    vm, bridge = bench.add_vm(), bench.place.other_bridge
     mac = bench.guest(vm)["config"]["net0"].split(",")[0]
     bench.play("update", {**vm, "description": "other words", "network": {"bridge": bridge, "vlan": 7}})
     config = bench.guest(vm)["config"]
@@ -211,7 +211,7 @@ def test_update_keeps_the_marker_and_the_mac_address(bench: Bench) -> None:
 
 @pytest.mark.lab
 def test_a_named_snapshot_is_taken_once_and_can_be_rolled_back(bench: Bench) -> None:
-    vm = bench.made()
+    vm = bench.add_vm()
     first = bench.play("snapshot", {**vm, "snapshot": "before"})
     assert (first.rc, first.result["snapshot"], bench.guest(vm)["snapshots"]) == (0, "before", ["before"])
     again, changes = bench.changing_requests(lambda: bench.play("snapshot", {**vm, "snapshot": "before"}))
@@ -223,14 +223,14 @@ def test_a_named_snapshot_is_taken_once_and_can_be_rolled_back(bench: Bench) -> 
 
 @pytest.mark.lab
 def test_a_snapshot_without_a_name_gets_the_next_free_name(bench: Bench) -> None:
-    vm = bench.made()
+    vm = bench.add_vm()
     names = [bench.play("snapshot", vm).result["snapshot"] for _ in range(2)]
     assert names == ["smith-1", "smith-2"]
 
 
 @pytest.mark.lab
 def test_delete_removes_a_running_vm_and_succeeds_on_a_missing_one(bench: Bench) -> None:
-    vm = bench.made(status="running")
+    vm = bench.add_vm(status="running")
     first = bench.play("delete", vm)
     assert (first.rc, first.result["status"], first.result["changed"]) == (0, "absent", True)
     assert bench.pve.guest(vm["vmid"]) is None
@@ -240,7 +240,7 @@ def test_delete_removes_a_running_vm_and_succeeds_on_a_missing_one(bench: Bench)
 
 
 def test_a_vm_that_was_migrated_is_found_on_its_new_node(bench: Bench) -> None:
-    vm = bench.made(node="pve2")
+    vm = bench.add_vm(node="pve2")
     done = bench.play("start", {**vm, "node": "pve1"})
     assert (done.rc, done.result["node"]) == (0, "pve2")
 
@@ -254,7 +254,7 @@ def test_check_mode_changes_nothing_and_reports_the_planned_changes(bench: Bench
         place = bench.place
         needs(action != "migrate" or place.second_node, "SECOND_NODE")
         needs(action != "backup" or place.backup_storage, "BACKUP_STORAGE")
-        vm = bench.made(status="stopped" if action in ("start", "rollback") else "running")
+        vm = bench.add_vm(status="stopped" if action in ("start", "rollback") else "running")
         vm |= {"cores": 6, "disk_gib": place.disk_gib + 1, "target_node": place.second_node}
         vm |= {"backup_storage": place.backup_storage, "final_backup": place.backup_storage}
     if action == "rollback":
@@ -302,7 +302,7 @@ def test_the_login_may_come_from_a_credentials_file(bench: Bench, tmp_path: Path
     }
     credentials.write_text(yaml.safe_dump(login))
     empty = dict.fromkeys(env, "") | {"PROXMOX_CA_BUNDLE": env["PROXMOX_CA_BUNDLE"]}
-    done = bench.play("start", bench.made(), SMITH_CREDENTIALS_FILE=str(credentials), **empty)
+    done = bench.play("start", bench.add_vm(), SMITH_CREDENTIALS_FILE=str(credentials), **empty)
     assert (done.rc, done.result["status"]) == (0, "running"), done.output
 
 
@@ -314,6 +314,6 @@ def test_the_documented_custom_action_works(bench: Bench, tmp_path: Path) -> Non
     page = (ROOT / "docs" / "actions.md").read_text()
     example = page.partition("## An action of your own")[2].partition("```yaml\n")[2].partition("```")[0]
     (tmp_path / "tag.yml").write_text(example)
-    vm = {**bench.made(), "tags": ["gold"], "properties": {"anything": [1]}}
+    vm = {**bench.add_vm(), "tags": ["gold"], "properties": {"anything": [1]}}
     done = bench.play("tag", vm, folder=tmp_path)
     assert (done.rc, done.result["tags"]) == (0, ["gold", "smith"]), done.output

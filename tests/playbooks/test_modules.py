@@ -1,6 +1,6 @@
-"""Single modules of the collection against the stand-in: the traps for which the roles ask Proxmox again.
+"""Wrong answers of community.proxmox modules, because of which the roles query Proxmox after each change.
 
-When a version of the collection mends one of them, its test fails here, and a role may become simpler.
+When a version of the collection corrects one of them, its test fails, and a role may become simpler.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ KVM = "community.proxmox.proxmox_kvm"
 
 
 def run(bench: Bench, module: str, **arguments: Any) -> dict[str, Any]:
-    """Run one module, as `ansible` does it for a person; the login is in the environment."""
+    """Run one module with `ansible`; the credentials are in the environment."""
     bundle = bench.pve.env()["PROXMOX_CA_BUNDLE"]
     told = {"REQUESTS_CA_BUNDLE": bundle, "PROXMOX_CA_PATH": bundle, "ANSIBLE_CALLBACK_RESULT_FORMAT": "json"}
     ran = subprocess.run(
@@ -33,23 +33,23 @@ def run(bench: Bench, module: str, **arguments: Any) -> dict[str, Any]:
 
 
 def test_the_module_reports_a_clone_to_a_taken_vmid_as_ok_with_the_templates_vmid(bench: Bench) -> None:
-    """So a VMID is never taken from a module's answer."""
-    vm = bench.made()
+    """So the roles never use the VMID of a module's result."""
+    vm = bench.add_vm()
     told = run(bench, KVM, state="present", clone="x", vmid=9000, newid=vm["vmid"], name="y", node="pve1", timeout=1)
     assert (told["failed"], told["changed"], int(told["vmid"])) == (False, False, 9000)
 
 
 def test_the_module_reports_absent_as_ok_for_a_running_vm_that_stays(bench: Bench) -> None:
-    """So a deletion stops first, and looks again."""
-    vm = bench.made(status="running")
+    """So a deletion stops the VM first and verifies its absence."""
+    vm = bench.add_vm(status="running")
     told = run(bench, KVM, state="absent", vmid=vm["vmid"])
     assert (told["failed"], told["changed"]) == (False, False)
     assert bench.guest(vm)["status"] == "running"
 
 
 def test_the_module_reports_absent_as_ok_for_a_vm_that_the_token_cannot_see(bench: Bench) -> None:
-    """So absence is proven, by privileges and by the VMID."""
-    vm = bench.made()
+    """So the roles prove absence by privileges and by the VMID."""
+    vm = bench.add_vm()
     bench.pve.control("revoke", path="/vms", privilege="VM.Audit")
     try:
         told = run(bench, KVM, state="absent", vmid=vm["vmid"])
@@ -60,8 +60,8 @@ def test_the_module_reports_absent_as_ok_for_a_vm_that_the_token_cannot_see(benc
 
 
 def test_the_module_does_not_detect_a_failed_proxmox_task(bench: Bench) -> None:
-    """So the modules are given a second only, and the task itself is followed."""
-    vm = bench.made()
+    """So the modules get a timeout of a second, and the roles wait for the Proxmox task."""
+    vm = bench.add_vm()
     bench.pve.fail_task("qmstart", "start failed: no such bridge", vmid=vm["vmid"])
     told = run(bench, KVM, state="started", vmid=vm["vmid"], timeout=2)
     assert told["failed"]
@@ -69,6 +69,6 @@ def test_the_module_does_not_detect_a_failed_proxmox_task(bench: Bench) -> None:
 
 
 def test_the_module_reports_a_restart_of_a_stopped_vm_as_ok(bench: Bench) -> None:
-    """So a restart looks at the status first."""
-    told = run(bench, KVM, state="restarted", vmid=bench.made()["vmid"])
+    """So a restart checks the status first."""
+    told = run(bench, KVM, state="restarted", vmid=bench.add_vm()["vmid"])
     assert (told["failed"], told["changed"]) == (False, False)

@@ -1,4 +1,4 @@
-"""R16: whoever runs an action, by hand or by the executor, gets the same result document and the same error."""
+"""R16: an action run by hand and by the executor has the same result document and the same error."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ SOURCES = {
 }
 
 
-def twin(bench: Bench, action: str, kind: str) -> dict[str, Any]:
-    """Put the same VM there once more; a create finds nothing but its VMID."""
+def add_copy(bench: Bench, action: str, kind: str) -> dict[str, Any]:
+    """Add one more VM of the same configuration; for a create, only reserve its VMID."""
     status = "stopped" if action in ("start", "rollback", "update") else "running"
     if action == "create":
         return {**bench.vm(), "kind": kind}
-    vm = bench.made_container(status=status) if kind == "lxc" else bench.made(status=status, config=ON_SHARED)
+    vm = bench.add_container(status=status) if kind == "lxc" else bench.add_vm(status=status, config=ON_SHARED)
     if action == "rollback":
         assert bench.play("snapshot", {**identity(vm), "snapshot": "before"}).rc == 0
     return {**vm, "kind": kind}
@@ -59,7 +59,7 @@ def make_request(action: str, vm: dict[str, Any]) -> RunRequest:
 
 
 def comparable(document: dict[str, Any], vm: dict[str, Any]) -> dict[str, Any]:
-    """A result without what differs from one VM to the next, and from one moment to the next."""
+    """Return a result without the values that differ between two VMs or two moments."""
     told = {**document, "upids": [upid.split(":")[5] for upid in document["upids"]]}
     told["delete_at"] = bool(document["delete_at"])
     text = json.dumps(told)
@@ -70,18 +70,18 @@ def comparable(document: dict[str, Any], vm: dict[str, Any]) -> dict[str, Any]:
     return dict(json.loads(re.sub(r"(vzdump-[a-z]+-0-|smith-delete-)\d+|10\.\d+\.\d+\.\d+", r"\1?", text)))
 
 
-Twice = Callable[..., tuple[Outcome, JobResult]]
+PlayBoth = Callable[..., tuple[Outcome, JobResult]]
 
 
 @pytest.fixture
-def twice(bench: Bench, warm_executor: ExecutorBench) -> Twice:
-    """Play one job by hand and its twin through the executor, at the same time: each has a VM of its own."""
+def play_both(bench: Bench, warm_executor: ExecutorBench) -> PlayBoth:
+    """Return a function that runs one job by hand and a copy through the executor, in parallel, each on its own VM."""
 
     def play(action: str, ones: dict[str, Any], others: dict[str, Any], **decided: Any) -> tuple[Outcome, JobResult]:
         runs = [plan(make_request(action, vm), plan_settings(**decided)) for vm in (ones, others)]
         with ThreadPoolExecutor() as pool:
             by_hand = pool.submit(bench.play, action, runs[0].vm)
-            by_executor = pool.submit(warm_executor.carry, runs[1])
+            by_executor = pool.submit(warm_executor.execute, runs[1])
             return by_hand.result(), by_executor.result()
 
     return play
@@ -92,18 +92,20 @@ CASES += [(action, "lxc") for action in ("create", "start", "update", "delete")]
 
 
 @pytest.mark.parametrize(("action", "kind"), CASES)
-def test_the_result_of_a_manual_run_equals_the_executors(bench: Bench, twice: Twice, action: str, kind: str) -> None:
-    ones, others = twin(bench, action, kind), twin(bench, action, kind)
-    by_hand, by_executor = twice(action, ones, others, final_backup=True)
+def test_the_result_of_a_manual_run_equals_the_executors(
+    bench: Bench, play_both: PlayBoth, action: str, kind: str
+) -> None:
+    ones, others = add_copy(bench, action, kind), add_copy(bench, action, kind)
+    by_hand, by_executor = play_both(action, ones, others, final_backup=True)
     assert by_hand.rc == 0, by_hand.output
     assert by_executor.succeeded, by_executor.message
     assert by_hand.result["changed"]
     assert comparable(by_hand.result, ones) == comparable(by_executor.vm, others)
 
 
-def test_a_deletion_with_a_grace_period_has_the_same_result_in_both_runs(bench: Bench, twice: Twice) -> None:
-    ones, others = twin(bench, "delete", "qemu"), twin(bench, "delete", "qemu")
-    by_hand, by_executor = twice("delete", ones, others, delete_grace_s=3600)
+def test_a_deletion_with_a_grace_period_has_the_same_result_in_both_runs(bench: Bench, play_both: PlayBoth) -> None:
+    ones, others = add_copy(bench, "delete", "qemu"), add_copy(bench, "delete", "qemu")
+    by_hand, by_executor = play_both("delete", ones, others, delete_grace_s=3600)
     assert by_hand.result["delete_at"]
     assert comparable(by_hand.result, ones) == comparable(by_executor.vm, others)
 
@@ -113,19 +115,19 @@ def message_of(result: JobResult) -> str:
 
 
 @pytest.mark.parametrize("action", ["create", "update", "delete"])
-def test_the_error_of_a_manual_run_equals_the_executors(bench: Bench, twice: Twice, action: str) -> None:
-    vm = {**bench.made(), "kind": "qemu"}
+def test_the_error_of_a_manual_run_equals_the_executors(bench: Bench, play_both: PlayBoth, action: str) -> None:
+    vm = {**bench.add_vm(), "kind": "qemu"}
     bench.pve.control("recycle", vmid=vm["vmid"])
-    by_hand, by_executor = twice(action, vm, vm)
+    by_hand, by_executor = play_both(action, vm, vm)
     assert by_hand.code in ("VM_IDENTITY_MISMATCH", "VM_ID_TAKEN")
     assert by_hand.message == message_of(by_executor)
     assert by_hand.result == by_executor.vm == {}
 
 
-def test_a_failed_start_leaves_the_same_early_result_in_both_runs(bench: Bench, twice: Twice) -> None:
-    ones, others = twin(bench, "start", "qemu"), twin(bench, "start", "qemu")
+def test_a_failed_start_leaves_the_same_early_result_in_both_runs(bench: Bench, play_both: PlayBoth) -> None:
+    ones, others = add_copy(bench, "start", "qemu"), add_copy(bench, "start", "qemu")
     for vm in (ones, others):
         bench.pve.control("behave", vmid=vm["vmid"], start_error="start failed: QEMU exited with code 1")
-    by_hand, by_executor = twice("start", ones, others)
+    by_hand, by_executor = play_both("start", ones, others)
     assert by_hand.message == message_of(by_executor) == "TASK_FAILED: start failed: QEMU exited with code 1"
     assert comparable(by_hand.result, ones) == comparable(by_executor.vm, others)

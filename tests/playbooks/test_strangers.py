@@ -1,7 +1,7 @@
-"""VMs that are not the service's, by the hundred, through the real playbooks: nothing is ever changed about them.
+"""Many guests of other owners, and the real playbooks: no guest is changed.
 
-`test_decisions.py` asks the decision ten thousand times. Here each case is a real run of a real playbook against a
-guest that the stand-in really has; the stand-in's own log says that no run has asked for a change.
+`test_decisions.py` tests the decision ten thousand times. Here each case is a real run of a playbook on a guest of the
+stand-in, whose request log shows that no run requested a change.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from play_bench import ACTIONS, Bench
 
 from executor.model import JobResult
 
-#: Every test run plays a part of the 200 (CONTRIBUTING.md): each costs a third of a CPU-second, and there is much else.
+#: How many of the 200 plays (CONTRIBUTING.md) run: each costs a third of a CPU second.
 PLAYS = int(os.environ.get("STRANGER_PLAYS", "40"))
-AT_ONCE = 4
-MAY_SAY = {"VM_IDENTITY_MISMATCH", "VM_PROTECTED", "VM_ID_TAKEN"}
+MAX_PARALLEL = 4
+REFUSALS = {"VM_IDENTITY_MISMATCH", "VM_PROTECTED", "VM_ID_TAKEN"}
 WISHES: dict[str, dict[str, Any]] = {
     "create": {"template_vmid": 9000, "cores": 2, "memory_mib": 2048, "disk_gib": 8},
     "update": {"cores": 8, "tags": ["taken"], "allow_reboot": True},
@@ -33,20 +33,20 @@ WISHES: dict[str, dict[str, Any]] = {
 }
 
 
-def stranger(rng: random.Random, bench: Bench) -> tuple[str, dict[str, Any]]:
-    """Put a guest there that is wrong in one way or several; return an action, and whom its job takes the guest for."""
+def foreign_guest(rng: random.Random, bench: Bench) -> tuple[str, dict[str, Any]]:
+    """Add a guest with one mismatch or several; return an action, and the variables of the VM that its job expects."""
     wanted = bench.vm()
     action = rng.choice(ACTIONS)
     others = str(uuid.UUID(int=rng.getrandbits(128), version=4))
     while True:
         marker = rng.choice([wanted["service_id"], wanted["service_id"].upper(), others, wanted["service_id"][:-1], ""])
         second = rng.choice(["", "", f"\nsmith-uid={others}"])
-        name = rng.choice([wanted["name"], wanted["name"], wanted["name"][:-1] + "x", "somebody-elses"])
+        name = rng.choice([wanted["name"], wanted["name"], wanted["name"][:-1] + "x", "foreign"])
         is_template, is_protected = rng.random() < 0.2, rng.random() < 0.2
         kind = rng.choice(["qemu", "qemu", "qemu", "lxc"])
         is_marked = marker.lower() == wanted["service_id"] and not second
         is_ours = is_marked and name == wanted["name"] and kind == "qemu" and not is_template and not is_protected
-        # To a create the reserved name alone is proof of a clone of ours, and so is the marker alone.
+        # For a create the reserved name alone identifies the service's clone, and so does the marker alone.
         is_creates = (
             kind == "qemu"
             and not is_template
@@ -54,7 +54,7 @@ def stranger(rng: random.Random, bench: Bench) -> tuple[str, dict[str, Any]]:
         )
         if not (is_creates if action == "create" else is_ours):
             break
-    description = f"somebody's\nsmith-uid={marker}{second}" if marker else f"somebody's{second}"
+    description = f"foreign\nsmith-uid={marker}{second}" if marker else f"foreign{second}"
     config = {"description": description, "tags": "smith;web", "memory": "2048", "protection": int(is_protected)}
     drive = {"rootfs": "ceph:vm-1-disk-0,size=4G"} if kind == "lxc" else {"scsi0": "ceph:vm-1-disk-0,size=8G"}
     template = {"template": 1} if is_template else {}
@@ -73,11 +73,11 @@ def stranger(rng: random.Random, bench: Bench) -> tuple[str, dict[str, Any]]:
 @pytest.mark.timeout(900)
 def test_no_playbook_changes_a_guest_of_another_owner(bench: Bench, warm_executor: ExecutorBench) -> None:
     rng = random.Random(4711)  # noqa: S311 - the same cases in every run
-    cases = [stranger(rng, bench) for _ in range(PLAYS)]
+    cases = [foreign_guest(rng, bench) for _ in range(PLAYS)]
     before = {guest["vmid"]: guest for guest in bench.pve.guests()}
     bench.pve.reset_request_log()
 
-    with ThreadPoolExecutor(AT_ONCE) as pool:
+    with ThreadPoolExecutor(MAX_PARALLEL) as pool:
         played = list(pool.map(lambda case: warm_executor.play(*case), cases))
 
     assert bench.pve.changing_requests() == []
@@ -88,8 +88,8 @@ def test_no_playbook_changes_a_guest_of_another_owner(bench: Bench, warm_executo
 
 
 def refused(case: tuple[str, dict[str, Any]], result: JobResult) -> bool:
-    """It was looked at, and told by its number."""
-    return not result.succeeded and result.code in MAY_SAY and str(case[1]["vmid"]) in result.message
+    """Whether the action was refused with a message that names the VMID."""
+    return not result.succeeded and result.code in REFUSALS and str(case[1]["vmid"]) in result.message
 
 
 def described(case: tuple[str, dict[str, Any]], result: JobResult) -> str:

@@ -1,7 +1,7 @@
-"""Runs playbooks as `Bench.play` does, from the executor's servers of warm runs: 0.4 CPU-s a play instead of 1.5 to 4.
+"""Runs playbooks as `Bench.play` does, forked from warm servers: 0.4 CPU seconds per play instead of 1.5 to 4.
 
-The command line is that of a person, the process is forked as the executor's is, and its environment is the executor's
-with the tests' recorder. `test_same_result.py` shows that both ways do the same.
+The command line is an operator's; the process is forked as the executor's, with the executor's environment and the
+tests' recorder. `test_same_result.py` checks that both ways have the same result.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 The file that CUT_FILE names says how, as JSON: `guests` (where to ask), `vmid`, `record` (where to write) and `after`
 (the number of the task). Without that file nothing happens.
 
-Each item of a loop counts as a task: after it, too, a play may end.
+Each item of a loop counts as a task.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ DOCUMENTATION = """
 
 
 class CallbackModule(CallbackBase):
-    """One line for each task that ended: its name and the VM as it is then."""
+    """Writes a line per finished task: its name and the VM's state."""
 
     CALLBACK_VERSION = 2.0
     CALLBACK_TYPE = "aggregate"

@@ -1,4 +1,4 @@
-"""Writes what a playbook did as JSON lines into the file that PLAY_RECORD names: one line a task, and the result."""
+"""Records a play as JSON lines in the file PLAY_RECORD: one line per Ansible task, and the result."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DOCUMENTATION = """
 
 
 class CallbackModule(CallbackBase):
-    """One line for each task that ran, with its action, state and message."""
+    """Writes a line per Ansible task, with its action, state and message."""
 
     CALLBACK_VERSION = 2.0
     CALLBACK_TYPE = "aggregate"

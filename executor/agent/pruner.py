@@ -54,8 +54,8 @@ class Pruner:
         deleted = 0
         while True:
             with transaction(self.engine) as session:
-                count, idents = job_queue.prune(session, before=before, limit=BATCH_ROWS)
-                nodes.prune(session, before=before)
+                count, idents = job_queue.prune(session, ended_before=before, limit=BATCH_ROWS)
+                nodes.prune(session, seen_before=before)
             for ident in idents:
                 shutil.rmtree(self.artifacts_dir / ident, ignore_errors=True)
             deleted += count

@@ -44,7 +44,7 @@ def list_audit(
     Entries are never changed and never pruned.
     """
     with reading_store() as store:
-        found = audit.listing(store.session, subject=subject.strip(), verb=verb.strip(), limit=limit)
+        found = audit.list_entries(store.session, subject=subject.strip(), verb=verb.strip(), limit=limit)
     if as_json:
         show_json([facts(entry) for entry in found])
         return

@@ -102,7 +102,7 @@ def _checked(believe_list: bool) -> Iterator[_Check]:
 
 
 def _repair(check: _Check, chosen: Sequence[Finding], reason: str) -> list[Finding]:
-    who = audit.operator()
+    who = audit.operator_name()
     return [each for each in chosen if repair(check.engine, check.cluster, each, who=who, reason=reason)]
 
 

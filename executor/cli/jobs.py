@@ -212,7 +212,7 @@ def _audited(session: Session, job_id: int, verb: str, reason: str = "") -> Iter
     if entry.is_done:
         session.refresh(job)
         after = audit.facts_of(job, audit.JOB_COLUMNS)
-        who, subject = audit.operator(), job.fulcrum_id
+        who, subject = audit.operator_name(), job.fulcrum_id
         audit.record(
             session, who=who, verb=verb, kind="job", subject=subject, before=before, after=after, reason=reason
         )

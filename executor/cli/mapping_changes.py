@@ -35,7 +35,7 @@ def record_change(session: Session, verb: str, row: Mapping, before: dict[str, A
     session.flush()
     session.refresh(row)
     after = audit.facts_of(row, audit.MAPPING_COLUMNS)
-    who, subject = audit.operator(), row.service_id
+    who, subject = audit.operator_name(), row.service_id
     audit.record(
         session, who=who, verb=verb, kind="mapping", subject=subject, before=before, after=after, reason=reason
     )

@@ -61,7 +61,7 @@ def list_mappings(
     """
     states = list(MappingState) if everything and not state else state or []
     with reading_store() as store:
-        found = mappings.listing(store.session, states=states, limit=limit)
+        found = mappings.list_mappings(store.session, states=states, limit=limit)
     if as_json:
         show_json([facts(mapping) for mapping in found])
         return

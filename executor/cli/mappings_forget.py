@@ -44,7 +44,9 @@ def forget(
             if mapping.state == MappingState.DELETED:
                 raise NothingToDo(f"the mapping of VM {row.vmid} has ended in the meantime")
             before = audit.facts_of(mapping, audit.MAPPING_COLUMNS)
-            mappings.mark_deleted(session, row.id, f"forgotten by {audit.operator()}{f': {reason}' if reason else ''}")
+            mappings.mark_deleted(
+                session, row.id, f"forgotten by {audit.operator_name()}{f': {reason}' if reason else ''}"
+            )
             record_change(session, "forget", mapping, before, reason)
     text = f"VM {row.vmid} ({row.name}) is no longer mapped; Proxmox was not called"
     show_outcome(text, as_json=as_json, vmid=row.vmid, name=row.name, service_id=row.service_id)

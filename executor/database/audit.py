@@ -1,7 +1,7 @@
-"""The audit: who changed what, and why. One entry for each operator's command and for each automatic correction.
+"""Stores audit entries: who changed which job or mapping, and why.
 
-An entry is written in the same transaction as its change, so both are stored or neither is. Entries are never deleted:
-neither the retention of jobs nor `smith db` removes one.
+Each change by an operator's command and each automatic correction has one entry, written in the same transaction, so
+that both are stored or neither is. Entries are never deleted: neither PruneCompletedJobs nor `smith db` removes one.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from sqlalchemy.orm import Session
 from executor.database.tables import AuditEntry, utc_now
 from executor.redaction import redactor
 
-#: `who` of a change that the agent makes by itself.
+#: The `who` of an entry for a change that the agent made without a command.
 AGENT = "agent"
+#: Lengths of the columns `who` and `subject_id`, and of a stored reason.
 MAX_NAME_LENGTH, MAX_REASON_LENGTH = 100, 2000
-#: The columns of a row that an entry keeps: those that may change, and no payload.
+#: The columns that `before` and `after` of an entry hold: those that may change, without the payload of the job.
 JOB_COLUMNS = (
     "action",
     "service_id",
@@ -48,9 +49,10 @@ def record(  # noqa: PLR0913 (one column each)
     after: Mapping[str, Any] | None = None,
     reason: str = "",
 ) -> None:
-    """Add the entry that `who` did `verb` to a subject. `before` and `after` are JSON values, None without a row.
+    """Add an entry: `who` applied `verb` to the row of this kind (job or mapping) and id (`subject`).
 
-    Secrets are masked: a reason is text from outside, and an entry cannot be changed later.
+    `before` and `after` are the row's columns as JSON values, None while the row did not exist. Secrets are masked,
+    because a reason is text from outside, and an entry cannot be changed later.
     """
     entry = AuditEntry(
         at=utc_now(),
@@ -66,18 +68,18 @@ def record(  # noqa: PLR0913 (one column each)
     session.flush()
 
 
-def operator() -> str:
-    """Return the operating system's user of this process; under sudo also the user who called sudo."""
+def operator_name() -> str:
+    """Return the name of the user that runs this process; under sudo, add the user who called sudo."""
     uid = os.getuid()
     name = str(uid)
-    with contextlib.suppress(KeyError):  # a container's uid often has no name
+    with contextlib.suppress(KeyError):  # in a container, the uid often has no name
         name = pwd.getpwuid(uid).pw_name
     sudo_user = "".join(char for char in os.environ.get("SUDO_USER", "") if char.isprintable())
     return f"{name} (sudo by {sudo_user})"[:MAX_NAME_LENGTH] if sudo_user and sudo_user != name else name
 
 
-def listing(session: Session, *, subject: str = "", verb: str = "", limit: int = 50) -> Sequence[AuditEntry]:
-    """Return the newest entries; `subject` is an id or its prefix, and without subject or verb all match."""
+def list_entries(session: Session, *, subject: str = "", verb: str = "", limit: int = 50) -> Sequence[AuditEntry]:
+    """Return the newest entries of a subject (an id or its prefix) and a verb; an empty filter matches all."""
     stmt = select(AuditEntry).order_by(AuditEntry.id.desc()).limit(limit)
     if subject:
         stmt = stmt.where(AuditEntry.subject_id.startswith(subject, autoescape=True))
@@ -87,7 +89,7 @@ def listing(session: Session, *, subject: str = "", verb: str = "", limit: int =
 
 
 def facts_of(row: Any, columns: Sequence[str]) -> dict[str, Any] | None:
-    """Return these columns of a row as JSON values, None without a row."""
+    """Return the named columns of a row as JSON values; None when `row` is None."""
     if row is None:
         return None
     values = {name: getattr(row, name) for name in columns}

@@ -1,4 +1,4 @@
-"""The statement of `job_queue.claim`: one UPDATE that chooses a pending job and takes ownership of it."""
+"""Builds the statement of `job_queue.claim`: one UPDATE that selects a pending job and claims it for an owner."""
 
 from __future__ import annotations
 
@@ -15,39 +15,39 @@ from executor.model import PROBATION_CRASHES, JobStatus
 
 @dataclass(frozen=True)
 class TenantFilter:
-    """Limits a claim to the jobs of some tenants, or of all others. Without tenants it matches every job."""
+    """Limits a claim to the jobs of these tenants, or with `is_exclusion` to all jobs except theirs.
+
+    Without tenants, the filter matches every job.
+    """
 
     tenants: tuple[str, ...] = ()
     is_exclusion: bool = False
 
-    def matches(self, row: Any) -> ColumnElement[bool]:
-        """Return the condition for an alias of `Job`."""
+    def condition(self, row: Any) -> ColumnElement[bool]:
+        """Return the SQL condition; `row` is an alias of `Job`."""
         if not self.tenants:
             return true()
         if self.is_exclusion:
             return or_(row.tenant_id.is_(None), row.tenant_id.not_in(self.tenants))
-        condition: ColumnElement[bool] = row.tenant_id.in_(self.tenants)
-        return condition
+        is_listed: ColumnElement[bool] = row.tenant_id.in_(self.tenants)
+        return is_listed
 
 
 @lru_cache(maxsize=512)  # building the statement takes ten times as long as running it
 def claim_statement(owner: str, lease_s: float, max_creates: int | None, tenants: TenantFilter) -> Any:
-    """Return the UPDATE that claims the next job and returns its row.
+    """Return the UPDATE that claims the next job for the owner and returns the job's row.
 
-    A job on probation (see PROBATION_CRASHES) runs alone: it is claimed only when this owner has no other job, and
-    while it runs this owner claims nothing.
+    A job on probation (see PROBATION_CRASHES) runs alone: an owner claims it only when it has no other job, and claims
+    no other job while it runs.
     """
-    own, suspect = aliased(Job), aliased(Job)
-    has_job = select(own.id).where(own.status == PROCESSING_LITERAL, own.owner == owner).exists()
-    has_suspect = (
-        select(suspect.id)
-        .where(suspect.status == PROCESSING_LITERAL, suspect.owner == owner, suspect.crashes >= PROBATION_CRASHES)
-        .exists()
-    )
+    owned = aliased(Job)
+    owned_jobs = select(owned.id).where(owned.status == PROCESSING_LITERAL, owned.owner == owner)
+    owner_has_job = owned_jobs.exists()
+    owner_has_probation_job = owned_jobs.where(owned.crashes >= PROBATION_CRASHES).exists()
     return (
         update(Job)
         .where(Job.id == _next_candidate(max_creates, tenants).scalar_subquery(), Job.status == JobStatus.PENDING)
-        .where(or_(Job.crashes < PROBATION_CRASHES, ~has_job), ~has_suspect)
+        .where(or_(Job.crashes < PROBATION_CRASHES, ~owner_has_job), ~owner_has_probation_job)
         .values(
             status=JobStatus.PROCESSING,
             owner=owner,
@@ -62,14 +62,15 @@ def claim_statement(owner: str, lease_s: float, max_creates: int | None, tenants
 
 
 def _next_candidate(max_creates: int | None, tenants: TenantFilter) -> Select[int]:
-    """Select the oldest matching job, unless a job of another tenant has a higher priority."""
-    candidate, first = aliased(Job), aliased(Job)
-    highest = (
-        select(first.priority).where(_is_claimable(first, max_creates)).order_by(*_claim_order(first)).limit(1)
+    """Select the next job of these tenants, or none while a claimable job of another tenant has a higher priority."""
+    candidate, any_job = aliased(Job), aliased(Job)
+    highest_priority = (
+        select(any_job.priority).where(_claimable(any_job, max_creates)).order_by(*_claim_order(any_job)).limit(1)
     ).scalar_subquery()
     return (
         select(candidate.id)
-        .where(_is_claimable(candidate, max_creates), tenants.matches(candidate), candidate.priority >= highest)
+        .where(_claimable(candidate, max_creates), tenants.condition(candidate))
+        .where(candidate.priority >= highest_priority)
         .order_by(*_claim_order(candidate))
         .limit(1)
         .with_for_update(skip_locked=True, of=candidate)
@@ -80,12 +81,16 @@ def _claim_order(row: Any) -> tuple[Any, ...]:
     return row.priority.desc(), row.core_created_at, row.id
 
 
-def _is_claimable(row: Any, max_creates: int | None) -> ColumnElement[bool]:
-    """Pending, backoff over, no other job of the service processing, and not above the limit of creates."""
+def _claimable(row: Any, max_creates: int | None) -> ColumnElement[bool]:
+    """Return the condition under which a job can be claimed.
+
+    The job is pending, its backoff is over, no other job of its service is processing, and a create does not exceed
+    `max_creates`.
+    """
     running = aliased(Job)
-    busy = select(running.id).where(running.status == PROCESSING_LITERAL, running.service_id == row.service_id)
-    is_due = or_(row.available_at.is_(None), row.available_at <= db_now())
-    condition = and_(row.status == PENDING_LITERAL, is_due, ~busy.exists())
+    same_service = select(running.id).where(running.status == PROCESSING_LITERAL, running.service_id == row.service_id)
+    backoff_is_over = or_(row.available_at.is_(None), row.available_at <= db_now())
+    condition = and_(row.status == PENDING_LITERAL, backoff_is_over, ~same_service.exists())
     if max_creates is None:
         return condition
     create = aliased(Job)

@@ -1,8 +1,8 @@
-"""The engine, and the only two ways to open a transaction: `transaction` to write, `reading` to read.
+"""Opens the database and its transactions: `transaction` for writes, `reading` for reads.
 
-SQLite by default (WAL, `synchronous=FULL`, `BEGIN IMMEDIATE`), PostgreSQL by URL; the same statements run on both.
-All other functions take a `Session` and never commit: their caller opens the transaction. No transaction is open
-during an HTTP request or a playbook.
+The database is SQLite (WAL, `synchronous=FULL`, `BEGIN IMMEDIATE`) or PostgreSQL; the same statements run on both.
+The functions of the other modules take a `Session` and never commit: their caller opens the transaction. No
+transaction is open during an HTTP request or a playbook.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from sqlalchemy.orm import Session
 
 from executor.errors import DatabaseError, DatabaseRefused, DatabaseUnavailable
 
-#: How long a writer on SQLite waits for another writer before it fails.
+#: A write on SQLite fails when another writer holds the lock for longer.
 BUSY_TIMEOUT_MS = 15_000
 #: File systems on which SQLite's locks do not work.
 NETWORK_FILE_SYSTEMS = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse.sshfs", "ceph", "glusterfs", "9p"})
@@ -32,12 +32,12 @@ NETWORK_FILE_SYSTEMS = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse.
 def open_engine(url: str | URL) -> Engine:
     """Return an engine for `url` without connecting.
 
-    Raises DatabaseError when the URL is not one of SQLite or PostgreSQL, and when SQLite's folder cannot be created
-    or written, or is on a network file system.
+    Raises DatabaseError when the URL names neither SQLite nor PostgreSQL, and when SQLite's file cannot be written or
+    is on a network file system.
     """
     try:
         parsed = make_url(url)
-    except ArgumentError:  # its text may quote the password
+    except ArgumentError:  # the error's text may contain the password
         raise DatabaseError("the database's URL is invalid: use sqlite:///<file> or postgresql://…") from None
     if parsed.get_backend_name() == "sqlite":
         return _sqlite_engine(parsed)
@@ -61,15 +61,18 @@ def _postgresql_engine(url: URL) -> Engine:
 
 def _sqlite_engine(url: URL) -> Engine:
     if url.database and url.database != ":memory:":
-        _check_sqlite_file(Path(url.database))
+        _prepare_sqlite_file(Path(url.database))
     engine = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_MS / 1000}, pool_size=20, max_overflow=20)
     event.listen(engine, "connect", _set_pragmas)
-    event.listen(engine, "begin", _begin_immediate)
+    event.listen(engine, "begin", _begin)
     return engine
 
 
-def _check_sqlite_file(file: Path) -> None:
-    """Raise DatabaseError with the reason, where SQLite would only report `unable to open database file`."""
+def _prepare_sqlite_file(file: Path) -> None:
+    """Create the file if it does not exist. Raise DatabaseError with the reason if SQLite cannot use it.
+
+    SQLite itself would report only `unable to open database file`.
+    """
     try:
         file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         file.touch(mode=0o600, exist_ok=True)
@@ -78,7 +81,7 @@ def _check_sqlite_file(file: Path) -> None:
     except OSError as error:
         raise DatabaseError(
             f"cannot write the database {file}: {error.strerror}. The folder must belong to uid {os.getuid()}; "
-            "SMITH_DATA_DIR or SMITH_DATABASE_URL name another one"
+            "set SMITH_DATA_DIR or SMITH_DATABASE_URL to use another one"
         ) from error
     if not os.access(file, os.R_OK | os.W_OK):
         raise DatabaseError(f"the database {file} is not readable and writable for uid {os.getuid()}")
@@ -97,20 +100,20 @@ def sqlite_file(url: str) -> Path | None:
 
 def file_system_of(path: Path) -> str:
     """Return the type of the file system of `path`, '' when the kernel does not report one."""
-    best, kind = "", ""
+    longest, kind = "", ""  # of the mount points above the path
     real = str(path.resolve())
     with contextlib.suppress(OSError), Path("/proc/self/mounts").open(encoding="utf-8") as mounts:
         for line in mounts:
             _device, raw_point, fs_type, *_rest = line.split(" ")
             point = raw_point.replace("\\040", " ")
-            inside = real == point or real.startswith(point.rstrip("/") + "/")
-            if inside and len(point) >= len(best):
-                best, kind = point, fs_type
+            is_above = real == point or real.startswith(point.rstrip("/") + "/")
+            if is_above and len(point) >= len(longest):
+                longest, kind = point, fs_type
     return kind
 
 
 def _set_pragmas(connection: Any, _record: Any) -> None:
-    connection.isolation_level = None  # `_begin_immediate` sends BEGIN: pysqlite would send it only before a write
+    connection.isolation_level = None  # `_begin` sends BEGIN; the driver would send it only before a write
     cursor = connection.cursor()
     cursor.execute("PRAGMA journal_mode=WAL")
     cursor.execute("PRAGMA synchronous=FULL")
@@ -119,8 +122,9 @@ def _set_pragmas(connection: Any, _record: Any) -> None:
     cursor.close()
 
 
-def _begin_immediate(connection: Any) -> None:
-    # If a reading transaction starts to write later, SQLite fails at once with "database is locked".
+def _begin(connection: Any) -> None:
+    # BEGIN IMMEDIATE waits for the write lock. After a plain BEGIN, a write that follows a read may fail without any
+    # wait, with "database is locked".
     options = connection.get_execution_options()
     connection.exec_driver_sql(f"PRAGMA busy_timeout={options.get('smith_busy_ms', BUSY_TIMEOUT_MS):d}")
     if options.get("smith_migrating", False):
@@ -130,26 +134,26 @@ def _begin_immediate(connection: Any) -> None:
 
 @contextlib.contextmanager
 def transaction(engine: Engine) -> Iterator[Session]:
-    """Open a writing transaction; commit at the end of the block, roll back when it raises.
+    """Open a transaction for writes; commit at the end of the block, roll back when the block raises.
 
-    Raises DatabaseUnavailable or DatabaseRefused for an error of the database.
+    Raises DatabaseUnavailable (a retry may succeed) or DatabaseRefused for an error of the database.
     """
-    with _translated(engine), Session(engine, expire_on_commit=False) as session, session.begin():
+    with _translating_errors(engine), Session(engine, expire_on_commit=False) as session, session.begin():
         yield session
 
 
 @contextlib.contextmanager
 def reading(engine: Engine) -> Iterator[Session]:
-    """Open a reading transaction, which waits for no writer. Raises what `transaction` raises."""
+    """Open a transaction for reads, which never waits for a writer. Raises what `transaction` raises."""
     options = engine.execution_options(smith_read_only=True)
-    with _translated(engine), Session(options, expire_on_commit=False) as session:
+    with _translating_errors(engine), Session(options, expire_on_commit=False) as session:
         yield session
 
 
 def write_with_retry(engine: Engine, write: Callable[[Session], None], *, give_up_after_s: float = 300.0) -> None:
-    """Run `write` in a transaction, and repeat it while the database is unavailable (full disk, lock, failover).
+    """Run `write` in a transaction, and retry while the database is unavailable (full disk, lock, failover).
 
-    For results whose only other copy is in memory. Raises DatabaseUnavailable after `give_up_after_s`.
+    Callers use it for results that would otherwise be lost. Raises DatabaseUnavailable after `give_up_after_s`.
     """
     backoff_s, give_up_at = 0.5, time.monotonic() + give_up_after_s
     while True:
@@ -165,25 +169,26 @@ def write_with_retry(engine: Engine, write: Callable[[Session], None], *, give_u
 
 
 @contextlib.contextmanager
-def _translated(engine: Engine) -> Iterator[None]:
-    """Translate SQLAlchemy's errors into ours."""
+def _translating_errors(engine: Engine) -> Iterator[None]:
+    """Translate SQLAlchemy's errors into DatabaseUnavailable and DatabaseRefused."""
     try:
         yield
     except SQLAlchemyError as error:
-        kind = DatabaseUnavailable if _is_temporary(error) else DatabaseRefused
-        raise kind(error_text(engine, error)) from error
+        error_class = DatabaseUnavailable if _is_temporary(error) else DatabaseRefused
+        raise error_class(error_text(engine, error)) from error
 
 
 def _is_temporary(error: SQLAlchemyError) -> bool:
-    """True when the same statement may succeed later."""
-    # InternalError: PostgreSQL's answer of a standby that still refuses writes. TimeoutError: no connection is free.
+    """Return whether the same statement may succeed later."""
+    # A PostgreSQL standby refuses writes with InternalError; the pool raises its TimeoutError when it has no free
+    # connection.
     if isinstance(error, OperationalError | InternalError | PoolTimeoutError):
         return True
     return isinstance(error, DBAPIError) and error.connection_invalidated
 
 
 def error_text(engine: Engine, error: SQLAlchemyError) -> str:
-    """Return one line that names the database, without its password, and the driver's reason, without parameters."""
+    """Return one line: the database's URL without the password, and the driver's reason without the parameters."""
     reason = str(error.orig) if isinstance(error, DBAPIError) else str(error)
     shown = engine.url.render_as_string(hide_password=True)
     return f"the database {shown} cannot be used: {(reason.strip() or type(error).__name__).splitlines()[0]}"

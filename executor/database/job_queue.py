@@ -1,8 +1,11 @@
-"""Steps 1, 2 and 6 of 7: the rows of jobs. Only this module writes a job's status.
+"""Inserts, claims and finishes jobs: steps 1, 2 and 6 of the walk in ARCHITECTURE.md.
 
-A job is submitted, claimed, renewed while it runs, and finished; `reap` takes jobs from owners whose lease expired.
-Every write after the claim requires the same owner and epoch. The epoch is the fencing token, the clock is none: a
-lease that expired but was not reaped may still be renewed. No function commits.
+Only this module changes the status of a job that has not ended. An owner is one agent process, named by its `boot_id`.
+The poller submits a job; an owner claims it, renews its lease while it runs, and finishes it; `reap` takes jobs from
+owners whose lease expired. Every write after the claim requires the owner and the epoch of that claim. The epoch is the
+fencing token, not the time: an owner may renew an expired lease until the job is reaped.
+
+`job_id` is the id of our row, `fulcrum_id` that of FulcrumCore. No function commits.
 """
 
 from __future__ import annotations
@@ -21,8 +24,10 @@ from executor.database.tables import ENDED_LITERALS, PENDING_LITERAL, PROCESSING
 from executor.errors import ErrorCode, StaleJob
 from executor.model import MAX_CRASHES, TRANSITIONS, JobResult, JobStatus, ReportState
 
-#: PostgreSQL's advisory lock around counting the running creates and claiming one more.
+#: Key of PostgreSQL's advisory lock, which a claim takes before it counts the running creates.
 CREATE_SLOTS_LOCK = 0x534D4954
+#: How many candidates one call of `claim` tries.
+MAX_CLAIM_ATTEMPTS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,24 +49,24 @@ class NewJob:
     action: str
     params: dict[str, Any] | None
     service: dict[str, Any] | None
-    defect: str | None  #: why the job cannot run: it is claimed, then failed
+    defect: str | None  #: why the job cannot run; the worker claims and fails such a job
     priority: int
     core_created_at: datetime
     deadline_at: datetime
     tenant_id: str | None = None
-    already_claimed: bool = False  #: Processing at FulcrumCore, and not in this database: the database was lost
-    is_local: bool = False  #: created by the agent: FulcrumCore does not know the job and gets no report
+    already_claimed: bool = False  #: FulcrumCore has it as Processing, but the database, which was lost, had no row
+    is_local: bool = False  #: created by the agent: FulcrumCore does not know the job, so no report is sent
 
 
 def lease_of(job: Job) -> Lease:
-    """Return the lease of a job that was just claimed."""
+    """Return the lease of a job that was just claimed. Raises ValueError for a job that is not claimed."""
     if job.owner is None:
         raise ValueError(f"job {job.id} is not claimed")
     return Lease(job_id=job.id, owner=job.owner, epoch=job.epoch)
 
 
 def submit(session: Session, new: NewJob) -> int | None:
-    """Insert a job; return our id, or None when a row with FulcrumCore's id exists."""
+    """Insert a job and return the id of its row; return None when this `fulcrum_id` has a row already."""
     now = utc_now()
     values = {
         "fulcrum_id": new.fulcrum_id,
@@ -89,16 +94,17 @@ def claim(session: Session, owner: str, *, lease_s: float, max_creates: int | No
     """Claim the next job, or return None when no job can be claimed.
 
     Order: highest priority, then the tenant with the fewest running jobs, then oldest. One job of a service runs at a
-    time. `max_creates` limits the creates that run on all nodes together: parallel clones compete for the storage's
-    lock.
+    time. `max_creates` limits the creates that run on all agents together, because parallel clones compete for the
+    storage's lock.
     """
     if max_creates is not None and session.get_bind().dialect.name == "postgresql":
-        # Without the lock, two claims at once would each count without the other's create. SQLite has one writer.
+        # Without the lock, two simultaneous claims could together exceed the limit. SQLite allows only one writer.
         session.execute(select(func.pg_advisory_xact_lock(CREATE_SLOTS_LOCK)))
-    if session.scalar(_ANY_PENDING) is None:  # cheap, and an idle agent asks often
+    if session.scalar(_ANY_PENDING) is None:  # a cheap query, because an idle agent claims often
         return None
-    # On PostgreSQL another node's claim for the same service raises a unique violation: try the next candidate.
-    for _ in range(5):
+    # On PostgreSQL, a simultaneous claim of another agent for the same service raises a unique violation. The next
+    # attempt selects another candidate.
+    for _ in range(MAX_CLAIM_ATTEMPTS):
         try:
             with session.begin_nested():
                 return _claim_fairly(session, owner, lease_s, max_creates)
@@ -132,7 +138,8 @@ def _claim_fairly(session: Session, owner: str, lease_s: float, max_creates: int
     return None
 
 
-def _is_owned(lease: Lease) -> ColumnElement[bool]:
+def _owned_by(lease: Lease) -> ColumnElement[bool]:
+    """Return the condition that the lease still owns its job."""
     return (
         (Job.id == lease.job_id)
         & (Job.owner == lease.owner)
@@ -142,13 +149,16 @@ def _is_owned(lease: Lease) -> ColumnElement[bool]:
 
 
 def _write(session: Session, lease: Lease, **columns: Any) -> None:
-    """Update the job. Raises StaleJob when the lease does not own it any more."""
-    if session.scalar(update(Job).where(_is_owned(lease)).values(**columns).returning(Job.id)) is None:
+    """Update the job's row. Raises StaleJob when the lease no longer owns the job."""
+    if session.scalar(update(Job).where(_owned_by(lease)).values(**columns).returning(Job.id)) is None:
         raise StaleJob(f"job {lease.job_id} is no longer ours at epoch {lease.epoch}")
 
 
 def note_claim_sent(session: Session, lease: Lease) -> None:
-    """Store that the claim is about to be sent: if its answer is lost, the job is still recognised as ours."""
+    """Store that the worker is about to claim the job at FulcrumCore.
+
+    If the answer to that claim is lost, a later attempt still knows that this agent claimed the job.
+    """
     _write(session, lease, claim_sent_at=utc_now())
 
 
@@ -158,7 +168,7 @@ def note_claimed(session: Session, lease: Lease) -> None:
 
 
 def note_started(session: Session, lease: Lease, *, run_ident: str, playbook: str) -> None:
-    """Store a run before it starts, so that a restart can find what it left."""
+    """Store a run before it starts, so that an agent that restarts finds the run's processes and artifacts."""
     now = utc_now()
     _write(session, lease, started_at=now, run_ident=run_ident)
     attempt = session.scalar(select(Job.attempt).where(Job.id == lease.job_id)) or 0
@@ -168,15 +178,15 @@ def note_started(session: Session, lease: Lease, *, run_ident: str, playbook: st
 def note_run_ended(  # noqa: PLR0913 (one column each)
     session: Session, run_ident: str, *, status: str, rc: int | None, reason: str, folder: str, upids: list[str]
 ) -> None:
-    """Store how a run ended. Any owner may: the row is history, and no decision depends on it."""
+    """Store how a run ended. No lease is needed, because no decision depends on the row."""
     columns = {"ended_at": utc_now(), "status": status, "rc": rc, "reason": reason, "folder": folder, "upids": upids}
     session.execute(update(Run).where(Run.ident == run_ident).values(**columns))
 
 
 def finish(session: Session, lease: Lease, result: JobResult, report: ReportState = ReportState.DUE) -> None:
-    """Store the job's result. Raises StaleJob when another owner has the job: this result must not be reported."""
+    """Store the job's result. Raises StaleJob when the lease no longer owns the job: its result is then discarded."""
     status = JobStatus.COMPLETED if result.succeeded else JobStatus.FAILED
-    _check(JobStatus.PROCESSING, status)
+    _require_transition(JobStatus.PROCESSING, status)
     _write(
         session,
         lease,
@@ -186,19 +196,19 @@ def finish(session: Session, lease: Lease, result: JobResult, report: ReportStat
         error_message=result.message or None,
         finished_at=utc_now(),
         lease_until=None,
-        report_state=_unless_local(report),
+        report_state=_report_state(report),
         report_after=None,
     )
 
 
-def _unless_local(report: ReportState) -> ColumnElement[str]:
-    """Return `report` for jobs of FulcrumCore, LOCAL for our own."""
+def _report_state(report: ReportState) -> ColumnElement[str]:
+    """Return the new report state: `report` for a job of FulcrumCore, LOCAL for a job that the agent created."""
     return case((Job.report_state == ReportState.LOCAL, ReportState.LOCAL), else_=report)
 
 
 def requeue(session: Session, lease: Lease, *, backoff_s: float, reason: str | None = None) -> None:
     """Give the job back to the queue. It can be claimed again after `backoff_s`."""
-    _check(JobStatus.PROCESSING, JobStatus.PENDING)
+    _require_transition(JobStatus.PROCESSING, JobStatus.PENDING)
     _write(
         session,
         lease,
@@ -211,7 +221,7 @@ def requeue(session: Session, lease: Lease, *, backoff_s: float, reason: str | N
 
 
 def renew(session: Session, owner: str, *, lease_s: float) -> dict[int, bool]:
-    """Extend every lease of this owner; return each job's id with whether an operator cancelled the job."""
+    """Extend every lease of this owner; return for each of its jobs whether an operator requested its cancellation."""
     stmt = (
         update(Job)
         .where(Job.owner == owner, Job.status == PROCESSING_LITERAL)
@@ -224,24 +234,25 @@ def renew(session: Session, owner: str, *, lease_s: float) -> dict[int, bool]:
 def reap(session: Session, *, sole_owner: str | None = None) -> list[tuple[int, JobStatus]]:
     """Take jobs from owners whose lease expired; return the jobs' ids and new statuses.
 
-    With `sole_owner`, jobs of every other owner are taken at once: that process holds the lock of the SQLite file, so
-    no other agent runs. After MAX_CRASHES the job fails as QUARANTINED: it probably crashes the agents.
+    With `sole_owner`, take the jobs of every other owner without regard to leases: the process that holds the lock of
+    the SQLite file is the only agent. A job that is reaped MAX_CRASHES times fails as QUARANTINED, because it probably
+    crashes the agent.
     """
-    is_lost = Job.owner != sole_owner if sole_owner is not None else Job.lease_until < db_now()
-    stmt = select(Job.id, Job.crashes, Job.epoch).where(Job.status == PROCESSING_LITERAL, is_lost)
+    has_lost_owner = Job.owner != sole_owner if sole_owner is not None else Job.lease_until < db_now()
+    stmt = select(Job.id, Job.crashes, Job.epoch).where(Job.status == PROCESSING_LITERAL, has_lost_owner)
     reaped = []
     for job_id, crashes, epoch in session.execute(stmt.with_for_update(skip_locked=True)):
         status = JobStatus.FAILED if crashes + 1 >= MAX_CRASHES else JobStatus.PENDING
-        _check(JobStatus.PROCESSING, status)
-        unchanged = update(Job).where(Job.id == job_id, Job.epoch == epoch, Job.status == JobStatus.PROCESSING)
-        session.execute(unchanged.values(**_reaped_columns(status, crashes + 1)))
+        _require_transition(JobStatus.PROCESSING, status)
+        reap_job = update(Job).where(Job.id == job_id, Job.epoch == epoch, Job.status == JobStatus.PROCESSING)
+        session.execute(reap_job.values(**_reaped_columns(status, crashes + 1)))
         reaped.append((job_id, status))
     return reaped
 
 
 def _reaped_columns(status: JobStatus, crashes: int) -> dict[str, Any]:
     columns: dict[str, Any] = {"status": status, "owner": None, "lease_until": None, "crashes": crashes}
-    # A new epoch: if the earlier owner was only suspended, its writes fail when it continues.
+    # With a new epoch, the writes of an earlier owner that was only suspended fail when it continues.
     columns["epoch"] = Job.epoch + 1
     if status is JobStatus.FAILED:
         text = f"the agent stopped {crashes} times while it worked on this job"
@@ -250,33 +261,33 @@ def _reaped_columns(status: JobStatus, crashes: int) -> dict[str, Any]:
             "error_code": quarantined.code,
             "error_message": quarantined.message,
             "finished_at": utc_now(),
-            "report_state": _unless_local(ReportState.DUE),
+            "report_state": _report_state(ReportState.DUE),
         }
     return columns
 
 
 def release_all(session: Session, owner: str) -> int:
-    """Give back every job that a stopping agent still owns; return how many. This does not count as a crash."""
-    return rows_changed(session, _release(owner))
+    """Give back every job that a stopping agent still owns; return how many. A release does not count as a crash."""
+    return rows_changed(session, _release_statement(owner))
 
 
 def release(session: Session, job_id: int, owner: str) -> bool:
-    """Give back one job that its owner does not process; False when the owner has it no more."""
-    return rows_changed(session, _release(owner).where(Job.id == job_id)) == 1
+    """Give back one job that its owner does not process. Return False when the owner no longer owns the job."""
+    return rows_changed(session, _release_statement(owner).where(Job.id == job_id)) == 1
 
 
-def _release(owner: str) -> Update:
+def _release_statement(owner: str) -> Update:
     owned = update(Job).where(Job.owner == owner, Job.status == PROCESSING_LITERAL)
     return owned.values(status=JobStatus.PENDING, owner=None, lease_until=None, available_at=None, epoch=Job.epoch + 1)
 
 
-def _check(before: JobStatus, after: JobStatus) -> None:
+def _require_transition(before: JobStatus, after: JobStatus) -> None:
     if after not in TRANSITIONS[before]:
         raise ValueError(f"{before} -> {after} is not a transition")
 
 
 def request_cancel(session: Session, job_id: int) -> JobStatus | None:
-    """Cancel a pending job at once, or request it of a running one. Returns the new status, None for an ended job."""
+    """Cancel a pending job at once; for a running job, store the request. Return its status, None if it has ended."""
     cancelled = JobResult(succeeded=False, code=ErrorCode.CANCELLED, detail="cancelled by the operator")
     pending = (
         update(Job)
@@ -286,7 +297,7 @@ def request_cancel(session: Session, job_id: int) -> JobStatus | None:
             error_code=cancelled.code,
             error_message=cancelled.message,
             finished_at=utc_now(),
-            report_state=_unless_local(ReportState.DUE),
+            report_state=_report_state(ReportState.DUE),
             epoch=Job.epoch + 1,
         )
     )
@@ -297,7 +308,7 @@ def request_cancel(session: Session, job_id: int) -> JobStatus | None:
 
 
 def retry_now(session: Session, job_id: int) -> str:
-    """End the backoff of a job's next attempt, or of its report. Returns "attempt", "report", or "" for neither."""
+    """End the backoff of a pending job ("attempt") or of a due report ("report"); return which, "" for neither."""
     attempt = update(Job).where(Job.id == job_id, Job.status == JobStatus.PENDING).values(available_at=None)
     if rows_changed(session, attempt):
         return "attempt"
@@ -305,11 +316,14 @@ def retry_now(session: Session, job_id: int) -> str:
     return "report" if rows_changed(session, report) else ""
 
 
-def prune(session: Session, *, before: datetime, limit: int) -> tuple[int, list[str]]:
-    """Delete at most `limit` reported jobs that ended before; return how many, and their runs' idents."""
+def prune(session: Session, *, ended_before: datetime, limit: int) -> tuple[int, list[str]]:
+    """Delete at most `limit` jobs that ended before `ended_before` and whose report is not due.
+
+    Returns the number of deleted jobs and the idents of their runs.
+    """
     old = (
         select(Job.id)
-        .where(Job.status.in_(ENDED_LITERALS), Job.finished_at < before, Job.report_state != ReportState.DUE)
+        .where(Job.status.in_(ENDED_LITERALS), Job.finished_at < ended_before, Job.report_state != ReportState.DUE)
         .order_by(Job.finished_at)
         .limit(limit)
     )

@@ -1,14 +1,14 @@
-"""Step 4 of 7: which VM serves which service, from the reserved VMID to the deleted mapping, which stays as history.
+"""Stores which VM serves which service, from the reservation of a VMID on: step 4 of the walk in ARCHITECTURE.md.
 
-A VMID is stored for a service before any request to Proxmox uses it. It is unique for a cluster, so that two creates
-never use one VMID. A freed VMID is not used again for a while (its quarantine). No function commits.
+A VMID is reserved for a service before any request to Proxmox uses it. A cluster has one mapping for each VMID, so two
+creates never use the same VMID. Deleted mappings stay as history: their VMID is not reused for a while (quarantine).
+No function commits.
 """
 
 from __future__ import annotations
 
 import random
 import re
-from collections.abc import Mapping as Dict
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -22,12 +22,12 @@ from executor.database.tables import Mapping, utc_now
 from executor.errors import ErrorCode, JobError
 from executor.model import GuestKind, MappingState
 
-#: How often a random VMID is tried before the range is searched from its start.
+#: How many random VMIDs are tried before the range is searched from its start.
 RANDOM_TRIES = 64
-#: Of the host part of a VM's name: with a dash and eight digits the name stays within a DNS label's 63 characters.
+#: Length of the host part of a VM's name. A dash and eight digits follow it; a DNS label has at most 63 characters.
 MAX_HOST_PART_LENGTH = 54
 
-#: Cluster, lowest and highest VMID for new VMs.
+#: The cluster, and the lowest and the highest VMID for new VMs.
 VmidRange = tuple[str, int, int]
 
 
@@ -37,7 +37,7 @@ def marker_for(service_id: str) -> str:
 
 
 def vm_name(host: str, service_id: str) -> str:
-    """Return a VM's name: `host` as a DNS label (`vm` if nothing of it is usable) and eight digits of the service id.
+    """Return a VM's name: `host` as a DNS label (`vm` if no character is usable) and eight digits of the service id.
 
     `host` may be any text from outside; the name has lower-case letters, digits and single dashes only.
     """
@@ -47,18 +47,18 @@ def vm_name(host: str, service_id: str) -> str:
 
 
 def current(session: Session, service_id: str) -> Mapping | None:
-    """Return the service's mapping that is not deleted."""
+    """Return the service's mapping that is not deleted, None if there is none."""
     stmt = select(Mapping).where(Mapping.service_id == service_id, Mapping.state != MappingState.DELETED)
     return session.scalar(stmt)
 
 
 def get(session: Session, mapping_id: int) -> Mapping | None:
-    """Return a mapping by our id."""
+    """Return the mapping with this row id, None if it does not exist."""
     return session.get(Mapping, mapping_id)
 
 
 def get_one(session: Session, mapping_id: int) -> Mapping:
-    """Return a mapping by our id. The session raises DatabaseRefused if it does not exist."""
+    """Return the mapping with this row id. The session raises DatabaseRefused if it does not exist."""
     return session.get_one(Mapping, mapping_id)
 
 
@@ -68,9 +68,9 @@ def all_current(session: Session) -> Sequence[Mapping]:
 
 
 def pick_vmid(session: Session, vmids: VmidRange, *, quarantine_s: float, taken: set[int]) -> int:
-    """Return a VMID of the range that is neither mapped, nor in quarantine, nor in `taken`.
+    """Return a VMID of the range that is neither mapped, nor in quarantine, nor in `taken` (by guests in Proxmox).
 
-    Raises JobError CAPACITY when no VMID is left.
+    Raises JobError CAPACITY when the range has no such VMID.
     """
     cluster, low, high = vmids
     quarantined_since = utc_now() - timedelta(seconds=quarantine_s)
@@ -90,7 +90,7 @@ def pick_vmid(session: Session, vmids: VmidRange, *, quarantine_s: float, taken:
 def reserve(  # noqa: PLR0913 (one column each)
     session: Session, *, service_id: str, cluster: str, vmid: int, name: str, kind: str = GuestKind.QEMU
 ) -> Mapping | None:
-    """Reserve the VMID for the service; None when another row has the VMID or the service."""
+    """Reserve the VMID for the service. Returns None when another mapping has the VMID or the service."""
     now = utc_now()
     mapping = Mapping(
         service_id=service_id,
@@ -122,7 +122,7 @@ def insert_active(  # noqa: PLR0913 (one column each)
     node: str,
     kind: str = GuestKind.QEMU,
 ) -> Mapping | None:
-    """Map a VM that has the service's marker and no row here (the database was lost). None as in `reserve`."""
+    """Map a VM that has the service's marker but no mapping. Returns None in the same cases as `reserve`."""
     mapping = reserve(session, service_id=service_id, cluster=cluster, vmid=vmid, name=name, kind=kind)
     if mapping is not None:
         mapping.state, mapping.node, mapping.note = MappingState.ACTIVE, node, "found by its marker"
@@ -139,35 +139,36 @@ def adopt(  # noqa: PLR0913 (one column each)
     node: str,
     kind: str = GuestKind.QEMU,
 ) -> Mapping | None:
-    """Map an existing VM to a service; None when the service has another VM, or the VMID is another service's.
+    """Map an existing VM to a service. Returns None when the service has another VM, or the VMID another service.
 
-    A mapping of this very VM stays and takes the VM's name. One of another VMID whose VM is lost is deleted first.
+    If the service is mapped to this VMID already, that mapping is updated. If the service is mapped to another VMID
+    whose VM is lost, that mapping is deleted first.
     """
     existing = current(session, service_id)
     if existing is not None and (existing.vmid, existing.cluster) == (vmid, cluster):
-        now, found = utc_now(), {"node": node, "name": name, "kind": kind, "note": "found by its marker"}
-        _update(session, existing.id, now=now, state=MappingState.ACTIVE, **found)
+        now, columns = utc_now(), {"node": node, "name": name, "kind": kind, "note": "found by its marker"}
+        _update(session, existing.id, now=now, state=MappingState.ACTIVE, **columns)
         return existing
     if existing is not None and existing.state != MappingState.VM_LOST:
         return None
-    with session.begin_nested() as both:
+    with session.begin_nested() as savepoint:
         if existing is not None:
             mark_deleted(session, existing.id, f"the VM was found on VMID {vmid}")
         mapping = insert_active(
             session, service_id=service_id, cluster=cluster, vmid=vmid, name=name, node=node, kind=kind
         )
         if mapping is None:
-            both.rollback()
+            savepoint.rollback()
     return mapping
 
 
 def record_node(session: Session, mapping_id: int, node: str) -> None:
-    """Store the VM's node. No action relies on it: each asks Proxmox where the VM is."""
+    """Store the VM's node. Actions do not rely on the stored node: they ask Proxmox."""
     _update(session, mapping_id, now=utc_now(), node=node)
 
 
-def apply_result(session: Session, mapping_id: int, vm: Dict[str, Any]) -> None:
-    """Store what a playbook reported of the VM: it exists, is deleted later (`delete_at`), or is gone."""
+def apply_result(session: Session, mapping_id: int, vm: dict[str, Any]) -> None:
+    """Store the VM's state from a playbook's result: active, pending deletion (with `delete_at`), or deleted."""
     now = utc_now()
     if vm.get("status") == "absent":
         values: dict[str, Any] = {"state": MappingState.DELETED, "deleted_at": now}
@@ -181,13 +182,13 @@ def apply_result(session: Session, mapping_id: int, vm: Dict[str, Any]) -> None:
 
 
 def mark_deleted(session: Session, mapping_id: int, note: str) -> None:
-    """End a mapping, with the reason. The VMID is then in quarantine."""
+    """Mark a mapping as deleted, with the reason. Its VMID is in quarantine from then on."""
     now = utc_now()
     _update(session, mapping_id, now=now, state=MappingState.DELETED, deleted_at=now, note=note)
 
 
 def mark_vm_lost(session: Session, mapping_id: int, note: str) -> None:
-    """Store that the VM does not exist any more. The mapping stays, so that the service can be deleted."""
+    """Store that the VM no longer exists. The mapping stays, so that a delete of the service succeeds."""
     _update(session, mapping_id, now=utc_now(), state=MappingState.VM_LOST, note=note)
 
 
@@ -197,7 +198,7 @@ def _update(session: Session, mapping_id: int, *, now: Any, **values: Any) -> No
 
 
 def active(session: Session, cluster: str | None = None) -> Sequence[Mapping]:
-    """Return the active mappings, ordered by VMID."""
+    """Return the active mappings of one cluster, or of all, ordered by VMID."""
     stmt = select(Mapping).where(Mapping.state == MappingState.ACTIVE).order_by(Mapping.vmid)
     return session.scalars(stmt if cluster is None else stmt.where(Mapping.cluster == cluster)).all()
 
@@ -208,8 +209,8 @@ def due_for_deletion(session: Session, cluster: str, limit: int = 100) -> Sequen
     return session.scalars(stmt.where(Mapping.delete_at <= utc_now()).order_by(Mapping.delete_at).limit(limit)).all()
 
 
-def listing(session: Session, *, states: Sequence[str] = (), limit: int = 1000) -> Sequence[Mapping]:
-    """Return mappings, newest first; without `states` all that are not deleted."""
+def list_mappings(session: Session, *, states: Sequence[str] = (), limit: int = 1000) -> Sequence[Mapping]:
+    """Return the mappings in these states, newest first; without `states`, those that are not deleted."""
     stmt = select(Mapping).order_by(Mapping.id.desc()).limit(limit)
     if states:
         return session.scalars(stmt.where(Mapping.state.in_(states))).all()
@@ -217,7 +218,7 @@ def listing(session: Session, *, states: Sequence[str] = (), limit: int = 1000) 
 
 
 def find(session: Session, reference: str) -> Sequence[Mapping]:
-    """Return the mappings, deleted ones too, of a VMID, a VM's name, or a service id or its prefix."""
+    """Return the mappings, deleted ones too, with this VMID, VM name, service id, or prefix of a service id."""
     if not reference:
         return []
     if is_row_id(reference):
@@ -228,7 +229,7 @@ def find(session: Session, reference: str) -> Sequence[Mapping]:
 
 
 def count_by_state(session: Session, *, with_deleted: bool = True) -> dict[str, int]:
-    """Return how many mappings there are by state."""
+    """Return the number of mappings in each state."""
     states = [state for state in MappingState if with_deleted or state is not MappingState.DELETED]
     stmt = select(Mapping.state, func.count()).group_by(Mapping.state)
     if not with_deleted:

@@ -1,4 +1,8 @@
-"""The nodes: one row for each start of an agent process. No function commits."""
+"""Stores one row in the table `nodes` for each start of an agent process. No function commits.
+
+The row's id is the `boot_id` of that process, a random id that also names the process as the owner of its jobs. These
+nodes are not Proxmox's nodes.
+"""
 
 from __future__ import annotations
 
@@ -35,10 +39,10 @@ def note_stopped(session: Session, node_id: str, reason: str) -> None:
 
 
 def recent(session: Session, limit: int) -> Sequence[Node]:
-    """Return the nodes, the last seen first."""
+    """Return the agent processes, the one seen last first."""
     return session.scalars(select(Node).order_by(Node.seen_at.desc(), Node.id).limit(limit)).all()
 
 
-def prune(session: Session, *, before: datetime) -> int:
-    """Delete nodes that were last seen before; return how many."""
-    return rows_changed(session, delete(Node).where(Node.seen_at < before))
+def prune(session: Session, *, seen_before: datetime) -> int:
+    """Delete the rows of agent processes that were last seen before this time; return how many."""
+    return rows_changed(session, delete(Node).where(Node.seen_at < seen_before))

@@ -1,4 +1,7 @@
-"""Step 7 of 7: the ended jobs whose result FulcrumCore has not acknowledged. No function commits."""
+"""Finds the jobs whose result must be reported, and stores the answers: step 7 of the walk in ARCHITECTURE.md.
+
+The outbox is the set of ended jobs whose result FulcrumCore has not acknowledged. No function commits.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from executor.model import JobResult, JobStatus, ReportState
 
 
 def due_reports(session: Session, limit: int) -> Sequence[Job]:
-    """Return ended jobs that FulcrumCore has not acknowledged and whose backoff is over, oldest first."""
+    """Return the jobs whose result FulcrumCore has not acknowledged and whose backoff is over, oldest first."""
     stmt = (
         select(Job)
         .where(Job.report_state == DUE_LITERAL)
@@ -25,7 +28,7 @@ def due_reports(session: Session, limit: int) -> Sequence[Job]:
 
 
 def note_reported(session: Session, job_id: int, state: ReportState, note: str = "") -> None:
-    """Store FulcrumCore's answer. Only a due report changes."""
+    """Store FulcrumCore's answer to a report. A job whose report is not due stays unchanged."""
     session.execute(
         update(Job)
         .where(Job.id == job_id, Job.report_state == ReportState.DUE)
@@ -34,7 +37,7 @@ def note_reported(session: Session, job_id: int, state: ReportState, note: str =
 
 
 def postpone_report(session: Session, job_id: int, *, backoff_s: float, note: str) -> None:
-    """Retry the report after `backoff_s`."""
+    """Store that a report failed, and that the reporter may retry it after `backoff_s`."""
     session.execute(
         update(Job)
         .where(Job.id == job_id, Job.report_state == ReportState.DUE)
@@ -43,7 +46,7 @@ def postpone_report(session: Session, job_id: int, *, backoff_s: float, note: st
 
 
 def replace_result(session: Session, job_id: int, result: JobResult) -> None:
-    """Turn a completion that FulcrumCore always refuses into a failure, which is reported instead."""
+    """Replace a successful result that FulcrumCore always refuses by a failure, which the reporter sends instead."""
     session.execute(
         update(Job)
         .where(Job.id == job_id, Job.report_state == ReportState.DUE)
@@ -52,6 +55,6 @@ def replace_result(session: Session, job_id: int, result: JobResult) -> None:
 
 
 def reset_report_backoff(session: Session) -> int:
-    """Make every postponed report due now, because FulcrumCore answers again. Returns how many."""
+    """End the backoff of every report, because FulcrumCore answers again. Returns the number of these reports."""
     stmt = update(Job).where(Job.report_state == ReportState.DUE, Job.report_after.is_not(None))
     return rows_changed(session, stmt.values(report_after=None))

@@ -1,4 +1,4 @@
-"""Queries about jobs, runs and critical jobs, each answered from an index. Nothing is written."""
+"""Reads jobs, runs and critical jobs. Each query uses an index, because the table of jobs may be long."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ from executor.database.tables import (
 )
 from executor.model import JobStatus, ReportState
 
-_OPEN = {JobStatus.PENDING: PENDING_LITERAL, JobStatus.PROCESSING: PROCESSING_LITERAL}
-#: How many candidates are shown for an ambiguous reference.
+_OPEN_LITERALS = {JobStatus.PENDING: PENDING_LITERAL, JobStatus.PROCESSING: PROCESSING_LITERAL}
+#: How many ids an ambiguous prefix returns at most, for a message to the operator.
 MAX_CANDIDATES = 6
 
 
 def find_job(session: Session, reference: str) -> Job | None:
-    """Return a job by our id, FulcrumCore's id, or an unambiguous prefix of that id."""
-    if not reference:
-        return None  # a prefix of every id: an operator's empty shell variable must not select the only job
+    """Return the job with this row id, this `fulcrum_id`, or a `fulcrum_id` of which only this job has the prefix."""
+    if not reference:  # every id starts with "", so `smith jobs cancel "$UNSET"` would cancel the only job
+        return None
     if is_row_id(reference) and (job := session.get(Job, int(reference))) is not None:
         return job
-    begins = Job.fulcrum_id.startswith(reference.lower(), autoescape=True)
-    found = session.scalars(select(Job).where(begins).limit(2)).all()
-    return found[0] if len(found) == 1 else None
+    has_prefix = Job.fulcrum_id.startswith(reference.lower(), autoescape=True)
+    matches = session.scalars(select(Job).where(has_prefix).limit(2)).all()
+    return matches[0] if len(matches) == 1 else None
 
 
 def get_job(session: Session, job_id: int) -> Job | None:
-    """Return a job by our id."""
+    """Return the job with this row id, None if it does not exist."""
     return session.get(Job, job_id)
 
 
 def get_one_job(session: Session, job_id: int) -> Job:
-    """Return a job by our id. The session raises DatabaseRefused if it does not exist."""
+    """Return the job with this row id. The session raises DatabaseRefused if it does not exist."""
     return session.get_one(Job, job_id)
 
 
@@ -55,11 +55,11 @@ def list_jobs(  # noqa: PLR0913 (one filter each)
     unreported: bool = False,
     limit: int = 50,
 ) -> Sequence[Job]:
-    """Return the newest jobs that match."""
+    """Return the newest jobs that match all filters."""
     stmt = select(Job).order_by(Job.id.desc()).limit(limit)
     if statuses:
         stmt = stmt.where(Job.status.in_(statuses))
-    if statuses and set(statuses) <= _OPEN.keys():
+    if statuses and set(statuses) <= _OPEN_LITERALS.keys():
         stmt = stmt.where(Job.id.in_(_ids_of_open_jobs(statuses)))
     if action:
         stmt = stmt.where(Job.action == action)
@@ -72,9 +72,12 @@ def list_jobs(  # noqa: PLR0913 (one filter each)
 
 
 def _ids_of_open_jobs(statuses: Sequence[str]) -> CompoundSelect[int]:
-    """Select from the partial indexes, which have few entries. The primary key would lead through every ended job."""
+    """Select the ids of the jobs with these statuses from the partial indexes, which have few entries.
+
+    A search by descending primary key would read every ended job before it reached an old open one.
+    """
     open_job = aliased(Job)
-    selects = [select(open_job.id).where(open_job.status == _OPEN[JobStatus(status)]) for status in statuses]
+    selects = [select(open_job.id).where(open_job.status == _OPEN_LITERALS[JobStatus(status)]) for status in statuses]
     return union_all(*selects)
 
 
@@ -85,17 +88,22 @@ def find_open_job(session: Session, service_id: str) -> Job | None:
 
 
 def count_jobs(session: Session) -> dict[str, int]:
-    """Return how many jobs there are by status, and how many reports are due."""
-    found = {status.value: 0 for status in JobStatus}
-    # One query for each index: rows are large, and a count of the open jobs must not read a million ended ones.
+    """Return the number of jobs in each status, and as `reports_due` the number of due reports."""
+    counts = {status.value: 0 for status in JobStatus}
+    # Each query is answered from a partial index; one query for all statuses would read every row of the table.
     for condition in (Job.status == PENDING_LITERAL, Job.status == PROCESSING_LITERAL, Job.status.in_(ENDED_LITERALS)):
-        found |= dict(session.execute(select(Job.status, func.count()).where(condition).group_by(Job.status)).all())
-    due = select(func.count()).select_from(Job).where(Job.report_state == DUE_LITERAL)
-    return found | {"reports_due": session.scalar(due) or 0}
+        counts |= dict(session.execute(select(Job.status, func.count()).where(condition).group_by(Job.status)).all())
+    return counts | {"reports_due": count_due_reports(session)}
+
+
+def count_due_reports(session: Session) -> int:
+    """Return the number of ended jobs whose report is due."""
+    stmt = select(func.count()).select_from(Job).where(Job.report_state == DUE_LITERAL)
+    return session.scalar(stmt) or 0
 
 
 def known_fulcrum_ids(session: Session, fulcrum_ids: Sequence[str]) -> set[str]:
-    """Return which of these FulcrumCore ids have a row."""
+    """Return those of these ids that have a row."""
     return set(session.scalars(select(Job.fulcrum_id).where(Job.fulcrum_id.in_(fulcrum_ids))))
 
 
@@ -105,7 +113,7 @@ def runs_of(session: Session, job_id: int) -> Sequence[Run]:
 
 
 def find_run(session: Session, ident: str) -> Run | None:
-    """Return a run by its ident."""
+    """Return the run with this ident."""
     return session.scalar(select(Run).where(Run.ident == ident))
 
 
@@ -121,25 +129,23 @@ def recent_runs(session: Session, limit: int) -> Sequence[tuple[Run, Job]]:
 
 
 def fulcrum_ids_with_prefix(session: Session, prefix: str) -> Sequence[str]:
-    """Return FulcrumCore's ids of the newest jobs whose id has this prefix."""
-    begins = Job.fulcrum_id.startswith(prefix.lower(), autoescape=True)
-    return session.scalars(select(Job.fulcrum_id).where(begins).order_by(Job.id.desc()).limit(MAX_CANDIDATES)).all()
+    """Return the `fulcrum_id` of the newest jobs whose `fulcrum_id` has this prefix."""
+    has_prefix = Job.fulcrum_id.startswith(prefix.lower(), autoescape=True)
+    return session.scalars(select(Job.fulcrum_id).where(has_prefix).order_by(Job.id.desc()).limit(MAX_CANDIDATES)).all()
 
 
 def service_ids_with_prefix(session: Session, prefix: str) -> Sequence[str]:
-    """Return the ids with this prefix of services that have jobs, the newest job first."""
-    begins = Job.service_id.startswith(prefix.lower(), autoescape=True)
-    found = select(Job.service_id).where(begins).group_by(Job.service_id).order_by(func.max(Job.id).desc())
-    return [service_id for service_id in session.scalars(found.limit(MAX_CANDIDATES)) if service_id]
+    """Return the ids of services with this prefix, the service with the newest job first."""
+    has_prefix = Job.service_id.startswith(prefix.lower(), autoescape=True)
+    stmt = select(Job.service_id).where(has_prefix).group_by(Job.service_id).order_by(func.max(Job.id).desc())
+    return [service_id for service_id in session.scalars(stmt.limit(MAX_CANDIDATES)) if service_id]
 
 
-def queue_depths(session: Session) -> dict[str, int]:
-    """Return how many jobs are pending, processing, and ended with a report that is due."""
+def count_open_jobs(session: Session) -> dict[str, int]:
+    """Return the number of pending and of processing jobs."""
     open_statuses = (JobStatus.PENDING, JobStatus.PROCESSING)
     stmt = select(Job.status, func.count()).where(Job.status.in_(open_statuses)).group_by(Job.status)
-    found = {status.value: 0 for status in open_statuses} | dict(session.execute(stmt).all())
-    due = select(func.count()).select_from(Job).where(Job.report_state == ReportState.DUE)
-    return found | {"report_due": session.scalar(due) or 0}
+    return {status.value: 0 for status in open_statuses} | dict(session.execute(stmt).all())
 
 
 def oldest_due_report(session: Session) -> datetime | None:
@@ -155,7 +161,7 @@ def oldest_pending(session: Session) -> datetime | None:
 def busy_services(session: Session, service_id: str | None = None) -> frozenset[str]:
     """Return the services with an open job or a due report.
 
-    One query for each partial index: an OR of the three conditions would read every row of a long history.
+    Each query is answered from a partial index; an OR of the three conditions would read every row of the table.
     """
     conditions = (
         Job.status == PENDING_LITERAL,
@@ -163,5 +169,5 @@ def busy_services(session: Session, service_id: str | None = None) -> frozenset[
         Job.report_state == DUE_LITERAL,
     )
     of_service = Job.service_id.is_not(None) if service_id is None else Job.service_id == service_id
-    found = [session.scalars(select(Job.service_id).where(condition, of_service)).all() for condition in conditions]
-    return frozenset(each for services in found for each in services if each)
+    results = [session.scalars(select(Job.service_id).where(condition, of_service)).all() for condition in conditions]
+    return frozenset(service for services in results for service in services if service)

@@ -1,4 +1,4 @@
-"""The schema: Alembic's migrations in both directions, and the checks of `smith db check`."""
+"""Migrates the schema forwards and backwards with Alembic, and checks the database for `smith db check`."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from sqlalchemy.exc import SQLAlchemyError
 from executor.database.engine import error_text
 from executor.errors import DatabaseError
 
-#: PostgreSQL's advisory lock around a migration: after an update several nodes may start at once.
+#: Key of PostgreSQL's advisory lock for a migration: after an update, several agents may start at the same time.
 MIGRATION_LOCK = 0x534D4947
 MIGRATIONS = Path(__file__).parent / "migrations"
 
 
 def upgrade(engine: Engine, revision: str = "head") -> None:
-    """Migrate the schema forwards to `revision`. Raises DatabaseError for a schema newer than this program."""
+    """Migrate the schema forwards to `revision`. Raises DatabaseError when the schema is newer than this program."""
     from alembic import command  # noqa: PLC0415 (its import takes a tenth of a second, which `smith --help` avoids)
 
     refuse_newer(engine)
-    with _translated(engine), _migrating(engine) as connection:
+    with _translating_errors(engine), _migrating(engine) as connection:
         command.upgrade(_alembic_config(connection), revision)
 
 
@@ -32,7 +32,7 @@ def downgrade(engine: Engine, revision: str = "-1") -> None:
     from alembic import command  # noqa: PLC0415 (see upgrade)
 
     refuse_newer(engine)
-    with _translated(engine), _migrating(engine) as connection:
+    with _translating_errors(engine), _migrating(engine) as connection:
         command.downgrade(_alembic_config(connection), revision)
 
 
@@ -43,13 +43,14 @@ def _migrating(engine: Engine) -> Iterator[Connection]:
         try:
             with connection.begin():
                 if engine.dialect.name == "postgresql":
-                    connection.execute(text("SET LOCAL statement_timeout = 0"))  # a large table takes longer
+                    # The statement timeout of `open_engine` is too short for a large table.
+                    connection.execute(text("SET LOCAL statement_timeout = 0"))
                     connection.execute(select(func.pg_advisory_xact_lock(MIGRATION_LOCK)))
                 yield connection
         finally:
             if engine.dialect.name == "sqlite":
-                # This connection has its foreign keys off: Alembic replaces a table by dropping the old one, which
-                # would delete every row that refers to it. No other code may get this connection.
+                # Foreign keys are off on this connection, because Alembic replaces a table and drops the old one,
+                # which would delete every row that refers to it. So no other transaction may use the connection.
                 connection.invalidate()
 
 
@@ -57,12 +58,12 @@ def current_revision(engine: Engine) -> str | None:
     """Return the schema's revision, None for an empty database."""
     from alembic.migration import MigrationContext  # noqa: PLC0415 (see upgrade)
 
-    with _translated(engine), engine.connect() as connection:
+    with _translating_errors(engine), engine.connect() as connection:
         return MigrationContext.configure(connection).get_current_revision()
 
 
 def head_revision() -> str:
-    """Return the newest revision of this program."""
+    """Return the newest revision that this program contains."""
     head: str | None = _script_directory().get_current_head()
     assert head is not None  # noqa: S101 (the package ships at least one migration)
     return head
@@ -80,14 +81,14 @@ def refuse_newer(engine: Engine) -> None:
 
 
 def check(engine: Engine) -> list[str]:
-    """Return the problems of the database, one text for each; none for a sound database with the newest schema."""
+    """Return one text for each problem of the database; none if it is sound and has the newest schema."""
     refuse_newer(engine)
     problems = []
     current, head = current_revision(engine), head_revision()
     if current != head:
         problems.append(f"schema is {current or 'empty'}, this version needs {head}: run `smith db upgrade`")
     if engine.dialect.name == "sqlite":
-        with _translated(engine), engine.connect() as connection:
+        with _translating_errors(engine), engine.connect() as connection:
             problems += [row[0] for row in connection.execute(text("PRAGMA integrity_check")) if row[0] != "ok"]
             problems += [
                 f"broken reference: {tuple(row)}" for row in connection.execute(text("PRAGMA foreign_key_check"))
@@ -111,8 +112,8 @@ def _alembic_config(connection: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _translated(engine: Engine) -> Iterator[None]:
-    """Translate SQLAlchemy's errors into DatabaseError: a person changes schemas, so nothing retries."""
+def _translating_errors(engine: Engine) -> Iterator[None]:
+    """Translate SQLAlchemy's errors into DatabaseError, which no caller retries: an operator must act."""
     try:
         yield
     except SQLAlchemyError as error:

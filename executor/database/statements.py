@@ -1,4 +1,4 @@
-"""Helpers for statements: INSERT by dialect, the number of changed rows, and references to rows."""
+"""Builds INSERT statements with ON CONFLICT, counts changed rows, and recognises the ids of rows."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from executor.database.tables import CriticalJob, Job
 
 
 def insert_into(session: Session, table: type[Job | CriticalJob]) -> postgresql.Insert | sqlite.Insert:
-    """Return the INSERT of the session's dialect: only those have ON CONFLICT."""
+    """Return an INSERT of the session's dialect, because SQLAlchemy's general INSERT has no ON CONFLICT."""
     return postgresql.insert(table) if session.get_bind().dialect.name == "postgresql" else sqlite.insert(table)
 
 
 def rows_changed(session: Session, stmt: Update | Delete) -> int:
-    """Run the statement; return how many rows it changed."""
+    """Run the statement and return how many rows it changed."""
     return cast("CursorResult[Any]", session.execute(stmt)).rowcount
 
 
 def is_row_id(reference: str) -> bool:
-    """True for a text that can be the id of a row: ASCII digits, and no more than an INTEGER column holds."""
+    """Return whether a text can be the id of a row: ASCII digits, and few enough for an INTEGER column."""
     return reference.isascii() and reference.isdecimal() and len(reference) < 10

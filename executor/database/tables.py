@@ -1,6 +1,6 @@
-"""The tables, the two clocks, and statuses as SQL literals.
+"""Defines the tables, this machine's clock and the database's, and statuses as SQL literals.
 
-A change of a table needs a migration; tests compare the two.
+Each change of a table needs a migration; a test compares the tables with the migrations.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ DUE_LITERAL: ColumnElement[str] = literal_column(f"'{ReportState.DUE}'")
 
 
 class UtcDateTime(TypeDecorator[datetime]):
-    """A UTC time with its zone. SQLite stores none, so it is added when a value is read."""
+    """A UTC time with its zone. SQLite stores no zone, so this type adds it to the values that are read."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
@@ -61,7 +61,7 @@ class UtcDateTime(TypeDecorator[datetime]):
 
 
 class db_now(FunctionElement[datetime]):
-    """The database's clock, `offset_s` seconds from now. Leases use it because the nodes' clocks may differ."""
+    """The time of the database's clock plus `offset_s`. Leases use it, because the clocks of agents may differ."""
 
     type = UtcDateTime()
     inherit_cache = True  # the offset is a bound parameter, so that a statement is compiled once
@@ -72,7 +72,7 @@ class db_now(FunctionElement[datetime]):
 
 @compiles(db_now, "sqlite")
 def _sqlite_now(element: db_now, compiler: Any, **kw: Any) -> str:
-    # The text format in which SQLAlchemy stores a DateTime, so that texts compare like times.
+    # SQLAlchemy stores a DateTime as text in this format, so the texts sort like the times.
     offset = compiler.process(element.clauses, **kw)
     return f"strftime('%Y-%m-%d %H:%M:%f000', 'now', printf('%+.3f seconds', {offset}))"
 
@@ -89,7 +89,7 @@ class Base(DeclarativeBase):
 
 
 class Job(Base):
-    """A job. Its status is written by `job_queue`, its report's columns by `outbox`."""
+    """A job. `job_queue` writes its status, `outbox` the columns of its report."""
 
     __tablename__ = "jobs"
     __table_args__ = (
@@ -136,13 +136,13 @@ class Job(Base):
     priority: Mapped[int] = mapped_column(Integer, default=1)
     status: Mapped[str] = mapped_column(String(20), default=JobStatus.PENDING)
     attempt: Mapped[int] = mapped_column(Integer, default=0)
-    crashes: Mapped[int] = mapped_column(Integer, default=0)  #: how often its lease expired
+    crashes: Mapped[int] = mapped_column(Integer, default=0)  #: how often the job was reaped
     cancel_requested: Mapped[bool] = mapped_column(Boolean, default=False)
     available_at: Mapped[datetime | None]
     core_created_at: Mapped[datetime]
-    deadline_at: Mapped[datetime]  #: by FulcrumCore's clock
+    deadline_at: Mapped[datetime]  #: when FulcrumCore fails the job, by its clock
     received_at: Mapped[datetime]
-    owner: Mapped[str | None] = mapped_column(String(64))
+    owner: Mapped[str | None] = mapped_column(String(64))  #: `boot_id` of the agent process that claimed the job
     lease_until: Mapped[datetime | None]
     epoch: Mapped[int] = mapped_column(Integer, default=0)
     claim_sent_at: Mapped[datetime | None]
@@ -181,7 +181,7 @@ class Run(Base):
 
 
 class Mapping(Base):
-    """Which VM serves which service. Written by `mappings` only; deleted ones stay as history."""
+    """A mapping of a service to its VM. Only `mappings` writes it; deleted mappings stay as history."""
 
     __tablename__ = "mappings"
     __table_args__ = (
@@ -216,11 +216,11 @@ class Mapping(Base):
     created_at: Mapped[datetime]
     updated_at: Mapped[datetime]
     deleted_at: Mapped[datetime | None]
-    delete_at: Mapped[datetime | None]  #: of a VM pending deletion: when it may be deleted
+    delete_at: Mapped[datetime | None]  #: when a VM that is pending deletion may be deleted
 
 
 class CriticalJob(Base):
-    """A periodic task of the agent, such as Heartbeat. Written by `periods` only."""
+    """A critical job: periodic work of the agent, such as Heartbeat. Only `periods` writes it."""
 
     __tablename__ = "critical_jobs"
 
@@ -231,16 +231,16 @@ class CriticalJob(Base):
     last_finished_at: Mapped[datetime | None]
     last_ok_at: Mapped[datetime | None]
     last_error: Mapped[str | None] = mapped_column(Text)
-    failures: Mapped[int] = mapped_column(Integer, default=0)  #: consecutive
+    failures: Mapped[int] = mapped_column(Integer, default=0)  #: consecutive failed runs
     runs: Mapped[int] = mapped_column(Integer, default=0)
 
 
 class Node(Base):
-    """One start of one agent process. Written by `nodes` only."""
+    """One start of an agent process, not a Proxmox node. Only `nodes` writes it."""
 
     __tablename__ = "nodes"
 
-    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)  #: `boot_id`, a random id of this start
     host: Mapped[str] = mapped_column(String(255))
     pid: Mapped[int]
     version: Mapped[str] = mapped_column(String(40))
@@ -254,7 +254,7 @@ class Node(Base):
 
 
 class AuditEntry(Base):
-    """One change by an operator, or by the agent itself. Written by `audit` only.
+    """One change by an operator, or by the agent itself. Only `audit` writes it.
 
     Triggers refuse every UPDATE and DELETE (migration 0002).
     """
@@ -274,5 +274,5 @@ class AuditEntry(Base):
 
 
 def utc_now() -> datetime:
-    """Return this machine's time, with its zone, for columns that people read. Leases use `db_now`."""
+    """Return the time of this machine's clock, for columns that operators read. Leases use `db_now`."""
     return datetime.now(UTC)

@@ -70,7 +70,8 @@ class Gauges(Collector):
 
     def _database_gauges(self) -> Iterator[Metric]:
         with reading(self._view.engine) as session:
-            depths, mapped = queries.queue_depths(session), mappings.count_by_state(session, with_deleted=False)
+            depths = queries.count_open_jobs(session) | {"report_due": queries.count_due_reports(session)}
+            mapped = mappings.count_by_state(session, with_deleted=False)
             unreported, waiting = queries.oldest_due_report(session), queries.oldest_pending(session)
         is_writable = self._prober.result("database").ok
         yield _gauge("smith_database_up", "Whether the database can be read and written", is_writable)

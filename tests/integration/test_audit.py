@@ -57,7 +57,7 @@ def record(engine: Engine, **more: Any) -> None:
 
 def entries(engine: Engine) -> list[AuditEntry]:
     with reading(engine) as session:
-        return list(audit.listing(session))
+        return list(audit.list_entries(session))
 
 
 # --- the table ----------------------------------------------------------------------------------------------------

@@ -39,7 +39,7 @@ def mappings_in(engine: Engine) -> dict[str, MappingFacts]:
 
 def audit_entries(engine: Engine) -> list[tuple[str, str, Any, Any]]:
     with reading(engine) as session:
-        return [(each.who, each.verb, each.before, each.after) for each in audit.listing(session)]
+        return [(each.who, each.verb, each.before, each.after) for each in audit.list_entries(session)]
 
 
 def finding(mapping: MappingFacts | None, action: Repair, **changes: Any) -> Finding:

@@ -473,7 +473,7 @@ def test_a_retry_ends_the_backoff_of_an_attempt_or_of_a_report(engine: Engine) -
 
 def prune(engine: Engine, limit: int = 100, in_s: float = 60) -> tuple[int, list[str]]:
     with transaction(engine) as session:
-        return job_queue.prune(session, before=utc_now() + timedelta(seconds=in_s), limit=limit)
+        return job_queue.prune(session, ended_before=utc_now() + timedelta(seconds=in_s), limit=limit)
 
 
 def test_a_job_with_a_due_report_is_not_pruned(engine: Engine) -> None:

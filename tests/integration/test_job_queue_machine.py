@@ -177,7 +177,7 @@ class Queue(RuleBasedStateMachine):
         with transaction(self.engine) as session:
             is_kept = ~Job.status.in_(ENDED) | (Job.report_state == ReportState.DUE)
             kept = set(session.scalars(select(Job.id).where(is_kept)))
-            job_queue.prune(session, before=utc_now() + timedelta(hours=1), limit=2)
+            job_queue.prune(session, ended_before=utc_now() + timedelta(hours=1), limit=2)
             left = set(session.scalars(select(Job.id)))
         assert kept <= left
         for pruned in set(self.ended) - left:

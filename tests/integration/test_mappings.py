@@ -126,7 +126,7 @@ def test_a_refused_reservation_leaves_the_transaction_usable(engine: Engine) -> 
         assert mappings.reserve(session, vmid=101, **wanted) is None
         assert mappings.reserve(session, vmid=102, **wanted) is not None
     with reading(engine) as session:
-        assert [mapping.vmid for mapping in mappings.listing(session)] == [102, 101]
+        assert [mapping.vmid for mapping in mappings.list_mappings(session)] == [102, 101]
 
 
 def test_simultaneous_creates_reserve_different_vmids(engine: Engine) -> None:
@@ -239,8 +239,8 @@ def test_every_vm_of_a_service_stays_in_the_history(engine: Engine) -> None:
         current = mappings.current(session, SERVICE)
         assert current is not None
         assert current.id == last
-        assert [mapping.id for mapping in mappings.listing(session)] == [last]
-        assert len(mappings.listing(session, states=[MappingState.DELETED])) == 3
+        assert [mapping.id for mapping in mappings.list_mappings(session)] == [last]
+        assert len(mappings.list_mappings(session, states=[MappingState.DELETED])) == 3
 
 
 def test_a_mapping_of_a_lost_vm_is_still_the_services_and_keeps_its_vmid(engine: Engine) -> None:
@@ -407,7 +407,7 @@ def test_a_list_of_mappings_has_a_limit(engine: Engine) -> None:
     for vmid in (101, 102, 103):
         reserved(engine, str(uuid.uuid4()), vmid)
     with reading(engine) as session:
-        assert [mapping.vmid for mapping in mappings.listing(session, limit=2)] == [103, 102]
+        assert [mapping.vmid for mapping in mappings.list_mappings(session, limit=2)] == [103, 102]
 
 
 def test_a_vm_pending_deletion_keeps_its_vmid(engine: Engine) -> None:

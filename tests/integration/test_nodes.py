@@ -28,5 +28,5 @@ def test_nodes_are_pruned_by_the_time_they_were_last_seen(engine: Engine) -> Non
                 )
             )
     with transaction(engine) as session:
-        assert nodes.prune(session, before=now - timedelta(days=1)) == 1
+        assert nodes.prune(session, seen_before=now - timedelta(days=1)) == 1
         assert session.scalars(select(Node.id)).all() == ["new"]

@@ -202,7 +202,7 @@ def test_after_an_upgrade_due_reports_are_sent_and_postponed_ones_keep_their_bac
 def test_after_an_upgrade_a_deleted_vm_is_purged_when_it_is_due_and_no_other(upgraded: Engine) -> None:
     with reading(upgraded) as session:
         (due,) = mappings.due_for_deletion(session, CLUSTER)
-        pending = mappings.listing(session, states=[MappingState.PENDING_DELETION])
+        pending = mappings.list_mappings(session, states=[MappingState.PENDING_DELETION])
     (later,) = (mapping for mapping in pending if mapping.id != due.id)
     assert due.delete_at is not None
     assert later.delete_at is not None

@@ -1,4 +1,4 @@
-"""Alembic's entry: migrates over the connection that `executor.database.schema` hands in."""
+"""Runs the migrations for Alembic, over the connection that `executor.database.schema` opened."""
 
 from alembic import context
 

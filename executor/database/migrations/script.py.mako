@@ -12,10 +12,10 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Go one step forward."""
+    """Migrate the schema one revision forwards."""
     ${upgrades if upgrades else "pass"}
 
 
 def downgrade() -> None:
-    """Go one step back."""
+    """Migrate the schema one revision backwards."""
     ${downgrades if downgrades else "pass"}

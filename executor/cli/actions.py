@@ -18,7 +18,7 @@ from executor.cli.output import sanitized, show_json, show_outcome, show_text
 from executor.cli.tables import show_rows
 from executor.errors import EXIT_FAILURE, SmithError
 from executor.runs import action_schema, actions
-from executor.runs.actions import ACTION_PATTERN, SCHEMA_SUFFIX, Listed, ansible_home
+from executor.runs.actions import ACTION_PATTERN, SCHEMA_SUFFIX, ListedAction, ansible_home
 
 COLUMNS = {"name": "ACTION", "source": "SOURCE", "schema": "SCHEMA", "note": "NOTE"}
 #: Set whatever the umask is: an action file that others can write is refused.
@@ -148,7 +148,7 @@ def new(
     show_outcome(text, as_json=as_json, name=name, playbook=str(playbook), schema=str(schema))
 
 
-def facts(listed: Listed) -> dict[str, Any]:
+def facts(listed: ListedAction) -> dict[str, Any]:
     """Return an action's columns. The names are the keys of `--json`."""
     return {
         "name": listed.name,
@@ -164,8 +164,8 @@ def _note(row: Mapping[str, Any]) -> str:
     return f"refused: {row['problem']}" if row["problem"] else "replaces ours" if row["replaces_ours"] else ""
 
 
-def _listed() -> list[Listed]:
-    return actions.listing(folders())
+def _listed() -> list[ListedAction]:
+    return actions.list_all(folders())
 
 
 def folders() -> tuple[Path, ...]:
@@ -174,7 +174,7 @@ def folders() -> tuple[Path, ...]:
     return (*((own,) if own else ()), ansible_home() / "playbooks")
 
 
-def _findings(listed: Listed) -> dict[str, list[str]]:
+def _findings(listed: ListedAction) -> dict[str, list[str]]:
     found = action_checks.check(listed.playbook)
     problems = [*([listed.problem] if listed.problem else []), *found.problems]
     if listed.has_schema:

@@ -1,4 +1,4 @@
-"""The optional JSON Schema of a provider's action, and the check of a service's properties against it."""
+"""Checks a service's properties against the JSON Schema that a provider's action may have."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from jsonschema.protocols import Validator
 from executor.errors import ErrorCode, JobError
 from executor.runs.actions import Action
 
-#: A schema is read for each job, so it must be small.
+#: A larger schema is refused, because the schema is read again for each job.
 MAX_SCHEMA_BYTES = 256 * 1024
-#: An error names at most so many wrong members.
+#: How many wrong members one error message names at most.
 MAX_PROBLEMS = 8
 
-#: The error text for each keyword of JSON Schema. `limit` comes from the schema, not from the properties.
+#: The error text for each keyword of JSON Schema. `limit` is the keyword's value in the schema, not a service's value.
 _MESSAGES = {
     "type": "must be of type {limit}",
     "enum": "must be one of {limit}",
@@ -40,14 +40,14 @@ _MESSAGES = {
 
 
 class SchemaError(ValueError):
-    """A provider's schema cannot be used; the message is the reason."""
+    """A provider's schema cannot be used. The message states the reason."""
 
 
 def check_properties(action: Action, properties: Mapping[str, Any]) -> None:
-    """Check a service's properties against the action's schema, if it has one.
+    """Check a service's properties against the action's schema, if the action has one.
 
-    Raises JobError INVALID_REQUEST naming the members, never their values; UNSUPPORTED_ACTION when the schema itself
-    cannot be used.
+    Raises JobError: INVALID_REQUEST when a property does not match (the message names it without its value),
+    UNSUPPORTED_ACTION when the schema itself cannot be used.
     """
     if action.schema is None:
         return
@@ -60,14 +60,14 @@ def check_properties(action: Action, properties: Mapping[str, Any]) -> None:
         raise JobError(ErrorCode.INVALID_REQUEST, "properties are nested too deeply") from None
     if problems:
         text = "; ".join(problems[:MAX_PROBLEMS])[:400]
-        # The names of unknown members are text from outside.
+        # The name of an unknown member is text from FulcrumCore and may contain control characters.
         raise JobError(ErrorCode.INVALID_REQUEST, "".join(char if char.isprintable() else " " for char in text))
 
 
 def read_schema(file: Path) -> Validator:
-    """Read and check a schema. Raises SchemaError.
+    """Read a schema and check that it is one. Raises SchemaError.
 
-    A reference may only point into the same file: the library would fetch any other address.
+    A reference may only point into the same file, because the jsonschema library would fetch any other address.
     """
     try:
         text = file.read_bytes()
@@ -80,26 +80,27 @@ def read_schema(file: Path) -> Validator:
         raise SchemaError(f"{file.name} is empty, or larger than {MAX_SCHEMA_BYTES} bytes")
     if not isinstance(schema, dict):
         raise SchemaError(f"{file.name} is not a JSON object")
-    kind = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
+    validator_class = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
     try:
-        kind.check_schema(schema)
+        validator_class.check_schema(schema)
     except jsonschema.SchemaError as error:
         raise SchemaError(
-            f"{file.name} is not a JSON Schema, at {_path(error) or 'its top'}: {error.message}"
+            f"{file.name} is not a JSON Schema, at {_path(error) or 'its top level'}: {error.message}"
         ) from error
     for reference in _references(schema):
         if not reference.startswith("#"):
             raise SchemaError(f"{file.name} refers to {reference}: only references into the same file are allowed")
         if not _exists(schema, reference):
             raise SchemaError(f"{file.name} refers to {reference}, which does not exist")
-    validator: Validator = kind(schema, format_checker=kind.FORMAT_CHECKER)
+    validator: Validator = validator_class(schema, format_checker=validator_class.FORMAT_CHECKER)
     return validator
 
 
 def _references(schema: Any) -> Iterator[str]:
+    """Return all references in the schema, at any depth."""
     if isinstance(schema, dict):
-        found = (schema.get(key) for key in ("$ref", "$dynamicRef"))
-        yield from (reference for reference in found if isinstance(reference, str))
+        references = (schema.get(key) for key in ("$ref", "$dynamicRef"))
+        yield from (reference for reference in references if isinstance(reference, str))
     for item in schema.values() if isinstance(schema, dict) else schema if isinstance(schema, list) else ():
         yield from _references(item)
 
@@ -109,36 +110,37 @@ def _exists(schema: Any, reference: str) -> bool:
     pointer = unquote(reference[1:])
     if pointer and not pointer.startswith("/"):
         return f'anchor": {json.dumps(pointer)}' in json.dumps(schema).replace("Anchor", "anchor")
-    place = schema
+    target = schema
     for part in pointer.split("/")[1:]:
         key = part.replace("~1", "/").replace("~0", "~")
-        if isinstance(place, list) and key.isdecimal() and int(key) < len(place):
-            place = place[int(key)]
-        elif isinstance(place, dict) and key in place:
-            place = place[key]
+        if isinstance(target, list) and key.isdecimal() and int(key) < len(target):
+            target = target[int(key)]
+        elif isinstance(target, dict) and key in target:
+            target = target[key]
         else:
             return False
     return True
 
 
 def _message_of(error: jsonschema.ValidationError) -> str:
-    """Return our text for the error: that of the library quotes the value."""
-    where = _path(error)
+    """Return our own text for the error, because the library's text quotes the value."""
+    path = _path(error)
     if error.validator == "required" and isinstance(error.instance, dict):
         missing = [name for name in error.validator_value if name not in error.instance]
-        return "; ".join(f"{_joined(where, str(name))} is missing" for name in missing)
+        return "; ".join(f"{_joined(path, str(name))} is missing" for name in missing)
     if error.validator == "additionalProperties" and error.validator_value is False:
         known = (error.schema.get("properties") or {}) if isinstance(error.schema, dict) else {}
         extra = [str(name) for name in error.instance if name not in known]
-        return "; ".join(f"{_joined(where, name[:60])} is unknown" for name in extra)
+        return "; ".join(f"{_joined(path, name[:60])} is unknown" for name in extra)
     message = _MESSAGES.get(str(error.validator), "does not match the action's schema ({keyword})")
     limit = json.dumps(error.validator_value)[:120]
-    return f"{where or 'the document'} {message.format(limit=limit.strip(chr(34)), keyword=error.validator)}"
+    return f"{path or 'the document'} {message.format(limit=limit.strip(chr(34)), keyword=error.validator)}"
 
 
 def _path(error: jsonschema.exceptions._Error) -> str:
+    """Return the wrong member as a dotted path; '' for the whole document."""
     return ".".join(str(part)[:60] for part in error.absolute_path)
 
 
-def _joined(where: str, name: str) -> str:
-    return f"{where}.{name}" if where else name
+def _joined(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name

@@ -1,8 +1,9 @@
-"""Step 5 of 7, the actions: ours and a provider's, and whether a provider's is safe to run.
+"""Step 5 of the walk in ARCHITECTURE.md: finds the playbook of an action, and refuses one that is unsafe to run.
 
-An action is a playbook `<action>.yml`, with an optional JSON Schema `<action>.schema.json` for the service's
-properties. A provider's folder comes first. Its playbooks run with our credentials, so only root and our user may have
-write access; an unsafe action is refused, and ours of the same name does not replace it.
+An action is a playbook `<action>.yml`. "Our" actions are those that we ship; a provider may have a folder with more
+(SMITH_ACTIONS_PATH), and there a JSON Schema `<action>.schema.json` for the properties. The provider's folder is
+searched first. Its playbooks run with our credentials, so only root and the agent's user may have write access to it.
+An action of the provider that is unsafe is refused, even if we ship an action of the same name.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ log = get_logger(__name__)
 
 ACTION_PATTERN = re.compile(r"[a-z][a-z0-9_-]{0,49}\Z")
 SCHEMA_SUFFIX = ".schema.json"
-#: A folder with more entries is not one of actions, but for example a home folder.
+#: A folder with more entries is refused: it is probably no folder of actions, but for example a home folder.
 MAX_ENTRIES = 5_000
 
 
 @dataclass(frozen=True, kw_only=True)
 class Action:
-    """A playbook that may be run as the action of its name."""
+    """An action whose playbook is safe to run."""
 
     name: str
     playbook: Path
@@ -36,28 +37,28 @@ class Action:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Listed:
-    """One row of `smith actions list`."""
+class ListedAction:
+    """One row of `smith actions list`: an action, whether or not it may be run."""
 
     name: str
     playbook: Path
     has_schema: bool
     is_ours: bool
     replaces_ours: bool
-    problem: str  #: why it is refused; '' if it may be run
+    problem: str  #: why the action is refused; '' if it may be run
 
 
 def ansible_home() -> Path:
-    """Return the folder of our playbooks: inside an installed package, or at the top of a checkout."""
+    """Return the folder that holds our `playbooks` and `roles`: in an installed package, or the root of a checkout."""
     package = Path(__file__).resolve().parents[1]
     bundled = package / "ansible"
     return bundled if bundled.is_dir() else package.parent
 
 
 def find(name: str, folders: Sequence[Path]) -> Action:
-    """Return the action of that name from the first folder that has it. The last folder is ours.
+    """Return the action of that name from the first folder that has its playbook. The last folder is ours.
 
-    Raises JobError UNSUPPORTED_ACTION when no folder has it, or when a provider's is not safe to run.
+    Raises JobError UNSUPPORTED_ACTION when no folder has the playbook, or when a provider's is not safe to run.
     """
     if ACTION_PATTERN.match(name):
         for folder in folders:
@@ -72,21 +73,21 @@ def find(name: str, folders: Sequence[Path]) -> Action:
     raise JobError(ErrorCode.UNSUPPORTED_ACTION, f"no playbook for the action {name[:60]!r}")
 
 
-def listing(folders: Sequence[Path]) -> list[Listed]:
-    """Return all actions by name, including those that are refused."""
-    found: dict[str, Listed] = {}
+def list_all(folders: Sequence[Path]) -> list[ListedAction]:
+    """Return all actions, sorted by name, including those that are refused."""
+    actions: dict[str, ListedAction] = {}
     for folder in reversed(folders):
         is_ours = folder == folders[-1]
         for playbook in sorted(folder.glob("*.yml")):
-            found[playbook.stem] = Listed(
+            actions[playbook.stem] = ListedAction(
                 name=playbook.stem,
                 playbook=playbook,
                 has_schema=_schema_of(playbook, is_ours) is not None,
                 is_ours=is_ours,
-                replaces_ours=playbook.stem in found,
+                replaces_ours=playbook.stem in actions,
                 problem=_refusal(folder, playbook.stem, is_ours=is_ours),
             )
-    return [found[name] for name in sorted(found)]
+    return [actions[name] for name in sorted(actions)]
 
 
 def _schema_of(playbook: Path, is_ours: bool) -> Path | None:
@@ -95,11 +96,11 @@ def _schema_of(playbook: Path, is_ours: bool) -> Path | None:
 
 
 # ---------------------------------------------------------------------------------------------------------------
-# Is it safe to run? Everything in a provider's folder gets our credentials.
+# Whether an action is safe to run: everything in a provider's folder gets our credentials.
 
 
 def _refusal(folder: Path, name: str, *, is_ours: bool) -> str:
-    """Return why the action is refused; '' if it may be run."""
+    """Return the reason to refuse the action; '' if it may be run."""
     if not ACTION_PATTERN.match(name):
         return "its name is not a valid action name"
     if is_ours:
@@ -108,12 +109,12 @@ def _refusal(folder: Path, name: str, *, is_ours: bool) -> str:
         return _folder_problem(folder) or next(_entry_problems(folder, name), "")
     except OSError as error:
         return f"it cannot be read: {error.strerror}"
-    except RuntimeError:  # a loop of links, before Python 3.13
+    except RuntimeError:  # how Python before 3.13 reports a loop of links
         return "it contains a loop of links"
 
 
 def _folder_problem(folder: Path) -> str:
-    """Return who else may change the folder, or replace it by another; '' if no user can."""
+    """Return which other user may change the folder or replace it by another folder; '' if none can."""
     if not folder.is_dir():
         return f"{folder} is not a folder"
     real = folder.resolve()
@@ -127,14 +128,16 @@ def _folder_problem(folder: Path) -> str:
 
 
 def _entry_problems(folder: Path, name: str) -> Iterator[str]:
-    """Check the action's files and all that it may use (roles, plugins, included tasks), not those of other actions."""
-    root, seen = folder.resolve(), 0
-    for path in _walk(folder):
-        seen += 1
-        if seen > MAX_ENTRIES:
+    """Check all entries of the folder that the action may use: its files, roles, plugins and included task files.
+
+    The playbooks and schemas of other actions are not checked.
+    """
+    root = folder.resolve()
+    for number, path in enumerate(_entries(folder), start=1):
+        if number > MAX_ENTRIES:
             yield f"{folder} has more than {MAX_ENTRIES} entries"
             return
-        if _is_another_actions(path, folder, name):
+        if _belongs_to_another_action(path, folder, name):
             continue
         real = path.resolve()
         if not real.is_relative_to(root):
@@ -147,29 +150,31 @@ def _entry_problems(folder: Path, name: str) -> Iterator[str]:
         yield f"{name}.yml is not a file"
 
 
-def _walk(folder: Path) -> Iterator[Path]:
+def _entries(folder: Path) -> Iterator[Path]:
+    """Return all files and folders below the folder."""
     for root, folders, files in os.walk(folder):
         if ".git" in folders:
             folders.remove(".git")  # Ansible does not read it
         yield from (Path(root, entry) for entry in (*folders, *files))
 
 
-def _is_another_actions(path: Path, folder: Path, name: str) -> bool:
+def _belongs_to_another_action(path: Path, folder: Path, name: str) -> bool:
+    """True for the playbook and the schema of an action with another name."""
     if path.parent != folder or not path.name.endswith((".yml", SCHEMA_SUFFIX)):
         return False
     return path.name not in (f"{name}.yml", f"{name}{SCHEMA_SUFFIX}")
 
 
-def _unsafe_access(facts: os.stat_result, path: Path) -> str:
-    """Return which user other than root and ours has write access; '' if none has."""
-    if facts.st_uid not in (0, os.geteuid()):
-        return f"is owned by user {facts.st_uid}, not by root or the agent's user"
-    if facts.st_mode & 0o022 and not _is_read_only(path):
-        who = "all users" if facts.st_mode & stat.S_IWOTH else "its group"
-        return f"is writable by {who} (mode {stat.S_IMODE(facts.st_mode):04o})"
+def _unsafe_access(status: os.stat_result, path: Path) -> str:
+    """Return which user other than root and the agent's has write access; '' if none has."""
+    if status.st_uid not in (0, os.geteuid()):
+        return f"is owned by user {status.st_uid}, not by root or the agent's user"
+    if status.st_mode & 0o022 and not _is_read_only(path):
+        writers = "all users" if status.st_mode & stat.S_IWOTH else "its group"
+        return f"is writable by {writers} (mode {stat.S_IMODE(status.st_mode):04o})"
     return ""
 
 
 def _is_read_only(path: Path) -> bool:
-    """True on a read-only mount, such as a Kubernetes ConfigMap: its modes grant no write access."""
+    """True on a read-only mount, such as a Kubernetes ConfigMap, where a writable mode grants no write access."""
     return bool(os.statvfs(path).f_flag & os.ST_RDONLY)

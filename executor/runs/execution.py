@@ -1,7 +1,7 @@
-"""One run of ansible-runner between its start and its end: its processes, its output, its events, its time limit.
+"""Executes one run with ansible-runner: starts it, reads its output, checks its time limit, ends its processes.
 
-A run's root process is a guard (`process_tree.guard`; of a warm run `warm/client.py`). Its standard input is a pipe
-from the agent: when we close the pipe, or the agent dies, the guard ends the whole process tree.
+The root process of a run is a guard: `process_tree.guard`, or `warm/client.py` for a warm run. Its standard input is
+a pipe from the agent. When the agent closes the pipe or dies, the guard ends the whole process tree.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from executor.runs.private_folder import CREDENTIALS_VARIABLE
 
 log = get_logger(__name__)
 
-#: How often `cancelled` and the deadline are checked during a run.
-STEP_S = 0.2
-#: Extra time for the guard, after its own grace period, before we kill the run's processes ourselves.
+#: How often the deadline and the `cancelled` callback are checked during a run.
+CHECK_INTERVAL_S = 0.2
+#: Extra time for the guard, after its own grace period, before the agent kills the run's processes itself.
 GUARD_MARGIN_S = 2.0
-#: A larger event file is not parsed.
+#: An event file that is larger is not parsed.
 MAX_EVENT_FILE_BYTES = 4 * 1024 * 1024
 READ_BYTES = 16 * 1024
 
@@ -42,13 +42,13 @@ Pipe = tuple[BinaryIO, BinaryIO]  # reader, writer
 
 @contextlib.contextmanager
 def prepared(config: Any, output: RunOutput) -> Iterator[Execution]:
-    """Prepare a run. It may be cancelled before it starts; its pipes are closed at the end, however it ends."""
+    """Prepare a run, which may then be cancelled even before it starts. Close its pipes at the end of the block."""
     with _pipe() as guard_input, _pipe() as run_output:
         yield Execution(config, output, guard_input, run_output)
 
 
 class Execution:
-    """One run between its start and its end."""
+    """The execution of one run: its guard, its pipes and its output."""
 
     def __init__(self, config: Any, output: RunOutput, guard_input: Pipe, run_output: Pipe) -> None:
         self._config = config
@@ -61,30 +61,36 @@ class Execution:
         self._filter = OutputEventFilter(output, self._on_event, suppress_ansible_output=True)
         self._reader = OutputReader(self._filter.write, output.seal)
         self._lock = threading.Lock()
-        self._reason: RunStatus | None = None
+        self._cancel_status: RunStatus | None = None  #: the status of a run that the agent has cancelled
         self._cancelled_at = 0.0
 
     def execute(self, deadline: float, cancelled: Callable[[], bool]) -> tuple[RunStatus, int]:
-        """Run to the end and end all processes; return status and exit code. `deadline` is monotonic time."""
-        # ansible-runner gives these to the process in the mode that `runner_config` chose, and waits for its end.
+        """Execute the run to its end and end all its processes; return status and exit code.
+
+        `deadline` is a point in `time.monotonic()`.
+        """
+        # In the mode that `runner_config` sets, ansible-runner passes these pipes to the guard and waits for its end.
         self._config.input_fd = self._guard_input
         self._config.output_fd = self._config.error_fd = self._output_writer
         thread = threading.Thread(target=self._run, name=f"run-{self._config.ident}", daemon=True)
         thread.start()
         try:
-            self._follow(thread, deadline, cancelled)
+            self._read_until_end(thread, deadline, cancelled)
         finally:
-            self._end(thread)
-            self._drain()
+            self._end_processes(thread)
+            self._read_remaining_output()
         status, rc = self._outcome()
         self._output.finish(status=status, rc=rc)
         return status, rc
 
-    def cancel(self, reason: RunStatus = RunStatus.CANCELED) -> None:
-        """Ask the guard to end the run. Only the first reason counts; without effect once the run has ended."""
+    def cancel(self, status: RunStatus = RunStatus.CANCELED) -> None:
+        """Ask the guard to end the run, which then gets this status.
+
+        Only the first call of a run sets the status. A call after the end of the run has no effect.
+        """
         with self._lock:
-            if self._reason is None and not self._guard_pipe.closed:
-                self._reason, self._cancelled_at = reason, time.monotonic()
+            if self._cancel_status is None and not self._guard_pipe.closed:
+                self._cancel_status, self._cancelled_at = status, time.monotonic()
         self._close_guard_pipe()
 
     def _close_guard_pipe(self) -> None:
@@ -94,26 +100,27 @@ class Execution:
     def _run(self) -> None:
         try:
             self._runner.run()
-        except OSError as error:  # no space for a file, or no process could be started: the run has failed
+        except OSError as error:  # the disk is full or no process could be started; the run then counts as failed
             log.error("run_crashed", run_ident=self._config.ident, reason=str(error))
         finally:
             self._output_writer.close()
             self._guard_input.close()
 
-    def _follow(self, thread: threading.Thread, deadline: float, cancelled: Callable[[], bool]) -> None:
-        """Read the run's output until its guard has ended."""
-        poll, check_at = _poll(self._run_output), 0.0
+    def _read_until_end(self, thread: threading.Thread, deadline: float, cancelled: Callable[[], bool]) -> None:
+        """Read the run's output until its guard has ended; check the limits meanwhile."""
+        poll, next_check_at = _poll(self._run_output), 0.0
         while thread.is_alive():
-            if poll.poll(STEP_S * 1000) and not self._read():
-                thread.join(STEP_S)  # the output ends a moment before the process
+            if poll.poll(CHECK_INTERVAL_S * 1000) and not self._read():
+                thread.join(CHECK_INTERVAL_S)  # the output is closed shortly before the guard ends
             now = time.monotonic()
-            if now < check_at:
+            if now < next_check_at:
                 continue
-            check_at = now + STEP_S
+            next_check_at = now + CHECK_INTERVAL_S
             self._check_limits(now, deadline, cancelled)
 
     def _check_limits(self, now: float, deadline: float, cancelled: Callable[[], bool]) -> None:
-        if self._reason is not None:
+        """Cancel the run at its deadline or when `cancelled` returns True; kill it if its guard does not end it."""
+        if self._cancel_status is not None:
             if now > self._cancelled_at + process_tree.GRACE_S + GUARD_MARGIN_S:
                 process_tree.end_processes(self._processes, grace_s=0)  # the guard is suspended or dead
         elif cancelled():
@@ -121,8 +128,8 @@ class Execution:
         elif now >= deadline:
             self.cancel(RunStatus.TIMEOUT)
 
-    def _end(self, thread: threading.Thread) -> None:
-        """End all processes of the run, even if the guard was killed."""
+    def _end_processes(self, thread: threading.Thread) -> None:
+        """End all processes of the run, even if its guard was killed."""
         self._close_guard_pipe()
         thread.join(process_tree.GRACE_S + GUARD_MARGIN_S)
         if orphans := process_tree.end_processes(
@@ -131,14 +138,14 @@ class Execution:
             log.warning("orphan_processes_killed", run_ident=self._config.ident, processes=len(orphans))
         thread.join()
 
-    def _drain(self) -> None:
+    def _read_remaining_output(self) -> None:
         poll = _poll(self._run_output)
         while poll.poll(0) and self._read():
             pass
         self._filter.close()
 
     def _read(self) -> bool:
-        """Read a part of the output; False at its end."""
+        """Read the next part of the output. Return False at its end."""
         data = os.read(self._run_output.fileno(), READ_BYTES)
         self._reader.feed(data)
         return bool(data)
@@ -148,17 +155,18 @@ class Execution:
 
     def _outcome(self) -> tuple[RunStatus, int]:
         rc = process_tree.ENDED if self._runner.rc is None else int(self._runner.rc)
-        if rc == 0:  # it ended well before the cancellation took effect
+        if rc == 0:  # also if it was cancelled: it has succeeded before the cancellation took effect
             return RunStatus.SUCCESSFUL, 0
-        if self._reason is not None:  # whether the guard ended it or we had to
-            return self._reason, process_tree.ENDED
+        if self._cancel_status is not None:
+            return self._cancel_status, process_tree.ENDED
         return RunStatus.FAILED, rc if rc > 0 else 128 - rc
 
     def _on_event(self, event: dict[str, Any]) -> None:
-        """Make ansible-runner complete an event of the output from the file that its callback has written.
+        """Let ansible-runner read the event whose mark was found in the output.
 
-        The output may contain text from outside. So only the file defines an event, and a file that is
-        truncated, too large or not JSON must not stop the run.
+        ansible-runner's display callback writes each event to a file and only a mark to the output. The output may also
+        contain text from a guest or from Proxmox that looks like a mark, so only the file defines the event. A file
+        that is truncated, too large or not JSON is replaced by a placeholder event, so that the run continues.
         """
         if not _UUID.match(str(event.get("uuid", ""))):
             return
@@ -175,7 +183,7 @@ class Execution:
             self._add_event(event | {"smith_unreadable": type(error).__name__})
 
     def _add_event(self, event: dict[str, Any]) -> bool:
-        """Store one event; False keeps ansible-runner from writing its own copy."""
+        """Store one event. Return False, so that ansible-runner writes no copy of it."""
         self._output.add_event(event)
         return False
 

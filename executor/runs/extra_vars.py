@@ -1,4 +1,4 @@
-"""The members of the extra var `vm` that describe a guest, made from a service's properties. Pure."""
+"""Makes the members of the extra var `vm` that describe a guest, from a service's properties. Pure functions."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from executor.runs.network_properties import NicProperties
 from executor.runs.request import PlanSettings, RunRequest
 from executor.runs.vm_properties import VmProperties, read_properties
 
-#: Properties that have the same name in the playbooks, which change them only if they are given.
+#: Optional properties with the same name in `vm`. The playbooks change only those that are given.
 HARDWARE = ("sockets", "cpu_type", "balloon_mib", "swap_mib", "onboot", "protection", "guest_agent")
 MAX_DESCRIPTION_LENGTH = 200
-#: How a marker begins (`mappings.marker_for`); `ProxmoxReader` ignores upper and lower case.
-MARKER_BEGINS = re.compile(r"smith-uid\s*=", re.IGNORECASE)
-#: A property of cloud-init, and its member of `vm.cloud_init`.
+#: The beginning of a marker (`mappings.marker_for`). `ProxmoxReader` ignores case when it reads one.
+MARKER_START = re.compile(r"smith-uid\s*=", re.IGNORECASE)
+#: For each property of cloud-init its member of `vm.cloud_init`.
 CLOUD_INIT = {
     "ciUser": "user",
     "ciPassword": "password",
@@ -27,9 +27,9 @@ CLOUD_INIT = {
 
 
 def create_vars(request: RunRequest, settings: PlanSettings) -> dict[str, Any]:
-    """Return the members of `create`: the whole configuration of the guest, and its source."""
+    """Return the members for `create`: the whole configuration of the guest, and its source."""
     properties = _properties_of(request)
-    found = {
+    members = {
         **_configuration(properties, request),
         **_source(properties, request, settings),
         "storage": settings.storage,
@@ -37,30 +37,34 @@ def create_vars(request: RunRequest, settings: PlanSettings) -> dict[str, Any]:
         "network": _network(properties, settings),
         "cloud_init": _cloud_init(properties),
     }
-    return found | ({"networks": _nics(properties)} if properties.networks else {})
+    return members | ({"networks": _nics(properties)} if properties.networks else {})
 
 
 def update_vars(request: RunRequest, settings: PlanSettings) -> dict[str, Any]:
-    """Return the members of `update`. FulcrumCore sends all properties: network and login only where they differ."""
+    """Return the members for `update`.
+
+    FulcrumCore sends all properties with each update. Network and login are included only if they differ from the
+    previous properties.
+    """
     properties = _properties_of(request)
-    found = _configuration(properties, request)
+    members = _configuration(properties, request)
     if _differs(request, "network"):
-        found["network"] = _network(properties, settings)
+        members["network"] = _network(properties, settings)
     if _differs(request, "networks"):
-        found["networks"] = _nics(properties)
+        members["networks"] = _nics(properties)
     if properties.allow_reboot:
-        found["allow_reboot"] = True
+        members["allow_reboot"] = True
     if changed := [name for name in CLOUD_INIT if _differs(request, name)]:
         if "sshPublicKeys" in changed and not properties.ssh_public_keys:
-            # Success would report a change that was not made: the old keys could still log in.
+            # An empty list is not sent to Proxmox, so a success would hide that the old keys can still log in.
             raise JobError(ErrorCode.INVALID_REQUEST, "sshPublicKeys cannot be emptied, only replaced")
-        given, wanted = _cloud_init(properties), [CLOUD_INIT[name] for name in changed]
-        found["cloud_init"] = {name: given[name] for name in wanted if name in given}
-    return found
+        cloud_init, changed_members = _cloud_init(properties), [CLOUD_INIT[name] for name in changed]
+        members["cloud_init"] = {name: cloud_init[name] for name in changed_members if name in cloud_init}
+    return members
 
 
 def resize_vars(properties: VmProperties) -> dict[str, Any]:
-    """Return the members of `resize`: the sizes of the disks."""
+    """Return the members for `resize`: the sizes of the disks."""
     disks = [{"disk": disk.disk, "size_gib": disk.size_gib} for disk in properties.disks if disk.size_gib]
     return {"disk_gib": properties.disk_gib, **({"disks": disks} if disks else {})}
 
@@ -70,20 +74,23 @@ def bridge_of(properties: VmProperties, settings: PlanSettings) -> str:
     return properties.network.bridge or settings.bridge
 
 
-def os_template(name: str, known: Mapping[str, str]) -> str:
-    """Return the volume of a container's OS template. Raises JobError NOT_FOUND."""
+def os_template(name: str, os_templates: Mapping[str, str]) -> str:
+    """Return the volume of a container's OS template; `name` may be the volume already. Raises JobError NOT_FOUND."""
     if ":" in name:
         return name
-    if name not in known:
-        named = ", ".join(sorted(known)) or "none"
-        raise JobError(ErrorCode.NOT_FOUND, f"no OS template is called {name} (PROXMOX_OS_TEMPLATES has: {named})")
-    return known[name]
+    if name not in os_templates:
+        known = ", ".join(sorted(os_templates)) or "none"
+        raise JobError(ErrorCode.NOT_FOUND, f"no OS template is called {name} (PROXMOX_OS_TEMPLATES has: {known})")
+    return os_templates[name]
 
 
 def describe(service_name: str) -> str:
-    """Return the service's name as one printable line that is not a marker: it must not claim another service's VM."""
+    """Return the VM's description: the service's name as one printable line.
+
+    A name that looks like a marker is changed, because it would assign the VM to another service.
+    """
     printable = "".join(char if char.isprintable() else " " for char in service_name)
-    return MARKER_BEGINS.sub("smith-uid ", " ".join(printable.split()))[:MAX_DESCRIPTION_LENGTH]
+    return MARKER_START.sub("smith-uid ", " ".join(printable.split()))[:MAX_DESCRIPTION_LENGTH]
 
 
 def _properties_of(request: RunRequest) -> VmProperties:
@@ -95,22 +102,23 @@ def _properties_of(request: RunRequest) -> VmProperties:
 
 def _configuration(properties: VmProperties, request: RunRequest) -> dict[str, Any]:
     """Return the members that `create` and `update` have in common."""
-    found: dict[str, Any] = {
+    members: dict[str, Any] = {
         "cores": properties.cores,
         "memory_mib": properties.memory_mib,
         "disk_gib": properties.disk_gib,
         "description": describe(request.service_name),
         **_hardware(properties),
     }
-    return found | ({"tags": list(properties.tags)} if request.kind == GuestKind.QEMU else {})
+    return members | ({"tags": list(properties.tags)} if request.kind == GuestKind.QEMU else {})
 
 
 def _differs(request: RunRequest, name: str) -> bool:
+    """True when the property is given and is not what it was before the update."""
     return name in request.properties and request.properties.get(name) != request.previous_properties.get(name)
 
 
 def _source(properties: VmProperties, request: RunRequest, settings: PlanSettings) -> dict[str, Any]:
-    """Return the source of the guest: a template, an ISO image, an OS template, or nothing."""
+    """Return the source of the guest: a template, an OS template, an ISO image, or `blank` for empty disks."""
     if not properties.has_source:
         raise JobError(ErrorCode.INVALID_REQUEST, "image is missing: it names the template (or iso, blank, osTemplate)")
     if properties.image:
@@ -131,24 +139,24 @@ def _template(image: str, templates: Mapping[str, int]) -> int:
 
 
 def _hardware(properties: VmProperties) -> dict[str, Any]:
-    """Return the optional hardware properties that the service has."""
-    asked = {name: getattr(properties, name) for name in HARDWARE}
+    """Return the optional hardware properties that are given."""
+    given = {name: getattr(properties, name) for name in HARDWARE}
     lists = {
         "boot_order": list(properties.boot_order),
         "disks": [disk.model_dump(exclude_none=True) for disk in properties.disks],
     }
-    return {name: value for name, value in (asked | lists).items() if value not in (None, [])}
+    return {name: value for name, value in (given | lists).items() if value not in (None, [])}
 
 
 def _network(properties: VmProperties, settings: PlanSettings) -> dict[str, Any]:
     network = properties.network
-    found = {
+    members = {
         **network.model_dump(exclude_none=True),
         "bridge": bridge_of(properties, settings),
         "dns_servers": list(network.dns_servers),
         "search_domains": list(network.search_domains),
     }
-    return {name: value for name, value in found.items() if value != "" and (value or name != "search_domains")}
+    return {name: value for name, value in members.items() if value != "" and (value or name != "search_domains")}
 
 
 def _nics(properties: VmProperties) -> list[dict[str, Any]]:
@@ -156,10 +164,10 @@ def _nics(properties: VmProperties) -> list[dict[str, Any]]:
 
 
 def _cloud_init(properties: VmProperties) -> dict[str, Any]:
-    found = {
+    members = {
         "user": properties.ci_user,
         "password": properties.ci_password,
         "ssh_public_keys": list(properties.ssh_public_keys),
         "vendor_snippet": properties.vendor_snippet,
     }
-    return {name: value for name, value in found.items() if value}
+    return {name: value for name, value in members.items() if value}

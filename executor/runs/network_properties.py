@@ -1,4 +1,4 @@
-"""The network properties of a service: FulcrumCore's JSON, each member checked. Pure."""
+"""Defines and checks the network properties of a service, which FulcrumCore sends as JSON. Pure functions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Address = TypeVar("Address")
 
 
 def _read_address(read: Callable[[str], Address], value: str) -> Address:
-    """Return the address. The error does not quote the value, as that of the library does."""
+    """Return the parsed address. The error does not quote the value, unlike the error of `ipaddress`."""
     try:
         return read(value)
     except ValueError:
@@ -24,6 +24,7 @@ def _read_address(read: Callable[[str], Address], value: str) -> Address:
 
 
 def _without_zone(value: str) -> str:
+    """Return the value. Raises ValueError when it has an IPv6 zone, which `ipaddress` accepts with any text."""
     if "%" in value:
         raise ValueError("contains an address with a zone, which may be any text")
     return value
@@ -35,7 +36,7 @@ def _camel(name: str) -> str:
 
 
 class Properties(BaseModel):
-    """FulcrumCore's JSON: camelCase, unknown members ignored, types not converted ("2" is not 2)."""
+    """Base class: names are camelCase, unknown members are ignored, types are not converted ("2" is not 2)."""
 
     model_config = ConfigDict(
         strict=True, extra="ignore", frozen=True, alias_generator=_camel, hide_input_in_errors=True
@@ -43,7 +44,7 @@ class Properties(BaseModel):
 
 
 class AddressProperties(Properties):
-    """How a NIC gets its addresses."""
+    """The properties by which a NIC gets its IP addresses."""
 
     ipv4_cidr: str | None = None
     ipv4_gateway: str | None = None
@@ -62,7 +63,7 @@ class AddressProperties(Properties):
         network = interface.network
         if network.prefixlen < 31 and interface.ip in (network.network_address, network.broadcast_address):
             raise ValueError("is the address of the network or the broadcast address, not of a host")
-        return interface.with_prefixlen  # Proxmox accepts only this form, not 192.0.2.10/255.255.255.0
+        return interface.with_prefixlen  # Proxmox accepts 192.0.2.10/24, but not 192.0.2.10/255.255.255.0
 
     @field_validator("ipv6_cidr")
     @classmethod
@@ -104,7 +105,7 @@ class AddressProperties(Properties):
 
 
 class NetworkProperties(AddressProperties):
-    """The primary interface."""
+    """The primary network interface."""
 
     mode: Literal["dhcp", "static"] = "dhcp"
     bridge: Bridge | None = None
@@ -119,7 +120,7 @@ class NetworkProperties(AddressProperties):
 
 
 class NicProperties(AddressProperties):
-    """One interface of several, in order. Members that are missing are not changed."""
+    """One network interface of the list `networks`. An update does not change members that are missing."""
 
     mode: Literal["dhcp", "static"] | None = None
     bridge: Bridge | None = None

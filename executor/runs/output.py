@@ -1,7 +1,8 @@
-"""Step 5 of 7, the output of a run: `events.jsonl` and `stdout`, redacted and of limited size.
+"""Step 5 of the walk in ARCHITECTURE.md: stores a run's output, redacted and of limited size.
 
-The output is not trusted: it may have 200 MB, bytes that are not UTF-8, half an event, or the escape sequences with
-which ansible-runner marks its events. A mark stands where something was left out.
+The files are `events.jsonl` and `stdout`. The output is not trusted: it may have 200 MB, bytes that are not UTF-8, an
+event without its end, or text that imitates an event mark. LEFT_OUT replaces text that was left out. An event mark is
+an escape sequence that ansible-runner's display callback writes to the output for each event.
 """
 
 from __future__ import annotations
@@ -16,29 +17,29 @@ from typing import Any, TextIO
 
 from executor.redaction import Redactor
 
-#: Output beyond this is dropped, except for the marks of events.
+#: Output after this many bytes is dropped, except for event marks.
 MAX_OUTPUT_BYTES = 4 * 1024 * 1024
-#: From this size on, only failures and results are added to `events.jsonl`.
+#: When `events.jsonl` is larger than this, only failures, results and the final event are added.
 MAX_EVENTS_BYTES = 16 * 1024 * 1024
-#: From this size on, only the final event.
+#: When `events.jsonl` is larger than this, only the final event is added.
 MAX_ESSENTIAL_BYTES = 20 * 1024 * 1024
-#: Size of one event; a module's result alone may have 700 kB.
+#: A larger event is shortened. The result of one module may already have 700 kB.
 MAX_EVENT_BYTES = 1024 * 1024
-#: Longer strings are truncated to this in an event that is too large.
+#: In an event that is too large, longer strings are truncated to this length.
 MAX_STRING_LENGTH = 8 * 1024
 
 LEFT_OUT = "[left out: too large]"
-#: The event with the number of events that were left out.
+#: Kind of the event that states how many events were left out.
 TRUNCATED = "smith_truncated"
 _ESSENTIAL = frozenset({"runner_on_failed", "runner_on_unreachable", "runner_item_on_failed", "playbook_on_stats"})
 _FINAL = "playbook_on_stats"
-#: The mark of an event in the output, as ansible-runner's display callback writes it.
+#: An event mark (see the top of this module).
 _MARK = re.compile(rb"\x1b\[K(?:[A-Za-z0-9+/=]+\x1b\[\d+D)+\x1b\[K")
 _MAX_MARK_BYTES = 512
 
 
 class RunOutput:
-    """The artifacts of one run while it runs: a folder with `events.jsonl`, `stdout`, and at the end `rc`, `status`."""
+    """Writes the artifacts of one run to a folder: `events.jsonl` and `stdout`, at the end `rc` and `status`."""
 
     def __init__(self, folder: Path, redactor: Redactor) -> None:
         folder.mkdir(mode=0o700)
@@ -51,23 +52,23 @@ class RunOutput:
         self._is_sealed = False
 
     def write(self, text: str) -> None:
-        """Add to `stdout`: whole lines or whole events only, so that no secret is split between two calls."""
+        """Add text to `stdout`: whole lines or whole events, so that no secret is split between two calls."""
         if not self._is_sealed:
             self._stdout.write(self._redactor.redact(text))
 
     def seal(self) -> None:
-        """Ignore further text, which may be cut in the middle of a secret; events are still added."""
+        """Ignore all later text, which may start in the middle of a secret. Events are still added."""
         if not self._is_sealed:
             self._is_sealed = True
             self._stdout.write(f"{LEFT_OUT}\n")
 
     def flush(self) -> None:
-        """Write what is buffered, for readers of a run that has not ended."""
+        """Write the buffered output to the files, for readers of a run that has not ended."""
         self._stdout.flush()
         self._events.flush()
 
     def add_event(self, event: dict[str, Any]) -> None:
-        """Add one line to `events.jsonl`, unless the event is beyond the file's limit for its kind."""
+        """Add the event to `events.jsonl`, unless the file has reached the size limit for this kind of event."""
         if self._events_size > self._limit(event):
             self._left_out += 1
             return
@@ -76,14 +77,14 @@ class RunOutput:
         self._events.write(line + "\n")
 
     def finish(self, *, status: str, rc: int) -> None:
-        """Write the outcome; the folder is then complete."""
+        """Close the files and write the outcome. The folder is then complete."""
         self.close()
         for name, value in (("rc", str(rc)), ("status", status)):
             with open_private(self.folder / name) as file:
                 file.write(value)
 
     def close(self) -> None:
-        """Close the files, and note how many events were left out. Idempotent."""
+        """Close the files, after an event that states how many events were left out. May be called twice."""
         if self._left_out and not self._events.closed:
             self._events.write(json.dumps({"event": TRUNCATED, "left_out": self._left_out}) + "\n")
         self._stdout.close()
@@ -95,6 +96,7 @@ class RunOutput:
         return MAX_ESSENTIAL_BYTES if _is_essential(event) else MAX_EVENTS_BYTES
 
     def _line(self, event: dict[str, Any]) -> str:
+        """Return the event as JSON without secrets, shortened only as far as the size limit requires."""
         redacted = self._redactor.redact_value(event)
         for shorten in (_unchanged, _shortened, _essentials):
             line = json.dumps(shorten(redacted), default=str)
@@ -104,7 +106,7 @@ class RunOutput:
 
 
 class OutputReader:
-    """Decodes the output for ansible-runner's event filter. After MAX_OUTPUT_BYTES it passes on event marks only."""
+    """Decodes a run's output for ansible-runner's event filter; after MAX_OUTPUT_BYTES, only its event marks."""
 
     def __init__(self, write: Callable[[str], object], seal: Callable[[], object]) -> None:
         self._write = write
@@ -114,19 +116,19 @@ class OutputReader:
         self._tail = b""
 
     def feed(self, data: bytes) -> None:
-        """Process the next bytes of the output, which may end anywhere."""
-        before, self._tail = self._tail, (self._tail + data)[-_MAX_MARK_BYTES:]
+        """Process the next bytes of the output, which may end in the middle of a character or of an event mark."""
+        previous, self._tail = self._tail, (self._tail + data)[-_MAX_MARK_BYTES:]
         self._size += len(data)
         if self._size > MAX_OUTPUT_BYTES:
             self._seal()
-            marks = _MARK.finditer(before + data)
-            data = b"".join(mark.group() for mark in marks if mark.end() > len(before))
+            marks = _MARK.finditer(previous + data)
+            data = b"".join(mark.group() for mark in marks if mark.end() > len(previous))
         if text := self._decoder.decode(data):
             self._write(text)
 
 
 def open_private(path: Path) -> TextIO:
-    """Open a new text file that only we can read."""
+    """Open a new text file that only the agent's user can read."""
     return open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8", errors="replace")
 
 
@@ -153,7 +155,7 @@ def _shortened(value: Any) -> Any:
 
 
 def _essentials(event: dict[str, Any]) -> dict[str, Any]:
-    """Return kind, Ansible task, text and result of an event that is too large even with truncated strings."""
+    """Return only the kind, Ansible task, error text and result of an event. Its strings are truncated, too."""
     data = event.get("event_data")
     data = data if isinstance(data, dict) else {}
     result = data.get("res")

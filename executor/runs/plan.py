@@ -1,7 +1,7 @@
-"""Step 5 of 7, the deciding half: an action, a service's properties and its mapping become a PlaybookRun.
+"""Step 5 of the walk in ARCHITECTURE.md: decides which playbook runs for a job, and with which extra var `vm`.
 
-Pure, but for the check that a playbook's file exists. Text from outside arrives here as JSON and leaves as values of
-the extra var `vm`; it never becomes a path, a template or a shell word.
+The functions are pure, except that they read the folders of the playbooks. Text from FulcrumCore becomes only values
+in `vm`, never a path, a template or a part of a shell command.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from executor.runs import action_schema, actions, extra_vars
 from executor.runs.request import PlanSettings, RunRequest
 from executor.runs.vm_properties import read_properties
 
-#: Actions that configure the VM by the service's properties; all others get the VM's identity only.
+#: Actions that configure the VM from the service's properties.
 CONFIGURING_ACTIONS = frozenset({"create", "update"})
-#: Actions of ours that read the service's properties: a resize reads the sizes of the disks.
+#: All actions of ours that read the service's properties. A resize reads only the sizes of the disks.
 PROPERTY_ACTIONS = CONFIGURING_ACTIONS | {"resize"}
-#: An ident has no more of the action's name. It names the run's folder, in which ansible-core 2.21 opens a socket whose
-#: path may have 107 characters.
+#: How many characters of the action's name a run's ident has. The ident names the run's folder, in which ansible-core
+#: 2.21 opens a socket, and a socket's path may have 107 characters only.
 MAX_ACTION_IN_IDENT = 16
 
 
 def find_playbook(action: str, folders: Sequence[Path]) -> Path:
-    """Return the playbook of an action. Raises JobError UNSUPPORTED_ACTION when none may be run."""
+    """Return the playbook of an action. Raises JobError UNSUPPORTED_ACTION when there is none that may be run."""
     return actions.find(action, folders).playbook
 
 
 def plan(request: RunRequest, settings: PlanSettings) -> PlaybookRun:
     """Choose the playbook and make its extra var `vm`.
 
-    Raises JobError: UNSUPPORTED_ACTION, INVALID_REQUEST (a property), NOT_FOUND (no template of that name).
+    Raises JobError: UNSUPPORTED_ACTION (no playbook), INVALID_REQUEST (a wrong property), NOT_FOUND (no such template).
     """
     action = actions.find(request.action, settings.playbook_folders)
     action_schema.check_properties(action, request.properties)
@@ -53,7 +53,7 @@ def plan(request: RunRequest, settings: PlanSettings) -> PlaybookRun:
 
 
 def _identity(request: RunRequest, settings: PlanSettings, timeout_s: float) -> dict[str, Any]:
-    """Return the members of `vm` that each action gets: the VM's identity and the time limits."""
+    """Return the members of `vm` for every action: the VM's identity and the time limits."""
     vm = {
         "service_id": request.service_id,
         "vmid": request.vmid,
@@ -68,7 +68,7 @@ def _identity(request: RunRequest, settings: PlanSettings, timeout_s: float) -> 
 
 
 def _action_vars(request: RunRequest, settings: PlanSettings, *, is_ours: bool) -> dict[str, Any]:
-    """Return the members of `vm` that this action gets besides the VM's identity."""
+    """Return the members of `vm` for this action alone."""
     if request.action == "create":
         return extra_vars.create_vars(request, settings)
     if request.action == "update":
@@ -77,13 +77,13 @@ def _action_vars(request: RunRequest, settings: PlanSettings, *, is_ours: bool) 
         return extra_vars.resize_vars(read_properties(request.properties))
     if request.action == "backup" and is_ours and not settings.backup_storage:
         raise JobError(ErrorCode.INVALID_REQUEST, "a backup needs PROXMOX_BACKUP_STORAGE, which is not set")
-    found: dict[str, dict[str, Any]] = {
+    members: dict[str, dict[str, Any]] = {
         "snapshot": {"snapshot": request.snapshot},
         "backup": {"backup_storage": settings.backup_storage},
         "migrate": {"target_node": request.target_node},
         "delete": _delete_vars(request, settings),
     }
-    return {name: value for name, value in found.get(request.action, {}).items() if value not in ("", False)}
+    return {name: value for name, value in members.get(request.action, {}).items() if value not in ("", False)}
 
 
 def _delete_vars(request: RunRequest, settings: PlanSettings) -> dict[str, Any]:

@@ -1,6 +1,7 @@
-"""The private folder of a run, on tmpfs: its extra vars, its credentials, its temporary files. Removed after the run.
+"""Makes and removes the private folder of a run, which holds its extra vars, credentials and temporary files.
 
-Only our user can read the folder, so secrets may be in its files; they are in no argument and no environment variable.
+The folder is on tmpfs and only the agent's user can read it, so its files may contain secrets. Command-line arguments
+and environment variables contain none.
 """
 
 from __future__ import annotations
@@ -25,24 +26,24 @@ from executor.settings.settings import Settings
 
 log = get_logger(__name__)
 
-#: Environment variable with the path of the run's credentials file: the inventory's group_vars read it, and
-#: `processes_in` finds a run's processes by it.
+#: Environment variable with the path of the run's credentials file. The inventory's group_vars read that file, and
+#: `processes_in` recognises a run's processes by the variable.
 CREDENTIALS_VARIABLE = "SMITH_CREDENTIALS_FILE"
-#: Environment variable with the run's ident, for people who list processes.
+#: Environment variable with the run's ident, for operators who list processes.
 IDENT_VARIABLE = "SMITH_RUN_IDENT"
-#: Which members of the credentials are secret.
+#: The members of the credentials that are secret.
 SECRET_CREDENTIALS = ("api_token_secret", "api_password")
 
 _IDENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,127}\Z")
-#: What Python appends to TMPDIR for a Unix socket; ansible-core 2.21 opens one in each run.
+#: Length of what Python appends to TMPDIR for a Unix socket. ansible-core 2.21 opens one in each run.
 _SOCKET_BYTES = len("/pymp-12345678/listener-12345678")
-#: The longest path of a Unix socket (unix(7)).
+#: Maximum length of a Unix socket's path (unix(7)).
 _MAX_SOCKET_BYTES = 107
 
 
 @contextlib.contextmanager
 def private_folder(run_dir: Path, ident: str) -> Iterator[Path]:
-    """Make the private folder of one run; remove it with its content at the end."""
+    """Make the private folder of one run. Remove it with its content at the end of the block."""
     folder = run_dir / checked_ident(ident)
     make_private(run_dir)
     folder.mkdir(mode=0o700)
@@ -55,17 +56,18 @@ def private_folder(run_dir: Path, ident: str) -> Iterator[Path]:
 
 
 def make_private(folder: Path) -> None:
-    """Make the folder, if it is missing, with access for our user only.
+    """Make the folder, if it is missing, and restrict access to the agent's user.
 
-    Raises SettingsError when it belongs to another user, who may have made it first in a public place like /dev/shm.
+    Raises SettingsError when the folder belongs to another user. Its parent may be writable by all users, as /dev/shm
+    is, so another user may have made it first.
     """
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    facts = folder.lstat()
-    if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.geteuid():
+    status = folder.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
         raise SettingsError(
             f"SMITH_RUN_DIR {folder} belongs to another user: set a folder that only the agent's user can read"
         )
-    if facts.st_mode & 0o077:
+    if status.st_mode & 0o077:
         folder.chmod(0o700)
 
 
@@ -76,7 +78,7 @@ def make_subfolders(folder: Path) -> None:
 
 
 def remove(folder: Path) -> None:
-    """Remove a private folder, its secrets first."""
+    """Remove a private folder, the files with secrets first."""
     for name in ("vm.yml", "credentials.yml"):
         (folder / name).unlink(missing_ok=True)
     with contextlib.suppress(OSError):
@@ -88,9 +90,9 @@ def remove(folder: Path) -> None:
 
 
 def tmp_of(folder: Path) -> Path:
-    """Return the TMPDIR of a run: the short link when it is ours and leads to `tmp`, else `tmp` itself.
+    """Return the TMPDIR of a run: the short link to `tmp` if there is one, else `tmp` itself.
 
-    The link is in a public folder, where another user may have made it.
+    The link is in a folder that all users may write to. A link that another user has made is not used.
     """
     tmp, link = folder / "tmp", _link_to_tmp(folder)
     with contextlib.suppress(OSError):
@@ -100,14 +102,14 @@ def tmp_of(folder: Path) -> Path:
 
 
 def _shorten_tmp(folder: Path) -> None:
-    """Link a short path to the temporary folder. When that fails, `tmp_of` returns the long path."""
+    """Make a link with a short path to the temporary folder. If that fails, `tmp_of` returns the long path."""
     with contextlib.suppress(OSError):
         if link := _link_to_tmp(folder):
             link.symlink_to(folder / "tmp")
 
 
 def _link_to_tmp(folder: Path) -> Path | None:
-    """Return the short path for a run's temporary folder, None when its own is short enough for a socket in it."""
+    """Return the path of a short link to a run's temporary folder; None when the folder's own path is short enough."""
     tmp = os.fsencode(folder / "tmp")
     if len(tmp) + _SOCKET_BYTES <= _MAX_SOCKET_BYTES:
         return None
@@ -115,7 +117,7 @@ def _link_to_tmp(folder: Path) -> Path | None:
 
 
 def processes_in(folder: Path) -> set[int]:
-    """Return the processes of the runs whose private folder is `folder`, or is below it."""
+    """Return the process ids of the runs whose private folder is `folder` or is below `folder`."""
     return process_tree.processes_with_variable(CREDENTIALS_VARIABLE, f"{folder}/")
 
 
@@ -130,7 +132,7 @@ def checked_ident(ident: str) -> str:
 
 
 def module_credentials(settings: Settings) -> dict[str, Any]:
-    """Return the login of the modules of community.proxmox, named as their parameters."""
+    """Return the login for the modules of community.proxmox, by the names of their parameters."""
     credentials: dict[str, Any] = {
         "api_host": settings.proxmox_host,
         "api_port": settings.proxmox_port,
@@ -144,12 +146,12 @@ def module_credentials(settings: Settings) -> dict[str, Any]:
 
 
 def write_credentials(file: Path, credentials: dict[str, Any]) -> None:
-    """Write the modules' login to a file that only we can read; CREDENTIALS_VARIABLE holds its path."""
+    """Write the modules' login to a file that only the agent's user can read."""
     _write_yaml(file, credentials, yaml.SafeDumper)
 
 
 def write_extra_vars(file: Path, vm: dict[str, Any]) -> None:
-    """Write the extra var `vm` for ansible-playbook. Each string in it is data, never a template.
+    """Write the extra var `vm` for ansible-playbook, marked so that Ansible evaluates no string in it as a template.
 
     Raises JobError INVALID_REQUEST when a string is not valid Unicode.
     """
@@ -160,7 +162,7 @@ def write_extra_vars(file: Path, vm: dict[str, Any]) -> None:
 
 
 def write_text(file: Path, text: str) -> None:
-    """Write a new file that only we can read."""
+    """Write a new file that only the agent's user can read."""
     data = text.encode("utf-8")
     with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as handle:
         handle.write(data)
@@ -171,14 +173,14 @@ def _write_yaml(file: Path, value: Any, dumper: type[yaml.SafeDumper]) -> None:
 
 
 class _Untrusted(dict[str, Any]):
-    """A mapping from outside."""
+    """A mapping whose strings Ansible must not evaluate as templates."""
 
 
 class _DataDumper(yaml.SafeDumper):
-    """Writes an untrusted mapping as !unsafe, which Ansible applies to everything inside.
+    """Writes an untrusted mapping with the tag !unsafe, which Ansible applies to everything inside the mapping.
 
-    Not each string as !unsafe: ansible-core then guesses its type anew, whatever the quotes, and a password "012" or a
-    name "yes" arrives as 10 or true (tried with 2.19).
+    The single strings get no tag !unsafe: ansible-core would ignore their quotes and guess their types, so that a
+    password "012" would become 10 and a name "yes" would become true (tried with 2.19).
     """
 
     def ignore_aliases(self, data: Any) -> bool:
@@ -186,7 +188,7 @@ class _DataDumper(yaml.SafeDumper):
 
 
 def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    text.encode("utf-8")  # PyYAML would write half a surrogate pair as an escape that Ansible's parser rejects
+    text.encode("utf-8")  # raises for an unpaired surrogate, which PyYAML would write as an escape that Ansible rejects
     return dumper.represent_scalar("tag:yaml.org,2002:str", str(text), style='"')
 
 

@@ -1,4 +1,4 @@
-"""The inputs of `plan`: the operator's settings for all VMs, and the facts of one job."""
+"""Defines the inputs of `plan`: the operator's settings for all VMs, and the facts of one job."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from executor.settings.settings import Settings
 
 @dataclass(frozen=True, kw_only=True)
 class PlanSettings:
-    """The settings of `plan` that are the same for all VMs."""
+    """The operator's settings that `plan` uses. They are the same for all jobs."""
 
     cluster: str
     templates: Mapping[str, int]
@@ -21,7 +21,7 @@ class PlanSettings:
     bridge: str
     pool: str
     node: str
-    playbook_folders: Sequence[Path]  #: folders with playbooks, the provider's before ours
+    playbook_folders: Sequence[Path]  #: the provider's folder if there is one, then ours
     playbook_timeout_s: float
     shutdown_timeout_s: float
     address_timeout_s: float = 10.0
@@ -29,13 +29,13 @@ class PlanSettings:
     full_clones: bool = True
     backup_storage: str = ""
     delete_grace_s: float = 0.0
-    final_backup: bool = False  #: make one in `backup_storage` before a VM is deleted
-    delete_purge: bool = False
+    final_backup: bool = False  #: make a backup in `backup_storage` before a VM is deleted
+    delete_purge: bool = False  #: remove a deleted VM from backup jobs, replication and HA, too
 
     @classmethod
     def from_settings(cls, settings: Settings, home: Path) -> PlanSettings:
-        """Return the site of these settings; `home` has our playbooks."""
-        own = [settings.smith_actions_path] if settings.smith_actions_path else []
+        """Return the part of the agent's settings that `plan` uses; `home` is `actions.ansible_home()`."""
+        provider_folders = [settings.smith_actions_path] if settings.smith_actions_path else []
         return cls(
             cluster=settings.smith_cluster,
             templates=settings.proxmox_templates,
@@ -46,7 +46,7 @@ class PlanSettings:
             bridge=settings.proxmox_bridge or "",
             pool=settings.proxmox_pool or "",
             node=settings.proxmox_nodes[0] if len(settings.proxmox_nodes) == 1 else "",
-            playbook_folders=(*own, home / "playbooks"),
+            playbook_folders=(*provider_folders, home / "playbooks"),
             playbook_timeout_s=settings.smith_playbook_timeout_s,
             shutdown_timeout_s=settings.smith_shutdown_timeout_s,
             address_timeout_s=settings.smith_address_timeout_s,
@@ -58,22 +58,23 @@ class PlanSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class RunRequest:
-    """The inputs that `plan` needs of one job, its service and its mapping."""
+    """The facts of one job, its service and its mapping that `plan` uses."""
 
     action: str
     service_id: str
     service_name: str
-    properties: Mapping[str, Any] = field(repr=False)  #: with resolved secrets
+    properties: Mapping[str, Any] = field(repr=False)  #: vault references are replaced by the secrets
     #: `update`: the properties before it
     previous_properties: Mapping[str, Any] = field(default_factory=dict, repr=False)
     vmid: int
     vm_name: str
     kind: str = GuestKind.QEMU
     node: str = ""
-    template_vmid: int = 0  #: `create`: the template to clone on `node`
-    may_be_partial_clone: bool = False  #: the VMID is only reserved: a partial clone may lack its marker
-    target_node: str = ""  #: `migrate`
-    only_if_grace_period_ended: bool = False  #: `delete`: only if the grace period has ended
-    snapshot: str = ""  #: `snapshot`: its name, the same in each attempt of the job
+    template_vmid: int = 0  #: `create`: the template on `node` that is cloned
+    may_be_partial_clone: bool = False  #: the VMID is only reserved, so a clone may lack its marker
+    target_node: str = ""  #: `migrate`: the node to which the VM moves
+    #: `delete`: delete the VM only if it is marked for deletion and its grace period has ended
+    only_if_grace_period_ended: bool = False
+    snapshot: str = ""  #: `snapshot`: the snapshot's name, the same in each attempt of the job
     time_left_s: float
     secrets: tuple[str, ...] = field(default=(), repr=False)

@@ -1,7 +1,8 @@
-"""Step 6 of 7, the reading half: a run's artifacts become a JobResult. Reads only.
+"""Step 6 of the walk in ARCHITECTURE.md: reads a run's artifacts and concludes its JobResult. Writes nothing.
 
-A playbook publishes its result by `set_stats` under `vm_result`: first when the VMID is certain, again at its end. So a
-failed, killed or timed-out run leaves the first one. The failure that counts is the last one without a `rescue`.
+A playbook publishes its result document with `set_stats` under `vm_result`: once when the VMID is certain, and again at
+its end. So the first document exists even if the run fails later, is killed or times out. The error of a failed run is
+that of its last failed Ansible task without `ignore_errors`: our playbooks fail once more at the end of their `rescue`.
 """
 
 from __future__ import annotations
@@ -17,15 +18,16 @@ from executor.errors import ErrorCode, JobError
 from executor.model import JobResult, RunArtifacts, RunStatus
 from executor.proxmox import error_rules
 
-#: A larger result document is a defect of the playbook.
+#: A larger result document is refused, as a defect of the playbook.
 MAX_RESULT_BYTES = 64 * 1024
-#: An exit code above this names the signal that ended the process, as in a shell.
+#: An exit code above this is 128 plus the number of the signal that ended the process, as in a shell.
 SIGNAL_BASE = 128
+#: Kinds of the events of a failed Ansible task.
 FAILURES = frozenset({"runner_on_failed", "runner_on_unreachable", "runner_item_on_failed"})
 
 
 class VmResult(BaseModel):
-    """`vm_result`, as docs/custom-actions.md defines it; a custom action may add members."""
+    """The result document, as docs/custom-actions.md defines it. A custom action may add members."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
@@ -45,8 +47,9 @@ class VmResult(BaseModel):
 def read(artifacts: RunArtifacts) -> JobResult:
     """Conclude from the artifacts how the run ended.
 
-    A success without a valid result document is RESULT_INVALID: we would not know what to map. A failure keeps its code
-    even if its document is invalid: the code decides whether the job is retried.
+    A successful run without a valid result document becomes the failure RESULT_INVALID, because nothing else states
+    which VM to map. A failed run keeps its error code even if its document is invalid, because the code decides whether
+    the job is retried.
     """
     vm, failure = None, None
     try:
@@ -57,10 +60,11 @@ def read(artifacts: RunArtifacts) -> JobResult:
             return JobResult(succeeded=False, code=error.code, detail=_with_ident(error.detail, artifacts))
     if artifacts.status is RunStatus.SUCCESSFUL:
         return _success(vm, artifacts)
-    signum = _killed_by(artifacts)
-    code, detail = _failure(artifacts.status, failure if signum is None else _signal_text(signum))
+    signal_number = _signal_that_killed(artifacts)
+    error_text = failure if signal_number is None else _signal_text(signal_number)
+    code, detail = _failure(artifacts.status, error_text)
     detail = _with_ident(detail, artifacts)
-    return JobResult(succeeded=False, vm=vm or {}, code=code, detail=detail, was_killed=signum is not None)
+    return JobResult(succeeded=False, vm=vm or {}, code=code, detail=detail, was_killed=signal_number is not None)
 
 
 def _success(vm: dict[str, Any] | None, artifacts: RunArtifacts) -> JobResult:
@@ -70,19 +74,19 @@ def _success(vm: dict[str, Any] | None, artifacts: RunArtifacts) -> JobResult:
     return JobResult(succeeded=True, vm=vm)
 
 
-def _killed_by(artifacts: RunArtifacts) -> int | None:
-    """Return the signal with which another process ended the run, None when it ended by itself or by us."""
-    signum = artifacts.rc - SIGNAL_BASE
-    return signum if artifacts.status is RunStatus.FAILED and 0 < signum < signal.NSIG else None
+def _signal_that_killed(artifacts: RunArtifacts) -> int | None:
+    """Return the number of the signal that ended the run; None when the run ended by itself or the agent ended it."""
+    signal_number = artifacts.rc - SIGNAL_BASE
+    return signal_number if artifacts.status is RunStatus.FAILED and 0 < signal_number < signal.NSIG else None
 
 
-def _signal_text(signum: int) -> str:
-    guess = ", perhaps because memory ran out" if signum == signal.SIGKILL else ""
-    return f"the playbook was killed by signal {signum}{guess}"
+def _signal_text(signal_number: int) -> str:
+    cause = ", perhaps because memory ran out" if signal_number == signal.SIGKILL else ""
+    return f"the playbook was killed by signal {signal_number}{cause}"
 
 
 def _failure(status: RunStatus, text: str | None) -> tuple[ErrorCode, str]:
-    # The last failed Ansible task of a run that we ended is not the reason: most likely a `rescue` handled it.
+    # When the agent has ended the run, its last failed Ansible task is not the reason: probably a `rescue` handled it.
     if status is RunStatus.CANCELED:
         return ErrorCode.CANCELLED, "the run was cancelled"
     if status is RunStatus.TIMEOUT:
@@ -94,25 +98,29 @@ def _failure(status: RunStatus, text: str | None) -> tuple[ErrorCode, str]:
 
 
 def _with_ident(detail: str, artifacts: RunArtifacts) -> str:
-    # A playbook's text may contain what a database rejects (NUL, half a character) or a terminal would interpret.
+    # The text of a playbook may contain characters that a database rejects (NUL, an unpaired surrogate) or that a
+    # terminal would interpret.
     printable = "".join(char if char.isprintable() else " " for char in detail)
     return f"{printable} (run {artifacts.ident})"
 
 
 def _scan(artifacts: RunArtifacts) -> tuple[dict[str, Any] | None, str | None]:
-    """Return the last result document and the text of the last failure."""
-    document, failure, verbose = None, None, None
+    """Return the last result document and the text of the last failure that was not ignored.
+
+    An invalid playbook fails before its first Ansible task: then the text is the error message in the output.
+    """
+    document, failure, output_error = None, None, None
     for event in _events(artifacts):
         data = event.get("event_data")
         data = data if isinstance(data, dict) else {}
         kind = str(event.get("event"))
-        if (found := _document_of(data)) is not None:
-            document = found
+        if (published := _document_of(data)) is not None:
+            document = published
         if kind in FAILURES and not data.get("ignore_errors"):
             failure = _text_of(data)
         elif kind == "verbose" and "ERROR" in str(event.get("stdout", "")):
-            verbose = str(event["stdout"])
-    return document, failure or verbose
+            output_error = str(event["stdout"])
+    return document, failure or output_error
 
 
 def _events(artifacts: RunArtifacts) -> Iterator[dict[str, Any]]:
@@ -127,13 +135,14 @@ def _events(artifacts: RunArtifacts) -> Iterator[dict[str, Any]]:
             try:
                 event = json.loads(line)
             except (ValueError, RecursionError):
-                continue  # a line truncated by a crash
+                continue  # a crash of the agent has truncated this line
             if isinstance(event, dict):
                 yield event
 
 
 def _document_of(data: dict[str, Any]) -> Any:
-    stats = data.get("artifact_data")  # of playbook_on_stats
+    """Return the result document in an event's data, None if there is none."""
+    stats = data.get("artifact_data")  # in the final event, playbook_on_stats
     if not isinstance(stats, dict):
         result = data.get("res")
         stats = result.get("ansible_stats") if isinstance(result, dict) else None
@@ -142,14 +151,15 @@ def _document_of(data: dict[str, Any]) -> Any:
 
 
 def _text_of(data: dict[str, Any]) -> str:
+    """Return the error message of a failed Ansible task."""
     result = data.get("res")
     result = result if isinstance(result, dict) else {}
     items = result.get("results")
     failed = (
         [item for item in items if isinstance(item, dict) and item.get("failed")] if isinstance(items, list) else []
     )
-    message = (failed[-1] if failed else result).get("msg")  # the message of a loop is only that an item failed
-    return str(message or result.get("censored") or "task failed without an error message")
+    message = (failed[-1] if failed else result).get("msg")  # a loop's own message only states that an item failed
+    return str(message or result.get("censored") or "the Ansible task failed without an error message")
 
 
 def _validated(document: Any) -> dict[str, Any] | None:
@@ -165,7 +175,7 @@ def _validated(document: Any) -> dict[str, Any] | None:
 
 
 def _size_of(document: Any) -> int:
-    """Return the document's size. Raises JobError for a value that PostgreSQL or FulcrumCore would reject."""
+    """Return the document's size in bytes. Raises JobError for a value that PostgreSQL or FulcrumCore would reject."""
     try:
         text = json.dumps(document, allow_nan=False, ensure_ascii=False)
         if r"\u0000" in text:

@@ -1,7 +1,8 @@
-"""Step 5 of 7, the doing half: a PlaybookRun becomes RunArtifacts. This package is the only user of ansible_runner.
+"""Step 5 of the walk in ARCHITECTURE.md: executes a PlaybookRun and stores its artifacts.
 
 Each run has a private folder (`private_folder`), a command with its environment (`runner_config`) and an execution
-(`execution`); its redacted artifacts are stored under `RunnerPaths.artifacts_dir`.
+(`execution`). A warm run is started by servers that have already imported Ansible (`warm/servers.py`); a cold run is a
+new ansible-playbook process. This package is the only user of ansible_runner.
 """
 
 from __future__ import annotations
@@ -41,25 +42,25 @@ from executor.runs.warm.servers import WarmServers
 
 log = get_logger(__name__)
 
-#: Private folder of the servers of warm runs: it takes the place of a run's folder in their environment.
+#: Name of the servers' private folder. In their environment it has the place that a run's folder has in the run's.
 WARM_FOLDER = ".warm"
-#: Subfolder of a run's private folder with its artifacts.
+#: Subfolder of a run's private folder in which its artifacts are written.
 ARTIFACTS = "kept"
-#: Suffix, in the run folder, of artifacts that could not be moved to the artifacts folder.
+#: Suffix of a folder in `run_dir` with artifacts that could not be moved to `artifacts_dir`.
 UNMOVED_SUFFIX = ".kept"
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunnerPaths:
-    """Where runs read and write."""
+    """The folders that runs read from and write to."""
 
-    ansible_home: Path  #: holds playbooks/ roles/ inventory/ ansible.cfg
-    run_dir: Path  #: private folders of the runs of one agent, on tmpfs
-    artifacts_dir: Path  #: the runs' redacted artifacts
+    ansible_home: Path  #: contains playbooks/, roles/, inventory/ and ansible.cfg
+    run_dir: Path  #: contains the private folders of one agent's runs; on tmpfs
+    artifacts_dir: Path  #: contains the redacted artifacts of ended runs
 
 
 class Runner:
-    """Executes playbook runs: any number at once, each called from its own thread."""
+    """Executes playbook runs. Any number may be executed at once, each in a thread of its caller."""
 
     def __init__(
         self,
@@ -79,7 +80,7 @@ class Runner:
         self._warm: WarmServers | None = None
 
     def start_warm(self, *, required: bool = False) -> None:
-        """Start the servers of warm runs in the background, where warm runs are possible. Call it after `sweep`.
+        """Start the servers of warm runs in the background, if warm runs are possible. Call `sweep` before.
 
         Raises SettingsError when warm runs are `required` and not possible with this ansible-core.
         """
@@ -94,7 +95,7 @@ class Runner:
         self._warm.start()
 
     def warm_pids(self) -> list[int]:
-        """Return the process ids of the servers of warm runs, while there are any."""
+        """Return the process ids of the servers of warm runs."""
         return self._warm.pids() if self._warm else []
 
     def stop_warm(self) -> None:
@@ -105,10 +106,10 @@ class Runner:
             remove(self._run_dir / WARM_FOLDER)
 
     def run(self, run: PlaybookRun, *, cancelled: Callable[[], bool] = lambda: False) -> RunArtifacts:
-        """Execute a playbook to its end, its timeout, or until `cancelled` returns true, and end all its processes.
+        """Execute a playbook until it ends, times out or `cancelled` returns True. Then end all its processes.
 
-        A run that is killed or crashes counts as failed, as does one whose outcome is unknown.
-        Raises JobError INVALID_REQUEST when `vm` holds text that is not Unicode, OSError when the disk is full.
+        A run that is killed or crashes counts as failed, and so does a run whose outcome is unknown.
+        Raises JobError INVALID_REQUEST when a string in `vm` is not valid Unicode, OSError when the disk is full.
         """
         started_at = time.time()
         credentials = self._credentials()
@@ -122,15 +123,16 @@ class Runner:
         )
 
     def kill(self, ident: str) -> None:
-        """End a run's process tree: TERM, a short grace period, KILL. A running `run` returns it as canceled."""
+        """End a run's process tree with TERM and, after a short grace period, KILL. `run` then returns CANCELED."""
         if (execution := self._executions.get(checked_ident(ident))) is not None:
             execution.cancel()
         process_tree.end_processes(lambda: processes_in(self._run_dir / ident))
 
     def sweep(self) -> list[str]:
-        """End the processes of earlier runs in this run_dir and remove their private folders; return their idents.
+        """End the runs that an earlier agent process left in `run_dir`; return their idents.
 
-        Call it once, before the first run. The artifacts of such a run are stored as those of a failed run.
+        Their processes are ended, their artifacts are stored as those of failed runs, and their private folders are
+        removed. Call this once, before the first run.
         """
         make_private(self._run_dir)
         process_tree.end_processes(lambda: processes_in(self._run_dir))
@@ -149,7 +151,7 @@ class Runner:
         return idents
 
     def live_folder(self, ident: str) -> Path:
-        """Return the folder of a run's artifacts during the run; they are redacted already."""
+        """Return the folder to which a current run writes its artifacts. They are already redacted."""
         return self._run_dir / checked_ident(ident) / ARTIFACTS
 
     def _execute(self, run: PlaybookRun, folder: Path, cancelled: Callable[[], bool]) -> tuple[RunStatus, int]:
@@ -169,12 +171,13 @@ class Runner:
         return [*process_tree.guard_command(), *config.command]
 
     def _server_environment(self, folder: Path) -> dict[str, str]:
-        """Return the environment of the servers of warm runs: that of a run whose private folder is `folder`."""
-        pattern = PlaybookRun(ident="warm", action="", playbook=Path("none.yml"), vm={}, timeout_s=0)
-        return dict(runner_config(folder, pattern, self._home, self._ca_bundle).env)
+        """Return the environment of the servers of warm runs: that of any run whose private folder is `folder`."""
+        any_run = PlaybookRun(ident="warm", action="", playbook=Path("none.yml"), vm={}, timeout_s=0)
+        return dict(runner_config(folder, any_run, self._home, self._ca_bundle).env)
 
     @contextlib.contextmanager
     def _secrets_masked(self, run: PlaybookRun, credentials: dict[str, Any]) -> Iterator[None]:
+        """Mask the run's secrets, and the passwords in proxy URLs, in all output of the agent during the block."""
         secrets = [*run.secrets, *(str(credentials[name]) for name in SECRET_CREDENTIALS if credentials.get(name))]
         secrets += [password for name in PASSED_ON if (password := _password_in(os.environ.get(name, "")))]
         self._redactor.add(*secrets)
@@ -184,9 +187,9 @@ class Runner:
             self._redactor.discard(*secrets)
 
     def _store(self, artifacts: Path, ident: str) -> Path:
-        """Move a run's artifacts from its private folder to the artifacts folder; return their new place.
+        """Move a run's artifacts from its private folder to `artifacts_dir`; return their new folder.
 
-        When that is full or not writable, they stay in the run folder: the result must still be read.
+        When `artifacts_dir` is full or not writable, the artifacts stay in `run_dir`, so that the result can be read.
         """
         target, partial = self._artifacts_dir / ident, self._artifacts_dir / f".{ident}.part"
         try:
@@ -206,12 +209,13 @@ class Runner:
 
 
 def _reason(error: OSError | shutil.Error) -> str:
-    """Return the error's text. `copytree` collects one error for each file; the first is enough."""
+    """Return the error's text. Of the errors that `copytree` collects, one for each file, return the first."""
     collected = error.args[0] if error.args else ""
     return str(collected[0][2]) if isinstance(collected, list) and collected else str(error)
 
 
 def _password_in(url: str) -> str | None:
+    """Return the password in a URL, None if there is none or the URL is invalid."""
     try:
         return urlsplit(url).password
     except ValueError:

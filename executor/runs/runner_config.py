@@ -1,6 +1,6 @@
-"""The command and the environment of a run, as ansible-runner's configuration.
+"""Builds the command and the environment of a run, as ansible-runner's configuration.
 
-The environment holds no secret: the few variables that a run needs of the agent's, and the paths of its own files.
+The environment contains no secret. It has the paths of the run's files and a few variables of the agent's environment.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import ansible_runner
 from executor.model import PlaybookRun
 from executor.runs.private_folder import CREDENTIALS_VARIABLE, IDENT_VARIABLE, tmp_of
 
-#: Variables of the agent's that a run may see: proxies and the time zone.
+#: Variables of the agent's environment that a run gets, too: proxies and the time zone.
 PASSED_ON = ("HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY", "https_proxy", "http_proxy", "no_proxy", "TZ")
-#: Variables of ansible-runner's that its display callback needs. The others that it sets, we decide.
-_RUNNERS_OWN = (
+#: Variables that ansible-runner sets and its display callback needs. We keep no other variable of ansible-runner.
+_CALLBACK_VARIABLES = (
     "ANSIBLE_CALLBACK_PLUGINS",
     "ANSIBLE_STDOUT_CALLBACK",
     "ANSIBLE_RETRY_FILES_ENABLED",
@@ -31,13 +31,13 @@ _RUNNERS_OWN = (
 
 
 def runner_config(folder: Path, run: PlaybookRun, home: Path, ca_bundle: Path | None) -> Any:
-    """Return ansible-runner's configuration of a run whose private folder is `folder`.
+    """Return ansible-runner's configuration for a run whose private folder is `folder`.
 
-    ansible-runner starts from a copy of the agent's whole environment, which may hold secrets, and writes it to a
-    file. So we replace the environment after `prepare` by our own and the few variables that ansible-runner adds.
+    ansible-runner copies the agent's whole environment, which may contain secrets, and writes it to a file. So after
+    `prepare` we replace that environment by `run_environment` and the variables in _CALLBACK_VARIABLES.
     """
     environment = run_environment(folder, run, home, ca_bundle)
-    # No inventory: ansible.cfg names it, for a run by hand as well.
+    # No inventory is passed, because ansible.cfg names it, as it does when an operator runs a playbook by hand.
     config = ansible_runner.RunnerConfig(
         private_data_dir=str(folder / "runner"),
         project_dir=str(home),
@@ -45,22 +45,22 @@ def runner_config(folder: Path, run: PlaybookRun, home: Path, ca_bundle: Path | 
         ident=run.ident,
         playbook=str(run.playbook.resolve()),
         cmdline=shlex.join(["-e", f"@{folder / 'vm.yml'}"]),
-        envvars={**dict.fromkeys(("AWX_LIB_DIRECTORY", *_RUNNERS_OWN), ""), **environment},
+        envvars={**dict.fromkeys(("AWX_LIB_DIRECTORY", *_CALLBACK_VARIABLES), ""), **environment},
         fact_cache_type="none",
         quiet=True,
     )
     config.prepare()
-    config.env = {name: config.env[name] for name in _RUNNERS_OWN if config.env.get(name)} | environment
-    config.suppress_output_file = True  # as an argument, `prepare` would overwrite it
-    # Not the default, a pseudo-terminal by pexpect: pexpect forks this process with its threads and runs Python code
-    # before the exec; it checks the time only every 5 s; it kills one process group only; and its own read timeout can
-    # turn a good run into a failed one (runner#1343).
+    config.env = {name: config.env[name] for name in _CALLBACK_VARIABLES if config.env.get(name)} | environment
+    config.suppress_output_file = True  # set here, because `prepare` would overwrite a value passed to the constructor
+    # The default mode, "pexpect", is not used. It forks this process, which has threads, and runs Python code before
+    # the exec; it checks the timeout only every 5 s; it kills only one process group; and its own read timeout can make
+    # a successful run fail (ansible-runner issue 1343).
     config.runner_mode = "subprocess"
     return config
 
 
 def run_environment(folder: Path, run: PlaybookRun, home: Path, ca_bundle: Path | None) -> dict[str, str]:
-    """Return the whole environment of a run but for what ansible-runner adds."""
+    """Return the environment of a run, without the variables of ansible-runner's display callback."""
     tmp = str(folder / "tmp")
     environment = {name: value for name in PASSED_ON if (value := os.environ.get(name))}
     environment |= {
@@ -73,8 +73,8 @@ def run_environment(folder: Path, run: PlaybookRun, home: Path, ca_bundle: Path 
         "ANSIBLE_HOME": str(folder / "home" / ".ansible"),
         "ANSIBLE_LOCAL_TEMP": tmp,
         "ANSIBLE_REMOTE_TEMP": tmp,
-        "ANSIBLE_PIPELINING": "1",  # a module is then one process, not five
-        # YAML folds long lines: a secret with a space in it would be split, and the redactor would miss it.
+        "ANSIBLE_PIPELINING": "1",  # a module then needs one process instead of five
+        # The default, YAML, folds long lines: a secret with a space could be split, and the redactor would miss it.
         "ANSIBLE_CALLBACK_RESULT_FORMAT": "json",
         "ANSIBLE_NOCOLOR": "1",
         "ANSIBLE_NOCOWS": "1",

@@ -1,6 +1,6 @@
-"""The properties of a service: FulcrumCore's JSON, each member checked (step 5 of 7). Pure.
+"""Defines and checks the properties of a service, which FulcrumCore sends as JSON. Pure functions.
 
-An error names the member and never quotes the value, which may be a secret and is text from outside.
+An error message names the wrong member and never quotes its value, which may be a secret.
 """
 
 from __future__ import annotations
@@ -43,16 +43,16 @@ OsTemplate = Annotated[
 
 
 class DiskProperties(Properties):
-    """One disk of several. A new one is added; one that exists is moved or enlarged."""
+    """One disk of the list `disks`. A disk that does not exist is added; an existing one is moved or enlarged."""
 
     disk: DiskName
     size_gib: int | None = Field(default=None, alias="sizeGb", ge=1, le=131_072)
     storage: Storage | None = None
 
 
-#: The sources of a guest; a service names one.
+#: The properties that name what a guest is created from. A service has one of them.
 SOURCES = ("image", "iso", "blank", "os_template")
-#: Properties of virtual machines only.
+#: Properties that containers do not support.
 VM_ONLY = (
     *("sockets", "cpu_type", "balloon_mib", "protection", "guest_agent", "boot_order", "ci_user", "vendor_snippet"),
     *("disks", "tags"),
@@ -60,9 +60,9 @@ VM_ONLY = (
 
 
 class VmProperties(Properties):
-    """The properties of a VM, or of a container: `osTemplate` makes it one.
+    """The properties of a guest: a container if `osTemplate` is given, else a VM.
 
-    Disk sizes are GiB and memory is MiB, although the properties are called Gb and Mb.
+    Disk sizes are in GiB and memory in MiB, although FulcrumCore's names of these properties end in Gb and Mb.
     """
 
     cores: int = Field(ge=1, le=512)
@@ -103,12 +103,12 @@ class VmProperties(Properties):
 
     @property
     def kind(self) -> GuestKind:
-        """The kind of guest."""
+        """The kind of guest that the properties describe."""
         return GuestKind.LXC if self.os_template else GuestKind.QEMU
 
     @property
     def has_source(self) -> bool:
-        """True when a source of the guest is given."""
+        """True when a property names what the guest is created from."""
         return any(getattr(self, name) for name in SOURCES)
 
     @model_validator(mode="after")
@@ -116,11 +116,11 @@ class VmProperties(Properties):
         given = [name for name in SOURCES if getattr(self, name)]
         if len(given) > 1:
             raise ValueError(f"{' and '.join(map(property_name, given))} exclude each other")
-        foreign = VM_ONLY if self.kind is GuestKind.LXC else ("swap_mib",)
-        unfit = [property_name(name) for name in foreign if getattr(self, name) not in (None, ())]
-        if unfit:
+        excluded = VM_ONLY if self.kind is GuestKind.LXC else ("swap_mib",)
+        unsupported = [property_name(name) for name in excluded if getattr(self, name) not in (None, ())]
+        if unsupported:
             raise ValueError(
-                f"a {'container' if self.kind is GuestKind.LXC else 'VM'} does not support {', '.join(unfit)}"
+                f"a {'container' if self.kind is GuestKind.LXC else 'VM'} does not support {', '.join(unsupported)}"
             )
         return self
 
@@ -133,12 +133,12 @@ class VmProperties(Properties):
 
 
 def property_name(field: str) -> str:
-    """Return FulcrumCore's name of a member."""
+    """Return FulcrumCore's name of a property."""
     return VmProperties.model_fields[field].alias or field
 
 
 def read_properties(properties: Mapping[str, Any]) -> VmProperties:
-    """Check a service's properties. Raises JobError INVALID_REQUEST, which names members and never values."""
+    """Check a service's properties and return them. Raises JobError INVALID_REQUEST."""
     try:
         return VmProperties.model_validate(dict(properties))
     except ValidationError as error:

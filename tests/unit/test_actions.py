@@ -138,7 +138,7 @@ def test_the_list_shows_the_owner_and_the_refusal_of_each_action(ours: Path, the
     action_with(theirs, {"type": "object"})
     (theirs / "stop.yml").chmod(0o666)
     write(theirs / "Not An Action.yml", PLAYBOOK)
-    rows = {row.name: row for row in actions.listing((theirs, ours))}
+    rows = {row.name: row for row in actions.list_all((theirs, ours))}
     assert list(rows) == ["Not An Action", "attach-iso", "create", "stop"]
     assert (rows["attach-iso"].has_schema, rows["attach-iso"].problem) == (True, "")
     assert (rows["create"].is_ours, rows["create"].replaces_ours) == (True, False)

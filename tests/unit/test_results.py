@@ -149,7 +149,10 @@ def test_a_censored_failure_is_not_replaced_by_an_earlier_one(tmp_path: Path) ->
     result = read(tmp_path, failed("CAPACITY: rescued"), hidden)
     assert result.code is ErrorCode.PLAYBOOK_FAILED
     assert "no_log" in result.message
-    assert "task failed without an error message" in read(tmp_path, event("runner_on_failed", res=None)).message
+    assert (
+        "the Ansible task failed without an error message"
+        in read(tmp_path, event("runner_on_failed", res=None)).message
+    )
 
 
 @pytest.mark.parametrize("message", [["a", "b"], {"a": 1}, 5, True])

@@ -1,4 +1,4 @@
-"""`python -m executor` is the command `smith`."""
+"""Runs the command `smith` for `python -m executor`."""
 
 from __future__ import annotations
 

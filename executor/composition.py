@@ -1,4 +1,4 @@
-"""Builds the agent from the settings, connects the HTTP pages to it, and runs it."""
+"""Builds the agent and its HTTP server from the settings, and runs both."""
 
 from __future__ import annotations
 
@@ -31,31 +31,34 @@ log = get_logger(__name__)
 
 
 def run_agent(settings: Settings, mode: Mode) -> int:
-    """Run one agent and return its exit code. The supervisor calls this in a process of its own."""
+    """Run the agent until it ends; return its exit code. The supervisor starts a process that calls this."""
     process_tree.set_undumpable()
-    live = ReloadableSecrets(settings, load_settings)
-    fulcrum = _fulcrum_client(settings, live)
+    secrets = ReloadableSecrets(settings, load_settings)
+    fulcrum = _fulcrum_client(settings, secrets)
     with serving(settings) as handle:
         settings = remote_config.wait_for_remote_settings(settings, fulcrum, on_wait=handle.note_waiting)
         settings = _with_concurrency(settings)
         if settings.smith_remote_config:
-            live.use_remote_settings(settings, lambda fresh: remote_config.fetch_remote_settings(fresh, fulcrum))
+            secrets.use_remote_settings(settings, lambda fresh: remote_config.fetch_remote_settings(fresh, fulcrum))
         for setting, danger in settings.insecurities():
             log.warning("insecure_transport", setting=setting, danger=danger)
-        agent, view = _build(settings, live, fulcrum, mode)
+        agent, view = _build(settings, secrets, fulcrum, mode)
         handle.attach(view)
         code = agent.run()
     sys.stdout.flush()
     if code == EXIT_FAILURE:
-        os._exit(code)  # a job that cannot be stopped must not keep the process alive: the supervisor ends the rest
+        # Threads of jobs that did not stop would keep this process alive. The supervisor ends their runs.
+        os._exit(code)
     return code
 
 
-def _build(settings: Settings, live: ReloadableSecrets, fulcrum: FulcrumClient, mode: Mode) -> tuple[Agent, AgentView]:
-    """Return the agent and what the HTTP pages read of it."""
+def _build(
+    settings: Settings, secrets: ReloadableSecrets, fulcrum: FulcrumClient, mode: Mode
+) -> tuple[Agent, AgentView]:
+    """Build the agent, and the view of it that the HTTP pages read."""
     engine = open_engine(settings.smith_database_url)
-    runner = _runner(settings, live)
-    proxmox = ProxmoxReader(live.connection(), reload=live.connection_after_refusal)
+    runner = _runner(settings, secrets)
+    proxmox = ProxmoxReader(secrets.connection(), reload=secrets.connection_after_refusal)
     shared = Shared(
         settings=settings,
         boot_id=new_boot_id(),
@@ -74,7 +77,7 @@ def _build(settings: Settings, live: ReloadableSecrets, fulcrum: FulcrumClient, 
         boot_id=shared.boot_id,
         state=shared.state,
         engine=engine,
-        secrets=live,
+        secrets=secrets,
         proxmox=proxmox,
         runner=runner,
         reporter=Reporter(engine=engine, fulcrum=fulcrum, state=shared.state),
@@ -97,27 +100,27 @@ def _build(settings: Settings, live: ReloadableSecrets, fulcrum: FulcrumClient, 
     return agent, view
 
 
-def _runner(settings: Settings, live: ReloadableSecrets) -> Runner:
+def _runner(settings: Settings, secrets: ReloadableSecrets) -> Runner:
     settings.require_proxmox()
     paths = RunnerPaths(
         ansible_home=ansible_home(), run_dir=settings.smith_run_dir, artifacts_dir=settings.smith_data_dir / "artifacts"
     )
-    return Runner(paths, live.credentials, ca_bundle=settings.proxmox_ca_bundle)
+    return Runner(paths, secrets.credentials, ca_bundle=settings.proxmox_ca_bundle)
 
 
-def _fulcrum_client(settings: Settings, live: ReloadableSecrets) -> FulcrumClient:
+def _fulcrum_client(settings: Settings, secrets: ReloadableSecrets) -> FulcrumClient:
     settings.require_fulcrum()
     return FulcrumClient(
         settings.fulcrum_api_url,
-        live.fulcrum_token,
+        secrets.fulcrum_token,
         ca_bundle=settings.fulcrum_ca_bundle,
         verify_tls=settings.fulcrum_verify_tls,
-        on_auth_failure=live.reload_after_refusal,
+        on_auth_failure=secrets.reload_after_refusal,
     )
 
 
 def _with_concurrency(settings: Settings) -> Settings:
-    """Return the settings with SMITH_CONCURRENCY chosen for this machine where it is 0."""
+    """Return the settings; when SMITH_CONCURRENCY is 0, replace it by the number that suits this machine."""
     if settings.smith_concurrency:
         return settings
     return settings.model_copy(update={"smith_concurrency": default_concurrency(is_warm=runs_warm(settings))})

@@ -1,7 +1,8 @@
-"""One life of the agent process: start, watch limits and signals, shut down.
+"""Runs one agent process from start to exit: starts its threads, checks limits and signals, and shuts down.
 
-Threads: one for each critical job, one each for dispatcher, reporter and leases, one for each running job. The main
-thread watches limits and signals and is the only one that decides to stop. Signal handlers only record the signal.
+Every critical job has a thread, every running job has one, and the dispatcher, the reporter and the lease keeper have
+one each. The main thread checks limits and signals, and only the main thread decides to stop. Signal handlers only
+record the signal.
 """
 
 from __future__ import annotations
@@ -42,38 +43,38 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
-#: Interval of the main loop: the delay until a signal or a limit is noticed.
+#: Interval of the main loop: a signal or a limit is noticed after this time at the latest.
 TICK_S = 0.2
-#: Time for cancelled runs to end before the process exits.
+#: How long the agent waits for cancelled runs to end before it exits.
 CANCEL_GRACE_S = 20.0
-#: The same after QUIT: the supervisor waits only a little longer.
+#: How long it waits for them after QUIT. The supervisor kills the agent a little later.
 QUIT_GRACE_S = 6.0
-#: Time for the last reports before the process exits.
+#: How long the agent tries to send the due reports before it exits.
 FLUSH_S = 10.0
-#: Wait of a loop after a database error.
+#: How long a loop waits after a database error or an unexpected exception.
 DATABASE_RETRY_S = 5.0
 
 
 class Mode(StrEnum):
-    """How long the agent works."""
+    """When the agent ends by itself."""
 
-    SERVE = "serve"  #: until it is stopped
-    ONCE = "once"  #: one poll; its jobs are processed and reported
-    UNTIL_IDLE = "until-idle"  #: until FulcrumCore has no more jobs for us
+    SERVE = "serve"  #: never: it works until an operator stops it
+    ONCE = "once"  #: after one poll, when the jobs of that poll are processed and reported
+    UNTIL_IDLE = "until-idle"  #: when FulcrumCore has no more jobs for this agent
 
 
 def new_boot_id() -> str:
-    """Return an id for one life of the agent: never used before, also not after a restart with the same PID."""
+    """Return a new boot id: it identifies one agent process and is unique even when a process id is used again."""
     return f"{socket.gethostname()[:20]}-{os.getpid()}-{uuid.uuid4().hex[:12]}"
 
 
 @dataclass(kw_only=True)
 class Agent:
-    """One life of the agent process; `composition` builds it."""
+    """One agent process; `composition` builds it."""
 
     settings: Settings
     mode: Mode
-    boot_id: str
+    boot_id: str  #: id of this agent process, in its row of the table `nodes` and as the owner of its jobs
     state: AgentState
     engine: Engine
     secrets: ReloadableSecrets
@@ -84,22 +85,22 @@ class Agent:
     leases: LeaseKeeper
     scheduler: Scheduler
     monitor: Monitor
-    _signals: list[int] = field(default_factory=list)
-    _reload_wanted: bool = False  #: HUP was received
+    _stop_signals: list[int] = field(default_factory=list)  #: TERM, INT and QUIT, in the order of arrival
+    _is_reload_requested: bool = False  #: HUP was received and not yet handled
 
     def run(self) -> int:
-        """Work until a limit, a signal or the mode ends it. Returns the exit code.
+        """Work until a limit, a signal or the mode ends the agent; return the exit code.
 
-        Raises DatabaseError when the database is newer, damaged, or held by another executor.
+        Raises DatabaseError when the database is damaged, has a newer schema, or is in use by another agent.
         """
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
-            signal.signal(number, lambda received, _frame: self._signals.append(received))
+            signal.signal(number, lambda received, _frame: self._stop_signals.append(received))
         signal.signal(signal.SIGHUP, self._request_reload)
         with exclusive_database(self.settings.smith_database_url):
             schema.upgrade(self.engine)
             self._recover()
             self._start_loops()
-            reason, code = self._watch()
+            reason, code = self._wait_for_stop_reason()
             code = self._shut_down(reason, code)
         log.info("agent_stopped", reason=reason, exit_code=code, jobs=self.state.jobs_ended)
         return code
@@ -121,7 +122,7 @@ class Agent:
                 version=VERSION,
                 concurrency=self.settings.smith_concurrency,
             )
-            if self.engine.dialect.name == "sqlite":  # the lock on the file proves that every other owner is dead
+            if self.engine.dialect.name == "sqlite":  # we have locked its file, so every other owner has ended
                 for job_id, status in job_queue.reap(session, sole_owner=self.boot_id):
                     log.warning("job_reaped", job_row=job_id, status=status)
         log.info("agent_ready", boot_id=self.boot_id, version=VERSION, concurrency=self.settings.smith_concurrency)
@@ -134,79 +135,81 @@ class Agent:
 
     def _run_loop(self, name: str, body: Callable[[], None]) -> None:
         """Repeat `body` until the agent stops. A database error delays the loop but does not end it."""
-        failing = False
+        is_failing = False
         while not self.state.stopping.is_set():
             self.state.note_progress(name)
             try:
                 body()
-                if failing:
+                if is_failing:
                     log.info("loop_recovered", loop=name)
-                failing = False
+                is_failing = False
             except DatabaseError as error:
-                if not failing:
+                if not is_failing:
                     log.error("loop_cannot_use_database", loop=name, reason=str(error).splitlines()[0])
-                failing = True
+                is_failing = True
                 self.leases.note_database_error()
                 self.state.stopping.wait(DATABASE_RETRY_S)
             except Exception:
-                # An unexpected exception must not end the loop: every later job would wait for ever, unnoticed.
+                # An unexpected exception must not end the loop: without it, all later jobs would wait for ever.
                 log.exception("loop_crashed", loop=name)
                 self.state.stopping.wait(DATABASE_RETRY_S)
 
     def _report(self) -> None:
-        pause_s = self.reporter.send_due_reports()
-        if pause_s > 0:
-            self.state.report_requested.wait(pause_s)
+        """Send the due reports, then wait for the next request or retry."""
+        wait_s = self.reporter.send_due_reports()
+        if wait_s > 0:
+            self.state.report_requested.wait(wait_s)
         self.state.report_requested.clear()
 
-    # --- watch ----------------------------------------------------------------------------------------------------
+    # --- work -----------------------------------------------------------------------------------------------------
 
-    def _watch(self) -> tuple[str, int]:
-        """Wait until the agent has to stop; return the reason and the exit code."""
+    def _wait_for_stop_reason(self) -> tuple[str, int]:
+        """Check signals, limits and mode until the agent has to stop; return the reason and the exit code."""
         progress = Progress()
         while True:
-            self._tick(progress)
+            self._run_main_iteration(progress)
             self.monitor.restart_overdue_critical_jobs()
-            if self._signals:
+            if self._stop_signals:
                 return "signal", EXIT_OK
             if (limit := self.monitor.reached_limit()) is not None:
                 log.info("limit_reached", limit=limit)
                 return f"limit {limit}", EXIT_RESTART if self.mode is Mode.SERVE else EXIT_OK
-            if self.mode is not Mode.SERVE and self._is_done():
+            if self._is_done():
                 return "done", EXIT_OK
             time.sleep(TICK_S)
 
-    def _tick(self, progress: Progress) -> None:
-        """One turn of the main thread's loops: report progress, and reload secrets after HUP."""
+    def _run_main_iteration(self, progress: Progress) -> None:
+        """Report progress and status to the supervisor, and reload the secrets after HUP."""
         progress.report_progress()
         self.state.note_progress("main")
         if self.state.is_ready:
             progress.ready()
             progress.status(self.state.summary)
-        if self._reload_wanted:
-            self._reload_wanted = False
+        if self._is_reload_requested:
+            self._is_reload_requested = False
             log.info("reload_requested")
-            # In a thread: it may call FulcrumCore, which may be slow.
+            # In another thread: a reload may call FulcrumCore, and a slow answer must not stop this loop.
             threading.Thread(target=self._reload, name="reload", daemon=True).start()
 
     def _request_reload(self, _number: int, _frame: object) -> None:
-        self._reload_wanted = True
+        self._is_reload_requested = True
 
     def _reload(self) -> None:
         self.secrets.reload()
         self.proxmox.connection = self.secrets.connection()
 
     def _is_done(self) -> bool:
-        """True when a limited mode has nothing left to do."""
-        if not self.state.agent_id or self.state.polls == 0 or self.dispatcher.running:
+        """True when the mode is ONCE or UNTIL_IDLE and its work is done."""
+        if self.mode is Mode.SERVE or not self.state.agent_id or self.state.polls == 0 or self.dispatcher.running:
             return False
-        has_open_jobs = self._has_open_jobs()
-        if has_open_jobs or self.mode is Mode.ONCE:
-            return not has_open_jobs
-        # FulcrumCore may show the next job of a group only after our last report, and the poll that ends first may
-        # have begun before that report: so two more polls.
-        enough = self.state.polls + 2
-        while self.state.polls < enough and not self._signals:
+        if self._has_open_jobs():
+            return False
+        if self.mode is Mode.ONCE:
+            return True
+        # FulcrumCore lists the next job of a group only after it has received the report of the previous one. A poll
+        # that is running now may have begun before the last report, so the agent waits for the end of two more polls.
+        polls_needed = self.state.polls + 2
+        while self.state.polls < polls_needed and not self._stop_signals:
             self.state.poll_requested.set()
             time.sleep(TICK_S)
         return not self._has_open_jobs()
@@ -219,15 +222,15 @@ class Agent:
     # --- stop -----------------------------------------------------------------------------------------------------
 
     def _shut_down(self, reason: str, code: int) -> int:
-        """Drain, cancel the jobs that do not end in time, send due reports, stop every loop. Returns the exit code."""
+        """Drain, cancel jobs that do not end in time, send due reports, and stop every loop; return the exit code."""
         self.state.draining.set()
         log.info("drain_started", reason=reason, running=self.dispatcher.running)
         drained = self._wait_for_jobs(self.settings.smith_drain_timeout_s)
         if not drained:
             self.dispatcher.stop_all(StopSignal.AGENT_STOPPING)
-            grace_s = QUIT_GRACE_S if signal.SIGQUIT in self._signals else CANCEL_GRACE_S
-            drained = self._wait_for_jobs(grace_s, stops_at_second_signal=False)
-        if signal.SIGQUIT not in self._signals:
+            grace_s = QUIT_GRACE_S if signal.SIGQUIT in self._stop_signals else CANCEL_GRACE_S
+            drained = self._wait_for_jobs(grace_s, ends_on_signal=False)
+        if signal.SIGQUIT not in self._stop_signals:
             self.reporter.flush(FLUSH_S if self.state.fulcrum.is_up else 0.0)
         self.state.stopping.set()
         for event in (self.state.dispatch_requested, self.state.report_requested):
@@ -239,13 +242,13 @@ class Agent:
             nodes.note_stopped(session, self.boot_id, reason)
         return code if drained else EXIT_FAILURE
 
-    def _wait_for_jobs(self, within_s: float, *, stops_at_second_signal: bool = True) -> bool:
-        """Wait until no job runs; False after a timeout or a second stop signal."""
-        progress, limit = Progress(), time.monotonic() + within_s
+    def _wait_for_jobs(self, within_s: float, *, ends_on_signal: bool = True) -> bool:
+        """Wait until no job runs. Return False after the timeout, a second stop signal, or QUIT."""
+        progress, deadline = Progress(), time.monotonic() + within_s
         while self.dispatcher.running:
-            self._tick(progress)
-            has_second_signal = len(self._signals) > 1 or signal.SIGQUIT in self._signals
-            if time.monotonic() >= limit or (stops_at_second_signal and has_second_signal):
+            self._run_main_iteration(progress)
+            must_cancel = len(self._stop_signals) > 1 or signal.SIGQUIT in self._stop_signals
+            if time.monotonic() >= deadline or (ends_on_signal and must_cancel):
                 return False
             time.sleep(TICK_S)
         return True

@@ -1,4 +1,4 @@
-"""Step 3 of 7: claims the job at FulcrumCore, exactly once however often the agent was restarted in between."""
+"""Step 3 of the walk in ARCHITECTURE.md: claims a job at FulcrumCore, only once even if the agent restarts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ log = get_logger(__name__)
 
 
 class JobAbandoned(Exception):
-    """FulcrumCore has ended the job, or given it to another agent, before our claim."""
+    """FulcrumCore has ended or deleted the job, or another agent has it, so it cannot be claimed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ class Claimer:
     fulcrum: FulcrumClient
 
     def claim(self, job: Job, lease: Lease) -> None:
-        """Make sure that FulcrumCore has the job as Processing by us. An earlier claim may have reached it.
+        """Claim the job at FulcrumCore, unless an earlier call has done so before a crash.
 
         Raises JobAbandoned, FulcrumUnavailable.
         """
@@ -51,25 +51,27 @@ class Claimer:
         log.info("job_claimed", attempt=job.attempt)
 
     def _send(self, job: Job) -> None:
+        """Send the claim. Raises JobAbandoned, FulcrumUnavailable."""
         try:
             self.fulcrum.claim_job(job.fulcrum_id)
         except FulcrumRefused:
             status = self._status_at_core(job.fulcrum_id)
             raise JobAbandoned(f"FulcrumCore refused the claim: the job is {status} there") from None
         except FulcrumAuthFailing:
-            # 403 for this job only: it is deleted or another agent's. 403 for every request has another cause.
+            # 403 for this job only: it was deleted or belongs to another agent. When every request gets 403,
+            # FulcrumCore or our token has a problem, and `knows_job` raises.
             if self.fulcrum.knows_job(job.fulcrum_id):
                 raise FulcrumUnavailable("FulcrumCore refused the claim of a job that it has", status=500) from None
             raise JobAbandoned("FulcrumCore does not know the job any more, or it is not ours") from None
 
     def _status_at_core(self, fulcrum_id: str) -> str:
-        """Return FulcrumCore's status of the job: Pending, or Processing by our own claim. Raises JobAbandoned."""
+        """Return the job's status at FulcrumCore: Pending, or Processing after our own claim. Raises JobAbandoned."""
         try:
-            found: CoreJob = self.fulcrum.get_job(fulcrum_id)
+            core_job: CoreJob = self.fulcrum.get_job(fulcrum_id)
         except FulcrumAuthFailing:
             if self.fulcrum.knows_job(fulcrum_id):
                 raise FulcrumUnavailable("FulcrumCore refused to show a job that it has", status=500) from None
             raise JobAbandoned("FulcrumCore does not know the job any more, or it is not ours") from None
-        if found.status not in ("Pending", "Processing"):
-            raise JobAbandoned(f"FulcrumCore has the job as {found.status}")
-        return found.status
+        if core_job.status not in ("Pending", "Processing"):
+            raise JobAbandoned(f"FulcrumCore has the job as {core_job.status}")
+        return core_job.status

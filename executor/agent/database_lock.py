@@ -1,4 +1,4 @@
-"""The lock that keeps a second agent away from the same SQLite file."""
+"""Locks the SQLite file, so that only one agent at a time uses it."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from executor.errors import DatabaseError
 
 @contextlib.contextmanager
 def exclusive_database(url: str) -> Iterator[None]:
-    """Lock the SQLite file for this process; PostgreSQL is meant to be shared.
+    """Lock the SQLite file for the length of the block. Does nothing for PostgreSQL, which several agents may share.
 
-    Raises DatabaseError that names the holder. The kernel releases the lock when the process ends.
+    Raises DatabaseError, which names the process that has the lock. The kernel releases the lock when that process
+    ends.
     """
     database = sqlite_file(url)
     if database is None:
@@ -31,7 +32,7 @@ def exclusive_database(url: str) -> Iterator[None]:
         except BlockingIOError:
             handle.seek(0)
             holder = handle.read(200).strip() or "another process"
-            raise DatabaseError(f"the database {database} is in use by {holder}: one executor a file") from None
+            raise DatabaseError(f"the database {database} is in use by {holder}: only one agent may use it") from None
         handle.truncate(0)
         handle.write(f"pid {os.getpid()} on {socket.gethostname()}")
         handle.flush()

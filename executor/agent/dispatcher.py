@@ -1,4 +1,4 @@
-"""Step 2 of 7: claims jobs from the queue and runs each on a thread of its own."""
+"""Step 2 of the walk in ARCHITECTURE.md: claims jobs from the queue and processes each on a thread of its own."""
 
 from __future__ import annotations
 
@@ -29,24 +29,24 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
-#: The longest wait between two claims when no event wakes the dispatcher: a job's backoff may have ended.
+#: Maximum wait between two claims. It is needed because the end of a job's backoff does not wake the dispatcher.
 DISPATCH_INTERVAL_S = 2.0
-#: The same while admission is closed, which mostly lasts for fractions of a second.
+#: Maximum wait while admission is closed, which usually lasts less than a second.
 ADMISSION_RETRY_S = 0.2
 
 
 @dataclass(kw_only=True)
 class _Slot:
-    """One running job."""
+    """A running job and its stop signal."""
 
     job: Job
     stop: StopSignal = field(default_factory=StopSignal)
 
 
 class Dispatcher:
-    """Fills the job slots of one agent."""
+    """Claims and starts jobs, at most SMITH_CONCURRENCY at once."""
 
-    def __init__(  # noqa: PLR0913 (the parts that it connects)
+    def __init__(  # noqa: PLR0913 (the dispatcher connects these parts)
         self,
         *,
         engine: Engine,
@@ -69,16 +69,16 @@ class Dispatcher:
         self._disk_space = DiskSpace(folders={"data": settings.smith_data_dir, "run": settings.smith_run_dir})
         self._slots: dict[int, _Slot] = {}
         self._lock = threading.Lock()
-        # The threads are kept: each keeps its connections to FulcrumCore and Proxmox from one job to the next.
+        # Threads are reused, because each thread keeps its connections to FulcrumCore and Proxmox open.
         self._pool = ThreadPoolExecutor(max_workers=settings.smith_concurrency, thread_name_prefix="job")
 
     @property
     def running(self) -> int:
-        """How many jobs run."""
+        """The number of running jobs."""
         return len(self._slots)
 
     def stop_signals(self) -> dict[int, StopSignal]:
-        """Return the stop signal of each running job, by the job's id."""
+        """Return the stop signal of each running job, by `job.id`."""
         with self._lock:
             return {job_id: slot.stop for job_id, slot in self._slots.items()}
 
@@ -88,7 +88,7 @@ class Dispatcher:
             stop.send(reason)
 
     def dispatch(self) -> None:
-        """Wait for work, then claim jobs until the slots are full or the queue is empty."""
+        """Wait for a request or the interval, then start jobs until all slots are used or the queue is empty."""
         self._state.dispatch_requested.wait(ADMISSION_RETRY_S if self._admission.is_closed else DISPATCH_INTERVAL_S)
         self._state.dispatch_requested.clear()
         while self._state.may_claim and not self._is_full() and self._has_resources():
@@ -108,8 +108,11 @@ class Dispatcher:
         return self._disk_space.is_enough() and self._admission.is_open(self.running)
 
     def _is_full(self) -> bool:
-        limit = self._settings.smith_max_jobs
-        return self.running >= self._settings.smith_concurrency or bool(limit and self._state.jobs_claimed >= limit)
+        """True when every slot is used, or when SMITH_MAX_JOBS jobs were claimed."""
+        settings = self._settings
+        if settings.smith_max_jobs and self._state.jobs_claimed >= settings.smith_max_jobs:
+            return True
+        return self.running >= settings.smith_concurrency
 
     def _start(self, job: Job) -> None:
         slot = _Slot(job=job)
@@ -120,13 +123,14 @@ class Dispatcher:
         self._pool.submit(self._process, slot)
 
     def _process(self, slot: _Slot) -> None:
+        """Process one job and free its slot, whatever exception is raised."""
         job, started = slot.job, time.monotonic()
         try:
             self._worker.process_job(job, slot.stop)
         except StaleJob as stale:
             log.warning("job_lost", job_id=job.fulcrum_id, reason=str(stale))
         except DatabaseError:
-            log.exception("job_end_not_stored", job_id=job.fulcrum_id)  # released when no slot runs it (leases.py)
+            log.exception("job_end_not_stored", job_id=job.fulcrum_id)  # LeaseKeeper will release the job
         except Exception as defect:
             log.exception("job_crashed", job_id=job.fulcrum_id)
             self._fail_internal(job, defect)
@@ -139,7 +143,7 @@ class Dispatcher:
             self._meters.note_ended(self._engine, job, time.monotonic() - started)
 
     def _fail_internal(self, job: Job, defect: Exception) -> None:
-        """Fail a job after an unexpected exception. FulcrumCore gets the exception's type only."""
+        """Fail a job after an unexpected exception. Report only its type: its text may contain secrets."""
         result = JobResult(succeeded=False, code=ErrorCode.INTERNAL, detail=f"{type(defect).__name__}, see the log")
         lease = job_queue.lease_of(job)
         with contextlib.suppress(StaleJob, DatabaseError):

@@ -1,4 +1,4 @@
-"""What a job row says about its service: the values that several steps read from it."""
+"""Reads the values that several steps need from a job's row."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ def is_local(job: Job) -> bool:
 
 
 def service_id(job: Job) -> str:
-    """Return the service's id. Raises JobError when there is none."""
-    if job.service_id is None:  # the poller marks such a job as defective, so the worker has failed it before
+    """Return the id of the job's service. Raises JobError when there is none."""
+    if job.service_id is None:  # not expected: the worker fails a job that the poller marked as defective
         raise JobError(ErrorCode.INVALID_REQUEST, "the job names no service")
     return job.service_id
 
 
 def delivered_properties(job: Job) -> dict[str, Any]:
-    """Return the properties as FulcrumCore delivered them: secrets are still references."""
-    found: dict[str, Any] = job.params or (job.service or {}).get("properties") or {}
-    return found
+    """Return the properties as FulcrumCore delivered them: secrets are still references to the vault."""
+    properties: dict[str, Any] = job.params or (job.service or {}).get("properties") or {}
+    return properties
 
 
 def vm_name(job: Job) -> str:
@@ -36,5 +36,5 @@ def vm_name(job: Job) -> str:
 
 
 def secret_resolver_input(job: Job) -> JobFacts:
-    """Return what the secret resolver needs to know of the job."""
+    """Return the values of the job that SecretResolver needs."""
     return JobFacts(action=job.action, service=job.service, params=job.params, attempt=job.attempt)

@@ -1,4 +1,4 @@
-"""Ownership of jobs: renews the leases of running jobs, releases jobs without a slot, reaps jobs of dead agents."""
+"""Renews the leases of running jobs, releases jobs that no slot runs, and reaps jobs whose lease has expired."""
 
 from __future__ import annotations
 
@@ -19,61 +19,61 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
-#: Renewals within the length of one lease: several may fail before the lease expires.
+#: Renewals per lease length, so that several may fail before the lease expires.
 RENEWALS_PER_LEASE = 6
 
 
 @dataclass(kw_only=True)
 class LeaseKeeper:
-    """Keeps the leases of one agent."""
+    """Renews and checks the leases of one agent process."""
 
     engine: Engine
     dispatcher: Dispatcher
     state: AgentState
     boot_id: str
     lease_s: float
-    _without_slot: set[int] = field(default_factory=set)  #: jobs that we owned without a slot at the last turn
-    _connected_since: float | None = None  #: monotonic; start of the current period without a database error
+    _without_slot: set[int] = field(default_factory=set)  #: ids of jobs whose lease we had without a slot last time
+    _connected_since: float | None = None  #: monotonic; since when there was no database error
 
     def maintain(self) -> None:
-        """Renew once, then wait for the next renewal."""
-        running = self.dispatcher.stop_signals()  # before the renewal: a job claimed after it must not look lost
+        """Renew all leases once, act on lost and cancelled jobs, then wait until the next renewal."""
+        running = self.dispatcher.stop_signals()  # read first: a job claimed after the renewal is not in its answer
         with transaction(self.engine) as session:
-            held = job_queue.renew(session, self.boot_id, lease_s=self.lease_s)
+            renewed_jobs = job_queue.renew(session, self.boot_id, lease_s=self.lease_s)
             nodes.note_seen(session, self.boot_id)
         for job_id, stop in running.items():
-            if job_id not in held:
+            if job_id not in renewed_jobs:
                 stop.send(StopSignal.LEASE_LOST)
-            elif held[job_id]:
+            elif renewed_jobs[job_id]:  # an operator has cancelled it
                 stop.send(StopSignal.CANCELLED)
-        self._release_unowned_jobs(held.keys())
-        self._reap_dead_nodes()
+        self._release_jobs_without_slot(renewed_jobs.keys())
+        self._reap_expired_leases()
         self.state.stopping.wait(self.lease_s / RENEWALS_PER_LEASE)
 
     def note_database_error(self) -> None:
-        """Restart the wait of one lease before the next reaping; see `_reap_dead_nodes`."""
+        """Postpone the next reaping by one lease length; see `_reap_expired_leases`."""
         self._connected_since = None
 
-    def _release_unowned_jobs(self, held: Collection[int]) -> None:
-        """Release jobs that the database assigns to us but that no slot runs.
+    def _release_jobs_without_slot(self, leased: Collection[int]) -> None:
+        """Release jobs whose lease we have but that no slot runs.
 
-        A slot could not write its job's end because the database failed. Without this release the job would stay
-        ours for ever, with its lease renewed. A job must be without a slot at two turns, because a claim is stored
-        a moment before its slot exists.
+        This happens when the database failed while a slot stored its job's end. Without this release we would renew
+        the job's lease for ever. A job is released when it has no slot at two iterations in a row, because a claim is
+        stored a moment before its slot exists.
         """
-        without_slot = set(held) - self.dispatcher.stop_signals().keys()
-        unowned, self._without_slot = without_slot & self._without_slot, without_slot
-        for job_id in unowned:
+        without_slot = set(leased) - self.dispatcher.stop_signals().keys()
+        to_release, self._without_slot = without_slot & self._without_slot, without_slot
+        for job_id in to_release:
             with transaction(self.engine) as session:
                 if job_queue.release(session, job_id, self.boot_id):
                     log.warning("job_released", job_row=job_id)
                     self.state.dispatch_requested.set()
 
-    def _reap_dead_nodes(self) -> None:
+    def _reap_expired_leases(self) -> None:
         """Reap jobs with expired leases, on a database that several agents share.
 
-        Only after one whole lease without a database error: during an outage no agent could renew its leases, so all
-        of them look expired afterwards.
+        It waits for one whole lease length without a database error: during an outage no agent could renew its
+        leases, so all leases are expired afterwards.
         """
         if self.engine.dialect.name == "sqlite":
             return

@@ -1,4 +1,4 @@
-"""Step 4 of 7: finds the service's VM, or reserves a VMID for a new one."""
+"""Step 4 of the walk in ARCHITECTURE.md: finds the mapping of a service's VM, or reserves a VMID for a new VM."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ log = get_logger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Reservations:
-    """Finds or makes the mapping that a job works on."""
+    """Finds or creates the mapping of the VM that a job changes."""
 
     engine: Engine
     proxmox: ProxmoxReader
@@ -35,10 +35,13 @@ class Reservations:
     cluster: str
 
     def mapping_of(self, job: Job) -> Mapping | None:
-        """Return the service's mapping, found or reserved; None when a delete has nothing left to delete."""
+        """Return the mapping of the service's VM; a create reserves one. None for a delete whose VM does not exist.
+
+        Raises JobError.
+        """
         with reading(self.engine) as session:
             mapping = mappings.current(session, service_id(job))
-        if is_local(job):  # it deletes a VM whose grace period has ended, and nothing else
+        if is_local(job):  # a local job only deletes a VM whose grace period has ended
             if mapping is None or mapping.state != MappingState.PENDING_DELETION:
                 raise JobError(ErrorCode.CANCELLED, "the scheduled deletion was cancelled")
             return mapping
@@ -46,13 +49,13 @@ class Reservations:
             return mapping
         if job.action == "create":
             return self._reserve(job)
-        self._verify_that_absence_is_visible()
+        self._require_that_vm_would_be_visible()
         if job.action == "delete":
             return None
-        raise JobError(ErrorCode.VM_NOT_FOUND, f"{job.action} needs a VM, and none carries this service's marker")
+        raise JobError(ErrorCode.VM_NOT_FOUND, f"{job.action} needs a VM, and no VM has this service's marker")
 
     def _find_unmapped(self, job: Job) -> Mapping | None:
-        """Search Proxmox for a VM of this service that no row knows: the database may have been lost."""
+        """Search Proxmox for a VM of this service without a mapping: the database may have been lost."""
         service, rows = service_id(job), self.proxmox.vms()
         vm = self.proxmox.find_by_marker(rows, service, name_suffix=mappings.vm_name("", service)[-9:])
         if vm is None:
@@ -69,13 +72,16 @@ class Reservations:
                 kind=vm.kind,
             )
         if mapping is None:
-            raise JobError(ErrorCode.VM_IDENTITY_MISMATCH, f"VM {vm.vmid} carries the marker but is mapped elsewhere")
+            raise JobError(
+                ErrorCode.VM_IDENTITY_MISMATCH, f"VM {vm.vmid} has the marker but is mapped to another service"
+            )
         return mapping
 
     def _find_partial_clone(self, job: Job, rows: Sequence[VmRow]) -> Mapping | None:
-        """Search for a clone that an earlier create of ours left without its marker, after the database was lost.
+        """Search Proxmox for a clone that an interrupted create left without a marker; reserve its VMID.
 
-        Only a VM with exactly the name that we would give it, on a VMID of our range, is accepted.
+        Needed only after the loss of the database. Accepts only a VM with the exact name that a create would give it,
+        and with a VMID of the configured range.
         """
         low, high = self.settings.proxmox_vmid_min, self.settings.proxmox_vmid_max
         vm = self.proxmox.find_partial_clone(rows, vm_name(job), range(low, high + 1))
@@ -87,21 +93,21 @@ class Reservations:
                 session, service_id=service_id(job), cluster=self.cluster, vmid=vm.vmid, name=vm.name, kind=vm.kind
             )
 
-    def _verify_that_absence_is_visible(self) -> None:
-        """Raise JobError unless Proxmox would show us the VM if it existed: an empty list alone proves nothing."""
+    def _require_that_vm_would_be_visible(self) -> None:
+        """Raise JobError unless the token could see the VM if it existed: an empty list alone proves nothing."""
         if not self.proxmox.is_quorate():
             raise JobError(ErrorCode.PVE_NO_QUORUM, "the cluster has no quorum: nothing can be concluded")
         if not self.proxmox.may_see_all_vms():
             raise JobError(ErrorCode.PVE_PERMISSION, "the token lacks VM.Audit on /vms: nothing can be concluded")
 
     def _reserve(self, job: Job) -> Mapping:
-        """Store a free VMID for the service, after a check that the cluster does not use it."""
+        """Reserve a VMID that the cluster does not use; return the new mapping, or one that was added meanwhile."""
         kind = read_properties(delivered_properties(job)).kind
-        used_by_others: set[int] = set()
+        used_vmids: set[int] = set()
         while True:
-            vmid = self._pick_vmid(used_by_others)
+            vmid = self._pick_vmid(used_vmids)
             if not self.proxmox.is_vmid_free(vmid):
-                used_by_others.add(vmid)
+                used_vmids.add(vmid)
                 continue
             service = service_id(job)
             with transaction(self.engine) as session:
@@ -113,12 +119,13 @@ class Reservations:
                 crash_points.reached("vmid_reserved", job.service_id)
                 return mapping
 
-    def _pick_vmid(self, used_by_others: set[int]) -> int:
+    def _pick_vmid(self, used_vmids: set[int]) -> int:
+        """Return a random VMID of the range that is neither mapped, nor in quarantine, nor in `used_vmids`."""
         low, high = self.settings.proxmox_vmid_min, self.settings.proxmox_vmid_max
         with transaction(self.engine) as session:
             return mappings.pick_vmid(
                 session,
                 (self.cluster, low, high),
                 quarantine_s=self.settings.smith_vmid_quarantine_s,
-                taken=used_by_others,
+                taken=used_vmids,
             )

@@ -1,4 +1,7 @@
-"""Step 5 of 7, before the run: holds what a create or a migration needs from the cluster while its run lasts."""
+"""Allocates a node, storage and a clone slot for a create or a migration until its run has ended.
+
+This is the first part of step 5 of the walk in ARCHITECTURE.md.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from executor.database.tables import Job, Mapping
+from executor.model import JobResult
 from executor.placement.clone_limit import CloneLimit, Permit
 from executor.placement.decide import Placement
 from executor.placement.placer import PlacementRequest, Placer
@@ -17,56 +21,62 @@ from executor.runs.vm_properties import read_properties
 
 
 @dataclass(kw_only=True)
-class HeldResources:
-    """What one run holds."""
+class AllocatedResources:
+    """The resources that are allocated to one run."""
 
-    placement: Placement | None = None  #: the chosen node and storage; None: the VM stays where it is
-    permit: Permit = field(default_factory=Permit)  #: of the clone limit; its `result` is set after the run
+    placement: Placement | None = None  #: the chosen node and storage; None when the run needs no placement
+    permit: Permit = field(default_factory=Permit)  #: permission of the clone limit to run one more clone
+
+    def note_result(self, result: JobResult) -> None:
+        """Pass the run's result to the clone limit, which adapts to it."""
+        self.permit.result = result
 
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """Chooses a node and waits for a clone slot."""
+    """Allocates resources: chooses a node and a storage, and waits for a clone slot."""
 
     placer: Placer
     clone_limit: CloneLimit
     plan_settings: PlanSettings
 
     @contextmanager
-    def hold(
+    def allocate(
         self, job: Job, mapping: Mapping, properties: dict[str, Any], *, may_wait: Callable[[], bool]
-    ) -> Iterator[HeldResources]:
-        """Hold a placement and a clone slot for the length of the block; most actions need neither.
+    ) -> Iterator[AllocatedResources]:
+        """Allocate a placement and a clone slot for the length of the block; most actions need neither.
 
-        Raises JobError when no node has room, or when `may_wait` answers False or raises while all slots are taken.
+        `may_wait` is called repeatedly while all clone slots are in use, and may raise JobError.
+        Raises JobError when no node has enough resources, or when `may_wait` returns False.
         """
-        with self._placed(job, mapping, properties) as placement:
+        with self._allocated_placement(job, mapping, properties) as placement:
             if placement is None or job.action != "create":
-                yield HeldResources(placement=placement)
+                yield AllocatedResources(placement=placement)
                 return
             with self.clone_limit.acquire(placement.clone_target, may_wait=may_wait) as permit:
-                yield HeldResources(placement=placement, permit=permit)
+                yield AllocatedResources(placement=placement, permit=permit)
 
     @contextmanager
-    def _placed(self, job: Job, mapping: Mapping, properties: dict[str, Any]) -> Iterator[Placement | None]:
+    def _allocated_placement(
+        self, job: Job, mapping: Mapping, properties: dict[str, Any]
+    ) -> Iterator[Placement | None]:
+        """Choose a placement for a create or a migration; reserve it for the length of the block."""
         if job.action == "migrate":
             with self.placer.allocate_move(mapping.vmid, mapping.node or "") as placement:
                 yield placement
             return
-        wanted = read_properties(properties) if job.action == "create" else None
-        if wanted is None or not wanted.has_source:
+        vm = read_properties(properties) if job.action == "create" else None
+        if vm is None or not vm.has_source:
             yield None
             return
-        template = (
-            extra_vars.os_template(wanted.os_template, self.plan_settings.os_templates) if wanted.os_template else ""
-        )
+        template = extra_vars.os_template(vm.os_template, self.plan_settings.os_templates) if vm.os_template else ""
         request = PlacementRequest(
             vmid=mapping.vmid,
-            image=wanted.image or "",
-            volume=template or wanted.iso or "",
-            memory_mib=wanted.memory_mib,
-            cores=wanted.cores,
-            bridge=extra_vars.bridge_of(wanted, self.plan_settings),
+            image=vm.image or "",
+            volume=template or vm.iso or "",
+            memory_mib=vm.memory_mib,
+            cores=vm.cores,
+            bridge=extra_vars.bridge_of(vm, self.plan_settings),
             node=self.plan_settings.node,
         )
         with self.placer.allocate(request) as placement:

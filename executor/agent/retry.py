@@ -1,4 +1,4 @@
-"""The retry policy of jobs: how much time is left, whether another attempt follows, and after which backoff."""
+"""Decides how long a job's run may take, whether the job gets another attempt, and after which backoff."""
 
 from __future__ import annotations
 
@@ -10,38 +10,38 @@ from executor.errors import ErrorCode, JobError
 from executor.model import JobResult
 from executor.proxmox.error_rules import Reaction, reaction_to
 
-#: A job with less time left than this is failed, not started: the shortest playbook needs about as much.
+#: A job with less time left than this fails without a run: the shortest playbook needs about as long.
 MIN_RUN_S = 10.0
-#: Kept free between the end of a run and FulcrumCore's timeout, for the report.
+#: Time reserved for the report between the end of a run and FulcrumCore's timeout.
 REPORT_MARGIN_S = 10.0
 #: Backoff before the second attempt; doubled for each further one, with jitter.
 MIN_BACKOFF_S = 2.0
 MAX_BACKOFF_S = 30.0
 MAX_ATTEMPTS = 8
-#: A job whose run was killed this often fails: most likely the machine has too little memory for it.
+#: A job fails after this many killed runs: most likely the machine has too little memory for the run.
 MAX_KILLED_RUNS = 3
 #: Failures that are never retried although their reaction allows it: an operator should see them at once.
 NEVER_RETRIED = frozenset({ErrorCode.CAPACITY, ErrorCode.TASK_FAILED, ErrorCode.TASK_TIMEOUT})
 
 
-def time_left_s(job: Job, *, clock_offset_s: float) -> float:
-    """Return how many seconds a run may take. Raises JobError when they are too few to start one.
+def require_time_left_s(job: Job, *, clock_offset_s: float) -> float:
+    """Return how many seconds a run may take. Raises JobError when they are too few to start a run.
 
-    `clock_offset_s` is what FulcrumCore's clock is ahead of ours. The error is DEADLINE, or the error of the last
-    attempt, which says more about the cause.
+    `clock_offset_s`: how far FulcrumCore's clock is ahead of ours. The error is that of the job's previous attempt,
+    because it names the cause, or DEADLINE when there is none.
     """
     now_at_core = utc_now().timestamp() + clock_offset_s
-    left = job.deadline_at.timestamp() - now_at_core - REPORT_MARGIN_S
-    if left < MIN_RUN_S:
+    left_s = job.deadline_at.timestamp() - now_at_core - REPORT_MARGIN_S
+    if left_s < MIN_RUN_S:
         code, _, last_error = (job.error_message or "").partition(": ")
         if last_error and code in set(ErrorCode):
             raise JobError(ErrorCode(code), last_error)
-        raise JobError(ErrorCode.DEADLINE, f"{max(left, 0):.0f} s are left, too few to begin")
-    return left
+        raise JobError(ErrorCode.DEADLINE, f"{max(left_s, 0):.0f} s are left, too few to begin")
+    return left_s
 
 
 def backoff_before_retry_s(job: Job, result: JobResult, *, clock_offset_s: float) -> float | None:
-    """Return the backoff before the job's next attempt, None when this result is final."""
+    """Return the backoff before the job's next attempt, None when there must be no further attempt."""
     if result.succeeded or result.code is None or result.code in NEVER_RETRIED or job.attempt >= MAX_ATTEMPTS:
         return None
     if result.was_killed and job.attempt >= MAX_KILLED_RUNS:
@@ -51,12 +51,12 @@ def backoff_before_retry_s(job: Job, result: JobResult, *, clock_offset_s: float
         return None
     backoff = backoff_s(job.attempt)
     with suppress(JobError):
-        if time_left_s(job, clock_offset_s=clock_offset_s) - backoff >= MIN_RUN_S:
+        if require_time_left_s(job, clock_offset_s=clock_offset_s) - backoff >= MIN_RUN_S:
             return backoff
     return None
 
 
 def backoff_s(attempt: int, requested_s: float | None = None) -> float:
-    """Return a growing wait with jitter, never shorter than what the server requested."""
+    """Return a wait that grows with each attempt, with jitter, and is at least `requested_s` (HTTP Retry-After)."""
     grown = min(MIN_BACKOFF_S * 2.0 ** max(attempt - 1, 0), MAX_BACKOFF_S)
-    return max(grown * random.uniform(0.7, 1.3), requested_s or 0.0)  # noqa: S311 (spreads load, guards nothing)
+    return max(grown * random.uniform(0.7, 1.3), requested_s or 0.0)  # noqa: S311 (jitter, not a secret)

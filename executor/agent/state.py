@@ -1,4 +1,4 @@
-"""State that the threads of one agent share: flags, counters, and whether FulcrumCore answers."""
+"""Holds what the threads of one agent share: flags, counters, and whether FulcrumCore answers."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from executor.log import get_logger
 
 log = get_logger(__name__)
 
-#: A failure this soon after an outage is attributed to it: its call may have begun before the recovery.
+#: A failure this soon after a recovery starts no new outage: its call may have begun before the recovery.
 LATE_FAILURE_S = 2.0
 
 
 class Link:
-    """Whether an outside system answers. Each change is logged once, even when several threads notice it."""
+    """Records whether an outside system answers. Logs each change once, even when several threads report it."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -26,16 +26,16 @@ class Link:
 
     @property
     def is_up(self) -> bool:
-        """True until a call fails, and again after one succeeds."""
+        """True before the first failed call, and from the next successful call on."""
         return self._down_since is None
 
     @property
     def reason(self) -> str:
-        """The error of the outage, '' while it is up."""
+        """The last error of the current outage; '' while the system answers."""
         return self._reason
 
     def note_up(self) -> bool:
-        """Record an answer; True when it is the first after an outage."""
+        """Record an answer of the system. Return True for the first answer after an outage."""
         with self._lock:
             since, self._down_since, self._reason = self._down_since, None, ""
             if since is None:
@@ -45,15 +45,15 @@ class Link:
         return True
 
     def note_down(self, reason: str) -> None:
-        """Record a failure; only the first of an outage is logged. Failures just after a recovery are ignored."""
+        """Record a failed call. Log the first of an outage, and ignore failures within LATE_FAILURE_S of a recovery."""
         with self._lock:
             if time.monotonic() - self._recovered_at < LATE_FAILURE_S:
                 return
-            first = self._down_since is None
-            if first:
+            is_first = self._down_since is None
+            if is_first:
                 self._down_since = time.monotonic()
             self._reason = reason
-        if first:
+        if is_first:
             log.warning(f"{self._name}_stopped_answering", reason=reason)
 
 
@@ -62,22 +62,22 @@ class AgentState:
     """The shared state of one agent process."""
 
     fulcrum: Link = field(default_factory=lambda: Link("fulcrum"))
-    agent_id: str = ""  #: our id at FulcrumCore, '' before the first heartbeat
-    disabled: bool = False  #: by an operator of FulcrumCore: no jobs are claimed
-    draining: threading.Event = field(default_factory=threading.Event)  #: nothing new is claimed
-    stopping: threading.Event = field(default_factory=threading.Event)  #: every loop ends
+    agent_id: str = ""  #: FulcrumCore's id of this agent, '' until the first heartbeat
+    disabled: bool = False  #: an operator has disabled the agent in FulcrumCore: it claims no jobs
+    draining: threading.Event = field(default_factory=threading.Event)  #: set: no more jobs are claimed
+    stopping: threading.Event = field(default_factory=threading.Event)  #: set: every loop ends
     dispatch_requested: threading.Event = field(default_factory=threading.Event)  #: wakes the dispatcher
     poll_requested: threading.Event = field(default_factory=threading.Event)  #: wakes the poller
     report_requested: threading.Event = field(default_factory=threading.Event)  #: wakes the reporter
-    polls: int = 0  #: finished polls of this process
+    polls: int = 0  #: how many polls this process has finished
     heartbeat_at: float = 0.0  #: time of the last accepted heartbeat, seconds since the epoch; 0 before the first
-    progress_at: dict[str, float] = field(default_factory=dict)  #: start of each loop's last turn, monotonic
-    jobs_claimed: int = 0  #: by this process
-    jobs_ended: int = 0
+    progress_at: dict[str, float] = field(default_factory=dict)  #: by loop; monotonic start time of its last iteration
+    jobs_claimed: int = 0  #: how many jobs this process has claimed
+    jobs_ended: int = 0  #: how many of those have ended
 
     @property
     def is_ready(self) -> bool:
-        """True once FulcrumCore has answered or failed to answer: systemd should not wait for FulcrumCore."""
+        """True after the first call to FulcrumCore, even a failed one: systemd should not wait for FulcrumCore."""
         return bool(self.agent_id) or not self.fulcrum.is_up
 
     @property
@@ -89,7 +89,7 @@ class AgentState:
         return f"{mode}, {running} running job{'' if running == 1 else 's'}{core}"
 
     def note_progress(self, loop: str) -> None:
-        """Record that a loop starts its next turn."""
+        """Record that a loop has started an iteration."""
         self.progress_at[loop] = time.monotonic()
 
     @property

@@ -1,20 +1,20 @@
-"""Asks a running job to end: sent by an operator's cancellation, by the shutdown, or after a lost lease."""
+"""Asks a running job to end: on an operator's cancellation, at shutdown, or when the job's lease was lost."""
 
 from __future__ import annotations
 
 
 class StopSignal:
-    """Asks a running job to end, and says why."""
+    """Asks one running job to end, with the reason."""
 
-    CANCELLED = "operator"  #: cancelled by an operator: the job fails
-    AGENT_STOPPING = "stopping"  #: the agent has to stop: the job is requeued
-    LEASE_LOST = "lost"  #: another agent owns the job now: write nothing
+    CANCELLED = "operator"  #: an operator cancelled the job: it fails
+    AGENT_STOPPING = "stopping"  #: the agent is shutting down: the job is requeued
+    LEASE_LOST = "lost"  #: another agent may own the job now: this one must not write to its row
 
     def __init__(self) -> None:
         self.reason: str | None = None
 
     def send(self, reason: str) -> None:
-        """Ask the job to end; only the first reason counts."""
+        """Ask the job to end. A second call changes nothing: the first reason counts."""
         if self.reason is None:
             self.reason = reason
 

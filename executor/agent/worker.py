@@ -1,7 +1,7 @@
-"""Steps 3 to 6 of 7: one job from its claim at FulcrumCore to its stored end. `process_job` shows the whole walk.
+"""Processes one job: claims it at FulcrumCore, runs its playbook, stores its result. `process_job` shows the order.
 
-A JobError on the way becomes a failed JobResult, which the last transaction stores. Only when FulcrumCore does not
-answer is the job requeued instead: a failure could not be reported.
+These are steps 3 to 6 of the walk in ARCHITECTURE.md. A JobError in any of them becomes a failed JobResult, which
+step 6 stores. When FulcrumCore does not answer, the job is requeued instead, because a failure could not be reported.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ log = get_logger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Worker:
-    """Processes one job at a time; any number of threads may share one Worker."""
+    """Processes jobs. Several threads may use one Worker, each for one job at a time."""
 
     engine: Engine
     fulcrum: FulcrumClient
@@ -58,14 +58,14 @@ class Worker:
     secrets: SecretResolver
 
     def process_job(self, job: Job, stop: StopSignal) -> None:
-        """Process one job that the queue gave us to its end. The reporter sends the result later.
+        """Process a claimed job until its result is stored or it is requeued. The reporter sends the result later.
 
-        Raises StaleJob when the lease was lost on the way; nothing was written then.
+        Raises StaleJob when the lease was lost meanwhile: then neither job nor mapping has been changed.
         """
         lease = job_queue.lease_of(job)
         with bound_contextvars(job_id=job.fulcrum_id, service_id=job.service_id, action=job.action):
             mapping: Mapping | None = None
-            begun_at, unused = utc_now(), False
+            started_at, vmid_is_unused = utc_now(), False
             try:
                 self.claimer.claim(job, lease)
                 properties = self._check(job)
@@ -81,59 +81,64 @@ class Worker:
                 return
             except JobError as error:
                 result = JobResult(succeeded=False, code=error.code, detail=error.detail)
-                # Raised before any run started: no VM can exist on a VMID that this attempt has reserved.
-                unused = mapping is not None and mapping.created_at >= begun_at
-            self._end(job, lease, mapping, result, stop, unused=unused)
+                # JobError is raised only before a run: a VMID that this attempt has reserved is still without a VM.
+                vmid_is_unused = mapping is not None and mapping.created_at >= started_at
+            self._end(job, lease, mapping, result, stop, vmid_is_unused=vmid_is_unused)
 
-    # --- between steps 3 and 4: what the job asks for -------------------------------------------------------------
+    # --- between steps 3 and 4: check the job's request -----------------------------------------------------------
 
     def _check(self, job: Job) -> dict[str, Any]:
-        """Return the job's properties, secrets filled in. Raises JobError when the job cannot be processed."""
+        """Check the job; return its properties, including secrets. Raises JobError when the job cannot run."""
         if job.cancel_requested:
             raise JobError(ErrorCode.CANCELLED, "cancelled by the operator")
         playbook = find_playbook(job.action, self.plan_settings.playbook_folders)
         if job.defect:
             raise JobError(ErrorCode.INVALID_REQUEST, job.defect)
         if job.action == "update" and not job.params:
-            # On completion FulcrumCore would replace the service's properties by nothing.
+            # FulcrumCore would replace the service's properties by an empty set when the update completes.
             raise JobError(ErrorCode.INVALID_REQUEST, "an update without properties: nothing to change")
-        self._time_left_s(job)
+        self._require_time_left_s(job)
         properties = delivered_properties(job)
         if job.action in CONFIGURING_ACTIONS:
-            read_properties(properties)  # validated before any secret is read from the vault
-        takes_properties = job.action in PROPERTY_ACTIONS or not self._is_own(playbook)
+            read_properties(properties)  # raises JobError for invalid properties, before a secret is read
+        takes_properties = job.action in PROPERTY_ACTIONS or not self._is_our_playbook(playbook)
         return self.secrets.resolve(secret_resolver_input(job), properties) if takes_properties else {}
 
-    def _is_own(self, playbook: Path) -> bool:
-        """True for a playbook that we ship, False for one of the provider."""
+    def _is_our_playbook(self, playbook: Path) -> bool:
+        """True for a playbook of this project, False for one from SMITH_ACTIONS_PATH."""
         return playbook.parent == self.plan_settings.playbook_folders[-1]
 
-    def _time_left_s(self, job: Job) -> float:
-        return retry.time_left_s(job, clock_offset_s=self.fulcrum.clock_offset_s)
+    def _require_time_left_s(self, job: Job) -> float:
+        """Return how long a run may take. Raises JobError when no run may start any more."""
+        return retry.require_time_left_s(job, clock_offset_s=self.fulcrum.clock_offset_s)
 
-    # --- step 5 ---------------------------------------------------------------------------------------------------
+    # --- step 5: run the playbook ---------------------------------------------------------------------------------
 
     def _run(
         self, job: Job, lease: Lease, mapping: Mapping | None, properties: dict[str, Any], stop: StopSignal
     ) -> JobResult:
-        if mapping is None:
+        if mapping is None:  # a delete whose VM does not exist
             return JobResult(succeeded=True, vm={"status": "absent", "changed": False})
 
         def may_wait() -> bool:
-            return self._time_left_s(job) > 0 and not stop.is_sent()
+            self._require_time_left_s(job)
+            return not stop.is_sent()
 
         with (
             bound_contextvars(vmid=mapping.vmid),
-            self.resources.hold(job, mapping, properties, may_wait=may_wait) as held,
+            self.resources.allocate(job, mapping, properties, may_wait=may_wait) as resources,
         ):
-            run = plan(self._request(job, mapping, properties, held.placement), self.plan_settings)
+            run = plan(self._request(job, mapping, properties, resources.placement), self.plan_settings)
             with transaction(self.engine) as session:
                 job_queue.note_started(session, lease, run_ident=run.ident, playbook=run.playbook.name)
             crash_points.reached("run_noted", job.service_id)
             with bound_contextvars(run_ident=run.ident):
-                held.permit.result = result = self._execute(run, mapping, stop)
+                result = self._execute(run, mapping, stop)
+            resources.note_result(result)
             crash_points.reached("run_ended", job.service_id)
-            return replace(result, vm=held.placement.add_to_result(result.vm)) if held.placement else result
+            if resources.placement is None:
+                return result
+            return replace(result, vm=resources.placement.add_to_result(result.vm))
 
     def _request(
         self, job: Job, mapping: Mapping, properties: dict[str, Any], placement: Placement | None
@@ -153,35 +158,43 @@ class Worker:
             target_node=placement.node if placement and job.action == "migrate" else "",
             template_vmid=placement.template_vmid if placement else 0,
             may_be_partial_clone=mapping.state == MappingState.RESERVED,
-            # Named after the job, so that a second attempt finds the snapshot of the first.
+            # The name contains the job's id, so that a second attempt finds the snapshot of the first attempt.
             snapshot=f"smith-{job.fulcrum_id[:8]}" if job.action == "snapshot" else "",
-            time_left_s=self._time_left_s(job),
+            time_left_s=self._require_time_left_s(job),
             secrets=self.secrets.secret_values(secret_resolver_input(job), properties),
         )
 
     def _execute(self, run: PlaybookRun, mapping: Mapping, stop: StopSignal) -> JobResult:
+        """Run the playbook, store the end of the run, and return the job's result."""
         log.info("playbook_started", playbook=run.playbook.name, timeout_s=round(run.timeout_s))
         artifacts = self.runner.run(run, cancelled=stop.is_sent)
         result = results.read(artifacts)
         duration_s = round(artifacts.ended_at - artifacts.started_at, 2)
         log.info("playbook_finished", rc=artifacts.rc, status=artifacts.status, duration_s=duration_s)
-        ended: dict[str, Any] = {"status": artifacts.status, "rc": artifacts.rc, "reason": result.message}
-        ended |= {"folder": str(artifacts.folder), "upids": result.vm.get("upids") or []}
-        # With retries: what the run has made at Proxmox is in no row before the end of the job.
-        write_with_retry(self.engine, lambda session: job_queue.note_run_ended(session, run.ident, **ended))
+        run_end: dict[str, Any] = {"status": artifacts.status, "rc": artifacts.rc, "reason": result.message}
+        run_end |= {"folder": str(artifacts.folder), "upids": result.vm.get("upids") or []}
+        # With retries: until this is stored, no row says what the run has changed in Proxmox.
+        write_with_retry(self.engine, lambda session: job_queue.note_run_ended(session, run.ident, **run_end))
         if result.vm and result.vm["vmid"] != mapping.vmid:
-            detail = f"the playbook reports VM {result.vm['vmid']} where {mapping.vmid} is mapped (run {run.ident})"
+            detail = f"the playbook reports VM {result.vm['vmid']}, but {mapping.vmid} is mapped (run {run.ident})"
             return JobResult(succeeded=False, code=ErrorCode.RESULT_INVALID, detail=detail)
         return result
 
-    # --- step 6 ---------------------------------------------------------------------------------------------------
+    # --- step 6: store the result ---------------------------------------------------------------------------------
 
-    def _end(  # noqa: PLR0913 (each is a fact that the end depends on)
-        self, job: Job, lease: Lease, mapping: Mapping | None, result: JobResult, stop: StopSignal, *, unused: bool
+    def _end(  # noqa: PLR0913 (the end of a job depends on each of them)
+        self,
+        job: Job,
+        lease: Lease,
+        mapping: Mapping | None,
+        result: JobResult,
+        stop: StopSignal,
+        *,
+        vmid_is_unused: bool,
     ) -> None:
-        """Store the job's end, or requeue the job for another attempt."""
+        """Store the job's result, or requeue the job for another attempt. Raises StaleJob."""
         if stop.reason == StopSignal.LEASE_LOST:
-            raise StaleJob(f"job {job.id} was taken over")
+            raise StaleJob(f"the lease of job {job.id} was lost")
         if stop.reason == StopSignal.AGENT_STOPPING and not result.succeeded:
             self._requeue(job, lease, backoff_s=0, reason="the agent is stopping")
             return
@@ -192,7 +205,7 @@ class Worker:
             return
 
         def write(session: Session) -> None:
-            if mapping is not None and unused:
+            if mapping is not None and vmid_is_unused:
                 mappings.mark_deleted(session, mapping.id, result.message)
             elif mapping is not None:
                 _apply_result(session, mapping, result)
@@ -212,6 +225,7 @@ class Worker:
         )
 
     def _release_taken_vmid(self, mapping: Mapping | None, result: JobResult) -> None:
+        """Delete a reservation whose VMID another VM has, so that the next attempt reserves another VMID."""
         if mapping is not None and result.code is ErrorCode.VM_ID_TAKEN:
             with transaction(self.engine) as session:
                 mappings.mark_deleted(session, mapping.id, "the VMID belongs to another VM")
@@ -222,6 +236,7 @@ class Worker:
         log.warning("job_requeued", attempt=job.attempt, backoff_s=round(backoff_s, 1), reason=reason)
 
     def _abandon(self, lease: Lease, reason: str) -> None:
+        """End a job that FulcrumCore has ended or given to another agent. It is not reported."""
         result = JobResult(succeeded=False, code=ErrorCode.DEADLINE, detail=reason)
         with transaction(self.engine) as session:
             job_queue.finish(session, lease, result, ReportState.ABANDONED)
@@ -230,7 +245,7 @@ class Worker:
 
 @contextmanager
 def _redacted(values: tuple[str, ...]) -> Iterator[None]:
-    """Redact the values in log lines and error texts for the length of the block."""
+    """Redact these values in log lines and error texts for the length of the block."""
     redactor.add(*values)
     try:
         yield
@@ -239,6 +254,7 @@ def _redacted(values: tuple[str, ...]) -> Iterator[None]:
 
 
 def _apply_result(session: Session, mapping: Mapping, result: JobResult) -> None:
+    """Update the mapping by the result of the run."""
     if result.succeeded:
         mappings.apply_result(session, mapping.id, result.vm)
     elif result.code is ErrorCode.VM_NOT_FOUND:

@@ -1,4 +1,4 @@
-"""The commands that the lab adds to `smith`: demo and lab. Entry points in the group `smith.commands` name them."""
+"""Defines the commands `smith demo` and `smith lab`. Entry points in the group `smith.commands` register them."""
 
 from __future__ import annotations
 

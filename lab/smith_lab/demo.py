@@ -1,8 +1,8 @@
-"""The command `smith demo`: runs the whole system and checks that its three records agree at the end.
+"""Implements `smith demo`: runs the whole system, then checks that FulcrumCore, the mappings and Proxmox agree.
 
 The demo creates services in the FulcrumCore simulator. The executor creates, starts, updates, stops and deletes their
-VMs on the Proxmox stand-in. Then the demo compares FulcrumCore, the executor's mappings and Proxmox. The exit code is 0
-if they agree.
+VMs on the Proxmox stand-in. Then the demo compares the services in FulcrumCore, the executor's mappings and the VMs in
+Proxmox. The exit code is 0 if they agree.
 """
 
 from __future__ import annotations
@@ -26,32 +26,32 @@ from rich.table import Table
 from executor.errors import EXIT_FAILURE, EXIT_OK
 from smith_lab.system import LabSystem, running_lab, wait_for
 
-#: Real seconds of a Proxmox second: slow enough to see the progress.
+#: How many real seconds a Proxmox second takes. The progress is visible with this value.
 TIME_SCALE = 0.2
-#: FulcrumCore's job timeout; no phase of the demo may take longer.
-PHASE_LIMIT_S = 300.0
+#: A phase of the demo fails after this time, which is FulcrumCore's job timeout.
+PHASE_TIMEOUT_S = 300.0
 OPEN_STATES = ("Pending", "Processing")
-#: Columns of the output without a terminal.
-LOG_WIDTH = 120
+#: Width of the output in characters if it is not a terminal.
+NON_TERMINAL_WIDTH = 120
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One service in FulcrumCore, in the mappings and in Proxmox."""
+    """The state of one service in FulcrumCore, in the mappings and in Proxmox."""
 
     name: str
     fulcrum: str  #: FulcrumCore's state of the service
     instance: str  #: the VMID in its agentInstanceId
-    mapping: str
-    proxmox: str
+    mapping: str  #: VMID and state of the mapping
+    proxmox: str  #: VMID, status and size of the VM
     agrees: bool
 
 
 def main(*, services: int = 6, as_json: bool = False, keep: bool = False) -> int:
-    """Run the demo; return the exit code. `keep` keeps the working folder and prints its path."""
+    """Run the demo; return the exit code. With `keep`, the working folder is kept and its path is printed."""
     console = Console(stderr=as_json)
     if not console.is_terminal:
-        console.width = LOG_WIDTH
+        console.width = NON_TERMINAL_WIDTH
     folder = Path(tempfile.mkdtemp(prefix="agent-smith-demo-"))
     console.print(
         f"[bold]Agent Smith demo[/]: {services} services, FulcrumCore simulator, Proxmox stand-in, real executor"
@@ -76,49 +76,50 @@ def main(*, services: int = 6, as_json: bool = False, keep: bool = False) -> int
 
 
 def _run_phases(lab: LabSystem, console: Console, count: int) -> list[Row]:
+    """Create, start, stop, update and delete services; return the comparison."""
     started = time.monotonic()
     with _progress(lab, console):
         names = {
             lab.order_service(f"web-{number}", diskGb=10 + number): f"web-{number}" for number in range(1, count + 1)
         }
         services = list(names)
-        _phase(lab, console, "created", services, "Stopped")
+        _end_phase(lab, console, "created", services, "Stopped")
         for service_id in services:
             lab.admin.start_action(service_id, "start")
-        _phase(lab, console, "started", services, "Started")
-        half = services[: max(count // 2, 1)]
-        for service_id in half:
+        _end_phase(lab, console, "started", services, "Started")
+        first_half = services[: max(count // 2, 1)]
+        for service_id in first_half:
             lab.admin.start_action(service_id, "stop")
-        _phase(lab, console, "stopped", half, "Stopped")
-        for service_id in half:
+        _end_phase(lab, console, "stopped", first_half, "Stopped")
+        for service_id in first_half:
             lab.admin.patch_service(service_id, {"cores": 4, "memoryMb": 4096, "diskGb": 32})
-        _phase(lab, console, "updated", half, "Stopped")
-        deleted = [*half[: max(len(half) // 2, 1)], services[-1]]
+        _end_phase(lab, console, "updated", first_half, "Stopped")
+        deleted = [*first_half[: max(len(first_half) // 2, 1)], services[-1]]
         for service_id in dict.fromkeys(deleted):
             lab.admin.delete_service(service_id)
-        _phase(lab, console, "deleted", list(dict.fromkeys(deleted)), "Deleted")
+        _end_phase(lab, console, "deleted", list(dict.fromkeys(deleted)), "Deleted")
     console.print(f"{len(lab.admin.list_all('jobs'))} jobs in {time.monotonic() - started:.0f} s")
-    return _compare(lab, names)
+    return _compare_services(lab, names)
 
 
-def _phase(lab: LabSystem, console: Console, word: str, services: list[str], wanted: str) -> None:
-    """Wait until no job is open. Raises TimeoutError; RuntimeError if a service is not in the wanted state."""
+def _end_phase(lab: LabSystem, console: Console, participle: str, services: list[str], expected: str) -> None:
+    """Wait until no job is open. Raises TimeoutError, or RuntimeError if a service is not in the expected state."""
 
     def no_open_job() -> bool:
         return not any(job["status"] in OPEN_STATES for job in lab.admin.list_all("jobs"))
 
     started = time.monotonic()
-    wait_for(no_open_job, PHASE_LIMIT_S, f"{len(services)} services to be {word}", interval_s=0.3)
+    wait_for(no_open_job, PHASE_TIMEOUT_S, f"{len(services)} services to be {participle}", interval_s=0.3)
     states = Counter(lab.admin.get_service(service_id)["status"] for service_id in services)
-    console.print(f"  {word:8} {states[wanted]}/{len(services)} in {time.monotonic() - started:.0f} s")
-    if states[wanted] != len(services):
+    console.print(f"  {participle:8} {states[expected]}/{len(services)} in {time.monotonic() - started:.0f} s")
+    if states[expected] != len(services):
         errors = sorted({str(job["errorMessage"]) for job in lab.admin.list_all("jobs") if job.get("errorMessage")})
-        raise RuntimeError(f"the services are {dict(states)}, expected {wanted}: {'; '.join(errors)}")
+        raise RuntimeError(f"the services are {dict(states)}, expected {expected}: {'; '.join(errors)}")
 
 
 @contextmanager
 def _progress(lab: LabSystem, console: Console) -> Iterator[None]:
-    """Show the state of every service while the block runs, if there is a terminal."""
+    """On a terminal, show the state of every service while the block runs."""
     if not console.is_terminal:
         yield
         return
@@ -133,31 +134,34 @@ def _live_table(lab: LabSystem) -> Table:
     jobs = {job["serviceId"]: job for job in lab.admin.list_all("jobs", sort="createdAt")}
     for service in lab.admin.list_services():
         job = jobs.get(service["id"], {})
-        doing = f"{job.get('action')} {job.get('status')}" if job.get("status") in OPEN_STATES else ""
+        open_job = f"{job.get('action')} {job.get('status')}" if job.get("status") in OPEN_STATES else ""
         vmid = str(service.get("agentInstanceId") or "").rpartition("/")[2]
-        table.add_row(service["name"], service["status"], doing, vmid)
+        table.add_row(service["name"], service["status"], open_job, vmid)
     return table
 
 
-def _compare(lab: LabSystem, names: dict[str, str]) -> list[Row]:
-    """Compare the three records. A VM or mapping without a service gets a row of its own."""
+def _compare_services(lab: LabSystem, names: dict[str, str]) -> list[Row]:
+    """Return a row for each service, and a row for each VM or mapping that belongs to no service."""
     mappings = {mapping["service_id"]: mapping for mapping in lab.smith("mappings", "list")}
     guests = {guest["vmid"]: guest for guest in lab.guests()}
     rows = [
-        _row(lab.admin.get_service(service_id), mappings.pop(service_id, None), lab.guests_of(service_id))
+        _compare_service(lab.admin.get_service(service_id), mappings.pop(service_id, None), lab.guests_of(service_id))
         for service_id in names
     ]
     expected = {guest["vmid"] for service_id in names for guest in lab.guests_of(service_id)}
-    unexpected = [str(vmid) for vmid in guests.keys() - expected] + [str(found["vmid"]) for found in mappings.values()]
+    unexpected = [str(vmid) for vmid in guests.keys() - expected] + [
+        str(mapping["vmid"]) for mapping in mappings.values()
+    ]
     return rows + [
         Row(name="(no service)", fulcrum="", instance="", mapping=vmid, proxmox=vmid, agrees=False)
         for vmid in unexpected
     ]
 
 
-def _row(service: dict[str, Any], mapping: dict[str, Any] | None, vms: list[dict[str, Any]]) -> Row:
+def _compare_service(service: dict[str, Any], mapping: dict[str, Any] | None, vms: list[dict[str, Any]]) -> Row:
+    """Return the row of a service; `vms` are the VMs with the service's marker."""
     instance = str(service.get("agentInstanceId") or "").rpartition("/")[2]
-    running = {"Started": "running", "Stopped": "stopped"}.get(service["status"])
+    expected_status = {"Started": "running", "Stopped": "stopped"}.get(service["status"])
     if service["status"] == "Deleted":
         agrees = mapping is None and not vms and not instance
     else:
@@ -166,7 +170,7 @@ def _row(service: dict[str, Any], mapping: dict[str, Any] | None, vms: list[dict
             and mapping is not None
             and mapping["state"] == "active"
             and instance == str(mapping["vmid"]) == str(vms[0]["vmid"])
-            and vms[0]["status"] == running
+            and vms[0]["status"] == expected_status
             and _has_requested_size(service["properties"], vms[0]["config"])
         )
     return Row(
@@ -174,7 +178,7 @@ def _row(service: dict[str, Any], mapping: dict[str, Any] | None, vms: list[dict
         fulcrum=service["status"],
         instance=instance,
         mapping=f"{mapping['vmid']} {mapping['state']}" if mapping else "",
-        proxmox=", ".join(_vm_line(vm) for vm in vms),
+        proxmox=", ".join(_describe_vm(vm) for vm in vms),
         agrees=agrees,
     )
 
@@ -187,7 +191,7 @@ def _has_requested_size(properties: dict[str, Any], config: dict[str, Any]) -> b
     )
 
 
-def _vm_line(vm: dict[str, Any]) -> str:
+def _describe_vm(vm: dict[str, Any]) -> str:
     config = vm["config"]
     size = str(config.get("scsi0", "")).rpartition("size=")[2]
     return f"{vm['vmid']} {vm['status']}, {config.get('cores')} cores, {config.get('memory')} MiB, {size}"

@@ -1,4 +1,4 @@
-"""Sets FulcrumCore up over HTTP, simulated or real: from an empty database to an agent with a token."""
+"""Creates over HTTP what an agent needs in an empty FulcrumCore, simulated or real, including its token."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ import requests
 from executor.fulcrum.bootstrap import AGENT_TYPE_FILE, CONTAINER_TYPE_FILE, SERVICE_TYPE_FILE, load_type
 from executor.fulcrum.types import METRIC_TYPES
 
+#: The admin token of a new FulcrumCore.
 SEED_TOKEN = "change-me"
 TIMEOUT_S = 30.0
+#: The expiry of the tokens that are created here.
 FAR_FUTURE = "2035-01-01T00:00:00Z"
 Json = dict[str, Any]
 
@@ -27,7 +29,7 @@ class SetupRefused(Exception):
 
 
 class AdminClient:
-    """The calls of an admin or a participant. Agents use `executor.fulcrum.client`."""
+    """Makes the calls of an admin or a participant. Agents use `executor.fulcrum.client`."""
 
     def __init__(self, url: str, token: str = SEED_TOKEN) -> None:
         self.origin = url.rstrip("/")
@@ -49,7 +51,7 @@ class AdminClient:
         self._session.close()
 
     def call(self, method: str, path: str, body: Any = None, **query: Any) -> Any:
-        """Make a call; return its JSON, or None without a body. Raises SetupRefused from status 400 on."""
+        """Make a call; return the answer's JSON, or None for an empty answer. Raises SetupRefused if it is an error."""
         response = self._session.request(method, self.api_url + path, json=body, params=query, timeout=TIMEOUT_S)
         if response.status_code >= 400:
             raise SetupRefused(f"{method} {path}: {response.status_code} {response.text.strip()}", response.status_code)
@@ -60,7 +62,7 @@ class AdminClient:
         return dict(self.call("POST", f"/{collection}", members))
 
     def create_token(self, name: str, role: str, scope_id: str | None = None, expire_at: str = FAR_FUTURE) -> Json:
-        """Create a token. Only this answer contains its `value`."""
+        """Create a token and return it. No later answer contains its `value` again."""
         scope = {"scopeId": scope_id} if scope_id else {}
         return self.create("tokens", name=name, role=role, expireAt=expire_at, **scope)
 
@@ -78,7 +80,7 @@ class AdminClient:
         agent_id: str | None = None,
         agent_tags: Sequence[str] = (),
     ) -> Json:
-        """Create a service. It is New and has a `create` job."""
+        """Create a service; return it. FulcrumCore also creates its `create` job."""
         agent: Json = {"agentId": agent_id} if agent_id else {"agentTags": list(agent_tags)}
         return self.create(
             "services",
@@ -93,11 +95,11 @@ class AdminClient:
         return dict(self.call("GET", f"/services/{service_id}"))
 
     def start_action(self, service_id: str, name: str) -> Json:
-        """Start a lifecycle action. The service changes when the job ends."""
+        """Start a lifecycle action. The service changes its state when the action's job ends."""
         return dict(self.call("POST", f"/services/{service_id}/{name}"))
 
     def patch_service(self, service_id: str, properties: Mapping[str, Any] | None = None, **members: Any) -> Json:
-        """Change properties (an `update` job) or the name (at once)."""
+        """Change the name at once, or properties by an `update` job."""
         body = {**members, "properties": dict(properties)} if properties is not None else members
         return dict(self.call("PATCH", f"/services/{service_id}", body))
 
@@ -114,20 +116,20 @@ class AdminClient:
     def list_all(self, collection: str, **query: Any) -> list[Json]:
         """Return every item of a collection, reading page by page."""
         items: list[Json] = []
-        page, more = 1, True
-        while more:
+        page, has_next = 1, True
+        while has_next:
             answer = self.call("GET", f"/{collection}", page=page, pageSize=100, **query)
             items += answer["items"]
-            page, more = page + 1, answer["hasNext"]
+            page, has_next = page + 1, answer["hasNext"]
         return items
 
     def wait_for_status(self, service_id: str, *statuses: str, timeout_s: float = 60.0) -> Json:
-        """Wait until the service is in one of the states and has no open job. Raises TimeoutError."""
+        """Wait until the service is in one of these states and has no open job; return it. Raises TimeoutError."""
         deadline = time.monotonic() + timeout_s
         while True:
             service, jobs = self.get_service(service_id), self.list_jobs(service_id)
-            busy = any(job["status"] in ("Pending", "Processing") for job in jobs)
-            if service["status"] in statuses and not busy:
+            has_open_job = any(job["status"] in ("Pending", "Processing") for job in jobs)
+            if service["status"] in statuses and not has_open_job:
                 return service
             if time.monotonic() > deadline:
                 last = {name: jobs[-1].get(name) for name in ("action", "status", "errorMessage")} if jobs else None
@@ -137,7 +139,7 @@ class AdminClient:
 
 @dataclass(frozen=True, kw_only=True)
 class CreatedObjects:
-    """The objects that `bootstrap` created."""
+    """The ids of the objects that `bootstrap` created, and the values of the tokens."""
 
     admin_token: str = field(repr=False)
     provider_id: str
@@ -163,19 +165,21 @@ def bootstrap(
 ) -> CreatedObjects:
     """Create admin token, provider, consumer, service, agent and metric types, and an agent with its token.
 
-    `admin` uses the seed token first, then the new admin token: the seed token is valid for a day only.
+    `admin` must use the seed token. Afterwards it uses the new admin token, because the seed token expires after a day.
     """
     admin_token = admin.create_token("admin", "admin")["value"]
     admin.use_token(admin_token)
     provider_id = admin.create("participants", name=provider_name, status="Enabled")["id"]
     consumer_id = admin.create("participants", name=consumer_name, status="Enabled")["id"]
-    service_type_id = _ensure(admin, "service-types", {**load_type(SERVICE_TYPE_FILE), "name": service_type_name})
-    container_type_id = _ensure(admin, "service-types", load_type(CONTAINER_TYPE_FILE))
-    served = [service_type_id, container_type_id]
-    agent_type = {**load_type(AGENT_TYPE_FILE), "name": agent_type_name, "serviceTypeIds": served}
-    agent_type_id = _ensure(admin, "agent-types", agent_type)
+    service_type_id = _find_or_create(
+        admin, "service-types", {**load_type(SERVICE_TYPE_FILE), "name": service_type_name}
+    )
+    container_type_id = _find_or_create(admin, "service-types", load_type(CONTAINER_TYPE_FILE))
+    supported_type_ids = [service_type_id, container_type_id]
+    agent_type = {**load_type(AGENT_TYPE_FILE), "name": agent_type_name, "serviceTypeIds": supported_type_ids}
+    agent_type_id = _find_or_create(admin, "agent-types", agent_type)
     for name in METRIC_TYPES:
-        _ensure(admin, "metric-types", {"name": name, "entityType": "Resource"})
+        _find_or_create(admin, "metric-types", {"name": name, "entityType": "Resource"})
     agent_id, agent_token = add_agent(
         admin,
         name=agent_name,
@@ -217,7 +221,7 @@ def add_agent(
 
 
 def default_configuration(fulcrum_api_url: str) -> Json:
-    """Return a configuration that our agent type accepts, for agents with Proxmox in their own settings."""
+    """Return a configuration that our agent type accepts. Agents with Proxmox settings of their own ignore it."""
     return {
         "fulcrumApiUrl": fulcrum_api_url,
         "apiHost": "pve.test",
@@ -230,8 +234,8 @@ def default_configuration(fulcrum_api_url: str) -> Json:
     }
 
 
-def _ensure(admin: AdminClient, collection: str, body: Json) -> str:
-    """Return the id of the object with this name; create it unless it exists. A second create would be a 500."""
+def _find_or_create(admin: AdminClient, collection: str, body: Json) -> str:
+    """Return the id of the object with this name; create it if it does not exist, since a second create is a 500."""
     for item in admin.list_all(collection):
         if item["name"] == body["name"]:
             return str(item["id"])

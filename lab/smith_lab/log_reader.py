@@ -1,4 +1,4 @@
-"""Reads the executor's log."""
+"""Reads the executor's log while the executor writes it."""
 
 from __future__ import annotations
 
@@ -10,32 +10,33 @@ Json = dict[str, Any]
 
 
 class LogReader:
-    """Reads a log of JSON lines that grows; parses each line once."""
+    """Reads a growing log of JSON lines. Each complete line is parsed only once."""
 
     def __init__(self) -> None:
         self._entries: list[Json] = []
-        self._size = 0  #: bytes of the lines that were parsed
+        self._size = 0  #: size of the parsed lines in bytes
 
     def read(self, file: Path) -> list[Json]:
-        """Return all entries. An unfinished last line counts, and is parsed again the next time."""
+        """Return all entries, including an incomplete last line, which the next call parses again."""
         if not file.exists():
             return []
-        if file.stat().st_size < self._size:  # another file
+        if file.stat().st_size < self._size:  # the file was replaced or emptied
             self._entries, self._size = [], 0
         with file.open("rb") as log:
             log.seek(self._size)
             new = log.read()
-        whole = new[: new.rfind(b"\n") + 1]
-        self._entries += _entries(whole)
-        self._size += len(whole)
-        return [*self._entries, *_entries(new[len(whole) :])]
+        complete_lines = new[: new.rfind(b"\n") + 1]
+        self._entries += _parse_lines(complete_lines)
+        self._size += len(complete_lines)
+        return [*self._entries, *_parse_lines(new[len(complete_lines) :])]
 
 
-def _entries(text: bytes) -> list[Json]:
-    found: list[Json] = []
+def _parse_lines(text: bytes) -> list[Json]:
+    """Parse JSON lines. A line that is not JSON becomes an entry with the event `unreadable`."""
+    entries: list[Json] = []
     for line in text.decode(errors="replace").splitlines():
         try:
-            found.append(json.loads(line))
+            entries.append(json.loads(line))
         except ValueError:
-            found.append({"event": "unreadable", "text": line})
-    return found
+            entries.append({"event": "unreadable", "text": line})
+    return entries

@@ -1,4 +1,4 @@
-"""The command `smith lab`: runs simulator and stand-in, and writes the settings that an executor or curl needs."""
+"""Implements `smith lab`: runs simulator and stand-in, and writes the settings that an executor or curl needs."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ from executor.errors import EXIT_OK
 from smith_lab.private_file import write_private
 from smith_lab.system import LabSystem, running_lab
 
-#: Prefixes of the variables in lab.env.
+#: Prefixes of the variables that lab.env contains.
 PREFIXES = ("FULCRUM_", "PROXMOX_", "SMITH_")
-#: Settings that also become files, which a container mounts as secrets.
+#: Settings that are also written to files of their own, which a container mounts as secrets.
 SECRETS = ("FULCRUM_API_TOKEN", "PROXMOX_TOKEN_SECRET")
 
 
 def main(*, time_scale: float = 1.0, folder: Path | None = None, core_port: int = 0, proxmox_port: int = 0) -> int:
-    """Run the lab until Ctrl-C or TERM; returns the exit code. Replaces the files of an earlier lab in `folder`."""
+    """Run the lab until Ctrl-C or SIGTERM; return the exit code. Replace the files of an earlier lab in `folder`."""
     stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+    for signal_number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signal_number, lambda *_: stop.set())
     with ExitStack() as stack:
-        target = folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="agent-smith-lab-")))
-        target = target.resolve()
-        target.mkdir(parents=True, exist_ok=True)
-        (target / "lab.env").unlink(missing_ok=True)
+        lab_folder = folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="agent-smith-lab-")))
+        lab_folder = lab_folder.resolve()
+        lab_folder.mkdir(parents=True, exist_ok=True)
+        (lab_folder / "lab.env").unlink(missing_ok=True)
         lab = stack.enter_context(
-            running_lab(target, time_scale=time_scale, core_port=core_port, proxmox_port=proxmox_port)
+            running_lab(lab_folder, time_scale=time_scale, core_port=core_port, proxmox_port=proxmox_port)
         )
         _write_files(lab)
-        _show(lab, Console())
+        _print_addresses(lab, Console())
         stop.wait()
     return EXIT_OK
 
 
 def _write_files(lab: LabSystem) -> None:
-    """Write settings and secrets. `lab.env` comes last: a process that finds it finds the other files too."""
+    """Write settings and secrets. `lab.env` is written last: when it exists, the other files exist, too."""
     settings = {key: value for key, value in lab.environment().items() if key.startswith(PREFIXES)}
     (lab.folder / "secrets").mkdir(mode=0o700, exist_ok=True)
     for name in SECRETS:
@@ -51,7 +51,7 @@ def _write_files(lab: LabSystem) -> None:
     write_private(lab.folder / "lab.env.new", exports.encode()).rename(lab.folder / "lab.env")
 
 
-def _show(lab: LabSystem, console: Console) -> None:
+def _print_addresses(lab: LabSystem, console: Console) -> None:
     ids, proxmox = lab.ids, lab.proxmox
     console.print(f"FulcrumCore simulator  {lab.core.url}  (admin token in {lab.folder / 'admin-token'})")
     console.print(f"Proxmox stand-in       https://{proxmox.host}:{proxmox.port}  (CA {proxmox.ca_bundle})")

@@ -1,6 +1,6 @@
-"""The whole system over real sockets: FulcrumCore simulator, Proxmox stand-in and the real executor.
+"""Runs the whole system over real sockets: FulcrumCore simulator, Proxmox stand-in and the real executor.
 
-The demo, the command `smith lab`, the end-to-end tests and the benchmarks use it.
+The demo, the command `smith lab`, the end-to-end tests and the benchmarks use this module.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from smith_lab.simulator.control import RunningSimulator, running_simulator
 Json = dict[str, Any]
 T = TypeVar("T")
 
-#: The templates of the stand-in, and the storage for disks.
+#: The executor's settings for VM templates, container templates and storage; all exist on the stand-in.
 TEMPLATES = "debian-12=9000,ubuntu-24.04=9001"
 OS_TEMPLATES = "debian-12=local:vztmpl/debian-12-standard_12.7-1_amd64.tar.zst"
 STORAGE = "local-lvm"
@@ -42,20 +42,20 @@ FAST_SETTINGS = {
 
 @dataclass(kw_only=True)
 class LabSystem:
-    """Simulator, stand-in and executor while they run, with the calls of a consumer and an operator."""
+    """The running simulator, stand-in and executor, and calls that a consumer or an operator would make."""
 
     folder: Path
     core: RunningSimulator
     admin: AdminClient
     ids: CreatedObjects
     proxmox: ProxmoxStandIn
-    settings: dict[str, str] = field(default_factory=dict)
+    settings: dict[str, str] = field(default_factory=dict)  #: variables that replace the lab's own settings
     _executor: subprocess.Popen[bytes] | None = None
     _log: LogReader = field(default_factory=LogReader)
 
     @property
     def log_file(self) -> Path:
-        """The executor's output."""
+        """The file with the executor's output."""
         return self.folder / "executor.log"
 
     @property
@@ -71,7 +71,7 @@ class LabSystem:
         return self._executor
 
     def environment(self) -> dict[str, str]:
-        """Return the executor's environment: the lab's settings instead of those of this process."""
+        """Return the environment for the executor: the lab's settings replace those of this process."""
         inherited = {
             name: value for name, value in os.environ.items() if not name.startswith(("FULCRUM_", "PROXMOX_", "SMITH_"))
         }
@@ -123,7 +123,7 @@ class LabSystem:
         return done.stdout
 
     def log_events(self, event: str | None = None) -> list[Json]:
-        """Return the entries of the executor's log, all or those of one event."""
+        """Return the entries of the executor's log, or only those of one event."""
         return [entry for entry in self._log.read(self.log_file) if event is None or entry.get("event") == event]
 
     # --- FulcrumCore ----------------------------------------------------------------------------------------------
@@ -131,22 +131,22 @@ class LabSystem:
     def order_service(
         self, name: str, *, group_id: str | None = None, service_type_id: str | None = None, **properties: Any
     ) -> str:
-        """Create a VM service in a new group; return the service's id. A property that is None is left out."""
+        """Create a VM service, by default in a new group; return its id. A property that is None is omitted."""
         group_id = group_id or self.admin.create_group(self.ids.consumer_id, f"group-{name}")
-        wanted = {"cores": 2, "memoryMb": 2048, "diskGb": 10, "image": "debian-12"} | properties
+        requested = {"cores": 2, "memoryMb": 2048, "diskGb": 10, "image": "debian-12"} | properties
         service = self.admin.create_service(
             group_id=group_id,
             service_type_id=service_type_id or self.ids.service_type_id,
             agent_id=self.ids.agent_id,
             name=name,
-            properties={key: value for key, value in wanted.items() if value is not None},
+            properties={key: value for key, value in requested.items() if value is not None},
         )
         return str(service["id"])
 
     def order_container(self, name: str, **properties: Any) -> str:
         """Create a container service in a new group; return the service's id."""
-        wanted = {"cores": 1, "memoryMb": 512, "diskGb": 4, "image": None, "osTemplate": "debian-12"} | properties
-        return self.order_service(name, service_type_id=self.ids.container_type_id, **wanted)
+        requested = {"cores": 1, "memoryMb": 512, "diskGb": 4, "image": None, "osTemplate": "debian-12"} | properties
+        return self.order_service(name, service_type_id=self.ids.container_type_id, **requested)
 
     def wait_for_jobs(self, service_id: str, within_s: float = 120.0) -> Json:
         """Wait until the service has no open job; return the service."""
@@ -164,31 +164,31 @@ class LabSystem:
         return max(self.admin.list_jobs(service_id), key=lambda job: (job["createdAt"], job["status"] == "Pending"))
 
     def run_action(self, service_id: str, action: str, within_s: float = 120.0) -> Json:
-        """Start an action and wait for its end; return the job."""
-        before = {job["id"] for job in self.admin.list_jobs(service_id)}
+        """Start an action on a service and wait until its job ends; return the job."""
+        earlier_jobs = {job["id"] for job in self.admin.list_jobs(service_id)}
         if action == "delete":
             self.admin.delete_service(service_id)
         else:
             self.admin.start_action(service_id, action)
         self.wait_for_jobs(service_id, within_s)
-        return next(job for job in self.admin.list_jobs(service_id) if job["id"] not in before)
+        return next(job for job in self.admin.list_jobs(service_id) if job["id"] not in earlier_jobs)
 
     def update_service(self, service_id: str, within_s: float = 120.0, **properties: Any) -> Json:
-        """Change properties and wait for the end of the update; return the job."""
-        before = {job["id"] for job in self.admin.list_jobs(service_id)}
+        """Change properties of a service and wait until the update job ends; return the job."""
+        earlier_jobs = {job["id"] for job in self.admin.list_jobs(service_id)}
         self.admin.patch_service(service_id, properties)
         self.wait_for_jobs(service_id, within_s)
-        return next(job for job in self.admin.list_jobs(service_id) if job["id"] not in before)
+        return next(job for job in self.admin.list_jobs(service_id) if job["id"] not in earlier_jobs)
 
     def reports(self, job_id: str) -> list[Json]:
-        """Return the complete and fail calls that FulcrumCore received for a job."""
+        """Return the calls by which the executor reported the job to FulcrumCore as completed or failed."""
         calls = self.core.history(method="POST")
         return [call for call in calls if call["path"].endswith((f"/{job_id}/complete", f"/{job_id}/fail"))]
 
     # --- Proxmox --------------------------------------------------------------------------------------------------
 
     def guests(self) -> list[Json]:
-        """Return every VM and container that is no template."""
+        """Return every VM and container that is not a template."""
         return [guest for guest in self.proxmox.guests() if not guest["template"]]
 
     def guests_of(self, service_id: str) -> list[Json]:
@@ -200,7 +200,7 @@ class LabSystem:
 def run_command(
     arguments: Sequence[str], *, env: Mapping[str, str], cwd: Path, timeout: float
 ) -> subprocess.CompletedProcess[str]:
-    """Run a `smith` command to its end. Tests replace this by a way that starts it faster."""
+    """Run a `smith` command and wait for its end. Tests replace this function by one that starts commands faster."""
     command = [sys.executable, "-m", "executor", *arguments]
     return subprocess.run(command, env=env, cwd=cwd, capture_output=True, check=False, text=True, timeout=timeout)
 
@@ -214,7 +214,10 @@ def running_lab(
     core_port: int = 0,
     proxmox_port: int = 0,
 ) -> Iterator[LabSystem]:
-    """Run simulator and stand-in for the `with` block, and set FulcrumCore up. The caller starts the executor."""
+    """Run simulator and stand-in for the `with` block, with the objects in FulcrumCore that an executor needs.
+
+    The caller starts the executor; the end of the block stops it.
+    """
     with ExitStack() as stack:
         core = stack.enter_context(running_simulator(port=core_port))
         stand_in_folder = folder / "proxmox"
@@ -225,27 +228,30 @@ def running_lab(
         admin = stack.enter_context(AdminClient(core.url))
         ids = bootstrap(admin)
         lab = LabSystem(folder=folder, core=core, admin=admin, ids=ids, proxmox=proxmox, settings=dict(settings or {}))
-        stack.callback(_stop_executor, lab)
+        stack.callback(_stop_running_executor, lab)
         yield lab
 
 
-def _stop_executor(lab: LabSystem) -> None:
+def _stop_running_executor(lab: LabSystem) -> None:
     if lab._executor is not None and lab._executor.poll() is None:
         lab.stop_executor(within_s=30)
 
 
 def outcome_of(job: Json) -> str:
-    """Return the status of a job, with its error message if it has one."""
+    """Return the status of a job, followed by its error message if it has one."""
     status = str(job["status"])
     return f"{status}: {job['errorMessage']}" if job.get("errorMessage") else status
 
 
 def wait_for(check: Callable[[], T | None], within_s: float, what: str, interval_s: float = 0.1) -> T:
-    """Call `check` until its result is true; return the result. Raises TimeoutError that names `what`."""
-    limit = time.monotonic() + within_s
+    """Call `check` every `interval_s` until its result is true; return the result.
+
+    Raises TimeoutError after `within_s`; its text names `what` the caller waits for.
+    """
+    deadline = time.monotonic() + within_s
     while True:
-        if found := check():
-            return found
-        if time.monotonic() >= limit:
+        if result := check():
+            return result
+        if time.monotonic() >= deadline:
             raise TimeoutError(f"waited {within_s:.0f} s for {what}")
         time.sleep(interval_s)

@@ -1,4 +1,4 @@
-"""A certificate authority for one stand-in, and the server certificate that it signs."""
+"""Creates a certificate authority for one stand-in, and the server certificate that it signs."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def make_certificates(folder: Path, host: str) -> tuple[Path, Path]:
     ca_key, server_key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
     ca_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Proxmox stand-in CA")])
     server_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, host)])
-    # Python 3.13 verifies strictly: it refuses a CA without key usage and key identifiers.
+    # Python 3.13 refuses a CA certificate without key usage and key identifiers.
     ca = (
-        _certificate(ca_name, ca_name, ca_key.public_key(), ca_key.public_key())
+        _new_certificate(ca_name, ca_name, ca_key.public_key(), ca_key.public_key())
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(_key_usage(key_cert_sign=True, crl_sign=True), critical=True)
     )
     server = (
-        _certificate(server_name, ca_name, server_key.public_key(), ca_key.public_key())
+        _new_certificate(server_name, ca_name, server_key.public_key(), ca_key.public_key())
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_key_usage(digital_signature=True), critical=True)
         .add_extension(x509.SubjectAlternativeName(_alternative_names(host)), critical=False)
@@ -39,7 +39,7 @@ def make_certificates(folder: Path, host: str) -> tuple[Path, Path]:
     return folder / "server.pem", write_private(folder / "server.key", key)
 
 
-def _certificate(
+def _new_certificate(
     subject: x509.Name,
     issuer: x509.Name,
     public_key: ec.EllipticCurvePublicKey,
@@ -59,10 +59,11 @@ def _certificate(
     )
 
 
-def _key_usage(**used: bool) -> x509.KeyUsage:
+def _key_usage(**enabled: bool) -> x509.KeyUsage:
+    """Return the key usage extension with only these uses enabled."""
     names = "digital_signature content_commitment key_encipherment data_encipherment key_agreement key_cert_sign"
-    every = [*names.split(), "crl_sign", "encipher_only", "decipher_only"]
-    return x509.KeyUsage(**{name: used.get(name, False) for name in every})
+    all_names = [*names.split(), "crl_sign", "encipher_only", "decipher_only"]
+    return x509.KeyUsage(**{name: enabled.get(name, False) for name in all_names})
 
 
 def _alternative_names(host: str) -> list[x509.GeneralName]:

@@ -1,7 +1,7 @@
-"""The Proxmox stand-in: starts the fakepve server as a process, and lets tests read and change what it holds.
+"""Starts the Proxmox stand-in, a fakepve server in a process, and lets tests read and change its cluster.
 
 The server is `smith_lab.proxmox.fakepve_server`. It is under the AGPL, so this module starts it and never imports it.
-TLS is real: each stand-in has its own CA, and clients must verify the certificate, as with a real cluster.
+Each stand-in uses TLS with its own CA, and clients must verify the certificate, as with a real cluster.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from executor.errors import SmithError
 from smith_lab.private_file import write_private
 from smith_lab.proxmox.certificates import make_certificates
 
-#: Run with `python -m`, never imported.
+#: The module that `python -m` runs; it is never imported.
 SERVER_MODULE = "smith_lab.proxmox.fakepve_server"
 HOST = "127.0.0.1"
 USER = "smith@pve"
@@ -35,7 +35,7 @@ CONTROL_TIMEOUT_S = 30.0
 
 
 class StandInError(SmithError):
-    """The stand-in cannot start, or refused a control call."""
+    """The stand-in cannot start, or refuses a control call."""
 
 
 class ProxmoxStandIn:
@@ -62,7 +62,7 @@ class ProxmoxStandIn:
 
     @property
     def pid(self) -> int | None:
-        """The server's process id while it runs."""
+        """The server's process id, or None if the server does not run."""
         return self._process.pid if self._process else None
 
     def start(self) -> ProxmoxStandIn:
@@ -70,14 +70,14 @@ class ProxmoxStandIn:
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         settings = self._write_settings()
         with (self.folder / "server.log").open("ab") as log:
-            # Its own session: Ctrl-C in a terminal interrupts the demo only, which then stops the server.
+            # In a session of its own, Ctrl-C in a terminal does not reach the server: the demo stops it.
             self._process = subprocess.Popen(
                 [sys.executable, "-m", SERVER_MODULE, str(settings)],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                env=_environment(),
+                env=_server_environment(),
             )
         try:
             self._wait_until_ready()
@@ -92,7 +92,7 @@ class ProxmoxStandIn:
         if process is None:
             return
         if process.stdin:
-            process.stdin.close()  # the server stops when it reads the end
+            process.stdin.close()  # the server stops when its standard input closes
         try:
             process.wait(STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
@@ -100,7 +100,7 @@ class ProxmoxStandIn:
             process.wait()
 
     def env(self) -> dict[str, str]:
-        """Return the environment variables that the executor and playbooks need to connect to the stand-in."""
+        """Return the environment variables by which the executor and its playbooks connect to the stand-in."""
         return {
             "PROXMOX_HOST": self.host,
             "PROXMOX_PORT": str(self.port),
@@ -111,7 +111,7 @@ class ProxmoxStandIn:
             "PROXMOX_CA_BUNDLE": str(self.ca_bundle),
         }
 
-    # --- what it holds ---
+    # --- the content of the cluster ---
 
     def guests(self) -> list[dict[str, Any]]:
         """Return every VM and container: vmid, name, node, status, template, lock, pool, config, pending, snapshots."""
@@ -134,7 +134,7 @@ class ProxmoxStandIn:
         return list(self._read("requests"))
 
     def changing_requests(self) -> list[dict[str, Any]]:
-        """Return the logged requests that are no GET."""
+        """Return the logged requests with a method other than GET."""
         return list(self._read("changing_requests"))
 
     def reset_request_log(self) -> None:
@@ -146,15 +146,15 @@ class ProxmoxStandIn:
     def fail(
         self, method: str, path: str, *, status: int = 500, text: str = "injected", times: int = 1, **more: Any
     ) -> None:
-        """Answer the next `times` requests (-1: all) to a path pattern with an error; status 0 drops the connection.
+        """Answer the next `times` requests (-1: all) to a path with an error; with status 0, close the connection.
 
-        The path is the part after `/api2/json`, with shell wildcards: `/nodes/*/qemu/9000/clone`. `after=True`: process
-        the request, then answer with the error. `delay_s` delays the answer.
+        The path is the part after `/api2/json`, with shell wildcards: `/nodes/*/qemu/9000/clone`. With `after=True`,
+        the request is processed before it is answered with the error. `delay_s` delays the answer.
         """
         self.control("fail", method=method, path=path, status=status, text=text, times=times, **more)
 
     def fail_task(self, kind: str, text: str, *, times: int = 1, vmid: int | None = None) -> None:
-        """Make the next Proxmox tasks of a type (qmclone, qmstart, resize, qmdestroy, ...) fail with this error."""
+        """Make the next `times` Proxmox tasks of a type (qmclone, qmstart, resize, ...) fail with this error."""
         self.control("fail_task", type=kind, text=text, times=times, vmid=vmid)
 
     def control(self, verb: str, **values: Any) -> Any:
@@ -170,8 +170,8 @@ class ProxmoxStandIn:
 
     # --- start and connection ---
 
-    def _read(self, what: str) -> Any:
-        answer = requests.get(f"{self.control_url}/{what}", timeout=CONTROL_TIMEOUT_S)
+    def _read(self, collection: str) -> Any:
+        answer = requests.get(f"{self.control_url}/{collection}", timeout=CONTROL_TIMEOUT_S)
         answer.raise_for_status()
         return answer.json()
 
@@ -228,6 +228,6 @@ def running_stand_in(
             stand_in.stop()
 
 
-def _environment() -> dict[str, str]:
-    """Return the variables that Python needs. The server gets no secrets from our environment."""
+def _server_environment() -> dict[str, str]:
+    """Return the variables that Python needs. The server must not get the secrets in our environment."""
     return {key: os.environ[key] for key in ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR") if key in os.environ}

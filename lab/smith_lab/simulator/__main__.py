@@ -1,31 +1,34 @@
-"""The FulcrumCore simulator: a stateful HTTP server that answers as FulcrumCore does.
+"""Runs the FulcrumCore simulator: an HTTP server with state that answers as FulcrumCore does.
 
     python -m smith_lab.simulator --port 0 --port-file F
 
-The API is at <origin>/api/v1, as in the real server; FULCRUM_API_URL is the origin without it. A new server knows
-one token, `change-me` (admin, one day); `smith_lab.fulcrum_setup` creates everything else. State is in memory.
-Not simulated: pools (writes answer 400, lists are empty), OAuth, the health port, event leases.
+The API is at <origin>/api/v1, as in the real server; FULCRUM_API_URL is the origin, without /api/v1. A new server
+accepts one token, `change-me`, which is an admin's and valid for a day; `smith_lab.fulcrum_setup` creates everything
+else. The server keeps its state in memory. It does not simulate pools (a write is answered 400, lists are empty),
+OAuth, the health port and event leases.
 
-The lab's own endpoints: JSON, no token, loopback only, not affected by faults and not in the history:
+The lab has its own endpoints. They use JSON, need no token and answer on loopback only. Fault rules do not affect
+them, and the history does not contain their calls:
 
-    GET    /lab/clock                {"now", "text", "frozen"}: the server's time; it is in the Date header too
+    GET    /lab/clock                {"now", "text", "frozen"}: the server's time, which the Date header contains, too
     POST   /lab/clock                {"set": seconds | "RFC 3339", "advance": seconds, "freeze": bool}, each optional
-    POST   /lab/sweep                run timeout and retention now: {"timedOut", "deleted", "disconnected"}
+    POST   /lab/sweep                apply timeout and retention now; answers {"timedOut", "deleted", "disconnected"}
     GET    /lab/faults               the fault rules
     POST   /lab/faults               add a rule or a list of rules (fault_rules.py describes them)
     DELETE /lab/faults               delete all rules
     GET    /lab/history[?since=SEQ]  every call in order: seq, time, method, path, query, body, token_name, role,
-                                     agent_id, status, error, fault, duration_s; `method` and `path_end` choose some
+                                     agent_id, status, error, fault, duration_s; the query parameters `method` and
+                                     `path_end` (end of the path) filter the calls
     DELETE /lab/history
-    POST   /lab/reset                back to the state of a new server: tables, rules, history, switches, options, clock
+    POST   /lab/reset                return tables, rules, history, switches, options and clock to their initial state
     GET    /lab/switches
     POST   /lab/switches             {"two_claims_win", "database_down", "vault_off"}: bool each
     POST   /lab/options              {"job_timeout_s", "job_retention_s", "agent_timeout_s", "agent_maintenance", …}
-    POST   /lab/tokens/revoke        every token that matches {"name" | "id" | "value" | "role" | "agent_id": …}
-    POST   /lab/jobs/{id}/expire     time the job out now
-    POST   /lab/jobs/{id}/override   {"set": {member: JSON}, "remove": [member]}: deliver this job with other members
+    POST   /lab/tokens/revoke        revoke every token that matches {"name" | "id" | "value" | "role" | "agent_id": …}
+    POST   /lab/jobs/{id}/expire     fail the job by timeout now
+    POST   /lab/jobs/{id}/override   {"set": {member: JSON}, "remove": [member]}: change the job's JSON, not its row
     DELETE /lab/jobs/{id}            remove the job, as retention does
-    GET    /lab/vault                the references that exist
+    GET    /lab/vault                the references of all stored secrets
     POST   /lab/vault                {"value": JSON}: store a secret; answers {"reference": "vault://…"}
     DELETE /lab/vault[/{reference}]  delete all secrets, or one
     GET    /lab/pending
@@ -50,12 +53,12 @@ from smith_lab.simulator.store import Options, Store
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Serve until SIGTERM or SIGINT."""
+    """Run the server until SIGTERM or SIGINT; return the exit code."""
     arguments = _parser().parse_args(argv)
     server = SimulatorServer(Store(options=_options(arguments)), LabState(), host=arguments.host, port=arguments.port)
     stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda _number, _frame: stop.set())
+    for signal_number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signal_number, lambda _number, _frame: stop.set())
     server.start()
     if arguments.port_file is not None:
         _write_port(arguments.port_file, server.port)
@@ -88,7 +91,7 @@ def _options(arguments: argparse.Namespace) -> Options:
 
 
 def _write_port(path: Path, port: int) -> None:
-    """Write the file in one step, so that a process that waits for it never reads an incomplete one."""
+    """Write the file in one step, so that a process that waits for the file never reads an incomplete one."""
     draft = path.with_name(f"{path.name}.part")
     draft.write_text(f"{port}\n")
     os.replace(draft, path)

@@ -1,4 +1,4 @@
-"""The API below /api/v1: all endpoints, and FulcrumCore's answers to unknown paths and methods."""
+"""Routes calls below /api/v1 to the endpoints, and refuses unknown paths and methods as FulcrumCore does."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ ENDPOINTS: list[Endpoint] = [endpoint for module in _MODULES for endpoint in mod
 
 
 class Api:
-    """Authenticates, then routes: an unknown path without a valid token is answered 401 or 403."""
+    """Authenticates each call before routing: without a valid token, an unknown path is answered 401 or 403, too."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -71,7 +71,7 @@ class Api:
 
 
 def _routes(store: Store, endpoints: Iterable[Endpoint]) -> list[Route]:
-    """Return a route for each endpoint. Collections answer with and without a trailing slash."""
+    """Return the routes of the endpoints. The path of a collection is also valid with a trailing slash."""
     routes = []
     for endpoint in endpoints:
         paths = [endpoint.path, f"{endpoint.path}/"] if endpoint.path.count("/") == 1 else [endpoint.path]
@@ -89,7 +89,7 @@ def not_found_text() -> Response:
     return PlainTextResponse("404 page not found\n", 404)
 
 
-async def wrong_path(request: Request, exc: Exception) -> Response:
+async def answer_routing_error(request: Request, exc: Exception) -> Response:
     """Answer a routing error: 404 as plain text, 405 and others without a body."""
     status = exc.status_code if isinstance(exc, HTTPException) else 500
     return not_found_text() if status == 404 else Response(status_code=status)

@@ -1,4 +1,4 @@
-"""The simulator's clock: real time plus an offset, or frozen."""
+"""Provides the simulator's clock: it shows real time plus an offset, or a frozen time."""
 
 from __future__ import annotations
 
@@ -16,15 +16,17 @@ class SimulatorClock:
         self.reset()
 
     def reset(self) -> None:
-        """Go back to real time."""
+        """Show real time again, without an offset."""
         self._offset_s = 0.0
         self._frozen_at: float | None = None
 
     @property
     def frozen(self) -> bool:
+        """Whether the time stands still until a test sets or advances it."""
         return self._frozen_at is not None
 
     def now(self) -> float:
+        """Return the time that the clock shows."""
         if self._frozen_at is not None:
             return self._frozen_at
         return time.time() + self._offset_s
@@ -37,22 +39,23 @@ class SimulatorClock:
             self._offset_s = at - time.time()
 
     def advance(self, seconds: float) -> None:
+        """Move the time forward. A frozen clock stays frozen."""
         self.set(self.now() + seconds)
 
     def freeze(self, frozen: bool) -> None:
-        """Freeze the clock, or let it continue from its present time."""
+        """Freeze the clock, or let it run again from the time that it shows."""
         at = self.now()
         self._frozen_at = at if frozen else None
         self.set(at)
 
 
 def to_text(at: float) -> str:
-    """Return UTC in whole seconds, `2026-01-02T03:04:05Z`: the only form that FulcrumCore writes."""
+    """Return a time as `2026-01-02T03:04:05Z`, the only form that FulcrumCore writes."""
     return datetime.fromtimestamp(int(at), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def from_text(text: str) -> float:
-    """Read an RFC 3339 time. Raises ValueError for any other form, as Go's decoder does."""
+    """Parse an RFC 3339 time. Raises ValueError for any other form, as Go's decoder does."""
     if not _RFC3339.fullmatch(text):
         raise ValueError(f"not an RFC 3339 time: {text!r}")
     return datetime.fromisoformat(text.upper()).timestamp()

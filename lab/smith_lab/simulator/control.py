@@ -1,4 +1,4 @@
-"""Starts a simulator, in a thread or as a process, and offers its lab endpoints as methods."""
+"""Starts a simulator in a thread or as a process, and calls its lab endpoints for tests and the demo."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ START_TIMEOUT_S = 20.0
 
 
 class SimulatorControl:
-    """The lab endpoints of one simulator, in this process or another. Raises requests.HTTPError on a refusal."""
+    """Calls the lab endpoints of one simulator. Raises requests.HTTPError if the simulator refuses a call."""
 
     def __init__(self, url: str) -> None:
         self.url = url  #: the origin, the value of FULCRUM_API_URL
@@ -32,9 +32,9 @@ class SimulatorControl:
 
     def call_lab(self, method: str, path: str, body: Any = None) -> Any:
         """Call one lab endpoint; return its JSON."""
-        # Not requests' own encoder: it refuses NaN and Infinity, which tests send.
-        content = None if body is None else json.dumps(body)
-        response = requests.request(method, f"{self.url}/lab/{path}", data=content, timeout=LAB_TIMEOUT_S)
+        # The encoder of requests refuses NaN and Infinity, which tests send.
+        data = None if body is None else json.dumps(body)
+        response = requests.request(method, f"{self.url}/lab/{path}", data=data, timeout=LAB_TIMEOUT_S)
         if response.status_code >= 400:
             raise requests.HTTPError(f"lab {method} {path}: {response.text}", response=response)
         return response.json()
@@ -53,7 +53,7 @@ class SimulatorControl:
         self.call_lab("POST", "clock", {"freeze": frozen})
 
     def sweep(self) -> dict[str, int]:
-        """Run timeout and retention now; return how many rows each changed."""
+        """Apply timeout and retention now; return how many rows each changed."""
         return dict(self.call_lab("POST", "sweep"))
 
     def fault(self, kind: str, **rule: Any) -> None:
@@ -64,9 +64,9 @@ class SimulatorControl:
         self.call_lab("DELETE", "faults")
 
     def history(self, *, method: str | None = None, path: str | None = None, since: int = 0) -> list[dict[str, Any]]:
-        """Return the calls so far, in order. `path` is the end of a path."""
-        asked = urllib.parse.urlencode({"since": since, "method": method or "", "path_end": path or ""})
-        return list(self.call_lab("GET", f"history?{asked}"))
+        """Return the calls so far, oldest first. `path` is the end of the calls' path."""
+        query = urllib.parse.urlencode({"since": since, "method": method or "", "path_end": path or ""})
+        return list(self.call_lab("GET", f"history?{query}"))
 
     def clear_history(self) -> None:
         self.call_lab("DELETE", "history")
@@ -89,7 +89,7 @@ class SimulatorControl:
         self.call_lab("POST", f"jobs/{job_id}/expire")
 
     def override_job(self, job_id: str, *, remove: tuple[str, ...] = (), **members: Any) -> None:
-        """Deliver the job with other members. The row does not change, so claim and fail work as before."""
+        """Replace or remove members of the job's JSON. The stored job stays, so it can be claimed and failed."""
         self.call_lab("POST", f"jobs/{job_id}/override", {"set": members, "remove": list(remove)})
 
     def delete_job(self, job_id: str) -> None:
@@ -100,7 +100,7 @@ class SimulatorControl:
         return str(self.call_lab("POST", "vault", {"value": value})["reference"])
 
     def secrets(self) -> list[str]:
-        """Return the existing references, without `vault://`."""
+        """Return the references of all stored secrets, without `vault://`."""
         return list(self.call_lab("GET", "vault"))
 
     def delete_secret(self, reference: str) -> None:
@@ -128,7 +128,7 @@ class RunningSimulator(SimulatorControl):
         self.server = server
 
     def pause(self) -> None:
-        """Refuse connections until `resume`, as when FulcrumCore is down. State and port stay."""
+        """Refuse connections until `resume`, as when FulcrumCore is down. State and port are kept."""
         self.server.pause()
 
     def resume(self) -> None:

@@ -1,4 +1,4 @@
-"""Decodes request bodies as Go does: the first JSON value only, unknown members ignored, wrong types refused."""
+"""Decodes request bodies as Go does: reads only the first JSON value, ignores unknown members, refuses wrong types."""
 
 from __future__ import annotations
 
@@ -12,61 +12,62 @@ from smith_lab.simulator import clock
 from smith_lab.simulator.problems import bad_request
 from smith_lab.simulator.rows import Json
 
-#: Member name to kind: the members that a handler may find in the body.
+#: The body members that an endpoint accepts: from the member's name to its kind, a key of `_READERS`.
 Fields = Mapping[str, str]
 
 
 def decode(raw: bytes, fields: Fields) -> Json:
-    """Return the body's known members. `null` counts as absent; an empty body is a 400."""
+    """Return the known members of a body. A member that is `null` counts as absent. Raises a 400 for an empty body."""
     value = _first_value(raw)
     if value is None:
         return {}
     if not isinstance(value, dict):
         raise bad_request(f"json: cannot unmarshal {type(value).__name__} into an object")
     body: Json = {}
-    # Go ignores case in member names. Here the exact name has priority; in Go the last one has.
-    lower = {name.lower(): name for name in fields}
+    # Go ignores case in member names. If two members have the same name except for case, the last one counts.
+    exact_names = {name.lower(): name for name in fields}
     for key, member in value.items():
-        name = key if key in fields else lower.get(key.lower())
+        name = key if key in fields else exact_names.get(key.lower())
         if name is not None and member is not None:
-            body[name] = _member(name, fields[name], member)
+            body[name] = _decode_member(name, fields[name], member)
     return body
 
 
 def _first_value(raw: bytes) -> Any:
     text = raw.decode("utf-8", errors="replace").lstrip(" \t\r\n")
+    if not text:
+        raise bad_request("invalid JSON: EOF")
     try:
-        return _DECODER.raw_decode(text)[0] if text else _refuse_empty()
+        return _DECODER.raw_decode(text)[0]
     except (ValueError, RecursionError) as exc:
         raise bad_request(f"invalid JSON: {exc}") from exc
 
 
-def _refuse_empty() -> Any:
-    raise ValueError("EOF")
-
-
-def _finite(text: str) -> float:
+def _parse_finite_float(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):
         raise ValueError(f"cannot unmarshal number {text}")
     return number
 
 
-def _no_constant(text: str) -> Any:
+def _refuse_constant(text: str) -> Any:
+    """Refuse NaN and Infinity, which Python's decoder accepts."""
     raise ValueError(f"invalid character in {text}")
 
 
-_DECODER = json.JSONDecoder(parse_float=_finite, parse_constant=_no_constant)
+_DECODER = json.JSONDecoder(parse_float=_parse_finite_float, parse_constant=_refuse_constant)
 
 
-def _member(name: str, kind: str, value: Any) -> Any:
+def _decode_member(name: str, kind: str, value: Any) -> Any:
     try:
         return _READERS[kind](value)
     except (TypeError, ValueError) as exc:
         raise bad_request(f"json: cannot unmarshal member {name} into {kind}") from exc
 
 
-def _instance(*types: type) -> Callable[[Any], Any]:
+def _reader_of_types(*types: type) -> Callable[[Any], Any]:
+    """Return a reader that accepts only these types. A bool is not an int, as in Go."""
+
     def read(value: Any) -> Any:
         if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
             raise TypeError
@@ -75,14 +76,14 @@ def _instance(*types: type) -> Callable[[Any], Any]:
     return read
 
 
-def _strings(value: Any) -> list[str]:
+def _read_strings(value: Any) -> list[str]:
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
         raise TypeError
     return value
 
 
-def _uuids(value: Any) -> list[str]:
-    return [read_uuid(item) for item in _instance(list)(value)]
+def _read_uuids(value: Any) -> list[str]:
+    return [read_uuid(item) for item in _reader_of_types(list)(value)]
 
 
 def read_uuid(value: Any) -> str:
@@ -93,15 +94,15 @@ def read_uuid(value: Any) -> str:
 
 
 _READERS: dict[str, Callable[[Any], Any]] = {
-    "string": _instance(str),
-    "integer": _instance(int),
-    "number": _instance(int, float),
-    "boolean": _instance(bool),
-    "object": _instance(dict),
-    "array": _instance(list),
-    "strings": _strings,
+    "string": _reader_of_types(str),
+    "integer": _reader_of_types(int),
+    "number": _reader_of_types(int, float),
+    "boolean": _reader_of_types(bool),
+    "object": _reader_of_types(dict),
+    "array": _reader_of_types(list),
+    "strings": _read_strings,
     "uuid": read_uuid,
-    "uuids": _uuids,
-    "time": lambda value: clock.from_text(_instance(str)(value)),
+    "uuids": _read_uuids,
+    "time": lambda value: clock.from_text(_reader_of_types(str)(value)),
     "any": lambda value: value,
 }

@@ -1,4 +1,4 @@
-"""The outermost layer around the API: records every call and applies the fault rules."""
+"""Records every API call in the history and applies the fault rules, as the outermost layer of the server."""
 
 from __future__ import annotations
 
@@ -13,26 +13,27 @@ from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from smith_lab.simulator.fault_rules import PROCESSED, REAL_ANSWERS, Rule
+from smith_lab.simulator.fault_rules import KINDS_WITH_API_ANSWER, PROCESSED_KINDS, Rule
 from smith_lab.simulator.history import Entry, LabState
 from smith_lab.simulator.problems import Problem
 from smith_lab.simulator.store import Store
 from smith_lab.simulator.web import problem_response, to_json
 
 HTML_PAGE = "<html><head><title>502 Bad Gateway</title></head><body><h1>502 Bad Gateway</h1></body></html>\n"
-#: How often a delayed call checks whether its rule was deleted.
+#: A delayed call checks after each of these intervals whether its rule was deleted.
 DELAY_STEP_S = 0.02
 
 
 @dataclass
 class _Answer:
-    """An ASGI response, collected instead of sent."""
+    """An ASGI response that is collected, not sent."""
 
     status: int = 500
     headers: list[tuple[bytes, bytes]] = field(default_factory=list)
     body: bytes = b""
 
     async def collect(self, message: Message) -> None:
+        """Take one message of the response; the API calls this instead of `send`."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
             self.headers = list(message["headers"])
@@ -51,12 +52,13 @@ class _Exchange:
     entry: Entry
 
     def has_fault(self, *kinds: str) -> bool:
+        """Return whether a rule of one of these kinds affects the call."""
         return self.rule is not None and self.rule.kind in kinds
 
     @property
     def is_processed(self) -> bool:
-        """Whether the API receives the call."""
-        return self.rule is None or self.rule.effect or self.rule.kind in PROCESSED
+        """Whether the API processes the call."""
+        return self.rule is None or self.rule.effect or self.rule.kind in PROCESSED_KINDS
 
 
 class FaultLayer:
@@ -69,54 +71,56 @@ class FaultLayer:
         if scope["type"] != "http" or scope["path"].startswith("/lab"):
             await self._app(scope, receive, send)
             return
-        raw = await _read(receive)
-        entry = self._lab.begin(scope)
-        entry.body = _readable(raw)
-        self._note_caller(scope, entry)
-        rule = self._lab.rule_for(scope["method"], scope["path"])
+        raw = await _read_body(receive)
+        entry = self._lab.record_arrival(scope)
+        entry.body = _parsed_body(raw)
+        self._record_caller(scope, entry)
+        rule = self._lab.take_rule(scope["method"], scope["path"])
         entry.fault = rule.kind if rule else None
         started = time.monotonic()
         try:
-            await self._answer(_Exchange(scope, receive, send, rule, entry), raw)
+            await self._process(_Exchange(scope, receive, send, rule, entry), raw)
         finally:
             entry.duration_s = time.monotonic() - started
 
-    def _note_caller(self, scope: Scope, entry: Entry) -> None:
-        """Record the owner of the token, expired or not. A revoked token has no owner."""
+    def _record_caller(self, scope: Scope, entry: Entry) -> None:
+        """Record whose token the caller sent, even if it expired. The owner of a revoked token is unknown."""
         header = Headers(scope=scope).get("authorization", "")
         tokens = self._store.tokens_by_value.get(header.removeprefix("Bearer "))
         if tokens:
             entry.token_name, entry.role, entry.agent_id = tokens[0].name, tokens[0].role, tokens[0].agent_id
 
-    async def _answer(self, exchange: _Exchange, raw: bytes) -> None:
+    async def _process(self, exchange: _Exchange, raw: bytes) -> None:
+        """Process the call as its rule says, then send the answer or close the connection."""
         rule = exchange.rule
         if rule and rule.delay_s:
-            await self._wait(rule)
+            await self._delay(rule)
         answer = _Answer()
-        for _ in range(2 if exchange.has_fault("twice") else int(exchange.is_processed)):
+        runs = 2 if exchange.has_fault("twice") else int(exchange.is_processed)
+        for _ in range(runs):
             answer = _Answer()
             await self._app(exchange.scope, _replay(raw), answer.collect)
         if exchange.has_fault("drop_before", "drop_after"):
             await _close_connection(exchange)
             return
-        if rule and rule.kind not in REAL_ANSWERS:
-            answer = await _wrong_answer(rule)
+        if rule and rule.kind not in KINDS_WITH_API_ANSWER:
+            answer = await _faulty_answer(rule)
         await self._send(exchange, answer)
 
-    async def _wait(self, rule: Rule) -> None:
-        """Delay the call. Deleting the rules ends the delay, so that no test must wait for its end."""
-        until = time.monotonic() + rule.delay_s
-        while rule in self._lab.rules and time.monotonic() < until:
+    async def _delay(self, rule: Rule) -> None:
+        """Wait for the rule's delay. Deleting the rules ends it, so a test does not wait for a long delay to pass."""
+        deadline = time.monotonic() + rule.delay_s
+        while rule in self._lab.rules and time.monotonic() < deadline:
             await asyncio.sleep(min(DELAY_STEP_S, rule.delay_s))
 
     async def _send(self, exchange: _Exchange, answer: _Answer) -> None:
         exchange.entry.status = answer.status
         exchange.entry.error = answer.body.decode(errors="replace") if answer.status >= 400 else None
-        # The simulator's clock: agents measure their clock offset by this header.
+        # By the simulator's clock: agents compute their clock offset from this header.
         answer.headers.append((b"date", formatdate(self._store.clock.now(), usegmt=True).encode()))
         if exchange.rule:
-            extra = exchange.rule.headers.items()
-            answer.headers += [(name.lower().encode(), value.encode()) for name, value in extra]
+            added = exchange.rule.headers.items()
+            answer.headers += [(name.lower().encode(), value.encode()) for name, value in added]
         await exchange.send({"type": "http.response.start", "status": answer.status, "headers": answer.headers})
         if exchange.has_fault("truncate"):
             half = answer.body[: len(answer.body) // 2]
@@ -126,7 +130,7 @@ class FaultLayer:
         await exchange.send({"type": "http.response.body", "body": answer.body})
 
 
-async def _read(receive: Receive) -> bytes:
+async def _read_body(receive: Receive) -> bytes:
     raw, more = b"", True
     while more:
         message = await receive()
@@ -136,13 +140,15 @@ async def _read(receive: Receive) -> bytes:
 
 
 def _replay(raw: bytes) -> Receive:
+    """Return an ASGI `receive` that delivers this body."""
+
     async def receive() -> Message:
         return {"type": "http.request", "body": raw, "more_body": False}
 
     return receive
 
 
-def _readable(raw: bytes) -> Any:
+def _parsed_body(raw: bytes) -> Any:
     """Return the body as JSON if it is JSON, else as text."""
     try:
         return json.loads(raw) if raw else None
@@ -151,39 +157,40 @@ def _readable(raw: bytes) -> Any:
 
 
 async def _close_connection(exchange: _Exchange) -> None:
-    """Close the connection and wait until it is closed. Bytes that were sent before still arrive."""
+    """Close the connection and wait until it is closed. The client still receives what was sent before."""
     exchange.scope["state"]["transport"].close()
     while (await exchange.receive())["type"] != "http.disconnect":
         pass
 
 
-async def _wrong_answer(rule: Rule) -> _Answer:
+async def _faulty_answer(rule: Rule) -> _Answer:
+    """Return the answer that the rule sends instead of the API's answer."""
     answer = _Answer()
-    await _WRONG_ANSWERS[rule.kind](rule)({"type": "http"}, _replay(b""), answer.collect)
+    await _FAULTY_ANSWERS[rule.kind](rule)({"type": "http"}, _replay(b""), answer.collect)
     return answer
 
 
-def _status(rule: Rule) -> Response:
+def _status_answer(rule: Rule) -> Response:
     status = rule.status or 503
     if rule.body is None:
         return problem_response(Problem(status, {"status": "Fault", "error": "injected by the lab"}))
-    return _with_body(rule, status)
+    return _answer_with_body(rule, status)
 
 
-def _with_body(rule: Rule, status: int) -> Response:
+def _answer_with_body(rule: Rule, status: int) -> Response:
     text = rule.body if isinstance(rule.body, str) else to_json(rule.body)
     return Response(text, status, media_type="application/json" if status < 400 else "text/plain")
 
 
-def _wrong_json(rule: Rule) -> Response:
+def _wrong_json_answer(rule: Rule) -> Response:
     if rule.body is None:
         return Response('"not what you asked for"\n', rule.status or 200, media_type="application/json")
-    return _with_body(rule, rule.status or 200)
+    return _answer_with_body(rule, rule.status or 200)
 
 
-_WRONG_ANSWERS = {
-    "status": _status,
+_FAULTY_ANSWERS = {
+    "status": _status_answer,
     "html": lambda rule: Response(HTML_PAGE, rule.status or 502, media_type="text/html"),
     "empty": lambda rule: Response(status_code=rule.status or 200),
-    "wrong_json": _wrong_json,
+    "wrong_json": _wrong_json_answer,
 }

@@ -1,20 +1,21 @@
-"""Rules that make chosen API calls fail.
+"""Defines the fault rules, which make chosen API calls fail.
 
 A rule is a JSON object:
-  method, path   which calls: the exact method (absent: every method), and a regular expression found in the path
-  skip, times    the first `skip` matching calls are not affected; then `times` calls are (absent: all)
-  kind           status       answer `status` (503), with a JSON error as FulcrumCore writes it, or with `body`
-                 html         answer `status` (502) with an HTML page, as a proxy does
-                 empty        answer `status` (200) without a body
-                 wrong_json   answer `status` (200) with valid JSON of the wrong shape, or with `body`
+  method, path   the calls that match: the method (absent: every method), and a regular expression for a part of the
+                 path (absent: every path)
+  skip, times    the rule ignores the first `skip` matching calls, then affects `times` calls (absent: all)
+  kind           status       answer `status` (default 503) with a JSON error as FulcrumCore writes it, or with `body`
+                 html         answer `status` (default 502) with an HTML page, as a proxy does
+                 empty        answer `status` (default 200) without a body
+                 wrong_json   answer `status` (default 200) with JSON that the caller does not expect, or with `body`
                  truncate     process the call, then close the connection in the middle of the answer's body
-                 delay        wait `delay_s` before processing, or until the rules are deleted; `delay_s` makes every
-                              other kind wait too
-                 twice        process the call two times, as a proxy that repeats a request, and send the second answer
-                 drop_before  close the connection without an answer, the call is not processed
+                 delay        wait `delay_s`, or until the rules are deleted, then process the call; with `delay_s`
+                              every other kind waits, too
+                 twice        process the call two times, as when a proxy repeats a request; send the second answer
+                 drop_before  do not process the call; close the connection without an answer
                  drop_after   process the call, then close the connection without an answer
-  effect         true: process the call before a wrong answer (status, html, empty, wrong_json)
-  headers        added to the answer
+  effect         true: also process the call when the kind (status, html, empty, wrong_json) replaces the answer
+  headers        headers that are added to the answer
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 KINDS = frozenset({"status", "html", "empty", "wrong_json", "truncate", "delay", "twice", "drop_before", "drop_after"})
-#: The kinds whose answer is the API's own.
-REAL_ANSWERS = frozenset({"truncate", "delay", "twice"})
+#: The kinds that do not replace the API's answer.
+KINDS_WITH_API_ANSWER = frozenset({"truncate", "delay", "twice"})
 #: The kinds that always process the call.
-PROCESSED = REAL_ANSWERS | {"drop_after"}
+PROCESSED_KINDS = KINDS_WITH_API_ANSWER | {"drop_after"}
 
 
 @dataclass(kw_only=True, eq=False)
@@ -51,7 +52,7 @@ class Rule:
         self._pattern = re.compile(self.path)
 
     def applies_to(self, method: str, path: str) -> bool:
-        """Return whether the rule affects this call. Counts `skip` and `times` down."""
+        """Return whether the rule affects this call. A matching call counts `skip` or `times` down."""
         if self.method not in (None, method) or not self._pattern.search(path) or self.times == 0:
             return False
         if self.skip > 0:

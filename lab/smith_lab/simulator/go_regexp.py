@@ -1,4 +1,4 @@
-"""Go's regular expressions (RE2) with Python's engine: refuses what Go refuses; `$` matches only at the end."""
+"""Matches Go's regular expressions (RE2) with Python's engine, and refuses the syntax that RE2 refuses."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 import warnings
 from functools import lru_cache
 
-#: Syntax that Python knows and RE2 does not: look-around, back-references, possessive and atomic groups, conditionals.
+#: Syntax that Python has and RE2 lacks: look-around, back-references, possessive and atomic groups, conditionals.
 _NOT_IN_RE2 = re.compile(r"\(\?(=|!|<=|<!|>|\(|P=|#)|\\[1-9]|\\Z|[*+?}]\+")
 
 
@@ -17,8 +17,8 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
     if _NOT_IN_RE2.search(outside_classes.replace("\\\\", "  ")):
         raise re.error("not RE2 syntax", pattern)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        return re.compile(_strict_end(pattern), re.ASCII)
+        warnings.simplefilter("ignore", FutureWarning)  # about `[` in a class, which RE2 accepts
+        return re.compile(_with_strict_end(pattern), re.ASCII)
 
 
 def matches(pattern: str, text: str) -> bool:
@@ -27,29 +27,30 @@ def matches(pattern: str, text: str) -> bool:
 
 
 def _pieces(pattern: str) -> list[tuple[str, bool]]:
-    """Split into pairs (piece, whether it is inside a character class). An escape is one piece."""
+    """Split a pattern into pairs (piece, whether it is in a character class). An escape is one piece."""
     pieces: list[tuple[str, bool]] = []
-    index, inside, class_start = 0, False, 0
+    index, in_class, class_start = 0, False, 0
     while index < len(pattern):
         piece = pattern[index : index + 2] if pattern[index] == "\\" else pattern[index]
-        if not inside and piece == "[":
-            inside, class_start = True, index
-        elif inside and piece == "]" and index > class_start + 1 and pattern[class_start:index] != "[^":
+        if not in_class and piece == "[":
+            in_class, class_start = True, index
+        elif in_class and piece == "]" and index > class_start + 1 and pattern[class_start:index] != "[^":
             pieces.append((piece, True))
-            inside, index = False, index + 1
+            in_class, index = False, index + 1
             continue
-        pieces.append((piece, inside))
+        pieces.append((piece, in_class))
         index += len(piece)
     return pieces
 
 
 def _without_classes(pattern: str) -> str:
-    return "".join(piece for piece, inside in _pieces(pattern) if not inside)
+    """Return the pattern without its character classes."""
+    return "".join(piece for piece, in_class in _pieces(pattern) if not in_class)
 
 
-def _strict_end(pattern: str) -> str:
-    # Python's `$` also matches before a last line break; RE2's does not unless (?m) is on.
-    if re.search(r"\(\?[a-z]*m", pattern):
+def _with_strict_end(pattern: str) -> str:
+    """Make `$` match only at the end, as in RE2. Python's `$` also matches before a last line break."""
+    if re.search(r"\(\?[a-z]*m", pattern):  # with (?m), `$` matches before every line break in both engines
         return pattern
-    changed = {"$": r"\Z", r"\z": r"\Z"}
-    return "".join(piece if inside else changed.get(piece, piece) for piece, inside in _pieces(pattern))
+    replacements = {"$": r"\Z", r"\z": r"\Z"}
+    return "".join(piece if in_class else replacements.get(piece, piece) for piece, in_class in _pieces(pattern))

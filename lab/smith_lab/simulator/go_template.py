@@ -1,7 +1,9 @@
 """Renders the part of Go's text/template that agent types use.
 
-It knows fields, variables, with, range, if, pipes, printf, index and a few more functions. A missing key is an error
-(FulcrumCore sets `missingkey=error`); `index` of a missing key is nil.
+It supports fields, variables, with, range, if, pipes, printf, index and a few more functions. A field that names a
+missing key is an error, because FulcrumCore sets `missingkey=error`. For `index`, a missing key gives nil.
+
+In the functions, `dot` is the value of `.`, as in Go's documentation.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from typing import Any
 
 from smith_lab.simulator.go_template_parser import Block, Node, Output, TemplateError, Text, parse
 
+#: The template's variables by name; `$` is the whole data.
 Scope = dict[str, Any]
 
 
@@ -29,26 +32,28 @@ def _render_node(node: Node, dot: Any, scope: Scope) -> str:
     if isinstance(node, Text):
         return node.text
     if isinstance(node, Output):
-        return _output(node.tokens, dot, scope)
+        return _render_output(node.tokens, dot, scope)
     kind = node.kind.removeprefix("else-")
     if kind == "range":
         return _render_range(node, dot, scope)
-    names, tokens = _declared(node.tokens)
+    names, tokens = _split_declaration(node.tokens)
     value = _evaluate(tokens, dot, scope)
-    if not _truth(value):
-        return _render(node.otherwise, dot, scope)
+    if not _is_true(value):
+        return _render(node.else_body, dot, scope)
     return _render(node.body, value if kind == "with" else dot, scope | {name: value for name in names})
 
 
-def _output(tokens: list[str], dot: Any, scope: Scope) -> str:
-    names, tokens = _declared(tokens)
+def _render_output(tokens: list[str], dot: Any, scope: Scope) -> str:
+    """Return the text of an action. If the action declares variables, it adds them to the scope and prints nothing."""
+    names, tokens = _split_declaration(tokens)
     value = _evaluate(tokens, dot, scope)
     scope.update({name: value for name in names})
-    return "" if names else show(value)
+    return "" if names else to_go_text(value)
 
 
 def _render_range(node: Block, dot: Any, scope: Scope) -> str:
-    names, tokens = _declared(node.tokens)
+    """Render the body once for each item, or the else part if there is no item."""
+    names, tokens = _split_declaration(node.tokens)
     value = _evaluate(tokens, dot, scope)
     if isinstance(value, dict):
         pairs: list[tuple[Any, Any]] = sorted(value.items())
@@ -57,15 +62,15 @@ def _render_range(node: Block, dot: Any, scope: Scope) -> str:
     else:
         raise TemplateError("range can't iterate over a plain value")
     if not pairs:
-        return _render(node.otherwise, dot, scope)
+        return _render(node.else_body, dot, scope)
     parts = []
     for key, item in pairs:
-        bound = dict(zip(names, (key, item) if len(names) == 2 else (item,), strict=False))
-        parts.append(_render(node.body, item, scope | bound))
+        loop_variables = dict(zip(names, (key, item) if len(names) == 2 else (item,), strict=False))
+        parts.append(_render(node.body, item, scope | loop_variables))
     return "".join(parts)
 
 
-def _declared(tokens: list[str]) -> tuple[list[str], list[str]]:
+def _split_declaration(tokens: list[str]) -> tuple[list[str], list[str]]:
     """Split `$a, $b := pipeline` into the names and the pipeline."""
     if ":=" not in tokens:
         return [], tokens
@@ -76,14 +81,15 @@ def _declared(tokens: list[str]) -> tuple[list[str], list[str]]:
 def _evaluate(tokens: list[str], dot: Any, scope: Scope) -> Any:
     """Evaluate a pipeline: the value of each command is the last argument of the next one."""
     value: list[Any] = []
-    for command in _commands(tokens):
-        value = [_command(command, dot, scope, value)]
+    for command in _split_commands(tokens):
+        value = [_run_command(command, dot, scope, value)]
     if not value:
         raise TemplateError("missing value for command")
     return value[0]
 
 
-def _commands(tokens: list[str]) -> list[list[str]]:
+def _split_commands(tokens: list[str]) -> list[list[str]]:
+    """Split a pipeline at each `|` outside parentheses."""
     commands: list[list[str]] = [[]]
     depth = 0
     for token in tokens:
@@ -95,8 +101,9 @@ def _commands(tokens: list[str]) -> list[list[str]]:
     return commands
 
 
-def _command(tokens: list[str], dot: Any, scope: Scope, piped: list[Any]) -> Any:
-    operands = _operands(tokens)
+def _run_command(tokens: list[str], dot: Any, scope: Scope, piped: list[Any]) -> Any:
+    """Call a function, or return the value of a single operand. `piped` holds the previous command's value."""
+    operands = _split_operands(tokens)
     if not operands:
         raise TemplateError("missing value for command")
     first, *rest = operands
@@ -104,15 +111,15 @@ def _command(tokens: list[str], dot: Any, scope: Scope, piped: list[Any]) -> Any
     if len(first) == 1 and re.fullmatch(r"[A-Za-z_]\w*", name) and name not in ("true", "false", "nil"):
         if name not in _FUNCTIONS:
             raise TemplateError(f"function {name!r} not defined")
-        arguments = [_operand(operand, dot, scope) for operand in rest]
+        arguments = [_evaluate_operand(operand, dot, scope) for operand in rest]
         return _call(name, [*arguments, *piped])
     if rest or piped:
         raise TemplateError(f"can't give argument to non-function {name}")
-    return _operand(first, dot, scope)
+    return _evaluate_operand(first, dot, scope)
 
 
-def _operands(tokens: list[str]) -> list[list[str]]:
-    """Group the tokens: an operand is one token, or `(` and the tokens up to its `)`."""
+def _split_operands(tokens: list[str]) -> list[list[str]]:
+    """Group the tokens into operands: one token, or `(` with the tokens up to the closing `)`."""
     operands: list[list[str]] = []
     depth = 0
     for token in tokens:
@@ -132,7 +139,7 @@ def _operands(tokens: list[str]) -> list[list[str]]:
     return operands
 
 
-def _operand(tokens: list[str], dot: Any, scope: Scope) -> Any:
+def _evaluate_operand(tokens: list[str], dot: Any, scope: Scope) -> Any:
     text = tokens[0]
     if text == "(":
         return _evaluate(tokens[1:], dot, scope)
@@ -142,10 +149,11 @@ def _operand(tokens: list[str], dot: Any, scope: Scope) -> Any:
         return json.loads(text) if text[0] == '"' else text[1:-1]
     if text[0].isdigit() or text[0] == "-":
         return float(text) if "." in text else int(text)
-    return _field(text, dot, scope)
+    return _evaluate_field(text, dot, scope)
 
 
-def _field(text: str, dot: Any, scope: Scope) -> Any:
+def _evaluate_field(text: str, dot: Any, scope: Scope) -> Any:
+    """Return the value of a path such as `.a.b` or `$name.a`."""
     head, *path = text.split(".")
     value = dot
     if head:
@@ -161,11 +169,12 @@ def _field(text: str, dot: Any, scope: Scope) -> Any:
     return value
 
 
-def _truth(value: Any) -> bool:
+def _is_true(value: Any) -> bool:
+    """Return whether Go takes the value as true: everything but nil, false, zero and empty values."""
     return bool(value)
 
 
-def show(value: Any) -> str:
+def to_go_text(value: Any) -> str:
     """Return the value as Go prints it with %v."""
     if value is None:
         return "<no value>"
@@ -174,24 +183,25 @@ def show(value: Any) -> str:
     if isinstance(value, float) and value == int(value) and abs(value) < 1e21:
         return str(int(value))
     if isinstance(value, list):
-        return "[" + " ".join(show(item) for item in value) + "]"
+        return "[" + " ".join(to_go_text(item) for item in value) + "]"
     if isinstance(value, dict):
-        return "map[" + " ".join(f"{key}:{show(value[key])}" for key in sorted(value)) + "]"
+        return "map[" + " ".join(f"{key}:{to_go_text(value[key])}" for key in sorted(value)) + "]"
     return str(value)
 
 
-def _printf(form: Any, *values: Any) -> str:
-    left = list(values)
+def _printf(template: Any, *values: Any) -> str:
+    """Format values as Go does, with every verb but %q as %v."""
+    unused = list(values)
 
-    def one(match: re.Match[str]) -> str:
+    def replace(match: re.Match[str]) -> str:
         if match[0] == "%%":
             return "%"
-        if not left:
+        if not unused:
             return f"%!{match[1]}(MISSING)"
-        value = left.pop(0)
-        return json.dumps(show(value), ensure_ascii=False) if match[1] == "q" else show(value)
+        value = unused.pop(0)
+        return json.dumps(to_go_text(value), ensure_ascii=False) if match[1] == "q" else to_go_text(value)
 
-    return re.sub(r"%%|%([a-z])", one, str(form))
+    return re.sub(r"%%|%([a-z])", replace, str(template))
 
 
 def _index(value: Any, *keys: Any) -> Any:
@@ -207,8 +217,8 @@ def _index(value: Any, *keys: Any) -> Any:
 
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "printf": _printf,
-    "print": lambda *values: "".join(map(show, values)),
-    "println": lambda *values: " ".join(map(show, values)) + "\n",
+    "print": lambda *values: "".join(map(to_go_text, values)),
+    "println": lambda *values: " ".join(map(to_go_text, values)) + "\n",
     "index": _index,
     "len": len,
     "not": lambda value: not value,

@@ -1,61 +1,67 @@
-"""Parses Go's text/template into a tree of texts, outputs and blocks; go_template renders the tree."""
+"""Parses a template of Go's text/template into a tree of texts, outputs and blocks, which go_template renders."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
 
+#: `{{ … }}`, with the trim markers `-` as groups 1 and 3.
 _ACTION = re.compile(r"\{\{(-\s)?(.*?)(\s-)?\}\}", re.DOTALL)
+#: One token in an action: a string, punctuation, a field or variable, a number or a word.
 _TOKEN = re.compile(
     r'\s*("(?:[^"\\]|\\.)*"|`[^`]*`|:=|[|(),=]|\$?[A-Za-z_0-9]*(?:\.[A-Za-z_][A-Za-z_0-9]*)+|\$[A-Za-z_0-9]*|\.|-?\d+(?:\.\d+)?|\w+)'
 )
 
 
 class TemplateError(Exception):
-    """The template does not parse, or names a value that does not exist."""
+    """The template has a syntax error, or names a value that does not exist."""
 
 
 @dataclass
 class Text:
+    """The text between two actions."""
+
     text: str
 
 
 @dataclass
 class Output:
+    """An action that prints the value of a pipeline or declares variables."""
+
     tokens: list[str]
 
 
 @dataclass
 class Block:
-    """A with, range or if: its pipeline, its body and its else."""
+    """A `with`, `range` or `if` action: the tokens of its pipeline, its body and its else part."""
 
     kind: str
     tokens: list[str]
     body: list[Node] = field(default_factory=list)
-    otherwise: list[Node] = field(default_factory=list)
+    else_body: list[Node] = field(default_factory=list)
 
 
 Node = Text | Output | Block
 
 
 def parse(template: str) -> list[Node]:
-    """Return the tree. Raises TemplateError."""
+    """Return the tree of a template. Raises TemplateError."""
     root = Block("root", [])
-    stack: list[tuple[Block, bool]] = [(root, False)]
+    stack: list[tuple[Block, bool]] = [(root, False)]  # the open blocks, and whether their else part has begun
     for item in _split(template):
         block, in_else = stack[-1]
-        target = block.otherwise if in_else else block.body
+        target = block.else_body if in_else else block.body
         if isinstance(item, Text):
             target.append(item)
             continue
-        word = item[0] if item else ""
-        if word in ("with", "range", "if"):
-            stack.append((Block(word, item[1:]), False))
+        keyword = item[0] if item else ""
+        if keyword in ("with", "range", "if"):
+            stack.append((Block(keyword, item[1:]), False))
             target.append(stack[-1][0])
-        elif word == "else":
+        elif keyword == "else":
             _open_else(stack, item[1:])
-        elif word == "end":
-            _close(stack)
+        elif keyword == "end":
+            _close_block(stack)
         elif item:
             target.append(Output(item))
     if len(stack) != 1:
@@ -64,7 +70,7 @@ def parse(template: str) -> list[Node]:
 
 
 def _split(template: str) -> list[Text | list[str]]:
-    """Return texts and the tokens of each action, with white space trimmed at `{{-` and `-}}`."""
+    """Split a template into texts and the token lists of its actions. `{{-` and `-}}` trim the text next to them."""
     items: list[Text | list[str]] = []
     start, trim_next = 0, False
     for match in _ACTION.finditer(template):
@@ -73,10 +79,10 @@ def _split(template: str) -> list[Text | list[str]]:
         items.append(Text(text.rstrip() if match[1] else text))
         items.append([] if match[2].strip().startswith("/*") else _tokens(match[2]))
         start, trim_next = match.end(), bool(match[3])
-    rest = template[start:]
-    if "{{" in rest:
+    last = template[start:]
+    if "{{" in last:
         raise TemplateError("unclosed action")
-    items.append(Text(rest.lstrip() if trim_next else rest))
+    items.append(Text(last.lstrip() if trim_next else last))
     return items
 
 
@@ -94,19 +100,21 @@ def _tokens(text: str) -> list[str]:
     return tokens
 
 
-def _open_else(stack: list[tuple[Block, bool]], rest: list[str]) -> None:
+def _open_else(stack: list[tuple[Block, bool]], condition: list[str]) -> None:
+    """Begin the else part of the innermost block. `condition` holds the tokens after `else`, such as `if .name`."""
     block, in_else = stack[-1]
     if block.kind == "root" or in_else:
         raise TemplateError("unexpected {{else}}")
     stack[-1] = (block, True)
-    if rest:
-        # `else if` is a block inside the else; one `end` closes both.
-        inner = Block(f"else-{rest[0]}", rest[1:])
-        block.otherwise.append(inner)
+    if condition:
+        # `{{else if}}` opens a block in the else part. One `{{end}}` closes both.
+        inner = Block(f"else-{condition[0]}", condition[1:])
+        block.else_body.append(inner)
         stack.append((inner, False))
 
 
-def _close(stack: list[tuple[Block, bool]]) -> None:
+def _close_block(stack: list[tuple[Block, bool]]) -> None:
+    """Close the innermost block, and the blocks that `{{else if}}` opened in it."""
     while stack[-1][0].kind.startswith("else-"):
         stack.pop()
     if stack[-1][0].kind == "root":

@@ -1,4 +1,4 @@
-"""The lab's own state: the fault rules in force, and the history of every API call."""
+"""Keeps the lab's own state: the active fault rules and the history of API calls."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from starlette.types import Scope
 
 from smith_lab.simulator.fault_rules import Rule
 
+#: The number of calls that the history keeps; the oldest are dropped.
 MAX_ENTRIES = 100_000
 
 
 @dataclass(kw_only=True)
 class Entry:
-    """One call in the history. `status` is None while no answer was sent."""
+    """One API call in the history. `status` is None until an answer was sent."""
 
-    seq: int
+    seq: int  #: number of the call since the start, from 1 on
     time: float  #: real time of arrival, in seconds since the epoch
     method: str
     path: str
@@ -28,25 +29,25 @@ class Entry:
     role: str | None = None
     agent_id: str | None = None
     status: int | None = None
-    error: str | None = None  #: the answer's body, from status 400 on
-    fault: str | None = None
+    error: str | None = None  #: the answer's body, if the status is 400 or more
+    fault: str | None = None  #: kind of the fault rule that affected the call
     duration_s: float | None = None
 
 
 @dataclass
 class LabState:
-    """Fault rules and history. The store holds what FulcrumCore itself would keep."""
+    """The fault rules and the history. What FulcrumCore itself would store is in the store."""
 
     rules: list[Rule] = field(default_factory=list)
     history: deque[Entry] = field(default_factory=lambda: deque(maxlen=MAX_ENTRIES))
-    calls: int = 0
+    calls: int = 0  #: number of calls since the start
 
-    def rule_for(self, method: str, path: str) -> Rule | None:
-        """Return the first rule that affects this call."""
+    def take_rule(self, method: str, path: str) -> Rule | None:
+        """Return the first rule that affects this call, and count the call in every rule that matches up to it."""
         return next((rule for rule in self.rules if rule.applies_to(method, path)), None)
 
-    def begin(self, scope: Scope) -> Entry:
-        """Add a call to the history when it arrives."""
+    def record_arrival(self, scope: Scope) -> Entry:
+        """Add an arriving call to the history and return its entry."""
         self.calls += 1
         entry = Entry(
             seq=self.calls,
@@ -59,9 +60,9 @@ class LabState:
         return entry
 
     def entries(self, since: int = 0, method: str = "", path_end: str = "") -> list[dict[str, Any]]:
-        """Return the calls after this sequence number, in order; all, or those of a method and with a path's end."""
+        """Return the calls after number `since`, oldest first, if their method and the end of their path match."""
         return [
-            dict(vars(entry))  # no copy of the body, which does not change
-            for entry in list(self.history)  # a copy: calls keep arriving
+            dict(vars(entry))  # a shallow copy: the body does not change
+            for entry in list(self.history)  # a copy: other threads add calls
             if entry.seq > since and method in ("", entry.method) and entry.path.endswith(path_end)
         ]

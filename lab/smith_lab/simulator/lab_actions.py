@@ -1,4 +1,4 @@
-"""What each lab endpoint does. An action gets the call and its JSON body, runs under the store's lock, returns JSON."""
+"""Implements the lab endpoints: each action gets a call and its JSON body, and returns JSON, under the store's lock."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from smith_lab.simulator.store import Store
 
 @dataclass(frozen=True)
 class LabCall:
-    """One request to a lab endpoint, and what an action may change."""
+    """One request to a lab endpoint, with the objects that an action reads and changes."""
 
     store: Store
     lab: LabState
-    first_options: dict[str, Any]
+    initial_options: dict[str, Any]  #: the options at the start, for `reset`
     request: Request
 
 
@@ -30,7 +30,7 @@ Action = Callable[[LabCall, Any], Any]
 
 
 class LabError(Exception):
-    """The lab cannot do this: 400 with the reason, or 404."""
+    """The lab refuses the request: 400 with the reason, or 404."""
 
     def __init__(self, text: str, status: int = 400) -> None:
         super().__init__(text)
@@ -79,8 +79,8 @@ def delete_faults(call: LabCall, body: Any) -> Any:
 
 
 def read_history(call: LabCall, body: Any) -> Any:
-    asked = call.request.query_params
-    return call.lab.entries(int(asked.get("since", "0")), asked.get("method", ""), asked.get("path_end", ""))
+    query = call.request.query_params
+    return call.lab.entries(int(query.get("since", "0")), query.get("method", ""), query.get("path_end", ""))
 
 
 def delete_history(call: LabCall, body: Any) -> Any:
@@ -89,12 +89,12 @@ def delete_history(call: LabCall, body: Any) -> Any:
 
 
 def reset(call: LabCall, body: Any) -> Any:
-    """Set database, rules, history, switches, options and clock back to the state of a new server."""
+    """Return database, rules, history, switches, options and clock to the state of a new server."""
     call.lab.rules.clear()
     call.lab.history.clear()
     for item in fields(call.store.switches):
         setattr(call.store.switches, item.name, item.default)
-    _assign(call.store.options, call.first_options)
+    _assign(call.store.options, call.initial_options)
     call.store.clock.reset()
     call.store.clear()
     return {}
@@ -133,7 +133,7 @@ def revoke_tokens(call: LabCall, body: Any) -> Any:
     return {"revoked": [token.name for token in revoked]}
 
 
-def _job(call: LabCall) -> Job:
+def _find_job(call: LabCall) -> Job:
     job = call.store.jobs.get(call.request.path_params["id"])
     if job is None:
         raise LabError("no such job", 404)
@@ -141,8 +141,8 @@ def _job(call: LabCall) -> Job:
 
 
 def expire_job(call: LabCall, body: Any) -> Any:
-    """Time the job out now, whatever its age, as the maintenance worker would."""
-    job = _job(call)
+    """Fail the job by timeout now, at any age, as FulcrumCore's maintenance would later."""
+    job = _find_job(call)
     if job.status not in ("Pending", "Processing"):
         raise LabError(f"job is {job.status}")
     maintenance.fail_timed_out(call.store, [job])
@@ -150,14 +150,14 @@ def expire_job(call: LabCall, body: Any) -> Any:
 
 
 def override_job(call: LabCall, body: Any) -> Any:
-    """Deliver the job with other members: {"set": {...}, "remove": [...]}. The row itself does not change."""
-    job = _job(call)
+    """Replace (`set`) and remove (`remove`) members of the job's JSON. The stored job does not change."""
+    job = _find_job(call)
     job.override, job.hidden = dict(body.get("set", {})), list(body.get("remove", []))
     return views.pending_job(call.store, job)
 
 
 def delete_job(call: LabCall, body: Any) -> Any:
-    call.store.delete_job(_job(call))
+    call.store.delete_job(_find_job(call))
     return {}
 
 
@@ -188,7 +188,7 @@ def read_pending(call: LabCall, body: Any) -> Any:
 
 
 def add_pending(call: LabCall, body: Any) -> Any:
-    """Append items, of any JSON, to every agent's pending list, until they are deleted."""
+    """Append any JSON items to every agent's pending list, until DELETE /lab/pending removes them."""
     call.store.raw_pending.extend(body if isinstance(body, list) else [body])
     return call.store.raw_pending
 
@@ -213,9 +213,9 @@ def dump(call: LabCall, body: Any) -> Any:
         "optionTypes": store.option_types,
         "options": store.service_options,
     }
-    rows: dict[str, Any] = {name: [views.raw(row) for row in table.values()] for name, table in tables.items()}
+    rows: dict[str, Any] = {name: [views.all_members(row) for row in table.values()] for name, table in tables.items()}
     rows["tokens"] = [views.token(token) for token in store.tokens.values()]
-    rows["metricEntries"] = [views.raw(entry) for entry in store.metric_entries]
+    rows["metricEntries"] = [views.all_members(entry) for entry in store.metric_entries]
     rows["vault"] = sorted(store.vault.secrets)
     return rows
 
@@ -225,7 +225,7 @@ def _matches(token: Token, members: dict[str, str]) -> bool:
 
 
 def _assign(target: Any, members: dict[str, Any]) -> None:
-    """Set the members; refuse an unknown one."""
+    """Set the given members of an object. Raises LabError for an unknown member."""
     known = {item.name for item in fields(target)}
     unknown = set(members) - known
     if unknown:

@@ -1,4 +1,7 @@
-"""The lab's own endpoints below /lab: no token, loopback only. `smith_lab.simulator.__main__` documents them."""
+"""Serves the lab's own endpoints below /lab: without a token, on loopback only.
+
+`smith_lab.simulator.__main__` documents them.
+"""
 
 from __future__ import annotations
 
@@ -47,14 +50,14 @@ _ACTIONS: list[tuple[str, str, Action]] = [
 
 def lab_routes(store: Store, lab: LabState) -> list[Route]:
     """Return a route for each lab endpoint."""
-    first_options = asdict(store.options)
+    initial_options = asdict(store.options)
 
     def route(method: str, path: str, action: Action) -> Route:
         async def respond(request: Request) -> Response:
             if not _is_loopback(request):
                 return JSONResponse({"error": "the lab answers on loopback only"}, 403)
             raw = await request.body()
-            return _respond(action, LabCall(store, lab, first_options, request), raw)
+            return _respond(action, LabCall(store, lab, initial_options, request), raw)
 
         handler: Callable[[Request], Awaitable[Response]] = respond
         return Route(path, handler, methods=[method])
@@ -63,11 +66,11 @@ def lab_routes(store: Store, lab: LabState) -> list[Route]:
 
 
 def _respond(action: Action, call: LabCall, raw: bytes) -> Response:
-    """Run the action under the store's lock and answer its result as JSON."""
+    """Run the action under the store's lock and return its result as a JSON response."""
     try:
         with call.store.lock:
             result: Any = action(call, json.loads(raw) if raw else None)
-            # Not JSONResponse: a test may store NaN or Infinity and read it again.
+            # JSONResponse refuses NaN and Infinity, which a test may store and read again.
             return Response(json.dumps(result), media_type="application/json")
     except LabError as error:
         return JSONResponse({"error": str(error)}, error.status)

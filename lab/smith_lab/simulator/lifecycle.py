@@ -1,4 +1,4 @@
-"""Lifecycle schemas: checks a schema, checks whether an action is allowed, determines the next state."""
+"""Checks lifecycle schemas, checks whether a state allows an action, and determines the state after an action."""
 
 from __future__ import annotations
 
@@ -20,29 +20,33 @@ class UnknownAction(Exception):
 
 def check(schema: Any) -> None:
     """Raise a 400 for a lifecycle that FulcrumCore refuses."""
-    schema = _object(schema, "lifecycleSchema")
-    states = [_name(state, "state") for state in _list(schema, "states")]
+    schema = _require_object(schema, "lifecycleSchema")
+    states = [_require_name(state, "state") for state in _require_list(schema, "states")]
     _refuse_if(not states, "lifecycle must have at least one state")
     _refuse_duplicates(states, "state")
     _refuse_if(not schema.get("initialState"), "lifecycle must have an initial state")
-    for state in [schema["initialState"], *_list(schema, "terminalStates"), *_list(schema, "runningStates")]:
+    for state in [
+        schema["initialState"],
+        *_require_list(schema, "terminalStates"),
+        *_require_list(schema, "runningStates"),
+    ]:
         _refuse_if(state not in states, f"lifecycle state {state!r} does not exist in states list")
-    actions = _list(schema, "actions")
+    actions = _require_list(schema, "actions")
     _refuse_if(not actions, "lifecycle must have at least one action")
-    _refuse_duplicates([_name(action, "action") for action in actions], "action")
+    _refuse_duplicates([_require_name(action, "action") for action in actions], "action")
     for action in actions:
         _check_transitions(action, states)
 
 
 def _check_transitions(action: Json, states: list[str]) -> None:
-    transitions = _list(action, "transitions")
+    transitions = _require_list(action, "transitions")
     _refuse_if(not transitions, f"lifecycle action {action['name']!r} must have at least one transition")
     for item in transitions:
-        transition = _object(item, "transition")
-        for end in ("from", "to"):
+        transition = _require_object(item, "transition")
+        for side in ("from", "to"):
             _refuse_if(
-                transition.get(end) not in states,
-                f"lifecycle action {action['name']!r} transition references invalid {end} state",
+                transition.get(side) not in states,
+                f"lifecycle action {action['name']!r} transition references invalid {side} state",
             )
         _check_regexp(transition.get("onErrorRegexp") or "")
 
@@ -56,11 +60,12 @@ def _check_regexp(pattern: Any) -> None:
 
 
 def is_terminal(schema: Json, state: str) -> bool:
+    """Return whether no action may leave this state."""
     return state in (schema.get("terminalStates") or [])
 
 
 def refuse_unless_allowed(schema: Json, state: str, action: str) -> None:
-    """Raise a 400 for an action without any transition from `state`. An error transition is enough to allow it."""
+    """Raise a 400 if the action has no transition from `state`. A transition for an error only is sufficient."""
     if is_terminal(schema, state):
         raise bad_request(f"cannot perform action on service in terminal state: {state}")
     transitions = _transitions(schema, action)
@@ -71,7 +76,10 @@ def refuse_unless_allowed(schema: Json, state: str, action: str) -> None:
 
 
 def next_state(schema: Json, state: str, action: str, error: str | None = None) -> str:
-    """Return the state after the action. `error` None: success. The first matching transition counts."""
+    """Return the state after the action ended with this error message, or without (None).
+
+    The first matching transition determines the state. Raises NoTransition, UnknownAction.
+    """
     transitions = _transitions(schema, action)
     if transitions is None:
         raise UnknownAction(f"action {action!r} not found in lifecycle schema")
@@ -85,6 +93,7 @@ def next_state(schema: Json, state: str, action: str, error: str | None = None) 
 
 
 def _transitions(schema: Json, action: str) -> list[Json] | None:
+    """Return the transitions of an action, or None if the lifecycle has no such action."""
     for candidate in schema.get("actions") or []:
         if candidate["name"] == action:
             return list(candidate["transitions"])
@@ -100,13 +109,13 @@ def _refuse_duplicates(names: list[str], kind: str) -> None:
     _refuse_if(len(set(names)) != len(names), f"duplicate lifecycle {kind} name")
 
 
-def _object(value: Any, what: str) -> Json:
+def _require_object(value: Any, what: str) -> Json:
     if not isinstance(value, dict):
         raise bad_request(f"{what} must be an object")
     return value
 
 
-def _list(schema: Json, name: str) -> list[Any]:
+def _require_list(schema: Json, name: str) -> list[Any]:
     value = schema.get(name)
     if value is None:
         return []
@@ -115,8 +124,8 @@ def _list(schema: Json, name: str) -> list[Any]:
     return value
 
 
-def _name(item: Any, kind: str) -> str:
-    name = _object(item, kind).get("name")
+def _require_name(item: Any, kind: str) -> str:
+    name = _require_object(item, kind).get("name")
     if not isinstance(name, str) or not name:
         raise bad_request(f"lifecycle {kind} name cannot be empty")
     return name

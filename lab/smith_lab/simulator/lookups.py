@@ -1,4 +1,4 @@
-"""The look-ups of the validators `serviceOption` and `serviceReference`."""
+"""Looks up service options and services for the validators `serviceOption` and `serviceReference`."""
 
 from __future__ import annotations
 
@@ -7,20 +7,22 @@ from smith_lab.simulator.store import Store
 
 
 class ServiceLookups:
-    """Looks up service options and other services for one service. Each method returns a problem, or None."""
+    """The look-ups for the properties of one service. Each method returns the text of a problem, or None."""
 
     def __init__(self, store: Store, service: Service) -> None:
         self._store, self._service = store, service
 
     def option_problem(self, option_type: str, value: object) -> str | None:
+        """Return a problem unless the provider has an enabled option of this type and value."""
         types = {row.id for row in self._store.option_types.values() if row.type == option_type}
         for option in self._store.service_options.values():
-            ours = option.provider_id == self._service.provider_id and option.service_option_type_id in types
-            if ours and option.enabled and option.value == value:
+            is_offered = option.provider_id == self._service.provider_id and option.service_option_type_id in types
+            if is_offered and option.enabled and option.value == value:
                 return None
         return f"value is not an enabled option of type {option_type}"
 
     def reference_problem(self, config: Json, value: object) -> str | None:
+        """Return a problem unless the value is the id of a service that the validator's configuration allows."""
         other = self._store.services.get(value) if isinstance(value, str) else None
         if other is None:
             return "referenced service does not exist"

@@ -1,4 +1,4 @@
-"""FulcrumCore's maintenance workers, run once: job timeout, job retention, silent agents."""
+"""Runs FulcrumCore's maintenance work once: fails overdue jobs, deletes expired jobs, disconnects silent agents."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ TIMEOUT_MESSAGE = "Job marked as failed due to exceeding maximum processing time
 
 
 def fail_timed_out(store: Store, jobs: list[Job]) -> None:
-    """Fail the jobs, as the maintenance worker does. Their services do not change."""
+    """Mark the jobs as failed by timeout, as FulcrumCore does. Their services keep their state."""
     for job in jobs:
         store.set_job_status(job, "Failed")
         job.error_message = TIMEOUT_MESSAGE
@@ -17,24 +17,25 @@ def fail_timed_out(store: Store, jobs: list[Job]) -> None:
 
 
 def sweep(store: Store) -> Json:
-    """Run timeout, retention and, if enabled, the disconnect worker once; return how many rows each changed."""
+    """Apply the enabled maintenance to all jobs and agents once; return how many rows each part changed."""
     now, options = store.clock.now(), store.options
     result = {"timedOut": 0, "deleted": 0, "disconnected": 0}
     if options.job_maintenance:
         active = [job for job in store.jobs.values() if job.status in ("Pending", "Processing")]
-        late = [job for job in active if now - job.created_at > options.job_timeout_s]
-        fail_timed_out(store, late)
+        overdue = [job for job in active if now - job.created_at > options.job_timeout_s]
+        fail_timed_out(store, overdue)
         ended = [job for job in store.jobs.values() if job.completed_at is not None]
-        old = [job for job in ended if now - (job.completed_at or now) > options.job_retention_s]
-        for job in old:
+        expired = [job for job in ended if now - (job.completed_at or now) > options.job_retention_s]
+        for job in expired:
             store.delete_job(job)
-        result.update(timedOut=len(late), deleted=len(old))
+        result.update(timedOut=len(overdue), deleted=len(expired))
     if options.agent_maintenance:
-        result["disconnected"] = _disconnect_silent(store, now)
+        result["disconnected"] = _disconnect_silent_agents(store, now)
     return dict(result)
 
 
-def _disconnect_silent(store: Store, now: float) -> int:
+def _disconnect_silent_agents(store: Store, now: float) -> int:
+    """Disconnect the agents that sent no heartbeat for `agent_timeout_s`; return their number."""
     silent = [
         agent
         for agent in store.agents.values()

@@ -1,4 +1,4 @@
-"""Pages, filters and sort orders of lists. An unknown filter or sort field is a 500, as in the real server."""
+"""Filters, sorts and pages lists. An unknown filter or sort field is answered 500, as by the real server."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from smith_lab.simulator import decoding
 from smith_lab.simulator.problems import bad_request, internal
 from smith_lab.simulator.web import Call, Reply
 
-#: Turns the values of a query into a predicate for rows. Raises ValueError for a malformed value.
+#: Makes a predicate for rows from the values of one query parameter. Raises ValueError for a malformed value.
 Filter = Callable[[list[str]], Callable[[Any], bool]]
 DEFAULT_PAGE_SIZE = 10
 MAX_PAGE_SIZE = 100
+#: The query parameters that are not filters.
 _RESERVED = ("page", "pageSize", "sort")
 
 
@@ -22,19 +23,19 @@ class Listing:
     """The filters and sort fields of one collection."""
 
     filters: Mapping[str, Filter] = field(default_factory=dict)
-    sorts: Mapping[str, Callable[[Any], Any]] = field(default_factory=dict)
+    sort_keys: Mapping[str, Callable[[Any], Any]] = field(default_factory=dict)
 
     def reply(self, call: Call, rows: Iterable[Any], view: Callable[[Any], Any]) -> Reply:
-        """Return the requested page."""
-        page = _whole(call, "page", 1, None)
-        size = _whole(call, "pageSize", DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
-        found = self._sorted(call, self._filtered(call, rows))
+        """Return the page of the rows that the query requests; `view` renders a row."""
+        page = _read_number(call, "page", 1, None)
+        size = _read_number(call, "pageSize", DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
+        matching = self._sorted(call, self._filtered(call, rows))
         start = (page - 1) * size
-        pages = -(-len(found) // size)
+        pages = -(-len(matching) // size)
         return Reply(
             body={
-                "items": [view(row) for row in found[start : start + size]],
-                "totalItems": len(found),
+                "items": [view(row) for row in matching[start : start + size]],
+                "totalItems": len(matching),
                 "totalPages": pages,
                 "currentPage": page,
                 "hasNext": page < pages,
@@ -43,7 +44,7 @@ class Listing:
         )
 
     def _filtered(self, call: Call, rows: Iterable[Any]) -> list[Any]:
-        found = list(rows)
+        matching = list(rows)
         for name in {name for name, _ in call.query if name not in _RESERVED}:
             if name not in self.filters:
                 raise internal(f"cannot filter by field {name}")
@@ -52,22 +53,22 @@ class Listing:
                 keep = self.filters[name](values)
             except ValueError as exc:
                 raise internal(str(exc)) from exc
-            found = [row for row in found if keep(row)]
-        return found
+            matching = [row for row in matching if keep(row)]
+        return matching
 
     def _sorted(self, call: Call, rows: list[Any]) -> list[Any]:
         text = next((value for name, value in call.query if name == "sort"), "")
         if not text:
             return rows
         name = text.lstrip("+- ") if text[0] in "+- " else text
-        if name not in self.sorts:
+        if name not in self.sort_keys:
             raise internal(f"cannot sort by field {name}")
-        key = self.sorts[name]
-        # PostgreSQL sorts absent values last, and first when descending.
+        key = self.sort_keys[name]
+        # PostgreSQL sorts absent values last in ascending and first in descending order.
         return sorted(rows, key=lambda row: (key(row) is None, key(row)), reverse=text.startswith("-"))
 
 
-def _whole(call: Call, name: str, default: int, maximum: int | None) -> int:
+def _read_number(call: Call, name: str, default: int, maximum: int | None) -> int:
     text = next((value for key, value in call.query if key == name), "")
     if not text:
         return default
@@ -81,37 +82,38 @@ def _whole(call: Call, name: str, default: int, maximum: int | None) -> int:
 
 
 def equals(member: str) -> Filter:
-    """Filter: the member equals one of the values."""
+    """Return a filter for rows whose member equals one of the values."""
     return lambda values: lambda row: getattr(row, member) in values
 
 
 def contains(member: str) -> Filter:
-    """Filter: the member contains the first value, ignoring case."""
+    """Return a filter for rows whose member contains the first value, ignoring case."""
     return lambda values: lambda row: values[0].lower() in getattr(row, member).lower()
 
 
-def is_uuid(member: str) -> Filter:
-    """Filter: the member equals one of the values, which must be UUIDs."""
-    return _read_by(member, decoding.read_uuid)
+def equals_uuid(member: str) -> Filter:
+    """Return a filter for rows whose member equals one of the values, which must be UUIDs."""
+    return _equals_parsed(member, decoding.read_uuid)
 
 
-def is_bool(member: str) -> Filter:
-    """Filter: the member equals one of the values, which must be true or false."""
-    return _read_by(member, lambda value: ("false", "true").index(value) == 1)
+def equals_bool(member: str) -> Filter:
+    """Return a filter for rows whose member equals one of the values, which must be `true` or `false`."""
+    return _equals_parsed(member, lambda value: ("false", "true").index(value) == 1)
 
 
-def one_of(member: str, allowed: Sequence[str]) -> Filter:
-    """Filter: the member equals one of the values, which must all be allowed ones."""
-    return _read_by(member, lambda value: allowed[allowed.index(value)])
+def equals_allowed(member: str, allowed: Sequence[str]) -> Filter:
+    """Return a filter for rows whose member equals one of the values, which must all be in `allowed`."""
+    return _equals_parsed(member, lambda value: allowed[allowed.index(value)])
 
 
-def _read_by(member: str, reader: Callable[[str], Any]) -> Filter:
-    def make(values: list[str]) -> Callable[[Any], bool]:
-        wanted = [reader(value) for value in values]
+def _equals_parsed(member: str, parse: Callable[[str], Any]) -> Filter:
+    def make_predicate(values: list[str]) -> Callable[[Any], bool]:
+        wanted = [parse(value) for value in values]
         return lambda row: getattr(row, member) in wanted
 
-    return make
+    return make_predicate
 
 
-def by(member: str) -> Callable[[Any], Any]:
+def sort_by(member: str) -> Callable[[Any], Any]:
+    """Return a sort key: the value of this member."""
     return lambda row: getattr(row, member)

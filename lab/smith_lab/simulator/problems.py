@@ -1,4 +1,4 @@
-"""FulcrumCore's error answers: three JSON shapes, all sent as `text/plain`."""
+"""Makes FulcrumCore's error answers: three JSON shapes, all sent as `text/plain`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 class Problem(Exception):
-    """Ends a handler with this error answer. `body` None: no body (a panic in the real server)."""
+    """Ends a call with this error answer. `body` None: no body, as after a panic of the real server."""
 
     def __init__(self, status: int, body: dict[str, Any] | None) -> None:
         super().__init__(str(body))
@@ -15,14 +15,14 @@ class Problem(Exception):
 
 
 class PropertyErrors(Exception):
-    """The problems that the property engine found: (path, message) pairs, with top-level names only."""
+    """The property engine found problems: pairs of a top-level property's name (or an empty text) and a message."""
 
     def __init__(self, errors: list[tuple[str, str]]) -> None:
         self.errors = errors
         super().__init__(self._summary())
 
     def _summary(self) -> str:
-        # FulcrumCore gives the message of a single problem, and only the number of several.
+        # FulcrumCore sends the message of a single problem, but only the number of several problems.
         if len(self.errors) == 1:
             path, message = self.errors[0]
             return f"{path}: {message}" if path else message
@@ -54,6 +54,7 @@ def internal(text: str) -> Problem:
 
 
 def panic() -> Problem:
+    """Return the answer of the real server when a handler panics: 500 without a body."""
     return Problem(500, None)
 
 

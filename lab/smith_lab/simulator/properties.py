@@ -1,7 +1,9 @@
-"""The property engine: turns the properties of a request into the stored ones, according to a schema.
+"""Turns the properties in a request into the properties to store, as the type's schema demands.
 
-A given value is processed in this order: a vault reference is stored as it is; immutability; authorizers; type and
-validators; nested values; a secret goes into the vault. Without a value: the default, the generator, the old value.
+If the request sets a property, these steps run: an immutable property must not change; the authorizers must allow the
+caller and the state; type and validators are checked; nested values are processed; a secret is replaced by a vault
+reference. A value that already is a vault reference is stored without these steps. If the request does not set a
+property, its old value stays; if it has none, the default or the generator provides one.
 Source: pkg/schema/engine.go of fulcrumproject/core.
 """
 
@@ -15,29 +17,36 @@ from typing import Any
 
 from smith_lab.simulator.problems import PropertyErrors
 from smith_lab.simulator.rows import Json
-from smith_lab.simulator.validators import VALIDATORS, Lookups, check_type, cross_field_problem, is_number, refusal
-from smith_lab.simulator.vault import VAULT_PREFIX, Vault, VaultOff
+from smith_lab.simulator.validators import (
+    VALIDATORS,
+    Lookups,
+    check_type,
+    cross_field_problem,
+    is_number,
+    property_error,
+)
+from smith_lab.simulator.vault import VAULT_PREFIX, Vault, VaultDisabled
 
 
 @dataclass(frozen=True)
-class Request:
-    """Who sets the properties, and in which state of the service."""
+class PropertyChange:
+    """Who sets properties, and whether of a new or an existing object."""
 
     vault: Vault
-    actor: str  #: user or agent
+    actor: str  #: `user` or `agent`
     updating: bool
     service_status: str = ""
-    lookups: Lookups | None = None  #: None for agent types, which have no such validators
+    lookups: Lookups | None = None  #: None: the schema's validators need no look-ups
 
 
-def apply(request: Request, schema: Json, old: Json | None, new: Json | None) -> Json:
-    """Process every declared property; drop unknown names. Raises PropertyErrors with every problem."""
+def apply(change: PropertyChange, schema: Json, old: Json | None, new: Json | None) -> Json:
+    """Process every property in the schema; drop the others. Raises PropertyErrors with all problems."""
     old, new = old or {}, new or {}
     result: Json = {}
     errors: list[tuple[str, str]] = []
     for name, definition in (schema.get("properties") or {}).items():
         try:
-            value = _process(request, name, definition, old.get(name), new.get(name))
+            value = _process_property(change, name, definition, old.get(name), new.get(name))
         except PropertyErrors as exc:
             errors.append((name, str(exc)))
             continue
@@ -53,101 +62,103 @@ def apply(request: Request, schema: Json, old: Json | None, new: Json | None) ->
     return result
 
 
-def _process(request: Request, name: str, definition: Json, old: Any, new: Any) -> Any:
+def _process_property(change: PropertyChange, name: str, definition: Json, old: Any, new: Any) -> Any:
     if definition.get("secret") and isinstance(new, str) and new.startswith(VAULT_PREFIX):
         return new
     if new is not None:
-        if definition.get("immutable") and request.updating and old is not None and not _unchanged(old, new):
-            raise refusal(f"{name}: property is immutable and cannot be changed")
-        _authorize(request, name, definition)
-        _validate(request, name, definition, new)
-        return _stored(request, name, definition, old, new)
+        if definition.get("immutable") and change.updating and old is not None and not _equal_in_go(old, new):
+            raise property_error(f"{name}: property is immutable and cannot be changed")
+        _authorize(change, name, definition)
+        _validate(change, name, definition, new)
+        return _store_value(change, name, definition, old, new)
     if old is None and definition.get("default") is not None:
         default = copy.deepcopy(definition["default"])
-        _validate(request, name, definition, default)
-        return _stored(request, name, definition, old, default)
+        _validate(change, name, definition, default)
+        return _store_value(change, name, definition, old, default)
     if old is None and definition.get("generator"):
-        # Pools are not simulated: no agent has a pool set, which the real server refuses too.
-        raise refusal(f"{name}: agent has no service pool set (pools are not simulated)")
+        # Pools are not simulated, so no agent has a pool set. The real server refuses such an agent, too.
+        raise property_error(f"{name}: agent has no service pool set (pools are not simulated)")
     return old
 
 
-def _unchanged(old: Any, new: Any) -> bool:
-    """Deep equality, except that no number equals another.
+def _equal_in_go(old: Any, new: Any) -> bool:
+    """Return whether two values are equal for the real server: at every depth, but a number never equals a number.
 
-    The real server decodes stored and sent numbers into different Go types, so an immutable number is always refused.
+    It decodes the stored and the sent number into different Go types, so it refuses every new immutable number.
     """
     if is_number(old) or is_number(new):
         return False
     if isinstance(old, dict) and isinstance(new, dict):
-        return old.keys() == new.keys() and all(_unchanged(old[key], new[key]) for key in old)
+        return old.keys() == new.keys() and all(_equal_in_go(old[key], new[key]) for key in old)
     if isinstance(old, list) and isinstance(new, list):
-        return len(old) == len(new) and all(map(_unchanged, old, new))
+        return len(old) == len(new) and all(map(_equal_in_go, old, new))
     return type(old) is type(new) and bool(old == new)
 
 
-def _authorize(request: Request, name: str, definition: Json) -> None:
+def _authorize(change: PropertyChange, name: str, definition: Json) -> None:
     for item in definition.get("authorizers") or []:
         config = item["config"]
-        if item["type"] == "actor" and request.actor not in config["actors"]:
-            raise refusal(f"{name}: {request.actor} is not allowed to set this property")
-        if item["type"] == "state" and request.updating and request.service_status not in config["allowedStates"]:
-            raise refusal(f"{name}: cannot be set in state {request.service_status}")
+        if item["type"] == "actor" and change.actor not in config["actors"]:
+            raise property_error(f"{name}: {change.actor} is not allowed to set this property")
+        if item["type"] == "state" and change.updating and change.service_status not in config["allowedStates"]:
+            raise property_error(f"{name}: cannot be set in state {change.service_status}")
 
 
-def _validate(request: Request, name: str, definition: Json, value: Any) -> None:
+def _validate(change: PropertyChange, name: str, definition: Json, value: Any) -> None:
     check_type(name, value, definition["type"])
     for item in definition.get("validators") or []:
-        problem = VALIDATORS[item["type"]](request.lookups, item["config"], value)
+        problem = VALIDATORS[item["type"]](change.lookups, item["config"], value)
         if problem:
-            raise refusal(f"{name}: {problem}")
+            raise property_error(f"{name}: {problem}")
 
 
-def _stored(request: Request, name: str, definition: Json, old: Any, value: Any) -> Any:
-    value = _with_nested(request, name, definition, old, value)
+def _store_value(change: PropertyChange, name: str, definition: Json, old: Any, value: Any) -> Any:
+    """Return the value to store: with nested values processed, or as a vault reference if it is a secret."""
+    value = _process_nested(change, name, definition, old, value)
     if not definition.get("secret"):
         return value
     try:
-        reference = request.vault.save(value)
-    except VaultOff:
-        raise refusal(f"{name}: vault is required for secret properties but not configured") from None
-    # Deleted even when the request is refused later: the real server does it outside the transaction.
-    request.vault.delete(old)
+        reference = change.vault.save(value)
+    except VaultDisabled:
+        raise property_error(f"{name}: vault is required for secret properties but not configured") from None
+    # Even if the request is refused later: the real server deletes the old secret outside the transaction.
+    change.vault.delete(old)
     return reference
 
 
-def _with_nested(request: Request, name: str, definition: Json, old: Any, value: Any) -> Any:
+def _process_nested(change: PropertyChange, name: str, definition: Json, old: Any, value: Any) -> Any:
+    """Return an object or array with its members or items processed, any other value unchanged."""
     if definition["type"] == "object" and definition.get("properties"):
         inner = {"properties": definition["properties"]}
-        return apply(request, inner, old if isinstance(old, dict) else None, value)
+        return apply(change, inner, old if isinstance(old, dict) else None, value)
     if definition["type"] == "array" and definition.get("items"):
-        olds = old if isinstance(old, list) else []
+        old_items = old if isinstance(old, list) else []
         return [
-            _with_item(request, f"{name}[{index}]", definition["items"], old_item, item)
-            for index, (old_item, item) in enumerate(zip_longest(olds[: len(value)], value))
+            _process_item(change, f"{name}[{index}]", definition["items"], old_item, item)
+            for index, (old_item, item) in enumerate(zip_longest(old_items[: len(value)], value))
         ]
     return value
 
 
-def _with_item(request: Request, name: str, definition: Json, old: Any, value: Any) -> Any:
-    _validate(request, name, definition, value)
-    return _with_nested(request, name, definition, old, value)
+def _process_item(change: PropertyChange, name: str, definition: Json, old: Any, value: Any) -> Any:
+    _validate(change, name, definition, value)
+    return _process_nested(change, name, definition, old, value)
 
 
-def references(value: Any) -> Iterator[str]:
+def vault_references(value: Any) -> Iterator[str]:
     """Yield every `vault://` text in a value, at any depth."""
     if isinstance(value, str) and value.startswith(VAULT_PREFIX):
         yield value
     elif isinstance(value, dict):
         for item in value.values():
-            yield from references(item)
+            yield from vault_references(item)
     elif isinstance(value, list):
         for item in value:
-            yield from references(item)
+            yield from vault_references(item)
 
 
 def secret_references(schema: Json, values: Any, kind: str) -> Iterator[str]:
-    """Yield the references in properties that the schema declares as secrets of this kind."""
+    """Yield the vault_references in properties that the schema declares as secrets of this kind."""
     if not isinstance(values, dict):
         return
     for name, definition in (schema.get("properties") or {}).items():
@@ -156,7 +167,7 @@ def secret_references(schema: Json, values: Any, kind: str) -> Iterator[str]:
 
 def _definition_references(definition: Json, value: Any, kind: str) -> Iterator[str]:
     if (definition.get("secret") or {}).get("type") == kind:
-        yield from references(value)
+        yield from vault_references(value)
     yield from secret_references(definition, value, kind)
     if isinstance(value, list) and definition.get("items"):
         for item in value:

@@ -1,4 +1,4 @@
-"""Look-ups and constraints that several tables share. A violated constraint is a 500, as in the real server."""
+"""Finds rows and checks constraints for several tables. A violated constraint is answered 500, as by FulcrumCore."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from smith_lab.simulator.rows import Json
 from smith_lab.simulator.web import Call
 
 
-def find(table: dict[str, Any], call: Call) -> Any:
-    """Return a row of a table without scopes. An unknown id is a 404; tables with scopes answer 403."""
+def find_row(table: dict[str, Any], call: Call) -> Any:
+    """Return the row that the call names. Raises a 404 for an unknown id; endpoints with a scope answer 403 before."""
     row = table.get(call.id)
     if row is None:
         raise not_found()
@@ -18,17 +18,20 @@ def find(table: dict[str, Any], call: Call) -> Any:
 
 
 def refuse_duplicate(table: dict[str, Any], row: Any, member: str = "name") -> None:
+    """Raise a 500 if another row has the same value in this member."""
     taken = any(getattr(other, member) == getattr(row, member) and other.id != row.id for other in table.values())
     if taken:
         raise internal(f"duplicate key value violates unique constraint on {member} (SQLSTATE 23505)")
 
 
 def refuse_if_in_use(used: bool) -> None:
+    """Raise a 500 if other rows refer to the row that the caller wants to delete."""
     if used:
         raise internal("update or delete on table violates foreign key constraint (SQLSTATE 23503)")
 
 
-def required_name(body: Json) -> str:
+def require_name(body: Json) -> str:
+    """Return the name in the body. Raises a 400 if it is missing or empty."""
     name = body.get("name", "")
     if not name:
         raise bad_request("name cannot be empty")

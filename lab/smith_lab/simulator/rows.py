@@ -1,4 +1,4 @@
-"""The rows of each table. Times are seconds since the epoch on the simulator's clock."""
+"""Defines the row class of each table. Times are seconds since the epoch on the simulator's clock."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Token(Row):
     role: str
     value: str
     expire_at: float
-    participant_id: str | None = None  #: for an agent's token: its provider
+    participant_id: str | None = None  #: for an agent's token: the provider of the agent
     agent_id: str | None = None
 
 
@@ -59,7 +59,7 @@ class Agent(Row):
     tags: list[str] | None
     configuration: Json | None
     service_pool_set_id: str | None = None
-    last_status_at: float
+    last_status_at: float  #: time of the last heartbeat, or of the creation
 
 
 @dataclass(kw_only=True)
@@ -88,7 +88,7 @@ class Job(Row):
     consumer_id: str
     agent_id: str
     service_id: str
-    group_id: str  #: of the service; not in the answer
+    group_id: str  #: the group of the service; the API does not send it with a job
     action: str
     params: Json | None
     status: str = "Pending"
@@ -96,8 +96,8 @@ class Job(Row):
     claimed_at: float | None = None
     completed_at: float | None = None
     error_message: str = ""
-    override: Json = field(default_factory=dict)  #: lab: members of the delivered JSON to replace
-    hidden: list[str] = field(default_factory=list)  #: lab: members of the delivered JSON to leave out
+    override: Json = field(default_factory=dict)  #: set by the lab: members that replace those in the job's JSON
+    hidden: list[str] = field(default_factory=list)  #: set by the lab: members that the job's JSON omits
 
 
 @dataclass(kw_only=True)

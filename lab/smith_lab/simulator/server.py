@@ -1,4 +1,4 @@
-"""The simulator's HTTP server: uvicorn in a thread. It can be paused and resumed; its state stays."""
+"""Runs the simulator's HTTP server, uvicorn in a thread, and pauses and resumes it without loss of state."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from starlette.routing import Mount
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from smith_lab.simulator import maintenance
-from smith_lab.simulator.api import API_PREFIX, Api, wrong_path
+from smith_lab.simulator.api import API_PREFIX, Api, answer_routing_error
 from smith_lab.simulator.fault_layer import FaultLayer
 from smith_lab.simulator.history import LabState
 from smith_lab.simulator.lab_api import lab_routes
 from smith_lab.simulator.store import Store
 
-#: How long a stop waits for running calls, such as delayed ones.
+#: How long a stop waits for unfinished calls, such as those that a fault rule delays.
 SHUTDOWN_S = 1
 START_TIMEOUT_S = 10.0
 
 
 class _Protocol(H11Protocol):
-    """Gives each request its connection, so that a fault can close it."""
+    """Adds the connection to the state of each request, so that a fault rule can close the connection."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -38,14 +38,14 @@ def make_app(store: Store, lab: LabState) -> Starlette:
     app = Starlette(
         routes=[*lab_routes(store, lab), Mount(API_PREFIX, app=Api(store))],
         middleware=[Middleware(FaultLayer, store=store, lab=lab)],
-        exception_handlers={404: wrong_path, 405: wrong_path},
+        exception_handlers={404: answer_routing_error, 405: answer_routing_error},
     )
     app.router.redirect_slashes = False
     return app
 
 
 class SimulatorServer:
-    """One simulator on one port. `pause` closes the socket and every connection, `resume` opens the same port again."""
+    """One simulator on one port. `pause` closes the socket and every connection, `resume` opens the port again."""
 
     def __init__(self, store: Store, lab: LabState, *, host: str = "127.0.0.1", port: int = 0) -> None:
         self.store = store
@@ -68,7 +68,7 @@ class SimulatorServer:
         return self._thread is not None
 
     def start(self) -> None:
-        """Listen and serve. Port 0 becomes the port that the system chose, also after `resume`."""
+        """Listen and serve. If the port is 0, the system chooses one, which is kept over `pause` and `resume`."""
         listener = _listener(self.host, self.port)
         self.port = listener.getsockname()[1]
         self.store.origin = self.url
@@ -112,18 +112,18 @@ class SimulatorServer:
         self._server = self._thread = None
 
     def pause(self) -> None:
-        """Refuse connections, as when FulcrumCore is down. The state stays."""
+        """Refuse connections, as when FulcrumCore is down. The simulator keeps its state."""
         self.stop()
 
     def resume(self) -> None:
-        """Serve on the same port again. As each start of FulcrumCore, this adds a `change-me` token row."""
+        """Serve on the same port again. Each start of FulcrumCore adds a `change-me` token, so this does, too."""
         with self.store.lock:
-            self.store.seed()
+            self.store.add_seed_token()
         self.start()
 
 
 def _listener(host: str, port: int) -> socket.socket:
-    # The protocol is given because asyncio sets TCP_NODELAY only on sockets created with IPPROTO_TCP.
+    # asyncio sets TCP_NODELAY only on sockets that were created with IPPROTO_TCP.
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -142,7 +142,7 @@ def _config(app: Starlette) -> uvicorn.Config:
         lifespan="off",
         log_config=None,
         access_log=False,
-        date_header=False,  # the simulator's own clock writes it
+        date_header=False,  # the fault layer adds it, from the simulator's clock
         server_header=False,
         timeout_keep_alive=60,
         timeout_graceful_shutdown=SHUTDOWN_S,

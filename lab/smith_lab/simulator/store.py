@@ -1,4 +1,4 @@
-"""The simulator's database: rows in dicts, with indexes for the frequent calls. Callers hold `lock`."""
+"""Stores the simulator's rows in dicts, with indexes for the frequent calls. Callers must hold `lock`."""
 
 from __future__ import annotations
 
@@ -42,22 +42,22 @@ class Options:
     agent_timeout_s: float = 30.0
     maintenance_interval_s: float = 0.0  #: real seconds between automatic sweeps; 0: only POST /lab/sweep
     job_maintenance: bool = True  #: a sweep applies timeout and retention
-    agent_maintenance: bool = False  #: a sweep sets silent agents to Disconnected
-    public_base_url: str = ""  #: in install commands; empty: the simulator's own URL
+    agent_maintenance: bool = False  #: a sweep sets agents without heartbeats to Disconnected
+    public_base_url: str = ""  #: base of the URL in install commands; empty: the simulator's own URL
 
 
 @dataclass(kw_only=True)
 class Switches:
-    """Behaviours that only the lab can switch on, by POST /lab/switches."""
+    """Wrong behaviours that POST /lab/switches turns on."""
 
-    two_claims_win: bool = False  #: claiming a Processing job answers 204 too, as in the real server's race
-    database_down: bool = False  #: no token can be looked up: every call is a 403
-    vault_off: bool = False  #: no vault key: reading a secret is a 500 without a body
+    two_claims_win: bool = False  #: a claim of a Processing job is answered 204, as when two agents claim at once
+    database_down: bool = False  #: tokens cannot be looked up, so every call is answered 403
+    vault_off: bool = False  #: there is no vault key, so reading a secret is answered 500 without a body
 
 
 @dataclass
 class Store:
-    """Every table, and the look-ups that are not by id."""
+    """All tables, with indexes for look-ups by other members than the id."""
 
     options: Options = field(default_factory=Options)
     clock: SimulatorClock = field(default_factory=SimulatorClock)
@@ -85,24 +85,24 @@ class Store:
         self.service_options: dict[str, Option] = {}
         self.install_tokens: dict[str, InstallToken] = {}
         self.events: deque[Event] = deque(maxlen=50_000)
-        self.raw_pending: list[Any] = []
+        self.raw_pending: list[Any] = []  #: items that the lab adds to every pending list
         self._event_number = 0
         self._clear_jobs()
-        self.seed()
+        self.add_seed_token()
 
     def _clear_jobs(self) -> None:
         self.jobs: dict[str, Job] = {}
-        self.pending: dict[str, dict[str, Job]] = defaultdict(dict)
-        self.processing: dict[str, dict[str, Job]] = defaultdict(dict)
-        self.last_job: dict[str, Job] = {}
+        self.pending: dict[str, dict[str, Job]] = defaultdict(dict)  #: by agent id, then by job id
+        self.processing: dict[str, dict[str, Job]] = defaultdict(dict)  #: by agent id, then by job id
+        self.last_job: dict[str, Job] = {}  #: the newest job, by service id
         self.service_id_by_instance_id: dict[str, str] = {}
 
-    def seed(self) -> None:
+    def add_seed_token(self) -> None:
         """Add a `change-me` token that is valid for a day, as each start of the real server does."""
         self.add_token(name="Bootstrap Admin Token", role="admin", value=SEED_TOKEN, lifetime_s=DAY_S)
 
     def new_row_fields(self) -> dict[str, Any]:
-        """Return id and times for a new row."""
+        """Return the id and the times of a new row."""
         now = self.clock.now()
         return {"id": str(uuid.uuid4()), "created_at": now, "updated_at": now}
 
@@ -114,7 +114,7 @@ class Store:
     def add_token(
         self, *, name: str, role: str, value: str | None = None, lifetime_s: float = DAY_S, **scope: Any
     ) -> Token:
-        """Add a token. `scope` is `participant_id` and `agent_id`."""
+        """Add a token. `scope` may contain `participant_id` and `agent_id`."""
         token = Token(
             **self.new_row_fields(),
             name=name,
@@ -129,22 +129,23 @@ class Store:
 
     def delete_token(self, token: Token) -> None:
         self.tokens.pop(token.id, None)
-        self._remove_value(token)
+        self._remove_from_index(token)
 
     def renew_token(self, token: Token) -> None:
-        """Give the token a new value. The old one is invalid at once."""
-        self._remove_value(token)
+        """Give the token a new value. The old value is invalid at once."""
+        self._remove_from_index(token)
         token.value = secrets.token_hex(16)
         self.tokens_by_value[token.value].append(token)
         self.mark_updated(token)
 
-    def _remove_value(self, token: Token) -> None:
-        left = [other for other in self.tokens_by_value.pop(token.value, []) if other is not token]
-        if left:
-            self.tokens_by_value[token.value] = left
+    def _remove_from_index(self, token: Token) -> None:
+        """Remove the token from the index by value. Another token may have the same value."""
+        others = [other for other in self.tokens_by_value.pop(token.value, []) if other is not token]
+        if others:
+            self.tokens_by_value[token.value] = others
 
     def find_token(self, value: str) -> Token | None:
-        """Return the valid token with this value. Of several rows the lowest id counts, as in the real server."""
+        """Return the token with this value if it is valid. Of several, the one with the lowest id counts."""
         rows = self.tokens_by_value.get(value)
         if not rows or self.switches.database_down:
             return None
@@ -152,6 +153,7 @@ class Store:
         return token if token.expire_at > self.clock.now() else None
 
     def delete_agent(self, agent: Agent) -> None:
+        """Delete an agent with its tokens."""
         self.agents.pop(agent.id)
         self.install_tokens.pop(agent.id, None)
         for token in [token for token in self.tokens.values() if token.agent_id == agent.id]:
@@ -160,6 +162,7 @@ class Store:
     # Jobs
 
     def add_job(self, service: Service, action: str, params: Json | None) -> Job:
+        """Add a pending job for a service."""
         job = Job(
             **self.new_row_fields(),
             provider_id=service.provider_id,
@@ -176,7 +179,7 @@ class Store:
         return job
 
     def set_job_status(self, job: Job, status: str) -> None:
-        """Set the status of a job and update the two indexes."""
+        """Set the status of a job and update the indexes `pending` and `processing`."""
         self.pending[job.agent_id].pop(job.id, None)
         self.processing[job.agent_id].pop(job.id, None)
         job.status = status
@@ -187,24 +190,28 @@ class Store:
         self.mark_updated(job)
 
     def delete_job(self, job: Job) -> None:
-        self.set_job_status(job, "Failed")
+        self.set_job_status(job, "Failed")  # removes the job from the indexes by status
         del self.jobs[job.id]
         if self.last_job.get(job.service_id) is job:
             del self.last_job[job.service_id]
 
     def active_job(self, service_id: str) -> Job | None:
+        """Return the newest job of the service if it is Pending or Processing."""
         job = self.last_job.get(service_id)
         return job if job and job.status in ("Pending", "Processing") else None
 
     def pending_jobs(self, agent_id: str, limit: int) -> list[Job]:
-        """Return one job of each group in which this agent processes none, sorted by group id, not by age."""
+        """Return at most one pending job of each group, sorted by group id, as the real server does.
+
+        A group in which the agent already processes a job has none.
+        """
         busy = {job.group_id for job in self.processing[agent_id].values()}
-        best: dict[str, Job] = {}
+        first_jobs: dict[str, Job] = {}
         for job in self.pending[agent_id].values():
-            first = best.get(job.group_id)
-            if job.group_id not in busy and (first is None or _rank(job) < _rank(first)):
-                best[job.group_id] = job
-        return [best[group_id] for group_id in sorted(best)][:limit]
+            first = first_jobs.get(job.group_id)
+            if job.group_id not in busy and (first is None or _delivery_rank(job) < _delivery_rank(first)):
+                first_jobs[job.group_id] = job
+        return [first_jobs[group_id] for group_id in sorted(first_jobs)][:limit]
 
     # Events
 
@@ -225,5 +232,6 @@ class Store:
         )
 
 
-def _rank(job: Job) -> tuple[int, float]:
+def _delivery_rank(job: Job) -> tuple[int, float]:
+    """Return a key that sorts jobs by falling priority, then by age."""
     return (-job.priority, job.created_at)

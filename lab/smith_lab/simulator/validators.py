@@ -1,6 +1,6 @@
-"""Checks of one value: the declared type, the validators of a property, and the validators across properties.
+"""Checks a value against its declared type and its validators, and checks validators across properties.
 
-A validator returns the text of a problem, or None.
+A validator returns the text of a problem, or None if the value is valid.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from smith_lab.simulator.rows import Json
 
 
 class Lookups(Protocol):
-    """What validators look up in the store. Each method returns a problem, or None."""
+    """The look-ups in the store that validators need. Each method returns the text of a problem, or None."""
 
     def option_problem(self, option_type: str, value: Any) -> str | None: ...
 
@@ -30,7 +30,7 @@ def is_number(value: Any) -> bool:
 def check_type(name: str, value: Any, kind: str) -> None:
     """Raise PropertyErrors unless the value is of the declared type; 2.0 is an integer, true is not a number."""
     if not _TYPE_CHECKS[kind](value):
-        raise refusal(f"{name}: expected {kind}, got {json.dumps(value)[:40]}")
+        raise property_error(f"{name}: expected {kind}, got {json.dumps(value)[:40]}")
 
 
 def _is_uuid(value: Any) -> bool:
@@ -52,27 +52,27 @@ _TYPE_CHECKS: dict[str, Callable[[Any], bool]] = {
 }
 
 
-def refusal(text: str) -> PropertyErrors:
-    """Return the error of one property, without its name."""
+def property_error(text: str) -> PropertyErrors:
+    """Return an error with one problem. The property engine adds the property's name."""
     return PropertyErrors([("", text)])
 
 
-def _string_length_problem(value: Any, limit: float, *, low: bool) -> str | None:
-    # Go counts the bytes of a string.
-    return _limit_problem(len(value.encode()), limit, low) if isinstance(value, str) else "expected a string"
+def _string_length_problem(value: Any, bound: float, *, is_minimum: bool) -> str | None:
+    # Go's length of a string is its number of bytes.
+    return _bound_problem(len(value.encode()), bound, is_minimum) if isinstance(value, str) else "expected a string"
 
 
-def _list_length_problem(value: Any, limit: float, *, low: bool) -> str | None:
-    return _limit_problem(len(value), limit, low) if isinstance(value, list) else "expected an array"
+def _list_length_problem(value: Any, bound: float, *, is_minimum: bool) -> str | None:
+    return _bound_problem(len(value), bound, is_minimum) if isinstance(value, list) else "expected an array"
 
 
-def _range_problem(value: Any, limit: float, *, low: bool) -> str | None:
-    return _limit_problem(value, limit, low) if is_number(value) else "expected a number"
+def _range_problem(value: Any, bound: float, *, is_minimum: bool) -> str | None:
+    return _bound_problem(value, bound, is_minimum) if is_number(value) else "expected a number"
 
 
-def _limit_problem(size: float, limit: float, low: bool) -> str | None:
-    if size < limit if low else size > limit:
-        return f"{size} is {'less than minimum' if low else 'more than maximum'} {limit}"
+def _bound_problem(size: float, bound: float, is_minimum: bool) -> str | None:
+    if size < bound if is_minimum else size > bound:
+        return f"{size} is {'less than minimum' if is_minimum else 'more than maximum'} {bound}"
     return None
 
 
@@ -83,8 +83,8 @@ def _pattern_problem(lookups: Lookups | None, config: Json, value: Any) -> str |
 
 
 def _enum_problem(lookups: Lookups | None, config: Json, value: Any) -> str | None:
-    known = any(type(value) is type(item) and value == item for item in config["values"])
-    return None if known else f"value is not one of {config['values']}"
+    is_listed = any(type(value) is type(item) and value == item for item in config["values"])
+    return None if is_listed else f"value is not one of {config['values']}"
 
 
 def _option_problem(lookups: Lookups | None, config: Json, value: Any) -> str | None:
@@ -96,12 +96,12 @@ def _reference_problem(lookups: Lookups | None, config: Json, value: Any) -> str
 
 
 VALIDATORS: dict[str, Callable[[Lookups | None, Json, Any], str | None]] = {
-    "minLength": lambda _, config, value: _string_length_problem(value, config["value"], low=True),
-    "maxLength": lambda _, config, value: _string_length_problem(value, config["value"], low=False),
-    "minItems": lambda _, config, value: _list_length_problem(value, config["value"], low=True),
-    "maxItems": lambda _, config, value: _list_length_problem(value, config["value"], low=False),
-    "min": lambda _, config, value: _range_problem(value, config["value"], low=True),
-    "max": lambda _, config, value: _range_problem(value, config["value"], low=False),
+    "minLength": lambda _, config, value: _string_length_problem(value, config["value"], is_minimum=True),
+    "maxLength": lambda _, config, value: _string_length_problem(value, config["value"], is_minimum=False),
+    "minItems": lambda _, config, value: _list_length_problem(value, config["value"], is_minimum=True),
+    "maxItems": lambda _, config, value: _list_length_problem(value, config["value"], is_minimum=False),
+    "min": lambda _, config, value: _range_problem(value, config["value"], is_minimum=True),
+    "max": lambda _, config, value: _range_problem(value, config["value"], is_minimum=False),
     "pattern": _pattern_problem,
     "enum": _enum_problem,
     "serviceOption": _option_problem,
@@ -110,12 +110,13 @@ VALIDATORS: dict[str, Callable[[Lookups | None, Json, Any], str | None]] = {
 
 
 def cross_field_problem(validators: list[Json], result: Json) -> str | None:
+    """Return the first problem of validators that compare several properties, or None."""
     for item in validators:
         names = item["config"]["properties"]
-        given = [name for name in names if result.get(name) is not None]
-        if item["type"] == "exactlyOne" and len(given) != 1:
+        present = [name for name in names if result.get(name) is not None]
+        if item["type"] == "exactlyOne" and len(present) != 1:
             return f"exactly one of {names} must be provided"
-        values = [json.dumps(result[name], sort_keys=True) for name in given]
+        values = [json.dumps(result[name], sort_keys=True) for name in present]
         if item["type"] == "uniqueValues" and len(set(values)) != len(values):
             return f"properties {names} must have unique values"
     return None

@@ -1,4 +1,4 @@
-"""The vault: secrets that properties name by a `vault://` reference."""
+"""Stores secrets in memory. Properties contain a `vault://` reference instead of the secret."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 VAULT_PREFIX = "vault://"
 
 
-class VaultOff(Exception):
-    """The server has no vault key."""
+class VaultDisabled(Exception):
+    """The server has no vault key, so it cannot store secrets."""
 
 
 @dataclass
 class Vault:
-    """Secrets by reference. A deletion is part of no transaction, as in the real server."""
+    """Secrets by reference. A deletion is final even if the request fails later, as in the real server."""
 
     enabled: bool = True
     secrets: dict[str, Any] = field(default_factory=dict)
@@ -23,7 +23,7 @@ class Vault:
     def save(self, value: Any) -> str:
         """Store a value; return its `vault://` reference."""
         if not self.enabled:
-            raise VaultOff
+            raise VaultDisabled
         reference = str(uuid.uuid4())
         self.secrets[reference] = value
         return VAULT_PREFIX + reference

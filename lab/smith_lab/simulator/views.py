@@ -1,4 +1,4 @@
-"""Renders rows as FulcrumCore's JSON. Absent members are left out; only `tags` that were never set are null."""
+"""Renders rows as FulcrumCore's JSON. A member without a value is omitted, except an agent's `tags`, which are null."""
 
 from __future__ import annotations
 
@@ -86,7 +86,8 @@ def agent(store: Store, row: Agent) -> Json:
     return body
 
 
-def _bare_agent(row: Agent) -> Json:
+def _embedded_agent(row: Agent) -> Json:
+    """Render an agent as it is embedded in a job or service: without participant and agent type."""
     members = {
         "name": row.name,
         "status": row.status,
@@ -124,7 +125,7 @@ def full_service(store: Store, row: Service) -> Json:
     """Render a service with its agent and type, as in lists and single reads."""
     return {
         **service(row),
-        "agent": _bare_agent(store.agents[row.agent_id]),
+        "agent": _embedded_agent(store.agents[row.agent_id]),
         "serviceType": service_type(store.service_types[row.service_type_id]),
     }
 
@@ -142,8 +143,8 @@ def pending_job(store: Store, row: Job) -> Json:
             "params": row.params,
             "status": row.status,
             "priority": row.priority,
-            "claimedAt": _time(row.claimed_at),
-            "completedAt": _time(row.completed_at),
+            "claimedAt": _optional_time(row.claimed_at),
+            "completedAt": _optional_time(row.completed_at),
             "errorMessage": row.error_message or None,
             "service": service(store.services[row.service_id]),
         },
@@ -158,7 +159,7 @@ def full_job(store: Store, row: Job) -> Json:
     """Render a job as in lists and single reads."""
     return {
         **pending_job(store, row),
-        "agent": _bare_agent(store.agents[row.agent_id]),
+        "agent": _embedded_agent(store.agents[row.agent_id]),
         "provider": participant(store.participants[row.provider_id]),
         "consumer": participant(store.participants[row.consumer_id]),
     }
@@ -217,10 +218,10 @@ def event(row: Event) -> Json:
     )
 
 
-def _time(at: float | None) -> str | None:
+def _optional_time(at: float | None) -> str | None:
     return None if at is None else to_text(at)
 
 
-def raw(row: Any) -> Json:
-    """Return every member of a row, for the lab's state dump."""
+def all_members(row: Any) -> Json:
+    """Return every member of a row as it is stored, for GET /lab/state."""
     return dict(vars(row))

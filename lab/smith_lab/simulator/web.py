@@ -1,7 +1,8 @@
-"""One API call: authentication, authorization, body, handler. A handler gets a Call and returns a Reply.
+"""Processes one API call: authenticates and authorizes the caller, decodes the body and runs the endpoint's handler.
 
-Order of checks, as in the real server: token (401, 403), id syntax (400), then role (403) and body (400) in the
-route's own order, then the object's scope (403), then the handler.
+The checks run in the order of the real server. First the token is checked (401 or 403), then the syntax of the id
+(400). Then come the caller's role (403) and the body (400), in an order that depends on the route. Last is the check
+whether the caller may access the object (403).
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from smith_lab.simulator.store import Store
 log = logging.getLogger(__name__)
 
 ADMIN, PARTICIPANT, AGENT = "admin", "participant", "agent"
+
+# The sets of roles that endpoints allow. USERS are people and their programs; agents are not among them.
 ANY_ROLE = frozenset({ADMIN, PARTICIPANT, AGENT})
 USERS = frozenset({ADMIN, PARTICIPANT})
 ADMINS = frozenset({ADMIN})
@@ -31,7 +34,7 @@ AGENTS = frozenset({AGENT})
 
 @dataclass(frozen=True, kw_only=True)
 class Scope:
-    """The participants and the agent that own an object."""
+    """The owners of an object: participants and an agent. A caller needs to be one of them to access the object."""
 
     participants: tuple[str | None, ...] = ()
     agent_id: str | None = None
@@ -39,37 +42,42 @@ class Scope:
 
 @dataclass(kw_only=True)
 class Call:
-    """A request that passed authentication."""
+    """A request whose caller is authenticated."""
 
     store: Store
-    identity: Token
-    path: dict[str, str]
+    identity: Token  #: the caller's token
+    path: dict[str, str]  #: the path's parameters
     query: list[tuple[str, str]]
-    body: Json = field(default_factory=dict)
+    body: Json = field(default_factory=dict)  #: the decoded members of the body
 
     @property
     def id(self) -> str:
+        """The `{id}` in the path."""
         return self.path["id"]
 
     def may_access(self, scope: Scope) -> bool:
-        """Return whether the caller may access an object: an admin any, others one of their participant or agent."""
+        """Return whether the caller may access an object with this scope.
+
+        An admin may access every object. Another caller needs a token whose participant or agent is in the scope.
+        """
         identity = self.identity
         if identity.role == ADMIN:
             return True
         by_participant = identity.participant_id is not None and identity.participant_id in scope.participants
         return by_participant or (identity.agent_id is not None and identity.agent_id == scope.agent_id)
 
-    def event(self, kind: str, row: Any, payload: Json | None = None) -> None:
+    def record_event(self, kind: str, row: Any, payload: Json | None = None) -> None:
+        """Add an event about this row to the event log; the caller is its initiator."""
         self.store.add_event(self.identity, kind, row, payload)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reply:
-    """A handler's answer. `body` None: no body."""
+    """What a handler answers: JSON, text, or no body at all."""
 
     status: int = 200
-    body: Any = None
-    text: str | None = None  #: sent unchanged, instead of JSON
+    body: Any = None  #: sent as JSON; None: no body
+    text: str | None = None  #: sent as it is, instead of JSON
     headers: dict[str, str] = field(default_factory=dict)
 
 
@@ -79,20 +87,22 @@ NO_CONTENT = Reply(status=204)
 
 @dataclass(frozen=True, kw_only=True)
 class Endpoint:
-    """One method on one path."""
+    """One method on one path: the roles that may call it, the members of its body, and its handler."""
 
     method: str
     path: str
     handler: Handler
     roles: frozenset[str]
-    fields: decoding.Fields | None = None  #: None: the body is not read
-    role_first: bool = False  #: the real server checks this route's role before it reads the body
-    #: Returns the object's scope. Without such an object it raises, or returns None, which is a 403 too.
+    fields: decoding.Fields | None = None  #: the members to decode; None: the body is not read
+    role_first: bool = False  #: check the role before the body, as the real server does on this route
+    #: Returns the scope of the object that the call names. If the object does not exist, it returns None, which is
+    #: answered 403, or it raises a Problem.
     scope: Callable[[Call], Scope | None] | None = None
 
     def handle(self, call: Call, raw: bytes) -> Reply:
+        """Check the call, then run the handler. Raises Problem if a check fails."""
         if "id" in call.path:
-            call.path["id"] = _checked_id(call.path["id"])
+            call.path["id"] = _canonical_id(call.path["id"])
         if self.role_first:
             self._check_role(call)
         if self.fields is not None:
@@ -109,7 +119,8 @@ class Endpoint:
             raise forbidden()
 
 
-def _checked_id(text: str) -> str:
+def _canonical_id(text: str) -> str:
+    """Return the canonical form of an id. Raises a 400 if it is not a UUID."""
     try:
         return decoding.read_uuid(text)
     except ValueError as exc:
@@ -117,7 +128,7 @@ def _checked_id(text: str) -> str:
 
 
 def authenticate(store: Store, header: str | None) -> Token:
-    """Return the caller's token. The scheme is case-sensitive, followed by exactly one space."""
+    """Return the caller's token. Raises Problem unless the header is exactly `Bearer`, one space and a valid token."""
     if not header or not header.startswith("Bearer ") or not header.removeprefix("Bearer ").strip():
         raise unauthorized()
     token = store.find_token(header.removeprefix("Bearer "))
@@ -143,10 +154,10 @@ def asgi_endpoint(store: Store, endpoint: Endpoint) -> Callable[[Request], Await
     return respond
 
 
-def to_response(act: Callable[[], Reply]) -> Response:
-    """Run a handler and render its reply. An unexpected exception is a panic: 500 without a body."""
+def to_response(make_reply: Callable[[], Reply]) -> Response:
+    """Make a reply and render it. An unexpected exception is answered as a panic of the real server: 500, no body."""
     try:
-        reply = act()
+        reply = make_reply()
     except Problem as problem:
         return problem_response(problem)
     except Exception:
@@ -160,11 +171,12 @@ def to_response(act: Callable[[], Reply]) -> Response:
 
 
 def problem_response(problem: Problem) -> Response:
-    """Render an error: JSON, but with the type text/plain, since the real server sets the type too late."""
+    """Render an error. Its JSON has the content type text/plain, because the real server sets the type too late."""
     if problem.body is None:
         return Response(status_code=problem.status)
     return Response(to_json(problem.body), problem.status, media_type="text/plain")
 
 
 def to_json(value: Any) -> str:
+    """Encode a value as the real server does: without spaces, with a line break at the end."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")) + "\n"

@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""The Proxmox stand-in's server: fakepve with its gaps closed, a seeded cluster and a control port.
+"""Runs the Proxmox stand-in's server: fakepve with missing functions added, a cluster with templates, a control port.
 
     python -m smith_lab.proxmox.fakepve_server settings.json
 
-Only run as a process of its own, by `smith_lab.proxmox.stand_in`. The package builds on fakepve, which is under the
-AGPL, so it is under the AGPL too, and nothing outside the package imports it.
+`smith_lab.proxmox.stand_in` runs this as a process. The package builds on fakepve, which is under the AGPL, so the
+package is under the AGPL, too, and no module outside the package imports it.
 
-The settings file holds `host port control_port cert key user token_id token_secret root_password time_scale ready`. A
-port of 0 lets the system choose; the server writes the ports in use to the file that `ready` names, once both answer.
-The process ends when its standard input closes, so it never outlives the process that started it.
+The settings file is a JSON object with the members `host port control_port cert key user token_id token_secret
+root_password time_scale ready`. If a port is 0, the system chooses it. Once both ports answer, the server writes their
+numbers to the file that `ready` names. The process ends when its standard input closes, so it also ends when the
+process that started it ends.
 """
 
 from __future__ import annotations
@@ -36,21 +37,21 @@ async def serve(settings: dict[str, Any]) -> None:
     runner = web.AppRunner(Control(cluster).app())
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", settings["control_port"]).start()
-    announce(Path(settings["ready"]), {"port": cluster.port, "control_port": runner.addresses[0][1]})
-    await stdin_closed()
+    write_ports(Path(settings["ready"]), {"port": cluster.port, "control_port": runner.addresses[0][1]})
+    await wait_until_stdin_closes()
     await runner.cleanup()
     await cluster.stop()
 
 
-def announce(path: Path, ports: dict[str, int]) -> None:
+def write_ports(path: Path, ports: dict[str, int]) -> None:
     """Write the ports in one step, so that a reader never sees an incomplete file."""
     draft = path.with_suffix(".tmp")
     draft.write_text(json.dumps(ports))
     draft.replace(path)
 
 
-async def stdin_closed() -> None:
-    """Return when the process that started this one closes the pipe or ends."""
+async def wait_until_stdin_closes() -> None:
+    """Wait until the process that started this one closes the pipe or ends."""
     loop = asyncio.get_running_loop()
     reader = asyncio.StreamReader()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(sys.stdin.fileno(), "rb"))

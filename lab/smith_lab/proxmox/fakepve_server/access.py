@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Permissions, and the answers that depend on them."""
+"""Checks permissions as Proxmox does, and filters the answers that depend on them."""
 
 from __future__ import annotations
 
@@ -13,20 +13,23 @@ from fakepve.routing import die
 from fakepve.server import USER, FakePve, ok
 
 GIB = 1024**3
-#: Capacity and use of a node, until the control port changes them: enough for the VMs of every test.
+#: Capacity and use of a node until the control port changes them. The capacity is sufficient for every test.
 NODE_STATS = {"cpu": 0.02, "maxcpu": 64, "mem": 8 * GIB, "maxmem": 4096 * GIB}
 CLOUD_INIT_KEYS = ("ciuser", "cipassword", "sshkeys", "nameserver", "searchdomain", "citype", "ciupgrade", "cicustom")
 
 
 class AccessChecks(FakePve):
-    """Checks privileges where Proxmox checks them and fakepve does not."""
+    """Checks privileges where Proxmox checks them and fakepve does not.
+
+    `v` holds the values of a request, as in fakepve: the parameters of the path, the query and the body.
+    """
 
     async def _permissions(self, v: dict[str, Any], user: str) -> dict[str, dict[str, int]]:
-        """Answer for exactly the given path, as Proxmox does; fakepve answers with the paths of the grants."""
-        held: dict[str, dict[str, int]] = await super()._permissions(v, user)
+        """Answer for the requested path only, as Proxmox does; fakepve answers for every path with a grant."""
+        granted: dict[str, dict[str, int]] = await super()._permissions(v, user)
         if v.get("path") is None:
-            return held
-        merged = {privilege: 1 for privileges in held.values() for privilege in privileges}
+            return granted
+        merged = {privilege: 1 for privileges in granted.values() for privilege in privileges}
         return {v["path"]: merged}
 
     async def _cluster_status(self, request: web.Request) -> web.Response:
@@ -36,15 +39,15 @@ class AccessChecks(FakePve):
     async def _resources(self, request: web.Request) -> web.Response:
         """List only storages with Datastore.Audit, as Proxmox does; fakepve lists all."""
         answer = json.loads((await super()._resources(request)).text)
-        shown = [
+        visible_rows = [
             row
             for row in answer["data"]
             if row["type"] != "storage" or self.allowed(request[USER], f"/storage/{row['storage']}", "Datastore.Audit")
         ]
-        return ok(shown)
+        return ok(visible_rows)
 
     async def _nodes(self, request: web.Request) -> web.Response:
-        """List the nodes with their use. Without quorum all nodes but the first are offline."""
+        """List the nodes with capacity and use. Without quorum all nodes but the first are offline."""
         answer = json.loads((await super()._nodes(request)).text)
         for node in answer["data"]:
             if node["status"] == "online":
@@ -54,7 +57,7 @@ class AccessChecks(FakePve):
         return ok(answer["data"])
 
     async def _ha_manager_status(self, v: dict[str, Any], user: str) -> dict[str, Any]:
-        """Answer with the nesting of Proxmox; fakepve's generic answer is flat."""
+        """Answer with nested objects as Proxmox does; fakepve's generic answer is flat."""
         self.require(user, "/", "Sys.Audit")
         states = {
             name: "maintenance" if node.get("maintenance") else "online" for name, node in sorted(self.nodes.items())
@@ -74,8 +77,8 @@ class AccessChecks(FakePve):
     async def _qm_clone(self, v: dict[str, Any], user: str) -> str:
         source = self.find(v["node"], v["vmid"])
         self._check_bridges(user, source.config)
-        local = [volume for _key, volume, _props in drives_of(source.config) if not self._is_shared(volume)]
-        if local and v.get("target") not in (None, "", v["node"]):
+        local_volumes = [volume for _key, volume, _props in drives_of(source.config) if not self._is_shared(volume)]
+        if local_volumes and v.get("target") not in (None, "", v["node"]):
             raise die(f"can't clone VM to node '{v['target']}' (VM uses local storage)")
         return str(await super()._qm_clone(v, user))
 

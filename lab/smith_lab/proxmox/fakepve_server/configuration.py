@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Reading and changing the configuration of a VM."""
+"""Reads and changes the configuration of a VM as Proxmox does."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ class ConfigurationChanges(AccessChecks):
     """Handles pending values, new and detached disks, and tags as Proxmox does."""
 
     async def _config_get(self, request: web.Request) -> web.Response:
-        """Return the configuration; without `current` the pending values are merged in, as in Proxmox."""
+        """Return the configuration. Without `current=1` it includes the pending values, as in Proxmox."""
         vm = self._vm(request, "VM.Audit")
         config = dict(vm.config)
         if request.query.get("current") not in ("1", "true"):
             merged = {**config, **vm.pending}
             config = {key: value for key, value in merged.items() if value is not None}
-        return ok(_shown_config(config, vm.digest()))
+        return ok(_config_as_sent(config, vm.digest()))
 
     async def _pending(self, request: web.Request) -> web.Response:
         answer = json.loads((await super()._pending(request)).text)
@@ -37,14 +37,14 @@ class ConfigurationChanges(AccessChecks):
         return ok(answer["data"])
 
     async def _apply_config(self, vm: FakeVm, user: str, p: dict[str, Any]) -> None:
-        """Allocate new disks, keep detached ones as unused, normalise tags, apply hot-plugged values at once."""
+        """Change the configuration: allocate new disks, keep detached disks as `unusedN`, apply hot-plugged values."""
         updates = dict(p)
         self._check_bridges(user, updates)
         self._check_lock(vm)
         for key in list(updates):
             if DRIVE_KEY.match(key):
                 self._qm_check_drive(user, vm.vmid, None, key, updates[key], None)
-                updates[key], _made = self._qm_new_drive(vm.vmid, key, updates[key], None)
+                updates[key], _created = self._qm_new_drive(vm.vmid, key, updates[key], None)
             elif re.fullmatch(r"net\d+", key):
                 updates[key] = with_mac(updates[key])
         if "tags" in updates:
@@ -55,6 +55,7 @@ class ConfigurationChanges(AccessChecks):
         self._apply_hotplug(vm)
 
     def _detach_disks(self, vm: FakeVm, removed: dict[str, str]) -> None:
+        """Free the volumes of removed CD-ROMs and `unusedN` disks; keep other removed disks as `unusedN`."""
         for key, value in removed.items():
             volume, props = split_drive(value)
             if key.startswith("unused"):
@@ -66,39 +67,40 @@ class ConfigurationChanges(AccessChecks):
                 if is_cdrom(volume, props):
                     self._qm_free(volume)
                 else:
-                    vm.config[self._free_unused(vm)] = volume
+                    vm.config[self._free_unused_key(vm)] = volume
 
     @staticmethod
-    def _free_unused(vm: FakeVm) -> str:
+    def _free_unused_key(vm: FakeVm) -> str:
+        """Return the first key `unusedN` that the configuration does not contain."""
         return next(f"unused{n}" for n in range(256) if f"unused{n}" not in vm.config)
 
     @staticmethod
     def _apply_hotplug(vm: FakeVm) -> None:
-        """Apply pending values that can be hot-plugged (default: network, disks, USB); drop those without a change."""
-        hotplug = split_list(vm.config.get("hotplug", "network,disk,usb"))
+        """Apply pending values that can be hot-plugged, and drop pending values that equal the current ones."""
+        kinds = split_list(vm.config.get("hotplug", "network,disk,usb"))
         for key, value in list(vm.pending.items()):
-            hot = (
-                ("network" in hotplug and re.fullmatch(r"net\d+", key))
-                or ("disk" in hotplug and DRIVE_KEY.match(key))
-                or ("usb" in hotplug and key.startswith("usb"))
-                or ("memory" in hotplug and key == "memory")
+            can_hotplug = (
+                ("network" in kinds and re.fullmatch(r"net\d+", key))
+                or ("disk" in kinds and DRIVE_KEY.match(key))
+                or ("usb" in kinds and key.startswith("usb"))
+                or ("memory" in kinds and key == "memory")
             )
-            if hot and value is not None:
+            if can_hotplug and value is not None:
                 vm.config[key] = value
-            if hot or str(vm.config.get(key)) == str(value):
+            if can_hotplug or str(vm.config.get(key)) == str(value):
                 del vm.pending[key]
 
 
-def _shown_config(config: dict[str, Any], digest: str) -> dict[str, Any]:
-    """Return a configuration as Proxmox sends it: memory as text, password as stars, a line end after description."""
-    shown = {key: value for key, value in config.items() if not key.startswith("snap")}
-    if "memory" in shown:
-        shown["memory"] = str(shown["memory"])
-    if "cipassword" in shown:
-        shown["cipassword"] = "**********"
-    if shown.get("description"):
-        shown["description"] = str(shown["description"]).rstrip("\n") + "\n"
+def _config_as_sent(config: dict[str, Any], digest: str) -> dict[str, Any]:
+    """Return the configuration in the form that Proxmox sends, with stars instead of the password."""
+    sent = {key: value for key, value in config.items() if not key.startswith("snap")}
+    if "memory" in sent:
+        sent["memory"] = str(sent["memory"])
+    if "cipassword" in sent:
+        sent["cipassword"] = "**********"
+    if sent.get("description"):
+        sent["description"] = str(sent["description"]).rstrip("\n") + "\n"
     for key in ("cores", "sockets", "onboot", "protection", "template"):
-        if key in shown and str(shown[key]).isdigit():
-            shown[key] = int(shown[key])
-    return {**shown, "digest": digest}
+        if key in sent and str(sent[key]).isdigit():
+            sent[key] = int(sent[key])
+    return {**sent, "digest": digest}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""The request log, and faults that the control port adds."""
+"""Logs every request, and applies the faults that the control port adds."""
 
 from __future__ import annotations
 
@@ -20,15 +20,18 @@ class InjectedFaults(FakePve):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.slow_s = 0.0
+        self.slow_s = 0.0  #: delay of every answer, in real seconds
         self.faults: list[dict[str, Any]] = []
         self.request_log: list[dict[str, Any]] = []
 
     async def _answer(self, request: web.Request, handler: Any, generic: Any, path_node: str | None) -> Any:
+        """Log the request and answer it, with an error or not at all if a fault matches."""
         path = request.path.removeprefix(API)
-        self.request_log.append({"method": request.method, "path": path, "params": await _shown_params(request)})
+        self.request_log.append(
+            {"method": request.method, "path": path, "params": await _params_without_secrets(request)}
+        )
         await asyncio.sleep(self.slow_s)
-        fault = self._take_fault(request.method, path)
+        fault = self._use_fault(request.method, path)
         if fault is None:
             return await super()._answer(request, handler, generic, path_node)
         if fault["after"]:
@@ -40,7 +43,8 @@ class InjectedFaults(FakePve):
             raise ConnectionResetError("stand-in: connection dropped")
         return error(fault["status"], fault["text"])
 
-    def _take_fault(self, method: str, path: str) -> dict[str, Any] | None:
+    def _use_fault(self, method: str, path: str) -> dict[str, Any] | None:
+        """Return the first fault that matches a request, or None, and count the fault down."""
         for fault in self.faults:
             if fault["method"] in ("*", method) and fnmatch.fnmatchcase(path, fault["path"]):
                 fault["times"] -= 1
@@ -50,7 +54,7 @@ class InjectedFaults(FakePve):
         return None
 
 
-async def _shown_params(request: web.Request) -> dict[str, Any]:
+async def _params_without_secrets(request: web.Request) -> dict[str, Any]:
     try:
         values = await params(request)
     except PveError:

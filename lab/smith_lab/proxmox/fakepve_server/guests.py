@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""The guest agent and the usage counters of running VMs."""
+"""Simulates the guest agent and the usage counters of running VMs."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ GUEST_AGENT_SECONDS = 5
 
 
 class RunningGuests(FakePve):
-    """Answers for the guest agent, with addresses, and for usage counters."""
+    """Answers requests for the guest agent's data and for the usage of VMs."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.without_guest_agent: set[int] = set()
+        self.without_guest_agent: set[int] = set()  #: VMIDs of guests in which no guest agent runs
 
     async def _agent_call(self, match: Any, values: dict[str, Any]) -> Any:
         vm = self.find(values["node"], values["vmid"])
@@ -30,12 +30,16 @@ class RunningGuests(FakePve):
         return await super()._agent_call(match, values)
 
     def _guest_agent_of(self, vm: FakeVm) -> dict[str, Any] | None:
-        """Return the guest agent's data; None until the guest has booted. fakepve gives a clone no guest agent."""
+        """Return the guest agent's data, or None if no guest agent answers yet. fakepve has no data for a clone."""
         booting = time.time() < (vm.started_at or 0) + GUEST_AGENT_SECONDS * self.time_scale
         if vm.vmid in self.without_guest_agent or vm.status != "running" or booting:
             return None
-        inside = [_interface("docker0", "02:42:0a:0b:0c:0d", ["172.17.0.1/16"])]  # not reachable from outside
-        return {"interfaces": [_interface("lo", "00:00:00:00:00:00", ["127.0.0.1/8"]), *_guest_interfaces(vm), *inside]}
+        internal = [
+            _interface("docker0", "02:42:0a:0b:0c:0d", ["172.17.0.1/16"])
+        ]  # an address that other hosts cannot reach
+        return {
+            "interfaces": [_interface("lo", "00:00:00:00:00:00", ["127.0.0.1/8"]), *_guest_interfaces(vm), *internal]
+        }
 
     def _vm_usage(self, vm: FakeVm) -> dict[str, Any]:
         """Return counters that grow while the VM runs, so that rates are not zero."""
@@ -51,22 +55,22 @@ class RunningGuests(FakePve):
 
 
 def _interface(name: str, mac: str, addresses: list[str]) -> dict[str, Any]:
-    listed = []
+    ip_addresses = []
     for address in addresses:
         ip, _, prefix = address.partition("/")
         kind = "ipv6" if ":" in ip else "ipv4"
-        listed.append({"ip-address": ip, "ip-address-type": kind, "prefix": int(prefix or 24)})
-    return {"name": name, "hardware-address": mac, "ip-addresses": listed}
+        ip_addresses.append({"ip-address": ip, "ip-address-type": kind, "prefix": int(prefix or 24)})
+    return {"name": name, "hardware-address": mac, "ip-addresses": ip_addresses}
 
 
 def _guest_interfaces(vm: FakeVm) -> list[dict[str, Any]]:
-    """Return an interface for each NIC, with the static address of ipconfigN, or one derived from the VMID."""
-    found = []
+    """Return an interface for each NIC. Its address is that of `ipconfigN`, or is derived from the VMID."""
+    interfaces = []
     for key in sorted(key for key in vm.config if re.fullmatch(r"net\d+", key)):
         index = int(key[3:])
         mac = re.search(r"=((?:[0-9A-Fa-f]{2}:){5}[0-9A-Fa-f]{2})", str(vm.config[key]))
         static = re.search(r"ip=(\d[^,]+)", str(vm.config.get(f"ipconfig{index}", "")))
         address = static.group(1) if static else f"10.{100 + index}.{vm.vmid // 250 % 250}.{vm.vmid % 250 + 1}/16"
         hardware = mac.group(1).lower() if mac else "00:00:00:00:00:01"
-        found.append(_interface(f"eth{index}", hardware, [address, "fe80::be24:11ff:fe00:1/64"]))
-    return found
+        interfaces.append(_interface(f"eth{index}", hardware, [address, "fe80::be24:11ff:fe00:1/64"]))
+    return interfaces

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Requests that fakepve answers without doing them: resize, migrate, move disk, back up, unlink."""
+"""Performs requests that fakepve only answers: resize, migrate, move disk, back up, unlink."""
 
 from __future__ import annotations
 
@@ -19,22 +19,23 @@ GIB = 1024**3
 
 
 class DiskAndNodeOperations(ConfigurationChanges, TimedTasks):
-    """Runs these operations as Proxmox tasks."""
+    """Resizes, migrates, moves, backs up and unlinks. `v` holds the values of a request, as in fakepve."""
 
     def _routes_stand_in(self) -> list[tuple[str, str, Any]]:
-        one = "/nodes/{node}/qemu/{vmid}"
+        """Return the routes that this package adds. fakepve collects them from every method named `_routes_…`."""
+        vm_path = "/nodes/{node}/qemu/{vmid}"
         return [
-            ("PUT", one + "/resize", self._resize),
-            ("POST", one + "/migrate", self._migrate),
-            ("POST", one + "/move_disk", self._move_disk),
-            ("PUT", one + "/unlink", self._unlink),
+            ("PUT", vm_path + "/resize", self._resize),
+            ("POST", vm_path + "/migrate", self._migrate),
+            ("POST", vm_path + "/move_disk", self._move_disk),
+            ("PUT", vm_path + "/unlink", self._unlink),
             ("POST", "/nodes/{node}/vzdump", self._vzdump),
             ("GET", "/cluster/ha/status/manager_status", self._ha_manager_status),
         ]
 
     async def _resize(self, v: dict[str, Any], user: str) -> str:
         vm = self.find(v["node"], v["vmid"])
-        disk, wanted = v["disk"], str(v["size"])
+        disk, size = v["disk"], str(v["size"])
         self.need_quorum()
         self._check_lock(vm)
         if disk not in vm.config:
@@ -45,12 +46,12 @@ class DiskAndNodeOperations(ConfigurationChanges, TimedTasks):
 
         async def body() -> None:
             self._check_lock_in_task(vm)
-            before = parse_size(props.get("size", "0")) or 0
-            after = (before if wanted.startswith("+") else 0) + _bytes_of(wanted.removeprefix("+"))
-            if after < before:
+            old_bytes = parse_size(props.get("size", "0")) or 0
+            new_bytes = (old_bytes if size.startswith("+") else 0) + _bytes_of(size.removeprefix("+"))
+            if new_bytes < old_bytes:
                 raise TaskError("shrinking disks is not supported")
-            self._take_space(volume, after - before)
-            vm.config[disk] = join_drive(volume, dict(props, size=format_size(after)))
+            self._allocate_space(volume, new_bytes - old_bytes)
+            vm.config[disk] = join_drive(volume, dict(props, size=format_size(new_bytes)))
 
         return await self.task(vm.node, "resize", vm.vmid, user, body, vm=vm)
 
@@ -59,7 +60,8 @@ class DiskAndNodeOperations(ConfigurationChanges, TimedTasks):
         if vm.lock:
             raise TaskError(f"VM is locked ({vm.lock})")
 
-    def _take_space(self, volume: str, amount: int) -> None:
+    def _allocate_space(self, volume: str, amount: int) -> None:
+        """Reduce the storage's free space and let the volume grow. Raises TaskError if the space is not sufficient."""
         storage, name = volume_ref(volume)
         store = self.storages.get(storage or "", {})
         if amount > store.get("avail", float("inf")):
@@ -80,8 +82,10 @@ class DiskAndNodeOperations(ConfigurationChanges, TimedTasks):
             raise die(f"target is local node '{target}'")
         if vm.status == "running" and not v.get("online"):
             raise die("can't migrate running VM without --online")
-        local = [vol for _key, vol, _props in drives_of(vm.config, skip_cdrom=True) if not self._is_shared(vol)]
-        if vm.status == "running" and local and not v.get("with-local-disks"):
+        local_volumes = [
+            volume for _key, volume, _props in drives_of(vm.config, skip_cdrom=True) if not self._is_shared(volume)
+        ]
+        if vm.status == "running" and local_volumes and not v.get("with-local-disks"):
             raise die("can't live migrate attached local disks without with-local-disks option")
         return str(await self.migrate(vm.vmid, target, user=user))
 
@@ -102,12 +106,12 @@ class DiskAndNodeOperations(ConfigurationChanges, TimedTasks):
             if v.get("delete"):
                 self._qm_free(volume)
             else:
-                vm.config[self._free_unused(vm)] = volume
+                vm.config[self._free_unused_key(vm)] = volume
 
         return await self.task(vm.node, "qmmove", vm.vmid, user, body, vm=vm)
 
     async def _vzdump(self, v: dict[str, Any], user: str) -> str:
-        """Back up one guest: it is locked while the task runs, and an archive is on the storage afterwards."""
+        """Back up one guest: lock it while the Proxmox task runs, then add an archive to the storage."""
         vmid, storage = int(v["vmid"]), str(v.get("storage") or "local")
         vm = self.ct(vmid) or self.find(v["node"], vmid)
         self.need_quorum()

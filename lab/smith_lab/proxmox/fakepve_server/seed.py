@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""What the cluster holds at the start."""
+"""Fills a new cluster with nodes, storages, templates and a user with a token."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from smith_lab.proxmox.fakepve_server.cluster import Cluster
 
 GIB = 1024**3
-#: The privileges that deploy/pveum-role.sh grants, with --backup, on Proxmox VE 9.
+#: The privileges that `deploy/pveum-role.sh --backup` grants on Proxmox VE 9.
 VM_PRIVILEGES = [
     *("VM.Audit", "VM.Clone", "VM.Allocate", "VM.PowerMgmt", "VM.Snapshot", "VM.Migrate"),
     "VM.Backup",
@@ -41,17 +41,17 @@ def seed(cluster: Cluster, settings: dict[str, Any]) -> None:
     add_template(cluster, 9001, "ubuntu-24.04", node="pve2", disk_gib=10)
     cluster.pools["smith"] = set()
     cluster.apitokens[f"{settings['user']}!{settings['token_id']}"] = settings["token_secret"]
-    for who in (settings["user"], f"{settings['user']}!{settings['token_id']}"):
-        grant_privileges(cluster, who)
+    for user_or_token in (settings["user"], f"{settings['user']}!{settings['token_id']}"):
+        grant_privileges(cluster, user_or_token)
 
 
-def grant_privileges(cluster: Cluster, who: str) -> None:
+def grant_privileges(cluster: Cluster, user_or_token: str) -> None:
     """Grant what the documentation asks an operator to grant, and no more."""
-    cluster.grant(who, "/vms", *VM_PRIVILEGES)
+    cluster.grant(user_or_token, "/vms", *VM_PRIVILEGES)
     for storage in ("local-lvm", "ceph", "backups"):
-        cluster.grant(who, f"/storage/{storage}", *STORAGE_PRIVILEGES)
-    cluster.grant(who, "/storage/local", "Datastore.Audit")  # for ISO images and container templates
-    cluster.grant(who, "/sdn/zones/localnetwork", "SDN.Use")
+        cluster.grant(user_or_token, f"/storage/{storage}", *STORAGE_PRIVILEGES)
+    cluster.grant(user_or_token, "/storage/local", "Datastore.Audit")  # for ISO images and container templates
+    cluster.grant(user_or_token, "/sdn/zones/localnetwork", "SDN.Use")
 
 
 def add_template(

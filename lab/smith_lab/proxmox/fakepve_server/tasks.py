@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Proxmox tasks that take time, and that fail when the control port says so."""
+"""Runs Proxmox tasks that take time, and that fail if the control port added a fault for them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fakepve.model import FakeVm, TaskError
 from fakepve.qemu import drives_of, join_drive, volume_ref
 from fakepve.server import FakePve
 
-#: How long a Proxmox task of each type takes, in Proxmox seconds. `time_scale` turns them into real seconds.
+#: How many Proxmox seconds a Proxmox task of each type takes. A Proxmox second is `time_scale` real seconds.
 TASK_SECONDS = {
     "qmclone": 10,
     "qmstart": 2,
@@ -22,6 +22,7 @@ TASK_SECONDS = {
     "qmmove": 8,
     "vzdump": 5,
 }
+#: The name of a cloud-init volume.
 CLOUD_INIT = re.compile(r"(?:^|/)vm-\d+-cloudinit")
 
 
@@ -33,10 +34,10 @@ class TimedTasks(FakePve):
         self.task_faults: list[dict[str, Any]] = []
         self.task_seconds = dict(TASK_SECONDS)
 
-    async def task(  # noqa: PLR0917 - fakepve's own signature
+    async def task(  # noqa: PLR0917 - the signature is fakepve's
         self, node: str, ttype: str, tid: Any, user: str, body: Any, vm: Any = None, **kwargs: Any
     ) -> str:
-        """Start a Proxmox task that takes the time of its type. A task fault makes it fail."""
+        """Start a Proxmox task that takes the time of its type and fails if a fault for it exists."""
 
         async def timed_body() -> Any:
             await self.pause(self.task_seconds.get(ttype, 0))
@@ -49,6 +50,7 @@ class TimedTasks(FakePve):
         return str(await super().task(node, ttype, tid, user, timed_body, vm=vm, **kwargs))
 
     def _raise_task_fault(self, ttype: str, tid: Any, vm: Any) -> None:
+        """Raise the error of the first fault for this Proxmox task, and count the fault down."""
         for fault in self.task_faults:
             if fault["type"] != ttype or fault["vmid"] not in (None, int(tid or 0), getattr(vm, "vmid", None)):
                 continue
@@ -61,7 +63,7 @@ class TimedTasks(FakePve):
             raise TaskError(fault["text"])
 
     def _give_own_cloud_init(self, vm: FakeVm) -> None:
-        """Give a clone its own cloud-init volume, as Proxmox does; fakepve keeps the template's."""
+        """Give a clone its own cloud-init volume, as Proxmox does; fakepve keeps the volume of the template."""
         for key, volume, props in drives_of(vm.config):
             storage, name = volume_ref(volume)
             if storage and CLOUD_INIT.search(name):

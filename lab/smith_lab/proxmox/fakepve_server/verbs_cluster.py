@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Control verbs on the whole cluster: faults, time, nodes, storages, access."""
+"""Implements the control verbs for the whole cluster: faults, time, nodes, storages, access."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from smith_lab.proxmox.fakepve_server.cluster import Cluster
 
 
 class ClusterVerbs:
-    """The verbs; each method is called with the members of the request's JSON."""
+    """The verbs. The parameters of each method are the members of the request's JSON."""
 
     cluster: Cluster
 
@@ -24,7 +24,7 @@ class ClusterVerbs:
         after: bool = False,
         delay_s: float = 0,
     ) -> None:
-        """Answer requests with an error. `after`: process the request first. Status 0: close the connection."""
+        """Answer matching requests with an error. `after`: process them first. Status 0: close the connection."""
         rule = {"method": method, "path": path, "status": status, "text": text, "times": times}
         self.cluster.faults.append({**rule, "after": after, "delay_s": delay_s})
 
@@ -33,7 +33,7 @@ class ClusterVerbs:
         self.cluster.task_faults.append({"type": type, "text": text, "times": times, "vmid": vmid})
 
     def do_clear_faults(self) -> None:
-        """Remove every fault and delay, set all nodes online, restore the quorum."""
+        """Remove every fault and delay, set all nodes online, and give the cluster quorum."""
         self.cluster.faults.clear()
         self.cluster.task_faults.clear()
         self.cluster.slow_s = 0.0
@@ -54,7 +54,7 @@ class ClusterVerbs:
         self.cluster.slow_s = seconds
 
     def do_time_scale(self, scale: float) -> None:
-        """Set the real seconds of a Proxmox second. With 0 every Proxmox task ends before its request is answered."""
+        """Set how many real seconds a Proxmox second takes. With 0, every Proxmox task ends at once."""
         self.cluster.time_scale = scale
 
     def do_task_seconds(self, type: str, seconds: float) -> None:
@@ -66,16 +66,16 @@ class ClusterVerbs:
         self.cluster.storages[storage].update(values)
 
     def do_revoke(self, path: str, privilege: str) -> None:
-        """Remove one privilege from every user and token but root."""
+        """Remove one privilege on a path from every user and token except root."""
         for entries in (self.cluster.acl or {}).values():
-            for where, privileges in entries:
-                if where == path:
+            for granted_path, privileges in entries:
+                if granted_path == path:
                     privileges.discard(privilege)
 
     def do_grant(self, path: str, privilege: str) -> None:
-        """Grant one privilege to every user and token but root."""
-        for who in list(self.cluster.acl or {}):
-            self.cluster.grant(who, path, privilege)
+        """Grant one privilege on a path to every user and token except root."""
+        for user_or_token in list(self.cluster.acl or {}):
+            self.cluster.grant(user_or_token, path, privilege)
 
     def do_token_secret(self, secret: str) -> None:
         """Change the secret of every token, as a rotation does."""

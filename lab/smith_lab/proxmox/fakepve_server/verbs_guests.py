@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Control verbs on VMs and containers."""
+"""Implements the control verbs for VMs and containers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from smith_lab.proxmox.fakepve_server.seed import add_template
 
 
 class GuestVerbs:
-    """The verbs; each method is called with the members of the request's JSON."""
+    """The verbs. The parameters of each method are the members of the request's JSON."""
 
     cluster: Cluster
 
@@ -28,7 +28,7 @@ class GuestVerbs:
         self.cluster._qm_lock(self._vm(vmid), lock)
 
     def do_remove(self, vmid: int) -> None:
-        """Remove a VM or container without a Proxmox task, as a deletion by another client."""
+        """Remove a VM or container without a Proxmox task, as if another client had deleted it."""
         guest = self._vm(vmid)
         (self.cluster.vms if guest in self.cluster.vms else self.cluster.cts).remove(guest)
 
@@ -42,7 +42,7 @@ class GuestVerbs:
         *,
         copies: int = 1,
     ) -> None:
-        """Add a VM that Agent Smith did not create; with `copies`, more of them on the next VMIDs."""
+        """Add a VM that Agent Smith did not create; with `copies`, add so many, on consecutive VMIDs."""
         for number in range(vmid, vmid + copies):
             self.cluster.add_vm(number, name, node=node, status=status, config=dict(config or {}))
 
@@ -57,7 +57,7 @@ class GuestVerbs:
         add_template(self.cluster, vmid, name, node=node, disk_gib=disk_gib, storage=storage)
 
     def do_recycle(self, vmid: int, name: str = "other-vm") -> None:
-        """Replace the VM on a VMID by another running one without our marker."""
+        """Replace the VM on this VMID by a running VM without our marker, as if the VMID was used again."""
         old = self.cluster.vm(vmid)
         node = old.node if old else "pve1"
         if old:
@@ -89,15 +89,19 @@ class GuestVerbs:
         vm.started_at = time.time() if status == "running" else None
 
     def do_move(self, vmid: int, node: str) -> None:
-        """Move a VM to another node, as a migration by an operator or by HA does."""
+        """Move a VM to another node, as if an operator or HA had migrated it."""
         self._vm(vmid).node = node
 
     def do_behave(self, vmid: int, **attributes: Any) -> None:
-        """Set how a guest behaves: acpi, shutdown_secs, start_secs, stop_secs, start_error, ha_state, agent_hangs."""
+        """Set how a guest behaves.
+
+        Attributes: agent (whether a guest agent runs), acpi, shutdown_secs, start_secs, stop_secs, start_error,
+        ha_state, agent_hangs.
+        """
         vm = self._vm(vmid)
         if "agent" in attributes:
-            without = self.cluster.without_guest_agent
-            (without.discard if attributes.pop("agent") else without.add)(vmid)
+            vmids = self.cluster.without_guest_agent
+            (vmids.discard if attributes.pop("agent") else vmids.add)(vmid)
         for key, value in attributes.items():
             if not hasattr(vm, key):
                 raise ValueError(f"no such attribute: {key}")

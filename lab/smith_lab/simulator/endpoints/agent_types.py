@@ -1,4 +1,4 @@
-"""Agent types: a configuration schema and two install templates, checked as FulcrumCore checks them."""
+"""Handles agent types, and checks their configuration schema and install templates as FulcrumCore does."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Any
 
 from smith_lab.simulator import go_template, schema_check, views
 from smith_lab.simulator.go_template_parser import TemplateError
-from smith_lab.simulator.paging import Listing, by, contains
+from smith_lab.simulator.paging import Listing, contains, sort_by
 from smith_lab.simulator.problems import bad_request
-from smith_lab.simulator.row_checks import find, refuse_duplicate, refuse_if_in_use
+from smith_lab.simulator.row_checks import find_row, refuse_duplicate, refuse_if_in_use
 from smith_lab.simulator.rows import AgentType, Json, ServiceType
 from smith_lab.simulator.store import Store
 from smith_lab.simulator.web import ADMINS, ANY_ROLE, NO_CONTENT, Call, Endpoint, Reply
 
-_LISTING = Listing(filters={"name": contains("name")}, sorts={"name": by("name")})
+_LISTING = Listing(filters={"name": contains("name")}, sort_keys={"name": sort_by("name")})
 _MEDIA_TYPE = re.compile(r"[\w.+-]+(/[\w.+-]+)?\s*(;\s*[\w-]+=\S+\s*)*")
 
 
@@ -23,7 +23,7 @@ def _list_agent_types(call: Call) -> Reply:
 
 
 def _get_agent_type(call: Call) -> Reply:
-    return Reply(body=views.agent_type(find(call.store.agent_types, call)))
+    return Reply(body=views.agent_type(find_row(call.store.agent_types, call)))
 
 
 def _create_agent_type(call: Call) -> Reply:
@@ -38,12 +38,12 @@ def _create_agent_type(call: Call) -> Reply:
         config_content_type=body.get("configContentType") or "text/plain",
     )
     _save_agent_type(call.store, row)
-    call.event("agent_type.created", row)
+    call.record_event("agent_type.created", row)
     return Reply(status=201, body=views.agent_type(row))
 
 
 def _patch_agent_type(call: Call) -> Reply:
-    row, body = find(call.store.agent_types, call), call.body
+    row, body = find_row(call.store.agent_types, call), call.body
     changed = AgentType(
         **{
             **vars(row),
@@ -68,7 +68,7 @@ def _save_agent_type(store: Store, row: AgentType) -> None:
     _check_content_type(row.config_content_type)
     refuse_duplicate(store.agent_types, row)
     for service_type_id in row.service_type_ids:
-        # The real server refuses no id: it creates an empty service type for an unknown one.
+        # The real server creates an empty service type for an unknown id instead of refusing it.
         if service_type_id not in store.service_types:
             empty = ServiceType(
                 **{**store.new_row_fields(), "id": service_type_id}, name="", property_schema={}, lifecycle_schema={}
@@ -78,22 +78,22 @@ def _save_agent_type(store: Store, row: AgentType) -> None:
 
 
 def _check_templates(row: AgentType) -> None:
-    """Check the templates: both or neither, both render with mock data, the command uses URL and bearer token."""
+    """Raise a 400 unless both templates or none exist, both render, and the command uses its URL and its token."""
     if bool(row.config_template) != bool(row.cmd_template):
         raise bad_request("configTemplate and cmdTemplate must both be set or both be empty")
     if not row.config_template:
         return
     data = _mock_data(row.configuration_schema)
-    extras = {"configUrl": "", "authToken": ""}
-    _try_render(row.config_template, data)
-    _try_render(row.cmd_template, data | extras)
-    for name in extras:
-        others = {key: value for key, value in extras.items() if key != name}
-        if _renders(row.cmd_template, data | others):
+    command_values = {"configUrl": "", "authToken": ""}
+    _require_rendering(row.config_template, data)
+    _require_rendering(row.cmd_template, data | command_values)
+    for name in command_values:
+        other_values = {key: value for key, value in command_values.items() if key != name}
+        if _renders(row.cmd_template, data | other_values):
             raise bad_request(f"cmdTemplate must reference {{{{.{name}}}}} when configTemplate is set")
 
 
-def _try_render(template: str, data: Json) -> None:
+def _require_rendering(template: str, data: Json) -> None:
     try:
         go_template.render(template, data)
     except TemplateError as exc:
@@ -109,6 +109,7 @@ def _renders(template: str, data: Json) -> bool:
 
 
 def _mock_data(schema: Json) -> Json:
+    """Return a value of the declared type for every property, as data for a template."""
     return {name: _mock_value(definition) for name, definition in (schema.get("properties") or {}).items()}
 
 
@@ -127,7 +128,7 @@ def _check_content_type(text: str) -> None:
 
 
 def _delete_agent_type(call: Call) -> Reply:
-    row = find(call.store.agent_types, call)
+    row = find_row(call.store.agent_types, call)
     refuse_if_in_use(any(agent.agent_type_id == row.id for agent in call.store.agents.values()))
     del call.store.agent_types[row.id]
     return NO_CONTENT

@@ -1,10 +1,10 @@
-"""Agents: the calls of admins and participants, and the two `me` calls of an agent."""
+"""Handles agents: the calls of admins and participants, and the two `me` calls that an agent makes itself."""
 
 from __future__ import annotations
 
 from smith_lab.simulator import properties, views
 from smith_lab.simulator.endpoints.tokens import scope_of_agent
-from smith_lab.simulator.paging import Listing, by, contains, is_uuid, one_of
+from smith_lab.simulator.paging import Listing, contains, equals_allowed, equals_uuid, sort_by
 from smith_lab.simulator.problems import PropertyErrors, bad_request, internal, not_found
 from smith_lab.simulator.rows import Agent, Json
 from smith_lab.simulator.store import Store
@@ -15,15 +15,16 @@ STATUSES = ("New", "Connected", "Disconnected", "Error", "Disabled")
 _LISTING = Listing(
     filters={
         "name": contains("name"),
-        "status": one_of("status", STATUSES),
-        "agentTypeId": is_uuid("agent_type_id"),
-        "providerId": is_uuid("provider_id"),
+        "status": equals_allowed("status", STATUSES),
+        "agentTypeId": equals_uuid("agent_type_id"),
+        "providerId": equals_uuid("provider_id"),
     },
-    sorts={"name": by("name")},
+    sort_keys={"name": sort_by("name")},
 )
 
 
-def scope(call: Call) -> Scope | None:
+def agent_scope(call: Call) -> Scope | None:
+    """Return the scope of the agent that the call names, or None."""
     agent = call.store.agents.get(call.id)
     return scope_of_agent(agent) if agent else None
 
@@ -42,7 +43,7 @@ def _get(call: Call) -> Reply:
 
 
 def _create(call: Call) -> Reply:
-    """Create an agent, Disconnected. Without a configuration nothing is validated, not even required members."""
+    """Create a Disconnected agent. If the request has no configuration, required members are not checked either."""
     store, body = call.store, call.body
     _refuse_pools(body)
     if not body.get("name"):
@@ -63,18 +64,18 @@ def _create(call: Call) -> Reply:
         last_status_at=new_row_fields["created_at"],
     )
     if "configuration" in body:
-        agent.configuration = _configured(store, agent, body["configuration"])
+        agent.configuration = _process_configuration(store, agent, body["configuration"])
     store.agents[agent.id] = agent
-    call.event("agent.created", agent)
+    call.record_event("agent.created", agent)
     return Reply(status=201, body=views.agent(store, agent))
 
 
-def _configured(store: Store, agent: Agent, given: Json) -> Json:
-    """Return the configuration after the request: without unknown members, secrets replaced by references."""
-    request = properties.Request(vault=store.vault, actor="user", updating=agent.configuration is not None)
+def _process_configuration(store: Store, agent: Agent, given: Json) -> Json:
+    """Return the configuration to store: without unknown members, with vault references instead of secrets."""
+    change = properties.PropertyChange(vault=store.vault, actor="user", updating=agent.configuration is not None)
     schema = store.agent_types[agent.agent_type_id].configuration_schema
     try:
-        return properties.apply(request, schema, agent.configuration, given)
+        return properties.apply(change, schema, agent.configuration, given)
     except PropertyErrors as exc:
         raise bad_request(str(exc)) from exc
 
@@ -86,12 +87,12 @@ def _patch(call: Call) -> Reply:
         raise bad_request("agent name cannot be empty")
     _check_status(body.get("status", agent.status))
     if "configuration" in body:
-        agent.configuration = _configured(store, agent, body["configuration"])
+        agent.configuration = _process_configuration(store, agent, body["configuration"])
     agent.name = body.get("name", agent.name)
     agent.status = body.get("status", agent.status)
     agent.tags = body.get("tags", agent.tags)
     store.mark_updated(agent)
-    call.event("agent.updated", agent)
+    call.record_event("agent.updated", agent)
     return Reply(body=views.agent(store, agent))
 
 
@@ -106,17 +107,18 @@ def _check_status(status: str) -> None:
 
 
 def _delete(call: Call) -> Reply:
-    """Delete an agent and its tokens. An agent with services cannot be deleted (500)."""
+    """Delete an agent and its tokens. Raises a 500 if the agent has services."""
     store = call.store
     if any(service.agent_id == call.id for service in store.services.values()):
         raise internal("cannot delete agent with associated services")
     agent = store.agents[call.id]
     store.delete_agent(agent)
-    call.event("agent.deleted", agent)
+    call.record_event("agent.deleted", agent)
     return NO_CONTENT
 
 
-def _me(call: Call) -> Agent:
+def _calling_agent(call: Call) -> Agent:
+    """Return the agent whose token the caller uses."""
     agent = call.store.agents.get(call.identity.agent_id or "")
     if agent is None:
         raise not_found()
@@ -124,17 +126,17 @@ def _me(call: Call) -> Agent:
 
 
 def _get_me(call: Call) -> Reply:
-    return Reply(body=views.agent(call.store, _me(call)))
+    return Reply(body=views.agent(call.store, _calling_agent(call)))
 
 
 def _put_my_status(call: Call) -> Reply:
-    """Handle the heartbeat. Any status may follow any other, also Disabled."""
-    agent = _me(call)
+    """Handle a heartbeat. Every status may follow every other, and an agent may also report Disabled."""
+    agent = _calling_agent(call)
     _check_status(call.body.get("status", ""))
     agent.status = call.body["status"]
     agent.last_status_at = call.store.clock.now()
     call.store.mark_updated(agent)
-    call.event("agent.status_changed", agent, {"status": agent.status})
+    call.record_event("agent.status_changed", agent, {"status": agent.status})
     return Reply(body=views.agent(call.store, agent))
 
 
@@ -159,14 +161,14 @@ ENDPOINTS = [
         role_first=True,
         fields={"status": "string"},
     ),
-    Endpoint(method="GET", path="/agents/{id}", handler=_get, roles=ANY_ROLE, scope=scope),
+    Endpoint(method="GET", path="/agents/{id}", handler=_get, roles=ANY_ROLE, scope=agent_scope),
     Endpoint(
         method="PATCH",
         path="/agents/{id}",
         handler=_patch,
         roles=USERS,
         fields={**_FIELDS, "status": "string"},
-        scope=scope,
+        scope=agent_scope,
     ),
-    Endpoint(method="DELETE", path="/agents/{id}", handler=_delete, roles=USERS, scope=scope),
+    Endpoint(method="DELETE", path="/agents/{id}", handler=_delete, roles=USERS, scope=agent_scope),
 ]

@@ -1,14 +1,18 @@
-"""The event log, for admins and participants."""
+"""Serves the event log to admins and participants."""
 
 from __future__ import annotations
 
 from smith_lab.simulator import views
-from smith_lab.simulator.paging import Listing, by, equals, is_uuid
+from smith_lab.simulator.paging import Listing, equals, equals_uuid, sort_by
 from smith_lab.simulator.web import USERS, Call, Endpoint, Reply, Scope
 
 _EVENTS = Listing(
-    filters={"type": equals("type"), "initiatorType": equals("initiator_type"), "initiatorId": is_uuid("initiator_id")},
-    sorts={"createdAt": by("sequence_number")},
+    filters={
+        "type": equals("type"),
+        "initiatorType": equals("initiator_type"),
+        "initiatorId": equals_uuid("initiator_id"),
+    },
+    sort_keys={"createdAt": sort_by("sequence_number")},
 )
 
 

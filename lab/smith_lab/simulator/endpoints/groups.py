@@ -1,15 +1,15 @@
-"""Service groups: the jobs of one group are delivered one at a time."""
+"""Handles service groups. FulcrumCore delivers the jobs of one group one at a time."""
 
 from __future__ import annotations
 
 from smith_lab.simulator import views
-from smith_lab.simulator.paging import Listing, by, contains
+from smith_lab.simulator.paging import Listing, contains, sort_by
 from smith_lab.simulator.problems import bad_request
 from smith_lab.simulator.row_checks import refuse_if_in_use
 from smith_lab.simulator.rows import Group
 from smith_lab.simulator.web import NO_CONTENT, USERS, Call, Endpoint, Reply, Scope
 
-_LISTING = Listing(filters={"name": contains("name")}, sorts={"name": by("name")})
+_LISTING = Listing(filters={"name": contains("name")}, sort_keys={"name": sort_by("name")})
 
 
 def _scope_of_group(row: Group) -> Scope:
@@ -38,7 +38,7 @@ def _create_group(call: Call) -> Reply:
         raise bad_request("participant does not exist")
     group = Group(**store.new_row_fields(), name=body["name"], consumer_id=body["consumerId"])
     store.groups[group.id] = group
-    call.event("service_group.created", group)
+    call.record_event("service_group.created", group)
     return Reply(status=201, body=views.group(group))
 
 

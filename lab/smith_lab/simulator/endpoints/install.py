@@ -1,4 +1,4 @@
-"""The install flow: a command for an installer, and the configuration that it fetches within five minutes."""
+"""Handles install commands, and the configuration that such a command fetches within five minutes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from smith_lab.simulator import go_template
 from smith_lab.simulator.clock import to_text
-from smith_lab.simulator.endpoints.agents import scope
+from smith_lab.simulator.endpoints.agents import agent_scope
 from smith_lab.simulator.go_template_parser import TemplateError
 from smith_lab.simulator.problems import Problem, bad_request, conflict, internal, not_found
 from smith_lab.simulator.rows import Agent, InstallToken
@@ -15,6 +15,7 @@ from smith_lab.simulator.store import Store
 from smith_lab.simulator.vault import VAULT_PREFIX
 from smith_lab.simulator.web import ANY_ROLE, NO_CONTENT, USERS, Call, Endpoint, Reply
 
+#: How long an install command is valid.
 LIFETIME_S = 300.0
 
 
@@ -26,7 +27,7 @@ def _create(call: Call) -> Reply:
 
 
 def _regenerate(call: Call) -> Reply:
-    """Issue a new URL and bearer token. The old ones are invalid at once."""
+    """Issue a new URL and bearer token. The old URL and token are invalid at once."""
     _refuse_without_templates(call)
     _delete_install_token(call)
     return _issue(call, status=200)
@@ -39,6 +40,7 @@ def _refuse_without_templates(call: Call) -> None:
 
 
 def _issue(call: Call, *, status: int) -> Reply:
+    """Create a bearer token and an install token; return the command that contains both."""
     store, agent = call.store, call.store.agents[call.id]
     bearer = store.add_token(
         name=f"install-bootstrap-{agent.id}",
@@ -56,11 +58,11 @@ def _issue(call: Call, *, status: int) -> Reply:
     )
     store.install_tokens[agent.id] = row
     url = f"{store.options.public_base_url or store.origin}/api/v1/agents/install/{row.value}/config"
-    command = _command(store, agent, url, bearer.value)
+    command = _render_command(store, agent, url, bearer.value)
     return Reply(status=status, body={"installCommand": command, "url": url, "expiresAt": to_text(row.expires_at)})
 
 
-def _command(store: Store, agent: Agent, url: str, bearer: str) -> str:
+def _render_command(store: Store, agent: Agent, url: str, bearer: str) -> str:
     template = store.agent_types[agent.agent_type_id].cmd_template
     try:
         return go_template.render(template, {**(agent.configuration or {}), "configUrl": url, "authToken": bearer})
@@ -68,7 +70,7 @@ def _command(store: Store, agent: Agent, url: str, bearer: str) -> str:
         raise internal(str(exc)) from exc
 
 
-def _find(call: Call) -> InstallToken:
+def _find_install_token(call: Call) -> InstallToken:
     row = call.store.install_tokens.get(call.id)
     if row is None:
         raise not_found()
@@ -76,7 +78,7 @@ def _find(call: Call) -> InstallToken:
 
 
 def _get(call: Call) -> Reply:
-    row = _find(call)
+    row = _find_install_token(call)
     return Reply(body={"id": row.id, "expiresAt": to_text(row.expires_at), "createdAt": to_text(row.created_at)})
 
 
@@ -86,15 +88,15 @@ def _revoke(call: Call) -> Reply:
 
 
 def _delete_install_token(call: Call) -> None:
-    row = _find(call)
+    row = _find_install_token(call)
     bearer = call.store.tokens.get(row.bootstrap_token_id)
     if bearer is not None:
         call.store.delete_token(bearer)
     del call.store.install_tokens[call.id]
 
 
-def _fetch(call: Call) -> Reply:
-    """Return the rendered configuration with secrets in clear text. Every failure is the same 404."""
+def _fetch_configuration(call: Call) -> Reply:
+    """Return the rendered configuration with secrets in clear text. Every failure is answered 404 without a body."""
     store = call.store
     row = next((row for row in store.install_tokens.values() if row.value == call.path["token"]), None)
     if row is None or row.expires_at < store.clock.now():
@@ -102,7 +104,7 @@ def _fetch(call: Call) -> Reply:
     agent = store.agents[row.agent_id]
     agent_type = store.agent_types[agent.agent_type_id]
     try:
-        data = _resolved(store, agent.configuration or {})
+        data = _resolve_references(store, agent.configuration or {})
         text = go_template.render(agent_type.config_template, data)
     except (KeyError, TemplateError) as exc:
         raise Problem(404, None) from exc
@@ -114,23 +116,23 @@ def _fetch(call: Call) -> Reply:
     return Reply(text=text, headers=headers)
 
 
-def _resolved(store: Store, value: Any) -> Any:
-    """Return the value with every vault reference resolved. Raises KeyError for an unknown reference."""
+def _resolve_references(store: Store, value: Any) -> Any:
+    """Return the value with secrets in place of their vault references. Raises KeyError for an unknown reference."""
     if isinstance(value, str) and value.startswith(VAULT_PREFIX):
         return store.vault.secrets[value.removeprefix(VAULT_PREFIX)]
     if isinstance(value, dict):
-        return {name: _resolved(store, item) for name, item in value.items()}
+        return {name: _resolve_references(store, item) for name, item in value.items()}
     if isinstance(value, list):
-        return [_resolved(store, item) for item in value]
+        return [_resolve_references(store, item) for item in value]
     return value
 
 
 _PATH = "/agents/{id}/install-command"
 
 ENDPOINTS = [
-    Endpoint(method="POST", path=_PATH, handler=_create, roles=USERS, scope=scope),
-    Endpoint(method="POST", path=f"{_PATH}/regenerate", handler=_regenerate, roles=USERS, scope=scope),
-    Endpoint(method="GET", path=_PATH, handler=_get, roles=ANY_ROLE, scope=scope),
-    Endpoint(method="DELETE", path=_PATH, handler=_revoke, roles=USERS, scope=scope),
-    Endpoint(method="GET", path="/agents/install/{token}/config", handler=_fetch, roles=ANY_ROLE),
+    Endpoint(method="POST", path=_PATH, handler=_create, roles=USERS, scope=agent_scope),
+    Endpoint(method="POST", path=f"{_PATH}/regenerate", handler=_regenerate, roles=USERS, scope=agent_scope),
+    Endpoint(method="GET", path=_PATH, handler=_get, roles=ANY_ROLE, scope=agent_scope),
+    Endpoint(method="DELETE", path=_PATH, handler=_revoke, roles=USERS, scope=agent_scope),
+    Endpoint(method="GET", path="/agents/install/{token}/config", handler=_fetch_configuration, roles=ANY_ROLE),
 ]

@@ -1,4 +1,4 @@
-"""Jobs: pending list, claim, complete and fail, with the real server's order of steps."""
+"""Handles jobs: lists, claim, complete and fail, with the steps in the real server's order."""
 
 from __future__ import annotations
 
@@ -7,42 +7,44 @@ from itertools import chain
 
 from smith_lab.simulator import lifecycle, properties, views
 from smith_lab.simulator.lookups import ServiceLookups
-from smith_lab.simulator.paging import Listing, by, equals, is_uuid, one_of
+from smith_lab.simulator.paging import Listing, equals, equals_allowed, equals_uuid, sort_by
 from smith_lab.simulator.problems import PropertyErrors, bad_request, internal
 from smith_lab.simulator.rows import Job, Json, Service, ServiceType
 from smith_lab.simulator.store import Store
 from smith_lab.simulator.web import AGENTS, ANY_ROLE, NO_CONTENT, Call, Endpoint, Reply, Scope
 
 STATUSES = ("Pending", "Processing", "Completed", "Failed")
+#: How many jobs the pending list contains if the request does not say.
 DEFAULT_LIMIT = 10
 
 _LISTING = Listing(
     filters={
         "action": equals("action"),
-        "status": one_of("status", STATUSES),
-        "agentId": is_uuid("agent_id"),
-        "serviceId": is_uuid("service_id"),
+        "status": equals_allowed("status", STATUSES),
+        "agentId": equals_uuid("agent_id"),
+        "serviceId": equals_uuid("service_id"),
     },
-    sorts={
-        "priority": by("priority"),
-        "createdAt": by("created_at"),
-        "claimedAt": by("claimed_at"),
-        "completedAt": by("completed_at"),
+    sort_keys={
+        "priority": sort_by("priority"),
+        "createdAt": sort_by("created_at"),
+        "claimedAt": sort_by("claimed_at"),
+        "completedAt": sort_by("completed_at"),
     },
 )
 
 
-def scope_of(row: Job | Service) -> Scope:
+def scope_of_owners(row: Job | Service) -> Scope:
+    """Return the scope of a job or service: its provider, its consumer and its agent."""
     return Scope(participants=(row.provider_id, row.consumer_id), agent_id=row.agent_id)
 
 
 def _scope(call: Call) -> Scope | None:
     job = call.store.jobs.get(call.id)
-    return scope_of(job) if job else None
+    return scope_of_owners(job) if job else None
 
 
 def _list(call: Call) -> Reply:
-    rows = (job for job in call.store.jobs.values() if call.may_access(scope_of(job)))
+    rows = (job for job in call.store.jobs.values() if call.may_access(scope_of_owners(job)))
     return _LISTING.reply(call, rows, lambda job: views.full_job(call.store, job))
 
 
@@ -56,7 +58,7 @@ def _pending(call: Call) -> Reply:
 
 
 def _limit(call: Call) -> int:
-    """Return the requested number of jobs; 10 for a missing or invalid one."""
+    """Return how many jobs the request asks for at most; DEFAULT_LIMIT if the number is missing or invalid."""
     text = next((value for name, value in call.query if name == "limit"), "")
     try:
         limit = int(text)
@@ -66,10 +68,10 @@ def _limit(call: Call) -> int:
 
 
 def _claim(call: Call) -> Reply:
-    """Claim a job. Only the job's status is checked, not the group or the agent; the claiming agent is not recorded."""
+    """Claim a job. As in the real server, only its status is checked, and the claiming agent is not recorded."""
     store, job = call.store, call.store.jobs[call.id]
-    race_is_won = store.switches.two_claims_win and job.status == "Processing"
-    if job.status != "Pending" and not race_is_won:
+    is_second_claim_allowed = store.switches.two_claims_win and job.status == "Processing"
+    if job.status != "Pending" and not is_second_claim_allowed:
         raise bad_request("cannot claim a job not in pending status")
     store.set_job_status(job, "Processing")
     job.claimed_at = store.clock.now()
@@ -77,34 +79,36 @@ def _claim(call: Call) -> Reply:
 
 
 def _complete(call: Call) -> Reply:
-    """Complete a job in one transaction: a refusal leaves the job Processing and the service unchanged."""
+    """Complete a job in one transaction. If it is refused, the job stays Processing and the service unchanged."""
     store, job = call.store, call.store.jobs[call.id]
     _refuse_unless_processing(job, "complete")
     service = copy.copy(store.services[job.service_id])
     service_type = store.service_types[service.service_type_id]
     if call.body.get("properties"):
-        service.properties = _merged_properties(store, service, service_type, call.body["properties"])
+        service.properties = _merge_properties(store, service, service_type, call.body["properties"])
     _apply_transition(service, service_type, job)
     service.agent_instance_data = call.body.get("agentInstanceData", service.agent_instance_data)
     service.agent_instance_id = call.body.get("agentInstanceId", service.agent_instance_id)
     if job.action == "update":
-        # The reported properties are lost here. Without params the service has no properties afterwards.
+        # As in the real server, the params replace the properties that the agent reported. Without params the
+        # service has no properties afterwards.
         service.properties = job.params
-    terminal = lifecycle.is_terminal(service_type.lifecycle_schema, service.status)
-    if terminal:
+    is_terminal_state = lifecycle.is_terminal(service_type.lifecycle_schema, service.status)
+    if is_terminal_state:
         service.agent_instance_id = None
     _refuse_taken_instance(store, service)
-    _save(store, service)
+    _save_service(store, service)
     store.set_job_status(job, "Completed")
     job.completed_at = store.clock.now()
-    _delete_secrets(store, service, service_type, persistent=terminal)
-    call.event("service.transitioned", service, {"action": job.action, "status": service.status})
+    _delete_secrets(store, service, service_type, persistent=is_terminal_state)
+    call.record_event("service.transitioned", service, {"action": job.action, "status": service.status})
     return NO_CONTENT
 
 
-def _merged_properties(store: Store, service: Service, service_type: ServiceType, given: Json) -> Json:
+def _merge_properties(store: Store, service: Service, service_type: ServiceType, given: Json) -> Json:
+    """Return the service's properties with those that the agent reported. Raises a 400 for an invalid one."""
     old = service.properties or {}
-    request = properties.Request(
+    change = properties.PropertyChange(
         vault=store.vault,
         actor="agent",
         updating=True,
@@ -112,7 +116,7 @@ def _merged_properties(store: Store, service: Service, service_type: ServiceType
         lookups=ServiceLookups(store, service),
     )
     try:
-        return old | properties.apply(request, service_type.property_schema, old, given)
+        return old | properties.apply(change, service_type.property_schema, old, given)
     except PropertyErrors as exc:
         raise bad_request(str(exc)) from exc
 
@@ -125,7 +129,7 @@ def _apply_transition(service: Service, service_type: ServiceType, job: Job) -> 
 
 
 def _refuse_taken_instance(store: Store, service: Service) -> None:
-    """Refuse an `agentInstanceId` of another service: it is unique in the database. The answer is the SQL error."""
+    """Raise a 500 if another service has the same `agentInstanceId`, which is unique in the database."""
     owner = (
         store.service_id_by_instance_id.get(service.agent_instance_id)
         if service.agent_instance_id is not None
@@ -137,10 +141,11 @@ def _refuse_taken_instance(store: Store, service: Service) -> None:
         )
 
 
-def _save(store: Store, service: Service) -> None:
-    before = store.services[service.id].agent_instance_id
-    if before is not None:
-        store.service_id_by_instance_id.pop(before, None)
+def _save_service(store: Store, service: Service) -> None:
+    """Store the changed service and update the index by instance id."""
+    old_instance_id = store.services[service.id].agent_instance_id
+    if old_instance_id is not None:
+        store.service_id_by_instance_id.pop(old_instance_id, None)
     if service.agent_instance_id is not None:
         store.service_id_by_instance_id[service.agent_instance_id] = service.id
     store.services[service.id] = service
@@ -148,7 +153,7 @@ def _save(store: Store, service: Service) -> None:
 
 
 def _fail(call: Call) -> Reply:
-    """Fail a claimed job. Without a matching error transition the service keeps its state; the answer is 204 too."""
+    """Fail a claimed job. If no error transition matches, the service keeps its state, and the answer is still 204."""
     store, job = call.store, call.store.jobs[call.id]
     _refuse_unless_processing(job, "fail")
     service = copy.copy(store.services[job.service_id])
@@ -160,11 +165,11 @@ def _fail(call: Call) -> Reply:
         pass
     except lifecycle.UnknownAction as exc:
         raise bad_request(str(exc)) from exc
-    _save(store, service)
+    _save_service(store, service)
     store.set_job_status(job, "Failed")
-    job.error_message = message  # no completed_at, as in the real server: retention never deletes the job
+    job.error_message = message  # completed_at stays empty, as in the real server, so retention never deletes the job
     _delete_secrets(store, service, service_type, persistent=False)
-    call.event("service.transitioned", service, {"action": job.action, "status": service.status})
+    call.record_event("service.transitioned", service, {"action": job.action, "status": service.status})
     return NO_CONTENT
 
 
@@ -174,10 +179,10 @@ def _refuse_unless_processing(job: Job, verb: str) -> None:
 
 
 def _delete_secrets(store: Store, service: Service, service_type: ServiceType, *, persistent: bool) -> None:
-    """Delete the ephemeral secrets; with `persistent`, every secret that the service refers to."""
+    """Delete the service's ephemeral secrets from the vault; with `persistent`, the persistent ones, too."""
     ephemeral = properties.secret_references(service_type.property_schema, service.properties, "ephemeral")
-    everything = properties.references(service.properties) if persistent else ()
-    for reference in list(chain(ephemeral, everything)):
+    all_secrets = properties.vault_references(service.properties) if persistent else ()
+    for reference in list(chain(ephemeral, all_secrets)):
         store.vault.delete(reference)
 
 

@@ -1,24 +1,24 @@
-"""Metric types, and the entries that agents send: one for each call, with the server's time."""
+"""Handles metric types, and the metric entries that agents send: one for each call."""
 
 from __future__ import annotations
 
 from smith_lab.simulator import views
-from smith_lab.simulator.paging import Listing, by, equals, is_uuid
+from smith_lab.simulator.paging import Listing, equals, equals_uuid, sort_by
 from smith_lab.simulator.problems import bad_request, internal, not_found
-from smith_lab.simulator.row_checks import find, refuse_duplicate, required_name
+from smith_lab.simulator.row_checks import find_row, refuse_duplicate, require_name
 from smith_lab.simulator.rows import MetricEntry, MetricType, Service
 from smith_lab.simulator.web import ADMINS, AGENTS, ANY_ROLE, NO_CONTENT, USERS, Call, Endpoint, Reply, Scope
 
 METRIC_ENTITIES = ("Agent", "Service", "Resource")
-_METRIC_TYPES = Listing(filters={"name": equals("name")}, sorts={"name": by("name")})
+_METRIC_TYPES = Listing(filters={"name": equals("name")}, sort_keys={"name": sort_by("name")})
 _ENTRIES = Listing(
     filters={
-        "serviceId": is_uuid("service_id"),
-        "agentId": is_uuid("agent_id"),
-        "typeId": is_uuid("type_id"),
+        "serviceId": equals_uuid("service_id"),
+        "agentId": equals_uuid("agent_id"),
+        "typeId": equals_uuid("type_id"),
         "resourceId": equals("resource_id"),
     },
-    sorts={"createdAt": by("created_at")},
+    sort_keys={"createdAt": sort_by("created_at")},
 )
 
 
@@ -27,23 +27,23 @@ def _list_metric_types(call: Call) -> Reply:
 
 
 def _get_metric_type(call: Call) -> Reply:
-    return Reply(body=views.metric_type(find(call.store.metric_types, call)))
+    return Reply(body=views.metric_type(find_row(call.store.metric_types, call)))
 
 
 def _create_metric_type(call: Call) -> Reply:
     entity_type = call.body.get("entityType", "")
     if entity_type not in METRIC_ENTITIES:
         raise bad_request(f"invalid {entity_type} metric entity type")
-    row = MetricType(**call.store.new_row_fields(), name=required_name(call.body), entity_type=entity_type)
+    row = MetricType(**call.store.new_row_fields(), name=require_name(call.body), entity_type=entity_type)
     refuse_duplicate(call.store.metric_types, row)
     call.store.metric_types[row.id] = row
-    call.event("metric_type.created", row)
+    call.record_event("metric_type.created", row)
     return Reply(status=201, body=views.metric_type(row))
 
 
 def _patch_metric_type(call: Call) -> Reply:
-    row = find(call.store.metric_types, call)
-    changed = MetricType(**{**vars(row), "name": required_name({"name": row.name, **call.body})})
+    row = find_row(call.store.metric_types, call)
+    changed = MetricType(**{**vars(row), "name": require_name({"name": row.name, **call.body})})
     refuse_duplicate(call.store.metric_types, changed)
     call.store.metric_types[row.id] = changed
     call.store.mark_updated(changed)
@@ -51,7 +51,7 @@ def _patch_metric_type(call: Call) -> Reply:
 
 
 def _delete_metric_type(call: Call) -> Reply:
-    row = find(call.store.metric_types, call)
+    row = find_row(call.store.metric_types, call)
     if any(entry.type_id == row.id for entry in call.store.metric_entries):
         raise internal("cannot delete metric-type with associated entries")
     del call.store.metric_types[row.id]
@@ -59,11 +59,11 @@ def _delete_metric_type(call: Call) -> Reply:
 
 
 def _create_entry(call: Call) -> Reply:
-    """Store one sample with the server's time. `serviceId` has priority, and its owner is not checked."""
+    """Store one entry with the server's time, whatever time the agent sends."""
     service = _measured_service(call)
     types = call.store.metric_types.values()
-    kind = next((row for row in types if row.name == call.body.get("typeName", "")), None)
-    if kind is None:
+    metric_type = next((row for row in types if row.name == call.body.get("typeName", "")), None)
+    if metric_type is None:
         raise not_found()
     if not call.body.get("resourceId"):
         raise bad_request("resource ID cannot be empty")
@@ -74,8 +74,8 @@ def _create_entry(call: Call) -> Reply:
         agent_id=service.agent_id,
         service_id=service.id,
         resource_id=call.body["resourceId"],
-        type_id=kind.id,
-        type_name=kind.name,
+        type_id=metric_type.id,
+        type_name=metric_type.name,
         value=call.body.get("value", 0),
     )
     call.store.metric_entries.append(entry)
@@ -83,6 +83,10 @@ def _create_entry(call: Call) -> Reply:
 
 
 def _measured_service(call: Call) -> Service:
+    """Return the service that the entry is about.
+
+    With `serviceId`, as in the real server, a service of another agent is accepted, too.
+    """
     store = call.store
     if "serviceId" in call.body:
         service = store.services.get(call.body["serviceId"])

@@ -1,25 +1,25 @@
-"""Service option types, and the options of providers, which their agents publish."""
+"""Handles service option types, and the options that a provider's agents publish for them."""
 
 from __future__ import annotations
 
 import re
 
 from smith_lab.simulator import views
-from smith_lab.simulator.paging import Listing, by, contains, equals, is_bool, is_uuid
+from smith_lab.simulator.paging import Listing, contains, equals, equals_bool, equals_uuid, sort_by
 from smith_lab.simulator.problems import bad_request
-from smith_lab.simulator.row_checks import find, refuse_duplicate, refuse_if_in_use, required_name
+from smith_lab.simulator.row_checks import find_row, refuse_duplicate, refuse_if_in_use, require_name
 from smith_lab.simulator.rows import Option, OptionType
 from smith_lab.simulator.web import ADMINS, ANY_ROLE, NO_CONTENT, Call, Endpoint, Reply, Scope
 
 _OPTIONS = Listing(
     filters={
-        "providerId": is_uuid("provider_id"),
-        "serviceOptionTypeId": is_uuid("service_option_type_id"),
-        "enabled": is_bool("enabled"),
+        "providerId": equals_uuid("provider_id"),
+        "serviceOptionTypeId": equals_uuid("service_option_type_id"),
+        "enabled": equals_bool("enabled"),
     },
-    sorts={"name": by("name"), "displayOrder": by("display_order")},
+    sort_keys={"name": sort_by("name"), "displayOrder": sort_by("display_order")},
 )
-_OPTION_TYPES = Listing(filters={"name": contains("name"), "type": equals("type")}, sorts={"name": by("name")})
+_OPTION_TYPES = Listing(filters={"name": contains("name"), "type": equals("type")}, sort_keys={"name": sort_by("name")})
 
 
 def _list_option_types(call: Call) -> Reply:
@@ -27,7 +27,7 @@ def _list_option_types(call: Call) -> Reply:
 
 
 def _get_option_type(call: Call) -> Reply:
-    return Reply(body=views.option_type(find(call.store.option_types, call)))
+    return Reply(body=views.option_type(find_row(call.store.option_types, call)))
 
 
 def _create_option_type(call: Call) -> Reply:
@@ -36,7 +36,7 @@ def _create_option_type(call: Call) -> Reply:
         raise bad_request("service option type must contain only letters, digits and _")
     row = OptionType(
         **call.store.new_row_fields(),
-        name=required_name(call.body),
+        name=require_name(call.body),
         type=kind,
         description=call.body.get("description", ""),
     )
@@ -46,7 +46,7 @@ def _create_option_type(call: Call) -> Reply:
 
 
 def _delete_option_type(call: Call) -> Reply:
-    row = find(call.store.option_types, call)
+    row = find_row(call.store.option_types, call)
     refuse_if_in_use(any(option.service_option_type_id == row.id for option in call.store.service_options.values()))
     del call.store.option_types[row.id]
     return NO_CONTENT
@@ -81,7 +81,7 @@ def _create_option(call: Call) -> Reply:
         **store.new_row_fields(),
         provider_id=body["providerId"],
         service_option_type_id=body["serviceOptionTypeId"],
-        name=required_name(body),
+        name=require_name(body),
         value=body.get("value"),
         enabled=body.get("enabled", False),
         display_order=body.get("displayOrder", 0),
@@ -92,7 +92,7 @@ def _create_option(call: Call) -> Reply:
 
 def _patch_option(call: Call) -> Reply:
     row, body = call.store.service_options[call.id], call.body
-    row.name = required_name({"name": row.name, **body})
+    row.name = require_name({"name": row.name, **body})
     row.value = body.get("value", row.value)
     row.enabled = body.get("enabled", row.enabled)
     row.display_order = body.get("displayOrder", row.display_order)

@@ -1,9 +1,9 @@
-"""Participants: providers and consumers."""
+"""Handles participants, which are providers or consumers of services."""
 
 from __future__ import annotations
 
 from smith_lab.simulator import views
-from smith_lab.simulator.paging import Listing, by, contains, one_of
+from smith_lab.simulator.paging import Listing, contains, equals_allowed, sort_by
 from smith_lab.simulator.problems import bad_request
 from smith_lab.simulator.row_checks import refuse_if_in_use
 from smith_lab.simulator.rows import Participant
@@ -12,7 +12,8 @@ from smith_lab.simulator.web import ADMINS, NO_CONTENT, USERS, Call, Endpoint, R
 PARTICIPANT_STATUSES = ("Enabled", "Disabled")
 
 _PARTICIPANTS = Listing(
-    filters={"name": contains("name"), "status": one_of("status", PARTICIPANT_STATUSES)}, sorts={"name": by("name")}
+    filters={"name": contains("name"), "status": equals_allowed("status", PARTICIPANT_STATUSES)},
+    sort_keys={"name": sort_by("name")},
 )
 
 
@@ -29,7 +30,7 @@ def _create_participant(call: Call) -> Reply:
     row = Participant(**call.store.new_row_fields(), name=call.body.get("name", ""), status=call.body.get("status", ""))
     _check_participant(row)
     call.store.participants[row.id] = row
-    call.event("participant.created", row)
+    call.record_event("participant.created", row)
     return Reply(status=201, body=views.participant(row))
 
 

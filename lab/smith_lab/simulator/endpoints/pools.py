@@ -1,4 +1,4 @@
-"""Pools are not simulated: every list is empty, every write answers 400."""
+"""Answers for pools, which are not simulated: every list is empty, every write is refused with 400."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from smith_lab.simulator.paging import Listing
 from smith_lab.simulator.problems import bad_request
 from smith_lab.simulator.web import ANY_ROLE, USERS, Call, Endpoint, Reply
 
-_EMPTY = Listing()
-_READERS = {
+_LISTING = Listing()
+#: The collections of pools, and the roles that may list each.
+_READERS_BY_PATH = {
     "/service-pools": ANY_ROLE,
     "/service-pool-values": ANY_ROLE,
     "/service-pool-sets": USERS,
@@ -16,8 +17,8 @@ _READERS = {
 }
 
 
-def _list_nothing(call: Call) -> Reply:
-    return _EMPTY.reply(call, (), dict)
+def _list_empty(call: Call) -> Reply:
+    return _LISTING.reply(call, (), dict)
 
 
 def _refuse(call: Call) -> Reply:
@@ -25,6 +26,6 @@ def _refuse(call: Call) -> Reply:
 
 
 ENDPOINTS = [
-    *(Endpoint(method="GET", path=path, handler=_list_nothing, roles=roles) for path, roles in _READERS.items()),
-    *(Endpoint(method="POST", path=path, handler=_refuse, roles=USERS) for path in _READERS),
+    *(Endpoint(method="GET", path=path, handler=_list_empty, roles=roles) for path, roles in _READERS_BY_PATH.items()),
+    *(Endpoint(method="POST", path=path, handler=_refuse, roles=USERS) for path in _READERS_BY_PATH),
 ]

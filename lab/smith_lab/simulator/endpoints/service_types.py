@@ -1,16 +1,16 @@
-"""Service types: a property schema and a lifecycle, checked as FulcrumCore checks them."""
+"""Handles service types, and checks their property schema and lifecycle as FulcrumCore does."""
 
 from __future__ import annotations
 
 from smith_lab.simulator import lifecycle, schema_check, views
-from smith_lab.simulator.paging import Listing, by, equals
+from smith_lab.simulator.paging import Listing, equals, sort_by
 from smith_lab.simulator.problems import bad_request
-from smith_lab.simulator.row_checks import find, refuse_duplicate, refuse_if_in_use
+from smith_lab.simulator.row_checks import find_row, refuse_duplicate, refuse_if_in_use
 from smith_lab.simulator.rows import ServiceType
 from smith_lab.simulator.store import Store
 from smith_lab.simulator.web import ADMINS, ANY_ROLE, NO_CONTENT, Call, Endpoint, Reply
 
-_LISTING = Listing(filters={"name": equals("name")}, sorts={"name": by("name")})
+_LISTING = Listing(filters={"name": equals("name")}, sort_keys={"name": sort_by("name")})
 
 
 def _list_service_types(call: Call) -> Reply:
@@ -18,7 +18,7 @@ def _list_service_types(call: Call) -> Reply:
 
 
 def _get_service_type(call: Call) -> Reply:
-    return Reply(body=views.service_type(find(call.store.service_types, call)))
+    return Reply(body=views.service_type(find_row(call.store.service_types, call)))
 
 
 def _create_service_type(call: Call) -> Reply:
@@ -30,12 +30,12 @@ def _create_service_type(call: Call) -> Reply:
         lifecycle_schema=body.get("lifecycleSchema", {}),
     )
     _save_service_type(call.store, row)
-    call.event("service_type.created", row)
+    call.record_event("service_type.created", row)
     return Reply(status=201, body=views.service_type(row))
 
 
 def _patch_service_type(call: Call) -> Reply:
-    row, body = find(call.store.service_types, call), call.body
+    row, body = find_row(call.store.service_types, call), call.body
     changed = ServiceType(
         **{
             **vars(row),
@@ -59,7 +59,7 @@ def _save_service_type(store: Store, row: ServiceType) -> None:
 
 
 def _delete_service_type(call: Call) -> Reply:
-    row = find(call.store.service_types, call)
+    row = find_row(call.store.service_types, call)
     refuse_if_in_use(any(service.service_type_id == row.id for service in call.store.services.values()))
     del call.store.service_types[row.id]
     return NO_CONTENT

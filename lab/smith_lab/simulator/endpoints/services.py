@@ -1,28 +1,28 @@
-"""Services: create, patch, act, delete. Each creates a job; none changes the service's state."""
+"""Handles services. Create, update, action and delete each create a job; the service's state changes when it ends."""
 
 from __future__ import annotations
 
 from smith_lab.simulator import lifecycle, properties, views
-from smith_lab.simulator.endpoints.jobs import scope_of
+from smith_lab.simulator.endpoints.jobs import scope_of_owners
 from smith_lab.simulator.lookups import ServiceLookups
-from smith_lab.simulator.paging import Listing, by, contains, equals
+from smith_lab.simulator.paging import Listing, contains, equals, sort_by
 from smith_lab.simulator.problems import PropertyErrors, bad_request, internal, not_found, panic, validation_failed
 from smith_lab.simulator.rows import Agent, Json, Service, ServiceType
 from smith_lab.simulator.store import Store
 from smith_lab.simulator.web import ANY_ROLE, NO_CONTENT, USERS, Call, Endpoint, Reply, Scope
 
-#: The column of a job's action.
+#: The length of the real server's column for a job's action.
 MAX_ACTION_LENGTH = 50
 
 _LISTING = Listing(
     filters={"name": contains("name"), "currentStatus": equals("status")},
-    sorts={"name": by("name")},
+    sort_keys={"name": sort_by("name")},
 )
 
 
 def _scope(call: Call) -> Scope | None:
     service = call.store.services.get(call.id)
-    return scope_of(service) if service else None
+    return scope_of_owners(service) if service else None
 
 
 def _group_scope(call: Call) -> Scope | None:
@@ -31,7 +31,7 @@ def _group_scope(call: Call) -> Scope | None:
 
 
 def _list(call: Call) -> Reply:
-    rows = (service for service in call.store.services.values() if call.may_access(scope_of(service)))
+    rows = (service for service in call.store.services.values() if call.may_access(scope_of_owners(service)))
     return _LISTING.reply(call, rows, lambda service: views.full_service(call.store, service))
 
 
@@ -40,9 +40,9 @@ def _get(call: Call) -> Reply:
 
 
 def _create(call: Call) -> Reply:
-    """Create a service in its initial state, and its `create` job with the processed properties as params."""
+    """Create a service in its initial state, and a `create` job whose params are the service's properties."""
     store = call.store
-    agent = _agent(call)
+    agent = _select_agent(call)
     service_type = store.service_types.get(call.body.get("serviceTypeId", ""))
     if service_type is None:
         raise not_found()
@@ -51,15 +51,17 @@ def _create(call: Call) -> Reply:
     if not call.body.get("name"):
         raise bad_request("service name cannot be empty")
     service = _new_service(call, agent, service_type)
-    service.properties = _processed(store, service, service_type, call.body.get("properties", {}), updating=False)
+    service.properties = _process_properties(
+        store, service, service_type, call.body.get("properties", {}), updating=False
+    )
     store.services[service.id] = service
     store.add_job(service, "create", service.properties)
-    call.event("service.created", service)
+    call.record_event("service.created", service)
     return Reply(status=201, body=views.service(service))
 
 
-def _agent(call: Call) -> Agent:
-    """Return the given agent, or the first that supports the service type and has all the tags."""
+def _select_agent(call: Call) -> Agent:
+    """Return the requested agent, or the first that supports the service type and has all requested tags."""
     store = call.store
     if "agentId" in call.body:
         agent = store.agents.get(call.body["agentId"])
@@ -89,9 +91,11 @@ def _new_service(call: Call, agent: Agent, service_type: ServiceType) -> Service
     )
 
 
-def _processed(store: Store, service: Service, service_type: ServiceType, given: Json, *, updating: bool) -> Json:
-    """Return all properties after the request. Raises the error with a list of problems."""
-    request = properties.Request(
+def _process_properties(
+    store: Store, service: Service, service_type: ServiceType, given: Json, *, updating: bool
+) -> Json:
+    """Return the properties after the request. Raises a 400 with the list of problems."""
+    change = properties.PropertyChange(
         vault=store.vault,
         actor="user",
         updating=updating,
@@ -99,30 +103,31 @@ def _processed(store: Store, service: Service, service_type: ServiceType, given:
         lookups=ServiceLookups(store, service),
     )
     try:
-        return properties.apply(request, service_type.property_schema, service.properties, given)
+        return properties.apply(change, service_type.property_schema, service.properties, given)
     except PropertyErrors as exc:
         raise validation_failed(exc) from exc
 
 
 def _patch(call: Call) -> Reply:
-    """Rename at once. New properties become an `update` job; the service has them when it ends."""
+    """Change the name at once. For new properties, create an `update` job; the service has them when the job ends."""
     store, service = call.store, call.store.services[call.id]
     service_type = store.service_types[service.service_type_id]
     if call.body.get("name", service.name) == "":
         raise bad_request("service name cannot be empty")
     if "properties" in call.body:
         if service.properties is None:
-            raise panic()  # a nil dereference in the real server, after an update without params
-        params = _processed(store, service, service_type, call.body["properties"], updating=True)
-        _start(store, service, service_type, "update", params)
+            raise panic()  # in the real server a nil dereference; an update without params leaves no properties
+        params = _process_properties(store, service, service_type, call.body["properties"], updating=True)
+        _start_action(store, service, service_type, "update", params)
     if "name" in call.body:
         service.name = call.body["name"]
         store.mark_updated(service)
-        call.event("service.updated", service)
+        call.record_event("service.updated", service)
     return Reply(body=views.full_service(store, service))
 
 
-def _start(store: Store, service: Service, service_type: ServiceType, action: str, params: Json | None) -> None:
+def _start_action(store: Store, service: Service, service_type: ServiceType, action: str, params: Json | None) -> None:
+    """Create a job for the action. Raises a 400 if the state does not allow it or another job is active."""
     lifecycle.refuse_unless_allowed(service_type.lifecycle_schema, service.status, action)
     active = store.active_job(service.id)
     if active is not None:
@@ -132,16 +137,16 @@ def _start(store: Store, service: Service, service_type: ServiceType, action: st
     store.add_job(service, action, params)
 
 
-def _act(call: Call) -> Reply:
-    """Start any action of the lifecycle, without params. A body is ignored."""
+def _post_action(call: Call) -> Reply:
+    """Start the action that the path names, without params. The request's body is ignored."""
     service = call.store.services[call.id]
-    _start(call.store, service, call.store.service_types[service.service_type_id], call.path["action"], None)
+    _start_action(call.store, service, call.store.service_types[service.service_type_id], call.path["action"], None)
     return Reply(body=views.full_service(call.store, service))
 
 
-def _delete(call: Call) -> Reply:
+def _delete_service(call: Call) -> Reply:
     service = call.store.services[call.id]
-    _start(call.store, service, call.store.service_types[service.service_type_id], "delete", None)
+    _start_action(call.store, service, call.store.service_types[service.service_type_id], "delete", None)
     return NO_CONTENT
 
 
@@ -166,6 +171,6 @@ ENDPOINTS = [
         fields={"name": "string", "properties": "object"},
         scope=_scope,
     ),
-    Endpoint(method="DELETE", path="/services/{id}", handler=_delete, roles=USERS, scope=_scope),
-    Endpoint(method="POST", path="/services/{id}/{action}", handler=_act, roles=USERS, scope=_scope),
+    Endpoint(method="DELETE", path="/services/{id}", handler=_delete_service, roles=USERS, scope=_scope),
+    Endpoint(method="POST", path="/services/{id}/{action}", handler=_post_action, roles=USERS, scope=_scope),
 ]

@@ -1,9 +1,9 @@
-"""Tokens: who may create which, and their values, which only the create answer contains."""
+"""Handles tokens. Only the answers that create or renew a token contain its value."""
 
 from __future__ import annotations
 
 from smith_lab.simulator import views
-from smith_lab.simulator.paging import Listing, by, equals
+from smith_lab.simulator.paging import Listing, equals, sort_by
 from smith_lab.simulator.problems import bad_request, forbidden
 from smith_lab.simulator.rows import Agent, Token
 from smith_lab.simulator.store import DAY_S
@@ -11,7 +11,7 @@ from smith_lab.simulator.web import ADMIN, AGENT, NO_CONTENT, PARTICIPANT, USERS
 
 _LISTING = Listing(
     filters={"name": equals("name"), "role": equals("role")},
-    sorts={"name": by("name"), "expireAt": by("expire_at"), "createdAt": by("created_at")},
+    sort_keys={"name": sort_by("name"), "expireAt": sort_by("expire_at"), "createdAt": sort_by("created_at")},
 )
 
 
@@ -30,7 +30,10 @@ def _list_tokens(call: Call) -> Reply:
 
 
 def _new_token_scope(call: Call) -> Scope | None:
-    """Return the scope of the requested token. A participant creates tokens of its own, and none of an admin."""
+    """Return the scope of the new token, or None if the caller may not create it.
+
+    Only an admin may create a token for an admin; a participant may create tokens in its own scope.
+    """
     role, scope_id = call.body.get("role"), call.body.get("scopeId")
     if role == ADMIN:
         return Scope() if call.identity.role == ADMIN else None
@@ -43,11 +46,12 @@ def _new_token_scope(call: Call) -> Scope | None:
 
 
 def scope_of_agent(agent: Agent) -> Scope:
+    """Return the scope of an agent: itself and its provider."""
     return Scope(participants=(agent.provider_id,), agent_id=agent.id)
 
 
 def _create_token(call: Call) -> Reply:
-    """Create a token. Only this answer contains its value. Without `expireAt` it is valid for a day."""
+    """Create a token and return it with its value. Without `expireAt` the token is valid for a day."""
     store, body = call.store, call.body
     if not body.get("name"):
         raise bad_request("token name cannot be empty")
@@ -60,7 +64,7 @@ def _create_token(call: Call) -> Reply:
         scope = {"agent_id": body["scopeId"], "participant_id": store.agents[body["scopeId"]].provider_id}
     token = store.add_token(name=body["name"], role=body["role"], lifetime_s=DAY_S, **scope)
     token.expire_at = body.get("expireAt", token.expire_at)
-    call.event("token.created", token)
+    call.record_event("token.created", token)
     return Reply(status=201, body=views.token(token, with_value=True))
 
 
@@ -79,6 +83,7 @@ def _patch_token(call: Call) -> Reply:
 
 
 def _renew_token(call: Call) -> Reply:
+    """Give the token a new value, and return the token with this value."""
     token = call.store.tokens[call.id]
     call.store.renew_token(token)
     return Reply(body=views.token(token, with_value=True))

@@ -165,20 +165,20 @@ class LabSystem:
 
     def run_action(self, service_id: str, action: str, within_s: float = 120.0) -> Json:
         """Start an action on a service and wait until its job ends; return the job."""
-        earlier_jobs = {job["id"] for job in self.admin.list_jobs(service_id)}
+        earlier_job_ids = {job["id"] for job in self.admin.list_jobs(service_id)}
         if action == "delete":
             self.admin.delete_service(service_id)
         else:
             self.admin.start_action(service_id, action)
         self.wait_for_jobs(service_id, within_s)
-        return next(job for job in self.admin.list_jobs(service_id) if job["id"] not in earlier_jobs)
+        return next(job for job in self.admin.list_jobs(service_id) if job["id"] not in earlier_job_ids)
 
     def update_service(self, service_id: str, within_s: float = 120.0, **properties: Any) -> Json:
         """Change properties of a service and wait until the update job ends; return the job."""
-        earlier_jobs = {job["id"] for job in self.admin.list_jobs(service_id)}
+        earlier_job_ids = {job["id"] for job in self.admin.list_jobs(service_id)}
         self.admin.patch_service(service_id, properties)
         self.wait_for_jobs(service_id, within_s)
-        return next(job for job in self.admin.list_jobs(service_id) if job["id"] not in earlier_jobs)
+        return next(job for job in self.admin.list_jobs(service_id) if job["id"] not in earlier_job_ids)
 
     def reports(self, job_id: str) -> list[Json]:
         """Return the calls by which the executor reported the job to FulcrumCore as completed or failed."""

@@ -36,9 +36,9 @@ class ConfigurationChanges(AccessChecks):
                     item[slot] = "**********"
         return ok(answer["data"])
 
-    async def _apply_config(self, vm: FakeVm, user: str, p: dict[str, Any]) -> None:
+    async def _apply_config(self, vm: FakeVm, user: str, changes: dict[str, Any]) -> None:
         """Change the configuration: allocate new disks, keep detached disks as `unusedN`, apply hot-plugged values."""
-        updates = dict(p)
+        updates = dict(changes)
         self._check_bridges(user, updates)
         self._check_lock(vm)
         for key in list(updates):

@@ -14,7 +14,7 @@ from smith_lab.simulator.store import Store
 from smith_lab.simulator.web import AGENTS, ANY_ROLE, NO_CONTENT, Call, Endpoint, Reply, Scope
 
 STATUSES = ("Pending", "Processing", "Completed", "Failed")
-#: How many jobs the pending list contains if the request does not say.
+#: How many jobs the pending list contains at most if the request has no valid `limit`.
 DEFAULT_LIMIT = 10
 
 _LISTING = Listing(
@@ -33,18 +33,18 @@ _LISTING = Listing(
 )
 
 
-def scope_of_owners(row: Job | Service) -> Scope:
+def scope_of_job_or_service(row: Job | Service) -> Scope:
     """Return the scope of a job or service: its provider, its consumer and its agent."""
     return Scope(participants=(row.provider_id, row.consumer_id), agent_id=row.agent_id)
 
 
 def _scope(call: Call) -> Scope | None:
     job = call.store.jobs.get(call.id)
-    return scope_of_owners(job) if job else None
+    return scope_of_job_or_service(job) if job else None
 
 
 def _list(call: Call) -> Reply:
-    rows = (job for job in call.store.jobs.values() if call.may_access(scope_of_owners(job)))
+    rows = (job for job in call.store.jobs.values() if call.may_access(scope_of_job_or_service(job)))
     return _LISTING.reply(call, rows, lambda job: views.full_job(call.store, job))
 
 

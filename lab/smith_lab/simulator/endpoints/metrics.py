@@ -59,7 +59,7 @@ def _delete_metric_type(call: Call) -> Reply:
 
 
 def _create_entry(call: Call) -> Reply:
-    """Store one entry with the server's time, whatever time the agent sends."""
+    """Store one entry with the server's time. A time in the request is ignored, as in the real server."""
     service = _measured_service(call)
     types = call.store.metric_types.values()
     metric_type = next((row for row in types if row.name == call.body.get("typeName", "")), None)
@@ -85,7 +85,8 @@ def _create_entry(call: Call) -> Reply:
 def _measured_service(call: Call) -> Service:
     """Return the service that the entry is about.
 
-    With `serviceId`, as in the real server, a service of another agent is accepted, too.
+    `serviceId` has priority over `agentInstanceId`. As in the real server, a service that `serviceId` names may belong
+    to another agent.
     """
     store = call.store
     if "serviceId" in call.body:

@@ -1,9 +1,9 @@
-"""Handles services. Create, update, action and delete each create a job; the service's state changes when it ends."""
+"""Handles services: create, update, action and delete each create a job, whose end changes the service's state."""
 
 from __future__ import annotations
 
 from smith_lab.simulator import lifecycle, properties, views
-from smith_lab.simulator.endpoints.jobs import scope_of_owners
+from smith_lab.simulator.endpoints.jobs import scope_of_job_or_service
 from smith_lab.simulator.lookups import ServiceLookups
 from smith_lab.simulator.paging import Listing, contains, equals, sort_by
 from smith_lab.simulator.problems import PropertyErrors, bad_request, internal, not_found, panic, validation_failed
@@ -22,7 +22,7 @@ _LISTING = Listing(
 
 def _scope(call: Call) -> Scope | None:
     service = call.store.services.get(call.id)
-    return scope_of_owners(service) if service else None
+    return scope_of_job_or_service(service) if service else None
 
 
 def _group_scope(call: Call) -> Scope | None:
@@ -31,7 +31,7 @@ def _group_scope(call: Call) -> Scope | None:
 
 
 def _list(call: Call) -> Reply:
-    rows = (service for service in call.store.services.values() if call.may_access(scope_of_owners(service)))
+    rows = (service for service in call.store.services.values() if call.may_access(scope_of_job_or_service(service)))
     return _LISTING.reply(call, rows, lambda service: views.full_service(call.store, service))
 
 

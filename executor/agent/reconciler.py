@@ -43,9 +43,9 @@ class Reconciler:
             return
         outcome = self.inspector.check(self.state.agent_id)
         if outcome.inconclusive_reason != self._inconclusive_reason and outcome.inconclusive_reason:
-            log.warning("drift_check_inconclusive", reason=outcome.inconclusive_reason, mapped=outcome.mapped)
+            log.warning("drift_check_inconclusive", reason=outcome.inconclusive_reason, mapped=outcome.mapping_count)
         elif self._inconclusive_reason and not outcome.inconclusive_reason:
-            log.info("drift_check_resumed", mapped=outcome.mapped)
+            log.info("drift_check_resumed", mapped=outcome.mapping_count)
         self._inconclusive_reason = outcome.inconclusive_reason
         if not outcome.inconclusive_reason:
             self._log_changes([finding for finding in outcome.findings if not self._is_repaired(finding)])

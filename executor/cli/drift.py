@@ -58,7 +58,9 @@ def show(context: typer.Context, believe_list: BelieveList = False, as_json: AsJ
     if as_json:
         show_json(_document(outcome))
     elif not outcome.inconclusive_reason:
-        show_rows(_table_rows(outcome.findings), COLUMNS, nothing=f"nothing differs; {outcome.mapped} VMs are mapped")
+        show_rows(
+            _table_rows(outcome.findings), COLUMNS, nothing=f"nothing differs; {outcome.mapping_count} VMs are mapped"
+        )
     _exit(outcome, outcome.problems)
 
 
@@ -123,7 +125,7 @@ def _document(outcome: Outcome) -> dict[str, Any]:
     """Return a check as `--json` shows it. These names are an interface."""
     return {
         "frozen": outcome.inconclusive_reason or None,
-        "mapped": outcome.mapped,
+        "mapped": outcome.mapping_count,
         "findings": [finding.facts for finding in outcome.findings],
     }
 

@@ -1,4 +1,4 @@
-"""The result of a preflight check, and the exit code that follows from the results."""
+"""Defines the result of a preflight check, and the exit code that results from all checks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from executor.errors import EXIT_DATABASE, EXIT_FAILURE, EXIT_FULCRUM, EXIT_OK, 
 
 
 class Area(StrEnum):
-    """The part of the system that a check is about. The order decides the exit code."""
+    """The part of the system that a check is about. The first area with a failed check decides the exit code."""
 
     SETTINGS = "settings"
     FULCRUM = "fulcrum"
@@ -32,9 +32,9 @@ class Status(StrEnum):
     """The result of a check."""
 
     OK = "ok"
-    WARNING = "warning"  #: jobs work, but the operator should know
+    WARNING = "warning"  #: jobs can succeed, but the operator should act
     FAILED = "failed"  #: jobs will fail
-    SKIPPED = "skipped"  #: not run, because a check before it failed
+    SKIPPED = "skipped"  #: not run, because an earlier check failed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ class Check:
     name: str
     status: Status
     text: str = ""
-    hints: tuple[str, ...] = ()  #: commands or settings for the operator to copy
+    hints: tuple[str, ...] = ()  #: commands or settings that the operator can copy
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,6 @@ class CheckFactory:
 
 
 def exit_code(checks: Iterable[Check]) -> int:
-    """Return the exit code of the first area with a failed check."""
+    """Return the exit code of the first area with a failed check, EXIT_OK when no check failed."""
     failed = {check.area for check in checks if check.status is Status.FAILED}
     return next((EXIT_CODES[area] for area in Area if area in failed), EXIT_OK)

@@ -1,4 +1,4 @@
-"""Checks FulcrumCore: the token, the clock, and whether its service types match our playbooks."""
+"""Checks FulcrumCore: the connection, the token, the clock, and whether service types match the playbooks."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from executor.settings.settings import Settings
 from executor.settings.types import is_local
 
 _CHECK = CheckFactory(Area.FULCRUM)
-#: Deadlines follow FulcrumCore's clock, so a larger offset fails no job, but one of the clocks is wrong.
+#: A larger offset is a warning. No job fails, because deadlines use FulcrumCore's clock, but one clock is wrong.
 MAX_CLOCK_OFFSET_S = 5.0
-#: Properties without which no VM can be created.
+#: The properties that a service type needs for its VMs.
 REQUIRED_PROPERTIES = ("cores", "memoryMb", "diskGb")
-#: The property that should be secret in FulcrumCore.
-PASSWORD = "ciPassword"  # noqa: S105  (the name of the property)
+#: The name of the property that a service type should mark as secret.
+PASSWORD_PROPERTY = "ciPassword"  # noqa: S105  (a name, not a password)
 
 
 class _ConfigurationUnavailable(Exception):
-    """FulcrumCore did not return the configuration. A check does not wait for it."""
+    """FulcrumCore did not return the configuration. An agent would wait and retry; a check fails."""
 
 
 def check_fulcrum(settings: Settings) -> Generator[Check, None, Settings | None]:
-    """Check FulcrumCore. Returns the effective settings, None when they need a configuration that was not returned."""
+    """Check FulcrumCore. Return the effective settings, None if they need a configuration that cannot be read."""
     yield from _transport(settings)
     client = FulcrumClient(
         settings.fulcrum_api_url,
@@ -88,7 +88,7 @@ def _clock(client: FulcrumClient) -> Iterator[Check]:
 
 
 def _configuration(settings: Settings, client: FulcrumClient) -> Generator[Check, None, Settings | None]:
-    """Read FulcrumCore's configuration, which overrides settings of file and environment."""
+    """Read the agent's configuration from FulcrumCore, which overrides the settings of file and environment."""
     if not settings.smith_remote_config:
         return settings
     try:
@@ -122,14 +122,19 @@ def _service_types(agent: CoreAgent, client: FulcrumClient, settings: Settings) 
         if absent:
             text = f"has no property {', '.join(absent)}: no VM can be created from it"
             yield _CHECK.fail(f"type {service_type.name}", text)
-        if isinstance(properties, dict) and PASSWORD in properties and (PASSWORD,) not in service_type.secret_paths():
-            text = f"{PASSWORD} is not marked secret: FulcrumCore shows it to all who may read the service"
-            hint = f'"{PASSWORD}": {{"secret": {{"type": "ephemeral"}}, …}}'
+        if isinstance(properties, dict) and _is_readable(PASSWORD_PROPERTY, properties, service_type):
+            text = f"{PASSWORD_PROPERTY} is not marked secret: FulcrumCore shows it to all who may read the service"
+            hint = f'"{PASSWORD_PROPERTY}": {{"secret": {{"type": "ephemeral"}}, …}}'
             yield _CHECK.warn(f"type {service_type.name}", text, hint)
 
 
+def _is_readable(name: str, properties: dict[str, Any], service_type: ServiceType) -> bool:
+    """Return whether the service type has this property and does not mark it as secret."""
+    return name in properties and (name,) not in service_type.secret_paths()
+
+
 def _actions(service_type: ServiceType, folders: Any) -> Iterator[Check]:
-    """Check that each action of the lifecycle has a playbook."""
+    """Check that each action in the lifecycle of the service type has a playbook."""
     names, problems = _action_names(service_type), []
     for name in names:
         try:
@@ -151,7 +156,7 @@ def _action_names(service_type: ServiceType) -> list[str]:
 
 
 def _backup(service_type: ServiceType, settings: Settings) -> Iterator[Check]:
-    """Warn when backups are offered without a storage for them. A provider's own playbook may have one."""
+    """Warn when a service type offers backups, but neither a storage is set nor the provider has an own playbook."""
     has_own_playbook = settings.smith_actions_path is not None and (settings.smith_actions_path / "backup.yml").exists()
     if "backup" in _action_names(service_type) and not settings.proxmox_backup_storage and not has_own_playbook:
         text = f"type {service_type.name} offers backups, but no storage is set: each would fail with INVALID_REQUEST"

@@ -1,4 +1,4 @@
-"""Checks the database, and this machine: disk space, the run folder, ansible-core and the collection."""
+"""Checks the database, and this machine: disk space, the run folder, ansible-core and community.proxmox."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ from executor.settings.settings import Settings
 from executor.version import collection_version, package_version
 
 _DATABASE, _MACHINE = CheckFactory(Area.DATABASE), CheckFactory(Area.MACHINE)
-#: A socket's path has at most 107 characters; the run's ident and ansible-core 2.21's own parts need the others.
+#: ansible-core 2.21 opens a socket below the run folder. Linux limits the socket's path to 107 characters, of which the
+#: run's ident and ansible-core's folders need all but these.
 MAX_RUN_DIR_CHARS = 40
-#: The same as in pyproject.toml and requirements.yml; a test compares them.
+#: The ranges of pyproject.toml and requirements.yml; a test compares them.
 MIN_ANSIBLE_CORE = (2, 19)
-COLLECTION_RANGE = ((1, 4), (3, 0))  #: minimum, and first version that is excluded
+COLLECTION_RANGE = ((1, 4), (3, 0))  #: the minimum, and the first excluded version
 
 
 def check_database(settings: Settings) -> Iterator[Check]:
-    """Check the database. A missing SQLite file is no failure: the first start of the agent creates it."""
+    """Check the database. A missing SQLite file is no failure, because the first start of the agent creates it."""
     if missing := _missing_file(settings.smith_database_url):
         yield from _can_create(missing)
         return
@@ -51,7 +52,7 @@ def _missing_file(url: str) -> Path | None:
 
 
 def _can_create(file: Path) -> Iterator[Check]:
-    folder = _existing(file.parent)
+    folder = _nearest_existing(file.parent)
     if os.access(folder, os.W_OK | os.X_OK):
         yield _DATABASE.ok("usable", f"the first start creates {file}")
     else:
@@ -77,41 +78,43 @@ def _space(settings: Settings) -> Iterator[Check]:
         reason = f"longer than {MAX_RUN_DIR_CHARS} characters, so ansible-core 2.21 cannot run playbooks there"
         text = f"{settings.smith_run_dir} is {reason}"
         yield _MACHINE.warn("run folder", text, "SMITH_RUN_DIR=/dev/shm/agent-smith")
-    if (kind := file_system_of(_existing(settings.smith_run_dir))) not in ("tmpfs", "ramfs"):
+    if (kind := file_system_of(_nearest_existing(settings.smith_run_dir))) not in ("tmpfs", "ramfs"):
         text = f"{settings.smith_run_dir} is on {kind or 'a disk'}, where secrets are stored for the length of a run"
         yield _MACHINE.warn("run folder", text, "SMITH_RUN_DIR=/dev/shm/agent-smith")
 
 
 def _ansible() -> Iterator[Check]:
-    found, minimum = package_version("ansible-core"), ".".join(map(str, MIN_ANSIBLE_CORE))
+    installed, minimum = package_version("ansible-core"), ".".join(map(str, MIN_ANSIBLE_CORE))
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     executable = shutil.which("ansible-playbook", path=path)
-    if found is None or executable is None:
+    if installed is None or executable is None:
         yield _MACHINE.fail("ansible-core", "not installed", f"pip install 'ansible-core>={minimum}'")
-    elif _numbers(found) < MIN_ANSIBLE_CORE:
-        yield _MACHINE.fail("ansible-core", f"{found} is too old", f"pip install 'ansible-core>={minimum}'")
+    elif _numbers(installed) < MIN_ANSIBLE_CORE:
+        yield _MACHINE.fail("ansible-core", f"{installed} is too old", f"pip install 'ansible-core>={minimum}'")
     else:
-        yield _MACHINE.ok("ansible-core", found)
+        yield _MACHINE.ok("ansible-core", installed)
 
 
 def _collection() -> Iterator[Check]:
-    found, (minimum, excluded) = collection_version(), COLLECTION_RANGE
+    installed, (minimum, excluded) = collection_version(), COLLECTION_RANGE
     wanted = f"community.proxmox:>={'.'.join(map(str, minimum))},<{'.'.join(map(str, excluded))}"
-    install = f"ansible-galaxy collection install '{wanted}'"
-    if found is None:
-        yield _MACHINE.fail("community.proxmox", "not installed", install)
-    elif not minimum <= _numbers(found) < excluded:
-        yield _MACHINE.fail("community.proxmox", f"{found} is outside the tested range", install)
+    command = f"ansible-galaxy collection install '{wanted}'"
+    if installed is None:
+        yield _MACHINE.fail("community.proxmox", "not installed", command)
+    elif not minimum <= _numbers(installed) < excluded:
+        yield _MACHINE.fail("community.proxmox", f"{installed} is outside the tested range", command)
     else:
-        yield _MACHINE.ok("community.proxmox", found)
+        yield _MACHINE.ok("community.proxmox", installed)
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    heads = version.split(".")[:2]
-    return tuple(int("".join(char for char in head if char.isdecimal()) or 0) for head in heads)
+    """Return the first two numbers of a version, for comparisons."""
+    parts = version.split(".")[:2]
+    return tuple(int("".join(char for char in part if char.isdecimal()) or 0) for part in parts)
 
 
-def _existing(folder: Path) -> Path:
+def _nearest_existing(folder: Path) -> Path:
+    """Return the folder, or its first parent that exists."""
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     return folder

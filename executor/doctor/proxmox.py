@@ -18,12 +18,12 @@ from executor.settings.settings import Settings
 _CHECK = CheckFactory(Area.PROXMOX)
 #: Major versions of Proxmox VE that this release is tested with.
 TESTED_MAJORS = (8, 9)
-#: A smaller free share of the VMID range is a warning.
+#: The check warns when a smaller share of the VMID range is free.
 MIN_FREE_VMID_SHARE = 0.05
 
 
 def check_proxmox(settings: Settings) -> Iterator[Check]:
-    """Check Proxmox. Without an answer, the checks end; a refused question is one failed check, and the others run."""
+    """Check Proxmox. If it does not answer, no further check runs; an error of one check does not end the others."""
     context = _Context(settings, ProxmoxReader(ProxmoxConnection.from_settings(settings)))
     try:
         version = context.reader.version()
@@ -41,20 +41,21 @@ def check_proxmox(settings: Settings) -> Iterator[Check]:
         ("bridge", _bridge),
         ("vmid range", _vmid_range),
     ):
-        yield from _guarded(name, check, context)
+        yield from _run_check(name, check, context)
 
 
 @dataclass(frozen=True)
 class _Context:
-    """The settings, the reader, and answers that several checks need."""
+    """The settings, the reader, and Proxmox's answers that several checks need."""
 
     settings: Settings
     reader: ProxmoxReader
 
     @cached_property
-    def major(self) -> int:
-        head = self.reader.version().partition(".")[0]
-        return int(head) if head.isdecimal() else 0
+    def major_version(self) -> int:
+        """The major version of Proxmox VE, 0 when it is unknown."""
+        number = self.reader.version().partition(".")[0]
+        return int(number) if number.isdecimal() else 0
 
     @cached_property
     def nodes(self) -> list[NodeRow]:
@@ -64,19 +65,21 @@ class _Context:
 
     @cached_property
     def vms(self) -> list[VmRow]:
+        """The VMs, containers and templates that the token may see."""
         return self.reader.vms()
 
     @cached_property
     def storages(self) -> frozenset[str]:
-        """Where disks are created: PROXMOX_STORAGE, or else the storages of PROXMOX_TEMPLATES."""
+        """The storages for disks: PROXMOX_STORAGE, or else the storages of the templates in PROXMOX_TEMPLATES."""
         if self.settings.proxmox_storage:
             return frozenset({self.settings.proxmox_storage})
         rows = [row for row in self.vms if row.vmid in self.settings.proxmox_templates.values() and row.is_template]
-        found = [templates.read(row, self.reader.vm_config(row.node, row.vmid)) for row in rows]
-        return frozenset().union(*(template.storages for template in found))
+        clonable = [templates.read(row, self.reader.vm_config(row.node, row.vmid)) for row in rows]
+        return frozenset().union(*(template.storages for template in clonable))
 
 
-def _guarded(name: str, check: Callable[[_Context], Iterator[Check]], context: _Context) -> Iterator[Check]:
+def _run_check(name: str, check: Callable[[_Context], Iterator[Check]], context: _Context) -> Iterator[Check]:
+    """Run one check; an error of Proxmox is a failed check."""
     try:
         yield from check(context)
     except JobError as error:
@@ -87,14 +90,15 @@ def _connection_hints(error: JobError, settings: Settings) -> tuple[str, ...]:
     if error.code is ErrorCode.PVE_TLS:
         return ("PROXMOX_CA_BUNDLE=/path/to/pve-root-ca.pem (on a node: /etc/pve/pve-root-ca.pem)",)
     if error.code is ErrorCode.PVE_AUTH:
-        named = f"{settings.proxmox_user}!{settings.proxmox_token_id}" if settings.proxmox_token_id else "the password"
-        return (f"check that {named} is right and not expired",)
+        credential = (
+            f"{settings.proxmox_user}!{settings.proxmox_token_id}" if settings.proxmox_token_id else "the password"
+        )
+        return (f"check that {credential} is right and not expired",)
     return ()
 
 
 def _version(version: str, settings: Settings) -> Iterator[Check]:
-    place = f"{settings.proxmox_host}:{settings.proxmox_port}"
-    yield _CHECK.ok("reachable", place)
+    yield _CHECK.ok("reachable", f"{settings.proxmox_host}:{settings.proxmox_port}")
     if settings.proxmox_validate_certs:
         yield _CHECK.ok("tls", "verified")
     else:
@@ -114,27 +118,29 @@ def _quorum(context: _Context) -> Iterator[Check]:
 
 def _privileges(context: _Context) -> Iterator[Check]:
     settings = context.settings
-    wanted = privileges.needs(
-        context.major,
+    needs = privileges.needs(
+        context.major_version,
         storages=context.storages,
         bridge=settings.proxmox_bridge,
         images={volume.partition(":")[0] for volume in settings.proxmox_os_templates.values()},
         backups=settings.proxmox_backup_storage,
     )
-    held = {need.path: context.reader.permissions(need.path) for need in wanted}
-    unmet = privileges.unmet_needs(wanted, held)
-    for need in wanted:
+    granted = {need.path: context.reader.permissions(need.path) for need in needs}
+    unmet = privileges.unmet_needs(needs, granted)
+    for need in needs:
         if need in unmet:
             text = f"{', '.join(sorted(unmet[need]))} missing on {need.path}, {need.why}"
-            yield _CHECK.fail("privileges", text, *_grants(context, need))
+            yield _CHECK.fail("privileges", text, *_grant_commands(context, need))
     if not unmet:
-        yield _CHECK.ok("privileges", f"on {', '.join(dict.fromkeys(need.path for need in wanted))}")
+        yield _CHECK.ok("privileges", f"on {', '.join(dict.fromkeys(need.path for need in needs))}")
     if len(context.nodes) > 1 and "Sys.Audit" not in context.reader.permissions("/nodes"):
-        text = "each new VM is placed on its template's node, because the load is not visible (Sys.Audit on /nodes)"
+        reason = "the token may not read the load of the nodes (Sys.Audit on /nodes)"
+        text = f"each new VM is placed on its template's node, because {reason}"
         yield _CHECK.ok("placement", text)
 
 
-def _grants(context: _Context, need: privileges.Need) -> list[str]:
+def _grant_commands(context: _Context, need: privileges.Need) -> list[str]:
+    """Return the `pveum` commands that grant what is needed."""
     settings = context.settings
     return privileges.pveum_lines(
         [need], context.reader.roles(), user=settings.proxmox_user, token_id=settings.proxmox_token_id
@@ -145,13 +151,13 @@ def _nodes(context: _Context) -> Iterator[Check]:
     known = {node.name: node.is_online for node in context.reader.nodes()}
     wanted = context.settings.proxmox_nodes or tuple(known)
     unknown = [name for name in wanted if name not in known]
-    down = [name for name in wanted if known.get(name) is False]
+    offline = [name for name in wanted if known.get(name) is False]
     if unknown:
         yield _CHECK.fail("nodes", f"PROXMOX_NODES: there is no {', '.join(unknown)}, only {', '.join(known)}")
-    elif len(down) == len(wanted):
+    elif len(offline) == len(wanted):
         yield _CHECK.fail("nodes", "none is online")
-    elif down:
-        yield _CHECK.warn("nodes", f"{', '.join(down)} not online")
+    elif offline:
+        yield _CHECK.warn("nodes", f"{', '.join(offline)} not online")
     else:
         yield _CHECK.ok("nodes", ", ".join(wanted))
 
@@ -163,9 +169,9 @@ def _templates(context: _Context) -> Iterator[Check]:
     for problem in problems:
         yield _CHECK.fail("templates", problem)
     if not wanted:
-        found = sorted(row.name for row in context.vms if row.is_template)
-        text = f"PROXMOX_TEMPLATES is empty; found by name or tag: {', '.join(found) or 'none'}"
-        yield (_CHECK.ok if found else _CHECK.warn)("templates", text)
+        names = sorted(row.name for row in context.vms if row.is_template)
+        text = f"PROXMOX_TEMPLATES is empty; found by name or tag: {', '.join(names) or 'none'}"
+        yield (_CHECK.ok if names else _CHECK.warn)("templates", text)
     elif not problems:
         yield _CHECK.ok("templates", ", ".join(f"{name} is {vmid}" for name, vmid in wanted.items()))
 
@@ -176,8 +182,8 @@ def _os_templates(context: _Context) -> Iterator[Check]:
     problems = []
     for name, volume in sorted(context.settings.proxmox_os_templates.items()):
         storage = volume.partition(":")[0]
-        places = [row.node for row in rows if row.name == storage]
-        if not any(volume in context.reader.volumes(node, storage, "vztmpl") for node in places):
+        nodes = [row.node for row in rows if row.name == storage]
+        if not any(volume in context.reader.volumes(node, storage, "vztmpl") for node in nodes):
             problems.append(f"{name}: no node has {volume}, or the token may not see it")
     hint = "pveam download <storage> <template>, or Datastore.Audit on its storage"
     for problem in problems:
@@ -207,23 +213,23 @@ def _one_storage(storage: str, rows: Mapping[str, StorageRow], nodes: Sequence[N
         yield _CHECK.fail("storage", f"there is no {storage}, or the token may not see it")
         return
     online = [node.name for node in nodes if node.is_online]
-    absent = [name for name in online if name not in rows or not rows[name].is_available]
+    without = [name for name in online if name not in rows or not rows[name].is_available]
     if not all(row.holds_disks for row in rows.values()):
         yield _CHECK.fail("storage", f"{storage} does not accept VM disks", f"pvesm set {storage} --content images,…")
-    elif len(absent) == len(online):
+    elif len(without) == len(online):
         yield _CHECK.fail("storage", f"{storage} is available on none of {', '.join(online)}")
-    elif absent:
-        yield _CHECK.warn("storage", f"{storage} is not available on {', '.join(absent)}")
+    elif without:
+        yield _CHECK.warn("storage", f"{storage} is not available on {', '.join(without)}")
     else:
         yield _CHECK.ok("storage", storage)
 
 
 def _bridge(context: _Context) -> Iterator[Check]:
     bridge, online = context.settings.proxmox_bridge, [node.name for node in context.nodes if node.is_online]
-    absent = [name for name in online if bridge not in context.reader.bridges(name)]
-    text = f"{bridge} does not exist on {', '.join(absent)}, or the token may not see it (SDN.Use)"
-    if absent:
-        yield (_CHECK.fail if len(absent) == len(online) else _CHECK.warn)("bridge", text)
+    without = [name for name in online if bridge not in context.reader.bridges(name)]
+    text = f"{bridge} does not exist on {', '.join(without)}, or the token may not see it (SDN.Use)"
+    if without:
+        yield (_CHECK.fail if len(without) == len(online) else _CHECK.warn)("bridge", text)
     else:
         yield _CHECK.ok("bridge", bridge)
 

@@ -1,4 +1,4 @@
-"""Runs the preflight checks in dependency order: an area is skipped when the settings for it are missing."""
+"""Runs the preflight checks in dependency order, and skips an area whose settings are missing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from executor.settings.settings import Settings
 
 
 def run_checks(*, env_file: Path | None = Path(".env"), environ: Mapping[str, str] | None = None) -> Iterator[Check]:
-    """Run all checks and yield each result. Changes nothing, except for the CA file of FulcrumCore's configuration."""
+    """Run all checks and yield each result.
+
+    The checks change nothing, except that a CA bundle from FulcrumCore's configuration is written to its file.
+    """
     settings = yield from check_settings(env_file, os.environ if environ is None else environ)
     if settings is None:
         for area in (Area.FULCRUM, Area.PROXMOX, Area.DATABASE, Area.MACHINE):

@@ -1,4 +1,4 @@
-"""Checks the settings: readable, complete, and with secrets that other users cannot read."""
+"""Checks that the settings are valid and complete, and that other users cannot read the secrets."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from executor.settings.masking import secret_values
 from executor.settings.settings import SECRETS, Settings, load_settings
 
 _CHECK = CheckFactory(Area.SETTINGS)
-#: Origins of a value that are not files.
+#: The origins of a value other than a file, as `describe` names them.
 NOT_FILES = ("default", "environment", "given")
 
 
 def check_settings(env_file: Path | None, environ: Mapping[str, str]) -> Generator[Check, None, Settings | None]:
-    """Check the settings. Returns them, or None when they cannot be read."""
+    """Check the settings. Return them, or None when they cannot be read."""
     try:
         settings = load_settings(env_file=env_file, environ=environ)
     except SettingsError as error:
@@ -32,9 +32,11 @@ def check_settings(env_file: Path | None, environ: Mapping[str, str]) -> Generat
 
 
 def _completeness(settings: Settings) -> Iterator[Check]:
-    requires = (settings.require_fulcrum, settings.require_proxmox)
+    required = [settings.require_fulcrum]
+    if not settings.smith_remote_config:  # otherwise FulcrumCore's configuration has the settings of Proxmox
+        required.append(settings.require_proxmox)
     lines: list[str] = []
-    for require in requires[:1] if settings.smith_remote_config else requires:
+    for require in required:
         try:
             require()
         except SettingsError as error:
@@ -42,11 +44,11 @@ def _completeness(settings: Settings) -> Iterator[Check]:
     for line in lines:
         yield _CHECK.fail("complete", line)
     if not lines:
-        yield _CHECK.ok("complete", "FulcrumCore provides the rest" if settings.smith_remote_config else "")
+        yield _CHECK.ok("complete", "FulcrumCore provides the other settings" if settings.smith_remote_config else "")
 
 
 def _secret_files(settings: Settings) -> Iterator[Check]:
-    """Check the modes of the secret files. Mounted files may be readable by design, so this only warns."""
+    """Check the modes of the secret files. This is only a warning, because mounted files may be readable by design."""
     origins = {row.name: row.origin for row in describe(settings)}
     files = {origins[name]: name for name in SECRETS if origins[name] not in NOT_FILES}
     readable = [file for file in files if _mode(file) & 0o077]

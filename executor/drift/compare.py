@@ -1,7 +1,7 @@
-"""Compares our mappings, Proxmox's guests and FulcrumCore's services. Pure functions over `Facts`.
+"""Compares our mappings, Proxmox's guests and FulcrumCore's services, and returns the differences. Pure functions.
 
-The inconclusive reasons come first: an empty or short list is no proof that VMs are gone. A VM counts as gone only
-when its VMID is in `Facts.empty_vmids`.
+The caller first asks for the inconclusive reasons, because an empty or short list does not prove that VMs are gone. A
+VM counts as gone only when its VMID is in `Facts.empty_vmids`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from executor.drift.facts import (
 )
 from executor.model import MappingState
 
-#: A list is doubted when more mapped entries are missing from it than this number and this share.
+#: A list is not relied on when more than this number and more than this share of the mapped entries are missing in it.
 MAX_MISSING = 3
 MAX_MISSING_SHARE = 0.3
 
@@ -32,7 +32,7 @@ MAX_MISSING_SHARE = 0.3
 def inconclusive_reason(cluster: ClusterState, mappings: Sequence[MappingFacts], *, believe_list: bool = False) -> str:
     """Return why nothing can be concluded from Proxmox's answers, '' when they can be relied on.
 
-    `believe_list`: the operator confirms that many mapped VMs are really missing from the list.
+    `believe_list`: the operator confirms that the VMs that Proxmox does not list are really gone.
     """
     if not cluster.is_quorate:
         return "the cluster has no quorum"
@@ -58,8 +58,9 @@ def inconclusive_reason_of_fulcrum(mappings: Sequence[MappingFacts], services: S
 
 def _offline_nodes_with_vms(cluster: ClusterState, mappings: Sequence[MappingFacts]) -> set[str]:
     with_vm = [mapping for mapping in mappings if mapping.may_have_vm]
-    nodes = {mapping.node for mapping in with_vm} | {cluster.listed.get(mapping.vmid, "") for mapping in with_vm}
-    return nodes & cluster.offline_nodes
+    stored_nodes = {mapping.node for mapping in with_vm}
+    listed_nodes = {cluster.listed.get(mapping.vmid, "") for mapping in with_vm}
+    return (stored_nodes | listed_nodes) & cluster.offline_nodes
 
 
 def _too_many_missing(missing: int, expected: int, what: str) -> str:
@@ -70,56 +71,57 @@ def _too_many_missing(missing: int, expected: int, what: str) -> str:
 
 
 def compare(facts: Facts) -> tuple[Finding, ...]:
-    """Return the differences, without those of busy services."""
-    found = [finding for mapping in facts.mappings for finding in _of_mapping(mapping, facts)]
-    found += [finding for guest in facts.guests for finding in _of_marked_guest(guest, facts)]
-    found += [finding for service in facts.services for finding in _of_service(service, facts)]
-    findings = [finding for finding in found if finding.service_id not in facts.busy_services]
-    return tuple(sorted(findings, key=lambda finding: (finding.kind, finding.vmid or 0, finding.service_id)))
+    """Return the differences, except for those of busy services."""
+    findings = [finding for mapping in facts.mappings for finding in _compare_mapping(mapping, facts)]
+    findings += [finding for guest in facts.guests for finding in _compare_marked_guest(guest, facts)]
+    findings += [finding for service in facts.services for finding in _compare_service(service, facts)]
+    reported = [finding for finding in findings if finding.service_id not in facts.busy_services]
+    return tuple(sorted(reported, key=lambda finding: (finding.kind, finding.vmid or 0, finding.service_id)))
 
 
-def _of_mapping(mapping: MappingFacts, facts: Facts) -> Iterator[Finding]:
-    guest = facts.guest_on.get(mapping.vmid)
+def _compare_mapping(mapping: MappingFacts, facts: Facts) -> Iterator[Finding]:
+    """Compare a mapping with the guest on its VMID."""
+    guest = facts.guests_by_vmid.get(mapping.vmid)
     if guest is None:
-        # A VMID that is neither occupied nor proven empty allows no conclusion.
-        yield from _of_gone_vm(mapping, facts) if mapping.vmid in facts.empty_vmids else ()
+        # Without a guest, the VM is gone only if its VMID is proven empty.
+        yield from _compare_mapping_of_gone_vm(mapping, facts) if mapping.vmid in facts.empty_vmids else ()
     elif guest.belongs_to(mapping.service_id) and guest.kind == mapping.kind:
-        yield from _of_existing_vm(mapping, guest, facts) if mapping.may_have_vm else ()
+        yield from _compare_mapping_with_vm(mapping, guest, facts) if mapping.may_have_vm else ()
     elif mapping.should_have_vm:
         hint = "if it is the service's VM, restore its marker (`smith mappings adopt --set-marker`)"
-        text = f"VMID {mapping.vmid} is {guest.description}, so every action refuses it: {hint}"
+        text = f"VMID {mapping.vmid} is {guest.description}, so every action for the service is refused: {hint}"
         yield _finding(mapping, DriftKind.VM_RECYCLED, text, node=guest.node)
 
 
-def _of_gone_vm(mapping: MappingFacts, facts: Facts) -> Iterator[Finding]:
+def _compare_mapping_of_gone_vm(mapping: MappingFacts, facts: Facts) -> Iterator[Finding]:
     if facts.is_deleted(mapping.service_id):
         kind = DriftKind.VM_GONE if mapping.state == MappingState.ACTIVE else DriftKind.VM_WITHOUT_SERVICE
-        yield _finding(mapping, kind, "neither the VM nor the service exists any more", repair=Repair.FORGET)
+        yield _finding(mapping, kind, "neither the VM nor the service exists", repair=Repair.FORGET)
     elif mapping.should_have_vm:
-        text = "the VM does not exist any more"
+        text = "the VM no longer exists"
         yield _finding(mapping, DriftKind.VM_GONE, text, repair=Repair.MARK_VM_LOST)
 
 
-def _of_existing_vm(mapping: MappingFacts, guest: GuestFacts, facts: Facts) -> Iterator[Finding]:
-    """Compare a mapping with its VM, which has the service's marker."""
+def _compare_mapping_with_vm(mapping: MappingFacts, guest: GuestFacts, facts: Facts) -> Iterator[Finding]:
+    """Compare a mapping with its VM, which has the service's marker, and with the service in FulcrumCore."""
     if mapping.should_have_vm and mapping.node != guest.node:
         text = f"the VM moved from {mapping.node or 'an unknown node'} to {guest.node}"
         yield _finding(mapping, DriftKind.VM_MOVED, text, node=guest.node, repair=Repair.CORRECT_NODE)
     if mapping.should_have_vm and mapping.name != guest.name:
         hint = "restore its name in Proxmox, or accept the new name (`smith mappings adopt`)"
-        text = f"the VM is called {guest.name}, so every action refuses it: {hint}"
+        text = f"the VM's name is {guest.name}, so every action for the service is refused: {hint}"
         yield _finding(mapping, DriftKind.VM_RENAMED, text, node=guest.node)
-    service = facts.service_of.get(mapping.service_id)
+    service = facts.services_by_id.get(mapping.service_id)
     if mapping.state == MappingState.PENDING_DELETION:
         if service is not None and not service.is_deleted:
             hint = "repeat delete in FulcrumCore, or keep the VM (`smith mappings recall`)"
-            text = f"the VM is pending deletion, but FulcrumCore has its service as {service.status}: {hint}"
+            text = f"the VM is pending deletion, but its service has the status {service.status} in FulcrumCore: {hint}"
             yield _finding(mapping, DriftKind.MAPPING_UNREPORTED, text, node=guest.node)
     elif service is None or service.is_deleted:
         yield _finding(mapping, DriftKind.VM_WITHOUT_SERVICE, _no_service_text(service), node=guest.node)
     elif mapping.state == MappingState.ACTIVE and service.instance_vmid != mapping.vmid:
-        stored = f"{service.instance_id} as its instance id" if service.instance_id else "no instance id for it"
-        text = f"FulcrumCore has {stored}: repeat create (or delete) in FulcrumCore, which finds the VM"
+        stored = f"the instance id {service.instance_id}" if service.instance_id else "no instance id"
+        text = f"FulcrumCore has {stored} for the service: repeat create (or delete) there, which finds the VM"
         yield _finding(mapping, DriftKind.MAPPING_UNREPORTED, text, node=guest.node)
 
 
@@ -138,23 +140,26 @@ def _finding(
     )
 
 
-def _of_marked_guest(guest: GuestFacts, facts: Facts) -> Iterator[Finding]:
-    """Report a guest with the marker of one service whose mapping does not lead to it."""
+def _compare_marked_guest(guest: GuestFacts, facts: Facts) -> Iterator[Finding]:
+    """Yield a finding for a guest that has the marker of one service, but is not the VM of the service's mapping."""
     if guest.is_template or len(guest.markers) != 1:
-        return  # a template that was made from a VM of ours still has its marker
+        return  # a template that was converted from a VM keeps the VM's marker
     (service_id,) = guest.markers
-    mapping = facts.mapping_of.get(service_id)
+    mapping = facts.mappings_by_service.get(service_id)
     if service_id in facts.foreign_services or (mapping and mapping.may_have_vm and mapping.vmid == guest.vmid):
-        return  # `_of_mapping` reports a difference between the guest and its mapping
+        return  # `_compare_mapping` compares this guest with its mapping
     repair = None
     if mapping and mapping.may_have_vm:
-        kind, text = DriftKind.UNMAPPED_VM, f"a copy: it has the marker of the service whose VM is {mapping.vmid}"
+        kind, text = (
+            DriftKind.UNMAPPED_VM,
+            f"the VM is a copy: it has the marker of the service whose VM is {mapping.vmid}",
+        )
     elif facts.is_deleted(service_id):
-        kind, text = DriftKind.VM_WITHOUT_SERVICE, _no_service_text(facts.service_of.get(service_id))
+        kind, text = DriftKind.VM_WITHOUT_SERVICE, _no_service_text(facts.services_by_id.get(service_id))
     elif problem := _adoption_problem(guest, service_id, facts):
         kind, text = DriftKind.UNMAPPED_VM, problem
     else:
-        kind, text, repair = DriftKind.UNMAPPED_VM, "it has our marker, but no mapping", Repair.ADOPT
+        kind, text, repair = DriftKind.UNMAPPED_VM, "the VM has our marker, but no mapping", Repair.ADOPT
     yield Finding(
         kind=kind,
         service_id=service_id,
@@ -170,26 +175,26 @@ def _of_marked_guest(guest: GuestFacts, facts: Facts) -> Iterator[Finding]:
 
 def _no_service_text(service: ServiceFacts | None) -> str:
     status = "deleted" if service else "unknown"
-    return f"its service is {status} in FulcrumCore: delete the VM in Proxmox if it is not needed"
+    return f"the VM's service is {status} in FulcrumCore: delete the VM in Proxmox if it is not needed"
 
 
 def _adoption_problem(guest: GuestFacts, service_id: str, facts: Facts) -> str:
     """Return why a marked guest cannot be adopted, '' when it can."""
-    marked = Counter(service for each in facts.guests for service in each.markers if each.belongs_to(service))
-    if marked[service_id] > 1:
-        return "more than one VM has this service's marker: remove it from all but the right VM"
+    vms_by_service = Counter(service for each in facts.guests for service in each.markers if each.belongs_to(service))
+    if vms_by_service[service_id] > 1:
+        return "more than one VM has this service's marker: keep the marker on the right VM, remove it from the others"
     others = [each for each in facts.mappings if each.vmid == guest.vmid and each.service_id != service_id]
-    return f"its VMID is mapped for service {others[0].service_id}: forget that mapping first" if others else ""
+    return f"the VMID is mapped to service {others[0].service_id}: forget that mapping first" if others else ""
 
 
-def _of_service(service: ServiceFacts, facts: Facts) -> Iterator[Finding]:
-    """Report a service that should have a VM and has neither mapping nor guest."""
-    mapping, vmid = facts.mapping_of.get(service.id), service.instance_vmid
+def _compare_service(service: ServiceFacts, facts: Facts) -> Iterator[Finding]:
+    """Yield a finding for a service that should have a VM, but has neither a mapping nor a marked guest."""
+    mapping, vmid = facts.mappings_by_service.get(service.id), service.instance_vmid
     if not service.should_have_vm or vmid is None or service.id in facts.foreign_services:
         return
     if (mapping and mapping.may_have_vm) or any(service.id in guest.markers for guest in facts.guests):
-        return  # reported with its mapping or its guest
-    occupant = facts.guest_on.get(vmid)
+        return  # the functions above compare its mapping or its guest
+    occupant = facts.guests_by_vmid.get(vmid)
     if occupant is None and vmid not in facts.empty_vmids:
         return
     state = f"VMID {vmid} is {occupant.description}" if occupant else f"VM {vmid} does not exist"
@@ -197,6 +202,6 @@ def _of_service(service: ServiceFacts, facts: Facts) -> Iterator[Finding]:
         kind=DriftKind.SERVICE_WITHOUT_VM,
         service_id=service.id,
         vmid=vmid,
-        text=f"FulcrumCore has it as {service.status}, and {state}: delete the service, or restore its VM",
+        text=f"the service has the status {service.status}, but {state}: delete the service, or restore its VM",
         mapping=mapping,
     )

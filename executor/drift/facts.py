@@ -1,4 +1,4 @@
-"""The facts that a drift check compares, and the findings and repairs that follow from them."""
+"""Defines the facts that a drift check compares, and the findings and repairs that result from them."""
 
 from __future__ import annotations
 
@@ -13,38 +13,38 @@ from executor.fulcrum.types import SERVICE_DELETED
 from executor.model import GuestKind, MappingState
 
 #: FulcrumCore's statuses of services that have no VM.
-WITHOUT_VM = frozenset({"New", "CreateFailed", "Lost", SERVICE_DELETED})
+STATUSES_WITHOUT_VM = frozenset({"New", "CreateFailed", "Lost", SERVICE_DELETED})
 
 
 class DriftKind(StrEnum):
-    """What can differ. The values are an interface: of `smith drift --json`, of the metrics and of the log."""
+    """The kinds of difference. `smith drift --json`, the metrics and the log show the values, so they never change."""
 
     VM_GONE = "vm_gone"  #: the mapped VM does not exist
-    VM_MOVED = "vm_moved"  #: the VM is on another node; harmless, and repaired by the agent
+    VM_MOVED = "vm_moved"  #: the VM is on another node; harmless, and the agent repairs it
     VM_RENAMED = "vm_renamed"  #: the VM has another name, so every action refuses it
     VM_RECYCLED = "vm_recycled"  #: the mapped VMID holds a guest that is not the service's
-    UNMAPPED_VM = "unmapped_vm"  #: a VM with our marker that no mapping leads to
+    UNMAPPED_VM = "unmapped_vm"  #: a VM with our marker is the VM of no mapping
     SERVICE_WITHOUT_VM = "service_without_vm"  #: FulcrumCore has an instance id, but neither VM nor mapping exists
-    VM_WITHOUT_SERVICE = "vm_without_service"  #: a mapping or VM of a service that is deleted or unknown in FulcrumCore
-    MAPPING_UNREPORTED = "mapping_unreported"  #: our mapping and VM exist, but FulcrumCore does not have the result
+    VM_WITHOUT_SERVICE = "vm_without_service"  #: a mapping or VM exists, but FulcrumCore has deleted its service
+    MAPPING_UNREPORTED = "mapping_unreported"  #: mapping and VM exist, but FulcrumCore lacks the result
 
 
 class Repair(StrEnum):
-    """What can be done about a finding. Each repair changes a mapping and never a VM."""
+    """The repairs of a finding. Each changes a mapping and never a VM."""
 
     CORRECT_NODE = "correct_node"  #: store the VM's node in the mapping
-    MARK_VM_LOST = "mark_vm_lost"  #: keep the mapping, with the state for a VM that is gone
-    FORGET = "forget"  #: end the mapping: neither VM nor service exists
+    MARK_VM_LOST = "mark_vm_lost"  #: keep the mapping, with the state vm_lost
+    FORGET = "forget"  #: delete the mapping: neither VM nor service exists
     ADOPT = "adopt"  #: create a mapping for the VM that has the service's marker
 
 
-#: Applied by the agent's periodic check. The others wait for the operator's `smith drift fix`.
+#: The agent's periodic check applies these repairs. Only the operator's `smith drift fix` applies the other ones.
 AUTOMATIC_REPAIRS = frozenset({Repair.CORRECT_NODE, Repair.MARK_VM_LOST})
 
 
 @dataclass(frozen=True, kw_only=True)
 class MappingFacts:
-    """One mapping that is not deleted."""
+    """A mapping that is not deleted."""
 
     id: int
     service_id: str
@@ -57,33 +57,33 @@ class MappingFacts:
 
     @property
     def should_have_vm(self) -> bool:
-        """True when its VM should exist now."""
+        """True when the mapping's VM should exist now."""
         return self.state in (MappingState.ACTIVE, MappingState.PENDING_DELETION)
 
     @property
     def may_have_vm(self) -> bool:
-        """True when its VM should exist now or after the create in progress."""
+        """True when the mapping's VM should exist now, or may exist because its create is in progress."""
         return self.should_have_vm or self.state == MappingState.RESERVED
 
 
 @dataclass(frozen=True, kw_only=True)
 class GuestFacts:
-    """A VM or container on a mapped VMID or with our marker, as its own configuration describes it."""
+    """The configuration of a VM or container that has a mapped VMID or our marker."""
 
     vmid: int
     node: str
     name: str
-    markers: frozenset[str] = frozenset()  #: service ids in its notes; a guest of ours has exactly one
+    markers: frozenset[str] = frozenset()  #: service ids in its description; a guest of ours has exactly one
     is_template: bool = False
     kind: str = GuestKind.QEMU
 
     def belongs_to(self, service_id: str) -> bool:
-        """Return whether it has the marker of this service and no other."""
+        """Return whether the guest has the marker of this service and of no other."""
         return not self.is_template and self.markers == {service_id}
 
     @property
     def description(self) -> str:
-        """Describe the guest in a message."""
+        """The guest in the text of a finding."""
         if self.is_template:
             return f"a template ({self.name})"
         marker = f"marked as {' and '.join(sorted(self.markers))}" if self.markers else "unmarked"
@@ -107,18 +107,18 @@ class ServiceFacts:
 
     @property
     def is_deleted(self) -> bool:
-        """True when FulcrumCore will never create a job for it again."""
+        """True when FulcrumCore will never create a job for this service again."""
         return self.status == SERVICE_DELETED
 
     @property
     def should_have_vm(self) -> bool:
-        """True when FulcrumCore has an instance id for it and its status implies a VM."""
-        return bool(self.instance_id) and self.status not in WITHOUT_VM
+        """True when the service has an instance id and a status that implies a VM."""
+        return bool(self.instance_id) and self.status not in STATUSES_WITHOUT_VM
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterState:
-    """What decides whether Proxmox's answers can be relied on."""
+    """The facts that decide whether Proxmox's answers can be relied on."""
 
     is_quorate: bool
     may_see_all_vms: bool
@@ -134,33 +134,33 @@ class Facts:
     guests: Sequence[GuestFacts] = ()
     empty_vmids: frozenset[int] = frozenset()  #: VMIDs that are proven to hold no guest
     services: Sequence[ServiceFacts] = ()
-    busy_services: frozenset[str] = frozenset()  #: a job for them is open or unreported: a difference is no drift
-    foreign_services: frozenset[str] = frozenset()  #: of another agent, or mapped on another cluster
+    busy_services: frozenset[str] = frozenset()  #: a difference is no drift while a job is open or unreported
+    foreign_services: frozenset[str] = frozenset()  #: services of another agent, or mapped on another cluster
 
     @cached_property
-    def service_of(self) -> dict[str, ServiceFacts]:
-        """The services by id."""
+    def services_by_id(self) -> dict[str, ServiceFacts]:
+        """The services, by id."""
         return {service.id: service for service in self.services}
 
     @cached_property
-    def guest_on(self) -> dict[int, GuestFacts]:
-        """The guests by VMID."""
+    def guests_by_vmid(self) -> dict[int, GuestFacts]:
+        """The guests, by VMID."""
         return {guest.vmid: guest for guest in self.guests}
 
     @cached_property
-    def mapping_of(self) -> dict[str, MappingFacts]:
-        """The mapping of each service. A service has one at most."""
+    def mappings_by_service(self) -> dict[str, MappingFacts]:
+        """The mappings, by service id. A service has one mapping at most."""
         return {mapping.service_id: mapping for mapping in self.mappings}
 
     def is_deleted(self, service_id: str) -> bool:
         """Return whether the service is deleted or unknown in FulcrumCore."""
-        service = self.service_of.get(service_id)
+        service = self.services_by_id.get(service_id)
         return service is None or service.is_deleted
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One difference."""
+    """One difference between mappings, guests and services."""
 
     kind: DriftKind
     service_id: str
@@ -170,11 +170,11 @@ class Finding:
     name: str = ""
     guest_kind: str = GuestKind.QEMU
     repair: Repair | None = None
-    mapping: MappingFacts | None = None  #: as compared: a repair is skipped when the mapping has changed since
+    mapping: MappingFacts | None = None  #: the compared mapping; a repair is skipped if the mapping has changed since
 
     @property
     def key(self) -> tuple[str, str, int | None]:
-        """What identifies the same finding in the next check."""
+        """The key by which two checks recognise the same finding."""
         return (self.kind, self.service_id, self.vmid)
 
     @property

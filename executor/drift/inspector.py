@@ -1,4 +1,7 @@
-"""Collects the facts of a drift check from our database, Proxmox and FulcrumCore, and compares them. Reads only."""
+"""Collects the facts of a drift check from our database, Proxmox and FulcrumCore, and compares them.
+
+Nothing is changed.
+"""
 
 from __future__ import annotations
 
@@ -21,19 +24,19 @@ from executor.proxmox.rows import VmRow
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
-#: The end of the names that a create gives.
+#: The end of the name of each VM that a create makes.
 NAME_SUFFIX = re.compile(r"-[0-9a-f]{8}\Z")
-#: A VM is searched for twice before it counts as gone, with this time between the searches.
-SECOND_SEARCH_AFTER_S = 2.0
+#: A VM counts as gone only when two searches, with this time between them, do not find it.
+SEARCH_INTERVAL_S = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """The result of one check. When it is inconclusive, it has a reason and no findings."""
+    """The result of one check: the findings, or the reason why the check is inconclusive."""
 
     findings: tuple[Finding, ...] = ()
     inconclusive_reason: str = ""
-    mapped: int = 0  #: number of mappings
+    mapping_count: int = 0
 
     @property
     def problems(self) -> tuple[Finding, ...]:
@@ -50,19 +53,20 @@ class Inspector:
     proxmox: ProxmoxReader
     cluster: str
     wait: Callable[[float], Any] = time.sleep
-    _others_services: set[str] = field(default_factory=set)  #: services of other agents: their agent never changes
+    #: Services of other agents, which are asked for once, because a service's agent never changes.
+    _known_foreign_services: set[str] = field(default_factory=set)
 
     def check(self, agent_id: str, *, believe_list: bool = False) -> Outcome:
-        """Collect the facts and compare them. Raises FulcrumUnavailable, JobError (Proxmox)."""
+        """Collect the facts and compare them. Raises FulcrumUnavailable, or JobError for an error of Proxmox."""
         with reading(self.engine) as session:
             before = rows.read(session, self.cluster)
         cluster, vm_rows = self._cluster_state()
-        settled = [mapping for mapping in before.mappings if mapping.service_id not in before.busy_services]
-        if reason := inconclusive_reason(cluster, settled, believe_list=believe_list):
-            return Outcome(inconclusive_reason=reason, mapped=len(before.mappings))
+        idle_mappings = [mapping for mapping in before.mappings if mapping.service_id not in before.busy_services]
+        if reason := inconclusive_reason(cluster, idle_mappings, believe_list=believe_list):
+            return Outcome(inconclusive_reason=reason, mapping_count=len(before.mappings))
         services = [_service_facts(service) for service in self.fulcrum.services(agent_id)]
-        if reason := inconclusive_reason_of_fulcrum(settled, services):
-            return Outcome(inconclusive_reason=reason, mapped=len(before.mappings))
+        if reason := inconclusive_reason_of_fulcrum(idle_mappings, services):
+            return Outcome(inconclusive_reason=reason, mapping_count=len(before.mappings))
         guests, empty_vmids = self._guests(before.mappings, services, vm_rows)
         foreign = self._foreign_services(guests, before.mappings, services, agent_id)
         with reading(self.engine) as session:
@@ -75,14 +79,14 @@ class Inspector:
             busy_services=before.busy_services | after.busy_services | after.changed_since(before),
             foreign_services=before.foreign_services | after.foreign_services | foreign,
         )
-        return Outcome(findings=compare(facts), mapped=len(after.mappings))
+        return Outcome(findings=compare(facts), mapping_count=len(after.mappings))
 
     # --- Proxmox --------------------------------------------------------------------------------------------------
 
     def _cluster_state(self) -> tuple[ClusterState, list[VmRow]]:
         is_quorate = self.proxmox.is_quorate()
         may_see_all_vms = is_quorate and self.proxmox.may_see_all_vms()
-        if not may_see_all_vms:  # the lists would not be reliable
+        if not may_see_all_vms:  # the lists could not be relied on
             return ClusterState(is_quorate=is_quorate, may_see_all_vms=False), []
         offline = frozenset(node.name for node in self.proxmox.nodes() if not node.is_online)
         vm_rows = self.proxmox.vms()
@@ -92,26 +96,27 @@ class Inspector:
     def _guests(
         self, mappings: Sequence[MappingFacts], services: Sequence[ServiceFacts], vm_rows: Sequence[VmRow]
     ) -> tuple[list[GuestFacts], frozenset[int]]:
-        """Return the guests to compare, read from their own configuration, and the VMIDs that are proven empty."""
-        instances = [service.instance_vmid for service in services if service.should_have_vm]
-        expected = {mapping.vmid for mapping in mappings} | {vmid for vmid in instances if vmid is not None}
+        """Return the guests to compare, and the expected VMIDs that are proven to hold no guest."""
+        instance_vmids = [service.instance_vmid for service in services if service.should_have_vm]
+        expected = {mapping.vmid for mapping in mappings} | {vmid for vmid in instance_vmids if vmid is not None}
         candidates = [row for row in vm_rows if row.vmid in expected or _may_be_ours(row)]
-        found = [self._read_guest(row.node, row.vmid, (GuestKind(row.kind),)) for row in candidates]
-        guests = [guest for guest in found if guest is not None]
+        read = [self._read_guest(row.node, row.vmid, (GuestKind(row.kind),)) for row in candidates]
+        guests = [guest for guest in read if guest is not None]
         missing = expected - {guest.vmid for guest in guests}
         unlisted, empty_vmids = self._search(missing) if missing else ([], frozenset())
         return guests + unlisted, empty_vmids
 
     def _search(self, missing: set[int]) -> tuple[list[GuestFacts], frozenset[int]]:
-        """Search every node for guests, twice. Returns those found, and the VMIDs that are proven empty.
+        """Search every online node twice for guests with these VMIDs.
 
-        Proxmox's list proves no absence: it lags, and a token may not see every guest. A VMID that is neither found
-        nor free is in neither result.
+        A VMID that Proxmox does not list may have a guest: the list is not up to date, and the token may not see every
+        guest. Returns the guests that were found, and the VMIDs that are free. A VMID with neither a guest nor a proof
+        that it is free is in neither result.
         """
         found: dict[int, GuestFacts] = {}
         for turn in range(2):
             if turn:
-                self.wait(SECOND_SEARCH_AFTER_S)
+                self.wait(SEARCH_INTERVAL_S)
             nodes = [node.name for node in self.proxmox.nodes() if node.is_online]
             guests = [self._search_nodes(vmid, nodes) for vmid in sorted(missing - found.keys())]
             found |= {guest.vmid: guest for guest in guests if guest is not None}
@@ -120,13 +125,13 @@ class Inspector:
         return list(found.values()), frozenset(empty) if is_quorate else frozenset()
 
     def _search_nodes(self, vmid: int, nodes: Iterable[str]) -> GuestFacts | None:
-        found = (self._read_guest(node, vmid, tuple(GuestKind)) for node in nodes)
-        return next((guest for guest in found if guest is not None), None)
+        results = (self._read_guest(node, vmid, tuple(GuestKind)) for node in nodes)
+        return next((guest for guest in results if guest is not None), None)
 
     def _read_guest(self, node: str, vmid: int, kinds: Sequence[GuestKind]) -> GuestFacts | None:
-        """Return the guest that has one of these kinds, None when it is not on the node or may not be read."""
-        found = (self._read_config(node, vmid, kind) for kind in kinds)
-        return next((guest for guest in found if guest is not None), None)
+        """Return the guest of one of these kinds; None if the node has no such guest, or the token may not read it."""
+        results = (self._read_config(node, vmid, kind) for kind in kinds)
+        return next((guest for guest in results if guest is not None), None)
 
     def _read_config(self, node: str, vmid: int, kind: GuestKind) -> GuestFacts | None:
         try:
@@ -153,17 +158,19 @@ class Inspector:
         services: Sequence[ServiceFacts],
         agent_id: str,
     ) -> frozenset[str]:
-        """Return the services of other agents whose VMs are on the same cluster."""
+        """Return the services of other agents that have VMs on this cluster."""
         ours = {mapping.service_id for mapping in mappings} | {service.id for service in services}
         unknown = {marker for guest in guests for marker in guest.markers} - ours
-        self._others_services |= {each for each in unknown - self._others_services if self._is_foreign(each, agent_id)}
-        return frozenset(unknown & self._others_services)
+        unchecked = unknown - self._known_foreign_services
+        self._known_foreign_services |= {service for service in unchecked if self._is_foreign(service, agent_id)}
+        return frozenset(unknown & self._known_foreign_services)
 
     def _is_foreign(self, service_id: str, agent_id: str) -> bool:
         try:
             return self.fulcrum.get_service(service_id).agent_id != agent_id
         except FulcrumAuthFailing:
-            # 403 for one service means that it is unknown. Raises when FulcrumCore answers 403 to everything.
+            # FulcrumCore answers 403 for an unknown service. If it answers 403 to this request, too, the token fails
+            # for all requests, and `get_self` raises.
             self.fulcrum.get_self()
             return False
         except FulcrumRefused:

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 
 def repair(engine: Engine, cluster: str, finding: Finding, *, who: str, reason: str = "") -> bool:
-    """Apply the repair that a finding proposes.
+    """Apply the repair that a finding proposes. Return whether it was applied.
 
-    Returns False, with nothing changed, when the service is busy or its mapping has changed since the comparison.
+    Nothing is changed when the service is busy, or when its mapping has changed since the comparison.
     """
     with transaction(engine) as session:
         row = mappings.get(session, finding.mapping.id) if finding.mapping else None
@@ -67,12 +67,12 @@ def _forget(session: Session, _cluster: str, finding: Finding) -> bool:
 
 
 def _mapping_of(finding: Finding) -> MappingFacts:
-    assert finding.mapping is not None  # noqa: S101 (the comparison proposes these repairs for a mapping only)
+    assert finding.mapping is not None  # noqa: S101 (`compare` proposes these repairs only with a mapping)
     return finding.mapping
 
 
 def _adopt(session: Session, cluster: str, finding: Finding) -> bool:
-    assert finding.vmid is not None  # noqa: S101 (the comparison proposes this repair for a guest only)
+    assert finding.vmid is not None  # noqa: S101 (`compare` proposes this repair only for a guest)
     adopted = mappings.adopt(
         session,
         service_id=finding.service_id,

@@ -1,4 +1,4 @@
-"""Reads from the database what a drift check compares: the mappings, and the services that are busy."""
+"""Reads the rows that a drift check compares: the mappings, and which services are busy."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """What the database holds at one moment."""
+    """The rows of the database at one time."""
 
     mappings: tuple[MappingFacts, ...]
     busy_services: frozenset[str]
-    foreign_services: frozenset[str]  #: mapped on another cluster
+    foreign_services: frozenset[str]  #: services that are mapped on another cluster
 
     def changed_since(self, earlier: Rows) -> frozenset[str]:
-        """Return the services whose mapping has changed."""
+        """Return the services whose mapping has changed since the earlier rows were read."""
         return frozenset(mapping.service_id for mapping in set(earlier.mappings) ^ set(self.mappings))
 
 
 def read(session: Session, cluster: str) -> Rows:
-    """Read the mappings of a cluster and the busy services."""
+    """Read the mappings of a cluster, and the services that are busy or mapped on another cluster."""
     rows = mappings.all_current(session)
     return Rows(
         mappings=tuple(mapping_facts(row) for row in rows if row.cluster == cluster),
@@ -37,7 +37,7 @@ def read(session: Session, cluster: str) -> Rows:
 
 
 def mapping_facts(row: Mapping) -> MappingFacts:
-    """Return a mapping's row as the comparison needs it."""
+    """Return the facts of a mapping's row that are compared."""
     return MappingFacts(
         id=row.id,
         service_id=row.service_id,

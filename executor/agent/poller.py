@@ -68,7 +68,7 @@ class Poller:
             return self.interval_s  # the first heartbeat reads the id
         answer = self.fulcrum.pending_jobs(limit=self._page_size)
         self.state.fulcrum.note_up()
-        for description in answer.unusable:
+        for description in answer.unusable_items:
             log.warning("pending_job_ignored", reason=description)
         self._page_size = MAX_PAGE_SIZE if len(answer.jobs) >= self._page_size else PAGE_SIZE
         new = self._store([job for job in answer.jobs if self._is_ours(job)])

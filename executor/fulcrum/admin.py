@@ -1,6 +1,7 @@
-"""The part of FulcrumCore's API with which an administrator sets up an agent (`bootstrap.py`).
+"""Lists and creates FulcrumCore's objects with an administrator's token, for `bootstrap.py`.
 
-Lists are read completely before anything is created: FulcrumCore answers 500 to a second object of the same name.
+The caller reads each list completely before it creates an object of that kind, because FulcrumCore answers 500 when an
+object of the same name exists already.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class Collection(StrEnum):
 
 
 class CoreObject(CoreModel):
-    """An object with all its members as received, to compare them with those that we would send."""
+    """An object of FulcrumCore with all its members as received, so that they can be compared with the wanted ones."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -40,7 +41,7 @@ class CoreObject(CoreModel):
 
 
 class CoreToken(CoreModel):
-    """A token. FulcrumCore returns its value only when it is created."""
+    """A token. FulcrumCore returns its `value` only in the response to the request that creates it."""
 
     name: str | None = None
     role: str | None = None
@@ -50,14 +51,18 @@ class CoreToken(CoreModel):
 
 
 class FulcrumAdmin(FulcrumClient):
-    """The client with an administrator's token. Its calls raise the errors of FulcrumClient."""
+    """Client with an administrator's token. Its methods raise the same errors as those of FulcrumClient."""
 
     def objects(self, collection: Collection) -> list[CoreObject]:
         """List all objects of one kind."""
         return list(self._list_all(CoreObject, f"/{collection}", {"sort": "name"}))
 
     def create(self, collection: Collection, members: dict[str, Any]) -> CoreObject:
-        """Create one object. FulcrumUnavailable may mean that the name is taken: list the objects before and after."""
+        """Create one object.
+
+        FulcrumUnavailable may mean that an object of this name exists already. So the caller lists the objects before
+        this call, and again after that error.
+        """
         path = f"/{collection}"
         return parse_response(CoreObject, f"POST {path}", self._http.request_json("POST", path, body=members))
 
@@ -67,9 +72,9 @@ class FulcrumAdmin(FulcrumClient):
         return [token for token in tokens if token.agent_id == agent_id]
 
     def create_agent_token(self, agent_id: str, name: str, expires_at: datetime) -> str:
-        """Create a token for an agent and return its value. FulcrumCore's default would expire after one day."""
+        """Create a token for an agent and return its value. FulcrumCore's default is one day."""
         body = {"name": name, "role": "agent", "scopeId": agent_id, "expireAt": f"{expires_at:%Y-%m-%dT%H:%M:%SZ}"}
-        made = parse_response(CoreToken, "POST /tokens", self._http.request_json("POST", "/tokens", body=body))
-        if not made.value:
+        token = parse_response(CoreToken, "POST /tokens", self._http.request_json("POST", "/tokens", body=body))
+        if not token.value:
             raise FulcrumUnavailable("POST /tokens: the response has no token")
-        return made.value
+        return token.value

@@ -1,7 +1,7 @@
 """Creates in FulcrumCore what an agent needs: service type, agent type, metric types, provider, agent and its token.
 
-All objects are looked up first, so that a refusal comes before anything is created. Existing objects are not changed; a
-second run creates those that are missing.
+It looks up all objects first, so that it refuses a request before it has created anything. It never changes an existing
+object. A second run creates only the objects that are still missing.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ Json = dict[str, Any]
 
 
 class BootstrapRefused(SmithError):
-    """FulcrumCore's objects do not allow it: an administrator must decide. Nothing was created."""
+    """FulcrumCore's objects do not fit the request, so an administrator must decide. Nothing was created."""
 
 
 class Status(StrEnum):
-    """The state of one object."""
+    """The state of one object in FulcrumCore."""
 
     FOUND = "found"  #: it exists, with the wanted content
     DIFFERS = "differs"  #: it exists with other content, and was not changed
     MADE = "made"  #: it was created
-    MISSING = "missing"  #: it does not exist; without --dry-run it would be created
+    MISSING = "missing"  #: it does not exist, and was not created because of --dry-run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,29 +45,29 @@ class BootstrapRequest:
     """The objects that an administrator wants."""
 
     agent: str
-    provider: str  #: its name or id
+    provider: str  #: name or id of the participant that provides the services
     may_create_provider: bool = False
     service_type: Json
     agent_type: Json
     tags: tuple[str, ...] = ("proxmox",)
     token_lifetime: timedelta
-    wants_new_token: bool = False  #: even if the agent has a valid one
+    wants_new_token: bool = False  #: create a token even if the agent has a valid one
 
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """What was found or done for one object."""
+    """The state of one object after it was compared or created."""
 
     kind: str
     name: str
     status: Status
     id: str | None = None
-    differences: list[str] = field(default_factory=list)
+    differences: list[str] = field(default_factory=list)  #: paths at which an existing object differs
 
 
 @dataclass(kw_only=True)
 class _WantedObject:
-    """One wanted object: its content, and the existing object of that name."""
+    """One wanted object: its content, and the object of that name that exists in FulcrumCore, if any."""
 
     kind: str
     collection: Collection
@@ -100,7 +100,7 @@ class Bootstrap:
         self._agent = self._wanted_object(
             "agent", Collection.AGENTS, {"name": request.agent, "tags": list(request.tags)}
         )
-        self._has_token = bool(self._agent.id) and self._valid_tokens(str(self._agent.id)) > 0
+        self._has_token = bool(self._agent.id) and self._count_valid_tokens(str(self._agent.id)) > 0
 
     @property
     def agent_id(self) -> str | None:
@@ -137,7 +137,7 @@ class Bootstrap:
         return [self._service_type, self._agent_type, *self._metrics, self._provider, self._agent]
 
     def _add_references(self, wanted: _WantedObject) -> None:
-        """Add the ids of the objects that this one refers to. In a dry run those to be created have no id yet."""
+        """Add the ids of the objects that this one refers to. In a dry run an object that does not exist has no id."""
         references: Json = {}
         if wanted is self._agent_type:
             references = {"serviceTypeIds": [self._service_type.id] if self._service_type.id else None}
@@ -148,14 +148,17 @@ class Bootstrap:
     def _create(self, wanted: _WantedObject) -> Step:
         try:
             wanted.existing = self._core.create(wanted.collection, wanted.members)
-        except FulcrumUnavailable:  # the response was lost, or another administrator created it: then it exists now
+        except (
+            FulcrumUnavailable
+        ):  # If the response was lost, or another administrator created the object, it exists now.
             wanted.existing = self._find(wanted)
             if wanted.existing is None:
                 raise
         return Step(kind=wanted.kind, name=wanted.name, status=Status.MADE, id=wanted.id)
 
-    def _token_step(self, new: Status) -> Step:
-        return Step(kind="agent token", name=self._request.agent, status=new if self.needs_token else Status.FOUND)
+    def _token_step(self, status_if_needed: Status) -> Step:
+        status = status_if_needed if self.needs_token else Status.FOUND
+        return Step(kind="agent token", name=self._request.agent, status=status)
 
     def _wanted_object(self, kind: str, collection: Collection, members: Json) -> _WantedObject:
         wanted = _WantedObject(kind=kind, collection=collection, members=dict(members))
@@ -187,11 +190,12 @@ class Bootstrap:
             listed = [item for item in listed if item.members.get("providerId") == self._provider.id]
         return _find_by_name(wanted.name, wanted.kind, listed)
 
-    def _valid_tokens(self, agent_id: str) -> int:
+    def _count_valid_tokens(self, agent_id: str) -> int:
         tokens = self._core.tokens_of_agent(agent_id)
         return sum(token.expire_at is not None and token.expire_at > self._core_now() for token in tokens)
 
     def _core_now(self) -> datetime:
+        """Return the present time of FulcrumCore's clock, in whole seconds."""
         return datetime.fromtimestamp(int(time.time() + self._core.clock_offset_s), UTC)
 
 
@@ -205,6 +209,7 @@ def _find_by_name(name: str, kind: str, listed: list[CoreObject]) -> CoreObject 
 
 
 def _comparison(wanted: _WantedObject) -> Step:
+    """Return the step of an existing object, with its differences from the wanted one."""
     existing = wanted.existing
     assert existing is not None  # noqa: S101  the caller has checked it
     paths = differences({name: value for name, value in wanted.members.items() if name != "name"}, existing.members)
@@ -215,14 +220,16 @@ def _comparison(wanted: _WantedObject) -> Step:
 def differences(wanted: Any, existing: Any, path: str = "") -> list[str]:
     """Return the paths at which an existing object differs from the wanted one.
 
-    Members that only FulcrumCore's object has at the top level are ignored, and a missing member equals an empty one.
-    More tags or service types than wanted are no difference.
+    Top-level members that only the existing object has are ignored. A missing member equals an empty one. Tags and
+    service types that only the existing object has are not a difference.
     """
     if isinstance(wanted, Mapping) and isinstance(existing, Mapping):
         names = {**wanted, **existing} if path else wanted
-        inner = [(f"{path}.{name}".lstrip("."), wanted.get(name), existing.get(name)) for name in names]
+        members = [(f"{path}.{name}".lstrip("."), wanted.get(name), existing.get(name)) for name in names]
         return [
-            difference for inner_path, ours, theirs in inner for difference in differences(ours, theirs, inner_path)
+            difference
+            for member_path, wanted_value, existing_value in members
+            for difference in differences(wanted_value, existing_value, member_path)
         ]
     if path in ("tags", "serviceTypeIds") and isinstance(existing, list):
         return [f"{path} lacks {item}" for item in wanted if item not in existing]
@@ -230,8 +237,8 @@ def differences(wanted: Any, existing: Any, path: str = "") -> list[str]:
         pairs = enumerate(zip(wanted, existing, strict=True))
         return [
             difference
-            for index, (ours, theirs) in pairs
-            for difference in differences(ours, theirs, f"{path}[{index}]")
+            for index, (wanted_item, existing_item) in pairs
+            for difference in differences(wanted_item, existing_item, f"{path}[{index}]")
         ]
     return [] if wanted == existing or (_is_empty(wanted) and _is_empty(existing)) else [path]
 
@@ -241,7 +248,7 @@ def _is_empty(value: Any) -> bool:
 
 
 def load_type(name: str) -> Json:
-    """Read a type definition from deploy/, in a checkout or in an installed wheel."""
+    """Read a type definition from deploy/, which is in the checkout or in the installed package."""
     checkout = Path(__file__).resolve().parents[2] / "deploy" / name
     if checkout.is_file():
         return dict(json.loads(checkout.read_text(encoding="utf-8")))

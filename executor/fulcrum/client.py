@@ -1,7 +1,6 @@
-"""FulcrumCore's API as an agent uses it: jobs, services, types, secrets, metrics and the agent's own status.
+"""Calls FulcrumCore's API as an agent: jobs, services, types, secrets, metrics and the agent's own status.
 
-`transport.py` sends the requests, `responses.py` names the errors, and `types.py` reads the objects leniently: a job
-with one invalid member must still be claimed, so that it can be failed.
+`transport.py` sends the requests, `responses.py` turns failed ones into exceptions, and `types.py` parses the objects.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ Model = TypeVar("Model", bound=CoreModel)
 
 
 class FulcrumClient:
-    """FulcrumCore's API as an agent may use it. Thread-safe; `token` is called for every request.
+    """Calls FulcrumCore's API with an agent's token. Thread-safe. It calls `token` for every request.
 
     Every call raises FulcrumUnavailable (retry later, after its `retry_after_s` if FulcrumCore sent one) or its special
     case FulcrumAuthFailing, or FulcrumRefused (do not retry) or its special case FulcrumNotFound.
@@ -53,13 +52,13 @@ class FulcrumClient:
         on_auth_failure: Callable[[], object] = lambda: None,  # called after a 401 or 403, to reload the token
     ) -> None:
         verify: bool | str = str(ca_bundle) if ca_bundle and verify_tls else verify_tls
-        if not verify_tls:  # one warning is logged where the settings are read, so none per request
+        if not verify_tls:  # the agent logs this once at its start; urllib3 would warn at each request
             urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
         self._http = Transport(api_url, token, verify, (connect_timeout_s, read_timeout_s), on_auth_failure)
 
     @property
     def clock_offset_s(self) -> float:
-        """FulcrumCore's clock minus ours; 0.0 until the first response."""
+        """FulcrumCore's clock minus this machine's clock; 0.0 until the first response."""
         return self._http.clock.seconds
 
     # The agent
@@ -69,7 +68,7 @@ class FulcrumClient:
         return parse_response(CoreAgent, "GET /agents/me", self._http.request_json("GET", "/agents/me"))
 
     def put_status(self, status: str) -> CoreAgent:
-        """Set this agent's status: the heartbeat. FulcrumCore accepts any change, so never overwrite `Disabled`."""
+        """Send the heartbeat: set this agent's status. Never overwrite `Disabled`, although FulcrumCore allows it."""
         data = self._http.request_json("PUT", "/agents/me/status", body={"status": status})
         return parse_response(CoreAgent, "PUT /agents/me/status", data)
 
@@ -80,21 +79,22 @@ class FulcrumClient:
         data = self._http.request_json("GET", "/jobs/pending", query={"limit": limit})
         if not isinstance(data, list):
             raise FulcrumUnavailable("GET /jobs/pending: the response is not a list")
-        found: dict[str, CoreJob] = {}
-        unusable = []
+        jobs: dict[str, CoreJob] = {}
+        unusable_items = []
         for position, item in enumerate(data):
             try:
                 job = CoreJob.read(item)
-                found.setdefault(job.id, job)
+                jobs.setdefault(job.id, job)
             except ValueError as exc:
-                unusable.append(f"item {position}: {error_type(exc)}")
-        return PendingJobs(list(found.values()), unusable)
+                unusable_items.append(f"item {position}: {error_type(exc)}")
+        return PendingJobs(list(jobs.values()), unusable_items)
 
     def knows_job(self, fulcrum_id: str) -> bool:
-        """Return whether FulcrumCore still lets this agent read the job; used after a 403 about the job.
+        """Return whether this agent may still read the job. The caller asks this after a 403 for the job.
 
-        FulcrumCore answers 403 for a job that is deleted or another agent's, and also while its database is down. False
-        means the first: FulcrumCore accepts the token and refuses the job. Raises as `get_self`.
+        FulcrumCore answers 403 for a job that is deleted or belongs to another agent, but also to every request while
+        its database is down. So this method first makes sure that FulcrumCore accepts the token. Raises the errors of
+        `get_self`.
         """
         self.get_self()
         try:
@@ -104,22 +104,22 @@ class FulcrumClient:
         return True
 
     def get_job(self, fulcrum_id: str) -> CoreJob:
-        """Read one job. FulcrumCore answers 403 for an unknown one, such as a pruned job: FulcrumAuthFailing."""
-        path = f"/jobs/{_id(fulcrum_id)}"
+        """Read one job. Raises FulcrumAuthFailing if it does not exist, because FulcrumCore then answers 403."""
+        path = f"/jobs/{_valid_id(fulcrum_id)}"
         return parse_response(CoreJob, f"GET {path}", self._http.request_json("GET", path))
 
     def own_processing_jobs(self, agent_id: str) -> list[CoreJob]:
-        """List the jobs of this agent that are claimed and not ended; used after a restart."""
-        query = {"agentId": _id(agent_id), "status": "Processing", "sort": "createdAt"}
+        """List the jobs that this agent has claimed and that have not ended. The agent needs them after a restart."""
+        query = {"agentId": _valid_id(agent_id), "status": "Processing", "sort": "createdAt"}
         jobs = self._list_all(CoreJob, "/jobs", query)
         return [job for job in jobs if job.agent_id == agent_id.lower() and job.status == "Processing"]
 
     def claim_job(self, fulcrum_id: str) -> None:
         """Move a job from Pending to Processing.
 
-        FulcrumRefused: it is not Pending, perhaps because of an earlier claim of ours whose response was lost.
+        Raises FulcrumRefused if the job is not Pending. This agent may have claimed it before, and lost the response.
         """
-        self._http.request_without_content("POST", f"/jobs/{_id(fulcrum_id)}/claim")
+        self._http.request_without_content("POST", f"/jobs/{_valid_id(fulcrum_id)}/claim")
 
     def complete_job(
         self,
@@ -131,8 +131,9 @@ class FulcrumClient:
     ) -> None:
         """Report success. Arguments that are None are not sent, and FulcrumCore keeps their stored values.
 
-        `agent_instance_id` is unique in all of FulcrumCore: it answers 500 to a duplicate, so FulcrumUnavailable.
-        FulcrumRefused: the job is not Processing, or the properties violate the schema (the job stays Processing).
+        `agent_instance_id` must be unique in all of FulcrumCore. It answers 500 to a duplicate, which raises
+        FulcrumUnavailable. Raises FulcrumRefused if the job is not Processing, or if the properties violate the schema;
+        in the second case the job stays Processing.
         """
         body = {
             "agentInstanceId": agent_instance_id,
@@ -140,39 +141,40 @@ class FulcrumClient:
             "properties": properties or None,
         }
         sent = {name: value for name, value in body.items() if value is not None}
-        self._http.request_without_content("POST", f"/jobs/{_id(fulcrum_id)}/complete", body=sent)
+        self._http.request_without_content("POST", f"/jobs/{_valid_id(fulcrum_id)}/complete", body=sent)
 
     def fail_job(self, fulcrum_id: str, error_message: str) -> None:
-        """Report failure. The message starts with an error code, which lifecycles match by regular expression.
+        """Report that the job failed. The message starts with an error code: lifecycles match it by regular expression.
 
-        FulcrumCore accepts this only while the job is Processing, so claim a job first, even one to be failed at once.
+        FulcrumCore accepts this only while the job is Processing. So the caller claims a job first, even one that it
+        fails at once.
         """
         self._http.request_without_content(
-            "POST", f"/jobs/{_id(fulcrum_id)}/fail", body={"errorMessage": error_message}
+            "POST", f"/jobs/{_valid_id(fulcrum_id)}/fail", body={"errorMessage": error_message}
         )
 
     # Services and types
 
     def get_service(self, service_id: str) -> CoreService:
-        """Read one service. FulcrumCore answers 403 for an unknown one: FulcrumAuthFailing."""
-        path = f"/services/{_id(service_id)}"
+        """Read one service. Raises FulcrumAuthFailing if it does not exist, because FulcrumCore then answers 403."""
+        path = f"/services/{_valid_id(service_id)}"
         return parse_response(CoreService, f"GET {path}", self._http.request_json("GET", path))
 
     def services(self, agent_id: str) -> Iterator[CoreService]:
-        """Yield the agent's services, deleted ones included. FulcrumCore lists those of the whole provider."""
-        wanted = _id(agent_id)
-        pages = self._list_all(CoreService, "/services", {"sort": "name"})
-        return (service for service in pages if service.agent_id == wanted)
+        """Yield the agent's services, deleted ones included. FulcrumCore lists those of all agents of the provider."""
+        own_id = _valid_id(agent_id)
+        services = self._list_all(CoreService, "/services", {"sort": "name"})
+        return (service for service in services if service.agent_id == own_id)
 
     def get_service_type(self, service_type_id: str) -> ServiceType:
         """Read one service type."""
-        path = f"/service-types/{_id(service_type_id)}"
+        path = f"/service-types/{_valid_id(service_type_id)}"
         return parse_response(ServiceType, f"GET {path}", self._http.request_json("GET", path))
 
     def get_secret(self, reference: str) -> Any:
-        """Return the value of a `vault://` reference. FulcrumNotFound: no such secret, or not a valid reference.
+        """Return the value of a `vault://` reference. Raises FulcrumNotFound for an unknown or an invalid reference.
 
-        A consumer may have written the reference, so it must be a plain UUID before it becomes part of a path.
+        A consumer of FulcrumCore may have written the reference. So it is part of a path only if it is a UUID.
         """
         ident = reference.removeprefix(VAULT_PREFIX)
         if ident == reference or not UUID_TEXT.fullmatch(ident):
@@ -189,7 +191,7 @@ class FulcrumClient:
         return list(self._list_all(MetricType, "/metric-types", {"sort": "name"}))
 
     def post_metric(self, *, agent_instance_id: str, resource_id: str, type_name: str, value: float) -> None:
-        """Store one value; FulcrumCore sets its time. FulcrumNotFound: no such metric type, or no service (yet)."""
+        """Send one value; FulcrumCore sets its time. Raises FulcrumNotFound for an unknown metric type or service."""
         body = {
             "agentInstanceId": agent_instance_id,
             "resourceId": resource_id,
@@ -199,11 +201,11 @@ class FulcrumClient:
         self._http.request_without_content("POST", "/metric-entries", body=body)
 
     def _list_all(self, kind: type[Model], path: str, query: dict[str, Any]) -> Iterator[Model]:
-        """Yield each object of a list that FulcrumCore sends in pages, once.
+        """Yield each object of a list once. FulcrumCore sends the list in pages.
 
         An object may be missing from all pages: the order of equal names is undefined, and the list may change between
-        two requests. So the list is read again until as many objects were found as FulcrumCore announces: an incomplete
-        list must never be taken for a complete one.
+        two requests. So the list is read again until as many objects were found as FulcrumCore announces. Raises
+        FulcrumUnavailable if some are still missing after MAX_LIST_ATTEMPTS: the caller must not use a part as a whole.
         """
         seen: set[str] = set()
         total = 0
@@ -223,7 +225,7 @@ class FulcrumClient:
 
 
 def parse_response(kind: type[Model], call: str, raw: Any) -> Model:
-    """Return the object in a response. Raises FulcrumUnavailable if there is no valid one."""
+    """Return the object in a response. Raises FulcrumUnavailable if the response is not a valid object."""
     try:
         return kind.read(raw)
     except ValueError as exc:
@@ -231,14 +233,14 @@ def parse_response(kind: type[Model], call: str, raw: Any) -> Model:
 
 
 def _parse_page(kind: type[Model], path: str, page: Any) -> tuple[list[Model], int]:
-    """Return the objects of one page, and the number of objects on all pages."""
+    """Return the objects of one page, and the number of objects on all pages. Raises FulcrumUnavailable."""
     items, total = (page.get("items"), page.get("totalItems")) if isinstance(page, dict) else (None, None)
     if not isinstance(items, list) or not isinstance(total, int):
         raise FulcrumUnavailable(f"GET {path}: the response is not a page")
     return [parse_response(kind, f"GET {path}", item) for item in items], total
 
 
-def _id(value: str) -> str:
+def _valid_id(value: str) -> str:
     """Return the id in lower case. Raises FulcrumRefused if it is not a UUID, and so not safe in a path."""
     if not UUID_TEXT.fullmatch(value):
         raise FulcrumRefused("the id is not a UUID")

@@ -1,4 +1,4 @@
-"""FulcrumCore's clock, estimated from the `Date` headers of its responses."""
+"""Estimates how far FulcrumCore's clock differs from this machine's, from the `Date` headers of its responses."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from email.utils import parsedate_to_datetime
 
 
 class ClockOffset:
-    """Estimates FulcrumCore's clock minus ours from the `Date` headers, which have whole seconds only.
+    """Estimates the offset: FulcrumCore's clock minus this machine's clock.
 
-    FulcrumCore writes the header between our request and our receipt, and its real time is up to one second later
-    than the header. So each response bounds the offset. The bounds of all responses are intersected, and the middle
-    is the estimate. If they no longer overlap, one of the clocks was set: start again with the newest response.
+    FulcrumCore writes the `Date` header after the request was sent and before the response is received. The header has
+    whole seconds, so FulcrumCore's real time is up to one second later. Each response thus gives a lower and an upper
+    bound of the offset. The estimate is the middle of the range that fits all responses. If a response does not fit
+    that range, one of the clocks was set, and the estimate starts again with this response.
     """
 
     def __init__(self) -> None:
@@ -22,19 +23,19 @@ class ClockOffset:
 
     @property
     def seconds(self) -> float:
-        """The estimate; 0.0 before the first response."""
+        """The estimated offset; 0.0 before the first response."""
         with self._lock:
             return 0.0 if math.isinf(self._low) else (self._low + self._high) / 2
 
     def add_sample(self, date: str | None, *, sent_at: float, received_at: float) -> None:
-        """Narrow the estimate by one response. A missing or unreadable date changes nothing."""
-        second = http_date(date)
-        if second is None or received_at < sent_at:  # our own clock was set back between the two
+        """Narrow the range of the offset by one response. A missing or unreadable date changes nothing."""
+        header_s = http_date(date)
+        if header_s is None or received_at < sent_at:  # this machine's clock was set back during the request
             return
-        low, high = second - received_at, second + 1 - sent_at
+        low, high = header_s - received_at, header_s + 1 - sent_at
         with self._lock:
-            overlap = max(low, self._low), min(high, self._high)
-            self._low, self._high = overlap if overlap[0] <= overlap[1] else (low, high)
+            common = max(low, self._low), min(high, self._high)
+            self._low, self._high = common if common[0] <= common[1] else (low, high)
 
 
 def http_date(text: str | None) -> float | None:

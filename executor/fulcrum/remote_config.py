@@ -1,8 +1,8 @@
 """Overrides settings with the configuration that FulcrumCore holds for the agent, if SMITH_REMOTE_CONFIG is true.
 
-Its members pass the same checks as the settings that they stand for; an invalid one is a SettingsError. Unknown and
-empty members are ignored. While FulcrumCore or its vault does not answer, the request is retried: an outage must not
-make the start fail.
+Each member of the configuration is checked as the setting that it stands for; an invalid member raises SettingsError.
+Unknown and empty members are ignored. While FulcrumCore or its vault does not answer, the request is retried, because
+an outage must not make the agent's start fail.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from executor.settings.settings import Settings, overlay
 
 log = get_logger(__name__)
 
-#: The origin of these settings in `smith config show`.
+#: `smith config show` names this as the origin of a setting that FulcrumCore's configuration sets.
 ORIGIN = "FulcrumCore"
 MIN_BACKOFF_S = 1.0
 MAX_BACKOFF_S = 30.0
@@ -50,30 +50,34 @@ def wait_for_remote_settings(
         try:
             agent = fulcrum.get_self()
             values = MemberReader(settings, fulcrum).values(agent)
-        except FulcrumError as error:  # a missing secret (404) too: an administrator may be replacing it
+        except FulcrumError as error:  # also for a missing secret (404), which an administrator may be replacing
             backoff.wait_after(error)
             continue
-        return _applied(settings, values)
+        return _apply(settings, values)
 
 
 def fetch_remote_settings(settings: Settings, fulcrum: FulcrumClient) -> Settings:
-    """Return the same with one attempt. Raises FulcrumError if it fails, SettingsError as above."""
-    return _applied(settings, MemberReader(settings, fulcrum).values(fulcrum.get_self()))
+    """Return the settings with FulcrumCore's configuration applied, after one attempt.
+
+    Raises FulcrumError if the attempt fails, and SettingsError as `wait_for_remote_settings` does.
+    """
+    return _apply(settings, MemberReader(settings, fulcrum).values(fulcrum.get_self()))
 
 
-def _applied(settings: Settings, values: dict[str, Any]) -> Settings:
+def _apply(settings: Settings, values: dict[str, Any]) -> Settings:
+    """Return the settings with these values. Raises SettingsError if they are invalid or a required one is missing."""
     # A token from FulcrumCore replaces a local password: only one of the two may be set.
     has_token = {"proxmox_token_id", "proxmox_token_secret"} <= values.keys()
-    without = frozenset({"proxmox_password"}) if has_token else frozenset()
+    unset = frozenset({"proxmox_password"}) if has_token else frozenset()
     try:
-        made = overlay(settings, values, ORIGIN, without=without)
+        new_settings = overlay(settings, values, ORIGIN, unset=unset)
     except ValidationError as error:
         lines = _problem_lines(problems_in(error), values)
         raise SettingsError("\n".join(lines)) from None  # pydantic's own text would show values
-    made.require_proxmox()
+    new_settings.require_proxmox()
     names = sorted(member.name for member in MEMBERS if member.attribute in values)
     log.info("remote_configuration_applied", members=names)
-    return made
+    return new_settings
 
 
 def _problem_lines(problems: Mapping[str, str], values: Mapping[str, Any]) -> Iterator[str]:
@@ -81,12 +85,12 @@ def _problem_lines(problems: Mapping[str, str], values: Mapping[str, Any]) -> It
         member = next((member for member in MEMBERS if member.attribute == name.lower()), None)
         if member is not None and member.attribute in values:
             yield f"{member.name} {FROM_FULCRUMCORE} (it stands for {name}) {problem}"
-        else:  # a local setting that is wrong only together with the remote ones
+        else:  # a local setting that is invalid only in combination with FulcrumCore's values
             yield f"{name} {problem}; some settings are {FROM_FULCRUMCORE}: {', '.join(sorted(map(str.upper, values)))}"
 
 
 class _Backoff:
-    """Waits between two attempts, longer each time, and logs a reason that differs from the last one."""
+    """Waits between two attempts, longer each time. Logs the reason of a failure if it differs from the last one."""
 
     def __init__(self, sleep: Callable[[float], None], on_wait: Callable[[str], None]) -> None:
         self._sleep = sleep
@@ -95,7 +99,7 @@ class _Backoff:
         self._last_logged: tuple[str, int | None] | None = None
 
     def wait_after(self, error: FulcrumError) -> None:
-        """Log a new reason, then wait."""
+        """Log the error if it differs from the last one, then wait."""
         kind = (type(error).__name__, error.status)
         if kind != self._last_logged:
             log.warning("remote_configuration_unavailable", reason=str(error))
@@ -107,9 +111,9 @@ class _Backoff:
 
 def _sleep_with_progress(seconds: float) -> None:
     """Sleep, and report progress to the supervisor meanwhile, so that it does not restart the agent."""
-    progress, until = Progress(), time.monotonic() + seconds
-    progress.ready()  # the service counts as started: FulcrumCore may be unreachable for a day
+    progress, deadline = Progress(), time.monotonic() + seconds
+    progress.ready()  # systemd must count the agent as started: FulcrumCore may be unreachable for a day
     progress.status("waiting for FulcrumCore's configuration")
-    while (left_s := until - time.monotonic()) > 0:
+    while (left_s := deadline - time.monotonic()) > 0:
         progress.report_progress()
         time.sleep(min(left_s, 1.0))

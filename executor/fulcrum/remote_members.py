@@ -1,4 +1,4 @@
-"""The members of the agent's configuration in FulcrumCore, and how each becomes the value of a setting."""
+"""Turns the members of the agent's configuration in FulcrumCore into values of settings."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from executor.settings.types import MIN_VMID
 
 log = get_logger(__name__)
 
-#: Where a value came from, in the text of a problem.
+#: Names where a value came from, in the text of a problem.
 FROM_FULCRUMCORE = "from FulcrumCore's configuration"
 CA_FILE = "proxmox-ca-from-fulcrumcore.pem"
 _IMAGE_NAME = re.compile(r"[^,=\s]{1,100}")
@@ -31,7 +31,10 @@ class _InvalidMember(Exception):
 
 
 class MemberReader:
-    """Reads the values of settings from the agent's configuration."""
+    """Reads the values of settings from the agent's configuration.
+
+    The methods after `values` each check one kind of member, and raise _InvalidMember for a value of another kind.
+    """
 
     def __init__(self, settings: Settings, fulcrum: FulcrumClient) -> None:
         self.settings = settings
@@ -46,11 +49,11 @@ class MemberReader:
         values: dict[str, Any] = {}
         problems: list[str] = []
         for member in MEMBERS:
-            given = _look_up(agent.configuration, member.name)
-            if given in (None, "", [], {}):
+            value = _look_up(agent.configuration, member.name)
+            if value in (None, "", [], {}):
                 continue
             try:
-                values[member.attribute] = member.read(self, given)
+                values[member.attribute] = member.read(self, value)
             except _InvalidMember as problem:
                 problems.append(
                     f"{member.name} {FROM_FULCRUMCORE} (it stands for {member.attribute.upper()}) {problem}"
@@ -59,38 +62,38 @@ class MemberReader:
             raise SettingsError("\n".join(problems))
         return values
 
-    def text(self, given: Any) -> str:
-        """Return a text."""
-        return str(_of_type(given, str, "a text"))
+    def text(self, value: Any) -> str:
+        """Return the value, which must be a text."""
+        return str(_of_type(value, str, "a text"))
 
-    def number(self, given: Any) -> Any:
-        """Return a number. The setting checks bounds, and whether it must be whole."""
-        if isinstance(given, bool):
+    def number(self, value: Any) -> Any:
+        """Return the value, which must be a number. The setting checks its bounds, and whether it is whole."""
+        if isinstance(value, bool):
             raise _InvalidMember("must be a number, not true or false")
-        return _of_type(given, int | float, "a number")
+        return _of_type(value, int | float, "a number")
 
-    def boolean(self, given: Any) -> bool:
-        """Return true or false."""
-        return bool(_of_type(given, bool, "true or false"))
+    def boolean(self, value: Any) -> bool:
+        """Return the value, which must be true or false."""
+        return bool(_of_type(value, bool, "true or false"))
 
-    def names(self, given: Any) -> tuple[str, ...]:
-        """Return a list of names."""
-        return tuple(self.text(item) for item in _of_type(given, list, "a list"))
+    def names(self, value: Any) -> tuple[str, ...]:
+        """Return the value, which must be a list of names."""
+        return tuple(self.text(item) for item in _of_type(value, list, "a list"))
 
-    def secret(self, given: Any) -> str:
-        """Return a secret from the vault. Raises FulcrumError if the vault does not return it."""
-        reference = self.text(given)
+    def secret(self, value: Any) -> str:
+        """Read a secret from the vault. Raises FulcrumError if the vault does not return it."""
+        reference = self.text(value)
         if not reference.startswith(VAULT_PREFIX):
             raise _InvalidMember("is not a vault reference: the agent type must mark it as a secret")
-        value = self.fulcrum.get_secret(reference)
-        if not isinstance(value, str):
+        secret = self.fulcrum.get_secret(reference)
+        if not isinstance(secret, str):
             raise _InvalidMember("is not a text in the vault")
-        redactor.add(value)
-        return value
+        redactor.add(secret)
+        return secret
 
-    def certificates(self, given: Any) -> Path:
+    def certificates(self, value: Any) -> Path:
         """Write PEM text to a file that only the agent's user can read; return its path."""
-        pem = self.text(given)
+        pem = self.text(value)
         try:
             ssl.create_default_context(cadata=pem)
         except (ssl.SSLError, ValueError):
@@ -102,21 +105,21 @@ class MemberReader:
         except OSError as error:
             raise _InvalidMember(f"cannot be written to {folder}: {error.strerror}") from None
 
-    def images(self, given: Any) -> dict[str, int]:
-        """Return the VMIDs of templates by image name."""
-        for name, vmid in _of_type(given, dict, "an object").items():
+    def images(self, value: Any) -> dict[str, int]:
+        """Return the value, which must be an object with the VMIDs of templates by image name."""
+        for name, vmid in _of_type(value, dict, "an object").items():
             if not _IMAGE_NAME.fullmatch(name):
                 raise _InvalidMember("is wrong, the name of an image contains a space, a comma or '='")
             if isinstance(vmid, bool) or not isinstance(vmid, int) or vmid < MIN_VMID:
-                raise _InvalidMember(f"is wrong, {name!r} does not name a VMID")
-        return dict(given)
+                raise _InvalidMember(f"is wrong, {name!r} has a value that is not a VMID")
+        return dict(value)
 
 
-def _of_type(given: Any, expected: Any, description: str) -> Any:
-    """Return the value. Raises _InvalidMember if it is not of the expected type."""
-    if not isinstance(given, expected):
-        raise _InvalidMember(f"must be {description}, not {_TYPE_NAMES.get(type(given), 'something else')}")
-    return given
+def _of_type(value: Any, expected: Any, description: str) -> Any:
+    """Return the member. Raises _InvalidMember if it is not of the expected type."""
+    if not isinstance(value, expected):
+        raise _InvalidMember(f"must be {description}, not {_TYPE_NAMES.get(type(value), 'something else')}")
+    return value
 
 
 _TYPE_NAMES = {
@@ -138,7 +141,7 @@ def _look_up(configuration: Mapping[str, Any], name: str) -> Any:
 
 
 def _write_private(file: Path, text: str) -> Path:
-    """Replace the file atomically: a run that starts meanwhile reads the old content or the new one."""
+    """Write a file atomically: a run that starts meanwhile reads either the old value or the new one."""
     draft = file.with_name(f".{file.name}.{os.getpid()}")
     with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as out:
         os.fchmod(out.fileno(), 0o600)
@@ -155,7 +158,7 @@ class Member:
     read: Callable[[MemberReader, Any], Any]
 
 
-#: Every member that is read. The agent type in deploy/ declares the same; a test compares the two.
+#: Every member that is read. The agent type in deploy/ declares the same members; a test compares both lists.
 MEMBERS = (
     Member("apiHost", "proxmox_host", MemberReader.text),
     Member("apiPort", "proxmox_port", MemberReader.number),

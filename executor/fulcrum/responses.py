@@ -1,4 +1,4 @@
-"""Translates a failed request to FulcrumCore into one of the errors of `errors.py`, named after the reaction.
+"""Translates unsuccessful responses of FulcrumCore into the exceptions of `errors.py`.
 
 FulcrumCore's error bodies are JSON labelled `text/plain`, and it answers 403 for an unknown job or service.
 """
@@ -31,7 +31,7 @@ class Response:
 
 
 def error_for(method: str, path: str, response: Response, token: str) -> FulcrumError:
-    """Return the error for a response that is not a success."""
+    """Return the exception for a response that is not a success."""
     status = response.status
     if status < 400:
         detail = f"redirects are not followed{_redirect_target(response)}"
@@ -43,7 +43,7 @@ def error_for(method: str, path: str, response: Response, token: str) -> Fulcrum
 
 
 def without_secrets(text: str, token: str) -> str:
-    """Return the text with every secret masked: a proxy may quote our request headers in its response."""
+    """Return the text with every secret masked: a proxy may quote the headers of the request in its response."""
     return redactor.redact(text.replace(token, "***"))
 
 
@@ -59,7 +59,7 @@ def _error_class(response: Response) -> type[FulcrumError]:
 
 
 def _is_from_core(content: bytes) -> bool:
-    """Return whether a 404 is FulcrumCore's own, which is JSON or empty. A proxy's 404 may be temporary."""
+    """Return whether FulcrumCore sent this 404: its body is JSON or empty. A proxy's 404 may be temporary."""
     try:
         return not content or isinstance(parse_json(content), dict)
     except ValueError:
@@ -67,7 +67,7 @@ def _is_from_core(content: bytes) -> bool:
 
 
 def _error_text(content: bytes) -> str:
-    """Return the message of FulcrumCore's error body, which has one of three shapes; empty for the body of a proxy."""
+    """Return the message in an error body of FulcrumCore, which has three forms; '' for the body of a proxy."""
     try:
         body = parse_json(content)
     except ValueError:
@@ -82,7 +82,7 @@ def _error_text(content: bytes) -> str:
 
 
 def _redirect_target(response: Response) -> str:
-    """Return where a redirect points: scheme, host and port only, because path and query may hold secrets."""
+    """Return the scheme, host and port to which a redirect points. Its path and query may hold secrets."""
     try:
         parts = urlsplit(response.headers.get("Location", ""))
         target = f" (it points to {parts.scheme}://{parts.hostname}{f':{parts.port}' if parts.port else ''})"
@@ -97,8 +97,8 @@ def _retry_after_s(text: str | None) -> float | None:
         return None
     if text.strip().isdecimal():
         return min(float(text), MAX_RETRY_AFTER_S)
-    until = http_date(text)
-    return None if until is None else min(max(until - time.time(), 0.0), MAX_RETRY_AFTER_S)
+    retry_at = http_date(text)
+    return None if retry_at is None else min(max(retry_at - time.time(), 0.0), MAX_RETRY_AFTER_S)
 
 
 def innermost_reason(exc: BaseException) -> str:
@@ -110,7 +110,7 @@ def innermost_reason(exc: BaseException) -> str:
 
 
 def _remedy(text: str) -> str:
-    """Return what to do about a certificate that could not be verified; empty for other failures."""
+    """Return what an operator must do about a certificate that could not be verified; '' for other failures."""
     if "CERTIFICATE_VERIFY_FAILED" not in text:
         return ""
     if "expired" in text or "not yet valid" in text:

@@ -23,12 +23,12 @@ from executor.fulcrum.untrusted_json import parse_json
 API_PATH = "/api/v1"
 MAX_RESPONSE_BYTES = 32 * 1024 * 1024
 MAX_ERROR_BYTES = 64 * 1024
-#: Time for a whole body, as a multiple of the read timeout, which restarts with every byte received.
+#: The time limit for a whole body, as a multiple of the read timeout, which starts again with every byte received.
 BODY_TIME_FACTOR = 4
 
 
 class _Bearer(AuthBase):
-    """Sets the token. It is an auth object because requests lets a .netrc entry replace a plain header."""
+    """Adds the token to a request. In a plain header, requests would replace the token by an entry in .netrc."""
 
     def __init__(self, token: str) -> None:
         self._token = token
@@ -39,19 +39,19 @@ class _Bearer(AuthBase):
 
 
 class _Session(requests.Session):
-    """Ignores redirects. With allow_redirects=False, requests still reads their bodies and parses their targets."""
+    """A session that ignores redirects. With allow_redirects=False, requests would still read and parse them."""
 
     def get_redirect_target(self, resp: requests.Response) -> None:
-        """Return no target."""
+        """Return None, which means that the response is not a redirect."""
 
 
 class _Retry(Retry):
-    """Does not retry after a read timeout: the attempt has used the whole time already."""
+    """Retries as configured, but never after a read timeout: one attempt may take that long, several may not."""
 
     def increment(  # type: ignore[override]  # the other five arguments are only passed on, by keyword
         self, method: str | None = None, url: str | None = None, **kwargs: Any
     ) -> Retry:
-        """Count one failure; raise it if it must not be retried."""
+        """Count one failed attempt. Raise its error if the request must not be retried."""
         if isinstance(error := kwargs.get("error"), urllib3.exceptions.ReadTimeoutError):
             raise error
         return super().increment(method, url, **kwargs)
@@ -64,18 +64,19 @@ RETRY = _Retry(
     redirect=0,
     status=2,
     other=0,
-    allowed_methods=("GET",),  # other methods are retried only if the connection failed, so that nothing was sent
+    # A request of another method is retried only if no connection was made, since FulcrumCore has not received it then.
+    allowed_methods=("GET",),
     status_forcelist=(500, 502, 503, 504),
     backoff_factor=0.2,
     backoff_jitter=0.2,
     backoff_max=2,
     raise_on_status=False,
-    respect_retry_after_header=False,  # the caller's loop waits instead, because it can be stopped
+    respect_retry_after_header=False,  # the loops of the agent wait instead, because they can be stopped
 )
 
 
 class Transport:
-    """Sends one request. Returns the data of a success, raises one of the errors of `errors.py` otherwise."""
+    """Sends requests to FulcrumCore. A request that fails raises one of the exceptions of `errors.py`."""
 
     def __init__(
         self,
@@ -106,24 +107,30 @@ class Transport:
             ) from exc
 
     def request_without_content(self, method: str, path: str, *, body: Any = None) -> None:
-        """Send a request that FulcrumCore answers with 204. FulcrumUnavailable for HTML, a proxy's page."""
+        """Send a request whose response has no content of interest.
+
+        FulcrumCore answers 204, or JSON that is ignored. Raises FulcrumUnavailable for a success with other content,
+        such as HTML: a proxy has sent it, and FulcrumCore may not have received the request.
+        """
         response = self._send(method, path, None, body)
         if response.status == 204:
             return
         try:
             parse_json(response.content)
         except ValueError as exc:
-            text = f"{method} {path}: HTTP {response.status} that is not FulcrumCore's response"
+            text = f"{method} {path}: HTTP {response.status}, but the response is not FulcrumCore's"
             raise FulcrumUnavailable(text, status=response.status) from exc
 
     def _send(self, method: str, path: str, query: dict[str, Any] | None, body: Any) -> Response:
+        """Send a request. If FulcrumCore refuses the token and the token file has a new one, send it once more."""
         token = _header_value(self._token())
         data = None if body is None else _json_body(method, path, body)
         response = self._exchange_or_unavailable(method, path, query, data, token)
         if response.status in (401, 403):
             self._on_auth_failure()
-            if (newer := _header_value(self._token())) != token:  # nothing was changed with the old token: repeat
-                token = newer
+            if (new_token := _header_value(self._token())) != token:
+                # FulcrumCore has refused the request with the old token, so it is safe to repeat it.
+                token = new_token
                 response = self._exchange_or_unavailable(method, path, query, data, token)
         if response.status >= 300:
             raise error_for(method, path, response, token)
@@ -153,7 +160,7 @@ class Transport:
             stream=True,
             verify=self._verify,
         ) as response:
-            # A gateway's error and a cached response have the date of another clock.
+            # The error of a gateway, and a cached response, have a Date header from another clock.
             if response.status_code < 500 and "Age" not in response.headers:
                 self.clock.add_sample(response.headers.get("Date"), sent_at=sent_at, received_at=time.time())
             return Response(response.status_code, response.headers, self._read_body(response))
@@ -162,16 +169,16 @@ class Transport:
         deadline = time.monotonic() + self._timeout_s[1] * BODY_TIME_FACTOR
         if response.status_code < 300:
             return b"".join(_chunks(response, MAX_RESPONSE_BYTES, deadline))
-        try:  # the status alone decides the error, its text is optional
+        try:  # the status alone selects the exception; the text of the body is optional
             return b"".join(_chunks(response, MAX_ERROR_BYTES, deadline))
         except (OSError, urllib3.exceptions.HTTPError):
             return b""
 
     def _session(self) -> requests.Session:
-        """Return this thread's session, a new one in a forked child: two readers must never share a socket."""
+        """Return this thread's session. A forked child makes a new one: two processes must never share a socket."""
         if getattr(self._local, "pid", None) != os.getpid():
             session = _Session()
-            # Read the proxies once: requests would read the environment on every call, which takes a fifth of its time.
+            # Read the proxies once. requests would read them from the environment at every call: a fifth of its time.
             session.trust_env = False
             session.proxies = dict(requests.utils.get_environ_proxies(self._url))
             session.headers["Accept"] = "application/json"
@@ -185,12 +192,12 @@ class Transport:
 
 
 def _bundle_from_environment() -> str | bool:
-    """Return the CA bundle that requests would use without a setting of ours."""
+    """Return the CA bundle that the environment names; True, which means the default bundle, if it names none."""
     return os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE") or True
 
 
 def _base_url(api_url: str) -> str:
-    """Return the URL with the path `/api/v1`, which the given URL may have or not."""
+    """Return the URL with the path `/api/v1`, which is appended if `api_url` does not end with it."""
     url = api_url.strip().rstrip("/")
     return url if url.endswith(API_PATH) else url + API_PATH
 
@@ -205,20 +212,23 @@ def _header_value(token: str) -> str:
     return token
 
 
-def _chunks(response: requests.Response, limit: int, deadline: float) -> Iterator[bytes]:
-    """Yield the body as it arrives. `read1`, because `read` waits for a full buffer and would miss the deadline."""
+def _chunks(response: requests.Response, max_bytes: int, deadline: float) -> Iterator[bytes]:
+    """Yield the body as it arrives. Raises OSError if the body exceeds `max_bytes` or arrives after the deadline.
+
+    It uses `read1`, because `read` waits until its buffer is full, and so could wait beyond the deadline.
+    """
     size = 0
     while chunk := response.raw.read1(65536, decode_content=True):
         size += len(chunk)
-        if size > limit:
-            raise OSError(f"the response is longer than {limit} bytes")
+        if size > max_bytes:
+            raise OSError(f"the response is longer than {max_bytes} bytes")
         if time.monotonic() > deadline:
             raise OSError("the response took too long")
         yield chunk
 
 
 def _json_body(method: str, path: str, body: Any) -> bytes:
-    """Return the body as JSON, without NUL: FulcrumCore answers 500 to it, so the request would be retried for ever."""
+    """Return the body as JSON without NUL characters. FulcrumCore answers 500 to NUL, and 500 is always retried."""
     try:
         return json.dumps(_without_nul(body), allow_nan=False).encode("ascii")
     except (TypeError, ValueError, RecursionError) as exc:

@@ -1,7 +1,8 @@
-"""The objects of FulcrumCore's API, read leniently: a job with one invalid member must still be claimed, to be failed.
+"""Parses the objects of FulcrumCore's API. An invalid member is recorded as a defect and does not raise an error.
 
-Only types are checked here, and values that the database or Ansible could not hold. The properties of a VM are checked
-in `runs/vm_properties.py`.
+The reason: the agent must claim even an invalid job, because FulcrumCore lets it report a failure of claimed jobs only.
+This module checks types, and that the database and Ansible can hold the values. `runs/vm_properties.py` checks the
+properties of a VM.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ UUID_TEXT = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 SERVICE_DELETED = "Deleted"
 #: How a reference to a secret in FulcrumCore's vault begins.
 VAULT_PREFIX = "vault://"
-#: The names of every metric type that the agent can report; usages are shares between 0 and 1, rates bytes per second.
+#: The metric types that the agent reports. A usage is a share from 0 to 1, every other value is in bytes per second.
 METRIC_TYPES = (
     "vm.cpu.usage",
     "vm.memory.usage",
@@ -43,15 +44,15 @@ def _uuid_text(value: str) -> str:
 
 
 CoreId = Annotated[str, AfterValidator(_uuid_text)]
-#: Fits every integer column that may store the value.
+#: An integer that fits into the database's integer columns.
 SmallInt = Annotated[int, Field(ge=-(2**31), le=2**31 - 1)]
 
 
 class CoreModel(BaseModel):
-    """One of FulcrumCore's objects: every member except `id` may be absent, null or invalid."""
+    """An object of FulcrumCore. Every member except `id` may be absent, null or invalid."""
 
     model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="ignore", frozen=True)
-    prefix: ClassVar[str] = ""  #: of the names in `defects`
+    defect_prefix: ClassVar[str] = ""  #: put before the names of members in `defects`
 
     id: CoreId
     _defects: tuple[str, ...] = PrivateAttr(default=())
@@ -69,13 +70,13 @@ class CoreModel(BaseModel):
         """
         defects: list[str] = []
         model = cls.model_validate(raw, context=defects)
-        named = {text.partition(":")[0] for text in defects}
-        defects.extend(text for text in model._missing() if text.partition(":")[0] not in named)
+        reported = {text.partition(":")[0] for text in defects}
+        defects.extend(text for text in model._defects_of_object() if text.partition(":")[0] not in reported)
         model._defects = tuple(defects)
         return model
 
-    def _missing(self) -> list[str]:
-        """Return the defects that only the whole object shows; for subclasses."""
+    def _defects_of_object(self) -> list[str]:
+        """Return the defects that the check of single members does not find. Subclasses override it."""
         return []
 
     @field_validator("*", mode="wrap")
@@ -91,7 +92,7 @@ class CoreModel(BaseModel):
             return _to_utc(check_storable(handler(value)))
         except (ValueError, OverflowError) as exc:
             if isinstance(info.context, list):
-                info.context.append(f"{cls.prefix}{to_camel(name)}: {error_type(exc)}")
+                info.context.append(f"{cls.defect_prefix}{to_camel(name)}: {error_type(exc)}")
             return default
 
 
@@ -108,9 +109,9 @@ def error_type(exc: Exception) -> str:
 
 
 class CoreService(CoreModel):
-    """A service, the entity that a VM serves. During an `update` its `properties` are still the old ones."""
+    """A service, the entity that a VM serves. While an `update` runs, its `properties` have their previous values."""
 
-    prefix: ClassVar[str] = "service."
+    defect_prefix: ClassVar[str] = "service."
 
     name: str | None = None
     status: str | None = None
@@ -127,7 +128,7 @@ class CoreService(CoreModel):
 
 
 class CoreJob(CoreModel):
-    """A job. One with `defects` can be claimed, and then failed with INVALID_REQUEST."""
+    """A job. The agent claims a job even if it has `defects`, and then fails it with INVALID_REQUEST."""
 
     action: str | None = None
     status: str | None = None
@@ -144,26 +145,26 @@ class CoreJob(CoreModel):
     claimed_at: datetime | None = None
     completed_at: datetime | None = None
 
-    def _missing(self) -> list[str]:
-        missing = [f"{name}: missing" for name in ("action", "service") if not getattr(self, name)]
+    def _defects_of_object(self) -> list[str]:
+        defects = [f"{name}: missing" for name in ("action", "service") if not getattr(self, name)]
         if self.service and self.service_id not in (None, self.service.id):
-            missing.append("service: its id differs from serviceId")
-        return missing
+            defects.append("service: its id differs from serviceId")
+        return defects
 
 
 class CoreParticipant(CoreModel):
     """The provider that an agent works for."""
 
-    prefix: ClassVar[str] = "participant."
+    defect_prefix: ClassVar[str] = "participant."
 
     name: str | None = None
     status: str | None = None
 
 
 class CoreAgentType(CoreModel):
-    """The agent type that FulcrumCore has for this agent."""
+    """The type that FulcrumCore has assigned to this agent."""
 
-    prefix: ClassVar[str] = "agentType."
+    defect_prefix: ClassVar[str] = "agentType."
 
     name: str | None = None
     service_type_ids: list[CoreId] = Field(default_factory=list)
@@ -171,9 +172,9 @@ class CoreAgentType(CoreModel):
 
 
 class CoreAgent(CoreModel):
-    """This agent, as FulcrumCore has it."""
+    """This agent, as FulcrumCore describes it."""
 
-    prefix: ClassVar[str] = "agent."
+    defect_prefix: ClassVar[str] = "agent."
 
     name: str | None = None
     status: str | None = None
@@ -192,9 +193,9 @@ class CoreAgent(CoreModel):
 
 
 class ServiceType(CoreModel):
-    """The properties and lifecycle of a kind of service. They may change at any time: do not cache them for long."""
+    """The schemas of a kind of service. An administrator may change them at any time: do not cache them for long."""
 
-    prefix: ClassVar[str] = "serviceType."
+    defect_prefix: ClassVar[str] = "serviceType."
 
     name: str | None = None
     property_schema: dict[str, Any] = Field(default_factory=dict)
@@ -218,9 +219,9 @@ def _secret_paths_in(definition: Any, path: tuple[str, ...]) -> Iterator[tuple[s
 
 
 class MetricType(CoreModel):
-    """A metric type that exists in FulcrumCore, which refuses entries of any other."""
+    """A metric type that exists in FulcrumCore. FulcrumCore refuses metric entries of other types."""
 
-    prefix: ClassVar[str] = "metricType."
+    defect_prefix: ClassVar[str] = "metricType."
 
     name: str | None = None
     entity_type: str | None = None
@@ -231,4 +232,6 @@ class PendingJobs:
     """The jobs that one poll returned."""
 
     jobs: list[CoreJob] = field(default_factory=list)
-    unusable: list[str] = field(default_factory=list)  #: items without a usable id, described without their content
+    unusable_items: list[str] = field(
+        default_factory=list
+    )  #: items without a valid id, each described without its content

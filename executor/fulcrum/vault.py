@@ -1,6 +1,7 @@
 """Replaces references to FulcrumCore's vault with their values, only in properties that the service type marks secret.
 
-Elsewhere a text that looks like a reference stays as it is. The values are held in memory only, never stored or logged.
+In other properties a text that looks like a reference is not changed. The values are kept in memory only: they are
+never stored or logged.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ from executor.fulcrum.types import VAULT_PREFIX
 
 #: How long a service type is cached: an administrator may change it while services exist.
 SERVICE_TYPE_CACHE_S = 60.0
-#: After this many attempts a 500 means that the vault has no key: FulcrumCore has no clearer answer for that.
+#: FulcrumCore answers 500 if its vault has no key, and also for temporary failures. From this attempt of the job on,
+#: the agent assumes that the vault has no key.
 MAX_VAULT_ATTEMPTS = 3
 #: Enough for a password, a key, or a chain of certificates. The redactor keeps about a hundred forms of each line of a
-#: secret in memory, so a secret of a megabyte would exhaust it.
+#: secret, so a secret of a megabyte would exhaust the memory.
 MAX_SECRET_CHARS = 16_384
 
 PropertyPath = tuple[str, ...]  #: keys into nested properties; `*` stands for every item of an array
@@ -29,7 +31,7 @@ PropertyPath = tuple[str, ...]  #: keys into nested properties; `*` stands for e
 
 @dataclass(frozen=True, kw_only=True)
 class JobFacts:
-    """The facts of a job that its secrets depend on."""
+    """The facts about a job that decide how its references are resolved."""
 
     action: str
     service: dict[str, Any] | None = field(repr=False)  #: as FulcrumCore sent it with the job
@@ -48,30 +50,31 @@ class SecretResolver:
     def resolve(self, job: JobFacts, properties: dict[str, Any]) -> dict[str, Any]:
         """Return the properties with secrets in place of their references.
 
-        A reference that the vault no longer has fails only the first create, which needs the value; otherwise the
-        property is left out, so that the VM keeps what it has. Raises JobError SECRET_MISSING, FulcrumUnavailable.
+        If the vault no longer has the value of a reference, the service's first create fails, because it needs the
+        value. In any other job the property is left out, so that the VM keeps the value that it has. Raises JobError
+        SECRET_MISSING, FulcrumUnavailable.
         """
         if not _has_reference(properties):
             return properties
         resolved: dict[str, Any] = _copy(properties)
         for path in self._secret_paths(job):
             for container, key in _locations(resolved, path):
-                self._resolve_one(job, container, key)
+                self._replace_reference(job, container, key)
         return resolved
 
     def secret_values(self, job: JobFacts, properties: dict[str, Any]) -> tuple[str, ...]:
-        """Return the secret texts in resolved properties, also inside objects: no artifact may show them."""
+        """Return the secret texts in resolved properties, also inside objects. No artifact of a run may show them."""
         if not properties or not _has_reference(_original_properties(job)):
             return ()
         locations = (location for path in self._secret_paths(job) for location in _locations(properties, path))
         return tuple(dict.fromkeys(text for container, key in locations for text in _texts(container[key])))
 
-    def _resolve_one(self, job: JobFacts, container: Any, key: Any) -> None:
+    def _replace_reference(self, job: JobFacts, container: Any, key: Any) -> None:
         reference = container[key]
         if not isinstance(reference, str) or not reference.startswith(VAULT_PREFIX):
             return
         if self._is_unchanged(job, reference):
-            del container[key]  # the update does not change it, and the vault may no longer have its value
+            del container[key]  # the update does not change this property, and the vault may no longer have its value
             return
         try:
             value = self._fulcrum.get_secret(reference)
@@ -90,8 +93,8 @@ class SecretResolver:
 
     @staticmethod
     def _is_unchanged(job: JobFacts, reference: str) -> bool:
-        before = (job.service or {}).get("properties")
-        return job.action == "update" and reference in _strings(before)
+        previous_properties = (job.service or {}).get("properties")
+        return job.action == "update" and reference in _strings(previous_properties)
 
     def _secret_paths(self, job: JobFacts) -> frozenset[PropertyPath]:
         type_id = (job.service or {}).get("serviceTypeId")
@@ -153,7 +156,7 @@ def _locations(value: Any, path: PropertyPath) -> Iterator[tuple[Any, Any]]:
     head, *rest = path
     keys: list[Any] = []
     if head == "*" and isinstance(value, list):
-        keys = list(reversed(range(len(value))))  # from the end: the caller may delete an item
+        keys = list(reversed(range(len(value))))  # last index first, because the caller may delete items
     elif isinstance(value, dict) and head in value:
         keys = [head]
     for key in keys:

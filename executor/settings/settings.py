@@ -112,16 +112,16 @@ def load_settings(*, env_file: Path | None = Path(".env"), environ: Mapping[str,
 
 
 def overlay(
-    settings: Settings, values: Mapping[str, Any], origin: str, *, without: frozenset[str] = frozenset()
+    settings: Settings, values: Mapping[str, Any], origin: str, *, unset: frozenset[str] = frozenset()
 ) -> Settings:
-    """Return new settings: `values` (by attribute) override what was set before; those in `without` are unset.
+    """Return new settings in which `values` (by attribute) replace earlier ones. Those in `unset` get their default.
 
-    Defaults that depend on other settings are computed anew. Raises pydantic's ValidationError; see `problems_in`.
+    Defaults that depend on other settings are computed again. Raises pydantic's ValidationError.
     """
-    kept = {name: getattr(settings, name) for name in settings.model_fields_set - without}
+    kept = {name: getattr(settings, name) for name in settings.model_fields_set - unset}
     made = Settings(**{**kept, **values})
     made._origins.update(settings._origins)
     made._origins.update({name.upper(): origin for name in values})
-    for name in without:
+    for name in unset:
         made._origins.pop(name.upper(), None)
     return made

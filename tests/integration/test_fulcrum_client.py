@@ -228,7 +228,7 @@ def test_items_that_are_not_jobs_are_counted_and_skipped(
     pending = client.pending_jobs()
     simulator.clear_pending()
     assert len(pending.jobs) == 1
-    assert len(pending.unusable) == 5
+    assert len(pending.unusable_items) == 5
 
 
 def test_a_poll_returns_at_most_as_many_jobs_as_its_limit(

@@ -194,7 +194,7 @@ def test_a_success_without_the_expected_json_is_unavailable(serve: Serve, body: 
 
 @pytest.mark.parametrize("body", [b"", b"<html>Please log in</html>"])
 def test_a_login_page_with_http_200_is_not_a_successful_claim(serve: Serve, body: bytes) -> None:
-    with pytest.raises(FulcrumUnavailable, match="not FulcrumCore's response"):
+    with pytest.raises(FulcrumUnavailable, match="the response is not FulcrumCore's"):
         client_of(serve(reply(200, body, kind="text/html"))).claim_job(JOB_ID)
 
 
@@ -203,8 +203,8 @@ def test_a_pending_job_without_an_id_does_not_hide_the_others(serve: Serve) -> N
     server = serve(reply(200, [good, {"action": "hunter2!"}, None, {"id": "hunter2!"}, good]))
     pending = client_of(server).pending_jobs()
     assert [job.id for job in pending.jobs] == [JOB_ID]
-    assert [text.partition(":")[0] for text in pending.unusable] == ["item 1", "item 2", "item 3"]
-    assert "hunter2!" not in " ".join(pending.unusable)
+    assert [text.partition(":")[0] for text in pending.unusable_items] == ["item 1", "item 2", "item 3"]
+    assert "hunter2!" not in " ".join(pending.unusable_items)
 
 
 def test_a_truncated_body_is_unavailable(serve: Serve) -> None:

@@ -191,7 +191,7 @@ def test_unknown_members_are_ignored(world: World, start: Start) -> None:
         ({"heartbeatIntervalSeconds": 60}, "heartbeatIntervalSeconds from FulcrumCore's configuration"),
         ({"vmidRange": {"min": 900, "max": 800}}, "vmidRange.max from FulcrumCore's configuration"),
         ({"caBundle": "no certificate"}, "caBundle from FulcrumCore's configuration (it stands for PROXMOX_CA_BUNDLE)"),
-        ({"images": {"debian-12": "9000"}}, "'debian-12' does not name a VMID"),
+        ({"images": {"debian-12": "9000"}}, "'debian-12' has a value that is not a VMID"),
         ({"images": {"debian 12": 9000}}, "images from FulcrumCore's configuration"),
         ({"storage": "a b"}, "storage from FulcrumCore's configuration (it stands for PROXMOX_STORAGE) is wrong"),
     ],

@@ -40,7 +40,7 @@ def run_agent(settings: Settings, mode: Mode) -> int:
         settings = _with_concurrency(settings)
         if settings.smith_remote_config:
             secrets.use_remote_settings(settings, lambda fresh: remote_config.fetch_remote_settings(fresh, fulcrum))
-        for setting, danger in settings.insecurities():
+        for setting, danger in settings.insecure_settings():
             log.warning("insecure_transport", setting=setting, danger=danger)
         agent, view = _build(settings, secrets, fulcrum, mode)
         handle.attach(view)

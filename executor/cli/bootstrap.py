@@ -170,7 +170,7 @@ def _refuse_other_token(settings: Settings, file: Path, agent_id: str | None) ->
 
 def _client(settings: Settings, token: str) -> FulcrumAdmin:
     """Return the client; print a warning for each setting that makes the connection insecure."""
-    for setting, danger in settings.insecurities():
+    for setting, danger in settings.insecure_settings():
         if setting.startswith("FULCRUM_"):
             show_error(f"{setting}: {danger}")
     return FulcrumAdmin(settings.fulcrum_api_url, lambda: token, **_tls(settings))

@@ -1,19 +1,21 @@
-"""Settings of the agent process: restart limits, retention, and the intervals of the critical jobs."""
+"""Declares the settings of the agent process: restart limits, retention, and the intervals of the critical jobs."""
 
 from __future__ import annotations
 
 from pydantic import field_validator
 
-from executor.settings.declare import DAY_S, Area, count, seconds, setting
+from executor.settings.declare import DAY_S, Area, seconds, setting, whole_number
 
 
 class AgentSettings(Area):
     """When the agent restarts, what it keeps, and how often its critical jobs run."""
 
-    smith_max_jobs: int = count(0, "number of jobs after which the agent restarts; 0: no limit", ge=0, example="1000")
-    smith_max_memory_mib: int = count(
+    smith_max_jobs: int = whole_number(
+        0, "number of jobs after which the agent restarts; 0: no limit", ge=0, example="1000"
+    )
+    smith_max_memory_mib: int = whole_number(
         0,
-        "memory of all agent processes together at which the agent restarts; 0: no limit",
+        "memory at which the agent restarts, measured over the agent and all its child processes; 0: no limit",
         ge=0,
         unit="MiB",
         example="2048",
@@ -31,7 +33,7 @@ class AgentSettings(Area):
         le=3650 * DAY_S,
         example="604800",
     )
-    smith_artifacts_max_mib: int = count(
+    smith_artifacts_max_mib: int = whole_number(
         1024,
         "disk space for the artifacts of finished runs; the oldest are deleted first. 0: no limit",
         ge=0,
@@ -45,7 +47,7 @@ class AgentSettings(Area):
     )
     smith_prune_interval_s: float = seconds(
         3600,
-        "interval at which old jobs and artifacts are deleted, and VMs destroyed whose SMITH_DELETE_GRACE_S has ended",
+        "interval at which the agent deletes old jobs and artifacts, and destroys VMs whose SMITH_DELETE_GRACE_S ended",
         ge=1,
     )
     smith_remote_config: bool = setting(
@@ -54,7 +56,7 @@ class AgentSettings(Area):
 
     @field_validator("smith_metrics_interval_s", "smith_reconcile_interval_s")
     @classmethod
-    def _is_zero_or_at_least_one(cls, value: float) -> float:
+    def _require_zero_or_at_least_one(cls, value: float) -> float:
         if 0 < value < 1:
             raise ValueError(f"must be 0 or at least 1, not {value:g}")
         return value

@@ -1,4 +1,4 @@
-"""Declares one setting: its default, bounds, unit, example and description."""
+"""Provides the functions that declare a setting with its default, bounds, unit, example and description."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ DAY_S = 86_400
 
 
 class Area(BaseModel):
-    """The settings of one area. `Settings` inherits every area."""
+    """Base of the classes that each declare the settings of one area. `Settings` inherits all of them."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
@@ -21,7 +21,8 @@ def setting(
 ) -> Any:
     """Declare a setting.
 
-    `default` may be a function of the settings declared before this one; `default_text` then describes it.
+    `default` may be a function of the settings declared before this one. Then `default_text` describes the default in
+    the documentation.
     """
     extra: dict[str, Any] = {"example": example, "unit": unit, "default_text": default_text}
     argument = "default_factory" if callable(default) else "default"
@@ -34,13 +35,13 @@ def seconds(default: Any, description: str, *, ge: float, le: float = 365 * DAY_
     return setting(default, description, unit="s", ge=ge, le=le, **more)
 
 
-def count(default: int, description: str, *, ge: int, le: int = 1_000_000_000, **more: Any) -> Any:
-    """Declare a whole number."""
+def whole_number(default: int, description: str, *, ge: int, le: int = 1_000_000_000, **more: Any) -> Any:
+    """Declare a whole number: a quantity, a port or a VMID."""
     more.setdefault("example", str(default))
     return setting(default, description, ge=ge, le=le, **more)
 
 
 def extra_of(field: FieldInfo) -> dict[str, str]:
-    """Return the example, unit and default text that `setting` stored."""
+    """Return the example, unit and default text that `setting` stored in a field."""
     extra = field.json_schema_extra
     return {key: str(value) for key, value in extra.items()} if isinstance(extra, dict) else {}

@@ -1,4 +1,4 @@
-"""Settings of deletions: grace period, final backup, and what else is removed with the VM."""
+"""Declares the settings of deletions: grace period, final backup, and what else is removed with the VM."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class DeletionSettings(Area):
 
     @field_validator("smith_final_backup")
     @classmethod
-    def _has_a_storage(cls, value: bool, info: ValidationInfo) -> bool:
+    def _require_backup_storage(cls, value: bool, info: ValidationInfo) -> bool:
         if value and not info.data.get("proxmox_backup_storage"):
             raise ValueError("is wrong, it needs PROXMOX_BACKUP_STORAGE")
         return value

@@ -1,4 +1,4 @@
-"""Shows settings to people: `smith config show`, docs/settings.md, and an example `.env` file. Secrets are masked."""
+"""Formats the settings for `smith config show`, docs/settings.md and an example `.env` file. Masks secrets."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _UNCOMMENTED = (
 
 @dataclass(frozen=True, kw_only=True)
 class SettingRow:
-    """One setting, ready to be shown."""
+    """One setting with texts that can be shown."""
 
     name: str
     value: str
@@ -56,7 +56,7 @@ class SettingRow:
 
 
 def describe(settings: Settings) -> list[SettingRow]:
-    """Return every setting with its value and where the value is from."""
+    """Return every setting with its value and its origin: the source of the value."""
     return [
         SettingRow(
             name=name,
@@ -81,7 +81,7 @@ def settings_table_markdown() -> str:
 
 
 def example_env() -> str:
-    """Return an example `.env` file: it sets what is required, and holds every other setting as a comment."""
+    """Return an example `.env` file: it sets the required settings, and has every other setting as a comment."""
     parts = []
     for name, field in FIELDS.items():
         sign = "" if name in _UNCOMMENTED else "#"

@@ -1,4 +1,4 @@
-"""Settings of the database and of the folders that the agent uses."""
+"""Declares the settings of the database and of the folders that the agent uses."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def _database_in(settings: dict[str, Any]) -> str:
 
 
 def _run_dir(settings: dict[str, Any]) -> Path:
-    """Return a folder in memory if possible: the files of a run hold secrets."""
-    memory = Path("/dev/shm")  # noqa: S108  the runner sets and checks the mode of the folder in it
+    """Return a folder in memory if possible, because the files of a run contain secrets."""
+    memory = Path("/dev/shm")  # noqa: S108  the runner creates a folder in it, and sets and checks the folder's mode
     if memory.is_dir() and os.access(memory, os.W_OK):
         return memory / f"agent-smith-{os.getuid()}"
     return Path(settings["smith_data_dir"]) / "run"
@@ -49,7 +49,7 @@ class FileSettings(Area):
     )
     smith_run_dir: Folder = setting(
         _run_dir,
-        "folder for the files of a run while it runs, secrets included; it should be in memory",
+        "folder for the files of a run until it ends, secrets included; it should be in memory",
         example="/run/agent-smith",
         default_text="`/dev/shm/agent-smith-<uid>` if writable, else `run` in SMITH_DATA_DIR",
     )

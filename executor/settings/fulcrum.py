@@ -1,4 +1,4 @@
-"""Settings of the connection to FulcrumCore."""
+"""Declares the settings of the connection to FulcrumCore."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from pydantic import SecretStr
 
 from executor.settings.declare import Area, seconds, setting
 from executor.settings.problems import missing_lines, raise_if_any
-from executor.settings.types import Origin, ReadableFile, Token
+from executor.settings.types import ReadableFile, ServerUrl, Token
 
-#: FulcrumCore marks an agent as disconnected after 30 s without a heartbeat; one heartbeat may be late.
+#: FulcrumCore marks an agent as disconnected after 30 s without a heartbeat, so 5 s are left for a slow request.
 MAX_HEARTBEAT_INTERVAL_S = 25
 
 
 class FulcrumSettings(Area):
-    """How to reach FulcrumCore, and how often."""
+    """How the agent reaches FulcrumCore, and how often it calls it."""
 
-    fulcrum_api_url: Origin = setting(
+    fulcrum_api_url: ServerUrl = setting(
         "",
         "URL of FulcrumCore, without the path `/api/v1`",
         default_text="none, required",
@@ -31,15 +31,15 @@ class FulcrumSettings(Area):
         None,
         "file with the CA certificates that verify FulcrumCore's certificate",
         example="/etc/ssl/core-ca.pem",
-        default_text="the system's",
+        default_text="the system's CA certificates",
     )
     fulcrum_verify_tls: bool = setting(
         True, "verify FulcrumCore's certificate; set it to false in a lab only", example="true"
     )
     fulcrum_job_timeout_s: float = seconds(
         300,
-        "job timeout that FulcrumCore is configured with, measured from the creation of the job; its API does not "
-        "return it",
+        "job timeout in FulcrumCore's own configuration, measured from the creation of the job; it must be repeated "
+        "here, because FulcrumCore's API does not return it",
         ge=10,
     )
     fulcrum_poll_interval_s: float = seconds(2, "interval between two requests for pending jobs", ge=0.1, le=3600)
@@ -55,5 +55,5 @@ class FulcrumSettings(Area):
         raise_if_any(missing_lines(self, "FULCRUM_API_URL", "FULCRUM_API_TOKEN"))
 
     def require_fulcrum_address(self) -> None:
-        """Raise SettingsError when FulcrumCore's URL is missing; for a caller with a token of its own."""
+        """Raise SettingsError when FulcrumCore's URL is missing. For callers that use another token."""
         raise_if_any(missing_lines(self, "FULCRUM_API_URL"))

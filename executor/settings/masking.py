@@ -1,4 +1,4 @@
-"""The settings that are secret, their values for the redactor, and a database URL without its passwords."""
+"""Returns the secret values in the settings, for the redactor, and masks the passwords in a database URL."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def without_passwords(url: str) -> str:
 
 
 def _passwords_in(url: str) -> Iterator[str]:
-    """Yield the passwords of a database URL, each as written and percent-decoded."""
+    """Yield the passwords of a database URL: each as it is written in the URL, and percent-decoded."""
     parts = urlsplit(url)
     for written in (parts.password or "", *parse_qs(parts.query).get("password", [])):
         yield from (written, unquote(written))

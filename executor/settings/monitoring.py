@@ -1,4 +1,4 @@
-"""Settings of the HTTP server (health, metrics) and of the logs."""
+"""Declares the settings of the HTTP server (health, metrics) and of the logs."""
 
 from __future__ import annotations
 
@@ -42,20 +42,20 @@ class MonitoringSettings(Area):
         "auto", "format of the logs: json, console, or auto: console on a terminal, else json", example="json"
     )
     smith_log_level: Annotated[Literal["debug", "info", "warning", "error"], AnyCase] = setting(
-        "info", "lowest level that is logged; third-party libraries log from warning", example="info"
+        "info", "lowest level that is logged; third-party libraries log warnings and errors only", example="info"
     )
 
     @field_validator("smith_http_token")
     @classmethod
-    def _is_long_enough(cls, value: SecretStr) -> SecretStr:
+    def _require_min_length(cls, value: SecretStr) -> SecretStr:
         if len(value.get_secret_value()) < MIN_HTTP_TOKEN_LENGTH:
             raise ValueError(f"is wrong, it is shorter than {MIN_HTTP_TOKEN_LENGTH} characters")
         return value
 
     @field_validator("smith_http_addr")
     @classmethod
-    def _is_local_or_authenticated(cls, value: str, info: ValidationInfo) -> str:
-        token = info.data.get("smith_http_token")  # None: the token was refused, which is reported already
+    def _require_local_or_authenticated(cls, value: str, info: ValidationInfo) -> str:
+        token = info.data.get("smith_http_token")  # None if the token was invalid, which is reported already
         proxies = info.data.get("smith_http_proxies")
         if token is not None and proxies == () and not token.get_secret_value() and not is_local(value):
             raise ValueError(

@@ -1,38 +1,40 @@
-"""Settings of new VMs: where they are placed, which VMIDs they get, and which templates services may name."""
+"""Declares the settings of new VMs: where they are placed, their VMIDs, and the templates that services may name."""
 
 from __future__ import annotations
 
 from pydantic import ValidationInfo, field_validator
 
-from executor.settings.declare import Area, count, seconds, setting
+from executor.settings.declare import Area, seconds, setting, whole_number
 from executor.settings.types import MAX_VMID, MIN_VMID, Name, Names, OsTemplates, Templates
 
 
 class NewVmSettings(Area):
-    """Where new VMs are placed, and what they are made from."""
+    """Where new VMs are placed, which VMIDs they get, and from which templates they are created."""
 
     smith_cluster: Name = setting(
         "default",
-        "name of the Proxmox cluster in the database; do not change it while mappings exist",
+        "name under which the database stores the VMs of this Proxmox cluster; do not change it while mappings exist",
         example="default",
     )
     proxmox_nodes: Names = setting(
         (), "nodes on which new VMs may be placed", example="pve1,pve2", default_text="every node"
     )
     proxmox_storage: Name = setting(
-        "", "storage for the disks of new VMs", example="local-zfs", default_text="the template's"
+        "", "storage for the disks of new VMs", example="local-zfs", default_text="the template's storage"
     )
     proxmox_bridge: Name = setting("vmbr0", "network bridge of new VMs", example="vmbr0")
     proxmox_pool: Name = setting("", "resource pool of new VMs", example="customers", default_text="none")
-    proxmox_vmid_min: int = count(100_000, "lowest VMID for new VMs", ge=MIN_VMID, le=MAX_VMID)
-    proxmox_vmid_max: int = count(
+    proxmox_vmid_min: int = whole_number(100_000, "lowest VMID for new VMs", ge=MIN_VMID, le=MAX_VMID)
+    proxmox_vmid_max: int = whole_number(
         199_999,
         "highest VMID for new VMs",
         ge=MIN_VMID,
         le=MAX_VMID,
         validate_default=True,  # PROXMOX_VMID_MIN alone may be set to more than this default
     )
-    smith_vmid_quarantine_s: float = seconds(3600, "time before the VMID of a deleted VM is used again", ge=0)
+    smith_vmid_quarantine_s: float = seconds(
+        3600, "time after the deletion of a VM before its VMID is used for a new VM", ge=0
+    )
     proxmox_templates: Templates = setting(
         {},
         "VM templates that services may name, as name=vmid",
@@ -41,7 +43,7 @@ class NewVmSettings(Area):
     )
     proxmox_full_clones: bool = setting(
         True,
-        "make new VMs full clones of their template; false: linked clones, on the template's storage",
+        "create new VMs as full clones of their template; false: as linked clones, on the template's storage",
         example="true",
     )
     proxmox_os_templates: OsTemplates = setting(
@@ -67,7 +69,7 @@ class NewVmSettings(Area):
 
     @field_validator("proxmox_vmid_max")
     @classmethod
-    def _range_is_not_empty(cls, value: int, info: ValidationInfo) -> int:
+    def _require_max_not_below_min(cls, value: int, info: ValidationInfo) -> int:
         if value < info.data.get("proxmox_vmid_min", MIN_VMID):
             raise ValueError("is wrong, it is less than PROXMOX_VMID_MIN")
         return value

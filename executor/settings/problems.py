@@ -14,7 +14,7 @@ from pydantic_core import ErrorDetails
 from executor.errors import SettingsError
 from executor.settings.declare import extra_of
 
-#: The texts for pydantic's error types; bounds and choices come from the context of the error.
+#: The text for each of pydantic's error types. `{…}` is replaced by a value from the error's context.
 _TEXTS: dict[str, str] = {
     "int_parsing": "must be a whole number",
     "int_from_float": "must be a whole number",
@@ -39,25 +39,25 @@ def problem_line(name: str, problem: str, field: FieldInfo) -> str:
 
 
 def is_set(settings: BaseModel, name: str) -> bool:
-    """Return whether a variable has a value that is not empty."""
+    """Return whether a setting has a value that is not empty."""
     value = getattr(settings, name.lower())
     return bool(value.get_secret_value() if isinstance(value, SecretStr) else value)
 
 
 def missing_lines(settings: BaseModel, *names: str) -> list[str]:
-    """Return a line for each of these variables that has no value."""
-    return [line_of(settings, name, "is missing") for name in names if not is_set(settings, name)]
+    """Return a problem line for each of these settings that has no value."""
+    return [problem_line_of(settings, name, "is missing") for name in names if not is_set(settings, name)]
 
 
-def line_of(settings: BaseModel, name: str, problem: str) -> str:
-    """Return the line of one problem of these settings."""
+def problem_line_of(settings: BaseModel, name: str, problem: str) -> str:
+    """Return the line that describes a problem of one of these settings."""
     return problem_line(name, problem, type(settings).model_fields[name.lower()])
 
 
 def problems_in(error: ValidationError) -> dict[str, str]:
-    """Return what is wrong with each setting that pydantic refuses, by the name of its variable.
+    """Return what is wrong with each setting that pydantic rejects, by the name of its variable.
 
-    A setting whose default depends on a refused setting is left out.
+    A setting whose default depends on a rejected setting is left out.
     """
     problems: dict[str, str] = {}
     for details in error.errors(include_url=False):

@@ -1,16 +1,16 @@
-"""Settings of the connection to Proxmox. The variables that the community.proxmox collection reads keep its names."""
+"""Declares the settings of the connection to Proxmox. Variables of the community.proxmox collection keep its names."""
 
 from __future__ import annotations
 
 from pydantic import SecretStr
 
-from executor.settings.declare import Area, count, setting
-from executor.settings.problems import is_set, line_of, missing_lines, raise_if_any
+from executor.settings.declare import Area, setting, whole_number
+from executor.settings.problems import is_set, missing_lines, problem_line_of, raise_if_any
 from executor.settings.types import Host, Password, ReadableFile, Token, TokenId, User
 
 
 class ProxmoxSettings(Area):
-    """How to reach Proxmox, and as which user."""
+    """How the agent reaches Proxmox, and as which user."""
 
     proxmox_host: Host = setting(
         "",
@@ -18,7 +18,7 @@ class ProxmoxSettings(Area):
         default_text="none, required",
         example="pve1.example.net",
     )
-    proxmox_port: int = count(8006, "port of the Proxmox API", ge=1, le=65_535)
+    proxmox_port: int = whole_number(8006, "port of the Proxmox API", ge=1, le=65_535)
     proxmox_user: User = setting(
         "",
         "user that the token or the password belongs to, with its realm",
@@ -50,17 +50,19 @@ class ProxmoxSettings(Area):
         None,
         "file with the CA certificates that verify Proxmox's certificate",
         example="/etc/ssl/pve-root-ca.pem",
-        default_text="the system's",
+        default_text="the system's CA certificates",
     )
 
     def require_proxmox(self) -> None:
         """Raise SettingsError naming every variable that is missing to reach Proxmox."""
         lines = missing_lines(self, "PROXMOX_HOST", "PROXMOX_USER")
         token, password = ("PROXMOX_TOKEN_ID", "PROXMOX_TOKEN_SECRET"), "PROXMOX_PASSWORD"
-        missing_of_token = missing_lines(self, *token)
+        missing_token_lines = missing_lines(self, *token)
         if not is_set(self, password):
-            lines += missing_of_token
-        elif len(missing_of_token) < len(token):
-            # The Ansible modules would use the password and proxmoxer the token: two users with different privileges.
-            lines.append(line_of(self, password, "must not be set beside PROXMOX_TOKEN_ID and PROXMOX_TOKEN_SECRET"))
+            lines += missing_token_lines
+        elif len(missing_token_lines) < len(token):
+            # The Ansible modules would use the password and proxmoxer the token, with possibly different privileges.
+            lines.append(
+                problem_line_of(self, password, "must not be set beside PROXMOX_TOKEN_ID and PROXMOX_TOKEN_SECRET")
+            )
         raise_if_any(lines)

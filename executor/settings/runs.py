@@ -1,4 +1,4 @@
-"""Settings of jobs and their playbook runs: how many at once, and how long each step may take."""
+"""Declares the settings of jobs and their playbook runs: how many run at once, and how long each step may take."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ValidationInfo, field_validator
 
-from executor.settings.declare import Area, count, seconds, setting
+from executor.settings.declare import Area, seconds, setting, whole_number
 from executor.settings.types import AnyCase
 
-#: The default share of FulcrumCore's job timeout for the playbook; the remaining time is for claim and report.
+#: By default the playbook may use this share of FulcrumCore's job timeout. The claim and the report need the remaining
+#: time.
 PLAYBOOK_SHARE = 0.8
 
 
@@ -20,23 +21,23 @@ def _playbook_timeout_s(settings: dict[str, Any]) -> float:
 class RunSettings(Area):
     """How many jobs run at once, and how long they may take."""
 
-    smith_concurrency: int = count(
+    smith_concurrency: int = whole_number(
         0,
-        "number of jobs that run at once; 0: as many as cores and memory allow, at most 20 per core",
+        "maximum number of jobs that run at once; 0: as many as cores and memory allow, at most 20 per core",
         ge=0,
         le=256,
     )
-    smith_clones_per_storage: int = count(
+    smith_clones_per_storage: int = whole_number(
         40,
-        "number of clones that run at once per storage (per node for a local storage); the agent lowers it while "
-        "clones wait for the storage's lock",
+        "maximum number of clones that run at once per storage (per node for a local storage); the agent allows fewer "
+        "while clones wait for the storage's lock",
         ge=1,
         le=256,
     )
     smith_warm: Annotated[Literal["auto", "on", "off"], AnyCase] = setting(
         "auto",
-        "fork runs from preloaded Ansible processes; auto: where the installed versions are tested, on: required, the "
-        "agent does not start with other versions, off: never",
+        "whether runs are forked from preloaded Ansible processes; auto: if the installed Ansible versions were tested "
+        "for it, on: always, and the agent does not start with other versions, off: never",
         example="auto",
     )
     smith_lease_s: float = seconds(
@@ -55,14 +56,14 @@ class RunSettings(Area):
     smith_address_timeout_s: float = seconds(
         10,
         "time that a start waits for the guest agent to report an IP address; without one the start still succeeds. "
-        "0: ask once",
+        "0: the start asks once",
         ge=0,
         le=600,
     )
 
     @field_validator("smith_playbook_timeout_s")
     @classmethod
-    def _is_less_than_the_job_timeout(cls, value: float, info: ValidationInfo) -> float:
+    def _require_less_than_job_timeout(cls, value: float, info: ValidationInfo) -> float:
         job_timeout_s = info.data.get("fulcrum_job_timeout_s")
         if job_timeout_s is not None and value >= job_timeout_s:
             raise ValueError(

@@ -1,7 +1,7 @@
-"""Settings: read once at the start, checked, frozen, and passed on. Every problem is reported at once.
+"""Reads and checks all settings once, at the start of a command, and reports all problems together.
 
-Where values come from: `sources.py`. What their text may look like: `types.py`. Each area of settings has its own
-module; `display.py` makes the tables of docs/settings.md from them.
+`sources.py` finds the values, `types.py` checks their text. Each area of settings has its own module. `display.py`
+writes the tables of docs/settings.md from them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from executor.settings.sources import gather
 from executor.settings.types import is_local
 
 
-class Settings(  # pydantic takes the fields of the last base first: a setting may depend on those of the bases below
+class Settings(  # pydantic validates the fields of the last base first: a setting may depend on bases further down
     MonitoringSettings,
     AgentSettings,
     DeletionSettings,
@@ -41,7 +41,7 @@ class Settings(  # pydantic takes the fields of the last base first: a setting m
     FulcrumSettings,
     BaseSettings,
 ):
-    """All settings. `load_settings` reads them; constructed directly, as in tests, only the arguments count."""
+    """All settings. `load_settings` reads them. A direct construction, as in tests, uses its arguments only."""
 
     model_config = SettingsConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, validate_default=False)
 
@@ -56,17 +56,17 @@ class Settings(  # pydantic takes the fields of the last base first: a setting m
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Use the arguments only: `load_settings` reads the other sources itself, to know the origin of each value."""
+        """Return the arguments as the only source: `load_settings` reads the others itself, to record origins."""
         return (init_settings,)
 
     def origin_of(self, name: str) -> str:
-        """Return where a variable's value is from: default, environment, a file's path, or `given` by the code."""
+        """Return the origin of a value: default, environment, a file's path, FulcrumCore, or `given` by the code."""
         if name in self._origins:
             return self._origins[name]
         return "given" if name.lower() in self.model_fields_set else "default"
 
-    def insecurities(self) -> list[tuple[str, str]]:
-        """Return each setting that gives up the protection of TLS, with the consequence."""
+    def insecure_settings(self) -> list[tuple[str, str]]:
+        """Return each setting that turns off a protection by TLS, with the consequence."""
         url = urlsplit(self.fulcrum_api_url)
         found = []
         if url.scheme == "http" and not is_local(f"{url.hostname}:0"):
@@ -119,9 +119,9 @@ def overlay(
     Defaults that depend on other settings are computed again. Raises pydantic's ValidationError.
     """
     kept = {name: getattr(settings, name) for name in settings.model_fields_set - unset}
-    made = Settings(**{**kept, **values})
-    made._origins.update(settings._origins)
-    made._origins.update({name.upper(): origin for name in values})
+    new_settings = Settings(**{**kept, **values})
+    new_settings._origins.update(settings._origins)
+    new_settings._origins.update({name.upper(): origin for name in values})
     for name in unset:
-        made._origins.pop(name.upper(), None)
-    return made
+        new_settings._origins.pop(name.upper(), None)
+    return new_settings

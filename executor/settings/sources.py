@@ -1,10 +1,10 @@
 """Reads settings from the environment, from secret files and from `.env`, and reports unknown names.
 
-For each setting the first of these sources that has a value wins; an empty value counts as none:
+Each setting gets its value from the first of these sources that has one; an empty value counts as no value:
 
 1. the environment variable `NAME`
 2. for secrets, the file that `NAME_FILE` names
-3. for secrets, `/run/secrets/<name in lower case>` (another folder by SMITH_SECRETS_DIR)
+3. for secrets, `/run/secrets/<name in lower case>` (SMITH_SECRETS_DIR names another folder)
 4. `NAME`, or `NAME_FILE` for secrets, in the `.env` file
 """
 
@@ -40,9 +40,9 @@ NOT_SETTINGS = frozenset(
         "SMITH_BOOT_ID",
     }
 )
-#: Kubernetes sets such variables for every service: FULCRUM_CORE_SERVICE_HOST and others for `fulcrum-core`.
+#: Kubernetes sets variables of this form for every service, such as FULCRUM_CORE_SERVICE_HOST for `fulcrum-core`.
 _SERVICE_LINK = re.compile(r"_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)$")
-#: A limit, so that a path such as /dev/zero does not block the start.
+#: Limits what is read of a file, so that a path such as /dev/zero does not block the start.
 MAX_SECRET_BYTES = 65_536
 _ASSIGNMENT = re.compile(r"(?:export\s+)?([A-Za-z_][A-Za-z0-9_]*)\s*=\s*(.*)")
 _DOUBLE_QUOTED_ESCAPES = {r"\n": "\n", r"\t": "\t", r"\"": '"', r"\\": "\\", r"\$": "$"}
@@ -50,7 +50,7 @@ _DOUBLE_QUOTED_ESCAPES = {r"\n": "\n", r"\t": "\t", r"\"": '"', r"\\": "\\", r"\
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """A problem of one setting, or without `name` a complete sentence."""
+    """A problem. With `name`, `text` continues a sentence that starts with this setting; without, it is a sentence."""
 
     text: str
     name: str = ""
@@ -93,7 +93,7 @@ class _UnusableFile(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class _Sources:
-    """The sources of values. Each method returns value and origin, or None."""
+    """The sources of values. Each method returns a value and its origin, or None."""
 
     environ: Mapping[str, str] = field(repr=False)
     folder: Path
@@ -153,7 +153,7 @@ def _read_secret(variable: str, path: Path) -> str:
 
 
 def _secrets_dir(environ: Mapping[str, str], dotenv: Mapping[str, str], problems: list[Problem]) -> Path:
-    """Return the folder of mounted secrets. It must exist only if SMITH_SECRETS_DIR names it."""
+    """Return the folder of mounted secrets. Report a problem if SMITH_SECRETS_DIR names a missing folder."""
     named = environ.get("SMITH_SECRETS_DIR", "").strip() or dotenv.get("SMITH_SECRETS_DIR", "").strip()
     folder = Path(os.path.expanduser(named)) if named else DEFAULT_SECRETS_DIR
     if named and not folder.is_dir():
@@ -162,7 +162,7 @@ def _secrets_dir(environ: Mapping[str, str], dotenv: Mapping[str, str], problems
 
 
 def _unknown_names(variables: Mapping[str, str], known: Collection[str], source: str) -> Iterator[Problem]:
-    """Yield a problem for each variable with our prefixes that is not a setting: a typo would mean the default."""
+    """Yield a problem for each variable with our prefixes that is not a setting, since it may be a misspelt one."""
     for name in sorted(variables):
         if name in known or _is_service_link(name, variables[name]):
             continue
@@ -179,7 +179,7 @@ def _is_service_link(name: str, value: str) -> bool:
 
 
 def _read_env_file(path: Path, problems: list[Problem]) -> dict[str, str]:
-    """Read `NAME=value` lines. Nothing is expanded, so a secret may hold `$`. A missing file equals an empty one.
+    """Read `NAME=value` lines. Nothing is expanded, so a secret may contain `$`. A missing file counts as empty.
 
     In single quotes a value has no escapes, in double quotes it has \\n, \\t, \\", \\$ and \\\\; without quotes it ends
     at ` #`.

@@ -1,7 +1,7 @@
-"""The types of settings: how the text of a variable is checked, and what it becomes.
+"""Defines the types of settings: each checks the text of a variable and converts it to the value of the setting.
 
 The text of a ValueError continues a sentence that starts with the variable's name: "must …", "is wrong, …". It never
-shows a value that may be a secret set in the wrong variable.
+shows a value that may be a secret, since an operator may have put a secret into the wrong variable.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ MIN_VMID, MAX_VMID = 100, 999_999_999
 OS_TEMPLATE = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*:vztmpl/[A-Za-z0-9_][A-Za-z0-9_.+-]*")
 
 
-def _origin(text: str) -> str:
-    """Return the URL without a trailing `/api/v1` and slashes."""
+def _server_url(text: str) -> str:
+    """Return the URL without the path `/api/v1` and without slashes at its end."""
     url = _split_url(text)
     if url.scheme not in {"http", "https"} or not url.hostname:
         raise ValueError("must start with http:// or https:// and name a host")
@@ -62,7 +62,7 @@ def _one_line_secret(secret: SecretStr) -> SecretStr:
 
 
 def _token(secret: SecretStr) -> SecretStr:
-    """Check that a token fits into an HTTP header. Unlike a shell, `docker --env-file` keeps quotes around it."""
+    """Check that a token fits into an HTTP header, and has no quotes around it, which `docker --env-file` keeps."""
     text = _one_line_secret(secret).get_secret_value()
     if not text.isascii() or " " in text:
         raise ValueError("is wrong, a token is one word of ASCII characters")
@@ -103,18 +103,18 @@ def _proxmox_name(text: str) -> str:
     return text
 
 
-def _comma_list(given: Any) -> Any:
-    if not isinstance(given, str):
-        return given
-    return tuple(part.strip() for part in given.split(",") if part.strip())
+def _comma_list(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    return tuple(part.strip() for part in value.split(",") if part.strip())
 
 
-def _templates(given: Any) -> Any:
+def _templates(value: Any) -> Any:
     """Turn `debian-12=9000,ubuntu-24=9001` into a dict."""
-    if not isinstance(given, str):
-        return given
+    if not isinstance(value, str):
+        return value
     templates: dict[str, str] = {}
-    for part in _comma_list(given):
+    for part in _comma_list(value):
         name, equals, vmid = (piece.strip() for piece in part.partition("="))
         if not (name and equals and re.fullmatch(r"[0-9]{3,9}", vmid)) or int(vmid) < MIN_VMID:
             raise ValueError(f"is wrong, {part!r} is not of the form name=vmid")
@@ -124,12 +124,12 @@ def _templates(given: Any) -> Any:
     return templates
 
 
-def _os_templates(given: Any) -> Any:
+def _os_templates(value: Any) -> Any:
     """Turn `debian-12=local:vztmpl/debian-12-standard.tar.zst` into a dict."""
-    if not isinstance(given, str):
-        return given
+    if not isinstance(value, str):
+        return value
     found: dict[str, str] = {}
-    for part in _comma_list(given):
+    for part in _comma_list(value):
         name, equals, volume = (piece.strip() for piece in part.partition("="))
         if not (name and equals and OS_TEMPLATE.fullmatch(volume)):
             raise ValueError(f"is wrong, {part!r} is not of the form name=storage:vztmpl/file")
@@ -139,14 +139,14 @@ def _os_templates(given: Any) -> Any:
     return found
 
 
-def _path(given: Any) -> Any:
+def _path(value: Any) -> Any:
     try:
-        return Path(given).expanduser().absolute()
+        return Path(value).expanduser().absolute()
     except (RuntimeError, TypeError, ValueError):  # RuntimeError: `~user` of an unknown user
         raise ValueError("is wrong, it is not a usable path") from None
 
 
-def _file(path: Path) -> Path:
+def _readable_file(path: Path) -> Path:
     if not path.is_file():
         raise ValueError(f"is wrong, {path} is not a file")
     if not os.access(path, os.R_OK):
@@ -154,7 +154,7 @@ def _file(path: Path) -> Path:
     return path
 
 
-def _folder(path: Path) -> Path:
+def _existing_folder(path: Path) -> Path:
     if not path.is_dir():
         raise ValueError(f"is wrong, {path} is not a folder")
     return path
@@ -191,7 +191,7 @@ def _network(text: str) -> str:
     except ValueError:
         raise ValueError("must be addresses, or networks as in 10.8.0.0/24, with commas between them") from None
     if network.prefixlen == 0:
-        raise ValueError("is wrong, every client could then claim to be any user")
+        raise ValueError("is wrong, it contains every address, so that any client could claim to be any user")
     return str(network)
 
 
@@ -201,11 +201,11 @@ def _header_name(text: str) -> str:
     return text
 
 
-def _lower(given: Any) -> Any:
-    return given.lower() if isinstance(given, str) else given
+def _lower(value: Any) -> Any:
+    return value.lower() if isinstance(value, str) else value
 
 
-Origin = Annotated[str, AfterValidator(_origin)]
+ServerUrl = Annotated[str, AfterValidator(_server_url)]
 DatabaseUrl = Annotated[str, AfterValidator(_database_url)]
 Token = Annotated[SecretStr, AfterValidator(_token)]
 Password = Annotated[SecretStr, AfterValidator(_one_line_secret)]
@@ -219,8 +219,10 @@ Networks = Annotated[tuple[Annotated[str, AfterValidator(_network)], ...], Befor
 HeaderName = Annotated[str, AfterValidator(_header_name)]
 Templates = Annotated[dict[str, int], BeforeValidator(_templates)]
 OsTemplates = Annotated[dict[str, str], BeforeValidator(_os_templates)]
+#: An absolute path; what it names need not exist.
 AnyPath = Annotated[Path, BeforeValidator(_path)]
 Folder = Annotated[AnyPath, AfterValidator(_folder_or_missing)]
-ExistingFolder = Annotated[AnyPath, AfterValidator(_folder)]
-ReadableFile = Annotated[AnyPath, AfterValidator(_file)]
+ExistingFolder = Annotated[AnyPath, AfterValidator(_existing_folder)]
+ReadableFile = Annotated[AnyPath, AfterValidator(_readable_file)]
+#: Converts a text to lower case before it is checked.
 AnyCase = BeforeValidator(_lower)

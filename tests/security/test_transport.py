@@ -125,7 +125,7 @@ def test_an_invalid_certificate_is_refused_with_its_remedy(tmp_path: Path, case:
     ],
 )
 def test_each_setting_that_disables_tls_is_named(variables: dict[str, str], named: list[str]) -> None:
-    assert [name for name, _ in load_settings(env_file=None, environ=variables).insecurities()] == named
+    assert [name for name, _ in load_settings(env_file=None, environ=variables).insecure_settings()] == named
 
 
 def test_disabled_tls_is_logged_once_at_each_start(tmp_path: Path) -> None:

@@ -83,35 +83,35 @@ def _run_phases(lab: LabSystem, console: Console, count: int) -> list[Row]:
             lab.order_service(f"web-{number}", diskGb=10 + number): f"web-{number}" for number in range(1, count + 1)
         }
         services = list(names)
-        _end_phase(lab, console, "created", services, "Stopped")
+        _wait_for_phase(lab, console, "created", services, "Stopped")
         for service_id in services:
             lab.admin.start_action(service_id, "start")
-        _end_phase(lab, console, "started", services, "Started")
+        _wait_for_phase(lab, console, "started", services, "Started")
         first_half = services[: max(count // 2, 1)]
         for service_id in first_half:
             lab.admin.start_action(service_id, "stop")
-        _end_phase(lab, console, "stopped", first_half, "Stopped")
+        _wait_for_phase(lab, console, "stopped", first_half, "Stopped")
         for service_id in first_half:
             lab.admin.patch_service(service_id, {"cores": 4, "memoryMb": 4096, "diskGb": 32})
-        _end_phase(lab, console, "updated", first_half, "Stopped")
+        _wait_for_phase(lab, console, "updated", first_half, "Stopped")
         deleted = [*first_half[: max(len(first_half) // 2, 1)], services[-1]]
         for service_id in dict.fromkeys(deleted):
             lab.admin.delete_service(service_id)
-        _end_phase(lab, console, "deleted", list(dict.fromkeys(deleted)), "Deleted")
+        _wait_for_phase(lab, console, "deleted", list(dict.fromkeys(deleted)), "Deleted")
     console.print(f"{len(lab.admin.list_all('jobs'))} jobs in {time.monotonic() - started:.0f} s")
     return _compare_services(lab, names)
 
 
-def _end_phase(lab: LabSystem, console: Console, participle: str, services: list[str], expected: str) -> None:
+def _wait_for_phase(lab: LabSystem, console: Console, outcome: str, services: list[str], expected: str) -> None:
     """Wait until no job is open. Raises TimeoutError, or RuntimeError if a service is not in the expected state."""
 
     def no_open_job() -> bool:
         return not any(job["status"] in OPEN_STATES for job in lab.admin.list_all("jobs"))
 
     started = time.monotonic()
-    wait_for(no_open_job, PHASE_TIMEOUT_S, f"{len(services)} services to be {participle}", interval_s=0.3)
+    wait_for(no_open_job, PHASE_TIMEOUT_S, f"{len(services)} services to be {outcome}", interval_s=0.3)
     states = Counter(lab.admin.get_service(service_id)["status"] for service_id in services)
-    console.print(f"  {participle:8} {states[expected]}/{len(services)} in {time.monotonic() - started:.0f} s")
+    console.print(f"  {outcome:8} {states[expected]}/{len(services)} in {time.monotonic() - started:.0f} s")
     if states[expected] != len(services):
         errors = sorted({str(job["errorMessage"]) for job in lab.admin.list_all("jobs") if job.get("errorMessage")})
         raise RuntimeError(f"the services are {dict(states)}, expected {expected}: {'; '.join(errors)}")

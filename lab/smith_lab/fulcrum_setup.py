@@ -92,6 +92,7 @@ class AdminClient:
         )
 
     def get_service(self, service_id: str) -> Json:
+        """Return a service."""
         return dict(self.call("GET", f"/services/{service_id}"))
 
     def start_action(self, service_id: str, name: str) -> Json:
@@ -104,9 +105,11 @@ class AdminClient:
         return dict(self.call("PATCH", f"/services/{service_id}", body))
 
     def delete_service(self, service_id: str) -> None:
+        """Start the deletion of a service by a `delete` job."""
         self.call("DELETE", f"/services/{service_id}")
 
     def list_services(self) -> list[Json]:
+        """Return every service, sorted by name."""
         return self.list_all("services", sort="name")
 
     def list_jobs(self, service_id: str) -> list[Json]:

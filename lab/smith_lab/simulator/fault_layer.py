@@ -73,7 +73,7 @@ class FaultLayer:
             return
         raw = await _read_body(receive)
         entry = self._lab.record_arrival(scope)
-        entry.body = _parsed_body(raw)
+        entry.body = _parse_body(raw)
         self._record_caller(scope, entry)
         rule = self._lab.take_rule(scope["method"], scope["path"])
         entry.fault = rule.kind if rule else None
@@ -108,7 +108,7 @@ class FaultLayer:
         await self._send(exchange, answer)
 
     async def _delay(self, rule: Rule) -> None:
-        """Wait for the rule's delay. Deleting the rules ends it, so a test does not wait for a long delay to pass."""
+        """Wait for the rule's delay, or until the rules are deleted: a test can end a long delay early."""
         deadline = time.monotonic() + rule.delay_s
         while rule in self._lab.rules and time.monotonic() < deadline:
             await asyncio.sleep(min(DELAY_STEP_S, rule.delay_s))
@@ -148,7 +148,7 @@ def _replay(raw: bytes) -> Receive:
     return receive
 
 
-def _parsed_body(raw: bytes) -> Any:
+def _parse_body(raw: bytes) -> Any:
     """Return the body as JSON if it is JSON, else as text."""
     try:
         return json.loads(raw) if raw else None

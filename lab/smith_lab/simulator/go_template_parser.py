@@ -77,16 +77,17 @@ def _split(template: str) -> list[Text | list[str]]:
         text = template[start : match.start()]
         text = text.lstrip() if trim_next else text
         items.append(Text(text.rstrip() if match[1] else text))
-        items.append([] if match[2].strip().startswith("/*") else _tokens(match[2]))
+        items.append([] if match[2].strip().startswith("/*") else _split_tokens(match[2]))
         start, trim_next = match.end(), bool(match[3])
-    last = template[start:]
-    if "{{" in last:
+    tail = template[start:]
+    if "{{" in tail:
         raise TemplateError("unclosed action")
-    items.append(Text(last.lstrip() if trim_next else last))
+    items.append(Text(tail.lstrip() if trim_next else tail))
     return items
 
 
-def _tokens(text: str) -> list[str]:
+def _split_tokens(text: str) -> list[str]:
+    """Split the text of an action into tokens."""
     tokens, position = [], 0
     text = text.strip()
     if not text:

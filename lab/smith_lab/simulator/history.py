@@ -36,14 +36,14 @@ class Entry:
 
 @dataclass
 class LabState:
-    """The fault rules and the history. What FulcrumCore itself would store is in the store."""
+    """The fault rules and the history of calls. The class Store contains what FulcrumCore itself would store."""
 
     rules: list[Rule] = field(default_factory=list)
     history: deque[Entry] = field(default_factory=lambda: deque(maxlen=MAX_ENTRIES))
     calls: int = 0  #: number of calls since the start
 
     def take_rule(self, method: str, path: str) -> Rule | None:
-        """Return the first rule that affects this call, and count the call in every rule that matches up to it."""
+        """Return the first rule that affects this call. Rules count the call, so call this once for each call."""
         return next((rule for rule in self.rules if rule.applies_to(method, path)), None)
 
     def record_arrival(self, scope: Scope) -> Entry:

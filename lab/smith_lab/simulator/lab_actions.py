@@ -198,7 +198,7 @@ def delete_pending(call: LabCall, body: Any) -> Any:
     return []
 
 
-def dump(call: LabCall, body: Any) -> Any:
+def read_state(call: LabCall, body: Any) -> Any:
     """Return every table: tokens without their values, the vault without its secrets."""
     store = call.store
     tables: dict[str, dict[str, Any]] = {

@@ -44,7 +44,7 @@ _ACTIONS: list[tuple[str, str, Action]] = [
     ("GET", "/lab/pending", actions.read_pending),
     ("POST", "/lab/pending", actions.add_pending),
     ("DELETE", "/lab/pending", actions.delete_pending),
-    ("GET", "/lab/state", actions.dump),
+    ("GET", "/lab/state", actions.read_state),
 ]
 
 

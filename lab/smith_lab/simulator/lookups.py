@@ -14,9 +14,9 @@ class ServiceLookups:
 
     def option_problem(self, option_type: str, value: object) -> str | None:
         """Return a problem unless the provider has an enabled option of this type and value."""
-        types = {row.id for row in self._store.option_types.values() if row.type == option_type}
+        type_ids = {row.id for row in self._store.option_types.values() if row.type == option_type}
         for option in self._store.service_options.values():
-            is_offered = option.provider_id == self._service.provider_id and option.service_option_type_id in types
+            is_offered = option.provider_id == self._service.provider_id and option.service_option_type_id in type_ids
             if is_offered and option.enabled and option.value == value:
                 return None
         return f"value is not an enabled option of type {option_type}"

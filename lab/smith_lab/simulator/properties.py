@@ -30,11 +30,11 @@ from smith_lab.simulator.vault import VAULT_PREFIX, Vault, VaultDisabled
 
 @dataclass(frozen=True)
 class PropertyChange:
-    """Who sets properties, and whether of a new or an existing object."""
+    """The conditions of a change: who sets the properties, and in which state the object is."""
 
     vault: Vault
     actor: str  #: `user` or `agent`
-    updating: bool
+    updating: bool  #: whether the object exists already
     service_status: str = ""
     lookups: Lookups | None = None  #: None: the schema's validators need no look-ups
 
@@ -82,9 +82,10 @@ def _process_property(change: PropertyChange, name: str, definition: Json, old: 
 
 
 def _equal_in_go(old: Any, new: Any) -> bool:
-    """Return whether two values are equal for the real server: at every depth, but a number never equals a number.
+    """Return whether the real server finds a stored and a sent value equal. It never finds two numbers equal.
 
-    It decodes the stored and the sent number into different Go types, so it refuses every new immutable number.
+    The reason is that it decodes the stored and the sent number into different Go types. So it refuses every request
+    that sets an immutable number again, even to the same value.
     """
     if is_number(old) or is_number(new):
         return False
@@ -158,7 +159,7 @@ def vault_references(value: Any) -> Iterator[str]:
 
 
 def secret_references(schema: Json, values: Any, kind: str) -> Iterator[str]:
-    """Yield the vault_references in properties that the schema declares as secrets of this kind."""
+    """Yield the vault references in properties that the schema declares as secrets of this kind."""
     if not isinstance(values, dict):
         return
     for name, definition in (schema.get("properties") or {}).items():

@@ -107,6 +107,7 @@ class Store:
         return {"id": str(uuid.uuid4()), "created_at": now, "updated_at": now}
 
     def mark_updated(self, row: Any) -> None:
+        """Set the time of the row's last change to now."""
         row.updated_at = self.clock.now()
 
     # Tokens
@@ -190,6 +191,7 @@ class Store:
         self.mark_updated(job)
 
     def delete_job(self, job: Job) -> None:
+        """Delete a job from the table and from all indexes."""
         self.set_job_status(job, "Failed")  # removes the job from the indexes by status
         del self.jobs[job.id]
         if self.last_job.get(job.service_id) is job:
@@ -203,13 +205,13 @@ class Store:
     def pending_jobs(self, agent_id: str, limit: int) -> list[Job]:
         """Return at most one pending job of each group, sorted by group id, as the real server does.
 
-        A group in which the agent already processes a job has none.
+        A group has none while the agent processes a job of the group.
         """
-        busy = {job.group_id for job in self.processing[agent_id].values()}
+        busy_groups = {job.group_id for job in self.processing[agent_id].values()}
         first_jobs: dict[str, Job] = {}
         for job in self.pending[agent_id].values():
             first = first_jobs.get(job.group_id)
-            if job.group_id not in busy and (first is None or _delivery_rank(job) < _delivery_rank(first)):
+            if job.group_id not in busy_groups and (first is None or _delivery_rank(job) < _delivery_rank(first)):
                 first_jobs[job.group_id] = job
         return [first_jobs[group_id] for group_id in sorted(first_jobs)][:limit]
 

@@ -1,4 +1,4 @@
-"""Checks a value against its declared type and its validators, and checks validators across properties.
+"""Checks a value against its type and its validators, and runs the validators that compare several properties.
 
 A validator returns the text of a problem, or None if the value is valid.
 """
@@ -24,6 +24,7 @@ class Lookups(Protocol):
 
 
 def is_number(value: Any) -> bool:
+    """Return whether the value is a JSON number. In Python, a bool is an int, too."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 

@@ -34,7 +34,7 @@ AGENTS = frozenset({AGENT})
 
 @dataclass(frozen=True, kw_only=True)
 class Scope:
-    """The owners of an object: participants and an agent. A caller needs to be one of them to access the object."""
+    """The owners of an object: participants and an agent. Only the owners and admins may access the object."""
 
     participants: tuple[str | None, ...] = ()
     agent_id: str | None = None

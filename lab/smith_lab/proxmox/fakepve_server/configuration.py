@@ -67,10 +67,10 @@ class ConfigurationChanges(AccessChecks):
                 if is_cdrom(volume, props):
                     self._qm_free(volume)
                 else:
-                    vm.config[self._free_unused_key(vm)] = volume
+                    vm.config[self._next_unused_key(vm)] = volume
 
     @staticmethod
-    def _free_unused_key(vm: FakeVm) -> str:
+    def _next_unused_key(vm: FakeVm) -> str:
         """Return the first key `unusedN` that the configuration does not contain."""
         return next(f"unused{n}" for n in range(256) if f"unused{n}" not in vm.config)
 

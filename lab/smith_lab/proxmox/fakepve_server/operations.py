@@ -106,7 +106,7 @@ class DiskAndNodeOperations(ConfigurationChanges, TimedTasks):
             if v.get("delete"):
                 self._qm_free(volume)
             else:
-                vm.config[self._free_unused_key(vm)] = volume
+                vm.config[self._next_unused_key(vm)] = volume
 
         return await self.task(vm.node, "qmmove", vm.vmid, user, body, vm=vm)
 

@@ -31,7 +31,7 @@ from executor.proxmox.client import ProxmoxReader
 from executor.runs.actions import ansible_home
 from executor.runs.request import PlanSettings
 from executor.runs.runner import Runner
-from executor.runs.warm.compatibility import why_untested
+from executor.runs.warm.compatibility import why_unavailable
 from executor.settings.settings import Settings
 
 if TYPE_CHECKING:
@@ -184,4 +184,4 @@ def critical_jobs(shared: Shared, mode: Mode, reconciler: Reconciler) -> list[Cr
 
 def runs_warm(settings: Settings) -> bool:
     """True when warm runs are wanted and this machine's versions support them."""
-    return settings.smith_warm != "off" and not why_untested()
+    return settings.smith_warm != "off" and not why_unavailable()

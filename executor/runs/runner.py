@@ -37,7 +37,7 @@ from executor.runs.private_folder import (
     write_text,
 )
 from executor.runs.runner_config import PASSED_ON, runner_config
-from executor.runs.warm.compatibility import why_untested
+from executor.runs.warm.compatibility import why_unavailable
 from executor.runs.warm.servers import WarmServers
 
 log = get_logger(__name__)
@@ -84,7 +84,7 @@ class Runner:
 
         Raises SettingsError when warm runs are `required` and not possible with this ansible-core.
         """
-        if required and (reason := why_untested()):
+        if required and (reason := why_unavailable()):
             raise SettingsError(f"SMITH_WARM is on, but {reason}")
         folder = self._run_dir / WARM_FOLDER
         make_private(self._run_dir)

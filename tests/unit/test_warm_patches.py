@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from executor.runs.warm import patches
-from executor.runs.warm.compatibility import read_source, why_untested
+from executor.runs.warm.compatibility import read_source, why_unavailable
 from executor.runs.warm.patches import NAMES, PrivateName
 
 #: Prints each name that the imported module does not have. An instance's attribute is one that `__init__` sets.
@@ -88,11 +88,11 @@ def test_a_missing_name_is_a_reason_against_warm_runs(fields: dict[str, str], mo
     monkeypatch.setattr(patches, "NAMES", (*NAMES, name))
 
     assert not name.is_defined(read_source)
-    assert why_untested() == f"{name.module} has no {name.name} any more, which warm runs need"
+    assert why_unavailable() == f"{name.module} has no {name.name} any more, which warm runs need"
 
 
 def test_a_name_of_another_version_is_not_missed(monkeypatch: pytest.MonkeyPatch) -> None:
     name = PrivateName(module="ansible.utils.vars", name="no_such_name", why="a test", versions=("2.18",))
     monkeypatch.setattr(patches, "NAMES", (*NAMES, name))
 
-    assert why_untested() == ""
+    assert why_unavailable() == ""

@@ -1,7 +1,8 @@
-"""Runs modules of Proxmox in the module server instead of a new process. Loaded inside warm playbook runs only.
+"""Makes a warm run execute modules of community.proxmox in the module server instead of a new process each.
 
-One method of Ansible's local connection is wrapped. A connection plugin of ours could not have the same name, and
-another name would be in every event.
+A warm run is forked by the playbook server, which has already imported Ansible; it loads this module. It wraps a method
+of Ansible's local connection plugin. A connection plugin of our own would need another name, which would appear in
+every event.
 """
 
 from __future__ import annotations
@@ -16,25 +17,26 @@ from typing import Any
 from executor.runs.warm import patches, payloads, protocol
 from executor.runs.warm.protocol import Request
 
-#: Text near the beginning of a module's payload.
+#: Text near the beginning of each payload (Ansible's script around a module).
 WRAPPER = b"_ANSIBALLZ_WRAPPER = True"
 HEAD_BYTES = 2048
+#: Text in the payload of a module of community.proxmox.
 MODULE = f"module_fqn='{payloads.MODULES}".encode()
-#: The end of each command of ansible-core up to 2.20.
+#: The end of each shell command of ansible-core up to 2.20.
 SLEEP_SUFFIX = ["&&", "sleep", "0"]
 _ASSIGNMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=")
-Outcome = tuple[int, bytes, bytes]
+Outcome = tuple[int, bytes, bytes]  # exit code, output, error output
 
 
 def install(socket: str) -> None:
-    """Make this process's local connection try the module server at `socket` first."""
+    """Make Ansible's local connection in this process use the module server at `socket`, if the server accepts."""
     patches.EXEC_COMMAND.replace(_wrapped(patches.EXEC_COMMAND.get(), socket))
 
 
 def _wrapped(original: Callable[..., Outcome], socket: str) -> Callable[..., Outcome]:
     def exec_command(self: Any, cmd: str, in_data: bytes | None = None, sudoable: bool = True) -> Outcome:
         if in_data and WRAPPER in in_data[:HEAD_BYTES] and MODULE in in_data and self.become is None:
-            outcome = _run_warm(socket, cmd, in_data, self.cwd or os.getcwd())
+            outcome = _run_in_server(socket, cmd, in_data, self.cwd or os.getcwd())
             if outcome is not None:
                 return outcome
         return original(self, cmd, in_data=in_data, sudoable=sudoable)
@@ -42,13 +44,13 @@ def _wrapped(original: Callable[..., Outcome], socket: str) -> Callable[..., Out
     return exec_command
 
 
-def _run_warm(socket: str, cmd: str, payload: bytes, cwd: str) -> Outcome | None:
-    """Run a payload as `cmd` would; None if the server did not start it."""
+def _run_in_server(socket: str, cmd: str, payload: bytes, cwd: str) -> Outcome | None:
+    """Run a payload in the module server, as `cmd` would run it. Return None if the server did not start it."""
     parsed = read_command(cmd)
     if parsed is None:
         return None
-    interpreter, assigned = parsed
-    env = dict(os.environb) | {os.fsencode(name): os.fsencode(value) for name, value in assigned.items()}
+    interpreter, variables = parsed
+    env = dict(os.environb) | {os.fsencode(name): os.fsencode(value) for name, value in variables.items()}
     with contextlib.ExitStack() as stack:
         files = [_memory_file(stack, name) for name in ("payload", "output", "error")]
         with open(files[0], "wb", closefd=False) as file:
@@ -56,7 +58,7 @@ def _run_warm(socket: str, cmd: str, payload: bytes, cwd: str) -> Outcome | None
         request = Request(cwd=os.fsencode(cwd), argv=[interpreter], env=env, files=files)
         try:
             connection = stack.enter_context(protocol.connect(socket))
-            if protocol.ask(connection, request):
+            if protocol.send_request(connection, request):
                 return None
         except OSError:
             return None
@@ -65,9 +67,9 @@ def _run_warm(socket: str, cmd: str, payload: bytes, cwd: str) -> Outcome | None
 
 
 def read_command(cmd: str) -> tuple[str, dict[str, str]] | None:
-    """Return interpreter and variables of the shell command of a pipelined module, None for any other command.
+    """Return the interpreter and the variables in the shell command of a pipelined module; None for another command.
 
-    The command is parsed, assembled again and compared, so that a shell cannot interpret it differently.
+    The parsed command is assembled again and compared with the original, so that a shell cannot read it differently.
     """
     try:
         shell, option, line = shlex.split(cmd)
@@ -80,9 +82,9 @@ def read_command(cmd: str) -> tuple[str, dict[str, str]] | None:
         return None
     if not all(_ASSIGNMENT.match(word) for word in assignments):
         return None
-    assigned = dict(word.split("=", 1) for word in assignments)
-    again = [f"{name}={shlex.quote(value)}" for name, value in assigned.items()] + [shlex.quote(interpreter)]
-    return (interpreter, assigned) if " ".join([*again, *end]) == line.strip() else None
+    variables = dict(word.split("=", 1) for word in assignments)
+    assembled = [f"{name}={shlex.quote(value)}" for name, value in variables.items()] + [shlex.quote(interpreter)]
+    return (interpreter, variables) if " ".join([*assembled, *end]) == line.strip() else None
 
 
 def _memory_file(stack: contextlib.ExitStack, name: str) -> int:

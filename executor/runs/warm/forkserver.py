@@ -1,13 +1,14 @@
-"""What both servers share: a loop that accepts and forks, and the guard of each run.
+"""Runs the part that both servers of warm runs share: accept a client, fork a guard for it, supervise its run.
 
-    server ──fork──▶ guard (one a request, child subreaper) ──fork──▶ the run
+    server ──fork──▶ guard (one per request, child subreaper) ──fork──▶ the run
 
-The server imports, listens and forks. It reads no request, so no request can block it, and a run does not need the
-server once its guard was forked. The guard reads the request, refuses what it does not know, and supervises the run as
-`process_tree.guard` does: it ends the whole process tree when the run has ended or its client is gone.
+A server imports Ansible once; each warm run is a fork of it. The server reads no request, so no request can block it,
+and a run does not need the server once its guard is forked. The guard reads the request, refuses one that it does not
+support, and supervises the run as `process_tree.guard` does: it ends the whole process tree when the run has ended or
+its client has closed the connection.
 
-Guard and run show the environment of their request in /proc/<pid>/environ, where a fork would show the server's. So
-the processes of a run are found by its environment, warm or cold.
+A fork shows the server's environment in /proc/<pid>/environ. The guard and the run overwrite it with the environment of
+their request, so that the processes of a warm run are found by their environment, as those of a cold run are.
 """
 
 from __future__ import annotations
@@ -29,28 +30,31 @@ from executor.processes import process_tree
 from executor.runs.warm import protocol
 from executor.runs.warm.protocol import FILES, REFUSED, Refusal, Request
 
+#: What a server writes to its output when it accepts clients.
 READY = b"ready\n"
+#: How a line in a server's log begins that states why a run was refused.
 REFUSED_LINE = "refused: "
-#: Variable that reserves space in a server's environment for what its forks show there.
+#: Variable that reserves space in a server's environment for the variables that its forks show there.
 RESERVED_VARIABLE = "SMITH_WARM_ROOM"
 RESERVED_BYTES = 8192
-#: The variables by which the processes of a run are found. `private_folder` chooses the names; a test compares them.
+#: The variables by which the processes of a run are found, as `private_folder` names them. A test compares the names.
 SHOWN_VARIABLES = (b"SMITH_RUN_IDENT", b"SMITH_CREDENTIALS_FILE")
-#: Time between TERM and KILL for a process tree. Less than the grace period of the agent, which waits for the guard.
+#: Time between TERM and KILL for a process tree. Shorter than the agent's grace period, because the agent waits for the
+#: guard.
 GRACE_S = 2.0
 
-#: Raises Refusal. Runs in the guard.
+#: Checks a request; raises Refusal. Called in the guard.
 Check = Callable[[Request], None]
-#: Executes the run; returns its exit code. Runs in its own process, with the request's files, folder and environment.
+#: Executes the run; returns its exit code. Called in a process with the request's files, folder and environment.
 Work = Callable[[Request], int]
 
 
 def serve(path: str, check: Check, work: Work) -> None:
-    """Listen on `path` until the agent closes our standard input or dies. Current runs continue."""
+    """Accept clients on the socket `path` until the agent closes our standard input or dies. Current runs continue."""
     wakeups = process_tree.Wakeups([signal.SIGCHLD])
     listener = protocol.listen(path)
     gc.collect()
-    gc.freeze()  # forks share these pages until one of them writes to them
+    gc.freeze()  # the forks then share these pages, because no garbage collection writes to them
     os.write(1, READY)
     _discard_output()
     poll = select.poll()
@@ -97,16 +101,16 @@ def _guard_and_exit(
         reason = str(refusal).encode()[:1000]
         with contextlib.suppress(OSError):
             if reason:
-                os.write(2, REFUSED_LINE.encode() + reason + b"\n")  # the agent reads the server's log
+                os.write(2, REFUSED_LINE.encode() + reason + b"\n")  # the agent reads this line in the server's log
             connection.sendall(REFUSED + reason)
-    except OSError:  # the client was gone before the run started
+    except OSError:  # the client has closed the connection before the run was started
         pass
     finally:
         os._exit(code)
 
 
 def _guard(connection: socket.socket, check: Check, work: Work) -> int:
-    """Check the request, run it, and end all its processes. Raises Refusal, OSError: then nothing was started."""
+    """Check the request, run it, and end all processes of the run. If it raises Refusal or OSError, nothing ran."""
     os.setsid()
     process_tree.become_subreaper()
     process_tree.prefer_this_process_for_oom_kill()
@@ -119,24 +123,24 @@ def _guard(connection: socket.socket, check: Check, work: Work) -> int:
     child = os.fork()
     if child == 0:
         _run_and_exit(request, wakeups, work)
-    for fd in (0, 1, 2, *request.files):  # only the run may hold its output open: its reader waits for the end
+    for fd in (0, 1, 2, *request.files):  # the agent reads the output until its last writer, the run, closes it
         with contextlib.suppress(OSError):
             os.close(fd)
     code = process_tree.wait_for_child(child, wakeups, parent_fd=connection.fileno())
     process_tree.end_processes(lambda: process_tree.descendants(os.getpid()), grace_s=GRACE_S)
-    show_environment({})  # a search for processes of the run must not find us after its end
+    show_environment({})  # the run has ended, so a search for its processes must not find this guard
     with contextlib.suppress(OSError):
         protocol.send_code(connection, process_tree.ENDED if code is None else code)
     return 0
 
 
 def show_environment(entries: dict[bytes, bytes]) -> None:
-    """Make /proc/<pid>/environ of this process and its forks show these entries; clear this process's environment.
+    """Make /proc/<pid>/environ of this process and its forks show only these entries. Clear `os.environ`.
 
-    The kernel shows the memory between two addresses, which it publishes in /proc/self/stat. Raises Refusal when the
-    entries need more space, or the kernel hides the addresses.
+    /proc/<pid>/environ shows the memory between two addresses, which /proc/self/stat contains. Raises Refusal when the
+    entries do not fit between them, or the kernel hides the addresses.
     """
-    os.environ.clear()  # no variable may point into that memory; the run gets those of its request
+    os.environ.clear()  # no variable may point into the overwritten memory; `_apply` sets those of the request
     with open("/proc/self/stat", "rb") as file:
         fields = file.read().rpartition(b")")[2].split()
     start, end = int(fields[47]), int(fields[48])  # env_start and env_end, fields 50 and 51 of proc(5)
@@ -155,8 +159,8 @@ def _run_and_exit(request: Request, wakeups: process_tree.Wakeups, work: Work) -
     try:
         _apply(request)
         code = work(request)
-    except BaseException:  # a defect of ours: the run fails, with the traceback in its output
-        import traceback  # noqa: PLC0415  for this case alone
+    except BaseException:  # a defect of this server: the run fails, with the traceback in its output
+        import traceback  # noqa: PLC0415  used only here
 
         traceback.print_exc()
     finally:
@@ -164,9 +168,9 @@ def _run_and_exit(request: Request, wakeups: process_tree.Wakeups, work: Work) -
 
 
 def _apply(request: Request) -> None:
-    """Give this process the request's files, folder and environment, and default signals, like a new one."""
+    """Give this process the request's files, folder and environment, and the default signal handlers of a new one."""
     signal.set_wakeup_fd(-1)
-    for signum in (signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):  # the agent may ignore the last two
+    for signum in (signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):  # the agent may ignore HUP and USR1
         signal.signal(signum, signal.SIG_DFL)
     for target, fd in enumerate(request.files):
         os.dup2(fd, target)
@@ -178,7 +182,7 @@ def _apply(request: Request) -> None:
 
 
 def _exit(code: int) -> NoReturn:
-    """Exit as the interpreter does, but without freeing objects, which would copy the pages that all forks share."""
+    """Exit as the interpreter does, but free no objects, because that would copy pages that all forks share."""
     try:
         atexit._run_exitfuncs()
         for stream in (sys.stdout, sys.stderr):
@@ -189,7 +193,7 @@ def _exit(code: int) -> NoReturn:
 
 
 def exit_code(stop: SystemExit) -> int:
-    """Return the exit code that the interpreter would use for `stop`."""
+    """Return the exit code with which the interpreter would exit after `stop`."""
     if stop.code is None:
         return 0
     if isinstance(stop.code, int):

@@ -1,8 +1,9 @@
-"""The server of warm module runs: `python -P -m executor.runs.warm.module_server SOCKET RUN_FOLDER`.
+"""Runs modules of community.proxmox in forks of this server, which has imported their dependencies already.
 
-It has imported what Proxmox's modules import, and runs a module as Ansible's wrapper does, from the same payload. It
-runs the installed code, after it has compared each file of the payload with it. A payload with anything else is
-refused, as is a module of another collection.
+Command: `python -P -m executor.runs.warm.module_server SOCKET SERVER_FOLDER`. A payload is Ansible's Python script
+around a module, with the module's code as a zip file. The server runs the installed code, after it has compared each
+file of the payload with the installed one. It refuses a payload that contains any other code, and every module of
+another collection.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from executor.runs.warm import forkserver, patches, payloads
 from executor.runs.warm.compatibility import why_unsupported
 from executor.runs.warm.protocol import Refusal, Request
 
+#: Modules that are imported before the fork; one that this ansible-core lacks is skipped.
 IMPORTS = (
     "ansible.module_utils.basic",
     "ansible.module_utils.urls",
@@ -35,26 +37,27 @@ IMPORTS = (
     *("proxmoxer", "proxmoxer.backends.https", "requests", "urllib3", "http.cookiejar", "encodings.idna", "zipfile"),
     *("runpy", "shlex", "syslog", "locale", "traceback", "datetime", "random", "pwd", "grp", "platform", "socket"),
 )
+#: Beginning of the last line of a payload, which calls its main function.
 CALL = b"_ansiballz_main("
 MODULE = re.compile(re.escape(payloads.MODULES) + r"\w+")
-#: Arguments of the wrapper's main function that we support. Another release may have more.
+#: Arguments of a payload's main function that we support. Another release of Ansible may have more.
 ARGUMENTS = {
     *("zip_data", "ansible_module", "module_fqn", "params", "profile", "date_time", "extensions", "rlimit_nofile"),
 }
 
 
 class Modules:
-    """Checks and runs modules; one instance per server."""
+    """Checks and runs modules. A server has one instance."""
 
-    def __init__(self, run_folder: str) -> None:
-        self._store = payloads.store_in(run_folder)
+    def __init__(self, server_folder: str) -> None:
+        self._store = payloads.store_in(server_folder)
         self._arguments: dict[str, Any] = {}
         for name in IMPORTS:
             with contextlib.suppress(ImportError):
                 importlib.import_module(name)
 
     def check(self, request: Request) -> None:
-        """Refuse anything but Ansible's wrapper around a module of Proxmox with the installed code."""
+        """Refuse every request except a payload with the installed code of a module of community.proxmox."""
         if request.argv != [sys.executable]:
             raise Refusal("the module needs another interpreter")
         self._arguments = arguments = read_payload(_read(request.files[0]))
@@ -76,7 +79,7 @@ class Modules:
                 json_params=arguments["params"].encode(),
                 profile=arguments["profile"],
                 module_fqn=arguments["module_fqn"],
-                modlib_path="",  # used by coverage and debuggers only, which we refuse
+                modlib_path="",  # only coverage and debuggers use it, and those payloads are refused
                 extensions={},
             )
         except SystemExit as stop:
@@ -85,7 +88,7 @@ class Modules:
 
 
 def read_payload(payload: bytes) -> dict[str, Any]:
-    """Return the arguments with which the wrapper's last line calls its main function. Raises Refusal."""
+    """Return the arguments with which the last line of a payload calls its main function. Raises Refusal."""
     try:
         call: Any = ast.parse(payload[payload.rindex(CALL) :].decode(), mode="exec").body[0]
         arguments = {item.arg: item.value for item in call.value.keywords}
@@ -102,13 +105,13 @@ def _read(fd: int) -> bytes:
         return file.read()
 
 
-def main(socket: str, run_folder: str) -> None:
+def main(socket: str, server_folder: str) -> None:
     """Import the code, then serve until the agent ends."""
-    from ansible.release import __version__  # noqa: PLC0415  the purpose of this process
+    from ansible.release import __version__  # noqa: PLC0415  only this process imports Ansible, not its importers
 
     if reason := why_unsupported(__version__):
         raise SystemExit(reason)
-    modules = Modules(run_folder)
+    modules = Modules(server_folder)
     forkserver.serve(socket, modules.check, modules.work)
 
 

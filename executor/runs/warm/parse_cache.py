@@ -1,7 +1,8 @@
-"""Parsed YAML and compiled templates, shared between warm runs.
+"""Shares parsed YAML documents and compiled templates between warm runs, so that each is made only once.
 
-Both depend on their text only. The key of a document has the file's name and content, so a changed file is parsed
-again; the key of a template has its text and syntax. No input or result of a run is kept.
+A warm run is forked by a server that has already imported Ansible. A parsed document depends only on the name and the
+text of its file, and they are its key, so a changed file is parsed again. A compiled template depends only on its text
+and the syntax settings of Jinja, and they are its key. No input and no result of a run is stored.
 """
 
 from __future__ import annotations
@@ -23,17 +24,20 @@ from executor.runs.warm import patches
 
 #: Attributes of Jinja's environment that change how a template's text is read.
 SYNTAX = tuple(name.attribute for name in patches.SYNTAX)
-OUR_COLLECTION = ("ansible_collections", "community", "proxmox")
-#: File in the store with the byte code of all runs.
+COLLECTION = ("ansible_collections", "community", "proxmox")
+#: File in the store (`payloads.store_in`) with the byte code of the templates of all runs.
 CODE_FILE = "templates"
-#: A bound against templates whose text differs in each run; ours are a few hundred.
+#: No more templates are stored, in case their text differs in each run. Our playbooks have a few hundred.
 MAX_TEMPLATES = 4000
 
 Key = tuple[Any, ...]
 
 
 class ParsedDocuments:
-    """YAML that was parsed before the fork: our files, documentation of plugins, routing tables of collections."""
+    """YAML documents that the server parses before the fork.
+
+    They are our playbooks and roles, the documentation of plugins and the routing tables of collections.
+    """
 
     def __init__(self) -> None:
         self._tags_of = patches.TAGS.get()
@@ -41,11 +45,11 @@ class ParsedDocuments:
         self._known: dict[Key, Any] = {}
 
     def load(self, files: Iterable[Path]) -> None:
-        """Parse the documents of a run, with the same calls as a run."""
+        """Parse the documents that a run reads, with the same calls as a run."""
         loader = patches.DATA_LOADER.get()
         patches.YAML_LOAD.replace(self._parse_and_keep)
         for file in files:
-            with contextlib.suppress(Exception):  # a run reports the error
+            with contextlib.suppress(Exception):  # the run that reads this file reports the error
                 loader().load_from_file(str(file), cache="none", unsafe=True, trusted_as_template=True)
         for parse in (self._load_documentation, self._load_routing):
             with contextlib.suppress(Exception):
@@ -53,12 +57,12 @@ class ParsedDocuments:
         patches.YAML_LOAD.replace(self._parse)
 
     def install(self) -> None:
-        """Return the parsed documents in this process. Each is returned once, because its caller may change it."""
+        """Make Ansible in this process use the parsed documents, each only once, because Ansible may change it."""
         patches.YAML_LOAD.replace(self._take_parsed)
         load = patches.LOAD_FROM_FILE.get()
 
         def load_own(loader: Any, file_name: str, cache: str = "all", unsafe: bool = False, **options: Any) -> Any:
-            """Return the parsed document itself, not a copy, to a caller that wants a copy of its own."""
+            """Return the parsed document without a copy of it: nothing else in this process uses it."""
             if unsafe or cache != "all" or loader.path_dwim(file_name) in loader._FILE_CACHE:
                 return load(loader, file_name, cache=cache, unsafe=unsafe, **options)
             return load(loader, file_name, cache="none", unsafe=True, **options)
@@ -81,11 +85,11 @@ class ParsedDocuments:
                 add_fragments(parsed, path, fragment_loader=fragment_loader)
 
     def _load_routing(self) -> None:
-        import ansible  # noqa: PLC0415  loaded for the server
+        import ansible  # noqa: PLC0415  the server has imported it already
 
-        found = [Path(ansible.__path__[0], "config", "ansible_builtin_runtime.yml")]
-        found += [Path(root, *OUR_COLLECTION, "meta", "runtime.yml") for root in sys.path]
-        for file in found:
+        files = [Path(ansible.__path__[0], "config", "ansible_builtin_runtime.yml")]
+        files += [Path(root, *COLLECTION, "meta", "runtime.yml") for root in sys.path]
+        for file in files:
             if file.is_file():
                 patches.ROUTING_TO_DICT.get()(file.read_bytes(), None)
 
@@ -104,14 +108,15 @@ class ParsedDocuments:
 
 
 def _callbacks(package: str) -> list[str]:
-    """Return the files of all callbacks, whose documentation Ansible reads. They are not imported."""
+    """Return the files of a package's callback plugins, whose documentation Ansible reads. They are not imported."""
     top, *inner = package.split(".")
     spec = importlib.util.find_spec(top)
-    places = (spec.submodule_search_locations or []) if spec else []
-    return [str(path) for place in places for path in Path(place, *inner).glob("*.py")]
+    roots = (spec.submodule_search_locations or []) if spec else []
+    return [str(path) for root in roots for path in Path(root, *inner).glob("*.py")]
 
 
 def _documentation_in(path: str) -> str:
+    """Return the value of DOCUMENTATION in a plugin's file, without an import."""
     for node in ast.parse(Path(path).read_bytes()).body:
         if (
             isinstance(node, ast.Assign)
@@ -123,17 +128,17 @@ def _documentation_in(path: str) -> str:
 
 
 class CompiledTemplates:
-    """Byte code of templates by their text, from earlier runs and for later ones."""
+    """The byte code of templates: loaded from the store for this run, and saved for later runs."""
 
     def __init__(self, store: Path) -> None:
         self._file = store / CODE_FILE
         self._known = _read(self._file)
-        self._used: dict[Key, CodeType] = {}
+        self._loaded: dict[Key, CodeType] = {}
         self._new: dict[Key, bytes] = {}
-        self._expression: Key | None = None
+        self._expression_key: Key | None = None  #: the key of the expression that Jinja is compiling
 
     def install(self) -> None:
-        """Use it for all templates of this process and its forks. What a fork compiles is not saved."""
+        """Make Jinja in this process and its forks use the stored byte code. What a fork compiles is not saved."""
         if patches.ENVIRONMENT.get()(ansible_basedir=None)._debuggable_template_source:
             return
         current_context, expression_class = patches.CURRENT_CONTEXT.get(), patches.TEMPLATE_EXPRESSION.get()
@@ -145,27 +150,27 @@ class CompiledTemplates:
             return (kind, type(env).__qualname__, str(source), escapes, *(getattr(env, name) for name in SYNTAX))
 
         def compile_by_text(env: Any, source: Any, *args: Any, **kwargs: Any) -> Any:
-            key = self._expression
+            key = self._expression_key
             if isinstance(source, str) and not args and not kwargs:
                 key = key_of(env, "template", source)
-            self._expression = None
+            self._expression_key = None
             if key is None:
                 return compile_(env, source, *args, **kwargs)
-            if key not in self._used and key not in self._known:
-                self._used[key] = compile_(env, source)
-                self._new[key] = marshal.dumps(self._used[key])
+            if key not in self._loaded and key not in self._known:
+                self._loaded[key] = compile_(env, source)
+                self._new[key] = marshal.dumps(self._loaded[key])
             return self._code(key)
 
         def compile_expression_by_text(env: Any, source: str, undefined_to_none: bool = True) -> Any:
             key = key_of(env, "expression", source)
-            if key in self._used or key in self._known:
+            if key in self._loaded or key in self._known:
                 template = env.template_class.from_code(env, self._code(key), env.make_globals(None), None)
                 return expression_class(template, undefined_to_none)
-            self._expression = key
+            self._expression_key = key
             try:
                 return compile_expression(env, source, undefined_to_none)
             finally:
-                self._expression = None
+                self._expression_key = None
 
         patches.COMPILE.replace(compile_by_text)
         patches.COMPILE_EXPRESSION.replace(compile_expression_by_text)
@@ -174,20 +179,20 @@ class CompiledTemplates:
         """Add the templates that this run has compiled to the store."""
         if not self._new:
             return
-        known = _read(self._file)  # other runs may have saved theirs since
+        known = _read(self._file)  # again, because other runs may have saved their templates since
         if self._new.keys() - known.keys() and len(known | self._new) <= MAX_TEMPLATES:
             _write(self._file, known | self._new)
 
     def _code(self, key: Key) -> CodeType:
-        """Return the code of a known template. Loaded on demand: a run uses a few dozen of hundreds."""
-        if key not in self._used:
-            self._used[key] = marshal.loads(self._known[key])  # noqa: S302  our own file in a private folder
-        return self._used[key]
+        """Return the byte code of a known template, loaded on demand: a run uses only a few dozen templates."""
+        if key not in self._loaded:
+            self._loaded[key] = marshal.loads(self._known[key])  # noqa: S302  our own file in a private folder
+        return self._loaded[key]
 
 
 def list_folders_once() -> None:
-    """Make Ansible list each folder of plugins once in a run, not for each plugin that it looks up."""
-    import glob  # noqa: PLC0415  for this function alone
+    """Make Ansible list each folder of plugins once in a run, instead of once for each plugin that it looks up."""
+    import glob  # noqa: PLC0415  used only here
 
     names_in = cache(os.listdir)
 
@@ -203,14 +208,14 @@ def list_folders_once() -> None:
 
 def _read(file: Path) -> dict[Key, bytes]:
     try:
-        found: dict[Key, bytes] = marshal.loads(file.read_bytes())  # noqa: S302  our own file in a private folder
+        code: dict[Key, bytes] = marshal.loads(file.read_bytes())  # noqa: S302  our own file in a private folder
     except (OSError, ValueError, EOFError, TypeError):
         return {}
-    return found
+    return code
 
 
 def _write(file: Path, code: dict[Key, bytes]) -> None:
-    """Replace the file atomically. If the disk is full, the next run compiles again."""
+    """Replace the file atomically. If the disk is full, it is not replaced, and the next run compiles again."""
     partial = file.with_name(f"{file.name}.{os.getpid()}")
     with contextlib.suppress(OSError, ValueError):
         partial.write_bytes(marshal.dumps(code))

@@ -1,7 +1,8 @@
-"""Every private name of Ansible, Jinja, PyYAML and ansible-runner that warm runs replace or use, in one table.
+"""Lists every private name of Ansible, Jinja, PyYAML and ansible-runner that warm runs replace or use.
 
-None of these names is a promise of its project. So warm runs are refused on an ansible-core that was not tested with
-them, and on one in which a name of the table is missing: runs are cold then.
+A warm run is forked by a server that has already imported Ansible; a cold run is a new ansible-playbook process. The
+projects may change private names in any release. So runs are cold if the installed ansible-core was not tested with
+warm runs, or lacks a name of this table.
 """
 
 from __future__ import annotations
@@ -13,21 +14,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-#: Releases of ansible-core, by their first two numbers, with which warm runs were compared event by event
-#: (tests/integration/test_warm.py). Its internals change between them; on others runs are cold.
+#: Series of ansible-core (the first two numbers of a release) with which the events of warm and cold runs were compared
+#: (tests/integration/test_warm.py). With other series runs are cold.
 TESTED = ("2.19", "2.21")
 
 
 @dataclass(frozen=True, kw_only=True)
 class PrivateName:
-    """A name that warm runs need, as a dotted path inside a module."""
+    """A private name that warm runs need: a dotted path inside a module."""
 
     module: str
     name: str
     why: str
-    is_replaced: bool = False  #: warm runs put a value of their own there
-    source: str = ""  #: `file:name` of the definition, when that is elsewhere
-    versions: tuple[str, ...] = TESTED  #: of ansible-core, in which the name exists
+    is_replaced: bool = False  #: True if warm runs replace its value
+    source: str = ""  #: `file:name` of the definition, if it is not in `module`
+    versions: tuple[str, ...] = TESTED  #: the series of ansible-core in which the name exists
 
     @property
     def attribute(self) -> str:
@@ -35,15 +36,15 @@ class PrivateName:
         return self.name.rpartition(".")[2]
 
     def get(self) -> Any:
-        """Return the value; imports the module."""
+        """Import the module and return the value."""
         return getattr(self._owner(), self.attribute)
 
     def replace(self, value: Any) -> None:
-        """Put another value in place of the name's."""
+        """Replace the value."""
         setattr(self._owner(), self.attribute, value)
 
     def is_defined(self, read: Callable[[str], str]) -> bool:
-        """True when the source that `read` returns defines the name. No import: that of Ansible takes a second."""
+        """True when the source text that `read` returns defines the name. Importing Ansible would take a second."""
         file, _, defined = self.source.partition(":")
         module = self.module.replace(".", "/")
         text = read(file) if file else read(f"{module}.py") or read(f"{module}/__init__.py")
@@ -79,21 +80,27 @@ def _replaced(module: str, name: str, why: str, *, source: str = "") -> PrivateN
 # --- connection.py, module_server.py, payloads.py: modules ------------------------------------------------------------
 
 _LOCAL = "ansible.plugins.connection.local"
-EXEC_COMMAND = _replaced(_LOCAL, "Connection.exec_command", "gives modules of Proxmox to the module server")
-CONNECTION_CWD = _used(_LOCAL, "Connection.cwd", "the folder in which a module runs")
-CONNECTION_BECOME = _used("ansible.plugins.connection", "ConnectionBase.become", "a module as another user runs cold")
+EXEC_COMMAND = _replaced(
+    _LOCAL, "Connection.exec_command", "makes the module server run the modules of community.proxmox"
+)
+CONNECTION_CWD = _used(_LOCAL, "Connection.cwd", "the working directory of a module")
+CONNECTION_BECOME = _used(
+    "ansible.plugins.connection",
+    "ConnectionBase.become",
+    "a module that runs as another user is not run by the module server",
+)
 RUN_MODULE = _used("ansible.module_utils._internal._ansiballz._loader", "run_module", "runs a module from its payload")
-ZIP_DATA = _used("ansible.executor.module_common", "_CachedModule.zip_data", "the content of a stored payload")
+ZIP_DATA = _used("ansible.executor.module_common", "_CachedModule.zip_data", "the zip file in a stored payload")
 
 # --- parse_cache.py: parsed YAML --------------------------------------------------------------------------------------
 
 _TAGS = "ansible._internal._datatag._tags"
 _DATALOADER = "ansible.parsing.dataloader"
-YAML_LOAD = _replaced("yaml", "load", "returns what was parsed before the fork")
+YAML_LOAD = _replaced("yaml", "load", "returns a document that was parsed before the fork")
 DATA_LOADER = _used(_DATALOADER, "DataLoader", "parses our files as a run does")
-LOAD_FROM_FILE = _replaced(_DATALOADER, "DataLoader.load_from_file", "returns a document without a second copy of it")
-FILE_CACHE = _used(_DATALOADER, "DataLoader._FILE_CACHE", "a document that a run has read already")
-PATH_DWIM = _used(_DATALOADER, "DataLoader.path_dwim", "the key in that cache")
+LOAD_FROM_FILE = _replaced(_DATALOADER, "DataLoader.load_from_file", "returns a parsed document without a copy of it")
+FILE_CACHE = _used(_DATALOADER, "DataLoader._FILE_CACHE", "the documents that a run has already read")
+PATH_DWIM = _used(_DATALOADER, "DataLoader.path_dwim", "computes a key of _FILE_CACHE")
 TAGS = _used("ansible.module_utils._internal._datatag", "AnsibleTagHelper.tags", "tags belong to a document's identity")
 ORIGIN = _used(_TAGS, "Origin", "a tag of a plugin's documentation")
 TRUSTED_AS_TEMPLATE = _used(_TAGS, "TrustedAsTemplate", "a tag of a plugin's documentation")
@@ -116,12 +123,14 @@ _JINJA = "jinja2.environment"
 COMPILE = _replaced(
     _JINJA_BITS,
     "AnsibleEnvironment.compile",
-    "returns known byte code",
+    "returns stored byte code",
     source="jinja2/environment.py:Environment.compile",
 )
-COMPILE_EXPRESSION = _replaced(_JINJA_BITS, "AnsibleEnvironment.compile_expression", "returns known byte code")
-ENVIRONMENT = _used(_JINJA_BITS, "AnsibleEnvironment", "tells whether templates are debugged")
-DEBUGGABLE = _used(_JINJA_BITS, "AnsibleEnvironment._debuggable_template_source", "if set, nothing is kept")
+COMPILE_EXPRESSION = _replaced(_JINJA_BITS, "AnsibleEnvironment.compile_expression", "returns stored byte code")
+ENVIRONMENT = _used(_JINJA_BITS, "AnsibleEnvironment", "has the attribute _debuggable_template_source")
+DEBUGGABLE = _used(
+    _JINJA_BITS, "AnsibleEnvironment._debuggable_template_source", "if it is set, no byte code is stored"
+)
 COMPILE_CONTEXT = _used(_JINJA_BITS, "_TemplateCompileContext", "a template's context belongs to its identity")
 CURRENT_CONTEXT = _used(
     _JINJA_BITS,
@@ -129,11 +138,13 @@ CURRENT_CONTEXT = _used(
     "a template's context belongs to its identity",
     source="ansible/module_utils/_internal/_ambient_context.py:AmbientContextBase.current",
 )
-ESCAPE_BACKSLASHES = _used(_JINJA_BITS, "_TemplateCompileContext.escape_backslashes", "changes what is compiled")
+ESCAPE_BACKSLASHES = _used(
+    _JINJA_BITS, "_TemplateCompileContext.escape_backslashes", "changes the byte code of a template"
+)
 TEMPLATE_EXPRESSION = _used(_JINJA_BITS, "TemplateExpression", "wraps the byte code of an expression")
-TEMPLATE_CLASS = _used(_JINJA, "Environment.template_class", "the template made from byte code")
+TEMPLATE_CLASS = _used(_JINJA, "Environment.template_class", "the class of a template that is made from byte code")
 FROM_CODE = _used(_JINJA, "Template.from_code", "makes a template from byte code")
-MAKE_GLOBALS = _used(_JINJA, "Environment.make_globals", "the names that such a template sees")
+MAKE_GLOBALS = _used(_JINJA, "Environment.make_globals", "the global names of a template that is made from byte code")
 #: Attributes of Jinja's environment that change how a template's text is read.
 SYNTAX = tuple(
     _used(_JINJA, f"Environment.{name}", "belongs to a template's identity")
@@ -148,12 +159,14 @@ SYNTAX = tuple(
 
 _LOADER = "ansible.plugins.loader"
 LOADER_GLOB = _replaced(_LOADER, "glob", "lists each folder of plugins once in a run")
-PLUGIN_LOADER = _used(_LOADER, "PluginLoader", "the type of the loaders whose folders are renewed")
-LOADER_CONFIG = _used(_LOADER, "PluginLoader.config", "a loader's folders; some are inside the run's folder")
+PLUGIN_LOADER = _used(_LOADER, "PluginLoader", "the type of the loaders whose folders each run computes again")
+LOADER_CONFIG = _used(_LOADER, "PluginLoader.config", "the folders of a loader; some are in the run's private folder")
 LOADER_PACKAGE = _used(_LOADER, "PluginLoader.package", "the package of a loader's plugins")
 FILTER_LOADER = _used(_LOADER, "filter_loader", "imports Ansible's filters before the fork")
 TEST_LOADER = _used(_LOADER, "test_loader", "imports Ansible's tests before the fork")
-LOAD_MODULE_SOURCE = _replaced(_LOADER, "PluginLoader._load_module_source", "a provider's plugin replaces Ansible's")
+LOAD_MODULE_SOURCE = _replaced(
+    _LOADER, "PluginLoader._load_module_source", "makes a provider's plugin take precedence over Ansible's"
+)
 
 # --- playbook_server.py: what Ansible computes at its import ----------------------------------------------------------
 
@@ -162,10 +175,10 @@ CONFIG = _used("ansible.constants", "config", "the source of all constants")
 CONFIG_FILE = _used(
     "ansible.constants",
     "CONFIG_FILE",
-    "a server is replaced when it changes",
+    "a server refuses runs after it has changed",
     source="ansible/config/manager.py:ConfigManager._config_file",
 )
-DEFINITIONS = _used(_MANAGER, "ConfigManager.get_configuration_definitions", "which constants there are")
+DEFINITIONS = _used(_MANAGER, "ConfigManager.get_configuration_definitions", "lists the constants")
 CONFIG_VALUE = _used(_MANAGER, "ConfigManager.get_config_value", "computes a constant for the run's folder")
 LOCAL_TMP = _used(
     "ansible.constants",
@@ -173,8 +186,8 @@ LOCAL_TMP = _used(
     "the folder of a run's payloads",
     source="ansible/config/base.yml:DEFAULT_LOCAL_TMP",
 )
-RANDOM_INT = _replaced("ansible.utils.vars", "random_int", "each run has ids of its own")
-CUR_ID = _replaced("ansible.utils.vars", "cur_id", "each run has ids of its own")
+RANDOM_INT = _replaced("ansible.utils.vars", "random_int", "gives each run different ids")
+CUR_ID = _replaced("ansible.utils.vars", "cur_id", "gives each run different ids")
 CLEANUP_TMP_FILE = _used(
     "ansible.utils.path", "cleanup_tmp_file", "a run must not remove the server's temporary folder"
 )
@@ -185,29 +198,33 @@ PLAYBOOK_MAIN = _used("ansible.cli.playbook", "main", "the third step of ansible
 # --- tasks.py: Ansible tasks without a fork ---------------------------------------------------------------------------
 
 _WORKER = "ansible.executor.process.worker"
-STRATEGY_WORKER = _replaced("ansible.plugins.strategy", "WorkerProcess", "runs a task in the run's own process")
+STRATEGY_WORKER = _replaced(
+    "ansible.plugins.strategy", "WorkerProcess", "runs an Ansible task in the run's own process"
+)
 POLL_INTERVAL = _replaced(
     "ansible.constants",
     "DEFAULT_INTERNAL_POLL_INTERVAL",
-    "a task's result is there when the task ends",
+    "shortens the wait for the result of an Ansible task",
     source="ansible/config/base.yml:DEFAULT_INTERNAL_POLL_INTERVAL",
 )
 WORKER = _used(_WORKER, "WorkerProcess", "the class that our worker extends")
-WORKER_START = _used(_WORKER, "WorkerProcess.start", "forks, for a play of several hosts")
-WORKER_RUN = _used(_WORKER, "WorkerProcess.run", "runs the task")
-WORKER_DETACH = _replaced(_WORKER, "WorkerProcess._detach", "the output stays the run's")
-WORKER_HARD_EXIT = _replaced(_WORKER, "WorkerProcess._hard_exit", "a task that crashes must not end the run's process")
-WORKER_TASK = _used(_WORKER, "WorkerProcess._task", "copied for the task")
-WORKER_HOST = _used(_WORKER, "WorkerProcess._host", "copied for the task")
-WORKER_TASK_VARS = _used(_WORKER, "WorkerProcess._task_vars", "copied for the task")
+WORKER_START = _used(_WORKER, "WorkerProcess.start", "forks, which only a play of several hosts needs")
+WORKER_RUN = _used(_WORKER, "WorkerProcess.run", "runs the Ansible task")
+WORKER_DETACH = _replaced(_WORKER, "WorkerProcess._detach", "keeps the output of the run")
+WORKER_HARD_EXIT = _replaced(
+    _WORKER, "WorkerProcess._hard_exit", "an Ansible task that crashes must not end the run's process"
+)
+WORKER_TASK = _used(_WORKER, "WorkerProcess._task", "copied for each Ansible task")
+WORKER_HOST = _used(_WORKER, "WorkerProcess._host", "copied for each Ansible task")
+WORKER_TASK_VARS = _used(_WORKER, "WorkerProcess._task_vars", "copied for each Ansible task")
 WORKER_DISPLAY = _replaced(_WORKER, "display", "displays without the queue of a fork")
-WORKER_SIGNAL = _replaced(_WORKER, "signal", "leaves the run's signal handlers as they are")
-WORKER_SYS = _replaced(_WORKER, "sys", "leaves the run's output as it is")
+WORKER_SIGNAL = _replaced(_WORKER, "signal", "keeps the signal handlers of the run")
+WORKER_SYS = _replaced(_WORKER, "sys", "keeps the output of the run")
 SET_QUEUE = _used("ansible.utils.display", "Display.set_queue", "only a fork needs it")
-TASK_COPY = _used("ansible.playbook.task", "Task.copy", "a task cannot change the play")
-TASK_PARENT = _used("ansible.playbook.task", "Task._parent", "the copy keeps its place in the play")
+TASK_COPY = _used("ansible.playbook.task", "Task.copy", "copies an Ansible task, so that it cannot change the play")
+TASK_PARENT = _used("ansible.playbook.task", "Task._parent", "gives the copy its parent in the play")
 
-#: The table.
+#: All names above.
 NAMES: tuple[PrivateName, ...] = (
     *(value for value in vars().copy().values() if isinstance(value, PrivateName)),
     *SYNTAX,

@@ -1,8 +1,9 @@
-"""Payloads of Proxmox's modules, shared between warm runs. A payload is a zip file of a module and its imports.
+"""Shares the payloads of community.proxmox's modules between warm runs, so that each is made only once.
 
-Ansible makes a module's payload again in each run (0.2 s of CPU), and keeps it in the run's temporary folder for later
-Ansible tasks. A run saves its payloads in the store if they contain installed files only, and the next run links those
-whose files have not changed since.
+A warm run is forked by a server that has already imported Ansible. A payload is a zip file of a module and the files
+that it imports. Ansible makes a module's payload in each run (0.2 s of CPU) and keeps it in the run's temporary folder
+for later Ansible tasks. At its end a warm run saves its payloads in a folder, the store, if they contain only installed
+files. At its start a warm run links the saved payloads whose files have not changed since.
 """
 
 from __future__ import annotations
@@ -20,26 +21,27 @@ from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
-#: Modules that only call an API and start no process.
+#: Prefix of the modules that may run in the module server: they only call an API and start no process.
 MODULES = "ansible_collections.community.proxmox.plugins.modules."
-#: Files that Ansible generates for a payload; they differ from the installed ones.
+#: Files that Ansible generates for each payload, so that they differ from the installed files.
 GENERATED = ("ansible/__init__.py", "ansible/module_utils/__init__.py")
-#: Ansible's folder of payloads in its local temporary folder; file names are `<module>-<compression>-<extensions>`.
+#: Folder in which Ansible keeps payloads, in its local temporary folder. A file is called
+#: `<module>-<compression>-<extensions>`.
 CACHE = "ansiballz_cache"
 PAYLOAD_SUFFIX = "-ZIP_DEFLATED-none"
 SOURCES_SUFFIX = ".sources"
 
-FileStamp = list[int]
+FileStamp = list[int]  # inode, size, time of the last change
 
 
-def store_in(run_folder: str) -> Path:
-    """Return the folder that runs share: payloads and byte code, made from installed files only."""
-    return Path(run_folder, "payloads")
+def store_in(server_folder: str) -> Path:
+    """Return the store: the folder with the payloads and the byte code that warm runs share."""
+    return Path(server_folder, "payloads")
 
 
 def find_sources(zip_data: bytes | str) -> list[Path] | None:
-    """Return the installed files that a payload consists of, None if it contains anything else."""
-    found = []
+    """Return the installed files that a payload consists of; None if it contains any other file."""
+    sources = []
     with zipfile.ZipFile(io.BytesIO(base64.b64decode(zip_data))) as payload:
         for name in payload.namelist():
             content = payload.read(name)
@@ -48,8 +50,8 @@ def find_sources(zip_data: bytes | str) -> list[Path] | None:
             source = _installed(name)
             if source is None or source.read_bytes() != content:
                 return None
-            found.append(source)
-    return found
+            sources.append(source)
+    return sources
 
 
 def is_of_known_sources(store: Path, module: str, zip_data: bytes | str) -> bool:
@@ -62,7 +64,7 @@ def is_of_known_sources(store: Path, module: str, zip_data: bytes | str) -> bool
 
 
 def link_saved(store: Path, local_tmp: Path) -> None:
-    """Link the payloads of earlier runs into a run's temporary folder, if their files have not changed."""
+    """Link the saved payloads whose files have not changed into a run's temporary folder."""
     cache_folder = local_tmp / CACHE
     cache_folder.mkdir(mode=0o700)
     for sources in store.glob(f"*{SOURCES_SUFFIX}"):
@@ -72,7 +74,7 @@ def link_saved(store: Path, local_tmp: Path) -> None:
 
 
 def save(store: Path, local_tmp: Path) -> None:
-    """Save the payloads that this run has made."""
+    """Save the payloads that this run has made. A payload that was linked from the store has a second link."""
     for payload in (local_tmp / CACHE).glob(f"{MODULES}*{PAYLOAD_SUFFIX}"):
         with contextlib.suppress(OSError, ValueError):
             if payload.stat().st_nlink == 1:
@@ -80,7 +82,7 @@ def save(store: Path, local_tmp: Path) -> None:
 
 
 def _save(store: Path, payload: Path) -> None:
-    """Save a payload, and then the list of its sources: a payload without the list is ignored."""
+    """Save a payload, and after it the list of its sources. A payload without the list is ignored."""
     zip_data = pickle.loads(payload.read_bytes()).zip_data  # noqa: S301  written by this process
     sources = find_sources(zip_data)
     if sources is None:
@@ -100,9 +102,9 @@ def _digest(zip_data: bytes | str) -> str:
 
 
 def stamp_of(file: Path | str) -> FileStamp:
-    """Return what identifies the current content of a file."""
-    facts = os.stat(file)
-    return [facts.st_ino, facts.st_size, facts.st_mtime_ns]
+    """Return numbers that differ after each change of a file."""
+    status = os.stat(file)
+    return [status.st_ino, status.st_size, status.st_mtime_ns]
 
 
 def _are_unchanged(stamps: dict[str, FileStamp]) -> bool:
@@ -115,5 +117,6 @@ def _installed(name: str) -> Path | None:
 
 @cache
 def _roots() -> Iterable[Path]:
+    """Return the folders of the import path that contain Ansible or collections."""
     roots = [Path(entry) for entry in sys.path if entry]
     return [root for root in roots if (root / "ansible_collections").is_dir() or (root / "ansible").is_dir()]

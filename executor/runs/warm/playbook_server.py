@@ -1,9 +1,10 @@
-"""The server of warm playbook runs: `python -P -m executor.runs.warm.playbook_server SOCKET RUN_FOLDER`.
+"""Runs playbooks in forks of this server, which has already imported Ansible (warm runs).
 
-It has imported `ansible-playbook` and nothing else: it reads no inventory, playbook or plugin path before the fork, so
-one run cannot affect the next. What Ansible computes at its import is computed again in each run: constants with the
-run's folders, ids, temporary folders, cleanups. In the server's environment `RUN_FOLDER` takes the place of a run's
-folder; a run whose environment differs in anything else is refused.
+Command: `python -P -m executor.runs.warm.playbook_server SOCKET SERVER_FOLDER`. The server imports and parses only
+files that are the same for all runs, and runs nothing before the fork, so one run cannot affect the next. What Ansible
+computes at its import is computed again in each run: constants with the run's folders, ids, temporary folders,
+cleanups. The server's environment is that of a run whose private folder is SERVER_FOLDER. A run whose environment
+differs in anything but its private folder and PER_RUN_VARIABLES is refused.
 """
 
 from __future__ import annotations
@@ -30,14 +31,14 @@ from executor.runs.warm.protocol import Refusal, Request
 #: Variables that differ in each run and are not compared: its ident, the folder of its events, its temporary folder.
 PER_RUN_VARIABLES = (b"SMITH_RUN_IDENT", b"AWX_ISOLATED_DATA_DIR", b"TMPDIR")
 CREDENTIALS = b"SMITH_CREDENTIALS_FILE"
-#: Types of constants that name a folder which Ansible makes when the value is read.
+#: Types of constants whose value is a temporary folder. Ansible makes the folder when it computes the value.
 TEMPORARY_FOLDER_TYPES = ("tmp", "temppath", "tmppath")
-#: Packages of Ansible of which each run imports most modules.
+#: Packages of Ansible whose modules are imported before the fork, because each run imports most of them.
 PACKAGES = tuple(f"ansible.plugins.{kind}" for kind in ("become", "connection", "shell", "vars"))
-#: Files of ours that runs read, below the working directory.
+#: Our files that runs read, relative to the working directory.
 OUR_FILES = ("playbooks/*.yml", "roles/*/*/*.yml", "inventory/**/*.yml")
-#: Modules that each run of ours imports. One that this ansible-core lacks is skipped. Without ansible-runner's display
-#: callback, which changes Ansible's display at its import, and is imported again under another name.
+#: Modules that runs of our playbooks import; one that this ansible-core lacks is skipped. ansible-runner's display
+#: callback is not in the list, because it changes Ansible's display when it is imported.
 IMPORTS = (
     *(f"ansible.plugins.action.{name}" for name in ("assert", "debug", "fail", "normal", "set_fact", "set_stats")),
     *("ansible.plugins.action.validate_argument_spec", "ansible.plugins.strategy.linear"),
@@ -62,81 +63,85 @@ IMPORTS = (
 
 
 class Playbooks:
-    """Checks and runs playbooks; one instance per server."""
+    """Checks and runs playbooks. A server has one instance."""
 
-    def __init__(self, run_folder: str) -> None:
-        self._folder = os.fsencode(run_folder)
-        self._store = payloads.store_in(run_folder)
+    def __init__(self, server_folder: str) -> None:
+        self._folder = os.fsencode(server_folder)
+        self._store = payloads.store_in(server_folder)
         self._store.mkdir(mode=0o700, exist_ok=True)
         self._env = self._comparable(dict(os.environb), self._folder)
         _import_what_runs_need()
         self._config = patches.CONFIG.get()
         self._constants = vars(sys.modules[patches.CONFIG.module])
         definitions = self._config.get_configuration_definitions()
-        self._varying = {name: facts.get("type", "") for name, facts in definitions.items() if self._varies(name)}
-        fixed = [patches.CONFIG_FILE.get(), sys.modules["ansible.release"].__file__]
-        self._files = {str(file): payloads.stamp_of(file) for file in fixed if file}
+        self._varying_constants = {
+            name: definition.get("type", "") for name, definition in definitions.items() if self._varies(name)
+        }
+        unchanged_files = [patches.CONFIG_FILE.get(), sys.modules["ansible.release"].__file__]
+        self._stamps = {str(file): payloads.stamp_of(file) for file in unchanged_files if file}
         self._documents = parse_cache.ParsedDocuments()
         self._documents.load(file for pattern in OUR_FILES for file in sorted(Path.cwd().glob(pattern)))
         self._plugins = {name: module for name, module in sys.modules.items() if name.startswith("ansible.plugins.")}
 
     def check(self, request: Request) -> None:
-        """Refuse a run that `ansible-playbook` would run differently."""
-        wanted = self._comparable(request.env, os.path.dirname(request.env.get(CREDENTIALS, b"")))
-        if different := sorted(name for name, _ in wanted.items() ^ self._env.items()):
+        """Refuse a run for which a new `ansible-playbook` process would behave differently."""
+        requested = self._comparable(request.env, os.path.dirname(request.env.get(CREDENTIALS, b"")))
+        if different := sorted(name for name, _ in requested.items() ^ self._env.items()):
             raise Refusal(f"the environment differs from the server's in {os.fsdecode(different[0])}")
-        if any(payloads.stamp_of(file) != stamp for file, stamp in self._files.items()):
+        if any(payloads.stamp_of(file) != stamp for file, stamp in self._stamps.items()):
             raise Refusal("ansible.cfg or ansible-core has changed since the server started")
 
     def work(self, request: Request) -> int:
         """Run the playbook as `ansible-playbook` does; return its exit code."""
-        modules, *sys.argv = request.argv
+        module_socket, *sys.argv = request.argv
         _reset_after_fork()
         self._recompute(os.fsdecode(os.path.dirname(request.env[CREDENTIALS])))
-        from executor.runs.warm import connection  # noqa: PLC0415  loaded before the fork
+        from executor.runs.warm import connection  # noqa: PLC0415  imported before the fork
 
-        connection.install(modules)
-        if not self._is_ours(request):
-            return _play()
+        connection.install(module_socket)
+        if not self._is_our_playbook(request):
+            return _run_playbook()
         local_tmp = Path(patches.LOCAL_TMP.get())
         payloads.link_saved(self._store, local_tmp)
         templates = parse_cache.CompiledTemplates(self._store)
-        for shared in (self._documents, templates):
-            shared.install()
+        for cache in (self._documents, templates):
+            cache.install()
         parse_cache.list_folders_once()
         tasks.install()
-        code = _play()
+        code = _run_playbook()
         payloads.save(self._store, local_tmp)
         templates.save()
         return code
 
-    def _is_ours(self, request: Request) -> bool:
-        """True for a playbook of ours, which has no module code beside it."""
+    def _is_our_playbook(self, request: Request) -> bool:
+        """True for a playbook that we ship. A provider's playbook may have modules and plugins beside it."""
         return os.path.dirname(request.argv[-1]) == os.path.join(os.fsdecode(request.cwd), "playbooks")
 
     def _comparable(self, env: dict[bytes, bytes], folder: bytes) -> dict[bytes, bytes]:
-        """Return the environment for comparison, with the server's folder in place of the run's."""
+        """Return the environment without PER_RUN_VARIABLES, with `folder` replaced by the server's folder."""
         ignored = (*PER_RUN_VARIABLES, os.fsencode(forkserver.RESERVED_VARIABLE))
-        here = self._folder
-        return {name: value.replace(folder, here) for name, value in env.items() if name not in ignored and folder}
+        server_folder = self._folder
+        return {
+            name: value.replace(folder, server_folder) for name, value in env.items() if name not in ignored and folder
+        }
 
     def _varies(self, name: str) -> bool:
-        """True for a constant that contains the run's folder."""
+        """True for a constant of Ansible that contains the run's private folder."""
         return os.fsdecode(self._folder) in repr(self._constants[name])
 
     def _recompute(self, folder: str) -> None:
-        """Compute again what Ansible computed at its import."""
-        here = os.fsdecode(self._folder)
-        for name, kind in self._varying.items():
+        """Compute again what Ansible computed at its import, for the run whose private folder is `folder`."""
+        server_folder = os.fsdecode(self._folder)
+        for name, kind in self._varying_constants.items():
             if kind in TEMPORARY_FOLDER_TYPES:
                 value = self._config.get_config_value(name, variables=self._constants)
             else:
-                value = _with_folder(self._constants[name], here, folder)
+                value = _with_folder(self._constants[name], server_folder, folder)
             self._constants[name] = value
-        for found in _loaders():
-            found.config = _with_folder(found.config, here, folder)
-        _prefer_found_plugins(self._plugins)
-        patches.RANDOM_INT.replace(f"{secrets.randbelow(2**32):08x}")  # as its module computes it
+        for loader in _loaders():
+            loader.config = _with_folder(loader.config, server_folder, folder)
+        _prefer_plugin_by_path(self._plugins)
+        patches.RANDOM_INT.replace(f"{secrets.randbelow(2**32):08x}")  # as `ansible.utils.vars` computes it
         patches.CUR_ID.replace(0)
 
 
@@ -144,24 +149,25 @@ def _import_what_runs_need() -> None:
     names = [*IMPORTS]
     for name in PACKAGES:
         package = importlib.import_module(name)
-        names += [f"{name}.{found.name}" for found in pkgutil.iter_modules(package.__path__)]
+        names += [f"{name}.{module.name}" for module in pkgutil.iter_modules(package.__path__)]
     for name in names:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
-    for plugins in (patches.FILTER_LOADER.get(), patches.TEST_LOADER.get()):
-        for found in pkgutil.iter_modules(importlib.import_module(plugins.package).__path__, f"{plugins.package}."):
-            _import_by_file(plugins, found.name)
+    for loader in (patches.FILTER_LOADER.get(), patches.TEST_LOADER.get()):
+        for module in pkgutil.iter_modules(importlib.import_module(loader.package).__path__, f"{loader.package}."):
+            _import_by_file(loader, module.name)
 
 
-def _import_by_file(plugins: Any, name: str) -> None:
-    """Import a file of filters or tests under the name that Ansible gives it: its own and the hash of its path."""
+def _import_by_file(loader: Any, name: str) -> None:
+    """Import a file of filters or tests under the name that Ansible uses: its module name and the hash of its path."""
     spec = importlib.util.find_spec(name)
     if spec is not None and spec.origin:
         by_path = f"{name}_{abs(hash(spec.origin))}"
-        plugins._load_module_source(python_module_name=by_path, path=spec.origin)
+        loader._load_module_source(python_module_name=by_path, path=spec.origin)
 
 
-def _play() -> int:
+def _run_playbook() -> int:
+    """Run the playbook in `sys.argv` with the steps of `ansible-playbook`; return its exit code."""
     try:
         patches.CHECK_BLOCKING_IO.get()()
         patches.INITIALIZE_LOCALE.get()()
@@ -172,51 +178,53 @@ def _play() -> int:
 
 
 def _reset_after_fork() -> None:
-    """Reset what must differ in each process."""
+    """Reset the state that must differ in each process."""
     atexit.unregister(patches.CLEANUP_TMP_FILE.get())  # it would remove the server's temporary folder
     tempfile.tempdir = None
     multiprocessing.current_process().authkey = os.urandom(32)
 
 
-def _with_folder(value: Any, here: str, there: str) -> Any:
-    """Return a path, or a list of paths, with one folder replaced by another."""
+def _with_folder(value: Any, old: str, new: str) -> Any:
+    """Return a path, or a list of paths, with the folder `old` replaced by `new`."""
     if isinstance(value, list):
-        return [_with_folder(part, here, there) for part in value]
-    return value.replace(here, there)
+        return [_with_folder(part, old, new) for part in value]
+    return value.replace(old, new)
 
 
 def _loaders() -> Iterator[Any]:
+    """Return Ansible's plugin loaders."""
     module, kind = sys.modules[patches.PLUGIN_LOADER.module], patches.PLUGIN_LOADER.get()
     return (value for value in vars(module).values() if isinstance(value, kind))
 
 
-def _prefer_found_plugins(known: dict[str, Any]) -> None:
-    """Make a provider's plugin take precedence over Ansible's of the same name, as in a new process.
+def _prefer_plugin_by_path(imported: dict[str, Any]) -> None:
+    """Make a provider's plugin take precedence over a plugin of Ansible with the same name, as in a new process.
 
-    Ansible uses a module that is already imported under a plugin's name, even if it is from another file.
+    If a module with a plugin's name is already imported, Ansible uses it even if it is from another file. `imported`
+    contains the modules of plugins that the server has imported.
     """
     load = patches.LOAD_MODULE_SOURCE.get()
 
     def load_by_file(self: Any, *, python_module_name: str, path: str) -> Any:
-        ours = known.get(python_module_name)
-        is_loaded = ours is not None and sys.modules.get(python_module_name) is ours
-        if is_loaded and getattr(ours, "__file__", "") != str(path):
+        module = imported.get(python_module_name)
+        is_from_server = module is not None and sys.modules.get(python_module_name) is module
+        if is_from_server and getattr(module, "__file__", "") != str(path):
             del sys.modules[python_module_name]
         return load(self, python_module_name=python_module_name, path=path)
 
     patches.LOAD_MODULE_SOURCE.replace(load_by_file)
 
 
-def main(socket: str, run_folder: str) -> None:
+def main(socket: str, server_folder: str) -> None:
     """Import Ansible, then serve until the agent ends."""
-    sys.path.insert(0, sysconfig.get_path("scripts"))  # as for the script ansible-playbook itself
+    sys.path.insert(0, sysconfig.get_path("scripts"))  # as Python does for the script ansible-playbook
     sys.argv = [str(Path(sysconfig.get_path("scripts"), "ansible-playbook"))]
     importlib.import_module("ansible.cli.playbook")
-    from ansible.release import __version__  # noqa: PLC0415  the purpose of this process
+    from ansible.release import __version__  # noqa: PLC0415  only this process imports Ansible, not its importers
 
     if reason := why_unsupported(__version__):
         raise SystemExit(reason)
-    playbooks = Playbooks(run_folder)
+    playbooks = Playbooks(server_folder)
     forkserver.serve(socket, playbooks.check, playbooks.work)
 
 

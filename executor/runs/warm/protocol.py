@@ -1,12 +1,12 @@
-"""The protocol between a warm run's client and a server: one request, accepted or refused, then an exit code.
+"""Implements the protocol between a client and a server of warm runs: request, acceptance or refusal, exit code.
 
-A request is the folder, the command line, the environment and three open files of a run. `client.py` has the client's
-side once more, because importing this module would take longer than the rest of the client.
+A request contains the working directory, the command line, the environment and three open files of a run. `client.py`
+implements the client's side a second time, because importing this module would take longer than all that it does.
 """
 
 from __future__ import annotations
 
-import array  # noqa: F401  recv_fds would import it in every guard
+import array  # noqa: F401  `recv_fds` needs it; imported here, the forked guards have it already
 import os
 import signal
 import socket
@@ -15,12 +15,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 ACCEPTED, REFUSED, ENDED = b"A", b"R", b"E"
-#: The client's message after ACCEPTED. The run starts only then, so a client that has died starts nothing.
+#: The client's message after ACCEPTED. The run starts only after it, so that a client that has died starts no run.
 GO = b"G"
-#: A request has a few kilobytes; a larger one is not from our client.
+#: A larger request is refused. A request of our client has a few kilobytes.
 MAX_REQUEST_BYTES = 4 * 1024 * 1024
 REQUEST_TIMEOUT_S = 10.0
-#: Standard input, output and error.
+#: The number of open files in a request: standard input, output and error.
 FILES = 3
 
 
@@ -30,7 +30,7 @@ class Refusal(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What a server is to run."""
+    """The run that a client requests."""
 
     cwd: bytes
     argv: list[str]
@@ -53,8 +53,8 @@ def connect(path: str) -> socket.socket:
     return connection
 
 
-def ask(connection: socket.socket, request: Request) -> bytes:
-    """Send a request; return b"" if it was accepted and started, else the reason. Raises OSError."""
+def send_request(connection: socket.socket, request: Request) -> bytes:
+    """Send a request. Return b"" if the server has accepted and started it, else the reason. Raises OSError."""
     entries = [name + b"=" + value for name, value in request.env.items()]
     arguments = [os.fsencode(argument) for argument in request.argv]
     body = b"\0".join([request.cwd, b"%d" % len(arguments), *arguments, *entries])
@@ -70,7 +70,7 @@ def ask(connection: socket.socket, request: Request) -> bytes:
 
 
 def receive_code(connection: socket.socket) -> int:
-    """Wait for the end of a run; return its exit code, 137 if its guard was killed."""
+    """Wait for the end of a run and return its exit code; 137 if its guard was killed."""
     answer = b""
     while len(answer) < 5:
         if not (data := connection.recv(5 - len(answer))):
@@ -79,11 +79,11 @@ def receive_code(connection: socket.socket) -> int:
     return int(struct.unpack("!i", answer[1:])[0])
 
 
-def is_answering(path: str, within_s: float) -> bool:
-    """Send an empty request: True if the server accepts the connection and forks, and its guard refuses."""
+def is_answering(path: str, timeout_s: float) -> bool:
+    """Send an empty request. True if the server accepts the connection and forks a guard, which refuses the request."""
     try:
         with connect(path) as connection:
-            connection.settimeout(within_s)
+            connection.settimeout(timeout_s)
             connection.sendall(struct.pack("!I", 0))
             return connection.recv(1) == REFUSED
     except OSError:
@@ -94,13 +94,13 @@ def is_answering(path: str, within_s: float) -> bool:
 
 
 def listen(path: str) -> socket.socket:
-    """Listen on a new socket at `path` that only our user can connect to."""
+    """Listen on a new socket at `path` that only the agent's user and root can connect to."""
     listener = socket.socket(socket.AF_UNIX)
-    before = os.umask(0o177)  # the socket must have this mode from the start
+    previous_umask = os.umask(0o177)  # the socket must have this mode from the start
     try:
         at_path(path, listener.bind)
     finally:
-        os.umask(before)
+        os.umask(previous_umask)
     listener.listen(512)
     return listener
 
@@ -111,26 +111,27 @@ def receive(connection: socket.socket) -> Request:
     _check_peer(connection)
     message, files, _, _ = socket.recv_fds(connection, 65536, FILES)
     if len(message) < 4 or not 0 < (size := struct.unpack("!I", message[:4])[0]) <= MAX_REQUEST_BYTES:
-        raise Refusal("")  # no reason to log: the agent sends an empty request to see whether the server answers
+        raise Refusal("")  # an empty reason is not logged: `is_answering` sends empty requests
     body = message[4:]
     while len(body) < size:
         if not (data := connection.recv(65536)):
             raise Refusal("")
         body += data
-    cwd, count, *rest = body.split(b"\0")
+    cwd, argument_count, *arguments_and_entries = body.split(b"\0")
     if len(files) != FILES:
         raise Refusal("")
-    entries = [entry.partition(b"=") for entry in rest[int(count) :]]
+    count = int(argument_count)
+    entries = [entry.partition(b"=") for entry in arguments_and_entries[count:]]
     return Request(
         cwd=cwd,
-        argv=[os.fsdecode(argument) for argument in rest[: int(count)]],
+        argv=[os.fsdecode(argument) for argument in arguments_and_entries[:count]],
         env={name: value for name, _, value in entries},
         files=files,
     )
 
 
 def send_accepted(connection: socket.socket) -> bool:
-    """Accept a request; True when the client starts the run."""
+    """Accept a request. True when the client answers GO, so that the run is to start."""
     connection.sendall(ACCEPTED)
     if connection.recv(1) != GO:
         return False
@@ -139,12 +140,12 @@ def send_accepted(connection: socket.socket) -> bool:
 
 
 def send_code(connection: socket.socket, code: int) -> None:
-    """Report the end of a run."""
+    """Report the end of a run and its exit code."""
     connection.sendall(ENDED + struct.pack("!i", code))
 
 
 def at_path(path: str, act: Callable[[str], None]) -> None:
-    """Call `act` with a short name of the same path, by a descriptor of its folder."""
+    """Call `act` with a short path of the same file, through a descriptor of its folder."""
     folder, name = os.path.split(path)
     fd = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -154,7 +155,7 @@ def at_path(path: str, act: Callable[[str], None]) -> None:
 
 
 def _check_peer(connection: socket.socket) -> None:
-    """Refuse another user's request. The socket's mode admits only our user and root."""
+    """Refuse a request of another user. Root can connect in spite of the socket's mode, but is refused here."""
     peer = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     if struct.unpack("3i", peer)[1] != os.geteuid():
         raise Refusal("the request is from another user")

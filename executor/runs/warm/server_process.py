@@ -1,4 +1,7 @@
-"""The processes of the two servers of warm runs, as the agent sees them: start, readiness, memory, end."""
+"""Starts and ends the two server processes of warm runs, waits until they are ready, and measures their memory.
+
+A warm run is forked by a server that has already imported Ansible.
+"""
 
 from __future__ import annotations
 
@@ -13,20 +16,21 @@ from typing import IO
 
 from executor.runs.warm import forkserver
 
-#: Imports take a second of CPU; on a busy machine, longer.
+#: How long a server may take to start. Its imports need a second of CPU time.
 START_TIMEOUT_S = 30.0
 END_TIMEOUT_S = 2.0
-#: A pair of servers is recycled after so many runs, or so much growth of a server's memory, as a bound on any leak.
+#: A pair of servers is replaced after this many runs, or when the memory of one has grown by MAX_GROWTH_MIB, so that a
+#: leak has a limited effect.
 MAX_RUNS_PER_SERVER = 2000
 MAX_GROWTH_MIB = 64.0
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 class ServerPair:
-    """A playbook server and a module server that serve together."""
+    """A playbook server and the module server that its runs use."""
 
     def __init__(self, folder: Path, number: int, env: Mapping[str, str], cwd: Path) -> None:
-        """Start both and wait until they are ready. Raises OSError."""
+        """Start both servers and wait until they are ready. Raises OSError if one does not start."""
         self.runs = 0
         self.playbooks = ServerProcess("playbook", folder / f"playbook-{number}", env, cwd)
         self.modules = ServerProcess("module", folder / f"module-{number}", env, cwd)
@@ -39,7 +43,7 @@ class ServerPair:
             raise
 
     def should_recycle(self) -> bool:
-        """True when the pair has served its number of runs, or uses too much memory."""
+        """True when the pair has served MAX_RUNS_PER_SERVER runs, or one server's memory has grown too much."""
         return self.runs >= MAX_RUNS_PER_SERVER or any(server.growth_mib() > MAX_GROWTH_MIB for server in self.servers)
 
     def end(self) -> None:
@@ -49,10 +53,10 @@ class ServerPair:
 
 
 class ServerProcess:
-    """One server. Its standard input is a pipe from the agent: the server ends when the agent closes it or dies."""
+    """One server process. It ends when the agent closes the pipe that is its standard input, or dies."""
 
     def __init__(self, name: str, file: Path, env: Mapping[str, str], cwd: Path) -> None:
-        """Start it; `file` without a suffix is the path of its socket and its log."""
+        """Start the server. Its socket is `file` with the suffix .sock, its log `file` with the suffix .log."""
         self.name = name
         self.socket = file.with_suffix(".sock")
         self.socket.unlink(missing_ok=True)
@@ -72,7 +76,7 @@ class ServerProcess:
             )
 
     def wait_until_ready(self) -> None:
-        """Wait for the server's READY line. Raises OSError with the last line of its log."""
+        """Wait for the server's READY line. If the server ends before, raise OSError with the last line of its log."""
         timer = threading.Timer(START_TIMEOUT_S, self.process.kill)
         timer.start()
         with self._pipe(self.process.stdout) as output:
@@ -85,7 +89,7 @@ class ServerProcess:
         self._mib_at_start = self._mib()
 
     def read_refusal(self) -> str:
-        """Return why the server has refused a run since the last call, or nothing."""
+        """Return why the server has refused a run since the last call; '' if it has refused none."""
         with contextlib.suppress(OSError), self._log.open("rb") as log_file:
             log_file.seek(self._log_position)
             new = log_file.read()

@@ -1,7 +1,9 @@
-"""The agent's side of warm runs: starts the servers, checks them, and makes the warm form of a run's command.
+"""Starts, checks and replaces the servers of warm runs, and makes the command of each run.
 
-When something is wrong with the servers, runs are cold, `warm_unavailable` is logged once per reason, and the servers
-are started again later.
+A warm run is forked by a server that has already imported Ansible; a cold run is a new ansible-playbook process. There
+are two servers: the playbook server runs playbooks, the module server runs the modules of community.proxmox in them.
+When a server does not work, runs are cold, `warm_unavailable` is logged once for each reason, and both servers are
+started again later.
 """
 
 from __future__ import annotations
@@ -16,14 +18,14 @@ from pathlib import Path
 from executor.log import get_logger
 from executor.processes import process_tree
 from executor.runs.warm import protocol
-from executor.runs.warm.compatibility import why_untested
+from executor.runs.warm.compatibility import why_unavailable
 from executor.runs.warm.server_process import START_TIMEOUT_S, ServerPair
 
 log = get_logger(__name__)
 
-#: A run waits at most so long for the first start of the servers; then it is cold.
+#: How long a run waits for the first start of the servers before it is executed cold.
 MAX_WAIT_FOR_START_S = 10.0
-#: How often a server is asked whether it still answers.
+#: How often the servers are checked with an empty request.
 PROBE_INTERVAL_S = 10.0
 PROBE_TIMEOUT_S = 2.0
 #: Wait before servers that ended, or did not start, are started again.
@@ -32,14 +34,15 @@ CLIENT = Path(__file__).with_name("client.py")
 
 
 class WarmServers:
-    """Both servers. `folder` is private; `environment` is that of a run, with `folder` in place of the run's folder."""
+    """The pair of servers that an agent uses for its warm runs."""
 
     def __init__(self, folder: Path, cwd: Path, environment: Callable[[], Mapping[str, str]]) -> None:
+        """Set the servers' private folder, and their environment: that of a run whose private folder is `folder`."""
         self._folder = folder
         self._cwd = cwd
         self._environment = environment
         self._lock = threading.Lock()
-        self._pairs: list[ServerPair] = []  #: the last one serves
+        self._pairs: list[ServerPair] = []  #: new runs use the last pair
         self._starts = 0
         self._probed_at = 0.0
         self._start_after = 0.0
@@ -49,7 +52,7 @@ class WarmServers:
 
     def start(self) -> None:
         """Start both servers in the background."""
-        if reason := why_untested():
+        if reason := why_unavailable():
             self.log_unavailable(reason)
             self._closed = True
             return
@@ -57,7 +60,7 @@ class WarmServers:
             self._begin_start()
 
     def command(self, command: list[str], path: str) -> list[str]:
-        """Return the warm form of a run's command, or its cold form under a guard. `path` is the run's PATH."""
+        """Return the command that executes `command` warm, or else cold under a guard. `path` is the run's PATH."""
         program = shutil.which(command[0], path=path)
         pair = self._pair() if program else None
         if pair is None or program is None:
@@ -71,7 +74,7 @@ class WarmServers:
             return [server.process.pid for pair in self._pairs[-1:] for server in pair.servers]
 
     def close(self) -> None:
-        """End both servers. Current runs continue."""
+        """End all servers. Current runs continue."""
         self._closed = True
         if (thread := self._starting) is not None:
             thread.join(START_TIMEOUT_S)
@@ -81,7 +84,7 @@ class WarmServers:
             pair.end()
 
     def log_unavailable(self, reason: str) -> None:
-        """Log why runs are cold; each reason once."""
+        """Log why runs are cold, each reason once."""
         if reason not in self._logged:
             self._logged.add(reason)
             log.warning("warm_unavailable", reason=reason)
@@ -89,13 +92,13 @@ class WarmServers:
     # --- choosing the servers of a run ------------------------------------------------------------------------------
 
     def _pair(self) -> ServerPair | None:
-        """Return the servers for a run, after the first start; None if the run is to be cold."""
+        """Return the servers for a run, after a wait for their first start; None if the run must be cold."""
         thread = self._starting
         if not self._pairs and thread is not None:
             thread.join(MAX_WAIT_FOR_START_S)
         with self._lock:
             pair = self._pairs[-1] if self._pairs and not self._closed else None
-            reason = self._why_unfit(pair) if pair else ""
+            reason = self._why_unusable(pair) if pair else ""
             if pair is None or reason:
                 self._pairs = []
                 self._begin_start()
@@ -110,13 +113,14 @@ class WarmServers:
             return None
         return pair
 
-    def _why_unfit(self, pair: ServerPair) -> str:
+    def _why_unusable(self, pair: ServerPair) -> str:
+        """Return why the pair cannot execute runs; '' if it can."""
         for server in pair.servers:
             if server.process.poll() is not None:
                 return f"the {server.name} server ended with {server.process.returncode}"
             if refusal := server.read_refusal():
                 self.log_unavailable(refusal)
-                if server is pair.playbooks:  # it would refuse the next run, too
+                if server is pair.playbooks:  # it would refuse each later run for the same reason
                     return refusal
         now = time.monotonic()
         if now - self._probed_at < PROBE_INTERVAL_S:
@@ -130,7 +134,7 @@ class WarmServers:
     # --- starting ---------------------------------------------------------------------------------------------------
 
     def _begin_start(self) -> None:
-        """Start a new pair in a thread, unless one is starting or the backoff has not passed. Call with the lock."""
+        """Start a new pair in a thread, unless one is starting or the backoff has not passed. The caller locks."""
         now = time.monotonic()
         if self._closed or now < self._start_after or (self._starting is not None and self._starting.is_alive()):
             return
@@ -142,12 +146,12 @@ class WarmServers:
     def _start_pair(self, number: int) -> None:
         try:
             pair = ServerPair(self._folder, number, self._environment(), self._cwd)
-        except Exception as error:  # runs can always be cold
+        except Exception as error:  # whatever the error is, runs can be cold
             self.log_unavailable(str(error) or type(error).__name__)
             return
         with self._lock:
             self._probed_at = time.monotonic()
-            retired, self._pairs = self._pairs, [pair]
-        for old in retired:
-            old.end()
+            replaced, self._pairs = self._pairs, [pair]
+        for old_pair in replaced:
+            old_pair.end()
         log.info("warm_servers_started", pids=[server.process.pid for server in pair.servers])

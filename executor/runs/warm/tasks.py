@@ -1,11 +1,12 @@
-"""Runs the Ansible tasks of a play in the run's own process, where Ansible forks a process for each.
+"""Makes a warm run execute its Ansible tasks in its own process, although Ansible forks a process for each.
 
-Ansible forks so that many hosts work at once. A play of ours has one host, and a fork costs more than most of our
-Ansible tasks: each page that it writes to is copied, and what it has computed (wrapped filters, imported plugins,
-compiled templates) is lost at its end. A play of several hosts forks as usual.
+A warm run is itself a fork of a server that has already imported Ansible. Ansible forks once more for each Ansible
+task, so that many hosts work at once. Our plays have one host, and such a fork costs more than most of our Ansible
+tasks: each page that it writes to is copied, and the filters, plugins and templates that it has loaded are lost when it
+ends. A play with several hosts forks as usual.
 
-Objects that a fork could change without effect are copied: the Ansible task, its host, the mapping of its variables.
-The result goes through the same queue as that of a fork, and so through the same pickling.
+A fork may change its Ansible task, host and variables without an effect on the play, so copies of them are used here.
+The result passes through the same queue as the result of a fork, and is pickled in the same way.
 """
 
 from __future__ import annotations
@@ -19,17 +20,17 @@ from typing import Any
 
 from executor.runs.warm import patches
 
-#: How often a play polls for the result of an Ansible task. The first poll mostly finds it; the default of
-#: `internal_poll_interval` is meant for forks.
+#: How long a play waits between polls for the result of an Ansible task. The first poll mostly finds the result, so the
+#: default of `internal_poll_interval`, which is meant for forks, would be too long.
 RESULT_POLL_S = 0.001
 
 
 def install() -> None:
-    """Make the plays of this process run their Ansible tasks in it."""
+    """Make the plays of this process run their Ansible tasks in this process."""
     forking_worker: Any = patches.WORKER.get()
 
     class WorkerProcess(forking_worker):  # type: ignore[misc]
-        """A worker that has ended when its start returns."""
+        """Ansible's worker process without a process: `start` runs the Ansible task and returns when it has ended."""
 
         exitcode: Any = None
         _task: Any
@@ -49,13 +50,13 @@ def install() -> None:
             return False
 
         def close(self) -> None:
-            """There is no process to close."""
+            """Do nothing, because there is no process to close."""
 
         def _detach(self) -> None:
-            """Keep the run's own output, to which Ansible's display writes."""
+            """Do nothing: the output stays that of the run, to which Ansible's display writes."""
 
         def _hard_exit(self, e: str) -> None:
-            """A fork would exit here. The play sees a dead worker and fails."""
+            """Report the failure of the worker to the play, which then fails. A fork would exit here."""
             patches.WORKER_DISPLAY.get().error(e)
             self.exitcode = 1
 
@@ -73,21 +74,22 @@ def _copied(task: Any) -> Any:
 def _without_fork() -> Iterator[None]:
     """Replace three names in the worker's module, so that its code for a fork does not change this process.
 
-    In a fork it sends its display to the parent, sets signal handlers, and checks at its end what it has printed.
+    In a fork, that code sends its messages to the parent process, sets signal handlers, and at its end checks what it
+    has printed.
     """
-    replaced = {name: name.get() for name in (patches.WORKER_DISPLAY, patches.WORKER_SIGNAL, patches.WORKER_SYS)}
+    originals = {name: name.get() for name in (patches.WORKER_DISPLAY, patches.WORKER_SIGNAL, patches.WORKER_SYS)}
     patches.WORKER_DISPLAY.replace(_Display(patches.WORKER_DISPLAY.get()))
     patches.WORKER_SIGNAL.replace(SimpleNamespace(signal=lambda *_: None, SIGINT=None, SIGTERM=None))
     patches.WORKER_SYS.replace(SimpleNamespace(stdout=io.StringIO(), stderr=io.StringIO()))
     try:
         yield
     finally:
-        for name, value in replaced.items():
+        for name, value in originals.items():
             name.replace(value)
 
 
 class _Display:
-    """Ansible's display for a worker that is not a fork."""
+    """Ansible's display, for a worker that is not a fork."""
 
     def __init__(self, display: Any) -> None:
         self._display = display
@@ -96,4 +98,4 @@ class _Display:
         return getattr(self._display, name)
 
     def set_queue(self, queue: Any) -> None:
-        """Ignore the queue by which a fork displays in its parent."""
+        """Ignore the queue, through which a fork sends its messages to its parent process."""

@@ -93,7 +93,7 @@ def _row(row: VmRow, reader: ProxmoxReader, settings: Settings, storages: list[S
         "name": row.name,
         "node": row.node,
         "storages": sorted(template.storages),
-        "storages_are_known": clones.is_certain,
+        "storages_are_known": clones.is_complete,
         "tags": list(row.tags),
         "cloud_init": template.has_cloud_init if config else None,
         "reachable_from": sorted(clones.nodes),

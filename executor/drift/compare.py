@@ -150,10 +150,8 @@ def _compare_marked_guest(guest: GuestFacts, facts: Facts) -> Iterator[Finding]:
         return  # `_compare_mapping` compares this guest with its mapping
     repair = None
     if mapping and mapping.may_have_vm:
-        kind, text = (
-            DriftKind.UNMAPPED_VM,
-            f"the VM is a copy: it has the marker of the service whose VM is {mapping.vmid}",
-        )
+        kind = DriftKind.UNMAPPED_VM
+        text = f"the VM is a copy: it has the marker of the service whose VM is {mapping.vmid}"
     elif facts.is_deleted(service_id):
         kind, text = DriftKind.VM_WITHOUT_SERVICE, _no_service_text(facts.services_by_id.get(service_id))
     elif problem := _adoption_problem(guest, service_id, facts):

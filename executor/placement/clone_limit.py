@@ -1,7 +1,8 @@
 """Limits how many clones run at once on each clone target: a shared storage, or one node's local storage.
 
-Parallel clones compete for the storage's lock and its disks, and how many of them work depends on the storage. So the
-limit adapts: it is halved when Proxmox reports a lock timeout, and raised by one after SUCCESSES_PER_RAISE successes.
+Parallel clones compete for the storage's lock and its disks, and how many succeed depends on the storage. So the limit
+of a target adapts: it is halved when Proxmox reports a lock timeout, and raised by one after SUCCESSES_PER_RAISE
+successes.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from executor.model import JobResult
 
 log = get_logger(__name__)
 
-#: How often a waiting create checks whether it may still wait.
+#: Interval at which a waiting create checks whether it may still wait.
 CHECK_INTERVAL_S = 0.5
-#: After so many successful clones, a throttled target's limit is raised by one.
+#: A limit that was halved is raised by one after this number of successful clones.
 SUCCESSES_PER_RAISE = 8
-#: Proxmox's error texts when the lock of a storage or a template was not released in time.
+#: Proxmox's error texts when a Proxmox task did not get the lock of a storage or a template in time.
 LOCK_TIMEOUT = re.compile(r"can't lock file|got lock timeout|got timeout")
 
 
@@ -36,7 +37,7 @@ class _Target:
 
 @dataclass
 class Permit:
-    """Allows one clone. The caller sets `result` before the block ends: the limit follows it."""
+    """Allows one clone. The caller sets `result` before the block ends, because the limit depends on the result."""
 
     result: JobResult | None = None
 
@@ -57,7 +58,7 @@ class CloneLimit:
 
     @contextmanager
     def acquire(self, name: str, *, may_wait: Callable[[], bool]) -> Iterator[Permit]:
-        """Wait for a slot of the target, and hold it for the length of the block.
+        """Wait for a slot of the target `name`, and occupy the slot until the block ends.
 
         `may_wait` is called repeatedly during the wait and may raise. Raises JobError CANCELLED when it returns False.
         """
@@ -77,7 +78,7 @@ class CloneLimit:
             while target.running >= target.limit:
                 self._changed.wait(CHECK_INTERVAL_S)
                 if not may_wait():
-                    raise JobError(ErrorCode.CANCELLED, "stopped while waiting for other clones to end")
+                    raise JobError(ErrorCode.CANCELLED, "cancelled while it waited for other clones to end")
             target.running += 1
         if (waited_s := time.monotonic() - started) > CHECK_INTERVAL_S:
             log.info("clone_slot_acquired", target=name, waited_s=round(waited_s, 1))

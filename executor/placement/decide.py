@@ -1,4 +1,7 @@
-"""Chooses the node for a new VM or a migration. Pure functions: filter the nodes, score the rest, give the reason."""
+"""Chooses the node for a new VM or a migration: rejects nodes that do not fit, and scores those that fit.
+
+Pure functions.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +12,15 @@ from typing import Any
 from executor.errors import ErrorCode, JobError
 
 MIB = 1024**2
-#: Weights of the score: share of free memory, share of free cores, share of idle CPU.
+#: The weights in a node's score of the shares of free memory, free cores and idle CPU.
 MEMORY_WEIGHT, CORES_WEIGHT, IDLE_WEIGHT = 0.6, 0.25, 0.15
 #: Subtracted from the score for each of our creates in progress on the node.
 CREATE_COST = 0.1
-#: When nodes are rejected for different reasons, the first of these codes is reported: a retry is likeliest to help.
+#: When nodes are rejected with different codes, the first of these is the job's: it makes a retry the most useful.
 CODE_PRECEDENCE = (ErrorCode.NODE_DOWN, ErrorCode.CAPACITY, ErrorCode.NOT_FOUND)
-#: By how much another node's score must be higher before a VM is moved. A smaller gain would move VMs back and forth.
+#: A VM moves only if the other node's score is higher by this. With a lower value, VMs would move back and forth.
 MIN_MOVE_GAIN = 0.1
-#: The reason when no node's capacity is visible.
+#: The reason of a placement when the token may not read the nodes' capacity.
 LOAD_UNKNOWN = "the template's node, because the token may not read the load of the nodes (Sys.Audit on /nodes)"
 MAX_REASON_CHARS = 500
 MAX_ERROR_CHARS = 400
@@ -25,33 +28,33 @@ MAX_ERROR_CHARS = 400
 
 @dataclass(frozen=True, kw_only=True)
 class NodeFacts:
-    """One node as the decision sees it."""
+    """The facts about one node on which the decision depends."""
 
     name: str
     is_online: bool = True
     in_maintenance: bool = False
-    cores: int = 0  #: 0: not visible to the token
-    memory_bytes: int = 0  #: 0: not visible to the token
-    own_memory_bytes: int = 0  #: used by the node itself, not by its guests
-    allocated_memory_bytes: int = 0  #: configured for its guests, and for our creates in progress
+    cores: int = 0  #: 0: the token may not read it
+    memory_bytes: int = 0  #: 0: the token may not read it
+    own_memory_bytes: int = 0  #: used by the node's own processes
+    allocated_memory_bytes: int = 0  #: configured for its guests and for our creates in progress
     allocated_cores: int = 0
     cpu_share: float = 0.0  #: CPU in use, 0 to 1
-    creates_in_progress: int = 0  #: ours only
+    creates_in_progress: int = 0  #: by this agent
     storages: frozenset[str] = frozenset()
     bridges: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlacementConstraints:
-    """What the VM needs from its node."""
+    """The requirements of a VM on its node."""
 
     memory_mib: int
     cores: int
     storage: str = ""
     bridge: str = ""
-    templates: Mapping[str, int]  #: the usable nodes, each with the template to clone there; 0: nothing is cloned
-    preferred_node: str = ""  #: chosen between equal scores, and when no node's capacity is visible
-    source: str = "the template"  #: for messages: what nodes that are not in `templates` have no access to
+    templates: Mapping[str, int]  #: template VMID by usable node; 0: nothing is cloned
+    preferred_node: str = ""  #: chosen if scores are equal or cannot be computed
+    source: str = "the template"  #: what an unusable node has no access to, for messages
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,10 +73,10 @@ class Placement:
     node: str
     template_vmid: int
     reason: str
-    clone_target: str = ""  #: create only: what the clone limit counts by; a shared storage, or `<storage>@<node>`
+    clone_target: str = ""  #: of a create, for CloneLimit: a shared storage, or `<storage>@<node>`
 
     def add_to_result(self, vm: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the result document with the placement added. An empty document stays empty."""
+        """Return the result of a run with the placement added. An empty result stays empty."""
         placement = {"node": self.node, "template_vmid": self.template_vmid, "reason": self.reason}
         return {**vm, "placement": placement} if vm else {}
 
@@ -81,8 +84,9 @@ class Placement:
 def decide(constraints: PlacementConstraints, nodes: Sequence[NodeFacts], rules: Rules) -> Placement:
     """Choose the node for a new VM.
 
-    Raises JobError when no node fits: NODE_DOWN when a node would fit but is offline or in maintenance, CAPACITY, or
-    NOT_FOUND (no access to the template, no such bridge or storage, PROXMOX_NODES names no existing node).
+    Raises JobError when no node fits: NODE_DOWN when a usable node is offline or in maintenance, CAPACITY when too
+    little memory or cores are free, NOT_FOUND when no node has access to the template, the bridge or the storage, or when
+    PROXMOX_NODES names no existing node.
     """
     fitting, rejected = _fitting(nodes, constraints, rules)
     best = _best(fitting, constraints, rules)
@@ -99,14 +103,14 @@ def decide(constraints: PlacementConstraints, nodes: Sequence[NodeFacts], rules:
 
 
 def decide_move(current: str, constraints: PlacementConstraints, nodes: Sequence[NodeFacts], rules: Rules) -> Placement:
-    """Choose the node for a VM that runs on `current`: another one only if `current` does not fit or is much worse.
+    """Choose the node for a VM on the node `current`: another node only if `current` does not fit or is much worse.
 
-    `nodes` must not count the VM itself. Raises JobError as `decide` does.
+    The facts of `nodes` must not include the VM itself. Raises JobError as `decide` does.
     """
     fitting, rejected = _fitting(nodes, constraints, rules)
     best = _best(fitting, constraints, rules)
-    here = next((node for node in fitting if node.name == current), None)
-    if here is not None and _score(best, constraints, rules) - _score(here, constraints, rules) < MIN_MOVE_GAIN:
+    stay = next((node for node in fitting if node.name == current), None)
+    if stay is not None and _score(best, constraints, rules) - _score(stay, constraints, rules) < MIN_MOVE_GAIN:
         why = f"{current}: no other node is much better"
         return Placement(node=current, template_vmid=0, reason=_reason_text(why, rejected))
     why = _load_text(best, constraints, rules) if best.memory_bytes else "it fits"
@@ -119,7 +123,7 @@ def decide_move(current: str, constraints: PlacementConstraints, nodes: Sequence
 def _fitting(
     nodes: Sequence[NodeFacts], constraints: PlacementConstraints, rules: Rules
 ) -> tuple[list[NodeFacts], dict[str, tuple[ErrorCode, str]]]:
-    """Return the nodes that fit, and by name why the others do not. Raises JobError when none fits."""
+    """Return the nodes that fit, and the code and the reason for each other node. Raises JobError when none fits."""
     allowed = [node for node in nodes if not rules.nodes or node.name in rules.nodes]
     rejections = {node.name: _rejection(node, constraints, allowed, rules) for node in allowed}
     rejected = {name: rejection for name, rejection in rejections.items() if rejection}
@@ -132,7 +136,7 @@ def _fitting(
 def _rejection(
     node: NodeFacts, constraints: PlacementConstraints, others: Sequence[NodeFacts], rules: Rules
 ) -> tuple[ErrorCode, str] | None:
-    """Return the code and the reason why a node does not fit, None when it fits."""
+    """Return the code and the reason why a node does not fit, None when the node fits."""
     memory_mib, cores, source = constraints.memory_mib, constraints.cores, constraints.source
     storage, bridge = constraints.storage, constraints.bridge
     is_usable = node.name in constraints.templates
@@ -155,11 +159,14 @@ def _rejection(
             f"has {max(free_cores, 0):.0f} cores free, {cores} requested",
         ),
     )
-    return next(((code, text) for applies, code, text in reasons if applies), None)
+    return next(((code, text) for is_true, code, text in reasons if is_true), None)
 
 
 def _lacks(node: NodeFacts, others: Sequence[NodeFacts], kind: str, name: str) -> bool:
-    """Return whether a node lacks what another node has. What no node shows may be hidden from the token."""
+    """Return whether a node lacks a storage or bridge that another node has.
+
+    If no node has it, the token may lack the privilege to see it, so no node is rejected.
+    """
     return bool(name) and name not in getattr(node, kind) and any(name in getattr(each, kind) for each in others)
 
 
@@ -190,8 +197,8 @@ def _best(fitting: Sequence[NodeFacts], constraints: PlacementConstraints, rules
 def _score(node: NodeFacts, constraints: PlacementConstraints, rules: Rules) -> float:
     memory, cores = _free_shares(node, constraints, rules) if node.memory_bytes else (0.0, 0.0)
     idle = 1 - min(max(node.cpu_share, 0.0), 1.0)
-    gain = MEMORY_WEIGHT * memory + CORES_WEIGHT * cores + IDLE_WEIGHT * idle
-    return gain - CREATE_COST * node.creates_in_progress
+    free_score = MEMORY_WEIGHT * memory + CORES_WEIGHT * cores + IDLE_WEIGHT * idle
+    return free_score - CREATE_COST * node.creates_in_progress
 
 
 def _free_shares(node: NodeFacts, constraints: PlacementConstraints, rules: Rules) -> tuple[float, float]:

@@ -1,6 +1,6 @@
-"""Chooses a node for each create and each migration, and counts those in progress against the node's capacity.
+"""Chooses a node for each create and each migration, and counts those in progress against the nodes' capacity.
 
-Without that count, all creates of a burst would go to the node that was emptiest when the burst began.
+Otherwise all creates of a burst would be placed on the node that had the best score when the burst began.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ BRIDGE = re.compile(r"(?:^|,)bridge=([^,]+)")
 
 @dataclass(frozen=True, kw_only=True)
 class PlacementRequest:
-    """What the placer must know of one create."""
+    """The facts about a create on which its placement depends."""
 
     vmid: int
     image: str = ""  #: the image whose template is cloned
@@ -49,7 +49,7 @@ class PlacementRequest:
 
 @dataclass(kw_only=True)
 class _Allocation:
-    """What a create or a migration in progress will use, until Proxmox's VM list shows it."""
+    """The memory and cores of a create or migration in progress, counted until Proxmox's list of VMs shows them."""
 
     node: str
     memory_bytes: int
@@ -73,7 +73,7 @@ class Placer:
 
     @contextmanager
     def allocate(self, request: PlacementRequest) -> Iterator[Placement]:
-        """Choose a node, and count the VM against its capacity for the length of the block.
+        """Choose a node, and count the VM against the node's capacity until the block ends.
 
         Raises JobError when no node fits.
         """
@@ -82,24 +82,23 @@ class Placer:
             placement = replace(placement, clone_target=self._clone_target(placement.node))
             self._add_allocation(request.vmid, placement.node, request.memory_mib * MIB, request.cores)
         log.info("vm_placed", node=placement.node, template=placement.template_vmid, reason=placement.reason)
-        with self._ending_allocation(request.vmid):
+        with self._end_allocation_after(request.vmid):
             yield placement
 
     @contextmanager
     def allocate_move(self, vmid: int, node: str) -> Iterator[Placement]:
-        """Choose the node for an existing VM, and count the VM against its capacity for the length of the block.
+        """Choose the node for an existing VM, and count the VM against the node's capacity until the block ends.
 
-        `node` is the node of its mapping: a VM that Proxmox does not list stays there. Raises JobError when no node
-        fits.
+        A VM that Proxmox does not list stays on `node`, the node of its mapping. Raises JobError when no node fits.
         """
         with self._lock:
-            self._cluster.invalidate()  # a migration often follows a change that the operator made just now
+            self._cluster.invalidate()  # the operator may just have changed the cluster, for example set maintenance
             row = self._snapshot().find_vm(vmid)
             unlisted = Placement(node=node, template_vmid=0, reason=f"{node}: Proxmox does not list the VM")
             placement = unlisted if row is None else self._move(row)
             self._add_allocation(vmid, placement.node, row.max_memory_bytes if row else 0, row.cores if row else 0)
         log.info("vm_placed", node=placement.node, reason=placement.reason)
-        with self._ending_allocation(vmid):
+        with self._end_allocation_after(vmid):
             yield placement
 
     # --- allocations ----------------------------------------------------------------------------------------------
@@ -108,8 +107,8 @@ class Placer:
         self._allocations[vmid] = _Allocation(node=node, memory_bytes=memory_bytes, cores=cores)
 
     @contextmanager
-    def _ending_allocation(self, vmid: int) -> Iterator[None]:
-        """Note when the block ends. `_snapshot` removes the allocation later."""
+    def _end_allocation_after(self, vmid: int) -> Iterator[None]:
+        """Mark the allocation as ended when the block ends. `_snapshot` removes it later."""
         try:
             yield
         finally:
@@ -117,14 +116,14 @@ class Placer:
                 self._allocations[vmid].ended_at = self.clock()
 
     def _snapshot(self) -> ClusterSnapshot:
-        """Return the cluster's lists, and remove the allocations that ended before they were read.
+        """Return Proxmox's lists, and remove the allocations that ended before the lists were read.
 
-        Those lists show the VM, or prove that none was created.
+        Such a list contains the VM of the allocation, unless no VM was created.
         """
         snapshot = self._cluster.snapshot()
-        ends = {vmid: each.ended_at for vmid, each in self._allocations.items()}
-        for vmid in [vmid for vmid, ended_at in ends.items() if ended_at is not None and ended_at < snapshot.read_at]:
-            del self._allocations[vmid]
+        for vmid, allocation in list(self._allocations.items()):
+            if allocation.ended_at is not None and allocation.ended_at < snapshot.read_at:
+                del self._allocations[vmid]
         return snapshot
 
     # --- decisions ------------------------------------------------------------------------------------------------
@@ -199,7 +198,7 @@ class Placer:
             raise
 
     def _clone_target(self, node: str) -> str:
-        """Return the name that clones to this node are counted by: a shared storage, or the node's own storage."""
+        """Return the name of the clone target for clones to this node: a shared storage, or a storage of the node."""
         name = self.settings.proxmox_storage or ""
         rows = [row for row in self._snapshot().storages if row.name == name and row.node == node]
         return name if any(row.is_shared for row in rows) else f"{name or 'the template'}@{node}"

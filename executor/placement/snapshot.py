@@ -1,4 +1,4 @@
-"""What placement knows of the cluster: lists that are a few seconds old at most, and details that change rarely."""
+"""Reads and caches the facts about the cluster for placement: lists for seconds, details for a minute."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from executor.proxmox.rows import NodeRow, StorageRow, VmRow
 log = get_logger(__name__)
 
 MAX_SNAPSHOT_AGE_S = 5.0
-#: For bridges, volumes and the configuration of templates.
+#: Details are bridges, volumes and the configuration of templates, which change rarely.
 MAX_DETAIL_AGE_S = 60.0
 T = TypeVar("T")
 
@@ -33,7 +33,7 @@ class ClusterSnapshot:
     in_maintenance: frozenset[str] = frozenset()
 
     def find_vm(self, vmid: int) -> VmRow | None:
-        """Return the VM or template with this VMID."""
+        """Return the VM, container or template with this VMID, None if Proxmox does not list it."""
         return next((vm for vm in self.vms if vm.vmid == vmid), None)
 
 
@@ -45,7 +45,7 @@ class _CacheEntry:
 
 @dataclass(kw_only=True)
 class ClusterCache:
-    """Reads the cluster and keeps the answers for a while. Not thread-safe: the placer calls it under its lock."""
+    """Reads facts from Proxmox and caches them. Not thread-safe: the placer calls the cache only under a lock."""
 
     proxmox: ProxmoxReader
     clock: Callable[[], float] = time.monotonic
@@ -66,11 +66,11 @@ class ClusterCache:
         return self._snapshot
 
     def invalidate(self) -> None:
-        """Read the lists again at the next call of `snapshot`."""
+        """Discard the lists, so that the next call of `snapshot` reads them."""
         self._snapshot = None
 
     def template(self, row: VmRow) -> templates.Template:
-        """Return a template with its configuration, or without it while its node does not answer."""
+        """Return the facts of a template; if its configuration cannot be read, only those from the list."""
 
         def read() -> templates.Template:
             return templates.read(row, self.proxmox.vm_config(row.node, row.vmid))
@@ -78,12 +78,12 @@ class ClusterCache:
         return self._detail("template", f"{row.vmid}@{row.node}", read, default=templates.read(row, {}))
 
     def bridges(self, node: str) -> frozenset[str]:
-        """Return a node's bridges; none when the token may not see them."""
+        """Return the bridges of a node, an empty set when they cannot be read."""
         nothing: frozenset[str] = frozenset()
         return self._detail("bridges", node, lambda: self.proxmox.bridges(node), default=nothing)
 
     def may_hold_volume(self, node: str, volume: str, storages: Sequence[StorageRow]) -> bool:
-        """Return whether a node's storage holds a volume. Also True when the token may not see that."""
+        """Return whether a node's storage holds a volume; also True when the storage cannot be read."""
         storage, _, path = volume.partition(":")
         rows = [row for row in storages if row.name == storage]
         if not storage or not rows:
@@ -100,7 +100,7 @@ class ClusterCache:
         return volumes is None or volume in volumes
 
     def _detail(self, kind: str, name: str, read: Callable[[], T], *, default: T) -> T:
-        """Return a detail, read again when it is older than MAX_DETAIL_AGE_S; the default when it cannot be read."""
+        """Return a detail from the cache or from Proxmox; the default when Proxmox does not return it."""
         entry = self._details.get((kind, name))
         if entry is None or self.clock() - entry.read_at > MAX_DETAIL_AGE_S:
             try:
@@ -113,9 +113,9 @@ class ClusterCache:
 
 
 def node_facts(row: NodeRow, snapshot: ClusterSnapshot, excluded: Collection[int]) -> NodeFacts:
-    """Return what the lists say about a node, without the guests whose VMID is in `excluded`.
+    """Return the facts about a node from the lists, without the guests whose VMID is in `excluded`.
 
-    A stopped guest of ours counts too: a job may start it at any time.
+    Stopped guests are not counted, except those with our tag, because a job may start them at any time.
     """
     guests = [vm for vm in snapshot.vms if vm.node == row.name and not vm.is_template and vm.vmid not in excluded]
     counted = [vm for vm in guests if vm.status != "stopped" or TAG in vm.tags]
@@ -135,7 +135,7 @@ def node_facts(row: NodeRow, snapshot: ClusterSnapshot, excluded: Collection[int
 
 
 def _default_if_forbidden(read: Callable[[], T], default: T) -> T:
-    """Return the answer, or the default when the token lacks the privilege to read it."""
+    """Call `read`; return the default when the token lacks the privilege."""
     try:
         return read()
     except JobError as error:

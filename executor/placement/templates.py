@@ -1,6 +1,6 @@
-"""Finds the template that a create clones, and the nodes where its clone can be created. Pure functions.
+"""Finds the template that a create clones, and the nodes on which its clone can be created. Pure functions.
 
-Proxmox clones on the template's node. The new VM can be on another node only when every volume of the template is on
+The template's node runs the clone. The new VM can be on another node only when every volume of the template is on
 storage that both nodes share.
 """
 
@@ -14,11 +14,13 @@ from typing import Any
 from executor.errors import ErrorCode, JobError
 from executor.proxmox.rows import StorageRow, VmRow
 
-#: A template with the tag `image-<name>` serves the image of this name.
+#: A template with the tag `image-<name>` is used for the image of this name.
 TAG_PREFIX = "image-"
+#: Keys of a VM's configuration that name a volume.
 DRIVE = re.compile(r"(?:scsi|virtio|sata|ide)\d+|efidisk0|tpmstate0")
+#: The volume of a cloud-init drive.
 CLOUD_INIT = re.compile(r"[:/](?:vm-\d+-)?cloudinit\b")
-#: A message lists at most this many templates.
+#: How many templates a message names at most.
 MAX_LISTED = 10
 
 
@@ -30,7 +32,7 @@ class Template:
     name: str
     node: str
     tags: tuple[str, ...] = ()
-    storages: frozenset[str] = frozenset()  #: of all its volumes
+    storages: frozenset[str] = frozenset()  #: of all volumes
     has_cloud_init: bool = False
 
 
@@ -39,48 +41,49 @@ class CloneNodes:
     """The nodes where a clone of a template can be created."""
 
     nodes: frozenset[str]
-    is_certain: bool  #: False: its storages are not visible to the token, so there may be more
+    is_complete: bool  #: False: the token may not see the storages, so a clone may be possible on other nodes, too
 
 
 def candidates(image: str, configured: Mapping[str, int], rows: Sequence[VmRow]) -> list[VmRow]:
-    """Return the templates that serve an image: the one set in PROXMOX_TEMPLATES, else by name, else by tag.
+    """Return the templates of an image: the one set in PROXMOX_TEMPLATES, else those with its name, else with its tag.
 
-    Several are returned when each is on another node: copies of one image on local storages. Raises JobError NOT_FOUND
-    with the templates that exist.
+    An image may have one template on each node, on local storage. Raises JobError NOT_FOUND, whose text names the
+    existing templates.
     """
     templates = [row for row in rows if row.is_template and row.kind == "qemu"]
     if image in configured:
         return _configured(image, configured[image], templates)
     tag = f"{TAG_PREFIX}{image}".lower()
-    found = [row for row in templates if row.name == image] or [row for row in templates if tag in row.tags]
-    if not found:
+    matching = [row for row in templates if row.name == image] or [row for row in templates if tag in row.tags]
+    if not matching:
         raise JobError(
-            ErrorCode.NOT_FOUND, f"no template is called {image} or tagged {tag}: {_known(configured, rows)}"
+            ErrorCode.NOT_FOUND, f"no template is called {image} or has the tag {tag}: {_known(configured, rows)}"
         )
-    if len({row.node for row in found}) < len(found):
-        several = ", ".join(f"{row.vmid} on {row.node}" for row in found[:MAX_LISTED])
+    if len({row.node for row in matching}) < len(matching):
+        several = ", ".join(f"{row.vmid} on {row.node}" for row in matching[:MAX_LISTED])
         raise JobError(
             ErrorCode.NOT_FOUND, f"more than one template is {image}: {several}; set one in PROXMOX_TEMPLATES"
         )
-    return sorted(found, key=lambda row: row.vmid)
+    return sorted(matching, key=lambda row: row.vmid)
 
 
 def _configured(image: str, vmid: int, templates: Sequence[VmRow]) -> list[VmRow]:
-    found = [row for row in templates if row.vmid == vmid]
-    if not found:
+    matching = [row for row in templates if row.vmid == vmid]
+    if not matching:
         why = "does not exist, is not a template, or is not visible to the token"
         raise JobError(ErrorCode.NOT_FOUND, f"template {vmid}, set in PROXMOX_TEMPLATES for {image}, {why}")
-    return found
+    return matching
 
 
 def _known(configured: Mapping[str, int], rows: Sequence[VmRow]) -> str:
+    """Return a text with the images in PROXMOX_TEMPLATES and the templates in Proxmox."""
     names = sorted({row.name for row in rows if row.is_template and row.kind == "qemu"})
     settings = f"PROXMOX_TEMPLATES has {', '.join(sorted(configured)[:MAX_LISTED]) or 'none'}"
     return f"{settings}; Proxmox has {', '.join(names[:MAX_LISTED]) or 'none that is visible to the token'}"
 
 
 def read(row: VmRow, config: Mapping[str, Any]) -> Template:
-    """Return the facts of a template from its configuration."""
+    """Return the facts of a template from its row in Proxmox's list and its configuration."""
     drives = [str(value) for key, value in config.items() if DRIVE.fullmatch(key)]
     volumes = [drive.split(",")[0] for drive in drives]
     return Template(
@@ -100,21 +103,21 @@ def without_cloud_init(row: VmRow, config: Mapping[str, Any]) -> Template:
 
 
 def clone_nodes(template: Template, storages: Sequence[StorageRow], storage: str = "") -> CloneNodes:
-    """Return the nodes for a clone with its disks on `storage`, or on the template's storages when that is empty."""
+    """Return the nodes for a clone with disks on `storage`, or on the template's storages when `storage` is empty."""
     needed = template.storages | ({storage} if storage else set())
     rows = [row for row in storages if row.name in needed]
     shared = {row.name for row in rows if row.is_shared}
-    is_certain = bool(needed) and needed <= {row.name for row in rows}
+    is_complete = bool(needed) and needed <= {row.name for row in rows}
     if not needed or needed - shared:
-        return CloneNodes(nodes=frozenset({template.node}), is_certain=is_certain)
+        return CloneNodes(nodes=frozenset({template.node}), is_complete=is_complete)
     available = [{row.node for row in rows if row.name == name and row.is_available} for name in needed]
-    return CloneNodes(nodes=frozenset({template.node} | set.intersection(*available)), is_certain=is_certain)
+    return CloneNodes(nodes=frozenset({template.node} | set.intersection(*available)), is_complete=is_complete)
 
 
 def template_by_node(templates: Sequence[Template], nodes_of: Mapping[int, CloneNodes]) -> dict[str, int]:
-    """Return the template to clone for each node: the one on the node itself, else the first that can be cloned there.
+    """Return for each node the template to clone: a template on that node, else the first that can be cloned to it.
 
-    `nodes_of` is by the template's VMID.
+    The keys of `nodes_of` are the VMIDs of the templates.
     """
     first: dict[str, int] = {}
     for template in templates:
@@ -127,8 +130,8 @@ def template_for_node(node: str, image: str, templates: Sequence[Template], node
     """Return the template to clone for this node. Raises JobError NOT_FOUND when no template can be cloned there."""
     if (vmid := template_by_node(templates, nodes_of).get(node)) is not None:
         return vmid
-    if uncertain := next((each for each in templates if not nodes_of[each.vmid].is_certain), None):
-        return uncertain.vmid  # the storages are not visible to the token, so Proxmox decides
+    if unknown := next((each for each in templates if not nodes_of[each.vmid].is_complete), None):
+        return unknown.vmid  # the token may not see the storages, so only Proxmox can decide
     where = ", ".join(f"{each.vmid} on {each.node} ({', '.join(sorted(each.storages))})" for each in templates)
     text = f"no clone of {image} can be created on {node}: template {where} has volumes on storage that is not shared"
     raise JobError(ErrorCode.NOT_FOUND, text)

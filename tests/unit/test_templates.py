@@ -94,7 +94,7 @@ NFS = storage("nfs", "pve2", "pve3", is_shared=True)
 
 
 @pytest.mark.parametrize(
-    ("own_storages", "target", "rows", "nodes", "is_certain"),
+    ("own_storages", "target", "rows", "nodes", "is_complete"),
     [
         ({"local-lvm"}, "", LOCAL, {"pve1"}, True),
         ({"ceph"}, "", CEPH, {"pve1", "pve2"}, True),
@@ -108,17 +108,17 @@ NFS = storage("nfs", "pve2", "pve3", is_shared=True)
     ],
 )
 def test_a_clone_can_be_on_another_node_only_with_shared_storage(
-    own_storages: set, target: str, rows: list, nodes: set, is_certain: bool
+    own_storages: set, target: str, rows: list, nodes: set, is_complete: bool
 ) -> None:
     template = Template(vmid=9000, name="debian-12", node="pve1", storages=frozenset(own_storages))
-    assert templates.clone_nodes(template, rows, target) == CloneNodes(nodes=frozenset(nodes), is_certain=is_certain)
+    assert templates.clone_nodes(template, rows, target) == CloneNodes(nodes=frozenset(nodes), is_complete=is_complete)
 
 
 FIRST = Template(vmid=9000, name="debian-12", node="pve1", storages=frozenset({"local-lvm"}))
 SECOND = Template(vmid=9002, name="debian-12", node="pve2", storages=frozenset({"ceph"}))
 NODES_OF = {
-    9000: CloneNodes(nodes=frozenset({"pve1"}), is_certain=True),
-    9002: CloneNodes(nodes=frozenset({"pve1", "pve2", "pve3"}), is_certain=True),
+    9000: CloneNodes(nodes=frozenset({"pve1"}), is_complete=True),
+    9002: CloneNodes(nodes=frozenset({"pve1", "pve2", "pve3"}), is_complete=True),
 }
 
 
@@ -135,5 +135,5 @@ def test_a_set_node_where_no_template_can_be_cloned_ends_in_not_found() -> None:
 
 
 def test_with_storages_that_are_not_visible_proxmox_decides() -> None:
-    uncertain = {9000: CloneNodes(nodes=frozenset({"pve1"}), is_certain=False)}
+    uncertain = {9000: CloneNodes(nodes=frozenset({"pve1"}), is_complete=False)}
     assert templates.template_for_node("pve2", "debian-12", [FIRST], uncertain) == 9000

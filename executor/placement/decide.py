@@ -84,9 +84,9 @@ class Placement:
 def decide(constraints: PlacementConstraints, nodes: Sequence[NodeFacts], rules: Rules) -> Placement:
     """Choose the node for a new VM.
 
-    Raises JobError when no node fits: NODE_DOWN when a usable node is offline or in maintenance, CAPACITY when memory or
-    cores are short, NOT_FOUND when no node has the template, the bridge or the storage, or when PROXMOX_NODES names no
-    existing node.
+    Raises JobError when no node fits: NODE_DOWN when a usable node is offline or in maintenance, CAPACITY when memory
+    or cores are short, NOT_FOUND when no node has the template, the bridge or the storage, or when PROXMOX_NODES names
+    no existing node.
     """
     fitting, rejected = _fitting(nodes, constraints, rules)
     best = _best(fitting, constraints, rules)

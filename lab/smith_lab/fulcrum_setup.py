@@ -224,7 +224,11 @@ def add_agent(
 
 
 def default_configuration(fulcrum_api_url: str) -> Json:
-    """Return a configuration that our agent type accepts. Agents with Proxmox settings of their own ignore it."""
+    """Return a configuration that our agent type accepts.
+
+    Its Proxmox values are placeholders: the agents of the lab
+    get the real ones from their environment.
+    """
     return {
         "fulcrumApiUrl": fulcrum_api_url,
         "apiHost": "pve.test",

@@ -34,6 +34,7 @@ def decode(raw: bytes, fields: Fields) -> Json:
 
 
 def _first_value(raw: bytes) -> Any:
+    """Return the first JSON value of a body. Raises a 400 if there is none."""
     text = raw.decode("utf-8", errors="replace").lstrip(" \t\r\n")
     if not text:
         raise bad_request("invalid JSON: EOF")

@@ -221,6 +221,7 @@ def read_state(call: LabCall, body: Any) -> Any:
 
 
 def _matches(token: Token, members: dict[str, str]) -> bool:
+    """Return whether the token has all these values."""
     return all(getattr(token, name) == value for name, value in members.items())
 
 

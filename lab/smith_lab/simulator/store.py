@@ -129,6 +129,7 @@ class Store:
         return token
 
     def delete_token(self, token: Token) -> None:
+        """Delete a token from the table and from the index by value."""
         self.tokens.pop(token.id, None)
         self._remove_from_index(token)
 
@@ -218,6 +219,7 @@ class Store:
     # Events
 
     def add_event(self, initiator: Token | None, kind: str, row: Any, payload: Json | None = None) -> None:
+        """Add an event about a row to the event log. Without an initiator, the server caused it."""
         self._event_number += 1
         self.events.append(
             Event(

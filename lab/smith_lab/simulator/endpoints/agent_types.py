@@ -61,6 +61,7 @@ def _patch_agent_type(call: Call) -> Reply:
 
 
 def _save_agent_type(store: Store, row: AgentType) -> None:
+    """Check and store an agent type. Raises a 400 for an invalid one."""
     if not row.name:
         raise bad_request("agent type name cannot be empty")
     schema_check.check(row.configuration_schema, schema_check.AGENT_TYPES)
@@ -85,15 +86,16 @@ def _check_templates(row: AgentType) -> None:
         return
     data = _mock_data(row.configuration_schema)
     command_values = {"configUrl": "", "authToken": ""}
-    _require_rendering(row.config_template, data)
-    _require_rendering(row.cmd_template, data | command_values)
+    _refuse_unless_rendered(row.config_template, data)
+    _refuse_unless_rendered(row.cmd_template, data | command_values)
     for name in command_values:
         other_values = {key: value for key, value in command_values.items() if key != name}
         if _renders(row.cmd_template, data | other_values):
             raise bad_request(f"cmdTemplate must reference {{{{.{name}}}}} when configTemplate is set")
 
 
-def _require_rendering(template: str, data: Json) -> None:
+def _refuse_unless_rendered(template: str, data: Json) -> None:
+    """Raise a 400 if the template cannot be rendered with this data."""
     try:
         go_template.render(template, data)
     except TemplateError as exc:
@@ -101,6 +103,7 @@ def _require_rendering(template: str, data: Json) -> None:
 
 
 def _renders(template: str, data: Json) -> bool:
+    """Return whether the template can be rendered with this data."""
     try:
         go_template.render(template, data)
     except TemplateError:

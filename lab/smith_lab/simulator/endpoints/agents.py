@@ -30,6 +30,7 @@ def agent_scope(call: Call) -> Scope | None:
 
 
 def _new_scope(call: Call) -> Scope:
+    """Return the scope that the new agent will have."""
     return Scope(participants=(call.body.get("providerId"),))
 
 

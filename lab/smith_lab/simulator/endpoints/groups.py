@@ -22,6 +22,7 @@ def _group_scope(call: Call) -> Scope | None:
 
 
 def _new_group_scope(call: Call) -> Scope:
+    """Return the scope that the new group will have."""
     return Scope(participants=(call.body.get("consumerId"),))
 
 

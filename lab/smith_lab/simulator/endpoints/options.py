@@ -58,6 +58,7 @@ def _option_scope(call: Call) -> Scope | None:
 
 
 def _new_option_scope(call: Call) -> Scope:
+    """Return the scope that the new option will have."""
     return Scope(participants=(call.body.get("providerId"),))
 
 

@@ -50,6 +50,7 @@ def _patch_service_type(call: Call) -> Reply:
 
 
 def _save_service_type(store: Store, row: ServiceType) -> None:
+    """Check and store a service type. Raises a 400 for an invalid one."""
     if not row.name:
         raise bad_request("service type name cannot be empty")
     schema_check.check(row.property_schema, schema_check.SERVICE_TYPES)

@@ -25,7 +25,8 @@ def _scope(call: Call) -> Scope | None:
     return scope_of_job_or_service(service) if service else None
 
 
-def _group_scope(call: Call) -> Scope | None:
+def _new_service_scope(call: Call) -> Scope | None:
+    """Return the scope of the group in which the service is created: its consumer."""
     group = call.store.groups.get(call.body.get("groupId", ""))
     return Scope(participants=(group.consumer_id,)) if group else None
 
@@ -161,7 +162,9 @@ _CREATE_FIELDS = {
 
 ENDPOINTS = [
     Endpoint(method="GET", path="/services", handler=_list, roles=ANY_ROLE),
-    Endpoint(method="POST", path="/services", handler=_create, roles=USERS, fields=_CREATE_FIELDS, scope=_group_scope),
+    Endpoint(
+        method="POST", path="/services", handler=_create, roles=USERS, fields=_CREATE_FIELDS, scope=_new_service_scope
+    ),
     Endpoint(method="GET", path="/services/{id}", handler=_get, roles=ANY_ROLE, scope=_scope),
     Endpoint(
         method="PATCH",

@@ -1,8 +1,8 @@
-"""Logs: one event per line on stdout, as JSON or as coloured text, with secrets masked.
+"""Logs one event per line on stdout, as JSON or as coloured text, with secrets masked.
 
-An event has a name in the past tense, its facts are keys: `log.info("playbook_finished", rc=0, duration_s=41.3)`.
-Keys of a whole block are bound once: `with bound_contextvars(job_id=…, action=…):`. Messages of libraries from WARNING
-on go through the same handler; urllib3 logs whole URLs at debug.
+An event has a name in the past tense, and its facts are keys: `log.info("playbook_finished", rc=0, duration_s=41.3)`.
+Keys for all events of a block are bound once: `with bound_contextvars(job_id=…, action=…):`. Messages of libraries are
+logged from WARNING on, by the same handler. Below that, urllib3 would log whole URLs.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def get_logger(name: str | None = None) -> structlog.stdlib.BoundLogger:
 def configure(format: LogFormat = "auto", level: str = "info", *, stream: TextIO | None = None) -> None:
     """Log to `stream` (default: stdout): our events from `level` on, those of libraries from WARNING on.
 
-    `auto` means console on a terminal, otherwise JSON. A second call replaces the first. Before the first call, our
-    loggers write nothing.
+    `auto` means console on a terminal, otherwise JSON. A second call replaces the first. Before the first call,
+    our loggers write nothing.
     """
     stream = stream or sys.stdout
     handler = _Handler(stream)
@@ -61,20 +61,20 @@ def configure(format: LogFormat = "auto", level: str = "info", *, stream: TextIO
     )
     logging.getLogger().handlers = [handler]
     logging.getLogger().setLevel(logging.WARNING)
-    # It warns at each retry, in an outage once a second; `agent.state.Link` logs the outage once.
+    # urllib3 logs a warning at each retry, so once a second in an outage. `agent.state.Link` logs an outage once.
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
     logging.getLogger(ROOT_LOGGER).setLevel(level.upper())
 
 
 def install_hooks() -> None:
-    """Log uncaught exceptions, also of threads, and Python's warnings: on stderr secrets would not be masked."""
+    """Log uncaught exceptions, also of threads, and Python's warnings. Python would print them unmasked on stderr."""
     logging.captureWarnings(True)
     sys.excepthook = _log_uncaught
     threading.excepthook = _log_uncaught_in_thread
 
 
 class _Handler(logging.StreamHandler[TextIO]):
-    """Writes lines. An error does not reach the caller, and does not print the line's content."""
+    """Writes lines. If that fails, the caller gets no exception, and the content of the line is not printed."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         """Report on stderr that a line is lost. The standard library would print the unmasked line."""
@@ -126,7 +126,7 @@ def _escape_event(_logger: WrappedLogger, _method: str, event: EventDict) -> Eve
 def _to_json(event: EventDict, **_kwargs: Any) -> str:
     try:
         return json.dumps(event, default=str, allow_nan=False)
-    except (TypeError, ValueError):  # NaN, or a key that is no string
+    except (TypeError, ValueError):  # NaN, or a key that is not a string
         return json.dumps(
             {key: value if isinstance(value, (str, int)) else repr(value) for key, value in event.items()}
         )
@@ -145,7 +145,7 @@ def _log_uncaught_in_thread(args: threading.ExceptHookArgs) -> None:
     get_logger().critical("thread_crashed", thread=name, exc_info=(args.exc_type, args.exc_value, args.exc_traceback))
 
 
-#: The processors of every event, in the thread that logs it.
+#: The processors that every event passes, in the thread that logs it.
 _COMMON: list[Processor] = [
     merge_contextvars,
     structlog.stdlib.add_logger_name,
@@ -154,7 +154,7 @@ _COMMON: list[Processor] = [
     structlog.processors.format_exc_info,
 ]
 
-# At import: a logger that is used before `configure` must not print unmasked text, and must not keep other settings.
+# structlog is configured at import: by default, a logger that is used before `configure` would print unmasked text.
 structlog.configure(
     processors=[
         structlog.stdlib.filter_by_level,

@@ -1,4 +1,4 @@
-"""The types of a job: its statuses, and the values that one step of its processing passes to the next."""
+"""Defines the statuses of a job, and the values that one step of its processing passes to the next."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from executor.errors import ErrorCode
 
 
 class JobStatus(StrEnum):
-    """The status of a job's row. The row's timestamps tell the step within `processing`."""
+    """The status of a job's row. Within `processing`, the row's timestamps show the step."""
 
     PENDING = "pending"  #: waits to be claimed
     PROCESSING = "processing"  #: owned by one agent, under a lease
@@ -19,7 +19,7 @@ class JobStatus(StrEnum):
     FAILED = "failed"  #: ended with an error code
 
 
-#: The allowed transitions. Back to pending: the lease expired, or another attempt follows.
+#: The allowed transitions. A job returns to pending when its lease expires, or when another attempt follows.
 TRANSITIONS: dict[JobStatus, frozenset[JobStatus]] = {
     JobStatus.PENDING: frozenset({JobStatus.PROCESSING, JobStatus.FAILED}),
     JobStatus.PROCESSING: frozenset({JobStatus.PENDING, JobStatus.COMPLETED, JobStatus.FAILED}),
@@ -41,7 +41,7 @@ class ReportState(StrEnum):
     NONE = "none"  #: the job has not ended
     DUE = "due"  #: the job has ended, FulcrumCore has not acknowledged the result
     REPORTED = "reported"  #: FulcrumCore has the result
-    OVERTAKEN = "overtaken"  #: FulcrumCore ended the job by itself; our result is kept here
+    OVERTAKEN = "overtaken"  #: FulcrumCore ended the job itself; our result stays in our database only
     ABANDONED = "abandoned"  #: FulcrumCore does not know the job, or another agent has it
     LOCAL = "local"  #: never reported: the agent created the job, FulcrumCore does not know it
 
@@ -60,7 +60,7 @@ class MappingState(StrEnum):
     ACTIVE = "active"  #: the VM exists
     PENDING_DELETION = "pending_deletion"  #: the service has ended; the VM is stopped and marked, and deleted later
     DELETED = "deleted"  #: the VM is deleted; its VMID is in quarantine for a while
-    VM_LOST = "vm_lost"  #: the VM is gone, and no job of ours deleted it
+    VM_LOST = "vm_lost"  #: the VM does not exist any more, and no job of the agent deleted it
 
 
 class RunStatus(StrEnum):
@@ -76,7 +76,7 @@ class RunStatus(StrEnum):
 class PlaybookRun:
     """One execution of one playbook, planned but not started."""
 
-    ident: str  #: names the artifacts; letters, digits and dashes
+    ident: str  #: name of the run and its artifacts; letters, digits and dashes
     action: str
     playbook: Path
     vm: dict[str, Any] = field(repr=False)  #: the extra var `vm`; may hold secrets
@@ -86,7 +86,7 @@ class PlaybookRun:
 
 @dataclass(frozen=True, kw_only=True)
 class RunArtifacts:
-    """The files of a run: `folder` holds `events.jsonl`, `stdout`, `rc` and `status`, redacted."""
+    """The files of a run. `folder` contains `events.jsonl`, `stdout`, `rc` and `status`, with secrets masked."""
 
     ident: str
     folder: Path
@@ -98,7 +98,7 @@ class RunArtifacts:
 
 @dataclass(frozen=True, kw_only=True)
 class JobResult:
-    """The conclusion from a run: a success with facts of the VM, or an error code and a text."""
+    """What was concluded from a run: a success with facts about the VM, or an error code and a text."""
 
     succeeded: bool
     vm: dict[str, Any] = field(default_factory=dict)  #: `vm_result` of the playbook, validated; may be partial
@@ -108,5 +108,5 @@ class JobResult:
 
     @property
     def message(self) -> str:
-        """The failure's text for FulcrumCore."""
+        """The message of a failure for FulcrumCore; '' after a success."""
         return f"{self.code}: {self.detail}" if self.code else ""

@@ -16,10 +16,10 @@ from executor.secret_forms import forms_of
 
 #: Replaces a secret, whatever the secret's length.
 MASK = "********"
-#: Shorter secrets are not masked: with "1" or "yes" half of each log would be masked, and the masked places would show
-#: the secret. The settings refuse such secrets.
+#: Shorter secrets are not masked: "1" or "yes" would mask many unrelated texts, and the masked places would show the
+#: secret. The settings refuse such secrets.
 MIN_LENGTH = 4
-#: Deeper values are replaced as a whole: a hostile or circular value must not exhaust the stack.
+#: Values nested deeper are replaced as a whole: a hostile or circular value must not exhaust the stack.
 MAX_DEPTH = 100
 TOO_DEEP = "[nested too deep]"
 
@@ -37,16 +37,16 @@ class Redactor:
         return f"<Redactor of {len(self._secrets)} secrets>"
 
     def add(self, *secrets: str) -> None:
-        """Mask these values from now on. Values shorter than MIN_LENGTH are ignored, see there.
+        """Mask these values from now on. Values shorter than MIN_LENGTH are ignored.
 
         A value that was added twice must be discarded twice: two jobs may have the same password.
         """
-        wanted = [secret for secret in secrets if len(secret.strip()) >= MIN_LENGTH]
-        # Before the lock: the forms of a long secret take time.
-        made = {secret: frozenset(forms_of(secret, MIN_LENGTH)) for secret in set(wanted)}
+        long_enough = [secret for secret in secrets if len(secret.strip()) >= MIN_LENGTH]
+        # This is done before the lock is taken, because the forms of a long secret take time.
+        new_forms = {secret: frozenset(forms_of(secret, MIN_LENGTH)) for secret in set(long_enough)}
         with self._lock:
-            self._secrets.update(wanted)
-            self._forms = {**made, **self._forms}
+            self._secrets.update(long_enough)
+            self._forms = {**new_forms, **self._forms}
             self._rebuild()
 
     def discard(self, *secrets: str) -> None:
@@ -105,7 +105,7 @@ class Redactor:
 class StreamRedactor:
     """Redacts text that arrives in pieces; a secret may be split between them.
 
-    `feed` keeps the end of the text while it may be the start of a secret; `flush` returns what is kept.
+    `feed` keeps back the end of the text while that may be the start of a secret; `flush` returns the kept text.
     Not thread-safe: use one for each stream.
     """
 
@@ -132,7 +132,10 @@ class StreamRedactor:
 
 
 class _Needles:
-    """Searches for many texts at once, by their first characters: the cost does not depend on their number."""
+    """Searches a text for many needles (forms of secrets) at once.
+
+    It finds them by their first characters, so the cost does not depend on their number.
+    """
 
     def __init__(self, texts: Iterable[str]) -> None:
         self._texts = frozenset(texts)
@@ -147,7 +150,7 @@ class _Needles:
         return text in self._texts
 
     def spans(self, text: str) -> list[tuple[int, int]]:
-        """Return the places of needles in the text in order, overlapping ones joined."""
+        """Return start and end of each needle in the text, in order. Overlapping needles are joined to one span."""
         spans: list[tuple[int, int]] = []
         for start, end in self._found(text):
             if spans and start < spans[-1][1]:
@@ -157,14 +160,14 @@ class _Needles:
         return spans
 
     def safe_length(self, text: str) -> int:
-        """Return the length of the text up to an end that may be the start of a needle."""
+        """Return how much of the text is complete: the characters after it may be the start of a needle."""
         for start in range(max(0, len(text) - self._longest + 1), len(text)):
             if self._may_continue(text, start):
                 return start
         return len(text)
 
     def _found(self, text: str) -> Iterator[tuple[int, int]]:
-        """Yield start and end of the longest needle at each place."""
+        """Yield start and end of the longest needle at each position."""
         if not self._by_start:
             return
         for start in range(len(text) - MIN_LENGTH + 1):
@@ -174,22 +177,22 @@ class _Needles:
                     break
 
     def _may_continue(self, text: str, start: int) -> bool:
-        """True when a longer needle begins with the text from `start` on."""
-        rest_length = len(text) - start
-        if rest_length < MIN_LENGTH:
+        """True when the text from `start` on is the beginning of a longer needle."""
+        remaining_length = len(text) - start
+        if remaining_length < MIN_LENGTH:
             return text[start:] in self._shorter
         needles = self._by_start.get(text[start : start + MIN_LENGTH], ())
-        return any(len(needle) > rest_length and needle.startswith(text[start:]) for needle in needles)
+        return any(len(needle) > remaining_length and needle.startswith(text[start:]) for needle in needles)
 
 
 def _mask(text: str, spans: list[tuple[int, int]]) -> str:
     if not spans:
         return text
-    parts, shown_to = [], 0
+    parts, copied_to = [], 0
     for start, end in spans:
-        parts += [text[shown_to:start], MASK]
-        shown_to = end
-    return "".join([*parts, text[shown_to:]])
+        parts += [text[copied_to:start], MASK]
+        copied_to = end
+    return "".join([*parts, text[copied_to:]])
 
 
 #: Shared by the whole process.

@@ -1,4 +1,4 @@
-"""The forms in which a secret may be written: plain, JSON-escaped, URL-encoded, base64, hex, quoted for a language."""
+"""Lists the forms in which a secret may be written: plain, JSON-escaped, URL-encoded, base64, hex, or quoted."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import shlex
 from collections.abc import Callable, Iterator
 from urllib.parse import quote, quote_plus
 
-#: A line of a secret with several lines is also masked on its own, from this length on.
+#: Each line of a secret with several lines is also masked on its own, if it has at least this many characters.
 MIN_LINE_LENGTH = 8
 
-#: Characters that writers of URLs leave unescaped: none, a path's slash, those of requests, and of a browser.
+#: Sets of characters that programs leave unescaped in URLs: none; the slash of a path; as requests; as a browser.
 _URL_SAFE = ("", "/", "!#$%&'()*+,/:;=?@[]~", "!'()*~")
 
 
@@ -38,7 +38,10 @@ def _encoded(text: str) -> Iterator[str]:
 
 
 def _escaped(text: str) -> Iterator[str]:
-    """Yield the quoted forms, these inside JSON, `repr` and HTML, and JSON inside YAML, URLs and JSON."""
+    """Yield the JSON and quoted forms, and each of these escaped again for JSON, `repr` or HTML.
+
+    The JSON forms also occur inside YAML and URLs, and may be escaped three times for JSON.
+    """
     json_forms = {escape(text) for escape in _JSON}
     for written in {*json_forms, *_quoted(text)}:
         yield written
@@ -64,7 +67,7 @@ def _quoted(text: str) -> Iterator[str]:
 
 
 def _repr(text: str) -> str:
-    """Return the text as between double quotes in Python."""
+    """Return the text as Python writes it between double quotes."""
     return "".join(char if char in "'\"" else repr(char)[1:-1] for char in text)
 
 
@@ -73,7 +76,7 @@ def _repr_single(text: str) -> str:
 
 
 def _single(text: str) -> str:
-    """Return the text as between single quotes: `repr` chooses the quotes by the whole text around it."""
+    """Return the text as it is written between single quotes. `repr` may choose them because of the text around it."""
     return text.replace("'", "\\'")
 
 
@@ -102,7 +105,7 @@ def _json_slashes(text: str) -> str:
 
 
 def _json_go(text: str) -> str:
-    """Return the text as Go, and so FulcrumCore, writes JSON."""
+    """Return the text as Go, the language of FulcrumCore, writes JSON."""
     return _json_unicode(text).translate(_GO)
 
 
@@ -118,7 +121,7 @@ _YAML_UNICODE = re.compile(r"[ -~\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\uf
 
 
 def _yaml(text: str, shown: re.Pattern[str]) -> str:
-    """Return the text as between double quotes in YAML."""
+    """Return the text as YAML writes it between double quotes."""
     return "".join(char if shown.match(char) and char not in '"\\' else _yaml_escape(char) for char in text)
 
 
@@ -139,13 +142,13 @@ def _plus_encoded(text: str) -> str:
 
 
 def _lower_hex(encoded: str) -> str:
-    """Return the text with `%2F` as `%2f` and the rest unchanged."""
+    """Return the text with the hex digits after `%` in lower case, as in `%2f`."""
     head, *tail = encoded.split("%")
     return head + "".join(f"%{part[:2].lower()}{part[2:]}" for part in tail)
 
 
 def _base64(data: bytes) -> Iterator[str]:
-    """Yield base64 of the value, of the value inside longer data, and in lines of 76 characters."""
+    """Yield base64 of the value, of the value inside longer data, and of the value in lines of 76 characters."""
     folded = base64.encodebytes(data).decode().split("\n")
     whole = [base64.b64encode(data).decode(), *_inner_base64(data)]
     for text in [*whole, *(line for line in folded if len(line) >= MIN_LINE_LENGTH)]:
@@ -154,7 +157,7 @@ def _base64(data: bytes) -> Iterator[str]:
 
 
 def _inner_base64(data: bytes) -> Iterator[str]:
-    """Yield the characters that depend on this value only, for each position in a group of three bytes."""
-    for offset, foreign in ((0, 0), (1, 2), (2, 3)):
+    """Yield the base64 characters that depend on this value only, for each position in a group of three bytes."""
+    for offset, skipped in ((0, 0), (1, 2), (2, 3)):
         whole = (offset + len(data)) * 8 // 6
-        yield base64.b64encode(bytes(offset) + data).decode()[foreign:whole]
+        yield base64.b64encode(bytes(offset) + data).decode()[skipped:whole]

@@ -1,4 +1,4 @@
-"""The versions: this package's own, and those of Ansible's parts."""
+"""Returns the versions of this package, of other Python packages, and of the community.proxmox collection."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ try:
     VERSION = installed("agent-smith")
 except PackageNotFoundError:  # run from a folder that was never installed
     VERSION = "0+unknown"
-#: Where Ansible searches for collections without ANSIBLE_COLLECTIONS_PATH.
+#: Where Ansible searches for collections if ANSIBLE_COLLECTIONS_PATH is not set.
 COLLECTION_FOLDERS = ("~/.ansible/collections", "/usr/share/ansible/collections")
 
 
@@ -27,7 +27,7 @@ def package_version(package: str) -> str | None:
 
 
 def collection_version() -> str | None:
-    """Return the version of community.proxmox that Ansible would use, None without one."""
+    """Return the version of community.proxmox that Ansible would use; None if there is none."""
     for folder in _collection_folders():
         try:
             manifest = json.loads((folder / "community/proxmox/MANIFEST.json").read_text("utf-8"))

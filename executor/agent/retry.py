@@ -46,7 +46,7 @@ def backoff_before_retry_s(job: Job, result: JobResult, *, clock_offset_s: float
         return None
     if result.was_killed and job.attempt >= MAX_KILLED_RUNS:
         return None
-    reaction = Reaction.LOOK if result.was_killed else reaction_to(result.code)
+    reaction = Reaction.CHECK if result.was_killed else reaction_to(result.code)
     if reaction is Reaction.NO or (reaction is Reaction.ONCE and job.attempt > 1):
         return None
     backoff = backoff_s(job.attempt)

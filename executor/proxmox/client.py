@@ -1,7 +1,7 @@
 """Reads from Proxmox: VM identity, free VMIDs, metrics, preflight checks.
 
-It never changes anything: every change is made by a playbook. A list does not prove that a VM is absent, because a
-token without VM.Audit gets an empty list with HTTP 200; `may_see_all_vms` and the VM's own configuration do.
+It never changes anything: every change is made by a playbook. A VM that is missing from a list may still exist, because
+Proxmox lists only the VMs that the token may see. `may_see_all_vms` shows whether a list is complete.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from executor.settings.types import MAX_VMID, MIN_VMID
 
 STORAGE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,99}")
 NODE_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,62})")
-#: The tag of every VM of ours.
+#: The tag of every VM that the agent manages.
 TAG = "smith"
-#: The line of a VM's notes that names its service.
+#: The marker: the line in a VM's description that has the id of its service.
 MARKER_LINE = re.compile(r"^smith-uid=([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})\s*?$", re.MULTILINE | re.IGNORECASE)
 
 
@@ -46,7 +46,8 @@ class ProxmoxReader:
         connection: ProxmoxConnection,
         timeout_s: float = 10,
         *,
-        reload: Callable[[], ProxmoxConnection] | None = None,  # called after a 401 or 403
+        reload: Callable[[], ProxmoxConnection]
+        | None = None,  # returns the present credentials; called after a 401 or 403
     ) -> None:
         self._session = ProxmoxSession(connection, timeout_s, reload)
 
@@ -108,9 +109,10 @@ class ProxmoxReader:
         return not self._session.is_bad_request("/cluster/nextid", vmid=vmid)
 
     def is_quorate(self) -> bool:
-        """Return whether the cluster has quorum. A single node without a cluster always has.
+        """Return whether the cluster has quorum. A single node without a cluster always has it.
 
-        Reading the cluster's own state needs Sys.Audit on `/`; without it, more than half of the nodes must be online.
+        Without Sys.Audit on `/` the token may not read the cluster's own state. Then the result is whether more than
+        half of the nodes are online.
         """
         try:
             data = self._session.get("/cluster/status")
@@ -123,14 +125,14 @@ class ProxmoxReader:
         return all(as_float(row.get("quorate")) for row in clusters)
 
     def may_see_all_vms(self) -> bool:
-        """Return whether the token may see every VM (VM.Audit on `/vms`). Only then a list can prove absence."""
+        """Return whether the token may see every VM (VM.Audit on `/vms`). Only then an unlisted VM is absent."""
         return "VM.Audit" in self.permissions("/vms")
 
     def find_by_marker(self, rows: Iterable[VmRow], service_id: str, *, name_suffix: str) -> VmRow | None:
         """Return the VM among `rows` whose description has the service's marker, None if there is none.
 
-        Only VMs whose name ends with `name_suffix`, the first digits of the service's id, have their configuration
-        read. Raises JobError VM_IDENTITY_MISMATCH for more than one VM with the marker: an operator must decide.
+        It reads the configuration only of VMs whose name ends with `name_suffix`, the first digits of the service's id.
+        Raises JobError VM_IDENTITY_MISMATCH if more than one VM has the marker: an operator must decide.
         """
         found = [row for row in rows if self._may_have_marker(row, name_suffix) and self._is_marked(row, service_id)]
         if len(found) > 1:
@@ -164,14 +166,15 @@ class ProxmoxReader:
         except JobError as error:
             if error.code is not ErrorCode.VM_NOT_FOUND:
                 raise
-            # Moved or removed since the list was read: retry with a new list, since a guess could create a second VM.
+            # The VM was moved or removed after the list was read. The retry reads a new list: a guess could create a
+            # second VM for the service.
             raise JobError(ErrorCode.PVE_CONFLICT, f"VM {row.vmid} was moved or removed during the search") from error
 
     def permissions(self, path: str) -> frozenset[str]:
         """Return the privileges that the token has on a path, such as `/vms/100`. Needs no privilege."""
-        # The values only state whether a privilege is propagated.
-        found = as_object(self._session.get("/access/permissions", path=path)).get(path)
-        return frozenset(found) if isinstance(found, dict) else frozenset()
+        # The names are the privileges; the values only show whether a privilege is propagated.
+        granted = as_object(self._session.get("/access/permissions", path=path)).get(path)
+        return frozenset(granted) if isinstance(granted, dict) else frozenset()
 
     def roles(self) -> dict[str, frozenset[str]]:
         """Return the privileges of each role. Needs no privilege."""
@@ -181,9 +184,9 @@ class ProxmoxReader:
 
     @staticmethod
     def marker_of(config: dict[str, Any]) -> str:
-        """Return the service's UUID from the marker in the description; '' without a marker, or with different ones."""
-        found = {uid.lower() for uid in MARKER_LINE.findall(as_text(config.get("description")))}
-        return found.pop() if len(found) == 1 else ""
+        """Return the service's id from the marker in the description; '' without a marker, or with several ids."""
+        service_ids = {uid.lower() for uid in MARKER_LINE.findall(as_text(config.get("description")))}
+        return service_ids.pop() if len(service_ids) == 1 else ""
 
 
 def _valid_node(node: str) -> str:

@@ -1,4 +1,4 @@
-"""An authenticated connection to the Proxmox API, and the translation of its failures. The only user of proxmoxer."""
+"""Sends GET requests to the Proxmox API and turns failures into JobErrors. No other module uses proxmoxer."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ _ANSWER_UNREADABLE = (KeyError, TypeError, AttributeError, ValueError, Recursion
 
 @dataclass(frozen=True, kw_only=True)
 class ProxmoxConnection:
-    """The address of Proxmox and our credentials. A token is preferred: a password needs a login per thread."""
+    """The address of Proxmox and the agent's credentials. Prefer a token: a password needs a login per thread."""
 
     host: str
     port: int = DEFAULT_PORT
     user: str
-    token_id: str = ""  #: `job`, not `smith@pve!job`
+    token_id: str = ""  #: without the user: `agent`, not `smith@pve!agent`
     token_secret: str = field(default="", repr=False)
     password: str = field(default="", repr=False)
     verify: bool | Path = True  #: a path is the bundle with the cluster's CA
@@ -90,47 +90,47 @@ class ProxmoxSession:
 
     def _call(self, path: str, /, **query: Any) -> Any:
         """Send a GET request; after a refused login, send it once more with a new ticket or a changed secret."""
-        had_login = self._has_api()
-        used = self.connection
+        was_logged_in = self._has_api()
+        used_connection = self.connection
         try:
             return _get(self._api(), path, query)
         except (AuthenticationError, ResourceException) as exc:
             status = getattr(exc, "status_code", 401)
-            has_new_secret = status in (401, 403) and self._reload_connection(used)
-            is_expired_ticket = had_login and not used.token_secret and status == 401
+            has_new_secret = status in (401, 403) and self._reload_connection(used_connection)
+            is_expired_ticket = was_logged_in and not used_connection.token_secret and status == 401
             if not has_new_secret and not is_expired_ticket:
                 raise
         self._local.api = None
         return _get(self._api(), path, query)
 
-    def _reload_connection(self, used: ProxmoxConnection) -> bool:
-        """Reload the connection; return whether it differs from the one that was refused."""
+    def _reload_connection(self, used_connection: ProxmoxConnection) -> bool:
+        """Reload the connection; return whether it differs from `used_connection`, which Proxmox refused."""
         if self._reload is not None:
             self.connection = self._reload()
-        return self.connection is not used
+        return self.connection is not used_connection
 
     def _has_api(self) -> bool:
-        """Return whether this thread has an API object, made by this process for the current connection."""
-        made = getattr(self._local, "pid", None), getattr(self._local, "connection", None)
-        return made == (os.getpid(), self.connection) and self._local.api is not None
+        """Return whether this thread has an API object that this process made for the present connection."""
+        made_for = getattr(self._local, "pid", None), getattr(self._local, "connection", None)
+        return made_for == (os.getpid(), self.connection) and self._local.api is not None
 
     def _api(self) -> ProxmoxAPI:
-        """Return this thread's API object, a new one in a forked child: two readers must never share a socket."""
+        """Return this thread's API object. A forked child makes a new one: two processes must never share a socket."""
         if not self._has_api():
-            used = self.connection
-            self._local.api = _connect(used, self._timeout_s)
-            self._local.pid, self._local.connection = os.getpid(), used
+            connection = self.connection
+            self._local.api = _connect(connection, self._timeout_s)
+            self._local.pid, self._local.connection = os.getpid(), connection
         return self._local.api
 
 
 def _connect(connection: ProxmoxConnection, timeout_s: tuple[float, float]) -> ProxmoxAPI:
-    """Make an API object. It sends a request only to log in with a password."""
+    """Return an API object. With a password this sends a login request, with a token nothing is sent."""
     if connection.token_secret:
         login = {"token_name": connection.token_id, "token_value": connection.token_secret}
     else:
         login = {"password": connection.password}
     verify = connection.verify if isinstance(connection.verify, bool) else str(connection.verify)
-    if verify is False:  # one warning is logged where the settings are read, so none per request
+    if verify is False:  # the agent logs this once at its start; urllib3 would warn at each request
         urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
     api = ProxmoxAPI(
         connection.host,
@@ -141,7 +141,7 @@ def _connect(connection: ProxmoxConnection, timeout_s: tuple[float, float]) -> P
         **login,
     )
     session = api._store["session"]
-    session.max_redirects = 0  # Proxmox never redirects; another server must not get the token
+    session.max_redirects = 0  # Proxmox never redirects, and a redirect must not send the token to another server
     session.get_adapter("https://").max_retries = Retry(total=1, connect=1, read=0, redirect=0, status=0, other=0)
     return api
 
@@ -156,14 +156,14 @@ def _get(api: ProxmoxAPI, path: str, query: dict[str, Any]) -> Any:
 def _raise_job_error(exc: Exception) -> NoReturn:
     """Raise the JobError for a failed request."""
     if isinstance(exc, _CALL_FAILED):
-        found = classify(_failure_text(exc))
-        remedy = _remedy(found.text) if found.code == ErrorCode.PVE_TLS else ""
-        raise JobError(found.code, redactor.redact(found.text)[:MAX_ERROR_TEXT] + remedy) from exc
+        failure = classify(_failure_text(exc))
+        remedy = _remedy(failure.text) if failure.code == ErrorCode.PVE_TLS else ""
+        raise JobError(failure.code, redactor.redact(failure.text)[:MAX_ERROR_TEXT] + remedy) from exc
     raise JobError(ErrorCode.PVE_API_ERROR, f"Proxmox's answer cannot be read ({type(exc).__name__})") from exc
 
 
 def _remedy(text: str) -> str:
-    """Return what to do about a certificate that could not be verified."""
+    """Return what an operator must do about a certificate that could not be verified."""
     if "expired" in text or "not yet valid" in text:
         return ". Renew Proxmox's certificate; if it is still valid, one of the clocks is wrong"
     if "mismatch" in text or "doesn't match" in text:

@@ -1,8 +1,8 @@
 """Maps Proxmox's failure texts to error codes. The roles' filter and the executor share this table.
 
-It uses the standard library only and imports nothing of the package: playbooks that are run by hand use it too. The
-rules are tried in order on the innermost text; the first match decides. Codes are those of `errors.ErrorCode` and never
-change: FulcrumCore's lifecycles match them. Every pattern is valid in Python and in RE2.
+This module imports nothing but the standard library, because playbooks use it without the executor, too. The rules are
+tried in order on the innermost text, and the first that matches decides. The codes are those of `errors.ErrorCode` and
+never change, because FulcrumCore's lifecycles match them. Every pattern is valid in Python and in RE2.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 MAX_TEXT_LENGTH = 300
-#: The rules match at most this much of a text: some patterns take quadratic time, and the text is not ours.
+#: The rules match at most this much of a text: some patterns take quadratic time, and other programs write the text.
 MAX_MATCHED_LENGTH = 10_000
 
 
@@ -21,7 +21,7 @@ class Reaction(StrEnum):
 
     NO = "no"  #: not retried: the same request would fail the same way
     LATER = "later"  #: retried after a backoff: nothing was changed, or it is safe to repeat
-    LOOK = "look"  #: retried: the change may have happened, and the idempotent playbook first checks what exists
+    CHECK = "check"  #: retried: the change may have been made, and the idempotent playbook first checks what exists
     NEW_ID = "new_id"  #: retried with another VMID
     ONCE = "once"  #: retried once
 
@@ -32,10 +32,10 @@ class Classified:
 
     code: str
     reaction: Reaction
-    text: str  #: the innermost text, without the code, at most 300 characters
+    text: str  #: Proxmox's own text, without the code, at most MAX_TEXT_LENGTH characters
 
 
-#: (code, reaction, pattern). A rule for an unknown outcome is before the rules whose patterns its texts may match.
+#: (code, reaction, pattern). A rule for failures with unknown outcome precedes other rules that match their texts.
 RULES: tuple[tuple[str, Reaction, str], ...] = (
     # A connection that ends during the TLS handshake does not mean that the certificate is invalid.
     (
@@ -53,7 +53,7 @@ RULES: tuple[tuple[str, Reaction, str], ...] = (
     ),
     ("NODE_DOWN", Reaction.LATER, r"\b59[5-9] |No route to host|hostname lookup '[^']+' failed"),
     ("PVE_NO_QUORUM", Reaction.LATER, r"no quorum"),
-    ("PVE_TIMEOUT", Reaction.LOOK, r"Read timed out|ConnectTimeout"),
+    ("PVE_TIMEOUT", Reaction.CHECK, r"Read timed out|ConnectTimeout"),
     (
         "PVE_UNREACHABLE",
         Reaction.LATER,
@@ -101,7 +101,7 @@ RULES: tuple[tuple[str, Reaction, str], ...] = (
         r"|without --online|snapshot name '[^']*' already used|feature is not (available|supported)|live[- ]migrate"
         r"|while VM is running|incomplete snapshot|needed by replication|Too many unused volumes|wrong snapshot state",
     ),
-    # Our own code uses it only after it has checked the token's VM.Audit; Proxmox's text only means "not on this node".
+    # Proxmox's text only means "not on this node". The agent's own code first checks that the token may see all VMs.
     (
         "VM_NOT_FOUND",
         Reaction.NO,
@@ -127,7 +127,7 @@ RULES: tuple[tuple[str, Reaction, str], ...] = (
         r"Failed to import the required Python library|module interpreter|resolve module/action"
         r"|unexpected keyword argument|has no attribute|deserialization failed|Action failed: Unknown error",
     ),
-    ("TASK_TIMEOUT", Reaction.LOOK, r"Reached timeout while|Timed out after \d+ second|timeout expired"),
+    ("TASK_TIMEOUT", Reaction.CHECK, r"Reached timeout while|Timed out after \d+ second|timeout expired"),
     (
         "TASK_FAILED",
         Reaction.ONCE,
@@ -136,7 +136,7 @@ RULES: tuple[tuple[str, Reaction, str], ...] = (
     ("PVE_API_ERROR", Reaction.ONCE, r"\b50[01] (Internal|Not)"),
 )
 
-#: Codes that only a role or the executor sets; no text of Proxmox maps to them.
+#: The reactions to codes that only a role or the executor sets. No text of Proxmox has these codes.
 SET_BY_US: dict[str, Reaction] = {
     "VM_IDENTITY_MISMATCH": Reaction.NO,
     "GUEST_NO_ADDRESS": Reaction.NO,
@@ -145,21 +145,21 @@ SET_BY_US: dict[str, Reaction] = {
     "RESULT_INVALID": Reaction.NO,
     "DEADLINE": Reaction.NO,
     "CANCELLED": Reaction.NO,
-    "AGENT_RESTARTED": Reaction.LOOK,
+    "AGENT_RESTARTED": Reaction.CHECK,
     "QUARANTINED": Reaction.NO,
     "INTERNAL": Reaction.NO,
 }
 REACTIONS: dict[str, Reaction] = {code: reaction for code, reaction, _pattern in RULES} | SET_BY_US
 _COMPILED = tuple((code, re.compile(pattern)) for code, _reaction, pattern in RULES)
 
-#: What a module puts before Proxmox's text. It contains the VM's name, which must not match a rule.
+#: The text that an Ansible module puts before Proxmox's. It contains the VM's name, which must not match a rule.
 _PREFIX = re.compile(r"\A.*?(failed with exception[:=] ?|vmid \d+[=:] ?)", re.DOTALL)
 _CODED = re.compile(r"\A([A-Z][A-Z_]+): ?(.*)\Z", re.DOTALL)
 _SPACE = re.compile(r"\s+")
 
 
 def classify(text: str) -> Classified:
-    """Return the meaning of a failure text. A known code at its start is kept; an unknown text is PLAYBOOK_FAILED."""
+    """Return the meaning of a failure text. A text may start with its code. An unknown text is PLAYBOOK_FAILED."""
     text = _SPACE.sub(" ", text).strip()
     coded = _CODED.match(text)
     if coded and coded.group(1) in REACTIONS:
@@ -172,7 +172,7 @@ def classify(text: str) -> Classified:
 
 
 def innermost(text: str) -> str:
-    """Return Proxmox's text without what the module puts before it."""
+    """Return Proxmox's own text, without the text that an Ansible module puts before it."""
     return (_PREFIX.sub("", text, count=1) or text)[:MAX_MATCHED_LENGTH]
 
 

@@ -1,8 +1,9 @@
-"""The privileges that the token needs at Proxmox: one table, the comparison with those it has, and `pveum` commands.
+"""Lists the privileges that the token needs at Proxmox, compares them with those it has, and writes `pveum` commands.
 
-Pure. The names differ between Proxmox VE 8 and 9, and `pveum role add` fails for a name that its version does not know.
-That each privilege is needed is tested (tests/security/test_least_privilege.py); `deploy/` grants the same. A resource
-pool needs no privilege of its own: VM.Allocate on /vms includes it. VM.Snapshot includes rollback.
+Its functions are pure. The names differ between Proxmox VE 8 and 9, and `pveum role add` fails for an unknown name.
+That each privilege is needed is tested (tests/security/test_least_privilege.py); the commands in
+`deploy/` grant the same ones. A resource pool needs no privilege of its own: VM.Allocate on /vms suffices. VM.Snapshot
+also allows a rollback.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-#: The first major version with VM.GuestAgent.* instead of VM.Monitor.
+#: The first major version of Proxmox VE with VM.GuestAgent.* instead of VM.Monitor.
 GUEST_AGENT_SINCE = 9
 VM_PRIVILEGES = (
     "VM.Allocate",
@@ -33,7 +34,7 @@ VM_PRIVILEGES = (
 
 @dataclass(frozen=True, kw_only=True)
 class Need:
-    """Privileges that are needed on one path, and the role that holds them."""
+    """Privileges that are needed on one path, and the role that contains them."""
 
     path: str
     role: str
@@ -53,36 +54,39 @@ def needs(
 
     `images` are the storages of ISO images and container templates, `backups` is the storage of backups.
     """
-    guest = "VM.GuestAgent.Audit" if major >= GUEST_AGENT_SINCE else "VM.Monitor"
-    found = [Need(path="/vms", role="SmithVM", privileges=frozenset({*VM_PRIVILEGES, guest}), why="for every action")]
+    guest_agent = "VM.GuestAgent.Audit" if major >= GUEST_AGENT_SINCE else "VM.Monitor"
+    vm_privileges = frozenset({*VM_PRIVILEGES, guest_agent})
+    needed = [Need(path="/vms", role="SmithVM", privileges=vm_privileges, why="for every action")]
     disks = frozenset({"Datastore.AllocateSpace", "Datastore.Audit"})
     for storage in sorted(set(storages)):
-        found.append(Need(path=f"/storage/{storage}", role="SmithStore", privileges=disks, why="for the VMs' disks"))
+        needed.append(Need(path=f"/storage/{storage}", role="SmithStore", privileges=disks, why="for the VMs' disks"))
     for storage in sorted(set(images) - set(storages)):
         audit = frozenset({"Datastore.Audit"})
-        found.append(Need(path=f"/storage/{storage}", role="SmithImages", privileges=audit, why="to list its images"))
+        needed.append(Need(path=f"/storage/{storage}", role="SmithImages", privileges=audit, why="to list its images"))
     if backups:
-        found.append(Need(path="/vms", role="SmithBackup", privileges=frozenset({"VM.Backup"}), why="for backups"))
+        needed.append(Need(path="/vms", role="SmithBackup", privileges=frozenset({"VM.Backup"}), why="for backups"))
     if backups and backups not in set(storages):
-        found.append(Need(path=f"/storage/{backups}", role="SmithStore", privileges=disks, why="for backups"))
+        needed.append(Need(path=f"/storage/{backups}", role="SmithStore", privileges=disks, why="for backups"))
     if bridge:
         zone = "/sdn/zones/localnetwork"
-        found.append(Need(path=zone, role="SmithNet", privileges=frozenset({"SDN.Use"}), why=f"to use bridge {bridge}"))
-    return found
+        needed.append(
+            Need(path=zone, role="SmithNet", privileges=frozenset({"SDN.Use"}), why=f"to use bridge {bridge}")
+        )
+    return needed
 
 
-def unmet_needs(wanted: Iterable[Need], held: Mapping[str, frozenset[str]]) -> dict[Need, frozenset[str]]:
-    """Return the missing privileges of each need that is not met; `held` has the token's privileges by path."""
-    found = {need: need.privileges - held.get(need.path, frozenset()) for need in wanted}
-    return {need: missing for need, missing in found.items() if missing}
+def unmet_needs(wanted: Iterable[Need], granted: Mapping[str, frozenset[str]]) -> dict[Need, frozenset[str]]:
+    """Return the missing privileges of each unmet need. `granted` has the token's privileges by path."""
+    all_missing = {need: need.privileges - granted.get(need.path, frozenset()) for need in wanted}
+    return {need: missing for need, missing in all_missing.items() if missing}
 
 
 def pveum_lines(
     unmet: Iterable[Need], roles: Mapping[str, frozenset[str]], *, user: str, token_id: str = ""
 ) -> list[str]:
-    """Return the commands that grant the unmet needs; `roles` are the existing roles.
+    """Return the commands that grant the unmet needs. `roles` has the privileges of each existing role.
 
-    A token with privilege separation has only the privileges that its user has too, so each is granted to both.
+    A token with privilege separation can use only privileges that its user has, so each one is granted to both.
     """
     lines: list[str] = []
     for need in unmet:
@@ -91,10 +95,10 @@ def pveum_lines(
 
 
 def _role_lines(need: Need, roles: Mapping[str, frozenset[str]]) -> Iterator[str]:
-    held = roles.get(need.role)
-    if held is None:
+    existing = roles.get(need.role)
+    if existing is None:
         yield f"pveum role add {need.role} --privs {','.join(sorted(need.privileges))}"
-    elif missing := need.privileges - held:
+    elif missing := need.privileges - existing:
         yield f"pveum role modify {need.role} --append 1 --privs {','.join(sorted(missing))}"
 
 

@@ -1,4 +1,4 @@
-"""Turns Proxmox's lists of VMs, nodes and storages into rows.
+"""Turns Proxmox's lists of VMs, nodes and storages into typed rows.
 
 Proxmox sends numbers as numbers, as text, or not at all, depending on version, guest and node.
 """
@@ -23,14 +23,14 @@ class VmRow:
     name: str = ""
     status: str = ""  #: running, stopped, or unknown when its node is down
     is_template: bool = False
-    kind: str = "qemu"  #: or lxc
-    cpu_share: float = 0.0  #: of all its cores together, 0 to 1
+    kind: str = "qemu"  #: qemu or lxc, see GuestKind
+    cpu_share: float = 0.0  #: share of all its cores together, 0 to 1
     cores: int = 0
     memory_bytes: int = 0
     max_memory_bytes: int = 0
     disk_bytes: int = 0  #: always 0 for qemu
     max_disk_bytes: int = 0
-    net_in_bytes: int = 0  #: this and the next three counters restart at 0 with the VM, as `uptime_s` does
+    net_in_bytes: int = 0  #: this and the next three count from 0 after each start of the VM, as `uptime_s` does
     net_out_bytes: int = 0
     disk_read_bytes: int = 0
     disk_write_bytes: int = 0
@@ -63,7 +63,7 @@ class StorageRow:
 
 
 def vm_rows(data: Any) -> list[VmRow]:
-    """Read `GET /cluster/resources?type=vm`. Rows without a VMID or node are left out: requests need both."""
+    """Read `GET /cluster/resources?type=vm`. Rows without a VMID or node are left out: requests for a VM need both."""
     rows = (_vm_row(row) for row in as_objects(data) if row.get("type", "qemu") in ("qemu", "lxc"))
     return [row for row in rows if row.vmid >= MIN_VMID and row.node]
 
@@ -124,7 +124,7 @@ def storage_rows(data: Any) -> list[StorageRow]:
 
 
 def as_objects(data: Any) -> list[dict[str, Any]]:
-    """Return the objects of a list. Proxmox sometimes sends null for an empty list."""
+    """Return the objects in a list. Proxmox sometimes sends null for an empty list. Raises JobError for other data."""
     if data is None:
         return []
     if not isinstance(data, list):
@@ -149,7 +149,7 @@ def as_float(value: Any) -> float:
 
 
 def as_int(value: Any) -> int:
-    """Return an int, without converting to float first if possible: counters exceed 2**53."""
+    """Return an int. Avoid a conversion to float: floats are inexact above 2**53, and counters exceed that."""
     try:
         return int(value)
     except (TypeError, ValueError, OverflowError):
@@ -157,5 +157,5 @@ def as_int(value: Any) -> int:
 
 
 def as_text(value: Any) -> str:
-    """Return text; an empty one for null."""
+    """Return the value as a text; '' for null."""
     return value if isinstance(value, str) else "" if value is None else str(value)

@@ -1,4 +1,4 @@
-"""What the HTTP pages read of the agent, and the handle through which they get it once the agent exists."""
+"""Gives the HTTP pages access to the agent: the objects that they read, and a handle that is empty until it exists."""
 
 from __future__ import annotations
 
@@ -22,33 +22,33 @@ if TYPE_CHECKING:
 class AgentView:
     """The parts of one agent that the pages read."""
 
-    boot_id: str
+    boot_id: str  #: identifies this start of the agent process in the database
     settings: Settings
     state: AgentState
     scheduler: Scheduler
     engine: Engine
     proxmox: ProxmoxReader
     meters: Meters
-    memory_mib: Callable[[], float]
+    memory_mib: Callable[[], float]  #: resident memory of the agent and its descendants
     drift: Callable[[], dict[str, int]] = dict  #: open drift findings by kind; empty without a recent check
 
 
 class AgentHandle:
-    """Gives the pages the agent; empty until the agent is attached."""
+    """Holds the agent that the pages read. It is empty until `attach` is called."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._attached: tuple[AgentView, Prober] | None = None
-        self.waits_for = ""  #: what the start waits for, '' for nothing
-        self.port = 0  #: TCP port of the pages, 0 when they are not served
+        self.waits_for = ""  #: what the agent's start waits for; '' if it waits for nothing
+        self.port = 0  #: TCP port of the pages; 0 if they are not served
 
     @property
     def attached(self) -> tuple[AgentView, Prober] | None:
-        """The agent and its prober, None before `attach`."""
+        """The agent and its prober; None before `attach`."""
         return self._attached
 
     def note_waiting(self, reason: str) -> None:
-        """Record what the start waits for."""
+        """Record what the agent's start waits for."""
         self.waits_for = reason
 
     def attach(self, view: AgentView, *, probe_interval_s: float | None = None) -> None:

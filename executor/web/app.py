@@ -1,4 +1,4 @@
-"""The HTTP pages: /livez, /readyz, /metrics, their OpenAPI document at /openapi.json, and an index at /."""
+"""Builds the HTTP pages: /livez, /readyz, /metrics, their OpenAPI document at /openapi.json, and an index at /."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def make_app(handle: AgentHandle, access: Access) -> Starlette:
 
 
 class _Pages:
-    """The pages. Not async: starlette runs them in threads, so a slow database delays no other page."""
+    """The pages. Their methods are not async, so that starlette runs them in threads: a slow page delays no other."""
 
     def __init__(self, handle: AgentHandle, access: Access) -> None:
         self._handle = handle

@@ -1,4 +1,4 @@
-"""Prometheus gauges that are read from the agent and its database at each scrape."""
+"""Collects Prometheus gauges from the agent and its database at each scrape."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ class Gauges(Collector):
         self._prober = prober
 
     def describe(self) -> Iterator[Metric]:
-        """Return no descriptions: registration must not query the database."""
+        """Return no descriptions. Without them prometheus_client would call `collect`, and so query the database."""
         return iter(())
 
     def collect(self) -> Iterator[Metric]:
-        """Read all gauges. When the database fails, its gauges are missing and smith_database_up is 0."""
+        """Read all gauges. When the database fails, the gauges from it are missing and smith_database_up is 0."""
         yield _build_info()
         yield from self._process_gauges()
         try:
@@ -50,7 +50,7 @@ class Gauges(Collector):
         yield _gauge("smith_job_slots", "Maximum number of jobs running at once", settings.smith_concurrency)
         yield _gauge(
             "smith_heartbeat_last_success_timestamp_seconds",
-            "Time of the last heartbeat that FulcrumCore accepted, by our clock; 0 before the first",
+            "Time of the last heartbeat that FulcrumCore accepted, by the agent's clock; 0 before the first",
             state.heartbeat_at,
         )
         yield _gauge("smith_fulcrum_up", "Whether FulcrumCore answered the last request", fulcrum_is_up(self._view))
@@ -72,17 +72,19 @@ class Gauges(Collector):
         with reading(self._view.engine) as session:
             depths = queries.count_open_jobs(session) | {"report_due": queries.count_due_reports(session)}
             mapped = mappings.count_by_state(session, with_deleted=False)
-            unreported, waiting = queries.oldest_due_report(session), queries.oldest_pending(session)
+            oldest_report_at, oldest_pending_at = queries.oldest_due_report(session), queries.oldest_pending(session)
         is_writable = self._prober.result("database").ok
         yield _gauge("smith_database_up", "Whether the database can be read and written", is_writable)
         yield _gauge_by(
             "smith_queue_depth", "Jobs that have not ended, and results that are not reported", "status", depths
         )
-        yield _gauge("smith_queue_oldest_seconds", "Age of the oldest waiting job; 0 without one", _age_s(waiting))
+        yield _gauge(
+            "smith_queue_oldest_seconds", "Age of the oldest waiting job; 0 without one", _age_s(oldest_pending_at)
+        )
         yield _gauge(
             "smith_outbox_oldest_seconds",
             "Age of the oldest result that FulcrumCore has not acknowledged; 0 without one",
-            _age_s(unreported),
+            _age_s(oldest_report_at),
         )
         yield _gauge_by("smith_mappings", "VMs by state", "state", mapped)
 

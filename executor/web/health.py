@@ -1,7 +1,7 @@
-"""Liveness and readiness.
+"""Reports whether the agent is alive, and whether it is ready for jobs.
 
-Alive: every loop makes progress. Long jobs and unreachable servers do not count, because a restart would not help.
-Ready: everything that a job needs is available.
+It is alive while every loop makes progress. A long job or an unreachable server does not change that, because a restart
+would not help. It is ready while everything that a job needs is available.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from typing import Any
 from executor.web.agent_view import AgentHandle, AgentView
 from executor.web.probes import Prober
 
-#: Maximum seconds between two turns of a loop. A turn of the reporter sends up to fifty reports, each of which may run
-#: into FulcrumCore's timeout; the others take a few seconds, a minute when the database fails.
+#: Maximum seconds between two turns of each loop. A turn of `report` sends up to fifty reports, and each may last until
+#: the timeout of its request. A turn of another loop takes a few seconds, or a minute when the database fails.
 MAX_SILENCE_S = {"main": 60.0, "dispatch": 120.0, "report": 900.0, "leases": 120.0}
-#: The lease loop waits for a part of the lease, which may be an hour long.
+#: The maximum of `leases` is at least this many lease times: the loop waits for a part of one, which may be an hour.
 MAX_SILENCE_LEASES = 2.0
-#: Longer than the monitor waits before it restarts an overdue critical job: the restart may solve the problem.
+#: A critical job is reported as overdue later than the monitor restarts it, because the restart may solve the problem.
 CRITICAL_MAX_INTERVALS = 6.0
 CRITICAL_SLACK_S = 120.0
 
@@ -29,13 +29,13 @@ class Check:
 
     name: str
     ok: bool
-    reason: str = ""  #: one of our own sentences; safe to show without a login
-    detail: str = ""  #: may name hosts and folders; only with a login
+    reason: str = ""  #: one of a fixed set of sentences; shown without a login
+    detail: str = ""  #: may name hosts and folders; shown only with a login
 
 
 @dataclass(frozen=True, kw_only=True)
 class HealthReport:
-    """The state of the agent, with the checks that it was derived from."""
+    """The state of the agent, and the checks from which it was derived."""
 
     status: str
     ok: bool
@@ -59,25 +59,25 @@ def liveness(handle: AgentHandle) -> HealthReport:
     view, _prober = handle.attached
     if view.state.stopping.is_set():
         return HealthReport(status="stopping", ok=True)
-    checks = (*_loops(view), *_critical_jobs(view))
+    checks = (*_loop_checks(view), *_critical_job_checks(view))
     ok = all(check.ok for check in checks)
     return HealthReport(status="alive" if ok else "stuck", ok=ok, checks=checks)
 
 
-def _loops(view: AgentView) -> list[Check]:
+def _loop_checks(view: AgentView) -> list[Check]:
     now = time.monotonic()
     checks = []
     for name, max_silence_s in MAX_SILENCE_S.items():
         if name == "leases":
-            max_silence_s = max(max_silence_s, view.settings.smith_lease_s * MAX_SILENCE_LEASES)  # noqa: PLW2901 (this one depends on a setting)
-        turned_at = view.state.progress_at.get(name)
-        quiet_s = now - turned_at if turned_at is not None else 0.0
+            max_silence_s = max(max_silence_s, view.settings.smith_lease_s * MAX_SILENCE_LEASES)  # noqa: PLW2901 (the maximum of `leases` depends on a setting)
+        progress_at = view.state.progress_at.get(name)
+        quiet_s = now - progress_at if progress_at is not None else 0.0
         reason = f"no progress for {quiet_s:.0f} s" if quiet_s > max_silence_s else ""
         checks.append(Check(name=name, ok=not reason, reason=reason))
     return checks
 
 
-def _critical_jobs(view: AgentView) -> list[Check]:
+def _critical_job_checks(view: AgentView) -> list[Check]:
     overdue = view.scheduler.overdue(max_intervals=CRITICAL_MAX_INTERVALS, slack_s=CRITICAL_SLACK_S)
     return [
         Check(name=name, ok=name not in overdue, reason="is overdue" if name in overdue else "")
@@ -92,18 +92,18 @@ def readiness(handle: AgentHandle) -> HealthReport:
         starting = Check(name="agent", ok=False, reason=reason or "is starting", detail=handle.waits_for)
         return HealthReport(status="not ready", ok=False, checks=(starting,))
     view, prober = handle.attached
-    checks = (_agent(view), _fulcrum(view), *_probes(prober))
+    checks = (_agent_check(view), _fulcrum_check(view), *_probe_checks(prober))
     ok = all(check.ok for check in checks)
     return HealthReport(status="ready" if ok else "not ready", ok=ok, checks=checks)
 
 
-def _agent(view: AgentView) -> Check:
+def _agent_check(view: AgentView) -> Check:
     state = view.state
     if not state.progress_at:
         return Check(name="agent", ok=False, reason="is starting")
     if state.draining.is_set():
         return Check(name="agent", ok=False, reason="is draining: no new jobs are started")
-    # Disabled on purpose, by an operator of FulcrumCore: no failure, and a restart would not help.
+    # An operator of FulcrumCore disabled the agent on purpose: this is not a failure, and a restart would not help.
     reason = "is disabled in FulcrumCore: no jobs are claimed" if state.disabled else ""
     return Check(name="agent", ok=True, reason=reason)
 
@@ -113,7 +113,7 @@ def fulcrum_is_up(view: AgentView) -> bool:
     return view.state.heartbeat_at > 0 and view.state.fulcrum.is_up
 
 
-def _fulcrum(view: AgentView) -> Check:
+def _fulcrum_check(view: AgentView) -> Check:
     if fulcrum_is_up(view):
         return Check(name="fulcrum", ok=True)
     detail = view.state.fulcrum.reason
@@ -121,8 +121,8 @@ def _fulcrum(view: AgentView) -> Check:
     return Check(name="fulcrum", ok=False, reason=reason, detail=detail)
 
 
-def _probes(prober: Prober) -> list[Check]:
-    found = {name: prober.result(name) for name in prober.probes}
+def _probe_checks(prober: Prober) -> list[Check]:
+    results = {name: prober.result(name) for name in prober.probes}
     return [
-        Check(name=name, ok=finding.ok, reason=finding.reason, detail=finding.detail) for name, finding in found.items()
+        Check(name=name, ok=result.ok, reason=result.reason, detail=result.detail) for name, result in results.items()
     ]

@@ -1,6 +1,6 @@
-"""The OpenAPI document of the pages, served as /openapi.json; the tests compare it with the pages.
+"""Builds the OpenAPI document of the pages, served as /openapi.json. Tests compare it with the pages.
 
-It describes this server as it is configured: without a login, none is documented.
+It describes the server as configured: it documents a login only if one is required.
 """
 
 from __future__ import annotations
@@ -97,49 +97,49 @@ def _json(schema: str) -> Json:
 
 def _path(summary: str, path: str, answers: dict[int, _Answer], access: Access) -> Json:
     is_open = path in OPEN_PATHS
-    logins: list[Json] = [] if is_open else [{name: []} for name in _logins(access)]
-    known = {**answers, **_refusals(access, is_open=is_open)}
+    security: list[Json] = [] if is_open else [{name: []} for name in _logins(access)]
+    all_answers = {**answers, **_refusals(access, is_open=is_open)}
     return {
         method.lower(): {
             "summary": summary,
-            "security": logins,
-            "responses": {str(status): _response(known[status], method) for status in sorted(known)},
+            "security": security,
+            "responses": {str(status): _response(all_answers[status], method) for status in sorted(all_answers)},
         }
         for method in METHODS
     }
 
 
 def _refusals(access: Access, *, is_open: bool) -> dict[int, _Answer]:
-    """Return the responses of the guard in front of a page."""
-    found = {500: _Answer("internal error, see the log", _json("Error"))}
+    """Return the responses with which the guard refuses a request for a page, and the response to a crash."""
+    refusals = {500: _Answer("internal error, see the log", _json("Error"))}
     if access.is_local and not access.needs_login:
-        found[421] = _Answer("unknown host name", _json("Error"))
+        refusals[421] = _Answer("unknown host name", _json("Error"))
     if access.token:
         wait = {"Retry-After": {"required": True, "schema": {"type": "integer", "minimum": 1}}}
-        found[429] = _Answer("too many wrong tokens from this address", _json("Error"), wait)
+        refusals[429] = _Answer("too many wrong tokens from this address", _json("Error"), wait)
     if access.token and not is_open:
         how = {"WWW-Authenticate": {"required": True, "schema": _TEXT}}
-        found[401] = _Answer("a token is required", _json("Error"), how)
+        refusals[401] = _Answer("a token is required", _json("Error"), how)
     elif access.needs_login and not is_open:
-        found[403] = _Answer("only through a trusted reverse proxy that names the user", _json("Error"))
-    return found
+        refusals[403] = _Answer("only through a trusted reverse proxy that names the user", _json("Error"))
+    return refusals
 
 
 def _response(answer: _Answer, method: str) -> Json:
-    found: Json = {"description": answer.text}
+    response: Json = {"description": answer.text}
     if answer.headers:
-        found["headers"] = answer.headers
+        response["headers"] = answer.headers
     if method != "HEAD":
-        found["content"] = answer.content
-    return found
+        response["content"] = answer.content
+    return response
 
 
 def _logins(access: Access) -> Json:
     """Return the security schemes by name."""
-    found: Json = {}
+    schemes: Json = {}
     if access.token:
-        found["token"] = {"type": "http", "scheme": "bearer"}
+        schemes["token"] = {"type": "http", "scheme": "bearer"}
     if access.proxies:
-        text = "set by a reverse proxy; from other addresses it means nothing"
-        found["proxy"] = {"type": "apiKey", "in": "header", "name": access.user_header, "description": text}
-    return found
+        text = "set by a trusted reverse proxy; ignored if another address sends it"
+        schemes["proxy"] = {"type": "apiKey", "in": "header", "name": access.user_header, "description": text}
+    return schemes

@@ -1,6 +1,6 @@
-"""Probes in the background: does Proxmox answer, can the database be written, is there enough disk space.
+"""Checks in the background whether Proxmox answers, the database can be written, and enough disk space is free.
 
-One thread, one round per half minute. The pages show the results of the last round, so they answer at once.
+One thread runs all probes every 30 s. The pages show the last results, so they do not wait for a probe.
 """
 
 from __future__ import annotations
@@ -27,15 +27,17 @@ if TYPE_CHECKING:
 log = get_logger(__name__)
 
 INTERVAL_S = 30.0
-#: A result older than this many intervals is outdated.
+#: A result is outdated after this many intervals, and the time that the probes of one round may take.
 MAX_AGE_INTERVALS = 4
-#: Interval of the check whether the loops have started: before that the database may be migrated.
+MAX_ROUND_S = 60.0
+#: Interval at which the thread checks whether the agent's loops have started. Before that the database may be in a
+#: migration, so no probe runs.
 START_POLL_S = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeResult:
-    """The result of one probe. `reason` is one of our own sentences, `detail` may quote another program."""
+    """The result of one probe. `reason` is one of a fixed set of sentences, `detail` may quote another program."""
 
     ok: bool
     reason: str = ""
@@ -44,7 +46,7 @@ class ProbeResult:
 
 
 class _ProbeFailed(Exception):
-    """A probe found a problem."""
+    """Raised by a probe that finds a problem."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(reason)
@@ -73,12 +75,12 @@ class Prober:
         return {"proxmox": self._probe_proxmox, "database": self._probe_database, "disk": self._probe_disk}
 
     def result(self, name: str) -> ProbeResult:
-        """Return the last result; a missing or outdated one is not ok."""
+        """Return the last result of a probe. If there is none, or it is outdated, return a result that is not ok."""
         found = self._results.get(name)
         if found is None:
             return ProbeResult(ok=False, reason="not checked yet")
         age_s = time.monotonic() - found.at
-        if age_s > self.interval_s * MAX_AGE_INTERVALS + 60:
+        if age_s > self.interval_s * MAX_AGE_INTERVALS + MAX_ROUND_S:
             return ProbeResult(ok=False, reason="not checked recently", detail=f"for {age_s:.0f} s")
         return found
 
@@ -88,7 +90,7 @@ class Prober:
         self._thread.start()
 
     def stop(self) -> None:
-        """Ask the thread to end; a probe in progress is not waited for."""
+        """Ask the thread to end. Do not wait for a probe in progress."""
         self._stopping.set()
 
     def free_bytes(self, name: str) -> int:
@@ -100,7 +102,7 @@ class Prober:
             pass
         while not self._stopping.is_set():
             for name, probe in self.probes.items():
-                self._results[name] = _run(probe)
+                self._results[name] = _run_probe(probe)
             self._stopping.wait(self.interval_s)
 
     def _probe_proxmox(self) -> None:
@@ -112,7 +114,7 @@ class Prober:
         self._proxmox_link.note_up()
 
     def _probe_database(self) -> None:
-        """Write a row: a full disk or a standby can still be read."""
+        """Write a row. Reading is not enough: a database on a full disk, or a standby, can still be read."""
         try:
             with transaction(self.engine) as session:
                 nodes.note_seen(session, self.boot_id)
@@ -120,18 +122,19 @@ class Prober:
             raise _ProbeFailed("the database cannot be written", str(error).splitlines()[0]) from error
 
     def _probe_disk(self) -> None:
-        low = space.shortages(self.folders)
-        if low:
-            raise _ProbeFailed(f"too little space in the folder for {' and '.join(low)}", "; ".join(low.values()))
+        shortages = space.shortages(self.folders)
+        if shortages:
+            names = " and ".join(shortages)
+            raise _ProbeFailed(f"too little space in the folder for {names}", "; ".join(shortages.values()))
 
 
-def _run(probe: Callable[[], None]) -> ProbeResult:
+def _run_probe(probe: Callable[[], None]) -> ProbeResult:
     try:
         probe()
     except _ProbeFailed as failure:
         return ProbeResult(ok=False, reason=failure.reason, detail=redactor.redact(failure.detail))
-    except Exception as defect:
+    except Exception as error:
         # An unexpected exception must not end the thread: it is logged, and the result is not ok.
         log.exception("probe_crashed")
-        return ProbeResult(ok=False, reason="the check failed unexpectedly", detail=type(defect).__name__)
+        return ProbeResult(ok=False, reason="the check failed unexpectedly", detail=type(error).__name__)
     return ProbeResult(ok=True)

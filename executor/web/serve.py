@@ -1,4 +1,4 @@
-"""The configured uvicorn server. Imported by the server's thread only, because the import is slow."""
+"""Configures the uvicorn server of the pages. Only the server's thread imports this module: the import is slow."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from executor.web.agent_view import AgentHandle
 from executor.web.app import make_app
 from executor.web.guard import Access
 
-#: Connections at once; more are answered with 503.
+#: Maximum number of connections at once; the server answers 503 to more.
 MAX_CONNECTIONS = 64
-#: A connection without a complete request for this long is closed.
+#: A connection on which no complete request arrives within this time is closed.
 REQUEST_TIMEOUT_S = 10.0
 KEEP_ALIVE_S = 5
 MAX_HEADER_BYTES = 16_384
 SHUTDOWN_S = 1
-#: How often the Date header changes.
+#: How often the server wakes up to renew the Date header.
 TICK_S = 1.0
 
 
 class _ProtocolWithTimeout(H11Protocol):
     """Closes connections that send no request: uvicorn itself would keep them open for ever."""
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn declares it so
         super().connection_made(transport)
         self.loop.call_later(REQUEST_TIMEOUT_S, self._close_if_idle)
 

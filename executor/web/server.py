@@ -24,11 +24,11 @@ STOP_TIMEOUT_S = 3.0
 
 @contextlib.contextmanager
 def serving(settings: Settings) -> Iterator[AgentHandle]:
-    """Serve the pages for the length of the block, unless SMITH_HTTP_ADDR is off or the port cannot be opened."""
+    """Serve the pages while the block runs, unless SMITH_HTTP_ADDR is off or the port cannot be opened."""
     handle = AgentHandle()
     listener = None if settings.smith_http_addr == "off" else _listener(settings.smith_http_addr)
     handle.port = listener.getsockname()[1] if listener else 0
-    server = _Server(settings, handle, listener) if listener else None
+    server = _ServerThread(settings, handle, listener) if listener else None
     try:
         yield handle
     finally:
@@ -41,13 +41,13 @@ def _listener(address: str) -> socket.socket | None:
     """Return a listening socket; log the reason and return None when that fails."""
     host, _, port = address.rpartition(":")
     try:
-        family, kind, protocol, _, place = socket.getaddrinfo(
+        family, kind, protocol, _, socket_address = socket.getaddrinfo(
             host.strip("[]"), int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         with contextlib.ExitStack() as stack:
             listener = stack.enter_context(socket.socket(family, kind, protocol))
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(place)
+            listener.bind(socket_address)
             listener.listen(BACKLOG)
             stack.pop_all()
     except OSError as error:
@@ -57,8 +57,8 @@ def _listener(address: str) -> socket.socket | None:
     return listener
 
 
-class _Server:
-    """uvicorn on a thread."""
+class _ServerThread:
+    """Runs uvicorn on a thread."""
 
     def __init__(self, settings: Settings, handle: AgentHandle, listener: socket.socket) -> None:
         self._settings = settings
@@ -70,7 +70,7 @@ class _Server:
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop serving; requests in progress get a second to end."""
+        """Stop serving; requests in progress have one second to end."""
         self._stopping = True
         if self._uvicorn is not None:
             self._uvicorn.end()
@@ -78,10 +78,10 @@ class _Server:
         self._listener.close()
 
     def _run(self) -> None:
-        # Imported here: it takes a third of a second, which must not delay the agent's start.
+        # Imported on this thread: the import takes a third of a second, which must not delay the agent's start.
         from executor.web.serve import make_server  # noqa: PLC0415
 
-        logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # not a line for each bad request
+        logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # uvicorn would log a line for each bad request
         self._uvicorn = make_server(self._settings, self._handle)
         if not self._stopping:
             self._uvicorn.run(sockets=[self._listener])

@@ -119,7 +119,7 @@ def is_outcome_unknown(result: dict[str, Any]) -> bool:
     if "Reached timeout" in text or "deserialization failed" in text:
         return True  # the second: the module was killed, or proxmox_snap ended without a result
     found = classify(text)
-    return found.reaction is Reaction.LOOK or found.code in ("PVE_UNREACHABLE", "VM_ID_TAKEN")
+    return found.reaction is Reaction.CHECK or found.code in ("PVE_UNREACHABLE", "VM_ID_TAKEN")
 
 
 def outcome_problem(found: dict[str, Any], change: dict[str, Any], wanted: str) -> str:

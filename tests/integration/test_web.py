@@ -42,7 +42,7 @@ from executor.settings.settings import Settings, load_settings
 from executor.web import health, probes, serve
 from executor.web.agent_view import AgentHandle, AgentView
 from executor.web.app import PAGES
-from executor.web.guard import MAX_FAILURES
+from executor.web.guard import MAX_WRONG_TOKENS
 from executor.web.server import serving
 
 TOKEN = "a-token-of-more-than-sixteen"
@@ -486,7 +486,7 @@ def test_with_a_token_only_health_is_open_and_without_details(make_site: MakeSit
 
 def test_an_address_with_many_wrong_tokens_is_refused(make_site: MakeSite) -> None:
     site = make_site(SMITH_HTTP_TOKEN=TOKEN)
-    for _ in range(MAX_FAILURES):
+    for _ in range(MAX_WRONG_TOKENS):
         assert site.ask("/metrics", authorization="Bearer wrong-wrong-wrong")[0] == 401
     status, headers, _body = site.ask("/metrics", authorization=f"Bearer {TOKEN}")
     assert status == 429
@@ -517,7 +517,7 @@ def test_proxy_users_and_token_holders_see_details(make_site: MakeSite) -> None:
     assert "core.internal" not in site.ask("/readyz", x_forwarded_user="ops")[2]
     assert site.ask("/metrics", authorization=f"Bearer {TOKEN}")[0] == 200
     assert site.ask("/metrics", x_forwarded_user="ops")[0] == 401
-    for _ in range(MAX_FAILURES + 1):
+    for _ in range(MAX_WRONG_TOKENS + 1):
         site.ask("/metrics", source="127.0.0.5", authorization="Bearer wrong-wrong-wrong")
     assert site.ask("/metrics", source="127.0.0.5", x_forwarded_user="ops")[0] == 200, "a proxy serves many users"
 
@@ -551,7 +551,7 @@ def test_every_response_is_documented(variables: dict[str, str], make_site: Make
     site = make_site(**variables)
     callers: list[dict[str, str]] = [{}, {"host": "attacker.example"}, {"authorization": f"Bearer {TOKEN}"}]
     callers += [{"source": "127.0.0.5", "x_forwarded_user": "ops"}]
-    callers += [{"source": "127.0.0.6", "authorization": "Bearer wrong-wrong-wrong"}] * (MAX_FAILURES + 1)
+    callers += [{"source": "127.0.0.6", "authorization": "Bearer wrong-wrong-wrong"}] * (MAX_WRONG_TOKENS + 1)
     described = json.loads(site.ask("/openapi.json", **callers[2 if "SMITH_HTTP_TOKEN" in variables else 3])[2])
     assert set(described["paths"]) == {"/", *PAGES}
     met = set()

@@ -70,7 +70,7 @@ def test_a_long_text_is_truncated_to_one_line() -> None:
 
 def test_each_code_has_its_reaction() -> None:
     assert reaction_to("VM_LOCKED") is Reaction.LATER
-    assert reaction_to("PVE_TIMEOUT") is Reaction.LOOK
+    assert reaction_to("PVE_TIMEOUT") is Reaction.CHECK
     assert reaction_to("VM_ID_TAKEN") is Reaction.NEW_ID
     assert reaction_to("TASK_FAILED") is Reaction.ONCE
     assert reaction_to("UNKNOWN_CODE") is Reaction.NO

@@ -1,7 +1,7 @@
-"""`make bench`: measures what a job costs, beside baselines of the same run. Exits with 1 only when a job fails.
+"""Runs the workloads of `make bench`: measures the cost of jobs and of baselines. Exits with 1 only if a job fails.
 
-BENCH_QUICK=1 is a smoke test of two minutes with less reliable figures. `--only` selects workloads: runs, bursts,
-rows, life, day; and soak, thousands of warm runs, which runs only when it is selected.
+BENCH_QUICK=1 is a smoke test of two minutes with less reliable figures. `--only` selects workloads: runs, bursts, rows,
+life, day, soak. The workload soak, thousands of warm runs, runs only when it is selected.
 """
 
 from __future__ import annotations
@@ -34,31 +34,31 @@ LOG_WIDTH = 140
 
 @dataclass(frozen=True, kw_only=True)
 class Burst:
-    """Creates that are ordered at the same time."""
+    """A burst: creates that are ordered at the same time."""
 
     services: int
     clone_s: float
-    settings: dict[str, str] = field(default_factory=dict)  #: of the agent; empty: its defaults
-    plain_slots: int = 0  #: parallel runs of plain ansible-runner, which replaces the agent; 0: with the agent
+    settings: dict[str, str] = field(default_factory=dict)  #: of the agent; empty: the defaults
+    plain_slots: int = 0  #: 0: the agent runs the burst; else plain ansible-runner with this number of slots
     label: str = "default settings"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The amounts of each workload."""
+    """The sizes of all workloads."""
 
-    rounds: int
-    warm_up: bool
-    slots: int
+    rounds: int  #: measured cycles of create, start, stop, delete in each mode
+    warm_up: bool  #: True: an unmeasured cycle comes first
+    slots: int  #: creates that run in parallel in a burst without the agent
     runner_burst: int  #: creates in a burst without the agent
     bursts: tuple[Burst, ...]
-    rows: tuple[int, ...]
-    row_repeats: int
-    postgres: bool
+    rows: tuple[int, ...]  #: numbers of rows in the table of jobs
+    row_repeats: int  #: how often each operation is measured
+    postgres: bool  #: True: measure PostgreSQL too, if it is installed
     power_cycle_vms: int
     mixed_s: float
     idle_s: float
-    killed: int  #: services in the burst during which the agent is killed
+    killed_burst: int  #: services in the burst during which the agent is killed
     day_share: float
     day_vms: int
     fleet_vms: int
@@ -87,7 +87,7 @@ FULL = Plan(
     power_cycle_vms=200,
     mixed_s=30,
     idle_s=30,
-    killed=30,
+    killed_burst=30,
     day_share=0.1,
     day_vms=50,
     fleet_vms=5_000,
@@ -105,7 +105,7 @@ QUICK = Plan(
     power_cycle_vms=4,
     mixed_s=5,
     idle_s=3,
-    killed=3,
+    killed_burst=3,
     day_share=0.002,
     day_vms=10,
     fleet_vms=100,
@@ -166,14 +166,14 @@ def _runs(plan: Plan, folder: Path, console: Console) -> Json:
 
 
 def _bursts(plan: Plan, folder: Path, console: Console, floor_s: float) -> list[Json]:
-    done = []
+    measured = []
     for number, planned in enumerate(plan.bursts):
         with _step(console, f"burst of {planned.services}, clones of {planned.clone_s:g} s: {planned.label}"):
             facts = (
                 _plain_burst(folder, planned) if planned.plain_slots else _burst(folder / f"burst-{number}", planned)
             )
-        done.append({**facts, "serial_jobs_per_min": serial.jobs_per_min(planned.clone_s, floor_s)})
-    return done
+        measured.append({**facts, "serial_jobs_per_min": serial.jobs_per_min(planned.clone_s, floor_s)})
+    return measured
 
 
 def _burst(folder: Path, planned: Burst) -> Json:
@@ -196,11 +196,11 @@ def _life(plan: Plan, folder: Path, console: Console) -> Json:
     with _step(console, f"power cycle of {plan.power_cycle_vms} VMs"):
         measured["power_cycle"] = life.power_cycle(folder / "cycle", plan.power_cycle_vms)
     with _step(console, "mixed load"):
-        measured["mixed"] = life.mixed_load(folder / "mixed", vms=20, per_s=1.0, seconds=plan.mixed_s)
+        measured["mixed"] = life.mixed_load(folder / "mixed", vms=20, requests_per_s=1.0, duration_s=plan.mixed_s)
     with _step(console, "start and idle"):
         measured["idle"] = life.start_and_idle(folder / "idle", idle_s=plan.idle_s)
     with _step(console, "recovery from a kill"):
-        measured["recovery"] = life.recovery(folder / "recovery", services=plan.killed)
+        measured["recovery"] = life.recovery(folder / "recovery", services=plan.killed_burst)
     return measured
 
 
@@ -225,7 +225,7 @@ def _rows(plan: Plan, folder: Path, console: Console) -> Json:
 
 @contextmanager
 def _step(console: Console, what: str) -> Iterator[None]:
-    """Print what has been measured and how long it took."""
+    """Print after the block what was measured, and how long the block took."""
     started = time.monotonic()
     yield
     console.print(f"{what} ({time.monotonic() - started:.0f} s)", highlight=False)

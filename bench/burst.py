@@ -1,6 +1,6 @@
-"""Workloads (b) and (e): a burst of creates from end to end, and the heartbeat meanwhile.
+"""Measures a burst of creates from the order to the completed jobs, and the heartbeats during the burst.
 
-Simulator, Proxmox stand-in and agent share the cores of this machine. In production they do not.
+The FulcrumCore simulator, the Proxmox stand-in and the agent share the cores of this machine, unlike in production.
 """
 
 from __future__ import annotations
@@ -18,38 +18,41 @@ from bench.measuring import WorkloadFailed, median, percentile, sample_peak_memo
 Json = dict[str, Any]
 #: FulcrumCore fails a job after this time.
 JOB_TIMEOUT_S = 300.0
-OPEN = ("Pending", "Processing")
+OPEN_STATUSES = ("Pending", "Processing")
 HEARTBEAT_PATH = "/agents/me/status"
 
 
 def measure(folder: Path, *, services: int, clone_s: float, settings: dict[str, str], label: str) -> Json:
-    """Order `services` VMs at once, each in its own group, and wait for all jobs. Raises WorkloadFailed."""
+    """Order `services` VMs at the same time, each in a group of its own, and wait for all jobs.
+
+    Raises WorkloadFailed.
+    """
     folder.mkdir(parents=True)
     with running_lab(folder, time_scale=1.0 if clone_s else 0.0, settings=settings) as lab:
         lab.proxmox.control("task_seconds", type="qmclone", seconds=clone_s)
         lab.start_executor()
-        wait_for(lambda: _is_ready(lab), 60, "the executor to poll")
+        wait_for(lambda: _has_polled(lab), 60, "the executor to poll")
         facts = _burst(lab, services)
         lab.stop_executor()
     return {"label": label, "services": services, "clone_s": clone_s, **facts}
 
 
-def _is_ready(lab: LabSystem) -> bool:
+def _has_polled(lab: LabSystem) -> bool:
     return any("/jobs/pending" in call["path"] for call in lab.core.history(method="GET"))
 
 
 def _burst(lab: LabSystem, services: int) -> Json:
     pid = lab.executor.pid
-    idle_mib, cpu, started = tree_pss_mib(pid, include_root=True), tree_cpu_s(pid), time.monotonic()
+    idle_mib, cpu_before_s, started = tree_pss_mib(pid, include_root=True), tree_cpu_s(pid), time.monotonic()
     with sample_peak_memory(pid, include_root=True) as peak:
         for number in range(services):
             lab.order_service(f"burst-{number}")
         ordered_s = time.monotonic() - started
         try:
-            wait_for(lambda: not _open(lab), JOB_TIMEOUT_S + 60, f"{services} creates", interval_s=2.0)
+            wait_for(lambda: not _open_jobs(lab), JOB_TIMEOUT_S + 60, f"{services} creates", interval_s=2.0)
         except TimeoutError as error:
             raise WorkloadFailed(str(error)) from error
-    cpu = tree_cpu_s(pid) - cpu
+    cpu_s = tree_cpu_s(pid) - cpu_before_s
     jobs = lab.admin.list_all("jobs")
     if failed := [job["errorMessage"] for job in jobs if job["status"] != "Completed"]:
         raise WorkloadFailed(f"{len(failed)} of {services} creates failed: {failed[0]}")
@@ -57,8 +60,8 @@ def _burst(lab: LabSystem, services: int) -> Json:
     return {
         **_times(jobs),
         "ordered_s": ordered_s,
-        "cpu_s_per_job": cpu / services,
-        "at_once": parallel_runs,
+        "cpu_s_per_job": cpu_s / services,
+        "parallel_runs": parallel_runs,
         "idle_mib": idle_mib,
         "mib_per_slot": (peak.mib - idle_mib) / parallel_runs,
         "heartbeat": heartbeat_gaps(lab),
@@ -68,13 +71,13 @@ def _burst(lab: LabSystem, services: int) -> Json:
     }
 
 
-def _open(lab: LabSystem) -> list[Json]:
-    return [job for job in lab.admin.list_all("jobs") if job["status"] in OPEN]
+def _open_jobs(lab: LabSystem) -> list[Json]:
+    return [job for job in lab.admin.list_all("jobs") if job["status"] in OPEN_STATUSES]
 
 
 def _times(jobs: list[Json]) -> Json:
-    created = [_moment(job["createdAt"]) for job in jobs]
-    ended = [_moment(job["completedAt"]) for job in jobs]
+    created = [_timestamp(job["createdAt"]) for job in jobs]
+    ended = [_timestamp(job["completedAt"]) for job in jobs]
     durations = [end - start for start, end in zip(created, ended, strict=True)]
     all_s = max(ended) - min(created)
     return {
@@ -83,8 +86,8 @@ def _times(jobs: list[Json]) -> Json:
         "job_median_s": median(durations),
         "job_p95_s": percentile(durations, 0.95),
         "job_max_s": max(durations),
-        "in_work_median_s": median(
-            [end - _moment(job["claimedAt"]) for job, end in zip(jobs, ended, strict=True) if job.get("claimedAt")]
+        "claim_to_end_median_s": median(
+            [end - _timestamp(job["claimedAt"]) for job, end in zip(jobs, ended, strict=True) if job.get("claimedAt")]
         ),
     }
 
@@ -92,7 +95,7 @@ def _times(jobs: list[Json]) -> Json:
 def heartbeat_gaps(lab: LabSystem) -> Json:
     """Return the gaps between the heartbeats that FulcrumCore received."""
     calls = [call for call in lab.core.history(method="PUT") if call["path"].endswith(HEARTBEAT_PATH)]
-    gaps = [later - earlier for earlier, later in pairwise(_moment(call["time"]) for call in calls)]
+    gaps = [later - earlier for earlier, later in pairwise(_timestamp(call["time"]) for call in calls)]
     if not gaps:
         return {"beats": len(calls)}
     return {"beats": len(calls), "median_s": median(gaps), "p99_s": percentile(gaps, 0.99), "max_s": max(gaps)}
@@ -107,5 +110,5 @@ def max_parallel_runs(lab: LabSystem) -> int:
     return most
 
 
-def _moment(value: float | str) -> float:
+def _timestamp(value: float | str) -> float:
     return value if isinstance(value, int | float) else datetime.fromisoformat(value).timestamp()

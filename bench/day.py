@@ -1,7 +1,8 @@
-"""Workload (g): the heartbeats and metrics of a day without the waits between them, and one turn for very many VMs.
+"""Measures the heartbeats and metrics of a day without the waits between them, and the metrics of very many VMs.
 
-`python -m bench.day INPUT OUTPUT` runs one. INPUT is a JSON file with `what` (day or fleet), `agent_id`, `vms` (their
-number) and `share` (of a day). FULCRUM_*, PROXMOX_* and SMITH_* name the systems. The figures are written to OUTPUT.
+`python -m bench.day INPUT OUTPUT` runs one workload. INPUT is a JSON file with `workload` (day or fleet), `agent_id`,
+`vms` (the number of VMs) and `share` (of a day). FULCRUM_*, PROXMOX_* and SMITH_* name the systems. The figures are
+written to OUTPUT.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import psutil
 from smith_lab.system import LabSystem, running_lab
 
 from bench.measuring import in_own_process
-from bench.seeding import seed
+from bench.seeding import add_services_with_vms
 from executor.agent import metrics
 from executor.agent.heartbeat import Heartbeat
 from executor.agent.state import AgentState
@@ -40,26 +41,26 @@ FIRST_VMID = 300_000
 
 
 def day(folder: Path, *, share: float, vms: int) -> Json:
-    """Measure the heartbeats and metrics of a share of a day. The waits between them are left out."""
-    return _measure(folder, vms, {"what": "day", "share": share})
+    """Measure the heartbeats and metrics of a share of a day, without the waits between them."""
+    return _measure(folder, vms, {"workload": "day", "share": share})
 
 
 def fleet(folder: Path, *, vms: int) -> Json:
-    """Measure one turn of the metrics of many VMs, with the agent's own rate limit."""
-    return _measure(folder, vms, {"what": "fleet"})
+    """Measure one turn of the metrics of many VMs, with the rate limit of the agent."""
+    return _measure(folder, vms, {"workload": "fleet"})
 
 
-def _measure(folder: Path, vms: int, task: Json) -> Json:
+def _measure(folder: Path, vms: int, workload: Json) -> Json:
     folder.mkdir(parents=True)
     with running_lab(folder) as lab:
         _add_vms(lab, vms)
-        inputs = {**task, "agent_id": lab.ids.agent_id, "vms": vms}
+        inputs = {**workload, "agent_id": lab.ids.agent_id, "vms": vms}
         return in_own_process("bench.day", inputs, folder, lab.environment())
 
 
 def _add_vms(lab: LabSystem, vms: int) -> None:
-    """Add running VMs and their services directly to both stores: five thousand orders would take minutes."""
-    (first,) = seed(lab, 1)
+    """Add running VMs and services to the stores of the simulators, because five thousand orders would take minutes."""
+    (first,) = add_services_with_vms(lab, 1)
     lab.proxmox.control("add", vmid=FIRST_VMID, name="fleet", status="running", copies=vms, config={"memory": "2048"})
     store = lab.core.server.store
     with store.lock:
@@ -91,7 +92,7 @@ def main(input_file: str, output_file: str) -> None:
     reporter = metrics.VmMetrics(
         engine=engine, fulcrum=fulcrum, proxmox=proxmox, state=state, interval_s=METRICS_INTERVAL_S
     )
-    if inputs["what"] == "fleet":
+    if inputs["workload"] == "fleet":
         facts = _turn(reporter)
     else:
         facts = _share_of_a_day(inputs["share"], Heartbeat(fulcrum=fulcrum, state=state), reporter)
@@ -130,9 +131,9 @@ def _share_of_a_day(share: float, heartbeat: Heartbeat, reporter: metrics.VmMetr
     # Without the rate limit, the turns of a day run in seconds.
     metrics.MAX_POSTS_PER_S = metrics.MIN_POSTS_PER_S = metrics.POSTS_SHARE_OF_A_CORE = 1e9
     beats, turns = int(DAY_S / HEARTBEAT_INTERVAL_S * share), int(DAY_S / METRICS_INTERVAL_S * share)
-    for act in (heartbeat.send, reporter.report):
-        _repeat(act, max(turns // 10, 2))  # fills pools and caches
-    before = _memory_mib()
+    for function in (heartbeat.send, reporter.report):
+        _repeat(function, max(turns // 10, 2))  # fills pools and caches
+    memory_before_mib = _memory_mib()
     beat_cpu_s, turn_cpu_s = _repeat(heartbeat.send, beats), _repeat(reporter.report, turns)
     return {
         "share": share,
@@ -140,16 +141,17 @@ def _share_of_a_day(share: float, heartbeat: Heartbeat, reporter: metrics.VmMetr
         "heartbeat_share_of_a_core": beat_cpu_s / (DAY_S * share),
         "metric_turns": turns,
         "metric_share_of_a_core": turn_cpu_s / (DAY_S * share),
-        "grown_mib": _memory_mib() - before,
+        "grown_mib": _memory_mib() - memory_before_mib,
         "highest_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
 
 
-def _repeat(act: Callable[[], object], times: int) -> float:
-    cpu = time.process_time()
+def _repeat(function: Callable[[], object], times: int) -> float:
+    """Call the function repeatedly; return the CPU time in seconds."""
+    cpu_before_s = time.process_time()
     for _ in range(times):
-        act()
-    return time.process_time() - cpu
+        function()
+    return time.process_time() - cpu_before_s
 
 
 def _memory_mib() -> float:

@@ -1,4 +1,4 @@
-"""The floor: what create, start and stop cost when one process calls Proxmox directly, without Ansible."""
+"""Measures the floor: the cost of create, start and stop when one process calls Proxmox directly, without Ansible."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def measure(stand_in: ProxmoxStandIn, rounds: int = ROUNDS) -> dict[str, dict[st
     )
     _create(proxmox, FIRST_VMID - 1)  # opens the connection
     spent: dict[str, dict[str, float]] = {}
-    for name, act in {"create": _create, "start": _start, "stop": _stop}.items():
+    for name, action in {"create": _create, "start": _start, "stop": _stop}.items():
         stand_in.reset_request_log()
-        cpu, wall = time.process_time(), time.monotonic()
+        cpu_before_s, started = time.process_time(), time.monotonic()
         for number in range(rounds):
-            act(proxmox, FIRST_VMID + number)
-        facts = {"cpu_s": time.process_time() - cpu, "wall_s": time.monotonic() - wall}
+            action(proxmox, FIRST_VMID + number)
+        facts = {"cpu_s": time.process_time() - cpu_before_s, "wall_s": time.monotonic() - started}
         facts["requests"] = len(stand_in.request_log())
         spent[name] = {key: value / rounds for key, value in facts.items()}
     _remove(proxmox, rounds)
@@ -46,7 +46,7 @@ def measure(stand_in: ProxmoxStandIn, rounds: int = ROUNDS) -> dict[str, dict[st
 def _create(proxmox: Any, vmid: int) -> None:
     proxmox.cluster.resources.get(type="vm")
     proxmox.nodes(NODE).qemu(TEMPLATE).config.get()
-    _finish(proxmox, proxmox.nodes(NODE).qemu(TEMPLATE).clone.post(newid=vmid, name=f"floor-{vmid}", full=1))
+    _wait_for_task(proxmox, proxmox.nodes(NODE).qemu(TEMPLATE).clone.post(newid=vmid, name=f"floor-{vmid}", full=1))
     vm = proxmox.nodes(NODE).qemu(vmid)
     vm.config.put(cores=2, memory=2048, description=f"smith-uid={uuid.uuid4()}", tags="smith")
     vm.resize.put(disk="scsi0", size="10G")
@@ -56,24 +56,24 @@ def _create(proxmox: Any, vmid: int) -> None:
 def _start(proxmox: Any, vmid: int) -> None:
     vm = proxmox.nodes(NODE).qemu(vmid)
     vm.config.get()
-    _finish(proxmox, vm.status.start.post())
+    _wait_for_task(proxmox, vm.status.start.post())
     vm.status.current.get()
 
 
 def _stop(proxmox: Any, vmid: int) -> None:
     vm = proxmox.nodes(NODE).qemu(vmid)
     vm.config.get()
-    _finish(proxmox, vm.status.stop.post())
+    _wait_for_task(proxmox, vm.status.stop.post())
     vm.status.current.get()
 
 
 def _remove(proxmox: Any, rounds: int) -> None:
     for vmid in range(FIRST_VMID - 1, FIRST_VMID + rounds):
-        _finish(proxmox, proxmox.nodes(NODE).qemu(vmid).delete())
+        _wait_for_task(proxmox, proxmox.nodes(NODE).qemu(vmid).delete())
 
 
-def _finish(proxmox: Any, upid: str) -> None:
-    """Wait for a Proxmox task."""
+def _wait_for_task(proxmox: Any, upid: str) -> None:
+    """Wait until a Proxmox task has ended. Raises WorkloadFailed if the task failed."""
     get_status: Callable[[], dict[str, Any]] = proxmox.nodes(upid.split(":")[1]).tasks(upid).status.get
     while (status := get_status())["status"] != "stopped":
         time.sleep(POLL_S)

@@ -1,4 +1,4 @@
-"""Workload (d): the duration of the job queue's operations, by the number of rows in the table."""
+"""Measures the duration of the job queue's operations for different numbers of rows in the table of jobs."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ OWNER = "bench"
 ROWS_PER_PENDING = 20
 BATCH = 5_000
 REPORTS = 50
-VERBS = ("submit", "claim", "finish", "report", "renew", "list newest", "list rare")
+OPERATIONS = ("submit", "claim", "finish", "report", "renew", "list newest", "list rare")
 
 
 def measure(url: str, sizes: list[int], repeats: int) -> dict[int, dict[str, dict[str, float]]]:
     """Return p50 and p99 in milliseconds of each operation, each in its own transaction, for each number of rows."""
     engine = open_engine(url)
     schema.upgrade(engine)
-    found, rows = {}, 0
+    measured, rows = {}, 0
     for size in sizes:
         _fill(engine, rows, size)
         rows = size
         _cycle(engine, 5)  # fills the page cache and the statement cache
-        found[size] = {verb: _spread(times) for verb, times in _cycle(engine, repeats).items()}
+        measured[size] = {operation: _percentiles(times) for operation, times in _cycle(engine, repeats).items()}
     engine.dispose()
-    return found
+    return measured
 
 
 def _fill(engine: Engine, existing: int, wanted: int) -> None:
@@ -74,8 +74,8 @@ def _row(number: int, at: Any) -> dict[str, Any]:
 
 
 def _cycle(engine: Engine, repeats: int) -> dict[str, list[float]]:
-    """Submit, claim, finish and report `repeats` jobs, with one transaction for each step."""
-    times: dict[str, list[float]] = {verb: [] for verb in VERBS}
+    """Do every operation `repeats` times, each in a transaction of its own; return the durations in milliseconds."""
+    times: dict[str, list[float]] = {operation: [] for operation in OPERATIONS}
     for _ in range(repeats):
         _timed(times["submit"], engine, _submit)
         job = _timed(times["claim"], engine, lambda session: job_queue.claim(session, OWNER, lease_s=30, max_creates=8))
@@ -93,10 +93,10 @@ def _cycle(engine: Engine, repeats: int) -> dict[str, list[float]]:
     return times
 
 
-def _timed(times: list[float], engine: Engine, verb: Callable[..., Any]) -> Any:
+def _timed(times: list[float], engine: Engine, operation: Callable[..., Any]) -> Any:
     started = time.perf_counter()
     with transaction(engine) as session:
-        answer = verb(session)
+        answer = operation(session)
     times.append(1000 * (time.perf_counter() - started))
     return answer
 
@@ -123,7 +123,7 @@ def _report(session: Any) -> None:
         outbox.note_reported(session, job.id, ReportState.REPORTED)
 
 
-def _spread(times: list[float]) -> dict[str, float]:
+def _percentiles(times: list[float]) -> dict[str, float]:
     return {"p50_ms": median(times), "p99_ms": percentile(times, 0.99)}
 
 
@@ -131,7 +131,7 @@ def _spread(times: list[float]) -> dict[str, float]:
 def postgres_url() -> Iterator[str | None]:
     """Yield the URL of a temporary database, None when PostgreSQL is not installed."""
     sys.path.insert(0, str(ROOT / "tests" / "support"))
-    import databases  # noqa: PLC0415  the cluster of the tests, which is not part of the package
+    import databases  # noqa: PLC0415  a helper of the tests, which is not part of a package
 
     if (binaries := databases.postgres_binaries()) is None:
         yield None

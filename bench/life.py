@@ -1,4 +1,4 @@
-"""Workloads (c) and (f): starts and stops of many VMs, a mixed load, an agent's start, its idle cost, a kill."""
+"""Measures starts and stops of many VMs, a mixed load, an agent's start and idle cost, and recovery from a kill."""
 
 from __future__ import annotations
 
@@ -16,22 +16,23 @@ from typing import Any
 import psutil
 from smith_lab.system import LabSystem, running_lab, wait_for
 
-from bench.burst import HEARTBEAT_PATH, OPEN, heartbeat_gaps
+from bench.burst import HEARTBEAT_PATH, OPEN_STATUSES, heartbeat_gaps
 from bench.measuring import WorkloadFailed, median, percentile, tree_cpu_s, tree_pss_mib
-from bench.seeding import Seeded, seed
+from bench.seeding import ServiceWithVm, add_services_with_vms
 
 Json = dict[str, Any]
 TIMEOUT_S = 400.0
 
 
 @contextmanager
-def _started(folder: Path, **settings: str) -> Iterator[LabSystem]:
+def _running_lab(folder: Path, **settings: str) -> Iterator[LabSystem]:
+    """Run a lab whose agent is not started yet."""
     folder.mkdir(parents=True)
     with running_lab(folder, settings=settings) as lab:
         yield lab
 
 
-def _start(lab: LabSystem) -> None:
+def _start_agent(lab: LabSystem) -> None:
     lab.start_executor()
     wait_for(
         lambda: lab.log_events("agent_ready") and lab.core.history(method="PUT", path=HEARTBEAT_PATH),
@@ -40,35 +41,39 @@ def _start(lab: LabSystem) -> None:
     )
 
 
-# --- (c) a power cycle ----------------------------------------------------------------------------------------------
+# --- a power cycle --------------------------------------------------------------------------------------------------
 
 
 def power_cycle(folder: Path, vms: int) -> Json:
-    """Start all VMs at once, then stop them; return rate and cost of both."""
-    with _started(folder) as lab:
-        seeded = seed(lab, vms)
-        _start(lab)
+    """Start all VMs at the same time, then stop them; return the rate and the cost of the starts and of the stops."""
+    with _running_lab(folder) as lab:
+        services = add_services_with_vms(lab, vms)
+        _start_agent(lab)
         lab.core.clear_history()
-        measured = {action: _act_on_all(lab, seeded, action) for action in ("start", "stop")}
+        measured = {action: _act_on_all(lab, services, action) for action in ("start", "stop")}
         return {"vms": vms, **measured, "heartbeat": heartbeat_gaps(lab)}
 
 
-def _act_on_all(lab: LabSystem, seeded: list[Seeded], action: str) -> Json:
-    cpu, started = tree_cpu_s(lab.executor.pid), time.monotonic()
-    for each in seeded:
-        lab.admin.start_action(each.service_id, action)
+def _act_on_all(lab: LabSystem, services: list[ServiceWithVm], action: str) -> Json:
+    cpu_before_s, started = tree_cpu_s(lab.executor.pid), time.monotonic()
+    for service in services:
+        lab.admin.start_action(service.service_id, action)
     _wait_for_all(lab)
-    took_s, cpu = time.monotonic() - started, tree_cpu_s(lab.executor.pid) - cpu
-    return {"all_done_s": took_s, "jobs_per_min": 60 * len(seeded) / took_s, "cpu_s_per_job": cpu / len(seeded)}
+    took_s, cpu_s = time.monotonic() - started, tree_cpu_s(lab.executor.pid) - cpu_before_s
+    return {
+        "all_done_s": took_s,
+        "jobs_per_min": 60 * len(services) / took_s,
+        "cpu_s_per_job": cpu_s / len(services),
+    }
 
 
 def _wait_for_all(lab: LabSystem) -> None:
-    """Wait until all jobs have ended. Raises WorkloadFailed if one failed."""
+    """Wait until all jobs have ended. Raises WorkloadFailed if a job failed."""
     store = lab.core.server.store
 
     def have_ended() -> bool:
         with store.lock:
-            return all(job.status not in OPEN for job in store.jobs.values())
+            return all(job.status not in OPEN_STATUSES for job in store.jobs.values())
 
     wait_for(have_ended, TIMEOUT_S, "all jobs to end", interval_s=0.2)
     with store.lock:
@@ -77,47 +82,56 @@ def _wait_for_all(lab: LabSystem) -> None:
         raise WorkloadFailed(f"{len(failed)} jobs failed: {failed[0]}")
 
 
-# --- (c) a mixed load -----------------------------------------------------------------------------------------------
+# --- a mixed load ---------------------------------------------------------------------------------------------------
 
-#: The possible actions by the status of the service.
+#: The actions that FulcrumCore accepts in each status of a service.
 ACTIONS_BY_STATUS = {"Stopped": ("start", "update"), "Started": ("stop", "restart", "update")}
 
 
-def mixed_load(folder: Path, *, vms: int, per_s: float, seconds: float) -> Json:
-    """Request one action after the other at random times; return waits, durations and cost."""
+def mixed_load(folder: Path, *, vms: int, requests_per_s: float, duration_s: float) -> Json:
+    """Request random actions at random times; return the jobs' waits and durations, and the cost per job."""
     rng = random.Random(4711)  # noqa: S311  the same load in every run
-    with _started(folder) as lab:
-        seeded = seed(lab, vms)
-        _start(lab)
+    with _running_lab(folder) as lab:
+        services = add_services_with_vms(lab, vms)
+        _start_agent(lab)
         lab.core.clear_history()
-        cpu, until = tree_cpu_s(lab.executor.pid), time.monotonic() + seconds
+        cpu_before_s, end_at = tree_cpu_s(lab.executor.pid), time.monotonic() + duration_s
         requested = 0
-        while time.monotonic() < until:
-            requested += _request_action(lab, rng.choice(seeded), rng)
-            time.sleep(rng.expovariate(per_s))
+        while time.monotonic() < end_at:
+            requested += _request_action(lab, rng.choice(services), rng)
+            time.sleep(rng.expovariate(requests_per_s))
         _wait_for_all(lab)
-        cpu = tree_cpu_s(lab.executor.pid) - cpu
-        costs = {"cpu_s_per_job": cpu / max(requested, 1), "heartbeat": heartbeat_gaps(lab)}
-        return {"vms": vms, "asked_per_min": 60 * per_s, "jobs": requested, **_waits(lab), **costs}
+        cpu_s = tree_cpu_s(lab.executor.pid) - cpu_before_s
+        costs = {"cpu_s_per_job": cpu_s / max(requested, 1), "heartbeat": heartbeat_gaps(lab)}
+        return {
+            "vms": vms,
+            "requested_per_min": 60 * requests_per_s,
+            "jobs": requested,
+            **_waits_and_durations(lab),
+            **costs,
+        }
 
 
-def _request_action(lab: LabSystem, vm: Seeded, rng: random.Random) -> int:
+def _request_action(lab: LabSystem, service: ServiceWithVm, rng: random.Random) -> int:
     """Request a random action, unless the service has an open job; return the number of requests."""
     store = lab.core.server.store
     with store.lock:
-        if any(job.status in OPEN for job in store.jobs.values() if job.service_id == vm.service_id):
+        if any(job.status in OPEN_STATUSES for job in store.jobs.values() if job.service_id == service.service_id):
             return 0
-        status = store.services[vm.service_id].status
+        status = store.services[service.service_id].status
     action = rng.choice(ACTIONS_BY_STATUS[status])
     if action == "update":
-        lab.admin.patch_service(vm.service_id, {"tags": [f"t{rng.randrange(1000)}"]})
+        lab.admin.patch_service(service.service_id, {"tags": [f"t{rng.randrange(1000)}"]})
     else:
-        lab.admin.start_action(vm.service_id, action)
+        lab.admin.start_action(service.service_id, action)
     return 1
 
 
-def _waits(lab: LabSystem) -> Json:
-    """Return how long jobs waited and took in all, from the calls that FulcrumCore received."""
+def _waits_and_durations(lab: LabSystem) -> Json:
+    """Return the times from a job's creation to its claim (wait) and to its completion (duration).
+
+    The times are those of the requests that FulcrumCore received.
+    """
     calls = lab.core.history(method="POST")
     claimed = {call["path"].split("/")[-2]: call["time"] for call in calls if call["path"].endswith("/claim")}
     ended = {call["path"].split("/")[-2]: call["time"] for call in calls if call["path"].endswith("/complete")}
@@ -132,25 +146,25 @@ def _waits(lab: LabSystem) -> Json:
     }
 
 
-# --- (f) start, idle, recovery --------------------------------------------------------------------------------------
+# --- start, idle, recovery ------------------------------------------------------------------------------------------
 
 
 def start_and_idle(folder: Path, *, idle_s: float) -> Json:
     """Return the time from the start to the first claim, the cost of an idle agent, and the cost of `--help`."""
-    with _started(folder, FULCRUM_POLL_INTERVAL_S="2") as lab:  # the default, not the lab's shorter one
-        lab.order_service("waiting")
+    with _running_lab(folder, FULCRUM_POLL_INTERVAL_S="2") as lab:  # the default: the lab sets a shorter interval
+        lab.order_service("first")
         started = time.time()
         lab.start_executor()
         claims = wait_for(lambda: lab.core.history(method="POST", path="/claim"), 60, "the claim")
         _wait_for_all(lab)
-        time.sleep(5)  # the work that follows a job is not idle cost
-        cpu, memory_mib = tree_cpu_s(lab.executor.pid), tree_pss_mib(lab.executor.pid, include_root=True)
+        time.sleep(5)  # the work after a job is not part of the idle cost
+        cpu_before_s, memory_mib = tree_cpu_s(lab.executor.pid), tree_pss_mib(lab.executor.pid, include_root=True)
         time.sleep(idle_s)
-        cpu = tree_cpu_s(lab.executor.pid) - cpu
+        cpu_s = tree_cpu_s(lab.executor.pid) - cpu_before_s
         grown_mib = tree_pss_mib(lab.executor.pid, include_root=True) - memory_mib
         return {
-            "claims_after_s": claims[0]["time"] - started,
-            "idle_share_of_a_core": cpu / idle_s,
+            "first_claim_after_s": claims[0]["time"] - started,
+            "idle_share_of_a_core": cpu_s / idle_s,
             "idle_mib": memory_mib,
             "idle_grown_mib": grown_mib,
             "help_cpu_s": _help_cpu_s(),
@@ -162,17 +176,18 @@ def _help_cpu_s() -> float:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     costs = []
     for _ in range(6):
-        with subprocess.Popen([sys.executable, "-m", "executor", "--help"], env=environment, stdout=-3) as process:
+        command = [sys.executable, "-m", "executor", "--help"]
+        with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as process:
             _pid, _status, usage = os.wait4(process.pid, 0)
             process.returncode = 0
         costs.append(usage.ru_utime + usage.ru_stime)
-    return median(costs[1:])
+    return median(costs[1:])  # the first call may compile the bytecode
 
 
 def recovery(folder: Path, *, services: int) -> Json:
     """Kill the agent during a burst; return the time until it claims again, and until all jobs have ended."""
-    with _started(folder) as lab:
-        _start(lab)
+    with _running_lab(folder) as lab:
+        _start_agent(lab)
         started = time.time()
         for number in range(services):
             lab.order_service(f"killed-{number}")
@@ -181,18 +196,18 @@ def recovery(folder: Path, *, services: int) -> Json:
         (agent,) = [child for child in children if "agent-process" in child.cmdline()]
         killed_at = time.time()
         agent.send_signal(signal.SIGKILL)
-        claimed_at = wait_for(lambda: _claims_after(lab, killed_at), 60, "a claim after the kill")
+        claimed_at = wait_for(lambda: _first_claim_after(lab, killed_at), 60, "a claim after the kill")
         _wait_for_all(lab)
         done_s = time.time() - started
         return {
             "services": services,
-            "claims_again_s": claimed_at - killed_at,
+            "claims_again_after_s": claimed_at - killed_at,
             "all_done_s": done_s,
             "heartbeat": heartbeat_gaps(lab),
         }
 
 
-def _claims_after(lab: LabSystem, moment: float) -> float | None:
-    """Return the time of the first poll or claim after a moment."""
+def _first_claim_after(lab: LabSystem, moment: float) -> float | None:
+    """Return the time of the first poll or claim after `moment`."""
     calls = [call["time"] for call in lab.core.history() if call["path"].endswith(("/claim", "/jobs/pending"))]
     return next((time_s for time_s in calls if time_s > moment), None)

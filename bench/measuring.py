@@ -35,9 +35,10 @@ class WorkloadFailed(RuntimeError):
 def in_own_process(
     module: str, inputs: Mapping[str, object], folder: Path, environment: Mapping[str, str]
 ) -> dict[str, Any]:
-    """Run `python -m MODULE INPUT OUTPUT`, both JSON files, and return the output: its process has no other cost.
+    """Run `python -m MODULE INPUT OUTPUT` (both JSON files) and return the content of OUTPUT.
 
-    `environment` replaces our own PROXMOX_*, FULCRUM_* and SMITH_*. Raises WorkloadFailed.
+    A process of its own has no cost other than that of the workload. `environment` replaces the variables PROXMOX_*,
+    FULCRUM_* and SMITH_* of this process. Raises WorkloadFailed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     input_file, output_file = folder / f"{uuid.uuid4()}.input.json", folder / f"{uuid.uuid4()}.json"
@@ -72,7 +73,7 @@ def _cpu_ticks(pid: int) -> int:
 
 
 def tree_pss_mib(root: int, *, include_root: bool = False) -> float:
-    """Return the proportional set size (PSS) of a process's descendants."""
+    """Return the memory of a process's descendants, as proportional set size (PSS)."""
     pids = process_tree.descendants(root) | ({root} if include_root else set())
     return sum(_pss_kib(pid) for pid in pids) / 1024
 
@@ -94,7 +95,7 @@ class Peak:
 
 @contextmanager
 def sample_peak_memory(root: int, *, include_root: bool = False) -> Iterator[Peak]:
-    """Sample a process tree's memory for the length of the block."""
+    """Sample the memory of a process tree until the block ends."""
     peak, stop = Peak(), threading.Event()
 
     def sample() -> None:
@@ -111,7 +112,7 @@ def sample_peak_memory(root: int, *, include_root: bool = False) -> Iterator[Pea
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """Return the value below which a share of the values lies; of a few values the greatest."""
+    """Return the value below which this share of the values lies, or the greatest if there are too few values."""
     ordered = sorted(values)
     return ordered[min(int(len(ordered) * share), len(ordered) - 1)]
 

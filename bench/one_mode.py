@@ -1,8 +1,11 @@
 """Runs playbooks in one mode, in a process without other work: `python -m bench.one_mode INPUT OUTPUT`.
 
-INPUT is a JSON file: `mode` (plain, cold or warm), `warm_up` (one unmeasured cycle first), `rounds` (number of cycles
+Modes: in `plain`, ansible-runner runs the playbooks without the agent. In `cold`, the agent's runner starts Ansible for
+each run. In `warm`, the agent's runner uses warm servers: processes that have loaded Ansible before a run begins.
+
+INPUT is a JSON file: `mode`, `warm_up` (one unmeasured cycle first), `rounds` (number of cycles
 of create, start, stop, delete), `burst` and `slots` (number of creates, and how many of them run in parallel).
-PROXMOX_* name the Proxmox. The figures are written to OUTPUT.
+PROXMOX_* name the Proxmox to use. The figures are written to OUTPUT.
 """
 
 from __future__ import annotations
@@ -71,7 +74,7 @@ def _playbook_runner(mode: str, folder: Path) -> Iterator[RunPlaybook]:
 
 @contextmanager
 def runner_of(mode: str, folder: Path) -> Iterator[Runner]:
-    """Yield the agent's runner, cold or warm. Waits without limit for a warm one to start."""
+    """Yield the agent's runner, cold or warm. Wait without a time limit until a warm server has started."""
     settings = load_settings()
     credentials = {
         "api_host": settings.proxmox_host,
@@ -92,8 +95,8 @@ def runner_of(mode: str, folder: Path) -> Iterator[Runner]:
 
 
 def _plain(folder: Path) -> RunPlaybook:
-    """Return the baseline: ansible-runner as its introduction uses it."""
-    import ansible_runner  # noqa: PLC0415  the other modes must not pay for this import
+    """Return the baseline: ansible-runner as in the introduction of its documentation."""
+    import ansible_runner  # noqa: PLC0415  the other modes must not have the cost of this import
 
     environment = {name: value for name, value in os.environ.items() if name.startswith("PROXMOX_")}
 
@@ -128,9 +131,9 @@ def _cycle(run: RunPlaybook, vmid: int) -> dict[str, Json]:
     """Create, start, stop and delete one VM; return the cost of each."""
     vm, spent = vm_of(vmid), {}
     for action in ACTIONS:
-        cpu, wall = tree_cpu_s(os.getpid()), time.monotonic()
+        cpu_before_s, started = tree_cpu_s(os.getpid()), time.monotonic()
         run(action, vm)
-        spent[action] = {"wall_s": time.monotonic() - wall, "cpu_s": tree_cpu_s(os.getpid()) - cpu}
+        spent[action] = {"wall_s": time.monotonic() - started, "cpu_s": tree_cpu_s(os.getpid()) - cpu_before_s}
     return spent
 
 
@@ -145,15 +148,15 @@ def _cycles(run: RunPlaybook, vmid: int, rounds: int) -> dict[str, Json]:
 
 def _burst(run: RunPlaybook, vmid: int, slots: int, count: int) -> Json:
     """Create `count` VMs, `slots` in parallel; return their time, CPU and memory."""
-    idle_mib, cpu, wall = tree_pss_mib(os.getpid()), tree_cpu_s(os.getpid()), time.monotonic()
+    idle_mib, cpu_before_s, started = tree_pss_mib(os.getpid()), tree_cpu_s(os.getpid()), time.monotonic()
     with sample_peak_memory(os.getpid()) as peak, ThreadPoolExecutor(slots) as pool:
-        done = [pool.submit(run, "create", vm_of(vmid + number)) for number in range(count)]
-        for future in done:
+        creates = [pool.submit(run, "create", vm_of(vmid + number)) for number in range(count)]
+        for future in creates:
             future.result()
-    wall, cpu = time.monotonic() - wall, tree_cpu_s(os.getpid()) - cpu
+    wall_s, cpu_s = time.monotonic() - started, tree_cpu_s(os.getpid()) - cpu_before_s
     return {
-        **{"slots": slots, "jobs": count, "wall_s": wall, "cpu_s_per_job": cpu / count},
-        **{"jobs_per_min": 60 * count / wall, "idle_mib": idle_mib, "mib_per_slot": (peak.mib - idle_mib) / slots},
+        **{"slots": slots, "jobs": count, "wall_s": wall_s, "cpu_s_per_job": cpu_s / count},
+        **{"jobs_per_min": 60 * count / wall_s, "idle_mib": idle_mib, "mib_per_slot": (peak.mib - idle_mib) / slots},
     }
 
 

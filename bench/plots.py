@@ -1,6 +1,8 @@
 """Draws plots of the results if matplotlib is installed.
 
-`python -m bench.plots RESULTS.json FOLDER` draws them from a results file, as for docs/performance.md.
+`python -m bench.plots RESULTS.json FOLDER` draws the plots of a results file, for example those of docs/performance.md.
+The results of the workload `runs` are figures by mode (plain, cold, warm; see bench/one_mode.py). A warm run uses a
+process that has loaded Ansible before the run begins.
 """
 
 from __future__ import annotations
@@ -37,17 +39,18 @@ def draw(results: dict[str, Any], folder: Path, stem: str = "") -> list[Path]:
 
 
 def _cpu(results: dict[str, Any], axes: Any) -> None:
-    for number, (mode, run) in enumerate(results["runs"].items()):
+    for number, (mode, figures) in enumerate(results["runs"].items()):
         positions = [index + number * 0.25 for index in range(len(ACTIONS))]
-        axes.bar(positions, [run["actions"][action]["cpu_s"] for action in ACTIONS], width=0.25, label=mode)
+        axes.bar(positions, [figures["actions"][action]["cpu_s"] for action in ACTIONS], width=0.25, label=mode)
     axes.set_xticks([index + 0.25 for index in range(len(ACTIONS))], ACTIONS)
     axes.set_ylabel("CPU-seconds per job")
     axes.legend()
 
 
 def _memory(results: dict[str, Any], axes: Any) -> None:
-    runs = results["runs"]
-    axes.bar(list(runs), [run["burst"]["mib_per_slot"] for run in runs.values()], width=0.5)
+    figures_by_mode = results["runs"]
+    memory_mib = [figures["burst"]["mib_per_slot"] for figures in figures_by_mode.values()]
+    axes.bar(list(figures_by_mode), memory_mib, width=0.5)
     axes.set_ylabel("MiB per running job")
 
 
@@ -62,9 +65,9 @@ def _bursts(results: dict[str, Any], axes: Any) -> None:
 
 def _rows(results: dict[str, Any], axes: Any) -> None:
     for database, sizes in results["rows"].items():
-        for verb in ("submit", "claim", "finish"):
-            times = [verbs[verb]["p99_ms"] for verbs in sizes.values()]
-            axes.plot([int(size) for size in sizes], times, marker="o", label=f"{verb}, {database}")
+        for operation in ("submit", "claim", "finish"):
+            times = [operations[operation]["p99_ms"] for operations in sizes.values()]
+            axes.plot([int(size) for size in sizes], times, marker="o", label=f"{operation}, {database}")
     axes.set_xscale("log")
     axes.set_ylim(bottom=0)
     axes.set_xlabel("rows")
@@ -74,14 +77,14 @@ def _rows(results: dict[str, Any], axes: Any) -> None:
 
 def _soak(results: dict[str, Any], axes: Any) -> None:
     samples = results["soak"]["samples"]
-    runs = [sample["runs"] for sample in samples]
+    runs_done = [sample["runs_done"] for sample in samples]
     for name, label in (
         ("own_mib", "agent, MiB"),
         ("servers_mib", "warm servers, MiB"),
         ("descriptors", "descriptors"),
         ("processes", "processes"),
     ):
-        axes.plot(runs, [sample[name] for sample in samples], label=label)
+        axes.plot(runs_done, [sample[name] for sample in samples], label=label)
     axes.set_ylim(bottom=0)
     axes.set_xlabel("warm runs")
     axes.legend()

@@ -1,4 +1,4 @@
-"""Prints the figures as tables, with their ratio to the baseline of the same run."""
+"""Prints the figures as tables, with their ratios to the baseline that the same bench measured."""
 
 from __future__ import annotations
 
@@ -66,8 +66,8 @@ def burst_table(results: Json) -> Table:
         "mode", "slots", "CPU-s per job", "of plain", "jobs/min", "of plain", "MiB per slot", "of plain", "idle MiB"
     )
     base = results["runs"][BASELINE]["burst"]
-    for mode, run in results["runs"].items():
-        burst = run["burst"]
+    for mode, figures in results["runs"].items():
+        burst = figures["burst"]
         table.add_row(
             mode,
             str(burst["slots"]),
@@ -111,11 +111,11 @@ def rows_table(results: Json) -> Table:
     table = _table("database", "rows", "operation", "p50", "p99", "of the smallest's p99")
     for database, sizes in results["rows"].items():
         smallest = next(iter(sizes.values()))
-        for size, verbs in sizes.items():
-            for verb, spread in verbs.items():
-                ratio = _ratio(spread["p99_ms"], smallest[verb]["p99_ms"])
-                times = (f"{spread['p50_ms']:.1f}", f"{spread['p99_ms']:.1f}")
-                table.add_row(database, f"{int(size):,}", verb, *times, ratio)
+        for size, operations in sizes.items():
+            for operation, percentiles in operations.items():
+                ratio = _ratio(percentiles["p99_ms"], smallest[operation]["p99_ms"])
+                times = (f"{percentiles['p50_ms']:.1f}", f"{percentiles['p99_ms']:.1f}")
+                table.add_row(database, f"{int(size):,}", operation, *times, ratio)
     return table
 
 
@@ -132,21 +132,21 @@ def life_table(results: Json) -> Table:
     cycle, mixed, idle, recovery = life["power_cycle"], life["mixed"], life["idle"], life["recovery"]
     baseline = results["runs"][BASELINE]["actions"] if "runs" in results else {}
     for action in ("start", "stop"):
-        half = cycle[action]
-        of_plain = f", {_ratio(half['cpu_s_per_job'], baseline[action]['cpu_s'])} of plain" if baseline else ""
-        cost = f"{half['cpu_s_per_job']:.2f} CPU-s per job{of_plain}"
-        text = f"{half['all_done_s']:.0f} s, {half['jobs_per_min']:.0f} jobs/min, {cost}"
+        figures = cycle[action]
+        of_plain = f", {_ratio(figures['cpu_s_per_job'], baseline[action]['cpu_s'])} of plain" if baseline else ""
+        cost = f"{figures['cpu_s_per_job']:.2f} CPU-s per job{of_plain}"
+        text = f"{figures['all_done_s']:.0f} s, {figures['jobs_per_min']:.0f} jobs/min, {cost}"
         table.add_row(f"{action} {cycle['vms']} VMs at once", text, _number(cycle["heartbeat"], "p99_s", 1))
     table.add_row(
-        f"mixed load, {mixed['asked_per_min']:.0f} actions/min",
+        f"mixed load, {mixed['requested_per_min']:.0f} actions/min",
         f"jobs: median {mixed['job_median_s']:.1f} s, p95 {mixed['job_p95_s']:.1f} s; waits: median "
         f"{mixed['wait_median_s']:.1f} s, p95 {mixed['wait_p95_s']:.1f} s",
         _number(mixed["heartbeat"], "p99_s", 1),
     )
-    table.add_row("from the start to the first claim", f"{idle['claims_after_s']:.1f} s", "")
+    table.add_row("from the start to the first claim", f"{idle['first_claim_after_s']:.1f} s", "")
     table.add_row("idle", f"{idle['idle_share_of_a_core']:.2%} of a core, {idle['idle_mib']:.0f} MiB", "")
     table.add_row("smith --help", f"{idle['help_cpu_s']:.2f} CPU-s", "")
-    text = f"claims again after {recovery['claims_again_s']:.1f} s, all done after {recovery['all_done_s']:.0f} s"
+    text = f"claims again after {recovery['claims_again_after_s']:.1f} s, all done after {recovery['all_done_s']:.0f} s"
     killed = f"agent killed in a burst of {recovery['services']}"
     table.add_row(killed, text, _number(recovery["heartbeat"], "p99_s", 1))
     return table
@@ -168,7 +168,7 @@ def day_table(results: Json) -> Table:
 def soak_table(results: Json) -> Table:
     """Return the samples that were taken between the runs."""
     soak = results["soak"]
-    names = ("runs", "processes", "descriptors", "threads", "own_mib", "servers_mib", "files")
+    names = ("runs_done", "processes", "descriptors", "threads", "own_mib", "servers_mib", "files")
     table = _table(*names)
     for sample in soak["samples"]:
         table.add_row(*(f"{sample[name]:.0f}" for name in names))

@@ -1,4 +1,4 @@
-"""Adds existing VMs with their services, so that a workload need not create them."""
+"""Adds services with stopped VMs to a lab, so that a workload need not create them."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ _vmids = itertools.count(120_000)
 
 
 @dataclass(frozen=True)
-class Seeded:
-    """One service with its stopped VM."""
+class ServiceWithVm:
+    """A service in FulcrumCore and its VM in Proxmox."""
 
     service_id: str
     vmid: int
 
 
-def seed(lab: LabSystem, count: int) -> list[Seeded]:
-    """Add services to FulcrumCore and their VMs to Proxmox. The agent finds the VMs by their markers."""
+def add_services_with_vms(lab: LabSystem, count: int) -> list[ServiceWithVm]:
+    """Add services to FulcrumCore and their stopped VMs to Proxmox. The agent finds the VMs by their markers."""
     client = FulcrumClient(lab.core.url, lambda: lab.ids.agent_token)
     with ThreadPoolExecutor(THREADS) as pool:
-        return list(pool.map(lambda number: _seed_one(lab, client, f"seeded-{number}"), range(count)))
+        return list(pool.map(lambda number: _add_one(lab, client, f"seeded-{number}"), range(count)))
 
 
-def _seed_one(lab: LabSystem, client: FulcrumClient, name: str) -> Seeded:
+def _add_one(lab: LabSystem, client: FulcrumClient, name: str) -> ServiceWithVm:
     service_id, vmid = lab.order_service(name), next(_vmids)
     (job,) = lab.admin.list_jobs(service_id)
     client.claim_job(job["id"])
@@ -46,4 +46,4 @@ def _seed_one(lab: LabSystem, client: FulcrumClient, name: str) -> Seeded:
         "boot": "order=scsi0",
     }
     lab.proxmox.control("add", vmid=vmid, name=mappings.vm_name(name, service_id), status="stopped", config=config)
-    return Seeded(service_id, vmid)
+    return ServiceWithVm(service_id, vmid)

@@ -1,8 +1,8 @@
 """Workload soak: thousands of warm runs, to find resources that accumulate.
 
-It takes half an hour and runs only with `--only soak`. A fifth of the runs start and stop a few VMs; the others are
-refused for an invalid service id, which is a complete run but shorter. All use the agent's runner; their artifacts are
-removed, as by the pruner.
+The workload takes half an hour and runs only with `--only soak`. A warm run uses a process that has loaded Ansible
+before the run begins. A fifth of the runs start and stop a few VMs; the playbook refuses the others for an invalid
+service id, which is a complete but shorter run. Artifacts are removed after each run.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Json = dict[str, Any]
 SLOTS = 8
 TIMEOUT_S = 120.0
 #: The runs of one cycle. The VM has the same state before and after.
-TURNS = ("start", "refused", "refused", "refused", "refused", "stop", "refused", "refused", "refused", "refused")
+CYCLE = ("start", "refused", "refused", "refused", "refused", "stop", "refused", "refused", "refused", "refused")
 FIRST_VMID = 400_000
 SAMPLES = 20
 
@@ -60,13 +60,13 @@ def main(input_file: str, output_file: str) -> None:
     temp_before, samples, started = _temporary_files(), [], time.monotonic()
     with tempfile.TemporaryDirectory(prefix="bench-", dir="/dev/shm") as name, runner_of("warm", Path(name)) as runner:
         servers = len(runner.warm_pids())
-        per_slot = max(runs // SAMPLES // SLOTS, 1)
+        runs_per_slot = max(runs // SAMPLES // SLOTS, 1)
         done = 0
         while done < runs:
             with ThreadPoolExecutor(SLOTS) as pool:
-                list(pool.map(lambda number: _cycle(runner, number, per_slot), range(SLOTS)))
-            done += per_slot * SLOTS
-            samples.append({"runs": done, **_sample(Path(name))})
+                list(pool.map(lambda slot: _run_slot(runner, slot, runs_per_slot), range(SLOTS)))
+            done += runs_per_slot * SLOTS
+            samples.append({"runs_done": done, **_sample(Path(name))})
         servers_after = len(runner.warm_pids())
     facts = {
         "runs": done,
@@ -78,21 +78,21 @@ def main(input_file: str, output_file: str) -> None:
     Path(output_file).write_text(json.dumps(facts), encoding="utf-8")
 
 
-def _cycle(runner: Runner, number: int, times: int) -> None:
-    for turn in range(times):
-        _run(runner, number, TURNS[turn % len(TURNS)])
+def _run_slot(runner: Runner, slot: int, times: int) -> None:
+    for number in range(times):
+        _run(runner, slot, CYCLE[number % len(CYCLE)])
 
 
-def _run(runner: Runner, number: int, turn: str) -> None:
-    action, is_refused = ("start" if turn == "refused" else turn), turn == "refused"
-    service_id = "none" if is_refused else _service_id(number)
-    vm = vm_of(FIRST_VMID + number) | {"service_id": service_id, "name": f"soak-{number}"}
+def _run(runner: Runner, slot: int, kind: str) -> None:
+    action, is_refused = ("start" if kind == "refused" else kind), kind == "refused"
+    service_id = "none" if is_refused else _service_id(slot)
+    vm = vm_of(FIRST_VMID + slot) | {"service_id": service_id, "name": f"soak-{slot}"}
     ident = f"{action}-{uuid.uuid4().hex[:12]}"
     playbook = ROOT / "playbooks" / f"{action}.yml"
     done = runner.run(PlaybookRun(ident=ident, action=action, playbook=playbook, vm=vm, timeout_s=TIMEOUT_S))
     output = (done.folder / "stdout").read_text()
     if bool(done.rc) != is_refused or is_refused != ("INVALID_REQUEST: service_id is not a UUID" in output):
-        raise WorkloadFailed(f"{turn}: {done.status}\n{output[-2000:]}")
+        raise WorkloadFailed(f"{kind}: {done.status}\n{output[-2000:]}")
     shutil.rmtree(done.folder)
 
 

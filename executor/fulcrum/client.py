@@ -131,7 +131,7 @@ class FulcrumClient:
     ) -> None:
         """Report success. Arguments that are None are not sent, and FulcrumCore keeps their stored values.
 
-        `agent_instance_id` must be unique in all of FulcrumCore. It answers 500 to a duplicate, which raises
+        `agent_instance_id` must be unique in all of FulcrumCore. FulcrumCore answers 500 to a duplicate, which raises
         FulcrumUnavailable. Raises FulcrumRefused if the job is not Processing, or if the properties violate the schema;
         in the second case the job stays Processing.
         """
@@ -174,7 +174,8 @@ class FulcrumClient:
     def get_secret(self, reference: str) -> Any:
         """Return the value of a `vault://` reference. Raises FulcrumNotFound for an unknown or an invalid reference.
 
-        A consumer of FulcrumCore may have written the reference. So it is part of a path only if it is a UUID.
+        A consumer of FulcrumCore may have written the reference. So this method checks that it is a UUID before it
+        puts it into the path of the request.
         """
         ident = reference.removeprefix(VAULT_PREFIX)
         if ident == reference or not UUID_TEXT.fullmatch(ident):
@@ -205,7 +206,8 @@ class FulcrumClient:
 
         An object may be missing from all pages: the order of equal names is undefined, and the list may change between
         two requests. So the list is read again until as many objects were found as FulcrumCore announces. Raises
-        FulcrumUnavailable if some are still missing after MAX_LIST_ATTEMPTS: the caller must not use a part as a whole.
+        FulcrumUnavailable if some are still missing after MAX_LIST_ATTEMPTS: an incomplete list must not be returned as
+        complete.
         """
         seen: set[str] = set()
         total = 0

@@ -1,6 +1,6 @@
 """Parses the objects of FulcrumCore's API. An invalid member is recorded as a defect and does not raise an error.
 
-The reason: the agent must claim even an invalid job, because FulcrumCore lets it report a failure of claimed jobs only.
+The agent must be able to claim an invalid job: FulcrumCore accepts the report of a failure for claimed jobs only.
 This module checks types, and that the database and Ansible can hold the values. `runs/vm_properties.py` checks the
 properties of a VM.
 """

@@ -13,7 +13,7 @@ MAX_HEARTBEAT_INTERVAL_S = 25
 
 
 class FulcrumSettings(Area):
-    """How the agent reaches FulcrumCore, and how often it calls it."""
+    """How the agent reaches FulcrumCore, and how often it sends requests."""
 
     fulcrum_api_url: ServerUrl = setting(
         "",

@@ -1,7 +1,7 @@
 """Defines the types of settings: each checks the text of a variable and converts it to the value of the setting.
 
 The text of a ValueError continues a sentence that starts with the variable's name: "must …", "is wrong, …". It never
-shows a value that may be a secret, since an operator may have put a secret into the wrong variable.
+shows a value that may be a secret, because an operator may have put a secret into the wrong variable.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Gives the HTTP pages access to the agent: the objects that they read, and a handle that is empty until it exists."""
+"""Gives the HTTP pages access to the agent, through a handle that is empty until the agent exists."""
 
 from __future__ import annotations
 

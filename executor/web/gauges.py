@@ -31,7 +31,7 @@ class Gauges(Collector):
         self._prober = prober
 
     def describe(self) -> Iterator[Metric]:
-        """Return no descriptions. Without them prometheus_client would call `collect`, and so query the database."""
+        """Return no descriptions, so that the registration of this collector does not query the database."""
         return iter(())
 
     def collect(self) -> Iterator[Metric]:

@@ -60,7 +60,7 @@ class Access:
 
 
 class Guard:
-    """ASGI middleware that refuses requests without access, and sets `may_see_details` in the state of the others."""
+    """ASGI middleware that refuses requests without access. It sets `may_see_details` in the state of a request."""
 
     def __init__(self, app: ASGIApp, access: Access) -> None:
         self._app = app

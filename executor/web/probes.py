@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 log = get_logger(__name__)
 
 INTERVAL_S = 30.0
-#: A result is outdated after this many intervals, and the time that the probes of one round may take.
+#: A result is outdated after this many intervals and MAX_ROUND_S.
 MAX_AGE_INTERVALS = 4
+#: The probes of one round may take this long together.
 MAX_ROUND_S = 60.0
 #: Interval at which the thread checks whether the agent's loops have started. Before that the database may be in a
 #: migration, so no probe runs.

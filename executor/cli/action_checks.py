@@ -1,6 +1,6 @@
-"""Checks of an action's playbook that do not run it (`ansible_playbook.syntax_problem` checks the syntax). Reads only.
+"""Checks the content of an action's playbook without running it; `ansible_playbook.syntax_problem` checks the syntax.
 
-With a problem the action does not work or is not safe; a hint may be intended.
+A problem means that the action cannot work or is not safe. A hint names something that the author may have intended.
 """
 
 from __future__ import annotations
@@ -12,19 +12,22 @@ from typing import Any
 
 import yaml
 
+#: The key of `module_defaults` that gives the login to all modules of community.proxmox.
 MODULE_GROUP = "group/community.proxmox.proxmox"
-#: The host of our inventory, and the group of all hosts.
+#: The values of `hosts` that work: the one host of our inventory, and Ansible's group of all hosts.
 HOSTS = ("proxmox", "all")
-INCLUDES_ROLE = ("import_role", "include_role")
-INCLUDES_TASKS = ("import_tasks", "include_tasks")
-BLOCKS = ("block", "rescue", "always")
-#: Our roles that verify the VM's identity before they change it.
-PROOFS = ("vm_identity", "vm_present")
+#: The modules that include a role, or a file with tasks; the sections of a block.
+ROLE_MODULES = ("import_role", "include_role")
+TASK_FILE_MODULES = ("import_tasks", "include_tasks")
+BLOCK_SECTIONS = ("block", "rescue", "always")
+#: Our roles that verify the VM's identity before the VM is changed.
+IDENTITY_ROLES = ("vm_identity", "vm_present")
+#: Levels of nested blocks and includes; more means that a file includes itself.
 MAX_DEPTH = 20
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads Ansible's YAML; the values of its own tags (!unsafe, !vault) become the tag's name."""
+    """Reads Ansible's YAML; a value with one of Ansible's tags (!unsafe, !vault) becomes the tag's name."""
 
 
 _Loader.add_multi_constructor("!", lambda loader, suffix, node: f"!{suffix}")
@@ -32,17 +35,18 @@ _Loader.add_multi_constructor("!", lambda loader, suffix, node: f"!{suffix}")
 
 @dataclass
 class Contents:
-    """The contents of a playbook, with its included tasks and the roles beside it."""
+    """The plays, Ansible tasks and roles of a playbook, with those that it includes."""
 
     plays: list[dict[str, Any]] = field(default_factory=list)
     tasks: list[dict[str, Any]] = field(default_factory=list)
     roles: list[str] = field(default_factory=list)
+    #: The reasons why a file could not be read.
     problems: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Findings:
-    """The result of a check."""
+    """What `check` has found in a playbook."""
 
     problems: tuple[str, ...]
     hints: tuple[str, ...]
@@ -60,7 +64,7 @@ def check(playbook: Path) -> Findings:
 
 
 def read(playbook: Path) -> Contents:
-    """Read a playbook, with the files and roles that it includes by a literal name."""
+    """Read a playbook, with the files and roles that it includes by a name without a template."""
     contents = Contents()
     document = _yaml(playbook, contents)
     if contents.problems:
@@ -82,20 +86,21 @@ def vm_options(playbook: Path, own_roles: Path) -> dict[str, dict[str, Any]]:
 
     `own_roles` is the folder with our roles; a role beside the playbook takes precedence.
     """
-    found: dict[str, dict[str, Any]] = {}
+    options_by_name: dict[str, dict[str, Any]] = {}
     for role in read(playbook).roles:
         for folder in (playbook.parent / "roles", own_roles):
             specs = _yaml(folder / role / "meta" / "argument_specs.yml", Contents())
-            options = _member(specs, "argument_specs", "main", "options", "vm", "options")
+            options = _mapping_at(specs, "argument_specs", "main", "options", "vm", "options")
             for name, option in options.items():
-                is_required = bool(option.get("required")) or bool(found.get(name, {}).get("required"))
-                found[name] = {**found.get(name, {}), **option, "required": is_required}
+                is_required = bool(option.get("required")) or bool(options_by_name.get(name, {}).get("required"))
+                options_by_name[name] = {**options_by_name.get(name, {}), **option, "required": is_required}
             if isinstance(specs, dict):
                 break
-    return found
+    return options_by_name
 
 
-def _member(document: Any, *names: str) -> dict[str, Any]:
+def _mapping_at(document: Any, *names: str) -> dict[str, Any]:
+    """Return the mapping at this path of keys, an empty one if there is none."""
     for name in names:
         document = document.get(name) if isinstance(document, Mapping) else None
     return document if isinstance(document, dict) else {}
@@ -106,7 +111,7 @@ def _play_problems(play: dict[str, Any], contents: Contents) -> Iterator[str]:
         yield f"hosts is {play.get('hosts')!r}: the inventory has one host, proxmox, where the modules run"
     if play.get("gather_facts") is not False:
         yield "gather_facts must be false: it would gather this machine's facts, which takes a second"
-    login = _member(play, "module_defaults").get(MODULE_GROUP)
+    login = _mapping_at(play, "module_defaults").get(MODULE_GROUP)
     if login is None and any("community.proxmox." in key for task in contents.tasks for key in task):
         yield f"module_defaults lacks {MODULE_GROUP}: smith_proxmox, so the modules have no login"
     if "vars_prompt" in play:
@@ -116,12 +121,12 @@ def _play_problems(play: dict[str, Any], contents: Contents) -> Iterator[str]:
 def _publishes(contents: Contents) -> bool:
     if "vm_result" in contents.roles:
         return True
-    data = (_member(_arguments(task, "set_stats"), "data") for task in contents.tasks)
+    data = (_mapping_at(_arguments(task, "set_stats"), "data") for task in contents.tasks)
     return any("vm_result" in item for item in data)
 
 
 def _hints(contents: Contents) -> Iterator[str]:
-    if not set(PROOFS) & set(contents.roles):
+    if not set(IDENTITY_ROLES) & set(contents.roles):
         yield "it does not import the role vm_identity, which verifies the VM's identity before any change"
     if not any("rescue" in task for task in contents.tasks):
         yield "it has no rescue with smith_failure, so its failures may end as PLAYBOOK_FAILED"
@@ -137,11 +142,11 @@ def _add_tasks(tasks: list[Any], file: Path, contents: Contents, depth: int) -> 
         if not isinstance(task, dict):
             continue
         contents.tasks.append(task)
-        for section in BLOCKS:
+        for section in BLOCK_SECTIONS:
             _add_tasks(_list(task.get(section)), file, contents, depth + 1)
-        for name in INCLUDES_ROLE:
-            _add_role(_member({name: _arguments(task, name)}, name).get("name"), file, contents, depth + 1)
-        for name in INCLUDES_TASKS:
+        for name in ROLE_MODULES:
+            _add_role(_mapping_at({name: _arguments(task, name)}, name).get("name"), file, contents, depth + 1)
+        for name in TASK_FILE_MODULES:
             _add_file(_arguments(task, name), file, contents, depth + 1)
 
 
@@ -150,7 +155,7 @@ def _add_role(name: Any, file: Path, contents: Contents, depth: int) -> None:
         return
     contents.roles.append(name)
     tasks = file.parent / "roles" / name / "tasks" / "main.yml"
-    if tasks.is_file():  # a role of the provider; ours are not checked
+    if tasks.is_file():  # a role of the provider; our own roles are not checked
         _add_tasks(_list(_yaml(tasks, contents)), tasks, contents, depth)
 
 
@@ -161,10 +166,12 @@ def _add_file(included: Any, file: Path, contents: Contents, depth: int) -> None
 
 
 def _arguments(task: Mapping[str, Any], module: str) -> Any:
+    """Return the arguments that the Ansible task gives to the module, None if it does not call the module."""
     return task.get(f"ansible.builtin.{module}", task.get(module))
 
 
 def _yaml(file: Path, contents: Contents) -> Any:
+    """Return the file's document; add an error to `contents.problems` and return None when it cannot be read."""
     try:
         return yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 (a SafeLoader)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""`smith actions`: list the actions, check a provider's own, and write a new one."""
+"""`smith actions`: list the actions, check the provider's own actions, and write a new action."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from executor.cli import action_checks
-from executor.cli import ansible_playbook as by_hand
+from executor.cli import action_checks, ansible_playbook
 from executor.cli.arguments import AsJson
 from executor.cli.context import open_settings
 from executor.cli.help_text import examples
@@ -21,7 +20,7 @@ from executor.runs import action_schema, actions
 from executor.runs.actions import ACTION_PATTERN, SCHEMA_SUFFIX, ListedAction, ansible_home
 
 COLUMNS = {"name": "ACTION", "source": "SOURCE", "schema": "SCHEMA", "note": "NOTE"}
-#: Set whatever the umask is: an action file that others can write is refused.
+#: Set independently of the umask, because the executor refuses an action file that other users can write.
 FILE_MODE = 0o644
 
 PLAYBOOK = """\
@@ -81,28 +80,22 @@ SCHEMA = """\
 """
 
 
-class NoFolder(SmithError):
-    """SMITH_ACTIONS_PATH, the folder of the provider's own actions, is not set."""
+class ActionsFolderMissing(SmithError):
+    """SMITH_ACTIONS_PATH, which names the folder with the provider's own actions, is not set."""
 
 
-class AlreadyThere(SmithError):
-    """A file that would be written exists."""
+class FileExists(SmithError):
+    """A file that the command would write exists already."""
 
 
 @examples("smith actions list", "smith actions list --json")
 def list_actions(as_json: AsJson = False) -> None:
-    """List the actions; a refused one with the reason."""
-    rows = [facts(listed) for listed in _listed()]
+    """List the actions; if the executor refuses one, show why."""
+    rows = [_json_fields(action) for action in _list_all()]
     if as_json:
         show_json(rows)
-        return
-    shown = [
-        row
-        | {"source": "ours" if row["is_ours"] else Path(row["playbook"]).parent, "note": _note(row)}
-        | {"schema": row["has_schema"]}
-        for row in rows
-    ]
-    show_rows(shown, COLUMNS, nothing="there are no actions")
+    else:
+        show_rows([row | _table_fields(row) for row in rows], COLUMNS, if_empty="there are no actions")
 
 
 @examples("smith actions validate", "smith actions validate attach-iso --json")
@@ -111,16 +104,16 @@ def validate(
     as_json: AsJson = False,
 ) -> None:
     """Check that an action can work and is safe. Nothing is run."""
-    listed = _listed()
-    chosen = [each for each in listed if each.name == name] if name else [each for each in listed if not each.is_ours]
-    if name and not chosen:
+    everything = _list_all()
+    selected = [action for action in everything if (action.name == name if name else not action.is_ours)]
+    if name and not selected:
         raise typer.BadParameter(f"there is no action {sanitized(name)}: `smith actions list` shows them")
-    found = [{"name": each.name, "playbook": str(each.playbook), **_findings(each)} for each in chosen]
+    reports = [{"name": action.name, "playbook": str(action.playbook), **_findings(action)} for action in selected]
     if as_json:
-        show_json(found)
+        show_json(reports)
     else:
-        _show_findings(found)
-    if any(each["problems"] for each in found):
+        _show_reports(reports)
+    if any(report["problems"] for report in reports):
         raise typer.Exit(EXIT_FAILURE)
 
 
@@ -131,70 +124,75 @@ def new(
 ) -> None:
     """Write a new action into the folder SMITH_ACTIONS_PATH.
 
-    That is: a playbook template and a schema for its properties.
+    It consists of a playbook, to which you add your tasks, and a JSON schema for the service's properties.
     """
     folder = open_settings().smith_actions_path
     if folder is None:
-        raise NoFolder("SMITH_ACTIONS_PATH is not set: set it to a folder that only you can write to")
+        raise ActionsFolderMissing("SMITH_ACTIONS_PATH is not set: set it to a folder that only you can write to")
     if not ACTION_PATTERN.match(name):
         raise typer.BadParameter("an action's name has lower-case letters, digits, - and _, and starts with a letter")
     playbook, schema = folder / f"{name}.yml", folder / f"{name}{SCHEMA_SUFFIX}"
     for file in (playbook, schema):
         if os.path.lexists(file):
-            raise AlreadyThere(f"{file} exists already")
+            raise FileExists(f"{file} exists already")
     _write(playbook, PLAYBOOK.format(name=name, variable=name.replace("-", "_")))
     _write(schema, SCHEMA.format(name=name))
     text = f"{playbook}\n{schema}\nthen: smith actions validate {name}"
     show_outcome(text, as_json=as_json, name=name, playbook=str(playbook), schema=str(schema))
 
 
-def facts(listed: ListedAction) -> dict[str, Any]:
-    """Return an action's columns. The names are the keys of `--json`."""
+def _json_fields(action: ListedAction) -> dict[str, Any]:
+    """Return an action as a dictionary with the keys of `--json`."""
     return {
-        "name": listed.name,
-        "is_ours": listed.is_ours,
-        "replaces_ours": listed.replaces_ours,
-        "playbook": str(listed.playbook),
-        "has_schema": listed.has_schema,
-        "problem": listed.problem,
+        "name": action.name,
+        "is_ours": action.is_ours,
+        "replaces_ours": action.replaces_ours,
+        "playbook": str(action.playbook),
+        "has_schema": action.has_schema,
+        "problem": action.problem,
     }
 
 
-def _note(row: Mapping[str, Any]) -> str:
-    return f"refused: {row['problem']}" if row["problem"] else "replaces ours" if row["replaces_ours"] else ""
+def _table_fields(row: Mapping[str, Any]) -> dict[str, Any]:
+    source = "built-in" if row["is_ours"] else Path(row["playbook"]).parent
+    note = "replaces the built-in action" if row["replaces_ours"] else ""
+    if row["problem"]:
+        note = f"refused: {row['problem']}"
+    return {"source": source, "schema": row["has_schema"], "note": note}
 
 
-def _listed() -> list[ListedAction]:
+def _list_all() -> list[ListedAction]:
     return actions.list_all(folders())
 
 
 def folders() -> tuple[Path, ...]:
-    """Return the folders with actions: the provider's first, ours last."""
+    """Return the folders with actions: the provider's own folder first, the built-in playbooks last."""
     own = open_settings().smith_actions_path
     return (*((own,) if own else ()), ansible_home() / "playbooks")
 
 
-def _findings(listed: ListedAction) -> dict[str, list[str]]:
-    found = action_checks.check(listed.playbook)
-    problems = [*([listed.problem] if listed.problem else []), *found.problems]
-    if listed.has_schema:
+def _findings(action: ListedAction) -> dict[str, list[str]]:
+    """Return the action's problems and hints, from all checks."""
+    findings = action_checks.check(action.playbook)
+    problems = [*([action.problem] if action.problem else []), *findings.problems]
+    if action.has_schema:
         try:
-            action_schema.read_schema(listed.playbook.with_name(f"{listed.name}{actions.SCHEMA_SUFFIX}"))
+            action_schema.read_schema(action.playbook.with_name(f"{action.name}{actions.SCHEMA_SUFFIX}"))
         except action_schema.SchemaError as error:
             problems.append(str(error))
-    if not listed.problem and (problem := by_hand.syntax_problem(listed.playbook)):
+    if not action.problem and (problem := ansible_playbook.syntax_problem(action.playbook)):
         problems.append(f"ansible-playbook --syntax-check: {problem}")
-    return {"problems": problems, "hints": list(found.hints)}
+    return {"problems": problems, "hints": list(findings.hints)}
 
 
-def _show_findings(found: list[dict[str, Any]]) -> None:
-    if not found:
+def _show_reports(reports: list[dict[str, Any]]) -> None:
+    if not reports:
         show_text("no actions of your own: SMITH_ACTIONS_PATH names their folder")
-    for each in found:
-        show_text(f"{each['name']}: {'refused or broken' if each['problems'] else 'ok'}")
-        for problem in each["problems"]:
+    for report in reports:
+        show_text(f"{report['name']}: {'refused or broken' if report['problems'] else 'ok'}")
+        for problem in report["problems"]:
             show_text(f"  problem: {problem}")
-        for hint in each["hints"]:
+        for hint in report["hints"]:
             show_text(f"  hint: {hint}")
 
 

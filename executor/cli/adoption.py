@@ -1,4 +1,4 @@
-"""The steps of an adoption: check the mapping, write it, write the marker into the VM."""
+"""Adopts a VM for a service: check the current mappings, map the VM, and write the marker into the VM."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from executor.cli import ansible_playbook
-from executor.cli.arguments import NothingToDo
+from executor.cli.arguments import CommandFailed
 from executor.cli.mapping_changes import record_change, refuse_while_job_runs
 from executor.database import audit, mappings
 from executor.database.engine import reading, transaction
@@ -28,26 +28,28 @@ class AdoptedVm:
     name: str
     tags: tuple[str, ...]
     description: str
-    #: The service ids of all our markers in its description.
+    #: The service ids in all markers of Agent Smith that the VM's description contains.
     markers: frozenset[str]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Adoption:
-    """One VM, one service, and whether the VM has the service's marker."""
+    """The adoption of one VM by one service."""
 
     engine: Engine
     settings: Settings
     service_id: str
     vm: AdoptedVm
+    #: Whether the VM has the service's marker already.
     is_marked: bool
-    #: True with --json: the playbook's output goes to stderr.
+    #: Whether the playbook's output goes to stderr, as with --json.
     output_on_stderr: bool
 
-    def is_mapped(self) -> bool:
-        """Return whether the service is mapped to this VM already.
+    def check_mappings(self) -> bool:
+        """Check that the adoption is possible; return whether the service is mapped to this VM already.
 
-        Raises NothingToDo when the service has another VM, the VM has another service, or a job of the service runs.
+        Raises CommandFailed when the service has another VM, when the VM has another service, or while a job of the
+        service is running.
         """
         cluster, vmid = self.settings.smith_cluster, self.vm.vmid
         with reading(self.engine) as session:
@@ -56,17 +58,20 @@ class Adoption:
             for row in mappings.find(session, str(vmid)):
                 is_other = row.service_id != self.service_id and row.cluster == cluster
                 if is_other and row.state != MappingState.DELETED:
-                    raise NothingToDo(f"VM {vmid} is mapped to service {row.service_id}: forget that mapping first")
+                    raise CommandFailed(f"VM {vmid} is mapped to service {row.service_id}: forget that mapping first")
         if current is not None and (current.vmid, current.cluster) == (vmid, cluster):
             return True
         if current is not None and current.state != MappingState.VM_LOST:
-            raise NothingToDo(f"the service has VM {current.vmid} already ({current.state}): forget that mapping first")
+            raise CommandFailed(
+                f"the service has VM {current.vmid} already ({current.state}): forget that mapping first"
+            )
         return False
 
     def execute(self, reason: str, *, is_mapped: bool) -> None:
-        """Map the VM, and mark it if needed. As in a create, the VMID is stored before the VM is marked.
+        """Map the VM, and write the marker if the VM has none.
 
-        Raises NothingToDo when the marker cannot be written; the VM is not mapped then.
+        A new mapping is stored before the marker is written, as in a create. Raises CommandFailed when the marker
+        cannot be written; a new mapping is ended again.
         """
         if self.is_marked:
             self._map(reason)
@@ -77,7 +82,7 @@ class Adoption:
             self._map(reason)
             try:
                 self._mark()
-            except NothingToDo as failure:
+            except CommandFailed as failure:
                 self._unmap(str(failure))
                 raise
 
@@ -96,7 +101,7 @@ class Adoption:
                 kind=vm.kind,
             )
             if row is None:
-                raise NothingToDo(f"VM {vm.vmid} or the service was mapped in the meantime")
+                raise CommandFailed(f"VM {vm.vmid} or the service was mapped in the meantime")
             record_change(session, "adopt", row, before, reason)
 
     def _unmap(self, failure: str) -> None:
@@ -109,16 +114,19 @@ class Adoption:
                 record_change(session, "forget", row, before, failure)
 
     def _mark(self) -> None:
-        """Write the marker with our playbook `create`: it adopts a VM of this name without a marker, and marks it.
+        """Write the marker by running our playbook `create`, which adopts a VM of this name that has no marker.
 
-        `update` refuses a VM without the service's marker. A size of 0 keeps the VM's size. Without a template the
-        playbook cannot clone, should the VM be deleted in this moment. Raises NothingToDo.
+        The playbook `update` would refuse a VM without the service's marker. A size of 0 keeps the VM's size. The
+        playbook gets no template, so that it cannot clone a new VM if this VM is deleted in the meantime. Raises
+        CommandFailed when the playbook fails.
         """
         playbook = ansible_playbook.home() / "playbooks" / "create.yml"
-        play = ansible_playbook.Play(action="create", playbook=playbook, vm=self._vm_variable())
-        result = ansible_playbook.run(play, self.settings, sys.stderr if self.output_on_stderr else sys.stdout)
+        manual_run = ansible_playbook.ManualRun(action="create", playbook=playbook, vm=self._vm_variable())
+        result = ansible_playbook.run(manual_run, self.settings, sys.stderr if self.output_on_stderr else sys.stdout)
         if not result.succeeded:
-            raise NothingToDo(f"the marker could not be written, so VM {self.vm.vmid} is not mapped: {result.message}")
+            raise CommandFailed(
+                f"the marker could not be written, so VM {self.vm.vmid} is not mapped: {result.message}"
+            )
 
     def _vm_variable(self) -> dict[str, Any]:
         vm: dict[str, Any] = {
@@ -133,6 +141,6 @@ class Adoption:
             "memory_mib": 0,
             "disk_gib": 0,
         }
-        if self.vm.kind == GuestKind.LXC:  # a container of ours has one tag, which the playbook sets
+        if self.vm.kind == GuestKind.LXC:  # the playbook sets the one tag of a container
             return vm | {"kind": self.vm.kind}
         return vm | {"tags": sorted(self.vm.tags)}

@@ -1,4 +1,4 @@
-"""`smith agent-process`: the agent, as `smith run` starts it. Hidden in the help."""
+"""`smith agent-process`: run the agent. The supervisor of `smith run` starts this command; the help omits it."""
 
 from __future__ import annotations
 

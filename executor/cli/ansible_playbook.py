@@ -1,7 +1,7 @@
-"""Runs plain ansible-playbook with our settings, and reads the result as the executor does.
+"""Runs an action's playbook with ansible-playbook and our settings; reads the result with the executor's own code.
 
 Credentials and the variable `vm` are files in a private folder, on tmpfs if possible, which is deleted after the run.
-No argument and no environment variable has a secret.
+No argument and no environment variable contains a secret.
 """
 
 from __future__ import annotations
@@ -29,38 +29,42 @@ from executor.runs.private_folder import CREDENTIALS_VARIABLE, module_credential
 from executor.settings.settings import Settings
 
 CALLBACKS = Path(__file__).parent / "callbacks"
-#: After SIGTERM; then ansible-playbook is killed.
+#: The time between SIGTERM and SIGKILL for ansible-playbook.
 STOP_TIMEOUT_S = 10.0
-#: Removed from the environment: these settings, some of them secret, are read by us and reach the modules in a file.
+#: The prefixes of our settings. ansible-playbook does not get them, because some are secrets: a file has the login.
 _OUR_PREFIXES = ("FULCRUM_", "PROXMOX_", "SMITH_")
 _COLOUR = re.compile(r"(\x1b\[[0-9;]*m)")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Play:
-    """One run of an action's playbook."""
+class ManualRun:
+    """One run of an action's playbook that an operator starts with a command."""
 
     action: str
     playbook: Path
     vm: Mapping[str, Any]
+    #: Whether ansible-playbook gets --check.
     is_check: bool = False
 
 
-def run(play: Play, settings: Settings, shown_on: IO[str]) -> JobResult:
-    """Run the playbook, print its output on `shown_on`, and return the result as the executor would conclude it."""
+def run(manual_run: ManualRun, settings: Settings, output: IO[str]) -> JobResult:
+    """Run the playbook, copy its output to `output`, and return the result that the executor would conclude."""
     started_at = time.time()
     with private_folder() as folder:
         events = folder / "events.jsonl"
         events.touch(mode=0o600)
-        command = [*_command(play.playbook, folder, play.vm, settings), *(("--check",) if play.is_check else ())]
-        extra = {
+        command = [
+            *_command(manual_run.playbook, folder, manual_run.vm, settings),
+            *(("--check",) if manual_run.is_check else ()),
+        ]
+        callback = {
             "ANSIBLE_CALLBACK_PLUGINS": str(CALLBACKS),
             "ANSIBLE_CALLBACKS_ENABLED": "smith_events",
             "SMITH_EVENTS_FILE": str(events),
         }
-        rc = _stream(command, environment(folder, settings) | extra, shown_on, events)
+        rc = _stream(command, environment(folder, settings) | callback, output, events)
         artifacts = RunArtifacts(
-            ident=f"{play.action}-{uuid.uuid4().hex[:12]}",
+            ident=f"{manual_run.action}-{uuid.uuid4().hex[:12]}",
             folder=folder,
             status=RunStatus.FAILED if rc else RunStatus.SUCCESSFUL,
             rc=rc,
@@ -71,7 +75,7 @@ def run(play: Play, settings: Settings, shown_on: IO[str]) -> JobResult:
 
 
 def syntax_problem(playbook: Path) -> str:
-    """Return the error of `ansible-playbook --syntax-check`, '' without one. Needs no Proxmox."""
+    """Return the error of `ansible-playbook --syntax-check`, '' without an error. Needs no connection to Proxmox."""
     with private_folder() as folder:
         done = subprocess.run(
             [_ansible_playbook(), "--syntax-check", str(playbook)],
@@ -88,9 +92,12 @@ def syntax_problem(playbook: Path) -> str:
 
 
 def environment(folder: Path, settings: Settings | None) -> dict[str, str]:
-    """Return our environment without our settings; with `settings`, the login is a file in the folder."""
-    found = {name: value for name, value in os.environ.items() if not name.startswith(_OUR_PREFIXES)}
-    found |= {
+    """Return the environment for ansible-playbook: this process's own without our settings.
+
+    With `settings`, it also names the file with the login in the folder, and Proxmox's CA bundle.
+    """
+    env = {name: value for name, value in os.environ.items() if not name.startswith(_OUR_PREFIXES)}
+    env |= {
         "ANSIBLE_CONFIG": str(home() / "ansible.cfg"),
         "ANSIBLE_HOME": str(folder / "home"),
         "ANSIBLE_LOCAL_TEMP": str(folder / "tmp"),
@@ -98,8 +105,8 @@ def environment(folder: Path, settings: Settings | None) -> dict[str, str]:
         CREDENTIALS_VARIABLE: str(folder / "credentials.yml") if settings else "",
     }
     if settings and settings.proxmox_ca_bundle:
-        found |= dict.fromkeys(("REQUESTS_CA_BUNDLE", "SSL_CERT_FILE"), str(settings.proxmox_ca_bundle.resolve()))
-    return found
+        env |= dict.fromkeys(("REQUESTS_CA_BUNDLE", "SSL_CERT_FILE"), str(settings.proxmox_ca_bundle.resolve()))
+    return env
 
 
 @contextmanager
@@ -117,9 +124,9 @@ def _command(playbook: Path, folder: Path, vm: Mapping[str, Any], settings: Sett
     return [_ansible_playbook(), str(playbook.resolve()), "-e", f"@{folder / 'vm.yml'}"]
 
 
-def _stream(command: list[str], env: dict[str, str], shown_on: IO[str], events: Path) -> int:
-    """Run a command, print each line without secrets and control sequences, and return its exit code."""
-    if shown_on.isatty():
+def _stream(command: list[str], env: dict[str, str], output: IO[str], events: Path) -> int:
+    """Run the command, print each line of its output sanitized, and return its exit code."""
+    if output.isatty():
         env = env | {"ANSIBLE_FORCE_COLOR": "1"}
     process = subprocess.Popen(
         command,
@@ -134,9 +141,9 @@ def _stream(command: list[str], env: dict[str, str], shown_on: IO[str], events: 
     )
     try:
         for line in process.stdout or ():
-            print(shown(line.rstrip("\n")), file=shown_on, flush=True)
+            print(sanitized_line(line.rstrip("\n")), file=output, flush=True)
             if "ERROR" in line:
-                _note_error(events, line)
+                _write_error_event(events, line)
         return process.wait()
     finally:
         if process.poll() is None:
@@ -148,21 +155,21 @@ def _stream(command: list[str], env: dict[str, str], shown_on: IO[str], events: 
                 process.wait()
 
 
-def _note_error(events: Path, line: str) -> None:
-    """Write an error that ansible-playbook printed before any task ran as an event, which `results.read` reads."""
+def _write_error_event(events: Path, line: str) -> None:
+    """Write an error that ansible-playbook has printed, such as a syntax error, as an event for `results.read`."""
     with events.open("a", encoding="utf-8") as file:
         file.write(json.dumps({"event": "verbose", "stdout": _COLOUR.sub("", line.strip())}) + "\n")
 
 
-def shown(line: str) -> str:
-    """Return the line with its colours, and without other control sequences."""
+def sanitized_line(line: str) -> str:
+    """Return the line without secrets and without control sequences except colours."""
     return "".join(
         part if _COLOUR.fullmatch(part) else sanitized(part, keep_lines=True) for part in _COLOUR.split(line)
     )
 
 
 def _ansible_playbook() -> str:
-    """Return the path of the ansible-playbook in our own environment."""
+    """Return the path of the ansible-playbook that is installed in our Python environment."""
     beside = Path(sysconfig.get_path("scripts"), "ansible-playbook")
     return str(beside) if beside.exists() else str(Path(sys.executable).with_name("ansible-playbook"))
 

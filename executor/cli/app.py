@@ -1,4 +1,4 @@
-"""The command line: builds it, runs it, and turns an exception into one line and an exit code."""
+"""Builds and runs the command line of `smith`; turns an exception into an error line and an exit code."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ Examples:
 
 Exit codes: 0 ok, 1 failure, 2 usage, 3 settings, 4 FulcrumCore, 5 Proxmox, 6 database, 130 interrupted.
 """
-#: Columns: enough for one line per command.
+#: Columns of the help: enough for each command's help in one line.
 HELP_WIDTH = 110
 
 
 def build() -> CommandLine:
-    """Return the command line with every command, none of them loaded."""
+    """Return the command line with all commands. The modules of the commands are not imported yet."""
     app = typer.Typer(
         name="smith",
         cls=CommandLine,
@@ -54,14 +54,14 @@ def build() -> CommandLine:
     )
     app.callback()(_smith)
     command_line = typer.main.get_command(app)
-    assert isinstance(command_line, CommandLine)  # noqa: S101 (cls says so)
+    assert isinstance(command_line, CommandLine)  # noqa: S101 (`cls` above)
     command_line.commands = {**top_level_commands()}
     return command_line
 
 
-def _show_version(wanted: bool) -> None:
-    """Print the versions, and end the command."""
-    if wanted:
+def _show_version(is_set: bool) -> None:
+    """Print the versions and end the process, if the option `--version` is set."""
+    if is_set:
         function_at("version", "show")(as_json=False)
         raise typer.Exit
 
@@ -71,7 +71,7 @@ def _smith(
         bool,
         typer.Option(
             "--version",
-            help="Show the versions of Agent Smith and of what it uses.",
+            help="Show the versions of Agent Smith and of its dependencies.",
             callback=_show_version,
             is_eager=True,
         ),
@@ -84,17 +84,17 @@ def main() -> NoReturn:
     """Run the command that the arguments name, and end the process with its exit code."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a terminal without UTF-8 must not end a command
+            stream.reconfigure(errors="backslashreplace")  # an output without UTF-8 must not make a command fail
     try:
         build()(prog_name="smith")
-    except SystemExit as leaving:
-        _exit(leaving.code if isinstance(leaving.code, int) else EXIT_FAILURE if leaving.code else 0)
+    except SystemExit as request:
+        _exit(request.code if isinstance(request.code, int) else EXIT_FAILURE if request.code else 0)
     except SmithError as error:
-        # One line per setting; in other messages a driver's line breaks would look like a second message.
+        # A SettingsError has a line per setting. In other messages, line breaks from a driver are removed.
         show_error(str(error) if isinstance(error, SettingsError) else " ".join(str(error).split()))
         _exit(exit_code_of(error))
     except Exception:
-        # A defect of ours. Its traceback may contain data, so it is redacted.
+        # A defect of Agent Smith. The traceback may contain secrets, so it is redacted.
         sys.stderr.write(redactor.redact(traceback.format_exc()))
         _exit(EXIT_FAILURE)
     _exit(0)

@@ -1,4 +1,4 @@
-"""Arguments and options that several commands share, and the confirmation question."""
+"""Defines the arguments, options and errors that several commands share, and asks the operator for confirmation."""
 
 from __future__ import annotations
 
@@ -13,27 +13,29 @@ from executor.errors import EXIT_FAILURE, SmithError
 #: 128 + the number of SIGINT, as in a shell.
 EXIT_INTERRUPTED = 130
 
-Reference = Annotated[str, typer.Argument(metavar="REF", help="Our job number, FulcrumCore's id, or its beginning.")]
+Reference = Annotated[
+    str, typer.Argument(metavar="REF", help="Our job number, or FulcrumCore's id of the job or its beginning.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 class UnknownReference(SmithError):
-    """The reference fits nothing, or more than one thing."""
+    """The operator's reference matches no object, or more than one."""
 
 
-class NothingToDo(SmithError):
-    """The command does not apply in the present state."""
+class CommandFailed(SmithError):
+    """The command cannot be executed in the present state, or an action that it started has failed."""
 
 
 def confirm(question: str, *, yes: bool) -> None:
-    """Ask the operator, unless `yes` is set. Raises typer.BadParameter without a terminal, typer.Exit for a no."""
+    """Ask the operator, unless `yes` is set. Raises typer.BadParameter without a terminal, typer.Exit after a no."""
     if yes:
         return
     if not sys.stdin.isatty():
         raise typer.BadParameter("there is no terminal to ask on: use --yes")
     try:
-        said_yes = typer.confirm(sanitized(question))
+        is_confirmed = typer.confirm(sanitized(question))
     except typer.Abort:
         raise typer.Exit(EXIT_INTERRUPTED) from None
-    if not said_yes:
+    if not is_confirmed:
         raise typer.Exit(EXIT_FAILURE)

@@ -1,4 +1,4 @@
-"""Reads a run's artifacts for the commands: its output and its events."""
+"""Reads the artifacts of a run for the commands: the output and the events."""
 
 from __future__ import annotations
 
@@ -11,30 +11,34 @@ from executor.database.tables import Run
 from executor.errors import SmithError
 from executor.settings.settings import Settings
 
-#: A task's outcome by the name of ansible-runner's event.
+#: The outcome of an Ansible task, by the name of ansible-runner's event.
 OUTCOMES = {
     "runner_on_ok": "ok",
     "runner_on_failed": "failed",
     "runner_on_skipped": "skipped",
     "runner_on_unreachable": "unreachable",
 }
-#: Characters of a task's message in a row.
+#: Characters of an Ansible task's message that are shown.
 SHOWN_MESSAGE_LENGTH = 200
 
 
 class ArtifactsMissing(SmithError):
-    """The run has no artifacts: not written yet, or pruned."""
+    """The artifacts of the run do not exist: they are not written yet, or were pruned."""
 
 
 def folder_of(run: Run, settings: Settings) -> Path:
-    """Return the folder with a run's artifacts, also those of a run that has not ended. Raises ArtifactsMissing."""
-    kept = [Path(run.folder)] if run.folder else []
-    candidates = [*kept, settings.smith_data_dir / "artifacts" / run.ident, settings.smith_run_dir / run.ident / "kept"]
+    """Return the folder with the artifacts of a run, which may still be running. Raises ArtifactsMissing."""
+    stored = [Path(run.folder)] if run.folder else []
+    candidates = [
+        *stored,
+        settings.smith_data_dir / "artifacts" / run.ident,
+        settings.smith_run_dir / run.ident / "kept",
+    ]
     for folder in candidates:
         if folder.is_dir():
             return folder
-    why = "they were pruned, or are on another machine" if run.ended_at else "the run has printed nothing yet"
-    raise ArtifactsMissing(f"run {run.ident} has no artifacts in {candidates[0]}: {why}")
+    reason = "they were pruned, or are on another machine" if run.ended_at else "the run has printed nothing yet"
+    raise ArtifactsMissing(f"run {run.ident} has no artifacts in {candidates[0]}: {reason}")
 
 
 def listing(folder: Path) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""`smith audit`: the changes by operators, and the repairs by the agent."""
+"""`smith audit`: list the changes by operators, and the repairs by the agent."""
 
 from __future__ import annotations
 
@@ -39,20 +39,22 @@ def list_audit(
     ] = 50,
     as_json: AsJson = False,
 ) -> None:
-    """List changes, the newest first.
+    """List the changes by operators and by the agent, the newest first.
 
     Entries are never changed and never pruned.
     """
     with reading_store() as store:
-        found = audit.list_entries(store.session, subject=subject.strip(), verb=verb.strip(), limit=limit)
+        entries = audit.list_entries(store.session, subject=subject.strip(), verb=verb.strip(), limit=limit)
     if as_json:
-        show_json([facts(entry) for entry in found])
+        show_json([_json_fields(entry) for entry in entries])
         return
-    show_rows([facts(entry) | {"change": _change(entry)} for entry in found], COLUMNS, nothing="nothing was changed")
+    show_rows(
+        [_json_fields(entry) | {"change": _change(entry)} for entry in entries], COLUMNS, if_empty="no changes match"
+    )
 
 
-def facts(entry: AuditEntry) -> dict[str, Any]:
-    """Return an entry's columns. The names are the keys of `--json`."""
+def _json_fields(entry: AuditEntry) -> dict[str, Any]:
+    """Return an audit entry as a dictionary with the keys of `--json`."""
     return {
         "id": entry.id,
         "at": entry.at,
@@ -67,7 +69,7 @@ def facts(entry: AuditEntry) -> dict[str, Any]:
 
 
 def _change(entry: AuditEntry) -> str:
-    """Return the changed columns as text, `state: active -> deleted`."""
+    """Return the changed columns as text, for example `state: active -> deleted`."""
     before, after = entry.before or {}, entry.after or {}
     names = [name for name in {**before, **after} if before.get(name) != after.get(name)]
     return sanitized("; ".join(f"{name}: {_text(before.get(name))} -> {_text(after.get(name))}" for name in names))

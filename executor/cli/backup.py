@@ -1,4 +1,4 @@
-"""`smith db backup` and `restore`: copy the SQLite file while an agent works, and replace it by a copy."""
+"""`smith db backup` and `smith db restore`: copy the SQLite database while an agent works; replace it by a backup."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from executor.cli.context import PRIVATE_UMASK, open_settings
 from executor.cli.database import locked
 from executor.cli.help_text import examples
 from executor.cli.output import show_outcome
-from executor.cli.store import opened
+from executor.cli.store import open_database
 from executor.database import schema
 from executor.database.engine import open_engine, sqlite_file
 from executor.errors import DatabaseError
 from executor.settings.settings import Settings
 
-#: Suffixes of the files that SQLite has beside an open database, or one that was not closed.
-COMPANIONS = ("-wal", "-shm")
+#: Suffixes of the files that SQLite keeps beside a database that is open or was not closed.
+SQLITE_SUFFIXES = ("-wal", "-shm")
 
 
 @examples(
@@ -46,12 +46,12 @@ def backup(
         raise DatabaseError(f"{file} exists: a backup does not overwrite files")
     os.umask(PRIVATE_UMASK)
     partial = file.with_name(f"{file.name}.partial")
-    with _explained(file), opened(settings) as engine:
+    with _translating_errors(file), open_database(settings) as engine:
         partial.unlink(missing_ok=True)
         connection = engine.raw_connection()
         try:
             source = connection.driver_connection
-            assert isinstance(source, sqlite3.Connection)  # noqa: S101 (the address says so)
+            assert isinstance(source, sqlite3.Connection)  # noqa: S101 (the URL is one of SQLite)
             size = _copy(source, partial)
         finally:
             connection.close()
@@ -72,14 +72,14 @@ def restore(
 ) -> None:
     """Replace the database by a backup.
 
-    The agent must be stopped. The old file is kept beside the new one.
+    The agent must be stopped. The old file is kept under another name in the same folder.
     """
     settings = open_settings()
     target = _sqlite_file(settings, "pg_restore --clean --if-exists --dbname='postgresql://…' smith.dump")
     os.umask(PRIVATE_UMASK)
     target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     new_file = target.with_name(f"{target.name}.restoring")
-    with _explained(target), locked(Path(f"{target}.lock")):
+    with _translating_errors(target), locked(Path(f"{target}.lock")):
         try:
             revision = _checked_copy(file, new_file)
             confirm(f"Replace {target} by {file} (schema {revision})? Newer data is lost.", yes=yes)
@@ -93,19 +93,19 @@ def restore(
     show_outcome("\n".join(lines), as_json=as_json, file=str(target), kept=kept and str(kept), schema=revision)
 
 
-def _sqlite_file(settings: Settings, instead: str) -> Path:
+def _sqlite_file(settings: Settings, postgresql_command: str) -> Path:
     """Return the database's file. Raises DatabaseError for PostgreSQL, which has its own tools."""
     file = sqlite_file(settings.smith_database_url)
     if file is None:
-        raise DatabaseError(f"the database is not a SQLite file: use PostgreSQL's own tool, {instead}")
+        raise DatabaseError(f"the database is not a SQLite file: use PostgreSQL's own tool, {postgresql_command}")
     return file
 
 
-# --- a copy -----------------------------------------------------------------------------------------------------
+# --- the copy ---------------------------------------------------------------------------------------------------
 
 
 def _copy(source: sqlite3.Connection, target: Path) -> int:
-    """Copy the database into one file, check it, flush it to the disk, and return its size in bytes.
+    """Copy the database into one file, check the copy, flush it to the disk, and return its size in bytes.
 
     All pages are copied in one step: in WAL mode this blocks no writer, and no write restarts the copy.
     """
@@ -113,13 +113,13 @@ def _copy(source: sqlite3.Connection, target: Path) -> int:
     with contextlib.closing(sqlite3.connect(target)) as copy:
         source.backup(copy, pages=-1)
         copy.execute("PRAGMA journal_mode=DELETE")  # no -wal file, so the copy can be opened on a read-only disk
-        _refuse_unsound(copy, target)
+        _refuse_damaged(copy, target)
     with target.open("rb") as handle:
         os.fsync(handle.fileno())
     return target.stat().st_size
 
 
-def _refuse_unsound(connection: sqlite3.Connection, file: Path) -> None:
+def _refuse_damaged(connection: sqlite3.Connection, file: Path) -> None:
     problems = [str(row[0]) for row in connection.execute("PRAGMA integrity_check") if row[0] != "ok"]
     problems += [f"broken reference: {row}" for row in connection.execute("PRAGMA foreign_key_check")]
     if problems:
@@ -127,9 +127,9 @@ def _refuse_unsound(connection: sqlite3.Connection, file: Path) -> None:
 
 
 def _checked_copy(file: Path, new_file: Path) -> str:
-    """Copy a backup to `new_file`; return its schema. Raises DatabaseError for a file that is no backup."""
+    """Copy a backup to `new_file`; return its schema's revision. Raises DatabaseError if the file is not a backup."""
     _remove(new_file)
-    with _explained(file), contextlib.closing(_open_read_only(file)) as source:
+    with _translating_errors(file), contextlib.closing(_open_read_only(file)) as source:
         _copy(source, new_file)
     engine = open_engine(f"sqlite:///{new_file}")
     try:
@@ -152,34 +152,34 @@ def _open_read_only(file: Path) -> sqlite3.Connection:
 def _swap(target: Path, new_file: Path) -> Path | None:
     """Replace the target by `new_file`; return the old file's new name, None without an old file.
 
-    SQLite would apply an old -wal file to the new database, so it is deleted before the replacement. By then its
-    content is in the old file (checkpoint), and a copy of it is kept beside the old file.
+    SQLite would apply an old -wal file to the new database. So its content is written into the old file (checkpoint),
+    a copy of it is kept beside the old file in case the checkpoint failed, and it is deleted before the replacement.
     """
     kept = None
     if target.exists():
         kept = target.with_name(f"{target.name}.before-{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}")
         _checkpoint(target)
         os.link(target, kept)
-        for end in COMPANIONS:
+        for suffix in SQLITE_SUFFIXES:
             with contextlib.suppress(FileNotFoundError):
-                shutil.copyfile(f"{target}{end}", f"{kept}{end}")
+                shutil.copyfile(f"{target}{suffix}", f"{kept}{suffix}")
         _sync(target.parent)
-        for end in COMPANIONS:
-            Path(f"{target}{end}").unlink(missing_ok=True)
+        for suffix in SQLITE_SUFFIXES:
+            Path(f"{target}{suffix}").unlink(missing_ok=True)
     os.replace(new_file, target)
     _sync(target.parent)
     return kept
 
 
 def _checkpoint(target: Path) -> None:
-    """Write the -wal file's content into the database; a database too damaged for this is not changed."""
+    """Write the content of the -wal file into the database. Errors are ignored: the database may be damaged."""
     with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(target)) as connection:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
 def _remove(file: Path) -> None:
-    for end in ("", *COMPANIONS):
-        Path(f"{file}{end}").unlink(missing_ok=True)
+    for suffix in ("", *SQLITE_SUFFIXES):
+        Path(f"{file}{suffix}").unlink(missing_ok=True)
 
 
 def _sync(folder: Path) -> None:
@@ -192,8 +192,8 @@ def _sync(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _explained(file: Path) -> Iterator[None]:
-    """Turn an error of SQLite or of the file system into a DatabaseError of one line."""
+def _translating_errors(file: Path) -> Iterator[None]:
+    """Raise a DatabaseError of one line for an error of SQLite or of the file system in the block."""
     try:
         yield
     except sqlite3.Error as error:

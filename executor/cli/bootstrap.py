@@ -1,4 +1,4 @@
-"""`smith bootstrap`: create in FulcrumCore what an agent needs, with an administrator's token."""
+"""`smith bootstrap`: create the agent, its token and its types in FulcrumCore, with an administrator's token."""
 
 from __future__ import annotations
 
@@ -20,18 +20,24 @@ from executor.cli.help_text import examples
 from executor.cli.output import show_error, show_json, show_text
 from executor.cli.tables import show_rows
 from executor.errors import FulcrumAuthFailing, SettingsError
-from executor.fulcrum import bootstrap
 from executor.fulcrum.admin import FulcrumAdmin
-from executor.fulcrum.bootstrap import Bootstrap, BootstrapRequest, Step
+from executor.fulcrum.bootstrap import (
+    AGENT_TYPE_FILE,
+    SERVICE_TYPE_FILE,
+    Bootstrap,
+    BootstrapRequest,
+    Step,
+    load_type,
+)
 from executor.fulcrum.client import FulcrumClient
 from executor.redaction import redactor
 from executor.settings.settings import Settings
 from executor.settings.sources import read_secret_file
 
-#: Not named FULCRUM_…: those are the agent's settings, and the agent must not have this token.
+#: Not named FULCRUM_…: variables of such names are the agent's settings, and the agent must not have this token.
 ADMIN_TOKEN = "CORE_ADMIN_TOKEN"  # noqa: S105  a variable's name
 COLUMNS = {"kind": "WHAT", "name": "NAME", "status": "STATUS", "id": "ID", "differences": "DIFFERS IN"}
-SHOWN_DIFFERENCES = 3
+MAX_SHOWN_DIFFERENCES = 3
 DEFAULT_TOKEN_DAYS = 3650
 DEFAULT_TAGS = ("proxmox",)
 
@@ -70,9 +76,9 @@ def core(  # noqa: PLR0913, PLR0917 (one option each; typer passes them by name)
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be created, and create nothing.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Create in FulcrumCore what an agent needs.
+    """Create the agent, its token and its types in FulcrumCore.
 
-    That is: service type, agent type, metric types, the agent and its token.
+    The types are a service type, an agent type and metric types.
     FULCRUM_API_URL is FulcrumCore's address. The administrator's token comes from a file or the environment, and is
     not stored.
 
@@ -80,67 +86,73 @@ def core(  # noqa: PLR0913, PLR0917 (one option each; typer passes them by name)
     """
     settings = open_settings()
     settings.require_fulcrum_address()
-    wanted = BootstrapRequest(
+    request = BootstrapRequest(
         agent=agent,
         provider=provider,
         may_create_provider=create_provider,
-        service_type=_type_of(service_type_file, "service"),
-        agent_type=_type_of(agent_type_file, "agent"),
+        service_type=_read_type(service_type_file, "service"),
+        agent_type=_read_type(agent_type_file, "agent"),
         tags=tuple(tag or DEFAULT_TAGS),
         token_lifetime=timedelta(days=token_days),
         wants_new_token=new_token,
     )
     admin_token = _admin_token(admin_token_file)
-    with _explained():
-        bootstrap = Bootstrap(_client(settings, admin_token), wanted)
-        with TokenDestination(token_file, is_shown=show_token, is_needed=bootstrap.needs_token) as place:
-            steps = _execute(bootstrap, place, dry_run=dry_run, show_table=not as_json)
+    with _adding_token_hint():
+        bootstrap = Bootstrap(_client(settings, admin_token), request)
+        with TokenDestination(token_file, is_shown=show_token, is_needed=bootstrap.needs_token) as destination:
+            steps = _execute(bootstrap, destination, dry_run=dry_run, show_table=not as_json)
     if as_json:
-        _show_json(bootstrap, place, steps, dry_run=dry_run)
+        _show_json(bootstrap, destination, steps, dry_run=dry_run)
     else:
-        _show_token(place, dry_run=dry_run)
+        _show_token(destination, dry_run=dry_run)
     if not bootstrap.needs_token and token_file:
         _refuse_other_token(settings, token_file, bootstrap.agent_id)
 
 
-def _execute(bootstrap: Bootstrap, place: TokenDestination, *, dry_run: bool, show_table: bool) -> list[Step]:
-    """Execute all steps and show them; those before a failing step are shown too."""
+def _execute(bootstrap: Bootstrap, destination: TokenDestination, *, dry_run: bool, show_table: bool) -> list[Step]:
+    """Execute all steps and show them. If a step fails, the steps before it are shown."""
     steps: list[Step] = []
     try:
         if not dry_run:
-            place.reserve()
-        for step in bootstrap.dry_run() if dry_run else bootstrap.create_missing(place.store):
+            destination.reserve()
+        for step in bootstrap.dry_run() if dry_run else bootstrap.create_missing(destination.store):
             steps.append(step)
     finally:
         if show_table and steps:
-            show_rows([_shown(step) for step in steps], COLUMNS, nothing="")
+            show_rows([_table_row(step) for step in steps], COLUMNS, if_empty="")
     return steps
 
 
-def _shown(step: Step) -> dict[str, Any]:
-    places = step.differences[:SHOWN_DIFFERENCES]
-    more = len(step.differences) - len(places)
-    shown = [*places, f"and {more} more (--json lists all)"] if more else places
+def _table_row(step: Step) -> dict[str, Any]:
+    differences = list(step.differences[:MAX_SHOWN_DIFFERENCES])
+    if (omitted := len(step.differences) - len(differences)) > 0:
+        differences.append(f"and {omitted} more (--json lists all)")
     status = "would be created" if step.status == "missing" else step.status.value
-    return {"kind": step.kind, "name": step.name, "status": status, "id": step.id, "differences": ", ".join(shown)}
+    return {
+        "kind": step.kind,
+        "name": step.name,
+        "status": status,
+        "id": step.id,
+        "differences": ", ".join(differences),
+    }
 
 
-def _show_json(bootstrap: Bootstrap, place: TokenDestination, steps: list[Step], *, dry_run: bool) -> None:
-    found: dict[str, Any] = {
+def _show_json(bootstrap: Bootstrap, destination: TokenDestination, steps: list[Step], *, dry_run: bool) -> None:
+    document: dict[str, Any] = {
         "dry_run": dry_run,
         "agent_id": bootstrap.agent_id,
         "steps": [asdict(step) for step in steps],
     }
-    show_json(found | ({"token": place.value} if place.is_shown else {}))
+    show_json(document | ({"token": destination.value} if destination.is_shown else {}))
 
 
-def _show_token(place: TokenDestination, *, dry_run: bool) -> None:
+def _show_token(destination: TokenDestination, *, dry_run: bool) -> None:
     if dry_run:
         show_text("nothing was created: this was a dry run")
-    elif place.value and place.file:
-        show_text(f"the agent's token is in {place.file}; FulcrumCore does not show it again")
-    if place.value and place.is_shown:
-        show_text(place.value)
+    elif destination.value and destination.file:
+        show_text(f"the agent's token is in {destination.file}; FulcrumCore does not show it again")
+    if destination.value and destination.is_shown:
+        show_text(destination.value)
 
 
 def _admin_token(file: Path | None) -> str:
@@ -153,7 +165,7 @@ def _admin_token(file: Path | None) -> str:
 
 
 def _refuse_other_token(settings: Settings, file: Path, agent_id: str | None) -> None:
-    """Raise TokenNotStored unless the file holds a token of this agent. This run has created none."""
+    """Raise TokenNotStored unless the file has a token of this agent. Used when this command has created no token."""
     remedy = "the agent has a token, which FulcrumCore does not show again: --new-token creates another"
     if not file.exists():
         raise TokenNotStored(f"{file} was not written: {remedy}")
@@ -181,8 +193,8 @@ def _tls(settings: Settings) -> dict[str, Any]:
 
 
 @contextmanager
-def _explained() -> Iterator[None]:
-    """Add to a refused token's error what the operator can do."""
+def _adding_token_hint() -> Iterator[None]:
+    """Add the likely cause to the error when FulcrumCore refuses the administrator's token in the block."""
     try:
         yield
     except FulcrumAuthFailing as error:
@@ -190,10 +202,10 @@ def _explained() -> Iterator[None]:
         raise FulcrumAuthFailing(f"{error}: {hint}", status=error.status) from error
 
 
-def _type_of(file: Path | None, kind: str) -> dict[str, Any]:
-    """Return the type's JSON: the operator's file, or ours. Raises SettingsError."""
+def _read_type(file: Path | None, kind: str) -> dict[str, Any]:
+    """Return the type as JSON, from the operator's file or from ours. Raises SettingsError."""
     if file is None:
-        return bootstrap.load_type(bootstrap.SERVICE_TYPE_FILE if kind == "service" else bootstrap.AGENT_TYPE_FILE)
+        return load_type(SERVICE_TYPE_FILE if kind == "service" else AGENT_TYPE_FILE)
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

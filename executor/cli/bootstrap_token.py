@@ -1,4 +1,4 @@
-"""Where `smith bootstrap core` writes the agent's new token."""
+"""Stores or prints the token that `smith bootstrap core` creates for the agent."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from executor.redaction import redactor
 
 
 class TokenNotStored(SmithError):
-    """The token file does not hold a token of the agent."""
+    """The token file does not contain a token of the agent."""
 
 
 class TokenDestination:
-    """A new file with mode 0600, created before the token is, or the terminal, or both."""
+    """The place for the new token: a new file with mode 0600, the terminal, or both."""
 
     def __init__(self, file: Path | None, *, is_shown: bool, is_needed: bool) -> None:
         self.file = file
@@ -27,13 +27,16 @@ class TokenDestination:
         self._handle: int | None = None
 
     def __enter__(self) -> Self:
-        """Raise typer.BadParameter when a token is needed and the file exists, before anything is created."""
+        """Check the file before anything is created. Raises typer.BadParameter when a token is needed and it exists."""
         if self._is_needed and self.file and os.path.lexists(self.file):
             raise typer.BadParameter(f"{self.file} exists already: a new token goes into a new file")
         return self
 
     def reserve(self) -> None:
-        """Create the file before FulcrumCore creates the token, which it returns only once. Raises TokenNotStored."""
+        """Create the file before the token is created, because FulcrumCore returns a token only once.
+
+        Raises TokenNotStored when the file cannot be written, typer.BadParameter without a place for the token.
+        """
         if not self._is_needed:
             return
         if not self.file and not self.is_shown:

@@ -1,4 +1,4 @@
-"""Clients of FulcrumCore and Proxmox for commands, with the settings that the agent would use."""
+"""Creates the clients of FulcrumCore and Proxmox for a command, with the settings that the agent would use."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from executor.settings.settings import Settings
 
 @dataclass(frozen=True, kw_only=True)
 class Clients:
-    """Both clients, the settings they use, and the agent's id in FulcrumCore."""
+    """The two clients, their settings, and the agent's id in FulcrumCore."""
 
     settings: Settings
     fulcrum: FulcrumClient
@@ -25,7 +25,7 @@ class Clients:
 
 
 def connect() -> Clients:
-    """Return both clients.
+    """Read the settings, also those that FulcrumCore may store, and return the clients.
 
     Raises SettingsError for a missing setting, FulcrumError when FulcrumCore does not answer or refuses the token.
     """
@@ -44,4 +44,5 @@ def connect() -> Clients:
 
 
 def _do_not_wait(reason: str) -> NoReturn:
+    """Raise instead of waiting: a command does not wait for FulcrumCore."""
     raise FulcrumUnavailable(f"FulcrumCore's configuration for this agent is not available: {reason}")

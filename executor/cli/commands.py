@@ -1,7 +1,7 @@
-"""The table of all commands: their help lines, and the modules of their functions.
+"""The table of all commands and groups: name, help, and the function that runs.
 
-A module is imported when one of its commands is called. So help and completion are fast, and a command's module
-imports what it needs at its top. `help` is the first line of the function's docstring.
+A command's module is imported only when the command is called or its own help is shown, so that `smith --help` and
+completion are fast. `help` equals the first line of the function's docstring.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from executor.cli.help_text import examples_section
 
 
 class Command(NamedTuple):
-    """One command: `smith GROUP NAME`, or `smith NAME` with the empty group."""
+    """One command: `smith GROUP NAME`, or `smith NAME` if `group` is empty."""
 
     group: str
     name: str
-    #: In the package executor.cli.
+    #: The function's module, without the prefix `executor.cli.`.
     module: str
     function: str
     help: str
@@ -28,19 +28,19 @@ class Group(NamedTuple):
 
     name: str
     help: str
-    #: The section at the end of its help.
+    #: The section `Examples:` at the end of the group's help.
     examples: str
-    #: Module and function that run without a further name; both empty: the help is shown.
+    #: The module and the function that run for `smith NAME` alone. If they are empty, `smith NAME` shows the help.
     module: str = ""
     function: str = ""
 
 
 class Extension(NamedTuple):
-    """A command that another distribution provides, as an entry point of this name."""
+    """A command that another distribution provides. It declares an entry point with the name of the command."""
 
     name: str
     help: str
-    #: What `pip install` takes.
+    #: The name of the distribution, for `pip install`.
     distribution: str
 
 
@@ -58,41 +58,45 @@ COMMANDS = (
     Command("", "status", "status", "show", "Count jobs, reports and VMs; show the agents and overdue critical jobs."),
     Command("", "doctor", "doctor", "show", "Check settings, FulcrumCore, Proxmox, database and tools."),
     Command("", "health", "health", "show", "Ask the agent on this machine for its health."),
-    Command("", "version", "version", "show", "Show the versions of Agent Smith and of what it uses."),
+    Command("", "version", "version", "show", "Show the versions of Agent Smith and of its dependencies."),
     Command("jobs", "list", "jobs", "list_jobs", "List jobs, the newest first."),
     Command("jobs", "show", "jobs", "show_job", "Show one job with its times, runs, properties and result."),
     Command("jobs", "log", "jobs", "show_log", "Show what a job's playbook printed."),
     Command("jobs", "retry", "jobs", "retry", "Skip a job's wait before its next attempt or its next report."),
     Command("jobs", "cancel", "jobs", "cancel", "End a job as CANCELLED."),
     Command("runs", "list", "runs", "list_runs", "List runs, the newest first."),
-    Command("runs", "show", "runs", "show_run", "Show one run: facts, artifacts, and the end of its output."),
+    Command("runs", "show", "runs", "show_run", "Show one run with its artifacts and the end of its output."),
     Command("mappings", "list", "mappings", "list_mappings", "List mappings, the newest first."),
     Command("mappings", "show", "mappings", "show_mapping", "Show a mapping with its history."),
     Command("mappings", "adopt", "mappings_adopt", "adopt", "Map an existing VM to a service."),
     Command("mappings", "forget", "mappings_forget", "forget", "End a mapping."),
     Command("mappings", "recall", "mappings_recall", "recall", "Cancel the scheduled deletion of a VM."),
     Command("drift", "fix", "drift", "fix", "Repair our mappings; no VM is changed."),
-    Command("audit", "list", "audit", "list_audit", "List changes, the newest first."),
+    Command(
+        "audit", "list", "audit", "list_audit", "List the changes by operators and by the agent, the newest first."
+    ),
     Command("critical", "list", "critical", "list_critical", "List the critical jobs."),
     Command("db", "upgrade", "database", "upgrade", "Upgrade the schema; create the database if there is none."),
-    Command("db", "downgrade", "database", "downgrade", "Downgrade the schema for an older version."),
-    Command("db", "current", "database", "current", "Show the database's schema, and the one this version needs."),
-    Command("db", "check", "database", "check", "Check schema, integrity and references."),
+    Command("db", "downgrade", "database", "downgrade", "Downgrade the schema for an older version of Agent Smith."),
+    Command(
+        "db", "current", "database", "current", "Show the schema's revision, and the revision that this version needs."
+    ),
+    Command("db", "check", "database", "check", "Check the schema, the integrity and the foreign keys."),
     Command("db", "backup", "backup", "backup", "Copy the SQLite database into one file."),
     Command("db", "restore", "backup", "restore", "Replace the database by a backup."),
     Command("config", "show", "config", "show", "Show every setting with its source."),
     Command("config", "example", "config", "example", "Print an example `.env` file."),
-    Command("actions", "list", "actions", "list_actions", "List the actions; a refused one with the reason."),
+    Command("actions", "list", "actions", "list_actions", "List the actions; if the executor refuses one, show why."),
     Command("actions", "validate", "actions", "validate", "Check that an action can work and is safe. Nothing is run."),
     Command("actions", "new", "actions", "new", "Write a new action into the folder SMITH_ACTIONS_PATH."),
     Command("templates", "list", "templates", "list_templates", "List the templates in Proxmox and in the settings."),
-    Command("bootstrap", "core", "bootstrap", "core", "Create in FulcrumCore what an agent needs."),
+    Command("bootstrap", "core", "bootstrap", "core", "Create the agent, its token and its types in FulcrumCore."),
 )
 
 EXTENSIONS = (
     Extension(
         "demo",
-        "Run the whole system against a simulator and a stand-in. It uses none of your settings.",
+        "Run Agent Smith against a FulcrumCore simulator and a Proxmox stand-in, without your settings.",
         "agent-smith-lab",
     ),
     Extension("lab", "Keep a FulcrumCore simulator and a Proxmox stand-in running, until Ctrl-C.", "agent-smith-lab"),
@@ -104,7 +108,7 @@ GROUPS = (
         "The jobs that FulcrumCore sent, and their outcome.",
         examples_section(
             "smith jobs list --status failed --limit 20",
-            "smith jobs show 4f1c            a job by our job number, FulcrumCore's id, or its beginning",
+            "smith jobs show 4f1c            by our job number, or by FulcrumCore's id or its beginning",
             "smith jobs log 17 --events      the Ansible tasks of its playbook",
         ),
     ),
@@ -165,7 +169,7 @@ GROUPS = (
     ),
     Group(
         "actions",
-        "The actions: our playbooks, and those of your own folder.",
+        "The actions: the built-in playbooks, and those in your own folder.",
         examples_section(
             "smith actions list",
             "smith actions validate attach-iso",
@@ -182,7 +186,7 @@ GROUPS = (
     ),
     Group(
         "bootstrap",
-        "Create in FulcrumCore what an agent needs.",
+        "Create the agent, its token and its types in FulcrumCore.",
         examples_section("smith bootstrap core --help"),
     ),
 )

@@ -1,4 +1,4 @@
-"""`smith config`: the effective settings with their sources, and an example `.env` file."""
+"""`smith config`: show the effective settings with their sources, and print an example `.env` file."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def show(as_json: AsJson = False) -> None:
 
     Secrets are masked. Missing and invalid settings are reported.
     """
-    rows, wrong, incomplete = _all_settings()
+    rows, invalid, missing_settings = _all_settings()
     if as_json:
-        show_json({"settings": [asdict(row) for row in rows], "problems": wrong + incomplete})
+        show_json({"settings": [asdict(row) for row in rows], "problems": invalid + missing_settings})
     else:
-        show_rows([asdict(row) for row in rows], COLUMNS, nothing="")
-        for line in wrong + incomplete:
+        show_rows([asdict(row) for row in rows], COLUMNS, if_empty="")
+        for line in invalid + missing_settings:
             show_error(line)
-    if wrong:
+    if invalid:
         raise typer.Exit(EXIT_SETTINGS)
 
 
@@ -51,46 +51,46 @@ def show(as_json: AsJson = False) -> None:
 def example() -> None:
     """Print an example `.env` file.
 
-    It has the required settings, and all others as comments.
+    It has the required settings, and all other settings as comments.
     """
     show_text(example_env().rstrip("\n"))
 
 
 def _all_settings() -> tuple[list[SettingRow], list[str], list[str]]:
-    """Return a row per setting, the lines on invalid settings, and the lines on missing ones."""
-    wrong: list[str] = []
+    """Return a row per setting, the error lines for invalid settings, and the error lines for missing settings."""
+    invalid: list[str] = []
     try:
         settings = load_settings(env_file=ENV_FILE)
     except SettingsError as error:
-        wrong = str(error).splitlines()
-        rows, settings = _raw_settings(wrong)
+        invalid = str(error).splitlines()
+        rows, settings = _raw_settings(invalid)
     else:
         redactor.add(*secret_values(settings))
         rows = describe(settings)
-    incomplete = missing_lines(settings)
-    missing = {_name_in(line) for line in incomplete}
+    missing_settings = missing_lines(settings)
+    missing_names = {_name_in(line) for line in missing_settings}
     return (
-        [replace(row, value=row.value or "missing") if row.name in missing else row for row in rows],
-        wrong,
-        incomplete,
+        [replace(row, value=row.value or "missing") if row.name in missing_names else row for row in rows],
+        invalid,
+        missing_settings,
     )
 
 
-def _raw_settings(wrong: list[str]) -> tuple[list[SettingRow], Settings]:
-    """Return the raw values, for settings that are invalid: the valid ones among them are shown too."""
+def _raw_settings(invalid: list[str]) -> tuple[list[SettingRow], Settings]:
+    """Return a row per setting with its unvalidated value, so that the valid settings are shown beside invalid ones."""
     found = gather(FIELDS, SECRETS, os.environ, ENV_FILE)
     shown = found.values | {name: MASK for name in SECRETS if name in found.values}
-    # An invalid value is not shown: it may be a secret in the wrong setting.
-    shown |= {name: "wrong" for line in wrong if (name := _name_in(line)) in FIELDS}
+    # An invalid value is not shown: it may be a secret that the operator wrote into the wrong setting.
+    shown |= {name: "wrong" for line in invalid if (name := _name_in(line)) in FIELDS}
     redactor.add(*(found.values[name] for name in SECRETS if name in found.values))
     rows = [
         replace(row, value=shown.get(row.name, row.value), origin=found.origins.get(row.name, row.origin))
         for row in describe(Settings())
     ]
-    outside: dict[str, Any] = {
+    external_settings: dict[str, Any] = {
         name.lower(): value for name, value in found.values.items() if not name.startswith("SMITH_")
     }
-    return rows, Settings.model_construct(**outside)  # without validation: used only to find missing settings
+    return rows, Settings.model_construct(**external_settings)  # without validation: used only to find missing settings
 
 
 def _name_in(line: str) -> str:

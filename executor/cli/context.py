@@ -1,4 +1,4 @@
-"""The settings, as a command reads them."""
+"""Reads the settings for a command."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from executor.redaction import redactor
 from executor.settings.masking import secret_values
 from executor.settings.settings import Settings, load_settings
 
-#: For files that we create: they may contain a run's output, so only their owner may read them.
+#: The umask for the files that we create: only their owner may read them, because they may contain the output of runs.
 PRIVATE_UMASK = 0o077
 
 
@@ -21,8 +21,8 @@ def open_settings() -> Settings:
 def missing_lines(settings: Settings) -> list[str]:
     """Return a line for each missing setting that `smith run` needs.
 
-    With SMITH_REMOTE_CONFIG the settings for Proxmox may come from FulcrumCore: the agent checks them after it has
-    asked.
+    With SMITH_REMOTE_CONFIG the settings for Proxmox may come from FulcrumCore, so they are not checked here: the agent
+    checks them after it has read its configuration from FulcrumCore.
     """
     lines: list[str] = []
     requires = (settings.require_fulcrum, settings.require_proxmox)

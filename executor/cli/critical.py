@@ -1,4 +1,4 @@
-"""`smith critical`: the agent's critical jobs, and whether one is overdue."""
+"""`smith critical`: list the critical jobs (the agent's periodic tasks), and whether each is overdue."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from executor.cli.arguments import AsJson
 from executor.cli.help_text import examples
-from executor.cli.output import ago, show_json
+from executor.cli.output import elapsed, show_json
 from executor.cli.store import reading_store
 from executor.cli.tables import show_rows
 from executor.database import queries
@@ -24,7 +24,7 @@ COLUMNS = {
     "runs": "RUNS",
     "last_error": "LAST ERROR",
 }
-#: Intervals without a run after which a critical job is overdue; the same as in `Scheduler.overdue`.
+#: A critical job is overdue after this many intervals plus TOLERANCE_S without a run, as in `Scheduler.overdue`.
 MAX_INTERVALS = 3.0
 TOLERANCE_S = 30.0
 
@@ -36,20 +36,20 @@ TOLERANCE_S = 30.0
 def list_critical(as_json: AsJson = False) -> None:
     """List the critical jobs.
 
-    Shown are the last run, the failures since the last success, and whether the job is overdue.
+    Shown are the last run, the failures since the last success, and whether the critical job is overdue.
     """
     with reading_store() as store:
         found = queries.critical_jobs(store.session)
     now = utc_now()
     if as_json:
-        show_json([facts(job, now) for job in found])
+        show_json([_json_fields(job, now) for job in found])
         return
-    rows = [facts(job, now) | _table_row(job, now) for job in found]
-    show_rows(rows, COLUMNS, nothing="no agent has run yet")
+    rows = [_json_fields(job, now) | _table_row(job, now) for job in found]
+    show_rows(rows, COLUMNS, if_empty="no agent has run yet")
 
 
-def facts(job: CriticalJob, now: datetime) -> dict[str, Any]:
-    """Return a critical job's columns. The names are the keys of `--json`."""
+def _json_fields(job: CriticalJob, now: datetime) -> dict[str, Any]:
+    """Return a critical job as a dictionary with the keys of `--json`."""
     return {
         "name": job.name,
         "interval_s": job.interval_s,
@@ -66,7 +66,7 @@ def facts(job: CriticalJob, now: datetime) -> dict[str, Any]:
 
 
 def is_overdue(job: CriticalJob, now: datetime) -> bool:
-    """True when the last run is so long ago that no agent can be executing it."""
+    """Return whether the last run began or ended so long ago that no agent can be executing the critical job."""
     last = max((moment for moment in (job.last_started_at, job.last_finished_at) if moment), default=job.due_at)
     return last is not None and now - last > timedelta(seconds=job.interval_s * MAX_INTERVALS + TOLERANCE_S)
 
@@ -76,11 +76,11 @@ def _table_row(job: CriticalJob, now: datetime) -> dict[str, Any]:
     return {
         "interval": f"{job.interval_s:g}s",
         "state": state,
-        "started": _past(job.last_started_at, now),
-        "finished": _past(job.last_finished_at, now),
-        "ok": _past(job.last_ok_at, now),
+        "started": _elapsed_text(job.last_started_at, now),
+        "finished": _elapsed_text(job.last_finished_at, now),
+        "ok": _elapsed_text(job.last_ok_at, now),
     }
 
 
-def _past(moment: datetime | None, now: datetime) -> str:
-    return f"{ago(moment, now)} ago" if moment else "never"
+def _elapsed_text(moment: datetime | None, now: datetime) -> str:
+    return f"{elapsed(moment, now)} ago" if moment else "never"

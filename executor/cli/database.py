@@ -1,4 +1,4 @@
-"""`smith db`: upgrade, downgrade and check the database."""
+"""`smith db`: upgrade, downgrade, show and check the schema of the database."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from executor.cli.arguments import AsJson, confirm
 from executor.cli.context import PRIVATE_UMASK, open_settings
 from executor.cli.help_text import examples
 from executor.cli.output import show_error, show_json, show_outcome, show_text
-from executor.cli.store import opened
+from executor.cli.store import open_database
 from executor.database import nodes, schema
 from executor.database.engine import reading
 from executor.database.tables import utc_now
@@ -29,12 +29,12 @@ if TYPE_CHECKING:  # only the package database uses SQLAlchemy (import-linter)
 
 
 @examples(
-    "smith db upgrade    `smith run` does this at its start too",
+    "smith db upgrade    `smith run` also does this at its start",
 )
 def upgrade(as_json: AsJson = False) -> None:
     """Upgrade the schema; create the database if there is none."""
     os.umask(PRIVATE_UMASK)
-    with opened(open_settings(), may_create=True) as engine:
+    with open_database(open_settings(), may_create=True) as engine:
         before = schema.current_revision(engine)
         schema.upgrade(engine)
         after = schema.current_revision(engine)
@@ -43,23 +43,25 @@ def upgrade(as_json: AsJson = False) -> None:
 
 
 @examples(
-    "smith db downgrade --yes           one step back, before you install an older version",
+    "smith db downgrade --yes           to the previous revision, before you install an older version",
     "smith db downgrade --to 0001 --yes",
 )
 def downgrade(
-    to: Annotated[str, typer.Option("--to", metavar="REVISION", help="The revision; default: one step back.")] = "-1",
+    to: Annotated[
+        str, typer.Option("--to", metavar="REVISION", help="The revision to reach; default: the previous one.")
+    ] = "-1",
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Downgrade the schema for an older version.
+    """Downgrade the schema for an older version of Agent Smith.
 
     Data that the older schema cannot store is lost.
     """
     settings = open_settings()
-    with opened(settings) as engine:
+    with open_database(settings) as engine:
         before = schema.current_revision(engine)
         confirm(f"Downgrade the schema from {before}? Data that the older schema cannot store is lost.", yes=yes)
-        with _without_agents(engine, settings), _check_revision():
+        with _without_agents(engine, settings), _translating_revision_errors():
             schema.downgrade(engine, to)
         after = schema.current_revision(engine)
     show_outcome(f"schema {before} is now {after or 'none'}", as_json=as_json, before=before, after=after)
@@ -70,8 +72,8 @@ def downgrade(
     "smith db current --json",
 )
 def current(as_json: AsJson = False) -> None:
-    """Show the database's schema, and the one this version needs."""
-    with opened(open_settings()) as engine:
+    """Show the schema's revision, and the revision that this version needs."""
+    with open_database(open_settings()) as engine:
         found = schema.current_revision(engine)
         url = engine.url.render_as_string(hide_password=True)
     newest = schema.head_revision()
@@ -85,8 +87,8 @@ def current(as_json: AsJson = False) -> None:
     "smith db check    exit code 6 when a check fails",
 )
 def check(as_json: AsJson = False) -> None:
-    """Check schema, integrity and references."""
-    with opened(open_settings()) as engine:
+    """Check the schema, the integrity and the foreign keys."""
+    with open_database(open_settings()) as engine:
         problems = schema.check(engine)
     if as_json:
         show_json({"ok": not problems, "problems": problems})
@@ -99,7 +101,7 @@ def check(as_json: AsJson = False) -> None:
 
 
 @contextmanager
-def _check_revision() -> Iterator[None]:
+def _translating_revision_errors() -> Iterator[None]:
     """Raise DatabaseError for a revision that Alembic rejects."""
     try:
         yield
@@ -109,22 +111,25 @@ def _check_revision() -> Iterator[None]:
 
 @contextmanager
 def _without_agents(engine: Engine, settings: Settings) -> Iterator[None]:
-    """Lock the database against agents for one block. Raises DatabaseError when one is running."""
+    """Raise DatabaseError when an agent uses the database. A SQLite database is also locked for the block."""
     if engine.dialect.name == "sqlite" and engine.url.database:
         with locked(Path(f"{engine.url.database}.lock")):
             yield
         return
 
     with reading(engine) as session:
-        for node in nodes.recent(session, status.SHOWN_NODES):
-            if status.is_alive(node, utc_now(), settings.smith_lease_s):
-                raise DatabaseError(f"agent {node.id} on {node.host} uses this database: stop it first")
+        for agent in nodes.recent(session, status.MAX_SHOWN_AGENTS):
+            if status.is_alive(agent, utc_now(), settings.smith_lease_s):
+                raise DatabaseError(f"agent {agent.id} on {agent.host} uses this database: stop it first")
     yield
 
 
 @contextmanager
 def locked(file: Path) -> Iterator[None]:
-    """Hold the lock that an agent holds on its SQLite file (`agent.database_lock`)."""
+    """Hold, for the block, the lock that a running agent has on its SQLite file (`agent.database_lock`).
+
+    Raises DatabaseError when an agent has the lock.
+    """
     with file.open("a", encoding="utf-8") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

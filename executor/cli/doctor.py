@@ -1,4 +1,4 @@
-"""`smith doctor`: the preflight checks."""
+"""`smith doctor`: run the preflight checks, and show each problem with its remedy."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def show(as_json: AsJson = False) -> None:
     if as_json:
         show_json({"checks": [asdict(check) for check in checks], "exit_code": exit_code(checks)})
     else:
-        show_rows([asdict(check) for check in checks], COLUMNS, nothing="")
+        show_rows([asdict(check) for check in checks], COLUMNS, if_empty="")
         _show_hints(checks)
     raise typer.Exit(exit_code(checks))
 

@@ -1,4 +1,4 @@
-"""`smith drift`: compare mappings, Proxmox and FulcrumCore, and repair our own rows; no VM is changed."""
+"""`smith drift`: compare mappings, Proxmox and FulcrumCore, and repair our mappings; no VM is changed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from executor.cli.arguments import AsJson
 from executor.cli.clients import connect
 from executor.cli.help_text import examples
 from executor.cli.output import short, show_error, show_json, show_text
-from executor.cli.store import opened
+from executor.cli.store import open_database
 from executor.cli.tables import show_rows
 from executor.database import audit
 from executor.drift.facts import DriftKind, Finding
@@ -41,8 +41,8 @@ BelieveList = Annotated[
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Check:
-    """The outcome of one comparison, and the database for repairs."""
+class _Comparison:
+    """The outcome of one comparison, and the open database for repairs."""
 
     outcome: Outcome
     engine: Engine
@@ -53,20 +53,20 @@ def show(context: typer.Context, believe_list: BelieveList = False, as_json: AsJ
     """Compare mappings, Proxmox and FulcrumCore. Nothing is changed."""
     if context.invoked_subcommand is not None:
         return
-    with _checked(believe_list) as check:
-        outcome = check.outcome
+    with _comparison(believe_list) as comparison:
+        outcome = comparison.outcome
     if as_json:
         show_json(_document(outcome))
     elif not outcome.inconclusive_reason:
         show_rows(
-            _table_rows(outcome.findings), COLUMNS, nothing=f"nothing differs; {outcome.mapping_count} VMs are mapped"
+            _table_rows(outcome.findings), COLUMNS, if_empty=f"nothing differs; {outcome.mapping_count} VMs are mapped"
         )
     _exit(outcome, outcome.problems)
 
 
 @examples(
     "smith drift fix                      show the repairs (dry run)",
-    "smith drift fix --yes                apply them: only our own rows change, no VM",
+    "smith drift fix --yes                apply them: only rows of our database change",
     "smith drift fix unmapped_vm --yes    only this kind",
 )
 def fix(
@@ -78,51 +78,59 @@ def fix(
 ) -> None:
     """Repair our mappings; no VM is changed.
 
-    Mappings of moved VMs are updated, those of missing VMs are ended, and our unmapped VMs are adopted.
-    The exit code is 1 while a difference is left that an operator must resolve.
+    A moved VM's mapping is updated, a missing VM's mapping is ended, and an unmapped VM with our marker is adopted.
+    The exit code is 1 while a difference remains that an operator must resolve.
     """
-    with _checked(believe_list) as check:
-        chosen = [each for each in check.outcome.findings if each.repair and (not kinds or each.kind in kinds)]
-        done = _repair(check, chosen, reason) if yes else []
+    with _comparison(believe_list) as comparison:
+        selected = [
+            finding
+            for finding in comparison.outcome.findings
+            if finding.repair and (not kinds or finding.kind in kinds)
+        ]
+        repaired = _repair(comparison, selected, reason) if yes else []
     if as_json:
-        show_json(_document(check.outcome) | {"repaired": [finding.facts for finding in done]})
-    elif not check.outcome.inconclusive_reason:
-        _show_repairs(chosen, done, yes=yes)
-    keys = {finding.key for finding in done}
-    _exit(check.outcome, [finding for finding in check.outcome.problems if finding.key not in keys])
+        show_json(_document(comparison.outcome) | {"repaired": [finding.facts for finding in repaired]})
+    elif not comparison.outcome.inconclusive_reason:
+        _show_repairs(selected, repaired, yes=yes)
+    repaired_keys = {finding.key for finding in repaired}
+    _exit(comparison.outcome, [finding for finding in comparison.outcome.problems if finding.key not in repaired_keys])
 
 
 @contextmanager
-def _checked(believe_list: bool) -> Iterator[_Check]:
-    """Compare once, and keep the database open for the block."""
+def _comparison(believe_list: bool) -> Iterator[_Comparison]:
+    """Compare mappings, Proxmox and FulcrumCore once, and keep the database open for the block."""
     clients = connect()
     cluster = clients.settings.smith_cluster
-    with opened(clients.settings) as engine:
+    with open_database(clients.settings) as engine:
         inspector = Inspector(engine=engine, fulcrum=clients.fulcrum, proxmox=clients.proxmox, cluster=cluster)
         outcome = inspector.check(clients.agent_id, believe_list=believe_list)
-        yield _Check(outcome=outcome, engine=engine, cluster=cluster)
+        yield _Comparison(outcome=outcome, engine=engine, cluster=cluster)
 
 
-def _repair(check: _Check, chosen: Sequence[Finding], reason: str) -> list[Finding]:
+def _repair(comparison: _Comparison, selected: Sequence[Finding], reason: str) -> list[Finding]:
     who = audit.operator_name()
-    return [each for each in chosen if repair(check.engine, check.cluster, each, who=who, reason=reason)]
+    return [
+        finding
+        for finding in selected
+        if repair(comparison.engine, comparison.cluster, finding, who=who, reason=reason)
+    ]
 
 
-def _show_repairs(chosen: Sequence[Finding], done: Sequence[Finding], *, yes: bool) -> None:
+def _show_repairs(selected: Sequence[Finding], repaired: Sequence[Finding], *, yes: bool) -> None:
     show_rows(
-        _table_rows(done if yes else chosen),
+        _table_rows(repaired if yes else selected),
         COLUMNS,
-        nothing="nothing was repaired" if chosen else "nothing can be repaired",
+        if_empty="nothing was repaired" if selected else "nothing can be repaired",
     )
-    if chosen and not yes:
+    if selected and not yes:
         show_text("nothing was changed: --yes applies these repairs")
-    for finding in chosen if yes else ():
-        if finding not in done:
+    for finding in selected if yes else ():
+        if finding not in repaired:
             show_error(f"{finding.kind} of VM {finding.vmid} was not repaired: its mapping or jobs changed meanwhile")
 
 
 def _document(outcome: Outcome) -> dict[str, Any]:
-    """Return a check as `--json` shows it. These names are an interface."""
+    """Return the outcome as a dictionary with the keys of `--json`."""
     return {
         "frozen": outcome.inconclusive_reason or None,
         "mapped": outcome.mapping_count,

@@ -1,6 +1,6 @@
 """`smith health`: ask the agent on this machine whether it is alive and ready. Used by a container's HEALTHCHECK.
 
-Standard library only: `python -m executor.cli.health` takes a fraction of the command line's time.
+It uses only the standard library, so `python -m executor.cli.health` needs a fraction of the time of `smith health`.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from executor.settings.sources import DEFAULT_HTTP_ADDR, gather
 
 TIMEOUT_S = 5.0
 MAX_ANSWER_BYTES = 65_536
-#: The address to ask for an address that means every interface.
-LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 (asked, not listened on)
+#: The address to connect to when the agent listens on every interface.
+LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 (keys, not addresses to listen on)
 
 
 class Unhealthy(Exception):
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _address() -> tuple[str, int]:
-    """Return host and port of the agent's HTTP server. Other settings are not read, so their errors do not matter."""
+    """Return host and port of the agent's HTTP server. Only this setting is read: errors in others do not matter."""
     name = "SMITH_HTTP_ADDR"
     address = gather((name,), (), os.environ, Path(".env")).values.get(name, DEFAULT_HTTP_ADDR)
     host, _, port = address.rpartition(":")
@@ -70,11 +70,11 @@ def _ask(address: tuple[str, int], page: str) -> str:
     connection = http.client.HTTPConnection(*address, timeout=TIMEOUT_S)
     try:
         connection.request("GET", page)
-        answer = connection.getresponse()
-        verdict = json.loads(answer.read(MAX_ANSWER_BYTES))
-        if answer.status != 200:
-            raise Unhealthy(f"{verdict['status']}: {'; '.join(_failed_checks(verdict['checks']))}")
-        return str(verdict["status"])
+        response = connection.getresponse()
+        report = json.loads(response.read(MAX_ANSWER_BYTES))
+        if response.status != 200:
+            raise Unhealthy(f"{report['status']}: {'; '.join(_failed_checks(report['checks']))}")
+        return str(report["status"])
     except (OSError, http.client.HTTPException) as error:
         raise Unhealthy(f"no answer from {address[0]}:{address[1]}{page}: {error or type(error).__name__}") from error
     except (ValueError, KeyError, TypeError) as error:
@@ -84,8 +84,8 @@ def _ask(address: tuple[str, int], page: str) -> str:
 
 
 def _failed_checks(checks: list[dict[str, Any]]) -> list[str]:
-    bad = [check for check in checks if not check["ok"]]
-    return [" ".join(str(check[key]) for key in ("name", "reason", "detail") if key in check) for check in bad]
+    failed = [check for check in checks if not check["ok"]]
+    return [" ".join(str(check[key]) for key in ("name", "reason", "detail") if key in check) for check in failed]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The `Examples:` section at the end of a command's help. Standard library only: `executor.cli.health` imports it."""
+"""Adds the section `Examples:` to a command's help. Standard library only, because `executor.cli.health` imports it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ ATTRIBUTE = "smith_examples"
 
 
 def examples(*lines: str) -> Callable[[Function], Function]:
-    """Return a decorator that gives a command's function the example lines for the end of its help."""
+    """Return a decorator that stores these example lines at a command's function, for the end of the command's help."""
 
     def add(function: Function) -> Function:
         setattr(function, ATTRIBUTE, examples_section(*lines))
@@ -22,7 +22,7 @@ def examples(*lines: str) -> Callable[[Function], Function]:
 
 
 def examples_of(function: Callable[..., Any]) -> str | None:
-    """Return the section that `examples` gave the function, None without one."""
+    """Return the section that the decorator `examples` stored at the function, None without one."""
     section = getattr(function, ATTRIBUTE, None)
     return section if isinstance(section, str) else None
 

@@ -1,4 +1,4 @@
-"""Jobs and runs as dictionaries: the output of `--json`, and the columns of the tables."""
+"""Converts jobs and runs to dictionaries for `--json` and for the tables."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from executor.cli.output import sanitized
 from executor.database.tables import Job, Run
 from executor.redaction import MASK
 
-#: Values under such names are masked, except references to FulcrumCore's vault.
+#: The value of a key that matches this is masked, unless it is a reference to FulcrumCore's vault.
 SECRET_NAME = re.compile(r"passw|passphrase|secret|token|private_?key|api_?key|credential", re.IGNORECASE)
-#: How such a reference begins: `executor.fulcrum.types.VAULT_PREFIX`, whose module would import pydantic.
-REFERENCE_PREFIX = "vault://"
+#: The beginning of such a reference. Equal to `executor.fulcrum.types.VAULT_PREFIX`, whose module imports pydantic.
+VAULT_PREFIX = "vault://"
 
 
 def name_of(job: Job) -> str:
@@ -22,7 +22,7 @@ def name_of(job: Job) -> str:
 
 
 def summary(job: Job) -> dict[str, Any]:
-    """Return a job's columns in a list. The names are the keys of `--json`."""
+    """Return the main columns of a job, with the keys that `smith jobs list --json` prints."""
     return {
         "id": job.id,
         "fulcrum_id": job.fulcrum_id,
@@ -43,7 +43,7 @@ def summary(job: Job) -> dict[str, Any]:
 
 
 def details(job: Job) -> dict[str, Any]:
-    """Return all of a job, its secrets masked. The names are the keys of `--json`."""
+    """Return all columns of a job with secrets masked, with the keys that `smith jobs show --json` prints."""
     return {
         "id": job.id,
         "fulcrum_id": job.fulcrum_id,
@@ -81,8 +81,8 @@ def details(job: Job) -> dict[str, Any]:
     }
 
 
-def run_facts(run: Run) -> dict[str, Any]:
-    """Return all of a run. The names are the keys of `--json`."""
+def run_fields(run: Run) -> dict[str, Any]:
+    """Return all columns of a run, with the keys of `--json`."""
     return {
         "ident": run.ident,
         "job_id": run.job_id,
@@ -99,7 +99,7 @@ def run_facts(run: Run) -> dict[str, Any]:
 
 
 def without_secrets(value: Any, *, is_secret: bool = False) -> Any:
-    """Mask the values under a secret's name; a reference to FulcrumCore's vault is no secret."""
+    """Return the value with the values of secret keys masked; a reference to FulcrumCore's vault is not a secret."""
     if isinstance(value, Mapping):
         return {
             key: without_secrets(item, is_secret=is_secret or bool(SECRET_NAME.search(str(key))))
@@ -109,4 +109,4 @@ def without_secrets(value: Any, *, is_secret: bool = False) -> Any:
         return [without_secrets(item, is_secret=is_secret) for item in value]
     if not is_secret or value in (None, "") or isinstance(value, bool):
         return value
-    return value if isinstance(value, str) and value.startswith(REFERENCE_PREFIX) else MASK
+    return value if isinstance(value, str) and value.startswith(VAULT_PREFIX) else MASK

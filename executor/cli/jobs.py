@@ -1,4 +1,4 @@
-"""`smith jobs`: the jobs that FulcrumCore sent, their outcome, and the operator's commands for one job."""
+"""`smith jobs`: list and show the jobs that FulcrumCore sent, retry or cancel one job."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from executor.cli import artifacts
-from executor.cli.arguments import AsJson, NothingToDo, Reference, UnknownReference, confirm
+from executor.cli.arguments import AsJson, CommandFailed, Reference, UnknownReference, confirm
 from executor.cli.help_text import examples
-from executor.cli.job_rows import details, name_of, run_facts, summary
+from executor.cli.job_rows import details, name_of, run_fields, summary
 from executor.cli.lookup import find_job, find_service_id
-from executor.cli.output import ago, short, show_json, show_outcome, show_text
+from executor.cli.output import elapsed, short, show_json, show_outcome, show_text
 from executor.cli.store import reading_store, writing_store
-from executor.cli.tables import show_document, show_facts, show_heading, show_rows
+from executor.cli.tables import show_document, show_fields, show_heading, show_rows
 from executor.database import audit, job_queue, queries
 from executor.database.tables import Job, Run, utc_now
 from executor.model import JobStatus
@@ -52,7 +52,7 @@ EVENT_COLUMNS = {
     "duration_s": "SECONDS",
     "message": "MESSAGE",
 }
-#: Characters of an error message in a list.
+#: Characters of an error message that the list shows.
 SHOWN_ERROR_LENGTH = 80
 
 
@@ -89,8 +89,8 @@ def list_jobs(  # noqa: PLR0913, PLR0917 (one filter each; typer passes them by 
         show_json([summary(job) for job in found])
         return
     now = utc_now()
-    rows = [summary(job) | _table_row(job) | {"age": ago(job.received_at, now)} for job in found]
-    show_rows(rows, COLUMNS, nothing="no jobs match")
+    rows = [summary(job) | _table_row(job) | {"age": elapsed(job.received_at, now)} for job in found]
+    show_rows(rows, COLUMNS, if_empty="no jobs match")
 
 
 @examples(
@@ -102,18 +102,18 @@ def show_job(reference: Reference, as_json: AsJson = False) -> None:
     with reading_store() as store:
         job = find_job(store.session, reference)
         runs = queries.runs_of(store.session, job.id)
-    facts = details(job) | {"runs": [run_facts(run) for run in runs]}
+    fields = details(job) | {"runs": [run_fields(run) for run in runs]}
     if as_json:
-        show_json(facts)
+        show_json(fields)
         return
-    show_facts({name: value for name, value in facts.items() if name not in ("runs", "params", "service", "result")})
+    show_fields({name: value for name, value in fields.items() if name not in ("runs", "params", "service", "result")})
     if runs:
         show_heading("Runs")
-        show_rows([run_facts(run) for run in runs], RUN_COLUMNS, nothing="")
+        show_rows([run_fields(run) for run in runs], RUN_COLUMNS, if_empty="")
     for name in ("params", "service", "result"):
-        if facts[name]:
+        if fields[name]:
             show_heading(name.capitalize())
-            show_document(facts[name])
+            show_document(fields[name])
 
 
 @examples(
@@ -129,14 +129,14 @@ def show_log(
 ) -> None:
     """Show what a job's playbook printed."""
     with reading_store() as store:
-        chosen = _chosen_run(store.session, find_job(store.session, reference), run)
+        chosen = _choose_run(store.session, find_job(store.session, reference), run)
         folder = artifacts.folder_of(chosen, store.settings)
     if events:
         rows = artifacts.read_events(folder)
         if as_json:
             show_json(rows)
         else:
-            show_rows(rows, EVENT_COLUMNS, nothing="the run has no task events yet")
+            show_rows(rows, EVENT_COLUMNS, if_empty="the run has no task events yet")
         return
     text = artifacts.read_stdout(folder)
     if as_json:
@@ -157,9 +157,9 @@ def retry(reference: Reference, as_json: AsJson = False) -> None:
             skipped = job_queue.retry_now(store.session, job.id)
             entry.is_done = bool(skipped)
     if not skipped:
-        raise NothingToDo(_why_no_retry(name, status))
-    what = {"attempt": "its next attempt is due now", "report": "its report to FulcrumCore is due now"}
-    text = f"{name}: {what[skipped]}; a running agent continues with it within seconds"
+        raise CommandFailed(_why_no_retry(name, status))
+    effects = {"attempt": "its next attempt is due now", "report": "its report to FulcrumCore is due now"}
+    text = f"{name}: {effects[skipped]}; a running agent starts it within seconds"
     show_outcome(text, as_json=as_json, job=job.id, fulcrum_id=job.fulcrum_id, hastened=skipped)
 
 
@@ -180,32 +180,32 @@ def cancel(
     with reading_store() as store:
         job = find_job(store.session, reference)
     if job.status not in (JobStatus.PENDING, JobStatus.PROCESSING):
-        raise NothingToDo(f"{name_of(job)} has ended already: it is {job.status}")
+        raise CommandFailed(f"{name_of(job)} has ended already: it is {job.status}")
     confirm(f"Cancel {name_of(job)}, which is {job.status}?", yes=yes)
+    # Opened after the confirmation, so that no transaction is open while the operator answers.
     with writing_store() as store, _audited(store.session, job.id, "cancel", reason) as entry:
-        status = job_queue.request_cancel(
-            store.session, job.id
-        )  # opened after the confirmation: no transaction waits for the operator
+        status = job_queue.request_cancel(store.session, job.id)
         entry.is_done = status is not None
     if status is None:
-        raise NothingToDo(f"{name_of(job)} has ended in the meantime")
+        raise CommandFailed(f"{name_of(job)} has ended in the meantime")
     has_ended = status is JobStatus.FAILED
-    ended = "is cancelled; its report to FulcrumCore is due"
-    requested = "gets a cancel request; the agent that runs it stops its playbook within seconds"
-    text = f"{name_of(job)} {ended if has_ended else requested}"
+    when_ended = "is cancelled; its report to FulcrumCore is due"
+    when_running = "gets a cancel request; the agent that runs it stops its playbook within seconds"
+    text = f"{name_of(job)} {when_ended if has_ended else when_running}"
     show_outcome(text, as_json=as_json, job=job.id, fulcrum_id=job.fulcrum_id, status=status, has_ended=has_ended)
 
 
 @dataclass
 class _AuditEntry:
-    """Set by the block: whether the job was changed."""
+    """What the block of `_audited` reports."""
 
+    #: Whether the block has changed the job.
     is_done: bool = False
 
 
 @contextmanager
 def _audited(session: Session, job_id: int, verb: str, reason: str = "") -> Iterator[_AuditEntry]:
-    """Write the block's change of the job into the audit, in the block's own transaction."""
+    """Write the change that the block makes to the job into the audit, in the same transaction."""
     job, entry = queries.get_one_job(session, job_id), _AuditEntry()
     before = audit.facts_of(job, audit.JOB_COLUMNS)
     yield entry
@@ -218,7 +218,7 @@ def _audited(session: Session, job_id: int, verb: str, reason: str = "") -> Iter
         )
 
 
-def _chosen_run(session: Session, job: Job, ident: str | None) -> Run:
+def _choose_run(session: Session, job: Job, ident: str | None) -> Run:
     runs = queries.runs_of(session, job.id)
     if not runs:
         raise UnknownReference(f"{name_of(job)} has not run yet: it is {job.status}")
@@ -241,5 +241,5 @@ def _why_no_retry(name: str, status: str) -> str:
 
 def _table_row(job: Job) -> dict[str, Any]:
     message = job.error_message or ""
-    cut = message[:SHOWN_ERROR_LENGTH] + ("…" if len(message) > SHOWN_ERROR_LENGTH else "")
-    return {"fulcrum": short(job.fulcrum_id), "service": short(job.service_id), "error": cut}
+    shortened = message[:SHOWN_ERROR_LENGTH] + ("…" if len(message) > SHOWN_ERROR_LENGTH else "")
+    return {"fulcrum": short(job.fulcrum_id), "service": short(job.service_id), "error": shortened}

@@ -1,4 +1,4 @@
-"""Typer's commands from the rows of the command table. A command's module is imported when it is called."""
+"""Builds typer's commands from the table of commands. A command's module is imported when the command is called."""
 
 from __future__ import annotations
 
@@ -15,28 +15,31 @@ from executor.cli.commands import COMMANDS, EXTENSIONS, GROUPS, Command, Extensi
 from executor.cli.help_text import examples_of
 from executor.errors import SmithError
 
-#: Plain help: rich's takes longer to import than everything else that the help needs.
+#: Plain help without rich, because importing rich takes longer than importing everything else that the help needs.
 STYLE: dict[str, Any] = {"rich_markup_mode": None, "add_completion": False, "pretty_exceptions_enable": False}
 
 
 class NotInstalled(SmithError):
-    """The command belongs to another distribution, which is not installed."""
+    """The command belongs to a distribution that is not installed."""
 
 
 class LazyCommand(TyperCommand):
-    """A command or group with name and help from the table. Its call or its own `--help` loads the real one."""
+    """A command or group with its name and help from the table.
 
-    def __init__(self, name: str, text: str, load: Callable[[], Any], *, hidden: bool = False) -> None:
-        super().__init__(name, help=text, hidden=hidden, rich_markup_mode=None)
+    Calling it, or showing its own `--help`, imports and builds the real command.
+    """
+
+    def __init__(self, name: str, help_line: str, load: Callable[[], Any], *, hidden: bool = False) -> None:
+        super().__init__(name, help=help_line, hidden=hidden, rich_markup_mode=None)
         self.load = load
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
-        """Return the context of the real command, which typer uses from here on."""
+        """Return the context of the real command, so that typer continues with the real command."""
         return self.load().make_context(info_name, args, parent, **extra)
 
 
 class CommandLine(TyperGroup):
-    """The top level: the commands of the table, then the entry points that other distributions add."""
+    """The top level of `smith`: the commands of the table, then the commands that other distributions add."""
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """Return the command, None when neither the table nor an entry point has the name."""
@@ -44,12 +47,12 @@ class CommandLine(TyperGroup):
 
 
 def top_level_commands() -> dict[str, LazyCommand]:
-    """Return the commands and groups of the top level, not loaded, in the order of the help."""
+    """Return the commands and groups of the top level, in the order of the help, without importing their modules."""
     found = {command.name: _lazy_command(command) for command in COMMANDS if not command.group}
     for extension in EXTENSIONS:
-        found[extension.name] = LazyCommand(extension.name, extension.help, partial(_extension, extension))
+        found[extension.name] = LazyCommand(extension.name, extension.help, partial(_load_extension, extension))
     for group in GROUPS:
-        found[group.name] = LazyCommand(group.name, group.help, partial(_group, group))
+        found[group.name] = LazyCommand(group.name, group.help, partial(_load_group, group))
     return found
 
 
@@ -60,33 +63,33 @@ def function_at(module: str, function: str) -> Callable[..., Any]:
 
 
 def _lazy_command(row: Command) -> LazyCommand:
-    return LazyCommand(row.name, row.help, partial(_load, row), hidden=row.is_hidden)
+    return LazyCommand(row.name, row.help, partial(_load_command, row), hidden=row.is_hidden)
 
 
-def _load(row: Command) -> Any:
-    return _command(row.name, function_at(row.module, row.function))
+def _load_command(row: Command) -> Any:
+    return _build_command(row.name, function_at(row.module, row.function))
 
 
-def _command(name: str, function: Callable[..., Any]) -> Any:
+def _build_command(name: str, function: Callable[..., Any]) -> Any:
     app = typer.Typer(**STYLE)
     app.command(name, epilog=examples_of(function))(function)
     return typer.main.get_command(app)
 
 
-def _group(row: Group) -> TyperGroup:
-    """Return the group with its commands, not loaded."""
-    runs_alone = bool(row.function)
+def _load_group(row: Group) -> TyperGroup:
+    """Return the group with its commands, without importing the modules of the commands."""
+    has_function = bool(row.function)
     app = typer.Typer(
         name=row.name,
         help=row.help,
         epilog=row.examples,
-        no_args_is_help=not runs_alone,
-        invoke_without_command=runs_alone,
+        no_args_is_help=not has_function,
+        invoke_without_command=has_function,
         **STYLE,
     )
-    app.callback()(function_at(row.module, row.function) if runs_alone else _do_nothing)
+    app.callback()(function_at(row.module, row.function) if has_function else _do_nothing)
     group = typer.main.get_command(app)
-    assert isinstance(group, TyperGroup)  # noqa: S101 (it has a callback, which makes it one)
+    assert isinstance(group, TyperGroup)  # noqa: S101 (an app with a callback is a group)
     group.commands = {command.name: _lazy_command(command) for command in COMMANDS if command.group == row.name}
     return group
 
@@ -96,13 +99,13 @@ def _do_nothing() -> None:
 
 
 def _from_entry_point(name: str) -> Any:
-    """Return the command that an installed distribution adds under this name, None when none does."""
-    # importlib.metadata takes an eighth of the time that `smith --help` takes, so the help does not import it.
+    """Return the command that an installed distribution adds under this name, None if there is no such command."""
+    # Not imported at the top: importing importlib.metadata takes an eighth of the time of `smith --help`.
     function = function_at("entry_points", "find_function")(name)
-    return None if function is None else _command(name, function)
+    return None if function is None else _build_command(name, function)
 
 
-def _extension(row: Extension) -> Any:
+def _load_extension(row: Extension) -> Any:
     if (command := _from_entry_point(row.name)) is None:
         raise NotInstalled(f"`smith {row.name}` is not installed: pip install {row.distribution}")
     return command

@@ -1,4 +1,4 @@
-"""Finds the job or service of a reference: our job number, FulcrumCore's id, or the beginning of an id."""
+"""Finds the job or service that an operator's reference names: our job number, FulcrumCore's id or its beginning."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ if TYPE_CHECKING:  # only the package database uses SQLAlchemy (import-linter)
 
 
 def find_job(session: Session, reference: str) -> Job:
-    """Return the job. Raises UnknownReference when no job fits, or more than one."""
+    """Return the job. Raises UnknownReference when no job matches, or more than one."""
     if not (reference := reference.strip()):
-        raise UnknownReference("an empty reference fits no job: `smith jobs list` shows them")
+        raise UnknownReference("an empty reference matches no job: `smith jobs list` shows them")
     if (job := queries.find_job(session, reference)) is not None:
         return job
     candidates = queries.fulcrum_ids_with_prefix(session, reference)
@@ -27,7 +27,7 @@ def find_job(session: Session, reference: str) -> Job:
 
 
 def find_service_id(session: Session, beginning: str) -> str:
-    """Return the id of the one service with jobs whose id begins so. Raises UnknownReference."""
+    """Return the one service id with this beginning; only services of jobs are known. Raises UnknownReference."""
     found = queries.service_ids_with_prefix(session, beginning)
     if len(found) > 1:
         raise UnknownReference(f"more than one service begins with {beginning}: {', '.join(found)}")

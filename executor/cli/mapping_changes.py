@@ -1,10 +1,10 @@
-"""What the commands that change a mapping share: find it, refuse while a job runs, write the audit entry."""
+"""Steps that all commands changing a mapping share: find it, refuse while a job runs, write the audit entry."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from executor.cli.arguments import NothingToDo, UnknownReference
+from executor.cli.arguments import CommandFailed, UnknownReference
 from executor.database import audit, mappings, queries
 from executor.database.tables import Mapping
 from executor.model import JobStatus, MappingState
@@ -14,20 +14,20 @@ if TYPE_CHECKING:  # only the package database uses SQLAlchemy (import-linter)
 
 
 def find_mapping(session: Session, reference: str) -> Mapping:
-    """Return the one mapping that is not deleted and fits the reference. Raises UnknownReference."""
+    """Return the one mapping that the reference matches and that is not deleted. Raises UnknownReference."""
     found = [row for row in mappings.find(session, reference) if row.state != MappingState.DELETED]
     if not found:
         raise UnknownReference(f"no VM is mapped for {reference}: `smith mappings list` shows them")
     if len(found) > 1:
-        raise UnknownReference(f"more than one fits {reference}: {', '.join(row.name for row in found)}")
+        raise UnknownReference(f"more than one mapping matches {reference}: {', '.join(row.name for row in found)}")
     return found[0]
 
 
 def refuse_while_job_runs(session: Session, service_id: str) -> None:
-    """Raise NothingToDo when a worker processes a job of the service."""
+    """Raise CommandFailed when a worker processes a job of the service."""
     jobs = queries.list_jobs(session, statuses=[JobStatus.PROCESSING], service_id=service_id, limit=1)
     if jobs:
-        raise NothingToDo(f"job {jobs[0].id} of this service is running: wait for its end, or cancel it first")
+        raise CommandFailed(f"job {jobs[0].id} of this service is running: wait for its end, or cancel it first")
 
 
 def record_change(session: Session, verb: str, row: Mapping, before: dict[str, Any] | None, reason: str) -> None:

@@ -1,4 +1,4 @@
-"""`smith mappings`: the VM of each service, now and before."""
+"""`smith mappings`: list the VM of each service, and show a mapping with its history."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import typer
 
 from executor.cli.arguments import AsJson, UnknownReference
 from executor.cli.help_text import examples
-from executor.cli.output import ago, short, show_json
+from executor.cli.output import elapsed, short, show_json
 from executor.cli.store import reading_store
-from executor.cli.tables import show_facts, show_heading, show_rows
+from executor.cli.tables import show_fields, show_heading, show_rows
 from executor.database import mappings
 from executor.database.tables import Mapping, utc_now
 from executor.model import MappingState
@@ -27,7 +27,7 @@ COLUMNS = {
     "updated": "CHANGED",
     "note": "NOTE",
 }
-#: Shown when a VM has a scheduled deletion.
+#: Added to the table when a listed VM has a scheduled deletion.
 PENDING_DELETION_COLUMN = {"destroyed_in": "DELETED IN"}
 HISTORY_COLUMNS = {
     "vmid": "VMID",
@@ -57,20 +57,23 @@ def list_mappings(
 ) -> None:
     """List mappings, the newest first.
 
-    Those of deleted VMs are listed only with --all.
+    Mappings of deleted VMs are listed only with --all.
     """
     states = list(MappingState) if everything and not state else state or []
     with reading_store() as store:
         found = mappings.list_mappings(store.session, states=states, limit=limit)
     if as_json:
-        show_json([facts(mapping) for mapping in found])
+        show_json([_json_fields(mapping) for mapping in found])
         return
     now = utc_now()
-    rows = [facts(each) | {"service": short(each.service_id), "updated": ago(each.updated_at, now)} for each in found]
+    rows = [
+        _json_fields(each) | {"service": short(each.service_id), "updated": elapsed(each.updated_at, now)}
+        for each in found
+    ]
     pending = [each for each in found if each.state == MappingState.PENDING_DELETION]
     for row, mapping in zip(rows, found, strict=True):
-        row["destroyed_in"] = ago(now, mapping.delete_at) if mapping in pending and mapping.delete_at else None
-    show_rows(rows, COLUMNS | (PENDING_DELETION_COLUMN if pending else {}), nothing="no mappings match")
+        row["destroyed_in"] = elapsed(now, mapping.delete_at) if mapping in pending and mapping.delete_at else None
+    show_rows(rows, COLUMNS | (PENDING_DELETION_COLUMN if pending else {}), if_empty="no mappings match")
 
 
 @examples(
@@ -83,12 +86,12 @@ def show_mapping(
 ) -> None:
     """Show a mapping with its history.
 
-    That is: earlier VMs of the service, and earlier services of the VMID.
+    The history has the earlier VMs of the service, and the earlier services of the VMID.
     """
     with reading_store() as store:
         found = mappings.find(store.session, reference.strip()) if reference.strip() else []
     if not found:
-        raise UnknownReference(f"no mapping fits {reference}: `smith mappings list --all` shows them")
+        raise UnknownReference(f"no mapping matches {reference}: `smith mappings list --all` shows them")
     # The current mapping first, then its history.
     ordered = sorted(found, key=lambda mapping: mapping.state == MappingState.DELETED)
     services = {mapping.service_id for mapping in found}
@@ -97,16 +100,16 @@ def show_mapping(
         names = ", ".join(sorted(services))
         raise UnknownReference(f"more than one service begins with {reference}: {names}")
     if as_json:
-        show_json(facts(current) | {"history": [facts(mapping) for mapping in ordered[1:]]})
+        show_json(_json_fields(current) | {"history": [_json_fields(mapping) for mapping in ordered[1:]]})
         return
-    show_facts(facts(current))
+    show_fields(_json_fields(current))
     if ordered[1:]:
         show_heading("History")
-        show_rows([facts(mapping) for mapping in ordered[1:]], HISTORY_COLUMNS, nothing="")
+        show_rows([_json_fields(mapping) for mapping in ordered[1:]], HISTORY_COLUMNS, if_empty="")
 
 
-def facts(mapping: Mapping) -> dict[str, Any]:
-    """Return everything of a mapping. These names are an interface of `--json`."""
+def _json_fields(mapping: Mapping) -> dict[str, Any]:
+    """Return all columns of a mapping, with the keys of `--json`."""
     return {
         "service_id": mapping.service_id,
         "cluster": mapping.cluster,

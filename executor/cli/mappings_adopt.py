@@ -7,23 +7,23 @@ from typing import Annotated
 import typer
 
 from executor.cli.adoption import AdoptedVm, Adoption
-from executor.cli.arguments import AsJson, NothingToDo, UnknownReference, confirm
+from executor.cli.arguments import AsJson, CommandFailed, UnknownReference, confirm
 from executor.cli.clients import Clients, connect
 from executor.cli.help_text import examples
 from executor.cli.output import show_json, show_text
-from executor.cli.store import opened
-from executor.cli.tables import show_facts
+from executor.cli.store import open_database
+from executor.cli.tables import show_fields
 from executor.errors import FulcrumAuthFailing, FulcrumRefused
 from executor.proxmox.client import MARKER_LINE
 
-#: FulcrumCore's status of a service that has ended: it sends no more jobs for it.
-ENDED = "Deleted"
+#: FulcrumCore's status of a deleted service; FulcrumCore sends no more jobs for such a service.
+DELETED_STATUS = "Deleted"
 
 
 @examples(
     "smith mappings adopt --service 8f2c0a11-… --vmid 100123 --dry-run",
     "smith mappings adopt --service 8f2c0a11-… --vmid 100123 --yes",
-    "smith mappings adopt --service 8f2c0a11-… --vmid 4711 --set-marker    a VM without our marker",
+    "smith mappings adopt --service 8f2c0a11-… --vmid 4711 --set-marker    a VM without a marker",
 )
 def adopt(  # noqa: PLR0913, PLR0917 (one option each; typer passes them by name)
     service: Annotated[str, typer.Option("--service", metavar="ID", help="The service's whole id.")],
@@ -39,13 +39,14 @@ def adopt(  # noqa: PLR0913, PLR0917 (one option each; typer passes them by name
     """Map an existing VM to a service.
 
     The VM must not be a template, and must have the service's marker and no other.
-    FulcrumCore learns the VM's id from the service's next job: repeat create there, which adopts the VM.
+    FulcrumCore gets the VM's id with the result of the service's next job: repeat create in FulcrumCore, which then
+    adopts the VM.
     """
     clients = connect()
     service = _find_service_id(clients, service)
     vm = _find_vm(clients, vmid)
-    is_marked = _is_marked(vm, service, set_marker=set_marker)
-    with opened(clients.settings) as engine:
+    is_marked = _check_marker(vm, service, set_marker=set_marker)
+    with open_database(clients.settings) as engine:
         adoption = Adoption(
             engine=engine,
             settings=clients.settings,
@@ -54,7 +55,7 @@ def adopt(  # noqa: PLR0913, PLR0917 (one option each; typer passes them by name
             is_marked=is_marked,
             output_on_stderr=as_json,
         )
-        is_mapped = adoption.is_mapped()
+        is_mapped = adoption.check_mappings()
         if not dry_run:
             marking = "" if is_marked else ", and write its marker into the VM"
             confirm(f"Map VM {vm.vmid} ({vm.name} on {vm.node}) to service {service}{marking}?", yes=yes)
@@ -65,7 +66,7 @@ def adopt(  # noqa: PLR0913, PLR0917 (one option each; typer passes them by name
 def _find_service_id(clients: Clients, service_id: str) -> str:
     """Return the id as FulcrumCore writes it.
 
-    Raises UnknownReference unless the service exists and is this agent's, NothingToDo when it has ended.
+    Raises UnknownReference unless the service exists and belongs to this agent, CommandFailed when it is deleted.
     """
     try:
         found = clients.fulcrum.get_service(service_id.strip())
@@ -76,8 +77,8 @@ def _find_service_id(clients: Clients, service_id: str) -> str:
         raise UnknownReference(f"{service_id} names no service: {error}") from None
     if found.agent_id != clients.agent_id:
         raise UnknownReference(f"service {service_id} belongs to another agent")
-    if found.status == ENDED:
-        raise NothingToDo(f"service {service_id} is {ENDED} in FulcrumCore, which sends no more jobs for it")
+    if found.status == DELETED_STATUS:
+        raise CommandFailed(f"service {service_id} is {DELETED_STATUS} in FulcrumCore, which sends no more jobs for it")
     return found.id
 
 
@@ -101,10 +102,10 @@ def _find_vm(clients: Clients, vmid: int) -> AdoptedVm:
     )
 
 
-def _is_marked(vm: AdoptedVm, service_id: str, *, set_marker: bool) -> bool:
-    """Return whether the VM has the service's marker; False means that it has none and may get it.
+def _check_marker(vm: AdoptedVm, service_id: str, *, set_marker: bool) -> bool:
+    """Return whether the VM has the service's marker; False means that it has no marker and may get one.
 
-    Raises UnknownReference when it has another service's marker, or none and `set_marker` is False.
+    Raises UnknownReference when it has another service's marker, or when it has none and `set_marker` is False.
     """
     if vm.markers == {service_id}:
         return True
@@ -119,11 +120,11 @@ def _is_marked(vm: AdoptedVm, service_id: str, *, set_marker: bool) -> bool:
 
 def _show(adoption: Adoption, *, dry_run: bool, as_json: bool) -> None:
     vm, is_marked = adoption.vm, adoption.is_marked
-    facts = {"service_id": adoption.service_id, "vmid": vm.vmid, "name": vm.name, "node": vm.node}
+    fields = {"service_id": adoption.service_id, "vmid": vm.vmid, "name": vm.name, "node": vm.node}
     if as_json:
-        show_json(facts | {"adopted": not dry_run, "marker_written": not (is_marked or dry_run)})
+        show_json(fields | {"adopted": not dry_run, "marker_written": not (is_marked or dry_run)})
         return
-    show_facts(facts | {"marker": "present" if is_marked else "to be written" if dry_run else "written"})
+    show_fields(fields | {"marker": "present" if is_marked else "to be written" if dry_run else "written"})
     show_text(
         "nothing was changed" if dry_run else "mapped; repeat create in FulcrumCore if the service has no instance id"
     )

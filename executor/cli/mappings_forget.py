@@ -6,12 +6,12 @@ from typing import Annotated
 
 import typer
 
-from executor.cli.arguments import AsJson, NothingToDo, confirm
+from executor.cli.arguments import AsJson, CommandFailed, confirm
 from executor.cli.context import open_settings
 from executor.cli.help_text import examples
 from executor.cli.mapping_changes import find_mapping, record_change, refuse_while_job_runs
 from executor.cli.output import show_outcome
-from executor.cli.store import opened
+from executor.cli.store import open_database
 from executor.database import audit, mappings
 from executor.database.engine import reading, transaction
 from executor.model import MappingState
@@ -34,15 +34,15 @@ def forget(
     The VM is not changed. If it has our marker, `smith drift` reports it as `unmapped_vm` from then on.
     """
     settings = open_settings()
-    with opened(settings) as engine:
+    with open_database(settings) as engine:
         with reading(engine) as session:
             row = find_mapping(session, reference.strip())
         confirm(f"End the mapping of VM {row.vmid} ({row.name}) to {row.service_id}? The VM is not changed.", yes=yes)
-        with transaction(engine) as session:  # opened after the confirmation: no transaction waits for the operator
+        with transaction(engine) as session:  # opened after the confirmation: no transaction is open meanwhile
             refuse_while_job_runs(session, row.service_id)
             mapping = mappings.get_one(session, row.id)
             if mapping.state == MappingState.DELETED:
-                raise NothingToDo(f"the mapping of VM {row.vmid} has ended in the meantime")
+                raise CommandFailed(f"the mapping of VM {row.vmid} has ended in the meantime")
             before = audit.facts_of(mapping, audit.MAPPING_COLUMNS)
             mappings.mark_deleted(
                 session, row.id, f"forgotten by {audit.operator_name()}{f': {reason}' if reason else ''}"

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from executor.cli import ansible_playbook
-from executor.cli.arguments import AsJson, NothingToDo
+from executor.cli.arguments import AsJson, CommandFailed
 from executor.cli.context import open_settings
 from executor.cli.help_text import examples
 from executor.cli.mapping_changes import find_mapping, record_change, refuse_while_job_runs
 from executor.cli.output import show_json, show_text
-from executor.cli.store import opened
+from executor.cli.store import open_database
 from executor.database import audit, job_queue, mappings, queries
 from executor.database.engine import reading, transaction
 from executor.database.tables import Mapping
@@ -36,17 +36,17 @@ def recall(
 ) -> None:
     """Cancel the scheduled deletion of a VM.
 
-    Its deletion mark in Proxmox is removed. The VM stays stopped. FulcrumCore has ended its service, so it sends no
-    more jobs for the VM.
+    The VM's deletion mark in Proxmox is removed. The VM stays stopped. FulcrumCore has deleted the service, so it sends
+    no more jobs for the VM.
     """
     settings = open_settings()
     settings.require_proxmox()
-    with opened(settings) as engine:
+    with open_database(settings) as engine:
         with reading(engine) as session:
             mapping = find_mapping(session, reference.strip())
         _cancel_deletion(engine, mapping, reason)
-        result = ansible_playbook.run(_play(mapping, settings), settings, sys.stderr if as_json else sys.stdout)
-        _store(engine, mapping, result)
+        result = ansible_playbook.run(_manual_run(mapping, settings), settings, sys.stderr if as_json else sys.stdout)
+        _store_result(engine, mapping, result)
     if as_json:
         show_json({"service_id": mapping.service_id, "vmid": mapping.vmid, "vm": result.vm})
     elif mapping.state == MappingState.ACTIVE and not result.vm.get("changed"):
@@ -58,15 +58,15 @@ def recall(
 def _cancel_deletion(engine: Engine, mapping: Mapping, reason: str) -> None:
     """Set the mapping to active and cancel the pending delete job, before Proxmox is called.
 
-    A deletion that is due in this moment then sees the active mapping. Raises NothingToDo when no deletion is
-    scheduled, or when it runs already.
+    So a deletion that becomes due meanwhile finds an active mapping. Raises CommandFailed when no deletion is
+    scheduled, or when the delete job is running already.
     """
     with transaction(engine) as session:
         refuse_while_job_runs(session, mapping.service_id)
         row = mappings.get_one(session, mapping.id)
         is_pending = row.state == MappingState.PENDING_DELETION
         if not is_pending and row.state != MappingState.ACTIVE:  # active: an earlier recall failed after this step
-            raise NothingToDo(f"VM {row.vmid} is {row.state}: no deletion is scheduled")
+            raise CommandFailed(f"VM {row.vmid} is {row.state}: no deletion is scheduled")
         before = audit.facts_of(row, audit.MAPPING_COLUMNS)
         delete_job = queries.find_open_job(session, row.service_id)
         if is_pending and delete_job is not None and delete_job.status == JobStatus.PENDING:
@@ -75,7 +75,7 @@ def _cancel_deletion(engine: Engine, mapping: Mapping, reason: str) -> None:
         record_change(session, "recall", row, before, reason)
 
 
-def _play(mapping: Mapping, settings: Settings) -> ansible_playbook.Play:
+def _manual_run(mapping: Mapping, settings: Settings) -> ansible_playbook.ManualRun:
     vm: dict[str, Any] = {
         "service_id": mapping.service_id,
         "vmid": mapping.vmid,
@@ -86,15 +86,15 @@ def _play(mapping: Mapping, settings: Settings) -> ansible_playbook.Play:
         "cancel_deletion": True,
     }
     kind = {"kind": mapping.kind} if mapping.kind != GuestKind.QEMU else {}
-    return ansible_playbook.Play(
+    return ansible_playbook.ManualRun(
         action="update", playbook=ansible_playbook.home() / "playbooks" / "update.yml", vm=vm | kind
     )
 
 
-def _store(engine: Engine, mapping: Mapping, result: JobResult) -> None:
-    """Store the playbook's result in the mapping. Raises NothingToDo when the playbook failed."""
+def _store_result(engine: Engine, mapping: Mapping, result: JobResult) -> None:
+    """Store the playbook's result in the mapping. Raises CommandFailed when the playbook failed."""
     if not result.succeeded:
-        raise NothingToDo(
+        raise CommandFailed(
             f"the deletion of VM {mapping.vmid} is cancelled, but its mark in Proxmox could not be removed "
             f"({result.message}): run this command again"
         )

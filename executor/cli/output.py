@@ -1,6 +1,6 @@
-"""What the commands print: text for operators, JSON for scripts; without secrets and terminal control sequences.
+"""Prints text for operators and JSON for scripts, without secrets and terminal control sequences.
 
-Text from outside (action names, error messages, a playbook's output) passes `sanitized` before it is printed.
+Text from outside (action names, error messages, a playbook's output) is printed only through `sanitized`.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from typing import Any
 
 from executor.redaction import redactor
 
-#: Characters of a shortened id: enough to tell FulcrumCore's ids apart.
+#: Characters of a shortened id: enough to distinguish FulcrumCore's ids.
 SHORT_ID_LENGTH = 8
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def sanitized(text: str, *, keep_lines: bool = False) -> str:
-    """Return the text redacted, with every control and invisible character escaped, as `\\x1b`.
+    """Return the text redacted, with every control character and invisible character escaped, for example as `\\x1b`.
 
     With `keep_lines`, line breaks and tabs stay, and colour codes are removed.
     """
@@ -43,7 +43,7 @@ def show_json(document: Any) -> None:
 
 
 def jsonable(value: Any) -> Any:
-    """Return the value in types that JSON has: times as text, tuples as lists, everything unknown as text."""
+    """Return the value in types that JSON has: tuples become lists; times and unknown types become text."""
     if isinstance(value, datetime):
         return iso(value)
     if isinstance(value, Mapping):
@@ -58,16 +58,16 @@ def show_text(text: str) -> None:
     print(sanitized(text, keep_lines=True))
 
 
-def show_outcome(text: str, *, as_json: bool, **facts: Any) -> None:
-    """Print what was done: the text for operators, or the facts as JSON."""
+def show_outcome(text: str, *, as_json: bool, **fields: Any) -> None:
+    """Print what the command has done: the text for operators, or the fields as JSON."""
     if as_json:
-        show_json(facts)
+        show_json(fields)
     else:
         show_text(text)
 
 
 def show_error(text: str) -> None:
-    """Print on stderr, with `smith:` before every line."""
+    """Print the text on stderr, with `smith:` before every line."""
     for line in text.splitlines() or [""]:
         print(f"smith: {sanitized(line)}", file=sys.stderr)
 
@@ -77,8 +77,8 @@ def iso(moment: datetime) -> str:
     return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def ago(moment: datetime | None, now: datetime) -> str | None:
-    """Return the age in its largest unit: `42s`, `3m`, `5h`, `12d`."""
+def elapsed(moment: datetime | None, now: datetime) -> str | None:
+    """Return the time from `moment` to `now` in its largest unit: `42s`, `3m`, `5h`, `12d`."""
     if moment is None:
         return None
     seconds = max(int((now - moment).total_seconds()), 0)

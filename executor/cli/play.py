@@ -15,10 +15,10 @@ from executor.cli.arguments import EXIT_INTERRUPTED, AsJson
 from executor.cli.context import open_settings
 from executor.cli.help_text import examples
 from executor.cli.output import show_error, show_json, show_text
-from executor.cli.play_values import read_values, secret_values
+from executor.cli.play_values import read_values, secrets_in
 from executor.cli.play_vm import complete, find_mapping_of, identify
-from executor.cli.store import opened
-from executor.cli.tables import show_facts, show_heading
+from executor.cli.store import open_database
+from executor.cli.tables import show_fields, show_heading
 from executor.database import mappings
 from executor.database.engine import transaction
 from executor.database.tables import Mapping as VmMapping
@@ -54,7 +54,7 @@ def play(  # noqa: PLR0913, PLR0917 (one option each; typer passes them by name)
 ) -> None:
     """Run an action's playbook with ansible-playbook.
 
-    Its output is shown as it comes, then the result.
+    The playbook's output is shown while it runs, then the result.
     """
     if service is not None and vmid is not None:
         raise typer.BadParameter("--service and --vmid exclude each other")
@@ -66,26 +66,26 @@ def play(  # noqa: PLR0913, PLR0917 (one option each; typer passes them by name)
     mapping = find_mapping_of(settings, service, is_check=check) if service is not None else None
     vm = complete(given, action, settings, identify(mapping, vmid, action, settings), options)
     action_schema.check_properties(action, vm.get("properties") or {})
-    redactor.add(*secret_values(vm, options))
+    redactor.add(*secrets_in(vm, options))
     result = _run(
-        ansible_playbook.Play(action=name, playbook=action.playbook, vm=vm, is_check=check), settings, as_json
+        ansible_playbook.ManualRun(action=name, playbook=action.playbook, vm=vm, is_check=check), settings, as_json
     )
-    is_stored = mapping is not None and not check and _store(settings, mapping, result)
+    is_stored = mapping is not None and not check and _store_result(settings, mapping, result)
     _show(result, mapping, is_check=check, is_stored=is_stored, as_json=as_json)
     if not result.succeeded:
         raise typer.Exit(EXIT_FAILURE)
 
 
-def _run(play: ansible_playbook.Play, settings: Settings, as_json: bool) -> JobResult:
-    """Run the playbook; its output goes to stderr with `--json`."""
+def _run(manual_run: ansible_playbook.ManualRun, settings: Settings, as_json: bool) -> JobResult:
+    """Run the playbook. With `--json` its output goes to stderr."""
     try:
-        return ansible_playbook.run(play, settings, sys.stderr if as_json else sys.stdout)
+        return ansible_playbook.run(manual_run, settings, sys.stderr if as_json else sys.stdout)
     except KeyboardInterrupt:
         raise typer.Exit(EXIT_INTERRUPTED) from None
 
 
-def _store(settings: Settings, mapping: VmMapping, result: JobResult) -> bool:
-    """Store a success in the service's mapping. Returns False when the mapping is not changed."""
+def _store_result(settings: Settings, mapping: VmMapping, result: JobResult) -> bool:
+    """Store the result of a successful run in the service's mapping. Return whether the mapping was written."""
     if not result.succeeded:
         return False
     if result.vm.get("vmid") != mapping.vmid:
@@ -94,10 +94,10 @@ def _store(settings: Settings, mapping: VmMapping, result: JobResult) -> bool:
         )
         return False
     try:
-        with opened(settings) as engine, transaction(engine) as session:
+        with open_database(settings) as engine, transaction(engine) as session:
             mappings.apply_result(session, mapping.id, result.vm)
     except DatabaseError as error:
-        show_error(f"the mapping could not be written; the VM is as the result shows: {error}")
+        show_error(f"the mapping could not be written; the result above is the state of the VM: {error}")
         return False
     return True
 
@@ -109,7 +109,7 @@ def _show(result: JobResult, mapping: VmMapping | None, *, is_check: bool, is_st
         return
     if result.vm:
         show_heading("Plan" if is_check else "Result")
-        show_facts(_plan(result.vm) if is_check else result.vm)
+        show_fields(_plan(result.vm) if is_check else result.vm)
     if not result.succeeded:
         show_error(result.message)
     elif is_check:

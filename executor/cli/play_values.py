@@ -1,4 +1,4 @@
-"""The extra variable `vm` of `smith play`: read from a YAML file and from `-e KEY=VALUE`."""
+"""Reads the extra variable `vm` of `smith play` from a YAML file and from `-e KEY=VALUE`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import yaml
 
 from executor.cli.output import sanitized
 
-#: What a value must be, by the type in a role's argument_specs.
+#: What a valid value is, for error messages, by the type in a role's argument_specs.
 EXPECTED = {"int": "a whole number", "bool": "yes or no", "dict": "a YAML mapping", "list": "a list: a,b"}
 TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
@@ -37,7 +37,7 @@ def _read_file(file: Path) -> dict[str, Any]:
         where = getattr(error, "problem_mark", None)
         raise typer.BadParameter(f"{file} is not valid YAML{f', at line {where.line + 1}' if where else ''}") from None
     if not isinstance(document, dict) or set(document) != {"vm"} or not isinstance(document["vm"], dict):
-        raise typer.BadParameter(f"{file} must hold one mapping, vm: with the VM's members below it")
+        raise typer.BadParameter(f"{file} must contain one mapping, vm: with the VM's members below it")
     return dict(document["vm"])
 
 
@@ -54,7 +54,7 @@ def _set_member(vm: dict[str, Any], path: list[str], text: str, options: Options
         raise typer.BadParameter(
             f"{'.'.join(path)} is a secret, and other users can read a command line: set it in --vars"
         )
-    if not known and len(path) > 1:  # described by the action's schema, not by the role
+    if not known and len(path) > 1:  # a property: the action's schema describes it, the role does not
         members[path[-1]] = _parse_yaml(text)
         return
     try:
@@ -64,7 +64,7 @@ def _set_member(vm: dict[str, Any], path: list[str], text: str, options: Options
 
 
 def _parse_yaml(text: str) -> Any:
-    """Return the text read as YAML, or the text itself if it is no YAML."""
+    """Return the text parsed as YAML, or the text itself if it is not valid YAML."""
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError:
@@ -89,7 +89,7 @@ def parse_value(text: str, kind: str) -> Any:
     return text
 
 
-def secret_values(value: Any, options: Options) -> list[str]:
+def secrets_in(value: Any, options: Options) -> list[str]:
     """Return the values of members with `no_log` in the argument_specs, and of members named like a password."""
     if not isinstance(value, Mapping):
         return []
@@ -97,7 +97,7 @@ def secret_values(value: Any, options: Options) -> list[str]:
     for name, item in value.items():
         option = options.get(name) or {}
         if isinstance(item, Mapping):
-            found += secret_values(item, option.get("options") or {})
+            found += secrets_in(item, option.get("options") or {})
         elif isinstance(item, str) and (option.get("no_log") or "passw" in name.lower()):
             found.append(item)
     return found

@@ -1,4 +1,4 @@
-"""The extra variable `vm` of `smith play`: which VM, the executor's defaults, and questions for missing members."""
+"""Completes the extra variable `vm` of `smith play`: identity of the VM, defaults, answers for missing members."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 
 import typer
 
-from executor.cli.arguments import EXIT_INTERRUPTED, NothingToDo, UnknownReference
+from executor.cli.arguments import EXIT_INTERRUPTED, CommandFailed, UnknownReference
 from executor.cli.mapping_changes import find_mapping
 from executor.cli.output import sanitized, show_error, show_text
 from executor.cli.play_values import EXPECTED, Options, parse_value
-from executor.cli.store import opened
+from executor.cli.store import open_database
 from executor.database import queries
 from executor.database.engine import reading
 from executor.database.tables import Mapping as VmMapping
@@ -23,29 +23,29 @@ from executor.proxmox.connection import ProxmoxConnection
 from executor.runs.actions import Action
 from executor.settings.settings import Settings
 
-#: A create needs one of these members: what the VM or container is made of.
-SOURCES = ("template_vmid", "template", "iso", "blank", "os_template")
+#: A create needs one of these members, from which the VM or container is created.
+CREATE_SOURCES = ("template_vmid", "template", "iso", "blank", "os_template")
 #: The members that identify the VM. With --service they come from its mapping.
-IDENTITY = ("service_id", "vmid", "name", "cluster")
+IDENTITY_MEMBERS = ("service_id", "vmid", "name", "cluster")
 
 
 def find_mapping_of(settings: Settings, reference: str, *, is_check: bool) -> VmMapping:
     """Return the service's mapping.
 
-    Raises UnknownReference, and NothingToDo while a job of the service runs, unless it is a check.
+    Raises UnknownReference; without `is_check`, also CommandFailed while a job of the service is running.
     """
-    with opened(settings) as engine, reading(engine) as session:
+    with open_database(settings) as engine, reading(engine) as session:
         mapping = find_mapping(session, reference.strip())
         jobs = queries.list_jobs(session, statuses=[JobStatus.PROCESSING], service_id=mapping.service_id, limit=1)
     if jobs and not is_check:
-        raise NothingToDo(f"job {jobs[0].id} of {mapping.name} is running: wait for its end, or cancel it first")
+        raise CommandFailed(f"job {jobs[0].id} of {mapping.name} is running: wait for its end, or cancel it first")
     return mapping
 
 
 def identify(mapping: VmMapping | None, vmid: int | None, action: Action, settings: Settings) -> dict[str, Any]:
-    """Return the members that identify the VM: from the mapping, else from Proxmox by its VMID."""
+    """Return the members that identify the VM, from the mapping or, by the VMID, from Proxmox."""
     if mapping is not None:
-        known = {name: getattr(mapping, name) for name in (*IDENTITY, "node") if getattr(mapping, name)}
+        known = {name: getattr(mapping, name) for name in (*IDENTITY_MEMBERS, "node") if getattr(mapping, name)}
         return known | ({"kind": mapping.kind} if mapping.kind != GuestKind.QEMU else {})
     if vmid is None:
         return {}
@@ -55,7 +55,7 @@ def identify(mapping: VmMapping | None, vmid: int | None, action: Action, settin
 
 
 def _identify_by_vmid(vmid: int, settings: Settings) -> dict[str, Any]:
-    """Ask Proxmox for the VM. Raises UnknownReference when it is missing or has no marker of ours."""
+    """Read the VM from Proxmox. Raises UnknownReference when it does not exist or has no marker of Agent Smith."""
     reader = ProxmoxReader(ProxmoxConnection.from_settings(settings))
     row = next((row for row in reader.vms() if row.vmid == vmid), None)
     if row is None:
@@ -70,14 +70,14 @@ def _identify_by_vmid(vmid: int, settings: Settings) -> dict[str, Any]:
 def complete(
     given: dict[str, Any], action: Action, settings: Settings, identity: dict[str, Any], options: Options
 ) -> dict[str, Any]:
-    """Return `vm` from defaults, given values and identity; ask the operator for missing required members."""
-    for name in IDENTITY:
+    """Return `vm` from the defaults, the given values and the identity; ask the operator for missing members."""
+    for name in IDENTITY_MEMBERS:
         if name in given and name in identity and given[name] != identity[name]:
             value = sanitized(str(given[name]))
             raise typer.BadParameter(f"the VM's {name} is {identity[name]}, not {value}")
     vm = {**_defaults(action, settings, given), **given, **identity}
     missing = {name: option for name, option in options.items() if option.get("required") and vm.get(name) is None}
-    if action.name == "create" and not any(vm.get(source) for source in SOURCES):
+    if action.name == "create" and not any(vm.get(source) for source in CREATE_SOURCES):
         missing["template"] = options.get("template", {})
     if missing and not sys.stdin.isatty():
         lines = "\n".join(f"  {name}: {_description(option)}" for name, option in missing.items())
@@ -119,7 +119,7 @@ def _defaults(action: Action, settings: Settings, given: Mapping[str, Any]) -> d
 
 
 def _with_template(vm: dict[str, Any], settings: Settings) -> dict[str, Any]:
-    """Replace a template's name by what PROXMOX_TEMPLATES or PROXMOX_OS_TEMPLATES maps it to."""
+    """Replace the name of a template by the VMID or volume in PROXMOX_TEMPLATES or PROXMOX_OS_TEMPLATES."""
     if (volume := settings.proxmox_os_templates.get(str(vm.get("os_template") or ""))) is not None:
         vm["os_template"] = volume
     known = settings.proxmox_templates.get(str(vm.get("template") or ""))
@@ -130,12 +130,13 @@ def _with_template(vm: dict[str, Any], settings: Settings) -> dict[str, Any]:
 
 
 def _ask(name: str, option: Mapping[str, Any], vm: Mapping[str, Any]) -> Any:
-    """Ask until the answer has the option's type. Raises typer.Exit when the operator interrupts."""
+    """Ask the operator until the answer has the option's type. Raises typer.Exit when the operator interrupts."""
     kind = str(option.get("type") or "str")
-    default = {
-        "service_id": lambda: str(uuid.uuid4()),
-        "name": lambda: f"vm-{str(vm.get('service_id', '')).replace('-', '')[:8]}",
-    }.get(name, lambda: None)()
+    default = None
+    if name == "service_id":
+        default = str(uuid.uuid4())
+    elif name == "name":
+        default = f"vm-{str(vm.get('service_id', '')).replace('-', '')[:8]}"
     show_text(f"{name}: {_description(option)}")
     while True:
         try:

@@ -1,4 +1,4 @@
-"""`smith run`: the supervisor, which starts the agent as a child process."""
+"""`smith run`: run the supervisor, which starts the agent as a child process and restarts it when needed."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from executor.log import get_logger
 from executor.processes.supervisor import supervise
 from executor.settings.settings import Settings
 
-#: Added to the drain timeout: cancelled runs have 20 s to end, the last reports 10 s.
+#: Added to the drain timeout, because cancelled runs then have 20 s to end, and the last reports 10 s.
 STOP_MARGIN_S = 60.0
-#: The agent's main loop reports its progress several times a second; without a report for this long, it hangs.
+#: The main loop of the agent reports its progress several times per second. Without a report for this time, it hangs.
 STALL_TIMEOUT_S = 120.0
 
 
 class AgentMode(StrEnum):
-    """How long the agent works; the values of `executor.agent.agent.Mode`, too heavy to import for `--help`."""
+    """How long the agent works. Equal to `executor.agent.agent.Mode`, whose module imports too much for `--help`."""
 
     SERVE = "serve"
     ONCE = "once"
@@ -56,7 +56,7 @@ def run(
     mode = AgentMode.ONCE if once else AgentMode.UNTIL_IDLE if until_idle else AgentMode.SERVE
     settings = prepare_process()
     if no_supervisor:
-        # Not imported at the top: the supervisor does not need the agent's modules, which take most of our memory.
+        # Not imported at the top: the supervisor does not need the agent's modules, which use much memory.
         raise typer.Exit(function_at("agent_process", "run_in_this_process")(settings, mode))
     raise typer.Exit(_supervise(settings, mode))
 
@@ -84,6 +84,6 @@ def _supervise(settings: Settings, mode: AgentMode) -> int:
     )
 
 
-def _log_event(event: str, *, level: str = "info", **facts: Any) -> None:
+def _log_event(event: str, *, level: str = "info", **fields: Any) -> None:
     """Write a log event of the supervisor, which does not import our log module."""
-    getattr(get_logger("executor.processes.supervisor"), level)(event, **facts)
+    getattr(get_logger("executor.processes.supervisor"), level)(event, **fields)

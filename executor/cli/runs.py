@@ -1,4 +1,4 @@
-"""`smith runs`: the executions of playbooks."""
+"""`smith runs`: list the runs (executions of playbooks), and show one run with its artifacts."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import typer
 from executor.cli import artifacts
 from executor.cli.arguments import AsJson, UnknownReference
 from executor.cli.help_text import examples
-from executor.cli.job_rows import run_facts
+from executor.cli.job_rows import run_fields
 from executor.cli.lookup import find_job
 from executor.cli.output import short, show_json, show_text
 from executor.cli.store import reading_store
-from executor.cli.tables import show_facts, show_heading, show_rows
+from executor.cli.tables import show_fields, show_heading, show_rows
 from executor.database import queries
 
 COLUMNS = {
@@ -44,15 +44,18 @@ def list_runs(
     """List runs, the newest first."""
     with reading_store() as store:
         if job is None:
-            pairs = queries.recent_runs(store.session, limit)
+            runs_with_jobs = queries.recent_runs(store.session, limit)
         else:
-            found = find_job(store.session, job)
-            pairs = [(run, found) for run in reversed(queries.runs_of(store.session, found.id))][:limit]
-    rows: list[dict[str, Any]] = [run_facts(run) | {"fulcrum_id": of.fulcrum_id} for run, of in pairs]
+            chosen_job = find_job(store.session, job)
+            newest_first = reversed(queries.runs_of(store.session, chosen_job.id))
+            runs_with_jobs = [(run, chosen_job) for run in newest_first][:limit]
+    rows: list[dict[str, Any]] = [
+        run_fields(run) | {"fulcrum_id": job_row.fulcrum_id} for run, job_row in runs_with_jobs
+    ]
     if as_json:
         show_json(rows)
     else:
-        show_rows([row | {"fulcrum": short(row["fulcrum_id"])} for row in rows], COLUMNS, nothing="no runs yet")
+        show_rows([row | {"fulcrum": short(row["fulcrum_id"])} for row in rows], COLUMNS, if_empty="no runs yet")
 
 
 @examples(
@@ -64,33 +67,33 @@ def show_run(
     lines: Annotated[int, typer.Option("--lines", min=0, help="Number of lines of its output to show.")] = 20,
     as_json: AsJson = False,
 ) -> None:
-    """Show one run: facts, artifacts, and the end of its output."""
+    """Show one run with its artifacts and the end of its output."""
     with reading_store() as store:
         if (run := queries.find_run(store.session, ident)) is None:
             raise UnknownReference(f"there is no run {ident}: `smith runs list` shows them")
-        facts = run_facts(run)
+        fields = run_fields(run)
         try:
             folder = artifacts.folder_of(run, store.settings)
-            facts |= {
+            fields |= {
                 "artifacts": artifacts.listing(folder),
                 "stdout_tail": _tail(artifacts.read_stdout(folder), lines),
             }
         except artifacts.ArtifactsMissing as missing:
-            facts |= {"artifacts": [], "stdout_tail": [], "artifacts_missing": str(missing)}
+            fields |= {"artifacts": [], "stdout_tail": [], "artifacts_missing": str(missing)}
     if as_json:
-        show_json(facts)
+        show_json(fields)
     else:
-        _show(facts)
+        _show(fields)
 
 
-def _show(facts: dict[str, Any]) -> None:
-    show_facts({name: value for name, value in facts.items() if name not in ("artifacts", "stdout_tail")})
-    if facts["artifacts"]:
+def _show(fields: dict[str, Any]) -> None:
+    show_fields({name: value for name, value in fields.items() if name not in ("artifacts", "stdout_tail")})
+    if fields["artifacts"]:
         show_heading("Artifacts")
-        show_rows(facts["artifacts"], {"name": "FILE", "bytes": "BYTES"}, nothing="")
-    if facts["stdout_tail"]:
+        show_rows(fields["artifacts"], {"name": "FILE", "bytes": "BYTES"}, if_empty="")
+    if fields["stdout_tail"]:
         show_heading("End of the output")
-        show_text("\n".join(facts["stdout_tail"]))
+        show_text("\n".join(fields["stdout_tail"]))
 
 
 def _tail(text: str, lines: int) -> list[str]:

@@ -1,4 +1,4 @@
-"""`smith status`: counts of jobs and VMs, the agents, and overdue critical jobs."""
+"""`smith status`: count jobs, reports and VMs; show the agent processes and the overdue critical jobs."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Any
 from executor.cli import critical
 from executor.cli.arguments import AsJson
 from executor.cli.help_text import examples
-from executor.cli.output import ago, show_json
+from executor.cli.output import elapsed, show_json
 from executor.cli.store import reading_store
-from executor.cli.tables import show_facts, show_heading, show_rows
+from executor.cli.tables import show_fields, show_heading, show_rows
 from executor.database import mappings, nodes, queries
 from executor.database.tables import Node, utc_now
 
-#: Shown agent processes: the running ones, and some that have ended.
-SHOWN_NODES = 10
-#: A running agent updates its row six times per lease.
+#: Agent processes that are shown, the latest first: running ones, and some that have ended.
+MAX_SHOWN_AGENTS = 10
+#: Leases without an update of its row after which an agent has vanished; a running agent updates it six times a lease.
 LEASES_UNTIL_VANISHED = 2
-NODE_COLUMNS = {
+AGENT_COLUMNS = {
     "id": "AGENT",
     "host": "HOST",
     "pid": "PID",
@@ -41,17 +41,23 @@ def show(as_json: AsJson = False) -> None:
         jobs = queries.count_jobs(store.session)
         vms = mappings.count_by_state(store.session)
         critical_jobs = queries.critical_jobs(store.session)
-        agents = nodes.recent(store.session, SHOWN_NODES)
+        agents = nodes.recent(store.session, MAX_SHOWN_AGENTS)
         lease_s = store.settings.smith_lease_s
     now = utc_now()
     reports_due = jobs.pop("reports_due")
     overdue = [job.name for job in critical_jobs if critical.is_overdue(job, now)]
-    rows = [_node_facts(node, now, lease_s) for node in agents]
+    rows = [_agent_fields(node, now, lease_s) for node in agents]
     if as_json:
-        found = {"jobs": jobs, "reports_due": reports_due, "mappings": vms, "nodes": rows, "critical_overdue": overdue}
-        show_json(found)
+        document = {
+            "jobs": jobs,
+            "reports_due": reports_due,
+            "mappings": vms,
+            "nodes": rows,
+            "critical_overdue": overdue,
+        }
+        show_json(document)
         return
-    show_facts(
+    show_fields(
         {
             "jobs": _joined(jobs),
             "reports due": reports_due,
@@ -60,12 +66,15 @@ def show(as_json: AsJson = False) -> None:
         }
     )
     show_heading("Agents")
-    shown = [row | {"started": _past(row["started_at"], now), "seen": _past(row["seen_at"], now)} for row in rows]
-    show_rows(shown, NODE_COLUMNS, nothing="no agent has run yet")
+    shown = [
+        row | {"started": _elapsed_text(row["started_at"], now), "seen": _elapsed_text(row["seen_at"], now)}
+        for row in rows
+    ]
+    show_rows(shown, AGENT_COLUMNS, if_empty="no agent has run yet")
 
 
-def _node_facts(node: Node, now: datetime, lease_s: float) -> dict[str, Any]:
-    """Return all of one agent process. The names are the keys of `--json`."""
+def _agent_fields(node: Node, now: datetime, lease_s: float) -> dict[str, Any]:
+    """Return an agent process (a row of the table `nodes`) as a dictionary with the keys of `--json`."""
     return {
         "id": node.id,
         "host": node.host,
@@ -83,7 +92,7 @@ def _node_facts(node: Node, now: datetime, lease_s: float) -> dict[str, Any]:
 
 
 def is_alive(node: Node, now: datetime, lease_s: float) -> bool:
-    """True when the agent has not stopped, and has updated its row recently."""
+    """Return whether the agent process has not stopped and has updated its row within LEASES_UNTIL_VANISHED leases."""
     return node.stopped_at is None and now - node.seen_at <= timedelta(seconds=lease_s * LEASES_UNTIL_VANISHED)
 
 
@@ -99,5 +108,5 @@ def _joined(counts: dict[str, int]) -> str:
     return ", ".join(f"{count} {name}" for name, count in counts.items())
 
 
-def _past(moment: datetime, now: datetime) -> str:
-    return f"{ago(moment, now)} ago"
+def _elapsed_text(moment: datetime, now: datetime) -> str:
+    return f"{elapsed(moment, now)} ago"

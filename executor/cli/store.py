@@ -1,4 +1,4 @@
-"""The database, as a command opens it."""
+"""Opens the database for a command."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # only the package database uses SQLAlchemy (import-linter)
 
 @dataclass(frozen=True, kw_only=True)
 class Store:
-    """An open transaction, and the settings."""
+    """The session of an open transaction, and the settings."""
 
     settings: Settings
     session: Session
@@ -28,12 +28,12 @@ class Store:
 
 @contextmanager
 def reading_store() -> Iterator[Store]:
-    """Open a read-only transaction. It does not wait for a running agent, and does not delay one.
+    """Open a read-only transaction, which neither waits for a running agent nor delays it.
 
-    Raises DatabaseError when there is no database, or this version cannot read it.
+    Raises DatabaseError when there is no database, or when this version cannot read its schema.
     """
     settings = open_settings()
-    with opened(settings) as engine, reading(engine) as session:
+    with open_database(settings) as engine, reading(engine) as session:
         yield Store(settings=settings, session=session)
 
 
@@ -41,15 +41,15 @@ def reading_store() -> Iterator[Store]:
 def writing_store() -> Iterator[Store]:
     """Open a transaction that is committed at the end of the block. Raises DatabaseError."""
     settings = open_settings()
-    with opened(settings) as engine, transaction(engine) as session:
+    with open_database(settings) as engine, transaction(engine) as session:
         yield Store(settings=settings, session=session)
 
 
 @contextmanager
-def opened(settings: Settings, *, may_create: bool = False) -> Iterator[Engine]:
+def open_database(settings: Settings, *, may_create: bool = False) -> Iterator[Engine]:
     """Open the database for one block. Raises DatabaseError for every error of the driver."""
     if not may_create:
-        _refuse_absent(settings.smith_database_url)
+        _require_sqlite_file(settings.smith_database_url)
     engine = open_engine(settings.smith_database_url)
     try:
         yield engine
@@ -61,21 +61,21 @@ def opened(settings: Settings, *, may_create: bool = False) -> Iterator[Engine]:
         engine.dispose()
 
 
-def _refuse_absent(url: str) -> None:
-    """Raise DatabaseError when there is no SQLite file: SQLite would create an empty one."""
+def _require_sqlite_file(url: str) -> None:
+    """Raise DatabaseError when the SQLite file does not exist, because SQLite would create an empty one."""
     file = sqlite_file(url)
     if file is None:
         return
     try:
-        is_there = file.is_file() and file.stat().st_size > 0
+        exists = file.is_file() and file.stat().st_size > 0
     except OSError as error:
         raise DatabaseError(f"the database {file} cannot be read: {error.strerror}") from error
-    if not is_there:
+    if not exists:
         raise DatabaseError(f"no database yet at {file}: `smith run` creates it (SMITH_DATA_DIR sets the folder)")
 
 
 def _schema_problem(engine: Engine) -> DatabaseError | None:
-    """Return the error for a schema of another version, the most frequent cause of a failing statement."""
+    """Return the error if the schema is not the one of this version, which often makes a statement fail."""
     try:
         schema.refuse_newer(engine)
         current, newest = schema.current_revision(engine), schema.head_revision()

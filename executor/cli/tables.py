@@ -1,4 +1,4 @@
-"""Tables, facts, headings and documents for operators, formatted by rich. Data is never read as rich's markup."""
+"""Prints tables, fields, headings and documents for operators with rich. Data is never parsed as rich's markup."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from rich.text import Text
 from executor.cli.output import jsonable, sanitized, show_text
 from executor.redaction import redactor
 
-#: Line width without a terminal: output for a script is not wrapped.
+#: The line width without a terminal, so that output for a script is not wrapped.
 WIDE = 100_000
+#: The colour of a cell, by its text.
 STYLES = {
     "pending": "yellow",
     "reserved": "yellow",
@@ -44,10 +45,10 @@ STYLES = {
 }
 
 
-def show_rows(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], *, nothing: str) -> None:
-    """Print a table. `columns` maps the rows' keys to headings; `nothing` is printed if there are no rows."""
+def show_rows(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], *, if_empty: str) -> None:
+    """Print a table. `columns` maps the rows' keys to headings; `if_empty` is printed if there are no rows."""
     if not rows:
-        show_text(nothing)
+        show_text(if_empty)
         return
 
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
@@ -58,12 +59,12 @@ def show_rows(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], *, 
     _print(table)
 
 
-def show_facts(facts: Mapping[str, Any]) -> None:
-    """Print one line per fact, without facts that have no value."""
+def show_fields(fields: Mapping[str, Any]) -> None:
+    """Print one line per field, without the fields that have no value."""
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_header=False)
     table.add_column(no_wrap=True, style="bold")
     table.add_column(overflow="fold")
-    for name, value in facts.items():
+    for name, value in fields.items():
         if value not in (None, "", [], {}):
             table.add_row(Text(name.replace("_", " ")), cell(value))
     _print(table)
@@ -76,7 +77,7 @@ def show_heading(text: str) -> None:
 
 
 def show_document(value: Any) -> None:
-    """Print JSON for operators: indented, characters outside ASCII not escaped."""
+    """Print the value as JSON for operators: indented, and without escapes for characters outside ASCII."""
     text = json.dumps(redactor.redact_value(jsonable(value)), indent=2, ensure_ascii=False)
     _print(Text(sanitized(text, keep_lines=True)))
 
@@ -96,7 +97,7 @@ def cell(value: Any) -> Text:
 
 
 def _print(renderable: RenderableType) -> None:
-    """Print without the spaces at the end of each line, with which rich fills the last column."""
+    """Print the renderable without the spaces at the end of each line, which rich adds to fill the last column."""
     width = None if sys.stdout.isatty() else WIDE
     console = Console(file=sys.stdout, width=width, highlight=False, markup=False, emoji=False)
     with console.capture() as captured:

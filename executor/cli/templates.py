@@ -1,4 +1,4 @@
-"""`smith templates`: the templates for VMs and containers, and the nodes that can use them."""
+"""`smith templates`: list the templates for VMs and containers, and the nodes that can clone or use them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ COLUMNS = {
 def list_templates(as_json: AsJson = False) -> None:
     """List the templates in Proxmox and in the settings.
 
-    Shown are the image names that select a template, and its problems.
+    For each template, the image names that select it, the nodes that can use it, and its problem are shown.
     """
     settings = open_settings()
     settings.require_proxmox()
@@ -44,7 +44,7 @@ def list_templates(as_json: AsJson = False) -> None:
     if as_json:
         show_json(found)
         return
-    show_rows(found, COLUMNS, nothing="the token sees no template, and PROXMOX_TEMPLATES names none")
+    show_rows(found, COLUMNS, if_empty="the token sees no template, and PROXMOX_TEMPLATES names none")
     if any(not row["storages_are_known"] for row in found):
         show_error("the token does not see every storage (Datastore.Audit): more nodes may reach some templates")
 
@@ -55,8 +55,8 @@ def rows(reader: ProxmoxReader, settings: Settings) -> list[dict[str, Any]]:
     storages = reader.storages()
     images = images_of(listed, settings)
     found = [_row(row, reader, settings, storages) | {"images": images.get(row.vmid, [])} for row in listed]
-    there = {row.vmid for row in listed}
-    missing = {name: vmid for name, vmid in settings.proxmox_templates.items() if vmid not in there}
+    vmids = {row.vmid for row in listed}
+    missing = {name: vmid for name, vmid in settings.proxmox_templates.items() if vmid not in vmids}
     found += [_missing(name, vmid) for name, vmid in sorted(missing.items())]
     return found + [
         _os_template(name, volume, reader, storages) for name, volume in sorted(settings.proxmox_os_templates.items())
@@ -75,10 +75,10 @@ def images_of(listed: list[VmRow], settings: Settings) -> dict[int, list[str]]:
     found: dict[int, list[str]] = {}
     for name in sorted(names):
         try:
-            serving = templates.candidates(name, settings.proxmox_templates, listed)
+            selected = templates.candidates(name, settings.proxmox_templates, listed)
         except JobError:
             continue  # no template has this name, or more than one
-        for row in serving:
+        for row in selected:
             found.setdefault(row.vmid, []).append(name)
     return found
 
@@ -102,7 +102,7 @@ def _row(row: VmRow, reader: ProxmoxReader, settings: Settings, storages: list[S
 
 
 def _config(row: VmRow, reader: ProxmoxReader) -> tuple[dict[str, Any], str]:
-    """Return the configuration and '', or nothing and the problem: one failing node must not end the list."""
+    """Return the configuration and '', or {} and the problem, so that one failing node does not end the list."""
     try:
         return reader.vm_config(row.node, row.vmid), ""
     except JobError as error:
@@ -110,7 +110,7 @@ def _config(row: VmRow, reader: ProxmoxReader) -> tuple[dict[str, Any], str]:
 
 
 def _os_template(name: str, volume: str, reader: ProxmoxReader, storages: list[StorageRow]) -> dict[str, Any]:
-    """Return the row of a container template. Each node with the storage is asked whether it has the template."""
+    """Return the row of a container template. Reads from each node with the storage whether it has the template."""
     storage = volume.partition(":")[0]
     nodes, problems = [], []
     for node in sorted(row.node for row in storages if row.name == storage and row.is_available):
@@ -118,15 +118,15 @@ def _os_template(name: str, volume: str, reader: ProxmoxReader, storages: list[S
             nodes += [node] if volume in reader.volumes(node, storage, "vztmpl") else []
         except JobError as error:
             problems.append(f"{node}: {error}")
-    nowhere = "it is in PROXMOX_OS_TEMPLATES, but no node has it, or the token does not see it (Datastore.Audit)"
-    problem = "; ".join(problems) or ("" if nodes else nowhere)
-    facts = {"kind": GuestKind.LXC, "vmid": None, "name": volume, "node": "", "storages": [storage], "tags": []}
-    known = {"storages_are_known": True, "cloud_init": None, "reachable_from": nodes, "problem": problem}
-    return {"images": [name], **facts, **known}
+    found_nowhere = "it is in PROXMOX_OS_TEMPLATES, but no node has it, or the token does not see it (Datastore.Audit)"
+    problem = "; ".join(problems) or ("" if nodes else found_nowhere)
+    fields = {"kind": GuestKind.LXC, "vmid": None, "name": volume, "node": "", "storages": [storage], "tags": []}
+    other_fields = {"storages_are_known": True, "cloud_init": None, "reachable_from": nodes, "problem": problem}
+    return {"images": [name], **fields, **other_fields}
 
 
 def _missing(name: str, vmid: int) -> dict[str, Any]:
-    nothing: dict[str, Any] = {
+    empty_fields: dict[str, Any] = {
         "kind": GuestKind.QEMU,
         "name": "",
         "node": "",
@@ -136,4 +136,4 @@ def _missing(name: str, vmid: int) -> dict[str, Any]:
         "reachable_from": [],
     }
     problem = "it is in PROXMOX_TEMPLATES, but is missing, is no template, or the token does not see it"
-    return {"images": [name], "vmid": vmid, **nothing, "storages_are_known": True, "problem": problem}
+    return {"images": [name], "vmid": vmid, **empty_fields, "storages_are_known": True, "problem": problem}

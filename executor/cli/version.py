@@ -1,4 +1,4 @@
-"""`smith version`: the installed versions, for a bug report."""
+"""`smith version`: show the installed versions, for a bug report."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from executor.version import VERSION, collection_version, package_version
     "smith version --json",
 )
 def show(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """Show the versions of Agent Smith and of what it uses."""
-    facts = _facts()
+    """Show the versions of Agent Smith and of its dependencies."""
+    versions = _versions()
     if as_json:
-        show_json(facts)
+        show_json(versions)
     else:
-        show_text("\n".join(f"{name.replace('_', '-'):<19} {value or 'not found'}" for name, value in facts.items()))
+        show_text("\n".join(f"{name.replace('_', '-'):<19} {value or 'not found'}" for name, value in versions.items()))
 
 
-def _facts() -> dict[str, str | None]:
+def _versions() -> dict[str, str | None]:
     return {
         "agent_smith": VERSION,
         "python": platform.python_version(),

@@ -22,7 +22,7 @@ def demo(
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
     keep: Annotated[bool, typer.Option("--keep", help="Keep the folder with log, database and artifacts.")] = False,
 ) -> None:
-    """Run the whole system against a simulator and a stand-in. It uses none of your settings."""
+    """Run Agent Smith against a FulcrumCore simulator and a Proxmox stand-in, without your settings."""
     raise typer.Exit(run_demo(services=services, as_json=as_json, keep=keep))
 
 

@@ -153,7 +153,7 @@ def test_a_command_that_changed_nothing_adds_no_entry(smith: Cli) -> None:
         claim(session)
     assert smith("jobs", "retry", str(job_id)).returncode == 1
     assert smith.json("audit", "list") == []
-    assert smith.ok("audit", "list") == "nothing was changed\n"
+    assert smith.ok("audit", "list") == "no changes match\n"
 
 
 def test_the_list_can_be_of_one_subject_and_shows_the_differences(smith: Cli) -> None:

@@ -1,1 +1,1 @@
-"""Ansible plugins of the command line; this folder is named to ansible-playbook, so nothing else may stand here."""
+"""Ansible callback plugins for `smith play`. ansible-playbook loads every module here, so all are plugins."""

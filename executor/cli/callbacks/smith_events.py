@@ -1,6 +1,6 @@
-"""Writes what `executor.runs.results` reads of a run, as JSON lines, into the file that SMITH_EVENTS_FILE names.
+"""Writes the events of a run that `executor.runs.results` reads, as JSON lines, to the file SMITH_EVENTS_FILE.
 
-With the executor, ansible-runner's own callback does this. By hand there is plain ansible-playbook, and this.
+The agent gets these events from ansible-runner. `smith play` runs ansible-playbook itself, with this callback plugin.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ DOCUMENTATION = """
 
 
 class CallbackModule(CallbackBase):  # type: ignore[misc]  # ansible has no types
-    """One line for each failure, each published result, and the end."""
+    """Writes one line for each failure, for each published result, and for the end of the playbook."""
 
     CALLBACK_VERSION = 2.0
     CALLBACK_TYPE = "aggregate"
@@ -29,20 +29,20 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]  # ansible has no type
     CALLBACK_NEEDS_ENABLED = True
 
     def v2_runner_on_ok(self, result: Any) -> None:
-        """Keep what was published."""
+        """Write the result that an Ansible task published with set_stats."""
         if "ansible_stats" in result._result:
             self._write("runner_on_ok", res=result._result)
 
     def v2_runner_on_failed(self, result: Any, ignore_errors: bool = False) -> None:
-        """Keep a failure; the last one that nobody rescued is the run's."""
+        """Write a failure of an Ansible task; `results.read` decides which failure is the run's."""
         self._write("runner_on_failed", res=result._result, ignore_errors=ignore_errors)
 
     def v2_runner_on_unreachable(self, result: Any) -> None:
-        """Keep a failure to begin."""
+        """Write that Ansible could not reach the host."""
         self._write("runner_on_unreachable", res=result._result)
 
     def v2_playbook_on_stats(self, stats: Any) -> None:
-        """Keep the custom stats as they are at the end."""
+        """Write all values that set_stats published, as they are at the end of the playbook."""
         self._write("playbook_on_stats", artifact_data=stats.custom.get("_run", {}))
 
     def _write(self, event: str, **data: Any) -> None:

@@ -25,7 +25,7 @@ class DriftKind(StrEnum):
     VM_RECYCLED = "vm_recycled"  #: the mapped VMID holds a guest that is not the service's
     UNMAPPED_VM = "unmapped_vm"  #: a VM with our marker is the VM of no mapping
     SERVICE_WITHOUT_VM = "service_without_vm"  #: FulcrumCore has an instance id, but neither VM nor mapping exists
-    VM_WITHOUT_SERVICE = "vm_without_service"  #: a mapping or VM exists, but FulcrumCore has deleted its service
+    VM_WITHOUT_SERVICE = "vm_without_service"  #: mapping or VM exists; FulcrumCore deleted the service or never had it
     MAPPING_UNREPORTED = "mapping_unreported"  #: mapping and VM exist, but FulcrumCore lacks the result
 
 

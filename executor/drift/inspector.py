@@ -53,7 +53,7 @@ class Inspector:
     proxmox: ProxmoxReader
     cluster: str
     wait: Callable[[float], Any] = time.sleep
-    #: Services of other agents, which are asked for once, because a service's agent never changes.
+    #: Services that FulcrumCore assigned to other agents. Each is requested once, because the assignment never changes.
     _known_foreign_services: set[str] = field(default_factory=set)
 
     def check(self, agent_id: str, *, believe_list: bool = False) -> Outcome:

@@ -1,8 +1,8 @@
-"""Named points at which a test can kill this process, to simulate a crash there.
+"""Kills this process at a named point when a test requests it, to simulate a crash there.
 
-Nothing happens unless SMITH_CRASH_AT names an existing file, which only tests write: a JSON list of
-`{"point": …, "subject": …, "times": …}`, where `subject` (a job's service) may be missing. Each crash decrements
-`times`, so that the restarted process passes the point.
+Nothing happens unless SMITH_CRASH_AT names an existing file. Only tests write such a file: a JSON list of
+`{"point": …, "subject": …, "times": …}`, where `subject` is the id of the job's service and may be missing. Each crash
+decrements `times`; at 0 the process continues at this point.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from typing import Any
 
 VARIABLE = "SMITH_CRASH_AT"
 
-#: The points, in the order of a job's steps, each with the last durable fact.
+#: The points in the order of a job's steps. Each comment says what is stored when the process is killed there.
 POINTS = (
-    "rows_written",  # step 1: the rows are stored
-    "claim_noted",  # step 3: stored that a claim will be sent
-    "claim_accepted",  # step 3: FulcrumCore has the job as Processing; that is not stored yet
-    "vmid_reserved",  # step 4: the reservation is stored; nothing was sent to Proxmox
-    "run_noted",  # step 5: stored that a run will start
-    "run_ended",  # step 5: the VM was changed; the result was not read
-    "job_finished",  # step 6: job, mapping and due report are stored
-    "report_accepted",  # step 7: FulcrumCore has accepted the report; that is not stored yet
+    "rows_written",  # step 1: the rows of the polled jobs
+    "claim_noted",  # step 3: that a claim will be sent
+    "claim_accepted",  # step 3: nothing more; FulcrumCore has accepted the claim
+    "vmid_reserved",  # step 4: the reservation; nothing was sent to Proxmox yet
+    "run_noted",  # step 5: that a run will start
+    "run_ended",  # step 5: the end of the run, which has changed the VM; not the job's result
+    "job_finished",  # step 6: the job's result, its mapping and the due report
+    "report_accepted",  # step 7: nothing more; FulcrumCore has accepted the report
 )
 
 _lock = threading.Lock()
@@ -47,7 +47,7 @@ def _crash_if_requested(file: Path, point: str, subject: str | None) -> None:
     for request in requests:
         if request["point"] == point and request["times"] > 0 and request.get("subject") in (None, subject):
             request["times"] -= 1
-            draft = file.with_suffix(".draft")
-            draft.write_text(json.dumps(requests), encoding="utf-8")
-            draft.replace(file)
+            new_file = file.with_suffix(".draft")
+            new_file.write_text(json.dumps(requests), encoding="utf-8")
+            new_file.replace(file)
             os.kill(os.getpid(), signal.SIGKILL)

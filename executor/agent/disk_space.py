@@ -1,4 +1,4 @@
-"""Free disk space of the data folder and the run folder, and the minimum that starting a job needs."""
+"""Checks whether the data folder and the run folder have enough free disk space to start a job."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from executor.log import get_logger
 log = get_logger(__name__)
 
 BYTES_PER_MIB = 1024 * 1024
-#: Minimum free space to start a job, by folder. A run writes a few hundred KiB, SQLite's WAL a few MiB.
+#: Free space that a folder needs before a job starts. A run writes a few hundred KiB, and SQLite's WAL a few MiB.
 MIN_FREE_MIB = {"data": 200, "run": 16}
 
 
 def free_bytes(folder: Path) -> int:
-    """Return the free space of a folder, or of its nearest existing parent. Raises OSError."""
+    """Return the free space at a folder; if it does not exist, at its nearest existing parent. Raises OSError."""
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     return shutil.disk_usage(folder).free
 
 
 def shortages(folders: Mapping[str, Path]) -> dict[str, str]:
-    """Return a sentence for each folder with too little free space, by the folder's name. Raises OSError."""
+    """Return a message for each folder with too little free space; keys as in `folders`. Raises OSError."""
     low = {}
     for name, folder in folders.items():
         free_mib = free_bytes(folder) // BYTES_PER_MIB
@@ -35,13 +35,13 @@ def shortages(folders: Mapping[str, Path]) -> dict[str, str]:
 
 @dataclass(kw_only=True)
 class DiskSpace:
-    """Checks free space before each claim: one system call per folder. A change is logged once."""
+    """Checks free space before each claim, with one system call per folder, and logs each change once."""
 
     folders: Mapping[str, Path]
-    _is_low: bool = False
+    _is_low: bool = False  #: result of the last check that could be made
 
     def is_enough(self) -> bool:
-        """True while there is space for one more job. A file system that does not answer changes nothing."""
+        """True when there is space for one more job. When it cannot be measured, return the previous answer."""
         try:
             low = shortages(self.folders)
         except OSError as error:

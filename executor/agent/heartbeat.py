@@ -1,4 +1,4 @@
-"""The critical job Heartbeat: reports that the agent is alive, and reads its id and whether it is disabled."""
+"""Runs the critical job Heartbeat: reports the agent's status to FulcrumCore, and reads whether it is disabled."""
 
 from __future__ import annotations
 

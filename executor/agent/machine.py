@@ -1,6 +1,6 @@
-"""Measures this machine: cores, memory, load, and how many jobs it can run at once.
+"""Measures the cores, memory and load of this machine, and computes how many jobs it can run at once.
 
-The limits of a container or systemd unit (cgroup v1 and v2) count where they are lower than the machine's.
+The limits of a container or systemd unit (cgroup v1 and v2) apply when they are lower than what the machine has.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from pathlib import Path
 import psutil
 
 BYTES_PER_MIB = 1024 * 1024
-#: Memory of one run, and of the agent with its warm servers; measured in docs/performance.md.
-SLOT_MIB = {True: 55, False: 110}  #: by "runs are warm"
+#: Memory of one run; the key is "runs are warm". Measured in docs/performance.md.
+SLOT_MIB = {True: 55, False: 110}
+#: Memory of the agent, including the servers of warm runs; the key is "runs are warm".
 BASE_MIB = {True: 260, False: 160}
-#: Runs per core before more runs slow all of them down.
+#: With more runs per core than this, all runs become slower; the key is "runs are warm".
 SLOTS_PER_CORE = {True: 20, False: 4}
 MIN_CONCURRENCY, MAX_CONCURRENCY = 2, 64
 CGROUPS = Path("/sys/fs/cgroup")
@@ -30,28 +31,28 @@ def default_concurrency(*, is_warm: bool) -> int:
 
 
 def cores() -> float:
-    """Return the cores that this process may use: its CPU affinity, or its cgroup's CPU quota if that is lower."""
-    ours = float(len(os.sched_getaffinity(0)))
+    """Return how many cores this process may use: by its CPU affinity, or its cgroup's CPU quota if that is lower."""
+    allowed = float(len(os.sched_getaffinity(0)))
     shares = [quota / period for quota, period in _quotas() if quota > 0 and period > 0]
-    return max(min([ours, *shares]), 0.5)
+    return max(min([allowed, *shares]), 0.5)
 
 
 def memory_mib() -> float:
-    """Return the memory that this process may use."""
+    """Return how much memory this process may use."""
     limits = [limit for limit, _used in _memory_limits()]
     return min([psutil.virtual_memory().total, *limits]) / BYTES_PER_MIB
 
 
 def available_mib() -> float:
-    """Return the memory that is available to this process now."""
-    left = [limit - used for limit, used in _memory_limits()]
-    return max(min([psutil.virtual_memory().available, *left]) / BYTES_PER_MIB, 0.0)
+    """Return how much more memory this process can use now."""
+    unused_bytes = [limit - used for limit, used in _memory_limits()]
+    return max(min([psutil.virtual_memory().available, *unused_bytes]) / BYTES_PER_MIB, 0.0)
 
 
 def runnable() -> int:
     """Return the number of runnable processes on the machine now, 0 when /proc/loadavg is unreadable.
 
-    Not the load average: it would delay runs for a minute after the start of a burst.
+    The load average would be wrong here: it stays high for a minute after a burst of runs, and would delay more runs.
     """
     _averages, _, counts = _read(LOADAVG).rpartition(" ")[0].rpartition(" ")
     return _number(counts.partition("/")[0])
@@ -71,7 +72,7 @@ def _quotas() -> Iterator[tuple[int, int]]:
 
 
 def _memory_limits() -> Iterator[tuple[int, int]]:
-    """Yield limit and usage in bytes of every cgroup with a limit. Reclaimable file pages do not count as used."""
+    """Yield limit and usage in bytes of every cgroup of this process with a limit, without reclaimable file pages."""
     for group in _groups("memory"):
         limit = _number(_read(group / "memory.max") or _read(group / "memory.limit_in_bytes"))
         if 0 < limit < psutil.virtual_memory().total:

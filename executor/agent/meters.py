@@ -1,6 +1,7 @@
-"""Prometheus counters and histograms of jobs. They start at 0 with each process, which Prometheus handles.
+"""Counts and times jobs for Prometheus.
 
-No label names a job, a service or a VM, so the number of series stays small.
+The values start at 0 in each process, which Prometheus expects. No label contains the id of a job, a service or a VM,
+so the number of series stays small.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ from executor.runs.actions import ACTION_PATTERN
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
-#: Disables the second series with each counter's creation time: it is not used.
+#: Without this, each counter has a second series with its creation time.
 prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]  # has no types
 
-#: FulcrumCore's service types name actions freely. Only the first ones get a label of their own.
+#: Maximum number of actions with their own label value; a service type may define any number. Further ones are OTHER.
 MAX_ACTIONS = 32
 OTHER = "other"
-#: From one second (a start) to FulcrumCore's job timeout, five minutes by default.
+#: From one second (the action `start`) to above FulcrumCore's default job timeout of five minutes.
 DURATION_BUCKETS_S = (1, 2, 3, 5, 8, 12, 20, 30, 45, 60, 90, 120, 180, 300, 600)
 WAIT_BUCKETS_S = (0.1, 0.25, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300)
 
@@ -40,22 +41,22 @@ class Meters:
         ProcessCollector(registry=self.registry)
         self._jobs = Counter(
             "smith_jobs",
-            "Attempts that ended here: completed, failed, put_back (to be tried again), abandoned (FulcrumCore had "
-            "ended the job), lost (another agent took it over)",
+            "Ended attempts by outcome: completed, failed, put_back (requeued), abandoned (FulcrumCore had ended the "
+            "job), lost (the lease was lost, or the end could not be stored)",
             ["action", "outcome"],
             registry=self.registry,
         )
         self._errors = Counter("smith_job_errors", "Failed jobs by error code", ["code"], registry=self.registry)
         self._duration = Histogram(
             "smith_job_duration_seconds",
-            "From the start of an attempt to its end on disk",
+            "Time from the start of an attempt until its end is stored",
             ["action"],
             buckets=DURATION_BUCKETS_S,
             registry=self.registry,
         )
         self._wait = Histogram(
             "smith_queue_wait_seconds",
-            "From a job's arrival here to the start of its first attempt",
+            "Time from the poll that stored a job to the start of its first attempt",
             buckets=WAIT_BUCKETS_S,
             registry=self.registry,
         )
@@ -63,18 +64,18 @@ class Meters:
         self._lock = threading.Lock()
 
     def note_started(self, job: Job) -> None:
-        """Observe the wait of a job at its first attempt."""
+        """Record how long a job has waited, at the start of its first attempt."""
         if job.attempt == 1:
             self._wait.observe(max((utc_now() - job.received_at).total_seconds(), 0.0))
 
     def note_ended(self, engine: Engine, job: Job, took_s: float) -> None:
-        """Count an attempt by the state of its row."""
+        """Count an ended attempt. The job's row says with which outcome it ended."""
         row: Job | None = None
         try:
             with reading(engine) as session:
                 row = queries.get_job(session, job.id)
         except DatabaseError:
-            pass  # the job's end could not be stored either: counted as lost
+            pass  # the end of the job could not be stored either, so the attempt counts as lost
         action = self._action(job.action, row)
         self._jobs.labels(action=action, outcome=_outcome(row)).inc()
         self._duration.labels(action=action).observe(took_s)
@@ -82,7 +83,7 @@ class Meters:
             self._errors.labels(code=row.error_code).inc()
 
     def _action(self, action: str, row: Job | None) -> str:
-        """Return the label: only actions with a playbook, at most MAX_ACTIONS of them."""
+        """Return the label value for an action: its name if it has a playbook, for at most MAX_ACTIONS names."""
         if not ACTION_PATTERN.match(action) or (row is not None and row.error_code == ErrorCode.UNSUPPORTED_ACTION):
             return OTHER
         with self._lock:

@@ -1,7 +1,8 @@
-"""The critical job ReportMetric: sends metrics of every mapped VM, with one request to Proxmox per turn.
+"""Runs the critical job ReportMetric: reads all VMs with one request to Proxmox, sends their metrics to FulcrumCore.
 
-FulcrumCore takes one entry per call and sets its timestamp itself. So the posts are spread over the interval and
-limited to 5 % of a CPU core. What does not fit is left out, and the next turn starts with it.
+FulcrumCore accepts one metric entry per request and sets the timestamp itself. So the requests are spread over the
+interval, and use at most 5 % of a CPU core. Samples that cannot be sent in time are dropped, and the next round starts
+with their VMs.
 """
 
 from __future__ import annotations
@@ -28,18 +29,20 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
+#: Number of threads that send entries.
 SENDERS = 4
-#: Upper limit, to spare FulcrumCore.
+#: Maximum rate, to limit the load of FulcrumCore.
 MAX_POSTS_PER_S = 40.0
-#: CPU share that posts may use, measured by the previous posts. With the rest of each turn this makes 5 % of a core.
+#: Share of a CPU core that sending may use, by the measured cost of previous entries. Reading and computing the
+#: samples needs the remainder of the 5 %.
 POSTS_SHARE_OF_A_CORE = 0.035
-#: Number of posts over which the cost is averaged.
+#: The cost of an entry is averaged over about this many entries.
 COST_WINDOW = 20
-#: Lower limit: spreading a few posts over the whole interval would only delay them.
+#: Minimum rate: a few entries need not be spread over the whole interval.
 MIN_POSTS_PER_S = 20.0
-#: Share of the interval in which posts are sent.
+#: Share of the interval in which entries are sent.
 USABLE_SHARE = 0.8
-#: Metric type, resource and counter of what is reported in bytes per second.
+#: Metrics in bytes per second: metric type, resource, and Proxmox's counter from which the rate is computed.
 RATES = (
     ("vm.network.in", "network", "net_in_bytes"),
     ("vm.network.out", "network", "net_out_bytes"),
@@ -54,26 +57,26 @@ class Sample:
 
     vmid: int
     type_name: str
-    resource_id: str  #: few and constant values: FulcrumCore groups series by it
+    resource_id: str  #: one of few constant values, because FulcrumCore groups series by it
     value: float
 
 
 @dataclass(kw_only=True)
 class VmMetrics:
-    """Collects and sends samples; keeps the counters of the last turn to compute rates."""
+    """Collects and sends samples. Keeps the counters of the previous round to compute rates."""
 
     engine: Engine
     fulcrum: FulcrumClient
     proxmox: ProxmoxReader
     state: AgentState
     interval_s: float
-    _previous: dict[int, tuple[float, VmRow]] = field(default_factory=dict)
+    _previous: dict[int, tuple[float, VmRow]] = field(default_factory=dict)  #: by VMID: time and row of the last round
     _logged_missing: set[str] = field(default_factory=set)
-    _first_vmid: int = 0  #: the next turn starts here, with what was left out
-    _is_incomplete: bool = False  #: the last turn left something out
+    _first_vmid: int = 0  #: the next round starts with this VM, the first one of which a sample was dropped
+    _is_incomplete: bool = False  #: the last round dropped samples
 
     def report(self) -> None:
-        """Send one sample of each kind for each VM. Raises FulcrumUnavailable, JobError (Proxmox)."""
+        """Send the samples of every mapped VM. Raises FulcrumUnavailable, JobError (Proxmox)."""
         if not self.state.agent_id:
             return
         started = time.monotonic()
@@ -83,12 +86,13 @@ class VmMetrics:
             return
         rows = [row for row in self.proxmox.vms() if row.vmid in mapped and not row.is_template]
         rows.sort(key=lambda row: (row.vmid < self._first_vmid, row.vmid))
-        wanted = self._known_types()
-        samples = [sample for row in rows for sample in self._samples(row, started) if sample.type_name in wanted]
+        known_types = self._known_types()
+        samples = [sample for row in rows for sample in self._samples(row, started) if sample.type_name in known_types]
         self._previous = {row.vmid: (started, row) for row in rows}
         self._post(samples, started + self.interval_s * USABLE_SHARE)
 
     def _known_types(self) -> set[str]:
+        """Return the metric types that FulcrumCore has. Log those that it lacks, each once."""
         known = {metric_type.name for metric_type in self.fulcrum.metric_types() if metric_type.name}
         missing = set(METRIC_TYPES) - known
         if new := missing - self._logged_missing:
@@ -97,6 +101,7 @@ class VmMetrics:
         return known
 
     def _samples(self, row: VmRow, now: float) -> Iterator[Sample]:
+        """Yield the samples of one VM."""
         yield Sample(vmid=row.vmid, type_name="vm.cpu.usage", resource_id="cpu", value=row.cpu_share)
         if row.max_memory_bytes:
             used = row.memory_bytes / row.max_memory_bytes
@@ -104,38 +109,40 @@ class VmMetrics:
         if row.disk_bytes and row.max_disk_bytes:  # always 0 for qemu: Proxmox does not know the guest's disk usage
             used = row.disk_bytes / row.max_disk_bytes
             yield Sample(vmid=row.vmid, type_name="vm.disk.usage", resource_id="disk", value=used)
-        then, before = self._previous.get(row.vmid, (now, row))
-        if now <= then or row.uptime_s < before.uptime_s:
-            return  # first sample, or restarted: its counters were reset
+        then, previous = self._previous.get(row.vmid, (now, row))
+        if now <= then or row.uptime_s < previous.uptime_s:
+            return  # no rate: this is the VM's first sample, or a restart has reset its counters
         for type_name, resource_id, counter in RATES:
-            grown = getattr(row, counter) - getattr(before, counter)
+            grown = getattr(row, counter) - getattr(previous, counter)
             if grown >= 0:
                 yield Sample(vmid=row.vmid, type_name=type_name, resource_id=resource_id, value=grown / (now - then))
 
-    def _post(self, samples: list[Sample], until: float) -> None:
+    def _post(self, samples: list[Sample], deadline: float) -> None:
+        """Send the samples until the deadline. Raises FulcrumUnavailable when FulcrumCore did not accept one."""
         if not samples:
             return
-        pace = _Pace(len(samples), until)
+        pace = _Pace(len(samples), deadline)
         with ThreadPoolExecutor(max_workers=SENDERS, thread_name_prefix="metric") as pool:
             outcomes = list(pool.map(lambda sample: self._post_one(sample, pace), samples))
         log.debug("metrics_posted", sent=outcomes.count("sent"), unknown=outcomes.count("unknown"))
-        self._note_left_out(samples, outcomes)
+        self._note_dropped(samples, outcomes)
         if "down" in outcomes:
             raise FulcrumUnavailable("metric entries were not accepted")
 
-    def _note_left_out(self, samples: list[Sample], outcomes: list[str]) -> None:
-        """Let the next turn start with what this one left out; log it once."""
-        left_out = outcomes.count("late")
-        self._first_vmid = samples[outcomes.index("late")].vmid if left_out else 0
-        if left_out and not self._is_incomplete and not self.state.stopping.is_set():
-            rounds = len(samples) / max(len(samples) - left_out, 1)
+    def _note_dropped(self, samples: list[Sample], outcomes: list[str]) -> None:
+        """Let the next round start with the first dropped sample. Log once that samples are dropped."""
+        dropped = outcomes.count("late")
+        self._first_vmid = samples[outcomes.index("late")].vmid if dropped else 0
+        if dropped and not self._is_incomplete and not self.state.stopping.is_set():
+            rounds = len(samples) / max(len(samples) - dropped, 1)
             log.warning("metrics_need_several_turns", turns=round(rounds, 1), interval_s=self.interval_s)
-        self._is_incomplete = bool(left_out)
+        self._is_incomplete = bool(dropped)
 
     def _post_one(self, sample: Sample, pace: _Pace) -> str:
+        """Send one sample when its time has come; return the outcome: sent, late, unknown or down."""
         if self.state.stopping.wait(pace.wait_s()) or pace.is_over():
             return "late"
-        began = time.thread_time()
+        cpu_started_s = time.thread_time()
         try:
             self.fulcrum.post_metric(
                 agent_instance_id=f"{self.state.agent_id}/{sample.vmid}",
@@ -144,38 +151,38 @@ class VmMetrics:
                 value=sample.value,
             )
         except (FulcrumNotFound, FulcrumRefused):
-            return "unknown"  # the service is not completed yet, or was deleted meanwhile
+            return "unknown"  # the create of the service is not completed yet, or the service was deleted meanwhile
         except FulcrumUnavailable:
             return "down"
         finally:
-            pace.note_cost(time.thread_time() - began)
+            pace.note_cost(time.thread_time() - cpu_started_s)
         return "sent"
 
 
 class _Pace:
-    """Spreads posts evenly until a time, within the rate and CPU limits."""
+    """Spreads entries evenly over the time until a deadline, within the limits of rate and CPU use."""
 
-    def __init__(self, posts: int, until: float) -> None:
-        self._until = until
+    def __init__(self, entries: int, deadline: float) -> None:
+        self._deadline = deadline
         self._next_at = now = time.monotonic()
-        self._gap_s = self._min_gap_s = min(max((until - now) / posts, 1 / MAX_POSTS_PER_S), 1 / MIN_POSTS_PER_S)
+        self._gap_s = self._min_gap_s = min(max((deadline - now) / entries, 1 / MAX_POSTS_PER_S), 1 / MIN_POSTS_PER_S)
         self._cost_s = 0.0
         self._lock = threading.Lock()
 
     def wait_s(self) -> float:
-        """Return how long the next post has to wait."""
+        """Return how long the next entry has to wait, and plan the entry after it."""
         with self._lock:
             now = time.monotonic()
             at, self._next_at = self._next_at, max(self._next_at, now) + self._gap_s
-        return 0.0 if at > self._until else max(at - now, 0.0)
+        return 0.0 if at > self._deadline else max(at - now, 0.0)
 
     def note_cost(self, cpu_s: float) -> None:
-        """Record the CPU time of a post, and adapt the gap between posts."""
+        """Record the CPU time of an entry, and adapt the gap between entries to it."""
         with self._lock:
             self._cost_s += (cpu_s - self._cost_s) / COST_WINDOW
             self._gap_s = max(self._min_gap_s, self._cost_s / POSTS_SHARE_OF_A_CORE)
 
     def is_over(self) -> bool:
-        """True when no time is left in this turn."""
+        """True when no more entries can be sent before the deadline."""
         with self._lock:
-            return max(time.monotonic(), self._next_at - self._gap_s) > self._until
+            return max(time.monotonic(), self._next_at - self._gap_s) > self._deadline

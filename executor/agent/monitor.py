@@ -1,4 +1,4 @@
-"""Checks the limits of the agent process, and restarts critical jobs that have stopped."""
+"""Checks whether the agent has reached one of its limits, and restarts critical jobs that have stopped."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from executor.settings.settings import Settings
 log = get_logger(__name__)
 
 BYTES_PER_MIB = 1024 * 1024
-#: Interval of the checks of critical jobs, and of the memory measurements.
+#: Interval of the checks of critical jobs.
 CHECK_INTERVAL_S = 30.0
+#: Minimum time between two measurements of memory.
 MEMORY_INTERVAL_S = 5.0
 
 
@@ -31,7 +32,7 @@ class Limit(StrEnum):
 
 @dataclass(kw_only=True)
 class Monitor:
-    """Called by the agent's main loop."""
+    """Checks limits and critical jobs. The agent's main loop calls it."""
 
     settings: Settings
     state: AgentState
@@ -42,7 +43,7 @@ class Monitor:
     _memory_mib: float = 0.0
 
     def reached_limit(self) -> Limit | None:
-        """Return the limit that was reached, None while there is none."""
+        """Return the first limit that was reached, None when none was."""
         settings = self.settings
         if settings.smith_max_jobs and self.state.jobs_claimed >= settings.smith_max_jobs:
             return Limit.JOBS
@@ -60,7 +61,7 @@ class Monitor:
         return self._memory_mib
 
     def restart_overdue_critical_jobs(self) -> None:
-        """Restart critical jobs whose thread has died or hangs; checked every CHECK_INTERVAL_S."""
+        """Restart critical jobs whose thread has ended or hangs. Checks at most once per CHECK_INTERVAL_S."""
         if time.monotonic() - self._checked_at < CHECK_INTERVAL_S:
             return
         self._checked_at = time.monotonic()

@@ -1,4 +1,4 @@
-"""Builds the parts of one agent from its settings."""
+"""Builds the parts of an agent process (dispatcher, worker, lease keeper, critical jobs) from its settings."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Shared:
-    """The objects that most parts of the agent share."""
+    """The objects that most parts of the agent use."""
 
     settings: Settings
     boot_id: str
@@ -70,6 +70,7 @@ def _worker(shared: Shared, runner: Runner, clone_limit: CloneLimit) -> Worker:
 
 
 def build_dispatcher(shared: Shared, runner: Runner, meters: Meters) -> Dispatcher:
+    """Return the dispatcher with its worker."""
     clone_limit = CloneLimit(limit=shared.settings.smith_clones_per_storage)
     return Dispatcher(
         engine=shared.engine,
@@ -84,6 +85,7 @@ def build_dispatcher(shared: Shared, runner: Runner, meters: Meters) -> Dispatch
 
 
 def build_leases(shared: Shared, dispatcher: Dispatcher) -> LeaseKeeper:
+    """Return the lease keeper of the dispatcher's jobs."""
     return LeaseKeeper(
         engine=shared.engine,
         dispatcher=dispatcher,
@@ -94,6 +96,7 @@ def build_leases(shared: Shared, dispatcher: Dispatcher) -> LeaseKeeper:
 
 
 def build_reconciler(shared: Shared) -> Reconciler:
+    """Return the critical job Reconcile with its inspector."""
     inspector = Inspector(
         engine=shared.engine,
         fulcrum=shared.fulcrum,
@@ -136,7 +139,7 @@ def _metrics(shared: Shared) -> VmMetrics:
 
 
 def critical_jobs(shared: Shared, mode: Mode, reconciler: Reconciler) -> list[CriticalJob]:
-    """Return the critical jobs, without those whose interval is 0 (off)."""
+    """Return the critical jobs; an interval of 0 turns one off."""
     settings, state = shared.settings, shared.state
     link, prune_interval_s = state.fulcrum, settings.smith_prune_interval_s
     jobs = [
@@ -157,31 +160,31 @@ def critical_jobs(shared: Shared, mode: Mode, reconciler: Reconciler) -> list[Cr
             name="PruneCompletedJobs",
             interval_s=prune_interval_s,
             run=Pruner(engine=shared.engine, settings=settings).prune,
-            for_each_node=False,
+            for_each_agent=False,
         ),
         CriticalJob(
             name="PurgeDeletedVms",
             interval_s=prune_interval_s,
             run=_purger(shared).submit_due_deletions,
-            for_each_node=False,
+            for_each_agent=False,
             link=link,
         ),
         CriticalJob(
             name="ReportMetric",
             interval_s=settings.smith_metrics_interval_s,
             run=_metrics(shared).report,
-            for_each_node=False,
+            for_each_agent=False,
         ),
         CriticalJob(
             name="Reconcile",
             interval_s=settings.smith_reconcile_interval_s,
             run=reconciler.check_and_repair,
-            for_each_node=False,
+            for_each_agent=False,
         ),
     ]
     return [job for job in jobs if job.interval_s > 0]
 
 
 def runs_warm(settings: Settings) -> bool:
-    """True when warm runs are wanted and this machine's versions support them."""
+    """True when warm runs are not off and support the installed versions of Ansible and its libraries."""
     return settings.smith_warm != "off" and not why_unavailable()

@@ -1,4 +1,4 @@
-"""Step 1 of 7: stores FulcrumCore's pending jobs as rows, each job once however often it is polled."""
+"""Step 1 of the walk in ARCHITECTURE.md: polls FulcrumCore and stores each pending job as one row."""
 
 from __future__ import annotations
 
@@ -23,32 +23,32 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
-#: Jobs requested per poll. FulcrumCore sorts by group, so a short page would always favour the same tenants.
+#: Number of jobs requested per poll. FulcrumCore sorts them by group: a small page would hold jobs of few groups only.
 PAGE_SIZE = 100
 MAX_PAGE_SIZE = 1000
-#: Bounds of a stored job; FulcrumCore has none.
+#: Limits of a job's params and service; FulcrumCore has no such limits.
 MAX_PAYLOAD_CHARS = 256 * 1024
 MAX_DEPTH = 32
-#: Polls without a new job before the interval grows.
+#: The interval grows after this many polls without a new job.
 IDLE_POLLS = 30
 MAX_INTERVAL_S = 10.0
 
 
 @dataclass(kw_only=True)
 class Poller:
-    """Polls FulcrumCore for jobs."""
+    """Runs the critical job GetPendingJobs."""
 
     engine: Engine
     fulcrum: FulcrumClient
     state: AgentState
     job_timeout_s: float
     interval_s: float
-    only_once: bool = False  #: `smith run --once`
+    only_once: bool = False  #: poll only once, for `smith run --once`
     _page_size: int = PAGE_SIZE
     _idle_polls: int = 0
 
     def poll_if_allowed(self) -> float | None:
-        """Poll unless no new job may be claimed; return the seconds until the next turn, None for the interval.
+        """Poll, unless the agent accepts no new jobs. Return the seconds until the next call, None for the interval.
 
         Raises FulcrumUnavailable.
         """
@@ -60,24 +60,24 @@ class Poller:
         return self.poll()
 
     def poll(self) -> float:
-        """Store every pending job that has no row; return the seconds until the next poll.
+        """Store every pending job that has no row yet; return the seconds until the next poll.
 
         Raises FulcrumUnavailable.
         """
         if not self.state.agent_id:
             return self.interval_s  # the first heartbeat reads the id
-        answer = self.fulcrum.pending_jobs(limit=self._page_size)
+        page = self.fulcrum.pending_jobs(limit=self._page_size)
         self.state.fulcrum.note_up()
-        for description in answer.unusable_items:
+        for description in page.unusable_items:
             log.warning("pending_job_ignored", reason=description)
-        self._page_size = MAX_PAGE_SIZE if len(answer.jobs) >= self._page_size else PAGE_SIZE
-        new = self._store([job for job in answer.jobs if self._is_ours(job)])
+        self._page_size = MAX_PAGE_SIZE if len(page.jobs) >= self._page_size else PAGE_SIZE
+        new = self._store([job for job in page.jobs if self._is_ours(job)])
         self.state.polls += 1
         self._idle_polls = 0 if new else self._idle_polls + 1
         return self._next_interval_s()
 
     def recover_claimed_jobs(self) -> int:
-        """Store jobs that FulcrumCore has as Processing by us and that have no row: the database may have been lost."""
+        """Store jobs without a row that this agent has claimed at FulcrumCore: the database may have been lost."""
         jobs = self.fulcrum.own_processing_jobs(self.state.agent_id)
         recovered = self._store([job for job in jobs if self._is_ours(job)], already_claimed=True)
         if recovered:
@@ -93,6 +93,7 @@ class Poller:
         return job.agent_id is None or job.agent_id == self.state.agent_id
 
     def _store(self, jobs: list[CoreJob], *, already_claimed: bool = False) -> int:
+        """Add a row for each job that has none; return the number of new rows."""
         if not jobs:
             return 0
         with reading(self.engine) as session:
@@ -109,6 +110,7 @@ class Poller:
         return count
 
     def _row(self, job: CoreJob, already_claimed: bool) -> NewJob:
+        """Return the new row of a job. Its `defect` lists what is invalid; the worker fails such a job."""
         defects = list(job.defects)
         params, problem = within_limits(job.params)
         defects += [f"params {problem}"] if problem else []
@@ -136,7 +138,7 @@ class Poller:
 
 
 def within_limits(value: Any) -> tuple[dict[str, Any] | None, str | None]:
-    """Return the object if it can be stored, else None and the problem.
+    """Return the value and no problem if it is an object within our limits, else None and the problem.
 
     Iterative, so deep nesting cannot cause RecursionError.
     """
@@ -171,11 +173,12 @@ def _uuid_or_none(text: Any) -> str | None:
 
 
 def _printable_action(action: str | None) -> str:
-    """Return the action's text, short and printable: it is compared, shown and logged, and never used as a path."""
+    """Return the action's name, cut to 100 characters and made printable, because it is shown and logged."""
     return "".join(char if char.isprintable() else "?" for char in action or "")[:100] or "?"
 
 
 def _plausible_time(created_at: datetime | None) -> datetime:
+    """Return the time if it is within ten years of now, else now."""
     now = utc_now()
     if created_at is None or abs((created_at.astimezone(UTC) - now).total_seconds()) > 10 * 365 * 86400:
         return now

@@ -1,4 +1,4 @@
-"""The critical job PruneCompletedJobs: deletes old job rows, their runs, and artifacts by age and by total size."""
+"""Runs the critical job PruneCompletedJobs: deletes old jobs with their runs, and artifacts by age and total size."""
 
 from __future__ import annotations
 
@@ -21,35 +21,37 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
-#: Rows per transaction, and the wait between two: other writers never wait longer than one transaction.
+#: Maximum number of jobs deleted in one transaction, and the wait between two transactions, so that other writers
+#: never wait long.
 BATCH_ROWS = 500
 BATCH_WAIT_S = 0.05
 BYTES_PER_MIB = 1024 * 1024
-#: A folder younger than this may belong to a run that is not finished.
+#: Artifacts younger than this are kept, because their run may not be finished.
 MIN_AGE_S = 600.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pruner:
-    """Keeps database and disk bounded. A job whose report FulcrumCore has not accepted is never deleted."""
+    """Limits the size of the database and the artifacts. Keeps every job whose report FulcrumCore has not accepted."""
 
     engine: Engine
     settings: Settings
 
     @property
     def artifacts_dir(self) -> Path:
-        """The folder of the artifacts: one folder per run."""
+        """The folder that contains one folder of artifacts per run."""
         return self.settings.smith_data_dir / "artifacts"
 
     def prune(self) -> None:
-        """Delete jobs and artifacts past the retention time, then the oldest artifacts over the size limit."""
+        """Delete jobs and artifacts older than the retention time, then the oldest artifacts above the size limit."""
         rows = self._prune_rows()
-        aged = self._prune_aged_folders()
-        capped = self._prune_to_cap()
-        if rows or aged or capped:
-            log.info("pruned", jobs=rows, artifacts_by_age=aged, artifacts_by_size=capped)
+        by_age = self._prune_folders_by_age()
+        by_size = self._prune_folders_by_size()
+        if rows or by_age or by_size:
+            log.info("pruned", jobs=rows, artifacts_by_age=by_age, artifacts_by_size=by_size)
 
     def _prune_rows(self) -> int:
+        """Delete old jobs with their runs and artifacts; return how many jobs."""
         before = utc_now() - timedelta(seconds=self.settings.smith_job_retention_s)
         deleted = 0
         while True:
@@ -63,23 +65,24 @@ class Pruner:
                 return deleted
             time.sleep(BATCH_WAIT_S)
 
-    def _prune_aged_folders(self) -> int:
-        """Delete folders without rows: after the loss of a database they would stay for ever."""
+    def _prune_folders_by_age(self) -> int:
+        """Delete old artifacts even if no row names them: after the loss of a database they would stay for ever."""
         oldest = time.time() - self.settings.smith_job_retention_s
         old = [folder for written_at, _size, folder in self._folders() if written_at < oldest]
         for folder in old:
             shutil.rmtree(folder, ignore_errors=True)
         return len(old)
 
-    def _prune_to_cap(self) -> int:
-        cap = self.settings.smith_artifacts_max_mib * BYTES_PER_MIB
-        if not cap:
-            return 0  # 0: no limit
+    def _prune_folders_by_size(self) -> int:
+        """Delete the oldest artifacts until all together have at most SMITH_ARTIFACTS_MAX_MIB."""
+        max_bytes = self.settings.smith_artifacts_max_mib * BYTES_PER_MIB
+        if not max_bytes:
+            return 0  # no limit is set
         folders = sorted(self._folders())
         total = sum(size for _written_at, size, _folder in folders)
         deleted = 0
         for written_at, size, folder in folders:
-            if total <= cap or written_at > time.time() - MIN_AGE_S:
+            if total <= max_bytes or written_at > time.time() - MIN_AGE_S:
                 break
             shutil.rmtree(folder, ignore_errors=True)
             total -= size
@@ -87,7 +90,7 @@ class Pruner:
         return deleted
 
     def _folders(self) -> Iterator[tuple[float, int, Path]]:
-        """Yield modification time, size in bytes and path of every run's folder."""
+        """Yield modification time, size in bytes and path of each run's folder of artifacts."""
         if not self.artifacts_dir.is_dir():
             return
         for folder in self.artifacts_dir.iterdir():

@@ -1,9 +1,9 @@
-"""Deletes VMs whose grace period (SMITH_DELETE_GRACE_S) has ended.
+"""Runs the critical job PurgeDeletedVms: adds a delete job for each VM whose grace period has ended.
 
-A VM that is pending deletion stays in Proxmox, stopped and marked, and in its mapping. When it is due, this critical
-job adds a local delete job to the queue. The worker processes it like any other delete: same playbook, same identity
-check, same retries. Nothing is reported to FulcrumCore, where the service has ended already; that is verified first. A
-deletion that fails is tried again at the next turn.
+A delete job of FulcrumCore only stops and marks the VM when SMITH_DELETE_GRACE_S is set; its mapping is then pending
+deletion. When the grace period has ended, and FulcrumCore confirms that the service has ended, this critical job adds a
+local delete job to the queue. The worker processes it with the same playbook, identity check and retries as any other
+delete, but it is not reported to FulcrumCore. If the deletion fails, the next execution adds another job.
 """
 
 from __future__ import annotations
@@ -31,29 +31,29 @@ log = get_logger(__name__)
 
 @dataclass(kw_only=True)
 class VmPurger:
-    """The critical job: finds VMs that are due for deletion."""
+    """Finds VMs that are due for deletion, and adds a delete job for each."""
 
     engine: Engine
     fulcrum: FulcrumClient
     state: AgentState
     cluster: str
     job_timeout_s: float
-    _logged: set[int] = field(default_factory=set)  #: mappings whose service has not ended; logged once each
+    _logged: set[int] = field(default_factory=set)  #: ids of mappings for which a withheld deletion was logged
 
     def submit_due_deletions(self) -> None:
-        """Add a job for each VM that is due. Raises FulcrumUnavailable."""
+        """Add a delete job for each VM that is due. Raises FulcrumUnavailable."""
         if not self.state.agent_id:
             return
         with reading(self.engine) as session:
             due = mappings.due_for_deletion(session, self.cluster)
         ended = [mapping for mapping in due if self._has_ended(mapping)]
-        written = [mapping.vmid for mapping in ended if self._submit(mapping)]
-        if written:
-            log.info("vm_deletion_due", vmids=written)
+        vmids = [mapping.vmid for mapping in ended if self._submit(mapping)]
+        if vmids:
+            log.info("vm_deletion_due", vmids=vmids)
             self.state.dispatch_requested.set()
 
     def _has_ended(self, mapping: Mapping) -> bool:
-        """True when FulcrumCore has ended the service. It may not have accepted our report: then the VM is kept."""
+        """True when FulcrumCore has ended the service. It has not when, for example, it timed out the delete job."""
         try:
             service = self._service(mapping.service_id)
         except FulcrumRefused as refusal:
@@ -67,16 +67,19 @@ class VmPurger:
         return False
 
     def _service(self, service_id: str) -> CoreService | None:
-        """Return the service, None when FulcrumCore has none. Asked twice: an outage there looks the same."""
+        """Return the service, None when FulcrumCore answers 403 twice: it has deleted the service.
+
+        FulcrumCore also answers 403 to every request while its database is down, so `get_self` must succeed in between.
+        """
         for _ in range(2):
             try:
                 return self.fulcrum.get_service(service_id)
             except FulcrumAuthFailing:
-                self.fulcrum.get_self()  # raises when every request gets 403: that has another cause
+                self.fulcrum.get_self()  # raises when every request gets 403
         return None
 
     def _is_terminal(self, service: CoreService) -> bool:
-        """True in a state that the service's type lists as terminal; such a service has no instance id any more."""
+        """True when the service's type lists its status as terminal, and it has no instance id any more."""
         if service.status == SERVICE_DELETED:
             return True
         if service.agent_instance_id or service.service_type_id is None:
@@ -89,7 +92,7 @@ class VmPurger:
         return isinstance(terminal, list) and service.status in terminal
 
     def _submit(self, mapping: Mapping) -> bool:
-        """Add the job, unless the service has an open job or the deletion was cancelled. True when it was added."""
+        """Add a delete job. Return False, without one, for a service with an open job or a cancelled deletion."""
         now = utc_now()
         with transaction(self.engine) as session:
             current = mappings.current(session, mapping.service_id)

@@ -1,4 +1,4 @@
-"""The critical job Reconcile: compares mappings, Proxmox and FulcrumCore, and applies the repairs that are safe."""
+"""Runs the critical job Reconcile: compares mappings, Proxmox and FulcrumCore, and applies safe repairs."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from executor.log import get_logger
 
 log = get_logger(__name__)
 
-#: How long the first check waits for the first heartbeat, whose answer names our agent id.
+#: How long the first check waits for the first heartbeat, from whose answer we learn our agent id.
 AGENT_ID_TIMEOUT_S = 20.0
-#: A result older than this many intervals is not shown any more: another node runs the checks now.
+#: A result older than this many intervals is not shown: another agent process makes the checks now.
 MAX_AGE_INTERVALS = 3.0
 
 
 @dataclass(kw_only=True)
 class Reconciler:
-    """The critical job: checks, applies safe repairs, and logs each finding when it appears and when it is resolved.
+    """Checks for drift, applies safe repairs, and logs each finding when it appears and when it is resolved.
 
-    Findings are kept in memory: after a restart those that still exist are logged again.
+    Findings are kept in memory, so after a restart the agent logs existing findings again.
     """
 
     inspector: Inspector
@@ -34,11 +34,11 @@ class Reconciler:
     interval_s: float
     _open_findings: dict[tuple[str, str, int | None], Finding] = field(default_factory=dict)
     _inconclusive_reason: str = ""
-    _concluded_at: float | None = None  #: monotonic; of the last check that reached a conclusion
+    _concluded_at: float | None = None  #: monotonic; end of the last check that was not inconclusive
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def check_and_repair(self) -> None:
-        """Check once. Raises FulcrumUnavailable, JobError (Proxmox)."""
+        """Check once, repair what is safe, and log new and resolved findings. Raises FulcrumUnavailable, JobError."""
         if not self._may_start():
             return
         outcome = self.inspector.check(self.state.agent_id)
@@ -48,24 +48,28 @@ class Reconciler:
             log.info("drift_check_resumed", mapped=outcome.mapping_count)
         self._inconclusive_reason = outcome.inconclusive_reason
         if not outcome.inconclusive_reason:
-            self._log_changes([finding for finding in outcome.findings if not self._is_repaired(finding)])
+            self._log_changes([finding for finding in outcome.findings if not self._try_repair(finding)])
 
     def counts(self) -> dict[str, int]:
         """Return the number of open findings by kind; empty when this process has no recent result."""
         with self._lock:
-            at, findings = self._concluded_at, list(self._open_findings.values())
-        if at is None or time.monotonic() - at > self.interval_s * MAX_AGE_INTERVALS:
+            concluded_at, findings = self._concluded_at, list(self._open_findings.values())
+        if concluded_at is None or time.monotonic() - concluded_at > self.interval_s * MAX_AGE_INTERVALS:
             return {}
         return {kind.value: sum(finding.kind is kind for finding in findings) for kind in DriftKind}
 
     def _may_start(self) -> bool:
-        """Wait for the first heartbeat: after a skipped turn the next one would follow only a whole interval later."""
-        limit = time.monotonic() + AGENT_ID_TIMEOUT_S
-        while not self.state.agent_id and time.monotonic() < limit and not self.state.stopping.is_set():
+        """Wait for the first heartbeat; return whether a check may start.
+
+        Without the wait, the first check would be skipped, and the next one would follow only after a whole interval.
+        """
+        deadline = time.monotonic() + AGENT_ID_TIMEOUT_S
+        while not self.state.agent_id and time.monotonic() < deadline and not self.state.stopping.is_set():
             self.state.stopping.wait(0.2)
         return bool(self.state.agent_id) and not self.state.draining.is_set() and not self.state.stopping.is_set()
 
-    def _is_repaired(self, finding: Finding) -> bool:
+    def _try_repair(self, finding: Finding) -> bool:
+        """Repair a finding if that is safe. Return False when the finding remains open."""
         if finding.repair not in AUTOMATIC_REPAIRS:
             return False
         inspector = self.inspector
@@ -75,10 +79,11 @@ class Reconciler:
         return True
 
     def _log_changes(self, findings: Sequence[Finding]) -> None:
-        now = {finding.key: finding for finding in findings}
+        """Store the open findings; log those that are new and those that are resolved."""
+        new = {finding.key: finding for finding in findings}
         with self._lock:
-            before, self._open_findings, self._concluded_at = self._open_findings, now, time.monotonic()
-        for key in now.keys() - before.keys():
-            log.warning("drift_found", **now[key].facts)
-        for key in before.keys() - now.keys():
-            log.info("drift_resolved", **before[key].facts)
+            old, self._open_findings, self._concluded_at = self._open_findings, new, time.monotonic()
+        for key in new.keys() - old.keys():
+            log.warning("drift_found", **new[key].facts)
+        for key in old.keys() - new.keys():
+            log.info("drift_resolved", **old[key].facts)

@@ -1,6 +1,7 @@
-"""Step 7 of 7: the outbox. Sends each result until FulcrumCore acknowledges it, and never two different results.
+"""Step 7 of the walk in ARCHITECTURE.md: sends each job's result until FulcrumCore acknowledges it.
 
-After a refusal `GET /jobs/{id}` decides: an earlier report may have reached FulcrumCore.
+FulcrumCore refuses the report of a job that has ended there. Then `GET /jobs/{id}` decides whether an earlier report of
+ours was accepted. FulcrumCore never gets two different results of one job.
 """
 
 from __future__ import annotations
@@ -30,32 +31,32 @@ if TYPE_CHECKING:
 log = get_logger(__name__)
 
 BATCH_SIZE = 50
-#: Reports sent in parallel: with a slow FulcrumCore a burst must still meet the job timeout.
+#: Number of parallel reports: with a slow FulcrumCore a burst of results must still arrive before the job timeout.
 SENDERS = 4
 MAX_BACKOFF_S = 60.0
-#: Wait when no report is due. The worker wakes the reporter after each result; this is for reports after a backoff.
+#: Wait when no report is due. Each new result wakes the reporter at once, but the end of a report's backoff does not.
 IDLE_WAIT_S = 2.0
-#: The facts of a result that FulcrumCore stores as the instance's data. It replaces all of them at each report.
+#: Keys of `vm_result` that are sent as the instance's data. FulcrumCore replaces all of its data at each report.
 INSTANCE_DATA = ("vmid", "node", "name", "mac_address", "ip_addresses", "reboot_required", "snapshot", "backup")
-#: After this many 500 answers a completion is reported as a failure: another service holds the instance id.
+#: After this many answers 500 a completion is reported as a failure: most likely another service has its instance id.
 MAX_COMPLETIONS = 5
 
 
 @dataclass(kw_only=True)
 class Reporter:
-    """Sends the reports that are due."""
+    """Sends the due reports of the outbox."""
 
     engine: Engine
     fulcrum: FulcrumClient
     state: AgentState
-    _unanswered_rounds: int = 0
-    #: The threads are kept: each keeps its connection to FulcrumCore from one report to the next.
+    _unanswered_rounds: int = 0  #: rounds in a row in which FulcrumCore answered no report
+    #: Threads are reused, because each thread keeps its connection to FulcrumCore open.
     _senders: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(SENDERS, "report"))
-    #: One turn at a time: the flush at shutdown must not send what the loop is sending.
+    #: One round at a time: the flush at shutdown must not send a report that the loop is sending.
     _send_lock: threading.Lock = field(default_factory=threading.Lock)
 
     def send_due_reports(self) -> float:
-        """Send every due report once; return the seconds to wait before the next turn."""
+        """Send every due report once; return the seconds to wait before the next call."""
         with self._send_lock:
             return self._send_due_reports()
 
@@ -68,19 +69,19 @@ class Reporter:
             self._unanswered_rounds = 0
             if self.state.fulcrum.note_up():
                 self._reset_backoff()
-            self.state.poll_requested.set()  # FulcrumCore may show the group's next job now
+            self.state.poll_requested.set()  # FulcrumCore may list the group's next job now
             return 0.0
         self._unanswered_rounds += 1
         return min(2.0 ** min(self._unanswered_rounds, 10), MAX_BACKOFF_S) * random.uniform(0.5, 1.0)  # noqa: S311 (jitter)
 
     def flush(self, within_s: float) -> bool:
-        """Send due reports before the agent exits; True when none is left."""
-        limit = time.monotonic() + within_s
-        while time.monotonic() < limit:
+        """Send reports until none is due or the time has passed; return True when none is due."""
+        deadline = time.monotonic() + within_s
+        while time.monotonic() < deadline:
             with reading(self.engine) as session:
                 if not outbox.due_reports(session, 1):
                     return True
-            time.sleep(min(self.send_due_reports(), max(limit - time.monotonic(), 0), 1.0))
+            time.sleep(min(self.send_due_reports(), max(deadline - time.monotonic(), 0), 1.0))
         return False
 
     def _reset_backoff(self) -> None:
@@ -88,24 +89,26 @@ class Reporter:
             outbox.reset_report_backoff(session)
 
     def _send_one(self, job: Job) -> bool:
-        """Report one job; True when FulcrumCore answered."""
+        """Report one job and store that, or postpone the report. Return True when FulcrumCore answered."""
         with bound_contextvars(job_id=job.fulcrum_id, service_id=job.service_id, action=job.action):
             try:
                 state, note = self._settle(job)
             except FulcrumUnavailable as error:
                 return self._postpone(job, error)
             except FulcrumRefused as refusal:
-                # The job's status changed between two of our requests: the next turn tries again.
+                # The job's status at FulcrumCore changed between two of our requests, so the report is retried.
                 return self._postpone(job, FulcrumUnavailable(str(refusal), status=500))
             crash_points.reached("report_accepted", job.service_id)
             with transaction(self.engine) as session:
                 outbox.note_reported(session, job.id, state, note)
-            known = state is ReportState.REPORTED
-            (log.info if known else log.error)("job_reported", report_state=state, status=job.status, note=note or None)
+            is_accepted = state is ReportState.REPORTED
+            (log.info if is_accepted else log.error)(
+                "job_reported", report_state=state, status=job.status, note=note or None
+            )
             return True
 
     def _postpone(self, job: Job, error: FulcrumUnavailable) -> bool:
-        """Store a backoff for the report; True when FulcrumCore is up and only this report failed (HTTP 500)."""
+        """Store a backoff for the report. Return True when only this report failed (HTTP 500): FulcrumCore answers."""
         backoff_s = min(2.0 ** min(job.report_attempts, 10), MAX_BACKOFF_S) * random.uniform(0.5, 1.0)  # noqa: S311
         with transaction(self.engine) as session:
             outbox.postpone_report(
@@ -119,7 +122,7 @@ class Reporter:
         return is_only_this_report
 
     def _settle(self, job: Job) -> tuple[ReportState, str]:
-        """Report the job; return its new state and a note. Raises FulcrumError when the report must be retried."""
+        """Report the job; return its report state and a note. Raises FulcrumError when the report must be retried."""
         try:
             return self._deliver(job)
         except FulcrumAuthFailing:
@@ -133,6 +136,7 @@ class Reporter:
             raise
 
     def _deliver(self, job: Job) -> tuple[ReportState, str]:
+        """Send the report, and react to a refusal."""
         try:
             self._send(job)
         except FulcrumRefused as refusal:
@@ -140,6 +144,7 @@ class Reporter:
         return ReportState.REPORTED, ""
 
     def _send(self, job: Job, *, with_properties: bool = True) -> None:
+        """Call `complete` or `fail` of the job."""
         if job.status == JobStatus.COMPLETED:
             payload = completion(job, self.state.agent_id)
             if not with_properties:
@@ -149,37 +154,37 @@ class Reporter:
             self.fulcrum.fail_job(job.fulcrum_id, job.error_message or f"{ErrorCode.INTERNAL}: no reason was kept")
 
     def _after_refusal(self, job: Job, refusal: str) -> tuple[ReportState, str]:
-        """Let FulcrumCore's status of the job decide what a refusal means."""
+        """Read the job's status from FulcrumCore, and decide by that what to do after a refused report."""
         status = self.fulcrum.get_job(job.fulcrum_id).status
         expected = "Completed" if job.status == JobStatus.COMPLETED else "Failed"
-        if status == "Pending":  # it was never claimed, and only a claimed job can end
+        if status == "Pending":  # the claim was lost, and only a claimed job can be completed or failed
             self.fulcrum.claim_job(job.fulcrum_id)
             self._send(job)
             return ReportState.REPORTED, ""
         if status == "Processing":
             return self._send_without_properties(job, refusal)
-        if status == expected and self._is_our_outcome(job):
-            return ReportState.REPORTED, "an earlier report had been accepted"
-        return ReportState.OVERTAKEN, f"FulcrumCore has the job as {status}; the outcome here is kept"
+        if status == expected and self._is_our_result(job):
+            return ReportState.REPORTED, "FulcrumCore had accepted an earlier report"
+        return ReportState.OVERTAKEN, f"FulcrumCore has the job as {status}; our row keeps its own result"
 
-    def _is_our_outcome(self, job: Job) -> bool:
-        """True unless FulcrumCore itself failed the job (its timeout): then the error text is not ours."""
+    def _is_our_result(self, job: Job) -> bool:
+        """True when FulcrumCore has our result, False when it failed the job itself (job timeout, another text)."""
         if job.status == JobStatus.COMPLETED:
             return True
         return self.fulcrum.get_job(job.fulcrum_id).error_message == job.error_message
 
     def _send_without_properties(self, job: Job, refusal: str) -> tuple[ReportState, str]:
-        """Complete a job whose properties FulcrumCore may have refused; fail it when that is refused too."""
+        """Complete the job without properties, which may have caused the refusal. If that is refused, too, fail it."""
         if job.status != JobStatus.COMPLETED:
             raise FulcrumUnavailable(f"the failure was refused: {refusal}", status=500)
         try:
             self._send(job, with_properties=False)
-        except FulcrumRefused as again:
-            return self._fail_instead(job, f"FulcrumCore refuses the result: {again}")
-        return ReportState.REPORTED, f"without properties: {refusal}"
+        except FulcrumRefused as second_refusal:
+            return self._fail_instead(job, f"FulcrumCore refuses the result: {second_refusal}")
+        return ReportState.REPORTED, f"reported without properties: {refusal}"
 
     def _fail_instead(self, job: Job, reason: str) -> tuple[ReportState, str]:
-        """Report a failure in place of a completion that FulcrumCore does not accept, and store that result."""
+        """Report and store a failure as the job's result, because FulcrumCore does not accept the completion."""
         result = JobResult(succeeded=False, code=ErrorCode.INVALID_REQUEST, detail=reason)
         try:
             self.fulcrum.fail_job(job.fulcrum_id, result.message)
@@ -191,10 +196,11 @@ class Reporter:
 
 
 def completion(job: Job, agent_id: str) -> dict[str, Any]:
-    """Return the members of a `complete` call.
+    """Return the arguments of `FulcrumClient.complete_job`.
 
-    No properties after an update: FulcrumCore then sets the service's properties to the job's params, so ours would be
-    lost. The instance id contains the agent's id because it must be unique in FulcrumCore's whole database.
+    After an update they contain no properties, because FulcrumCore sets the service's properties to the job's params
+    and would discard ours. The instance id contains the agent's id, because it must be unique in FulcrumCore's whole
+    database.
     """
     vm = job.result or {}
     if vm.get("status") == "absent" or "vmid" not in vm:

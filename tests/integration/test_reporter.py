@@ -195,7 +195,7 @@ def test_a_report_whose_response_was_lost_is_settled_by_get_job(outbox: Outbox, 
     outbox.turn(2)
     assert [status for _what, status in outbox.reports(job)] == [None, 400]
     row = outbox.row(job_id)
-    assert (row.report_state, row.report_note) == ("reported", "an earlier report had been accepted")
+    assert (row.report_state, row.report_note) == ("reported", "FulcrumCore had accepted an earlier report")
 
 
 @pytest.mark.parametrize("result", [made(), FAILED], ids=["success", "failure"])
@@ -206,7 +206,7 @@ def test_a_job_that_fulcrumcore_timed_out_keeps_our_outcome_as_overtaken(outbox:
     outbox.turn()
     row = outbox.row(job_id)
     assert row.report_state == "overtaken"
-    assert row.report_note == "FulcrumCore has the job as Failed; the outcome here is kept"
+    assert row.report_note == "FulcrumCore has the job as Failed; our row keeps its own result"
     assert row.status == ("completed" if result.succeeded else "failed")
 
 
@@ -234,7 +234,7 @@ def test_properties_that_the_service_type_refuses_are_left_out(outbox: Outbox) -
     assert outbox.at_core(job)["status"] == "Completed"
     row = outbox.row(job_id)
     assert row.report_state == "reported"
-    assert str(row.report_note).startswith("without properties: ")
+    assert str(row.report_note).startswith("reported without properties: ")
     assert "macAddress" not in outbox.world.admin.get_service(job["serviceId"])["properties"]
 
 
@@ -297,7 +297,7 @@ def test_each_report_is_logged_and_an_overtaken_one_is_an_error(outbox: Outbox) 
     }
     entry = logged[overtaken["id"]]
     assert (entry["log_level"], entry["report_state"], entry["status"]) == ("error", "overtaken", "failed")
-    assert entry["note"] == "FulcrumCore has the job as Completed; the outcome here is kept"
+    assert entry["note"] == "FulcrumCore has the job as Completed; our row keeps its own result"
 
 
 def test_an_instance_id_of_another_service_becomes_a_failure_after_several_attempts(outbox: Outbox) -> None:

@@ -272,7 +272,7 @@ def test_a_shared_job_runs_on_one_node_only(make_scheduler: MakeScheduler, engin
     shared, own = [FakeJob(), FakeJob()], [FakeJob(), FakeJob()]
     for number in range(2):
         make_scheduler(
-            CriticalJob(name="shared", interval_s=NEVER_S, run=shared[number], for_each_node=False),
+            CriticalJob(name="shared", interval_s=NEVER_S, run=shared[number], for_each_agent=False),
             CriticalJob(name="own", interval_s=NEVER_S, run=own[number]),
             engine=engine,
         )
@@ -309,5 +309,5 @@ def test_a_changed_interval_takes_effect_at_once(engine: Engine, make_scheduler:
     with transaction(engine) as session:
         periods.try_start_period(session, "fake", NEVER_S)
     fake = FakeJob()
-    make_scheduler(CriticalJob(name="fake", interval_s=60.0, run=fake, for_each_node=False), engine=engine)
+    make_scheduler(CriticalJob(name="fake", interval_s=60.0, run=fake, for_each_agent=False), engine=engine)
     wait_for(lambda: fake.turns == 1, "the turn")

@@ -1,4 +1,4 @@
-"""The agent's process as the supervisor sees it: how it is started, its progress messages, its end."""
+"""Starts the agent process for the supervisor, reads its progress messages, and kills it."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from executor.processes import process_tree, progress
 
 
 class AgentProcess:
-    """The agent's process as the supervisor sees it."""
+    """A started agent process, as the supervisor uses it."""
 
     def __init__(self, pid: int, progress_reader: int, listener: progress.Listener) -> None:
         self.pid = pid
         self.progress = progress_reader
         self._listener = listener
-        self.status: int | None = None  #: wait status, None while it runs
-        self.is_pipe_closed = False  #: the agent has closed its end
+        self.status: int | None = None  #: the process's wait status; None while it runs
+        self.is_pipe_closed = False  #: the agent has closed its end of the progress pipe
         self.is_killed = False
-        self.silence_s = 0.0
+        self.silence_s = 0.0  #: time since the last progress message
         self._read_at = time.monotonic()
 
     @property
     def is_ready(self) -> bool:
-        """True when it has reported that it is ready."""
+        """True when the agent has reported that it is ready."""
         return self._listener.is_ready
 
     def read_progress(self, tick_s: float) -> None:
         """Read the progress messages and update `silence_s`.
 
-        Silence is summed over calls, at most two intervals of the loop (`tick_s`) for each: when both processes were
-        suspended for an hour (SIGSTOP, a paused VM), that is not an hour of silence.
+        Each call adds at most two intervals of the supervisor's loop (`tick_s`) to `silence_s`. So when supervisor and
+        agent were both suspended for an hour (SIGSTOP, a paused VM), that does not count as an hour of silence.
         """
         now = time.monotonic()
         self.silence_s += min(now - self._read_at, 2 * tick_s)
@@ -46,23 +46,23 @@ class AgentProcess:
                 self.is_pipe_closed = True
 
     def kill(self) -> None:
-        """Send SIGKILL."""
+        """Send SIGKILL to the agent."""
         self.is_killed = True
         process_tree.send(self.pid, signal.SIGKILL)
 
 
 @contextlib.contextmanager
 def started_agent(command: list[str], env: dict[str, str], listener: progress.Listener) -> Iterator[AgentProcess]:
-    """Start an agent; the kernel kills it when the supervisor dies.
+    """Start an agent. The kernel kills it with SIGKILL when the supervisor dies.
 
-    With SIGKILL, not TERM: the next supervisor starts an agent on the same database, while this one would drain for
-    minutes. Its runs end too: their guards notice the closed pipe.
+    After TERM the agent would drain for minutes, while the next supervisor already starts another agent on the same
+    database. The agent's runs end, too, because their guards detect that the agent has closed its pipe.
     """
     reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         os.set_inheritable(writer, True)
-        tied = [*process_tree.tied_command(os.getpid()), *command]
-        pid = process_tree.spawn(tied, {**env, progress.VARIABLE: str(writer)})
+        full_command = [*process_tree.command_tied_to(os.getpid()), *command]
+        pid = process_tree.spawn(full_command, {**env, progress.VARIABLE: str(writer)})
     finally:
         os.close(writer)
     try:

@@ -1,15 +1,16 @@
 """Finds and ends all processes that a run, or the agent, has started.
 
 Killing a process group is not enough: ansible-core's workers call setsid, so a killed ansible-playbook leaves its
-worker, the module and the module's children alive, and they continue to change VMs. Three mechanisms find them:
+worker, the module and the module's children alive, and they continue to change VMs. Three mechanisms find them all:
 
 * `guard` is the parent of one run. It is a child subreaper, so every process of the run stays its descendant, however
   often it forks. It ends the whole tree when the run has ended, when it receives TERM, or when the agent has died.
-* `processes_with_variable` finds processes by an environment variable that every run sets. It also finds those of a
-  run whose guard was killed.
-* The supervisor is a subreaper too and ends the remaining processes when its agent dies.
+* `processes_with_variable` finds processes by an environment variable that every run sets. It also finds the
+  processes of a run whose guard was killed.
+* The supervisor is a subreaper, too, and ends the remaining processes when its agent dies.
 
-Lowest layer, standard library only: this file is also run as a script (`python -I -S`, 15 ms), without site-packages.
+This file imports the standard library only, because it is also run as a script without site-packages (`python -I -S`,
+15 ms).
 """
 
 from __future__ import annotations
@@ -23,20 +24,21 @@ import sys
 import time
 
 TYPE_CHECKING = False
-if TYPE_CHECKING:  # not at run time: the script must start fast
+if TYPE_CHECKING:  # not imported at run time, because the script must start fast
     from collections.abc import Callable, Iterable, Mapping
     from typing import NoReturn
 
-#: The path of this file, to run it as a script.
+#: The path of this file, by which it is run as a script.
 SCRIPT = os.path.abspath(__file__)
 #: Time between TERM and KILL. R7: no process of a run is alive 5 s after its end.
 GRACE_S = 3.0
-#: Exit code of `guard` when it ended the run before its own end.
+#: Exit code of `guard` when it has ended the run.
 ENDED = 254
-#: A process in uninterruptible sleep survives even SIGKILL: the wait for it ends after this time.
-_GIVE_UP_S = 5.0
-_STEP_S = 0.05
-_DEFAULTS = [signal.SIGPIPE, signal.SIGXFSZ, signal.SIGHUP, signal.SIGUSR1]  # ignored by Python or by us
+#: How long to wait for a process after SIGKILL, which one in uninterruptible sleep survives.
+_KILL_WAIT_S = 5.0
+_CHECK_INTERVAL_S = 0.05
+#: Signals that Python or this project ignores; a child process gets their default handling.
+_RESET_SIGNALS = [signal.SIGPIPE, signal.SIGXFSZ, signal.SIGHUP, signal.SIGUSR1]
 _PR_SET_PDEATHSIG = 1
 _PR_SET_DUMPABLE = 4
 _PR_SET_CHILD_SUBREAPER = 36
@@ -59,37 +61,40 @@ def set_undumpable() -> None:
 
 def descendants(*roots: int) -> set[int]:
     """Return the live descendants of `roots`, without the roots."""
-    return _below(_parents(), roots)
+    return _descendants_of(roots, _parents())
 
 
 def processes_with_variable(name: str, value_start: str) -> set[int]:
-    """Return processes whose variable `name` starts with `value_start`, and their descendants, without this one."""
+    """Return processes with an environment variable `name` whose value starts with `value_start`.
+
+    The result includes their descendants, but not this process.
+    """
     entry = f"\0{name}={value_start}".encode()
     parents = _parents()
     found = {pid for pid in parents if entry in b"\0" + _read(f"/proc/{pid}/environ")}
-    return (found | _below(parents, found)) - {os.getpid()}
+    return (found | _descendants_of(found, parents)) - {os.getpid()}
 
 
 def end_processes(find: Callable[[], Iterable[int]], *, grace_s: float = GRACE_S) -> set[int]:
-    """End the processes that `find` returns: TERM, then KILL after `grace_s`. Returns all that were found.
+    """Send TERM to the processes that `find` returns, and KILL after `grace_s`; return all processes found.
 
-    `find` is called until it returns none, because a process may start another one while it ends.
+    `find` is called until it returns no process, because a process may start another one before it ends.
     """
     started = time.monotonic()
     found: set[int] = set()
     while alive := set(find()):
         waited = time.monotonic() - started
-        if waited > grace_s + _GIVE_UP_S:
+        if waited > grace_s + _KILL_WAIT_S:
             break
         for pid in alive if waited >= grace_s else alive - found:
             send(pid, signal.SIGKILL if waited >= grace_s else signal.SIGTERM)
         found |= alive
-        time.sleep(_STEP_S)
+        time.sleep(_CHECK_INTERVAL_S)
     return found
 
 
 def send(pid: int, signum: int) -> None:
-    """Send a signal; ignore that the process has ended or belongs to another user."""
+    """Send a signal. Do nothing when the process has ended or belongs to another user."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.kill(pid, signum)
 
@@ -108,7 +113,7 @@ def reap() -> dict[int, int]:
 
 
 class Wakeups:
-    """Signals as bytes in a pipe: a loop can poll for them together with other file descriptors."""
+    """Writes each received signal as a byte to a pipe, so that a loop can poll it together with other descriptors."""
 
     def __init__(self, signals: Iterable[int]) -> None:
         self.reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -127,7 +132,7 @@ class Wakeups:
 def guard(command: list[str]) -> int:
     """Run `command` until it ends, standard input closes, or TERM is received; then end all its processes.
 
-    The other end of standard input is held by the agent, so it closes even when the agent is killed.
+    Standard input is a pipe from the agent, so it closes even when the agent is killed.
     Returns the command's exit code (128 + n for signal n), or ENDED.
     """
     _leave_group()
@@ -147,15 +152,15 @@ def guard(command: list[str]) -> int:
 def wait_for_child(child: int, wakeups: Wakeups, *, parent_fd: int = 0) -> int | None:
     """Wait for a child's end and return its exit code; None when TERM was received or the parent closed its pipe.
 
-    `wakeups` must cover CHLD and TERM. `parent_fd` is our end of the parent's pipe, without data: readable
-    means closed.
+    `wakeups` must include CHLD and TERM. `parent_fd` is our end of the pipe, into which the parent writes nothing: when
+    it is readable, the parent has closed it.
     """
     poll = select.poll()
     poll.register(wakeups.reader, select.POLLIN)
     poll.register(parent_fd, select.POLLIN)
     while True:
         closed = any(fd == parent_fd for fd, _ in poll.poll())
-        ended = reap()  # first: a run that has ended keeps its own exit code even when TERM was received too
+        ended = reap()  # before TERM is checked: a run that has ended keeps its own exit code
         if child in ended:
             return exit_code(ended[child])
         if closed or signal.SIGTERM in wakeups.read():
@@ -176,33 +181,33 @@ def spawn(command: list[str], env: Mapping[str, str]) -> int:
         env,
         file_actions=[(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)],
         setsigmask=[],
-        setsigdef=_DEFAULTS,
+        setsigdef=_RESET_SIGNALS,
     )
 
 
-def exec_tied(parent: int, command: list[str]) -> NoReturn:
+def exec_tied_to(parent: int, command: list[str]) -> NoReturn:
     """Replace this process by `command`, in a session of its own; the kernel kills it when `parent` dies."""
     _leave_group()
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before prctl was called
+    if os.getppid() != parent:  # the parent has died before prctl was called
         sys.exit(1)
-    for signum in (signal.SIGHUP, signal.SIGUSR1):  # by default they kill a command that has no handler
+    for signum in (signal.SIGHUP, signal.SIGUSR1):  # by default these kill a command that has no handler yet
         signal.signal(signum, signal.SIG_IGN)
     os.execvp(command[0], command)  # noqa: S606  on purpose: no shell between the supervisor and its agent
 
 
 def guard_command() -> list[str]:
-    """Return the command line to which the run's command is appended."""
+    """Return the start of a command line that runs the rest of it under `guard`."""
     return [sys.executable, "-I", "-S", SCRIPT, "guard"]
 
 
-def tied_command(parent: int) -> list[str]:
-    """Return the command line to which the agent's command is appended."""
+def command_tied_to(parent: int) -> list[str]:
+    """Return the start of a command line that runs the rest of it; the kernel kills that when `parent` dies."""
     return [sys.executable, "-I", "-S", SCRIPT, "tie", str(parent)]
 
 
 def exit_code(status: int) -> int:
-    """Return a wait status as a shell's exit code: 128 + n for signal n."""
+    """Convert a wait status to an exit code as shells do: 128 + n for signal n."""
     code = os.waitstatus_to_exitcode(status)
     return code if code >= 0 else 128 - code
 
@@ -224,7 +229,8 @@ def _stat(name: str) -> tuple[bytes, bytes]:
     return (fields[0], fields[1]) if len(fields) > 1 else (b"", b"")
 
 
-def _below(parents: dict[int, int], roots: Iterable[int]) -> set[int]:
+def _descendants_of(roots: Iterable[int], parents: dict[int, int]) -> set[int]:
+    """Return the descendants of `roots`, without the roots. `parents`: the parent of each process."""
     children: dict[int, list[int]] = {}
     for pid, parent in parents.items():
         children.setdefault(parent, []).append(pid)
@@ -262,4 +268,4 @@ def _prctl(option: int, value: int) -> None:
 if __name__ == "__main__":
     if sys.argv[1] == "guard":
         sys.exit(guard(sys.argv[2:]))
-    exec_tied(int(sys.argv[2]), sys.argv[3:])
+    exec_tied_to(int(sys.argv[2]), sys.argv[3:])

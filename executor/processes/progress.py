@@ -1,8 +1,8 @@
-"""Progress messages from the agent to the supervisor, through a pipe.
+"""Sends progress messages from the agent to the supervisor through a pipe.
 
-The agent writes one byte per turn of its main loop, and a line when it is ready or when its status changes; the
-supervisor forwards the lines to systemd. An agent without a supervisor notifies systemd itself. Low layer, standard
-library only. Without supervisor and systemd nothing happens.
+The agent writes one byte per iteration of its main loop, and a line when it is ready or its status changes. The
+supervisor forwards the lines to systemd. An agent without a supervisor sends them to systemd itself; without systemd,
+nothing is sent. This module uses the standard library only.
 """
 
 from __future__ import annotations
@@ -16,26 +16,27 @@ import stat
 from executor.processes import sd_notify as notify
 from executor.processes.sd_notify import Notifier
 
-#: Names the file descriptor of the pipe's write end.
+#: The environment variable that contains the file descriptor of the pipe's write end.
 VARIABLE = "SMITH_PROGRESS_FD"
 PROGRESS_BYTE = b"."
-#: POSIX guarantees that a write of this size is atomic: longer ones may be mixed with another thread's.
+#: POSIX guarantees that a write of at most this size is atomic. A longer one may be mixed with another thread's.
 MAX_MESSAGE_BYTES = 512
 
 
 class Progress:
-    """The agent's end of the pipe. Several instances may exist, all in the agent's own process."""
+    """The agent's end of the pipe. The agent process may have several instances."""
 
     def __init__(self) -> None:
         self._fd = _inherited_pipe()
         self._is_ready = False
         self._status = ""
         if self._fd is not None:
-            # The supervisor sends USR1 before it kills us: writes the stack of every thread, without values, to stderr.
+            # The supervisor sends USR1 before it kills a stalled agent. The handler writes the stack of every thread,
+            # without values of variables, to stderr.
             faulthandler.register(signal.SIGUSR1)
 
     def report_progress(self) -> None:
-        """Report progress. Never blocks and never raises: when the pipe is full, the supervisor has enough to read."""
+        """Report to the supervisor that the main loop runs. Never blocks or raises; a full pipe is ignored."""
         if self._fd is None:
             notify.notifier().ping()
         else:
@@ -58,6 +59,7 @@ class Progress:
                 self._status = text
 
     def _write(self, data: bytes) -> bool:
+        """Write to the pipe; return False when that fails."""
         with contextlib.suppress(OSError):
             os.write(self._fd or 0, data)
             return True
@@ -65,17 +67,17 @@ class Progress:
 
 
 class Listener:
-    """The supervisor's end of the pipe: parses the messages and forwards them to the service manager."""
+    """Parses the messages that the supervisor has read from the pipe, and forwards them to the service manager."""
 
     def __init__(self, notifier: Notifier) -> None:
         self._notifier = notifier
-        self._rest = b""
+        self._incomplete_line = b""
         self.is_ready = False  #: the agent has reported that it is ready
 
     def take(self, data: bytes) -> None:
-        """Parse the bytes that were read from the pipe."""
-        *lines, rest = (self._rest + data).split(b"\n")
-        self._rest = rest.lstrip(PROGRESS_BYTE)[:MAX_MESSAGE_BYTES]
+        """Parse bytes from the pipe. Keep an incomplete last line for the next call."""
+        *lines, incomplete = (self._incomplete_line + data).split(b"\n")
+        self._incomplete_line = incomplete.lstrip(PROGRESS_BYTE)[:MAX_MESSAGE_BYTES]
         for line in lines:
             self._forward(line.lstrip(PROGRESS_BYTE).decode(errors="replace"))
 
@@ -88,9 +90,9 @@ class Listener:
 
 
 def _inherited_pipe() -> int | None:
-    """Return the file descriptor that the variable names, None when it is no pipe.
+    """Return the file descriptor in the environment variable, None when it is not a pipe.
 
-    The variable may be inherited without its file: the descriptor could now be a database's socket.
+    A process may inherit the variable but not the pipe; then the same descriptor may be another open file.
     """
     name = os.environ.get(VARIABLE, "")
     if not name.isdecimal():

@@ -1,7 +1,7 @@
 """Reports our state to the service manager (systemd, podman) through the socket that NOTIFY_SOCKET names.
 
-Does nothing without NOTIFY_SOCKET. Lowest layer, standard library only. A datagram that cannot be sent at once is
-dropped. Source: sd_notify(3), sd_watchdog_enabled(3).
+Does nothing without NOTIFY_SOCKET, uses the standard library only, and drops a datagram that cannot be sent at once.
+Source: sd_notify(3), sd_watchdog_enabled(3).
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ import socket
 import time
 from collections.abc import Mapping
 
-#: Removed from the environment once read: otherwise child processes could send messages in our name.
+#: These variables are removed from the environment after reading, so that child processes cannot send messages.
 VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 READY = "READY=1"
 STOPPING = "STOPPING=1"
 WATCHDOG = "WATCHDOG=1"
 STATUS = "STATUS="
-#: Pings within one watchdog timeout: two may be late or lost.
+#: Number of pings per watchdog timeout, so that two may be late or lost.
 PINGS_PER_TIMEOUT = 3
 MAX_STATUS_CHARS = 200
 
 
 class Notifier:
-    """An sd_notify client. Sends a state only when it changes; pings are repeated."""
+    """An sd_notify client. Sends a state only when it changes, but repeats pings."""
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         path = environ.get("NOTIFY_SOCKET", "")
@@ -37,7 +37,7 @@ class Notifier:
         self._status = ""
 
     def ready(self) -> None:
-        """Send READY, once."""
+        """Send READY at the first call."""
         if not self._is_ready:
             self._is_ready = True
             self._send(READY)
@@ -50,7 +50,7 @@ class Notifier:
             self._send(STATUS + line)
 
     def ping(self) -> None:
-        """Send WATCHDOG, at most as often as the watchdog needs it. Call this whenever there was progress."""
+        """Send WATCHDOG, at most as often as the watchdog needs it. Call this after each progress."""
         now = time.monotonic()
         if self._ping_s > 0 and now - self._pinged_at >= self._ping_s:
             self._pinged_at = now
@@ -74,7 +74,7 @@ def notifier() -> Notifier:
 
 
 def _watchdog_s(environ: Mapping[str, str]) -> float:
-    """Return the watchdog timeout, 0 when there is none or when it is for another process."""
+    """Return the watchdog timeout; 0 when there is none, or when it applies to another process."""
     microseconds, pid = environ.get("WATCHDOG_USEC", ""), environ.get("WATCHDOG_PID", "")
     if not microseconds.isdecimal() or pid not in ("", str(os.getpid())):
         return 0.0

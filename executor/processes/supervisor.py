@@ -1,7 +1,8 @@
-"""Starts the agent, restarts it when it requests that or dies, and ends all processes that it left.
+"""Starts the agent, restarts it when it requests that or dies, and kills orphan processes.
 
-The root of the process tree, PID 1 in the container: one thread, standard library only, no stored state. It is a child
-subreaper, so every orphaned descendant becomes its child. Signal handlers write a byte to a pipe; one loop decides:
+The supervisor is the root of the process tree, PID 1 in the container. It has one thread and no stored state, and uses
+the standard library only. It is a child subreaper, so every orphaned descendant becomes its child. Signal handlers
+write a byte to a pipe, and one loop reads the pipe and decides:
 
     started ──exit 10 (a limit was reached)──▶ orphans killed ──at once──▶ started
        ├──────any other death, or a stall────▶ orphans killed ──backoff──▶ started
@@ -26,25 +27,25 @@ from executor.processes import process_tree, progress
 from executor.processes import sd_notify as notify
 from executor.processes.agent_process import AgentProcess, started_agent
 
-#: A restart would fail the same way: an operator must act.
+#: After these exit codes there is no restart: the agent is done, or an operator must act first.
 FINAL_CODES = frozenset({EXIT_OK, EXIT_USAGE, EXIT_SETTINGS, EXIT_DATABASE})
-#: Backoff before the first restart after a death, doubled for each further one. R5: claiming again within 10 s.
+#: Backoff before the first restart after a death; each further death doubles it. R5: jobs are claimed again in 10 s.
 MIN_BACKOFF_S = 0.5
 MAX_BACKOFF_S = 30.0
-#: The maximum for agents that were ready before they died: the start works, and R5 holds for the tenth kill in a row
-#: as for the first.
+#: Maximum backoff for an agent that was ready before it died: its start works, and R5 must hold even for the tenth kill
+#: in a row.
 MAX_BACKOFF_AFTER_READY_S = 4.0
-#: After a life of this length the backoff starts again at its minimum.
+#: When the agent has run for this long, the backoff starts again at its minimum.
 STABLE_RUNTIME_S = 60.0
-#: An agent that requests a restart sooner than this would probably do so again: it gets a backoff as after a death.
+#: An agent that requests a restart sooner than this would probably do so again, so there is a backoff as after a death.
 MIN_RUNTIME_S = 2.0
-#: Time between TERM and KILL for orphan processes; the guards of the agent's runs need it to end their runs.
+#: Time between TERM and KILL for orphan processes. The guards of runs need this time to end their runs.
 ORPHAN_GRACE_S = 2.0
-#: Time for the agent to exit after QUIT.
+#: The agent is killed this long after QUIT.
 QUIT_GRACE_S = 8.0
-#: Time for a stalled agent to write the stacks of its threads.
+#: How long a stalled agent may write the stacks of its threads before it is killed.
 DUMP_S = 1.0
-#: Interval of the loop when no event wakes it.
+#: Maximum wait of the loop for an event.
 TICK_S = 1.0
 #: The service manager's watchdog gets no more pings once the agent has made no progress for this long.
 MAX_SILENCE_S = 30.0
@@ -58,7 +59,7 @@ class EventLog(Protocol):
 
 
 def log_line(event: str, *, level: str = "info", **facts: Any) -> None:
-    """Write one line in the format of the agent's log, without its libraries."""
+    """Write one line in the format of the agent's log, without the agent's logging library."""
     now = datetime.now(UTC).isoformat().replace("+00:00", "Z")
     line = {"timestamp": now, "level": level, "event": event, "logger": "executor.processes.supervisor", **facts}
     with contextlib.suppress(OSError, ValueError):  # a closed stdout must not end the supervisor
@@ -76,15 +77,16 @@ def supervise(
 ) -> int:
     """Keep an agent running until it exits with a final code or a stop signal is received; return the exit code.
 
-    The first TERM (or INT: Ctrl-C) makes the agent drain, the second makes it cancel its jobs, QUIT makes it exit at
-    once; after `stop_timeout_s` it is killed. An agent that has reported no progress for `stall_timeout_s` writes a
-    dump (USR1), is killed and restarted; 0 turns that off. HUP and USR1 are forwarded.
+    The first TERM (or INT: Ctrl-C) makes the agent drain, the second one makes it cancel its jobs, and QUIT makes it
+    exit at once. An agent that is still running `stop_timeout_s` after the first signal is killed. An agent that has
+    reported no progress for `stall_timeout_s` writes the stacks of its threads (USR1), is killed and restarted; 0 turns
+    that off. HUP and USR1 are forwarded.
     """
     os.umask(0o077)
     process_tree.set_undumpable()
     process_tree.become_subreaper()
-    given = os.environ if env is None else env
-    env = {name: value for name, value in given.items() if name not in notify.VARIABLES}
+    full_env = os.environ if env is None else env
+    env = {name: value for name, value in full_env.items() if name not in notify.VARIABLES}
     return Supervisor(list(command), env, stop_timeout_s, stall_timeout_s, log).run()
 
 
@@ -94,11 +96,11 @@ class Backoff:
     def __init__(self) -> None:
         self._next_s = MIN_BACKOFF_S
 
-    def after(self, lived_s: float, *, requested: bool, was_ready: bool = False) -> float:
-        """Return the backoff after a life of `lived_s`; `requested`: the agent requested the restart."""
-        if lived_s >= STABLE_RUNTIME_S:
+    def after(self, runtime_s: float, *, requested: bool, was_ready: bool = False) -> float:
+        """Return the backoff after the agent has run for `runtime_s`; `requested`: it has requested the restart."""
+        if runtime_s >= STABLE_RUNTIME_S:
             self._next_s = MIN_BACKOFF_S
-        if requested and lived_s >= MIN_RUNTIME_S:
+        if requested and runtime_s >= MIN_RUNTIME_S:
             return 0.0
         backoff_s = min(self._next_s, MAX_BACKOFF_AFTER_READY_S if was_ready else MAX_BACKOFF_S)
         self._next_s = min(2 * backoff_s, MAX_BACKOFF_S)
@@ -106,7 +108,7 @@ class Backoff:
 
 
 class Supervisor:
-    """The supervisor's loop."""
+    """Runs one agent after another, and handles signals and ended processes in one loop."""
 
     def __init__(
         self, command: list[str], env: dict[str, str], stop_timeout_s: float, stall_timeout_s: float, log: EventLog
@@ -121,8 +123,8 @@ class Supervisor:
         )
         self._notifier = notify.notifier()
         self._agent: AgentProcess | None = None
-        self._was_ready = False  #: the last agent had become ready
-        self._stop_at: float | None = None  #: monotonic; when the agent is killed; None: no stop signal was received
+        self._was_ready = False  #: the last agent was ready before it ended
+        self._kill_at: float | None = None  #: monotonic; when a stopping agent is killed; None before a stop signal
 
     def run(self) -> int:
         """Run one agent after another; return the exit code."""
@@ -130,35 +132,36 @@ class Supervisor:
         while True:
             started = time.monotonic()
             code = self._run_one_agent()
-            lived_s = time.monotonic() - started
+            runtime_s = time.monotonic() - started
             self._end_orphans()
-            self._turn(0)  # a stop signal may have been received meanwhile
-            if self._stop_at is not None:
-                return _code_of_stop(code)
+            self._handle_events(0)  # a stop signal may have been received meanwhile
+            if self._kill_at is not None:
+                return _exit_code_after_stop(code)
             if code in FINAL_CODES:
                 return code
-            backoff_s = backoff.after(lived_s, requested=code == EXIT_RESTART, was_ready=self._was_ready)
+            backoff_s = backoff.after(runtime_s, requested=code == EXIT_RESTART, was_ready=self._was_ready)
             self._log("agent_restarting", backoff_s=backoff_s)
             self._notifier.status(f"the agent exited with code {code} and restarts in {backoff_s:g} s")
-            if self._is_stopped_within(backoff_s):
+            if self._wait_for_stop_signal(backoff_s):
                 return EXIT_OK
 
     def _run_one_agent(self) -> int:
         """Start an agent and return how it ended: an exit code, or -n for signal n."""
         self._was_ready = False
         try:
-            return self._follow()
-        except OSError as error:  # no process could be started: the same backoff as after a death
+            return self._run_agent_process()
+        except OSError as error:  # no process was started; the backoff is the same as after a death
             self._log("agent_start_failed", level="error", reason=str(error))
             return EXIT_FAILURE
 
-    def _follow(self) -> int:
+    def _run_agent_process(self) -> int:
+        """Start an agent process and handle events until it has ended. Raises OSError when it cannot be started."""
         with started_agent(self._command, self._env, progress.Listener(self._notifier)) as agent:
             self._agent = agent
             self._log("agent_started", pid=agent.pid)
             while agent.status is None:
-                self._turn(TICK_S)
-                self._watch(agent)
+                self._handle_events(TICK_S)
+                self._kill_if_late(agent)
             self._agent = None
             self._was_ready = agent.is_ready
         code = os.waitstatus_to_exitcode(agent.status)
@@ -166,35 +169,35 @@ class Supervisor:
         self._log("agent_exited", level=level, pid=agent.pid, exit_code=code)
         return code
 
-    def _turn(self, within_s: float) -> None:
-        """Wait for an event, then handle what there is: progress messages, signals, ended children."""
+    def _handle_events(self, wait_s: float) -> None:
+        """Wait for an event, then handle all progress messages, signals and ended child processes."""
         agent = self._agent
         poll = select.poll()
         poll.register(self._wakeups.reader, select.POLLIN)
         if agent and not agent.is_pipe_closed:
             poll.register(agent.progress, select.POLLIN)
-        poll.poll(within_s * 1000)
+        poll.poll(wait_s * 1000)
         if agent:
             agent.read_progress(TICK_S)
         if agent is None or agent.silence_s < MAX_SILENCE_S:
             self._notifier.ping()
         for signum in self._wakeups.read():
-            self._handle(signum)
+            self._handle_signal(signum)
         for pid, status in process_tree.reap().items():
             if agent and pid == agent.pid:
                 agent.status = status
 
-    def _handle(self, signum: int) -> None:
-        """Act on a signal. The agent receives INT as TERM, so that both count as a step of the same stop."""
+    def _handle_signal(self, signum: int) -> None:
+        """Act on a signal. INT is forwarded as TERM, so that the agent counts both as stop signals."""
         now = time.monotonic()
         if signum in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
             self._notifier.stopping()
         if signum in (signal.SIGTERM, signal.SIGINT):
-            if self._stop_at is None:
-                self._stop_at = now + self._stop_timeout_s
+            if self._kill_at is None:
+                self._kill_at = now + self._stop_timeout_s
             self._forward(signal.SIGTERM)
         elif signum == signal.SIGQUIT:
-            self._stop_at = now + QUIT_GRACE_S
+            self._kill_at = now + QUIT_GRACE_S
             self._forward(signum)
         elif signum != signal.SIGCHLD:
             self._forward(signum)
@@ -204,12 +207,12 @@ class Supervisor:
             self._log("signal_forwarded", signal=signal.Signals(signum).name)
             process_tree.send(self._agent.pid, signum)
 
-    def _watch(self, agent: AgentProcess) -> None:
-        """Kill an agent that does not stop in time or reports no progress. A stopping agent may be silent."""
+    def _kill_if_late(self, agent: AgentProcess) -> None:
+        """Kill an agent that does not stop in time, or that reports no progress while it is not stopping."""
         if agent.status is not None or agent.is_killed:
             return
-        if self._stop_at is not None:
-            if time.monotonic() >= self._stop_at:
+        if self._kill_at is not None:
+            if time.monotonic() >= self._kill_at:
                 self._log("agent_not_stopped_in_time", level="error", pid=agent.pid)
                 agent.kill()
         elif 0 < self._stall_timeout_s < agent.silence_s:
@@ -219,24 +222,28 @@ class Supervisor:
             agent.kill()
 
     def _end_orphans(self) -> None:
-        """End the processes that the agent left: none may change VMs without an agent that knows of it."""
-        found = process_tree.end_processes(_orphans, grace_s=ORPHAN_GRACE_S)
-        if found:
-            self._log("orphan_processes_killed", level="warning", pids=sorted(found), left=sorted(_orphans()))
+        """End the processes that the agent has left: they must not change VMs after the next agent has started."""
+        killed = process_tree.end_processes(_orphans, grace_s=ORPHAN_GRACE_S)
+        if killed:
+            self._log("orphan_processes_killed", level="warning", pids=sorted(killed), left=sorted(_orphans()))
 
-    def _is_stopped_within(self, wait_s: float) -> bool:
-        until = time.monotonic() + wait_s
-        while self._stop_at is None and (left_s := until - time.monotonic()) > 0:
-            self._turn(min(left_s, TICK_S))
-        return self._stop_at is not None
+    def _wait_for_stop_signal(self, wait_s: float) -> bool:
+        """Handle events for `wait_s`, or until a stop signal is received. Return whether one was received."""
+        deadline = time.monotonic() + wait_s
+        while self._kill_at is None and (left_s := deadline - time.monotonic()) > 0:
+            self._handle_events(min(left_s, TICK_S))
+        return self._kill_at is not None
 
 
 def _orphans() -> set[int]:
     return process_tree.descendants(os.getpid())
 
 
-def _code_of_stop(code: int) -> int:
-    """Return the exit code after a stop. An agent that TERM killed before it had a handler has stopped, too."""
+def _exit_code_after_stop(code: int) -> int:
+    """Return the supervisor's exit code after a stop; `code` is the agent's.
+
+    An agent without a signal handler yet is killed by TERM or QUIT: that is a normal stop.
+    """
     if code in (EXIT_RESTART, -signal.SIGTERM, -signal.SIGQUIT):
         return EXIT_OK
     return code if code >= 0 else EXIT_FAILURE

@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Read-only look-up of one VM in one Ansible task.
+"""Reads one VM's facts from Proxmox, and waits for a wanted state, in one Ansible task. Changes nothing.
 
-It is an action plugin, so it runs inside ansible-playbook: no module process per look-up (0.45 CPU-s each), one
-connection for all requests, and waiting costs requests instead of module runs. It changes nothing.
+An action plugin runs inside ansible-playbook. So no look-up needs a module process (0.45 s of CPU each), one connection
+serves all requests, and a wait costs requests instead of module runs.
 
 It does three things that the modules of community.proxmox cannot do:
-- modules return before the outcome is known, or do not notice that a Proxmox task failed: `wait_for` follows the
-  Proxmox task, and `task_error` holds its error;
-- an empty list does not prove absence: `absence` says whether absence was proven, or what prevented the proof;
-- pending values of a configuration: `config` holds the requested values, `pending` the keys that need a reboot.
+- The modules return before the outcome is known, or do not notice that a Proxmox task failed. `wait_for` waits until
+  the Proxmox task has ended, and `task_error` contains its error.
+- An empty list does not prove that a VM is absent. `absence` states whether its absence was proven, or why not.
+- A configuration may have pending values. `config` contains the requested values, `pending` the keys of those that
+  need a reboot.
 """
 
 from __future__ import annotations
@@ -27,15 +28,15 @@ from proxmoxer.core import AuthenticationError, ResourceException
 GIB = 1024**3
 UNITS = {"": 1, "K": 1024, "M": 1024**2, "G": GIB, "T": 1024 * GIB}
 REQUEST_TIMEOUT_S = 30
-#: How long the VM's state may lag after its Proxmox task ended successfully.
+#: How long the VM may need to reach its new state after its Proxmox task ended successfully.
 SETTLE_S = 5.0
-#: A reboot's Proxmox task ends when the VM is off; Proxmox then starts it in another task, which the token cannot see.
+#: The same for a reboot: its Proxmox task ends when the VM is off, and the token cannot see the one that starts the VM.
 REBOOT_SETTLE_S = 60.0
-#: How long Proxmox may not answer during a wait before that is reported as the failure.
+#: During a wait, how long Proxmox may not answer before the look-up fails.
 MAX_OUTAGE_S = 30.0
-#: How long a new clone may be missing while a clone task of its template runs.
+#: How long a new clone may be invisible while a clone task of its template runs.
 MAX_CLONE_INVISIBLE_S = 20.0
-#: HTTP statuses of Proxmox's proxy when a node does not answer.
+#: HTTP statuses with which Proxmox reports that another node does not answer.
 NODE_DOWN_STATUSES = range(595, 600)
 #: Types of Proxmox tasks that restart a guest. The module restarts a container by a stop and a start.
 REBOOTS = ("qmreboot", "qmreset", "vzstart")
@@ -47,9 +48,11 @@ DISK_KEY = re.compile(r"(?:scsi|virtio|sata|ide)\d+\Z")
 BOOT_BUSES = ("scsi", "virtio", "sata", "ide")
 NIC_KEY = re.compile(r"net\d+\Z")
 MAC = re.compile(r"=((?:[0-9A-Fa-f]{2}:){5}[0-9A-Fa-f]{2})")
+#: Locks of a VM that Proxmox is creating.
 UNFINISHED = ("clone", "create")
-#: How many clone tasks of one template are distinguished by their logs.
+#: Of how many clone tasks of one template the logs are read.
 MAX_LOGS_READ = 16
+#: The exceptions of a failed request.
 FAILED_CALL = (ResourceException, AuthenticationError, OSError, urllib3.exceptions.HTTPError)
 ARGUMENTS = {
     "connection": {"type": "dict", "required": True},
@@ -80,7 +83,7 @@ ARGUMENTS = {
 
 
 class ActionModule(ActionBase):
-    """The action plugin: validates the arguments, runs the look-up, reports failures with Proxmox's text."""
+    """Validates the arguments, runs the look-up, and reports a failure with Proxmox's text."""
 
     TRANSFERS_FILES = False
     _requires_connection = False
@@ -98,7 +101,7 @@ class ActionModule(ActionBase):
 
 
 def connect(connection: dict[str, Any], ca_bundle: str) -> Any:
-    """Connect with the modules' parameter names. A password takes precedence over a token, as in the modules."""
+    """Connect with a login that has the modules' parameter names. A password precedes a token, as in the modules."""
     verify: bool | str = bool(connection.get("validate_certs", True))
     if verify and ca_bundle:
         verify = ca_bundle
@@ -123,12 +126,12 @@ def error_text(exc: BaseException) -> str:
 
 
 def is_final(exc: BaseException) -> bool:
-    """Return True for a refusal, which another poll would meet again; False for a lost answer."""
+    """Return True if Proxmox refused the request, so that a repetition would fail, too; False for a lost answer."""
     return isinstance(exc, AuthenticationError) or getattr(exc, "status_code", 599) < 500
 
 
 class Cluster:
-    """Requests to one cluster."""
+    """The requests to one Proxmox cluster."""
 
     def __init__(self, api: Any, kind: str) -> None:
         self.api = api
@@ -152,7 +155,7 @@ class Cluster:
         return {"exists": True, "kind": self.kind, "vmid": vmid, "node": node, **facts}
 
     def is_being_created(self, node: str, vmid: int) -> bool:
-        """Return True while the VM is locked by a clone or a create; one request."""
+        """Return True while Proxmox is cloning or creating the VM. Sends one request."""
         try:
             return self.guest(node, vmid).status.current.get().get("lock") in UNFINISHED
         except ResourceException as exc:
@@ -169,7 +172,7 @@ class Cluster:
         return next((row for row in rows or self.listed() if int(row.get("vmid", 0)) == vmid), None)
 
     def find(self, vmid: int, hint: str, rows: list[dict[str, Any]] | None = None) -> dict[str, Any]:
-        """Find the VM on node `hint`, else on the node in `rows`, a current list (default: a new one)."""
+        """Find the VM on node `hint`, else on the node that `rows` states, a current list of guests (None: read it)."""
         try:
             found = self.facts(hint, vmid) if hint else None
         except ResourceException as exc:
@@ -177,7 +180,7 @@ class Cluster:
                 raise
             found, row = None, self.row_of(vmid, rows)
             if row is None or row.get("node") == hint:
-                raise  # the cluster's list still has it on that node
+                raise  # the VM is still on the node that does not answer
         if found:
             return found
         row = self.row_of(vmid, rows)
@@ -188,7 +191,7 @@ class Cluster:
         return self.facts(str(row["node"]), vmid) or absent(vmid)
 
     def absence(self, vmid: int, hint: str) -> dict[str, Any]:
-        """Return whether absence is proven: VM.Audit, quorum, no node has the VM, and the VMID is free."""
+        """Return whether absence is proven: the token has VM.Audit, a quorum, no node with the VM, and a free VMID."""
         rights = self.api.access.permissions.get(path=f"/vms/{vmid}")
         if not any("VM.Audit" in privileges for privileges in rights.values()):
             return not_proven("PVE_PERMISSION", f"the token lacks VM.Audit on /vms/{vmid}, so it cannot see VM {vmid}")
@@ -207,11 +210,11 @@ class Cluster:
         return {"is_proven": True, "code": "", "text": ""}
 
     def membership(self) -> tuple[dict[str, bool], bool]:
-        """Return the nodes, each with whether it is online, and whether the cluster is quorate.
+        """Return for each node whether it is online, and whether the cluster is quorate.
 
-        `cluster/status` reports quorum but needs Sys.Audit on `/`, a privilege that we do not ask for. Without it the
-        cluster counts as quorate if more than half of its nodes are online (one vote per node; a witness device is not
-        counted, which is the safe direction).
+        `cluster/status` reports the quorum but needs Sys.Audit on `/`, which our token need not have. Without it the
+        cluster counts as quorate if more than half of its nodes are online. A witness device is not counted, so a
+        cluster may wrongly count as not quorate, which is safe.
         """
         try:
             rows = self.api.cluster.status.get()
@@ -224,7 +227,7 @@ class Cluster:
         return online, all(bool(row.get("quorate")) for row in rows if row.get("type") == "cluster")
 
     def is_free(self, vmid: int) -> bool:
-        """Return True if the VMID is free; the cluster also counts guests that the token may not see."""
+        """Return True if the VMID is free. Proxmox also considers guests that the token may not see."""
         try:
             self.api.cluster.nextid.get(vmid=vmid)
         except ResourceException as exc:
@@ -234,7 +237,7 @@ class Cluster:
         return True
 
     def template(self, rows: list[dict[str, Any]], vmid: int, name: str, preferred_node: str) -> dict[str, Any]:
-        """Find a template by VMID or name; if several have the name, the one on `preferred_node`."""
+        """Find a template by VMID or name. If several have the name, prefer the one on `preferred_node`."""
         wanted = f"template {vmid or name}"
         rows = [row for row in rows if row.get("template") and row.get("type") == "qemu"]
         rows = [row for row in rows if (int(row["vmid"]) == vmid if vmid else row.get("name") == name)]
@@ -245,12 +248,12 @@ class Cluster:
         return {**found, "problem": ""}
 
     def tasks(self, node: str, vmid: int) -> list[dict[str, Any]]:
-        """Return the Proxmox tasks of this VM that the token may see, newest first. A running one has no status."""
+        """Return the Proxmox tasks of this VM that the token may see, newest first."""
         tasks = list(self.api.nodes(node).tasks.get(vmid=vmid, source="all", limit=50)) if node else []
         return newest_first(tasks)
 
     def log_mentions(self, task: dict[str, Any], vmid: int) -> bool:
-        """Return True if a clone task's log names this VMID; the task itself carries the template's VMID."""
+        """Return True if a clone task's log names this VMID. The Proxmox task itself has only the template's VMID."""
         lines = self.api.nodes(task["node"]).tasks(task["upid"]).log.get()
         return any(re.search(rf"\b(?:vm-)?{vmid}\b", str(line.get("t", ""))) for line in lines)
 
@@ -266,7 +269,7 @@ class Cluster:
         return [str(row["volid"]) for row in sorted(rows, key=lambda row: int(row.get("ctime") or 0))]
 
     def error_of(self, task: dict[str, Any]) -> str:
-        """Return a Proxmox task's error. A backup's status is only `job errors`; its log has the reason."""
+        """Return a Proxmox task's error. For a backup it is in the log, because the status is only `job errors`."""
         status = str(task["status"])
         if status != "job errors":
             return status
@@ -275,7 +278,7 @@ class Cluster:
         return errors[0] if errors else status
 
     def addresses(self, node: str, vmid: int, macs: list[str]) -> list[str] | None:
-        """Return the addresses of NICs with these MAC addresses; None if there is no guest agent to wait for."""
+        """Return the addresses of NICs with these MAC addresses; None if the guest agent will not report any."""
         if self.kind == "lxc":
             return container_addresses(self.guest(node, vmid).interfaces.get() or [], macs)
         try:
@@ -288,7 +291,7 @@ class Cluster:
 
 
 class LookUp:
-    """One look-up of a VM, with a wait for a wanted state."""
+    """One look-up of a VM, which may wait until the VM has a wanted state."""
 
     def __init__(self, cluster: Cluster, arguments: dict[str, Any]) -> None:
         self.cluster = cluster
@@ -296,10 +299,10 @@ class LookUp:
         self.vmid: int = arguments["vmid"]
         self.wanted: str = arguments["wait_for"]
         self.started = time.monotonic()
-        #: When Proxmox last answered (monotonic). A wait for `unlocked` fails with its first lost answer.
+        #: When Proxmox last answered (monotonic time). A wait for `unlocked` fails at the first lost answer.
         self.answered_at = float("-inf") if self.wanted == "unlocked" else self.started
         self.busy_at = self.started  #: when a Proxmox task of the change was last seen running
-        #: Wall clock, because it passes through playbook variables from one task to the next.
+        #: Seconds since 1970, because playbook variables pass it from one Ansible task to the next.
         self.deadline: float = arguments["deadline"] or time.time() + arguments["timeout_s"]
         self.template: dict[str, Any] = {}
         self.rows: list[dict[str, Any]] | None = None  #: the list used for the template, reused by the first look-up
@@ -310,9 +313,8 @@ class LookUp:
         found, tasks, reached = self._wait() if self.wanted != "nothing" else (self._look_up(), [], True)
         if not found["exists"] and self.arguments["prove_absence"]:
             found["absence"] = self.cluster.absence(self.vmid, self.arguments["node"])
-        is_of_kind = (
-            found["exists"] and found["kind"] == self.cluster.kind
-        )  # a guest of the other kind lacks these endpoints
+        # A guest of the other kind lacks the endpoints that are used below.
+        is_of_kind = found["exists"] and found["kind"] == self.cluster.kind
         if is_of_kind and self.arguments["snapshots"]:
             found["snapshots"] = self.cluster.snapshots(found["node"], self.vmid)
         if is_of_kind and self.arguments["backups"]:
@@ -343,11 +345,11 @@ class LookUp:
         return self.cluster.template(self.rows, vmid, name, self.arguments["node"])
 
     def _look_up(self) -> dict[str, Any]:
-        rows, self.rows = self.rows, None  # the next look-up needs a new list
+        rows, self.rows = self.rows, None  # each later look-up reads a new list
         return self.cluster.find(self.vmid, self.arguments["node"], rows)
 
     def _known_tasks(self, found: dict[str, Any], tasks: list[dict[str, Any]]) -> list[str]:
-        """Return the Proxmox tasks before the next change, so that the change's own tasks can be told from them."""
+        """Return the Proxmox tasks that exist before the next change, to distinguish its own tasks from them."""
         if self.wanted == "cloned":  # earlier tasks of this VMID do not belong to the clone
             return [task["upid"] for task in self.cluster.tasks(found["node"], self.vmid)]
         if self.arguments["known_tasks"] is None:
@@ -359,40 +361,41 @@ class LookUp:
         return [] if known is None else [task for task in self._listed_tasks(found) if task["upid"] not in known]
 
     def _listed_tasks(self, found: dict[str, Any]) -> list[dict[str, Any]]:
-        """Return the VM's Proxmox tasks; a clone's task is listed under its template."""
+        """Return the VM's Proxmox tasks. Proxmox lists a clone's task under the template."""
         if self.template.get("exists") and (self.wanted == "cloned" or not found["exists"]):
             return self.cluster.tasks(self.template["node"], self.template["vmid"])
-        if self.wanted == "migrated":  # a migration's task is listed on the source node
+        if self.wanted == "migrated":  # Proxmox lists a migration's task on the source node
             return self.cluster.tasks(self.arguments["node"], self.vmid)
         return self.cluster.tasks(found["node"] or self.arguments["node"], self.vmid)
 
     # ------------------------------------------------------------------ waiting
 
     def _wait(self) -> tuple[dict[str, Any], list[dict[str, Any]], bool]:
-        pause = FIRST_POLL_S
+        poll_interval_s = FIRST_POLL_S
         found, tasks = absent(self.vmid), []
         while True:
-            is_late = time.time() >= self.deadline
+            is_past_deadline = time.time() >= self.deadline
             try:
-                if is_late or not self._is_still_cloned(found):  # past the deadline the tasks' outcomes are needed
+                # After the deadline a full look-up follows in any case, because it reads the outcomes of Proxmox tasks.
+                if is_past_deadline or not self._is_still_cloned(found):
                     found = self._look_up()
                     tasks = self._new_tasks(found)
             except FAILED_CALL as exc:
-                # A lost answer during a wait does not fail the job: the next poll asks again. It does fail the first
-                # look-up: nothing was changed yet, and the executor retries the job.
-                if is_late or is_final(exc) or time.monotonic() - self.answered_at > MAX_OUTAGE_S:
+                # During a wait a lost answer does not fail the look-up: the next poll repeats the request. Before the
+                # first change it does: nothing was changed yet, and the executor retries the job.
+                if is_past_deadline or is_final(exc) or time.monotonic() - self.answered_at > MAX_OUTAGE_S:
                     raise
             else:
                 self.answered_at = time.monotonic()
                 self.busy_at = self.answered_at if any(is_running(task) for task in tasks) else self.busy_at
                 reached = self._is_reached(found, tasks)
-                if reached or is_late or self._cannot_be_reached(found, tasks):
+                if reached or is_past_deadline or self._cannot_be_reached(found, tasks):
                     return found, self._own(tasks), reached
-            time.sleep(pause)
-            pause = min(pause * 1.5, MAX_POLL_S)
+            time.sleep(poll_interval_s)
+            poll_interval_s = min(poll_interval_s * 1.5, MAX_POLL_S)
 
     def _is_still_cloned(self, found: dict[str, Any]) -> bool:
-        """Return True while the clone's lock is held. Nothing else changes until then, so only the lock is read."""
+        """Return True while the clone is locked. Nothing else changes meanwhile, so only the lock is read."""
         is_begun = self.wanted == "cloned" and found["exists"] and found["lock"] in UNFINISHED
         return is_begun and self.cluster.is_being_created(found["node"], self.vmid)
 
@@ -413,19 +416,19 @@ class LookUp:
         return answers.get(self.wanted, found["status"] == self.wanted and done)
 
     def _cannot_be_reached(self, found: dict[str, Any], tasks: list[dict[str, Any]]) -> bool:
-        """Return True if no running task can still lead to the wanted state."""
+        """Return True if no Proxmox task can still lead to the wanted state."""
         if self.wanted == "unlocked":
             return not found["exists"]
         is_busy = any(is_running(task) for task in tasks)
         if self.wanted == "cloned":
             return not found["exists"] and (not is_busy or time.monotonic() - self.started > MAX_CLONE_INVISIBLE_S)
         if is_busy or any(task["type"].startswith("ha") and not failed(task) for task in tasks):
-            return False  # the HA manager acts after its task has ended
-        patience_s = REBOOT_SETTLE_S if self.wanted == "restarted" and tasks else SETTLE_S
-        return time.monotonic() - self.busy_at > patience_s or bool(tasks and failed(tasks[0]))
+            return False  # the HA manager changes the VM after its Proxmox task has ended
+        settle_s = REBOOT_SETTLE_S if self.wanted == "restarted" and tasks else SETTLE_S
+        return time.monotonic() - self.busy_at > settle_s or bool(tasks and failed(tasks[0]))
 
     def _own(self, tasks: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Return the tasks of this change: of several clone tasks of one template, those whose log names our VMID."""
+        """Return the Proxmox tasks of this change: of several clone tasks, those whose log names our VMID."""
         if self.wanted != "cloned" or len(tasks) < 2:
             return tasks
         return [task for task in tasks[:MAX_LOGS_READ] if self.cluster.log_mentions(task, self.vmid)]
@@ -434,26 +437,26 @@ class LookUp:
         return next((self.cluster.error_of(task) for task in tasks if failed(task)), "")
 
     def _addresses(self, node: str, macs: list[str]) -> list[str]:
-        until = min(time.time() + self.arguments["address_timeout_s"], self.deadline)
+        deadline = min(time.time() + self.arguments["address_timeout_s"], self.deadline)
         while True:
             found = self.cluster.addresses(node, self.vmid, macs)
-            if found is None or found or time.time() >= until:
+            if found is None or found or time.time() >= deadline:
                 return found or []
             time.sleep(1)
 
 
 def newest_first(tasks: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Sort Proxmox tasks by start. `pstart`, the worker's start in clock ticks, orders those of one second."""
+    """Sort Proxmox tasks by start time; those of one second by `pstart`, the start time in clock ticks."""
     return sorted(tasks, key=lambda task: (int(task.get("starttime") or 0), int(task.get("pstart") or 0)), reverse=True)
 
 
 def is_running(task: dict[str, Any]) -> bool:
-    """Return True for a running task: Proxmox lists it without a status or as RUNNING."""
+    """Return True for a running Proxmox task, which has no status or the status RUNNING."""
     return task.get("status") in (None, "", "RUNNING")
 
 
 def failed(task: dict[str, Any]) -> bool:
-    """Return True for a finished task whose status is neither OK nor WARNINGS."""
+    """Return True for a finished Proxmox task whose status is neither OK nor WARNINGS."""
     return not is_running(task) and not re.match(r"OK\b|WARN", str(task["status"]))
 
 
@@ -482,12 +485,12 @@ def absent(vmid: int) -> dict[str, Any]:
 
 
 def not_proven(code: str, text: str) -> dict[str, Any]:
-    """Return an `absence` that is not proven, with the reason."""
+    """Return the fact `absence` for an absence that is not proven, with the reason."""
     return {"is_proven": False, "code": code, "text": text}
 
 
 def read_settings(settings: list[dict[str, Any]], status: dict[str, Any]) -> dict[str, Any]:
-    """Return facts from the answers of `pending` and `status/current`. The password is left out."""
+    """Return the facts in Proxmox's answers `pending` and `status/current`, without the password."""
     current = {item["key"]: item["value"] for item in settings if "value" in item}
     wanted = {item["key"]: item.get("pending", item.get("value")) for item in settings if not item.get("delete")}
     pending = sorted(item["key"] for item in settings if "pending" in item or item.get("delete"))
@@ -523,7 +526,7 @@ def read_settings(settings: list[dict[str, Any]], status: dict[str, Any]) -> dic
 
 
 def read_container(settings: list[dict[str, Any]], status: dict[str, Any]) -> dict[str, Any]:
-    """Return the same facts for a container: its name is its host name, its first disk the root volume."""
+    """Return the facts of a container. Its name is its host name, its first disk the root volume."""
     facts = read_settings(settings, status)
     config = facts["config"]
     volumes = {key: str(value) for key, value in config.items() if VOLUME_KEY.match(key)}
@@ -594,8 +597,8 @@ def container_addresses(interfaces: list[dict[str, Any]], macs: list[str]) -> li
 def usable_addresses(interfaces: list[dict[str, Any]], macs: list[str]) -> list[str]:
     """Return the addresses that are reachable from outside, IPv4 first, in the order of the VM's NICs.
 
-    Addresses of the guest's own bridges and tunnels are left out: no NIC of the VM has their MAC address. If Proxmox
-    knows no NIC of the VM (a device passed through), all addresses are returned.
+    Addresses of bridges and tunnels inside the guest are left out: no NIC of the VM has their MAC address. If Proxmox
+    lists no NIC of the VM, because a device is passed through to it, all addresses are returned.
     """
     found = []
     for nic in interfaces:

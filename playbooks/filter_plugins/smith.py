@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The decisions of the roles as pure functions, one filter each: from Proxmox's facts and the request to an action.
+"""Decides for the roles, from Proxmox's facts and the request, what is to be done. Each function is a filter.
 
-`vm` is the extra var of every playbook (docs/actions.md), `found` the facts of `smith_vm_facts`. A `*_problem` function
-returns `CODE: reason`, or an empty text if there is no problem. No request is sent, so tests are tables of cases.
+`vm` is the extra var of every playbook, the request (docs/actions.md). `found` is the result of `smith_vm_facts`. A
+`*_problem` function returns `CODE: reason`, or an empty text if there is no problem. No function sends a request.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ import yaml
 
 try:
     from executor.proxmox.error_rules import Reaction, classify
-except ImportError:  # run by hand with an Ansible that does not have our package
+except ImportError:  # an operator runs the playbook with an Ansible that does not have our package
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
     from executor.proxmox.error_rules import Reaction, classify
 
-sys.path.insert(
-    0, str(Path(__file__).resolve().parent)
-)  # Ansible loads each filter file by itself, without its folder on the path
+# Ansible loads each filter file without its folder on the import path.
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 import smith_container
 import smith_hardware
 from smith_hardware import is_yes
 
 TAG = "smith"
-#: Tag: Proxmox's protection flag was requested by the service, not set by an operator.
+#: Tag of a VM whose protection flag was requested by the service, not set by an operator.
 PROTECTED_TAG = "smith-protected"
-#: When the VM may be destroyed, in seconds since 1970. A container can have one tag only, so it has a line instead.
+#: The deletion mark: when the VM may be destroyed, in seconds since 1970. It is a tag of a VM. A container can have
+#: only one tag, so its deletion mark is a line of its description.
 DELETION_TAG = re.compile(r"smith-delete-(\d{1,12})")
 DELETION_LINE = re.compile(r"^smith-delete=(\d{1,12})\s*?$", re.MULTILINE)
-#: Lines of a description that only we write.
+#: Lines of a description that only our playbooks write.
 OUR_LINES = re.compile(r"^smith-(?:uid|delete)=.*$", re.MULTILINE | re.IGNORECASE)
 #: The modules' login parameters, with the variable used if there is no credentials file.
 CONNECTION = {
@@ -52,6 +52,7 @@ NO = ("0", "false", "no", "off")
 UNFINISHED = ("clone", "create")
 UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 SNAPSHOT_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{1,39}")
+#: Text in a service's description that imitates one of our lines.
 FORGED_LINE = re.compile(r"smith-(uid|delete)=", re.IGNORECASE)
 
 
@@ -87,7 +88,7 @@ def module_environment(bundle: str) -> dict[str, str]:
 
 
 def _read_file(path: str) -> dict[str, Any]:
-    # CSafeLoader is as safe as SafeLoader and ten times as fast; every Ansible task evaluates this.
+    # CSafeLoader is as safe as SafeLoader and ten times as fast; every Ansible task calls this function.
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(Path(path).read_text(encoding="utf-8"))
     try:
         content = loader.get_single_data()
@@ -108,18 +109,18 @@ def _read_environment() -> dict[str, Any]:
 def failure(result: dict[str, Any]) -> str:
     """Return `CODE: text` for the result of a failed Ansible task."""
     failed = [item for item in result.get("results") or [] if item.get("failed")]
-    result = failed[0] if failed else result  # a loop's own message does not hold the item's error
-    found = classify(str(result.get("msg") or result.get("module_stderr") or result.get("stdout") or ""))
-    return f"{found.code}: {found.text}"
+    result = failed[0] if failed else result  # a loop's own message does not contain the item's error
+    classified = classify(str(result.get("msg") or result.get("module_stderr") or result.get("stdout") or ""))
+    return f"{classified.code}: {classified.text}"
 
 
 def is_outcome_unknown(result: dict[str, Any]) -> bool:
-    """Return True if a failed module may have made its change: the caller must look at the VM before it fails."""
+    """Return True if a failed module may have made its change, so that the role must read the VM's state."""
     text = str(result.get("msg", ""))
     if "Reached timeout" in text or "deserialization failed" in text:
-        return True  # the second: the module was killed, or proxmox_snap ended without a result
-    found = classify(text)
-    return found.reaction is Reaction.CHECK or found.code in ("PVE_UNREACHABLE", "VM_ID_TAKEN")
+        return True  # "deserialization failed": the module was killed, or proxmox_snap ended without a result
+    classified = classify(text)
+    return classified.reaction is Reaction.CHECK or classified.code in ("PVE_UNREACHABLE", "VM_ID_TAKEN")
 
 
 def outcome_problem(found: dict[str, Any], change: dict[str, Any], wanted: str) -> str:
@@ -128,8 +129,8 @@ def outcome_problem(found: dict[str, Any], change: dict[str, Any], wanted: str) 
         return ""
     text = found.get("task_error") or (change.get("msg", "") if is_outcome_unknown(change) else "")
     if text:
-        code, words = classify(text).code, classify(text).text
-        return f"{'TASK_FAILED' if code == 'PLAYBOOK_FAILED' else code}: {words}"
+        code, reason = classify(text).code, classify(text).text
+        return f"{'TASK_FAILED' if code == 'PLAYBOOK_FAILED' else code}: {reason}"
     if found.get("lock"):
         return f"VM_LOCKED: VM is locked ({found['lock']}) and not {wanted} in time"
     return f"TASK_FAILED: VM {found['vmid']} is {found['status']}, not {wanted}, although Proxmox reported no error"
@@ -140,14 +141,14 @@ def outcome_problem(found: dict[str, Any], change: dict[str, Any], wanted: str) 
 
 def identity_problem(found: dict[str, Any], vm: dict[str, Any], may_be_absent: bool = False) -> str:
     """Return why this VM must not be changed; empty only for the service's own, unprotected VM."""
-    vmid, is_live = vm["vmid"], found["exists"] and found["kind"] == kind_of(vm)
+    vmid, is_same_kind = vm["vmid"], found["exists"] and found["kind"] == kind_of(vm)
     is_ours = found["exists"] and (is_marked(found, vm) or (may_be_absent and is_partial_clone(found, vm)))
     if not UUID.fullmatch(str(vm["service_id"])):
         return "INVALID_REQUEST: service_id is not a UUID"
     if not found["exists"]:
         return absence_problem(found, vmid, may_be_absent)
     problems = (
-        (not is_live, f"VM_IDENTITY_MISMATCH: {vmid} is of kind {found['kind']}, not {kind_of(vm)}"),
+        (not is_same_kind, f"VM_IDENTITY_MISMATCH: {vmid} is of kind {found['kind']}, not {kind_of(vm)}"),
         (not is_ours, f"VM_IDENTITY_MISMATCH: VM {vmid} ({found['name']}) {_owner_text(found)}"),
         (found["name"] != vm["name"], f"VM_IDENTITY_MISMATCH: VM {vmid} is called {found['name']}, not {vm['name']}"),
         (found["is_template"], f"VM_PROTECTED: VM {vmid} is a template"),
@@ -162,15 +163,15 @@ def kind_of(vm: dict[str, Any]) -> str:
 
 
 def is_marked(found: dict[str, Any], vm: dict[str, Any]) -> bool:
-    """Return True if the VM carries the service's marker and no other."""
+    """Return True if the VM has the service's marker and no other marker."""
     return bool(found["markers"] == [str(vm["service_id"]).lower()])
 
 
 def is_partial_clone(found: dict[str, Any], vm: dict[str, Any]) -> bool:
-    """Return True if this is a partial clone: created by us, but not yet marked.
+    """Return True if the VM is a partial clone: a `create` has made it, but has not yet set its marker.
 
-    Only a deletion uses this, and only with `half_made`, which says that the VMID is still only reserved. The name is
-    then enough, as it is for a create that finishes such a clone: it was reserved for this service alone.
+    Only `delete` uses this, and only with `half_made`: the VMID is reserved, but its `create` never ended. Then the
+    name identifies the VM, because the name was reserved for this service alone.
     """
     return is_yes(vm.get("half_made", False)) and not found["markers"] and found["name"] == vm["name"]
 
@@ -185,7 +186,7 @@ def is_protected_from_us(found: dict[str, Any], is_deletion: bool) -> bool:
 
 
 def absence_problem(found: dict[str, Any], vmid: int, may_be_absent: bool) -> str:
-    """Return why the VM's absence is a failure: it is not proven, or the VM is needed."""
+    """Return why the absence of the VM is a failure: it is not proven, or the action needs the VM."""
     absence = found["absence"]
     if not absence["is_proven"]:
         return f"{absence['code'] or 'PVE_PERMISSION'}: {absence['text'] or f'VM {vmid} cannot be seen'}"
@@ -193,10 +194,10 @@ def absence_problem(found: dict[str, Any], vmid: int, may_be_absent: bool) -> st
 
 
 def reservation_problem(found: dict[str, Any], vm: dict[str, Any]) -> str:
-    """Return why a create must not use this VMID: it is neither free nor held by the service's VM or partial clone.
+    """Return why a create must not use this VMID: another guest than the service's VM or its partial clone has it.
 
-    A clone has the template's description until its first configuration, so a missing marker proves nothing; the
-    name does, because it was reserved for this service alone.
+    A clone has the template's description until its first configuration, so it may lack its marker. Then its name
+    identifies it, because the name was reserved for this service alone.
     """
     if not UUID.fullmatch(str(vm["service_id"])):
         return "INVALID_REQUEST: service_id is not a UUID"
@@ -269,24 +270,24 @@ def changes(found: dict[str, Any], vm: dict[str, Any], is_create: bool = False) 
     its marker.
     """
     if kind_of(vm) == "lxc":
-        asked = {**_identity(found, vm), **smith_container.wanted(found, vm)}
-        asked["hostname"] = asked.pop("name")
-        left = {key: _differing(found, key, value) for key, value in asked.items() if value is not None}
-        return {key: value for key, value in left.items() if value is not None}
+        wanted = {**_identity(found, vm), **smith_container.wanted(found, vm)}
+        wanted["hostname"] = wanted.pop("name")
+        differing = {key: _differing(found, key, value) for key, value in wanted.items() if value is not None}
+        return {key: value for key, value in differing.items() if value is not None}
     login = smith_hardware.login(found, vm) | {"cipassword": _password(found, vm, is_create)}
     wanted = {**_identity(found, vm), **smith_hardware.wanted(found, vm), **login}
-    left = {key: _differing(found, key, value) for key, value in wanted.items() if value is not None}
-    return {key: value for key, value in left.items() if value is not None}
+    differing = {key: _differing(found, key, value) for key, value in wanted.items() if value is not None}
+    return {key: value for key, value in differing.items() if value is not None}
 
 
 def planned(found: dict[str, Any], vm: dict[str, Any], is_create: bool = False) -> dict[str, Any]:
-    """Return what a run would change, for people to read: `changes` without the password, and the disks."""
+    """Return what a run would change, for operators: `changes` without the password, and the changes of disks."""
     plan = changes(found, vm, is_create)
     if "cipassword" in plan:
         plan["cipassword"] = "(set)"
     for step in disk_steps(found, vm):
-        said = smith_hardware.described(step)
-        plan[step["disk"]] = f"{plan[step['disk']]}, {said}" if step["disk"] in plan else said
+        text = smith_hardware.described(step)
+        plan[step["disk"]] = f"{plan[step['disk']]}, {text}" if step["disk"] in plan else text
     return plan
 
 
@@ -297,11 +298,11 @@ def blank(found: dict[str, Any], vm: dict[str, Any]) -> dict[str, Any]:
     """
     if kind_of(vm) == "lxc":
         return changes(found, vm, True)
-    asked = smith_hardware.disk_steps(found, vm)
+    disks_to_add = smith_hardware.disk_steps(found, vm)
     drives: dict[str, dict[str, str]] = {bus: {} for bus in ("scsi", "virtio", "sata", "ide")}
-    for step in asked:
+    for step in disks_to_add:
         drives[step["disk"].rstrip("0123456789")][step["disk"]] = f"{step['storage']}:{step['size']}"
-    order = [asked[0]["disk"]] if asked else []
+    order = [disks_to_add[0]["disk"]] if disks_to_add else []
     if vm.get("iso"):
         drives["ide"][smith_hardware.CDROM] = f"{vm['iso']},media=cdrom"
         order.append(smith_hardware.CDROM)
@@ -315,22 +316,22 @@ def disk_steps(found: dict[str, Any], vm: dict[str, Any]) -> list[dict[str, Any]
 
 
 def is_restart_needed(found: dict[str, Any]) -> bool:
-    """Return True if changes are pending until the next start."""
+    """Return True if the VM is running and some of its configuration takes effect only after a restart."""
     return bool(found["pending"]) and found["status"] == "running"
 
 
 def description(vm: dict[str, Any]) -> str:
     """Return the description with our lines at the end. Lines of the service's text that imitate ours are altered."""
-    said = FORGED_LINE.sub(r"smith-\1: ", str(vm.get("description") or "")).strip()
-    doom = f"smith-delete={vm['delete_at']}\n" if kind_of(vm) == "lxc" and vm.get("delete_at") else ""
-    ours = f"{doom}smith-uid={str(vm['service_id']).lower()}"
-    return f"{said}\n\n{ours}" if said else ours
+    text = FORGED_LINE.sub(r"smith-\1: ", str(vm.get("description") or "")).strip()
+    deletion_line = f"smith-delete={vm['delete_at']}\n" if kind_of(vm) == "lxc" and vm.get("delete_at") else ""
+    our_lines = f"{deletion_line}smith-uid={str(vm['service_id']).lower()}"
+    return f"{text}\n\n{our_lines}" if text else our_lines
 
 
 def _identity(found: dict[str, Any], vm: dict[str, Any]) -> dict[str, Any]:
     has_marker = is_marked(found, vm)
-    said = _description(found, vm, has_marker)
-    return {"name": str(vm["name"]), "description": said, "tags": _tags(found, vm, has_marker)}
+    text = _description(found, vm, has_marker)
+    return {"name": str(vm["name"]), "description": text, "tags": _tags(found, vm, has_marker)}
 
 
 def _description(found: dict[str, Any], vm: dict[str, Any], has_marker: bool) -> str | None:
@@ -344,20 +345,21 @@ def _description(found: dict[str, Any], vm: dict[str, Any], has_marker: bool) ->
 
 def _tags(found: dict[str, Any], vm: dict[str, Any], has_marker: bool) -> list[str] | None:
     """Return the whole set of tags, or None if it need not change."""
-    is_asked, protection = "tags" in vm, vm.get("protection")
+    is_requested, protection = "tags" in vm, vm.get("protection")
     delete_at = vm.get("delete_at") if kind_of(vm) == "qemu" else None
     is_deletion_cancelled = kind_of(vm) == "qemu" and _is_deletion_cancelled(found, vm)
-    if not is_asked and has_marker and protection is None and not delete_at and not is_deletion_cancelled:
+    if not is_requested and has_marker and protection is None and not delete_at and not is_deletion_cancelled:
         return None
     given = {str(tag).lower() for tag in vm.get("tags") or []}
     ours = {tag for tag in given if tag.startswith(f"{TAG}-")}  # only we set these
-    asked = {TAG, *(given - ours if is_asked or not has_marker else found["tags"])} - {PROTECTED_TAG}
+    tags = {TAG, *(given - ours if is_requested or not has_marker else found["tags"])} - {PROTECTED_TAG}
     if delete_at or is_deletion_cancelled:
-        asked = {tag for tag in asked if not DELETION_TAG.fullmatch(tag)}
+        tags = {tag for tag in tags if not DELETION_TAG.fullmatch(tag)}
     if delete_at:
-        asked |= {f"{TAG}-delete-{delete_at}"}
-    is_protected_from_us = PROTECTED_TAG in found["tags"] and has_marker if protection is None else is_yes(protection)
-    return sorted(asked | ({PROTECTED_TAG} if is_protected_from_us else set()))
+        tags |= {f"{TAG}-delete-{delete_at}"}
+    keeps_protection = PROTECTED_TAG in found["tags"] and has_marker
+    is_protected = keeps_protection if protection is None else is_yes(protection)
+    return sorted(tags | ({PROTECTED_TAG} if is_protected else set()))
 
 
 def _is_deletion_cancelled(found: dict[str, Any], vm: dict[str, Any]) -> bool:
@@ -365,8 +367,8 @@ def _is_deletion_cancelled(found: dict[str, Any], vm: dict[str, Any]) -> bool:
 
 
 def _password(found: dict[str, Any], vm: dict[str, Any], is_create: bool) -> str | None:
-    # Proxmox returns the password masked, so it cannot be compared: a create sets it once, an update whenever it is
-    # given. A password on a VM without our marker is the template's.
+    # Proxmox returns the password masked, so it cannot be compared. A create sets it once; an update sets it whenever
+    # the request has one. The password of a VM without our marker is that of the template.
     if is_create and found.get("has_password") and is_marked(found, vm):
         return None
     return (vm.get("cloud_init") or {}).get("password") or None
@@ -377,7 +379,7 @@ def _differing(found: dict[str, Any], key: str, value: Any) -> Any:
     config = found["config"]
     if isinstance(value, dict):
         return {name: text for name, text in value.items() if _parts(config.get(name)) != _parts(text)} or None
-    in_force = {
+    current = {
         "cores": found["cores"],
         "sockets": found["sockets"],
         "memory": found["memory_mib"],
@@ -389,7 +391,7 @@ def _differing(found: dict[str, Any], key: str, value: Any) -> Any:
         "nameservers": str(config.get("nameserver", "")).split(),
         "searchdomains": str(config.get("searchdomain", "")).split(),
     }
-    is_same = in_force.get(key, str(config.get(key, ""))) == (str(value) if key in ("balloon", "swap") else value)
+    is_same = current.get(key, str(config.get(key, ""))) == (str(value) if key in ("balloon", "swap") else value)
     return None if is_same else value
 
 
@@ -398,16 +400,16 @@ def _parts(text: Any) -> set[str]:
 
 
 def configuration_problem(after: dict[str, Any], vm: dict[str, Any], changes_made: list[dict[str, Any]]) -> str:
-    """Return what still differs after a configuration, with the reason if Proxmox or the module gave one."""
-    left = sorted(set(changes(after, vm, is_create=True)) - {"cipassword"})
-    left += [f"{step['disk']} ({smith_hardware.described(step)})" for step in disk_steps(after, vm)]
-    if not left:
+    """Return what still differs after a configuration, with the reason if Proxmox or the module reported one."""
+    differing = sorted(set(changes(after, vm, is_create=True)) - {"cipassword"})
+    differing += [f"{step['disk']} ({smith_hardware.described(step)})" for step in disk_steps(after, vm)]
+    if not differing:
         return ""
     if after.get("task_error"):
         return failure({"msg": after["task_error"]})
-    made = [one for change in changes_made for one in change.get("results", [change])]
-    unsure = next((failure(change) for change in made if is_outcome_unknown(change)), "")
-    return unsure or f"TASK_FAILED: VM {vm['vmid']} did not apply {', '.join(left)}"
+    results = [result for change in changes_made for result in change.get("results", [change])]
+    unknown = next((failure(result) for result in results if is_outcome_unknown(result)), "")
+    return unknown or f"TASK_FAILED: VM {vm['vmid']} did not apply {', '.join(differing)}"
 
 
 # ---------------------------------------------------------------------- snapshots
@@ -442,8 +444,8 @@ def snapshot_problem(found: dict[str, Any], name: str, state: str) -> str:
 def deletion(found: dict[str, Any], vm: dict[str, Any]) -> dict[str, Any]:
     """Return the step of a delete and its due time: `destroy`; with a grace period `mark`, `wait`, then `destroy`.
 
-    The due time is stored on the VM, where operators see it and a lost database does not matter. Removing the mark
-    cancels the deletion: with `only_when_due` the step is then `keep`.
+    The due time is stored on the VM as its deletion mark, where operators see it, and where it survives the loss of our
+    database. Removing the mark cancels the deletion: with `only_when_due` the step is then `keep`.
     """
     at = deletion_due_at(found) if found["exists"] else 0
     is_due = 0 < at <= found.get("looked_at", 0)
@@ -472,8 +474,8 @@ def deletion_mark(vm: dict[str, Any], at: int) -> dict[str, Any]:
 
 def growth_only(vm: dict[str, Any]) -> dict[str, Any]:
     """Return a request that only grows the VM's disks."""
-    asked = {key: vm[key] for key in ("disk_gib", "disks") if vm.get(key)}
-    return {**_only_identity(vm), **asked, "only_grows": True}
+    sizes = {key: vm[key] for key in ("disk_gib", "disks") if vm.get(key)}
+    return {**_only_identity(vm), **sizes, "only_grows": True}
 
 
 def _only_identity(vm: dict[str, Any]) -> dict[str, Any]:
@@ -499,7 +501,7 @@ def backup_problem(found: dict[str, Any], vm: dict[str, Any], storage: str) -> s
 
 
 def backup_made(after: dict[str, Any], before: dict[str, Any]) -> str:
-    """Return the new archive, or an empty text."""
+    """Return the archive that the backup has made, or an empty text."""
     known = before.get("backups") or []
     return next((str(volume) for volume in reversed(after.get("backups") or []) if volume not in known), "")
 
@@ -533,7 +535,7 @@ def migration_problem(found: dict[str, Any], vm: dict[str, Any]) -> str:
 def result(found: dict[str, Any], vm: dict[str, Any], known: Iterable[str] = (), **more: Any) -> dict[str, Any]:
     """Return the result document of a playbook; `more` adds changed, adopted, upids, planned.
 
-    `known` are addresses that the guest reported earlier; they are used if there are no newer ones.
+    `known` contains the addresses that the guest reported earlier. They are used if it reports none now.
     """
     exists = found["exists"]
     if not more.get("planned"):
@@ -559,7 +561,7 @@ def result(found: dict[str, Any], vm: dict[str, Any], known: Iterable[str] = (),
 
 
 class FilterModule:
-    """The filters of this file, `smith_` and the function's name."""
+    """Registers the filters of this file for Ansible."""
 
     def filters(self) -> dict[str, Any]:
         """Return the filters by the names that the roles use."""

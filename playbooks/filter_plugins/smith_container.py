@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The wanted configuration of a container in Proxmox's format. All functions are pure.
+"""Makes the requested configuration of a container in Proxmox's format. All functions are pure.
 
-Supported is what the module community.proxmox.proxmox can do: create from an OS template, cores, memory, swap, NICs,
+It supports what the module community.proxmox.proxmox can do: create from an OS template, cores, memory, swap, NICs,
 name server, search domain, onboot. No module of the collection resizes or moves a container's volumes.
 """
 
@@ -18,6 +18,7 @@ from typing import Any
 import smith_hardware
 
 OS_TEMPLATE = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*:vztmpl/[A-Za-z0-9_][A-Za-z0-9_.+-]*")
+#: The first major version of community.proxmox whose module needs the console mode in an update.
 CMODE_REQUIRED_SINCE = 2
 #: Members that apply to virtual machines only.
 VM_ONLY = (
@@ -46,18 +47,18 @@ def wanted(found: dict[str, Any], vm: dict[str, Any]) -> dict[str, Any]:
 
 def interfaces(found: dict[str, Any], vm: dict[str, Any]) -> dict[str, str]:
     """Return the netN values of the requested NICs."""
-    config, shown = found["config"], {}
+    config, values = found["config"], {}
     for number, nic in smith_hardware.nics(vm).items():
         value = interface(str(config.get(f"net{number}", "")), number, nic)
         if value:
-            shown[f"net{number}"] = value
-    return shown
+            values[f"net{number}"] = value
+    return values
 
 
 def interface(current: str, number: int, nic: dict[str, Any]) -> str:
     """Return a container's netN value with the requested changes; empty if nothing is requested."""
-    is_asked = any(nic.get(key) not in (None, "") for key in (*smith_hardware.LINK, "mac", "mode", "ipv6_mode"))
-    if not is_asked:
+    is_requested = any(nic.get(key) not in (None, "") for key in (*smith_hardware.LINK, "mac", "mode", "ipv6_mode"))
+    if not is_requested:
         return ""
     parts = dict(part.partition("=")[::2] for part in current.split(",") if part) or {"name": f"eth{number}"}
     if nic.get("mac"):
@@ -90,7 +91,7 @@ def _problems(found: dict[str, Any], vm: dict[str, Any], is_create: bool) -> Ite
 
 
 def console_mode(found: dict[str, Any]) -> str:
-    """Return the console mode that an update must pass to keep it, or an empty text.
+    """Return the console mode that an update must pass, so that it does not change; or an empty text.
 
     community.proxmox 2.0 sends `default` if none is given, which Proxmox refuses; older versions lack the parameter.
     """

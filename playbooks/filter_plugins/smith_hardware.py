@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The wanted hardware configuration of a VM in Proxmox's format: sizes, disks, NICs and login.
+"""Makes the requested hardware configuration of a VM in Proxmox's format: sizes, disks, NICs and login.
 
-`vm` is the request (docs/actions.md), `found` the facts of `smith_vm_facts`. Members that are not given are not
-changed, and nothing is removed that is not named. All functions are pure; tests are tables of cases.
+`vm` is the request (docs/actions.md), `found` the result of `smith_vm_facts`. What the request does not name is neither
+changed nor removed. All functions are pure.
 """
 
 from __future__ import annotations
@@ -89,12 +89,12 @@ def _options(found: dict[str, Any], vm: dict[str, Any]) -> dict[str, Any]:
 
 
 def is_yes(value: Any) -> bool:
-    """Return a boolean that may be a text, from the command line or from Proxmox."""
+    """Return the boolean that `value` means. It is a text if it comes from the command line or from Proxmox."""
     return str(value).strip().lower() in ("1", "true", "yes", "on")
 
 
 def _replaced_first(current: str, value: str, name: str) -> str:
-    """Return a property string with another first value; unchanged if it has that value already."""
+    """Return a property string with its first value replaced; unchanged if it has that value already."""
     first, *rest = current.split(",")
     return current if first.removeprefix(f"{name}=") == value else ",".join([value, *rest])
 
@@ -113,8 +113,8 @@ def asked_disks(found: dict[str, Any], vm: dict[str, Any]) -> dict[str, dict[str
     if vm.get("disk_gib"):
         asked[found.get("disk") or FIRST_DISK] = {"size_gib": int(vm["disk_gib"]), "storage": ""}
     for disk in vm.get("disks") or []:
-        before = asked.get(str(disk.get("disk")), {})
-        size_gib = int(disk.get("size_gib") or before.get("size_gib") or 0)
+        from_disk_gib = asked.get(str(disk.get("disk")), {})
+        size_gib = int(disk.get("size_gib") or from_disk_gib.get("size_gib") or 0)
         asked[str(disk.get("disk"))] = {"size_gib": size_gib, "storage": str(disk.get("storage") or "")}
     return asked
 
@@ -123,21 +123,21 @@ def disk_steps(found: dict[str, Any], vm: dict[str, Any]) -> list[dict[str, Any]
     """Return the calls of proxmox_disk that are still needed: add, move, grow."""
     steps: list[dict[str, Any]] = []
     for name, asked in asked_disks(found, vm).items():
-        held, size_gib, storage = found["disks"].get(name), asked["size_gib"], asked["storage"]
-        if held is None:
+        existing, size_gib, storage = found["disks"].get(name), asked["size_gib"], asked["storage"]
+        if existing is None:
             steps.append(
                 {"disk": name, "state": "present", "storage": storage or _default_storage(found, vm), "size": size_gib}
             )
             continue
-        if storage and storage != held["storage"]:
+        if storage and storage != existing["storage"]:
             steps.append({"disk": name, "state": "moved", "storage": storage})
-        if size_gib * GIB > held["bytes"]:
+        if size_gib * GIB > existing["bytes"]:
             steps.append({"disk": name, "state": "resized", "size": f"{size_gib}G"})
     return steps
 
 
 def described(step: dict[str, Any]) -> str:
-    """Return a step as text, for a plan."""
+    """Return the text of a disk step, for operators."""
     if step["state"] == "moved":
         return f"move to {step['storage']}"
     return f"add {step['size']}G on {step['storage']}" if step["state"] == "present" else step["size"]
@@ -154,8 +154,8 @@ def _disk_problems(source: dict[str, Any], vm: dict[str, Any], is_blank: bool) -
         yield f"INVALID_REQUEST: VM {source['vmid']} has no disk to resize to {vm['disk_gib']} GiB"
     if len(set(named)) < len(named):
         yield "INVALID_REQUEST: disks names one disk twice"
-    for name, wish in asked.items():
-        yield _disk_problem(source, vm, name, wish)
+    for name, requested in asked.items():
+        yield _disk_problem(source, vm, name, requested)
 
 
 def _growth_problem(source: dict[str, Any], vm: dict[str, Any]) -> str:
@@ -169,20 +169,20 @@ def _growth_problem(source: dict[str, Any], vm: dict[str, Any]) -> str:
     )
 
 
-def _disk_problem(source: dict[str, Any], vm: dict[str, Any], name: str, wish: dict[str, Any]) -> str:
-    held, size_gib = source["disks"].get(name), wish["size_gib"]
+def _disk_problem(source: dict[str, Any], vm: dict[str, Any], name: str, requested: dict[str, Any]) -> str:
+    existing, size_gib = source["disks"].get(name), requested["size_gib"]
     if not DISK_KEY.fullmatch(name):
         return f"INVALID_REQUEST: {name} is not a disk name: scsi0-30, virtio0-15, sata0-5 or ide0-3"
-    if held is None and name in source["config"]:
+    if existing is None and name in source["config"]:
         return f"INVALID_REQUEST: {name} is a CD-ROM or the cloud-init drive, not a disk"
-    if held is None and not size_gib:
+    if existing is None and not size_gib:
         return f"INVALID_REQUEST: the new disk {name} needs size_gib"
-    if held is None and not (wish["storage"] or _default_storage(source, vm)):
+    if existing is None and not (requested["storage"] or _default_storage(source, vm)):
         return f"INVALID_REQUEST: the new disk {name} needs a storage"
-    if held is not None and size_gib and size_gib * GIB < held["bytes"]:
+    if existing is not None and size_gib and size_gib * GIB < existing["bytes"]:
         what = "template" if source["is_template"] else "VM"
         return (
-            f"INVALID_REQUEST: a disk cannot shrink: the {what}'s {name} has {-(-held['bytes'] // GIB)} GiB, "
+            f"INVALID_REQUEST: a disk cannot shrink: the {what}'s {name} has {-(-existing['bytes'] // GIB)} GiB, "
             f"{size_gib} GiB are requested"
         )
     return ""
@@ -204,19 +204,19 @@ def nics(vm: dict[str, Any]) -> dict[int, dict[str, Any]]:
 
 def interfaces(found: dict[str, Any], vm: dict[str, Any]) -> dict[str, str]:
     """Return the netN values of the requested NICs."""
-    config, usual = found["config"], _default_bridge(found, vm)
-    shown = {}
+    config, default_bridge = found["config"], _default_bridge(found, vm)
+    values = {}
     for number, nic in nics(vm).items():
         current = str(config.get(f"net{number}", ""))
-        asked = nic if current or number >= len(vm.get("networks") or []) else {"bridge": usual, **nic}
+        asked = nic if current or number >= len(vm.get("networks") or []) else {"bridge": default_bridge, **nic}
         value = interface(current, asked)
         if value:
-            shown[f"net{number}"] = value
-    return shown
+            values[f"net{number}"] = value
+    return values
 
 
 def interface(current: str, nic: dict[str, Any]) -> str:
-    """Return a netN value with the requested changes, everything else kept; empty if nothing is requested.
+    """Return a netN value with only the requested changes; an empty text if nothing is requested.
 
     `vlan` 0 and `rate_mbps` 0 remove the tag and the limit.
     """
@@ -301,7 +301,7 @@ def _guest_network(found: dict[str, Any], vm: dict[str, Any]) -> dict[str, Any]:
 
 
 def ip_config(current: str, nic: dict[str, Any]) -> str:
-    """Return an ipconfigN value: `mode` sets IPv4, `ipv6_mode` IPv6; a family that is not given is not changed."""
+    """Return an ipconfigN value. `mode` changes IPv4, `ipv6_mode` IPv6; a missing one leaves its family unchanged."""
     parts = dict(part.partition("=")[::2] for part in current.split(",") if part)
     set_addresses(parts, nic)
     order = [key for key in ("ip", "gw", "ip6", "gw6") if key in parts]

@@ -14,7 +14,7 @@ fail() {
 }
 
 # A release needs a commit to build from, a section in the changelog, and a recorded database of its schema, for the
-# upgrade test of the next version (tests/integration/test_upgrade.py).
+# upgrade test of the next version (tests/integration/database/test_upgrade.py).
 [ -n "${DRY_RUN:-}" ] || [ -z "$(git status --porcelain)" ] || fail "there are uncommitted changes (DRY_RUN=1 builds anyway)"
 [ -n "${DRY_RUN:-}" ] || grep -q "^## \[$version\]" CHANGELOG.md || fail "CHANGELOG.md has no section [$version]"
 schema=$("$bin/python" -c 'from executor.database.schema import head_revision; print(head_revision())')

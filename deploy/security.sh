@@ -63,9 +63,9 @@ write_sbom() {
 run "secrets in the repository" "$bin/python" deploy/scan_secrets.py
 run "licences" "$bin/python" deploy/licences.py
 run "ruff, with its security rules" "$bin/ruff" check .
-run "SECURITY.md names tests that exist" "$bin/python" -m pytest -q -p no:cacheprovider tests/unit/test_security_docs.py
+run "SECURITY.md names tests that exist" "$bin/python" -m pytest -q -p no:cacheprovider tests/unit/docs/test_security_docs.py
 tests="tests/security/test_process.py tests/security/test_host_header.py tests/security/test_supply_chain.py
-  tests/security/test_http_api.py tests/unit/test_redaction.py tests/integration/test_vault.py"
+  tests/security/test_http_api.py tests/unit/test_redaction.py tests/integration/fulcrum/test_vault.py"
 [ -z "${FULL:-}" ] || tests="$tests tests/security"
 # shellcheck disable=SC2086  # a list of files
 run "security tests" "$bin/python" -m pytest -n 2 --dist loadgroup -q -p no:cacheprovider $tests

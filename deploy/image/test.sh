@@ -39,7 +39,7 @@ check_quadlet() {
       'apt-get update -qq; cd /tmp; apt-get download -qq podman; dpkg -x podman_*.deb .; cp usr/libexec/podman/quadlet /out/'
     mv "$work/quadlet/quadlet" "$cache/quadlet"
   fi
-  QUADLET=$cache/quadlet "$bin/python" -m pytest -p no:cacheprovider -q tests/unit/test_deploy.py -k generator >"$work/quadlet.log" 2>&1 ||
+  QUADLET=$cache/quadlet "$bin/python" -m pytest -p no:cacheprovider -q tests/unit/deploy/test_deploy.py -k generator >"$work/quadlet.log" 2>&1 ||
     { cat "$work/quadlet.log"; fail "podman's generator refuses the quadlet files"; }
   say "podman's generator accepts the quadlet files"
 }

@@ -20,7 +20,7 @@ FORBIDDEN_CALLS = frozenset(
     | {"subprocess.getoutput", "subprocess.getstatusoutput", "commands.getoutput"}
 )
 #: Accepted uses: the first two read what processes of the executor have written, in a folder that only they may
-#: enter (tests/integration/test_warm.py); the third is a SafeLoader.
+#: enter (tests/integration/runs/test_warm.py); the third is a SafeLoader.
 KNOWN = {
     ("executor/runs/warm/payloads.py", "pickle"),
     ("executor/runs/warm/parse_cache.py", "marshal"),

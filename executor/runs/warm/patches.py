@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 #: Series of ansible-core (the first two numbers of a release) with which the events of warm and cold runs were compared
-#: (tests/integration/test_warm.py). With other series runs are cold.
+#: (tests/integration/runs/test_warm.py). With other series runs are cold.
 TESTED = ("2.19", "2.21")
 
 

@@ -1,0 +1,156 @@
+"""Which VMs pending deletion get a local delete job: only those whose service has ended in the simulator."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from smith_lab.simulator.control import RunningSimulator, running_simulator
+from sqlalchemy import Engine, select
+from support.simulator_world import World
+
+from executor.agent.purger import VmPurger
+from executor.agent.state import AgentState
+from executor.database import job_queue, mappings
+from executor.database.engine import reading, transaction
+from executor.database.tables import Job
+from executor.errors import FulcrumUnavailable
+from executor.fulcrum.client import FulcrumClient
+from executor.model import ReportState
+
+PAST, FUTURE = 1_000_000_000, 4_000_000_000
+
+
+@pytest.fixture(scope="module")
+def sim() -> Iterator[RunningSimulator]:
+    with running_simulator() as running:
+        yield running
+
+
+@pytest.fixture
+def world(sim: RunningSimulator) -> Iterator[World]:
+    world = World(sim)
+    yield world
+    world.close()
+
+
+@pytest.fixture
+def engine(sqlite_engine: Engine) -> Engine:
+    return sqlite_engine
+
+
+@pytest.fixture
+def purger(world: World, engine: Engine) -> VmPurger:
+    state = AgentState()
+    state.agent_id = world.ids.agent_id
+    client = FulcrumClient(world.sim.url, lambda: world.ids.agent_token, read_timeout_s=5)
+    return VmPurger(engine=engine, fulcrum=client, state=state, cluster="c", job_timeout_s=300)
+
+
+def pending_deletion(engine: Engine, service_id: str, delete_at: int = PAST, vmid: int = 100_000) -> None:
+    with transaction(engine) as session:
+        mapping = mappings.reserve(session, service_id=service_id, cluster="c", vmid=vmid, name="web")
+        assert mapping is not None
+        mappings.apply_result(session, mapping.id, {"status": "stopped", "node": "pve1", "delete_at": delete_at})
+
+
+def jobs(engine: Engine) -> list[Job]:
+    with reading(engine) as session:
+        return list(session.scalars(select(Job)))
+
+
+def ended(world: World) -> str:
+    service = world.created()
+    world.admin.delete_service(service["id"])
+    world.agent.complete(world.claimed(service))
+    assert world.service(service)["status"] == "Deleted"
+    return str(service["id"])
+
+
+def test_a_vm_whose_service_has_ended_gets_one_local_delete_job(world: World, engine: Engine, purger: VmPurger) -> None:
+    service_id = ended(world)
+    pending_deletion(engine, service_id)
+    purger.submit_due_deletions()
+    purger.submit_due_deletions()
+    (job,) = jobs(engine)
+    assert (job.action, job.service_id, job.status, job.report_state) == ("delete", service_id, "pending", "local")
+    assert purger.state.dispatch_requested.is_set()
+
+
+def test_a_vm_within_its_grace_period_is_kept(world: World, engine: Engine, purger: VmPurger) -> None:
+    pending_deletion(engine, ended(world), FUTURE)
+    purger.submit_due_deletions()
+    assert jobs(engine) == []
+
+
+def test_a_service_that_has_not_ended_keeps_its_vm(world: World, engine: Engine, purger: VmPurger) -> None:
+    pending_deletion(engine, world.created()["id"])
+    purger.submit_due_deletions()
+    assert jobs(engine) == []
+
+
+def test_a_service_that_fulcrum_does_not_know_has_ended(engine: Engine, purger: VmPurger) -> None:
+    pending_deletion(engine, "99999999-0000-4000-8000-000000000000")
+    purger.submit_due_deletions()
+    assert len(jobs(engine)) == 1
+
+
+def test_a_single_403_is_no_proof_that_the_service_has_ended(world: World, engine: Engine, purger: VmPurger) -> None:
+    """FulcrumCore answers 403 also while its database is down."""
+    service = world.created()
+    pending_deletion(engine, service["id"])
+    world.sim.fault("status", method="GET", path=f".*/services/{service['id']}$", times=1, status=403)
+    purger.submit_due_deletions()
+    assert jobs(engine) == []
+
+
+@pytest.mark.parametrize("status", [403, 500, 502])
+def test_nothing_is_deleted_while_fulcrum_is_down(world: World, engine: Engine, purger: VmPurger, status: int) -> None:
+    pending_deletion(engine, ended(world))
+    world.sim.fault("status", method="GET", path=".*", times=100, status=status)
+    with pytest.raises(FulcrumUnavailable):
+        purger.submit_due_deletions()
+    world.sim.clear_faults()
+    assert jobs(engine) == []
+
+
+@pytest.mark.parametrize("status", [400, 404])
+def test_an_unexpected_status_is_no_proof_that_the_service_has_ended(
+    world: World, engine: Engine, purger: VmPurger, status: int
+) -> None:
+    pending_deletion(engine, ended(world))
+    world.sim.fault("status", method="GET", path=".*/services/.*", times=2, status=status)
+    purger.submit_due_deletions()
+    assert jobs(engine) == []
+
+
+def test_every_terminal_state_of_the_service_type_is_an_end(world: World, engine: Engine, purger: VmPurger) -> None:
+    service = world.order_with({"properties": {"a": {"type": "string"}}}, {"a": "x"}).json()
+    world.agent.complete(world.claimed(service), agentInstanceId="x/100000")
+    pending_deletion(engine, service["id"])
+    purger.submit_due_deletions()
+    assert jobs(engine) == []
+    world.admin.delete_service(service["id"])
+    world.agent.complete(world.claimed(service))
+    assert world.service(service)["status"] == "Gone"
+    purger.submit_due_deletions()
+    assert len(jobs(engine)) == 1
+
+
+def test_a_local_job_is_never_reported(world: World, engine: Engine, purger: VmPurger) -> None:
+    pending_deletion(engine, ended(world))
+    purger.submit_due_deletions()
+    (job,) = jobs(engine)
+    with transaction(engine) as session:
+        job_queue.request_cancel(session, job.id)
+    (job,) = jobs(engine)
+    assert (job.status, job.report_state) == ("failed", ReportState.LOCAL)
+    purger.submit_due_deletions()  # a cancelled job is repeated: only `smith mappings recall` keeps the VM
+    assert [each.status for each in jobs(engine)] == ["failed", "pending"]
+
+
+def test_nothing_is_done_before_the_agent_id_is_known(engine: Engine, purger: VmPurger) -> None:
+    purger.state.agent_id = ""
+    pending_deletion(engine, "99999999-0000-4000-8000-000000000000")
+    purger.submit_due_deletions()
+    assert jobs(engine) == []

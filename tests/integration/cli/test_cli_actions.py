@@ -1,0 +1,151 @@
+"""`smith actions`: what is listed, what a check finds, and what a new one begins with."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from support.cli_world import Cli
+
+EXAMPLES = Path(__file__).resolve().parents[3] / "docs" / "examples" / "actions"
+HEAD = "---\n- name: Play\n  hosts: proxmox\n  gather_facts: false\n"
+RESULT = "    - ansible.builtin.import_role:\n        name: vm_result\n"
+LOGIN = '  module_defaults:\n    group/community.proxmox.proxmox: "{{ smith_proxmox }}"\n'
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "actions"
+    folder.mkdir(mode=0o755)
+    folder.chmod(0o755)
+    return folder
+
+
+@pytest.fixture
+def smith(tmp_path: Path, folder: Path) -> Cli:
+    cli = Cli(tmp_path)
+    cli.env["SMITH_ACTIONS_PATH"] = str(folder)
+    return cli
+
+
+def write(folder: Path, name: str, text: str) -> None:
+    (folder / name).write_text(text)
+    (folder / name).chmod(0o644)
+
+
+def problems(smith: Cli, name: str) -> str:
+    """What `validate` has against one action; it must have something."""
+    done = smith("actions", "validate", name)
+    assert done.returncode == 1, done.stdout
+    return done.stdout
+
+
+def test_our_actions_and_the_providers_are_listed_with_the_refused_ones(smith: Cli, folder: Path) -> None:
+    write(folder, "stop.yml", HEAD)
+    write(folder, "attach-iso.yml", HEAD)
+    write(folder, "attach-iso.schema.json", "{}")
+    (folder / "stop.yml").chmod(0o666)
+    rows = {row["name"]: row for row in smith.json("actions", "list")}
+    assert rows["create"]["is_ours"]
+    assert (rows["attach-iso"]["is_ours"], rows["attach-iso"]["has_schema"]) == (False, True)
+    assert (rows["stop"]["is_ours"], rows["stop"]["replaces_ours"]) == (False, True)
+    assert "is writable by all users" in rows["stop"]["problem"]
+    shown = smith.ok("actions", "list")
+    assert "refused: stop.yml is writable by all users" in shown
+    assert "create" in smith.ok("actions", "list", SMITH_ACTIONS_PATH="")
+
+
+def test_the_example_of_the_documentation_is_valid(smith: Cli, folder: Path) -> None:
+    for file in EXAMPLES.iterdir():
+        shutil.copyfile(file, folder / file.name)
+        (folder / file.name).chmod(0o644)
+    found = smith.json("actions", "validate")
+    assert [(each["name"], each["problems"], each["hints"]) for each in found] == [("attach-iso", [], [])]
+
+
+def test_each_of_our_actions_is_valid(smith: Cli) -> None:
+    names = [row["name"] for row in smith.json("actions", "list")]
+    assert "create" in names
+    for name in names:
+        (found,) = smith.json("actions", "validate", name)
+        assert (found["problems"], found["hints"]) == ([], []), name
+
+
+def test_a_new_action_is_written_and_valid(smith: Cli, folder: Path) -> None:
+    assert "smith actions validate say-hello" in smith.ok("actions", "new", "say-hello")
+    (found,) = smith.json("actions", "validate", "say-hello")
+    assert (found["problems"], found["hints"]) == ([], [])
+    assert {file.name for file in folder.iterdir()} == {"say-hello.yml", "say-hello.schema.json"}
+    again = smith("actions", "new", "say-hello")
+    assert (again.returncode, "exists already" in again.stderr) == (1, True)
+
+
+@pytest.mark.parametrize("name", ["Say-Hello", "../hello", "9", "a b"])
+def test_an_invalid_name_writes_no_action(smith: Cli, folder: Path, name: str) -> None:
+    assert smith("actions", "new", name).returncode == 2
+    assert list(folder.iterdir()) == []
+
+
+def test_a_new_action_needs_the_folder_setting(smith: Cli) -> None:
+    done = smith("actions", "new", "hello", SMITH_ACTIONS_PATH="")
+    assert done.returncode == 1
+    assert "SMITH_ACTIONS_PATH is not set" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("playbook", "problem"),
+    [
+        ("---\n- hosts: [proxmox\n", "is not valid YAML"),
+        ("---\nhosts: proxmox\n", "is not a list of plays"),
+        (HEAD + "  tasks: []\n", "publishes no result"),
+        ("---\n- hosts: localhost\n  gather_facts: false\n  tasks:\n" + RESULT, "hosts is 'localhost'"),
+        ("---\n- hosts: proxmox\n  tasks:\n" + RESULT, "gather_facts must be false"),
+        (
+            HEAD + "  tasks:\n    - community.proxmox.proxmox_vm_info:\n        vmid: 1\n" + RESULT,
+            "module_defaults lacks group/community.proxmox.proxmox",
+        ),
+        (HEAD + "  vars_prompt:\n    - name: x\n  tasks:\n" + RESULT, "vars_prompt needs an operator's answer"),
+        (HEAD + "  tasks:\n    - no_such_module_at_all:\n" + RESULT, "--syntax-check"),
+    ],
+    ids=["yaml", "no-plays", "no-result", "localhost", "facts", "login", "prompt", "syntax"],
+)
+def test_a_problem_is_found_without_a_run(smith: Cli, folder: Path, playbook: str, problem: str) -> None:
+    write(folder, "odd.yml", playbook)
+    assert problem in problems(smith, "odd")
+
+
+def test_an_unsafe_action_gets_a_hint(smith: Cli, folder: Path) -> None:
+    write(folder, "bold.yml", HEAD + LOGIN + "  tasks:\n" + RESULT)
+    (found,) = smith.json("actions", "validate", "bold")
+    assert found["problems"] == []
+    assert "does not import the role vm_identity" in " ".join(found["hints"])
+    assert "no rescue" in " ".join(found["hints"])
+
+
+def test_a_result_that_an_included_file_or_a_role_publishes_counts(smith: Cli, folder: Path) -> None:
+    (folder / "roles" / "mine" / "tasks").mkdir(parents=True)
+    (folder / "tasks").mkdir()
+    for path in (folder / "roles", folder / "roles" / "mine", folder / "roles" / "mine" / "tasks", folder / "tasks"):
+        path.chmod(0o755)
+    stats = "---\n- ansible.builtin.set_stats:\n    data:\n      vm_result: {vmid: 100}\n"
+    write(folder / "roles" / "mine" / "tasks", "main.yml", stats)
+    write(folder / "tasks", "end.yml", stats)
+    write(folder, "by-role.yml", HEAD + "  tasks:\n    - ansible.builtin.import_role:\n        name: mine\n")
+    write(folder, "by-file.yml", HEAD + "  tasks:\n    - ansible.builtin.import_tasks: tasks/end.yml\n")
+    found = smith.json("actions", "validate")
+    assert [(each["name"], each["problems"]) for each in found] == [("by-file", []), ("by-role", [])]
+
+
+@pytest.mark.parametrize(
+    ("schema", "problem"),
+    [("{", "is not JSON"), ('{"type": 7}', "is not a JSON Schema"), ('{"$ref": "http://x/y"}', "only references into")],
+)
+def test_a_schema_that_cannot_be_used_is_a_problem(smith: Cli, folder: Path, schema: str, problem: str) -> None:
+    write(folder, "odd.yml", HEAD + "  tasks:\n" + RESULT)
+    write(folder, "odd.schema.json", schema)
+    assert problem in problems(smith, "odd")
+
+
+def test_an_unknown_action_is_a_usage_error(smith: Cli) -> None:
+    assert smith("actions", "validate", "fly").returncode == 2

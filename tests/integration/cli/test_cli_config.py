@@ -1,0 +1,99 @@
+"""`smith config`: what is set, from where, and what is missing or wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.cli_world import Cli
+
+COMPLETE = {
+    "FULCRUM_API_URL": "https://core.example.net",
+    "FULCRUM_API_TOKEN": "a-token-that-nobody-may-see",
+    "PROXMOX_HOST": "pve1.example.net",
+    "PROXMOX_USER": "smith@pve",
+    "PROXMOX_PASSWORD": "a-password-that-nobody-may-see",
+}
+
+
+@pytest.fixture
+def smith(tmp_path: Path) -> Cli:
+    return Cli(tmp_path)
+
+
+def rows(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {row["name"]: row for row in document["settings"]}
+
+
+def test_every_setting_is_shown_with_its_source_and_secrets_are_masked(smith: Cli) -> None:
+    found = smith.json("config", "show", **COMPLETE)
+    assert found["problems"] == []
+    settings = rows(found)
+    assert settings["PROXMOX_HOST"]["value"] == "pve1.example.net"
+    assert settings["PROXMOX_HOST"]["origin"] == "environment"
+    assert settings["SMITH_CONCURRENCY"]["origin"] == "default"
+    assert settings["FULCRUM_JOB_TIMEOUT_S"]["unit"] == "s"
+    assert set(settings["PROXMOX_HOST"]) == {"name", "value", "origin", "unit", "default", "description"}
+    for shown in (json.dumps(found), smith.ok("config", "show", **COMPLETE)):
+        assert "nobody-may-see" not in shown
+    assert settings["FULCRUM_API_TOKEN"]["value"] == "********"
+
+
+def test_missing_settings_are_shown_as_missing_and_explained(smith: Cli) -> None:
+    done = smith("config", "show")
+    assert done.returncode == 0
+    lines = {line.split()[0]: line.split()[1:] for line in done.stdout.splitlines()}
+    for name in ("FULCRUM_API_URL", "FULCRUM_API_TOKEN", "PROXMOX_HOST", "PROXMOX_USER", "PROXMOX_TOKEN_ID"):
+        assert lines[name][0] == "missing", name
+        assert f"smith: {name} is missing: " in done.stderr
+    assert lines["PROXMOX_PORT"][0] == "8006"
+    found = smith.json("config", "show")
+    assert rows(found)["FULCRUM_API_URL"]["value"] == "missing"
+    assert len(found["problems"]) == len(done.stderr.splitlines())
+
+
+def test_a_password_makes_a_token_unnecessary(smith: Cli) -> None:
+    assert rows(smith.json("config", "show", **COMPLETE))["PROXMOX_TOKEN_ID"]["value"] == ""
+
+
+def test_invalid_settings_are_reported_beside_the_valid_ones_with_exit_code_3(smith: Cli) -> None:
+    wrong = {"SMITH_CONCURRENCY": "many", "SMITH_CONCURENCY": "8", "PROXMOX_VMID_MIN": "300000"}
+    env = {**COMPLETE, **wrong, "FULCRUM_API_URL": "https://me:hunter2pass@core.example.net"}
+    done = smith("config", "show", "--json", **env)
+    assert (done.returncode, done.stderr) == (3, "")
+    found = json.loads(done.stdout)
+    settings = rows(found)
+    assert settings["PROXMOX_HOST"]["value"] == "pve1.example.net"
+    assert settings["SMITH_CONCURRENCY"]["value"] == "wrong"
+    assert settings["FULCRUM_API_URL"]["value"] == "wrong"
+    assert settings["FULCRUM_API_TOKEN"]["value"] == "********"
+    for name in ("SMITH_CONCURRENCY", "SMITH_CONCURENCY", "PROXMOX_VMID_MAX", "FULCRUM_API_URL"):
+        assert any(line.startswith(name) for line in found["problems"]), name
+    people = smith("config", "show", **env)
+    assert people.returncode == 3
+    assert "did you mean SMITH_CONCURRENCY?" in people.stderr
+    for shown in (done.stdout, people.stdout, people.stderr):
+        assert "hunter2pass" not in shown
+        assert "nobody-may-see" not in shown
+
+
+def test_the_env_file_of_the_folder_is_read(smith: Cli) -> None:
+    (smith.folder / ".env").write_text("PROXMOX_HOST=from-the-file.example.net\n")
+    row = rows(smith.json("config", "show"))["PROXMOX_HOST"]
+    assert (row["value"], row["origin"]) == ("from-the-file.example.net", ".env")
+
+
+def test_the_example_is_a_valid_env_file(smith: Cli) -> None:
+    """Every value in it is a valid one, so a person has to change only what is theirs."""
+    (smith.folder / ".env").write_text(smith.ok("config", "example"))
+    found = smith.json("config", "show")
+    assert found["problems"] == []
+    assert rows(found)["FULCRUM_API_URL"]["origin"] == ".env"
+
+
+def test_an_invalid_setting_ends_a_query_with_exit_code_3(smith: Cli) -> None:
+    done = smith("jobs", "list", SMITH_CONCURRENCY="many")
+    assert (done.returncode, done.stdout) == (3, "")
+    assert done.stderr.startswith("smith: SMITH_CONCURRENCY must be a whole number")

@@ -1,0 +1,404 @@
+"""`smith drift` and `smith mappings adopt|forget`: simulator and stand-in over real sockets, no agent beside them."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from smith_lab.system import LabSystem, running_lab
+from support.cli_world import Cli, claim, submit
+
+from executor.database import mappings
+from executor.fulcrum.client import FulcrumClient
+
+_vmids = itertools.count(100_001)
+
+
+class World:
+    """A command line in an empty data folder, beside a Proxmox and a FulcrumCore that several tests share."""
+
+    def __init__(self, lab: LabSystem, folder: Path) -> None:
+        self.lab = lab
+        self.cli = Cli(folder)
+        environment = lab.environment()
+        wanted = {name: text for name, text in environment.items() if name.startswith(("FULCRUM_", "PROXMOX_"))}
+        self.cli.env |= wanted
+        self.made: list[int] = []
+
+    def add_vm(self, service_id: str = "", *, name: str = "", vmid: int = 0, **config: Any) -> int:
+        """Put a VM there, with a service's marker if one is named."""
+        vmid = vmid or next(_vmids)
+        values: dict[str, Any] = {"cores": 2, "sockets": 2, "memory": "512", "description": "Acme's shop"}
+        if service_id:
+            values |= {"description": f"Acme's shop\n\nsmith-uid={service_id}", "tags": "smith"}
+        self.lab.proxmox.control("add", vmid=vmid, name=name or f"vm-{vmid}", node="pve1", config=values | config)
+        self.made.append(vmid)
+        return vmid
+
+    def service(self, vmid: int | None) -> str:
+        """Order a service and complete its create as an agent does, for a VM on this VMID."""
+        service_id = self.lab.order_service(f"s-{uuid.uuid4().hex[:8]}")
+        if vmid is None:
+            return service_id
+        core = FulcrumClient(self.lab.core.url, lambda: self.lab.ids.agent_token)
+        job_id = self.lab.last_job(service_id)["id"]
+        core.claim_job(job_id)
+        core.complete_job(job_id, agent_instance_id=f"{self.lab.ids.agent_id}/{vmid}")
+        return service_id
+
+    def mapping(self, service_id: str, vmid: int, **wanted: Any) -> None:
+        values = {"cluster": "default", "name": f"vm-{vmid}", "node": "pve1"} | wanted
+        with self.cli.filling() as session:
+            assert mappings.insert_active(session, service_id=service_id, vmid=vmid, **values)
+
+    def in_order(self) -> tuple[str, int]:
+        """A service, its VM and its mapping, as after a create."""
+        vmid = next(_vmids)
+        service_id = self.service(vmid)
+        self.add_vm(service_id, vmid=vmid)
+        self.mapping(service_id, vmid)
+        return service_id, vmid
+
+    def drift(self, *args: str, code: int) -> Any:
+        done = self.cli("drift", *args, "--json")
+        assert done.returncode == code, done.stderr
+        return json.loads(done.stdout)
+
+    def kinds(self, *args: str, code: int = 1) -> list[tuple[str, int]]:
+        return [(each["kind"], each["vmid"]) for each in self.drift(*args, code=code)["findings"]]
+
+    def state(self, service_id: str) -> tuple[str, str, str]:
+        (row,) = [row for row in self.cli.json("mappings", "list", "--all") if row["service_id"] == service_id]
+        return row["state"], row["node"], row["name"]
+
+    def audit(self) -> list[tuple[str, str]]:
+        return [(entry["verb"], entry["subject_id"]) for entry in self.cli.json("audit", "list")]
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabSystem]:
+    with running_lab(tmp_path_factory.mktemp("lab")) as system:
+        yield system
+
+
+@pytest.fixture
+def world(lab: LabSystem, tmp_path: Path) -> Iterator[World]:
+    """Services of earlier tests are gone, and so are their VMs."""
+    made = World(lab, tmp_path)
+    with made.cli.filling():
+        pass  # an empty database
+    yield made
+    lab.proxmox.control("clear_faults")
+    lab.proxmox.control("grant", path="/vms", privilege="VM.Audit")
+    for guest in lab.guests():
+        lab.proxmox.control("remove", vmid=guest["vmid"])
+    core = FulcrumClient(lab.core.url, lambda: lab.ids.agent_token)
+    for service in lab.admin.list_services():
+        if service["status"] == "Deleted":
+            continue
+        for job in lab.admin.list_jobs(service["id"]):
+            if job["status"] == "Pending":
+                core.claim_job(job["id"])
+                core.complete_job(job["id"])
+        lab.admin.delete_service(service["id"])
+        job_id = lab.last_job(service["id"])["id"]
+        core.claim_job(job_id)
+        core.complete_job(job_id)
+
+
+# --- drift --------------------------------------------------------------------------------------------------------
+
+
+def test_nothing_differs_and_the_exit_code_is_0(world: World) -> None:
+    world.in_order()
+    assert world.drift(code=0) == {"frozen": None, "mapped": 1, "findings": []}
+    assert world.cli.ok("drift") == "nothing differs; 1 VMs are mapped\n"
+    assert world.cli.ok("drift", "fix") == "nothing can be repaired\n"
+
+
+def test_every_difference_is_shown_and_nothing_is_changed(world: World) -> None:
+    (gone, moved, renamed, recycled) = (world.in_order() for _ in range(4))
+    control = world.lab.proxmox.control
+    control("remove", vmid=gone[1])
+    control("move", vmid=moved[1], node="pve2")
+    control("rename", vmid=renamed[1], name="other")
+    control("recycle", vmid=recycled[1])
+    orphan = world.add_vm(unmapped := world.service(next(_vmids)))
+    stray = world.add_vm(str(uuid.uuid4()))
+    lost = next(_vmids)
+    world.service(lost)
+    before = world.cli.json("mappings", "list")
+    world.lab.proxmox.reset_request_log()
+
+    found = world.kinds()
+
+    assert sorted(found) == sorted(
+        [
+            ("vm_gone", gone[1]),
+            ("vm_moved", moved[1]),
+            ("vm_renamed", renamed[1]),
+            ("vm_recycled", recycled[1]),
+            ("unmapped_vm", orphan),
+            ("vm_without_service", stray),
+            ("service_without_vm", lost),
+        ]
+    )
+    assert world.lab.proxmox.changing_requests() == []
+    assert world.cli.json("mappings", "list") == before
+    assert world.audit() == []
+    assert unmapped in {each["service_id"] for each in world.drift(code=1)["findings"]}
+
+
+def test_a_moved_vm_is_shown_and_the_exit_code_is_0(world: World) -> None:
+    service_id, vmid = world.in_order()
+    world.lab.proxmox.control("move", vmid=vmid, node="pve2")
+    assert world.kinds(code=0) == [("vm_moved", vmid)]
+    assert world.drift("fix", "--yes", code=0)["repaired"][0]["repair"] == "correct_node"
+    assert world.state(service_id) == ("active", "pve2", f"vm-{vmid}")
+    assert world.kinds(code=0) == []
+
+
+def test_a_repair_needs_yes_and_is_in_the_audit(world: World) -> None:
+    service_id, vmid = world.in_order()
+    world.lab.proxmox.control("remove", vmid=vmid)
+
+    shown = world.cli("drift", "fix")
+    assert (shown.returncode, world.state(service_id)[0]) == (1, "active")
+    assert "mark_vm_lost" in shown.stdout
+    assert "--yes" in shown.stdout
+    assert world.drift("fix", "unmapped_vm", "--yes", code=1)["repaired"] == []
+
+    assert len(world.drift("fix", "vm_gone", "--yes", "--reason", "host 3 burnt", code=0)["repaired"]) == 1
+    assert world.state(service_id)[0] == "vm_lost"
+    (entry,) = world.cli.json("audit", "list")
+    assert (entry["verb"], entry["subject_id"], entry["reason"]) == ("mark_vm_lost", service_id, "host 3 burnt")
+    assert world.kinds() == [("service_without_vm", vmid)]
+
+
+def test_the_mappings_of_a_lost_database_are_adopted_from_proxmox(world: World) -> None:
+    services = {vmid: service for service, vmid in (world.in_order() for _ in range(3))}
+    world.cli.file.unlink()
+    with world.cli.filling():
+        pass
+    assert len(world.drift("fix", "--yes", code=0)["repaired"]) == 3
+    found = {row["vmid"]: row["service_id"] for row in world.cli.json("mappings", "list")}
+    assert found == services
+    assert world.kinds(code=0) == []
+
+
+def test_a_vm_that_came_back_is_adopted_and_a_vm_without_service_is_left_alone(world: World) -> None:
+    service_id, vmid = world.in_order()
+    guest = world.lab.proxmox.guest(vmid)
+    assert guest is not None
+    world.lab.proxmox.control("remove", vmid=vmid)
+    world.drift("fix", "--yes", code=0)
+    world.lab.proxmox.control("add", vmid=vmid, name=guest["name"], config=guest["config"])
+    stray = world.add_vm(str(uuid.uuid4()))
+
+    world.drift("fix", "--yes", code=1)
+
+    assert world.state(service_id)[0] == "active"
+    assert world.kinds() == [("vm_without_service", stray)]
+    assert world.lab.proxmox.guest(stray) is not None
+
+
+def test_a_service_with_an_open_job_is_no_drift(world: World) -> None:
+    service_id, vmid = world.in_order()
+    world.lab.proxmox.control("remove", vmid=vmid)
+    with world.cli.filling() as session:
+        submit(session, service_id=service_id, action="delete")
+    assert world.kinds(code=0) == []
+
+
+def freeze_quorum(world: World) -> None:
+    world.lab.proxmox.control("quorum", quorate=False)
+
+
+def freeze_privilege(world: World) -> None:
+    for path in ("/", "/vms"):
+        world.lab.proxmox.control("revoke", path=path, privilege="VM.Audit")
+
+
+def freeze_node(world: World) -> None:
+    world.lab.proxmox.control("grant", path="/", privilege="Sys.Audit")  # or one of two nodes would be no quorum
+    world.lab.proxmox.control("node", node="pve1", online=False)
+
+
+@pytest.mark.parametrize(
+    ("freeze", "said"),
+    [(freeze_quorum, "quorum"), (freeze_privilege, "VM.Audit"), (freeze_node, "pve1 is offline")],
+)
+def test_an_inconclusive_answer_of_proxmox_gives_no_finding_and_no_repair(world: World, freeze: Any, said: str) -> None:
+    service_id, vmid = world.in_order()
+    world.lab.proxmox.control("remove", vmid=vmid)
+    freeze(world)
+    found = world.drift("fix", "--yes", code=5)
+    assert said in found["frozen"]
+    assert (found["findings"], found["repaired"]) == ([], [])
+    assert world.state(service_id)[0] == "active"
+    shown = world.cli("drift")
+    assert (shown.returncode, shown.stdout) == (5, "")
+    assert "nothing can be concluded" in shown.stderr
+
+
+def test_a_much_shorter_vm_list_is_inconclusive_without_believe_list(world: World) -> None:
+    kept = world.in_order()
+    gone = [world.in_order() for _ in range(4)]
+    for _service, vmid in gone:
+        world.lab.proxmox.control("remove", vmid=vmid)
+    assert "4 of 5 mapped VMs" in world.drift(code=5)["frozen"]
+    assert len(world.drift("fix", "--believe-list", "--yes", code=0)["repaired"]) == 4
+    assert {world.state(service)[0] for service, _vmid in gone} == {"vm_lost"}
+    assert world.state(kept[0])[0] == "active"
+
+
+def test_a_vm_missing_only_from_the_list_is_not_gone(world: World) -> None:
+    """Even a list that a person believes proves nothing: the VM's own configuration on every node does."""
+    service_id, vmid = world.in_order()
+    world.lab.proxmox.control("move", vmid=vmid, node="pve2")
+    world.lab.proxmox.fail("GET", "/cluster/resources", status=200, text="nothing", times=-1)
+    assert "lists no guest" in world.drift(code=5)["frozen"]
+    assert world.kinds("--believe-list", code=0) == [("vm_moved", vmid)]
+    assert world.state(service_id)[0] == "active"
+
+
+def test_each_unreachable_system_has_its_own_exit_code(world: World) -> None:
+    world.in_order()
+    assert world.cli("drift", FULCRUM_API_URL="http://127.0.0.1:9").returncode == 4
+    assert world.cli("drift", PROXMOX_PORT="9").returncode == 5
+    assert world.cli("drift", FULCRUM_API_URL="").returncode == 3
+
+
+# --- adopt --------------------------------------------------------------------------------------------------------
+
+
+def test_a_marked_vm_is_adopted_after_a_dry_run_that_changes_nothing(world: World) -> None:
+    service_id = world.service(None)
+    vmid = world.add_vm(service_id)
+    world.lab.proxmox.reset_request_log()
+    arguments = ("mappings", "adopt", "--service", service_id, "--vmid", str(vmid))
+
+    assert world.cli.json(*arguments, "--dry-run")["adopted"] is False
+    assert (world.cli.json("mappings", "list"), world.audit()) == ([], [])
+    assert world.cli(*arguments).returncode == 2  # no terminal to ask on
+    assert world.cli.json(*arguments, "--yes", "--reason", "import")["adopted"] is True
+
+    assert world.state(service_id) == ("active", "pve1", f"vm-{vmid}")
+    assert world.audit() == [("adopt", service_id)]
+    assert world.lab.proxmox.changing_requests() == []
+
+
+def test_an_unmarked_vm_gets_the_marker_and_keeps_everything_else(world: World) -> None:
+    service_id = world.service(None)
+    vmid = world.add_vm(name="legacy-db", tags="gold;db", scsi0="local-lvm:vm-1-disk-0,size=2252M", onboot=1)
+    before = world.lab.proxmox.guest(vmid)
+    assert before is not None
+    arguments = ("mappings", "adopt", "--service", service_id, "--vmid", str(vmid), "--yes")
+
+    refused = world.cli(*arguments)
+    assert refused.returncode == 1
+    assert "--set-marker" in refused.stderr
+    assert world.cli.json("mappings", "list") == []
+    found = world.cli(*arguments, "--set-marker", "--json")
+    assert found.returncode == 0, found.stderr
+    assert json.loads(found.stdout)["marker_written"] is True
+
+    after = world.lab.proxmox.guest(vmid)
+    assert after is not None
+    assert after["config"]["description"].splitlines() == ["Acme's shop", "", f"smith-uid={service_id}"]
+    assert set(after["config"]["tags"].replace(",", ";").split(";")) == {"gold", "db", "smith"}
+    changed = {name for name, value in after["config"].items() if value != before["config"].get(name)}
+    assert changed - {"digest"} == {"description", "tags"}
+    assert world.state(service_id) == ("active", "pve1", "legacy-db")
+
+
+def test_a_lost_marker_is_written_again_under_the_same_mapping(world: World) -> None:
+    service_id, vmid = world.in_order()
+    world.lab.proxmox.control("configure", vmid=vmid, values={"description": "somebody tidied up"})
+    assert world.kinds() == [("vm_recycled", vmid)]
+    done = world.cli("mappings", "adopt", "--service", service_id, "--vmid", str(vmid), "--set-marker", "--yes")
+    assert done.returncode == 0, done.stderr
+    assert world.kinds(code=0) == []
+    assert len(world.cli.json("mappings", "list", "--all")) == 1
+
+
+def test_a_marker_that_cannot_be_written_leaves_no_mapping(world: World) -> None:
+    service_id, vmid = world.service(None), world.add_vm()
+    world.lab.proxmox.control("lock", vmid=vmid, lock="backup")
+    world.lab.proxmox.control("fail", method="*", path=f"/nodes/*/qemu/{vmid}/config", text="disk I/O error", times=-1)
+    done = world.cli(
+        "mappings", "adopt", "--service", service_id, "--vmid", str(vmid), "--set-marker", "--yes",
+        SMITH_PLAYBOOK_TIMEOUT_S="10",
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert world.cli.json("mappings", "list") == []
+
+
+def test_adopting_again_stores_the_vms_new_name(world: World) -> None:
+    service_id, vmid = world.in_order()
+    world.lab.proxmox.control("rename", vmid=vmid, name="shop-blue")
+    assert world.kinds() == [("vm_renamed", vmid)]
+    world.cli.ok("mappings", "adopt", "--service", service_id, "--vmid", str(vmid), "--yes")
+    assert world.state(service_id) == ("active", "pve1", "shop-blue")
+    assert world.kinds(code=0) == []
+
+
+def test_an_adoption_is_refused_with_its_reason(world: World) -> None:
+    service_id, other = world.service(None), str(uuid.uuid4())
+    mapped_service, mapped_vm = world.in_order()
+    free = world.add_vm(service_id)
+    both = world.add_vm(description=f"smith-uid={service_id}\nsmith-uid={other}")
+    cases = [
+        (service_id, 9000, "is a template"),
+        (service_id, 4711, "sees no VM 4711"),
+        (service_id, world.add_vm(other), f"has the marker of {other}"),
+        (service_id, both, "has the marker of"),
+        (service_id, mapped_vm, f"has the marker of {mapped_service}"),
+        (mapped_service, world.add_vm(mapped_service), f"has VM {mapped_vm} already"),
+        (other, free, "knows no service"),
+        ("no-uuid", free, "names no service"),
+    ]
+    for service, vmid, said in cases:
+        done = world.cli("mappings", "adopt", "--service", service, "--vmid", str(vmid), "--set-marker", "--yes")
+        assert (done.returncode, done.stdout) == (1, ""), (service, vmid)
+        assert said in done.stderr
+    assert len(world.cli.json("mappings", "list")) == 1
+    assert world.audit() == []
+
+
+# --- forget -------------------------------------------------------------------------------------------------------
+
+
+def test_forget_ends_the_mapping_and_keeps_the_vm(world: World) -> None:
+    service_id, vmid = world.in_order()
+    assert world.cli("mappings", "forget", str(vmid)).returncode == 2
+    assert "is no longer mapped" in world.cli.ok("mappings", "forget", str(vmid), "--yes", "--reason", "sold")
+
+    (row,) = world.cli.json("mappings", "list", "--all")
+    assert (row["state"], "sold" in row["note"]) == ("deleted", True)
+    assert world.lab.proxmox.guest(vmid) is not None
+    (entry,) = world.cli.json("audit", "list")
+    assert (entry["verb"], entry["reason"], entry["before"]["state"], entry["after"]["state"]) == (
+        "forget",
+        "sold",
+        "active",
+        "deleted",
+    )
+    assert world.kinds() == [("unmapped_vm", vmid)]
+    assert world.cli("mappings", "forget", service_id, "--yes").returncode == 1
+
+
+def test_a_mapping_with_a_running_job_is_not_forgotten(world: World) -> None:
+    service_id, vmid = world.in_order()
+    with world.cli.filling() as session:
+        submit(session, service_id=service_id, action="stop")
+        claim(session)
+    done = world.cli("mappings", "forget", str(vmid), "--yes")
+    assert done.returncode == 1
+    assert "of this service is running" in done.stderr
+    assert world.state(service_id)[0] == "active"

@@ -1,0 +1,121 @@
+"""`smith status`, `smith critical` and `smith runs`: is it working, and what has it done?"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from support.cli_world import Cli
+
+from executor.database import mappings, periods
+from executor.database.tables import CriticalJob, Node
+from executor.errors import ErrorCode
+from executor.model import JobResult
+
+LONG = timedelta(days=1)
+
+
+@pytest.fixture
+def smith(tmp_path: Path) -> Cli:
+    return Cli(tmp_path)
+
+
+def test_status_counts_jobs_reports_and_vms(smith: Cli) -> None:
+    smith.finished(JobResult(succeeded=False, code=ErrorCode.CAPACITY, detail="full"))
+    smith.submit()
+    with smith.filling() as session:
+        mappings.reserve(session, service_id="s-1", cluster="default", vmid=100001, name="web")
+    found = smith.json("status")
+    assert set(found) == {"jobs", "reports_due", "mappings", "nodes", "critical_overdue"}
+    assert found["jobs"] == {"pending": 1, "processing": 0, "completed": 0, "failed": 1}
+    assert found["reports_due"] == 1
+    assert found["mappings"] == {"reserved": 1, "active": 0, "pending_deletion": 0, "deleted": 0, "vm_lost": 0}
+    shown = smith.ok("status")
+    assert "1 pending" in shown
+    assert "no agent has run yet" in shown
+
+
+def test_status_shows_running_stopped_and_vanished_agents(smith: Cli) -> None:
+    now = datetime.now(UTC)
+    with smith.filling() as session:
+        session.add_all([_node("alive", now), _node("killed", now - LONG), _node("left", now - LONG, stopped_at=now)])
+        session.add(_node("leaving", now, draining=True))
+    states = {node["id"]: node["state"] for node in smith.json("status")["nodes"]}
+    assert states == {"alive": "running", "killed": "vanished", "left": "stopped", "leaving": "draining"}
+    assert "vanished" in smith.ok("status")
+
+
+def test_a_critical_job_without_an_agent_is_overdue(smith: Cli) -> None:
+    with smith.filling() as session:
+        for name, interval_s in (("Heartbeat", 10.0), ("PruneCompletedJobs", 3600.0)):
+            periods.try_start_period(session, name, interval_s)
+            periods.record_period_result(session, name, error=None)
+        periods.try_start_period(session, "GetPendingJobs", 2.0)
+        periods.record_period_result(session, "GetPendingJobs", error="HTTP 502")
+        heartbeat = session.get(CriticalJob, "Heartbeat")
+        assert heartbeat is not None
+        heartbeat.last_started_at = heartbeat.last_finished_at = datetime.now(UTC) - timedelta(seconds=120)
+    found = {duty["name"]: duty for duty in smith.json("critical", "list")}
+    assert {name: duty["overdue"] for name, duty in found.items()} == {
+        "GetPendingJobs": False,
+        "Heartbeat": True,
+        "PruneCompletedJobs": False,
+    }
+    assert found["GetPendingJobs"]["failures"] == 1
+    assert found["GetPendingJobs"]["last_error"] == "HTTP 502"
+    assert found["Heartbeat"]["last_ok_at"].endswith("Z")
+    assert not found["PruneCompletedJobs"]["due"]
+    assert smith.json("status")["critical_overdue"] == ["Heartbeat"]
+    shown = {line.split()[0]: line for line in smith.ok("critical", "list").splitlines()}
+    assert "overdue" in shown["Heartbeat"]
+    assert "failing" in shown["GetPendingJobs"]
+    assert " ok " in shown["PruneCompletedJobs"]
+
+
+def test_runs_are_listed_newest_first_and_for_one_job(smith: Cli) -> None:
+    first = smith.submit()
+    smith.run_of(first, "create-1")
+    second = smith.submit()
+    smith.run_of(second, "create-2")
+    smith.add_run(first, "create-3")
+    assert [run["ident"] for run in smith.json("runs", "list")] == ["create-3", "create-2", "create-1"]
+    assert [run["ident"] for run in smith.json("runs", "list", "--job", str(first))] == ["create-3", "create-1"]
+    assert [run["ident"] for run in smith.json("runs", "list", "--limit", "1")] == ["create-3"]
+    assert smith.json("runs", "list")[0]["fulcrum_id"] == smith.row(first).fulcrum_id
+    assert "create-2" in smith.ok("runs", "list")
+    assert smith("runs", "list", "--job", "4711").returncode == 1
+
+
+def test_a_run_is_shown_with_its_artifacts_and_the_end_of_its_output(smith: Cli) -> None:
+    smith.run_of(smith.submit(), "create-1", stdout="".join(f"line {number}\n" for number in range(50)))
+    found = smith.json("runs", "show", "create-1", "--lines", "2")
+    assert found["stdout_tail"] == ["line 48", "line 49"]
+    assert {file["name"] for file in found["artifacts"]} == {"stdout", "events.jsonl"}
+    assert found["rc"] == 0
+    shown = smith.ok("runs", "show", "create-1")
+    assert "line 30\n" in shown
+    assert "line 29\n" not in shown
+
+
+def test_a_run_whose_artifacts_were_pruned_is_shown_without_them(smith: Cli) -> None:
+    folder = smith.run_of(smith.submit(), "create-1", stdout="x")
+    for file in folder.iterdir():
+        file.unlink()
+    folder.rmdir()
+    found = smith.json("runs", "show", "create-1")
+    assert found["artifacts"] == []
+    assert "pruned" in found["artifacts_missing"]
+    assert "pruned" in smith.ok("runs", "show", "create-1")
+
+
+def test_an_unknown_run_fails_with_a_hint(smith: Cli) -> None:
+    smith.submit()
+    done = smith("runs", "show", "../../etc/passwd")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "smith runs list" in done.stderr
+
+
+def _node(name: str, seen_at: datetime, **more: object) -> Node:
+    values = {"host": "pve-host", "pid": 1, "version": "0.1.0", "concurrency_wanted": 8, "concurrency": 8} | more
+    return Node(id=name, started_at=seen_at, seen_at=seen_at, **values)

@@ -1,0 +1,360 @@
+"""`smith jobs`: lists, one job, its log, and the operator's verbs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+from support.cli_world import GIVE_UP_S, Cli, claim, submit
+
+from executor.database import job_queue, outbox
+from executor.errors import ErrorCode
+from executor.model import JobResult, JobStatus, ReportState
+
+BAD = JobResult(succeeded=False, code=ErrorCode.CAPACITY, detail="no space on local-zfs (run create-1)")
+GOOD = JobResult(succeeded=True, vm={"vmid": 100123, "node": "pve1", "status": "running"})
+
+
+@pytest.fixture
+def smith(tmp_path: Path) -> Cli:
+    return Cli(tmp_path)
+
+
+def test_the_list_has_the_newest_first_with_stable_fields(smith: Cli) -> None:
+    older, newer = smith.submit(action="create"), smith.submit(action="start")
+    found = smith.json("jobs", "list")
+    assert [job["id"] for job in found] == [newer, older]
+    assert set(found[0]) == {
+        "id",
+        "fulcrum_id",
+        "service_id",
+        "action",
+        "status",
+        "priority",
+        "attempt",
+        "report_state",
+        "error_code",
+        "error_message",
+        "received_at",
+        "started_at",
+        "finished_at",
+        "reported_at",
+        "run_ident",
+    }
+    assert found[0]["received_at"].endswith("Z")
+    assert found[0]["started_at"] is None
+
+
+def test_the_list_can_be_filtered(smith: Cli) -> None:
+    failed = smith.finished(BAD, action="create")
+    done = smith.finished(GOOD, action="start")
+    waiting = smith.submit(action="stop")
+
+    def ids(*args: str) -> list[int]:
+        return [job["id"] for job in smith.json("jobs", "list", *args)]
+
+    assert ids("--status", "failed") == [failed]
+    assert ids("--status", "failed", "--status", "pending") == [waiting, failed]
+    assert ids("--action", "start") == [done]
+    assert ids("--unreported") == [done, failed]
+    assert ids("--limit", "1") == [waiting]
+    service_id = smith.row(done).service_id
+    assert service_id is not None
+    assert ids("--service", service_id) == [done]
+    assert ids("--service", service_id[:8]) == [done]
+
+
+def test_an_unknown_or_ambiguous_service_fails_with_a_hint(smith: Cli) -> None:
+    smith.submit(service_id="aaaa1111-0000-4000-8000-000000000000")
+    smith.submit(service_id="aaaa2222-0000-4000-8000-000000000000")
+    unclear = smith("jobs", "list", "--service", "aaaa")
+    assert unclear.returncode == 1
+    assert "aaaa1111" in unclear.stderr
+    assert "aaaa2222" in unclear.stderr
+    unknown = smith("jobs", "list", "--service", "ffff")
+    assert (unknown.returncode, unknown.stdout) == (1, "")
+    assert "ffff" in unknown.stderr
+
+
+def test_a_status_that_does_not_exist_is_a_usage_error(smith: Cli) -> None:
+    assert smith("jobs", "list", "--status", "done").returncode == 2
+
+
+def test_an_empty_list_prints_a_sentence_or_an_empty_document(smith: Cli) -> None:
+    smith.submit()
+    assert smith.ok("jobs", "list", "--action", "nothing") == "no jobs match\n"
+    assert smith.json("jobs", "list", "--action", "nothing") == []
+
+
+def test_a_piped_table_has_one_line_per_job_and_no_colours(smith: Cli) -> None:
+    smith.finished(JobResult(succeeded=False, code=ErrorCode.TASK_FAILED, detail="x " * 300))
+    smith.submit(action="a" * 100)
+    lines = smith.ok("jobs", "list", TERM="xterm-256color", COLUMNS="40").splitlines()
+    assert len(lines) == 3
+    assert lines[0].split()[:4] == ["ID", "FULCRUM", "ACTION", "STATUS"]
+    assert "\x1b" not in "".join(lines)
+    assert not any(line.endswith(" ") for line in lines)
+
+
+@pytest.mark.parametrize("form", ["number", "id", "capitals", "beginning"])
+def test_a_job_is_found_by_each_kind_of_reference(form: str, smith: Cli) -> None:
+    job_id = smith.submit(fulcrum_id="abcd1234-0000-4000-8000-000000000000")
+    smith.submit(fulcrum_id="abce1234-0000-4000-8000-000000000000")
+    full = smith.row(job_id).fulcrum_id
+    reference = {"number": str(job_id), "id": full, "capitals": full.upper(), "beginning": "abcd"}[form]
+    assert smith.json("jobs", "show", reference)["fulcrum_id"] == full
+
+
+def test_an_unknown_or_ambiguous_job_fails_with_a_hint(smith: Cli) -> None:
+    smith.submit(fulcrum_id="abcd1234-0000-4000-8000-000000000000")
+    smith.submit(fulcrum_id="abce1234-0000-4000-8000-000000000000")
+    unknown = smith("jobs", "show", "4711")
+    assert (unknown.returncode, unknown.stdout) == (1, "")
+    assert unknown.stderr.startswith("smith: there is no job 4711")
+    assert "smith jobs list" in unknown.stderr
+    unclear = smith("jobs", "show", "abc")
+    assert unclear.returncode == 1
+    assert "abcd1234" in unclear.stderr
+    assert "abce1234" in unclear.stderr
+
+
+@pytest.mark.parametrize("reference", ["%", "_", "", " ", "' OR 1=1 --", "99999999999999999999999", "²"])
+def test_malformed_references_fit_no_job(reference: str, smith: Cli) -> None:
+    smith.submit()
+    done = smith("jobs", "show", reference)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("smith: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_job_is_shown_with_all_its_columns_and_runs(smith: Cli) -> None:
+    job_id = smith.submit(params={"cores": 4}, service={"name": "web", "properties": {"memoryMb": 2048}})
+    smith.run_of(job_id, "create-1")
+    shown = smith.ok("jobs", "show", str(job_id))
+    for text in ("processing", "create-1", '"cores": 4', '"memoryMb": 2048', "deadline at"):
+        assert text in shown, text
+    found = smith.json("jobs", "show", str(job_id))
+    assert found["params"] == {"cores": 4}
+    assert found["runs"][0]["ident"] == "create-1"
+    assert found["runs"][0]["upids"] == ["UPID:pve1:1"]
+
+
+def test_vault_references_are_shown_and_secrets_are_not(smith: Cli) -> None:
+    properties = {"ciPassword": "hunter2-in-the-clear", "tokens": ["abcdefgh"], "hostname": "web"}
+    job_id = smith.submit(
+        service={"properties": properties}, params={"ciPassword": "vault://4f1c", "nested": {"api_key": {"a": "bcde"}}}
+    )
+    for shown in (smith.ok("jobs", "show", str(job_id)), smith.ok("jobs", "show", str(job_id), "--json")):
+        assert "vault://4f1c" in shown
+        assert "web" in shown
+        for secret in ("hunter2-in-the-clear", "abcdefgh", "bcde"):
+            assert secret not in shown
+
+
+def test_the_agents_own_secrets_are_masked_everywhere(smith: Cli) -> None:
+    smith.finished(JobResult(succeeded=False, code=ErrorCode.PVE_AUTH, detail="no ticket for a-secret-of-proxmox"))
+    env = {"PROXMOX_TOKEN_SECRET": "a-secret-of-proxmox"}
+    for shown in (smith.ok("jobs", "list", **env), smith.ok("jobs", "list", "--json", **env)):
+        assert "a-secret-of-proxmox" not in shown
+        assert "no ticket for ********" in shown
+
+
+def test_the_log_is_the_newest_runs_output(smith: Cli) -> None:
+    job_id = smith.submit()
+    smith.run_of(job_id, "create-1", stdout="TASK [Clone]\n\n\x1b[0;32mok: [localhost]\x1b[0m\n")
+    assert smith.ok("jobs", "log", str(job_id)) == "TASK [Clone]\n\nok: [localhost]\n"
+    assert smith.json("jobs", "log", str(job_id), "--run", "create-1")["run"] == "create-1"
+
+
+def test_a_missing_log_is_explained(smith: Cli) -> None:
+    job_id = smith.submit()
+    never = smith("jobs", "log", str(job_id))
+    assert never.returncode == 1
+    assert "has not run yet" in never.stderr
+    smith.run_of(job_id, "create-1", stdout="x")
+    wrong = smith("jobs", "log", str(job_id), "--run", "create-9")
+    assert wrong.returncode == 1
+    assert "create-1" in wrong.stderr
+    smith.add_run(job_id, "create-2")
+    early = smith("jobs", "log", str(job_id))
+    assert early.returncode == 1
+    assert "has printed nothing yet" in early.stderr
+
+
+def test_the_log_of_a_running_playbook_is_shown(smith: Cli) -> None:
+    job_id = smith.submit()
+    smith.add_run(job_id, "create-2")
+    kept = smith.folder / "run" / "create-2" / "kept"
+    kept.mkdir(parents=True)
+    (kept / "stdout").write_text("half way\n")
+    assert smith.ok("jobs", "log", str(job_id)) == "half way\n"
+
+
+def test_the_events_have_one_line_per_ansible_task(smith: Cli) -> None:
+    job_id = smith.submit()
+    events = [
+        {"event": "playbook_on_task_start", "event_data": {"task": "Clone"}},
+        _event("runner_on_ok", "Clone", duration=3.21, res={"changed": True}),
+        _event("runner_on_ok", "Look", duration=0.5, res={"changed": False, "msg": "[bold]as told[/bold]"}),
+        _event("runner_on_skipped", "Resize"),
+        _event("runner_on_failed", "Tag", ignore_errors=True, res={"msg": "no such tag"}),
+        _event("runner_on_failed", "Start", res={"msg": "CAPACITY: no memory"}),
+        {"event": 7, "event_data": "odd"},
+    ]
+    folder = smith.run_of(job_id, "create-1", events=events)
+    with (folder / "events.jsonl").open("a") as file:
+        file.write('["not an event"]\n{"event": "runner_on_')
+    found = smith.json("jobs", "log", str(job_id), "--events")
+    outcomes = [(row["task"], row["outcome"]) for row in found]
+    assert outcomes == [
+        ("Clone", "changed"),
+        ("Look", "ok"),
+        ("Resize", "skipped"),
+        ("Tag", "ignored"),
+        ("Start", "failed"),
+    ]
+    assert found[0]["duration_s"] == 3.21
+    shown = smith.ok("jobs", "log", str(job_id), "--events")
+    assert "CAPACITY: no memory" in shown
+    assert "[bold]as told[/bold]" in shown
+
+
+def test_retry_skips_the_wait_for_the_next_attempt(smith: Cli) -> None:
+    job_id = smith.submit()
+    with smith.filling() as session:
+        job_queue.requeue(session, claim(session), backoff_s=3600, reason="VM_LOCKED: later")
+    assert smith.row(job_id).available_at is not None
+    assert "next attempt" in smith.ok("jobs", "retry", str(job_id))
+    assert smith.row(job_id).available_at is None
+
+
+def test_retry_skips_the_wait_for_the_next_report(smith: Cli) -> None:
+    job_id = smith.finished(GOOD)
+    with smith.filling() as session:
+        outbox.postpone_report(session, job_id, backoff_s=3600, note="HTTP 502")
+    assert "report to FulcrumCore" in smith.ok("jobs", "retry", str(job_id))
+    assert smith.row(job_id).report_after is None
+
+
+def test_retry_explains_why_there_is_nothing_to_retry(smith: Cli) -> None:
+    reported = smith.finished(BAD)
+    with smith.filling() as session:
+        outbox.note_reported(session, reported, ReportState.REPORTED)
+    ended = smith("jobs", "retry", str(reported))
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert "FulcrumCore has this result; repeat the action in FulcrumCore" in ended.stderr
+    assert smith.row(reported).status == JobStatus.FAILED
+    running = smith.submit()
+    with smith.filling() as session:
+        claim(session)
+    busy = smith("jobs", "retry", str(running))
+    assert busy.returncode == 1
+    assert "is running" in busy.stderr
+
+
+def test_cancel_needs_yes_without_a_terminal(smith: Cli) -> None:
+    job_id = smith.submit()
+    done = smith("jobs", "cancel", str(job_id), stdin="y\n")
+    assert done.returncode == 2
+    assert "--yes" in done.stderr
+    assert smith.row(job_id).status == JobStatus.PENDING
+
+
+def test_cancel_ends_a_pending_job_at_once_and_requests_the_end_of_a_running_one(smith: Cli) -> None:
+    running = smith.submit()
+    with smith.filling() as session:
+        claim(session)
+    waiting = smith.submit()
+    assert "is cancelled" in smith.ok("jobs", "cancel", str(waiting), "--yes")
+    assert smith.row(waiting).error_code == ErrorCode.CANCELLED
+    assert smith.row(waiting).report_state == ReportState.DUE
+    assert "gets a cancel request" in smith.ok("jobs", "cancel", str(running), "--yes")
+    assert smith.row(running).cancel_requested
+    assert smith.row(running).status == JobStatus.PROCESSING
+
+
+def test_a_job_that_has_ended_cannot_be_cancelled(smith: Cli) -> None:
+    job_id = smith.finished(GOOD)
+    done = smith("jobs", "cancel", str(job_id), "--yes")
+    assert done.returncode == 1
+    assert "has ended already: it is completed" in done.stderr
+    assert smith.row(job_id).status == JobStatus.COMPLETED
+
+
+@pytest.mark.parametrize(
+    ("answer", "code", "status"), [("y\n", 0, JobStatus.FAILED), ("n\n", 1, JobStatus.PENDING), ("", 1, None)]
+)
+def test_cancel_asks_on_a_terminal(answer: str, code: int, status: JobStatus | None, smith: Cli) -> None:
+    """An end of input (Ctrl-D) is no yes."""
+    job_id = smith.submit()
+    with _asked(smith, "jobs", "cancel", str(job_id)) as (process, terminal):
+        os.write(terminal, answer.encode() or b"\x04")
+        ended = process.wait(GIVE_UP_S)
+    assert ended == (130 if status is None else code)
+    assert smith.row(job_id).status == (status or JobStatus.PENDING)
+
+
+def test_an_interrupt_at_the_question_exits_with_130(smith: Cli) -> None:
+    job_id = smith.submit()
+    with _asked(smith, "jobs", "cancel", str(job_id)) as (process, _terminal):
+        assert _interrupt(process) == 130
+    assert smith.row(job_id).status == JobStatus.PENDING
+
+
+def test_a_job_claimed_during_the_question_gets_a_cancel_request(smith: Cli) -> None:
+    """No transaction is open while the person thinks: an agent claims the job before the answer."""
+    job_id = smith.submit()
+    with _asked(smith, "jobs", "cancel", str(job_id)) as (process, terminal):
+        with smith.filling() as session:
+            claim(session)
+            submit(session)
+        os.write(terminal, b"y\n")
+        assert process.wait(GIVE_UP_S) == 0
+    assert smith.row(job_id).cancel_requested
+
+
+def _interrupt(process: subprocess.Popen[bytes]) -> int:
+    """Press Ctrl-C, again if nothing happens; return the exit code.
+
+    Between its last check for signals and its wait for input, Python notices a signal only with the next one.
+    """
+    for _ in range(GIVE_UP_S // 5):
+        process.send_signal(signal.SIGINT)
+        with suppress(subprocess.TimeoutExpired):
+            return process.wait(5)
+    raise AssertionError("the command does not end")
+
+
+@contextmanager
+def _asked(smith: Cli, *args: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """Start a command on a terminal, and wait until it has asked."""
+    master, slave = os.openpty()
+    process = subprocess.Popen(
+        smith.command(*args),
+        env=smith.environment(),
+        cwd=smith.folder,
+        stdin=slave,
+        stdout=slave,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    os.close(slave)
+    try:
+        shown = b""
+        while b"[y/N]" not in shown:
+            shown += os.read(master, 4096)
+        yield process, master
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.wait(GIVE_UP_S)
+        os.close(master)
+
+
+def _event(kind: str, task: str, **data: object) -> dict[str, object]:
+    return {"event": kind, "created": "2026-01-01T10:00:00.123456+00:00", "event_data": {"task": task, **data}}

@@ -1,0 +1,93 @@
+"""`smith mappings`: which VM serves which service, now and before."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from support.cli_world import Cli
+
+from executor.database import mappings
+from executor.model import MappingState
+
+FIRST = "aaaa1111-0000-4000-8000-000000000000"
+SECOND = "aaaa2222-0000-4000-8000-000000000000"
+
+
+@pytest.fixture
+def smith(tmp_path: Path) -> Cli:
+    """A VMID that served one service, and serves another one now."""
+    cli = Cli(tmp_path)
+    with cli.filling() as session:
+        old = mappings.reserve(session, service_id=FIRST, cluster="default", vmid=100001, name="web-aaaa1111")
+        assert old is not None
+        mappings.apply_result(session, old.id, {"status": "absent"})
+        new = mappings.reserve(session, service_id=SECOND, cluster="default", vmid=100001, name="db-aaaa2222")
+        assert new is not None
+        mappings.apply_result(session, new.id, {"status": "running", "node": "pve2"})
+    return cli
+
+
+def test_the_list_has_the_mappings_that_are_not_deleted(smith: Cli) -> None:
+    found = smith.json("mappings", "list")
+    assert [(row["vmid"], row["service_id"], row["state"], row["node"]) for row in found] == [
+        (100001, SECOND, MappingState.ACTIVE, "pve2")
+    ]
+    assert set(found[0]) == {
+        "service_id",
+        "cluster",
+        "vmid",
+        "kind",
+        "node",
+        "name",
+        "state",
+        "marker",
+        "mac_address",
+        "note",
+        "created_at",
+        "updated_at",
+        "deleted_at",
+        "delete_at",
+    }
+    assert "db-aaaa2222" in smith.ok("mappings", "list")
+
+
+def test_the_list_has_deleted_mappings_with_all(smith: Cli) -> None:
+    def services(*args: str) -> list[str]:
+        return [row["service_id"] for row in smith.json("mappings", "list", *args)]
+
+    assert services("--all") == [SECOND, FIRST]
+    assert services("--state", "deleted") == [FIRST]
+    assert services("--all", "--state", "reserved") == []
+    assert smith.ok("mappings", "list", "--state", "vm_lost") == "no mappings match\n"
+
+
+@pytest.mark.parametrize("reference", ["100001", "db-aaaa2222", SECOND, "aaaa2"])
+def test_a_mapping_is_found_by_each_kind_of_reference(reference: str, smith: Cli) -> None:
+    assert smith.json("mappings", "show", reference)["service_id"] == SECOND
+
+
+def test_a_vmid_shows_its_earlier_services(smith: Cli) -> None:
+    found = smith.json("mappings", "show", "100001")
+    assert [row["service_id"] for row in found["history"]] == [FIRST]
+    shown = smith.ok("mappings", "show", "100001")
+    assert shown.index(SECOND) < shown.index("History") < shown.index(FIRST)
+
+
+def test_a_service_with_a_deleted_vm_is_found(smith: Cli) -> None:
+    found = smith.json("mappings", "show", FIRST)
+    assert (found["state"], found["history"]) == (MappingState.DELETED, [])
+
+
+def test_an_ambiguous_beginning_names_both_services(smith: Cli) -> None:
+    done = smith("mappings", "show", "aaaa")
+    assert done.returncode == 1
+    assert FIRST in done.stderr
+    assert SECOND in done.stderr
+
+
+@pytest.mark.parametrize("reference", ["4711", "nobody", "%", "", "²", "9" * 30])
+def test_an_unknown_mapping_fails_with_a_hint(reference: str, smith: Cli) -> None:
+    done = smith("mappings", "show", reference)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("smith: no mapping fits")

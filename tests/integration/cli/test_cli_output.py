@@ -1,0 +1,135 @@
+"""What is shown of data from outside: no control sequence, no markup, nothing invisible."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.cli_world import GIVE_UP_S, Cli
+
+from executor.cli.app import build
+from executor.database.schema import head_revision
+from executor.errors import ErrorCode
+from executor.model import JobResult
+
+#: Clears the screen, sets the title, hides text, turns its direction around, and forges a line.
+HOSTILE = "\x1b[2J\x1b]0;owned\x07\x9b31m[bold red]x[/]\u202egnp.exe\u200b\nsmith: all is well\r"
+
+
+@pytest.fixture
+def smith(tmp_path: Path) -> Cli:
+    """Hostile text wherever it may come from."""
+    cli = Cli(tmp_path)
+    job_id = cli.submit(action=HOSTILE, params={HOSTILE: HOSTILE}, service={"name": HOSTILE})
+    event = {"event": "runner_on_ok", "created": HOSTILE, "event_data": {"task": HOSTILE, "res": {"msg": HOSTILE}}}
+    cli.run_of(job_id, "create-1", stdout=f"one\n{HOSTILE}\ntwo\n", events=[event])
+    cli.finished(JobResult(succeeded=False, code=ErrorCode.TASK_FAILED, detail=HOSTILE))
+    return cli
+
+
+COMMANDS = (
+    ("jobs", "list"),
+    ("jobs", "show", "1"),
+    ("jobs", "show", "2"),
+    ("jobs", "log", "1"),
+    ("jobs", "log", "1", "--events"),
+    ("runs", "list"),
+    ("runs", "show", "create-1"),
+    ("jobs", "retry", "1"),
+    ("jobs", "show", HOSTILE),
+)
+PRINTED_BY_PLAYBOOK = (("jobs", "log", "1"), ("runs", "show", "create-1"))
+
+
+@pytest.mark.parametrize("args", COMMANDS)
+def test_hostile_text_is_shown_harmless(args: tuple[str, ...], smith: Cli) -> None:
+    done = smith(*args)
+    shown = done.stdout + done.stderr
+    assert all(char.isprintable() or char == "\n" for char in shown), ascii(shown)
+    assert "all is well" in shown or args[0] == "runs"
+    if args not in PRINTED_BY_PLAYBOOK:
+        # Only what a playbook printed may have lines of its own; elsewhere a forged one would look like ours.
+        assert "\nsmith: all is well" not in shown
+
+
+@pytest.mark.parametrize("args", [args for args in COMMANDS if "retry" not in args and HOSTILE not in args])
+def test_hostile_text_is_ascii_in_json_and_unchanged_when_parsed(args: tuple[str, ...], smith: Cli) -> None:
+    printed = smith.ok(*args, "--json")
+    assert printed.isascii()
+    assert all(char.isprintable() or char == "\n" for char in printed)
+    found = json.loads(printed)
+    if args == ("jobs", "list"):
+        assert found[1]["action"] == HOSTILE
+
+
+def test_markup_in_data_is_shown_as_it_is(smith: Cli) -> None:
+    assert "[bold red]x[/]" in smith.ok("jobs", "list")
+
+
+def test_a_terminal_gets_colours_without_no_color(smith: Cli) -> None:
+    coloured, plain = _on_terminal(smith), _on_terminal(smith, NO_COLOR="1")
+    assert "\x1b[31m" in coloured
+    assert "\x1b[31m" not in plain
+    for shown in (coloured, plain):
+        assert "\x1b[2J" not in shown
+        assert "failed" in shown
+
+
+def _on_terminal(smith: Cli, **env: str) -> str:
+    master, slave = os.openpty()
+    process = subprocess.Popen(
+        smith.command("jobs", "list"),
+        env=smith.environment(TERM="xterm-256color", COLUMNS="200", **env),
+        cwd=smith.folder,
+        stdin=subprocess.DEVNULL,
+        stdout=slave,
+        stderr=slave,
+    )
+    os.close(slave)
+    shown = b""
+    try:
+        while piece := os.read(master, 4096):
+            shown += piece
+    except OSError:
+        pass  # Linux: the other end is closed
+    finally:
+        os.close(master)
+    assert process.wait(GIVE_UP_S) == 0
+    return shown.decode()
+
+
+#: Commands without facts to print: they work until a signal, or print a file.
+WITHOUT_JSON = {"run", "agent-process", "lab", "config example"}
+
+
+def test_every_command_has_json() -> None:
+    silent = {path for path, command in _commands(build(), ()) if "--json" not in _options(command)}
+    assert silent <= WITHOUT_JSON
+
+
+def _commands(command: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
+    for name, inner in getattr(command, "commands", {}).items():
+        yield from _commands(inner.load(), (*path, name))
+    if path and not getattr(command, "no_args_is_help", False):
+        yield " ".join(path), command
+
+
+def _options(command: Any) -> set[str]:
+    return {option for parameter in command.params for option in parameter.opts}
+
+
+def test_a_change_is_printed_as_facts_with_json(smith: Cli) -> None:
+    job_id = smith.submit()
+    cancelled = smith.json("jobs", "cancel", str(job_id), "--yes")
+    assert (cancelled["job"], cancelled["status"], cancelled["has_ended"]) == (job_id, "failed", True)
+    assert smith.json("jobs", "retry", str(job_id))["hastened"] == "report"
+    copy = smith.file.with_name("copy.db")
+    assert smith.json("db", "backup", str(copy)) == {"file": str(copy), "bytes": copy.stat().st_size}
+    assert smith.json("db", "upgrade")["after"] == head_revision()
+    restored = smith.json("db", "restore", str(copy), "--yes")
+    assert (restored["file"], restored["schema"]) == (str(smith.file), head_revision())

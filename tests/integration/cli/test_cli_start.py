@@ -1,0 +1,228 @@
+"""`smith` itself: help, versions, exit codes, and a quick start."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support.cli_world import GIVE_UP_S, Cli
+
+from executor.cli.commands import COMMANDS as COMMANDS_OF_TABLE
+
+#: pydantic is missing here: typer itself imports it to show an option's type.
+HEAVY = (
+    "sqlalchemy",
+    "requests",
+    "alembic",
+    "ansible_runner",
+    "structlog",
+    "proxmoxer",
+    "psutil",
+    "executor.settings.settings",
+)
+COMMAND_MODULES = tuple(sorted({f"executor.cli.{row.module}" for row in COMMANDS_OF_TABLE}))
+#: Runs the command in this interpreter and prints which of the watched modules it has imported.
+PRINT_IMPORTS = """
+import sys
+from executor.cli.app import main
+try:
+    main()
+except SystemExit as leaving:
+    print("code", leaving.code, file=sys.stderr)
+print("imported", sorted(set(sys.watched_modules) & set(sys.modules)), file=sys.stderr)
+"""
+#: Prints the commands of COMMANDS whose help lacks examples.
+PRINT_BAD_HELPS = """
+import contextlib, io
+from executor.cli.app import build
+for args in COMMANDS:
+    shown = io.StringIO()
+    with contextlib.redirect_stdout(shown):
+        code = build()([*args, "--help"], prog_name="smith", standalone_mode=False)
+    if code or "Examples:" not in shown.getvalue() or f"smith {' '.join(args)}" not in shown.getvalue():
+        print(args, code, shown.getvalue())
+"""
+COMMANDS = (
+    ("run",),
+    ("status",),
+    ("health",),
+    ("doctor",),
+    ("version",),
+    ("demo",),
+    ("lab",),
+    ("jobs", "list"),
+    ("jobs", "show"),
+    ("jobs", "log"),
+    ("jobs", "retry"),
+    ("jobs", "cancel"),
+    ("runs", "list"),
+    ("runs", "show"),
+    ("mappings", "list"),
+    ("mappings", "show"),
+    ("mappings", "adopt"),
+    ("mappings", "forget"),
+    ("drift",),
+    ("drift", "fix"),
+    ("audit", "list"),
+    ("critical", "list"),
+    ("db", "upgrade"),
+    ("db", "downgrade"),
+    ("db", "current"),
+    ("db", "check"),
+    ("db", "backup"),
+    ("db", "restore"),
+    ("config", "show"),
+    ("config", "example"),
+)
+
+
+@pytest.fixture
+def smith(tmp_path: Path) -> Cli:
+    return Cli(tmp_path)
+
+
+@pytest.mark.parametrize("args", [("--help",), ("jobs", "--help"), ("mappings", "--help"), ("--show-completion",)])
+def test_help_and_completion_import_nothing_heavy(args: tuple[str, ...], smith: Cli) -> None:
+    """Completion runs the command at every press of the tab key."""
+    assert _imported(smith, args) == ("", [])
+
+
+@pytest.mark.parametrize(("words", "offered"), [("smith ma", "mappings"), ("smith mappings re", "recall")])
+def test_names_are_completed_from_the_table(words: str, offered: str, smith: Cli) -> None:
+    env = {"_SMITH_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+    assert _imported(smith, (), **env) == (f"{offered}\n", [])
+
+
+def test_a_groups_help_loads_only_its_own_module(smith: Cli) -> None:
+    """`smith drift` has options of its own, which only its module knows."""
+    assert [name for name in _imported(smith, ("drift", "--help"))[1] if name in COMMAND_MODULES] == [
+        "executor.cli.drift"
+    ]
+
+
+def _imported(smith: Cli, args: tuple[str, ...], **env: str) -> tuple[str, list[str]]:
+    """Run the command; return what it completed, and the heavy modules and modules of commands that it imported."""
+    watched = (*HEAVY, *COMMAND_MODULES)
+    code = f"import sys; sys.watched_modules = {watched!r}; sys.argv = ['smith', *{list(args)!r}]\n{PRINT_IMPORTS}"
+    env |= {"SHELL": "/bin/bash", "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=smith.environment(**env),
+        capture_output=True,
+        text=True,
+        timeout=GIVE_UP_S,
+        check=False,
+    )
+    assert "imported " in done.stderr, done.stderr
+    imported = done.stderr.splitlines()[-1].removeprefix("imported ")
+    return "" if args else done.stdout, ast.literal_eval(imported)
+
+
+def test_every_command_has_examples_in_its_help() -> None:
+    """One process for all commands, because each start of Python takes time."""
+    code = f"COMMANDS = {COMMANDS!r}\n{PRINT_BAD_HELPS}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=GIVE_UP_S, check=False)
+    assert (done.returncode, done.stdout) == (0, ""), done.stdout + done.stderr
+
+
+def test_the_hidden_command_is_not_in_the_help(smith: Cli) -> None:
+    shown = smith.ok("--help")
+    assert "agent-process" not in shown
+    assert "mappings" in shown
+
+
+def test_without_arguments_the_help_is_shown(smith: Cli) -> None:
+    done = smith()
+    assert "Usage: smith" in done.stdout + done.stderr
+
+
+def test_an_unknown_command_is_a_usage_error(smith: Cli) -> None:
+    done = smith("jobz")
+    assert done.returncode == 2
+    assert "jobz" in done.stderr
+    assert done.stdout == ""
+
+
+def test_version_shows_the_versions_for_a_bug_report(smith: Cli) -> None:
+    found = smith.json("version")
+    assert set(found) == {
+        "agent_smith",
+        "python",
+        "ansible_core",
+        "ansible_runner",
+        "community_proxmox",
+        "newest_schema",
+    }
+    assert found["python"] == ".".join(str(part) for part in sys.version_info[:3])
+    assert all(found.values()), found
+
+
+def test_the_version_option_says_the_same_as_the_command(smith: Cli) -> None:
+    assert smith.ok("--version") == smith.ok("version")
+
+
+def test_a_collection_on_the_configured_path_precedes_the_installed_one(smith: Cli) -> None:
+    folder = smith.folder / "collections" / "ansible_collections" / "community" / "proxmox"
+    folder.mkdir(parents=True)
+    (folder / "MANIFEST.json").write_text('{"collection_info": {"version": "99.1.0"}}')
+    found = smith.json("version", ANSIBLE_COLLECTIONS_PATH=str(smith.folder / "collections"))
+    assert found["community_proxmox"] == "99.1.0"
+
+
+@pytest.mark.parametrize("command", ["demo", "lab"])
+def test_without_the_lab_its_commands_say_what_to_install(command: str, smith: Cli) -> None:
+    """Entry points that cannot be found stand for an environment without the lab's distribution."""
+    (smith.folder / "sitecustomize.py").write_text("import importlib.metadata as m\nm.entry_points = lambda **_: ()\n")
+    done = smith(command, PYTHONPATH=str(smith.folder))
+    assert done.returncode == 1
+    assert done.stderr.startswith("smith: ")
+    assert "pip install agent-smith-lab" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert f"  {command} " in smith.ok("--help", PYTHONPATH=str(smith.folder))
+
+
+@pytest.mark.parametrize("command", ["demo", "lab"])
+def test_a_missing_dependency_of_the_lab_is_named_in_one_line(command: str, smith: Cli) -> None:
+    """None in sys.modules makes an import fail as that of a module that is not installed."""
+    (smith.folder / "sitecustomize.py").write_text("import sys\nsys.modules['uvicorn'] = None\n")
+    done = smith(command, PYTHONPATH=str(smith.folder))
+    needs = "needs the Python module uvicorn, which is not installed: pip install agent-smith-lab"
+    assert (done.returncode, done.stderr) == (1, f"smith: `smith {command}` {needs}\n")
+
+
+def test_another_distribution_can_add_a_command(smith: Cli) -> None:
+    (smith.folder / "added_command.py").write_text("def hello():\n    print('hello')\n")
+    folder = smith.folder / "added-1.0.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: added\nVersion: 1.0\n")
+    (folder / "entry_points.txt").write_text("[smith.commands]\nhello = added_command:hello\n")
+    assert smith.ok("hello", PYTHONPATH=str(smith.folder)) == "hello\n"
+
+
+def test_a_closed_pipe_gives_no_traceback(smith: Cli) -> None:
+    """`smith … | head`: the pipe's other end is closed before anything is written."""
+    process = subprocess.Popen(
+        smith.command("config", "show"),
+        env=smith.environment(),
+        cwd=smith.folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    errors = process.stderr.read()
+    process.stderr.close()
+    assert process.wait(GIVE_UP_S) == 1
+    assert "Traceback" not in errors
+    assert "BrokenPipe" not in errors
+
+
+def test_a_terminal_without_utf8_ends_no_command(smith: Cli) -> None:
+    smith.submit(action="créer-☃")
+    shown = smith.ok("jobs", "list", PYTHONIOENCODING="ascii", PYTHONUTF8="0")
+    assert r"cr\xe9er-\u2603" in shown

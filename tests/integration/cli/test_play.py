@@ -1,0 +1,316 @@
+"""`smith play`: one action with plain ansible-playbook, against the Proxmox stand-in; the result is the executor's."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import pty
+import select
+import subprocess
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+from smith_lab.proxmox.stand_in import ProxmoxStandIn, running_stand_in
+from support.cli_world import GIVE_UP_S, Cli, claim, submit
+
+from executor.database import mappings
+from executor.model import PlaybookRun
+from executor.runs import results
+from executor.runs.actions import ansible_home
+from executor.runs.private_folder import module_credentials
+from executor.runs.runner import Runner, RunnerPaths
+from executor.settings.settings import load_settings
+
+NUMBERS = itertools.count(30_000)
+PASSWORD = "hunter2-{{ 7 * 7 }}"
+
+
+@pytest.fixture(scope="module")
+def pve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProxmoxStandIn]:
+    with running_stand_in(folder=tmp_path_factory.mktemp("stand-in")) as running:
+        yield running
+
+
+@pytest.fixture
+def smith(tmp_path: Path, pve: ProxmoxStandIn) -> Iterator[Cli]:
+    cli = Cli(tmp_path)
+    cli.env |= pve.env() | {"PROXMOX_TEMPLATES": "debian-12=9000"}
+    yield cli
+    pve.control("clear_faults")
+
+
+def new_vm(**more: Any) -> dict[str, Any]:
+    service_id = str(uuid.uuid4())
+    identity = {"service_id": service_id, "vmid": next(NUMBERS), "name": f"web-{service_id[:8]}"}
+    return {**identity, "template": "debian-12", "cores": 1, "memory_mib": 512, "disk_gib": 8, **more}
+
+
+def made(pve: ProxmoxStandIn, **more: Any) -> dict[str, Any]:
+    """Put a VM of ours on the stand-in; returns its identity."""
+    vm = {name: value for name, value in new_vm().items() if name in ("service_id", "vmid", "name")}
+    config = {"description": f"smith-uid={vm['service_id']}", "tags": "smith", "cores": 1, "memory": "512"}
+    config |= {"scsi0": f"local-lvm:vm-{vm['vmid']}-disk-0,size=8G", "net0": "virtio=BC:24:11:00:11:22,bridge=vmbr0"}
+    pve.control("add", vmid=vm["vmid"], name=vm["name"], config=config, **more)
+    return vm
+
+
+def mapped(smith: Cli, vm: dict[str, Any], node: str | None = None) -> dict[str, Any]:
+    with smith.filling() as session:
+        identity = {name: vm[name] for name in ("service_id", "vmid", "name")}
+        mapping = mappings.reserve(session, cluster="default", **identity)
+        assert mapping is not None
+        mapping.node = node
+    return vm
+
+
+def played(smith: Cli, *arguments: str) -> dict[str, Any]:
+    """Play with --json; stdout must be one document."""
+    done = smith("play", *arguments, "--json")
+    assert done.stdout, done.stderr
+    assert "PLAY RECAP" in done.stderr
+    document: dict[str, Any] = json.loads(done.stdout)
+    return document
+
+
+def vars_file(folder: Path, vm: dict[str, Any]) -> str:
+    file = folder / "vars.yml"
+    file.write_text(yaml.safe_dump({"vm": vm}))
+    return str(file)
+
+
+def test_a_create_from_a_file_creates_the_vm_and_prints_its_result(smith: Cli, pve: ProxmoxStandIn) -> None:
+    vm = new_vm(cloud_init={"user": "ops", "password": PASSWORD})
+    done = smith("play", "create", "--vars", vars_file(smith.folder, vm), "-e", "cores=3", "-e", "tags=gold,eu")
+    assert done.returncode == 0, done.stdout + done.stderr
+    guest = pve.guest(vm["vmid"])
+    assert guest is not None
+    assert str(guest["config"]["cores"]) == "3"
+    assert guest["config"]["tags"] == "eu;gold;smith"
+    assert guest["config"]["ciuser"] == "ops"
+    assert "PLAY RECAP" in done.stdout
+    assert "Result" in done.stdout
+    assert vm["name"] in done.stdout.partition("Result")[2]
+    assert "no mapping was changed" in done.stdout
+    assert PASSWORD not in done.stdout + done.stderr
+
+
+def test_the_result_is_the_one_that_the_executor_stores(
+    smith: Cli, pve: ProxmoxStandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_hand, by_executor = made(pve), made(pve)
+    shown = played(smith, "start", "--vmid", str(by_hand["vmid"]))
+    for name, value in smith.env.items():
+        monkeypatch.setenv(name, value)
+    settings = load_settings(env_file=None)
+    runner = Runner(
+        RunnerPaths(
+            ansible_home=ansible_home(), run_dir=smith.folder / "run", artifacts_dir=smith.folder / "artifacts"
+        ),
+        lambda: module_credentials(settings),
+        ca_bundle=settings.proxmox_ca_bundle,
+    )
+    run = PlaybookRun(
+        ident="start-1",
+        action="start",
+        playbook=ansible_home() / "playbooks" / "start.yml",
+        vm={**by_executor, "timeout_s": 60},
+        timeout_s=60,
+    )
+    stored = results.read(runner.run(run)).vm
+    differing = {"vmid", "name", "upids", "ip_addresses"}
+    assert {key: value for key, value in shown["vm"].items() if key not in differing} == {
+        key: value for key, value in stored.items() if key not in differing
+    }
+    assert set(shown["vm"]) == set(stored)
+    assert shown["succeeded"] is True
+    assert len(shown["vm"]["upids"]) == len(stored["upids"]) == 1
+
+
+def test_with_json_one_document_is_all_of_stdout(smith: Cli, pve: ProxmoxStandIn) -> None:
+    vm = made(pve)
+    shown = played(smith, "start", "--vmid", str(vm["vmid"]))
+    assert shown["vm"]["status"] == "running"
+    assert (shown["mapping_updated"], shown["check"], shown["error_code"]) == (False, False, None)
+
+
+@pytest.mark.parametrize("action", ["create", "start", "stop", "update", "delete"])
+def test_check_shows_the_plan_and_changes_nothing(smith: Cli, pve: ProxmoxStandIn, action: str) -> None:
+    if action == "create":
+        arguments = ["--vars", vars_file(smith.folder, new_vm())]
+    else:
+        vm = made(pve, status="stopped" if action == "start" else "running")
+        arguments = ["--vmid", str(vm["vmid"]), *(["-e", "cores=4"] if action == "update" else [])]
+    pve.reset_request_log()
+    done = smith("play", action, *arguments, "--check")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert pve.changing_requests() == []
+    assert "Plan" in done.stdout
+    assert "nothing was changed" in done.stdout
+
+
+def test_with_a_service_its_mapping_is_updated(smith: Cli, pve: ProxmoxStandIn) -> None:
+    vm = mapped(smith, made(pve, node="pve2"))
+    shown = played(smith, "start", "--service", vm["service_id"][:13])
+    assert (shown["succeeded"], shown["mapping_updated"]) == (True, True)
+    shown = smith.json("mappings", "show", str(vm["vmid"]))
+    assert (shown["state"], shown["node"]) == ("active", "pve2")
+    done = smith("play", "delete", "--service", str(vm["vmid"]))
+    assert f"the mapping of service {vm['service_id']} is up to date" in done.stdout
+    assert smith.json("mappings", "show", str(vm["vmid"]))["state"] == "deleted"
+    assert pve.guest(vm["vmid"]) is None
+
+
+def test_without_a_service_no_mapping_is_changed(smith: Cli, pve: ProxmoxStandIn) -> None:
+    vm = mapped(smith, made(pve))
+    assert smith("play", "delete", "--vmid", str(vm["vmid"])).returncode == 0
+    assert smith.json("mappings", "show", str(vm["vmid"]))["state"] == "reserved"
+
+
+def test_a_service_with_a_running_job_is_refused(smith: Cli, pve: ProxmoxStandIn) -> None:
+    vm = mapped(smith, made(pve))
+    with smith.filling() as session:
+        submit(session, action="start", service_id=vm["service_id"])
+        claim(session)
+    pve.reset_request_log()
+    done = smith("play", "stop", "--service", vm["name"])
+    assert (done.returncode, pve.request_log()) == (1, [])
+    assert "is running: wait for its end" in done.stderr
+
+
+def test_a_failure_prints_its_code_and_exits_with_1(smith: Cli, pve: ProxmoxStandIn) -> None:
+    vm = made(pve)
+    pve.control("recycle", vmid=vm["vmid"], name="somebody-else")
+    done = smith("play", "delete", "--vars", vars_file(smith.folder, vm))
+    assert done.returncode == 1
+    assert "smith: VM_IDENTITY_MISMATCH: " in done.stderr
+    assert pve.guest(vm["vmid"]) is not None
+
+
+def test_a_vmid_without_our_marker_is_refused_before_any_playbook(smith: Cli, pve: ProxmoxStandIn) -> None:
+    vmid = next(NUMBERS)
+    pve.control("add", vmid=vmid, name="stranger", config={"cores": 1})
+    done = smith("play", "delete", "--vmid", str(vmid))
+    assert done.returncode == 1
+    assert "has no marker of ours" in done.stderr
+    assert "PLAY" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["create", "-e", "cores=2"], "service_id: UUID of the service"),
+        (["create", "-e", "cores=many"], "cores must be a whole number"),
+        (["create", "-e", "cores"], "-e takes KEY=VALUE"),
+        (["create", "-e", "cloud_init.password=hunter2"], "cloud_init.password is a secret"),
+        (["start", "--service", "x", "--vmid", "100"], "exclude each other"),
+    ],
+)
+def test_a_usage_error_is_reported_before_proxmox_is_called(
+    smith: Cli, pve: ProxmoxStandIn, arguments: list[str], said: str
+) -> None:
+    pve.reset_request_log()
+    done = smith("play", *arguments)
+    assert done.returncode == 2
+    assert said in " ".join(done.stderr.replace("│", " ").split())
+    assert pve.request_log() == []
+
+
+def test_an_identity_that_contradicts_the_mapping_is_refused(smith: Cli, pve: ProxmoxStandIn) -> None:
+    vm = mapped(smith, made(pve))
+    done = smith("play", "start", "--service", vm["name"], "-e", "vmid=100")
+    assert done.returncode == 2
+    assert pve.guest(vm["vmid"])["status"] == "stopped"  # type: ignore[index]
+
+
+def test_an_unknown_action_and_a_broken_playbook_exit_with_1(smith: Cli) -> None:
+    done = smith("play", "fly")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("smith: UNSUPPORTED_ACTION: ")
+    folder = smith.folder / "actions"
+    folder.mkdir(mode=0o755)
+    (folder / "fly.yml").write_text("---\n- hosts: proxmox\n  tasks:\n    - no_such_module_at_all: {}\n")
+    (folder / "fly.yml").chmod(0o644)
+    broken = smith("play", "fly", "-e", "vmid=100", SMITH_ACTIONS_PATH=str(folder))
+    assert broken.returncode == 1
+    assert "smith: PLAYBOOK_FAILED: " in broken.stderr
+
+
+def test_no_process_of_a_play_shows_a_secret(smith: Cli, pve: ProxmoxStandIn) -> None:
+    vm = new_vm(cloud_init={"user": "ops", "password": PASSWORD})
+    arguments = ["play", "create", "--vars", vars_file(smith.folder, vm)]
+    seen: set[str] = set()
+    with subprocess.Popen(
+        smith.command(*arguments), env=smith.environment(), cwd=smith.folder, stdout=subprocess.PIPE, text=True
+    ) as process:
+        parent = psutil.Process(process.pid)
+        assert process.stdout is not None
+        for _line in process.stdout:
+            seen |= shown_by(parent)
+        assert process.wait(GIVE_UP_S) == 0
+    assert any("ansible-playbook" in text for text in seen)
+    assert not [text for text in seen if PASSWORD in text or pve.token_secret in text]
+
+
+def shown_by(parent: psutil.Process) -> set[str]:
+    """What every process below shows to others: arguments and environment."""
+    found = set()
+    for child in parent.children(recursive=True):
+        try:
+            found |= {" ".join(child.cmdline()), json.dumps(child.environ())}
+        except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
+            continue
+    return found
+
+
+def test_on_a_terminal_missing_members_are_asked_for(smith: Cli, pve: ProxmoxStandIn) -> None:
+    vmid = next(NUMBERS)
+    answers = {"service_id": "", "vmid": f"x\n{vmid}", "name": "", "cores": "2", "memory_mib": "512", "disk_gib": "8"}
+    answers |= {"template": "debian-12"}
+    shown, rc = on_a_terminal(smith, ["play", "create"], answers)
+    assert rc == 0, shown
+    assert "vmid must be a whole number" in shown
+    guest = pve.guest(vmid)
+    assert guest is not None
+    assert f"smith-uid={guest['config']['description'].strip().partition('=')[2]}" in guest["config"]["description"]
+    assert guest["name"].startswith("vm-")
+
+
+def on_a_terminal(smith: Cli, arguments: list[str], answers: dict[str, str]) -> tuple[str, int]:
+    """Run the command on a pseudo-terminal and answer each of its prompts; return all that it showed."""
+    master, slave = pty.openpty()
+    process = subprocess.Popen(
+        smith.command(*arguments),
+        env=smith.environment(TERM="dumb"),
+        cwd=smith.folder,
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+        start_new_session=True,
+    )
+    os.close(slave)
+    shown, waiting = "", dict(answers)
+    try:
+        while select.select([master], [], [], GIVE_UP_S)[0]:
+            try:
+                data = os.read(master, 4096)
+            except OSError:  # the other side is closed
+                break
+            if not data:
+                break
+            shown += data.decode(errors="replace")
+            last = shown.splitlines()[-1] if shown else ""
+            asked = next((name for name in waiting if last.startswith(name) and last.rstrip().endswith(":")), None)
+            if asked and f"{asked}:" in last.replace(" [", ":"):
+                os.write(master, f"{waiting.pop(asked)}\n".encode())
+        return shown, process.wait(GIVE_UP_S)
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+        os.close(master)

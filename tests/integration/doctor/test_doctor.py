@@ -1,0 +1,368 @@
+"""`smith doctor` against simulator and stand-in: each problem has its check, its hints and its exit code."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from smith_lab.system import LabSystem, running_lab
+from support import fork_server
+
+from executor.agent import disk_space as space
+from executor.doctor.checks import Check, Status, exit_code
+from executor.doctor.machine import COLLECTION_RANGE, MIN_ANSIBLE_CORE
+from executor.doctor.run import run_checks
+from executor.proxmox.privileges import Need, needs
+from executor.redaction import redactor
+
+ROOT = Path(__file__).parents[3]
+GIVE_UP_S = 120
+STORAGE = "local-lvm"
+NEEDS = needs(9, storages=[STORAGE], bridge="vmbr0")
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabSystem]:
+    with running_lab(tmp_path_factory.mktemp("lab")) as system:
+        yield system
+        redactor.discard(system.ids.agent_token, system.proxmox.token_secret)
+
+
+@dataclass
+class Results:
+    """The checks of one `smith doctor`."""
+
+    checks: list[Check]
+
+    @property
+    def code(self) -> int:
+        return exit_code(self.checks)
+
+    def named(self, name: str, *statuses: Status) -> list[Check]:
+        return [check for check in self.checks if check.name == name and (not statuses or check.status in statuses)]
+
+    def only(self, name: str) -> Check:
+        (check,) = self.named(name)
+        return check
+
+    @property
+    def failed(self) -> set[tuple[str, str]]:
+        return {(check.area.value, check.name) for check in self.checks if check.status is Status.FAILED}
+
+
+Doctor = Callable[..., Results]
+
+
+@pytest.fixture
+def doctor(lab: LabSystem, tmp_path: Path) -> Doctor:
+    """Return a function that runs the checks with the lab's settings and the given ones; an empty value removes one."""
+
+    def run(**variables: str) -> Results:
+        environ = lab.environment() | {"SMITH_DATA_DIR": str(tmp_path / "data")} | variables
+        return Results(list(run_checks(env_file=None, environ={name: text for name, text in environ.items() if text})))
+
+    return run
+
+
+@pytest.fixture(autouse=True)
+def repaired(lab: LabSystem) -> Iterator[None]:
+    yield
+    lab.core.clear_faults()
+    lab.core.switch(database_down=False, vault_off=False)
+    lab.proxmox.control("clear_faults")
+
+
+def test_a_working_system_passes_all_checks(doctor: Doctor) -> None:
+    results = doctor()
+    assert (results.code, results.failed) == (0, set())
+    areas = {check.area.value for check in results.checks}
+    assert areas == {"settings", "fulcrum", "proxmox", "database", "machine"}
+
+
+# Settings
+
+
+def test_each_wrong_setting_fails_and_the_other_areas_are_skipped(doctor: Doctor) -> None:
+    results = doctor(PROXMOX_PORT="none", SMITH_CONCURRENCY="-1")
+    assert results.code == 3
+    assert len(results.named("readable", Status.FAILED)) == 2
+    assert {check.status for check in results.checks if check.area != "settings"} == {Status.SKIPPED}
+
+
+def test_proxmox_is_checked_although_fulcrumcores_settings_are_missing(doctor: Doctor) -> None:
+    results = doctor(FULCRUM_API_TOKEN="")
+    assert results.code == 3
+    assert "FULCRUM_API_TOKEN is missing" in results.only("complete").text
+    assert results.only("quorum").status is Status.OK
+
+
+def test_secret_files_that_others_can_read_are_a_warning_with_a_hint(
+    doctor: Doctor, lab: LabSystem, tmp_path: Path
+) -> None:
+    file = tmp_path / "token"
+    file.write_text(lab.ids.agent_token)
+    file.chmod(0o644)
+    results = doctor(FULCRUM_API_TOKEN="", FULCRUM_API_TOKEN_FILE=str(file))
+    check = results.only("secret files")
+    assert (check.status, check.hints) == (Status.WARNING, (f"chmod 600 {file}",))
+    file.chmod(0o600)
+    assert doctor(FULCRUM_API_TOKEN="", FULCRUM_API_TOKEN_FILE=str(file)).only("secret files").status is Status.OK
+
+
+# FulcrumCore
+
+
+def test_a_wrong_token_fails_and_proxmox_is_still_checked(doctor: Doctor) -> None:
+    results = doctor(FULCRUM_API_TOKEN="not-the-token")
+    assert (results.code, results.failed) == (4, {("fulcrum", "token")})
+    assert "wrong, revoked or expired" in results.only("token").text
+    assert results.only("quorum").status is Status.OK
+
+
+def test_an_unreachable_fulcrumcore_fails(doctor: Doctor) -> None:
+    results = doctor(FULCRUM_API_URL="http://127.0.0.1:9")
+    assert (results.code, results.failed) == (4, {("fulcrum", "reachable")})
+
+
+def test_a_disabled_agent_and_a_wrong_clock_are_warnings(doctor: Doctor, lab: LabSystem) -> None:
+    lab.admin.call("PATCH", f"/agents/{lab.ids.agent_id}", {"status": "Disabled"})
+    lab.core.advance(3600)
+    results = doctor()
+    lab.core.advance(-3600)
+    lab.admin.call("PATCH", f"/agents/{lab.ids.agent_id}", {"status": "Disconnected"})
+    assert results.only("enabled").status is Status.WARNING
+    assert results.only("clock").status is Status.WARNING
+    assert "ahead of ours" in results.only("clock").text
+    assert results.code == 0
+
+
+def test_an_action_without_a_playbook_fails(doctor: Doctor, lab: LabSystem) -> None:
+    path = f"/service-types/{lab.ids.service_type_id}"
+    before = lab.admin.call("GET", path)["lifecycleSchema"]
+    first = before["actions"][0]
+    more = {**before, "actions": [*before["actions"], {**first, "name": "defrost"}]}
+    lab.admin.call("PATCH", path, {"lifecycleSchema": more})
+    results = doctor()
+    lab.admin.call("PATCH", path, {"lifecycleSchema": before})
+    assert results.code == 4
+    assert "defrost" in results.only("type proxmox-vm").text
+
+
+def test_a_password_property_that_is_not_secret_is_a_warning(doctor: Doctor, lab: LabSystem) -> None:
+    path = f"/service-types/{lab.ids.service_type_id}"
+    before = lab.admin.call("GET", path)["propertySchema"]
+    members = before["properties"]
+    plain = {key: rule for key, rule in members["ciPassword"].items() if key != "secret"}
+    lab.admin.call("PATCH", path, {"propertySchema": {**before, "properties": {**members, "ciPassword": plain}}})
+    results = doctor()
+    lab.admin.call("PATCH", path, {"propertySchema": before})
+    (check,) = results.named("type proxmox-vm", Status.WARNING)
+    assert "ciPassword is not marked secret" in check.text
+    assert results.code == 0
+
+
+def test_backups_without_a_storage_are_a_warning(doctor: Doctor) -> None:
+    assert {check.status for check in doctor().named("backups")} == {Status.WARNING}
+    with_storage = doctor(PROXMOX_BACKUP_STORAGE="backups")
+    assert with_storage.named("backups") == []
+    assert with_storage.failed == set()
+
+
+def test_a_container_template_that_no_node_has_fails(doctor: Doctor) -> None:
+    assert doctor().only("os templates").status is Status.OK
+    missing = doctor(PROXMOX_OS_TEMPLATES="alpine=local:vztmpl/alpine.tar.xz").only("os templates")
+    assert (missing.status, "alpine" in missing.text) == (Status.FAILED, True)
+
+
+def test_a_token_without_the_backup_privilege_fails_with_a_hint(doctor: Doctor, lab: LabSystem) -> None:
+    lab.proxmox.control("revoke", path="/vms", privilege="VM.Backup")
+    try:
+        results = doctor(PROXMOX_BACKUP_STORAGE="backups")
+    finally:
+        lab.proxmox.control("grant", path="/vms", privilege="VM.Backup")
+    (check,) = results.named("privileges", Status.FAILED)
+    assert "VM.Backup" in check.text
+    assert any("SmithBackup" in hint for hint in check.hints)
+
+
+def test_missing_metric_types_are_a_warning_with_the_call_that_creates_them(doctor: Doctor, lab: LabSystem) -> None:
+    (metric_type,) = [row for row in lab.admin.list_all("metric-types") if row["name"] == "vm.cpu.usage"]
+    lab.admin.call("DELETE", f"/metric-types/{metric_type['id']}")
+    check = doctor().only("metric types")
+    off = doctor(SMITH_METRICS_INTERVAL_S="0").only("metric types")
+    lab.admin.create("metric-types", name="vm.cpu.usage", entityType="Resource")
+    assert check.status is Status.WARNING
+    assert any("vm.cpu.usage" in hint for hint in check.hints)
+    assert off.status is Status.OK
+
+
+def test_proxmox_is_checked_with_fulcrumcores_configuration(doctor: Doctor, lab: LabSystem) -> None:
+    lab.admin.call("PATCH", f"/agents/{lab.ids.agent_id}", {"configuration": {"apiHost": "127.0.0.2", "apiPort": 9}})
+    results = doctor(SMITH_REMOTE_CONFIG="true")
+    assert results.only("configuration").status is Status.OK
+    assert ("proxmox", "reachable") in results.failed
+    assert results.code == 5
+    lab.core.switch(vault_off=True)
+    results = doctor(SMITH_REMOTE_CONFIG="true")
+    # The check fails at once and does not wait for the vault.
+    assert (results.code, results.only("configuration").status) == (4, Status.FAILED)
+
+
+# Proxmox
+
+
+def test_an_unknown_certificate_fails_with_a_hint(doctor: Doctor) -> None:
+    results = doctor(PROXMOX_CA_BUNDLE="")
+    (check,) = [check for check in results.named("reachable") if check.area == "proxmox"]
+    assert (results.code, check.status) == (5, Status.FAILED)
+    assert "PVE_TLS" in check.text
+    assert any("PROXMOX_CA_BUNDLE" in hint for hint in check.hints)
+    insecure = doctor(PROXMOX_CA_BUNDLE="", PROXMOX_VALIDATE_CERTS="false")
+    assert insecure.code == 0
+    assert [check.status for check in insecure.named("tls") if check.area == "proxmox"] == [Status.WARNING]
+
+
+def test_a_wrong_token_secret_fails(doctor: Doctor) -> None:
+    results = doctor(PROXMOX_TOKEN_SECRET="not-the-secret")
+    assert (results.code, results.failed) == (5, {("proxmox", "reachable")})
+
+
+@pytest.mark.parametrize(("need", "privilege"), [(need, each) for need in NEEDS for each in sorted(need.privileges)])
+def test_a_missing_privilege_fails_with_the_commands_that_grant_it(
+    need: Need, privilege: str, doctor: Doctor, lab: LabSystem
+) -> None:
+    lab.proxmox.control("revoke", path=need.path, privilege=privilege)
+    results = doctor(PROXMOX_STORAGE=STORAGE)
+    lab.proxmox.control("grant", path=need.path, privilege=privilege)
+    (check,) = results.named("privileges")
+    assert results.code == 5
+    assert check.text.startswith(f"{privilege} missing on {need.path}")
+    assert check.hints[0].startswith(f"pveum role add {need.role} --privs ")
+    assert privilege in check.hints[0]
+    assert check.hints[1:] == (
+        f"pveum acl modify {need.path} --users smith@pve --roles {need.role}",
+        f"pveum acl modify {need.path} --tokens 'smith@pve!job' --roles {need.role}",
+    )
+
+
+def test_with_all_privileges_the_check_passes(doctor: Doctor) -> None:
+    assert doctor(PROXMOX_STORAGE=STORAGE).only("privileges").status is Status.OK
+
+
+def test_a_cluster_without_quorum_fails(doctor: Doctor, lab: LabSystem) -> None:
+    lab.proxmox.control("quorum", quorate=False)
+    results = doctor()
+    lab.proxmox.control("quorum", quorate=True)
+    assert ("proxmox", "quorum") in results.failed
+
+
+@pytest.mark.parametrize(
+    ("variables", "name", "text"),
+    [
+        ({"PROXMOX_TEMPLATES": "a=9000,b=5555"}, "templates", "b: VM 5555 does not exist"),
+        ({"PROXMOX_STORAGE": "elsewhere"}, "storage", "there is no elsewhere"),
+        ({"PROXMOX_BRIDGE": "vmbr9"}, "bridge", "vmbr9 does not exist on pve1, pve2"),
+        ({"PROXMOX_NODES": "pve1,pve7"}, "nodes", "there is no pve7, only pve1, pve2"),
+        ({"PROXMOX_VMID_MIN": "9000", "PROXMOX_VMID_MAX": "9001"}, "vmid range", "0 of 2 between 9000 and 9001"),
+    ],
+)
+def test_what_a_create_needs_must_exist(variables: dict[str, str], name: str, text: str, doctor: Doctor) -> None:
+    results = doctor(**variables)
+    assert results.code == 5
+    (check,) = results.named(name, Status.FAILED)
+    assert text in check.text
+
+
+def test_a_vm_instead_of_a_template_fails(doctor: Doctor, lab: LabSystem) -> None:
+    lab.proxmox.control("add", vmid=7000, name="just-a-vm", node="pve1")
+    results = doctor(PROXMOX_TEMPLATES="a=7000")
+    lab.proxmox.control("remove", vmid=7000)
+    assert "qemu 7000 (just-a-vm) is not a VM template" in results.only("templates").text
+
+
+def test_one_offline_node_is_a_warning_and_all_offline_is_a_failure(doctor: Doctor, lab: LabSystem) -> None:
+    lab.proxmox.control("node", node="pve2", online=False)
+    some, one = doctor(), doctor(PROXMOX_NODES="pve2")
+    lab.proxmox.control("node", node="pve2", online=True)
+    assert some.only("nodes").status is Status.WARNING
+    assert one.only("nodes").status is Status.FAILED
+
+
+# Database and machine
+
+
+def test_the_checks_do_not_create_the_database(doctor: Doctor, tmp_path: Path) -> None:
+    assert doctor().only("usable").status is Status.OK
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_file_that_is_not_a_database_fails(doctor: Doctor, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "smith.db").write_text("this is not a database" * 100)
+    results = doctor()
+    assert (results.code, results.failed) == (6, {("database", "usable")})
+
+
+def test_an_outdated_schema_is_a_warning_because_the_agents_start_migrates_it(doctor: Doctor, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "smith.db").touch()
+    results = doctor()
+    assert (results.code, results.only("schema").status) == (0, Status.WARNING)
+
+
+def test_a_full_disk_and_missing_tools_fail_in_the_area_machine(
+    doctor: Doctor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(space.MIN_FREE_MIB, "data", 10**12)
+    monkeypatch.setattr(sys, "path", [])
+    results = doctor()
+    assert results.code == 1
+    assert ("machine", "data folder") in results.failed
+    assert ("machine", "community.proxmox") in results.failed
+
+
+def test_the_minimum_versions_are_those_that_are_declared() -> None:
+    declared = re.search(r'"ansible-core>=([\d.]+)"', (ROOT / "pyproject.toml").read_text())
+    assert declared is not None
+    assert declared[1] == ".".join(map(str, MIN_ANSIBLE_CORE))
+    (least_major, least_minor), (below_major, _) = COLLECTION_RANGE
+    wanted = f'version: ">={least_major}.{least_minor}.0,<{below_major}.0.0"'
+    assert wanted in (ROOT / "requirements.yml").read_text()
+
+
+# Codes and the command
+
+
+def test_the_exit_code_is_that_of_the_first_failed_area(doctor: Doctor) -> None:
+    results = doctor(FULCRUM_API_TOKEN="not-the-token", PROXMOX_TOKEN_SECRET="not-the-secret")
+    assert results.failed == {("fulcrum", "token"), ("proxmox", "reachable")}
+    assert results.code == 4
+
+
+def test_the_command_prints_a_table_or_json_with_hints(lab: LabSystem, tmp_path: Path) -> None:
+    env = lab.environment() | {"PROXMOX_STORAGE": "elsewhere", "SMITH_DATA_DIR": str(tmp_path)}
+    shown, as_json = (_smith(lab, env, *arguments) for arguments in ([], ["--json"]))
+    assert (shown.returncode, as_json.returncode) == (5, 5)
+    document = json.loads(as_json.stdout)
+    assert document["exit_code"] == 5
+    assert {"area", "name", "status", "text", "hints"} == set(document["checks"][0])
+    assert "pveum acl modify /storage/elsewhere --users smith@pve --roles SmithStore" in shown.stdout.splitlines()
+    for secret in (lab.ids.agent_token, lab.proxmox.token_secret):
+        assert secret not in shown.stdout + shown.stderr + as_json.stdout
+
+
+def _smith(lab: LabSystem, env: dict[str, Any], *arguments: str) -> subprocess.CompletedProcess[str]:
+    return fork_server.run(["doctor", *arguments], env=env, cwd=lab.folder, timeout=GIVE_UP_S)
+
+
+def test_this_interpreter_has_the_tools() -> None:
+    """The other tests assume this."""
+    assert shutil.which("ansible-playbook", path=str(Path(sys.executable).parent)) is not None

@@ -1,0 +1,239 @@
+"""`smith bootstrap core` against the FulcrumCore simulator: empty, complete and incomplete, and what it refuses."""
+
+from __future__ import annotations
+
+import copy
+import stat
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from smith_lab.fulcrum_setup import METRIC_TYPES, SEED_TOKEN, AdminClient
+from smith_lab.simulator.control import RunningSimulator, running_simulator
+from support.cli_world import Cli
+
+from executor.fulcrum.bootstrap import AGENT_TYPE_FILE, SERVICE_TYPE_FILE, differences, load_type
+
+AGENT, PROVIDER = "smith-dc1", "My cloud"
+KINDS = ["service type", "agent type", *["metric type"] * len(METRIC_TYPES), "provider", "agent", "agent token"]
+CHANGING = ("POST", "PATCH", "PUT", "DELETE")
+
+
+@pytest.fixture(scope="module")
+def simulator() -> Iterator[RunningSimulator]:
+    with running_simulator() as running:
+        yield running
+
+
+@pytest.fixture
+def core(simulator: RunningSimulator) -> RunningSimulator:
+    simulator.reset()
+    return simulator
+
+
+@pytest.fixture
+def admin(core: RunningSimulator) -> Iterator[AdminClient]:
+    with AdminClient(core.url) as client:
+        yield client
+
+
+@pytest.fixture
+def smith(core: RunningSimulator, tmp_path: Path) -> Cli:
+    cli = Cli(tmp_path)
+    cli.env |= {"FULCRUM_API_URL": core.url, "CORE_ADMIN_TOKEN": SEED_TOKEN}
+    return cli
+
+
+def arguments(*more: str) -> tuple[str, ...]:
+    return ("bootstrap", "core", "--agent", AGENT, "--provider", PROVIDER, *more)
+
+
+def statuses(output: dict[str, Any]) -> list[str]:
+    assert [step["kind"] for step in output["steps"]] == KINDS
+    return [step["status"] for step in output["steps"]]
+
+
+def changes(core: RunningSimulator) -> list[str]:
+    """Return the requests other than GET that FulcrumCore received."""
+    return [f"{entry['method']} {entry['path']}" for entry in core.history() if entry["method"] in CHANGING]
+
+
+def read_agent(core: RunningSimulator, token: str) -> dict[str, Any]:
+    headers = {"Authorization": f"Bearer {token}"}
+    return dict(requests.get(f"{core.api_url}/agents/me", headers=headers, timeout=10).json())
+
+
+def test_bootstrap_creates_everything_that_an_agent_needs(
+    smith: Cli, core: RunningSimulator, admin: AdminClient, tmp_path: Path
+) -> None:
+    file = tmp_path / "fulcrum_api_token"
+    output = smith.json(*arguments("--create-provider", "--token-file", str(file), "--token-days", "30"))
+    assert set(statuses(output)) == {"made"}
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    token = file.read_text().strip()
+    assert token not in str(output)
+    me = read_agent(core, token)
+    assert (me["name"], me["participant"]["name"], me["tags"]) == (AGENT, PROVIDER, ["proxmox"])
+    assert me["id"] == output["agent_id"]
+    (service_type,), (agent_type,) = admin.list_all("service-types"), admin.list_all("agent-types")
+    assert agent_type["serviceTypeIds"] == [service_type["id"]]
+    assert me["agentTypeId"] == agent_type["id"]
+    assert {metric["name"] for metric in admin.list_all("metric-types")} == set(METRIC_TYPES)
+    (made,) = [token for token in admin.list_all("tokens") if token["role"] == "agent"]
+    assert datetime.fromisoformat(made["expireAt"]) - datetime.now(UTC) < timedelta(days=30)
+
+
+def test_a_second_run_finds_everything_and_changes_nothing(smith: Cli, core: RunningSimulator, tmp_path: Path) -> None:
+    file = str(tmp_path / "token")
+    smith.ok(*arguments("--create-provider", "--token-file", file))
+    before = (tmp_path / "token").read_text()
+    core.clear_history()
+    assert set(statuses(smith.json(*arguments("--create-provider", "--token-file", file)))) == {"found"}
+    assert changes(core) == []
+    assert (tmp_path / "token").read_text() == before
+
+
+def test_a_dry_run_lists_all_objects_and_creates_none(smith: Cli, core: RunningSimulator, tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    output = smith.json(*arguments("--create-provider", "--token-file", str(file), "--dry-run"))
+    assert set(statuses(output)) == {"missing"}
+    assert changes(core) == []
+    assert not file.exists()
+
+
+def test_missing_objects_are_created_beside_existing_ones(smith: Cli, admin: AdminClient, tmp_path: Path) -> None:
+    service_type = admin.create("service-types", **load_type(SERVICE_TYPE_FILE))
+    admin.create("agent-types", **load_type(AGENT_TYPE_FILE) | {"serviceTypeIds": [service_type["id"]]})
+    admin.create("metric-types", name="vm.cpu.usage", entityType="Resource")
+    provider = admin.create("participants", name=PROVIDER, status="Enabled")
+    output = smith.json(*arguments("--token-file", str(tmp_path / "token")))
+    found = {step["name"] for step in output["steps"] if step["status"] == "found"}
+    assert found == {service_type["name"], "proxmox", "vm.cpu.usage", PROVIDER}
+    assert {step["status"] for step in output["steps"] if step["name"] not in found} == {"made"}
+    (agent,) = admin.list_all("agents")
+    assert agent["providerId"] == provider["id"]
+
+
+def test_an_object_with_other_content_is_reported_and_not_changed(
+    smith: Cli, core: RunningSimulator, admin: AdminClient, tmp_path: Path
+) -> None:
+    own = load_type(SERVICE_TYPE_FILE)
+    own["propertySchema"]["properties"]["cores"]["validators"] = [{"type": "max", "config": {"value": 2}}]
+    service_type = admin.create("service-types", **own)
+    admin.create("agent-types", **load_type(AGENT_TYPE_FILE))  # without a service type
+    admin.create("participants", name=PROVIDER, status="Disabled")
+    core.clear_history()
+    output = smith.json(*arguments("--token-file", str(tmp_path / "token")))
+    others = {step["kind"]: step["differences"] for step in output["steps"] if step["status"] == "differs"}
+    assert others == {
+        "service type": ["propertySchema.properties.cores.validators"],
+        "agent type": [f"serviceTypeIds lacks {service_type['id']}"],
+        "provider": ["status"],
+    }
+    assert not [change for change in changes(core) if not change.startswith("POST")]
+    assert admin.call("GET", f"/service-types/{service_type['id']}")["propertySchema"] == own["propertySchema"]
+    table = smith.ok(*arguments("--token-file", str(tmp_path / "token"), "--dry-run"))
+    assert "propertySchema.properties.cores.validators" in table
+
+
+def test_a_token_without_administrator_rights_creates_nothing_and_exits_with_4(
+    smith: Cli, core: RunningSimulator, tmp_path: Path
+) -> None:
+    file = tmp_path / "token"
+    done = smith(*arguments("--token-file", str(file)), CORE_ADMIN_TOKEN="not-a-valid-token")
+    assert (done.returncode, done.stdout) == (4, "")
+    assert "HTTP 403" in done.stderr
+    assert "administrator" in done.stderr
+    assert "not-a-valid-token" not in done.stderr
+    assert changes(core) == []
+    assert not file.exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "env", "code", "said"),
+    [
+        (("--dry-run",), {"CORE_ADMIN_TOKEN": ""}, 3, "CORE_ADMIN_TOKEN"),
+        (("--dry-run",), {"FULCRUM_API_URL": ""}, 3, "FULCRUM_API_URL"),
+        (("--dry-run", "--admin-token-file", "nowhere"), {}, 3, "nowhere"),
+        (("--dry-run", "--service-type-file", "nowhere"), {}, 3, "nowhere"),
+        (("--dry-run",), {}, 1, "has no participant My cloud"),
+        (("--create-provider",), {}, 2, "--token-file"),
+        (("--create-provider", "--token-file", "taken"), {}, 2, "taken exists already"),
+        (("--create-provider", "--token-file", "no/folder"), {}, 1, "no/folder cannot be written"),
+        (("--dry-run",), {"FULCRUM_API_URL": "http://127.0.0.1:9"}, 4, "refused"),
+    ],
+)
+def test_a_request_that_cannot_be_fulfilled_is_refused_before_anything_is_created(  # noqa: PLR0917
+    smith: Cli, core: RunningSimulator, more: tuple[str, ...], env: dict[str, str], code: int, said: str
+) -> None:
+    (smith.folder / "taken").touch()
+    done = smith(*arguments(*more), **env)
+    assert (done.returncode, done.stdout) == (code, "")
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert changes(core) == []
+
+
+def test_two_objects_of_the_wanted_name_are_refused(smith: Cli, core: RunningSimulator, admin: AdminClient) -> None:
+    twins = [admin.create("participants", name=PROVIDER, status="Enabled")["id"] for _ in range(2)]
+    core.clear_history()
+    done = smith(*arguments("--show-token"))
+    assert (done.returncode, changes(core)) == (1, [])
+    assert all(twin in done.stderr for twin in twins)
+    output = smith.json("bootstrap", "core", "--agent", AGENT, "--provider", twins[1], "--show-token")
+    assert read_agent(core, output["token"])["providerId"] == twins[1]
+
+
+def test_a_lost_response_does_not_create_a_second_object(
+    smith: Cli, core: RunningSimulator, admin: AdminClient, tmp_path: Path
+) -> None:
+    """A retry without a look-up would fail with a 500, or create a second agent."""
+    core.fault("drop_after", method="POST", path="/(service-types|agents)$")
+    output = smith.json(*arguments("--create-provider", "--token-file", str(tmp_path / "token")))
+    assert set(statuses(output)) == {"made"}
+    assert [len(admin.list_all(kind)) for kind in ("service-types", "agents")] == [1, 1]
+
+
+def test_a_lost_token_is_reported_and_can_be_replaced(
+    smith: Cli, core: RunningSimulator, admin: AdminClient, tmp_path: Path
+) -> None:
+    file = tmp_path / "token"
+    smith.ok(*arguments("--create-provider", "--token-file", str(file)))
+    file.rename(tmp_path / "moved")
+    done = smith(*arguments("--token-file", str(file)))
+    assert (done.returncode, file.exists()) == (1, False)
+    assert "--new-token" in done.stderr
+    file.write_text(SEED_TOKEN)  # another user's token
+    assert "is not one of this agent's" in smith(*arguments("--token-file", str(file))).stderr
+    file.unlink()
+    smith.ok(*arguments("--token-file", str(file), "--new-token"))
+    assert read_agent(core, file.read_text().strip())["name"] == AGENT
+    assert len([token for token in admin.list_all("tokens") if token["role"] == "agent"]) == 2
+
+
+def test_a_second_run_completes_a_run_that_failed_half_way(smith: Cli, core: RunningSimulator, tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    core.fault("status", status=503, method="POST", path="/tokens$")
+    done = smith(*arguments("--create-provider", "--token-file", str(file)))
+    assert (done.returncode, file.exists()) == (4, False)
+    assert "smith-dc1" in done.stdout, "the created objects are reported"
+    core.clear_faults()
+    output = smith.json(*arguments("--token-file", str(file)))
+    assert statuses(output) == ["found"] * (len(KINDS) - 1) + ["made"]
+    assert read_agent(core, file.read_text().strip())["name"] == AGENT
+
+
+def test_differences_ignore_members_that_fulcrumcore_adds_and_empty_ones() -> None:
+    wanted = {"schema": {"a": {"type": "integer", "required": True}, "list": [{"value": 1}, {"value": 2}]}}
+    existing = copy.deepcopy(wanted) | {"id": "1", "createdAt": "now"}
+    assert differences(wanted, existing) == []
+    existing["schema"]["a"] |= {"label": "", "secret": None, "validators": []}
+    existing["schema"]["list"][0]["value"] = 1.0
+    assert differences(wanted, existing) == []
+    existing["schema"]["list"][1]["value"] = 3
+    existing["schema"]["b"] = {"type": "string"}
+    del existing["schema"]["a"]["required"]
+    assert differences(wanted, existing) == ["schema.a.required", "schema.list[1].value", "schema.b"]

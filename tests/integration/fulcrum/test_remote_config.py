@@ -1,0 +1,353 @@
+"""FulcrumCore's configuration of the agent: what overrides the settings, what is refused, and waiting for it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from smith_lab.fulcrum_setup import load_type
+from smith_lab.proxmox.certificates import make_certificates
+from smith_lab.simulator.control import RunningSimulator, running_simulator
+from support.simulator_world import World
+
+from executor.errors import SettingsError
+from executor.fulcrum.client import FulcrumClient
+from executor.fulcrum.remote_config import wait_for_remote_settings
+from executor.fulcrum.remote_members import CA_FILE, MEMBERS
+from executor.redaction import redactor
+from executor.settings.display import describe
+from executor.settings.settings import Settings, load_settings
+
+SECRET = "proxmox-secret-canary"
+GIVE_UP_S = 60
+#: Members of the agent type that are not read: the agent must know them before it can ask FulcrumCore.
+KNOWN_BEFORE = {"fulcrumApiUrl", "fulcrumToken"}
+
+
+@pytest.fixture(scope="module")
+def simulator() -> Iterator[RunningSimulator]:
+    with running_simulator() as sim:
+        yield sim
+
+
+@pytest.fixture
+def world(simulator: RunningSimulator) -> Iterator[World]:
+    simulator.clear_faults()
+    simulator.switch(database_down=False, vault_off=False)
+    world = World(simulator)
+    yield world
+    world.close()
+    redactor.discard(SECRET)
+
+
+Start = Callable[..., Settings]
+
+
+@pytest.fixture
+def start(world: World, tmp_path: Path) -> Start:
+    """Return a function that loads the settings of these variables and applies FulcrumCore's configuration."""
+
+    def settings_at_start(sleep: Callable[[float], None] | None = None, **variables: str) -> Settings:
+        environ = {
+            "FULCRUM_API_URL": world.sim.url,
+            "FULCRUM_API_TOKEN": world.ids.agent_token,
+            "SMITH_REMOTE_CONFIG": "true",
+            "SMITH_DATA_DIR": str(tmp_path / "data"),
+        }
+        settings = load_settings(env_file=None, environ=environ | variables)
+        client = FulcrumClient(settings.fulcrum_api_url, settings.fulcrum_api_token.get_secret_value)
+        return wait_for_remote_settings(settings, client, sleep=sleep or _no_sleep)
+
+    return settings_at_start
+
+
+def _no_sleep(_seconds: float) -> None:
+    pytest.fail("waited, although FulcrumCore answers")
+
+
+def configure(world: World, **members: Any) -> None:
+    world.admin.call("PATCH", f"/agents/{world.ids.agent_id}", {"configuration": members})
+
+
+def origin(settings: Settings, name: str) -> str:
+    return next(row.origin for row in describe(settings) if row.name == name)
+
+
+def problems(start: Start, **variables: str) -> list[str]:
+    with pytest.raises(SettingsError) as caught:
+        start(**variables)
+    assert SECRET not in str(caught.value)
+    return str(caught.value).splitlines()
+
+
+# Overridden settings
+
+
+def test_every_member_overrides_file_and_environment(world: World, start: Start, tmp_path: Path) -> None:
+    make_certificates(tmp_path, "pve.test")
+    pem = (tmp_path / "ca.pem").read_text()
+    configure(
+        world,
+        apiHost="pve9.example.net",
+        apiPort=443,
+        apiUser="other@pve",
+        apiTokenId="other",
+        apiTokenSecret=SECRET,
+        verifyTls=True,
+        caBundle=pem,
+        nodes=["pve1", "pve2"],
+        storage="ceph",
+        bridge="vmbr7",
+        resourcePool="customers",
+        vmidRange={"min": 5000, "max": 5999},
+        images={"debian-12": 9000, "ubuntu-24.04": 9001},
+        pollIntervalSeconds=7,
+        heartbeatIntervalSeconds=11,
+        metricsIntervalSeconds=0,
+        maxConcurrentJobs=3,
+        jobDeadlineSeconds=200,
+    )
+    settings = start(PROXMOX_HOST="pve1.local", PROXMOX_PORT="8006", SMITH_CONCURRENCY="9", PROXMOX_STORAGE="local")
+    assert (settings.proxmox_host, settings.proxmox_port) == ("pve9.example.net", 443)
+    assert (settings.proxmox_user, settings.proxmox_token_id) == ("other@pve", "other")
+    assert settings.proxmox_token_secret.get_secret_value() == SECRET
+    assert settings.proxmox_nodes == ("pve1", "pve2")
+    assert (settings.proxmox_storage, settings.proxmox_bridge, settings.proxmox_pool) == ("ceph", "vmbr7", "customers")
+    assert (settings.proxmox_vmid_min, settings.proxmox_vmid_max) == (5000, 5999)
+    assert settings.proxmox_templates == {"debian-12": 9000, "ubuntu-24.04": 9001}
+    assert (settings.fulcrum_poll_interval_s, settings.fulcrum_heartbeat_interval_s) == (7, 11)
+    assert (settings.smith_metrics_interval_s, settings.smith_concurrency) == (0, 3)
+    assert settings.fulcrum_job_timeout_s == 200
+    assert settings.smith_playbook_timeout_s == 160, "a default that depends on a remote value"
+    assert settings.proxmox_ca_bundle == tmp_path / "data" / CA_FILE
+    assert settings.proxmox_ca_bundle.read_text() == pem
+    assert settings.proxmox_ca_bundle.stat().st_mode & 0o777 == 0o600
+    assert {origin(settings, member.attribute.upper()) for member in MEMBERS} == {"FulcrumCore"}
+
+
+def test_the_agent_type_declares_the_same_members() -> None:
+    """A member that the agent type lacks cannot be set; a member that the agent does not read has no effect."""
+    properties = load_type("agent-type-proxmox.json")["configurationSchema"]["properties"]
+    named = {
+        f"{name}.{inner}" if "properties" in definition else name
+        for name, definition in properties.items()
+        for inner in definition.get("properties", {"": None})
+    }
+    assert named - KNOWN_BEFORE == {member.name for member in MEMBERS}
+
+
+def test_settings_that_fulcrumcore_does_not_have_keep_their_local_value(start: Start) -> None:
+    settings = start(SMITH_CLUSTER="east", PROXMOX_POOL="ours")
+    assert (settings.smith_cluster, origin(settings, "SMITH_CLUSTER")) == ("east", "environment")
+    assert (settings.proxmox_pool, origin(settings, "PROXMOX_POOL")) == ("ours", "environment"), (
+        "FulcrumCore has no pool"
+    )
+    assert origin(settings, "SMITH_MAX_JOBS") == "default"
+
+
+def test_no_request_is_sent_unless_remote_config_is_enabled(world: World, start: Start) -> None:
+    world.sim.clear_history()
+    settings = start(SMITH_REMOTE_CONFIG="false", PROXMOX_HOST="pve1.local")
+    assert settings.proxmox_host == "pve1.local"
+    assert world.sim.history() == []
+
+
+def test_a_remote_token_replaces_a_local_password(start: Start) -> None:
+    settings = start(PROXMOX_USER="root@pam", PROXMOX_PASSWORD="the-password")
+    assert settings.proxmox_password.get_secret_value() == ""
+    assert settings.proxmox_token_id == "agent"
+    assert origin(settings, "PROXMOX_PASSWORD") == "default"
+
+
+def test_the_remote_secret_is_masked(world: World, start: Start) -> None:
+    configure(world, apiTokenSecret=SECRET)
+    start()
+    assert SECRET not in redactor.redact(f"Authorization: {SECRET}")
+
+
+def test_unknown_members_are_ignored(world: World, start: Start) -> None:
+    """The agent type of another version may have more members."""
+    properties = load_type("agent-type-proxmox.json")["configurationSchema"]
+    properties["properties"]["somethingNew"] = {"type": "string", "label": "new"}
+    world.admin.call("PATCH", f"/agent-types/{world.ids.agent_type_id}", {"configurationSchema": properties})
+    configure(world, somethingNew="x")
+    assert start().proxmox_host == "pve.test"
+
+
+# Invalid members
+
+
+@pytest.mark.parametrize(
+    ("members", "text"),
+    [
+        ({"apiHost": "https:pve"}, "apiHost from FulcrumCore's configuration (it stands for PROXMOX_HOST) must be"),
+        ({"heartbeatIntervalSeconds": 60}, "heartbeatIntervalSeconds from FulcrumCore's configuration"),
+        ({"vmidRange": {"min": 900, "max": 800}}, "vmidRange.max from FulcrumCore's configuration"),
+        ({"caBundle": "no certificate"}, "caBundle from FulcrumCore's configuration (it stands for PROXMOX_CA_BUNDLE)"),
+        ({"images": {"debian-12": "9000"}}, "'debian-12' has a value that is not a VMID"),
+        ({"images": {"debian 12": 9000}}, "images from FulcrumCore's configuration"),
+        ({"storage": "a b"}, "storage from FulcrumCore's configuration (it stands for PROXMOX_STORAGE) is wrong"),
+    ],
+)
+def test_an_invalid_member_is_named_with_its_source(
+    members: dict[str, Any], text: str, world: World, start: Start
+) -> None:
+    configure(world, **members)
+    lines = problems(start)
+    assert len(lines) == 1
+    assert text in lines[0]
+
+
+def test_all_invalid_members_are_named_at_once(world: World, start: Start) -> None:
+    configure(world, images={"a": 1}, caBundle="no")
+    assert [line.split()[0] for line in problems(start)] == ["caBundle", "images"]
+
+
+def test_a_local_setting_that_conflicts_with_a_member_is_named_with_both_sources(world: World, start: Start) -> None:
+    configure(world, jobDeadlineSeconds=100)
+    (line,) = problems(start, SMITH_PLAYBOOK_TIMEOUT_S="240")
+    assert line.startswith("SMITH_PLAYBOOK_TIMEOUT_S is wrong")
+    assert "FULCRUM_JOB_TIMEOUT_S" in line
+    assert "from FulcrumCore's configuration" in line
+
+
+def test_an_agent_without_remote_configuration_uses_the_local_settings(world: World, start: Start) -> None:
+    agent_id, _caller = world.other_agent()
+    token = world.admin.create_token("bare", "agent", agent_id)["value"]
+    own = {"PROXMOX_HOST": "pve1.local", "PROXMOX_USER": "smith@pve", "PROXMOX_PASSWORD": "the-password"}
+    assert start(FULCRUM_API_TOKEN=token, **own).proxmox_host == "pve1.local"
+    (line,) = problems(start, FULCRUM_API_TOKEN=token, PROXMOX_USER="smith@pve", PROXMOX_PASSWORD="the-password")
+    assert line.startswith("PROXMOX_HOST is missing")
+
+
+# Waiting for FulcrumCore
+
+
+class RecordedSleeps:
+    """Records the waits, and calls `then` after some of them."""
+
+    def __init__(self, then: Callable[[], None], after: int = 3) -> None:
+        self.slept_s: list[float] = []
+        self._then = then
+        self._after = after
+
+    def __call__(self, seconds: float) -> None:
+        self.slept_s.append(seconds)
+        if len(self.slept_s) == self._after:
+            self._then()
+        assert len(self.slept_s) < 20, "waited too often"
+
+
+def test_the_request_is_retried_with_a_growing_backoff_while_fulcrumcore_is_down(world: World, start: Start) -> None:
+    world.sim.pause()
+    sleeps = RecordedSleeps(world.sim.resume, after=4)
+    settings = start(sleep=sleeps)
+    assert settings.proxmox_host == "pve.test"
+    assert len(sleeps.slept_s) == 4
+    assert sleeps.slept_s[3] > 2 * sleeps.slept_s[0]
+
+
+def test_the_request_is_retried_after_a_refused_token(world: World, start: Start) -> None:
+    """FulcrumCore answers the same while its database is down."""
+    world.sim.switch(database_down=True)
+    sleeps = RecordedSleeps(lambda: world.sim.switch(database_down=False))
+    assert start(sleep=sleeps).proxmox_host == "pve.test"
+    assert len(sleeps.slept_s) == 3
+
+
+def test_the_request_is_retried_and_logged_once_while_the_vault_lacks_the_secret(
+    world: World, start: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.sim.delete_all_secrets()
+    sleeps = RecordedSleeps(lambda: configure(world, apiTokenSecret=SECRET))
+    with caplog.at_level(logging.WARNING, logger="executor"):
+        settings = start(sleep=sleeps)
+    assert settings.proxmox_token_secret.get_secret_value() == SECRET
+    assert len(sleeps.slept_s) == 3
+    assert caplog.text.count("remote_configuration_unavailable") == 1
+
+
+def test_each_new_reason_is_logged_once(world: World, start: Start, caplog: pytest.LogCaptureFixture) -> None:
+    world.sim.switch(database_down=True)
+    sleeps = RecordedSleeps(lambda: None)
+    turn = {3: lambda: (world.sim.switch(database_down=False), world.sim.switch(vault_off=True))}
+    turn[6] = lambda: world.sim.switch(vault_off=False)
+
+    def sleep(seconds: float) -> None:
+        sleeps(seconds)
+        turn.get(len(sleeps.slept_s), lambda: None)()
+
+    with caplog.at_level(logging.WARNING, logger="executor"):
+        start(sleep=sleep)
+    assert caplog.text.count("remote_configuration_unavailable") == 2
+
+
+# The agent itself
+
+
+def test_the_agent_uses_the_remote_configuration_and_exits_with_3_if_it_is_invalid(
+    world: World, tmp_path: Path
+) -> None:
+    configure(world, heartbeatIntervalSeconds=60)
+    done = _run_smith(world, tmp_path, "run", "--once")
+    assert done.returncode == 3
+    assert "heartbeatIntervalSeconds from FulcrumCore's configuration" in done.stderr
+    configure(world, heartbeatIntervalSeconds=5, maxConcurrentJobs=2)
+    done = _run_smith(world, tmp_path, "run", "--once")
+    assert done.returncode == 0, done.stdout + done.stderr
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [event["concurrency"] for event in events if "concurrency" in event] == [2], done.stdout
+
+
+def test_an_agent_that_waits_for_its_configuration_stops_on_a_signal(world: World, tmp_path: Path) -> None:
+    world.sim.pause()
+    try:
+        process = subprocess.Popen(_smith("run"), env=_environment(world, tmp_path), stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        watchdog = threading.Timer(GIVE_UP_S, process.kill)
+        watchdog.start()
+        for line in process.stdout:
+            if "remote_configuration_unavailable" in line:
+                process.terminate()
+        process.stdout.close()
+        assert process.wait() == 0
+        watchdog.cancel()
+    finally:
+        world.sim.resume()
+
+
+def _run_smith(world: World, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        _smith(*arguments),
+        env=_environment(world, folder),
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=GIVE_UP_S,
+        check=False,
+    )
+
+
+def _smith(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "executor", *arguments]
+
+
+def _environment(world: World, folder: Path) -> dict[str, str]:
+    return {
+        "PATH": "/usr/bin:/bin",
+        "HOME": str(folder),
+        "PYTHONPATH": str(Path(__file__).parents[3]),
+        "FULCRUM_API_URL": world.sim.url,
+        "FULCRUM_API_TOKEN": world.ids.agent_token,
+        "SMITH_REMOTE_CONFIG": "true",
+        "SMITH_DATA_DIR": str(folder / "data"),
+        "SMITH_RUN_DIR": str(folder / "run"),
+        "SMITH_HTTP_ADDR": "off",
+    }

@@ -1,0 +1,322 @@
+"""The simulator's lab endpoints: faults, history, clock, changes; pause and resume; the simulator as a process."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import requests
+from smith_lab.fulcrum_setup import AdminClient, SetupRefused, bootstrap
+from smith_lab.simulator.control import RunningSimulator, running_simulator, start_simulator_process
+from support.simulator_world import World, error_of
+
+
+@pytest.fixture(scope="module")
+def sim() -> Iterator[RunningSimulator]:
+    with running_simulator() as simulator:
+        yield simulator
+
+
+@pytest.fixture
+def world(sim: RunningSimulator) -> Iterator[World]:
+    world = World(sim)
+    yield world
+    world.close()
+
+
+# Faults
+
+
+def test_a_rule_applies_as_often_as_times_says(world: World) -> None:
+    world.sim.fault("status", status=503, path="/jobs/pending$", times=2)
+    statuses = [world.agent.get("/jobs/pending").status_code for _ in range(3)]
+    assert statuses == [503, 503, 200]
+    assert world.agent.get("/agents/me").status_code == 200
+
+
+def test_an_injected_status_has_the_shape_of_a_real_error(world: World) -> None:
+    world.sim.fault("status", status=403, times=1)
+    assert set(error_of(world.agent.get("/jobs"))) == {"status", "error"}
+
+
+def test_a_rule_may_skip_calls_and_select_a_method(world: World) -> None:
+    world.sim.fault("status", status=500, method="PUT", path="status$", skip=1)
+    sent = [world.agent.send("PUT", "/agents/me/status", {"status": "Connected"}).status_code for _ in range(3)]
+    assert sent == [200, 500, 500]
+    world.sim.clear_faults()
+    assert world.agent.send("PUT", "/agents/me/status", {"status": "Connected"}).status_code == 200
+
+
+def test_an_html_page_an_empty_body_and_wrong_json(world: World) -> None:
+    world.sim.fault("html", times=1)
+    world.sim.fault("empty", times=1)
+    world.sim.fault("wrong_json", times=1)
+    world.sim.fault("wrong_json", times=1, body={"items": 5})
+    html, empty, wrong, chosen = (world.agent.get("/jobs/pending") for _ in range(4))
+    assert (html.status_code, html.headers["content-type"].split(";")[0]) == (502, "text/html")
+    assert (empty.status_code, empty.content) == (200, b"")
+    assert isinstance(wrong.json(), str)
+    assert chosen.json() == {"items": 5}
+
+
+def test_headers_can_be_added(world: World) -> None:
+    world.sim.fault("status", status=429, times=1, headers={"Retry-After": "7"})
+    answer = world.agent.get("/jobs")
+    assert (answer.status_code, answer.headers["retry-after"]) == (429, "7")
+
+
+def test_a_truncated_body_ends_in_the_middle(world: World) -> None:
+    world.sim.fault("truncate", path="/agents/me$", times=1)
+    with pytest.raises(requests.exceptions.ChunkedEncodingError):
+        world.agent.get("/agents/me")
+
+
+@pytest.mark.parametrize(("kind", "status"), [("drop_before", "Pending"), ("drop_after", "Processing")])
+def test_the_connection_closes_before_or_after_the_call_is_processed(world: World, kind: str, status: str) -> None:
+    service = world.order()
+    job = world.job_of(service)
+    world.sim.fault(kind, path="/claim$", times=1)
+    with pytest.raises(requests.ConnectionError):
+        world.agent.claim(job)
+    assert world.job_of(service)["status"] == status
+
+
+def test_a_completion_repeated_after_a_lost_answer_is_400(world: World) -> None:
+    service = world.order()
+    job = world.claimed(service)
+    world.sim.fault("drop_after", path="/complete$", times=1)
+    with pytest.raises(requests.ConnectionError):
+        world.agent.complete(job)
+    assert world.agent.complete(job).status_code == 400
+    assert world.agent.get(f"/jobs/{job['id']}").json()["status"] == "Completed"
+
+
+def test_a_processed_call_may_get_a_wrong_answer(world: World) -> None:
+    service = world.order()
+    world.sim.fault("status", status=502, path="/claim$", times=1, effect=True)
+    assert world.agent.claim(world.job_of(service)) == 502
+    assert world.job_of(service)["status"] == "Processing"
+
+
+def test_a_delayed_call_does_not_delay_other_calls(world: World) -> None:
+    world.sim.fault("delay", path="/agents/me$", delay_s=60, times=1)
+    with ThreadPoolExecutor(1) as pool:
+        slow = pool.submit(world.caller(world.ids.agent_token).get, "/agents/me")
+        while not world.sim.history(path="/agents/me"):
+            time.sleep(0.01)
+        world.agent.pending()
+        assert not slow.done()
+        world.sim.clear_faults()
+        assert slow.result().status_code == 200
+
+
+def test_the_server_works_after_a_client_has_timed_out(world: World) -> None:
+    world.sim.fault("delay", path="/agents/me$", delay_s=60, times=1)
+    with pytest.raises(requests.Timeout):
+        requests.get(f"{world.sim.api_url}/agents/me", timeout=0.05)
+    world.sim.clear_faults()
+    assert world.agent.get("/agents/me").status_code == 200
+
+
+def test_an_unknown_kind_of_fault_is_refused(world: World) -> None:
+    with pytest.raises(requests.HTTPError, match="unknown kind"):
+        world.sim.fault("gremlin")
+
+
+# History
+
+
+def test_the_history_contains_every_call_in_order(world: World) -> None:
+    since = world.sim.history()[-1]["seq"]
+    job = world.job_of(world.order())
+    world.agent.get("/jobs/pending", limit="100")
+    world.agent.claim(job)
+    world.agent.fail(job, "CAPACITY: none")
+    world.agent.claim(job)
+    mine = [entry for entry in world.sim.history(since=since) if entry["role"] == "agent"]
+    assert [(entry["method"], entry["path"].rsplit("/", 1)[1], entry["status"]) for entry in mine] == [
+        ("GET", "pending", 200),
+        ("POST", "claim", 204),
+        ("POST", "fail", 204),
+        ("POST", "claim", 400),
+    ]
+    assert (mine[0]["query"], mine[2]["body"]) == ("limit=100", {"errorMessage": "CAPACITY: none"})
+    assert {entry["agent_id"] for entry in mine} == {world.ids.agent_id}
+    assert "not in pending" in mine[3]["error"]
+    assert [entry["seq"] for entry in mine] == sorted(entry["seq"] for entry in mine)
+
+
+def test_the_history_contains_the_fault_and_the_missing_answer(world: World) -> None:
+    world.sim.fault("drop_after", path="/agents/me$", times=1)
+    with pytest.raises(requests.ConnectionError):
+        world.agent.get("/agents/me")
+    entry = world.sim.history(path="/agents/me")[-1]
+    assert (entry["fault"], entry["status"], entry["token_name"]) == ("drop_after", None, "smith-dc1")
+
+
+def test_a_call_with_an_unknown_token_has_no_role_in_the_history(world: World) -> None:
+    world.caller("nonsense").get("/jobs")
+    entry = world.sim.history(path="/jobs")[-1]
+    assert (entry["status"], entry["role"]) == (403, None)
+
+
+# Changes
+
+
+def test_raw_items_are_in_the_pending_list_until_they_are_deleted(world: World) -> None:
+    world.order()
+    world.sim.inject_pending({"id": 5}, "nonsense", None, [])
+    assert world.agent.pending()[1:] == [{"id": 5}, "nonsense", None, []]
+    world.sim.clear_pending()
+    assert len(world.agent.pending()) == 1
+
+
+def test_a_job_delivered_with_other_members_can_be_claimed(world: World) -> None:
+    job = world.job_of(world.order())
+    world.sim.override_job(job["id"], remove=("params",), action="../../evil", priority="high")
+    delivered = world.agent.pending()[0]
+    assert (delivered["action"], delivered["priority"], "params" in delivered) == ("../../evil", "high", False)
+    assert world.agent.claim(delivered) == 204
+    assert world.agent.fail(delivered).status_code == 204
+
+
+def test_a_report_with_a_revoked_token_is_403(world: World) -> None:
+    job = world.claimed(world.order())
+    world.sim.revoke_token(agent_id=world.ids.agent_id)
+    assert world.agent.complete(job).status_code == 403
+
+
+def test_a_report_for_a_timed_out_job_is_400(world: World) -> None:
+    job = world.claimed(world.order())
+    world.sim.expire_job(job["id"])
+    assert world.agent.complete(job).status_code == 400
+    assert world.agent.get(f"/jobs/{job['id']}").json()["status"] == "Failed"
+    with pytest.raises(requests.HTTPError, match="job is Failed"):
+        world.sim.expire_job(job["id"])
+
+
+def test_a_secret_can_be_deleted(world: World) -> None:
+    reference = world.order(ciPassword="pass-word-1")["properties"]["ciPassword"].removeprefix("vault://")
+    assert reference in world.sim.secrets()
+    world.sim.delete_secret(reference)
+    assert world.agent.get(f"/vault/secrets/{reference}").status_code == 404
+
+
+def test_a_job_can_be_deleted(world: World) -> None:
+    job = world.claimed(world.order())
+    world.sim.delete_job(job["id"])
+    assert world.agent.complete(job).status_code == 403
+    assert world.agent.pending() == []
+
+
+def test_the_state_contains_every_table_and_no_secret(world: World) -> None:
+    world.order(ciPassword="pass-word-1")
+    state = world.sim.state()
+    assert (len(state["jobs"]), len(state["services"]), len(state["agents"])) == (1, 1, 1)
+    assert "pass-word-1" not in str(state)
+    assert world.ids.agent_token not in str(state)
+
+
+def test_the_clock_can_be_frozen_and_advanced(world: World) -> None:
+    world.sim.freeze()
+    before = world.sim.now()
+    world.sim.advance(100)
+    assert world.sim.now() == before + 100
+    unfrozen = time.monotonic()
+    world.sim.freeze(False)
+    now = world.sim.now()
+    assert before + 100 <= now <= before + 101 + (time.monotonic() - unfrozen)
+
+
+def test_a_reset_restores_the_state_of_a_new_server(world: World) -> None:
+    world.sim.fault("status")
+    world.sim.set_options(job_timeout_s=1.0)
+    world.sim.reset()
+    assert world.agent.get("/agents/me").status_code == 403
+    assert world.caller("change-me").get("/services").json()["items"] == []
+    assert world.sim.call_lab("POST", "options", {})["job_timeout_s"] == 300.0
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "words"), [("switches", {"x": 1}, "unknown"), ("tokens/revoke", {}, "say which")]
+)
+def test_the_lab_refuses_unknown_members(world: World, path: str, body: object, words: str) -> None:
+    with pytest.raises(requests.HTTPError, match=words):
+        world.sim.call_lab("POST", path, body)
+
+
+# Pause and resume, and the simulator as a process
+
+
+def test_a_paused_server_refuses_connections_and_keeps_its_state(world: World) -> None:
+    service = world.order()
+    assert world.agent.get("/agents/me").status_code == 200
+    world.sim.pause()
+    with pytest.raises(requests.ConnectionError):
+        world.agent.get("/agents/me")
+    world.sim.resume()
+    assert [job["serviceId"] for job in world.agent.pending()] == [service["id"]]
+
+
+def test_each_restart_adds_a_seed_token_and_the_lowest_id_counts(world: World) -> None:
+    for _ in range(8):
+        world.sim.advance(86_400 + 1)
+        world.sim.pause()
+        world.sim.resume()
+    rows = [token for token in world.sim.state()["tokens"] if token["name"] == "Bootstrap Admin Token"]
+    lowest = min(rows, key=lambda row: row["id"])
+    alive = lowest["expireAt"] > world.sim.call_lab("GET", "clock")["text"]
+    assert len(rows) == 9
+    assert (world.caller("change-me").get("/tokens").status_code == 200) is alive
+
+
+def test_two_simulators_share_no_state(world: World) -> None:
+    with running_simulator() as other:
+        assert other.url != world.sim.url
+        answer = requests.get(
+            f"{other.api_url}/agents/me", headers={"Authorization": f"Bearer {world.ids.agent_token}"}, timeout=10
+        )
+        assert answer.status_code == 403
+
+
+def test_the_simulator_runs_as_a_process_and_can_be_set_up() -> None:
+    process = start_simulator_process("--job-timeout", "60")
+    try:
+        with AdminClient(process.url) as admin:
+            ids = bootstrap(admin)
+            assert admin.call("GET", f"/agents/{ids.agent_id}")["name"] == "smith-dc1"
+        assert process.call_lab("POST", "options", {})["job_timeout_s"] == 60.0
+    finally:
+        process.stop()
+    with pytest.raises(requests.ConnectionError):
+        process.now()
+
+
+def test_a_second_set_up_adds_an_agent(world: World) -> None:
+    again = bootstrap(world.admin, agent_name="second", provider_name="Other", consumer_name="Another")
+    assert again.agent_id != world.ids.agent_id
+    assert again.service_type_id == world.ids.service_type_id
+
+
+def test_a_refused_set_up_call_has_the_http_status(world: World) -> None:
+    with pytest.raises(SetupRefused) as refused:
+        world.admin.create("participants", name="")
+    assert refused.value.status == 400
+
+
+def test_sixty_services_in_sixty_groups_are_delivered_claimed_and_completed(world: World) -> None:
+    for number in range(60):
+        world.order(world.group(f"g{number}"), name=f"web-{number:02}")
+    jobs = world.agent.pending(limit="100")
+    assert len(jobs) == 60
+    with ThreadPoolExecutor(8) as pool:
+        callers = [world.caller(world.ids.agent_token) for _ in jobs]
+        assert set(pool.map(lambda pair: pair[0].claim(pair[1]), zip(callers, jobs, strict=True))) == {204}
+        done = pool.map(
+            lambda pair: pair[0].complete(pair[1], agentInstanceId=pair[1]["id"]).status_code,
+            zip(callers, jobs, strict=True),
+        )
+        assert set(done) == {204}
+    assert {service["status"] for service in world.admin.list_services()} == {"Stopped"}

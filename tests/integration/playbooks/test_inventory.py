@@ -1,0 +1,82 @@
+"""The inventory for people who run Ansible on the VMs, read by the installed collection from the stand-in."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from smith_lab.proxmox.stand_in import ProxmoxStandIn, running_stand_in
+
+ROOT = Path(__file__).resolve().parents[3]
+INVENTORY = ROOT / "inventory" / "smith.proxmox.yml"
+#: The same test runs on another ansible when this names its ansible-playbook.
+ANSIBLE_PLAYBOOK = os.environ.get("TEST_ANSIBLE_PLAYBOOK", str(Path(sys.executable).with_name("ansible-playbook")))
+SERVICE = "0d5d5bd1-2f7e-4b8a-9e0c-7f5a2c1b3d4e"
+
+
+@pytest.fixture(scope="module")
+def pve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProxmoxStandIn]:
+    with running_stand_in(folder=tmp_path_factory.mktemp("inventory")) as running:
+        ours = {"description": f"A shop\nsmith-uid={SERVICE}", "tags": "gold;smith", "agent": "enabled=1"}
+        net = {"net0": "virtio=BC:24:11:00:11:22,bridge=vmbr0", "ipconfig0": "ip=192.0.2.10/24"}
+        running.control("add", vmid=700, name="shop-0d5d5bd1", node="pve1", status="running", config=ours | net)
+        running.control("add", vmid=701, name="idle-0d5d5bd2", node="pve2", config={"tags": "smith"})
+        running.control("add", vmid=702, name="stranger", node="pve1", status="running", config={"tags": "gold"})
+        running.control("add", vmid=703, name="untagged", node="pve1", config={})
+        yield running
+
+
+def inventory(pve: ProxmoxStandIn, **env: str) -> dict[str, Any]:
+    own = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+    more = {"ANSIBLE_INVENTORY_ENABLED": "community.proxmox.proxmox", "REQUESTS_CA_BUNDLE": str(pve.ca_bundle)}
+    done = subprocess.run(
+        [str(Path(ANSIBLE_PLAYBOOK).with_name("ansible-inventory")), "-i", str(INVENTORY), "--list"],
+        env=own | more | pve.env() | env,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout, object_hook=plain)
+    return found
+
+
+def plain(value: dict[str, Any]) -> Any:
+    """Values from Proxmox are marked as no templates."""
+    return value.get("__ansible_unsafe", value)
+
+
+def hosts(found: dict[str, Any], group: str) -> list[str]:
+    return sorted(found.get(group, {}).get("hosts", []))
+
+
+def test_our_vms_are_listed_by_node_tag_and_status(pve: ProxmoxStandIn) -> None:
+    found = inventory(pve)
+    shop, idle = "shop-0d5d5bd1", "idle-0d5d5bd2"
+    assert sorted(found["_meta"]["hostvars"]) == [idle, shop]
+    assert (hosts(found, "node_pve1"), hosts(found, "node_pve2")) == ([shop], [idle])
+    assert (hosts(found, "tag_smith"), hosts(found, "tag_gold")) == ([idle, shop], [shop])
+    assert (hosts(found, "status_running"), hosts(found, "status_stopped")) == ([shop], [idle])
+    facts = found["_meta"]["hostvars"][shop]
+    assert (facts["smith_service_id"], facts["proxmox_vmid"], facts["ansible_host"]) == (SERVICE, 700, "192.0.2.10")
+    nameless = found["_meta"]["hostvars"][idle]
+    assert (nameless["smith_service_id"], nameless["ansible_host"]) == ("", idle)
+
+
+def test_the_list_changes_nothing_and_shows_no_secret(pve: ProxmoxStandIn) -> None:
+    pve.reset_request_log()
+    found = inventory(pve)
+    assert pve.changing_requests() == []
+    assert pve.token_secret not in json.dumps(found)
+
+
+def test_a_certificate_that_nobody_vouches_for_is_not_accepted(pve: ProxmoxStandIn) -> None:
+    with pytest.raises(AssertionError, match="CERTIFICATE_VERIFY_FAILED"):
+        inventory(pve, REQUESTS_CA_BUNDLE="")

@@ -1,0 +1,84 @@
+"""What warm runs share: parsed files and compiled templates, but no input or result of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from integration.runs.test_warm import TOKEN, WHICH, Site, debug, run_dir, said, was_warm
+
+from executor.model import PlaybookRun
+from executor.runs.runner import WARM_FOLDER
+from executor.runs.warm import parse_cache
+
+__all__ = ["run_dir"]
+
+
+@pytest.fixture
+def site(tmp_path: Path, run_dir: Path) -> Iterator[Site]:
+    site = Site(tmp_path, run_dir)
+    yield site
+    site.runner.stop_warm()
+
+
+def playbook(site: Site, text: str) -> PlaybookRun:
+    """Return a run of a playbook that exists before the servers start, as ours do."""
+    planned = site.run_of(debug(f"{text} {WHICH}"))
+    fixed = site.home / "playbooks" / "fixed.yml"
+    planned.playbook.rename(fixed)
+    return PlaybookRun(ident=planned.ident, action="test", playbook=fixed, vm={"name": "web"}, timeout_s=60)
+
+
+def templates_of(site: Site) -> Path:
+    (found,) = (site.run_dir / WARM_FOLDER).rglob(parse_cache.CODE_FILE)
+    return found
+
+
+def test_a_playbook_that_changes_while_a_server_runs_is_parsed_again(site: Site) -> None:
+    planned = playbook(site, "before")
+    site.warmed()
+    first = site.runner.run(planned)
+    second = site.runner.run(playbook(site, "after"))
+
+    assert was_warm(first)
+    assert was_warm(second)
+    assert [said(run).split()[0] for run in (first, second)] == ["before", "after"]
+
+
+def test_a_template_is_compiled_once_for_all_runs(site: Site) -> None:
+    site.warmed()
+    site.runner.run(playbook(site, "{{ vm.name | upper }}"))
+    known = templates_of(site).read_bytes()
+    stamp = templates_of(site).stat().st_mtime_ns
+    again = site.runner.run(playbook(site, "{{ vm.name | upper }}"))
+
+    assert b"{{ vm.name | upper }}" in known
+    assert templates_of(site).stat().st_mtime_ns == stamp
+    assert said(again).startswith("WEB ")
+
+
+def test_no_input_of_a_run_is_kept_in_the_servers_folder(site: Site) -> None:
+    site.warmed()
+    planned = playbook(site, "{{ lookup('ansible.builtin.file', lookup('env', 'SMITH_CREDENTIALS_FILE')) | length }}")
+    done = site.runner.run(PlaybookRun(**{**vars(planned), "vm": {"name": "{{ 6 * 7 }}-canary"}}))
+
+    assert was_warm(done)
+    left = [file for file in (site.run_dir / WARM_FOLDER).rglob("*") if file.is_file()]
+    assert templates_of(site) in left
+    for file in left:
+        content = file.read_bytes()
+        assert TOKEN.encode() not in content
+        assert b"canary" not in content
+
+
+def test_invalid_byte_code_is_compiled_again(site: Site) -> None:
+    site.warmed()
+    planned = playbook(site, "{{ vm.name }}")
+    site.runner.run(planned)
+    templates_of(site).write_bytes(b"no byte code")
+    done = site.runner.run(playbook(site, "{{ vm.name }}"))
+
+    assert was_warm(done)
+    assert said(done).startswith("web ")
+    assert b"{{ vm.name }}" in templates_of(site).read_bytes()

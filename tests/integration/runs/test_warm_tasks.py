@@ -1,0 +1,132 @@
+"""Ansible tasks in the run's own process: changes to their inputs, crashes, timeouts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from integration.runs.test_warm import Site, debug, events_of, run_dir, said
+
+from executor.model import PlaybookRun, RunArtifacts, RunStatus
+
+__all__ = ["run_dir"]
+pytestmark = [pytest.mark.xdist_group("warm"), pytest.mark.timeout(300)]
+
+PARENT = "{{ lookup('ansible.builtin.pipe', 'echo $PPID') }}"
+TWO_TASKS = f"""
+- name: Say once
+  ansible.builtin.debug:
+    msg: "{PARENT}"
+- name: Say twice
+  ansible.builtin.debug:
+    msg: "{PARENT}"
+"""
+GREEDY = """
+- name: Change what it was handed
+  greedy:
+    text: "{{ word }}"
+  vars:
+    word: asked
+  loop: [1, 2]
+- name: Say what is left
+  ansible.builtin.debug:
+    msg: "{{ word | default('nothing') }}, {{ item | default('no item') }}, {{ vm.name }}"
+"""
+GREEDY_PLUGIN = """
+from ansible.plugins.action import ActionBase
+
+class ActionModule(ActionBase):
+    def run(self, tmp=None, task_vars=None):
+        task_vars["word"], task_vars["vm"] = "taken", {"name": "another"}
+        self._task.args["text"], self._task.name = "changed", "another"
+        return {"changed": False}
+"""
+BREAKING_PLUGIN = """
+from ansible.plugins.action import ActionBase
+
+class ActionModule(ActionBase):
+    def run(self, tmp=None, task_vars=None):
+        raise KeyboardInterrupt("a task that breaks")
+"""
+SLOW = """
+- name: Bound it
+  block:
+    - name: Time out
+      ansible.builtin.wait_for:
+        timeout: 30
+      timeout: 1
+  rescue:
+    - name: Say what came of it
+      ansible.builtin.debug:
+        msg: "{{ ansible_failed_result.msg }}"
+"""
+
+
+@pytest.fixture
+def site(tmp_path: Path, run_dir: Path) -> Iterator[Site]:
+    site = Site(tmp_path, run_dir)
+    yield site
+    site.runner.stop_warm()
+
+
+def plugin(site: Site, name: str, source: str) -> None:
+    folder = site.home / "playbooks" / "action_plugins"
+    folder.mkdir(exist_ok=True)
+    (folder / f"{name}.py").write_text(source)
+
+
+def told(artifacts: RunArtifacts) -> list[tuple[str, str]]:
+    """Return name and Ansible task of each event, in order."""
+    return [(event["event"], event.get("event_data", {}).get("task", "")) for event in events_of(artifacts)]
+
+
+@pytest.mark.parametrize(("hosts", "processes"), [("here", 1), ("all", 4)])
+def test_ansible_tasks_of_one_host_share_a_process_and_those_of_several_are_forked(
+    site: Site, hosts: str, processes: int
+) -> None:
+    done = site.warmed().play(TWO_TASKS, hosts=hosts)
+
+    parents = said(done).split()
+    assert done.rc == 0
+    assert len(parents) == (2 if hosts == "here" else 4)
+    assert len(set(parents)) == processes
+
+
+def test_changes_of_an_ansible_task_to_its_inputs_do_not_affect_the_play(site: Site) -> None:
+    plugin(site, "greedy", GREEDY_PLUGIN)
+    planned = site.run_of(GREEDY, vm={"name": "web"})
+    cold = site.runner.run(planned)
+    site.warmed()
+    warm = site.runner.run(PlaybookRun(**{**vars(planned), "ident": "warm"}))
+
+    assert said(cold) == said(warm)
+    assert "nothing, no item, web" in said(warm)
+    assert told(cold) == told(warm)
+
+
+def test_a_crash_of_an_ansible_task_fails_the_run_warm_and_cold(site: Site) -> None:
+    plugin(site, "breaking", BREAKING_PLUGIN)
+    planned = site.run_of("- name: Break\n  breaking:\n" + TWO_TASKS)
+    cold = site.runner.run(planned)
+    site.warmed()
+    warm = site.runner.run(PlaybookRun(**{**vars(planned), "ident": "warm"}))
+
+    assert cold.status is warm.status is RunStatus.FAILED
+    assert cold.rc == warm.rc != 0
+    assert said(cold) == said(warm) == ""
+
+
+def test_the_timeout_of_an_ansible_task_applies(site: Site) -> None:
+    done = site.warmed().play(SLOW)
+
+    assert done.rc == 0
+    assert "Timed out after 1 second" in said(done)
+
+
+def test_a_result_larger_than_a_pipe_is_received(site: Site) -> None:
+    """The play writes the result to a pipe that it reads in another thread."""
+    done = site.warmed().play(debug("{{ 'x' * 400000 }}"))
+
+    assert done.rc == 0
+    assert said(done).count("x") == 400_000

@@ -1,0 +1,51 @@
+"""The generated pages match the code and the tests, and ARCHITECTURE.md names only files that exist."""
+
+from __future__ import annotations
+
+import re
+import runpy
+from pathlib import Path
+
+from executor.errors import ErrorCode
+
+DOCS = Path(__file__).parents[3] / "docs"
+
+
+def test_the_errors_page_is_up_to_date() -> None:
+    """If this fails: python docs/generate.py."""
+    pages = runpy.run_path(str(DOCS / "generate.py"))["PAGES"]
+    assert (DOCS / "errors.md").read_text(encoding="utf-8") == pages["errors.md"]()
+
+
+def test_every_error_code_has_a_row_with_a_meaning_and_a_reaction() -> None:
+    rows = [
+        line.split("|")
+        for line in (DOCS / "errors.md").read_text(encoding="utf-8").splitlines()
+        if line.startswith("| `")
+    ]
+    assert [row[1].strip() for row in rows] == [f"`{code}`" for code in ErrorCode]
+    assert [row for row in rows if not (row[2].strip() and row[3].strip())] == []
+
+
+def test_the_page_of_faults_is_up_to_date_and_no_fault_point_is_without_a_test() -> None:
+    """If this fails: python docs/generate.py."""
+    pages = runpy.run_path(str(DOCS / "generate.py"))["PAGES"]
+    page = (DOCS / "faults.md").read_text(encoding="utf-8")
+    assert page == pages["faults.md"]()
+    assert {line[2:5] for line in page.splitlines() if line.startswith("| F")} == {f"F{n:02d}" for n in range(1, 35)}
+
+
+def test_the_module_index_is_up_to_date() -> None:
+    """If this fails: python docs/generate.py."""
+    pages = runpy.run_path(str(DOCS / "generate.py"))["PAGES"]
+    page = (DOCS.parent / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    assert page == pages["../ARCHITECTURE.md"]()
+    assert "| `executor/database/job_queue.py` | " in page
+
+
+def test_every_path_of_the_architecture_page_exists() -> None:
+    page = (DOCS.parent / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    section = page.partition("## Where things are")[2].partition("<!--")[0]
+    paths = re.findall(r"`((?:executor|playbooks|roles|inventory|lab|tests|bench|deploy|\.ci)/[\w./-]*)`", section)
+    assert len(paths) > 40
+    assert [path for path in paths if not (DOCS.parent / path).exists()] == []

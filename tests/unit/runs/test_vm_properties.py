@@ -1,0 +1,233 @@
+"""The service's properties that speak of hardware, and what becomes of them in the extra var."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from executor.errors import JobError
+from executor.runs.plan import plan
+from executor.runs.request import PlanSettings, RunRequest
+from executor.runs.vm_properties import read_properties
+
+MINIMAL: dict[str, Any] = {"cores": 2, "memoryMb": 2048, "diskGb": 20, "image": "debian-12"}
+HARDWARE: dict[str, Any] = {
+    **{"sockets": 2, "cpuType": "x86-64-v2-AES", "balloonMb": 0, "onboot": True, "protection": False},
+    **{"guestAgent": True, "bootOrder": ["scsi0", "net0"], "vendorSnippet": "local:snippets/vendor.yml"},
+    "disks": [{"disk": "scsi1", "sizeGb": 5, "storage": "ceph"}, {"disk": "virtio0", "sizeGb": 1}],
+    "networks": [
+        {"vlan": 0, "firewall": True, "rateMbps": 100.5, "mac": "BC:24:11:00:00:01"},
+        {"bridge": "vmbr1", "ipv6Mode": "static", "ipv6Cidr": "2001:db8::9/64", "ipv6Gateway": "fe80::1"},
+    ],
+    "network": {"ipv6Mode": "slaac", "searchDomains": ["example.net"]},
+}
+
+
+def shape(
+    action: str,
+    properties: dict[str, Any],
+    before: dict[str, Any] | None = None,
+    *,
+    kind: str = "qemu",
+    storage: str = "",
+    **more: Any,
+) -> dict[str, Any]:
+    settings = PlanSettings(
+        cluster="default",
+        templates={"debian-12": 9000},
+        os_templates={"debian-12": VOLUME},
+        storage=storage,
+        bridge="",
+        pool="",
+        node="",
+        playbook_folders=[Path(__file__).resolve().parents[3] / "playbooks"],
+        playbook_timeout_s=240,
+        shutdown_timeout_s=60,
+        **more,
+    )
+    request = RunRequest(
+        action=action,
+        service_id="0f7e2c1a-1111-4222-8333-944455556666",
+        service_name="web",
+        properties=properties,
+        previous_properties=before or {},
+        vmid=5000,
+        vm_name="web-0f7e2c1a",
+        kind=kind,
+        time_left_s=240,
+    )
+    return plan(request, settings).vm
+
+
+def test_a_create_gets_the_hardware_under_the_names_of_the_roles() -> None:
+    vm = shape("create", MINIMAL | HARDWARE)
+    expected = {"sockets": 2, "cpu_type": "x86-64-v2-AES", "balloon_mib": 0, "onboot": True, "protection": False}
+    assert (expected | {"guest_agent": True, "boot_order": ["scsi0", "net0"]}).items() <= vm.items()
+    assert vm["disks"] == [
+        {"disk": "scsi1", "size_gib": 5, "storage": "ceph"},
+        {"disk": "virtio0", "size_gib": 1},
+    ]
+    assert vm["networks"][0] == {"vlan": 0, "firewall": True, "rate_mbps": 100.5, "mac": "BC:24:11:00:00:01"}
+    assert vm["networks"][1]["ipv6_gateway"] == "fe80::1"
+    assert vm["network"] == {
+        **{"mode": "dhcp", "ipv6_mode": "slaac"},
+        **{"search_domains": ["example.net"], "dns_servers": []},
+    }
+    assert vm["cloud_init"] == {"vendor_snippet": "local:snippets/vendor.yml"}
+
+
+def test_missing_properties_are_not_passed_on() -> None:
+    sent = {"sockets", "cpu_type", "balloon_mib", "onboot", "protection", "disks", "networks", "allow_reboot"}
+    assert not sent & set(shape("create", MINIMAL)) | sent & set(shape("update", MINIMAL))
+
+
+def test_an_update_changes_nics_only_where_they_differ() -> None:
+    same = shape("update", MINIMAL | HARDWARE, MINIMAL | HARDWARE)
+    assert "networks" not in same
+    assert same["disks"]  # a disk that is there already changes nothing, one that is missing is mended
+    changed = shape("update", MINIMAL | HARDWARE | {"networks": [{"vlan": 5}], "allowReboot": True}, HARDWARE)
+    assert (changed["networks"], changed["allow_reboot"]) == ([{"vlan": 5}], True)
+
+
+REFUSED: list[dict[str, Any]] = [
+    {"sockets": 0},
+    {"cpuType": "host,flags=+x"},
+    {"bootOrder": ["scsi0;net0"]},
+    {"disks": [{"disk": "ide9", "sizeGb": 1}]},
+    {"disks": [{"disk": "scsi1", "sizeGb": 1}, {"disk": "scsi1"}]},
+    {"disks": [{"disk": "scsi1", "storage": "a:b"}]},
+    {"networks": [{"mac": "FF:FF:FF:FF:FF:FF"}]},
+    {"networks": [{"bridge": "vmbr0,tag=5"}]},
+    {"networks": [{"mode": "static"}]},
+    {"networks": [{"rateMbps": -1}]},
+    {"network": {"ipv6Mode": "static"}},
+    {"network": {"ipv6Cidr": "2001:db8::1"}},
+    {"network": {"ipv6Cidr": "fe80::1%eth0/64"}},
+    {"network": {"ipv6Cidr": "2001:db8::1/64", "ipv6Gateway": "2001:db9::1"}},
+    {"network": {"searchDomains": ["a b"]}},
+    {"vendorSnippet": "local:snippets/../x"},
+    {"vendorSnippet": "local:iso/x"},
+]
+
+
+@pytest.mark.parametrize("wrong", REFUSED, ids=str)
+def test_a_wrong_value_is_refused_without_being_quoted(wrong: dict[str, Any]) -> None:
+    with pytest.raises(JobError) as refused:
+        read_properties(MINIMAL | wrong)
+    assert refused.value.code == "INVALID_REQUEST"
+    assert next(iter(wrong)) in refused.value.detail
+
+
+# ---------------------------------------------------------------------- what a guest is made of
+
+CONTAINER: dict[str, Any] = {"cores": 1, "memoryMb": 512, "diskGb": 4, "osTemplate": "debian-12"}
+VOLUME = "local:vztmpl/debian-12-standard_12.7-1_amd64.tar.zst"
+
+
+def test_an_os_template_makes_it_a_container() -> None:
+    assert read_properties(CONTAINER).kind == "lxc"
+    assert read_properties(MINIMAL).kind == "qemu"
+    assert read_properties(CONTAINER | {"osTemplate": VOLUME}).os_template == VOLUME
+
+
+WRONG_SOURCES = [
+    (MINIMAL | {"osTemplate": "debian-12"}, "image and osTemplate exclude each other"),
+    (MINIMAL | {"iso": "local:iso/d.iso"}, "image and iso exclude each other"),
+    (MINIMAL | {"swapMb": 512}, "a VM does not support swapMb"),
+    (
+        CONTAINER | {"sockets": 2, "tags": ["a"], "ciUser": "admin"},
+        "a container does not support sockets, ciUser, tags",
+    ),
+    (CONTAINER | {"disks": [{"disk": "scsi1", "sizeGb": 1}]}, "a container does not support disks"),
+    (CONTAINER | {"osTemplate": "local:iso/d.iso"}, "osTemplate"),
+    (CONTAINER | {"osTemplate": "local:vztmpl/../x"}, "osTemplate"),
+    (MINIMAL | {"image": None, "iso": "local:vztmpl/d.iso"}, "iso"),
+    (MINIMAL | {"image": None, "iso": "local:iso/d.iso,media=disk"}, "iso"),
+]
+
+
+@pytest.mark.parametrize(("wrong", "told"), WRONG_SOURCES, ids=[case[1] for case in WRONG_SOURCES])
+def test_a_guest_has_one_kind_and_one_source(wrong: dict[str, Any], told: str) -> None:
+    with pytest.raises(JobError) as refused:
+        read_properties(wrong)
+    assert refused.value.code == "INVALID_REQUEST"
+    assert told in refused.value.detail
+
+
+def test_a_container_gets_the_members_of_the_roles() -> None:
+    vm = shape(
+        "create", CONTAINER | {"ciPassword": "swordfish", "swapMb": 0, "onboot": True}, kind="lxc", storage="ceph"
+    )
+    assert (vm["kind"], vm["os_template"], vm["storage"], vm["swap_mib"], vm["onboot"]) == (
+        "lxc",
+        VOLUME,
+        "ceph",
+        0,
+        True,
+    )
+    assert vm["cloud_init"] == {"password": "swordfish"}
+    assert not {"template_vmid", "tags", "sockets", "disks"} & set(vm)
+    assert shape("start", {}, kind="lxc")["kind"] == "lxc"
+    assert "kind" not in shape("start", {})
+
+
+@pytest.mark.parametrize(
+    ("properties", "made_of"),
+    [({"iso": "local:iso/d.iso"}, ("iso", "local:iso/d.iso")), ({"blank": True}, ("blank", True))],
+)
+def test_a_vm_without_a_template_gets_its_source(properties: dict[str, Any], made_of: tuple[str, Any]) -> None:
+    vm = shape("create", MINIMAL | {"image": None} | properties, storage="ceph")
+    assert vm[made_of[0]] == made_of[1]
+    assert "template_vmid" not in vm
+    with pytest.raises(JobError, match="INVALID_REQUEST: PROXMOX_STORAGE is not set"):
+        shape("create", MINIMAL | {"image": None} | properties)
+
+
+def test_a_linked_clone_is_made_if_the_operator_allows_it() -> None:
+    assert shape("create", MINIMAL, full_clones=False)["full_clone"] is False
+    assert "full_clone" not in shape("create", MINIMAL)
+
+
+def test_a_service_keeps_its_kind_of_guest() -> None:
+    with pytest.raises(JobError, match="INVALID_REQUEST: the guest is of kind lxc"):
+        shape("update", MINIMAL, kind="lxc")
+
+
+def test_an_unknown_os_template_is_not_found() -> None:
+    with pytest.raises(
+        JobError, match=r"NOT_FOUND: no OS template is called alpine \(PROXMOX_OS_TEMPLATES has: debian-12"
+    ):
+        shape("create", CONTAINER | {"osTemplate": "alpine"}, kind="lxc", storage="ceph")
+
+
+# ---------------------------------------------------------------------- actions without parameters
+
+
+def test_a_resize_gets_only_the_sizes() -> None:
+    vm = shape("resize", MINIMAL | {"disks": [{"disk": "scsi1", "sizeGb": 5, "storage": "ceph"}, {"disk": "scsi2"}]})
+    assert (vm["disk_gib"], vm["disks"]) == (20, [{"disk": "scsi1", "size_gib": 5}])
+    assert not {"cores", "memory_mib", "tags"} & set(vm)
+
+
+def test_a_backup_is_stored_in_the_operators_storage() -> None:
+    assert shape("backup", {}, backup_storage="backups")["backup_storage"] == "backups"
+    with pytest.raises(JobError, match="INVALID_REQUEST: a backup needs PROXMOX_BACKUP_STORAGE"):
+        shape("backup", {})
+
+
+DELETIONS: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    ({}, {}),
+    ({"delete_grace_s": 60}, {"grace_s": 60}),
+    ({"delete_purge": True}, {"purge": True}),
+    ({"final_backup": True, "backup_storage": "backups"}, {"final_backup": "backups"}),
+    ({"backup_storage": "backups"}, {}),
+]
+
+
+@pytest.mark.parametrize(("settings", "sent"), DELETIONS, ids=str)
+def test_a_deletion_gets_the_operators_settings(settings: dict[str, Any], sent: dict[str, Any]) -> None:
+    asked = {"grace_s", "purge", "final_backup", "only_when_due"}
+    vm = shape("delete", {}, **settings)
+    assert {name: value for name, value in vm.items() if name in asked} == sent

@@ -151,7 +151,7 @@ def test_a_message_without_an_end_uses_bounded_memory(path: str) -> None:
     listener = Listener(Notifier({}))
     for _ in range(100):
         listener.take(b"x" * 1000)
-    assert len(listener._rest) == MAX_MESSAGE_BYTES
+    assert len(listener._incomplete_line) == MAX_MESSAGE_BYTES
 
 
 # Through the supervisor

@@ -63,14 +63,14 @@ ERRORS = """\
 
 {note}
 
-What FulcrumCore is told about a failed job begins with one of these codes and a colon. Service types match them by
-regular expression (`onErrorRegexp` of a lifecycle), so they are never reworded or reused; new ones may come.
+The error message of a failed job starts with one of these codes and a colon. Service types match the codes with regular
+expressions (`onErrorRegexp` of a lifecycle), so codes are never reworded or reused; new ones may be added.
 
-Before a job is failed, the agent may try it again by itself, inside the job's deadline:
+Before it fails a job, the agent may retry it within the job's deadline, depending on the code:
 
 {reactions}
 
-A run that somebody killed, or that had no memory left, is played again whatever its code, three times at the most.
+A job whose run was killed, for example because memory ran out, is retried regardless of the code, at most three times.
 
 | code | meaning | the agent's reaction |
 |---|---|---|
@@ -79,31 +79,31 @@ A run that somebody killed, or that had no memory left, is played again whatever
 
 
 FAULTS = """\
-# What is promised under fault, and how to see it
+# Faults and their tests
 
 {note}
 
-A provider can pull the plug anywhere, at any time, and afterwards FulcrumCore, Agent Smith and Proxmox agree: every
-job ended with one report or is visible with a reason, and no VM was made twice or harmed. The tests below show that
-with real processes, sockets and databases. Each ends in a comparison of FulcrumCore's call history, our rows and
-Proxmox's guests (`tests/faults/history.py`), which looks for jobs that are lost (R1), doubled (R2) or contradictory
-(R3), and for VMs of others that were asked to change (R4). All of them run with `make test`, which also prints what R5
-to R7 came to.
+After a crash or an outage at any point, FulcrumCore, Agent Smith and Proxmox agree: every job has one report or is listed
+with a reason, and no VM was created twice or changed by mistake. The tests below prove this with real processes, sockets
+and databases. Each test compares FulcrumCore's call history, the rows of our database and Proxmox's guests
+(`tests/faults/history.py`), and fails if a job is lost (R1), duplicated (R2) or reported contradictorily (R3), or if a
+changing request was sent for a foreign VM (R4). All of them run with `make test`, which also prints the measured values of
+R5 to R7 ([promises.md](promises.md)).
 
-`make chaos` puts a load of jobs under a random nemesis: it kills the agent, the supervisor and runs, at named points
-and anywhere, pauses them, cuts and slows their connections, loses answers, repeats requests, lets Proxmox's calls and
-tasks fail, and gives jobs up in FulcrumCore's name. `JOBS`, `KILLS` and `SEED` say how much and which; the seed of a
-run is printed. A short one is a part of `make test`.
+`make chaos` runs many jobs with random faults: it kills and pauses the agent, the supervisor and runs, at named points and
+at random times, cuts and delays their connections, drops answers, repeats requests, lets Proxmox's requests and tasks
+fail, and times jobs out in FulcrumCore. `JOBS`, `KILLS` and `SEED` set the amount and the seed, which is printed. A short
+chaos run is part of `make test`.
 
 {chaos}
 
-| | fault | expected, and tested | test |
+| id | fault | expected result | test |
 |---|---|---|---|
 {rows}
 
-## What the ledger's tests are worth
+## Mutation tests
 
-`make mutation` changes `job_queue`, `mappings` and `reporter` in one place at a time, and runs the tests that reach it.
+`make mutation` changes `job_queue`, `mappings` and `reporter` in one place at a time and runs the tests that cover it.
 
 {mutation}
 """

@@ -63,8 +63,8 @@ ERRORS = """\
 
 {note}
 
-The error message of a failed job starts with one of these codes and a colon. Service types match the codes with regular
-expressions (`onErrorRegexp` of a lifecycle), so codes are never reworded or reused; new ones may be added.
+The error message of a failed job starts with one of these codes and a colon. Service types match the codes with
+regular expressions (`onErrorRegexp` of a lifecycle), so codes are never reworded or reused; new ones may be added.
 
 Before it fails a job, the agent may retry it within the job's deadline, depending on the code:
 
@@ -83,17 +83,17 @@ FAULTS = """\
 
 {note}
 
-After a crash or an outage at any point, FulcrumCore, Agent Smith and Proxmox agree: every job has one report or is listed
-with a reason, and no VM was created twice or changed by mistake. The tests below prove this with real processes, sockets
-and databases. Each test compares FulcrumCore's call history, the rows of our database and Proxmox's guests
-(`tests/faults/history.py`), and fails if a job is lost (R1), duplicated (R2) or reported contradictorily (R3), or if a
-changing request was sent for a foreign VM (R4). All of them run with `make test`, which also prints the measured values of
-R5 to R7 ([promises.md](promises.md)).
+After a crash or an outage at any point, FulcrumCore, Agent Smith and Proxmox agree: every job has one report or is
+listed with a reason, and no VM was created twice or changed by mistake. The tests below prove this with real
+processes, sockets and databases. Each test compares FulcrumCore's call history, the rows of our database and
+Proxmox's guests (`tests/faults/history.py`), and fails if a job is lost (R1), duplicated (R2) or reported
+contradictorily (R3), or if a changing request was sent for a foreign VM (R4). All of them run with `make test`, which
+also prints the measured values of R5 to R7 ([promises.md](promises.md)).
 
-`make chaos` runs many jobs with random faults: it kills and pauses the agent, the supervisor and runs, at named points and
-at random times, cuts and delays their connections, drops answers, repeats requests, lets Proxmox's requests and tasks
-fail, and times jobs out in FulcrumCore. `JOBS`, `KILLS` and `SEED` set the amount and the seed, which is printed. A short
-chaos run is part of `make test`.
+`make chaos` runs many jobs with random faults: it kills and pauses the agent, the supervisor and runs, at named
+points and at random times, cuts and delays their connections, drops answers, repeats requests, lets Proxmox's
+requests and tasks fail, and times jobs out in FulcrumCore. `JOBS`, `KILLS` and `SEED` set the amount and the seed,
+which is printed. A short chaos run is part of `make test`.
 
 {chaos}
 

@@ -1,6 +1,7 @@
 """Checks the content of an action's playbook without running it; `ansible_playbook.syntax_problem` checks the syntax.
 
-A problem means that the action cannot work or is not safe. A hint names something that the author may have intended.
+A problem means that the action cannot work or is not safe. A hint names a property of the playbook that is unusual but
+that its author may have intended.
 """
 
 from __future__ import annotations
@@ -12,22 +13,24 @@ from typing import Any
 
 import yaml
 
-#: The key of `module_defaults` that gives the login to all modules of community.proxmox.
+#: The key of a play's `module_defaults` under which the play gives Proxmox's login to all modules of community.proxmox.
 MODULE_GROUP = "group/community.proxmox.proxmox"
-#: The values of `hosts` that work: the one host of our inventory, and Ansible's group of all hosts.
+#: The accepted values of a play's `hosts`: the only host in our inventory, and Ansible's group of all hosts.
 HOSTS = ("proxmox", "all")
-#: The modules that include a role, or a file with tasks; the sections of a block.
+#: The modules that include a role.
 ROLE_MODULES = ("import_role", "include_role")
+#: The modules that include a file with Ansible tasks.
 TASK_FILE_MODULES = ("import_tasks", "include_tasks")
+#: The keys of a block under which it has lists of Ansible tasks.
 BLOCK_SECTIONS = ("block", "rescue", "always")
-#: Our roles that verify the VM's identity before the VM is changed.
+#: The built-in roles that verify the VM's identity before they or later Ansible tasks change the VM.
 IDENTITY_ROLES = ("vm_identity", "vm_present")
-#: Levels of nested blocks and includes; more means that a file includes itself.
+#: The maximum number of nested blocks and includes. A playbook that exceeds it is reported as including itself.
 MAX_DEPTH = 20
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads Ansible's YAML; a value with one of Ansible's tags (!unsafe, !vault) becomes the tag's name."""
+    """Reads Ansible's YAML. A value with a YAML tag of Ansible (!unsafe, !vault) is replaced by the name of the tag."""
 
 
 _Loader.add_multi_constructor("!", lambda loader, suffix, node: f"!{suffix}")
@@ -35,18 +38,18 @@ _Loader.add_multi_constructor("!", lambda loader, suffix, node: f"!{suffix}")
 
 @dataclass
 class Contents:
-    """The plays, Ansible tasks and roles of a playbook, with those that it includes."""
+    """The plays, Ansible tasks and role names of a playbook and of the files and roles that it includes."""
 
     plays: list[dict[str, Any]] = field(default_factory=list)
     tasks: list[dict[str, Any]] = field(default_factory=list)
     roles: list[str] = field(default_factory=list)
-    #: The reasons why a file could not be read.
+    #: One text for each file that could not be read, with the reason.
     problems: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Findings:
-    """What `check` has found in a playbook."""
+    """The problems and hints that `check` has found in a playbook, one text for each."""
 
     problems: tuple[str, ...]
     hints: tuple[str, ...]
@@ -64,7 +67,10 @@ def check(playbook: Path) -> Findings:
 
 
 def read(playbook: Path) -> Contents:
-    """Read a playbook, with the files and roles that it includes by a name without a template."""
+    """Read a playbook and the files and roles that it includes.
+
+    A file whose name contains a Jinja template (`{{ … }}`) is not read, because its name is known only in a run.
+    """
     contents = Contents()
     document = _yaml(playbook, contents)
     if contents.problems:
@@ -82,9 +88,10 @@ def read(playbook: Path) -> Contents:
 
 
 def vm_options(playbook: Path, own_roles: Path) -> dict[str, dict[str, Any]]:
-    """Return the members of `vm` by name, as the argument_specs of the playbook's roles describe them.
+    """Return the options of the variable `vm` by name, as the argument_specs of the playbook's roles describe them.
 
-    `own_roles` is the folder with our roles; a role beside the playbook takes precedence.
+    `own_roles` is the folder with the built-in roles. A role in the folder `roles` beside the playbook takes precedence
+    over a built-in role of the same name.
     """
     options_by_name: dict[str, dict[str, Any]] = {}
     for role in read(playbook).roles:
@@ -100,7 +107,7 @@ def vm_options(playbook: Path, own_roles: Path) -> dict[str, dict[str, Any]]:
 
 
 def _mapping_at(document: Any, *names: str) -> dict[str, Any]:
-    """Return the mapping at this path of keys, an empty one if there is none."""
+    """Return the dictionary at this path of keys, or an empty dictionary if the document has none there."""
     for name in names:
         document = document.get(name) if isinstance(document, Mapping) else None
     return document if isinstance(document, dict) else {}
@@ -119,6 +126,7 @@ def _play_problems(play: dict[str, Any], contents: Contents) -> Iterator[str]:
 
 
 def _publishes(contents: Contents) -> bool:
+    """Return whether the playbook publishes `vm_result`, with our role vm_result or with set_stats."""
     if "vm_result" in contents.roles:
         return True
     data = (_mapping_at(_arguments(task, "set_stats"), "data") for task in contents.tasks)
@@ -155,7 +163,7 @@ def _add_role(name: Any, file: Path, contents: Contents, depth: int) -> None:
         return
     contents.roles.append(name)
     tasks = file.parent / "roles" / name / "tasks" / "main.yml"
-    if tasks.is_file():  # a role of the provider; our own roles are not checked
+    if tasks.is_file():  # The role is the provider's own. The built-in roles are elsewhere, and are not checked.
         _add_tasks(_list(_yaml(tasks, contents)), tasks, contents, depth)
 
 
@@ -166,12 +174,12 @@ def _add_file(included: Any, file: Path, contents: Contents, depth: int) -> None
 
 
 def _arguments(task: Mapping[str, Any], module: str) -> Any:
-    """Return the arguments that the Ansible task gives to the module, None if it does not call the module."""
+    """Return the arguments that the Ansible task passes to the module, or None if the task uses another module."""
     return task.get(f"ansible.builtin.{module}", task.get(module))
 
 
 def _yaml(file: Path, contents: Contents) -> Any:
-    """Return the file's document; add an error to `contents.problems` and return None when it cannot be read."""
+    """Return the file's YAML document. If the file cannot be read, add the error to `contents` and return None."""
     try:
         return yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 (a SafeLoader)
     except OSError as error:
@@ -182,4 +190,5 @@ def _yaml(file: Path, contents: Contents) -> Any:
 
 
 def _list(value: Any) -> list[Any]:
+    """Return the value as a list, or an empty list if the value is not a sequence or is text."""
     return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else []

@@ -20,9 +20,10 @@ from executor.runs import action_schema, actions
 from executor.runs.actions import ACTION_PATTERN, SCHEMA_SUFFIX, ListedAction, ansible_home
 
 COLUMNS = {"name": "ACTION", "source": "SOURCE", "schema": "SCHEMA", "note": "NOTE"}
-#: Set independently of the umask, because the executor refuses an action file that other users can write.
+#: The mode of a new action file, whatever the umask is: the executor refuses a file that other users can write to.
 FILE_MODE = 0o644
 
+#: The content of the playbook that `smith actions new` writes, for `str.format`: `{{` in it becomes `{`.
 PLAYBOOK = """\
 ---
 # Runs for FulcrumCore's action `{name}`. The contract: docs/custom-actions.md.
@@ -68,6 +69,7 @@ PLAYBOOK = """\
           ansible.builtin.fail:
             msg: "{{{{ ansible_failed_result | smith_failure }}}}"
 """
+#: The content of the JSON schema that `smith actions new` writes, for `str.format`.
 SCHEMA = """\
 {{
   "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -154,6 +156,7 @@ def _json_fields(action: ListedAction) -> dict[str, Any]:
 
 
 def _table_fields(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the columns of the table that differ from the fields of `--json`."""
     source = "built-in" if row["is_ours"] else Path(row["playbook"]).parent
     note = "replaces the built-in action" if row["replaces_ours"] else ""
     if row["problem"]:
@@ -166,13 +169,13 @@ def _list_all() -> list[ListedAction]:
 
 
 def folders() -> tuple[Path, ...]:
-    """Return the folders with actions: the provider's own folder first, the built-in playbooks last."""
+    """Return the folders with actions: first the provider's own folder if it is set, then our built-in playbooks."""
     own = open_settings().smith_actions_path
     return (*((own,) if own else ()), ansible_home() / "playbooks")
 
 
 def _findings(action: ListedAction) -> dict[str, list[str]]:
-    """Return the action's problems and hints, from all checks."""
+    """Return the problems and hints of the action's file permissions, playbook, JSON schema and Ansible syntax."""
     findings = action_checks.check(action.playbook)
     problems = [*([action.problem] if action.problem else []), *findings.problems]
     if action.has_schema:

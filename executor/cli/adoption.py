@@ -1,4 +1,7 @@
-"""Adopts a VM for a service: check the current mappings, map the VM, and write the marker into the VM."""
+"""Adopts a VM for a service: checks the current mappings, maps the VM, and writes the service's marker into the VM.
+
+The marker is a line in the VM's description that contains the service's id.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ if TYPE_CHECKING:  # only the package database uses SQLAlchemy (import-linter)
 
 @dataclass(frozen=True, kw_only=True)
 class AdoptedVm:
-    """The VM to adopt, as Proxmox describes it."""
+    """The VM to adopt, with the values that Proxmox has for it."""
 
     vmid: int
     node: str
@@ -28,7 +31,7 @@ class AdoptedVm:
     name: str
     tags: tuple[str, ...]
     description: str
-    #: The service ids in all markers of Agent Smith that the VM's description contains.
+    #: The service ids of all markers in the VM's description.
     markers: frozenset[str]
 
 
@@ -42,14 +45,14 @@ class Adoption:
     vm: AdoptedVm
     #: Whether the VM has the service's marker already.
     is_marked: bool
-    #: Whether the playbook's output goes to stderr, as with --json.
+    #: Whether the playbook's output goes to stderr. It does with --json, because stdout then has the JSON document.
     output_on_stderr: bool
 
     def check_mappings(self) -> bool:
-        """Check that the adoption is possible; return whether the service is mapped to this VM already.
+        """Check that the adoption is possible, and return whether the service is mapped to this VM already.
 
-        Raises CommandFailed when the service has another VM, when the VM has another service, or while a job of the
-        service is running.
+        Raises CommandFailed when the service is mapped to another VM that still exists, when the VM is mapped to
+        another service, or when a job of the service is running.
         """
         cluster, vmid = self.settings.smith_cluster, self.vm.vmid
         with reading(self.engine) as session:
@@ -70,8 +73,9 @@ class Adoption:
     def execute(self, reason: str, *, is_mapped: bool) -> None:
         """Map the VM, and write the marker if the VM has none.
 
-        A new mapping is stored before the marker is written, as in a create. Raises CommandFailed when the marker
-        cannot be written; a new mapping is ended again.
+        `is_mapped` is the result of `check_mappings`. A new mapping is stored before the marker is written, as in a
+        create job. If the marker cannot be written, a mapping that this call has created is ended, and CommandFailed is
+        raised. `reason` is stored in the audit.
         """
         if self.is_marked:
             self._map(reason)
@@ -87,6 +91,7 @@ class Adoption:
                 raise
 
     def _map(self, reason: str) -> None:
+        """Store the mapping and an audit entry. Raises CommandFailed if the VM or the service has another mapping."""
         vm, cluster = self.vm, self.settings.smith_cluster
         with transaction(self.engine) as session:
             refuse_while_job_runs(session, self.service_id)
@@ -105,7 +110,7 @@ class Adoption:
             record_change(session, "adopt", row, before, reason)
 
     def _unmap(self, failure: str) -> None:
-        """End the mapping that `_map` has written."""
+        """End the mapping that `_map` has stored. `failure` is stored as the reason."""
         with transaction(self.engine) as session:
             row = mappings.current(session, self.service_id)
             if row is not None and row.vmid == self.vm.vmid:
@@ -114,11 +119,11 @@ class Adoption:
                 record_change(session, "forget", row, before, failure)
 
     def _mark(self) -> None:
-        """Write the marker by running our playbook `create`, which adopts a VM of this name that has no marker.
+        """Write the marker with the built-in playbook `create`, which adopts a VM of the given name without a marker.
 
-        The playbook `update` would refuse a VM without the service's marker. A size of 0 keeps the VM's size. The
-        playbook gets no template, so that it cannot clone a new VM if this VM is deleted in the meantime. Raises
-        CommandFailed when the playbook fails.
+        The playbook `update` cannot be used: it refuses a VM without the service's marker. `create` gets no template,
+        so that it cannot clone a new VM if this VM is deleted in the meantime. Raises CommandFailed when the playbook
+        fails.
         """
         playbook = ansible_playbook.home() / "playbooks" / "create.yml"
         manual_run = ansible_playbook.ManualRun(action="create", playbook=playbook, vm=self._vm_variable())
@@ -129,6 +134,7 @@ class Adoption:
             )
 
     def _vm_variable(self) -> dict[str, Any]:
+        """Return the extra variable `vm` for the playbook `create`. A size of 0 means: keep the VM's size."""
         vm: dict[str, Any] = {
             "service_id": self.service_id,
             "vmid": self.vm.vmid,
@@ -141,6 +147,6 @@ class Adoption:
             "memory_mib": 0,
             "disk_gib": 0,
         }
-        if self.vm.kind == GuestKind.LXC:  # the playbook sets the one tag of a container
+        if self.vm.kind == GuestKind.LXC:  # The playbook itself sets a container's tags.
             return vm | {"kind": self.vm.kind}
         return vm | {"tags": sorted(self.vm.tags)}

@@ -18,5 +18,5 @@ def agent_process(mode: Annotated[AgentMode, typer.Option("--mode", help="How lo
 
 
 def run_in_this_process(settings: Settings, mode: AgentMode) -> int:
-    """Run the agent in this process until it ends; return its exit code."""
+    """Run the agent in this process until the agent stops, and return the exit code for the process."""
     return run_agent(settings, Mode(mode.value))

@@ -1,7 +1,7 @@
-"""Runs an action's playbook with ansible-playbook and our settings; reads the result with the executor's own code.
+"""Runs an action's playbook with ansible-playbook for a command, and reads the result as the executor does.
 
-Credentials and the variable `vm` are files in a private folder, on tmpfs if possible, which is deleted after the run.
-No argument and no environment variable contains a secret.
+ansible-playbook gets the credentials and the extra variable `vm` as files in a private folder. The folder is on tmpfs
+if possible, and is deleted after the run. No argument and no environment variable of the run contains a secret.
 """
 
 from __future__ import annotations
@@ -28,11 +28,14 @@ from executor.runs.actions import ansible_home
 from executor.runs.private_folder import CREDENTIALS_VARIABLE, module_credentials, write_credentials, write_extra_vars
 from executor.settings.settings import Settings
 
+#: The folder with the callback plugin `smith_events`, which writes the events that `results.read` needs.
 CALLBACKS = Path(__file__).parent / "callbacks"
 #: The time between SIGTERM and SIGKILL for ansible-playbook.
 STOP_TIMEOUT_S = 10.0
-#: The prefixes of our settings. ansible-playbook does not get them, because some are secrets: a file has the login.
+#: The prefixes of the environment variables that are our settings. ansible-playbook does not get these variables,
+#: because some are secrets. It reads Proxmox's login from a file instead.
 _OUR_PREFIXES = ("FULCRUM_", "PROXMOX_", "SMITH_")
+#: A terminal control sequence that sets a colour.
 _COLOUR = re.compile(r"(\x1b\[[0-9;]*m)")
 
 
@@ -42,13 +45,14 @@ class ManualRun:
 
     action: str
     playbook: Path
+    #: The extra variable `vm`, which describes the VM to the playbook.
     vm: Mapping[str, Any]
     #: Whether ansible-playbook gets --check.
     is_check: bool = False
 
 
 def run(manual_run: ManualRun, settings: Settings, output: IO[str]) -> JobResult:
-    """Run the playbook, copy its output to `output`, and return the result that the executor would conclude."""
+    """Run the playbook, copy its output to `output`, and return the result that the executor would store."""
     started_at = time.time()
     with private_folder() as folder:
         events = folder / "events.jsonl"
@@ -75,7 +79,7 @@ def run(manual_run: ManualRun, settings: Settings, output: IO[str]) -> JobResult
 
 
 def syntax_problem(playbook: Path) -> str:
-    """Return the error of `ansible-playbook --syntax-check`, '' without an error. Needs no connection to Proxmox."""
+    """Return the error of `ansible-playbook --syntax-check`, or '' if there is none. Proxmox is not contacted."""
     with private_folder() as folder:
         done = subprocess.run(
             [_ansible_playbook(), "--syntax-check", str(playbook)],
@@ -92,9 +96,10 @@ def syntax_problem(playbook: Path) -> str:
 
 
 def environment(folder: Path, settings: Settings | None) -> dict[str, str]:
-    """Return the environment for ansible-playbook: this process's own without our settings.
+    """Return the environment for ansible-playbook: this process's environment without our settings.
 
-    With `settings`, it also names the file with the login in the folder, and Proxmox's CA bundle.
+    Ansible's own files are created in `folder`. With `settings`, the environment also has the path of the file with
+    Proxmox's login in `folder`, and the path of Proxmox's CA bundle.
     """
     env = {name: value for name, value in os.environ.items() if not name.startswith(_OUR_PREFIXES)}
     env |= {
@@ -111,7 +116,7 @@ def environment(folder: Path, settings: Settings | None) -> dict[str, str]:
 
 @contextmanager
 def private_folder() -> Iterator[Path]:
-    """Create a folder that only our user can read, on tmpfs if possible, and delete it after the block."""
+    """Create a folder that only our user can read, and delete it after the block. It is on tmpfs if possible."""
     tmpfs = Path("/dev/shm")  # noqa: S108 (mkdtemp creates a folder with mode 0700 in it)
     place = str(tmpfs) if tmpfs.is_dir() and os.access(tmpfs, os.W_OK) else None
     with tempfile.TemporaryDirectory(prefix="smith-play-", dir=place) as folder:
@@ -119,13 +124,17 @@ def private_folder() -> Iterator[Path]:
 
 
 def _command(playbook: Path, folder: Path, vm: Mapping[str, Any], settings: Settings) -> list[str]:
+    """Write the variable `vm` and the credentials into the folder, and return ansible-playbook's command line."""
     write_extra_vars(folder / "vm.yml", dict(vm))
     write_credentials(folder / "credentials.yml", module_credentials(settings))
     return [_ansible_playbook(), str(playbook.resolve()), "-e", f"@{folder / 'vm.yml'}"]
 
 
 def _stream(command: list[str], env: dict[str, str], output: IO[str], events: Path) -> int:
-    """Run the command, print each line of its output sanitized, and return its exit code."""
+    """Run the command, print each line of its output sanitized, and return its exit code.
+
+    A line with an error is also written to the file `events`. The command is stopped if this process is interrupted.
+    """
     if output.isatty():
         env = env | {"ANSIBLE_FORCE_COLOR": "1"}
     process = subprocess.Popen(
@@ -156,13 +165,16 @@ def _stream(command: list[str], env: dict[str, str], output: IO[str], events: Pa
 
 
 def _write_error_event(events: Path, line: str) -> None:
-    """Write an error that ansible-playbook has printed, such as a syntax error, as an event for `results.read`."""
+    """Append an error line of ansible-playbook to the events, so that `results.read` finds it.
+
+    For some errors, such as a syntax error, ansible-playbook only prints a line and calls no callback plugin.
+    """
     with events.open("a", encoding="utf-8") as file:
         file.write(json.dumps({"event": "verbose", "stdout": _COLOUR.sub("", line.strip())}) + "\n")
 
 
 def sanitized_line(line: str) -> str:
-    """Return the line without secrets and without control sequences except colours."""
+    """Return the line without secrets and without terminal control sequences; only colour sequences stay."""
     return "".join(
         part if _COLOUR.fullmatch(part) else sanitized(part, keep_lines=True) for part in _COLOUR.split(line)
     )

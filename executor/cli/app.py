@@ -1,4 +1,4 @@
-"""Builds and runs the command line of `smith`; turns an exception into an error line and an exit code."""
+"""Builds and runs the command line of `smith`, and turns an exception into an error line and an exit code."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ Examples:
 
 Exit codes: 0 ok, 1 failure, 2 usage, 3 settings, 4 FulcrumCore, 5 Proxmox, 6 database, 130 interrupted.
 """
-#: Columns of the help: enough for each command's help in one line.
+#: The width of the help in characters. With it, each command's help line fits into one line.
 HELP_WIDTH = 110
 
 
 def build() -> CommandLine:
-    """Return the command line with all commands. The modules of the commands are not imported yet."""
+    """Return the command line with all commands. A command's module is imported only when the command is called."""
     app = typer.Typer(
         name="smith",
         cls=CommandLine,
@@ -84,24 +84,26 @@ def main() -> NoReturn:
     """Run the command that the arguments name, and end the process with its exit code."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # an output without UTF-8 must not make a command fail
+            # A command must not fail because the terminal's encoding lacks a character.
+            stream.reconfigure(errors="backslashreplace")
     try:
         build()(prog_name="smith")
     except SystemExit as request:
         _exit(request.code if isinstance(request.code, int) else EXIT_FAILURE if request.code else 0)
     except SmithError as error:
-        # A SettingsError has a line per setting. In other messages, line breaks from a driver are removed.
+        # A SettingsError has one line for each setting. Other errors are printed in one line: the text of a database
+        # driver may contain line breaks.
         show_error(str(error) if isinstance(error, SettingsError) else " ".join(str(error).split()))
         _exit(exit_code_of(error))
     except Exception:
-        # A defect of Agent Smith. The traceback may contain secrets, so it is redacted.
+        # Any other exception is a defect of Agent Smith. The traceback may contain secrets, so it is redacted.
         sys.stderr.write(redactor.redact(traceback.format_exc()))
         _exit(EXIT_FAILURE)
     _exit(0)
 
 
 def exit_code_of(error: SmithError) -> int:
-    """Return the exit code for the system that failed: settings, FulcrumCore, Proxmox or database."""
+    """Return the exit code for the area of the error: settings, FulcrumCore, Proxmox, database, or any other."""
     if isinstance(error, JobError):
         return EXIT_PROXMOX if error.code.startswith("PVE_") else EXIT_FAILURE
     codes = ((SettingsError, EXIT_SETTINGS), (DatabaseError, EXIT_DATABASE), (FulcrumError, EXIT_FULCRUM))
@@ -109,7 +111,11 @@ def exit_code_of(error: SmithError) -> int:
 
 
 def _exit(code: int) -> NoReturn:
-    """Flush stdout and exit. A closed pipe (`| head`) gets no error message."""
+    """Flush stdout and end the process with the exit code.
+
+    If the reader of stdout has closed the pipe (`smith … | head`), no error is printed. stdout is then redirected to
+    /dev/null, because Python flushes it again at exit.
+    """
     try:
         sys.stdout.flush()
     except BrokenPipeError:

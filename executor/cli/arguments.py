@@ -10,12 +10,14 @@ import typer
 from executor.cli.output import sanitized
 from executor.errors import EXIT_FAILURE, SmithError
 
-#: 128 + the number of SIGINT, as in a shell.
+#: The exit code after Ctrl-C: 128 + the number of SIGINT, as in a shell.
 EXIT_INTERRUPTED = 130
 
+#: The argument that names one job.
 Reference = Annotated[
     str, typer.Argument(metavar="REF", help="Our job number, or FulcrumCore's id of the job or its beginning.")
 ]
+#: The option --json.
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -24,11 +26,14 @@ class UnknownReference(SmithError):
 
 
 class CommandFailed(SmithError):
-    """The command cannot be executed in the present state, or an action that it started has failed."""
+    """The command is not possible in the present state of the job or VM, or a playbook that it started has failed."""
 
 
 def confirm(question: str, *, yes: bool) -> None:
-    """Ask the operator, unless `yes` is set. Raises typer.BadParameter without a terminal, typer.Exit after a no."""
+    """Ask the operator the question, unless `yes` (the option --yes) is set.
+
+    Raises typer.BadParameter if stdin is not a terminal, and typer.Exit if the operator answers no or interrupts.
+    """
     if yes:
         return
     if not sys.stdin.isatty():

@@ -18,16 +18,19 @@ OUTCOMES = {
     "runner_on_skipped": "skipped",
     "runner_on_unreachable": "unreachable",
 }
-#: Characters of an Ansible task's message that are shown.
+#: The maximum length of an Ansible task's message in the table.
 SHOWN_MESSAGE_LENGTH = 200
 
 
 class ArtifactsMissing(SmithError):
-    """The artifacts of the run do not exist: they are not written yet, or were pruned."""
+    """The artifacts of the run do not exist here: not written yet, pruned, or on another machine."""
 
 
 def folder_of(run: Run, settings: Settings) -> Path:
-    """Return the folder with the artifacts of a run, which may still be running. Raises ArtifactsMissing."""
+    """Return the folder with the artifacts of a run. Raises ArtifactsMissing.
+
+    The database has the folder's path only after the run. During the run, the artifacts are in SMITH_RUN_DIR.
+    """
     stored = [Path(run.folder)] if run.folder else []
     candidates = [
         *stored,
@@ -52,7 +55,7 @@ def read_stdout(folder: Path) -> str:
 
 
 def read_events(folder: Path) -> list[dict[str, Any]]:
-    """Return one row per ended Ansible task: time, outcome, task, role, host, duration and message."""
+    """Return one row for each Ansible task that has ended: time, outcome, task, role, host, duration and message."""
     return [_event_row(event) for event in _events(folder) if event.get("event") in OUTCOMES]
 
 
@@ -61,7 +64,7 @@ def _events(folder: Path) -> Iterator[dict[str, Any]]:
         try:
             event = json.loads(line)
         except (ValueError, RecursionError):
-            continue  # an incomplete last line: the run has not ended
+            continue  # The last line may be incomplete while the run is writing it.
         if isinstance(event, dict):
             yield event
 

@@ -1,8 +1,8 @@
 """Runs one agent process from start to exit: starts its threads, checks limits and signals, and shuts down.
 
-Every critical job has a thread, every running job has one, and the dispatcher, the reporter and the lease keeper have
-one each. The main thread checks limits and signals, and only the main thread decides to stop. Signal handlers only
-record the signal.
+Each critical job (a periodic task of the agent), each running job, the dispatcher, the reporter and the lease keeper
+has its own thread. The main thread checks limits and signals, and only the main thread decides to stop. Signal handlers
+only record the signal. To drain is to claim no more jobs and to wait until the running jobs have ended.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ log = get_logger(__name__)
 TICK_S = 0.2
 #: How long the agent waits for cancelled runs to end before it exits.
 CANCEL_GRACE_S = 20.0
-#: How long it waits for them after QUIT. The supervisor kills the agent a little later.
+#: How long the agent waits for cancelled runs to end after QUIT. This is less than the time after which the supervisor
+#: kills the agent (QUIT_GRACE_S in supervisor.py).
 QUIT_GRACE_S = 6.0
 #: How long the agent tries to send the due reports before it exits.
 FLUSH_S = 10.0
@@ -56,21 +57,24 @@ DATABASE_RETRY_S = 5.0
 
 
 class Mode(StrEnum):
-    """When the agent ends by itself."""
+    """Says when the agent ends without a signal and without having reached a limit."""
 
-    SERVE = "serve"  #: never: it works until an operator stops it
-    ONCE = "once"  #: after one poll, when the jobs of that poll are processed and reported
-    UNTIL_IDLE = "until-idle"  #: when FulcrumCore has no more jobs for this agent
+    SERVE = "serve"  #: the agent never ends by itself: it works until an operator stops it
+    ONCE = "once"  #: the agent polls once, and ends when the jobs of that poll are processed and reported
+    UNTIL_IDLE = "until-idle"  #: the agent ends when FulcrumCore has no more jobs for it
 
 
 def new_boot_id() -> str:
-    """Return a new boot id: it identifies one agent process and is unique even when a process id is used again."""
+    """Return a new boot id, which identifies one agent process.
+
+    The boot id contains the process id and a random part, so it is unique even when the process id is used again.
+    """
     return f"{socket.gethostname()[:20]}-{os.getpid()}-{uuid.uuid4().hex[:12]}"
 
 
 @dataclass(kw_only=True)
 class Agent:
-    """One agent process; `composition` builds it."""
+    """Runs one agent process. The module `executor.composition` builds this object with all its parts."""
 
     settings: Settings
     mode: Mode
@@ -108,7 +112,11 @@ class Agent:
     # --- start ----------------------------------------------------------------------------------------------------
 
     def _recover(self) -> None:
-        """End the runs of earlier agent processes, register this one, and reap the jobs of dead owners."""
+        """End the runs of earlier agent processes, register this process, and reap the jobs of ended processes.
+
+        To reap a job is to take it from an owner that has ended or whose lease has expired. On PostgreSQL, only the
+        lease keeper reaps jobs, because other agents that share the database may still run.
+        """
         for ident in self.runner.sweep():
             log.warning("orphan_run_killed", run_ident=ident)
         if self.settings.smith_warm != "off":
@@ -122,7 +130,7 @@ class Agent:
                 version=VERSION,
                 concurrency=self.settings.smith_concurrency,
             )
-            if self.engine.dialect.name == "sqlite":  # we have locked its file, so every other owner has ended
+            if self.engine.dialect.name == "sqlite":  # this process has locked the file: other owners have ended
                 for job_id, status in job_queue.reap(session, sole_owner=self.boot_id):
                     log.warning("job_reaped", job_row=job_id, status=status)
         log.info("agent_ready", boot_id=self.boot_id, version=VERSION, concurrency=self.settings.smith_concurrency)
@@ -150,12 +158,12 @@ class Agent:
                 self.leases.note_database_error()
                 self.state.stopping.wait(DATABASE_RETRY_S)
             except Exception:
-                # An unexpected exception must not end the loop: without it, all later jobs would wait for ever.
+                # An unexpected exception must not end the loop: without the loop, all later jobs would wait for ever.
                 log.exception("loop_crashed", loop=name)
                 self.state.stopping.wait(DATABASE_RETRY_S)
 
     def _report(self) -> None:
-        """Send the due reports, then wait for the next request or retry."""
+        """Send the due reports, then wait until a job has ended or the reporter's wait has passed."""
         wait_s = self.reporter.send_due_reports()
         if wait_s > 0:
             self.state.report_requested.wait(wait_s)
@@ -188,7 +196,8 @@ class Agent:
         if self._is_reload_requested:
             self._is_reload_requested = False
             log.info("reload_requested")
-            # In another thread: a reload may call FulcrumCore, and a slow answer must not stop this loop.
+            # The reload runs in another thread, because it may call FulcrumCore, and a slow answer must not stop this
+            # loop.
             threading.Thread(target=self._reload, name="reload", daemon=True).start()
 
     def _request_reload(self, _number: int, _frame: object) -> None:
@@ -206,8 +215,9 @@ class Agent:
             return False
         if self.mode is Mode.ONCE:
             return True
-        # FulcrumCore lists the next job of a group only after it has received the report of the previous one. A poll
-        # that is running now may have begun before the last report, so the agent waits for the end of two more polls.
+        # FulcrumCore lists the next job of a group only after it has received the report of the group's previous job.
+        # A poll that is running now may have begun before that report. So the agent waits until two more polls have
+        # ended: the second one has certainly begun after the report.
         polls_needed = self.state.polls + 2
         while self.state.polls < polls_needed and not self._stop_signals:
             self.state.poll_requested.set()
@@ -222,7 +232,10 @@ class Agent:
     # --- stop -----------------------------------------------------------------------------------------------------
 
     def _shut_down(self, reason: str, code: int) -> int:
-        """Drain, cancel jobs that do not end in time, send due reports, and stop every loop; return the exit code."""
+        """Drain, cancel jobs that do not end in time, send due reports, and stop every loop.
+
+        Returns `code`, or EXIT_FAILURE when a job did not end even after it was cancelled.
+        """
         self.state.draining.set()
         log.info("drain_started", reason=reason, running=self.dispatcher.running)
         drained = self._wait_for_jobs(self.settings.smith_drain_timeout_s)
@@ -243,7 +256,10 @@ class Agent:
         return code if drained else EXIT_FAILURE
 
     def _wait_for_jobs(self, within_s: float, *, ends_on_signal: bool = True) -> bool:
-        """Wait until no job runs. Return False after the timeout, a second stop signal, or QUIT."""
+        """Wait until no job runs, then return True. Return False when `within_s` has passed before.
+
+        With `ends_on_signal`, also return False after a second stop signal or after QUIT.
+        """
         progress, deadline = Progress(), time.monotonic() + within_s
         while self.dispatcher.running:
             self._run_main_iteration(progress)

@@ -1,4 +1,4 @@
-"""Step 3 of the walk in ARCHITECTURE.md: claims a job at FulcrumCore, only once even if the agent restarts."""
+"""Step 3 of a job's processing (ARCHITECTURE.md): claims a job at FulcrumCore, only once even after a crash."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ log = get_logger(__name__)
 
 
 class JobAbandoned(Exception):
-    """FulcrumCore has ended or deleted the job, or another agent has it, so it cannot be claimed."""
+    """FulcrumCore has ended or deleted the job, or another agent owns it, so this agent cannot claim it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +34,10 @@ class Claimer:
     fulcrum: FulcrumClient
 
     def claim(self, job: Job, lease: Lease) -> None:
-        """Claim the job at FulcrumCore, unless an earlier call has done so before a crash.
+        """Claim the job at FulcrumCore, unless an earlier attempt has claimed it already.
 
+        `claim_sent_at` is stored before the claim is sent, `claimed_at` after FulcrumCore has accepted it. When only
+        `claim_sent_at` is stored, the job's status at FulcrumCore says whether FulcrumCore accepted the claim.
         Raises JobAbandoned, FulcrumUnavailable.
         """
         if job.claimed_at is not None or is_local(job):
@@ -58,14 +60,17 @@ class Claimer:
             status = self._status_at_core(job.fulcrum_id)
             raise JobAbandoned(f"FulcrumCore refused the claim: the job is {status} there") from None
         except FulcrumAuthFailing:
-            # 403 for this job only: it was deleted or belongs to another agent. When every request gets 403,
-            # FulcrumCore or our token has a problem, and `knows_job` raises.
+            # FulcrumCore answers 403 for a job that was deleted or that belongs to another agent. When it answers 403
+            # to every request, FulcrumCore or the agent's token has a problem, and `knows_job` raises FulcrumError.
             if self.fulcrum.knows_job(job.fulcrum_id):
                 raise FulcrumUnavailable("FulcrumCore refused the claim of a job that it has", status=500) from None
             raise JobAbandoned("FulcrumCore does not know the job any more, or it is not ours") from None
 
     def _status_at_core(self, fulcrum_id: str) -> str:
-        """Return the job's status at FulcrumCore: Pending, or Processing after our own claim. Raises JobAbandoned."""
+        """Return the job's status at FulcrumCore: Pending, or Processing if this agent has claimed the job.
+
+        Raises JobAbandoned, FulcrumUnavailable.
+        """
         try:
             core_job: CoreJob = self.fulcrum.get_job(fulcrum_id)
         except FulcrumAuthFailing:

@@ -1,8 +1,8 @@
 """Kills this process at a named point when a test requests it, to simulate a crash there.
 
-Nothing happens unless SMITH_CRASH_AT names an existing file. Only tests write such a file: a JSON list of
-`{"point": …, "subject": …, "times": …}`, where `subject` is the id of the job's service and may be missing. Each crash
-decrements `times`; at 0 the process continues at this point.
+This module does nothing unless SMITH_CRASH_AT names an existing file. Only tests write such a file: a JSON list of
+`{"point": …, "subject": …, "times": …}`. `subject` is the id of a service; without it, the entry applies to the jobs of
+all services. Each crash decrements `times`. When `times` is 0, the entry has no effect any more.
 """
 
 from __future__ import annotations
@@ -16,23 +16,27 @@ from typing import Any
 
 VARIABLE = "SMITH_CRASH_AT"
 
-#: The points in the order of a job's steps. Each comment says what is stored when the process is killed there.
+#: The points in the order of a job's processing (ARCHITECTURE.md). Each comment says what this process has stored last
+#: when it is killed at the point.
 POINTS = (
-    "rows_written",  # step 1: the rows of the polled jobs
-    "claim_noted",  # step 3: that a claim will be sent
-    "claim_accepted",  # step 3: nothing more; FulcrumCore has accepted the claim
-    "vmid_reserved",  # step 4: the reservation; nothing was sent to Proxmox yet
-    "run_noted",  # step 5: that a run will start
-    "run_ended",  # step 5: the end of the run, which has changed the VM; not the job's result
-    "job_finished",  # step 6: the job's result, its mapping and the due report
-    "report_accepted",  # step 7: nothing more; FulcrumCore has accepted the report
+    "rows_written",  # step 1: the rows of the polled jobs are stored
+    "claim_noted",  # step 3: it is stored that a claim will be sent
+    "claim_accepted",  # step 3: FulcrumCore has accepted the claim, but that is not stored
+    "vmid_reserved",  # step 4: the reservation is stored; nothing was sent to Proxmox yet
+    "run_noted",  # step 5: it is stored that a run will start
+    "run_ended",  # step 5: the run has changed the VM, and its end is stored; the job's result is not stored
+    "job_finished",  # step 6: the job's result, its mapping and the due report are stored
+    "report_accepted",  # step 7: FulcrumCore has accepted the report, but that is not stored
 )
 
 _lock = threading.Lock()
 
 
 def reached(point: str, subject: str | None = None) -> None:
-    """Kill this process with SIGKILL if the test's file requests it."""
+    """Kill this process with SIGKILL if the test's file requests a crash at `point`.
+
+    `subject` is the id of the job's service, None when the point concerns no single service.
+    """
     file = os.environ.get(VARIABLE)
     if file:
         with _lock:  # one thread at a time: each crash must decrement `times` once

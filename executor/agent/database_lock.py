@@ -15,10 +15,10 @@ from executor.errors import DatabaseError
 
 @contextlib.contextmanager
 def exclusive_database(url: str) -> Iterator[None]:
-    """Lock the SQLite file for the length of the block. Does nothing for PostgreSQL, which several agents may share.
+    """Lock the SQLite file for the length of the block. Do nothing for PostgreSQL, which several agents may share.
 
-    Raises DatabaseError, which names the process that has the lock. The kernel releases the lock when that process
-    ends.
+    Raises DatabaseError when another process has the lock; the text names that process. The kernel releases the lock
+    when the process that has it ends.
     """
     database = sqlite_file(url)
     if database is None:

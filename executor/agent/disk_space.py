@@ -12,19 +12,26 @@ from executor.log import get_logger
 log = get_logger(__name__)
 
 BYTES_PER_MIB = 1024 * 1024
-#: Free space that a folder needs before a job starts. A run writes a few hundred KiB, and SQLite's WAL a few MiB.
+#: Free space that each folder needs before a job is claimed. A run writes a few hundred KiB; SQLite's write-ahead log
+#: grows to a few MiB.
 MIN_FREE_MIB = {"data": 200, "run": 16}
 
 
 def free_bytes(folder: Path) -> int:
-    """Return the free space at a folder; if it does not exist, at its nearest existing parent. Raises OSError."""
+    """Return the free space of the folder's file system. If the folder does not exist, use its nearest existing parent.
+
+    Raises OSError.
+    """
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     return shutil.disk_usage(folder).free
 
 
 def shortages(folders: Mapping[str, Path]) -> dict[str, str]:
-    """Return a message for each folder with too little free space; keys as in `folders`. Raises OSError."""
+    """Return a message for each folder with too little free space. Raises OSError.
+
+    The keys of `folders` and of the result are those of MIN_FREE_MIB.
+    """
     low = {}
     for name, folder in folders.items():
         free_mib = free_bytes(folder) // BYTES_PER_MIB
@@ -35,13 +42,13 @@ def shortages(folders: Mapping[str, Path]) -> dict[str, str]:
 
 @dataclass(kw_only=True)
 class DiskSpace:
-    """Checks free space before each claim, with one system call per folder, and logs each change once."""
+    """Checks the free space before each claim. Logs when it becomes too low and when it is sufficient again."""
 
     folders: Mapping[str, Path]
-    _is_low: bool = False  #: result of the last check that could be made
+    _is_low: bool = False  #: result of the last successful check
 
     def is_enough(self) -> bool:
-        """True when there is space for one more job. When it cannot be measured, return the previous answer."""
+        """Return whether there is space for one more job. When it cannot be measured, repeat the previous answer."""
         try:
             low = shortages(self.folders)
         except OSError as error:

@@ -1,4 +1,4 @@
-"""Step 2 of the walk in ARCHITECTURE.md: claims jobs from the queue and processes each on a thread of its own."""
+"""Step 2 of a job's processing (ARCHITECTURE.md): claims jobs from the queue and processes each on its own thread."""
 
 from __future__ import annotations
 
@@ -29,22 +29,25 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
-#: Maximum wait between two claims. It is needed because the end of a job's backoff does not wake the dispatcher.
+#: The dispatcher looks for claimable jobs at least this often, because the end of a job's backoff does not wake it.
 DISPATCH_INTERVAL_S = 2.0
-#: Maximum wait while admission is closed, which usually lasts less than a second.
+#: The dispatcher asks for admission again after this time. Admission is usually closed for less than a second.
 ADMISSION_RETRY_S = 0.2
 
 
 @dataclass(kw_only=True)
 class _Slot:
-    """A running job and its stop signal."""
+    """One of the SMITH_CONCURRENCY places for a running job, with the job and its stop signal."""
 
     job: Job
     stop: StopSignal = field(default_factory=StopSignal)
 
 
 class Dispatcher:
-    """Claims and starts jobs, at most SMITH_CONCURRENCY at once."""
+    """Claims and starts jobs. At most SMITH_CONCURRENCY jobs run at once.
+
+    `boot_id` identifies this agent process as the owner of the jobs that it claims.
+    """
 
     def __init__(  # noqa: PLR0913 (the dispatcher connects these parts)
         self,
@@ -88,7 +91,10 @@ class Dispatcher:
             stop.send(reason)
 
     def dispatch(self) -> None:
-        """Wait for a request or the interval, then start jobs until all slots are used or the queue is empty."""
+        """Wait until a thread requests a dispatch or the interval has passed, then start jobs.
+
+        Starts jobs until all slots are used, the machine has no resources for another run, or no job can be claimed.
+        """
         self._state.dispatch_requested.wait(ADMISSION_RETRY_S if self._admission.is_closed else DISPATCH_INTERVAL_S)
         self._state.dispatch_requested.clear()
         while self._state.may_claim and not self._is_full() and self._has_resources():
@@ -108,7 +114,7 @@ class Dispatcher:
         return self._disk_space.is_enough() and self._admission.is_open(self.running)
 
     def _is_full(self) -> bool:
-        """True when every slot is used, or when SMITH_MAX_JOBS jobs were claimed."""
+        """True when every slot is used, or when this process has claimed SMITH_MAX_JOBS jobs."""
         settings = self._settings
         if settings.smith_max_jobs and self._state.jobs_claimed >= settings.smith_max_jobs:
             return True
@@ -123,14 +129,14 @@ class Dispatcher:
         self._pool.submit(self._process, slot)
 
     def _process(self, slot: _Slot) -> None:
-        """Process one job and free its slot, whatever exception is raised."""
+        """Process one job, then free its slot, even when an exception was raised."""
         job, started = slot.job, time.monotonic()
         try:
             self._worker.process_job(job, slot.stop)
         except StaleJob as stale:
             log.warning("job_lost", job_id=job.fulcrum_id, reason=str(stale))
         except DatabaseError:
-            log.exception("job_end_not_stored", job_id=job.fulcrum_id)  # LeaseKeeper will release the job
+            log.exception("job_end_not_stored", job_id=job.fulcrum_id)  # LeaseKeeper releases the job later
         except Exception as defect:
             log.exception("job_crashed", job_id=job.fulcrum_id)
             self._fail_internal(job, defect)
@@ -143,7 +149,7 @@ class Dispatcher:
             self._meters.note_ended(self._engine, job, time.monotonic() - started)
 
     def _fail_internal(self, job: Job, defect: Exception) -> None:
-        """Fail a job after an unexpected exception. Report only its type: its text may contain secrets."""
+        """Fail a job after an unexpected exception. Report only the exception's type: its text may contain secrets."""
         result = JobResult(succeeded=False, code=ErrorCode.INTERNAL, detail=f"{type(defect).__name__}, see the log")
         lease = job_queue.lease_of(job)
         with contextlib.suppress(StaleJob, DatabaseError):

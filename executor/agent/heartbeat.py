@@ -23,7 +23,7 @@ class Heartbeat:
     def send(self) -> None:
         """Send one heartbeat. Raises FulcrumUnavailable.
 
-        A heartbeat would enable a disabled agent at FulcrumCore again, so a disabled agent sends none.
+        A disabled agent only reads its own status, because sending a status would enable it again at FulcrumCore.
         """
         agent = self.fulcrum.get_self()
         self.state.fulcrum.note_up()
@@ -37,6 +37,7 @@ class Heartbeat:
         self.state.heartbeat_at = time.time()
 
     def _note_disabled(self, agent: CoreAgent) -> None:
+        """Store whether an operator has disabled this agent in FulcrumCore, and log each change."""
         disabled = agent.is_disabled
         if disabled != self.state.disabled:
             log.warning("agent_disabled" if disabled else "agent_enabled", status=agent.status)

@@ -1,4 +1,7 @@
-"""Renews the leases of running jobs, releases jobs that no slot runs, and reaps jobs whose lease has expired."""
+"""Renews the leases of running jobs, releases jobs that no thread processes, and reaps jobs with an expired lease.
+
+A lease is the time-limited ownership of a job by one agent process. A slot is the dispatcher's entry for a running job.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
-#: Renewals per lease length, so that several may fail before the lease expires.
+#: A lease is renewed this many times within its length, so that several renewals may fail before it expires.
 RENEWALS_PER_LEASE = 6
 
 
@@ -30,36 +33,36 @@ class LeaseKeeper:
     engine: Engine
     dispatcher: Dispatcher
     state: AgentState
-    boot_id: str
+    boot_id: str  #: id of this agent process, the owner of its leases
     lease_s: float
-    _without_slot: set[int] = field(default_factory=set)  #: ids of jobs whose lease we had without a slot last time
-    _connected_since: float | None = None  #: monotonic; since when there was no database error
+    _without_slot: set[int] = field(default_factory=set)  #: ids of jobs that had a lease but no slot last time
+    _connected_since: float | None = None  #: monotonic time of the first iteration after the last database error
 
     def maintain(self) -> None:
         """Renew all leases once, act on lost and cancelled jobs, then wait until the next renewal."""
-        running = self.dispatcher.stop_signals()  # read first: a job claimed after the renewal is not in its answer
+        running = self.dispatcher.stop_signals()  # before `renew`, which does not return a job that is claimed later
         with transaction(self.engine) as session:
             renewed_jobs = job_queue.renew(session, self.boot_id, lease_s=self.lease_s)
             nodes.note_seen(session, self.boot_id)
         for job_id, stop in running.items():
             if job_id not in renewed_jobs:
                 stop.send(StopSignal.LEASE_LOST)
-            elif renewed_jobs[job_id]:  # an operator has cancelled it
+            elif renewed_jobs[job_id]:  # an operator has cancelled the job
                 stop.send(StopSignal.CANCELLED)
         self._release_jobs_without_slot(renewed_jobs.keys())
         self._reap_expired_leases()
         self.state.stopping.wait(self.lease_s / RENEWALS_PER_LEASE)
 
     def note_database_error(self) -> None:
-        """Postpone the next reaping by one lease length; see `_reap_expired_leases`."""
+        """Record a database error. The next reaping then waits for one lease length; see `_reap_expired_leases`."""
         self._connected_since = None
 
     def _release_jobs_without_slot(self, leased: Collection[int]) -> None:
-        """Release jobs whose lease we have but that no slot runs.
+        """Release jobs whose lease this process has, but that have no slot. `leased`: the ids of all jobs with a lease.
 
-        This happens when the database failed while a slot stored its job's end. Without this release we would renew
-        the job's lease for ever. A job is released when it has no slot at two iterations in a row, because a claim is
-        stored a moment before its slot exists.
+        A job has a lease but no slot when the database failed while the end of the job was being stored. Without this
+        release, the lease keeper would renew the job's lease for ever. A job is released only when it has no slot in
+        two iterations in a row, because a claim is stored a moment before its slot exists.
         """
         without_slot = set(leased) - self.dispatcher.stop_signals().keys()
         to_release, self._without_slot = without_slot & self._without_slot, without_slot
@@ -70,10 +73,10 @@ class LeaseKeeper:
                     self.state.dispatch_requested.set()
 
     def _reap_expired_leases(self) -> None:
-        """Reap jobs with expired leases, on a database that several agents share.
+        """Reap jobs with expired leases, if several agents share the database.
 
-        It waits for one whole lease length without a database error: during an outage no agent could renew its
-        leases, so all leases are expired afterwards.
+        It reaps only after one whole lease length without a database error. During an outage of the database no agent
+        can renew its leases, so all leases may have expired afterwards, although their owners still run.
         """
         if self.engine.dialect.name == "sqlite":
             return

@@ -1,4 +1,7 @@
-"""Defines the commands `smith demo` and `smith lab`. Entry points in the group `smith.commands` register them."""
+"""Defines the commands `smith demo` and `smith lab`.
+
+The package declares both as entry points in the group `smith.commands`, in which the command line finds them.
+"""
 
 from __future__ import annotations
 

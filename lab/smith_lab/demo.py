@@ -1,8 +1,8 @@
 """Implements `smith demo`: runs the whole system, then checks that FulcrumCore, the mappings and Proxmox agree.
 
 The demo creates services in the FulcrumCore simulator. The executor creates, starts, updates, stops and deletes their
-VMs on the Proxmox stand-in. Then the demo compares the services in FulcrumCore, the executor's mappings and the VMs in
-Proxmox. The exit code is 0 if they agree.
+VMs on the Proxmox stand-in. Then the demo compares the services in FulcrumCore, the executor's mappings (each assigns
+a VMID to a service) and the VMs in Proxmox. The exit code is 0 if all three agree.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from rich.table import Table
 from executor.errors import EXIT_FAILURE, EXIT_OK
 from smith_lab.system import LabSystem, running_lab, wait_for
 
-#: How many real seconds a Proxmox second takes. The progress is visible with this value.
+#: How many real seconds a Proxmox second takes. This value is slow enough that a user sees the progress.
 TIME_SCALE = 0.2
-#: A phase of the demo fails after this time, which is FulcrumCore's job timeout.
+#: Time after which a phase of the demo fails. FulcrumCore fails a job after the same time.
 PHASE_TIMEOUT_S = 300.0
 OPEN_STATES = ("Pending", "Processing")
 #: Width of the output in characters if it is not a terminal.
@@ -41,14 +41,14 @@ class Row:
 
     name: str
     fulcrum: str  #: FulcrumCore's state of the service
-    instance: str  #: the VMID in its agentInstanceId
+    instance: str  #: the VMID in the service's agentInstanceId
     mapping: str  #: VMID and state of the mapping
     proxmox: str  #: VMID, status and size of the VM
     agrees: bool
 
 
 def main(*, services: int = 6, as_json: bool = False, keep: bool = False) -> int:
-    """Run the demo; return the exit code. With `keep`, the working folder is kept and its path is printed."""
+    """Run the demo with so many `services`; return the exit code. With `keep`, keep its folder and print the path."""
     console = Console(stderr=as_json)
     if not console.is_terminal:
         console.width = NON_TERMINAL_WIDTH
@@ -76,7 +76,7 @@ def main(*, services: int = 6, as_json: bool = False, keep: bool = False) -> int
 
 
 def _run_phases(lab: LabSystem, console: Console, count: int) -> list[Row]:
-    """Create, start, stop, update and delete services; return the comparison."""
+    """Create `count` services and start, stop, update and delete some of them; return the rows of the comparison."""
     started = time.monotonic()
     with _progress(lab, console):
         names = {
@@ -103,7 +103,10 @@ def _run_phases(lab: LabSystem, console: Console, count: int) -> list[Row]:
 
 
 def _wait_for_phase(lab: LabSystem, console: Console, outcome: str, services: list[str], expected: str) -> None:
-    """Wait until no job is open. Raises TimeoutError, or RuntimeError if a service is not in the expected state."""
+    """Wait until no job is open, then check that each of the services is in the `expected` state.
+
+    `outcome` is the word for this phase in the output. Raises TimeoutError, or RuntimeError for another state.
+    """
 
     def no_open_job() -> bool:
         return not any(job["status"] in OPEN_STATES for job in lab.admin.list_all("jobs"))
@@ -141,7 +144,10 @@ def _live_table(lab: LabSystem) -> Table:
 
 
 def _compare_services(lab: LabSystem, names: dict[str, str]) -> list[Row]:
-    """Return a row for each service, and a row for each VM or mapping that belongs to no service."""
+    """Return a row for each service, and a row for each VM or mapping that belongs to no service.
+
+    `names` maps the ids of the demo's services to their names.
+    """
     mappings = {mapping["service_id"]: mapping for mapping in lab.smith("mappings", "list")}
     guests = {guest["vmid"]: guest for guest in lab.guests()}
     rows = [
@@ -159,7 +165,7 @@ def _compare_services(lab: LabSystem, names: dict[str, str]) -> list[Row]:
 
 
 def _compare_service(service: dict[str, Any], mapping: dict[str, Any] | None, vms: list[dict[str, Any]]) -> Row:
-    """Return the row of a service; `vms` are the VMs with the service's marker."""
+    """Return the row of a service. `vms` are the VMs whose description contains the service's id."""
     instance = str(service.get("agentInstanceId") or "").rpartition("/")[2]
     expected_status = {"Started": "running", "Stopped": "stopped"}.get(service["status"])
     if service["status"] == "Deleted":

@@ -1,4 +1,7 @@
-"""Creates over HTTP what an agent needs in an empty FulcrumCore, simulated or real, including its token."""
+"""Creates what an agent needs in an empty FulcrumCore, such as its types and its token, by calls over HTTP.
+
+This works with the simulator and with a real FulcrumCore.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +15,10 @@ import requests
 from executor.fulcrum.bootstrap import AGENT_TYPE_FILE, CONTAINER_TYPE_FILE, SERVICE_TYPE_FILE, load_type
 from executor.fulcrum.types import METRIC_TYPES
 
-#: The admin token of a new FulcrumCore.
+#: The admin token that a new FulcrumCore accepts.
 SEED_TOKEN = "change-me"
 TIMEOUT_S = 30.0
-#: The expiry of the tokens that are created here.
+#: The time at which the tokens that this module creates expire.
 FAR_FUTURE = "2035-01-01T00:00:00Z"
 Json = dict[str, Any]
 
@@ -29,7 +32,7 @@ class SetupRefused(Exception):
 
 
 class AdminClient:
-    """Makes the calls of an admin or a participant. Agents use `executor.fulcrum.client`."""
+    """Makes the calls of an admin or a participant. The executor makes its calls with `executor.fulcrum.client`."""
 
     def __init__(self, url: str, token: str = SEED_TOKEN) -> None:
         self.origin = url.rstrip("/")
@@ -38,7 +41,7 @@ class AdminClient:
         self.use_token(token)
 
     def use_token(self, token: str) -> None:
-        """Use this token from now on."""
+        """Send this token with all later calls."""
         self._session.headers["Authorization"] = f"Bearer {token}"
 
     def __enter__(self) -> AdminClient:
@@ -51,18 +54,21 @@ class AdminClient:
         self._session.close()
 
     def call(self, method: str, path: str, body: Any = None, **query: Any) -> Any:
-        """Make a call; return the answer's JSON, or None for an empty answer. Raises SetupRefused if it is an error."""
+        """Make a call; return the answer's JSON, or None for an empty answer. Raises SetupRefused for an error."""
         response = self._session.request(method, self.api_url + path, json=body, params=query, timeout=TIMEOUT_S)
         if response.status_code >= 400:
             raise SetupRefused(f"{method} {path}: {response.status_code} {response.text.strip()}", response.status_code)
         return response.json() if response.content else None
 
     def create(self, collection: str, **members: Any) -> Json:
-        """POST to a collection; return the new object."""
+        """Create an object with these members in a collection (such as `tokens`); return the object."""
         return dict(self.call("POST", f"/{collection}", members))
 
     def create_token(self, name: str, role: str, scope_id: str | None = None, expire_at: str = FAR_FUTURE) -> Json:
-        """Create a token and return it. No later answer contains its `value` again."""
+        """Create a token and return it with its `value`, which no later answer contains.
+
+        `scope_id` is the id of the participant or agent that the token is for. An admin's token has none.
+        """
         scope = {"scopeId": scope_id} if scope_id else {}
         return self.create("tokens", name=name, role=role, expireAt=expire_at, **scope)
 
@@ -80,7 +86,7 @@ class AdminClient:
         agent_id: str | None = None,
         agent_tags: Sequence[str] = (),
     ) -> Json:
-        """Create a service; return it. FulcrumCore also creates its `create` job."""
+        """Create a service; return it. FulcrumCore also adds a `create` job for the service."""
         agent: Json = {"agentId": agent_id} if agent_id else {"agentTags": list(agent_tags)}
         return self.create(
             "services",
@@ -96,16 +102,16 @@ class AdminClient:
         return dict(self.call("GET", f"/services/{service_id}"))
 
     def start_action(self, service_id: str, name: str) -> Json:
-        """Start a lifecycle action. The service changes its state when the action's job ends."""
+        """Start a lifecycle action, and return the service. Its state changes when the action's job ends."""
         return dict(self.call("POST", f"/services/{service_id}/{name}"))
 
     def patch_service(self, service_id: str, properties: Mapping[str, Any] | None = None, **members: Any) -> Json:
-        """Change the name at once, or properties by an `update` job."""
+        """Change a service and return it. A new name is valid at once, new properties when their `update` job ends."""
         body = {**members, "properties": dict(properties)} if properties is not None else members
         return dict(self.call("PATCH", f"/services/{service_id}", body))
 
     def delete_service(self, service_id: str) -> None:
-        """Start the deletion of a service by a `delete` job."""
+        """Request the deletion of a service, for which FulcrumCore adds a `delete` job."""
         self.call("DELETE", f"/services/{service_id}")
 
     def list_services(self) -> list[Json]:
@@ -127,7 +133,7 @@ class AdminClient:
         return items
 
     def wait_for_status(self, service_id: str, *statuses: str, timeout_s: float = 60.0) -> Json:
-        """Wait until the service is in one of these states and has no open job; return it. Raises TimeoutError."""
+        """Wait until the service has one of these statuses and no open job; return the service. Raises TimeoutError."""
         deadline = time.monotonic() + timeout_s
         while True:
             service, jobs = self.get_service(service_id), self.list_jobs(service_id)
@@ -166,9 +172,10 @@ def bootstrap(
     service_type_name: str = "proxmox-vm",
     agent_type_name: str = "proxmox",
 ) -> CreatedObjects:
-    """Create admin token, provider, consumer, service, agent and metric types, and an agent with its token.
+    """Create an admin token, a provider, a consumer, service, agent and metric types, and an agent with its token.
 
-    `admin` must use the seed token. Afterwards it uses the new admin token, because the seed token expires after a day.
+    `admin` must use the seed token. Because that token expires after a day, this function makes `admin` use the new
+    admin token.
     """
     admin_token = admin.create_token("admin", "admin")["value"]
     admin.use_token(admin_token)
@@ -226,8 +233,7 @@ def add_agent(
 def default_configuration(fulcrum_api_url: str) -> Json:
     """Return a configuration that our agent type accepts.
 
-    Its Proxmox values are placeholders: the agents of the lab
-    get the real ones from their environment.
+    The Proxmox values are placeholders. The agents of the lab read the real values from their environment.
     """
     return {
         "fulcrumApiUrl": fulcrum_api_url,
@@ -242,7 +248,10 @@ def default_configuration(fulcrum_api_url: str) -> Json:
 
 
 def _find_or_create(admin: AdminClient, collection: str, body: Json) -> str:
-    """Return the id of the object with this name; create it if it does not exist, since a second create is a 500."""
+    """Return the id of the object with the name in `body`. If no object has it, create one.
+
+    FulcrumCore answers the creation of a second object with the same name with 500.
+    """
     for item in admin.list_all(collection):
         if item["name"] == body["name"]:
             return str(item["id"])

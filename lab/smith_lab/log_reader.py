@@ -10,14 +10,14 @@ Json = dict[str, Any]
 
 
 class LogReader:
-    """Reads a growing log of JSON lines. Each complete line is parsed only once."""
+    """Reads a growing log of JSON lines. Several calls of `read` parse each complete line only once."""
 
     def __init__(self) -> None:
         self._entries: list[Json] = []
-        self._size = 0  #: size of the parsed lines in bytes
+        self._size = 0  #: size in bytes of the complete lines that were parsed, which is where the next read starts
 
     def read(self, file: Path) -> list[Json]:
-        """Return all entries, including an incomplete last line, which the next call parses again."""
+        """Return the entries of all lines. An incomplete last line is included, and the next call parses it again."""
         if not file.exists():
             return []
         if file.stat().st_size < self._size:  # the file was replaced or emptied

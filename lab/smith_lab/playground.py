@@ -1,4 +1,4 @@
-"""Implements `smith lab`: runs simulator and stand-in, and writes the settings that an executor or curl needs."""
+"""Implements `smith lab`: runs the simulator and the stand-in, and writes the settings that an executor needs."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from smith_lab.system import LabSystem, running_lab
 
 #: Prefixes of the variables that lab.env contains.
 PREFIXES = ("FULCRUM_", "PROXMOX_", "SMITH_")
-#: Settings that are also written to files of their own, which a container mounts as secrets.
+#: Settings that are also written to one file each. A container can mount these files as secrets.
 SECRETS = ("FULCRUM_API_TOKEN", "PROXMOX_TOKEN_SECRET")
 
 
 def main(*, time_scale: float = 1.0, folder: Path | None = None, core_port: int = 0, proxmox_port: int = 0) -> int:
-    """Run the lab until Ctrl-C or SIGTERM; return the exit code. Replace the files of an earlier lab in `folder`."""
+    """Run the lab until Ctrl-C or SIGTERM; return the exit code. Overwrite the files of an earlier lab in `folder`."""
     stop = threading.Event()
     for signal_number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signal_number, lambda *_: stop.set())
@@ -41,7 +41,7 @@ def main(*, time_scale: float = 1.0, folder: Path | None = None, core_port: int 
 
 
 def _write_files(lab: LabSystem) -> None:
-    """Write settings and secrets. `lab.env` is written last: when it exists, the other files exist, too."""
+    """Write the settings and the secrets. `lab.env` is written last, so when it exists, all other files exist, too."""
     settings = {key: value for key, value in lab.environment().items() if key.startswith(PREFIXES)}
     (lab.folder / "secrets").mkdir(mode=0o700, exist_ok=True)
     for name in SECRETS:

@@ -1,4 +1,4 @@
-"""Runs the whole system over real sockets: FulcrumCore simulator, Proxmox stand-in and the real executor.
+"""Runs the FulcrumCore simulator, the Proxmox stand-in and the real executor, connected over real sockets.
 
 The demo, the command `smith lab`, the end-to-end tests and the benchmarks use this module.
 """
@@ -25,53 +25,54 @@ from smith_lab.simulator.control import RunningSimulator, running_simulator
 Json = dict[str, Any]
 T = TypeVar("T")
 
-#: The executor's settings for VM templates, container templates and storage; all exist on the stand-in.
+#: The executor's settings for VM templates, container templates and storage. The stand-in has all that they name.
 TEMPLATES = "debian-12=9000,ubuntu-24.04=9001"
 OS_TEMPLATES = "debian-12=local:vztmpl/debian-12-standard_12.7-1_amd64.tar.zst"
 STORAGE = "local-lvm"
 COMMAND_TIMEOUT_S = 60.0
-#: Settings with shorter intervals than the defaults.
+#: Settings of the executor that differ from the defaults: short intervals, a log in JSON, and any free port.
 FAST_SETTINGS = {
     "FULCRUM_POLL_INTERVAL_S": "0.5",
     "FULCRUM_HEARTBEAT_INTERVAL_S": "10",
     "SMITH_SHUTDOWN_TIMEOUT_S": "20",
     "SMITH_LOG_FORMAT": "json",
-    "SMITH_HTTP_ADDR": "127.0.0.1:0",  # any free port, for several labs at once
+    "SMITH_HTTP_ADDR": "127.0.0.1:0",  # the system chooses a free port, so several labs can run at once
 }
 
 
 @dataclass(kw_only=True)
 class LabSystem:
-    """The running simulator, stand-in and executor, and calls that a consumer or an operator would make."""
+    """Holds the running simulator, stand-in and executor, and makes the calls of a consumer or an operator."""
 
     folder: Path
     core: RunningSimulator
     admin: AdminClient
     ids: CreatedObjects
     proxmox: ProxmoxStandIn
-    settings: dict[str, str] = field(default_factory=dict)  #: variables that replace the lab's own settings
+    #: Environment variables for the executor. They take precedence over the values that the lab sets itself.
+    settings: dict[str, str] = field(default_factory=dict)
     _executor: subprocess.Popen[bytes] | None = None
     _log: LogReader = field(default_factory=LogReader)
 
     @property
     def log_file(self) -> Path:
-        """The file with the executor's output."""
+        """The file that receives the executor's standard output and standard error."""
         return self.folder / "executor.log"
 
     @property
     def data_dir(self) -> Path:
-        """The executor's folder for database and artifacts."""
+        """The folder in which the executor keeps its database and its artifacts."""
         return Path(self.settings.get("SMITH_DATA_DIR", self.folder / "data"))
 
     @property
     def executor(self) -> subprocess.Popen[bytes]:
-        """The running supervisor process."""
+        """The process of `smith run`. Raises RuntimeError if it was not started."""
         if self._executor is None:
             raise RuntimeError("the executor was not started")
         return self._executor
 
     def environment(self) -> dict[str, str]:
-        """Return the environment for the executor: the lab's settings replace those of this process."""
+        """Return the executor's environment: the lab's settings, and the other variables of this process."""
         inherited = {
             name: value for name, value in os.environ.items() if not name.startswith(("FULCRUM_", "PROXMOX_", "SMITH_"))
         }
@@ -88,7 +89,7 @@ class LabSystem:
     # --- the executor ---------------------------------------------------------------------------------------------
 
     def start_executor(self, *arguments: str) -> subprocess.Popen[bytes]:
-        """Start `smith run`; its log goes to `log_file`."""
+        """Start `smith run` with these arguments, and return its process. Its log goes to `log_file`."""
         with self.log_file.open("ab") as log:
             self._executor = subprocess.Popen(
                 [sys.executable, "-m", "executor", "run", *arguments],
@@ -101,7 +102,7 @@ class LabSystem:
         return self._executor
 
     def stop_executor(self, within_s: float = 120.0) -> int:
-        """Send TERM and wait for the drain; return the exit code. Kill the executor after `within_s`."""
+        """Send SIGTERM, wait until the executor ends, and return its exit code. After `within_s`, kill the executor."""
         process = self.executor
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
@@ -112,7 +113,7 @@ class LabSystem:
             return process.wait()
 
     def smith(self, *arguments: str, codes: Collection[int] = (0,)) -> Any:
-        """Run a `smith` command with --json; return its output. Raises RuntimeError for an exit code not in `codes`."""
+        """Run a `smith` command with --json; return its JSON. Raises RuntimeError for an exit code not in `codes`."""
         return json.loads(self.smith_text(*arguments, "--json", codes=codes))
 
     def smith_text(self, *arguments: str, codes: Collection[int] = (0,)) -> str:
@@ -123,7 +124,7 @@ class LabSystem:
         return done.stdout
 
     def log_events(self, event: str | None = None) -> list[Json]:
-        """Return the entries of the executor's log, or only those of one event."""
+        """Return the entries of the executor's log. With `event`, return only the entries with this event."""
         return [entry for entry in self._log.read(self.log_file) if event is None or entry.get("event") == event]
 
     # --- FulcrumCore ----------------------------------------------------------------------------------------------
@@ -131,7 +132,7 @@ class LabSystem:
     def order_service(
         self, name: str, *, group_id: str | None = None, service_type_id: str | None = None, **properties: Any
     ) -> str:
-        """Create a VM service, by default in a new group; return its id. A property that is None is omitted."""
+        """Create a VM service, by default in a new group; return the service's id. Omit properties that are None."""
         group_id = group_id or self.admin.create_group(self.ids.consumer_id, f"group-{name}")
         requested = {"cores": 2, "memoryMb": 2048, "diskGb": 10, "image": "debian-12"} | properties
         service = self.admin.create_service(
@@ -149,7 +150,7 @@ class LabSystem:
         return self.order_service(name, service_type_id=self.ids.container_type_id, **requested)
 
     def wait_for_jobs(self, service_id: str, within_s: float = 120.0) -> Json:
-        """Wait until the service has no open job; return the service."""
+        """Wait until no job of the service is Pending or Processing; return the service."""
         return wait_for(
             lambda: self._without_open_job(service_id), within_s, f"the jobs of service {service_id} to end"
         )
@@ -160,7 +161,7 @@ class LabSystem:
         return self.admin.get_service(service_id)
 
     def last_job(self, service_id: str) -> Json:
-        """Return the service's newest job."""
+        """Return the service's newest job. Of jobs from the same second, a Pending one counts as the newest."""
         return max(self.admin.list_jobs(service_id), key=lambda job: (job["createdAt"], job["status"] == "Pending"))
 
     def run_action(self, service_id: str, action: str, within_s: float = 120.0) -> Json:
@@ -181,7 +182,7 @@ class LabSystem:
         return next(job for job in self.admin.list_jobs(service_id) if job["id"] not in earlier_job_ids)
 
     def reports(self, job_id: str) -> list[Json]:
-        """Return the calls by which the executor reported the job to FulcrumCore as completed or failed."""
+        """Return the calls by which the executor reported to FulcrumCore that the job was completed or failed."""
         calls = self.core.history(method="POST")
         return [call for call in calls if call["path"].endswith((f"/{job_id}/complete", f"/{job_id}/fail"))]
 
@@ -192,7 +193,7 @@ class LabSystem:
         return [guest for guest in self.proxmox.guests() if not guest["template"]]
 
     def guests_of(self, service_id: str) -> list[Json]:
-        """Return the VMs and containers with the marker of the service."""
+        """Return the VMs and containers whose description contains the marker `smith-uid=<service id>`."""
         marker = f"smith-uid={service_id}"
         return [guest for guest in self.guests() if marker in str(guest["config"].get("description", ""))]
 
@@ -200,7 +201,7 @@ class LabSystem:
 def run_command(
     arguments: Sequence[str], *, env: Mapping[str, str], cwd: Path, timeout: float
 ) -> subprocess.CompletedProcess[str]:
-    """Run a `smith` command and wait for its end. Tests replace this function by one that starts commands faster."""
+    """Run a `smith` command and wait for its end. Tests replace this function with one that starts commands faster."""
     command = [sys.executable, "-m", "executor", *arguments]
     return subprocess.run(command, env=env, cwd=cwd, capture_output=True, check=False, text=True, timeout=timeout)
 
@@ -214,9 +215,10 @@ def running_lab(
     core_port: int = 0,
     proxmox_port: int = 0,
 ) -> Iterator[LabSystem]:
-    """Run simulator and stand-in for the `with` block, with the objects in FulcrumCore that an executor needs.
+    """Run a simulator and a stand-in for the `with` block, and create in the simulator what an executor needs.
 
-    The caller starts the executor; the end of the block stops it.
+    `time_scale` is the number of real seconds that a Proxmox second takes. The executor is started by the caller and
+    stopped at the end of the block.
     """
     with ExitStack() as stack:
         core = stack.enter_context(running_simulator(port=core_port))
@@ -233,6 +235,7 @@ def running_lab(
 
 
 def _stop_running_executor(lab: LabSystem) -> None:
+    """Stop the executor if the caller started it and it still runs."""
     if lab._executor is not None and lab._executor.poll() is None:
         lab.stop_executor(within_s=30)
 
@@ -246,7 +249,7 @@ def outcome_of(job: Json) -> str:
 def wait_for(check: Callable[[], T | None], within_s: float, what: str, interval_s: float = 0.1) -> T:
     """Call `check` every `interval_s` until its result is true; return the result.
 
-    Raises TimeoutError after `within_s`; its text names `what` the caller waits for.
+    Raises TimeoutError after `within_s`. The text of the error contains `what`, which says what the caller waits for.
     """
     deadline = time.monotonic() + within_s
     while True:

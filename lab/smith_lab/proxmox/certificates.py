@@ -15,7 +15,10 @@ from smith_lab.private_file import write_private
 
 
 def make_certificates(folder: Path, host: str) -> tuple[Path, Path]:
-    """Write a CA certificate, a server certificate and its key; return the paths of the last two."""
+    """Write a CA certificate, a server certificate and the server's key; return the paths of the last two files.
+
+    The server certificate is valid for `host`, `localhost` and 127.0.0.1.
+    """
     ca_key, server_key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
     ca_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Proxmox stand-in CA")])
     server_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, host)])

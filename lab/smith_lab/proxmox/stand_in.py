@@ -1,7 +1,11 @@
-"""Starts the Proxmox stand-in, a fakepve server in a process, and lets tests read and change its cluster.
+"""Starts the Proxmox stand-in as a process, and lets tests read and change the cluster that it simulates.
 
-The server is `smith_lab.proxmox.fakepve_server`. It is under the AGPL, so this module starts it and never imports it.
-Each stand-in uses TLS with its own CA, and clients must verify the certificate, as with a real cluster.
+The process runs `smith_lab.proxmox.fakepve_server`, which extends fakepve, a library that simulates the Proxmox API.
+That package is under the AGPL, so this module starts it as a process and never imports it. Each stand-in uses TLS with
+its own CA, and clients must verify the certificate, as with a real cluster.
+
+The stand-in has two ports: one for the Proxmox API, and a control port, by which tests and the demo read and change the
+cluster.
 """
 
 from __future__ import annotations
@@ -24,7 +28,7 @@ from executor.errors import SmithError
 from smith_lab.private_file import write_private
 from smith_lab.proxmox.certificates import make_certificates
 
-#: The module that `python -m` runs; it is never imported.
+#: The module that `python -m` runs as the server. No code outside the server's package imports it.
 SERVER_MODULE = "smith_lab.proxmox.fakepve_server"
 HOST = "127.0.0.1"
 USER = "smith@pve"
@@ -39,7 +43,10 @@ class StandInError(SmithError):
 
 
 class ProxmoxStandIn:
-    """One stand-in, from `start` to `stop`. Its server process also ends when this process ends."""
+    """One stand-in, from `start` to `stop`. Its server process also ends when this process ends.
+
+    `time_scale` is the number of real seconds that a Proxmox second takes; with 0, Proxmox tasks end at once.
+    """
 
     def __init__(
         self, folder: Path, *, time_scale: float = 0.0, host: str = HOST, port: int = 0, control_port: int = 0
@@ -70,7 +77,7 @@ class ProxmoxStandIn:
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         settings = self._write_settings()
         with (self.folder / "server.log").open("ab") as log:
-            # In a session of its own, Ctrl-C in a terminal does not reach the server: the demo stops it.
+            # The server runs in its own session, so that Ctrl-C in a terminal does not end it before `stop` does.
             self._process = subprocess.Popen(
                 [sys.executable, "-m", SERVER_MODULE, str(settings)],
                 stdin=subprocess.PIPE,
@@ -130,7 +137,10 @@ class ProxmoxStandIn:
         return dict(self._read("storages"))
 
     def request_log(self) -> list[dict[str, Any]]:
-        """Return every API request since the start or the last reset: method, path, params (secrets as stars)."""
+        """Return the method, path and params of every API request since the start or the last `reset_request_log`.
+
+        Secrets in the params are replaced by stars.
+        """
         return list(self._read("requests"))
 
     def changing_requests(self) -> list[dict[str, Any]]:
@@ -146,21 +156,27 @@ class ProxmoxStandIn:
     def fail(
         self, method: str, path: str, *, status: int = 500, text: str = "injected", times: int = 1, **more: Any
     ) -> None:
-        """Answer the next `times` requests (-1: all) to a path with an error; with status 0, close the connection.
+        """Make the next `times` requests to a path fail (-1: all requests).
 
-        The path is the part after `/api2/json`, with shell wildcards: `/nodes/*/qemu/9000/clone`. With `after=True`,
-        the request is processed before it is answered with the error. `delay_s` delays the answer.
+        The answer is an error with this status and text. With status 0, the connection is closed without an answer.
+        `path` is the part after `/api2/json` and may contain shell wildcards: `/nodes/*/qemu/9000/clone`. With
+        `after=True` in `more`, the request is processed before the error is sent. With `delay_s`, the error is delayed.
         """
         self.control("fail", method=method, path=path, status=status, text=text, times=times, **more)
 
     def fail_task(self, kind: str, text: str, *, times: int = 1, vmid: int | None = None) -> None:
-        """Make the next `times` Proxmox tasks of a type (qmclone, qmstart, resize, ...) fail with this error."""
+        """Make the next `times` Proxmox tasks of the type `kind` (qmclone, qmstart, resize, ...) fail with this error.
+
+        With `vmid`, only Proxmox tasks for this VM or container fail.
+        """
         self.control("fail_task", type=kind, text=text, times=times, vmid=vmid)
 
     def control(self, verb: str, **values: Any) -> Any:
-        """Call a verb of the control port: lock, node, quorum, slow, remove, recycle, rename, protect, configure,
-        storage, behave, power, move, add, add_container, add_template, revoke, grant, time_scale, task_seconds,
-        token_secret, clear_faults, reset_requests (`do_*` in fakepve_server/verbs_*.py). Raises StandInError.
+        """Call a verb of the control port with these values, and return its result. Raises StandInError.
+
+        The verbs are lock, node, quorum, slow, remove, recycle, rename, protect, configure, storage, behave, power,
+        move, add, add_container, add_template, revoke, grant, time_scale, task_seconds, token_secret, fail, fail_task,
+        clear_faults and reset_requests. The methods `do_<verb>` in fakepve_server/verbs_*.py implement them.
         """
         answer = requests.post(f"{self.control_url}/{verb}", json=values, timeout=CONTROL_TIMEOUT_S)
         body = answer.json()
@@ -217,7 +233,7 @@ class ProxmoxStandIn:
 def running_stand_in(
     *, time_scale: float = 0.0, folder: Path | None = None, port: int = 0, control_port: int = 0
 ) -> Iterator[ProxmoxStandIn]:
-    """Run a stand-in for the `with` block, in `folder` or in a temporary one."""
+    """Run a stand-in for the `with` block. Its files are in `folder`, or in a temporary folder."""
     with tempfile.TemporaryDirectory(prefix="proxmox-stand-in-") as temporary:
         stand_in = ProxmoxStandIn(
             folder or Path(temporary), time_scale=time_scale, port=port, control_port=control_port
@@ -229,5 +245,5 @@ def running_stand_in(
 
 
 def _server_environment() -> dict[str, str]:
-    """Return the variables that Python needs. The server must not get the secrets in our environment."""
+    """Return the variables that Python needs. The server must not get the secrets in this process's environment."""
     return {key: os.environ[key] for key in ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR") if key in os.environ}

@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Runs the Proxmox stand-in's server: fakepve with missing functions added, a cluster with templates, a control port.
+"""Runs the server of the Proxmox stand-in, which extends fakepve, a simulation of the Proxmox API.
 
     python -m smith_lab.proxmox.fakepve_server settings.json
 
-`smith_lab.proxmox.stand_in` runs this as a process. The package builds on fakepve, which is under the AGPL, so the
-package is under the AGPL, too, and no module outside the package imports it.
+The server simulates a cluster with templates, adds functions that fakepve lacks, and has a control port for tests.
+`smith_lab.proxmox.stand_in` runs this module as a process. fakepve is under the AGPL, so this package is under the
+AGPL, too, and no module outside this package imports it.
 
 The settings file is a JSON object with the members `host port control_port cert key user token_id token_secret
-root_password time_scale ready`. If a port is 0, the system chooses it. Once both ports answer, the server writes their
-numbers to the file that `ready` names. The process ends when its standard input closes, so it also ends when the
-process that started it ends.
+root_password time_scale ready`. If a port is 0, the operating system chooses the port. Once both ports answer, the
+server writes their numbers to the file that `ready` names. The server ends when its standard input closes. The standard
+input also closes when the process that started the server ends.
 """
 
 from __future__ import annotations

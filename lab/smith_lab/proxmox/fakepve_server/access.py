@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Checks permissions as Proxmox does, and filters the answers that depend on them."""
+"""Checks permissions as Proxmox does, and removes from answers what the caller has no permission for.
+
+fakepve is a library that simulates the Proxmox API. The classes of this package override its methods.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from fakepve.routing import die
 from fakepve.server import USER, FakePve, ok
 
 GIB = 1024**3
-#: Capacity and use of a node until the control port changes them. The capacity is sufficient for every test.
+#: Capacity and use of a node, unless a test changed them by the control port. The capacity is enough for every test.
 NODE_STATS = {"cpu": 0.02, "maxcpu": 64, "mem": 8 * GIB, "maxmem": 4096 * GIB}
 CLOUD_INIT_KEYS = ("ciuser", "cipassword", "sshkeys", "nameserver", "searchdomain", "citype", "ciupgrade", "cicustom")
 
@@ -25,7 +28,10 @@ class AccessChecks(FakePve):
     """
 
     async def _permissions(self, v: dict[str, Any], user: str) -> dict[str, dict[str, int]]:
-        """Answer for the requested path only, as Proxmox does; fakepve answers for every path with a grant."""
+        """Return the permissions on the requested path only, as Proxmox does.
+
+        fakepve returns the permissions on every path for which the user was granted any.
+        """
         granted: dict[str, dict[str, int]] = await super()._permissions(v, user)
         if v.get("path") is None:
             return granted
@@ -33,11 +39,11 @@ class AccessChecks(FakePve):
         return {v["path"]: merged}
 
     async def _cluster_status(self, request: web.Request) -> web.Response:
-        self.require(request[USER], "/", "Sys.Audit")  # fakepve checks nothing here
+        self.require(request[USER], "/", "Sys.Audit")  # fakepve does not check a privilege for this request
         return await super()._cluster_status(request)
 
     async def _resources(self, request: web.Request) -> web.Response:
-        """List only storages with Datastore.Audit, as Proxmox does; fakepve lists all."""
+        """List only storages on which the caller has Datastore.Audit, as Proxmox does. fakepve lists all storages."""
         answer = json.loads((await super()._resources(request)).text)
         visible_rows = [
             row
@@ -47,7 +53,7 @@ class AccessChecks(FakePve):
         return ok(visible_rows)
 
     async def _nodes(self, request: web.Request) -> web.Response:
-        """List the nodes with capacity and use. Without quorum all nodes but the first are offline."""
+        """List the nodes with their capacity and use. If the cluster has no quorum, only the first node is online."""
         answer = json.loads((await super()._nodes(request)).text)
         for node in answer["data"]:
             if node["status"] == "online":
@@ -57,7 +63,7 @@ class AccessChecks(FakePve):
         return ok(answer["data"])
 
     async def _ha_manager_status(self, v: dict[str, Any], user: str) -> dict[str, Any]:
-        """Answer with nested objects as Proxmox does; fakepve's generic answer is flat."""
+        """Return the HA state as nested objects, as Proxmox does. fakepve's generic answer has no nested objects."""
         self.require(user, "/", "Sys.Audit")
         states = {
             name: "maintenance" if node.get("maintenance") else "online" for name, node in sorted(self.nodes.items())
@@ -65,11 +71,13 @@ class AccessChecks(FakePve):
         return {"manager_status": {"node_status": states}, "quorum": {"node": "pve1", "quorate": 1}, "lrm_status": {}}
 
     def _config_priv(self, key: str) -> str:
+        """Return the privilege that a change of this configuration key requires."""
         if key in CLOUD_INIT_KEYS or key.startswith("ipconfig"):
             return "VM.Config.Cloudinit"
         return str(super()._config_priv(key))
 
     def _check_bridges(self, user: str, values: dict[str, Any]) -> None:
+        """Require the privilege SDN.Use on each bridge that a NIC in these configuration values uses."""
         for key, value in values.items():
             if re.fullmatch(r"net\d+", key) and (bridge := re.search(r"bridge=([^,]+)", str(value))):
                 self.require(user, f"/sdn/zones/localnetwork/{bridge.group(1)}", "SDN.Use")

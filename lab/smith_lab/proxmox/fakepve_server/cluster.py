@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Combines fakepve and all additions of this package to the cluster that the stand-in serves."""
+"""Combines fakepve and all additions of this package into the cluster that the stand-in serves."""
 
 from __future__ import annotations
 
@@ -9,4 +9,4 @@ from smith_lab.proxmox.fakepve_server.operations import DiskAndNodeOperations
 
 
 class Cluster(InjectedFaults, DiskAndNodeOperations, RunningGuests):
-    """fakepve with every addition of this package. Each base class adds what fakepve lacks in one area."""
+    """The simulated cluster. Each base class extends fakepve's class FakePve with what it lacks in one area."""

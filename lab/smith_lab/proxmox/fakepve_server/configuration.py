@@ -20,7 +20,7 @@ class ConfigurationChanges(AccessChecks):
     """Handles pending values, new and detached disks, and tags as Proxmox does."""
 
     async def _config_get(self, request: web.Request) -> web.Response:
-        """Return the configuration. Without `current=1` it includes the pending values, as in Proxmox."""
+        """Return the configuration as it is with the pending values, or without them if the query has `current=1`."""
         vm = self._vm(request, "VM.Audit")
         config = dict(vm.config)
         if request.query.get("current") not in ("1", "true"):
@@ -37,7 +37,7 @@ class ConfigurationChanges(AccessChecks):
         return ok(answer["data"])
 
     async def _apply_config(self, vm: FakeVm, user: str, changes: dict[str, Any]) -> None:
-        """Change the configuration: allocate new disks, keep detached disks as `unusedN`, apply hot-plugged values."""
+        """Change the configuration. Add new disks, keep detached disks as `unusedN`, apply hot-pluggable values."""
         updates = dict(changes)
         self._check_bridges(user, updates)
         self._check_lock(vm)
@@ -55,7 +55,7 @@ class ConfigurationChanges(AccessChecks):
         self._apply_hotplug(vm)
 
     def _detach_disks(self, vm: FakeVm, removed: dict[str, str]) -> None:
-        """Free the volumes of removed CD-ROMs and `unusedN` disks; keep other removed disks as `unusedN`."""
+        """Free the volumes of removed CD-ROMs and `unusedN` disks. Keep every other removed disk as `unusedN`."""
         for key, value in removed.items():
             volume, props = split_drive(value)
             if key.startswith("unused"):
@@ -76,7 +76,7 @@ class ConfigurationChanges(AccessChecks):
 
     @staticmethod
     def _apply_hotplug(vm: FakeVm) -> None:
-        """Apply pending values that can be hot-plugged, and drop pending values that equal the current ones."""
+        """Apply pending values that can be hot-plugged. Drop pending values that equal the current values."""
         kinds = split_list(vm.config.get("hotplug", "network,disk,usb"))
         for key, value in list(vm.pending.items()):
             can_hotplug = (
@@ -92,7 +92,7 @@ class ConfigurationChanges(AccessChecks):
 
 
 def _config_as_sent(config: dict[str, Any], digest: str) -> dict[str, Any]:
-    """Return the configuration in the form that Proxmox sends, with stars instead of the password."""
+    """Return the configuration in the form that Proxmox sends it, with stars instead of the cloud-init password."""
     sent = {key: value for key, value in config.items() if not key.startswith("snap")}
     if "memory" in sent:
         sent["memory"] = str(sent["memory"])

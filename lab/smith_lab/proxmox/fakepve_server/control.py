@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Serves the control port, by which tests and the demo read and change the cluster: JSON over HTTP, on loopback."""
+"""Serves the control port, by which tests and the demo read and change the cluster.
+
+The port accepts JSON over HTTP, on the loopback interface only.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +17,13 @@ from smith_lab.proxmox.fakepve_server.verbs_guests import GuestVerbs
 
 
 class Control(ClusterVerbs, GuestVerbs):
-    """The requests of the control port: GET reads, POST /<verb> calls the method `do_<verb>`."""
+    """Handles the requests of the control port: a GET reads a collection, POST /<verb> calls the method `do_<verb>`."""
 
     def __init__(self, cluster: Cluster) -> None:
         self.cluster = cluster
 
     def app(self) -> web.Application:
-        """Return the web application for these requests."""
+        """Return the web application that handles the requests of the control port."""
         app = web.Application()
         app.router.add_get("/{what}", self._read)
         app.router.add_post("/{verb}", self._call_verb)

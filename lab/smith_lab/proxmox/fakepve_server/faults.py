@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Logs every request, and applies the faults that the control port adds."""
+"""Logs every request, and applies the faults that tests add by the control port."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SECRET_PARAMS = ("cipassword", "password")
 
 
 class InjectedFaults(FakePve):
-    """Logs every request. The first fault that matches a request determines the answer."""
+    """Logs every request, and makes a request fail if a fault matches it. The first matching fault counts."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -25,7 +25,7 @@ class InjectedFaults(FakePve):
         self.request_log: list[dict[str, Any]] = []
 
     async def _answer(self, request: web.Request, handler: Any, generic: Any, path_node: str | None) -> Any:
-        """Log the request and answer it, with an error or not at all if a fault matches."""
+        """Log the request and answer it. If a fault matches, send the fault's error or close the connection."""
         path = request.path.removeprefix(API)
         self.request_log.append(
             {"method": request.method, "path": path, "params": await _params_without_secrets(request)}
@@ -44,7 +44,7 @@ class InjectedFaults(FakePve):
         return error(fault["status"], fault["text"])
 
     def _use_fault(self, method: str, path: str) -> dict[str, Any] | None:
-        """Return the first fault that matches a request, or None, and count the fault down."""
+        """Return the first fault that matches a request, or None. Each use reduces the fault's `times` by one."""
         for fault in self.faults:
             if fault["method"] in ("*", method) and fnmatch.fnmatchcase(path, fault["path"]):
                 fault["times"] -= 1

@@ -10,7 +10,7 @@ from typing import Any
 from fakepve.model import FakeVm, PveError
 from fakepve.server import FakePve
 
-#: Seconds of Proxmox time between a start and the guest agent's first answer.
+#: Proxmox seconds between the start of a VM and the first answer of its guest agent (see TASK_SECONDS).
 GUEST_AGENT_SECONDS = 5
 
 
@@ -22,6 +22,7 @@ class RunningGuests(FakePve):
         self.without_guest_agent: set[int] = set()  #: VMIDs of guests in which no guest agent runs
 
     async def _agent_call(self, match: Any, values: dict[str, Any]) -> Any:
+        """Answer a guest agent request. Raises a 500 unless the VM's configuration enables the guest agent."""
         vm = self.find(values["node"], values["vmid"])
         enabled = re.search(r"(?:^|enabled=)(\d)", str(vm.config.get("agent", "0")))
         if not enabled or enabled.group(1) != "1":
@@ -30,19 +31,22 @@ class RunningGuests(FakePve):
         return await super()._agent_call(match, values)
 
     def _guest_agent_of(self, vm: FakeVm) -> dict[str, Any] | None:
-        """Return the guest agent's data, or None if no guest agent answers yet. fakepve has no data for a clone."""
+        """Return what the guest agent reports, or None if no guest agent answers.
+
+        This overrides fakepve's data, because fakepve has none for a clone.
+        """
         booting = time.time() < (vm.started_at or 0) + GUEST_AGENT_SECONDS * self.time_scale
         if vm.vmid in self.without_guest_agent or vm.status != "running" or booting:
             return None
         internal = [
             _interface("docker0", "02:42:0a:0b:0c:0d", ["172.17.0.1/16"])
-        ]  # an address that other hosts cannot reach
+        ]  # the address of a bridge inside the guest, which other hosts cannot reach
         return {
             "interfaces": [_interface("lo", "00:00:00:00:00:00", ["127.0.0.1/8"]), *_guest_interfaces(vm), *internal]
         }
 
     def _vm_usage(self, vm: FakeVm) -> dict[str, Any]:
-        """Return counters that grow while the VM runs, so that rates are not zero."""
+        """Return the usage of a VM. Its counters grow while the VM runs, so that computed rates are not zero."""
         usage = dict(super()._vm_usage(vm))
         if vm.status == "running":
             age = time.time() - (vm.started_at or time.time())
@@ -64,7 +68,7 @@ def _interface(name: str, mac: str, addresses: list[str]) -> dict[str, Any]:
 
 
 def _guest_interfaces(vm: FakeVm) -> list[dict[str, Any]]:
-    """Return an interface for each NIC. Its address is that of `ipconfigN`, or is derived from the VMID."""
+    """Return an interface for each NIC. Its address is from `ipconfigN`, or derived from the VMID if none is set."""
     interfaces = []
     for key in sorted(key for key in vm.config if re.fullmatch(r"net\d+", key)):
         index = int(key[3:])

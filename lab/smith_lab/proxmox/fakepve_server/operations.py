@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Performs requests that fakepve only answers: resize, migrate, move disk, back up, unlink."""
+"""Performs the requests resize, migrate, move disk, back up and unlink, which fakepve answers without an effect."""
 
 from __future__ import annotations
 
@@ -19,10 +19,13 @@ GIB = 1024**3
 
 
 class DiskAndNodeOperations(ConfigurationChanges, TimedTasks):
-    """Resizes, migrates, moves, backs up and unlinks. `v` holds the values of a request, as in fakepve."""
+    """Handles requests that change disks, move guests to other nodes or back them up.
+
+    `v` holds the values of a request, as in fakepve: the parameters of the path, the query and the body.
+    """
 
     def _routes_stand_in(self) -> list[tuple[str, str, Any]]:
-        """Return the routes that this package adds. fakepve collects them from every method named `_routes_…`."""
+        """Return the routes that this package adds. fakepve calls every method whose name starts with `_routes_`."""
         vm_path = "/nodes/{node}/qemu/{vmid}"
         return [
             ("PUT", vm_path + "/resize", self._resize),
@@ -57,11 +60,15 @@ class DiskAndNodeOperations(ConfigurationChanges, TimedTasks):
 
     @staticmethod
     def _check_lock_in_task(vm: FakeVm) -> None:
+        """Make the running Proxmox task fail if another operation locked the VM."""
         if vm.lock:
             raise TaskError(f"VM is locked ({vm.lock})")
 
     def _allocate_space(self, volume: str, amount: int) -> None:
-        """Reduce the storage's free space and let the volume grow. Raises TaskError if the space is not sufficient."""
+        """Reduce the free space of the volume's storage, and enlarge the volume, by `amount` bytes.
+
+        Raises TaskError if the storage has less free space.
+        """
         storage, name = volume_ref(volume)
         store = self.storages.get(storage or "", {})
         if amount > store.get("avail", float("inf")):
@@ -111,7 +118,7 @@ class DiskAndNodeOperations(ConfigurationChanges, TimedTasks):
         return await self.task(vm.node, "qmmove", vm.vmid, user, body, vm=vm)
 
     async def _vzdump(self, v: dict[str, Any], user: str) -> str:
-        """Back up one guest: lock it while the Proxmox task runs, then add an archive to the storage."""
+        """Back up one VM or container: lock it while the Proxmox task runs, then add an archive to the storage."""
         vmid, storage = int(v["vmid"]), str(v.get("storage") or "local")
         vm = self.ct(vmid) or self.find(v["node"], vmid)
         self.need_quorum()
@@ -139,5 +146,6 @@ class DiskAndNodeOperations(ConfigurationChanges, TimedTasks):
 
 
 def _bytes_of(text: str) -> int:
+    """Return the bytes of a size such as `10G`."""
     number, unit = re.fullmatch(r"([\d.]+)([KMGT]?)", text).groups()  # type: ignore[union-attr]
     return int(float(number) * SIZE_UNITS.get(unit, 1))

@@ -57,7 +57,7 @@ def grant_privileges(cluster: Cluster, user_or_token: str) -> None:
 def add_template(
     cluster: Cluster, vmid: int, name: str, *, node: str, disk_gib: int, storage: str = "local-lvm"
 ) -> None:
-    """Add a template: one disk, a cloud-init drive, one NIC, the guest agent enabled."""
+    """Add a VM template with one disk, a cloud-init drive and one NIC, whose guest agent is enabled."""
     disk = f"base-{vmid}-disk-0"
     volume = {"content": "images", "format": "raw", "size": disk_gib * GIB, "vmid": vmid, "ctime": int(time.time())}
     cluster.storages[storage].setdefault("volumes", {})[disk] = volume

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Runs Proxmox tasks that take time, and that fail if the control port added a fault for them."""
+"""Runs Proxmox tasks that take time, and that fail if a test added a fault for them by the control port."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CLOUD_INIT = re.compile(r"(?:^|/)vm-\d+-cloudinit")
 
 
 class TimedTasks(FakePve):
-    """Runs Proxmox tasks for the time of their type. A clone gets its own cloud-init volume."""
+    """Makes each Proxmox task take the time of its type. It also gives each clone its own cloud-init volume."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -37,7 +37,10 @@ class TimedTasks(FakePve):
     async def task(  # noqa: PLR0917 - the signature is fakepve's
         self, node: str, ttype: str, tid: Any, user: str, body: Any, vm: Any = None, **kwargs: Any
     ) -> str:
-        """Start a Proxmox task that takes the time of its type and fails if a fault for it exists."""
+        """Start a Proxmox task that waits for the time of its type, fails if a fault matches it, and else runs `body`.
+
+        `ttype` is the type, such as `qmclone`. `tid` is the id that the Proxmox task shows, mostly a VMID.
+        """
 
         async def timed_body() -> Any:
             await self.pause(self.task_seconds.get(ttype, 0))
@@ -50,7 +53,7 @@ class TimedTasks(FakePve):
         return str(await super().task(node, ttype, tid, user, timed_body, vm=vm, **kwargs))
 
     def _raise_task_fault(self, ttype: str, tid: Any, vm: Any) -> None:
-        """Raise the error of the first fault for this Proxmox task, and count the fault down."""
+        """Raise the error of the first fault that matches this Proxmox task. Each use reduces `times` by one."""
         for fault in self.task_faults:
             if fault["type"] != ttype or fault["vmid"] not in (None, int(tid or 0), getattr(vm, "vmid", None)):
                 continue
@@ -63,7 +66,7 @@ class TimedTasks(FakePve):
             raise TaskError(fault["text"])
 
     def _give_own_cloud_init(self, vm: FakeVm) -> None:
-        """Give a clone its own cloud-init volume, as Proxmox does; fakepve keeps the volume of the template."""
+        """Give a clone its own cloud-init volume, as Proxmox does. fakepve gives it the volume of its template."""
         for key, volume, props in drives_of(vm.config):
             storage, name = volume_ref(volume)
             if storage and CLOUD_INIT.search(name):

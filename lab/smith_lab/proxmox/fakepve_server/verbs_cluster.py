@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Implements the control verbs for the whole cluster: faults, time, nodes, storages, access."""
+"""Implements the verbs of the control port that change faults, time, nodes, storages and access rights."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from smith_lab.proxmox.fakepve_server.cluster import Cluster
 
 
 class ClusterVerbs:
-    """The verbs. The parameters of each method are the members of the request's JSON."""
+    """Implements POST /<verb> by the method `do_<verb>`. The members of the request's JSON are its parameters."""
 
     cluster: Cluster
 
@@ -24,12 +24,15 @@ class ClusterVerbs:
         after: bool = False,
         delay_s: float = 0,
     ) -> None:
-        """Answer matching requests with an error. `after`: process them first. Status 0: close the connection."""
+        """Answer the next `times` matching requests with an error, or close the connection if `status` is 0.
+
+        With `after`, each request is processed before the error is sent. `path` may contain shell wildcards.
+        """
         rule = {"method": method, "path": path, "status": status, "text": text, "times": times}
         self.cluster.faults.append({**rule, "after": after, "delay_s": delay_s})
 
     def do_fail_task(self, type: str, text: str, times: int = 1, vmid: int | None = None) -> None:
-        """Make Proxmox tasks of a type (qmclone, qmstart, resize, ...) fail after their usual time."""
+        """Make the next `times` Proxmox tasks of a type (qmclone, qmstart, resize, ...) fail after their usual time."""
         self.cluster.task_faults.append({"type": type, "text": text, "times": times, "vmid": vmid})
 
     def do_clear_faults(self) -> None:
@@ -50,7 +53,7 @@ class ClusterVerbs:
         self.cluster.quorate = quorate
 
     def do_slow(self, seconds: float) -> None:
-        """Delay every answer by these real seconds."""
+        """Delay every answer by this number of real seconds."""
         self.cluster.slow_s = seconds
 
     def do_time_scale(self, scale: float) -> None:
@@ -62,7 +65,7 @@ class ClusterVerbs:
         self.cluster.task_seconds[type] = seconds
 
     def do_storage(self, storage: str, **values: Any) -> None:
-        """Set a storage's `avail` (bytes) or `active`."""
+        """Set values of a storage, such as `avail` (its free bytes) or `active`."""
         self.cluster.storages[storage].update(values)
 
     def do_revoke(self, path: str, privilege: str) -> None:
@@ -78,7 +81,7 @@ class ClusterVerbs:
             self.cluster.grant(user_or_token, path, privilege)
 
     def do_token_secret(self, secret: str) -> None:
-        """Change the secret of every token, as a rotation does."""
+        """Change the secret of every token, as an operator does who replaces a secret."""
         for token in self.cluster.apitokens:
             self.cluster.apitokens[token] = secret
 

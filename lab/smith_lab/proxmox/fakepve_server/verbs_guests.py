@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Implements the control verbs for VMs and containers."""
+"""Implements the verbs of the control port that change VMs and containers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from smith_lab.proxmox.fakepve_server.seed import add_template
 
 
 class GuestVerbs:
-    """The verbs. The parameters of each method are the members of the request's JSON."""
+    """Implements POST /<verb> by the method `do_<verb>`. The members of the request's JSON are its parameters."""
 
     cluster: Cluster
 
@@ -24,7 +24,7 @@ class GuestVerbs:
         return vm
 
     def do_lock(self, vmid: int, lock: str | None) -> None:
-        """Set or clear a VM's lock (backup, clone, migrate, snapshot, ...)."""
+        """Set a VM's lock (backup, clone, migrate, snapshot, ...), or clear it if `lock` is null."""
         self.cluster._qm_lock(self._vm(vmid), lock)
 
     def do_remove(self, vmid: int) -> None:
@@ -42,7 +42,7 @@ class GuestVerbs:
         *,
         copies: int = 1,
     ) -> None:
-        """Add a VM that Agent Smith did not create; with `copies`, add so many, on consecutive VMIDs."""
+        """Add a VM that Agent Smith did not create. `copies` is the number of VMs to add, on consecutive VMIDs."""
         for number in range(vmid, vmid + copies):
             self.cluster.add_vm(number, name, node=node, status=status, config=dict(config or {}))
 
@@ -53,11 +53,14 @@ class GuestVerbs:
         self.cluster.add_ct(vmid, name, node=node, status=status, config=config or {})
 
     def do_add_template(self, vmid: int, name: str, node: str, disk_gib: int = 8, storage: str = "local-lvm") -> None:
-        """Add a template."""
+        """Add a VM template."""
         add_template(self.cluster, vmid, name, node=node, disk_gib=disk_gib, storage=storage)
 
     def do_recycle(self, vmid: int, name: str = "other-vm") -> None:
-        """Replace the VM on this VMID by a running VM without our marker, as if the VMID was used again."""
+        """Replace the VM on this VMID with a running VM that Agent Smith did not create.
+
+        This is the state after another client deleted the VM and used its VMID for a new VM.
+        """
         old = self.cluster.vm(vmid)
         node = old.node if old else "pve1"
         if old:
@@ -70,7 +73,7 @@ class GuestVerbs:
         vm.name = vm.config["name"] = name
 
     def do_configure(self, vmid: int, values: dict[str, Any]) -> None:
-        """Set configuration values at once; null removes a value."""
+        """Change the configuration at once, without pending values. A value that is null removes the key."""
         vm = self._vm(vmid)
         for key, value in values.items():
             if value is None:
@@ -95,8 +98,8 @@ class GuestVerbs:
     def do_behave(self, vmid: int, **attributes: Any) -> None:
         """Set how a guest behaves.
 
-        Attributes: agent (whether a guest agent runs), acpi, shutdown_secs, start_secs, stop_secs, start_error,
-        ha_state, agent_hangs.
+        The attribute `agent` says whether a guest agent runs. The others are attributes of fakepve's VM: acpi,
+        shutdown_secs, start_secs, stop_secs, start_error, ha_state, agent_hangs.
         """
         vm = self._vm(vmid)
         if "agent" in attributes:

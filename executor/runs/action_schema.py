@@ -16,10 +16,11 @@ from executor.runs.actions import Action
 
 #: A larger schema is refused, because the schema is read again for each job.
 MAX_SCHEMA_BYTES = 256 * 1024
-#: How many wrong members one error message names at most.
+#: Maximum number of wrong members that one error message names.
 MAX_PROBLEMS = 8
 
-#: The error text for each keyword of JSON Schema. `limit` is the keyword's value in the schema, not a service's value.
+#: The error text for each keyword of JSON Schema. `limit` is the value that the schema gives to the keyword. It is not
+#: the value of the service's property, which may be a secret.
 _MESSAGES = {
     "type": "must be of type {limit}",
     "enum": "must be one of {limit}",
@@ -65,9 +66,10 @@ def check_properties(action: Action, properties: Mapping[str, Any]) -> None:
 
 
 def read_schema(file: Path) -> Validator:
-    """Read a schema and check that it is one. Raises SchemaError.
+    """Read a file and check that it is a JSON Schema. Raises SchemaError.
 
-    A reference may only point into the same file, because the jsonschema library would fetch any other address.
+    A reference in the schema may only point into the same file, because the jsonschema library would fetch any other
+    address.
     """
     try:
         text = file.read_bytes()
@@ -106,7 +108,7 @@ def _references(schema: Any) -> Iterator[str]:
 
 
 def _exists(schema: Any, reference: str) -> bool:
-    """True when the target of a reference of the form `#/a/b` or `#anchor` exists."""
+    """True when the target of the reference exists. The reference has the form `#/a/b` or `#anchor`."""
     pointer = unquote(reference[1:])
     if pointer and not pointer.startswith("/"):
         return f'anchor": {json.dumps(pointer)}' in json.dumps(schema).replace("Anchor", "anchor")
@@ -123,7 +125,7 @@ def _exists(schema: Any, reference: str) -> bool:
 
 
 def _message_of(error: jsonschema.ValidationError) -> str:
-    """Return our own text for the error, because the library's text quotes the value."""
+    """Return our own text for the error, because the library's text quotes the property's value, which may be a secret."""
     path = _path(error)
     if error.validator == "required" and isinstance(error.instance, dict):
         missing = [name for name in error.validator_value if name not in error.instance]
@@ -138,9 +140,10 @@ def _message_of(error: jsonschema.ValidationError) -> str:
 
 
 def _path(error: jsonschema.exceptions._Error) -> str:
-    """Return the wrong member as a dotted path; '' for the whole document."""
+    """Return the dotted path of the wrong member; '' if the whole document is wrong."""
     return ".".join(str(part)[:60] for part in error.absolute_path)
 
 
 def _joined(path: str, name: str) -> str:
+    """Return the dotted path of the member `name` inside the member at `path`."""
     return f"{path}.{name}" if path else name

@@ -1,9 +1,11 @@
-"""Step 5 of the walk in ARCHITECTURE.md: finds the playbook of an action, and refuses one that is unsafe to run.
+"""Step 5 of a job's processing (ARCHITECTURE.md): finds the playbook of an action and refuses an unsafe playbook.
 
-An action is a playbook `<action>.yml`. "Our" actions are those that we ship; a provider may have a folder with more
-(SMITH_ACTIONS_PATH), and there a JSON Schema `<action>.schema.json` for the properties. The provider's folder is
-searched first. Its playbooks run with our credentials, so only root and the agent's user may have write access to it.
-An action of the provider that is unsafe is refused, even if we ship an action of the same name.
+The playbook of an action is the file `<action>.yml`. "Our" actions are the actions that Agent Smith contains. The
+provider that operates the agent may have a folder with more actions (SMITH_ACTIONS_PATH). Beside a playbook, the
+provider's folder may contain a JSON Schema `<action>.schema.json` for the service's properties. The provider's folder
+is searched before ours. The provider's playbooks run with the agent's credentials for Proxmox, so only root and the
+agent's user may have write access to the folder. An unsafe action of the provider is refused, even if we have an action
+of the same name.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ log = get_logger(__name__)
 
 ACTION_PATTERN = re.compile(r"[a-z][a-z0-9_-]{0,49}\Z")
 SCHEMA_SUFFIX = ".schema.json"
-#: A folder with more entries is refused: it is probably no folder of actions, but for example a home folder.
+#: A provider's folder with more entries is refused, because SMITH_ACTIONS_PATH probably names a wrong folder, such as a
+#: home folder.
 MAX_ENTRIES = 5_000
 
 
@@ -32,8 +35,8 @@ class Action:
 
     name: str
     playbook: Path
-    schema: Path | None  #: JSON Schema of a provider's action, for the service's properties
-    is_ours: bool
+    schema: Path | None  #: the JSON Schema for the service's properties; only a provider's action may have one
+    is_ours: bool  #: True if Agent Smith contains the action, False if it is from the provider's folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,21 +47,24 @@ class ListedAction:
     playbook: Path
     has_schema: bool
     is_ours: bool
-    replaces_ours: bool
+    replaces_ours: bool  #: True for a provider's action with the name of an action of ours
     problem: str  #: why the action is refused; '' if it may be run
 
 
 def ansible_home() -> Path:
-    """Return the folder that holds our `playbooks` and `roles`: in an installed package, or the root of a checkout."""
+    """Return the folder that contains our `playbooks` and `roles`.
+
+    It is the folder `ansible` in an installed package, or the root of a checkout.
+    """
     package = Path(__file__).resolve().parents[1]
     bundled = package / "ansible"
     return bundled if bundled.is_dir() else package.parent
 
 
 def find(name: str, folders: Sequence[Path]) -> Action:
-    """Return the action of that name from the first folder that has its playbook. The last folder is ours.
+    """Return the action `name` from the first folder that has its playbook. The last folder is ours.
 
-    Raises JobError UNSUPPORTED_ACTION when no folder has the playbook, or when a provider's is not safe to run.
+    Raises JobError UNSUPPORTED_ACTION when no folder has the playbook, or when the playbook is a provider's and unsafe.
     """
     if ACTION_PATTERN.match(name):
         for folder in folders:
@@ -74,7 +80,7 @@ def find(name: str, folders: Sequence[Path]) -> Action:
 
 
 def list_all(folders: Sequence[Path]) -> list[ListedAction]:
-    """Return all actions, sorted by name, including those that are refused."""
+    """Return all actions, sorted by name, including the actions that `find` refuses."""
     actions: dict[str, ListedAction] = {}
     for folder in reversed(folders):
         is_ours = folder == folders[-1]
@@ -96,7 +102,7 @@ def _schema_of(playbook: Path, is_ours: bool) -> Path | None:
 
 
 # ---------------------------------------------------------------------------------------------------------------
-# Whether an action is safe to run: everything in a provider's folder gets our credentials.
+# These functions decide whether an action is safe to run. Each file in a provider's folder may use our credentials.
 
 
 def _refusal(folder: Path, name: str, *, is_ours: bool) -> str:
@@ -114,7 +120,7 @@ def _refusal(folder: Path, name: str, *, is_ours: bool) -> str:
 
 
 def _folder_problem(folder: Path) -> str:
-    """Return which other user may change the folder or replace it by another folder; '' if none can."""
+    """Return a text that states which other user can change or replace the folder; '' if no other user can."""
     if not folder.is_dir():
         return f"{folder} is not a folder"
     real = folder.resolve()
@@ -154,7 +160,7 @@ def _entries(folder: Path) -> Iterator[Path]:
     """Return all files and folders below the folder."""
     for root, folders, files in os.walk(folder):
         if ".git" in folders:
-            folders.remove(".git")  # Ansible does not read it
+            folders.remove(".git")  # os.walk then skips this folder, which Ansible does not read
         yield from (Path(root, entry) for entry in (*folders, *files))
 
 
@@ -166,7 +172,7 @@ def _belongs_to_another_action(path: Path, folder: Path, name: str) -> bool:
 
 
 def _unsafe_access(status: os.stat_result, path: Path) -> str:
-    """Return which user other than root and the agent's has write access; '' if none has."""
+    """Return a text that states which user, except root and the agent's user, has write access; '' if none has."""
     if status.st_uid not in (0, os.geteuid()):
         return f"is owned by user {status.st_uid}, not by root or the agent's user"
     if status.st_mode & 0o022 and not _is_read_only(path):
@@ -176,5 +182,8 @@ def _unsafe_access(status: os.stat_result, path: Path) -> str:
 
 
 def _is_read_only(path: Path) -> bool:
-    """True on a read-only mount, such as a Kubernetes ConfigMap, where a writable mode grants no write access."""
+    """True when the path is on a read-only mount, such as a Kubernetes ConfigMap.
+
+    There no user can write to the file, even if its mode allows writing.
+    """
     return bool(os.statvfs(path).f_flag & os.ST_RDONLY)

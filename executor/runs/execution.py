@@ -29,9 +29,10 @@ log = get_logger(__name__)
 
 #: How often the deadline and the `cancelled` callback are checked during a run.
 CHECK_INTERVAL_S = 0.2
-#: Extra time for the guard, after its own grace period, before the agent kills the run's processes itself.
+#: The guard ends the run's processes with TERM, and after a grace period with KILL. When this extra time has passed,
+#: too, the agent kills the processes itself.
 GUARD_MARGIN_S = 2.0
-#: An event file that is larger is not parsed.
+#: ansible-runner's display callback writes each event to a file of its own. A larger file is not parsed.
 MAX_EVENT_FILE_BYTES = 4 * 1024 * 1024
 READ_BYTES = 16 * 1024
 
@@ -42,7 +43,10 @@ Pipe = tuple[BinaryIO, BinaryIO]  # reader, writer
 
 @contextlib.contextmanager
 def prepared(config: Any, output: RunOutput) -> Iterator[Execution]:
-    """Prepare a run, which may then be cancelled even before it starts. Close its pipes at the end of the block."""
+    """Prepare a run. The run can be cancelled from then on, even before it starts.
+
+    At the end of the block, the pipes of the run are closed.
+    """
     with _pipe() as guard_input, _pipe() as run_output:
         yield Execution(config, output, guard_input, run_output)
 
@@ -65,11 +69,12 @@ class Execution:
         self._cancelled_at = 0.0
 
     def execute(self, deadline: float, cancelled: Callable[[], bool]) -> tuple[RunStatus, int]:
-        """Execute the run to its end and end all its processes; return status and exit code.
+        """Execute the run until it ends, then end all its processes. Return its status and its exit code.
 
         `deadline` is a point in `time.monotonic()`.
         """
-        # In the mode that `runner_config` sets, ansible-runner passes these pipes to the guard and waits for its end.
+        # `runner_config` sets the mode "subprocess". In this mode, ansible-runner passes these pipes to the guard and
+        # waits until the guard has ended.
         self._config.input_fd = self._guard_input
         self._config.output_fd = self._config.error_fd = self._output_writer
         thread = threading.Thread(target=self._run, name=f"run-{self._config.ident}", daemon=True)
@@ -84,9 +89,9 @@ class Execution:
         return status, rc
 
     def cancel(self, status: RunStatus = RunStatus.CANCELED) -> None:
-        """Ask the guard to end the run, which then gets this status.
+        """Ask the guard to end the run. The run then gets `status`, unless it succeeds before.
 
-        Only the first call of a run sets the status. A call after the end of the run has no effect.
+        Only the first call for a run sets the status. A call after the end of the run has no effect.
         """
         with self._lock:
             if self._cancel_status is None and not self._guard_pipe.closed:
@@ -100,14 +105,14 @@ class Execution:
     def _run(self) -> None:
         try:
             self._runner.run()
-        except OSError as error:  # the disk is full or no process could be started; the run then counts as failed
+        except OSError as error:  # the disk is full or no process can be started: the run fails
             log.error("run_crashed", run_ident=self._config.ident, reason=str(error))
         finally:
             self._output_writer.close()
             self._guard_input.close()
 
     def _read_until_end(self, thread: threading.Thread, deadline: float, cancelled: Callable[[], bool]) -> None:
-        """Read the run's output until its guard has ended; check the limits meanwhile."""
+        """Read the run's output until its guard has ended. Check the deadline and `cancelled` meanwhile."""
         poll, next_check_at = _poll(self._run_output), 0.0
         while thread.is_alive():
             if poll.poll(CHECK_INTERVAL_S * 1000) and not self._read():
@@ -119,7 +124,10 @@ class Execution:
             self._check_limits(now, deadline, cancelled)
 
     def _check_limits(self, now: float, deadline: float, cancelled: Callable[[], bool]) -> None:
-        """Cancel the run at its deadline or when `cancelled` returns True; kill it if its guard does not end it."""
+        """Cancel the run at its deadline, or when `cancelled` returns True.
+
+        Kill it if the guard does not end it in time.
+        """
         if self._cancel_status is not None:
             if now > self._cancelled_at + process_tree.GRACE_S + GUARD_MARGIN_S:
                 process_tree.end_processes(self._processes, grace_s=0)  # the guard is suspended or dead
@@ -154,19 +162,21 @@ class Execution:
         return process_tree.processes_with_variable(CREDENTIALS_VARIABLE, f"{self._credentials_file}\0")
 
     def _outcome(self) -> tuple[RunStatus, int]:
+        """Return the status and the exit code of the ended run. The exit code after a signal is 128 plus its number."""
         rc = process_tree.ENDED if self._runner.rc is None else int(self._runner.rc)
-        if rc == 0:  # also if it was cancelled: it has succeeded before the cancellation took effect
+        if rc == 0:  # a cancelled run may have this exit code, too: it succeeded before the cancellation took effect
             return RunStatus.SUCCESSFUL, 0
         if self._cancel_status is not None:
             return self._cancel_status, process_tree.ENDED
         return RunStatus.FAILED, rc if rc > 0 else 128 - rc
 
     def _on_event(self, event: dict[str, Any]) -> None:
-        """Let ansible-runner read the event whose mark was found in the output.
+        """Let ansible-runner read the file of the event whose mark was found in the output.
 
-        ansible-runner's display callback writes each event to a file and only a mark to the output. The output may also
-        contain text from a guest or from Proxmox that looks like a mark, so only the file defines the event. A file
-        that is truncated, too large or not JSON is replaced by a placeholder event, so that the run continues.
+        ansible-runner's display callback writes each event to a file, and a mark with the event's UUID to the output.
+        The output may also contain text from a guest or from Proxmox that looks like a mark. So of the mark only a few
+        members are used, and the file defines the event. If the file is truncated, too large or not JSON, a placeholder
+        event is stored instead, so that the run continues.
         """
         if not _UUID.match(str(event.get("uuid", ""))):
             return

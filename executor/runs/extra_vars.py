@@ -12,12 +12,13 @@ from executor.runs.network_properties import NicProperties
 from executor.runs.request import PlanSettings, RunRequest
 from executor.runs.vm_properties import VmProperties, read_properties
 
-#: Optional properties with the same name in `vm`. The playbooks change only those that are given.
+#: Optional properties that have the same name in `vm`. A playbook does not change a property that is not given.
 HARDWARE = ("sockets", "cpu_type", "balloon_mib", "swap_mib", "onboot", "protection", "guest_agent")
 MAX_DESCRIPTION_LENGTH = 200
-#: The beginning of a marker (`mappings.marker_for`). `ProxmoxReader` ignores case when it reads one.
+#: The beginning of a marker: the line in a VM's description that names the VM's service (`mappings.marker_for`). The
+#: case of letters is ignored, because `ProxmoxReader` ignores it when it reads a marker.
 MARKER_START = re.compile(r"smith-uid\s*=", re.IGNORECASE)
-#: For each property of cloud-init its member of `vm.cloud_init`.
+#: Maps each cloud-init property of a service to the member of `vm.cloud_init` that contains its value.
 CLOUD_INIT = {
     "ciUser": "user",
     "ciPassword": "password",
@@ -27,7 +28,7 @@ CLOUD_INIT = {
 
 
 def create_vars(request: RunRequest, settings: PlanSettings) -> dict[str, Any]:
-    """Return the members for `create`: the whole configuration of the guest, and its source."""
+    """Return the members for `create`: the whole configuration of the guest, and what it is created from."""
     properties = _properties_of(request)
     members = {
         **_configuration(properties, request),
@@ -43,8 +44,8 @@ def create_vars(request: RunRequest, settings: PlanSettings) -> dict[str, Any]:
 def update_vars(request: RunRequest, settings: PlanSettings) -> dict[str, Any]:
     """Return the members for `update`.
 
-    FulcrumCore sends all properties with each update. Network and login are included only if they differ from the
-    previous properties.
+    FulcrumCore sends all properties with each update. The network, the NICs and the login are included only if they
+    differ from the service's properties before the update.
     """
     properties = _properties_of(request)
     members = _configuration(properties, request)
@@ -56,7 +57,8 @@ def update_vars(request: RunRequest, settings: PlanSettings) -> dict[str, Any]:
         members["allow_reboot"] = True
     if changed := [name for name in CLOUD_INIT if _differs(request, name)]:
         if "sshPublicKeys" in changed and not properties.ssh_public_keys:
-            # An empty list is not sent to Proxmox, so a success would hide that the old keys can still log in.
+            # An empty list is not sent to Proxmox. The job would succeed, although users can still log in with the old
+            # keys.
             raise JobError(ErrorCode.INVALID_REQUEST, "sshPublicKeys cannot be emptied, only replaced")
         cloud_init, changed_members = _cloud_init(properties), [CLOUD_INIT[name] for name in changed]
         members["cloud_init"] = {name: cloud_init[name] for name in changed_members if name in cloud_init}
@@ -75,7 +77,10 @@ def bridge_of(properties: VmProperties, settings: PlanSettings) -> str:
 
 
 def os_template(name: str, os_templates: Mapping[str, str]) -> str:
-    """Return the volume of a container's OS template; `name` may be the volume already. Raises JobError NOT_FOUND."""
+    """Return the volume of a container's OS template, such as `local:vztmpl/debian.tar.zst`.
+
+    `name` is a key of `os_templates`, or the volume itself. Raises JobError NOT_FOUND when no template has this name.
+    """
     if ":" in name:
         return name
     if name not in os_templates:
@@ -113,12 +118,15 @@ def _configuration(properties: VmProperties, request: RunRequest) -> dict[str, A
 
 
 def _differs(request: RunRequest, name: str) -> bool:
-    """True when the property is given and is not what it was before the update."""
+    """True when the property is given and differs from its value before the update."""
     return name in request.properties and request.properties.get(name) != request.previous_properties.get(name)
 
 
 def _source(properties: VmProperties, request: RunRequest, settings: PlanSettings) -> dict[str, Any]:
-    """Return the source of the guest: a template, an OS template, an ISO image, or `blank` for empty disks."""
+    """Return the member that names what the guest is created from.
+
+    It is a template, an OS template (for a container), an ISO image, or `blank` (for a VM with empty disks).
+    """
     if not properties.has_source:
         raise JobError(ErrorCode.INVALID_REQUEST, "image is missing: it names the template (or iso, blank, osTemplate)")
     if properties.image:

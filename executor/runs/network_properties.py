@@ -1,4 +1,4 @@
-"""Defines and checks the network properties of a service, which FulcrumCore sends as JSON. Pure functions."""
+"""Defines and checks the network properties of a service, which FulcrumCore sends as JSON. All functions are pure."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ Address = TypeVar("Address")
 
 
 def _read_address(read: Callable[[str], Address], value: str) -> Address:
-    """Return the parsed address. The error does not quote the value, unlike the error of `ipaddress`."""
+    """Return the address that `read`, a class of `ipaddress`, makes from the value.
+
+    Raises ValueError. Its text does not quote the value, unlike the text of the error that `ipaddress` raises.
+    """
     try:
         return read(value)
     except ValueError:
@@ -24,19 +27,27 @@ def _read_address(read: Callable[[str], Address], value: str) -> Address:
 
 
 def _without_zone(value: str) -> str:
-    """Return the value. Raises ValueError when it has an IPv6 zone, which `ipaddress` accepts with any text."""
+    """Return the value. Raises ValueError when it contains an IPv6 zone, as in `fe80::1%eth0`.
+
+    `ipaddress` accepts any text as a zone.
+    """
     if "%" in value:
         raise ValueError("contains an address with a zone, which may be any text")
     return value
 
 
 def _camel(name: str) -> str:
+    """Return FulcrumCore's name of a property: `dns_servers` becomes `dnsServers`."""
     head, *rest = name.split("_")
     return head + "".join(part.capitalize() for part in rest)
 
 
 class Properties(BaseModel):
-    """Base class: names are camelCase, unknown members are ignored, types are not converted ("2" is not 2)."""
+    """The base class of all properties.
+
+    The names in JSON are camelCase. Unknown members are ignored. Types are not converted, so the text "2" is refused
+    where a number is required.
+    """
 
     model_config = ConfigDict(
         strict=True, extra="ignore", frozen=True, alias_generator=_camel, hide_input_in_errors=True
@@ -120,7 +131,7 @@ class NetworkProperties(AddressProperties):
 
 
 class NicProperties(AddressProperties):
-    """One network interface of the list `networks`. An update does not change members that are missing."""
+    """One network interface of the list `networks`. An update leaves the values of missing members unchanged."""
 
     mode: Literal["dhcp", "static"] | None = None
     bridge: Bridge | None = None

@@ -1,8 +1,9 @@
-"""Step 5 of the walk in ARCHITECTURE.md: stores a run's output, redacted and of limited size.
+"""Step 5 of a job's processing (ARCHITECTURE.md): stores a run's output without secrets, up to a maximum size.
 
-The files are `events.jsonl` and `stdout`. The output is not trusted: it may have 200 MB, bytes that are not UTF-8, an
-event without its end, or text that imitates an event mark. LEFT_OUT replaces text that was left out. An event mark is
-an escape sequence that ansible-runner's display callback writes to the output for each event.
+The output is stored in the files `events.jsonl` and `stdout`. The output is not trusted: it may have a size of 200 MB,
+and it may contain bytes that are not UTF-8, an incomplete event, or text that imitates an event mark. An event mark is
+an escape sequence that ansible-runner's display callback writes to the output for each event. The text LEFT_OUT is
+stored in place of text that was left out.
 """
 
 from __future__ import annotations
@@ -17,29 +18,32 @@ from typing import Any, TextIO
 
 from executor.redaction import Redactor
 
-#: Output after this many bytes is dropped, except for event marks.
+#: Output after this many bytes is not stored. Only its event marks are still read.
 MAX_OUTPUT_BYTES = 4 * 1024 * 1024
 #: When `events.jsonl` is larger than this, only failures, results and the final event are added.
 MAX_EVENTS_BYTES = 16 * 1024 * 1024
 #: When `events.jsonl` is larger than this, only the final event is added.
 MAX_ESSENTIAL_BYTES = 20 * 1024 * 1024
-#: A larger event is shortened. The result of one module may already have 700 kB.
+#: A larger event is shortened. The limit is high because the result of a single module may have 700 kB.
 MAX_EVENT_BYTES = 1024 * 1024
 #: In an event that is too large, longer strings are truncated to this length.
 MAX_STRING_LENGTH = 8 * 1024
 
 LEFT_OUT = "[left out: too large]"
-#: Kind of the event that states how many events were left out.
+#: Kind of the event that we add to state how many events were left out.
 TRUNCATED = "smith_truncated"
 _ESSENTIAL = frozenset({"runner_on_failed", "runner_on_unreachable", "runner_item_on_failed", "playbook_on_stats"})
 _FINAL = "playbook_on_stats"
-#: An event mark (see the top of this module).
+#: Matches an event mark (see the docstring of this module).
 _MARK = re.compile(rb"\x1b\[K(?:[A-Za-z0-9+/=]+\x1b\[\d+D)+\x1b\[K")
 _MAX_MARK_BYTES = 512
 
 
 class RunOutput:
-    """Writes the artifacts of one run to a folder: `events.jsonl` and `stdout`, at the end `rc` and `status`."""
+    """Writes the artifacts of one run to a folder.
+
+    `events.jsonl` and `stdout` are written during the run, `rc` (the exit code) and `status` at its end.
+    """
 
     def __init__(self, folder: Path, redactor: Redactor) -> None:
         folder.mkdir(mode=0o700)
@@ -52,18 +56,21 @@ class RunOutput:
         self._is_sealed = False
 
     def write(self, text: str) -> None:
-        """Add text to `stdout`: whole lines or whole events, so that no secret is split between two calls."""
+        """Add text to `stdout`.
+
+        The caller passes whole lines or whole events, so that two calls do not split a secret.
+        """
         if not self._is_sealed:
             self._stdout.write(self._redactor.redact(text))
 
     def seal(self) -> None:
-        """Ignore all later text, which may start in the middle of a secret. Events are still added."""
+        """Ignore all text from now on, because it may start in the middle of a secret. Events are still added."""
         if not self._is_sealed:
             self._is_sealed = True
             self._stdout.write(f"{LEFT_OUT}\n")
 
     def flush(self) -> None:
-        """Write the buffered output to the files, for readers of a run that has not ended."""
+        """Write the buffered output to the files, so that an operator can read the output of a current run."""
         self._stdout.flush()
         self._events.flush()
 
@@ -77,26 +84,27 @@ class RunOutput:
         self._events.write(line + "\n")
 
     def finish(self, *, status: str, rc: int) -> None:
-        """Close the files and write the outcome. The folder is then complete."""
+        """Close the files and write the exit code and the status. The folder is then complete."""
         self.close()
         for name, value in (("rc", str(rc)), ("status", status)):
             with open_private(self.folder / name) as file:
                 file.write(value)
 
     def close(self) -> None:
-        """Close the files, after an event that states how many events were left out. May be called twice."""
+        """Close the files. If events were left out, add a last event with their number. May be called twice."""
         if self._left_out and not self._events.closed:
             self._events.write(json.dumps({"event": TRUNCATED, "left_out": self._left_out}) + "\n")
         self._stdout.close()
         self._events.close()
 
     def _limit(self, event: dict[str, Any]) -> int:
+        """Return the size of `events.jsonl` above which this kind of event is not added any more."""
         if event.get("event") == _FINAL:
             return MAX_ESSENTIAL_BYTES + MAX_EVENT_BYTES
         return MAX_ESSENTIAL_BYTES if _is_essential(event) else MAX_EVENTS_BYTES
 
     def _line(self, event: dict[str, Any]) -> str:
-        """Return the event as JSON without secrets, shortened only as far as the size limit requires."""
+        """Return the event as JSON without secrets. It is shortened only as far as MAX_EVENT_BYTES requires."""
         redacted = self._redactor.redact_value(event)
         for shorten in (_unchanged, _shortened, _essentials):
             line = json.dumps(shorten(redacted), default=str)
@@ -106,7 +114,10 @@ class RunOutput:
 
 
 class OutputReader:
-    """Decodes a run's output for ansible-runner's event filter; after MAX_OUTPUT_BYTES, only its event marks."""
+    """Decodes a run's output and passes it to ansible-runner's event filter.
+
+    After MAX_OUTPUT_BYTES bytes of output, it passes only the event marks.
+    """
 
     def __init__(self, write: Callable[[str], object], seal: Callable[[], object]) -> None:
         self._write = write
@@ -116,7 +127,7 @@ class OutputReader:
         self._tail = b""
 
     def feed(self, data: bytes) -> None:
-        """Process the next bytes of the output, which may end in the middle of a character or of an event mark."""
+        """Process the next bytes of the output. They may end in the middle of a character or of an event mark."""
         previous, self._tail = self._tail, (self._tail + data)[-_MAX_MARK_BYTES:]
         self._size += len(data)
         if self._size > MAX_OUTPUT_BYTES:

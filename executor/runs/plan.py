@@ -1,7 +1,7 @@
-"""Step 5 of the walk in ARCHITECTURE.md: decides which playbook runs for a job, and with which extra var `vm`.
+"""Step 5 of a job's processing (ARCHITECTURE.md): decides which playbook runs for a job, and with which extra var `vm`.
 
-The functions are pure, except that they read the folders of the playbooks. Text from FulcrumCore becomes only values
-in `vm`, never a path, a template or a part of a shell command.
+The functions read the folders of the playbooks; apart from that, they are pure. Text from FulcrumCore is used only as a
+value in `vm`, never as a path, a template or a part of a shell command.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from executor.runs.vm_properties import read_properties
 
 #: Actions that configure the VM from the service's properties.
 CONFIGURING_ACTIONS = frozenset({"create", "update"})
-#: All actions of ours that read the service's properties. A resize reads only the sizes of the disks.
+#: All our actions that read the service's properties. `resize` reads only the sizes of the disks.
 PROPERTY_ACTIONS = CONFIGURING_ACTIONS | {"resize"}
-#: How many characters of the action's name a run's ident has. The ident names the run's folder, in which ansible-core
-#: 2.21 opens a socket, and a socket's path may have 107 characters only.
+#: A run's ident contains at most this many characters of the action's name. The ident is the name of the run's folder.
+#: ansible-core 2.21 opens a socket in this folder, and the path of a socket may have at most 107 characters.
 MAX_ACTION_IN_IDENT = 16
 
 
 def find_playbook(action: str, folders: Sequence[Path]) -> Path:
-    """Return the playbook of an action. Raises JobError UNSUPPORTED_ACTION when there is none that may be run."""
+    """Return the playbook of an action. Raises JobError UNSUPPORTED_ACTION when it is missing or unsafe to run."""
     return actions.find(action, folders).playbook
 
 
@@ -53,7 +53,7 @@ def plan(request: RunRequest, settings: PlanSettings) -> PlaybookRun:
 
 
 def _identity(request: RunRequest, settings: PlanSettings, timeout_s: float) -> dict[str, Any]:
-    """Return the members of `vm` for every action: the VM's identity and the time limits."""
+    """Return the members of `vm` that every action gets: the VM's identity and the time limits."""
     vm = {
         "service_id": request.service_id,
         "vmid": request.vmid,
@@ -68,7 +68,7 @@ def _identity(request: RunRequest, settings: PlanSettings, timeout_s: float) -> 
 
 
 def _action_vars(request: RunRequest, settings: PlanSettings, *, is_ours: bool) -> dict[str, Any]:
-    """Return the members of `vm` for this action alone."""
+    """Return the members of `vm` that only this action gets."""
     if request.action == "create":
         return extra_vars.create_vars(request, settings)
     if request.action == "update":

@@ -1,7 +1,7 @@
 """Makes and removes the private folder of a run, which holds its extra vars, credentials and temporary files.
 
-The folder is on tmpfs and only the agent's user can read it, so its files may contain secrets. Command-line arguments
-and environment variables contain none.
+The folder is on tmpfs and only the agent's user can read it, so its files may contain secrets. The command-line
+arguments and the environment variables of a run contain no secrets.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ IDENT_VARIABLE = "SMITH_RUN_IDENT"
 SECRET_CREDENTIALS = ("api_token_secret", "api_password")
 
 _IDENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,127}\Z")
-#: Length of what Python appends to TMPDIR for a Unix socket. ansible-core 2.21 opens one in each run.
+#: Length of the text that Python's multiprocessing appends to TMPDIR to make the path of a Unix socket. ansible-core
+#: 2.21 opens such a socket in each run.
 _SOCKET_BYTES = len("/pymp-12345678/listener-12345678")
 #: Maximum length of a Unix socket's path (unix(7)).
 _MAX_SOCKET_BYTES = 107
@@ -58,8 +59,8 @@ def private_folder(run_dir: Path, ident: str) -> Iterator[Path]:
 def make_private(folder: Path) -> None:
     """Make the folder, if it is missing, and restrict access to the agent's user.
 
-    Raises SettingsError when the folder belongs to another user. Its parent may be writable by all users, as /dev/shm
-    is, so another user may have made it first.
+    Raises SettingsError when the folder belongs to another user. All users may have write access to its parent, as they
+    have to /dev/shm, so another user may have made a folder of this name.
     """
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     status = folder.lstat()
@@ -78,7 +79,7 @@ def make_subfolders(folder: Path) -> None:
 
 
 def remove(folder: Path) -> None:
-    """Remove a private folder, the files with secrets first."""
+    """Remove a private folder. The files with secrets are removed first."""
     for name in ("vm.yml", "credentials.yml"):
         (folder / name).unlink(missing_ok=True)
     with contextlib.suppress(OSError):
@@ -90,9 +91,9 @@ def remove(folder: Path) -> None:
 
 
 def tmp_of(folder: Path) -> Path:
-    """Return the TMPDIR of a run: the short link to `tmp` if there is one, else `tmp` itself.
+    """Return the TMPDIR of a run: the short link to the subfolder `tmp` if the link exists, else `tmp` itself.
 
-    The link is in a folder that all users may write to. A link that another user has made is not used.
+    The link is in a folder to which all users have write access. A link that another user has made is not used.
     """
     tmp, link = folder / "tmp", _link_to_tmp(folder)
     with contextlib.suppress(OSError):
@@ -102,14 +103,17 @@ def tmp_of(folder: Path) -> Path:
 
 
 def _shorten_tmp(folder: Path) -> None:
-    """Make a link with a short path to the temporary folder. If that fails, `tmp_of` returns the long path."""
+    """Make a link with a short path to the temporary folder. If this fails, `tmp_of` returns the long path."""
     with contextlib.suppress(OSError):
         if link := _link_to_tmp(folder):
             link.symlink_to(folder / "tmp")
 
 
 def _link_to_tmp(folder: Path) -> Path | None:
-    """Return the path of a short link to a run's temporary folder; None when the folder's own path is short enough."""
+    """Return the path of a short link to a run's temporary folder.
+
+    Return None when the path of the temporary folder is short enough for a socket in it.
+    """
     tmp = os.fsencode(folder / "tmp")
     if len(tmp) + _SOCKET_BYTES <= _MAX_SOCKET_BYTES:
         return None
@@ -117,7 +121,7 @@ def _link_to_tmp(folder: Path) -> Path | None:
 
 
 def processes_in(folder: Path) -> set[int]:
-    """Return the process ids of the runs whose private folder is `folder` or is below `folder`."""
+    """Return the ids of all processes of runs whose private folder is `folder` or is inside `folder`."""
     return process_tree.processes_with_variable(CREDENTIALS_VARIABLE, f"{folder}/")
 
 
@@ -132,7 +136,7 @@ def checked_ident(ident: str) -> str:
 
 
 def module_credentials(settings: Settings) -> dict[str, Any]:
-    """Return the login for the modules of community.proxmox, by the names of their parameters."""
+    """Return the login for the modules of community.proxmox. Its keys are the names of the modules' parameters."""
     credentials: dict[str, Any] = {
         "api_host": settings.proxmox_host,
         "api_port": settings.proxmox_port,
@@ -173,14 +177,14 @@ def _write_yaml(file: Path, value: Any, dumper: type[yaml.SafeDumper]) -> None:
 
 
 class _Untrusted(dict[str, Any]):
-    """A mapping whose strings Ansible must not evaluate as templates."""
+    """A dict in which Ansible must not evaluate any string as a template."""
 
 
 class _DataDumper(yaml.SafeDumper):
-    """Writes an untrusted mapping with the tag !unsafe, which Ansible applies to everything inside the mapping.
+    """Writes an `_Untrusted` dict as YAML with the tag !unsafe, which Ansible applies to all values in it.
 
-    The single strings get no tag !unsafe: ansible-core would ignore their quotes and guess their types, so that a
-    password "012" would become 10 and a name "yes" would become true (tried with 2.19).
+    The strings in the dict do not get a tag of their own. For a string with the tag !unsafe, ansible-core ignores the
+    quotes and guesses the type: a password "012" becomes 10, and a name "yes" becomes true (tried with 2.19).
     """
 
     def ignore_aliases(self, data: Any) -> bool:
@@ -188,7 +192,8 @@ class _DataDumper(yaml.SafeDumper):
 
 
 def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    text.encode("utf-8")  # raises for an unpaired surrogate, which PyYAML would write as an escape that Ansible rejects
+    # This raises an error for an unpaired surrogate. PyYAML would write it as an escape sequence that Ansible rejects.
+    text.encode("utf-8")
     return dumper.represent_scalar("tag:yaml.org,2002:str", str(text), style='"')
 
 

@@ -15,16 +15,17 @@ from executor.settings.settings import Settings
 class PlanSettings:
     """The operator's settings that `plan` uses. They are the same for all jobs."""
 
-    cluster: str
-    templates: Mapping[str, int]
-    storage: str
+    cluster: str  #: the name of the Proxmox cluster
+    templates: Mapping[str, int]  #: the VMID of each template by its name
+    storage: str  #: the storage of new disks; '' for the template's storage
     bridge: str
     pool: str
-    node: str
+    node: str  #: the only node that the operator has set; '' if there are several or none
     playbook_folders: Sequence[Path]  #: the provider's folder if there is one, then ours
     playbook_timeout_s: float
     shutdown_timeout_s: float
     address_timeout_s: float = 10.0
+    #: the volume of each container's OS template by its name
     os_templates: Mapping[str, str] = field(default_factory=dict)
     full_clones: bool = True
     backup_storage: str = ""
@@ -63,18 +64,20 @@ class RunRequest:
     action: str
     service_id: str
     service_name: str
-    properties: Mapping[str, Any] = field(repr=False)  #: vault references are replaced by the secrets
-    #: `update`: the properties before it
+    properties: Mapping[str, Any] = field(repr=False)  #: secrets have replaced the vault references
+    #: for `update`: the service's properties before the update
     previous_properties: Mapping[str, Any] = field(default_factory=dict, repr=False)
     vmid: int
     vm_name: str
     kind: str = GuestKind.QEMU
     node: str = ""
-    template_vmid: int = 0  #: `create`: the template on `node` that is cloned
-    may_be_partial_clone: bool = False  #: the VMID is only reserved, so a clone may lack its marker
-    target_node: str = ""  #: `migrate`: the node to which the VM moves
-    #: `delete`: delete the VM only if it is marked for deletion and its grace period has ended
+    template_vmid: int = 0  #: for `create`: the template on `node` that is cloned
+    #: True if the VMID was reserved but no `create` has succeeded, so a clone with this VMID may lack the service's
+    #: marker
+    may_be_partial_clone: bool = False
+    target_node: str = ""  #: for `migrate`: the node to which the VM moves
+    #: for `delete`: delete the VM only if it is marked for deletion and its grace period has ended
     only_if_grace_period_ended: bool = False
-    snapshot: str = ""  #: `snapshot`: the snapshot's name, the same in each attempt of the job
-    time_left_s: float
-    secrets: tuple[str, ...] = field(default=(), repr=False)
+    snapshot: str = ""  #: for `snapshot`: the snapshot's name, which is the same in each attempt of the job
+    time_left_s: float  #: how many seconds the run may take before the job's deadline
+    secrets: tuple[str, ...] = field(default=(), repr=False)  #: texts that are masked in all output of the run

@@ -1,8 +1,9 @@
-"""Step 6 of the walk in ARCHITECTURE.md: reads a run's artifacts and concludes its JobResult. Writes nothing.
+"""Step 6 of a job's processing (ARCHITECTURE.md): reads a run's artifacts and concludes the job's result.
 
-A playbook publishes its result document with `set_stats` under `vm_result`: once when the VMID is certain, and again at
-its end. So the first document exists even if the run fails later, is killed or times out. The error of a failed run is
-that of its last failed Ansible task without `ignore_errors`: our playbooks fail once more at the end of their `rescue`.
+This module writes nothing. A playbook publishes its result document with `set_stats` under the name `vm_result`: once
+when the VMID is certain, and again at its end. So the first document exists even if the run later fails, is killed or
+times out. The error text of a failed run is the text of its last failed Ansible task without `ignore_errors`. In our
+playbooks this is the last Ansible task of the `rescue` section, which fails with the final error text.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ from executor.errors import ErrorCode, JobError
 from executor.model import JobResult, RunArtifacts, RunStatus
 from executor.proxmox import error_rules
 
-#: A larger result document is refused, as a defect of the playbook.
+#: A larger result document is refused, because only a defect of the playbook can cause it.
 MAX_RESULT_BYTES = 64 * 1024
 #: An exit code above this is 128 plus the number of the signal that ended the process, as in a shell.
 SIGNAL_BASE = 128
-#: Kinds of the events of a failed Ansible task.
+#: The kinds of events that report a failed Ansible task.
 FAILURES = frozenset({"runner_on_failed", "runner_on_unreachable", "runner_item_on_failed"})
 
 
@@ -39,7 +40,7 @@ class VmResult(BaseModel):
     ip_addresses: list[str] = Field(default=[], max_length=64)
     upids: list[str] = Field(default=[], max_length=256)
     changed: bool = False
-    adopted: bool = False
+    adopted: bool = False  #: True if `create` found an existing VM of the service instead of making a new VM
     delete_at: int = Field(default=0, ge=0, le=253_402_300_799)  #: seconds since 1970; 0: no deletion is scheduled
     reboot_required: bool = False
 
@@ -47,9 +48,9 @@ class VmResult(BaseModel):
 def read(artifacts: RunArtifacts) -> JobResult:
     """Conclude from the artifacts how the run ended.
 
-    A successful run without a valid result document becomes the failure RESULT_INVALID, because nothing else states
-    which VM to map. A failed run keeps its error code even if its document is invalid, because the code decides whether
-    the job is retried.
+    A successful run without a valid result document becomes the failure RESULT_INVALID, because only the document
+    states which VM serves the service. A failed run keeps its error code even if its document is invalid, because the
+    error code decides whether the job is retried.
     """
     vm, failure = None, None
     try:
@@ -75,7 +76,10 @@ def _success(vm: dict[str, Any] | None, artifacts: RunArtifacts) -> JobResult:
 
 
 def _signal_that_killed(artifacts: RunArtifacts) -> int | None:
-    """Return the number of the signal that ended the run; None when the run ended by itself or the agent ended it."""
+    """Return the number of the signal that killed the run.
+
+    Return None when the run ended by itself or the agent ended it.
+    """
     signal_number = artifacts.rc - SIGNAL_BASE
     return signal_number if artifacts.status is RunStatus.FAILED and 0 < signal_number < signal.NSIG else None
 
@@ -86,7 +90,8 @@ def _signal_text(signal_number: int) -> str:
 
 
 def _failure(status: RunStatus, text: str | None) -> tuple[ErrorCode, str]:
-    # When the agent has ended the run, its last failed Ansible task is not the reason: probably a `rescue` handled it.
+    # When the agent has ended the run, the last failed Ansible task is not the reason of the failure. A `rescue`
+    # section has probably handled that error.
     if status is RunStatus.CANCELED:
         return ErrorCode.CANCELLED, "the run was cancelled"
     if status is RunStatus.TIMEOUT:
@@ -105,9 +110,9 @@ def _with_ident(detail: str, artifacts: RunArtifacts) -> str:
 
 
 def _scan(artifacts: RunArtifacts) -> tuple[dict[str, Any] | None, str | None]:
-    """Return the last result document and the text of the last failure that was not ignored.
+    """Return the last result document and the text of the last failure that was not ignored; None for a missing one.
 
-    An invalid playbook fails before its first Ansible task: then the text is the error message in the output.
+    An invalid playbook fails before its first Ansible task. Then the text is the error message in the output.
     """
     document, failure, output_error = None, None, None
     for event in _events(artifacts):
@@ -141,7 +146,7 @@ def _events(artifacts: RunArtifacts) -> Iterator[dict[str, Any]]:
 
 
 def _document_of(data: dict[str, Any]) -> Any:
-    """Return the result document in an event's data, None if there is none."""
+    """Return the result document in an event's data; None if the event contains no document."""
     stats = data.get("artifact_data")  # in the final event, playbook_on_stats
     if not isinstance(stats, dict):
         result = data.get("res")
@@ -163,6 +168,7 @@ def _text_of(data: dict[str, Any]) -> str:
 
 
 def _validated(document: Any) -> dict[str, Any] | None:
+    """Check the result document and return it with all members. Raises JobError RESULT_INVALID."""
     if document is None:
         return None
     if _size_of(document) > MAX_RESULT_BYTES:

@@ -1,8 +1,8 @@
-"""Step 5 of the walk in ARCHITECTURE.md: executes a PlaybookRun and stores its artifacts.
+"""Step 5 of a job's processing (ARCHITECTURE.md): executes a PlaybookRun and stores its artifacts.
 
-Each run has a private folder (`private_folder`), a command with its environment (`runner_config`) and an execution
-(`execution`). A warm run is started by servers that have already imported Ansible (`warm/servers.py`); a cold run is a
-new ansible-playbook process. This package is the only user of ansible_runner.
+The module `private_folder` makes a run's private folder, `runner_config` its command and its environment, and
+`execution` executes it. A warm run is a fork of a server process that has already imported Ansible (`warm/servers.py`).
+A cold run is a new ansible-playbook process. Only the package `executor.runs` uses ansible_runner.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ from executor.runs.warm.servers import WarmServers
 
 log = get_logger(__name__)
 
-#: Name of the servers' private folder. In their environment it has the place that a run's folder has in the run's.
+#: Name of the private folder of the servers for warm runs. The servers' environment contains the path of this folder
+#: wherever a run's environment contains the path of the run's private folder.
 WARM_FOLDER = ".warm"
 #: Subfolder of a run's private folder in which its artifacts are written.
 ARTIFACTS = "kept"
@@ -60,7 +61,7 @@ class RunnerPaths:
 
 
 class Runner:
-    """Executes playbook runs. Any number may be executed at once, each in a thread of its caller."""
+    """Executes playbook runs. Several threads may call `run` at the same time."""
 
     def __init__(
         self,
@@ -80,7 +81,7 @@ class Runner:
         self._warm: WarmServers | None = None
 
     def start_warm(self, *, required: bool = False) -> None:
-        """Start the servers of warm runs in the background, if warm runs are possible. Call `sweep` before.
+        """Start the servers of warm runs in the background, if warm runs are possible. Call `sweep` before this method.
 
         Raises SettingsError when warm runs are `required` and not possible with this ansible-core.
         """
@@ -108,8 +109,8 @@ class Runner:
     def run(self, run: PlaybookRun, *, cancelled: Callable[[], bool] = lambda: False) -> RunArtifacts:
         """Execute a playbook until it ends, times out or `cancelled` returns True. Then end all its processes.
 
-        A run that is killed or crashes counts as failed, and so does a run whose outcome is unknown.
-        Raises JobError INVALID_REQUEST when a string in `vm` is not valid Unicode, OSError when the disk is full.
+        A run that is killed, that crashes or whose outcome is unknown counts as failed. Raises JobError INVALID_REQUEST
+        when a string in `vm` is not valid Unicode, and OSError when the disk is full.
         """
         started_at = time.time()
         credentials = self._credentials()
@@ -151,7 +152,7 @@ class Runner:
         return idents
 
     def live_folder(self, ident: str) -> Path:
-        """Return the folder to which a current run writes its artifacts. They are already redacted."""
+        """Return the folder to which a current run writes its artifacts. The artifacts contain no secrets."""
         return self._run_dir / checked_ident(ident) / ARTIFACTS
 
     def _execute(self, run: PlaybookRun, folder: Path, cancelled: Callable[[], bool]) -> tuple[RunStatus, int]:
@@ -171,7 +172,10 @@ class Runner:
         return [*process_tree.guard_command(), *config.command]
 
     def _server_environment(self, folder: Path) -> dict[str, str]:
-        """Return the environment of the servers of warm runs: that of any run whose private folder is `folder`."""
+        """Return the environment of the servers of warm runs.
+
+        A run with the private folder `folder` would have it, too.
+        """
         any_run = PlaybookRun(ident="warm", action="", playbook=Path("none.yml"), vm={}, timeout_s=0)
         return dict(runner_config(folder, any_run, self._home, self._ca_bundle).env)
 
@@ -189,7 +193,8 @@ class Runner:
     def _store(self, artifacts: Path, ident: str) -> Path:
         """Move a run's artifacts from its private folder to `artifacts_dir`; return their new folder.
 
-        When `artifacts_dir` is full or not writable, the artifacts stay in `run_dir`, so that the result can be read.
+        When `artifacts_dir` is full or not writable, the artifacts stay in `run_dir`, so that the agent can read the
+        result. The next `sweep` tries to move them again.
         """
         target, partial = self._artifacts_dir / ident, self._artifacts_dir / f".{ident}.part"
         try:
@@ -209,13 +214,13 @@ class Runner:
 
 
 def _reason(error: OSError | shutil.Error) -> str:
-    """Return the error's text. Of the errors that `copytree` collects, one for each file, return the first."""
+    """Return the error's text. `copytree` collects one error for each file; of these, return the text of the first."""
     collected = error.args[0] if error.args else ""
     return str(collected[0][2]) if isinstance(collected, list) and collected else str(error)
 
 
 def _password_in(url: str) -> str | None:
-    """Return the password in a URL, None if there is none or the URL is invalid."""
+    """Return the password in a URL; None if the URL has no password or is invalid."""
     try:
         return urlsplit(url).password
     except ValueError:

@@ -1,6 +1,7 @@
 """Builds the command and the environment of a run, as ansible-runner's configuration.
 
-The environment contains no secret. It has the paths of the run's files and a few variables of the agent's environment.
+The environment of a run contains no secret. It contains the paths of the run's files, settings for Ansible, and a few
+variables of the agent's environment.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ import ansible_runner
 from executor.model import PlaybookRun
 from executor.runs.private_folder import CREDENTIALS_VARIABLE, IDENT_VARIABLE, tmp_of
 
-#: Variables of the agent's environment that a run gets, too: proxies and the time zone.
+#: Variables of the agent's environment that are copied to the environment of a run: proxies and the time zone.
 PASSED_ON = ("HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY", "https_proxy", "http_proxy", "no_proxy", "TZ")
-#: Variables that ansible-runner sets and its display callback needs. We keep no other variable of ansible-runner.
+#: Variables that ansible-runner sets for its own display callback. Other variables of ansible-runner are removed.
 _CALLBACK_VARIABLES = (
     "ANSIBLE_CALLBACK_PLUGINS",
     "ANSIBLE_STDOUT_CALLBACK",
@@ -33,11 +34,12 @@ _CALLBACK_VARIABLES = (
 def runner_config(folder: Path, run: PlaybookRun, home: Path, ca_bundle: Path | None) -> Any:
     """Return ansible-runner's configuration for a run whose private folder is `folder`.
 
-    ansible-runner copies the agent's whole environment, which may contain secrets, and writes it to a file. So after
-    `prepare` we replace that environment by `run_environment` and the variables in _CALLBACK_VARIABLES.
+    `RunnerConfig.prepare` copies the agent's whole environment, which may contain secrets, and `Runner.run` writes the
+    environment to a file. So after `prepare` the environment is replaced by `run_environment` and the variables in
+    _CALLBACK_VARIABLES.
     """
     environment = run_environment(folder, run, home, ca_bundle)
-    # No inventory is passed, because ansible.cfg names it, as it does when an operator runs a playbook by hand.
+    # No inventory is passed. Ansible finds it in ansible.cfg, as it does when an operator runs a playbook by hand.
     config = ansible_runner.RunnerConfig(
         private_data_dir=str(folder / "runner"),
         project_dir=str(home),
@@ -51,10 +53,10 @@ def runner_config(folder: Path, run: PlaybookRun, home: Path, ca_bundle: Path | 
     )
     config.prepare()
     config.env = {name: config.env[name] for name in _CALLBACK_VARIABLES if config.env.get(name)} | environment
-    config.suppress_output_file = True  # set here, because `prepare` would overwrite a value passed to the constructor
-    # The default mode, "pexpect", is not used. It forks this process, which has threads, and runs Python code before
-    # the exec; it checks the timeout only every 5 s; it kills only one process group; and its own read timeout can make
-    # a successful run fail (ansible-runner issue 1343).
+    config.suppress_output_file = True  # not an argument above, because `prepare` would overwrite it
+    # The default mode "pexpect" is not used, for four reasons. It forks this process, which has threads, and the fork
+    # runs Python code before the exec. It checks the timeout only every 5 s. It kills only one process group. Its read
+    # timeout can make a successful run fail (ansible-runner issue 1343).
     config.runner_mode = "subprocess"
     return config
 
@@ -73,8 +75,9 @@ def run_environment(folder: Path, run: PlaybookRun, home: Path, ca_bundle: Path 
         "ANSIBLE_HOME": str(folder / "home" / ".ansible"),
         "ANSIBLE_LOCAL_TEMP": tmp,
         "ANSIBLE_REMOTE_TEMP": tmp,
-        "ANSIBLE_PIPELINING": "1",  # a module then needs one process instead of five
-        # The default, YAML, folds long lines: a secret with a space could be split, and the redactor would miss it.
+        "ANSIBLE_PIPELINING": "1",  # with pipelining a module needs one process instead of five
+        # The default format, YAML, breaks long lines at spaces. A line break in a secret would hide it from the
+        # redactor.
         "ANSIBLE_CALLBACK_RESULT_FORMAT": "json",
         "ANSIBLE_NOCOLOR": "1",
         "ANSIBLE_NOCOWS": "1",

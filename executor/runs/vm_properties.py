@@ -1,6 +1,6 @@
-"""Defines and checks the properties of a service, which FulcrumCore sends as JSON. Pure functions.
+"""Defines and checks the properties of a service, which FulcrumCore sends as JSON. All functions are pure.
 
-An error message names the wrong member and never quotes its value, which may be a secret.
+An error message names the wrong property. It never quotes the value, which may be a secret.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ OsTemplate = Annotated[
 
 
 class DiskProperties(Properties):
-    """One disk of the list `disks`. A disk that does not exist is added; an existing one is moved or enlarged."""
+    """One disk of the list `disks`. A disk that does not exist is added. An existing disk is moved or enlarged."""
 
     disk: DiskName
     size_gib: int | None = Field(default=None, alias="sizeGb", ge=1, le=131_072)
     storage: Storage | None = None
 
 
-#: The properties that name what a guest is created from. A service has one of them.
+#: The properties that name what a guest is created from. A service has at most one of these properties.
 SOURCES = ("image", "iso", "blank", "os_template")
 #: Properties that containers do not support.
 VM_ONLY = (
@@ -60,9 +60,9 @@ VM_ONLY = (
 
 
 class VmProperties(Properties):
-    """The properties of a guest: a container if `osTemplate` is given, else a VM.
+    """The properties of a guest. The guest is a container if `osTemplate` is given, else a VM.
 
-    Disk sizes are in GiB and memory in MiB, although FulcrumCore's names of these properties end in Gb and Mb.
+    Disk sizes are in GiB and memory sizes in MiB, although FulcrumCore's names of these properties end in Gb and Mb.
     """
 
     cores: int = Field(ge=1, le=512)

@@ -125,7 +125,7 @@ def _exists(schema: Any, reference: str) -> bool:
 
 
 def _message_of(error: jsonschema.ValidationError) -> str:
-    """Return our own text for the error, because the library's text quotes the property's value, which may be a secret."""
+    """Return our own text for the error. The library's text quotes the property's value, which may be a secret."""
     path = _path(error)
     if error.validator == "required" and isinstance(error.instance, dict):
         missing = [name for name in error.validator_value if name not in error.instance]

@@ -126,7 +126,7 @@ class Execution:
     def _check_limits(self, now: float, deadline: float, cancelled: Callable[[], bool]) -> None:
         """Cancel the run at its deadline, or when `cancelled` returns True.
 
-        Kill it if the guard does not end it in time.
+        Kill the processes of a cancelled run if its guard does not end them in time.
         """
         if self._cancel_status is not None:
             if now > self._cancelled_at + process_tree.GRACE_S + GUARD_MARGIN_S:

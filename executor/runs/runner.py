@@ -174,7 +174,7 @@ class Runner:
     def _server_environment(self, folder: Path) -> dict[str, str]:
         """Return the environment of the servers of warm runs.
 
-        A run with the private folder `folder` would have it, too.
+        It is the environment that a run with the private folder `folder` would have.
         """
         any_run = PlaybookRun(ident="warm", action="", playbook=Path("none.yml"), vm={}, timeout_s=0)
         return dict(runner_config(folder, any_run, self._home, self._ca_bundle).env)

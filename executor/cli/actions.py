@@ -1,4 +1,4 @@
-"""`smith actions`: list the actions, check the provider's own actions, and write a new action."""
+"""`smith actions`: lists the actions, checks the provider's own actions, and writes a new action."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`smith agent-process`: run the agent. The supervisor of `smith run` starts this command; the help omits it."""
+"""`smith agent-process`: runs the agent. The supervisor of `smith run` starts this command, which the help omits."""
 
 from __future__ import annotations
 

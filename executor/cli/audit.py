@@ -1,4 +1,4 @@
-"""`smith audit`: list the changes by operators, and the repairs by the agent."""
+"""`smith audit`: lists the changes that operators made to jobs and mappings, and the repairs that the agent made."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def _json_fields(entry: AuditEntry) -> dict[str, Any]:
 
 
 def _change(entry: AuditEntry) -> str:
-    """Return the changed columns as text, for example `state: active -> deleted`."""
+    """Return the columns that the change has altered as text, for example `state: active -> deleted`."""
     before, after = entry.before or {}, entry.after or {}
     names = [name for name in {**before, **after} if before.get(name) != after.get(name)]
     return sanitized("; ".join(f"{name}: {_text(before.get(name))} -> {_text(after.get(name))}" for name in names))

@@ -1,4 +1,4 @@
-"""`smith db backup` and `smith db restore`: copy the SQLite database while an agent works; replace it by a backup."""
+"""`smith db backup` copies the SQLite database while an agent works; `smith db restore` replaces it by such a copy."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ from executor.database.engine import open_engine, sqlite_file
 from executor.errors import DatabaseError
 from executor.settings.settings import Settings
 
-#: Suffixes of the files that SQLite keeps beside a database that is open or was not closed.
+#: Suffixes of the files that SQLite keeps beside a database in WAL mode while the database is open. They stay when a
+#: process ends without closing the database.
 SQLITE_SUFFIXES = ("-wal", "-shm")
 
 
@@ -51,7 +52,7 @@ def backup(
         connection = engine.raw_connection()
         try:
             source = connection.driver_connection
-            assert isinstance(source, sqlite3.Connection)  # noqa: S101 (the URL is one of SQLite)
+            assert isinstance(source, sqlite3.Connection)  # noqa: S101 (_sqlite_file has checked it)
             size = _copy(source, partial)
         finally:
             connection.close()
@@ -94,7 +95,7 @@ def restore(
 
 
 def _sqlite_file(settings: Settings, postgresql_command: str) -> Path:
-    """Return the database's file. Raises DatabaseError for PostgreSQL, which has its own tools."""
+    """Return the database's file. Raises DatabaseError for PostgreSQL; the error names `postgresql_command` instead."""
     file = sqlite_file(settings.smith_database_url)
     if file is None:
         raise DatabaseError(f"the database is not a SQLite file: use PostgreSQL's own tool, {postgresql_command}")
@@ -107,12 +108,13 @@ def _sqlite_file(settings: Settings, postgresql_command: str) -> Path:
 def _copy(source: sqlite3.Connection, target: Path) -> int:
     """Copy the database into one file, check the copy, flush it to the disk, and return its size in bytes.
 
-    All pages are copied in one step: in WAL mode this blocks no writer, and no write restarts the copy.
+    All pages are copied in one step (`pages=-1`). In WAL mode this blocks no writer. With several steps, a write by
+    another process would restart the copy.
     """
     target.touch(mode=0o600, exist_ok=False)
     with contextlib.closing(sqlite3.connect(target)) as copy:
         source.backup(copy, pages=-1)
-        copy.execute("PRAGMA journal_mode=DELETE")  # no -wal file, so the copy can be opened on a read-only disk
+        copy.execute("PRAGMA journal_mode=DELETE")  # Without a -wal file, a read-only disk is enough to open it.
         _refuse_damaged(copy, target)
     with target.open("rb") as handle:
         os.fsync(handle.fileno())
@@ -120,6 +122,7 @@ def _copy(source: sqlite3.Connection, target: Path) -> int:
 
 
 def _refuse_damaged(connection: sqlite3.Connection, file: Path) -> None:
+    """Raise DatabaseError if SQLite finds a damaged page or a broken foreign key in the file."""
     problems = [str(row[0]) for row in connection.execute("PRAGMA integrity_check") if row[0] != "ok"]
     problems += [f"broken reference: {row}" for row in connection.execute("PRAGMA foreign_key_check")]
     if problems:
@@ -127,7 +130,10 @@ def _refuse_damaged(connection: sqlite3.Connection, file: Path) -> None:
 
 
 def _checked_copy(file: Path, new_file: Path) -> str:
-    """Copy a backup to `new_file`; return its schema's revision. Raises DatabaseError if the file is not a backup."""
+    """Copy the backup `file` to `new_file`, and return the revision of its schema.
+
+    Raises DatabaseError if `file` is not a database of Agent Smith, or has a newer schema than this version.
+    """
     _remove(new_file)
     with _translating_errors(file), contextlib.closing(_open_read_only(file)) as source:
         _copy(source, new_file)
@@ -150,10 +156,11 @@ def _open_read_only(file: Path) -> sqlite3.Connection:
 
 
 def _swap(target: Path, new_file: Path) -> Path | None:
-    """Replace the target by `new_file`; return the old file's new name, None without an old file.
+    """Replace `target` by `new_file`. Return the name under which the old file is kept, or None if there was no file.
 
-    SQLite would apply an old -wal file to the new database. So its content is written into the old file (checkpoint),
-    a copy of it is kept beside the old file in case the checkpoint failed, and it is deleted before the replacement.
+    SQLite would apply the -wal file of the old database to the new one. So the -wal file must be deleted before the
+    replacement. Its content is first written into the old database (checkpoint). The checkpoint may fail, so a copy of
+    the -wal file is kept beside the old database.
     """
     kept = None
     if target.exists():
@@ -172,12 +179,13 @@ def _swap(target: Path, new_file: Path) -> Path | None:
 
 
 def _checkpoint(target: Path) -> None:
-    """Write the content of the -wal file into the database. Errors are ignored: the database may be damaged."""
+    """Write the content of the -wal file into the database. SQLite errors are ignored: the database may be damaged."""
     with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(target)) as connection:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
 def _remove(file: Path) -> None:
+    """Delete the database file and the files that SQLite keeps beside it."""
     for suffix in ("", *SQLITE_SUFFIXES):
         Path(f"{file}{suffix}").unlink(missing_ok=True)
 
@@ -193,7 +201,7 @@ def _sync(folder: Path) -> None:
 
 @contextlib.contextmanager
 def _translating_errors(file: Path) -> Iterator[None]:
-    """Raise a DatabaseError of one line for an error of SQLite or of the file system in the block."""
+    """Raise DatabaseError with a text of one line when SQLite or the file system reports an error in the block."""
     try:
         yield
     except sqlite3.Error as error:

@@ -1,4 +1,4 @@
-"""`smith bootstrap`: create the agent, its token and its types in FulcrumCore, with an administrator's token."""
+"""`smith bootstrap`: creates the agent, its token and its types in FulcrumCore, with an administrator's token."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ from executor.redaction import redactor
 from executor.settings.settings import Settings
 from executor.settings.sources import read_secret_file
 
-#: Not named FULCRUM_…: variables of such names are the agent's settings, and the agent must not have this token.
+#: The environment variable with the administrator's token. Its name does not begin with FULCRUM_, because such
+#: variables are the agent's settings, and the agent must not have this token.
 ADMIN_TOKEN = "CORE_ADMIN_TOKEN"  # noqa: S105  a variable's name
 COLUMNS = {"kind": "WHAT", "name": "NAME", "status": "STATUS", "id": "ID", "differences": "DIFFERS IN"}
 MAX_SHOWN_DIFFERENCES = 3
@@ -110,7 +111,10 @@ def core(  # noqa: PLR0913, PLR0917 (one option each; typer passes them by name)
 
 
 def _execute(bootstrap: Bootstrap, destination: TokenDestination, *, dry_run: bool, show_table: bool) -> list[Step]:
-    """Execute all steps and show them. If a step fails, the steps before it are shown."""
+    """Execute all steps, show them, and return them. If a step fails, the steps before it are shown.
+
+    With `dry_run`, each step only compares: it creates nothing in FulcrumCore.
+    """
     steps: list[Step] = []
     try:
         if not dry_run:
@@ -156,7 +160,10 @@ def _show_token(destination: TokenDestination, *, dry_run: bool) -> None:
 
 
 def _admin_token(file: Path | None) -> str:
-    """Return the administrator's token; it is redacted from all output. Raises SettingsError."""
+    """Return the administrator's token from the file or the environment, and register it with the redactor.
+
+    Raises SettingsError if there is no token.
+    """
     token = read_secret_file(file) if file else os.environ.get(ADMIN_TOKEN, "").strip()
     if not token:
         raise SettingsError(f"an administrator's token is missing: use --admin-token-file FILE, or set {ADMIN_TOKEN}")
@@ -165,7 +172,10 @@ def _admin_token(file: Path | None) -> str:
 
 
 def _refuse_other_token(settings: Settings, file: Path, agent_id: str | None) -> None:
-    """Raise TokenNotStored unless the file has a token of this agent. Used when this command has created no token."""
+    """Raise TokenNotStored unless the file contains a token that FulcrumCore accepts for this agent.
+
+    Called when --token-file is set but this command has created no token, because the agent has one already.
+    """
     remedy = "the agent has a token, which FulcrumCore does not show again: --new-token creates another"
     if not file.exists():
         raise TokenNotStored(f"{file} was not written: {remedy}")
@@ -181,7 +191,7 @@ def _refuse_other_token(settings: Settings, file: Path, agent_id: str | None) ->
 
 
 def _client(settings: Settings, token: str) -> FulcrumAdmin:
-    """Return the client; print a warning for each setting that makes the connection insecure."""
+    """Return a client with the administrator's token. Print a warning for each insecure setting."""
     for setting, danger in settings.insecure_settings():
         if setting.startswith("FULCRUM_"):
             show_error(f"{setting}: {danger}")
@@ -189,12 +199,13 @@ def _client(settings: Settings, token: str) -> FulcrumAdmin:
 
 
 def _tls(settings: Settings) -> dict[str, Any]:
+    """Return the TLS arguments of both FulcrumCore clients."""
     return {"ca_bundle": settings.fulcrum_ca_bundle, "verify_tls": settings.fulcrum_verify_tls}
 
 
 @contextmanager
 def _adding_token_hint() -> Iterator[None]:
-    """Add the likely cause to the error when FulcrumCore refuses the administrator's token in the block."""
+    """When FulcrumCore refuses the administrator's token in the block, add the likely cause to the error."""
     try:
         yield
     except FulcrumAuthFailing as error:
@@ -203,7 +214,10 @@ def _adding_token_hint() -> Iterator[None]:
 
 
 def _read_type(file: Path | None, kind: str) -> dict[str, Any]:
-    """Return the type as JSON, from the operator's file or from ours. Raises SettingsError."""
+    """Return the service type or agent type (`kind`) from the operator's file, or the built-in type without a file.
+
+    Raises SettingsError if the file is not valid.
+    """
     if file is None:
         return load_type(SERVICE_TYPE_FILE if kind == "service" else AGENT_TYPE_FILE)
     try:

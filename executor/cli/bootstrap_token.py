@@ -17,9 +17,13 @@ class TokenNotStored(SmithError):
 
 
 class TokenDestination:
-    """The place for the new token: a new file with mode 0600, the terminal, or both."""
+    """The place for the new token: a new file with mode 0600, the terminal, or both.
+
+    Used as a context manager. `reserve` is called before the token is created, and `store` afterwards.
+    """
 
     def __init__(self, file: Path | None, *, is_shown: bool, is_needed: bool) -> None:
+        """Store the options --token-file (`file`) and --show-token (`is_shown`), and whether a token is needed."""
         self.file = file
         self.is_shown = is_shown
         self.value: str | None = None
@@ -27,15 +31,19 @@ class TokenDestination:
         self._handle: int | None = None
 
     def __enter__(self) -> Self:
-        """Check the file before anything is created. Raises typer.BadParameter when a token is needed and it exists."""
+        """Check, before anything is created in FulcrumCore, that the file for a new token does not exist yet.
+
+        Raises typer.BadParameter if a token will be created and the file exists.
+        """
         if self._is_needed and self.file and os.path.lexists(self.file):
             raise typer.BadParameter(f"{self.file} exists already: a new token goes into a new file")
         return self
 
     def reserve(self) -> None:
-        """Create the file before the token is created, because FulcrumCore returns a token only once.
+        """Create the empty file, so that a file that cannot be written is noticed before the token is created.
 
-        Raises TokenNotStored when the file cannot be written, typer.BadParameter without a place for the token.
+        FulcrumCore returns a token's value only once, when the token is created. Raises TokenNotStored when the file
+        cannot be created, and typer.BadParameter when neither --token-file nor --show-token is set.
         """
         if not self._is_needed:
             return
@@ -48,7 +56,10 @@ class TokenDestination:
                 raise TokenNotStored(f"{self.file} cannot be written: {error.strerror}; nothing was created") from None
 
     def store(self, value: str) -> None:
-        """Write the token to the file, and flush it to the disk."""
+        """Write the token to the file, and flush the file to the disk.
+
+        If the token is not printed on purpose (--show-token), it is redacted from all output.
+        """
         self.value = value
         if not self.is_shown:
             redactor.add(value)

@@ -1,4 +1,4 @@
-"""Creates the clients of FulcrumCore and Proxmox for a command, with the settings that the agent would use."""
+"""Creates the clients of FulcrumCore and Proxmox for a command, with the same settings as the agent."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class Clients:
 
 
 def connect() -> Clients:
-    """Read the settings, also those that FulcrumCore may store, and return the clients.
+    """Read the settings, including the settings that FulcrumCore stores for the agent, and return the clients.
 
-    Raises SettingsError for a missing setting, FulcrumError when FulcrumCore does not answer or refuses the token.
+    Raises SettingsError for a missing setting, and FulcrumError when FulcrumCore does not answer or refuses the token.
     """
     settings = open_settings()
     settings.require_fulcrum()
@@ -44,5 +44,5 @@ def connect() -> Clients:
 
 
 def _do_not_wait(reason: str) -> NoReturn:
-    """Raise instead of waiting: a command does not wait for FulcrumCore."""
+    """Raise FulcrumUnavailable. The agent waits for FulcrumCore here, but a command does not."""
     raise FulcrumUnavailable(f"FulcrumCore's configuration for this agent is not available: {reason}")

@@ -1,7 +1,8 @@
 """The table of all commands and groups: name, help, and the function that runs.
 
 A command's module is imported only when the command is called or its own help is shown, so that `smith --help` and
-completion are fast. `help` equals the first line of the function's docstring.
+shell completion are fast. So the table repeats each command's help line: `help` equals the first line of the function's
+docstring.
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ class Command(NamedTuple):
 
     group: str
     name: str
-    #: The function's module, without the prefix `executor.cli.`.
+    #: The module of the function, without the prefix `executor.cli.`.
     module: str
     function: str
+    #: The line that `smith --help` or `smith GROUP --help` shows for the command.
     help: str
+    #: Whether the help omits the command.
     is_hidden: bool = False
 
 
@@ -36,7 +39,7 @@ class Group(NamedTuple):
 
 
 class Extension(NamedTuple):
-    """A command that another distribution provides. It declares an entry point with the name of the command."""
+    """A command that another Python distribution provides, with an entry point that has the command's name."""
 
     name: str
     help: str

@@ -1,4 +1,4 @@
-"""`smith config`: show the effective settings with their sources, and print an example `.env` file."""
+"""`smith config`: shows the effective settings with their sources, and prints an example `.env` file."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def example() -> None:
 
 
 def _all_settings() -> tuple[list[SettingRow], list[str], list[str]]:
-    """Return a row per setting, the error lines for invalid settings, and the error lines for missing settings."""
+    """Return one row for each setting, the error lines of invalid settings, and the error lines of missing settings."""
     invalid: list[str] = []
     try:
         settings = load_settings(env_file=ENV_FILE)
@@ -77,7 +77,11 @@ def _all_settings() -> tuple[list[SettingRow], list[str], list[str]]:
 
 
 def _raw_settings(invalid: list[str]) -> tuple[list[SettingRow], Settings]:
-    """Return a row per setting with its unvalidated value, so that the valid settings are shown beside invalid ones."""
+    """Return one row for each setting with its unvalidated value, and unvalidated settings.
+
+    Used when a setting is invalid, so that the valid settings are shown, too. `invalid` has one error line for each
+    invalid setting. Each line begins with the setting's name.
+    """
     found = gather(FIELDS, SECRETS, os.environ, ENV_FILE)
     shown = found.values | {name: MASK for name in SECRETS if name in found.values}
     # An invalid value is not shown: it may be a secret that the operator wrote into the wrong setting.
@@ -90,8 +94,10 @@ def _raw_settings(invalid: list[str]) -> tuple[list[SettingRow], Settings]:
     external_settings: dict[str, Any] = {
         name.lower(): value for name, value in found.values.items() if not name.startswith("SMITH_")
     }
-    return rows, Settings.model_construct(**external_settings)  # without validation: used only to find missing settings
+    # model_construct validates nothing. These settings are used only to find out which settings are missing.
+    return rows, Settings.model_construct(**external_settings)
 
 
 def _name_in(line: str) -> str:
+    """Return the first word of an error line, which is the name of the setting."""
     return line.split(" ", 1)[0]

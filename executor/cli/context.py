@@ -1,4 +1,4 @@
-"""Reads the settings for a command."""
+"""Reads the settings for a command, and finds the settings that are missing."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def open_settings() -> Settings:
 
 
 def missing_lines(settings: Settings) -> list[str]:
-    """Return a line for each missing setting that `smith run` needs.
+    """Return one line for each setting that `smith run` needs and that is not set.
 
-    With SMITH_REMOTE_CONFIG the settings for Proxmox may come from FulcrumCore, so they are not checked here: the agent
+    With SMITH_REMOTE_CONFIG, FulcrumCore may store the settings for Proxmox. So they are not checked here: the agent
     checks them after it has read its configuration from FulcrumCore.
     """
     lines: list[str] = []

@@ -1,4 +1,4 @@
-"""`smith critical`: list the critical jobs (the agent's periodic tasks), and whether each is overdue."""
+"""`smith critical`: lists the critical jobs (the agent's periodic tasks), and shows whether each is overdue."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ COLUMNS = {
     "runs": "RUNS",
     "last_error": "LAST ERROR",
 }
-#: A critical job is overdue after this many intervals plus TOLERANCE_S without a run, as in `Scheduler.overdue`.
+#: A critical job is overdue when its last execution was more than MAX_INTERVALS intervals plus TOLERANCE_S seconds ago.
+#: `Scheduler.overdue` uses the same values.
 MAX_INTERVALS = 3.0
 TOLERANCE_S = 30.0
 
@@ -66,12 +67,13 @@ def _json_fields(job: CriticalJob, now: datetime) -> dict[str, Any]:
 
 
 def is_overdue(job: CriticalJob, now: datetime) -> bool:
-    """Return whether the last run began or ended so long ago that no agent can be executing the critical job."""
+    """Return whether the last start or end of the critical job is so long ago that no agent executes it any more."""
     last = max((moment for moment in (job.last_started_at, job.last_finished_at) if moment), default=job.due_at)
     return last is not None and now - last > timedelta(seconds=job.interval_s * MAX_INTERVALS + TOLERANCE_S)
 
 
 def _table_row(job: CriticalJob, now: datetime) -> dict[str, Any]:
+    """Return the columns of the table that are not fields of `--json`."""
     state = "overdue" if is_overdue(job, now) else "failing" if job.failures else "ok"
     return {
         "interval": f"{job.interval_s:g}s",

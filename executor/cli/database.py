@@ -1,4 +1,4 @@
-"""`smith db`: upgrade, downgrade, show and check the schema of the database."""
+"""`smith db`: upgrades, downgrades, shows and checks the schema of the database."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def check(as_json: AsJson = False) -> None:
 
 @contextmanager
 def _translating_revision_errors() -> Iterator[None]:
-    """Raise DatabaseError for a revision that Alembic rejects."""
+    """Raise DatabaseError when Alembic rejects the revision that the operator named."""
     try:
         yield
     except CommandError as error:
@@ -111,7 +111,11 @@ def _translating_revision_errors() -> Iterator[None]:
 
 @contextmanager
 def _without_agents(engine: Engine, settings: Settings) -> Iterator[None]:
-    """Raise DatabaseError when an agent uses the database. A SQLite database is also locked for the block."""
+    """Raise DatabaseError when an agent uses the database.
+
+    With SQLite, the lock of a running agent is held for the block, so that no agent can start meanwhile. With
+    PostgreSQL there is no such lock: the running agents are found by their rows in the table `nodes`.
+    """
     if engine.dialect.name == "sqlite" and engine.url.database:
         with locked(Path(f"{engine.url.database}.lock")):
             yield
@@ -126,9 +130,9 @@ def _without_agents(engine: Engine, settings: Settings) -> Iterator[None]:
 
 @contextmanager
 def locked(file: Path) -> Iterator[None]:
-    """Hold, for the block, the lock that a running agent has on its SQLite file (`agent.database_lock`).
+    """Hold for the block the lock that a running agent holds on its SQLite database (`agent.database_lock`).
 
-    Raises DatabaseError when an agent has the lock.
+    `file` is the lock file. Raises DatabaseError when an agent has the lock.
     """
     with file.open("a", encoding="utf-8") as handle:
         try:

@@ -1,4 +1,4 @@
-"""`smith doctor`: run the preflight checks, and show each problem with its remedy."""
+"""`smith doctor`: runs the preflight checks, and shows each problem with its remedy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`smith drift`: compare mappings, Proxmox and FulcrumCore, and repair our mappings; no VM is changed."""
+"""`smith drift`: compares our mappings with Proxmox and FulcrumCore, and repairs the mappings. No VM is changed."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ COLUMNS = {
     "repair": "REPAIR",
     "text": "FOUND",
 }
+#: The option --believe-list. Without it, the comparison is inconclusive when the VM list is much shorter than expected.
 BelieveList = Annotated[
     bool,
     typer.Option("--believe-list", help="Trust a VM list that is much shorter than expected."),
@@ -42,7 +43,7 @@ BelieveList = Annotated[
 
 @dataclass(frozen=True, kw_only=True)
 class _Comparison:
-    """The outcome of one comparison, and the open database for repairs."""
+    """The outcome of one comparison, and the open database and the cluster's name, which the repairs need."""
 
     outcome: Outcome
     engine: Engine
@@ -98,7 +99,7 @@ def fix(
 
 @contextmanager
 def _comparison(believe_list: bool) -> Iterator[_Comparison]:
-    """Compare mappings, Proxmox and FulcrumCore once, and keep the database open for the block."""
+    """Compare the mappings with Proxmox and FulcrumCore once, and keep the database open for the block."""
     clients = connect()
     cluster = clients.settings.smith_cluster
     with open_database(clients.settings) as engine:
@@ -108,6 +109,7 @@ def _comparison(believe_list: bool) -> Iterator[_Comparison]:
 
 
 def _repair(comparison: _Comparison, selected: Sequence[Finding], reason: str) -> list[Finding]:
+    """Repair the selected findings, and return those that were repaired. `repair` skips a mapping that has changed."""
     who = audit.operator_name()
     return [
         finding
@@ -117,6 +119,7 @@ def _repair(comparison: _Comparison, selected: Sequence[Finding], reason: str) -
 
 
 def _show_repairs(selected: Sequence[Finding], repaired: Sequence[Finding], *, yes: bool) -> None:
+    """Print the repaired findings with --yes, and the findings that would be repaired without it."""
     show_rows(
         _table_rows(repaired if yes else selected),
         COLUMNS,
@@ -143,6 +146,7 @@ def _table_rows(findings: Sequence[Finding]) -> list[dict[str, Any]]:
 
 
 def _exit(outcome: Outcome, problems: Sequence[Finding]) -> None:
+    """End the command with exit code 5 if the comparison is inconclusive, and 1 if there are problems."""
     if outcome.inconclusive_reason:
         show_error(f"nothing can be concluded: {outcome.inconclusive_reason}")
         raise typer.Exit(EXIT_PROXMOX)

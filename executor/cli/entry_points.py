@@ -1,4 +1,7 @@
-"""Finds the commands that other distributions add to `smith`: entry points of one group, `name = "module:function"`."""
+"""Finds the commands that other Python distributions add to `smith`.
+
+Such a distribution declares, in the entry point group `smith.commands`, an entry point `name = "module:function"`.
+"""
 
 from __future__ import annotations
 

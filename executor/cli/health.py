@@ -1,6 +1,7 @@
-"""`smith health`: ask the agent on this machine whether it is alive and ready. Used by a container's HEALTHCHECK.
+"""`smith health`: asks the agent on this machine whether it is alive and ready.
 
-It uses only the standard library, so `python -m executor.cli.health` needs a fraction of the time of `smith health`.
+A container's HEALTHCHECK calls `python -m executor.cli.health`. This module and its imports use only the standard
+library, so that this call needs a fraction of the time of `smith health`.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 (keys, not addres
 
 
 class Unhealthy(Exception):
-    """The agent is not healthy, or does not answer; the text has the reason in one line."""
+    """The agent is not healthy or does not answer. The text has the reason in one line."""
 
 
 @examples(
@@ -40,7 +41,7 @@ def show(live: bool = False, json: bool = False) -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Print the agent's state in one line; return the exit code."""
+    """Print the agent's state in one line, and return the exit code. `arguments` may contain --live and --json."""
     pages = ("/livez",) if "--live" in arguments else ("/livez", "/readyz")
     try:
         address = _address()
@@ -55,7 +56,10 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _address() -> tuple[str, int]:
-    """Return host and port of the agent's HTTP server. Only this setting is read: errors in others do not matter."""
+    """Return the host and the port of the agent's HTTP server.
+
+    Only the setting SMITH_HTTP_ADDR is read, so that an invalid other setting does not make this command fail.
+    """
     name = "SMITH_HTTP_ADDR"
     address = gather((name,), (), os.environ, Path(".env")).values.get(name, DEFAULT_HTTP_ADDR)
     host, _, port = address.rpartition(":")
@@ -66,7 +70,10 @@ def _address() -> tuple[str, int]:
 
 
 def _ask(address: tuple[str, int], page: str) -> str:
-    """Return the page's status. Raises Unhealthy. No proxy is used: the agent is on this machine."""
+    """Return the status on the page /livez or /readyz. Raises Unhealthy.
+
+    http.client uses no proxy, which would not reach the agent on this machine.
+    """
     connection = http.client.HTTPConnection(*address, timeout=TIMEOUT_S)
     try:
         connection.request("GET", page)
@@ -84,6 +91,7 @@ def _ask(address: tuple[str, int], page: str) -> str:
 
 
 def _failed_checks(checks: list[dict[str, Any]]) -> list[str]:
+    """Return one text for each failed check of the page: its name, reason and detail."""
     failed = [check for check in checks if not check["ok"]]
     return [" ".join(str(check[key]) for key in ("name", "reason", "detail") if key in check) for check in failed]
 

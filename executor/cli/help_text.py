@@ -1,4 +1,7 @@
-"""Adds the section `Examples:` to a command's help. Standard library only, because `executor.cli.health` imports it."""
+"""Adds the section `Examples:` to a command's help.
+
+This module uses only the standard library, because `executor.cli.health` imports it and must start fast.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,12 @@ from typing import Any, TypeVar
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-#: The attribute of a command's function that holds its section.
+#: The attribute of a command's function in which the text of its section `Examples:` is stored.
 ATTRIBUTE = "smith_examples"
 
 
 def examples(*lines: str) -> Callable[[Function], Function]:
-    """Return a decorator that stores these example lines at a command's function, for the end of the command's help."""
+    """Return a decorator that stores the lines, as a section `Examples:`, in an attribute of a command's function."""
 
     def add(function: Function) -> Function:
         setattr(function, ATTRIBUTE, examples_section(*lines))
@@ -22,11 +25,11 @@ def examples(*lines: str) -> Callable[[Function], Function]:
 
 
 def examples_of(function: Callable[..., Any]) -> str | None:
-    """Return the section that the decorator `examples` stored at the function, None without one."""
+    """Return the section that the decorator `examples` has stored in the function, or None if it has no section."""
     section = getattr(function, ATTRIBUTE, None)
     return section if isinstance(section, str) else None
 
 
 def examples_section(*lines: str) -> str:
-    """Return the lines under the title `Examples:`. The `\\b` makes typer keep the line breaks."""
+    """Return the lines under the title `Examples:`. The first line, `\\b`, makes typer keep the line breaks."""
     return "\n".join(["\b", "Examples:", *(f"  {line}" for line in lines)])

@@ -10,14 +10,15 @@ from executor.cli.output import sanitized
 from executor.database.tables import Job, Run
 from executor.redaction import MASK
 
-#: The value of a key that matches this is masked, unless it is a reference to FulcrumCore's vault.
+#: Names of keys whose values are masked. A reference to FulcrumCore's vault is not masked, because it is not a secret.
 SECRET_NAME = re.compile(r"passw|passphrase|secret|token|private_?key|api_?key|credential", re.IGNORECASE)
-#: The beginning of such a reference. Equal to `executor.fulcrum.types.VAULT_PREFIX`, whose module imports pydantic.
+#: The beginning of a reference to FulcrumCore's vault. It equals `executor.fulcrum.types.VAULT_PREFIX`, which is not
+#: imported here, because its module imports pydantic.
 VAULT_PREFIX = "vault://"
 
 
 def name_of(job: Job) -> str:
-    """Return the job's name for messages."""
+    """Return the text that names the job in messages: our number, the action and FulcrumCore's id."""
     return sanitized(f"job {job.id} ({job.action}, {job.fulcrum_id})")
 
 
@@ -99,7 +100,11 @@ def run_fields(run: Run) -> dict[str, Any]:
 
 
 def without_secrets(value: Any, *, is_secret: bool = False) -> Any:
-    """Return the value with the values of secret keys masked; a reference to FulcrumCore's vault is not a secret."""
+    """Return the value with all secrets masked. A value is a secret if the name of its key matches SECRET_NAME.
+
+    `is_secret` is set in the recursion when the key of an outer mapping matches. References to FulcrumCore's vault,
+    empty values and booleans are not masked.
+    """
     if isinstance(value, Mapping):
         return {
             key: without_secrets(item, is_secret=is_secret or bool(SECRET_NAME.search(str(key))))

@@ -1,7 +1,8 @@
-"""Stores audit entries: who changed which job or mapping, and why.
+"""Stores audit entries: each says who changed which job or mapping, and why.
 
-Each change by an operator's command and each automatic correction has one entry, written in the same transaction, so
-that both are stored or neither is. Entries are never deleted: neither PruneCompletedJobs nor `smith db` removes one.
+Each change by an operator's command and each automatic correction has one entry. The entry is written in the
+transaction of the change, so that the database stores either both or neither. The agent never deletes an entry: neither
+its critical job PruneCompletedJobs nor the command `smith db` does.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ from sqlalchemy.orm import Session
 from executor.database.tables import AuditEntry, utc_now
 from executor.redaction import redactor
 
-#: The `who` of an entry for a change that the agent made without a command.
+#: The value of the column `who` for a change that the agent made by itself, without an operator's command.
 AGENT = "agent"
-#: Lengths of the columns `who` and `subject_id`, and of a stored reason.
+#: MAX_NAME_LENGTH is the length of the columns `who` and `subject_id`. A longer reason is cut to MAX_REASON_LENGTH.
 MAX_NAME_LENGTH, MAX_REASON_LENGTH = 100, 2000
-#: The columns that `before` and `after` of an entry hold: those that may change, without the payload of the job.
+#: The columns of a job that `before` and `after` of its audit entry hold. They do not include `params` and `service`,
+#: which may be large.
 JOB_COLUMNS = (
     "action",
     "service_id",
@@ -35,6 +37,7 @@ JOB_COLUMNS = (
     "report_state",
     "report_after",
 )
+#: The columns of a mapping that `before` and `after` of its audit entry hold.
 MAPPING_COLUMNS = ("service_id", "cluster", "vmid", "node", "name", "state", "note")
 
 
@@ -49,10 +52,12 @@ def record(  # noqa: PLR0913 (one column each)
     after: Mapping[str, Any] | None = None,
     reason: str = "",
 ) -> None:
-    """Add an entry: `who` applied `verb` to the row of this kind (job or mapping) and id (`subject`).
+    """Add an entry: `who` applied the change `verb` (for example "cancel") to one row.
 
-    `before` and `after` are the row's columns as JSON values, None while the row did not exist. Secrets are masked,
-    because a reason is text from outside, and an entry cannot be changed later.
+    `kind` is "job" or "mapping", and `subject` is the id that operators use: the job's `fulcrum_id`, or the service id
+    of the mapping. `before` and `after` are the row's columns as JSON values; None means that the row did not exist.
+    Secrets are masked in all texts, because an operator may type one as part of the reason, and an entry cannot be
+    changed later.
     """
     entry = AuditEntry(
         at=utc_now(),
@@ -72,14 +77,18 @@ def operator_name() -> str:
     """Return the name of the user that runs this process; under sudo, add the user who called sudo."""
     uid = os.getuid()
     name = str(uid)
-    with contextlib.suppress(KeyError):  # in a container, the uid often has no name
+    with contextlib.suppress(KeyError):  # in a container, the user id often has no name
         name = pwd.getpwuid(uid).pw_name
     sudo_user = "".join(char for char in os.environ.get("SUDO_USER", "") if char.isprintable())
     return f"{name} (sudo by {sudo_user})"[:MAX_NAME_LENGTH] if sudo_user and sudo_user != name else name
 
 
 def list_entries(session: Session, *, subject: str = "", verb: str = "", limit: int = 50) -> Sequence[AuditEntry]:
-    """Return the newest entries of a subject (an id or its prefix) and a verb; an empty filter matches all."""
+    """Return the newest entries, newest first.
+
+    `subject` limits them to one subject id or to the ids with this prefix, `verb` to one kind of change. An empty text
+    is no limit.
+    """
     stmt = select(AuditEntry).order_by(AuditEntry.id.desc()).limit(limit)
     if subject:
         stmt = stmt.where(AuditEntry.subject_id.startswith(subject, autoescape=True))
@@ -89,7 +98,7 @@ def list_entries(session: Session, *, subject: str = "", verb: str = "", limit: 
 
 
 def facts_of(row: Any, columns: Sequence[str]) -> dict[str, Any] | None:
-    """Return the named columns of a row as JSON values; None when `row` is None."""
+    """Return the named columns of a row as JSON values, for `before` or `after`; None when `row` is None."""
     if row is None:
         return None
     values = {name: getattr(row, name) for name in columns}

@@ -1,4 +1,4 @@
-"""Builds the statement of `job_queue.claim`: one UPDATE that selects a pending job and claims it for an owner."""
+"""Builds the SQL statement of `job_queue.claim`: one UPDATE that selects a pending job and claims it for an owner."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from executor.model import PROBATION_CRASHES, JobStatus
 
 @dataclass(frozen=True)
 class TenantFilter:
-    """Limits a claim to the jobs of these tenants, or with `is_exclusion` to all jobs except theirs.
+    """Limits a claim to the jobs of `tenants`. With `is_exclusion`, it limits a claim to all other jobs instead.
 
-    Without tenants, the filter matches every job.
+    A filter whose `tenants` is empty matches every job.
     """
 
     tenants: tuple[str, ...] = ()
@@ -37,8 +37,8 @@ class TenantFilter:
 def claim_statement(owner: str, lease_s: float, max_creates: int | None, tenants: TenantFilter) -> Any:
     """Return the UPDATE that claims the next job for the owner and returns the job's row.
 
-    A job on probation (see PROBATION_CRASHES) runs alone: an owner claims it only when it has no other job, and claims
-    no other job while it runs.
+    A job on probation (see PROBATION_CRASHES) runs alone: an owner claims such a job only while the owner has no other
+    job, and claims no other job while the job on probation runs. `max_creates` is that of `job_queue.claim`.
     """
     owned = aliased(Job)
     owned_jobs = select(owned.id).where(owned.status == PROCESSING_LITERAL, owned.owner == owner)
@@ -62,7 +62,10 @@ def claim_statement(owner: str, lease_s: float, max_creates: int | None, tenants
 
 
 def _next_candidate(max_creates: int | None, tenants: TenantFilter) -> Select[int]:
-    """Select the next job of these tenants, or none while a claimable job of another tenant has a higher priority."""
+    """Return a query for the id of the next job of these tenants.
+
+    The query selects no job while a claimable job of another tenant has a higher priority.
+    """
     candidate, any_job = aliased(Job), aliased(Job)
     highest_priority = (
         select(any_job.priority).where(_claimable(any_job, max_creates)).order_by(*_claim_order(any_job)).limit(1)
@@ -82,10 +85,10 @@ def _claim_order(row: Any) -> tuple[Any, ...]:
 
 
 def _claimable(row: Any, max_creates: int | None) -> ColumnElement[bool]:
-    """Return the condition under which a job can be claimed.
+    """Return the SQL condition under which a job can be claimed; `row` is an alias of `Job`.
 
-    The job is pending, its backoff is over, no other job of its service is processing, and a create does not exceed
-    `max_creates`.
+    The job must be pending, its backoff must be over, and no other job of its service may be processing. For a create,
+    fewer than `max_creates` creates may be running.
     """
     running = aliased(Job)
     same_service = select(running.id).where(running.status == PROCESSING_LITERAL, running.service_id == row.service_id)

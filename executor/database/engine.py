@@ -1,8 +1,8 @@
 """Opens the database and its transactions: `transaction` for writes, `reading` for reads.
 
 The database is SQLite (WAL, `synchronous=FULL`, `BEGIN IMMEDIATE`) or PostgreSQL; the same statements run on both.
-The functions of the other modules take a `Session` and never commit: their caller opens the transaction. No
-transaction is open during an HTTP request or a playbook.
+The other modules of this package take a `Session` and never commit: their callers open the transaction. No transaction
+is open during an HTTP request or a playbook run.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from sqlalchemy.orm import Session
 
 from executor.errors import DatabaseError, DatabaseRefused, DatabaseUnavailable
 
-#: A write on SQLite fails when another writer holds the lock for longer.
+#: A write on SQLite fails when another writer holds the database's write lock for longer than this time.
 BUSY_TIMEOUT_MS = 15_000
 #: File systems on which SQLite's locks do not work.
 NETWORK_FILE_SYSTEMS = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse.sshfs", "ceph", "glusterfs", "9p"})
 
 
 def open_engine(url: str | URL) -> Engine:
-    """Return an engine for `url` without connecting.
+    """Return an engine for `url`. The engine connects to the database at its first use.
 
-    Raises DatabaseError when the URL names neither SQLite nor PostgreSQL, and when SQLite's file cannot be written or
-    is on a network file system.
+    Raises DatabaseError when the URL names neither SQLite nor PostgreSQL, when the file of SQLite cannot be written, or
+    when this file is on a network file system.
     """
     try:
         parsed = make_url(url)
@@ -69,9 +69,9 @@ def _sqlite_engine(url: URL) -> Engine:
 
 
 def _prepare_sqlite_file(file: Path) -> None:
-    """Create the file if it does not exist. Raise DatabaseError with the reason if SQLite cannot use it.
+    """Create the file if it does not exist. Raises DatabaseError with the reason if SQLite cannot use the file.
 
-    SQLite itself would report only `unable to open database file`.
+    The error of SQLite is always `unable to open database file`, without a reason.
     """
     try:
         file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -92,15 +92,15 @@ def _prepare_sqlite_file(file: Path) -> None:
 
 
 def sqlite_file(url: str) -> Path | None:
-    """Return the file of an SQLite database, None for PostgreSQL and for a database in memory."""
+    """Return the file of an SQLite database; None for PostgreSQL and for an SQLite database in memory."""
     parsed = make_url(url)
     is_file = parsed.get_backend_name() == "sqlite" and parsed.database not in (None, "", ":memory:")
     return Path(str(parsed.database)) if is_file else None
 
 
 def file_system_of(path: Path) -> str:
-    """Return the type of the file system of `path`, '' when the kernel does not report one."""
-    longest, kind = "", ""  # of the mount points above the path
+    """Return the type of the file system that contains `path`; '' when the kernel does not report the type."""
+    longest, kind = "", ""  # the longest mount point that contains the path, and the type of its file system
     real = str(path.resolve())
     with contextlib.suppress(OSError), Path("/proc/self/mounts").open(encoding="utf-8") as mounts:
         for line in mounts:
@@ -113,7 +113,7 @@ def file_system_of(path: Path) -> str:
 
 
 def _set_pragmas(connection: Any, _record: Any) -> None:
-    connection.isolation_level = None  # `_begin` sends BEGIN; the driver would send it only before a write
+    connection.isolation_level = None  # so that the driver sends no BEGIN: `_begin` sends it
     cursor = connection.cursor()
     cursor.execute("PRAGMA journal_mode=WAL")
     cursor.execute("PRAGMA synchronous=FULL")
@@ -123,8 +123,10 @@ def _set_pragmas(connection: Any, _record: Any) -> None:
 
 
 def _begin(connection: Any) -> None:
-    # BEGIN IMMEDIATE waits for the write lock. After a plain BEGIN, a write that follows a read may fail without any
-    # wait, with "database is locked".
+    # BEGIN IMMEDIATE waits for the write lock. In a transaction that started with a plain BEGIN, a write that follows a
+    # read may fail at once with "database is locked". The names that start with `smith_` are execution options that
+    # callers set on an engine: `smith_busy_ms` replaces BUSY_TIMEOUT_MS, `smith_migrating` is set by `schema`, and
+    # `smith_read_only` is set by `reading`.
     options = connection.get_execution_options()
     connection.exec_driver_sql(f"PRAGMA busy_timeout={options.get('smith_busy_ms', BUSY_TIMEOUT_MS):d}")
     if options.get("smith_migrating", False):
@@ -134,9 +136,9 @@ def _begin(connection: Any) -> None:
 
 @contextlib.contextmanager
 def transaction(engine: Engine) -> Iterator[Session]:
-    """Open a transaction for writes; commit at the end of the block, roll back when the block raises.
+    """Open a transaction for writes. It is committed at the end of the block, and rolled back when the block raises.
 
-    Raises DatabaseUnavailable (a retry may succeed) or DatabaseRefused for an error of the database.
+    For an error of the database, it raises DatabaseUnavailable if a retry may succeed, and DatabaseRefused otherwise.
     """
     with _translating_errors(engine), Session(engine, expire_on_commit=False) as session, session.begin():
         yield session
@@ -144,7 +146,7 @@ def transaction(engine: Engine) -> Iterator[Session]:
 
 @contextlib.contextmanager
 def reading(engine: Engine) -> Iterator[Session]:
-    """Open a transaction for reads, which never waits for a writer. Raises what `transaction` raises."""
+    """Open a transaction for reads, which never waits for a writer. Raises the same errors as `transaction`."""
     options = engine.execution_options(smith_read_only=True)
     with _translating_errors(engine), Session(options, expire_on_commit=False) as session:
         yield session
@@ -153,7 +155,8 @@ def reading(engine: Engine) -> Iterator[Session]:
 def write_with_retry(engine: Engine, write: Callable[[Session], None], *, give_up_after_s: float = 300.0) -> None:
     """Run `write` in a transaction, and retry while the database is unavailable (full disk, lock, failover).
 
-    Callers use it for results that would otherwise be lost. Raises DatabaseUnavailable after `give_up_after_s`.
+    Callers use this function for results that exist nowhere else. Raises DatabaseUnavailable when the database is still
+    unavailable after `give_up_after_s`.
     """
     backoff_s, give_up_at = 0.5, time.monotonic() + give_up_after_s
     while True:
@@ -179,16 +182,16 @@ def _translating_errors(engine: Engine) -> Iterator[None]:
 
 
 def _is_temporary(error: SQLAlchemyError) -> bool:
-    """Return whether the same statement may succeed later."""
-    # A PostgreSQL standby refuses writes with InternalError; the pool raises its TimeoutError when it has no free
-    # connection.
+    """Return whether the statement that raised this error may succeed later."""
+    # A PostgreSQL standby server refuses writes with InternalError. The connection pool raises PoolTimeoutError when
+    # none of its connections is free.
     if isinstance(error, OperationalError | InternalError | PoolTimeoutError):
         return True
     return isinstance(error, DBAPIError) and error.connection_invalidated
 
 
 def error_text(engine: Engine, error: SQLAlchemyError) -> str:
-    """Return one line: the database's URL without the password, and the driver's reason without the parameters."""
+    """Return one line with the database's URL and the driver's error, without the password and the bound parameters."""
     reason = str(error.orig) if isinstance(error, DBAPIError) else str(error)
     shown = engine.url.render_as_string(hide_password=True)
     return f"the database {shown} cannot be used: {(reason.strip() or type(error).__name__).splitlines()[0]}"

@@ -1,11 +1,14 @@
-"""Inserts, claims and finishes jobs: steps 1, 2 and 6 of the walk in ARCHITECTURE.md.
+"""Inserts, claims and finishes jobs: steps 1, 2 and 6 of a job's processing (see ARCHITECTURE.md).
 
-Only this module changes the status of a job that has not ended. An owner is one agent process, named by its `boot_id`.
-The poller submits a job; an owner claims it, renews its lease while it runs, and finishes it; `reap` takes jobs from
-owners whose lease expired. Every write after the claim requires the owner and the epoch of that claim. The epoch is the
-fencing token, not the time: an owner may renew an expired lease until the job is reaped.
+Only this module changes the status of a job that has not ended. The poller submits a job. An owner claims the job,
+renews the job's lease while the job runs, and finishes the job. An owner is one agent process; its name is its
+`boot_id`, a random id that each process chooses at its start. `reap` takes jobs from owners whose lease expired.
 
-`job_id` is the id of our row, `fulcrum_id` that of FulcrumCore. No function commits.
+Every write after a claim requires the owner and the epoch of this claim. A write is refused because the epoch has
+changed, never because time has passed: an owner may renew an expired lease until the job is reaped.
+
+`job_id` is the id of the row in the table of jobs, and `fulcrum_id` is FulcrumCore's id of the job. No function
+commits.
 """
 
 from __future__ import annotations
@@ -24,15 +27,15 @@ from executor.database.tables import ENDED_LITERALS, PENDING_LITERAL, PROCESSING
 from executor.errors import ErrorCode, StaleJob
 from executor.model import MAX_CRASHES, TRANSITIONS, JobResult, JobStatus, ReportState
 
-#: Key of PostgreSQL's advisory lock, which a claim takes before it counts the running creates.
+#: Key of the PostgreSQL advisory lock that a claim takes before it counts the running creates.
 CREATE_SLOTS_LOCK = 0x534D4954
-#: How many candidates one call of `claim` tries.
+#: How many jobs one call of `claim` tries to claim before it returns None.
 MAX_CLAIM_ATTEMPTS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lease:
-    """The right to write one job. A later claim raises the epoch, which ends this right."""
+    """The right to write one job's row. It ends when the job's epoch is raised, for example by a later claim."""
 
     job_id: int
     owner: str
@@ -41,7 +44,7 @@ class Lease:
 
 @dataclass(frozen=True, kw_only=True)
 class NewJob:
-    """A job as FulcrumCore delivered it, with lengths limited by the poller."""
+    """A job as FulcrumCore delivered it. The poller has limited the lengths of its texts."""
 
     fulcrum_id: str
     service_id: str | None
@@ -49,24 +52,24 @@ class NewJob:
     action: str
     params: dict[str, Any] | None
     service: dict[str, Any] | None
-    defect: str | None  #: why the job cannot run; the worker claims and fails such a job
+    defect: str | None  #: why the job cannot run, None if it can; the worker claims and then fails a job with a defect
     priority: int
     core_created_at: datetime
     deadline_at: datetime
     tenant_id: str | None = None
-    already_claimed: bool = False  #: FulcrumCore has it as Processing, but the database, which was lost, had no row
-    is_local: bool = False  #: created by the agent: FulcrumCore does not know the job, so no report is sent
+    already_claimed: bool = False  #: FulcrumCore has the status Processing for the job, but our database was lost
+    is_local: bool = False  #: the agent itself created the job: FulcrumCore does not know it, so no report is sent
 
 
 def lease_of(job: Job) -> Lease:
-    """Return the lease of a job that was just claimed. Raises ValueError for a job that is not claimed."""
+    """Return the lease of a claimed job. Raises ValueError for a job without an owner."""
     if job.owner is None:
         raise ValueError(f"job {job.id} is not claimed")
     return Lease(job_id=job.id, owner=job.owner, epoch=job.epoch)
 
 
 def submit(session: Session, new: NewJob) -> int | None:
-    """Insert a job and return the id of its row; return None when this `fulcrum_id` has a row already."""
+    """Insert a job and return the id of its row; return None when a row with this `fulcrum_id` exists already."""
     now = utc_now()
     values = {
         "fulcrum_id": new.fulcrum_id,
@@ -93,17 +96,18 @@ def submit(session: Session, new: NewJob) -> int | None:
 def claim(session: Session, owner: str, *, lease_s: float, max_creates: int | None = None) -> Job | None:
     """Claim the next job, or return None when no job can be claimed.
 
-    Order: highest priority, then the tenant with the fewest running jobs, then oldest. One job of a service runs at a
-    time. `max_creates` limits the creates that run on all agents together, because parallel clones compete for the
-    storage's lock.
+    The next job is the one with the highest priority; among these, a job of the tenant with the fewest running jobs;
+    among these, the oldest. At most one job of a service runs at a time. `max_creates` limits how many creates all
+    agents together run at the same time, because parallel clones compete for the storage's lock.
     """
     if max_creates is not None and session.get_bind().dialect.name == "postgresql":
-        # Without the lock, two simultaneous claims could together exceed the limit. SQLite allows only one writer.
+        # Without this lock, two simultaneous claims could together exceed the limit. SQLite needs no such lock, because
+        # it allows only one writer at a time.
         session.execute(select(func.pg_advisory_xact_lock(CREATE_SLOTS_LOCK)))
-    if session.scalar(_ANY_PENDING) is None:  # a cheap query, because an idle agent claims often
+    if session.scalar(_ANY_PENDING) is None:  # an idle agent claims often, so this cheap query runs first
         return None
-    # On PostgreSQL, a simultaneous claim of another agent for the same service raises a unique violation. The next
-    # attempt selects another candidate.
+    # On PostgreSQL, two agents may claim two jobs of one service at the same time. One of the two claims then raises a
+    # unique violation (IntegrityError), and its next attempt selects another job.
     for _ in range(MAX_CLAIM_ATTEMPTS):
         try:
             with session.begin_nested():
@@ -122,7 +126,11 @@ _RUNNING_BY_TENANT = (
 
 
 def _claim_fairly(session: Session, owner: str, lease_s: float, max_creates: int | None) -> Job | None:
-    """Claim for the tenants with the fewest running jobs first: one tenant's burst must not delay the others."""
+    """Claim a job of a tenant with as few running jobs as possible, so that one tenant's burst does not delay others.
+
+    The first filter matches the tenants without a running job, and each further filter the tenants with the next higher
+    number of running jobs.
+    """
     running = {str(tenant): count for tenant, count in session.execute(_RUNNING_BY_TENANT)}
     filters = [TenantFilter()]
     if running:
@@ -139,7 +147,7 @@ def _claim_fairly(session: Session, owner: str, lease_s: float, max_creates: int
 
 
 def _owned_by(lease: Lease) -> ColumnElement[bool]:
-    """Return the condition that the lease still owns its job."""
+    """Return the SQL condition that the owner of this lease still owns the job, at the same epoch."""
     return (
         (Job.id == lease.job_id)
         & (Job.owner == lease.owner)
@@ -149,7 +157,7 @@ def _owned_by(lease: Lease) -> ColumnElement[bool]:
 
 
 def _write(session: Session, lease: Lease, **columns: Any) -> None:
-    """Update the job's row. Raises StaleJob when the lease no longer owns the job."""
+    """Update columns of the job's row. Raises StaleJob when the lease is no longer valid."""
     if session.scalar(update(Job).where(_owned_by(lease)).values(**columns).returning(Job.id)) is None:
         raise StaleJob(f"job {lease.job_id} is no longer ours at epoch {lease.epoch}")
 
@@ -157,18 +165,18 @@ def _write(session: Session, lease: Lease, **columns: Any) -> None:
 def note_claim_sent(session: Session, lease: Lease) -> None:
     """Store that the worker is about to claim the job at FulcrumCore.
 
-    If the answer to that claim is lost, a later attempt still knows that this agent claimed the job.
+    If FulcrumCore's answer is lost, a later attempt of the job still knows that this agent may have claimed the job.
     """
     _write(session, lease, claim_sent_at=utc_now())
 
 
 def note_claimed(session: Session, lease: Lease) -> None:
-    """Store that FulcrumCore accepted our claim."""
+    """Store that FulcrumCore accepted the agent's claim of the job."""
     _write(session, lease, claimed_at=utc_now())
 
 
 def note_started(session: Session, lease: Lease, *, run_ident: str, playbook: str) -> None:
-    """Store a run before it starts, so that an agent that restarts finds the run's processes and artifacts."""
+    """Store a run before it starts, so that the agent finds the run's processes and artifacts after a restart."""
     now = utc_now()
     _write(session, lease, started_at=now, run_ident=run_ident)
     attempt = session.scalar(select(Job.attempt).where(Job.id == lease.job_id)) or 0
@@ -178,13 +186,19 @@ def note_started(session: Session, lease: Lease, *, run_ident: str, playbook: st
 def note_run_ended(  # noqa: PLR0913 (one column each)
     session: Session, run_ident: str, *, status: str, rc: int | None, reason: str, folder: str, upids: list[str]
 ) -> None:
-    """Store how a run ended. No lease is needed, because no decision depends on the row."""
+    """Store how a run ended: return code, reason, artifacts folder, and the UPIDs (ids) of its Proxmox tasks.
+
+    No lease is needed, because no decision depends on the row of a run.
+    """
     columns = {"ended_at": utc_now(), "status": status, "rc": rc, "reason": reason, "folder": folder, "upids": upids}
     session.execute(update(Run).where(Run.ident == run_ident).values(**columns))
 
 
 def finish(session: Session, lease: Lease, result: JobResult, report: ReportState = ReportState.DUE) -> None:
-    """Store the job's result. Raises StaleJob when the lease no longer owns the job: its result is then discarded."""
+    """Store the job's result, and `report` as the state of its report.
+
+    Raises StaleJob when the lease is no longer valid. The caller then discards the result.
+    """
     status = JobStatus.COMPLETED if result.succeeded else JobStatus.FAILED
     _require_transition(JobStatus.PROCESSING, status)
     _write(
@@ -202,12 +216,12 @@ def finish(session: Session, lease: Lease, result: JobResult, report: ReportStat
 
 
 def _report_state(report: ReportState) -> ColumnElement[str]:
-    """Return the new report state: `report` for a job of FulcrumCore, LOCAL for a job that the agent created."""
+    """Return the new report state as SQL: LOCAL for a job that the agent itself created, else `report`."""
     return case((Job.report_state == ReportState.LOCAL, ReportState.LOCAL), else_=report)
 
 
 def requeue(session: Session, lease: Lease, *, backoff_s: float, reason: str | None = None) -> None:
-    """Give the job back to the queue. It can be claimed again after `backoff_s`."""
+    """Set the job's status back to pending. The job can be claimed again after `backoff_s`."""
     _require_transition(JobStatus.PROCESSING, JobStatus.PENDING)
     _write(
         session,
@@ -221,7 +235,10 @@ def requeue(session: Session, lease: Lease, *, backoff_s: float, reason: str | N
 
 
 def renew(session: Session, owner: str, *, lease_s: float) -> dict[int, bool]:
-    """Extend every lease of this owner; return for each of its jobs whether an operator requested its cancellation."""
+    """Extend every lease of this owner.
+
+    Returns the ids of the owner's jobs; the value of each is True if an operator requested the job's cancellation.
+    """
     stmt = (
         update(Job)
         .where(Job.owner == owner, Job.status == PROCESSING_LITERAL)
@@ -234,9 +251,9 @@ def renew(session: Session, owner: str, *, lease_s: float) -> dict[int, bool]:
 def reap(session: Session, *, sole_owner: str | None = None) -> list[tuple[int, JobStatus]]:
     """Take jobs from owners whose lease expired; return the jobs' ids and new statuses.
 
-    With `sole_owner`, take the jobs of every other owner without regard to leases: the process that holds the lock of
-    the SQLite file is the only agent. A job that is reaped MAX_CRASHES times fails as QUARANTINED, because it probably
-    crashes the agent.
+    With `sole_owner`, take the jobs of all other owners, even if their leases have not expired. An agent on SQLite uses
+    it at its start: it holds the lock of the SQLite file, so no other agent is running. A job that is reaped
+    MAX_CRASHES times fails as QUARANTINED, because the job probably crashes the agent.
     """
     has_lost_owner = Job.owner != sole_owner if sole_owner is not None else Job.lease_until < db_now()
     stmt = select(Job.id, Job.crashes, Job.epoch).where(Job.status == PROCESSING_LITERAL, has_lost_owner)
@@ -252,7 +269,7 @@ def reap(session: Session, *, sole_owner: str | None = None) -> list[tuple[int, 
 
 def _reaped_columns(status: JobStatus, crashes: int) -> dict[str, Any]:
     columns: dict[str, Any] = {"status": status, "owner": None, "lease_until": None, "crashes": crashes}
-    # With a new epoch, the writes of an earlier owner that was only suspended fail when it continues.
+    # The earlier owner may only be suspended. Because of the new epoch, its writes fail when it continues.
     columns["epoch"] = Job.epoch + 1
     if status is JobStatus.FAILED:
         text = f"the agent stopped {crashes} times while it worked on this job"
@@ -267,12 +284,18 @@ def _reaped_columns(status: JobStatus, crashes: int) -> dict[str, Any]:
 
 
 def release_all(session: Session, owner: str) -> int:
-    """Give back every job that a stopping agent still owns; return how many. A release does not count as a crash."""
+    """Set every job that a stopping agent still owns back to pending, without counting a crash.
+
+    Returns the number of these jobs.
+    """
     return rows_changed(session, _release_statement(owner))
 
 
 def release(session: Session, job_id: int, owner: str) -> bool:
-    """Give back one job that its owner does not process. Return False when the owner no longer owns the job."""
+    """Set one job back to pending, because its owner owns the job but no thread of the owner processes it.
+
+    Returns False when the owner no longer owns the job.
+    """
     return rows_changed(session, _release_statement(owner).where(Job.id == job_id)) == 1
 
 
@@ -287,7 +310,10 @@ def _require_transition(before: JobStatus, after: JobStatus) -> None:
 
 
 def request_cancel(session: Session, job_id: int) -> JobStatus | None:
-    """Cancel a pending job at once; for a running job, store the request. Return its status, None if it has ended."""
+    """Cancel a pending job at once; for a processing job, store that an operator requested the cancellation.
+
+    Returns the job's new status, None if the job had ended already.
+    """
     cancelled = JobResult(succeeded=False, code=ErrorCode.CANCELLED, detail="cancelled by the operator")
     pending = (
         update(Job)
@@ -308,7 +334,10 @@ def request_cancel(session: Session, job_id: int) -> JobStatus | None:
 
 
 def retry_now(session: Session, job_id: int) -> str:
-    """End the backoff of a pending job ("attempt") or of a due report ("report"); return which, "" for neither."""
+    """End the backoff of a pending job, or of a job's due report.
+
+    Returns "attempt" for a pending job, "report" for a due report, and "" for a job with neither.
+    """
     attempt = update(Job).where(Job.id == job_id, Job.status == JobStatus.PENDING).values(available_at=None)
     if rows_changed(session, attempt):
         return "attempt"
@@ -319,7 +348,7 @@ def retry_now(session: Session, job_id: int) -> str:
 def prune(session: Session, *, ended_before: datetime, limit: int) -> tuple[int, list[str]]:
     """Delete at most `limit` jobs that ended before `ended_before` and whose report is not due.
 
-    Returns the number of deleted jobs and the idents of their runs.
+    Returns the number of deleted jobs, and the idents of their runs, which are the names of artifacts folders.
     """
     old = (
         select(Job.id)

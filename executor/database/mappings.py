@@ -1,8 +1,8 @@
-"""Stores which VM serves which service, from the reservation of a VMID on: step 4 of the walk in ARCHITECTURE.md.
+"""Stores which VM serves which service: step 4 of a job's processing (see ARCHITECTURE.md).
 
-A VMID is reserved for a service before any request to Proxmox uses it. A cluster has one mapping for each VMID, so two
-creates never use the same VMID. Deleted mappings stay as history: their VMID is not reused for a while (quarantine).
-No function commits.
+A VMID is reserved for a service before any request to Proxmox uses the VMID. A unique index allows only one mapping
+that is not deleted for each VMID of a cluster, so two creates never use the same VMID. The rows of deleted mappings
+stay as history: the VMID of a deleted mapping is not reused for some time (its quarantine). No function commits.
 """
 
 from __future__ import annotations
@@ -24,22 +24,24 @@ from executor.model import GuestKind, MappingState
 
 #: How many random VMIDs are tried before the range is searched from its start.
 RANDOM_TRIES = 64
-#: Length of the host part of a VM's name. A dash and eight digits follow it; a DNS label has at most 63 characters.
+#: Length of the first part of a VM's name. A dash and eight digits follow this part, and the whole name must be a DNS
+#: label, which has at most 63 characters.
 MAX_HOST_PART_LENGTH = 54
 
-#: The cluster, and the lowest and the highest VMID for new VMs.
+#: The name of a cluster, and the lowest and the highest VMID for new VMs on this cluster.
 VmidRange = tuple[str, int, int]
 
 
 def marker_for(service_id: str) -> str:
-    """Return the line of a VM's description that names the VM's service."""
+    """Return the marker: the line in a VM's description that names the VM's service."""
     return f"smith-uid={service_id}"
 
 
 def vm_name(host: str, service_id: str) -> str:
-    """Return a VM's name: `host` as a DNS label (`vm` if no character is usable) and eight digits of the service id.
+    """Return the name of a VM: a first part made from `host`, a dash, and the first eight digits of the service id.
 
-    `host` may be any text from outside; the name has lower-case letters, digits and single dashes only.
+    `host` may be any text from outside. In the name, each sequence of characters other than letters and digits becomes
+    one dash, and letters become lower case. If no character of `host` is usable, the first part is `vm`.
     """
     folded = re.sub(r"[^a-z0-9]+", "-", host.lower().encode("ascii", "ignore").decode())
     label = folded[:MAX_HOST_PART_LENGTH].strip("-") or "vm"
@@ -47,7 +49,7 @@ def vm_name(host: str, service_id: str) -> str:
 
 
 def current(session: Session, service_id: str) -> Mapping | None:
-    """Return the service's mapping that is not deleted, None if there is none."""
+    """Return the service's mapping that is not deleted, None if the service has no such mapping."""
     stmt = select(Mapping).where(Mapping.service_id == service_id, Mapping.state != MappingState.DELETED)
     return session.scalar(stmt)
 
@@ -58,7 +60,7 @@ def get(session: Session, mapping_id: int) -> Mapping | None:
 
 
 def get_one(session: Session, mapping_id: int) -> Mapping:
-    """Return the mapping with this row id. The session raises DatabaseRefused if it does not exist."""
+    """Return the mapping with this row id. The caller's transaction raises DatabaseRefused if it does not exist."""
     return session.get_one(Mapping, mapping_id)
 
 
@@ -68,9 +70,10 @@ def all_current(session: Session) -> Sequence[Mapping]:
 
 
 def pick_vmid(session: Session, vmids: VmidRange, *, quarantine_s: float, taken: set[int]) -> int:
-    """Return a VMID of the range that is neither mapped, nor in quarantine, nor in `taken` (by guests in Proxmox).
+    """Return a VMID of the range `vmids` that is neither mapped, nor in quarantine, nor in `taken`.
 
-    Raises JobError CAPACITY when the range has no such VMID.
+    `taken` holds the VMIDs of the guests in Proxmox. A deleted mapping's VMID is in quarantine for `quarantine_s` after
+    the deletion. Raises JobError CAPACITY when the range has no such VMID.
     """
     cluster, low, high = vmids
     quarantined_since = utc_now() - timedelta(seconds=quarantine_s)
@@ -90,7 +93,7 @@ def pick_vmid(session: Session, vmids: VmidRange, *, quarantine_s: float, taken:
 def reserve(  # noqa: PLR0913 (one column each)
     session: Session, *, service_id: str, cluster: str, vmid: int, name: str, kind: str = GuestKind.QEMU
 ) -> Mapping | None:
-    """Reserve the VMID for the service. Returns None when another mapping has the VMID or the service."""
+    """Reserve the VMID for the service. Returns None when the VMID or the service already has a mapping."""
     now = utc_now()
     mapping = Mapping(
         service_id=service_id,
@@ -122,7 +125,7 @@ def insert_active(  # noqa: PLR0913 (one column each)
     node: str,
     kind: str = GuestKind.QEMU,
 ) -> Mapping | None:
-    """Map a VM that has the service's marker but no mapping. Returns None in the same cases as `reserve`."""
+    """Create an active mapping for a VM that has the service's marker. Returns None in the same cases as `reserve`."""
     mapping = reserve(session, service_id=service_id, cluster=cluster, vmid=vmid, name=name, kind=kind)
     if mapping is not None:
         mapping.state, mapping.node, mapping.note = MappingState.ACTIVE, node, "found by its marker"
@@ -139,10 +142,11 @@ def adopt(  # noqa: PLR0913 (one column each)
     node: str,
     kind: str = GuestKind.QEMU,
 ) -> Mapping | None:
-    """Map an existing VM to a service. Returns None when the service has another VM, or the VMID another service.
+    """Map an existing VM to a service.
 
-    If the service is mapped to this VMID already, that mapping is updated. If the service is mapped to another VMID
-    whose VM is lost, that mapping is deleted first.
+    If the service is mapped to this VMID already, this mapping is updated. If the service is mapped to another VMID
+    and the VM with that VMID is lost, the old mapping is marked as deleted first. Returns None, without a change, when
+    the service has another VM that is not lost, or when the VMID is mapped to another service.
     """
     existing = current(session, service_id)
     if existing is not None and (existing.vmid, existing.cluster) == (vmid, cluster):
@@ -163,12 +167,16 @@ def adopt(  # noqa: PLR0913 (one column each)
 
 
 def record_node(session: Session, mapping_id: int, node: str) -> None:
-    """Store the VM's node. Actions do not rely on the stored node: they ask Proxmox."""
+    """Store the VM's node. Actions do not rely on the stored node: they read the VM's node from Proxmox."""
     _update(session, mapping_id, now=utc_now(), node=node)
 
 
 def apply_result(session: Session, mapping_id: int, vm: dict[str, Any]) -> None:
-    """Store the VM's state from a playbook's result: active, pending deletion (with `delete_at`), or deleted."""
+    """Store the state of the VM after a successful playbook, whose `vm_result` is `vm`.
+
+    The mapping becomes deleted if the VM is absent, pending deletion if `vm` has a `delete_at` (seconds since the
+    epoch), and active otherwise. An empty `vm` also makes the mapping active.
+    """
     now = utc_now()
     if vm.get("status") == "absent":
         values: dict[str, Any] = {"state": MappingState.DELETED, "deleted_at": now}
@@ -182,13 +190,16 @@ def apply_result(session: Session, mapping_id: int, vm: dict[str, Any]) -> None:
 
 
 def mark_deleted(session: Session, mapping_id: int, note: str) -> None:
-    """Mark a mapping as deleted, with the reason. Its VMID is in quarantine from then on."""
+    """Mark a mapping as deleted, and store the reason (`note`). The quarantine of its VMID begins now."""
     now = utc_now()
     _update(session, mapping_id, now=now, state=MappingState.DELETED, deleted_at=now, note=note)
 
 
 def mark_vm_lost(session: Session, mapping_id: int, note: str) -> None:
-    """Store that the VM no longer exists. The mapping stays, so that a delete of the service succeeds."""
+    """Store that the VM no longer exists, and the reason (`note`).
+
+    The mapping is not deleted, so that a later delete job of the service finds it and succeeds.
+    """
     _update(session, mapping_id, now=utc_now(), state=MappingState.VM_LOST, note=note)
 
 
@@ -198,19 +209,19 @@ def _update(session: Session, mapping_id: int, *, now: Any, **values: Any) -> No
 
 
 def active(session: Session, cluster: str | None = None) -> Sequence[Mapping]:
-    """Return the active mappings of one cluster, or of all, ordered by VMID."""
+    """Return the active mappings of one cluster, or of all clusters, ordered by VMID."""
     stmt = select(Mapping).where(Mapping.state == MappingState.ACTIVE).order_by(Mapping.vmid)
     return session.scalars(stmt if cluster is None else stmt.where(Mapping.cluster == cluster)).all()
 
 
 def due_for_deletion(session: Session, cluster: str, limit: int = 100) -> Sequence[Mapping]:
-    """Return the mappings pending deletion whose VM may be deleted now, the longest overdue first."""
+    """Return the mappings pending deletion whose VM may be deleted now, the one with the earliest `delete_at` first."""
     stmt = select(Mapping).where(Mapping.state == MappingState.PENDING_DELETION, Mapping.cluster == cluster)
     return session.scalars(stmt.where(Mapping.delete_at <= utc_now()).order_by(Mapping.delete_at).limit(limit)).all()
 
 
 def list_mappings(session: Session, *, states: Sequence[str] = (), limit: int = 1000) -> Sequence[Mapping]:
-    """Return the mappings in these states, newest first; without `states`, those that are not deleted."""
+    """Return the mappings in these states, newest first. Without `states`, return all mappings that are not deleted."""
     stmt = select(Mapping).order_by(Mapping.id.desc()).limit(limit)
     if states:
         return session.scalars(stmt.where(Mapping.state.in_(states))).all()
@@ -218,7 +229,10 @@ def list_mappings(session: Session, *, states: Sequence[str] = (), limit: int = 
 
 
 def find(session: Session, reference: str) -> Sequence[Mapping]:
-    """Return the mappings, deleted ones too, with this VMID, VM name, service id, or prefix of a service id."""
+    """Return the mappings that `reference` names, deleted mappings included, newest first.
+
+    `reference` is a VMID, the name of a VM, a service id, or the prefix of service ids.
+    """
     if not reference:
         return []
     if is_row_id(reference):
@@ -229,7 +243,7 @@ def find(session: Session, reference: str) -> Sequence[Mapping]:
 
 
 def count_by_state(session: Session, *, with_deleted: bool = True) -> dict[str, int]:
-    """Return the number of mappings in each state."""
+    """Return the number of mappings in each state, also 0 for a state without mappings."""
     states = [state for state in MappingState if with_deleted or state is not MappingState.DELETED]
     stmt = select(Mapping.state, func.count()).group_by(Mapping.state)
     if not with_deleted:

@@ -1,7 +1,7 @@
 """Stores one row in the table `nodes` for each start of an agent process. No function commits.
 
-The row's id is the `boot_id` of that process, a random id that also names the process as the owner of its jobs. These
-nodes are not Proxmox's nodes.
+The id of the row is the `boot_id` of the process, a random id that the process chooses at its start. The column `owner`
+of a job holds the same id. A row of this table is not a Proxmox node.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MAX_REASON_LENGTH = 40
 
 
 def add(session: Session, node_id: str, *, host: str, pid: int, version: str, concurrency: int) -> None:  # noqa: PLR0913 (one column each)
-    """Store the start of an agent process."""
+    """Store the start of an agent process. `concurrency` is the number of jobs that it runs in parallel."""
     now = utc_now()
     node = Node(id=node_id, host=host, pid=pid, version=version, started_at=now, seen_at=now, draining=False)
     node.concurrency_wanted = node.concurrency = concurrency
@@ -28,7 +28,7 @@ def add(session: Session, node_id: str, *, host: str, pid: int, version: str, co
 
 
 def note_seen(session: Session, node_id: str) -> None:
-    """Store that the agent process runs now."""
+    """Store that the agent process is running at this time."""
     session.execute(update(Node).where(Node.id == node_id).values(seen_at=utc_now()))
 
 
@@ -39,10 +39,10 @@ def note_stopped(session: Session, node_id: str, reason: str) -> None:
 
 
 def recent(session: Session, limit: int) -> Sequence[Node]:
-    """Return the agent processes, the one seen last first."""
+    """Return the agent processes that were running most recently, the latest first."""
     return session.scalars(select(Node).order_by(Node.seen_at.desc(), Node.id).limit(limit)).all()
 
 
 def prune(session: Session, *, seen_before: datetime) -> int:
-    """Delete the rows of agent processes that were last seen before this time; return how many."""
+    """Delete the rows of agent processes that were last running before `seen_before`; return the number of rows."""
     return rows_changed(session, delete(Node).where(Node.seen_at < seen_before))

@@ -1,4 +1,4 @@
-"""Finds the jobs whose result must be reported, and stores the answers: step 7 of the walk in ARCHITECTURE.md.
+"""Finds jobs whose result must be reported, and stores FulcrumCore's answers: step 7 of a job (see ARCHITECTURE.md).
 
 The outbox is the set of ended jobs whose result FulcrumCore has not acknowledged. No function commits.
 """
@@ -16,7 +16,7 @@ from executor.model import JobResult, JobStatus, ReportState
 
 
 def due_reports(session: Session, limit: int) -> Sequence[Job]:
-    """Return the jobs whose result FulcrumCore has not acknowledged and whose backoff is over, oldest first."""
+    """Return the jobs whose report is due and has no backoff that is still running, the job that ended first first."""
     stmt = (
         select(Job)
         .where(Job.report_state == DUE_LITERAL)
@@ -28,7 +28,7 @@ def due_reports(session: Session, limit: int) -> Sequence[Job]:
 
 
 def note_reported(session: Session, job_id: int, state: ReportState, note: str = "") -> None:
-    """Store FulcrumCore's answer to a report. A job whose report is not due stays unchanged."""
+    """Store FulcrumCore's answer to a report. Nothing is stored for a job whose report is not due."""
     session.execute(
         update(Job)
         .where(Job.id == job_id, Job.report_state == ReportState.DUE)
@@ -46,7 +46,10 @@ def postpone_report(session: Session, job_id: int, *, backoff_s: float, note: st
 
 
 def replace_result(session: Session, job_id: int, result: JobResult) -> None:
-    """Replace a successful result that FulcrumCore always refuses by a failure, which the reporter sends instead."""
+    """Replace a job's successful result, which FulcrumCore refuses to accept, by the failure `result`.
+
+    The reporter sends the failure at its next attempt.
+    """
     session.execute(
         update(Job)
         .where(Job.id == job_id, Job.report_state == ReportState.DUE)
@@ -55,6 +58,9 @@ def replace_result(session: Session, job_id: int, result: JobResult) -> None:
 
 
 def reset_report_backoff(session: Session) -> int:
-    """End the backoff of every report, because FulcrumCore answers again. Returns the number of these reports."""
+    """End the backoff of every due report; return the number of these reports.
+
+    The caller does this when FulcrumCore answers again after an outage.
+    """
     stmt = update(Job).where(Job.report_state == ReportState.DUE, Job.report_after.is_not(None))
     return rows_changed(session, stmt.values(report_after=None))

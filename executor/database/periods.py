@@ -1,4 +1,7 @@
-"""Divides the time of each critical job into periods, in each of which one agent runs the job. No function commits."""
+"""Divides time into periods for each critical job, so that only one agent runs the job in each period.
+
+A critical job is periodic work of the agent, such as Heartbeat. No function commits.
+"""
 
 from __future__ import annotations
 
@@ -10,18 +13,21 @@ from sqlalchemy.orm import Session
 from executor.database.statements import insert_into, rows_changed
 from executor.database.tables import CriticalJob, db_now, utc_now
 
-#: A period ends after this share of the interval, so that a timer that fires a little early does not skip a period.
+#: A period lasts for this share of the job's interval. If it lasted for the whole interval, an agent whose timer fires
+#: a little early would find the last period not over, and would skip a run.
 PERIOD_SHARE = 0.8
 
 
 def try_start_period(session: Session, name: str, interval_s: float, *, force: bool = False) -> bool:
-    """Start the next period of a critical job if the last one is over. Return True to one caller, which runs the job.
+    """Start the next period of a critical job if its last period is over.
 
-    `force` starts a period in any case.
+    Returns True if this call started the period: then its caller must run the job. Of several simultaneous callers,
+    only one gets True. `force` starts a period even if the last period is not over.
     """
     now = utc_now()
     new_row = {"name": name, "interval_s": interval_s, "failures": 0, "runs": 0}
-    # Two agents may insert at the same time: one row results, and the UPDATE below succeeds for one of them.
+    # Two agents may insert the row at the same time. One row results, and the UPDATE below changes it for only one of
+    # the two agents.
     session.execute(insert_into(session, CriticalJob).values(new_row).on_conflict_do_nothing(index_elements=["name"]))
     is_due = or_(CriticalJob.due_at.is_(None), CriticalJob.due_at <= db_now(), CriticalJob.interval_s != interval_s)
     stmt = update(CriticalJob).where(CriticalJob.name == name)
@@ -31,7 +37,7 @@ def try_start_period(session: Session, name: str, interval_s: float, *, force: b
 
 
 def record_period_result(session: Session, name: str, *, error: str | None) -> None:
-    """Store how the run of a critical job ended."""
+    """Store that a run of a critical job ended. `error` is None if the run succeeded."""
     now = utc_now()
     values: dict[str, Any] = {"last_finished_at": now, "runs": CriticalJob.runs + 1, "last_error": error}
     if error is None:

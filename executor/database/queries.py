@@ -1,4 +1,4 @@
-"""Reads jobs, runs and critical jobs. Each query uses an index, because the table of jobs may be long."""
+"""Reads jobs, runs and critical jobs. Each query of jobs uses an index, because the table of jobs may be long."""
 
 from __future__ import annotations
 
@@ -20,14 +20,18 @@ from executor.database.tables import (
 )
 from executor.model import JobStatus, ReportState
 
+# An open job is one that has not ended: it is pending or processing.
 _OPEN_LITERALS = {JobStatus.PENDING: PENDING_LITERAL, JobStatus.PROCESSING: PROCESSING_LITERAL}
-#: How many ids an ambiguous prefix returns at most, for a message to the operator.
+#: The maximum number of ids that a search by prefix returns. A message lists these ids when the prefix is ambiguous.
 MAX_CANDIDATES = 6
 
 
 def find_job(session: Session, reference: str) -> Job | None:
-    """Return the job with this row id, this `fulcrum_id`, or a `fulcrum_id` of which only this job has the prefix."""
-    if not reference:  # every id starts with "", so `smith jobs cancel "$UNSET"` would cancel the only job
+    """Return the job that `reference` names: its row id, its `fulcrum_id`, or a prefix that no other `fulcrum_id` has.
+
+    Returns None if no job, or more than one job, matches.
+    """
+    if not reference:  # "" is a prefix of every id: `smith jobs cancel "$UNSET"` would cancel the only job
         return None
     if is_row_id(reference) and (job := session.get(Job, int(reference))) is not None:
         return job
@@ -42,7 +46,7 @@ def get_job(session: Session, job_id: int) -> Job | None:
 
 
 def get_one_job(session: Session, job_id: int) -> Job:
-    """Return the job with this row id. The session raises DatabaseRefused if it does not exist."""
+    """Return the job with this row id. The caller's transaction raises DatabaseRefused if it does not exist."""
     return session.get_one(Job, job_id)
 
 
@@ -55,7 +59,7 @@ def list_jobs(  # noqa: PLR0913 (one filter each)
     unreported: bool = False,
     limit: int = 50,
 ) -> Sequence[Job]:
-    """Return the newest jobs that match all filters."""
+    """Return the newest jobs that match all given filters. `unreported` selects only jobs whose report is due."""
     stmt = select(Job).order_by(Job.id.desc()).limit(limit)
     if statuses:
         stmt = stmt.where(Job.status.in_(statuses))
@@ -72,9 +76,10 @@ def list_jobs(  # noqa: PLR0913 (one filter each)
 
 
 def _ids_of_open_jobs(statuses: Sequence[str]) -> CompoundSelect[int]:
-    """Select the ids of the jobs with these statuses from the partial indexes, which have few entries.
+    """Return a query for the ids of the jobs with these statuses, which reads only the partial indexes of open jobs.
 
-    A search by descending primary key would read every ended job before it reached an old open one.
+    These indexes have few entries. Without them, the database would search the table from the newest row on, and would
+    read many ended jobs before it reached an old open job.
     """
     open_job = aliased(Job)
     selects = [select(open_job.id).where(open_job.status == _OPEN_LITERALS[JobStatus(status)]) for status in statuses]
@@ -82,15 +87,16 @@ def _ids_of_open_jobs(statuses: Sequence[str]) -> CompoundSelect[int]:
 
 
 def find_open_job(session: Session, service_id: str) -> Job | None:
-    """Return the service's processing job, else its oldest pending one."""
+    """Return the service's processing job, else its oldest pending job, else None."""
     stmt = select(Job).where(Job.service_id == service_id, Job.status.in_([JobStatus.PENDING, JobStatus.PROCESSING]))
     return session.scalar(stmt.order_by(Job.status == JobStatus.PENDING, Job.id).limit(1))
 
 
 def count_jobs(session: Session) -> dict[str, int]:
-    """Return the number of jobs in each status, and as `reports_due` the number of due reports."""
+    """Return the number of jobs in each status, and under the key `reports_due` the number of due reports."""
     counts = {status.value: 0 for status in JobStatus}
-    # Each query is answered from a partial index; one query for all statuses would read every row of the table.
+    # The database answers each of these queries from a partial index. One query for all statuses would read every row
+    # of the table.
     for condition in (Job.status == PENDING_LITERAL, Job.status == PROCESSING_LITERAL, Job.status.in_(ENDED_LITERALS)):
         counts |= dict(session.execute(select(Job.status, func.count()).where(condition).group_by(Job.status)).all())
     return counts | {"reports_due": count_due_reports(session)}
@@ -103,7 +109,7 @@ def count_due_reports(session: Session) -> int:
 
 
 def known_fulcrum_ids(session: Session, fulcrum_ids: Sequence[str]) -> set[str]:
-    """Return those of these ids that have a row."""
+    """Return the subset of `fulcrum_ids` for which the table of jobs has a row."""
     return set(session.scalars(select(Job.fulcrum_id).where(Job.fulcrum_id.in_(fulcrum_ids))))
 
 
@@ -113,7 +119,7 @@ def runs_of(session: Session, job_id: int) -> Sequence[Run]:
 
 
 def find_run(session: Session, ident: str) -> Run | None:
-    """Return the run with this ident."""
+    """Return the run with this ident, None if it does not exist."""
     return session.scalar(select(Run).where(Run.ident == ident))
 
 
@@ -129,39 +135,40 @@ def recent_runs(session: Session, limit: int) -> Sequence[tuple[Run, Job]]:
 
 
 def fulcrum_ids_with_prefix(session: Session, prefix: str) -> Sequence[str]:
-    """Return the `fulcrum_id` of the newest jobs whose `fulcrum_id` has this prefix."""
+    """Return the `fulcrum_id` of each job that has this prefix, the newest job first, up to MAX_CANDIDATES."""
     has_prefix = Job.fulcrum_id.startswith(prefix.lower(), autoescape=True)
     return session.scalars(select(Job.fulcrum_id).where(has_prefix).order_by(Job.id.desc()).limit(MAX_CANDIDATES)).all()
 
 
 def service_ids_with_prefix(session: Session, prefix: str) -> Sequence[str]:
-    """Return the ids of services with this prefix, the service with the newest job first."""
+    """Return the service ids with this prefix, that of the service with the newest job first, up to MAX_CANDIDATES."""
     has_prefix = Job.service_id.startswith(prefix.lower(), autoescape=True)
     stmt = select(Job.service_id).where(has_prefix).group_by(Job.service_id).order_by(func.max(Job.id).desc())
     return [service_id for service_id in session.scalars(stmt.limit(MAX_CANDIDATES)) if service_id]
 
 
 def count_open_jobs(session: Session) -> dict[str, int]:
-    """Return the number of pending and of processing jobs."""
+    """Return the number of pending jobs and the number of processing jobs, by status."""
     open_statuses = (JobStatus.PENDING, JobStatus.PROCESSING)
     stmt = select(Job.status, func.count()).where(Job.status.in_(open_statuses)).group_by(Job.status)
     return {status.value: 0 for status in open_statuses} | dict(session.execute(stmt).all())
 
 
 def oldest_due_report(session: Session) -> datetime | None:
-    """Return when the oldest job with a due report ended."""
+    """Return the earliest time at which a job with a due report ended, None if no report is due."""
     return session.scalar(select(func.min(Job.finished_at)).where(Job.report_state == ReportState.DUE))
 
 
 def oldest_pending(session: Session) -> datetime | None:
-    """Return when the oldest pending job was received."""
+    """Return the earliest time at which a pending job was received, None if no job is pending."""
     return session.scalar(select(func.min(Job.received_at)).where(Job.status == JobStatus.PENDING))
 
 
 def busy_services(session: Session, service_id: str | None = None) -> frozenset[str]:
-    """Return the services with an open job or a due report.
+    """Return the ids of the services with an open job or a due report; with `service_id`, look only at this service.
 
-    Each query is answered from a partial index; an OR of the three conditions would read every row of the table.
+    The database answers each of the three queries from a partial index. One query with all three conditions, joined by
+    OR, would read every row of the table.
     """
     conditions = (
         Job.status == PENDING_LITERAL,

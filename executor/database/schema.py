@@ -13,14 +13,16 @@ from sqlalchemy.exc import SQLAlchemyError
 from executor.database.engine import error_text
 from executor.errors import DatabaseError
 
-#: Key of PostgreSQL's advisory lock for a migration: after an update, several agents may start at the same time.
+#: Key of the PostgreSQL advisory lock that a migration holds, because several agents may start at the same time after
+#: an update.
 MIGRATION_LOCK = 0x534D4947
+#: The folder of the Alembic migrations.
 MIGRATIONS = Path(__file__).parent / "migrations"
 
 
 def upgrade(engine: Engine, revision: str = "head") -> None:
     """Migrate the schema forwards to `revision`. Raises DatabaseError when the schema is newer than this program."""
-    from alembic import command  # noqa: PLC0415 (its import takes a tenth of a second, which `smith --help` avoids)
+    from alembic import command  # noqa: PLC0415 (importing Alembic takes 0.1 s, which `smith --help` avoids)
 
     refuse_newer(engine)
     with _translating_errors(engine), _migrating(engine) as connection:
@@ -28,7 +30,7 @@ def upgrade(engine: Engine, revision: str = "head") -> None:
 
 
 def downgrade(engine: Engine, revision: str = "-1") -> None:
-    """Migrate the schema one step back, or back to `revision`. Raises what `upgrade` raises."""
+    """Migrate the schema one revision back, or back to `revision`. Raises the same error as `upgrade`."""
     from alembic import command  # noqa: PLC0415 (see upgrade)
 
     refuse_newer(engine)
@@ -38,7 +40,7 @@ def downgrade(engine: Engine, revision: str = "-1") -> None:
 
 @contextlib.contextmanager
 def _migrating(engine: Engine) -> Iterator[Connection]:
-    """Open a transaction that changes the schema. Another migration waits until this one has ended."""
+    """Open a transaction that changes the schema. Any other migration waits until this transaction has ended."""
     with engine.execution_options(smith_migrating=True).connect() as connection:
         try:
             with connection.begin():
@@ -49,13 +51,14 @@ def _migrating(engine: Engine) -> Iterator[Connection]:
                 yield connection
         finally:
             if engine.dialect.name == "sqlite":
-                # Foreign keys are off on this connection, because Alembic replaces a table and drops the old one,
-                # which would delete every row that refers to it. So no other transaction may use the connection.
+                # To change a table of SQLite, Alembic creates a new table and drops the old one. With foreign keys on,
+                # the drop would delete every row that refers to the old table. So foreign keys are off on this
+                # connection, and no other transaction may use it.
                 connection.invalidate()
 
 
 def current_revision(engine: Engine) -> str | None:
-    """Return the schema's revision, None for an empty database."""
+    """Return the revision of the database's schema, None for an empty database."""
     from alembic.migration import MigrationContext  # noqa: PLC0415 (see upgrade)
 
     with _translating_errors(engine), engine.connect() as connection:
@@ -63,14 +66,14 @@ def current_revision(engine: Engine) -> str | None:
 
 
 def head_revision() -> str:
-    """Return the newest revision that this program contains."""
+    """Return the newest revision of the schema that this program contains."""
     head: str | None = _script_directory().get_current_head()
     assert head is not None  # noqa: S101 (the package ships at least one migration)
     return head
 
 
 def refuse_newer(engine: Engine) -> None:
-    """Raise DatabaseError when a newer Agent Smith has migrated the schema."""
+    """Raise DatabaseError when a newer version of Agent Smith has migrated the schema."""
     current = current_revision(engine)
     known = {script.revision for script in _script_directory().walk_revisions()}
     if current is not None and current not in known:
@@ -81,7 +84,7 @@ def refuse_newer(engine: Engine) -> None:
 
 
 def check(engine: Engine) -> list[str]:
-    """Return one text for each problem of the database; none if it is sound and has the newest schema."""
+    """Return a text for each problem of the database; an empty list if it is sound and has the newest schema."""
     refuse_newer(engine)
     problems = []
     current, head = current_revision(engine), head_revision()
@@ -113,7 +116,7 @@ def _alembic_config(connection: Any) -> Any:
 
 @contextlib.contextmanager
 def _translating_errors(engine: Engine) -> Iterator[None]:
-    """Translate SQLAlchemy's errors into DatabaseError, which no caller retries: an operator must act."""
+    """Translate SQLAlchemy's errors into DatabaseError. No caller retries after this error: an operator must act."""
     try:
         yield
     except SQLAlchemyError as error:

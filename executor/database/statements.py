@@ -1,4 +1,4 @@
-"""Builds INSERT statements with ON CONFLICT, counts changed rows, and recognises the ids of rows."""
+"""Provides helpers for SQL: INSERT statements with ON CONFLICT, the number of changed rows, and a check of row ids."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from executor.database.tables import CriticalJob, Job
 
 
 def insert_into(session: Session, table: type[Job | CriticalJob]) -> postgresql.Insert | sqlite.Insert:
-    """Return an INSERT of the session's dialect, because SQLAlchemy's general INSERT has no ON CONFLICT."""
+    """Return an INSERT for the session's database, because SQLAlchemy's general INSERT has no ON CONFLICT."""
     return postgresql.insert(table) if session.get_bind().dialect.name == "postgresql" else sqlite.insert(table)
 
 
@@ -22,5 +22,5 @@ def rows_changed(session: Session, stmt: Update | Delete) -> int:
 
 
 def is_row_id(reference: str) -> bool:
-    """Return whether a text can be the id of a row: ASCII digits, and few enough for an INTEGER column."""
+    """Return whether a text can be the id of a row: it has only ASCII digits, and its number fits into an INTEGER."""
     return reference.isascii() and reference.isdecimal() and len(reference) < 10

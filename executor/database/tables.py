@@ -1,6 +1,6 @@
-"""Defines the tables, this machine's clock and the database's, and statuses as SQL literals.
+"""Defines the tables, SQL literals for statuses, and functions for the times of this machine and of the database.
 
-Each change of a table needs a migration; a test compares the tables with the migrations.
+Each change of a table needs a migration. A test compares the tables with the migrations.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ from sqlalchemy.sql.functions import FunctionElement
 
 from executor.model import ENDED, GuestKind, JobStatus, MappingState, ReportState
 
-# Literals, not bound parameters: SQLite uses a partial index only if the statement contains the condition itself.
+# These are literals instead of bound parameters, because SQLite uses a partial index only if the text of the statement
+# contains the value.
 PENDING_LITERAL: ColumnElement[str] = literal_column(f"'{JobStatus.PENDING}'")
 PROCESSING_LITERAL: ColumnElement[str] = literal_column(f"'{JobStatus.PROCESSING}'")
 ENDED_LITERALS: list[ColumnElement[str]] = [literal_column(f"'{status}'") for status in ENDED]
@@ -39,13 +40,13 @@ DUE_LITERAL: ColumnElement[str] = literal_column(f"'{ReportState.DUE}'")
 
 
 class UtcDateTime(TypeDecorator[datetime]):
-    """A UTC time with its zone. SQLite stores no zone, so this type adds it to the values that are read."""
+    """A column type for UTC times. SQLite stores no time zone, so this type adds UTC to each value that is read."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """Convert to UTC. Raises ValueError for a time without a zone: a defect of the caller."""
+        """Convert a time to UTC. Raises ValueError for a time without a zone, which is a defect of the caller."""
         if value is None:
             return None
         if value.tzinfo is None:
@@ -54,17 +55,20 @@ class UtcDateTime(TypeDecorator[datetime]):
         return value.replace(tzinfo=None) if dialect.name == "sqlite" else value
 
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """Add the zone."""
+        """Return a time that was read, in UTC and with its time zone."""
         if value is None:
             return None
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
 class db_now(FunctionElement[datetime]):
-    """The time of the database's clock plus `offset_s`. Leases use it, because the clocks of agents may differ."""
+    """The SQL expression for the time of the database's clock plus `offset_s` seconds.
+
+    Leases use the database's clock, because the clocks of several agents may differ.
+    """
 
     type = UtcDateTime()
-    inherit_cache = True  # the offset is a bound parameter, so that a statement is compiled once
+    inherit_cache = True  # the offset is a bound parameter, so statements with different offsets are compiled once
 
     def __init__(self, offset_s: float = 0.0) -> None:
         super().__init__(literal(float(offset_s), Float()))
@@ -72,7 +76,7 @@ class db_now(FunctionElement[datetime]):
 
 @compiles(db_now, "sqlite")
 def _sqlite_now(element: db_now, compiler: Any, **kw: Any) -> str:
-    # SQLAlchemy stores a DateTime as text in this format, so the texts sort like the times.
+    # On SQLite, SQLAlchemy stores a DateTime as text in this format. The order of such texts is that of the times.
     offset = compiler.process(element.clauses, **kw)
     return f"strftime('%Y-%m-%d %H:%M:%f000', 'now', printf('%+.3f seconds', {offset}))"
 
@@ -89,7 +93,7 @@ class Base(DeclarativeBase):
 
 
 class Job(Base):
-    """A job. `job_queue` writes its status, `outbox` the columns of its report."""
+    """A job. `job_queue` writes its status and lease, and `outbox` writes the columns of its report."""
 
     __tablename__ = "jobs"
     __table_args__ = (
@@ -128,7 +132,7 @@ class Job(Base):
     fulcrum_id: Mapped[str] = mapped_column(String(36), unique=True)
     service_id: Mapped[str | None] = mapped_column(String(36))
     group_id: Mapped[str | None] = mapped_column(String(36))
-    tenant_id: Mapped[str | None] = mapped_column(String(36))  #: FulcrumCore's consumer
+    tenant_id: Mapped[str | None] = mapped_column(String(36))  #: the participant of FulcrumCore that uses the service
     action: Mapped[str] = mapped_column(String(100))
     params: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     service: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
@@ -138,26 +142,26 @@ class Job(Base):
     attempt: Mapped[int] = mapped_column(Integer, default=0)
     crashes: Mapped[int] = mapped_column(Integer, default=0)  #: how often the job was reaped
     cancel_requested: Mapped[bool] = mapped_column(Boolean, default=False)
-    available_at: Mapped[datetime | None]
-    core_created_at: Mapped[datetime]
-    deadline_at: Mapped[datetime]  #: when FulcrumCore fails the job, by its clock
+    available_at: Mapped[datetime | None]  #: when the backoff of a pending job ends
+    core_created_at: Mapped[datetime]  #: when FulcrumCore created the job
+    deadline_at: Mapped[datetime]  #: when FulcrumCore fails the job, by FulcrumCore's clock
     received_at: Mapped[datetime]
     owner: Mapped[str | None] = mapped_column(String(64))  #: `boot_id` of the agent process that claimed the job
     lease_until: Mapped[datetime | None]
-    epoch: Mapped[int] = mapped_column(Integer, default=0)
-    claim_sent_at: Mapped[datetime | None]
-    claimed_at: Mapped[datetime | None]
+    epoch: Mapped[int] = mapped_column(Integer, default=0)  #: fencing token: raised when the owner changes
+    claim_sent_at: Mapped[datetime | None]  #: when the worker was about to claim the job at FulcrumCore
+    claimed_at: Mapped[datetime | None]  #: when FulcrumCore had accepted the claim
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
     reported_at: Mapped[datetime | None]
     report_state: Mapped[str] = mapped_column(String(20), default=ReportState.NONE)
     report_attempts: Mapped[int] = mapped_column(Integer, default=0)
-    report_after: Mapped[datetime | None]
+    report_after: Mapped[datetime | None]  #: when the backoff of a due report ends
     report_note: Mapped[str | None] = mapped_column(Text)  #: FulcrumCore's answer to the report
     error_code: Mapped[str | None] = mapped_column(String(40))
     error_message: Mapped[str | None] = mapped_column(Text)
     result: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
-    run_ident: Mapped[str | None] = mapped_column(String(64))
+    run_ident: Mapped[str | None] = mapped_column(String(64))  #: `Run.ident` of the latest run
 
 
 class Run(Base):
@@ -168,7 +172,7 @@ class Run(Base):
 
     id: Mapped[int] = mapped_column(primary_key=True)
     job_id: Mapped[int] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
-    ident: Mapped[str] = mapped_column(String(64), unique=True)
+    ident: Mapped[str] = mapped_column(String(64), unique=True)  #: the name of the run and of its artifacts
     attempt: Mapped[int]
     playbook: Mapped[str] = mapped_column(String(100))
     started_at: Mapped[datetime]
@@ -176,12 +180,12 @@ class Run(Base):
     rc: Mapped[int | None]
     status: Mapped[str | None] = mapped_column(String(20))
     reason: Mapped[str | None] = mapped_column(Text)
-    folder: Mapped[str | None] = mapped_column(Text)
-    upids: Mapped[list[str] | None] = mapped_column(JSON(none_as_null=True))
+    folder: Mapped[str | None] = mapped_column(Text)  #: the folder of the artifacts
+    upids: Mapped[list[str] | None] = mapped_column(JSON(none_as_null=True))  #: ids of the run's Proxmox tasks
 
 
 class Mapping(Base):
-    """A mapping of a service to its VM. Only `mappings` writes it; deleted mappings stay as history."""
+    """A mapping of a service to its VM. Only `mappings` writes this table. Deleted mappings stay as history."""
 
     __tablename__ = "mappings"
     __table_args__ = (
@@ -209,7 +213,7 @@ class Mapping(Base):
     node: Mapped[str | None] = mapped_column(String(100))
     kind: Mapped[str] = mapped_column(String(10), default=GuestKind.QEMU, server_default=GuestKind.QEMU)
     name: Mapped[str] = mapped_column(String(100))
-    marker: Mapped[str] = mapped_column(String(100))
+    marker: Mapped[str] = mapped_column(String(100))  #: the line in the VM's description that names the service
     mac_address: Mapped[str | None] = mapped_column(String(20))
     state: Mapped[str] = mapped_column(String(20), default=MappingState.RESERVED)
     note: Mapped[str | None] = mapped_column(Text)
@@ -220,7 +224,7 @@ class Mapping(Base):
 
 
 class CriticalJob(Base):
-    """A critical job: periodic work of the agent, such as Heartbeat. Only `periods` writes it."""
+    """A critical job: periodic work of the agent, such as Heartbeat. Only `periods` writes this table."""
 
     __tablename__ = "critical_jobs"
 
@@ -236,11 +240,11 @@ class CriticalJob(Base):
 
 
 class Node(Base):
-    """One start of an agent process, not a Proxmox node. Only `nodes` writes it."""
+    """One start of an agent process, not a Proxmox node. Only `nodes` writes this table."""
 
     __tablename__ = "nodes"
 
-    id: Mapped[str] = mapped_column(String(64), primary_key=True)  #: `boot_id`, a random id of this start
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)  #: `boot_id`, a random id that the process chooses
     host: Mapped[str] = mapped_column(String(255))
     pid: Mapped[int]
     version: Mapped[str] = mapped_column(String(40))
@@ -254,9 +258,9 @@ class Node(Base):
 
 
 class AuditEntry(Base):
-    """One change by an operator, or by the agent itself. Only `audit` writes it.
+    """One change that an operator or the agent itself made. Only `audit` writes this table.
 
-    Triggers refuse every UPDATE and DELETE (migration 0002).
+    Triggers, which migration 0002 creates, refuse every UPDATE and DELETE.
     """
 
     __tablename__ = "audit"
@@ -266,7 +270,7 @@ class AuditEntry(Base):
     at: Mapped[datetime]
     who: Mapped[str] = mapped_column(String(100))  #: the user of the operating system, or `agent`
     verb: Mapped[str] = mapped_column(String(40))
-    subject_kind: Mapped[str] = mapped_column(String(20))  #: job, mapping
+    subject_kind: Mapped[str] = mapped_column(String(20))  #: `job` or `mapping`
     subject_id: Mapped[str] = mapped_column(String(100))
     before: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     after: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))

@@ -1,16 +1,16 @@
-"""Runs the FulcrumCore simulator: an HTTP server with state that answers as FulcrumCore does.
+"""Runs the FulcrumCore simulator, an HTTP server that keeps state and answers as FulcrumCore does.
 
     python -m smith_lab.simulator --port 0 --port-file F
 
-The API is at <origin>/api/v1, as in the real server; FULCRUM_API_URL is the origin, without /api/v1. A new server
-accepts one token, `change-me`, which is an admin's and valid for a day; `smith_lab.fulcrum_setup` creates everything
-else. The server keeps its state in memory. It does not simulate pools (a write is answered 400, lists are empty),
-OAuth, the health port and event leases.
+The API is at <origin>/api/v1, as in the real server. FULCRUM_API_URL is the origin, without /api/v1. A new server
+accepts one token, `change-me`. It is an admin's token and valid for a day. `smith_lab.fulcrum_setup` uses it to create
+the objects that an agent needs. The server keeps its state in memory. It does not simulate OAuth, the health port,
+event leases and pools. A list of pools is empty, and a request to create a pool is answered 400.
 
-The lab has its own endpoints. They use JSON, need no token and answer on loopback only. Fault rules do not affect
-them, and the history does not contain their calls:
+Besides the API, the server has lab endpoints, by which tests and the demo control it. They use JSON, need no token and
+answer on loopback only. Fault rules do not affect calls of lab endpoints, and the history does not contain them:
 
-    GET    /lab/clock                {"now", "text", "frozen"}: the server's time, which the Date header contains, too
+    GET    /lab/clock                {"now", "text", "frozen"}: the server's time, also sent in the Date header
     POST   /lab/clock                {"set": seconds | "RFC 3339", "advance": seconds, "freeze": bool}, each optional
     POST   /lab/sweep                apply timeout and retention now; answers {"timedOut", "deleted", "disconnected"}
     GET    /lab/faults               the fault rules
@@ -25,7 +25,7 @@ them, and the history does not contain their calls:
     POST   /lab/switches             {"two_claims_win", "database_down", "vault_off"}: bool each
     POST   /lab/options              {"job_timeout_s", "job_retention_s", "agent_timeout_s", "agent_maintenance", …}
     POST   /lab/tokens/revoke        revoke every token that matches {"name" | "id" | "value" | "role" | "agent_id": …}
-    POST   /lab/jobs/{id}/expire     fail the job by timeout now
+    POST   /lab/jobs/{id}/expire     fail the job by timeout now, at any age
     POST   /lab/jobs/{id}/override   {"set": {member: JSON}, "remove": [member]}: change the job's JSON, not its row
     DELETE /lab/jobs/{id}            remove the job, as retention does
     GET    /lab/vault                the references of all stored secrets
@@ -91,7 +91,7 @@ def _options(arguments: argparse.Namespace) -> Options:
 
 
 def _write_port(path: Path, port: int) -> None:
-    """Write the file in one step, so that a process that waits for the file never reads an incomplete one."""
+    """Write the port to a file in one step, so that a process that waits for the file never reads it incomplete."""
     draft = path.with_name(f"{path.name}.part")
     draft.write_text(f"{port}\n")
     os.replace(draft, path)

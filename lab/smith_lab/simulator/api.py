@@ -52,7 +52,7 @@ ENDPOINTS: list[Endpoint] = [endpoint for module in _MODULES for endpoint in mod
 
 
 class Api:
-    """Authenticates each call before routing: without a valid token, an unknown path is answered 401 or 403, too."""
+    """Authenticates each call, then routes it. So without a valid token an unknown path is answered 401 or 403, too."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -71,7 +71,7 @@ class Api:
 
 
 def _routes(store: Store, endpoints: Iterable[Endpoint]) -> list[Route]:
-    """Return the routes of the endpoints. The path of a collection is also valid with a trailing slash."""
+    """Return the routes of the endpoints. A collection (path with one segment) also has a route with a final slash."""
     routes = []
     for endpoint in endpoints:
         paths = [endpoint.path, f"{endpoint.path}/"] if endpoint.path.count("/") == 1 else [endpoint.path]
@@ -85,11 +85,11 @@ async def _unknown_path(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 def not_found_text() -> Response:
-    """Return the 404 of Go's router: plain text, no JSON."""
+    """Return the 404 answer of Go's router, which is plain text instead of JSON."""
     return PlainTextResponse("404 page not found\n", 404)
 
 
 async def answer_routing_error(request: Request, exc: Exception) -> Response:
-    """Answer a routing error: 404 as plain text, 405 and others without a body."""
+    """Answer a routing error. The body of a 404 is plain text; 405 and other answers have no body."""
     status = exc.status_code if isinstance(exc, HTTPException) else 500
     return not_found_text() if status == 404 else Response(status_code=status)

@@ -1,4 +1,4 @@
-"""Provides the simulator's clock: it shows real time plus an offset, or a frozen time."""
+"""Provides the simulator's clock, which shows either real time plus an offset or a frozen time."""
 
 from __future__ import annotations
 

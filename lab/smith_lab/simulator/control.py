@@ -1,4 +1,7 @@
-"""Starts a simulator in a thread or as a process, and calls its lab endpoints for tests and the demo."""
+"""Starts a simulator in a thread or as a process, and calls its lab endpoints for tests and the demo.
+
+`simulator.__main__` documents the lab endpoints.
+"""
 
 from __future__ import annotations
 
@@ -31,8 +34,8 @@ class SimulatorControl:
         self.api_url = f"{url}/api/v1"
 
     def call_lab(self, method: str, path: str, body: Any = None) -> Any:
-        """Call one lab endpoint; return its JSON."""
-        # The encoder of requests refuses NaN and Infinity, which tests send.
+        """Call the lab endpoint /lab/<path>; return the JSON of its answer."""
+        # Tests send NaN and Infinity. The library requests refuses them in its argument `json`.
         data = None if body is None else json.dumps(body)
         response = requests.request(method, f"{self.url}/lab/{path}", data=data, timeout=LAB_TIMEOUT_S)
         if response.status_code >= 400:
@@ -44,27 +47,36 @@ class SimulatorControl:
         return float(self.call_lab("GET", "clock")["now"])
 
     def set_clock(self, at: float | str) -> None:
+        """Set the server's time: seconds since the epoch, or an RFC 3339 text."""
         self.call_lab("POST", "clock", {"set": at})
 
     def advance(self, seconds: float) -> None:
+        """Move the server's time forward."""
         self.call_lab("POST", "clock", {"advance": seconds})
 
     def freeze(self, frozen: bool = True) -> None:
+        """Stop the server's clock, or let it run again."""
         self.call_lab("POST", "clock", {"freeze": frozen})
 
     def sweep(self) -> dict[str, int]:
-        """Apply timeout and retention now; return how many rows each changed."""
+        """Run FulcrumCore's maintenance once: job timeout, job retention and, if enabled, disconnecting silent agents.
+
+        Return how many rows each part changed.
+        """
         return dict(self.call_lab("POST", "sweep"))
 
     def fault(self, kind: str, **rule: Any) -> None:
-        """Add one fault rule; smith_lab.simulator.fault_rules describes its members."""
+        """Add one fault rule. The module smith_lab.simulator.fault_rules describes its kind and its other members."""
         self.call_lab("POST", "faults", {"kind": kind, **rule})
 
     def clear_faults(self) -> None:
         self.call_lab("DELETE", "faults")
 
     def history(self, *, method: str | None = None, path: str | None = None, since: int = 0) -> list[dict[str, Any]]:
-        """Return the calls so far, oldest first. `path` is the end of the calls' path."""
+        """Return the recorded API calls, oldest first.
+
+        `path` is what the path of a call must end with. `since` is a number `seq`; only later calls are returned.
+        """
         query = urllib.parse.urlencode({"since": since, "method": method or "", "path_end": path or ""})
         return list(self.call_lab("GET", f"history?{query}"))
 
@@ -72,13 +84,15 @@ class SimulatorControl:
         self.call_lab("DELETE", "history")
 
     def reset(self) -> None:
+        """Return the simulator to the state of a new server."""
         self.call_lab("POST", "reset")
 
     def switch(self, **switches: bool) -> None:
-        """Set two_claims_win, database_down or vault_off."""
+        """Turn wrong behaviours on or off: two_claims_win, database_down, vault_off (see store.Switches)."""
         self.call_lab("POST", "switches", switches)
 
     def set_options(self, **options: Any) -> None:
+        """Change settings of the simulated server (see store.Options)."""
         self.call_lab("POST", "options", options)
 
     def revoke_token(self, **members: str) -> None:
@@ -86,13 +100,18 @@ class SimulatorControl:
         self.call_lab("POST", "tokens/revoke", members)
 
     def expire_job(self, job_id: str) -> None:
+        """Fail the job by timeout now, at any age."""
         self.call_lab("POST", f"jobs/{job_id}/expire")
 
     def override_job(self, job_id: str, *, remove: tuple[str, ...] = (), **members: Any) -> None:
-        """Replace or remove members of the job's JSON. The stored job stays, so it can be claimed and failed."""
+        """Replace or remove members of the job's JSON in answers. The stored job does not change.
+
+        So an agent can still claim the job and report it as failed.
+        """
         self.call_lab("POST", f"jobs/{job_id}/override", {"set": members, "remove": list(remove)})
 
     def delete_job(self, job_id: str) -> None:
+        """Delete the job, as FulcrumCore's retention does."""
         self.call_lab("DELETE", f"jobs/{job_id}")
 
     def add_secret(self, value: Any) -> str:
@@ -110,13 +129,14 @@ class SimulatorControl:
         self.call_lab("DELETE", "vault")
 
     def inject_pending(self, *items: Any) -> None:
-        """Append raw JSON items to every agent's pending list."""
+        """Append any JSON items to the list of pending jobs of every agent, until `clear_pending` removes them."""
         self.call_lab("POST", "pending", list(items))
 
     def clear_pending(self) -> None:
         self.call_lab("DELETE", "pending")
 
     def state(self) -> dict[str, Any]:
+        """Return every table, without the values of tokens and secrets."""
         return dict(self.call_lab("GET", "state"))
 
 
@@ -128,16 +148,17 @@ class RunningSimulator(SimulatorControl):
         self.server = server
 
     def pause(self) -> None:
-        """Refuse connections until `resume`, as when FulcrumCore is down. State and port are kept."""
+        """Refuse connections until `resume`, as when FulcrumCore is down. The simulator keeps its state and port."""
         self.server.pause()
 
     def resume(self) -> None:
+        """Accept connections again."""
         self.server.resume()
 
 
 @contextmanager
 def running_simulator(*, port: int = 0, **options: Any) -> Iterator[RunningSimulator]:
-    """Run a new simulator for the `with` block. `options` are those of `simulator.store.Options`."""
+    """Run a new simulator for the `with` block. `options` are members of `simulator.store.Options`."""
     server = SimulatorServer(Store(options=Options(**options)), LabState(), port=port)
     server.start()
     try:
@@ -147,7 +168,7 @@ def running_simulator(*, port: int = 0, **options: Any) -> Iterator[RunningSimul
 
 
 class SimulatorProcess(SimulatorControl):
-    """A simulator in a process of its own."""
+    """A simulator in a separate process."""
 
     def __init__(self, process: subprocess.Popen[bytes], port: int) -> None:
         super().__init__(f"http://127.0.0.1:{port}")
@@ -164,7 +185,10 @@ class SimulatorProcess(SimulatorControl):
 
 
 def start_simulator_process(*arguments: str, port: int = 0, log_file: Path | None = None) -> SimulatorProcess:
-    """Start `python -m smith_lab.simulator` and wait until it answers. The caller stops it."""
+    """Start `python -m smith_lab.simulator` with these arguments, and wait until it answers.
+
+    The caller must stop the process.
+    """
     with tempfile.TemporaryDirectory() as folder:
         port_file = Path(folder) / "port"
         command = [sys.executable, "-m", "smith_lab.simulator", "--port", str(port)]

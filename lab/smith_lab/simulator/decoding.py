@@ -1,4 +1,7 @@
-"""Decodes request bodies as Go does: reads only the first JSON value, ignores unknown members, refuses wrong types."""
+"""Decodes request bodies as Go does.
+
+Go reads only the first JSON value of a body, ignores unknown members and refuses values of a wrong type.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +15,15 @@ from smith_lab.simulator import clock
 from smith_lab.simulator.problems import bad_request
 from smith_lab.simulator.rows import Json
 
-#: The body members that an endpoint accepts: from the member's name to its kind, a key of `_READERS`.
+#: The members that an endpoint accepts in a body. It maps a member's name to its kind, which is a key of `_READERS`.
 Fields = Mapping[str, str]
 
 
 def decode(raw: bytes, fields: Fields) -> Json:
-    """Return the known members of a body. A member that is `null` counts as absent. Raises a 400 for an empty body."""
+    """Return the members of a body that are in `fields`. A member that is `null` counts as absent.
+
+    Raises a 400 (Problem) for an empty body, for a body that is not an object, and for a value of a wrong type.
+    """
     value = _first_value(raw)
     if value is None:
         return {}
@@ -34,7 +40,7 @@ def decode(raw: bytes, fields: Fields) -> Json:
 
 
 def _first_value(raw: bytes) -> Any:
-    """Return the first JSON value of a body. Raises a 400 if there is none."""
+    """Return the first JSON value of a body. Raises a 400 if the body does not start with one."""
     text = raw.decode("utf-8", errors="replace").lstrip(" \t\r\n")
     if not text:
         raise bad_request("invalid JSON: EOF")
@@ -45,6 +51,7 @@ def _first_value(raw: bytes) -> Any:
 
 
 def _parse_finite_float(text: str) -> float:
+    """Refuse a number that is too large for a float, such as 1e999. Python's decoder makes it infinite."""
     number = float(text)
     if not math.isfinite(number):
         raise ValueError(f"cannot unmarshal number {text}")
@@ -67,7 +74,10 @@ def _decode_member(name: str, kind: str, value: Any) -> Any:
 
 
 def _reader_of_types(*types: type) -> Callable[[Any], Any]:
-    """Return a reader that accepts only these types. A bool is not an int, as in Go."""
+    """Return a function that returns a value of one of these types, and raises TypeError for any other value.
+
+    As in Go, and unlike in Python, a bool is not an int.
+    """
 
     def read(value: Any) -> Any:
         if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):

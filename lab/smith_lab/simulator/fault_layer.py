@@ -20,20 +20,20 @@ from smith_lab.simulator.store import Store
 from smith_lab.simulator.web import problem_response, to_json
 
 HTML_PAGE = "<html><head><title>502 Bad Gateway</title></head><body><h1>502 Bad Gateway</h1></body></html>\n"
-#: A delayed call checks after each of these intervals whether its rule was deleted.
+#: Interval in which a delayed call checks whether its rule was deleted.
 DELAY_STEP_S = 0.02
 
 
 @dataclass
 class _Answer:
-    """An ASGI response that is collected, not sent."""
+    """An ASGI response that is kept in memory. The fault layer sends it, changes it or drops it later."""
 
     status: int = 500
     headers: list[tuple[bytes, bytes]] = field(default_factory=list)
     body: bytes = b""
 
     async def collect(self, message: Message) -> None:
-        """Take one message of the response; the API calls this instead of `send`."""
+        """Add one message of the response. The fault layer passes this method to the API in place of ASGI's `send`."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
             self.headers = list(message["headers"])
@@ -52,12 +52,12 @@ class _Exchange:
     entry: Entry
 
     def has_fault(self, *kinds: str) -> bool:
-        """Return whether a rule of one of these kinds affects the call."""
+        """Return whether the rule that affects the call has one of these kinds."""
         return self.rule is not None and self.rule.kind in kinds
 
     @property
     def is_processed(self) -> bool:
-        """Whether the API processes the call."""
+        """Whether the API processes the call, or the rule answers it without the API."""
         return self.rule is None or self.rule.effect or self.rule.kind in PROCESSED_KINDS
 
 
@@ -84,7 +84,10 @@ class FaultLayer:
             entry.duration_s = time.monotonic() - started
 
     def _record_caller(self, scope: Scope, entry: Entry) -> None:
-        """Record whose token the caller sent, even if it expired. The owner of a revoked token is unknown."""
+        """Record the name, role and agent of the token that the caller sent, even if the token expired.
+
+        A revoked token is not in the store, so nothing is recorded for it.
+        """
         header = Headers(scope=scope).get("authorization", "")
         tokens = self._store.tokens_by_value.get(header.removeprefix("Bearer "))
         if tokens:
@@ -108,15 +111,16 @@ class FaultLayer:
         await self._send(exchange, answer)
 
     async def _delay(self, rule: Rule) -> None:
-        """Wait for the rule's delay, or until the rules are deleted: a test can end a long delay early."""
+        """Wait for the rule's delay, or until the rule is deleted. So a test can end a long delay early."""
         deadline = time.monotonic() + rule.delay_s
         while rule in self._lab.rules and time.monotonic() < deadline:
             await asyncio.sleep(min(DELAY_STEP_S, rule.delay_s))
 
     async def _send(self, exchange: _Exchange, answer: _Answer) -> None:
+        """Send the answer, with the rule's headers, and record it. With the fault `truncate`, send half of the body."""
         exchange.entry.status = answer.status
         exchange.entry.error = answer.body.decode(errors="replace") if answer.status >= 400 else None
-        # By the simulator's clock: agents compute their clock offset from this header.
+        # The date is the time of the simulator's clock, because agents compute their clock offset from this header.
         answer.headers.append((b"date", formatdate(self._store.clock.now(), usegmt=True).encode()))
         if exchange.rule:
             added = exchange.rule.headers.items()
@@ -157,7 +161,7 @@ def _parse_body(raw: bytes) -> Any:
 
 
 async def _close_connection(exchange: _Exchange) -> None:
-    """Close the connection and wait until it is closed. The client still receives what was sent before."""
+    """Close the connection and wait until it is closed. The client still receives what was already sent."""
     exchange.scope["state"]["transport"].close()
     while (await exchange.receive())["type"] != "http.disconnect":
         pass

@@ -4,17 +4,19 @@ A rule is a JSON object:
   method, path   the calls that match: the method (absent: every method), and a regular expression for a part of the
                  path (absent: every path)
   skip, times    the rule ignores the first `skip` matching calls, then affects `times` calls (absent: all)
-  kind           status       answer `status` (default 503) with a JSON error as FulcrumCore writes it, or with `body`
+  kind           what the rule does to a call that it affects:
+                 status       answer `status` (default 503) with a JSON error as FulcrumCore writes it, or with `body`
                  html         answer `status` (default 502) with an HTML page, as a proxy does
                  empty        answer `status` (default 200) without a body
                  wrong_json   answer `status` (default 200) with JSON that the caller does not expect, or with `body`
                  truncate     process the call, then close the connection in the middle of the answer's body
-                 delay        wait `delay_s`, or until the rules are deleted, then process the call; with `delay_s`
-                              every other kind waits, too
+                 delay        wait `delay_s` seconds, or until the rule is deleted, then process the call; a rule of
+                              any other kind waits, too, if it has `delay_s`
                  twice        process the call two times, as when a proxy repeats a request; send the second answer
                  drop_before  do not process the call; close the connection without an answer
                  drop_after   process the call, then close the connection without an answer
-  effect         true: also process the call when the kind (status, html, empty, wrong_json) replaces the answer
+  effect         for the kinds status, html, empty and wrong_json, which answer without processing the call: true to
+                 process the call, too; the answer is still the one of the rule
   headers        headers that are added to the answer
 """
 
@@ -25,7 +27,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 KINDS = frozenset({"status", "html", "empty", "wrong_json", "truncate", "delay", "twice", "drop_before", "drop_after"})
-#: The kinds that do not replace the API's answer.
+#: The kinds after which the caller gets the API's answer, or a part of it.
 KINDS_WITH_API_ANSWER = frozenset({"truncate", "delay", "twice"})
 #: The kinds that always process the call.
 PROCESSED_KINDS = KINDS_WITH_API_ANSWER | {"drop_after"}
@@ -33,7 +35,7 @@ PROCESSED_KINDS = KINDS_WITH_API_ANSWER | {"drop_after"}
 
 @dataclass(kw_only=True, eq=False)
 class Rule:
-    """One rule; the module's docstring explains the members."""
+    """One fault rule. The module's docstring explains its members."""
 
     kind: str
     method: str | None = None
@@ -52,7 +54,7 @@ class Rule:
         self._pattern = re.compile(self.path)
 
     def applies_to(self, method: str, path: str) -> bool:
-        """Return whether the rule affects this call. A matching call counts `skip` or `times` down."""
+        """Return whether the rule affects this call. Each matching call reduces `skip`, or `times` if `skip` is 0."""
         if self.method not in (None, method) or not self._pattern.search(path) or self.times == 0:
             return False
         if self.skip > 0:

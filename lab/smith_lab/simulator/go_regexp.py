@@ -1,4 +1,4 @@
-"""Matches Go's regular expressions (RE2) with Python's engine, and refuses the syntax that RE2 refuses."""
+"""Matches Go's regular expressions (RE2) by Python's module re, and refuses syntax that only Python accepts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
     if _NOT_IN_RE2.search(outside_classes.replace("\\\\", "  ")):
         raise re.error("not RE2 syntax", pattern)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # about `[` in a class, which RE2 accepts
+        warnings.simplefilter("ignore", FutureWarning)  # Python warns about `[` in a character class, which RE2 accepts
         return re.compile(_with_strict_end(pattern), re.ASCII)
 
 
@@ -27,7 +27,7 @@ def matches(pattern: str, text: str) -> bool:
 
 
 def _pieces(pattern: str) -> list[tuple[str, bool]]:
-    """Split a pattern into pairs (piece, whether it is in a character class). An escape is one piece."""
+    """Split a pattern into characters and escapes, each with a bool that says whether it is in a character class."""
     pieces: list[tuple[str, bool]] = []
     index, in_class, class_start = 0, False, 0
     while index < len(pattern):
@@ -49,7 +49,7 @@ def _without_classes(pattern: str) -> str:
 
 
 def _with_strict_end(pattern: str) -> str:
-    """Make `$` match only at the end, as in RE2. Python's `$` also matches before a last line break."""
+    """Make `$` match only at the end of the text, as in RE2. Python's `$` also matches before a final line break."""
     if re.search(r"\(\?[a-z]*m", pattern):  # with (?m), `$` matches before every line break in both engines
         return pattern
     replacements = {"$": r"\Z", r"\z": r"\Z"}

@@ -1,9 +1,11 @@
 """Renders the part of Go's text/template that agent types use.
 
 It supports fields, variables, with, range, if, pipes, printf, index and a few more functions. A field that names a
-missing key is an error, because FulcrumCore sets `missingkey=error`. For `index`, a missing key gives nil.
+missing key is an error, because FulcrumCore sets Go's option `missingkey=error`. The function `index` returns nil for a
+missing key.
 
-In the functions, `dot` is the value of `.`, as in Go's documentation.
+Parameters of the functions below: `dot` is the value of `.`, as in Go's documentation. `tokens` are the strings into
+which go_template_parser splits an action. `scope` holds the variables that are visible at this place.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from typing import Any
 
 from smith_lab.simulator.go_template_parser import Block, Node, Output, TemplateError, Text, parse
 
-#: The template's variables by name; `$` is the whole data.
+#: The values of the template's variables by name. The variable `$` is the data that was passed to `render`.
 Scope = dict[str, Any]
 
 
@@ -44,7 +46,7 @@ def _render_node(node: Node, dot: Any, scope: Scope) -> str:
 
 
 def _render_output(tokens: list[str], dot: Any, scope: Scope) -> str:
-    """Return the text of an action. If the action declares variables, it adds them to the scope and prints nothing."""
+    """Return the text of an action. An action that declares variables adds them to `scope` and has no text."""
     names, tokens = _split_declaration(tokens)
     value = _evaluate(tokens, dot, scope)
     scope.update({name: value for name in names})
@@ -79,7 +81,7 @@ def _split_declaration(tokens: list[str]) -> tuple[list[str], list[str]]:
 
 
 def _evaluate(tokens: list[str], dot: Any, scope: Scope) -> Any:
-    """Evaluate a pipeline: the value of each command is the last argument of the next one."""
+    """Return the value of a pipeline. The value of each command is the last argument of the command after it."""
     value: list[Any] = []
     for command in _split_commands(tokens):
         value = [_run_command(command, dot, scope, value)]
@@ -102,7 +104,10 @@ def _split_commands(tokens: list[str]) -> list[list[str]]:
 
 
 def _run_command(tokens: list[str], dot: Any, scope: Scope, piped: list[Any]) -> Any:
-    """Call a function, or return the value of a single operand. `piped` holds the previous command's value."""
+    """Call a function, or return the value of a single operand.
+
+    `piped` holds the value of the command before `|`, or nothing if this command is the first.
+    """
     operands = _split_operands(tokens)
     if not operands:
         raise TemplateError("missing value for command")
@@ -170,7 +175,7 @@ def _evaluate_field(text: str, dot: Any, scope: Scope) -> Any:
 
 
 def _is_true(value: Any) -> bool:
-    """Return whether Go takes the value as true: everything but nil, false, zero and empty values."""
+    """Return whether a Go template counts the value as true: every value except nil, false, zero and empty values."""
     return bool(value)
 
 
@@ -190,7 +195,7 @@ def to_go_text(value: Any) -> str:
 
 
 def _printf(template: Any, *values: Any) -> str:
-    """Format values as Go does, with every verb but %q as %v."""
+    """Format values as Go's printf does. Every verb except %q is treated as %v."""
     unused = list(values)
 
     def replace(match: re.Match[str]) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 #: `{{ … }}`, with the trim markers `-` as groups 1 and 3.
 _ACTION = re.compile(r"\{\{(-\s)?(.*?)(\s-)?\}\}", re.DOTALL)
-#: One token in an action: a string, punctuation, a field or variable, a number or a word.
+#: One token in an action. A token is a string, a punctuation mark, a field, a variable, a number or a word.
 _TOKEN = re.compile(
     r'\s*("(?:[^"\\]|\\.)*"|`[^`]*`|:=|[|(),=]|\$?[A-Za-z_0-9]*(?:\.[A-Za-z_][A-Za-z_0-9]*)+|\$[A-Za-z_0-9]*|\.|-?\d+(?:\.\d+)?|\w+)'
 )
@@ -19,7 +19,7 @@ class TemplateError(Exception):
 
 @dataclass
 class Text:
-    """The text between two actions."""
+    """The literal text before, between or after actions."""
 
     text: str
 
@@ -33,7 +33,10 @@ class Output:
 
 @dataclass
 class Block:
-    """A `with`, `range` or `if` action: the tokens of its pipeline, its body and its else part."""
+    """A `with`, `range` or `if` action, with the tokens of its pipeline, its body and its else part.
+
+    The kind is the action's keyword, or `else-` and the keyword if `{{else if}}` or `{{else with}}` opened the block.
+    """
 
     kind: str
     tokens: list[str]
@@ -70,7 +73,10 @@ def parse(template: str) -> list[Node]:
 
 
 def _split(template: str) -> list[Text | list[str]]:
-    """Split a template into texts and the token lists of its actions. `{{-` and `-}}` trim the text next to them."""
+    """Split a template into its texts and the token lists of its actions.
+
+    White space before `{{-` and after `-}}` is removed. A comment has no tokens.
+    """
     items: list[Text | list[str]] = []
     start, trim_next = 0, False
     for match in _ACTION.finditer(template):
@@ -108,7 +114,7 @@ def _open_else(stack: list[tuple[Block, bool]], condition: list[str]) -> None:
         raise TemplateError("unexpected {{else}}")
     stack[-1] = (block, True)
     if condition:
-        # `{{else if}}` opens a block in the else part. One `{{end}}` closes both.
+        # `{{else if}}` opens a new block in the else part. One `{{end}}` closes both blocks.
         inner = Block(f"else-{condition[0]}", condition[1:])
         block.else_body.append(inner)
         stack.append((inner, False))

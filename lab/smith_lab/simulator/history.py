@@ -1,4 +1,4 @@
-"""Keeps the lab's own state: the active fault rules and the history of API calls."""
+"""Keeps the state that FulcrumCore does not have: the active fault rules and the history of API calls."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from starlette.types import Scope
 
 from smith_lab.simulator.fault_rules import Rule
 
-#: The number of calls that the history keeps; the oldest are dropped.
+#: How many calls the history keeps. If there are more, the oldest calls are removed.
 MAX_ENTRIES = 100_000
 
 
@@ -19,7 +19,7 @@ MAX_ENTRIES = 100_000
 class Entry:
     """One API call in the history. `status` is None until an answer was sent."""
 
-    seq: int  #: number of the call since the start, from 1 on
+    seq: int  #: number of the call; the first call after the start has 1
     time: float  #: real time of arrival, in seconds since the epoch
     method: str
     path: str
@@ -36,14 +36,17 @@ class Entry:
 
 @dataclass
 class LabState:
-    """The fault rules and the history of calls. The class Store contains what FulcrumCore itself would store."""
+    """The fault rules and the history of API calls. The class Store contains what the real FulcrumCore stores, too."""
 
     rules: list[Rule] = field(default_factory=list)
     history: deque[Entry] = field(default_factory=lambda: deque(maxlen=MAX_ENTRIES))
     calls: int = 0  #: number of calls since the start
 
     def take_rule(self, method: str, path: str) -> Rule | None:
-        """Return the first rule that affects this call. Rules count the call, so call this once for each call."""
+        """Return the first rule that affects this API call, or None. Use this method only once for each API call.
+
+        The reason is that it reduces `skip` or `times` of each matching rule that it examines.
+        """
         return next((rule for rule in self.rules if rule.applies_to(method, path)), None)
 
     def record_arrival(self, scope: Scope) -> Entry:
@@ -62,7 +65,7 @@ class LabState:
     def entries(self, since: int = 0, method: str = "", path_end: str = "") -> list[dict[str, Any]]:
         """Return the calls after number `since`, oldest first, if their method and the end of their path match."""
         return [
-            dict(vars(entry))  # a shallow copy: the body does not change
-            for entry in list(self.history)  # a copy: other threads add calls
+            dict(vars(entry))  # a shallow copy is sufficient, because the body does not change
+            for entry in list(self.history)  # copied, because other threads add calls meanwhile
             if entry.seq > since and method in ("", entry.method) and entry.path.endswith(path_end)
         ]

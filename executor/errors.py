@@ -1,16 +1,18 @@
-"""Defines the exceptions, named after the reaction that each requires, the exit codes and the error codes.
+"""Defines the exit codes of the command, the error codes of failed jobs, and the exceptions.
+
+Each exception requires a different reaction of the caller. This tree shows the reactions:
 
 SmithError
-├── SettingsError        a person must act: exit 3
-├── DatabaseError        a person must act: exit 6
+├── SettingsError        an operator must act: exit with code 3
+├── DatabaseError        an operator must act: exit with code 6
 │   ├── DatabaseUnavailable  try again later
-│   └── DatabaseRefused      never try the same again
+│   └── DatabaseRefused      never repeat the same statement
 ├── FulcrumError
 │   ├── FulcrumUnavailable      try again later
 │   │   └── FulcrumAuthFailing  retry with a backoff, never exit
-│   └── FulcrumRefused          never try the same again
-│       └── FulcrumNotFound     the requested object does not exist (any more)
-├── JobError(code, detail)      fail this job with that code
+│   └── FulcrumRefused          never repeat the same request
+│       └── FulcrumNotFound     the requested object does not exist, or was deleted
+├── JobError(code, detail)      end this job as failed, with `code` as its error code
 └── StaleJob                    another owner or an operator changed the job first: skip it
 """
 
@@ -26,7 +28,8 @@ EXIT_SETTINGS = 3
 EXIT_FULCRUM = 4
 EXIT_PROXMOX = 5
 EXIT_DATABASE = 6
-#: The agent process asks its supervisor to start a new one: it has reached a limit, and has drained.
+#: The agent process has reached one of its limits, such as SMITH_MAX_JOBS, and its running jobs have ended. The
+#: supervisor must start a new agent process.
 EXIT_RESTART = 10
 
 
@@ -73,11 +76,11 @@ class SmithError(Exception):
 
 
 class SettingsError(SmithError):
-    """A setting is missing or invalid. The text names the variable, its purpose and an example."""
+    """A setting is missing or invalid. The exception's text has the variable's name, its purpose and an example."""
 
 
 class DatabaseError(SmithError):
-    """The database cannot be used: newer schema, access denied, damaged, or in use by another executor."""
+    """The database cannot be used: its schema is too new, it denies access, is damaged, or another executor uses it."""
 
 
 class DatabaseUnavailable(DatabaseError):
@@ -85,13 +88,14 @@ class DatabaseUnavailable(DatabaseError):
 
 
 class DatabaseRefused(DatabaseError):
-    """The database refused a statement: wrong schema, missing privilege, or violated constraint."""
+    """The database refused a statement: the schema is wrong, a privilege is missing, or a constraint is violated."""
 
 
 class FulcrumError(SmithError):
     """A request to FulcrumCore failed.
 
-    `status` is the HTTP status, None without an answer; `retry_after_s` is FulcrumCore's `Retry-After`.
+    `status` is the HTTP status; it is None if FulcrumCore did not answer. `retry_after_s` is the value of the
+    `Retry-After` header in seconds; it is None if the header was missing.
     """
 
     def __init__(self, text: str, *, status: int | None = None, retry_after_s: float | None = None) -> None:
@@ -101,23 +105,26 @@ class FulcrumError(SmithError):
 
 
 class FulcrumUnavailable(FulcrumError):
-    """No answer, or an answer that may change: try again later."""
+    """FulcrumCore did not answer, or its answer may be different later: the caller tries again later."""
 
 
 class FulcrumAuthFailing(FulcrumUnavailable):
-    """401 or 403. A revoked token and an outage of FulcrumCore's database give the same: back off, never exit."""
+    """FulcrumCore answered 401 or 403: the caller retries with a backoff, and the agent never exits for this error.
+
+    FulcrumCore gives these answers to a revoked token, and also to every token while its database is down.
+    """
 
 
 class FulcrumRefused(FulcrumError):
-    """FulcrumCore refused the request: never send the same request again."""
+    """FulcrumCore refused the request: the caller must never send the same request again."""
 
 
 class FulcrumNotFound(FulcrumRefused):
-    """404: a vault reference, a type or a metric's service that does not exist (any more)."""
+    """FulcrumCore answered 404: the vault reference, the type or the metric's service does not exist (any more)."""
 
 
 class JobError(SmithError):
-    """This job fails with `code`. `detail` is sent to FulcrumCore, so it is short and without secrets."""
+    """The job ends as failed with `code`. `detail` is sent to FulcrumCore, so it is short and contains no secret."""
 
     def __init__(self, code: ErrorCode | str, detail: str) -> None:
         self.code = ErrorCode(code)
@@ -126,4 +133,4 @@ class JobError(SmithError):
 
 
 class StaleJob(SmithError):
-    """Another owner or an operator changed the job after it was read: skip it."""
+    """Another owner or an operator changed the job after this process read it: the caller skips the job."""

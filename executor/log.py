@@ -1,8 +1,9 @@
 """Logs one event per line on stdout, as JSON or as coloured text, with secrets masked.
 
-An event has a name in the past tense, and its facts are keys: `log.info("playbook_finished", rc=0, duration_s=41.3)`.
-Keys for all events of a block are bound once: `with bound_contextvars(job_id=…, action=…):`. Messages of libraries are
-logged from WARNING on, by the same handler. Below that, urllib3 would log whole URLs.
+The name of an event is in the past tense, and keyword arguments describe the event:
+`log.info("playbook_finished", rc=0, duration_s=41.3)`. `with bound_contextvars(job_id=…, action=…):` adds these keys to
+every event that is logged in the block. The same handler writes the messages of libraries, but only those of level
+WARNING or higher: at lower levels urllib3 would log whole URLs.
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ from executor.redaction import redactor
 __all__ = ["LogFormat", "bound_contextvars", "configure", "get_logger", "install_hooks"]
 
 LogFormat = Literal["auto", "json", "console"]
-#: The parent of our loggers. All others belong to libraries.
+#: The parent of all loggers of this program. Every logger outside of it belongs to a library.
 ROOT_LOGGER = "executor"
 #: The first keys of every line, in this order.
 LEADING_KEYS = ("timestamp", "level", "event", "logger")
 
 
 def get_logger(name: str | None = None) -> structlog.stdlib.BoundLogger:
-    """Return a logger below ROOT_LOGGER; pass `__name__`. It may be called before `configure`."""
+    """Return a logger below ROOT_LOGGER. Callers pass `__name__`. They may call this function before `configure`."""
     if name is None or name == ROOT_LOGGER:
         name = ROOT_LOGGER
     elif not name.startswith(f"{ROOT_LOGGER}."):
@@ -40,10 +41,11 @@ def get_logger(name: str | None = None) -> structlog.stdlib.BoundLogger:
 
 
 def configure(format: LogFormat = "auto", level: str = "info", *, stream: TextIO | None = None) -> None:
-    """Log to `stream` (default: stdout): our events from `level` on, those of libraries from WARNING on.
+    """Start to log to `stream` (default: stdout).
 
-    `auto` means console on a terminal, otherwise JSON. A second call replaces the first. Before the first call,
-    our loggers write nothing.
+    The log has this program's events of `level` or higher, and the messages of libraries of WARNING or higher. The
+    format `auto` means `console` if the stream is a terminal, otherwise `json`. A second call replaces the
+    configuration of the first. Before the first call, the loggers of this program write nothing.
     """
     stream = stream or sys.stdout
     handler = _Handler(stream)
@@ -54,36 +56,40 @@ def configure(format: LogFormat = "auto", level: str = "info", *, stream: TextIO
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
                 _put_leading_keys_first,
-                _redact,  # last before rendering, so that no later processor can add a secret
+                _redact,  # redacts last before rendering, so that no later processor can add a secret
                 *_renderers(format, stream),
             ],
         )
     )
     logging.getLogger().handlers = [handler]
     logging.getLogger().setLevel(logging.WARNING)
-    # urllib3 logs a warning at each retry, so once a second in an outage. `agent.state.Link` logs an outage once.
+    # urllib3 logs a warning at each retry, which means about one per second during an outage. `agent.state.Link` logs
+    # each outage once.
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
     logging.getLogger(ROOT_LOGGER).setLevel(level.upper())
 
 
 def install_hooks() -> None:
-    """Log uncaught exceptions, also of threads, and Python's warnings. Python would print them unmasked on stderr."""
+    """Log Python's warnings and uncaught exceptions, also those of threads.
+
+    Without these hooks Python would print both on stderr, with unmasked secrets.
+    """
     logging.captureWarnings(True)
     sys.excepthook = _log_uncaught
     threading.excepthook = _log_uncaught_in_thread
 
 
 class _Handler(logging.StreamHandler[TextIO]):
-    """Writes lines. If that fails, the caller gets no exception, and the content of the line is not printed."""
+    """Writes log lines. If writing fails, the caller gets no exception, and the line is not printed anywhere else."""
 
     def handleError(self, record: logging.LogRecord) -> None:
-        """Report on stderr that a line is lost. The standard library would print the unmasked line."""
+        """Report on stderr that a line is lost. The method of the standard library would print the unmasked event."""
         kind = sys.exc_info()[0] or Exception
         print(f"a log line of {record.name} is lost: {kind.__name__}", file=sys.stderr)
 
 
 def _is_wanted(record: logging.LogRecord) -> bool:
-    """Drop events of libraries below WARNING, also of those that set their own level."""
+    """Return whether to log a record. Below WARNING, only this program's are logged, whatever levels libraries set."""
     return record.levelno >= logging.WARNING or record.name == ROOT_LOGGER or record.name.startswith(f"{ROOT_LOGGER}.")
 
 
@@ -117,7 +123,10 @@ def _renderers(format: LogFormat, stream: TextIO) -> list[Processor]:
 
 
 def _escape_event(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    """Escape control characters, as `repr_native_str` does for values: outside text must not control a terminal."""
+    """Escape control characters in the event's name: text from other programs must not control the terminal.
+
+    `repr_native_str` escapes them in the values.
+    """
     if not str(event["event"]).isprintable():
         event["event"] = repr(event["event"])
     return event
@@ -145,7 +154,7 @@ def _log_uncaught_in_thread(args: threading.ExceptHookArgs) -> None:
     get_logger().critical("thread_crashed", thread=name, exc_info=(args.exc_type, args.exc_value, args.exc_traceback))
 
 
-#: The processors that every event passes, in the thread that logs it.
+#: The processors that process every event. They run in the thread that logs the event.
 _COMMON: list[Processor] = [
     merge_contextvars,
     structlog.stdlib.add_logger_name,
@@ -154,7 +163,8 @@ _COMMON: list[Processor] = [
     structlog.processors.format_exc_info,
 ]
 
-# structlog is configured at import: by default, a logger that is used before `configure` would print unmasked text.
+# structlog is configured at import, because with its default configuration a logger that is used before `configure`
+# would print unmasked text.
 structlog.configure(
     processors=[
         structlog.stdlib.filter_by_level,
@@ -163,6 +173,6 @@ structlog.configure(
     ],
     logger_factory=structlog.stdlib.LoggerFactory(),
     wrapper_class=structlog.stdlib.BoundLogger,
-    cache_logger_on_first_use=False,  # tests capture logs, and `configure` may come after the first use
+    cache_logger_on_first_use=False,  # tests replace the processors, and `configure` may be called after the first use
 )
 logging.getLogger(ROOT_LOGGER).addHandler(logging.NullHandler())

@@ -1,8 +1,8 @@
 """Masks secrets in all output: logs, run artifacts, error messages, the database, the command line, the web pages.
 
-One `redactor` masks every registered value, in every form of `secret_forms`: plain, JSON-escaped (up to three times:
-Ansible prints JSON inside JSON), URL-encoded, in base64 at any alignment, in hex, quoted for a shell, Python, Perl,
-YAML or HTML, and each line of a secret with several lines.
+The process has one `redactor`. It masks every value that was added to it, in every form that `secret_forms.py` lists:
+plain; JSON-escaped up to three times, because Ansible prints JSON inside JSON; URL-encoded; in base64 at any alignment;
+in hex; quoted for a shell, Python, Perl, YAML or HTML. Each line of a secret with several lines is masked, too.
 """
 
 from __future__ import annotations
@@ -14,22 +14,23 @@ from typing import Any
 
 from executor.secret_forms import forms_of
 
-#: Replaces a secret, whatever the secret's length.
+#: The text that replaces a secret. It does not depend on the secret's length.
 MASK = "********"
-#: Shorter secrets are not masked: "1" or "yes" would mask many unrelated texts, and the masked places would show the
-#: secret. The settings refuse such secrets.
+#: Minimum length of a secret that is masked. A shorter secret, such as "1" or "yes", would mask many unrelated texts,
+#: and a reader could infer the secret from the masked places. The settings refuse such secrets.
 MIN_LENGTH = 4
-#: Values nested deeper are replaced as a whole: a hostile or circular value must not exhaust the stack.
+#: A value that is nested deeper than this is replaced by TOO_DEEP, because a hostile or circular value must not exhaust
+#: the stack.
 MAX_DEPTH = 100
 TOO_DEEP = "[nested too deep]"
 
 
 class Redactor:
-    """Masks the values that were added. Thread-safe."""
+    """Masks the secrets that were added to it. It is thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._secrets: Counter[str] = Counter()
+        self._secrets: Counter[str] = Counter()  # how many times each secret was added
         self._forms: dict[str, frozenset[str]] = {}
         self._needles = _Needles(())
 
@@ -42,7 +43,7 @@ class Redactor:
         A value that was added twice must be discarded twice: two jobs may have the same password.
         """
         long_enough = [secret for secret in secrets if len(secret.strip()) >= MIN_LENGTH]
-        # This is done before the lock is taken, because the forms of a long secret take time.
+        # The forms are computed before the lock is taken, because this takes long for a long secret.
         new_forms = {secret: frozenset(forms_of(secret, MIN_LENGTH)) for secret in set(long_enough)}
         with self._lock:
             self._secrets.update(long_enough)
@@ -50,25 +51,26 @@ class Redactor:
             self._rebuild()
 
     def discard(self, *secrets: str) -> None:
-        """Stop masking these values, unless they were added more often than discarded. Unknown values are ignored."""
+        """Stop masking those values that were now discarded as often as they were added. Unknown values are ignored."""
         with self._lock:
             self._secrets.subtract(secret for secret in secrets if secret in self._secrets)
             self._secrets = +self._secrets
             self._rebuild()
 
     def redact(self, text: str) -> str:
-        """Return the text with every occurrence of a secret masked, also overlapping ones."""
+        """Return the text with every occurrence of a secret masked, also if occurrences overlap."""
         return _mask(text, self._needles.spans(text))
 
     def redact_value(self, obj: Any) -> Any:
-        """Return a copy of dicts, lists, tuples and sets in which every string, key or value, is redacted.
+        """Return a copy of nested dicts, lists, tuples and sets in which every string (value or key) is redacted.
 
-        A number is masked if it is a secret, any other object if its text contains one.
+        A number is masked if its text is a secret. Any other object is replaced by its redacted text if the text
+        contains a secret.
         """
         return self._value(obj, 0)
 
     def _rebuild(self) -> None:
-        """Replace the needles in one assignment, so that `redact` needs no lock."""
+        """Replace the texts to search for in one assignment, so that `redact` needs no lock."""
         self._forms = {secret: self._forms[secret] for secret in self._secrets}
         self._needles = _Needles(form for forms in self._forms.values() for form in forms)
 
@@ -94,7 +96,10 @@ class Redactor:
         return self._other(obj)
 
     def _other(self, obj: Any) -> Any:
-        """Return the object if neither its `str` nor its `repr` contains a secret: a renderer may use either."""
+        """Return the object if neither its `str` nor its `repr` contains a secret, otherwise the redacted text.
+
+        Both are checked, because the renderer of a log may write either of them.
+        """
         for render in (str, repr):
             text = render(obj)
             if (masked := self.redact(text)) != text:
@@ -103,10 +108,10 @@ class Redactor:
 
 
 class StreamRedactor:
-    """Redacts text that arrives in pieces; a secret may be split between them.
+    """Redacts text that arrives in pieces. A secret may be split between two pieces.
 
-    `feed` keeps back the end of the text while that may be the start of a secret; `flush` returns the kept text.
-    Not thread-safe: use one for each stream.
+    `feed` does not return the end of the text while this end may be the start of a secret. `flush` returns the kept
+    end. The class is not thread-safe, and each stream needs its own object.
     """
 
     def __init__(self, redactor: Redactor) -> None:
@@ -114,27 +119,29 @@ class StreamRedactor:
         self._kept = ""
 
     def feed(self, text: str) -> str:
-        """Add the next piece; return the redacted text that is complete."""
+        """Add the next piece. Return the redacted text up to the place where a secret may have started."""
         text = self._kept + text
         needles = self._redactor._needles
         spans = needles.spans(text)
         cut = needles.safe_length(text)
-        # A match that reaches into the kept part may become longer: keep all of it.
+        # A secret that was found may end in the kept part, and a longer secret may start at the same place. Then the
+        # text from the start of this secret is kept.
         while spans and spans[-1][1] > cut:
             cut = min(cut, spans.pop()[0])
         self._kept = text[cut:]
         return _mask(text[:cut], spans)
 
     def flush(self) -> str:
-        """Return the kept text, redacted. More pieces may follow."""
+        """Return the kept text, redacted. The caller may feed more pieces afterwards."""
         text, self._kept = self._kept, ""
         return self._redactor.redact(text)
 
 
 class _Needles:
-    """Searches a text for many needles (forms of secrets) at once.
+    """Searches a text for many needles at once. A needle is one form of a secret.
 
-    It finds them by their first characters, so the cost does not depend on their number.
+    The needles are indexed by their first MIN_LENGTH characters, so the cost of a search hardly depends on the number
+    of needles.
     """
 
     def __init__(self, texts: Iterable[str]) -> None:
@@ -150,7 +157,7 @@ class _Needles:
         return text in self._texts
 
     def spans(self, text: str) -> list[tuple[int, int]]:
-        """Return start and end of each needle in the text, in order. Overlapping needles are joined to one span."""
+        """Return the start and end of each needle in the text, in order. Overlapping needles give one span together."""
         spans: list[tuple[int, int]] = []
         for start, end in self._found(text):
             if spans and start < spans[-1][1]:
@@ -160,14 +167,14 @@ class _Needles:
         return spans
 
     def safe_length(self, text: str) -> int:
-        """Return how much of the text is complete: the characters after it may be the start of a needle."""
+        """Return the length of the text without those characters at its end that may be the start of a needle."""
         for start in range(max(0, len(text) - self._longest + 1), len(text)):
             if self._may_continue(text, start):
                 return start
         return len(text)
 
     def _found(self, text: str) -> Iterator[tuple[int, int]]:
-        """Yield start and end of the longest needle at each position."""
+        """Yield, for each position at which a needle starts, the start and end of the longest needle there."""
         if not self._by_start:
             return
         for start in range(len(text) - MIN_LENGTH + 1):
@@ -186,6 +193,7 @@ class _Needles:
 
 
 def _mask(text: str, spans: list[tuple[int, int]]) -> str:
+    """Return the text with each span, given by its start and end, replaced by MASK."""
     if not spans:
         return text
     parts, copied_to = [], 0
@@ -195,5 +203,5 @@ def _mask(text: str, spans: list[tuple[int, int]]) -> str:
     return "".join([*parts, text[copied_to:]])
 
 
-#: Shared by the whole process.
+#: The only Redactor of the process: all modules use it.
 redactor = Redactor()

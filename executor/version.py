@@ -1,4 +1,4 @@
-"""Returns the versions of this package, of other Python packages, and of the community.proxmox collection."""
+"""Finds the versions of this package, of other Python packages, and of the community.proxmox collection."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from pathlib import Path
 
 try:
     VERSION = installed("agent-smith")
-except PackageNotFoundError:  # run from a folder that was never installed
+except PackageNotFoundError:  # the code runs from a checkout that was not installed
     VERSION = "0+unknown"
-#: Where Ansible searches for collections if ANSIBLE_COLLECTIONS_PATH is not set.
+#: The folders in which Ansible searches for collections if ANSIBLE_COLLECTIONS_PATH is not set.
 COLLECTION_FOLDERS = ("~/.ansible/collections", "/usr/share/ansible/collections")
 
 
 def package_version(package: str) -> str | None:
-    """Return a Python package's version, None when it is not installed."""
+    """Return the version of a Python package; None if it is not installed."""
     try:
         return installed(package)
     except PackageNotFoundError:
@@ -27,7 +27,7 @@ def package_version(package: str) -> str | None:
 
 
 def collection_version() -> str | None:
-    """Return the version of community.proxmox that Ansible would use; None if there is none."""
+    """Return the version of the community.proxmox collection that Ansible would use; None if it finds none."""
     for folder in _collection_folders():
         try:
             manifest = json.loads((folder / "community/proxmox/MANIFEST.json").read_text("utf-8"))
@@ -38,7 +38,7 @@ def collection_version() -> str | None:
 
 
 def _collection_folders() -> Iterator[Path]:
-    """Yield the folders `ansible_collections` in the order in which Ansible searches them."""
+    """Yield the folders that may contain collections, in the order in which Ansible searches them."""
     named = os.environ.get("ANSIBLE_COLLECTIONS_PATH", "")
     roots = [*(part for part in named.split(os.pathsep) if part), *(COLLECTION_FOLDERS if not named else ()), *sys.path]
     for root in roots:

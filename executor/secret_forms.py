@@ -63,7 +63,9 @@ def _quoted(text: str) -> Iterator[str]:
     yield _single(text.replace("\\", "\\\\"))  # how Perl and libpq write it between single quotes
     yield shlex.quote(text).removeprefix("'").removesuffix("'")
     yield text.replace("'", "'\\''")
-    yield "".join(char if char.isalnum() or char in "_-./:@%+=," else f"\\{char}" for char in text)  # how a shell's `printf %q` writes it
+    yield "".join(
+        char if char.isalnum() or char in "_-./:@%+=," else f"\\{char}" for char in text
+    )  # how a shell's `printf %q` writes it
     yield text.replace("'", "''")
     yield from (_yaml(text, shown) for shown in (_YAML_ASCII, _YAML_UNICODE))
     yield from (_html(text), html.escape(text, quote=False), _html_by_jinja(text))

@@ -41,7 +41,7 @@ def _encoded(text: str) -> Iterator[str]:
 
 
 def _escaped(text: str) -> Iterator[str]:
-    """Yield the forms in JSON and between quotes. Yield each of them also as it is escaped again for JSON, `repr` or HTML.
+    """Yield the forms in JSON and between quotes. Yield each also escaped again for JSON, `repr` or HTML.
 
     A JSON form may also occur inside YAML or a URL, and may be escaped for JSON three times in all.
     """

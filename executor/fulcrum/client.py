@@ -1,6 +1,7 @@
 """Calls FulcrumCore's API as an agent: jobs, services, types, secrets, metrics and the agent's own status.
 
-`transport.py` sends the requests, `responses.py` turns failed ones into exceptions, and `types.py` parses the objects.
+`transport.py` sends the requests, `responses.py` returns the exceptions for unsuccessful responses, and `types.py`
+parses the objects.
 """
 
 from __future__ import annotations
@@ -27,20 +28,21 @@ from executor.fulcrum.types import (
     error_type,
 )
 
-PAGE_SIZE = 100  #: FulcrumCore's maximum
-MAX_LIST_ATTEMPTS = 3  #: attempts to read a list completely
+PAGE_SIZE = 100  #: objects in one page of a list; FulcrumCore allows no more
+MAX_LIST_ATTEMPTS = 3  #: how many times a list is read until it is complete
 
 Model = TypeVar("Model", bound=CoreModel)
 
 
 class FulcrumClient:
-    """Calls FulcrumCore's API with an agent's token. Thread-safe. It calls `token` for every request.
+    """Calls FulcrumCore's API with an agent's token. It is thread-safe.
 
-    Every call raises FulcrumUnavailable (retry later, after its `retry_after_s` if FulcrumCore sent one) or its special
-    case FulcrumAuthFailing, or FulcrumRefused (do not retry) or its special case FulcrumNotFound.
+    `token` returns the present token; it is called for every request. Every method may raise FulcrumUnavailable and
+    FulcrumRefused, or a subclass of them. After FulcrumUnavailable the caller retries later, and not before its
+    `retry_after_s` if it has one. After FulcrumRefused the caller does not retry.
     """
 
-    def __init__(  # noqa: PLR0913  # each is one setting, and all but two have a default
+    def __init__(  # noqa: PLR0913  # each argument is one setting, and all but two have a default
         self,
         api_url: str,
         token: Callable[[], str],
@@ -52,7 +54,7 @@ class FulcrumClient:
         on_auth_failure: Callable[[], object] = lambda: None,  # called after a 401 or 403, to reload the token
     ) -> None:
         verify: bool | str = str(ca_bundle) if ca_bundle and verify_tls else verify_tls
-        if not verify_tls:  # the agent logs this once at its start; urllib3 would warn at each request
+        if not verify_tls:  # the agent warns once, at its start; urllib3 would warn at each request
             urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
         self._http = Transport(api_url, token, verify, (connect_timeout_s, read_timeout_s), on_auth_failure)
 
@@ -64,18 +66,21 @@ class FulcrumClient:
     # The agent
 
     def get_self(self) -> CoreAgent:
-        """Read this agent."""
+        """Read the agent to which the token belongs, as FulcrumCore describes it."""
         return parse_response(CoreAgent, "GET /agents/me", self._http.request_json("GET", "/agents/me"))
 
     def put_status(self, status: str) -> CoreAgent:
-        """Send the heartbeat: set this agent's status. Never overwrite `Disabled`, although FulcrumCore allows it."""
+        """Set this agent's status in FulcrumCore, which is the heartbeat.
+
+        The caller must never overwrite the status `Disabled`. FulcrumCore would allow this.
+        """
         data = self._http.request_json("PUT", "/agents/me/status", body={"status": status})
         return parse_response(CoreAgent, "PUT /agents/me/status", data)
 
     # Jobs
 
     def pending_jobs(self, limit: int = 100) -> PendingJobs:
-        """Return pending jobs, at most one per service group, in no defined order."""
+        """Return pending jobs in no defined order. FulcrumCore sends at most one job of each service group."""
         data = self._http.request_json("GET", "/jobs/pending", query={"limit": limit})
         if not isinstance(data, list):
             raise FulcrumUnavailable("GET /jobs/pending: the response is not a list")
@@ -90,11 +95,11 @@ class FulcrumClient:
         return PendingJobs(list(jobs.values()), unusable_items)
 
     def knows_job(self, fulcrum_id: str) -> bool:
-        """Return whether this agent may still read the job. The caller asks this after a 403 for the job.
+        """Return whether this agent may still read the job. It is called after a 403 answer for the job.
 
-        FulcrumCore answers 403 for a job that is deleted or belongs to another agent, but also to every request while
-        its database is down. So this method first makes sure that FulcrumCore accepts the token. Raises the errors of
-        `get_self`.
+        FulcrumCore answers 403 for a job that is deleted or belongs to another agent. It also answers 403 to every
+        request while its database is down. So this method first calls `get_self`, which raises an error if FulcrumCore
+        does not accept the token now.
         """
         self.get_self()
         try:
@@ -109,15 +114,16 @@ class FulcrumClient:
         return parse_response(CoreJob, f"GET {path}", self._http.request_json("GET", path))
 
     def own_processing_jobs(self, agent_id: str) -> list[CoreJob]:
-        """List the jobs that this agent has claimed and that have not ended. The agent needs them after a restart."""
+        """List the jobs that this agent has claimed and that have not ended. It needs them after a restart."""
         query = {"agentId": _valid_id(agent_id), "status": "Processing", "sort": "createdAt"}
         jobs = self._list_all(CoreJob, "/jobs", query)
         return [job for job in jobs if job.agent_id == agent_id.lower() and job.status == "Processing"]
 
     def claim_job(self, fulcrum_id: str) -> None:
-        """Move a job from Pending to Processing.
+        """Claim a job: FulcrumCore changes its status from Pending to Processing.
 
-        Raises FulcrumRefused if the job is not Pending. This agent may have claimed it before, and lost the response.
+        Raises FulcrumRefused if the job is not Pending. Then this agent may have claimed it already, by an earlier
+        request whose response was lost.
         """
         self._http.request_without_content("POST", f"/jobs/{_valid_id(fulcrum_id)}/claim")
 
@@ -129,11 +135,11 @@ class FulcrumClient:
         agent_instance_data: Any = None,
         properties: dict[str, Any] | None = None,
     ) -> None:
-        """Report success. Arguments that are None are not sent, and FulcrumCore keeps their stored values.
+        """Report that the job succeeded. Arguments that are None are not sent, and FulcrumCore keeps the stored values.
 
-        `agent_instance_id` must be unique in all of FulcrumCore. FulcrumCore answers 500 to a duplicate, which raises
-        FulcrumUnavailable. Raises FulcrumRefused if the job is not Processing, or if the properties violate the schema;
-        in the second case the job stays Processing.
+        `agent_instance_id` must be unique in all of FulcrumCore. FulcrumCore answers 500 to a duplicate, so this method
+        then raises FulcrumUnavailable. Raises FulcrumRefused if the job is not Processing, or if the properties violate
+        the service type's schema. In the second case the job stays Processing.
         """
         body = {
             "agentInstanceId": agent_instance_id,
@@ -144,10 +150,10 @@ class FulcrumClient:
         self._http.request_without_content("POST", f"/jobs/{_valid_id(fulcrum_id)}/complete", body=sent)
 
     def fail_job(self, fulcrum_id: str, error_message: str) -> None:
-        """Report that the job failed. The message starts with an error code: lifecycles match it by regular expression.
+        """Report that the job failed. `error_message` starts with an error code, which lifecycles match.
 
-        FulcrumCore accepts this only while the job is Processing. So the caller claims a job first, even one that it
-        fails at once.
+        FulcrumCore accepts this request only while the job is Processing. So the caller must first claim the job, even
+        if it reports the failure without running the job.
         """
         self._http.request_without_content(
             "POST", f"/jobs/{_valid_id(fulcrum_id)}/fail", body={"errorMessage": error_message}
@@ -161,7 +167,10 @@ class FulcrumClient:
         return parse_response(CoreService, f"GET {path}", self._http.request_json("GET", path))
 
     def services(self, agent_id: str) -> Iterator[CoreService]:
-        """Yield the agent's services, deleted ones included. FulcrumCore lists those of all agents of the provider."""
+        """Yield the agent's services, including those that are deleted.
+
+        FulcrumCore returns the services of all agents of the provider, so this method leaves out those of other agents.
+        """
         own_id = _valid_id(agent_id)
         services = self._list_all(CoreService, "/services", {"sort": "name"})
         return (service for service in services if service.agent_id == own_id)
@@ -174,8 +183,8 @@ class FulcrumClient:
     def get_secret(self, reference: str) -> Any:
         """Return the value of a `vault://` reference. Raises FulcrumNotFound for an unknown or an invalid reference.
 
-        A consumer of FulcrumCore may have written the reference. So this method checks that it is a UUID before it
-        puts it into the path of the request.
+        A consumer of FulcrumCore may have written the reference. So this method checks that its id is a UUID before it
+        puts the id into the path of the request.
         """
         ident = reference.removeprefix(VAULT_PREFIX)
         if ident == reference or not UUID_TEXT.fullmatch(ident):
@@ -192,7 +201,10 @@ class FulcrumClient:
         return list(self._list_all(MetricType, "/metric-types", {"sort": "name"}))
 
     def post_metric(self, *, agent_instance_id: str, resource_id: str, type_name: str, value: float) -> None:
-        """Send one value; FulcrumCore sets its time. Raises FulcrumNotFound for an unknown metric type or service."""
+        """Send one value of a metric. FulcrumCore records the time at which it receives the value.
+
+        Raises FulcrumNotFound if FulcrumCore does not know the metric type or the service.
+        """
         body = {
             "agentInstanceId": agent_instance_id,
             "resourceId": resource_id,
@@ -204,10 +216,10 @@ class FulcrumClient:
     def _list_all(self, kind: type[Model], path: str, query: dict[str, Any]) -> Iterator[Model]:
         """Yield each object of a list once. FulcrumCore sends the list in pages.
 
-        An object may be missing from all pages: the order of equal names is undefined, and the list may change between
-        two requests. So the list is read again until as many objects were found as FulcrumCore announces. Raises
-        FulcrumUnavailable if some are still missing after MAX_LIST_ATTEMPTS: an incomplete list must not be returned as
-        complete.
+        An object may be missing from all pages, because the order of objects with equal names is undefined, and because
+        the list may change between two requests. So this method reads the list again until it has found as many objects
+        as FulcrumCore announces. Raises FulcrumUnavailable if some objects are still missing after MAX_LIST_ATTEMPTS:
+        callers must not mistake an incomplete list for a complete one.
         """
         seen: set[str] = set()
         total = 0
@@ -227,7 +239,7 @@ class FulcrumClient:
 
 
 def parse_response(kind: type[Model], call: str, raw: Any) -> Model:
-    """Return the object in a response. Raises FulcrumUnavailable if the response is not a valid object."""
+    """Return the object in a response. Raises FulcrumUnavailable, with `call` in its text, if it is invalid."""
     try:
         return kind.read(raw)
     except ValueError as exc:
@@ -235,7 +247,7 @@ def parse_response(kind: type[Model], call: str, raw: Any) -> Model:
 
 
 def _parse_page(kind: type[Model], path: str, page: Any) -> tuple[list[Model], int]:
-    """Return the objects of one page, and the number of objects on all pages. Raises FulcrumUnavailable."""
+    """Return the objects of one page, and the number of objects on all pages together. Raises FulcrumUnavailable."""
     items, total = (page.get("items"), page.get("totalItems")) if isinstance(page, dict) else (None, None)
     if not isinstance(items, list) or not isinstance(total, int):
         raise FulcrumUnavailable(f"GET {path}: the response is not a page")
@@ -243,7 +255,7 @@ def _parse_page(kind: type[Model], path: str, page: Any) -> tuple[list[Model], i
 
 
 def _valid_id(value: str) -> str:
-    """Return the id in lower case. Raises FulcrumRefused if it is not a UUID, and so not safe in a path."""
+    """Return the id in lower case. Raises FulcrumRefused if it is not a UUID: other text is unsafe in a URL's path."""
     if not UUID_TEXT.fullmatch(value):
         raise FulcrumRefused("the id is not a UUID")
     return value.lower()

@@ -10,10 +10,11 @@ from email.utils import parsedate_to_datetime
 class ClockOffset:
     """Estimates the offset: FulcrumCore's clock minus this machine's clock.
 
-    FulcrumCore writes the `Date` header after the request was sent and before the response is received. The header has
-    whole seconds, so FulcrumCore's real time is up to one second later. Each response thus gives a lower and an upper
-    bound of the offset. The estimate is the middle of the range that fits all responses. If a response does not fit
-    that range, one of the clocks was set, and the estimate starts again with this response.
+    FulcrumCore writes the `Date` header after this machine has sent the request and before it receives the response.
+    The header has whole seconds, so the exact time on FulcrumCore's clock is up to one second later. Thus each response
+    gives a lower and an upper bound of the offset. All responses together give a range, and the estimate is the middle
+    of this range. If a response contradicts the range, one of the clocks was changed. Then the estimate starts again
+    with this response.
     """
 
     def __init__(self) -> None:
@@ -28,9 +29,12 @@ class ClockOffset:
             return 0.0 if math.isinf(self._low) else (self._low + self._high) / 2
 
     def add_sample(self, date: str | None, *, sent_at: float, received_at: float) -> None:
-        """Narrow the range of the offset by one response. A missing or unreadable date changes nothing."""
+        """Narrow the range of the offset by one response, whose `Date` header is `date`.
+
+        A missing or unreadable date changes nothing.
+        """
         header_s = http_date(date)
-        if header_s is None or received_at < sent_at:  # this machine's clock was set back during the request
+        if header_s is None or received_at < sent_at:  # true if this machine's clock was set back during the request
             return
         low, high = header_s - received_at, header_s + 1 - sent_at
         with self._lock:
@@ -39,7 +43,7 @@ class ClockOffset:
 
 
 def http_date(text: str | None) -> float | None:
-    """Return the seconds since the epoch of an HTTP date; None when it is missing or unreadable."""
+    """Return an HTTP date as seconds since the epoch; None if the date is missing or unreadable."""
     try:
         return parsedate_to_datetime(text or "").timestamp()
     except (ValueError, OverflowError, OSError):

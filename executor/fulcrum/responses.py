@@ -1,6 +1,7 @@
 """Translates unsuccessful responses of FulcrumCore into the exceptions of `errors.py`.
 
-FulcrumCore's error bodies are JSON labelled `text/plain`, and it answers 403 for an unknown job or service.
+The body of such a response is JSON, although its Content-Type is `text/plain`. For an unknown job or service
+FulcrumCore answers 403, not 404.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class Response:
 
 
 def error_for(method: str, path: str, response: Response, token: str) -> FulcrumError:
-    """Return the exception for a response that is not a success."""
+    """Return the exception for a response that is not a success. `token` is the token of the request; it is masked."""
     status = response.status
     if status < 400:
         detail = f"redirects are not followed{_redirect_target(response)}"
@@ -43,13 +44,16 @@ def error_for(method: str, path: str, response: Response, token: str) -> Fulcrum
 
 
 def without_secrets(text: str, token: str) -> str:
-    """Return the text with every secret masked: a proxy may quote the headers of the request in its response."""
+    """Return the text with the token and every other secret masked.
+
+    A proxy may quote the headers of the request, with the token, in its response.
+    """
     return redactor.redact(text.replace(token, "***"))
 
 
 def _error_class(response: Response) -> type[FulcrumError]:
     status = response.status
-    if status in (401, 403):  # FulcrumCore answers the same while its database is down
+    if status in (401, 403):  # FulcrumCore also answers 401 or 403 while its database is down
         return FulcrumAuthFailing
     if status < 400 or status in (408, 425, 429) or status >= 500:
         return FulcrumUnavailable
@@ -59,7 +63,10 @@ def _error_class(response: Response) -> type[FulcrumError]:
 
 
 def _is_from_core(content: bytes) -> bool:
-    """Return whether FulcrumCore sent this 404: its body is JSON or empty. A proxy's 404 may be temporary."""
+    """Return whether FulcrumCore sent this 404: then its body is empty or a JSON object.
+
+    Otherwise a proxy has sent it, and it may be temporary.
+    """
     try:
         return not content or isinstance(parse_json(content), dict)
     except ValueError:
@@ -67,7 +74,10 @@ def _is_from_core(content: bytes) -> bool:
 
 
 def _error_text(content: bytes) -> str:
-    """Return the message in an error body of FulcrumCore, which has three forms; '' for the body of a proxy."""
+    """Return the message in the body of an error response; '' if the body is not FulcrumCore's.
+
+    FulcrumCore puts the message into the member `error`, `status` or `errors`.
+    """
     try:
         body = parse_json(content)
     except ValueError:
@@ -82,7 +92,7 @@ def _error_text(content: bytes) -> str:
 
 
 def _redirect_target(response: Response) -> str:
-    """Return the scheme, host and port to which a redirect points. Its path and query may hold secrets."""
+    """Return the scheme, host and port to which a redirect points. Its path and query may contain secrets."""
     try:
         parts = urlsplit(response.headers.get("Location", ""))
         target = f" (it points to {parts.scheme}://{parts.hostname}{f':{parts.port}' if parts.port else ''})"
@@ -92,7 +102,10 @@ def _redirect_target(response: Response) -> str:
 
 
 def _retry_after_s(text: str | None) -> float | None:
-    """Return the seconds to wait, from a number or a date; None when the header is missing or unreadable."""
+    """Return how many seconds a `Retry-After` header demands to wait; None if the header is missing or unreadable.
+
+    The header has a number of seconds or a date.
+    """
     if text is None:
         return None
     if text.strip().isdecimal():
@@ -102,7 +115,10 @@ def _retry_after_s(text: str | None) -> float | None:
 
 
 def innermost_reason(exc: BaseException) -> str:
-    """Return the text of the innermost cause of a connection failure: the outer ones only repeat the address."""
+    """Return the text of the innermost exception of a connection failure.
+
+    The exceptions around it only repeat the address.
+    """
     while isinstance(inner := getattr(exc, "reason", None) or (exc.args[0] if exc.args else None), BaseException):
         exc = inner
     text = re.sub(r"<[^>]*>:? ?", "", str(exc)) or type(exc).__name__
@@ -110,7 +126,7 @@ def innermost_reason(exc: BaseException) -> str:
 
 
 def _remedy(text: str) -> str:
-    """Return what an operator must do about a certificate that could not be verified; '' for other failures."""
+    """Return a sentence that says what an operator must do about an unverified certificate; '' for other failures."""
     if "CERTIFICATE_VERIFY_FAILED" not in text:
         return ""
     if "expired" in text or "not yet valid" in text:

@@ -1,4 +1,4 @@
-"""Parses untrusted JSON: limits its depth and its numbers, and rejects values that cannot be stored."""
+"""Parses untrusted JSON: limits its depth and the size of its numbers, and rejects values that cannot be stored."""
 
 from __future__ import annotations
 
@@ -7,27 +7,30 @@ import math
 import re
 from typing import Any
 
-#: Recursive code that handles the values later (database, redaction, Ansible) would fail on deeper JSON.
+#: Maximum depth. The database, the redaction and Ansible process values recursively, and would fail on deeper JSON.
 MAX_JSON_DEPTH = 64
-#: A longer whole number exceeds every float.
+#: A whole number with more digits than this is larger than every float.
 _MAX_DIGITS = 400
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+#: A string, or one bracket outside of strings.
 _JSON_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*+"|[\[{\]}]', re.DOTALL)
 
 
 def parse_json(content: bytes) -> Any:
-    """Parse JSON. A part nested too deeply, or a number too large, becomes a value that `check_storable` rejects.
+    """Parse JSON. A part that is nested too deeply, and a number that is too large, become NaN or infinity.
 
-    The other parts are parsed as usual: one invalid job must not hide the other jobs. Raises ValueError for text that
-    is not JSON.
+    The rest of the text is parsed as usual, so that one invalid job in a list does not hide the other jobs. Afterwards
+    `check_storable` rejects NaN and infinity. Raises ValueError if the text is not JSON.
     """
     text = content.decode("utf-8-sig")
-    # The depth is checked before parsing: at Python's recursion limit, even the handling of the RecursionError fails.
+    # The depth is limited before parsing, and not by catching RecursionError: at Python's recursion limit, even the
+    # code that handles the exception may fail. The number of brackets is never less than the depth.
     is_deep = text.count("[") + text.count("{") > MAX_JSON_DEPTH
     return _parse(_with_limited_depth(text) if is_deep else text)
 
 
 def _parse(text: str) -> Any:
+    """Parse JSON of limited depth. Whole numbers with too many digits become infinity."""
     return json.loads(text, parse_int=lambda digits: int(digits) if len(digits) < _MAX_DIGITS else math.inf)
 
 
@@ -50,7 +53,7 @@ def _with_limited_depth(text: str) -> str:
 
 
 def check_storable(value: Any) -> Any:
-    """Return the value. Raises ValueError if the database, JSON or Ansible could not hold it."""
+    """Return the value unchanged. Raises ValueError if the database, JSON or Ansible could not store it."""
     level, depth = [value], 0
     while level:
         if depth >= MAX_JSON_DEPTH:
@@ -63,6 +66,7 @@ def check_storable(value: Any) -> Any:
 
 
 def _children(item: Any) -> list[Any]:
+    """Return the keys and values of a dict, or the items of a list; no items for any other value."""
     if isinstance(item, dict):
         return [*item.keys(), *item.values()]
     return item if isinstance(item, list) else []

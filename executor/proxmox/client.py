@@ -1,7 +1,7 @@
-"""Reads from Proxmox: VM identity, free VMIDs, metrics, preflight checks.
+"""Reads VMs, nodes, storages and privileges from Proxmox, for the processing of jobs, metrics and preflight checks.
 
-It never changes anything: every change is made by a playbook. A VM that is missing from a list may still exist, because
-Proxmox lists only the VMs that the token may see. `may_see_all_vms` shows whether a list is complete.
+This module never changes anything: playbooks make every change. A VM that is missing from a list may still exist,
+because Proxmox lists only the VMs that the token may see. `may_see_all_vms` returns whether a list is complete.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ STORAGE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,99}")
 NODE_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,62})")
 #: The tag of every VM that the agent manages.
 TAG = "smith"
-#: The marker: the line in a VM's description that has the id of its service.
+#: The marker is a line in the description of a VM. It has the id of the service that the VM belongs to.
 MARKER_LINE = re.compile(r"^smith-uid=([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})\s*?$", re.MULTILINE | re.IGNORECASE)
 
 
 class ProxmoxReader:
-    """Reads from Proxmox. Thread-safe: each thread has its own connection.
+    """Reads from Proxmox. It is thread-safe, because each thread has its own connection.
 
-    Every failure is a JobError with the code that `error_rules.py` assigns.
+    Every failed request raises a JobError. `error_rules.py` determines its code.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class ProxmoxReader:
         self._session.connection = connection
 
     def version(self) -> str:
-        """Return the version of Proxmox VE, such as `9.0.3`. Needs no privilege."""
+        """Return the version of Proxmox VE, such as `9.0.3`. The token needs no privilege for this request."""
         return as_text(as_object(self._session.get("/version")).get("version"))
 
     def vms(self) -> list[VmRow]:
@@ -73,46 +73,49 @@ class ProxmoxReader:
         return node_rows(self._session.get("/nodes"))
 
     def storages(self) -> list[StorageRow]:
-        """List the storages that the token may see (Datastore.Audit or an allocate privilege), one row per node."""
+        """List the storages that the token may see, with one row for each node of a storage.
+
+        To see a storage, the token needs Datastore.Audit or one of the allocate privileges on it.
+        """
         return storage_rows(self._session.get("/cluster/resources", type="storage"))
 
     def volumes(self, node: str, storage: str, content: str) -> frozenset[str]:
-        """List the volumes of one kind (iso, vztmpl, backup) on a node's storage that the token may see."""
+        """List the volumes on a node's storage that the token may see. `content` is iso, vztmpl or backup."""
         path = f"/nodes/{_valid_node(node)}/storage/{_valid_storage(storage)}/content"
         return frozenset(as_text(row.get("volid")) for row in as_objects(self._session.get(path, content=content)))
 
     def bridges(self, node: str) -> frozenset[str]:
-        """List the bridges and virtual networks of a node that the token may see."""
+        """List those bridges and virtual networks (SDN) of a node that the token may see."""
         data = self._session.get(f"/nodes/{_valid_node(node)}/network", type="any_bridge")
         return frozenset(as_text(row.get("iface")) for row in as_objects(data))
 
     def nodes_in_maintenance(self) -> frozenset[str]:
-        """List the nodes that the HA manager has in maintenance mode. Needs Sys.Audit on `/`."""
+        """List the nodes that the HA manager has put into maintenance mode. The token needs Sys.Audit on `/`."""
         data = as_object(self._session.get("/cluster/ha/status/manager_status"))
         manager = data.get("manager_status", data)
         states = manager.get("node_status") if isinstance(manager, dict) else None
         return frozenset(node for node, state in states.items() if state == "maintenance") if states else frozenset()
 
     def vm_config(self, node: str, vmid: int, *, kind: str = "qemu") -> dict[str, Any]:
-        """Read a VM's configuration from its node, with pending changes merged in.
+        """Read the configuration of a VM or container from its node. Pending changes count as made.
 
-        VM_NOT_FOUND means that the VM is not on this node, or that the token lacks VM.Audit. It does not prove that the
-        VM no longer exists.
+        A JobError VM_NOT_FOUND means that the VM is not on this node, or that the token lacks VM.Audit. This does not
+        prove that the VM no longer exists.
         """
         if kind not in tuple(GuestKind):
             raise JobError(ErrorCode.INVALID_REQUEST, "the kind of guest is not qemu or lxc")
         return as_object(self._session.get(f"/nodes/{_valid_node(node)}/{kind}/{_valid_vmid(vmid)}/config"))
 
     def is_vmid_free(self, vmid: int) -> bool:
-        """Return whether no guest of the cluster has this VMID, guests included that the token may not see."""
-        _valid_vmid(vmid)  # Proxmox answers 400 to an invalid VMID too
+        """Return whether no guest of the cluster has this VMID. Guests that the token may not see count, too."""
+        _valid_vmid(vmid)  # Proxmox answers 400 to a VMID that is in use, and also to an invalid one
         return not self._session.is_bad_request("/cluster/nextid", vmid=vmid)
 
     def is_quorate(self) -> bool:
-        """Return whether the cluster has quorum. A single node without a cluster always has it.
+        """Return whether the cluster has quorum. A single node without a cluster always has quorum.
 
-        Without Sys.Audit on `/` the token may not read the cluster's own state. Then the result is whether more than
-        half of the nodes are online.
+        If the token lacks Sys.Audit on `/`, it may not read the state of the cluster. Then this method returns whether
+        more than half of the nodes are online.
         """
         try:
             data = self._session.get("/cluster/status")
@@ -125,14 +128,18 @@ class ProxmoxReader:
         return all(as_float(row.get("quorate")) for row in clusters)
 
     def may_see_all_vms(self) -> bool:
-        """Return whether the token may see every VM (VM.Audit on `/vms`). Only then an unlisted VM is absent."""
+        """Return whether the token may see every VM: it has VM.Audit on `/vms`.
+
+        Only if it may, a VM that is missing from the list does not exist.
+        """
         return "VM.Audit" in self.permissions("/vms")
 
     def find_by_marker(self, rows: Iterable[VmRow], service_id: str, *, name_suffix: str) -> VmRow | None:
-        """Return the VM among `rows` whose description has the service's marker, None if there is none.
+        """Return the VM among `rows` whose description has the marker of the service; None if no VM has this marker.
 
-        It reads the configuration only of VMs whose name ends with `name_suffix`, the first digits of the service's id.
-        Raises JobError VM_IDENTITY_MISMATCH if more than one VM has the marker: an operator must decide.
+        `name_suffix` has the first digits of the service's id. The agent gives each VM a name that ends with them, so
+        this method reads only the configurations of VMs with such a name. Raises JobError VM_IDENTITY_MISMATCH if more
+        than one VM has the marker, because an operator must then decide which one belongs to the service.
         """
         found = [row for row in rows if self._may_have_marker(row, name_suffix) and self._is_marked(row, service_id)]
         if len(found) > 1:
@@ -141,10 +148,11 @@ class ProxmoxReader:
         return found[0] if found else None
 
     def find_partial_clone(self, rows: Iterable[VmRow], name: str, vmids: range) -> VmRow | None:
-        """Return the partial clone among `rows`: the only VM of that name with one of these VMIDs, if it has no marker.
+        """Return the VM among `rows` that is a partial clone; None if there is none.
 
-        A clone has its name from the beginning, and its template's description, without a marker, until it is
-        configured. A container is created with its marker, so it is never returned.
+        A VM is a partial clone if it has no marker and is the only VM with this name and with one of these VMIDs. A
+        clone has its name from the beginning. Until it is configured, it has the description of its template, which
+        has no marker. A container is created with its marker, so this method never returns a container.
         """
         clones = [row for row in rows if row.kind == GuestKind.QEMU and row.name == name and row.vmid in vmids]
         found = [row for row in clones if self._may_have_marker(row, name)]
@@ -155,36 +163,41 @@ class ProxmoxReader:
 
     @staticmethod
     def _may_have_marker(row: VmRow, name_suffix: str) -> bool:
+        """Return whether the row's name and type allow a marker; if not, its configuration need not be read."""
         return not row.is_template and row.name.endswith(name_suffix)
 
     def _is_marked(self, row: VmRow, service_id: str) -> bool:
         return self.marker_of(self._config_of(row)) == service_id.lower()
 
     def _config_of(self, row: VmRow) -> dict[str, Any]:
+        """Read the configuration of a listed VM. Raises JobError PVE_CONFLICT if the VM is not on its node any more."""
         try:
             return self.vm_config(row.node, row.vmid, kind=row.kind)
         except JobError as error:
             if error.code is not ErrorCode.VM_NOT_FOUND:
                 raise
-            # The VM was moved or removed after the list was read. The retry reads a new list: a guess could create a
-            # second VM for the service.
+            # The VM was moved or removed after the list was read, so it is unknown whether it has the marker. The job
+            # is retried with a new list. If this VM were ignored, the job could create a second VM for the service.
             raise JobError(ErrorCode.PVE_CONFLICT, f"VM {row.vmid} was moved or removed during the search") from error
 
     def permissions(self, path: str) -> frozenset[str]:
-        """Return the privileges that the token has on a path, such as `/vms/100`. Needs no privilege."""
-        # The names are the privileges; the values only show whether a privilege is propagated.
+        """Return the privileges that the token has on a path, such as `/vms/100`. The request needs no privilege."""
+        # The keys are the privileges. The values only show whether a privilege also applies to the paths below.
         granted = as_object(self._session.get("/access/permissions", path=path)).get(path)
         return frozenset(granted) if isinstance(granted, dict) else frozenset()
 
     def roles(self) -> dict[str, frozenset[str]]:
-        """Return the privileges of each role. Needs no privilege."""
+        """Return the privileges of each role. The request needs no privilege."""
         data = self._session.get("/access/roles")
         rows = as_objects(data) if isinstance(data, list) else []
         return {str(row.get("roleid")): frozenset(str(row.get("privs") or "").split(",")) for row in rows}
 
     @staticmethod
     def marker_of(config: dict[str, Any]) -> str:
-        """Return the service's id from the marker in the description; '' without a marker, or with several ids."""
+        """Return the service's id from the marker in a VM's configuration.
+
+        Returns '' if the description has no marker, or markers of several services.
+        """
         service_ids = {uid.lower() for uid in MARKER_LINE.findall(as_text(config.get("description")))}
         return service_ids.pop() if len(service_ids) == 1 else ""
 

@@ -1,4 +1,4 @@
-"""Sends GET requests to the Proxmox API and turns failures into JobErrors. No other module uses proxmoxer."""
+"""Sends GET requests to the Proxmox API and turns every failure into a JobError. No other module uses proxmoxer."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ DEFAULT_PORT = 8006
 CONNECT_TIMEOUT_S = 5.0
 MAX_ERROR_TEXT = 400
 
-#: The failures of a request: proxmoxer's own errors, those of requests (OSErrors), and those of urllib3.
+#: The exceptions that a failed request raises. Those of the library requests are OSErrors.
 _CALL_FAILED = (ResourceException, AuthenticationError, OSError, urllib3.exceptions.HTTPError)
-#: What proxmoxer raises while it reads an unexpected answer.
+#: The exceptions that proxmoxer raises when it cannot read an unexpected answer.
 _ANSWER_UNREADABLE = (KeyError, TypeError, AttributeError, ValueError, RecursionError)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProxmoxConnection:
-    """The address of Proxmox and the agent's credentials. Prefer a token: a password needs a login per thread."""
+    """The address of Proxmox and the agent's credentials. A token is preferred: a password needs a login per thread."""
 
     host: str
     port: int = DEFAULT_PORT
     user: str
-    token_id: str = ""  #: without the user: `agent`, not `smith@pve!agent`
+    token_id: str = ""  #: the token's name without the user: `agent`, not `smith@pve!agent`
     token_secret: str = field(default="", repr=False)
     password: str = field(default="", repr=False)
-    verify: bool | Path = True  #: a path is the bundle with the cluster's CA
+    verify: bool | Path = True  #: whether the certificate is verified; a path names the file with the cluster's CA
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Self:
-        """Return the connection of the `PROXMOX_*` settings."""
+        """Return the connection that the `PROXMOX_*` settings describe."""
         verify: bool | Path = settings.proxmox_validate_certs
         if verify and settings.proxmox_ca_bundle:
             verify = settings.proxmox_ca_bundle
@@ -59,25 +59,28 @@ class ProxmoxConnection:
 
 
 class ProxmoxSession:
-    """Sends GET requests to Proxmox. Thread-safe: each thread has its own connection."""
+    """Sends GET requests to Proxmox. It is thread-safe, because each thread has its own TCP connection.
+
+    `reload` returns the present credentials. It is called after Proxmox has refused a request with 401 or 403.
+    """
 
     def __init__(
         self, connection: ProxmoxConnection, timeout_s: float, reload: Callable[[], ProxmoxConnection] | None
     ) -> None:
         self.connection = connection
         self._reload = reload
-        self._timeout_s = (min(CONNECT_TIMEOUT_S, timeout_s), timeout_s)
+        self._timeout_s = (min(CONNECT_TIMEOUT_S, timeout_s), timeout_s)  # of connecting, and of reading
         self._local = threading.local()
 
     def get(self, path: str, /, **query: Any) -> Any:
-        """Return the data of a GET request. Every failure is a JobError."""
+        """Send a GET request and return the data of the answer. Every failure raises a JobError."""
         try:
             return self._call(path, **query)
         except _CALL_FAILED + _ANSWER_UNREADABLE as exc:
             _raise_job_error(exc)
 
     def is_bad_request(self, path: str, /, **query: Any) -> bool:
-        """Send a GET request: True for HTTP 400, False for a success. Every other failure is a JobError."""
+        """Send a GET request. Return True for HTTP 400, False for a success. Every other failure raises a JobError."""
         try:
             self._call(path, **query)
         except ResourceException as exc:
@@ -89,7 +92,10 @@ class ProxmoxSession:
         return False
 
     def _call(self, path: str, /, **query: Any) -> Any:
-        """Send a GET request; after a refused login, send it once more with a new ticket or a changed secret."""
+        """Send a GET request. If Proxmox refuses it, send it once more, if there is a changed secret or a new login.
+
+        A login with a password gives a ticket, which expires after two hours. Then a new login is needed.
+        """
         was_logged_in = self._has_api()
         used_connection = self.connection
         try:
@@ -104,18 +110,21 @@ class ProxmoxSession:
         return _get(self._api(), path, query)
 
     def _reload_connection(self, used_connection: ProxmoxConnection) -> bool:
-        """Reload the connection; return whether it differs from `used_connection`, which Proxmox refused."""
+        """Reload the credentials. Return whether they differ from `used_connection`, which Proxmox has refused."""
         if self._reload is not None:
             self.connection = self._reload()
         return self.connection is not used_connection
 
     def _has_api(self) -> bool:
-        """Return whether this thread has an API object that this process made for the present connection."""
+        """Return whether this thread has an API object, made by this process and with the present credentials."""
         made_for = getattr(self._local, "pid", None), getattr(self._local, "connection", None)
         return made_for == (os.getpid(), self.connection) and self._local.api is not None
 
     def _api(self) -> ProxmoxAPI:
-        """Return this thread's API object. A forked child makes a new one: two processes must never share a socket."""
+        """Return this thread's API object, which holds its TCP connection. Make it if there is none.
+
+        A forked child process makes its own object, because two processes must never share a socket.
+        """
         if not self._has_api():
             connection = self.connection
             self._local.api = _connect(connection, self._timeout_s)
@@ -124,13 +133,13 @@ class ProxmoxSession:
 
 
 def _connect(connection: ProxmoxConnection, timeout_s: tuple[float, float]) -> ProxmoxAPI:
-    """Return an API object. With a password this sends a login request, with a token nothing is sent."""
+    """Return a new API object. With a password, this sends a login request. With a token, it sends nothing."""
     if connection.token_secret:
         login = {"token_name": connection.token_id, "token_value": connection.token_secret}
     else:
         login = {"password": connection.password}
     verify = connection.verify if isinstance(connection.verify, bool) else str(connection.verify)
-    if verify is False:  # the agent logs this once at its start; urllib3 would warn at each request
+    if verify is False:  # the agent warns once, at its start; urllib3 would warn at each request
         urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
     api = ProxmoxAPI(
         connection.host,
@@ -147,6 +156,7 @@ def _connect(connection: ProxmoxConnection, timeout_s: tuple[float, float]) -> P
 
 
 def _get(api: ProxmoxAPI, path: str, query: dict[str, Any]) -> Any:
+    """Return the data of an answer. If it is not JSON, proxmoxer returns a dict with `errors`: ValueError."""
     answer = api(path.strip("/")).get(**query)
     if isinstance(answer, dict) and isinstance(answer.get("errors"), bytes):
         raise ValueError("the answer is not JSON")
@@ -163,7 +173,7 @@ def _raise_job_error(exc: Exception) -> NoReturn:
 
 
 def _remedy(text: str) -> str:
-    """Return what an operator must do about a certificate that could not be verified."""
+    """Return a sentence that says what an operator must do about a certificate that could not be verified."""
     if "expired" in text or "not yet valid" in text:
         return ". Renew Proxmox's certificate; if it is still valid, one of the clocks is wrong"
     if "mismatch" in text or "doesn't match" in text:
@@ -172,5 +182,5 @@ def _remedy(text: str) -> str:
 
 
 def _failure_text(exc: BaseException) -> str:
-    """Return the text of a failure, without the addresses of objects, which differ each time."""
+    """Return the text of an exception, without the memory addresses of Python objects, which differ each time."""
     return re.sub(r"<[^<>]* object at 0x[0-9a-f]+>:? ?", "", " ".join(str(exc).split())) or type(exc).__name__

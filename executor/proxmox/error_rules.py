@@ -1,8 +1,9 @@
-"""Maps Proxmox's failure texts to error codes. The roles' filter and the executor share this table.
+"""Maps the texts of Proxmox's failures to error codes, for the executor and for a filter plugin of the Ansible roles.
 
-This module imports nothing but the standard library, because playbooks use it without the executor, too. The rules are
-tried in order on the innermost text, and the first that matches decides. The codes are those of `errors.ErrorCode` and
-never change, because FulcrumCore's lifecycles match them. Every pattern is valid in Python and in RE2.
+This module imports only the standard library, because playbooks can also run without the executor. Ansible modules put
+their own words before Proxmox's text; `innermost` removes these words. Then the first rule whose pattern matches the
+text determines the code. The codes are those of `errors.ErrorCode`, and never change, because FulcrumCore's lifecycles
+match them. Every pattern is valid in Python and in RE2 (the regular expressions of Go).
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 MAX_TEXT_LENGTH = 300
-#: The rules match at most this much of a text: some patterns take quadratic time, and other programs write the text.
+#: Maximum number of characters of a text that the rules read. Some patterns take quadratic time, so a long text of
+#: another program could block the process.
 MAX_MATCHED_LENGTH = 10_000
 
 
@@ -35,7 +37,8 @@ class Classified:
     text: str  #: Proxmox's own text, without the code, at most MAX_TEXT_LENGTH characters
 
 
-#: (code, reaction, pattern). A rule for failures with unknown outcome precedes other rules that match their texts.
+#: The rules, each with code, reaction and pattern; the first rule that matches a text is used. Some texts match several
+#: rules. Then a rule for failures with an unknown outcome comes before the others.
 RULES: tuple[tuple[str, Reaction, str], ...] = (
     # A connection that ends during the TLS handshake does not mean that the certificate is invalid.
     (
@@ -101,7 +104,8 @@ RULES: tuple[tuple[str, Reaction, str], ...] = (
         r"|without --online|snapshot name '[^']*' already used|feature is not (available|supported)|live[- ]migrate"
         r"|while VM is running|incomplete snapshot|needed by replication|Too many unused volumes|wrong snapshot state",
     ),
-    # Proxmox's text only means "not on this node". The agent's own code first checks that the token may see all VMs.
+    # These texts only mean that the VM is not on this node. Before the agent concludes that a VM does not exist, it
+    # checks that the token may see all VMs.
     (
         "VM_NOT_FOUND",
         Reaction.NO,
@@ -136,7 +140,7 @@ RULES: tuple[tuple[str, Reaction, str], ...] = (
     ("PVE_API_ERROR", Reaction.ONCE, r"\b50[01] (Internal|Not)"),
 )
 
-#: The reactions to codes that only a role or the executor sets. No text of Proxmox has these codes.
+#: The reactions to those codes that a role or the executor sets itself. No rule gives these codes to a text of Proxmox.
 SET_BY_US: dict[str, Reaction] = {
     "VM_IDENTITY_MISMATCH": Reaction.NO,
     "GUEST_NO_ADDRESS": Reaction.NO,
@@ -149,17 +153,23 @@ SET_BY_US: dict[str, Reaction] = {
     "QUARANTINED": Reaction.NO,
     "INTERNAL": Reaction.NO,
 }
+#: The reaction to every code.
 REACTIONS: dict[str, Reaction] = {code: reaction for code, reaction, _pattern in RULES} | SET_BY_US
 _COMPILED = tuple((code, re.compile(pattern)) for code, _reaction, pattern in RULES)
 
-#: The text that an Ansible module puts before Proxmox's. It contains the VM's name, which must not match a rule.
+#: The text that an Ansible module puts before Proxmox's own text. It contains the name of the VM, and a consumer may
+#: choose a name that would match a rule.
 _PREFIX = re.compile(r"\A.*?(failed with exception[:=] ?|vmid \d+[=:] ?)", re.DOTALL)
+#: A text that starts with an error code, as the roles write it.
 _CODED = re.compile(r"\A([A-Z][A-Z_]+): ?(.*)\Z", re.DOTALL)
 _SPACE = re.compile(r"\s+")
 
 
 def classify(text: str) -> Classified:
-    """Return the meaning of a failure text. A text may start with its code. An unknown text is PLAYBOOK_FAILED."""
+    """Return the meaning of a failure text.
+
+    If the text starts with an error code, this is its code. A text that no rule matches has the code PLAYBOOK_FAILED.
+    """
     text = _SPACE.sub(" ", text).strip()
     coded = _CODED.match(text)
     if coded and coded.group(1) in REACTIONS:

@@ -1,9 +1,9 @@
-"""Lists the privileges that the token needs at Proxmox, compares them with those it has, and writes `pveum` commands.
+"""Lists the privileges that the token needs at Proxmox, finds the missing ones, and returns commands that grant them.
 
-Its functions are pure. The names differ between Proxmox VE 8 and 9, and `pveum role add` fails for an unknown name.
-That each privilege is needed is tested (tests/security/test_least_privilege.py); the commands in
-`deploy/` grant the same ones. A resource pool needs no privilege of its own: VM.Allocate on /vms suffices. VM.Snapshot
-also allows a rollback.
+The names of privileges differ between Proxmox VE 8 and 9, and `pveum role add` fails for an unknown name. Tests
+(tests/security/test_least_privilege.py) revoke one privilege each and expect that the action fails. The commands in
+`deploy/` grant the same privileges. To use a resource pool, VM.Allocate on /vms suffices. VM.Snapshot also allows the
+rollback to a snapshot.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-#: The first major version of Proxmox VE with VM.GuestAgent.* instead of VM.Monitor.
+#: The first major version of Proxmox VE in which the privileges VM.GuestAgent.* replace VM.Monitor.
 GUEST_AGENT_SINCE = 9
+#: The privileges on VMs that have the same name in all supported versions of Proxmox VE.
 VM_PRIVILEGES = (
     "VM.Allocate",
     "VM.Audit",
@@ -50,9 +51,10 @@ def needs(
     images: Iterable[str] = (),
     backups: str = "",
 ) -> list[Need]:
-    """Return the needed privileges by path, for a major version of Proxmox VE.
+    """Return the needed privileges for each path. `major` is the major version of Proxmox VE.
 
-    `images` are the storages of ISO images and container templates, `backups` is the storage of backups.
+    `storages` are the storages for disks of VMs, `images` those with ISO images and container templates, and `backups`
+    is the storage for backups.
     """
     guest_agent = "VM.GuestAgent.Audit" if major >= GUEST_AGENT_SINCE else "VM.Monitor"
     vm_privileges = frozenset({*VM_PRIVILEGES, guest_agent})
@@ -76,7 +78,7 @@ def needs(
 
 
 def unmet_needs(wanted: Iterable[Need], granted: Mapping[str, frozenset[str]]) -> dict[Need, frozenset[str]]:
-    """Return the missing privileges of each unmet need. `granted` has the token's privileges by path."""
+    """Return the unmet needs with their missing privileges. `granted` has the token's privileges by path."""
     all_missing = {need: need.privileges - granted.get(need.path, frozenset()) for need in wanted}
     return {need: missing for need, missing in all_missing.items() if missing}
 
@@ -84,9 +86,10 @@ def unmet_needs(wanted: Iterable[Need], granted: Mapping[str, frozenset[str]]) -
 def pveum_lines(
     unmet: Iterable[Need], roles: Mapping[str, frozenset[str]], *, user: str, token_id: str = ""
 ) -> list[str]:
-    """Return the commands that grant the unmet needs. `roles` has the privileges of each existing role.
+    """Return the `pveum` commands that grant the missing privileges. `roles` has the privileges of each existing role.
 
-    A token with privilege separation can use only privileges that its user has, so each one is granted to both.
+    A token with privilege separation can use a privilege only if its user has it, too. So the commands grant each
+    privilege to the user and to the token.
     """
     lines: list[str] = []
     for need in unmet:

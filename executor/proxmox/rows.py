@@ -1,6 +1,6 @@
 """Turns Proxmox's lists of VMs, nodes and storages into typed rows.
 
-Proxmox sends numbers as numbers, as text, or not at all, depending on version, guest and node.
+Proxmox may send a number as a number or as text, or may leave it out. This depends on the version, guest and node.
 """
 
 from __future__ import annotations
@@ -16,27 +16,27 @@ from executor.settings.types import MIN_VMID
 
 @dataclass(frozen=True)
 class VmRow:
-    """One VM or container of the cluster's list, which Proxmox updates about every 10 s."""
+    """One VM or container in the list of the cluster's resources. Proxmox updates this list about every 10 s."""
 
     vmid: int
     node: str
     name: str = ""
-    status: str = ""  #: running, stopped, or unknown when its node is down
+    status: str = ""  #: running or stopped; unknown if the node is down
     is_template: bool = False
     kind: str = "qemu"  #: qemu or lxc, see GuestKind
-    cpu_share: float = 0.0  #: share of all its cores together, 0 to 1
+    cpu_share: float = 0.0  #: CPU usage as a share of all cores of the VM together, 0 to 1
     cores: int = 0
     memory_bytes: int = 0
     max_memory_bytes: int = 0
     disk_bytes: int = 0  #: always 0 for qemu
     max_disk_bytes: int = 0
-    net_in_bytes: int = 0  #: this and the next three count from 0 after each start of the VM, as `uptime_s` does
+    net_in_bytes: int = 0  #: the next three and `uptime_s` also start from 0 at each start of the VM
     net_out_bytes: int = 0
     disk_read_bytes: int = 0
     disk_write_bytes: int = 0
     uptime_s: int = 0
     tags: tuple[str, ...] = ()
-    lock: str = ""
+    lock: str = ""  #: the operation that holds Proxmox's lock on the VM, such as backup; '' without a lock
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class NodeRow:
 
     name: str
     is_online: bool
-    cpu_share: float = 0.0
+    cpu_share: float = 0.0  #: CPU usage as a share of all cores of the node together, 0 to 1
     cores: int = 0
     memory_bytes: int = 0
     max_memory_bytes: int = 0
@@ -53,17 +53,20 @@ class NodeRow:
 
 @dataclass(frozen=True)
 class StorageRow:
-    """One storage on one node; a storage of several nodes has one row for each."""
+    """One storage on one node. A storage that several nodes use has one row for each of them."""
 
     name: str
     node: str
-    is_shared: bool = False  #: every node sees the same data
+    is_shared: bool = False  #: all nodes use the same data
     is_available: bool = False
-    holds_disks: bool = False
+    holds_disks: bool = False  #: the storage is configured to hold disks of VMs
 
 
 def vm_rows(data: Any) -> list[VmRow]:
-    """Read `GET /cluster/resources?type=vm`. Rows without a VMID or node are left out: requests for a VM need both."""
+    """Parse the answer to `GET /cluster/resources?type=vm`.
+
+    Rows without a VMID or a node are left out, because every request for a VM needs both.
+    """
     rows = (_vm_row(row) for row in as_objects(data) if row.get("type", "qemu") in ("qemu", "lxc"))
     return [row for row in rows if row.vmid >= MIN_VMID and row.node]
 
@@ -93,7 +96,7 @@ def _vm_row(row: dict[str, Any]) -> VmRow:
 
 
 def node_rows(data: Any) -> list[NodeRow]:
-    """Read `GET /nodes`. For an offline node Proxmox sends only its name and status."""
+    """Parse the answer to `GET /nodes`. For a node that is offline, Proxmox sends only the name and the status."""
     return [
         NodeRow(
             name=as_text(row.get("node")),
@@ -109,7 +112,7 @@ def node_rows(data: Any) -> list[NodeRow]:
 
 
 def storage_rows(data: Any) -> list[StorageRow]:
-    """Read `GET /cluster/resources?type=storage`."""
+    """Parse the answer to `GET /cluster/resources?type=storage`."""
     return [
         StorageRow(
             name=as_text(row.get("storage")),
@@ -124,7 +127,10 @@ def storage_rows(data: Any) -> list[StorageRow]:
 
 
 def as_objects(data: Any) -> list[dict[str, Any]]:
-    """Return the objects in a list. Proxmox sometimes sends null for an empty list. Raises JobError for other data."""
+    """Return the JSON objects in a list. Items that are not objects are left out. Raises JobError for other data.
+
+    Proxmox sometimes sends null for an empty list.
+    """
     if data is None:
         return []
     if not isinstance(data, list):
@@ -133,14 +139,14 @@ def as_objects(data: Any) -> list[dict[str, Any]]:
 
 
 def as_object(data: Any) -> dict[str, Any]:
-    """Return an object. Raises JobError for anything else."""
+    """Return the data if it is a JSON object. Raises JobError for any other data."""
     if not isinstance(data, dict):
         raise JobError(ErrorCode.PVE_API_ERROR, "Proxmox's answer is not an object")
     return data
 
 
 def as_float(value: Any) -> float:
-    """Return a finite float; 0.0 for anything else."""
+    """Return the value as a finite float; 0.0 if it is not a finite number."""
     try:
         number = float(value)
     except (TypeError, ValueError, OverflowError):
@@ -149,7 +155,10 @@ def as_float(value: Any) -> float:
 
 
 def as_int(value: Any) -> int:
-    """Return an int. Avoid a conversion to float: floats are inexact above 2**53, and counters exceed that."""
+    """Return the value as an int; 0 if it is not a number.
+
+    It is not converted to a float first if possible: floats are inexact above 2**53, and counters of bytes exceed that.
+    """
     try:
         return int(value)
     except (TypeError, ValueError, OverflowError):
@@ -157,5 +166,5 @@ def as_int(value: Any) -> int:
 
 
 def as_text(value: Any) -> str:
-    """Return the value as a text; '' for null."""
+    """Return the value as text; '' for null."""
     return value if isinstance(value, str) else "" if value is None else str(value)

@@ -1,4 +1,4 @@
-"""`smith jobs`: list and show the jobs that FulcrumCore sent, retry or cancel one job."""
+"""`smith jobs`: lists and shows the jobs that FulcrumCore sent, and retries or cancels one job."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ EVENT_COLUMNS = {
     "duration_s": "SECONDS",
     "message": "MESSAGE",
 }
-#: Characters of an error message that the list shows.
+#: The maximum length of an error message in the list of jobs.
 SHOWN_ERROR_LENGTH = 80
 
 
@@ -61,7 +61,7 @@ SHOWN_ERROR_LENGTH = 80
     "smith jobs list --status failed --status pending --action create",
     "smith jobs list --unreported --json",
 )
-def list_jobs(  # noqa: PLR0913, PLR0917 (one filter each; typer passes them by name)
+def list_jobs(  # noqa: PLR0913, PLR0917 (each parameter is a filter; typer passes all by name)
     status: Annotated[list[JobStatus] | None, typer.Option("--status", help="Only these; may be repeated.")] = None,
     action: Annotated[str | None, typer.Option("--action", help="Only this action.")] = None,
     service: Annotated[
@@ -152,6 +152,7 @@ def retry(reference: Reference, as_json: AsJson = False) -> None:
     """Skip a job's wait before its next attempt or its next report."""
     with writing_store() as store:
         job = find_job(store.session, reference)
+        # The attributes are read now, because `retry_now` changes the job.
         name, status = name_of(job), job.status
         with _audited(store.session, job.id, "retry") as entry:
             skipped = job_queue.retry_now(store.session, job.id)
@@ -182,7 +183,7 @@ def cancel(
     if job.status not in (JobStatus.PENDING, JobStatus.PROCESSING):
         raise CommandFailed(f"{name_of(job)} has ended already: it is {job.status}")
     confirm(f"Cancel {name_of(job)}, which is {job.status}?", yes=yes)
-    # Opened after the confirmation, so that no transaction is open while the operator answers.
+    # The transaction is opened after the confirmation, so that none is open while the operator answers.
     with writing_store() as store, _audited(store.session, job.id, "cancel", reason) as entry:
         status = job_queue.request_cancel(store.session, job.id)
         entry.is_done = status is not None
@@ -197,7 +198,7 @@ def cancel(
 
 @dataclass
 class _AuditEntry:
-    """What the block of `_audited` reports."""
+    """The object with which the block of `_audited` tells whether it has changed the job."""
 
     #: Whether the block has changed the job.
     is_done: bool = False
@@ -205,7 +206,10 @@ class _AuditEntry:
 
 @contextmanager
 def _audited(session: Session, job_id: int, verb: str, reason: str = "") -> Iterator[_AuditEntry]:
-    """Write the change that the block makes to the job into the audit, in the same transaction."""
+    """Write the job's change by the block into the audit, in the transaction of the session.
+
+    The block sets `is_done` if it has changed the job. Otherwise nothing is written.
+    """
     job, entry = queries.get_one_job(session, job_id), _AuditEntry()
     before = audit.facts_of(job, audit.JOB_COLUMNS)
     yield entry
@@ -219,6 +223,7 @@ def _audited(session: Session, job_id: int, verb: str, reason: str = "") -> Iter
 
 
 def _choose_run(session: Session, job: Job, ident: str | None) -> Run:
+    """Return the job's run with this ident, or its newest run if `ident` is None. Raises UnknownReference."""
     runs = queries.runs_of(session, job.id)
     if not runs:
         raise UnknownReference(f"{name_of(job)} has not run yet: it is {job.status}")
@@ -240,6 +245,7 @@ def _why_no_retry(name: str, status: str) -> str:
 
 
 def _table_row(job: Job) -> dict[str, Any]:
+    """Return the columns of the list that are shortened forms of the job's columns."""
     message = job.error_message or ""
     shortened = message[:SHOWN_ERROR_LENGTH] + ("…" if len(message) > SHOWN_ERROR_LENGTH else "")
     return {"fulcrum": short(job.fulcrum_id), "service": short(job.service_id), "error": shortened}

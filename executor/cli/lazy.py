@@ -15,7 +15,8 @@ from executor.cli.commands import COMMANDS, EXTENSIONS, GROUPS, Command, Extensi
 from executor.cli.help_text import examples_of
 from executor.errors import SmithError
 
-#: Plain help without rich, because importing rich takes longer than importing everything else that the help needs.
+#: The arguments of every typer.Typer. They disable rich, because importing rich takes longer than importing everything
+#: else that the help needs.
 STYLE: dict[str, Any] = {"rich_markup_mode": None, "add_completion": False, "pretty_exceptions_enable": False}
 
 
@@ -24,12 +25,13 @@ class NotInstalled(SmithError):
 
 
 class LazyCommand(TyperCommand):
-    """A command or group with its name and help from the table.
+    """A placeholder for a command or group, with the name and the help line from the table of commands.
 
-    Calling it, or showing its own `--help`, imports and builds the real command.
+    When the command is called, or its own `--help` is shown, the placeholder imports and builds the real command.
     """
 
     def __init__(self, name: str, help_line: str, load: Callable[[], Any], *, hidden: bool = False) -> None:
+        """Store `load`, which imports, builds and returns the real command."""
         super().__init__(name, help=help_line, hidden=hidden, rich_markup_mode=None)
         self.load = load
 
@@ -39,10 +41,10 @@ class LazyCommand(TyperCommand):
 
 
 class CommandLine(TyperGroup):
-    """The top level of `smith`: the commands of the table, then the commands that other distributions add."""
+    """The top level of `smith`: the commands of the table, and the commands that other Python distributions add."""
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """Return the command, None when neither the table nor an entry point has the name."""
+        """Return the command with this name, or None when neither the table nor an entry point has the name."""
         return super().get_command(ctx, cmd_name) or _from_entry_point(cmd_name)
 
 
@@ -57,7 +59,7 @@ def top_level_commands() -> dict[str, LazyCommand]:
 
 
 def function_at(module: str, function: str) -> Callable[..., Any]:
-    """Import a module of executor.cli and return its function."""
+    """Import the module of executor.cli with this name, and return its function with this name."""
     found: Callable[..., Any] = getattr(importlib.import_module(f"executor.cli.{module}"), function)
     return found
 
@@ -71,6 +73,7 @@ def _load_command(row: Command) -> Any:
 
 
 def _build_command(name: str, function: Callable[..., Any]) -> Any:
+    """Return typer's command that calls the function. Its options and help come from the function's signature."""
     app = typer.Typer(**STYLE)
     app.command(name, epilog=examples_of(function))(function)
     return typer.main.get_command(app)
@@ -95,17 +98,20 @@ def _load_group(row: Group) -> TyperGroup:
 
 
 def _do_nothing() -> None:
+    """Run before the commands of a group without a function of its own, because typer requires a callback."""
     pass
 
 
 def _from_entry_point(name: str) -> Any:
-    """Return the command that an installed distribution adds under this name, None if there is no such command."""
-    # Not imported at the top: importing importlib.metadata takes an eighth of the time of `smith --help`.
+    """Return the command that an installed distribution adds under this name, or None if there is no such command."""
+    # entry_points is not imported at the top, because it imports importlib.metadata. This import would take an eighth
+    # of the time of `smith --help`.
     function = function_at("entry_points", "find_function")(name)
     return None if function is None else _build_command(name, function)
 
 
 def _load_extension(row: Extension) -> Any:
+    """Return the command of the extension. Raises NotInstalled."""
     if (command := _from_entry_point(row.name)) is None:
         raise NotInstalled(f"`smith {row.name}` is not installed: pip install {row.distribution}")
     return command

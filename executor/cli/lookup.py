@@ -1,4 +1,7 @@
-"""Finds the job or service that an operator's reference names: our job number, FulcrumCore's id or its beginning."""
+"""Finds the job or service that an operator's reference names.
+
+A reference is our job number, FulcrumCore's id of the job or service, or the beginning of this id.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ if TYPE_CHECKING:  # only the package database uses SQLAlchemy (import-linter)
 
 
 def find_job(session: Session, reference: str) -> Job:
-    """Return the job. Raises UnknownReference when no job matches, or more than one."""
+    """Return the job that the reference names. Raises UnknownReference unless exactly one job matches."""
     if not (reference := reference.strip()):
         raise UnknownReference("an empty reference matches no job: `smith jobs list` shows them")
     if (job := queries.find_job(session, reference)) is not None:
@@ -27,7 +30,10 @@ def find_job(session: Session, reference: str) -> Job:
 
 
 def find_service_id(session: Session, beginning: str) -> str:
-    """Return the one service id with this beginning; only services of jobs are known. Raises UnknownReference."""
+    """Return the service id that begins with this text. Raises UnknownReference unless exactly one id matches.
+
+    Only the services for which a job is in the database are known.
+    """
     found = queries.service_ids_with_prefix(session, beginning)
     if len(found) > 1:
         raise UnknownReference(f"more than one service begins with {beginning}: {', '.join(found)}")

@@ -1,4 +1,4 @@
-"""Steps that all commands changing a mapping share: find it, refuse while a job runs, write the audit entry."""
+"""Contains what all commands that change a mapping need: find the mapping, refuse while a job runs, write the audit."""
 
 from __future__ import annotations
 
@@ -31,7 +31,10 @@ def refuse_while_job_runs(session: Session, service_id: str) -> None:
 
 
 def record_change(session: Session, verb: str, row: Mapping, before: dict[str, Any] | None, reason: str) -> None:
-    """Write the mapping's change since `before` into the audit."""
+    """Write the change of the mapping `row` into the audit. `before` has its columns before the change.
+
+    `verb` is what the operator did, for example adopt. `before` is None if the change has created the mapping.
+    """
     session.flush()
     session.refresh(row)
     after = audit.facts_of(row, audit.MAPPING_COLUMNS)

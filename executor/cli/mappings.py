@@ -1,4 +1,4 @@
-"""`smith mappings`: list the VM of each service, and show a mapping with its history."""
+"""`smith mappings`: lists the VM of each service, and shows a mapping with its history."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ COLUMNS = {
     "updated": "CHANGED",
     "note": "NOTE",
 }
-#: Added to the table when a listed VM has a scheduled deletion.
+#: The column that is added to the table when the deletion of a listed VM is scheduled.
 PENDING_DELETION_COLUMN = {"destroyed_in": "DELETED IN"}
 HISTORY_COLUMNS = {
     "vmid": "VMID",
@@ -92,7 +92,7 @@ def show_mapping(
         found = mappings.find(store.session, reference.strip()) if reference.strip() else []
     if not found:
         raise UnknownReference(f"no mapping matches {reference}: `smith mappings list --all` shows them")
-    # The current mapping first, then its history.
+    # The mapping that is not deleted comes first. The deleted mappings, which are its history, follow.
     ordered = sorted(found, key=lambda mapping: mapping.state == MappingState.DELETED)
     services = {mapping.service_id for mapping in found}
     current = ordered[0]

@@ -1,4 +1,4 @@
-"""`smith mappings adopt`: map an existing VM to a service."""
+"""`smith mappings adopt`: maps an existing VM to a service."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ DELETED_STATUS = "Deleted"
     "smith mappings adopt --service 8f2c0a11-… --vmid 100123 --yes",
     "smith mappings adopt --service 8f2c0a11-… --vmid 4711 --set-marker    a VM without a marker",
 )
-def adopt(  # noqa: PLR0913, PLR0917 (one option each; typer passes them by name)
+def adopt(  # noqa: PLR0913, PLR0917 (each parameter is an option; typer passes all by name)
     service: Annotated[str, typer.Option("--service", metavar="ID", help="The service's whole id.")],
     vmid: Annotated[int, typer.Option("--vmid", metavar="N", min=100, max=999_999_999, help="The VM's id.")],
     set_marker: Annotated[
@@ -64,14 +64,17 @@ def adopt(  # noqa: PLR0913, PLR0917 (one option each; typer passes them by name
 
 
 def _find_service_id(clients: Clients, service_id: str) -> str:
-    """Return the id as FulcrumCore writes it.
+    """Return the service's id in FulcrumCore's spelling.
 
-    Raises UnknownReference unless the service exists and belongs to this agent, CommandFailed when it is deleted.
+    Raises UnknownReference unless the service exists and belongs to this agent, and CommandFailed when FulcrumCore has
+    deleted the service.
     """
     try:
         found = clients.fulcrum.get_service(service_id.strip())
     except FulcrumAuthFailing:
-        clients.fulcrum.get_self()  # 403 for one service means unknown; if this call fails too, the token is wrong
+        # FulcrumCore answers 403 both for an unknown service and for a refused token. If FulcrumCore refuses the token,
+        # this call raises FulcrumAuthFailing, too.
+        clients.fulcrum.get_self()
         raise UnknownReference(f"FulcrumCore knows no service {service_id}") from None
     except FulcrumRefused as error:
         raise UnknownReference(f"{service_id} names no service: {error}") from None
@@ -83,7 +86,10 @@ def _find_service_id(clients: Clients, service_id: str) -> str:
 
 
 def _find_vm(clients: Clients, vmid: int) -> AdoptedVm:
-    """Return the VM. Raises UnknownReference when the token does not see it, or it is a template."""
+    """Return the VM with this VMID.
+
+    Raises UnknownReference when Proxmox does not list the VM for our API token, or when the VM is a template.
+    """
     row = next((row for row in clients.proxmox.vms() if row.vmid == vmid), None)
     if row is None:
         raise UnknownReference(f"the token sees no VM {vmid}")
@@ -103,9 +109,9 @@ def _find_vm(clients: Clients, vmid: int) -> AdoptedVm:
 
 
 def _check_marker(vm: AdoptedVm, service_id: str, *, set_marker: bool) -> bool:
-    """Return whether the VM has the service's marker; False means that it has no marker and may get one.
+    """Return True if the VM has the service's marker, and False if it has no marker and `set_marker` is True.
 
-    Raises UnknownReference when it has another service's marker, or when it has none and `set_marker` is False.
+    Raises UnknownReference if the VM has another service's marker, or if it has no marker and `set_marker` is False.
     """
     if vm.markers == {service_id}:
         return True

@@ -1,4 +1,4 @@
-"""`smith mappings forget`: end a mapping without a change to the VM."""
+"""`smith mappings forget`: ends a mapping. The VM is not changed."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ def forget(
         with reading(engine) as session:
             row = find_mapping(session, reference.strip())
         confirm(f"End the mapping of VM {row.vmid} ({row.name}) to {row.service_id}? The VM is not changed.", yes=yes)
-        with transaction(engine) as session:  # opened after the confirmation: no transaction is open meanwhile
+        # The transaction is opened after the confirmation, so that none is open while the operator answers.
+        with transaction(engine) as session:
             refuse_while_job_runs(session, row.service_id)
             mapping = mappings.get_one(session, row.id)
             if mapping.state == MappingState.DELETED:

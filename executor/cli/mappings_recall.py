@@ -1,4 +1,4 @@
-"""`smith mappings recall`: cancel the scheduled deletion of a VM."""
+"""`smith mappings recall`: cancels the scheduled deletion of a VM."""
 
 from __future__ import annotations
 
@@ -56,26 +56,29 @@ def recall(
 
 
 def _cancel_deletion(engine: Engine, mapping: Mapping, reason: str) -> None:
-    """Set the mapping to active and cancel the pending delete job, before Proxmox is called.
+    """Set the mapping to active, and cancel the pending delete job.
 
-    So a deletion that becomes due meanwhile finds an active mapping. Raises CommandFailed when no deletion is
-    scheduled, or when the delete job is running already.
+    Called before the playbook removes the deletion mark in Proxmox. If the deletion becomes due in the meantime, the
+    mapping is active, so the VM is not deleted. Raises CommandFailed when no deletion is scheduled, or when a job of
+    the service is running.
     """
     with transaction(engine) as session:
         refuse_while_job_runs(session, mapping.service_id)
         row = mappings.get_one(session, mapping.id)
         is_pending = row.state == MappingState.PENDING_DELETION
-        if not is_pending and row.state != MappingState.ACTIVE:  # active: an earlier recall failed after this step
+        # An active mapping is accepted: an earlier recall may have failed after this step, and is repeated now.
+        if not is_pending and row.state != MappingState.ACTIVE:
             raise CommandFailed(f"VM {row.vmid} is {row.state}: no deletion is scheduled")
         before = audit.facts_of(row, audit.MAPPING_COLUMNS)
         delete_job = queries.find_open_job(session, row.service_id)
         if is_pending and delete_job is not None and delete_job.status == JobStatus.PENDING:
             job_queue.request_cancel(session, delete_job.id)
-        mappings.apply_result(session, row.id, {})
+        mappings.apply_result(session, row.id, {})  # An empty result sets the mapping to active.
         record_change(session, "recall", row, before, reason)
 
 
 def _manual_run(mapping: Mapping, settings: Settings) -> ansible_playbook.ManualRun:
+    """Return a run of the built-in playbook `update` that removes the VM's deletion mark in Proxmox."""
     vm: dict[str, Any] = {
         "service_id": mapping.service_id,
         "vmid": mapping.vmid,

@@ -14,15 +14,17 @@ from typing import Any
 
 from executor.redaction import redactor
 
-#: Characters of a shortened id: enough to distinguish FulcrumCore's ids.
+#: The length of a shortened id in tables. The first eight characters of a UUID are usually unique.
 SHORT_ID_LENGTH = 8
+#: A terminal control sequence that sets a colour.
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def sanitized(text: str, *, keep_lines: bool = False) -> str:
-    """Return the text redacted, with every control character and invisible character escaped, for example as `\\x1b`.
+    """Return the text without secrets, and with every control character and invisible character escaped.
 
-    With `keep_lines`, line breaks and tabs stay, and colour codes are removed.
+    The escape character, for example, becomes the text `\\x1b`. With `keep_lines`, line breaks and tabs stay, and
+    colour sequences are removed instead of escaped.
     """
     if keep_lines:
         text = _COLOURS.sub("", text.replace("\r\n", "\n"))
@@ -43,7 +45,7 @@ def show_json(document: Any) -> None:
 
 
 def jsonable(value: Any) -> Any:
-    """Return the value in types that JSON has: tuples become lists; times and unknown types become text."""
+    """Return the value converted to types that JSON has. Times and other types without a JSON form become text."""
     if isinstance(value, datetime):
         return iso(value)
     if isinstance(value, Mapping):
@@ -73,12 +75,15 @@ def show_error(text: str) -> None:
 
 
 def iso(moment: datetime) -> str:
-    """Return the time for JSON: UTC, milliseconds, `Z`."""
+    """Return the time as text for JSON, in UTC with milliseconds, for example `2026-11-23T08:15:30.123Z`."""
     return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def elapsed(moment: datetime | None, now: datetime) -> str | None:
-    """Return the time from `moment` to `now` in its largest unit: `42s`, `3m`, `5h`, `12d`."""
+    """Return the time from `moment` to `now` in one unit, for example `42s`, `3m`, `5h` or `12d`.
+
+    The unit is the largest of which at least two have passed. Without a moment, None is returned.
+    """
     if moment is None:
         return None
     seconds = max(int((now - moment).total_seconds()), 0)
@@ -89,5 +94,5 @@ def elapsed(moment: datetime | None, now: datetime) -> str | None:
 
 
 def short(identifier: str | None) -> str | None:
-    """Return the id shortened, for a table."""
+    """Return the beginning of the id, for a table."""
     return identifier[:SHORT_ID_LENGTH] if identifier else None

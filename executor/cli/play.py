@@ -1,4 +1,4 @@
-"""`smith play`: run one action with plain ansible-playbook, and show the result as the executor would store it."""
+"""`smith play`: runs one action with ansible-playbook, and shows the result as the executor would store it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from executor.settings.settings import Settings
     "smith play create --vars vm.yml                  asks for missing members",
     "smith play attach-iso --vmid 100123 -e properties.isoImage=local:iso/debian-13.iso",
 )
-def play(  # noqa: PLR0913, PLR0917 (one option each; typer passes them by name)
+def play(  # noqa: PLR0913, PLR0917 (each parameter is an option; typer passes all by name)
     name: Annotated[str, typer.Argument(metavar="ACTION", help="As `smith actions list` shows it.")],
     vars_file: Annotated[
         Path | None, typer.Option("--vars", metavar="FILE", exists=True, dir_okay=False, help="YAML with vm: {…}.")
@@ -77,7 +77,7 @@ def play(  # noqa: PLR0913, PLR0917 (one option each; typer passes them by name)
 
 
 def _run(manual_run: ansible_playbook.ManualRun, settings: Settings, as_json: bool) -> JobResult:
-    """Run the playbook. With `--json` its output goes to stderr."""
+    """Run the playbook and return the result. With --json, the playbook's output goes to stderr."""
     try:
         return ansible_playbook.run(manual_run, settings, sys.stderr if as_json else sys.stdout)
     except KeyboardInterrupt:
@@ -85,7 +85,10 @@ def _run(manual_run: ansible_playbook.ManualRun, settings: Settings, as_json: bo
 
 
 def _store_result(settings: Settings, mapping: VmMapping, result: JobResult) -> bool:
-    """Store the result of a successful run in the service's mapping. Return whether the mapping was written."""
+    """Store the result of a successful run in the service's mapping. Return whether it was stored.
+
+    A problem is printed and not raised, because the playbook has already changed the VM.
+    """
     if not result.succeeded:
         return False
     if result.vm.get("vmid") != mapping.vmid:
@@ -123,5 +126,6 @@ def _show(result: JobResult, mapping: VmMapping | None, *, is_check: bool, is_st
 
 
 def _plan(vm: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the VM's identity and the changes that the playbook would make, from the result of a run with --check."""
     known = {name: vm.get(name) for name in ("vmid", "name", "node", "status")}
     return known | dict(vm.get("planned") or {})

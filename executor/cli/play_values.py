@@ -11,16 +11,18 @@ import yaml
 
 from executor.cli.output import sanitized
 
-#: What a valid value is, for error messages, by the type in a role's argument_specs.
+#: The description of a valid value in error messages, by the type in a role's argument_specs.
 EXPECTED = {"int": "a whole number", "bool": "yes or no", "dict": "a YAML mapping", "list": "a list: a,b"}
+#: The texts that are accepted as a value of the type bool.
 TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
-#: The members of `vm` by name, as the argument_specs of the playbook's roles describe them.
+#: The type of the parameters `options`: the options of the variable `vm` by name, as the argument_specs of the
+#: playbook's roles describe them.
 Options = Mapping[str, Mapping[str, Any]]
 
 
 def read_values(file: Path | None, values: list[str], options: Options) -> dict[str, Any]:
-    """Return the members of `vm` from the file and from the command line; the command line takes precedence."""
+    """Return the members of `vm` from the file and from `values`, the options -e, which take precedence."""
     vm = _read_file(file) if file else {}
     for value in values:
         key, separator, text = value.partition("=")
@@ -42,7 +44,7 @@ def _read_file(file: Path) -> dict[str, Any]:
 
 
 def _set_member(vm: dict[str, Any], path: list[str], text: str, options: Options) -> None:
-    """Set the member at the path; `a.b=c` sets member b of the mapping a."""
+    """Set the member of `vm` at the path. The option `-e a.b=c` has the path [a, b]: it sets member b of mapping a."""
     members, known = vm, options
     for part in path[:-1]:
         inner = members.setdefault(part, {})
@@ -54,7 +56,7 @@ def _set_member(vm: dict[str, Any], path: list[str], text: str, options: Options
         raise typer.BadParameter(
             f"{'.'.join(path)} is a secret, and other users can read a command line: set it in --vars"
         )
-    if not known and len(path) > 1:  # a property: the action's schema describes it, the role does not
+    if not known and len(path) > 1:  # Properties are described by the action's schema.
         members[path[-1]] = _parse_yaml(text)
         return
     try:
@@ -72,7 +74,7 @@ def _parse_yaml(text: str) -> Any:
 
 
 def parse_value(text: str, kind: str) -> Any:
-    """Return the text as a value of a type of argument_specs. Raises ValueError."""
+    """Return the text as a value of the type `kind` of argument_specs. Raises ValueError if the text does not fit."""
     if kind == "int":
         return int(text)
     if kind == "bool":
@@ -90,7 +92,7 @@ def parse_value(text: str, kind: str) -> Any:
 
 
 def secrets_in(value: Any, options: Options) -> list[str]:
-    """Return the values of members with `no_log` in the argument_specs, and of members named like a password."""
+    """Return the values that must be redacted: of members with `no_log` in `options`, or with "passw" in the name."""
     if not isinstance(value, Mapping):
         return []
     found: list[str] = []

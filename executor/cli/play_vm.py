@@ -1,4 +1,4 @@
-"""Completes the extra variable `vm` of `smith play`: identity of the VM, defaults, answers for missing members."""
+"""Completes the extra variable `vm` of `smith play` with the VM's identity, defaults, and answers of the operator."""
 
 from __future__ import annotations
 
@@ -23,16 +23,17 @@ from executor.proxmox.connection import ProxmoxConnection
 from executor.runs.actions import Action
 from executor.settings.settings import Settings
 
-#: A create needs one of these members, from which the VM or container is created.
+#: The members that name the source of a new VM or container. The action `create` needs one of them.
 CREATE_SOURCES = ("template_vmid", "template", "iso", "blank", "os_template")
-#: The members that identify the VM. With --service they come from its mapping.
+#: The members that identify the VM. With --service, their values come from the service's mapping.
 IDENTITY_MEMBERS = ("service_id", "vmid", "name", "cluster")
 
 
 def find_mapping_of(settings: Settings, reference: str, *, is_check: bool) -> VmMapping:
     """Return the service's mapping.
 
-    Raises UnknownReference; without `is_check`, also CommandFailed while a job of the service is running.
+    Raises UnknownReference when no mapping matches, and CommandFailed when a job of the service is running. With
+    `is_check` a running job is no error, because the playbook then changes nothing.
     """
     with open_database(settings) as engine, reading(engine) as session:
         mapping = find_mapping(session, reference.strip())
@@ -43,7 +44,10 @@ def find_mapping_of(settings: Settings, reference: str, *, is_check: bool) -> Vm
 
 
 def identify(mapping: VmMapping | None, vmid: int | None, action: Action, settings: Settings) -> dict[str, Any]:
-    """Return the members that identify the VM, from the mapping or, by the VMID, from Proxmox."""
+    """Return the members that identify the VM: from the mapping if there is one, or from Proxmox if `vmid` is given.
+
+    The action `create` with a VMID gets only this VMID, because the VM does not exist yet.
+    """
     if mapping is not None:
         known = {name: getattr(mapping, name) for name in (*IDENTITY_MEMBERS, "node") if getattr(mapping, name)}
         return known | ({"kind": mapping.kind} if mapping.kind != GuestKind.QEMU else {})
@@ -55,7 +59,11 @@ def identify(mapping: VmMapping | None, vmid: int | None, action: Action, settin
 
 
 def _identify_by_vmid(vmid: int, settings: Settings) -> dict[str, Any]:
-    """Read the VM from Proxmox. Raises UnknownReference when it does not exist or has no marker of Agent Smith."""
+    """Return the members that identify the VM, read from Proxmox.
+
+    The service's id comes from the marker, the line in the VM's description that names the service. Raises
+    UnknownReference when Proxmox does not list the VM for our API token, or when the VM has no marker.
+    """
     reader = ProxmoxReader(ProxmoxConnection.from_settings(settings))
     row = next((row for row in reader.vms() if row.vmid == vmid), None)
     if row is None:
@@ -70,7 +78,11 @@ def _identify_by_vmid(vmid: int, settings: Settings) -> dict[str, Any]:
 def complete(
     given: dict[str, Any], action: Action, settings: Settings, identity: dict[str, Any], options: Options
 ) -> dict[str, Any]:
-    """Return `vm` from the defaults, the given values and the identity; ask the operator for missing members."""
+    """Return the variable `vm` from the defaults, the `given` values of the command line, and the VM's identity.
+
+    The operator is asked for each missing member. Raises typer.BadParameter if a given value contradicts the identity,
+    or if a member is missing and there is no terminal.
+    """
     for name in IDENTITY_MEMBERS:
         if name in given and name in identity and given[name] != identity[name]:
             value = sanitized(str(given[name]))
@@ -88,7 +100,7 @@ def complete(
 
 
 def _defaults(action: Action, settings: Settings, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the members that the executor would set from the settings."""
+    """Return the members that the executor sets from the settings for a job with this action."""
     found: dict[str, Any] = {
         "cluster": settings.smith_cluster,
         "timeout_s": int(settings.smith_playbook_timeout_s),
@@ -119,7 +131,7 @@ def _defaults(action: Action, settings: Settings, given: Mapping[str, Any]) -> d
 
 
 def _with_template(vm: dict[str, Any], settings: Settings) -> dict[str, Any]:
-    """Replace the name of a template by the VMID or volume in PROXMOX_TEMPLATES or PROXMOX_OS_TEMPLATES."""
+    """Replace a template's name by its VMID from PROXMOX_TEMPLATES or its volume from PROXMOX_OS_TEMPLATES."""
     if (volume := settings.proxmox_os_templates.get(str(vm.get("os_template") or ""))) is not None:
         vm["os_template"] = volume
     known = settings.proxmox_templates.get(str(vm.get("template") or ""))
@@ -130,7 +142,7 @@ def _with_template(vm: dict[str, Any], settings: Settings) -> dict[str, Any]:
 
 
 def _ask(name: str, option: Mapping[str, Any], vm: Mapping[str, Any]) -> Any:
-    """Ask the operator until the answer has the option's type. Raises typer.Exit when the operator interrupts."""
+    """Ask the operator for the member until the answer has the option's type. Raises typer.Exit after Ctrl-C."""
     kind = str(option.get("type") or "str")
     default = None
     if name == "service_id":

@@ -1,4 +1,4 @@
-"""`smith run`: run the supervisor, which starts the agent as a child process and restarts it when needed."""
+"""`smith run`: runs the supervisor, which starts the agent as a child process and restarts it when needed."""
 
 from __future__ import annotations
 
@@ -18,14 +18,20 @@ from executor.log import get_logger
 from executor.processes.supervisor import supervise
 from executor.settings.settings import Settings
 
-#: Added to the drain timeout, because cancelled runs then have 20 s to end, and the last reports 10 s.
+#: The time that the supervisor adds to the drain timeout before it kills the agent. After the drain timeout, the agent
+#: cancels its runs, which have 20 s to end, and sends the last reports within 10 s.
 STOP_MARGIN_S = 60.0
-#: The main loop of the agent reports its progress several times per second. Without a report for this time, it hangs.
+#: The agent's main loop reports its progress several times per second. If it makes no report for this time, the
+#: supervisor restarts the agent.
 STALL_TIMEOUT_S = 120.0
 
 
 class AgentMode(StrEnum):
-    """How long the agent works. Equal to `executor.agent.agent.Mode`, whose module imports too much for `--help`."""
+    """How long the agent works.
+
+    The values equal those of `executor.agent.agent.Mode`. Its module is not imported here, because it imports too much
+    for a fast `--help`.
+    """
 
     SERVE = "serve"
     ONCE = "once"
@@ -56,7 +62,8 @@ def run(
     mode = AgentMode.ONCE if once else AgentMode.UNTIL_IDLE if until_idle else AgentMode.SERVE
     settings = prepare_process()
     if no_supervisor:
-        # Not imported at the top: the supervisor does not need the agent's modules, which use much memory.
+        # The module agent_process is not imported at the top, because it imports the agent's modules. They use much
+        # memory, and the supervisor does not need them.
         raise typer.Exit(function_at("agent_process", "run_in_this_process")(settings, mode))
     raise typer.Exit(_supervise(settings, mode))
 
@@ -73,7 +80,9 @@ def prepare_process() -> Settings:
 
 
 def _supervise(settings: Settings, mode: AgentMode) -> int:
-    # -m and not the console script: it may not be on PATH, and a checkout has none.
+    """Run the supervisor until it ends, and return its exit code."""
+    # The command is `python -m executor` and not `smith`: the script `smith` may not be on PATH, and a source checkout
+    # has no such script.
     command = [sys.executable, "-m", "executor", "agent-process", "--mode", mode.value]
     return supervise(
         command,
@@ -85,5 +94,5 @@ def _supervise(settings: Settings, mode: AgentMode) -> int:
 
 
 def _log_event(event: str, *, level: str = "info", **fields: Any) -> None:
-    """Write a log event of the supervisor, which does not import our log module."""
+    """Write a log event of the supervisor with our log module. The supervisor itself does not import it."""
     getattr(get_logger("executor.processes.supervisor"), level)(event, **fields)

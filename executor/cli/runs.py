@@ -1,4 +1,4 @@
-"""`smith runs`: list the runs (executions of playbooks), and show one run with its artifacts."""
+"""`smith runs`: lists the runs (executions of playbooks), and shows one run with its artifacts."""
 
 from __future__ import annotations
 
@@ -97,4 +97,5 @@ def _show(fields: dict[str, Any]) -> None:
 
 
 def _tail(text: str, lines: int) -> list[str]:
+    """Return the last lines of the text, at most `lines` of them."""
     return text.rstrip("\n").split("\n")[-lines:] if lines and text.strip() else []

@@ -1,4 +1,4 @@
-"""`smith status`: count jobs, reports and VMs; show the agent processes and the overdue critical jobs."""
+"""`smith status`: counts jobs, reports and VMs, and shows the agent processes and the overdue critical jobs."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from executor.cli.tables import show_fields, show_heading, show_rows
 from executor.database import mappings, nodes, queries
 from executor.database.tables import Node, utc_now
 
-#: Agent processes that are shown, the latest first: running ones, and some that have ended.
+#: The maximum number of agent processes that are shown. They are running or have ended; the one seen last is first.
 MAX_SHOWN_AGENTS = 10
-#: Leases without an update of its row after which an agent has vanished; a running agent updates it six times a lease.
+#: An agent process has vanished if it has not updated its row in the table `nodes` for this many lease durations. A
+#: running agent updates the row six times in each lease duration.
 LEASES_UNTIL_VANISHED = 2
 AGENT_COLUMNS = {
     "id": "AGENT",
@@ -92,7 +93,7 @@ def _agent_fields(node: Node, now: datetime, lease_s: float) -> dict[str, Any]:
 
 
 def is_alive(node: Node, now: datetime, lease_s: float) -> bool:
-    """Return whether the agent process has not stopped and has updated its row within LEASES_UNTIL_VANISHED leases."""
+    """Return whether the agent process is running: it has neither stopped nor vanished (LEASES_UNTIL_VANISHED)."""
     return node.stopped_at is None and now - node.seen_at <= timedelta(seconds=lease_s * LEASES_UNTIL_VANISHED)
 
 
@@ -105,6 +106,7 @@ def _state(node: Node, now: datetime, lease_s: float) -> str:
 
 
 def _joined(counts: dict[str, int]) -> str:
+    """Return the counts as text, for example `2 pending, 1 processing`."""
     return ", ".join(f"{count} {name}" for name, count in counts.items())
 
 

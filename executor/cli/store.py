@@ -1,4 +1,4 @@
-"""Opens the database for a command."""
+"""Opens the database for a command, and turns the errors of the database driver into errors with a remedy."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # only the package database uses SQLAlchemy (import-linter)
 
 @dataclass(frozen=True, kw_only=True)
 class Store:
-    """The session of an open transaction, and the settings."""
+    """The database session of an open transaction, and the settings."""
 
     settings: Settings
     session: Session
@@ -28,9 +28,9 @@ class Store:
 
 @contextmanager
 def reading_store() -> Iterator[Store]:
-    """Open a read-only transaction, which neither waits for a running agent nor delays it.
+    """Open a read-only transaction for the block. The transaction neither waits for a running agent nor delays it.
 
-    Raises DatabaseError when there is no database, or when this version cannot read its schema.
+    Raises DatabaseError when there is no database, or when this version cannot read the database's schema.
     """
     settings = open_settings()
     with open_database(settings) as engine, reading(engine) as session:
@@ -47,7 +47,10 @@ def writing_store() -> Iterator[Store]:
 
 @contextmanager
 def open_database(settings: Settings, *, may_create: bool = False) -> Iterator[Engine]:
-    """Open the database for one block. Raises DatabaseError for every error of the driver."""
+    """Open the database for the block. Raises DatabaseError for every error of the database driver.
+
+    With `may_create`, a SQLite file that does not exist is created.
+    """
     if not may_create:
         _require_sqlite_file(settings.smith_database_url)
     engine = open_engine(settings.smith_database_url)
@@ -75,7 +78,10 @@ def _require_sqlite_file(url: str) -> None:
 
 
 def _schema_problem(engine: Engine) -> DatabaseError | None:
-    """Return the error if the schema is not the one of this version, which often makes a statement fail."""
+    """Return an error if the schema is older or newer than this version needs, or None if the schema is the right one.
+
+    Called after a failed statement: a schema of another version is often the cause.
+    """
     try:
         schema.refuse_newer(engine)
         current, newest = schema.current_revision(engine), schema.head_revision()

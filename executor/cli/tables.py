@@ -1,4 +1,4 @@
-"""Prints tables, fields, headings and documents for operators with rich. Data is never parsed as rich's markup."""
+"""Prints tables, fields, headings and documents for operators with rich. Text is never parsed as rich's markup."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from rich.text import Text
 from executor.cli.output import jsonable, sanitized, show_text
 from executor.redaction import redactor
 
-#: The line width without a terminal, so that output for a script is not wrapped.
+#: The line width when stdout is not a terminal. It is so large that no line of the output for a script is wrapped.
 WIDE = 100_000
-#: The colour of a cell, by its text.
+#: The colour of a cell by the cell's text. Other cells have no colour.
 STYLES = {
     "pending": "yellow",
     "reserved": "yellow",
@@ -46,7 +46,7 @@ STYLES = {
 
 
 def show_rows(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], *, if_empty: str) -> None:
-    """Print a table. `columns` maps the rows' keys to headings; `if_empty` is printed if there are no rows."""
+    """Print a table. `columns` maps keys of the rows to headings. Without rows, `if_empty` is printed instead."""
     if not rows:
         show_text(if_empty)
         return
@@ -60,7 +60,7 @@ def show_rows(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], *, 
 
 
 def show_fields(fields: Mapping[str, Any]) -> None:
-    """Print one line per field, without the fields that have no value."""
+    """Print one line for each field that has a value, with the field's name and the value."""
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_header=False)
     table.add_column(no_wrap=True, style="bold")
     table.add_column(overflow="fold")
@@ -83,7 +83,7 @@ def show_document(value: Any) -> None:
 
 
 def cell(value: Any) -> Text:
-    """Return the value as a cell of a table."""
+    """Return the value as text for a cell of a table, with its colour."""
     if value is None:
         return Text("-", style="dim")
     if isinstance(value, datetime):
@@ -97,7 +97,7 @@ def cell(value: Any) -> Text:
 
 
 def _print(renderable: RenderableType) -> None:
-    """Print the renderable without the spaces at the end of each line, which rich adds to fill the last column."""
+    """Print an object of rich. Spaces at the end of a line, which rich adds to fill the last column, are removed."""
     width = None if sys.stdout.isatty() else WIDE
     console = Console(file=sys.stdout, width=width, highlight=False, markup=False, emoji=False)
     with console.capture() as captured:

@@ -1,4 +1,4 @@
-"""`smith templates`: list the templates for VMs and containers, and the nodes that can clone or use them."""
+"""`smith templates`: lists the templates for VMs and containers, and the nodes that can clone or use each template."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def list_templates(as_json: AsJson = False) -> None:
 
 
 def rows(reader: ProxmoxReader, settings: Settings) -> list[dict[str, Any]]:
-    """Return a row per template. The names are the keys of `--json`."""
+    """Return one row for each template in Proxmox or in the settings. The keys of a row are those of `--json`."""
     listed = sorted((row for row in reader.vms() if row.is_template and row.kind == "qemu"), key=lambda row: row.vmid)
     storages = reader.storages()
     images = images_of(listed, settings)
@@ -64,7 +64,7 @@ def rows(reader: ProxmoxReader, settings: Settings) -> list[dict[str, Any]]:
 
 
 def images_of(listed: list[VmRow], settings: Settings) -> dict[int, list[str]]:
-    """Return the image names that select each template, by VMID."""
+    """Return, for each template's VMID, the names of the images for which a create job uses the template."""
     tags = [
         tag.removeprefix(templates.TAG_PREFIX)
         for row in listed
@@ -77,13 +77,14 @@ def images_of(listed: list[VmRow], settings: Settings) -> dict[int, list[str]]:
         try:
             selected = templates.candidates(name, settings.proxmox_templates, listed)
         except JobError:
-            continue  # no template has this name, or more than one
+            continue  # No template can be used for this name, or the name is ambiguous.
         for row in selected:
             found.setdefault(row.vmid, []).append(name)
     return found
 
 
 def _row(row: VmRow, reader: ProxmoxReader, settings: Settings, storages: list[StorageRow]) -> dict[str, Any]:
+    """Return the row of a VM template. `row` is its entry in Proxmox's list of VMs."""
     config, problem = _config(row, reader)
     template = templates.read(row, config)
     clones = templates.clone_nodes(template, storages, settings.proxmox_storage or "")
@@ -102,7 +103,10 @@ def _row(row: VmRow, reader: ProxmoxReader, settings: Settings, storages: list[S
 
 
 def _config(row: VmRow, reader: ProxmoxReader) -> tuple[dict[str, Any], str]:
-    """Return the configuration and '', or {} and the problem, so that one failing node does not end the list."""
+    """Return the template's configuration and '', or {} and the reason why the configuration cannot be read.
+
+    The error is returned and not raised, so that the other templates are listed although one node does not answer.
+    """
     try:
         return reader.vm_config(row.node, row.vmid), ""
     except JobError as error:
@@ -110,7 +114,11 @@ def _config(row: VmRow, reader: ProxmoxReader) -> tuple[dict[str, Any], str]:
 
 
 def _os_template(name: str, volume: str, reader: ProxmoxReader, storages: list[StorageRow]) -> dict[str, Any]:
-    """Return the row of a container template. Reads from each node with the storage whether it has the template."""
+    """Return the row of a container template. Each node with the template's storage is asked whether it has the volume.
+
+    `name` and `volume` are an entry of PROXMOX_OS_TEMPLATES, for example `debian-13` and
+    `local:vztmpl/debian-13.tar.zst`.
+    """
     storage = volume.partition(":")[0]
     nodes, problems = [], []
     for node in sorted(row.node for row in storages if row.name == storage and row.is_available):
@@ -126,6 +134,7 @@ def _os_template(name: str, volume: str, reader: ProxmoxReader, storages: list[S
 
 
 def _missing(name: str, vmid: int) -> dict[str, Any]:
+    """Return the row of an entry of PROXMOX_TEMPLATES whose VMID is not a template that Proxmox lists for our token."""
     empty_fields: dict[str, Any] = {
         "kind": GuestKind.QEMU,
         "name": "",

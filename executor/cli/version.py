@@ -1,4 +1,4 @@
-"""`smith version`: show the installed versions, for a bug report."""
+"""`smith version`: shows the installed versions, for example for a bug report."""
 
 from __future__ import annotations
 

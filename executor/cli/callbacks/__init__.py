@@ -1,1 +1,4 @@
-"""Ansible callback plugins for `smith play`. ansible-playbook loads every module here, so all are plugins."""
+"""Contains Ansible callback plugins for `smith play`.
+
+ansible-playbook loads every module in this folder as a plugin, so the folder must not contain other modules.
+"""

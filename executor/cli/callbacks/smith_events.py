@@ -1,6 +1,7 @@
-"""Writes the events of a run that `executor.runs.results` reads, as JSON lines, to the file SMITH_EVENTS_FILE.
+"""Writes the events of a run as JSON lines into the file that the environment variable SMITH_EVENTS_FILE names.
 
-The agent gets these events from ansible-runner. `smith play` runs ansible-playbook itself, with this callback plugin.
+`executor.runs.results` concludes the run's result from these events. For the agent, ansible-runner writes them.
+`smith play` runs ansible-playbook without ansible-runner, so it needs this callback plugin.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]  # ansible has no type
             self._write("runner_on_ok", res=result._result)
 
     def v2_runner_on_failed(self, result: Any, ignore_errors: bool = False) -> None:
-        """Write a failure of an Ansible task; `results.read` decides which failure is the run's."""
+        """Write the failure of an Ansible task. `results.read` decides which failure becomes the result of the run."""
         self._write("runner_on_failed", res=result._result, ignore_errors=ignore_errors)
 
     def v2_runner_on_unreachable(self, result: Any) -> None:
@@ -42,7 +43,7 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]  # ansible has no type
         self._write("runner_on_unreachable", res=result._result)
 
     def v2_playbook_on_stats(self, stats: Any) -> None:
-        """Write all values that set_stats published, as they are at the end of the playbook."""
+        """Write all values that set_stats has published, with their state at the end of the playbook."""
         self._write("playbook_on_stats", artifact_data=stats.custom.get("_run", {}))
 
     def _write(self, event: str, **data: Any) -> None:

@@ -1,12 +1,15 @@
 """Starts one warm run and waits for it: `client.py PLAYBOOK_SOCKET MODULE_SOCKET GUARD_SCRIPT COMMAND …`.
 
-A warm run is forked by a server that has already imported Ansible; a cold run is a new ansible-playbook process. This
-script sends its command line, environment, working directory and output files to the playbook server, waits, and exits
-with the run's exit code. For the agent it is what the guard is for a cold run: standard input is a pipe from the agent,
-and when the agent closes the pipe or sends TERM, the guard that the server has forked ends the run's process tree. If
-the server refuses the run, this script becomes the guard of a cold run.
+A warm run is a fork of the playbook server, which has already imported Ansible. A cold run is a new ansible-playbook
+process. A guard is a process that supervises one run and ends the run's process tree.
 
-Every warm run starts this script (10 ms, 5 MiB), so it runs with `python -I -S` and imports few and small modules.
+This script sends its command line, environment, working directory and output files to the playbook server. The server
+forks a guard, and the guard forks the run. Then this script waits for the end of the run and exits with the run's exit
+code. Its standard input is a pipe from the agent. When the agent closes the pipe or sends TERM, this script asks the
+guard to end the run. If the server refuses the run, this script becomes the guard of a cold run.
+
+The agent starts this script for every warm run. So that it needs only 10 ms and 5 MiB, the agent starts it with
+`python -I -S`, and it imports only a few small modules.
 """
 
 import _signal  # type: ignore[import-not-found]  # built in; importing `signal` takes as long as all other imports
@@ -15,16 +18,17 @@ import posix
 import select
 import sys
 
-#: Messages of `protocol`.
+#: The messages that `protocol` defines: the server sends ACCEPTED and ENDED, the client sends GO.
 ACCEPTED, ENDED, GO = b"A", b"E", b"G"
-#: Exit code if the guard was killed: 128 plus the number of KILL, as in a shell.
+#: The exit code of this script if the guard was killed. As in a shell, it is 128 plus the number of the signal KILL.
 KILLED = 137
 #: How long the server may take to accept or refuse the run.
 ANSWER_TIMEOUT_S = 10.0
-#: How long the guard may take to end the process tree.
+#: How long the guard may take to end the run's process tree.
 END_TIMEOUT_S = 5.0
+#: The flag O_PATH of Linux, which opens a folder only to use its descriptor in a path.
 O_PATH = 0o10000000
-#: Standard input, the pipe from the agent.
+#: The file descriptor of standard input, which is the pipe from the agent.
 AGENT_FD = 0
 
 
@@ -45,17 +49,20 @@ def main() -> None:
 
 
 def prefer_this_process_for_oom_kill() -> None:
-    """Do what `process_tree.offer_to_oom_killer` does, whose import would take longer than this whole script."""
+    """Make the kernel's OOM killer kill this process rather than the agent.
+
+    `process_tree` has the same function, but its import would take longer than this whole script.
+    """
     try:
         fd = posix.open("/proc/self/oom_score_adj", posix.O_WRONLY)
         posix.write(fd, b"500")
         posix.close(fd)
-    except OSError:  # the kernel does not allow it: the score is not changed
+    except OSError:  # the kernel does not allow the change, so the score stays as it is
         pass
 
 
 def request_run(playbook_socket: bytes, arguments: list[bytes]) -> "_socket.socket | None":
-    """Send the request. Return the connection if the server has accepted the run, None if it has refused."""
+    """Send a request to run `arguments`. Return the connection if the server accepts the run, None if it refuses."""
     connection = connect(playbook_socket)
     entries = [name + b"=" + value for name, value in posix.environ.items()]
     body = b"\0".join([posix.getcwdb(), b"%d" % len(arguments), *arguments, *entries])
@@ -67,7 +74,7 @@ def request_run(playbook_socket: bytes, arguments: list[bytes]) -> "_socket.sock
         sent += connection.send(message[sent:])
     if connection.recv(1) != ACCEPTED:
         return None
-    # A TERM that arrives from now on ends the run: the guard ends the process tree and then sends the exit code.
+    # From now on, a TERM makes the guard end the run's process tree. The guard then sends the exit code.
     _signal.signal(_signal.SIGTERM, lambda *_: request_end(connection))
     connection.settimeout(None)
     connection.send(GO)
@@ -75,7 +82,7 @@ def request_run(playbook_socket: bytes, arguments: list[bytes]) -> "_socket.sock
 
 
 def request_end(connection: "_socket.socket") -> None:
-    """Ask the guard to end the run, by closing our direction of the connection."""
+    """Ask the guard to end the run: close the direction of the connection in which this script sends."""
     try:
         connection.shutdown(_socket.SHUT_WR)
         connection.settimeout(END_TIMEOUT_S)
@@ -84,7 +91,10 @@ def request_end(connection: "_socket.socket") -> None:
 
 
 def connect(path: bytes) -> "_socket.socket":
-    """Connect to a socket through a descriptor of its folder: its path may exceed the 108 bytes of an address."""
+    """Connect to the socket at `path`.
+
+    The path may be longer than the 108 bytes of a socket's address, so a descriptor of the folder shortens it.
+    """
     folder, _, name = path.rpartition(b"/")
     connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
     connection.settimeout(ANSWER_TIMEOUT_S)
@@ -97,7 +107,10 @@ def connect(path: bytes) -> "_socket.socket":
 
 
 def wait(connection: "_socket.socket") -> int:
-    """Wait for the end of the run and return its exit code. End the run when the agent closes its pipe."""
+    """Wait for the end of the run and return its exit code.
+
+    Ask the guard to end the run when the agent closes the pipe.
+    """
     poll = select.poll()
     for fd in (AGENT_FD, connection.fileno()):
         poll.register(fd, select.POLLIN)

@@ -1,8 +1,8 @@
-"""Makes a warm run execute modules of community.proxmox in the module server instead of a new process each.
+"""Makes a warm run execute the modules of community.proxmox in the module server, not each in a new Python process.
 
-A warm run is forked by the playbook server, which has already imported Ansible; it loads this module. It wraps a method
-of Ansible's local connection plugin. A connection plugin of our own would need another name, which would appear in
-every event.
+A warm run is a fork of the playbook server, which has already imported Ansible. The warm run calls `install`, which
+wraps a method of Ansible's local connection plugin. A connection plugin of our own is not used, because it would need
+another name, and this name would appear in every event.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from typing import Any
 from executor.runs.warm import patches, payloads, protocol
 from executor.runs.warm.protocol import Request
 
-#: Text near the beginning of each payload (Ansible's script around a module).
+#: Text near the beginning of each payload. A payload is the Python script that Ansible generates to run a module.
 WRAPPER = b"_ANSIBALLZ_WRAPPER = True"
+#: WRAPPER is searched only in this many bytes at the beginning.
 HEAD_BYTES = 2048
-#: Text in the payload of a module of community.proxmox.
+#: Text that only the payload of a module of community.proxmox contains.
 MODULE = f"module_fqn='{payloads.MODULES}".encode()
-#: The end of each shell command of ansible-core up to 2.20.
+#: The words at the end of each shell command that ansible-core up to 2.20 runs.
 SLEEP_SUFFIX = ["&&", "sleep", "0"]
 _ASSIGNMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=")
 Outcome = tuple[int, bytes, bytes]  # exit code, output, error output
@@ -34,6 +35,7 @@ def install(socket: str) -> None:
 
 
 def _wrapped(original: Callable[..., Outcome], socket: str) -> Callable[..., Outcome]:
+    """Return a method that uses the module server if that is possible, and else calls `original`."""
     def exec_command(self: Any, cmd: str, in_data: bytes | None = None, sudoable: bool = True) -> Outcome:
         if in_data and WRAPPER in in_data[:HEAD_BYTES] and MODULE in in_data and self.become is None:
             outcome = _run_in_server(socket, cmd, in_data, self.cwd or os.getcwd())
@@ -45,7 +47,10 @@ def _wrapped(original: Callable[..., Outcome], socket: str) -> Callable[..., Out
 
 
 def _run_in_server(socket: str, cmd: str, payload: bytes, cwd: str) -> Outcome | None:
-    """Run a payload in the module server, as `cmd` would run it. Return None if the server did not start it."""
+    """Run a payload in the module server with the variables in `cmd`, the shell command that would run it.
+
+    Return None if the server did not start the payload.
+    """
     parsed = read_command(cmd)
     if parsed is None:
         return None
@@ -67,9 +72,10 @@ def _run_in_server(socket: str, cmd: str, payload: bytes, cwd: str) -> Outcome |
 
 
 def read_command(cmd: str) -> tuple[str, dict[str, str]] | None:
-    """Return the interpreter and the variables in the shell command of a pipelined module; None for another command.
+    """Return the interpreter and the environment variables in a shell command of the form `/bin/sh -c 'A=1 python'`.
 
-    The parsed command is assembled again and compared with the original, so that a shell cannot read it differently.
+    With pipelining, Ansible runs each module with such a command. Return None for a command of another form. The parts
+    are joined again and compared with the command, so that a shell cannot read the command in another way.
     """
     try:
         shell, option, line = shlex.split(cmd)

@@ -1,14 +1,15 @@
-"""Runs the part that both servers of warm runs share: accept a client, fork a guard for it, supervise its run.
+"""Implements what both servers of warm runs share: accept a client, fork a guard for it, and supervise the run.
 
     server ──fork──▶ guard (one per request, child subreaper) ──fork──▶ the run
 
-A server imports Ansible once; each warm run is a fork of it. The server reads no request, so no request can block it,
-and a run does not need the server once its guard is forked. The guard reads the request, refuses one that it does not
-support, and supervises the run as `process_tree.guard` does: it ends the whole process tree when the run has ended or
-its client has closed the connection.
+A server imports Ansible once, and each warm run is forked from the server. The server does not read requests, so no
+request can block the server. The guard reads the request, and refuses a request that it does not support. The guard
+then supervises the run as `process_tree.guard` supervises a cold run: it ends the whole process tree when the run has
+ended, or when the client has closed the connection. As soon as the guard is forked, the run does not need the server.
 
-A fork shows the server's environment in /proc/<pid>/environ. The guard and the run overwrite it with the environment of
-their request, so that the processes of a warm run are found by their environment, as those of a cold run are.
+After a fork, /proc/<pid>/environ of the new process shows the server's environment. The guard replaces this text by
+SHOWN_VARIABLES of the request, and the run inherits the replaced text. So the agent finds the processes of a warm run
+by their environment, as it finds the processes of a cold run.
 """
 
 from __future__ import annotations
@@ -32,29 +33,35 @@ from executor.runs.warm.protocol import FILES, REFUSED, Refusal, Request
 
 #: What a server writes to its output when it accepts clients.
 READY = b"ready\n"
-#: How a line in a server's log begins that states why a run was refused.
+#: The beginning of a line in a server's log that states why a run was refused.
 REFUSED_LINE = "refused: "
-#: Variable that reserves space in a server's environment for the variables that its forks show there.
+#: Environment variable of a server. Its long value reserves the memory in which the server's forks show
+#: SHOWN_VARIABLES.
 RESERVED_VARIABLE = "SMITH_WARM_ROOM"
 RESERVED_BYTES = 8192
-#: The variables by which the processes of a run are found, as `private_folder` names them. A test compares the names.
+#: The variables by which the processes of a run are found. `private_folder` has the same names, and a test compares
+#: them.
 SHOWN_VARIABLES = (b"SMITH_RUN_IDENT", b"SMITH_CREDENTIALS_FILE")
-#: Time between TERM and KILL for a process tree. Shorter than the agent's grace period, because the agent waits for the
-#: guard.
+#: Time between TERM and KILL when the guard ends a process tree. It is shorter than the agent's grace period, because
+#: the agent waits for the guard.
 GRACE_S = 2.0
 
-#: Checks a request; raises Refusal. Called in the guard.
+#: A function that checks a request and raises Refusal. The guard calls it.
 Check = Callable[[Request], None]
-#: Executes the run; returns its exit code. Called in a process with the request's files, folder and environment.
+#: A function that executes the run and returns its exit code. It is called in a process that already has the request's
+#: open files, working directory and environment.
 Work = Callable[[Request], int]
 
 
 def serve(path: str, check: Check, work: Work) -> None:
-    """Accept clients on the socket `path` until the agent closes our standard input or dies. Current runs continue."""
+    """Accept clients on the socket `path` until the agent closes the server's standard input or dies.
+
+    Runs that have started continue after the server's end.
+    """
     wakeups = process_tree.Wakeups([signal.SIGCHLD])
     listener = protocol.listen(path)
     gc.collect()
-    gc.freeze()  # the forks then share these pages, because no garbage collection writes to them
+    gc.freeze()  # garbage collections in the forks then do not write to these objects, so the forks share their memory
     os.write(1, READY)
     _discard_output()
     poll = select.poll()
@@ -70,14 +77,17 @@ def serve(path: str, check: Check, work: Work) -> None:
 
 
 def _discard_output() -> None:
-    """Write further output to /dev/null: the agent does not read it after READY, and a full pipe would block us."""
+    """Redirect standard output to /dev/null. The agent does not read it after READY, and a full pipe would block."""
     null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
     os.dup2(null, 1)
     os.close(null)
 
 
 def _fork_guard(listener: socket.socket, wakeups: process_tree.Wakeups, check: Check, work: Work) -> None:
-    """Accept one client and fork its guard. If the fork fails, the client sees a closed connection and runs cold."""
+    """Accept one client and fork its guard.
+
+    If the fork fails, the connection closes and the client starts a cold run.
+    """
     with contextlib.suppress(OSError):
         connection, _ = listener.accept()
         with connection:
@@ -110,7 +120,10 @@ def _guard_and_exit(
 
 
 def _guard(connection: socket.socket, check: Check, work: Work) -> int:
-    """Check the request, run it, and end all processes of the run. If it raises Refusal or OSError, nothing ran."""
+    """Read and check the request, start the run, wait for it, and end all its processes. Return the guard's exit code.
+
+    Raises Refusal or OSError only before the run is started.
+    """
     os.setsid()
     process_tree.become_subreaper()
     process_tree.prefer_this_process_for_oom_kill()
@@ -123,7 +136,7 @@ def _guard(connection: socket.socket, check: Check, work: Work) -> int:
     child = os.fork()
     if child == 0:
         _run_and_exit(request, wakeups, work)
-    for fd in (0, 1, 2, *request.files):  # the agent reads the output until its last writer, the run, closes it
+    for fd in (0, 1, 2, *request.files):  # the agent reads the output until all writers have closed it
         with contextlib.suppress(OSError):
             os.close(fd)
     code = process_tree.wait_for_child(child, wakeups, parent_fd=connection.fileno())
@@ -137,10 +150,12 @@ def _guard(connection: socket.socket, check: Check, work: Work) -> int:
 def show_environment(entries: dict[bytes, bytes]) -> None:
     """Make /proc/<pid>/environ of this process and its forks show only these entries. Clear `os.environ`.
 
-    /proc/<pid>/environ shows the memory between two addresses, which /proc/self/stat contains. Raises Refusal when the
-    entries do not fit between them, or the kernel hides the addresses.
+    /proc/<pid>/environ shows the memory between two addresses, which /proc/self/stat contains. Raises Refusal when this
+    memory is too small for the entries, or when the kernel hides the addresses.
     """
-    os.environ.clear()  # no variable may point into the overwritten memory; `_apply` sets those of the request
+    # The memory of the variables is overwritten below, so no variable may remain. `_apply` sets the request's
+    # variables.
+    os.environ.clear()
     with open("/proc/self/stat", "rb") as file:
         fields = file.read().rpartition(b")")[2].split()
     start, end = int(fields[47]), int(fields[48])  # env_start and env_end, fields 50 and 51 of proc(5)
@@ -168,7 +183,7 @@ def _run_and_exit(request: Request, wakeups: process_tree.Wakeups, work: Work) -
 
 
 def _apply(request: Request) -> None:
-    """Give this process the request's files, folder and environment, and the default signal handlers of a new one."""
+    """Give this process the request's files, working directory and environment, and a new process's signal handlers."""
     signal.set_wakeup_fd(-1)
     for signum in (signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):  # the agent may ignore HUP and USR1
         signal.signal(signum, signal.SIG_DFL)
@@ -182,7 +197,7 @@ def _apply(request: Request) -> None:
 
 
 def _exit(code: int) -> NoReturn:
-    """Exit as the interpreter does, but free no objects, because that would copy pages that all forks share."""
+    """Exit as the interpreter does, but free no objects. Freeing objects would copy memory that all forks share."""
     try:
         atexit._run_exitfuncs()
         for stream in (sys.stdout, sys.stderr):
@@ -193,7 +208,7 @@ def _exit(code: int) -> NoReturn:
 
 
 def exit_code(stop: SystemExit) -> int:
-    """Return the exit code with which the interpreter would exit after `stop`."""
+    """Return the exit code with which the interpreter would exit if `stop` was not caught."""
     if stop.code is None:
         return 0
     if isinstance(stop.code, int):

@@ -1,9 +1,9 @@
-"""Runs modules of community.proxmox in forks of this server, which has imported their dependencies already.
+"""Runs modules of community.proxmox in forks of this server, which has already imported the modules' dependencies.
 
-Command: `python -P -m executor.runs.warm.module_server SOCKET SERVER_FOLDER`. A payload is Ansible's Python script
-around a module, with the module's code as a zip file. The server runs the installed code, after it has compared each
-file of the payload with the installed one. It refuses a payload that contains any other code, and every module of
-another collection.
+Command: `python -P -m executor.runs.warm.module_server SOCKET SERVER_FOLDER`. A payload is the Python script that
+Ansible generates to run a module. It contains the module's code as a zip file. A fork of the server compares each file
+of the zip file with the installed file, and then runs the installed code. It refuses a payload that contains other
+code, and every module of another collection.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from executor.runs.warm import forkserver, patches, payloads
 from executor.runs.warm.compatibility import why_unsupported
 from executor.runs.warm.protocol import Refusal, Request
 
-#: Modules that are imported before the fork; one that this ansible-core lacks is skipped.
+#: Python modules that are imported before the fork. A module that the installed ansible-core lacks is skipped.
 IMPORTS = (
     "ansible.module_utils.basic",
     "ansible.module_utils.urls",
@@ -37,10 +37,11 @@ IMPORTS = (
     *("proxmoxer", "proxmoxer.backends.https", "requests", "urllib3", "http.cookiejar", "encodings.idna", "zipfile"),
     *("runpy", "shlex", "syslog", "locale", "traceback", "datetime", "random", "pwd", "grp", "platform", "socket"),
 )
-#: Beginning of the last line of a payload, which calls its main function.
+#: The beginning of the last line of a payload. This line calls the payload's main function.
 CALL = b"_ansiballz_main("
 MODULE = re.compile(re.escape(payloads.MODULES) + r"\w+")
-#: Arguments of a payload's main function that we support. Another release of Ansible may have more.
+#: The arguments with which a payload must call its main function. A payload with other arguments, which another release
+#: of Ansible may make, is refused.
 ARGUMENTS = {
     *("zip_data", "ansible_module", "module_fqn", "params", "profile", "date_time", "extensions", "rlimit_nofile"),
 }
@@ -57,7 +58,7 @@ class Modules:
                 importlib.import_module(name)
 
     def check(self, request: Request) -> None:
-        """Refuse every request except a payload with the installed code of a module of community.proxmox."""
+        """Raise Refusal unless the request is a payload with the installed code of a module of community.proxmox."""
         if request.argv != [sys.executable]:
             raise Refusal("the module needs another interpreter")
         self._arguments = arguments = read_payload(_read(request.files[0]))
@@ -69,7 +70,7 @@ class Modules:
             raise Refusal("the payload differs from the installed files")
 
     def work(self, _request: Request) -> int:
-        """Run the module that was checked; return its exit code."""
+        """Run the module that `check` has accepted in this process; return its exit code."""
         arguments = self._arguments
         tempfile.tempdir = None
         sys.argv = [""]
@@ -79,7 +80,7 @@ class Modules:
                 json_params=arguments["params"].encode(),
                 profile=arguments["profile"],
                 module_fqn=arguments["module_fqn"],
-                modlib_path="",  # only coverage and debuggers use it, and those payloads are refused
+                modlib_path="",  # only payloads for coverage or debuggers use this argument, and `check` refuses them
                 extensions={},
             )
         except SystemExit as stop:
@@ -88,7 +89,10 @@ class Modules:
 
 
 def read_payload(payload: bytes) -> dict[str, Any]:
-    """Return the arguments with which the last line of a payload calls its main function. Raises Refusal."""
+    """Return the arguments with which the last line of a payload calls its main function.
+
+    Raises Refusal when the payload has another form.
+    """
     try:
         call: Any = ast.parse(payload[payload.rindex(CALL) :].decode(), mode="exec").body[0]
         arguments = {item.arg: item.value for item in call.value.keywords}
@@ -106,8 +110,8 @@ def _read(fd: int) -> bytes:
 
 
 def main(socket: str, server_folder: str) -> None:
-    """Import the code, then serve until the agent ends."""
-    from ansible.release import __version__  # noqa: PLC0415  only this process imports Ansible, not its importers
+    """Import the dependencies of the modules, then accept clients until the agent ends."""
+    from ansible.release import __version__  # noqa: PLC0415  the agent imports this module, but not Ansible
 
     if reason := why_unsupported(__version__):
         raise SystemExit(reason)

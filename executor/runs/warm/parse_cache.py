@@ -1,8 +1,8 @@
-"""Shares parsed YAML documents and compiled templates between warm runs, so that each is made only once.
+"""Shares parsed YAML documents and compiled templates between warm runs, so that each run need not make them again.
 
-A warm run is forked by a server that has already imported Ansible. A parsed document depends only on the name and the
-text of its file, and they are its key, so a changed file is parsed again. A compiled template depends only on its text
-and the syntax settings of Jinja, and they are its key. No input and no result of a run is stored.
+A warm run is a fork of a server process that has already imported Ansible. A parsed document is stored under the name
+and the text of its file, so a changed file is parsed again. A compiled template is stored under its text and the syntax
+settings of Jinja. A document or a template depends on nothing else. No input and no result of a run is stored.
 """
 
 from __future__ import annotations
@@ -22,21 +22,24 @@ from typing import Any
 
 from executor.runs.warm import patches
 
-#: Attributes of Jinja's environment that change how a template's text is read.
+#: Names of the attributes of Jinja's environment that change how Jinja reads a template's text.
 SYNTAX = tuple(name.attribute for name in patches.SYNTAX)
 COLLECTION = ("ansible_collections", "community", "proxmox")
-#: File in the store (`payloads.store_in`) with the byte code of the templates of all runs.
+#: Name of the file with the byte code of the templates of all runs. It is in the folder that `payloads.store_in`
+#: returns.
 CODE_FILE = "templates"
-#: No more templates are stored, in case their text differs in each run. Our playbooks have a few hundred.
+#: Maximum number of stored templates. It limits the file if the text of some templates differs in each run. Our
+#: playbooks have a few hundred templates.
 MAX_TEMPLATES = 4000
 
 Key = tuple[Any, ...]
 
 
 class ParsedDocuments:
-    """YAML documents that the server parses before the fork.
+    """The YAML documents that the server parses before the fork.
 
-    They are our playbooks and roles, the documentation of plugins and the routing tables of collections.
+    They are our playbooks and roles, the documentation of plugins, and the routing tables of collections. A routing
+    table states which plugins of a collection were renamed or moved.
     """
 
     def __init__(self) -> None:
@@ -45,7 +48,7 @@ class ParsedDocuments:
         self._known: dict[Key, Any] = {}
 
     def load(self, files: Iterable[Path]) -> None:
-        """Parse the documents that a run reads, with the same calls as a run."""
+        """Parse the documents that a run reads, with the same calls of Ansible's functions as in a run."""
         loader = patches.DATA_LOADER.get()
         patches.YAML_LOAD.replace(self._parse_and_keep)
         for file in files:
@@ -57,12 +60,18 @@ class ParsedDocuments:
         patches.YAML_LOAD.replace(self._parse)
 
     def install(self) -> None:
-        """Make Ansible in this process use the parsed documents, each only once, because Ansible may change it."""
+        """Make Ansible in this process use the parsed documents.
+
+    Each document is used only once, because Ansible may change it.
+    """
         patches.YAML_LOAD.replace(self._take_parsed)
         load = patches.LOAD_FROM_FILE.get()
 
         def load_own(loader: Any, file_name: str, cache: str = "all", unsafe: bool = False, **options: Any) -> Any:
-            """Return the parsed document without a copy of it: nothing else in this process uses it."""
+            """Load a file as Ansible does, but without the copy for Ansible's cache.
+
+            The copy is not needed in this process.
+            """
             if unsafe or cache != "all" or loader.path_dwim(file_name) in loader._FILE_CACHE:
                 return load(loader, file_name, cache=cache, unsafe=unsafe, **options)
             return load(loader, file_name, cache="none", unsafe=True, **options)
@@ -85,7 +94,7 @@ class ParsedDocuments:
                 add_fragments(parsed, path, fragment_loader=fragment_loader)
 
     def _load_routing(self) -> None:
-        import ansible  # noqa: PLC0415  the server has imported it already
+        import ansible  # noqa: PLC0415  the server has already imported it
 
         files = [Path(ansible.__path__[0], "config", "ansible_builtin_runtime.yml")]
         files += [Path(root, *COLLECTION, "meta", "runtime.yml") for root in sys.path]
@@ -108,7 +117,7 @@ class ParsedDocuments:
 
 
 def _callbacks(package: str) -> list[str]:
-    """Return the files of a package's callback plugins, whose documentation Ansible reads. They are not imported."""
+    """Return the files of a package's callback plugins. Ansible reads their documentation without importing them."""
     top, *inner = package.split(".")
     spec = importlib.util.find_spec(top)
     roots = (spec.submodule_search_locations or []) if spec else []
@@ -116,7 +125,7 @@ def _callbacks(package: str) -> list[str]:
 
 
 def _documentation_in(path: str) -> str:
-    """Return the value of DOCUMENTATION in a plugin's file, without an import."""
+    """Return the value of DOCUMENTATION in a plugin's file, without importing the file."""
     for node in ast.parse(Path(path).read_bytes()).body:
         if (
             isinstance(node, ast.Assign)
@@ -128,7 +137,7 @@ def _documentation_in(path: str) -> str:
 
 
 class CompiledTemplates:
-    """The byte code of templates: loaded from the store for this run, and saved for later runs."""
+    """The byte code of templates. A run loads it from a file at its start, and saves new byte code at its end."""
 
     def __init__(self, store: Path) -> None:
         self._file = store / CODE_FILE
@@ -138,7 +147,10 @@ class CompiledTemplates:
         self._expression_key: Key | None = None  #: the key of the expression that Jinja is compiling
 
     def install(self) -> None:
-        """Make Jinja in this process and its forks use the stored byte code. What a fork compiles is not saved."""
+        """Make Jinja use the stored byte code in this process and its forks.
+
+        The byte code that a fork compiles is not saved.
+        """
         if patches.ENVIRONMENT.get()(ansible_basedir=None)._debuggable_template_source:
             return
         current_context, expression_class = patches.CURRENT_CONTEXT.get(), patches.TEMPLATE_EXPRESSION.get()
@@ -176,22 +188,25 @@ class CompiledTemplates:
         patches.COMPILE_EXPRESSION.replace(compile_expression_by_text)
 
     def save(self) -> None:
-        """Add the templates that this run has compiled to the store."""
+        """Add the templates that this run has compiled to the file."""
         if not self._new:
             return
-        known = _read(self._file)  # again, because other runs may have saved their templates since
+        known = _read(self._file)  # read the file again, because other runs may have changed it since the start
         if self._new.keys() - known.keys() and len(known | self._new) <= MAX_TEMPLATES:
             _write(self._file, known | self._new)
 
     def _code(self, key: Key) -> CodeType:
-        """Return the byte code of a known template, loaded on demand: a run uses only a few dozen templates."""
+        """Return the byte code of a known template.
+
+        It is decoded only now, because a run uses only a few dozen templates.
+        """
         if key not in self._loaded:
             self._loaded[key] = marshal.loads(self._known[key])  # noqa: S302  our own file in a private folder
         return self._loaded[key]
 
 
 def list_folders_once() -> None:
-    """Make Ansible list each folder of plugins once in a run, instead of once for each plugin that it looks up."""
+    """Make Ansible list each folder of plugins only once in a run. Without this, each look-up of a plugin lists it."""
     import glob  # noqa: PLC0415  used only here
 
     names_in = cache(os.listdir)
@@ -215,7 +230,10 @@ def _read(file: Path) -> dict[Key, bytes]:
 
 
 def _write(file: Path, code: dict[Key, bytes]) -> None:
-    """Replace the file atomically. If the disk is full, it is not replaced, and the next run compiles again."""
+    """Replace the file atomically.
+
+    If the disk is full, keep the old file; the next run compiles the templates again.
+    """
     partial = file.with_name(f"{file.name}.{os.getpid()}")
     with contextlib.suppress(OSError, ValueError):
         partial.write_bytes(marshal.dumps(code))

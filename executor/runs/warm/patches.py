@@ -1,8 +1,8 @@
 """Lists every private name of Ansible, Jinja, PyYAML and ansible-runner that warm runs replace or use.
 
-A warm run is forked by a server that has already imported Ansible; a cold run is a new ansible-playbook process. The
-projects may change private names in any release. So runs are cold if the installed ansible-core was not tested with
-warm runs, or lacks a name of this table.
+A warm run is a fork of a server process that has already imported Ansible. A cold run is a new ansible-playbook
+process. Any release of these projects may change private names. So runs are cold if the installed ansible-core was not
+tested with warm runs, or if a name of this list is missing.
 """
 
 from __future__ import annotations
@@ -14,20 +14,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-#: Series of ansible-core (the first two numbers of a release) with which the events of warm and cold runs were compared
-#: (tests/integration/runs/test_warm.py). With other series runs are cold.
+#: The tested series of ansible-core; a series is the first two numbers of a release. With these series, a test has
+#: compared the events of warm runs with the events of cold runs (tests/integration/runs/test_warm.py). With any other
+#: series all runs are cold.
 TESTED = ("2.19", "2.21")
 
 
 @dataclass(frozen=True, kw_only=True)
 class PrivateName:
-    """A private name that warm runs need: a dotted path inside a module."""
+    """A private name that warm runs need: the dotted path `name` inside `module`, such as `DataLoader.path_dwim`."""
 
     module: str
     name: str
-    why: str
-    is_replaced: bool = False  #: True if warm runs replace its value
-    source: str = ""  #: `file:name` of the definition, if it is not in `module`
+    why: str  #: what warm runs use the name for, or what the replaced value does
+    is_replaced: bool = False  #: True if warm runs replace the value of the name
+    source: str = ""  #: `file:name` of the definition, if the name is not defined in `module`
     versions: tuple[str, ...] = TESTED  #: the series of ansible-core in which the name exists
 
     @property
@@ -36,15 +37,18 @@ class PrivateName:
         return self.name.rpartition(".")[2]
 
     def get(self) -> Any:
-        """Import the module and return the value."""
+        """Import the module and return the value of the name."""
         return getattr(self._owner(), self.attribute)
 
     def replace(self, value: Any) -> None:
-        """Replace the value."""
+        """Set the value of the name."""
         setattr(self._owner(), self.attribute, value)
 
     def is_defined(self, read: Callable[[str], str]) -> bool:
-        """True when the source text that `read` returns defines the name. Importing Ansible would take a second."""
+        """True when the name is defined in its source file, whose text `read` returns.
+
+        The source text is searched, because importing Ansible would take a second.
+        """
         file, _, defined = self.source.partition(":")
         module = self.module.replace(".", "/")
         text = read(file) if file else read(f"{module}.py") or read(f"{module}/__init__.py")
@@ -64,6 +68,8 @@ class PrivateName:
         return owner
 
 
+# Patterns for source text. _TOP_LEVEL matches a definition or an import in a module, _TOP_LEVEL_LINE the first line
+# after a class, _MEMBER a definition in a class.
 _TOP_LEVEL = r"^(?:def|class) {name}\b|^{name}\b\s*[:=]|^(?:from \S+ )?import [^#\n]*\b{name}\b"
 _TOP_LEVEL_LINE = re.compile(r"^\S", re.MULTILINE)
 _MEMBER = r"^    def {name}\b|^    {name}\b\s*[:=]|\bself\.{name}\b\s*[:=]"
@@ -145,7 +151,7 @@ TEMPLATE_EXPRESSION = _used(_JINJA_BITS, "TemplateExpression", "wraps the byte c
 TEMPLATE_CLASS = _used(_JINJA, "Environment.template_class", "the class of a template that is made from byte code")
 FROM_CODE = _used(_JINJA, "Template.from_code", "makes a template from byte code")
 MAKE_GLOBALS = _used(_JINJA, "Environment.make_globals", "the global names of a template that is made from byte code")
-#: Attributes of Jinja's environment that change how a template's text is read.
+#: The attributes of Jinja's environment that change how Jinja reads a template's text.
 SYNTAX = tuple(
     _used(_JINJA, f"Environment.{name}", "belongs to a template's identity")
     for name in (
@@ -224,7 +230,7 @@ SET_QUEUE = _used("ansible.utils.display", "Display.set_queue", "only a fork nee
 TASK_COPY = _used("ansible.playbook.task", "Task.copy", "copies an Ansible task, so that it cannot change the play")
 TASK_PARENT = _used("ansible.playbook.task", "Task._parent", "gives the copy its parent in the play")
 
-#: All names above.
+#: All private names that this module defines above.
 NAMES: tuple[PrivateName, ...] = (
     *(value for value in vars().copy().values() if isinstance(value, PrivateName)),
     *SYNTAX,

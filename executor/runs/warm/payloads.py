@@ -1,9 +1,10 @@
-"""Shares the payloads of community.proxmox's modules between warm runs, so that each is made only once.
+"""Shares the payloads of community.proxmox's modules between warm runs, so that each run need not make them again.
 
-A warm run is forked by a server that has already imported Ansible. A payload is a zip file of a module and the files
-that it imports. Ansible makes a module's payload in each run (0.2 s of CPU) and keeps it in the run's temporary folder
-for later Ansible tasks. At its end a warm run saves its payloads in a folder, the store, if they contain only installed
-files. At its start a warm run links the saved payloads whose files have not changed since.
+A warm run is a fork of a server process that has already imported Ansible. A payload is a zip file of a module and the
+files that the module imports. Ansible makes a module's payload in each run (0.2 s of CPU) and keeps the payload in the
+run's temporary folder for later Ansible tasks. At its end, a warm run saves its payloads in a folder, the store, if
+they contain only installed files. At its start, a warm run links the saved payloads into its temporary folder. A
+payload of which an installed file has changed since is not linked.
 """
 
 from __future__ import annotations
@@ -21,17 +22,20 @@ from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
-#: Prefix of the modules that may run in the module server: they only call an API and start no process.
+#: The beginning of the names of the modules that may run in the module server. These modules only send requests to an
+#: API and start no process.
 MODULES = "ansible_collections.community.proxmox.plugins.modules."
-#: Files that Ansible generates for each payload, so that they differ from the installed files.
+#: Files of a payload that Ansible generates. They differ from the installed files of the same names.
 GENERATED = ("ansible/__init__.py", "ansible/module_utils/__init__.py")
-#: Folder in which Ansible keeps payloads, in its local temporary folder. A file is called
-#: `<module>-<compression>-<extensions>`.
+#: Name of the folder, in Ansible's local temporary folder, in which Ansible keeps payloads. The name of a payload's
+#: file is `<module>-<compression>-<extensions>`.
 CACHE = "ansiballz_cache"
 PAYLOAD_SUFFIX = "-ZIP_DEFLATED-none"
+#: Suffix of the file beside a saved payload that contains the payload's hash and the stamps of its installed files.
 SOURCES_SUFFIX = ".sources"
 
-FileStamp = list[int]  # inode, size, time of the last change
+#: The inode, size and modification time of a file. At least one of them differs after a change of the file.
+FileStamp = list[int]
 
 
 def store_in(server_folder: str) -> Path:
@@ -40,7 +44,7 @@ def store_in(server_folder: str) -> Path:
 
 
 def find_sources(zip_data: bytes | str) -> list[Path] | None:
-    """Return the installed files that a payload consists of; None if it contains any other file."""
+    """Return the installed files of which a payload consists; None if the payload contains any other file."""
     sources = []
     with zipfile.ZipFile(io.BytesIO(base64.b64decode(zip_data))) as payload:
         for name in payload.namelist():
@@ -55,7 +59,7 @@ def find_sources(zip_data: bytes | str) -> list[Path] | None:
 
 
 def is_of_known_sources(store: Path, module: str, zip_data: bytes | str) -> bool:
-    """True if an earlier run saved exactly this payload and none of its files has changed since."""
+    """True if an earlier run saved exactly this payload, and no installed file of the payload has changed since."""
     try:
         known = json.loads(Path(store, f"{module}{PAYLOAD_SUFFIX}{SOURCES_SUFFIX}").read_text(encoding="utf-8"))
         return bool(known["sha256"] == _digest(zip_data) and _are_unchanged(known["stamps"]))
@@ -64,7 +68,7 @@ def is_of_known_sources(store: Path, module: str, zip_data: bytes | str) -> bool
 
 
 def link_saved(store: Path, local_tmp: Path) -> None:
-    """Link the saved payloads whose files have not changed into a run's temporary folder."""
+    """Link the saved payloads into a run's temporary folder, if their installed files have not changed."""
     cache_folder = local_tmp / CACHE
     cache_folder.mkdir(mode=0o700)
     for sources in store.glob(f"*{SOURCES_SUFFIX}"):
@@ -74,7 +78,10 @@ def link_saved(store: Path, local_tmp: Path) -> None:
 
 
 def save(store: Path, local_tmp: Path) -> None:
-    """Save the payloads that this run has made. A payload that was linked from the store has a second link."""
+    """Save the payloads that this run has made.
+
+    A file with a second link is a payload from the store and is skipped.
+    """
     for payload in (local_tmp / CACHE).glob(f"{MODULES}*{PAYLOAD_SUFFIX}"):
         with contextlib.suppress(OSError, ValueError):
             if payload.stat().st_nlink == 1:
@@ -82,8 +89,11 @@ def save(store: Path, local_tmp: Path) -> None:
 
 
 def _save(store: Path, payload: Path) -> None:
-    """Save a payload, and after it the list of its sources. A payload without the list is ignored."""
-    zip_data = pickle.loads(payload.read_bytes()).zip_data  # noqa: S301  written by this process
+    """Save a payload, and then the file with the stamps of its installed files.
+
+    A payload without that file is ignored.
+    """
+    zip_data = pickle.loads(payload.read_bytes()).zip_data  # noqa: S301  this process has written the file
     sources = find_sources(zip_data)
     if sources is None:
         return
@@ -102,7 +112,7 @@ def _digest(zip_data: bytes | str) -> str:
 
 
 def stamp_of(file: Path | str) -> FileStamp:
-    """Return numbers that differ after each change of a file."""
+    """Return the inode, size and modification time of a file, by which a change of the file is detected."""
     status = os.stat(file)
     return [status.st_ino, status.st_size, status.st_mtime_ns]
 
@@ -112,6 +122,7 @@ def _are_unchanged(stamps: dict[str, FileStamp]) -> bool:
 
 
 def _installed(name: str) -> Path | None:
+    """Return the installed file with this name in a payload, such as `ansible/module_utils/basic.py`."""
     return next((path for root in _roots() if (path := root / name).is_file()), None)
 
 

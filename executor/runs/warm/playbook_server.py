@@ -1,10 +1,11 @@
 """Runs playbooks in forks of this server, which has already imported Ansible (warm runs).
 
-Command: `python -P -m executor.runs.warm.playbook_server SOCKET SERVER_FOLDER`. The server imports and parses only
-files that are the same for all runs, and runs nothing before the fork, so one run cannot affect the next. What Ansible
-computes at its import is computed again in each run: constants with the run's folders, ids, temporary folders,
-cleanups. The server's environment is that of a run whose private folder is SERVER_FOLDER. A run whose environment
-differs in anything but its private folder and PER_RUN_VARIABLES is refused.
+Command: `python -P -m executor.runs.warm.playbook_server SOCKET SERVER_FOLDER`. Before the fork, the server only
+imports and parses files that are the same for all runs. It runs no playbook itself, so one run cannot affect the next
+run. Ansible computes some values when it is imported: constants with the run's folders, ids, temporary folders,
+cleanups at exit. These values are computed again in each run. The server's environment is the environment of a run
+whose private folder is SERVER_FOLDER. The server refuses a run whose environment differs in more than its private
+folder and PER_RUN_VARIABLES.
 """
 
 from __future__ import annotations
@@ -28,17 +29,20 @@ from executor.runs.warm import forkserver, parse_cache, patches, payloads, tasks
 from executor.runs.warm.compatibility import why_unsupported
 from executor.runs.warm.protocol import Refusal, Request
 
-#: Variables that differ in each run and are not compared: its ident, the folder of its events, its temporary folder.
+#: Environment variables that differ in each run and are not compared. They contain the run's ident, the folder of its
+#: events and its temporary folder.
 PER_RUN_VARIABLES = (b"SMITH_RUN_IDENT", b"AWX_ISOLATED_DATA_DIR", b"TMPDIR")
+#: Environment variable with the path of the credentials file, which is in the run's private folder.
 CREDENTIALS = b"SMITH_CREDENTIALS_FILE"
-#: Types of constants whose value is a temporary folder. Ansible makes the folder when it computes the value.
+#: Types of Ansible's constants whose value is a temporary folder. Ansible makes the folder when it computes the value.
 TEMPORARY_FOLDER_TYPES = ("tmp", "temppath", "tmppath")
 #: Packages of Ansible whose modules are imported before the fork, because each run imports most of them.
 PACKAGES = tuple(f"ansible.plugins.{kind}" for kind in ("become", "connection", "shell", "vars"))
-#: Our files that runs read, relative to the working directory.
+#: The files of ours that runs read, as patterns relative to the working directory.
 OUR_FILES = ("playbooks/*.yml", "roles/*/*/*.yml", "inventory/**/*.yml")
-#: Modules that runs of our playbooks import; one that this ansible-core lacks is skipped. ansible-runner's display
-#: callback is not in the list, because it changes Ansible's display when it is imported.
+#: Python modules that runs of our playbooks import. They are imported before the fork. A module that the installed
+#: ansible-core lacks is skipped. ansible-runner's display callback is not in the list, because it changes Ansible's
+#: display when it is imported.
 IMPORTS = (
     *(f"ansible.plugins.action.{name}" for name in ("assert", "debug", "fail", "normal", "set_fact", "set_stats")),
     *("ansible.plugins.action.validate_argument_spec", "ansible.plugins.strategy.linear"),
@@ -84,7 +88,7 @@ class Playbooks:
         self._plugins = {name: module for name, module in sys.modules.items() if name.startswith("ansible.plugins.")}
 
     def check(self, request: Request) -> None:
-        """Refuse a run for which a new `ansible-playbook` process would behave differently."""
+        """Raise Refusal if a new `ansible-playbook` process would behave differently from a fork of this server."""
         requested = self._comparable(request.env, os.path.dirname(request.env.get(CREDENTIALS, b"")))
         if different := sorted(name for name, _ in requested.items() ^ self._env.items()):
             raise Refusal(f"the environment differs from the server's in {os.fsdecode(different[0])}")
@@ -96,7 +100,7 @@ class Playbooks:
         module_socket, *sys.argv = request.argv
         _reset_after_fork()
         self._recompute(os.fsdecode(os.path.dirname(request.env[CREDENTIALS])))
-        from executor.runs.warm import connection  # noqa: PLC0415  imported before the fork
+        from executor.runs.warm import connection  # noqa: PLC0415  the server has already imported it
 
         connection.install(module_socket)
         if not self._is_our_playbook(request):
@@ -114,11 +118,14 @@ class Playbooks:
         return code
 
     def _is_our_playbook(self, request: Request) -> bool:
-        """True for a playbook that we ship. A provider's playbook may have modules and plugins beside it."""
+        """True for our playbooks. A provider's playbook may have modules and plugins beside it, so `work` caches nothing."""
         return os.path.dirname(request.argv[-1]) == os.path.join(os.fsdecode(request.cwd), "playbooks")
 
     def _comparable(self, env: dict[bytes, bytes], folder: bytes) -> dict[bytes, bytes]:
-        """Return the environment without PER_RUN_VARIABLES, with `folder` replaced by the server's folder."""
+        """Return an environment that can be compared with the environment of another run.
+
+        PER_RUN_VARIABLES are removed. The path `folder`, a run's private folder, is replaced by the server's folder.
+        """
         ignored = (*PER_RUN_VARIABLES, os.fsencode(forkserver.RESERVED_VARIABLE))
         server_folder = self._folder
         return {
@@ -126,11 +133,14 @@ class Playbooks:
         }
 
     def _varies(self, name: str) -> bool:
-        """True for a constant of Ansible that contains the run's private folder."""
+        """True if the constant `name` of Ansible contains the path of the private folder, so that it differs in each run."""
         return os.fsdecode(self._folder) in repr(self._constants[name])
 
     def _recompute(self, folder: str) -> None:
-        """Compute again what Ansible computed at its import, for the run whose private folder is `folder`."""
+        """Compute again the values that Ansible computed when the server imported it.
+
+        `folder` is the run's private folder.
+        """
         server_folder = os.fsdecode(self._folder)
         for name, kind in self._varying_constants.items():
             if kind in TEMPORARY_FOLDER_TYPES:
@@ -141,7 +151,7 @@ class Playbooks:
         for loader in _loaders():
             loader.config = _with_folder(loader.config, server_folder, folder)
         _prefer_plugin_by_path(self._plugins)
-        patches.RANDOM_INT.replace(f"{secrets.randbelow(2**32):08x}")  # as `ansible.utils.vars` computes it
+        patches.RANDOM_INT.replace(f"{secrets.randbelow(2**32):08x}")  # the same formula as in `ansible.utils.vars`
         patches.CUR_ID.replace(0)
 
 
@@ -159,7 +169,7 @@ def _import_what_runs_need() -> None:
 
 
 def _import_by_file(loader: Any, name: str) -> None:
-    """Import a file of filters or tests under the name that Ansible uses: its module name and the hash of its path."""
+    """Import a file of filters or tests under the name that Ansible uses: the module's name and a hash of the path."""
     spec = importlib.util.find_spec(name)
     if spec is not None and spec.origin:
         by_path = f"{name}_{abs(hash(spec.origin))}"
@@ -179,7 +189,7 @@ def _run_playbook() -> int:
 
 def _reset_after_fork() -> None:
     """Reset the state that must differ in each process."""
-    atexit.unregister(patches.CLEANUP_TMP_FILE.get())  # it would remove the server's temporary folder
+    atexit.unregister(patches.CLEANUP_TMP_FILE.get())  # in this fork it would remove the server's temporary folder
     tempfile.tempdir = None
     multiprocessing.current_process().authkey = os.urandom(32)
 
@@ -200,8 +210,8 @@ def _loaders() -> Iterator[Any]:
 def _prefer_plugin_by_path(imported: dict[str, Any]) -> None:
     """Make a provider's plugin take precedence over a plugin of Ansible with the same name, as in a new process.
 
-    If a module with a plugin's name is already imported, Ansible uses it even if it is from another file. `imported`
-    contains the modules of plugins that the server has imported.
+    If a Python module with a plugin's name is already imported, Ansible uses this module, even if the plugin's file is
+    another one. `imported` contains the modules of the plugins that the server has imported.
     """
     load = patches.LOAD_MODULE_SOURCE.get()
 
@@ -216,11 +226,11 @@ def _prefer_plugin_by_path(imported: dict[str, Any]) -> None:
 
 
 def main(socket: str, server_folder: str) -> None:
-    """Import Ansible, then serve until the agent ends."""
-    sys.path.insert(0, sysconfig.get_path("scripts"))  # as Python does for the script ansible-playbook
+    """Import Ansible, then accept clients until the agent ends."""
+    sys.path.insert(0, sysconfig.get_path("scripts"))  # Python does the same when it runs the script ansible-playbook
     sys.argv = [str(Path(sysconfig.get_path("scripts"), "ansible-playbook"))]
     importlib.import_module("ansible.cli.playbook")
-    from ansible.release import __version__  # noqa: PLC0415  only this process imports Ansible, not its importers
+    from ansible.release import __version__  # noqa: PLC0415  the agent must not import Ansible
 
     if reason := why_unsupported(__version__):
         raise SystemExit(reason)

@@ -1,12 +1,12 @@
 """Implements the protocol between a client and a server of warm runs: request, acceptance or refusal, exit code.
 
 A request contains the working directory, the command line, the environment and three open files of a run. `client.py`
-implements the client's side a second time, because importing this module would take longer than all that it does.
+implements the client's side a second time, because importing this module would take longer than the whole script.
 """
 
 from __future__ import annotations
 
-import array  # noqa: F401  `recv_fds` needs it; imported here, the forked guards have it already
+import array  # noqa: F401  `recv_fds` imports it; it is imported here once, so that no fork needs to
 import os
 import signal
 import socket
@@ -14,10 +14,12 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+#: The server's messages. The reason follows REFUSED, and the run's exit code follows ENDED.
 ACCEPTED, REFUSED, ENDED = b"A", b"R", b"E"
-#: The client's message after ACCEPTED. The run starts only after it, so that a client that has died starts no run.
+#: The client's message after ACCEPTED. The run starts only after this message, so that no run starts for a client that
+#: has died.
 GO = b"G"
-#: A larger request is refused. A request of our client has a few kilobytes.
+#: A larger request is refused. A usual request has a few kilobytes.
 MAX_REQUEST_BYTES = 4 * 1024 * 1024
 REQUEST_TIMEOUT_S = 10.0
 #: The number of open files in a request: standard input, output and error.
@@ -25,7 +27,7 @@ FILES = 3
 
 
 class Refusal(Exception):
-    """The server refuses this request: the run is cold."""
+    """The server refuses this request. The client then starts a cold run: a new process without the server."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +37,7 @@ class Request:
     cwd: bytes
     argv: list[str]
     env: dict[bytes, bytes] = field(repr=False)
-    files: list[int]  #: standard input, output and error
+    files: list[int]  #: descriptors of the run's standard input, output and error
 
 
 # --- client -----------------------------------------------------------------------------------------------------------
@@ -54,7 +56,7 @@ def connect(path: str) -> socket.socket:
 
 
 def send_request(connection: socket.socket, request: Request) -> bytes:
-    """Send a request. Return b"" if the server has accepted and started it, else the reason. Raises OSError."""
+    """Send a request. Return b"" if the server has started the run, else the reason of its refusal. Raises OSError."""
     entries = [name + b"=" + value for name, value in request.env.items()]
     arguments = [os.fsencode(argument) for argument in request.argv]
     body = b"\0".join([request.cwd, b"%d" % len(arguments), *arguments, *entries])
@@ -80,7 +82,7 @@ def receive_code(connection: socket.socket) -> int:
 
 
 def is_answering(path: str, timeout_s: float) -> bool:
-    """Send an empty request. True if the server accepts the connection and forks a guard, which refuses the request."""
+    """Send an empty request. Return True if a guard refuses it, which proves that the server can fork guards."""
     try:
         with connect(path) as connection:
             connection.settimeout(timeout_s)
@@ -94,9 +96,9 @@ def is_answering(path: str, timeout_s: float) -> bool:
 
 
 def listen(path: str) -> socket.socket:
-    """Listen on a new socket at `path` that only the agent's user and root can connect to."""
+    """Listen on a new socket at `path`, to which only the agent's user and root can connect."""
     listener = socket.socket(socket.AF_UNIX)
-    previous_umask = os.umask(0o177)  # the socket must have this mode from the start
+    previous_umask = os.umask(0o177)  # the socket must have a private mode from the start
     try:
         at_path(path, listener.bind)
     finally:
@@ -106,12 +108,12 @@ def listen(path: str) -> socket.socket:
 
 
 def receive(connection: socket.socket) -> Request:
-    """Read a request. Raises Refusal, OSError."""
+    """Read a request. Raises Refusal when the request is not valid, OSError when the connection fails."""
     connection.settimeout(REQUEST_TIMEOUT_S)
     _check_peer(connection)
     message, files, _, _ = socket.recv_fds(connection, 65536, FILES)
     if len(message) < 4 or not 0 < (size := struct.unpack("!I", message[:4])[0]) <= MAX_REQUEST_BYTES:
-        raise Refusal("")  # an empty reason is not logged: `is_answering` sends empty requests
+        raise Refusal("")  # an empty reason is not logged, because `is_answering` sends empty requests
     body = message[4:]
     while len(body) < size:
         if not (data := connection.recv(65536)):
@@ -131,7 +133,7 @@ def receive(connection: socket.socket) -> Request:
 
 
 def send_accepted(connection: socket.socket) -> bool:
-    """Accept a request. True when the client answers GO, so that the run is to start."""
+    """Accept a request. Return True when the client answers GO; the run must then start."""
     connection.sendall(ACCEPTED)
     if connection.recv(1) != GO:
         return False
@@ -145,7 +147,10 @@ def send_code(connection: socket.socket, code: int) -> None:
 
 
 def at_path(path: str, act: Callable[[str], None]) -> None:
-    """Call `act` with a short path of the same file, through a descriptor of its folder."""
+    """Call `act` with a short path of the file at `path`.
+
+    The short path names the file's folder by a file descriptor, because a socket's address has at most 108 bytes.
+    """
     folder, name = os.path.split(path)
     fd = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

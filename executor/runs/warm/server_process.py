@@ -1,6 +1,7 @@
 """Starts and ends the two server processes of warm runs, waits until they are ready, and measures their memory.
 
-A warm run is forked by a server that has already imported Ansible.
+A warm run is a fork of a server process that has already imported Ansible. The playbook server runs playbooks, and the
+module server runs the modules of community.proxmox in these playbooks.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from executor.runs.warm import forkserver
 #: How long a server may take to start. Its imports need a second of CPU time.
 START_TIMEOUT_S = 30.0
 END_TIMEOUT_S = 2.0
-#: A pair of servers is replaced after this many runs, or when the memory of one has grown by MAX_GROWTH_MIB, so that a
-#: leak has a limited effect.
+#: A pair of servers is replaced after this many runs, or when the memory of one server has grown by MAX_GROWTH_MIB.
+#: This limits the effect of a memory leak.
 MAX_RUNS_PER_SERVER = 2000
 MAX_GROWTH_MIB = 64.0
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
@@ -53,10 +54,16 @@ class ServerPair:
 
 
 class ServerProcess:
-    """One server process. It ends when the agent closes the pipe that is its standard input, or dies."""
+    """One server process.
+
+    Its standard input is a pipe from the agent; it ends when the agent closes the pipe or dies.
+    """
 
     def __init__(self, name: str, file: Path, env: Mapping[str, str], cwd: Path) -> None:
-        """Start the server. Its socket is `file` with the suffix .sock, its log `file` with the suffix .log."""
+        """Start the server. The path of its socket is `file` with the suffix .sock, of its log `file` with .log.
+
+        `name` is "playbook" or "module". The server's working directory is `cwd`.
+        """
         self.name = name
         self.socket = file.with_suffix(".sock")
         self.socket.unlink(missing_ok=True)
@@ -76,7 +83,7 @@ class ServerProcess:
             )
 
     def wait_until_ready(self) -> None:
-        """Wait for the server's READY line. If the server ends before, raise OSError with the last line of its log."""
+        """Wait until the server writes READY. If it ends before, raise OSError with the last line of its log."""
         timer = threading.Timer(START_TIMEOUT_S, self.process.kill)
         timer.start()
         with self._pipe(self.process.stdout) as output:

@@ -1,9 +1,9 @@
 """Starts, checks and replaces the servers of warm runs, and makes the command of each run.
 
-A warm run is forked by a server that has already imported Ansible; a cold run is a new ansible-playbook process. There
-are two servers: the playbook server runs playbooks, the module server runs the modules of community.proxmox in them.
-When a server does not work, runs are cold, `warm_unavailable` is logged once for each reason, and both servers are
-started again later.
+A warm run is a fork of a server process that has already imported Ansible. A cold run is a new ansible-playbook
+process. There are two servers: the playbook server runs playbooks, and the module server runs the modules of
+community.proxmox in these playbooks. When a server does not work, runs are cold, `warm_unavailable` is logged once for
+each reason, and both servers are started again later.
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ log = get_logger(__name__)
 
 #: How long a run waits for the first start of the servers before it is executed cold.
 MAX_WAIT_FOR_START_S = 10.0
-#: How often the servers are checked with an empty request.
+#: Minimum time between two checks of the servers with an empty request. A check is made only when a run is to start.
 PROBE_INTERVAL_S = 10.0
 PROBE_TIMEOUT_S = 2.0
-#: Wait before servers that ended, or did not start, are started again.
+#: Minimum time between two starts of the servers, when they have ended or have not started.
 RESTART_BACKOFF_S = 30.0
+#: The script that the agent runs for each warm run.
 CLIENT = Path(__file__).with_name("client.py")
 
 
@@ -37,17 +38,20 @@ class WarmServers:
     """The pair of servers that an agent uses for its warm runs."""
 
     def __init__(self, folder: Path, cwd: Path, environment: Callable[[], Mapping[str, str]]) -> None:
-        """Set the servers' private folder, and their environment: that of a run whose private folder is `folder`."""
+        """Set the servers' private folder, their working directory and their environment.
+
+        `environment` returns the environment of a run whose private folder is `folder`.
+        """
         self._folder = folder
         self._cwd = cwd
         self._environment = environment
         self._lock = threading.Lock()
         self._pairs: list[ServerPair] = []  #: new runs use the last pair
-        self._starts = 0
+        self._starts = 0  #: the number of starts so far, which is part of the names of the sockets
         self._probed_at = 0.0
-        self._start_after = 0.0
+        self._start_after = 0.0  #: no pair is started before this point in `time.monotonic()`
         self._starting: threading.Thread | None = None
-        self._logged: set[str] = set()
+        self._logged: set[str] = set()  #: the reasons that were logged
         self._closed = False
 
     def start(self) -> None:
@@ -60,7 +64,10 @@ class WarmServers:
             self._begin_start()
 
     def command(self, command: list[str], path: str) -> list[str]:
-        """Return the command that executes `command` warm, or else cold under a guard. `path` is the run's PATH."""
+        """Return the command that executes `command` as a warm run.
+
+        If no server works, it is the command of a cold run under a guard. `path` is the run's PATH.
+        """
         program = shutil.which(command[0], path=path)
         pair = self._pair() if program else None
         if pair is None or program is None:
@@ -69,7 +76,7 @@ class WarmServers:
         return [sys.executable, "-I", "-S", str(CLIENT), *sockets, process_tree.SCRIPT, program, *command[1:]]
 
     def pids(self) -> list[int]:
-        """Return the process ids of the current servers, the playbook server's first."""
+        """Return the process ids of the current playbook server and module server, in this order."""
         with self._lock:
             return [server.process.pid for pair in self._pairs[-1:] for server in pair.servers]
 
@@ -84,7 +91,7 @@ class WarmServers:
             pair.end()
 
     def log_unavailable(self, reason: str) -> None:
-        """Log why runs are cold, each reason once."""
+        """Log why runs are cold. Each reason is logged only once."""
         if reason not in self._logged:
             self._logged.add(reason)
             log.warning("warm_unavailable", reason=reason)
@@ -92,7 +99,7 @@ class WarmServers:
     # --- choosing the servers of a run ------------------------------------------------------------------------------
 
     def _pair(self) -> ServerPair | None:
-        """Return the servers for a run, after a wait for their first start; None if the run must be cold."""
+        """Return the servers for a run; None if the run must be cold. Wait for the first start of the servers."""
         thread = self._starting
         if not self._pairs and thread is not None:
             thread.join(MAX_WAIT_FOR_START_S)
@@ -120,7 +127,7 @@ class WarmServers:
                 return f"the {server.name} server ended with {server.process.returncode}"
             if refusal := server.read_refusal():
                 self.log_unavailable(refusal)
-                if server is pair.playbooks:  # it would refuse each later run for the same reason
+                if server is pair.playbooks:  # the playbook server would refuse each later run for the same reason
                     return refusal
         now = time.monotonic()
         if now - self._probed_at < PROBE_INTERVAL_S:
@@ -134,7 +141,10 @@ class WarmServers:
     # --- starting ---------------------------------------------------------------------------------------------------
 
     def _begin_start(self) -> None:
-        """Start a new pair in a thread, unless one is starting or the backoff has not passed. The caller locks."""
+        """Start a new pair in a thread, unless a pair is starting or the backoff has not passed.
+
+        The caller holds the lock.
+        """
         now = time.monotonic()
         if self._closed or now < self._start_after or (self._starting is not None and self._starting.is_alive()):
             return
@@ -146,7 +156,7 @@ class WarmServers:
     def _start_pair(self, number: int) -> None:
         try:
             pair = ServerPair(self._folder, number, self._environment(), self._cwd)
-        except Exception as error:  # whatever the error is, runs can be cold
+        except Exception as error:  # no error may end the agent, because runs can be cold
             self.log_unavailable(str(error) or type(error).__name__)
             return
         with self._lock:

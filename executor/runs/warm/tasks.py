@@ -1,12 +1,13 @@
-"""Makes a warm run execute its Ansible tasks in its own process, although Ansible forks a process for each.
+"""Makes a warm run execute its Ansible tasks in its own process. Ansible would fork a process for each Ansible task.
 
-A warm run is itself a fork of a server that has already imported Ansible. Ansible forks once more for each Ansible
-task, so that many hosts work at once. Our plays have one host, and such a fork costs more than most of our Ansible
-tasks: each page that it writes to is copied, and the filters, plugins and templates that it has loaded are lost when it
-ends. A play with several hosts forks as usual.
+A warm run is a fork of a server process that has already imported Ansible. For each Ansible task, Ansible forks once
+more, so that it can work on many hosts at once. Our plays have one host, and such a fork costs more than most of our
+Ansible tasks: the kernel copies each memory page to which the fork writes, and the filters, plugins and templates that
+the fork has loaded are lost when it ends. For a play with several hosts, Ansible forks as usual.
 
-A fork may change its Ansible task, host and variables without an effect on the play, so copies of them are used here.
-The result passes through the same queue as the result of a fork, and is pickled in the same way.
+In a fork, code may change the Ansible task, the host and the variables without an effect on the play. So that this also
+holds without a fork, the Ansible task gets copies. Its result passes through the same queue as the result of a fork,
+and is pickled in the same way.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ from typing import Any
 
 from executor.runs.warm import patches
 
-#: How long a play waits between polls for the result of an Ansible task. The first poll mostly finds the result, so the
-#: default of `internal_poll_interval`, which is meant for forks, would be too long.
+#: How long a play waits between two polls for the result of an Ansible task. Usually the first poll finds the result.
+#: The default of Ansible's `internal_poll_interval` is meant for forks and would be too long.
 RESULT_POLL_S = 0.001
 
 
 def install() -> None:
-    """Make the plays of this process run their Ansible tasks in this process."""
+    """Make each play in this process run its Ansible tasks in this process."""
     forking_worker: Any = patches.WORKER.get()
 
     class WorkerProcess(forking_worker):  # type: ignore[misc]
@@ -53,10 +54,16 @@ def install() -> None:
             """Do nothing, because there is no process to close."""
 
         def _detach(self) -> None:
-            """Do nothing: the output stays that of the run, to which Ansible's display writes."""
+            """Do nothing.
+
+            The original closes the output of a fork, but Ansible's display writes to the run's output here.
+            """
 
         def _hard_exit(self, e: str) -> None:
-            """Report the failure of the worker to the play, which then fails. A fork would exit here."""
+            """Report the failure `e` of this worker, and set the exit code by which the play fails.
+
+            A fork would exit here.
+            """
             patches.WORKER_DISPLAY.get().error(e)
             self.exitcode = 1
 
@@ -65,6 +72,7 @@ def install() -> None:
 
 
 def _copied(task: Any) -> Any:
+    """Return a copy of an Ansible task with the same parent in the play."""
     copied = task.copy(exclude_parent=True, exclude_tasks=True)
     copied._parent = task._parent
     return copied
@@ -72,10 +80,10 @@ def _copied(task: Any) -> Any:
 
 @contextmanager
 def _without_fork() -> Iterator[None]:
-    """Replace three names in the worker's module, so that its code for a fork does not change this process.
+    """Replace three names in the module of Ansible's worker, so that its code for a fork does not change this process.
 
-    In a fork, that code sends its messages to the parent process, sets signal handlers, and at its end checks what it
-    has printed.
+    This code makes the display send its messages to the parent process, sets signal handlers, and at the end checks
+    whether the fork has written to its standard output.
     """
     originals = {name: name.get() for name in (patches.WORKER_DISPLAY, patches.WORKER_SIGNAL, patches.WORKER_SYS)}
     patches.WORKER_DISPLAY.replace(_Display(patches.WORKER_DISPLAY.get()))
@@ -98,4 +106,4 @@ class _Display:
         return getattr(self._display, name)
 
     def set_queue(self, queue: Any) -> None:
-        """Ignore the queue, through which a fork sends its messages to its parent process."""
+        """Ignore the queue. Through it, a fork would send its messages to its parent process."""

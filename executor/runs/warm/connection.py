@@ -36,6 +36,7 @@ def install(socket: str) -> None:
 
 def _wrapped(original: Callable[..., Outcome], socket: str) -> Callable[..., Outcome]:
     """Return a method that uses the module server if that is possible, and else calls `original`."""
+
     def exec_command(self: Any, cmd: str, in_data: bytes | None = None, sudoable: bool = True) -> Outcome:
         if in_data and WRAPPER in in_data[:HEAD_BYTES] and MODULE in in_data and self.become is None:
             outcome = _run_in_server(socket, cmd, in_data, self.cwd or os.getcwd())

@@ -62,8 +62,8 @@ class ParsedDocuments:
     def install(self) -> None:
         """Make Ansible in this process use the parsed documents.
 
-    Each document is used only once, because Ansible may change it.
-    """
+        Each document is used only once, because Ansible may change it.
+        """
         patches.YAML_LOAD.replace(self._take_parsed)
         load = patches.LOAD_FROM_FILE.get()
 

@@ -68,9 +68,9 @@ class ParsedDocuments:
         load = patches.LOAD_FROM_FILE.get()
 
         def load_own(loader: Any, file_name: str, cache: str = "all", unsafe: bool = False, **options: Any) -> Any:
-            """Load a file as Ansible does, but without the copy for Ansible's cache.
+            """Load a file as Ansible does, but return the parsed document itself instead of a copy.
 
-            The copy is not needed in this process.
+            The copy is not needed, because nothing else in this process uses the document.
             """
             if unsafe or cache != "all" or loader.path_dwim(file_name) in loader._FILE_CACHE:
                 return load(loader, file_name, cache=cache, unsafe=unsafe, **options)

@@ -118,7 +118,7 @@ class Playbooks:
         return code
 
     def _is_our_playbook(self, request: Request) -> bool:
-        """True for our playbooks. A provider's playbook may have modules and plugins beside it, so `work` caches nothing."""
+        """True for our playbooks. A provider's playbook may have modules and plugins beside it."""
         return os.path.dirname(request.argv[-1]) == os.path.join(os.fsdecode(request.cwd), "playbooks")
 
     def _comparable(self, env: dict[bytes, bytes], folder: bytes) -> dict[bytes, bytes]:
@@ -133,7 +133,7 @@ class Playbooks:
         }
 
     def _varies(self, name: str) -> bool:
-        """True if the constant `name` of Ansible contains the path of the private folder, so that it differs in each run."""
+        """True if the constant `name` of Ansible contains the path of the private folder: it differs in each run."""
         return os.fsdecode(self._folder) in repr(self._constants[name])
 
     def _recompute(self, folder: str) -> None:

@@ -1,4 +1,4 @@
-"""Makes a warm run execute its Ansible tasks in its own process. Ansible would fork a process for each Ansible task.
+"""Makes a warm run execute its Ansible tasks in its own process instead of one forked process for each Ansible task.
 
 A warm run is a fork of a server process that has already imported Ansible. For each Ansible task, Ansible forks once
 more, so that it can work on many hosts at once. Our plays have one host, and such a fork costs more than most of our

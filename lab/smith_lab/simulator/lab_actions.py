@@ -1,4 +1,8 @@
-"""Implements the lab endpoints: each action gets a call and its JSON body, and returns JSON, under the store's lock."""
+"""Implements the lab endpoints, by which tests and the demo control the simulator.
+
+Each action is a function that gets a call and the call's JSON body, and returns the JSON to answer. It runs under the
+store's lock. The docstring of `smith_lab.simulator.__main__` lists the endpoints.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +26,7 @@ class LabCall:
 
     store: Store
     lab: LabState
-    initial_options: dict[str, Any]  #: the options at the start, for `reset`
+    initial_options: dict[str, Any]  #: the options at the start of the server, which `reset` restores
     request: Request
 
 
@@ -30,7 +34,7 @@ Action = Callable[[LabCall, Any], Any]
 
 
 class LabError(Exception):
-    """The lab refuses the request: 400 with the reason, or 404."""
+    """The lab refuses the request. It is answered with the reason and with the status 400 or 404."""
 
     def __init__(self, text: str, status: int = 400) -> None:
         super().__init__(text)
@@ -89,7 +93,7 @@ def delete_history(call: LabCall, body: Any) -> Any:
 
 
 def reset(call: LabCall, body: Any) -> Any:
-    """Return database, rules, history, switches, options and clock to the state of a new server."""
+    """Return tables, fault rules, history, switches, options and clock to the state of a new server."""
     call.lab.rules.clear()
     call.lab.history.clear()
     for item in fields(call.store.switches):
@@ -122,7 +126,7 @@ def set_options(call: LabCall, body: Any) -> Any:
 
 
 def revoke_tokens(call: LabCall, body: Any) -> Any:
-    """Revoke every token whose members equal the given ones: name, id, value, role or agent_id."""
+    """Revoke every token that has all values in the body, whose members are name, id, value, role or agent_id."""
     if not body:
         raise LabError("say which: name, id, value, role or agent_id")
     revoked = [token for token in call.store.tokens.values() if _matches(token, body)]
@@ -141,7 +145,7 @@ def _find_job(call: LabCall) -> Job:
 
 
 def expire_job(call: LabCall, body: Any) -> Any:
-    """Fail the job by timeout now, at any age, as FulcrumCore's maintenance would later."""
+    """Fail the job by timeout now, at any age. FulcrumCore's maintenance does so only after the job timeout."""
     job = _find_job(call)
     if job.status not in ("Pending", "Processing"):
         raise LabError(f"job is {job.status}")
@@ -150,7 +154,7 @@ def expire_job(call: LabCall, body: Any) -> Any:
 
 
 def override_job(call: LabCall, body: Any) -> Any:
-    """Replace (`set`) and remove (`remove`) members of the job's JSON. The stored job does not change."""
+    """Replace (`set`) and remove (`remove`) members of the job's JSON in answers. The stored job does not change."""
     job = _find_job(call)
     job.override, job.hidden = dict(body.get("set", {})), list(body.get("remove", []))
     return views.pending_job(call.store, job)
@@ -180,7 +184,7 @@ def delete_secret(call: LabCall, body: Any) -> Any:
     return {}
 
 
-# --- raw pending items, and the state ---------------------------------------------------------------------------------
+# --- raw items of the pending lists, and the state --------------------------------------------------------------------
 
 
 def read_pending(call: LabCall, body: Any) -> Any:
@@ -188,7 +192,7 @@ def read_pending(call: LabCall, body: Any) -> Any:
 
 
 def add_pending(call: LabCall, body: Any) -> Any:
-    """Append any JSON items to every agent's pending list, until DELETE /lab/pending removes them."""
+    """Append any JSON items to the list of pending jobs of every agent, until DELETE /lab/pending removes them."""
     call.store.raw_pending.extend(body if isinstance(body, list) else [body])
     return call.store.raw_pending
 
@@ -199,7 +203,7 @@ def delete_pending(call: LabCall, body: Any) -> Any:
 
 
 def read_state(call: LabCall, body: Any) -> Any:
-    """Return every table: tokens without their values, the vault without its secrets."""
+    """Return every table. Tokens have no values, and the vault contains only the references of its secrets."""
     store = call.store
     tables: dict[str, dict[str, Any]] = {
         "participants": store.participants,

@@ -1,6 +1,6 @@
-"""Serves the lab's own endpoints below /lab: without a token, on loopback only.
+"""Serves the lab endpoints, which are below /lab, need no token and answer on loopback only.
 
-`smith_lab.simulator.__main__` documents them.
+Tests and the demo control the simulator by these endpoints. `smith_lab.simulator.__main__` documents each endpoint.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def _respond(action: Action, call: LabCall, raw: bytes) -> Response:
     try:
         with call.store.lock:
             result: Any = action(call, json.loads(raw) if raw else None)
-            # JSONResponse refuses NaN and Infinity, which a test may store and read again.
+            # This is not a JSONResponse, because that class refuses NaN and Infinity, which tests may store and read.
             return Response(json.dumps(result), media_type="application/json")
     except LabError as error:
         return JSONResponse({"error": str(error)}, error.status)

@@ -1,4 +1,7 @@
-"""Checks lifecycle schemas, checks whether a state allows an action, and determines the state after an action."""
+"""Checks lifecycle schemas, checks whether a state allows an action, and determines the state after an action.
+
+A lifecycle schema belongs to a service type. It contains the states of a service and the actions that change the state.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,11 @@ from smith_lab.simulator.rows import Json
 
 
 class NoTransition(Exception):
-    """The action has no transition for this state and outcome."""
+    """The action has no transition from this state for this outcome (success, or this error message)."""
 
 
 class UnknownAction(Exception):
-    """The lifecycle has no such action, for example because the type was changed."""
+    """The lifecycle has no action of this name, for example because the service type was changed."""
 
 
 def check(schema: Any) -> None:
@@ -60,12 +63,12 @@ def _check_regexp(pattern: Any) -> None:
 
 
 def is_terminal(schema: Json, state: str) -> bool:
-    """Return whether no action may leave this state."""
+    """Return whether this state is terminal, which means that no action is allowed in it."""
     return state in (schema.get("terminalStates") or [])
 
 
 def refuse_unless_allowed(schema: Json, state: str, action: str) -> None:
-    """Raise a 400 if the action has no transition from `state`. A transition for an error only is sufficient."""
+    """Raise a 400 if the action has no transition from `state`. A transition that only errors take is sufficient."""
     if is_terminal(schema, state):
         raise bad_request(f"cannot perform action on service in terminal state: {state}")
     transitions = _transitions(schema, action)
@@ -76,9 +79,9 @@ def refuse_unless_allowed(schema: Json, state: str, action: str) -> None:
 
 
 def next_state(schema: Json, state: str, action: str, error: str | None = None) -> str:
-    """Return the state after the action ended with this error message, or without (None).
+    """Return the state of a service after an action. `error` is the error message, or None if the action succeeded.
 
-    The first matching transition determines the state. Raises NoTransition, UnknownAction.
+    The first transition that matches the state and the error counts. Raises NoTransition, UnknownAction.
     """
     transitions = _transitions(schema, action)
     if transitions is None:

@@ -7,13 +7,13 @@ from smith_lab.simulator.store import Store
 
 
 class ServiceLookups:
-    """The look-ups for the properties of one service. Each method returns the text of a problem, or None."""
+    """Checks values of one service's properties against the store. A method returns a problem's text, or None."""
 
     def __init__(self, store: Store, service: Service) -> None:
         self._store, self._service = store, service
 
     def option_problem(self, option_type: str, value: object) -> str | None:
-        """Return a problem unless the provider has an enabled option of this type and value."""
+        """Return a problem unless the service's provider has an enabled option with this type and value."""
         type_ids = {row.id for row in self._store.option_types.values() if row.type == option_type}
         for option in self._store.service_options.values():
             is_offered = option.provider_id == self._service.provider_id and option.service_option_type_id in type_ids
@@ -22,7 +22,11 @@ class ServiceLookups:
         return f"value is not an enabled option of type {option_type}"
 
     def reference_problem(self, config: Json, value: object) -> str | None:
-        """Return a problem unless the value is the id of a service that the validator's configuration allows."""
+        """Return a problem unless the value is the id of a service that the validator's configuration allows.
+
+        In the configuration, `types` contains the allowed names of service types. `origin` says whether the referenced
+        service must have the same consumer or be in the same group.
+        """
         other = self._store.services.get(value) if isinstance(value, str) else None
         if other is None:
             return "referenced service does not exist"

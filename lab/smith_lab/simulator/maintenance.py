@@ -1,4 +1,4 @@
-"""Runs FulcrumCore's maintenance work once: fails overdue jobs, deletes expired jobs, disconnects silent agents."""
+"""Does FulcrumCore's maintenance work once: fails overdue jobs, deletes expired jobs, disconnects silent agents."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ TIMEOUT_MESSAGE = "Job marked as failed due to exceeding maximum processing time
 
 
 def fail_timed_out(store: Store, jobs: list[Job]) -> None:
-    """Mark the jobs as failed by timeout, as FulcrumCore does. Their services keep their state."""
+    """Mark the jobs as failed by timeout, as FulcrumCore does. The state of a job's service does not change."""
     for job in jobs:
         store.set_job_status(job, "Failed")
         job.error_message = TIMEOUT_MESSAGE
@@ -17,7 +17,7 @@ def fail_timed_out(store: Store, jobs: list[Job]) -> None:
 
 
 def sweep(store: Store) -> Json:
-    """Apply the enabled maintenance to all jobs and agents once; return how many rows each part changed."""
+    """Do the enabled parts of the maintenance once for all jobs and agents; return how many rows each part changed."""
     now, options = store.clock.now(), store.options
     result = {"timedOut": 0, "deleted": 0, "disconnected": 0}
     if options.job_maintenance:

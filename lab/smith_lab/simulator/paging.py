@@ -1,4 +1,4 @@
-"""Filters, sorts and pages lists. An unknown filter or sort field is answered 500, as by the real server."""
+"""Filters and sorts lists, and splits them into pages. As in the real server, unknown filters are answered 500."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from smith_lab.simulator import decoding
 from smith_lab.simulator.problems import bad_request, internal
 from smith_lab.simulator.web import Call, Reply
 
-#: Makes a predicate for rows from the values of one query parameter. Raises ValueError for a malformed value.
+#: A function that gets the values of one query parameter and returns a function that says whether a row matches them.
+#: It raises ValueError for a malformed value.
 Filter = Callable[[list[str]], Callable[[Any], bool]]
 DEFAULT_PAGE_SIZE = 10
 MAX_PAGE_SIZE = 100
@@ -20,13 +21,13 @@ _RESERVED = ("page", "pageSize", "sort")
 
 @dataclass(frozen=True)
 class Listing:
-    """The filters and sort fields of one collection."""
+    """The filters of one collection by query parameter, and its sort keys by sort field."""
 
     filters: Mapping[str, Filter] = field(default_factory=dict)
     sort_keys: Mapping[str, Callable[[Any], Any]] = field(default_factory=dict)
 
     def reply(self, call: Call, rows: Iterable[Any], view: Callable[[Any], Any]) -> Reply:
-        """Return the page of the rows that the query requests; `view` renders a row."""
+        """Return the requested page of the rows that match the query. `view` returns the JSON of a row."""
         page = _read_number(call, "page", 1, None)
         size = _read_number(call, "pageSize", DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
         matching = self._sorted(call, self._filtered(call, rows))
@@ -64,11 +65,12 @@ class Listing:
         if name not in self.sort_keys:
             raise internal(f"cannot sort by field {name}")
         key = self.sort_keys[name]
-        # PostgreSQL sorts absent values last in ascending and first in descending order.
+        # As in PostgreSQL, absent values are last in ascending order and first in descending order.
         return sorted(rows, key=lambda row: (key(row) is None, key(row)), reverse=text.startswith("-"))
 
 
 def _read_number(call: Call, name: str, default: int, maximum: int | None) -> int:
+    """Return the query parameter `name` as a number, or `default` if it is absent. Raises a 400 if it is invalid."""
     text = next((value for key, value in call.query if key == name), "")
     if not text:
         return default
@@ -107,6 +109,7 @@ def equals_allowed(member: str, allowed: Sequence[str]) -> Filter:
 
 
 def _equals_parsed(member: str, parse: Callable[[str], Any]) -> Filter:
+    """Return a filter for rows whose member equals one of the values after `parse` converted them."""
     def make_predicate(values: list[str]) -> Callable[[Any], bool]:
         wanted = [parse(value) for value in values]
         return lambda row: getattr(row, member) in wanted

@@ -1,4 +1,4 @@
-"""Makes FulcrumCore's error answers: three JSON shapes, all sent as `text/plain`."""
+"""Makes FulcrumCore's error answers, which are JSON with the content type `text/plain`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ from typing import Any
 
 
 class Problem(Exception):
-    """Ends a call with this error answer. `body` None: no body, as after a panic of the real server."""
+    """Ends a call with this error answer. If `body` is None, the answer has no body, as after a panic of a Go handler.
+
+    In this package, "Raises a 400" in a docstring means that a function raises a Problem with this status.
+    """
 
     def __init__(self, status: int, body: dict[str, Any] | None) -> None:
         super().__init__(str(body))
@@ -15,7 +18,11 @@ class Problem(Exception):
 
 
 class PropertyErrors(Exception):
-    """The property engine found problems: pairs of a top-level property's name (or an empty text) and a message."""
+    """The properties in a request are invalid.
+
+    Each error is a pair: the name of a top-level property and a message. The name is empty if the error is about
+    several properties.
+    """
 
     def __init__(self, errors: list[tuple[str, str]]) -> None:
         self.errors = errors

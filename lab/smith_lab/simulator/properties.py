@@ -1,10 +1,10 @@
-"""Turns the properties in a request into the properties to store, as the type's schema demands.
+"""Converts the properties in a request to the properties that are stored, as a schema requires.
 
 If the request sets a property, these steps run: an immutable property must not change; the authorizers must allow the
-caller and the state; type and validators are checked; nested values are processed; a secret is replaced by a vault
-reference. A value that already is a vault reference is stored without these steps. If the request does not set a
-property, its old value stays; if it has none, the default or the generator provides one.
-Source: pkg/schema/engine.go of fulcrumproject/core.
+caller and the state; the type and the validators are checked; nested values are processed; a secret is replaced with a
+vault reference. If the new value of a secret property already is a vault reference, it is stored without these steps.
+If the request does not set a property, its old value stays. If it has no old value, the schema's default or generator
+provides the value. The real server implements these rules in pkg/schema/engine.go of fulcrumproject/core.
 """
 
 from __future__ import annotations
@@ -30,17 +30,20 @@ from smith_lab.simulator.vault import VAULT_PREFIX, Vault, VaultDisabled
 
 @dataclass(frozen=True)
 class PropertyChange:
-    """The conditions of a change: who sets the properties, and in which state the object is."""
+    """The conditions of a change: who sets the properties of a service or an agent, and in which state a service is."""
 
     vault: Vault
     actor: str  #: `user` or `agent`
-    updating: bool  #: whether the object exists already
+    updating: bool  #: whether the service or agent existed before the request
     service_status: str = ""
-    lookups: Lookups | None = None  #: None: the schema's validators need no look-ups
+    lookups: Lookups | None = None  #: None if no validator of the schema needs a look-up in the store
 
 
 def apply(change: PropertyChange, schema: Json, old: Json | None, new: Json | None) -> Json:
-    """Process every property in the schema; drop the others. Raises PropertyErrors with all problems."""
+    """Return the properties to store. `old` are the stored properties, `new` those in the request.
+
+    A property that is not in the schema is omitted. Raises PropertyErrors with all problems.
+    """
     old, new = old or {}, new or {}
     result: Json = {}
     errors: list[tuple[str, str]] = []
@@ -82,10 +85,10 @@ def _process_property(change: PropertyChange, name: str, definition: Json, old: 
 
 
 def _equal_in_go(old: Any, new: Any) -> bool:
-    """Return whether the real server finds a stored and a sent value equal. It never finds two numbers equal.
+    """Return whether the real server considers a stored and a sent value equal. It never considers two numbers equal.
 
-    The reason is that it decodes the stored and the sent number into different Go types. So it refuses every request
-    that sets an immutable number again, even to the same value.
+    The reason is that it decodes the stored number and the sent number into different Go types. So it refuses every
+    request that sets an immutable number a second time, even to the same value.
     """
     if is_number(old) or is_number(new):
         return False
@@ -122,13 +125,14 @@ def _store_value(change: PropertyChange, name: str, definition: Json, old: Any, 
         reference = change.vault.save(value)
     except VaultDisabled:
         raise property_error(f"{name}: vault is required for secret properties but not configured") from None
-    # Even if the request is refused later: the real server deletes the old secret outside the transaction.
+    # The old secret stays deleted even if the request is refused later, because the real server deletes it outside
+    # the transaction.
     change.vault.delete(old)
     return reference
 
 
 def _process_nested(change: PropertyChange, name: str, definition: Json, old: Any, value: Any) -> Any:
-    """Return an object or array with its members or items processed, any other value unchanged."""
+    """Return an object with processed members or an array with processed items. Return any other value unchanged."""
     if definition["type"] == "object" and definition.get("properties"):
         inner = {"properties": definition["properties"]}
         return apply(change, inner, old if isinstance(old, dict) else None, value)
@@ -159,7 +163,10 @@ def vault_references(value: Any) -> Iterator[str]:
 
 
 def secret_references(schema: Json, values: Any, kind: str) -> Iterator[str]:
-    """Yield the vault references in properties that the schema declares as secrets of this kind."""
+    """Yield the vault references in properties that the schema declares as secrets of this kind.
+
+    The kinds are `persistent` and `ephemeral`. FulcrumCore deletes an ephemeral secret when a job of the service ends.
+    """
     if not isinstance(values, dict):
         return
     for name, definition in (schema.get("properties") or {}).items():

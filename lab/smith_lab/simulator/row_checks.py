@@ -1,4 +1,4 @@
-"""Finds rows and checks constraints for several tables. A violated constraint is answered 500, as by FulcrumCore."""
+"""Finds rows and checks constraints for several tables. As in FulcrumCore, a violated constraint is answered 500."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from smith_lab.simulator.web import Call
 
 
 def find_row(table: dict[str, Any], call: Call) -> Any:
-    """Return the row that the call names. Raises a 404 for an unknown id; endpoints with a scope answer 403 before."""
+    """Return the row with the id in the call's path. Raises a 404 for an unknown id.
+
+    Endpoints with a scope do not need this function, because an unknown id has no scope and is answered 403.
+    """
     row = table.get(call.id)
     if row is None:
         raise not_found()
@@ -25,7 +28,7 @@ def refuse_duplicate(table: dict[str, Any], row: Any, member: str = "name") -> N
 
 
 def refuse_if_in_use(used: bool) -> None:
-    """Raise a 500 if other rows refer to the row that the caller wants to delete."""
+    """Raise a 500 if the row that the caller wants to delete is used, which means that other rows refer to it."""
     if used:
         raise internal("update or delete on table violates foreign key constraint (SQLSTATE 23503)")
 

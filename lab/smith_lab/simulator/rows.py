@@ -1,4 +1,4 @@
-"""Defines the row class of each table. Times are seconds since the epoch on the simulator's clock."""
+"""Defines the row class of each table. Times are seconds since the epoch, by the simulator's clock."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ class Token(Row):
     role: str
     value: str
     expire_at: float
-    participant_id: str | None = None  #: for an agent's token: the provider of the agent
+    #: In a participant's token, the id of this participant. In an agent's token, the id of the agent's provider.
+    participant_id: str | None = None
     agent_id: str | None = None
 
 
@@ -45,8 +46,8 @@ class AgentType(Row):
     name: str
     service_type_ids: list[str]
     configuration_schema: Json
-    config_template: str = ""
-    cmd_template: str = ""
+    config_template: str = ""  #: Go template of the configuration that an install command fetches
+    cmd_template: str = ""  #: Go template of the install command
     config_content_type: str = "text/plain"
 
 
@@ -78,7 +79,7 @@ class Service(Row):
     name: str
     status: str
     properties: Json | None
-    agent_instance_id: str | None = None
+    agent_instance_id: str | None = None  #: the id that the agent reported for the VM or container
     agent_instance_data: Json | None = None
 
 
@@ -88,7 +89,7 @@ class Job(Row):
     consumer_id: str
     agent_id: str
     service_id: str
-    group_id: str  #: the group of the service; the API does not send it with a job
+    group_id: str  #: the service's group; it is not in the JSON of a job
     action: str
     params: Json | None
     status: str = "Pending"
@@ -96,8 +97,8 @@ class Job(Row):
     claimed_at: float | None = None
     completed_at: float | None = None
     error_message: str = ""
-    override: Json = field(default_factory=dict)  #: set by the lab: members that replace those in the job's JSON
-    hidden: list[str] = field(default_factory=list)  #: set by the lab: members that the job's JSON omits
+    override: Json = field(default_factory=dict)  #: set by a test: JSON members that replace the job's own
+    hidden: list[str] = field(default_factory=list)  #: set by a test: JSON members to omit
 
 
 @dataclass(kw_only=True)
@@ -152,4 +153,4 @@ class InstallToken(Row):
     agent_id: str
     value: str
     expires_at: float
-    bootstrap_token_id: str
+    bootstrap_token_id: str  #: id of the token that the install command sends as its bearer token

@@ -1,4 +1,4 @@
-"""Checks property schemas as FulcrumCore does, for service types and for agent types."""
+"""Checks the property schemas of service types and the configuration schemas of agent types as FulcrumCore does."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ PLAIN_VALIDATORS = frozenset({"minLength", "maxLength", "min", "max", "minItems"
 
 @dataclass(frozen=True)
 class Dialect:
-    """The validators and authorizers that one kind of schema may use."""
+    """The validators and authorizers that the schemas of service types, or those of agent types, may use."""
 
     validators: frozenset[str]
     authorizers: frozenset[str]
-    cross_field: frozenset[str]  #: validators that compare several properties
+    cross_field: frozenset[str]  #: validators of the whole schema, which compare several properties
 
 
 SERVICE_TYPES = Dialect(

@@ -1,4 +1,4 @@
-"""Runs the simulator's HTTP server, uvicorn in a thread, and pauses and resumes it without loss of state."""
+"""Runs the simulator's HTTP server, which is uvicorn in a thread, and pauses and resumes it without loss of state."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from smith_lab.simulator.history import LabState
 from smith_lab.simulator.lab_api import lab_routes
 from smith_lab.simulator.store import Store
 
-#: How long a stop waits for unfinished calls, such as those that a fault rule delays.
+#: Seconds for which a stop waits for unfinished calls, such as calls that a fault rule delays.
 SHUTDOWN_S = 1
 START_TIMEOUT_S = 10.0
 
@@ -34,7 +34,7 @@ class _Protocol(H11Protocol):
 
 
 def make_app(store: Store, lab: LabState) -> Starlette:
-    """Return the application: the API, the lab's endpoints and the fault layer."""
+    """Return the ASGI application, which consists of the API, the lab endpoints and the fault layer."""
     app = Starlette(
         routes=[*lab_routes(store, lab), Mount(API_PREFIX, app=Api(store))],
         middleware=[Middleware(FaultLayer, store=store, lab=lab)],
@@ -45,7 +45,7 @@ def make_app(store: Store, lab: LabState) -> Starlette:
 
 
 class SimulatorServer:
-    """One simulator on one port. `pause` closes the socket and every connection, `resume` opens the port again."""
+    """One simulator on one port. `pause` closes the socket and every connection. `resume` opens the same port again."""
 
     def __init__(self, store: Store, lab: LabState, *, host: str = "127.0.0.1", port: int = 0) -> None:
         self.store = store
@@ -68,7 +68,7 @@ class SimulatorServer:
         return self._thread is not None
 
     def start(self) -> None:
-        """Listen and serve. If the port is 0, the system chooses one, which is kept over `pause` and `resume`."""
+        """Start to accept calls. If the port is 0, the system chooses one, and `resume` uses the same port again."""
         listener = _listener(self.host, self.port)
         self.port = listener.getsockname()[1]
         self.store.origin = self.url
@@ -96,6 +96,7 @@ class SimulatorServer:
         self._sweeper.start()
 
     def _sweep_every(self, interval_s: float) -> None:
+        """Do the maintenance work in each interval until the server stops."""
         while not self._stopping.wait(interval_s):
             with self.store.lock:
                 maintenance.sweep(self.store)
@@ -116,7 +117,7 @@ class SimulatorServer:
         self.stop()
 
     def resume(self) -> None:
-        """Serve on the same port again. Each start of FulcrumCore adds a `change-me` token, so this does, too."""
+        """Accept calls on the same port again, and add a `change-me` token, as each start of FulcrumCore does."""
         with self.store.lock:
             self.store.add_seed_token()
         self.start()
@@ -142,7 +143,7 @@ def _config(app: Starlette) -> uvicorn.Config:
         lifespan="off",
         log_config=None,
         access_log=False,
-        date_header=False,  # the fault layer adds it, from the simulator's clock
+        date_header=False,  # the fault layer adds this header, with the time of the simulator's clock
         server_header=False,
         timeout_keep_alive=60,
         timeout_graceful_shutdown=SHUTDOWN_S,

@@ -1,4 +1,4 @@
-"""Stores the simulator's rows in dicts, with indexes for the frequent calls. Callers must hold `lock`."""
+"""Stores the simulator's rows in dicts, with indexes for frequent look-ups. Callers must hold the store's `lock`."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ DAY_S = 86_400.0
 
 @dataclass(kw_only=True)
 class Options:
-    """The settings of the real server, with its defaults."""
+    """The settings of the simulated server. The default times are those of the real server."""
 
     job_timeout_s: float = 300.0
     job_retention_s: float = 720 * 3600.0
     agent_timeout_s: float = 30.0
-    maintenance_interval_s: float = 0.0  #: real seconds between automatic sweeps; 0: only POST /lab/sweep
+    maintenance_interval_s: float = 0.0  #: real seconds between sweeps; 0: a sweep only for POST /lab/sweep
     job_maintenance: bool = True  #: a sweep applies timeout and retention
     agent_maintenance: bool = False  #: a sweep sets agents without heartbeats to Disconnected
     public_base_url: str = ""  #: base of the URL in install commands; empty: the simulator's own URL
@@ -48,28 +48,28 @@ class Options:
 
 @dataclass(kw_only=True)
 class Switches:
-    """Wrong behaviours that POST /lab/switches turns on."""
+    """Wrong behaviours and failures of the server, which tests turn on and off by POST /lab/switches."""
 
-    two_claims_win: bool = False  #: a claim of a Processing job is answered 204, as when two agents claim at once
+    two_claims_win: bool = False  #: a second claim of a job is answered 204, as if two agents claimed at once
     database_down: bool = False  #: tokens cannot be looked up, so every call is answered 403
     vault_off: bool = False  #: there is no vault key, so reading a secret is answered 500 without a body
 
 
 @dataclass
 class Store:
-    """All tables, with indexes for look-ups by other members than the id."""
+    """All tables. Each table maps ids to rows. Indexes find rows by other members than the id."""
 
     options: Options = field(default_factory=Options)
     clock: SimulatorClock = field(default_factory=SimulatorClock)
     switches: Switches = field(default_factory=Switches)
     lock: threading.RLock = field(default_factory=threading.RLock)
-    origin: str = ""  #: the simulator's URL; the server sets it
+    origin: str = ""  #: the simulator's URL, which SimulatorServer sets
 
     def __post_init__(self) -> None:
         self.clear()
 
     def clear(self) -> None:
-        """Empty every table and add the first admin token, as in a new database."""
+        """Empty every table and add the `change-me` token, so that the store equals a new database."""
         self.vault = Vault(enabled=not self.switches.vault_off)
         self.participants: dict[str, Participant] = {}
         self.tokens: dict[str, Token] = {}
@@ -85,7 +85,7 @@ class Store:
         self.service_options: dict[str, Option] = {}
         self.install_tokens: dict[str, InstallToken] = {}
         self.events: deque[Event] = deque(maxlen=50_000)
-        self.raw_pending: list[Any] = []  #: items that the lab adds to every pending list
+        self.raw_pending: list[Any] = []  #: items that a test added to the pending list of every agent
         self._event_number = 0
         self._clear_jobs()
         self.add_seed_token()
@@ -102,7 +102,7 @@ class Store:
         self.add_token(name="Bootstrap Admin Token", role="admin", value=SEED_TOKEN, lifetime_s=DAY_S)
 
     def new_row_fields(self) -> dict[str, Any]:
-        """Return the id and the times of a new row."""
+        """Return the members `id`, `created_at` and `updated_at` of a new row."""
         now = self.clock.now()
         return {"id": str(uuid.uuid4()), "created_at": now, "updated_at": now}
 
@@ -147,7 +147,7 @@ class Store:
             self.tokens_by_value[token.value] = others
 
     def find_token(self, value: str) -> Token | None:
-        """Return the token with this value if it is valid. Of several, the one with the lowest id counts."""
+        """Return the token with this value if it is valid. If several have the value, only the lowest id counts."""
         rows = self.tokens_by_value.get(value)
         if not rows or self.switches.database_down:
             return None
@@ -193,7 +193,7 @@ class Store:
 
     def delete_job(self, job: Job) -> None:
         """Delete a job from the table and from all indexes."""
-        self.set_job_status(job, "Failed")  # removes the job from the indexes by status
+        self.set_job_status(job, "Failed")  # this removes the job from the indexes `pending` and `processing`
         del self.jobs[job.id]
         if self.last_job.get(job.service_id) is job:
             del self.last_job[job.service_id]
@@ -206,7 +206,7 @@ class Store:
     def pending_jobs(self, agent_id: str, limit: int) -> list[Job]:
         """Return at most one pending job of each group, sorted by group id, as the real server does.
 
-        A group has none while the agent processes a job of the group.
+        A group is skipped while the agent processes one of its jobs.
         """
         busy_groups = {job.group_id for job in self.processing[agent_id].values()}
         first_jobs: dict[str, Job] = {}
@@ -219,7 +219,7 @@ class Store:
     # Events
 
     def add_event(self, initiator: Token | None, kind: str, row: Any, payload: Json | None = None) -> None:
-        """Add an event about a row to the event log. Without an initiator, the server caused it."""
+        """Add an event about a row to the event log. `initiator` is None if the server itself caused the event."""
         self._event_number += 1
         self.events.append(
             Event(

@@ -1,6 +1,7 @@
 """Checks a value against its type and its validators, and runs the validators that compare several properties.
 
-A validator returns the text of a problem, or None if the value is valid.
+A validator is a function that returns the text of a problem, or None if the value is valid. Its parameters are the
+look-ups in the store, its configuration in the schema, and the value.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ class Lookups(Protocol):
 
 
 def is_number(value: Any) -> bool:
-    """Return whether the value is a JSON number. In Python, a bool is an int, too."""
+    """Return whether the value is a JSON number. A bool is not one, although it is an int in Python."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def check_type(name: str, value: Any, kind: str) -> None:
-    """Raise PropertyErrors unless the value is of the declared type; 2.0 is an integer, true is not a number."""
+    """Raise PropertyErrors unless the value is of the declared type. 2.0 counts as an integer."""
     if not _TYPE_CHECKS[kind](value):
         raise property_error(f"{name}: expected {kind}, got {json.dumps(value)[:40]}")
 
@@ -54,12 +55,12 @@ _TYPE_CHECKS: dict[str, Callable[[Any], bool]] = {
 
 
 def property_error(text: str) -> PropertyErrors:
-    """Return an error with one problem. The property engine adds the property's name."""
+    """Return an error with one problem. `properties.apply` adds the property's name."""
     return PropertyErrors([("", text)])
 
 
 def _string_length_problem(value: Any, bound: float, *, is_minimum: bool) -> str | None:
-    # Go's length of a string is its number of bytes.
+    # The length is the number of bytes, as in Go.
     return _bound_problem(len(value.encode()), bound, is_minimum) if isinstance(value, str) else "expected a string"
 
 
@@ -111,7 +112,7 @@ VALIDATORS: dict[str, Callable[[Lookups | None, Json, Any], str | None]] = {
 
 
 def cross_field_problem(validators: list[Json], result: Json) -> str | None:
-    """Return the first problem of validators that compare several properties, or None."""
+    """Return the first problem that validators which compare several properties find in `result`, or None."""
     for item in validators:
         names = item["config"]["properties"]
         present = [name for name in names if result.get(name) is not None]

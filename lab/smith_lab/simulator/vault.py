@@ -1,4 +1,4 @@
-"""Stores secrets in memory. Properties contain a `vault://` reference instead of the secret."""
+"""Stores secrets in memory. Properties contain a reference (`vault://` and a UUID) instead of the secret itself."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class VaultDisabled(Exception):
 
 @dataclass
 class Vault:
-    """Secrets by reference. A deletion is final even if the request fails later, as in the real server."""
+    """Maps references to secrets. As in the real server, a deletion is not undone if the request fails later."""
 
     enabled: bool = True
     secrets: dict[str, Any] = field(default_factory=dict)

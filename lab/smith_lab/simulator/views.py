@@ -1,4 +1,7 @@
-"""Renders rows as FulcrumCore's JSON. A member without a value is omitted, except an agent's `tags`, which are null."""
+"""Renders rows as FulcrumCore's JSON.
+
+A member without a value is omitted. The only exception is an agent's `tags`, which are null.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ from smith_lab.simulator.store import Store
 
 
 def _row_body(row: Row, members: Json) -> Json:
-    """Return the id, the members that are present, and the times of a row."""
+    """Return the JSON of a row: its id, those of `members` that have a value, and its times."""
     present = {name: value for name, value in members.items() if value is not None}
     return {"id": row.id, **present, "createdAt": to_text(row.created_at), "updatedAt": to_text(row.updated_at)}
 
@@ -87,7 +90,7 @@ def agent(store: Store, row: Agent) -> Json:
 
 
 def _embedded_agent(row: Agent) -> Json:
-    """Render an agent as it is embedded in a job or service: without participant and agent type."""
+    """Render an agent as it is embedded in a job or service, without the objects `participant` and `agentType`."""
     members = {
         "name": row.name,
         "status": row.status,
@@ -103,7 +106,7 @@ def group(row: Group) -> Json:
 
 
 def service(row: Service) -> Json:
-    """Render a service as it is embedded in a job."""
+    """Render a service as it is embedded in a job, without the objects `agent` and `serviceType`."""
     return _row_body(
         row,
         {
@@ -122,7 +125,7 @@ def service(row: Service) -> Json:
 
 
 def full_service(store: Store, row: Service) -> Json:
-    """Render a service with its agent and type, as in lists and single reads."""
+    """Render a service with its agent and its type, as the server does in lists and when it returns one service."""
     return {
         **service(row),
         "agent": _embedded_agent(store.agents[row.agent_id]),
@@ -131,7 +134,10 @@ def full_service(store: Store, row: Service) -> Json:
 
 
 def pending_job(store: Store, row: Job) -> Json:
-    """Render a job as in the pending list: with its service, without agent, provider and consumer."""
+    """Render a job as in the list of pending jobs: with its service, without agent, provider and consumer.
+
+    The members that a test overrode or hid are replaced or omitted.
+    """
     body = _row_body(
         row,
         {
@@ -156,7 +162,7 @@ def pending_job(store: Store, row: Job) -> Json:
 
 
 def full_job(store: Store, row: Job) -> Json:
-    """Render a job as in lists and single reads."""
+    """Render a job with agent, provider and consumer, as the server does in lists and when it returns one job."""
     return {
         **pending_job(store, row),
         "agent": _embedded_agent(store.agents[row.agent_id]),

@@ -1,8 +1,8 @@
 """Processes one API call: authenticates and authorizes the caller, decodes the body and runs the endpoint's handler.
 
-The checks run in the order of the real server. First the token is checked (401 or 403), then the syntax of the id
-(400). Then come the caller's role (403) and the body (400), in an order that depends on the route. Last is the check
-whether the caller may access the object (403).
+The checks run in the order of the real server. First the token is checked (401 or 403), then the syntax of the id in
+the path (400). Then the caller's role (403) and the body (400) are checked, in an order that depends on the endpoint.
+The last check is whether the caller may access the object (403). In parentheses is the status after a failed check.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 ADMIN, PARTICIPANT, AGENT = "admin", "participant", "agent"
 
-# The sets of roles that endpoints allow. USERS are people and their programs; agents are not among them.
+# Sets of roles that an endpoint allows. USERS are all roles except that of an agent.
 ANY_ROLE = frozenset({ADMIN, PARTICIPANT, AGENT})
 USERS = frozenset({ADMIN, PARTICIPANT})
 ADMINS = frozenset({ADMIN})
@@ -34,7 +34,7 @@ AGENTS = frozenset({AGENT})
 
 @dataclass(frozen=True, kw_only=True)
 class Scope:
-    """The owners of an object: participants and an agent. Only the owners and admins may access the object."""
+    """The owners of an object, which are participants and an agent. Only owners and admins may access the object."""
 
     participants: tuple[str | None, ...] = ()
     agent_id: str | None = None
@@ -73,11 +73,11 @@ class Call:
 
 @dataclass(frozen=True, kw_only=True)
 class Reply:
-    """What a handler answers: JSON, text, or no body at all."""
+    """The answer of a handler. Its body is JSON or text, or it has no body."""
 
     status: int = 200
-    body: Any = None  #: sent as JSON; None: no body
-    text: str | None = None  #: sent as it is, instead of JSON
+    body: Any = None  #: the value to send as JSON, or None
+    text: str | None = None  #: the text to send instead of JSON
     headers: dict[str, str] = field(default_factory=dict)
 
 
@@ -93,10 +93,10 @@ class Endpoint:
     path: str
     handler: Handler
     roles: frozenset[str]
-    fields: decoding.Fields | None = None  #: the members to decode; None: the body is not read
-    role_first: bool = False  #: check the role before the body, as the real server does on this route
-    #: Returns the scope of the object that the call names. If the object does not exist, it returns None, which is
-    #: answered 403, or it raises a Problem.
+    fields: decoding.Fields | None = None  #: the body's members; None: the body is ignored
+    role_first: bool = False  #: check the role before the body, as the real server does for this endpoint
+    #: A function that returns the scope of the object that the call reads, changes or creates. If the scope cannot be
+    #: determined, for example because the object does not exist, it returns None (answered 403) or raises a Problem.
     scope: Callable[[Call], Scope | None] | None = None
 
     def handle(self, call: Call, raw: bytes) -> Reply:
@@ -128,7 +128,7 @@ def _canonical_id(text: str) -> str:
 
 
 def authenticate(store: Store, header: str | None) -> Token:
-    """Return the caller's token. Raises Problem unless the header is exactly `Bearer`, one space and a valid token."""
+    """Return the caller's token. Raises Problem unless the header is `Bearer`, exactly one space and a valid token."""
     if not header or not header.startswith("Bearer ") or not header.removeprefix("Bearer ").strip():
         raise unauthorized()
     token = store.find_token(header.removeprefix("Bearer "))
@@ -155,7 +155,7 @@ def asgi_endpoint(store: Store, endpoint: Endpoint) -> Callable[[Request], Await
 
 
 def to_response(make_reply: Callable[[], Reply]) -> Response:
-    """Make a reply and render it. An unexpected exception is answered as a panic of the real server: 500, no body."""
+    """Call `make_reply` and render the reply. An unexpected exception becomes a 500 without a body, like a Go panic."""
     try:
         reply = make_reply()
     except Problem as problem:
@@ -171,12 +171,12 @@ def to_response(make_reply: Callable[[], Reply]) -> Response:
 
 
 def problem_response(problem: Problem) -> Response:
-    """Render an error. Its JSON has the content type text/plain, because the real server sets the type too late."""
+    """Render an error. The content type of its JSON is text/plain, because the real server sets the type too late."""
     if problem.body is None:
         return Response(status_code=problem.status)
     return Response(to_json(problem.body), problem.status, media_type="text/plain")
 
 
 def to_json(value: Any) -> str:
-    """Encode a value as the real server does: without spaces, with a line break at the end."""
+    """Encode a value as the real server does, without spaces and with a line break at the end."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")) + "\n"

@@ -79,7 +79,11 @@ def _save_agent_type(store: Store, row: AgentType) -> None:
 
 
 def _check_templates(row: AgentType) -> None:
-    """Raise a 400 unless both templates or none exist, both render, and the command uses its URL and its token."""
+    """Raise a 400 for install templates that FulcrumCore refuses.
+
+    Either both templates or none must be set, and both must render. The template of the command must use the URL of the
+    configuration and the token.
+    """
     if bool(row.config_template) != bool(row.cmd_template):
         raise bad_request("configTemplate and cmdTemplate must both be set or both be empty")
     if not row.config_template:
@@ -112,7 +116,7 @@ def _renders(template: str, data: Json) -> bool:
 
 
 def _mock_data(schema: Json) -> Json:
-    """Return a value of the declared type for every property, as data for a template."""
+    """Return data with which a template is rendered as a check: a value of the declared type for every property."""
     return {name: _mock_value(definition) for name, definition in (schema.get("properties") or {}).items()}
 
 

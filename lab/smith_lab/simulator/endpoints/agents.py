@@ -1,4 +1,4 @@
-"""Handles agents: the calls of admins and participants, and the two `me` calls that an agent makes itself."""
+"""Handles the calls of admins and participants for agents, and the calls to /agents/me that an agent makes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _LISTING = Listing(
 
 
 def agent_scope(call: Call) -> Scope | None:
-    """Return the scope of the agent that the call names, or None."""
+    """Return the scope of the agent with the id in the call's path, or None if it does not exist."""
     agent = call.store.agents.get(call.id)
     return scope_of_agent(agent) if agent else None
 
@@ -44,7 +44,10 @@ def _get(call: Call) -> Reply:
 
 
 def _create(call: Call) -> Reply:
-    """Create a Disconnected agent. If the request has no configuration, required members are not checked either."""
+    """Create an agent with the status Disconnected.
+
+    If the request has no configuration, the agent has none either, even if the schema has required members.
+    """
     store, body = call.store, call.body
     _refuse_pools(body)
     if not body.get("name"):
@@ -72,7 +75,10 @@ def _create(call: Call) -> Reply:
 
 
 def _process_configuration(store: Store, agent: Agent, given: Json) -> Json:
-    """Return the configuration to store: without unknown members, with vault references instead of secrets."""
+    """Return the configuration to store, without unknown members and with vault references instead of secrets.
+
+    `given` is the configuration in the request. Raises a 400 if it does not match the agent type's schema.
+    """
     change = properties.PropertyChange(vault=store.vault, actor="user", updating=agent.configuration is not None)
     schema = store.agent_types[agent.agent_type_id].configuration_schema
     try:
@@ -131,7 +137,7 @@ def _get_me(call: Call) -> Reply:
 
 
 def _put_my_status(call: Call) -> Reply:
-    """Handle a heartbeat. Every status may follow every other, and an agent may also report Disabled."""
+    """Handle a heartbeat. As in the real server, an agent may report any status at any time, even Disabled."""
     agent = _calling_agent(call)
     _check_status(call.body.get("status", ""))
     agent.status = call.body["status"]

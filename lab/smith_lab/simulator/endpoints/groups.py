@@ -1,4 +1,4 @@
-"""Handles service groups. FulcrumCore delivers the jobs of one group one at a time."""
+"""Handles service groups. FulcrumCore delivers a job of a group only when the group's earlier job has ended."""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Handles install commands, and the configuration that such a command fetches within five minutes."""
+"""Handles install commands, and the configuration that an install command fetches.
+
+An install command is a shell command that installs an agent on a host. It contains a URL for the configuration and a
+bearer token. Both are valid for five minutes.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,7 @@ from smith_lab.simulator.store import Store
 from smith_lab.simulator.vault import VAULT_PREFIX
 from smith_lab.simulator.web import ANY_ROLE, NO_CONTENT, USERS, Call, Endpoint, Reply
 
-#: How long an install command is valid.
+#: Seconds for which the URL and the bearer token in an install command are valid.
 LIFETIME_S = 300.0
 
 
@@ -27,7 +31,7 @@ def _create(call: Call) -> Reply:
 
 
 def _regenerate(call: Call) -> Reply:
-    """Issue a new URL and bearer token. The old URL and token are invalid at once."""
+    """Return an install command with a new URL and a new bearer token. The old ones are invalid at once."""
     _refuse_without_templates(call)
     _delete_install_token(call)
     return _issue(call, status=200)
@@ -40,7 +44,7 @@ def _refuse_without_templates(call: Call) -> None:
 
 
 def _issue(call: Call, *, status: int) -> Reply:
-    """Create a bearer token and an install token; return the command that contains both."""
+    """Create a bearer token and an install token, which is a part of the URL; return the command that contains both."""
     store, agent = call.store, call.store.agents[call.id]
     bearer = store.add_token(
         name=f"install-bootstrap-{agent.id}",
@@ -96,7 +100,7 @@ def _delete_install_token(call: Call) -> None:
 
 
 def _fetch_configuration(call: Call) -> Reply:
-    """Return the rendered configuration with secrets in clear text. Every failure is answered 404 without a body."""
+    """Return the rendered configuration with secrets in clear text. A failure is answered 404 without a body."""
     store = call.store
     row = next((row for row in store.install_tokens.values() if row.value == call.path["token"]), None)
     if row is None or row.expires_at < store.clock.now():

@@ -1,4 +1,4 @@
-"""Handles jobs: lists, claim, complete and fail, with the steps in the real server's order."""
+"""Handles jobs: lists them, and lets agents claim, complete and fail them, in the same steps as the real server."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from smith_lab.simulator.store import Store
 from smith_lab.simulator.web import AGENTS, ANY_ROLE, NO_CONTENT, Call, Endpoint, Reply, Scope
 
 STATUSES = ("Pending", "Processing", "Completed", "Failed")
-#: How many jobs the pending list contains at most if the request has no valid `limit`.
+#: The maximum number of jobs in an agent's list of pending jobs, if the request has no valid `limit`.
 DEFAULT_LIMIT = 10
 
 _LISTING = Listing(
@@ -58,7 +58,7 @@ def _pending(call: Call) -> Reply:
 
 
 def _limit(call: Call) -> int:
-    """Return how many jobs the request asks for at most; DEFAULT_LIMIT if the number is missing or invalid."""
+    """Return the maximum number of jobs that the request wants, or DEFAULT_LIMIT without a valid number."""
     text = next((value for name, value in call.query if name == "limit"), "")
     try:
         limit = int(text)
@@ -68,7 +68,7 @@ def _limit(call: Call) -> int:
 
 
 def _claim(call: Call) -> Reply:
-    """Claim a job. As in the real server, only its status is checked, and the claiming agent is not recorded."""
+    """Claim a job. As in the real server, only the job's status is checked, and the claiming agent is not recorded."""
     store, job = call.store, call.store.jobs[call.id]
     is_second_claim_allowed = store.switches.two_claims_win and job.status == "Processing"
     if job.status != "Pending" and not is_second_claim_allowed:
@@ -79,7 +79,10 @@ def _claim(call: Call) -> Reply:
 
 
 def _complete(call: Call) -> Reply:
-    """Complete a job in one transaction. If it is refused, the job stays Processing and the service unchanged."""
+    """Complete a job. If the request is refused, the job stays Processing and the service does not change.
+
+    So the changes are made in a copy of the service, which is stored when all checks have passed.
+    """
     store, job = call.store, call.store.jobs[call.id]
     _refuse_unless_processing(job, "complete")
     service = copy.copy(store.services[job.service_id])
@@ -90,8 +93,8 @@ def _complete(call: Call) -> Reply:
     service.agent_instance_data = call.body.get("agentInstanceData", service.agent_instance_data)
     service.agent_instance_id = call.body.get("agentInstanceId", service.agent_instance_id)
     if job.action == "update":
-        # As in the real server, the params replace the properties that the agent reported. Without params the
-        # service has no properties afterwards.
+        # As in the real server, the job's params replace all properties, even those that the agent reported. If the
+        # job has no params, the service has no properties afterwards.
         service.properties = job.params
     is_terminal_state = lifecycle.is_terminal(service_type.lifecycle_schema, service.status)
     if is_terminal_state:
@@ -106,7 +109,10 @@ def _complete(call: Call) -> Reply:
 
 
 def _merge_properties(store: Store, service: Service, service_type: ServiceType, given: Json) -> Json:
-    """Return the service's properties with those that the agent reported. Raises a 400 for an invalid one."""
+    """Return the service's properties, changed to the values that the agent reported (`given`).
+
+    Raises a 400 if a reported value is invalid.
+    """
     old = service.properties or {}
     change = properties.PropertyChange(
         vault=store.vault,
@@ -122,6 +128,7 @@ def _merge_properties(store: Store, service: Service, service_type: ServiceType,
 
 
 def _apply_transition(service: Service, service_type: ServiceType, job: Job) -> None:
+    """Set the state that the service has after the job's action. Raises a 400 if the lifecycle has none."""
     try:
         service.status = lifecycle.next_state(service_type.lifecycle_schema, service.status, job.action)
     except (lifecycle.NoTransition, lifecycle.UnknownAction) as exc:
@@ -153,7 +160,7 @@ def _save_service(store: Store, service: Service) -> None:
 
 
 def _fail(call: Call) -> Reply:
-    """Fail a claimed job. If no error transition matches, the service keeps its state, and the answer is still 204."""
+    """Fail a claimed job. If no transition matches the error, the service keeps its state; the answer is 204, too."""
     store, job = call.store, call.store.jobs[call.id]
     _refuse_unless_processing(job, "fail")
     service = copy.copy(store.services[job.service_id])
@@ -179,7 +186,7 @@ def _refuse_unless_processing(job: Job, verb: str) -> None:
 
 
 def _delete_secrets(store: Store, service: Service, service_type: ServiceType, *, persistent: bool) -> None:
-    """Delete the service's ephemeral secrets from the vault; with `persistent`, the persistent ones, too."""
+    """Delete the service's ephemeral secrets from the vault. With `persistent`, also delete its persistent secrets."""
     ephemeral = properties.secret_references(service_type.property_schema, service.properties, "ephemeral")
     all_secrets = properties.vault_references(service.properties) if persistent else ()
     for reference in list(chain(ephemeral, all_secrets)):

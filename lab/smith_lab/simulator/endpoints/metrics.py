@@ -1,4 +1,4 @@
-"""Handles metric types, and the metric entries that agents send: one for each call."""
+"""Handles metric types, and the metric entries that agents send. A call contains one entry."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _delete_metric_type(call: Call) -> Reply:
 
 
 def _create_entry(call: Call) -> Reply:
-    """Store one entry with the server's time. A time in the request is ignored, as in the real server."""
+    """Store one entry with the server's time. As in the real server, a time in the request is ignored."""
     service = _measured_service(call)
     types = call.store.metric_types.values()
     metric_type = next((row for row in types if row.name == call.body.get("typeName", "")), None)
@@ -85,8 +85,8 @@ def _create_entry(call: Call) -> Reply:
 def _measured_service(call: Call) -> Service:
     """Return the service that the entry is about.
 
-    `serviceId` has priority over `agentInstanceId`. As in the real server, a service that `serviceId` names may belong
-    to another agent.
+    `serviceId` has priority over `agentInstanceId`. As in the real server, a service that the request names by
+    `serviceId` may belong to another agent.
     """
     store = call.store
     if "serviceId" in call.body:

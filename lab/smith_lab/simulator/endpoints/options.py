@@ -1,4 +1,4 @@
-"""Handles service option types, and the options that a provider's agents publish for them."""
+"""Handles service option types, and the options of each type, which agents publish for their provider."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Answers for pools, which are not simulated: every list is empty, every write is refused with 400."""
+"""Answers the calls for pools, which are not simulated. A list is empty, and a creation is refused with 400."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from smith_lab.simulator.problems import bad_request
 from smith_lab.simulator.web import ANY_ROLE, USERS, Call, Endpoint, Reply
 
 _LISTING = Listing()
-#: The collections of pools, and the roles that may list each.
+#: Maps the path of each collection to the roles that may list it.
 _READERS_BY_PATH = {
     "/service-pools": ANY_ROLE,
     "/service-pool-values": ANY_ROLE,

@@ -1,4 +1,8 @@
-"""Handles services: create, update, action and delete each create a job, whose end changes the service's state."""
+"""Handles services.
+
+A create, an update of properties, an action and a delete each create a job. The end of the job changes the service's
+state.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ from smith_lab.simulator.rows import Agent, Json, Service, ServiceType
 from smith_lab.simulator.store import Store
 from smith_lab.simulator.web import ANY_ROLE, NO_CONTENT, USERS, Call, Endpoint, Reply, Scope
 
-#: The length of the real server's column for a job's action.
+#: The maximum length of an action's name in the database of the real server.
 MAX_ACTION_LENGTH = 50
 
 _LISTING = Listing(
@@ -26,7 +30,7 @@ def _scope(call: Call) -> Scope | None:
 
 
 def _new_service_scope(call: Call) -> Scope | None:
-    """Return the scope of the group in which the service is created: its consumer."""
+    """Return the scope of the group in which the service is created. Only the group's consumer is in the scope."""
     group = call.store.groups.get(call.body.get("groupId", ""))
     return Scope(participants=(group.consumer_id,)) if group else None
 
@@ -62,7 +66,7 @@ def _create(call: Call) -> Reply:
 
 
 def _select_agent(call: Call) -> Agent:
-    """Return the requested agent, or the first that supports the service type and has all requested tags."""
+    """Return the agent that the request names, or the first that supports the service type and has all `agentTags`."""
     store = call.store
     if "agentId" in call.body:
         agent = store.agents.get(call.body["agentId"])
@@ -95,7 +99,10 @@ def _new_service(call: Call, agent: Agent, service_type: ServiceType) -> Service
 def _process_properties(
     store: Store, service: Service, service_type: ServiceType, given: Json, *, updating: bool
 ) -> Json:
-    """Return the properties after the request. Raises a 400 with the list of problems."""
+    """Return the properties that the service has after the request. `given` are the properties in the request.
+
+    Raises a 400 with the list of problems if a property is invalid.
+    """
     change = properties.PropertyChange(
         vault=store.vault,
         actor="user",
@@ -110,14 +117,15 @@ def _process_properties(
 
 
 def _patch(call: Call) -> Reply:
-    """Change the name at once. For new properties, create an `update` job; the service has them when the job ends."""
+    """Change the name at once. For new properties, create an `update` job, whose end changes the properties."""
     store, service = call.store, call.store.services[call.id]
     service_type = store.service_types[service.service_type_id]
     if call.body.get("name", service.name) == "":
         raise bad_request("service name cannot be empty")
     if "properties" in call.body:
         if service.properties is None:
-            raise panic()  # in the real server a nil dereference; an update without params leaves no properties
+            # A service has no properties after an `update` job without params. The real server then dereferences nil.
+            raise panic()
         params = _process_properties(store, service, service_type, call.body["properties"], updating=True)
         _start_action(store, service, service_type, "update", params)
     if "name" in call.body:
@@ -128,7 +136,7 @@ def _patch(call: Call) -> Reply:
 
 
 def _start_action(store: Store, service: Service, service_type: ServiceType, action: str, params: Json | None) -> None:
-    """Create a job for the action. Raises a 400 if the state does not allow it or another job is active."""
+    """Create a job for the action. Raises a 400 if the service's state does not allow it or if it has an active job."""
     lifecycle.refuse_unless_allowed(service_type.lifecycle_schema, service.status, action)
     active = store.active_job(service.id)
     if active is not None:
@@ -139,7 +147,7 @@ def _start_action(store: Store, service: Service, service_type: ServiceType, act
 
 
 def _post_action(call: Call) -> Reply:
-    """Start the action that the path names, without params. The request's body is ignored."""
+    """Create a job without params for the action that the path names. The request's body is ignored."""
     service = call.store.services[call.id]
     _start_action(call.store, service, call.store.service_types[service.service_type_id], call.path["action"], None)
     return Reply(body=views.full_service(call.store, service))

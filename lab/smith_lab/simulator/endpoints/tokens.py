@@ -1,4 +1,4 @@
-"""Handles tokens. Only the answers that create or renew a token contain its value."""
+"""Handles tokens. Only the answers to calls that create or renew a token contain the token's value."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _list_tokens(call: Call) -> Reply:
 def _new_token_scope(call: Call) -> Scope | None:
     """Return the scope of the new token, or None if the caller may not create it.
 
-    Only an admin may create a token for an admin; a participant may create tokens in its own scope.
+    Only an admin may create a token for an admin. A participant may create tokens for itself and for its agents.
     """
     role, scope_id = call.body.get("role"), call.body.get("scopeId")
     if role == ADMIN:
@@ -46,7 +46,7 @@ def _new_token_scope(call: Call) -> Scope | None:
 
 
 def scope_of_agent(agent: Agent) -> Scope:
-    """Return the scope of an agent: itself and its provider."""
+    """Return the scope of an agent, which consists of the agent itself and its provider."""
     return Scope(participants=(agent.provider_id,), agent_id=agent.id)
 
 

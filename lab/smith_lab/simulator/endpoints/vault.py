@@ -7,7 +7,7 @@ from smith_lab.simulator.web import AGENTS, Call, Endpoint, Reply
 
 
 def _read_secret(call: Call) -> Reply:
-    """Return a secret. Every agent may read every secret. Without a vault key the real server panics."""
+    """Return a secret. Every agent may read every secret. If the real server has no vault key, it panics."""
     if call.store.switches.vault_off:
         raise panic()
     if call.path["reference"] not in call.store.vault.secrets:

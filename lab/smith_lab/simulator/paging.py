@@ -110,6 +110,7 @@ def equals_allowed(member: str, allowed: Sequence[str]) -> Filter:
 
 def _equals_parsed(member: str, parse: Callable[[str], Any]) -> Filter:
     """Return a filter for rows whose member equals one of the values after `parse` converted them."""
+
     def make_predicate(values: list[str]) -> Callable[[Any], bool]:
         wanted = [parse(value) for value in values]
         return lambda row: getattr(row, member) in wanted

@@ -1,7 +1,7 @@
 """Lists and creates FulcrumCore's objects with an administrator's token, for `bootstrap.py`.
 
-The caller reads each list completely before it creates an object of that kind, because FulcrumCore answers 500 when an
-object of the same name exists already.
+FulcrumCore answers 500 to a request to create an object whose name exists already. So the caller must list all objects
+of a kind before it creates one.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from executor.fulcrum.types import CoreId, CoreModel
 
 
 class Collection(StrEnum):
-    """The kinds of objects that an administrator creates for an agent."""
+    """The kinds of objects that an administrator creates for an agent, as they are named in the paths of the API."""
 
     SERVICE_TYPES = "service-types"
     AGENT_TYPES = "agent-types"
@@ -28,7 +28,7 @@ class Collection(StrEnum):
 
 
 class CoreObject(CoreModel):
-    """An object of FulcrumCore with all its members as received, so that they can be compared with the wanted ones."""
+    """An object of FulcrumCore. It keeps all members as received, because the caller compares them with wanted ones."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -51,7 +51,7 @@ class CoreToken(CoreModel):
 
 
 class FulcrumAdmin(FulcrumClient):
-    """Client with an administrator's token. Its methods raise the same errors as those of FulcrumClient."""
+    """Calls FulcrumCore's API with an administrator's token. It raises the same exceptions as FulcrumClient."""
 
     def objects(self, collection: Collection) -> list[CoreObject]:
         """List all objects of one kind."""
@@ -60,8 +60,8 @@ class FulcrumAdmin(FulcrumClient):
     def create(self, collection: Collection, members: dict[str, Any]) -> CoreObject:
         """Create one object.
 
-        FulcrumUnavailable may mean that an object of this name exists already. So the caller lists the objects before
-        this call, and again after that error.
+        If this raises FulcrumUnavailable, an object of this name may exist already. So the caller must list the objects
+        before the call, and again after this exception.
         """
         path = f"/{collection}"
         return parse_response(CoreObject, f"POST {path}", self._http.request_json("POST", path, body=members))
@@ -72,7 +72,10 @@ class FulcrumAdmin(FulcrumClient):
         return [token for token in tokens if token.agent_id == agent_id]
 
     def create_agent_token(self, agent_id: str, name: str, expires_at: datetime) -> str:
-        """Create a token for an agent and return its value. FulcrumCore's default is one day."""
+        """Create a token for an agent and return its value.
+
+        `expires_at` is always sent, because a token would otherwise expire after one day.
+        """
         body = {"name": name, "role": "agent", "scopeId": agent_id, "expireAt": f"{expires_at:%Y-%m-%dT%H:%M:%SZ}"}
         token = parse_response(CoreToken, "POST /tokens", self._http.request_json("POST", "/tokens", body=body))
         if not token.value:

@@ -1,7 +1,7 @@
-"""Creates in FulcrumCore what an agent needs: service type, agent type, metric types, provider, agent and its token.
+"""Creates the objects that an agent needs in FulcrumCore: types, metric types, provider, agent and token.
 
-It looks up all objects first, so that it refuses a request before it has created anything. It never changes an existing
-object. A second run creates only the objects that are still missing.
+This module reads all existing objects first. So if it must refuse a request, it has not created anything yet. It never
+changes an existing object. If it runs again, it creates only those objects that are still missing.
 """
 
 from __future__ import annotations
@@ -34,22 +34,22 @@ class BootstrapRefused(SmithError):
 class Status(StrEnum):
     """The state of one object in FulcrumCore."""
 
-    FOUND = "found"  #: it exists, with the wanted content
-    DIFFERS = "differs"  #: it exists with other content, and was not changed
-    MADE = "made"  #: it was created
-    MISSING = "missing"  #: it does not exist, and was not created because of --dry-run
+    FOUND = "found"  #: the object exists with the wanted content
+    DIFFERS = "differs"  #: the object exists with other content, and was not changed
+    MADE = "made"  #: the object did not exist and was created
+    MISSING = "missing"  #: the object does not exist, and was not created because of --dry-run
 
 
 @dataclass(frozen=True, kw_only=True)
 class BootstrapRequest:
-    """The objects that an administrator wants."""
+    """The objects that the administrator wants to exist in FulcrumCore."""
 
-    agent: str
+    agent: str  #: name of the agent
     provider: str  #: name or id of the participant that provides the services
     may_create_provider: bool = False
-    service_type: Json
-    agent_type: Json
-    tags: tuple[str, ...] = ("proxmox",)
+    service_type: Json  #: content of the service type
+    agent_type: Json  #: content of the agent type
+    tags: tuple[str, ...] = ("proxmox",)  #: tags of the agent
     token_lifetime: timedelta
     wants_new_token: bool = False  #: create a token even if the agent has a valid one
 
@@ -58,16 +58,18 @@ class BootstrapRequest:
 class Step:
     """The state of one object after it was compared or created."""
 
-    kind: str
+    kind: str  #: such as `agent type`
     name: str
     status: Status
     id: str | None = None
-    differences: list[str] = field(default_factory=list)  #: paths at which an existing object differs
+    differences: list[str] = field(
+        default_factory=list
+    )  #: paths of members at which an existing object differs from the wanted one
 
 
 @dataclass(kw_only=True)
 class _WantedObject:
-    """One wanted object: its content, and the object of that name that exists in FulcrumCore, if any."""
+    """One wanted object. `members` is its wanted content, `existing` the object of its name in FulcrumCore, if any."""
 
     kind: str
     collection: Collection
@@ -84,10 +86,13 @@ class _WantedObject:
 
 
 class Bootstrap:
-    """Compares FulcrumCore with a request and creates what is missing. `create_missing` may be called once."""
+    """Compares the objects in FulcrumCore with a request, and creates the missing ones.
+
+    `create_missing` may be called once only.
+    """
 
     def __init__(self, core: FulcrumAdmin, request: BootstrapRequest) -> None:
-        """Find all existing objects. Raises FulcrumError, BootstrapRefused."""
+        """Find all objects that exist already. Raises FulcrumError, BootstrapRefused."""
         self._core = core
         self._request = request
         self._service_type = self._wanted_object("service type", Collection.SERVICE_TYPES, request.service_type)
@@ -104,16 +109,19 @@ class Bootstrap:
 
     @property
     def agent_id(self) -> str | None:
-        """The agent's id; None if it does not exist yet."""
+        """The agent's id; None if the agent does not exist yet."""
         return self._agent.id
 
     @property
     def needs_token(self) -> bool:
-        """Whether a token will be created: the agent has no valid one, or a new one is wanted."""
+        """Whether a token will be created: the agent has no valid token, or the request wants a new one."""
         return self._request.wants_new_token or not self._has_token
 
     def create_missing(self, store_token: Callable[[str], object]) -> Iterator[Step]:
-        """Create the missing objects one by one; `store_token` gets a new token's value before its step is yielded."""
+        """Create the missing objects one by one, and yield a step for each object.
+
+        `store_token` is called with the value of a new token before the step of the token is yielded.
+        """
         for wanted in self._objects():
             self._add_references(wanted)
             yield self._create(wanted) if wanted.existing is None else _comparison(wanted)
@@ -123,7 +131,7 @@ class Bootstrap:
         yield self._token_step(Status.MADE)
 
     def dry_run(self) -> Iterator[Step]:
-        """Yield what `create_missing` would do, and create nothing."""
+        """Yield the steps of `create_missing`, but create nothing."""
         for wanted in self._objects():
             self._add_references(wanted)
             if wanted.existing is None:
@@ -133,11 +141,14 @@ class Bootstrap:
         yield self._token_step(Status.MISSING)
 
     def _objects(self) -> list[_WantedObject]:
-        """Return the objects in the order in which they are created: each refers to earlier ones only."""
+        """Return the objects in the order in which they are created. Each one refers only to objects before it."""
         return [self._service_type, self._agent_type, *self._metrics, self._provider, self._agent]
 
     def _add_references(self, wanted: _WantedObject) -> None:
-        """Add the ids of the objects that this one refers to. In a dry run an object that does not exist has no id."""
+        """Add the ids of those objects that `wanted` refers to.
+
+        In a dry run, an object that does not exist has no id. Then no id is added.
+        """
         references: Json = {}
         if wanted is self._agent_type:
             references = {"serviceTypeIds": [self._service_type.id] if self._service_type.id else None}
@@ -146,27 +157,32 @@ class Bootstrap:
         wanted.members |= {name: value for name, value in references.items() if value}
 
     def _create(self, wanted: _WantedObject) -> Step:
+        """Create the object. Raises FulcrumError if it does not exist afterwards."""
         try:
             wanted.existing = self._core.create(wanted.collection, wanted.members)
-        except (
-            FulcrumUnavailable
-        ):  # If the response was lost, or another administrator created the object, it exists now.
+        except FulcrumUnavailable:
+            # The object exists now if only the response was lost, or if another administrator has created it.
             wanted.existing = self._find(wanted)
             if wanted.existing is None:
                 raise
         return Step(kind=wanted.kind, name=wanted.name, status=Status.MADE, id=wanted.id)
 
     def _token_step(self, status_if_needed: Status) -> Step:
+        """Return the step of the token: with this status if a token is needed, otherwise with FOUND."""
         status = status_if_needed if self.needs_token else Status.FOUND
         return Step(kind="agent token", name=self._request.agent, status=status)
 
     def _wanted_object(self, kind: str, collection: Collection, members: Json) -> _WantedObject:
+        """Return a wanted object with the existing object of its name, if there is one."""
         wanted = _WantedObject(kind=kind, collection=collection, members=dict(members))
         wanted.existing = self._find(wanted)
         return wanted
 
     def _wanted_provider(self) -> _WantedObject:
-        """Find the participant by its id or name. Raises BootstrapRefused if there is none and none may be created."""
+        """Find the provider, which is a participant of FulcrumCore, by its id or its name.
+
+        Raises BootstrapRefused if it does not exist and must not be created.
+        """
         id_or_name = self._request.provider
         wanted = _WantedObject(
             kind="provider", collection=Collection.PARTICIPANTS, members={"name": id_or_name, "status": "Enabled"}
@@ -184,7 +200,10 @@ class Bootstrap:
         return wanted
 
     def _find(self, wanted: _WantedObject) -> CoreObject | None:
-        """Find the object by its name; an agent only among those of the provider: other providers may use its name."""
+        """Find the existing object by its name; None if there is none.
+
+        An agent is searched only among the provider's agents, because other providers may have an agent of this name.
+        """
         listed = self._core.objects(wanted.collection)
         if wanted.collection is Collection.AGENTS:
             listed = [item for item in listed if item.members.get("providerId") == self._provider.id]
@@ -200,7 +219,7 @@ class Bootstrap:
 
 
 def _find_by_name(name: str, kind: str, listed: list[CoreObject]) -> CoreObject | None:
-    """Return the object of that name, None if there is none. Raises BootstrapRefused if there are several."""
+    """Return the object with this name; None if there is none. Raises BootstrapRefused if there are several."""
     found = [item for item in listed if item.name == name]
     if len(found) > 1:
         ids = ", ".join(item.id for item in found)
@@ -209,7 +228,7 @@ def _find_by_name(name: str, kind: str, listed: list[CoreObject]) -> CoreObject 
 
 
 def _comparison(wanted: _WantedObject) -> Step:
-    """Return the step of an existing object, with its differences from the wanted one."""
+    """Return the step of an object that exists, with its differences from the wanted object."""
     existing = wanted.existing
     assert existing is not None  # noqa: S101  the caller has checked it
     paths = differences({name: value for name, value in wanted.members.items() if name != "name"}, existing.members)
@@ -218,10 +237,11 @@ def _comparison(wanted: _WantedObject) -> Step:
 
 
 def differences(wanted: Any, existing: Any, path: str = "") -> list[str]:
-    """Return the paths at which an existing object differs from the wanted one.
+    """Return the paths of the members at which an existing object differs from the wanted one.
 
-    Top-level members that only the existing object has are ignored. A missing member equals an empty one. Tags and
-    service types that only the existing object has are not a difference.
+    Members at the top level that only the existing object has are ignored. A missing member equals an empty one. Tags
+    and service types that only the existing object has are no difference. `path` is the path of the compared values in
+    the whole object.
     """
     if isinstance(wanted, Mapping) and isinstance(existing, Mapping):
         names = {**wanted, **existing} if path else wanted
@@ -244,11 +264,15 @@ def differences(wanted: Any, existing: Any, path: str = "") -> list[str]:
 
 
 def _is_empty(value: Any) -> bool:
+    """Return whether a member with this value equals a missing member. The number 0 does not."""
     return value is None or value is False or value in ("", [], {})
 
 
 def load_type(name: str) -> Json:
-    """Read a type definition from deploy/, which is in the checkout or in the installed package."""
+    """Read the definition of a type from the file `name` in the folder `deploy`.
+
+    The folder is in the checkout or in the installed package.
+    """
     checkout = Path(__file__).resolve().parents[2] / "deploy" / name
     if checkout.is_file():
         return dict(json.loads(checkout.read_text(encoding="utf-8")))

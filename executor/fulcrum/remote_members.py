@@ -20,20 +20,21 @@ from executor.settings.types import MIN_VMID
 
 log = get_logger(__name__)
 
-#: Names where a value came from, in the text of a problem.
+#: Names the origin of a value, in the text of a problem.
 FROM_FULCRUMCORE = "from FulcrumCore's configuration"
+#: Name of the file, in SMITH_DATA_DIR, to which the CA certificates are written.
 CA_FILE = "proxmox-ca-from-fulcrumcore.pem"
 _IMAGE_NAME = re.compile(r"[^,=\s]{1,100}")
 
 
 class _InvalidMember(Exception):
-    """A member has a wrong value; the text continues a sentence that starts with the member's name."""
+    """A member has a wrong value. The exception's text continues a sentence that starts with the member's name."""
 
 
 class MemberReader:
-    """Reads the values of settings from the agent's configuration.
+    """Reads the values of settings from the agent's configuration in FulcrumCore.
 
-    The methods after `values` each check one kind of member, and raise _InvalidMember for a value of another kind.
+    Each method after `values` reads one kind of member. It raises _InvalidMember if the value is of another kind.
     """
 
     def __init__(self, settings: Settings, fulcrum: FulcrumClient) -> None:
@@ -41,7 +42,7 @@ class MemberReader:
         self.fulcrum = fulcrum
 
     def values(self, agent: CoreAgent) -> dict[str, Any]:
-        """Return the configured values by the attributes of the settings. Raises SettingsError, FulcrumError."""
+        """Return the configured values. The keys are attributes of Settings. Raises SettingsError, FulcrumError."""
         if any(defect.startswith("agent.configuration") for defect in agent.defects):
             raise SettingsError(f"FulcrumCore's configuration cannot be read: {', '.join(agent.defects)}")
         if not agent.configuration:
@@ -67,7 +68,10 @@ class MemberReader:
         return str(_of_type(value, str, "a text"))
 
     def number(self, value: Any) -> Any:
-        """Return the value, which must be a number. The setting checks its bounds, and whether it is whole."""
+        """Return the value, which must be a number.
+
+        Settings later checks the bounds of the number, and whether it must be a whole number.
+        """
         if isinstance(value, bool):
             raise _InvalidMember("must be a number, not true or false")
         return _of_type(value, int | float, "a number")
@@ -81,7 +85,7 @@ class MemberReader:
         return tuple(self.text(item) for item in _of_type(value, list, "a list"))
 
     def secret(self, value: Any) -> str:
-        """Read a secret from the vault. Raises FulcrumError if the vault does not return it."""
+        """Return the secret to which the value, a vault reference, refers. Raises FulcrumError if there is none."""
         reference = self.text(value)
         if not reference.startswith(VAULT_PREFIX):
             raise _InvalidMember("is not a vault reference: the agent type must mark it as a secret")
@@ -92,7 +96,10 @@ class MemberReader:
         return secret
 
     def certificates(self, value: Any) -> Path:
-        """Write PEM text to a file that only the agent's user can read; return its path."""
+        """Write the value, which must be certificates in PEM form, to a file, and return the path of the file.
+
+        Only the agent's user can read the file.
+        """
         pem = self.text(value)
         try:
             ssl.create_default_context(cadata=pem)
@@ -106,7 +113,7 @@ class MemberReader:
             raise _InvalidMember(f"cannot be written to {folder}: {error.strerror}") from None
 
     def images(self, value: Any) -> dict[str, int]:
-        """Return the value, which must be an object with the VMIDs of templates by image name."""
+        """Return the value, which must be an object with names of images as keys and VMIDs of templates as values."""
         for name, vmid in _of_type(value, dict, "an object").items():
             if not _IMAGE_NAME.fullmatch(name):
                 raise _InvalidMember("is wrong, the name of an image contains a space, a comma or '='")
@@ -116,7 +123,7 @@ class MemberReader:
 
 
 def _of_type(value: Any, expected: Any, description: str) -> Any:
-    """Return the member. Raises _InvalidMember if it is not of the expected type."""
+    """Return the value. Raises _InvalidMember, with `description` in its text, if it is not of the expected type."""
     if not isinstance(value, expected):
         raise _InvalidMember(f"must be {description}, not {_TYPE_NAMES.get(type(value), 'something else')}")
     return value
@@ -133,7 +140,10 @@ _TYPE_NAMES = {
 
 
 def _look_up(configuration: Mapping[str, Any], name: str) -> Any:
-    """Return the member `name` or `outer.inner`; None if it is missing, or if `outer` is not an object."""
+    """Return the member with this name; None if it is missing.
+
+    The name `outer.inner` means the member `inner` of the object `outer`.
+    """
     value: Any = configuration
     for part in name.split("."):
         value = value.get(part) if isinstance(value, dict) else None
@@ -141,7 +151,7 @@ def _look_up(configuration: Mapping[str, Any], name: str) -> Any:
 
 
 def _write_private(file: Path, text: str) -> Path:
-    """Write a file atomically: a run that starts meanwhile reads either the old value or the new one."""
+    """Replace a file atomically and return its path. A run that starts meanwhile reads the old or the new text."""
     draft = file.with_name(f".{file.name}.{os.getpid()}")
     with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as out:
         os.fchmod(out.fileno(), 0o600)
@@ -151,14 +161,14 @@ def _write_private(file: Path, text: str) -> Path:
 
 @dataclass(frozen=True)
 class Member:
-    """One member of FulcrumCore's configuration, and the setting that it stands for."""
+    """One member of the configuration in FulcrumCore, and the setting that it stands for."""
 
     name: str
-    attribute: str
-    read: Callable[[MemberReader, Any], Any]
+    attribute: str  #: attribute of Settings
+    read: Callable[[MemberReader, Any], Any]  #: checks the member's value and returns the setting's value
 
 
-#: Every member that is read. The agent type in deploy/ declares the same members; a test compares both lists.
+#: Every member that the agent reads. The agent type in deploy/ declares the same members. A test compares both lists.
 MEMBERS = (
     Member("apiHost", "proxmox_host", MemberReader.text),
     Member("apiPort", "proxmox_port", MemberReader.number),

@@ -1,8 +1,8 @@
 """Parses the objects of FulcrumCore's API. An invalid member is recorded as a defect and does not raise an error.
 
-The agent must be able to claim an invalid job: FulcrumCore accepts the report of a failure for claimed jobs only.
-This module checks types, and that the database and Ansible can hold the values. `runs/vm_properties.py` checks the
-properties of a VM.
+The agent must be able to parse and claim an invalid job, because FulcrumCore accepts the report of a failure only for a
+claimed job. This module checks the types of members, and whether the database and Ansible can store the values. It does
+not check the properties of a VM, which `runs/vm_properties.py` does.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from executor.fulcrum.untrusted_json import check_storable
 UUID_TEXT = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 
-#: The status of a service that FulcrumCore has deleted, in this project's service types.
+#: The status of a service that was deleted, as this project's service types name it.
 SERVICE_DELETED = "Deleted"
-#: How a reference to a secret in FulcrumCore's vault begins.
+#: The beginning of a reference to a secret in FulcrumCore's vault. The secret's id follows.
 VAULT_PREFIX = "vault://"
-#: The metric types that the agent reports. A usage is a share from 0 to 1, every other value is in bytes per second.
+#: The metric types that the agent reports. A usage is a share from 0 to 1. The others are in bytes per second.
 METRIC_TYPES = (
     "vm.cpu.usage",
     "vm.memory.usage",
@@ -43,28 +43,29 @@ def _uuid_text(value: str) -> str:
     return value.lower()
 
 
+#: An id of FulcrumCore: a UUID as text in lower case.
 CoreId = Annotated[str, AfterValidator(_uuid_text)]
-#: An integer that fits into the database's integer columns.
+#: An integer that fits into the integer columns of the agent's database.
 SmallInt = Annotated[int, Field(ge=-(2**31), le=2**31 - 1)]
 
 
 class CoreModel(BaseModel):
-    """An object of FulcrumCore. Every member except `id` may be absent, null or invalid."""
+    """Base of FulcrumCore's objects. Every member except `id` may be missing, null or invalid: it has a default."""
 
     model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="ignore", frozen=True)
-    defect_prefix: ClassVar[str] = ""  #: put before the names of members in `defects`
+    defect_prefix: ClassVar[str] = ""  #: text before the names of members in `defects`
 
     id: CoreId
     _defects: tuple[str, ...] = PrivateAttr(default=())
 
     @property
     def defects(self) -> tuple[str, ...]:
-        """The invalid or missing members, each with the type of error and without its value."""
+        """The invalid members and the missing required ones, each with the type of error and without its value."""
         return self._defects
 
     @classmethod
     def read(cls, raw: Any) -> Self:
-        """Make an object from FulcrumCore's JSON. Invalid members get their default and are listed in `defects`.
+        """Make an object from parsed JSON of FulcrumCore. Invalid members get their default and are listed in `defects`.
 
         Raises ValueError if the id is missing or not a UUID.
         """
@@ -76,12 +77,13 @@ class CoreModel(BaseModel):
         return model
 
     def _defects_of_object(self) -> list[str]:
-        """Return the defects that the check of single members does not find. Subclasses override it."""
+        """Return the defects that concern several or missing members. Subclasses override this method."""
         return []
 
     @field_validator("*", mode="wrap")
     @classmethod
     def _default_if_invalid(cls, value: Any, handler: Callable[[Any], Any], info: ValidationInfo) -> Any:
+        """Validate a member with `handler`; if it is invalid, add a defect to `info.context` and return its default."""
         name = str(info.field_name)
         if name == "id":
             return handler(value)
@@ -97,19 +99,23 @@ class CoreModel(BaseModel):
 
 
 def _to_utc(value: Any) -> Any:
+    """Return a datetime in UTC, and any other value unchanged."""
     if not isinstance(value, datetime):
         return value
     return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
 def error_type(exc: Exception) -> str:
-    """Return the type of a validation error without the value: pydantic's own message quotes it."""
+    """Return the type of a validation error. It does not contain the invalid value, which pydantic's message quotes."""
     errors = getattr(exc, "errors", None)
     return str(errors(include_input=False)[0]["type"]) if errors else str(exc)
 
 
 class CoreService(CoreModel):
-    """A service, the entity that a VM serves. While an `update` runs, its `properties` have their previous values."""
+    """A service of FulcrumCore, which one VM serves.
+
+    While a job with the action `update` runs, `properties` have the values from before the update.
+    """
 
     defect_prefix: ClassVar[str] = "service."
 
@@ -128,7 +134,7 @@ class CoreService(CoreModel):
 
 
 class CoreJob(CoreModel):
-    """A job. The agent claims a job even if it has `defects`, and then fails it with INVALID_REQUEST."""
+    """A job of FulcrumCore. The agent claims a job that has `defects`, too, and then fails it with INVALID_REQUEST."""
 
     action: str | None = None
     status: str | None = None
@@ -153,7 +159,7 @@ class CoreJob(CoreModel):
 
 
 class CoreParticipant(CoreModel):
-    """The provider that an agent works for."""
+    """The participant (an organization in FulcrumCore) that is the provider of an agent."""
 
     defect_prefix: ClassVar[str] = "participant."
 
@@ -188,12 +194,12 @@ class CoreAgent(CoreModel):
 
     @property
     def is_disabled(self) -> bool:
-        """True if the agent or its participant is disabled. FulcrumCore stores the status and does not enforce it."""
+        """True if the agent or its participant is disabled. FulcrumCore does not enforce this status."""
         return "Disabled" in (self.status, self.participant.status if self.participant else None)
 
 
 class ServiceType(CoreModel):
-    """The schemas of a kind of service. An administrator may change them at any time: do not cache them for long."""
+    """A kind of service. Do not cache its schemas for long: an administrator may change them at any time."""
 
     defect_prefix: ClassVar[str] = "serviceType."
 
@@ -202,12 +208,15 @@ class ServiceType(CoreModel):
     lifecycle_schema: dict[str, Any] = Field(default_factory=dict)
 
     def secret_paths(self) -> set[tuple[str, ...]]:
-        """Return the properties marked secret, as paths into `properties`; `*` stands for every item of an array."""
+        """Return the paths of the properties that are marked secret. `*` in a path stands for every item of an array."""
         return set(_secret_paths_in(self.property_schema, ()))
 
 
 def _secret_paths_in(definition: Any, path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-    """Yield the secret paths of one property definition; a whole schema is read like an object's definition."""
+    """Yield the paths of the secrets in the definition of one property, which is at `path`.
+
+    A whole schema has the form of the definition of an object, with the empty path.
+    """
     if not isinstance(definition, dict):
         return
     if path and definition.get("secret"):
@@ -229,9 +238,9 @@ class MetricType(CoreModel):
 
 @dataclass
 class PendingJobs:
-    """The jobs that one poll returned."""
+    """The jobs in the answer to one request for pending jobs."""
 
     jobs: list[CoreJob] = field(default_factory=list)
     unusable_items: list[str] = field(
         default_factory=list
-    )  #: items without a valid id, each described without its content
+    )  #: a text for each item without a valid id; it does not quote the item

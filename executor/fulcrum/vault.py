@@ -1,6 +1,6 @@
 """Replaces references to FulcrumCore's vault with their values, only in properties that the service type marks secret.
 
-In other properties a text that looks like a reference is not changed. The values are kept in memory only: they are
+In any other property, a text that looks like a reference is not changed. The values are kept in memory only. They are
 never stored or logged.
 """
 
@@ -17,42 +17,43 @@ from executor.errors import ErrorCode, FulcrumNotFound, FulcrumUnavailable, JobE
 from executor.fulcrum.client import FulcrumClient
 from executor.fulcrum.types import VAULT_PREFIX
 
-#: How long a service type is cached: an administrator may change it while services exist.
+#: How long a service type is cached. The time is short, because an administrator may change the type at any time.
 SERVICE_TYPE_CACHE_S = 60.0
-#: FulcrumCore answers 500 if its vault has no key, and also for temporary failures. From this attempt of the job on,
-#: the agent assumes that the vault has no key.
+#: FulcrumCore answers 500 if its vault was configured without an encryption key, but also for temporary failures. From
+#: this attempt of a job on, the agent assumes that the key is missing, and fails the job.
 MAX_VAULT_ATTEMPTS = 3
-#: Enough for a password, a key, or a chain of certificates. The redactor keeps about a hundred forms of each line of a
-#: secret, so a secret of a megabyte would exhaust the memory.
+#: Maximum length of a secret. It suffices for a password, a key, or a chain of certificates. The redactor stores
+#: about a hundred forms of each line of a secret, so a secret of a megabyte would exhaust the memory.
 MAX_SECRET_CHARS = 16_384
 
-PropertyPath = tuple[str, ...]  #: keys into nested properties; `*` stands for every item of an array
+PropertyPath = tuple[str, ...]  #: the keys that lead to a nested property; `*` stands for every item of an array
 
 
 @dataclass(frozen=True, kw_only=True)
 class JobFacts:
-    """The facts about a job that decide how its references are resolved."""
+    """The members of a job that determine how its references are replaced."""
 
     action: str
-    service: dict[str, Any] | None = field(repr=False)  #: as FulcrumCore sent it with the job
+    service: dict[str, Any] | None = field(repr=False)  #: the job's service, as FulcrumCore sent it with the job
     params: dict[str, Any] | None = field(repr=False)
-    attempt: int = 1
+    attempt: int = 1  #: number of this attempt to run the job; the first is 1
 
 
 class SecretResolver:
-    """Replaces references in the properties of jobs with secrets. Thread-safe."""
+    """Replaces references in the properties of jobs with secrets. It is thread-safe."""
 
     def __init__(self, fulcrum: FulcrumClient) -> None:
         self._fulcrum = fulcrum
+        # By the id of a service type: the time of its request, and the paths of its secrets.
         self._types: dict[str, tuple[float, frozenset[PropertyPath]]] = {}
         self._lock = threading.Lock()
 
     def resolve(self, job: JobFacts, properties: dict[str, Any]) -> dict[str, Any]:
-        """Return the properties with secrets in place of their references.
+        """Return a copy of the properties in which secrets replace their references.
 
-        If the vault no longer has the value of a reference, the service's first create fails, because it needs the
-        value. In any other job the property is left out, so that the VM keeps the value that it has. Raises JobError
-        SECRET_MISSING, FulcrumUnavailable.
+        The vault may no longer have the value of a reference. Then the job that creates a new service fails, because a
+        new VM needs the value. In any other job the property is left out, so that the VM keeps its present value.
+        Raises JobError SECRET_MISSING, FulcrumUnavailable.
         """
         if not _has_reference(properties):
             return properties
@@ -63,13 +64,14 @@ class SecretResolver:
         return resolved
 
     def secret_values(self, job: JobFacts, properties: dict[str, Any]) -> tuple[str, ...]:
-        """Return the secret texts in resolved properties, also inside objects. No artifact of a run may show them."""
+        """Return all secret texts in `properties`, which `resolve` returned. No artifact of a run may show them."""
         if not properties or not _has_reference(_original_properties(job)):
             return ()
         locations = (location for path in self._secret_paths(job) for location in _locations(properties, path))
         return tuple(dict.fromkeys(text for container, key in locations for text in _texts(container[key])))
 
     def _replace_reference(self, job: JobFacts, container: Any, key: Any) -> None:
+        """Replace the reference `container[key]` with its value, or delete it. A value without reference is kept."""
         reference = container[key]
         if not isinstance(reference, str) or not reference.startswith(VAULT_PREFIX):
             return
@@ -93,10 +95,12 @@ class SecretResolver:
 
     @staticmethod
     def _is_unchanged(job: JobFacts, reference: str) -> bool:
+        """Return whether the job is an update and the service had the same reference before it."""
         previous_properties = (job.service or {}).get("properties")
         return job.action == "update" and reference in _strings(previous_properties)
 
     def _secret_paths(self, job: JobFacts) -> frozenset[PropertyPath]:
+        """Return the paths of the properties that the type of the job's service marks secret."""
         type_id = (job.service or {}).get("serviceTypeId")
         if not isinstance(type_id, str):
             raise JobError(ErrorCode.SECRET_MISSING, "the job names no service type: no secret can be read")
@@ -114,6 +118,7 @@ class SecretResolver:
 
 
 def _original_properties(job: JobFacts) -> Any:
+    """Return the properties as FulcrumCore sent them: of the job, or of its service if the job has none."""
     return job.params or (job.service or {}).get("properties") or {}
 
 
@@ -122,6 +127,7 @@ def _has_reference(value: Any) -> bool:
 
 
 def _strings(value: Any) -> Iterator[str]:
+    """Yield every string in a nested value, without the keys of dicts."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
@@ -133,7 +139,7 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """Yield the texts that a secret consists of: its strings, and its numbers as text."""
+    """Yield the texts of a secret, which may be an object or an array: its strings, and its numbers as text."""
     if isinstance(value, dict):
         value = list(value.values())
     if isinstance(value, list):
@@ -144,19 +150,23 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def _copy(value: Any) -> Any:
+    """Return a copy of nested dicts and lists."""
     if isinstance(value, dict):
         return {key: _copy(item) for key, item in value.items()}
     return [_copy(item) for item in value] if isinstance(value, list) else value
 
 
 def _locations(value: Any, path: PropertyPath) -> Iterator[tuple[Any, Any]]:
-    """Yield the container and key of each value at `path`; `*` stands for every item of an array."""
+    """Yield each place at `path` in a nested value, as the dict or list that contains it and its key or index in it.
+
+    In the path, `*` stands for every item of a list.
+    """
     if not path:
         return
     head, *rest = path
     keys: list[Any] = []
     if head == "*" and isinstance(value, list):
-        keys = list(reversed(range(len(value))))  # last index first, because the caller may delete items
+        keys = list(reversed(range(len(value))))  # the last index comes first, because the caller may delete items
     elif isinstance(value, dict) and head in value:
         keys = [head]
     for key in keys:

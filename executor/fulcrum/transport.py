@@ -200,8 +200,8 @@ class Transport:
         """
         if getattr(self._local, "pid", None) != os.getpid():
             session = _Session()
-            # The proxies are read from the environment once. The library requests would read them at every request, which
-            # takes a fifth of its time.
+            # The proxies are read from the environment once. The library requests would read them at every
+            # request, which takes a fifth of its time.
             session.trust_env = False
             session.proxies = dict(requests.utils.get_environ_proxies(self._url))
             session.headers["Accept"] = "application/json"
@@ -215,7 +215,7 @@ class Transport:
 
 
 def _bundle_from_environment() -> str | bool:
-    """Return the path of the CA bundle that the environment names; True (the default) if it names none."""
+    """Return the path of the CA bundle in the environment; True (the default bundle) if it names none."""
     return os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE") or True
 
 

@@ -60,12 +60,12 @@ class CoreModel(BaseModel):
 
     @property
     def defects(self) -> tuple[str, ...]:
-        """The invalid members and the missing required ones, each with the type of error and without its value."""
+        """The invalid and the missing required members, each with the type of error and without its value."""
         return self._defects
 
     @classmethod
     def read(cls, raw: Any) -> Self:
-        """Make an object from parsed JSON of FulcrumCore. Invalid members get their default and are listed in `defects`.
+        """Make an object from FulcrumCore's parsed JSON. Invalid members get their default and are listed in `defects`.
 
         Raises ValueError if the id is missing or not a UUID.
         """
@@ -199,7 +199,7 @@ class CoreAgent(CoreModel):
 
 
 class ServiceType(CoreModel):
-    """A kind of service. Do not cache its schemas for long: an administrator may change them at any time."""
+    """A kind of service. An administrator may change its schemas at any time: do not cache them for long."""
 
     defect_prefix: ClassVar[str] = "serviceType."
 
@@ -208,7 +208,7 @@ class ServiceType(CoreModel):
     lifecycle_schema: dict[str, Any] = Field(default_factory=dict)
 
     def secret_paths(self) -> set[tuple[str, ...]]:
-        """Return the paths of the properties that are marked secret. `*` in a path stands for every item of an array."""
+        """Return the paths of the properties marked as secret. `*` in a path stands for every item of an array."""
         return set(_secret_paths_in(self.property_schema, ()))
 
 

@@ -1,6 +1,6 @@
 """Defines the commands `smith demo` and `smith lab`.
 
-The package declares both as entry points in the group `smith.commands`, in which the command line finds them.
+The lab's package declares both functions as entry points in the group `smith.commands`, by which `smith` finds them.
 """
 
 from __future__ import annotations

@@ -44,11 +44,14 @@ class Row:
     instance: str  #: the VMID in the service's agentInstanceId
     mapping: str  #: VMID and state of the mapping
     proxmox: str  #: VMID, status and size of the VM
-    agrees: bool
+    agrees: bool  #: whether the other members describe the same state
 
 
 def main(*, services: int = 6, as_json: bool = False, keep: bool = False) -> int:
-    """Run the demo with so many `services`; return the exit code. With `keep`, keep its folder and print the path."""
+    """Run the demo; return the exit code. With `keep`, keep the folder with the log and print its path.
+
+    `services` is the number of services to create.
+    """
     console = Console(stderr=as_json)
     if not console.is_terminal:
         console.width = NON_TERMINAL_WIDTH
@@ -76,7 +79,7 @@ def main(*, services: int = 6, as_json: bool = False, keep: bool = False) -> int
 
 
 def _run_phases(lab: LabSystem, console: Console, count: int) -> list[Row]:
-    """Create `count` services and start, stop, update and delete some of them; return the rows of the comparison."""
+    """Create and start `count` services; stop, update and delete some of them; return the rows of the comparison."""
     started = time.monotonic()
     with _progress(lab, console):
         names = {

@@ -1,4 +1,4 @@
-"""Creates what an agent needs in an empty FulcrumCore, such as its types and its token, by calls over HTTP.
+"""Creates the objects that an agent needs in an empty FulcrumCore, such as types and a token, over HTTP.
 
 This works with the simulator and with a real FulcrumCore.
 """
@@ -106,7 +106,7 @@ class AdminClient:
         return dict(self.call("POST", f"/services/{service_id}/{name}"))
 
     def patch_service(self, service_id: str, properties: Mapping[str, Any] | None = None, **members: Any) -> Json:
-        """Change a service and return it. A new name is valid at once, new properties when their `update` job ends."""
+        """Change a service and return it. A new name is valid at once; new properties, when an `update` job ends."""
         body = {**members, "properties": dict(properties)} if properties is not None else members
         return dict(self.call("PATCH", f"/services/{service_id}", body))
 
@@ -148,7 +148,7 @@ class AdminClient:
 
 @dataclass(frozen=True, kw_only=True)
 class CreatedObjects:
-    """The ids of the objects that `bootstrap` created, and the values of the tokens."""
+    """The ids of the objects that `bootstrap` created, and the values of the admin's and the agent's token."""
 
     admin_token: str = field(repr=False)
     provider_id: str
@@ -231,7 +231,7 @@ def add_agent(
 
 
 def default_configuration(fulcrum_api_url: str) -> Json:
-    """Return a configuration that our agent type accepts.
+    """Return an agent configuration that the agent type of Agent Smith accepts.
 
     The Proxmox values are placeholders. The agents of the lab read the real values from their environment.
     """

@@ -25,7 +25,7 @@ from smith_lab.simulator.control import RunningSimulator, running_simulator
 Json = dict[str, Any]
 T = TypeVar("T")
 
-#: The executor's settings for VM templates, container templates and storage. The stand-in has all that they name.
+#: The executor's settings for VM templates, container templates and storage. All of them exist on the stand-in.
 TEMPLATES = "debian-12=9000,ubuntu-24.04=9001"
 OS_TEMPLATES = "debian-12=local:vztmpl/debian-12-standard_12.7-1_amd64.tar.zst"
 STORAGE = "local-lvm"
@@ -217,8 +217,8 @@ def running_lab(
 ) -> Iterator[LabSystem]:
     """Run a simulator and a stand-in for the `with` block, and create in the simulator what an executor needs.
 
-    `time_scale` is the number of real seconds that a Proxmox second takes. The executor is started by the caller and
-    stopped at the end of the block.
+    `time_scale` is the number of real seconds that a Proxmox second takes. The caller starts the executor. At the
+    end of the block it is stopped.
     """
     with ExitStack() as stack:
         core = stack.enter_context(running_simulator(port=core_port))

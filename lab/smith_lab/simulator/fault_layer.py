@@ -1,4 +1,7 @@
-"""Records every API call in the history and applies the fault rules, as the outermost layer of the server."""
+"""Records every API call in the history and applies the fault rules.
+
+This is the outermost layer of the server: it gets each call before the API and each answer after the API.
+"""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-#: `{{ … }}`, with the trim markers `-` as groups 1 and 3.
+#: An action: `{{ … }}`. Group 2 is its content; groups 1 and 3 are the trim markers `-`, if there are any.
 _ACTION = re.compile(r"\{\{(-\s)?(.*?)(\s-)?\}\}", re.DOTALL)
 #: One token in an action. A token is a string, a punctuation mark, a field, a variable, a number or a word.
 _TOKEN = re.compile(
@@ -14,7 +14,7 @@ _TOKEN = re.compile(
 
 
 class TemplateError(Exception):
-    """The template has a syntax error, or names a value that does not exist."""
+    """The template has a syntax error, or it cannot be rendered, for example because a value does not exist."""
 
 
 @dataclass

@@ -30,7 +30,7 @@ class Entry:
     agent_id: str | None = None
     status: int | None = None
     error: str | None = None  #: the answer's body, if the status is 400 or more
-    fault: str | None = None  #: kind of the fault rule that affected the call
+    fault: str | None = None  #: kind of the fault rule that affected the call; None if there was none
     duration_s: float | None = None
 
 
@@ -43,9 +43,10 @@ class LabState:
     calls: int = 0  #: number of calls since the start
 
     def take_rule(self, method: str, path: str) -> Rule | None:
-        """Return the first rule that affects this API call, or None. Use this method only once for each API call.
+        """Return the first rule that affects this API call, or None.
 
-        The reason is that it reduces `skip` or `times` of each matching rule that it examines.
+        Use this method only once for each API call, because it reduces `skip` or `times` of the rules that match the
+        call.
         """
         return next((rule for rule in self.rules if rule.applies_to(method, path)), None)
 

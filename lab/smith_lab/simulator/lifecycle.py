@@ -68,7 +68,7 @@ def is_terminal(schema: Json, state: str) -> bool:
 
 
 def refuse_unless_allowed(schema: Json, state: str, action: str) -> None:
-    """Raise a 400 if the action has no transition from `state`. A transition that only errors take is sufficient."""
+    """Raise a 400 if the action has no transition from `state`. A transition for errors is sufficient."""
     if is_terminal(schema, state):
         raise bad_request(f"cannot perform action on service in terminal state: {state}")
     transitions = _transitions(schema, action)

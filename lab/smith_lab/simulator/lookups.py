@@ -7,7 +7,7 @@ from smith_lab.simulator.store import Store
 
 
 class ServiceLookups:
-    """Checks values of one service's properties against the store. A method returns a problem's text, or None."""
+    """Checks values of one service's properties. Each method returns the text of a problem, or None."""
 
     def __init__(self, store: Store, service: Service) -> None:
         self._store, self._service = store, service

@@ -1,4 +1,7 @@
-"""Filters and sorts lists, and splits them into pages. As in the real server, unknown filters are answered 500."""
+"""Filters and sorts lists, and splits them into pages.
+
+As in the real server, a query with an unknown filter or an unknown sort field is answered 500.
+"""
 
 from __future__ import annotations
 

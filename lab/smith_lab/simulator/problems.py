@@ -6,7 +6,7 @@ from typing import Any
 
 
 class Problem(Exception):
-    """Ends a call with this error answer. If `body` is None, the answer has no body, as after a panic of a Go handler.
+    """The error answer that ends a call. If `body` is None, the answer has no body, as after a panic of a Go handler.
 
     In this package, "Raises a 400" in a docstring means that a function raises a Problem with this status.
     """

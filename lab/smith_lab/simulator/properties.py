@@ -30,12 +30,12 @@ from smith_lab.simulator.vault import VAULT_PREFIX, Vault, VaultDisabled
 
 @dataclass(frozen=True)
 class PropertyChange:
-    """The conditions of a change: who sets the properties of a service or an agent, and in which state a service is."""
+    """The conditions under which a request changes properties, on which the checks of the properties depend."""
 
     vault: Vault
-    actor: str  #: `user` or `agent`
+    actor: str  #: who sets the properties: `user` (an admin or a participant) or `agent`
     updating: bool  #: whether the service or agent existed before the request
-    service_status: str = ""
+    service_status: str = ""  #: the service's state before the request
     lookups: Lookups | None = None  #: None if no validator of the schema needs a look-up in the store
 
 
@@ -117,7 +117,7 @@ def _validate(change: PropertyChange, name: str, definition: Json, value: Any) -
 
 
 def _store_value(change: PropertyChange, name: str, definition: Json, old: Any, value: Any) -> Any:
-    """Return the value to store: with nested values processed, or as a vault reference if it is a secret."""
+    """Process the nested values. Return the value to store, which for a secret is a vault reference."""
     value = _process_nested(change, name, definition, old, value)
     if not definition.get("secret"):
         return value

@@ -10,7 +10,7 @@ Json = dict[str, Any]
 
 @dataclass(kw_only=True)
 class Row:
-    """The members of every row."""
+    """The base class of every row, with the members that all tables have."""
 
     id: str
     created_at: float
@@ -98,7 +98,7 @@ class Job(Row):
     completed_at: float | None = None
     error_message: str = ""
     override: Json = field(default_factory=dict)  #: set by a test: JSON members that replace the job's own
-    hidden: list[str] = field(default_factory=list)  #: set by a test: JSON members to omit
+    hidden: list[str] = field(default_factory=list)  #: set by a test: JSON members that are omitted
 
 
 @dataclass(kw_only=True)
@@ -122,7 +122,7 @@ class MetricEntry(Row):
 @dataclass(kw_only=True)
 class OptionType(Row):
     name: str
-    type: str
+    type: str  #: the name by which the validator `serviceOption` refers to this option type
     description: str
 
 
@@ -142,7 +142,7 @@ class Event(Row):
     initiator_type: str
     initiator_id: str
     type: str
-    payload: Json
+    payload: Json  #: details of the event, which the API calls `properties`
     provider_id: str | None = None
     agent_id: str | None = None
     consumer_id: str | None = None

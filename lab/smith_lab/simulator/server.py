@@ -96,7 +96,7 @@ class SimulatorServer:
         self._sweeper.start()
 
     def _sweep_every(self, interval_s: float) -> None:
-        """Do the maintenance work in each interval until the server stops."""
+        """Do the maintenance work once per interval until the server stops."""
         while not self._stopping.wait(interval_s):
             with self.store.lock:
                 maintenance.sweep(self.store)

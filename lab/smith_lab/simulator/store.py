@@ -92,8 +92,8 @@ class Store:
 
     def _clear_jobs(self) -> None:
         self.jobs: dict[str, Job] = {}
-        self.pending: dict[str, dict[str, Job]] = defaultdict(dict)  #: by agent id, then by job id
-        self.processing: dict[str, dict[str, Job]] = defaultdict(dict)  #: by agent id, then by job id
+        self.pending: dict[str, dict[str, Job]] = defaultdict(dict)  #: jobs by agent id, then by job id
+        self.processing: dict[str, dict[str, Job]] = defaultdict(dict)  #: jobs by agent id, then by job id
         self.last_job: dict[str, Job] = {}  #: the newest job, by service id
         self.service_id_by_instance_id: dict[str, str] = {}
 
@@ -237,5 +237,5 @@ class Store:
 
 
 def _delivery_rank(job: Job) -> tuple[int, float]:
-    """Return a key that sorts jobs by falling priority, then by age."""
+    """Return a sort key: jobs with a higher priority come first, and of equal priority, older jobs come first."""
     return (-job.priority, job.created_at)

@@ -17,7 +17,7 @@ from smith_lab.simulator.rows import Json
 
 
 class Lookups(Protocol):
-    """The look-ups in the store that validators need. Each method returns the text of a problem, or None."""
+    """Declares the look-ups in the store that validators need. Each method returns the text of a problem, or None."""
 
     def option_problem(self, option_type: str, value: Any) -> str | None: ...
 

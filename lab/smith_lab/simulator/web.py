@@ -2,7 +2,8 @@
 
 The checks run in the order of the real server. First the token is checked (401 or 403), then the syntax of the id in
 the path (400). Then the caller's role (403) and the body (400) are checked, in an order that depends on the endpoint.
-The last check is whether the caller may access the object (403). In parentheses is the status after a failed check.
+The last check is whether the caller may access the object (403). The numbers in parentheses are the HTTP statuses of
+failed checks.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ class Call:
 
 @dataclass(frozen=True, kw_only=True)
 class Reply:
-    """The answer of a handler. Its body is JSON or text, or it has no body."""
+    """The answer that a handler returns, with JSON, a text or nothing as its body."""
 
     status: int = 200
     body: Any = None  #: the value to send as JSON, or None
@@ -87,7 +88,7 @@ NO_CONTENT = Reply(status=204)
 
 @dataclass(frozen=True, kw_only=True)
 class Endpoint:
-    """One method on one path: the roles that may call it, the members of its body, and its handler."""
+    """Describes one HTTP method on one path: the roles that may call it, the members of its body, and its handler."""
 
     method: str
     path: str

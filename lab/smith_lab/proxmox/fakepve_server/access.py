@@ -83,6 +83,7 @@ class AccessChecks(FakePve):
                 self.require(user, f"/sdn/zones/localnetwork/{bridge.group(1)}", "SDN.Use")
 
     async def _qm_clone(self, v: dict[str, Any], user: str) -> str:
+        """Clone a VM. Refuse a clone to another node if a disk of the source is on local storage, as Proxmox does."""
         source = self.find(v["node"], v["vmid"])
         self._check_bridges(user, source.config)
         local_volumes = [volume for _key, volume, _props in drives_of(source.config) if not self._is_shared(volume)]
@@ -91,4 +92,5 @@ class AccessChecks(FakePve):
         return str(await super()._qm_clone(v, user))
 
     def _is_shared(self, volume: str) -> bool:
+        """Return whether all nodes can access the storage of this volume."""
         return bool(self.storages.get(volume_ref(volume)[0] or "", {}).get("shared"))

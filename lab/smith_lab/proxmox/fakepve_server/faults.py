@@ -21,7 +21,7 @@ class InjectedFaults(FakePve):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.slow_s = 0.0  #: delay of every answer, in real seconds
-        self.faults: list[dict[str, Any]] = []
+        self.faults: list[dict[str, Any]] = []  #: added by `do_fail` in verbs_cluster.py
         self.request_log: list[dict[str, Any]] = []
 
     async def _answer(self, request: web.Request, handler: Any, generic: Any, path_node: str | None) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 from fakepve.model import FakeVm, PveError
 from fakepve.server import FakePve
 
-#: Proxmox seconds between the start of a VM and the first answer of its guest agent (see TASK_SECONDS).
+#: Proxmox seconds between the start of a VM and the first answer of its guest agent (see TASK_SECONDS in tasks.py).
 GUEST_AGENT_SECONDS = 5
 
 

@@ -19,7 +19,7 @@ GIB = 1024**3
 
 
 class DiskAndNodeOperations(ConfigurationChanges, TimedTasks):
-    """Handles requests that change disks, move guests to other nodes or back them up.
+    """Handles requests that change disks, migrate VMs or back up guests.
 
     `v` holds the values of a request, as in fakepve: the parameters of the path, the query and the body.
     """

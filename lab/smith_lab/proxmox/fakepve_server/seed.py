@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Fills a new cluster with nodes, storages, templates and a user with a token."""
+"""Adds nodes, storages, templates and a user with an API token to a new cluster."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def seed(cluster: Cluster, settings: dict[str, Any]) -> None:
 
 
 def grant_privileges(cluster: Cluster, user_or_token: str) -> None:
-    """Grant what the documentation asks an operator to grant, and no more."""
+    """Grant the privileges that our documentation asks an operator to grant, and no others."""
     cluster.grant(user_or_token, "/vms", *VM_PRIVILEGES)
     for storage in ("local-lvm", "ceph", "backups"):
         cluster.grant(user_or_token, f"/storage/{storage}", *STORAGE_PRIVILEGES)

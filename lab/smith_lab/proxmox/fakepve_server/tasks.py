@@ -22,7 +22,7 @@ TASK_SECONDS = {
     "qmmove": 8,
     "vzdump": 5,
 }
-#: The name of a cloud-init volume.
+#: Matches the name of a cloud-init volume.
 CLOUD_INIT = re.compile(r"(?:^|/)vm-\d+-cloudinit")
 
 
@@ -31,13 +31,13 @@ class TimedTasks(FakePve):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.task_faults: list[dict[str, Any]] = []
+        self.task_faults: list[dict[str, Any]] = []  #: added by `do_fail_task` in verbs_cluster.py
         self.task_seconds = dict(TASK_SECONDS)
 
     async def task(  # noqa: PLR0917 - the signature is fakepve's
         self, node: str, ttype: str, tid: Any, user: str, body: Any, vm: Any = None, **kwargs: Any
     ) -> str:
-        """Start a Proxmox task that waits for the time of its type, fails if a fault matches it, and else runs `body`.
+        """Start a Proxmox task. It waits for the time of its type, then fails if a fault matches it, else calls `body`.
 
         `ttype` is the type, such as `qmclone`. `tid` is the id that the Proxmox task shows, mostly a VMID.
         """
@@ -73,6 +73,7 @@ class TimedTasks(FakePve):
                 vm.config[key] = join_drive(self._new_cloud_init(storage, vm.vmid), props)
 
     def _new_cloud_init(self, storage: str, vmid: int) -> str:
+        """Add a cloud-init volume for a VM to a storage; return the volume's id."""
         name = f"vm-{vmid}-cloudinit"
         volume = {"content": "images", "format": "raw", "size": 4 * 1024**2, "vmid": vmid, "ctime": int(time.time())}
         self.storages[storage].setdefault("volumes", {})[name] = volume

@@ -18,6 +18,7 @@ class GuestVerbs:
     cluster: Cluster
 
     def _vm(self, vmid: int) -> FakeVm:
+        """Return the VM or container with this VMID. Raises KeyError if there is none."""
         vm = self.cluster.vm(vmid) or self.cluster.ct(vmid)
         if vm is None:
             raise KeyError(f"no VM {vmid}")

@@ -31,7 +31,7 @@ def _create(call: Call) -> Reply:
 
 
 def _regenerate(call: Call) -> Reply:
-    """Return an install command with a new URL and a new bearer token. The old ones are invalid at once."""
+    """Return an install command with a new URL and a new bearer token. The old URL and token are invalid at once."""
     _refuse_without_templates(call)
     _delete_install_token(call)
     return _issue(call, status=200)

@@ -19,11 +19,11 @@ answer on loopback only. Fault rules do not affect calls of lab endpoints, and t
     GET    /lab/history[?since=SEQ]  every call in order: seq, time, method, path, query, body, token_name, role,
                                      agent_id, status, error, fault, duration_s; the query parameters `method` and
                                      `path_end` (end of the path) filter the calls
-    DELETE /lab/history
+    DELETE /lab/history              empty the history
     POST   /lab/reset                return tables, rules, history, switches, options and clock to their initial state
-    GET    /lab/switches
-    POST   /lab/switches             {"two_claims_win", "database_down", "vault_off"}: bool each
-    POST   /lab/options              {"job_timeout_s", "job_retention_s", "agent_timeout_s", "agent_maintenance", …}
+    GET    /lab/switches             the switches, which make the server behave wrongly (store.Switches explains them)
+    POST   /lab/switches             {"two_claims_win", "database_down", "vault_off"}: a bool each; sets the given ones
+    POST   /lab/options              {"job_timeout_s", …}: set the given members of store.Options
     POST   /lab/tokens/revoke        revoke every token that matches {"name" | "id" | "value" | "role" | "agent_id": …}
     POST   /lab/jobs/{id}/expire     fail the job by timeout now, at any age
     POST   /lab/jobs/{id}/override   {"set": {member: JSON}, "remove": [member]}: change the job's JSON, not its row
@@ -31,9 +31,9 @@ answer on loopback only. Fault rules do not affect calls of lab endpoints, and t
     GET    /lab/vault                the references of all stored secrets
     POST   /lab/vault                {"value": JSON}: store a secret; answers {"reference": "vault://…"}
     DELETE /lab/vault[/{reference}]  delete all secrets, or one
-    GET    /lab/pending
-    POST   /lab/pending              append raw items (any JSON) to every agent's pending list
-    DELETE /lab/pending
+    GET    /lab/pending              the raw items that POST /lab/pending added
+    POST   /lab/pending              append raw items (any JSON) to every agent's list of pending jobs
+    DELETE /lab/pending              remove the raw items
     GET    /lab/state                every table, without token values and secrets
 """
 

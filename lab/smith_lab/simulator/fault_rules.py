@@ -1,9 +1,9 @@
 """Defines the fault rules, which make chosen API calls fail.
 
-A rule is a JSON object:
-  method, path   the calls that match: the method (absent: every method), and a regular expression for a part of the
-                 path (absent: every path)
-  skip, times    the rule ignores the first `skip` matching calls, then affects `times` calls (absent: all)
+Tests add rules by POST /lab/faults. A rule is a JSON object with these members, of which only `kind` is required:
+  method         the HTTP method of the calls that match; if absent, calls with every method match
+  path           a regular expression that is searched in the path of a call; if absent, every path matches
+  skip, times    the rule ignores the first `skip` matching calls (default 0), then affects `times` calls (default: all)
   kind           what the rule does to a call that it affects:
                  status       answer `status` (default 503) with a JSON error as FulcrumCore writes it, or with `body`
                  html         answer `status` (default 502) with an HTML page, as a proxy does
@@ -15,9 +15,9 @@ A rule is a JSON object:
                  twice        process the call two times, as when a proxy repeats a request; send the second answer
                  drop_before  do not process the call; close the connection without an answer
                  drop_after   process the call, then close the connection without an answer
-  effect         for the kinds status, html, empty and wrong_json, which answer without processing the call: true to
-                 process the call, too; the answer is still the one of the rule
-  headers        headers that are added to the answer
+  effect         if true, the call is processed before the rule's answer is sent; this matters for the kinds status,
+                 html, empty and wrong_json, which otherwise do not process the call
+  headers        a JSON object with headers that are added to the answer
 """
 
 from __future__ import annotations

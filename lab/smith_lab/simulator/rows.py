@@ -19,12 +19,16 @@ class Row:
 
 @dataclass(kw_only=True)
 class Participant(Row):
+    """A provider or a consumer of services."""
+
     name: str
     status: str
 
 
 @dataclass(kw_only=True)
 class Token(Row):
+    """A bearer token. Its role is `admin`, `participant` or `agent`."""
+
     name: str
     role: str
     value: str
@@ -65,6 +69,8 @@ class Agent(Row):
 
 @dataclass(kw_only=True)
 class Group(Row):
+    """A group of services of one consumer. An agent gets the jobs of a group one after the other."""
+
     name: str
     consumer_id: str
 
@@ -109,11 +115,13 @@ class MetricType(Row):
 
 @dataclass(kw_only=True)
 class MetricEntry(Row):
+    """One value that an agent measured."""
+
     provider_id: str
     consumer_id: str
     agent_id: str
     service_id: str
-    resource_id: str
+    resource_id: str  #: the agent's name for what it measured
     type_id: str
     type_name: str
     value: float
@@ -121,6 +129,8 @@ class MetricEntry(Row):
 
 @dataclass(kw_only=True)
 class OptionType(Row):
+    """A kind of option, such as an image or a network."""
+
     name: str
     type: str  #: the name by which the validator `serviceOption` refers to this option type
     description: str
@@ -128,6 +138,8 @@ class OptionType(Row):
 
 @dataclass(kw_only=True)
 class Option(Row):
+    """One value of an option type that a provider offers."""
+
     provider_id: str
     service_option_type_id: str
     name: str
@@ -138,6 +150,8 @@ class Option(Row):
 
 @dataclass(kw_only=True)
 class Event(Row):
+    """One entry of the event log."""
+
     sequence_number: int
     initiator_type: str
     initiator_id: str
@@ -150,6 +164,8 @@ class Event(Row):
 
 @dataclass(kw_only=True)
 class InstallToken(Row):
+    """The secret part of the URL from which an install command fetches an agent's configuration."""
+
     agent_id: str
     value: str
     expires_at: float

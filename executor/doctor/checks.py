@@ -1,4 +1,4 @@
-"""Defines the result of a preflight check, and the exit code that results from all checks."""
+"""Defines the result of a preflight check of `smith doctor`, and the exit code that results from all checks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from executor.errors import EXIT_DATABASE, EXIT_FAILURE, EXIT_FULCRUM, EXIT_OK, 
 
 
 class Area(StrEnum):
-    """The part of the system that a check is about. The first area with a failed check decides the exit code."""
+    """The part of the system that a check is about.
+
+    The exit code is that of the first area, in the order of this class, with a failed check.
+    """
 
     SETTINGS = "settings"
     FULCRUM = "fulcrum"
@@ -19,6 +22,7 @@ class Area(StrEnum):
     MACHINE = "machine"
 
 
+#: The exit code for a failed check of each area.
 EXIT_CODES = {
     Area.SETTINGS: EXIT_SETTINGS,
     Area.FULCRUM: EXIT_FULCRUM,
@@ -34,12 +38,12 @@ class Status(StrEnum):
     OK = "ok"
     WARNING = "warning"  #: jobs can succeed, but the operator should act
     FAILED = "failed"  #: jobs will fail
-    SKIPPED = "skipped"  #: not run, because an earlier check failed
+    SKIPPED = "skipped"  #: the check was not run, because an earlier check failed
 
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """One preflight check with its result."""
+    """The result of one preflight check."""
 
     area: Area
     name: str
@@ -50,7 +54,7 @@ class Check:
 
 @dataclass(frozen=True)
 class CheckFactory:
-    """Creates the checks of one area."""
+    """Creates the results of the checks of one area: one method for each status."""
 
     area: Area
 

@@ -1,4 +1,4 @@
-"""Checks FulcrumCore: the connection, the token, the clock, and whether service types match the playbooks."""
+"""Checks FulcrumCore: connection, token, clock, configuration, service types and metric types."""
 
 from __future__ import annotations
 
@@ -18,20 +18,25 @@ from executor.settings.settings import Settings
 from executor.settings.types import is_local
 
 _CHECK = CheckFactory(Area.FULCRUM)
-#: A larger offset is a warning. No job fails, because deadlines use FulcrumCore's clock, but one clock is wrong.
+#: The check warns if the difference between FulcrumCore's clock and the clock of this machine is larger. Such a
+#: difference makes no job fail, because deadlines use FulcrumCore's clock.
 MAX_CLOCK_OFFSET_S = 5.0
-#: The properties that a service type needs for its VMs.
+#: The properties without which no VM can be created for a service of this type.
 REQUIRED_PROPERTIES = ("cores", "memoryMb", "diskGb")
 #: The name of the property that a service type should mark as secret.
 PASSWORD_PROPERTY = "ciPassword"  # noqa: S105  (a name, not a password)
 
 
 class _ConfigurationUnavailable(Exception):
-    """FulcrumCore did not return the configuration. An agent would wait and retry; a check fails."""
+    """FulcrumCore did not return the agent's configuration. An agent would wait and retry, but a check fails."""
 
 
 def check_fulcrum(settings: Settings) -> Generator[Check, None, Settings | None]:
-    """Check FulcrumCore. Return the effective settings, None if they need a configuration that cannot be read."""
+    """Check FulcrumCore, and return the effective settings.
+
+    The effective settings include the agent's configuration in FulcrumCore if `smith_remote_config` is set. Returns
+    None if this configuration cannot be read.
+    """
     yield from _transport(settings)
     client = FulcrumClient(
         settings.fulcrum_api_url,
@@ -88,7 +93,10 @@ def _clock(client: FulcrumClient) -> Iterator[Check]:
 
 
 def _configuration(settings: Settings, client: FulcrumClient) -> Generator[Check, None, Settings | None]:
-    """Read the agent's configuration from FulcrumCore, which overrides the settings of file and environment."""
+    """Read the agent's configuration from FulcrumCore, and return the effective settings.
+
+    The configuration has precedence over the settings in the file and in the environment.
+    """
     if not settings.smith_remote_config:
         return settings
     try:
@@ -156,7 +164,10 @@ def _action_names(service_type: ServiceType) -> list[str]:
 
 
 def _backup(service_type: ServiceType, settings: Settings) -> Iterator[Check]:
-    """Warn when a service type offers backups, but neither a storage is set nor the provider has an own playbook."""
+    """Warn when a service type has the action backup, but backups cannot work.
+
+    They need PROXMOX_BACKUP_STORAGE, or a `backup.yml` in the folder of the operator's own playbooks.
+    """
     has_own_playbook = settings.smith_actions_path is not None and (settings.smith_actions_path / "backup.yml").exists()
     if "backup" in _action_names(service_type) and not settings.proxmox_backup_storage and not has_own_playbook:
         text = f"type {service_type.name} offers backups, but no storage is set: each would fail with INVALID_REQUEST"

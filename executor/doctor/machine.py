@@ -17,16 +17,18 @@ from executor.settings.settings import Settings
 from executor.version import collection_version, package_version
 
 _DATABASE, _MACHINE = CheckFactory(Area.DATABASE), CheckFactory(Area.MACHINE)
-#: ansible-core 2.21 opens a socket below the run folder. Linux limits the socket's path to 107 characters, of which the
-#: run's ident and ansible-core's folders need all but these.
+#: The longest path of the run folder that works. ansible-core 2.21 opens a socket below this folder, and Linux limits
+#: the path of a socket to 107 characters. The run's ident and the folders of ansible-core need the other 67.
 MAX_RUN_DIR_CHARS = 40
-#: The ranges of pyproject.toml and requirements.yml; a test compares them.
+#: The oldest version of ansible-core in pyproject.toml. A test compares this constant with the file.
 MIN_ANSIBLE_CORE = (2, 19)
-COLLECTION_RANGE = ((1, 4), (3, 0))  #: the minimum, and the first excluded version
+#: The versions of community.proxmox in requirements.yml: the oldest version, and the first version that is excluded. A
+#: test compares this constant with the file.
+COLLECTION_RANGE = ((1, 4), (3, 0))
 
 
 def check_database(settings: Settings) -> Iterator[Check]:
-    """Check the database. A missing SQLite file is no failure, because the first start of the agent creates it."""
+    """Check the database. A missing SQLite file is no failure, because the agent creates the file at its first start."""
     if missing := _missing_file(settings.smith_database_url):
         yield from _can_create(missing)
         return
@@ -60,7 +62,7 @@ def _can_create(file: Path) -> Iterator[Check]:
 
 
 def check_machine(settings: Settings) -> Iterator[Check]:
-    """Check disk space and tools."""
+    """Check the disk space, the run folder, ansible-core and community.proxmox."""
     yield from _space(settings)
     yield from _ansible()
     yield from _collection()

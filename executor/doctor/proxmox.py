@@ -23,7 +23,10 @@ MIN_FREE_VMID_SHARE = 0.05
 
 
 def check_proxmox(settings: Settings) -> Iterator[Check]:
-    """Check Proxmox. If it does not answer, no further check runs; an error of one check does not end the others."""
+    """Check Proxmox. If Proxmox does not answer the first request, no further check runs.
+
+    If a later request fails, only its check fails, and the following checks still run.
+    """
     context = _Context(settings, ProxmoxReader(ProxmoxConnection.from_settings(settings)))
     try:
         version = context.reader.version()
@@ -46,7 +49,10 @@ def check_proxmox(settings: Settings) -> Iterator[Check]:
 
 @dataclass(frozen=True)
 class _Context:
-    """The settings, the reader, and Proxmox's answers that several checks need."""
+    """The settings, the client that reads from Proxmox, and the answers that several checks need.
+
+    Each answer is requested once, at its first use.
+    """
 
     settings: Settings
     reader: ProxmoxReader
@@ -59,7 +65,7 @@ class _Context:
 
     @cached_property
     def nodes(self) -> list[NodeRow]:
-        """The nodes that VMs may be placed on."""
+        """The nodes on which the agent may place VMs."""
         wanted = self.settings.proxmox_nodes
         return [node for node in self.reader.nodes() if not wanted or node.name in wanted]
 
@@ -79,7 +85,7 @@ class _Context:
 
 
 def _run_check(name: str, check: Callable[[_Context], Iterator[Check]], context: _Context) -> Iterator[Check]:
-    """Run one check; an error of Proxmox is a failed check."""
+    """Run one check. If Proxmox returns an error, the result is a failed check."""
     try:
         yield from check(context)
     except JobError as error:
@@ -140,7 +146,7 @@ def _privileges(context: _Context) -> Iterator[Check]:
 
 
 def _grant_commands(context: _Context, need: privileges.Need) -> list[str]:
-    """Return the `pveum` commands that grant what is needed."""
+    """Return the `pveum` commands that grant the token the needed privileges."""
     settings = context.settings
     return privileges.pveum_lines(
         [need], context.reader.roles(), user=settings.proxmox_user, token_id=settings.proxmox_token_id
@@ -177,7 +183,7 @@ def _templates(context: _Context) -> Iterator[Check]:
 
 
 def _os_templates(context: _Context) -> Iterator[Check]:
-    """Check that at least one node has each container template of PROXMOX_OS_TEMPLATES."""
+    """Check that each container template of PROXMOX_OS_TEMPLATES exists on at least one node."""
     rows = [row for row in context.reader.storages() if row.is_available]
     problems = []
     for name, volume in sorted(context.settings.proxmox_os_templates.items()):

@@ -1,4 +1,4 @@
-"""Runs the preflight checks in dependency order, and skips an area whose settings are missing."""
+"""Runs all preflight checks of `smith doctor`, and skips an area if its settings are missing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from executor.settings.settings import Settings
 def run_checks(*, env_file: Path | None = Path(".env"), environ: Mapping[str, str] | None = None) -> Iterator[Check]:
     """Run all checks and yield each result.
 
-    The checks change nothing, except that a CA bundle from FulcrumCore's configuration is written to its file.
+    The settings are checked first, because all other checks need them. The checks change nothing, except that a CA
+    bundle in the agent's configuration in FulcrumCore is written to a file.
     """
     settings = yield from check_settings(env_file, os.environ if environ is None else environ)
     if settings is None:

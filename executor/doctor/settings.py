@@ -13,7 +13,7 @@ from executor.settings.masking import secret_values
 from executor.settings.settings import SECRETS, Settings, load_settings
 
 _CHECK = CheckFactory(Area.SETTINGS)
-#: The origins of a value other than a file, as `describe` names them.
+#: `describe` returns the origin of each setting: the path of a file, or one of these words.
 NOT_FILES = ("default", "environment", "given")
 
 
@@ -33,7 +33,7 @@ def check_settings(env_file: Path | None, environ: Mapping[str, str]) -> Generat
 
 def _completeness(settings: Settings) -> Iterator[Check]:
     required = [settings.require_fulcrum]
-    if not settings.smith_remote_config:  # otherwise FulcrumCore's configuration has the settings of Proxmox
+    if not settings.smith_remote_config:  # with it, the agent's configuration in FulcrumCore has the Proxmox settings
         required.append(settings.require_proxmox)
     lines: list[str] = []
     for require in required:
@@ -48,7 +48,10 @@ def _completeness(settings: Settings) -> Iterator[Check]:
 
 
 def _secret_files(settings: Settings) -> Iterator[Check]:
-    """Check the modes of the secret files. This is only a warning, because mounted files may be readable by design."""
+    """Warn about secrets that other users or processes can read: the modes of files, and environment variables.
+
+    This is not a failure, because a container platform may mount secret files as readable by all users.
+    """
     origins = {row.name: row.origin for row in describe(settings)}
     files = {origins[name]: name for name in SECRETS if origins[name] not in NOT_FILES}
     readable = [file for file in files if _mode(file) & 0o077]

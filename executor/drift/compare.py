@@ -1,7 +1,8 @@
-"""Compares our mappings, Proxmox's guests and FulcrumCore's services, and returns the differences. Pure functions.
+"""Compares the agent's mappings with Proxmox's guests and FulcrumCore's services, and returns the differences.
 
-The caller first asks for the inconclusive reasons, because an empty or short list does not prove that VMs are gone. A
-VM counts as gone only when its VMID is in `Facts.empty_vmids`.
+All functions are pure. Before `compare`, the caller calls `inconclusive_reason` and `inconclusive_reason_of_fulcrum`,
+because a VM or service that is not in a list may still exist. `compare` treats a VM as gone only when the VM's VMID is
+in `Facts.empty_vmids`.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from executor.drift.facts import (
 )
 from executor.model import MappingState
 
-#: A list is not relied on when more than this number and more than this share of the mapped entries are missing in it.
+#: A list of VMs or services is not relied on if it lacks more than MAX_MISSING of the mapped entries and more than the
+#: share MAX_MISSING_SHARE of them.
 MAX_MISSING = 3
 MAX_MISSING_SHARE = 0.3
 
@@ -30,9 +32,9 @@ MAX_MISSING_SHARE = 0.3
 
 
 def inconclusive_reason(cluster: ClusterState, mappings: Sequence[MappingFacts], *, believe_list: bool = False) -> str:
-    """Return why nothing can be concluded from Proxmox's answers, '' when they can be relied on.
+    """Return why nothing can be concluded from Proxmox's answers, '' when the answers can be relied on.
 
-    `believe_list`: the operator confirms that the VMs that Proxmox does not list are really gone.
+    `believe_list` is True when the operator confirms that the VMs that Proxmox does not list are really gone.
     """
     if not cluster.is_quorate:
         return "the cluster has no quorum"
@@ -50,7 +52,7 @@ def inconclusive_reason(cluster: ClusterState, mappings: Sequence[MappingFacts],
 
 
 def inconclusive_reason_of_fulcrum(mappings: Sequence[MappingFacts], services: Sequence[ServiceFacts]) -> str:
-    """Return why nothing can be concluded from FulcrumCore's list of services, '' when it can be relied on."""
+    """Return why nothing can be concluded from FulcrumCore's list of services, '' when the list can be relied on."""
     expected = {mapping.service_id for mapping in mappings if mapping.state == MappingState.ACTIVE}
     missing = expected - {service.id for service in services}
     return _too_many_missing(len(missing), len(expected), "mapped services are not in FulcrumCore's list")
@@ -71,7 +73,7 @@ def _too_many_missing(missing: int, expected: int, what: str) -> str:
 
 
 def compare(facts: Facts) -> tuple[Finding, ...]:
-    """Return the differences, except for those of busy services."""
+    """Return the differences as findings, without the findings about busy services (see `Facts.busy_services`)."""
     findings = [finding for mapping in facts.mappings for finding in _compare_mapping(mapping, facts)]
     findings += [finding for guest in facts.guests for finding in _compare_marked_guest(guest, facts)]
     findings += [finding for service in facts.services for finding in _compare_service(service, facts)]
@@ -83,7 +85,7 @@ def _compare_mapping(mapping: MappingFacts, facts: Facts) -> Iterator[Finding]:
     """Compare a mapping with the guest on its VMID."""
     guest = facts.guests_by_vmid.get(mapping.vmid)
     if guest is None:
-        # Without a guest, the VM is gone only if its VMID is proven empty.
+        # If no guest was read, the VM is gone only if it is proven that no guest has its VMID.
         yield from _compare_mapping_of_gone_vm(mapping, facts) if mapping.vmid in facts.empty_vmids else ()
     elif guest.belongs_to(mapping.service_id) and guest.kind == mapping.kind:
         yield from _compare_mapping_with_vm(mapping, guest, facts) if mapping.may_have_vm else ()
@@ -103,7 +105,7 @@ def _compare_mapping_of_gone_vm(mapping: MappingFacts, facts: Facts) -> Iterator
 
 
 def _compare_mapping_with_vm(mapping: MappingFacts, guest: GuestFacts, facts: Facts) -> Iterator[Finding]:
-    """Compare a mapping with its VM, which has the service's marker, and with the service in FulcrumCore."""
+    """Compare a mapping with its VM and with its service in FulcrumCore. The VM has the marker of the service."""
     if mapping.should_have_vm and mapping.node != guest.node:
         text = f"the VM moved from {mapping.node or 'an unknown node'} to {guest.node}"
         yield _finding(mapping, DriftKind.VM_MOVED, text, node=guest.node, repair=Repair.CORRECT_NODE)
@@ -141,13 +143,13 @@ def _finding(
 
 
 def _compare_marked_guest(guest: GuestFacts, facts: Facts) -> Iterator[Finding]:
-    """Yield a finding for a guest that has the marker of one service, but is not the VM of the service's mapping."""
+    """Yield a finding for a guest that has the marker of one service, but is not the VM to which the service is mapped."""
     if guest.is_template or len(guest.markers) != 1:
-        return  # a template that was converted from a VM keeps the VM's marker
+        return  # a template may have a marker: a VM that is converted into a template keeps its marker
     (service_id,) = guest.markers
     mapping = facts.mappings_by_service.get(service_id)
     if service_id in facts.foreign_services or (mapping and mapping.may_have_vm and mapping.vmid == guest.vmid):
-        return  # `_compare_mapping` compares this guest with its mapping
+        return  # `_compare_mapping` has compared this guest with its mapping
     repair = None
     if mapping and mapping.may_have_vm:
         kind = DriftKind.UNMAPPED_VM
@@ -177,7 +179,7 @@ def _no_service_text(service: ServiceFacts | None) -> str:
 
 
 def _adoption_problem(guest: GuestFacts, service_id: str, facts: Facts) -> str:
-    """Return why a marked guest cannot be adopted, '' when it can."""
+    """Return why a guest with the service's marker cannot be mapped to the service, '' when it can."""
     vms_by_service = Counter(service for each in facts.guests for service in each.markers if each.belongs_to(service))
     if vms_by_service[service_id] > 1:
         return "more than one VM has this service's marker: keep the marker on the right VM, remove it from the others"
@@ -191,7 +193,7 @@ def _compare_service(service: ServiceFacts, facts: Facts) -> Iterator[Finding]:
     if not service.should_have_vm or vmid is None or service.id in facts.foreign_services:
         return
     if (mapping and mapping.may_have_vm) or any(service.id in guest.markers for guest in facts.guests):
-        return  # the functions above compare its mapping or its guest
+        return  # `_compare_mapping` or `_compare_marked_guest` has compared this service
     occupant = facts.guests_by_vmid.get(vmid)
     if occupant is None and vmid not in facts.empty_vmids:
         return

@@ -1,4 +1,7 @@
-"""Defines the facts that a drift check compares, and the findings and repairs that result from them."""
+"""Defines the facts that a drift check compares, and its findings and repairs.
+
+Drift is a difference between the agent's mappings, the guests in Proxmox and the services in FulcrumCore.
+"""
 
 from __future__ import annotations
 
@@ -17,34 +20,38 @@ STATUSES_WITHOUT_VM = frozenset({"New", "CreateFailed", "Lost", SERVICE_DELETED}
 
 
 class DriftKind(StrEnum):
-    """The kinds of difference. `smith drift --json`, the metrics and the log show the values, so they never change."""
+    """The kinds of difference. Operators' tools read the values from `smith drift --json`, the metrics and the log.
+
+    So a value is never changed.
+    """
 
     VM_GONE = "vm_gone"  #: the mapped VM does not exist
-    VM_MOVED = "vm_moved"  #: the VM is on another node; harmless, and the agent repairs it
-    VM_RENAMED = "vm_renamed"  #: the VM has another name, so every action refuses it
-    VM_RECYCLED = "vm_recycled"  #: the mapped VMID holds a guest that is not the service's
-    UNMAPPED_VM = "unmapped_vm"  #: a VM with our marker is the VM of no mapping
-    SERVICE_WITHOUT_VM = "service_without_vm"  #: FulcrumCore has an instance id, but neither VM nor mapping exists
-    VM_WITHOUT_SERVICE = "vm_without_service"  #: mapping or VM exists; FulcrumCore deleted the service or never had it
-    MAPPING_UNREPORTED = "mapping_unreported"  #: mapping and VM exist, but FulcrumCore lacks the result
+    VM_MOVED = "vm_moved"  #: the VM is on another node than the mapping says; this is harmless, and the agent repairs it
+    VM_RENAMED = "vm_renamed"  #: the VM has another name than the mapping says, so every action refuses the VM
+    VM_RECYCLED = "vm_recycled"  #: the guest with the mapped VMID is not the VM of the service
+    UNMAPPED_VM = "unmapped_vm"  #: a VM has the marker of a service, but no mapping names this VM
+    SERVICE_WITHOUT_VM = "service_without_vm"  #: FulcrumCore has an instance id, but no VM and no mapping exist
+    VM_WITHOUT_SERVICE = "vm_without_service"  #: a mapping or VM exists, but its service is deleted or unknown
+    MAPPING_UNREPORTED = "mapping_unreported"  #: mapping and VM exist, but FulcrumCore lacks the create's result
 
 
 class Repair(StrEnum):
-    """The repairs of a finding. Each changes a mapping and never a VM."""
+    """The possible repairs of a finding. A repair changes a mapping, never a VM."""
 
     CORRECT_NODE = "correct_node"  #: store the VM's node in the mapping
-    MARK_VM_LOST = "mark_vm_lost"  #: keep the mapping, with the state vm_lost
-    FORGET = "forget"  #: delete the mapping: neither VM nor service exists
+    MARK_VM_LOST = "mark_vm_lost"  #: keep the mapping, and set its state to vm_lost
+    FORGET = "forget"  #: mark the mapping as deleted, because neither its VM nor its service exists
     ADOPT = "adopt"  #: create a mapping for the VM that has the service's marker
 
 
-#: The agent's periodic check applies these repairs. Only the operator's `smith drift fix` applies the other ones.
+#: The agent's periodic drift check applies these repairs. All other repairs are applied only when an operator runs
+#: `smith drift fix`.
 AUTOMATIC_REPAIRS = frozenset({Repair.CORRECT_NODE, Repair.MARK_VM_LOST})
 
 
 @dataclass(frozen=True, kw_only=True)
 class MappingFacts:
-    """A mapping that is not deleted."""
+    """The columns of a mapping that is not deleted. `id` is the id of its row."""
 
     id: int
     service_id: str
@@ -57,33 +64,33 @@ class MappingFacts:
 
     @property
     def should_have_vm(self) -> bool:
-        """True when the mapping's VM should exist now."""
+        """True when the mapping's state implies that its VM exists."""
         return self.state in (MappingState.ACTIVE, MappingState.PENDING_DELETION)
 
     @property
     def may_have_vm(self) -> bool:
-        """True when the mapping's VM should exist now, or may exist because its create is in progress."""
+        """True when the mapping's VM should exist, or may exist because its create is in progress."""
         return self.should_have_vm or self.state == MappingState.RESERVED
 
 
 @dataclass(frozen=True, kw_only=True)
 class GuestFacts:
-    """The configuration of a VM or container that has a mapped VMID or our marker."""
+    """Facts from the configuration of a VM or container that may belong to a service."""
 
     vmid: int
     node: str
     name: str
-    markers: frozenset[str] = frozenset()  #: service ids in its description; a guest of ours has exactly one
+    markers: frozenset[str] = frozenset()  #: the service ids in its description; a service's VM has exactly one
     is_template: bool = False
     kind: str = GuestKind.QEMU
 
     def belongs_to(self, service_id: str) -> bool:
-        """Return whether the guest has the marker of this service and of no other."""
+        """Return whether the guest has the marker of this service and of no other service, and is not a template."""
         return not self.is_template and self.markers == {service_id}
 
     @property
     def description(self) -> str:
-        """The guest in the text of a finding."""
+        """The text that describes the guest in a finding."""
         if self.is_template:
             return f"a template ({self.name})"
         marker = f"marked as {' and '.join(sorted(self.markers))}" if self.markers else "unmarked"
@@ -100,14 +107,14 @@ class ServiceFacts:
 
     @property
     def instance_vmid(self) -> int | None:
-        """The VMID at the end of `<agent>/<vmid>`, None when the instance id has another form."""
+        """The VMID at the end of the instance id, which has the form `<agent id>/<vmid>`; None for another form."""
         digits = self.instance_id.rpartition("/")[2]
         is_vmid = digits.isascii() and digits.isdecimal() and 3 <= len(digits) <= 9
         return int(digits) if is_vmid else None
 
     @property
     def is_deleted(self) -> bool:
-        """True when FulcrumCore will never create a job for this service again."""
+        """True when FulcrumCore has deleted the service, and so never creates another job for it."""
         return self.status == SERVICE_DELETED
 
     @property
@@ -123,7 +130,7 @@ class ClusterState:
     is_quorate: bool
     may_see_all_vms: bool
     offline_nodes: frozenset[str] = frozenset()
-    listed: Mapping[int, str] = field(default_factory=dict)  #: node by VMID, of every guest in Proxmox's list
+    listed: Mapping[int, str] = field(default_factory=dict)  #: the VMID and the node of every guest that Proxmox lists
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,10 +139,11 @@ class Facts:
 
     mappings: Sequence[MappingFacts] = ()
     guests: Sequence[GuestFacts] = ()
-    empty_vmids: frozenset[int] = frozenset()  #: VMIDs that are proven to hold no guest
+    empty_vmids: frozenset[int] = frozenset()  #: VMIDs of which it is proven that no guest has them
     services: Sequence[ServiceFacts] = ()
-    busy_services: frozenset[str] = frozenset()  #: a difference is no drift while a job is open or unreported
-    foreign_services: frozenset[str] = frozenset()  #: services of another agent, or mapped on another cluster
+    #: Services with an open job or a due report. Their differences are not drift, because the job explains them.
+    busy_services: frozenset[str] = frozenset()
+    foreign_services: frozenset[str] = frozenset()  #: services of other agents, or with a mapping on another cluster
 
     @cached_property
     def services_by_id(self) -> dict[str, ServiceFacts]:
@@ -149,7 +157,7 @@ class Facts:
 
     @cached_property
     def mappings_by_service(self) -> dict[str, MappingFacts]:
-        """The mappings, by service id. A service has one mapping at most."""
+        """The mappings, by service id. A service has at most one mapping that is not deleted."""
         return {mapping.service_id: mapping for mapping in self.mappings}
 
     def is_deleted(self, service_id: str) -> bool:
@@ -165,16 +173,17 @@ class Finding:
     kind: DriftKind
     service_id: str
     vmid: int | None
-    text: str  #: what is wrong, and what the operator can do when there is no repair
+    text: str  #: what is wrong and, if there is no repair, what the operator can do
     node: str = ""
     name: str = ""
     guest_kind: str = GuestKind.QEMU
     repair: Repair | None = None
-    mapping: MappingFacts | None = None  #: the compared mapping; a repair is skipped if the mapping has changed since
+    #: The mapping as it was compared. A repair is skipped if the mapping has changed after the comparison.
+    mapping: MappingFacts | None = None
 
     @property
     def key(self) -> tuple[str, str, int | None]:
-        """The key by which two checks recognise the same finding."""
+        """The values by which a finding of one check is recognised in a later check."""
         return (self.kind, self.service_id, self.vmid)
 
     @property
@@ -184,7 +193,7 @@ class Finding:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """Return the finding as the log and `--json` show it."""
+        """The finding as the log and `smith drift --json` show it."""
         return {
             "kind": self.kind.value,
             "service_id": self.service_id,

@@ -1,6 +1,6 @@
-"""Collects the facts of a drift check from our database, Proxmox and FulcrumCore, and compares them.
+"""Collects the facts of a drift check from the database, Proxmox and FulcrumCore, and compares them.
 
-Nothing is changed.
+The check changes nothing in these three systems.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from executor.proxmox.rows import VmRow
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
-#: The end of the name of each VM that a create makes.
+#: The end of the name of each VM that the agent creates: a dash and the first eight digits of the service id.
 NAME_SUFFIX = re.compile(r"-[0-9a-f]{8}\Z")
-#: A VM counts as gone only when two searches, with this time between them, do not find it.
+#: A VM is treated as gone only if two searches do not find it. This time passes between the two searches.
 SEARCH_INTERVAL_S = 2.0
 
 
@@ -53,11 +53,16 @@ class Inspector:
     proxmox: ProxmoxReader
     cluster: str
     wait: Callable[[float], Any] = time.sleep
-    #: Services that FulcrumCore assigned to other agents. Each is requested once, because the assignment never changes.
+    #: Ids of services that FulcrumCore assigned to other agents. An assignment never changes, so each of these services
+    #: is requested from FulcrumCore only once.
     _known_foreign_services: set[str] = field(default_factory=set)
 
     def check(self, agent_id: str, *, believe_list: bool = False) -> Outcome:
-        """Collect the facts and compare them. Raises FulcrumUnavailable, or JobError for an error of Proxmox."""
+        """Collect the facts of this agent's services and compare them. For `believe_list` see `inconclusive_reason`.
+
+    The mappings are read before and after the requests to Proxmox and FulcrumCore. Services whose mapping changed in
+    between count as busy. Raises FulcrumUnavailable, or JobError for an error of Proxmox.
+    """
         with reading(self.engine) as session:
             before = rows.read(session, self.cluster)
         cluster, vm_rows = self._cluster_state()
@@ -86,7 +91,7 @@ class Inspector:
     def _cluster_state(self) -> tuple[ClusterState, list[VmRow]]:
         is_quorate = self.proxmox.is_quorate()
         may_see_all_vms = is_quorate and self.proxmox.may_see_all_vms()
-        if not may_see_all_vms:  # the lists could not be relied on
+        if not may_see_all_vms:  # lists of nodes and VMs could not be relied on
             return ClusterState(is_quorate=is_quorate, may_see_all_vms=False), []
         offline = frozenset(node.name for node in self.proxmox.nodes() if not node.is_online)
         vm_rows = self.proxmox.vms()
@@ -96,7 +101,10 @@ class Inspector:
     def _guests(
         self, mappings: Sequence[MappingFacts], services: Sequence[ServiceFacts], vm_rows: Sequence[VmRow]
     ) -> tuple[list[GuestFacts], frozenset[int]]:
-        """Return the guests to compare, and the expected VMIDs that are proven to hold no guest."""
+        """Return the guests to compare, and those expected VMIDs of which it is proven that no guest has them.
+
+    An expected VMID is one that a mapping or the instance id of a service names.
+    """
         instance_vmids = [service.instance_vmid for service in services if service.should_have_vm]
         expected = {mapping.vmid for mapping in mappings} | {vmid for vmid in instance_vmids if vmid is not None}
         candidates = [row for row in vm_rows if row.vmid in expected or _may_be_ours(row)]
@@ -109,9 +117,9 @@ class Inspector:
     def _search(self, missing: set[int]) -> tuple[list[GuestFacts], frozenset[int]]:
         """Search every online node twice for guests with these VMIDs.
 
-        A VMID that Proxmox does not list may have a guest: the list is not up to date, and the token may not see every
-        guest. Returns the guests that were found, and the VMIDs that are free. A VMID with neither a guest nor a proof
-        that it is free is in neither result.
+        Proxmox's list may lack a guest, because the list is not always up to date and the token may not see every
+        guest. Returns the guests that were found, and the VMIDs of which it is proven that no guest has them. If
+        neither is true of a VMID, neither result contains it.
         """
         found: dict[int, GuestFacts] = {}
         for turn in range(2):
@@ -129,7 +137,10 @@ class Inspector:
         return next((guest for guest in results if guest is not None), None)
 
     def _read_guest(self, node: str, vmid: int, kinds: Sequence[GuestKind]) -> GuestFacts | None:
-        """Return the guest of one of these kinds; None if the node has no such guest, or the token may not read it."""
+        """Return the guest with this VMID if it has one of these kinds.
+
+        Returns None if the node has no such guest, or if the token may not read its configuration.
+        """
         results = (self._read_config(node, vmid, kind) for kind in kinds)
         return next((guest for guest in results if guest is not None), None)
 
@@ -158,7 +169,7 @@ class Inspector:
         services: Sequence[ServiceFacts],
         agent_id: str,
     ) -> frozenset[str]:
-        """Return the services of other agents that have VMs on this cluster."""
+        """Return those ids in the markers of the guests that belong to services of other agents."""
         ours = {mapping.service_id for mapping in mappings} | {service.id for service in services}
         unknown = {marker for guest in guests for marker in guest.markers} - ours
         unchecked = unknown - self._known_foreign_services
@@ -169,8 +180,8 @@ class Inspector:
         try:
             return self.fulcrum.get_service(service_id).agent_id != agent_id
         except FulcrumAuthFailing:
-            # FulcrumCore answers 403 for an unknown service. If it answers 403 to this request, too, the token fails
-            # for all requests, and `get_self` raises.
+            # FulcrumCore answers 403 for an unknown service, but also for an invalid token. With an invalid token,
+            # `get_self` raises, too.
             self.fulcrum.get_self()
             return False
         except FulcrumRefused:

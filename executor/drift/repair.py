@@ -1,4 +1,4 @@
-"""Applies the repair of a finding: changes our mapping, never a VM, and writes an audit entry."""
+"""Applies the repair of a finding: it changes the mapping, never a VM, and writes an audit entry."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 
 
 def repair(engine: Engine, cluster: str, finding: Finding, *, who: str, reason: str = "") -> bool:
-    """Apply the repair that a finding proposes. Return whether it was applied.
+    """Apply the repair that a finding proposes. Return whether the repair was applied.
 
-    Nothing is changed when the service is busy, or when its mapping has changed since the comparison.
+    `who` and `reason` are stored in the audit entry. The repair is not applied if the service is busy, or if its
+    mapping has changed after the comparison.
     """
     with transaction(engine) as session:
         row = mappings.get(session, finding.mapping.id) if finding.mapping else None
@@ -67,12 +68,12 @@ def _forget(session: Session, _cluster: str, finding: Finding) -> bool:
 
 
 def _mapping_of(finding: Finding) -> MappingFacts:
-    assert finding.mapping is not None  # noqa: S101 (`compare` proposes these repairs only with a mapping)
+    assert finding.mapping is not None  # noqa: S101 (`compare` proposes these three repairs only for a mapping)
     return finding.mapping
 
 
 def _adopt(session: Session, cluster: str, finding: Finding) -> bool:
-    assert finding.vmid is not None  # noqa: S101 (`compare` proposes this repair only for a guest)
+    assert finding.vmid is not None  # noqa: S101 (`compare` proposes to adopt only a guest)
     adopted = mappings.adopt(
         session,
         service_id=finding.service_id,
@@ -85,6 +86,7 @@ def _adopt(session: Session, cluster: str, finding: Finding) -> bool:
     return adopted is not None
 
 
+# The function of each repair changes the mapping. It returns False if it changed nothing.
 _REPAIRS: dict[Repair, Callable[[Session, str, Finding], bool]] = {
     Repair.CORRECT_NODE: _correct_node,
     Repair.MARK_VM_LOST: _mark_vm_lost,

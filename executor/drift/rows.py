@@ -1,4 +1,4 @@
-"""Reads the rows that a drift check compares: the mappings, and which services are busy."""
+"""Reads from the database what a drift check needs: the mappings, and the services that are busy."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """The rows of the database at one time."""
+    """The facts that were read from the database in one transaction."""
 
     mappings: tuple[MappingFacts, ...]
-    busy_services: frozenset[str]
-    foreign_services: frozenset[str]  #: services that are mapped on another cluster
+    busy_services: frozenset[str]  #: services with an open job or a due report
+    foreign_services: frozenset[str]  #: services with a mapping on another cluster
 
     def changed_since(self, earlier: Rows) -> frozenset[str]:
-        """Return the services whose mapping has changed since the earlier rows were read."""
+        """Return the services whose mapping differs between the earlier rows and these rows."""
         return frozenset(mapping.service_id for mapping in set(earlier.mappings) ^ set(self.mappings))
 
 
@@ -37,7 +37,7 @@ def read(session: Session, cluster: str) -> Rows:
 
 
 def mapping_facts(row: Mapping) -> MappingFacts:
-    """Return the facts of a mapping's row that are compared."""
+    """Return those columns of a mapping's row that a drift check compares."""
     return MappingFacts(
         id=row.id,
         service_id=row.service_id,

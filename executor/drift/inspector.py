@@ -60,9 +60,9 @@ class Inspector:
     def check(self, agent_id: str, *, believe_list: bool = False) -> Outcome:
         """Collect the facts of this agent's services and compare them. For `believe_list` see `inconclusive_reason`.
 
-    The mappings are read before and after the requests to Proxmox and FulcrumCore. Services whose mapping changed in
-    between count as busy. Raises FulcrumUnavailable, or JobError for an error of Proxmox.
-    """
+        The mappings are read before and after the requests to Proxmox and FulcrumCore. Services whose mapping changed in
+        between count as busy. Raises FulcrumUnavailable, or JobError for an error of Proxmox.
+        """
         with reading(self.engine) as session:
             before = rows.read(session, self.cluster)
         cluster, vm_rows = self._cluster_state()
@@ -103,8 +103,8 @@ class Inspector:
     ) -> tuple[list[GuestFacts], frozenset[int]]:
         """Return the guests to compare, and those expected VMIDs of which it is proven that no guest has them.
 
-    An expected VMID is one that a mapping or the instance id of a service names.
-    """
+        An expected VMID is one that a mapping or the instance id of a service names.
+        """
         instance_vmids = [service.instance_vmid for service in services if service.should_have_vm]
         expected = {mapping.vmid for mapping in mappings} | {vmid for vmid in instance_vmids if vmid is not None}
         candidates = [row for row in vm_rows if row.vmid in expected or _may_be_ours(row)]

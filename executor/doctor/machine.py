@@ -28,7 +28,7 @@ COLLECTION_RANGE = ((1, 4), (3, 0))
 
 
 def check_database(settings: Settings) -> Iterator[Check]:
-    """Check the database. A missing SQLite file is no failure, because the agent creates the file at its first start."""
+    """Check the database. A missing SQLite file is no failure, because the first start of the agent creates it."""
     if missing := _missing_file(settings.smith_database_url):
         yield from _can_create(missing)
         return

@@ -143,7 +143,7 @@ def _finding(
 
 
 def _compare_marked_guest(guest: GuestFacts, facts: Facts) -> Iterator[Finding]:
-    """Yield a finding for a guest that has the marker of one service, but is not the VM to which the service is mapped."""
+    """Yield a finding for a guest that has the marker of one service, but is not the VM in the service's mapping."""
     if guest.is_template or len(guest.markers) != 1:
         return  # a template may have a marker: a VM that is converted into a template keeps its marker
     (service_id,) = guest.markers

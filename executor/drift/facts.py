@@ -26,9 +26,7 @@ class DriftKind(StrEnum):
     """
 
     VM_GONE = "vm_gone"  #: the mapped VM does not exist
-    VM_MOVED = (
-        "vm_moved"  #: the VM is on another node than the mapping says; this is harmless, and the agent repairs it
-    )
+    VM_MOVED = "vm_moved"  #: the VM is not on the mapping's node; this is harmless, and the agent repairs it
     VM_RENAMED = "vm_renamed"  #: the VM has another name than the mapping says, so every action refuses the VM
     VM_RECYCLED = "vm_recycled"  #: the guest with the mapped VMID is not the VM of the service
     UNMAPPED_VM = "unmapped_vm"  #: a VM has the marker of a service, but no mapping names this VM

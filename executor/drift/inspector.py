@@ -60,8 +60,8 @@ class Inspector:
     def check(self, agent_id: str, *, believe_list: bool = False) -> Outcome:
         """Collect the facts of this agent's services and compare them. For `believe_list` see `inconclusive_reason`.
 
-        The mappings are read before and after the requests to Proxmox and FulcrumCore. Services whose mapping changed in
-        between count as busy. Raises FulcrumUnavailable, or JobError for an error of Proxmox.
+        The mappings are read before and after the requests to Proxmox and FulcrumCore. A service whose mapping changed
+        in between counts as busy. Raises FulcrumUnavailable, or JobError for an error of Proxmox.
         """
         with reading(self.engine) as session:
             before = rows.read(session, self.cluster)

@@ -1,8 +1,9 @@
-"""Limits how many clones run at once on each clone target: a shared storage, or one node's local storage.
+"""Limits how many clones run at the same time on each clone target.
 
-Parallel clones compete for the storage's lock and its disks, and how many succeed depends on the storage. So the limit
-of a target adapts: it is halved when Proxmox reports a lock timeout, and raised by one after SUCCESSES_PER_RAISE
-successes.
+A clone target is a shared storage, or the local storage of one node. Parallel clones compete for the lock and the disks
+of the storage, and how many of them can succeed depends on the storage. So the limit of a target adapts: it is halved
+when Proxmox reports a lock timeout. It is raised by one, up to its first value, after SUCCESSES_PER_RAISE successful
+clones.
 """
 
 from __future__ import annotations
@@ -20,31 +21,39 @@ from executor.model import JobResult
 
 log = get_logger(__name__)
 
-#: Interval at which a waiting create checks whether it may still wait.
+#: Interval at which a create that waits for a slot calls `may_wait`.
 CHECK_INTERVAL_S = 0.5
-#: A limit that was halved is raised by one after this number of successful clones.
+#: After this number of successful clones, a limit that was halved is raised by one.
 SUCCESSES_PER_RAISE = 8
-#: Proxmox's error texts when a Proxmox task did not get the lock of a storage or a template in time.
+#: Matches the error texts of a Proxmox task that did not get the lock of a storage or a template in time.
 LOCK_TIMEOUT = re.compile(r"can't lock file|got lock timeout|got timeout")
 
 
 @dataclass
 class _Target:
+    """The state of one clone target: how many clones may run, and how many are running."""
+
     limit: int
     running: int = 0
-    successes: int = 0  #: since the last change of the limit
+    successes: int = 0  #: number of successful clones since the last change of `limit`
 
 
 @dataclass
 class Permit:
-    """Allows one clone. The caller sets `result` before the block ends, because the limit depends on the result."""
+    """The permission to run one clone, which `CloneLimit.acquire` yields.
+
+    The caller sets `result` to the result of the create before the block ends, because the limit depends on it.
+    """
 
     result: JobResult | None = None
 
 
 @dataclass(kw_only=True)
 class CloneLimit:
-    """Counts the running clones of each target, for any number of threads. There is one for each agent."""
+    """Counts the running clones of each clone target. An agent has one object of this class, which all threads use.
+
+    `limit` is the first limit of each target, and the highest.
+    """
 
     limit: int
     _targets: dict[str, _Target] = field(default_factory=dict)
@@ -52,15 +61,16 @@ class CloneLimit:
 
     @property
     def capacity(self) -> int:
-        """How many creates may run at once on all targets that have been used so far."""
+        """How many creates may run at the same time on all targets that have been used so far."""
         with self._changed:
             return sum(target.limit for target in self._targets.values()) or self.limit
 
     @contextmanager
     def acquire(self, name: str, *, may_wait: Callable[[], bool]) -> Iterator[Permit]:
-        """Wait for a slot of the target `name`, and occupy the slot until the block ends.
+        """Wait until the target `name` runs fewer clones than its limit, and count one more until the block ends.
 
-        `may_wait` is called repeatedly during the wait and may raise. Raises JobError CANCELLED when it returns False.
+        `may_wait` is called repeatedly during the wait. If it raises, the wait ends with its error. Raises JobError
+        CANCELLED when it returns False.
         """
         permit = Permit()
         self._wait_for_slot(name, may_wait)

@@ -1,6 +1,6 @@
-"""Chooses the node for a new VM or a migration: rejects nodes that do not fit, and scores those that fit.
+"""Chooses the node for a new VM or a migration: rejects nodes that do not fit, and chooses by score among the others.
 
-Pure functions.
+All functions are pure.
 """
 
 from __future__ import annotations
@@ -12,15 +12,17 @@ from typing import Any
 from executor.errors import ErrorCode, JobError
 
 MIB = 1024**2
-#: The weights in a node's score of the shares of free memory, free cores and idle CPU.
+#: A node's score is the sum of its shares of free memory, free cores and idle CPU, each multiplied by its weight.
 MEMORY_WEIGHT, CORES_WEIGHT, IDLE_WEIGHT = 0.6, 0.25, 0.15
-#: Subtracted from the score for each of our creates in progress on the node.
+#: This number is subtracted from a node's score for each create of this agent that is in progress on the node.
 CREATE_COST = 0.1
-#: When nodes are rejected with different codes, the first of these is the job's: it makes a retry the most useful.
+#: If no node fits and the nodes were rejected with different error codes, the job gets the first of these codes. A retry
+#: is most likely to succeed after NODE_DOWN, and least likely after NOT_FOUND.
 CODE_PRECEDENCE = (ErrorCode.NODE_DOWN, ErrorCode.CAPACITY, ErrorCode.NOT_FOUND)
-#: A VM moves only if the other node's score is higher by this. With a lower value, VMs would move back and forth.
+#: A VM migrates to another node only if the score of that node is higher by at least this number. With a lower number,
+#: VMs would migrate back and forth.
 MIN_MOVE_GAIN = 0.1
-#: The reason of a placement when the token may not read the nodes' capacity.
+#: The reason that is reported for a placement when the token may not read the memory and cores of the nodes.
 LOAD_UNKNOWN = "the template's node, because the token may not read the load of the nodes (Sys.Audit on /nodes)"
 MAX_REASON_CHARS = 500
 MAX_ERROR_CHARS = 400
@@ -28,55 +30,55 @@ MAX_ERROR_CHARS = 400
 
 @dataclass(frozen=True, kw_only=True)
 class NodeFacts:
-    """The facts about one node on which the decision depends."""
+    """The facts about one Proxmox node on which the choice depends."""
 
     name: str
     is_online: bool = True
     in_maintenance: bool = False
-    cores: int = 0  #: 0: the token may not read it
-    memory_bytes: int = 0  #: 0: the token may not read it
-    own_memory_bytes: int = 0  #: used by the node's own processes
-    allocated_memory_bytes: int = 0  #: configured for its guests and for our creates in progress
-    allocated_cores: int = 0
-    cpu_share: float = 0.0  #: CPU in use, 0 to 1
-    creates_in_progress: int = 0  #: by this agent
+    cores: int = 0  #: 0 if the token may not read this number
+    memory_bytes: int = 0  #: 0 if the token may not read this number
+    own_memory_bytes: int = 0  #: memory that processes of the node itself use, not its guests
+    allocated_memory_bytes: int = 0  #: configured memory of its guests and of the agent's creates in progress
+    allocated_cores: int = 0  #: configured cores of the same guests and creates
+    cpu_share: float = 0.0  #: share of the CPU in use, from 0 to 1
+    creates_in_progress: int = 0  #: number of creates of this agent
     storages: frozenset[str] = frozenset()
     bridges: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlacementConstraints:
-    """The requirements of a VM on its node."""
+    """What a VM needs from its node."""
 
     memory_mib: int
     cores: int
     storage: str = ""
     bridge: str = ""
-    templates: Mapping[str, int]  #: template VMID by usable node; 0: nothing is cloned
-    preferred_node: str = ""  #: chosen if scores are equal or cannot be computed
-    source: str = "the template"  #: what an unusable node has no access to, for messages
+    templates: Mapping[str, int]  #: keys: nodes that can run the VM; values: VMID of the template to clone, or 0
+    preferred_node: str = ""  #: chosen if scores are equal, or if no node's load can be read
+    source: str = "the template"  #: for messages: what a node that is not in `templates` cannot reach
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rules:
     """The operator's settings for placement."""
 
-    nodes: Sequence[str] = ()  #: empty: every node
+    nodes: Sequence[str] = ()  #: the nodes that may be chosen; empty if every node may be chosen
     memory_overcommit: float = 1.0
     cpu_overcommit: float = 4.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """The chosen node, the template to clone, and the reason."""
+    """The chosen node, the VMID of the template to clone (0 if nothing is cloned), and the reason for the choice."""
 
     node: str
     template_vmid: int
     reason: str
-    clone_target: str = ""  #: of a create, for CloneLimit: a shared storage, or `<storage>@<node>`
+    clone_target: str = ""  #: for CloneLimit: a shared storage or `<storage>@<node>`; '' for a migration
 
     def add_to_result(self, vm: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the result of a run with the placement added. An empty result stays empty."""
+        """Return the result `vm` of a run with this placement added. An empty result stays empty."""
         placement = {"node": self.node, "template_vmid": self.template_vmid, "reason": self.reason}
         return {**vm, "placement": placement} if vm else {}
 
@@ -84,9 +86,9 @@ class Placement:
 def decide(constraints: PlacementConstraints, nodes: Sequence[NodeFacts], rules: Rules) -> Placement:
     """Choose the node for a new VM.
 
-    Raises JobError when no node fits: NODE_DOWN when a usable node is offline or in maintenance, CAPACITY when memory
-    or cores are short, NOT_FOUND when no node has the template, the bridge or the storage, or when PROXMOX_NODES names
-    no existing node.
+    Raises JobError when no node fits. The code is NODE_DOWN if a node that could clone the template is offline or in
+    maintenance; else CAPACITY if a node has too little free memory or too few free cores; else NOT_FOUND: no node has
+    the template, the bridge and the storage, or PROXMOX_NODES names no existing node.
     """
     fitting, rejected = _fitting(nodes, constraints, rules)
     best = _best(fitting, constraints, rules)
@@ -103,9 +105,11 @@ def decide(constraints: PlacementConstraints, nodes: Sequence[NodeFacts], rules:
 
 
 def decide_move(current: str, constraints: PlacementConstraints, nodes: Sequence[NodeFacts], rules: Rules) -> Placement:
-    """Choose the node for a VM on the node `current`: another node only if `current` does not fit or is much worse.
+    """Choose the node for a VM that is on the node `current`.
 
-    The facts of `nodes` must not include the VM itself. Raises JobError as `decide` does.
+    Another node is chosen only if `current` does not fit, or if the score of the other node is higher by at least
+    MIN_MOVE_GAIN. The memory and cores in `nodes` must not include those of the VM itself. Raises the same errors as
+    `decide`.
     """
     fitting, rejected = _fitting(nodes, constraints, rules)
     best = _best(fitting, constraints, rules)
@@ -123,7 +127,10 @@ def decide_move(current: str, constraints: PlacementConstraints, nodes: Sequence
 def _fitting(
     nodes: Sequence[NodeFacts], constraints: PlacementConstraints, rules: Rules
 ) -> tuple[list[NodeFacts], dict[str, tuple[ErrorCode, str]]]:
-    """Return the nodes that fit, and the code and the reason for each other node. Raises JobError when none fits."""
+    """Return the nodes that fit, and for each rejected node an error code and the reason.
+
+    Raises JobError when no node fits.
+    """
     allowed = [node for node in nodes if not rules.nodes or node.name in rules.nodes]
     rejections = {node.name: _rejection(node, constraints, allowed, rules) for node in allowed}
     rejected = {name: rejection for name, rejection in rejections.items() if rejection}
@@ -136,7 +143,7 @@ def _fitting(
 def _rejection(
     node: NodeFacts, constraints: PlacementConstraints, others: Sequence[NodeFacts], rules: Rules
 ) -> tuple[ErrorCode, str] | None:
-    """Return the code and the reason why a node does not fit, None when the node fits."""
+    """Return an error code and the reason why a node does not fit, None when the node fits."""
     memory_mib, cores, source = constraints.memory_mib, constraints.cores, constraints.source
     storage, bridge = constraints.storage, constraints.bridge
     is_usable = node.name in constraints.templates
@@ -163,9 +170,9 @@ def _rejection(
 
 
 def _lacks(node: NodeFacts, others: Sequence[NodeFacts], kind: str, name: str) -> bool:
-    """Return whether a node lacks a storage or bridge that another node has.
+    """Return whether a node lacks a storage or bridge that another node has; `kind` is "storages" or "bridges".
 
-    If no node has it, the token may lack the privilege to see it, so no node is rejected.
+    If no node has the storage or bridge, the token may lack the privilege to see it. Then no node is rejected.
     """
     return bool(name) and name not in getattr(node, kind) and any(name in getattr(each, kind) for each in others)
 
@@ -202,7 +209,7 @@ def _score(node: NodeFacts, constraints: PlacementConstraints, rules: Rules) -> 
 
 
 def _free_shares(node: NodeFacts, constraints: PlacementConstraints, rules: Rules) -> tuple[float, float]:
-    """Return the share of memory and the share of cores that stay free with this VM on the node."""
+    """Return the shares of memory and of cores that would be free on the node if the VM were on it."""
     limit_bytes = max(node.memory_bytes * rules.memory_overcommit, 1)
     memory = (_free_memory_bytes(node, rules) - constraints.memory_mib * MIB) / limit_bytes
     cores = 1 - (node.allocated_cores + constraints.cores) / max(node.cores * rules.cpu_overcommit, 1)

@@ -1,6 +1,8 @@
-"""Chooses a node for each create and each migration, and counts those in progress against the nodes' capacity.
+"""Chooses the node for each create and each migration.
 
-Otherwise all creates of a burst would be placed on the node that had the best score when the burst began.
+The memory and cores of a create or migration in progress count as used on the chosen node, although Proxmox does not
+show them yet. Otherwise all creates of a burst would be placed on the node that had the best score when the burst
+began.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from executor.settings.settings import Settings
 
 log = get_logger(__name__)
 
+#: Matches the bridge in the value of a network device in a VM's configuration.
 BRIDGE = re.compile(r"(?:^|,)bridge=([^,]+)")
 
 
@@ -39,33 +42,33 @@ class PlacementRequest:
     """The facts about a create on which its placement depends."""
 
     vmid: int
-    image: str = ""  #: the image whose template is cloned
-    volume: str = ""  #: without an image: the ISO image or the container's template; '' for empty disks
+    image: str = ""  #: the name of the image whose template is cloned; '' if nothing is cloned
+    volume: str = ""  #: if nothing is cloned: ISO image or container template; '' for empty disks
     memory_mib: int
     cores: int
     bridge: str
-    node: str = ""  #: set by the operator or by the mapping; '' lets the placer choose
+    node: str = ""  #: the node, if the operator or the mapping names it; '' if the placer chooses
 
 
 @dataclass(kw_only=True)
 class _Allocation:
-    """The memory and cores of a create or migration in progress, counted until Proxmox's list of VMs shows them."""
+    """The memory and cores of a create or migration, counted until Proxmox's list of VMs shows them."""
 
     node: str
     memory_bytes: int
     cores: int
-    ended_at: float | None = None
+    ended_at: float | None = None  #: when the create or migration ended, by the placer's clock
 
 
 @dataclass
 class Placer:
-    """Chooses nodes for any number of threads. There is one for each agent."""
+    """Chooses nodes. An agent has one object of this class, which all threads use."""
 
     proxmox: ProxmoxReader
     settings: Settings
     clock: Callable[[], float] = time.monotonic
     _cluster: ClusterCache = field(init=False)
-    _allocations: dict[int, _Allocation] = field(default_factory=dict)
+    _allocations: dict[int, _Allocation] = field(default_factory=dict)  #: by VMID
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
@@ -73,7 +76,7 @@ class Placer:
 
     @contextmanager
     def allocate(self, request: PlacementRequest) -> Iterator[Placement]:
-        """Choose a node, and count the VM against the node's capacity until the block ends.
+        """Choose the node for a new VM, and count the VM's memory and cores as used there until the block ends.
 
         Raises JobError when no node fits.
         """
@@ -87,12 +90,13 @@ class Placer:
 
     @contextmanager
     def allocate_move(self, vmid: int, node: str) -> Iterator[Placement]:
-        """Choose the node for an existing VM, and count the VM against the node's capacity until the block ends.
+        """Choose the node for a migration, and count the VM's memory and cores as used there until the block ends.
 
-        A VM that Proxmox does not list stays on `node`, the node of its mapping. Raises JobError when no node fits.
+        `node` is the node in the VM's mapping, which is chosen if Proxmox does not list the VM. Raises JobError when no
+        node fits.
         """
         with self._lock:
-            self._cluster.invalidate()  # the operator may just have changed the cluster, for example set maintenance
+            self._cluster.invalidate()  # the operator may have put a node into maintenance seconds ago
             row = self._snapshot().find_vm(vmid)
             unlisted = Placement(node=node, template_vmid=0, reason=f"{node}: Proxmox does not list the VM")
             placement = unlisted if row is None else self._move(row)
@@ -118,7 +122,7 @@ class Placer:
     def _snapshot(self) -> ClusterSnapshot:
         """Return Proxmox's lists, and remove the allocations that ended before the lists were read.
 
-        Such a list contains the VM of the allocation, unless no VM was created.
+        If the create of such an allocation succeeded, the list of VMs contains the VM.
         """
         snapshot = self._cluster.snapshot()
         for vmid, allocation in list(self._allocations.items()):
@@ -198,7 +202,7 @@ class Placer:
             raise
 
     def _clone_target(self, node: str) -> str:
-        """Return the name of the clone target for clones to this node: a shared storage, or a storage of the node."""
+        """Return the name of the clone target for clones to this node: a shared storage, or `<storage>@<node>`."""
         name = self.settings.proxmox_storage or ""
         rows = [row for row in self._snapshot().storages if row.name == name and row.node == node]
         return name if any(row.is_shared for row in rows) else f"{name or 'the template'}@{node}"
@@ -215,7 +219,7 @@ class Placer:
     def _nodes(
         self, snapshot: ClusterSnapshot, constraints: PlacementConstraints, excluded: Collection[int] = ()
     ) -> list[NodeFacts]:
-        """Return the facts of the nodes that PROXMOX_NODES allows, without the guests in `excluded`."""
+        """Return the facts of the nodes in PROXMOX_NODES. The guests whose VMID is in `excluded` are not counted."""
         allowed = self.settings.proxmox_nodes
         rows = [node for node in snapshot.nodes if not allowed or node.name in allowed]
         return [self._node(node, snapshot, constraints, excluded) for node in rows]
@@ -223,6 +227,7 @@ class Placer:
     def _node(
         self, row: NodeRow, snapshot: ClusterSnapshot, constraints: PlacementConstraints, excluded: Collection[int]
     ) -> NodeFacts:
+        # A guest with an allocation is counted by its allocation, not by its entry in Proxmox's list.
         facts = node_facts(row, snapshot, {*self._allocations, *excluded})
         counted = [each for vmid, each in self._allocations.items() if each.node == row.name and vmid not in excluded]
         return replace(

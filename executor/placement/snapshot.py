@@ -1,4 +1,7 @@
-"""Reads and caches the facts about the cluster for placement: lists for seconds, details for a minute."""
+"""Reads the facts about the cluster that placement needs, and caches lists for 5 s and details for a minute.
+
+Lists are those of all nodes, guests and storages of the cluster.
+"""
 
 from __future__ import annotations
 
@@ -16,21 +19,23 @@ from executor.proxmox.rows import NodeRow, StorageRow, VmRow
 
 log = get_logger(__name__)
 
+#: How long Proxmox's lists are used before they are read again.
 MAX_SNAPSHOT_AGE_S = 5.0
-#: Details are bridges, volumes and the configuration of templates, which change rarely.
+#: How long details are used before they are read again. Details are the bridges of a node, the volumes of a storage and
+#: the configuration of a template, which change rarely.
 MAX_DETAIL_AGE_S = 60.0
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterSnapshot:
-    """Proxmox's lists, all read at about the same time."""
+    """Proxmox's lists of nodes, guests and storages, read within a short time."""
 
-    read_at: float
+    read_at: float  #: before the lists were read, by the clock of the cache
     nodes: Sequence[NodeRow]
     vms: Sequence[VmRow]
     storages: Sequence[StorageRow]
-    in_maintenance: frozenset[str] = frozenset()
+    in_maintenance: frozenset[str] = frozenset()  #: names of nodes
 
     def find_vm(self, vmid: int) -> VmRow | None:
         """Return the VM, container or template with this VMID, None if Proxmox does not list it."""
@@ -45,15 +50,18 @@ class _CacheEntry:
 
 @dataclass(kw_only=True)
 class ClusterCache:
-    """Reads facts from Proxmox and caches them. Not thread-safe: the placer calls the cache only under a lock."""
+    """Reads facts from Proxmox and caches them.
+
+    The class is not thread-safe: the placer calls its methods only while it holds a lock.
+    """
 
     proxmox: ProxmoxReader
     clock: Callable[[], float] = time.monotonic
     _snapshot: ClusterSnapshot | None = None
-    _details: dict[tuple[str, str], _CacheEntry] = field(default_factory=dict)
+    _details: dict[tuple[str, str], _CacheEntry] = field(default_factory=dict)  #: by kind and name of the detail
 
     def snapshot(self) -> ClusterSnapshot:
-        """Return Proxmox's lists, read again when they are older than MAX_SNAPSHOT_AGE_S."""
+        """Return Proxmox's lists. They are read again when they are older than MAX_SNAPSHOT_AGE_S."""
         now = self.clock()
         if self._snapshot is None or now - self._snapshot.read_at > MAX_SNAPSHOT_AGE_S:
             self._snapshot = ClusterSnapshot(
@@ -70,7 +78,10 @@ class ClusterCache:
         self._snapshot = None
 
     def template(self, row: VmRow) -> templates.Template:
-        """Return the facts of a template; if its configuration cannot be read, only those from the list."""
+        """Return the facts of a template.
+
+        If its configuration cannot be read, the result has only the facts in `row`, its entry in Proxmox's list.
+        """
 
         def read() -> templates.Template:
             return templates.read(row, self.proxmox.vm_config(row.node, row.vmid))
@@ -83,7 +94,10 @@ class ClusterCache:
         return self._detail("bridges", node, lambda: self.proxmox.bridges(node), default=nothing)
 
     def may_hold_volume(self, node: str, volume: str, storages: Sequence[StorageRow]) -> bool:
-        """Return whether a node's storage holds a volume; also True when the storage cannot be read."""
+        """Return whether a volume (`<storage>:<content>/<file>`) exists on the node.
+
+        Returns True also when the volume has no storage in its name, or when the storage cannot be read.
+        """
         storage, _, path = volume.partition(":")
         rows = [row for row in storages if row.name == storage]
         if not storage or not rows:
@@ -100,7 +114,7 @@ class ClusterCache:
         return volumes is None or volume in volumes
 
     def _detail(self, kind: str, name: str, read: Callable[[], T], *, default: T) -> T:
-        """Return a detail from the cache or from Proxmox; the default when Proxmox does not return it."""
+        """Return a detail from the cache, else from `read`; return `default` when Proxmox refuses or fails."""
         entry = self._details.get((kind, name))
         if entry is None or self.clock() - entry.read_at > MAX_DETAIL_AGE_S:
             try:
@@ -113,9 +127,9 @@ class ClusterCache:
 
 
 def node_facts(row: NodeRow, snapshot: ClusterSnapshot, excluded: Collection[int]) -> NodeFacts:
-    """Return the facts about a node from the lists, without the guests whose VMID is in `excluded`.
+    """Return the facts about a node from Proxmox's lists. Guests whose VMID is in `excluded` are not counted.
 
-    Stopped guests are not counted, except those with our tag, because a job may start them at any time.
+    Stopped guests are not counted either, unless they have the agent's tag: a job may start such a guest at any time.
     """
     guests = [vm for vm in snapshot.vms if vm.node == row.name and not vm.is_template and vm.vmid not in excluded]
     counted = [vm for vm in guests if vm.status != "stopped" or TAG in vm.tags]
@@ -135,7 +149,7 @@ def node_facts(row: NodeRow, snapshot: ClusterSnapshot, excluded: Collection[int
 
 
 def _default_if_forbidden(read: Callable[[], T], default: T) -> T:
-    """Call `read`; return the default when the token lacks the privilege."""
+    """Return the result of `read`, or `default` when the token lacks the privilege for this request."""
     try:
         return read()
     except JobError as error:

@@ -1,7 +1,7 @@
-"""Finds the template that a create clones, and the nodes on which its clone can be created. Pure functions.
+"""Finds the templates of an image, and the nodes on which a clone of a template can be created.
 
-The template's node runs the clone. The new VM can be on another node only when every volume of the template is on
-storage that both nodes share.
+All functions are pure. The clone runs on the node of the template. The new VM can be created on another node only if
+every volume of the template is on a storage that both nodes share.
 """
 
 from __future__ import annotations
@@ -14,41 +14,43 @@ from typing import Any
 from executor.errors import ErrorCode, JobError
 from executor.proxmox.rows import StorageRow, VmRow
 
-#: A template with the tag `image-<name>` is used for the image of this name.
+#: A template with the tag `image-<name>` is a template of the image `<name>`.
 TAG_PREFIX = "image-"
-#: Keys of a VM's configuration that name a volume.
+#: Matches the keys of a VM's configuration whose values name a volume.
 DRIVE = re.compile(r"(?:scsi|virtio|sata|ide)\d+|efidisk0|tpmstate0")
-#: The volume of a cloud-init drive.
+#: Matches the name of the volume of a cloud-init drive.
 CLOUD_INIT = re.compile(r"[:/](?:vm-\d+-)?cloudinit\b")
-#: How many templates a message names at most.
+#: The maximum number of templates that a message names.
 MAX_LISTED = 10
 
 
 @dataclass(frozen=True, kw_only=True)
 class Template:
-    """A template, with facts from its configuration."""
+    """Facts about a template, from its entry in Proxmox's list and from its configuration."""
 
     vmid: int
     name: str
     node: str
     tags: tuple[str, ...] = ()
-    storages: frozenset[str] = frozenset()  #: of all volumes
+    storages: frozenset[str] = frozenset()  #: the names of the storages of all its volumes
     has_cloud_init: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class CloneNodes:
-    """The nodes where a clone of a template can be created."""
+    """The nodes on which a clone of a template can be created."""
 
     nodes: frozenset[str]
-    is_complete: bool  #: False: the token may not see the storages, so a clone may be possible on other nodes, too
+    #: False if the token may not see the storages. Then clones may be possible on other nodes, too.
+    is_complete: bool
 
 
 def candidates(image: str, configured: Mapping[str, int], rows: Sequence[VmRow]) -> list[VmRow]:
-    """Return the templates of an image: the one set in PROXMOX_TEMPLATES, else those with its name, else with its tag.
+    """Return the templates of an image, sorted by VMID.
 
-    An image may have one template on each node, on local storage. Raises JobError NOT_FOUND, whose text names the
-    existing templates.
+    These are the template that `configured` (PROXMOX_TEMPLATES) names for the image; else the templates with the name
+    of the image; else the templates with its tag. An image may have one template on each node, on local storage. Raises
+    JobError NOT_FOUND when the image has no template, or has two templates on one node; its text names templates.
     """
     templates = [row for row in rows if row.is_template and row.kind == "qemu"]
     if image in configured:
@@ -76,14 +78,14 @@ def _configured(image: str, vmid: int, templates: Sequence[VmRow]) -> list[VmRow
 
 
 def _known(configured: Mapping[str, int], rows: Sequence[VmRow]) -> str:
-    """Return a text with the images in PROXMOX_TEMPLATES and the templates in Proxmox."""
+    """Return a text that names the images in PROXMOX_TEMPLATES and the templates in Proxmox."""
     names = sorted({row.name for row in rows if row.is_template and row.kind == "qemu"})
     settings = f"PROXMOX_TEMPLATES has {', '.join(sorted(configured)[:MAX_LISTED]) or 'none'}"
     return f"{settings}; Proxmox has {', '.join(names[:MAX_LISTED]) or 'none that is visible to the token'}"
 
 
 def read(row: VmRow, config: Mapping[str, Any]) -> Template:
-    """Return the facts of a template from its row in Proxmox's list and its configuration."""
+    """Return the facts of a template or VM from its entry in Proxmox's list and its configuration."""
     drives = [str(value) for key, value in config.items() if DRIVE.fullmatch(key)]
     volumes = [drive.split(",")[0] for drive in drives]
     return Template(
@@ -97,13 +99,19 @@ def read(row: VmRow, config: Mapping[str, Any]) -> Template:
 
 
 def without_cloud_init(row: VmRow, config: Mapping[str, Any]) -> Template:
-    """Return the facts of a VM without its cloud-init drive, which Proxmox creates again on the target node."""
+    """Return the facts of a VM, but without its cloud-init drive.
+
+    In a migration, Proxmox creates this drive again on the target node, so the drive need not be on a shared storage.
+    """
     kept = {key: value for key, value in config.items() if not CLOUD_INIT.search(str(value).partition(",")[0])}
     return read(row, kept)
 
 
 def clone_nodes(template: Template, storages: Sequence[StorageRow], storage: str = "") -> CloneNodes:
-    """Return the nodes for a clone with disks on `storage`, or on the template's storages when `storage` is empty."""
+    """Return the nodes on which a clone of the template can be created.
+
+    The disks of the clone are on `storage`, or on the storages of the template when `storage` is empty.
+    """
     needed = template.storages | ({storage} if storage else set())
     rows = [row for row in storages if row.name in needed]
     shared = {row.name for row in rows if row.is_shared}
@@ -115,9 +123,10 @@ def clone_nodes(template: Template, storages: Sequence[StorageRow], storage: str
 
 
 def template_by_node(templates: Sequence[Template], nodes_of: Mapping[int, CloneNodes]) -> dict[str, int]:
-    """Return for each node the template to clone: a template on that node, else the first that can be cloned to it.
+    """Return for each node the VMID of the template to clone.
 
-    The keys of `nodes_of` are the VMIDs of the templates.
+    This is a template on the node itself, else the first template of which a clone can be created on the node. The keys
+    of `nodes_of` are the VMIDs of the templates.
     """
     first: dict[str, int] = {}
     for template in templates:
@@ -127,11 +136,14 @@ def template_by_node(templates: Sequence[Template], nodes_of: Mapping[int, Clone
 
 
 def template_for_node(node: str, image: str, templates: Sequence[Template], nodes_of: Mapping[int, CloneNodes]) -> int:
-    """Return the template to clone for this node. Raises JobError NOT_FOUND when no template can be cloned there."""
+    """Return the VMID of the template to clone for a VM on this node.
+
+    Raises JobError NOT_FOUND when no clone of a template of the image can be created on the node.
+    """
     if (vmid := template_by_node(templates, nodes_of).get(node)) is not None:
         return vmid
     if unknown := next((each for each in templates if not nodes_of[each.vmid].is_complete), None):
-        return unknown.vmid  # the token may not see the storages, so only Proxmox can decide
+        return unknown.vmid  # the token may not see the storages, so only the clone request can show the result
     where = ", ".join(f"{each.vmid} on {each.node} ({', '.join(sorted(each.storages))})" for each in templates)
     text = f"no clone of {image} can be created on {node}: template {where} has volumes on storage that is not shared"
     raise JobError(ErrorCode.NOT_FOUND, text)

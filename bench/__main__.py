@@ -1,7 +1,8 @@
-"""Runs the workloads of `make bench`: measures the cost of jobs and of baselines. Exits with 1 only if a job fails.
+"""Runs the workloads of `make bench`, which measure the cost of jobs and the cost of the baselines.
 
-BENCH_QUICK=1 is a smoke test of two minutes with less reliable figures. `--only` selects workloads: runs, bursts, rows,
-life, day, soak. The workload soak, thousands of warm runs, runs only when it is selected.
+The exit code is 1 only if a job of a workload fails. BENCH_QUICK=1 is a smoke test of two minutes: its workloads are
+smaller, so their figures are less reliable. `--only` selects workloads: runs, bursts, rows, life, day, soak. The
+workload soak does thousands of warm runs, and is run only when it is selected.
 """
 
 from __future__ import annotations
@@ -28,18 +29,22 @@ Json = dict[str, Any]
 RESULTS = ROOT / "bench" / "results"
 WORKLOADS = ("runs", "bursts", "rows", "life", "day", "soak")
 DEFAULT_WORKLOADS = WORKLOADS[:-1]
+#: The modes of a playbook run; bench/one_mode.py explains them.
 MODES = ("plain", "cold", "warm")
+#: The width of the tables when the output is not a terminal.
 LOG_WIDTH = 140
 
 
 @dataclass(frozen=True, kw_only=True)
 class Burst:
-    """A burst: creates that are ordered at the same time."""
+    """A workload of creates that are ordered at the same time."""
 
-    services: int
-    clone_s: float
-    settings: dict[str, str] = field(default_factory=dict)  #: of the agent; empty: the defaults
-    plain_slots: int = 0  #: 0: the agent runs the burst; else plain ansible-runner with this number of slots
+    services: int  #: number of creates
+    clone_s: float  #: duration of each clone in the Proxmox stand-in
+    settings: dict[str, str] = field(default_factory=dict)  #: settings of the agent that differ from the defaults
+    #: 0 if the agent runs the burst. Otherwise ansible-runner runs the burst without the agent, and this is the number
+    #: of creates that run in parallel.
+    plain_slots: int = 0
     label: str = "default settings"
 
 
@@ -48,21 +53,21 @@ class Plan:
     """The sizes of all workloads."""
 
     rounds: int  #: measured cycles of create, start, stop, delete in each mode
-    warm_up: bool  #: True: an unmeasured cycle comes first
-    slots: int  #: creates that run in parallel in a burst without the agent
-    runner_burst: int  #: creates in a burst without the agent
+    warm_up: bool  #: True if one cycle that is not measured runs first
+    slots: int  #: number of creates that run in parallel in a burst without the agent
+    runner_burst: int  #: number of creates in a burst without the agent
     bursts: tuple[Burst, ...]
-    rows: tuple[int, ...]  #: numbers of rows in the table of jobs
+    rows: tuple[int, ...]  #: the numbers of rows in the table of jobs for which the queue is measured
     row_repeats: int  #: how often each operation is measured
-    postgres: bool  #: True: measure PostgreSQL too, if it is installed
-    power_cycle_vms: int
-    mixed_s: float
-    idle_s: float
-    killed_burst: int  #: services in the burst during which the agent is killed
-    day_share: float
-    day_vms: int
-    fleet_vms: int
-    soak_runs: int
+    postgres: bool  #: True if the queue is measured on PostgreSQL, too, if it is installed
+    power_cycle_vms: int  #: number of VMs that are all started, then all stopped
+    mixed_s: float  #: duration of the mixed load
+    idle_s: float  #: time for which an idle agent is measured
+    killed_burst: int  #: number of creates in the burst during which the agent is killed
+    day_share: float  #: the share of a day whose heartbeats and metrics are measured
+    day_vms: int  #: number of VMs whose metrics are sent during this share of a day
+    fleet_vms: int  #: number of VMs for the measurement of one round of metrics
+    soak_runs: int  #: number of warm runs of the workload soak
 
 
 def _plain(services: int, slots: int) -> Burst:
@@ -182,7 +187,7 @@ def _burst(folder: Path, planned: Burst) -> Json:
 
 
 def _plain_burst(folder: Path, planned: Burst) -> Json:
-    """Create the same number of VMs with plain ansible-runner, without the agent."""
+    """Run a burst with ansible-runner, without the agent, and return its figures."""
     amounts = {"rounds": 0, "warm_up": 1, "slots": planned.plain_slots, "burst": planned.services}
     with running_stand_in(time_scale=1.0) as stand_in:
         stand_in.control("task_seconds", type="qmclone", seconds=planned.clone_s)
@@ -225,7 +230,7 @@ def _rows(plan: Plan, folder: Path, console: Console) -> Json:
 
 @contextmanager
 def _step(console: Console, what: str) -> Iterator[None]:
-    """Print after the block what was measured, and how long the block took."""
+    """Print the text `what` and the duration of the block when the block has ended."""
     started = time.monotonic()
     yield
     console.print(f"{what} ({time.monotonic() - started:.0f} s)", highlight=False)

@@ -1,6 +1,7 @@
-"""Measures a burst of creates from the order to the completed jobs, and the heartbeats during the burst.
+"""Measures a burst of creates, from the orders to the end of all jobs, and the heartbeats during the burst.
 
-The FulcrumCore simulator, the Proxmox stand-in and the agent share the cores of this machine, unlike in production.
+The FulcrumCore simulator, the Proxmox stand-in and the agent share the cores of this machine. In production, they run
+on different machines.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from smith_lab.system import LabSystem, running_lab, wait_for
 from bench.measuring import WorkloadFailed, median, percentile, sample_peak_memory, tree_cpu_s, tree_pss_mib
 
 Json = dict[str, Any]
-#: FulcrumCore fails a job after this time.
+#: FulcrumCore fails a job that has not ended after this time.
 JOB_TIMEOUT_S = 300.0
 OPEN_STATUSES = ("Pending", "Processing")
 HEARTBEAT_PATH = "/agents/me/status"
@@ -25,7 +26,8 @@ HEARTBEAT_PATH = "/agents/me/status"
 def measure(folder: Path, *, services: int, clone_s: float, settings: dict[str, str], label: str) -> Json:
     """Order `services` VMs at the same time, each in a group of its own, and wait for all jobs.
 
-    Raises WorkloadFailed.
+    Each clone takes `clone_s` in the Proxmox stand-in, and `settings` are settings of the agent. Raises WorkloadFailed
+    if a create fails or does not end in time.
     """
     folder.mkdir(parents=True)
     with running_lab(folder, time_scale=1.0 if clone_s else 0.0, settings=settings) as lab:
@@ -93,7 +95,7 @@ def _times(jobs: list[Json]) -> Json:
 
 
 def heartbeat_gaps(lab: LabSystem) -> Json:
-    """Return the gaps between the heartbeats that FulcrumCore received."""
+    """Return the number of heartbeats that FulcrumCore received, and statistics of the times between them."""
     calls = [call for call in lab.core.history(method="PUT") if call["path"].endswith(HEARTBEAT_PATH)]
     gaps = [later - earlier for earlier, later in pairwise(_timestamp(call["time"]) for call in calls)]
     if not gaps:

@@ -1,8 +1,11 @@
-"""Measures the heartbeats and metrics of a day without the waits between them, and the metrics of very many VMs.
+"""Measures the heartbeats and metrics of a share of a day, and one round of the metrics of very many VMs.
+
+The heartbeats and metrics of a share of a day run without the waits between them. A round of metrics is one call of
+`VmMetrics.report`, which sends the metrics of all VMs.
 
 `python -m bench.day INPUT OUTPUT` runs one workload. INPUT is a JSON file with `workload` (day or fleet), `agent_id`,
-`vms` (the number of VMs) and `share` (of a day). FULCRUM_*, PROXMOX_* and SMITH_* name the systems. The figures are
-written to OUTPUT.
+`vms` (the number of VMs) and `share` (the share of a day). The variables FULCRUM_*, PROXMOX_* and SMITH_* contain the
+addresses and credentials of the systems. The figures are written to the file OUTPUT.
 """
 
 from __future__ import annotations
@@ -35,18 +38,19 @@ from executor.settings.settings import load_settings
 
 Json = dict[str, Any]
 DAY_S = 24 * 3600.0
+#: The intervals at which an agent sends heartbeats and metrics.
 HEARTBEAT_INTERVAL_S = 10.0
 METRICS_INTERVAL_S = 60.0
 FIRST_VMID = 300_000
 
 
 def day(folder: Path, *, share: float, vms: int) -> Json:
-    """Measure the heartbeats and metrics of a share of a day, without the waits between them."""
+    """Measure all heartbeats and metrics of a share of a day, but without the waits between them."""
     return _measure(folder, vms, {"workload": "day", "share": share})
 
 
 def fleet(folder: Path, *, vms: int) -> Json:
-    """Measure one turn of the metrics of many VMs, with the rate limit of the agent."""
+    """Measure one round of the metrics of `vms` VMs, with the agent's rate limit."""
     return _measure(folder, vms, {"workload": "fleet"})
 
 
@@ -59,7 +63,10 @@ def _measure(folder: Path, vms: int, workload: Json) -> Json:
 
 
 def _add_vms(lab: LabSystem, vms: int) -> None:
-    """Add running VMs and services to the stores of the simulators, because five thousand orders would take minutes."""
+    """Add running VMs and their services to the data of the simulators.
+
+    Orders of five thousand VMs through the API would take minutes.
+    """
     (first,) = add_services_with_vms(lab, 1)
     lab.proxmox.control("add", vmid=FIRST_VMID, name="fleet", status="running", copies=vms, config={"memory": "2048"})
     store = lab.core.server.store
@@ -76,7 +83,7 @@ def _add_vms(lab: LabSystem, vms: int) -> None:
 
 
 def main(input_file: str, output_file: str) -> None:
-    """Run the workload of the input file and write its figures."""
+    """Run the workload of the input file and write its figures to the output file."""
     inputs = json.loads(Path(input_file).read_text(encoding="utf-8"))
     settings = load_settings()
     state = AgentState(agent_id=inputs["agent_id"])
@@ -105,7 +112,7 @@ def _turn(reporter: metrics.VmMetrics) -> Json:
     reporter.report()
     took_s = time.monotonic() - started
     posts = requests["post_metric"]
-    expected = 2 * len(reporter._previous)  # the first turn has no rates
+    expected = 2 * len(reporter._previous)  # a VM has two metrics in its first round: rates need a second round
     return {
         "posts": posts,
         "took_s": took_s,
@@ -128,11 +135,11 @@ def _count_posts(fulcrum: FulcrumClient) -> dict[str, int]:
 
 
 def _share_of_a_day(share: float, heartbeat: Heartbeat, reporter: metrics.VmMetrics) -> Json:
-    # Without the rate limit, the turns of a day run in seconds.
+    # Without the rate limit of metrics, all rounds of the share of a day run in seconds.
     metrics.MAX_POSTS_PER_S = metrics.MIN_POSTS_PER_S = metrics.POSTS_SHARE_OF_A_CORE = 1e9
     beats, turns = int(DAY_S / HEARTBEAT_INTERVAL_S * share), int(DAY_S / METRICS_INTERVAL_S * share)
     for function in (heartbeat.send, reporter.report):
-        _repeat(function, max(turns // 10, 2))  # fills pools and caches
+        _repeat(function, max(turns // 10, 2))  # fills connection pools and caches before the measurement
     memory_before_mib = _memory_mib()
     beat_cpu_s, turn_cpu_s = _repeat(heartbeat.send, beats), _repeat(reporter.report, turns)
     return {
@@ -147,7 +154,7 @@ def _share_of_a_day(share: float, heartbeat: Heartbeat, reporter: metrics.VmMetr
 
 
 def _repeat(function: Callable[[], object], times: int) -> float:
-    """Call the function repeatedly; return the CPU time in seconds."""
+    """Call the function `times` times; return the CPU time of all calls in seconds."""
     cpu_before_s = time.process_time()
     for _ in range(times):
         function()

@@ -1,4 +1,7 @@
-"""Measures the floor: the cost of create, start and stop when one process calls Proxmox directly, without Ansible."""
+"""Measures the floor: the cost of create, start and stop for a process that calls Proxmox's API without Ansible.
+
+The costs of other ways to run these actions are compared with the floor.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +16,18 @@ from smith_lab.proxmox.stand_in import ProxmoxStandIn
 from bench.measuring import WorkloadFailed
 
 TEMPLATE, NODE = 9000, "pve1"
+#: Interval at which the status of a Proxmox task is read.
 POLL_S = 0.2
 ROUNDS = 10
-#: No other workload uses VMIDs from here on.
+#: No other workload uses this VMID or a higher one.
 FIRST_VMID = 700_000
 
 
 def measure(stand_in: ProxmoxStandIn, rounds: int = ROUNDS) -> dict[str, dict[str, float]]:
-    """Return CPU-seconds, wall seconds and requests of each action, by name. Wall time includes the Proxmox tasks."""
+    """Return for each action the CPU-seconds, the wall seconds and the number of requests, as means of `rounds` calls.
+
+    The wall time includes the time of the Proxmox tasks.
+    """
     proxmox = ProxmoxAPI(
         stand_in.host,
         port=stand_in.port,
@@ -29,7 +36,7 @@ def measure(stand_in: ProxmoxStandIn, rounds: int = ROUNDS) -> dict[str, dict[st
         token_value=stand_in.token_secret,
         verify_ssl=str(stand_in.ca_bundle),
     )
-    _create(proxmox, FIRST_VMID - 1)  # opens the connection
+    _create(proxmox, FIRST_VMID - 1)  # this call, which is not measured, opens the connection
     spent: dict[str, dict[str, float]] = {}
     for name, action in {"create": _create, "start": _start, "stop": _stop}.items():
         stand_in.reset_request_log()

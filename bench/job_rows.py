@@ -1,4 +1,4 @@
-"""Measures the duration of the job queue's operations for different numbers of rows in the table of jobs."""
+"""Measures the durations of the job queue's operations for several numbers of rows in the table of jobs."""
 
 from __future__ import annotations
 
@@ -21,22 +21,28 @@ from executor.database.tables import Job, utc_now
 from executor.model import JobResult, JobStatus, ReportState
 
 OWNER = "bench"
-#: One row of this number is pending; the others have ended.
+#: One of this number of jobs is pending, and the others have ended.
 ROWS_PER_PENDING = 20
+#: How many rows one INSERT adds.
 BATCH = 5_000
+#: How many due reports one call of `due_reports` may return.
 REPORTS = 50
+#: The measured operations. `list rare` lists the processing jobs, which are very few.
 OPERATIONS = ("submit", "claim", "finish", "report", "renew", "list newest", "list rare")
 
 
 def measure(url: str, sizes: list[int], repeats: int) -> dict[int, dict[str, dict[str, float]]]:
-    """Return p50 and p99 in milliseconds of each operation, each in its own transaction, for each number of rows."""
+    """Return the 50th and 99th percentile of each operation's duration, for each number of rows in `sizes`.
+
+    Each operation is done `repeats` times, each time in a transaction of its own. Durations are in milliseconds.
+    """
     engine = open_engine(url)
     schema.upgrade(engine)
     measured, rows = {}, 0
     for size in sizes:
         _fill(engine, rows, size)
         rows = size
-        _cycle(engine, 5)  # fills the page cache and the statement cache
+        _cycle(engine, 5)  # fills the page cache and the statement cache before the measurement
         measured[size] = {operation: _percentiles(times) for operation, times in _cycle(engine, repeats).items()}
     engine.dispose()
     return measured
@@ -74,7 +80,7 @@ def _row(number: int, at: Any) -> dict[str, Any]:
 
 
 def _cycle(engine: Engine, repeats: int) -> dict[str, list[float]]:
-    """Do every operation `repeats` times, each in a transaction of its own; return the durations in milliseconds."""
+    """Do every operation `repeats` times, each time in its own transaction; return all durations in milliseconds."""
     times: dict[str, list[float]] = {operation: [] for operation in OPERATIONS}
     for _ in range(repeats):
         _timed(times["submit"], engine, _submit)
@@ -129,9 +135,9 @@ def _percentiles(times: list[float]) -> dict[str, float]:
 
 @contextmanager
 def postgres_url() -> Iterator[str | None]:
-    """Yield the URL of a temporary database, None when PostgreSQL is not installed."""
+    """Yield the URL of a temporary PostgreSQL database, or None when PostgreSQL is not installed."""
     sys.path.insert(0, str(ROOT / "tests" / "support"))
-    import databases  # noqa: PLC0415  a helper of the tests, which is not part of a package
+    import databases  # noqa: PLC0415  a helper module of the tests, which belongs to no package
 
     if (binaries := databases.postgres_binaries()) is None:
         yield None

@@ -1,4 +1,4 @@
-"""Measures starts and stops of many VMs, a mixed load, an agent's start and idle cost, and recovery from a kill."""
+"""Measures starts and stops of many VMs, a mixed load, and an agent's start, idle cost and recovery from a kill."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ from bench.measuring import WorkloadFailed, median, percentile, tree_cpu_s, tree
 from bench.seeding import ServiceWithVm, add_services_with_vms
 
 Json = dict[str, Any]
+#: The longest time to wait until all jobs of a workload have ended.
 TIMEOUT_S = 400.0
 
 
 @contextmanager
 def _running_lab(folder: Path, **settings: str) -> Iterator[LabSystem]:
-    """Run a lab whose agent is not started yet."""
+    """Run a lab: the simulators of FulcrumCore and Proxmox, and an agent that is not started yet."""
     folder.mkdir(parents=True)
     with running_lab(folder, settings=settings) as lab:
         yield lab
@@ -45,7 +46,7 @@ def _start_agent(lab: LabSystem) -> None:
 
 
 def power_cycle(folder: Path, vms: int) -> Json:
-    """Start all VMs at the same time, then stop them; return the rate and the cost of the starts and of the stops."""
+    """Start all VMs at the same time, then stop all; return the rates and costs of the starts and of the stops."""
     with _running_lab(folder) as lab:
         services = add_services_with_vms(lab, vms)
         _start_agent(lab)
@@ -89,8 +90,11 @@ ACTIONS_BY_STATUS = {"Stopped": ("start", "update"), "Started": ("stop", "restar
 
 
 def mixed_load(folder: Path, *, vms: int, requests_per_s: float, duration_s: float) -> Json:
-    """Request random actions at random times; return the jobs' waits and durations, and the cost per job."""
-    rng = random.Random(4711)  # noqa: S311  the same load in every run
+    """Request random actions of random VMs at random times.
+
+    Returns the jobs' times from creation to claim and to completion, and the CPU time per job.
+    """
+    rng = random.Random(4711)  # noqa: S311  (not for security; the seed makes the load the same in every run)
     with _running_lab(folder) as lab:
         services = add_services_with_vms(lab, vms)
         _start_agent(lab)
@@ -113,7 +117,7 @@ def mixed_load(folder: Path, *, vms: int, requests_per_s: float, duration_s: flo
 
 
 def _request_action(lab: LabSystem, service: ServiceWithVm, rng: random.Random) -> int:
-    """Request a random action, unless the service has an open job; return the number of requests."""
+    """Request a random action, unless the service has an open job; return the number of requests, 0 or 1."""
     store = lab.core.server.store
     with store.lock:
         if any(job.status in OPEN_STATUSES for job in store.jobs.values() if job.service_id == service.service_id):
@@ -128,9 +132,9 @@ def _request_action(lab: LabSystem, service: ServiceWithVm, rng: random.Random) 
 
 
 def _waits_and_durations(lab: LabSystem) -> Json:
-    """Return the times from a job's creation to its claim (wait) and to its completion (duration).
+    """Return statistics of the times from a job's creation to its claim (wait) and to its completion (duration).
 
-    The times are those of the requests that FulcrumCore received.
+    The time of a claim or completion is the time at which FulcrumCore received the request.
     """
     calls = lab.core.history(method="POST")
     claimed = {call["path"].split("/")[-2]: call["time"] for call in calls if call["path"].endswith("/claim")}
@@ -150,14 +154,14 @@ def _waits_and_durations(lab: LabSystem) -> Json:
 
 
 def start_and_idle(folder: Path, *, idle_s: float) -> Json:
-    """Return the time from the start to the first claim, the cost of an idle agent, and the cost of `--help`."""
-    with _running_lab(folder, FULCRUM_POLL_INTERVAL_S="2") as lab:  # the default: the lab sets a shorter interval
+    """Return the time from the agent's start to its first claim, the cost of an idle agent, and that of `--help`."""
+    with _running_lab(folder, FULCRUM_POLL_INTERVAL_S="2") as lab:  # the default: the lab sets a shorter one
         lab.order_service("first")
         started = time.time()
         lab.start_executor()
         claims = wait_for(lambda: lab.core.history(method="POST", path="/claim"), 60, "the claim")
         _wait_for_all(lab)
-        time.sleep(5)  # the work after a job is not part of the idle cost
+        time.sleep(5)  # after this time, the agent has ended its work for the job and is idle
         cpu_before_s, memory_mib = tree_cpu_s(lab.executor.pid), tree_pss_mib(lab.executor.pid, include_root=True)
         time.sleep(idle_s)
         cpu_s = tree_cpu_s(lab.executor.pid) - cpu_before_s
@@ -172,7 +176,7 @@ def start_and_idle(folder: Path, *, idle_s: float) -> Json:
 
 
 def _help_cpu_s() -> float:
-    """Return the median CPU time of `smith --help`, with its bytecode cached on disk."""
+    """Return the median CPU time of `smith --help` when the bytecode of its modules is cached on disk."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     costs = []
     for _ in range(6):
@@ -181,11 +185,14 @@ def _help_cpu_s() -> float:
             _pid, _status, usage = os.wait4(process.pid, 0)
             process.returncode = 0
         costs.append(usage.ru_utime + usage.ru_stime)
-    return median(costs[1:])  # the first call may compile the bytecode
+    return median(costs[1:])  # the first call may have to compile the bytecode
 
 
 def recovery(folder: Path, *, services: int) -> Json:
-    """Kill the agent during a burst; return the time until it claims again, and until all jobs have ended."""
+    """Kill the agent process during a burst, which its supervisor then starts again.
+
+    Returns the time from the kill to the next poll or claim, and the time from the orders to the end of all jobs.
+    """
     with _running_lab(folder) as lab:
         _start_agent(lab)
         started = time.time()
@@ -208,6 +215,6 @@ def recovery(folder: Path, *, services: int) -> Json:
 
 
 def _first_claim_after(lab: LabSystem, moment: float) -> float | None:
-    """Return the time of the first poll or claim after `moment`."""
+    """Return the time of the first poll or claim after `moment`, None if there is none yet."""
     calls = [call["time"] for call in lab.core.history() if call["path"].endswith(("/claim", "/jobs/pending"))]
     return next((time_s for time_s in calls if time_s > moment), None)

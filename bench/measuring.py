@@ -1,4 +1,4 @@
-"""Measures CPU time and memory of a process tree from /proc, and describes the machine."""
+"""Measures the CPU time and memory of a process tree from /proc, runs workloads in processes, and computes medians."""
 
 from __future__ import annotations
 
@@ -21,24 +21,26 @@ from typing import Any
 
 from executor.processes import process_tree
 
+#: The unit of CPU times in /proc.
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 ROOT = Path(__file__).resolve().parents[1]
-#: Interval between memory samples. A sample stops each process for milliseconds: with one every 0.25 s, a burst was
-#: 10 % slower.
+#: Interval between two samples of memory. A sample stops each process for milliseconds: with a sample every 0.25 s, a
+#: burst took 10 % longer.
 SAMPLE_S = 2.0
 
 
 class WorkloadFailed(RuntimeError):
-    """A job of a workload failed, so its figures cannot be compared."""
+    """A job of a workload failed, so the figures of the workload cannot be compared with others."""
 
 
 def in_own_process(
     module: str, inputs: Mapping[str, object], folder: Path, environment: Mapping[str, str]
 ) -> dict[str, Any]:
-    """Run `python -m MODULE INPUT OUTPUT` (both JSON files) and return the content of OUTPUT.
+    """Run `python -m MODULE INPUT OUTPUT` in a new process and return the content of OUTPUT.
 
-    A process of its own has no cost other than that of the workload. `environment` replaces the variables PROXMOX_*,
-    FULCRUM_* and SMITH_* of this process. Raises WorkloadFailed.
+    INPUT is a JSON file with `inputs`, and OUTPUT a JSON file that the module writes. The new process does no other
+    work, so its cost is that of the workload. It inherits the environment of this process, but the variables
+    PROXMOX_*, FULCRUM_* and SMITH_* are those in `environment`. Raises WorkloadFailed if the module fails.
     """
     folder.mkdir(parents=True, exist_ok=True)
     input_file, output_file = folder / f"{uuid.uuid4()}.input.json", folder / f"{uuid.uuid4()}.json"
@@ -60,7 +62,7 @@ def in_own_process(
 
 
 def tree_cpu_s(root: int) -> float:
-    """Return user and system time of a process, its descendants, and their ended children."""
+    """Return the user and system time of a process, of its descendants, and of the ended children of all of them."""
     return sum(_cpu_ticks(pid) for pid in {root, *process_tree.descendants(root)}) / TICKS_PER_S
 
 
@@ -69,11 +71,14 @@ def _cpu_ticks(pid: int) -> int:
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
     except OSError:  # the process has ended
         return 0
-    return sum(int(field) for field in fields[11:15])  # utime stime cutime cstime
+    return sum(int(field) for field in fields[11:15])  # the fields utime, stime, cutime and cstime
 
 
 def tree_pss_mib(root: int, *, include_root: bool = False) -> float:
-    """Return the memory of a process's descendants, as proportional set size (PSS)."""
+    """Return the memory of a process's descendants, with `include_root` also that of the process itself.
+
+    The memory is the proportional set size (PSS), in which a page that n processes share counts as 1/n in each.
+    """
     pids = process_tree.descendants(root) | ({root} if include_root else set())
     return sum(_pss_kib(pid) for pid in pids) / 1024
 
@@ -88,14 +93,14 @@ def _pss_kib(pid: int) -> int:
 
 @dataclass
 class Peak:
-    """The greatest memory of all samples."""
+    """The largest of the memory samples taken so far."""
 
     mib: float = 0.0
 
 
 @contextmanager
 def sample_peak_memory(root: int, *, include_root: bool = False) -> Iterator[Peak]:
-    """Sample the memory of a process tree until the block ends."""
+    """Sample the memory of a process tree until the block ends. The parameters are those of `tree_pss_mib`."""
     peak, stop = Peak(), threading.Event()
 
     def sample() -> None:
@@ -112,18 +117,21 @@ def sample_peak_memory(root: int, *, include_root: bool = False) -> Iterator[Pea
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """Return the value below which this share of the values lies, or the greatest if there are too few values."""
+    """Return the value that follows this share of the values in ascending order; the largest if no value follows."""
     ordered = sorted(values)
     return ordered[min(int(len(ordered) * share), len(ordered) - 1)]
 
 
 def median(values: Sequence[float]) -> float:
-    """Return the median."""
+    """Return the median of the values."""
     return statistics.median(values)
 
 
 def machine_facts() -> dict[str, object]:
-    """Return the facts that the figures depend on. A high load means that other processes were running."""
+    """Return facts about this machine and its software on which the figures depend.
+
+    A high load in `load_before` means that other processes were running when the bench started.
+    """
     memory_kib = int(Path("/proc/meminfo").read_text(encoding="ascii").split()[1])
     return {
         "cpu": _cpu_model(),

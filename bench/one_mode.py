@@ -1,11 +1,13 @@
-"""Runs playbooks in one mode, in a process without other work: `python -m bench.one_mode INPUT OUTPUT`.
+"""Measures playbook runs in one mode: `python -m bench.one_mode INPUT OUTPUT`. The process does no other work.
 
-Modes: in `plain`, ansible-runner runs the playbooks without the agent. In `cold`, the agent's runner starts Ansible for
-each run. In `warm`, the agent's runner uses warm servers: processes that have loaded Ansible before a run begins.
+There are three modes. In `plain`, ansible-runner runs the playbooks without the agent. In `cold`, the agent's runner
+starts Ansible for each run. In `warm`, the agent's runner uses warm servers: processes that have loaded Ansible before
+a run begins.
 
-INPUT is a JSON file: `mode`, `warm_up` (one unmeasured cycle first), `rounds` (number of cycles
-of create, start, stop, delete), `burst` and `slots` (number of creates, and how many of them run in parallel).
-PROXMOX_* name the Proxmox to use. The figures are written to OUTPUT.
+INPUT is a JSON file with `mode`; `first_vmid` (the VMIDs from this number on are used); `warm_up` (1 if one cycle that
+is not measured runs first); `rounds` (number of cycles of create, start, stop, delete); `burst` (number of creates in
+the burst that follows); and `slots` (how many of these creates run in parallel). The variables PROXMOX_* contain the
+address and the credentials of Proxmox. The figures are written to the file OUTPUT.
 """
 
 from __future__ import annotations
@@ -29,25 +31,26 @@ from executor.runs.runner import Runner, RunnerPaths
 from executor.settings.settings import load_settings
 
 ACTIONS = ("create", "start", "stop", "delete")
+#: Time limit of one playbook run.
 TIMEOUT_S = 280.0
 Json = dict[str, Any]
 
 
 class RunPlaybook(Protocol):
-    """Runs one of our playbooks in one mode."""
+    """A function that runs one of the agent's playbooks in one mode."""
 
     def __call__(self, action: str, vm: Json) -> None:
-        """Run the playbook of an action to its end. Raises WorkloadFailed."""
+        """Run the playbook of an action to its end, with the extra variable `vm`. Raises WorkloadFailed."""
 
 
 def main(input_file: str, output_file: str) -> None:
-    """Run the mode of the input file and write its figures."""
+    """Measure the mode of the input file and write the figures to the output file."""
     inputs = json.loads(Path(input_file).read_text(encoding="utf-8"))
     with (
         tempfile.TemporaryDirectory(prefix="bench-", dir="/dev/shm") as folder,
         _playbook_runner(inputs["mode"], Path(folder)) as run,
     ):
-        if inputs["warm_up"]:  # fills caches on disk and starts the warm servers
+        if inputs["warm_up"]:  # fills caches on disk before the measurement
             _cycle(run, inputs["first_vmid"])
         facts: Json = {"servers_mib": tree_pss_mib(os.getpid())}
         facts["actions"] = _cycles(run, inputs["first_vmid"] + 1, inputs["rounds"])
@@ -74,7 +77,7 @@ def _playbook_runner(mode: str, folder: Path) -> Iterator[RunPlaybook]:
 
 @contextmanager
 def runner_of(mode: str, folder: Path) -> Iterator[Runner]:
-    """Yield the agent's runner, cold or warm. Wait without a time limit until a warm server has started."""
+    """Yield the agent's runner for the mode `cold` or `warm`. In `warm`, wait until a warm server has started."""
     settings = load_settings()
     credentials = {
         "api_host": settings.proxmox_host,
@@ -95,8 +98,8 @@ def runner_of(mode: str, folder: Path) -> Iterator[Runner]:
 
 
 def _plain(folder: Path) -> RunPlaybook:
-    """Return the baseline: ansible-runner as in the introduction of its documentation."""
-    import ansible_runner  # noqa: PLC0415  the other modes must not have the cost of this import
+    """Return the baseline: a function that calls ansible-runner as the introduction of its documentation does."""
+    import ansible_runner  # noqa: PLC0415  imported here, so that the other modes do not have the cost of this import
 
     environment = {name: value for name, value in os.environ.items() if name.startswith("PROXMOX_")}
 
@@ -118,7 +121,7 @@ def _plain(folder: Path) -> RunPlaybook:
 
 
 def vm_of(vmid: int) -> Json:
-    """Return the `vm` variables of a create."""
+    """Return the extra variable `vm` of a create, for a new service id."""
     service_id = str(uuid.uuid4())
     return {
         **{"service_id": service_id, "vmid": vmid, "name": f"bench-{service_id[:8]}", "node": "", "tags": ["bench"]},
@@ -128,7 +131,7 @@ def vm_of(vmid: int) -> Json:
 
 
 def _cycle(run: RunPlaybook, vmid: int) -> dict[str, Json]:
-    """Create, start, stop and delete one VM; return the cost of each."""
+    """Create, start, stop and delete one VM; return the CPU time and the wall time of each action."""
     vm, spent = vm_of(vmid), {}
     for action in ACTIONS:
         cpu_before_s, started = tree_cpu_s(os.getpid()), time.monotonic()
@@ -147,7 +150,7 @@ def _cycles(run: RunPlaybook, vmid: int, rounds: int) -> dict[str, Json]:
 
 
 def _burst(run: RunPlaybook, vmid: int, slots: int, count: int) -> Json:
-    """Create `count` VMs, `slots` in parallel; return their time, CPU and memory."""
+    """Create `count` VMs, of which `slots` are created in parallel; return the wall time, CPU time and memory."""
     idle_mib, cpu_before_s, started = tree_pss_mib(os.getpid()), tree_cpu_s(os.getpid()), time.monotonic()
     with sample_peak_memory(os.getpid()) as peak, ThreadPoolExecutor(slots) as pool:
         creates = [pool.submit(run, "create", vm_of(vmid + number)) for number in range(count)]

@@ -1,8 +1,8 @@
-"""Draws plots of the results if matplotlib is installed.
+"""Draws plots of the bench's results if matplotlib is installed.
 
-`python -m bench.plots RESULTS.json FOLDER` draws the plots of a results file, for example those of docs/performance.md.
-The results of the workload `runs` are figures by mode (plain, cold, warm; see bench/one_mode.py). A warm run uses a
-process that has loaded Ansible before the run begins.
+`python -m bench.plots RESULTS.json FOLDER` draws the plots of one results file. The plots in docs/performance.md were
+drawn this way. The results of the workload `runs` are grouped by mode: plain, cold and warm (see bench/one_mode.py). A
+warm run uses a process that has loaded Ansible before the run begins.
 """
 
 from __future__ import annotations
@@ -17,20 +17,23 @@ ACTIONS = ("create", "start", "stop")
 
 
 def draw(results: dict[str, Any], folder: Path, stem: str = "") -> list[Path]:
-    """Write the plots as SVG files and return their paths; an empty list without matplotlib."""
+    """Write the plots as SVG files whose names begin with `stem`, and return their paths.
+
+    Returns an empty list if matplotlib is not installed.
+    """
     try:
-        import matplotlib as mpl  # noqa: PLC0415  optional
+        import matplotlib as mpl  # noqa: PLC0415  matplotlib is optional
     except ImportError:
         return []
     mpl.use("svg")
-    mpl.rcParams["svg.hashsalt"] = "agent-smith"  # makes the files reproducible
-    import matplotlib.pyplot as plt  # noqa: PLC0415  optional
+    mpl.rcParams["svg.hashsalt"] = "agent-smith"  # without it, each drawing of the same results would differ
+    import matplotlib.pyplot as plt  # noqa: PLC0415  matplotlib is optional
 
     drawn = []
     plots = {"cpu": _cpu, "memory": _memory, "bursts": _bursts, "rows": _rows, "soak": _soak}
     for name, plot in plots.items():
         figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-        with contextlib.suppress(KeyError):  # the workload was not selected
+        with contextlib.suppress(KeyError):  # raised when the results lack the workload of the plot
             plot(results, axes)
             drawn.append(folder / f"{stem}{name}.svg")
             figure.savefig(drawn[-1], metadata={"Date": None})

@@ -1,4 +1,4 @@
-"""Prints the figures as tables, with their ratios to the baseline that the same bench measured."""
+"""Prints the figures as tables, with the ratios of the figures to those of the baseline in the same results."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from rich.console import Console
 from rich.table import Table
 
 Json = dict[str, Any]
+#: The mode in which ansible-runner runs the playbooks without the agent (see bench/one_mode.py).
 BASELINE = "plain"
 
 
 def show(results: Json, console: Console) -> None:
-    """Print the tables of all workloads in the results."""
+    """Print a table for each workload that the results contain."""
     for title, figures, table in (
         ("Create, start, stop: one job at a time", "runs", actions_table),
         ("Memory and rate of parallel creates, Proxmox tasks instant", "runs", burst_table),
@@ -39,7 +40,7 @@ def _table(*headings: str) -> Table:
 
 
 def actions_table(results: Json) -> Table:
-    """Return CPU and wall time of each action in each mode, compared with plain ansible-runner."""
+    """Return the CPU time and wall time of each action in each mode, compared with plain ansible-runner."""
     table = _table("action", "mode", "CPU-s", "of plain", "wall s", "above the floor s")
     runs, floor = results["runs"], results["floor"]
     for action in ("create", "start", "stop"):
@@ -61,7 +62,7 @@ def actions_table(results: Json) -> Table:
 
 
 def burst_table(results: Json) -> Table:
-    """Return memory per slot and creates per minute in each mode, compared with plain ansible-runner."""
+    """Return CPU time, rate and memory of parallel creates in each mode, compared with plain ansible-runner."""
     table = _table(
         "mode", "slots", "CPU-s per job", "of plain", "jobs/min", "of plain", "MiB per slot", "of plain", "idle MiB"
     )
@@ -83,7 +84,11 @@ def burst_table(results: Json) -> Table:
 
 
 def end_to_end_table(results: Json) -> Table:
-    """Return the figures of each burst, compared with plain ansible-runner's best and with the serial agents."""
+    """Return the figures of each burst, compared with two kinds of baselines.
+
+    The first is the highest rate of plain ansible-runner for clones of the same duration. The others are the rates of
+    agents that create one VM at a time (see bench/serial.py).
+    """
     table = _table(
         *("burst", "creates", "clone s", "all done s", "jobs/min", "of plain", "of 2-4-8", "of a tick"),
         *("CPU-s per job", "median s", "p95 s", "MiB per slot", "heartbeat gap p99 s"),
@@ -107,7 +112,10 @@ def end_to_end_table(results: Json) -> Table:
 
 
 def rows_table(results: Json) -> Table:
-    """Return the durations of the operations at each number of rows, compared with the smallest number."""
+    """Return the durations of the job queue's operations at each number of rows.
+
+    Each duration is compared with that at the smallest number of rows.
+    """
     table = _table("database", "rows", "operation", "p50", "p99", "of the smallest's p99")
     for database, sizes in results["rows"].items():
         smallest = next(iter(sizes.values()))
@@ -126,7 +134,7 @@ def _best_plain(bursts: list[Json], clone_s: float) -> float:
 
 
 def life_table(results: Json) -> Table:
-    """Return the figures of the workload `life`, one row each."""
+    """Return the figures of the workload `life`, with one row for each measurement."""
     table = _table("what", "figure", "heartbeat gap p99 s")
     life = results["life"]
     cycle, mixed, idle, recovery = life["power_cycle"], life["mixed"], life["idle"], life["recovery"]
@@ -153,7 +161,10 @@ def life_table(results: Json) -> Table:
 
 
 def day_table(results: Json) -> Table:
-    """Return the share of a core that heartbeats and metrics use, and the turns that very many VMs need."""
+    """Return the shares of a CPU core that heartbeats and metrics use.
+
+    For very many VMs, the table also shows in how many rounds ("turns") the metrics of all VMs are sent.
+    """
     table = _table("what", "of a core", "details")
     day, fleet = results["day"]["day"], results["day"]["fleet"]
     beats = f"{day['heartbeats']} heartbeats, {day['share']:.1%} of a day"
@@ -166,7 +177,7 @@ def day_table(results: Json) -> Table:
 
 
 def soak_table(results: Json) -> Table:
-    """Return the samples that were taken between the runs."""
+    """Return the samples of the resources in use that the workload `soak` took between its runs."""
     soak = results["soak"]
     names = ("runs_done", "processes", "descriptors", "threads", "own_mib", "servers_mib", "files")
     table = _table(*names)

@@ -1,4 +1,7 @@
-"""Adds services with stopped VMs to a lab, so that a workload need not create them."""
+"""Adds services with stopped VMs to a lab, so that a workload does not have to create these VMs by jobs.
+
+A lab consists of the simulators of FulcrumCore and Proxmox, and an agent.
+"""
 
 from __future__ import annotations
 
@@ -17,14 +20,17 @@ _vmids = itertools.count(120_000)
 
 @dataclass(frozen=True)
 class ServiceWithVm:
-    """A service in FulcrumCore and its VM in Proxmox."""
+    """The id of a service in FulcrumCore, and the VMID of its VM in Proxmox."""
 
     service_id: str
     vmid: int
 
 
 def add_services_with_vms(lab: LabSystem, count: int) -> list[ServiceWithVm]:
-    """Add services to FulcrumCore and their stopped VMs to Proxmox. The agent finds the VMs by their markers."""
+    """Add `count` services to FulcrumCore, and a stopped VM of each to Proxmox.
+
+    The agent has no mappings of these VMs. It finds a VM by the marker in its description when the service has a job.
+    """
     client = FulcrumClient(lab.core.url, lambda: lab.ids.agent_token)
     with ThreadPoolExecutor(THREADS) as pool:
         return list(pool.map(lambda number: _add_one(lab, client, f"seeded-{number}"), range(count)))

@@ -1,8 +1,8 @@
-"""Workload soak: thousands of warm runs, to find resources that accumulate.
+"""Does thousands of warm runs, to find resources that accumulate, such as memory, files and processes.
 
-The workload takes half an hour and runs only with `--only soak`. A warm run uses a process that has loaded Ansible
-before the run begins. A fifth of the runs start and stop a few VMs; the playbook refuses the others for an invalid
-service id, which is a complete but shorter run. Artifacts are removed after each run.
+This workload takes half an hour, and is run only with `--only soak`. A warm run uses a process that has loaded Ansible
+before the run begins. A fifth of the runs start and stop a few VMs. In all other runs the service id is invalid, so the
+playbook fails early; such a run is shorter but goes through all steps of a run. Artifacts are removed after each run.
 """
 
 from __future__ import annotations
@@ -28,16 +28,22 @@ from executor.processes import process_tree
 from executor.runs.runner import Runner
 
 Json = dict[str, Any]
+#: How many runs are done in parallel. Each slot has its own VM.
 SLOTS = 8
+#: Time limit of one playbook run.
 TIMEOUT_S = 120.0
-#: The runs of one cycle. The VM has the same state before and after.
+#: The runs of one cycle of a slot. The slot's VM has the same state before and after the cycle.
 CYCLE = ("start", "refused", "refused", "refused", "refused", "stop", "refused", "refused", "refused", "refused")
 FIRST_VMID = 400_000
+#: About how many samples of the resources are taken.
 SAMPLES = 20
 
 
 def measure(stand_in: ProxmoxStandIn, folder: Path, runs: int) -> Json:
-    """Run the playbooks; return samples of memory, files and processes. Raises WorkloadFailed."""
+    """Add the VMs to Proxmox and do `runs` runs; return samples of memory, files and processes.
+
+    Raises WorkloadFailed if a run ends in an unexpected way.
+    """
     for number in range(SLOTS):
         stand_in.control("add", vmid=FIRST_VMID + number, name=f"soak-{number}", config=_config(number))
     return in_own_process("bench.soak", {"runs": runs}, folder, stand_in.env())
@@ -55,7 +61,7 @@ def _service_id(number: int) -> str:
 
 
 def main(input_file: str, output_file: str) -> None:
-    """Do the runs of the input file and write the samples."""
+    """Do the number of runs in the input file, and write the samples to the output file."""
     runs = json.loads(Path(input_file).read_text(encoding="utf-8"))["runs"]
     temp_before, samples, started = _temporary_files(), [], time.monotonic()
     with tempfile.TemporaryDirectory(prefix="bench-", dir="/dev/shm") as name, runner_of("warm", Path(name)) as runner:
@@ -97,7 +103,7 @@ def _run(runner: Runner, slot: int, kind: str) -> None:
 
 
 def _sample(folder: Path) -> Json:
-    """Return the resources in use while no playbook runs."""
+    """Return the resources that are in use at a time when no playbook runs."""
     time.sleep(2)
     pids = process_tree.descendants(os.getpid())
     return {

@@ -16,8 +16,8 @@ MIB = 1024**2
 MEMORY_WEIGHT, CORES_WEIGHT, IDLE_WEIGHT = 0.6, 0.25, 0.15
 #: This number is subtracted from a node's score for each create of this agent that is in progress on the node.
 CREATE_COST = 0.1
-#: If no node fits and the nodes were rejected with different error codes, the job gets the first of these codes. A retry
-#: is most likely to succeed after NODE_DOWN, and least likely after NOT_FOUND.
+#: If no node fits and the nodes were rejected with different error codes, the job gets the first of these codes. A
+#: retry is most likely to succeed after NODE_DOWN, and least likely after NOT_FOUND.
 CODE_PRECEDENCE = (ErrorCode.NODE_DOWN, ErrorCode.CAPACITY, ErrorCode.NOT_FOUND)
 #: A VM migrates to another node only if the score of that node is higher by at least this number. With a lower number,
 #: VMs would migrate back and forth.

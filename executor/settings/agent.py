@@ -1,4 +1,4 @@
-"""Declares the settings of the agent process: restart limits, retention, and the intervals of the critical jobs."""
+"""Declares the settings of the agent process: restart limits, retention, and intervals of its critical jobs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from executor.settings.declare import DAY_S, Area, seconds, setting, whole_numbe
 
 
 class AgentSettings(Area):
-    """When the agent restarts, what it keeps, and how often its critical jobs run."""
+    """When the agent restarts, how long it keeps finished jobs, and how often its critical (periodic) jobs run."""
 
     smith_max_jobs: int = whole_number(
         0, "number of jobs after which the agent restarts; 0: no limit", ge=0, example="1000"

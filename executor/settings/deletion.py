@@ -1,4 +1,4 @@
-"""Declares the settings of deletions: grace period, final backup, and what else is removed with the VM."""
+"""Declares the settings for the deletion of VMs: grace period, final backup, and removal from other configurations."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from executor.settings.proxmox import ProxmoxSettings
 from executor.settings.runs import RunSettings
 from executor.settings.settings import FIELDS, SECRETS, Settings
 
-#: The sections of docs/settings.md.
+#: The sections of docs/settings.md, each with the class that declares its settings.
 SECTIONS: dict[str, type[Area]] = {
     "FulcrumCore": FulcrumSettings,
     "Proxmox VE": ProxmoxSettings,
@@ -32,7 +32,7 @@ SECTIONS: dict[str, type[Area]] = {
     "Agent": AgentSettings,
     "HTTP server and logs": MonitoringSettings,
 }
-#: Variables that the example file sets; all others are comments.
+#: The variables that the example file sets. The file contains all other variables as comments.
 _UNCOMMENTED = (
     "FULCRUM_API_URL",
     "FULCRUM_API_TOKEN",
@@ -45,7 +45,7 @@ _UNCOMMENTED = (
 
 @dataclass(frozen=True, kw_only=True)
 class SettingRow:
-    """One setting with texts that can be shown."""
+    """One setting, as it may be shown: secrets are masked."""
 
     name: str
     value: str
@@ -56,7 +56,7 @@ class SettingRow:
 
 
 def describe(settings: Settings) -> list[SettingRow]:
-    """Return every setting with its value and its origin: the source of the value."""
+    """Return every setting with its value and the origin of this value."""
     return [
         SettingRow(
             name=name,
@@ -71,7 +71,7 @@ def describe(settings: Settings) -> list[SettingRow]:
 
 
 def settings_table_markdown() -> str:
-    """Return the tables of docs/settings.md, one per section."""
+    """Return the tables of docs/settings.md in Markdown, one table per section."""
     parts: list[str] = []
     for title, area in SECTIONS.items():
         parts += [f"## {title}", "", "| variable | default | unit | allowed | meaning |", "|---|---|---|---|---|"]
@@ -81,7 +81,7 @@ def settings_table_markdown() -> str:
 
 
 def example_env() -> str:
-    """Return an example `.env` file: it sets the required settings, and has every other setting as a comment."""
+    """Return an example `.env` file. It sets the required settings, and contains every other setting as a comment."""
     parts = []
     for name, field in FIELDS.items():
         sign = "" if name in _UNCOMMENTED else "#"
@@ -107,6 +107,7 @@ def _default_text(name: str, field: FieldInfo) -> str:
 
 
 def _shown(name: str, value: Any) -> str:
+    """Return the value of a setting as text, with secrets masked."""
     if isinstance(value, SecretStr):
         return MASK if value.get_secret_value() else ""
     if name == "SMITH_DATABASE_URL":
@@ -115,7 +116,7 @@ def _shown(name: str, value: Any) -> str:
 
 
 def _text_of(value: Any) -> str:
-    """Return a value as it is written in a variable."""
+    """Return a value as an operator writes it in an environment variable."""
     if value is None:
         return ""
     if isinstance(value, bool):

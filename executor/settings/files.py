@@ -1,4 +1,4 @@
-"""Declares the settings of the database and of the folders that the agent uses."""
+"""Declares the settings for the database and for the folders that the agent uses."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from executor.settings.types import AnyPath, DatabaseUrl, ExistingFolder, Folder
 
 
 def _data_dir() -> Path:
-    """Return the container's volume if it is writable, else a folder in the user's home."""
+    """Return `/data`, the volume of our container image, if it is writable, else a folder in the user's home."""
     volume = Path("/data")
     if volume.is_dir() and os.access(volume, os.W_OK):
         return volume
@@ -20,12 +20,13 @@ def _data_dir() -> Path:
 
 
 def _database_in(settings: dict[str, Any]) -> str:
+    """Return the URL of an SQLite file in the data folder."""
     return f"sqlite:///{settings['smith_data_dir'] / 'smith.db'}"
 
 
 def _run_dir(settings: dict[str, Any]) -> Path:
-    """Return a folder in memory if possible, because the files of a run contain secrets."""
-    memory = Path("/dev/shm")  # noqa: S108  the runner creates a folder in it, and sets and checks the folder's mode
+    """Return a folder in memory if the system has one, because the files of a run contain secrets."""
+    memory = Path("/dev/shm")  # noqa: S108  the agent creates a folder in it, and sets and checks the folder's mode
     if memory.is_dir() and os.access(memory, os.W_OK):
         return memory / f"agent-smith-{os.getuid()}"
     return Path(settings["smith_data_dir"]) / "run"
@@ -45,7 +46,7 @@ class FileSettings(Area):
         "URL of the database: an SQLite file, or PostgreSQL if agents on several machines share the jobs",
         example="postgresql://smith:password@db.example.net/smith",
         default_text="`smith.db` in SMITH_DATA_DIR",
-        repr=False,  # it may hold a password
+        repr=False,  # the URL may contain a password
     )
     smith_run_dir: Folder = setting(
         _run_dir,

@@ -8,12 +8,12 @@ from executor.settings.declare import Area, seconds, setting
 from executor.settings.problems import missing_lines, raise_if_any
 from executor.settings.types import ReadableFile, ServerUrl, Token
 
-#: FulcrumCore marks an agent as disconnected after 30 s without a heartbeat, so 5 s are left for a slow request.
+#: FulcrumCore marks an agent as disconnected after 30 s without a heartbeat. So a heartbeat request may take 5 s.
 MAX_HEARTBEAT_INTERVAL_S = 25
 
 
 class FulcrumSettings(Area):
-    """How the agent reaches FulcrumCore, and how often it sends requests."""
+    """How the agent connects to FulcrumCore, and how often it sends requests."""
 
     fulcrum_api_url: ServerUrl = setting(
         "",
@@ -51,9 +51,12 @@ class FulcrumSettings(Area):
     )
 
     def require_fulcrum(self) -> None:
-        """Raise SettingsError naming every variable that is missing to reach FulcrumCore."""
+        """Raise SettingsError if the connection lacks a variable. The exception names every missing variable."""
         raise_if_any(missing_lines(self, "FULCRUM_API_URL", "FULCRUM_API_TOKEN"))
 
     def require_fulcrum_address(self) -> None:
-        """Raise SettingsError when FulcrumCore's URL is missing. For callers that use another token."""
+        """Raise SettingsError if FulcrumCore's URL is missing.
+
+        Callers use this instead of `require_fulcrum` if they have another token than the agent's.
+        """
         raise_if_any(missing_lines(self, "FULCRUM_API_URL"))

@@ -1,4 +1,4 @@
-"""Returns the secret values in the settings, for the redactor, and masks the passwords in a database URL."""
+"""Returns the secrets in the settings, which the redactor must mask, and masks the passwords in a database URL."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from executor.settings.settings import Settings
 
 
 def secret_values(settings: Settings) -> tuple[str, ...]:
-    """Return every secret in the settings, to be registered with the redactor."""
+    """Return every secret in the settings. The caller adds them to the redactor."""
     tokens = (
         settings.fulcrum_api_token,
         settings.proxmox_token_secret,
@@ -29,7 +29,7 @@ def without_passwords(url: str) -> str:
 
 
 def _passwords_in(url: str) -> Iterator[str]:
-    """Yield the passwords of a database URL: each as it is written in the URL, and percent-decoded."""
+    """Yield each password in a database URL twice: as it is written in the URL, and percent-decoded."""
     parts = urlsplit(url)
     for written in (parts.password or "", *parse_qs(parts.query).get("password", [])):
         yield from (written, unquote(written))

@@ -14,7 +14,7 @@ MIN_HTTP_TOKEN_LENGTH = 16
 
 
 class MonitoringSettings(Area):
-    """Where health and metrics are served and to which clients, and how the agent logs."""
+    """At which address and to which clients the agent serves health and metrics, and how it logs."""
 
     smith_http_token: Token = setting(
         SecretStr(""),
@@ -55,7 +55,7 @@ class MonitoringSettings(Area):
     @field_validator("smith_http_addr")
     @classmethod
     def _require_local_or_authenticated(cls, value: str, info: ValidationInfo) -> str:
-        token = info.data.get("smith_http_token")  # None if the token was invalid, which is reported already
+        token = info.data.get("smith_http_token")  # None if the token was invalid: another error reports this
         proxies = info.data.get("smith_http_proxies")
         if token is not None and proxies == () and not token.get_secret_value() and not is_local(value):
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Declares the settings of new VMs: where they are placed, their VMIDs, and the templates that services may name."""
+"""Declares the settings for new VMs: their placement, their VMIDs, and the templates that services may name."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from executor.settings.types import MAX_VMID, MIN_VMID, Name, Names, OsTemplates
 
 
 class NewVmSettings(Area):
-    """Where new VMs are placed, which VMIDs they get, and from which templates they are created."""
+    """On which nodes new VMs are placed, which VMIDs they get, and from which templates they are created."""
 
     smith_cluster: Name = setting(
         "default",
@@ -30,7 +30,7 @@ class NewVmSettings(Area):
         "highest VMID for new VMs",
         ge=MIN_VMID,
         le=MAX_VMID,
-        validate_default=True,  # PROXMOX_VMID_MIN alone may be set to more than this default
+        validate_default=True,  # an operator may set only PROXMOX_VMID_MIN, to more than this default
     )
     smith_vmid_quarantine_s: float = seconds(
         3600, "time after the deletion of a VM before its VMID is used for a new VM", ge=0

@@ -1,4 +1,4 @@
-"""Declares the settings of the connection to Proxmox. Variables of the community.proxmox collection keep its names."""
+"""Declares the settings of the connection to Proxmox, with the variable names of the community.proxmox collection."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from executor.settings.types import Host, Password, ReadableFile, Token, TokenId
 
 
 class ProxmoxSettings(Area):
-    """How the agent reaches Proxmox, and as which user."""
+    """How the agent connects to Proxmox, and as which user."""
 
     proxmox_host: Host = setting(
         "",
@@ -54,14 +54,15 @@ class ProxmoxSettings(Area):
     )
 
     def require_proxmox(self) -> None:
-        """Raise SettingsError naming every variable that is missing to reach Proxmox."""
+        """Raise SettingsError if the connection lacks a variable, or if both a token and a password are set."""
         lines = missing_lines(self, "PROXMOX_HOST", "PROXMOX_USER")
         token, password = ("PROXMOX_TOKEN_ID", "PROXMOX_TOKEN_SECRET"), "PROXMOX_PASSWORD"
         missing_token_lines = missing_lines(self, *token)
         if not is_set(self, password):
             lines += missing_token_lines
         elif len(missing_token_lines) < len(token):
-            # The Ansible modules would use the password and proxmoxer the token, with possibly different privileges.
+            # The Ansible modules would use the password, and proxmoxer would use the token. The two may have different
+            # privileges.
             lines.append(
                 problem_line_of(self, password, "must not be set beside PROXMOX_TOKEN_ID and PROXMOX_TOKEN_SECRET")
             )

@@ -1,4 +1,4 @@
-"""Declares the settings of jobs and their playbook runs: how many run at once, and how long each step may take."""
+"""Declares the settings for jobs and their playbook runs: how many run at once, and how long each step may take."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pydantic import ValidationInfo, field_validator
 from executor.settings.declare import Area, seconds, setting, whole_number
 from executor.settings.types import AnyCase
 
-#: By default the playbook may use this share of FulcrumCore's job timeout. The claim and the report need the remaining
-#: time.
+#: The default timeout of a playbook run, as a share of FulcrumCore's job timeout. The claim of the job and the report
+#: of its result need the remaining time.
 PLAYBOOK_SHARE = 0.8
 
 

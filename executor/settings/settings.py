@@ -1,7 +1,7 @@
 """Reads and checks all settings once, at the start of a command, and reports all problems together.
 
-`sources.py` finds the values, `types.py` checks their text. Each area of settings has its own module. `display.py`
-writes the tables of docs/settings.md from them.
+`sources.py` finds the values, and `types.py` checks them. The settings of each area are declared in a module of their
+own. `display.py` makes the tables of docs/settings.md from these declarations.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from executor.settings.sources import gather
 from executor.settings.types import is_local
 
 
-class Settings(  # pydantic validates the fields of the last base first: a setting may depend on bases further down
+class Settings(  # pydantic validates the last base first: a setting may depend on settings of the bases below its own
     MonitoringSettings,
     AgentSettings,
     DeletionSettings,
@@ -41,7 +41,7 @@ class Settings(  # pydantic validates the fields of the last base first: a setti
     FulcrumSettings,
     BaseSettings,
 ):
-    """All settings. `load_settings` reads them. A direct construction, as in tests, uses its arguments only."""
+    """All settings. `load_settings` reads them from their sources. `Settings(…)` itself only uses its arguments."""
 
     model_config = SettingsConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, validate_default=False)
 
@@ -56,17 +56,20 @@ class Settings(  # pydantic validates the fields of the last base first: a setti
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Return the arguments as the only source: `load_settings` reads the others itself, to record origins."""
+        """Make the arguments the only source. `load_settings` reads the other sources and records the origins."""
         return (init_settings,)
 
     def origin_of(self, name: str) -> str:
-        """Return the origin of a value: default, environment, a file's path, FulcrumCore, or `given` by the code."""
+        """Return the origin of the value: `default`, `environment`, the path of a file, or `FulcrumCore`.
+
+        The origin `given` means that the code passed the value as an argument.
+        """
         if name in self._origins:
             return self._origins[name]
         return "given" if name.lower() in self.model_fields_set else "default"
 
     def insecure_settings(self) -> list[tuple[str, str]]:
-        """Return each setting that turns off a protection by TLS, with the consequence."""
+        """Return each setting whose value turns off the protection by TLS, with the consequence."""
         url = urlsplit(self.fulcrum_api_url)
         found = []
         if url.scheme == "http" and not is_local(f"{url.hostname}:0"):
@@ -78,9 +81,9 @@ class Settings(  # pydantic validates the fields of the last base first: a setti
         return found
 
 
-#: Every setting by the name of its variable, in the order of the documentation.
+#: All settings, in the order of the documentation. The keys are the names of the variables.
 FIELDS: dict[str, FieldInfo] = {name.upper(): field for name, field in Settings.model_fields.items()}
-#: Settings that may come from a file and are never shown.
+#: The settings that are secrets: their values may come from a file, and are never shown.
 SECRETS = (
     "FULCRUM_API_TOKEN",
     "PROXMOX_TOKEN_SECRET",
@@ -91,9 +94,9 @@ SECRETS = (
 
 
 def load_settings(*, env_file: Path | None = Path(".env"), environ: Mapping[str, str] | None = None) -> Settings:
-    """Read, check and freeze the settings.
+    """Read and check the settings. The returned object cannot be changed.
 
-    Raises SettingsError with one line per problem; none of them shows a secret.
+    Raises SettingsError with one line per problem. No line shows a secret.
     """
     gathered = gather(FIELDS, SECRETS, os.environ if environ is None else environ, env_file)
     problems = [
@@ -105,7 +108,7 @@ def load_settings(*, env_file: Path | None = Path(".env"), environ: Mapping[str,
         settings = Settings(**values)
     except ValidationError as error:
         problems += [problem_line(name, text, FIELDS[name]) for name, text in problems_in(error).items()]
-        raise SettingsError("\n".join(problems)) from None  # pydantic's own text would show values
+        raise SettingsError("\n".join(problems)) from None  # the text of pydantic's exception would show values
     raise_if_any(problems)
     settings._origins.update(gathered.origins)
     return settings
@@ -114,9 +117,10 @@ def load_settings(*, env_file: Path | None = Path(".env"), environ: Mapping[str,
 def overlay(
     settings: Settings, values: Mapping[str, Any], origin: str, *, unset: frozenset[str] = frozenset()
 ) -> Settings:
-    """Return new settings in which `values` (by attribute) replace earlier ones. Those in `unset` get their default.
+    """Return new settings in which `values`, by attribute, replace the present values. `origin` is their origin.
 
-    Defaults that depend on other settings are computed again. Raises pydantic's ValidationError.
+    The attributes in `unset` get their default. Defaults that depend on other settings are computed again. Raises
+    pydantic's ValidationError.
     """
     kept = {name: getattr(settings, name) for name in settings.model_fields_set - unset}
     new_settings = Settings(**{**kept, **values})

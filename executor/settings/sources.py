@@ -1,6 +1,6 @@
 """Reads settings from the environment, from secret files and from `.env`, and reports unknown names.
 
-Each setting gets its value from the first of these sources that has one; an empty value counts as no value:
+Each setting gets its value from the first of these sources that has a value for it. An empty value counts as no value.
 
 1. the environment variable `NAME`
 2. for secrets, the file that `NAME_FILE` names
@@ -19,19 +19,20 @@ from pathlib import Path
 
 from executor.errors import SettingsError
 
+#: Every setting has one of these prefixes.
 PREFIXES = ("FULCRUM_", "PROXMOX_", "SMITH_")
 DEFAULT_SECRETS_DIR = Path("/run/secrets")
-#: Defined here, because `smith health` needs no other setting and must not import pydantic.
+#: Default of SMITH_HTTP_ADDR. This module defines it, because `smith health` needs it and must not import pydantic.
 DEFAULT_HTTP_ADDR = "127.0.0.1:9642"
-#: Names with our prefixes that are not settings and are allowed in the environment.
+#: Names that begin with one of PREFIXES and are no settings, but are allowed in the environment.
 NOT_SETTINGS = frozenset(
     {
-        # read by newer versions of the community.proxmox collection
+        # newer versions of the community.proxmox collection read these
         "PROXMOX_CA_PATH",
         "PROXMOX_API_TIMEOUT",
         "PROXMOX_OTP",
         "PROXMOX_URL",
-        # passed between processes of the agent
+        # the agent's processes pass these to their child processes
         "SMITH_RUN_IDENT",
         "SMITH_CREDENTIALS_FILE",
         "SMITH_PROGRESS_FD",
@@ -40,9 +41,9 @@ NOT_SETTINGS = frozenset(
         "SMITH_BOOT_ID",
     }
 )
-#: Kubernetes sets variables of this form for every service, such as FULCRUM_CORE_SERVICE_HOST for `fulcrum-core`.
+#: Matches variables that Kubernetes sets for its services, such as FULCRUM_CORE_SERVICE_HOST for `fulcrum-core`.
 _SERVICE_LINK = re.compile(r"_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)$")
-#: Limits what is read of a file, so that a path such as /dev/zero does not block the start.
+#: Maximum size of a secret's file. Without it, a path such as /dev/zero would block the start.
 MAX_SECRET_BYTES = 65_536
 _ASSIGNMENT = re.compile(r"(?:export\s+)?([A-Za-z_][A-Za-z0-9_]*)\s*=\s*(.*)")
 _DOUBLE_QUOTED_ESCAPES = {r"\n": "\n", r"\t": "\t", r"\"": '"', r"\\": "\\", r"\$": "$"}
@@ -50,7 +51,10 @@ _DOUBLE_QUOTED_ESCAPES = {r"\n": "\n", r"\t": "\t", r"\"": '"', r"\\": "\\", r"\
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """A problem. With `name`, `text` continues a sentence that starts with this setting; without, it is a sentence."""
+    """A problem with the settings.
+
+    If `name` is set, `text` continues a sentence that starts with this name. Otherwise `text` is a whole sentence.
+    """
 
     text: str
     name: str = ""
@@ -58,7 +62,7 @@ class Problem:
 
 @dataclass(frozen=True, kw_only=True)
 class GatheredValues:
-    """The values found, the origin of each, and all problems."""
+    """The values that were found, the origin of each value, and all problems."""
 
     values: dict[str, str] = field(default_factory=dict, repr=False)
     origins: dict[str, str] = field(default_factory=dict)
@@ -68,7 +72,10 @@ class GatheredValues:
 def gather(
     names: Collection[str], secret_names: Collection[str], environ: Mapping[str, str], env_file: Path | None
 ) -> GatheredValues:
-    """Find the value of each setting in `names`; report each name with our prefixes that is not a setting."""
+    """Find the values of the settings in `names`, and the problems. `secret_names` are those that may be in files.
+
+    A name that begins with one of PREFIXES and is not a setting is a problem, too.
+    """
     gathered = GatheredValues()
     dotenv = _read_env_file(env_file, gathered.problems) if env_file else {}
     known = {*names, *NOT_SETTINGS, *(f"{name}_FILE" for name in secret_names)}
@@ -88,17 +95,17 @@ def gather(
 
 
 class _UnusableFile(Exception):
-    """A file has no usable secret; the text continues a sentence that starts with the setting's name."""
+    """A file contains no usable secret. The text continues a sentence that starts with the setting's name."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Sources:
-    """The sources of values. Each method returns a value and its origin, or None."""
+    """The sources of values. Each method returns the value of a setting and its origin, or None."""
 
     environ: Mapping[str, str] = field(repr=False)
-    folder: Path
+    folder: Path  #: the folder of mounted secrets
     dotenv: Mapping[str, str] = field(repr=False)
-    dotenv_name: str
+    dotenv_name: str  #: the path of the `.env` file
 
     def find_plain(self, name: str) -> tuple[str, str] | None:
         for variables, origin in ((self.environ, "environment"), (self.dotenv, self.dotenv_name)):
@@ -123,7 +130,7 @@ class _Sources:
 
 
 def read_secret_file(path: Path) -> str:
-    """Return a secret that is not a setting, from a file that the caller names. Raises SettingsError."""
+    """Return a secret, which is not a setting, from a file that the caller names. Raises SettingsError."""
     try:
         return _read_secret("", path)
     except _UnusableFile as error:
@@ -131,14 +138,21 @@ def read_secret_file(path: Path) -> str:
 
 
 def _read_secret(variable: str, path: Path) -> str:
-    """Return the text of a file without white space around it: editors add a newline at the end."""
+    """Return the text of a file. `variable` is the variable that names the file, '' if no variable does.
+
+    White space around the text is removed, because editors add a newline at the end.
+    """
     named = f"{path} (from {variable})" if variable else str(path)
     try:
         with path.expanduser().open("rb") as file:
             content = file.read(MAX_SECRET_BYTES + 1)
     except IsADirectoryError:
         raise _UnusableFile(f"cannot be read: {named} is a folder") from None
-    except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: `~user` of an unknown user; ValueError: NUL
+    except (
+        OSError,
+        RuntimeError,
+        ValueError,
+    ) as error:  # RuntimeError: `~user` for an unknown user. ValueError: a NUL.
         reason = getattr(error, "strerror", None) or "not a usable path"
         raise _UnusableFile(f"cannot be read: {named}: {reason} (as uid {os.getuid()})") from None
     if len(content) > MAX_SECRET_BYTES:
@@ -153,7 +167,7 @@ def _read_secret(variable: str, path: Path) -> str:
 
 
 def _secrets_dir(environ: Mapping[str, str], dotenv: Mapping[str, str], problems: list[Problem]) -> Path:
-    """Return the folder of mounted secrets. Report a problem if SMITH_SECRETS_DIR names a missing folder."""
+    """Return the folder of mounted secrets. Add a problem if SMITH_SECRETS_DIR names a folder that does not exist."""
     named = environ.get("SMITH_SECRETS_DIR", "").strip() or dotenv.get("SMITH_SECRETS_DIR", "").strip()
     folder = Path(os.path.expanduser(named)) if named else DEFAULT_SECRETS_DIR
     if named and not folder.is_dir():
@@ -162,7 +176,7 @@ def _secrets_dir(environ: Mapping[str, str], dotenv: Mapping[str, str], problems
 
 
 def _unknown_names(variables: Mapping[str, str], known: Collection[str], source: str) -> Iterator[Problem]:
-    """Yield a problem for each variable with our prefixes that is not a setting, since it may be a misspelt one."""
+    """Yield a problem for each variable that may be a misspelt setting: it begins with one of PREFIXES."""
     for name in sorted(variables):
         if name in known or _is_service_link(name, variables[name]):
             continue
@@ -175,14 +189,15 @@ def _unknown_names(variables: Mapping[str, str], known: Collection[str], source:
 
 
 def _is_service_link(name: str, value: str) -> bool:
+    """Return whether Kubernetes has set the variable for one of its services."""
     return bool(_SERVICE_LINK.search(name)) or (name.endswith("_PORT") and "://" in value)
 
 
 def _read_env_file(path: Path, problems: list[Problem]) -> dict[str, str]:
-    """Read `NAME=value` lines. Nothing is expanded, so a secret may contain `$`. A missing file counts as empty.
+    """Return the values in the `NAME=value` lines of a file. A missing file counts as an empty file.
 
-    In single quotes a value has no escapes, in double quotes it has \\n, \\t, \\", \\$ and \\\\; without quotes it ends
-    at ` #`.
+    Variables such as `$HOME` are not expanded, so a secret may contain `$`. A value in single quotes has no escapes. A
+    value in double quotes may have the escapes \\n, \\t, \\", \\$ and \\\\. A value without quotes ends at ` #`.
     """
     try:
         text = path.read_text("utf-8-sig")
@@ -198,7 +213,7 @@ def _read_env_file(path: Path, problems: list[Problem]) -> dict[str, str]:
             continue
         if (assignment := _ASSIGNMENT.fullmatch(line)) and (value := _unquote(assignment[2])) is not None:
             values[assignment[1]] = value
-        else:  # the line is not shown, because it may hold a secret
+        else:  # the problem does not show the line, because it may contain a secret
             problems.append(
                 Problem(text=f"{path} line {number} is not of the form NAME=value, or a quote is not closed")
             )
@@ -206,7 +221,7 @@ def _read_env_file(path: Path, problems: list[Problem]) -> dict[str, str]:
 
 
 def _unquote(text: str) -> str | None:
-    """Return the value of a text in a `.env` file; None if a quote is not closed."""
+    """Return the value from the text after `=` in a `.env` file; None if a quote is not closed."""
     if text[:1] in {"'", '"'}:
         quote = text[0]
         body = r"[^']*" if quote == "'" else r'(?:[^"\\]|\\.)*'

@@ -1,7 +1,7 @@
-"""Defines the types of settings: each checks the text of a variable and converts it to the value of the setting.
+"""Defines the types of settings. Each type checks the text of a variable and converts it to the value of the setting.
 
-The text of a ValueError continues a sentence that starts with the variable's name: "must …", "is wrong, …". It never
-shows a value that may be a secret, because an operator may have put a secret into the wrong variable.
+The text of each ValueError continues a sentence that starts with the variable's name: "must …" or "is wrong, …". It
+never shows a value that could be a secret, because an operator may have put a secret into the wrong variable.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from executor.redaction import MIN_LENGTH
 
 #: The bounds of a VMID in Proxmox VE.
 MIN_VMID, MAX_VMID = 100, 999_999_999
+#: The volume of a container template, such as local:vztmpl/debian-12-standard.tar.zst.
 OS_TEMPLATE = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*:vztmpl/[A-Za-z0-9_][A-Za-z0-9_.+-]*")
 
 
 def _server_url(text: str) -> str:
-    """Return the URL without the path `/api/v1` and without slashes at its end."""
+    """Check the URL of a server. Return it without the path `/api/v1` and without slashes at its end."""
     url = _split_url(text)
     if url.scheme not in {"http", "https"} or not url.hostname:
         raise ValueError("must start with http:// or https:// and name a host")
@@ -35,7 +36,7 @@ def _server_url(text: str) -> str:
 def _split_url(text: str) -> SplitResult:
     try:
         url = urlsplit(text)
-        _ = url.port
+        _ = url.port  # raises ValueError for an invalid port
     except ValueError:
         raise ValueError("is wrong, it cannot be read as a URL") from None
     if not text.isprintable():
@@ -62,7 +63,10 @@ def _one_line_secret(secret: SecretStr) -> SecretStr:
 
 
 def _token(secret: SecretStr) -> SecretStr:
-    """Check that a token fits into an HTTP header, and has no quotes around it, which `docker --env-file` keeps."""
+    """Check that a token can be sent in an HTTP header and has no quotes around it.
+
+    `docker --env-file` does not remove quotes around a value.
+    """
     text = _one_line_secret(secret).get_secret_value()
     if not text.isascii() or " " in text:
         raise ValueError("is wrong, a token is one word of ASCII characters")
@@ -142,7 +146,7 @@ def _os_templates(value: Any) -> Any:
 def _path(value: Any) -> Any:
     try:
         return Path(value).expanduser().absolute()
-    except (RuntimeError, TypeError, ValueError):  # RuntimeError: `~user` of an unknown user
+    except (RuntimeError, TypeError, ValueError):  # RuntimeError: `~user` for an unknown user
         raise ValueError("is wrong, it is not a usable path") from None
 
 
@@ -185,7 +189,7 @@ def is_local(address: str) -> bool:
 
 
 def _network(text: str) -> str:
-    """Return one address or network in its normal form."""
+    """Check one address or network, and return it in its normal form."""
     try:
         network = ipaddress.ip_network(text)
     except ValueError:
@@ -219,8 +223,9 @@ Networks = Annotated[tuple[Annotated[str, AfterValidator(_network)], ...], Befor
 HeaderName = Annotated[str, AfterValidator(_header_name)]
 Templates = Annotated[dict[str, int], BeforeValidator(_templates)]
 OsTemplates = Annotated[dict[str, str], BeforeValidator(_os_templates)]
-#: An absolute path; what it names need not exist.
+#: An absolute path. There need not be a file or folder at this path.
 AnyPath = Annotated[Path, BeforeValidator(_path)]
+#: The path of a folder that exists or can be created later.
 Folder = Annotated[AnyPath, AfterValidator(_folder_or_missing)]
 ExistingFolder = Annotated[AnyPath, AfterValidator(_existing_folder)]
 ReadableFile = Annotated[AnyPath, AfterValidator(_readable_file)]

@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reads one VM's facts from Proxmox, and waits for a wanted state, in one Ansible task. Changes nothing.
 
-An action plugin runs inside ansible-playbook. So no look-up needs a module process (0.45 s of CPU each), one connection
-serves all requests, and a wait costs requests instead of module runs.
+An action plugin runs in the process of ansible-playbook. So a look-up does not need a module process (0.45 s of CPU
+each), all requests of a look-up share one connection, and each poll of a wait is a request instead of a module process.
 
-It does three things that the modules of community.proxmox cannot do:
-- The modules return before the outcome is known, or do not notice that a Proxmox task failed. `wait_for` waits until
-  the Proxmox task has ended, and `task_error` contains its error.
-- An empty list does not prove that a VM is absent. `absence` states whether its absence was proven, or why not.
-- A configuration may have pending values. `config` contains the requested values, `pending` the keys of those that
-  need a reboot.
+This plugin does three things that the modules of community.proxmox cannot do:
+- The modules return before the outcome of a change is known, or do not notice that a Proxmox task failed. With the
+  argument `wait_for`, this plugin waits until the Proxmox task has ended. The fact `task_error` contains its error.
+- If Proxmox's list of guests does not contain a VM, this does not prove that the VM does not exist. The fact `absence`
+  states whether the VM's absence is proven, and if not, why.
+- A configuration may have pending values, which take effect only after a reboot of the VM. The fact `config` contains
+  the pending value of each key that has one, and the current value of every other key. The fact `pending` lists the
+  keys that have a pending value.
 """
 
 from __future__ import annotations
@@ -26,34 +28,41 @@ from proxmoxer import ProxmoxAPI
 from proxmoxer.core import AuthenticationError, ResourceException
 
 GIB = 1024**3
+#: Factors of the units in which Proxmox writes the size of a drive.
 UNITS = {"": 1, "K": 1024, "M": 1024**2, "G": GIB, "T": 1024 * GIB}
 REQUEST_TIMEOUT_S = 30
 #: How long the VM may need to reach its new state after its Proxmox task ended successfully.
 SETTLE_S = 5.0
-#: The same for a reboot: its Proxmox task ends when the VM is off, and the token cannot see the one that starts the VM.
+#: How long a rebooted VM may need. The Proxmox task of a reboot ends when the VM is off. Another Proxmox task starts
+#: the VM, and Proxmox does not list it for our API token.
 REBOOT_SETTLE_S = 60.0
-#: During a wait, how long Proxmox may not answer before the look-up fails.
+#: Maximum time without an answer from Proxmox during a wait. After it the look-up fails.
 MAX_OUTAGE_S = 30.0
-#: How long a new clone may be invisible while a clone task of its template runs.
+#: How long a new clone may be missing in Proxmox's answers while a clone task of its template runs.
 MAX_CLONE_INVISIBLE_S = 20.0
 #: HTTP statuses with which Proxmox reports that another node does not answer.
 NODE_DOWN_STATUSES = range(595, 600)
-#: Types of Proxmox tasks that restart a guest. The module restarts a container by a stop and a start.
+#: Types of Proxmox tasks that restart a guest. community.proxmox restarts a container by a stop and a start
+#: (`vzstart`).
 REBOOTS = ("qmreboot", "qmreset", "vzstart")
+#: The time between two polls during a wait grows from FIRST_POLL_S to MAX_POLL_S.
 FIRST_POLL_S, MAX_POLL_S = 0.2, 2.0
+#: The marker: the line of a VM's description that names the service of the VM.
 MARKER = re.compile(r"^smith-uid=(\S+)\s*?$", re.MULTILINE)
+#: Keys of a container's volumes and of a VM's disks in the configuration.
 VOLUME_KEY = re.compile(r"rootfs\Z|mp\d+\Z")
 DISK_KEY = re.compile(r"(?:scsi|virtio|sata|ide)\d+\Z")
-#: The order in which Proxmox chooses a boot disk when `boot` names none.
+#: When the key `boot` names no disk, Proxmox boots from the first disk in this order of buses.
 BOOT_BUSES = ("scsi", "virtio", "sata", "ide")
 NIC_KEY = re.compile(r"net\d+\Z")
 MAC = re.compile(r"=((?:[0-9A-Fa-f]{2}:){5}[0-9A-Fa-f]{2})")
-#: Locks of a VM that Proxmox is creating.
+#: Locks that a VM has while Proxmox is creating it.
 UNFINISHED = ("clone", "create")
-#: Of how many clone tasks of one template the logs are read.
+#: Maximum number of clone tasks of one template whose logs are read.
 MAX_LOGS_READ = 16
-#: The exceptions of a failed request.
+#: The exceptions that a failed request to Proxmox raises.
 FAILED_CALL = (ResourceException, AuthenticationError, OSError, urllib3.exceptions.HTTPError)
+#: The arguments of the plugin, in the format of Ansible's argument specs.
 ARGUMENTS = {
     "connection": {"type": "dict", "required": True},
     "ca_bundle": {"type": "str", "default": ""},
@@ -83,14 +92,14 @@ ARGUMENTS = {
 
 
 class ActionModule(ActionBase):
-    """Validates the arguments, runs the look-up, and reports a failure with Proxmox's text."""
+    """Validates the arguments, executes the look-up, and reports a failure with Proxmox's error text."""
 
     TRANSFERS_FILES = False
     _requires_connection = False
     _supports_check_mode = True
 
     def run(self, tmp: Any = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Return the facts; the keys are those of `Cluster.facts` and `absent`."""
+        """Return the facts. Their keys are the keys of `absent` and of `LookUp.answer`."""
         super().run(tmp, task_vars)
         _checked, arguments = self.validate_argument_spec(ARGUMENTS)
         try:
@@ -101,7 +110,10 @@ class ActionModule(ActionBase):
 
 
 def connect(connection: dict[str, Any], ca_bundle: str) -> Any:
-    """Connect with a login that has the modules' parameter names. A password precedes a token, as in the modules."""
+    """Return an API client for the login `connection`, whose keys are parameter names of community.proxmox's modules.
+
+    If the login has a password and a token, the password is used, as the modules do.
+    """
     verify: bool | str = bool(connection.get("validate_certs", True))
     if verify and ca_bundle:
         verify = ca_bundle
@@ -126,12 +138,15 @@ def error_text(exc: BaseException) -> str:
 
 
 def is_final(exc: BaseException) -> bool:
-    """Return True if Proxmox refused the request, so that a repetition would fail, too; False for a lost answer."""
+    """Return True if Proxmox refused the request, so that the same request would fail again.
+
+    Return False if the answer was lost or Proxmox had an internal error.
+    """
     return isinstance(exc, AuthenticationError) or getattr(exc, "status_code", 599) < 500
 
 
 class Cluster:
-    """The requests to one Proxmox cluster."""
+    """The requests to one Proxmox cluster. `kind` is `qemu` for virtual machines, `lxc` for containers."""
 
     def __init__(self, api: Any, kind: str) -> None:
         self.api = api
@@ -142,7 +157,7 @@ class Cluster:
         return getattr(self.api.nodes(node), self.kind)(vmid)
 
     def facts(self, node: str, vmid: int) -> dict[str, Any] | None:
-        """Return the VM's facts from its own endpoints, or None if this node has no such VM."""
+        """Return the VM's facts from the endpoints of this VM on this node; None if the node does not have the VM."""
         guest = self.guest(node, vmid)
         try:
             settings = guest.pending.get()
@@ -164,15 +179,18 @@ class Cluster:
             raise
 
     def listed(self) -> list[dict[str, Any]]:
-        """Return every guest that the token may see."""
+        """Return Proxmox's list of guests. It contains only the guests for which the API token has a privilege."""
         return list(self.api.cluster.resources.get(type="vm"))
 
     def row_of(self, vmid: int, rows: list[dict[str, Any]] | None) -> dict[str, Any] | None:
-        """Return the VMID's row of `rows`, or of a new list if `rows` is None."""
+        """Return the row of this VMID in the list of guests `rows`. If `rows` is None, read a new list."""
         return next((row for row in rows or self.listed() if int(row.get("vmid", 0)) == vmid), None)
 
     def find(self, vmid: int, hint: str, rows: list[dict[str, Any]] | None = None) -> dict[str, Any]:
-        """Find the VM on node `hint`, else on the node that `rows` states, a current list of guests (None: read it)."""
+        """Return the VM's facts. First try the node `hint`, then the node that the list of guests states.
+
+        `rows` is a current list of guests. If it is None, read the list when it is needed.
+        """
         try:
             found = self.facts(hint, vmid) if hint else None
         except ResourceException as exc:
@@ -191,7 +209,11 @@ class Cluster:
         return self.facts(str(row["node"]), vmid) or absent(vmid)
 
     def absence(self, vmid: int, hint: str) -> dict[str, Any]:
-        """Return whether absence is proven: the token has VM.Audit, a quorum, no node with the VM, and a free VMID."""
+        """Return whether it is proven that the VM does not exist.
+
+        The proof has four parts: the token has VM.Audit for the VMID, the cluster has a quorum, no node that is online
+        has the VM, and the VMID is free. `hint` is the node on which the VM is expected; it must be online.
+        """
         rights = self.api.access.permissions.get(path=f"/vms/{vmid}")
         if not any("VM.Audit" in privileges for privileges in rights.values()):
             return not_proven("PVE_PERMISSION", f"the token lacks VM.Audit on /vms/{vmid}, so it cannot see VM {vmid}")
@@ -212,9 +234,10 @@ class Cluster:
     def membership(self) -> tuple[dict[str, bool], bool]:
         """Return for each node whether it is online, and whether the cluster is quorate.
 
-        `cluster/status` reports the quorum but needs Sys.Audit on `/`, which our token need not have. Without it the
-        cluster counts as quorate if more than half of its nodes are online. A witness device is not counted, so a
-        cluster may wrongly count as not quorate, which is safe.
+        `cluster/status` reports the quorum, but it needs the privilege Sys.Audit on `/`, which our token need not have.
+        Without this privilege, the cluster counts as quorate if more than half of its nodes are online. Such a count
+        does not include a witness device, so a quorate cluster may count as not quorate. This is safe, because then the
+        absence is not proven.
         """
         try:
             rows = self.api.cluster.status.get()
@@ -227,7 +250,7 @@ class Cluster:
         return online, all(bool(row.get("quorate")) for row in rows if row.get("type") == "cluster")
 
     def is_free(self, vmid: int) -> bool:
-        """Return True if the VMID is free. Proxmox also considers guests that the token may not see."""
+        """Return True if no guest has the VMID. Proxmox also checks guests for which the token has no privilege."""
         try:
             self.api.cluster.nextid.get(vmid=vmid)
         except ResourceException as exc:
@@ -237,7 +260,10 @@ class Cluster:
         return True
 
     def template(self, rows: list[dict[str, Any]], vmid: int, name: str, preferred_node: str) -> dict[str, Any]:
-        """Find a template by VMID or name. If several have the name, prefer the one on `preferred_node`."""
+        """Return the facts of a template, found by its VMID or its name, and a `problem` if it was not found.
+
+        If several templates have the name, a template on `preferred_node` is preferred.
+        """
         wanted = f"template {vmid or name}"
         rows = [row for row in rows if row.get("template") and row.get("type") == "qemu"]
         rows = [row for row in rows if (int(row["vmid"]) == vmid if vmid else row.get("name") == name)]
@@ -248,12 +274,15 @@ class Cluster:
         return {**found, "problem": ""}
 
     def tasks(self, node: str, vmid: int) -> list[dict[str, Any]]:
-        """Return the Proxmox tasks of this VM that the token may see, newest first."""
+        """Return the Proxmox tasks of this VM that Proxmox lists for the API token, newest first."""
         tasks = list(self.api.nodes(node).tasks.get(vmid=vmid, source="all", limit=50)) if node else []
         return newest_first(tasks)
 
     def log_mentions(self, task: dict[str, Any], vmid: int) -> bool:
-        """Return True if a clone task's log names this VMID. The Proxmox task itself has only the template's VMID."""
+        """Return True if the log of a clone task names this VMID.
+
+        The fields of the Proxmox task name only the template.
+        """
         lines = self.api.nodes(task["node"]).tasks(task["upid"]).log.get()
         return any(re.search(rf"\b(?:vm-)?{vmid}\b", str(line.get("t", ""))) for line in lines)
 
@@ -264,12 +293,15 @@ class Cluster:
         return [{"name": row["name"], "taken_at": int(row.get("snaptime") or 0)} for row in rows]
 
     def backups(self, node: str, storage: str, vmid: int) -> list[str]:
-        """Return the VM's backup archives on a storage, oldest first."""
+        """Return the volume ids of the VM's backup archives on a storage, oldest first."""
         rows = list(self.api.nodes(node).storage(storage).content.get(content="backup", vmid=vmid))
         return [str(row["volid"]) for row in sorted(rows, key=lambda row: int(row.get("ctime") or 0))]
 
     def error_of(self, task: dict[str, Any]) -> str:
-        """Return a Proxmox task's error. For a backup it is in the log, because the status is only `job errors`."""
+        """Return the error text of a failed Proxmox task.
+
+        It is usually the status. A failed backup has only the status `job errors`, so its error is read from the log.
+        """
         status = str(task["status"])
         if status != "job errors":
             return status
@@ -278,7 +310,10 @@ class Cluster:
         return errors[0] if errors else status
 
     def addresses(self, node: str, vmid: int, macs: list[str]) -> list[str] | None:
-        """Return the addresses of NICs with these MAC addresses; None if the guest agent will not report any."""
+        """Return the IP addresses of the NICs with these MAC addresses.
+
+        Return [] if the guest has not reported any yet, None if the guest agent will not report any.
+        """
         if self.kind == "lxc":
             return container_addresses(self.guest(node, vmid).interfaces.get() or [], macs)
         try:
@@ -286,7 +321,7 @@ class Cluster:
         except ResourceException as exc:
             if "not running" in str(exc) or "got timeout" in str(exc):
                 return []
-            return None  # not configured or not permitted: waiting does not help
+            return None  # the guest agent is not configured or not permitted, so waiting does not help
         return usable_addresses(answer.get("result") or [], macs)
 
 
@@ -299,21 +334,28 @@ class LookUp:
         self.vmid: int = arguments["vmid"]
         self.wanted: str = arguments["wait_for"]
         self.started = time.monotonic()
-        #: When Proxmox last answered (monotonic time). A wait for `unlocked` fails at the first lost answer.
+        #: When Proxmox last answered (monotonic time). `-inf` makes a wait for `unlocked` fail when its first answer is
+        #: lost.
         self.answered_at = float("-inf") if self.wanted == "unlocked" else self.started
         self.busy_at = self.started  #: when a Proxmox task of the change was last seen running
-        #: Seconds since 1970, because playbook variables pass it from one Ansible task to the next.
+        #: The end of the wait, in seconds since 1970. A playbook passes it to its next look-up, which is an Ansible
+        #: task of its own.
         self.deadline: float = arguments["deadline"] or time.time() + arguments["timeout_s"]
         self.template: dict[str, Any] = {}
-        self.rows: list[dict[str, Any]] | None = None  #: the list used for the template, reused by the first look-up
+        self.rows: list[dict[str, Any]] | None = None  #: the list of guests that was read to find the template
 
     def answer(self) -> dict[str, Any]:
-        """Look up the VM, wait for the wanted state, and add the requested extras."""
+        """Look up the VM, wait for the wanted state, and return the facts with the additional facts that are requested.
+
+        `found` is the VM's facts, `tasks` are the new Proxmox tasks of the VM, and `reached` states whether the VM has
+        the wanted state.
+        """
         self.template = self._find_template()
         found, tasks, reached = self._wait() if self.wanted != "nothing" else (self._look_up(), [], True)
         if not found["exists"] and self.arguments["prove_absence"]:
             found["absence"] = self.cluster.absence(self.vmid, self.arguments["node"])
-        # A guest of the other kind lacks the endpoints that are used below.
+        # If the VMID belongs to a container instead of a VM, or vice versa, the endpoints that are used below do not
+        # exist.
         is_of_kind = found["exists"] and found["kind"] == self.cluster.kind
         if is_of_kind and self.arguments["snapshots"]:
             found["snapshots"] = self.cluster.snapshots(found["node"], self.vmid)
@@ -345,44 +387,55 @@ class LookUp:
         return self.cluster.template(self.rows, vmid, name, self.arguments["node"])
 
     def _look_up(self) -> dict[str, Any]:
-        rows, self.rows = self.rows, None  # each later look-up reads a new list
+        rows, self.rows = self.rows, None  # only the first look-up uses the list; each later one reads a new list
         return self.cluster.find(self.vmid, self.arguments["node"], rows)
 
     def _known_tasks(self, found: dict[str, Any], tasks: list[dict[str, Any]]) -> list[str]:
-        """Return the Proxmox tasks that exist before the next change, to distinguish its own tasks from them."""
-        if self.wanted == "cloned":  # earlier tasks of this VMID do not belong to the clone
+        """Return the UPIDs of the Proxmox tasks that exist now.
+
+        The look-up after the next change gets them as the argument `known_tasks`, so that it finds the change's own
+        tasks.
+        """
+        if self.wanted == "cloned":  # the next change is made to the clone, whose tasks Proxmox lists under its VMID
             return [task["upid"] for task in self.cluster.tasks(found["node"], self.vmid)]
         if self.arguments["known_tasks"] is None:
             return [task["upid"] for task in self._listed_tasks(found)]
         return [*self.arguments["known_tasks"], *(task["upid"] for task in tasks)]
 
     def _new_tasks(self, found: dict[str, Any]) -> list[dict[str, Any]]:
+        """Return the VM's Proxmox tasks that did not exist before the change."""
         known = self.arguments["known_tasks"]
         return [] if known is None else [task for task in self._listed_tasks(found) if task["upid"] not in known]
 
     def _listed_tasks(self, found: dict[str, Any]) -> list[dict[str, Any]]:
-        """Return the VM's Proxmox tasks. Proxmox lists a clone's task under the template."""
+        """Return the VM's Proxmox tasks. Proxmox lists a clone task as a task of the template, not of the clone."""
         if self.template.get("exists") and (self.wanted == "cloned" or not found["exists"]):
             return self.cluster.tasks(self.template["node"], self.template["vmid"])
-        if self.wanted == "migrated":  # Proxmox lists a migration's task on the source node
+        if self.wanted == "migrated":  # Proxmox lists the task of a migration on the source node
             return self.cluster.tasks(self.arguments["node"], self.vmid)
         return self.cluster.tasks(found["node"] or self.arguments["node"], self.vmid)
 
     # ------------------------------------------------------------------ waiting
 
     def _wait(self) -> tuple[dict[str, Any], list[dict[str, Any]], bool]:
+        """Poll until the VM has the wanted state, cannot reach it, or the deadline has passed.
+
+        Return the VM's facts, the Proxmox tasks of the change, and whether the wanted state is reached.
+        """
         poll_interval_s = FIRST_POLL_S
         found, tasks = absent(self.vmid), []
         while True:
             is_past_deadline = time.time() >= self.deadline
             try:
-                # After the deadline a full look-up follows in any case, because it reads the outcomes of Proxmox tasks.
+                # After the deadline, the last poll is always a full look-up, because it reads the Proxmox tasks'
+                # outcomes.
                 if is_past_deadline or not self._is_still_cloned(found):
                     found = self._look_up()
                     tasks = self._new_tasks(found)
             except FAILED_CALL as exc:
-                # During a wait a lost answer does not fail the look-up: the next poll repeats the request. Before the
-                # first change it does: nothing was changed yet, and the executor retries the job.
+                # After a lost answer, the next poll repeats the request, so the look-up does not fail. A wait for
+                # `unlocked` is an exception: it is made before the first change, so it may fail, and the agent retries
+                # the job.
                 if is_past_deadline or is_final(exc) or time.monotonic() - self.answered_at > MAX_OUTAGE_S:
                     raise
             else:
@@ -395,11 +448,18 @@ class LookUp:
             poll_interval_s = min(poll_interval_s * 1.5, MAX_POLL_S)
 
     def _is_still_cloned(self, found: dict[str, Any]) -> bool:
-        """Return True while the clone is locked. Nothing else changes meanwhile, so only the lock is read."""
+        """Return True while a clone has its lock.
+
+        Other facts do not change during this time, so only the lock is read.
+        """
         is_begun = self.wanted == "cloned" and found["exists"] and found["lock"] in UNFINISHED
         return is_begun and self.cluster.is_being_created(found["node"], self.vmid)
 
     def _is_reached(self, found: dict[str, Any], tasks: list[dict[str, Any]]) -> bool:
+        """Return True if the VM has the wanted state.
+
+        For most states, the Proxmox tasks of the change must have ended, too.
+        """
         done = not any(is_running(task) for task in tasks)
         is_there = bool(found["exists"] and found["lock"] not in UNFINISHED)
         rebooted = any(task["type"] in REBOOTS and not failed(task) for task in tasks)
@@ -428,7 +488,11 @@ class LookUp:
         return time.monotonic() - self.busy_at > settle_s or bool(tasks and failed(tasks[0]))
 
     def _own(self, tasks: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Return the Proxmox tasks of this change: of several clone tasks, those whose log names our VMID."""
+        """Return the Proxmox tasks of this change.
+
+        Other jobs may clone the same template at the same time. So of several clone tasks, only the tasks whose log
+        names our VMID are returned.
+        """
         if self.wanted != "cloned" or len(tasks) < 2:
             return tasks
         return [task for task in tasks[:MAX_LOGS_READ] if self.cluster.log_mentions(task, self.vmid)]
@@ -446,7 +510,7 @@ class LookUp:
 
 
 def newest_first(tasks: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Sort Proxmox tasks by start time; those of one second by `pstart`, the start time in clock ticks."""
+    """Sort Proxmox tasks by their start time in seconds, then by `pstart`, their start time in clock ticks."""
     return sorted(tasks, key=lambda task: (int(task.get("starttime") or 0), int(task.get("pstart") or 0)), reverse=True)
 
 
@@ -485,12 +549,15 @@ def absent(vmid: int) -> dict[str, Any]:
 
 
 def not_proven(code: str, text: str) -> dict[str, Any]:
-    """Return the fact `absence` for an absence that is not proven, with the reason."""
+    """Return the fact `absence` for a VM whose absence is not proven, with the error code and the reason."""
     return {"is_proven": False, "code": code, "text": text}
 
 
 def read_settings(settings: list[dict[str, Any]], status: dict[str, Any]) -> dict[str, Any]:
-    """Return the facts in Proxmox's answers `pending` and `status/current`, without the password."""
+    """Return the facts of a VM from Proxmox's answers to `pending` and `status/current`. The password is left out.
+
+    `current` contains the values that are in effect, `wanted` the values after the next reboot.
+    """
     current = {item["key"]: item["value"] for item in settings if "value" in item}
     wanted = {item["key"]: item.get("pending", item.get("value")) for item in settings if not item.get("delete")}
     pending = sorted(item["key"] for item in settings if "pending" in item or item.get("delete"))
@@ -526,14 +593,14 @@ def read_settings(settings: list[dict[str, Any]], status: dict[str, Any]) -> dic
 
 
 def read_container(settings: list[dict[str, Any]], status: dict[str, Any]) -> dict[str, Any]:
-    """Return the facts of a container. Its name is its host name, its first disk the root volume."""
+    """Return the facts of a container. Its name is its host name, and its first disk is the root volume."""
     facts = read_settings(settings, status)
     config = facts["config"]
     volumes = {key: str(value) for key, value in config.items() if VOLUME_KEY.match(key)}
     size = size_of(volumes.get("rootfs", ""))
     return facts | {
         "name": str(next((item.get("value", "") for item in settings if item["key"] == "hostname"), "")),
-        "cores": int(config.get("cores") or 0),  # 0: no limit, all cores of the node
+        "cores": int(config.get("cores") or 0),  # 0 means no limit: the container may use all cores of the node
         "disk": "rootfs",
         "disk_bytes": size,
         "disk_gib": -(-size // GIB),
@@ -543,7 +610,7 @@ def read_container(settings: list[dict[str, Any]], status: dict[str, Any]) -> di
 
 
 def boot_disk(config: dict[str, Any]) -> str:
-    """Return the key of the boot disk. CD-ROMs and the cloud-init drive are not disks."""
+    """Return the key of the boot disk; '' if there is none. CD-ROMs and the cloud-init drive do not count as disks."""
     disks = [key for key in config if DISK_KEY.match(key) and not is_cdrom(str(config[key]))]
     named = [*re.split(r"[;,=]", str(config.get("boot", ""))), str(config.get("bootdisk", ""))]
     first = next((key for key in named if key in disks), None)
@@ -551,7 +618,7 @@ def boot_disk(config: dict[str, Any]) -> str:
 
 
 def disks_of(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return each disk's storage and size. CD-ROMs and the cloud-init drive are not disks."""
+    """Return each disk's storage and size. CD-ROMs and the cloud-init drive do not count as disks."""
     drives = {key: str(value) for key, value in config.items() if DISK_KEY.match(key) and not is_cdrom(str(value))}
     return {key: {"storage": drive.partition(":")[0], "bytes": size_of(drive)} for key, drive in drives.items()}
 
@@ -562,13 +629,13 @@ def is_cdrom(drive: str) -> bool:
 
 
 def size_of(drive: str) -> int:
-    """Return a drive's size in bytes; 0 if Proxmox does not report it."""
+    """Return the size in bytes of a drive; 0 if its value in the configuration has no size."""
     found = re.search(r"(?:^|,)size=(\d+(?:\.\d+)?)([KMGT]?)", drive)
     return int(float(found.group(1)) * UNITS[found.group(2)]) if found else 0
 
 
 def mac_of(interface: str) -> str:
-    """Return the MAC address of a netN value."""
+    """Return the MAC address in the value of a NIC (`net0`, `net1`, …)."""
     found = MAC.search(interface)
     return found.group(1).upper() if found else ""
 
@@ -580,7 +647,10 @@ def macs_of(config: dict[str, Any]) -> list[str]:
 
 
 def container_addresses(interfaces: list[dict[str, Any]], macs: list[str]) -> list[str]:
-    """Return a container's addresses as reported by Proxmox, filtered by `usable_addresses`."""
+    """Return a container's IP addresses that are reachable from outside; `usable_addresses` selects them.
+
+    Proxmox reports `interfaces` for a container in another format than for a VM.
+    """
     listed = [
         {
             "name": nic.get("name"),
@@ -595,10 +665,11 @@ def container_addresses(interfaces: list[dict[str, Any]], macs: list[str]) -> li
 
 
 def usable_addresses(interfaces: list[dict[str, Any]], macs: list[str]) -> list[str]:
-    """Return the addresses that are reachable from outside, IPv4 first, in the order of the VM's NICs.
+    """Return the IP addresses that are reachable from outside, IPv4 first, in the order of the VM's NICs.
 
-    Addresses of bridges and tunnels inside the guest are left out: no NIC of the VM has their MAC address. If Proxmox
-    lists no NIC of the VM, because a device is passed through to it, all addresses are returned.
+    `macs` contains the MAC addresses of the VM's NICs. Interfaces with other MAC addresses are bridges and tunnels
+    inside the guest, so their addresses are left out. If `macs` is empty, for example because a physical NIC is passed
+    through to the VM, the addresses of all interfaces are used.
     """
     found = []
     for nic in interfaces:

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decides for the roles, from Proxmox's facts and the request, what is to be done. Each function is a filter.
+"""Decides for the roles what a playbook must do, from the VM's facts and the request.
 
-`vm` is the extra var of every playbook, the request (docs/actions.md). `found` is the result of `smith_vm_facts`. A
-`*_problem` function returns `CODE: reason`, or an empty text if there is no problem. No function sends a request.
+Most functions are Ansible filters (`FilterModule` lists them). Their parameter `vm` is the request: the extra var that
+every playbook gets (docs/actions.md). Their parameter `found` contains the VM's facts: the result of the action plugin
+`smith_vm_facts`. `is_create` is true for the action `create`. A function whose name ends in `_problem` returns
+`CODE: reason`, or an empty text if there is no problem. No function sends a request to Proxmox.
 """
 
 from __future__ import annotations
@@ -28,16 +30,18 @@ import smith_container
 import smith_hardware
 from smith_hardware import is_yes
 
+#: The tag of every VM that serves a service.
 TAG = "smith"
-#: Tag of a VM whose protection flag was requested by the service, not set by an operator.
+#: The tag of a VM whose protection flag was requested by its service, not set by an operator.
 PROTECTED_TAG = "smith-protected"
-#: The deletion mark: when the VM may be destroyed, in seconds since 1970. It is a tag of a VM. A container can have
-#: only one tag, so its deletion mark is a line of its description.
+#: The deletion mark states when a guest may be destroyed, in seconds since 1970. For a VM the mark is a tag. A
+#: container can have only one tag, so its mark is a line of its description.
 DELETION_TAG = re.compile(r"smith-delete-(\d{1,12})")
 DELETION_LINE = re.compile(r"^smith-delete=(\d{1,12})\s*?$", re.MULTILINE)
-#: Lines of a description that only our playbooks write.
+#: The lines of a description that only our playbooks write: the marker and the deletion mark.
 OUR_LINES = re.compile(r"^smith-(?:uid|delete)=.*$", re.MULTILINE | re.IGNORECASE)
-#: The modules' login parameters, with the variable used if there is no credentials file.
+#: The login parameters of community.proxmox's modules, and the environment variable for each. The variables are used
+#: only if there is no credentials file.
 CONNECTION = {
     "api_host": "PROXMOX_HOST",
     "api_port": "PROXMOX_PORT",
@@ -47,12 +51,13 @@ CONNECTION = {
     "api_password": "PROXMOX_PASSWORD",
     "validate_certs": "PROXMOX_VALIDATE_CERTS",
 }
+#: The values of `validate_certs` that mean false.
 NO = ("0", "false", "no", "off")
-#: Locks that Proxmox removes at the end of its task.
+#: Locks that Proxmox removes at the end of the Proxmox task that has set them.
 UNFINISHED = ("clone", "create")
 UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 SNAPSHOT_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{1,39}")
-#: Text in a service's description that imitates one of our lines.
+#: Text in a service's description that imitates a line of OUR_LINES.
 FORGED_LINE = re.compile(r"smith-(uid|delete)=", re.IGNORECASE)
 
 
@@ -60,10 +65,10 @@ FORGED_LINE = re.compile(r"smith-(uid|delete)=", re.IGNORECASE)
 
 
 def connection(credentials_file: str) -> dict[str, Any]:
-    """Return the modules' login from the credentials file, or from `PROXMOX_*` when there is none.
+    """Return the modules' login from the credentials file, or from the variables `PROXMOX_*` if no file is given.
 
-    Empty values are left out, because the modules refuse an empty port. `validate_certs` is always set, to true by
-    default, because the modules' default differs between versions.
+    Empty values are left out, because the modules refuse an empty port. `validate_certs` is always contained, because
+    the default of the modules differs between their versions. It is true if it is not set.
     """
     values = _read_file(credentials_file) if credentials_file else _read_environment()
     found = {key: values[key] for key in CONNECTION if values.get(key) not in (None, "")}
@@ -72,23 +77,25 @@ def connection(credentials_file: str) -> dict[str, Any]:
 
 
 def ca_bundle(credentials_file: str) -> str:
-    """Return the path of the cluster's CA file, or an empty text for the system's CAs."""
+    """Return the path of the file with the cluster's CA, or an empty text if the CAs of the system are used."""
     named = _read_file(credentials_file).get("ca_bundle", "") if credentials_file else ""
     return str(named or os.environ.get("PROXMOX_CA_BUNDLE") or os.environ.get("REQUESTS_CA_BUNDLE") or "")
 
 
 def module_environment(bundle: str) -> dict[str, str]:
-    """Return the environment of module processes: community.proxmox 1.4 reads its CA only from there.
+    """Return the environment of module processes.
 
-    The API timeout is 30 s (supported since 1.6), because a configuration request may wait 10 s for Proxmox's lock and
-    the modules' default is 5 s.
+    community.proxmox 1.4 reads the path of the CA file only from environment variables. The API timeout, which the
+    collection reads since version 1.6, is 30 s. The default of 5 s is too short, because a request that changes a
+    configuration may wait 10 s for Proxmox's lock.
     """
     environment = {"PROXMOX_API_TIMEOUT": "30"}
     return environment | ({"REQUESTS_CA_BUNDLE": bundle, "PROXMOX_CA_PATH": bundle} if bundle else {})
 
 
 def _read_file(path: str) -> dict[str, Any]:
-    # CSafeLoader is as safe as SafeLoader and ten times as fast; every Ansible task calls this function.
+    # CSafeLoader is as safe as SafeLoader and ten times as fast. The speed matters, because every Ansible task calls
+    # this function.
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(Path(path).read_text(encoding="utf-8"))
     try:
         content = loader.get_single_data()
@@ -107,7 +114,7 @@ def _read_environment() -> dict[str, Any]:
 
 
 def failure(result: dict[str, Any]) -> str:
-    """Return `CODE: text` for the result of a failed Ansible task."""
+    """Return the error of a failed Ansible task as `CODE: text`. `result` is the task's registered result."""
     failed = [item for item in result.get("results") or [] if item.get("failed")]
     result = failed[0] if failed else result  # a loop's own message does not contain the item's error
     classified = classify(str(result.get("msg") or result.get("module_stderr") or result.get("stdout") or ""))
@@ -115,16 +122,21 @@ def failure(result: dict[str, Any]) -> str:
 
 
 def is_outcome_unknown(result: dict[str, Any]) -> bool:
-    """Return True if a failed module may have made its change, so that the role must read the VM's state."""
+    """Return True if a failed module may have made its change. The role must then read the VM's state again."""
     text = str(result.get("msg", ""))
     if "Reached timeout" in text or "deserialization failed" in text:
-        return True  # "deserialization failed": the module was killed, or proxmox_snap ended without a result
+        # "deserialization failed" means that the module was killed, or that proxmox_snap ended without a result.
+        return True
     classified = classify(text)
     return classified.reaction is Reaction.CHECK or classified.code in ("PVE_UNREACHABLE", "VM_ID_TAKEN")
 
 
 def outcome_problem(found: dict[str, Any], change: dict[str, Any], wanted: str) -> str:
-    """Return why the VM is not in the wanted state after a change: the Proxmox task's error, else the module's."""
+    """Return why the VM is not in the state `wanted` after a change.
+
+    `change` is the result of the module that made the change. The reason is the error of the Proxmox task. If there is
+    none, it is the error of the module, the VM's lock, or the VM's status.
+    """
     if found.get("reached"):
         return ""
     text = found.get("task_error") or (change.get("msg", "") if is_outcome_unknown(change) else "")
@@ -140,7 +152,10 @@ def outcome_problem(found: dict[str, Any], change: dict[str, Any], wanted: str) 
 
 
 def identity_problem(found: dict[str, Any], vm: dict[str, Any], may_be_absent: bool = False) -> str:
-    """Return why this VM must not be changed; empty only for the service's own, unprotected VM."""
+    """Return why this VM must not be changed; empty only for an unprotected VM that belongs to the service.
+
+    `may_be_absent` is true for a deletion: then a VM that does not exist is no problem.
+    """
     vmid, is_same_kind = vm["vmid"], found["exists"] and found["kind"] == kind_of(vm)
     is_ours = found["exists"] and (is_marked(found, vm) or (may_be_absent and is_partial_clone(found, vm)))
     if not UUID.fullmatch(str(vm["service_id"])):
@@ -168,25 +183,26 @@ def is_marked(found: dict[str, Any], vm: dict[str, Any]) -> bool:
 
 
 def is_partial_clone(found: dict[str, Any], vm: dict[str, Any]) -> bool:
-    """Return True if the VM is a partial clone: a `create` has made it, but has not yet set its marker.
+    """Return True if the VM is a partial clone: a `create` has made the VM, but has not yet set its marker.
 
-    Only `delete` uses this, and only with `half_made`: the VMID is reserved, but its `create` never ended. Then the
-    name identifies the VM, because the name was reserved for this service alone.
+    Only a `delete` with `half_made` in its request can find a partial clone. `half_made` states that the VMID is
+    reserved, but that its `create` has not succeeded. The VM has no marker, so its name identifies it: the name was
+    reserved for this service alone.
     """
     return is_yes(vm.get("half_made", False)) and not found["markers"] and found["name"] == vm["name"]
 
 
 def is_protected_from_us(found: dict[str, Any], is_deletion: bool) -> bool:
-    """Return True if the protection flag forbids this action.
+    """Return True if Proxmox's protection flag of the VM forbids this action.
 
-    A flag set by an operator forbids every change. A flag requested by the service (a tag says so) forbids only the
-    deletion, so that an update can remove it.
+    A flag that an operator has set forbids every change. A flag that the service has requested, which PROTECTED_TAG
+    states, forbids only the deletion. So an update can remove the flag.
     """
     return bool(found["is_protected"] and (is_deletion or PROTECTED_TAG not in found["tags"]))
 
 
 def absence_problem(found: dict[str, Any], vmid: int, may_be_absent: bool) -> str:
-    """Return why the absence of the VM is a failure: it is not proven, or the action needs the VM."""
+    """Return why the absence of the VM is a problem: the absence is not proven, or the action needs the VM."""
     absence = found["absence"]
     if not absence["is_proven"]:
         return f"{absence['code'] or 'PVE_PERMISSION'}: {absence['text'] or f'VM {vmid} cannot be seen'}"
@@ -194,10 +210,10 @@ def absence_problem(found: dict[str, Any], vmid: int, may_be_absent: bool) -> st
 
 
 def reservation_problem(found: dict[str, Any], vm: dict[str, Any]) -> str:
-    """Return why a create must not use this VMID: another guest than the service's VM or its partial clone has it.
+    """Return why a `create` must not use this VMID: it belongs to another guest than the service's VM or partial clone.
 
-    A clone has the template's description until its first configuration, so it may lack its marker. Then its name
-    identifies it, because the name was reserved for this service alone.
+    A clone has the description of the template until its first configuration, so a partial clone has no marker. Its
+    name identifies it, because the name was reserved for this service alone.
     """
     if not UUID.fullmatch(str(vm["service_id"])):
         return "INVALID_REQUEST: service_id is not a UUID"
@@ -214,7 +230,7 @@ def reservation_problem(found: dict[str, Any], vm: dict[str, Any]) -> str:
 
 
 def lock_problem(found: dict[str, Any]) -> str:
-    """Return why a change must wait: the VM is locked."""
+    """Return why a change must wait: the VM is locked. The lock of a suspended VM is no reason to wait."""
     if found.get("lock") and found["lock"] != "suspended":
         return f"VM_LOCKED: VM is locked ({found['lock']})"
     return ""
@@ -230,7 +246,7 @@ def _owner_text(found: dict[str, Any]) -> str:
 
 
 def request_problem(found: dict[str, Any], vm: dict[str, Any], is_create: bool = True) -> str:
-    """Return why a create or an update is impossible. Called before the first change."""
+    """Return why a `create` or an `update` is impossible. The roles call this filter before the first change."""
     if kind_of(vm) == "lxc":
         return smith_container.problem(found, vm, is_create)
     if not found["exists"] and is_blank(vm):
@@ -246,7 +262,7 @@ def request_problem(found: dict[str, Any], vm: dict[str, Any], is_create: bool =
 
 
 def is_blank(vm: dict[str, Any]) -> bool:
-    """Return True if the VM is created without a template, with empty disks."""
+    """Return True if the VM is created without a template. Its disks are then empty."""
     return bool(vm.get("iso") or is_yes(vm.get("blank", False)))
 
 
@@ -264,10 +280,10 @@ def _blank_problem(vm: dict[str, Any]) -> str:
 
 
 def changes(found: dict[str, Any], vm: dict[str, Any], is_create: bool = False) -> dict[str, Any]:
-    """Return the parameters of proxmox_kvm that differ from the VM's configuration; empty if none does.
+    """Return the requested parameters of proxmox_kvm that differ from the VM's configuration; empty if none differs.
 
-    They are sent in one request. The first one after a clone includes the marker, so a VM is never configured without
-    its marker.
+    For a container they are the parameters of the module `proxmox`. The role sends them in one request. The first
+    request after a clone includes the description with the marker, so a VM is never configured without its marker.
     """
     if kind_of(vm) == "lxc":
         wanted = {**_identity(found, vm), **smith_container.wanted(found, vm)}
@@ -281,7 +297,10 @@ def changes(found: dict[str, Any], vm: dict[str, Any], is_create: bool = False) 
 
 
 def planned(found: dict[str, Any], vm: dict[str, Any], is_create: bool = False) -> dict[str, Any]:
-    """Return what a run would change, for operators: `changes` without the password, and the changes of disks."""
+    """Return what a run would change, for operators. It is the result of `changes`, and a text for each disk.
+
+    The password is replaced by `(set)`.
+    """
     plan = changes(found, vm, is_create)
     if "cipassword" in plan:
         plan["cipassword"] = "(set)"
@@ -292,9 +311,9 @@ def planned(found: dict[str, Any], vm: dict[str, Any], is_create: bool = False) 
 
 
 def blank(found: dict[str, Any], vm: dict[str, Any]) -> dict[str, Any]:
-    """Return the parameters of proxmox_kvm for a VM without a template, including marker and disks.
+    """Return the parameters of proxmox_kvm that create a VM without a template, including its marker and its disks.
 
-    It boots from its first disk, and from the ISO image while that disk is empty.
+    The VM boots from its first disk. While this disk is empty, it boots from the ISO image.
     """
     if kind_of(vm) == "lxc":
         return changes(found, vm, True)
@@ -311,17 +330,23 @@ def blank(found: dict[str, Any], vm: dict[str, Any]) -> dict[str, Any]:
 
 
 def disk_steps(found: dict[str, Any], vm: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the calls of proxmox_disk that are still needed. The module does not support containers."""
+    """Return the parameters of each call of the module proxmox_disk that is still needed; none for a container.
+
+    The module does not support containers.
+    """
     return [] if kind_of(vm) == "lxc" else smith_hardware.disk_steps(found, vm)
 
 
 def is_restart_needed(found: dict[str, Any]) -> bool:
-    """Return True if the VM is running and some of its configuration takes effect only after a restart."""
+    """Return True if the VM is running and some values of its configuration take effect only after a restart."""
     return bool(found["pending"]) and found["status"] == "running"
 
 
 def description(vm: dict[str, Any]) -> str:
-    """Return the description with our lines at the end. Lines of the service's text that imitate ours are altered."""
+    """Return the guest's description: the service's text, then our lines.
+
+    A part of the service's text that imitates one of our lines is altered.
+    """
     text = FORGED_LINE.sub(r"smith-\1: ", str(vm.get("description") or "")).strip()
     deletion_line = f"smith-delete={vm['delete_at']}\n" if kind_of(vm) == "lxc" and vm.get("delete_at") else ""
     our_lines = f"{deletion_line}smith-uid={str(vm['service_id']).lower()}"
@@ -335,7 +360,7 @@ def _identity(found: dict[str, Any], vm: dict[str, Any]) -> dict[str, Any]:
 
 
 def _description(found: dict[str, Any], vm: dict[str, Any], has_marker: bool) -> str | None:
-    """Return the whole description, or None if it need not change."""
+    """Return the whole new description, or None if the description need not change."""
     if "description" in vm or not has_marker:
         return description(vm)
     if kind_of(vm) == "lxc" and (vm.get("delete_at") or _is_deletion_cancelled(found, vm)):
@@ -344,14 +369,14 @@ def _description(found: dict[str, Any], vm: dict[str, Any], has_marker: bool) ->
 
 
 def _tags(found: dict[str, Any], vm: dict[str, Any], has_marker: bool) -> list[str] | None:
-    """Return the whole set of tags, or None if it need not change."""
+    """Return all new tags, or None if the tags need not change."""
     is_requested, protection = "tags" in vm, vm.get("protection")
     delete_at = vm.get("delete_at") if kind_of(vm) == "qemu" else None
     is_deletion_cancelled = kind_of(vm) == "qemu" and _is_deletion_cancelled(found, vm)
     if not is_requested and has_marker and protection is None and not delete_at and not is_deletion_cancelled:
         return None
     given = {str(tag).lower() for tag in vm.get("tags") or []}
-    ours = {tag for tag in given if tag.startswith(f"{TAG}-")}  # only we set these
+    ours = {tag for tag in given if tag.startswith(f"{TAG}-")}  # a service must not set tags with our prefix
     tags = {TAG, *(given - ours if is_requested or not has_marker else found["tags"])} - {PROTECTED_TAG}
     if delete_at or is_deletion_cancelled:
         tags = {tag for tag in tags if not DELETION_TAG.fullmatch(tag)}
@@ -367,15 +392,19 @@ def _is_deletion_cancelled(found: dict[str, Any], vm: dict[str, Any]) -> bool:
 
 
 def _password(found: dict[str, Any], vm: dict[str, Any], is_create: bool) -> str | None:
-    # Proxmox returns the password masked, so it cannot be compared. A create sets it once; an update sets it whenever
-    # the request has one. The password of a VM without our marker is that of the template.
+    # Proxmox does not return the password itself, so the password cannot be compared. A `create` sets it once. An
+    # `update` sets it whenever the request contains a password. A VM without our marker has the password of its
+    # template.
     if is_create and found.get("has_password") and is_marked(found, vm):
         return None
     return (vm.get("cloud_init") or {}).get("password") or None
 
 
 def _differing(found: dict[str, Any], key: str, value: Any) -> Any:
-    """Return the part of a parameter that differs from the VM's configuration, or None."""
+    """Return the requested value of a parameter if it differs from the VM's configuration, else None.
+
+    A dict, such as the values of all NICs, is reduced to the members that differ.
+    """
     config = found["config"]
     if isinstance(value, dict):
         return {name: text for name, text in value.items() if _parts(config.get(name)) != _parts(text)} or None
@@ -400,7 +429,10 @@ def _parts(text: Any) -> set[str]:
 
 
 def configuration_problem(after: dict[str, Any], vm: dict[str, Any], changes_made: list[dict[str, Any]]) -> str:
-    """Return what still differs after a configuration, with the reason if Proxmox or the module reported one."""
+    """Return what still differs from the request after a configuration, or the error that Proxmox or a module reported.
+
+    `after` contains the facts after the configuration, `changes_made` the results of the modules that made it.
+    """
     differing = sorted(set(changes(after, vm, is_create=True)) - {"cipassword"})
     differing += [f"{step['disk']} ({smith_hardware.described(step)})" for step in disk_steps(after, vm)]
     if not differing:
@@ -416,9 +448,11 @@ def configuration_problem(after: dict[str, Any], vm: dict[str, Any], changes_mad
 
 
 def snapshot_name(found: dict[str, Any], asked: str, state: str) -> str:
-    """Return the snapshot's name: the requested one, else the newest (rollback) or a new one.
+    """Return the name of the snapshot to create or to roll back to. `asked` is the requested name.
 
-    A new name counts the existing snapshots, so a run that is repeated before the snapshot exists gets the same name.
+    `state` is `rolled_back` for a rollback. If no name is requested, a rollback uses the newest snapshot, and a
+    creation uses the first free name of `smith-1`, `smith-2` and so on. So a run that is repeated before the snapshot
+    exists uses the same name.
     """
     names = [snapshot["name"] for snapshot in found.get("snapshots") or []]
     if asked:
@@ -429,7 +463,10 @@ def snapshot_name(found: dict[str, Any], asked: str, state: str) -> str:
 
 
 def snapshot_problem(found: dict[str, Any], name: str, state: str) -> str:
-    """Return why a snapshot cannot be created or rolled back to. Old modules report "ok" for a missing one."""
+    """Return why a snapshot cannot be created or rolled back to.
+
+    Old versions of the module report success for a rollback to a snapshot that does not exist.
+    """
     names = [snapshot["name"] for snapshot in found.get("snapshots") or []]
     if state == "rolled_back":
         return "" if name and name in names else f"NOT_FOUND: VM {found['vmid']} has no snapshot {name}".rstrip()
@@ -442,10 +479,12 @@ def snapshot_problem(found: dict[str, Any], name: str, state: str) -> str:
 
 
 def deletion(found: dict[str, Any], vm: dict[str, Any]) -> dict[str, Any]:
-    """Return the step of a delete and its due time: `destroy`; with a grace period `mark`, `wait`, then `destroy`.
+    """Return the next step of a deletion, and `at`: when the VM may be destroyed.
 
-    The due time is stored on the VM as its deletion mark, where operators see it, and where it survives the loss of our
-    database. Removing the mark cancels the deletion: with `only_when_due` the step is then `keep`.
+    Without a grace period the step is `destroy`. With a grace period it is first `mark`, then `wait` until the time
+    `at` has come, then `destroy`. The time is stored in the VM's deletion mark. There operators can see it, and it is
+    not lost with the agent's database. An operator cancels the deletion by removing the mark. A later `delete` with
+    `only_when_due` then has the step `keep`.
     """
     at = deletion_due_at(found) if found["exists"] else 0
     is_due = 0 < at <= found.get("looked_at", 0)
@@ -468,12 +507,12 @@ def deletion_due_at(found: dict[str, Any]) -> int:
 
 
 def deletion_mark(vm: dict[str, Any], at: int) -> dict[str, Any]:
-    """Return a request that only marks the VM for deletion."""
+    """Return a request that only marks the VM for deletion at the time `at`."""
     return {**_only_identity(vm), "delete_at": at}
 
 
 def growth_only(vm: dict[str, Any]) -> dict[str, Any]:
-    """Return a request that only grows the VM's disks."""
+    """Return the request `vm` reduced to the growth of the VM's disks."""
     sizes = {key: vm[key] for key in ("disk_gib", "disks") if vm.get(key)}
     return {**_only_identity(vm), **sizes, "only_grows": True}
 
@@ -483,7 +522,7 @@ def _only_identity(vm: dict[str, Any]) -> dict[str, Any]:
 
 
 def power_problem(found: dict[str, Any], state: str) -> str:
-    """Return why the VM cannot be started, stopped or restarted now."""
+    """Return why the VM cannot be brought into `state` now: `running`, `stopped` or `restarted`."""
     if state == "restarted" and found["status"] != "running":
         return f"VM_NOT_RUNNING: VM {found['vmid']} is {found['status']}"
     if state == "running" and deletion_due_at(found):
@@ -501,20 +540,20 @@ def backup_problem(found: dict[str, Any], vm: dict[str, Any], storage: str) -> s
 
 
 def backup_made(after: dict[str, Any], before: dict[str, Any]) -> str:
-    """Return the archive that the backup has made, or an empty text."""
+    """Return the archive that is new in the facts `after` a backup; an empty text if no archive is new."""
     known = before.get("backups") or []
     return next((str(volume) for volume in reversed(after.get("backups") or []) if volume not in known), "")
 
 
 def backup_outcome_problem(after: dict[str, Any], before: dict[str, Any], change: dict[str, Any]) -> str:
-    """Return why there is no new archive after a backup."""
+    """Return why there is no new archive after a backup. `change` is the result of the backup module."""
     if not after.get("reached"):
         return outcome_problem(after, change, "backed up")
     return "" if backup_made(after, before) else "TASK_FAILED: Proxmox reported no error, but there is no new archive"
 
 
 def migration_problem(found: dict[str, Any], vm: dict[str, Any]) -> str:
-    """Return why a migration is impossible; empty also if the VM is already on the target node."""
+    """Return why a migration is impossible. If the VM is already on the target node, there is no problem."""
     target = str(vm.get("target_node") or "")
     if kind_of(vm) == "lxc":
         return "INVALID_REQUEST: no module of community.proxmox migrates a container"
@@ -533,9 +572,10 @@ def migration_problem(found: dict[str, Any], vm: dict[str, Any]) -> str:
 
 
 def result(found: dict[str, Any], vm: dict[str, Any], known: Iterable[str] = (), **more: Any) -> dict[str, Any]:
-    """Return the result document of a playbook; `more` adds changed, adopted, upids, planned.
+    """Return the result document of a playbook.
 
-    `known` contains the addresses that the guest reported earlier. They are used if it reports none now.
+    `known` contains the IP addresses that the guest reported earlier. They are used if the guest reports none now.
+    `more` contains members that the playbook sets itself: `changed`, `adopted`, `upids` and `planned`.
     """
     exists = found["exists"]
     if not more.get("planned"):

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Makes the requested configuration of a container in Proxmox's format. All functions are pure.
+"""Translates the requested configuration of a container to parameters of the module community.proxmox.proxmox.
 
-It supports what the module community.proxmox.proxmox can do: create from an OS template, cores, memory, swap, NICs,
-name server, search domain, onboot. No module of the collection resizes or moves a container's volumes.
+`vm` is the request (docs/actions.md), and `found` contains the facts of the container, as `smith_vm_facts` returns
+them. The module can create a container from an OS template, and set its cores, memory, swap, NICs, name servers, search
+domains and `onboot`. No module of the collection resizes or moves a container's volumes, so such requests are refused.
+No function sends a request. The version of the installed collection is read from a file.
 """
 
 from __future__ import annotations
@@ -18,9 +20,9 @@ from typing import Any
 import smith_hardware
 
 OS_TEMPLATE = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*:vztmpl/[A-Za-z0-9_][A-Za-z0-9_.+-]*")
-#: The first major version of community.proxmox whose module needs the console mode in an update.
+#: The first major version of community.proxmox in which an update of a container must pass the console mode (`cmode`).
 CMODE_REQUIRED_SINCE = 2
-#: Members that apply to virtual machines only.
+#: Members of the request that only virtual machines support.
 VM_ONLY = (
     *("template_vmid", "template", "iso", "blank", "sockets", "cpu_type", "balloon_mib", "boot_order", "guest_agent"),
     *("disks", "protection"),
@@ -28,7 +30,7 @@ VM_ONLY = (
 
 
 def wanted(found: dict[str, Any], vm: dict[str, Any]) -> dict[str, Any]:
-    """Return the requested parameters of community.proxmox.proxmox, including those that do not differ."""
+    """Return all requested parameters of community.proxmox.proxmox, even if the container already has their values."""
     network, sizes = vm.get("network") or {}, {}
     for parameter, member in (("cores", "cores"), ("memory", "memory_mib")):
         if vm.get(member):
@@ -46,7 +48,7 @@ def wanted(found: dict[str, Any], vm: dict[str, Any]) -> dict[str, Any]:
 
 
 def interfaces(found: dict[str, Any], vm: dict[str, Any]) -> dict[str, str]:
-    """Return the netN values of the requested NICs."""
+    """Return the requested values of the parameters `net0`, `net1` and so on, one for each requested NIC."""
     config, values = found["config"], {}
     for number, nic in smith_hardware.nics(vm).items():
         value = interface(str(config.get(f"net{number}", "")), number, nic)
@@ -56,7 +58,10 @@ def interfaces(found: dict[str, Any], vm: dict[str, Any]) -> dict[str, str]:
 
 
 def interface(current: str, number: int, nic: dict[str, Any]) -> str:
-    """Return a container's netN value with the requested changes; empty if nothing is requested."""
+    """Return the value of NIC `number` with the requested changes; empty if the request contains no change.
+
+    `current` is the value in the configuration, `nic` the request for this NIC.
+    """
     is_requested = any(nic.get(key) not in (None, "") for key in (*smith_hardware.LINK, "mac", "mode", "ipv6_mode"))
     if not is_requested:
         return ""
@@ -69,7 +74,7 @@ def interface(current: str, number: int, nic: dict[str, Any]) -> str:
 
 
 def problem(found: dict[str, Any], vm: dict[str, Any], is_create: bool) -> str:
-    """Return why the request is impossible."""
+    """Return why the request is impossible, as `CODE: reason`; an empty text if it is possible."""
     return next(_problems(found, vm, is_create), "")
 
 
@@ -91,9 +96,10 @@ def _problems(found: dict[str, Any], vm: dict[str, Any], is_create: bool) -> Ite
 
 
 def console_mode(found: dict[str, Any]) -> str:
-    """Return the console mode that an update must pass, so that it does not change; or an empty text.
+    """Return the current console mode, which an update must pass to leave it unchanged; or an empty text.
 
-    community.proxmox 2.0 sends `default` if none is given, which Proxmox refuses; older versions lack the parameter.
+    If no console mode is given, community.proxmox 2.0 sends the value `default`, which Proxmox refuses. Older versions
+    of the collection do not have the parameter, so for them the text is empty.
     """
     return str(found["config"].get("cmode") or "tty") if _collection_major() >= CMODE_REQUIRED_SINCE else ""
 
@@ -122,7 +128,7 @@ def _volume_problems(found: dict[str, Any], vm: dict[str, Any]) -> Iterator[str]
 
 
 class FilterModule:
-    """Required by Ansible in every filter file; the filters are in smith.py."""
+    """Ansible requires this class in every file in this folder. smith.py defines all filters."""
 
     def filters(self) -> dict[str, Any]:
         """Return no filters."""

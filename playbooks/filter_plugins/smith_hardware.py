@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Makes the requested hardware configuration of a VM in Proxmox's format: sizes, disks, NICs and login.
+"""Translates the requested sizes, disks, NICs and login of a VM to parameters of the modules of community.proxmox.
 
-`vm` is the request (docs/actions.md), `found` the result of `smith_vm_facts`. What the request does not name is neither
-changed nor removed. All functions are pure.
+`vm` is the request (docs/actions.md), and `found` contains the facts of the VM, as `smith_vm_facts` returns them.
+`source` contains the facts of the VM or, before a clone, of the template. A value that the request does not contain is
+neither changed nor removed. No function sends a request.
 """
 
 from __future__ import annotations
@@ -13,14 +14,14 @@ from typing import Any
 
 GIB = 1024**3
 DISK_KEY = re.compile(r"scsi([12]?\d|30)|virtio(1[0-5]|\d)|sata[0-5]|ide[0-3]")
-MAC_ADDRESS = re.compile(r"[0-9A-F][02468ACE](:[0-9A-F]{2}){5}")  # a NIC's: the first byte's lowest bit is 0
+MAC_ADDRESS = re.compile(r"[0-9A-F][02468ACE](:[0-9A-F]{2}){5}")  # only unicast: the lowest bit of the first byte is 0
 SNIPPET = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*:snippets/[A-Za-z0-9_][A-Za-z0-9_.-]*")
 VOLUME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*:iso/[A-Za-z0-9_][A-Za-z0-9_.+-]*")
-#: Proxmox's unit for a NIC's rate is megabytes per second, ours is megabits per second.
+#: Proxmox states the rate limit of a NIC in megabytes per second. The request states it in megabits per second.
 BITS_PER_BYTE = 8
-#: Members of a NIC that configure its link, not its addresses.
+#: Members of a requested NIC that configure its connection to the network, not its IP addresses.
 LINK = ("bridge", "vlan", "firewall", "rate_mbps")
-#: Name of the first disk of a VM without disks.
+#: Name of the first disk that is added to a VM without disks.
 FIRST_DISK = "scsi0"
 #: The drive that holds the ISO image of a new VM.
 CDROM = "ide2"
@@ -30,15 +31,19 @@ CDROM = "ide2"
 
 
 def wanted(found: dict[str, Any], vm: dict[str, Any]) -> dict[str, Any]:
-    """Return the requested hardware and network parameters of proxmox_kvm, including those that do not differ.
+    """Return all requested hardware and network parameters of proxmox_kvm, even if the VM already has their values.
 
-    A value that is already set is returned in Proxmox's own notation, so that values compare with `==`.
+    If the VM already has a requested value, the value is returned exactly as Proxmox writes it. So the caller can
+    compare it with the configuration by `==`.
     """
     return {**_sizes(found, vm), **_options(found, vm), "net": interfaces(found, vm), **_guest_network(found, vm)}
 
 
 def problem(source: dict[str, Any], vm: dict[str, Any], is_blank: bool = False) -> str:
-    """Return why the request is impossible. `source` is the VM, or the template of the clone."""
+    """Return why the request is impossible, as `CODE: reason`; an empty text if it is possible.
+
+    `is_blank` is true if a VM without a template is created.
+    """
     return next(filter(None, _problems(source, vm, is_blank)), "")
 
 
@@ -89,17 +94,22 @@ def _options(found: dict[str, Any], vm: dict[str, Any]) -> dict[str, Any]:
 
 
 def is_yes(value: Any) -> bool:
-    """Return the boolean that `value` means. It is a text if it comes from the command line or from Proxmox."""
+    """Return the boolean that `value` means. A value from the command line or from Proxmox is a text."""
     return str(value).strip().lower() in ("1", "true", "yes", "on")
 
 
 def _replaced_first(current: str, value: str, name: str) -> str:
-    """Return a property string with its first value replaced; unchanged if it has that value already."""
+    """Return a property string of Proxmox, such as `host,flags=+aes`, with its first value replaced.
+
+    `name` is the key of the first value, which Proxmox may write or omit. If the first value is already `value`, the
+    text is not changed.
+    """
     first, *rest = current.split(",")
     return current if first.removeprefix(f"{name}=") == value else ",".join([value, *rest])
 
 
 def _agent(current: str, is_on: bool) -> str:
+    """Return the value of the option `agent` with the guest agent switched on or off; its other parts are kept."""
     first, *rest = current.split(",")
     return current if is_yes(first.removeprefix("enabled=")) is is_on else ",".join([f"enabled={int(is_on)}", *rest])
 
@@ -108,7 +118,11 @@ def _agent(current: str, is_on: bool) -> str:
 
 
 def asked_disks(found: dict[str, Any], vm: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the requested size and storage by disk: `disk_gib` is for the first disk, `disks` for the named ones."""
+    """Return the requested size and storage of each disk, by the disk's name.
+
+    In the request, `disk_gib` is the size of the first disk, and `disks` names disks. Size 0 and an empty storage mean
+    that none is requested.
+    """
     asked: dict[str, dict[str, Any]] = {}
     if vm.get("disk_gib"):
         asked[found.get("disk") or FIRST_DISK] = {"size_gib": int(vm["disk_gib"]), "storage": ""}
@@ -120,7 +134,7 @@ def asked_disks(found: dict[str, Any], vm: dict[str, Any]) -> dict[str, dict[str
 
 
 def disk_steps(found: dict[str, Any], vm: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the calls of proxmox_disk that are still needed: add, move, grow."""
+    """Return the parameters of each call of proxmox_disk that is still needed to add, move or grow a disk."""
     steps: list[dict[str, Any]] = []
     for name, asked in asked_disks(found, vm).items():
         existing, size_gib, storage = found["disks"].get(name), asked["size_gib"], asked["storage"]
@@ -137,14 +151,17 @@ def disk_steps(found: dict[str, Any], vm: dict[str, Any]) -> list[dict[str, Any]
 
 
 def described(step: dict[str, Any]) -> str:
-    """Return the text of a disk step, for operators."""
+    """Return a text that describes an item of `disk_steps` to operators."""
     if step["state"] == "moved":
         return f"move to {step['storage']}"
     return f"add {step['size']}G on {step['storage']}" if step["state"] == "present" else step["size"]
 
 
 def _default_storage(found: dict[str, Any], vm: dict[str, Any]) -> str:
-    """Return the storage of a new disk for which none is named: the VM's, else the first disk's."""
+    """Return the storage of a new disk for which no storage is requested.
+
+    It is the storage in the request for the whole VM, or else the storage of the first disk.
+    """
     return str(vm.get("storage") or found["disks"].get(found.get("disk"), {}).get("storage", ""))
 
 
@@ -192,7 +209,10 @@ def _disk_problem(source: dict[str, Any], vm: dict[str, Any], name: str, request
 
 
 def nics(vm: dict[str, Any]) -> dict[int, dict[str, Any]]:
-    """Return the request by NIC number: `network` and `bridge` are for the first NIC, `networks` for all in order."""
+    """Return the requested members of each NIC, by the NIC's number.
+
+    In the request, `network` and `bridge` apply to the first NIC. `networks` is a list of all NICs in their order.
+    """
     network = vm.get("network") or {}
     first = {"bridge": network.get("bridge") or vm.get("bridge"), "vlan": network.get("vlan")}
     asked = {0: {**network, **first}}
@@ -203,7 +223,7 @@ def nics(vm: dict[str, Any]) -> dict[int, dict[str, Any]]:
 
 
 def interfaces(found: dict[str, Any], vm: dict[str, Any]) -> dict[str, str]:
-    """Return the netN values of the requested NICs."""
+    """Return the requested values of the parameters `net0`, `net1` and so on, one for each requested NIC."""
     config, default_bridge = found["config"], _default_bridge(found, vm)
     values = {}
     for number, nic in nics(vm).items():
@@ -216,9 +236,10 @@ def interfaces(found: dict[str, Any], vm: dict[str, Any]) -> dict[str, str]:
 
 
 def interface(current: str, nic: dict[str, Any]) -> str:
-    """Return a netN value with only the requested changes; an empty text if nothing is requested.
+    """Return the value of a NIC with only the requested changes; an empty text if the request contains no change.
 
-    `vlan` 0 and `rate_mbps` 0 remove the tag and the limit.
+    `current` is the value in the configuration, `nic` the request for this NIC. A `vlan` of 0 removes the VLAN tag, and
+    a `rate_mbps` of 0 removes the rate limit.
     """
     mac = str(nic.get("mac") or "").upper()
     if not mac and all(nic.get(key) in (None, "") for key in LINK):
@@ -233,7 +254,10 @@ def interface(current: str, nic: dict[str, Any]) -> str:
 
 
 def set_link(parts: dict[str, str], nic: dict[str, Any]) -> None:
-    """Set the requested link options of a NIC; VMs and containers use the same format."""
+    """Set the requested members of LINK in `parts`, the options in a NIC's value.
+
+    VMs and containers have the same options.
+    """
     options = {
         "bridge": nic.get("bridge") or None,
         "tag": _text_of(nic.get("vlan")),
@@ -246,6 +270,7 @@ def set_link(parts: dict[str, str], nic: dict[str, Any]) -> None:
 
 
 def _set_option(parts: dict[str, str], key: str, value: str) -> None:
+    """Set an option, unless it already has an equal value (1 equals 1.0). The value 0 removes the option."""
     if _number(parts.get(key, "0")) == _number(value):
         return
     parts.pop(key, None)
@@ -254,6 +279,7 @@ def _set_option(parts: dict[str, str], key: str, value: str) -> None:
 
 
 def _number(text: str) -> float | str:
+    """Return the number that the text contains; the text itself if it is not a number."""
     try:
         return float(text)
     except ValueError:
@@ -265,7 +291,7 @@ def _text_of(number: Any) -> str | None:
 
 
 def _default_bridge(found: dict[str, Any], vm: dict[str, Any]) -> str:
-    """Return the bridge of a new NIC for which none is named: the first NIC's."""
+    """Return the bridge of a new NIC for which no bridge is requested. It is the bridge of the first NIC."""
     first = re.search(r"bridge=([^,]+)", str(found["config"].get("net0", "")))
     asked = (vm.get("network") or {}).get("bridge") or vm.get("bridge")
     return str(asked or (first.group(1) if first else ""))
@@ -301,7 +327,11 @@ def _guest_network(found: dict[str, Any], vm: dict[str, Any]) -> dict[str, Any]:
 
 
 def ip_config(current: str, nic: dict[str, Any]) -> str:
-    """Return an ipconfigN value. `mode` changes IPv4, `ipv6_mode` IPv6; a missing one leaves its family unchanged."""
+    """Return the value of `ipconfig0`, `ipconfig1` and so on with the requested changes.
+
+    `mode` changes the IPv4 address, and `ipv6_mode` changes the IPv6 address. If one of them is not requested, the
+    addresses of its version are not changed.
+    """
     parts = dict(part.partition("=")[::2] for part in current.split(",") if part)
     set_addresses(parts, nic)
     order = [key for key in ("ip", "gw", "ip6", "gw6") if key in parts]
@@ -309,7 +339,7 @@ def ip_config(current: str, nic: dict[str, Any]) -> str:
 
 
 def set_addresses(parts: dict[str, str], nic: dict[str, Any]) -> None:
-    """Set the requested addresses of a NIC."""
+    """Set the requested IP addresses and gateways of a NIC in `parts`, the options in its value."""
     if nic.get("mode"):
         _set_address(parts, "ip", "gw", _address(nic["mode"], nic.get("ipv4_cidr")), nic.get("ipv4_gateway"))
     if nic.get("ipv6_mode"):
@@ -328,7 +358,7 @@ def _set_address(parts: dict[str, str], key: str, gateway_key: str, address: str
 
 
 def login(found: dict[str, Any], vm: dict[str, Any]) -> dict[str, Any]:
-    """Return the guest's login without the password, and the vendor's cloud-init snippet."""
+    """Return the parameters of the guest's login, except the password, and of the vendor's cloud-init snippet."""
     cloud_init = vm.get("cloud_init") or {}
     keys, snippet = ssh_keys(cloud_init.get("ssh_public_keys")), cloud_init.get("vendor_snippet")
     custom = None
@@ -339,7 +369,10 @@ def login(found: dict[str, Any], vm: dict[str, Any]) -> dict[str, Any]:
 
 
 def ssh_keys(keys: Any) -> list[str]:
-    """Return the public keys, one per line, with line ends and blanks normalised. The module encodes them."""
+    """Return the public keys as a list of lines, without line ends, empty lines and blanks around a key.
+
+    An item of `keys` may contain several lines. The keys are not URL-encoded here, because the module encodes them.
+    """
     return [line.strip() for key in keys or [] for line in re.split(r"[\r\n]+", str(key)) if line.strip()]
 
 
@@ -361,7 +394,7 @@ def _guest_problems(source: dict[str, Any], vm: dict[str, Any]) -> Iterator[str]
 
 
 class FilterModule:
-    """Required by Ansible in every filter file; the filters are in smith.py."""
+    """Ansible requires this class in every file in this folder. smith.py defines all filters."""
 
     def filters(self) -> dict[str, Any]:
         """Return no filters."""

@@ -107,6 +107,7 @@ def main(input_file: str, output_file: str) -> None:
 
 
 def _turn(reporter: metrics.VmMetrics) -> Json:
+    """Measure one round of metrics. The figures call a round a turn."""
     requests = _count_posts(reporter.fulcrum)
     cpu_before, started = time.process_time(), time.monotonic()
     reporter.report()
@@ -123,6 +124,7 @@ def _turn(reporter: metrics.VmMetrics) -> Json:
 
 
 def _count_posts(fulcrum: FulcrumClient) -> dict[str, int]:
+    """Replace `fulcrum.post_metric` by a function that also counts its calls; return the dict with the count."""
     counts = {"post_metric": 0}
     post = fulcrum.post_metric
 

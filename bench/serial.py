@@ -9,8 +9,8 @@ from __future__ import annotations
 import itertools
 import math
 
-#: The waits of the agent-proxmox project between two requests for the status of a Proxmox task. The last wait is
-#: repeated. A clone of 10 s took 14.0 s there.
+#: The original Proxmox agent waits so many seconds before each request for the status of a Proxmox task, and repeats
+#: the last wait. With that agent, a clone of 10 s took 14.0 s.
 POLL_WAITS_S = (2, 4, 8)
 #: An agent that uses FulcrumCore's Go library starts at most one job in each interval of this length (tick).
 TICK_S = 5.0

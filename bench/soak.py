@@ -84,6 +84,7 @@ def main(input_file: str, output_file: str) -> None:
     Path(output_file).write_text(json.dumps(facts), encoding="utf-8")
 
 
+# One warm runner serves all slots; each slot is a thread.
 def _run_slot(runner: Runner, slot: int, times: int) -> None:
     for number in range(times):
         _run(runner, slot, CYCLE[number % len(CYCLE)])

@@ -268,6 +268,7 @@ def reap(session: Session, *, sole_owner: str | None = None) -> list[tuple[int, 
 
 
 def _reaped_columns(status: JobStatus, crashes: int) -> dict[str, Any]:
+    """Return the new column values of a job that is reaped and gets this status."""
     columns: dict[str, Any] = {"status": status, "owner": None, "lease_until": None, "crashes": crashes}
     # The earlier owner may only be suspended. Because of the new epoch, its writes fail when it continues.
     columns["epoch"] = Job.epoch + 1
@@ -305,6 +306,7 @@ def _release_statement(owner: str) -> Update:
 
 
 def _require_transition(before: JobStatus, after: JobStatus) -> None:
+    """Raise ValueError if a job may not change from the status `before` to `after`."""
     if after not in TRANSITIONS[before]:
         raise ValueError(f"{before} -> {after} is not a transition")
 

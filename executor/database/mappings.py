@@ -172,10 +172,11 @@ def record_node(session: Session, mapping_id: int, node: str) -> None:
 
 
 def apply_result(session: Session, mapping_id: int, vm: dict[str, Any]) -> None:
-    """Store the state of the VM after a successful playbook, whose `vm_result` is `vm`.
+    """Store the state of the VM that `vm`, the result of a playbook, describes.
 
     The mapping becomes deleted if the VM is absent, pending deletion if `vm` has a `delete_at` (seconds since the
-    epoch), and active otherwise. An empty `vm` also makes the mapping active.
+    epoch), and active otherwise. The command `smith mappings recall` passes an empty `vm`, which also makes the mapping
+    active.
     """
     now = utc_now()
     if vm.get("status") == "absent":

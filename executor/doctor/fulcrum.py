@@ -113,6 +113,7 @@ def _configuration(settings: Settings, client: FulcrumClient) -> Generator[Check
 
 
 def _do_not_wait(reason: str) -> NoReturn:
+    """End `wait_for_remote_settings` at its first failed attempt; a check must not wait."""
     raise _ConfigurationUnavailable(reason)
 
 

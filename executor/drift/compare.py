@@ -59,6 +59,7 @@ def inconclusive_reason_of_fulcrum(mappings: Sequence[MappingFacts], services: S
 
 
 def _offline_nodes_with_vms(cluster: ClusterState, mappings: Sequence[MappingFacts]) -> set[str]:
+    """Return the offline nodes on which, by the mappings or by Proxmox's list, a mapped VM is."""
     with_vm = [mapping for mapping in mappings if mapping.may_have_vm]
     stored_nodes = {mapping.node for mapping in with_vm}
     listed_nodes = {cluster.listed.get(mapping.vmid, "") for mapping in with_vm}
@@ -96,6 +97,7 @@ def _compare_mapping(mapping: MappingFacts, facts: Facts) -> Iterator[Finding]:
 
 
 def _compare_mapping_of_gone_vm(mapping: MappingFacts, facts: Facts) -> Iterator[Finding]:
+    """Yield a finding for a mapping whose VM is proven to be gone."""
     if facts.is_deleted(mapping.service_id):
         kind = DriftKind.VM_GONE if mapping.state == MappingState.ACTIVE else DriftKind.VM_WITHOUT_SERVICE
         yield _finding(mapping, kind, "neither the VM nor the service exists", repair=Repair.FORGET)

@@ -177,6 +177,7 @@ class Inspector:
         return frozenset(unknown & self._known_foreign_services)
 
     def _is_foreign(self, service_id: str, agent_id: str) -> bool:
+        """Return whether FulcrumCore assigned the service to another agent; False if FulcrumCore does not know it."""
         try:
             return self.fulcrum.get_service(service_id).agent_id != agent_id
         except FulcrumAuthFailing:
@@ -189,6 +190,7 @@ class Inspector:
 
 
 def _may_be_ours(row: VmRow) -> bool:
+    """Return whether a guest may have a marker. Reading the marker itself would cost one request for each guest."""
     return not row.is_template and (TAG in row.tags or bool(NAME_SUFFIX.search(row.name)))
 
 

@@ -94,6 +94,7 @@ class CloneLimit:
             log.info("clone_slot_acquired", target=name, waited_s=round(waited_s, 1))
 
     def _release(self, name: str, result: JobResult | None) -> None:
+        """Count one running clone less, and adapt the limit to the result. None is a clone without a result."""
         target = self._targets[name]
         target.running -= 1
         if result is None:

@@ -195,6 +195,10 @@ def _free_memory_bytes(node: NodeFacts, rules: Rules) -> float:
 
 
 def _best(fitting: Sequence[NodeFacts], constraints: PlacementConstraints, rules: Rules) -> NodeFacts:
+    """Return the node with the highest score.
+
+    If scores are equal, the preferred node is chosen, else the first node in alphabetical order.
+    """
     def rank(node: NodeFacts) -> tuple[float, bool, tuple[int, ...]]:
         return _score(node, constraints, rules), node.name == constraints.preferred_node, _reversed_order(node.name)
 
@@ -202,6 +206,7 @@ def _best(fitting: Sequence[NodeFacts], constraints: PlacementConstraints, rules
 
 
 def _score(node: NodeFacts, constraints: PlacementConstraints, rules: Rules) -> float:
+    """Return the score of a node as it would be with the VM on it; a higher score is better."""
     memory, cores = _free_shares(node, constraints, rules) if node.memory_bytes else (0.0, 0.0)
     idle = 1 - min(max(node.cpu_share, 0.0), 1.0)
     free_score = MEMORY_WEIGHT * memory + CORES_WEIGHT * cores + IDLE_WEIGHT * idle

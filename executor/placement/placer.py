@@ -176,10 +176,12 @@ class Placer:
         return decide(constraints, self._nodes(snapshot, constraints), self._rules())
 
     def _move(self, row: VmRow) -> Placement:
+        """Choose the node for a migration among the nodes that can reach the VM's disks and bridges."""
         snapshot = self._snapshot()
         config = self.proxmox.vm_config(row.node, row.vmid, kind=row.kind)
         reachable = templates.clone_nodes(templates.without_cloud_init(row, config), snapshot.storages).nodes
         bridges = {name for key, text in config.items() if key.startswith("net") for name in BRIDGE.findall(str(text))}
+        # An empty set of bridges means that the token may not read them. Such a node is not excluded.
         known = {name: self._cluster.bridges(name) for name in reachable}
         usable = [name for name in reachable if not known[name] or bridges <= known[name] or name == row.node]
         constraints = PlacementConstraints(

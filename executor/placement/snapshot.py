@@ -44,6 +44,8 @@ class ClusterSnapshot:
 
 @dataclass
 class _CacheEntry:
+    """A cached detail, and the time at which it was read."""
+
     value: Any
     read_at: float
 

@@ -199,6 +199,7 @@ def _best(fitting: Sequence[NodeFacts], constraints: PlacementConstraints, rules
 
     If scores are equal, the preferred node is chosen, else the first node in alphabetical order.
     """
+
     def rank(node: NodeFacts) -> tuple[float, bool, tuple[int, ...]]:
         return _score(node, constraints, rules), node.name == constraints.preferred_node, _reversed_order(node.name)
 

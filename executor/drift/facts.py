@@ -114,7 +114,7 @@ class ServiceFacts:
 
     @property
     def is_deleted(self) -> bool:
-        """True when FulcrumCore has deleted the service, and so never creates another job for it."""
+        """True when FulcrumCore has deleted the service. FulcrumCore creates no more jobs for a deleted service."""
         return self.status == SERVICE_DELETED
 
     @property

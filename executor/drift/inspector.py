@@ -169,7 +169,7 @@ class Inspector:
         services: Sequence[ServiceFacts],
         agent_id: str,
     ) -> frozenset[str]:
-        """Return those ids in the markers of the guests that belong to services of other agents."""
+        """Return the services of other agents whose ids are in the markers of these guests."""
         ours = {mapping.service_id for mapping in mappings} | {service.id for service in services}
         unknown = {marker for guest in guests for marker in guest.markers} - ours
         unchecked = unknown - self._known_foreign_services

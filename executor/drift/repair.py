@@ -86,7 +86,7 @@ def _adopt(session: Session, cluster: str, finding: Finding) -> bool:
     return adopted is not None
 
 
-# The function of each repair changes the mapping. It returns False if it changed nothing.
+# Each function changes the mapping, and returns False if it changed nothing.
 _REPAIRS: dict[Repair, Callable[[Session, str, Finding], bool]] = {
     Repair.CORRECT_NODE: _correct_node,
     Repair.MARK_VM_LOST: _mark_vm_lost,

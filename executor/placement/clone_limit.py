@@ -69,8 +69,8 @@ class CloneLimit:
     def acquire(self, name: str, *, may_wait: Callable[[], bool]) -> Iterator[Permit]:
         """Wait until the target `name` runs fewer clones than its limit, and count one more until the block ends.
 
-        `may_wait` is called repeatedly during the wait. If it raises, the wait ends with its error. Raises JobError
-        CANCELLED when it returns False.
+        `may_wait` is called repeatedly during the wait. An error that it raises ends the wait. If it returns False,
+        JobError CANCELLED is raised.
         """
         permit = Permit()
         self._wait_for_slot(name, may_wait)

@@ -1,4 +1,4 @@
-"""Gives the HTTP pages access to the agent, through a handle that is empty until the agent exists."""
+"""Gives the HTTP pages access to the agent. The pages are served before the agent exists, so access may be missing."""
 
 from __future__ import annotations
 
@@ -20,39 +20,41 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class AgentView:
-    """The parts of one agent that the pages read."""
+    """The parts of the agent that the pages read."""
 
-    boot_id: str  #: identifies this start of the agent process in the database
+    boot_id: str  #: random id of this agent process in the database, new at each start
     settings: Settings
     state: AgentState
     scheduler: Scheduler
     engine: Engine
     proxmox: ProxmoxReader
-    meters: Meters
+    meters: Meters  #: counters and histograms that the agent updates itself
     memory_mib: Callable[[], float]  #: resident memory of the agent and its descendants
-    drift: Callable[[], dict[str, int]] = dict  #: open drift findings by kind; empty without a recent check
+    #: The number of differences (drift) between mappings, Proxmox and FulcrumCore, by kind. It is empty if the last
+    #: comparison is not recent.
+    drift: Callable[[], dict[str, int]] = dict
 
 
 class AgentHandle:
-    """Holds the agent that the pages read. It is empty until `attach` is called."""
+    """Holds the view of the agent that the pages read. It holds no view until `attach` is called."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._attached: tuple[AgentView, Prober] | None = None
-        self.waits_for = ""  #: what the agent's start waits for; '' if it waits for nothing
-        self.port = 0  #: TCP port of the pages; 0 if they are not served
+        self.waits_for = ""  #: why the start of the agent waits; '' if it does not wait
+        self.port = 0  #: TCP port of the pages; 0 if the pages are not served
 
     @property
     def attached(self) -> tuple[AgentView, Prober] | None:
-        """The agent and its prober; None before `attach`."""
+        """The view of the agent, and the prober of its dependencies; None before `attach`."""
         return self._attached
 
     def note_waiting(self, reason: str) -> None:
-        """Record what the agent's start waits for."""
+        """Record why the start of the agent waits, to show it on the page /readyz."""
         self.waits_for = reason
 
     def attach(self, view: AgentView, *, probe_interval_s: float | None = None) -> None:
-        """Make the pages read this agent, and start its prober."""
+        """Make the pages read this agent, and start its prober. Tests set `probe_interval_s`."""
         prober = Prober(
             state=view.state,
             engine=view.engine,
@@ -67,6 +69,6 @@ class AgentHandle:
         prober.start()
 
     def close(self) -> None:
-        """Stop the prober."""
+        """Stop the prober, if there is one."""
         if self._attached is not None:
             self._attached[1].stop()

@@ -20,7 +20,7 @@ PAGES = ("/livez", "/readyz", "/metrics", "/openapi.json")
 
 
 def make_app(handle: AgentHandle, access: Access) -> Starlette:
-    """Return the ASGI application with all pages."""
+    """Return the ASGI application with all pages. `access` defines who may read them."""
     pages = _Pages(handle, access)
     app = Starlette(
         routes=[
@@ -38,7 +38,10 @@ def make_app(handle: AgentHandle, access: Access) -> Starlette:
 
 
 class _Pages:
-    """The pages. Their methods are not async, so that starlette runs them in threads: a slow page delays no other."""
+    """The pages, with one method each.
+
+    The methods are not async. So starlette runs each call in a thread, and a slow page does not delay other pages.
+    """
 
     def __init__(self, handle: AgentHandle, access: Access) -> None:
         self._handle = handle
@@ -54,7 +57,7 @@ class _Pages:
         return _page(request, readiness(self._handle))
 
     def metrics(self, request: Request) -> Response:
-        """Return the metrics, in the format that Prometheus accepts."""
+        """Return the metrics, in the format that the Accept header of the request names."""
         if self._handle.attached is None:
             return JSONResponse({"error": "the agent is starting"}, status_code=503)
         view, prober = self._handle.attached
@@ -69,6 +72,7 @@ class _Pages:
 
 
 def _page(request: Request, report: HealthReport) -> Response:
+    """Return the page of a health report. `Guard` has set `may_see_details`."""
     content = report.as_json(with_details=request.state.may_see_details)
     return JSONResponse(content, status_code=200 if report.ok else 503)
 

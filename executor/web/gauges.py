@@ -1,4 +1,4 @@
-"""Collects Prometheus gauges from the agent and its database at each scrape."""
+"""Collects Prometheus gauges from the agent and its database when Prometheus requests the metrics."""
 
 from __future__ import annotations
 
@@ -31,11 +31,14 @@ class Gauges(Collector):
         self._prober = prober
 
     def describe(self) -> Iterator[Metric]:
-        """Return no descriptions, so that the registration of this collector does not query the database."""
+        """Return no descriptions.
+
+        Without this method, the registration of the collector would call `collect`, which queries the database.
+        """
         return iter(())
 
     def collect(self) -> Iterator[Metric]:
-        """Read all gauges. When the database fails, the gauges from it are missing and smith_database_up is 0."""
+        """Read all gauges. If the database fails, its gauges are left out and smith_database_up is 0."""
         yield _build_info()
         yield from self._process_gauges()
         try:
@@ -94,6 +97,7 @@ def _gauge(name: str, text: str, value: float) -> Metric:
 
 
 def _gauge_by(name: str, text: str, label: str, counts: dict[str, int]) -> Metric:
+    """Return a gauge with one value for each key of `counts`. The key is the value of the label."""
     family = GaugeMetricFamily(name, text, labels=[label])
     for key, count in counts.items():
         family.add_metric([key], count)
@@ -101,6 +105,7 @@ def _gauge_by(name: str, text: str, label: str, counts: dict[str, int]) -> Metri
 
 
 def _age_s(moment: datetime | None) -> float:
+    """Return the seconds since this moment; 0 for None, or if the moment is in the future."""
     return 0.0 if moment is None else max((utc_now() - moment).total_seconds(), 0.0)
 
 

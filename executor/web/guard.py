@@ -1,4 +1,7 @@
-"""Controls access to every page: methods, host name, token or reverse proxy. Adds security headers."""
+"""Refuses requests that may not read a page, and adds security headers to every response.
+
+It checks the method of a request, its host name, and its token or the reverse proxy that has sent it.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +22,14 @@ from executor.settings.types import is_local
 
 log = get_logger(__name__)
 
+#: The port at the end of a Host header.
 _PORT = re.compile(r":[0-9]+\Z")
 
-#: Pages that need no login, for health probes. Without a login they show no details.
+#: The pages that health probes may read without a login. They show details only to a caller with a login.
 OPEN_PATHS = frozenset({"/livez", "/readyz"})
+#: The allowed methods.
 METHODS = ("GET", "HEAD")
+#: The security headers of every response.
 HEADERS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
@@ -32,11 +38,12 @@ HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
 }
-#: After this many wrong tokens from one address within WINDOW_S, tokens from it are refused until WINDOW_S has passed.
+#: After this many wrong tokens from one address within WINDOW_S, every token from this address is refused until the
+#: first of the wrong tokens is older than WINDOW_S.
 MAX_WRONG_TOKENS = 10
 WINDOW_S = 60.0
-#: Maximum number of addresses whose wrong tokens are counted. With more addresses an attacker gains some guesses, which
-#: is harmless with a token of 16 characters or more.
+#: Maximum number of addresses whose wrong tokens are counted. An attacker with more addresses can try more tokens. This
+#: is harmless, because a token has at least 16 characters.
 MAX_ADDRESSES = 1024
 
 
@@ -44,23 +51,26 @@ MAX_ADDRESSES = 1024
 class Access:
     """Defines who may read all pages: callers with the token, and users that a trusted reverse proxy has authenticated.
 
-    Without a token and without proxies, every caller may. Then the settings allow only an address that other machines
-    cannot reach.
+    If neither a token nor a proxy is configured, every caller may read all pages. Then the settings allow only an
+    address that other machines cannot reach.
     """
 
     token: str = field(default="", repr=False)
     proxies: tuple[str, ...] = ()  #: addresses and networks of trusted reverse proxies
-    user_header: str = ""  #: the header in which the proxies send the user's name
+    user_header: str = ""  #: name of the header in which the proxies send the name of the user
     is_local: bool = True  #: whether only this machine can reach the server
 
     @property
     def needs_login(self) -> bool:
-        """True when a token or a proxy is configured."""
+        """True if a token or a proxy is configured."""
         return bool(self.token or self.proxies)
 
 
 class Guard:
-    """ASGI middleware that refuses requests without access. It sets `may_see_details` in the state of a request."""
+    """ASGI middleware that refuses requests without access.
+
+    It sets `may_see_details` in the state of each request: whether the page may show details to the caller.
+    """
 
     def __init__(self, app: ASGIApp, access: Access) -> None:
         self._app = app
@@ -70,11 +80,11 @@ class Guard:
         self._wrong_tokens = WrongTokens()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Forward a request to the pages, or refuse it."""
+        """Pass a request to the pages, or answer it with a refusal."""
         if scope["type"] != "http":
             return
 
-        has_started = False
+        has_started = False  # whether the start of the response was sent
 
         async def send_guarded(message: Message) -> None:
             nonlocal has_started
@@ -86,7 +96,7 @@ class Guard:
         try:
             await (self._refusal(scope) or self._app)(scope, receive, send_guarded)
         except Exception:
-            # The traceback is logged, and not sent to the caller.
+            # The traceback is logged. The caller gets a response without it.
             log.exception("page_crashed", path=scope["path"])
             if not has_started:
                 await _error_response(500, "internal error, see the log")(scope, receive, send_guarded)
@@ -115,7 +125,10 @@ class Guard:
         return _error_response(401, "a token is required", **{"WWW-Authenticate": 'Bearer realm="agent-smith"'})
 
     def _is_from_trusted_proxy(self, address: str, headers: Headers) -> bool:
-        """True when a trusted reverse proxy names a user. The header is ignored if another address sent it."""
+        """True if a trusted reverse proxy has sent the request and names a user in the header.
+
+        The header of any other sender is ignored.
+        """
         if not self._proxies or not headers.get(self._access.user_header, "").strip():
             return False
         peer = _ip_of(address)
@@ -123,13 +136,14 @@ class Guard:
 
 
 class WrongTokens:
-    """Counts wrong tokens by address. Not thread-safe: only the thread of the event loop uses it."""
+    """Counts wrong tokens by address. It is not thread-safe: only the thread of the event loop may use it."""
 
     def __init__(self) -> None:
+        # The times of the last wrong tokens from each address. The address with the newest one is last.
         self._by_address: OrderedDict[str, deque[float]] = OrderedDict()
 
     def note(self, address: str) -> None:
-        """Count a wrong token."""
+        """Count a wrong token from this address."""
         times = self._by_address.pop(address, None) or deque(maxlen=MAX_WRONG_TOKENS)
         times.append(time.monotonic())
         self._by_address[address] = times
@@ -137,7 +151,7 @@ class WrongTokens:
             self._by_address.popitem(last=False)
 
     def wait_s(self, address: str) -> float:
-        """Return how long the address has to wait, 0 when it may try again."""
+        """Return how many seconds this address must wait before it may send a token; 0 if it need not wait."""
         times = self._by_address.get(address)
         if times is None or len(times) < MAX_WRONG_TOKENS:
             return 0.0
@@ -145,12 +159,16 @@ class WrongTokens:
 
 
 def _address_of(scope: Scope) -> str:
+    """Return the IP address that has sent the request; '' if the server does not know it."""
     client = scope.get("client")
     return str(client[0]) if client else ""
 
 
 def _ip_of(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """Return the parsed address, None if it is not one. A dual-stack socket shows IPv4 as ::ffff:192.0.2.1."""
+    """Return the parsed IP address; None if the text is not one.
+
+    A socket for IPv6 and IPv4 shows an IPv4 address as ::ffff:192.0.2.1. This is returned as 192.0.2.1.
+    """
     try:
         parsed = ipaddress.ip_address(address)
     except ValueError:
@@ -159,15 +177,18 @@ def _ip_of(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None
 
 
 def _is_local_host_header(headers: Headers) -> bool:
-    """True when the Host header names this machine. In an attack by DNS rebinding, the browser sends another name.
+    """True if the Host header names this machine, or is missing.
 
-    This is checked only when no login is needed: the attacker's page, which runs in the browser, has no token.
+    This prevents DNS rebinding: an attacker's web page makes the browser send requests to this machine, but the browser
+    puts the attacker's host name into the Host header. The check is needed only if the pages need no login, because the
+    attacker's page does not have the token.
     """
     host = headers.get("host", "")
     return not host or is_local(host if _PORT.search(host) else f"{host}:0")
 
 
 def _bearer(headers: Headers) -> bytes | None:
+    """Return the token in the Authorization header; None if it has no bearer token."""
     scheme, _, value = headers.get("authorization", "").partition(" ")
     return value.strip().encode("latin-1", "replace") if scheme.lower() == "bearer" else None
 

@@ -1,7 +1,7 @@
 """Reports whether the agent is alive, and whether it is ready for jobs.
 
-It is alive while every loop makes progress. A long job or an unreachable server does not change that, because a restart
-would not help. It is ready while everything that a job needs is available.
+The agent is alive while each of its loops makes progress. It stays alive during a long job, or while a server cannot be
+reached, because a restart of the agent would not help. It is ready while everything that a job needs is available.
 """
 
 from __future__ import annotations
@@ -13,12 +13,15 @@ from typing import Any
 from executor.web.agent_view import AgentHandle, AgentView
 from executor.web.probes import Prober
 
-#: Maximum seconds between two turns of each loop. A turn of `report` sends up to fifty reports, and each may last until
-#: the timeout of its request. A turn of another loop takes a few seconds, or a minute when the database fails.
+#: Maximum seconds between the starts of two iterations of each loop. An iteration of `report` sends up to fifty
+#: reports, and each may last until the timeout of its request. An iteration of another loop takes a few
+#: seconds, or a minute if the database fails.
 MAX_SILENCE_S = {"main": 60.0, "dispatch": 120.0, "report": 900.0, "leases": 120.0}
-#: The maximum of `leases` is at least this many lease times: the loop waits for a part of one, which may be an hour.
+#: The maximum of the loop `leases` is at least this many times SMITH_LEASE_S, which may be an hour. The loop waits for
+#: a part of this time between two iterations.
 MAX_SILENCE_LEASES = 2.0
-#: A critical job is reported as overdue later than the monitor restarts it, because the restart may solve the problem.
+#: A critical (periodic) job is overdue if its last execution was longer ago than this many intervals plus the slack.
+#: The agent's monitor restarts a critical job earlier than that, because the restart may solve the problem.
 CRITICAL_MAX_INTERVALS = 6.0
 CRITICAL_SLACK_S = 120.0
 
@@ -29,20 +32,20 @@ class Check:
 
     name: str
     ok: bool
-    reason: str = ""  #: one of a fixed set of sentences; shown without a login
-    detail: str = ""  #: may name hosts and folders; shown only with a login
+    reason: str = ""  #: one of a fixed set of sentences; it is shown without a login, too
+    detail: str = ""  #: may name hosts and folders; it is shown only with a login
 
 
 @dataclass(frozen=True, kw_only=True)
 class HealthReport:
-    """The state of the agent, and the checks from which it was derived."""
+    """The state of the agent, and the checks that determine it."""
 
     status: str
     ok: bool
     checks: tuple[Check, ...] = ()
 
     def as_json(self, *, with_details: bool) -> dict[str, Any]:
-        """Return the content of a page."""
+        """Return the content of the page, with or without the details of the checks."""
         rows = []
         for check in self.checks:
             row: dict[str, Any] = {"name": check.name, "ok": check.ok}
@@ -53,7 +56,7 @@ class HealthReport:
 
 
 def liveness(handle: AgentHandle) -> HealthReport:
-    """Check that every loop and critical job makes progress."""
+    """Check whether every loop and every critical job of the agent makes progress."""
     if handle.attached is None or not handle.attached[0].state.progress_at:
         return HealthReport(status="starting", ok=True)
     view, _prober = handle.attached
@@ -86,7 +89,7 @@ def _critical_job_checks(view: AgentView) -> list[Check]:
 
 
 def readiness(handle: AgentHandle) -> HealthReport:
-    """Check that a job could be processed now."""
+    """Check whether the agent could process a job now."""
     if handle.attached is None:
         reason = "waits for FulcrumCore's configuration" if handle.waits_for else ""
         starting = Check(name="agent", ok=False, reason=reason or "is starting", detail=handle.waits_for)
@@ -103,13 +106,13 @@ def _agent_check(view: AgentView) -> Check:
         return Check(name="agent", ok=False, reason="is starting")
     if state.draining.is_set():
         return Check(name="agent", ok=False, reason="is draining: no new jobs are started")
-    # An operator of FulcrumCore disabled the agent on purpose: this is not a failure, and a restart would not help.
+    # That the agent is disabled is not a failure: an operator of FulcrumCore wants it, and a restart would not help.
     reason = "is disabled in FulcrumCore: no jobs are claimed" if state.disabled else ""
     return Check(name="agent", ok=True, reason=reason)
 
 
 def fulcrum_is_up(view: AgentView) -> bool:
-    """True when FulcrumCore has accepted a heartbeat and answered the last request."""
+    """True if FulcrumCore has accepted a heartbeat since the agent's start, and has answered the last request."""
     return view.state.heartbeat_at > 0 and view.state.fulcrum.is_up
 
 

@@ -1,6 +1,6 @@
-"""Builds the OpenAPI document of the pages, served as /openapi.json. Tests compare it with the pages.
+"""Builds the OpenAPI document that describes the pages. It is served as /openapi.json, and tests compare it with them.
 
-It describes the server as configured: it documents a login only if one is required.
+The document depends on the configuration: it describes a login only if one is required.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ _ABOUT = (
 
 @dataclass(frozen=True)
 class _Answer:
-    """One response: its meaning, content and headers."""
+    """One possible response to a request: its meaning, content and headers."""
 
     text: str
     content: Json
@@ -64,7 +64,7 @@ class _Answer:
 
 
 def document(access: Access) -> Json:
-    """Return the OpenAPI document for this access configuration."""
+    """Return the OpenAPI document for a server with this access configuration."""
     metrics = {"text/plain": {"schema": _TEXT}, "application/openmetrics-text": {"schema": _TEXT}}
     pages = {
         "/": ("The list of pages", {200: _Answer("the pages", _json("Pages"))}),
@@ -88,14 +88,17 @@ def document(access: Access) -> Json:
 
 
 def _health(good: str, bad: str) -> dict[int, _Answer]:
+    """Return the responses of a health page: with status 200 if the state is good, else with status 503."""
     return {200: _Answer(good, _json("Health")), 503: _Answer(bad, _json("Health"))}
 
 
 def _json(schema: str) -> Json:
+    """Return the description of JSON content with this schema of `_SCHEMAS`."""
     return {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}}}
 
 
 def _path(summary: str, path: str, answers: dict[int, _Answer], access: Access) -> Json:
+    """Return the description of one page: its methods, logins and responses."""
     is_open = path in OPEN_PATHS
     security: list[Json] = [] if is_open else [{name: []} for name in _logins(access)]
     all_answers = {**answers, **_refusals(access, is_open=is_open)}
@@ -110,7 +113,7 @@ def _path(summary: str, path: str, answers: dict[int, _Answer], access: Access) 
 
 
 def _refusals(access: Access, *, is_open: bool) -> dict[int, _Answer]:
-    """Return the responses with which the guard refuses a request for a page, and the response to a crash."""
+    """Return the responses of `Guard` to a refused request, and the response if the page raises an exception."""
     refusals = {500: _Answer("internal error, see the log", _json("Error"))}
     if access.is_local and not access.needs_login:
         refusals[421] = _Answer("unknown host name", _json("Error"))
@@ -135,7 +138,7 @@ def _response(answer: _Answer, method: str) -> Json:
 
 
 def _logins(access: Access) -> Json:
-    """Return the security schemes by name."""
+    """Return the ways to log in (OpenAPI: security schemes) by name."""
     schemes: Json = {}
     if access.token:
         schemes["token"] = {"type": "http", "scheme": "bearer"}

@@ -1,6 +1,7 @@
 """Checks in the background whether Proxmox answers, the database can be written, and enough disk space is free.
 
-One thread runs all probes every 30 s. The pages show the last results, so they do not wait for a probe.
+Each of these checks is a probe. One thread runs all probes every 30 s. The pages show the results of the last round, so
+a page does not wait for a probe.
 """
 
 from __future__ import annotations
@@ -26,24 +27,25 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
+#: Time between two rounds. A round runs every probe once.
 INTERVAL_S = 30.0
-#: A result is outdated after this many intervals and MAX_ROUND_S.
+#: A result is outdated if it is older than this many intervals plus MAX_ROUND_S.
 MAX_AGE_INTERVALS = 4
-#: The probes of one round may take this long together.
+#: The time that all probes of one round may take together.
 MAX_ROUND_S = 60.0
-#: Interval at which the thread checks whether the agent's loops have started. Before that the database may be in a
-#: migration, so no probe runs.
+#: Interval at which the thread checks whether the agent's loops have started. No probe runs before, because a
+#: migration may be changing the schema of the database.
 START_POLL_S = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeResult:
-    """The result of one probe. `reason` is one of a fixed set of sentences, `detail` may quote another program."""
+    """The result of one probe. `reason` is one of a fixed set of sentences. `detail` may quote another program."""
 
     ok: bool
     reason: str = ""
     detail: str = ""
-    at: float = field(default_factory=time.monotonic)
+    at: float = field(default_factory=time.monotonic)  #: time of the result on the monotonic clock
 
 
 class _ProbeFailed(Exception):
@@ -62,12 +64,13 @@ class Prober:
     state: AgentState
     engine: Engine
     proxmox: ProxmoxReader
-    boot_id: str
-    folders: Mapping[str, Path]
+    boot_id: str  #: id of this agent process, and of its row in the table `nodes`
+    folders: Mapping[str, Path]  #: the folders whose free space is checked, by name
     interval_s: float = INTERVAL_S
     _results: dict[str, ProbeResult] = field(default_factory=dict)
     _stopping: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
+    # Logs each change of whether Proxmox answers.
     _proxmox_link: Link = field(default_factory=lambda: Link("proxmox"))
 
     @property
@@ -76,7 +79,7 @@ class Prober:
         return {"proxmox": self._probe_proxmox, "database": self._probe_database, "disk": self._probe_disk}
 
     def result(self, name: str) -> ProbeResult:
-        """Return the last result of a probe. If there is none, or it is outdated, return a result that is not ok."""
+        """Return the last result of this probe. If it is missing or outdated, return a result that is not ok."""
         found = self._results.get(name)
         if found is None:
             return ProbeResult(ok=False, reason="not checked yet")
@@ -86,16 +89,16 @@ class Prober:
         return found
 
     def start(self) -> None:
-        """Start the thread. The first round starts when the agent's loops have started."""
+        """Start the thread. It runs the first round after the agent's loops have started."""
         self._thread = threading.Thread(target=self._run, name="probes", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
-        """Ask the thread to end. Do not wait for a probe in progress."""
+        """Make the thread end after the present probe round. Do not wait for this."""
         self._stopping.set()
 
     def free_bytes(self, name: str) -> int:
-        """Return the free space of a folder. Raises OSError."""
+        """Return the free space, in bytes, of the folder with this name. Raises OSError."""
         return space.free_bytes(self.folders[name])
 
     def _run(self) -> None:
@@ -107,6 +110,7 @@ class Prober:
             self._stopping.wait(self.interval_s)
 
     def _probe_proxmox(self) -> None:
+        """Request the version of Proxmox."""
         try:
             self.proxmox.version()
         except JobError as error:
@@ -115,7 +119,10 @@ class Prober:
         self._proxmox_link.note_up()
 
     def _probe_database(self) -> None:
-        """Write a row. Reading is not enough: a database on a full disk, or a standby, can still be read."""
+        """Write the time into the row of this agent process.
+
+        A probe that only reads would not suffice: a database on a full disk, or a standby server, can still be read.
+        """
         try:
             with transaction(self.engine) as session:
                 nodes.note_seen(session, self.boot_id)
@@ -123,6 +130,7 @@ class Prober:
             raise _ProbeFailed("the database cannot be written", str(error).splitlines()[0]) from error
 
     def _probe_disk(self) -> None:
+        """Check whether each folder has enough free space."""
         shortages = space.shortages(self.folders)
         if shortages:
             names = " and ".join(shortages)
@@ -130,12 +138,13 @@ class Prober:
 
 
 def _run_probe(probe: Callable[[], None]) -> ProbeResult:
+    """Run a probe and return its result. Raises nothing."""
     try:
         probe()
     except _ProbeFailed as failure:
         return ProbeResult(ok=False, reason=failure.reason, detail=redactor.redact(failure.detail))
     except Exception as error:
-        # An unexpected exception must not end the thread: it is logged, and the result is not ok.
+        # An unexpected exception must not end the thread. So it is only logged, and the result is not ok.
         log.exception("probe_crashed")
         return ProbeResult(ok=False, reason="the check failed unexpectedly", detail=type(error).__name__)
     return ProbeResult(ok=True)

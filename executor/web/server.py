@@ -1,4 +1,4 @@
-"""Serves the pages on a thread. When the port cannot be opened, the agent runs without the pages."""
+"""Serves the HTTP pages on a thread. If the port cannot be opened, the agent runs without the pages."""
 
 from __future__ import annotations
 
@@ -18,13 +18,18 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
+#: Maximum number of connections that wait to be accepted.
 BACKLOG = 64
+#: How long `stop` waits for the thread to end.
 STOP_TIMEOUT_S = 3.0
 
 
 @contextlib.contextmanager
 def serving(settings: Settings) -> Iterator[AgentHandle]:
-    """Serve the pages while the block runs, unless SMITH_HTTP_ADDR is off or the port cannot be opened."""
+    """Serve the pages while the `with` block runs. The caller attaches the agent to the yielded handle.
+
+    The pages are not served if SMITH_HTTP_ADDR is `off`, or if the port cannot be opened.
+    """
     handle = AgentHandle()
     listener = None if settings.smith_http_addr == "off" else _listener(settings.smith_http_addr)
     handle.port = listener.getsockname()[1] if listener else 0
@@ -38,7 +43,7 @@ def serving(settings: Settings) -> Iterator[AgentHandle]:
 
 
 def _listener(address: str) -> socket.socket | None:
-    """Return a listening socket; log the reason and return None when that fails."""
+    """Return a socket that listens on this address. If this fails, log the reason and return None."""
     host, _, port = address.rpartition(":")
     try:
         family, kind, protocol, _, socket_address = socket.getaddrinfo(
@@ -49,7 +54,7 @@ def _listener(address: str) -> socket.socket | None:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(socket_address)
             listener.listen(BACKLOG)
-            stack.pop_all()
+            stack.pop_all()  # keeps the socket open after the block
     except OSError as error:
         log.error("http_not_served", address=address, reason=error.strerror or str(error))
         return None
@@ -58,7 +63,7 @@ def _listener(address: str) -> socket.socket | None:
 
 
 class _ServerThread:
-    """Runs uvicorn on a thread."""
+    """Runs the uvicorn server on a thread of its own."""
 
     def __init__(self, settings: Settings, handle: AgentHandle, listener: socket.socket) -> None:
         self._settings = settings
@@ -70,7 +75,7 @@ class _ServerThread:
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop serving; requests in progress have one second to end."""
+        """Stop the server. Requests in progress have one second to end."""
         self._stopping = True
         if self._uvicorn is not None:
             self._uvicorn.end()
@@ -78,7 +83,7 @@ class _ServerThread:
         self._listener.close()
 
     def _run(self) -> None:
-        # Imported on this thread: the import takes a third of a second, which must not delay the agent's start.
+        # This thread does the import, because it takes a third of a second and must not delay the agent's start.
         from executor.web.serve import make_server  # noqa: PLC0415
 
         logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # uvicorn would log a line for each bad request

@@ -103,6 +103,7 @@ class Execution:
             self._guard_pipe.close()
 
     def _run(self) -> None:
+        """Start the guard and wait for its end, in a thread of its own."""
         try:
             self._runner.run()
         except OSError as error:  # the disk is full or no process can be started: the run fails
@@ -159,6 +160,7 @@ class Execution:
         return bool(data)
 
     def _processes(self) -> set[int]:
+        """Return the process ids of this run, found by the path of its credentials file in their environment."""
         return process_tree.processes_with_variable(CREDENTIALS_VARIABLE, f"{self._credentials_file}\0")
 
     def _outcome(self) -> tuple[RunStatus, int]:

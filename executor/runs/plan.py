@@ -87,6 +87,7 @@ def _action_vars(request: RunRequest, settings: PlanSettings, *, is_ours: bool) 
 
 
 def _delete_vars(request: RunRequest, settings: PlanSettings) -> dict[str, Any]:
+    """Return the members for `delete`. The caller removes the empty ones."""
     return {
         "grace_s": int(settings.delete_grace_s) or "",
         "only_when_due": request.only_if_grace_period_ended,

@@ -114,7 +114,7 @@ def _read_environment() -> dict[str, Any]:
 
 
 def failure(result: dict[str, Any]) -> str:
-    """Return the error of a failed Ansible task as `CODE: text`. `result` is the task's registered result."""
+    """Return the error of a failed Ansible task as `CODE: text`. `result` is the value that Ansible registers for it."""
     failed = [item for item in result.get("results") or [] if item.get("failed")]
     result = failed[0] if failed else result  # a loop's own message does not contain the item's error
     classified = classify(str(result.get("msg") or result.get("module_stderr") or result.get("stdout") or ""))
@@ -354,6 +354,7 @@ def description(vm: dict[str, Any]) -> str:
 
 
 def _identity(found: dict[str, Any], vm: dict[str, Any]) -> dict[str, Any]:
+    """Return the parameters that identify the VM: name, description with the marker, and tags."""
     has_marker = is_marked(found, vm)
     text = _description(found, vm, has_marker)
     return {"name": str(vm["name"]), "description": text, "tags": _tags(found, vm, has_marker)}
@@ -388,6 +389,7 @@ def _tags(found: dict[str, Any], vm: dict[str, Any], has_marker: bool) -> list[s
 
 
 def _is_deletion_cancelled(found: dict[str, Any], vm: dict[str, Any]) -> bool:
+    """Return True if the request cancels a deletion for which the VM is marked."""
     return is_yes(vm.get("cancel_deletion", False)) and bool(deletion_due_at(found))
 
 
@@ -425,6 +427,7 @@ def _differing(found: dict[str, Any], key: str, value: Any) -> Any:
 
 
 def _parts(text: Any) -> set[str]:
+    """Return the options in a value of Proxmox's configuration. Their order has no meaning."""
     return set(str(text or "").split(","))
 
 
@@ -518,6 +521,7 @@ def growth_only(vm: dict[str, Any]) -> dict[str, Any]:
 
 
 def _only_identity(vm: dict[str, Any]) -> dict[str, Any]:
+    """Return the members of a request that identify the VM."""
     return {key: vm[key] for key in ("service_id", "vmid", "name", "kind") if key in vm}
 
 

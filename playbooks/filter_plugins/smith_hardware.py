@@ -70,7 +70,7 @@ def _sizes(found: dict[str, Any], vm: dict[str, Any]) -> dict[str, Any]:
         vm.get(name) for name in ("cores", "sockets", "memory_mib", "balloon_mib")
     )
     sizes: dict[str, Any] = {}
-    if cores:  # without `sockets`, `cores` is the total
+    if cores:  # if the request contains no `sockets`, `cores` is the total, so the VM gets one socket
         sizes |= {"cores": int(cores), "sockets": int(sockets or 1)}
     elif sockets:
         sizes["sockets"] = int(sockets)
@@ -176,6 +176,7 @@ def _disk_problems(source: dict[str, Any], vm: dict[str, Any], is_blank: bool) -
 
 
 def _growth_problem(source: dict[str, Any], vm: dict[str, Any]) -> str:
+    """Return why a resize is impossible: it may only grow disks, not add or move them."""
     if not asked_disks(source, vm):
         return "INVALID_REQUEST: a resize needs disk_gib or disks"
     others = [step["disk"] for step in disk_steps(source, vm) if step["state"] != "resized"]
@@ -347,6 +348,7 @@ def set_addresses(parts: dict[str, str], nic: dict[str, Any]) -> None:
 
 
 def _address(mode: str, cidr: Any) -> str:
+    """Return the address in Proxmox's notation: `dhcp`, `auto` for `slaac`, or the requested static address."""
     return str(cidr) if mode == "static" else {"slaac": "auto"}.get(str(mode), str(mode))
 
 

@@ -33,6 +33,7 @@ AGENT_FD = 0
 
 
 def main() -> None:
+    """Start the warm run and exit with its exit code. If the server refuses, become the guard of a cold run."""
     arguments = [arg.encode("utf-8", "surrogateescape") for arg in sys.argv[1:]]
     playbook_socket, module_socket, guard_script, *command = arguments
     if posix.getsid(0) != posix.getpid():

@@ -79,6 +79,7 @@ class ParsedDocuments:
         patches.LOAD_FROM_FILE.replace(load_own)
 
     def _load_documentation(self) -> None:
+        """Parse the documentation of the plugins that each run loads, as Ansible does it."""
         origin, trusted = patches.ORIGIN.get(), patches.TRUSTED_AS_TEMPLATE.get()
         loader, fragment_loader = patches.YAML_LOADER.get(), patches.FRAGMENT_LOADER.get()
         add_fragments = patches.ADD_FRAGMENTS.get()
@@ -94,6 +95,7 @@ class ParsedDocuments:
                 add_fragments(parsed, path, fragment_loader=fragment_loader)
 
     def _load_routing(self) -> None:
+        """Parse the routing tables of Ansible and community.proxmox."""
         import ansible  # noqa: PLC0415  the server has already imported it
 
         files = [Path(ansible.__path__[0], "config", "ansible_builtin_runtime.yml")]
@@ -106,11 +108,13 @@ class ParsedDocuments:
         return (loader, text if isinstance(text, bytes) else str(text), self._tags_of(text))
 
     def _parse_and_keep(self, stream: Any, Loader: type) -> Any:
+        """Replace `yaml.load` before the fork: parse the document and store a copy of it."""
         parsed = self._parse(stream, Loader=Loader)
         self._known[self._key(stream, Loader)] = copy.deepcopy(parsed)
         return parsed
 
     def _take_parsed(self, stream: Any, Loader: type) -> Any:
+        """Replace `yaml.load` in a run: return a stored document once, and parse every other document."""
         if isinstance(stream, (str, bytes)) and (key := self._key(stream, Loader)) in self._known:
             return self._known.pop(key)
         return self._parse(stream, Loader=Loader)

@@ -62,6 +62,7 @@ class PrivateName:
         return re.search(_MEMBER.format(name=name), block, re.MULTILINE) is not None
 
     def _owner(self) -> Any:
+        """Return the module or class in which the last part of the name is defined."""
         owner: Any = importlib.import_module(self.module)
         for part in self.name.split(".")[:-1]:
             owner = getattr(owner, part)
@@ -76,14 +77,16 @@ _MEMBER = r"^    def {name}\b|^    {name}\b\s*[:=]|\bself\.{name}\b\s*[:=]"
 
 
 def _used(module: str, name: str, why: str, *, source: str = "") -> PrivateName:
+    """Return a private name that warm runs only read or call."""
     return PrivateName(module=module, name=name, why=why, source=source)
 
 
 def _replaced(module: str, name: str, why: str, *, source: str = "") -> PrivateName:
+    """Return a private name whose value warm runs replace."""
     return PrivateName(module=module, name=name, why=why, is_replaced=True, source=source)
 
 
-# --- connection.py, module_server.py, payloads.py: modules ------------------------------------------------------------
+# --- Used by connection.py, module_server.py and payloads.py to run modules -------------------------------------------
 
 _LOCAL = "ansible.plugins.connection.local"
 EXEC_COMMAND = _replaced(
@@ -98,7 +101,7 @@ CONNECTION_BECOME = _used(
 RUN_MODULE = _used("ansible.module_utils._internal._ansiballz._loader", "run_module", "runs a module from its payload")
 ZIP_DATA = _used("ansible.executor.module_common", "_CachedModule.zip_data", "the zip file in a stored payload")
 
-# --- parse_cache.py: parsed YAML --------------------------------------------------------------------------------------
+# --- Used by parse_cache.py to share parsed YAML ----------------------------------------------------------------------
 
 _TAGS = "ansible._internal._datatag._tags"
 _DATALOADER = "ansible.parsing.dataloader"
@@ -122,7 +125,7 @@ RUNNER_CALLBACK = _used(
     "a plugin whose documentation each run reads",
 )
 
-# --- parse_cache.py: compiled templates -------------------------------------------------------------------------------
+# --- Used by parse_cache.py to share compiled templates ---------------------------------------------------------------
 
 _JINJA_BITS = "ansible._internal._templating._jinja_bits"
 _JINJA = "jinja2.environment"
@@ -161,7 +164,7 @@ SYNTAX = tuple(
     )
 )
 
-# --- parse_cache.py, playbook_server.py: plugins ----------------------------------------------------------------------
+# --- Used by parse_cache.py and playbook_server.py to load plugins ----------------------------------------------------
 
 _LOADER = "ansible.plugins.loader"
 LOADER_GLOB = _replaced(_LOADER, "glob", "lists each folder of plugins once in a run")
@@ -174,7 +177,7 @@ LOAD_MODULE_SOURCE = _replaced(
     _LOADER, "PluginLoader._load_module_source", "makes a provider's plugin take precedence over Ansible's"
 )
 
-# --- playbook_server.py: what Ansible computes at its import ----------------------------------------------------------
+# --- Used by playbook_server.py to compute again what Ansible computed when it was imported ---------------------------
 
 _MANAGER = "ansible.config.manager"
 CONFIG = _used("ansible.constants", "config", "the source of all constants")
@@ -201,7 +204,7 @@ CHECK_BLOCKING_IO = _used("ansible.cli", "check_blocking_io", "the first step of
 INITIALIZE_LOCALE = _used("ansible.cli", "initialize_locale", "the second step of ansible-playbook")
 PLAYBOOK_MAIN = _used("ansible.cli.playbook", "main", "the third step of ansible-playbook")
 
-# --- tasks.py: Ansible tasks without a fork ---------------------------------------------------------------------------
+# --- Used by tasks.py to run Ansible tasks without a fork -------------------------------------------------------------
 
 _WORKER = "ansible.executor.process.worker"
 STRATEGY_WORKER = _replaced(

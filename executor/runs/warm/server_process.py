@@ -124,6 +124,7 @@ class ServerProcess:
             file.unlink(missing_ok=True)
 
     def _mib(self) -> float:
+        """Return the memory of the server in MiB; 0 if the server has ended."""
         try:
             pages = Path(f"/proc/{self.process.pid}/statm").read_text(encoding="ascii").split()[1]
         except OSError:

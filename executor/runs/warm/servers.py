@@ -154,6 +154,7 @@ class WarmServers:
         self._starting.start()
 
     def _start_pair(self, number: int) -> None:
+        """Start a pair of servers, use it for new runs, and end the pair that was used before."""
         try:
             pair = ServerPair(self._folder, number, self._environment(), self._cwd)
         except Exception as error:  # no error may end the agent, because runs can be cold

@@ -114,7 +114,7 @@ def _read_environment() -> dict[str, Any]:
 
 
 def failure(result: dict[str, Any]) -> str:
-    """Return the error of a failed Ansible task as `CODE: text`. `result` is the value that Ansible registers for it."""
+    """Return the error of a failed Ansible task as `CODE: text`. `result` is the value that Ansible registers."""
     failed = [item for item in result.get("results") or [] if item.get("failed")]
     result = failed[0] if failed else result  # a loop's own message does not contain the item's error
     classified = classify(str(result.get("msg") or result.get("module_stderr") or result.get("stdout") or ""))

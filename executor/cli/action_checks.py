@@ -114,6 +114,7 @@ def _mapping_at(document: Any, *names: str) -> dict[str, Any]:
 
 
 def _play_problems(play: dict[str, Any], contents: Contents) -> Iterator[str]:
+    """Yield one text for each reason why this play cannot work in the executor."""
     if play.get("hosts") not in HOSTS:
         yield f"hosts is {play.get('hosts')!r}: the inventory has one host, proxmox, where the modules run"
     if play.get("gather_facts") is not False:
@@ -134,6 +135,7 @@ def _publishes(contents: Contents) -> bool:
 
 
 def _hints(contents: Contents) -> Iterator[str]:
+    """Yield one text for each unusual property of the playbook."""
     if not set(IDENTITY_ROLES) & set(contents.roles):
         yield "it does not import the role vm_identity, which verifies the VM's identity before any change"
     if not any("rescue" in task for task in contents.tasks):
@@ -143,6 +145,7 @@ def _hints(contents: Contents) -> Iterator[str]:
 
 
 def _add_tasks(tasks: list[Any], file: Path, contents: Contents, depth: int) -> None:
+    """Add the Ansible tasks of `file`, and all that they include, to the contents. `depth` counts nested includes."""
     if depth > MAX_DEPTH:
         contents.problems.append(f"{file.name} includes itself")
         return
@@ -159,6 +162,7 @@ def _add_tasks(tasks: list[Any], file: Path, contents: Contents, depth: int) -> 
 
 
 def _add_role(name: Any, file: Path, contents: Contents, depth: int) -> None:
+    """Add the role that `file` includes. If the role is beside `file`, also add its Ansible tasks."""
     if not isinstance(name, str) or name in contents.roles:
         return
     contents.roles.append(name)
@@ -168,6 +172,7 @@ def _add_role(name: Any, file: Path, contents: Contents, depth: int) -> None:
 
 
 def _add_file(included: Any, file: Path, contents: Contents, depth: int) -> None:
+    """Add the Ansible tasks of the file that `file` includes, unless its name contains a Jinja template."""
     name = included.get("file") if isinstance(included, dict) else included
     if isinstance(name, str) and "{{" not in name and (path := file.parent / name).is_file():
         _add_tasks(_list(_yaml(path, contents)), path, contents, depth)

@@ -200,6 +200,7 @@ def _show_reports(reports: list[dict[str, Any]]) -> None:
 
 
 def _write(file: Path, text: str) -> None:
+    """Write a new file with the mode FILE_MODE. Raises FileExistsError if it exists."""
     with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, FILE_MODE), "w", encoding="utf-8") as handle:
         os.fchmod(handle.fileno(), FILE_MODE)
         handle.write(text)

@@ -17,7 +17,7 @@ from executor.database.engine import reading, transaction
 from executor.model import GuestKind, MappingState
 from executor.settings.settings import Settings
 
-if TYPE_CHECKING:  # only the package database uses SQLAlchemy (import-linter)
+if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
     from sqlalchemy import Engine
 
 

@@ -54,7 +54,7 @@ def build() -> CommandLine:
     )
     app.callback()(_smith)
     command_line = typer.main.get_command(app)
-    assert isinstance(command_line, CommandLine)  # noqa: S101 (`cls` above)
+    assert isinstance(command_line, CommandLine)  # noqa: S101 (the argument `cls` above)
     command_line.commands = {**top_level_commands()}
     return command_line
 

@@ -60,6 +60,7 @@ def read_events(folder: Path) -> list[dict[str, Any]]:
 
 
 def _events(folder: Path) -> Iterator[dict[str, Any]]:
+    """Yield the run's events, which ansible-runner writes one per line."""
     for line in _read(folder / "events.jsonl").split("\n"):
         try:
             event = json.loads(line)
@@ -70,6 +71,7 @@ def _events(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def _event_row(event: dict[str, Any]) -> dict[str, Any]:
+    """Return the row of the table and of `--json` for the event that ends an Ansible task."""
     data = _dict(event.get("event_data"))
     result = _dict(data.get("res"))
     outcome = OUTCOMES[event["event"]]

@@ -36,7 +36,7 @@ from executor.settings.sources import read_secret_file
 
 #: The environment variable with the administrator's token. Its name does not begin with FULCRUM_, because such
 #: variables are the agent's settings, and the agent must not have this token.
-ADMIN_TOKEN = "CORE_ADMIN_TOKEN"  # noqa: S105  a variable's name
+ADMIN_TOKEN = "CORE_ADMIN_TOKEN"  # noqa: S105 (the name of a variable, not a secret)
 COLUMNS = {"kind": "WHAT", "name": "NAME", "status": "STATUS", "id": "ID", "differences": "DIFFERS IN"}
 MAX_SHOWN_DIFFERENCES = 3
 DEFAULT_TOKEN_DAYS = 3650
@@ -48,7 +48,7 @@ DEFAULT_TAGS = ("proxmox",)
     "smith bootstrap core --agent smith-dc1 --provider 'My cloud' --admin-token-file admin-token \\",
     "    --token-file fulcrum_api_token",
 )
-def core(  # noqa: PLR0913, PLR0917 (one option each; typer passes them by name)
+def core(  # noqa: PLR0913, PLR0917 (each parameter is an option; typer passes all by name)
     agent: Annotated[str, typer.Option("--agent", help="The agent's name.")],
     provider: Annotated[str, typer.Option("--provider", help="The agent's provider, a participant: its name or id.")],
     create_provider: Annotated[

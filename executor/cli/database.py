@@ -24,7 +24,7 @@ from executor.database.tables import utc_now
 from executor.errors import EXIT_DATABASE, DatabaseError
 from executor.settings.settings import Settings
 
-if TYPE_CHECKING:  # only the package database uses SQLAlchemy (import-linter)
+if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
     from sqlalchemy import Engine
 
 

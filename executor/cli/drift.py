@@ -21,7 +21,7 @@ from executor.drift.inspector import Inspector, Outcome
 from executor.drift.repair import repair
 from executor.errors import EXIT_FAILURE, EXIT_PROXMOX
 
-if TYPE_CHECKING:  # only the package database uses SQLAlchemy (import-linter)
+if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
     from sqlalchemy import Engine
 
 
@@ -109,7 +109,10 @@ def _comparison(believe_list: bool) -> Iterator[_Comparison]:
 
 
 def _repair(comparison: _Comparison, selected: Sequence[Finding], reason: str) -> list[Finding]:
-    """Repair the selected findings, and return those that were repaired. `repair` skips a mapping that has changed."""
+    """Repair the selected findings, and return those that were repaired.
+
+    `repair` skips a finding whose service has a running job or whose mapping has changed since the comparison.
+    """
     who = audit.operator_name()
     return [
         finding

@@ -29,6 +29,7 @@ def find_function(name: str) -> Callable[..., Any] | None:
 
 
 def _import_function(entry_point: EntryPoint) -> Callable[..., Any]:
+    """Import and return the function. Raises DependencyMissing if a module that it needs is not installed."""
     try:
         function: Callable[..., Any] = entry_point.load()
     except ModuleNotFoundError as error:

@@ -21,7 +21,7 @@ from executor.database import audit, job_queue, queries
 from executor.database.tables import Job, Run, utc_now
 from executor.model import JobStatus
 
-if TYPE_CHECKING:  # only the package database uses SQLAlchemy (import-linter)
+if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
     from sqlalchemy.orm import Session
 
 
@@ -152,7 +152,6 @@ def retry(reference: Reference, as_json: AsJson = False) -> None:
     """Skip a job's wait before its next attempt or its next report."""
     with writing_store() as store:
         job = find_job(store.session, reference)
-        # The attributes are read now, because `retry_now` changes the job.
         name, status = name_of(job), job.status
         with _audited(store.session, job.id, "retry") as entry:
             skipped = job_queue.retry_now(store.session, job.id)
@@ -236,6 +235,7 @@ def _choose_run(session: Session, job: Job, ident: str | None) -> Run:
 
 
 def _why_no_retry(name: str, status: str) -> str:
+    """Return the error text for a job that waits neither for an attempt nor for a report."""
     if status == JobStatus.PROCESSING:
         return f"nothing to retry: {name} is running (`smith jobs log` shows its output)"
     return (

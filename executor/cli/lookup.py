@@ -11,7 +11,7 @@ from executor.cli.arguments import UnknownReference
 from executor.database import queries
 from executor.database.tables import Job
 
-if TYPE_CHECKING:  # only the package database uses SQLAlchemy (import-linter)
+if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
     from sqlalchemy.orm import Session
 
 

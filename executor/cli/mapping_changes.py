@@ -9,7 +9,7 @@ from executor.database import audit, mappings, queries
 from executor.database.tables import Mapping
 from executor.model import JobStatus, MappingState
 
-if TYPE_CHECKING:  # only the package database uses SQLAlchemy (import-linter)
+if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
     from sqlalchemy.orm import Session
 
 

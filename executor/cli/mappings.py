@@ -59,6 +59,7 @@ def list_mappings(
 
     Mappings of deleted VMs are listed only with --all.
     """
+    # Without states, `mappings.list_mappings` returns all mappings that are not deleted.
     states = list(MappingState) if everything and not state else state or []
     with reading_store() as store:
         found = mappings.list_mappings(store.session, states=states, limit=limit)
@@ -96,6 +97,7 @@ def show_mapping(
     ordered = sorted(found, key=lambda mapping: mapping.state == MappingState.DELETED)
     services = {mapping.service_id for mapping in found}
     current = ordered[0]
+    # A VMID may have belonged to several services, which are its history. An id or a name must match only one service.
     if len(services) > 1 and not reference.strip().isdigit():
         names = ", ".join(sorted(services))
         raise UnknownReference(f"more than one service begins with {reference}: {names}")

@@ -20,7 +20,7 @@ from executor.database.tables import Mapping
 from executor.model import GuestKind, JobResult, JobStatus, MappingState
 from executor.settings.settings import Settings
 
-if TYPE_CHECKING:  # only the package database uses SQLAlchemy (import-linter)
+if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
     from sqlalchemy import Engine
 
 
@@ -66,7 +66,7 @@ def _cancel_deletion(engine: Engine, mapping: Mapping, reason: str) -> None:
         refuse_while_job_runs(session, mapping.service_id)
         row = mappings.get_one(session, mapping.id)
         is_pending = row.state == MappingState.PENDING_DELETION
-        # An active mapping is accepted: an earlier recall may have failed after this step, and is repeated now.
+        # An active mapping is accepted: an earlier recall may have failed after it had set the mapping to active.
         if not is_pending and row.state != MappingState.ACTIVE:
             raise CommandFailed(f"VM {row.vmid} is {row.state}: no deletion is scheduled")
         before = audit.facts_of(row, audit.MAPPING_COLUMNS)

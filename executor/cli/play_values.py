@@ -56,7 +56,7 @@ def _set_member(vm: dict[str, Any], path: list[str], text: str, options: Options
         raise typer.BadParameter(
             f"{'.'.join(path)} is a secret, and other users can read a command line: set it in --vars"
         )
-    if not known and len(path) > 1:  # Properties are described by the action's schema.
+    if not known and len(path) > 1:  # The member is a property. Roles do not describe properties.
         members[path[-1]] = _parse_yaml(text)
         return
     try:

@@ -50,6 +50,7 @@ def identify(mapping: VmMapping | None, vmid: int | None, action: Action, settin
     """
     if mapping is not None:
         known = {name: getattr(mapping, name) for name in (*IDENTITY_MEMBERS, "node") if getattr(mapping, name)}
+        # The roles' default kind is a QEMU VM.
         return known | ({"kind": mapping.kind} if mapping.kind != GuestKind.QEMU else {})
     if vmid is None:
         return {}
@@ -162,5 +163,6 @@ def _ask(name: str, option: Mapping[str, Any], vm: Mapping[str, Any]) -> Any:
 
 
 def _description(option: Mapping[str, Any]) -> str:
+    """Return the description of the option in its role's argument_specs, in one line."""
     text = option.get("description") or "required"
     return " ".join(str(line) for line in text) if isinstance(text, list) else str(text)

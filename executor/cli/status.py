@@ -45,6 +45,7 @@ def show(as_json: AsJson = False) -> None:
         agents = nodes.recent(store.session, MAX_SHOWN_AGENTS)
         lease_s = store.settings.smith_lease_s
     now = utc_now()
+    # `count_jobs` returns the number of due reports beside the number of jobs in each status.
     reports_due = jobs.pop("reports_due")
     overdue = [job.name for job in critical_jobs if critical.is_overdue(job, now)]
     rows = [_agent_fields(node, now, lease_s) for node in agents]

@@ -13,7 +13,7 @@ from executor.database.engine import open_engine, reading, sqlite_file, transact
 from executor.errors import DatabaseError, DatabaseRefused, DatabaseUnavailable
 from executor.settings.settings import Settings
 
-if TYPE_CHECKING:  # only the package database uses SQLAlchemy (import-linter)
+if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
     from sqlalchemy import Engine
     from sqlalchemy.orm import Session
 

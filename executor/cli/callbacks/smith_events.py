@@ -21,7 +21,7 @@ DOCUMENTATION = """
 """
 
 
-class CallbackModule(CallbackBase):  # type: ignore[misc]  # ansible has no types
+class CallbackModule(CallbackBase):  # type: ignore[misc]  # Ansible has no type annotations.
     """Writes one line for each failure, for each published result, and for the end of the playbook."""
 
     CALLBACK_VERSION = 2.0

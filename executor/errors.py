@@ -80,7 +80,7 @@ class SettingsError(SmithError):
 
 
 class DatabaseError(SmithError):
-    """The database cannot be used: its schema is too new, it denies access, is damaged, or another executor uses it."""
+    """The database cannot be used: it is too new, damaged, denies access, or is in use by another executor."""
 
 
 class DatabaseUnavailable(DatabaseError):

@@ -25,7 +25,7 @@ from executor.redaction import redactor
 __all__ = ["LogFormat", "bound_contextvars", "configure", "get_logger", "install_hooks"]
 
 LogFormat = Literal["auto", "json", "console"]
-#: The parent of all loggers of this program. Every logger outside of it belongs to a library.
+#: The parent of all loggers of this program. Every other logger belongs to a library.
 ROOT_LOGGER = "executor"
 #: The first keys of every line, in this order.
 LEADING_KEYS = ("timestamp", "level", "event", "logger")

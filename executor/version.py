@@ -12,7 +12,7 @@ from pathlib import Path
 
 try:
     VERSION = installed("agent-smith")
-except PackageNotFoundError:  # the code runs from a checkout that was not installed
+except PackageNotFoundError:  # the code runs from a checkout, and the package is not installed
     VERSION = "0+unknown"
 #: The folders in which Ansible searches for collections if ANSIBLE_COLLECTIONS_PATH is not set.
 COLLECTION_FOLDERS = ("~/.ansible/collections", "/usr/share/ansible/collections")

@@ -29,7 +29,7 @@ from executor.fulcrum.types import (
 )
 
 PAGE_SIZE = 100  #: objects in one page of a list; FulcrumCore allows no more
-MAX_LIST_ATTEMPTS = 3  #: how many times a list is read until it is complete
+MAX_LIST_ATTEMPTS = 3  #: how many times an incomplete list is read before the call fails
 
 Model = TypeVar("Model", bound=CoreModel)
 
@@ -109,7 +109,7 @@ class FulcrumClient:
         return True
 
     def get_job(self, fulcrum_id: str) -> CoreJob:
-        """Read one job. Raises FulcrumAuthFailing if it does not exist, because FulcrumCore then answers 403."""
+        """Read one job. Raises FulcrumAuthFailing if the job does not exist, because FulcrumCore then answers 403."""
         path = f"/jobs/{_valid_id(fulcrum_id)}"
         return parse_response(CoreJob, f"GET {path}", self._http.request_json("GET", path))
 
@@ -162,7 +162,7 @@ class FulcrumClient:
     # Services and types
 
     def get_service(self, service_id: str) -> CoreService:
-        """Read one service. Raises FulcrumAuthFailing if it does not exist, because FulcrumCore then answers 403."""
+        """Read one service. Raises FulcrumAuthFailing if the service does not exist: FulcrumCore then answers 403."""
         path = f"/services/{_valid_id(service_id)}"
         return parse_response(CoreService, f"GET {path}", self._http.request_json("GET", path))
 
@@ -239,7 +239,7 @@ class FulcrumClient:
 
 
 def parse_response(kind: type[Model], call: str, raw: Any) -> Model:
-    """Return the object in a response. Raises FulcrumUnavailable, with `call` in its text, if it is invalid."""
+    """Return the object in a response. Raises FulcrumUnavailable if the object is invalid; `call` is in its text."""
     try:
         return kind.read(raw)
     except ValueError as exc:

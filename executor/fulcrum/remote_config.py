@@ -51,7 +51,7 @@ def wait_for_remote_settings(
         try:
             agent = fulcrum.get_self()
             values = MemberReader(settings, fulcrum).values(agent)
-        except FulcrumError as error:  # 404 for a secret is also retried: an administrator may be replacing it
+        except FulcrumError as error:  # includes 404 for a secret that an administrator may be replacing
             backoff.wait_after(error)
             continue
         return _apply(settings, values)
@@ -112,7 +112,7 @@ class _Backoff:
 
 
 def _sleep_with_progress(seconds: float) -> None:
-    """Sleep, and report progress to the supervisor meanwhile. Otherwise it would restart the agent."""
+    """Sleep, and report progress to the supervisor meanwhile. Otherwise the supervisor would restart the agent."""
     progress, deadline = Progress(), time.monotonic() + seconds
     progress.ready()  # tells systemd that the agent has started: FulcrumCore may be unreachable for a day
     progress.status("waiting for FulcrumCore's configuration")

@@ -123,7 +123,7 @@ class MemberReader:
 
 
 def _of_type(value: Any, expected: Any, description: str) -> Any:
-    """Return the value. Raises _InvalidMember, with `description` in its text, if it is not of the expected type."""
+    """Return the value. Raises _InvalidMember if the value is not of the expected type; `description` names it."""
     if not isinstance(value, expected):
         raise _InvalidMember(f"must be {description}, not {_TYPE_NAMES.get(type(value), 'something else')}")
     return value

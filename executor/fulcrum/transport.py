@@ -83,7 +83,7 @@ RETRY = _Retry(
     backoff_jitter=0.2,
     backoff_max=2,
     raise_on_status=False,
-    respect_retry_after_header=False,  # the agent's loops wait for it, and can be stopped meanwhile
+    respect_retry_after_header=False,  # the agent's loops wait instead, because they can be stopped while they wait
 )
 
 
@@ -226,7 +226,7 @@ def _base_url(api_url: str) -> str:
 
 
 def _header_value(token: str) -> str:
-    """Return the token without white space around it. Raises FulcrumAuthFailing if it cannot be sent in a header."""
+    """Return the token without white space around it. Raises FulcrumAuthFailing if a header cannot contain it."""
     token = token.strip()
     if not token:
         raise FulcrumAuthFailing("the FulcrumCore token is empty")

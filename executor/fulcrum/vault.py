@@ -95,7 +95,7 @@ class SecretResolver:
 
     @staticmethod
     def _is_unchanged(job: JobFacts, reference: str) -> bool:
-        """Return whether the job is an update and the service had the same reference before it."""
+        """Return whether the job is an update, and the service had the same reference before the update."""
         previous_properties = (job.service or {}).get("properties")
         return job.action == "update" and reference in _strings(previous_properties)
 
@@ -157,9 +157,9 @@ def _copy(value: Any) -> Any:
 
 
 def _locations(value: Any, path: PropertyPath) -> Iterator[tuple[Any, Any]]:
-    """Yield each place at `path` in a nested value, as the dict or list that contains it and its key or index in it.
+    """Yield each place at `path` in a nested value. In the path, `*` stands for every item of a list.
 
-    In the path, `*` stands for every item of a list.
+    A place is given by the dict or list that contains the value, and by the key or index of the value.
     """
     if not path:
         return

@@ -97,7 +97,7 @@ class ProxmoxReader:
         return frozenset(node for node, state in states.items() if state == "maintenance") if states else frozenset()
 
     def vm_config(self, node: str, vmid: int, *, kind: str = "qemu") -> dict[str, Any]:
-        """Read the configuration of a VM or container from its node. Pending changes count as made.
+        """Read the configuration of a VM or container from its node. Pending changes are included.
 
         A JobError VM_NOT_FOUND means that the VM is not on this node, or that the token lacks VM.Audit. This does not
         prove that the VM no longer exists.
@@ -107,7 +107,7 @@ class ProxmoxReader:
         return as_object(self._session.get(f"/nodes/{_valid_node(node)}/{kind}/{_valid_vmid(vmid)}/config"))
 
     def is_vmid_free(self, vmid: int) -> bool:
-        """Return whether no guest of the cluster has this VMID. Guests that the token may not see count, too."""
+        """Return whether no guest of the cluster has this VMID. This includes guests that the token may not see."""
         _valid_vmid(vmid)  # Proxmox answers 400 to a VMID that is in use, and also to an invalid one
         return not self._session.is_bad_request("/cluster/nextid", vmid=vmid)
 

@@ -92,9 +92,10 @@ class ProxmoxSession:
         return False
 
     def _call(self, path: str, /, **query: Any) -> Any:
-        """Send a GET request. If Proxmox refuses it, send it once more, if there is a changed secret or a new login.
+        """Send a GET request. Repeat it once if Proxmox refuses the secret or the ticket, and a new one can be used.
 
-        A login with a password gives a ticket, which expires after two hours. Then a new login is needed.
+        The new secret comes from `reload`. A ticket is the result of a login with a password. It expires after some
+        time, and then this method logs in again.
         """
         was_logged_in = self._has_api()
         used_connection = self.connection
@@ -156,7 +157,10 @@ def _connect(connection: ProxmoxConnection, timeout_s: tuple[float, float]) -> P
 
 
 def _get(api: ProxmoxAPI, path: str, query: dict[str, Any]) -> Any:
-    """Return the data of an answer. If it is not JSON, proxmoxer returns a dict with `errors`: ValueError."""
+    """Send a GET request and return the data of the answer. Raises ValueError if the answer is not JSON.
+
+    For such an answer, proxmoxer itself returns a dict with `errors`.
+    """
     answer = api(path.strip("/")).get(**query)
     if isinstance(answer, dict) and isinstance(answer.get("errors"), bytes):
         raise ValueError("the answer is not JSON")

@@ -10,7 +10,7 @@ from executor.settings.settings import Settings
 
 
 def secret_values(settings: Settings) -> tuple[str, ...]:
-    """Return every secret in the settings. The caller adds them to the redactor."""
+    """Return every secret in the settings. The caller adds these secrets to the redactor."""
     tokens = (
         settings.fulcrum_api_token,
         settings.proxmox_token_secret,

@@ -1,4 +1,7 @@
-"""Gives the HTTP pages access to the agent. The pages are served before the agent exists, so access may be missing."""
+"""Gives the HTTP pages access to the agent.
+
+The pages are served before the agent exists. Until then, the handle that the pages use holds no agent.
+"""
 
 from __future__ import annotations
 

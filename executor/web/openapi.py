@@ -1,6 +1,7 @@
-"""Builds the OpenAPI document that describes the pages. It is served as /openapi.json, and tests compare it with them.
+"""Builds the OpenAPI document that describes the pages. It is served as /openapi.json.
 
-The document depends on the configuration: it describes a login only if one is required.
+The document depends on the configuration: it describes a login only if one is required. Tests compare the document with
+the responses of the pages.
 """
 
 from __future__ import annotations

@@ -111,7 +111,8 @@ def _comparison(believe_list: bool) -> Iterator[_Comparison]:
 def _repair(comparison: _Comparison, selected: Sequence[Finding], reason: str) -> list[Finding]:
     """Repair the selected findings, and return those that were repaired.
 
-    `repair` skips a finding whose service has a running job or whose mapping has changed since the comparison.
+    `repair` skips a finding if its service has an open job or a due report, or if its mapping has changed since the
+    comparison.
     """
     who = audit.operator_name()
     return [

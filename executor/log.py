@@ -110,6 +110,7 @@ def _name_traceback(_logger: WrappedLogger, _method: str, event: EventDict) -> E
 
 
 def _renderers(format: LogFormat, stream: TextIO) -> list[Processor]:
+    """Return the last processors of an event, which turn it into the text of a line."""
     is_terminal = stream.isatty()
     if format == "json" or (format == "auto" and not is_terminal):
         return [_name_traceback, structlog.processors.JSONRenderer(_to_json)]
@@ -133,6 +134,7 @@ def _escape_event(_logger: WrappedLogger, _method: str, event: EventDict) -> Eve
 
 
 def _to_json(event: EventDict, **_kwargs: Any) -> str:
+    """Return an event as JSON. If a value or a key has no form in JSON, write its `repr`."""
     try:
         return json.dumps(event, default=str, allow_nan=False)
     except (TypeError, ValueError):  # NaN, or a key that is not a string

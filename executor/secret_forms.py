@@ -104,10 +104,12 @@ def _html_by_jinja(text: str) -> str:
 
 
 def _json_ascii(text: str) -> str:
+    """Return the text as JSON, with escapes for all characters outside of ASCII."""
     return json.dumps(text)[1:-1]
 
 
 def _json_unicode(text: str) -> str:
+    """Return the text as JSON, without escapes for characters outside of ASCII."""
     return json.dumps(text, ensure_ascii=False)[1:-1]
 
 
@@ -139,6 +141,7 @@ def _yaml(text: str, shown: re.Pattern[str]) -> str:
 
 
 def _yaml_escape(char: str) -> str:
+    """Return the escape sequence of one character in YAML: the short name if there is one, else the hex code."""
     code = ord(char)
     number = f"x{code:02X}" if code <= 0xFF else f"u{code:04X}" if code <= 0xFFFF else f"U{code:08X}"
     return "\\" + _YAML_NAMES.get(char, number)

@@ -73,6 +73,7 @@ def _children(item: Any) -> list[Any]:
 
 
 def _check_scalar(item: Any) -> None:
+    """Raise ValueError for a number that is NaN or infinity, and for text with NUL or a lone surrogate."""
     if isinstance(item, float) and not math.isfinite(item):
         raise ValueError("a number that is not finite")
     if isinstance(item, str) and ("\x00" in item or _LONE_SURROGATE.search(item)):

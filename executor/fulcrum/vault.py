@@ -123,6 +123,7 @@ def _original_properties(job: JobFacts) -> Any:
 
 
 def _has_reference(value: Any) -> bool:
+    """Return whether a string in a nested value is a reference to the vault."""
     return any(text.startswith(VAULT_PREFIX) for text in _strings(value))
 
 

@@ -192,6 +192,7 @@ def reaction_to(code: str) -> Reaction:
 
 
 def _classified(code: str, text: str) -> Classified:
+    """Return the meaning of a failure with this code. A long text is cut off."""
     if len(text) > MAX_TEXT_LENGTH:
         text = text[: MAX_TEXT_LENGTH - 1] + "…"
     return Classified(code=code, reaction=reaction_to(code), text=text)

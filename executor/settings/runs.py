@@ -15,6 +15,7 @@ PLAYBOOK_SHARE = 0.8
 
 
 def _playbook_timeout_s(settings: dict[str, Any]) -> float:
+    """Return the default of SMITH_PLAYBOOK_TIMEOUT_S."""
     return float(settings["fulcrum_job_timeout_s"] * PLAYBOOK_SHARE)
 
 

@@ -108,12 +108,14 @@ class _Sources:
     dotenv_name: str  #: the path of the `.env` file
 
     def find_plain(self, name: str) -> tuple[str, str] | None:
+        """Find a setting that is not a secret."""
         for variables, origin in ((self.environ, "environment"), (self.dotenv, self.dotenv_name)):
             if value := variables.get(name, "").strip():
                 return value, origin
         return None
 
     def find_secret(self, name: str) -> tuple[str, str] | None:
+        """Find a secret. Raises _UnusableFile if its file cannot be read."""
         mounted = self.folder / name.lower()
         if found := self._find_or_read(name, self.environ, "environment"):
             return found
@@ -122,6 +124,7 @@ class _Sources:
         return self._find_or_read(name, self.dotenv, self.dotenv_name)
 
     def _find_or_read(self, name: str, variables: Mapping[str, str], origin: str) -> tuple[str, str] | None:
+        """Find a secret in these variables, or in the file that `NAME_FILE` among them names."""
         if value := variables.get(name, "").strip():
             return value, origin
         if path := variables.get(f"{name}_FILE", "").strip():

@@ -34,6 +34,7 @@ def _server_url(text: str) -> str:
 
 
 def _split_url(text: str) -> SplitResult:
+    """Return the parts of a URL. Raises ValueError if the text is not a valid URL."""
     try:
         url = urlsplit(text)
         _ = url.port  # raises ValueError for an invalid port
@@ -108,6 +109,7 @@ def _proxmox_name(text: str) -> str:
 
 
 def _comma_list(value: Any) -> Any:
+    """Turn `a, b` into a tuple. A value that is not a text, such as a default, is returned unchanged."""
     if not isinstance(value, str):
         return value
     return tuple(part.strip() for part in value.split(",") if part.strip())
@@ -144,6 +146,7 @@ def _os_templates(value: Any) -> Any:
 
 
 def _path(value: Any) -> Any:
+    """Return an absolute path, with `~` replaced by the home folder."""
     try:
         return Path(value).expanduser().absolute()
     except (RuntimeError, TypeError, ValueError):  # RuntimeError: `~user` for an unknown user

@@ -47,6 +47,7 @@ class Gauges(Collector):
             yield _gauge("smith_database_up", "Whether the database can be read and written", 0)
 
     def _process_gauges(self) -> Iterator[Metric]:
+        """Yield the gauges that need no database."""
         state, settings = self._view.state, self._view.settings
         running = state.jobs_claimed - state.jobs_ended
         yield _gauge("smith_jobs_running", "Jobs running in this process", running)
@@ -72,6 +73,7 @@ class Gauges(Collector):
         yield free
 
     def _database_gauges(self) -> Iterator[Metric]:
+        """Yield the gauges that are read from the database. Raises DatabaseError."""
         with reading(self._view.engine) as session:
             depths = queries.count_open_jobs(session) | {"report_due": queries.count_due_reports(session)}
             mapped = mappings.count_by_state(session, with_deleted=False)

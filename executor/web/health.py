@@ -68,6 +68,7 @@ def liveness(handle: AgentHandle) -> HealthReport:
 
 
 def _loop_checks(view: AgentView) -> list[Check]:
+    """Return one check for each loop: whether its last iteration started recently."""
     now = time.monotonic()
     checks = []
     for name, max_silence_s in MAX_SILENCE_S.items():

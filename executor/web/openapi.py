@@ -130,6 +130,7 @@ def _refusals(access: Access, *, is_open: bool) -> dict[int, _Answer]:
 
 
 def _response(answer: _Answer, method: str) -> Json:
+    """Return the description of a response. A response to HEAD has no content."""
     response: Json = {"description": answer.text}
     if answer.headers:
         response["headers"] = answer.headers

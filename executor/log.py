@@ -134,7 +134,7 @@ def _escape_event(_logger: WrappedLogger, _method: str, event: EventDict) -> Eve
 
 
 def _to_json(event: EventDict, **_kwargs: Any) -> str:
-    """Return an event as JSON. If a value or a key has no form in JSON, write its `repr`."""
+    """Return an event as JSON. A value that JSON cannot represent is written as text."""
     try:
         return json.dumps(event, default=str, allow_nan=False)
     except (TypeError, ValueError):  # NaN, or a key that is not a string

@@ -109,7 +109,7 @@ def _proxmox_name(text: str) -> str:
 
 
 def _comma_list(value: Any) -> Any:
-    """Turn `a, b` into a tuple. A value that is not a text, such as a default, is returned unchanged."""
+    """Turn `a, b` into a tuple. A value that is not text, such as a tuple from the code, is returned unchanged."""
     if not isinstance(value, str):
         return value
     return tuple(part.strip() for part in value.split(",") if part.strip())

@@ -22,10 +22,11 @@ from executor.runs.actions import ACTION_PATTERN
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
-#: Without this, each counter has a second series with its creation time.
+#: Without this call, each counter would have a second series with its creation time.
 prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]  # has no types
 
-#: Maximum number of actions with their own label value; a service type may define any number. Further ones are OTHER.
+#: Maximum number of actions that get their own label value, because a service type may define any number of actions.
+#: Further actions are counted as OTHER.
 MAX_ACTIONS = 32
 OTHER = "other"
 #: From one second (the action `start`) to above FulcrumCore's default job timeout of five minutes.

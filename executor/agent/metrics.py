@@ -33,8 +33,8 @@ log = get_logger(__name__)
 SENDERS = 4
 #: Maximum rate, to limit the load of FulcrumCore.
 MAX_POSTS_PER_S = 40.0
-#: Share of a CPU core that sending may use, by the measured cost of previous entries. Reading and computing the
-#: samples needs the remainder of the 5 %.
+#: Share of a CPU core that sending may use. The CPU time of previous entries is measured to keep to it. Reading and
+#: computing the samples may use the remainder of the 5 %.
 POSTS_SHARE_OF_A_CORE = 0.035
 #: The cost of an entry is averaged over about this many entries.
 COST_WINDOW = 20
@@ -92,7 +92,7 @@ class VmMetrics:
         self._post(samples, started + self.interval_s * USABLE_SHARE)
 
     def _known_types(self) -> set[str]:
-        """Return the metric types that FulcrumCore has. Log those that it lacks, each once."""
+        """Return the metric types that FulcrumCore has. Log each metric type that it lacks once."""
         known = {metric_type.name for metric_type in self.fulcrum.metric_types() if metric_type.name}
         missing = set(METRIC_TYPES) - known
         if new := missing - self._logged_missing:
@@ -139,7 +139,10 @@ class VmMetrics:
         self._is_incomplete = bool(dropped)
 
     def _post_one(self, sample: Sample, pace: _Pace) -> str:
-        """Send one sample when its time has come; return the outcome: sent, late, unknown or down."""
+        """Wait until the sample's planned time and send it; return the outcome.
+
+        The outcome is sent, late (dropped), unknown (FulcrumCore refused the entry) or down (no answer).
+        """
         if self.state.stopping.wait(pace.wait_s()) or pace.is_over():
             return "late"
         cpu_started_s = time.thread_time()
@@ -160,7 +163,7 @@ class VmMetrics:
 
 
 class _Pace:
-    """Spreads entries evenly over the time until a deadline, within the limits of rate and CPU use."""
+    """Spreads entries evenly over the time until a deadline, and keeps to the limits of rate and CPU use."""
 
     def __init__(self, entries: int, deadline: float) -> None:
         self._deadline = deadline

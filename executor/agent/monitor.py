@@ -23,7 +23,7 @@ MEMORY_INTERVAL_S = 5.0
 
 
 class Limit(StrEnum):
-    """A limit after which the agent drains and restarts."""
+    """A limit. When it is reached, the agent claims no more jobs, waits for its running jobs, and restarts."""
 
     JOBS = "jobs"  #: SMITH_MAX_JOBS
     MEMORY = "memory"  #: SMITH_MAX_MEMORY_MIB, of the whole process tree
@@ -43,7 +43,7 @@ class Monitor:
     _memory_mib: float = 0.0
 
     def reached_limit(self) -> Limit | None:
-        """Return the first limit that was reached, None when none was."""
+        """Return a limit that was reached, or None when no limit was reached."""
         settings = self.settings
         if settings.smith_max_jobs and self.state.jobs_claimed >= settings.smith_max_jobs:
             return Limit.JOBS
@@ -77,5 +77,5 @@ def _tree_memory_mib() -> float:
         try:
             total += process.memory_info().rss
         except psutil.Error:
-            continue  # it has ended meanwhile
+            continue  # the process has ended meanwhile
     return total / BYTES_PER_MIB

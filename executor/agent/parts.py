@@ -139,7 +139,7 @@ def _metrics(shared: Shared) -> VmMetrics:
 
 
 def critical_jobs(shared: Shared, mode: Mode, reconciler: Reconciler) -> list[CriticalJob]:
-    """Return the critical jobs; an interval of 0 turns one off."""
+    """Return the critical jobs (periodic tasks of the agent). A critical job with an interval of 0 is turned off."""
     settings, state = shared.settings, shared.state
     link, prune_interval_s = state.fulcrum, settings.smith_prune_interval_s
     jobs = [
@@ -186,5 +186,8 @@ def critical_jobs(shared: Shared, mode: Mode, reconciler: Reconciler) -> list[Cr
 
 
 def runs_warm(settings: Settings) -> bool:
-    """True when warm runs are not off and support the installed versions of Ansible and its libraries."""
+    """True when SMITH_WARM allows warm runs and they support the installed versions of Ansible and its libraries.
+
+    A warm run is forked by a server process that has already imported Ansible.
+    """
     return settings.smith_warm != "off" and not why_unavailable()

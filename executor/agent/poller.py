@@ -1,4 +1,4 @@
-"""Step 1 of the walk in ARCHITECTURE.md: polls FulcrumCore and stores each pending job as one row."""
+"""Step 1 of a job's processing (ARCHITECTURE.md): polls FulcrumCore and stores each pending job as one row."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
-#: Number of jobs requested per poll. FulcrumCore sorts them by group: a small page would hold jobs of few groups only.
+#: Number of jobs requested per poll. FulcrumCore sorts jobs by group, so a small page would hold jobs of few groups.
 PAGE_SIZE = 100
 MAX_PAGE_SIZE = 1000
 #: Limits of a job's params and service; FulcrumCore has no such limits.
@@ -77,7 +77,10 @@ class Poller:
         return self._next_interval_s()
 
     def recover_claimed_jobs(self) -> int:
-        """Store jobs without a row that this agent has claimed at FulcrumCore: the database may have been lost."""
+        """Store each job that this agent has claimed at FulcrumCore but that has no row; return the number of new rows.
+
+        The rows are missing when the database was lost.
+        """
         jobs = self.fulcrum.own_processing_jobs(self.state.agent_id)
         recovered = self._store([job for job in jobs if self._is_ours(job)], already_claimed=True)
         if recovered:
@@ -138,9 +141,9 @@ class Poller:
 
 
 def within_limits(value: Any) -> tuple[dict[str, Any] | None, str | None]:
-    """Return the value and no problem if it is an object within our limits, else None and the problem.
+    """Return the value and None if it is an object within the limits above, else None and a description of the problem.
 
-    Iterative, so deep nesting cannot cause RecursionError.
+    The function is iterative, so deep nesting cannot cause RecursionError.
     """
     if value is None:
         return None, None

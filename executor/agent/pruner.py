@@ -51,7 +51,7 @@ class Pruner:
             log.info("pruned", jobs=rows, artifacts_by_age=by_age, artifacts_by_size=by_size)
 
     def _prune_rows(self) -> int:
-        """Delete old jobs with their runs and artifacts; return how many jobs."""
+        """Delete old jobs with their runs and artifacts; return how many jobs were deleted."""
         before = utc_now() - timedelta(seconds=self.settings.smith_job_retention_s)
         deleted = 0
         while True:
@@ -98,4 +98,4 @@ class Pruner:
                 stats = [entry.stat() for entry in folder.iterdir()]
                 yield folder.stat().st_mtime, sum(stat.st_size for stat in stats), folder
             except OSError:
-                continue  # it was deleted meanwhile, or is no folder
+                continue  # the folder was deleted meanwhile, or the path is not a folder

@@ -1,9 +1,9 @@
 """Runs the critical job PurgeDeletedVms: adds a delete job for each VM whose grace period has ended.
 
-A delete job of FulcrumCore only stops and marks the VM when SMITH_DELETE_GRACE_S is set; its mapping is then pending
-deletion. When the grace period has ended, and FulcrumCore confirms that the service has ended, this critical job adds a
-local delete job to the queue. The worker processes it with the same playbook, identity check and retries as any other
-delete, but it is not reported to FulcrumCore. If the deletion fails, the next execution adds another job.
+When SMITH_DELETE_GRACE_S is set, a delete job of FulcrumCore only stops and marks the VM. The state of the VM's mapping
+is then "pending deletion". When the grace period has ended, and FulcrumCore confirms that the service has ended, this
+critical job adds a local delete job to the queue. The worker processes a local delete job with the same playbook,
+identity check and retries as any other delete, but its result is not reported to FulcrumCore. If the deletion fails, the next execution adds another job.
 """
 
 from __future__ import annotations
@@ -53,7 +53,10 @@ class VmPurger:
             self.state.dispatch_requested.set()
 
     def _has_ended(self, mapping: Mapping) -> bool:
-        """True when FulcrumCore has ended the service. It has not when, for example, it timed out the delete job."""
+        """True when FulcrumCore has ended the service.
+
+        FulcrumCore has not ended it when, for example, it failed the service's delete job after the job timeout.
+        """
         try:
             service = self._service(mapping.service_id)
         except FulcrumRefused as refusal:
@@ -67,7 +70,7 @@ class VmPurger:
         return False
 
     def _service(self, service_id: str) -> CoreService | None:
-        """Return the service, None when FulcrumCore answers 403 twice: it has deleted the service.
+        """Return the service, or None when FulcrumCore answers 403 twice, because it has deleted the service then.
 
         FulcrumCore also answers 403 to every request while its database is down, so `get_self` must succeed in between.
         """
@@ -92,7 +95,10 @@ class VmPurger:
         return isinstance(terminal, list) and service.status in terminal
 
     def _submit(self, mapping: Mapping) -> bool:
-        """Add a delete job. Return False, without one, for a service with an open job or a cancelled deletion."""
+        """Add a delete job and return True.
+
+        Return False without adding a job when the service has an open job or the deletion was cancelled meanwhile.
+        """
         now = utc_now()
         with transaction(self.engine) as session:
             current = mappings.current(session, mapping.service_id)

@@ -26,7 +26,8 @@ from executor.settings.settings import Settings
 
 log = get_logger(__name__)
 
-#: Minimum time between two reloads because of a refused secret, which a server may refuse for days.
+#: Minimum time between two reloads that follow the refusal of a secret. A server may refuse a secret for days, and
+#: each refused request would otherwise cause a reload.
 MIN_RELOAD_INTERVAL_S = 10.0
 #: The variables that a reload replaces.
 FULCRUM_SECRETS = ("FULCRUM_API_TOKEN",)
@@ -66,7 +67,7 @@ class ReloadableSecrets:
         return module_credentials(self._settings)
 
     def connection(self) -> ProxmoxConnection:
-        """Return the settings of the Proxmox connection; the same object until a secret changes."""
+        """Return the settings of the Proxmox connection. The returned object stays the same until a secret changes."""
         if self._connection is None:
             self._settings.require_proxmox()
             self._connection = ProxmoxConnection.from_settings(self._settings)
@@ -131,7 +132,7 @@ def _secret_files(settings: Settings) -> tuple[Path, ...]:
 
 
 def _file_versions(files: tuple[Path, ...]) -> tuple[tuple[int, int, int] | None, ...]:
-    """Return a value for each file that changes when the file is written or replaced."""
+    """Return a version for each file. The version of a file changes when the file is written or replaced."""
     return tuple(_file_version(file) for file in files)
 
 

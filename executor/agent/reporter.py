@@ -1,7 +1,9 @@
-"""Step 7 of the walk in ARCHITECTURE.md: sends each job's result until FulcrumCore acknowledges it.
+"""Step 7 of a job's processing (ARCHITECTURE.md): sends each job's result until FulcrumCore acknowledges it.
 
-FulcrumCore refuses the report of a job that has ended there. Then `GET /jobs/{id}` decides whether an earlier report of
-ours was accepted. FulcrumCore never gets two different results of one job.
+FulcrumCore refuses the report of a job whose status it has already changed to Completed or Failed. Then the reporter
+reads the job with `GET /jobs/{id}`, to find out whether FulcrumCore had accepted an earlier report of this agent.
+FulcrumCore never accepts two different results of one job. The outbox contains the ended jobs whose result FulcrumCore
+has not acknowledged.
 """
 
 from __future__ import annotations
@@ -34,11 +36,12 @@ BATCH_SIZE = 50
 #: Number of parallel reports: with a slow FulcrumCore a burst of results must still arrive before the job timeout.
 SENDERS = 4
 MAX_BACKOFF_S = 60.0
-#: Wait when no report is due. Each new result wakes the reporter at once, but the end of a report's backoff does not.
+#: How long the reporter waits when no report is due. A new result ends the wait; the end of a backoff does not.
 IDLE_WAIT_S = 2.0
-#: Keys of `vm_result` that are sent as the instance's data. FulcrumCore replaces all of its data at each report.
+#: Keys of a run's result that are sent as `agentInstanceData`. FulcrumCore replaces all of that data at each report.
 INSTANCE_DATA = ("vmid", "node", "name", "mac_address", "ip_addresses", "reboot_required", "snapshot", "backup")
-#: After this many answers 500 a completion is reported as a failure: most likely another service has its instance id.
+#: After this many HTTP 500 responses to its completion, a job is reported as failed. The most likely cause is that
+#: another service has the same instance id.
 MAX_COMPLETIONS = 5
 
 
@@ -89,7 +92,7 @@ class Reporter:
             outbox.reset_report_backoff(session)
 
     def _send_one(self, job: Job) -> bool:
-        """Report one job and store that, or postpone the report. Return True when FulcrumCore answered."""
+        """Report one job and store its report state, or postpone the report. Return True when FulcrumCore answered."""
         with bound_contextvars(job_id=job.fulcrum_id, service_id=job.service_id, action=job.action):
             try:
                 state, note = self._settle(job)
@@ -108,7 +111,7 @@ class Reporter:
             return True
 
     def _postpone(self, job: Job, error: FulcrumUnavailable) -> bool:
-        """Store a backoff for the report. Return True when only this report failed (HTTP 500): FulcrumCore answers."""
+        """Store a backoff for the report. Return True when only this report failed (HTTP 500)."""
         backoff_s = min(2.0 ** min(job.report_attempts, 10), MAX_BACKOFF_S) * random.uniform(0.5, 1.0)  # noqa: S311
         with transaction(self.engine) as session:
             outbox.postpone_report(
@@ -126,7 +129,7 @@ class Reporter:
         try:
             return self._deliver(job)
         except FulcrumAuthFailing:
-            # When every request gets 403, `knows_job` raises, and the report is postponed.
+            # When FulcrumCore answers 403 to every request, `knows_job` raises, and the report is postponed.
             if self.fulcrum.knows_job(job.fulcrum_id):
                 raise FulcrumUnavailable("FulcrumCore refused the report of a job that it has", status=500) from None
             return ReportState.ABANDONED, "FulcrumCore does not know the job any more, or it is not ours"
@@ -168,13 +171,16 @@ class Reporter:
         return ReportState.OVERTAKEN, f"FulcrumCore has the job as {status}; our row keeps its own result"
 
     def _is_our_result(self, job: Job) -> bool:
-        """True when FulcrumCore has our result, False when it failed the job itself (job timeout, another text)."""
+        """True when FulcrumCore stores the result that this agent has sent.
+
+        False when FulcrumCore failed the job itself after the job timeout: the error message is then another one.
+        """
         if job.status == JobStatus.COMPLETED:
             return True
         return self.fulcrum.get_job(job.fulcrum_id).error_message == job.error_message
 
     def _send_without_properties(self, job: Job, refusal: str) -> tuple[ReportState, str]:
-        """Complete the job without properties, which may have caused the refusal. If that is refused, too, fail it."""
+        """Complete the job without properties, which may have caused the refusal. Fail it after a second refusal."""
         if job.status != JobStatus.COMPLETED:
             raise FulcrumUnavailable(f"the failure was refused: {refusal}", status=500)
         try:
@@ -198,9 +204,9 @@ class Reporter:
 def completion(job: Job, agent_id: str) -> dict[str, Any]:
     """Return the arguments of `FulcrumClient.complete_job`.
 
-    After an update they contain no properties, because FulcrumCore sets the service's properties to the job's params
-    and would discard ours. The instance id contains the agent's id, because it must be unique in FulcrumCore's whole
-    database.
+    After an update the arguments contain no properties, because FulcrumCore sets the service's properties to the job's
+    params and would discard the reported ones. The instance id contains the agent's id, because an instance id must be
+    unique in FulcrumCore's whole database.
     """
     vm = job.result or {}
     if vm.get("status") == "absent" or "vmid" not in vm:

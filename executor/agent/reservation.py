@@ -1,4 +1,7 @@
-"""Step 4 of the walk in ARCHITECTURE.md: finds the mapping of a service's VM, or reserves a VMID for a new VM."""
+"""Step 4 of a job's processing (ARCHITECTURE.md): finds the mapping of a service's VM, or reserves a VMID for a new VM.
+
+A mapping says which VM serves which service. A reservation is a mapping whose VM is not created yet.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +58,11 @@ class Reservations:
         raise JobError(ErrorCode.VM_NOT_FOUND, f"{job.action} needs a VM, and no VM has this service's marker")
 
     def _find_unmapped(self, job: Job) -> Mapping | None:
-        """Search Proxmox for a VM of this service without a mapping: the database may have been lost."""
+        """Search Proxmox for a VM that has the marker of this service but no mapping; return a new mapping for the VM.
+
+        The marker is a text with the service's id in the VM's description. The mapping is missing when the database was
+        lost. The last nine characters of a VM's name are a dash and the first eight digits of the service's id.
+        """
         service, rows = service_id(job), self.proxmox.vms()
         vm = self.proxmox.find_by_marker(rows, service, name_suffix=mappings.vm_name("", service)[-9:])
         if vm is None:
@@ -80,8 +87,8 @@ class Reservations:
     def _find_partial_clone(self, job: Job, rows: Sequence[VmRow]) -> Mapping | None:
         """Search Proxmox for a clone that an interrupted create left without a marker; reserve its VMID.
 
-        Needed only after the loss of the database. Accepts only a VM with the exact name that a create would give it,
-        and with a VMID of the configured range.
+        This search is needed only after the loss of the database. It accepts only a VM with the exact name that a
+        create would give to it, and with a VMID of the configured range.
         """
         low, high = self.settings.proxmox_vmid_min, self.settings.proxmox_vmid_max
         vm = self.proxmox.find_partial_clone(rows, vm_name(job), range(low, high + 1))
@@ -94,7 +101,10 @@ class Reservations:
             )
 
     def _require_that_vm_would_be_visible(self) -> None:
-        """Raise JobError unless the token could see the VM if it existed: an empty list alone proves nothing."""
+        """Raise JobError unless Proxmox would list the VM if it existed.
+
+        Without quorum, or without VM.Audit on /vms for the agent's token, the list may lack existing VMs.
+        """
         if not self.proxmox.is_quorate():
             raise JobError(ErrorCode.PVE_NO_QUORUM, "the cluster has no quorum: nothing can be concluded")
         if not self.proxmox.may_see_all_vms():

@@ -1,6 +1,6 @@
 """Allocates a node, storage and a clone slot for a create or a migration until its run has ended.
 
-This is the first part of step 5 of the walk in ARCHITECTURE.md.
+This is the first part of step 5 of a job's processing (ARCHITECTURE.md).
 """
 
 from __future__ import annotations

@@ -10,25 +10,25 @@ from executor.errors import ErrorCode, JobError
 from executor.model import JobResult
 from executor.proxmox.error_rules import Reaction, reaction_to
 
-#: A job with less time left than this fails without a run: the shortest playbook needs about as long.
+#: A job with less time left than this fails without a run, because the shortest playbook needs about this time.
 MIN_RUN_S = 10.0
 #: Time reserved for the report between the end of a run and FulcrumCore's timeout.
 REPORT_MARGIN_S = 10.0
-#: Backoff before the second attempt; doubled for each further one, with jitter.
+#: Backoff before the second attempt. It is doubled for each further attempt, up to MAX_BACKOFF_S, and has jitter.
 MIN_BACKOFF_S = 2.0
 MAX_BACKOFF_S = 30.0
 MAX_ATTEMPTS = 8
 #: A job fails after this many killed runs: most likely the machine has too little memory for the run.
 MAX_KILLED_RUNS = 3
-#: Failures that are never retried although their reaction allows it: an operator should see them at once.
+#: Errors that are never retried, although `reaction_to` would allow it, because an operator should see them at once.
 NEVER_RETRIED = frozenset({ErrorCode.CAPACITY, ErrorCode.TASK_FAILED, ErrorCode.TASK_TIMEOUT})
 
 
 def require_time_left_s(job: Job, *, clock_offset_s: float) -> float:
     """Return how many seconds a run may take. Raises JobError when they are too few to start a run.
 
-    `clock_offset_s`: how far FulcrumCore's clock is ahead of ours. The error is that of the job's previous attempt,
-    because it names the cause, or DEADLINE when there is none.
+    `clock_offset_s`: how far FulcrumCore's clock is ahead of this machine's clock. The JobError has the code and text
+    of the previous attempt's error, because that error is the cause. Without a previous error, the code is DEADLINE.
     """
     now_at_core = utc_now().timestamp() + clock_offset_s
     left_s = job.deadline_at.timestamp() - now_at_core - REPORT_MARGIN_S

@@ -39,7 +39,7 @@ class CriticalJob:
 
     name: str
     interval_s: float
-    run: Callable[[], float | None]  #: executes it once; may return the seconds until the next execution
+    run: Callable[[], float | None]  #: executes the critical job once; may return the seconds until the next execution
     wake: threading.Event = field(default_factory=threading.Event)  #: when set, the next execution starts now
     for_each_agent: bool = True  #: False: only one of the agents that share the database executes it per interval
     link: Link | None = None  #: the scheduler notes an outage of FulcrumCore here; `run` notes its end
@@ -100,7 +100,8 @@ class Scheduler:
         timer = schedule.Scheduler()
         due_at = time.monotonic()
         while not self._stopping.is_set() and job.generation == generation:
-            # The monotonic clock counts, too: `schedule` uses local time, which is set back an hour every autumn.
+            # `schedule` uses local time, which is set back an hour every autumn. So an execution is also due when the
+            # delay has passed by the monotonic clock.
             if time.monotonic() >= due_at or job.wake.is_set() or any(entry.should_run for entry in timer.jobs):
                 job.wake.clear()
                 requested_s = self._execute(job)
@@ -109,7 +110,7 @@ class Scheduler:
 
     @staticmethod
     def _plan_next(timer: schedule.Scheduler, job: CriticalJob, delay_s: float) -> float:
-        """Set the timer to the next execution; return the time of that by the monotonic clock.
+        """Set the timer to the next execution; return the monotonic time of that execution.
 
         The delay counts from the start of the last execution, so a slow answer does not extend the interval.
         """

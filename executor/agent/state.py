@@ -10,7 +10,7 @@ from executor.log import get_logger
 
 log = get_logger(__name__)
 
-#: A failure this soon after a recovery starts no new outage: its call may have begun before the recovery.
+#: A failed call this soon after a recovery starts no new outage, because the call may have begun before the recovery.
 LATE_FAILURE_S = 2.0
 
 
@@ -73,7 +73,7 @@ class AgentState:
     heartbeat_at: float = 0.0  #: time of the last accepted heartbeat, seconds since the epoch; 0 before the first
     progress_at: dict[str, float] = field(default_factory=dict)  #: by loop; monotonic start time of its last iteration
     jobs_claimed: int = 0  #: how many jobs this process has claimed
-    jobs_ended: int = 0  #: how many of those have ended
+    jobs_ended: int = 0  #: how many jobs have ended in this process
 
     @property
     def is_ready(self) -> bool:

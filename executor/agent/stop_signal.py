@@ -6,9 +6,9 @@ from __future__ import annotations
 class StopSignal:
     """Asks one running job to end, with the reason."""
 
-    CANCELLED = "operator"  #: an operator cancelled the job: it fails
+    CANCELLED = "operator"  #: an operator cancelled the job: the job fails
     AGENT_STOPPING = "stopping"  #: the agent is shutting down: the job is requeued
-    LEASE_LOST = "lost"  #: another agent may own the job now: this one must not write to its row
+    LEASE_LOST = "lost"  #: another agent may own the job now: this agent must not write to the job's row
 
     def __init__(self) -> None:
         self.reason: str | None = None

@@ -1,7 +1,8 @@
 """Processes one job: claims it at FulcrumCore, runs its playbook, stores its result. `process_job` shows the order.
 
-These are steps 3 to 6 of the walk in ARCHITECTURE.md. A JobError in any of them becomes a failed JobResult, which
-step 6 stores. When FulcrumCore does not answer, the job is requeued instead, because a failure could not be reported.
+These are steps 3 to 6 of a job's processing (ARCHITECTURE.md). A JobError in one of these steps becomes a failed
+JobResult, which step 6 stores. When FulcrumCore does not answer, the job is requeued instead, because a failure could
+not be reported.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ class Worker:
     def process_job(self, job: Job, stop: StopSignal) -> None:
         """Process a claimed job until its result is stored or it is requeued. The reporter sends the result later.
 
-        Raises StaleJob when the lease was lost meanwhile: then neither job nor mapping has been changed.
+        Raises StaleJob when the lease was lost meanwhile. The result of this attempt is then not stored.
         """
         lease = job_queue.lease_of(job)
         with bound_contextvars(job_id=job.fulcrum_id, service_id=job.service_id, action=job.action):
@@ -158,7 +159,7 @@ class Worker:
             target_node=placement.node if placement and job.action == "migrate" else "",
             template_vmid=placement.template_vmid if placement else 0,
             may_be_partial_clone=mapping.state == MappingState.RESERVED,
-            # The name contains the job's id, so that a second attempt finds the snapshot of the first attempt.
+            # The snapshot's name contains the job's id, so that a second attempt finds the first attempt's snapshot.
             snapshot=f"smith-{job.fulcrum_id[:8]}" if job.action == "snapshot" else "",
             time_left_s=self._require_time_left_s(job),
             secrets=self.secrets.secret_values(secret_resolver_input(job), properties),
@@ -173,7 +174,7 @@ class Worker:
         log.info("playbook_finished", rc=artifacts.rc, status=artifacts.status, duration_s=duration_s)
         run_end: dict[str, Any] = {"status": artifacts.status, "rc": artifacts.rc, "reason": result.message}
         run_end |= {"folder": str(artifacts.folder), "upids": result.vm.get("upids") or []}
-        # With retries: until this is stored, no row says what the run has changed in Proxmox.
+        # The write is retried, because until it succeeds no row says what the run has changed in Proxmox.
         write_with_retry(self.engine, lambda session: job_queue.note_run_ended(session, run.ident, **run_end))
         if result.vm and result.vm["vmid"] != mapping.vmid:
             detail = f"the playbook reports VM {result.vm['vmid']}, but {mapping.vmid} is mapped (run {run.ident})"
@@ -236,7 +237,7 @@ class Worker:
         log.warning("job_requeued", attempt=job.attempt, backoff_s=round(backoff_s, 1), reason=reason)
 
     def _abandon(self, lease: Lease, reason: str) -> None:
-        """End a job that FulcrumCore has ended or given to another agent. It is not reported."""
+        """End a job that FulcrumCore has ended or given to another agent. The job's result is not reported."""
         result = JobResult(succeeded=False, code=ErrorCode.DEADLINE, detail=reason)
         with transaction(self.engine) as session:
             job_queue.finish(session, lease, result, ReportState.ABANDONED)
@@ -254,7 +255,7 @@ def _redacted(values: tuple[str, ...]) -> Iterator[None]:
 
 
 def _apply_result(session: Session, mapping: Mapping, result: JobResult) -> None:
-    """Update the mapping by the result of the run."""
+    """Store in the mapping what the result of the run says about the VM."""
     if result.succeeded:
         mappings.apply_result(session, mapping.id, result.vm)
     elif result.code is ErrorCode.VM_NOT_FOUND:

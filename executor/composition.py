@@ -31,7 +31,7 @@ log = get_logger(__name__)
 
 
 def run_agent(settings: Settings, mode: Mode) -> int:
-    """Run the agent until it ends; return its exit code. The supervisor starts a process that calls this."""
+    """Run the agent until it ends; return its exit code. The agent process calls this function."""
     process_tree.set_undumpable()
     secrets = ReloadableSecrets(settings, load_settings)
     fulcrum = _fulcrum_client(settings, secrets)
@@ -47,7 +47,7 @@ def run_agent(settings: Settings, mode: Mode) -> int:
         code = agent.run()
     sys.stdout.flush()
     if code == EXIT_FAILURE:
-        # Threads of jobs that did not stop would keep this process alive. The supervisor ends their runs.
+        # The threads of jobs that did not stop would keep this process alive. The supervisor ends these jobs' runs.
         os._exit(code)
     return code
 
@@ -120,7 +120,7 @@ def _fulcrum_client(settings: Settings, secrets: ReloadableSecrets) -> FulcrumCl
 
 
 def _with_concurrency(settings: Settings) -> Settings:
-    """Return the settings; when SMITH_CONCURRENCY is 0, replace it by the number that suits this machine."""
+    """Return the settings. When SMITH_CONCURRENCY is 0, it is replaced by a number that suits this machine."""
     if settings.smith_concurrency:
         return settings
     return settings.model_copy(update={"smith_concurrency": default_concurrency(is_warm=runs_warm(settings))})

@@ -3,7 +3,8 @@
 When SMITH_DELETE_GRACE_S is set, a delete job of FulcrumCore only stops and marks the VM. The state of the VM's mapping
 is then "pending deletion". When the grace period has ended, and FulcrumCore confirms that the service has ended, this
 critical job adds a local delete job to the queue. The worker processes a local delete job with the same playbook,
-identity check and retries as any other delete, but its result is not reported to FulcrumCore. If the deletion fails, the next execution adds another job.
+identity check and retries as any other delete, but its result is not reported to FulcrumCore. If the deletion fails,
+the next execution adds another job.
 """
 
 from __future__ import annotations

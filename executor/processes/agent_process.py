@@ -18,9 +18,9 @@ class AgentProcess:
         self.pid = pid
         self.progress = progress_reader
         self._listener = listener
-        self.status: int | None = None  #: the process's wait status; None while it runs
+        self.status: int | None = None  #: the wait status of the process; None while the process runs
         self.is_pipe_closed = False  #: the agent has closed its end of the progress pipe
-        self.is_killed = False
+        self.is_killed = False  #: the supervisor has sent SIGKILL
         self.silence_s = 0.0  #: time since the last progress message
         self._read_at = time.monotonic()
 
@@ -32,8 +32,8 @@ class AgentProcess:
     def read_progress(self, tick_s: float) -> None:
         """Read the progress messages and update `silence_s`.
 
-        Each call adds at most two intervals of the supervisor's loop (`tick_s`) to `silence_s`. So when supervisor and
-        agent were both suspended for an hour (SIGSTOP, a paused VM), that does not count as an hour of silence.
+        `tick_s` is the interval of the supervisor's loop. Each call adds at most two intervals to `silence_s`. So the
+        time during which both processes were suspended (SIGSTOP, a paused VM) does not count as silence.
         """
         now = time.monotonic()
         self.silence_s += min(now - self._read_at, 2 * tick_s)
@@ -55,8 +55,9 @@ class AgentProcess:
 def started_agent(command: list[str], env: dict[str, str], listener: progress.Listener) -> Iterator[AgentProcess]:
     """Start an agent. The kernel kills it with SIGKILL when the supervisor dies.
 
-    After TERM the agent would drain for minutes, while the next supervisor already starts another agent on the same
-    database. The agent's runs end, too, because their guards detect that the agent has closed its pipe.
+    SIGTERM would not be enough: the agent would wait for its running jobs for minutes, while the next supervisor would
+    already start another agent on the same database. The agent's runs end, too: each run has a guard (process_tree.py),
+    which ends the run when the agent's end of a pipe is closed.
     """
     reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     try:

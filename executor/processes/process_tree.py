@@ -1,16 +1,17 @@
 """Finds and ends all processes that a run, or the agent, has started.
 
 Killing a process group is not enough: ansible-core's workers call setsid, so a killed ansible-playbook leaves its
-worker, the module and the module's children alive, and they continue to change VMs. Three mechanisms find them all:
+worker, the module and the module's children alive, and they continue to change VMs. Three mechanisms find them:
 
-* `guard` is the parent of one run. It is a child subreaper, so every process of the run stays its descendant, however
-  often it forks. It ends the whole tree when the run has ended, when it receives TERM, or when the agent has died.
-* `processes_with_variable` finds processes by an environment variable that every run sets. It also finds the
-  processes of a run whose guard was killed.
+* `guard` is the parent of one run. It is a child subreaper: a descendant whose parent ends becomes the guard's child.
+  So every process of the run stays a descendant of the guard. The guard ends all of them when the run has ended,
+  when the guard receives TERM, or when the agent has died.
+* `processes_with_variable` finds processes by an environment variable that is set in every process of a run. It also
+  finds the processes of a run whose guard was killed.
 * The supervisor is a subreaper, too, and ends the remaining processes when its agent dies.
 
-This file imports the standard library only, because it is also run as a script without site-packages (`python -I -S`,
-15 ms).
+This file imports the standard library only, because it is also run as a script without site-packages (`python -I -S`).
+Such a script starts in 15 ms.
 """
 
 from __future__ import annotations
@@ -28,13 +29,13 @@ if TYPE_CHECKING:  # not imported at run time, because the script must start fas
     from collections.abc import Callable, Iterable, Mapping
     from typing import NoReturn
 
-#: The path of this file, by which it is run as a script.
+#: The path of this file, which is also run as a script.
 SCRIPT = os.path.abspath(__file__)
-#: Time between TERM and KILL. R7: no process of a run is alive 5 s after its end.
+#: Time between TERM and KILL. It keeps promise R7 (docs/promises.md): no process of a run is alive 5 s after its end.
 GRACE_S = 3.0
 #: Exit code of `guard` when it has ended the run.
 ENDED = 254
-#: How long to wait for a process after SIGKILL, which one in uninterruptible sleep survives.
+#: How long to wait for a process after SIGKILL. A process in uninterruptible sleep ends only after the sleep.
 _KILL_WAIT_S = 5.0
 _CHECK_INTERVAL_S = 0.05
 #: Signals that Python or this project ignores; a child process gets their default handling.
@@ -45,7 +46,7 @@ _PR_SET_CHILD_SUBREAPER = 36
 
 
 def become_subreaper() -> None:
-    """Make orphaned descendants of this process its children instead of init's."""
+    """Make this process a child subreaper: its orphaned descendants become its children, not children of init."""
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
@@ -152,15 +153,15 @@ def guard(command: list[str]) -> int:
 def wait_for_child(child: int, wakeups: Wakeups, *, parent_fd: int = 0) -> int | None:
     """Wait for a child's end and return its exit code; None when TERM was received or the parent closed its pipe.
 
-    `wakeups` must include CHLD and TERM. `parent_fd` is our end of the pipe, into which the parent writes nothing: when
-    it is readable, the parent has closed it.
+    `wakeups` must include CHLD and TERM. `parent_fd` is this process's end of a pipe from the parent. The parent writes
+    nothing to the pipe, so `parent_fd` becomes readable only when the parent closes its end.
     """
     poll = select.poll()
     poll.register(wakeups.reader, select.POLLIN)
     poll.register(parent_fd, select.POLLIN)
     while True:
         closed = any(fd == parent_fd for fd, _ in poll.poll())
-        ended = reap()  # before TERM is checked: a run that has ended keeps its own exit code
+        ended = reap()  # before the check of TERM: an ended run keeps its own exit code
         if child in ended:
             return exit_code(ended[child])
         if closed or signal.SIGTERM in wakeups.read():
@@ -191,18 +192,18 @@ def exec_tied_to(parent: int, command: list[str]) -> NoReturn:
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # the parent has died before prctl was called
         sys.exit(1)
-    for signum in (signal.SIGHUP, signal.SIGUSR1):  # by default these kill a command that has no handler yet
+    for signum in (signal.SIGHUP, signal.SIGUSR1):  # by default, they kill a process without a handler for them
         signal.signal(signum, signal.SIG_IGN)
     os.execvp(command[0], command)  # noqa: S606  on purpose: no shell between the supervisor and its agent
 
 
 def guard_command() -> list[str]:
-    """Return the start of a command line that runs the rest of it under `guard`."""
+    """Return the start of a command line. The command that is appended to it runs under `guard`."""
     return [sys.executable, "-I", "-S", SCRIPT, "guard"]
 
 
 def command_tied_to(parent: int) -> list[str]:
-    """Return the start of a command line that runs the rest of it; the kernel kills that when `parent` dies."""
+    """Return the start of a command line. The kernel kills the command that is appended to it when `parent` dies."""
     return [sys.executable, "-I", "-S", SCRIPT, "tie", str(parent)]
 
 
@@ -230,7 +231,7 @@ def _stat(name: str) -> tuple[bytes, bytes]:
 
 
 def _descendants_of(roots: Iterable[int], parents: dict[int, int]) -> set[int]:
-    """Return the descendants of `roots`, without the roots. `parents`: the parent of each process."""
+    """Return the descendants of `roots`, without the roots. `parents` maps each process to its parent."""
     children: dict[int, list[int]] = {}
     for pid, parent in parents.items():
         children.setdefault(parent, []).append(pid)
@@ -253,12 +254,12 @@ def _read(path: str) -> bytes:
 
 
 def _leave_group() -> None:
-    with contextlib.suppress(PermissionError):  # already the leader of a session of its own
+    with contextlib.suppress(PermissionError):  # this process leads a session already
         os.setsid()
 
 
 def _prctl(option: int, value: int) -> None:
-    import ctypes  # noqa: PLC0415  takes 3 ms, which most callers do not need
+    import ctypes  # noqa: PLC0415  this import takes 3 ms, and few callers need it
 
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(option, value, 0, 0, 0) != 0:

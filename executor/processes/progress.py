@@ -1,7 +1,7 @@
 """Sends progress messages from the agent to the supervisor through a pipe.
 
 The agent writes one byte per iteration of its main loop, and a line when it is ready or its status changes. The
-supervisor forwards the lines to systemd. An agent without a supervisor sends them to systemd itself; without systemd,
+supervisor forwards the lines to systemd. An agent without a supervisor sends them to systemd itself. Without systemd,
 nothing is sent. This module uses the standard library only.
 """
 
@@ -19,7 +19,8 @@ from executor.processes.sd_notify import Notifier
 #: The environment variable that contains the file descriptor of the pipe's write end.
 VARIABLE = "SMITH_PROGRESS_FD"
 PROGRESS_BYTE = b"."
-#: POSIX guarantees that a write of at most this size is atomic. A longer one may be mixed with another thread's.
+#: POSIX guarantees that a write of at most this size is atomic. A longer message may be mixed with that of another
+#: thread.
 MAX_MESSAGE_BYTES = 512
 
 

@@ -1,6 +1,7 @@
-"""Reports our state to the service manager (systemd, podman) through the socket that NOTIFY_SOCKET names.
+"""Reports this process's state to the service manager (systemd, podman) through the socket that NOTIFY_SOCKET names.
 
-Does nothing without NOTIFY_SOCKET, uses the standard library only, and drops a datagram that cannot be sent at once.
+This module does nothing without NOTIFY_SOCKET, and uses the standard library only. A datagram that cannot be sent at
+once is dropped.
 Source: sd_notify(3), sd_watchdog_enabled(3).
 """
 
@@ -50,7 +51,7 @@ class Notifier:
             self._send(STATUS + line)
 
     def ping(self) -> None:
-        """Send WATCHDOG, at most as often as the watchdog needs it. Call this after each progress."""
+        """Send WATCHDOG, at most as often as the watchdog needs it. Call this as long as the process makes progress."""
         now = time.monotonic()
         if self._ping_s > 0 and now - self._pinged_at >= self._ping_s:
             self._pinged_at = now

@@ -1,4 +1,4 @@
-"""Starts the agent, restarts it when it requests that or dies, and kills orphan processes.
+"""Starts the agent, restarts it when it requests a restart or dies, and kills orphan processes.
 
 The supervisor is the root of the process tree, PID 1 in the container. It has one thread and no stored state, and uses
 the standard library only. It is a child subreaper, so every orphaned descendant becomes its child. Signal handlers
@@ -29,11 +29,12 @@ from executor.processes.agent_process import AgentProcess, started_agent
 
 #: After these exit codes there is no restart: the agent is done, or an operator must act first.
 FINAL_CODES = frozenset({EXIT_OK, EXIT_USAGE, EXIT_SETTINGS, EXIT_DATABASE})
-#: Backoff before the first restart after a death; each further death doubles it. R5: jobs are claimed again in 10 s.
+#: Backoff before the first restart after a death; each further death doubles it. Promise R5
+#: (docs/promises.md): after a kill of the agent, jobs are claimed again within 10 s.
 MIN_BACKOFF_S = 0.5
 MAX_BACKOFF_S = 30.0
-#: Maximum backoff for an agent that was ready before it died: its start works, and R5 must hold even for the tenth kill
-#: in a row.
+#: Maximum backoff for an agent that was ready before it died. Its start works, and promise R5 holds even after the
+#: tenth kill in a row.
 MAX_BACKOFF_AFTER_READY_S = 4.0
 #: When the agent has run for this long, the backoff starts again at its minimum.
 STABLE_RUNTIME_S = 60.0
@@ -79,8 +80,8 @@ def supervise(
 
     The first TERM (or INT: Ctrl-C) makes the agent drain, the second one makes it cancel its jobs, and QUIT makes it
     exit at once. An agent that is still running `stop_timeout_s` after the first signal is killed. An agent that has
-    reported no progress for `stall_timeout_s` writes the stacks of its threads (USR1), is killed and restarted; 0 turns
-    that off. HUP and USR1 are forwarded.
+    reported no progress for `stall_timeout_s` writes the stacks of its threads (USR1), is killed and restarted. With 0,
+    the supervisor does not check the progress. HUP and USR1 are forwarded.
     """
     os.umask(0o077)
     process_tree.set_undumpable()
@@ -97,7 +98,7 @@ class Backoff:
         self._next_s = MIN_BACKOFF_S
 
     def after(self, runtime_s: float, *, requested: bool, was_ready: bool = False) -> float:
-        """Return the backoff after the agent has run for `runtime_s`; `requested`: it has requested the restart."""
+        """Return the backoff after the agent has run for `runtime_s`; `requested`: it asked for the restart."""
         if runtime_s >= STABLE_RUNTIME_S:
             self._next_s = MIN_BACKOFF_S
         if requested and runtime_s >= MIN_RUNTIME_S:
@@ -150,7 +151,7 @@ class Supervisor:
         self._was_ready = False
         try:
             return self._run_agent_process()
-        except OSError as error:  # no process was started; the backoff is the same as after a death
+        except OSError as error:  # no process was started: the backoff is that after a death
             self._log("agent_start_failed", level="error", reason=str(error))
             return EXIT_FAILURE
 

@@ -35,7 +35,7 @@ WAIT_BUCKETS_S = (0.1, 0.25, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300)
 
 
 class Meters:
-    """The counters of one agent process."""
+    """Holds the counters of one agent process."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()

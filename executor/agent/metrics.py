@@ -1,8 +1,8 @@
 """Runs the critical job ReportMetric: reads all VMs with one request to Proxmox, sends their metrics to FulcrumCore.
 
-FulcrumCore accepts one metric entry per request and sets the timestamp itself. So the requests are spread over the
-interval, and use at most 5 % of a CPU core. Samples that cannot be sent in time are dropped, and the next round starts
-with their VMs.
+FulcrumCore accepts one metric entry per request and sets the entry's timestamp itself. So the requests are spread over
+the interval. All of this uses at most 5 % of a CPU core. Samples that cannot be sent in time are dropped, and the next
+round starts with the VMs of these samples.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class VmMetrics:
     state: AgentState
     interval_s: float
     _previous: dict[int, tuple[float, VmRow]] = field(default_factory=dict)  #: by VMID: time and row of the last round
-    _logged_missing: set[str] = field(default_factory=set)
+    _logged_missing: set[str] = field(default_factory=set)  #: missing metric types that were logged
     _first_vmid: int = 0  #: the next round starts with this VM, the first one of which a sample was dropped
     _is_incomplete: bool = False  #: the last round dropped samples
 

@@ -43,7 +43,7 @@ class Shared:
     """The objects that most parts of the agent use."""
 
     settings: Settings
-    boot_id: str
+    boot_id: str  #: id of this agent process, and the owner of its leases
     state: AgentState
     engine: Engine
     fulcrum: FulcrumClient

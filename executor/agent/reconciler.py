@@ -16,9 +16,9 @@ from executor.log import get_logger
 
 log = get_logger(__name__)
 
-#: How long the first check waits for the first heartbeat, from whose answer we learn our agent id.
+#: How long the first check waits for the first heartbeat. FulcrumCore's response to it contains the agent's id.
 AGENT_ID_TIMEOUT_S = 20.0
-#: A result older than this many intervals is not shown: another agent process makes the checks now.
+#: A result older than this many intervals is not shown, because another agent process has probably made later checks.
 MAX_AGE_INTERVALS = 3.0
 
 
@@ -34,7 +34,7 @@ class Reconciler:
     interval_s: float
     _open_findings: dict[tuple[str, str, int | None], Finding] = field(default_factory=dict)
     _inconclusive_reason: str = ""
-    _concluded_at: float | None = None  #: monotonic; end of the last check that was not inconclusive
+    _concluded_at: float | None = None  #: monotonic time at the end of the last conclusive check
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def check_and_repair(self) -> None:
@@ -69,7 +69,7 @@ class Reconciler:
         return bool(self.state.agent_id) and not self.state.draining.is_set() and not self.state.stopping.is_set()
 
     def _try_repair(self, finding: Finding) -> bool:
-        """Repair a finding if that is safe. Return False when the finding remains open."""
+        """Repair a finding if the repair is safe. Return False when the finding stays open."""
         if finding.repair not in AUTOMATIC_REPAIRS:
             return False
         inspector = self.inspector

@@ -104,7 +104,7 @@ class ReloadableSecrets:
         return changed
 
     def _replace(self, new: Settings, names: tuple[str, ...]) -> tuple[str, ...]:
-        """Replace the named secrets by those of `new`; return the names whose values have changed."""
+        """Replace the secrets in `names` by the values in `new`; return the names whose values have changed."""
         redactor.add(*secret_values(new))
         values = {name.lower(): getattr(new, name.lower()) for name in names}
         with self._lock:

@@ -38,9 +38,9 @@ class Reservations:
     cluster: str
 
     def mapping_of(self, job: Job) -> Mapping | None:
-        """Return the mapping of the service's VM; a create reserves one. None for a delete whose VM does not exist.
+        """Return the mapping of the service's VM. For a create without a mapping, reserve a VMID.
 
-        Raises JobError.
+        Returns None for a delete whose VM does not exist. Raises JobError.
         """
         with reading(self.engine) as session:
             mapping = mappings.current(session, service_id(job))
@@ -111,7 +111,10 @@ class Reservations:
             raise JobError(ErrorCode.PVE_PERMISSION, "the token lacks VM.Audit on /vms: nothing can be concluded")
 
     def _reserve(self, job: Job) -> Mapping:
-        """Reserve a VMID that the cluster does not use; return the new mapping, or one that was added meanwhile."""
+        """Reserve a VMID that the cluster does not use; return its mapping.
+
+        Another thread may have added a mapping of the service meanwhile; then that mapping is returned.
+        """
         kind = read_properties(delivered_properties(job)).kind
         used_vmids: set[int] = set()
         while True:

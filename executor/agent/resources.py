@@ -44,7 +44,9 @@ class Resources:
     def allocate(
         self, job: Job, mapping: Mapping, properties: dict[str, Any], *, may_wait: Callable[[], bool]
     ) -> Iterator[AllocatedResources]:
-        """Allocate a placement and a clone slot for the length of the block; most actions need neither.
+        """Allocate a placement and a clone slot for the length of the block.
+
+        Only a create and a migration need a placement, and only a create needs a clone slot.
 
         `may_wait` is called repeatedly while all clone slots are in use, and may raise JobError.
         Raises JobError when no node has enough resources, or when `may_wait` returns False.

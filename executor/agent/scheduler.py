@@ -1,8 +1,8 @@
 """Runs the critical jobs at their intervals, each on its own thread, so that none delays another.
 
-The `schedule` library decides when an execution is due. A database row stores the last result and, when several agents
-share the database, decides which of them executes the critical job. When the database cannot be written, the critical
-job is executed anyway.
+The `schedule` library decides when an execution is due. A database row stores the last result. When several agents
+share the database, it also decides which agent executes the critical job. When the database cannot be written, the
+critical job is executed anyway.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class CriticalJob:
     run: Callable[[], float | None]  #: executes the critical job once; may return the seconds until the next execution
     wake: threading.Event = field(default_factory=threading.Event)  #: when set, the next execution starts now
     for_each_agent: bool = True  #: False: only one of the agents that share the database executes it per interval
-    link: Link | None = None  #: the scheduler notes an outage of FulcrumCore here; `run` notes its end
+    link: Link | None = None  #: the scheduler records here that an outage began, `run` that it ended
     started_at: float = 0.0  #: monotonic; start of the current or last execution
     finished_at: float = 0.0  #: monotonic; end of the last execution
     failing_with: str = ""  #: type of the last execution's exception, so that a repeated failure is logged once
@@ -53,7 +53,7 @@ class Scheduler:
     """Starts, checks and stops the threads of the critical jobs."""
 
     def __init__(self, engine: Engine, jobs: Sequence[CriticalJob]) -> None:
-        # A short timeout for the database lock: a heartbeat must not wait as long as another writer may hold the lock.
+        # The timeout for the database lock is short, because a heartbeat must not wait for a slow writer to release it.
         self._engine = engine.execution_options(smith_busy_ms=BUSY_MS)
         self._stopping = threading.Event()
         self._threads: dict[str, threading.Thread] = {}

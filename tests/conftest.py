@@ -57,18 +57,18 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 
 @pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the marks in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep tests that share a fixture of their module on one worker: a lab is set up once then, not once a worker.
+    """Keep tests that share a fixture of their module on one worker, so that it starts their lab once.
 
-    What takes longest begins first, so that at the end no worker has a long group to itself.
+    The longest tests start first, so that no worker is left with a long group at the end.
     """
-    items.sort(key=_begins)  # stable: otherwise as collected
+    items.sort(key=_position_in_longest_first)  # a stable sort: otherwise in the order of collection
     for item in items:
         if item.get_closest_marker("xdist_group") is None and _shares_a_fixture(item):
             item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
-def _begins(item: pytest.Item) -> int:
-    name = "/".join(item.path.parts[-2:])
+def _position_in_longest_first(item: pytest.Item) -> int:
+    name = item.path.relative_to(Path(__file__).parent).as_posix()
     return next((place for place, start in enumerate(LONGEST_FIRST) if name.startswith(start)), len(LONGEST_FIRST))
 
 

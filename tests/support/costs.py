@@ -21,11 +21,11 @@ from typing import NamedTuple
 import psutil
 import pytest
 
-#: Beginnings of names of test files, those with the longest groups first (`make slowest`).
+#: Prefixes of paths of test files below tests/, those with the longest groups first (`make slowest`).
 LONGEST_FIRST = (
-    *("security/test_canary", "integration/test_warm.py", "faults/test_f23", "faults/test_f15", "faults/test_f01"),
-    *("integration/test_cli_drift", "faults/", "e2e/", "playbooks/", "security/", "integration/test_play"),
-    *("integration/test_cli", "integration/test_bootstrap", "integration/"),
+    *("security/test_canary", "integration/runs/test_warm.py", "faults/test_f23", "faults/test_f15", "faults/test_f01"),
+    *("integration/cli/test_cli_drift", "faults/", "e2e/", "playbooks/", "security/", "integration/cli/test_play"),
+    *("integration/cli/", "integration/fulcrum/test_bootstrap", "integration/"),
 )
 SHOWN = 20
 BEGIN, END = "<!-- slowest tests: begin (make slowest) -->", "<!-- slowest tests: end -->"

@@ -40,7 +40,7 @@ def test_a_document_without_markers_is_left_alone() -> None:
 
 def test_the_order_of_the_suite_names_tests_that_exist() -> None:
     root = Path(__file__).parents[1]
-    names = [f"{file.parent.name}/{file.name}" for file in root.glob("*/test_*.py")]
+    names = [file.relative_to(root).as_posix() for file in root.rglob("test_*.py")]
     assert [start for start in costs.LONGEST_FIRST if not any(name.startswith(start) for name in names)] == []
 
 

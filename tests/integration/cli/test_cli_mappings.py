@@ -90,4 +90,4 @@ def test_an_ambiguous_beginning_names_both_services(smith: Cli) -> None:
 def test_an_unknown_mapping_fails_with_a_hint(reference: str, smith: Cli) -> None:
     done = smith("mappings", "show", reference)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith("smith: no mapping fits")
+    assert done.stderr.startswith("smith: no mapping matches")

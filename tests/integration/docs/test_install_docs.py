@@ -97,7 +97,7 @@ def test_the_commands_for_a_virtual_environment_create_one_that_works_outside_th
     for arguments, code, said in (
         (("doctor",), 3, "FULCRUM_API_URL is missing"),
         (("run",), 3, "FULCRUM_API_URL is missing"),
-        (("demo",), 1, "needs a checkout"),
+        (("demo",), 1, "pip install agent-smith-lab"),
     ):
         done = smith(*arguments)
         assert (done.returncode, "Traceback" in done.stderr) == (code, False), done.stderr

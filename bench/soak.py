@@ -32,7 +32,7 @@ Json = dict[str, Any]
 SLOTS = 8
 #: Time limit of one playbook run.
 TIMEOUT_S = 120.0
-#: The runs of one cycle of a slot. The slot's VM has the same state before and after the cycle.
+#: The runs of one cycle of a slot; a `refused` run has an invalid service id. The VM's state is the same after a cycle.
 CYCLE = ("start", "refused", "refused", "refused", "refused", "stop", "refused", "refused", "refused", "refused")
 FIRST_VMID = 400_000
 #: About how many samples of the resources are taken.

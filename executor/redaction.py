@@ -70,7 +70,7 @@ class Redactor:
         return self._value(obj, 0)
 
     def _rebuild(self) -> None:
-        """Replace the texts to search for in one assignment, so that `redact` needs no lock."""
+        """Rebuild the texts to search for. One assignment replaces the old ones, so that `redact` needs no lock."""
         self._forms = {secret: self._forms[secret] for secret in self._secrets}
         self._needles = _Needles(form for forms in self._forms.values() for form in forms)
 
@@ -124,8 +124,8 @@ class StreamRedactor:
         needles = self._redactor._needles
         spans = needles.spans(text)
         cut = needles.safe_length(text)
-        # A secret that was found may end in the kept part, and a longer secret may start at the same place. Then the
-        # text from the start of this secret is kept.
+        # A found secret may reach into the kept part, or may be the start of a longer secret. In both cases the text is
+        # kept from the start of the found secret.
         while spans and spans[-1][1] > cut:
             cut = min(cut, spans.pop()[0])
         self._kept = text[cut:]

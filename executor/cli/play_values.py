@@ -22,7 +22,7 @@ Options = Mapping[str, Mapping[str, Any]]
 
 
 def read_values(file: Path | None, values: list[str], options: Options) -> dict[str, Any]:
-    """Return the members of `vm` from the file and from `values`, the options -e, which take precedence."""
+    """Return the members of `vm`. `values` are the -e arguments; they override the members of the file."""
     vm = _read_file(file) if file else {}
     for value in values:
         key, separator, text = value.partition("=")
@@ -56,7 +56,7 @@ def _set_member(vm: dict[str, Any], path: list[str], text: str, options: Options
         raise typer.BadParameter(
             f"{'.'.join(path)} is a secret, and other users can read a command line: set it in --vars"
         )
-    if not known and len(path) > 1:  # The member is a property. Roles do not describe properties.
+    if not known and len(path) > 1:  # a member of `properties`, which no argument spec describes
         members[path[-1]] = _parse_yaml(text)
         return
     try:

@@ -31,7 +31,8 @@ if TYPE_CHECKING:  # not imported at run time, because the script must start fas
 
 #: The path of this file, which is also run as a script.
 SCRIPT = os.path.abspath(__file__)
-#: Time between TERM and KILL. It keeps promise R7 (docs/promises.md): no process of a run is alive 5 s after its end.
+#: Time between TERM and KILL. It keeps promise R7 (docs/promises.md): 5 s after a run has ended, none of its processes
+#: is alive.
 GRACE_S = 3.0
 #: Exit code of `guard` when it has ended the run.
 ENDED = 254
@@ -53,8 +54,8 @@ def become_subreaper() -> None:
 def set_undumpable() -> None:
     """Forbid core dumps, debuggers and reading /proc/<pid>/environ of this process to all users but root.
 
-    The process holds secrets, and its child processes (also a provider's playbooks) run as the same user. The kernel
-    resets this flag at exec, so child programs are not affected.
+    The process holds secrets, and its child processes (including playbooks that the provider wrote) run as the same
+    user. The kernel resets this flag at exec, so child programs are not affected.
     """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _prctl(_PR_SET_DUMPABLE, 0)
@@ -161,7 +162,7 @@ def wait_for_child(child: int, wakeups: Wakeups, *, parent_fd: int = 0) -> int |
     poll.register(parent_fd, select.POLLIN)
     while True:
         closed = any(fd == parent_fd for fd, _ in poll.poll())
-        ended = reap()  # before the check of TERM: an ended run keeps its own exit code
+        ended = reap()  # reaped before TERM is checked: a run that has already ended returns its own exit code
         if child in ended:
             return exit_code(ended[child])
         if closed or signal.SIGTERM in wakeups.read():
@@ -198,12 +199,12 @@ def exec_tied_to(parent: int, command: list[str]) -> NoReturn:
 
 
 def guard_command() -> list[str]:
-    """Return the start of a command line. The command that is appended to it runs under `guard`."""
+    """Return a command prefix. The command that is appended to the prefix runs under `guard`."""
     return [sys.executable, "-I", "-S", SCRIPT, "guard"]
 
 
 def command_tied_to(parent: int) -> list[str]:
-    """Return the start of a command line. The kernel kills the command that is appended to it when `parent` dies."""
+    """Return a command prefix. The kernel kills the command that is appended to the prefix when `parent` dies."""
     return [sys.executable, "-I", "-S", SCRIPT, "tie", str(parent)]
 
 

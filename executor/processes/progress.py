@@ -25,7 +25,7 @@ MAX_MESSAGE_BYTES = 512
 
 
 class Progress:
-    """The agent's end of the pipe. The agent process may have several instances."""
+    """The agent's end of the pipe. One agent process may create several Progress objects."""
 
     def __init__(self) -> None:
         self._fd = _inherited_pipe()

@@ -26,7 +26,7 @@ from rich.table import Table
 from executor.errors import EXIT_FAILURE, EXIT_OK
 from smith_lab.system import LabSystem, running_lab, wait_for
 
-#: How many real seconds a Proxmox second takes. This value is slow enough that a user sees the progress.
+#: How many real seconds one second of the Proxmox stand-in takes: slow enough that a user sees the progress.
 TIME_SCALE = 0.2
 #: Time after which a phase of the demo fails. FulcrumCore fails a job after the same time.
 PHASE_TIMEOUT_S = 300.0

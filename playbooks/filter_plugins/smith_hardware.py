@@ -101,7 +101,7 @@ def is_yes(value: Any) -> bool:
 def _replaced_first(current: str, value: str, name: str) -> str:
     """Return a property string of Proxmox, such as `host,flags=+aes`, with its first value replaced.
 
-    `name` is the key of the first value, which Proxmox may write or omit. If the first value is already `value`, the
+    `name` is the key of the first value; Proxmox may omit this key. If the first value is already `value`, the
     text is not changed.
     """
     first, *rest = current.split(",")
@@ -120,8 +120,8 @@ def _agent(current: str, is_on: bool) -> str:
 def asked_disks(found: dict[str, Any], vm: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Return the requested size and storage of each disk, by the disk's name.
 
-    In the request, `disk_gib` is the size of the first disk, and `disks` names disks. Size 0 and an empty storage mean
-    that none is requested.
+    In the request, `disk_gib` is the size of the first disk, and `disks` is a list of disks with their names. Size 0
+    means that no size is requested, an empty storage that no storage is requested.
     """
     asked: dict[str, dict[str, Any]] = {}
     if vm.get("disk_gib"):
@@ -330,8 +330,8 @@ def _guest_network(found: dict[str, Any], vm: dict[str, Any]) -> dict[str, Any]:
 def ip_config(current: str, nic: dict[str, Any]) -> str:
     """Return the value of `ipconfig0`, `ipconfig1` and so on with the requested changes.
 
-    `mode` changes the IPv4 address, and `ipv6_mode` changes the IPv6 address. If one of them is not requested, the
-    addresses of its version are not changed.
+    `mode` sets the IPv4 address, and `ipv6_mode` sets the IPv6 address. Without `mode` the IPv4 settings are not
+    changed, without `ipv6_mode` the IPv6 settings.
     """
     parts = dict(part.partition("=")[::2] for part in current.split(",") if part)
     set_addresses(parts, nic)
@@ -340,7 +340,7 @@ def ip_config(current: str, nic: dict[str, Any]) -> str:
 
 
 def set_addresses(parts: dict[str, str], nic: dict[str, Any]) -> None:
-    """Set the requested IP addresses and gateways of a NIC in `parts`, the options in its value."""
+    """Set the requested addresses and gateways in `parts`, the options of `ipconfigN` or of a container's `netN`."""
     if nic.get("mode"):
         _set_address(parts, "ip", "gw", _address(nic["mode"], nic.get("ipv4_cidr")), nic.get("ipv4_gateway"))
     if nic.get("ipv6_mode"):

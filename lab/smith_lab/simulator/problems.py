@@ -29,7 +29,7 @@ class PropertyErrors(Exception):
         super().__init__(self._summary())
 
     def _summary(self) -> str:
-        # FulcrumCore sends the message of a single problem, but only the number of several problems.
+        # If there is one error, FulcrumCore sends its message; if there are several, only their number.
         if len(self.errors) == 1:
             path, message = self.errors[0]
             return f"{path}: {message}" if path else message

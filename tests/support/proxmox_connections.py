@@ -11,6 +11,9 @@ from smith_lab.proxmox.stand_in import ProxmoxStandIn
 from executor.errors import JobError
 from executor.proxmox.connection import ProxmoxConnection
 
+#: The service id in the marker of the VM that the fixture `vm` adds.
+MARKED_UID = "e5b72a52-8d0e-4d0b-9a3c-0d9a5b1f7e11"
+
 
 def connection_to(stand_in: ProxmoxStandIn) -> ProxmoxConnection:
     return ProxmoxConnection(

@@ -14,42 +14,13 @@ from typing import Any
 
 import pytest
 from smith_lab.proxmox.certificates import make_certificates
-from smith_lab.proxmox.stand_in import ProxmoxStandIn, running_stand_in
+from smith_lab.proxmox.stand_in import ProxmoxStandIn
 from support.proxmox_connections import connection_to, failing
 
 from executor.errors import JobError
 from executor.proxmox.client import ProxmoxReader
 from executor.proxmox.connection import ProxmoxConnection
 from executor.settings.settings import load_settings
-
-UID = "e5b72a52-8d0e-4d0b-9a3c-0d9a5b1f7e11"
-
-
-@pytest.fixture(scope="module")
-def stand_in() -> Iterator[ProxmoxStandIn]:
-    with running_stand_in() as running:
-        running.control("grant", path="/", privilege="Sys.Audit")  # for /cluster/status; jobs do not need it
-        yield running
-
-
-@pytest.fixture(autouse=True)
-def no_faults(stand_in: ProxmoxStandIn) -> Iterator[None]:
-    yield
-    stand_in.control("clear_faults")
-
-
-@pytest.fixture
-def reader(stand_in: ProxmoxStandIn) -> ProxmoxReader:
-    return ProxmoxReader(connection_to(stand_in))
-
-
-@pytest.fixture
-def vm(stand_in: ProxmoxStandIn) -> Iterator[int]:
-    """Add a running VM with our marker: VMID 710 on pve2."""
-    config = {"cores": 2, "memory": "512", "description": f"Acme\nsmith-uid={UID}", "tags": "smith;web"}
-    stand_in.control("add", vmid=710, name="web-1", node="pve2", status="running", config=config)
-    yield 710
-    stand_in.control("remove", vmid=710)
 
 
 def test_the_connection_of_the_settings_works(stand_in: ProxmoxStandIn, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,44 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
-from smith_lab.proxmox.stand_in import ProxmoxStandIn, running_stand_in
-from support.proxmox_connections import connection_to, failing
+from smith_lab.proxmox.stand_in import ProxmoxStandIn
+from support.proxmox_connections import MARKED_UID, failing
 
 from executor.errors import JobError
 from executor.proxmox.client import ProxmoxReader
 
-UID = "e5b72a52-8d0e-4d0b-9a3c-0d9a5b1f7e11"
 TEMPLATE = 9000
-
-
-@pytest.fixture(scope="module")
-def stand_in() -> Iterator[ProxmoxStandIn]:
-    with running_stand_in() as running:
-        running.control("grant", path="/", privilege="Sys.Audit")  # for /cluster/status; jobs do not need it
-        yield running
-
-
-@pytest.fixture(autouse=True)
-def no_faults(stand_in: ProxmoxStandIn) -> Iterator[None]:
-    yield
-    stand_in.control("clear_faults")
-
-
-@pytest.fixture
-def reader(stand_in: ProxmoxStandIn) -> ProxmoxReader:
-    return ProxmoxReader(connection_to(stand_in))
-
-
-@pytest.fixture
-def vm(stand_in: ProxmoxStandIn) -> Iterator[int]:
-    """Add a running VM with our marker: VMID 710 on pve2."""
-    config = {"cores": 2, "memory": "512", "description": f"Acme\nsmith-uid={UID}", "tags": "smith;web"}
-    stand_in.control("add", vmid=710, name="web-1", node="pve2", status="running", config=config)
-    yield 710
-    stand_in.control("remove", vmid=710)
 
 
 def test_vms_and_templates_of_all_nodes_are_listed(reader: ProxmoxReader, vm: int) -> None:
@@ -53,7 +23,7 @@ def test_vms_and_templates_of_all_nodes_are_listed(reader: ProxmoxReader, vm: in
 def test_the_configuration_of_a_vm_has_its_marker(reader: ProxmoxReader, vm: int) -> None:
     config = reader.vm_config("pve2", vm)
     assert int(config["cores"]) == 2
-    assert reader.marker_of(config) == UID
+    assert reader.marker_of(config) == MARKED_UID
 
 
 def test_a_vm_that_is_not_on_the_node_is_vm_not_found(reader: ProxmoxReader, vm: int) -> None:
@@ -125,11 +95,11 @@ def test_a_services_vm_is_found_by_its_marker_and_not_by_its_name_alone(
 ) -> None:
     stand_in.control("add", vmid=711, name="other-web-1", node="pve1", config={"description": "smith-uid=none"})
     try:
-        found = reader.find_by_marker(reader.vms(), UID.upper(), name_suffix="web-1")
+        found = reader.find_by_marker(reader.vms(), MARKED_UID.upper(), name_suffix="web-1")
         assert found
         assert (found.vmid, found.node) == (vm, "pve2")
-        assert reader.find_by_marker(reader.vms(), UID, name_suffix="web-2") is None
-        assert reader.find_by_marker(reader.vms(), UID.replace("e5", "e6"), name_suffix="web-1") is None
+        assert reader.find_by_marker(reader.vms(), MARKED_UID, name_suffix="web-2") is None
+        assert reader.find_by_marker(reader.vms(), MARKED_UID.replace("e5", "e6"), name_suffix="web-1") is None
     finally:
         stand_in.control("remove", vmid=711)
 
@@ -150,7 +120,7 @@ def test_a_partial_clone_is_found_by_its_full_name_among_our_vmids_only(
         stand_in.control("add", vmid=713, name="db-0f7e2c1a", node="pve1", config={})
         assert reader.find_partial_clone(reader.vms(), "db-0f7e2c1a", ours) is None  # two candidates
         stand_in.control("remove", vmid=713)
-        stand_in.control("configure", vmid=712, values={"description": f"smith-uid={UID}"})
+        stand_in.control("configure", vmid=712, values={"description": f"smith-uid={MARKED_UID}"})
         assert reader.find_partial_clone(reader.vms(), "db-0f7e2c1a", ours) is None
     finally:
         for vmid in (712, 812):
@@ -160,11 +130,11 @@ def test_a_partial_clone_is_found_by_its_full_name_among_our_vmids_only(
 def test_two_vms_with_the_same_marker_are_an_identity_mismatch(
     reader: ProxmoxReader, stand_in: ProxmoxStandIn, vm: int
 ) -> None:
-    config = {"description": f"smith-uid={UID}"}
+    config = {"description": f"smith-uid={MARKED_UID}"}
     stand_in.control("add", vmid=711, name="copy-of-web-1", node="pve1", config=config)
     try:
         with pytest.raises(JobError, match=r"710, 711|711, 710") as caught:
-            reader.find_by_marker(reader.vms(), UID, name_suffix="web-1")
+            reader.find_by_marker(reader.vms(), MARKED_UID, name_suffix="web-1")
         assert caught.value.code == "VM_IDENTITY_MISMATCH"
     finally:
         stand_in.control("remove", vmid=711)

@@ -269,15 +269,23 @@ def stopping_the_executor(system: SystemUnderTest) -> Iterator[None]:
 
 @contextmanager
 def suspended(system: SystemUnderTest) -> Iterator[None]:
-    """Suspend every process of the executor while the block runs."""
+    """Suspend every process of the executor while the block runs.
+
+    A process can end or start another one before it is suspended. The list is read again until it has no new process.
+    """
     supervisor = psutil.Process(system.lab.executor.pid)
-    paused = [supervisor, *supervisor.children(recursive=True)]
-    for process in paused:
-        process.suspend()
+    suspended_processes: list[psutil.Process] = []
     try:
+        while new := [
+            process for process in (supervisor, *supervisor.children(recursive=True)) if process not in suspended_processes
+        ]:
+            for process in new:
+                suspended_processes.append(process)
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.suspend()
         yield
     finally:
-        for process in paused:
+        for process in suspended_processes:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.resume()
 

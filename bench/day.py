@@ -1,11 +1,12 @@
-"""Measures the heartbeats and metrics of a share of a day, and one round of the metrics of very many VMs.
+"""Measures the heartbeats and metrics of a share of a day, and one round of the metrics of thousands of VMs.
 
-The heartbeats and metrics of a share of a day run without the waits between them. A round of metrics is one call of
-`VmMetrics.report`, which sends the metrics of all VMs.
+The heartbeats and metrics of a share of a day are sent without the waits between them. A round of metrics is one call
+of `VmMetrics.report`, which sends the metrics of all VMs, or of as many VMs as the rate limit allows. In the figures, a
+round is called a turn.
 
 `python -m bench.day INPUT OUTPUT` runs one workload. INPUT is a JSON file with `workload` (day or fleet), `agent_id`,
-`vms` (the number of VMs) and `share` (the share of a day). The variables FULCRUM_*, PROXMOX_* and SMITH_* contain the
-addresses and credentials of the systems. The figures are written to the file OUTPUT.
+`vms` (the number of VMs) and, for the workload day, `share` (the share of a day). The variables FULCRUM_*, PROXMOX_*
+and SMITH_* contain the addresses and credentials of the systems. The figures are written to the file OUTPUT.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import Any
 import psutil
 from smith_lab.system import LabSystem, running_lab
 
-from bench.measuring import in_own_process
+from bench.measuring import run_in_own_process
 from bench.seeding import add_services_with_vms
 from executor.agent import metrics
 from executor.agent.heartbeat import Heartbeat
@@ -38,40 +39,42 @@ from executor.settings.settings import load_settings
 
 Json = dict[str, Any]
 DAY_S = 24 * 3600.0
-#: The intervals at which an agent sends heartbeats and metrics.
+#: The agent's default intervals between two heartbeats and between two rounds of metrics.
 HEARTBEAT_INTERVAL_S = 10.0
 METRICS_INTERVAL_S = 60.0
 FIRST_VMID = 300_000
+#: A rate limit of metrics with this value does not limit a round.
+UNLIMITED = 1e9
 
 
-def day(folder: Path, *, share: float, vms: int) -> Json:
-    """Measure all heartbeats and metrics of a share of a day, but without the waits between them."""
-    return _measure(folder, vms, {"workload": "day", "share": share})
+def measure_share_of_a_day(folder: Path, *, share: float, vms: int) -> Json:
+    """Measure all heartbeats and metrics of a share of a day. They are sent without the waits between them."""
+    return _run_workload(folder, vms, {"workload": "day", "share": share})
 
 
-def fleet(folder: Path, *, vms: int) -> Json:
-    """Measure one round of the metrics of `vms` VMs, with the agent's rate limit."""
-    return _measure(folder, vms, {"workload": "fleet"})
+def measure_fleet(folder: Path, *, vms: int) -> Json:
+    """Measure one round of the metrics of a fleet of `vms` VMs, with the agent's rate limit."""
+    return _run_workload(folder, vms, {"workload": "fleet"})
 
 
-def _measure(folder: Path, vms: int, workload: Json) -> Json:
+def _run_workload(folder: Path, vms: int, workload: Json) -> Json:
     folder.mkdir(parents=True)
     with running_lab(folder) as lab:
-        _add_vms(lab, vms)
+        _add_running_vms(lab, vms)
         inputs = {**workload, "agent_id": lab.ids.agent_id, "vms": vms}
-        return in_own_process("bench.day", inputs, folder, lab.environment())
+        return run_in_own_process("bench.day", inputs, folder, lab.environment())
 
 
-def _add_vms(lab: LabSystem, vms: int) -> None:
+def _add_running_vms(lab: LabSystem, vms: int) -> None:
     """Add running VMs and their services to the data of the simulators.
 
-    Orders of five thousand VMs through the API would take minutes.
+    This takes seconds. To order five thousand VMs through the API would take minutes.
     """
-    (first,) = add_services_with_vms(lab, 1)
+    (example,) = add_services_with_vms(lab, count=1)
     lab.proxmox.control("add", vmid=FIRST_VMID, name="fleet", status="running", copies=vms, config={"memory": "2048"})
     store = lab.core.server.store
     with store.lock:
-        original = store.services[first.service_id]
+        original = store.services[example.service_id]
         for vmid in range(FIRST_VMID, FIRST_VMID + vms):
             service = copy.copy(original)
             service.id, service.agent_instance_id = str(uuid.uuid4()), f"{lab.ids.agent_id}/{vmid}"
@@ -96,67 +99,73 @@ def main(input_file: str, output_file: str) -> None:
             columns = {"service_id": str(uuid.uuid4()), "cluster": "default", "name": f"fleet-{vmid}", "node": "pve1"}
             mappings.insert_active(session, vmid=vmid, **columns)
     proxmox = ProxmoxReader(ProxmoxConnection.from_settings(settings))
-    reporter = metrics.VmMetrics(
+    vm_metrics = metrics.VmMetrics(
         engine=engine, fulcrum=fulcrum, proxmox=proxmox, state=state, interval_s=METRICS_INTERVAL_S
     )
     if inputs["workload"] == "fleet":
-        facts = _turn(reporter)
+        figures = _measure_round(vm_metrics)
     else:
-        facts = _share_of_a_day(inputs["share"], Heartbeat(fulcrum=fulcrum, state=state), reporter)
-    Path(output_file).write_text(json.dumps({**facts, "vms": inputs["vms"]}), encoding="utf-8")
+        figures = _send_share_of_a_day(inputs["share"], Heartbeat(fulcrum=fulcrum, state=state), vm_metrics)
+    Path(output_file).write_text(json.dumps({**figures, "vms": inputs["vms"]}), encoding="utf-8")
 
 
-def _turn(reporter: metrics.VmMetrics) -> Json:
-    """Measure one round of metrics. The figures call a round a turn."""
-    requests = _count_posts(reporter.fulcrum)
-    cpu_before, started = time.process_time(), time.monotonic()
-    reporter.report()
+def _measure_round(vm_metrics: metrics.VmMetrics) -> Json:
+    """Measure one round of metrics."""
+    post_counter = _count_posts_of(vm_metrics.fulcrum)
+    cpu_before_s, started = time.process_time(), time.monotonic()
+    vm_metrics.report()
     took_s = time.monotonic() - started
-    posts = requests["post_metric"]
-    expected = 2 * len(reporter._previous)  # a VM has two metrics in its first round: rates need a second round
+    cpu_s = time.process_time() - cpu_before_s
+    posts = post_counter["post_metric"]
+    # In its first round, a VM has two metrics. Its other metrics are rates, which need the values of two rounds.
+    posts_for_all_vms = 2 * len(vm_metrics._previous_rows)
+    # The next round starts when the interval ends, or when this round ends if that is later.
     return {
         "posts": posts,
         "took_s": took_s,
-        "share_of_a_core": (time.process_time() - cpu_before) / max(took_s, METRICS_INTERVAL_S),
-        "turns_for_all": expected / posts,
+        "share_of_a_core": cpu_s / max(took_s, METRICS_INTERVAL_S),
+        "turns_for_all": posts_for_all_vms / posts,
         "interval_s": METRICS_INTERVAL_S,
     }
 
 
-def _count_posts(fulcrum: FulcrumClient) -> dict[str, int]:
-    """Replace `fulcrum.post_metric` by a function that also counts its calls; return the dict with the count."""
+def _count_posts_of(fulcrum: FulcrumClient) -> dict[str, int]:
+    """Make `fulcrum` count the calls of `post_metric`. Return a dict in which this count grows."""
     counts = {"post_metric": 0}
-    post = fulcrum.post_metric
+    original_post_metric = fulcrum.post_metric
 
-    def count(**values: Any) -> None:
-        post(**values)
+    def post_and_count(**values: Any) -> None:
+        original_post_metric(**values)
         counts["post_metric"] += 1
 
-    fulcrum.post_metric = count  # type: ignore[method-assign]
+    fulcrum.post_metric = post_and_count  # type: ignore[method-assign]
     return counts
 
 
-def _share_of_a_day(share: float, heartbeat: Heartbeat, reporter: metrics.VmMetrics) -> Json:
-    # Without the rate limit of metrics, all rounds of the share of a day run in seconds.
-    metrics.MAX_POSTS_PER_S = metrics.MIN_POSTS_PER_S = metrics.POSTS_SHARE_OF_A_CORE = 1e9
-    beats, turns = int(DAY_S / HEARTBEAT_INTERVAL_S * share), int(DAY_S / METRICS_INTERVAL_S * share)
-    for function in (heartbeat.send, reporter.report):
-        _repeat(function, max(turns // 10, 2))  # fills connection pools and caches before the measurement
+def _send_share_of_a_day(share: float, heartbeat: Heartbeat, vm_metrics: metrics.VmMetrics) -> Json:
+    """Send all heartbeats, then all metrics, of the share of a day; return the CPU time and the growth of memory."""
+    # Without the rate limit of metrics, all rounds take only seconds.
+    metrics.MAX_POSTS_PER_S = metrics.MIN_POSTS_PER_S = metrics.POSTS_SHARE_OF_A_CORE = UNLIMITED
+    heartbeats = int(DAY_S / HEARTBEAT_INTERVAL_S * share)
+    rounds = int(DAY_S / METRICS_INTERVAL_S * share)
+    for function in (heartbeat.send, vm_metrics.report):
+        _repeat(function, max(rounds // 10, 2))  # fills connection pools and caches before the measurement
     memory_before_mib = _memory_mib()
-    beat_cpu_s, turn_cpu_s = _repeat(heartbeat.send, beats), _repeat(reporter.report, turns)
+    heartbeats_cpu_s = _repeat(heartbeat.send, heartbeats)
+    metrics_cpu_s = _repeat(vm_metrics.report, rounds)
     return {
         "share": share,
-        "heartbeats": beats,
-        "heartbeat_share_of_a_core": beat_cpu_s / (DAY_S * share),
-        "metric_turns": turns,
-        "metric_share_of_a_core": turn_cpu_s / (DAY_S * share),
+        "heartbeats": heartbeats,
+        "heartbeat_share_of_a_core": heartbeats_cpu_s / (DAY_S * share),
+        "metric_turns": rounds,
+        "metric_share_of_a_core": metrics_cpu_s / (DAY_S * share),
         "grown_mib": _memory_mib() - memory_before_mib,
         "highest_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
 
 
 def _repeat(function: Callable[[], object], times: int) -> float:
-    """Call the function `times` times; return the CPU time of all calls in seconds."""
+    """Call the function `times` times; return the total CPU time of the calls in seconds."""
     cpu_before_s = time.process_time()
     for _ in range(times):
         function()

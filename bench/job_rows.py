@@ -7,7 +7,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,19 @@ from executor.database.job_queue import NewJob
 from executor.database.tables import Job, utc_now
 from executor.model import JobResult, JobStatus, ReportState
 
-OWNER = "bench"
-#: One of this number of jobs is pending, and the others have ended.
-ROWS_PER_PENDING = 20
-#: How many rows one INSERT adds.
-BATCH = 5_000
-#: How many due reports one call of `due_reports` may return.
-REPORTS = 50
-#: The measured operations. `list rare` lists the processing jobs, which are very few.
+#: The owner of the claimed jobs.
+OWNER_ID = "bench"
+#: Of this number of jobs, one is pending. All other jobs have ended.
+ROWS_PER_PENDING_JOB = 20
+#: Number of rows that one INSERT adds.
+ROWS_PER_INSERT = 5_000
+#: Maximum number of jobs that one call of `due_reports` returns: ended jobs whose result must now be reported.
+MAX_REPORTS = 50
+#: How often each operation is done before the measurement, to fill the page cache and the statement cache.
+WARM_UP_REPEATS = 5
+#: The number of service groups to which the jobs belong.
+GROUPS = 97
+#: The measured operations. `list rare` lists the jobs in the status Processing. Very few jobs have this status.
 OPERATIONS = ("submit", "claim", "finish", "report", "renew", "list newest", "list rare")
 
 
@@ -38,78 +43,90 @@ def measure(url: str, sizes: list[int], repeats: int) -> dict[int, dict[str, dic
     """
     engine = open_engine(url)
     schema.upgrade(engine)
-    measured, rows = {}, 0
+    percentiles_by_size: dict[int, dict[str, dict[str, float]]] = {}
+    row_count = 0
     for size in sizes:
-        _fill(engine, rows, size)
-        rows = size
-        _cycle(engine, 5)  # fills the page cache and the statement cache before the measurement
-        measured[size] = {operation: _percentiles(times) for operation, times in _cycle(engine, repeats).items()}
+        _add_rows(engine, row_count, size)
+        row_count = size
+        _measure_all_operations(engine, WARM_UP_REPEATS)
+        durations_ms = _measure_all_operations(engine, repeats)
+        percentiles_by_size[size] = {operation: _percentiles(durations_ms[operation]) for operation in OPERATIONS}
     engine.dispose()
-    return measured
+    return percentiles_by_size
 
 
-def _fill(engine: Engine, existing: int, wanted: int) -> None:
+def _add_rows(engine: Engine, count_before: int, count_after: int) -> None:
+    """Add rows to the table of jobs until it has `count_after` rows. The jobs were created one second apart."""
     now = utc_now()
-    for start in range(existing, wanted, BATCH):
-        rows = [
-            _row(number, now - timedelta(seconds=wanted - number))
-            for number in range(start, min(start + BATCH, wanted))
-        ]
+    for start in range(count_before, count_after, ROWS_PER_INSERT):
+        numbers = range(start, min(start + ROWS_PER_INSERT, count_after))
+        rows = [_job_row(number, now - timedelta(seconds=count_after - number)) for number in numbers]
         with transaction(engine) as session:
             session.execute(insert(Job), rows)
 
 
-def _row(number: int, at: Any) -> dict[str, Any]:
-    is_pending = number % ROWS_PER_PENDING == 0
-    times = {"core_created_at": at, "deadline_at": at + timedelta(minutes=5), "received_at": at}
-    ended = {} if is_pending else {"finished_at": at, "reported_at": at}
+def _job_row(number: int, created_at: datetime) -> dict[str, Any]:
+    """Return the columns of a pending job, or of a job that has ended and is reported."""
+    is_pending = number % ROWS_PER_PENDING_JOB == 0
+    ended_at = None if is_pending else created_at
     return {
         "fulcrum_id": str(uuid.uuid4()),
         "service_id": str(uuid.uuid4()),
-        "group_id": f"group-{number % 97}",
+        "group_id": f"group-{number % GROUPS}",
         "action": "start",
         "service": {"name": f"service-{number}", "properties": {"cores": 2, "memoryMb": 2048, "diskGb": 10}},
         "priority": 1,
         "status": JobStatus.PENDING if is_pending else JobStatus.COMPLETED,
         "report_state": ReportState.NONE if is_pending else ReportState.REPORTED,
-        "finished_at": None,
-        "reported_at": None,
-        **times,
-        **ended,
+        "core_created_at": created_at,
+        "received_at": created_at,
+        "deadline_at": created_at + timedelta(minutes=5),
+        "finished_at": ended_at,
+        "reported_at": ended_at,
     }
 
 
-def _cycle(engine: Engine, repeats: int) -> dict[str, list[float]]:
-    """Do every operation `repeats` times, each time in its own transaction; return all durations in milliseconds."""
-    times: dict[str, list[float]] = {operation: [] for operation in OPERATIONS}
+def _measure_all_operations(engine: Engine, repeats: int) -> dict[str, list[float]]:
+    """Do every operation `repeats` times, each time in its own transaction.
+
+    Returns the durations by operation, in milliseconds.
+    """
+    durations_ms: dict[str, list[float]] = {operation: [] for operation in OPERATIONS}
     for _ in range(repeats):
-        _timed(times["submit"], engine, _submit)
-        job = _timed(times["claim"], engine, lambda session: job_queue.claim(session, OWNER, lease_s=30, max_creates=8))
+        _measure_once(durations_ms["submit"], engine, _submit_job)
+        job = _measure_once(
+            durations_ms["claim"], engine, lambda session: job_queue.claim(session, OWNER_ID, lease_s=30, max_creates=8)
+        )
         lease = job_queue.lease_of(job)
-        _timed(times["renew"], engine, lambda session: job_queue.renew(session, OWNER, lease_s=30))
-        _timed(times["list newest"], engine, queries.list_jobs)
-        _timed(times["list rare"], engine, lambda session: queries.list_jobs(session, statuses=[JobStatus.PROCESSING]))
+        _measure_once(durations_ms["renew"], engine, lambda session: job_queue.renew(session, OWNER_ID, lease_s=30))
+        _measure_once(durations_ms["list newest"], engine, queries.list_jobs)
+        _measure_once(
+            durations_ms["list rare"],
+            engine,
+            lambda session: queries.list_jobs(session, statuses=[JobStatus.PROCESSING]),
+        )
         result = JobResult(succeeded=True, vm={"vmid": 100, "status": "running"})
-        _timed(
-            times["finish"],
+        _measure_once(
+            durations_ms["finish"],
             engine,
             lambda session, lease=lease, result=result: job_queue.finish(session, lease, result),
         )
-        _timed(times["report"], engine, _report)
-    return times
+        _measure_once(durations_ms["report"], engine, _report_jobs)
+    return durations_ms
 
 
-def _timed(times: list[float], engine: Engine, operation: Callable[..., Any]) -> Any:
+def _measure_once(durations_ms: list[float], engine: Engine, operation: Callable[..., Any]) -> Any:
+    """Do an operation in a transaction, append its duration to the list, and return its result."""
     started = time.perf_counter()
     with transaction(engine) as session:
-        answer = operation(session)
-    times.append(1000 * (time.perf_counter() - started))
-    return answer
+        result = operation(session)
+    durations_ms.append(1000 * (time.perf_counter() - started))
+    return result
 
 
-def _submit(session: Any) -> None:
+def _submit_job(session: Any) -> None:
     now = utc_now()
-    new = NewJob(
+    new_job = NewJob(
         fulcrum_id=str(uuid.uuid4()),
         service_id=str(uuid.uuid4()),
         group_id=None,
@@ -121,16 +138,17 @@ def _submit(session: Any) -> None:
         core_created_at=now,
         deadline_at=now + timedelta(minutes=5),
     )
-    job_queue.submit(session, new)
+    job_queue.submit(session, new_job)
 
 
-def _report(session: Any) -> None:
-    for job in outbox.due_reports(session, REPORTS):
+def _report_jobs(session: Any) -> None:
+    """Record that FulcrumCore acknowledged the results of all jobs that `due_reports` returns."""
+    for job in outbox.due_reports(session, MAX_REPORTS):
         outbox.note_reported(session, job.id, ReportState.REPORTED)
 
 
-def _percentiles(times: list[float]) -> dict[str, float]:
-    return {"p50_ms": median(times), "p99_ms": percentile(times, 0.99)}
+def _percentiles(durations_ms: list[float]) -> dict[str, float]:
+    return {"p50_ms": median(durations_ms), "p99_ms": percentile(durations_ms, 0.99)}
 
 
 @contextmanager
@@ -139,7 +157,8 @@ def postgres_url() -> Iterator[str | None]:
     sys.path.insert(0, str(ROOT / "tests" / "support"))
     import databases  # noqa: PLC0415  a helper module of the tests, which belongs to no package
 
-    if (binaries := databases.postgres_binaries()) is None:
+    binaries = databases.postgres_binaries()
+    if binaries is None:
         yield None
         return
     with databases.postgres_cluster(Path(binaries)) as cluster, cluster.fresh_database() as url:

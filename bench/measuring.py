@@ -1,4 +1,4 @@
-"""Measures the CPU time and memory of a process tree from /proc, runs workloads in processes, and computes medians."""
+"""Measures the CPU time and memory of a process tree, runs a workload in its own process, and computes percentiles."""
 
 from __future__ import annotations
 
@@ -21,93 +21,110 @@ from typing import Any
 
 from executor.processes import process_tree
 
-#: The unit of CPU times in /proc.
-TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+#: In /proc, CPU times are counted in ticks. This is the number of ticks per second.
+CPU_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+#: The root folder of the project.
 ROOT = Path(__file__).resolve().parents[1]
-#: Interval between two samples of memory. A sample stops each process for milliseconds: with a sample every 0.25 s, a
+#: How much of the end of a failed module's error output is shown.
+MAX_ERROR_CHARACTERS = 3000
+#: Interval between two samples of memory. A sample stops each process for milliseconds. With an interval of 0.25 s, a
 #: burst took 10 % longer.
-SAMPLE_S = 2.0
+MEMORY_SAMPLE_INTERVAL_S = 2.0
 
 
 class WorkloadFailed(RuntimeError):
-    """A job of a workload failed, so the figures of the workload cannot be compared with others."""
+    """A job, a playbook run or the process of a workload failed, so the workload has no figures to compare."""
 
 
-def in_own_process(
+def run_in_own_process(
     module: str, inputs: Mapping[str, object], folder: Path, environment: Mapping[str, str]
 ) -> dict[str, Any]:
     """Run `python -m MODULE INPUT OUTPUT` in a new process and return the content of OUTPUT.
 
-    INPUT is a JSON file with `inputs`, and OUTPUT a JSON file that the module writes. The new process does no other
-    work, so its cost is that of the workload. It inherits the environment of this process, but the variables
-    PROXMOX_*, FULCRUM_* and SMITH_* are those in `environment`. Raises WorkloadFailed if the module fails.
+    INPUT is a JSON file with `inputs`. OUTPUT is a JSON file that the module writes. The new process does no other
+    work, so its cost is the cost of the workload. It inherits the environment variables of this process, except
+    PROXMOX_*, FULCRUM_* and SMITH_*: of these, it gets only the variables in `environment`. Raises WorkloadFailed if
+    the module fails.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    input_file, output_file = folder / f"{uuid.uuid4()}.input.json", folder / f"{uuid.uuid4()}.json"
+    input_file = folder / f"{uuid.uuid4()}.input.json"
+    output_file = folder / f"{uuid.uuid4()}.json"
     input_file.write_text(json.dumps(inputs), encoding="utf-8")
     inherited = {
         name: value for name, value in os.environ.items() if not name.startswith(("PROXMOX_", "FULCRUM_", "SMITH_"))
     }
-    done = subprocess.run(
+    scripts_folder = sysconfig.get_path("scripts")  # contains Ansible's programs
+    path = f"{scripts_folder}{os.pathsep}{os.environ['PATH']}"
+    finished_process = subprocess.run(
         [sys.executable, "-m", module, str(input_file), str(output_file)],
-        env={**inherited, **environment, "PATH": f"{sysconfig.get_path('scripts')}{os.pathsep}{os.environ['PATH']}"},
+        env={**inherited, **environment, "PATH": path},
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
     )
-    if done.returncode:
-        raise WorkloadFailed(f"{module} {dict(inputs)}: {done.stderr[-3000:]}")
+    if finished_process.returncode:
+        error_output = finished_process.stderr[-MAX_ERROR_CHARACTERS:]
+        raise WorkloadFailed(f"{module} {dict(inputs)}: {error_output}")
     return dict(json.loads(output_file.read_text(encoding="utf-8")))
 
 
-def tree_cpu_s(root: int) -> float:
-    """Return the user and system time of a process, of its descendants, and of the ended children of all of them."""
-    return sum(_cpu_ticks(pid) for pid in {root, *process_tree.descendants(root)}) / TICKS_PER_S
+def tree_cpu_s(root_pid: int) -> float:
+    """Return the CPU time of the processes in a tree, and of their children that have ended.
+
+    The CPU time is the sum of the user time and the system time.
+    """
+    pids = {root_pid, *process_tree.descendants(root_pid)}
+    return sum(_cpu_ticks(pid) for pid in pids) / CPU_TICKS_PER_S
 
 
 def _cpu_ticks(pid: int) -> int:
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:  # the process has ended
         return 0
-    return sum(int(field) for field in fields[11:15])  # the fields utime, stime, cutime and cstime
+    fields_after_name = stat.rpartition(")")[2].split()  # the name of the process is in parentheses
+    return sum(int(field) for field in fields_after_name[11:15])  # the fields utime, stime, cutime and cstime
 
 
-def tree_pss_mib(root: int, *, include_root: bool = False) -> float:
-    """Return the memory of a process's descendants, with `include_root` also that of the process itself.
+def tree_pss_mib(root_pid: int, *, include_root: bool = False) -> float:
+    """Return the memory of the descendants of a process. With `include_root`, add the memory of the process itself.
 
-    The memory is the proportional set size (PSS), in which a page that n processes share counts as 1/n in each.
+    The memory is the proportional set size (PSS): a page that n processes share counts as 1/n in each of them.
     """
-    pids = process_tree.descendants(root) | ({root} if include_root else set())
+    pids = process_tree.descendants(root_pid) | ({root_pid} if include_root else set())
     return sum(_pss_kib(pid) for pid in pids) / 1024
 
 
 def _pss_kib(pid: int) -> int:
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines()
-    except OSError:
+    except OSError:  # the process has ended
         return 0
-    return next((int(line.split()[1]) for line in lines if line.startswith("Pss:")), 0)
+    for line in lines:
+        if line.startswith("Pss:"):
+            return int(line.split()[1])
+    return 0
 
 
 @dataclass
-class Peak:
+class MemoryPeak:
     """The largest of the memory samples taken so far."""
 
     mib: float = 0.0
 
 
 @contextmanager
-def sample_peak_memory(root: int, *, include_root: bool = False) -> Iterator[Peak]:
+def sample_peak_memory(root_pid: int, *, include_root: bool = False) -> Iterator[MemoryPeak]:
     """Sample the memory of a process tree until the block ends. The parameters are those of `tree_pss_mib`."""
-    peak, stop = Peak(), threading.Event()
+    peak = MemoryPeak()
+    stop = threading.Event()
 
-    def sample() -> None:
-        while not stop.wait(SAMPLE_S):
-            peak.mib = max(peak.mib, tree_pss_mib(root, include_root=include_root))
+    def sample_until_stopped() -> None:
+        while not stop.wait(MEMORY_SAMPLE_INTERVAL_S):
+            peak.mib = max(peak.mib, tree_pss_mib(root_pid, include_root=include_root))
 
-    thread = threading.Thread(target=sample, daemon=True)
+    thread = threading.Thread(target=sample_until_stopped, daemon=True)
     thread.start()
     try:
         yield peak
@@ -117,9 +134,10 @@ def sample_peak_memory(root: int, *, include_root: bool = False) -> Iterator[Pea
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """Return the value that follows this share of the values in ascending order; the largest if no value follows."""
-    ordered = sorted(values)
-    return ordered[min(int(len(ordered) * share), len(ordered) - 1)]
+    """Return, of the ascending values, the value at the index `share` times their number. With 1, it is the largest."""
+    ascending = sorted(values)
+    index = min(int(len(ascending) * share), len(ascending) - 1)
+    return ascending[index]
 
 
 def median(values: Sequence[float]) -> float:
@@ -128,11 +146,11 @@ def median(values: Sequence[float]) -> float:
 
 
 def machine_facts() -> dict[str, object]:
-    """Return facts about this machine and its software on which the figures depend.
+    """Return the facts about this machine and its software that influence the figures.
 
-    A high load in `load_before` means that other processes were running when the bench started.
+    A high `load_before` means that other processes were running when the bench started.
     """
-    memory_kib = int(Path("/proc/meminfo").read_text(encoding="ascii").split()[1])
+    memory_kib = int(Path("/proc/meminfo").read_text(encoding="ascii").split()[1])  # the first line is MemTotal
     return {
         "cpu": _cpu_model(),
         "cores": len(os.sched_getaffinity(0)),
@@ -156,7 +174,7 @@ def _cpu_model() -> str:
 def _commit() -> str:
     try:
         command = ["git", "describe", "--always", "--dirty"]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        finished_process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return done.stdout.strip()
+    return finished_process.stdout.strip()

@@ -4,10 +4,16 @@ There are three modes. In `plain`, ansible-runner runs the playbooks without the
 starts Ansible for each run. In `warm`, the agent's runner uses warm servers: processes that have loaded Ansible before
 a run begins.
 
-INPUT is a JSON file with `mode`; `first_vmid` (the VMIDs from this number on are used); `warm_up` (1 if one cycle that
-is not measured runs first); `rounds` (number of cycles of create, start, stop, delete); `burst` (number of creates in
-the burst that follows); and `slots` (how many of these creates run in parallel). The variables PROXMOX_* contain the
-address and the credentials of Proxmox. The figures are written to the file OUTPUT.
+INPUT is a JSON file with these members:
+
+- `mode`
+- `first_vmid`: the first of the VMIDs that the process uses
+- `warm_up`: 1 if one cycle that is not measured runs first, else 0
+- `rounds`: the number of measured cycles; a cycle is create, start, stop and delete of one VM
+- `burst`: the number of creates in the burst that follows the cycles
+- `slots`: how many creates of the burst run in parallel
+
+The variables PROXMOX_* contain the address and the credentials of Proxmox. The figures are written to the file OUTPUT.
 """
 
 from __future__ import annotations
@@ -33,6 +39,10 @@ from executor.settings.settings import load_settings
 ACTIONS = ("create", "start", "stop", "delete")
 #: Time limit of one playbook run.
 TIMEOUT_S = 280.0
+#: How much of the end of a failed run's output is shown.
+MAX_SHOWN_CHARACTERS = 2000
+#: The burst uses the VMIDs from this number after `first_vmid`. So there may be at most 999 measured cycles.
+BURST_VMID_OFFSET = 1000
 Json = dict[str, Any]
 
 
@@ -48,35 +58,41 @@ def main(input_file: str, output_file: str) -> None:
     inputs = json.loads(Path(input_file).read_text(encoding="utf-8"))
     with (
         tempfile.TemporaryDirectory(prefix="bench-", dir="/dev/shm") as folder,
-        _playbook_runner(inputs["mode"], Path(folder)) as run,
+        _function_for_mode(inputs["mode"], Path(folder)) as run_playbook,
     ):
+        first_vmid = inputs["first_vmid"]
         if inputs["warm_up"]:  # fills caches on disk before the measurement
-            _cycle(run, inputs["first_vmid"])
-        facts: Json = {"servers_mib": tree_pss_mib(os.getpid())}
-        facts["actions"] = _cycles(run, inputs["first_vmid"] + 1, inputs["rounds"])
-        facts["burst"] = _burst(run, inputs["first_vmid"] + 1000, inputs["slots"], inputs["burst"])
-    Path(output_file).write_text(json.dumps(facts), encoding="utf-8")
+            _measure_cycle(run_playbook, first_vmid)
+        figures: Json = {"servers_mib": tree_pss_mib(os.getpid())}
+        figures["actions"] = _measure_cycles(run_playbook, first_vmid + 1, inputs["rounds"])
+        figures["burst"] = _measure_burst(
+            run_playbook, first_vmid + BURST_VMID_OFFSET, slots=inputs["slots"], count=inputs["burst"]
+        )
+    Path(output_file).write_text(json.dumps(figures), encoding="utf-8")
 
 
 @contextmanager
-def _playbook_runner(mode: str, folder: Path) -> Iterator[RunPlaybook]:
+def _function_for_mode(mode: str, folder: Path) -> Iterator[RunPlaybook]:
+    """Yield the function that runs a playbook in this mode."""
     if mode == "plain":
-        yield _plain(folder)
+        yield _function_without_agent(folder)
         return
-    with runner_of(mode, folder) as runner:
+    with started_runner(mode, folder) as runner:
 
-        def run(action: str, vm: Json) -> None:
+        def run_playbook(action: str, vm: Json) -> None:
             playbook = ROOT / "playbooks" / f"{action}.yml"
             ident = f"{action}-{uuid.uuid4().hex[:12]}"
-            done = runner.run(PlaybookRun(ident=ident, action=action, playbook=playbook, vm=vm, timeout_s=TIMEOUT_S))
-            if done.rc:
-                raise WorkloadFailed(f"{mode} {action}: {done.status}\n{(done.folder / 'stdout').read_text()[-2000:]}")
+            run = PlaybookRun(ident=ident, action=action, playbook=playbook, vm=vm, timeout_s=TIMEOUT_S)
+            finished_run = runner.run(run)
+            if finished_run.rc:
+                output = (finished_run.folder / "stdout").read_text()
+                raise WorkloadFailed(f"{mode} {action}: {finished_run.status}\n{output[-MAX_SHOWN_CHARACTERS:]}")
 
-        yield run
+        yield run_playbook
 
 
 @contextmanager
-def runner_of(mode: str, folder: Path) -> Iterator[Runner]:
+def started_runner(mode: str, folder: Path) -> Iterator[Runner]:
     """Yield the agent's runner for the mode `cold` or `warm`. In `warm`, wait until a warm server has started."""
     settings = load_settings()
     credentials = {
@@ -90,76 +106,101 @@ def runner_of(mode: str, folder: Path) -> Iterator[Runner]:
     paths = RunnerPaths(ansible_home=ansible_home(), run_dir=folder / "run", artifacts_dir=folder / "artifacts")
     runner = Runner(paths, lambda: credentials, ca_bundle=settings.proxmox_ca_bundle)
     if mode == "warm":
-        runner.start_warm(required=True)
-        while not runner.warm_pids():
+        runner.start_warm_servers(are_required=True)
+        while not runner.warm_server_pids():
             time.sleep(0.1)
     yield runner
-    runner.stop_warm()
+    runner.stop_warm_servers()
 
 
-def _plain(folder: Path) -> RunPlaybook:
-    """Return the baseline: a function that calls ansible-runner as the introduction of its documentation does."""
-    import ansible_runner  # noqa: PLC0415  imported here, so that the other modes do not have the cost of this import
+def _function_without_agent(folder: Path) -> RunPlaybook:
+    """Return a function that runs a playbook as the introduction of ansible-runner's documentation does it."""
+    import ansible_runner  # noqa: PLC0415  not imported in the other modes, because the import takes time and memory
 
     environment = {name: value for name, value in os.environ.items() if name.startswith("PROXMOX_")}
 
-    def run(action: str, vm: Json) -> None:
-        private = folder / uuid.uuid4().hex
-        private.mkdir()
-        done = ansible_runner.run(
-            private_data_dir=str(private),
+    def run_playbook(action: str, vm: Json) -> None:
+        private_data_dir = folder / uuid.uuid4().hex
+        private_data_dir.mkdir()
+        finished_run = ansible_runner.run(
+            private_data_dir=str(private_data_dir),
             project_dir=str(ROOT),
             playbook=str(ROOT / "playbooks" / f"{action}.yml"),
             extravars={"vm": vm},
             envvars=environment,
             quiet=True,
         )
-        if done.rc:
-            raise WorkloadFailed(f"plain {action}: {done.status}\n{done.stdout.read()[-2000:]}")
+        if finished_run.rc:
+            output = finished_run.stdout.read()
+            raise WorkloadFailed(f"plain {action}: {finished_run.status}\n{output[-MAX_SHOWN_CHARACTERS:]}")
 
-    return run
+    return run_playbook
 
 
-def vm_of(vmid: int) -> Json:
+def vm_extra_var(vmid: int) -> Json:
     """Return the extra variable `vm` of a create, for a new service id."""
     service_id = str(uuid.uuid4())
     return {
-        **{"service_id": service_id, "vmid": vmid, "name": f"bench-{service_id[:8]}", "node": "", "tags": ["bench"]},
-        **{"template_vmid": 9000, "cores": 2, "memory_mib": 2048, "disk_gib": 10, "timeout_s": int(TIMEOUT_S)},
-        **{"shutdown_timeout_s": 5, "address_timeout_s": 0},
+        "service_id": service_id,
+        "vmid": vmid,
+        "name": f"bench-{service_id[:8]}",
+        "node": "",
+        "tags": ["bench"],
+        "template_vmid": 9000,
+        "cores": 2,
+        "memory_mib": 2048,
+        "disk_gib": 10,
+        "timeout_s": int(TIMEOUT_S),
+        "shutdown_timeout_s": 5,
+        "address_timeout_s": 0,
     }
 
 
-def _cycle(run: RunPlaybook, vmid: int) -> dict[str, Json]:
+def _measure_cycle(run_playbook: RunPlaybook, vmid: int) -> dict[str, Json]:
     """Create, start, stop and delete one VM; return the CPU time and the wall time of each action."""
-    vm, spent = vm_of(vmid), {}
+    vm = vm_extra_var(vmid)
+    costs_by_action: dict[str, Json] = {}
     for action in ACTIONS:
         cpu_before_s, started = tree_cpu_s(os.getpid()), time.monotonic()
-        run(action, vm)
-        spent[action] = {"wall_s": time.monotonic() - started, "cpu_s": tree_cpu_s(os.getpid()) - cpu_before_s}
-    return spent
+        run_playbook(action, vm)
+        costs_by_action[action] = {
+            "wall_s": time.monotonic() - started,
+            "cpu_s": tree_cpu_s(os.getpid()) - cpu_before_s,
+        }
+    return costs_by_action
 
 
-def _cycles(run: RunPlaybook, vmid: int, rounds: int) -> dict[str, Json]:
-    cycles = [_cycle(run, vmid + number) for number in range(rounds)]
-    return {
-        action: {key: sum(cycle[action][key] for cycle in cycles) / rounds for key in ("cpu_s", "wall_s")}
-        for action in ACTIONS
-        if rounds
-    }
+def _measure_cycles(run_playbook: RunPlaybook, first_vmid: int, count: int) -> dict[str, Json]:
+    """Measure `count` cycles; return the mean CPU time and wall time of each action. If `count` is 0, return {}."""
+    if not count:
+        return {}
+    cycles = [_measure_cycle(run_playbook, first_vmid + number) for number in range(count)]
+    means_by_action: dict[str, Json] = {}
+    for action in ACTIONS:
+        costs = [cycle[action] for cycle in cycles]
+        means_by_action[action] = {key: sum(cost[key] for cost in costs) / count for key in ("cpu_s", "wall_s")}
+    return means_by_action
 
 
-def _burst(run: RunPlaybook, vmid: int, slots: int, count: int) -> Json:
-    """Create `count` VMs, of which `slots` are created in parallel; return the wall time, CPU time and memory."""
-    idle_mib, cpu_before_s, started = tree_pss_mib(os.getpid()), tree_cpu_s(os.getpid()), time.monotonic()
+def _measure_burst(run_playbook: RunPlaybook, first_vmid: int, *, slots: int, count: int) -> Json:
+    """Create `count` VMs, `slots` of them at the same time; return the wall time, the CPU time and the memory."""
+    idle_mib = tree_pss_mib(os.getpid())
+    cpu_before_s = tree_cpu_s(os.getpid())
+    started = time.monotonic()
     with sample_peak_memory(os.getpid()) as peak, ThreadPoolExecutor(slots) as pool:
-        creates = [pool.submit(run, "create", vm_of(vmid + number)) for number in range(count)]
+        vms = [vm_extra_var(first_vmid + number) for number in range(count)]
+        creates = [pool.submit(run_playbook, "create", vm) for vm in vms]
         for future in creates:
             future.result()
     wall_s, cpu_s = time.monotonic() - started, tree_cpu_s(os.getpid()) - cpu_before_s
     return {
-        **{"slots": slots, "jobs": count, "wall_s": wall_s, "cpu_s_per_job": cpu_s / count},
-        **{"jobs_per_min": 60 * count / wall_s, "idle_mib": idle_mib, "mib_per_slot": (peak.mib - idle_mib) / slots},
+        "slots": slots,
+        "jobs": count,
+        "wall_s": wall_s,
+        "cpu_s_per_job": cpu_s / count,
+        "jobs_per_min": 60 * count / wall_s,
+        "idle_mib": idle_mib,
+        "mib_per_slot": (peak.mib - idle_mib) / slots,
     }
 
 

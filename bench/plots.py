@@ -1,8 +1,7 @@
 """Draws plots of the bench's results if matplotlib is installed.
 
 `python -m bench.plots RESULTS.json FOLDER` draws the plots of one results file. The plots in docs/performance.md were
-drawn this way. The results of the workload `runs` are grouped by mode: plain, cold and warm (see bench/one_mode.py). A
-warm run uses a process that has loaded Ansible before the run begins.
+drawn this way. The results of the workload `runs` are grouped by mode: plain, cold and warm (see bench/one_mode.py).
 """
 
 from __future__ import annotations
@@ -13,11 +12,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+#: The actions whose CPU time is plotted.
 ACTIONS = ("create", "start", "stop")
+#: The width of a bar in the plot of the CPU time, in which the distance between two actions is 1.
+BAR_WIDTH = 0.25
 
 
-def draw(results: dict[str, Any], folder: Path, stem: str = "") -> list[Path]:
-    """Write the plots as SVG files whose names begin with `stem`, and return their paths.
+def draw(results: dict[str, Any], folder: Path, name_prefix: str = "") -> list[Path]:
+    """Write the plots as SVG files whose names begin with `name_prefix`, and return their paths.
 
     Returns an empty list if matplotlib is not installed.
     """
@@ -26,38 +28,48 @@ def draw(results: dict[str, Any], folder: Path, stem: str = "") -> list[Path]:
     except ImportError:
         return []
     mpl.use("svg")
-    mpl.rcParams["svg.hashsalt"] = "agent-smith"  # without it, each drawing of the same results would differ
+    mpl.rcParams["svg.hashsalt"] = "agent-smith"  # a constant, so that the same results give the same file
     import matplotlib.pyplot as plt  # noqa: PLC0415  matplotlib is optional
 
-    drawn = []
-    plots = {"cpu": _cpu, "memory": _memory, "bursts": _bursts, "rows": _rows, "soak": _soak}
-    for name, plot in plots.items():
+    files = []
+    functions_by_name = {
+        "cpu": _draw_cpu,
+        "memory": _draw_memory,
+        "bursts": _draw_bursts,
+        "rows": _draw_rows,
+        "soak": _draw_soak,
+    }
+    for name, draw_plot in functions_by_name.items():
         figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
         with contextlib.suppress(KeyError):  # raised when the results lack the workload of the plot
-            plot(results, axes)
-            drawn.append(folder / f"{stem}{name}.svg")
-            figure.savefig(drawn[-1], metadata={"Date": None})
+            draw_plot(results, axes)
+            file = folder / f"{name_prefix}{name}.svg"
+            figure.savefig(file, metadata={"Date": None})
+            files.append(file)
         plt.close(figure)
-    return drawn
+    return files
 
 
-def _cpu(results: dict[str, Any], axes: Any) -> None:
+def _draw_cpu(results: dict[str, Any], axes: Any) -> None:
     for number, (mode, figures) in enumerate(results["runs"].items()):
-        positions = [index + number * 0.25 for index in range(len(ACTIONS))]
-        axes.bar(positions, [figures["actions"][action]["cpu_s"] for action in ACTIONS], width=0.25, label=mode)
-    axes.set_xticks([index + 0.25 for index in range(len(ACTIONS))], ACTIONS)
+        positions = [index + number * BAR_WIDTH for index in range(len(ACTIONS))]
+        cpu_s = [figures["actions"][action]["cpu_s"] for action in ACTIONS]
+        axes.bar(positions, cpu_s, width=BAR_WIDTH, label=mode)
+    # The bar of the second of the three modes is in the middle.
+    middle_bar_positions = [index + BAR_WIDTH for index in range(len(ACTIONS))]
+    axes.set_xticks(middle_bar_positions, ACTIONS)
     axes.set_ylabel("CPU-seconds per job")
     axes.legend()
 
 
-def _memory(results: dict[str, Any], axes: Any) -> None:
+def _draw_memory(results: dict[str, Any], axes: Any) -> None:
     figures_by_mode = results["runs"]
     memory_mib = [figures["burst"]["mib_per_slot"] for figures in figures_by_mode.values()]
     axes.bar(list(figures_by_mode), memory_mib, width=0.5)
     axes.set_ylabel("MiB per running job")
 
 
-def _bursts(results: dict[str, Any], axes: Any) -> None:
+def _draw_bursts(results: dict[str, Any], axes: Any) -> None:
     bursts = results["bursts"]
     labels = [f"{burst['services']} creates, {burst['clone_s']:g} s clones\n{burst['label']}" for burst in bursts]
     axes.barh(labels, [burst["jobs_per_min"] for burst in bursts])
@@ -66,11 +78,12 @@ def _bursts(results: dict[str, Any], axes: Any) -> None:
     axes.set_xlabel("jobs per minute")
 
 
-def _rows(results: dict[str, Any], axes: Any) -> None:
-    for database, sizes in results["rows"].items():
+def _draw_rows(results: dict[str, Any], axes: Any) -> None:
+    for database, figures_by_row_count in results["rows"].items():
         for operation in ("submit", "claim", "finish"):
-            times = [operations[operation]["p99_ms"] for operations in sizes.values()]
-            axes.plot([int(size) for size in sizes], times, marker="o", label=f"{operation}, {database}")
+            row_counts = [int(row_count) for row_count in figures_by_row_count]
+            p99_ms = [figures[operation]["p99_ms"] for figures in figures_by_row_count.values()]
+            axes.plot(row_counts, p99_ms, marker="o", label=f"{operation}, {database}")
     axes.set_xscale("log")
     axes.set_ylim(bottom=0)
     axes.set_xlabel("rows")
@@ -78,7 +91,7 @@ def _rows(results: dict[str, Any], axes: Any) -> None:
     axes.legend()
 
 
-def _soak(results: dict[str, Any], axes: Any) -> None:
+def _draw_soak(results: dict[str, Any], axes: Any) -> None:
     samples = results["soak"]["samples"]
     runs_done = [sample["runs_done"] for sample in samples]
     for name, label in (
@@ -94,5 +107,7 @@ def _soak(results: dict[str, Any], axes: Any) -> None:
 
 
 if __name__ == "__main__":
-    for file in draw(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")), Path(sys.argv[2])):
-        sys.stdout.write(f"{file}\n")
+    results_file, folder_path = sys.argv[1:]
+    all_results = json.loads(Path(results_file).read_text(encoding="utf-8"))
+    for drawn_file in draw(all_results, Path(folder_path)):
+        sys.stdout.write(f"{drawn_file}\n")

@@ -14,8 +14,10 @@ from smith_lab.system import LabSystem
 from executor.database import mappings
 from executor.fulcrum.client import FulcrumClient
 
+#: How many services are added in parallel.
 THREADS = 8
-_vmids = itertools.count(120_000)
+#: VMIDs that no workload has used yet.
+_unused_vmids = itertools.count(120_000)
 
 
 @dataclass(frozen=True)
@@ -27,20 +29,23 @@ class ServiceWithVm:
 
 
 def add_services_with_vms(lab: LabSystem, count: int) -> list[ServiceWithVm]:
-    """Add `count` services to FulcrumCore, and a stopped VM of each to Proxmox.
+    """Add `count` services to FulcrumCore, and a stopped VM of each service to Proxmox.
 
-    The agent has no mappings of these VMs. It finds a VM by the marker in its description when the service has a job.
+    The agent has no mappings of these VMs. When a service has a job, the agent finds its VM by the marker: the id of
+    the service in the description of the VM.
     """
     client = FulcrumClient(lab.core.url, lambda: lab.ids.agent_token)
     with ThreadPoolExecutor(THREADS) as pool:
-        return list(pool.map(lambda number: _add_one(lab, client, f"seeded-{number}"), range(count)))
+        return list(pool.map(lambda number: _add_service_with_vm(lab, client, f"seeded-{number}"), range(count)))
 
 
-def _add_one(lab: LabSystem, client: FulcrumClient, name: str) -> ServiceWithVm:
-    service_id, vmid = lab.order_service(name), next(_vmids)
+def _add_service_with_vm(lab: LabSystem, client: FulcrumClient, name: str) -> ServiceWithVm:
+    """Add a service, complete its create job without a playbook run, and add its VM."""
+    service_id, vmid = lab.order_service(name), next(_unused_vmids)
     (job,) = lab.admin.list_jobs(service_id)
     client.claim_job(job["id"])
     client.complete_job(job["id"], agent_instance_id=f"{lab.ids.agent_id}/{vmid}")
+    mac_address = f"BC:24:11:00:{vmid // 256 % 256:02X}:{vmid % 256:02X}"  # the last two bytes are those of the VMID
     config = {
         "description": f"smith-uid={service_id}",
         "tags": "smith",
@@ -48,8 +53,9 @@ def _add_one(lab: LabSystem, client: FulcrumClient, name: str) -> ServiceWithVm:
         "sockets": 1,
         "memory": "2048",
         "scsi0": f"local-lvm:vm-{vmid}-disk-0,size=10G",
-        "net0": f"virtio=BC:24:11:00:{vmid // 256 % 256:02X}:{vmid % 256:02X},bridge=vmbr0",
+        "net0": f"virtio={mac_address},bridge=vmbr0",
         "boot": "order=scsi0",
     }
-    lab.proxmox.control("add", vmid=vmid, name=mappings.vm_name(name, service_id), status="stopped", config=config)
+    vm_name = mappings.vm_name(name, service_id)
+    lab.proxmox.control("add", vmid=vmid, name=vm_name, status="stopped", config=config)
     return ServiceWithVm(service_id, vmid)

@@ -1,8 +1,9 @@
 """Does thousands of warm runs, to find resources that accumulate, such as memory, files and processes.
 
-This workload takes half an hour, and is run only with `--only soak`. A warm run uses a process that has loaded Ansible
-before the run begins. A fifth of the runs start and stop a few VMs. In all other runs the service id is invalid, so the
-playbook fails early; such a run is shorter but goes through all steps of a run. Artifacts are removed after each run.
+This workload takes half an hour, and is run only with `--only soak`. A warm run uses a warm server: a process that has
+loaded Ansible before the run begins. A fifth of the runs start or stop a VM. In all other runs the service id is
+invalid, so the playbook fails early. These runs are shorter, but need the same kinds of resources. The artifacts of a
+run are removed when the run has ended.
 """
 
 from __future__ import annotations
@@ -21,21 +22,21 @@ from typing import Any
 import psutil
 from smith_lab.proxmox.stand_in import ProxmoxStandIn
 
-from bench.measuring import ROOT, WorkloadFailed, in_own_process, tree_pss_mib
-from bench.one_mode import runner_of, vm_of
+from bench.measuring import ROOT, WorkloadFailed, run_in_own_process, tree_pss_mib
+from bench.one_mode import MAX_SHOWN_CHARACTERS, started_runner, vm_extra_var
 from executor.model import PlaybookRun
 from executor.processes import process_tree
 from executor.runs.runner import Runner
 
 Json = dict[str, Any]
-#: How many runs are done in parallel. Each slot has its own VM.
+#: How many runs are done in parallel. Each slot is a thread with its own VM.
 SLOTS = 8
 #: Time limit of one playbook run.
 TIMEOUT_S = 120.0
-#: The runs of one cycle of a slot; a `refused` run has an invalid service id. The VM's state is the same after a cycle.
+#: The runs of one cycle of a slot. A `refused` run has an invalid service id. After a cycle, the VM is stopped again.
 CYCLE = ("start", "refused", "refused", "refused", "refused", "stop", "refused", "refused", "refused", "refused")
 FIRST_VMID = 400_000
-#: About how many samples of the resources are taken.
+#: Approximate number of samples of the resources in use.
 SAMPLES = 20
 
 
@@ -45,11 +46,11 @@ def measure(stand_in: ProxmoxStandIn, folder: Path, runs: int) -> Json:
     Raises WorkloadFailed if a run ends in an unexpected way.
     """
     for number in range(SLOTS):
-        stand_in.control("add", vmid=FIRST_VMID + number, name=f"soak-{number}", config=_config(number))
-    return in_own_process("bench.soak", {"runs": runs}, folder, stand_in.env())
+        stand_in.control("add", vmid=FIRST_VMID + number, name=f"soak-{number}", config=_vm_config(number))
+    return run_in_own_process("bench.soak", {"runs": runs}, folder, stand_in.env())
 
 
-def _config(number: int) -> Json:
+def _vm_config(number: int) -> Json:
     return {"description": f"smith-uid={_service_id(number)}", "tags": "smith", "cores": 1, "memory": "512"}
 
 
@@ -63,53 +64,64 @@ def _service_id(number: int) -> str:
 def main(input_file: str, output_file: str) -> None:
     """Do the number of runs in the input file, and write the samples to the output file."""
     runs = json.loads(Path(input_file).read_text(encoding="utf-8"))["runs"]
-    temp_before, samples, started = _temporary_files(), [], time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="bench-", dir="/dev/shm") as name, runner_of("warm", Path(name)) as runner:
-        servers = len(runner.warm_pids())
-        runs_per_slot = max(runs // SAMPLES // SLOTS, 1)
-        done = 0
-        while done < runs:
+    temporary_files_before = _temporary_files()
+    samples: list[Json] = []
+    started = time.monotonic()
+    with (
+        tempfile.TemporaryDirectory(prefix="bench-", dir="/dev/shm") as folder,
+        started_runner("warm", Path(folder)) as runner,
+    ):
+        server_count_before = len(runner.warm_server_pids())
+        runs_per_slot = max(runs // SAMPLES // SLOTS, 1)  # between two samples
+        runs_done = 0
+        while runs_done < runs:
             with ThreadPoolExecutor(SLOTS) as pool:
-                list(pool.map(lambda slot: _run_slot(runner, slot, runs_per_slot), range(SLOTS)))
-            done += runs_per_slot * SLOTS
-            samples.append({"runs_done": done, **_sample(Path(name))})
-        servers_after = len(runner.warm_pids())
-    facts = {
-        "runs": done,
+                list(pool.map(lambda slot: _run_in_slot(runner, slot, runs_per_slot), range(SLOTS)))
+            runs_done += runs_per_slot * SLOTS
+            samples.append({"runs_done": runs_done, **_sample(Path(folder))})
+        server_count_after = len(runner.warm_server_pids())
+    figures = {
+        "runs": runs_done,
         "took_s": time.monotonic() - started,
         "samples": samples,
-        "servers": [servers, servers_after],
-        "temporary_files_left": len(_temporary_files() - temp_before),
+        "servers": [server_count_before, server_count_after],
+        "temporary_files_left": len(_temporary_files() - temporary_files_before),
     }
-    Path(output_file).write_text(json.dumps(facts), encoding="utf-8")
+    Path(output_file).write_text(json.dumps(figures), encoding="utf-8")
 
 
-# One warm runner serves all slots; each slot is a thread.
-def _run_slot(runner: Runner, slot: int, times: int) -> None:
-    for number in range(times):
-        _run(runner, slot, CYCLE[number % len(CYCLE)])
+def _run_in_slot(runner: Runner, slot: int, count: int) -> None:
+    """Do `count` runs, in the order of CYCLE, from its start and repeatedly. All slots share the runner."""
+    for number in range(count):
+        _run_playbook(runner, slot, CYCLE[number % len(CYCLE)])
 
 
-def _run(runner: Runner, slot: int, kind: str) -> None:
-    action, is_refused = ("start" if kind == "refused" else kind), kind == "refused"
+def _run_playbook(runner: Runner, slot: int, cycle_entry: str) -> None:
+    """Do one run and remove its artifacts. Raises WorkloadFailed if the run does not end as expected."""
+    is_refused = cycle_entry == "refused"
+    action = "start" if is_refused else cycle_entry
     service_id = "none" if is_refused else _service_id(slot)
-    vm = vm_of(FIRST_VMID + slot) | {"service_id": service_id, "name": f"soak-{slot}"}
+    vm = vm_extra_var(FIRST_VMID + slot) | {"service_id": service_id, "name": f"soak-{slot}"}
     ident = f"{action}-{uuid.uuid4().hex[:12]}"
     playbook = ROOT / "playbooks" / f"{action}.yml"
-    done = runner.run(PlaybookRun(ident=ident, action=action, playbook=playbook, vm=vm, timeout_s=TIMEOUT_S))
-    output = (done.folder / "stdout").read_text()
-    if bool(done.rc) != is_refused or is_refused != ("INVALID_REQUEST: service_id is not a UUID" in output):
-        raise WorkloadFailed(f"{kind}: {done.status}\n{output[-2000:]}")
-    shutil.rmtree(done.folder)
+    run = PlaybookRun(ident=ident, action=action, playbook=playbook, vm=vm, timeout_s=TIMEOUT_S)
+    finished_run = runner.run(run)
+    output = (finished_run.folder / "stdout").read_text()
+    has_failed = bool(finished_run.rc)
+    has_refusal_text = "INVALID_REQUEST: service_id is not a UUID" in output
+    # A refused run must fail with the text of the refusal. Any other run must succeed.
+    if has_failed != is_refused or has_refusal_text != is_refused:
+        raise WorkloadFailed(f"{cycle_entry}: {finished_run.status}\n{output[-MAX_SHOWN_CHARACTERS:]}")
+    shutil.rmtree(finished_run.folder)
 
 
 def _sample(folder: Path) -> Json:
-    """Return the resources that are in use at a time when no playbook runs."""
-    time.sleep(2)
+    """Return the resources in use. The caller makes sure that no playbook runs."""
+    time.sleep(2)  # after this time, the processes of the last runs have ended
     pids = process_tree.descendants(os.getpid())
     return {
         "processes": len(pids),
-        "descriptors": sum(_descriptors(pid) for pid in {os.getpid(), *pids}),
+        "descriptors": sum(_descriptor_count(pid) for pid in {os.getpid(), *pids}),
         "threads": psutil.Process().num_threads(),
         "own_mib": psutil.Process().memory_info().rss / 1024 / 1024,
         "servers_mib": tree_pss_mib(os.getpid()),
@@ -117,10 +129,10 @@ def _sample(folder: Path) -> Json:
     }
 
 
-def _descriptors(pid: int) -> int:
+def _descriptor_count(pid: int) -> int:
     try:
         return len(os.listdir(f"/proc/{pid}/fd"))
-    except OSError:
+    except OSError:  # the process has ended
         return 0
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from executor import errors
 from executor.errors import ErrorCode
 from executor.proxmox.error_rules import Reaction, reaction_to
-from executor.settings.display import settings_table_markdown
+from executor.settings.display import settings_tables_markdown
 
 DOCS = Path(__file__).parent
 TESTS = DOCS.parent / "tests"
@@ -111,7 +111,7 @@ which is printed. A short chaos run is part of `make test`.
 
 def settings_page() -> str:
     """Return docs/settings.md."""
-    return SETTINGS.format(note=NOTE, tables=settings_table_markdown())
+    return SETTINGS.format(note=NOTE, tables=settings_tables_markdown())
 
 
 def errors_page() -> str:

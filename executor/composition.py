@@ -1,4 +1,7 @@
-"""Builds the agent and its HTTP server from the settings, and runs both."""
+"""Builds the agent and its HTTP server from the settings, and runs both.
+
+The boot id is the random id of this agent process. In the database it names the owner of a job.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,14 @@ from executor.agent.agent import Agent, Mode, new_boot_id
 from executor.agent.machine import default_concurrency
 from executor.agent.meters import Meters
 from executor.agent.monitor import Monitor
-from executor.agent.parts import Shared, build_dispatcher, build_leases, build_reconciler, critical_jobs, runs_warm
+from executor.agent.parts import (
+    SharedParts,
+    build_critical_jobs,
+    build_dispatcher,
+    build_lease_keeper,
+    build_reconciler,
+    uses_warm_runs,
+)
 from executor.agent.reloadable_secrets import ReloadableSecrets
 from executor.agent.reporter import Reporter
 from executor.agent.scheduler import Scheduler
@@ -34,32 +44,35 @@ def run_agent(settings: Settings, mode: Mode) -> int:
     """Run the agent until it ends; return its exit code. The agent process calls this function."""
     process_tree.set_undumpable()
     secrets = ReloadableSecrets(settings, load_settings)
-    fulcrum = _fulcrum_client(settings, secrets)
-    with serving(settings) as handle:
-        settings = remote_config.wait_for_remote_settings(settings, fulcrum, on_wait=handle.note_waiting)
-        settings = _with_concurrency(settings)
+    fulcrum = _build_fulcrum_client(settings, secrets)
+    with serving(settings) as http_server:
+        settings = remote_config.wait_for_remote_settings(settings, fulcrum, on_wait=http_server.note_waiting)
+        settings = _with_automatic_concurrency(settings)
         if settings.smith_remote_config:
-            secrets.use_remote_settings(settings, lambda fresh: remote_config.fetch_remote_settings(fresh, fulcrum))
+            secrets.use_remote_settings(
+                settings, lambda local_settings: remote_config.fetch_remote_settings(local_settings, fulcrum)
+            )
         for setting, danger in settings.insecure_settings():
             log.warning("insecure_transport", setting=setting, danger=danger)
-        agent, view = _build(settings, secrets, fulcrum, mode)
-        handle.attach(view)
-        code = agent.run()
+        agent, view = _build_agent_and_view(settings, secrets, fulcrum, mode)
+        http_server.attach(view)
+        exit_code = agent.run()
     sys.stdout.flush()
-    if code == EXIT_FAILURE:
-        # The threads of jobs that did not stop would keep this process alive. The supervisor ends these jobs' runs.
-        os._exit(code)
-    return code
+    if exit_code == EXIT_FAILURE:
+        # EXIT_FAILURE means that some jobs did not end. The threads of these jobs would keep this process alive. The
+        # supervisor, which is the parent of this process, ends the runs of these jobs.
+        os._exit(exit_code)
+    return exit_code
 
 
-def _build(
+def _build_agent_and_view(
     settings: Settings, secrets: ReloadableSecrets, fulcrum: FulcrumClient, mode: Mode
 ) -> tuple[Agent, AgentView]:
-    """Build the agent, and the view of it that the HTTP pages read."""
+    """Build the agent and the AgentView, from which the HTTP pages read the agent's state."""
     engine = open_engine(settings.smith_database_url)
-    runner = _runner(settings, secrets)
-    proxmox = ProxmoxReader(secrets.connection(), reload=secrets.connection_after_refusal)
-    shared = Shared(
+    runner = _build_runner(settings, secrets)
+    proxmox = ProxmoxReader(secrets.proxmox_connection(), reload_connection=secrets.proxmox_connection_after_refusal)
+    shared = SharedParts(
         settings=settings,
         boot_id=new_boot_id(),
         state=AgentState(),
@@ -67,8 +80,9 @@ def _build(
         fulcrum=fulcrum,
         proxmox=proxmox,
     )
-    reconciler, meters = build_reconciler(shared), Meters()
-    scheduler = Scheduler(engine, critical_jobs(shared, mode, reconciler))
+    reconciler = build_reconciler(shared)
+    meters = Meters()
+    scheduler = Scheduler(engine, build_critical_jobs(shared, mode, reconciler))
     monitor = Monitor(settings=settings, state=shared.state, scheduler=scheduler)
     dispatcher = build_dispatcher(shared, runner, meters)
     agent = Agent(
@@ -82,7 +96,7 @@ def _build(
         runner=runner,
         reporter=Reporter(engine=engine, fulcrum=fulcrum, state=shared.state),
         dispatcher=dispatcher,
-        leases=build_leases(shared, dispatcher),
+        lease_keeper=build_lease_keeper(shared, dispatcher),
         scheduler=scheduler,
         monitor=monitor,
     )
@@ -94,13 +108,13 @@ def _build(
         engine=engine,
         proxmox=proxmox,
         meters=meters,
-        memory_mib=monitor.memory_mib,
-        drift=reconciler.counts,
+        measure_memory_mib=monitor.memory_mib,
+        count_drift=reconciler.count_open_findings,
     )
     return agent, view
 
 
-def _runner(settings: Settings, secrets: ReloadableSecrets) -> Runner:
+def _build_runner(settings: Settings, secrets: ReloadableSecrets) -> Runner:
     settings.require_proxmox()
     paths = RunnerPaths(
         ansible_home=ansible_home(), run_dir=settings.smith_run_dir, artifacts_dir=settings.smith_data_dir / "artifacts"
@@ -108,7 +122,7 @@ def _runner(settings: Settings, secrets: ReloadableSecrets) -> Runner:
     return Runner(paths, secrets.credentials, ca_bundle=settings.proxmox_ca_bundle)
 
 
-def _fulcrum_client(settings: Settings, secrets: ReloadableSecrets) -> FulcrumClient:
+def _build_fulcrum_client(settings: Settings, secrets: ReloadableSecrets) -> FulcrumClient:
     settings.require_fulcrum()
     return FulcrumClient(
         settings.fulcrum_api_url,
@@ -119,8 +133,9 @@ def _fulcrum_client(settings: Settings, secrets: ReloadableSecrets) -> FulcrumCl
     )
 
 
-def _with_concurrency(settings: Settings) -> Settings:
-    """Return the settings. When SMITH_CONCURRENCY is 0, it is replaced by a number that suits this machine."""
+def _with_automatic_concurrency(settings: Settings) -> Settings:
+    """Return the settings. If SMITH_CONCURRENCY is 0, replace it by a number that suits this machine."""
     if settings.smith_concurrency:
         return settings
-    return settings.model_copy(update={"smith_concurrency": default_concurrency(is_warm=runs_warm(settings))})
+    concurrency = default_concurrency(uses_warm_runs=uses_warm_runs(settings))
+    return settings.model_copy(update={"smith_concurrency": concurrency})

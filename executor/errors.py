@@ -1,16 +1,17 @@
-"""Defines the exit codes of the command, the error codes of failed jobs, and the exceptions.
+"""Defines the exit codes of the command `smith`, the error codes of failed jobs, and the exceptions.
 
-Each exception requires a different reaction of the caller. This tree shows the reactions:
+The class of an exception tells the caller how to react. This tree shows the reactions. Where a subclass has a reaction
+of its own, this reaction replaces the reaction of the base class.
 
 SmithError
 ├── SettingsError        an operator must act: exit with code 3
 ├── DatabaseError        an operator must act: exit with code 6
 │   ├── DatabaseUnavailable  try again later
-│   └── DatabaseRefused      never repeat the same statement
+│   └── DatabaseRefused      never send the same statement again
 ├── FulcrumError
 │   ├── FulcrumUnavailable      try again later
-│   │   └── FulcrumAuthFailing  retry with a backoff, never exit
-│   └── FulcrumRefused          never repeat the same request
+│   │   └── FulcrumAuthFailing  retry with a backoff, and never exit
+│   └── FulcrumRefused          never send the same request again
 │       └── FulcrumNotFound     the requested object does not exist, or was deleted
 ├── JobError(code, detail)      end this job as failed, with `code` as its error code
 └── StaleJob                    another owner or an operator changed the job first: skip it
@@ -34,12 +35,15 @@ EXIT_RESTART = 10
 
 
 class ErrorCode(StrEnum):
-    """The first word of a failed job's message. FulcrumCore's lifecycles match it, so a code is never renamed."""
+    """The error code of a failed job. It is the first word of the error message that FulcrumCore receives.
 
-    VM_NOT_FOUND = "VM_NOT_FOUND"  #: the service's VM does not exist, confirmed by a second query
+    The service types in FulcrumCore match the code with regular expressions, so a code is never renamed.
+    """
+
+    VM_NOT_FOUND = "VM_NOT_FOUND"  #: the service's VM does not exist, as a second query confirmed
     VM_NOT_RUNNING = "VM_NOT_RUNNING"  #: the action needs a running VM
     VM_STATE = "VM_STATE"  #: the VM's state forbids the action
-    VM_IDENTITY_MISMATCH = "VM_IDENTITY_MISMATCH"  #: the VM may not be the service's; nothing was changed
+    VM_IDENTITY_MISMATCH = "VM_IDENTITY_MISMATCH"  #: the VM may belong to another service; nothing was changed
     VM_PROTECTED = "VM_PROTECTED"  #: a protection of the VM or the template forbids the action
     VM_LOCKED = "VM_LOCKED"  #: Proxmox holds a lock on the VM or a storage
     VM_ID_TAKEN = "VM_ID_TAKEN"  #: the VMID belongs to another guest
@@ -54,19 +58,19 @@ class ErrorCode(StrEnum):
     PVE_TIMEOUT = "PVE_TIMEOUT"  #: Proxmox did not answer in time; the outcome is unknown
     PVE_UNREACHABLE = "PVE_UNREACHABLE"  #: the agent cannot connect to Proxmox
     PVE_CONFLICT = "PVE_CONFLICT"  #: another client changed the VM at the same time
-    PVE_API_ERROR = "PVE_API_ERROR"  #: Proxmox answered with another error
+    PVE_API_ERROR = "PVE_API_ERROR"  #: Proxmox answered with an error that has no other code
     TASK_FAILED = "TASK_FAILED"  #: the Proxmox task ended with an error
     TASK_TIMEOUT = "TASK_TIMEOUT"  #: the Proxmox task did not end in time
     SHUTDOWN_TIMEOUT = "SHUTDOWN_TIMEOUT"  #: the guest did not shut down in time
     GUEST_NO_ADDRESS = "GUEST_NO_ADDRESS"  #: the guest agent reported no IP address in time
     INVALID_REQUEST = "INVALID_REQUEST"  #: the job's properties are invalid
-    SECRET_MISSING = "SECRET_MISSING"  # noqa: S105  #: a secret of the job is not in the vault any more
+    SECRET_MISSING = "SECRET_MISSING"  # noqa: S105  #: FulcrumCore's vault no longer has a secret of the job
     UNSUPPORTED_ACTION = "UNSUPPORTED_ACTION"  #: there is no playbook for the action
     PLAYBOOK_FAILED = "PLAYBOOK_FAILED"  #: the playbook failed for another reason
     RESULT_INVALID = "RESULT_INVALID"  #: the playbook published no valid result
-    DEADLINE = "DEADLINE"  #: the job cannot end before FulcrumCore times it out
+    DEADLINE = "DEADLINE"  #: the job cannot end within FulcrumCore's time limit
     CANCELLED = "CANCELLED"  #: an operator cancelled the job
-    AGENT_RESTARTED = "AGENT_RESTARTED"  #: the agent stopped while the job ran, and could not repeat it
+    AGENT_RESTARTED = "AGENT_RESTARTED"  #: the agent stopped while the job ran, and the job could not be repeated
     QUARANTINED = "QUARANTINED"  #: the agent crashed three times while it ran the job
     INTERNAL = "INTERNAL"  #: a defect of Agent Smith
 
@@ -76,11 +80,11 @@ class SmithError(Exception):
 
 
 class SettingsError(SmithError):
-    """A setting is missing or invalid. The exception's text has the variable's name, its purpose and an example."""
+    """A setting is missing or invalid. The text of the exception tells the operator what to correct."""
 
 
 class DatabaseError(SmithError):
-    """The database cannot be used: it is too new, damaged, denies access, or is in use by another executor."""
+    """The database cannot be used: it is too new, damaged, denies access, or is in use by another agent."""
 
 
 class DatabaseUnavailable(DatabaseError):
@@ -105,13 +109,13 @@ class FulcrumError(SmithError):
 
 
 class FulcrumUnavailable(FulcrumError):
-    """FulcrumCore did not answer, or its answer may be different later: the caller tries again later."""
+    """FulcrumCore did not answer, or may give another answer later: the caller tries again later."""
 
 
 class FulcrumAuthFailing(FulcrumUnavailable):
     """FulcrumCore answered 401 or 403: the caller retries with a backoff, and the agent never exits for this error.
 
-    FulcrumCore gives these answers to a revoked token, and also to every token while its database is down.
+    FulcrumCore gives these answers if the token was revoked. While its database is down, it gives them to every token.
     """
 
 
@@ -120,11 +124,17 @@ class FulcrumRefused(FulcrumError):
 
 
 class FulcrumNotFound(FulcrumRefused):
-    """FulcrumCore answered 404: the vault reference, the type or the metric's service does not exist (any more)."""
+    """FulcrumCore answered 404: the secret, the type, or the service of a metric does not exist (any more).
+
+    If a job or a service itself is requested and does not exist, FulcrumCore answers 403, not 404.
+    """
 
 
 class JobError(SmithError):
-    """The job ends as failed with `code`. `detail` is sent to FulcrumCore, so it is short and contains no secret."""
+    """The caller ends the job as failed with the error code `code`.
+
+    `detail` is sent to FulcrumCore, so it is short and contains no secret.
+    """
 
     def __init__(self, code: ErrorCode | str, detail: str) -> None:
         self.code = ErrorCode(code)

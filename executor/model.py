@@ -11,7 +11,7 @@ from executor.errors import ErrorCode
 
 
 class JobStatus(StrEnum):
-    """The status of a job in its database row. During `processing`, the row's timestamps show the present step."""
+    """The status of a job in its database row. The timestamps of the row show how far a `processing` job is."""
 
     PENDING = "pending"  #: the job waits until an agent claims it
     PROCESSING = "processing"  #: one agent owns the job, under a lease
@@ -19,20 +19,21 @@ class JobStatus(StrEnum):
     FAILED = "failed"  #: the job ended with an error code
 
 
-#: The statuses that may follow each status. A job changes from processing back to pending when its lease expires, or
-#: when its agent releases it for another attempt.
+#: The statuses that may follow each status. A job changes from processing back to pending if its lease expires, or if
+#: its agent releases it for another attempt.
 TRANSITIONS: dict[JobStatus, frozenset[JobStatus]] = {
     JobStatus.PENDING: frozenset({JobStatus.PROCESSING, JobStatus.FAILED}),
     JobStatus.PROCESSING: frozenset({JobStatus.PENDING, JobStatus.COMPLETED, JobStatus.FAILED}),
     JobStatus.COMPLETED: frozenset(),
     JobStatus.FAILED: frozenset(),
 }
-#: The final statuses: a job with one of them has ended.
-ENDED = (JobStatus.COMPLETED, JobStatus.FAILED)
-#: A job whose lease expired this many times ends as failed with QUARANTINED. Its agent has crashed each time.
+#: The statuses of a job that has ended.
+ENDED_STATUSES = (JobStatus.COMPLETED, JobStatus.FAILED)
+#: A job's lease expires if the agent that runs the job crashes. So the number of a job's crashes is the number of its
+#: expired leases. A job with MAX_CRASHES crashes ends as failed with QUARANTINED.
 MAX_CRASHES = 3
-#: A job whose lease expired this many times is on probation: the agent runs no other job at the same time. If this job
-#: makes the agent crash again, no other job loses its lease and counts a crash.
+#: A job with this many crashes is on probation: the agent runs no other job at the same time. So if the job makes the
+#: agent crash again, the crash is not counted for other jobs.
 PROBATION_CRASHES = MAX_CRASHES - 1
 
 
@@ -41,10 +42,10 @@ class ReportState(StrEnum):
 
     NONE = "none"  #: the job has not ended
     DUE = "due"  #: the job has ended, but FulcrumCore has not acknowledged the result
-    REPORTED = "reported"  #: FulcrumCore has the result
-    OVERTAKEN = "overtaken"  #: FulcrumCore ended the job itself; the agent keeps its own result in its database only
-    ABANDONED = "abandoned"  #: FulcrumCore does not know the job, or another agent has it
-    LOCAL = "local"  #: the result is never reported: the agent created the job itself, unknown to FulcrumCore
+    REPORTED = "reported"  #: FulcrumCore has acknowledged the result
+    OVERTAKEN = "overtaken"  #: FulcrumCore ended the job itself; the agent's result is only in the agent's database
+    ABANDONED = "abandoned"  #: never reported: FulcrumCore does not know the job, or another agent owns the job
+    LOCAL = "local"  #: never reported, because the agent created the job itself and FulcrumCore does not know it
 
 
 class GuestKind(StrEnum):
@@ -57,10 +58,10 @@ class GuestKind(StrEnum):
 class MappingState(StrEnum):
     """The state of a mapping, which connects a service to its VM."""
 
-    RESERVED = "reserved"  #: the VMID is reserved; the VM may not exist yet, or be a partial clone
+    RESERVED = "reserved"  #: the VMID is reserved; the VM does not exist yet, or is not completely configured
     ACTIVE = "active"  #: the VM exists
     PENDING_DELETION = "pending_deletion"  #: the service was deleted; its VM is stopped and marked for deletion
-    DELETED = "deleted"  #: the VM was deleted; its VMID is not used for a new VM during SMITH_VMID_QUARANTINE_S
+    DELETED = "deleted"  #: the VM was deleted; for SMITH_VMID_QUARANTINE_S no new VM gets its VMID
     VM_LOST = "vm_lost"  #: the VM does not exist any more, and no job of the agent deleted it
 
 
@@ -77,7 +78,7 @@ class RunStatus(StrEnum):
 class PlaybookRun:
     """The parameters of one execution of one playbook, before it starts."""
 
-    ident: str  #: `run_ident`: names the run and its artifacts; it has only letters, digits and dashes
+    ident: str  #: the id of the run (`run_ident`), which also names its artifacts; only letters, digits, dashes
     action: str
     playbook: Path
     vm: dict[str, Any] = field(repr=False)  #: the extra variable `vm` of the playbook; it may contain secrets
@@ -93,19 +94,19 @@ class RunArtifacts:
     folder: Path
     status: RunStatus
     rc: int  #: the exit code of the playbook process
-    started_at: float  #: seconds since the epoch
+    started_at: float  #: Unix time in seconds
     ended_at: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class JobResult:
-    """What the agent concluded from a run: a success with facts about the VM, or an error code and a text."""
+    """The agent's conclusion from a run: either a success with facts about the VM, or an error code with a text."""
 
     succeeded: bool
     vm: dict[str, Any] = field(default_factory=dict)  #: the playbook's fact `vm_result`, validated; keys may be missing
     code: ErrorCode | None = None
     detail: str = ""
-    was_killed: bool = False  #: another process, or the kernel (out of memory), killed the run: its effect is unknown
+    was_killed: bool = False  #: another process or the kernel (out of memory) killed the run, so its effect is unknown
 
     @property
     def message(self) -> str:

@@ -1,8 +1,7 @@
 """Masks secrets in all output: logs, run artifacts, error messages, the database, the command line, the web pages.
 
-The process has one `redactor`. It masks every value that was added to it, in every form that `secret_forms.py` lists:
-plain; JSON-escaped up to three times, because Ansible prints JSON inside JSON; URL-encoded; in base64 at any alignment;
-in hex; quoted for a shell, Python, Perl, YAML or HTML. Each line of a secret with several lines is masked, too.
+The process has one `redactor`. It masks every secret that was added to it, in every form that `secret_forms.py` lists,
+such as plain, JSON-escaped, URL-encoded or in base64. If a secret has several lines, each line is masked, too.
 """
 
 from __future__ import annotations
@@ -10,17 +9,18 @@ from __future__ import annotations
 import threading
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import Any
 
-from executor.secret_forms import forms_of
+from executor.secret_forms import list_written_forms
 
 #: The text that replaces a secret. It does not depend on the secret's length.
 MASK = "********"
-#: Minimum length of a secret that is masked. A shorter secret, such as "1" or "yes", would mask many unrelated texts,
-#: and a reader could infer the secret from the masked places. The settings refuse such secrets.
-MIN_LENGTH = 4
-#: A value that is nested deeper than this is replaced by TOO_DEEP, because a hostile or circular value must not exhaust
-#: the stack.
+#: Minimum length of a secret that is masked, in characters. The settings refuse a shorter secret, such as "1" or "yes":
+#: if it were masked, it would also be masked in unrelated texts, and a reader could infer it from the masked places.
+MIN_SECRET_LENGTH = 4
+#: A value that is nested deeper than MAX_DEPTH is replaced by TOO_DEEP. Otherwise a hostile or circular value could
+#: exhaust the stack.
 MAX_DEPTH = 100
 TOO_DEEP = "[nested too deep]"
 
@@ -30,61 +30,74 @@ class Redactor:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._secrets: Counter[str] = Counter()  # how many times each secret was added
-        self._forms: dict[str, frozenset[str]] = {}
-        self._needles = _Needles(())
+        self._add_counts: Counter[str] = Counter()  # how many times each secret was added
+        self._forms: dict[str, frozenset[str]] = {}  # the written forms of each secret
+        self._needles = _Needles(())  # finds every form of every secret in a text
 
     def __repr__(self) -> str:
-        return f"<Redactor of {len(self._secrets)} secrets>"
+        return f"<Redactor of {len(self._add_counts)} secrets>"
 
     def add(self, *secrets: str) -> None:
-        """Mask these values from now on. Values shorter than MIN_LENGTH are ignored.
+        """Mask these values from now on. Values shorter than MIN_SECRET_LENGTH are ignored.
 
-        A value that was added twice must be discarded twice: two jobs may have the same password.
+        A value that was added twice must be discarded twice, because two jobs may have the same password.
         """
-        long_enough = [secret for secret in secrets if len(secret.strip()) >= MIN_LENGTH]
+        maskable_secrets = [secret for secret in secrets if len(secret.strip()) >= MIN_SECRET_LENGTH]
         # The forms are computed before the lock is taken, because this takes long for a long secret.
-        new_forms = {secret: frozenset(forms_of(secret, MIN_LENGTH)) for secret in set(long_enough)}
+        new_forms = {
+            secret: frozenset(list_written_forms(secret, MIN_SECRET_LENGTH)) for secret in set(maskable_secrets)
+        }
         with self._lock:
-            self._secrets.update(long_enough)
+            self._add_counts.update(maskable_secrets)
             self._forms = {**new_forms, **self._forms}
-            self._rebuild()
+            self._rebuild_needles()
 
     def discard(self, *secrets: str) -> None:
-        """Stop masking those values that were now discarded as often as they were added. Unknown values are ignored."""
+        """Take back one `add` of each value. A value is no longer masked once every `add` of it is taken back.
+
+        Unknown values are ignored.
+        """
         with self._lock:
-            self._secrets.subtract(secret for secret in secrets if secret in self._secrets)
-            self._secrets = +self._secrets
-            self._rebuild()
+            self._add_counts.subtract(secret for secret in secrets if secret in self._add_counts)
+            self._add_counts = +self._add_counts  # without the secrets whose count is 0
+            self._rebuild_needles()
 
     def redact(self, text: str) -> str:
-        """Return the text with every occurrence of a secret masked, also if occurrences overlap."""
+        """Return the text with every occurrence of a secret masked. Occurrences may overlap."""
         return _mask(text, self._needles.spans(text))
 
     def redact_value(self, obj: Any) -> Any:
-        """Return a copy of nested dicts, lists, tuples and sets in which every string (value or key) is redacted.
+        """Return a copy of nested dicts, lists, tuples and sets in which every string is redacted, including dict keys.
 
-        A number is masked if its text is a secret. Any other object is replaced by its redacted text if the text
+        A number is masked if its text is a secret. Any other object is replaced by its redacted text if its text
         contains a secret.
         """
-        return self._value(obj, 0)
+        return self._redact_nested(obj, depth=0)
 
-    def _rebuild(self) -> None:
-        """Rebuild the texts to search for. One assignment replaces the old ones, so that `redact` needs no lock."""
-        self._forms = {secret: self._forms[secret] for secret in self._secrets}
-        self._needles = _Needles(form for forms in self._forms.values() for form in forms)
+    def _rebuild_needles(self) -> None:
+        """Rebuild `_needles` from the secrets that are masked now. The caller holds the lock.
 
-    def _value(self, obj: Any, depth: int) -> Any:
+        `redact` needs no lock, because it reads only `_needles`, which is replaced by a single assignment.
+        """
+        self._forms = {secret: self._forms[secret] for secret in self._add_counts}
+        self._needles = _Needles(chain.from_iterable(self._forms.values()))
+
+    def _redact_nested(self, obj: Any, *, depth: int) -> Any:
         if not isinstance(obj, (dict, list, tuple, set, frozenset)):
-            return self._scalar(obj)
+            return self._redact_scalar(obj)
         if depth >= MAX_DEPTH:
             return TOO_DEEP
         if isinstance(obj, dict):
-            return {self._value(key, depth + 1): self._value(value, depth + 1) for key, value in obj.items()}
-        items = [self._value(item, depth + 1) for item in obj]
-        return next(kind(items) for kind in (list, tuple, set, frozenset) if isinstance(obj, kind))
+            return {
+                self._redact_nested(key, depth=depth + 1): self._redact_nested(value, depth=depth + 1)
+                for key, value in obj.items()
+            }
+        items = [self._redact_nested(item, depth=depth + 1) for item in obj]
+        # An object of a subclass is copied to the base class: a named tuple becomes a tuple.
+        copy_class = next(cls for cls in (list, tuple, set, frozenset) if isinstance(obj, cls))
+        return copy_class(items)
 
-    def _scalar(self, obj: Any) -> Any:
+    def _redact_scalar(self, obj: Any) -> Any:
         if isinstance(obj, str):
             return self.redact(obj)
         if obj is None or isinstance(obj, bool):
@@ -93,114 +106,120 @@ class Redactor:
             return MASK if str(obj) in self._needles else obj
         if isinstance(obj, bytes):
             return self.redact(obj.decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape")
-        return self._other(obj)
+        return self._redact_object(obj)
 
-    def _other(self, obj: Any) -> Any:
-        """Return the object if neither its `str` nor its `repr` contains a secret, otherwise the redacted text.
+    def _redact_object(self, obj: Any) -> Any:
+        """Return the object unchanged if its `str` and its `repr` contain no secret. Otherwise return a redacted text.
 
-        Both are checked, because the renderer of a log may write either of them.
+        Both texts are checked, because the renderer of the log may write either of them.
         """
-        for render in (str, repr):
-            text = render(obj)
-            if (masked := self.redact(text)) != text:
-                return masked
+        for convert in (str, repr):
+            text = convert(obj)
+            redacted_text = self.redact(text)
+            if redacted_text != text:
+                return redacted_text
         return obj
 
 
 class StreamRedactor:
     """Redacts text that arrives in pieces. A secret may be split between two pieces.
 
-    `feed` does not return the end of the text while this end may be the start of a secret. `flush` returns the kept
-    end. The class is not thread-safe, and each stream needs its own object.
+    If the end of the text may be the start of a secret, `feed` withholds this end until the next piece arrives. After
+    the last piece, `flush` returns the withheld end. Each stream needs its own object. The class is not thread-safe.
     """
 
     def __init__(self, redactor: Redactor) -> None:
         self._redactor = redactor
-        self._kept = ""
+        self._withheld = ""
 
     def feed(self, text: str) -> str:
         """Add the next piece. Return the redacted text up to the place where a secret may have started."""
-        text = self._kept + text
+        text = self._withheld + text
         needles = self._redactor._needles
         spans = needles.spans(text)
-        cut = needles.safe_length(text)
-        # A found secret may reach into the kept part, or may be the start of a longer secret. In both cases the text is
-        # kept from the start of the found secret.
-        while spans and spans[-1][1] > cut:
-            cut = min(cut, spans.pop()[0])
-        self._kept = text[cut:]
-        return _mask(text[:cut], spans)
+        returned_length = needles.length_before_unfinished_needle(text)
+        # The last secret in the text may reach into the withheld end, or may be the start of a longer secret. In both
+        # cases the text is withheld from the start of this secret.
+        while spans and spans[-1][1] > returned_length:
+            last_secret_start = spans.pop()[0]
+            returned_length = min(returned_length, last_secret_start)
+        self._withheld = text[returned_length:]
+        return _mask(text[:returned_length], spans)
 
     def flush(self) -> str:
-        """Return the kept text, redacted. The caller may feed more pieces afterwards."""
-        text, self._kept = self._kept, ""
+        """Return the withheld text, redacted. The caller may feed more pieces afterwards."""
+        text, self._withheld = self._withheld, ""
         return self._redactor.redact(text)
 
 
 class _Needles:
     """Searches a text for many needles at once. A needle is one form of a secret.
 
-    The needles are indexed by their first MIN_LENGTH characters, so the cost of a search hardly depends on the number
-    of needles.
+    The needles are indexed by their first MIN_SECRET_LENGTH characters. So the time of a search hardly depends on the
+    number of needles.
     """
 
-    def __init__(self, texts: Iterable[str]) -> None:
-        self._texts = frozenset(texts)
-        by_start = defaultdict(list)
-        for text in sorted(self._texts, key=len, reverse=True):
-            by_start[text[:MIN_LENGTH]].append(text)
-        self._by_start = dict(by_start)
-        self._shorter = frozenset(start[:length] for start in by_start for length in range(1, MIN_LENGTH))
-        self._longest = max(map(len, self._texts), default=0)
+    def __init__(self, needles: Iterable[str]) -> None:
+        self._needles = frozenset(needles)
+        needles_by_prefix = defaultdict(list)
+        for needle in sorted(self._needles, key=len, reverse=True):
+            needles_by_prefix[needle[:MIN_SECRET_LENGTH]].append(needle)
+        self._needles_by_prefix = dict(needles_by_prefix)
+        self._short_prefixes = frozenset(
+            prefix[:length] for prefix in needles_by_prefix for length in range(1, MIN_SECRET_LENGTH)
+        )
+        self._max_needle_length = max(map(len, self._needles), default=0)
 
     def __contains__(self, text: str) -> bool:
-        return text in self._texts
+        return text in self._needles
 
     def spans(self, text: str) -> list[tuple[int, int]]:
-        """Return the start and end of each needle in the text, in order. Overlapping needles give one span together."""
+        """Return the start and end of each needle in the text, in order. Overlapping needles become one span."""
         spans: list[tuple[int, int]] = []
-        for start, end in self._found(text):
-            if spans and start < spans[-1][1]:
-                spans[-1] = (spans[-1][0], max(end, spans[-1][1]))
+        for start, end in self._occurrences(text):
+            last_start, last_end = spans[-1] if spans else (0, 0)
+            if start < last_end:
+                spans[-1] = (last_start, max(end, last_end))
             else:
                 spans.append((start, end))
         return spans
 
-    def safe_length(self, text: str) -> int:
-        """Return the length of the text without those characters at its end that may be the start of a needle."""
-        for start in range(max(0, len(text) - self._longest + 1), len(text)):
-            if self._may_continue(text, start):
+    def length_before_unfinished_needle(self, text: str) -> int:
+        """Return the number of characters before the first place at which an unfinished needle may start."""
+        for start in range(max(0, len(text) - self._max_needle_length + 1), len(text)):
+            if self._may_become_needle(text, start):
                 return start
         return len(text)
 
-    def _found(self, text: str) -> Iterator[tuple[int, int]]:
+    def _occurrences(self, text: str) -> Iterator[tuple[int, int]]:
         """Yield, for each position at which a needle starts, the start and end of the longest needle there."""
-        if not self._by_start:
+        if not self._needles_by_prefix:
             return
-        for start in range(len(text) - MIN_LENGTH + 1):
-            for needle in self._by_start.get(text[start : start + MIN_LENGTH], ()):
+        for start in range(len(text) - MIN_SECRET_LENGTH + 1):
+            for needle in self._needles_by_prefix.get(text[start : start + MIN_SECRET_LENGTH], ()):
                 if text.startswith(needle, start):
                     yield start, start + len(needle)
                     break
 
-    def _may_continue(self, text: str, start: int) -> bool:
-        """True when the text from `start` on is the beginning of a longer needle."""
+    def _may_become_needle(self, text: str, start: int) -> bool:
+        """Return whether the text from `start` on is the beginning of a longer needle."""
         remaining_length = len(text) - start
-        if remaining_length < MIN_LENGTH:
-            return text[start:] in self._shorter
-        needles = self._by_start.get(text[start : start + MIN_LENGTH], ())
+        if remaining_length < MIN_SECRET_LENGTH:
+            return text[start:] in self._short_prefixes
+        needles = self._needles_by_prefix.get(text[start : start + MIN_SECRET_LENGTH], ())
         return any(len(needle) > remaining_length and needle.startswith(text[start:]) for needle in needles)
 
 
 def _mask(text: str, spans: list[tuple[int, int]]) -> str:
-    """Return the text with each span, given by its start and end, replaced by MASK."""
+    """Return the text with each span (start, end) replaced by MASK."""
     if not spans:
         return text
-    parts, copied_to = [], 0
+    parts: list[str] = []
+    uncopied_start = 0
     for start, end in spans:
-        parts += [text[copied_to:start], MASK]
-        copied_to = end
-    return "".join([*parts, text[copied_to:]])
+        parts += [text[uncopied_start:start], MASK]
+        uncopied_start = end
+    return "".join([*parts, text[uncopied_start:]])
 
 
 #: The only Redactor of the process: all modules use it.

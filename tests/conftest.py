@@ -17,7 +17,7 @@ settings.register_profile("no-deadline", deadline=None)
 settings.load_profile("no-deadline")
 
 # The lab's commands start as forks of one process that has imported everything.
-system.run_command = fork_server.run
+system.run_smith_command = fork_server.run
 
 surroundings.reset_process()
 

@@ -1,8 +1,8 @@
 """Decides before each claim whether this machine has the memory and CPU for one more run.
 
-A run needs memory until it ends, but it needs CPU mostly at its start: later it only waits for Proxmox. So admission
-depends on free memory and on the number of runnable processes. "Warm" runs are forked by a server process that has
-already imported Ansible, so they need less memory than "cold" runs, which are new ansible-playbook processes.
+A run needs memory until it ends. It needs CPU mostly at its start; afterwards it waits for Proxmox. So admission
+depends on free memory and on the number of runnable processes. A "warm" run is forked by a server process that has
+already imported Ansible. So it needs less memory than a "cold" run, which is a new ansible-playbook process.
 """
 
 from __future__ import annotations
@@ -11,55 +11,62 @@ import os
 import time
 from dataclasses import dataclass, field
 
-from executor.agent.machine import SLOT_MIB, available_mib, cores, runnable
+from executor.agent.machine import RUN_MEMORY_MIB, available_memory_mib, runnable_process_count, usable_cores
 from executor.log import get_logger
 
 log = get_logger(__name__)
 
-#: No run is admitted while the machine has more runnable processes per core than this, because another run would slow
-#: down the running ones. The processes of a run that waits for Proxmox are not runnable.
+#: The free memory is checked only when this agent has at least this many running jobs per core. So one run per core is
+#: always admitted.
+MIN_RUNS_PER_CORE_FOR_MEMORY_CHECK = 1.0
+#: The number of runnable processes is checked only when this agent has at least this many running jobs per core.
+MIN_RUNS_PER_CORE_FOR_LOAD_CHECK = 4.0
+#: If the machine has more runnable processes per core than this, the check admits no run, because a further run would
+#: slow down all runs. The processes of a run that waits for Proxmox are not runnable.
 MAX_RUNNABLE_PER_CORE = 2.0
-#: Up to this many runs per core, the number of runnable processes is not checked.
-ALWAYS_PER_CORE = 4.0
-#: A warning is logged when no run was admitted for this time.
-LOG_AFTER_S = 10.0
+#: A warning is logged when admission has been closed for this time.
+WARNING_DELAY_S = 10.0
 
 
 @dataclass(kw_only=True)
 class Admission:
-    """Decides whether one more run may start. Admission is closed while the last decision was no."""
+    """Decides whether one more run may start. Admission is closed while the last decision was against a run."""
 
-    is_warm: bool  #: the agent uses warm runs
+    uses_warm_runs: bool  #: the agent uses warm runs
     _closed_at: float | None = None  #: monotonic time at which admission closed; None while it is open
-    _is_logged: bool = False  #: a warning was logged since admission closed
-    _cores: float = field(default_factory=cores)
+    _is_warning_logged: bool = False  #: a warning was logged since admission closed
+    _cores: float = field(default_factory=usable_cores)
 
     @property
     def is_closed(self) -> bool:
-        """True when the last call of `is_open` returned False."""
+        """True when the last call of `may_start_run` returned False."""
         return self._closed_at is not None
 
-    def is_open(self, running: int) -> bool:
-        """Decide whether one more run may start; `running` is the number of running jobs."""
-        reason = self._reason(running / self._cores)
+    def may_start_run(self, running_job_count: int) -> bool:
+        """Decide whether one more run may start. Log when admission stays closed, and when it opens again."""
+        reason = self._reason_against_run(running_job_count / self._cores)
         if not reason:
-            if self._is_logged:
-                log.info("admission_resumed", running=running)
-            self._closed_at, self._is_logged = None, False
+            if self._is_warning_logged:
+                log.info("admission_resumed", running_job_count=running_job_count)
+            self._closed_at, self._is_warning_logged = None, False
             return True
         self._closed_at = self._closed_at or time.monotonic()
-        if not self._is_logged and time.monotonic() - self._closed_at >= LOG_AFTER_S:
-            self._is_logged = True
-            log.warning("admission_held", reason=reason, running=running)
+        if not self._is_warning_logged and time.monotonic() - self._closed_at >= WARNING_DELAY_S:
+            self._is_warning_logged = True
+            log.warning("admission_closed", reason=reason, running_job_count=running_job_count)
         return False
 
-    def _reason(self, running_per_core: float) -> str:
+    def _reason_against_run(self, runs_per_core: float) -> str:
         """Return the reason why no further run may start, or '' when one may start."""
-        if running_per_core >= 1 and (free_mib := available_mib()) < SLOT_MIB[self.is_warm]:
-            return f"{free_mib:.0f} MiB of memory are free, a run needs {SLOT_MIB[self.is_warm]}"
-        # `runnable` counts the processes of the whole machine, so its limit depends on all cores of the machine. The
-        # number of runs depends on `_cores`, the cores that this process may use.
-        machine_cores = os.cpu_count() or 1
-        if running_per_core >= ALWAYS_PER_CORE and (count := runnable()) > MAX_RUNNABLE_PER_CORE * machine_cores:
-            return f"{count} processes are runnable on {machine_cores} cores"
+        if runs_per_core >= MIN_RUNS_PER_CORE_FOR_MEMORY_CHECK:
+            free_mib, required_mib = available_memory_mib(), RUN_MEMORY_MIB[self.uses_warm_runs]
+            if free_mib < required_mib:
+                return f"{free_mib:.0f} MiB of memory are free, but a run needs {required_mib} MiB"
+        if runs_per_core >= MIN_RUNS_PER_CORE_FOR_LOAD_CHECK:
+            # The runnable processes are those of the whole machine. So their limit depends on all cores of the machine,
+            # not on `_cores`, the cores that this process may use.
+            machine_cores = os.cpu_count() or 1
+            process_count = runnable_process_count()
+            if process_count > MAX_RUNNABLE_PER_CORE * machine_cores:
+                return f"{process_count} processes are runnable on {machine_cores} cores"
         return ""

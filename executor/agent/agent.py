@@ -1,8 +1,9 @@
 """Runs one agent process from start to exit: starts its threads, checks limits and signals, and shuts down.
 
 Each critical job (a periodic task of the agent), each running job, the dispatcher, the reporter and the lease keeper
-has its own thread. The main thread checks limits and signals, and only the main thread decides to stop. Signal handlers
-only record the signal. To drain is to claim no more jobs and to wait until the running jobs have ended.
+has its own thread. The main thread checks limits and signals, and only the main thread decides that the agent
+stops. Signal handlers only record that a signal was received. While the agent drains, it claims no more jobs and waits
+for its running jobs.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from executor.database import job_queue, nodes, queries, schema
 from executor.database.engine import reading, transaction
 from executor.errors import EXIT_FAILURE, EXIT_OK, EXIT_RESTART, DatabaseError
 from executor.log import get_logger
-from executor.processes.progress import Progress
+from executor.processes.progress import ProgressSender
 from executor.proxmox.client import ProxmoxReader
 from executor.runs.runner import Runner
 from executor.settings.settings import Settings
@@ -43,23 +44,22 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
-#: Interval of the main loop: a signal or a limit is noticed after this time at the latest.
-TICK_S = 0.2
-#: How long the agent waits for cancelled runs to end before it exits.
-CANCEL_GRACE_S = 20.0
-#: How long the agent waits for cancelled runs to end after QUIT. This is less than the time after which the supervisor
-#: kills the agent (QUIT_GRACE_S in supervisor.py).
-QUIT_GRACE_S = 6.0
-#: How long the agent tries to send the due reports before it exits.
-FLUSH_S = 10.0
+#: Interval of the main loop: the agent reacts to a signal or a reached limit after this time at the latest.
+MAIN_LOOP_INTERVAL_S = 0.2
+#: How long the agent, before it exits, waits for running jobs to end after it has asked them to end.
+STOP_JOBS_TIMEOUT_S = 20.0
+#: The same wait after QUIT. It must be shorter than the time from QUIT until the supervisor kills the agent (8 s).
+STOP_JOBS_TIMEOUT_AFTER_QUIT_S = 6.0
+#: How long the agent, before it exits, tries to send the due reports (job results that it has not yet sent).
+REPORT_FLUSH_TIMEOUT_S = 10.0
 #: How long a loop waits after a database error or an unexpected exception.
-DATABASE_RETRY_S = 5.0
+LOOP_RETRY_S = 5.0
 
 
 class Mode(StrEnum):
-    """Says when the agent ends without a signal and without having reached a limit."""
+    """Says when the agent ends by itself. In each mode, a signal or a limit may end it earlier."""
 
-    SERVE = "serve"  #: the agent never ends by itself: it works until an operator stops it
+    SERVE = "serve"  #: the agent never ends by itself
     ONCE = "once"  #: the agent polls once, and ends when the jobs of that poll are processed and reported
     UNTIL_IDLE = "until-idle"  #: the agent ends when FulcrumCore has no more jobs for it
 
@@ -67,9 +67,10 @@ class Mode(StrEnum):
 def new_boot_id() -> str:
     """Return a new boot id, which identifies one agent process.
 
-    The boot id contains the process id and a random part, so it is unique even when the process id is used again.
+    The random part keeps the boot id unique when the operating system uses a process id again.
     """
-    return f"{socket.gethostname()[:20]}-{os.getpid()}-{uuid.uuid4().hex[:12]}"
+    short_host, random_part = socket.gethostname()[:20], uuid.uuid4().hex[:12]
+    return f"{short_host}-{os.getpid()}-{random_part}"
 
 
 @dataclass(kw_only=True)
@@ -86,28 +87,30 @@ class Agent:
     runner: Runner
     reporter: Reporter
     dispatcher: Dispatcher
-    leases: LeaseKeeper
+    lease_keeper: LeaseKeeper
     scheduler: Scheduler
     monitor: Monitor
-    _stop_signals: list[int] = field(default_factory=list)  #: TERM, INT and QUIT, in the order of arrival
-    _is_reload_requested: bool = False  #: HUP was received and not yet handled
+    #: The received signals that ask this process to stop (TERM, INT, QUIT), in the order of arrival.
+    _received_signals: list[int] = field(default_factory=list)
+    _is_reload_requested: bool = False  #: HUP was received, and the reload of the secrets has not started yet
 
     def run(self) -> int:
         """Work until a limit, a signal or the mode ends the agent; return the exit code.
 
-        Raises DatabaseError when the database is damaged, has a newer schema, or is in use by another agent.
+        Raises DatabaseError when the database is damaged, is in use by another agent, or has a newer schema than this
+        version of the agent.
         """
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
-            signal.signal(number, lambda received, _frame: self._stop_signals.append(received))
+        for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+            signal.signal(signum, lambda received, _frame: self._received_signals.append(received))
         signal.signal(signal.SIGHUP, self._request_reload)
         with exclusive_database(self.settings.smith_database_url):
             schema.upgrade(self.engine)
             self._recover()
             self._start_loops()
-            reason, code = self._wait_for_stop_reason()
-            code = self._shut_down(reason, code)
-        log.info("agent_stopped", reason=reason, exit_code=code, jobs=self.state.jobs_ended)
-        return code
+            reason, planned_exit_code = self._wait_for_stop_reason()
+            exit_code = self._shut_down(reason, planned_exit_code)
+        log.info("agent_stopped", reason=reason, exit_code=exit_code, ended_job_count=self.state.ended_job_count)
+        return exit_code
 
     # --- start ----------------------------------------------------------------------------------------------------
 
@@ -117,12 +120,13 @@ class Agent:
         To reap a job is to take it from an owner that has ended or whose lease has expired. On PostgreSQL, only the
         lease keeper reaps jobs, because other agents that share the database may still run.
         """
-        for ident in self.runner.sweep():
-            log.warning("orphan_run_killed", run_ident=ident)
+        for run_ident in self.runner.end_earlier_runs():
+            log.warning("orphan_run_killed", run_ident=run_ident)
+        # A warm server is a process that has already imported Ansible. Each run that it forks starts sooner.
         if self.settings.smith_warm != "off":
-            self.runner.start_warm(required=self.settings.smith_warm == "on")
+            self.runner.start_warm_servers(are_required=self.settings.smith_warm == "on")
         with transaction(self.engine) as session:
-            nodes.add(
+            nodes.add_agent(
                 session,
                 self.boot_id,
                 host=socket.gethostname(),
@@ -130,24 +134,24 @@ class Agent:
                 version=VERSION,
                 concurrency=self.settings.smith_concurrency,
             )
-            if self.engine.dialect.name == "sqlite":  # this process has locked the file: other owners have ended
-                for job_id, status in job_queue.reap(session, sole_owner=self.boot_id):
-                    log.warning("job_reaped", job_row=job_id, status=status)
+            if self.engine.dialect.name == "sqlite":  # this process has locked the file, so all other owners have ended
+                for job_row_id, status in job_queue.reap(session, all_owners_except=self.boot_id):
+                    log.warning("job_reaped", job_row_id=job_row_id, status=status)
         log.info("agent_ready", boot_id=self.boot_id, version=VERSION, concurrency=self.settings.smith_concurrency)
 
     def _start_loops(self) -> None:
         self.scheduler.start()
-        loops = {"dispatch": self.dispatcher.dispatch, "report": self._report, "leases": self.leases.maintain}
-        for name, body in loops.items():
-            threading.Thread(target=self._run_loop, args=(name, body), name=name, daemon=True).start()
+        loops = {"dispatch": self.dispatcher.dispatch, "report": self._report, "leases": self.lease_keeper.maintain}
+        for name, iterate in loops.items():
+            threading.Thread(target=self._run_loop, args=(name, iterate), name=name, daemon=True).start()
 
-    def _run_loop(self, name: str, body: Callable[[], None]) -> None:
-        """Repeat `body` until the agent stops. A database error delays the loop but does not end it."""
+    def _run_loop(self, name: str, iterate: Callable[[], None]) -> None:
+        """Call `iterate` again and again until the agent stops. An exception delays the loop but does not end it."""
         is_failing = False
         while not self.state.stopping.is_set():
-            self.state.note_progress(name)
+            self.state.note_iteration_start(name)
             try:
-                body()
+                iterate()
                 if is_failing:
                     log.info("loop_recovered", loop=name)
                 is_failing = False
@@ -155,15 +159,15 @@ class Agent:
                 if not is_failing:
                     log.error("loop_cannot_use_database", loop=name, reason=str(error).splitlines()[0])
                 is_failing = True
-                self.leases.note_database_error()
-                self.state.stopping.wait(DATABASE_RETRY_S)
+                self.lease_keeper.note_database_error()  # delays the reaping: other agents may be unable to renew
+                self.state.stopping.wait(LOOP_RETRY_S)
             except Exception:
                 # An unexpected exception must not end the loop: without the loop, all later jobs would wait for ever.
                 log.exception("loop_crashed", loop=name)
-                self.state.stopping.wait(DATABASE_RETRY_S)
+                self.state.stopping.wait(LOOP_RETRY_S)
 
     def _report(self) -> None:
-        """Send the due reports, then wait until a job has ended or the reporter's wait has passed."""
+        """Send the due reports. Then wait as long as the reporter requests, or until a job ends."""
         wait_s = self.reporter.send_due_reports()
         if wait_s > 0:
             self.state.report_requested.wait(wait_s)
@@ -173,98 +177,103 @@ class Agent:
 
     def _wait_for_stop_reason(self) -> tuple[str, int]:
         """Check signals, limits and mode until the agent has to stop; return the reason and the exit code."""
-        progress = Progress()
+        progress = ProgressSender()
         while True:
             self._run_main_iteration(progress)
             self.monitor.restart_overdue_critical_jobs()
-            if self._stop_signals:
+            if self._received_signals:
                 return "signal", EXIT_OK
-            if (limit := self.monitor.reached_limit()) is not None:
+            limit = self.monitor.find_reached_limit()
+            if limit is not None:
                 log.info("limit_reached", limit=limit)
-                return f"limit {limit}", EXIT_RESTART if self.mode is Mode.SERVE else EXIT_OK
+                # EXIT_RESTART makes the supervisor start a new agent process.
+                exit_code = EXIT_RESTART if self.mode is Mode.SERVE else EXIT_OK
+                return f"limit {limit}", exit_code
             if self._is_done():
                 return "done", EXIT_OK
-            time.sleep(TICK_S)
+            time.sleep(MAIN_LOOP_INTERVAL_S)
 
-    def _run_main_iteration(self, progress: Progress) -> None:
-        """Report progress and status to the supervisor, and reload the secrets after HUP."""
+    def _run_main_iteration(self, progress: ProgressSender) -> None:
+        """Report progress and status to the supervisor, and start a reload of the secrets after HUP."""
         progress.report_progress()
-        self.state.note_progress("main")
+        self.state.note_iteration_start("main")
         if self.state.is_ready:
-            progress.ready()
-            progress.status(self.state.summary)
+            progress.report_ready()
+            progress.report_status(self.state.summary)
         if self._is_reload_requested:
             self._is_reload_requested = False
             log.info("reload_requested")
-            # The reload runs in another thread, because it may call FulcrumCore, and a slow answer must not stop this
-            # loop.
+            # The reload has its own thread, because it may call FulcrumCore. A slow answer must not stop the main loop.
             threading.Thread(target=self._reload, name="reload", daemon=True).start()
 
-    def _request_reload(self, _number: int, _frame: object) -> None:
+    def _request_reload(self, _signum: int, _frame: object) -> None:
         self._is_reload_requested = True
 
     def _reload(self) -> None:
+        """Read the secrets again. The next request to Proxmox uses the new values."""
         self.secrets.reload()
-        self.proxmox.connection = self.secrets.connection()
+        self.proxmox.connection = self.secrets.proxmox_connection()
 
     def _is_done(self) -> bool:
         """True when the mode is ONCE or UNTIL_IDLE and its work is done."""
-        if self.mode is Mode.SERVE or not self.state.agent_id or self.state.polls == 0 or self.dispatcher.running:
+        if self.mode is Mode.SERVE or self.state.finished_poll_count == 0:
             return False
-        if self._has_open_jobs():
+        if self.dispatcher.running_job_count or self._has_open_jobs():
             return False
         if self.mode is Mode.ONCE:
             return True
         # FulcrumCore lists the next job of a group only after it has received the report of the group's previous job.
-        # A poll that is running now may have begun before that report. So the agent waits until two more polls have
-        # ended: the second one has certainly begun after the report.
-        polls_needed = self.state.polls + 2
-        while self.state.polls < polls_needed and not self._stop_signals:
+        # A poll that is running now may have begun before FulcrumCore received the last report. So the agent waits
+        # until two more polls have finished. The second poll has certainly begun after the last report.
+        poll_count_before = self.state.finished_poll_count
+        while self.state.finished_poll_count < poll_count_before + 2 and not self._received_signals:
             self.state.poll_requested.set()
-            time.sleep(TICK_S)
+            time.sleep(MAIN_LOOP_INTERVAL_S)
         return not self._has_open_jobs()
 
     def _has_open_jobs(self) -> bool:
+        """True when a job has not ended or its report is due."""
         with reading(self.engine) as session:
             counts = queries.count_jobs(session)
         return bool(counts["pending"] + counts["processing"] + counts["reports_due"])
 
     # --- stop -----------------------------------------------------------------------------------------------------
 
-    def _shut_down(self, reason: str, code: int) -> int:
-        """Drain, cancel jobs that do not end in time, send due reports, and stop every loop.
+    def _shut_down(self, reason: str, exit_code: int) -> int:
+        """Drain, ask the jobs that still run after the drain timeout to stop, send due reports, and stop every loop.
 
-        Returns `code`, or EXIT_FAILURE when a job did not end even after it was cancelled.
+        Returns `exit_code`, or EXIT_FAILURE when a job did not end even after it was asked to stop.
         """
         self.state.draining.set()
-        log.info("drain_started", reason=reason, running=self.dispatcher.running)
-        drained = self._wait_for_jobs(self.settings.smith_drain_timeout_s)
-        if not drained:
+        log.info("drain_started", reason=reason, running_job_count=self.dispatcher.running_job_count)
+        have_jobs_ended = self._wait_for_jobs(self.settings.smith_drain_timeout_s)
+        if not have_jobs_ended:
             self.dispatcher.stop_all(StopSignal.AGENT_STOPPING)
-            grace_s = QUIT_GRACE_S if signal.SIGQUIT in self._stop_signals else CANCEL_GRACE_S
-            drained = self._wait_for_jobs(grace_s, ends_on_signal=False)
-        if signal.SIGQUIT not in self._stop_signals:
-            self.reporter.flush(FLUSH_S if self.state.fulcrum.is_up else 0.0)
+            is_quit_received = signal.SIGQUIT in self._received_signals
+            timeout_s = STOP_JOBS_TIMEOUT_AFTER_QUIT_S if is_quit_received else STOP_JOBS_TIMEOUT_S
+            have_jobs_ended = self._wait_for_jobs(timeout_s, is_interruptible=False)
+        if signal.SIGQUIT not in self._received_signals:
+            self.reporter.flush(REPORT_FLUSH_TIMEOUT_S if self.state.fulcrum_link.is_up else 0.0)
         self.state.stopping.set()
-        for event in (self.state.dispatch_requested, self.state.report_requested):
-            event.set()
+        self.state.dispatch_requested.set()  # wakes the dispatcher, which then sees that the agent stops
+        self.state.report_requested.set()  # wakes the reporter
         self.scheduler.stop()
-        self.runner.stop_warm()
+        self.runner.stop_warm_servers()
         with contextlib.suppress(DatabaseError), transaction(self.engine) as session:
-            job_queue.release_all(session, self.boot_id)
-            nodes.note_stopped(session, self.boot_id, reason)
-        return code if drained else EXIT_FAILURE
+            job_queue.release_all(session, owner=self.boot_id)
+            nodes.note_agent_stopped(session, self.boot_id, reason)
+        return exit_code if have_jobs_ended else EXIT_FAILURE
 
-    def _wait_for_jobs(self, within_s: float, *, ends_on_signal: bool = True) -> bool:
-        """Wait until no job runs, then return True. Return False when `within_s` has passed before.
+    def _wait_for_jobs(self, timeout_s: float, *, is_interruptible: bool = True) -> bool:
+        """Wait until no job runs; return True. Return False when jobs still run after `timeout_s`.
 
-        With `ends_on_signal`, also return False after a second stop signal or after QUIT.
+        With `is_interruptible`, also return False after a second signal (TERM or INT) or after QUIT.
         """
-        progress, deadline = Progress(), time.monotonic() + within_s
-        while self.dispatcher.running:
+        progress, deadline = ProgressSender(), time.monotonic() + timeout_s
+        while self.dispatcher.running_job_count:
             self._run_main_iteration(progress)
-            must_cancel = len(self._stop_signals) > 1 or signal.SIGQUIT in self._stop_signals
-            if time.monotonic() >= deadline or (ends_on_signal and must_cancel):
+            is_interrupted = len(self._received_signals) > 1 or signal.SIGQUIT in self._received_signals
+            if time.monotonic() >= deadline or (is_interruptible and is_interrupted):
                 return False
-            time.sleep(TICK_S)
+            time.sleep(MAIN_LOOP_INTERVAL_S)
         return True

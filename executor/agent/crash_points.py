@@ -1,8 +1,8 @@
 """Kills this process at a named point when a test requests it, to simulate a crash there.
 
-This module does nothing unless SMITH_CRASH_AT names an existing file. Only tests write such a file: a JSON list of
-`{"point": …, "subject": …, "times": …}`. `subject` is the id of a service; without it, the entry applies to the jobs of
-all services. Each crash decrements `times`. When `times` is 0, the entry has no effect any more.
+This module does nothing unless SMITH_CRASH_AT contains the path of an existing file. Only tests write such a file. It
+contains a JSON list of `{"point": …, "subject": …, "times": …}`. `subject` is the id of a service. An entry without a
+subject applies to the jobs of all services. Each crash decrements `times`. An entry whose `times` is 0 has no effect.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ import threading
 from pathlib import Path
 from typing import Any
 
-VARIABLE = "SMITH_CRASH_AT"
+#: The environment variable that contains the path of the file.
+CRASH_FILE_VARIABLE = "SMITH_CRASH_AT"
 
-#: The points in the order of a job's processing (ARCHITECTURE.md). Each comment says what this process has stored last
-#: when it is killed at the point.
+#: The points in the order of a job's processing (ARCHITECTURE.md). Each comment says what has happened, and what is
+#: stored, when this process is killed at the point.
 POINTS = (
     "rows_written",  # step 1: the rows of the polled jobs are stored
     "claim_noted",  # step 3: it is stored that a claim will be sent
@@ -32,24 +33,25 @@ POINTS = (
 _lock = threading.Lock()
 
 
-def reached(point: str, subject: str | None = None) -> None:
+def crash_if_requested(point: str, service_id: str | None = None) -> None:
     """Kill this process with SIGKILL if the test's file requests a crash at `point`.
 
-    `subject` is the id of the job's service, None when the point concerns no single service.
+    `service_id` is the id of the job's service. It is None at a point that concerns the jobs of several services.
     """
-    file = os.environ.get(VARIABLE)
+    file = os.environ.get(CRASH_FILE_VARIABLE)
     if file:
-        with _lock:  # one thread at a time: each crash must decrement `times` once
-            _crash_if_requested(Path(file), point, subject)
+        with _lock:  # two threads must not read the same value of `times`
+            _crash_once_if_requested(Path(file), point, service_id)
 
 
-def _crash_if_requested(file: Path, point: str, subject: str | None) -> None:
+def _crash_once_if_requested(file: Path, point: str, service_id: str | None) -> None:
+    """If an entry of the file applies, store its decremented `times` and then kill this process."""
     try:
         requests: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return
     for request in requests:
-        if request["point"] == point and request["times"] > 0 and request.get("subject") in (None, subject):
+        if request["point"] == point and request["times"] > 0 and request.get("subject") in (None, service_id):
             request["times"] -= 1
             new_file = file.with_suffix(".draft")
             new_file.write_text(json.dumps(requests), encoding="utf-8")

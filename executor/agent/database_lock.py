@@ -12,28 +12,33 @@ from pathlib import Path
 from executor.database.engine import sqlite_file
 from executor.errors import DatabaseError
 
+#: The process that has the lock has written its process id and host into the lock file. An error message quotes at most
+#: this much of the file.
+MAX_HOLDER_CHARS = 200
+
 
 @contextlib.contextmanager
 def exclusive_database(url: str) -> Iterator[None]:
-    """Lock the SQLite file for the length of the block. Do nothing for PostgreSQL, which several agents may share.
+    """Lock the SQLite file while the block runs. Do nothing for PostgreSQL, which several agents may share.
 
-    Raises DatabaseError when another process has the lock; the text names that process. The kernel releases the lock
-    when the process that has it ends.
+    Raises DatabaseError when another process has the lock; the text names that process. The kernel releases a process's
+    lock when the process ends, even after a crash.
     """
-    database = sqlite_file(url)
-    if database is None:
+    database_path = sqlite_file(url)
+    if database_path is None:  # the URL is one of PostgreSQL
         yield
         return
-    file = Path(f"{database}.lock")
-    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with file.open("a+", encoding="utf-8") as handle:
+    lock_path = Path(f"{database_path}.lock")
+    lock_path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with lock_path.open("a+", encoding="utf-8") as lock_file:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            handle.seek(0)
-            holder = handle.read(200).strip() or "another process"
-            raise DatabaseError(f"the database {database} is in use by {holder}: only one agent may use it") from None
-        handle.truncate(0)
-        handle.write(f"pid {os.getpid()} on {socket.gethostname()}")
-        handle.flush()
+            lock_file.seek(0)
+            holder = lock_file.read(MAX_HOLDER_CHARS).strip() or "another process"
+            text = f"the database {database_path} is in use by {holder}: only one agent may use it"
+            raise DatabaseError(text) from None
+        lock_file.truncate(0)
+        lock_file.write(f"pid {os.getpid()} on {socket.gethostname()}")
+        lock_file.flush()
         yield

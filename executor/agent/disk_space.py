@@ -12,13 +12,13 @@ from executor.log import get_logger
 log = get_logger(__name__)
 
 BYTES_PER_MIB = 1024 * 1024
-#: Free space that each folder needs before a job is claimed. A run writes a few hundred KiB; SQLite's write-ahead log
-#: grows to a few MiB.
+#: Free space that each folder needs before a job is claimed. One run writes a few hundred KiB to each folder, and
+#: SQLite's write-ahead log in the data folder grows to a few MiB.
 MIN_FREE_MIB = {"data": 200, "run": 16}
 
 
 def free_bytes(folder: Path) -> int:
-    """Return the free space of the folder's file system. If the folder does not exist, use its nearest existing parent.
+    """Return the free space of the folder's file system. For a missing folder, use its nearest existing parent.
 
     Raises OSError.
     """
@@ -27,36 +27,36 @@ def free_bytes(folder: Path) -> int:
     return shutil.disk_usage(folder).free
 
 
-def shortages(folders: Mapping[str, Path]) -> dict[str, str]:
+def describe_shortages(folders: Mapping[str, Path]) -> dict[str, str]:
     """Return a message for each folder with too little free space. Raises OSError.
 
     The keys of `folders` and of the result are those of MIN_FREE_MIB.
     """
-    low = {}
+    messages = {}
     for name, folder in folders.items():
         free_mib = free_bytes(folder) // BYTES_PER_MIB
         if free_mib < MIN_FREE_MIB[name]:
-            low[name] = f"{folder}: {free_mib} MiB are free, less than {MIN_FREE_MIB[name]}"
-    return low
+            messages[name] = f"{folder}: {free_mib} MiB are free, but {MIN_FREE_MIB[name]} MiB are required"
+    return messages
 
 
 @dataclass(kw_only=True)
-class DiskSpace:
-    """Checks the free space before each claim. Logs when it becomes too low and when it is sufficient again."""
+class DiskSpaceChecker:
+    """Checks the free space before each claim. Logs when the space becomes too low and when it is sufficient again."""
 
     folders: Mapping[str, Path]
-    _is_low: bool = False  #: result of the last successful check
+    _is_low: bool = False  #: the space was too low when it was last measured
 
-    def is_enough(self) -> bool:
-        """Return whether there is space for one more job. When it cannot be measured, repeat the previous answer."""
+    def is_space_sufficient(self) -> bool:
+        """Return whether there is space for one more job. If the space cannot be measured, repeat the last answer."""
         try:
-            low = shortages(self.folders)
-        except OSError as error:
-            low = {"folder": str(error)} if self._is_low else {}
-        if low and not self._is_low:
-            reason = "; ".join(low.values())
-            log.error("disk_space_low", reason=reason, reaction="nothing is claimed until there is more")
-        elif self._is_low and not low:
+            shortages = describe_shortages(self.folders)
+        except OSError:
+            return not self._is_low
+        if shortages and not self._is_low:
+            reason = "; ".join(shortages.values())
+            log.error("disk_space_low", reason=reason, reaction="no job is claimed until there is enough space")
+        elif self._is_low and not shortages:
             log.info("disk_space_recovered")
-        self._is_low = bool(low)
-        return not low
+        self._is_low = bool(shortages)
+        return not shortages

@@ -1,4 +1,7 @@
-"""Step 2 of a job's processing (ARCHITECTURE.md): claims jobs from the queue and processes each on its own thread."""
+"""Step 2 of a job's processing (ARCHITECTURE.md): claims jobs from the queue and processes each on its own thread.
+
+The queue is the agent's own table of jobs. The worker claims the jobs at FulcrumCore later, in step 3.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from executor.agent.admission import Admission
-from executor.agent.disk_space import DiskSpace
+from executor.agent.disk_space import DiskSpaceChecker
 from executor.agent.meters import Meters
 from executor.agent.state import AgentState
 from executor.agent.stop_signal import StopSignal
@@ -29,18 +32,19 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
-#: The dispatcher looks for claimable jobs at least this often, because the end of a job's backoff does not wake it.
+#: Maximum wait between two searches for claimable jobs. A search at intervals is necessary, because no thread wakes the
+#: dispatcher when a job's backoff ends.
 DISPATCH_INTERVAL_S = 2.0
-#: The dispatcher asks for admission again after this time. Admission is usually closed for less than a second.
+#: While admission is closed, the dispatcher tries again after this time. Admission usually opens within a second.
 ADMISSION_RETRY_S = 0.2
 
 
 @dataclass(kw_only=True)
 class _Slot:
-    """One of the SMITH_CONCURRENCY places for a running job, with the job and its stop signal."""
+    """A running job and its stop signal. There are at most SMITH_CONCURRENCY slots."""
 
     job: Job
-    stop: StopSignal = field(default_factory=StopSignal)
+    stop_signal: StopSignal = field(default_factory=StopSignal)
 
 
 class Dispatcher:
@@ -69,35 +73,39 @@ class Dispatcher:
         self._settings = settings
         self._boot_id = boot_id
         self._admission = admission
-        self._disk_space = DiskSpace(folders={"data": settings.smith_data_dir, "run": settings.smith_run_dir})
-        self._slots: dict[int, _Slot] = {}
+        folders = {"data": settings.smith_data_dir, "run": settings.smith_run_dir}
+        self._disk_space_checker = DiskSpaceChecker(folders=folders)
+        self._slots: dict[int, _Slot] = {}  #: the key is `job.id`
         self._lock = threading.Lock()
         # Threads are reused, because each thread keeps its connections to FulcrumCore and Proxmox open.
         self._pool = ThreadPoolExecutor(max_workers=settings.smith_concurrency, thread_name_prefix="job")
 
     @property
-    def running(self) -> int:
+    def running_job_count(self) -> int:
         """The number of running jobs."""
         return len(self._slots)
 
     def stop_signals(self) -> dict[int, StopSignal]:
-        """Return the stop signal of each running job, by `job.id`."""
+        """Return the stop signal of each running job. The key is `job.id`."""
         with self._lock:
-            return {job_id: slot.stop for job_id, slot in self._slots.items()}
+            return {job_id: slot.stop_signal for job_id, slot in self._slots.items()}
 
     def stop_all(self, reason: str) -> None:
-        """Send the stop signal to every running job."""
-        for stop in self.stop_signals().values():
-            stop.send(reason)
+        """Ask every running job to end. `reason` is one of the constants of StopSignal."""
+        for stop_signal in self.stop_signals().values():
+            stop_signal.send(reason)
 
     def dispatch(self) -> None:
         """Wait until a thread requests a dispatch or the interval has passed, then start jobs.
 
         Starts jobs until all slots are used, the machine has no resources for another run, or no job can be claimed.
         """
-        self._state.dispatch_requested.wait(ADMISSION_RETRY_S if self._admission.is_closed else DISPATCH_INTERVAL_S)
+        max_wait_s = ADMISSION_RETRY_S if self._admission.is_closed else DISPATCH_INTERVAL_S
+        self._state.dispatch_requested.wait(max_wait_s)
         self._state.dispatch_requested.clear()
-        while self._state.may_claim and not self._is_full() and self._has_resources():
+        while self._state.may_claim and not self._is_job_limit_reached() and self._has_resources():
+            # CloneLimit limits how many clones run at once on each storage. A create beyond all these limits would only
+            # wait in its slot, so it is not claimed.
             with transaction(self._engine) as session:
                 job = job_queue.claim(
                     session,
@@ -110,47 +118,47 @@ class Dispatcher:
             self._start(job)
 
     def _has_resources(self) -> bool:
-        """True while disk space and machine load allow one more run."""
-        return self._disk_space.is_enough() and self._admission.is_open(self.running)
+        """True while the disk space, the memory and the load of the machine allow one more run."""
+        return self._disk_space_checker.is_space_sufficient() and self._admission.may_start_run(self.running_job_count)
 
-    def _is_full(self) -> bool:
+    def _is_job_limit_reached(self) -> bool:
         """True when every slot is used, or when this process has claimed SMITH_MAX_JOBS jobs."""
         settings = self._settings
-        if settings.smith_max_jobs and self._state.jobs_claimed >= settings.smith_max_jobs:
+        if settings.smith_max_jobs and self._state.claimed_job_count >= settings.smith_max_jobs:
             return True
-        return self.running >= settings.smith_concurrency
+        return self.running_job_count >= settings.smith_concurrency
 
     def _start(self, job: Job) -> None:
         slot = _Slot(job=job)
         with self._lock:
             self._slots[job.id] = slot
-        self._state.jobs_claimed += 1
+        self._state.claimed_job_count += 1
         self._meters.note_started(job)
         self._pool.submit(self._process, slot)
 
     def _process(self, slot: _Slot) -> None:
-        """Process one job, then free its slot, even when an exception was raised."""
-        job, started = slot.job, time.monotonic()
+        """Process one job, then remove its slot, even when an exception was raised."""
+        job, started_at = slot.job, time.monotonic()
         try:
-            self._worker.process_job(job, slot.stop)
-        except StaleJob as stale:
-            log.warning("job_lost", job_id=job.fulcrum_id, reason=str(stale))
+            self._worker.process_job(job, slot.stop_signal)
+        except StaleJob as error:  # another owner or an operator has changed the job meanwhile
+            log.warning("job_lost", job_id=job.fulcrum_id, reason=str(error))
         except DatabaseError:
             log.exception("job_end_not_stored", job_id=job.fulcrum_id)  # LeaseKeeper releases the job later
-        except Exception as defect:
+        except Exception as error:
             log.exception("job_crashed", job_id=job.fulcrum_id)
-            self._fail_internal(job, defect)
+            self._fail_with_internal_error(job, error)
         finally:
             with self._lock:
                 del self._slots[job.id]
-                self._state.jobs_ended += 1
+                self._state.ended_job_count += 1
             self._state.dispatch_requested.set()
             self._state.report_requested.set()
-            self._meters.note_ended(self._engine, job, time.monotonic() - started)
+            self._meters.note_ended(self._engine, job, time.monotonic() - started_at)
 
-    def _fail_internal(self, job: Job, defect: Exception) -> None:
+    def _fail_with_internal_error(self, job: Job, error: Exception) -> None:
         """Fail a job after an unexpected exception. Report only the exception's type: its text may contain secrets."""
-        result = JobResult(succeeded=False, code=ErrorCode.INTERNAL, detail=f"{type(defect).__name__}, see the log")
+        result = JobResult(succeeded=False, code=ErrorCode.INTERNAL, detail=f"{type(error).__name__}, see the log")
         lease = job_queue.lease_of(job)
         with contextlib.suppress(StaleJob, DatabaseError):
             write_with_retry(self._engine, lambda session: job_queue.finish(session, lease, result))

@@ -1,4 +1,7 @@
-"""Runs the critical job Heartbeat: reports the agent's status to FulcrumCore, and reads whether it is disabled."""
+"""Runs the critical job Heartbeat: reports the agent's status, and reads whether an operator has disabled the agent.
+
+A critical job is a periodic task of the agent.
+"""
 
 from __future__ import annotations
 
@@ -23,22 +26,24 @@ class Heartbeat:
     def send(self) -> None:
         """Send one heartbeat. Raises FulcrumUnavailable.
 
-        A disabled agent only reads its own status, because sending a status would enable it again at FulcrumCore.
+        A disabled agent does not send its status, because FulcrumCore would then enable the agent again.
         """
-        agent = self.fulcrum.get_self()
-        self.state.fulcrum.note_up()
+        core_agent = self.fulcrum.get_self()
+        self.state.fulcrum_link.note_up()
         if not self.state.agent_id:
-            self.state.agent_id = agent.id
-            log.info("agent_identified", agent_id=agent.id, name=agent.name)
-            self.state.poll_requested.set()
-        self._note_disabled(agent)
-        if not self.state.disabled:
+            self.state.agent_id = core_agent.id
+            log.info("agent_identified", agent_id=core_agent.id, name=core_agent.name)
+            self.state.poll_requested.set()  # the poller needs the agent's id, and waits for it
+        self._note_whether_disabled(core_agent)
+        if not self.state.is_disabled:
             self.fulcrum.put_status("Connected")
         self.state.heartbeat_at = time.time()
 
-    def _note_disabled(self, agent: CoreAgent) -> None:
-        """Store whether an operator has disabled this agent in FulcrumCore, and log each change."""
-        disabled = agent.is_disabled
-        if disabled != self.state.disabled:
-            log.warning("agent_disabled" if disabled else "agent_enabled", status=agent.status)
-        self.state.disabled = disabled
+    def _note_whether_disabled(self, core_agent: CoreAgent) -> None:
+        """Record in `state` whether an operator has disabled this agent in FulcrumCore, and log each change."""
+        if core_agent.is_disabled != self.state.is_disabled:
+            if core_agent.is_disabled:
+                log.warning("agent_disabled", status=core_agent.status)
+            else:
+                log.warning("agent_enabled", status=core_agent.status)
+        self.state.is_disabled = core_agent.is_disabled

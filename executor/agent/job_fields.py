@@ -1,4 +1,4 @@
-"""Reads from a job's row the values that several steps of its processing need."""
+"""Reads values from a job's row, for the steps that process the job."""
 
 from __future__ import annotations
 
@@ -16,28 +16,30 @@ def is_local(job: Job) -> bool:
     return job.report_state == ReportState.LOCAL
 
 
-def service_id(job: Job) -> str:
+def require_service_id(job: Job) -> str:
     """Return the id of the job's service. Raises JobError when there is none."""
-    if job.service_id is None:  # unexpected: the poller marks such a job as defective, and the worker fails it
-        raise JobError(ErrorCode.INVALID_REQUEST, "the job names no service")
+    if job.service_id is None:
+        # This is unexpected: the poller stores such a job with a `defect`. The worker fails a job that has a defect and
+        # does not call this function for it.
+        raise JobError(ErrorCode.INVALID_REQUEST, "the job contains no service id")
     return job.service_id
 
 
 def delivered_properties(job: Job) -> dict[str, Any]:
-    """Return the properties as FulcrumCore delivered them: they contain references to the vault instead of secrets.
+    """Return the properties as FulcrumCore delivered them. They contain references to the vault instead of secrets.
 
-    A job with params has its properties there; a job without params has them in its service.
+    The properties of a job are its params. If the job has no params, its properties are those of its service.
     """
     properties: dict[str, Any] = job.params or (job.service or {}).get("properties") or {}
     return properties
 
 
-def vm_name(job: Job) -> str:
+def new_vm_name(job: Job) -> str:
     """Return the name that a new VM of the job's service gets."""
-    host = delivered_properties(job).get("hostname") or (job.service or {}).get("name") or "vm"
-    return mappings.vm_name(str(host), service_id(job))
+    hostname = delivered_properties(job).get("hostname") or (job.service or {}).get("name") or "vm"
+    return mappings.vm_name(str(hostname), require_service_id(job))
 
 
 def secret_resolver_input(job: Job) -> JobFacts:
-    """Return the values of the job that SecretResolver needs to resolve references to the vault."""
+    """Return the input of SecretResolver: the facts about the job that it needs to resolve references to the vault."""
     return JobFacts(action=job.action, service=job.service, params=job.params, attempt=job.attempt)

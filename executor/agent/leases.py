@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
-#: A lease is renewed this many times within its length, so that several renewals may fail before it expires.
+#: A lease is renewed this many times within its duration, so that several renewals may fail before it expires.
 RENEWALS_PER_LEASE = 6
 
 
@@ -34,57 +34,63 @@ class LeaseKeeper:
     dispatcher: Dispatcher
     state: AgentState
     boot_id: str  #: id of this agent process, the owner of its leases
-    lease_s: float
-    _without_slot: set[int] = field(default_factory=set)  #: ids of jobs that had a lease but no slot last time
-    _connected_since: float | None = None  #: monotonic time of the first iteration after the last database error
+    lease_s: float  #: duration of a lease
+    #: The ids of the jobs that had a lease but no slot in the last check.
+    _job_ids_without_slot: set[int] = field(default_factory=set)
+    _error_free_since: float | None = None  #: monotonic time of the first check after the last database error
 
     def maintain(self) -> None:
-        """Renew all leases once, act on lost and cancelled jobs, then wait until the next renewal."""
-        running = self.dispatcher.stop_signals()  # before `renew`, which does not return a job that is claimed later
+        """Renew all leases once, stop jobs with a lost lease and cancelled jobs, then wait until the next renewal."""
+        # The running jobs are read before `renew`. If they were read after it, a job that is claimed between the two
+        # would have a slot but no renewed lease, and would be stopped.
+        stop_signals = self.dispatcher.stop_signals()
         with transaction(self.engine) as session:
-            renewed_jobs = job_queue.renew(session, self.boot_id, lease_s=self.lease_s)
-            nodes.note_seen(session, self.boot_id)
-        for job_id, stop in running.items():
-            if job_id not in renewed_jobs:
-                stop.send(StopSignal.LEASE_LOST)
-            elif renewed_jobs[job_id]:  # an operator has cancelled the job
-                stop.send(StopSignal.CANCELLED)
-        self._release_jobs_without_slot(renewed_jobs.keys())
+            is_cancelled_by_job_id = job_queue.renew(session, self.boot_id, lease_s=self.lease_s)
+            nodes.note_agent_seen(session, self.boot_id)
+        for job_id, stop_signal in stop_signals.items():
+            if job_id not in is_cancelled_by_job_id:  # the lease was not renewed
+                stop_signal.send(StopSignal.LEASE_LOST)
+            elif is_cancelled_by_job_id[job_id]:
+                stop_signal.send(StopSignal.CANCELLED)
+        self._release_jobs_without_slot(is_cancelled_by_job_id.keys())
         self._reap_expired_leases()
         self.state.stopping.wait(self.lease_s / RENEWALS_PER_LEASE)
 
     def note_database_error(self) -> None:
-        """Record a database error. The next reaping then waits for one lease length; see `_reap_expired_leases`."""
-        self._connected_since = None
+        """Record a database error. `_reap_expired_leases` then reaps no job for at least `lease_s` seconds."""
+        self._error_free_since = None
 
-    def _release_jobs_without_slot(self, leased: Collection[int]) -> None:
-        """Release jobs whose lease this process has, but that have no slot. `leased`: the ids of all jobs with a lease.
+    def _release_jobs_without_slot(self, leased_job_ids: Collection[int]) -> None:
+        """Release jobs that have a lease of this process but no slot.
 
-        A job has a lease but no slot when the database failed while the end of the job was being stored. Without this
-        release, the lease keeper would renew the job's lease for ever. A job is released only when it has no slot in
-        two iterations in a row, because a claim is stored a moment before its slot exists.
+        A job keeps its lease when the database failed while the end of the job was being stored. Without this release,
+        the lease keeper would renew the job's lease for ever. A job is released only when it has no slot in two
+        iterations in a row, because the dispatcher stores a claim a moment before it creates the slot.
         """
-        without_slot = set(leased) - self.dispatcher.stop_signals().keys()
-        to_release, self._without_slot = without_slot & self._without_slot, without_slot
-        for job_id in to_release:
+        ids_with_slot = self.dispatcher.stop_signals().keys()
+        ids_without_slot = set(leased_job_ids) - ids_with_slot
+        twice_without_slot = ids_without_slot & self._job_ids_without_slot
+        self._job_ids_without_slot = ids_without_slot
+        for job_row_id in twice_without_slot:
             with transaction(self.engine) as session:
-                if job_queue.release(session, job_id, self.boot_id):
-                    log.warning("job_released", job_row=job_id)
+                if job_queue.release(session, job_row_id, owner=self.boot_id):
+                    log.warning("job_released", job_row_id=job_row_id)
                     self.state.dispatch_requested.set()
 
     def _reap_expired_leases(self) -> None:
         """Reap jobs with expired leases, if several agents share the database.
 
-        It reaps only after one whole lease length without a database error. During an outage of the database no agent
-        can renew its leases, so all leases may have expired afterwards, although their owners still run.
+        During an outage of the database, no agent can renew its leases. So after the outage all leases may have
+        expired, although their owners still run. For this reason, the lease keeper reaps jobs only after `lease_s`
+        seconds without a database error.
         """
         if self.engine.dialect.name == "sqlite":
             return
         now = time.monotonic()
-        self._connected_since = self._connected_since or now
-        if now - self._connected_since < self.lease_s:
+        self._error_free_since = self._error_free_since or now
+        if now - self._error_free_since < self.lease_s:
             return
         with transaction(self.engine) as session:
-            for job_id, status in job_queue.reap(session):
-                log.warning("job_reaped", job_row=job_id, status=status)
+            for job_row_id, status in job_queue.reap(session):
+                log.warning("job_reaped", job_row_id=job_row_id, status=status)
                 self.state.dispatch_requested.set()

@@ -1,8 +1,10 @@
 """Measures the cores, memory and load of this machine, and computes how many jobs it can run at once.
 
-When the cgroup (v1 or v2) of a container or systemd unit allows less than the machine has, the cgroup's limits apply.
-The dictionaries below have the key True for warm runs and False for cold runs. A warm run is forked by a server process
-that has already imported Ansible; a cold run is a new ansible-playbook process.
+When the agent's cgroup (v1 or v2) has lower limits than the machine, the limits of the cgroup apply. For example, the
+cgroup of a container or of a systemd unit may have such limits.
+
+A run is warm or cold. A warm run is forked by a server process that has already imported Ansible. A cold run is a new
+ansible-playbook process.
 """
 
 from __future__ import annotations
@@ -14,59 +16,71 @@ from pathlib import Path
 import psutil
 
 BYTES_PER_MIB = 1024 * 1024
+#: Keys of the next three dictionaries, and values of `uses_warm_runs`.
+WARM, COLD = True, False
 #: Memory of one run. docs/performance.md describes the measurement.
-SLOT_MIB = {True: 55, False: 110}
-#: Memory of the agent, including the servers of warm runs.
-BASE_MIB = {True: 260, False: 160}
+RUN_MEMORY_MIB = {WARM: 55, COLD: 110}
+#: Memory of the agent, including the server processes of warm runs.
+AGENT_MEMORY_MIB = {WARM: 260, COLD: 160}
 #: With more runs per core than this, all runs become slower.
-SLOTS_PER_CORE = {True: 20, False: 4}
+RUNS_PER_CORE = {WARM: 20, COLD: 4}
 MIN_CONCURRENCY, MAX_CONCURRENCY = 2, 64
+#: Share of the memory that the agent and its runs may use. The remainder is for the operating system and for peaks.
+USABLE_MEMORY_SHARE = 0.8
+#: `usable_cores` never returns less than this, even when a cgroup allows less.
+MIN_CORES = 0.5
 CGROUPS = Path("/sys/fs/cgroup")
 LOADAVG = Path("/proc/loadavg")
 
 
-def default_concurrency(*, is_warm: bool) -> int:
-    """Return how many jobs this machine can run at once. `is_warm`: the agent uses warm runs."""
-    by_cores = cores() * SLOTS_PER_CORE[is_warm]
-    by_memory = (memory_mib() * 0.8 - BASE_MIB[is_warm]) / SLOT_MIB[is_warm]
-    return int(max(min(by_cores, by_memory, MAX_CONCURRENCY), MIN_CONCURRENCY))
+def default_concurrency(*, uses_warm_runs: bool) -> int:
+    """Return how many jobs this machine can run at once."""
+    max_runs_for_cores = usable_cores() * RUNS_PER_CORE[uses_warm_runs]
+    memory_for_runs_mib = usable_memory_mib() * USABLE_MEMORY_SHARE - AGENT_MEMORY_MIB[uses_warm_runs]
+    max_runs_for_memory = memory_for_runs_mib / RUN_MEMORY_MIB[uses_warm_runs]
+    return int(max(min(max_runs_for_cores, max_runs_for_memory, MAX_CONCURRENCY), MIN_CONCURRENCY))
 
 
-def cores() -> float:
-    """Return how many cores this process may use: the lower of its CPU affinity and the CPU quotas of its cgroups."""
-    allowed = float(len(os.sched_getaffinity(0)))
-    shares = [quota / period for quota, period in _quotas() if quota > 0 and period > 0]
-    return max(min([allowed, *shares]), 0.5)
+def usable_cores() -> float:
+    """Return how many cores this process may use: the lowest of its CPU affinity and the CPU quotas of its cgroups."""
+    cores_in_affinity = float(len(os.sched_getaffinity(0)))
+    cores_in_quotas = [quota / period for quota, period in _cpu_quotas() if quota > 0 and period > 0]
+    return max(min([cores_in_affinity, *cores_in_quotas]), MIN_CORES)
 
 
-def memory_mib() -> float:
+def usable_memory_mib() -> float:
     """Return how much memory this process may use, in MiB."""
     limits = [limit for limit, _used in _memory_limits()]
     return min([psutil.virtual_memory().total, *limits]) / BYTES_PER_MIB
 
 
-def available_mib() -> float:
+def available_memory_mib() -> float:
     """Return how much more memory this process can use now, in MiB."""
     unused_bytes = [limit - used for limit, used in _memory_limits()]
     return max(min([psutil.virtual_memory().available, *unused_bytes]) / BYTES_PER_MIB, 0.0)
 
 
-def runnable() -> int:
+def runnable_process_count() -> int:
     """Return the number of processes that are runnable on the machine now, or 0 when /proc/loadavg is unreadable.
 
-    The load average is not used, because it stays high for a minute after many runs have started. It would delay runs
-    for which the machine has enough CPU.
+    While this number is high, the agent starts no further run (admission.py). The load average is not suitable for this
+    decision: it stays high for a minute after many runs have started, although the machine has enough CPU again.
     """
-    _averages, _, counts = _read(LOADAVG).rpartition(" ")[0].rpartition(" ")
-    return _number(counts.partition("/")[0])
+    # The file's content is, for example, "0.31 0.20 0.15 2/1034 48213". In the fourth field, the number of runnable
+    # processes stands before the slash.
+    fields = _read(LOADAVG).split(" ")
+    return _number(fields[3].partition("/")[0]) if len(fields) > 3 else 0
 
 
 # --- control groups -----------------------------------------------------------------------------------------------
 
 
-def _quotas() -> Iterator[tuple[int, int]]:
-    """Yield the CPU quota and period, in microseconds, of every cgroup of this process. -1 or 0: there is no quota."""
-    for group in _groups("cpu"):
+def _cpu_quotas() -> Iterator[tuple[int, int]]:
+    """Yield the CPU quota and period, in microseconds, of every cgroup of this process.
+
+    A quota of 0 or less means that the cgroup has no quota.
+    """
+    for group in _cgroups("cpu"):
         if line := _read(group / "cpu.max"):
             quota, _, period = line.partition(" ")
             yield _number(quota), _number(period)
@@ -77,17 +91,17 @@ def _quotas() -> Iterator[tuple[int, int]]:
 def _memory_limits() -> Iterator[tuple[int, int]]:
     """Yield the memory limit and the used memory, in bytes, of every cgroup of this process that has a limit.
 
-    The used memory does not include file pages that the kernel can reclaim.
+    The used memory excludes file pages that the kernel can reclaim.
     """
-    for group in _groups("memory"):
+    for group in _cgroups("memory"):
         limit = _number(_read(group / "memory.max") or _read(group / "memory.limit_in_bytes"))
         if 0 < limit < psutil.virtual_memory().total:
             used = _number(_read(group / "memory.current") or _read(group / "memory.usage_in_bytes"))
-            yield limit, used - _reclaimable(group)
+            yield limit, used - _reclaimable_bytes(group)
 
 
-def _reclaimable(group: Path) -> int:
-    """Return the size, in bytes, of the file pages of a cgroup that the kernel can reclaim."""
+def _reclaimable_bytes(group: Path) -> int:
+    """Return the total size of the cgroup's file pages that the kernel can reclaim."""
     for line in _read(group / "memory.stat").splitlines():
         name, _, value = line.partition(" ")
         if name in ("inactive_file", "total_inactive_file"):
@@ -95,16 +109,17 @@ def _reclaimable(group: Path) -> int:
     return 0
 
 
-def _groups(controller: str) -> Iterator[Path]:
+def _cgroups(controller: str) -> Iterator[Path]:
     """Yield this process's cgroup for a controller ("cpu" or "memory"), then all its parent cgroups.
 
-    With cgroup v2, which has an empty list of controllers in /proc/self/cgroup, one cgroup serves all controllers.
+    A line of /proc/self/cgroup has the format `hierarchy:controllers:path`. With cgroup v2 the list of controllers is
+    empty, because one cgroup serves all controllers.
     """
     for line in _read(Path("/proc/self/cgroup")).splitlines():
-        _hierarchy, controllers, path = [*line.split(":", 2), "", ""][:3]
+        _hierarchy, controllers, path = [*line.split(":", 2), "", ""][:3]  # an incomplete line gets empty fields
         if controllers and controller not in controllers.split(","):
             continue
-        root = CGROUPS / controllers if controllers else CGROUPS
+        root = CGROUPS / controllers if controllers else CGROUPS  # cgroup v1 has one tree of folders per controller
         group = root / path.lstrip("/")
         while True:
             yield group

@@ -1,7 +1,7 @@
-"""Counts and times jobs for Prometheus.
+"""Counts jobs and measures their durations for Prometheus.
 
 The values start at 0 in each process, which Prometheus expects. No label contains the id of a job, a service or a VM,
-so the number of series stays small.
+so the number of series stays small. The metrics of VMs, which FulcrumCore gets, are in metrics.py.
 """
 
 from __future__ import annotations
@@ -23,81 +23,88 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
 #: Without this call, each counter would have a second series with its creation time.
-prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]  # has no types
+prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]  # the function has no type annotations
 
-#: Maximum number of actions that get their own label value, because a service type may define any number of actions.
-#: Further actions are counted as OTHER.
-MAX_ACTIONS = 32
-OTHER = "other"
-#: From one second (the action `start`) to above FulcrumCore's default job timeout of five minutes.
+#: Maximum number of actions that get a label value of their own. It limits the number of series, because a service type
+#: may define any number of actions. All further actions have the label value OTHER_ACTIONS.
+MAX_LABELLED_ACTIONS = 32
+OTHER_ACTIONS = "other"
+#: The buckets range from one second, the duration of the action `start`, to more than FulcrumCore's default job timeout
+#: of five minutes.
 DURATION_BUCKETS_S = (1, 2, 3, 5, 8, 12, 20, 30, 45, 60, 90, 120, 180, 300, 600)
 WAIT_BUCKETS_S = (0.1, 0.25, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300)
 
 
 class Meters:
-    """Holds the counters of one agent process."""
+    """Holds the Prometheus counters and histograms of one agent process."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
-        self._jobs = Counter(
+        self._ended_attempts = Counter(
             "smith_jobs",
             "Ended attempts by outcome: completed, failed, put_back (requeued), abandoned (FulcrumCore had ended the "
             "job), lost (the lease was lost, or the end could not be stored)",
             ["action", "outcome"],
             registry=self.registry,
         )
-        self._errors = Counter("smith_job_errors", "Failed jobs by error code", ["code"], registry=self.registry)
-        self._duration = Histogram(
+        self._failed_jobs = Counter("smith_job_errors", "Failed jobs by error code", ["code"], registry=self.registry)
+        self._attempt_duration = Histogram(
             "smith_job_duration_seconds",
             "Time from the start of an attempt until its end is stored",
             ["action"],
             buckets=DURATION_BUCKETS_S,
             registry=self.registry,
         )
-        self._wait = Histogram(
+        self._queue_wait = Histogram(
             "smith_queue_wait_seconds",
             "Time from the poll that stored a job to the start of its first attempt",
             buckets=WAIT_BUCKETS_S,
             registry=self.registry,
         )
-        self._actions: set[str] = set()
+        self._labelled_actions: set[str] = set()  #: the actions that have a label value of their own
         self._lock = threading.Lock()
 
     def note_started(self, job: Job) -> None:
         """Record how long a job has waited, at the start of its first attempt."""
         if job.attempt == 1:
-            self._wait.observe(max((utc_now() - job.received_at).total_seconds(), 0.0))
+            waited_s = (utc_now() - job.received_at).total_seconds()
+            self._queue_wait.observe(max(waited_s, 0.0))
 
-    def note_ended(self, engine: Engine, job: Job, took_s: float) -> None:
-        """Count an ended attempt. The job's row says with which outcome it ended."""
-        row: Job | None = None
+    def note_ended(self, engine: Engine, job: Job, duration_s: float) -> None:
+        """Count an ended attempt of `job`. Its outcome is read from the job's row in the database."""
+        stored_job: Job | None = None
         try:
             with reading(engine) as session:
-                row = queries.get_job(session, job.id)
+                stored_job = queries.get_job(session, job.id)
         except DatabaseError:
-            pass  # the end of the job could not be stored either, so the attempt counts as lost
-        action = self._action(job.action, row)
-        self._jobs.labels(action=action, outcome=_outcome(row)).inc()
-        self._duration.labels(action=action).observe(took_s)
-        if row is not None and row.status == JobStatus.FAILED and row.error_code:
-            self._errors.labels(code=row.error_code).inc()
+            pass  # probably the end of the job could not be stored either; the attempt is counted as lost
+        action = self._action_label(job.action, stored_job)
+        self._ended_attempts.labels(action=action, outcome=_outcome(stored_job)).inc()
+        self._attempt_duration.labels(action=action).observe(duration_s)
+        if stored_job is not None and stored_job.status == JobStatus.FAILED and stored_job.error_code:
+            self._failed_jobs.labels(code=stored_job.error_code).inc()
 
-    def _action(self, action: str, row: Job | None) -> str:
-        """Return the label value for an action: its name if it has a playbook, for at most MAX_ACTIONS names."""
-        if not ACTION_PATTERN.match(action) or (row is not None and row.error_code == ErrorCode.UNSUPPORTED_ACTION):
-            return OTHER
+    def _action_label(self, action: str, stored_job: Job | None) -> str:
+        """Return the label value for an action: its name, or OTHER_ACTIONS.
+
+        OTHER_ACTIONS stands for actions without a playbook, and for new actions after MAX_LABELLED_ACTIONS others.
+        """
+        has_no_playbook = stored_job is not None and stored_job.error_code == ErrorCode.UNSUPPORTED_ACTION
+        if has_no_playbook or not ACTION_PATTERN.match(action):
+            return OTHER_ACTIONS
         with self._lock:
-            if len(self._actions) < MAX_ACTIONS:
-                self._actions.add(action)
-            return action if action in self._actions else OTHER
+            if len(self._labelled_actions) < MAX_LABELLED_ACTIONS:
+                self._labelled_actions.add(action)
+            return action if action in self._labelled_actions else OTHER_ACTIONS
 
 
-def _outcome(row: Job | None) -> str:
-    if row is None or row.status == JobStatus.PROCESSING:
+def _outcome(stored_job: Job | None) -> str:
+    """Return the outcome of an attempt from the job's row. The help text of `smith_jobs` explains the outcomes."""
+    if stored_job is None or stored_job.status == JobStatus.PROCESSING:
         return "lost"
-    if row.status == JobStatus.PENDING:
+    if stored_job.status == JobStatus.PENDING:
         return "put_back"
-    if row.report_state == ReportState.ABANDONED and row.status == JobStatus.FAILED:
+    if stored_job.report_state == ReportState.ABANDONED and stored_job.status == JobStatus.FAILED:
         return "abandoned"
-    return str(row.status)
+    return str(stored_job.status)

@@ -1,8 +1,9 @@
 """Runs the critical job ReportMetric: reads all VMs with one request to Proxmox, sends their metrics to FulcrumCore.
 
-FulcrumCore accepts one metric entry per request and sets the entry's timestamp itself. So the requests are spread over
-the interval. All of this uses at most 5 % of a CPU core. Samples that cannot be sent in time are dropped, and the next
-round starts with the VMs of these samples.
+A round reads all VMs once and sends their samples. In FulcrumCore, each sample becomes a metric entry. FulcrumCore
+accepts one entry per request and sets the entry's timestamp itself. So the requests are spread over the interval.
+Reading, computing and sending use at most 5 % of a CPU core. Samples that cannot be sent in time are dropped, and the
+next round starts with the VMs of these samples.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from executor.agent.state import AgentState
@@ -30,19 +32,19 @@ if TYPE_CHECKING:
 log = get_logger(__name__)
 
 #: Number of threads that send entries.
-SENDERS = 4
+SENDER_THREADS = 4
 #: Maximum rate, to limit the load of FulcrumCore.
 MAX_POSTS_PER_S = 40.0
-#: Share of a CPU core that sending may use. The CPU time of previous entries is measured to keep to it. Reading and
-#: computing the samples may use the remainder of the 5 %.
+#: Share of a CPU core that sending may use. The rate is adapted to the measured CPU time of previous entries. The
+#: remainder of the 5 % that a round may use is for reading and computing the samples.
 POSTS_SHARE_OF_A_CORE = 0.035
-#: The cost of an entry is averaged over about this many entries.
-COST_WINDOW = 20
-#: Minimum rate: a few entries need not be spread over the whole interval.
+#: The CPU time of an entry is averaged over about this many entries.
+CPU_TIME_WINDOW = 20
+#: Few entries are not spread over the whole interval, but sent at this rate. Only the limit of CPU use makes it lower.
 MIN_POSTS_PER_S = 20.0
 #: Share of the interval in which entries are sent.
-USABLE_SHARE = 0.8
-#: Metrics in bytes per second: metric type, resource, and Proxmox's counter from which the rate is computed.
+SENDING_SHARE_OF_INTERVAL = 0.8
+#: Metrics in bytes per second: metric type, resource id, and the counter of VmRow from which the rate is computed.
 RATES = (
     ("vm.network.in", "network", "net_in_bytes"),
     ("vm.network.out", "network", "net_out_bytes"),
@@ -51,13 +53,22 @@ RATES = (
 )
 
 
+class _Outcome(StrEnum):
+    """What happened to one sample."""
+
+    SENT = "sent"
+    DROPPED = "dropped"  #: its planned time was after the deadline
+    REFUSED = "refused"  #: FulcrumCore refused the entry, for example because it does not know the VM's service
+    UNANSWERED = "unanswered"  #: FulcrumCore did not answer, or cannot process the entry now
+
+
 @dataclass(frozen=True, kw_only=True)
 class Sample:
     """One value to send to FulcrumCore."""
 
     vmid: int
     type_name: str
-    resource_id: str  #: one of few constant values, because FulcrumCore groups series by it
+    resource_id: str  #: "cpu", "memory", "disk" or "network"; FulcrumCore groups entries by this value
     value: float
 
 
@@ -70,81 +81,85 @@ class VmMetrics:
     proxmox: ProxmoxReader
     state: AgentState
     interval_s: float
-    _previous: dict[int, tuple[float, VmRow]] = field(default_factory=dict)  #: by VMID: time and row of the last round
-    _logged_missing: set[str] = field(default_factory=set)  #: missing metric types that were logged
-    _first_vmid: int = 0  #: the next round starts with this VM, the first one of which a sample was dropped
-    _is_incomplete: bool = False  #: the last round dropped samples
+    #: For each VMID: the monotonic time of the last round, and the VM's row in that round.
+    _previous_rows: dict[int, tuple[float, VmRow]] = field(default_factory=dict)
+    _logged_missing_types: set[str] = field(default_factory=set)  #: metric types that were logged as missing
+    _first_vmid: int = 0  #: VM of the first sample that the last round dropped: the next round starts with it; 0: none
+    _has_dropped_samples: bool = False  #: the last round dropped samples
 
     def report(self) -> None:
         """Send the samples of every mapped VM. Raises FulcrumUnavailable, JobError (Proxmox)."""
         if not self.state.agent_id:
             return
-        started = time.monotonic()
+        started_at = time.monotonic()
         with reading(self.engine) as session:
-            mapped = {mapping.vmid for mapping in mappings.active(session)}
-        if not mapped:
+            mapped_vmids = {mapping.vmid for mapping in mappings.active(session)}
+        if not mapped_vmids:
             return
-        rows = [row for row in self.proxmox.vms() if row.vmid in mapped and not row.is_template]
+        rows = [row for row in self.proxmox.vms() if row.vmid in mapped_vmids and not row.is_template]
+        # The VMs are sorted by VMID, but VMs with a lower VMID than `_first_vmid` come last.
         rows.sort(key=lambda row: (row.vmid < self._first_vmid, row.vmid))
-        known_types = self._known_types()
-        samples = [sample for row in rows for sample in self._samples(row, started) if sample.type_name in known_types]
-        self._previous = {row.vmid: (started, row) for row in rows}
-        self._post(samples, started + self.interval_s * USABLE_SHARE)
+        existing_types = self._existing_types()
+        samples = [sample for row in rows for sample in self._samples(row, started_at)]
+        samples = [sample for sample in samples if sample.type_name in existing_types]
+        self._previous_rows = {row.vmid: (started_at, row) for row in rows}
+        self._post_all(samples, deadline=started_at + self.interval_s * SENDING_SHARE_OF_INTERVAL)
 
-    def _known_types(self) -> set[str]:
-        """Return the metric types that FulcrumCore has. Log each metric type that it lacks once."""
-        known = {metric_type.name for metric_type in self.fulcrum.metric_types() if metric_type.name}
-        missing = set(METRIC_TYPES) - known
-        if new := missing - self._logged_missing:
-            log.warning("metric_types_missing", names=sorted(new), hint="an admin creates them with POST /metric-types")
-        self._logged_missing |= missing
-        return known
+    def _existing_types(self) -> set[str]:
+        """Return the metric types that exist in FulcrumCore. Log each missing metric type once."""
+        existing_types = {metric_type.name for metric_type in self.fulcrum.metric_types() if metric_type.name}
+        missing_types = set(METRIC_TYPES) - existing_types
+        if unlogged_types := missing_types - self._logged_missing_types:
+            hint = "an admin creates them with POST /metric-types"
+            log.warning("metric_types_missing", names=sorted(unlogged_types), hint=hint)
+        self._logged_missing_types |= missing_types
+        return existing_types
 
-    def _samples(self, row: VmRow, now: float) -> Iterator[Sample]:
-        """Yield the samples of one VM."""
+    def _samples(self, row: VmRow, read_at: float) -> Iterator[Sample]:
+        """Yield the samples of one VM. `read_at` is the monotonic time at which `row` was read."""
         yield Sample(vmid=row.vmid, type_name="vm.cpu.usage", resource_id="cpu", value=row.cpu_share)
         if row.max_memory_bytes:
-            used = row.memory_bytes / row.max_memory_bytes
-            yield Sample(vmid=row.vmid, type_name="vm.memory.usage", resource_id="memory", value=used)
-        if row.disk_bytes and row.max_disk_bytes:  # always 0 for qemu: Proxmox does not know the guest's disk usage
-            used = row.disk_bytes / row.max_disk_bytes
-            yield Sample(vmid=row.vmid, type_name="vm.disk.usage", resource_id="disk", value=used)
-        then, previous = self._previous.get(row.vmid, (now, row))
-        if now <= then or row.uptime_s < previous.uptime_s:
-            return  # no rate: this is the VM's first sample, or a restart has reset its counters
+            used_share = row.memory_bytes / row.max_memory_bytes
+            yield Sample(vmid=row.vmid, type_name="vm.memory.usage", resource_id="memory", value=used_share)
+        if row.disk_bytes and row.max_disk_bytes:  # `disk_bytes` is always 0 for qemu: Proxmox does not know the usage
+            used_share = row.disk_bytes / row.max_disk_bytes
+            yield Sample(vmid=row.vmid, type_name="vm.disk.usage", resource_id="disk", value=used_share)
+        previous_read_at, previous_row = self._previous_rows.get(row.vmid, (read_at, row))
+        elapsed_s = read_at - previous_read_at
+        if elapsed_s <= 0 or row.uptime_s < previous_row.uptime_s:
+            return  # no rate can be computed: the VM has no previous row, or a restart has reset its counters
         for type_name, resource_id, counter in RATES:
-            grown = getattr(row, counter) - getattr(previous, counter)
-            if grown >= 0:
-                yield Sample(vmid=row.vmid, type_name=type_name, resource_id=resource_id, value=grown / (now - then))
+            increase = getattr(row, counter) - getattr(previous_row, counter)
+            if increase >= 0:
+                rate = increase / elapsed_s
+                yield Sample(vmid=row.vmid, type_name=type_name, resource_id=resource_id, value=rate)
 
-    def _post(self, samples: list[Sample], deadline: float) -> None:
-        """Send the samples until the deadline. Raises FulcrumUnavailable when FulcrumCore did not accept one."""
+    def _post_all(self, samples: list[Sample], *, deadline: float) -> None:
+        """Send the samples until the deadline. Raises FulcrumUnavailable when at least one got no answer."""
         if not samples:
             return
         pace = _Pace(len(samples), deadline)
-        with ThreadPoolExecutor(max_workers=SENDERS, thread_name_prefix="metric") as pool:
+        with ThreadPoolExecutor(max_workers=SENDER_THREADS, thread_name_prefix="metric") as pool:
             outcomes = list(pool.map(lambda sample: self._post_one(sample, pace), samples))
-        log.debug("metrics_posted", sent=outcomes.count("sent"), unknown=outcomes.count("unknown"))
+        log.debug("metrics_posted", sent=outcomes.count(_Outcome.SENT), refused=outcomes.count(_Outcome.REFUSED))
         self._note_dropped(samples, outcomes)
-        if "down" in outcomes:
-            raise FulcrumUnavailable("metric entries were not accepted")
+        if _Outcome.UNANSWERED in outcomes:
+            raise FulcrumUnavailable("FulcrumCore did not answer when metric entries were sent")
 
-    def _note_dropped(self, samples: list[Sample], outcomes: list[str]) -> None:
+    def _note_dropped(self, samples: list[Sample], outcomes: list[_Outcome]) -> None:
         """Let the next round start with the first dropped sample. Log once that samples are dropped."""
-        dropped = outcomes.count("late")
-        self._first_vmid = samples[outcomes.index("late")].vmid if dropped else 0
-        if dropped and not self._is_incomplete and not self.state.stopping.is_set():
-            rounds = len(samples) / max(len(samples) - dropped, 1)
-            log.warning("metrics_need_several_turns", turns=round(rounds, 1), interval_s=self.interval_s)
-        self._is_incomplete = bool(dropped)
+        dropped_count = outcomes.count(_Outcome.DROPPED)
+        self._first_vmid = samples[outcomes.index(_Outcome.DROPPED)].vmid if dropped_count else 0
+        if dropped_count and not self._has_dropped_samples and not self.state.stopping.is_set():
+            required_rounds = len(samples) / max(len(samples) - dropped_count, 1)
+            log.warning("metrics_need_several_rounds", rounds=round(required_rounds, 1), interval_s=self.interval_s)
+        self._has_dropped_samples = bool(dropped_count)
 
-    def _post_one(self, sample: Sample, pace: _Pace) -> str:
-        """Wait until the sample's planned time and send it; return the outcome.
-
-        The outcome is sent, late (dropped), unknown (FulcrumCore refused the entry) or down (no answer).
-        """
-        if self.state.stopping.wait(pace.wait_s()) or pace.is_over():
-            return "late"
+    def _post_one(self, sample: Sample, pace: _Pace) -> _Outcome:
+        """Wait until the sample's planned time, then send it. Drop it if the deadline has passed or the agent stops."""
+        is_stopping = self.state.stopping.wait(pace.plan_next_entry())
+        if is_stopping or pace.is_deadline_passed():
+            return _Outcome.DROPPED
         cpu_started_s = time.thread_time()
         try:
             self.fulcrum.post_metric(
@@ -154,38 +169,47 @@ class VmMetrics:
                 value=sample.value,
             )
         except (FulcrumNotFound, FulcrumRefused):
-            return "unknown"  # the create of the service is not completed yet, or the service was deleted meanwhile
+            # FulcrumCore knows a VM's instance id only between the completed create and the deletion of the service.
+            return _Outcome.REFUSED
         except FulcrumUnavailable:
-            return "down"
+            return _Outcome.UNANSWERED
         finally:
-            pace.note_cost(time.thread_time() - cpu_started_s)
-        return "sent"
+            pace.note_cpu_time(time.thread_time() - cpu_started_s)
+        return _Outcome.SENT
 
 
 class _Pace:
-    """Spreads entries evenly over the time until a deadline, and keeps to the limits of rate and CPU use."""
+    """Spreads entries evenly over the time until a deadline, and keeps to the limits of rate and CPU use.
 
-    def __init__(self, entries: int, deadline: float) -> None:
+    All times are monotonic.
+    """
+
+    def __init__(self, entry_count: int, deadline: float) -> None:
+        now = time.monotonic()
+        even_gap_s = (deadline - now) / entry_count
         self._deadline = deadline
-        self._next_at = now = time.monotonic()
-        self._gap_s = self._min_gap_s = min(max((deadline - now) / entries, 1 / MAX_POSTS_PER_S), 1 / MIN_POSTS_PER_S)
-        self._cost_s = 0.0
+        self._next_entry_at = now  #: planned time of the next entry
+        self._min_gap_s = min(max(even_gap_s, 1 / MAX_POSTS_PER_S), 1 / MIN_POSTS_PER_S)
+        self._gap_s = self._min_gap_s  #: time between two entries
+        self._average_cpu_s = 0.0  #: CPU time of one entry
         self._lock = threading.Lock()
 
-    def wait_s(self) -> float:
-        """Return how long the next entry has to wait, and plan the entry after it."""
+    def plan_next_entry(self) -> float:
+        """Plan the next entry; return how many seconds to wait before it is sent. 0 when it is after the deadline."""
         with self._lock:
             now = time.monotonic()
-            at, self._next_at = self._next_at, max(self._next_at, now) + self._gap_s
-        return 0.0 if at > self._deadline else max(at - now, 0.0)
+            entry_at = self._next_entry_at
+            self._next_entry_at = max(entry_at, now) + self._gap_s
+        return 0.0 if entry_at > self._deadline else max(entry_at - now, 0.0)
 
-    def note_cost(self, cpu_s: float) -> None:
+    def note_cpu_time(self, cpu_s: float) -> None:
         """Record the CPU time of an entry, and adapt the gap between entries to it."""
         with self._lock:
-            self._cost_s += (cpu_s - self._cost_s) / COST_WINDOW
-            self._gap_s = max(self._min_gap_s, self._cost_s / POSTS_SHARE_OF_A_CORE)
+            self._average_cpu_s += (cpu_s - self._average_cpu_s) / CPU_TIME_WINDOW
+            self._gap_s = max(self._min_gap_s, self._average_cpu_s / POSTS_SHARE_OF_A_CORE)
 
-    def is_over(self) -> bool:
-        """True when no more entries can be sent before the deadline."""
+    def is_deadline_passed(self) -> bool:
+        """True when the deadline has passed, or when the latest planned time of an entry is after the deadline."""
         with self._lock:
-            return max(time.monotonic(), self._next_at - self._gap_s) > self._deadline
+            last_entry_at = self._next_entry_at - self._gap_s
+            return max(time.monotonic(), last_entry_at) > self._deadline

@@ -16,36 +16,39 @@ from executor.settings.settings import Settings
 log = get_logger(__name__)
 
 BYTES_PER_MIB = 1024 * 1024
-#: Interval of the checks of critical jobs.
+#: Minimum time between two checks of the critical jobs.
 CHECK_INTERVAL_S = 30.0
-#: Minimum time between two measurements of memory.
-MEMORY_INTERVAL_S = 5.0
+#: A measurement of memory is used again for this time, because a measurement reads /proc for every process of the tree.
+MAX_MEMORY_AGE_S = 5.0
 
 
 class Limit(StrEnum):
-    """A limit. When it is reached, the agent claims no more jobs, waits for its running jobs, and restarts."""
+    """A limit of one agent process. When it is reached, the agent claims no more jobs, waits for its jobs, and ends.
+
+    In `Mode.SERVE` (see agent.py), the supervisor then starts a new agent process.
+    """
 
     JOBS = "jobs"  #: SMITH_MAX_JOBS
-    MEMORY = "memory"  #: SMITH_MAX_MEMORY_MIB, of the whole process tree
+    MEMORY = "memory"  #: SMITH_MAX_MEMORY_MIB, for the agent and all its descendants
     RUNTIME = "runtime"  #: SMITH_MAX_RUNTIME_S
 
 
 @dataclass(kw_only=True)
 class Monitor:
-    """Checks limits and critical jobs. The agent's main loop calls it."""
+    """Checks limits and critical jobs. The agent's main loop calls both checks in each iteration."""
 
     settings: Settings
     state: AgentState
     scheduler: Scheduler
     _started_at: float = field(default_factory=time.monotonic)
-    _checked_at: float = field(default_factory=time.monotonic)
-    _measured_at: float = 0.0
+    _critical_jobs_checked_at: float = field(default_factory=time.monotonic)
+    _memory_measured_at: float = 0.0
     _memory_mib: float = 0.0
 
-    def reached_limit(self) -> Limit | None:
+    def find_reached_limit(self) -> Limit | None:
         """Return a limit that was reached, or None when no limit was reached."""
         settings = self.settings
-        if settings.smith_max_jobs and self.state.jobs_claimed >= settings.smith_max_jobs:
+        if settings.smith_max_jobs and self.state.claimed_job_count >= settings.smith_max_jobs:
             return Limit.JOBS
         if settings.smith_max_runtime_s and time.monotonic() - self._started_at >= settings.smith_max_runtime_s:
             return Limit.RUNTIME
@@ -54,28 +57,28 @@ class Monitor:
         return None
 
     def memory_mib(self) -> float:
-        """Return the resident memory of this process and all its descendants, at most five seconds old."""
-        if time.monotonic() - self._measured_at >= MEMORY_INTERVAL_S:
-            self._memory_mib = _tree_memory_mib()
-            self._measured_at = time.monotonic()
+        """Return the resident memory of this process and all its descendants, at most MAX_MEMORY_AGE_S old."""
+        if time.monotonic() - self._memory_measured_at >= MAX_MEMORY_AGE_S:
+            self._memory_mib = _process_tree_memory_mib()
+            self._memory_measured_at = time.monotonic()
         return self._memory_mib
 
     def restart_overdue_critical_jobs(self) -> None:
         """Restart critical jobs whose thread has ended or hangs. Checks at most once per CHECK_INTERVAL_S."""
-        if time.monotonic() - self._checked_at < CHECK_INTERVAL_S:
+        if time.monotonic() - self._critical_jobs_checked_at < CHECK_INTERVAL_S:
             return
-        self._checked_at = time.monotonic()
-        for name in self.scheduler.overdue():
+        self._critical_jobs_checked_at = time.monotonic()
+        for name in self.scheduler.overdue_critical_jobs():
             log.error("critical_job_restarted", name=name)
             self.scheduler.restart(name)
 
 
-def _tree_memory_mib() -> float:
-    me = psutil.Process()
-    total = 0
-    for process in (me, *me.children(recursive=True)):
+def _process_tree_memory_mib() -> float:
+    agent_process = psutil.Process()
+    total_bytes = 0
+    for process in (agent_process, *agent_process.children(recursive=True)):
         try:
-            total += process.memory_info().rss
+            total_bytes += process.memory_info().rss
         except psutil.Error:
             continue  # the process has ended meanwhile
-    return total / BYTES_PER_MIB
+    return total_bytes / BYTES_PER_MIB

@@ -17,8 +17,8 @@ from executor.agent.poller import Poller
 from executor.agent.pruner import Pruner
 from executor.agent.purger import VmPurger
 from executor.agent.reconciler import Reconciler
-from executor.agent.reservation import Reservations
-from executor.agent.resources import Resources
+from executor.agent.reservation import MappingFinder
+from executor.agent.resources import ResourceAllocator
 from executor.agent.scheduler import CriticalJob
 from executor.agent.state import AgentState
 from executor.agent.worker import Worker
@@ -31,7 +31,7 @@ from executor.proxmox.client import ProxmoxReader
 from executor.runs.actions import ansible_home
 from executor.runs.request import PlanSettings
 from executor.runs.runner import Runner
-from executor.runs.warm.compatibility import why_unavailable
+from executor.runs.warm.compatibility import why_warm_runs_unavailable
 from executor.settings.settings import Settings
 
 if TYPE_CHECKING:
@@ -39,28 +39,28 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shared:
-    """The objects that most parts of the agent use."""
+class SharedParts:
+    """The parts that most other parts of the agent use."""
 
     settings: Settings
-    boot_id: str  #: id of this agent process, and the owner of its leases
+    boot_id: str  #: id of this agent process (not of a machine's boot), which is stored as the owner of its jobs
     state: AgentState
     engine: Engine
     fulcrum: FulcrumClient
     proxmox: ProxmoxReader
 
 
-def _worker(shared: Shared, runner: Runner, clone_limit: CloneLimit) -> Worker:
+def _build_worker(shared: SharedParts, runner: Runner, clone_limit: CloneLimit) -> Worker:
     settings = shared.settings
     plan_settings = PlanSettings.from_settings(settings, ansible_home())
     return Worker(
         engine=shared.engine,
         fulcrum=shared.fulcrum,
         claimer=Claimer(engine=shared.engine, fulcrum=shared.fulcrum),
-        reservations=Reservations(
+        mapping_finder=MappingFinder(
             engine=shared.engine, proxmox=shared.proxmox, settings=settings, cluster=plan_settings.cluster
         ),
-        resources=Resources(
+        resource_allocator=ResourceAllocator(
             placer=Placer(shared.proxmox, settings), clone_limit=clone_limit, plan_settings=plan_settings
         ),
         runner=runner,
@@ -69,22 +69,22 @@ def _worker(shared: Shared, runner: Runner, clone_limit: CloneLimit) -> Worker:
     )
 
 
-def build_dispatcher(shared: Shared, runner: Runner, meters: Meters) -> Dispatcher:
+def build_dispatcher(shared: SharedParts, runner: Runner, meters: Meters) -> Dispatcher:
     """Return the dispatcher with its worker."""
     clone_limit = CloneLimit(limit=shared.settings.smith_clones_per_storage)
     return Dispatcher(
         engine=shared.engine,
-        worker=_worker(shared, runner, clone_limit),
+        worker=_build_worker(shared, runner, clone_limit),
         clone_limit=clone_limit,
         state=shared.state,
         meters=meters,
         settings=shared.settings,
         boot_id=shared.boot_id,
-        admission=Admission(is_warm=runs_warm(shared.settings)),
+        admission=Admission(uses_warm_runs=uses_warm_runs(shared.settings)),
     )
 
 
-def build_leases(shared: Shared, dispatcher: Dispatcher) -> LeaseKeeper:
+def build_lease_keeper(shared: SharedParts, dispatcher: Dispatcher) -> LeaseKeeper:
     """Return the lease keeper of the dispatcher's jobs."""
     return LeaseKeeper(
         engine=shared.engine,
@@ -95,8 +95,8 @@ def build_leases(shared: Shared, dispatcher: Dispatcher) -> LeaseKeeper:
     )
 
 
-def build_reconciler(shared: Shared) -> Reconciler:
-    """Return the critical job Reconcile with its inspector."""
+def build_reconciler(shared: SharedParts) -> Reconciler:
+    """Return the reconciler with its inspector. The critical job Reconcile calls the reconciler."""
     inspector = Inspector(
         engine=shared.engine,
         fulcrum=shared.fulcrum,
@@ -107,18 +107,18 @@ def build_reconciler(shared: Shared) -> Reconciler:
     return Reconciler(inspector=inspector, state=shared.state, interval_s=shared.settings.smith_reconcile_interval_s)
 
 
-def _poller(shared: Shared, mode: Mode) -> Poller:
+def _build_poller(shared: SharedParts, mode: Mode) -> Poller:
     return Poller(
         engine=shared.engine,
         fulcrum=shared.fulcrum,
         state=shared.state,
         job_timeout_s=shared.settings.fulcrum_job_timeout_s,
         interval_s=shared.settings.fulcrum_poll_interval_s,
-        only_once=mode is Mode.ONCE,
+        polls_only_once=mode is Mode.ONCE,
     )
 
 
-def _purger(shared: Shared) -> VmPurger:
+def _build_purger(shared: SharedParts) -> VmPurger:
     return VmPurger(
         engine=shared.engine,
         fulcrum=shared.fulcrum,
@@ -128,7 +128,7 @@ def _purger(shared: Shared) -> VmPurger:
     )
 
 
-def _metrics(shared: Shared) -> VmMetrics:
+def _build_vm_metrics(shared: SharedParts) -> VmMetrics:
     return VmMetrics(
         engine=shared.engine,
         fulcrum=shared.fulcrum,
@@ -138,10 +138,10 @@ def _metrics(shared: Shared) -> VmMetrics:
     )
 
 
-def critical_jobs(shared: Shared, mode: Mode, reconciler: Reconciler) -> list[CriticalJob]:
-    """Return the critical jobs (periodic tasks of the agent). A critical job with an interval of 0 is turned off."""
+def build_critical_jobs(shared: SharedParts, mode: Mode, reconciler: Reconciler) -> list[CriticalJob]:
+    """Return the critical jobs (periodic tasks of the agent) that are not disabled by an interval of 0."""
     settings, state = shared.settings, shared.state
-    link, prune_interval_s = state.fulcrum, settings.smith_prune_interval_s
+    link, prune_interval_s = state.fulcrum_link, settings.smith_prune_interval_s
     jobs = [
         CriticalJob(
             name="Heartbeat",
@@ -152,42 +152,42 @@ def critical_jobs(shared: Shared, mode: Mode, reconciler: Reconciler) -> list[Cr
         CriticalJob(
             name="GetPendingJobs",
             interval_s=settings.fulcrum_poll_interval_s,
-            run=_poller(shared, mode).poll_if_allowed,
-            wake=state.poll_requested,
+            run=_build_poller(shared, mode).poll_if_allowed,
+            wake_requested=state.poll_requested,
             link=link,
         ),
         CriticalJob(
             name="PruneCompletedJobs",
             interval_s=prune_interval_s,
             run=Pruner(engine=shared.engine, settings=settings).prune,
-            for_each_agent=False,
+            runs_on_each_agent=False,
         ),
         CriticalJob(
             name="PurgeDeletedVms",
             interval_s=prune_interval_s,
-            run=_purger(shared).submit_due_deletions,
-            for_each_agent=False,
+            run=_build_purger(shared).submit_due_deletions,
+            runs_on_each_agent=False,
             link=link,
         ),
         CriticalJob(
             name="ReportMetric",
             interval_s=settings.smith_metrics_interval_s,
-            run=_metrics(shared).report,
-            for_each_agent=False,
+            run=_build_vm_metrics(shared).report,
+            runs_on_each_agent=False,
         ),
         CriticalJob(
             name="Reconcile",
             interval_s=settings.smith_reconcile_interval_s,
             run=reconciler.check_and_repair,
-            for_each_agent=False,
+            runs_on_each_agent=False,
         ),
     ]
     return [job for job in jobs if job.interval_s > 0]
 
 
-def runs_warm(settings: Settings) -> bool:
-    """True when SMITH_WARM allows warm runs and they support the installed versions of Ansible and its libraries.
+def uses_warm_runs(settings: Settings) -> bool:
+    """True when SMITH_WARM allows warm runs, and warm runs are compatible with the installed Ansible and its libraries.
 
     A warm run is forked by a server process that has already imported Ansible.
     """
-    return settings.smith_warm != "off" and not why_unavailable()
+    return settings.smith_warm != "off" and not why_warm_runs_unavailable()

@@ -23,15 +23,28 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
-#: Number of jobs requested per poll. FulcrumCore sorts jobs by group, so a small page would hold jobs of few groups.
+#: Number of jobs requested per poll. FulcrumCore sorts jobs by group, so a smaller page would contain the jobs of few
+#: groups only.
 PAGE_SIZE = 100
+#: Number of jobs requested by the next poll when a poll has returned a full page.
 MAX_PAGE_SIZE = 1000
-#: Limits of a job's params and service; FulcrumCore has no such limits.
+#: Limits of a job's params and of its service. FulcrumCore has no such limits.
 MAX_PAYLOAD_CHARS = 256 * 1024
 MAX_DEPTH = 32
-#: The interval grows after this many polls without a new job.
-IDLE_POLLS = 30
+#: Size that is counted for a value that is not a string.
+CHARS_PER_OTHER_VALUE = 8
+#: After this many polls in a row without a new job, the interval between two polls grows.
+IDLE_POLLS_BEFORE_GROWTH = 30
+#: From then on, the interval grows linearly: by its configured length per this many further polls without a new job.
+IDLE_POLLS_PER_ADDED_INTERVAL = 10
+#: The interval grows up to this length.
 MAX_INTERVAL_S = 10.0
+#: A job's priority is limited to the range from -MAX_PRIORITY to MAX_PRIORITY.
+MAX_PRIORITY = 1000
+MAX_DEFECT_CHARS = 500
+MAX_ACTION_CHARS = 100
+#: A job's creation time that differs from now by more than this is replaced by the present time.
+MAX_CREATION_TIME_DIFFERENCE = timedelta(days=10 * 365)
 
 
 @dataclass(kw_only=True)
@@ -43,19 +56,20 @@ class Poller:
     state: AgentState
     job_timeout_s: float
     interval_s: float
-    only_once: bool = False  #: poll only once, for `smith run --once`
+    polls_only_once: bool = False  #: for `smith run --once`
     _page_size: int = PAGE_SIZE
-    _idle_polls: int = 0
+    _idle_poll_count: int = 0  #: number of polls since the last new job
 
     def poll_if_allowed(self) -> float | None:
-        """Poll, unless the agent accepts no new jobs. Return the seconds until the next call, None for the interval.
+        """Poll, unless the agent accepts no new jobs. Return the seconds until the next call.
 
-        Raises FulcrumUnavailable.
+        None stands for the interval of the critical job. Raises FulcrumUnavailable.
         """
         state = self.state
-        if state.draining.is_set() or state.disabled or (self.only_once and state.polls):
+        has_polled = state.finished_poll_count > 0
+        if state.draining.is_set() or state.is_disabled or (self.polls_only_once and has_polled):
             return None
-        if state.agent_id and state.polls == 0:
+        if state.agent_id and not has_polled:
             self.recover_claimed_jobs()
         return self.poll()
 
@@ -65,110 +79,117 @@ class Poller:
         Raises FulcrumUnavailable.
         """
         if not self.state.agent_id:
-            return self.interval_s  # the first heartbeat reads the id
+            return self.interval_s  # the agent's id is not known before the first heartbeat
         page = self.fulcrum.pending_jobs(limit=self._page_size)
-        self.state.fulcrum.note_up()
-        for description in page.unusable_items:
+        self.state.fulcrum_link.note_up()
+        for description in page.unusable_item_descriptions:
             log.warning("pending_job_ignored", reason=description)
-        self._page_size = MAX_PAGE_SIZE if len(page.jobs) >= self._page_size else PAGE_SIZE
-        new = self._store([job for job in page.jobs if self._is_ours(job)])
-        self.state.polls += 1
-        self._idle_polls = 0 if new else self._idle_polls + 1
+        is_page_full = len(page.jobs) >= self._page_size
+        self._page_size = MAX_PAGE_SIZE if is_page_full else PAGE_SIZE
+        new_count = self._store_new_jobs([job for job in page.jobs if self._is_for_this_agent(job)])
+        self.state.finished_poll_count += 1
+        self._idle_poll_count = 0 if new_count else self._idle_poll_count + 1
         return self._next_interval_s()
 
     def recover_claimed_jobs(self) -> int:
         """Store each job that this agent has claimed at FulcrumCore but that has no row; return the number of new rows.
 
-        The rows are missing when the database was lost.
+        After a loss of the database, all claimed jobs lack a row.
         """
         jobs = self.fulcrum.own_processing_jobs(self.state.agent_id)
-        recovered = self._store([job for job in jobs if self._is_ours(job)], already_claimed=True)
-        if recovered:
-            log.warning("claimed_jobs_recovered", count=recovered)
-        return recovered
+        jobs_for_this_agent = [job for job in jobs if self._is_for_this_agent(job)]
+        recovered_count = self._store_new_jobs(jobs_for_this_agent, is_already_claimed=True)
+        if recovered_count:
+            log.warning("claimed_jobs_recovered", count=recovered_count)
+        return recovered_count
 
     def _next_interval_s(self) -> float:
-        if self._idle_polls <= IDLE_POLLS:
-            return self.interval_s
-        return min(self.interval_s * (1 + (self._idle_polls - IDLE_POLLS) / 10), max(MAX_INTERVAL_S, self.interval_s))
+        further_idle_poll_count = max(self._idle_poll_count - IDLE_POLLS_BEFORE_GROWTH, 0)
+        grown_interval_s = self.interval_s * (1 + further_idle_poll_count / IDLE_POLLS_PER_ADDED_INTERVAL)
+        return min(grown_interval_s, max(MAX_INTERVAL_S, self.interval_s))
 
-    def _is_ours(self, job: CoreJob) -> bool:
+    def _is_for_this_agent(self, job: CoreJob) -> bool:
         return job.agent_id is None or job.agent_id == self.state.agent_id
 
-    def _store(self, jobs: list[CoreJob], *, already_claimed: bool = False) -> int:
+    def _store_new_jobs(self, jobs: list[CoreJob], *, is_already_claimed: bool = False) -> int:
         """Add a row for each job that has none; return the number of new rows."""
         if not jobs:
             return 0
         with reading(self.engine) as session:
-            known = queries.known_fulcrum_ids(session, [job.id for job in jobs])
-        new = [job for job in jobs if job.id not in known]
-        if not new:
+            stored_ids = queries.stored_fulcrum_ids(session, [job.id for job in jobs])
+        new_jobs = [job for job in jobs if job.id not in stored_ids]
+        if not new_jobs:
             return 0
         with transaction(self.engine) as session:
-            written = [job_queue.submit(session, self._row(job, already_claimed)) for job in new]
-        crash_points.reached("rows_written")
-        count = sum(job_id is not None for job_id in written)
+            row_ids = [job_queue.submit(session, self._new_row(job, is_already_claimed)) for job in new_jobs]
+        crash_points.crash_if_requested("rows_written")
+        count = sum(row_id is not None for row_id in row_ids)  # None: another agent has added the job's row meanwhile
         log.info("jobs_received", count=count)
         self.state.dispatch_requested.set()
         return count
 
-    def _row(self, job: CoreJob, already_claimed: bool) -> NewJob:
-        """Return the new row of a job. Its `defect` lists what is invalid; the worker fails such a job."""
+    def _new_row(self, job: CoreJob, is_already_claimed: bool) -> NewJob:
+        """Return the new row of a job. Its `defect` lists what is invalid; the worker fails a job with a defect."""
         defects = list(job.defects)
-        params, problem = within_limits(job.params)
-        defects += [f"params {problem}"] if problem else []
-        raw_service = job.service.model_dump(mode="json", by_alias=True, exclude_none=True) if job.service else None
-        service, problem = within_limits(raw_service)
-        defects += [f"service {problem}"] if problem else []
-        service_id = _uuid_or_none(job.service.id if job.service else None)
+        params, problem = check_limits(job.params)
+        if problem:
+            defects.append(f"params {problem}")
+        core_service = job.service
+        raw_service = core_service.model_dump(mode="json", by_alias=True, exclude_none=True) if core_service else None
+        service, problem = check_limits(raw_service)
+        if problem:
+            defects.append(f"service {problem}")
+        service_id = _uuid_or_none(core_service.id if core_service else None)
         if service_id is None:
             defects.append("the service is missing or has no valid id")
-        created_at = _plausible_time(job.created_at)
+        created_at = _plausible_creation_time(job.created_at)
         return NewJob(
             fulcrum_id=job.id,
             service_id=service_id,
-            group_id=_uuid_or_none(job.service.group_id if job.service else None),
-            tenant_id=_uuid_or_none(job.consumer_id or (job.service.consumer_id if job.service else None)),
+            group_id=_uuid_or_none(core_service.group_id if core_service else None),
+            tenant_id=_uuid_or_none(job.consumer_id or (core_service.consumer_id if core_service else None)),
             action=_printable_action(job.action),
             params=params,
             service=service,
-            defect="; ".join(defects)[:500] or None,
-            priority=max(-1000, min(job.priority, 1000)),
+            defect="; ".join(defects)[:MAX_DEFECT_CHARS] or None,
+            priority=max(-MAX_PRIORITY, min(job.priority, MAX_PRIORITY)),
             core_created_at=created_at,
             deadline_at=created_at + timedelta(seconds=self.job_timeout_s),
-            already_claimed=already_claimed,
+            is_already_claimed=is_already_claimed,
         )
 
 
-def within_limits(value: Any) -> tuple[dict[str, Any] | None, str | None]:
-    """Return the value and None if it is an object within the limits above, else None and a description of the problem.
+def check_limits(value: Any) -> tuple[dict[str, Any] | None, str | None]:
+    """Check that a value is a JSON object within MAX_PAYLOAD_CHARS and MAX_DEPTH; return (value, None).
 
+    If it is not, return (None, description of the problem). The value None is valid: the function returns (None, None).
     The function is iterative, so deep nesting cannot cause RecursionError.
     """
     if value is None:
         return None, None
     if not isinstance(value, dict):
         return None, "is not an object"
-    size = 0
-    pending: list[tuple[Any, int]] = [(value, 1)]
-    while pending:
-        item, depth = pending.pop()
-        size += len(item) if isinstance(item, str) else 8
+    size_chars = 0
+    unchecked: list[tuple[Any, int]] = [(value, 1)]  # values that are not checked yet, with their depth
+    while unchecked:
+        item, depth = unchecked.pop()
+        size_chars += len(item) if isinstance(item, str) else CHARS_PER_OTHER_VALUE
         if depth > MAX_DEPTH:
             return None, f"is nested more than {MAX_DEPTH} deep"
-        if size > MAX_PAYLOAD_CHARS:
+        if size_chars > MAX_PAYLOAD_CHARS:
             return None, f"is larger than {MAX_PAYLOAD_CHARS} characters"
         if isinstance(item, float) and not math.isfinite(item):
-            return None, "holds a number that is not finite"
+            return None, "contains a number that is not finite"
         if isinstance(item, dict):
-            size += sum(len(key) for key in item)
-            pending += [(child, depth + 1) for child in item.values()]
+            size_chars += sum(len(key) for key in item)
+            unchecked += [(child, depth + 1) for child in item.values()]
         elif isinstance(item, list):
-            pending += [(child, depth + 1) for child in item]
+            unchecked += [(child, depth + 1) for child in item]
     return value, None
 
 
 def _uuid_or_none(text: Any) -> str | None:
+    """Return the UUID in its usual form, or None when the value is not the text of a UUID."""
     try:
         return str(uuid.UUID(text)) if isinstance(text, str) else None
     except ValueError:
@@ -176,13 +197,14 @@ def _uuid_or_none(text: Any) -> str | None:
 
 
 def _printable_action(action: str | None) -> str:
-    """Return the action's name, cut to 100 characters and made printable, because it is shown and logged."""
-    return "".join(char if char.isprintable() else "?" for char in action or "")[:100] or "?"
+    """Return the action's name in a printable and short form, because commands and log lines show it."""
+    printable = "".join(char if char.isprintable() else "?" for char in action or "")
+    return printable[:MAX_ACTION_CHARS] or "?"
 
 
-def _plausible_time(created_at: datetime | None) -> datetime:
-    """Return the time if it is within ten years of now, else now."""
+def _plausible_creation_time(created_at: datetime | None) -> datetime:
+    """Return a job's creation time in UTC if it is plausible, otherwise the present time."""
     now = utc_now()
-    if created_at is None or abs((created_at.astimezone(UTC) - now).total_seconds()) > 10 * 365 * 86400:
+    if created_at is None or abs(created_at.astimezone(UTC) - now) > MAX_CREATION_TIME_DIFFERENCE:
         return now
     return created_at.astimezone(UTC)

@@ -1,4 +1,7 @@
-"""Runs the critical job PruneCompletedJobs: deletes old jobs with their runs, and artifacts by age and total size."""
+"""Runs the critical job PruneCompletedJobs: deletes old jobs with their runs, and limits the size of the artifacts.
+
+The artifacts of a run are the files that ansible-runner has left, in one folder per run.
+"""
 
 from __future__ import annotations
 
@@ -21,18 +24,18 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
-#: Maximum number of jobs deleted in one transaction, and the wait between two transactions, so that other writers
-#: never wait long.
-BATCH_ROWS = 500
+#: Maximum number of jobs deleted in one transaction, so that other writers wait for the database only a short time.
+BATCH_SIZE = 500
+#: Wait between two such transactions, in which other writers can write.
 BATCH_WAIT_S = 0.05
 BYTES_PER_MIB = 1024 * 1024
-#: Artifacts younger than this are kept, because their run may not be finished.
+#: The limit of the total size does not apply to artifacts younger than this, because their run may not have ended.
 MIN_AGE_S = 600.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pruner:
-    """Limits the size of the database and the artifacts. Keeps every job whose report FulcrumCore has not accepted."""
+    """Limits the size of the database and of the artifacts. Keeps every job whose report is still due."""
 
     engine: Engine
     settings: Settings
@@ -44,50 +47,62 @@ class Pruner:
 
     def prune(self) -> None:
         """Delete jobs and artifacts older than the retention time, then the oldest artifacts above the size limit."""
-        rows = self._prune_rows()
-        by_age = self._prune_folders_by_age()
-        by_size = self._prune_folders_by_size()
-        if rows or by_age or by_size:
-            log.info("pruned", jobs=rows, artifacts_by_age=by_age, artifacts_by_size=by_size)
+        deleted_jobs = self._delete_old_jobs()
+        old_artifacts = self._delete_old_artifacts()
+        artifacts_over_limit = self._limit_artifacts_size()
+        if deleted_jobs or old_artifacts or artifacts_over_limit:
+            log.info(
+                "pruned", jobs=deleted_jobs, old_artifacts=old_artifacts, artifacts_over_limit=artifacts_over_limit
+            )
 
-    def _prune_rows(self) -> int:
-        """Delete old jobs with their runs and artifacts; return how many jobs were deleted."""
-        before = utc_now() - timedelta(seconds=self.settings.smith_job_retention_s)
-        deleted = 0
+    def _delete_old_jobs(self) -> int:
+        """Delete old jobs with their runs and artifacts, and the rows of agent processes that ended long ago.
+
+        Returns how many jobs were deleted.
+        """
+        oldest_kept_time = utc_now() - timedelta(seconds=self.settings.smith_job_retention_s)
+        total_count = 0
         while True:
             with transaction(self.engine) as session:
-                count, idents = job_queue.prune(session, ended_before=before, limit=BATCH_ROWS)
-                nodes.prune(session, seen_before=before)
-            for ident in idents:
-                shutil.rmtree(self.artifacts_dir / ident, ignore_errors=True)
-            deleted += count
-            if count < BATCH_ROWS:
-                return deleted
+                count, run_idents = job_queue.prune(session, ended_before=oldest_kept_time, limit=BATCH_SIZE)
+                nodes.prune(session, seen_before=oldest_kept_time)
+            for run_ident in run_idents:
+                shutil.rmtree(self.artifacts_dir / run_ident, ignore_errors=True)
+            total_count += count
+            if count < BATCH_SIZE:
+                return total_count
             time.sleep(BATCH_WAIT_S)
 
-    def _prune_folders_by_age(self) -> int:
-        """Delete old artifacts even if no row names them: after the loss of a database they would stay for ever."""
-        oldest = time.time() - self.settings.smith_job_retention_s
-        old = [folder for written_at, _size, folder in self._folders() if written_at < oldest]
-        for folder in old:
-            shutil.rmtree(folder, ignore_errors=True)
-        return len(old)
+    def _delete_old_artifacts(self) -> int:
+        """Delete all remaining old artifacts; return how many folders were deleted.
 
-    def _prune_folders_by_size(self) -> int:
-        """Delete the oldest artifacts until all together have at most SMITH_ARTIFACTS_MAX_MIB."""
+        `_delete_old_jobs` deletes only artifacts of runs that have a row. After a loss of the database, the runs before
+        it have no row.
+        """
+        oldest_kept_mtime = time.time() - self.settings.smith_job_retention_s
+        old_folders = [folder for written_at, _size, folder in self._folders() if written_at < oldest_kept_mtime]
+        for folder in old_folders:
+            shutil.rmtree(folder, ignore_errors=True)
+        return len(old_folders)
+
+    def _limit_artifacts_size(self) -> int:
+        """Delete the oldest artifacts until the total size is at most SMITH_ARTIFACTS_MAX_MIB.
+
+        Returns how many folders were deleted.
+        """
         max_bytes = self.settings.smith_artifacts_max_mib * BYTES_PER_MIB
         if not max_bytes:
             return 0  # no limit is set
-        folders = sorted(self._folders())
-        total = sum(size for _written_at, size, _folder in folders)
-        deleted = 0
-        for written_at, size, folder in folders:
-            if total <= max_bytes or written_at > time.time() - MIN_AGE_S:
+        folders_oldest_first = sorted(self._folders())
+        total_bytes = sum(size for _written_at, size, _folder in folders_oldest_first)
+        deleted_count = 0
+        for written_at, size, folder in folders_oldest_first:
+            if total_bytes <= max_bytes or written_at > time.time() - MIN_AGE_S:
                 break
             shutil.rmtree(folder, ignore_errors=True)
-            total -= size
-            deleted += 1
-        return deleted
+            total_bytes -= size
+            deleted_count += 1
+        return deleted_count
 
     def _folders(self) -> Iterator[tuple[float, int, Path]]:
         """Yield modification time, size in bytes and path of each run's folder of artifacts."""
@@ -95,7 +110,7 @@ class Pruner:
             return
         for folder in self.artifacts_dir.iterdir():
             try:
-                stats = [entry.stat() for entry in folder.iterdir()]
-                yield folder.stat().st_mtime, sum(stat.st_size for stat in stats), folder
+                size = sum(file.stat().st_size for file in folder.iterdir())
+                yield folder.stat().st_mtime, size, folder
             except OSError:
                 continue  # the folder was deleted meanwhile, or the path is not a folder

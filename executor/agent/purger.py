@@ -1,10 +1,10 @@
 """Runs the critical job PurgeDeletedVms: adds a delete job for each VM whose grace period has ended.
 
-When SMITH_DELETE_GRACE_S is set, a delete job of FulcrumCore only stops and marks the VM. The state of the VM's mapping
-is then "pending deletion". When the grace period has ended, and FulcrumCore confirms that the service has ended, this
-critical job adds a local delete job to the queue. The worker processes a local delete job with the same playbook,
-identity check and retries as any other delete, but its result is not reported to FulcrumCore. If the deletion fails,
-the next execution adds another job.
+A mapping says which VM serves which service. When SMITH_DELETE_GRACE_S is set, a delete job of FulcrumCore only stops
+and marks the VM, and the state of the VM's mapping is then "pending deletion". When the grace period has ended, this
+critical job asks FulcrumCore whether the service has ended. If so, it adds a local delete job to the agent's queue.
+The worker processes a local delete job with the same playbook, identity check and retries as any other delete, but the
+job's result is not reported to FulcrumCore. If the deletion fails, the next execution adds another local job.
 """
 
 from __future__ import annotations
@@ -39,51 +39,57 @@ class VmPurger:
     state: AgentState
     cluster: str
     job_timeout_s: float
-    _logged: set[int] = field(default_factory=set)  #: ids of mappings for which a withheld deletion was logged
+    #: Ids of the mappings whose waiting deletion was logged: the service has not ended, so the VM is not deleted yet.
+    _logged_mapping_ids: set[int] = field(default_factory=set)
 
     def submit_due_deletions(self) -> None:
         """Add a delete job for each VM that is due. Raises FulcrumUnavailable."""
         if not self.state.agent_id:
             return
         with reading(self.engine) as session:
-            due = mappings.due_for_deletion(session, self.cluster)
-        ended = [mapping for mapping in due if self._has_ended(mapping)]
-        vmids = [mapping.vmid for mapping in ended if self._submit(mapping)]
+            due_mappings = mappings.due_for_deletion(session, self.cluster)
+        due_mappings = [mapping for mapping in due_mappings if self._has_service_ended(mapping)]
+        vmids = [mapping.vmid for mapping in due_mappings if self._submit_delete_job(mapping)]
         if vmids:
             log.info("vm_deletion_due", vmids=vmids)
             self.state.dispatch_requested.set()
 
-    def _has_ended(self, mapping: Mapping) -> bool:
-        """True when FulcrumCore has ended the service.
+    def _has_service_ended(self, mapping: Mapping) -> bool:
+        """Return whether the mapping's service has ended in FulcrumCore.
 
-        FulcrumCore has not ended it when, for example, it failed the service's delete job after the job timeout.
+        Logs a warning when the service has not ended, or when FulcrumCore refuses to return the service. For example,
+        the service has not ended when FulcrumCore failed the delete job after the job timeout.
         """
         try:
-            service = self._service(mapping.service_id)
+            service = self._read_service(mapping.service_id)
         except FulcrumRefused as refusal:
             log.warning("vm_deletion_withheld", vmid=mapping.vmid, service_id=mapping.service_id, reason=str(refusal))
             return False
-        if service is None or self._is_terminal(service):
+        if service is None or self._has_terminal_status(service):
             return True
-        if mapping.id not in self._logged:
-            self._logged.add(mapping.id)
+        if mapping.id not in self._logged_mapping_ids:
+            self._logged_mapping_ids.add(mapping.id)
             log.warning("vm_deletion_withheld", vmid=mapping.vmid, service_id=mapping.service_id, status=service.status)
         return False
 
-    def _service(self, service_id: str) -> CoreService | None:
-        """Return the service, or None when FulcrumCore answers 403 twice, because it has deleted the service then.
+    def _read_service(self, service_id: str) -> CoreService | None:
+        """Return the service, or None when FulcrumCore has deleted it.
 
-        FulcrumCore also answers 403 to every request while its database is down, so `get_self` must succeed in between.
+        FulcrumCore answers 403 for a deleted service. It also answers 403 to every request while its database is down.
+        So the service counts as deleted only after two such answers with a successful `get_self` after each.
         """
-        for _ in range(2):
+        for _attempt in range(2):
             try:
                 return self.fulcrum.get_service(service_id)
             except FulcrumAuthFailing:
                 self.fulcrum.get_self()  # raises when every request gets 403
         return None
 
-    def _is_terminal(self, service: CoreService) -> bool:
-        """True when the service's type lists its status as terminal, and it has no instance id any more."""
+    def _has_terminal_status(self, service: CoreService) -> bool:
+        """True when the service is deleted, or has a terminal status of its service type and no instance id.
+
+        FulcrumCore removes the instance id of a service when a completed job gives it a terminal status.
+        """
         if service.status == SERVICE_DELETED:
             return True
         if service.agent_instance_id or service.service_type_id is None:
@@ -92,20 +98,22 @@ class VmPurger:
             lifecycle = self.fulcrum.get_service_type(service.service_type_id).lifecycle_schema
         except FulcrumRefused:
             return False
-        terminal = lifecycle.get("terminalStates")
-        return isinstance(terminal, list) and service.status in terminal
+        terminal_statuses = lifecycle.get("terminalStates")
+        return isinstance(terminal_statuses, list) and service.status in terminal_statuses
 
-    def _submit(self, mapping: Mapping) -> bool:
+    def _submit_delete_job(self, mapping: Mapping) -> bool:
         """Add a delete job and return True.
 
         Return False without adding a job when the service has an open job or the deletion was cancelled meanwhile.
         """
         now = utc_now()
         with transaction(self.engine) as session:
-            current = mappings.current(session, mapping.service_id)
-            if current is None or current.state != mapping.state or queries.find_open_job(session, mapping.service_id):
+            current_mapping = mappings.current(session, mapping.service_id)
+            if current_mapping is None or current_mapping.state != mapping.state:
                 return False
-            new = NewJob(
+            if queries.find_open_job(session, mapping.service_id):
+                return False
+            delete_job = NewJob(
                 fulcrum_id=str(uuid.uuid4()),
                 service_id=mapping.service_id,
                 group_id=None,
@@ -113,9 +121,9 @@ class VmPurger:
                 params=None,
                 service=None,
                 defect=None,
-                priority=0,  # after every job that a user waits for
+                priority=0,  # below FulcrumCore's default of 1, so the jobs that users wait for come first
                 core_created_at=now,
                 deadline_at=now + timedelta(seconds=self.fulcrum.clock_offset_s + self.job_timeout_s),
                 is_local=True,
             )
-            return job_queue.submit(session, new) is not None
+            return job_queue.submit(session, delete_job) is not None

@@ -1,9 +1,10 @@
 """Holds the secrets, and reloads them without a restart of the agent.
 
-A reload happens on HUP, before a run when the file of a secret has changed, and when a server refuses a secret. It
-reads all sources of the settings (files, mounted secrets, environment, `.env`, FulcrumCore's configuration), but
-replaces only the three secrets below: a change of any other setting needs a restart. When a new value is invalid, the
-reload logs a warning and keeps the old values. Old values stay redacted, because later output may still contain them.
+A reload happens on the signal HUP, before a run when the file of a secret has changed, and when a server refuses a
+secret. It reads all sources of the settings (files, mounted secrets, environment, `.env`, FulcrumCore's configuration),
+but replaces only the three secrets below. A change of any other setting needs a restart. When a new value is invalid,
+the reload logs a warning and keeps the old values. Replaced values stay redacted, because later output may still
+contain them.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from executor.log import get_logger
 from executor.proxmox.connection import ProxmoxConnection
 from executor.redaction import redactor
 from executor.runs.private_folder import module_credentials
-from executor.settings.display import describe
+from executor.settings.display import setting_rows
 from executor.settings.masking import secret_values
 from executor.settings.settings import Settings
 
@@ -29,31 +30,34 @@ log = get_logger(__name__)
 #: Minimum time between two reloads that follow the refusal of a secret. A server may refuse a secret for days, and
 #: each refused request would otherwise cause a reload.
 MIN_RELOAD_INTERVAL_S = 10.0
-#: The variables that a reload replaces.
+#: The settings that a reload replaces, as names of environment variables.
 FULCRUM_SECRETS = ("FULCRUM_API_TOKEN",)
 PROXMOX_SECRETS = ("PROXMOX_TOKEN_SECRET", "PROXMOX_PASSWORD")
 
+#: Modification time in ns, inode and size of a file.
+_FileVersion = tuple[int, int, int]
+
 
 class ReloadableSecrets:
-    """Holds the current secrets. Thread-safe: one call never mixes old and new values."""
+    """Holds the current secrets. Several threads may use it: no call returns a mixture of old and new values."""
 
-    def __init__(self, settings: Settings, load: Callable[[], Settings]) -> None:
+    def __init__(self, settings: Settings, load_settings: Callable[[], Settings]) -> None:
         self._settings = settings
-        self._load = load
-        self._add_remote: Callable[[Settings], Settings] | None = None
+        self._load_settings = load_settings
+        self._add_remote_settings: Callable[[Settings], Settings] | None = None
         self._lock = threading.Lock()
-        self._reloaded_at: float | None = None
-        self._files = _secret_files(settings)
-        self._file_versions = _file_versions(self._files)
+        self._last_refusal_reload_at: float | None = None  #: monotonic time of the last reload after a refusal
+        self._secret_files = _find_secret_files(settings)
+        self._file_versions = _file_versions(self._secret_files)
         self._connection = ProxmoxConnection.from_settings(settings) if settings.proxmox_host else None
 
-    def use_remote_settings(self, settings: Settings, add_remote: Callable[[Settings], Settings]) -> None:
-        """Use `settings`, which include FulcrumCore's configuration, and read that configuration at each reload.
+    def use_remote_settings(self, settings: Settings, add_remote_settings: Callable[[Settings], Settings]) -> None:
+        """Use `settings`, which include FulcrumCore's configuration, and read the configuration again at each reload.
 
-        `add_remote` returns the given settings with FulcrumCore's configuration added. It raises FulcrumError or
-        SettingsError when that configuration cannot be read.
+        `add_remote_settings` returns its argument with FulcrumCore's configuration added. It raises FulcrumError or
+        SettingsError when the configuration cannot be read.
         """
-        self._settings, self._add_remote = settings, add_remote
+        self._settings, self._add_remote_settings = settings, add_remote_settings
         self._connection = ProxmoxConnection.from_settings(settings)
 
     def fulcrum_token(self) -> str:
@@ -61,59 +65,70 @@ class ReloadableSecrets:
         return self._settings.fulcrum_api_token.get_secret_value()
 
     def credentials(self) -> dict[str, Any]:
-        """Return Proxmox's credentials for the modules of a run. Reload first if the file of a secret has changed."""
-        if _file_versions(self._files) != self._file_versions:
+        """Return the Proxmox credentials for the modules of a run. Reload first if the file of a secret has changed."""
+        if _file_versions(self._secret_files) != self._file_versions:
             self.reload()
         return module_credentials(self._settings)
 
-    def connection(self) -> ProxmoxConnection:
-        """Return the settings of the Proxmox connection. The returned object stays the same until a secret changes."""
+    def proxmox_connection(self) -> ProxmoxConnection:
+        """Return the settings of the Proxmox connection. It is the same object until a secret of Proxmox changes."""
         if self._connection is None:
             self._settings.require_proxmox()
             self._connection = ProxmoxConnection.from_settings(self._settings)
         return self._connection
 
-    def connection_after_refusal(self) -> ProxmoxConnection:
+    def proxmox_connection_after_refusal(self) -> ProxmoxConnection:
         """Reload because Proxmox refused the credentials; return the current connection."""
         self.reload_after_refusal()
-        return self.connection()
+        return self.proxmox_connection()
 
     def reload_after_refusal(self) -> None:
         """Reload because a secret was refused, unless the last such reload was less than MIN_RELOAD_INTERVAL_S ago."""
         now = time.monotonic()
         with self._lock:
-            if self._reloaded_at is not None and now - self._reloaded_at < MIN_RELOAD_INTERVAL_S:
+            last_at = self._last_refusal_reload_at
+            if last_at is not None and now - last_at < MIN_RELOAD_INTERVAL_S:
                 return
-            self._reloaded_at = now
+            self._last_refusal_reload_at = now
         self.reload()
 
     def reload(self) -> tuple[str, ...]:
-        """Read the secrets again; return the variables whose values have changed."""
-        self._file_versions = _file_versions(self._files)
-        changed: tuple[str, ...] = ()
+        """Read the secrets again; return the names of the secrets whose values have changed."""
+        self._file_versions = _file_versions(self._secret_files)
+        changed_names: tuple[str, ...] = ()
+        failure = ""
         try:
-            new = self._load()
-            changed = self._replace(new, FULCRUM_SECRETS)
-            changed += self._replace(self._add_remote(new) if self._add_remote else new, PROXMOX_SECRETS)
+            new_settings = self._load_settings()
+            changed_names = self._replace_secrets(FULCRUM_SECRETS, new_settings)
+            if self._add_remote_settings:
+                new_settings = self._add_remote_settings(new_settings)
+            changed_names += self._replace_secrets(PROXMOX_SECRETS, new_settings)
         except SettingsError as error:
-            log.warning("secrets_not_reloaded", reason=str(error).splitlines()[0], kept=not changed)
+            failure = str(error).splitlines()[0]
         except FulcrumError as error:
-            log.warning("secrets_not_reloaded", reason=str(error), kept=not changed)
-        if changed:
-            log.info("secrets_reloaded", variables=list(changed))
-        return changed
+            failure = str(error)
+        if failure:
+            log.warning("secrets_not_reloaded", reason=failure, all_old_values_kept=not changed_names)
+        if changed_names:
+            log.info("secrets_reloaded", variables=list(changed_names))
+        return changed_names
 
-    def _replace(self, new: Settings, names: tuple[str, ...]) -> tuple[str, ...]:
-        """Replace the secrets in `names` by the values in `new`; return the names whose values have changed."""
-        redactor.add(*secret_values(new))
-        values = {name.lower(): getattr(new, name.lower()) for name in names}
+    def _replace_secrets(self, names: tuple[str, ...], new_settings: Settings) -> tuple[str, ...]:
+        """Replace the named secrets by those in `new_settings`; return the names of the secrets that have changed.
+
+        `names` is FULCRUM_SECRETS or PROXMOX_SECRETS. Raises SettingsError and keeps the old secrets when
+        `new_settings` contain none of the named secrets.
+        """
+        redactor.add(*secret_values(new_settings))
+        new_values = {name.lower(): getattr(new_settings, name.lower()) for name in names}
         with self._lock:
-            old = self._settings
-            merged = old.model_copy(update=values)
-            changed = tuple(name for name in names if getattr(old, name.lower()) != values[name.lower()])
-            if not changed:
+            old_settings = self._settings
+            merged = old_settings.model_copy(update=new_values)
+            changed_names = tuple(
+                name for name in names if getattr(old_settings, name.lower()) != new_values[name.lower()]
+            )
+            if not changed_names:
                 return ()
-            # Raises SettingsError when the new settings have no secret; the old secret is kept then.
             if names == PROXMOX_SECRETS:
                 merged.require_proxmox()
             else:
@@ -121,22 +136,23 @@ class ReloadableSecrets:
             self._settings = merged
             if names == PROXMOX_SECRETS:
                 self._connection = ProxmoxConnection.from_settings(merged)
-        return changed
+        return changed_names
 
 
-def _secret_files(settings: Settings) -> tuple[Path, ...]:
+def _find_secret_files(settings: Settings) -> tuple[Path, ...]:
     """Return the files from which the secrets were read."""
     names = (*FULCRUM_SECRETS, *PROXMOX_SECRETS)
-    origins = {row.origin for row in describe(settings) if row.name in names}
+    # An origin is the path of a file, or the name of another source such as the environment.
+    origins = {row.origin for row in setting_rows(settings) if row.name in names}
     return tuple(path for path in map(Path, sorted(origins)) if path.is_absolute() and path.is_file())
 
 
-def _file_versions(files: tuple[Path, ...]) -> tuple[tuple[int, int, int] | None, ...]:
-    """Return a version for each file. The version of a file changes when the file is written or replaced."""
+def _file_versions(files: tuple[Path, ...]) -> tuple[_FileVersion | None, ...]:
+    """Return the versions of the files, None for a missing file. A new version means that the file has changed."""
     return tuple(_file_version(file) for file in files)
 
 
-def _file_version(file: Path) -> tuple[int, int, int] | None:
+def _file_version(file: Path) -> _FileVersion | None:
     try:
         stat = os.stat(file)  # follows links: Kubernetes replaces a mounted secret by changing a link
     except OSError:

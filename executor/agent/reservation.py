@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from executor.agent import crash_points
-from executor.agent.job_fields import delivered_properties, is_local, service_id, vm_name
+from executor.agent.job_fields import delivered_properties, is_local, new_vm_name, require_service_id
 from executor.database import mappings
 from executor.database.engine import reading, transaction
 from executor.database.tables import Job, Mapping
@@ -27,51 +27,57 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
+#: The name of a VM ends with a dash and the first eight hexadecimal digits of its service's id.
+NAME_SUFFIX_CHARS = 9
+
 
 @dataclass(frozen=True, kw_only=True)
-class Reservations:
-    """Finds or creates the mapping of the VM that a job changes."""
+class MappingFinder:
+    """Finds the mapping of the VM that a job changes. Reserves a VMID for a VM that does not exist yet."""
 
     engine: Engine
     proxmox: ProxmoxReader
     settings: Settings
     cluster: str
 
-    def mapping_of(self, job: Job) -> Mapping | None:
+    def find_or_reserve_mapping(self, job: Job) -> Mapping | None:
         """Return the mapping of the service's VM. For a create without a mapping, reserve a VMID.
 
         Returns None for a delete whose VM does not exist. Raises JobError.
         """
         with reading(self.engine) as session:
-            mapping = mappings.current(session, service_id(job))
-        if is_local(job):  # a local job only deletes a VM whose grace period has ended
+            mapping = mappings.current(session, require_service_id(job))
+        if is_local(job):  # the agent itself created the job, to delete a VM whose grace period has ended
             if mapping is None or mapping.state != MappingState.PENDING_DELETION:
                 raise JobError(ErrorCode.CANCELLED, "the scheduled deletion was cancelled")
             return mapping
-        if mapping := mapping or self._find_unmapped(job):
+        mapping = mapping or self._map_existing_vm(job)
+        if mapping is not None:
             return mapping
         if job.action == "create":
-            return self._reserve(job)
-        self._require_that_vm_would_be_visible()
+            return self._reserve_vmid(job)
+        self._require_complete_vm_list()
         if job.action == "delete":
             return None
         raise JobError(ErrorCode.VM_NOT_FOUND, f"{job.action} needs a VM, and no VM has this service's marker")
 
-    def _find_unmapped(self, job: Job) -> Mapping | None:
-        """Search Proxmox for a VM that has the marker of this service but no mapping; return a new mapping for the VM.
+    def _map_existing_vm(self, job: Job) -> Mapping | None:
+        """Search Proxmox for an unmapped VM of this service, and map it; return None when there is no such VM.
 
-        The marker is a text with the service's id in the VM's description. The mapping is missing when the database was
-        lost. The last nine characters of a VM's name are a dash and the first eight digits of the service's id.
+        A VM of the service has the service's marker, a text with the service's id in the VM's description. Its mapping
+        is missing after the database was lost.
         """
-        service, rows = service_id(job), self.proxmox.vms()
-        vm = self.proxmox.find_by_marker(rows, service, name_suffix=mappings.vm_name("", service)[-9:])
+        service_id, vm_rows = require_service_id(job), self.proxmox.vms()
+        # Every name of this service's VM has the same end, so any first part of the name will do here.
+        name_suffix = mappings.vm_name("", service_id)[-NAME_SUFFIX_CHARS:]
+        vm = self.proxmox.find_by_marker(vm_rows, service_id, name_suffix=name_suffix)
         if vm is None:
-            return self._find_partial_clone(job, rows) if job.action in ("create", "delete") else None
+            return self._map_partial_clone(job, vm_rows) if job.action in ("create", "delete") else None
         log.warning("vm_found_by_marker", vmid=vm.vmid, node=vm.node)
         with transaction(self.engine) as session:
             mapping = mappings.insert_active(
                 session,
-                service_id=service,
+                service_id=service_id,
                 cluster=self.cluster,
                 vmid=vm.vmid,
                 name=vm.name,
@@ -84,61 +90,75 @@ class Reservations:
             )
         return mapping
 
-    def _find_partial_clone(self, job: Job, rows: Sequence[VmRow]) -> Mapping | None:
+    def _map_partial_clone(self, job: Job, vm_rows: Sequence[VmRow]) -> Mapping | None:
         """Search Proxmox for a clone that an interrupted create left without a marker; reserve its VMID.
 
-        This search is needed only after the loss of the database. It accepts only a VM with the exact name that a
-        create would give to it, and with a VMID of the configured range.
+        This search is needed only after the loss of the database. It accepts only a VM that has the exact name of a new
+        VM of this service, and a VMID of the configured range.
         """
-        low, high = self.settings.proxmox_vmid_min, self.settings.proxmox_vmid_max
-        vm = self.proxmox.find_partial_clone(rows, vm_name(job), range(low, high + 1))
+        allowed_vmids = range(self.settings.proxmox_vmid_min, self.settings.proxmox_vmid_max + 1)
+        vm = self.proxmox.find_partial_clone(vm_rows, new_vm_name(job), allowed_vmids)
         if vm is None:
             return None
         log.warning("partial_clone_found", vmid=vm.vmid, node=vm.node)
         with transaction(self.engine) as session:
             return mappings.reserve(
-                session, service_id=service_id(job), cluster=self.cluster, vmid=vm.vmid, name=vm.name, kind=vm.kind
+                session,
+                service_id=require_service_id(job),
+                cluster=self.cluster,
+                vmid=vm.vmid,
+                name=vm.name,
+                kind=vm.kind,
             )
 
-    def _require_that_vm_would_be_visible(self) -> None:
-        """Raise JobError unless Proxmox would list the VM if it existed.
+    def _require_complete_vm_list(self) -> None:
+        """Raise JobError when Proxmox's list of VMs may be incomplete.
 
-        Without quorum, or without VM.Audit on /vms for the agent's token, the list may lack existing VMs.
+        The list may lack existing VMs when the cluster has no quorum, or when the agent's token lacks VM.Audit on /vms.
         """
         if not self.proxmox.is_quorate():
-            raise JobError(ErrorCode.PVE_NO_QUORUM, "the cluster has no quorum: nothing can be concluded")
+            raise JobError(ErrorCode.PVE_NO_QUORUM, "the cluster has no quorum, so the VM may exist but not be listed")
         if not self.proxmox.may_see_all_vms():
-            raise JobError(ErrorCode.PVE_PERMISSION, "the token lacks VM.Audit on /vms: nothing can be concluded")
+            raise JobError(
+                ErrorCode.PVE_PERMISSION, "the token lacks VM.Audit on /vms, so the VM may exist but not be listed"
+            )
 
-    def _reserve(self, job: Job) -> Mapping:
+    def _reserve_vmid(self, job: Job) -> Mapping:
         """Reserve a VMID that the cluster does not use; return its mapping.
 
-        Another thread may have added a mapping of the service meanwhile; then that mapping is returned.
+        If another thread has added a mapping of the service meanwhile, return that mapping.
         """
-        kind = read_properties(delivered_properties(job)).kind
+        guest_kind = read_properties(delivered_properties(job)).kind
         used_vmids: set[int] = set()
         while True:
             vmid = self._pick_vmid(used_vmids)
             if not self.proxmox.is_vmid_free(vmid):
                 used_vmids.add(vmid)
                 continue
-            service = service_id(job)
+            service_id = require_service_id(job)
             with transaction(self.engine) as session:
                 mapping = mappings.reserve(
-                    session, service_id=service, cluster=self.cluster, vmid=vmid, name=vm_name(job), kind=kind
-                ) or mappings.current(session, service)
+                    session,
+                    service_id=service_id,
+                    cluster=self.cluster,
+                    vmid=vmid,
+                    name=new_vm_name(job),
+                    kind=guest_kind,
+                )
+                if mapping is None:  # the service or the VMID has got another mapping meanwhile
+                    mapping = mappings.current(session, service_id)
             if mapping is not None:
                 log.info("vmid_reserved", vmid=mapping.vmid)
-                crash_points.reached("vmid_reserved", job.service_id)
+                crash_points.crash_if_requested("vmid_reserved", job.service_id)
                 return mapping
 
     def _pick_vmid(self, used_vmids: set[int]) -> int:
         """Return a random VMID of the range that is neither mapped, nor in quarantine, nor in `used_vmids`."""
-        low, high = self.settings.proxmox_vmid_min, self.settings.proxmox_vmid_max
+        vmid_range = (self.cluster, self.settings.proxmox_vmid_min, self.settings.proxmox_vmid_max)
         with transaction(self.engine) as session:
             return mappings.pick_vmid(
                 session,
-                (self.cluster, low, high),
+                vmid_range,
                 quarantine_s=self.settings.smith_vmid_quarantine_s,
-                taken=used_vmids,
+                used_vmids=used_vmids,
             )

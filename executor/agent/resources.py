@@ -1,6 +1,7 @@
 """Allocates a node, storage and a clone slot for a create or a migration until its run has ended.
 
-This is the first part of step 5 of a job's processing (ARCHITECTURE.md).
+This is the first part of step 5 of a job's processing (ARCHITECTURE.md). CloneLimit limits how many clones
+run at the same time. A clone slot is the permission to run one of them; a Permit object stands for it.
 """
 
 from __future__ import annotations
@@ -25,16 +26,16 @@ class AllocatedResources:
     """The resources that are allocated to one run."""
 
     placement: Placement | None = None  #: the chosen node and storage; None when the run needs no placement
-    permit: Permit = field(default_factory=Permit)  #: permission of the clone limit to run one more clone
+    permit: Permit = field(default_factory=Permit)  #: the clone slot; an empty Permit when the run needs none
 
     def note_result(self, result: JobResult) -> None:
-        """Pass the run's result to the clone limit, which adapts to it."""
+        """Store the run's result in the permit. The clone limit reads it there, and adapts the number of clones."""
         self.permit.result = result
 
 
 @dataclass(frozen=True, kw_only=True)
-class Resources:
-    """Allocates resources: chooses a node and a storage, and waits for a clone slot."""
+class ResourceAllocator:
+    """Chooses a node and a storage for a run, and waits for a clone slot."""
 
     placer: Placer
     clone_limit: CloneLimit
@@ -44,14 +45,13 @@ class Resources:
     def allocate(
         self, job: Job, mapping: Mapping, properties: dict[str, Any], *, may_wait: Callable[[], bool]
     ) -> Iterator[AllocatedResources]:
-        """Allocate a placement and a clone slot for the length of the block.
+        """Allocate a placement and a clone slot while the block runs.
 
         Only a create and a migration need a placement, and only a create needs a clone slot.
-
-        `may_wait` is called repeatedly while all clone slots are in use, and may raise JobError.
-        Raises JobError when no node has enough resources, or when `may_wait` returns False.
+        While all clone slots are in use, `may_wait` is called repeatedly.
+        Raises JobError when `may_wait` returns False or raises JobError, and when no node has enough resources.
         """
-        with self._allocated_placement(job, mapping, properties) as placement:
+        with self._allocate_placement(job, mapping, properties) as placement:
             if placement is None or job.action != "create":
                 yield AllocatedResources(placement=placement)
                 return
@@ -59,26 +59,26 @@ class Resources:
                 yield AllocatedResources(placement=placement, permit=permit)
 
     @contextmanager
-    def _allocated_placement(
-        self, job: Job, mapping: Mapping, properties: dict[str, Any]
-    ) -> Iterator[Placement | None]:
-        """Choose a placement for a create or a migration; reserve it for the length of the block."""
+    def _allocate_placement(self, job: Job, mapping: Mapping, properties: dict[str, Any]) -> Iterator[Placement | None]:
+        """Choose a placement for a create or a migration. Its resources count as used while the block runs."""
         if job.action == "migrate":
-            with self.placer.allocate_move(mapping.vmid, mapping.node or "") as placement:
+            with self.placer.allocate_migration(mapping.vmid, mapping.node or "") as placement:
                 yield placement
             return
         vm = read_properties(properties) if job.action == "create" else None
-        if vm is None or not vm.has_source:
+        if vm is None or not vm.has_source:  # no source: the create names no image, ISO or OS template
             yield None
             return
-        template = extra_vars.os_template(vm.os_template, self.plan_settings.os_templates) if vm.os_template else ""
+        os_template_volume = ""
+        if vm.os_template:
+            os_template_volume = extra_vars.find_os_template(vm.os_template, self.plan_settings.os_templates)
         request = PlacementRequest(
             vmid=mapping.vmid,
             image=vm.image or "",
-            volume=template or vm.iso or "",
+            volume=os_template_volume or vm.iso or "",
             memory_mib=vm.memory_mib,
             cores=vm.cores,
-            bridge=extra_vars.bridge_of(vm, self.plan_settings),
+            bridge=extra_vars.bridge_of_first_nic(vm, self.plan_settings),
             node=self.plan_settings.node,
         )
         with self.placer.allocate(request) as placement:

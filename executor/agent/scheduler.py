@@ -1,7 +1,8 @@
 """Runs the critical jobs at their intervals, each on its own thread, so that none delays another.
 
-The `schedule` library decides when an execution is due. A database row stores the last result. When several agents
-share the database, it also decides which agent executes the critical job. When the database cannot be written, the
+A critical job is a periodic task of the agent; the name `job` in this module always means one. The `schedule` library
+decides when its next execution is due. One database row per critical job stores the last result. When several agents
+share the database, the row also decides which agent executes the critical job. When the database cannot be written, the
 critical job is executed anyway.
 """
 
@@ -27,10 +28,15 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
-#: Maximum wait between two checks of the schedule, and so the delay that a change of the wall clock can cause.
-MAX_SLEEP_S = 1.0
+#: Maximum wait between two checks of the schedule. So a change of the wall clock delays an execution by at most this.
+MAX_WAIT_S = 1.0
+#: Minimum wait between two checks of the schedule, so that they do not use a whole CPU core.
+MIN_WAIT_S = 0.01
+#: Minimum time from the end of an execution to the start of the next one.
+MIN_PAUSE_S = 0.05
 #: How long an execution waits for SQLite's lock, to store its start and again to store its result.
-BUSY_MS = 500
+SQLITE_LOCK_TIMEOUT_MS = 500
+MAX_REASON_CHARS = 300
 
 
 @dataclass(kw_only=True)
@@ -40,12 +46,12 @@ class CriticalJob:
     name: str
     interval_s: float
     run: Callable[[], float | None]  #: executes the critical job once; may return the seconds until the next execution
-    wake: threading.Event = field(default_factory=threading.Event)  #: when set, the next execution starts now
-    for_each_agent: bool = True  #: False: only one of the agents that share the database executes it per interval
-    link: Link | None = None  #: the scheduler records here that an outage began, `run` that it ended
+    wake_requested: threading.Event = field(default_factory=threading.Event)  #: set to start an execution now
+    runs_on_each_agent: bool = True  #: if False, only one of the agents that share a database executes it
+    link: Link | None = None  #: records whether FulcrumCore answers: the scheduler records failures, `run` successes
     started_at: float = 0.0  #: monotonic; start of the current or last execution
     finished_at: float = 0.0  #: monotonic; end of the last execution
-    failing_with: str = ""  #: type of the last execution's exception, so that a repeated failure is logged once
+    last_error_type: str = ""  #: type of the last execution's exception, or ''; the same type is not logged again
     generation: int = 0  #: incremented by `restart`; a thread of an older generation ends
 
 
@@ -54,7 +60,7 @@ class Scheduler:
 
     def __init__(self, engine: Engine, jobs: Sequence[CriticalJob]) -> None:
         # The timeout for the database lock is short, because a heartbeat must not wait for a slow writer to release it.
-        self._engine = engine.execution_options(smith_busy_ms=BUSY_MS)
+        self._engine = engine.execution_options(smith_busy_timeout_ms=SQLITE_LOCK_TIMEOUT_MS)
         self._stopping = threading.Event()
         self._threads: dict[str, threading.Thread] = {}
         self.jobs = {job.name: job for job in jobs}
@@ -64,28 +70,32 @@ class Scheduler:
         for name in self.jobs:
             self._start_one(name)
 
-    def stop(self, within_s: float = 5.0) -> None:
-        """Ask every thread to end, and wait for them, at most `within_s` in all."""
+    def stop(self, timeout_s: float = 5.0) -> None:
+        """Ask all threads to end, and wait until they have ended, but not longer than `timeout_s`."""
         self._stopping.set()
         for job in self.jobs.values():
-            job.wake.set()
-        deadline = time.monotonic() + within_s
+            job.wake_requested.set()
+        deadline = time.monotonic() + timeout_s
         for thread in self._threads.values():
             thread.join(max(deadline - time.monotonic(), 0))
 
-    def overdue(self, max_intervals: float = 3.0, slack_s: float = 30.0) -> list[str]:
-        """Return the names of critical jobs whose thread has ended or whose last execution was too long ago."""
+    def overdue_critical_jobs(self, max_intervals: float = 3.0, slack_s: float = 30.0) -> list[str]:
+        """Return the names of critical jobs whose thread has ended or whose next execution is overdue.
+
+        An execution is overdue when none has started or ended for `max_intervals` intervals plus `slack_s`.
+        """
         now = time.monotonic()
-        overdue = []
+        overdue_names = []
         for name, job in self.jobs.items():
             thread = self._threads.get(name)
-            since_s = now - max(job.finished_at, job.started_at)
-            if thread is None or not thread.is_alive() or since_s > job.interval_s * max_intervals + slack_s:
-                overdue.append(name)
-        return overdue
+            is_alive = thread is not None and thread.is_alive()
+            idle_s = now - max(job.finished_at, job.started_at)
+            if not is_alive or idle_s > job.interval_s * max_intervals + slack_s:
+                overdue_names.append(name)
+        return overdue_names
 
     def restart(self, name: str) -> None:
-        """Start a new thread for a critical job; the old one ends when it next compares the generation."""
+        """Start a new thread for a critical job. The old thread ends when its execution ends, which may be never."""
         self._start_one(name)
 
     def _start_one(self, name: str) -> None:
@@ -100,13 +110,15 @@ class Scheduler:
         timer = schedule.Scheduler()
         due_at = time.monotonic()
         while not self._stopping.is_set() and job.generation == generation:
-            # `schedule` uses local time, which is set back an hour every autumn. So an execution is also due when the
-            # delay has passed by the monotonic clock.
-            if time.monotonic() >= due_at or job.wake.is_set() or any(entry.should_run for entry in timer.jobs):
-                job.wake.clear()
-                requested_s = self._execute(job)
-                due_at = self._plan_next(timer, job, job.interval_s if requested_s is None else requested_s)
-            job.wake.wait(min(max(due_at - time.monotonic(), 0.01), MAX_SLEEP_S))
+            # `schedule` uses local time, which is set back by an hour in autumn. So an execution is also due when the
+            # delay has passed according to the monotonic clock.
+            is_due = time.monotonic() >= due_at or any(entry.should_run for entry in timer.jobs)
+            if is_due or job.wake_requested.is_set():
+                job.wake_requested.clear()
+                requested_delay_s = self._execute(job)
+                delay_s = job.interval_s if requested_delay_s is None else requested_delay_s
+                due_at = self._plan_next(timer, job, delay_s)
+            job.wake_requested.wait(min(max(due_at - time.monotonic(), MIN_WAIT_S), MAX_WAIT_S))
 
     @staticmethod
     def _plan_next(timer: schedule.Scheduler, job: CriticalJob, delay_s: float) -> float:
@@ -114,57 +126,57 @@ class Scheduler:
 
         The delay counts from the start of the last execution, so a slow answer does not extend the interval.
         """
-        remaining_s = max(job.started_at + delay_s - time.monotonic(), 0.05)
+        remaining_s = max(job.started_at + delay_s - time.monotonic(), MIN_PAUSE_S)
         timer.clear()
-        entry = timer.every(1).seconds.do(lambda: None)
-        entry.next_run = _in_seconds(remaining_s)
+        entry = timer.every(1).seconds.do(lambda: None)  # only `next_run` of this entry is used
+        entry.next_run = _local_time_after(remaining_s)
         return time.monotonic() + remaining_s
 
     def _execute(self, job: CriticalJob) -> float | None:
-        """Execute a critical job once, and store and log its result. Return the delay that it requests."""
+        """Execute a critical job once, and store and log its result. Return the delay that it requests, or None."""
         job.started_at = time.monotonic()
         delay_s: float | None = None
         error: str | None = None
-        if self._may_run_here(job):
+        if self._try_start_period(job):
             error_type = ""
             try:
                 delay_s = job.run()
-            except FulcrumUnavailable as unavailable:
-                error = str(unavailable)
+            except FulcrumUnavailable as failure:
+                error = str(failure)
                 if job.link is not None:
                     job.link.note_down(error)
             except (SmithError, OSError) as failure:
-                error = str(failure).splitlines()[0][:300] if str(failure) else type(failure).__name__
                 error_type = type(failure).__name__
-                if error_type != job.failing_with:
+                error = str(failure).splitlines()[0][:MAX_REASON_CHARS] if str(failure) else error_type
+                if error_type != job.last_error_type:
                     log.warning("critical_job_failed", name=job.name, reason=error)
             except Exception as failure:
                 # An unexpected exception must not end the thread: the next execution follows after the interval.
                 error = error_type = type(failure).__name__
-                if error_type != job.failing_with:
+                if error_type != job.last_error_type:
                     log.exception("critical_job_crashed", name=job.name)
-            if job.failing_with and error is None:
+            if job.last_error_type and error is None:
                 log.info("critical_job_recovered", name=job.name)
-            job.failing_with = error_type
+            job.last_error_type = error_type
             self._store_result(job, error)
         job.finished_at = time.monotonic()
         return delay_s
 
-    def _may_run_here(self, job: CriticalJob) -> bool:
-        """True when this agent process has to execute the critical job now."""
+    def _try_start_period(self, job: CriticalJob) -> bool:
+        """Store the start of an execution. Return False when it is not due: another agent has executed the job."""
         try:
             with transaction(self._engine) as session:
-                return periods.try_start_period(session, job.name, job.interval_s, force=job.for_each_agent)
+                return periods.try_start_period(session, job.name, job.interval_s, force=job.runs_on_each_agent)
         except DatabaseError:
-            return True
+            return True  # without the database, every agent executes the critical job
 
     def _store_result(self, job: CriticalJob, error: str | None) -> None:
         with suppress(DatabaseError), transaction(self._engine) as session:
             periods.record_period_result(session, job.name, error=error)
 
 
-def _in_seconds(seconds: float) -> object:
+def _local_time_after(delay_s: float) -> object:
     """Return the local time after this delay, without a time zone, as `schedule` uses it."""
     import datetime  # noqa: PLC0415 (next to the program's only use of naive time)
 
-    return datetime.datetime.now() + datetime.timedelta(seconds=seconds)  # noqa: DTZ005 (schedule's own convention)
+    return datetime.datetime.now() + datetime.timedelta(seconds=delay_s)  # noqa: DTZ005 (schedule's own convention)

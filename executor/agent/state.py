@@ -12,10 +12,13 @@ log = get_logger(__name__)
 
 #: A failed call this soon after a recovery starts no new outage, because the call may have begun before the recovery.
 LATE_FAILURE_S = 2.0
+#: A FulcrumUnavailable with this HTTP status concerns one request only: FulcrumCore still answers other requests. The
+#: agent also uses this status for such exceptions of its own.
+STATUS_OF_ONE_FAILED_REQUEST = 500
 
 
 class Link:
-    """Records whether an outside system answers. Logs each change once, even when several threads report it."""
+    """Records whether an outside system answers. Logs each outage and each recovery once for all threads."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -26,7 +29,7 @@ class Link:
 
     @property
     def is_up(self) -> bool:
-        """True before the first failed call, and from the next successful call on."""
+        """True unless the last recorded call failed; also True before the first call."""
         return self._down_since is None
 
     @property
@@ -37,23 +40,23 @@ class Link:
     def note_up(self) -> bool:
         """Record an answer of the system. Return True for the first answer after an outage."""
         with self._lock:
-            since, self._down_since, self._reason = self._down_since, None, ""
-            if since is None:
+            down_since, self._down_since, self._reason = self._down_since, None, ""
+            if down_since is None:
                 return False
             self._recovered_at = time.monotonic()
-        log.info(f"{self._name}_answered_again", outage_s=round(time.monotonic() - since, 1))
+        log.info(f"{self._name}_answered_again", outage_s=round(time.monotonic() - down_since, 1))
         return True
 
     def note_down(self, reason: str) -> None:
-        """Record a failed call. Log the first of an outage, and ignore failures within LATE_FAILURE_S of a recovery."""
+        """Record a failed call, and log the first one of an outage. Do nothing within LATE_FAILURE_S of a recovery."""
         with self._lock:
             if time.monotonic() - self._recovered_at < LATE_FAILURE_S:
                 return
-            is_first = self._down_since is None
-            if is_first:
+            is_new_outage = self._down_since is None
+            if is_new_outage:
                 self._down_since = time.monotonic()
             self._reason = reason
-        if is_first:
+        if is_new_outage:
             log.warning(f"{self._name}_stopped_answering", reason=reason)
 
 
@@ -61,38 +64,45 @@ class Link:
 class AgentState:
     """The shared state of one agent process."""
 
-    fulcrum: Link = field(default_factory=lambda: Link("fulcrum"))
+    fulcrum_link: Link = field(default_factory=lambda: Link("fulcrum"))
     agent_id: str = ""  #: FulcrumCore's id of this agent, '' until the first heartbeat
-    disabled: bool = False  #: an operator has disabled the agent in FulcrumCore: it claims no jobs
+    is_disabled: bool = False  #: an operator has disabled the agent in FulcrumCore: it claims no jobs
     draining: threading.Event = field(default_factory=threading.Event)  #: set: no more jobs are claimed
     stopping: threading.Event = field(default_factory=threading.Event)  #: set: every loop ends
     dispatch_requested: threading.Event = field(default_factory=threading.Event)  #: wakes the dispatcher
     poll_requested: threading.Event = field(default_factory=threading.Event)  #: wakes the poller
     report_requested: threading.Event = field(default_factory=threading.Event)  #: wakes the reporter
-    polls: int = 0  #: how many polls this process has finished
-    heartbeat_at: float = 0.0  #: time of the last accepted heartbeat, seconds since the epoch; 0 before the first
-    progress_at: dict[str, float] = field(default_factory=dict)  #: by loop; monotonic start time of its last iteration
-    jobs_claimed: int = 0  #: how many jobs this process has claimed
-    jobs_ended: int = 0  #: how many jobs have ended in this process
+    finished_poll_count: int = 0  #: how many polls this process has finished
+    heartbeat_at: float = 0.0  #: Unix time of the last accepted heartbeat; 0 before the first
+    #: The monotonic start time of each loop's last iteration. The key is the name of the loop.
+    iteration_started_at: dict[str, float] = field(default_factory=dict)
+    claimed_job_count: int = 0  #: how many jobs this process has claimed
+    ended_job_count: int = 0  #: how many jobs have ended in this process
 
     @property
     def is_ready(self) -> bool:
-        """True after the first call to FulcrumCore, even a failed one: systemd should not wait for FulcrumCore."""
-        return bool(self.agent_id) or not self.fulcrum.is_up
+        """True after the first call to FulcrumCore, even if it failed: systemd should not wait for FulcrumCore."""
+        return bool(self.agent_id) or not self.fulcrum_link.is_up
 
     @property
     def summary(self) -> str:
         """The agent's status in one line, for `systemctl status`."""
-        running = self.jobs_claimed - self.jobs_ended
-        mode = "draining" if self.draining.is_set() else "disabled in FulcrumCore" if self.disabled else "working"
-        core = "" if self.fulcrum.is_up else f", FulcrumCore does not answer: {self.fulcrum.reason}"
-        return f"{mode}, {running} running job{'' if running == 1 else 's'}{core}"
+        running = self.claimed_job_count - self.ended_job_count
+        if self.draining.is_set():
+            activity = "draining"
+        elif self.is_disabled:
+            activity = "disabled in FulcrumCore"
+        else:
+            activity = "working"
+        jobs = "1 running job" if running == 1 else f"{running} running jobs"
+        outage = "" if self.fulcrum_link.is_up else f", FulcrumCore does not answer: {self.fulcrum_link.reason}"
+        return f"{activity}, {jobs}{outage}"
 
-    def note_progress(self, loop: str) -> None:
+    def note_iteration_start(self, loop: str) -> None:
         """Record that a loop has started an iteration."""
-        self.progress_at[loop] = time.monotonic()
+        self.iteration_started_at[loop] = time.monotonic()
 
     @property
     def may_claim(self) -> bool:
         """True when new jobs may be claimed."""
-        return bool(self.agent_id) and not self.disabled and not self.draining.is_set() and self.fulcrum.is_up
+        return bool(self.agent_id) and not self.is_disabled and not self.draining.is_set() and self.fulcrum_link.is_up

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 
 class StopSignal:
-    """Asks one running job to end, with the reason."""
+    """Asks one running job to end, and says why. The job's thread reads it. It is no signal of the operating system.
+
+    The constants are the possible reasons.
+    """
 
     CANCELLED = "operator"  #: an operator cancelled the job: the job fails
     AGENT_STOPPING = "stopping"  #: the agent is shutting down: the job is requeued
@@ -14,7 +17,7 @@ class StopSignal:
         self.reason: str | None = None
 
     def send(self, reason: str) -> None:
-        """Ask the job to end. A second call changes nothing: the first reason counts."""
+        """Ask the job to end for this reason. A later call has no effect."""
         if self.reason is None:
             self.reason = reason
 

@@ -1,8 +1,7 @@
 """Processes one job: claims it at FulcrumCore, runs its playbook, stores its result. `process_job` shows the order.
 
-These are steps 3 to 6 of a job's processing (ARCHITECTURE.md). A JobError in one of these steps becomes a failed
-JobResult, which step 6 stores. When FulcrumCore does not answer, the job is requeued instead, because a failure could
-not be reported.
+These are steps 3 to 6 of a job's processing (ARCHITECTURE.md). When a step raises JobError, step 6 stores a failed
+JobResult. When FulcrumCore does not answer, the job is requeued, because its failure could not be reported.
 """
 
 from __future__ import annotations
@@ -16,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 from structlog.contextvars import bound_contextvars
 
 from executor.agent import crash_points, retry
-from executor.agent.claim import Claimer, JobAbandoned
+from executor.agent.claim import Claimer, ClaimImpossible
 from executor.agent.job_fields import delivered_properties, is_local, secret_resolver_input
-from executor.agent.reservation import Reservations
-from executor.agent.resources import Resources
+from executor.agent.reservation import MappingFinder
+from executor.agent.resources import ResourceAllocator
 from executor.agent.stop_signal import StopSignal
 from executor.database import job_queue, mappings
 from executor.database.engine import transaction, write_with_retry
@@ -33,7 +32,7 @@ from executor.model import JobResult, MappingState, PlaybookRun, ReportState
 from executor.placement.decide import Placement
 from executor.redaction import redactor
 from executor.runs import results
-from executor.runs.plan import CONFIGURING_ACTIONS, PROPERTY_ACTIONS, find_playbook, plan
+from executor.runs.plan import ACTIONS_WITH_PROPERTIES, CONFIGURING_ACTIONS, find_playbook, plan
 from executor.runs.request import PlanSettings, RunRequest
 from executor.runs.runner import Runner
 from executor.runs.vm_properties import read_properties
@@ -52,44 +51,47 @@ class Worker:
     engine: Engine
     fulcrum: FulcrumClient
     claimer: Claimer
-    reservations: Reservations
-    resources: Resources
+    mapping_finder: MappingFinder
+    resource_allocator: ResourceAllocator
     runner: Runner
     plan_settings: PlanSettings
     secrets: SecretResolver
 
-    def process_job(self, job: Job, stop: StopSignal) -> None:
+    def process_job(self, job: Job, stop_signal: StopSignal) -> None:
         """Process a claimed job until its result is stored or it is requeued. The reporter sends the result later.
 
-        Raises StaleJob when the lease was lost meanwhile. The result of this attempt is then not stored.
+        Raises StaleJob when this process has lost the job's lease. Then the result of this attempt is not stored.
         """
         lease = job_queue.lease_of(job)
         with bound_contextvars(job_id=job.fulcrum_id, service_id=job.service_id, action=job.action):
             mapping: Mapping | None = None
-            started_at, vmid_is_unused = utc_now(), False
+            started_at, is_vmid_unused = utc_now(), False
             try:
                 self.claimer.claim(job, lease)
-                properties = self._check(job)
+                properties = self._check_and_resolve_properties(job)
                 with _redacted(self.secrets.secret_values(secret_resolver_input(job), properties)):
-                    mapping = self.reservations.mapping_of(job)
-                    result = self._run(job, lease, mapping, properties, stop)
+                    mapping = self.mapping_finder.find_or_reserve_mapping(job)
+                    result = self._run(job, lease, mapping, properties, stop_signal)
             except FulcrumUnavailable as error:
                 backoff_s = retry.backoff_s(job.attempt, error.retry_after_s)
                 self._requeue(job, lease, backoff_s=backoff_s, reason=str(error))
                 return
-            except JobAbandoned as reason:
-                self._abandon(lease, str(reason))
+            except ClaimImpossible as error:
+                self._abandon(lease, str(error))
                 return
             except JobError as error:
                 result = JobResult(succeeded=False, code=error.code, detail=error.detail)
-                # JobError is raised only before a run: a VMID that this attempt has reserved is still without a VM.
-                vmid_is_unused = mapping is not None and mapping.created_at >= started_at
-            self._end(job, lease, mapping, result, stop, vmid_is_unused=vmid_is_unused)
+                # JobError is raised only before a run. So no VM exists yet for a VMID that this attempt has reserved.
+                is_vmid_unused = mapping is not None and mapping.created_at >= started_at
+            self._finish_or_requeue(job, lease, mapping, result, stop_signal, is_vmid_unused=is_vmid_unused)
 
     # --- between steps 3 and 4: check the job's request -----------------------------------------------------------
 
-    def _check(self, job: Job) -> dict[str, Any]:
-        """Check the job; return its properties, including secrets. Raises JobError when the job cannot run."""
+    def _check_and_resolve_properties(self, job: Job) -> dict[str, Any]:
+        """Check the job; return its properties, with secrets instead of references to the vault.
+
+        Raises JobError when the job cannot run.
+        """
         if job.cancel_requested:
             raise JobError(ErrorCode.CANCELLED, "cancelled by the operator")
         playbook = find_playbook(job.action, self.plan_settings.playbook_folders)
@@ -97,54 +99,66 @@ class Worker:
             raise JobError(ErrorCode.INVALID_REQUEST, job.defect)
         if job.action == "update" and not job.params:
             # FulcrumCore would replace the service's properties by an empty set when the update completes.
-            raise JobError(ErrorCode.INVALID_REQUEST, "an update without properties: nothing to change")
+            raise JobError(ErrorCode.INVALID_REQUEST, "the update contains no properties, so nothing can be changed")
         self._require_time_left_s(job)
         properties = delivered_properties(job)
         if job.action in CONFIGURING_ACTIONS:
             read_properties(properties)  # raises JobError for invalid properties, before a secret is read
-        takes_properties = job.action in PROPERTY_ACTIONS or not self._is_our_playbook(playbook)
-        return self.secrets.resolve(secret_resolver_input(job), properties) if takes_properties else {}
+        # A provider's own playbook gets the properties for every action.
+        needs_properties = job.action in ACTIONS_WITH_PROPERTIES or not self._is_project_playbook(playbook)
+        return self.secrets.resolve(secret_resolver_input(job), properties) if needs_properties else {}
 
-    def _is_our_playbook(self, playbook: Path) -> bool:
+    def _is_project_playbook(self, playbook: Path) -> bool:
         """True for a playbook of this project, False for one from SMITH_ACTIONS_PATH."""
-        return playbook.parent == self.plan_settings.playbook_folders[-1]
+        project_folder = self.plan_settings.playbook_folders[-1]  # a provider's folder stands before it
+        return playbook.parent == project_folder
 
     def _require_time_left_s(self, job: Job) -> float:
-        """Return how long a run may take. Raises JobError when no run may start any more."""
+        """Return how many seconds a run may take. Raises JobError when the time is too short for a run."""
         return retry.require_time_left_s(job, clock_offset_s=self.fulcrum.clock_offset_s)
 
     # --- step 5: run the playbook ---------------------------------------------------------------------------------
 
     def _run(
-        self, job: Job, lease: Lease, mapping: Mapping | None, properties: dict[str, Any], stop: StopSignal
+        self, job: Job, lease: Lease, mapping: Mapping | None, properties: dict[str, Any], stop_signal: StopSignal
     ) -> JobResult:
-        if mapping is None:  # a delete whose VM does not exist
+        """Allocate resources, plan the run, store that it starts, execute it, and return the job's result.
+
+        Raises JobError before the run starts, never afterwards.
+        """
+        if mapping is None:  # the job is a delete, and its VM does not exist
             return JobResult(succeeded=True, vm={"status": "absent", "changed": False})
 
         def may_wait() -> bool:
             self._require_time_left_s(job)
-            return not stop.is_sent()
+            return not stop_signal.is_sent()
 
         with (
             bound_contextvars(vmid=mapping.vmid),
-            self.resources.allocate(job, mapping, properties, may_wait=may_wait) as resources,
+            self.resource_allocator.allocate(job, mapping, properties, may_wait=may_wait) as resources,
         ):
-            run = plan(self._request(job, mapping, properties, resources.placement), self.plan_settings)
+            request = self._build_run_request(job, mapping, properties, resources.placement)
+            run = plan(request, self.plan_settings)
             with transaction(self.engine) as session:
                 job_queue.note_started(session, lease, run_ident=run.ident, playbook=run.playbook.name)
-            crash_points.reached("run_noted", job.service_id)
+            crash_points.crash_if_requested("run_noted", job.service_id)
             with bound_contextvars(run_ident=run.ident):
-                result = self._execute(run, mapping, stop)
+                result = self._execute(run, mapping, stop_signal)
             resources.note_result(result)
-            crash_points.reached("run_ended", job.service_id)
+            crash_points.crash_if_requested("run_ended", job.service_id)
             if resources.placement is None:
                 return result
             return replace(result, vm=resources.placement.add_to_result(result.vm))
 
-    def _request(
+    def _build_run_request(
         self, job: Job, mapping: Mapping, properties: dict[str, Any], placement: Placement | None
     ) -> RunRequest:
         service = job.service or {}
+        node, target_node = mapping.node or "", ""
+        if placement and job.action == "create":
+            node = placement.node
+        elif placement and job.action == "migrate":
+            target_node = placement.node
         return RunRequest(
             action=job.action,
             service_id=mapping.service_id,
@@ -154,9 +168,10 @@ class Worker:
             vmid=mapping.vmid,
             vm_name=mapping.name,
             kind=mapping.kind,
-            node=placement.node if placement and job.action == "create" else mapping.node or "",
+            node=node,
+            # The agent creates a local job only to delete a VM whose grace period has ended.
             only_if_grace_period_ended=is_local(job),
-            target_node=placement.node if placement and job.action == "migrate" else "",
+            target_node=target_node,
             template_vmid=placement.template_vmid if placement else 0,
             may_be_partial_clone=mapping.state == MappingState.RESERVED,
             # The snapshot's name contains the job's id, so that a second attempt finds the first attempt's snapshot.
@@ -165,55 +180,64 @@ class Worker:
             secrets=self.secrets.secret_values(secret_resolver_input(job), properties),
         )
 
-    def _execute(self, run: PlaybookRun, mapping: Mapping, stop: StopSignal) -> JobResult:
+    def _execute(self, run: PlaybookRun, mapping: Mapping, stop_signal: StopSignal) -> JobResult:
         """Run the playbook, store the end of the run, and return the job's result."""
         log.info("playbook_started", playbook=run.playbook.name, timeout_s=round(run.timeout_s))
-        artifacts = self.runner.run(run, cancelled=stop.is_sent)
+        artifacts = self.runner.run(run, should_cancel=stop_signal.is_sent)
         result = results.read(artifacts)
         duration_s = round(artifacts.ended_at - artifacts.started_at, 2)
         log.info("playbook_finished", rc=artifacts.rc, status=artifacts.status, duration_s=duration_s)
-        run_end: dict[str, Any] = {"status": artifacts.status, "rc": artifacts.rc, "reason": result.message}
-        run_end |= {"folder": str(artifacts.folder), "upids": result.vm.get("upids") or []}
-        # The write is retried, because until it succeeds no row says what the run has changed in Proxmox.
+        run_end: dict[str, Any] = {
+            "status": artifacts.status,
+            "rc": artifacts.rc,
+            "reason": result.message,
+            "folder": str(artifacts.folder),
+            "upids": result.vm.get("upids") or [],
+        }
+        # The write is retried, because without it no row says what the run has changed in Proxmox.
         write_with_retry(self.engine, lambda session: job_queue.note_run_ended(session, run.ident, **run_end))
         if result.vm and result.vm["vmid"] != mapping.vmid:
-            detail = f"the playbook reports VM {result.vm['vmid']}, but {mapping.vmid} is mapped (run {run.ident})"
+            reported_vmid = result.vm["vmid"]
+            detail = f"the playbook reports VM {reported_vmid}, but VM {mapping.vmid} is mapped (run {run.ident})"
             return JobResult(succeeded=False, code=ErrorCode.RESULT_INVALID, detail=detail)
         return result
 
     # --- step 6: store the result ---------------------------------------------------------------------------------
 
-    def _end(  # noqa: PLR0913 (the end of a job depends on each of them)
+    def _finish_or_requeue(  # noqa: PLR0913 (the end of a job depends on each of these parameters)
         self,
         job: Job,
         lease: Lease,
         mapping: Mapping | None,
         result: JobResult,
-        stop: StopSignal,
+        stop_signal: StopSignal,
         *,
-        vmid_is_unused: bool,
+        is_vmid_unused: bool,
     ) -> None:
-        """Store the job's result, or requeue the job for another attempt. Raises StaleJob."""
-        if stop.reason == StopSignal.LEASE_LOST:
+        """Store the job's result, or requeue the job for another attempt. Raises StaleJob.
+
+        `is_vmid_unused`: no VM exists for the VMID of `mapping`, which this attempt has reserved.
+        """
+        if stop_signal.reason == StopSignal.LEASE_LOST:
             raise StaleJob(f"the lease of job {job.id} was lost")
-        if stop.reason == StopSignal.AGENT_STOPPING and not result.succeeded:
+        if stop_signal.reason == StopSignal.AGENT_STOPPING and not result.succeeded:
             self._requeue(job, lease, backoff_s=0, reason="the agent is stopping")
             return
         backoff_s = retry.backoff_before_retry_s(job, result, clock_offset_s=self.fulcrum.clock_offset_s)
         if backoff_s is not None:
-            self._release_taken_vmid(mapping, result)
+            self._delete_reservation_if_vmid_is_taken(mapping, result)
             self._requeue(job, lease, backoff_s=backoff_s, reason=result.message)
             return
 
-        def write(session: Session) -> None:
-            if mapping is not None and vmid_is_unused:
+        def store_end(session: Session) -> None:
+            if mapping is not None and is_vmid_unused:
                 mappings.mark_deleted(session, mapping.id, result.message)
             elif mapping is not None:
                 _apply_result(session, mapping, result)
             job_queue.finish(session, lease, result)
 
-        write_with_retry(self.engine, write)
-        crash_points.reached("job_finished", job.service_id)
+        write_with_retry(self.engine, store_end)
+        crash_points.crash_if_requested("job_finished", job.service_id)
         log.info(
             "job_finished",
             status="completed" if result.succeeded else "failed",
@@ -225,8 +249,8 @@ class Worker:
             duration_s=round((utc_now() - job.received_at).total_seconds(), 2),
         )
 
-    def _release_taken_vmid(self, mapping: Mapping | None, result: JobResult) -> None:
-        """Delete a reservation whose VMID another VM has, so that the next attempt reserves another VMID."""
+    def _delete_reservation_if_vmid_is_taken(self, mapping: Mapping | None, result: JobResult) -> None:
+        """Delete the reservation if another VM has its VMID, so that the next attempt reserves another VMID."""
         if mapping is not None and result.code is ErrorCode.VM_ID_TAKEN:
             with transaction(self.engine) as session:
                 mappings.mark_deleted(session, mapping.id, "the VMID belongs to another VM")
@@ -237,7 +261,8 @@ class Worker:
         log.warning("job_requeued", attempt=job.attempt, backoff_s=round(backoff_s, 1), reason=reason)
 
     def _abandon(self, lease: Lease, reason: str) -> None:
-        """End a job that FulcrumCore has ended or given to another agent. The job's result is not reported."""
+        """End a job that FulcrumCore has ended, deleted or given to another agent. Its result is not reported."""
+        # The usual cause is that FulcrumCore failed the job after the job timeout, so the code is DEADLINE.
         result = JobResult(succeeded=False, code=ErrorCode.DEADLINE, detail=reason)
         with transaction(self.engine) as session:
             job_queue.finish(session, lease, result, ReportState.ABANDONED)
@@ -246,7 +271,7 @@ class Worker:
 
 @contextmanager
 def _redacted(values: tuple[str, ...]) -> Iterator[None]:
-    """Redact these values in log lines and error texts for the length of the block."""
+    """Redact these values in log lines and error texts while the block runs."""
     redactor.add(*values)
     try:
         yield

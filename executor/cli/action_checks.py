@@ -1,7 +1,7 @@
-"""Checks the content of an action's playbook without running it; `ansible_playbook.syntax_problem` checks the syntax.
+"""Checks the content of an action's playbook without running it; the module `ansible_playbook` checks the syntax.
 
-A problem means that the action cannot work or is not safe. A hint names a property of the playbook that is unusual but
-that its author may have intended.
+A problem means that the action cannot work or is not safe. A hint names an unusual property of the playbook, which the
+author of the playbook may have intended.
 """
 
 from __future__ import annotations
@@ -13,31 +13,34 @@ from typing import Any
 
 import yaml
 
-#: The key of a play's `module_defaults` under which the play gives Proxmox's login to all modules of community.proxmox.
-MODULE_GROUP = "group/community.proxmox.proxmox"
+#: The name of the group of all community.proxmox modules. A play sets the modules' Proxmox login in its
+#: `module_defaults`, under this key.
+PROXMOX_MODULE_GROUP = "group/community.proxmox.proxmox"
 #: The accepted values of a play's `hosts`: the only host in our inventory, and Ansible's group of all hosts.
-HOSTS = ("proxmox", "all")
+ALLOWED_HOSTS = ("proxmox", "all")
 #: The modules that include a role.
 ROLE_MODULES = ("import_role", "include_role")
 #: The modules that include a file with Ansible tasks.
 TASK_FILE_MODULES = ("import_tasks", "include_tasks")
-#: The keys of a block under which it has lists of Ansible tasks.
+#: The keys of a block whose values are lists of Ansible tasks.
 BLOCK_SECTIONS = ("block", "rescue", "always")
-#: The built-in roles that verify the VM's identity before they or later Ansible tasks change the VM.
+#: The built-in roles that verify the VM's identity before the VM is changed.
 IDENTITY_ROLES = ("vm_identity", "vm_present")
 #: The maximum number of nested blocks and includes. A playbook that exceeds it is reported as including itself.
-MAX_DEPTH = 20
+MAX_NESTING_DEPTH = 20
+#: The maximum length of YAML's error message in a problem.
+MAX_YAML_ERROR_LENGTH = 300
 
 
-class _Loader(yaml.SafeLoader):
-    """Reads Ansible's YAML. A value with a YAML tag of Ansible (!unsafe, !vault) is replaced by the name of the tag."""
+class _AnsibleYamlLoader(yaml.SafeLoader):
+    """Reads Ansible's YAML. A value with one of Ansible's YAML tags (!unsafe, !vault) is replaced by the tag's name."""
 
 
-_Loader.add_multi_constructor("!", lambda loader, suffix, node: f"!{suffix}")
+_AnsibleYamlLoader.add_multi_constructor("!", lambda loader, suffix, node: f"!{suffix}")
 
 
 @dataclass
-class Contents:
+class PlaybookContents:
     """The plays, Ansible tasks and role names of a playbook and of the files and roles that it includes."""
 
     plays: list[dict[str, Any]] = field(default_factory=list)
@@ -48,105 +51,118 @@ class Contents:
 
 
 @dataclass(frozen=True)
-class Findings:
-    """The problems and hints that `check` has found in a playbook, one text for each."""
+class CheckResult:
+    """The texts of the problems and hints that `check_playbook` has found in a playbook."""
 
     problems: tuple[str, ...]
     hints: tuple[str, ...]
 
 
-def check(playbook: Path) -> Findings:
+def check_playbook(playbook: Path) -> CheckResult:
     """Return the problems and hints of a playbook."""
-    contents = read(playbook)
+    contents = read_playbook(playbook)
     if contents.problems:
-        return Findings(tuple(contents.problems), ())
-    problems = [problem for play in contents.plays for problem in _play_problems(play, contents)]
-    if not _publishes(contents):
-        problems.append("it publishes no result: end with the role vm_result, or with set_stats of vm_result")
-    return Findings(tuple(dict.fromkeys(problems)), tuple(_hints(contents)))
+        return CheckResult(problems=tuple(contents.problems), hints=())
+    problems = [problem for play in contents.plays for problem in _find_play_problems(play, contents)]
+    if not _publishes_result(contents):
+        problems.append("it publishes no result: end it with the role vm_result, or set vm_result with set_stats")
+    problems_without_duplicates = tuple(dict.fromkeys(problems))
+    return CheckResult(problems=problems_without_duplicates, hints=tuple(_find_hints(contents)))
 
 
-def read(playbook: Path) -> Contents:
+def read_playbook(playbook: Path) -> PlaybookContents:
     """Read a playbook and the files and roles that it includes.
 
-    A file whose name contains a Jinja template (`{{ … }}`) is not read, because its name is known only in a run.
+    A file whose name contains a Jinja template (`{{ … }}`) is not read: Ansible evaluates the template only in a run.
     """
-    contents = Contents()
-    document = _yaml(playbook, contents)
+    contents = PlaybookContents()
+    document = _read_yaml(playbook, contents)
     if contents.problems:
         return contents
-    if not isinstance(document, list) or not document or not all(isinstance(play, dict) for play in document):
+    is_list_of_dictionaries = isinstance(document, list) and all(isinstance(entry, dict) for entry in document)
+    if not is_list_of_dictionaries or not document:
         contents.problems.append(f"{playbook.name} is not a list of plays")
         return contents
-    contents.plays = [play for play in document if "hosts" in play]
-    for play in document:
-        for role in _list(play.get("roles")):
-            _add_role(role.get("role", role.get("name")) if isinstance(role, dict) else role, playbook, contents, 0)
+    # An entry without `hosts` is not a play: it imports another playbook.
+    contents.plays = [entry for entry in document if "hosts" in entry]
+    for entry in document:
+        for role in _list_or_empty(entry.get("roles")):
+            # Ansible accepts the role's name, or a dictionary that contains the name.
+            role_name = role.get("role", role.get("name")) if isinstance(role, dict) else role
+            _add_role(role_name, playbook, contents, depth=0)
         for section in ("pre_tasks", "tasks", "post_tasks", "handlers"):
-            _add_tasks(_list(play.get(section)), playbook, contents, 0)
+            _add_tasks(_list_or_empty(entry.get(section)), playbook, contents, depth=0)
     return contents
 
 
-def vm_options(playbook: Path, own_roles: Path) -> dict[str, dict[str, Any]]:
-    """Return the options of the variable `vm` by name, as the argument_specs of the playbook's roles describe them.
+def read_vm_options(playbook: Path, builtin_roles: Path) -> dict[str, dict[str, Any]]:
+    """Return the options of the variable `vm`, as the argument_specs of the playbook's roles describe them.
 
-    `own_roles` is the folder with the built-in roles. A role in the folder `roles` beside the playbook takes precedence
-    over a built-in role of the same name.
+    The keys of the returned dictionary are the names of the options.
+
+    `builtin_roles` is the folder with the built-in roles. A role in the folder `roles` beside the playbook takes
+    precedence over a built-in role of the same name. An option is required if at least one of the roles requires it.
     """
     options_by_name: dict[str, dict[str, Any]] = {}
-    for role in read(playbook).roles:
-        for folder in (playbook.parent / "roles", own_roles):
-            specs = _yaml(folder / role / "meta" / "argument_specs.yml", Contents())
-            options = _mapping_at(specs, "argument_specs", "main", "options", "vm", "options")
+    for role in read_playbook(playbook).roles:
+        for roles_folder in (playbook.parent / "roles", builtin_roles):
+            # A role need not have specs, so an error goes into a new PlaybookContents, which is not used.
+            specs = _read_yaml(roles_folder / role / "meta" / "argument_specs.yml", PlaybookContents())
+            options = _dictionary_at(specs, "argument_specs", "main", "options", "vm", "options")
             for name, option in options.items():
-                is_required = bool(option.get("required")) or bool(options_by_name.get(name, {}).get("required"))
-                options_by_name[name] = {**options_by_name.get(name, {}), **option, "required": is_required}
+                earlier_option = options_by_name.get(name, {})
+                is_required = bool(option.get("required") or earlier_option.get("required"))
+                options_by_name[name] = {**earlier_option, **option, "required": is_required}
             if isinstance(specs, dict):
-                break
+                break  # These specs take precedence over the specs in the second folder.
     return options_by_name
 
 
-def _mapping_at(document: Any, *names: str) -> dict[str, Any]:
-    """Return the dictionary at this path of keys, or an empty dictionary if the document has none there."""
-    for name in names:
-        document = document.get(name) if isinstance(document, Mapping) else None
+def _dictionary_at(document: Any, *keys: str) -> dict[str, Any]:
+    """Return `document[key1][key2]…`, or an empty dictionary if this is not a dictionary or does not exist."""
+    for key in keys:
+        document = document.get(key) if isinstance(document, Mapping) else None
     return document if isinstance(document, dict) else {}
 
 
-def _play_problems(play: dict[str, Any], contents: Contents) -> Iterator[str]:
+def _find_play_problems(play: dict[str, Any], contents: PlaybookContents) -> Iterator[str]:
     """Yield one text for each reason why this play cannot work in the executor."""
-    if play.get("hosts") not in HOSTS:
-        yield f"hosts is {play.get('hosts')!r}: the inventory has one host, proxmox, where the modules run"
+    if play.get("hosts") not in ALLOWED_HOSTS:
+        yield f"hosts is {play.get('hosts')!r}: it must be proxmox, which is the only host in the inventory"
     if play.get("gather_facts") is not False:
-        yield "gather_facts must be false: it would gather this machine's facts, which takes a second"
-    login = _mapping_at(play, "module_defaults").get(MODULE_GROUP)
-    if login is None and any("community.proxmox." in key for task in contents.tasks for key in task):
-        yield f"module_defaults lacks {MODULE_GROUP}: smith_proxmox, so the modules have no login"
+        yield "gather_facts must be false: Ansible would gather facts of the executor's machine, which takes a second"
+    login = _dictionary_at(play, "module_defaults").get(PROXMOX_MODULE_GROUP)
+    uses_proxmox_modules = any("community.proxmox." in key for task in contents.tasks for key in task)
+    if login is None and uses_proxmox_modules:
+        yield f"module_defaults lacks {PROXMOX_MODULE_GROUP}, so the modules have no login: set it to smith_proxmox"
     if "vars_prompt" in play:
         yield "vars_prompt needs an operator's answer, which the executor cannot give"
 
 
-def _publishes(contents: Contents) -> bool:
-    """Return whether the playbook publishes `vm_result`, with our role vm_result or with set_stats."""
+def _publishes_result(contents: PlaybookContents) -> bool:
+    """Return whether the playbook publishes `vm_result`, with the built-in role vm_result or with set_stats."""
     if "vm_result" in contents.roles:
         return True
-    data = (_mapping_at(_arguments(task, "set_stats"), "data") for task in contents.tasks)
-    return any("vm_result" in item for item in data)
+    published_data = (_dictionary_at(_module_arguments(task, "set_stats"), "data") for task in contents.tasks)
+    return any("vm_result" in data for data in published_data)
 
 
-def _hints(contents: Contents) -> Iterator[str]:
+def _find_hints(contents: PlaybookContents) -> Iterator[str]:
     """Yield one text for each unusual property of the playbook."""
-    if not set(IDENTITY_ROLES) & set(contents.roles):
+    if set(IDENTITY_ROLES).isdisjoint(contents.roles):
         yield "it does not import the role vm_identity, which verifies the VM's identity before any change"
     if not any("rescue" in task for task in contents.tasks):
-        yield "it has no rescue with smith_failure, so its failures may end as PLAYBOOK_FAILED"
-    if any(_arguments(task, name) is not None for task in contents.tasks for name in ("pause", "prompt")):
-        yield "it pauses, which counts against FulcrumCore's job timeout"
+        yield "it has no rescue with smith_failure, so its failures may have the error code PLAYBOOK_FAILED"
+    if any(_module_arguments(task, module) is not None for task in contents.tasks for module in ("pause", "prompt")):
+        yield "it pauses, and FulcrumCore's job timeout includes the pause"
 
 
-def _add_tasks(tasks: list[Any], file: Path, contents: Contents, depth: int) -> None:
-    """Add the Ansible tasks of `file`, and all that they include, to the contents. `depth` counts nested includes."""
-    if depth > MAX_DEPTH:
+def _add_tasks(tasks: list[Any], file: Path, contents: PlaybookContents, depth: int) -> None:
+    """Add the Ansible tasks of `file`, and the roles and files that they include, to the contents.
+
+    `depth` is the number of blocks and includes around these Ansible tasks.
+    """
+    if depth > MAX_NESTING_DEPTH:
         contents.problems.append(f"{file.name} includes itself")
         return
     for task in tasks:
@@ -154,46 +170,55 @@ def _add_tasks(tasks: list[Any], file: Path, contents: Contents, depth: int) -> 
             continue
         contents.tasks.append(task)
         for section in BLOCK_SECTIONS:
-            _add_tasks(_list(task.get(section)), file, contents, depth + 1)
-        for name in ROLE_MODULES:
-            _add_role(_mapping_at({name: _arguments(task, name)}, name).get("name"), file, contents, depth + 1)
-        for name in TASK_FILE_MODULES:
-            _add_file(_arguments(task, name), file, contents, depth + 1)
+            _add_tasks(_list_or_empty(task.get(section)), file, contents, depth + 1)
+        for module in ROLE_MODULES:
+            arguments = _module_arguments(task, module)
+            role_name = arguments.get("name") if isinstance(arguments, dict) else None
+            _add_role(role_name, file, contents, depth + 1)
+        for module in TASK_FILE_MODULES:
+            _add_file(_module_arguments(task, module), file, contents, depth + 1)
 
 
-def _add_role(name: Any, file: Path, contents: Contents, depth: int) -> None:
-    """Add the role that `file` includes. If the role is beside `file`, also add its Ansible tasks."""
+def _add_role(name: Any, including_file: Path, contents: PlaybookContents, depth: int) -> None:
+    """Add the name of an included role. If the role is beside `including_file`, also add the role's Ansible tasks."""
     if not isinstance(name, str) or name in contents.roles:
         return
     contents.roles.append(name)
-    tasks = file.parent / "roles" / name / "tasks" / "main.yml"
-    if tasks.is_file():  # The role is the provider's own. The built-in roles are elsewhere, and are not checked.
-        _add_tasks(_list(_yaml(tasks, contents)), tasks, contents, depth)
+    task_file = including_file.parent / "roles" / name / "tasks" / "main.yml"
+    if task_file.is_file():  # A built-in role is in another folder, and is not checked.
+        _add_tasks(_list_or_empty(_read_yaml(task_file, contents)), task_file, contents, depth)
 
 
-def _add_file(included: Any, file: Path, contents: Contents, depth: int) -> None:
-    """Add the Ansible tasks of the file that `file` includes, unless its name contains a Jinja template."""
-    name = included.get("file") if isinstance(included, dict) else included
-    if isinstance(name, str) and "{{" not in name and (path := file.parent / name).is_file():
-        _add_tasks(_list(_yaml(path, contents)), path, contents, depth)
+def _add_file(arguments: Any, including_file: Path, contents: PlaybookContents, depth: int) -> None:
+    """Add the Ansible tasks of an included file, unless its name contains a Jinja template.
+
+    `arguments` are the arguments of the including module: the file's name, or a dictionary with the key `file`.
+    """
+    name = arguments.get("file") if isinstance(arguments, dict) else arguments
+    if not isinstance(name, str) or "{{" in name:
+        return
+    included_file = including_file.parent / name
+    if included_file.is_file():
+        _add_tasks(_list_or_empty(_read_yaml(included_file, contents)), included_file, contents, depth)
 
 
-def _arguments(task: Mapping[str, Any], module: str) -> Any:
+def _module_arguments(task: Mapping[str, Any], module: str) -> Any:
     """Return the arguments that the Ansible task passes to the module, or None if the task uses another module."""
     return task.get(f"ansible.builtin.{module}", task.get(module))
 
 
-def _yaml(file: Path, contents: Contents) -> Any:
+def _read_yaml(file: Path, contents: PlaybookContents) -> Any:
     """Return the file's YAML document. If the file cannot be read, add the error to `contents` and return None."""
     try:
-        return yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 (a SafeLoader)
+        return yaml.load(file.read_text(encoding="utf-8"), Loader=_AnsibleYamlLoader)  # noqa: S506 (a SafeLoader)
     except OSError as error:
         contents.problems.append(f"{file.name} cannot be read: {error.strerror}")
     except (yaml.YAMLError, UnicodeError, RecursionError) as error:
-        contents.problems.append(f"{file.name} is not valid YAML: {' '.join(str(error).split())[:300]}")
+        error_line = " ".join(str(error).split())[:MAX_YAML_ERROR_LENGTH]
+        contents.problems.append(f"{file.name} is not valid YAML: {error_line}")
     return None
 
 
-def _list(value: Any) -> list[Any]:
-    """Return the value as a list, or an empty list if the value is not a sequence or is text."""
+def _list_or_empty(value: Any) -> list[Any]:
+    """Return the value as a list, or an empty list if the value is no list."""
     return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else []

@@ -21,10 +21,10 @@ from executor.runs.actions import ACTION_PATTERN, SCHEMA_SUFFIX, ListedAction, a
 
 COLUMNS = {"name": "ACTION", "source": "SOURCE", "schema": "SCHEMA", "note": "NOTE"}
 #: The mode of a new action file, whatever the umask is: the executor refuses a file that other users can write to.
-FILE_MODE = 0o644
+ACTION_FILE_MODE = 0o644
 
-#: The content of the playbook that `smith actions new` writes, for `str.format`: `{{` in it becomes `{`.
-PLAYBOOK = """\
+#: The playbook that `smith actions new` writes, as a template for `str.format`, which turns `{{` into `{`.
+PLAYBOOK_TEMPLATE = """\
 ---
 # Runs for FulcrumCore's action `{name}`. The contract: docs/custom-actions.md.
 # vm holds the VM (service_id, vmid, name, node, cluster, timeout_s) and, in vm.properties, the service's properties.
@@ -42,7 +42,7 @@ PLAYBOOK = """\
   tasks:
     - name: Run {name}
       block:
-        # Change nothing before this task: it verifies that the VM with this VMID is the service's.
+        # Change nothing before this task: it verifies that the VM with this VMID belongs to the service.
         - name: Verify the VM's identity
           ansible.builtin.import_role:
             name: vm_identity
@@ -65,12 +65,12 @@ PLAYBOOK = """\
           ansible.builtin.import_role:
             name: vm_result
       rescue:
-        - name: Fail with the error code first
+        - name: Fail with a message that begins with the error code
           ansible.builtin.fail:
             msg: "{{{{ ansible_failed_result | smith_failure }}}}"
 """
-#: The content of the JSON schema that `smith actions new` writes, for `str.format`.
-SCHEMA = """\
+#: The JSON schema that `smith actions new` writes, as a template for `str.format`.
+SCHEMA_TEMPLATE = """\
 {{
   "$schema": "https://json-schema.org/draft/2020-12/schema",
   "title": "The properties of a service that {name} needs",
@@ -82,18 +82,18 @@ SCHEMA = """\
 """
 
 
-class ActionsFolderMissing(SmithError):
-    """SMITH_ACTIONS_PATH, which names the folder with the provider's own actions, is not set."""
+class ActionsFolderNotSet(SmithError):
+    """The setting SMITH_ACTIONS_PATH (the folder with the provider's own actions) is not set."""
 
 
 class FileExists(SmithError):
-    """A file that the command would write exists already."""
+    """The command would write a file that exists already."""
 
 
 @examples("smith actions list", "smith actions list --json")
 def list_actions(as_json: AsJson = False) -> None:
     """List the actions; if the executor refuses one, show why."""
-    rows = [_json_fields(action) for action in _list_all()]
+    rows = [_json_fields(action) for action in _read_all_actions()]
     if as_json:
         show_json(rows)
     else:
@@ -102,15 +102,20 @@ def list_actions(as_json: AsJson = False) -> None:
 
 @examples("smith actions validate", "smith actions validate attach-iso --json")
 def validate(
-    name: Annotated[str | None, typer.Argument(metavar="NAME", help="One action; default: all of your own.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="One action; default: all of your own actions.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Check that an action can work and is safe. Nothing is run."""
-    everything = _list_all()
-    selected = [action for action in everything if (action.name == name if name else not action.is_ours)]
+    all_actions = _read_all_actions()
+    if name:
+        selected = [action for action in all_actions if action.name == name]
+    else:
+        selected = [action for action in all_actions if not action.is_ours]
     if name and not selected:
-        raise typer.BadParameter(f"there is no action {sanitized(name)}: `smith actions list` shows them")
-    reports = [{"name": action.name, "playbook": str(action.playbook), **_findings(action)} for action in selected]
+        raise typer.BadParameter(f"there is no action {sanitized(name)}: `smith actions list` shows the actions")
+    reports = [{"name": action.name, "playbook": str(action.playbook), **_check_action(action)} for action in selected]
     if as_json:
         show_json(reports)
     else:
@@ -130,21 +135,21 @@ def new(
     """
     folder = open_settings().smith_actions_path
     if folder is None:
-        raise ActionsFolderMissing("SMITH_ACTIONS_PATH is not set: set it to a folder that only you can write to")
+        raise ActionsFolderNotSet("SMITH_ACTIONS_PATH is not set: set it to a folder that only you can write to")
     if not ACTION_PATTERN.match(name):
         raise typer.BadParameter("an action's name has lower-case letters, digits, - and _, and starts with a letter")
     playbook, schema = folder / f"{name}.yml", folder / f"{name}{SCHEMA_SUFFIX}"
     for file in (playbook, schema):
         if os.path.lexists(file):
             raise FileExists(f"{file} exists already")
-    _write(playbook, PLAYBOOK.format(name=name, variable=name.replace("-", "_")))
-    _write(schema, SCHEMA.format(name=name))
+    _write_new_file(playbook, PLAYBOOK_TEMPLATE.format(name=name, variable=name.replace("-", "_")))
+    _write_new_file(schema, SCHEMA_TEMPLATE.format(name=name))
     text = f"{playbook}\n{schema}\nthen: smith actions validate {name}"
     show_outcome(text, as_json=as_json, name=name, playbook=str(playbook), schema=str(schema))
 
 
 def _json_fields(action: ListedAction) -> dict[str, Any]:
-    """Return an action as a dictionary with the keys of `--json`."""
+    """Return an action as a dictionary with the keys of `--json`. In the keys, `ours` means the built-in actions."""
     return {
         "name": action.name,
         "is_ours": action.is_ours,
@@ -156,7 +161,7 @@ def _json_fields(action: ListedAction) -> dict[str, Any]:
 
 
 def _table_fields(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the columns of the table that differ from the fields of `--json`."""
+    """Return the table's columns that differ from the `--json` fields. `row` has the `--json` fields."""
     source = "built-in" if row["is_ours"] else Path(row["playbook"]).parent
     note = "replaces the built-in action" if row["replaces_ours"] else ""
     if row["problem"]:
@@ -164,43 +169,50 @@ def _table_fields(row: Mapping[str, Any]) -> dict[str, Any]:
     return {"source": source, "schema": row["has_schema"], "note": note}
 
 
-def _list_all() -> list[ListedAction]:
-    return actions.list_all(folders())
+def _read_all_actions() -> list[ListedAction]:
+    return actions.list_all(action_folders())
 
 
-def folders() -> tuple[Path, ...]:
-    """Return the folders with actions: first the provider's own folder if it is set, then our built-in playbooks."""
-    own = open_settings().smith_actions_path
-    return (*((own,) if own else ()), ansible_home() / "playbooks")
+def action_folders() -> tuple[Path, ...]:
+    """Return the folders with actions: the provider's own folder first, if it is set, then the built-in folder."""
+    builtin_folder = ansible_home() / "playbooks"
+    own_folder = open_settings().smith_actions_path
+    return (own_folder, builtin_folder) if own_folder else (builtin_folder,)
 
 
-def _findings(action: ListedAction) -> dict[str, list[str]]:
-    """Return the problems and hints of the action's file permissions, playbook, JSON schema and Ansible syntax."""
-    findings = action_checks.check(action.playbook)
-    problems = [*([action.problem] if action.problem else []), *findings.problems]
+def _check_action(action: ListedAction) -> dict[str, list[str]]:
+    """Check the action's files, playbook, JSON schema and Ansible syntax, and return the problems and hints."""
+    result = action_checks.check_playbook(action.playbook)
+    problems = list(result.problems)
+    if action.problem:
+        problems.insert(0, action.problem)
     if action.has_schema:
         try:
             action_schema.read_schema(action.playbook.with_name(f"{action.name}{actions.SCHEMA_SUFFIX}"))
-        except action_schema.SchemaError as error:
+        except action_schema.UnusableSchemaError as error:
             problems.append(str(error))
-    if not action.problem and (problem := ansible_playbook.syntax_problem(action.playbook)):
-        problems.append(f"ansible-playbook --syntax-check: {problem}")
-    return {"problems": problems, "hints": list(findings.hints)}
+    if not action.problem:  # The executor does not refuse the action, so Ansible may read it.
+        syntax_problem = ansible_playbook.find_syntax_problem(action.playbook)
+        if syntax_problem:
+            problems.append(f"ansible-playbook --syntax-check: {syntax_problem}")
+    return {"problems": problems, "hints": list(result.hints)}
 
 
 def _show_reports(reports: list[dict[str, Any]]) -> None:
     if not reports:
-        show_text("no actions of your own: SMITH_ACTIONS_PATH names their folder")
+        show_text("there are no actions of your own in the folder SMITH_ACTIONS_PATH")
     for report in reports:
-        show_text(f"{report['name']}: {'refused or broken' if report['problems'] else 'ok'}")
+        verdict = "refused or broken" if report["problems"] else "ok"
+        show_text(f"{report['name']}: {verdict}")
         for problem in report["problems"]:
             show_text(f"  problem: {problem}")
         for hint in report["hints"]:
             show_text(f"  hint: {hint}")
 
 
-def _write(file: Path, text: str) -> None:
-    """Write a new file with the mode FILE_MODE. Raises FileExistsError if it exists."""
-    with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, FILE_MODE), "w", encoding="utf-8") as handle:
-        os.fchmod(handle.fileno(), FILE_MODE)
-        handle.write(text)
+def _write_new_file(file: Path, text: str) -> None:
+    """Write a new file with the mode ACTION_FILE_MODE. Raises FileExistsError if the file exists."""
+    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, ACTION_FILE_MODE)
+    with open(descriptor, "w", encoding="utf-8") as opened_file:
+        os.fchmod(opened_file.fileno(), ACTION_FILE_MODE)
+        opened_file.write(text)

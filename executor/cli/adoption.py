@@ -1,4 +1,4 @@
-"""Adopts a VM for a service: checks the current mappings, maps the VM, and writes the service's marker into the VM.
+"""Adopts an existing VM as the VM of a service: checks the mappings, maps the VM, and writes the marker into the VM.
 
 The marker is a line in the VM's description that contains the service's id.
 """
@@ -15,6 +15,7 @@ from executor.cli.mapping_changes import record_change, refuse_while_job_runs
 from executor.database import audit, mappings
 from executor.database.engine import reading, transaction
 from executor.model import GuestKind, MappingState
+from executor.runs.actions import ansible_home
 from executor.settings.settings import Settings
 
 if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
@@ -22,8 +23,8 @@ if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. 
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdoptedVm:
-    """The VM to adopt, with the values that Proxmox has for it."""
+class VmToAdopt:
+    """The VM to adopt, as Proxmox describes it."""
 
     vmid: int
     node: str
@@ -37,16 +38,16 @@ class AdoptedVm:
 
 @dataclass(frozen=True, kw_only=True)
 class Adoption:
-    """The adoption of one VM by one service."""
+    """The adoption of the VM `vm` as the VM of the service `service_id`."""
 
     engine: Engine
     settings: Settings
     service_id: str
-    vm: AdoptedVm
+    vm: VmToAdopt
     #: Whether the VM has the service's marker already.
-    is_marked: bool
-    #: Whether the playbook's output goes to stderr. It does with --json, because stdout then has the JSON document.
-    output_on_stderr: bool
+    has_marker: bool
+    #: Whether the playbook's output goes to stderr. True with --json: stdout then has only the JSON document.
+    prints_to_stderr: bool
 
     def check_mappings(self) -> bool:
         """Check that the adoption is possible, and return whether the service is mapped to this VM already.
@@ -57,45 +58,48 @@ class Adoption:
         cluster, vmid = self.settings.smith_cluster, self.vm.vmid
         with reading(self.engine) as session:
             refuse_while_job_runs(session, self.service_id)
-            current = mappings.current(session, self.service_id)
+            service_mapping = mappings.current(session, self.service_id)
             for row in mappings.find(session, str(vmid)):
-                is_other = row.service_id != self.service_id and row.cluster == cluster
-                if is_other and row.state != MappingState.DELETED:
+                maps_vm_to_other_service = row.service_id != self.service_id and row.cluster == cluster
+                if maps_vm_to_other_service and row.state != MappingState.DELETED:
                     raise CommandFailed(f"VM {vmid} is mapped to service {row.service_id}: forget that mapping first")
-        if current is not None and (current.vmid, current.cluster) == (vmid, cluster):
+        if service_mapping is None:
+            return False
+        if (service_mapping.vmid, service_mapping.cluster) == (vmid, cluster):
             return True
-        if current is not None and current.state != MappingState.VM_LOST:
+        if service_mapping.state != MappingState.VM_LOST:
             raise CommandFailed(
-                f"the service has VM {current.vmid} already ({current.state}): forget that mapping first"
+                f"the service is mapped to VM {service_mapping.vmid} already ({service_mapping.state}): "
+                "forget that mapping first"
             )
         return False
 
-    def execute(self, reason: str, *, is_mapped: bool) -> None:
-        """Map the VM, and write the marker if the VM has none.
+    def execute(self, reason: str, *, is_mapped_to_this_vm: bool) -> None:
+        """Map the VM, and write the marker if the VM has none. `reason` is stored in the audit.
 
-        `is_mapped` is the result of `check_mappings`. A new mapping is stored before the marker is written, as in a
-        create job. If the marker cannot be written, a mapping that this call has created is ended, and CommandFailed is
-        raised. `reason` is stored in the audit.
+        `is_mapped_to_this_vm` is the result of `check_mappings`. A new mapping is stored before the marker is written,
+        as in a create job. If the marker cannot be written, a mapping that this call has created is ended, and
+        CommandFailed is raised.
         """
-        if self.is_marked:
-            self._map(reason)
-        elif is_mapped:
-            self._mark()
-            self._map(reason)
+        if self.has_marker:
+            self._store_mapping(reason)
+        elif is_mapped_to_this_vm:
+            self._write_marker()
+            self._store_mapping(reason)
         else:
-            self._map(reason)
+            self._store_mapping(reason)
             try:
-                self._mark()
+                self._write_marker()
             except CommandFailed as failure:
-                self._unmap(str(failure))
+                self._end_mapping(str(failure))
                 raise
 
-    def _map(self, reason: str) -> None:
+    def _store_mapping(self, reason: str) -> None:
         """Store the mapping and an audit entry. Raises CommandFailed if the VM or the service has another mapping."""
         vm, cluster = self.vm, self.settings.smith_cluster
         with transaction(self.engine) as session:
             refuse_while_job_runs(session, self.service_id)
-            before = audit.facts_of(mappings.current(session, self.service_id), audit.MAPPING_COLUMNS)
+            before = audit.column_values(mappings.current(session, self.service_id), audit.MAPPING_COLUMNS)
             row = mappings.adopt(
                 session,
                 service_id=self.service_id,
@@ -109,32 +113,33 @@ class Adoption:
                 raise CommandFailed(f"VM {vm.vmid} or the service was mapped in the meantime")
             record_change(session, "adopt", row, before, reason)
 
-    def _unmap(self, failure: str) -> None:
-        """End the mapping that `_map` has stored. `failure` is stored as the reason."""
+    def _end_mapping(self, failure: str) -> None:
+        """End the mapping that `_store_mapping` has stored. `failure` is stored as the reason."""
         with transaction(self.engine) as session:
             row = mappings.current(session, self.service_id)
             if row is not None and row.vmid == self.vm.vmid:
-                before = audit.facts_of(row, audit.MAPPING_COLUMNS)
+                before = audit.column_values(row, audit.MAPPING_COLUMNS)
                 mappings.mark_deleted(session, row.id, failure)
                 record_change(session, "forget", row, before, failure)
 
-    def _mark(self) -> None:
-        """Write the marker with the built-in playbook `create`, which adopts a VM of the given name without a marker.
+    def _write_marker(self) -> None:
+        """Write the marker with the built-in playbook `create`, which accepts an unmarked VM if its name matches.
 
-        The playbook `update` cannot be used: it refuses a VM without the service's marker. `create` gets no template,
-        so that it cannot clone a new VM if this VM is deleted in the meantime. Raises CommandFailed when the playbook
-        fails.
+        The playbook `update` cannot be used, because it refuses a VM without the service's marker. `create` gets no
+        template, so it cannot clone a new VM if this VM is deleted in the meantime. Raises CommandFailed when the
+        playbook fails.
         """
-        playbook = ansible_playbook.home() / "playbooks" / "create.yml"
-        manual_run = ansible_playbook.ManualRun(action="create", playbook=playbook, vm=self._vm_variable())
-        result = ansible_playbook.run(manual_run, self.settings, sys.stderr if self.output_on_stderr else sys.stdout)
+        playbook = ansible_home() / "playbooks" / "create.yml"
+        manual_run = ansible_playbook.ManualRun(action="create", playbook=playbook, vm=self._build_vm_variable())
+        output = sys.stderr if self.prints_to_stderr else sys.stdout
+        result = ansible_playbook.run(manual_run, self.settings, output)
         if not result.succeeded:
             raise CommandFailed(
                 f"the marker could not be written, so VM {self.vm.vmid} is not mapped: {result.message}"
             )
 
-    def _vm_variable(self) -> dict[str, Any]:
-        """Return the extra variable `vm` for the playbook `create`. A size of 0 means: keep the VM's size."""
+    def _build_vm_variable(self) -> dict[str, Any]:
+        """Return the extra variable `vm` for the playbook `create`. With a size of 0, the VM keeps its size."""
         vm: dict[str, Any] = {
             "service_id": self.service_id,
             "vmid": self.vm.vmid,
@@ -147,6 +152,6 @@ class Adoption:
             "memory_mib": 0,
             "disk_gib": 0,
         }
-        if self.vm.kind == GuestKind.LXC:  # The playbook itself sets a container's tags.
+        if self.vm.kind == GuestKind.LXC:  # No tags: the playbook itself sets a container's tags.
             return vm | {"kind": self.vm.kind}
         return vm | {"tags": sorted(self.vm.tags)}

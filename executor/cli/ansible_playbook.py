@@ -29,14 +29,16 @@ from executor.runs.private_folder import CREDENTIALS_VARIABLE, module_credential
 from executor.settings.settings import Settings
 
 #: The folder with the callback plugin `smith_events`, which writes the events that `results.read` needs.
-CALLBACKS = Path(__file__).parent / "callbacks"
-#: The time between SIGTERM and SIGKILL for ansible-playbook.
+CALLBACK_PLUGINS = Path(__file__).parent / "callbacks"
+#: ansible-playbook gets SIGTERM, and SIGKILL if it has not ended after this time.
 STOP_TIMEOUT_S = 10.0
-#: The prefixes of the environment variables that are our settings. ansible-playbook does not get these variables,
-#: because some are secrets. It reads Proxmox's login from a file instead.
-_OUR_PREFIXES = ("FULCRUM_", "PROXMOX_", "SMITH_")
-#: A terminal control sequence that sets a colour.
-_COLOUR = re.compile(r"(\x1b\[[0-9;]*m)")
+#: The prefixes of the names of our settings. ansible-playbook does not get these environment variables, because some of
+#: them are secrets. It reads Proxmox's login from a file instead.
+_SETTING_PREFIXES = ("FULCRUM_", "PROXMOX_", "SMITH_")
+#: Matches a terminal control sequence that sets a colour. Because of the group, `split` also returns the sequences.
+_COLOUR_SEQUENCE = re.compile(r"(\x1b\[[0-9;]*m)")
+#: The maximum length of the text that `find_syntax_problem` returns.
+_MAX_SYNTAX_PROBLEM_LENGTH = 600
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,26 +49,25 @@ class ManualRun:
     playbook: Path
     #: The extra variable `vm`, which describes the VM to the playbook.
     vm: Mapping[str, Any]
-    #: Whether ansible-playbook gets --check.
-    is_check: bool = False
+    #: Whether ansible-playbook gets the option --check, with which it changes nothing.
+    is_check_mode: bool = False
 
 
 def run(manual_run: ManualRun, settings: Settings, output: IO[str]) -> JobResult:
     """Run the playbook, copy its output to `output`, and return the result that the executor would store."""
     started_at = time.time()
-    with private_folder() as folder:
-        events = folder / "events.jsonl"
-        events.touch(mode=0o600)
-        command = [
-            *_command(manual_run.playbook, folder, manual_run.vm, settings),
-            *(("--check",) if manual_run.is_check else ()),
-        ]
-        callback = {
-            "ANSIBLE_CALLBACK_PLUGINS": str(CALLBACKS),
+    with temporary_private_folder() as folder:
+        events_file = folder / "events.jsonl"
+        events_file.touch(mode=0o600)
+        command = _prepare_command(manual_run.playbook, folder, manual_run.vm, settings)
+        if manual_run.is_check_mode:
+            command.append("--check")
+        callback_variables = {
+            "ANSIBLE_CALLBACK_PLUGINS": str(CALLBACK_PLUGINS),
             "ANSIBLE_CALLBACKS_ENABLED": "smith_events",
-            "SMITH_EVENTS_FILE": str(events),
+            "SMITH_EVENTS_FILE": str(events_file),
         }
-        rc = _stream(command, environment(folder, settings) | callback, output, events)
+        rc = _run_command(command, build_environment(folder, settings) | callback_variables, output, events_file)
         artifacts = RunArtifacts(
             ident=f"{manual_run.action}-{uuid.uuid4().hex[:12]}",
             folder=folder,
@@ -78,69 +79,73 @@ def run(manual_run: ManualRun, settings: Settings, output: IO[str]) -> JobResult
         return results.read(artifacts)
 
 
-def syntax_problem(playbook: Path) -> str:
+def find_syntax_problem(playbook: Path) -> str:
     """Return the error of `ansible-playbook --syntax-check`, or '' if there is none. Proxmox is not contacted."""
-    with private_folder() as folder:
-        done = subprocess.run(
-            [_ansible_playbook(), "--syntax-check", str(playbook)],
-            env=environment(folder, None),
-            cwd=home(),
+    with temporary_private_folder() as folder:
+        finished_process = subprocess.run(
+            [_ansible_playbook_path(), "--syntax-check", str(playbook)],
+            env=build_environment(folder, settings=None),
+            cwd=ansible_home(),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
             errors="replace",
             check=False,
         )
-    errors = [line.strip() for line in done.stderr.splitlines() if line.strip() and "WARNING" not in line]
-    return " ".join(errors)[:600] if done.returncode else ""
+    if finished_process.returncode == 0:
+        return ""
+    lines = [line.strip() for line in finished_process.stderr.splitlines()]
+    return " ".join(line for line in lines if line and "WARNING" not in line)[:_MAX_SYNTAX_PROBLEM_LENGTH]
 
 
-def environment(folder: Path, settings: Settings | None) -> dict[str, str]:
+def build_environment(folder: Path, settings: Settings | None) -> dict[str, str]:
     """Return the environment for ansible-playbook: this process's environment without our settings.
 
-    Ansible's own files are created in `folder`. With `settings`, the environment also has the path of the file with
-    Proxmox's login in `folder`, and the path of Proxmox's CA bundle.
+    Ansible creates its own files in `folder`. With `settings`, the environment also has the path of Proxmox's CA bundle
+    and the path of the file in `folder` with Proxmox's login.
     """
-    env = {name: value for name, value in os.environ.items() if not name.startswith(_OUR_PREFIXES)}
+    env = {name: value for name, value in os.environ.items() if not name.startswith(_SETTING_PREFIXES)}
     env |= {
-        "ANSIBLE_CONFIG": str(home() / "ansible.cfg"),
+        "ANSIBLE_CONFIG": str(ansible_home() / "ansible.cfg"),
         "ANSIBLE_HOME": str(folder / "home"),
         "ANSIBLE_LOCAL_TEMP": str(folder / "tmp"),
         "ANSIBLE_REMOTE_TEMP": str(folder / "tmp"),
         CREDENTIALS_VARIABLE: str(folder / "credentials.yml") if settings else "",
     }
     if settings and settings.proxmox_ca_bundle:
-        env |= dict.fromkeys(("REQUESTS_CA_BUNDLE", "SSL_CERT_FILE"), str(settings.proxmox_ca_bundle.resolve()))
+        ca_bundle = str(settings.proxmox_ca_bundle.resolve())
+        env |= {"REQUESTS_CA_BUNDLE": ca_bundle, "SSL_CERT_FILE": ca_bundle}
     return env
 
 
 @contextmanager
-def private_folder() -> Iterator[Path]:
+def temporary_private_folder() -> Iterator[Path]:
     """Create a folder that only our user can read, and delete it after the block. It is on tmpfs if possible."""
     tmpfs = Path("/dev/shm")  # noqa: S108 (mkdtemp creates a folder with mode 0700 in it)
-    place = str(tmpfs) if tmpfs.is_dir() and os.access(tmpfs, os.W_OK) else None
-    with tempfile.TemporaryDirectory(prefix="smith-play-", dir=place) as folder:
+    parent_folder = str(tmpfs) if tmpfs.is_dir() and os.access(tmpfs, os.W_OK) else None
+    with tempfile.TemporaryDirectory(prefix="smith-play-", dir=parent_folder) as folder:
         yield Path(folder)
 
 
-def _command(playbook: Path, folder: Path, vm: Mapping[str, Any], settings: Settings) -> list[str]:
+def _prepare_command(playbook: Path, folder: Path, vm: Mapping[str, Any], settings: Settings) -> list[str]:
     """Write the variable `vm` and the credentials into the folder, and return ansible-playbook's command line."""
     write_extra_vars(folder / "vm.yml", dict(vm))
     write_credentials(folder / "credentials.yml", module_credentials(settings))
-    return [_ansible_playbook(), str(playbook.resolve()), "-e", f"@{folder / 'vm.yml'}"]
+    return [_ansible_playbook_path(), str(playbook.resolve()), "-e", f"@{folder / 'vm.yml'}"]
 
 
-def _stream(command: list[str], env: dict[str, str], output: IO[str], events: Path) -> int:
-    """Run the command, print each line of its output sanitized, and return its exit code.
+def _run_command(command: list[str], env: dict[str, str], output: IO[str], events_file: Path) -> int:
+    """Run the command, print its sanitized output to `output`, and return the command's exit code.
 
-    A line with an error is also written to the file `events`. The command is stopped if this process is interrupted.
+    A line that contains an error is also appended to `events_file`. If this process is interrupted, the command is
+    stopped.
     """
     if output.isatty():
         env = env | {"ANSIBLE_FORCE_COLOR": "1"}
     process = subprocess.Popen(
         command,
         env=env,
-        cwd=home(),
+        cwd=ansible_home(),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -150,9 +155,9 @@ def _stream(command: list[str], env: dict[str, str], output: IO[str], events: Pa
     )
     try:
         for line in process.stdout or ():
-            print(sanitized_line(line.rstrip("\n")), file=output, flush=True)
+            print(sanitized_except_colours(line.rstrip("\n")), file=output, flush=True)
             if "ERROR" in line:
-                _write_error_event(events, line)
+                _write_error_event(events_file, line)
         return process.wait()
     finally:
         if process.poll() is None:
@@ -164,28 +169,24 @@ def _stream(command: list[str], env: dict[str, str], output: IO[str], events: Pa
                 process.wait()
 
 
-def _write_error_event(events: Path, line: str) -> None:
-    """Append an error line of ansible-playbook to the events, so that `results.read` finds it.
+def _write_error_event(events_file: Path, line: str) -> None:
+    """Append an error line of ansible-playbook to the events, so that `results.read` finds the error.
 
-    For some errors, such as a syntax error, ansible-playbook only prints a line and calls no callback plugin.
+    For some errors, such as a syntax error, ansible-playbook prints a line but calls no callback plugin. `verbose` is
+    ansible-runner's event for a line of output that no callback plugin reports.
     """
-    with events.open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"event": "verbose", "stdout": _COLOUR.sub("", line.strip())}) + "\n")
+    with events_file.open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"event": "verbose", "stdout": _COLOUR_SEQUENCE.sub("", line.strip())}) + "\n")
 
 
-def sanitized_line(line: str) -> str:
+def sanitized_except_colours(line: str) -> str:
     """Return the line without secrets and without terminal control sequences; only colour sequences stay."""
-    return "".join(
-        part if _COLOUR.fullmatch(part) else sanitized(part, keep_lines=True) for part in _COLOUR.split(line)
-    )
+    parts = _COLOUR_SEQUENCE.split(line)
+    # With keep_lines, `sanitized` also keeps the tabs.
+    return "".join(part if _COLOUR_SEQUENCE.fullmatch(part) else sanitized(part, keep_lines=True) for part in parts)
 
 
-def _ansible_playbook() -> str:
+def _ansible_playbook_path() -> str:
     """Return the path of the ansible-playbook that is installed in our Python environment."""
-    beside = Path(sysconfig.get_path("scripts"), "ansible-playbook")
-    return str(beside) if beside.exists() else str(Path(sys.executable).with_name("ansible-playbook"))
-
-
-def home() -> Path:
-    """Return the folder with ansible.cfg, our playbooks and our roles."""
-    return ansible_home()
+    script = Path(sysconfig.get_path("scripts"), "ansible-playbook")
+    return str(script if script.exists() else Path(sys.executable).with_name("ansible-playbook"))

@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn
 import typer
 import typer.main
 
-from executor.cli.lazy import STYLE, CommandLine, function_at, top_level_commands
+from executor.cli.lazy import TYPER_ARGUMENTS, TopLevelGroup, import_function, top_level_commands
 from executor.cli.output import show_error
 from executor.errors import (
     EXIT_DATABASE,
@@ -28,7 +28,8 @@ from executor.errors import (
 )
 from executor.redaction import redactor
 
-EXAMPLES = """\
+#: The text at the end of `smith --help`. typer keeps the line breaks of a paragraph after `\b`.
+HELP_EPILOG = """\
 \b
 Examples:
   smith config example > .env      an example of all settings
@@ -38,35 +39,39 @@ Examples:
 
 Exit codes: 0 ok, 1 failure, 2 usage, 3 settings, 4 FulcrumCore, 5 Proxmox, 6 database, 130 interrupted.
 """
-#: The width of the help in characters. With it, each command's help line fits into one line.
+#: The maximum width of the help in characters. In `smith --help`, each command's line fits into this width.
 HELP_WIDTH = 110
 
 
-def build() -> CommandLine:
+def build() -> TopLevelGroup:
     """Return the command line with all commands. A command's module is imported only when the command is called."""
+    # TYPER_ARGUMENTS are the arguments of every typer.Typer. Only this one has the options --install-completion and
+    # --show-completion.
+    typer_arguments = TYPER_ARGUMENTS | {"add_completion": True}
     app = typer.Typer(
         name="smith",
-        cls=CommandLine,
+        cls=TopLevelGroup,
         no_args_is_help=True,
-        epilog=EXAMPLES,
+        epilog=HELP_EPILOG,
         context_settings={"max_content_width": HELP_WIDTH},
-        **STYLE | {"add_completion": True},
+        **typer_arguments,
     )
-    app.callback()(_smith)
+    app.callback()(_global_options)
     command_line = typer.main.get_command(app)
-    assert isinstance(command_line, CommandLine)  # noqa: S101 (the argument `cls` above)
-    command_line.commands = {**top_level_commands()}
+    assert isinstance(command_line, TopLevelGroup)  # noqa: S101 (typer builds the class that `cls` names)
+    command_line.commands = dict(top_level_commands())
     return command_line
 
 
 def _show_version(is_set: bool) -> None:
     """Print the versions and end the process, if the option `--version` is set."""
     if is_set:
-        function_at("version", "show")(as_json=False)
+        import_function("version", "show")(as_json=False)
         raise typer.Exit
 
 
-def _smith(
+# typer prints the docstring of this function at the beginning of `smith --help`.
+def _global_options(
     _version: Annotated[
         bool,
         typer.Option(
@@ -81,36 +86,39 @@ def _smith(
 
 
 def main() -> NoReturn:
-    """Run the command that the arguments name, and end the process with its exit code."""
+    """Run the command that the command-line arguments name, and end the process with its exit code."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # A command must not fail because the terminal's encoding lacks a character.
             stream.reconfigure(errors="backslashreplace")
     try:
         build()(prog_name="smith")
-    except SystemExit as request:
-        _exit(request.code if isinstance(request.code, int) else EXIT_FAILURE if request.code else 0)
+    except SystemExit as system_exit:
+        if isinstance(system_exit.code, int):
+            _end_process(system_exit.code)
+        _end_process(EXIT_FAILURE if system_exit.code else 0)
     except SmithError as error:
-        # A SettingsError has one line for each setting. Other errors are printed in one line: the text of a database
-        # driver may contain line breaks.
-        show_error(str(error) if isinstance(error, SettingsError) else " ".join(str(error).split()))
-        _exit(exit_code_of(error))
+        # A SettingsError has one line for each setting. Any other error is printed in one line: line breaks, which an
+        # error text from a database driver may contain, are replaced by spaces.
+        text = str(error) if isinstance(error, SettingsError) else " ".join(str(error).split())
+        show_error(text)
+        _end_process(exit_code_of(error))
     except Exception:
         # Any other exception is a defect of Agent Smith. The traceback may contain secrets, so it is redacted.
         sys.stderr.write(redactor.redact(traceback.format_exc()))
-        _exit(EXIT_FAILURE)
-    _exit(0)
+        _end_process(EXIT_FAILURE)
+    _end_process(0)
 
 
 def exit_code_of(error: SmithError) -> int:
-    """Return the exit code for the area of the error: settings, FulcrumCore, Proxmox, database, or any other."""
+    """Return the exit code for the error: settings, FulcrumCore, Proxmox and database have their own exit codes."""
     if isinstance(error, JobError):
         return EXIT_PROXMOX if error.code.startswith("PVE_") else EXIT_FAILURE
-    codes = ((SettingsError, EXIT_SETTINGS), (DatabaseError, EXIT_DATABASE), (FulcrumError, EXIT_FULCRUM))
-    return next((code for kind, code in codes if isinstance(error, kind)), EXIT_FAILURE)
+    exit_codes = ((SettingsError, EXIT_SETTINGS), (DatabaseError, EXIT_DATABASE), (FulcrumError, EXIT_FULCRUM))
+    return next((code for error_class, code in exit_codes if isinstance(error, error_class)), EXIT_FAILURE)
 
 
-def _exit(code: int) -> NoReturn:
+def _end_process(code: int) -> NoReturn:
     """Flush stdout and end the process with the exit code.
 
     If the reader of stdout has closed the pipe (`smith … | head`), no error is printed. stdout is then redirected to

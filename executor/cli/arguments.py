@@ -14,15 +14,15 @@ from executor.errors import EXIT_FAILURE, SmithError
 EXIT_INTERRUPTED = 130
 
 #: The argument that names one job.
-Reference = Annotated[
-    str, typer.Argument(metavar="REF", help="Our job number, or FulcrumCore's id of the job or its beginning.")
+JobReference = Annotated[
+    str, typer.Argument(metavar="REF", help="Our job number, FulcrumCore's id of the job, or the beginning of this id.")
 ]
 #: The option --json.
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
-class UnknownReference(SmithError):
-    """The operator's reference matches no object, or more than one."""
+class UnusableReference(SmithError):
+    """The operator's reference (an id, a number or a name) matches no usable object, or more than one object."""
 
 
 class CommandFailed(SmithError):

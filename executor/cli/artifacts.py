@@ -11,31 +11,38 @@ from executor.database.tables import Run
 from executor.errors import SmithError
 from executor.settings.settings import Settings
 
-#: The outcome of an Ansible task, by the name of ansible-runner's event.
-OUTCOMES = {
+#: The folder with the artifacts, inside the folder of a run that has not ended. The constant equals
+#: `executor.runs.runner.ARTIFACTS_SUBFOLDER`, which is not imported here: importing the module `runner` takes too long
+#: for a command that only reads files.
+ARTIFACTS_SUBFOLDER = "kept"
+#: Maps the name of ansible-runner's event to the outcome of the Ansible task.
+OUTCOME_BY_EVENT = {
     "runner_on_ok": "ok",
     "runner_on_failed": "failed",
     "runner_on_skipped": "skipped",
     "runner_on_unreachable": "unreachable",
 }
+#: The length of an event's time without the fraction of the second, for example `2026-11-23T08:15:30`.
+TIME_LENGTH = 19
 #: The maximum length of an Ansible task's message in the table.
-SHOWN_MESSAGE_LENGTH = 200
+MAX_SHOWN_MESSAGE_LENGTH = 200
 
 
 class ArtifactsMissing(SmithError):
-    """The artifacts of the run do not exist here: not written yet, pruned, or on another machine."""
+    """The run's artifacts do not exist on this machine: they are not written yet, were pruned, or are elsewhere."""
 
 
-def folder_of(run: Run, settings: Settings) -> Path:
+def artifacts_folder(run: Run, settings: Settings) -> Path:
     """Return the folder with the artifacts of a run. Raises ArtifactsMissing.
 
-    The database has the folder's path only after the run. During the run, the artifacts are in SMITH_RUN_DIR.
+    During the run, the artifacts are in SMITH_RUN_DIR. After the run, the executor moves them to
+    SMITH_DATA_DIR/artifacts, and then stores the folder's path in the database.
     """
-    stored = [Path(run.folder)] if run.folder else []
+    stored_folders = [Path(run.folder)] if run.folder else []
     candidates = [
-        *stored,
+        *stored_folders,
         settings.smith_data_dir / "artifacts" / run.ident,
-        settings.smith_run_dir / run.ident / "kept",
+        settings.smith_run_dir / run.ident / ARTIFACTS_SUBFOLDER,
     ]
     for folder in candidates:
         if folder.is_dir():
@@ -44,24 +51,25 @@ def folder_of(run: Run, settings: Settings) -> Path:
     raise ArtifactsMissing(f"run {run.ident} has no artifacts in {candidates[0]}: {reason}")
 
 
-def listing(folder: Path) -> list[dict[str, Any]]:
-    """Return names and sizes of the folder's files."""
-    return [{"name": file.name, "bytes": file.stat().st_size} for file in sorted(folder.iterdir()) if file.is_file()]
+def list_files(folder: Path) -> list[dict[str, Any]]:
+    """Return the names and sizes of the folder's files."""
+    files = [file for file in sorted(folder.iterdir()) if file.is_file()]
+    return [{"name": file.name, "bytes": file.stat().st_size} for file in files]
 
 
 def read_stdout(folder: Path) -> str:
     """Return the run's output."""
-    return _read(folder / "stdout")
+    return _read_text(folder / "stdout")
 
 
 def read_events(folder: Path) -> list[dict[str, Any]]:
-    """Return one row for each Ansible task that has ended: time, outcome, task, role, host, duration and message."""
-    return [_event_row(event) for event in _events(folder) if event.get("event") in OUTCOMES]
+    """Return one row for each Ansible task that has ended, with its time, outcome, role, host, duration and message."""
+    return [_event_row(event) for event in _read_all_events(folder) if event.get("event") in OUTCOME_BY_EVENT]
 
 
-def _events(folder: Path) -> Iterator[dict[str, Any]]:
+def _read_all_events(folder: Path) -> Iterator[dict[str, Any]]:
     """Yield the run's events, which ansible-runner writes one per line."""
-    for line in _read(folder / "events.jsonl").split("\n"):
+    for line in _read_text(folder / "events.jsonl").split("\n"):
         try:
             event = json.loads(line)
         except (ValueError, RecursionError):
@@ -71,29 +79,31 @@ def _events(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def _event_row(event: dict[str, Any]) -> dict[str, Any]:
-    """Return the row of the table and of `--json` for the event that ends an Ansible task."""
-    data = _dict(event.get("event_data"))
-    result = _dict(data.get("res"))
-    outcome = OUTCOMES[event["event"]]
+    """Return the event as a row for the table and for `--json`. The event reports the end of an Ansible task."""
+    data = _dictionary_or_empty(event.get("event_data"))
+    result = _dictionary_or_empty(data.get("res"))
+    outcome = OUTCOME_BY_EVENT[event["event"]]
     if outcome == "ok" and result.get("changed"):
         outcome = "changed"
+    elif outcome == "failed" and data.get("ignore_errors"):
+        outcome = "ignored"
     duration_s = data.get("duration")
     return {
-        "time": str(event.get("created", ""))[:19],
-        "outcome": "ignored" if outcome == "failed" and data.get("ignore_errors") else outcome,
+        "time": str(event.get("created", ""))[:TIME_LENGTH],
+        "outcome": outcome,
         "task": str(data.get("task") or data.get("task_action") or ""),
         "role": str(data.get("role") or ""),
         "host": str(data.get("host") or ""),
         "duration_s": round(duration_s, 2) if isinstance(duration_s, (int, float)) else None,
-        "message": str(result.get("msg") or "")[:SHOWN_MESSAGE_LENGTH],
+        "message": str(result.get("msg") or "")[:MAX_SHOWN_MESSAGE_LENGTH],
     }
 
 
-def _dict(value: Any) -> dict[str, Any]:
+def _dictionary_or_empty(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _read(file: Path) -> str:
+def _read_text(file: Path) -> str:
     try:
         return file.read_text("utf-8", errors="replace")
     except OSError as error:

@@ -31,7 +31,8 @@ COLUMNS = {
 )
 def list_audit(
     subject: Annotated[
-        str, typer.Option("--subject", metavar="ID", help="Only this job or service: its id, or its beginning.")
+        str,
+        typer.Option("--subject", metavar="ID", help="Only the job or service whose id begins with this text."),
     ] = "",
     verb: Annotated[str, typer.Option("--verb", help="Only this verb: cancel, retry, adopt, forget, ….")] = "",
     limit: Annotated[
@@ -39,18 +40,17 @@ def list_audit(
     ] = 50,
     as_json: AsJson = False,
 ) -> None:
-    """List the changes by operators and by the agent, the newest first.
+    """List the changes that operators and the agent made, the newest first.
 
     Entries are never changed and never pruned.
     """
     with reading_store() as store:
-        entries = audit.list_entries(store.session, subject=subject.strip(), verb=verb.strip(), limit=limit)
+        entries = audit.list_entries(store.session, subject_id_prefix=subject.strip(), verb=verb.strip(), limit=limit)
     if as_json:
         show_json([_json_fields(entry) for entry in entries])
         return
-    show_rows(
-        [_json_fields(entry) | {"change": _change(entry)} for entry in entries], COLUMNS, if_empty="no changes match"
-    )
+    rows = [_json_fields(entry) | {"change": _describe_change(entry)} for entry in entries]
+    show_rows(rows, COLUMNS, if_empty="no changes match")
 
 
 def _json_fields(entry: AuditEntry) -> dict[str, Any]:
@@ -68,12 +68,16 @@ def _json_fields(entry: AuditEntry) -> dict[str, Any]:
     }
 
 
-def _change(entry: AuditEntry) -> str:
-    """Return the columns that the change has altered as text, for example `state: active -> deleted`."""
+def _describe_change(entry: AuditEntry) -> str:
+    """Return the old and the new values of the changed columns as text, for example `state: active -> deleted`."""
     before, after = entry.before or {}, entry.after or {}
-    names = [name for name in {**before, **after} if before.get(name) != after.get(name)]
-    return sanitized("; ".join(f"{name}: {_text(before.get(name))} -> {_text(after.get(name))}" for name in names))
+    changes = [
+        f"{column}: {_text_or_dash(before.get(column))} -> {_text_or_dash(after.get(column))}"
+        for column in {**before, **after}
+        if before.get(column) != after.get(column)
+    ]
+    return sanitized("; ".join(changes))
 
 
-def _text(value: Any) -> str:
+def _text_or_dash(value: Any) -> str:
     return "-" if value is None else str(value)

@@ -16,7 +16,7 @@ import typer
 
 from executor.cli.arguments import AsJson, confirm
 from executor.cli.context import PRIVATE_UMASK, open_settings
-from executor.cli.database import locked
+from executor.cli.database import holding_agent_lock
 from executor.cli.help_text import examples
 from executor.cli.output import show_outcome
 from executor.cli.store import open_database
@@ -25,9 +25,11 @@ from executor.database.engine import open_engine, sqlite_file
 from executor.errors import DatabaseError
 from executor.settings.settings import Settings
 
-#: Suffixes of the files that SQLite keeps beside a database in WAL mode while the database is open. They stay when a
-#: process ends without closing the database.
-SQLITE_SUFFIXES = ("-wal", "-shm")
+#: The suffixes of the files that SQLite keeps beside a database in WAL mode while the database is open. The files stay
+#: when a process ends without closing the database.
+EXTRA_FILE_SUFFIXES = ("-wal", "-shm")
+#: The maximum number of problems in the error text for a damaged database.
+MAX_SHOWN_PROBLEMS = 3
 
 
 @examples(
@@ -42,22 +44,22 @@ def backup(
     The copy is consistent. A running agent is not delayed.
     """
     settings = open_settings()
-    _sqlite_file(settings, "pg_dump --format=custom --file=smith.dump 'postgresql://…'")
+    _require_sqlite_file(settings, "pg_dump --format=custom --file=smith.dump 'postgresql://…'")
     if file.exists():
         raise DatabaseError(f"{file} exists: a backup does not overwrite files")
     os.umask(PRIVATE_UMASK)
-    partial = file.with_name(f"{file.name}.partial")
-    with _translating_errors(file), open_database(settings) as engine:
-        partial.unlink(missing_ok=True)
+    partial_file = file.with_name(f"{file.name}.partial")
+    with _raising_database_error(file), open_database(settings) as engine:
+        partial_file.unlink(missing_ok=True)
         connection = engine.raw_connection()
         try:
             source = connection.driver_connection
-            assert isinstance(source, sqlite3.Connection)  # noqa: S101 (_sqlite_file has checked it)
-            size = _copy(source, partial)
+            assert isinstance(source, sqlite3.Connection)  # noqa: S101 (_require_sqlite_file refuses PostgreSQL)
+            size = _copy_database(source, partial_file)
         finally:
             connection.close()
-        os.replace(partial, file)
-        _sync(file.parent)
+        os.replace(partial_file, file)
+        _flush_folder(file.parent)
     show_outcome(f"{file}: {size} bytes, checked", as_json=as_json, file=str(file), bytes=size)
 
 
@@ -76,26 +78,34 @@ def restore(
     The agent must be stopped. The old file is kept under another name in the same folder.
     """
     settings = open_settings()
-    target = _sqlite_file(settings, "pg_restore --clean --if-exists --dbname='postgresql://…' smith.dump")
+    target = _require_sqlite_file(settings, "pg_restore --clean --if-exists --dbname='postgresql://…' smith.dump")
     os.umask(PRIVATE_UMASK)
     target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     new_file = target.with_name(f"{target.name}.restoring")
-    with _translating_errors(target), locked(Path(f"{target}.lock")):
+    with _raising_database_error(target), holding_agent_lock(Path(f"{target}.lock")):
         try:
-            revision = _checked_copy(file, new_file)
+            revision = _copy_backup(file, new_file)
             confirm(f"Replace {target} by {file} (schema {revision})? Newer data is lost.", yes=yes)
-            kept = _swap(target, new_file)
+            old_file = _replace_database(target, new_file)
         finally:
-            _remove(new_file)
-    lines = [f"{target} is now a copy of {file}" + (f"; the old file is kept as {kept}" if kept else "")]
-    if revision != (newest := schema.head_revision()):
-        lines.append(f"its schema is {revision}: `smith run` and `smith db upgrade` upgrade it to {newest}")
-    lines.append("it lacks all changes since the backup: `smith drift` shows the differences")
-    show_outcome("\n".join(lines), as_json=as_json, file=str(target), kept=kept and str(kept), schema=revision)
+            # After a success, `new_file` does not exist any more: it was renamed to `target`.
+            _delete_database(new_file)
+    lines = [f"{target} is now a copy of {file}"]
+    if old_file is not None:
+        lines[0] += f"; the old file is kept as {old_file}"
+    newest = schema.head_revision()
+    if revision != newest:
+        lines.append(f"this copy's schema is {revision}: `smith run` and `smith db upgrade` upgrade it to {newest}")
+    lines.append("all changes since the backup are lost: `smith drift` shows the differences")
+    old_file_name = str(old_file) if old_file else None
+    show_outcome("\n".join(lines), as_json=as_json, file=str(target), kept=old_file_name, schema=revision)
 
 
-def _sqlite_file(settings: Settings, postgresql_command: str) -> Path:
-    """Return the database's file. Raises DatabaseError for PostgreSQL; the error names `postgresql_command` instead."""
+def _require_sqlite_file(settings: Settings, postgresql_command: str) -> Path:
+    """Return the path of the SQLite database.
+
+    With PostgreSQL, DatabaseError is raised. Its text recommends `postgresql_command`.
+    """
     file = sqlite_file(settings.smith_database_url)
     if file is None:
         raise DatabaseError(f"the database is not a SQLite file: use PostgreSQL's own tool, {postgresql_command}")
@@ -105,41 +115,42 @@ def _sqlite_file(settings: Settings, postgresql_command: str) -> Path:
 # --- the copy ---------------------------------------------------------------------------------------------------
 
 
-def _copy(source: sqlite3.Connection, target: Path) -> int:
+def _copy_database(source: sqlite3.Connection, target: Path) -> int:
     """Copy the database into one file, check the copy, flush it to the disk, and return its size in bytes.
 
-    All pages are copied in one step (`pages=-1`). In WAL mode this blocks no writer. With several steps, a write by
+    All pages are copied in one step (`pages=-1`), which blocks no writer in WAL mode. With several steps, each write by
     another process would restart the copy.
     """
     target.touch(mode=0o600, exist_ok=False)
-    with contextlib.closing(sqlite3.connect(target)) as copy:
-        source.backup(copy, pages=-1)
-        copy.execute("PRAGMA journal_mode=DELETE")  # Without a -wal file, a read-only disk is enough to open it.
-        _refuse_damaged(copy, target)
-    with target.open("rb") as handle:
-        os.fsync(handle.fileno())
+    with contextlib.closing(sqlite3.connect(target)) as copy_connection:
+        source.backup(copy_connection, pages=-1)
+        # In this mode the copy has no -wal file, so it can be opened on a read-only disk.
+        copy_connection.execute("PRAGMA journal_mode=DELETE")
+        _refuse_damaged_database(copy_connection, target)
+    with target.open("rb") as opened_file:
+        os.fsync(opened_file.fileno())
     return target.stat().st_size
 
 
-def _refuse_damaged(connection: sqlite3.Connection, file: Path) -> None:
+def _refuse_damaged_database(connection: sqlite3.Connection, file: Path) -> None:
     """Raise DatabaseError if SQLite finds a damaged page or a broken foreign key in the file."""
-    problems = [str(row[0]) for row in connection.execute("PRAGMA integrity_check") if row[0] != "ok"]
+    problems = [message for (message,) in connection.execute("PRAGMA integrity_check") if message != "ok"]
     problems += [f"broken reference: {row}" for row in connection.execute("PRAGMA foreign_key_check")]
     if problems:
-        raise DatabaseError(f"{file} is damaged: {'; '.join(problems[:3])}")
+        raise DatabaseError(f"{file} is damaged: {'; '.join(problems[:MAX_SHOWN_PROBLEMS])}")
 
 
-def _checked_copy(file: Path, new_file: Path) -> str:
+def _copy_backup(file: Path, new_file: Path) -> str:
     """Copy the backup `file` to `new_file`, and return the revision of its schema.
 
-    Raises DatabaseError if `file` is not a database of Agent Smith, or has a newer schema than this version.
+    Raises DatabaseError if `file` is not a database of Agent Smith, or has a schema that this version does not know.
     """
-    _remove(new_file)
-    with _translating_errors(file), contextlib.closing(_open_read_only(file)) as source:
-        _copy(source, new_file)
+    _delete_database(new_file)  # An interrupted restore may have left it.
+    with _raising_database_error(file), contextlib.closing(_open_read_only(file)) as source:
+        _copy_database(source, new_file)
     engine = open_engine(f"sqlite:///{new_file}")
     try:
-        schema.refuse_newer(engine)
+        schema.refuse_newer_schema(engine)
         revision = schema.current_revision(engine)
     finally:
         engine.dispose()
@@ -152,30 +163,30 @@ def _open_read_only(file: Path) -> sqlite3.Connection:
     return sqlite3.connect(f"file:{quote(str(file.resolve()))}?mode=ro", uri=True)
 
 
-# --- the swap ---------------------------------------------------------------------------------------------------
+# --- the replacement ----------------------------------------------------------------------------------------------
 
 
-def _swap(target: Path, new_file: Path) -> Path | None:
-    """Replace `target` by `new_file`. Return the name under which the old file is kept, or None if there was no file.
+def _replace_database(target: Path, new_file: Path) -> Path | None:
+    """Replace `target` by `new_file`. Return the path where the old file is kept, or None if there was no old file.
 
-    SQLite would apply the -wal file of the old database to the new one. So the -wal file must be deleted before the
-    replacement. Its content is first written into the old database (checkpoint). The checkpoint may fail, so a copy of
-    the -wal file is kept beside the old database.
+    SQLite would apply the -wal file of the old database to the new database. So the -wal file is deleted before the
+    replacement, together with the -shm file (its index). Before that, the content of the -wal file is written into the
+    old database (checkpoint). The checkpoint may fail, so copies of both files are kept beside the old database.
     """
-    kept = None
+    old_file = None
     if target.exists():
-        kept = target.with_name(f"{target.name}.before-{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}")
+        old_file = target.with_name(f"{target.name}.before-{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}")
         _checkpoint(target)
-        os.link(target, kept)
-        for suffix in SQLITE_SUFFIXES:
+        os.link(target, old_file)
+        for suffix in EXTRA_FILE_SUFFIXES:
             with contextlib.suppress(FileNotFoundError):
-                shutil.copyfile(f"{target}{suffix}", f"{kept}{suffix}")
-        _sync(target.parent)
-        for suffix in SQLITE_SUFFIXES:
+                shutil.copyfile(f"{target}{suffix}", f"{old_file}{suffix}")
+        _flush_folder(target.parent)
+        for suffix in EXTRA_FILE_SUFFIXES:
             Path(f"{target}{suffix}").unlink(missing_ok=True)
     os.replace(new_file, target)
-    _sync(target.parent)
-    return kept
+    _flush_folder(target.parent)
+    return old_file
 
 
 def _checkpoint(target: Path) -> None:
@@ -184,24 +195,24 @@ def _checkpoint(target: Path) -> None:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
-def _remove(file: Path) -> None:
+def _delete_database(file: Path) -> None:
     """Delete the database file and the files that SQLite keeps beside it."""
-    for suffix in ("", *SQLITE_SUFFIXES):
+    for suffix in ("", *EXTRA_FILE_SUFFIXES):
         Path(f"{file}{suffix}").unlink(missing_ok=True)
 
 
-def _sync(folder: Path) -> None:
+def _flush_folder(folder: Path) -> None:
     """Flush the folder's entries to the disk, so that renames survive a power loss."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.fsync(handle)
+        os.fsync(descriptor)
     finally:
-        os.close(handle)
+        os.close(descriptor)
 
 
 @contextlib.contextmanager
-def _translating_errors(file: Path) -> Iterator[None]:
-    """Raise DatabaseError with a text of one line when SQLite or the file system reports an error in the block."""
+def _raising_database_error(file: Path) -> Iterator[None]:
+    """Raise DatabaseError with a one-line text when SQLite or the file system reports an error in the block."""
     try:
         yield
     except sqlite3.Error as error:

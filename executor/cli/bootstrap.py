@@ -1,4 +1,4 @@
-"""`smith bootstrap`: creates the agent, its token and its types in FulcrumCore, with an administrator's token."""
+"""`smith bootstrap`: creates the agent, its token, and the service, agent and metric types in FulcrumCore."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from executor.fulcrum.bootstrap import (
     SERVICE_TYPE_FILE,
     Bootstrap,
     BootstrapRequest,
-    Step,
+    BootstrapStep,
     load_type,
 )
 from executor.fulcrum.client import FulcrumClient
@@ -34,9 +34,9 @@ from executor.redaction import redactor
 from executor.settings.settings import Settings
 from executor.settings.sources import read_secret_file
 
-#: The environment variable with the administrator's token. Its name does not begin with FULCRUM_, because such
-#: variables are the agent's settings, and the agent must not have this token.
-ADMIN_TOKEN = "CORE_ADMIN_TOKEN"  # noqa: S105 (the name of a variable, not a secret)
+#: The environment variable with the administrator's token. Its name does not begin with FULCRUM_, because variables
+#: with this prefix are the agent's settings, and the agent must not have this token.
+ADMIN_TOKEN_VARIABLE = "CORE_ADMIN_TOKEN"  # noqa: S105 (the name of a variable, not a secret)
 COLUMNS = {"kind": "WHAT", "name": "NAME", "status": "STATUS", "id": "ID", "differences": "DIFFERS IN"}
 MAX_SHOWN_DIFFERENCES = 3
 DEFAULT_TOKEN_DAYS = 3650
@@ -50,13 +50,15 @@ DEFAULT_TAGS = ("proxmox",)
 )
 def core(  # noqa: PLR0913, PLR0917 (each parameter is an option; typer passes all by name)
     agent: Annotated[str, typer.Option("--agent", help="The agent's name.")],
-    provider: Annotated[str, typer.Option("--provider", help="The agent's provider, a participant: its name or id.")],
+    provider: Annotated[str, typer.Option("--provider", help="Name or id of the agent's provider (a participant).")],
     create_provider: Annotated[
         bool, typer.Option("--create-provider", help="Create the participant if none has this name.")
     ] = False,
     admin_token_file: Annotated[
         Path | None,
-        typer.Option("--admin-token-file", help=f"File with the administrator's token; default: ${ADMIN_TOKEN}."),
+        typer.Option(
+            "--admin-token-file", help=f"File with the administrator's token; default: ${ADMIN_TOKEN_VARIABLE}."
+        ),
     ] = None,
     token_file: Annotated[
         Path | None,
@@ -69,27 +71,28 @@ def core(  # noqa: PLR0913, PLR0917 (each parameter is an option; typer passes a
     ] = DEFAULT_TOKEN_DAYS,
     tag: Annotated[list[str] | None, typer.Option("--tag", help="A tag of the agent; may be repeated.")] = None,
     service_type_file: Annotated[
-        Path | None, typer.Option("--service-type-file", help="Your own service type; default: ours.")
+        Path | None,
+        typer.Option("--service-type-file", help="File with a service type; default: the built-in type."),
     ] = None,
     agent_type_file: Annotated[
-        Path | None, typer.Option("--agent-type-file", help="Your own agent type; default: ours.")
+        Path | None,
+        typer.Option("--agent-type-file", help="File with an agent type; default: the built-in type."),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be created, and create nothing.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Create the agent, its token and its types in FulcrumCore.
+    """Create the agent, its token, and the service, agent and metric types in FulcrumCore.
 
-    The types are a service type, an agent type and metric types.
-    FULCRUM_API_URL is FulcrumCore's address. The administrator's token comes from a file or the environment, and is
-    not stored.
+    FULCRUM_API_URL is FulcrumCore's address. The administrator's token is read from a file or from the environment, and
+    is not stored.
 
     Existing objects of the same name are not changed; differences are shown. A second run creates only what is missing.
     """
     settings = open_settings()
-    settings.require_fulcrum_address()
+    settings.require_fulcrum_url()
     request = BootstrapRequest(
-        agent=agent,
-        provider=provider,
+        agent_name=agent,
+        provider_name_or_id=provider,
         may_create_provider=create_provider,
         service_type=_read_type(service_type_file, "service"),
         agent_type=_read_type(agent_type_file, "agent"),
@@ -97,29 +100,33 @@ def core(  # noqa: PLR0913, PLR0917 (each parameter is an option; typer passes a
         token_lifetime=timedelta(days=token_days),
         wants_new_token=new_token,
     )
-    admin_token = _admin_token(admin_token_file)
-    with _adding_token_hint():
-        bootstrap = Bootstrap(_client(settings, admin_token), request)
-        with TokenDestination(token_file, is_shown=show_token, is_needed=bootstrap.needs_token) as destination:
-            steps = _execute(bootstrap, destination, dry_run=dry_run, show_table=not as_json)
+    admin_token = _read_admin_token(admin_token_file)
+    with _explaining_refused_token():
+        bootstrap = Bootstrap(_create_admin_client(settings, admin_token), request)
+        with TokenDestination(token_file, prints_token=show_token, expects_token=bootstrap.needs_token) as destination:
+            steps = _execute_steps(bootstrap, destination, dry_run=dry_run, show_table=not as_json)
     if as_json:
         _show_json(bootstrap, destination, steps, dry_run=dry_run)
     else:
         _show_token(destination, dry_run=dry_run)
     if not bootstrap.needs_token and token_file:
-        _refuse_other_token(settings, token_file, bootstrap.agent_id)
+        _require_token_of_agent(settings, token_file, bootstrap.agent_id)
 
 
-def _execute(bootstrap: Bootstrap, destination: TokenDestination, *, dry_run: bool, show_table: bool) -> list[Step]:
-    """Execute all steps, show them, and return them. If a step fails, the steps before it are shown.
+def _execute_steps(
+    bootstrap: Bootstrap, destination: TokenDestination, *, dry_run: bool, show_table: bool
+) -> list[BootstrapStep]:
+    """Execute all steps, show them, and return them. If a step fails, the earlier steps are shown.
 
-    With `dry_run`, each step only compares: it creates nothing in FulcrumCore.
+    With `dry_run`, a step only compares the object in FulcrumCore with the wanted object, and creates nothing.
     """
-    steps: list[Step] = []
+    steps: list[BootstrapStep] = []
     try:
         if not dry_run:
             destination.reserve()
-        for step in bootstrap.dry_run() if dry_run else bootstrap.create_missing(destination.store):
+        # Each iteration executes one step. If a step fails, `steps` still has the earlier steps, which are then shown.
+        step_iterator = bootstrap.dry_run() if dry_run else bootstrap.create_missing(destination.store)
+        for step in step_iterator:
             steps.append(step)
     finally:
         if show_table and steps:
@@ -127,10 +134,11 @@ def _execute(bootstrap: Bootstrap, destination: TokenDestination, *, dry_run: bo
     return steps
 
 
-def _table_row(step: Step) -> dict[str, Any]:
+def _table_row(step: BootstrapStep) -> dict[str, Any]:
     differences = list(step.differences[:MAX_SHOWN_DIFFERENCES])
-    if (omitted := len(step.differences) - len(differences)) > 0:
-        differences.append(f"and {omitted} more (--json lists all)")
+    omitted_count = len(step.differences) - len(differences)
+    if omitted_count > 0:
+        differences.append(f"and {omitted_count} more (--json lists all)")
     status = "would be created" if step.status == "missing" else step.status.value
     return {
         "kind": step.kind,
@@ -141,89 +149,96 @@ def _table_row(step: Step) -> dict[str, Any]:
     }
 
 
-def _show_json(bootstrap: Bootstrap, destination: TokenDestination, steps: list[Step], *, dry_run: bool) -> None:
+def _show_json(
+    bootstrap: Bootstrap, destination: TokenDestination, steps: list[BootstrapStep], *, dry_run: bool
+) -> None:
     document: dict[str, Any] = {
         "dry_run": dry_run,
         "agent_id": bootstrap.agent_id,
         "steps": [asdict(step) for step in steps],
     }
-    show_json(document | ({"token": destination.value} if destination.is_shown else {}))
+    if destination.prints_token:
+        document["token"] = destination.token
+    show_json(document)
 
 
 def _show_token(destination: TokenDestination, *, dry_run: bool) -> None:
     if dry_run:
         show_text("nothing was created: this was a dry run")
-    elif destination.value and destination.file:
+    elif destination.token and destination.file:
         show_text(f"the agent's token is in {destination.file}; FulcrumCore does not show it again")
-    if destination.value and destination.is_shown:
-        show_text(destination.value)
+    if destination.token and destination.prints_token:
+        show_text(destination.token)
 
 
-def _admin_token(file: Path | None) -> str:
+def _read_admin_token(file: Path | None) -> str:
     """Return the administrator's token from the file or the environment, and register it with the redactor.
 
     Raises SettingsError if there is no token.
     """
-    token = read_secret_file(file) if file else os.environ.get(ADMIN_TOKEN, "").strip()
+    token = read_secret_file(file) if file else os.environ.get(ADMIN_TOKEN_VARIABLE, "").strip()
     if not token:
-        raise SettingsError(f"an administrator's token is missing: use --admin-token-file FILE, or set {ADMIN_TOKEN}")
+        raise SettingsError(
+            f"an administrator's token is missing: use --admin-token-file FILE, or set {ADMIN_TOKEN_VARIABLE}"
+        )
     redactor.add(token)
     return token
 
 
-def _refuse_other_token(settings: Settings, file: Path, agent_id: str | None) -> None:
+def _require_token_of_agent(settings: Settings, file: Path, agent_id: str | None) -> None:
     """Raise TokenNotStored unless the file contains a token that FulcrumCore accepts for this agent.
 
     Called when --token-file is set but this command has created no token, because the agent has one already.
     """
-    remedy = "the agent has a token, which FulcrumCore does not show again: --new-token creates another"
+    remedy = "the agent has a token already, which FulcrumCore does not show again: --new-token creates another token"
     if not file.exists():
         raise TokenNotStored(f"{file} was not written: {remedy}")
     token = read_secret_file(file)
     redactor.add(token)
-    client = FulcrumClient(settings.fulcrum_api_url, lambda: token, **_tls(settings))
+    client = FulcrumClient(settings.fulcrum_api_url, lambda: token, **_tls_arguments(settings))
     try:
-        is_ours = client.get_self().id == agent_id
+        is_token_of_agent = client.get_self().id == agent_id
     except FulcrumAuthFailing:
-        is_ours = False
-    if not is_ours:
-        raise TokenNotStored(f"the token in {file} is not one of this agent's: {remedy}")
+        is_token_of_agent = False
+    if not is_token_of_agent:
+        raise TokenNotStored(f"the token in {file} is not a token of this agent: {remedy}")
 
 
-def _client(settings: Settings, token: str) -> FulcrumAdmin:
+def _create_admin_client(settings: Settings, token: str) -> FulcrumAdmin:
     """Return a client with the administrator's token. Print a warning for each insecure setting."""
     for setting, danger in settings.insecure_settings():
         if setting.startswith("FULCRUM_"):
             show_error(f"{setting}: {danger}")
-    return FulcrumAdmin(settings.fulcrum_api_url, lambda: token, **_tls(settings))
+    return FulcrumAdmin(settings.fulcrum_api_url, lambda: token, **_tls_arguments(settings))
 
 
-def _tls(settings: Settings) -> dict[str, Any]:
-    """Return the TLS arguments of both FulcrumCore clients."""
+def _tls_arguments(settings: Settings) -> dict[str, Any]:
+    """Return the TLS arguments of FulcrumClient and FulcrumAdmin."""
     return {"ca_bundle": settings.fulcrum_ca_bundle, "verify_tls": settings.fulcrum_verify_tls}
 
 
 @contextmanager
-def _adding_token_hint() -> Iterator[None]:
-    """When FulcrumCore refuses the administrator's token in the block, add the likely cause to the error."""
+def _explaining_refused_token() -> Iterator[None]:
+    """Add the likely cause to the error when FulcrumCore refuses the administrator's token in the block."""
     try:
         yield
     except FulcrumAuthFailing as error:
-        hint = "the token must be an administrator's that has not expired (FulcrumCore's first one expires after a day)"
+        hint = "use an administrator's token that has not expired (FulcrumCore's first token expires after a day)"
         raise FulcrumAuthFailing(f"{error}: {hint}", status=error.status) from error
 
 
 def _read_type(file: Path | None, kind: str) -> dict[str, Any]:
-    """Return the service type or agent type (`kind`) from the operator's file, or the built-in type without a file.
+    """Return the type in the operator's file, or the built-in type if `file` is None. `kind` is service or agent.
 
     Raises SettingsError if the file is not valid.
     """
     if file is None:
         return load_type(SERVICE_TYPE_FILE if kind == "service" else AGENT_TYPE_FILE)
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        document = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise SettingsError(f"{file} cannot be read as JSON: {getattr(error, 'strerror', None) or error}") from None
-    if not isinstance(found, dict) or not isinstance(found.get("name"), str):
-        raise SettingsError(f"{file} is no {kind} type: it must be an object with a name")
-    return found
+        cause = getattr(error, "strerror", None) or error
+        raise SettingsError(f"{file} cannot be read as JSON: {cause}") from None
+    if not isinstance(document, dict) or not isinstance(document.get("name"), str):
+        raise SettingsError(f"{file} is no {kind} type: it must be a JSON object with a name")
+    return document

@@ -13,7 +13,7 @@ from executor.redaction import redactor
 
 
 class TokenNotStored(SmithError):
-    """The token file does not contain a token of the agent."""
+    """The token file cannot be written, or does not contain a token of the agent."""
 
 
 class TokenDestination:
@@ -22,54 +22,58 @@ class TokenDestination:
     Used as a context manager. `reserve` is called before the token is created, and `store` afterwards.
     """
 
-    def __init__(self, file: Path | None, *, is_shown: bool, is_needed: bool) -> None:
-        """Store the options --token-file (`file`) and --show-token (`is_shown`), and whether a token is needed."""
+    def __init__(self, file: Path | None, *, prints_token: bool, expects_token: bool) -> None:
+        """Use the values of two options: `file` is --token-file, and `prints_token` is --show-token.
+
+        `expects_token` is False if no token will be created, because the agent has one already. In this case `reserve`
+        does nothing, and `store` is not called.
+        """
         self.file = file
-        self.is_shown = is_shown
-        self.value: str | None = None
-        self._is_needed = is_needed
-        self._handle: int | None = None
+        self.prints_token = prints_token
+        self.token: str | None = None
+        self._expects_token = expects_token
+        self._descriptor: int | None = None
 
     def __enter__(self) -> Self:
-        """Check, before anything is created in FulcrumCore, that the file for a new token does not exist yet.
+        """Check that the file for a new token does not exist yet, before anything is created in FulcrumCore.
 
         Raises typer.BadParameter if a token will be created and the file exists.
         """
-        if self._is_needed and self.file and os.path.lexists(self.file):
+        if self._expects_token and self.file and os.path.lexists(self.file):
             raise typer.BadParameter(f"{self.file} exists already: a new token goes into a new file")
         return self
 
     def reserve(self) -> None:
-        """Create the empty file, so that a file that cannot be written is noticed before the token is created.
+        """Create the empty file before the token is created: FulcrumCore returns the token's value only once.
 
-        FulcrumCore returns a token's value only once, when the token is created. Raises TokenNotStored when the file
-        cannot be created, and typer.BadParameter when neither --token-file nor --show-token is set.
+        Raises TokenNotStored when the file cannot be created, and typer.BadParameter when neither --token-file nor
+        --show-token is set.
         """
-        if not self._is_needed:
+        if not self._expects_token:
             return
-        if not self.file and not self.is_shown:
+        if not self.file and not self.prints_token:
             raise typer.BadParameter("a token will be created: set --token-file FILE, or --show-token")
         if self.file:
             try:
-                self._handle = os.open(self.file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+                self._descriptor = os.open(self.file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             except OSError as error:
                 raise TokenNotStored(f"{self.file} cannot be written: {error.strerror}; nothing was created") from None
 
-    def store(self, value: str) -> None:
+    def store(self, token: str) -> None:
         """Write the token to the file, and flush the file to the disk.
 
-        If the token is not printed on purpose (--show-token), it is redacted from all output.
+        Without --show-token, the token is redacted from all output.
         """
-        self.value = value
-        if not self.is_shown:
-            redactor.add(value)
-        if self._handle is not None:
-            os.write(self._handle, f"{value}\n".encode())
-            os.fsync(self._handle)
+        self.token = token
+        if not self.prints_token:
+            redactor.add(token)
+        if self._descriptor is not None:
+            os.write(self._descriptor, f"{token}\n".encode())
+            os.fsync(self._descriptor)
 
     def __exit__(self, *_: object) -> None:
         """Close the file, and delete it if no token was written."""
-        if self._handle is not None:
-            os.close(self._handle)
-            if self.file and self.value is None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            if self.file and self.token is None:
                 self.file.unlink(missing_ok=True)

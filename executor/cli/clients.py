@@ -16,7 +16,7 @@ from executor.settings.settings import Settings
 
 @dataclass(frozen=True, kw_only=True)
 class Clients:
-    """The two clients, their settings, and the agent's id in FulcrumCore."""
+    """The clients of FulcrumCore and Proxmox, their settings, and the agent's id in FulcrumCore."""
 
     settings: Settings
     fulcrum: FulcrumClient
@@ -37,12 +37,12 @@ def connect() -> Clients:
         ca_bundle=settings.fulcrum_ca_bundle,
         verify_tls=settings.fulcrum_verify_tls,
     )
-    settings = wait_for_remote_settings(settings, fulcrum, on_wait=_do_not_wait)
+    settings = wait_for_remote_settings(settings, fulcrum, on_wait=_fail_instead_of_waiting)
     settings.require_proxmox()
     proxmox = ProxmoxReader(ProxmoxConnection.from_settings(settings))
     return Clients(settings=settings, fulcrum=fulcrum, proxmox=proxmox, agent_id=fulcrum.get_self().id)
 
 
-def _do_not_wait(reason: str) -> NoReturn:
-    """Raise FulcrumUnavailable. The agent waits for FulcrumCore here, but a command does not."""
-    raise FulcrumUnavailable(f"FulcrumCore's configuration for this agent is not available: {reason}")
+def _fail_instead_of_waiting(reason: str) -> NoReturn:
+    """Raise FulcrumUnavailable. In the same situation the agent waits for FulcrumCore, but a command does not."""
+    raise FulcrumUnavailable(f"the agent's configuration in FulcrumCore is not available: {reason}")

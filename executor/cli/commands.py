@@ -1,8 +1,8 @@
-"""The table of all commands and groups: name, help, and the function that runs.
+"""Lists all commands and groups, each with its name, its help and the function that executes it.
 
-A command's module is imported only when the command is called or its own help is shown, so that `smith --help` and
-shell completion are fast. So the table repeats each command's help line: `help` equals the first line of the function's
-docstring.
+A command's module is imported only when the command is called or its own help is shown. This makes `smith --help` and
+shell completion fast. `smith --help` therefore takes a command's help line from this table. The line repeats the first
+line of the function's docstring.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ class Group(NamedTuple):
     help: str
     #: The section `Examples:` at the end of the group's help.
     examples: str
-    #: The module and the function that run for `smith NAME` alone. If they are empty, `smith NAME` shows the help.
+    #: The module and the function for `smith NAME` without a command. If they are empty, `smith NAME` shows the help.
     module: str = ""
     function: str = ""
 
 
 class Extension(NamedTuple):
-    """A command that another Python distribution provides, with an entry point that has the command's name."""
+    """A command that another Python distribution provides. It has an entry point with the command's name."""
 
     name: str
     help: str
@@ -47,6 +47,7 @@ class Extension(NamedTuple):
     distribution: str
 
 
+#: Each row has the group, the name, the module, the function and the help line.
 COMMANDS = (
     Command("", "run", "run", "run", "Run FulcrumCore's jobs in Proxmox."),
     Command(
@@ -76,7 +77,7 @@ COMMANDS = (
     Command("mappings", "recall", "mappings_recall", "recall", "Cancel the scheduled deletion of a VM."),
     Command("drift", "fix", "drift", "fix", "Repair our mappings; no VM is changed."),
     Command(
-        "audit", "list", "audit", "list_audit", "List the changes by operators and by the agent, the newest first."
+        "audit", "list", "audit", "list_audit", "List the changes that operators and the agent made, the newest first."
     ),
     Command("critical", "list", "critical", "list_critical", "List the critical jobs."),
     Command("db", "upgrade", "database", "upgrade", "Upgrade the schema; create the database if there is none."),
@@ -93,7 +94,13 @@ COMMANDS = (
     Command("actions", "validate", "actions", "validate", "Check that an action can work and is safe. Nothing is run."),
     Command("actions", "new", "actions", "new", "Write a new action into the folder SMITH_ACTIONS_PATH."),
     Command("templates", "list", "templates", "list_templates", "List the templates in Proxmox and in the settings."),
-    Command("bootstrap", "core", "bootstrap", "core", "Create the agent, its token and its types in FulcrumCore."),
+    Command(
+        "bootstrap",
+        "core",
+        "bootstrap",
+        "core",
+        "Create the agent, its token, and the service, agent and metric types in FulcrumCore.",
+    ),
 )
 
 EXTENSIONS = (
@@ -111,7 +118,7 @@ GROUPS = (
         "The jobs that FulcrumCore sent, and their outcome.",
         examples_section(
             "smith jobs list --status failed --limit 20",
-            "smith jobs show 4f1c            by our job number, or by FulcrumCore's id or its beginning",
+            "smith jobs show 4f1c            our job number, FulcrumCore's id, or the beginning of this id",
             "smith jobs log 17 --events      the Ansible tasks of its playbook",
         ),
     ),
@@ -128,7 +135,7 @@ GROUPS = (
         "The VM of each service.",
         examples_section(
             "smith mappings list --all",
-            "smith mappings show 100123      a VMID, a VM's name, a service's id or its beginning",
+            "smith mappings show 100123      a VMID, a VM's name, or the beginning of a service's id",
         ),
     ),
     Group(
@@ -143,7 +150,7 @@ GROUPS = (
     ),
     Group(
         "audit",
-        "The changes by operators and the agent's repairs.",
+        "The changes that operators made, and the repairs that the agent made.",
         examples_section(
             "smith audit list",
             "smith audit list --subject 8f2c0a11    entries of one job or service",
@@ -172,7 +179,7 @@ GROUPS = (
     ),
     Group(
         "actions",
-        "The actions: the built-in playbooks, and those in your own folder.",
+        "The actions: the built-in playbooks, and the playbooks in your own folder.",
         examples_section(
             "smith actions list",
             "smith actions validate attach-iso",
@@ -189,7 +196,7 @@ GROUPS = (
     ),
     Group(
         "bootstrap",
-        "Create the agent, its token and its types in FulcrumCore.",
+        "Create the agent, its token, and the service, agent and metric types in FulcrumCore.",
         examples_section("smith bootstrap core --help"),
     ),
 )

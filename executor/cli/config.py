@@ -10,16 +10,16 @@ from typing import Any
 import typer
 
 from executor.cli.arguments import AsJson
-from executor.cli.context import missing_lines
+from executor.cli.context import missing_setting_errors
 from executor.cli.help_text import examples
 from executor.cli.output import show_error, show_json, show_text
 from executor.cli.tables import show_rows
 from executor.errors import EXIT_SETTINGS, SettingsError
 from executor.redaction import MASK, redactor
-from executor.settings.display import SettingRow, describe, example_env
+from executor.settings.display import SettingRow, example_env, setting_rows
 from executor.settings.masking import secret_values
-from executor.settings.settings import FIELDS, SECRETS, Settings, load_settings
-from executor.settings.sources import gather
+from executor.settings.settings import FIELDS, SECRET_NAMES, Settings, load_settings
+from executor.settings.sources import gather_values
 
 COLUMNS = {"name": "NAME", "value": "VALUE", "origin": "FROM", "unit": "UNIT", "default": "DEFAULT"}
 ENV_FILE = Path(".env")
@@ -34,14 +34,16 @@ def show(as_json: AsJson = False) -> None:
 
     Secrets are masked. Missing and invalid settings are reported.
     """
-    rows, invalid, missing_settings = _all_settings()
+    rows, invalid_setting_lines, missing_setting_lines = _read_settings()
     if as_json:
-        show_json({"settings": [asdict(row) for row in rows], "problems": invalid + missing_settings})
+        show_json(
+            {"settings": [asdict(row) for row in rows], "problems": invalid_setting_lines + missing_setting_lines}
+        )
     else:
         show_rows([asdict(row) for row in rows], COLUMNS, if_empty="")
-        for line in invalid + missing_settings:
+        for line in invalid_setting_lines + missing_setting_lines:
             show_error(line)
-    if invalid:
+    if invalid_setting_lines:
         raise typer.Exit(EXIT_SETTINGS)
 
 
@@ -51,53 +53,53 @@ def show(as_json: AsJson = False) -> None:
 def example() -> None:
     """Print an example `.env` file.
 
-    It has the required settings, and all other settings as comments.
+    It contains the required settings, and all other settings as comments.
     """
     show_text(example_env().rstrip("\n"))
 
 
-def _all_settings() -> tuple[list[SettingRow], list[str], list[str]]:
+def _read_settings() -> tuple[list[SettingRow], list[str], list[str]]:
     """Return one row for each setting, the error lines of invalid settings, and the error lines of missing settings."""
-    invalid: list[str] = []
+    invalid_setting_lines: list[str] = []
     try:
         settings = load_settings(env_file=ENV_FILE)
     except SettingsError as error:
-        invalid = str(error).splitlines()
-        rows, settings = _raw_settings(invalid)
+        invalid_setting_lines = str(error).splitlines()
+        rows, settings = _read_without_validation(invalid_setting_lines)
     else:
         redactor.add(*secret_values(settings))
-        rows = describe(settings)
-    missing_settings = missing_lines(settings)
-    missing_names = {_name_in(line) for line in missing_settings}
-    return (
-        [replace(row, value=row.value or "missing") if row.name in missing_names else row for row in rows],
-        invalid,
-        missing_settings,
-    )
+        rows = setting_rows(settings)
+    missing_setting_lines = missing_setting_errors(settings)
+    missing_names = {_setting_name_of(line) for line in missing_setting_lines}
+    rows = [replace(row, value=row.value or "missing") if row.name in missing_names else row for row in rows]
+    return rows, invalid_setting_lines, missing_setting_lines
 
 
-def _raw_settings(invalid: list[str]) -> tuple[list[SettingRow], Settings]:
+def _read_without_validation(invalid_setting_lines: list[str]) -> tuple[list[SettingRow], Settings]:
     """Return one row for each setting with its unvalidated value, and unvalidated settings.
 
-    Used when a setting is invalid, so that the valid settings are shown, too. `invalid` has one error line for each
-    invalid setting. Each line begins with the setting's name.
+    Called when a setting is invalid, so that `smith config show` also shows the valid settings. Each line of
+    `invalid_setting_lines` begins with the name of an invalid setting.
     """
-    found = gather(FIELDS, SECRETS, os.environ, ENV_FILE)
-    shown = found.values | {name: MASK for name in SECRETS if name in found.values}
+    sources = gather_values(names=FIELDS, secret_names=SECRET_NAMES, environ=os.environ, env_file=ENV_FILE)
+    secrets = {name: sources.values[name] for name in SECRET_NAMES if name in sources.values}
+    redactor.add(*secrets.values())
+    shown_values = sources.values | dict.fromkeys(secrets, MASK)
     # An invalid value is not shown: it may be a secret that the operator wrote into the wrong setting.
-    shown |= {name: "wrong" for line in invalid if (name := _name_in(line)) in FIELDS}
-    redactor.add(*(found.values[name] for name in SECRETS if name in found.values))
+    invalid_names = {_setting_name_of(line) for line in invalid_setting_lines}
+    shown_values |= {name: "wrong" for name in invalid_names if name in FIELDS}
     rows = [
-        replace(row, value=shown.get(row.name, row.value), origin=found.origins.get(row.name, row.origin))
-        for row in describe(Settings())
+        replace(row, value=shown_values.get(row.name, row.value), origin=sources.origins.get(row.name, row.origin))
+        for row in setting_rows(Settings())
     ]
-    external_settings: dict[str, Any] = {
-        name.lower(): value for name, value in found.values.items() if not name.startswith("SMITH_")
+    # The settings of FulcrumCore and Proxmox. All required settings are among them.
+    connection_settings: dict[str, Any] = {
+        name.lower(): value for name, value in sources.values.items() if not name.startswith("SMITH_")
     }
     # model_construct validates nothing. These settings are used only to find out which settings are missing.
-    return rows, Settings.model_construct(**external_settings)
+    return rows, Settings.model_construct(**connection_settings)
 
 
-def _name_in(line: str) -> str:
+def _setting_name_of(line: str) -> str:
     """Return the first word of an error line, which is the name of the setting."""
     return line.split(" ", 1)[0]

@@ -7,7 +7,7 @@ from executor.redaction import redactor
 from executor.settings.masking import secret_values
 from executor.settings.settings import Settings, load_settings
 
-#: The umask for the files that we create: only their owner may read them, because they may contain the output of runs.
+#: The umask for the files that we create. Only the owner can read them, because they may contain the output of runs.
 PRIVATE_UMASK = 0o077
 
 
@@ -18,17 +18,19 @@ def open_settings() -> Settings:
     return settings
 
 
-def missing_lines(settings: Settings) -> list[str]:
+def missing_setting_errors(settings: Settings) -> list[str]:
     """Return one line for each setting that `smith run` needs and that is not set.
 
-    With SMITH_REMOTE_CONFIG, FulcrumCore may store the settings for Proxmox. So they are not checked here: the agent
-    checks them after it has read its configuration from FulcrumCore.
+    With SMITH_REMOTE_CONFIG, FulcrumCore may store the settings for Proxmox, so this function does not check them. The
+    agent checks them after it has read its configuration from FulcrumCore.
     """
     lines: list[str] = []
-    requires = (settings.require_fulcrum, settings.require_proxmox)
-    for require in requires[:1] if settings.smith_remote_config else requires:
+    checks = [settings.require_fulcrum]
+    if not settings.smith_remote_config:
+        checks.append(settings.require_proxmox)
+    for check in checks:
         try:
-            require()
+            check()
         except SettingsError as error:
             lines += str(error).splitlines()
     return lines

@@ -7,7 +7,7 @@ from typing import Any
 
 from executor.cli.arguments import AsJson
 from executor.cli.help_text import examples
-from executor.cli.output import elapsed, show_json
+from executor.cli.output import elapsed_text, show_json
 from executor.cli.store import reading_store
 from executor.cli.tables import show_rows
 from executor.database import queries
@@ -24,10 +24,10 @@ COLUMNS = {
     "runs": "RUNS",
     "last_error": "LAST ERROR",
 }
-#: A critical job is overdue when its last execution was more than MAX_INTERVALS intervals plus TOLERANCE_S seconds ago.
-#: `Scheduler.overdue` uses the same values.
-MAX_INTERVALS = 3.0
-TOLERANCE_S = 30.0
+#: A critical job is overdue when its last execution was more than OVERDUE_AFTER_INTERVALS intervals plus
+#: OVERDUE_TOLERANCE_S seconds ago. These values are also the defaults of `Scheduler.overdue_critical_jobs`.
+OVERDUE_AFTER_INTERVALS = 3.0
+OVERDUE_TOLERANCE_S = 30.0
 
 
 @examples(
@@ -37,15 +37,15 @@ TOLERANCE_S = 30.0
 def list_critical(as_json: AsJson = False) -> None:
     """List the critical jobs.
 
-    Shown are the last run, the failures since the last success, and whether the critical job is overdue.
+    The list shows the last run, the failures since the last success, and whether the critical job is overdue.
     """
     with reading_store() as store:
-        found = queries.critical_jobs(store.session)
+        jobs = queries.critical_jobs(store.session)
     now = utc_now()
     if as_json:
-        show_json([_json_fields(job, now) for job in found])
+        show_json([_json_fields(job, now) for job in jobs])
         return
-    rows = [_json_fields(job, now) | _table_row(job, now) for job in found]
+    rows = [_json_fields(job, now) | _table_fields(job, now) for job in jobs]
     show_rows(rows, COLUMNS, if_empty="no agent has run yet")
 
 
@@ -67,22 +67,29 @@ def _json_fields(job: CriticalJob, now: datetime) -> dict[str, Any]:
 
 
 def is_overdue(job: CriticalJob, now: datetime) -> bool:
-    """Return whether the last start or end of the critical job is so long ago that no agent executes it any more."""
-    last = max((moment for moment in (job.last_started_at, job.last_finished_at) if moment), default=job.due_at)
-    return last is not None and now - last > timedelta(seconds=job.interval_s * MAX_INTERVALS + TOLERANCE_S)
+    """Return whether the last start or end of the critical job was longer ago than the limit (OVERDUE_AFTER_INTERVALS).
+
+    A critical job that never started is measured from the time when it became due.
+    """
+    last_times = [time for time in (job.last_started_at, job.last_finished_at) if time is not None]
+    last_time = max(last_times, default=job.due_at)
+    max_age = timedelta(seconds=job.interval_s * OVERDUE_AFTER_INTERVALS + OVERDUE_TOLERANCE_S)
+    return last_time is not None and now - last_time > max_age
 
 
-def _table_row(job: CriticalJob, now: datetime) -> dict[str, Any]:
+def _table_fields(job: CriticalJob, now: datetime) -> dict[str, Any]:
     """Return the columns of the table that are not fields of `--json`."""
-    state = "overdue" if is_overdue(job, now) else "failing" if job.failures else "ok"
+    state = "failing" if job.failures else "ok"
+    if is_overdue(job, now):
+        state = "overdue"
     return {
         "interval": f"{job.interval_s:g}s",
         "state": state,
-        "started": _elapsed_text(job.last_started_at, now),
-        "finished": _elapsed_text(job.last_finished_at, now),
-        "ok": _elapsed_text(job.last_ok_at, now),
+        "started": _ago_text(job.last_started_at, now),
+        "finished": _ago_text(job.last_finished_at, now),
+        "ok": _ago_text(job.last_ok_at, now),
     }
 
 
-def _elapsed_text(moment: datetime | None, now: datetime) -> str:
-    return f"{elapsed(moment, now)} ago" if moment else "never"
+def _ago_text(moment: datetime | None, now: datetime) -> str:
+    return f"{elapsed_text(moment, now)} ago" if moment else "never"

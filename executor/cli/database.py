@@ -27,6 +27,9 @@ from executor.settings.settings import Settings
 if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
     from sqlalchemy import Engine
 
+#: Alembic's name of the revision before the current revision.
+PREVIOUS_REVISION = "-1"
+
 
 @examples(
     "smith db upgrade    `smith run` also does this at its start",
@@ -38,7 +41,10 @@ def upgrade(as_json: AsJson = False) -> None:
         before = schema.current_revision(engine)
         schema.upgrade(engine)
         after = schema.current_revision(engine)
-    text = f"schema {after} already" if before == after else f"schema {before or 'none'} is now {after}"
+    if before == after:
+        text = f"the schema is {after} already"
+    else:
+        text = f"the schema was {before or 'none'} and is now {after}"
     show_outcome(text, as_json=as_json, before=before, after=after)
 
 
@@ -49,7 +55,7 @@ def upgrade(as_json: AsJson = False) -> None:
 def downgrade(
     to: Annotated[
         str, typer.Option("--to", metavar="REVISION", help="The revision to reach; default: the previous one.")
-    ] = "-1",
+    ] = PREVIOUS_REVISION,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -61,10 +67,10 @@ def downgrade(
     with open_database(settings) as engine:
         before = schema.current_revision(engine)
         confirm(f"Downgrade the schema from {before}? Data that the older schema cannot store is lost.", yes=yes)
-        with _without_agents(engine, settings), _translating_revision_errors():
+        with _refusing_running_agents(engine, settings), _raising_database_error():
             schema.downgrade(engine, to)
         after = schema.current_revision(engine)
-    show_outcome(f"schema {before} is now {after or 'none'}", as_json=as_json, before=before, after=after)
+    show_outcome(f"the schema was {before} and is now {after or 'none'}", as_json=as_json, before=before, after=after)
 
 
 @examples(
@@ -74,13 +80,13 @@ def downgrade(
 def current(as_json: AsJson = False) -> None:
     """Show the schema's revision, and the revision that this version needs."""
     with open_database(open_settings()) as engine:
-        found = schema.current_revision(engine)
+        revision = schema.current_revision(engine)
         url = engine.url.render_as_string(hide_password=True)
     newest = schema.head_revision()
     if as_json:
-        show_json({"current": found, "newest": newest, "url": url})
+        show_json({"current": revision, "newest": newest, "url": url})
     else:
-        show_text(f"schema {found or 'none'}; this version needs {newest}")
+        show_text(f"schema {revision or 'none'}; this version needs {newest}")
 
 
 @examples(
@@ -101,7 +107,7 @@ def check(as_json: AsJson = False) -> None:
 
 
 @contextmanager
-def _translating_revision_errors() -> Iterator[None]:
+def _raising_database_error() -> Iterator[None]:
     """Raise DatabaseError when Alembic rejects the revision that the operator named."""
     try:
         yield
@@ -110,18 +116,20 @@ def _translating_revision_errors() -> Iterator[None]:
 
 
 @contextmanager
-def _without_agents(engine: Engine, settings: Settings) -> Iterator[None]:
+def _refusing_running_agents(engine: Engine, settings: Settings) -> Iterator[None]:
     """Raise DatabaseError when an agent uses the database.
 
-    With SQLite, the lock of a running agent is held for the block, so that no agent can start meanwhile. With
-    PostgreSQL there is no such lock: the running agents are found by their rows in the table `nodes`.
+    With SQLite, the agent's lock is held for the block, so no agent can start in the meantime. With PostgreSQL there is
+    no such lock, and the running agents are found by their rows in the table `nodes`.
     """
     if engine.dialect.name == "sqlite" and engine.url.database:
-        with locked(Path(f"{engine.url.database}.lock")):
+        with holding_agent_lock(Path(f"{engine.url.database}.lock")):
             yield
         return
 
     with reading(engine) as session:
+        # The table `nodes` has one row for each agent process; its rows are not Proxmox nodes. `recent` returns the
+        # processes that were running most recently, so the running agents are among them.
         for agent in nodes.recent(session, status.MAX_SHOWN_AGENTS):
             if status.is_alive(agent, utc_now(), settings.smith_lease_s):
                 raise DatabaseError(f"agent {agent.id} on {agent.host} uses this database: stop it first")
@@ -129,14 +137,14 @@ def _without_agents(engine: Engine, settings: Settings) -> Iterator[None]:
 
 
 @contextmanager
-def locked(file: Path) -> Iterator[None]:
-    """Hold for the block the lock that a running agent holds on its SQLite database (`agent.database_lock`).
+def holding_agent_lock(file: Path) -> Iterator[None]:
+    """Lock `file`, the lock file of a running agent (`agent.database_lock`), for the block.
 
-    `file` is the lock file. Raises DatabaseError when an agent has the lock.
+    Raises DatabaseError when an agent holds the lock.
     """
-    with file.open("a", encoding="utf-8") as handle:
+    with file.open("a", encoding="utf-8") as lock_file:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise DatabaseError(f"an agent uses this database ({file} is locked): stop it first") from None
         yield

@@ -10,7 +10,7 @@ from executor.cli.arguments import AsJson
 from executor.cli.help_text import examples
 from executor.cli.output import show_json, show_text
 from executor.cli.tables import show_heading, show_rows
-from executor.doctor.checks import Check, exit_code
+from executor.doctor.checks import CheckResult, exit_code
 from executor.doctor.run import run_checks
 
 COLUMNS = {"area": "AREA", "name": "CHECK", "status": "STATUS", "text": "FOUND"}
@@ -35,8 +35,9 @@ def show(as_json: AsJson = False) -> None:
     raise typer.Exit(exit_code(checks))
 
 
-def _show_hints(checks: list[Check]) -> None:
-    hints = list(dict.fromkeys(hint for check in checks for hint in check.hints))
+def _show_hints(checks: list[CheckResult]) -> None:
+    """Print the remedies, which the checks have as `hints`. A remedy of several checks is printed once."""
+    hints = dict.fromkeys(hint for check in checks for hint in check.hints)
     if hints:
         show_heading("What to do")
         show_text("\n".join(hints))

@@ -12,13 +12,13 @@ import typer
 from executor.cli.arguments import AsJson
 from executor.cli.clients import connect
 from executor.cli.help_text import examples
-from executor.cli.output import short, show_error, show_json, show_text
+from executor.cli.output import short_id, show_error, show_json, show_text
 from executor.cli.store import open_database
 from executor.cli.tables import show_rows
 from executor.database import audit
 from executor.drift.facts import DriftKind, Finding
-from executor.drift.inspector import Inspector, Outcome
-from executor.drift.repair import repair
+from executor.drift.inspector import DriftCheckOutcome, Inspector
+from executor.drift.repair import apply_repair
 from executor.errors import EXIT_FAILURE, EXIT_PROXMOX
 
 if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
@@ -34,7 +34,8 @@ COLUMNS = {
     "repair": "REPAIR",
     "text": "FOUND",
 }
-#: The option --believe-list. Without it, the comparison is inconclusive when the VM list is much shorter than expected.
+#: The option --believe-list. Without this option, a VM list that is much shorter than expected makes the comparison
+#: inconclusive.
 BelieveList = Annotated[
     bool,
     typer.Option("--believe-list", help="Trust a VM list that is much shorter than expected."),
@@ -43,9 +44,9 @@ BelieveList = Annotated[
 
 @dataclass(frozen=True, kw_only=True)
 class _Comparison:
-    """The outcome of one comparison, and the open database and the cluster's name, which the repairs need."""
+    """The outcome of a comparison. The repairs also need the open database and the cluster's name."""
 
-    outcome: Outcome
+    outcome: DriftCheckOutcome
     engine: Engine
     cluster: str
 
@@ -53,16 +54,15 @@ class _Comparison:
 def show(context: typer.Context, believe_list: BelieveList = False, as_json: AsJson = False) -> None:
     """Compare mappings, Proxmox and FulcrumCore. Nothing is changed."""
     if context.invoked_subcommand is not None:
-        return
-    with _comparison(believe_list) as comparison:
+        return  # typer also calls this function before `fix`.
+    with _compare(believe_list) as comparison:
         outcome = comparison.outcome
     if as_json:
-        show_json(_document(outcome))
+        show_json(_json_fields(outcome))
     elif not outcome.inconclusive_reason:
-        show_rows(
-            _table_rows(outcome.findings), COLUMNS, if_empty=f"nothing differs; {outcome.mapping_count} VMs are mapped"
-        )
-    _exit(outcome, outcome.problems)
+        text_if_no_findings = f"nothing differs; {outcome.mapping_count} VMs are mapped"
+        show_rows(_table_rows(outcome.findings), COLUMNS, if_empty=text_if_no_findings)
+    _end_with_exit_code(outcome, outcome.problems)
 
 
 @examples(
@@ -82,23 +82,25 @@ def fix(
     A moved VM's mapping is updated, a missing VM's mapping is ended, and an unmapped VM with our marker is adopted.
     The exit code is 1 while a difference remains that an operator must resolve.
     """
-    with _comparison(believe_list) as comparison:
+    with _compare(believe_list) as comparison:
         selected = [
             finding
             for finding in comparison.outcome.findings
+            # finding.repair names the repair, and is None for a finding that only an operator can resolve.
             if finding.repair and (not kinds or finding.kind in kinds)
         ]
-        repaired = _repair(comparison, selected, reason) if yes else []
+        repaired = _repair_all(comparison, selected, reason) if yes else []
     if as_json:
-        show_json(_document(comparison.outcome) | {"repaired": [finding.facts for finding in repaired]})
+        show_json(_json_fields(comparison.outcome) | {"repaired": [finding.shown_values for finding in repaired]})
     elif not comparison.outcome.inconclusive_reason:
         _show_repairs(selected, repaired, yes=yes)
     repaired_keys = {finding.key for finding in repaired}
-    _exit(comparison.outcome, [finding for finding in comparison.outcome.problems if finding.key not in repaired_keys])
+    remaining = [finding for finding in comparison.outcome.problems if finding.key not in repaired_keys]
+    _end_with_exit_code(comparison.outcome, remaining)
 
 
 @contextmanager
-def _comparison(believe_list: bool) -> Iterator[_Comparison]:
+def _compare(believe_list: bool) -> Iterator[_Comparison]:
     """Compare the mappings with Proxmox and FulcrumCore once, and keep the database open for the block."""
     clients = connect()
     cluster = clients.settings.smith_cluster
@@ -108,49 +110,48 @@ def _comparison(believe_list: bool) -> Iterator[_Comparison]:
         yield _Comparison(outcome=outcome, engine=engine, cluster=cluster)
 
 
-def _repair(comparison: _Comparison, selected: Sequence[Finding], reason: str) -> list[Finding]:
-    """Repair the selected findings, and return those that were repaired.
+def _repair_all(comparison: _Comparison, selected: Sequence[Finding], reason: str) -> list[Finding]:
+    """Repair the selected findings, and return the findings that were repaired.
 
-    `repair` skips a finding if its service has an open job or a due report, or if its mapping has changed since the
+    A finding is skipped if the service has an open job or a due report, or if the mapping has changed since the
     comparison.
     """
     who = audit.operator_name()
-    return [
-        finding
-        for finding in selected
-        if repair(comparison.engine, comparison.cluster, finding, who=who, reason=reason)
-    ]
+    repaired = []
+    for finding in selected:
+        if apply_repair(comparison.engine, comparison.cluster, finding, who=who, reason=reason):
+            repaired.append(finding)
+    return repaired
 
 
 def _show_repairs(selected: Sequence[Finding], repaired: Sequence[Finding], *, yes: bool) -> None:
-    """Print the repaired findings with --yes, and the findings that would be repaired without it."""
-    show_rows(
-        _table_rows(repaired if yes else selected),
-        COLUMNS,
-        if_empty="nothing was repaired" if selected else "nothing can be repaired",
-    )
-    if selected and not yes:
-        show_text("nothing was changed: --yes applies these repairs")
-    for finding in selected if yes else ():
+    """Print the repaired findings, or in a dry run (without --yes) the findings that would be repaired."""
+    text_if_no_rows = "nothing was repaired" if selected else "nothing can be repaired"
+    show_rows(_table_rows(repaired if yes else selected), COLUMNS, if_empty=text_if_no_rows)
+    if not yes:
+        if selected:
+            show_text("nothing was changed: --yes applies these repairs")
+        return
+    for finding in selected:
         if finding not in repaired:
             show_error(f"{finding.kind} of VM {finding.vmid} was not repaired: its mapping or jobs changed meanwhile")
 
 
-def _document(outcome: Outcome) -> dict[str, Any]:
+def _json_fields(outcome: DriftCheckOutcome) -> dict[str, Any]:
     """Return the outcome as a dictionary with the keys of `--json`."""
     return {
-        "frozen": outcome.inconclusive_reason or None,
+        "frozen": outcome.inconclusive_reason or None,  # the reason why nothing can be concluded and repaired
         "mapped": outcome.mapping_count,
-        "findings": [finding.facts for finding in outcome.findings],
+        "findings": [finding.shown_values for finding in outcome.findings],
     }
 
 
 def _table_rows(findings: Sequence[Finding]) -> list[dict[str, Any]]:
-    return [finding.facts | {"service": short(finding.service_id)} for finding in findings]
+    return [finding.shown_values | {"service": short_id(finding.service_id)} for finding in findings]
 
 
-def _exit(outcome: Outcome, problems: Sequence[Finding]) -> None:
-    """End the command with exit code 5 if the comparison is inconclusive, and 1 if there are problems."""
+def _end_with_exit_code(outcome: DriftCheckOutcome, problems: Sequence[Finding]) -> None:
+    """End the command with exit code 5 if the comparison is inconclusive, or 1 if there are problems."""
     if outcome.inconclusive_reason:
         show_error(f"nothing can be concluded: {outcome.inconclusive_reason}")
         raise typer.Exit(EXIT_PROXMOX)

@@ -1,6 +1,6 @@
 """Finds the commands that other Python distributions add to `smith`.
 
-Such a distribution declares, in the entry point group `smith.commands`, an entry point `name = "module:function"`.
+Such a distribution declares an entry point `name = "module:function"` in the group `smith.commands`.
 """
 
 from __future__ import annotations
@@ -11,15 +11,16 @@ from typing import Any
 
 from executor.errors import SmithError
 
+#: The group of the entry points.
 GROUP = "smith.commands"
 
 
 class DependencyMissing(SmithError):
-    """A Python module that another distribution's command imports is not installed."""
+    """A command of another distribution imports a Python module that is not installed."""
 
 
 def find_function(name: str) -> Callable[..., Any] | None:
-    """Import and return the function of the entry point with this name; return None when there is no such entry point.
+    """Import and return the function of the entry point with this name, or return None if there is no such entry point.
 
     Raises DependencyMissing.
     """
@@ -33,8 +34,8 @@ def _import_function(entry_point: EntryPoint) -> Callable[..., Any]:
     try:
         function: Callable[..., Any] = entry_point.load()
     except ModuleNotFoundError as error:
-        remedy = f": pip install {entry_point.dist.name}" if entry_point.dist else ""
-        raise DependencyMissing(
-            f"`smith {entry_point.name}` needs the Python module {error.name}, which is not installed{remedy}"
-        ) from error
+        text = f"`smith {entry_point.name}` needs the Python module {error.name}, which is not installed"
+        if entry_point.dist:
+            text += f": pip install {entry_point.dist.name}"
+        raise DependencyMissing(text) from error
     return function

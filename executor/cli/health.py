@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from executor.cli.help_text import examples
-from executor.settings.sources import DEFAULT_HTTP_ADDR, gather
+from executor.settings.sources import DEFAULT_HTTP_ADDR, gather_values
 
+ADDRESS_SETTING = "SMITH_HTTP_ADDR"
 TIMEOUT_S = 5.0
 MAX_ANSWER_BYTES = 65_536
-#: The address to connect to when the agent listens on every interface.
-LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 (keys, not addresses to listen on)
+#: Maps a wildcard address to the loopback address. With a wildcard address in the setting, the agent listens on all
+#: interfaces, but a client cannot connect to a wildcard address.
+LOOPBACK_BY_WILDCARD = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 (this module only connects)
 
 
 class Unhealthy(Exception):
@@ -34,53 +36,62 @@ class Unhealthy(Exception):
 def show(live: bool = False, json: bool = False) -> None:
     """Ask the agent on this machine for its health.
 
-    Exit code 0 if it is alive and ready, 1 if not. With --live, 0 if its loops make progress; if not, a restart may
-    help.
+    The exit code is 0 if the agent is alive and ready, and 1 if not. With --live, the exit code is 0 if the agent's
+    loops make progress; if they do not, a restart may help.
     """
-    raise SystemExit(main([*(["--live"] if live else []), *(["--json"] if json else [])]))
+    # typer names the options after the parameters, so the parameter `json` hides the module here.
+    arguments = []
+    if live:
+        arguments.append("--live")
+    if json:
+        arguments.append("--json")
+    raise SystemExit(main(arguments))
 
 
 def main(arguments: Sequence[str]) -> int:
     """Print the agent's state in one line, and return the exit code. `arguments` may contain --live and --json."""
     pages = ("/livez",) if "--live" in arguments else ("/livez", "/readyz")
     try:
-        address = _address()
-        states = [_ask(address, page) for page in pages]
-        text = " and ".join(states)
-        code = 0
+        address = _read_agent_address()
+        statuses = [_read_status(address, page) for page in pages]
+        text = " and ".join(statuses)
+        exit_code = 0
     except Unhealthy as unhealthy:
         text = "".join(char if char.isprintable() else " " for char in str(unhealthy))
-        code = 1
-    print(json.dumps({"ok": code == 0, "text": text}) if "--json" in arguments else text)
-    return code
+        exit_code = 1
+    if "--json" in arguments:
+        text = json.dumps({"ok": exit_code == 0, "text": text})
+    print(text)
+    return exit_code
 
 
-def _address() -> tuple[str, int]:
+def _read_agent_address() -> tuple[str, int]:
     """Return the host and the port of the agent's HTTP server.
 
-    Only the setting SMITH_HTTP_ADDR is read, so that an invalid other setting does not make this command fail.
+    Only the setting SMITH_HTTP_ADDR is read, so this command also works when another setting is invalid.
     """
-    name = "SMITH_HTTP_ADDR"
-    address = gather((name,), (), os.environ, Path(".env")).values.get(name, DEFAULT_HTTP_ADDR)
+    sources = gather_values(names=(ADDRESS_SETTING,), secret_names=(), environ=os.environ, env_file=Path(".env"))
+    address = sources.values.get(ADDRESS_SETTING, DEFAULT_HTTP_ADDR)
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal() or port == "0":
-        raise Unhealthy(f"unknown: {name} is {address}, so the agent has no HTTP server")
+        raise Unhealthy(f"the agent has no HTTP server to ask, because {ADDRESS_SETTING} is {address}")
     host = host.strip("[]")
-    return LOOPBACK.get(host, host), int(port)
+    return LOOPBACK_BY_WILDCARD.get(host, host), int(port)
 
 
-def _ask(address: tuple[str, int], page: str) -> str:
-    """Return the status on the page /livez or /readyz. Raises Unhealthy.
+def _read_status(address: tuple[str, int], page: str) -> str:
+    """Return the status that the page /livez or /readyz reports. Raises Unhealthy.
 
-    http.client uses no proxy, which would not reach the agent on this machine.
+    http.client ignores the proxy in the environment (HTTP_PROXY), which could not connect to a loopback address of this
+    machine.
     """
     connection = http.client.HTTPConnection(*address, timeout=TIMEOUT_S)
     try:
         connection.request("GET", page)
         response = connection.getresponse()
         report = json.loads(response.read(MAX_ANSWER_BYTES))
-        if response.status != 200:
-            raise Unhealthy(f"{report['status']}: {'; '.join(_failed_checks(report['checks']))}")
+        if response.status != http.client.OK:
+            raise Unhealthy(f"{report['status']}: {'; '.join(_describe_failed_checks(report['checks']))}")
         return str(report["status"])
     except (OSError, http.client.HTTPException) as error:
         raise Unhealthy(f"no answer from {address[0]}:{address[1]}{page}: {error or type(error).__name__}") from error
@@ -90,10 +101,13 @@ def _ask(address: tuple[str, int], page: str) -> str:
         connection.close()
 
 
-def _failed_checks(checks: list[dict[str, Any]]) -> list[str]:
-    """Return one text for each failed check of the page: its name, reason and detail."""
-    failed = [check for check in checks if not check["ok"]]
-    return [" ".join(str(check[key]) for key in ("name", "reason", "detail") if key in check) for check in failed]
+def _describe_failed_checks(checks: list[dict[str, Any]]) -> list[str]:
+    """Return one text for each failed check: its name, reason and detail."""
+    texts = []
+    for check in checks:
+        if not check["ok"]:
+            texts.append(" ".join(str(check[key]) for key in ("name", "reason", "detail") if key in check))
+    return texts
 
 
 if __name__ == "__main__":

@@ -8,25 +8,28 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-Function = TypeVar("Function", bound=Callable[..., Any])
+CommandFunction = TypeVar("CommandFunction", bound=Callable[..., Any])
 
-#: The attribute of a command's function in which the text of its section `Examples:` is stored.
-ATTRIBUTE = "smith_examples"
+#: The attribute of a command's function that holds the text of the section `Examples:`.
+EXAMPLES_ATTRIBUTE = "smith_examples"
 
 
-def examples(*lines: str) -> Callable[[Function], Function]:
-    """Return a decorator that stores the lines, as a section `Examples:`, in an attribute of a command's function."""
+def examples(*lines: str) -> Callable[[CommandFunction], CommandFunction]:
+    """Return a decorator that adds the section `Examples:`, with these lines, to a command's help.
 
-    def add(function: Function) -> Function:
-        setattr(function, ATTRIBUTE, examples_section(*lines))
+    The decorator stores the section in an attribute of the command's function.
+    """
+
+    def store_examples(function: CommandFunction) -> CommandFunction:
+        setattr(function, EXAMPLES_ATTRIBUTE, examples_section(*lines))
         return function
 
-    return add
+    return store_examples
 
 
-def examples_of(function: Callable[..., Any]) -> str | None:
-    """Return the section that the decorator `examples` has stored in the function, or None if it has no section."""
-    section = getattr(function, ATTRIBUTE, None)
+def stored_examples(function: Callable[..., Any]) -> str | None:
+    """Return the section that the decorator `examples` has stored in the function, or None if there is none."""
+    section = getattr(function, EXAMPLES_ATTRIBUTE, None)
     return section if isinstance(section, str) else None
 
 

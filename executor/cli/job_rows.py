@@ -10,20 +10,20 @@ from executor.cli.output import sanitized
 from executor.database.tables import Job, Run
 from executor.redaction import MASK
 
-#: Names of keys whose values are masked. A reference to FulcrumCore's vault is not masked, because it is not a secret.
-SECRET_NAME = re.compile(r"passw|passphrase|secret|token|private_?key|api_?key|credential", re.IGNORECASE)
-#: The beginning of a reference to FulcrumCore's vault. It equals `executor.fulcrum.types.VAULT_PREFIX`, which is not
-#: imported here, because its module imports pydantic.
+#: Matches a key that contains one of these words, in upper or lower case. The values of such keys are masked.
+SECRET_KEY_PATTERN = re.compile(r"passw|passphrase|secret|token|private_?key|api_?key|credential", re.IGNORECASE)
+#: The beginning of a reference to a secret in FulcrumCore's vault. The reference itself is no secret. The constant
+#: equals `executor.fulcrum.types.VAULT_PREFIX`, which is not imported here, because its module imports pydantic.
 VAULT_PREFIX = "vault://"
 
 
-def name_of(job: Job) -> str:
-    """Return the text that names the job in messages: our number, the action and FulcrumCore's id."""
+def job_label(job: Job) -> str:
+    """Return the text that identifies the job in messages: our number, the action and FulcrumCore's id."""
     return sanitized(f"job {job.id} ({job.action}, {job.fulcrum_id})")
 
 
-def summary(job: Job) -> dict[str, Any]:
-    """Return the main columns of a job, with the keys that `smith jobs list --json` prints."""
+def summary_fields(job: Job) -> dict[str, Any]:
+    """Return the main columns of a job as a dictionary with the keys of `smith jobs list --json`."""
     return {
         "id": job.id,
         "fulcrum_id": job.fulcrum_id,
@@ -43,8 +43,8 @@ def summary(job: Job) -> dict[str, Any]:
     }
 
 
-def details(job: Job) -> dict[str, Any]:
-    """Return all columns of a job with secrets masked, with the keys that `smith jobs show --json` prints."""
+def detail_fields(job: Job) -> dict[str, Any]:
+    """Return all columns of a job as a dictionary with the keys of `smith jobs show --json`. Secrets are masked."""
     return {
         "id": job.id,
         "fulcrum_id": job.fulcrum_id,
@@ -76,14 +76,14 @@ def details(job: Job) -> dict[str, Any]:
         "report_after": job.report_after,
         "report_note": job.report_note,
         "run_ident": job.run_ident,
-        "params": without_secrets(job.params),
-        "service": without_secrets(job.service),
-        "result": without_secrets(job.result),
+        "params": mask_secrets(job.params),
+        "service": mask_secrets(job.service),
+        "result": mask_secrets(job.result),
     }
 
 
 def run_fields(run: Run) -> dict[str, Any]:
-    """Return all columns of a run, with the keys of `--json`."""
+    """Return all columns of a run as a dictionary with the keys that a run has in `--json`."""
     return {
         "ident": run.ident,
         "job_id": run.job_id,
@@ -99,19 +99,20 @@ def run_fields(run: Run) -> dict[str, Any]:
     }
 
 
-def without_secrets(value: Any, *, is_secret: bool = False) -> Any:
-    """Return the value with all secrets masked. A value is a secret if the name of its key matches SECRET_NAME.
+def mask_secrets(value: Any, *, is_below_secret_key: bool = False) -> Any:
+    """Return the value with all secrets in it masked.
 
-    `is_secret` is set in the recursion when the key of an outer mapping matches. References to FulcrumCore's vault,
-    empty values and booleans are not masked.
+    In a dictionary, every value below a key that matches SECRET_KEY_PATTERN is a secret, at any depth. Only the
+    recursive calls set `is_below_secret_key`. References to FulcrumCore's vault, empty values and booleans are not
+    masked.
     """
     if isinstance(value, Mapping):
-        return {
-            key: without_secrets(item, is_secret=is_secret or bool(SECRET_NAME.search(str(key))))
-            for key, item in value.items()
-        }
+        secret_keys = {key for key in value if is_below_secret_key or SECRET_KEY_PATTERN.search(str(key))}
+        return {key: mask_secrets(item, is_below_secret_key=key in secret_keys) for key, item in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return [without_secrets(item, is_secret=is_secret) for item in value]
-    if not is_secret or value in (None, "") or isinstance(value, bool):
+        return [mask_secrets(item, is_below_secret_key=is_below_secret_key) for item in value]
+    is_vault_reference = isinstance(value, str) and value.startswith(VAULT_PREFIX)
+    is_empty_or_boolean = value in (None, "") or isinstance(value, bool)
+    if not is_below_secret_key or is_vault_reference or is_empty_or_boolean:
         return value
-    return value if isinstance(value, str) and value.startswith(VAULT_PREFIX) else MASK
+    return MASK

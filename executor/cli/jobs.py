@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from executor.cli import artifacts
-from executor.cli.arguments import AsJson, CommandFailed, Reference, UnknownReference, confirm
+from executor.cli.arguments import AsJson, CommandFailed, JobReference, UnusableReference, confirm
 from executor.cli.help_text import examples
-from executor.cli.job_rows import details, name_of, run_fields, summary
+from executor.cli.job_rows import detail_fields, job_label, run_fields, summary_fields
 from executor.cli.lookup import find_job, find_service_id
-from executor.cli.output import elapsed, short, show_json, show_outcome, show_text
+from executor.cli.output import elapsed_text, short_id, show_json, show_outcome, show_text
 from executor.cli.store import reading_store, writing_store
 from executor.cli.tables import show_document, show_fields, show_heading, show_rows
 from executor.database import audit, job_queue, queries
@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. 
     from sqlalchemy.orm import Session
 
 
+#: The columns of the table of jobs: the heading of each column, keyed by the key of its values in a row.
 COLUMNS = {
     "id": "ID",
     "fulcrum": "FULCRUM",
@@ -36,6 +37,7 @@ COLUMNS = {
     "report_state": "REPORT",
     "error": "ERROR",
 }
+#: The columns of the table of a job's runs, in the same form.
 RUN_COLUMNS = {
     "attempt": "TRY",
     "ident": "RUN",
@@ -45,6 +47,7 @@ RUN_COLUMNS = {
     "ended_at": "ENDED",
     "reason": "REASON",
 }
+#: The columns of the table of a run's Ansible tasks, in the same form.
 EVENT_COLUMNS = {
     "time": "TIME",
     "outcome": "OUTCOME",
@@ -52,8 +55,10 @@ EVENT_COLUMNS = {
     "duration_s": "SECONDS",
     "message": "MESSAGE",
 }
+#: The fields of a job that contain a dictionary. `smith jobs show` prints each as JSON under a heading of its own.
+DICTIONARY_FIELDS = ("params", "service", "result")
 #: The maximum length of an error message in the list of jobs.
-SHOWN_ERROR_LENGTH = 80
+MAX_SHOWN_ERROR_LENGTH = 80
 
 
 @examples(
@@ -61,11 +66,13 @@ SHOWN_ERROR_LENGTH = 80
     "smith jobs list --status failed --status pending --action create",
     "smith jobs list --unreported --json",
 )
-def list_jobs(  # noqa: PLR0913, PLR0917 (each parameter is a filter; typer passes all by name)
-    status: Annotated[list[JobStatus] | None, typer.Option("--status", help="Only these; may be repeated.")] = None,
+def list_jobs(  # noqa: PLR0913, PLR0917 (each parameter is an option; typer passes all by name)
+    status: Annotated[
+        list[JobStatus] | None, typer.Option("--status", help="Only jobs with this status; may be repeated.")
+    ] = None,
     action: Annotated[str | None, typer.Option("--action", help="Only this action.")] = None,
     service: Annotated[
-        str | None, typer.Option("--service", help="Only this service: its id, or the beginning.")
+        str | None, typer.Option("--service", help="Only the service whose id begins with this text.")
     ] = None,
     unreported: Annotated[
         bool, typer.Option("--unreported", help="Only ended jobs that FulcrumCore has not acknowledged.")
@@ -77,19 +84,20 @@ def list_jobs(  # noqa: PLR0913, PLR0917 (each parameter is a filter; typer pass
 ) -> None:
     """List jobs, the newest first."""
     with reading_store() as store:
-        found = queries.list_jobs(
+        service_id = find_service_id(store.session, service) if service else None
+        jobs = queries.list_jobs(
             store.session,
             statuses=status or (),
             action=action,
-            service_id=find_service_id(store.session, service) if service else None,
+            service_id=service_id,
             unreported=unreported,
             limit=limit,
         )
     if as_json:
-        show_json([summary(job) for job in found])
+        show_json([summary_fields(job) for job in jobs])
         return
     now = utc_now()
-    rows = [summary(job) | _table_row(job) | {"age": elapsed(job.received_at, now)} for job in found]
+    rows = [summary_fields(job) | _shortened_fields(job) | {"age": elapsed_text(job.received_at, now)} for job in jobs]
     show_rows(rows, COLUMNS, if_empty="no jobs match")
 
 
@@ -97,20 +105,20 @@ def list_jobs(  # noqa: PLR0913, PLR0917 (each parameter is a filter; typer pass
     "smith jobs show 17",
     "smith jobs show 4f1c2b --json",
 )
-def show_job(reference: Reference, as_json: AsJson = False) -> None:
+def show_job(reference: JobReference, as_json: AsJson = False) -> None:
     """Show one job with its times, runs, properties and result."""
     with reading_store() as store:
         job = find_job(store.session, reference)
-        runs = queries.runs_of(store.session, job.id)
-    fields = details(job) | {"runs": [run_fields(run) for run in runs]}
+        runs = queries.runs_of_job(store.session, job.id)
+    fields = detail_fields(job) | {"runs": [run_fields(run) for run in runs]}
     if as_json:
         show_json(fields)
         return
-    show_fields({name: value for name, value in fields.items() if name not in ("runs", "params", "service", "result")})
+    show_fields({name: value for name, value in fields.items() if name not in ("runs", *DICTIONARY_FIELDS)})
     if runs:
         show_heading("Runs")
         show_rows([run_fields(run) for run in runs], RUN_COLUMNS, if_empty="")
-    for name in ("params", "service", "result"):
+    for name in DICTIONARY_FIELDS:
         if fields[name]:
             show_heading(name.capitalize())
             show_document(fields[name])
@@ -122,25 +130,28 @@ def show_job(reference: Reference, as_json: AsJson = False) -> None:
     "smith jobs log 17 --events                 its Ansible tasks, with times",
 )
 def show_log(
-    reference: Reference,
-    run: Annotated[str | None, typer.Option("--run", metavar="IDENT", help="This run instead of the newest.")] = None,
+    reference: JobReference,
+    run_ident: Annotated[
+        str | None, typer.Option("--run", metavar="IDENT", help="This run instead of the newest.")
+    ] = None,
     events: Annotated[bool, typer.Option("--events", help="Show each Ansible task with outcome and time.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Show what a job's playbook printed."""
     with reading_store() as store:
-        chosen = _choose_run(store.session, find_job(store.session, reference), run)
-        folder = artifacts.folder_of(chosen, store.settings)
+        job = find_job(store.session, reference)
+        selected_run = _select_run(store.session, job, run_ident)
+        folder = artifacts.artifacts_folder(selected_run, store.settings)
     if events:
         rows = artifacts.read_events(folder)
         if as_json:
             show_json(rows)
         else:
-            show_rows(rows, EVENT_COLUMNS, if_empty="the run has no task events yet")
+            show_rows(rows, EVENT_COLUMNS, if_empty="no Ansible task of the run has ended yet")
         return
     text = artifacts.read_stdout(folder)
     if as_json:
-        show_json({"run": chosen.ident, "stdout": text})
+        show_json({"run": selected_run.ident, "stdout": text})
     else:
         show_text(text.rstrip("\n"))
 
@@ -148,19 +159,23 @@ def show_log(
 @examples(
     "smith jobs retry 17    skip the wait before its next attempt or report",
 )
-def retry(reference: Reference, as_json: AsJson = False) -> None:
+def retry(reference: JobReference, as_json: AsJson = False) -> None:
     """Skip a job's wait before its next attempt or its next report."""
     with writing_store() as store:
         job = find_job(store.session, reference)
-        name, status = name_of(job), job.status
-        with _audited(store.session, job.id, "retry") as entry:
-            skipped = job_queue.retry_now(store.session, job.id)
-            entry.is_done = bool(skipped)
-    if not skipped:
-        raise CommandFailed(_why_no_retry(name, status))
-    effects = {"attempt": "its next attempt is due now", "report": "its report to FulcrumCore is due now"}
-    text = f"{name}: {effects[skipped]}; a running agent starts it within seconds"
-    show_outcome(text, as_json=as_json, job=job.id, fulcrum_id=job.fulcrum_id, hastened=skipped)
+        label, status = job_label(job), job.status
+        with _auditing(store.session, job.id, "retry") as block:
+            # The value is "attempt", "report", or "" if the job waits for neither of them.
+            skipped_wait_before = job_queue.retry_now(store.session, job.id)
+            block.has_changed_job = bool(skipped_wait_before)
+    if not skipped_wait_before:
+        raise CommandFailed(_no_retry_text(label, status))
+    effects = {
+        "attempt": "its next attempt is due now; a running agent starts the attempt within seconds",
+        "report": "its report to FulcrumCore is due now; a running agent sends the report within seconds",
+    }
+    text = f"{label}: {effects[skipped_wait_before]}"
+    show_outcome(text, as_json=as_json, job=job.id, fulcrum_id=job.fulcrum_id, hastened=skipped_wait_before)
 
 
 @examples(
@@ -168,7 +183,7 @@ def retry(reference: Reference, as_json: AsJson = False) -> None:
     "smith jobs cancel 17 --yes    for scripts",
 )
 def cancel(
-    reference: Reference,
+    reference: JobReference,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Stored in the audit.")] = "",
     as_json: AsJson = False,
@@ -180,72 +195,83 @@ def cancel(
     with reading_store() as store:
         job = find_job(store.session, reference)
     if job.status not in (JobStatus.PENDING, JobStatus.PROCESSING):
-        raise CommandFailed(f"{name_of(job)} has ended already: it is {job.status}")
-    confirm(f"Cancel {name_of(job)}, which is {job.status}?", yes=yes)
-    # The transaction is opened after the confirmation, so that none is open while the operator answers.
-    with writing_store() as store, _audited(store.session, job.id, "cancel", reason) as entry:
-        status = job_queue.request_cancel(store.session, job.id)
-        entry.is_done = status is not None
+        raise CommandFailed(f"{job_label(job)} has ended already: it is {job.status}")
+    confirm(f"Cancel {job_label(job)}, which is {job.status}?", yes=yes)
+    # The transaction is opened after the confirmation, so that no transaction is open while the operator answers.
+    with writing_store() as store, _auditing(store.session, job.id, "cancel", reason) as block:
+        status = job_queue.request_cancel(store.session, job.id)  # None means that the job had ended already.
+        block.has_changed_job = status is not None
     if status is None:
-        raise CommandFailed(f"{name_of(job)} has ended in the meantime")
+        raise CommandFailed(f"{job_label(job)} has ended in the meantime")
+    # A pending job ends at once: it is failed, with the error code CANCELLED. A running job is still processing.
     has_ended = status is JobStatus.FAILED
-    when_ended = "is cancelled; its report to FulcrumCore is due"
-    when_running = "gets a cancel request; the agent that runs it stops its playbook within seconds"
-    text = f"{name_of(job)} {when_ended if has_ended else when_running}"
+    if has_ended:
+        text = f"{job_label(job)} is cancelled; its report to FulcrumCore is due"
+    else:
+        text = f"{job_label(job)} has a cancel request; its agent stops the playbook within seconds"
     show_outcome(text, as_json=as_json, job=job.id, fulcrum_id=job.fulcrum_id, status=status, has_ended=has_ended)
 
 
 @dataclass
-class _AuditEntry:
-    """The object with which the block of `_audited` tells whether it has changed the job."""
+class _AuditedBlock:
+    """The `with` block of `_auditing`."""
 
-    #: Whether the block has changed the job.
-    is_done: bool = False
+    #: Whether the block has changed the job. The block sets it. If it is False, nothing is written into the audit.
+    has_changed_job: bool = False
 
 
 @contextmanager
-def _audited(session: Session, job_id: int, verb: str, reason: str = "") -> Iterator[_AuditEntry]:
-    """Write the job's change by the block into the audit, in the transaction of the session.
-
-    The block sets `is_done` if it has changed the job. Otherwise nothing is written.
-    """
-    job, entry = queries.get_one_job(session, job_id), _AuditEntry()
-    before = audit.facts_of(job, audit.JOB_COLUMNS)
-    yield entry
-    if entry.is_done:
+def _auditing(session: Session, job_id: int, verb: str, reason: str = "") -> Iterator[_AuditedBlock]:
+    """After the `with` block, write the block's change of the job into the audit, in the transaction of the session."""
+    block = _AuditedBlock()
+    job = queries.get_one_job(session, job_id)
+    before = audit.column_values(job, audit.JOB_COLUMNS)
+    yield block
+    if block.has_changed_job:
         session.refresh(job)
-        after = audit.facts_of(job, audit.JOB_COLUMNS)
-        who, subject = audit.operator_name(), job.fulcrum_id
+        after = audit.column_values(job, audit.JOB_COLUMNS)
         audit.record(
-            session, who=who, verb=verb, kind="job", subject=subject, before=before, after=after, reason=reason
+            session,
+            who=audit.operator_name(),
+            verb=verb,
+            subject_kind="job",
+            subject_id=job.fulcrum_id,
+            before=before,
+            after=after,
+            reason=reason,
         )
 
 
-def _choose_run(session: Session, job: Job, ident: str | None) -> Run:
-    """Return the job's run with this ident, or its newest run if `ident` is None. Raises UnknownReference."""
-    runs = queries.runs_of(session, job.id)
+def _select_run(session: Session, job: Job, ident: str | None) -> Run:
+    """Return the job's run with this ident, or its newest run if `ident` is None.
+
+    Raises UnusableReference if the job has no run, or no run with this ident.
+    """
+    runs = queries.runs_of_job(session, job.id)
     if not runs:
-        raise UnknownReference(f"{name_of(job)} has not run yet: it is {job.status}")
+        raise UnusableReference(f"{job_label(job)} has not run yet: it is {job.status}")
     if ident is None:
         return runs[-1]
     for run in runs:
         if run.ident == ident:
             return run
-    raise UnknownReference(f"{name_of(job)} has no run {ident}; it has: {', '.join(run.ident for run in runs)}")
+    idents = ", ".join(run.ident for run in runs)
+    raise UnusableReference(f"{job_label(job)} has no run {ident}; its runs are: {idents}")
 
 
-def _why_no_retry(name: str, status: str) -> str:
+def _no_retry_text(label: str, status: str) -> str:
     """Return the error text for a job that waits neither for an attempt nor for a report."""
     if status == JobStatus.PROCESSING:
-        return f"nothing to retry: {name} is running (`smith jobs log` shows its output)"
+        return f"nothing to retry: {label} is running (`smith jobs log` shows its output)"
     return (
-        f"nothing to retry: {name} is {status} and FulcrumCore has this result; "
-        "repeat the action in FulcrumCore, which creates a new job"
+        f"nothing to retry: {label} is {status}, and FulcrumCore has this result; "
+        "repeat the action in FulcrumCore, which then creates a new job"
     )
 
 
-def _table_row(job: Job) -> dict[str, Any]:
-    """Return the columns of the list that are shortened forms of the job's columns."""
+def _shortened_fields(job: Job) -> dict[str, Any]:
+    """Return the shortened ids and the shortened error message of the job, for the table of jobs."""
     message = job.error_message or ""
-    shortened = message[:SHOWN_ERROR_LENGTH] + ("…" if len(message) > SHOWN_ERROR_LENGTH else "")
-    return {"fulcrum": short(job.fulcrum_id), "service": short(job.service_id), "error": shortened}
+    if len(message) > MAX_SHOWN_ERROR_LENGTH:
+        message = f"{message[:MAX_SHOWN_ERROR_LENGTH]}…"
+    return {"fulcrum": short_id(job.fulcrum_id), "service": short_id(job.service_id), "error": message}

@@ -1,4 +1,8 @@
-"""Builds typer's commands from the table of commands. A command's module is imported when the command is called."""
+"""Builds typer's commands from the table of commands. A command's module is imported when the command is called.
+
+The table of commands is `executor.cli.commands`. Other Python distributions can add commands as entry points. An
+extension is such a command that the table lists, so that the help shows it even if its distribution is not installed.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +16,12 @@ import typer.main
 from typer.core import TyperCommand, TyperGroup
 
 from executor.cli.commands import COMMANDS, EXTENSIONS, GROUPS, Command, Extension, Group
-from executor.cli.help_text import examples_of
+from executor.cli.help_text import stored_examples
 from executor.errors import SmithError
 
-#: The arguments of every typer.Typer. They disable rich, because importing rich takes longer than importing everything
-#: else that the help needs.
-STYLE: dict[str, Any] = {"rich_markup_mode": None, "add_completion": False, "pretty_exceptions_enable": False}
+#: The arguments of every typer.Typer. They disable rich, because the import of rich takes longer than all other imports
+#: that the help needs.
+TYPER_ARGUMENTS: dict[str, Any] = {"rich_markup_mode": None, "add_completion": False, "pretty_exceptions_enable": False}
 
 
 class NotInstalled(SmithError):
@@ -40,78 +44,81 @@ class LazyCommand(TyperCommand):
         return self.load().make_context(info_name, args, parent, **extra)
 
 
-class CommandLine(TyperGroup):
-    """The top level of `smith`: the commands of the table, and the commands that other Python distributions add."""
+class TopLevelGroup(TyperGroup):
+    """The top level of `smith`: the commands of the table, and the entry points of other Python distributions."""
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """Return the command with this name, or None when neither the table nor an entry point has the name."""
-        return super().get_command(ctx, cmd_name) or _from_entry_point(cmd_name)
+        return super().get_command(ctx, cmd_name) or _load_entry_point_command(cmd_name)
 
 
 def top_level_commands() -> dict[str, LazyCommand]:
     """Return the commands and groups of the top level, in the order of the help, without importing their modules."""
-    found = {command.name: _lazy_command(command) for command in COMMANDS if not command.group}
+    commands = {command.name: _make_lazy_command(command) for command in COMMANDS if not command.group}
     for extension in EXTENSIONS:
-        found[extension.name] = LazyCommand(extension.name, extension.help, partial(_load_extension, extension))
+        commands[extension.name] = LazyCommand(extension.name, extension.help, partial(_load_extension, extension))
     for group in GROUPS:
-        found[group.name] = LazyCommand(group.name, group.help, partial(_load_group, group))
-    return found
+        commands[group.name] = LazyCommand(group.name, group.help, partial(_load_group, group))
+    return commands
 
 
-def function_at(module: str, function: str) -> Callable[..., Any]:
-    """Import the module of executor.cli with this name, and return its function with this name."""
-    found: Callable[..., Any] = getattr(importlib.import_module(f"executor.cli.{module}"), function)
-    return found
+def import_function(module_name: str, function_name: str) -> Callable[..., Any]:
+    """Import the module of `executor.cli` with this name, and return its function with this name."""
+    function: Callable[..., Any] = getattr(importlib.import_module(f"executor.cli.{module_name}"), function_name)
+    return function
 
 
-def _lazy_command(row: Command) -> LazyCommand:
-    return LazyCommand(row.name, row.help, partial(_load_command, row), hidden=row.is_hidden)
+def _make_lazy_command(command: Command) -> LazyCommand:
+    return LazyCommand(command.name, command.help, partial(_load_command, command), hidden=command.is_hidden)
 
 
-def _load_command(row: Command) -> Any:
-    return _build_command(row.name, function_at(row.module, row.function))
+def _load_command(command: Command) -> Any:
+    return _build_command(command.name, import_function(command.module, command.function))
 
 
 def _build_command(name: str, function: Callable[..., Any]) -> Any:
-    """Return typer's command that calls the function. Its options and help come from the function's signature."""
-    app = typer.Typer(**STYLE)
-    app.command(name, epilog=examples_of(function))(function)
+    """Return a typer command that calls the function. typer reads the options and the help from the function."""
+    app = typer.Typer(**TYPER_ARGUMENTS)
+    app.command(name, epilog=stored_examples(function))(function)
     return typer.main.get_command(app)
 
 
-def _load_group(row: Group) -> TyperGroup:
+def _load_group(group: Group) -> TyperGroup:
     """Return the group with its commands, without importing the modules of the commands."""
-    has_function = bool(row.function)
+    has_function = bool(group.function)  # The function runs for `smith GROUP` without a command.
     app = typer.Typer(
-        name=row.name,
-        help=row.help,
-        epilog=row.examples,
+        name=group.name,
+        help=group.help,
+        epilog=group.examples,
         no_args_is_help=not has_function,
         invoke_without_command=has_function,
-        **STYLE,
+        **TYPER_ARGUMENTS,
     )
-    app.callback()(function_at(row.module, row.function) if has_function else _do_nothing)
-    group = typer.main.get_command(app)
-    assert isinstance(group, TyperGroup)  # noqa: S101 (an app with a callback is a group)
-    group.commands = {command.name: _lazy_command(command) for command in COMMANDS if command.group == row.name}
-    return group
+    app.callback()(import_function(group.module, group.function) if has_function else _do_nothing)
+    typer_group = typer.main.get_command(app)
+    assert isinstance(typer_group, TyperGroup)  # noqa: S101 (typer builds a group if the app has a callback)
+    typer_group.commands = {
+        command.name: _make_lazy_command(command) for command in COMMANDS if command.group == group.name
+    }
+    return typer_group
 
 
 def _do_nothing() -> None:
-    """Run before the commands of a group without a function of its own, because typer requires a callback."""
+    """Serve as the callback of a group without a function, because typer requires a callback for every group."""
     pass
 
 
-def _from_entry_point(name: str) -> Any:
-    """Return the command that an installed distribution adds under this name, or None if there is no such command."""
+def _load_entry_point_command(name: str) -> Any:
+    """Return the command of the installed entry point with this name, or None if there is no such entry point."""
     # entry_points is not imported at the top, because it imports importlib.metadata. This import would take an eighth
     # of the time of `smith --help`.
-    function = function_at("entry_points", "find_function")(name)
+    function = import_function("entry_points", "find_function")(name)
     return None if function is None else _build_command(name, function)
 
 
-def _load_extension(row: Extension) -> Any:
-    """Return the command of the extension. Raises NotInstalled."""
-    if (command := _from_entry_point(row.name)) is None:
-        raise NotInstalled(f"`smith {row.name}` is not installed: pip install {row.distribution}")
+def _load_extension(extension: Extension) -> Any:
+    """Return the command of the extension. Raises NotInstalled if its distribution is not installed."""
+    command = _load_entry_point_command(extension.name)
+    if command is None:
+        raise NotInstalled(f"`smith {extension.name}` is not installed: pip install {extension.distribution}")
     return command

@@ -1,10 +1,10 @@
-"""Contains what all commands that change a mapping need: find the mapping, refuse while a job runs, write the audit."""
+"""Finds a mapping, refuses to change it while a job of the service runs, and writes the change into the audit."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from executor.cli.arguments import CommandFailed, UnknownReference
+from executor.cli.arguments import CommandFailed, UnusableReference
 from executor.database import audit, mappings, queries
 from executor.database.tables import Mapping
 from executor.model import JobStatus, MappingState
@@ -14,13 +14,17 @@ if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. 
 
 
 def find_mapping(session: Session, reference: str) -> Mapping:
-    """Return the one mapping that the reference matches and that is not deleted. Raises UnknownReference."""
-    found = [row for row in mappings.find(session, reference) if row.state != MappingState.DELETED]
-    if not found:
-        raise UnknownReference(f"no VM is mapped for {reference}: `smith mappings list` shows them")
-    if len(found) > 1:
-        raise UnknownReference(f"more than one mapping matches {reference}: {', '.join(row.name for row in found)}")
-    return found[0]
+    """Return the mapping that matches the reference and is not deleted.
+
+    A reference is a VMID, a VM's name, or the beginning of a service's id. Raises UnusableReference unless exactly one
+    mapping matches.
+    """
+    matches = [row for row in mappings.find(session, reference) if row.state != MappingState.DELETED]
+    if not matches:
+        raise UnusableReference(f"no mapping matches {reference}: `smith mappings list` shows the mappings")
+    if len(matches) > 1:
+        raise UnusableReference(f"more than one mapping matches {reference}: {', '.join(row.name for row in matches)}")
+    return matches[0]
 
 
 def refuse_while_job_runs(session: Session, service_id: str) -> None:
@@ -31,14 +35,21 @@ def refuse_while_job_runs(session: Session, service_id: str) -> None:
 
 
 def record_change(session: Session, verb: str, row: Mapping, before: dict[str, Any] | None, reason: str) -> None:
-    """Write the change of the mapping `row` into the audit. `before` has its columns before the change.
+    """Write the change of the mapping `row` into the audit.
 
-    `verb` is what the operator did, for example adopt. `before` is None if the change has created the mapping.
+    `verb` names the change, for example adopt. `before` has the mapping's columns before the change, or is None if the
+    change has created the mapping.
     """
     session.flush()
     session.refresh(row)
-    after = audit.facts_of(row, audit.MAPPING_COLUMNS)
-    who, subject = audit.operator_name(), row.service_id
+    after = audit.column_values(row, audit.MAPPING_COLUMNS)
     audit.record(
-        session, who=who, verb=verb, kind="mapping", subject=subject, before=before, after=after, reason=reason
+        session,
+        who=audit.operator_name(),
+        verb=verb,
+        subject_kind="mapping",
+        subject_id=row.service_id,
+        before=before,
+        after=after,
+        reason=reason,
     )

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Annotated, Any
 
 import typer
 
-from executor.cli.arguments import AsJson, UnknownReference
+from executor.cli.arguments import AsJson, UnusableReference
 from executor.cli.help_text import examples
-from executor.cli.output import elapsed, short, show_json
+from executor.cli.output import elapsed_text, short_id, show_json
 from executor.cli.store import reading_store
 from executor.cli.tables import show_fields, show_heading, show_rows
 from executor.database import mappings
 from executor.database.tables import Mapping, utc_now
 from executor.model import MappingState
 
+#: The columns of the table of mappings: the heading of each column, keyed by the key of its values in a row.
 COLUMNS = {
     "vmid": "VMID",
     "kind": "KIND",
@@ -27,8 +29,9 @@ COLUMNS = {
     "updated": "CHANGED",
     "note": "NOTE",
 }
-#: The column that is added to the table when the deletion of a listed VM is scheduled.
-PENDING_DELETION_COLUMN = {"destroyed_in": "DELETED IN"}
+#: An additional column of the table, shown if a listed VM has a scheduled deletion.
+PENDING_DELETION_COLUMN = {"deleted_in": "DELETED IN"}
+#: The columns of the history of a mapping, in the same form.
 HISTORY_COLUMNS = {
     "vmid": "VMID",
     "name": "NAME",
@@ -46,9 +49,9 @@ HISTORY_COLUMNS = {
     "smith mappings list --all --json",
 )
 def list_mappings(
-    everything: Annotated[bool, typer.Option("--all", help="Include mappings of deleted VMs.")] = False,
+    include_deleted: Annotated[bool, typer.Option("--all", help="Include ended mappings (state deleted).")] = False,
     state: Annotated[
-        list[MappingState] | None, typer.Option("--state", help="Only these states; may be repeated.")
+        list[MappingState] | None, typer.Option("--state", help="Only mappings in this state; may be repeated.")
     ] = None,
     limit: Annotated[
         int, typer.Option("--limit", min=1, max=1_000_000, help="At most this many, the newest first.")
@@ -57,24 +60,22 @@ def list_mappings(
 ) -> None:
     """List mappings, the newest first.
 
-    Mappings of deleted VMs are listed only with --all.
+    Ended mappings (state deleted) are listed only with --all.
     """
     # Without states, `mappings.list_mappings` returns all mappings that are not deleted.
-    states = list(MappingState) if everything and not state else state or []
+    states = state or []
+    if include_deleted and not state:
+        states = list(MappingState)
     with reading_store() as store:
-        found = mappings.list_mappings(store.session, states=states, limit=limit)
+        listed_mappings = mappings.list_mappings(store.session, states=states, limit=limit)
     if as_json:
-        show_json([_json_fields(mapping) for mapping in found])
+        show_json([_json_fields(mapping) for mapping in listed_mappings])
         return
+    columns = dict(COLUMNS)
+    if any(mapping.state == MappingState.PENDING_DELETION for mapping in listed_mappings):
+        columns |= PENDING_DELETION_COLUMN
     now = utc_now()
-    rows = [
-        _json_fields(each) | {"service": short(each.service_id), "updated": elapsed(each.updated_at, now)}
-        for each in found
-    ]
-    pending = [each for each in found if each.state == MappingState.PENDING_DELETION]
-    for row, mapping in zip(rows, found, strict=True):
-        row["destroyed_in"] = elapsed(now, mapping.delete_at) if mapping in pending and mapping.delete_at else None
-    show_rows(rows, COLUMNS | (PENDING_DELETION_COLUMN if pending else {}), if_empty="no mappings match")
+    show_rows([_table_row(mapping, now) for mapping in listed_mappings], columns, if_empty="no mappings match")
 
 
 @examples(
@@ -89,29 +90,42 @@ def show_mapping(
 
     The history has the earlier VMs of the service, and the earlier services of the VMID.
     """
+    reference = reference.strip()
     with reading_store() as store:
-        found = mappings.find(store.session, reference.strip()) if reference.strip() else []
-    if not found:
-        raise UnknownReference(f"no mapping matches {reference}: `smith mappings list --all` shows them")
-    # The mapping that is not deleted comes first. The deleted mappings, which are its history, follow.
-    ordered = sorted(found, key=lambda mapping: mapping.state == MappingState.DELETED)
-    services = {mapping.service_id for mapping in found}
-    current = ordered[0]
+        matches = mappings.find(store.session, reference) if reference else []
+    if not matches:
+        raise UnusableReference(f"no mapping matches {reference}: `smith mappings list --all` shows the mappings")
     # A VMID may have belonged to several services, which are its history. An id or a name must match only one service.
-    if len(services) > 1 and not reference.strip().isdigit():
-        names = ", ".join(sorted(services))
-        raise UnknownReference(f"more than one service begins with {reference}: {names}")
+    service_ids = {mapping.service_id for mapping in matches}
+    if len(service_ids) > 1 and not reference.isdigit():
+        raise UnusableReference(f"more than one service matches {reference}: {', '.join(sorted(service_ids))}")
+    # The first mapping is shown, and the others are its history. A mapping that is not deleted is sorted before the
+    # deleted mappings, because False is sorted before True.
+    shown_mapping, *earlier_mappings = sorted(matches, key=lambda mapping: mapping.state == MappingState.DELETED)
+    history = [_json_fields(mapping) for mapping in earlier_mappings]
     if as_json:
-        show_json(_json_fields(current) | {"history": [_json_fields(mapping) for mapping in ordered[1:]]})
+        show_json(_json_fields(shown_mapping) | {"history": history})
         return
-    show_fields(_json_fields(current))
-    if ordered[1:]:
+    show_fields(_json_fields(shown_mapping))
+    if history:
         show_heading("History")
-        show_rows([_json_fields(mapping) for mapping in ordered[1:]], HISTORY_COLUMNS, if_empty="")
+        show_rows(history, HISTORY_COLUMNS, if_empty="")
+
+
+def _table_row(mapping: Mapping, now: datetime) -> dict[str, Any]:
+    """Return the fields of `--json`, and the columns that only the table has."""
+    deleted_in = None
+    if mapping.state == MappingState.PENDING_DELETION and mapping.delete_at:
+        deleted_in = elapsed_text(now, mapping.delete_at)  # The time from now until the deletion is due.
+    return _json_fields(mapping) | {
+        "service": short_id(mapping.service_id),
+        "updated": elapsed_text(mapping.updated_at, now),
+        "deleted_in": deleted_in,
+    }
 
 
 def _json_fields(mapping: Mapping) -> dict[str, Any]:
-    """Return all columns of a mapping, with the keys of `--json`."""
+    """Return all columns of a mapping as a dictionary with the keys of `--json`."""
     return {
         "service_id": mapping.service_id,
         "cluster": mapping.cluster,

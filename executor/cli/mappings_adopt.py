@@ -1,4 +1,7 @@
-"""`smith mappings adopt`: maps an existing VM to a service."""
+"""`smith mappings adopt`: maps an existing VM to a service.
+
+A service's marker is a line in the VM's description that contains the service's id.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,8 @@ from typing import Annotated
 
 import typer
 
-from executor.cli.adoption import AdoptedVm, Adoption
-from executor.cli.arguments import AsJson, CommandFailed, UnknownReference, confirm
+from executor.cli.adoption import Adoption, VmToAdopt
+from executor.cli.arguments import AsJson, CommandFailed, UnusableReference, confirm
 from executor.cli.clients import Clients, connect
 from executor.cli.help_text import examples
 from executor.cli.output import show_json, show_text
@@ -16,7 +19,7 @@ from executor.cli.tables import show_fields
 from executor.errors import FulcrumAuthFailing, FulcrumRefused
 from executor.proxmox.client import MARKER_LINE
 
-#: FulcrumCore's status of a deleted service; FulcrumCore sends no more jobs for such a service.
+#: FulcrumCore's status of a deleted service. FulcrumCore sends no more jobs for such a service.
 DELETED_STATUS = "Deleted"
 
 
@@ -38,99 +41,105 @@ def adopt(  # noqa: PLR0913, PLR0917 (each parameter is an option; typer passes 
 ) -> None:
     """Map an existing VM to a service.
 
-    The VM must not be a template, and must have the service's marker and no other.
-    FulcrumCore gets the VM's id with the result of the service's next job: repeat create in FulcrumCore, which then
-    adopts the VM.
+    The VM must not be a template. It must have the service's marker, or no marker if --set-marker is used.
+    FulcrumCore gets the VM's id, which it stores as the service's instance id, with the result of the service's next
+    job. To send it now, repeat create in FulcrumCore: the create job uses this VM and creates no other VM.
     """
     clients = connect()
-    service = _find_service_id(clients, service)
+    service_id = _canonical_service_id(clients, service)
     vm = _find_vm(clients, vmid)
-    is_marked = _check_marker(vm, service, set_marker=set_marker)
+    has_marker = _check_marker(vm, service_id, set_marker=set_marker)
     with open_database(clients.settings) as engine:
         adoption = Adoption(
             engine=engine,
             settings=clients.settings,
-            service_id=service,
+            service_id=service_id,
             vm=vm,
-            is_marked=is_marked,
-            output_on_stderr=as_json,
+            has_marker=has_marker,
+            prints_to_stderr=as_json,  # This is the output of the playbook that writes the marker.
         )
-        is_mapped = adoption.check_mappings()
+        # `check_mappings` raises CommandFailed if the adoption is not possible.
+        is_mapped_to_this_vm = adoption.check_mappings()
         if not dry_run:
-            marking = "" if is_marked else ", and write its marker into the VM"
-            confirm(f"Map VM {vm.vmid} ({vm.name} on {vm.node}) to service {service}{marking}?", yes=yes)
-            adoption.execute(reason, is_mapped=is_mapped)
+            marker_clause = "" if has_marker else ", and write its marker into the VM"
+            confirm(f"Map VM {vm.vmid} ({vm.name} on {vm.node}) to service {service_id}{marker_clause}?", yes=yes)
+            adoption.execute(reason, is_mapped_to_this_vm=is_mapped_to_this_vm)
     _show(adoption, dry_run=dry_run, as_json=as_json)
 
 
-def _find_service_id(clients: Clients, service_id: str) -> str:
+def _canonical_service_id(clients: Clients, service_id: str) -> str:
     """Return the service's id in FulcrumCore's spelling.
 
-    Raises UnknownReference unless the service exists and belongs to this agent, and CommandFailed when FulcrumCore has
+    Raises UnusableReference unless the service exists and belongs to this agent, and CommandFailed when FulcrumCore has
     deleted the service.
     """
     try:
-        found = clients.fulcrum.get_service(service_id.strip())
+        fulcrum_service = clients.fulcrum.get_service(service_id.strip())
     except FulcrumAuthFailing:
-        # FulcrumCore answers 403 both for an unknown service and for a refused token. If FulcrumCore refuses the token,
-        # this call raises FulcrumAuthFailing, too.
+        # FulcrumCore answers 403 both for an unknown service and for a refused token. If it refuses the token,
+        # `get_self` raises FulcrumAuthFailing. If it accepts the token, the service is unknown.
         clients.fulcrum.get_self()
-        raise UnknownReference(f"FulcrumCore knows no service {service_id}") from None
+        raise UnusableReference(f"FulcrumCore knows no service {service_id}") from None
     except FulcrumRefused as error:
-        raise UnknownReference(f"{service_id} names no service: {error}") from None
-    if found.agent_id != clients.agent_id:
-        raise UnknownReference(f"service {service_id} belongs to another agent")
-    if found.status == DELETED_STATUS:
+        raise UnusableReference(f"{service_id} is not the id of a service: {error}") from None
+    if fulcrum_service.agent_id != clients.agent_id:
+        raise UnusableReference(f"service {service_id} belongs to another agent")
+    if fulcrum_service.status == DELETED_STATUS:
         raise CommandFailed(f"service {service_id} is {DELETED_STATUS} in FulcrumCore, which sends no more jobs for it")
-    return found.id
+    return fulcrum_service.id
 
 
-def _find_vm(clients: Clients, vmid: int) -> AdoptedVm:
+def _find_vm(clients: Clients, vmid: int) -> VmToAdopt:
     """Return the VM with this VMID.
 
-    Raises UnknownReference when Proxmox does not list the VM for our API token, or when the VM is a template.
+    Raises UnusableReference when Proxmox does not list the VM for our API token, or when the VM is a template.
     """
-    row = next((row for row in clients.proxmox.vms() if row.vmid == vmid), None)
-    if row is None:
-        raise UnknownReference(f"the token sees no VM {vmid}")
-    if row.is_template:
-        raise UnknownReference(f"{vmid} ({row.name}) is a template, which no service can have")
-    config = clients.proxmox.vm_config(row.node, vmid, kind=row.kind)
+    vm_row = next((row for row in clients.proxmox.vms() if row.vmid == vmid), None)
+    if vm_row is None:
+        raise UnusableReference(f"the token sees no VM {vmid}")
+    if vm_row.is_template:
+        raise UnusableReference(f"{vmid} ({vm_row.name}) is a template, which no service can have")
+    config = clients.proxmox.vm_config(vm_row.node, vmid, kind=vm_row.kind)
     description = str(config.get("description") or "")
-    return AdoptedVm(
+    return VmToAdopt(
         vmid=vmid,
-        node=row.node,
-        kind=row.kind,
-        name=str(config.get("name") or config.get("hostname") or row.name),
-        tags=row.tags,
+        node=vm_row.node,
+        kind=vm_row.kind,
+        name=str(config.get("name") or config.get("hostname") or vm_row.name),
+        tags=vm_row.tags,
         description=description,
-        markers=frozenset(uid.lower() for uid in MARKER_LINE.findall(description)),
+        # MARKER_LINE matches each marker. Its only group is the service's id.
+        markers=frozenset(service_id.lower() for service_id in MARKER_LINE.findall(description)),
     )
 
 
-def _check_marker(vm: AdoptedVm, service_id: str, *, set_marker: bool) -> bool:
+def _check_marker(vm: VmToAdopt, service_id: str, *, set_marker: bool) -> bool:
     """Return True if the VM has the service's marker, and False if it has no marker and `set_marker` is True.
 
-    Raises UnknownReference if the VM has another service's marker, or if it has no marker and `set_marker` is False.
+    Raises UnusableReference if the VM has another service's marker, or if it has no marker and `set_marker` is False.
     """
     if vm.markers == {service_id}:
         return True
     if vm.markers:
-        raise UnknownReference(
+        raise UnusableReference(
             f"VM {vm.vmid} ({vm.name}) has the marker of {' and '.join(sorted(vm.markers))}: remove it first"
         )
     if not set_marker:
-        raise UnknownReference(f"VM {vm.vmid} ({vm.name}) has no marker: --set-marker writes it")
+        raise UnusableReference(f"VM {vm.vmid} ({vm.name}) has no marker: --set-marker writes it")
     return False
 
 
 def _show(adoption: Adoption, *, dry_run: bool, as_json: bool) -> None:
-    vm, is_marked = adoption.vm, adoption.is_marked
+    vm, has_marker = adoption.vm, adoption.has_marker
     fields = {"service_id": adoption.service_id, "vmid": vm.vmid, "name": vm.name, "node": vm.node}
     if as_json:
-        show_json(fields | {"adopted": not dry_run, "marker_written": not (is_marked or dry_run)})
+        show_json(fields | {"adopted": not dry_run, "marker_written": not (has_marker or dry_run)})
         return
-    show_fields(fields | {"marker": "present" if is_marked else "to be written" if dry_run else "written"})
-    show_text(
-        "nothing was changed" if dry_run else "mapped; repeat create in FulcrumCore if the service has no instance id"
-    )
+    marker_state = "present"
+    if not has_marker:
+        marker_state = "to be written" if dry_run else "written"
+    show_fields(fields | {"marker": marker_state})
+    if dry_run:
+        show_text("nothing was changed")
+    else:
+        show_text("mapped; repeat create in FulcrumCore if the service has no instance id")

@@ -18,7 +18,7 @@ from executor.model import MappingState
 
 
 @examples(
-    "smith mappings forget 100123 --yes                a VMID, a VM's name, a service's id or its beginning",
+    "smith mappings forget 100123 --yes                REF: a VMID, a VM's name, or the beginning of a service's id",
     "smith mappings forget web-1-8f2c0a11 --yes --reason 'moved to another cluster'",
 )
 def forget(
@@ -31,23 +31,29 @@ def forget(
 ) -> None:
     """End a mapping.
 
-    The VM is not changed. If it has our marker, `smith drift` reports it as `unmapped_vm` from then on.
+    The VM is not changed. If the VM has our marker (a line in its description), `smith drift` reports the VM as
+    `unmapped_vm` from then on.
     """
     settings = open_settings()
     with open_database(settings) as engine:
         with reading(engine) as session:
-            row = find_mapping(session, reference.strip())
-        confirm(f"End the mapping of VM {row.vmid} ({row.name}) to {row.service_id}? The VM is not changed.", yes=yes)
-        # The transaction is opened after the confirmation, so that none is open while the operator answers.
+            mapping = find_mapping(session, reference.strip())
+        confirm(
+            f"End the mapping of VM {mapping.vmid} ({mapping.name}) to {mapping.service_id}? The VM is not changed.",
+            yes=yes,
+        )
+        # The transaction is opened after the confirmation, so that no transaction is open while the operator answers.
         with transaction(engine) as session:
-            refuse_while_job_runs(session, row.service_id)
-            mapping = mappings.get_one(session, row.id)
-            if mapping.state == MappingState.DELETED:
-                raise CommandFailed(f"the mapping of VM {row.vmid} has ended in the meantime")
-            before = audit.facts_of(mapping, audit.MAPPING_COLUMNS)
-            mappings.mark_deleted(
-                session, row.id, f"forgotten by {audit.operator_name()}{f': {reason}' if reason else ''}"
-            )
-            record_change(session, "forget", mapping, before, reason)
-    text = f"VM {row.vmid} ({row.name}) is no longer mapped; Proxmox was not called"
-    show_outcome(text, as_json=as_json, vmid=row.vmid, name=row.name, service_id=row.service_id)
+            refuse_while_job_runs(session, mapping.service_id)
+            current_mapping = mappings.get_one(session, mapping.id)
+            # Every ended mapping has the state DELETED, also if its VM still exists.
+            if current_mapping.state == MappingState.DELETED:
+                raise CommandFailed(f"the mapping of VM {mapping.vmid} has ended in the meantime")
+            before = audit.column_values(current_mapping, audit.MAPPING_COLUMNS)
+            note = f"forgotten by {audit.operator_name()}"
+            if reason:
+                note += f": {reason}"
+            mappings.mark_deleted(session, mapping.id, note)
+            record_change(session, "forget", current_mapping, before, reason)
+    text = f"VM {mapping.vmid} ({mapping.name}) is no longer mapped; Proxmox was not called"
+    show_outcome(text, as_json=as_json, vmid=mapping.vmid, name=mapping.name, service_id=mapping.service_id)

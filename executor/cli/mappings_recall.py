@@ -1,4 +1,8 @@
-"""`smith mappings recall`: cancels the scheduled deletion of a VM."""
+"""`smith mappings recall`: cancels the scheduled deletion of a VM.
+
+A VM with a scheduled deletion has a deletion mark in Proxmox: a tag of the VM, or a line in the description of a
+container. The mark contains the time at which the deletion is due.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +22,7 @@ from executor.database import audit, job_queue, mappings, queries
 from executor.database.engine import reading, transaction
 from executor.database.tables import Mapping
 from executor.model import GuestKind, JobResult, JobStatus, MappingState
+from executor.runs.actions import ansible_home
 from executor.settings.settings import Settings
 
 if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
@@ -25,8 +30,8 @@ if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. 
 
 
 @examples(
-    "smith mappings list --state pending_deletion     the VMs with a scheduled deletion, and when",
-    "smith mappings recall 100123                     a VMID, a VM's name, a service's id or its beginning",
+    "smith mappings list --state pending_deletion     the VMs with a scheduled deletion, and when it is due",
+    "smith mappings recall 100123                     REF: a VMID, a VM's name, or the beginning of a service's id",
     "smith mappings recall web-1-8f2c0a11 --reason 'deleted by mistake'",
 )
 def recall(
@@ -45,39 +50,44 @@ def recall(
         with reading(engine) as session:
             mapping = find_mapping(session, reference.strip())
         _cancel_deletion(engine, mapping, reason)
-        result = ansible_playbook.run(_manual_run(mapping, settings), settings, sys.stderr if as_json else sys.stdout)
+        output = sys.stderr if as_json else sys.stdout
+        result = ansible_playbook.run(_build_manual_run(mapping, settings), settings, output)
         _store_result(engine, mapping, result)
     if as_json:
         show_json({"service_id": mapping.service_id, "vmid": mapping.vmid, "vm": result.vm})
-    elif mapping.state == MappingState.ACTIVE and not result.vm.get("changed"):
+        return
+    # `mapping` was read before `_cancel_deletion` changed the state, so it still has the earlier state.
+    if mapping.state == MappingState.ACTIVE and not result.vm.get("changed"):
         show_text(f"VM {mapping.vmid} ({mapping.name}) is not marked for deletion")
     else:
         show_text(f"VM {mapping.vmid} ({mapping.name}) is kept; `smith play start --service {mapping.vmid}` starts it")
 
 
 def _cancel_deletion(engine: Engine, mapping: Mapping, reason: str) -> None:
-    """Set the mapping to active, and cancel the pending delete job.
+    """Set the mapping to active, and cancel the agent's own delete job if it is pending.
 
-    Called before the playbook removes the deletion mark in Proxmox. If the deletion becomes due in the meantime, the
-    mapping is active, so the VM is not deleted. Raises CommandFailed when no deletion is scheduled, or when a job of
-    the service is running.
+    Called before the playbook removes the deletion mark in Proxmox. If the deletion becomes due while the playbook
+    runs, the VM is not deleted, because the mapping is active already. Raises CommandFailed when no deletion is
+    scheduled, or when a job of the service is running.
     """
     with transaction(engine) as session:
         refuse_while_job_runs(session, mapping.service_id)
-        row = mappings.get_one(session, mapping.id)
-        is_pending = row.state == MappingState.PENDING_DELETION
+        current_mapping = mappings.get_one(session, mapping.id)
+        is_deletion_scheduled = current_mapping.state == MappingState.PENDING_DELETION
         # An active mapping is accepted: an earlier recall may have failed after it had set the mapping to active.
-        if not is_pending and row.state != MappingState.ACTIVE:
-            raise CommandFailed(f"VM {row.vmid} is {row.state}: no deletion is scheduled")
-        before = audit.facts_of(row, audit.MAPPING_COLUMNS)
-        delete_job = queries.find_open_job(session, row.service_id)
-        if is_pending and delete_job is not None and delete_job.status == JobStatus.PENDING:
-            job_queue.request_cancel(session, delete_job.id)
-        mappings.apply_result(session, row.id, {})  # An empty result sets the mapping to active.
-        record_change(session, "recall", row, before, reason)
+        if not is_deletion_scheduled and current_mapping.state != MappingState.ACTIVE:
+            raise CommandFailed(f"VM {current_mapping.vmid} is {current_mapping.state}: no deletion is scheduled")
+        before = audit.column_values(current_mapping, audit.MAPPING_COLUMNS)
+        open_job = queries.find_open_job(session, current_mapping.service_id)
+        # FulcrumCore has deleted the service, so an open job of the service is the delete job that the agent itself has
+        # created, because the deletion is due.
+        if is_deletion_scheduled and open_job is not None and open_job.status == JobStatus.PENDING:
+            job_queue.request_cancel(session, open_job.id)
+        mappings.apply_result(session, mapping.id, vm={})  # With an empty result, the mapping becomes active.
+        record_change(session, "recall", current_mapping, before, reason)
 
 
-def _manual_run(mapping: Mapping, settings: Settings) -> ansible_playbook.ManualRun:
+def _build_manual_run(mapping: Mapping, settings: Settings) -> ansible_playbook.ManualRun:
     """Return a run of the built-in playbook `update` that removes the VM's deletion mark in Proxmox."""
     vm: dict[str, Any] = {
         "service_id": mapping.service_id,
@@ -88,17 +98,16 @@ def _manual_run(mapping: Mapping, settings: Settings) -> ansible_playbook.Manual
         "timeout_s": int(settings.smith_playbook_timeout_s),
         "cancel_deletion": True,
     }
-    kind = {"kind": mapping.kind} if mapping.kind != GuestKind.QEMU else {}
-    return ansible_playbook.ManualRun(
-        action="update", playbook=ansible_playbook.home() / "playbooks" / "update.yml", vm=vm | kind
-    )
+    if mapping.kind != GuestKind.QEMU:  # QEMU is the default of the roles.
+        vm["kind"] = mapping.kind
+    return ansible_playbook.ManualRun(action="update", playbook=ansible_home() / "playbooks" / "update.yml", vm=vm)
 
 
 def _store_result(engine: Engine, mapping: Mapping, result: JobResult) -> None:
     """Store the playbook's result in the mapping. Raises CommandFailed when the playbook failed."""
     if not result.succeeded:
         raise CommandFailed(
-            f"the deletion of VM {mapping.vmid} is cancelled, but its mark in Proxmox could not be removed "
+            f"the deletion of VM {mapping.vmid} is cancelled, but its deletion mark in Proxmox could not be removed "
             f"({result.message}): run this command again"
         )
     with transaction(engine) as session:

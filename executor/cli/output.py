@@ -16,8 +16,8 @@ from executor.redaction import redactor
 
 #: The length of a shortened id in tables. The first eight characters of a UUID are usually unique.
 SHORT_ID_LENGTH = 8
-#: A terminal control sequence that sets a colour.
-_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+#: Matches a terminal control sequence that sets a colour.
+_COLOUR_SEQUENCE = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def sanitized(text: str, *, keep_lines: bool = False) -> str:
@@ -27,12 +27,12 @@ def sanitized(text: str, *, keep_lines: bool = False) -> str:
     colour sequences are removed instead of escaped.
     """
     if keep_lines:
-        text = _COLOURS.sub("", text.replace("\r\n", "\n"))
+        text = _COLOUR_SEQUENCE.sub("", text.replace("\r\n", "\n"))
     text = redactor.redact(text)
     if text.isprintable():
         return text
-    kept = "\n\t" if keep_lines else ""
-    return "".join(char if char.isprintable() or char in kept else _escaped(char) for char in text)
+    unescaped_controls = "\n\t" if keep_lines else ""
+    return "".join(char if char.isprintable() or char in unescaped_controls else _escaped(char) for char in text)
 
 
 def _escaped(char: str) -> str:
@@ -40,18 +40,21 @@ def _escaped(char: str) -> str:
 
 
 def show_json(document: Any) -> None:
-    """Print one JSON document in ASCII, so that it has no terminal control sequence."""
-    print(json.dumps(redactor.redact_value(jsonable(document)), indent=2))
+    """Print one JSON document. It has no terminal control sequence.
+
+    `json.dumps` escapes control characters, and all characters outside ASCII.
+    """
+    print(json.dumps(redactor.redact_value(to_json_types(document)), indent=2))
 
 
-def jsonable(value: Any) -> Any:
-    """Return the value converted to types that JSON has. Times and other types without a JSON form become text."""
+def to_json_types(value: Any) -> Any:
+    """Return the value converted to types that JSON has. Times and objects that JSON has no type for become text."""
     if isinstance(value, datetime):
-        return iso(value)
+        return iso_utc(value)
     if isinstance(value, Mapping):
-        return {str(key): jsonable(item) for key, item in value.items()}
+        return {str(key): to_json_types(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [jsonable(item) for item in value]
+        return [to_json_types(item) for item in value]
     return value if value is None or isinstance(value, (bool, int, float)) else str(value)
 
 
@@ -74,25 +77,26 @@ def show_error(text: str) -> None:
         print(f"smith: {sanitized(line)}", file=sys.stderr)
 
 
-def iso(moment: datetime) -> str:
+def iso_utc(moment: datetime) -> str:
     """Return the time as text for JSON, in UTC with milliseconds, for example `2026-11-23T08:15:30.123Z`."""
     return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def elapsed(moment: datetime | None, now: datetime) -> str | None:
+def elapsed_text(moment: datetime | None, now: datetime) -> str | None:
     """Return the time from `moment` to `now` in one unit, for example `42s`, `3m`, `5h` or `12d`.
 
-    The unit is the largest of which at least two have passed. Without a moment, None is returned.
+    The unit is the largest that fits into the time at least twice: 119 minutes are `119m`, and 120 minutes are `2h`. If
+    `moment` is None, None is returned.
     """
     if moment is None:
         return None
     seconds = max(int((now - moment).total_seconds()), 0)
-    for size, unit in ((86_400, "d"), (3_600, "h"), (60, "m")):
-        if seconds >= size * 2:
-            return f"{seconds // size}{unit}"
+    for seconds_per_unit, unit in ((86_400, "d"), (3_600, "h"), (60, "m")):
+        if seconds >= seconds_per_unit * 2:
+            return f"{seconds // seconds_per_unit}{unit}"
     return f"{seconds}s"
 
 
-def short(identifier: str | None) -> str | None:
-    """Return the beginning of the id, for a table."""
+def short_id(identifier: str | None) -> str | None:
+    """Return the first SHORT_ID_LENGTH characters of the id, for a table."""
     return identifier[:SHORT_ID_LENGTH] if identifier else None

@@ -11,21 +11,21 @@ import yaml
 
 from executor.cli.output import sanitized
 
-#: The description of a valid value in error messages, by the type in a role's argument_specs.
-EXPECTED = {"int": "a whole number", "bool": "yes or no", "dict": "a YAML mapping", "list": "a list: a,b"}
+#: The description of a valid value in error messages, keyed by the option's type in a role's argument_specs.
+DESCRIPTION_BY_TYPE = {"int": "a whole number", "bool": "yes or no", "dict": "a YAML mapping", "list": "a list: a,b"}
 #: The texts that are accepted as a value of the type bool.
-TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
+TRUE_TEXTS, FALSE_TEXTS = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
-#: The type of the parameters `options`: the options of the variable `vm` by name, as the argument_specs of the
-#: playbook's roles describe them.
-Options = Mapping[str, Mapping[str, Any]]
+#: The type of the parameters `options`: the options of the variable `vm` in the argument_specs of the playbook's roles,
+#: keyed by the option's name. The options of a member that is itself a dictionary have the same form.
+VmOptions = Mapping[str, Mapping[str, Any]]
 
 
-def read_values(file: Path | None, values: list[str], options: Options) -> dict[str, Any]:
-    """Return the members of `vm`. `values` are the -e arguments; they override the members of the file."""
+def read_members(file: Path | None, member_arguments: list[str], options: VmOptions) -> dict[str, Any]:
+    """Return the members of `vm` from the file and from the arguments of -e, which override the members of the file."""
     vm = _read_file(file) if file else {}
-    for value in values:
-        key, separator, text = value.partition("=")
+    for argument in member_arguments:
+        key, separator, text = argument.partition("=")
         if not separator or not key:
             raise typer.BadParameter(f"-e takes KEY=VALUE, not {sanitized(key)}")
         _set_member(vm, key.split("."), text, options)
@@ -36,33 +36,35 @@ def _read_file(file: Path) -> dict[str, Any]:
     try:
         document = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeError, yaml.YAMLError) as error:
-        where = getattr(error, "problem_mark", None)
-        raise typer.BadParameter(f"{file} is not valid YAML{f', at line {where.line + 1}' if where else ''}") from None
+        position = getattr(error, "problem_mark", None)  # Its line numbers begin with 0.
+        line_text = f", at line {position.line + 1}" if position else ""
+        raise typer.BadParameter(f"{file} is not valid YAML{line_text}") from None
     if not isinstance(document, dict) or set(document) != {"vm"} or not isinstance(document["vm"], dict):
-        raise typer.BadParameter(f"{file} must contain one mapping, vm: with the VM's members below it")
+        raise typer.BadParameter(f"{file} must have one key, vm, whose value is a YAML mapping of the VM's members")
     return dict(document["vm"])
 
 
-def _set_member(vm: dict[str, Any], path: list[str], text: str, options: Options) -> None:
-    """Set the member of `vm` at the path. The option `-e a.b=c` has the path [a, b]: it sets member b of mapping a."""
-    members, known = vm, options
-    for part in path[:-1]:
-        inner = members.setdefault(part, {})
-        if not isinstance(inner, dict):
-            raise typer.BadParameter(f"{part} has no members")
-        members, known = inner, known.get(part, {}).get("options") or {}
-    option = known.get(path[-1], {})
+def _set_member(vm: dict[str, Any], names: list[str], text: str, options: VmOptions) -> None:
+    """Set a member of `vm`. With `-e a.b=c`, the names are [a, b], and member b of the dictionary a is set."""
+    key, last_name = ".".join(names), names[-1]
+    members, member_options = vm, options
+    for name in names[:-1]:
+        inner_members = members.setdefault(name, {})
+        if not isinstance(inner_members, dict):
+            raise typer.BadParameter(f"{name} has no members")
+        members, member_options = inner_members, member_options.get(name, {}).get("options") or {}
+    option = member_options.get(last_name, {})
+    # A dictionary with no_log is no secret itself: only some of its members are, for example cloud_init.password.
     if option.get("no_log") and option.get("type") != "dict":
-        raise typer.BadParameter(
-            f"{'.'.join(path)} is a secret, and other users can read a command line: set it in --vars"
-        )
-    if not known and len(path) > 1:  # a member of `properties`, which no argument spec describes
-        members[path[-1]] = _parse_yaml(text)
+        raise typer.BadParameter(f"{key} is a secret, and other users can read a command line: set it in --vars")
+    # The argument_specs describe no members of this dictionary, for example of `properties`.
+    if not member_options and len(names) > 1:
+        members[last_name] = _parse_yaml(text)
         return
     try:
-        members[path[-1]] = parse_value(text, str(option.get("type") or "str"))
+        members[last_name] = parse_value(text, str(option.get("type") or "str"))
     except ValueError:
-        raise typer.BadParameter(f"{'.'.join(path)} must be {EXPECTED[option['type']]}") from None
+        raise typer.BadParameter(f"{key} must be {DESCRIPTION_BY_TYPE[option['type']]}") from None
 
 
 def _parse_yaml(text: str) -> Any:
@@ -73,33 +75,36 @@ def _parse_yaml(text: str) -> Any:
         return text
 
 
-def parse_value(text: str, kind: str) -> Any:
-    """Return the text as a value of the type `kind` of argument_specs. Raises ValueError if the text does not fit."""
-    if kind == "int":
+def parse_value(text: str, option_type: str) -> Any:
+    """Return the text converted to this type of argument_specs. Raises ValueError if the text is not valid."""
+    if option_type == "int":
         return int(text)
-    if kind == "bool":
-        if (word := text.lower()) not in TRUE + FALSE:
+    if option_type == "bool":
+        lower_text = text.lower()
+        if lower_text not in TRUE_TEXTS + FALSE_TEXTS:
             raise ValueError(text)
-        return word in TRUE
-    if kind == "list" and not text.lstrip().startswith("["):
+        return lower_text in TRUE_TEXTS
+    if option_type == "list" and not text.lstrip().startswith("["):
         return [item.strip() for item in text.split(",") if item.strip()]
-    if kind in ("list", "dict"):
+    if option_type in ("list", "dict"):
         value = _parse_yaml(text)
-        if not isinstance(value, list if kind == "list" else dict):
+        expected_class = list if option_type == "list" else dict
+        if not isinstance(value, expected_class):
             raise ValueError(text)
         return value
     return text
 
 
-def secrets_in(value: Any, options: Options) -> list[str]:
-    """Return the values that must be redacted: of members with `no_log` in `options`, or with "passw" in the name."""
-    if not isinstance(value, Mapping):
-        return []
-    found: list[str] = []
-    for name, item in value.items():
+def secrets_in(members: Mapping[str, Any], options: VmOptions) -> list[str]:
+    """Return the values of the members that are secrets, so that the caller can redact them.
+
+    A member is a secret if its option has `no_log`, or if its name contains "passw".
+    """
+    secrets: list[str] = []
+    for name, value in members.items():
         option = options.get(name) or {}
-        if isinstance(item, Mapping):
-            found += secrets_in(item, option.get("options") or {})
-        elif isinstance(item, str) and (option.get("no_log") or "passw" in name.lower()):
-            found.append(item)
-    return found
+        if isinstance(value, Mapping):
+            secrets += secrets_in(value, option.get("options") or {})
+        elif isinstance(value, str) and (option.get("no_log") or "passw" in name.lower()):
+            secrets.append(value)
+    return secrets

@@ -9,10 +9,10 @@ from typing import Any
 
 import typer
 
-from executor.cli.arguments import EXIT_INTERRUPTED, CommandFailed, UnknownReference
+from executor.cli.arguments import EXIT_INTERRUPTED, CommandFailed, UnusableReference
 from executor.cli.mapping_changes import find_mapping
-from executor.cli.output import sanitized, show_error, show_text
-from executor.cli.play_values import EXPECTED, Options, parse_value
+from executor.cli.output import SHORT_ID_LENGTH, sanitized, show_error, show_text
+from executor.cli.play_values import DESCRIPTION_BY_TYPE, VmOptions, parse_value
 from executor.cli.store import open_database
 from executor.database import queries
 from executor.database.engine import reading
@@ -25,144 +25,165 @@ from executor.settings.settings import Settings
 
 #: The members that name the source of a new VM or container. The action `create` needs one of them.
 CREATE_SOURCES = ("template_vmid", "template", "iso", "blank", "os_template")
-#: The members that identify the VM. With --service, their values come from the service's mapping.
+#: The members that identify the VM. An operator's value of one of them must not contradict the VM's identity. The
+#: members `node` and `kind` belong to the identity, too, but they are not compared with the operator's values.
 IDENTITY_MEMBERS = ("service_id", "vmid", "name", "cluster")
 
 
-def find_mapping_of(settings: Settings, reference: str, *, is_check: bool) -> VmMapping:
-    """Return the service's mapping.
+def find_service_mapping(settings: Settings, reference: str, *, is_check_mode: bool) -> VmMapping:
+    """Return the mapping that matches the reference.
 
-    Raises UnknownReference when no mapping matches, and CommandFailed when a job of the service is running. With
-    `is_check` a running job is no error, because the playbook then changes nothing.
+    Raises UnusableReference when no mapping matches, and CommandFailed when a job of the service is running. In check
+    mode a running job is accepted, because the playbook changes nothing.
     """
     with open_database(settings) as engine, reading(engine) as session:
         mapping = find_mapping(session, reference.strip())
         jobs = queries.list_jobs(session, statuses=[JobStatus.PROCESSING], service_id=mapping.service_id, limit=1)
-    if jobs and not is_check:
+    if jobs and not is_check_mode:
         raise CommandFailed(f"job {jobs[0].id} of {mapping.name} is running: wait for its end, or cancel it first")
     return mapping
 
 
-def identify(mapping: VmMapping | None, vmid: int | None, action: Action, settings: Settings) -> dict[str, Any]:
-    """Return the members that identify the VM: from the mapping if there is one, or from Proxmox if `vmid` is given.
+def identity_members(mapping: VmMapping | None, vmid: int | None, action: Action, settings: Settings) -> dict[str, Any]:
+    """Return the members that identify the VM.
 
-    The action `create` with a VMID gets only this VMID, because the VM does not exist yet.
+    They come from the mapping if there is one, or else from Proxmox if `vmid` is set. Without a mapping, `vmid` is the
+    only member for the action `create`, because the VM does not exist yet.
     """
     if mapping is not None:
-        known = {name: getattr(mapping, name) for name in (*IDENTITY_MEMBERS, "node") if getattr(mapping, name)}
-        # The roles' default kind is a QEMU VM.
-        return known | ({"kind": mapping.kind} if mapping.kind != GuestKind.QEMU else {})
+        values = {name: getattr(mapping, name) for name in (*IDENTITY_MEMBERS, "node")}
+        identity = {name: value for name, value in values.items() if value}
+        return identity | _kind_member(mapping.kind)
     if vmid is None:
         return {}
     if action.name == "create":
         return {"vmid": vmid}
-    return _identify_by_vmid(vmid, settings)
+    return _identity_from_proxmox(vmid, settings)
 
 
-def _identify_by_vmid(vmid: int, settings: Settings) -> dict[str, Any]:
+def _identity_from_proxmox(vmid: int, settings: Settings) -> dict[str, Any]:
     """Return the members that identify the VM, read from Proxmox.
 
-    The service's id comes from the marker, the line in the VM's description that names the service. Raises
-    UnknownReference when Proxmox does not list the VM for our API token, or when the VM has no marker.
+    The service's id comes from the marker, a line in the VM's description. Raises UnusableReference when Proxmox does
+    not list the VM for our API token, or when the VM has no marker.
     """
     reader = ProxmoxReader(ProxmoxConnection.from_settings(settings))
-    row = next((row for row in reader.vms() if row.vmid == vmid), None)
-    if row is None:
-        raise UnknownReference(f"the token sees no VM {vmid}")
-    service_id = reader.marker_of(reader.vm_config(row.node, vmid, kind=row.kind))
+    vm_row = next((row for row in reader.vms() if row.vmid == vmid), None)
+    if vm_row is None:
+        raise UnusableReference(f"the token sees no VM {vmid}")
+    service_id = reader.marked_service_id(reader.vm_config(vm_row.node, vmid, kind=vm_row.kind))
     if not service_id:
-        raise UnknownReference(f"VM {vmid} ({row.name}) has no marker of ours, so no action may change it")
-    kind = {"kind": row.kind} if row.kind != GuestKind.QEMU else {}
-    return {"service_id": service_id, "vmid": vmid, "name": row.name, "node": row.node, **kind}
+        raise UnusableReference(f"VM {vmid} ({vm_row.name}) has no marker of Agent Smith, so no action may change it")
+    identity = {"service_id": service_id, "vmid": vmid, "name": vm_row.name, "node": vm_row.node}
+    return identity | _kind_member(vm_row.kind)
 
 
-def complete(
-    given: dict[str, Any], action: Action, settings: Settings, identity: dict[str, Any], options: Options
+def _kind_member(kind: str) -> dict[str, Any]:
+    """Return the member `kind`, or nothing for a QEMU VM, because QEMU is the default of the roles."""
+    return {"kind": kind} if kind != GuestKind.QEMU else {}
+
+
+def complete_vm_variable(
+    operator_members: dict[str, Any],
+    action: Action,
+    settings: Settings,
+    identity: dict[str, Any],
+    options: VmOptions,
 ) -> dict[str, Any]:
-    """Return the variable `vm` from the defaults, the `given` values of the command line, and the VM's identity.
+    """Return the variable `vm` from the settings, the operator's members (--vars and -e), and the VM's identity.
 
-    The operator is asked for each missing member. Raises typer.BadParameter if a given value contradicts the identity,
-    or if a member is missing and there is no terminal.
+    The operator is asked for each missing member. Raises typer.BadParameter if an operator's member contradicts the
+    identity, or if a member is missing and there is no terminal.
     """
     for name in IDENTITY_MEMBERS:
-        if name in given and name in identity and given[name] != identity[name]:
-            value = sanitized(str(given[name]))
+        if name in operator_members and name in identity and operator_members[name] != identity[name]:
+            value = sanitized(str(operator_members[name]))
             raise typer.BadParameter(f"the VM's {name} is {identity[name]}, not {value}")
-    vm = {**_defaults(action, settings, given), **given, **identity}
-    missing = {name: option for name, option in options.items() if option.get("required") and vm.get(name) is None}
+    vm = {**_members_from_settings(action, settings, operator_members), **operator_members, **identity}
+    required_options = {name: option for name, option in options.items() if option.get("required")}
+    missing_options = {name: option for name, option in required_options.items() if vm.get(name) is None}
     if action.name == "create" and not any(vm.get(source) for source in CREATE_SOURCES):
-        missing["template"] = options.get("template", {})
-    if missing and not sys.stdin.isatty():
-        lines = "\n".join(f"  {name}: {_description(option)}" for name, option in missing.items())
+        missing_options["template"] = options.get("template", {})
+    if missing_options and not sys.stdin.isatty():
+        lines = "\n".join(f"  {name}: {_describe_option(option)}" for name, option in missing_options.items())
         raise typer.BadParameter(f"required members of vm are missing; set them with --vars or -e:\n{lines}")
-    for name, option in missing.items():
-        vm[name] = _ask(name, option, vm)
-    return _with_template(vm, settings)
+    for name, option in missing_options.items():
+        vm[name] = _ask_for_member(name, option, vm)
+    return _resolve_template_names(vm, settings)
 
 
-def _defaults(action: Action, settings: Settings, given: Mapping[str, Any]) -> dict[str, Any]:
+def _members_from_settings(action: Action, settings: Settings, operator_members: Mapping[str, Any]) -> dict[str, Any]:
     """Return the members that the executor sets from the settings for a job with this action."""
-    found: dict[str, Any] = {
+    members: dict[str, Any] = {
         "cluster": settings.smith_cluster,
         "timeout_s": int(settings.smith_playbook_timeout_s),
         "shutdown_timeout_s": int(settings.smith_shutdown_timeout_s),
     }
     if action.name in ("start", "restart"):
-        found["address_timeout_s"] = int(settings.smith_address_timeout_s)
+        members["address_timeout_s"] = int(settings.smith_address_timeout_s)
     if action.name == "backup" and settings.proxmox_backup_storage:
-        found["backup_storage"] = settings.proxmox_backup_storage
+        members["backup_storage"] = settings.proxmox_backup_storage
     if action.name == "delete":
-        backup_storage = settings.proxmox_backup_storage if settings.smith_final_backup else ""
-        options = {
+        final_backup_storage = settings.proxmox_backup_storage if settings.smith_final_backup else ""
+        delete_members = {
             "grace_s": int(settings.smith_delete_grace_s),
             "purge": settings.smith_delete_purge,
-            "final_backup": backup_storage,
+            "final_backup": final_backup_storage,
         }
-        found |= {name: value for name, value in options.items() if value}
+        members |= {name: value for name, value in delete_members.items() if value}
     if action.name == "create":
         if not settings.proxmox_full_clones:
-            found["full_clone"] = False
-        places = {"storage": settings.proxmox_storage, "pool": settings.proxmox_pool}
-        found |= {name: place for name, place in places.items() if place}
-        if not (given.get("network") or {}).get("bridge") and settings.proxmox_bridge:
-            found["bridge"] = settings.proxmox_bridge
+            members["full_clone"] = False
+        location = {"storage": settings.proxmox_storage, "pool": settings.proxmox_pool}
+        members |= {name: value for name, value in location.items() if value}
+        # A bridge in the operator's member `network` overrides PROXMOX_BRIDGE.
+        operator_network = operator_members.get("network") or {}
+        if settings.proxmox_bridge and not operator_network.get("bridge"):
+            members["bridge"] = settings.proxmox_bridge
         if len(settings.proxmox_nodes) == 1:
-            found["node"] = settings.proxmox_nodes[0]
-    return found
+            members["node"] = settings.proxmox_nodes[0]
+    return members
 
 
-def _with_template(vm: dict[str, Any], settings: Settings) -> dict[str, Any]:
-    """Replace a template's name by its VMID from PROXMOX_TEMPLATES or its volume from PROXMOX_OS_TEMPLATES."""
-    if (volume := settings.proxmox_os_templates.get(str(vm.get("os_template") or ""))) is not None:
+def _resolve_template_names(vm: dict[str, Any], settings: Settings) -> dict[str, Any]:
+    """Replace the name of a template by the value from the settings.
+
+    PROXMOX_TEMPLATES has the VMIDs of VM templates, and PROXMOX_OS_TEMPLATES has the volumes of container templates.
+    """
+    volume = settings.proxmox_os_templates.get(str(vm.get("os_template") or ""))
+    if volume is not None:
         vm["os_template"] = volume
-    known = settings.proxmox_templates.get(str(vm.get("template") or ""))
-    if known is not None and not vm.get("template_vmid"):
-        vm["template_vmid"] = known
+    template_vmid = settings.proxmox_templates.get(str(vm.get("template") or ""))
+    if template_vmid is not None and not vm.get("template_vmid"):
+        vm["template_vmid"] = template_vmid
         del vm["template"]
     return vm
 
 
-def _ask(name: str, option: Mapping[str, Any], vm: Mapping[str, Any]) -> Any:
+def _ask_for_member(name: str, option: Mapping[str, Any], vm: Mapping[str, Any]) -> Any:
     """Ask the operator for the member until the answer has the option's type. Raises typer.Exit after Ctrl-C."""
-    kind = str(option.get("type") or "str")
+    option_type = str(option.get("type") or "str")
     default = None
     if name == "service_id":
         default = str(uuid.uuid4())
     elif name == "name":
-        default = f"vm-{str(vm.get('service_id', '')).replace('-', '')[:8]}"
-    show_text(f"{name}: {_description(option)}")
+        short_service_id = str(vm.get("service_id", "")).replace("-", "")[:SHORT_ID_LENGTH]
+        default = f"vm-{short_service_id}"
+    show_text(f"{name}: {_describe_option(option)}")
     while True:
         try:
             text = typer.prompt(name, default=default, hide_input=bool(option.get("no_log")), err=False)
         except typer.Abort:
             raise typer.Exit(EXIT_INTERRUPTED) from None
         try:
-            return parse_value(str(text), kind)
+            return parse_value(str(text), option_type)
         except ValueError:
-            show_error(f"{name} must be {EXPECTED[kind]}")
+            show_error(f"{name} must be {DESCRIPTION_BY_TYPE[option_type]}")
 
 
-def _description(option: Mapping[str, Any]) -> str:
+def _describe_option(option: Mapping[str, Any]) -> str:
     """Return the description of the option in its role's argument_specs, in one line."""
-    text = option.get("description") or "required"
-    return " ".join(str(line) for line in text) if isinstance(text, list) else str(text)
+    description = option.get("description") or "required"
+    if isinstance(description, list):
+        return " ".join(str(line) for line in description)
+    return str(description)

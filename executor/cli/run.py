@@ -10,27 +10,27 @@ from typing import Annotated, Any
 import typer
 
 from executor import log
-from executor.cli.context import PRIVATE_UMASK, missing_lines, open_settings
+from executor.cli.context import PRIVATE_UMASK, missing_setting_errors, open_settings
 from executor.cli.help_text import examples
-from executor.cli.lazy import function_at
+from executor.cli.lazy import import_function
 from executor.errors import SettingsError
 from executor.log import get_logger
 from executor.processes.supervisor import supervise
 from executor.settings.settings import Settings
 
-#: The time that the supervisor adds to the drain timeout before it kills the agent. After the drain timeout, the agent
-#: cancels its runs, which have 20 s to end, and sends the last reports within 10 s.
+#: After a stop signal, the supervisor kills the agent when the drain timeout and this time have passed. After the drain
+#: timeout, the agent cancels its runs, which have 20 s to end, and sends the last reports within 10 s.
 STOP_MARGIN_S = 60.0
-#: The agent's main loop reports its progress several times per second. If it makes no report for this time, the
-#: supervisor restarts the agent.
+#: The supervisor restarts the agent if the agent's main loop has not reported its progress for this time. Usually the
+#: main loop reports its progress several times per second.
 STALL_TIMEOUT_S = 120.0
 
 
 class AgentMode(StrEnum):
     """How long the agent works.
 
-    The values equal those of `executor.agent.agent.Mode`. Its module is not imported here, because it imports too much
-    for a fast `--help`.
+    The values equal the values of `executor.agent.agent.Mode`. That enumeration is not used here, because its module
+    imports so much that `--help` would be slow.
     """
 
     SERVE = "serve"
@@ -39,7 +39,7 @@ class AgentMode(StrEnum):
 
 
 @examples(
-    "smith run                   work until a signal (TERM drains, a second TERM cancels)",
+    "smith run                   work until a signal (TERM drains; a second TERM cancels the runs)",
     "smith run --once            poll once, process and report these jobs, and exit",
     "smith run --until-idle      work until FulcrumCore has no more jobs for us",
 )
@@ -59,12 +59,16 @@ def run(
     """
     if once and until_idle:
         raise typer.BadParameter("--once and --until-idle exclude each other")
-    mode = AgentMode.ONCE if once else AgentMode.UNTIL_IDLE if until_idle else AgentMode.SERVE
+    mode = AgentMode.SERVE
+    if once:
+        mode = AgentMode.ONCE
+    elif until_idle:
+        mode = AgentMode.UNTIL_IDLE
     settings = prepare_process()
     if no_supervisor:
-        # The module agent_process is not imported at the top, because it imports the agent's modules. They use much
-        # memory, and the supervisor does not need them.
-        raise typer.Exit(function_at("agent_process", "run_in_this_process")(settings, mode))
+        # The module agent_process is not imported at the top, because it imports the agent's modules. The supervisor
+        # does not need these modules, and they use much memory.
+        raise typer.Exit(import_function("agent_process", "run_in_this_process")(settings, mode))
     raise typer.Exit(_supervise(settings, mode))
 
 
@@ -72,8 +76,9 @@ def prepare_process() -> Settings:
     """Set the umask, check the required settings, set up logging, and return the settings. Raises SettingsError."""
     os.umask(PRIVATE_UMASK)
     settings = open_settings()
-    if missing := missing_lines(settings):
-        raise SettingsError("\n".join(missing))
+    errors = missing_setting_errors(settings)
+    if errors:
+        raise SettingsError("\n".join(errors))
     log.configure(settings.smith_log_format, settings.smith_log_level)
     log.install_hooks()
     return settings
@@ -94,5 +99,5 @@ def _supervise(settings: Settings, mode: AgentMode) -> int:
 
 
 def _log_event(event: str, *, level: str = "info", **fields: Any) -> None:
-    """Write a log event of the supervisor with our log module. The supervisor itself does not import it."""
+    """Log an event of the supervisor. The supervisor's module does not import executor.log, but calls this function."""
     getattr(get_logger("executor.processes.supervisor"), level)(event, **fields)

@@ -7,15 +7,16 @@ from typing import Annotated, Any
 import typer
 
 from executor.cli import artifacts
-from executor.cli.arguments import AsJson, UnknownReference
+from executor.cli.arguments import AsJson, UnusableReference
 from executor.cli.help_text import examples
 from executor.cli.job_rows import run_fields
 from executor.cli.lookup import find_job
-from executor.cli.output import short, show_json, show_text
+from executor.cli.output import short_id, show_json, show_text
 from executor.cli.store import reading_store
 from executor.cli.tables import show_fields, show_heading, show_rows
 from executor.database import queries
 
+#: The columns of the table of runs: the heading of each column, keyed by the key of its values in a row.
 COLUMNS = {
     "ident": "RUN",
     "job_id": "JOB",
@@ -35,7 +36,7 @@ COLUMNS = {
     "smith runs list --job 4f1c --json",
 )
 def list_runs(
-    job: Annotated[str | None, typer.Option("--job", metavar="REF", help="Only this job's runs.")] = None,
+    job_reference: Annotated[str | None, typer.Option("--job", metavar="REF", help="Only this job's runs.")] = None,
     limit: Annotated[
         int, typer.Option("--limit", min=1, max=100_000, help="At most this many, the newest first.")
     ] = 50,
@@ -43,19 +44,19 @@ def list_runs(
 ) -> None:
     """List runs, the newest first."""
     with reading_store() as store:
-        if job is None:
+        if job_reference is None:
             runs_with_jobs = queries.recent_runs(store.session, limit)
         else:
-            chosen_job = find_job(store.session, job)
-            newest_first = reversed(queries.runs_of(store.session, chosen_job.id))
+            chosen_job = find_job(store.session, job_reference)
+            newest_first = reversed(queries.runs_of_job(store.session, chosen_job.id))
             runs_with_jobs = [(run, chosen_job) for run in newest_first][:limit]
     rows: list[dict[str, Any]] = [
-        run_fields(run) | {"fulcrum_id": job_row.fulcrum_id} for run, job_row in runs_with_jobs
+        run_fields(run) | {"fulcrum_id": run_job.fulcrum_id} for run, run_job in runs_with_jobs
     ]
     if as_json:
         show_json(rows)
     else:
-        show_rows([row | {"fulcrum": short(row["fulcrum_id"])} for row in rows], COLUMNS, if_empty="no runs yet")
+        show_rows([row | {"fulcrum": short_id(row["fulcrum_id"])} for row in rows], COLUMNS, if_empty="no runs yet")
 
 
 @examples(
@@ -69,14 +70,15 @@ def show_run(
 ) -> None:
     """Show one run with its artifacts and the end of its output."""
     with reading_store() as store:
-        if (run := queries.find_run(store.session, ident)) is None:
-            raise UnknownReference(f"there is no run {ident}: `smith runs list` shows them")
+        run = queries.find_run(store.session, ident)
+        if run is None:
+            raise UnusableReference(f"there is no run {ident}: `smith runs list` shows the runs")
         fields = run_fields(run)
         try:
-            folder = artifacts.folder_of(run, store.settings)
+            folder = artifacts.artifacts_folder(run, store.settings)
             fields |= {
-                "artifacts": artifacts.listing(folder),
-                "stdout_tail": _tail(artifacts.read_stdout(folder), lines),
+                "artifacts": artifacts.list_files(folder),
+                "stdout_tail": _last_lines(artifacts.read_stdout(folder), lines),
             }
         except artifacts.ArtifactsMissing as missing:
             fields |= {"artifacts": [], "stdout_tail": [], "artifacts_missing": str(missing)}
@@ -96,6 +98,8 @@ def _show(fields: dict[str, Any]) -> None:
         show_text("\n".join(fields["stdout_tail"]))
 
 
-def _tail(text: str, lines: int) -> list[str]:
-    """Return the last lines of the text, at most `lines` of them."""
-    return text.rstrip("\n").split("\n")[-lines:] if lines and text.strip() else []
+def _last_lines(text: str, max_count: int) -> list[str]:
+    """Return the last lines of the text, at most `max_count`."""
+    if max_count == 0 or not text.strip():
+        return []
+    return text.rstrip("\n").split("\n")[-max_count:]

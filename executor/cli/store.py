@@ -1,4 +1,4 @@
-"""Opens the database for a command, and turns the errors of the database driver into errors with a remedy."""
+"""Opens the database for a command. If the database is missing or has a wrong schema, the error names the remedy."""
 
 from __future__ import annotations
 
@@ -47,25 +47,27 @@ def writing_store() -> Iterator[Store]:
 
 @contextmanager
 def open_database(settings: Settings, *, may_create: bool = False) -> Iterator[Engine]:
-    """Open the database for the block. Raises DatabaseError for every error of the database driver.
+    """Open the database for the block. Raises DatabaseError when there is no database.
 
-    With `may_create`, a SQLite file that does not exist is created.
+    When a statement of the block fails, and the schema is not the needed one, the DatabaseError says so instead of
+    describing the failed statement. With `may_create`, a SQLite file that does not exist is created.
     """
     if not may_create:
-        _require_sqlite_file(settings.smith_database_url)
+        _require_existing_sqlite_file(settings.smith_database_url)
     engine = open_engine(settings.smith_database_url)
     try:
         yield engine
     except (DatabaseUnavailable, DatabaseRefused) as error:
-        if (problem := _schema_problem(engine)) is not None:
-            raise problem from error
+        schema_error = _find_schema_error(engine)
+        if schema_error is not None:
+            raise schema_error from error
         raise
     finally:
         engine.dispose()
 
 
-def _require_sqlite_file(url: str) -> None:
-    """Raise DatabaseError when the SQLite file does not exist, because SQLite would create an empty one."""
+def _require_existing_sqlite_file(url: str) -> None:
+    """Raise DatabaseError when the SQLite file does not exist, because SQLite would create an empty file."""
     file = sqlite_file(url)
     if file is None:
         return
@@ -77,18 +79,18 @@ def _require_sqlite_file(url: str) -> None:
         raise DatabaseError(f"no database yet at {file}: `smith run` creates it (SMITH_DATA_DIR sets the folder)")
 
 
-def _schema_problem(engine: Engine) -> DatabaseError | None:
-    """Return an error if the schema is older or newer than this version needs, or None if the schema is the right one.
+def _find_schema_error(engine: Engine) -> DatabaseError | None:
+    """Return an error if the schema is older or newer than this version needs, or None if it is the needed schema.
 
-    Called after a failed statement: a schema of another version is often the cause.
+    Called after a failed statement, because a schema of another version is often the cause.
     """
     try:
-        schema.refuse_newer(engine)
+        schema.refuse_newer_schema(engine)
         current, newest = schema.current_revision(engine), schema.head_revision()
-    except DatabaseError as known:
-        return known
-    if current != newest:
-        return DatabaseError(
-            f"the database has schema {current or 'none'}, this version needs {newest}: run `smith db upgrade`"
-        )
-    return None
+    except DatabaseError as schema_error:
+        return schema_error
+    if current == newest:
+        return None
+    return DatabaseError(
+        f"the database has schema {current or 'none'}, this version needs {newest}: run `smith db upgrade`"
+    )

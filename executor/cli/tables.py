@@ -12,13 +12,15 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from executor.cli.output import jsonable, sanitized, show_text
+from executor.cli.output import sanitized, show_text, to_json_types
 from executor.redaction import redactor
 
-#: The line width when stdout is not a terminal. It is so large that no line of the output for a script is wrapped.
-WIDE = 100_000
-#: The colour of a cell by the cell's text. Other cells have no colour.
-STYLES = {
+#: The line width in characters when stdout is not a terminal. It is so large that no line for a script is wrapped.
+WIDTH_WITHOUT_TERMINAL = 100_000
+#: The padding of a cell: top, right, bottom and left, in characters.
+CELL_PADDING = (0, 2, 0, 0)
+#: The colour of a cell, keyed by the cell's text. A cell with another text has no colour.
+COLOUR_BY_TEXT = {
     "pending": "yellow",
     "reserved": "yellow",
     "due": "yellow",
@@ -46,44 +48,45 @@ STYLES = {
 
 
 def show_rows(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], *, if_empty: str) -> None:
-    """Print a table. `columns` maps keys of the rows to headings. Without rows, `if_empty` is printed instead."""
+    """Print a table, or `if_empty` if there are no rows. `columns` has the headings, keyed by the keys of the rows."""
     if not rows:
         show_text(if_empty)
         return
 
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
+    table = Table(box=None, padding=CELL_PADDING, pad_edge=False, header_style="bold")
     for heading in columns.values():
         table.add_column(heading, overflow="fold")
     for row in rows:
-        table.add_row(*(cell(row.get(key)) for key in columns))
-    _print(table)
+        table.add_row(*(_cell_text(row.get(key)) for key in columns))
+    _print_renderable(table)
 
 
 def show_fields(fields: Mapping[str, Any]) -> None:
     """Print one line for each field that has a value, with the field's name and the value."""
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_header=False)
+    table = Table(box=None, padding=CELL_PADDING, pad_edge=False, show_header=False)
     table.add_column(no_wrap=True, style="bold")
     table.add_column(overflow="fold")
     for name, value in fields.items():
-        if value not in (None, "", [], {}):
-            table.add_row(Text(name.replace("_", " ")), cell(value))
-    _print(table)
+        has_value = value not in (None, "", [], {})
+        if has_value:
+            table.add_row(Text(name.replace("_", " ")), _cell_text(value))
+    _print_renderable(table)
 
 
 def show_heading(text: str) -> None:
     """Print a title with an empty line before it."""
     show_text("")
-    _print(Text(sanitized(text), style="bold"))
+    _print_renderable(Text(sanitized(text), style="bold"))
 
 
 def show_document(value: Any) -> None:
     """Print the value as JSON for operators: indented, and without escapes for characters outside ASCII."""
-    text = json.dumps(redactor.redact_value(jsonable(value)), indent=2, ensure_ascii=False)
-    _print(Text(sanitized(text, keep_lines=True)))
+    text = json.dumps(redactor.redact_value(to_json_types(value)), indent=2, ensure_ascii=False)
+    _print_renderable(Text(sanitized(text, keep_lines=True)))
 
 
-def cell(value: Any) -> Text:
-    """Return the value as text for a cell of a table, with its colour."""
+def _cell_text(value: Any) -> Text:
+    """Return the value as text for a cell of a table, in the colour of COLOUR_BY_TEXT."""
     if value is None:
         return Text("-", style="dim")
     if isinstance(value, datetime):
@@ -93,12 +96,12 @@ def cell(value: Any) -> Text:
     if isinstance(value, (list, tuple)):
         return Text(sanitized(", ".join(str(item) for item in value)))
     text = sanitized(str(value))
-    return Text(text, style=STYLES.get(text, ""))
+    return Text(text, style=COLOUR_BY_TEXT.get(text, ""))
 
 
-def _print(renderable: RenderableType) -> None:
-    """Print an object of rich. Spaces at the end of a line, which rich adds to fill the last column, are removed."""
-    width = None if sys.stdout.isatty() else WIDE
+def _print_renderable(renderable: RenderableType) -> None:
+    """Print an object of rich without the spaces that rich adds at the ends of the lines."""
+    width = None if sys.stdout.isatty() else WIDTH_WITHOUT_TERMINAL
     console = Console(file=sys.stdout, width=width, highlight=False, markup=False, emoji=False)
     with console.capture() as captured:
         console.print(renderable)

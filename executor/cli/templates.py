@@ -17,6 +17,7 @@ from executor.proxmox.connection import ProxmoxConnection
 from executor.proxmox.rows import StorageRow, VmRow
 from executor.settings.settings import Settings
 
+#: The columns of the table of templates: the heading of each column, keyed by the key of its values in a row.
 COLUMNS = {
     "images": "IMAGE",
     "kind": "KIND",
@@ -35,107 +36,132 @@ COLUMNS = {
 def list_templates(as_json: AsJson = False) -> None:
     """List the templates in Proxmox and in the settings.
 
-    For each template, the image names that select it, the nodes that can use it, and its problem are shown.
+    Each row has the names of the images for which a create job uses the template, the nodes that can use the template,
+    and its problem, if any.
     """
     settings = open_settings()
     settings.require_proxmox()
     reader = ProxmoxReader(ProxmoxConnection.from_settings(settings))
-    found = rows(reader, settings)
+    rows = template_rows(reader, settings)
     if as_json:
-        show_json(found)
+        show_json(rows)
         return
-    show_rows(found, COLUMNS, if_empty="the token sees no template, and PROXMOX_TEMPLATES names none")
-    if any(not row["storages_are_known"] for row in found):
+    show_rows(rows, COLUMNS, if_empty="the token sees no template, and PROXMOX_TEMPLATES is empty")
+    if not all(row["storages_are_known"] for row in rows):
         show_error("the token does not see every storage (Datastore.Audit): more nodes may reach some templates")
 
 
-def rows(reader: ProxmoxReader, settings: Settings) -> list[dict[str, Any]]:
-    """Return one row for each template in Proxmox or in the settings. The keys of a row are those of `--json`."""
-    listed = sorted((row for row in reader.vms() if row.is_template and row.kind == "qemu"), key=lambda row: row.vmid)
+def template_rows(reader: ProxmoxReader, settings: Settings) -> list[dict[str, Any]]:
+    """Return one row for each template in Proxmox or in the settings. A row has the keys that `--json` prints."""
+    vm_templates = [vm for vm in reader.vms() if vm.is_template and vm.kind == GuestKind.QEMU]
+    vm_templates.sort(key=lambda vm_template: vm_template.vmid)
     storages = reader.storages()
-    images = images_of(listed, settings)
-    found = [_row(row, reader, settings, storages) | {"images": images.get(row.vmid, [])} for row in listed]
-    vmids = {row.vmid for row in listed}
-    missing = {name: vmid for name, vmid in settings.proxmox_templates.items() if vmid not in vmids}
-    found += [_missing(name, vmid) for name, vmid in sorted(missing.items())]
-    return found + [
-        _os_template(name, volume, reader, storages) for name, volume in sorted(settings.proxmox_os_templates.items())
-    ]
+    images = images_by_vmid(vm_templates, settings)
+    rows = []
+    for vm_template in vm_templates:
+        row = _vm_template_row(vm_template, reader, settings, storages)
+        rows.append(row | {"images": images.get(vm_template.vmid, [])})
+    existing_vmids = {vm_template.vmid for vm_template in vm_templates}
+    for name, vmid in sorted(settings.proxmox_templates.items()):
+        if vmid not in existing_vmids:
+            rows.append(_missing_template_row(name, vmid))
+    for name, volume in sorted(settings.proxmox_os_templates.items()):
+        rows.append(_container_template_row(name, volume, reader, storages))
+    return rows
 
 
-def images_of(listed: list[VmRow], settings: Settings) -> dict[int, list[str]]:
+def images_by_vmid(vm_templates: list[VmRow], settings: Settings) -> dict[int, list[str]]:
     """Return, for each template's VMID, the names of the images for which a create job uses the template."""
-    tags = [
-        tag.removeprefix(templates.TAG_PREFIX)
-        for row in listed
-        for tag in row.tags
-        if tag.startswith(templates.TAG_PREFIX)
-    ]
-    names = {*settings.proxmox_templates, *(row.name for row in listed), *tags}
-    found: dict[int, list[str]] = {}
-    for name in sorted(names):
+    tags = [tag for vm_template in vm_templates for tag in vm_template.tags]
+    # A template with the tag TAG_PREFIX + NAME is a template of the image NAME.
+    names_in_tags = [tag.removeprefix(templates.TAG_PREFIX) for tag in tags if tag.startswith(templates.TAG_PREFIX)]
+    template_names = [vm_template.name for vm_template in vm_templates]
+    image_names = {*settings.proxmox_templates, *template_names, *names_in_tags}
+    images: dict[int, list[str]] = {}
+    for image_name in sorted(image_names):
         try:
-            selected = templates.candidates(name, settings.proxmox_templates, listed)
+            selected_templates = templates.find_templates(image_name, settings.proxmox_templates, vm_templates)
         except JobError:
             continue  # No template can be used for this name, or the name is ambiguous.
-        for row in selected:
-            found.setdefault(row.vmid, []).append(name)
-    return found
+        for vm_template in selected_templates:
+            images.setdefault(vm_template.vmid, []).append(image_name)
+    return images
 
 
-def _row(row: VmRow, reader: ProxmoxReader, settings: Settings, storages: list[StorageRow]) -> dict[str, Any]:
-    """Return the row of a VM template. `row` is its entry in Proxmox's list of VMs."""
-    config, problem = _config(row, reader)
-    template = templates.read(row, config)
-    clones = templates.clone_nodes(template, storages, settings.proxmox_storage or "")
+def _vm_template_row(
+    vm_template: VmRow, reader: ProxmoxReader, settings: Settings, storages: list[StorageRow]
+) -> dict[str, Any]:
+    """Return the row of a VM template. `vm_template` is the template's entry in Proxmox's list of VMs."""
+    config, problem = _read_config(vm_template, reader)
+    template = templates.template_facts(vm_template, config)
+    # `is_complete` is False if the token does not see all of the needed storages: more nodes may be possible then.
+    possible_nodes = templates.nodes_for_clone(template, storages, settings.proxmox_storage or "")
     return {
         "kind": GuestKind.QEMU,
-        "vmid": row.vmid,
-        "name": row.name,
-        "node": row.node,
+        "vmid": vm_template.vmid,
+        "name": vm_template.name,
+        "node": vm_template.node,
         "storages": sorted(template.storages),
-        "storages_are_known": clones.is_complete,
-        "tags": list(row.tags),
+        "storages_are_known": possible_nodes.is_complete,
+        "tags": list(vm_template.tags),
         "cloud_init": template.has_cloud_init if config else None,
-        "reachable_from": sorted(clones.nodes),
+        "reachable_from": sorted(possible_nodes.nodes),
         "problem": problem,
     }
 
 
-def _config(row: VmRow, reader: ProxmoxReader) -> tuple[dict[str, Any], str]:
+def _read_config(vm_template: VmRow, reader: ProxmoxReader) -> tuple[dict[str, Any], str]:
     """Return the template's configuration and '', or {} and the reason why the configuration cannot be read.
 
-    The error is returned and not raised, so that the other templates are listed although one node does not answer.
+    The error is not raised, so that the other templates are listed when the node of one template does not answer.
     """
     try:
-        return reader.vm_config(row.node, row.vmid), ""
+        return reader.vm_config(vm_template.node, vm_template.vmid), ""
     except JobError as error:
         return {}, str(error)
 
 
-def _os_template(name: str, volume: str, reader: ProxmoxReader, storages: list[StorageRow]) -> dict[str, Any]:
+def _container_template_row(
+    name: str, volume: str, reader: ProxmoxReader, storages: list[StorageRow]
+) -> dict[str, Any]:
     """Return the row of a container template. Each node with the template's storage is asked whether it has the volume.
 
-    `name` and `volume` are an entry of PROXMOX_OS_TEMPLATES, for example `debian-13` and
+    `name` and `volume` are the key and the value of an entry of PROXMOX_OS_TEMPLATES, for example `debian-13` and
     `local:vztmpl/debian-13.tar.zst`.
     """
     storage = volume.partition(":")[0]
-    nodes, problems = [], []
+    nodes: list[str] = []
+    problems: list[str] = []
     for node in sorted(row.node for row in storages if row.name == storage and row.is_available):
         try:
-            nodes += [node] if volume in reader.volumes(node, storage, "vztmpl") else []
+            if volume in reader.volumes(node, storage, content="vztmpl"):
+                nodes.append(node)
         except JobError as error:
             problems.append(f"{node}: {error}")
-    found_nowhere = "it is in PROXMOX_OS_TEMPLATES, but no node has it, or the token does not see it (Datastore.Audit)"
-    problem = "; ".join(problems) or ("" if nodes else found_nowhere)
-    fields = {"kind": GuestKind.LXC, "vmid": None, "name": volume, "node": "", "storages": [storage], "tags": []}
-    other_fields = {"storages_are_known": True, "cloud_init": None, "reachable_from": nodes, "problem": problem}
-    return {"images": [name], **fields, **other_fields}
+    if not nodes and not problems:
+        problems.append(
+            "it is in PROXMOX_OS_TEMPLATES, but no node has it, or the token does not see it (Datastore.Audit)"
+        )
+    return {
+        "images": [name],
+        "kind": GuestKind.LXC,
+        "vmid": None,
+        "name": volume,
+        "node": "",
+        "storages": [storage],
+        "tags": [],
+        "storages_are_known": True,
+        "cloud_init": None,
+        "reachable_from": nodes,
+        "problem": "; ".join(problems),
+    }
 
 
-def _missing(name: str, vmid: int) -> dict[str, Any]:
-    """Return the row of an entry of PROXMOX_TEMPLATES whose VMID is not a template that Proxmox lists for our token."""
-    empty_fields: dict[str, Any] = {
+def _missing_template_row(name: str, vmid: int) -> dict[str, Any]:
+    """Return the row of an entry of PROXMOX_TEMPLATES for which Proxmox lists no template with this VMID."""
+    return {
+        "images": [name],
+        "vmid": vmid,
         "kind": GuestKind.QEMU,
         "name": "",
         "node": "",
@@ -143,6 +169,6 @@ def _missing(name: str, vmid: int) -> dict[str, Any]:
         "tags": [],
         "cloud_init": None,
         "reachable_from": [],
+        "storages_are_known": True,
+        "problem": "PROXMOX_TEMPLATES names this VMID, but the token sees no template with it",
     }
-    problem = "it is in PROXMOX_TEMPLATES, but is missing, is no template, or the token does not see it"
-    return {"images": [name], "vmid": vmid, **empty_fields, "storages_are_known": True, "problem": problem}

@@ -12,6 +12,9 @@ from executor.cli.output import show_json, show_text
 from executor.database.schema import head_revision
 from executor.version import VERSION, collection_version, package_version
 
+#: The width of the column with the names, in characters.
+NAME_WIDTH = 19
+
 
 @examples(
     "smith version",
@@ -19,14 +22,16 @@ from executor.version import VERSION, collection_version, package_version
 )
 def show(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """Show the versions of Agent Smith and of its dependencies."""
-    versions = _versions()
+    versions = _collect_versions()
     if as_json:
         show_json(versions)
     else:
-        show_text("\n".join(f"{name.replace('_', '-'):<19} {value or 'not found'}" for name, value in versions.items()))
+        for name, version in versions.items():
+            show_text(f"{name.replace('_', '-'):<{NAME_WIDTH}} {version or 'not found'}")
 
 
-def _versions() -> dict[str, str | None]:
+def _collect_versions() -> dict[str, str | None]:
+    """Return the version of each component, or None for a component that is not installed."""
     return {
         "agent_smith": VERSION,
         "python": platform.python_version(),

@@ -1,8 +1,8 @@
 """Stores audit entries: each says who changed which job or mapping, and why.
 
-Each change by an operator's command and each automatic correction has one entry. The entry is written in the
-transaction of the change, so that the database stores either both or neither. The agent never deletes an entry: neither
-its critical job PruneCompletedJobs nor the command `smith db` does.
+There is one entry for each change that an operator's command makes, and for each automatic correction. The change and
+its entry are written in the same transaction, so that the database stores either both or neither. Entries are never
+deleted.
 """
 
 from __future__ import annotations
@@ -20,12 +20,16 @@ from sqlalchemy.orm import Session
 from executor.database.tables import AuditEntry, utc_now
 from executor.redaction import redactor
 
-#: The value of the column `who` for a change that the agent made by itself, without an operator's command.
+#: The value of the column `who` for a change that the agent made without an operator's command.
 AGENT = "agent"
-#: MAX_NAME_LENGTH is the length of the columns `who` and `subject_id`. A longer reason is cut to MAX_REASON_LENGTH.
-MAX_NAME_LENGTH, MAX_REASON_LENGTH = 100, 2000
-#: The columns of a job that `before` and `after` of its audit entry hold. They do not include `params` and `service`,
-#: which may be large.
+#: The length of the column `who`.
+MAX_WHO_LENGTH = 100
+#: The length of the column `subject_id`.
+MAX_SUBJECT_ID_LENGTH = 100
+#: A longer reason is cut to this length.
+MAX_REASON_LENGTH = 2000
+#: The columns of a job that `before` and `after` of an audit entry contain. `params` and `service` are not among them,
+#: because their values may be large.
 JOB_COLUMNS = (
     "action",
     "service_id",
@@ -37,34 +41,34 @@ JOB_COLUMNS = (
     "report_state",
     "report_after",
 )
-#: The columns of a mapping that `before` and `after` of its audit entry hold.
+#: The columns of a mapping that `before` and `after` of an audit entry contain.
 MAPPING_COLUMNS = ("service_id", "cluster", "vmid", "node", "name", "state", "note")
 
 
-def record(  # noqa: PLR0913 (one column each)
+def record(  # noqa: PLR0913 (one parameter for each column)
     session: Session,
     *,
     who: str,
     verb: str,
-    kind: str,
-    subject: object,
+    subject_kind: str,
+    subject_id: object,
     before: Mapping[str, Any] | None = None,
     after: Mapping[str, Any] | None = None,
     reason: str = "",
 ) -> None:
-    """Add an entry: `who` applied the change `verb` (for example "cancel") to one row.
+    """Add an entry: `who` made the change `verb` (for example "cancel") to one job or mapping.
 
-    `kind` is "job" or "mapping", and `subject` is the id that operators use: the job's `fulcrum_id`, or the service id
-    of the mapping. `before` and `after` are the row's columns as JSON values; None means that the row did not exist.
-    Secrets are masked in all texts, because an operator may type one as part of the reason, and an entry cannot be
-    changed later.
+    `subject_kind` is "job" or "mapping". `subject_id` is the `fulcrum_id` of the job, or the service id of the mapping.
+    `before` and `after` are values that `column_values` returned; None means that the row did not exist. Secrets are
+    masked in `before`, `after` and `reason`, because the reason that an operator types may contain a secret, and the
+    database refuses every later change of an entry.
     """
     entry = AuditEntry(
         at=utc_now(),
-        who=who[:MAX_NAME_LENGTH],
+        who=who[:MAX_WHO_LENGTH],
         verb=verb,
-        subject_kind=kind,
-        subject_id=str(subject)[:MAX_NAME_LENGTH],
+        subject_kind=subject_kind,
+        subject_id=str(subject_id)[:MAX_SUBJECT_ID_LENGTH],
         before=None if before is None else redactor.redact_value(dict(before)),
         after=None if after is None else redactor.redact_value(dict(after)),
         reason=redactor.redact(reason)[:MAX_REASON_LENGTH] or None,
@@ -74,32 +78,40 @@ def record(  # noqa: PLR0913 (one column each)
 
 
 def operator_name() -> str:
-    """Return the name of the user that runs this process; under sudo, add the user who called sudo."""
+    """Return the name of the user that runs this process. Under sudo, also name the user who called sudo."""
     uid = os.getuid()
-    name = str(uid)
+    user_name = str(uid)
     with contextlib.suppress(KeyError):  # in a container, the user id often has no name
-        name = pwd.getpwuid(uid).pw_name
+        user_name = pwd.getpwuid(uid).pw_name
     sudo_user = "".join(char for char in os.environ.get("SUDO_USER", "") if char.isprintable())
-    return f"{name} (sudo by {sudo_user})"[:MAX_NAME_LENGTH] if sudo_user and sudo_user != name else name
+    if not sudo_user or sudo_user == user_name:
+        return user_name
+    return f"{user_name} (sudo by {sudo_user})"[:MAX_WHO_LENGTH]
 
 
-def list_entries(session: Session, *, subject: str = "", verb: str = "", limit: int = 50) -> Sequence[AuditEntry]:
+def list_entries(
+    session: Session, *, subject_id_prefix: str = "", verb: str = "", limit: int = 50
+) -> Sequence[AuditEntry]:
     """Return the newest entries, newest first.
 
-    `subject` limits them to one subject id or to the ids with this prefix, `verb` to one kind of change. An empty text
-    is no limit.
+    With `subject_id_prefix`, return only entries whose `subject_id` begins with it. With `verb`, return only entries
+    with this verb.
     """
     stmt = select(AuditEntry).order_by(AuditEntry.id.desc()).limit(limit)
-    if subject:
-        stmt = stmt.where(AuditEntry.subject_id.startswith(subject, autoescape=True))
+    if subject_id_prefix:
+        stmt = stmt.where(AuditEntry.subject_id.startswith(subject_id_prefix, autoescape=True))
     if verb:
         stmt = stmt.where(AuditEntry.verb == verb)
     return session.scalars(stmt).all()
 
 
-def facts_of(row: Any, columns: Sequence[str]) -> dict[str, Any] | None:
-    """Return the named columns of a row as JSON values, for `before` or `after`; None when `row` is None."""
-    if row is None:
-        return None
-    values = {name: getattr(row, name) for name in columns}
-    return {name: value.isoformat() if isinstance(value, datetime) else value for name, value in values.items()}
+def column_values(row: Any, columns: Sequence[str]) -> dict[str, Any] | None:
+    """Return the values of these columns as JSON values, for `before` or `after` of an entry.
+
+    Returns None when `row` is None.
+    """
+    return None if row is None else {name: _json_value(getattr(row, name)) for name in columns}
+
+
+def _json_value(value: Any) -> Any:
+    return value.isoformat() if isinstance(value, datetime) else value

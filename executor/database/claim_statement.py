@@ -15,38 +15,41 @@ from executor.model import PROBATION_CRASHES, JobStatus
 
 @dataclass(frozen=True)
 class TenantFilter:
-    """Limits a claim to the jobs of `tenants`. With `is_exclusion`, it limits a claim to all other jobs instead.
+    """A condition on the tenant of the jobs that one UPDATE may claim.
 
-    A filter whose `tenants` is empty matches every job.
+    A tenant is a participant in FulcrumCore that consumes services. Without `is_exclusion`, the filter selects the jobs
+    of `tenants`. With `is_exclusion`, it selects all other jobs, which include the jobs without a tenant. If `tenants`
+    is empty, it selects every job.
     """
 
     tenants: tuple[str, ...] = ()
     is_exclusion: bool = False
 
-    def condition(self, row: Any) -> ColumnElement[bool]:
-        """Return the SQL condition; `row` is an alias of `Job`."""
+    def condition(self, job_alias: Any) -> ColumnElement[bool]:
+        """Return the filter as an SQL condition on `job_alias`, which is an alias of the table of jobs."""
         if not self.tenants:
             return true()
         if self.is_exclusion:
-            return or_(row.tenant_id.is_(None), row.tenant_id.not_in(self.tenants))
-        is_listed: ColumnElement[bool] = row.tenant_id.in_(self.tenants)
+            return or_(job_alias.tenant_id.is_(None), job_alias.tenant_id.not_in(self.tenants))
+        is_listed: ColumnElement[bool] = job_alias.tenant_id.in_(self.tenants)
         return is_listed
 
 
 @lru_cache(maxsize=512)  # building the statement takes ten times as long as running it
-def claim_statement(owner: str, lease_s: float, max_creates: int | None, tenants: TenantFilter) -> Any:
+def claim_statement(owner: str, lease_s: float, max_creates: int | None, tenant_filter: TenantFilter) -> Any:
     """Return the UPDATE that claims the next job for the owner and returns the job's row.
 
-    A job on probation (see PROBATION_CRASHES) runs alone: an owner claims such a job only while the owner has no other
-    job, and claims no other job while the job on probation runs. `max_creates` is that of `job_queue.claim`.
+    `max_creates` limits how many creates run at the same time. A job that was reaped PROBATION_CRASHES times is on
+    probation, which means that it runs alone: an owner that has another job does not claim a job on probation, and an
+    owner that has a job on probation claims no other job.
     """
-    owned = aliased(Job)
-    owned_jobs = select(owned.id).where(owned.status == PROCESSING_LITERAL, owned.owner == owner)
-    owner_has_job = owned_jobs.exists()
-    owner_has_probation_job = owned_jobs.where(owned.crashes >= PROBATION_CRASHES).exists()
+    owned_job = aliased(Job)
+    owned_job_ids = select(owned_job.id).where(owned_job.status == PROCESSING_LITERAL, owned_job.owner == owner)
+    owner_has_job = owned_job_ids.exists()
+    owner_has_probation_job = owned_job_ids.where(owned_job.crashes >= PROBATION_CRASHES).exists()
     return (
         update(Job)
-        .where(Job.id == _next_candidate(max_creates, tenants).scalar_subquery(), Job.status == JobStatus.PENDING)
+        .where(Job.id == _next_job_id(max_creates, tenant_filter).scalar_subquery(), Job.status == JobStatus.PENDING)
         .where(or_(Job.crashes < PROBATION_CRASHES, ~owner_has_job), ~owner_has_probation_job)
         .values(
             status=JobStatus.PROCESSING,
@@ -61,18 +64,22 @@ def claim_statement(owner: str, lease_s: float, max_creates: int | None, tenants
     )
 
 
-def _next_candidate(max_creates: int | None, tenants: TenantFilter) -> Select[int]:
-    """Return a query for the id of the next job of these tenants.
+def _next_job_id(max_creates: int | None, tenant_filter: TenantFilter) -> Select[int]:
+    """Return a query for the id of the next job that the filter selects.
 
-    The query selects no job while a claimable job of another tenant has a higher priority.
+    The query searches only the claimable jobs with the highest priority. It finds no job if the filter selects none of
+    these jobs.
     """
-    candidate, any_job = aliased(Job), aliased(Job)
+    candidate, claimable_job = aliased(Job), aliased(Job)
     highest_priority = (
-        select(any_job.priority).where(_claimable(any_job, max_creates)).order_by(*_claim_order(any_job)).limit(1)
+        select(claimable_job.priority)
+        .where(_is_claimable(claimable_job, max_creates))
+        .order_by(*_claim_order(claimable_job))
+        .limit(1)
     ).scalar_subquery()
     return (
         select(candidate.id)
-        .where(_claimable(candidate, max_creates), tenants.condition(candidate))
+        .where(_is_claimable(candidate, max_creates), tenant_filter.condition(candidate))
         .where(candidate.priority >= highest_priority)
         .order_by(*_claim_order(candidate))
         .limit(1)
@@ -80,27 +87,30 @@ def _next_candidate(max_creates: int | None, tenants: TenantFilter) -> Select[in
     )
 
 
-def _claim_order(row: Any) -> tuple[Any, ...]:
-    return row.priority.desc(), row.core_created_at, row.id
+def _claim_order(job_alias: Any) -> tuple[Any, ...]:
+    """Return the SQL sort order of claims: highest priority first, then oldest first."""
+    return job_alias.priority.desc(), job_alias.core_created_at, job_alias.id
 
 
-def _claimable(row: Any, max_creates: int | None) -> ColumnElement[bool]:
-    """Return the SQL condition under which a job can be claimed; `row` is an alias of `Job`.
+def _is_claimable(job_alias: Any, max_creates: int | None) -> ColumnElement[bool]:
+    """Return the SQL condition that a job can be claimed. `job_alias` is an alias of the table of jobs.
 
-    The job must be pending, its backoff must be over, and no other job of its service may be processing. For a create,
-    fewer than `max_creates` creates may be running.
+    The job must be pending, its backoff must be over, and its service must have no processing job. A create can be
+    claimed only while fewer than `max_creates` creates are processing.
     """
-    running = aliased(Job)
-    same_service = select(running.id).where(running.status == PROCESSING_LITERAL, running.service_id == row.service_id)
-    backoff_is_over = or_(row.available_at.is_(None), row.available_at <= db_now())
-    condition = and_(row.status == PENDING_LITERAL, backoff_is_over, ~same_service.exists())
+    processing_job = aliased(Job)
+    processing_job_of_service = select(processing_job.id).where(
+        processing_job.status == PROCESSING_LITERAL, processing_job.service_id == job_alias.service_id
+    )
+    backoff_is_over = or_(job_alias.available_at.is_(None), job_alias.available_at <= db_now())
+    condition = and_(job_alias.status == PENDING_LITERAL, backoff_is_over, ~processing_job_of_service.exists())
     if max_creates is None:
         return condition
-    create = aliased(Job)
-    running_creates = (
+    create_job = aliased(Job)
+    processing_create_count = (
         select(func.count())
-        .select_from(create)
-        .where(create.status == PROCESSING_LITERAL, create.action == "create")
+        .select_from(create_job)
+        .where(create_job.status == PROCESSING_LITERAL, create_job.action == "create")
         .scalar_subquery()
     )
-    return and_(condition, or_(row.action != "create", running_creates < max_creates))
+    return and_(condition, or_(job_alias.action != "create", processing_create_count < max_creates))

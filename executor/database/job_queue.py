@@ -1,14 +1,16 @@
 """Inserts, claims and finishes jobs: steps 1, 2 and 6 of a job's processing (see ARCHITECTURE.md).
 
-Only this module changes the status of a job that has not ended. The poller submits a job. An owner claims the job,
-renews the job's lease while the job runs, and finishes the job. An owner is one agent process; its name is its
-`boot_id`, a random id that each process chooses at its start. `reap` takes jobs from owners whose lease expired.
+Only this module changes the status of a job that has not ended. The poller submits a job. An agent process claims the
+job and so becomes its owner. The owner renews the job's lease while the job runs, and finishes the job. The column
+`owner` contains the process's `boot_id`: a random id that each agent process chooses at its start. `reap` takes a job
+from its owner after the job's lease has expired.
 
-Every write after a claim requires the owner and the epoch of this claim. A write is refused because the epoch has
-changed, never because time has passed: an owner may renew an expired lease until the job is reaped.
+A function with a parameter `lease` writes only while the job still has the owner and the epoch of this lease. After the
+time `lease_until`, the owner can still write, and can renew the lease. But after `reap` has raised the job's epoch, the
+writes of the earlier owner fail.
 
-`job_id` is the id of the row in the table of jobs, and `fulcrum_id` is FulcrumCore's id of the job. No function
-commits.
+`job_id` is the id of a row in the table of jobs, and `fulcrum_id` is FulcrumCore's id of a job. No function commits:
+the caller opens and commits the transaction.
 """
 
 from __future__ import annotations
@@ -22,20 +24,24 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from executor.database.claim_statement import TenantFilter, claim_statement
-from executor.database.statements import insert_into, rows_changed
+from executor.database.statements import execute_and_count, insert_into
 from executor.database.tables import ENDED_LITERALS, PENDING_LITERAL, PROCESSING_LITERAL, Job, Run, db_now, utc_now
 from executor.errors import ErrorCode, StaleJob
 from executor.model import MAX_CRASHES, TRANSITIONS, JobResult, JobStatus, ReportState
 
-#: Key of the PostgreSQL advisory lock that a claim takes before it counts the running creates.
-CREATE_SLOTS_LOCK = 0x534D4954
-#: How many jobs one call of `claim` tries to claim before it returns None.
+#: The key of the PostgreSQL advisory lock that a claim takes before it counts the running creates. The value is the
+#: ASCII text "SMIT".
+CREATE_LIMIT_LOCK = 0x534D4954
+#: How often one call of `claim` tries to claim a job before it returns None.
 MAX_CLAIM_ATTEMPTS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lease:
-    """The right to write one job's row. It ends when the job's epoch is raised, for example by a later claim."""
+    """The right to write the row of one job. The right ends when the job's epoch is raised, for example by `reap`.
+
+    The time after which other agents may reap the job is in the column `lease_until`.
+    """
 
     job_id: int
     owner: str
@@ -44,7 +50,7 @@ class Lease:
 
 @dataclass(frozen=True, kw_only=True)
 class NewJob:
-    """A job as FulcrumCore delivered it. The poller has limited the lengths of its texts."""
+    """A job that FulcrumCore delivered or that the agent created. All texts fit into their columns."""
 
     fulcrum_id: str
     service_id: str | None
@@ -52,13 +58,15 @@ class NewJob:
     action: str
     params: dict[str, Any] | None
     service: dict[str, Any] | None
-    defect: str | None  #: why the job cannot run, None if it can; the worker claims and then fails a job with a defect
+    defect: str | None  #: why the job cannot run, or None; the worker claims a job with a defect, and then fails it
     priority: int
     core_created_at: datetime
     deadline_at: datetime
     tenant_id: str | None = None
-    already_claimed: bool = False  #: FulcrumCore has the status Processing for the job, but our database was lost
-    is_local: bool = False  #: the agent itself created the job: FulcrumCore does not know it, so no report is sent
+    #: True if the agent claimed the job at FulcrumCore before the agent's database was lost.
+    is_already_claimed: bool = False
+    #: True if the agent created the job. FulcrumCore does not know the job, so no report is sent.
+    is_local: bool = False
 
 
 def lease_of(job: Job) -> Lease:
@@ -68,46 +76,48 @@ def lease_of(job: Job) -> Lease:
     return Lease(job_id=job.id, owner=job.owner, epoch=job.epoch)
 
 
-def submit(session: Session, new: NewJob) -> int | None:
-    """Insert a job and return the id of its row; return None when a row with this `fulcrum_id` exists already."""
+def submit(session: Session, new_job: NewJob) -> int | None:
+    """Insert a job and return the id of its row. Return None when a row with this `fulcrum_id` exists already."""
     now = utc_now()
     values = {
-        "fulcrum_id": new.fulcrum_id,
-        "service_id": new.service_id,
-        "group_id": new.group_id,
-        "tenant_id": new.tenant_id,
-        "action": new.action,
-        "params": new.params,
-        "service": new.service,
-        "defect": new.defect,
-        "priority": new.priority,
-        "core_created_at": new.core_created_at,
-        "deadline_at": new.deadline_at,
+        "fulcrum_id": new_job.fulcrum_id,
+        "service_id": new_job.service_id,
+        "group_id": new_job.group_id,
+        "tenant_id": new_job.tenant_id,
+        "action": new_job.action,
+        "params": new_job.params,
+        "service": new_job.service,
+        "defect": new_job.defect,
+        "priority": new_job.priority,
+        "core_created_at": new_job.core_created_at,
+        "deadline_at": new_job.deadline_at,
         "received_at": now,
         "status": JobStatus.PENDING,
-        "claim_sent_at": now if new.already_claimed else None,
-        "claimed_at": now if new.already_claimed else None,
-        "report_state": ReportState.LOCAL if new.is_local else ReportState.NONE,
+        "claim_sent_at": now if new_job.is_already_claimed else None,
+        "claimed_at": now if new_job.is_already_claimed else None,
+        "report_state": ReportState.LOCAL if new_job.is_local else ReportState.NONE,
     }
     stmt = insert_into(session, Job).values(values).on_conflict_do_nothing(index_elements=["fulcrum_id"])
     return session.scalar(stmt.returning(Job.id))
 
 
 def claim(session: Session, owner: str, *, lease_s: float, max_creates: int | None = None) -> Job | None:
-    """Claim the next job, or return None when no job can be claimed.
+    """Claim the next job and return it. Return None when no job can be claimed.
 
-    The next job is the one with the highest priority; among these, a job of the tenant with the fewest running jobs;
-    among these, the oldest. At most one job of a service runs at a time. `max_creates` limits how many creates all
-    agents together run at the same time, because parallel clones compete for the storage's lock.
+    The next job has the highest priority. If several jobs have this priority, a job of the tenant with the fewest
+    running jobs is next. If several jobs of this tenant have this priority, the oldest is next. At most one job
+    of a service runs at a time. `max_creates` limits how many creates all agents together run at the same time, because
+    parallel clones compete for the lock of the storage.
     """
     if max_creates is not None and session.get_bind().dialect.name == "postgresql":
         # Without this lock, two simultaneous claims could together exceed the limit. SQLite needs no such lock, because
         # it allows only one writer at a time.
-        session.execute(select(func.pg_advisory_xact_lock(CREATE_SLOTS_LOCK)))
-    if session.scalar(_ANY_PENDING) is None:  # an idle agent claims often, so this cheap query runs first
+        session.execute(select(func.pg_advisory_xact_lock(CREATE_LIMIT_LOCK)))
+    # An idle agent calls this function often, and this query is much cheaper than a claim.
+    if session.scalar(_PENDING_JOB_QUERY) is None:
         return None
-    # On PostgreSQL, two agents may claim two jobs of one service at the same time. One of the two claims then raises a
-    # unique violation (IntegrityError), and its next attempt selects another job.
+    # On PostgreSQL, two agents may claim two jobs of one service at the same time. Then one of the two claims violates
+    # a unique index and raises IntegrityError. The next attempt of this claim selects another job.
     for _ in range(MAX_CLAIM_ATTEMPTS):
         try:
             with session.begin_nested():
@@ -117,8 +127,10 @@ def claim(session: Session, owner: str, *, lease_s: float, max_creates: int | No
     return None
 
 
-_ANY_PENDING = select(Job.id).where(Job.status == PENDING_LITERAL).limit(1)
-_RUNNING_BY_TENANT = (
+#: Finds one pending job, or none.
+_PENDING_JOB_QUERY = select(Job.id).where(Job.status == PENDING_LITERAL).limit(1)
+#: Counts the running jobs of each tenant.
+_RUNNING_JOBS_QUERY = (
     select(Job.tenant_id, func.count())
     .where(Job.status == PROCESSING_LITERAL, Job.tenant_id.is_not(None))
     .group_by(Job.tenant_id)
@@ -126,28 +138,36 @@ _RUNNING_BY_TENANT = (
 
 
 def _claim_fairly(session: Session, owner: str, lease_s: float, max_creates: int | None) -> Job | None:
-    """Claim a job of a tenant with as few running jobs as possible, so that one tenant's burst does not delay others.
+    """Claim a job of a tenant with as few running jobs as possible.
 
-    The first filter matches the tenants without a running job, and each further filter the tenants with the next higher
-    number of running jobs.
+    So a tenant that requests many jobs at once does not delay the jobs of other tenants.
     """
-    running = {str(tenant): count for tenant, count in session.execute(_RUNNING_BY_TENANT)}
-    filters = [TenantFilter()]
-    if running:
-        filters = [TenantFilter(tuple(sorted(running)), is_exclusion=True)]
-        filters += [
-            TenantFilter(tuple(sorted(tenant for tenant in running if running[tenant] == count)))
-            for count in sorted({*running.values()})
-        ]
-    for tenants in filters:
-        claimed: Job | None = session.scalars(claim_statement(owner, lease_s, max_creates, tenants)).one_or_none()
-        if claimed is not None:
-            return claimed
+    for tenant_filter in _tenant_filters(session):
+        stmt = claim_statement(owner, lease_s, max_creates, tenant_filter)
+        job: Job | None = session.scalars(stmt).one_or_none()
+        if job is not None:
+            return job
     return None
 
 
-def _owned_by(lease: Lease) -> ColumnElement[bool]:
-    """Return the SQL condition that the owner of this lease still owns the job, at the same epoch."""
+def _tenant_filters(session: Session) -> list[TenantFilter]:
+    """Return the filters with which a claim is tried, in this order.
+
+    The first filter selects the jobs of tenants without a running job. Each further filter selects the jobs of the
+    tenants with the next higher number of running jobs.
+    """
+    job_counts = {str(tenant): count for tenant, count in session.execute(_RUNNING_JOBS_QUERY)}
+    if not job_counts:
+        return [TenantFilter()]
+    filters = [TenantFilter(tuple(sorted(job_counts)), is_exclusion=True)]
+    for count in sorted(set(job_counts.values())):
+        tenants = sorted(tenant for tenant in job_counts if job_counts[tenant] == count)
+        filters.append(TenantFilter(tuple(tenants)))
+    return filters
+
+
+def _lease_is_valid(lease: Lease) -> ColumnElement[bool]:
+    """Return the SQL condition that the job is processing, and still has the owner and the epoch of this lease."""
     return (
         (Job.id == lease.job_id)
         & (Job.owner == lease.owner)
@@ -158,14 +178,16 @@ def _owned_by(lease: Lease) -> ColumnElement[bool]:
 
 def _write(session: Session, lease: Lease, **columns: Any) -> None:
     """Update columns of the job's row. Raises StaleJob when the lease is no longer valid."""
-    if session.scalar(update(Job).where(_owned_by(lease)).values(**columns).returning(Job.id)) is None:
-        raise StaleJob(f"job {lease.job_id} is no longer ours at epoch {lease.epoch}")
+    stmt = update(Job).where(_lease_is_valid(lease)).values(**columns).returning(Job.id)
+    if session.scalar(stmt) is None:
+        raise StaleJob(f"job {lease.job_id} no longer belongs to this agent process at epoch {lease.epoch}")
 
 
 def note_claim_sent(session: Session, lease: Lease) -> None:
-    """Store that the worker is about to claim the job at FulcrumCore.
+    """Store that the worker is going to claim the job at FulcrumCore.
 
-    If FulcrumCore's answer is lost, a later attempt of the job still knows that this agent may have claimed the job.
+    If FulcrumCore's answer is lost, the next attempt of the job still knows that FulcrumCore may have accepted the
+    claim.
     """
     _write(session, lease, claim_sent_at=utc_now())
 
@@ -176,28 +198,28 @@ def note_claimed(session: Session, lease: Lease) -> None:
 
 
 def note_started(session: Session, lease: Lease, *, run_ident: str, playbook: str) -> None:
-    """Store a run before it starts, so that the agent finds the run's processes and artifacts after a restart."""
+    """Store a run before it starts. So the agent can find the run's processes and artifacts after a restart."""
     now = utc_now()
     _write(session, lease, started_at=now, run_ident=run_ident)
     attempt = session.scalar(select(Job.attempt).where(Job.id == lease.job_id)) or 0
     session.add(Run(job_id=lease.job_id, ident=run_ident, attempt=attempt, playbook=playbook, started_at=now))
 
 
-def note_run_ended(  # noqa: PLR0913 (one column each)
+def note_run_ended(  # noqa: PLR0913 (one parameter for each column)
     session: Session, run_ident: str, *, status: str, rc: int | None, reason: str, folder: str, upids: list[str]
 ) -> None:
-    """Store how a run ended: return code, reason, artifacts folder, and the UPIDs (ids) of its Proxmox tasks.
+    """Store how a run ended: its status, return code, reason, artifacts folder, and the ids of its Proxmox tasks.
 
-    No lease is needed, because no decision depends on the row of a run.
+    The function needs no lease: an earlier owner of the job may write too, because no decision depends on these values.
     """
     columns = {"ended_at": utc_now(), "status": status, "rc": rc, "reason": reason, "folder": folder, "upids": upids}
     session.execute(update(Run).where(Run.ident == run_ident).values(**columns))
 
 
-def finish(session: Session, lease: Lease, result: JobResult, report: ReportState = ReportState.DUE) -> None:
-    """Store the job's result, and `report` as the state of its report.
+def finish(session: Session, lease: Lease, result: JobResult, report_state: ReportState = ReportState.DUE) -> None:
+    """End the job: store its result and the state of its report.
 
-    Raises StaleJob when the lease is no longer valid. The caller then discards the result.
+    Raises StaleJob when the lease is no longer valid. The caller must then discard the result.
     """
     status = JobStatus.COMPLETED if result.succeeded else JobStatus.FAILED
     _require_transition(JobStatus.PROCESSING, status)
@@ -210,14 +232,14 @@ def finish(session: Session, lease: Lease, result: JobResult, report: ReportStat
         error_message=result.message or None,
         finished_at=utc_now(),
         lease_until=None,
-        report_state=_report_state(report),
+        report_state=_local_or(report_state),
         report_after=None,
     )
 
 
-def _report_state(report: ReportState) -> ColumnElement[str]:
-    """Return the new report state as SQL: LOCAL for a job that the agent itself created, else `report`."""
-    return case((Job.report_state == ReportState.LOCAL, ReportState.LOCAL), else_=report)
+def _local_or(report_state: ReportState) -> ColumnElement[str]:
+    """Return the new report state as SQL: LOCAL for a job that the agent created, or else `report_state`."""
+    return case((Job.report_state == ReportState.LOCAL, ReportState.LOCAL), else_=report_state)
 
 
 def requeue(session: Session, lease: Lease, *, backoff_s: float, reason: str | None = None) -> None:
@@ -237,7 +259,7 @@ def requeue(session: Session, lease: Lease, *, backoff_s: float, reason: str | N
 def renew(session: Session, owner: str, *, lease_s: float) -> dict[int, bool]:
     """Extend every lease of this owner.
 
-    Returns the ids of the owner's jobs; the value of each is True if an operator requested the job's cancellation.
+    Returns a dict that contains the id of each job of this owner, and whether an operator requested to cancel this job.
     """
     stmt = (
         update(Job)
@@ -245,32 +267,36 @@ def renew(session: Session, owner: str, *, lease_s: float) -> dict[int, bool]:
         .values(lease_until=db_now(lease_s))
         .returning(Job.id, Job.cancel_requested)
     )
-    return {job_id: cancelled for job_id, cancelled in session.execute(stmt)}
+    return {job_id: is_cancel_requested for job_id, is_cancel_requested in session.execute(stmt)}
 
 
-def reap(session: Session, *, sole_owner: str | None = None) -> list[tuple[int, JobStatus]]:
-    """Take jobs from owners whose lease expired; return the jobs' ids and new statuses.
+def reap(session: Session, *, all_owners_except: str | None = None) -> list[tuple[int, JobStatus]]:
+    """Take the jobs whose lease has expired from their owners. Return the ids and the new statuses of these jobs.
 
-    With `sole_owner`, take the jobs of all other owners, even if their leases have not expired. An agent on SQLite uses
-    it at its start: it holds the lock of the SQLite file, so no other agent is running. A job that is reaped
-    MAX_CRASHES times fails as QUARANTINED, because the job probably crashes the agent.
+    With `all_owners_except`, take the jobs of all owners except this one, even if their leases have not expired. An
+    agent on SQLite does this at its start: no other agent is running then, because this agent has locked the SQLite
+    file. A job that is reaped MAX_CRASHES times fails with the code QUARANTINED, because the job probably makes the
+    agent crash.
     """
-    has_lost_owner = Job.owner != sole_owner if sole_owner is not None else Job.lease_until < db_now()
-    stmt = select(Job.id, Job.crashes, Job.epoch).where(Job.status == PROCESSING_LITERAL, has_lost_owner)
-    reaped = []
-    for job_id, crashes, epoch in session.execute(stmt.with_for_update(skip_locked=True)):
-        status = JobStatus.FAILED if crashes + 1 >= MAX_CRASHES else JobStatus.PENDING
+    must_be_reaped = Job.lease_until < db_now()
+    if all_owners_except is not None:
+        must_be_reaped = Job.owner != all_owners_except
+    stmt = select(Job.id, Job.crashes, Job.epoch).where(Job.status == PROCESSING_LITERAL, must_be_reaped)
+    reaped_jobs = []
+    for job_id, earlier_crashes, epoch in session.execute(stmt.with_for_update(skip_locked=True)):
+        crashes = earlier_crashes + 1
+        status = JobStatus.FAILED if crashes >= MAX_CRASHES else JobStatus.PENDING
         _require_transition(JobStatus.PROCESSING, status)
         reap_job = update(Job).where(Job.id == job_id, Job.epoch == epoch, Job.status == JobStatus.PROCESSING)
-        session.execute(reap_job.values(**_reaped_columns(status, crashes + 1)))
-        reaped.append((job_id, status))
-    return reaped
+        session.execute(reap_job.values(**_columns_of_reaped_job(status, crashes)))
+        reaped_jobs.append((job_id, status))
+    return reaped_jobs
 
 
-def _reaped_columns(status: JobStatus, crashes: int) -> dict[str, Any]:
-    """Return the new column values of a job that is reaped and gets this status."""
+def _columns_of_reaped_job(status: JobStatus, crashes: int) -> dict[str, Any]:
+    """Return the new values of the columns of a reaped job. `status` is its new status."""
     columns: dict[str, Any] = {"status": status, "owner": None, "lease_until": None, "crashes": crashes}
-    # The earlier owner may only be suspended. Because of the new epoch, its writes fail when it continues.
+    # The earlier owner may be only suspended. When it continues, its writes fail because of the new epoch.
     columns["epoch"] = Job.epoch + 1
     if status is JobStatus.FAILED:
         text = f"the agent stopped {crashes} times while it worked on this job"
@@ -279,87 +305,89 @@ def _reaped_columns(status: JobStatus, crashes: int) -> dict[str, Any]:
             "error_code": quarantined.code,
             "error_message": quarantined.message,
             "finished_at": utc_now(),
-            "report_state": _report_state(ReportState.DUE),
+            "report_state": _local_or(ReportState.DUE),
         }
     return columns
 
 
 def release_all(session: Session, owner: str) -> int:
-    """Set every job that a stopping agent still owns back to pending, without counting a crash.
+    """Set every job that a stopping agent still owns back to pending. This does not count as a crash of the job.
 
     Returns the number of these jobs.
     """
-    return rows_changed(session, _release_statement(owner))
+    return execute_and_count(session, _release_statement(owner))
 
 
 def release(session: Session, job_id: int, owner: str) -> bool:
-    """Set one job back to pending, because its owner owns the job but no thread of the owner processes it.
+    """Set a job back to pending. The caller owns the job, but none of its threads processes the job.
 
-    Returns False when the owner no longer owns the job.
+    Returns False when `owner` no longer owns the job.
     """
-    return rows_changed(session, _release_statement(owner).where(Job.id == job_id)) == 1
+    return execute_and_count(session, _release_statement(owner).where(Job.id == job_id)) == 1
 
 
 def _release_statement(owner: str) -> Update:
-    owned = update(Job).where(Job.owner == owner, Job.status == PROCESSING_LITERAL)
-    return owned.values(status=JobStatus.PENDING, owner=None, lease_until=None, available_at=None, epoch=Job.epoch + 1)
+    stmt = update(Job).where(Job.owner == owner, Job.status == PROCESSING_LITERAL)
+    return stmt.values(status=JobStatus.PENDING, owner=None, lease_until=None, available_at=None, epoch=Job.epoch + 1)
 
 
 def _require_transition(before: JobStatus, after: JobStatus) -> None:
     """Raise ValueError if a job may not change from the status `before` to `after`."""
     if after not in TRANSITIONS[before]:
-        raise ValueError(f"{before} -> {after} is not a transition")
+        raise ValueError(f"a job may not change from {before} to {after}")
 
 
 def request_cancel(session: Session, job_id: int) -> JobStatus | None:
-    """Cancel a pending job at once; for a processing job, store that an operator requested the cancellation.
+    """Cancel a pending job at once. For a processing job, store that an operator requested to cancel it.
 
-    Returns the job's new status, None if the job had ended already.
+    Returns the status of the job after this call, or None if the job had ended already.
     """
-    cancelled = JobResult(succeeded=False, code=ErrorCode.CANCELLED, detail="cancelled by the operator")
-    pending = (
+    result = JobResult(succeeded=False, code=ErrorCode.CANCELLED, detail="cancelled by the operator")
+    cancel_pending_job = (
         update(Job)
         .where(Job.id == job_id, Job.status == JobStatus.PENDING)
         .values(
             status=JobStatus.FAILED,
-            error_code=cancelled.code,
-            error_message=cancelled.message,
+            error_code=result.code,
+            error_message=result.message,
             finished_at=utc_now(),
-            report_state=_report_state(ReportState.DUE),
+            report_state=_local_or(ReportState.DUE),
             epoch=Job.epoch + 1,
         )
     )
-    if rows_changed(session, pending):
+    if execute_and_count(session, cancel_pending_job):
         return JobStatus.FAILED
-    running = update(Job).where(Job.id == job_id, Job.status == JobStatus.PROCESSING).values(cancel_requested=True)
-    return JobStatus.PROCESSING if rows_changed(session, running) else None
+    is_processing = (Job.id == job_id) & (Job.status == JobStatus.PROCESSING)
+    request_cancellation = update(Job).where(is_processing).values(cancel_requested=True)
+    return JobStatus.PROCESSING if execute_and_count(session, request_cancellation) else None
 
 
 def retry_now(session: Session, job_id: int) -> str:
-    """End the backoff of a pending job, or of a job's due report.
+    """End a job's backoff: the backoff of a pending job, or the backoff of a due report.
 
-    Returns "attempt" for a pending job, "report" for a due report, and "" for a job with neither.
+    Returns "attempt" if the job is pending, "report" if its report is due, and "" otherwise.
     """
-    attempt = update(Job).where(Job.id == job_id, Job.status == JobStatus.PENDING).values(available_at=None)
-    if rows_changed(session, attempt):
+    end_job_backoff = update(Job).where(Job.id == job_id, Job.status == JobStatus.PENDING).values(available_at=None)
+    if execute_and_count(session, end_job_backoff):
         return "attempt"
-    report = update(Job).where(Job.id == job_id, Job.report_state == ReportState.DUE).values(report_after=None)
-    return "report" if rows_changed(session, report) else ""
+    is_report_due = (Job.id == job_id) & (Job.report_state == ReportState.DUE)
+    end_report_backoff = update(Job).where(is_report_due).values(report_after=None)
+    return "report" if execute_and_count(session, end_report_backoff) else ""
 
 
 def prune(session: Session, *, ended_before: datetime, limit: int) -> tuple[int, list[str]]:
     """Delete at most `limit` jobs that ended before `ended_before` and whose report is not due.
 
-    Returns the number of deleted jobs, and the idents of their runs, which are the names of artifacts folders.
+    Returns the number of deleted jobs, and the idents of their runs. A run's ident is the name of its artifacts folder.
     """
-    old = (
+    old_jobs = (
         select(Job.id)
         .where(Job.status.in_(ENDED_LITERALS), Job.finished_at < ended_before, Job.report_state != ReportState.DUE)
         .order_by(Job.finished_at)
         .limit(limit)
     )
-    job_ids = session.scalars(old).all()
-    idents = list(session.scalars(select(Run.ident).where(Run.job_id.in_(job_ids))))
+    job_ids = session.scalars(old_jobs).all()
+    run_idents = list(session.scalars(select(Run.ident).where(Run.job_id.in_(job_ids))))
     session.execute(delete(Run).where(Run.job_id.in_(job_ids)))
     session.execute(delete(Job).where(Job.id.in_(job_ids)))
-    return len(job_ids), idents
+    return len(job_ids), run_idents

@@ -1,8 +1,9 @@
 """Stores which VM serves which service: step 4 of a job's processing (see ARCHITECTURE.md).
 
-A VMID is reserved for a service before any request to Proxmox uses the VMID. A unique index allows only one mapping
-that is not deleted for each VMID of a cluster, so two creates never use the same VMID. The rows of deleted mappings
-stay as history: the VMID of a deleted mapping is not reused for some time (its quarantine). No function commits.
+A VMID is reserved for a service before any request to Proxmox uses the VMID. Two creates never use the same VMID: a
+unique index allows at most one current mapping for each VMID of a cluster. A current mapping is one that is not
+deleted. The rows of deleted mappings stay as history. After a mapping is deleted, its VMID is in quarantine: for some
+time, no new mapping uses it. No function commits: the caller opens and commits the transaction.
 """
 
 from __future__ import annotations
@@ -17,19 +18,25 @@ from sqlalchemy import func, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from executor.database.statements import is_row_id
+from executor.database.statements import is_integer_text
 from executor.database.tables import Mapping, utc_now
 from executor.errors import ErrorCode, JobError
 from executor.model import GuestKind, MappingState
 
-#: How many random VMIDs are tried before the range is searched from its start.
+#: How many random VMIDs `pick_vmid` tries before it searches the range from its start.
 RANDOM_TRIES = 64
-#: Length of the first part of a VM's name. A dash and eight digits follow this part, and the whole name must be a DNS
-#: label, which has at most 63 characters.
-MAX_HOST_PART_LENGTH = 54
+#: A VM's name ends with the first hexadecimal digits of the service id. This is the number of these digits.
+SERVICE_ID_PART_LENGTH = 8
+#: The maximum length of the first part of a VM's name. A dash and SERVICE_ID_PART_LENGTH digits follow this part. The
+#: whole name must be a DNS label, which has at most 63 characters.
+MAX_HOSTNAME_PART_LENGTH = 54
+#: The note of a mapping whose VM was found by its marker (see `marker_for`).
+NOTE_FOUND_BY_MARKER = "found by its marker"
+#: The maximum number of mappings that `find` returns.
+MAX_FOUND_MAPPINGS = 100
 
 #: The name of a cluster, and the lowest and the highest VMID for new VMs on this cluster.
-VmidRange = tuple[str, int, int]
+ClusterVmidRange = tuple[str, int, int]
 
 
 def marker_for(service_id: str) -> str:
@@ -37,63 +44,69 @@ def marker_for(service_id: str) -> str:
     return f"smith-uid={service_id}"
 
 
-def vm_name(host: str, service_id: str) -> str:
-    """Return the name of a VM: a first part made from `host`, a dash, and the first eight digits of the service id.
+def vm_name(hostname: str, service_id: str) -> str:
+    """Return the name of a VM: a first part made from `hostname`, a dash, and the first digits of the service id.
 
-    `host` may be any text from outside. In the name, each sequence of characters other than letters and digits becomes
-    one dash, and letters become lower case. If no character of `host` is usable, the first part is `vm`.
+    `hostname` may be any text from outside. For the first part, letters become lower case, characters outside ASCII are
+    removed, and each sequence of characters that are neither letters nor digits becomes one dash. If no character of
+    `hostname` is usable, the first part is `vm`.
     """
-    folded = re.sub(r"[^a-z0-9]+", "-", host.lower().encode("ascii", "ignore").decode())
-    label = folded[:MAX_HOST_PART_LENGTH].strip("-") or "vm"
-    return f"{label}-{service_id.replace('-', '')[:8].lower()}"
+    ascii_hostname = hostname.lower().encode("ascii", "ignore").decode()
+    hostname_with_dashes = re.sub(r"[^a-z0-9]+", "-", ascii_hostname)
+    hostname_part = hostname_with_dashes[:MAX_HOSTNAME_PART_LENGTH].strip("-") or "vm"
+    service_id_part = service_id.replace("-", "")[:SERVICE_ID_PART_LENGTH].lower()
+    return f"{hostname_part}-{service_id_part}"
 
 
 def current(session: Session, service_id: str) -> Mapping | None:
-    """Return the service's mapping that is not deleted, None if the service has no such mapping."""
+    """Return the service's current mapping, or None if the service has no current mapping."""
     stmt = select(Mapping).where(Mapping.service_id == service_id, Mapping.state != MappingState.DELETED)
     return session.scalar(stmt)
 
 
 def get(session: Session, mapping_id: int) -> Mapping | None:
-    """Return the mapping with this row id, None if it does not exist."""
+    """Return the mapping with this row id, or None if it does not exist."""
     return session.get(Mapping, mapping_id)
 
 
 def get_one(session: Session, mapping_id: int) -> Mapping:
-    """Return the mapping with this row id. The caller's transaction raises DatabaseRefused if it does not exist."""
+    """Return the mapping with this row id. If it does not exist, `transaction` and `reading` raise DatabaseRefused."""
     return session.get_one(Mapping, mapping_id)
 
 
 def all_current(session: Session) -> Sequence[Mapping]:
-    """Return every mapping that is not deleted."""
+    """Return all current mappings."""
     return session.scalars(select(Mapping).where(Mapping.state != MappingState.DELETED)).all()
 
 
-def pick_vmid(session: Session, vmids: VmidRange, *, quarantine_s: float, taken: set[int]) -> int:
-    """Return a VMID of the range `vmids` that is neither mapped, nor in quarantine, nor in `taken`.
+def pick_vmid(session: Session, vmid_range: ClusterVmidRange, *, quarantine_s: float, used_vmids: set[int]) -> int:
+    """Return a VMID of the range that is neither mapped, nor in quarantine, nor in `used_vmids`.
 
-    `taken` holds the VMIDs of the guests in Proxmox. A deleted mapping's VMID is in quarantine for `quarantine_s` after
-    the deletion. Raises JobError CAPACITY when the range has no such VMID.
+    `used_vmids` are the VMIDs that guests in Proxmox use. The VMID of a deleted mapping is in quarantine for
+    `quarantine_s` after the deletion. Raises JobError CAPACITY when no VMID of the range is available.
     """
-    cluster, low, high = vmids
-    quarantined_since = utc_now() - timedelta(seconds=quarantine_s)
-    is_used = (Mapping.state != MappingState.DELETED) | (Mapping.deleted_at > quarantined_since)
-    stmt = select(Mapping.vmid).where(Mapping.cluster == cluster, Mapping.vmid.between(low, high), is_used)
-    used = set(session.scalars(stmt)) | taken
+    cluster, lowest, highest = vmid_range
+    earliest_quarantined_deletion = utc_now() - timedelta(seconds=quarantine_s)
+    is_unavailable = (Mapping.state != MappingState.DELETED) | (Mapping.deleted_at > earliest_quarantined_deletion)
+    stmt = select(Mapping.vmid).where(Mapping.cluster == cluster, Mapping.vmid.between(lowest, highest), is_unavailable)
+    unavailable_vmids = set(session.scalars(stmt)) | used_vmids
     for _ in range(RANDOM_TRIES):
-        vmid = random.randint(low, high)  # noqa: S311 (not for security)
-        if vmid not in used:
+        vmid = random.randint(lowest, highest)  # noqa: S311 (not for security)
+        if vmid not in unavailable_vmids:
             return vmid
-    for vmid in range(low, high + 1):
-        if vmid not in used:
+    for vmid in range(lowest, highest + 1):
+        if vmid not in unavailable_vmids:
             return vmid
-    raise JobError(ErrorCode.CAPACITY, f"no VMID is free between {low} and {high}")
+    raise JobError(ErrorCode.CAPACITY, f"no VMID is free between {lowest} and {highest}")
 
 
-def reserve(  # noqa: PLR0913 (one column each)
+def reserve(  # noqa: PLR0913 (one parameter for each column)
     session: Session, *, service_id: str, cluster: str, vmid: int, name: str, kind: str = GuestKind.QEMU
 ) -> Mapping | None:
-    """Reserve the VMID for the service. Returns None when the VMID or the service already has a mapping."""
+    """Create a mapping that reserves the VMID for the service.
+
+    Returns None when the VMID or the service already has a current mapping.
+    """
     now = utc_now()
     mapping = Mapping(
         service_id=service_id,
@@ -115,7 +128,7 @@ def reserve(  # noqa: PLR0913 (one column each)
     return mapping
 
 
-def insert_active(  # noqa: PLR0913 (one column each)
+def insert_active(  # noqa: PLR0913 (one parameter for each column)
     session: Session,
     *,
     service_id: str,
@@ -125,14 +138,17 @@ def insert_active(  # noqa: PLR0913 (one column each)
     node: str,
     kind: str = GuestKind.QEMU,
 ) -> Mapping | None:
-    """Create an active mapping for a VM that has the service's marker. Returns None in the same cases as `reserve`."""
+    """Create an active mapping for a VM that has the service's marker.
+
+    Returns None when the VMID or the service already has a current mapping.
+    """
     mapping = reserve(session, service_id=service_id, cluster=cluster, vmid=vmid, name=name, kind=kind)
     if mapping is not None:
-        mapping.state, mapping.node, mapping.note = MappingState.ACTIVE, node, "found by its marker"
+        mapping.state, mapping.node, mapping.note = MappingState.ACTIVE, node, NOTE_FOUND_BY_MARKER
     return mapping
 
 
-def adopt(  # noqa: PLR0913 (one column each)
+def adopt(  # noqa: PLR0913 (one parameter for each column)
     session: Session,
     *,
     service_id: str,
@@ -144,67 +160,65 @@ def adopt(  # noqa: PLR0913 (one column each)
 ) -> Mapping | None:
     """Map an existing VM to a service.
 
-    If the service is mapped to this VMID already, this mapping is updated. If the service is mapped to another VMID
-    and the VM with that VMID is lost, the old mapping is marked as deleted first. Returns None, without a change, when
-    the service has another VM that is not lost, or when the VMID is mapped to another service.
+    If the service is mapped to this VMID already, its mapping is updated. If the service is mapped to a VM that is
+    lost, that mapping is marked as deleted, and a new mapping is created. Returns None, without a change, when the
+    service has another VM that is not lost, or when the VMID is mapped to another service.
     """
-    existing = current(session, service_id)
-    if existing is not None and (existing.vmid, existing.cluster) == (vmid, cluster):
-        now, columns = utc_now(), {"node": node, "name": name, "kind": kind, "note": "found by its marker"}
-        _update(session, existing.id, now=now, state=MappingState.ACTIVE, **columns)
-        return existing
-    if existing is not None and existing.state != MappingState.VM_LOST:
+    current_mapping = current(session, service_id)
+    if current_mapping is not None and (current_mapping.vmid, current_mapping.cluster) == (vmid, cluster):
+        columns = {"node": node, "name": name, "kind": kind, "note": NOTE_FOUND_BY_MARKER}
+        _update(session, current_mapping.id, now=utc_now(), state=MappingState.ACTIVE, **columns)
+        return current_mapping
+    if current_mapping is not None and current_mapping.state != MappingState.VM_LOST:
         return None
     with session.begin_nested() as savepoint:
-        if existing is not None:
-            mark_deleted(session, existing.id, f"the VM was found on VMID {vmid}")
-        mapping = insert_active(
+        if current_mapping is not None:
+            mark_deleted(session, current_mapping.id, f"the VM was found on VMID {vmid}")
+        new_mapping = insert_active(
             session, service_id=service_id, cluster=cluster, vmid=vmid, name=name, node=node, kind=kind
         )
-        if mapping is None:
+        if new_mapping is None:
             savepoint.rollback()
-    return mapping
+    return new_mapping
 
 
 def record_node(session: Session, mapping_id: int, node: str) -> None:
-    """Store the VM's node. Actions do not rely on the stored node: they read the VM's node from Proxmox."""
+    """Store on which node the VM is. Actions do not use the stored node: they read the VM's node from Proxmox."""
     _update(session, mapping_id, now=utc_now(), node=node)
 
 
 def apply_result(session: Session, mapping_id: int, vm: dict[str, Any]) -> None:
-    """Store the state of the VM that `vm`, the result of a playbook, describes.
+    """Store the VM's new state in its mapping. `vm` is the result of a playbook.
 
-    The mapping becomes deleted if the VM is absent, pending deletion if `vm` has a `delete_at` (seconds since the
-    epoch), and active otherwise. The command `smith mappings recall` passes an empty `vm`, which also makes the mapping
-    active.
+    If the VM is absent, the mapping becomes deleted. If `vm` has a `delete_at` (a Unix time in seconds), the mapping
+    becomes pending deletion. Otherwise, also for an empty `vm`, the mapping becomes active.
     """
     now = utc_now()
     if vm.get("status") == "absent":
-        values: dict[str, Any] = {"state": MappingState.DELETED, "deleted_at": now}
-    else:
-        delete_at = datetime.fromtimestamp(vm["delete_at"], UTC) if vm.get("delete_at") else None
-        state = MappingState.PENDING_DELETION if delete_at else MappingState.ACTIVE
-        values = {"state": state, "delete_at": delete_at, "note": None}
-        values |= {"node": vm["node"]} if vm.get("node") else {}
-        values |= {"mac_address": vm["mac_address"]} if vm.get("mac_address") else {}
-    _update(session, mapping_id, now=now, **values)
+        _update(session, mapping_id, now=now, state=MappingState.DELETED, deleted_at=now)
+        return
+    delete_at = datetime.fromtimestamp(vm["delete_at"], UTC) if vm.get("delete_at") else None
+    state = MappingState.PENDING_DELETION if delete_at else MappingState.ACTIVE
+    known_facts = {key: vm[key] for key in ("node", "mac_address") if vm.get(key)}
+    _update(session, mapping_id, now=now, state=state, delete_at=delete_at, note=None, **known_facts)
 
 
 def mark_deleted(session: Session, mapping_id: int, note: str) -> None:
-    """Mark a mapping as deleted, and store the reason (`note`). The quarantine of its VMID begins now."""
+    """Mark a mapping as deleted, and store the reason in its `note`. The quarantine of its VMID begins now."""
     now = utc_now()
     _update(session, mapping_id, now=now, state=MappingState.DELETED, deleted_at=now, note=note)
 
 
 def mark_vm_lost(session: Session, mapping_id: int, note: str) -> None:
-    """Store that the VM no longer exists, and the reason (`note`).
+    """Set the mapping's state to VM_LOST, because its VM no longer exists. `note` is the reason.
 
-    The mapping is not deleted, so that a later delete job of the service finds it and succeeds.
+    The mapping is not marked as deleted, so that a later delete job of the service finds the mapping and succeeds.
     """
     _update(session, mapping_id, now=utc_now(), state=MappingState.VM_LOST, note=note)
 
 
-def _update(session: Session, mapping_id: int, *, now: Any, **values: Any) -> None:
+def _update(session: Session, mapping_id: int, *, now: datetime, **values: Any) -> None:
+    """Update columns of a mapping. A mapping that is marked as deleted does not change."""
     stmt = update(Mapping).where(Mapping.id == mapping_id, Mapping.state != MappingState.DELETED)
     session.execute(stmt.values(updated_at=now, **values))
 
@@ -216,13 +230,14 @@ def active(session: Session, cluster: str | None = None) -> Sequence[Mapping]:
 
 
 def due_for_deletion(session: Session, cluster: str, limit: int = 100) -> Sequence[Mapping]:
-    """Return the mappings pending deletion whose VM may be deleted now, the one with the earliest `delete_at` first."""
+    """Return the mappings that are pending deletion and whose VM may be deleted now, in the order of `delete_at`."""
     stmt = select(Mapping).where(Mapping.state == MappingState.PENDING_DELETION, Mapping.cluster == cluster)
-    return session.scalars(stmt.where(Mapping.delete_at <= utc_now()).order_by(Mapping.delete_at).limit(limit)).all()
+    stmt = stmt.where(Mapping.delete_at <= utc_now()).order_by(Mapping.delete_at).limit(limit)
+    return session.scalars(stmt).all()
 
 
 def list_mappings(session: Session, *, states: Sequence[str] = (), limit: int = 1000) -> Sequence[Mapping]:
-    """Return the mappings in these states, newest first. Without `states`, return all mappings that are not deleted."""
+    """Return the mappings in these states, newest first. If `states` is empty, return the current mappings."""
     stmt = select(Mapping).order_by(Mapping.id.desc()).limit(limit)
     if states:
         return session.scalars(stmt.where(Mapping.state.in_(states))).all()
@@ -230,23 +245,24 @@ def list_mappings(session: Session, *, states: Sequence[str] = (), limit: int = 
 
 
 def find(session: Session, reference: str) -> Sequence[Mapping]:
-    """Return the mappings that `reference` names, deleted mappings included, newest first.
+    """Return the mappings that `reference` names, newest first. They include deleted mappings.
 
-    `reference` is a VMID, the name of a VM, a service id, or the prefix of service ids.
+    `reference` is a VMID, the name of a VM, a service id, or the beginning of a service id.
     """
     if not reference:
         return []
-    if is_row_id(reference):
+    if is_integer_text(reference):
         condition = Mapping.vmid == int(reference)
     else:
         condition = (Mapping.name == reference) | Mapping.service_id.startswith(reference.lower(), autoescape=True)
-    return session.scalars(select(Mapping).where(condition).order_by(Mapping.id.desc()).limit(100)).all()
+    return session.scalars(select(Mapping).where(condition).order_by(Mapping.id.desc()).limit(MAX_FOUND_MAPPINGS)).all()
 
 
-def count_by_state(session: Session, *, with_deleted: bool = True) -> dict[str, int]:
-    """Return the number of mappings in each state, also 0 for a state without mappings."""
-    states = [state for state in MappingState if with_deleted or state is not MappingState.DELETED]
+def count_by_state(session: Session, *, should_count_deleted: bool = True) -> dict[str, int]:
+    """Return the number of mappings in each state. A state without mappings has the number 0."""
     stmt = select(Mapping.state, func.count()).group_by(Mapping.state)
-    if not with_deleted:
+    counts = {state.value: 0 for state in MappingState}
+    if not should_count_deleted:
         stmt = stmt.where(Mapping.state != MappingState.DELETED)
-    return {state.value: 0 for state in states} | dict(session.execute(stmt).all())
+        del counts[MappingState.DELETED.value]
+    return counts | dict(session.execute(stmt).all())

@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from sqlalchemy import or_, select, update
 from sqlalchemy.orm import Session
 
-from executor.database.statements import rows_changed
+from executor.database.statements import execute_and_count
 from executor.database.tables import DUE_LITERAL, Job, db_now, utc_now
 from executor.model import JobResult, JobStatus, ReportState
 
 
 def due_reports(session: Session, limit: int) -> Sequence[Job]:
-    """Return the jobs whose report is due and has no backoff that is still running, the job that ended first first."""
+    """Return at most `limit` jobs whose report is due and not in backoff. The job that ended first is first."""
     stmt = (
         select(Job)
         .where(Job.report_state == DUE_LITERAL)
@@ -28,7 +28,10 @@ def due_reports(session: Session, limit: int) -> Sequence[Job]:
 
 
 def note_reported(session: Session, job_id: int, state: ReportState, note: str = "") -> None:
-    """Store FulcrumCore's answer to a report. Nothing is stored for a job whose report is not due."""
+    """Store the state that a report has after FulcrumCore's answer. `note` says why, or is empty.
+
+    If the job's report is not due, nothing is stored.
+    """
     session.execute(
         update(Job)
         .where(Job.id == job_id, Job.report_state == ReportState.DUE)
@@ -46,9 +49,9 @@ def postpone_report(session: Session, job_id: int, *, backoff_s: float, note: st
 
 
 def replace_result(session: Session, job_id: int, result: JobResult) -> None:
-    """Replace a job's successful result, which FulcrumCore refuses to accept, by the failure `result`.
+    """Replace a job's successful result by the failure `result`, because FulcrumCore refuses the success.
 
-    The reporter sends the failure at its next attempt.
+    The reporter sends the failure when it next reports the job.
     """
     session.execute(
         update(Job)
@@ -57,10 +60,10 @@ def replace_result(session: Session, job_id: int, result: JobResult) -> None:
     )
 
 
-def reset_report_backoff(session: Session) -> int:
-    """End the backoff of every due report; return the number of these reports.
+def end_report_backoffs(session: Session) -> int:
+    """End the backoff of every due report, and return the number of these reports.
 
-    The caller does this when FulcrumCore answers again after an outage.
+    The agent calls this function when FulcrumCore answers again after an outage.
     """
-    stmt = update(Job).where(Job.report_state == ReportState.DUE, Job.report_after.is_not(None))
-    return rows_changed(session, stmt.values(report_after=None))
+    is_in_backoff = (Job.report_state == ReportState.DUE) & Job.report_after.is_not(None)
+    return execute_and_count(session, update(Job).where(is_in_backoff).values(report_after=None))

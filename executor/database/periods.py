@@ -10,38 +10,39 @@ from typing import Any
 from sqlalchemy import or_, update
 from sqlalchemy.orm import Session
 
-from executor.database.statements import insert_into, rows_changed
+from executor.database.statements import execute_and_count, insert_into
 from executor.database.tables import CriticalJob, db_now, utc_now
 
-#: A period lasts for this share of the job's interval. If it lasted for the whole interval, an agent whose timer fires
-#: a little early would find the last period not over, and would skip a run.
+#: A period lasts for this share of the job's interval. If a period lasted for the whole interval, an agent whose timer
+#: fires a little early would skip a run, because the previous period would not be over yet.
 PERIOD_SHARE = 0.8
 
 
 def try_start_period(session: Session, name: str, interval_s: float, *, force: bool = False) -> bool:
-    """Start the next period of a critical job if its last period is over.
+    """Start the next period of a critical job if its previous period is over, or if `force` is True.
 
-    Returns True if this call started the period: then its caller must run the job. Of several simultaneous callers,
-    only one gets True. `force` starts a period even if the last period is not over.
+    Returns True if this call started the period. The caller must then run the job. If several agents call this function
+    at the same time, only one of the calls returns True.
     """
-    now = utc_now()
     new_row = {"name": name, "interval_s": interval_s, "failures": 0, "runs": 0}
-    # Two agents may insert the row at the same time. One row results, and the UPDATE below changes it for only one of
-    # the two agents.
+    # If two agents insert the row at the same time, only one row is stored. The UPDATE below then changes this row for
+    # only one of the two agents.
     session.execute(insert_into(session, CriticalJob).values(new_row).on_conflict_do_nothing(index_elements=["name"]))
-    is_due = or_(CriticalJob.due_at.is_(None), CriticalJob.due_at <= db_now(), CriticalJob.interval_s != interval_s)
+    has_new_interval = CriticalJob.interval_s != interval_s  # the stored `due_at` results from the earlier interval
+    is_due = or_(CriticalJob.due_at.is_(None), CriticalJob.due_at <= db_now(), has_new_interval)
     stmt = update(CriticalJob).where(CriticalJob.name == name)
-    stmt = stmt if force else stmt.where(is_due)
-    values = {"due_at": db_now(interval_s * PERIOD_SHARE), "interval_s": interval_s, "last_started_at": now}
-    return rows_changed(session, stmt.values(**values)) == 1
+    if not force:
+        stmt = stmt.where(is_due)
+    columns = {"due_at": db_now(interval_s * PERIOD_SHARE), "interval_s": interval_s, "last_started_at": utc_now()}
+    return execute_and_count(session, stmt.values(**columns)) == 1
 
 
 def record_period_result(session: Session, name: str, *, error: str | None) -> None:
     """Store that a run of a critical job ended. `error` is None if the run succeeded."""
     now = utc_now()
-    values: dict[str, Any] = {"last_finished_at": now, "runs": CriticalJob.runs + 1, "last_error": error}
+    columns: dict[str, Any] = {"last_finished_at": now, "runs": CriticalJob.runs + 1, "last_error": error}
     if error is None:
-        values |= {"last_ok_at": now, "failures": 0}
+        columns |= {"last_ok_at": now, "failures": 0}
     else:
-        values |= {"failures": CriticalJob.failures + 1}
-    session.execute(update(CriticalJob).where(CriticalJob.name == name).values(**values))
+        columns |= {"failures": CriticalJob.failures + 1}
+    session.execute(update(CriticalJob).where(CriticalJob.name == name).values(**columns))

@@ -1,4 +1,4 @@
-"""Provides helpers for SQL: INSERT statements with ON CONFLICT, the number of changed rows, and a check of row ids."""
+"""Provides helpers for SQL: INSERT statements with ON CONFLICT, the number of changed rows, and a check of numbers."""
 
 from __future__ import annotations
 
@@ -10,17 +10,21 @@ from sqlalchemy.orm import Session
 
 from executor.database.tables import CriticalJob, Job
 
+#: Every number with at most this many digits fits into an INTEGER column. PostgreSQL refuses a comparison with a number
+#: that does not fit.
+MAX_INTEGER_DIGITS = 9
+
 
 def insert_into(session: Session, table: type[Job | CriticalJob]) -> postgresql.Insert | sqlite.Insert:
-    """Return an INSERT for the session's database, because SQLAlchemy's general INSERT has no ON CONFLICT."""
+    """Return an INSERT statement for the session's database. Unlike `sqlalchemy.insert`, it supports ON CONFLICT."""
     return postgresql.insert(table) if session.get_bind().dialect.name == "postgresql" else sqlite.insert(table)
 
 
-def rows_changed(session: Session, stmt: Update | Delete) -> int:
+def execute_and_count(session: Session, stmt: Update | Delete) -> int:
     """Run the statement and return how many rows it changed."""
     return cast("CursorResult[Any]", session.execute(stmt)).rowcount
 
 
-def is_row_id(reference: str) -> bool:
-    """Return whether a text can be the id of a row: it has only ASCII digits, and its number fits into an INTEGER."""
-    return reference.isascii() and reference.isdecimal() and len(reference) < 10
+def is_integer_text(reference: str) -> bool:
+    """Return whether a text is a number that an INTEGER column can hold: it has one to MAX_INTEGER_DIGITS digits."""
+    return reference.isascii() and reference.isdecimal() and len(reference) <= MAX_INTEGER_DIGITS

@@ -1,4 +1,4 @@
-"""Defines the tables, SQL literals for statuses, and functions for the times of this machine and of the database.
+"""Defines the tables, SQL literals for statuses, and two clocks: `utc_now` of this machine, `db_now` of the database.
 
 Each change of a table needs a migration. A test compares the tables with the migrations.
 """
@@ -29,13 +29,13 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.sql.functions import FunctionElement
 
-from executor.model import ENDED, GuestKind, JobStatus, MappingState, ReportState
+from executor.model import ENDED_STATUSES, GuestKind, JobStatus, MappingState, ReportState
 
-# These are literals instead of bound parameters, because SQLite uses a partial index only if the text of the statement
-# contains the value.
+# These statuses and this report state are SQL literals, not bound parameters: SQLite uses a partial index only if the
+# text of the statement contains the value.
 PENDING_LITERAL: ColumnElement[str] = literal_column(f"'{JobStatus.PENDING}'")
 PROCESSING_LITERAL: ColumnElement[str] = literal_column(f"'{JobStatus.PROCESSING}'")
-ENDED_LITERALS: list[ColumnElement[str]] = [literal_column(f"'{status}'") for status in ENDED]
+ENDED_LITERALS: list[ColumnElement[str]] = [literal_column(f"'{status}'") for status in ENDED_STATUSES]
 DUE_LITERAL: ColumnElement[str] = literal_column(f"'{ReportState.DUE}'")
 
 
@@ -46,29 +46,29 @@ class UtcDateTime(TypeDecorator[datetime]):
     cache_ok = True
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """Convert a time to UTC. Raises ValueError for a time without a zone, which is a defect of the caller."""
+        """Convert a time to UTC before it is stored. Raises ValueError for a time without a time zone."""
         if value is None:
             return None
         if value.tzinfo is None:
             raise ValueError("a naive datetime reached the database")
-        value = value.astimezone(UTC)
-        return value.replace(tzinfo=None) if dialect.name == "sqlite" else value
+        utc_value = value.astimezone(UTC)
+        return utc_value.replace(tzinfo=None) if dialect.name == "sqlite" else utc_value
 
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """Return a time that was read, in UTC and with its time zone."""
+        """Convert a time that was read from the database to UTC."""
         if value is None:
             return None
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
 class db_now(FunctionElement[datetime]):
-    """The SQL expression for the time of the database's clock plus `offset_s` seconds.
+    """An SQL expression: the time of the database's clock plus `offset_s` seconds.
 
     Leases use the database's clock, because the clocks of several agents may differ.
     """
 
     type = UtcDateTime()
-    inherit_cache = True  # the offset is a bound parameter, so statements with different offsets are compiled once
+    inherit_cache = True  # the offset is a bound parameter, so SQLAlchemy compiles a statement once for all offsets
 
     def __init__(self, offset_s: float = 0.0) -> None:
         super().__init__(literal(float(offset_s), Float()))
@@ -76,14 +76,17 @@ class db_now(FunctionElement[datetime]):
 
 @compiles(db_now, "sqlite")
 def _sqlite_now(element: db_now, compiler: Any, **kw: Any) -> str:
-    # On SQLite, SQLAlchemy stores a DateTime as text in this format. The order of such texts is that of the times.
-    offset = compiler.process(element.clauses, **kw)
-    return f"strftime('%Y-%m-%d %H:%M:%f000', 'now', printf('%+.3f seconds', {offset}))"
+    # On SQLite, SQLAlchemy stores a DateTime as text in this format, with six digits after the decimal point. `%f`
+    # writes only three of these digits, so three zeros follow. SQLite compares times as texts, and texts in this
+    # format have the same order as their times.
+    offset_s = compiler.process(element.clauses, **kw)
+    return f"strftime('%Y-%m-%d %H:%M:%f000', 'now', printf('%+.3f seconds', {offset_s}))"
 
 
 @compiles(db_now, "postgresql")
 def _postgresql_now(element: db_now, compiler: Any, **kw: Any) -> str:
-    return f"(clock_timestamp() + make_interval(secs => {compiler.process(element.clauses, **kw)}))"
+    offset_s = compiler.process(element.clauses, **kw)
+    return f"(clock_timestamp() + make_interval(secs => {offset_s}))"
 
 
 class Base(DeclarativeBase):
@@ -93,7 +96,7 @@ class Base(DeclarativeBase):
 
 
 class Job(Base):
-    """A job. `job_queue` writes its status and lease, and `outbox` writes the columns of its report."""
+    """A job. Only `job_queue` and `outbox` write this table."""
 
     __tablename__ = "jobs"
     __table_args__ = (
@@ -132,25 +135,25 @@ class Job(Base):
     fulcrum_id: Mapped[str] = mapped_column(String(36), unique=True)
     service_id: Mapped[str | None] = mapped_column(String(36))
     group_id: Mapped[str | None] = mapped_column(String(36))
-    tenant_id: Mapped[str | None] = mapped_column(String(36))  #: the participant of FulcrumCore that uses the service
+    tenant_id: Mapped[str | None] = mapped_column(String(36))  #: the participant in FulcrumCore that uses the service
     action: Mapped[str] = mapped_column(String(100))
     params: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
-    service: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    service: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))  #: the service in FulcrumCore's API
     defect: Mapped[str | None] = mapped_column(Text)  #: why the job cannot run
     priority: Mapped[int] = mapped_column(Integer, default=1)
     status: Mapped[str] = mapped_column(String(20), default=JobStatus.PENDING)
     attempt: Mapped[int] = mapped_column(Integer, default=0)
-    crashes: Mapped[int] = mapped_column(Integer, default=0)  #: how often the job was reaped
+    crashes: Mapped[int] = mapped_column(Integer, default=0)  #: the number of times that the job was reaped
     cancel_requested: Mapped[bool] = mapped_column(Boolean, default=False)
     available_at: Mapped[datetime | None]  #: when the backoff of a pending job ends
     core_created_at: Mapped[datetime]  #: when FulcrumCore created the job
-    deadline_at: Mapped[datetime]  #: when FulcrumCore fails the job, by FulcrumCore's clock
+    deadline_at: Mapped[datetime]  #: FulcrumCore fails a job that has not ended at this time of its clock
     received_at: Mapped[datetime]
     owner: Mapped[str | None] = mapped_column(String(64))  #: `boot_id` of the agent process that claimed the job
     lease_until: Mapped[datetime | None]
-    epoch: Mapped[int] = mapped_column(Integer, default=0)  #: fencing token: raised when the owner changes
-    claim_sent_at: Mapped[datetime | None]  #: when the worker was about to claim the job at FulcrumCore
-    claimed_at: Mapped[datetime | None]  #: when FulcrumCore had accepted the claim
+    epoch: Mapped[int] = mapped_column(Integer, default=0)  #: the fencing token, which is raised when the owner changes
+    claim_sent_at: Mapped[datetime | None]  #: when the worker last tried to claim the job at FulcrumCore
+    claimed_at: Mapped[datetime | None]  #: when FulcrumCore accepted the claim
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
     reported_at: Mapped[datetime | None]
@@ -177,10 +180,10 @@ class Run(Base):
     playbook: Mapped[str] = mapped_column(String(100))
     started_at: Mapped[datetime]
     ended_at: Mapped[datetime | None]
-    rc: Mapped[int | None]
-    status: Mapped[str | None] = mapped_column(String(20))
-    reason: Mapped[str | None] = mapped_column(Text)
-    folder: Mapped[str | None] = mapped_column(Text)  #: the folder of the artifacts
+    rc: Mapped[int | None]  #: the return code of the run
+    status: Mapped[str | None] = mapped_column(String(20))  #: a `RunStatus`
+    reason: Mapped[str | None] = mapped_column(Text)  #: the error message that results from the run
+    folder: Mapped[str | None] = mapped_column(Text)  #: the path of the folder of the artifacts
     upids: Mapped[list[str] | None] = mapped_column(JSON(none_as_null=True))  #: ids of the run's Proxmox tasks
 
 
@@ -219,8 +222,8 @@ class Mapping(Base):
     note: Mapped[str | None] = mapped_column(Text)
     created_at: Mapped[datetime]
     updated_at: Mapped[datetime]
-    deleted_at: Mapped[datetime | None]
-    delete_at: Mapped[datetime | None]  #: when a VM that is pending deletion may be deleted
+    deleted_at: Mapped[datetime | None]  #: when the state became deleted
+    delete_at: Mapped[datetime | None]  #: the earliest time at which a VM that is pending deletion may be deleted
 
 
 class CriticalJob(Base):
@@ -233,14 +236,14 @@ class CriticalJob(Base):
     due_at: Mapped[datetime | None]
     last_started_at: Mapped[datetime | None]
     last_finished_at: Mapped[datetime | None]
-    last_ok_at: Mapped[datetime | None]
+    last_ok_at: Mapped[datetime | None]  #: when a run last succeeded
     last_error: Mapped[str | None] = mapped_column(Text)
     failures: Mapped[int] = mapped_column(Integer, default=0)  #: consecutive failed runs
     runs: Mapped[int] = mapped_column(Integer, default=0)
 
 
 class Node(Base):
-    """One start of an agent process, not a Proxmox node. Only `nodes` writes this table."""
+    """A row for one start of an agent process, not a Proxmox node. Only `nodes` writes this table."""
 
     __tablename__ = "nodes"
 
@@ -249,18 +252,19 @@ class Node(Base):
     pid: Mapped[int]
     version: Mapped[str] = mapped_column(String(40))
     started_at: Mapped[datetime]
-    seen_at: Mapped[datetime]
+    seen_at: Mapped[datetime]  #: when the process was last known to be running
     stopped_at: Mapped[datetime | None]
     stop_reason: Mapped[str | None] = mapped_column(String(40))
-    concurrency_wanted: Mapped[int]
-    concurrency: Mapped[int]
+    concurrency_wanted: Mapped[int]  #: always the same number as `concurrency`
+    concurrency: Mapped[int]  #: the maximum number of jobs that the process runs in parallel
+    #: True only after the process has stopped. It does not mean that the process is draining.
     draining: Mapped[bool] = mapped_column(Boolean, default=False)
 
 
 class AuditEntry(Base):
-    """One change that an operator or the agent itself made. Only `audit` writes this table.
+    """One change that an operator or the agent made. Only `audit` writes this table.
 
-    Triggers, which migration 0002 creates, refuse every UPDATE and DELETE.
+    Migration 0002 creates triggers that refuse every UPDATE and DELETE.
     """
 
     __tablename__ = "audit"
@@ -268,7 +272,7 @@ class AuditEntry(Base):
 
     id: Mapped[int] = mapped_column(primary_key=True)
     at: Mapped[datetime]
-    who: Mapped[str] = mapped_column(String(100))  #: the user of the operating system, or `agent`
+    who: Mapped[str] = mapped_column(String(100))  #: the operator's user name in the operating system, or `agent`
     verb: Mapped[str] = mapped_column(String(40))
     subject_kind: Mapped[str] = mapped_column(String(20))  #: `job` or `mapping`
     subject_id: Mapped[str] = mapped_column(String(100))
@@ -278,5 +282,5 @@ class AuditEntry(Base):
 
 
 def utc_now() -> datetime:
-    """Return the time of this machine's clock, for columns that operators read. Leases use `db_now`."""
+    """Return the time of this machine's clock. Times that several agents compare use `db_now` instead."""
     return datetime.now(UTC)

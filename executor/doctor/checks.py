@@ -12,7 +12,7 @@ from executor.errors import EXIT_DATABASE, EXIT_FAILURE, EXIT_FULCRUM, EXIT_OK, 
 class Area(StrEnum):
     """The part of the system that a check is about.
 
-    The exit code is that of the first area, in the order of this class, with a failed check.
+    If checks of several areas fail, the area that this class lists first decides the exit code.
     """
 
     SETTINGS = "settings"
@@ -33,16 +33,16 @@ EXIT_CODES = {
 
 
 class Status(StrEnum):
-    """The result of a check."""
+    """Whether a check succeeded."""
 
     OK = "ok"
     WARNING = "warning"  #: jobs can succeed, but the operator should act
     FAILED = "failed"  #: jobs will fail
-    SKIPPED = "skipped"  #: the check was not run, because an earlier check failed
+    SKIPPED = "skipped"  #: the check was not run, because something that it needs is missing
 
 
 @dataclass(frozen=True, kw_only=True)
-class Check:
+class CheckResult:
     """The result of one preflight check."""
 
     area: Area
@@ -53,25 +53,28 @@ class Check:
 
 
 @dataclass(frozen=True)
-class CheckFactory:
-    """Creates the results of the checks of one area: one method for each status."""
+class ResultFactory:
+    """Creates the results of the checks of one area. It has one method for each status."""
 
     area: Area
 
-    def ok(self, name: str, text: str = "") -> Check:
-        return Check(area=self.area, name=name, status=Status.OK, text=text)
+    def ok(self, name: str, text: str = "") -> CheckResult:
+        return CheckResult(area=self.area, name=name, status=Status.OK, text=text)
 
-    def warn(self, name: str, text: str, *hints: str) -> Check:
-        return Check(area=self.area, name=name, status=Status.WARNING, text=text, hints=hints)
+    def warn(self, name: str, text: str, *hints: str) -> CheckResult:
+        return CheckResult(area=self.area, name=name, status=Status.WARNING, text=text, hints=hints)
 
-    def fail(self, name: str, text: str, *hints: str) -> Check:
-        return Check(area=self.area, name=name, status=Status.FAILED, text=text, hints=hints)
+    def fail(self, name: str, text: str, *hints: str) -> CheckResult:
+        return CheckResult(area=self.area, name=name, status=Status.FAILED, text=text, hints=hints)
 
-    def skip(self, name: str, text: str) -> Check:
-        return Check(area=self.area, name=name, status=Status.SKIPPED, text=text)
+    def skip(self, name: str, text: str) -> CheckResult:
+        return CheckResult(area=self.area, name=name, status=Status.SKIPPED, text=text)
 
 
-def exit_code(checks: Iterable[Check]) -> int:
-    """Return the exit code of the first area with a failed check, EXIT_OK when no check failed."""
-    failed = {check.area for check in checks if check.status is Status.FAILED}
-    return next((EXIT_CODES[area] for area in Area if area in failed), EXIT_OK)
+def exit_code(results: Iterable[CheckResult]) -> int:
+    """Return the exit code of the first area with a failed check, or EXIT_OK when no check failed."""
+    failed_areas = {result.area for result in results if result.status is Status.FAILED}
+    for area in Area:
+        if area in failed_areas:
+            return EXIT_CODES[area]
+    return EXIT_OK

@@ -11,26 +11,31 @@ from pathlib import Path
 from executor.agent.disk_space import BYTES_PER_MIB, MIN_FREE_MIB, free_bytes
 from executor.database import schema
 from executor.database.engine import file_system_of, open_engine, sqlite_file
-from executor.doctor.checks import Area, Check, CheckFactory
+from executor.doctor.checks import Area, CheckResult, ResultFactory
 from executor.errors import DatabaseError
 from executor.settings.settings import Settings
 from executor.version import collection_version, package_version
 
-_DATABASE, _MACHINE = CheckFactory(Area.DATABASE), CheckFactory(Area.MACHINE)
-#: The longest path of the run folder that works. ansible-core 2.21 opens a socket below this folder, and Linux limits
-#: the path of a socket to 107 characters. The run's ident and the folders of ansible-core need the other 67.
+_DATABASE, _MACHINE = ResultFactory(Area.DATABASE), ResultFactory(Area.MACHINE)
+#: The maximum length of the run folder's path. ansible-core 2.21 opens a socket below this folder. Linux limits the
+#: path of a socket to 107 characters, and the part of this path below the run folder has up to 67 characters.
 MAX_RUN_DIR_CHARS = 40
-#: The oldest version of ansible-core in pyproject.toml. A test compares this constant with the file.
+#: The hint that suggests a run folder in memory with a short path.
+RUN_DIR_HINT = "SMITH_RUN_DIR=/dev/shm/agent-smith"
+#: The types of file systems that are in memory.
+MEMORY_FILE_SYSTEMS = ("tmpfs", "ramfs")
+#: The oldest version of ansible-core that pyproject.toml allows. A test compares this constant with the file.
 MIN_ANSIBLE_CORE = (2, 19)
-#: The versions of community.proxmox in requirements.yml: the oldest version, and the first version that is excluded. A
-#: test compares this constant with the file.
+#: The versions of community.proxmox that requirements.yml allows: the oldest version, and the first version that is too
+#: new. A test compares this constant with the file.
 COLLECTION_RANGE = ((1, 4), (3, 0))
 
 
-def check_database(settings: Settings) -> Iterator[Check]:
-    """Check the database. A missing SQLite file is no failure, because the first start of the agent creates it."""
-    if missing := _missing_file(settings.smith_database_url):
-        yield from _can_create(missing)
+def check_database(settings: Settings) -> Iterator[CheckResult]:
+    """Check the database. A missing SQLite file is no failure, because the agent creates it at its first start."""
+    file = sqlite_file(settings.smith_database_url)
+    if file is not None and not file.exists():
+        yield _check_that_file_can_be_created(file)
         return
     try:
         engine = open_engine(settings.smith_database_url)
@@ -42,80 +47,90 @@ def check_database(settings: Settings) -> Iterator[Check]:
         yield _DATABASE.fail("usable", str(error))
         return
     for problem in problems:
-        is_outdated = problem.startswith("schema is ")
-        yield _DATABASE.warn("schema", problem) if is_outdated else _DATABASE.fail("sound", problem)
+        if problem.startswith("schema is "):  # the schema is old, and the agent upgrades it at its start
+            yield _DATABASE.warn("schema", problem)
+        else:
+            yield _DATABASE.fail("sound", problem)
     if not problems:
         yield _DATABASE.ok("usable", f"schema {schema.head_revision()}, sound")
 
 
-def _missing_file(url: str) -> Path | None:
-    file = sqlite_file(url)
-    return None if file is None or file.exists() else file
-
-
-def _can_create(file: Path) -> Iterator[Check]:
-    folder = _nearest_existing(file.parent)
+def _check_that_file_can_be_created(file: Path) -> CheckResult:
+    folder = _nearest_existing_folder(file.parent)
     if os.access(folder, os.W_OK | os.X_OK):
-        yield _DATABASE.ok("usable", f"the first start creates {file}")
-    else:
-        yield _DATABASE.fail("usable", f"{file} cannot be created: {folder} is not writable for uid {os.getuid()}")
+        return _DATABASE.ok("usable", f"the agent creates {file} at its first start")
+    return _DATABASE.fail("usable", f"{file} cannot be created: {folder} is not writable for uid {os.getuid()}")
 
 
-def check_machine(settings: Settings) -> Iterator[Check]:
+def check_machine(settings: Settings) -> Iterator[CheckResult]:
     """Check the disk space, the run folder, ansible-core and community.proxmox."""
-    yield from _space(settings)
-    yield from _ansible()
-    yield from _collection()
+    yield from _check_disk_space(settings)
+    yield from _check_run_folder(settings)
+    yield from _check_ansible()
+    yield from _check_collection()
 
 
-def _space(settings: Settings) -> Iterator[Check]:
+def _check_disk_space(settings: Settings) -> Iterator[CheckResult]:
     for name, folder in (("data", settings.smith_data_dir), ("run", settings.smith_run_dir)):
         free_mib = free_bytes(folder) // BYTES_PER_MIB
         text = f"{folder}: {free_mib} MiB free"
         if free_mib < MIN_FREE_MIB[name]:
-            yield _MACHINE.fail(f"{name} folder", f"{text}, at least {MIN_FREE_MIB[name]} needed")
+            yield _MACHINE.fail(f"{name} folder", f"{text}, but at least {MIN_FREE_MIB[name]} MiB are needed")
         else:
             yield _MACHINE.ok(f"{name} folder", text)
-    if len(str(settings.smith_run_dir)) > MAX_RUN_DIR_CHARS:
+
+
+def _check_run_folder(settings: Settings) -> Iterator[CheckResult]:
+    """Warn if the path of the run folder is too long, or if the run folder is not in memory."""
+    folder = settings.smith_run_dir
+    if len(str(folder)) > MAX_RUN_DIR_CHARS:
         reason = f"longer than {MAX_RUN_DIR_CHARS} characters, so ansible-core 2.21 cannot run playbooks there"
-        text = f"{settings.smith_run_dir} is {reason}"
-        yield _MACHINE.warn("run folder", text, "SMITH_RUN_DIR=/dev/shm/agent-smith")
-    if (kind := file_system_of(_nearest_existing(settings.smith_run_dir))) not in ("tmpfs", "ramfs"):
-        text = f"{settings.smith_run_dir} is on {kind or 'a disk'}, where secrets are stored for the length of a run"
-        yield _MACHINE.warn("run folder", text, "SMITH_RUN_DIR=/dev/shm/agent-smith")
+        yield _MACHINE.warn("run folder", f"{folder} is {reason}", RUN_DIR_HINT)
+    file_system = file_system_of(_nearest_existing_folder(folder))
+    if file_system not in MEMORY_FILE_SYSTEMS:
+        text = f"{folder} is on {file_system or 'a disk'}, so the secrets of a run are on a disk until the run ends"
+        yield _MACHINE.warn("run folder", text, RUN_DIR_HINT)
 
 
-def _ansible() -> Iterator[Check]:
-    installed, minimum = package_version("ansible-core"), ".".join(map(str, MIN_ANSIBLE_CORE))
+def _check_ansible() -> Iterator[CheckResult]:
+    installed_version = package_version("ansible-core")
+    # The command is usually in the folder of the Python interpreter, which need not be in PATH.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     executable = shutil.which("ansible-playbook", path=path)
-    if installed is None or executable is None:
-        yield _MACHINE.fail("ansible-core", "not installed", f"pip install 'ansible-core>={minimum}'")
-    elif _numbers(installed) < MIN_ANSIBLE_CORE:
-        yield _MACHINE.fail("ansible-core", f"{installed} is too old", f"pip install 'ansible-core>={minimum}'")
+    install_command = f"pip install 'ansible-core>={_version_text(MIN_ANSIBLE_CORE)}'"
+    if installed_version is None or executable is None:
+        yield _MACHINE.fail("ansible-core", "not installed", install_command)
+    elif _major_and_minor(installed_version) < MIN_ANSIBLE_CORE:
+        yield _MACHINE.fail("ansible-core", f"{installed_version} is too old", install_command)
     else:
-        yield _MACHINE.ok("ansible-core", installed)
+        yield _MACHINE.ok("ansible-core", installed_version)
 
 
-def _collection() -> Iterator[Check]:
-    installed, (minimum, excluded) = collection_version(), COLLECTION_RANGE
-    wanted = f"community.proxmox:>={'.'.join(map(str, minimum))},<{'.'.join(map(str, excluded))}"
-    command = f"ansible-galaxy collection install '{wanted}'"
-    if installed is None:
-        yield _MACHINE.fail("community.proxmox", "not installed", command)
-    elif not minimum <= _numbers(installed) < excluded:
-        yield _MACHINE.fail("community.proxmox", f"{installed} is outside the tested range", command)
+def _check_collection() -> Iterator[CheckResult]:
+    installed_version, (minimum, too_new) = collection_version(), COLLECTION_RANGE
+    version_range = f">={_version_text(minimum)},<{_version_text(too_new)}"
+    install_command = f"ansible-galaxy collection install 'community.proxmox:{version_range}'"
+    if installed_version is None:
+        yield _MACHINE.fail("community.proxmox", "not installed", install_command)
+    elif not minimum <= _major_and_minor(installed_version) < too_new:
+        text = f"{installed_version} is not in the range {version_range}"
+        yield _MACHINE.fail("community.proxmox", text, install_command)
     else:
-        yield _MACHINE.ok("community.proxmox", installed)
+        yield _MACHINE.ok("community.proxmox", installed_version)
 
 
-def _numbers(version: str) -> tuple[int, ...]:
-    """Return the first two numbers of a version, for comparisons."""
+def _version_text(numbers: tuple[int, ...]) -> str:
+    return ".".join(str(number) for number in numbers)
+
+
+def _major_and_minor(version: str) -> tuple[int, ...]:
+    """Return the first two numbers of a version, for comparisons. Characters other than digits are left out."""
     parts = version.split(".")[:2]
-    return tuple(int("".join(char for char in part if char.isdecimal()) or 0) for part in parts)
+    digits = ["".join(char for char in part if char.isdecimal()) for part in parts]
+    return tuple(int(text or 0) for text in digits)
 
 
-def _nearest_existing(folder: Path) -> Path:
+def _nearest_existing_folder(folder: Path) -> Path:
     """Return the folder, or its first parent that exists."""
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent

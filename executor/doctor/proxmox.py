@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from executor.doctor.checks import Area, Check, CheckFactory
+from executor.doctor.checks import Area, CheckResult, ResultFactory
 from executor.errors import ErrorCode, JobError
 from executor.placement import templates
 from executor.proxmox import privileges
@@ -15,43 +15,43 @@ from executor.proxmox.connection import ProxmoxConnection
 from executor.proxmox.rows import NodeRow, StorageRow, VmRow
 from executor.settings.settings import Settings
 
-_CHECK = CheckFactory(Area.PROXMOX)
-#: Major versions of Proxmox VE that this release is tested with.
-TESTED_MAJORS = (8, 9)
-#: The check warns when a smaller share of the VMID range is free.
+_RESULT = ResultFactory(Area.PROXMOX)
+#: The major versions of Proxmox VE with which this release is tested.
+TESTED_MAJOR_VERSIONS = ("8", "9")
+#: The check warns when a smaller share of the VMID range than this is free.
 MIN_FREE_VMID_SHARE = 0.05
 
 
-def check_proxmox(settings: Settings) -> Iterator[Check]:
-    """Check Proxmox. If Proxmox does not answer the first request, no further check runs.
+def check_proxmox(settings: Settings) -> Iterator[CheckResult]:
+    """Check Proxmox. If the first request fails, no other check runs.
 
-    If a later request fails, only its check fails, and the following checks still run.
+    If a later request fails, only the check that sent this request fails. The other checks still run.
     """
     context = _Context(settings, ProxmoxReader(ProxmoxConnection.from_settings(settings)))
     try:
         version = context.reader.version()
     except JobError as error:
-        yield _CHECK.fail("reachable", str(error), *_connection_hints(error, settings))
+        yield _RESULT.fail("reachable", str(error), *_connection_hints(error, settings))
         return
-    yield from _version(version, settings)
+    yield from _check_connection(version, settings)
     for name, check in (
-        ("quorum", _quorum),
-        ("privileges", _privileges),
-        ("nodes", _nodes),
-        ("templates", _templates),
-        ("os templates", _os_templates),
-        ("storage", _storage),
-        ("bridge", _bridge),
-        ("vmid range", _vmid_range),
+        ("quorum", _check_quorum),
+        ("privileges", _check_privileges),
+        ("nodes", _check_nodes),
+        ("templates", _check_templates),
+        ("os templates", _check_os_templates),
+        ("storage", _check_storages),
+        ("bridge", _check_bridge),
+        ("vmid range", _check_vmid_range),
     ):
         yield from _run_check(name, check, context)
 
 
 @dataclass(frozen=True)
 class _Context:
-    """The settings, the client that reads from Proxmox, and the answers that several checks need.
+    """The settings, the client that reads from Proxmox, and those answers of Proxmox that several checks need.
 
-    Each answer is requested once, at its first use.
+    Each answer is requested when a check first needs it, and then kept.
     """
 
     settings: Settings
@@ -59,195 +59,222 @@ class _Context:
 
     @cached_property
     def major_version(self) -> int:
-        """The major version of Proxmox VE, 0 when it is unknown."""
+        """The major version of Proxmox VE, or 0 when it is unknown."""
         number = self.reader.version().partition(".")[0]
         return int(number) if number.isdecimal() else 0
 
     @cached_property
-    def nodes(self) -> list[NodeRow]:
+    def allowed_nodes(self) -> list[NodeRow]:
         """The nodes on which the agent may place VMs."""
-        wanted = self.settings.proxmox_nodes
-        return [node for node in self.reader.nodes() if not wanted or node.name in wanted]
+        allowed_names = self.settings.proxmox_nodes
+        return [node for node in self.reader.nodes() if not allowed_names or node.name in allowed_names]
 
     @cached_property
-    def vms(self) -> list[VmRow]:
+    def guests(self) -> list[VmRow]:
         """The VMs, containers and templates that the token may see."""
         return self.reader.vms()
 
     @cached_property
-    def storages(self) -> frozenset[str]:
-        """The storages for disks: PROXMOX_STORAGE, or else the storages of the templates in PROXMOX_TEMPLATES."""
+    def disk_storages(self) -> frozenset[str]:
+        """The names of disk storages: PROXMOX_STORAGE, or else the storages of the templates in PROXMOX_TEMPLATES."""
         if self.settings.proxmox_storage:
             return frozenset({self.settings.proxmox_storage})
-        rows = [row for row in self.vms if row.vmid in self.settings.proxmox_templates.values() and row.is_template]
-        clonable = [templates.read(row, self.reader.vm_config(row.node, row.vmid)) for row in rows]
-        return frozenset().union(*(template.storages for template in clonable))
+        template_vmids = self.settings.proxmox_templates.values()
+        storages: set[str] = set()
+        for row in self.guests:
+            if row.is_template and row.vmid in template_vmids:
+                storages |= templates.template_facts(row, self.reader.vm_config(row.node, row.vmid)).storages
+        return frozenset(storages)
 
 
-def _run_check(name: str, check: Callable[[_Context], Iterator[Check]], context: _Context) -> Iterator[Check]:
+def _run_check(
+    name: str, check: Callable[[_Context], Iterator[CheckResult]], context: _Context
+) -> Iterator[CheckResult]:
     """Run one check. If Proxmox returns an error, the result is a failed check."""
     try:
         yield from check(context)
     except JobError as error:
-        yield _CHECK.fail(name, str(error))
+        yield _RESULT.fail(name, str(error))
 
 
 def _connection_hints(error: JobError, settings: Settings) -> tuple[str, ...]:
     if error.code is ErrorCode.PVE_TLS:
         return ("PROXMOX_CA_BUNDLE=/path/to/pve-root-ca.pem (on a node: /etc/pve/pve-root-ca.pem)",)
     if error.code is ErrorCode.PVE_AUTH:
-        credential = (
-            f"{settings.proxmox_user}!{settings.proxmox_token_id}" if settings.proxmox_token_id else "the password"
-        )
+        token = f"the token {settings.proxmox_user}!{settings.proxmox_token_id}"
+        credential = token if settings.proxmox_token_id else "the password"
         return (f"check that {credential} is right and not expired",)
     return ()
 
 
-def _version(version: str, settings: Settings) -> Iterator[Check]:
-    yield _CHECK.ok("reachable", f"{settings.proxmox_host}:{settings.proxmox_port}")
+def _check_connection(version: str, settings: Settings) -> Iterator[CheckResult]:
+    yield _RESULT.ok("reachable", f"{settings.proxmox_host}:{settings.proxmox_port}")
     if settings.proxmox_validate_certs:
-        yield _CHECK.ok("tls", "verified")
+        yield _RESULT.ok("tls", "verified")
     else:
-        yield _CHECK.warn("tls", "the certificate is not verified", "PROXMOX_VALIDATE_CERTS=true")
-    if version.partition(".")[0] in {str(major) for major in TESTED_MAJORS}:
-        yield _CHECK.ok("version", f"Proxmox VE {version}")
+        yield _RESULT.warn("tls", "the certificate is not verified", "PROXMOX_VALIDATE_CERTS=true")
+    if version.partition(".")[0] in TESTED_MAJOR_VERSIONS:
+        yield _RESULT.ok("version", f"Proxmox VE {version}")
     else:
-        yield _CHECK.warn("version", f"Proxmox VE {version or 'of unknown version'}; tested with 8 and 9")
+        tested = " and ".join(TESTED_MAJOR_VERSIONS)
+        text = f"Proxmox VE {version or 'of unknown version'}; Agent Smith is tested with the versions {tested}"
+        yield _RESULT.warn("version", text)
 
 
-def _quorum(context: _Context) -> Iterator[Check]:
+def _check_quorum(context: _Context) -> Iterator[CheckResult]:
     if context.reader.is_quorate():
-        yield _CHECK.ok("quorum")
+        yield _RESULT.ok("quorum")
     else:
-        yield _CHECK.fail("quorum", "the cluster has no quorum: no VM can be changed", "pvecm status")
+        yield _RESULT.fail("quorum", "the cluster has no quorum: no VM can be changed", "pvecm status")
 
 
-def _privileges(context: _Context) -> Iterator[Check]:
+def _check_privileges(context: _Context) -> Iterator[CheckResult]:
     settings = context.settings
-    needs = privileges.needs(
+    needs = privileges.list_needs(
         context.major_version,
-        storages=context.storages,
+        disk_storages=context.disk_storages,
         bridge=settings.proxmox_bridge,
-        images={volume.partition(":")[0] for volume in settings.proxmox_os_templates.values()},
-        backups=settings.proxmox_backup_storage,
+        image_storages={volume.partition(":")[0] for volume in settings.proxmox_os_templates.values()},
+        backup_storage=settings.proxmox_backup_storage,
     )
-    granted = {need.path: context.reader.permissions(need.path) for need in needs}
-    unmet = privileges.unmet_needs(needs, granted)
+    granted_by_path = {need.path: context.reader.permissions(need.path) for need in needs}
+    missing_privileges_by_need = privileges.unmet_needs(needs, granted_by_path)
     for need in needs:
-        if need in unmet:
-            text = f"{', '.join(sorted(unmet[need]))} missing on {need.path}, {need.why}"
-            yield _CHECK.fail("privileges", text, *_grant_commands(context, need))
-    if not unmet:
-        yield _CHECK.ok("privileges", f"on {', '.join(dict.fromkeys(need.path for need in needs))}")
-    if len(context.nodes) > 1 and "Sys.Audit" not in context.reader.permissions("/nodes"):
+        if need in missing_privileges_by_need:
+            text = f"{', '.join(sorted(missing_privileges_by_need[need]))} missing on {need.path}, {need.purpose}"
+            yield _RESULT.fail("privileges", text, *_grant_commands(context, need))
+    if not missing_privileges_by_need:
+        paths = dict.fromkeys(need.path for need in needs)
+        yield _RESULT.ok("privileges", f"the token has all needed privileges on {', '.join(paths)}")
+    if len(context.allowed_nodes) > 1 and "Sys.Audit" not in context.reader.permissions("/nodes"):
+        # The result is ok, because the agent can place VMs without this privilege.
         reason = "the token may not read the load of the nodes (Sys.Audit on /nodes)"
         text = f"each new VM is placed on its template's node, because {reason}"
-        yield _CHECK.ok("placement", text)
+        yield _RESULT.ok("placement", text)
 
 
-def _grant_commands(context: _Context, need: privileges.Need) -> list[str]:
+def _grant_commands(context: _Context, need: privileges.PrivilegeNeed) -> list[str]:
     """Return the `pveum` commands that grant the token the needed privileges."""
     settings = context.settings
-    return privileges.pveum_lines(
+    return privileges.pveum_commands(
         [need], context.reader.roles(), user=settings.proxmox_user, token_id=settings.proxmox_token_id
     )
 
 
-def _nodes(context: _Context) -> Iterator[Check]:
-    known = {node.name: node.is_online for node in context.reader.nodes()}
-    wanted = context.settings.proxmox_nodes or tuple(known)
-    unknown = [name for name in wanted if name not in known]
-    offline = [name for name in wanted if known.get(name) is False]
-    if unknown:
-        yield _CHECK.fail("nodes", f"PROXMOX_NODES: there is no {', '.join(unknown)}, only {', '.join(known)}")
-    elif len(offline) == len(wanted):
-        yield _CHECK.fail("nodes", "none is online")
-    elif offline:
-        yield _CHECK.warn("nodes", f"{', '.join(offline)} not online")
+def _check_nodes(context: _Context) -> Iterator[CheckResult]:
+    is_online_by_name = {node.name: node.is_online for node in context.reader.nodes()}
+    allowed_names = context.settings.proxmox_nodes or tuple(is_online_by_name)
+    unknown_names = [name for name in allowed_names if name not in is_online_by_name]
+    known_names = [name for name in allowed_names if name in is_online_by_name]
+    offline_names = [name for name in known_names if not is_online_by_name[name]]
+    if unknown_names:
+        problem = f"PROXMOX_NODES names {', '.join(unknown_names)}, which Proxmox does not have"
+        yield _RESULT.fail("nodes", f"{problem}; its nodes are {', '.join(is_online_by_name)}")
+    elif len(offline_names) == len(allowed_names):
+        yield _RESULT.fail("nodes", "none of the nodes is online")
+    elif offline_names:
+        yield _RESULT.warn("nodes", f"these nodes are not online: {', '.join(offline_names)}")
     else:
-        yield _CHECK.ok("nodes", ", ".join(wanted))
+        yield _RESULT.ok("nodes", ", ".join(allowed_names))
 
 
-def _templates(context: _Context) -> Iterator[Check]:
-    rows = {row.vmid: row for row in context.vms}
-    wanted = context.settings.proxmox_templates
-    problems = [problem for name, vmid in wanted.items() if (problem := _template_problem(name, vmid, rows.get(vmid)))]
+def _check_templates(context: _Context) -> Iterator[CheckResult]:
+    vmid_by_image = context.settings.proxmox_templates
+    if not vmid_by_image:
+        yield _check_templates_in_proxmox(context)
+        return
+    row_by_vmid = {row.vmid: row for row in context.guests}
+    results = [_template_problem(image, vmid, row_by_vmid.get(vmid)) for image, vmid in vmid_by_image.items()]
+    problems = [problem for problem in results if problem]
     for problem in problems:
-        yield _CHECK.fail("templates", problem)
-    if not wanted:
-        names = sorted(row.name for row in context.vms if row.is_template)
-        text = f"PROXMOX_TEMPLATES is empty; found by name or tag: {', '.join(names) or 'none'}"
-        yield (_CHECK.ok if names else _CHECK.warn)("templates", text)
-    elif not problems:
-        yield _CHECK.ok("templates", ", ".join(f"{name} is {vmid}" for name, vmid in wanted.items()))
+        yield _RESULT.fail("templates", problem)
+    if not problems:
+        yield _RESULT.ok("templates", ", ".join(f"{image} is VM {vmid}" for image, vmid in vmid_by_image.items()))
 
 
-def _os_templates(context: _Context) -> Iterator[Check]:
+def _check_templates_in_proxmox(context: _Context) -> CheckResult:
+    """Check that Proxmox has templates. If PROXMOX_TEMPLATES is empty, a job finds its template by name or tag."""
+    names = sorted(row.name for row in context.guests if row.is_template)
+    if not names:
+        return _RESULT.warn("templates", "PROXMOX_TEMPLATES is empty, and Proxmox lists no template")
+    text = f"PROXMOX_TEMPLATES is empty, so jobs find these templates by name or tag: {', '.join(names)}"
+    return _RESULT.ok("templates", text)
+
+
+def _check_os_templates(context: _Context) -> Iterator[CheckResult]:
     """Check that each container template of PROXMOX_OS_TEMPLATES exists on at least one node."""
-    rows = [row for row in context.reader.storages() if row.is_available]
+    available_storages = [row for row in context.reader.storages() if row.is_available]
     problems = []
-    for name, volume in sorted(context.settings.proxmox_os_templates.items()):
+    for image, volume in sorted(context.settings.proxmox_os_templates.items()):
         storage = volume.partition(":")[0]
-        nodes = [row.node for row in rows if row.name == storage]
+        nodes = [row.node for row in available_storages if row.name == storage]
         if not any(volume in context.reader.volumes(node, storage, "vztmpl") for node in nodes):
-            problems.append(f"{name}: no node has {volume}, or the token may not see it")
-    hint = "pveam download <storage> <template>, or Datastore.Audit on its storage"
+            problems.append(f"{image}: no node has {volume}, or the token may not see it")
+    hint = "pveam download <storage> <template>, or grant the token Datastore.Audit on the storage"
     for problem in problems:
-        yield _CHECK.fail("os templates", problem, hint)
+        yield _RESULT.fail("os templates", problem, hint)
     if context.settings.proxmox_os_templates and not problems:
-        yield _CHECK.ok("os templates", ", ".join(sorted(context.settings.proxmox_os_templates)))
+        yield _RESULT.ok("os templates", ", ".join(sorted(context.settings.proxmox_os_templates)))
 
 
-def _template_problem(name: str, vmid: int, row: VmRow | None) -> str:
+def _template_problem(image: str, vmid: int, row: VmRow | None) -> str:
+    """Return why the guest with this VMID cannot be the template of the image, or '' if it can."""
     if row is None:
-        return f"{name}: VM {vmid} does not exist, or the token lacks VM.Audit on it"
+        return f"{image}: VM {vmid} does not exist, or the token lacks VM.Audit on it"
     if row.kind != "qemu" or not row.is_template:
-        return f"{name}: {row.kind} {vmid} ({row.name}) is not a VM template"
+        return f"{image}: {row.kind} {vmid} ({row.name}) is not a VM template"
     return ""
 
 
-def _storage(context: _Context) -> Iterator[Check]:
+def _check_storages(context: _Context) -> Iterator[CheckResult]:
     rows = context.reader.storages()
-    for storage in sorted(context.storages):
-        yield from _one_storage(storage, {row.node: row for row in rows if row.name == storage}, context.nodes)
-    if not context.storages:
-        yield _CHECK.ok("storage", "the template's")
+    for storage in sorted(context.disk_storages):
+        row_by_node = {row.node: row for row in rows if row.name == storage}
+        yield _check_storage(storage, row_by_node, context.allowed_nodes)
+    if not context.disk_storages:
+        yield _RESULT.ok("storage", "each VM uses the storages of its template")
 
 
-def _one_storage(storage: str, rows: Mapping[str, StorageRow], nodes: Sequence[NodeRow]) -> Iterator[Check]:
-    if not rows:
-        yield _CHECK.fail("storage", f"there is no {storage}, or the token may not see it")
+def _check_storage(storage: str, row_by_node: Mapping[str, StorageRow], nodes: Sequence[NodeRow]) -> CheckResult:
+    """Check that a storage accepts VM disks and is available on the online nodes."""
+    if not row_by_node:
+        return _RESULT.fail("storage", f"the storage {storage} does not exist, or the token may not see it")
+    if not all(row.holds_disks for row in row_by_node.values()):
+        return _RESULT.fail("storage", f"{storage} does not accept VM disks", f"pvesm set {storage} --content images,…")
+    online_nodes = [node.name for node in nodes if node.is_online]
+    available_nodes = {node for node, row in row_by_node.items() if row.is_available}
+    nodes_without_storage = [node for node in online_nodes if node not in available_nodes]
+    if len(nodes_without_storage) == len(online_nodes):
+        return _RESULT.fail("storage", f"{storage} is available on none of the nodes {', '.join(online_nodes)}")
+    if nodes_without_storage:
+        return _RESULT.warn("storage", f"{storage} is not available on {', '.join(nodes_without_storage)}")
+    return _RESULT.ok("storage", storage)
+
+
+def _check_bridge(context: _Context) -> Iterator[CheckResult]:
+    bridge = context.settings.proxmox_bridge
+    online_nodes = [node.name for node in context.allowed_nodes if node.is_online]
+    nodes_without_bridge = [node for node in online_nodes if bridge not in context.reader.bridges(node)]
+    if not nodes_without_bridge:
+        yield _RESULT.ok("bridge", bridge)
         return
-    online = [node.name for node in nodes if node.is_online]
-    without = [name for name in online if name not in rows or not rows[name].is_available]
-    if not all(row.holds_disks for row in rows.values()):
-        yield _CHECK.fail("storage", f"{storage} does not accept VM disks", f"pvesm set {storage} --content images,…")
-    elif len(without) == len(online):
-        yield _CHECK.fail("storage", f"{storage} is available on none of {', '.join(online)}")
-    elif without:
-        yield _CHECK.warn("storage", f"{storage} is not available on {', '.join(without)}")
+    problem = f"{bridge} does not exist on {', '.join(nodes_without_bridge)}, or the token may not see it (SDN.Use)"
+    if len(nodes_without_bridge) == len(online_nodes):
+        yield _RESULT.fail("bridge", problem)
     else:
-        yield _CHECK.ok("storage", storage)
+        yield _RESULT.warn("bridge", problem)
 
 
-def _bridge(context: _Context) -> Iterator[Check]:
-    bridge, online = context.settings.proxmox_bridge, [node.name for node in context.nodes if node.is_online]
-    without = [name for name in online if bridge not in context.reader.bridges(name)]
-    text = f"{bridge} does not exist on {', '.join(without)}, or the token may not see it (SDN.Use)"
-    if without:
-        yield (_CHECK.fail if len(without) == len(online) else _CHECK.warn)("bridge", text)
+def _check_vmid_range(context: _Context) -> Iterator[CheckResult]:
+    lowest, highest = context.settings.proxmox_vmid_min, context.settings.proxmox_vmid_max
+    vmid_count = highest - lowest + 1
+    used_count = sum(lowest <= row.vmid <= highest for row in context.guests)
+    free_count = vmid_count - used_count
+    vmids = f"{free_count} of {vmid_count} VMIDs between {lowest} and {highest}"
+    text = f"{vmids} are free, or belong to guests that the token may not see"
+    if free_count <= 0:
+        yield _RESULT.fail("vmid range", text, "PROXMOX_VMID_MAX=…")
+    elif free_count < vmid_count * MIN_FREE_VMID_SHARE:
+        yield _RESULT.warn("vmid range", text, "PROXMOX_VMID_MAX=…")
     else:
-        yield _CHECK.ok("bridge", bridge)
-
-
-def _vmid_range(context: _Context) -> Iterator[Check]:
-    low, high = context.settings.proxmox_vmid_min, context.settings.proxmox_vmid_max
-    size = high - low + 1
-    free = size - sum(low <= row.vmid <= high for row in context.vms)
-    text = f"{free} of {size} between {low} and {high} are free among the VMs that the token sees"
-    if free <= 0:
-        yield _CHECK.fail("vmid range", text, "PROXMOX_VMID_MAX=…")
-    elif free < size * MIN_FREE_VMID_SHARE:
-        yield _CHECK.warn("vmid range", text, "PROXMOX_VMID_MAX=…")
-    else:
-        yield _CHECK.ok("vmid range", text)
+        yield _RESULT.ok("vmid range", text)

@@ -6,7 +6,7 @@ import os
 from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 
-from executor.doctor.checks import Area, Check, CheckFactory
+from executor.doctor.checks import Area, CheckResult, ResultFactory
 from executor.doctor.fulcrum import check_fulcrum
 from executor.doctor.machine import check_database, check_machine
 from executor.doctor.proxmox import check_proxmox
@@ -15,40 +15,43 @@ from executor.errors import SettingsError
 from executor.settings.settings import Settings
 
 
-def run_checks(*, env_file: Path | None = Path(".env"), environ: Mapping[str, str] | None = None) -> Iterator[Check]:
+def run_checks(
+    *, env_file: Path | None = Path(".env"), environ: Mapping[str, str] | None = None
+) -> Iterator[CheckResult]:
     """Run all checks and yield each result.
 
-    The settings are checked first, because all other checks need them. The checks change nothing, except that a CA
-    bundle in the agent's configuration in FulcrumCore is written to a file.
+    The settings are checked first, because all other checks need them. The checks change nothing, with one exception:
+    if the agent's configuration in FulcrumCore has a CA bundle, this CA bundle is written to a file.
     """
     settings = yield from check_settings(env_file, os.environ if environ is None else environ)
     if settings is None:
         for area in (Area.FULCRUM, Area.PROXMOX, Area.DATABASE, Area.MACHINE):
-            yield CheckFactory(area).skip("all", "the settings cannot be read")
+            yield ResultFactory(area).skip("all", "the settings cannot be read")
         return
-    effective = yield from _check_fulcrum(settings)
-    yield from _check_proxmox(effective)
+    effective_settings = yield from _check_fulcrum_if_configured(settings)
+    yield from _check_proxmox_if_configured(effective_settings)
     yield from check_database(settings)
     yield from check_machine(settings)
 
 
-def _check_fulcrum(settings: Settings) -> Generator[Check, None, Settings | None]:
+def _check_fulcrum_if_configured(settings: Settings) -> Generator[CheckResult, None, Settings | None]:
+    """Check FulcrumCore, and return the effective settings, or None if they cannot be read (see `check_fulcrum`)."""
     try:
         settings.require_fulcrum()
     except SettingsError:
-        yield CheckFactory(Area.FULCRUM).skip("all", "settings are missing")
+        yield ResultFactory(Area.FULCRUM).skip("all", "settings for FulcrumCore are missing")
         return None if settings.smith_remote_config else settings
     return (yield from check_fulcrum(settings))
 
 
-def _check_proxmox(settings: Settings | None) -> Iterator[Check]:
-    check = CheckFactory(Area.PROXMOX)
+def _check_proxmox_if_configured(settings: Settings | None) -> Iterator[CheckResult]:
+    factory = ResultFactory(Area.PROXMOX)
     if settings is None:
-        yield check.skip("all", "FulcrumCore's configuration could not be read")
+        yield factory.skip("all", "the agent's configuration in FulcrumCore could not be read")
         return
     try:
         settings.require_proxmox()
     except SettingsError:
-        yield check.skip("all", "settings are missing")
+        yield factory.skip("all", "settings for Proxmox are missing")
         return
     yield from check_proxmox(settings)

@@ -2,71 +2,84 @@
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 
-from executor.doctor.checks import Area, Check, CheckFactory
+from executor.doctor.checks import Area, CheckResult, ResultFactory
 from executor.errors import SettingsError
 from executor.redaction import redactor
-from executor.settings.display import describe
+from executor.settings.display import setting_rows
 from executor.settings.masking import secret_values
-from executor.settings.settings import SECRETS, Settings, load_settings
+from executor.settings.settings import SECRET_NAMES, Settings, load_settings
 
-_CHECK = CheckFactory(Area.SETTINGS)
-#: `describe` returns the origin of each setting: the path of a file, or one of these words.
-NOT_FILES = ("default", "environment", "given")
+_RESULT = ResultFactory(Area.SETTINGS)
+#: `setting_rows` returns the origin of each setting: the path of a file, or one of these words. The word `given` means
+#: that the program passed the value as an argument.
+ORIGINS_WITHOUT_FILE = ("default", "environment", "given")
+#: The bits in the mode of a file that grant its group or other users any access.
+ACCESS_BY_OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 
-def check_settings(env_file: Path | None, environ: Mapping[str, str]) -> Generator[Check, None, Settings | None]:
-    """Check the settings. Return them, or None when they cannot be read."""
+def check_settings(env_file: Path | None, environ: Mapping[str, str]) -> Generator[CheckResult, None, Settings | None]:
+    """Check the settings, and return them. Return None if they cannot be read."""
     try:
         settings = load_settings(env_file=env_file, environ=environ)
     except SettingsError as error:
         for line in str(error).splitlines():
-            yield _CHECK.fail("readable", line)
+            yield _RESULT.fail("readable", line)
         return None
     redactor.add(*secret_values(settings))
-    yield from _completeness(settings)
-    yield from _secret_files(settings)
+    yield from _check_completeness(settings)
+    yield from _check_secrets(settings)
     return settings
 
 
-def _completeness(settings: Settings) -> Iterator[Check]:
-    required = [settings.require_fulcrum]
-    if not settings.smith_remote_config:  # with it, the agent's configuration in FulcrumCore has the Proxmox settings
-        required.append(settings.require_proxmox)
-    lines: list[str] = []
-    for require in required:
-        try:
-            require()
-        except SettingsError as error:
-            lines += str(error).splitlines()
-    for line in lines:
-        yield _CHECK.fail("complete", line)
-    if not lines:
-        yield _CHECK.ok("complete", "FulcrumCore provides the other settings" if settings.smith_remote_config else "")
+def _check_completeness(settings: Settings) -> Iterator[CheckResult]:
+    """Check that all required settings are set.
 
-
-def _secret_files(settings: Settings) -> Iterator[Check]:
-    """Warn about secrets that other users or processes can read: the modes of files, and environment variables.
-
-    This is not a failure, because a container platform may mount secret files as readable by all users.
+    With `smith_remote_config`, the settings for Proxmox are not required, because FulcrumCore provides them.
     """
-    origins = {row.name: row.origin for row in describe(settings)}
-    files = {origins[name]: name for name in SECRETS if origins[name] not in NOT_FILES}
-    readable = [file for file in files if _mode(file) & 0o077]
-    if readable:
-        text = "other users of this machine can read " + ", ".join(f"{file} ({_mode(file):04o})" for file in readable)
-        yield _CHECK.warn("secret files", text, *(f"chmod 600 {file}" for file in readable))
+    requirements = [settings.require_fulcrum]
+    if not settings.smith_remote_config:
+        requirements.append(settings.require_proxmox)
+    problems: list[str] = []
+    for raise_if_missing in requirements:
+        try:
+            raise_if_missing()
+        except SettingsError as error:
+            problems += str(error).splitlines()
+    for problem in problems:
+        yield _RESULT.fail("complete", problem)
+    if not problems:
+        yield _RESULT.ok("complete", "FulcrumCore provides the other settings" if settings.smith_remote_config else "")
+
+
+def _check_secrets(settings: Settings) -> Iterator[CheckResult]:
+    """Warn about secrets in files that other users can read, and about secrets in environment variables.
+
+    These are warnings, not failures, because some container platforms mount all secret files as readable by all users.
+    """
+    origins = {row.name: row.origin for row in setting_rows(settings)}
+    files = list(dict.fromkeys(origins[name] for name in SECRET_NAMES if origins[name] not in ORIGINS_WITHOUT_FILE))
+    readable_files = [file for file in files if _mode(file) & ACCESS_BY_OTHERS]
+    if readable_files:
+        files_with_modes = ", ".join(f"{file} ({_mode(file):04o})" for file in readable_files)
+        hints = [f"chmod 600 {file}" for file in readable_files]
+        yield _RESULT.warn("secret files", f"other users of this machine can read {files_with_modes}", *hints)
+    elif files:
+        yield _RESULT.ok("secret files", f"{len(files)} in use, readable by this user only")
     else:
-        yield _CHECK.ok("secret files", f"{len(files)} in use, readable by this user only" if files else "none in use")
-    if in_environment := [name for name in SECRETS if origins[name] == "environment"]:
-        text = f"{', '.join(in_environment)} in the environment, which /proc shows to all processes of this user"
-        yield _CHECK.warn("secrets", text, *(f"{name}_FILE=/path/to/a/file" for name in in_environment))
+        yield _RESULT.ok("secret files", "none in use")
+    names = [name for name in SECRET_NAMES if origins[name] == "environment"]
+    if names:
+        text = f"{', '.join(names)} in the environment, which /proc shows to all processes of this user"
+        yield _RESULT.warn("secrets", text, *(f"{name}_FILE=/path/to/a/file" for name in names))
 
 
 def _mode(file: str) -> int:
+    """Return the permission bits of a file."""
     try:
-        return Path(file).expanduser().stat().st_mode & 0o7777
+        return stat.S_IMODE(Path(file).expanduser().stat().st_mode)
     except OSError:
         return 0  # the file was removed after the settings were read

@@ -1,13 +1,12 @@
 """Compares the agent's mappings with Proxmox's guests and FulcrumCore's services, and returns the differences.
 
-All functions are pure. Before `compare`, the caller calls `inconclusive_reason` and `inconclusive_reason_of_fulcrum`,
-because a VM or service that is not in a list may still exist. `compare` treats a VM as gone only when the VM's VMID is
-in `Facts.empty_vmids`.
+All functions are pure. A VM or service that Proxmox or FulcrumCore does not list may still exist. So the caller of
+`compare` first calls `why_proxmox_is_inconclusive` and `why_fulcrum_is_inconclusive`, and `compare` treats a VM as gone
+only when its VMID is in `Facts.empty_vmids`.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from executor.drift.facts import (
@@ -22,8 +21,9 @@ from executor.drift.facts import (
 )
 from executor.model import MappingState
 
-#: A list of VMs or services is not relied on if it lacks more than MAX_MISSING of the mapped entries and more than the
-#: share MAX_MISSING_SHARE of them.
+#: The check concludes nothing from Proxmox's list if more than MAX_MISSING of the mapped VMs are not in the list, and
+#: these are also a larger share of all mapped VMs than MAX_MISSING_SHARE. The same limits apply to the mapped services
+#: and FulcrumCore's list.
 MAX_MISSING = 3
 MAX_MISSING_SHARE = 0.3
 
@@ -31,74 +31,83 @@ MAX_MISSING_SHARE = 0.3
 # --- inconclusive answers -----------------------------------------------------------------------------------------
 
 
-def inconclusive_reason(cluster: ClusterState, mappings: Sequence[MappingFacts], *, believe_list: bool = False) -> str:
-    """Return why nothing can be concluded from Proxmox's answers, '' when the answers can be relied on.
+def why_proxmox_is_inconclusive(
+    cluster: ClusterState, mappings: Sequence[MappingFacts], *, believe_list: bool = False
+) -> str:
+    """Return why nothing can be concluded from Proxmox's answers, or '' when the check can rely on the answers.
 
-    `believe_list` is True when the operator confirms that the VMs that Proxmox does not list are really gone.
+    `believe_list` is True when the operator has confirmed that every VM that is not in Proxmox's list is gone.
     """
     if not cluster.is_quorate:
         return "the cluster has no quorum"
     if not cluster.may_see_all_vms:
         return "the token lacks VM.Audit on /vms, so VMs may be hidden from it"
     if nodes := _offline_nodes_with_vms(cluster, mappings):
-        return f"node {', '.join(sorted(nodes))} is offline and holds mapped VMs"
+        return "; ".join(f"node {node} is offline and has mapped VMs" for node in sorted(nodes))
     if believe_list:
         return ""
-    vmids = {mapping.vmid for mapping in mappings if mapping.state == MappingState.ACTIVE}
-    missing = vmids - cluster.listed.keys()
-    if vmids and not cluster.listed:
-        return f"Proxmox lists no guest at all, and {len(vmids)} are mapped"
-    return _too_many_missing(len(missing), len(vmids), "mapped VMs are not in Proxmox's list")
+    expected_vmids = {mapping.vmid for mapping in mappings if mapping.state == MappingState.ACTIVE}
+    missing_vmids = expected_vmids - cluster.node_by_vmid.keys()
+    if expected_vmids and not cluster.node_by_vmid:
+        return f"Proxmox lists no guest at all, although {len(expected_vmids)} VMs are mapped"
+    return _missing_text(len(missing_vmids), len(expected_vmids), "mapped VMs are not in Proxmox's list")
 
 
-def inconclusive_reason_of_fulcrum(mappings: Sequence[MappingFacts], services: Sequence[ServiceFacts]) -> str:
-    """Return why nothing can be concluded from FulcrumCore's list of services, '' when the list can be relied on."""
-    expected = {mapping.service_id for mapping in mappings if mapping.state == MappingState.ACTIVE}
-    missing = expected - {service.id for service in services}
-    return _too_many_missing(len(missing), len(expected), "mapped services are not in FulcrumCore's list")
+def why_fulcrum_is_inconclusive(mappings: Sequence[MappingFacts], services: Sequence[ServiceFacts]) -> str:
+    """Return why nothing can be concluded from FulcrumCore's list of services.
+
+    Returns '' when the check can rely on the list.
+    """
+    expected_ids = {mapping.service_id for mapping in mappings if mapping.state == MappingState.ACTIVE}
+    missing_ids = expected_ids - {service.id for service in services}
+    return _missing_text(len(missing_ids), len(expected_ids), "mapped services are not in FulcrumCore's list")
 
 
 def _offline_nodes_with_vms(cluster: ClusterState, mappings: Sequence[MappingFacts]) -> set[str]:
-    """Return the offline nodes on which, by the mappings or by Proxmox's list, a mapped VM is."""
-    with_vm = [mapping for mapping in mappings if mapping.may_have_vm]
-    stored_nodes = {mapping.node for mapping in with_vm}
-    listed_nodes = {cluster.listed.get(mapping.vmid, "") for mapping in with_vm}
+    """Return the offline nodes on which there is a mapped VM, according to the mappings or to Proxmox's list."""
+    mappings_with_vm = [mapping for mapping in mappings if mapping.may_have_vm]
+    stored_nodes = {mapping.node for mapping in mappings_with_vm}
+    listed_nodes = {cluster.node_by_vmid.get(mapping.vmid, "") for mapping in mappings_with_vm}
     return (stored_nodes | listed_nodes) & cluster.offline_nodes
 
 
-def _too_many_missing(missing: int, expected: int, what: str) -> str:
-    return f"{missing} of {expected} {what}" if missing > max(MAX_MISSING, expected * MAX_MISSING_SHARE) else ""
+def _missing_text(missing_count: int, expected_count: int, problem: str) -> str:
+    """Return a text about the missing VMs or services, or '' when not too many are missing."""
+    max_missing = max(MAX_MISSING, expected_count * MAX_MISSING_SHARE)
+    return f"{missing_count} of {expected_count} {problem}" if missing_count > max_missing else ""
 
 
 # --- findings -----------------------------------------------------------------------------------------------------
 
 
 def compare(facts: Facts) -> tuple[Finding, ...]:
-    """Return the differences as findings, without the findings about busy services (see `Facts.busy_services`)."""
+    """Return the differences as findings. Findings about busy services (see `Facts.busy_services`) are left out."""
     findings = [finding for mapping in facts.mappings for finding in _compare_mapping(mapping, facts)]
     findings += [finding for guest in facts.guests for finding in _compare_marked_guest(guest, facts)]
     findings += [finding for service in facts.services for finding in _compare_service(service, facts)]
-    reported = [finding for finding in findings if finding.service_id not in facts.busy_services]
-    return tuple(sorted(reported, key=lambda finding: (finding.kind, finding.vmid or 0, finding.service_id)))
+    reported_findings = [finding for finding in findings if finding.service_id not in facts.busy_services]
+    return tuple(sorted(reported_findings, key=lambda finding: (finding.kind, finding.vmid or 0, finding.service_id)))
 
 
 def _compare_mapping(mapping: MappingFacts, facts: Facts) -> Iterator[Finding]:
     """Compare a mapping with the guest on its VMID."""
     guest = facts.guests_by_vmid.get(mapping.vmid)
     if guest is None:
-        # If no guest was read, the VM is gone only if it is proven that no guest has its VMID.
-        yield from _compare_mapping_of_gone_vm(mapping, facts) if mapping.vmid in facts.empty_vmids else ()
+        # The VM may exist although it could not be read. It is gone only if its VMID is proven to have no guest.
+        if mapping.vmid in facts.empty_vmids:
+            yield from _compare_mapping_of_gone_vm(mapping, facts)
     elif guest.belongs_to(mapping.service_id) and guest.kind == mapping.kind:
-        yield from _compare_mapping_with_vm(mapping, guest, facts) if mapping.may_have_vm else ()
+        if mapping.may_have_vm:
+            yield from _compare_mapping_with_vm(mapping, guest, facts)
     elif mapping.should_have_vm:
-        hint = "if it is the service's VM, restore its marker (`smith mappings adopt --set-marker`)"
-        text = f"VMID {mapping.vmid} is {guest.description}, so every action for the service is refused: {hint}"
+        hint = "if this guest is the service's VM, restore its marker (`smith mappings adopt --set-marker`)"
+        text = f"VMID {mapping.vmid} is {guest.text_in_finding}, so every action for the service is refused: {hint}"
         yield _finding(mapping, DriftKind.VM_RECYCLED, text, node=guest.node)
 
 
 def _compare_mapping_of_gone_vm(mapping: MappingFacts, facts: Facts) -> Iterator[Finding]:
-    """Yield a finding for a mapping whose VM is proven to be gone."""
-    if facts.is_deleted(mapping.service_id):
+    """Yield a finding, if there is one, for a mapping whose VM is proven to be gone."""
+    if facts.is_service_deleted_or_unknown(mapping.service_id):
         kind = DriftKind.VM_GONE if mapping.state == MappingState.ACTIVE else DriftKind.VM_WITHOUT_SERVICE
         yield _finding(mapping, kind, "neither the VM nor the service exists", repair=Repair.FORGET)
     elif mapping.should_have_vm:
@@ -107,7 +116,7 @@ def _compare_mapping_of_gone_vm(mapping: MappingFacts, facts: Facts) -> Iterator
 
 
 def _compare_mapping_with_vm(mapping: MappingFacts, guest: GuestFacts, facts: Facts) -> Iterator[Finding]:
-    """Compare a mapping with its VM and with its service in FulcrumCore. The VM has the marker of the service."""
+    """Compare a mapping with its VM, which has the marker of the service, and with its service in FulcrumCore."""
     if mapping.should_have_vm and mapping.node != guest.node:
         text = f"the VM moved from {mapping.node or 'an unknown node'} to {guest.node}"
         yield _finding(mapping, DriftKind.VM_MOVED, text, node=guest.node, repair=Repair.CORRECT_NODE)
@@ -118,14 +127,15 @@ def _compare_mapping_with_vm(mapping: MappingFacts, guest: GuestFacts, facts: Fa
     service = facts.services_by_id.get(mapping.service_id)
     if mapping.state == MappingState.PENDING_DELETION:
         if service is not None and not service.is_deleted:
-            hint = "repeat delete in FulcrumCore, or keep the VM (`smith mappings recall`)"
+            hint = "repeat the delete in FulcrumCore, or keep the VM (`smith mappings recall`)"
             text = f"the VM is pending deletion, but its service has the status {service.status} in FulcrumCore: {hint}"
             yield _finding(mapping, DriftKind.MAPPING_UNREPORTED, text, node=guest.node)
     elif service is None or service.is_deleted:
         yield _finding(mapping, DriftKind.VM_WITHOUT_SERVICE, _no_service_text(service), node=guest.node)
     elif mapping.state == MappingState.ACTIVE and service.instance_vmid != mapping.vmid:
-        stored = f"the instance id {service.instance_id}" if service.instance_id else "no instance id"
-        text = f"FulcrumCore has {stored} for the service: repeat create (or delete) there, which finds the VM"
+        reported_id = f"the instance id {service.instance_id}" if service.instance_id else "no instance id"
+        hint = "repeat the create or the delete in FulcrumCore: the agent then uses this VM"
+        text = f"FulcrumCore has {reported_id} for the service: {hint}"
         yield _finding(mapping, DriftKind.MAPPING_UNREPORTED, text, node=guest.node)
 
 
@@ -147,21 +157,23 @@ def _finding(
 def _compare_marked_guest(guest: GuestFacts, facts: Facts) -> Iterator[Finding]:
     """Yield a finding for a guest that has the marker of one service, but is not the VM in the service's mapping."""
     if guest.is_template or len(guest.markers) != 1:
-        return  # a template may have a marker: a VM that is converted into a template keeps its marker
+        return  # a template is no service's VM, although it keeps the marker of the VM from which it was made
     (service_id,) = guest.markers
+    if service_id in facts.foreign_services:
+        return
     mapping = facts.mappings_by_service.get(service_id)
-    if service_id in facts.foreign_services or (mapping and mapping.may_have_vm and mapping.vmid == guest.vmid):
+    if mapping and mapping.may_have_vm and mapping.vmid == guest.vmid:
         return  # `_compare_mapping` has compared this guest with its mapping
     repair = None
     if mapping and mapping.may_have_vm:
         kind = DriftKind.UNMAPPED_VM
         text = f"the VM is a copy: it has the marker of the service whose VM is {mapping.vmid}"
-    elif facts.is_deleted(service_id):
+    elif facts.is_service_deleted_or_unknown(service_id):
         kind, text = DriftKind.VM_WITHOUT_SERVICE, _no_service_text(facts.services_by_id.get(service_id))
     elif problem := _adoption_problem(guest, service_id, facts):
         kind, text = DriftKind.UNMAPPED_VM, problem
     else:
-        kind, text, repair = DriftKind.UNMAPPED_VM, "the VM has our marker, but no mapping", Repair.ADOPT
+        kind, text, repair = DriftKind.UNMAPPED_VM, "the VM has the marker of a service, but no mapping", Repair.ADOPT
     yield Finding(
         kind=kind,
         service_id=service_id,
@@ -177,29 +189,32 @@ def _compare_marked_guest(guest: GuestFacts, facts: Facts) -> Iterator[Finding]:
 
 def _no_service_text(service: ServiceFacts | None) -> str:
     status = "deleted" if service else "unknown"
-    return f"the VM's service is {status} in FulcrumCore: delete the VM in Proxmox if it is not needed"
+    return f"the VM's service is {status} in FulcrumCore: delete the VM in Proxmox if the VM is not needed"
 
 
 def _adoption_problem(guest: GuestFacts, service_id: str, facts: Facts) -> str:
-    """Return why a guest with the service's marker cannot be mapped to the service, '' when it can."""
-    vms_by_service = Counter(service for each in facts.guests for service in each.markers if each.belongs_to(service))
-    if vms_by_service[service_id] > 1:
+    """Return why a guest with the service's marker cannot be mapped to the service, or '' when it can."""
+    marked_guests = [other_guest for other_guest in facts.guests if other_guest.belongs_to(service_id)]
+    if len(marked_guests) > 1:
         return "more than one VM has this service's marker: keep the marker on the right VM, remove it from the others"
-    others = [each for each in facts.mappings if each.vmid == guest.vmid and each.service_id != service_id]
-    return f"the VMID is mapped to service {others[0].service_id}: forget that mapping first" if others else ""
+    for mapping in facts.mappings:
+        if mapping.vmid == guest.vmid and mapping.service_id != service_id:
+            return f"the VMID is mapped to service {mapping.service_id}: forget this mapping first"
+    return ""
 
 
 def _compare_service(service: ServiceFacts, facts: Facts) -> Iterator[Finding]:
-    """Yield a finding for a service that should have a VM, but has neither a mapping nor a marked guest."""
-    mapping, vmid = facts.mappings_by_service.get(service.id), service.instance_vmid
+    """Yield a finding for a service that should have a VM, but has neither a mapping nor a guest with its marker."""
+    mapping = facts.mappings_by_service.get(service.id)
+    vmid = service.instance_vmid
     if not service.should_have_vm or vmid is None or service.id in facts.foreign_services:
         return
     if (mapping and mapping.may_have_vm) or any(service.id in guest.markers for guest in facts.guests):
         return  # `_compare_mapping` or `_compare_marked_guest` has compared this service
     occupant = facts.guests_by_vmid.get(vmid)
     if occupant is None and vmid not in facts.empty_vmids:
-        return
-    state = f"VMID {vmid} is {occupant.description}" if occupant else f"VM {vmid} does not exist"
+        return  # a guest that could not be read may have this VMID
+    state = f"VMID {vmid} is {occupant.text_in_finding}" if occupant else f"VM {vmid} does not exist"
     yield Finding(
         kind=DriftKind.SERVICE_WITHOUT_VM,
         service_id=service.id,

@@ -1,6 +1,7 @@
 """Defines the facts that a drift check compares, and its findings and repairs.
 
-Drift is a difference between the agent's mappings, the guests in Proxmox and the services in FulcrumCore.
+Drift is a difference between the agent's mappings, the guests in Proxmox and the services in FulcrumCore. A guest is a
+VM or a container. A marker is a line in the guest's description in Proxmox, and contains the id of a service.
 """
 
 from __future__ import annotations
@@ -17,26 +18,29 @@ from executor.model import GuestKind, MappingState
 
 #: FulcrumCore's statuses of services that have no VM.
 STATUSES_WITHOUT_VM = frozenset({"New", "CreateFailed", "Lost", SERVICE_DELETED})
+#: Proxmox's VMIDs are the numbers from 100 to 999999999.
+MIN_VMID_DIGITS, MAX_VMID_DIGITS = 3, 9
 
 
 class DriftKind(StrEnum):
-    """The kinds of difference. Operators' tools read the values from `smith drift --json`, the metrics and the log.
+    """The kinds of difference.
 
-    So a value is never changed.
+    The values must not change, because the tools of operators read them from `smith drift --json`, the metrics and the
+    log.
     """
 
     VM_GONE = "vm_gone"  #: the mapped VM does not exist
-    VM_MOVED = "vm_moved"  #: the VM is not on the mapping's node; this is harmless, and the agent repairs it
+    VM_MOVED = "vm_moved"  #: the VM is on another node than the mapping says, which is harmless
     VM_RENAMED = "vm_renamed"  #: the VM has another name than the mapping says, so every action refuses the VM
     VM_RECYCLED = "vm_recycled"  #: the guest with the mapped VMID is not the VM of the service
     UNMAPPED_VM = "unmapped_vm"  #: a VM has the marker of a service, but no mapping names this VM
-    SERVICE_WITHOUT_VM = "service_without_vm"  #: FulcrumCore has an instance id, but no VM and no mapping exist
+    SERVICE_WITHOUT_VM = "service_without_vm"  #: FulcrumCore has an instance id, but neither VM nor mapping exists
     VM_WITHOUT_SERVICE = "vm_without_service"  #: a mapping or VM exists, but its service is deleted or unknown
-    MAPPING_UNREPORTED = "mapping_unreported"  #: mapping and VM exist, but FulcrumCore lacks the create's result
+    MAPPING_UNREPORTED = "mapping_unreported"  #: FulcrumCore lacks the result of a create or delete of the VM
 
 
 class Repair(StrEnum):
-    """The possible repairs of a finding. A repair changes a mapping, never a VM."""
+    """What the agent can do about a finding. A repair changes a mapping, never a VM."""
 
     CORRECT_NODE = "correct_node"  #: store the VM's node in the mapping
     MARK_VM_LOST = "mark_vm_lost"  #: keep the mapping, and set its state to vm_lost
@@ -44,14 +48,14 @@ class Repair(StrEnum):
     ADOPT = "adopt"  #: create a mapping for the VM that has the service's marker
 
 
-#: The agent's periodic drift check applies these repairs. All other repairs are applied only when an operator runs
-#: `smith drift fix`.
+#: The agent applies these repairs after each of its periodic drift checks. Other repairs are applied only when an
+#: operator runs `smith drift fix`.
 AUTOMATIC_REPAIRS = frozenset({Repair.CORRECT_NODE, Repair.MARK_VM_LOST})
 
 
 @dataclass(frozen=True, kw_only=True)
 class MappingFacts:
-    """The columns of a mapping that is not deleted. `id` is the id of its row."""
+    """Columns of a mapping that is not deleted. `id` is the id of its row."""
 
     id: int
     service_id: str
@@ -60,7 +64,7 @@ class MappingFacts:
     name: str
     state: str
     updated_at: datetime
-    kind: str = GuestKind.QEMU
+    kind: str = GuestKind.QEMU  #: a VM or a container
 
     @property
     def should_have_vm(self) -> bool:
@@ -69,7 +73,7 @@ class MappingFacts:
 
     @property
     def may_have_vm(self) -> bool:
-        """True when the mapping's VM should exist, or may exist because its create is in progress."""
+        """True when the VM of the mapping should exist, or when a create that is in progress may have made the VM."""
         return self.should_have_vm or self.state == MappingState.RESERVED
 
 
@@ -82,19 +86,21 @@ class GuestFacts:
     name: str
     markers: frozenset[str] = frozenset()  #: the service ids in its description; a service's VM has exactly one
     is_template: bool = False
-    kind: str = GuestKind.QEMU
+    kind: str = GuestKind.QEMU  #: a VM or a container
 
     def belongs_to(self, service_id: str) -> bool:
         """Return whether the guest has the marker of this service and of no other service, and is not a template."""
         return not self.is_template and self.markers == {service_id}
 
     @property
-    def description(self) -> str:
-        """The text that describes the guest in a finding."""
+    def text_in_finding(self) -> str:
+        """The text that describes the guest in the text of a finding."""
         if self.is_template:
             return f"a template ({self.name})"
-        marker = f"marked as {' and '.join(sorted(self.markers))}" if self.markers else "unmarked"
-        return f"{'a container, ' if self.kind == GuestKind.LXC else ''}{self.name}, {marker}"
+        service_ids = " and ".join(sorted(self.markers))
+        marker_text = f"marked as {service_ids}" if self.markers else "unmarked"
+        kind_text = "a container, " if self.kind == GuestKind.LXC else ""
+        return f"{kind_text}{self.name}, {marker_text}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +115,7 @@ class ServiceFacts:
     def instance_vmid(self) -> int | None:
         """The VMID at the end of the instance id, which has the form `<agent id>/<vmid>`; None for another form."""
         digits = self.instance_id.rpartition("/")[2]
-        is_vmid = digits.isascii() and digits.isdecimal() and 3 <= len(digits) <= 9
+        is_vmid = digits.isascii() and digits.isdecimal() and MIN_VMID_DIGITS <= len(digits) <= MAX_VMID_DIGITS
         return int(digits) if is_vmid else None
 
     @property
@@ -125,12 +131,12 @@ class ServiceFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterState:
-    """The facts that decide whether Proxmox's answers can be relied on."""
+    """The facts from which the drift check concludes whether it can rely on Proxmox's answers."""
 
     is_quorate: bool
-    may_see_all_vms: bool
+    may_see_all_vms: bool  #: whether the token may see them; False also if the cluster has no quorum
     offline_nodes: frozenset[str] = frozenset()
-    listed: Mapping[int, str] = field(default_factory=dict)  #: the VMID and the node of every guest that Proxmox lists
+    node_by_vmid: Mapping[int, str] = field(default_factory=dict)  #: the node of every guest that Proxmox lists
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,29 +145,30 @@ class Facts:
 
     mappings: Sequence[MappingFacts] = ()
     guests: Sequence[GuestFacts] = ()
-    empty_vmids: frozenset[int] = frozenset()  #: VMIDs of which it is proven that no guest has them
+    empty_vmids: frozenset[int] = frozenset()  #: the VMIDs that are proven to have no guest
     services: Sequence[ServiceFacts] = ()
-    #: Services with an open job or a due report. Their differences are not drift, because the job explains them.
+    #: Services with an open job or a due report (a job result that is not yet sent to FulcrumCore). Their
+    #: differences are not drift, because the job or the report will end the differences.
     busy_services: frozenset[str] = frozenset()
     foreign_services: frozenset[str] = frozenset()  #: services of other agents, or with a mapping on another cluster
 
     @cached_property
     def services_by_id(self) -> dict[str, ServiceFacts]:
-        """The services, by id."""
+        """The services. The keys are their ids."""
         return {service.id: service for service in self.services}
 
     @cached_property
     def guests_by_vmid(self) -> dict[int, GuestFacts]:
-        """The guests, by VMID."""
+        """The guests. The keys are their VMIDs."""
         return {guest.vmid: guest for guest in self.guests}
 
     @cached_property
     def mappings_by_service(self) -> dict[str, MappingFacts]:
-        """The mappings, by service id. A service has at most one mapping that is not deleted."""
+        """The mappings. The keys are their service ids: a service has at most one mapping that is not deleted."""
         return {mapping.service_id: mapping for mapping in self.mappings}
 
-    def is_deleted(self, service_id: str) -> bool:
-        """Return whether the service is deleted or unknown in FulcrumCore."""
+    def is_service_deleted_or_unknown(self, service_id: str) -> bool:
+        """Return whether FulcrumCore has deleted the service or does not know it."""
         service = self.services_by_id.get(service_id)
         return service is None or service.is_deleted
 
@@ -175,15 +182,15 @@ class Finding:
     vmid: int | None
     text: str  #: what is wrong and, if there is no repair, what the operator can do
     node: str = ""
-    name: str = ""
-    guest_kind: str = GuestKind.QEMU
+    name: str = ""  #: the name of the VM
+    guest_kind: str = GuestKind.QEMU  #: a VM or a container; used only by the repair ADOPT
     repair: Repair | None = None
-    #: The mapping as it was compared. A repair is skipped if the mapping has changed after the comparison.
+    #: The mapping at the time of the comparison. A repair is skipped if the mapping has changed since then.
     mapping: MappingFacts | None = None
 
     @property
     def key(self) -> tuple[str, str, int | None]:
-        """The values by which a finding of one check is recognised in a later check."""
+        """The values that identify the same finding in several checks."""
         return (self.kind, self.service_id, self.vmid)
 
     @property
@@ -192,8 +199,8 @@ class Finding:
         return self.kind is not DriftKind.VM_MOVED
 
     @property
-    def facts(self) -> dict[str, Any]:
-        """The finding as the log and `smith drift --json` show it."""
+    def shown_values(self) -> dict[str, Any]:
+        """The keys and values of the finding in the log and in `smith drift --json`."""
         return {
             "kind": self.kind.value,
             "service_id": self.service_id,

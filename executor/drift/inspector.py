@@ -13,26 +13,28 @@ from typing import TYPE_CHECKING, Any
 
 from executor.database.engine import reading
 from executor.drift import rows
-from executor.drift.compare import compare, inconclusive_reason, inconclusive_reason_of_fulcrum
+from executor.drift.compare import compare, why_fulcrum_is_inconclusive, why_proxmox_is_inconclusive
 from executor.drift.facts import ClusterState, Facts, Finding, GuestFacts, MappingFacts, ServiceFacts
 from executor.errors import ErrorCode, FulcrumAuthFailing, FulcrumRefused, JobError
 from executor.fulcrum.client import FulcrumClient
 from executor.model import GuestKind
-from executor.proxmox.client import MARKER_LINE, TAG, ProxmoxReader
+from executor.proxmox.client import MARKER_LINE, SMITH_TAG, ProxmoxReader
 from executor.proxmox.rows import VmRow
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
-#: The end of the name of each VM that the agent creates: a dash and the first eight digits of the service id.
+#: The name of each VM that the agent creates ends with this: a dash and the first eight digits of the service id.
 NAME_SUFFIX = re.compile(r"-[0-9a-f]{8}\Z")
-#: A VM is treated as gone only if two searches do not find it. This time passes between the two searches.
+#: The check treats a VM as gone only if this number of searches does not find it.
+SEARCH_COUNT = 2
+#: How long the check waits between two searches.
 SEARCH_INTERVAL_S = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """The result of one check: the findings, or the reason why the check is inconclusive."""
+class DriftCheckOutcome:
+    """The result of one drift check: the findings, or the reason why the check is inconclusive."""
 
     findings: tuple[Finding, ...] = ()
     inconclusive_reason: str = ""
@@ -46,152 +48,173 @@ class Outcome:
 
 @dataclass(kw_only=True)
 class Inspector:
-    """Checks one cluster for drift."""
+    """Checks one Proxmox cluster for drift."""
 
     engine: Engine
     fulcrum: FulcrumClient
     proxmox: ProxmoxReader
     cluster: str
     wait: Callable[[float], Any] = time.sleep
-    #: Ids of services that FulcrumCore assigned to other agents. An assignment never changes, so each of these services
-    #: is requested from FulcrumCore only once.
+    #: The ids of services that FulcrumCore assigned to other agents. FulcrumCore never changes this assignment, so each
+    #: of these services is requested only once.
     _known_foreign_services: set[str] = field(default_factory=set)
 
-    def check(self, agent_id: str, *, believe_list: bool = False) -> Outcome:
-        """Collect the facts of this agent's services and compare them. For `believe_list` see `inconclusive_reason`.
+    def check(self, agent_id: str, *, believe_list: bool = False) -> DriftCheckOutcome:
+        """Collect the facts of this agent's services and compare them.
 
-        The mappings are read before and after the requests to Proxmox and FulcrumCore. A service whose mapping changed
-        in between counts as busy. Raises FulcrumUnavailable, or JobError for an error of Proxmox.
+        `believe_list` is True when the operator has confirmed that every VM that is not in Proxmox's list is gone. The
+        mappings are read before and after the requests to Proxmox and FulcrumCore. If a mapping has changed
+        meanwhile, its service counts as busy. Raises FulcrumUnavailable, or JobError for an error of Proxmox.
         """
         with reading(self.engine) as session:
-            before = rows.read(session, self.cluster)
-        cluster, vm_rows = self._cluster_state()
-        idle_mappings = [mapping for mapping in before.mappings if mapping.service_id not in before.busy_services]
-        if reason := inconclusive_reason(cluster, idle_mappings, believe_list=believe_list):
-            return Outcome(inconclusive_reason=reason, mapping_count=len(before.mappings))
+            rows_before = rows.read(session, self.cluster)
+        mappings = rows_before.mappings
+        cluster_state, vm_rows = self._cluster_state()
+        idle_mappings = [mapping for mapping in mappings if mapping.service_id not in rows_before.busy_services]
+        if reason := why_proxmox_is_inconclusive(cluster_state, idle_mappings, believe_list=believe_list):
+            return DriftCheckOutcome(inconclusive_reason=reason, mapping_count=len(mappings))
         services = [_service_facts(service) for service in self.fulcrum.services(agent_id)]
-        if reason := inconclusive_reason_of_fulcrum(idle_mappings, services):
-            return Outcome(inconclusive_reason=reason, mapping_count=len(before.mappings))
-        guests, empty_vmids = self._guests(before.mappings, services, vm_rows)
-        foreign = self._foreign_services(guests, before.mappings, services, agent_id)
+        if reason := why_fulcrum_is_inconclusive(idle_mappings, services):
+            return DriftCheckOutcome(inconclusive_reason=reason, mapping_count=len(mappings))
+        guests, empty_vmids = self._guests(mappings, services, vm_rows)
+        marked_foreign_services = self._marked_foreign_services(guests, mappings, services, agent_id)
         with reading(self.engine) as session:
-            after = rows.read(session, self.cluster)
+            rows_after = rows.read(session, self.cluster)
+        changed_services = rows_after.services_changed_since(rows_before)
         facts = Facts(
-            mappings=after.mappings,
+            mappings=rows_after.mappings,
             guests=guests,
             empty_vmids=empty_vmids,
             services=services,
-            busy_services=before.busy_services | after.busy_services | after.changed_since(before),
-            foreign_services=before.foreign_services | after.foreign_services | foreign,
+            busy_services=rows_before.busy_services | rows_after.busy_services | changed_services,
+            foreign_services=rows_before.foreign_services | rows_after.foreign_services | marked_foreign_services,
         )
-        return Outcome(findings=compare(facts), mapping_count=len(after.mappings))
+        return DriftCheckOutcome(findings=compare(facts), mapping_count=len(rows_after.mappings))
 
     # --- Proxmox --------------------------------------------------------------------------------------------------
 
     def _cluster_state(self) -> tuple[ClusterState, list[VmRow]]:
+        """Return the state of the cluster, and Proxmox's list of guests.
+
+        If the lists of nodes and guests may be incomplete, they are not requested, and the returned list is empty.
+        """
         is_quorate = self.proxmox.is_quorate()
-        may_see_all_vms = is_quorate and self.proxmox.may_see_all_vms()
-        if not may_see_all_vms:  # lists of nodes and VMs could not be relied on
+        lists_are_complete = is_quorate and self.proxmox.may_see_all_vms()
+        if not lists_are_complete:
             return ClusterState(is_quorate=is_quorate, may_see_all_vms=False), []
-        offline = frozenset(node.name for node in self.proxmox.nodes() if not node.is_online)
+        offline_nodes = frozenset(node.name for node in self.proxmox.nodes() if not node.is_online)
         vm_rows = self.proxmox.vms()
-        listed = {row.vmid: row.node for row in vm_rows}
-        return ClusterState(is_quorate=True, may_see_all_vms=True, offline_nodes=offline, listed=listed), vm_rows
+        state = ClusterState(
+            is_quorate=True,
+            may_see_all_vms=True,
+            offline_nodes=offline_nodes,
+            node_by_vmid={row.vmid: row.node for row in vm_rows},
+        )
+        return state, vm_rows
 
     def _guests(
         self, mappings: Sequence[MappingFacts], services: Sequence[ServiceFacts], vm_rows: Sequence[VmRow]
     ) -> tuple[list[GuestFacts], frozenset[int]]:
-        """Return the guests to compare, and those expected VMIDs of which it is proven that no guest has them.
+        """Return the guests to compare, and the expected VMIDs that are proven to have no guest.
 
-        An expected VMID is one that a mapping or the instance id of a service names.
+        A VMID is expected if it is in a mapping or in the instance id of a service.
         """
         instance_vmids = [service.instance_vmid for service in services if service.should_have_vm]
-        expected = {mapping.vmid for mapping in mappings} | {vmid for vmid in instance_vmids if vmid is not None}
-        candidates = [row for row in vm_rows if row.vmid in expected or _may_be_ours(row)]
-        read = [self._read_guest(row.node, row.vmid, (GuestKind(row.kind),)) for row in candidates]
-        guests = [guest for guest in read if guest is not None]
-        missing = expected - {guest.vmid for guest in guests}
-        unlisted, empty_vmids = self._search(missing) if missing else ([], frozenset())
-        return guests + unlisted, empty_vmids
+        expected_vmids = {mapping.vmid for mapping in mappings} | {vmid for vmid in instance_vmids if vmid is not None}
+        rows_to_read = [row for row in vm_rows if row.vmid in expected_vmids or _may_have_marker(row)]
+        results = [self._read_guest(row.node, row.vmid, GuestKind(row.kind)) for row in rows_to_read]
+        guests_from_list = [guest for guest in results if guest is not None]
+        vmids_to_search = expected_vmids - {guest.vmid for guest in guests_from_list}
+        if not vmids_to_search:
+            return guests_from_list, frozenset()
+        guests_from_search, empty_vmids = self._search(vmids_to_search)
+        return guests_from_list + guests_from_search, empty_vmids
 
-    def _search(self, missing: set[int]) -> tuple[list[GuestFacts], frozenset[int]]:
-        """Search every online node twice for guests with these VMIDs.
+    def _search(self, vmids: set[int]) -> tuple[list[GuestFacts], frozenset[int]]:
+        """Search every online node SEARCH_COUNT times for guests with these VMIDs.
 
-        Proxmox's list may lack a guest, because the list is not always up to date and the token may not see every
-        guest. Returns the guests that were found, and the VMIDs of which it is proven that no guest has them. If
-        neither is true of a VMID, neither result contains it.
+        The search is needed because Proxmox's list may lack a guest: the list is not always up to date, and the token
+        may not see every guest. Returns the guests that were found, and the VMIDs that are proven to have no guest. A
+        VMID is in neither result if its guest was not found, but may exist.
         """
-        found: dict[int, GuestFacts] = {}
-        for turn in range(2):
-            if turn:
+        guests_by_vmid: dict[int, GuestFacts] = {}
+        for finished_searches in range(SEARCH_COUNT):
+            if finished_searches > 0:
                 self.wait(SEARCH_INTERVAL_S)
-            nodes = [node.name for node in self.proxmox.nodes() if node.is_online]
-            guests = [self._search_nodes(vmid, nodes) for vmid in sorted(missing - found.keys())]
-            found |= {guest.vmid: guest for guest in guests if guest is not None}
-        empty = {vmid for vmid in missing - found.keys() if self.proxmox.is_vmid_free(vmid)}
+            online_nodes = [node.name for node in self.proxmox.nodes() if node.is_online]
+            results = [self._find_guest(vmid, online_nodes) for vmid in sorted(vmids - guests_by_vmid.keys())]
+            guests_by_vmid |= {guest.vmid: guest for guest in results if guest is not None}
+        empty_vmids = frozenset(vmid for vmid in vmids - guests_by_vmid.keys() if self.proxmox.is_vmid_free(vmid))
         is_quorate = self.proxmox.is_quorate()  # without quorum, the search proves nothing
-        return list(found.values()), frozenset(empty) if is_quorate else frozenset()
+        return list(guests_by_vmid.values()), empty_vmids if is_quorate else frozenset()
 
-    def _search_nodes(self, vmid: int, nodes: Iterable[str]) -> GuestFacts | None:
-        results = (self._read_guest(node, vmid, tuple(GuestKind)) for node in nodes)
-        return next((guest for guest in results if guest is not None), None)
+    def _find_guest(self, vmid: int, nodes: Iterable[str]) -> GuestFacts | None:
+        """Return the guest with this VMID from the first of these nodes that has it, or None if none has it."""
+        for node in nodes:
+            for kind in GuestKind:
+                guest = self._read_guest(node, vmid, kind)
+                if guest is not None:
+                    return guest
+        return None
 
-    def _read_guest(self, node: str, vmid: int, kinds: Sequence[GuestKind]) -> GuestFacts | None:
-        """Return the guest with this VMID if it has one of these kinds.
+    def _read_guest(self, node: str, vmid: int, kind: GuestKind) -> GuestFacts | None:
+        """Return the guest of this kind that has this VMID, from its configuration.
 
         Returns None if the node has no such guest, or if the token may not read its configuration.
         """
-        results = (self._read_config(node, vmid, kind) for kind in kinds)
-        return next((guest for guest in results if guest is not None), None)
-
-    def _read_config(self, node: str, vmid: int, kind: GuestKind) -> GuestFacts | None:
         try:
             config = self.proxmox.vm_config(node, vmid, kind=kind)
         except JobError as error:
             if error.code in (ErrorCode.VM_NOT_FOUND, ErrorCode.PVE_PERMISSION):
                 return None
             raise
+        description = str(config.get("description") or "")
         return GuestFacts(
             vmid=vmid,
             node=node,
             kind=kind,
             name=str(config.get("name") or config.get("hostname") or ""),
-            markers=frozenset(uid.lower() for uid in MARKER_LINE.findall(str(config.get("description") or ""))),
+            markers=frozenset(service_id.lower() for service_id in MARKER_LINE.findall(description)),
             is_template=str(config.get("template") or "0") == "1",
         )
 
     # --- FulcrumCore ----------------------------------------------------------------------------------------------
 
-    def _foreign_services(
+    def _marked_foreign_services(
         self,
         guests: Sequence[GuestFacts],
         mappings: Sequence[MappingFacts],
         services: Sequence[ServiceFacts],
         agent_id: str,
     ) -> frozenset[str]:
-        """Return the services of other agents whose ids are in the markers of these guests."""
-        ours = {mapping.service_id for mapping in mappings} | {service.id for service in services}
-        unknown = {marker for guest in guests for marker in guest.markers} - ours
-        unchecked = unknown - self._known_foreign_services
-        self._known_foreign_services |= {service for service in unchecked if self._is_foreign(service, agent_id)}
-        return frozenset(unknown & self._known_foreign_services)
+        """Return the ids of other agents' services that are in the markers of these guests."""
+        own_ids = {mapping.service_id for mapping in mappings} | {service.id for service in services}
+        marked_ids = frozenset[str]().union(*(guest.markers for guest in guests))
+        other_ids = marked_ids - own_ids
+        for service_id in other_ids - self._known_foreign_services:
+            if self._is_foreign(service_id, agent_id):
+                self._known_foreign_services.add(service_id)
+        return other_ids & self._known_foreign_services
 
     def _is_foreign(self, service_id: str, agent_id: str) -> bool:
-        """Return whether FulcrumCore assigned the service to another agent; False if FulcrumCore does not know it."""
+        """Return whether FulcrumCore assigned the service to another agent.
+
+        A service that FulcrumCore does not know is not foreign.
+        """
         try:
             return self.fulcrum.get_service(service_id).agent_id != agent_id
         except FulcrumAuthFailing:
-            # FulcrumCore answers 403 for an unknown service, but also for an invalid token. With an invalid token,
-            # `get_self` raises, too.
+            # FulcrumCore answers 403 for a service that it does not know, but also for an invalid token. If the
+            # token is invalid, `get_self` raises an error.
             self.fulcrum.get_self()
             return False
         except FulcrumRefused:
             return False
 
 
-def _may_be_ours(row: VmRow) -> bool:
-    """Return whether a guest may have a marker. Reading the marker itself would cost one request for each guest."""
-    return not row.is_template and (TAG in row.tags or bool(NAME_SUFFIX.search(row.name)))
+def _may_have_marker(row: VmRow) -> bool:
+    """Return whether a guest may have a marker. Only the guest's configuration shows whether it has one."""
+    return not row.is_template and (SMITH_TAG in row.tags or bool(NAME_SUFFIX.search(row.name)))
 
 
 def _service_facts(service: Any) -> ServiceFacts:

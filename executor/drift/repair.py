@@ -16,40 +16,42 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
 
-def repair(engine: Engine, cluster: str, finding: Finding, *, who: str, reason: str = "") -> bool:
+def apply_repair(engine: Engine, cluster: str, finding: Finding, *, who: str, reason: str = "") -> bool:
     """Apply the repair that a finding proposes. Return whether the repair was applied.
 
     `who` and `reason` are stored in the audit entry. The repair is not applied if the service is busy, or if its
-    mapping has changed after the comparison.
+    mapping has changed since the comparison.
     """
+    if finding.repair is None:
+        return False
     with transaction(engine) as session:
         row = mappings.get(session, finding.mapping.id) if finding.mapping else None
-        if (
-            finding.repair is None
-            or queries.busy_services(session, finding.service_id)
-            or not _is_unchanged(row, finding)
-        ):
+        if queries.busy_services(session, finding.service_id) or _has_changed(row, finding):
             return False
-        before = audit.facts_of(row, audit.MAPPING_COLUMNS)
-        if not _REPAIRS[finding.repair](session, cluster, finding):
+        before = audit.column_values(row, audit.MAPPING_COLUMNS)
+        change_mapping = _CHANGE_BY_REPAIR[finding.repair]
+        if not change_mapping(session, cluster, finding):
             return False
-        session.expire_all()
-        row = row if finding.repair is not Repair.ADOPT else mappings.current(session, finding.service_id)
+        session.expire_all()  # so that the new values are read from the database
+        if finding.repair is Repair.ADOPT:
+            row = mappings.current(session, finding.service_id)
         audit.record(
             session,
             who=who,
             verb=finding.repair.value,
-            kind="mapping",
-            subject=finding.service_id,
+            subject_kind="mapping",
+            subject_id=finding.service_id,
             before=before,
-            after=audit.facts_of(row, audit.MAPPING_COLUMNS),
+            after=audit.column_values(row, audit.MAPPING_COLUMNS),
             reason=reason or f"{finding.kind}: {finding.text}",
         )
     return True
 
 
-def _is_unchanged(row: Mapping | None, finding: Finding) -> bool:
-    return (None if row is None else rows.mapping_facts(row)) == finding.mapping
+def _has_changed(row: Mapping | None, finding: Finding) -> bool:
+    """Return whether the mapping's row in the database differs from the mapping in the finding."""
+    mapping_now = None if row is None else rows.mapping_facts(row)
+    return mapping_now != finding.mapping
 
 
 def _correct_node(session: Session, _cluster: str, finding: Finding) -> bool:
@@ -68,13 +70,13 @@ def _forget(session: Session, _cluster: str, finding: Finding) -> bool:
 
 
 def _mapping_of(finding: Finding) -> MappingFacts:
-    assert finding.mapping is not None  # noqa: S101 (`compare` proposes these three repairs only for a mapping)
+    assert finding.mapping is not None  # noqa: S101 (without a mapping, `compare` proposes only ADOPT)
     return finding.mapping
 
 
 def _adopt(session: Session, cluster: str, finding: Finding) -> bool:
-    assert finding.vmid is not None  # noqa: S101 (`compare` proposes to adopt only a guest)
-    adopted = mappings.adopt(
+    assert finding.vmid is not None  # noqa: S101 (`compare` proposes ADOPT only for a guest, which has a VMID)
+    mapping = mappings.adopt(
         session,
         service_id=finding.service_id,
         cluster=cluster,
@@ -83,11 +85,11 @@ def _adopt(session: Session, cluster: str, finding: Finding) -> bool:
         node=finding.node,
         kind=finding.guest_kind,
     )
-    return adopted is not None
+    return mapping is not None
 
 
-# Each function changes the mapping, and returns False if it changed nothing.
-_REPAIRS: dict[Repair, Callable[[Session, str, Finding], bool]] = {
+#: For each repair, the function that changes the mapping. Each function returns False if it changed nothing.
+_CHANGE_BY_REPAIR: dict[Repair, Callable[[Session, str, Finding], bool]] = {
     Repair.CORRECT_NODE: _correct_node,
     Repair.MARK_VM_LOST: _mark_vm_lost,
     Repair.FORGET: _forget,

@@ -15,29 +15,30 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """The facts that were read from the database in one transaction."""
+    """The facts that `read` reads from the database in one transaction."""
 
     mappings: tuple[MappingFacts, ...]
-    busy_services: frozenset[str]  #: services with an open job or a due report
+    busy_services: frozenset[str]  #: services with an open job, or with a job result that is not yet sent
     foreign_services: frozenset[str]  #: services with a mapping on another cluster
 
-    def changed_since(self, earlier: Rows) -> frozenset[str]:
-        """Return the services whose mapping differs between the earlier rows and these rows."""
-        return frozenset(mapping.service_id for mapping in set(earlier.mappings) ^ set(self.mappings))
+    def services_changed_since(self, earlier: Rows) -> frozenset[str]:
+        """Return the services whose mapping was added, changed or removed between `earlier` and these rows."""
+        differing_mappings = set(earlier.mappings) ^ set(self.mappings)
+        return frozenset(mapping.service_id for mapping in differing_mappings)
 
 
 def read(session: Session, cluster: str) -> Rows:
-    """Read the mappings of a cluster, and the services that are busy or mapped on another cluster."""
-    rows = mappings.all_current(session)
+    """Read the mappings of a cluster, the busy services, and the services with a mapping on another cluster."""
+    mapping_rows = mappings.all_current(session)
     return Rows(
-        mappings=tuple(mapping_facts(row) for row in rows if row.cluster == cluster),
+        mappings=tuple(mapping_facts(row) for row in mapping_rows if row.cluster == cluster),
         busy_services=queries.busy_services(session),
-        foreign_services=frozenset(row.service_id for row in rows if row.cluster != cluster),
+        foreign_services=frozenset(row.service_id for row in mapping_rows if row.cluster != cluster),
     )
 
 
 def mapping_facts(row: Mapping) -> MappingFacts:
-    """Return those columns of a mapping's row that a drift check compares."""
+    """Return the columns of a mapping's row that a drift check compares."""
     return MappingFacts(
         id=row.id,
         service_id=row.service_id,

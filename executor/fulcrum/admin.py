@@ -1,7 +1,7 @@
-"""Lists and creates FulcrumCore's objects with an administrator's token, for `bootstrap.py`.
+"""Lists and creates objects in FulcrumCore with an administrator's token, for `bootstrap.py`.
 
-FulcrumCore answers 500 to a request to create an object whose name exists already. So the caller must list all objects
-of a kind before it creates one.
+If an object of the same name exists already, FulcrumCore answers 500 to the request that creates the object. So the
+caller must list all objects of a kind before it creates one.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from executor.fulcrum.types import CoreId, CoreModel
 
 
 class Collection(StrEnum):
-    """The kinds of objects that an administrator creates for an agent, as they are named in the paths of the API."""
+    """A collection of FulcrumCore's API: all objects of one kind. The value is the collection's path in the API."""
 
     SERVICE_TYPES = "service-types"
     AGENT_TYPES = "agent-types"
@@ -28,7 +28,7 @@ class Collection(StrEnum):
 
 
 class CoreObject(CoreModel):
-    """An object of FulcrumCore. It keeps all members as received, because the caller compares them with wanted ones."""
+    """An object in FulcrumCore. All members are kept as received: the caller compares them with the wanted members."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -53,21 +53,22 @@ class CoreToken(CoreModel):
 class FulcrumAdmin(FulcrumClient):
     """Calls FulcrumCore's API with an administrator's token. It raises the same exceptions as FulcrumClient."""
 
-    def objects(self, collection: Collection) -> list[CoreObject]:
+    def list_objects(self, collection: Collection) -> list[CoreObject]:
         """List all objects of one kind."""
         return list(self._list_all(CoreObject, f"/{collection}", {"sort": "name"}))
 
-    def create(self, collection: Collection, members: dict[str, Any]) -> CoreObject:
+    def create_object(self, collection: Collection, members: dict[str, Any]) -> CoreObject:
         """Create one object.
 
-        If this raises FulcrumUnavailable, an object of this name may exist already. So the caller must list the objects
-        before the call, and again after this exception.
+        FulcrumUnavailable may mean that an object of this name exists. So the caller must list the objects before this
+        call, and again after this exception.
         """
         path = f"/{collection}"
-        return parse_response(CoreObject, f"POST {path}", self._http.request_json("POST", path, body=members))
+        response = self._http.request_json("POST", path, body=members)
+        return parse_response(CoreObject, f"POST {path}", response)
 
-    def tokens_of_agent(self, agent_id: str) -> list[CoreToken]:
-        """List the tokens of an agent, expired ones included."""
+    def list_agent_tokens(self, agent_id: str) -> list[CoreToken]:
+        """List the tokens of an agent, including expired ones."""
         tokens = self._list_all(CoreToken, "/tokens", {"sort": "name"})
         return [token for token in tokens if token.agent_id == agent_id]
 
@@ -77,7 +78,8 @@ class FulcrumAdmin(FulcrumClient):
         `expires_at` is always sent, because a token would otherwise expire after one day.
         """
         body = {"name": name, "role": "agent", "scopeId": agent_id, "expireAt": f"{expires_at:%Y-%m-%dT%H:%M:%SZ}"}
-        token = parse_response(CoreToken, "POST /tokens", self._http.request_json("POST", "/tokens", body=body))
+        response = self._http.request_json("POST", "/tokens", body=body)
+        token = parse_response(CoreToken, "POST /tokens", response)
         if not token.value:
             raise FulcrumUnavailable("POST /tokens: the response has no token")
         return token.value

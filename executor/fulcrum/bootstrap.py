@@ -1,7 +1,7 @@
 """Creates the objects that an agent needs in FulcrumCore: types, metric types, provider, agent and token.
 
-This module reads all existing objects first. So if it must refuse a request, it has not created anything yet. It never
-changes an existing object. If it runs again, it creates only those objects that are still missing.
+This module first reads all existing objects, so it can refuse a request before it creates anything. It never changes
+an existing object. If it runs again, it creates only those objects that are still missing.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ SERVICE_TYPE_FILE = "service-type-vm.json"
 CONTAINER_TYPE_FILE = "service-type-container.json"
 AGENT_TYPE_FILE = "agent-type-proxmox.json"
 
-Json = dict[str, Any]
+JsonObject = dict[str, Any]
 
 
 class BootstrapRefused(SmithError):
     """FulcrumCore's objects do not fit the request, so an administrator must decide. Nothing was created."""
 
 
-class Status(StrEnum):
-    """The state of one object in FulcrumCore."""
+class ObjectStatus(StrEnum):
+    """Whether a wanted object exists in FulcrumCore."""
 
     FOUND = "found"  #: the object exists with the wanted content
     DIFFERS = "differs"  #: the object exists with other content, and was not changed
@@ -44,36 +44,38 @@ class Status(StrEnum):
 class BootstrapRequest:
     """The objects that the administrator wants to exist in FulcrumCore."""
 
-    agent: str  #: name of the agent
-    provider: str  #: name or id of the participant that provides the services
+    agent_name: str
+    provider_name_or_id: str  #: the provider is the participant that provides the services
     may_create_provider: bool = False
-    service_type: Json  #: content of the service type
-    agent_type: Json  #: content of the agent type
-    tags: tuple[str, ...] = ("proxmox",)  #: tags of the agent
+    service_type: JsonObject  #: content of the service type
+    agent_type: JsonObject  #: content of the agent type
+    tags: tuple[str, ...] = ("proxmox",)  #: the agent's tags
     token_lifetime: timedelta
     wants_new_token: bool = False  #: create a token even if the agent has a valid one
 
 
 @dataclass(frozen=True, kw_only=True)
-class Step:
-    """The state of one object after it was compared or created."""
+class BootstrapStep:
+    """What was done for one wanted object: it was compared with the existing object, or created."""
 
     kind: str  #: such as `agent type`
     name: str
-    status: Status
+    status: ObjectStatus
     id: str | None = None
-    differences: list[str] = field(
-        default_factory=list
-    )  #: paths of members at which an existing object differs from the wanted one
+    #: The paths of the members at which the existing object differs from the wanted one.
+    differences: list[str] = field(default_factory=list)
 
 
 @dataclass(kw_only=True)
 class _WantedObject:
-    """One wanted object. `members` is its wanted content, `existing` the object of its name in FulcrumCore, if any."""
+    """An object that must exist in FulcrumCore.
+
+    `members` is the wanted content. `existing` is the object in FulcrumCore that has the same name, if there is one.
+    """
 
     kind: str
     collection: Collection
-    members: Json
+    members: JsonObject
     existing: CoreObject | None = None
 
     @property
@@ -95,15 +97,15 @@ class Bootstrap:
         """Find all objects that exist already. Raises FulcrumError, BootstrapRefused."""
         self._core = core
         self._request = request
-        self._service_type = self._wanted_object("service type", Collection.SERVICE_TYPES, request.service_type)
-        self._agent_type = self._wanted_object("agent type", Collection.AGENT_TYPES, request.agent_type)
-        self._metrics = [
-            self._wanted_object("metric type", Collection.METRIC_TYPES, {"name": name, "entityType": "Resource"})
+        self._service_type = self._look_up_object("service type", Collection.SERVICE_TYPES, request.service_type)
+        self._agent_type = self._look_up_object("agent type", Collection.AGENT_TYPES, request.agent_type)
+        self._metric_types = [
+            self._look_up_object("metric type", Collection.METRIC_TYPES, {"name": name, "entityType": "Resource"})
             for name in METRIC_TYPES
         ]
-        self._provider = self._wanted_provider()
-        self._agent = self._wanted_object(
-            "agent", Collection.AGENTS, {"name": request.agent, "tags": list(request.tags)}
+        self._provider = self._look_up_provider()  # before the agent, which is searched among this provider's agents
+        self._agent = self._look_up_object(
+            "agent", Collection.AGENTS, {"name": request.agent_name, "tags": list(request.tags)}
         )
         self._has_token = bool(self._agent.id) and self._count_valid_tokens(str(self._agent.id)) > 0
 
@@ -117,100 +119,106 @@ class Bootstrap:
         """Whether a token will be created: the agent has no valid token, or the request wants a new one."""
         return self._request.wants_new_token or not self._has_token
 
-    def create_missing(self, store_token: Callable[[str], object]) -> Iterator[Step]:
+    def create_missing(self, store_token: Callable[[str], object]) -> Iterator[BootstrapStep]:
         """Create the missing objects one by one, and yield a step for each object.
 
         `store_token` is called with the value of a new token before the step of the token is yielded.
         """
-        for wanted in self._objects():
-            self._add_references(wanted)
-            yield self._create(wanted) if wanted.existing is None else _comparison(wanted)
-        if self.needs_token:
-            expires_at = self._core_now() + self._request.token_lifetime
-            store_token(self._core.create_agent_token(str(self._agent.id), self._request.agent, expires_at))
-        yield self._token_step(Status.MADE)
-
-    def dry_run(self) -> Iterator[Step]:
-        """Yield the steps of `create_missing`, but create nothing."""
-        for wanted in self._objects():
+        for wanted in self._objects_in_creation_order():
             self._add_references(wanted)
             if wanted.existing is None:
-                yield Step(kind=wanted.kind, name=wanted.name, status=Status.MISSING)
+                yield self._create(wanted)
             else:
-                yield _comparison(wanted)
-        yield self._token_step(Status.MISSING)
+                yield _compare(wanted)
+        if self.needs_token:
+            expires_at = self._core_now() + self._request.token_lifetime
+            store_token(self._core.create_agent_token(str(self._agent.id), self._request.agent_name, expires_at))
+        yield self._token_step(ObjectStatus.MADE)
 
-    def _objects(self) -> list[_WantedObject]:
-        """Return the objects in the order in which they are created. Each one refers only to objects before it."""
-        return [self._service_type, self._agent_type, *self._metrics, self._provider, self._agent]
+    def dry_run(self) -> Iterator[BootstrapStep]:
+        """Yield the steps that `create_missing` would yield, but create nothing."""
+        for wanted in self._objects_in_creation_order():
+            self._add_references(wanted)
+            if wanted.existing is None:
+                yield BootstrapStep(kind=wanted.kind, name=wanted.name, status=ObjectStatus.MISSING)
+            else:
+                yield _compare(wanted)
+        yield self._token_step(ObjectStatus.MISSING)
+
+    def _objects_in_creation_order(self) -> list[_WantedObject]:
+        """Return the wanted objects. Each refers only to objects before it, so they are created in this order."""
+        return [self._service_type, self._agent_type, *self._metric_types, self._provider, self._agent]
 
     def _add_references(self, wanted: _WantedObject) -> None:
-        """Add the ids of those objects that `wanted` refers to.
+        """Add the ids of the objects that `wanted` refers to.
 
-        In a dry run, an object that does not exist has no id. Then no id is added.
+        In a dry run, some of these objects may not exist. Their ids are left out.
         """
-        references: Json = {}
-        if wanted is self._agent_type:
-            references = {"serviceTypeIds": [self._service_type.id] if self._service_type.id else None}
+        references: JsonObject = {}
+        if wanted is self._agent_type and self._service_type.id:
+            references = {"serviceTypeIds": [self._service_type.id]}
         elif wanted is self._agent:
             references = {"providerId": self._provider.id, "agentTypeId": self._agent_type.id}
         wanted.members |= {name: value for name, value in references.items() if value}
 
-    def _create(self, wanted: _WantedObject) -> Step:
+    def _create(self, wanted: _WantedObject) -> BootstrapStep:
         """Create the object. Raises FulcrumError if it does not exist afterwards."""
         try:
-            wanted.existing = self._core.create(wanted.collection, wanted.members)
+            wanted.existing = self._core.create_object(wanted.collection, wanted.members)
         except FulcrumUnavailable:
-            # The object exists now if only the response was lost, or if another administrator has created it.
-            wanted.existing = self._find(wanted)
+            # The object may exist now: the response may have been lost, or another administrator may have created it.
+            wanted.existing = self._find_existing(wanted)
             if wanted.existing is None:
                 raise
-        return Step(kind=wanted.kind, name=wanted.name, status=Status.MADE, id=wanted.id)
+        return BootstrapStep(kind=wanted.kind, name=wanted.name, status=ObjectStatus.MADE, id=wanted.id)
 
-    def _token_step(self, status_if_needed: Status) -> Step:
-        """Return the step of the token: with this status if a token is needed, otherwise with FOUND."""
-        status = status_if_needed if self.needs_token else Status.FOUND
-        return Step(kind="agent token", name=self._request.agent, status=status)
+    def _token_step(self, status_if_needed: ObjectStatus) -> BootstrapStep:
+        """Return the step of the agent's token, with `status_if_needed` if a token is needed, otherwise with FOUND."""
+        status = status_if_needed if self.needs_token else ObjectStatus.FOUND
+        return BootstrapStep(kind="agent token", name=self._request.agent_name, status=status)
 
-    def _wanted_object(self, kind: str, collection: Collection, members: Json) -> _WantedObject:
-        """Return a wanted object with the existing object of its name, if there is one."""
+    def _look_up_object(self, kind: str, collection: Collection, members: JsonObject) -> _WantedObject:
+        """Return a wanted object together with the existing object of the same name, if there is one."""
         wanted = _WantedObject(kind=kind, collection=collection, members=dict(members))
-        wanted.existing = self._find(wanted)
+        wanted.existing = self._find_existing(wanted)
         return wanted
 
-    def _wanted_provider(self) -> _WantedObject:
-        """Find the provider, which is a participant of FulcrumCore, by its id or its name.
+    def _look_up_provider(self) -> _WantedObject:
+        """Find the provider, which is a participant in FulcrumCore, by its id or by its name.
 
-        Raises BootstrapRefused if it does not exist and must not be created.
+        Raises BootstrapRefused if the provider does not exist and must not be created.
         """
-        id_or_name = self._request.provider
+        id_or_name = self._request.provider_name_or_id
         wanted = _WantedObject(
             kind="provider", collection=Collection.PARTICIPANTS, members={"name": id_or_name, "status": "Enabled"}
         )
-        if not UUID_TEXT.fullmatch(id_or_name):
-            wanted.existing = self._find(wanted)
-        elif found := [item for item in self._core.objects(wanted.collection) if item.id == id_or_name.lower()]:
-            wanted.existing = found[0]
-            wanted.members["name"] = found[0].name
-        may_create = self._request.may_create_provider and not UUID_TEXT.fullmatch(id_or_name)
+        is_id = UUID_TEXT.fullmatch(id_or_name) is not None
+        if is_id:
+            participants = self._core.list_objects(wanted.collection)
+            wanted.existing = next((item for item in participants if item.id == id_or_name.lower()), None)
+        else:
+            wanted.existing = self._find_existing(wanted)
+        if is_id and wanted.existing:
+            wanted.members["name"] = wanted.existing.name
+        may_create = self._request.may_create_provider and not is_id
         if wanted.existing is None and not may_create:
             raise BootstrapRefused(
                 f"FulcrumCore has no participant {id_or_name}: name an existing one, or use --create-provider"
             )
         return wanted
 
-    def _find(self, wanted: _WantedObject) -> CoreObject | None:
-        """Find the existing object by its name; None if there is none.
+    def _find_existing(self, wanted: _WantedObject) -> CoreObject | None:
+        """Return the existing object that has the name of the wanted object; None if there is none.
 
         An agent is searched only among the provider's agents, because other providers may have an agent of this name.
         """
-        listed = self._core.objects(wanted.collection)
+        objects = self._core.list_objects(wanted.collection)
         if wanted.collection is Collection.AGENTS:
-            listed = [item for item in listed if item.members.get("providerId") == self._provider.id]
-        return _find_by_name(wanted.name, wanted.kind, listed)
+            objects = [item for item in objects if item.members.get("providerId") == self._provider.id]
+        return _find_by_name(wanted.name, wanted.kind, objects)
 
     def _count_valid_tokens(self, agent_id: str) -> int:
-        tokens = self._core.tokens_of_agent(agent_id)
+        tokens = self._core.list_agent_tokens(agent_id)
         return sum(token.expire_at is not None and token.expire_at > self._core_now() for token in tokens)
 
     def _core_now(self) -> datetime:
@@ -218,63 +226,61 @@ class Bootstrap:
         return datetime.fromtimestamp(int(time.time() + self._core.clock_offset_s), UTC)
 
 
-def _find_by_name(name: str, kind: str, listed: list[CoreObject]) -> CoreObject | None:
+def _find_by_name(name: str, kind: str, objects: list[CoreObject]) -> CoreObject | None:
     """Return the object with this name; None if there is none. Raises BootstrapRefused if there are several."""
-    found = [item for item in listed if item.name == name]
-    if len(found) > 1:
-        ids = ", ".join(item.id for item in found)
-        raise BootstrapRefused(f"FulcrumCore has {len(found)} objects of kind {kind} named {name}: {ids}")
-    return found[0] if found else None
+    namesakes = [item for item in objects if item.name == name]
+    if len(namesakes) > 1:
+        ids = ", ".join(item.id for item in namesakes)
+        raise BootstrapRefused(f"FulcrumCore has {len(namesakes)} objects of kind {kind} named {name}: {ids}")
+    return namesakes[0] if namesakes else None
 
 
-def _comparison(wanted: _WantedObject) -> Step:
-    """Return the step of an object that exists, with its differences from the wanted object."""
+def _compare(wanted: _WantedObject) -> BootstrapStep:
+    """Return the step of an object that exists, with the paths at which it differs from the wanted object."""
     existing = wanted.existing
     assert existing is not None  # noqa: S101  the caller has checked it
-    paths = differences({name: value for name, value in wanted.members.items() if name != "name"}, existing.members)
-    status = Status.DIFFERS if paths else Status.FOUND
-    return Step(kind=wanted.kind, name=wanted.name, status=status, id=wanted.id, differences=paths)
+    wanted_members = {name: value for name, value in wanted.members.items() if name != "name"}
+    paths = find_differences(wanted_members, existing.members)
+    status = ObjectStatus.DIFFERS if paths else ObjectStatus.FOUND
+    return BootstrapStep(kind=wanted.kind, name=wanted.name, status=status, id=wanted.id, differences=paths)
 
 
-def differences(wanted: Any, existing: Any, path: str = "") -> list[str]:
+def find_differences(wanted: Any, existing: Any, path: str = "") -> list[str]:
     """Return the paths of the members at which an existing object differs from the wanted one.
 
-    Members at the top level that only the existing object has are ignored. A missing member equals an empty one. Tags
-    and service types that only the existing object has are no difference. `path` is the path of the compared values in
-    the whole object.
+    A missing member equals an empty one. The existing object may have more top-level members, tags and service types
+    than the wanted one. `path` is the path of the two values in the whole object; it is empty for the whole object.
     """
     if isinstance(wanted, Mapping) and isinstance(existing, Mapping):
-        names = {**wanted, **existing} if path else wanted
-        members = [(f"{path}.{name}".lstrip("."), wanted.get(name), existing.get(name)) for name in names]
-        return [
-            difference
-            for member_path, wanted_value, existing_value in members
-            for difference in differences(wanted_value, existing_value, member_path)
-        ]
+        compared_names = {**wanted, **existing} if path else wanted
+        paths: list[str] = []
+        for name in compared_names:
+            member_path = f"{path}.{name}" if path else name
+            paths += find_differences(wanted.get(name), existing.get(name), member_path)
+        return paths
     if path in ("tags", "serviceTypeIds") and isinstance(existing, list):
         return [f"{path} lacks {item}" for item in wanted if item not in existing]
     if isinstance(wanted, list) and isinstance(existing, list) and len(wanted) == len(existing):
-        pairs = enumerate(zip(wanted, existing, strict=True))
-        return [
-            difference
-            for index, (wanted_item, existing_item) in pairs
-            for difference in differences(wanted_item, existing_item, f"{path}[{index}]")
-        ]
-    return [] if wanted == existing or (_is_empty(wanted) and _is_empty(existing)) else [path]
+        paths = []
+        for index, (wanted_item, existing_item) in enumerate(zip(wanted, existing, strict=True)):
+            paths += find_differences(wanted_item, existing_item, f"{path}[{index}]")
+        return paths
+    is_equal = wanted == existing or (_is_empty(wanted) and _is_empty(existing))
+    return [] if is_equal else [path]
 
 
 def _is_empty(value: Any) -> bool:
-    """Return whether a member with this value equals a missing member. The number 0 does not."""
+    """Return whether a member with this value counts as missing: null, false, or an empty text, list or object."""
     return value is None or value is False or value in ("", [], {})
 
 
-def load_type(name: str) -> Json:
-    """Read the definition of a type from the file `name` in the folder `deploy`.
+def load_type(file_name: str) -> JsonObject:
+    """Read the definition of a type from a file in the folder `deploy`.
 
     The folder is in the checkout or in the installed package.
     """
-    checkout = Path(__file__).resolve().parents[2] / "deploy" / name
-    if checkout.is_file():
-        return dict(json.loads(checkout.read_text(encoding="utf-8")))
-    packaged = importlib.resources.files("executor") / "deploy" / name
-    return dict(json.loads(packaged.read_text(encoding="utf-8")))
+    file_in_checkout = Path(__file__).resolve().parents[2] / "deploy" / file_name
+    if file_in_checkout.is_file():
+        return dict(json.loads(file_in_checkout.read_text(encoding="utf-8")))
+    file_in_package = importlib.resources.files("executor") / "deploy" / file_name
+    return dict(json.loads(file_in_package.read_text(encoding="utf-8")))

@@ -1,7 +1,7 @@
 """Calls FulcrumCore's API as an agent: jobs, services, types, secrets, metrics and the agent's own status.
 
-`transport.py` sends the requests, `responses.py` returns the exceptions for unsuccessful responses, and `types.py`
-parses the objects.
+`transport.py` sends the requests, `responses.py` turns unsuccessful responses into exceptions, and `types.py` parses
+the objects.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from executor.fulcrum.types import (
     MetricType,
     PendingJobs,
     ServiceType,
-    error_type,
+    validation_error_type,
 )
 
 PAGE_SIZE = 100  #: objects in one page of a list; FulcrumCore allows no more
@@ -37,42 +37,42 @@ Model = TypeVar("Model", bound=CoreModel)
 class FulcrumClient:
     """Calls FulcrumCore's API with an agent's token. It is thread-safe.
 
-    `token` returns the present token; it is called for every request. Every method may raise FulcrumUnavailable and
-    FulcrumRefused, or a subclass of them. After FulcrumUnavailable the caller retries later, and not before its
-    `retry_after_s` if it has one. After FulcrumRefused the caller does not retry.
+    `get_token` is called for every request and returns the present token. Every method may raise FulcrumUnavailable and
+    FulcrumRefused, or a subclass of them. After FulcrumUnavailable the caller retries. If the exception's
+    `retry_after_s` is set, the caller first waits for this time. After FulcrumRefused the caller does not retry.
     """
 
     def __init__(  # noqa: PLR0913  # each argument is one setting, and all but two have a default
         self,
         api_url: str,
-        token: Callable[[], str],
+        get_token: Callable[[], str],
         *,
         ca_bundle: Path | None = None,
         verify_tls: bool = True,
         connect_timeout_s: float = 5,
         read_timeout_s: float = 15,
-        on_auth_failure: Callable[[], object] = lambda: None,  # called after a 401 or 403, to reload the token
+        on_auth_failure: Callable[[], object] = lambda: None,  # reloads the token; called after a 401 or 403
     ) -> None:
         verify: bool | str = str(ca_bundle) if ca_bundle and verify_tls else verify_tls
         if not verify_tls:  # the agent warns once, at its start; urllib3 would warn at each request
             urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
-        self._http = Transport(api_url, token, verify, (connect_timeout_s, read_timeout_s), on_auth_failure)
+        self._http = Transport(api_url, get_token, verify, (connect_timeout_s, read_timeout_s), on_auth_failure)
 
     @property
     def clock_offset_s(self) -> float:
         """FulcrumCore's clock minus this machine's clock; 0.0 until the first response."""
-        return self._http.clock.seconds
+        return self._http.clock_offset.seconds
 
     # The agent
 
     def get_self(self) -> CoreAgent:
-        """Read the agent to which the token belongs, as FulcrumCore describes it."""
+        """Read FulcrumCore's description of this agent, which is the agent that the token belongs to."""
         return parse_response(CoreAgent, "GET /agents/me", self._http.request_json("GET", "/agents/me"))
 
     def put_status(self, status: str) -> CoreAgent:
-        """Set this agent's status in FulcrumCore, which is the heartbeat.
+        """Set this agent's status in FulcrumCore. This request is the heartbeat.
 
-        The caller must never overwrite the status `Disabled`. FulcrumCore would allow this.
+        The caller must not replace the status `Disabled`, although FulcrumCore allows this.
         """
         data = self._http.request_json("PUT", "/agents/me/status", body={"status": status})
         return parse_response(CoreAgent, "PUT /agents/me/status", data)
@@ -80,26 +80,29 @@ class FulcrumClient:
     # Jobs
 
     def pending_jobs(self, limit: int = 100) -> PendingJobs:
-        """Return pending jobs in no defined order. FulcrumCore sends at most one job of each service group."""
+        """Return at most `limit` pending jobs, in no defined order.
+
+        FulcrumCore sends at most one job of each service group.
+        """
         data = self._http.request_json("GET", "/jobs/pending", query={"limit": limit})
         if not isinstance(data, list):
             raise FulcrumUnavailable("GET /jobs/pending: the response is not a list")
-        jobs: dict[str, CoreJob] = {}
-        unusable_items = []
+        jobs_by_id: dict[str, CoreJob] = {}
+        unusable_item_descriptions = []
         for position, item in enumerate(data):
             try:
                 job = CoreJob.read(item)
-                jobs.setdefault(job.id, job)
+                jobs_by_id.setdefault(job.id, job)
             except ValueError as exc:
-                unusable_items.append(f"item {position}: {error_type(exc)}")
-        return PendingJobs(list(jobs.values()), unusable_items)
+                unusable_item_descriptions.append(f"item {position}: {validation_error_type(exc)}")
+        return PendingJobs(list(jobs_by_id.values()), unusable_item_descriptions)
 
-    def knows_job(self, fulcrum_id: str) -> bool:
-        """Return whether this agent may still read the job. It is called after a 403 answer for the job.
+    def may_read_job(self, fulcrum_id: str) -> bool:
+        """Return whether this agent may read the job. Callers use this method after FulcrumCore has answered 403.
 
-        FulcrumCore answers 403 for a job that is deleted or belongs to another agent. It also answers 403 to every
-        request while its database is down. So this method first calls `get_self`, which raises an error if FulcrumCore
-        does not accept the token now.
+        A 403 for a job may mean that the job was deleted or belongs to another agent. But FulcrumCore also answers 403
+        to every request while its database is down. So this method first calls `get_self`, which raises an error if
+        FulcrumCore does not accept the token now.
         """
         self.get_self()
         try:
@@ -109,12 +112,15 @@ class FulcrumClient:
         return True
 
     def get_job(self, fulcrum_id: str) -> CoreJob:
-        """Read one job. Raises FulcrumAuthFailing if the job does not exist, because FulcrumCore then answers 403."""
+        """Read one job. Raises FulcrumAuthFailing if the job does not exist: FulcrumCore then answers 403."""
         path = f"/jobs/{_valid_id(fulcrum_id)}"
         return parse_response(CoreJob, f"GET {path}", self._http.request_json("GET", path))
 
     def own_processing_jobs(self, agent_id: str) -> list[CoreJob]:
-        """List the jobs that this agent has claimed and that have not ended. It needs them after a restart."""
+        """List the jobs that this agent has claimed and that have not ended.
+
+        `agent_id` is the id of this agent. The agent needs this list after a restart.
+        """
         query = {"agentId": _valid_id(agent_id), "status": "Processing", "sort": "createdAt"}
         jobs = self._list_all(CoreJob, "/jobs", query)
         return [job for job in jobs if job.agent_id == agent_id.lower() and job.status == "Processing"]
@@ -122,10 +128,10 @@ class FulcrumClient:
     def claim_job(self, fulcrum_id: str) -> None:
         """Claim a job: FulcrumCore changes its status from Pending to Processing.
 
-        Raises FulcrumRefused if the job is not Pending. Then this agent may have claimed it already, by an earlier
-        request whose response was lost.
+        Raises FulcrumRefused if the job is not Pending. One possible reason is that this agent has claimed the job
+        with an earlier request whose response was lost.
         """
-        self._http.request_without_content("POST", f"/jobs/{_valid_id(fulcrum_id)}/claim")
+        self._http.request_acknowledgement("POST", f"/jobs/{_valid_id(fulcrum_id)}/claim")
 
     def complete_job(
         self,
@@ -135,27 +141,28 @@ class FulcrumClient:
         agent_instance_data: Any = None,
         properties: dict[str, Any] | None = None,
     ) -> None:
-        """Report that the job succeeded. Arguments that are None are not sent, and FulcrumCore keeps the stored values.
+        """Report that the job succeeded. An argument that is None is not sent: FulcrumCore keeps the stored value.
 
-        `agent_instance_id` must be unique in all of FulcrumCore. FulcrumCore answers 500 to a duplicate, so this method
-        then raises FulcrumUnavailable. Raises FulcrumRefused if the job is not Processing, or if the properties violate
-        the service type's schema. In the second case the job stays Processing.
+        `agent_instance_id` must be unique in all of FulcrumCore. For a duplicate, FulcrumCore answers 500, and this
+        method raises FulcrumUnavailable. Raises FulcrumRefused if the job is not Processing, or if the properties
+        violate the service type's schema. In the second case the job stays Processing.
         """
-        body = {
+        members = {
             "agentInstanceId": agent_instance_id,
             "agentInstanceData": agent_instance_data,
             "properties": properties or None,
         }
-        sent = {name: value for name, value in body.items() if value is not None}
-        self._http.request_without_content("POST", f"/jobs/{_valid_id(fulcrum_id)}/complete", body=sent)
+        body = {name: value for name, value in members.items() if value is not None}
+        self._http.request_acknowledgement("POST", f"/jobs/{_valid_id(fulcrum_id)}/complete", body=body)
 
     def fail_job(self, fulcrum_id: str, error_message: str) -> None:
-        """Report that the job failed. `error_message` starts with an error code, which lifecycles match.
+        """Report that the job failed. `error_message` starts with an error code.
 
-        FulcrumCore accepts this request only while the job is Processing. So the caller must first claim the job, even
-        if it reports the failure without running the job.
+        The service types in FulcrumCore match the error code with regular expressions. FulcrumCore accepts this request
+        only while the job is Processing. So the caller must claim the job before this request, even if it does not run
+        the job.
         """
-        self._http.request_without_content(
+        self._http.request_acknowledgement(
             "POST", f"/jobs/{_valid_id(fulcrum_id)}/fail", body={"errorMessage": error_message}
         )
 
@@ -167,9 +174,10 @@ class FulcrumClient:
         return parse_response(CoreService, f"GET {path}", self._http.request_json("GET", path))
 
     def services(self, agent_id: str) -> Iterator[CoreService]:
-        """Yield the agent's services, including those that are deleted.
+        """Yield the agent's services, including deleted services.
 
-        FulcrumCore returns the services of all agents of the provider, so this method leaves out those of other agents.
+        FulcrumCore returns the services of all agents of the provider. This method leaves out the services of other
+        agents.
         """
         own_id = _valid_id(agent_id)
         services = self._list_all(CoreService, "/services", {"sort": "name"})
@@ -181,15 +189,16 @@ class FulcrumClient:
         return parse_response(ServiceType, f"GET {path}", self._http.request_json("GET", path))
 
     def get_secret(self, reference: str) -> Any:
-        """Return the value of a `vault://` reference. Raises FulcrumNotFound for an unknown or an invalid reference.
+        """Return the secret that a `vault://` reference names.
 
-        A consumer of FulcrumCore may have written the reference. So this method checks that its id is a UUID before it
-        puts the id into the path of the request.
+        Raises FulcrumNotFound if the reference is invalid, or if the vault does not know it.
+        A consumer of FulcrumCore may have written the reference. So this method checks that the id in the reference is
+        a UUID before it puts the id into the path of the request.
         """
-        ident = reference.removeprefix(VAULT_PREFIX)
-        if ident == reference or not UUID_TEXT.fullmatch(ident):
+        secret_id = reference.removeprefix(VAULT_PREFIX)
+        if not reference.startswith(VAULT_PREFIX) or not UUID_TEXT.fullmatch(secret_id):
             raise FulcrumNotFound("GET /vault/secrets: not a vault reference")
-        data = self._http.request_json("GET", f"/vault/secrets/{ident}")
+        data = self._http.request_json("GET", f"/vault/secrets/{secret_id}")
         if not isinstance(data, dict) or "value" not in data:
             raise FulcrumUnavailable("GET /vault/secrets: the response has no value")
         return data["value"]
@@ -211,47 +220,58 @@ class FulcrumClient:
             "typeName": type_name,
             "value": value,
         }
-        self._http.request_without_content("POST", "/metric-entries", body=body)
+        self._http.request_acknowledgement("POST", "/metric-entries", body=body)
 
-    def _list_all(self, kind: type[Model], path: str, query: dict[str, Any]) -> Iterator[Model]:
+    def _list_all(self, model: type[Model], path: str, query: dict[str, Any]) -> Iterator[Model]:
         """Yield each object of a list once. FulcrumCore sends the list in pages.
 
-        An object may be missing from all pages, because the order of objects with equal names is undefined, and because
-        the list may change between two requests. So this method reads the list again until it has found as many objects
-        as FulcrumCore announces. Raises FulcrumUnavailable if some objects are still missing after MAX_LIST_ATTEMPTS:
+        The pages may not contain every object: the order of objects with equal names is undefined, and the list may
+        change between two requests. So this method reads the list again until it has found as many objects as
+        FulcrumCore counts. Raises FulcrumUnavailable if objects are still missing after MAX_LIST_ATTEMPTS, because
         callers must not mistake an incomplete list for a complete one.
         """
-        seen: set[str] = set()
-        total = 0
-        for _ in range(MAX_LIST_ATTEMPTS):
-            for number in count(1):
-                page = self._http.request_json("GET", path, query={**query, "page": number, "pageSize": PAGE_SIZE})
-                objects, total = _parse_page(kind, path, page)
+        yielded_ids: set[str] = set()
+        total_count = 0
+        for _attempt in range(MAX_LIST_ATTEMPTS):
+            for page_number in count(start=1):
+                page_query = {**query, "page": page_number, "pageSize": PAGE_SIZE}
+                page = self._http.request_json("GET", path, query=page_query)
+                objects, total_count = _parse_page(model, path, page)
                 for item in objects:
-                    if item.id not in seen:
-                        seen.add(item.id)
+                    if item.id not in yielded_ids:
+                        yielded_ids.add(item.id)
                         yield item
-                if not objects or number * PAGE_SIZE >= total:
+                is_last_page = page_number * PAGE_SIZE >= total_count
+                if is_last_page or not objects:
                     break
-            if len(seen) >= total:
+            if len(yielded_ids) >= total_count:
                 return
-        raise FulcrumUnavailable(f"GET {path}: {total} objects are announced, {len(seen)} were found")
+        raise FulcrumUnavailable(f"GET {path}: only {len(yielded_ids)} of {total_count} objects were found")
 
 
-def parse_response(kind: type[Model], call: str, raw: Any) -> Model:
-    """Return the object in a response. Raises FulcrumUnavailable if the object is invalid; `call` is in its text."""
+def parse_response(model: type[Model], request: str, data: Any) -> Model:
+    """Return the object in the data of a response.
+
+    Raises FulcrumUnavailable if the object is invalid. The text of the exception starts with `request`.
+    """
     try:
-        return kind.read(raw)
+        return model.read(data)
     except ValueError as exc:
-        raise FulcrumUnavailable(f"{call}: the response is not a valid object ({error_type(exc)})") from exc
+        raise FulcrumUnavailable(
+            f"{request}: the response is not a valid object ({validation_error_type(exc)})"
+        ) from exc
 
 
-def _parse_page(kind: type[Model], path: str, page: Any) -> tuple[list[Model], int]:
-    """Return the objects of one page, and the number of objects on all pages together. Raises FulcrumUnavailable."""
-    items, total = (page.get("items"), page.get("totalItems")) if isinstance(page, dict) else (None, None)
-    if not isinstance(items, list) or not isinstance(total, int):
+def _parse_page(model: type[Model], path: str, page: Any) -> tuple[list[Model], int]:
+    """Return the objects of one page, and the number of objects on all pages together.
+
+    Raises FulcrumUnavailable if the response is not a page.
+    """
+    items = page.get("items") if isinstance(page, dict) else None
+    total_count = page.get("totalItems") if isinstance(page, dict) else None
+    if not isinstance(items, list) or not isinstance(total_count, int):
         raise FulcrumUnavailable(f"GET {path}: the response is not a page")
-    return [parse_response(kind, f"GET {path}", item) for item in items], total
+    return [parse_response(model, f"GET {path}", item) for item in items], total_count
 
 
 def _valid_id(value: str) -> str:

@@ -1,8 +1,8 @@
 """Overrides settings with the configuration that FulcrumCore holds for the agent, if SMITH_REMOTE_CONFIG is true.
 
-Each member of the configuration stands for one setting and is checked like this setting. An invalid member raises
-SettingsError. Unknown and empty members are ignored. While FulcrumCore or its vault does not answer, the agent retries:
-an outage must not make the start of the agent fail.
+Each member of the configuration is the value of one setting. The value is checked in the same way as a local value of
+the setting. An invalid member raises SettingsError. Unknown and empty members are ignored. If FulcrumCore or its vault
+does not answer at the start of the agent, the agent retries, because an outage must not make the start fail.
 """
 
 from __future__ import annotations
@@ -19,17 +19,25 @@ from executor.errors import FulcrumError, SettingsError
 from executor.fulcrum.client import FulcrumClient
 from executor.fulcrum.remote_members import FROM_FULCRUMCORE, MEMBERS, MemberReader
 from executor.log import get_logger
-from executor.processes.progress import Progress
+from executor.processes.progress import ProgressSender
 from executor.settings.problems import problems_in
-from executor.settings.settings import Settings, overlay
+from executor.settings.settings import Settings, override_settings
 
 log = get_logger(__name__)
 
-#: `smith config show` shows this text as the origin of a setting whose value comes from FulcrumCore.
-ORIGIN = "FulcrumCore"
-#: Bounds of the time between two attempts to read the configuration.
+#: The origin that `smith config show` shows for a setting whose value comes from FulcrumCore.
+SETTING_ORIGIN = "FulcrumCore"
+#: The first and the longest wait between two attempts to read the configuration. Each wait is twice the one before.
 MIN_BACKOFF_S = 1.0
 MAX_BACKOFF_S = 30.0
+#: The wait is not doubled more often than this, because a power of two with a huge exponent raises OverflowError. The
+#: wait reaches MAX_BACKOFF_S after fewer doublings.
+MAX_DOUBLINGS = 10
+#: A wait is multiplied by a random factor between these bounds, so that agents do not all retry at the same time.
+MIN_JITTER_FACTOR = 0.7
+MAX_JITTER_FACTOR = 1.3
+#: The time between two reports of progress to the supervisor during a wait.
+PROGRESS_INTERVAL_S = 1.0
 
 
 def wait_for_remote_settings(
@@ -41,8 +49,8 @@ def wait_for_remote_settings(
 ) -> Settings:
     """Return the settings with FulcrumCore's configuration applied. Retry until FulcrumCore answers.
 
-    `on_wait` is called after each failed attempt, with the reason. Tests replace `sleep`. Raises SettingsError if a
-    member is invalid, or if a required setting is still missing. The exception names all of them.
+    `on_wait` is called after each failed attempt, with the reason. Tests replace `sleep`. Raises SettingsError if
+    members are invalid or required settings are missing. The exception's text names all of them.
     """
     if not settings.smith_remote_config:
         return settings
@@ -50,11 +58,11 @@ def wait_for_remote_settings(
     while True:
         try:
             agent = fulcrum.get_self()
-            values = MemberReader(settings, fulcrum).values(agent)
-        except FulcrumError as error:  # includes 404 for a secret that an administrator may be replacing
+            values = MemberReader(settings, fulcrum).read_values(agent)
+        except FulcrumError as error:  # also for a 404: an administrator may be replacing a secret
             backoff.wait_after(error)
             continue
-        return _apply(settings, values)
+        return _apply_values(settings, values)
 
 
 def fetch_remote_settings(settings: Settings, fulcrum: FulcrumClient) -> Settings:
@@ -62,19 +70,23 @@ def fetch_remote_settings(settings: Settings, fulcrum: FulcrumClient) -> Setting
 
     Raises FulcrumError if FulcrumCore does not answer, and SettingsError like `wait_for_remote_settings`.
     """
-    return _apply(settings, MemberReader(settings, fulcrum).values(fulcrum.get_self()))
+    agent = fulcrum.get_self()
+    return _apply_values(settings, MemberReader(settings, fulcrum).read_values(agent))
 
 
-def _apply(settings: Settings, values: dict[str, Any]) -> Settings:
-    """Return the settings with these values. Raises SettingsError if one is invalid or a required one is missing."""
-    # A token from FulcrumCore replaces a password in the local settings, because only one of the two may be set.
+def _apply_values(settings: Settings, values: dict[str, Any]) -> Settings:
+    """Return the settings with these values.
+
+    Raises SettingsError if a value is invalid, or if a required setting is still missing.
+    """
+    # A token from FulcrumCore replaces the password in the local settings: only one of the two may be set.
     has_token = {"proxmox_token_id", "proxmox_token_secret"} <= values.keys()
-    unset = frozenset({"proxmox_password"}) if has_token else frozenset()
+    names_to_reset = frozenset({"proxmox_password"}) if has_token else frozenset()
     try:
-        new_settings = overlay(settings, values, ORIGIN, unset=unset)
+        new_settings = override_settings(settings, values, SETTING_ORIGIN, names_to_reset=names_to_reset)
     except ValidationError as error:
         lines = _problem_lines(problems_in(error), values)
-        raise SettingsError("\n".join(lines)) from None  # the text of pydantic's exception would show values
+        raise SettingsError("\n".join(lines)) from None  # without pydantic's exception, whose text shows values
     new_settings.require_proxmox()
     names = sorted(member.name for member in MEMBERS if member.attribute in values)
     log.info("remote_configuration_applied", members=names)
@@ -82,40 +94,44 @@ def _apply(settings: Settings, values: dict[str, Any]) -> Settings:
 
 
 def _problem_lines(problems: Mapping[str, str], values: Mapping[str, Any]) -> Iterator[str]:
-    """Yield one line for each problem, which is given by the name of its setting."""
+    """Yield one line for each problem. The keys of `problems` are the names of settings."""
+    remote_setting_names = ", ".join(sorted(attribute.upper() for attribute in values))
     for name, problem in problems.items():
         member = next((member for member in MEMBERS if member.attribute == name.lower()), None)
         if member is not None and member.attribute in values:
-            yield f"{member.name} {FROM_FULCRUMCORE} (it stands for {name}) {problem}"
-        else:  # a local setting is invalid only together with values from FulcrumCore
-            yield f"{name} {problem}; some settings are {FROM_FULCRUMCORE}: {', '.join(sorted(map(str.upper, values)))}"
+            yield f"{member.name} {FROM_FULCRUMCORE} (the setting {name}) {problem}"
+        else:  # a local setting that does not fit the values from FulcrumCore
+            yield f"{name} {problem}; some settings are {FROM_FULCRUMCORE}: {remote_setting_names}"
 
 
 class _Backoff:
-    """Waits between two attempts, longer after each. Logs an error if it is of another kind than the last one."""
+    """Waits after each failed attempt, each time longer."""
 
     def __init__(self, sleep: Callable[[float], None], on_wait: Callable[[str], None]) -> None:
         self._sleep = sleep
         self._on_wait = on_wait
-        self._attempts = count()
-        self._last_logged: tuple[str, int | None] | None = None
+        self._doublings_counter = count()
+        self._last_type_and_status: tuple[str, int | None] | None = None
 
     def wait_after(self, error: FulcrumError) -> None:
-        """Log the error if its type or status differs from that of the last error. Then wait."""
-        kind = (type(error).__name__, error.status)
-        if kind != self._last_logged:
+        """Log the error if its type or status differs from those of the last error. Then wait."""
+        type_and_status = (type(error).__name__, error.status)
+        if type_and_status != self._last_type_and_status:
             log.warning("remote_configuration_unavailable", reason=str(error))
-        self._last_logged = kind
+        self._last_type_and_status = type_and_status
         self._on_wait(str(error))
-        backoff_s = min(MIN_BACKOFF_S * 2.0 ** min(next(self._attempts), 10), MAX_BACKOFF_S)
-        self._sleep(max(backoff_s * random.uniform(0.7, 1.3), error.retry_after_s or 0.0))  # noqa: S311 (jitter)
+        doublings = min(next(self._doublings_counter), MAX_DOUBLINGS)
+        backoff_s = min(MIN_BACKOFF_S * 2.0**doublings, MAX_BACKOFF_S)
+        jitter_factor = random.uniform(MIN_JITTER_FACTOR, MAX_JITTER_FACTOR)  # noqa: S311 (not for cryptography)
+        self._sleep(max(backoff_s * jitter_factor, error.retry_after_s or 0.0))
 
 
 def _sleep_with_progress(seconds: float) -> None:
     """Sleep, and report progress to the supervisor meanwhile. Otherwise the supervisor would restart the agent."""
-    progress, deadline = Progress(), time.monotonic() + seconds
-    progress.ready()  # tells systemd that the agent has started: FulcrumCore may be unreachable for a day
-    progress.status("waiting for FulcrumCore's configuration")
-    while (left_s := deadline - time.monotonic()) > 0:
+    progress = ProgressSender()
+    deadline = time.monotonic() + seconds
+    progress.report_ready()  # systemd would end an agent that does not report its start, and an outage may last a day
+    progress.report_status("waiting for FulcrumCore's configuration")
+    while (remaining_s := deadline - time.monotonic()) > 0:
         progress.report_progress()
-        time.sleep(min(left_s, 1.0))
+        time.sleep(min(remaining_s, PROGRESS_INTERVAL_S))

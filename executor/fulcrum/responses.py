@@ -1,6 +1,6 @@
 """Translates unsuccessful responses of FulcrumCore into the exceptions of `errors.py`.
 
-The body of such a response is JSON, although its Content-Type is `text/plain`. For an unknown job or service
+The body of such a response is JSON, although its Content-Type is `text/plain`. If a job or a service does not exist,
 FulcrumCore answers 403, not 404.
 """
 
@@ -14,12 +14,16 @@ from urllib.parse import urlsplit
 from requests.structures import CaseInsensitiveDict
 
 from executor.errors import FulcrumAuthFailing, FulcrumError, FulcrumNotFound, FulcrumRefused, FulcrumUnavailable
-from executor.fulcrum.clock import http_date
+from executor.fulcrum.clock import parse_http_date
 from executor.fulcrum.untrusted_json import parse_json
 from executor.redaction import redactor
 
+#: Maximum length of an error text, in characters.
 MAX_ERROR_TEXT = 300
+#: A longer wait in a `Retry-After` header is shortened to this.
 MAX_RETRY_AFTER_S = 3600.0
+#: Matches a Python object in an error text of urllib3, such as `<urllib3.connection.HTTPConnection object>: `.
+_OBJECT_IN_ANGLE_BRACKETS = re.compile(r"<[^>]*>:? ?")
 
 
 @dataclass(frozen=True)
@@ -31,22 +35,30 @@ class Response:
     content: bytes
 
 
-def error_for(method: str, path: str, response: Response, token: str) -> FulcrumError:
-    """Return the exception for a response that is not a success. `token` is the token of the request; it is masked."""
+def build_error(method: str, path: str, response: Response, token: str) -> FulcrumError:
+    """Return the exception for an unsuccessful response.
+
+    `token` is the token of the request. It is masked in the text of the exception.
+    """
     status = response.status
     if status < 400:
         detail = f"redirects are not followed{_redirect_target(response)}"
+    elif path.startswith("/vault/"):
+        detail = ""  # the body of a response from the vault may contain a secret
     else:
-        detail = "" if path.startswith("/vault/") else _error_text(response.content)
-    text = f"{method} {path}: HTTP {status}" + (f": {detail}" if detail else "")
+        detail = _error_text(response.content)
+    text = f"{method} {path}: HTTP {status}"
+    if detail:
+        text += f": {detail}"
     retry_after_s = _retry_after_s(response.headers.get("Retry-After"))
-    return _error_class(response)(without_secrets(text, token), status=status, retry_after_s=retry_after_s)
+    error_class = _error_class(response)
+    return error_class(mask_secrets(text, token), status=status, retry_after_s=retry_after_s)
 
 
-def without_secrets(text: str, token: str) -> str:
+def mask_secrets(text: str, token: str) -> str:
     """Return the text with the token and every other secret masked.
 
-    A proxy may quote the headers of the request, with the token, in its response.
+    The text may contain the token, because a proxy may quote the headers of the request in its response.
     """
     return redactor.redact(text.replace(token, "***"))
 
@@ -63,9 +75,9 @@ def _error_class(response: Response) -> type[FulcrumError]:
 
 
 def _is_from_core(content: bytes) -> bool:
-    """Return whether FulcrumCore sent this 404: then its body is empty or a JSON object.
+    """Return whether FulcrumCore, and not a proxy, sent a 404 with this body.
 
-    Otherwise a proxy has sent it, and it may be temporary.
+    FulcrumCore sends an empty body or a JSON object. A proxy's 404 may be temporary.
     """
     try:
         return not content or isinstance(parse_json(content), dict)
@@ -74,7 +86,7 @@ def _is_from_core(content: bytes) -> bool:
 
 
 def _error_text(content: bytes) -> str:
-    """Return the message in the body of an error response; '' if the body is not FulcrumCore's.
+    """Return the message in the body of an error response; '' if FulcrumCore did not send the body.
 
     FulcrumCore puts the message into the member `error`, `status` or `errors`.
     """
@@ -84,49 +96,67 @@ def _error_text(content: bytes) -> str:
         return ""
     if not isinstance(body, dict):
         return ""
-    problems = body.get("errors") if isinstance(body.get("errors"), list) else []
-    parts = [body.get("error") or body.get("status")]
-    parts += [f"{item.get('path')} {item.get('message')}" for item in problems or [] if isinstance(item, dict)]
-    text = " ".join("; ".join(str(part) for part in parts if part).split())
-    return "".join(char for char in text if char.isprintable())[:MAX_ERROR_TEXT]
+    messages = [body.get("error") or body.get("status")]
+    errors = body.get("errors")
+    for item in errors if isinstance(errors, list) else ():
+        if isinstance(item, dict):
+            messages.append(f"{item.get('path')} {item.get('message')}")
+    text = "; ".join(str(message) for message in messages if message)
+    single_line = " ".join(text.split())
+    return "".join(char for char in single_line if char.isprintable())[:MAX_ERROR_TEXT]
 
 
 def _redirect_target(response: Response) -> str:
-    """Return the scheme, host and port to which a redirect points. Its path and query may contain secrets."""
+    """Return a text with the target of a redirect; '' if the target is unreadable.
+
+    The path and query of the target are left out, because they may contain secrets.
+    """
     try:
-        parts = urlsplit(response.headers.get("Location", ""))
-        target = f" (it points to {parts.scheme}://{parts.hostname}{f':{parts.port}' if parts.port else ''})"
+        url = urlsplit(response.headers.get("Location", ""))
+        port = f":{url.port}" if url.port else ""
     except ValueError:
         return ""
-    return target if parts.hostname else ""
+    return f" (the target is {url.scheme}://{url.hostname}{port})" if url.hostname else ""
 
 
 def _retry_after_s(text: str | None) -> float | None:
-    """Return how many seconds a `Retry-After` header demands to wait; None if the header is missing or unreadable.
+    """Return the wait that a `Retry-After` header demands; None if the header is missing or unreadable.
 
-    The header has a number of seconds or a date.
+    The header contains a number of seconds or a date.
     """
     if text is None:
         return None
     if text.strip().isdecimal():
         return min(float(text), MAX_RETRY_AFTER_S)
-    retry_at = http_date(text)
-    return None if retry_at is None else min(max(retry_at - time.time(), 0.0), MAX_RETRY_AFTER_S)
+    retry_at = parse_http_date(text)
+    if retry_at is None:
+        return None
+    wait_s = max(retry_at - time.time(), 0.0)
+    return min(wait_s, MAX_RETRY_AFTER_S)
 
 
-def innermost_reason(exc: BaseException) -> str:
-    """Return the text of the innermost exception of a connection failure.
+def describe_connection_failure(exc: BaseException) -> str:
+    """Return the cause of a failed connection, and what an operator must do about it.
 
-    The exceptions around it only repeat the address.
+    The cause is the text of the innermost exception. The exceptions around it only repeat the address.
     """
-    while isinstance(inner := getattr(exc, "reason", None) or (exc.args[0] if exc.args else None), BaseException):
-        exc = inner
-    text = re.sub(r"<[^>]*>:? ?", "", str(exc)) or type(exc).__name__
-    return " ".join(text.split())[:MAX_ERROR_TEXT] + _remedy(text)
+    while (inner_exc := _inner_exception(exc)) is not None:
+        exc = inner_exc
+    text = _OBJECT_IN_ANGLE_BRACKETS.sub("", str(exc)) or type(exc).__name__
+    return " ".join(text.split())[:MAX_ERROR_TEXT] + _certificate_remedy(text)
 
 
-def _remedy(text: str) -> str:
-    """Return a sentence that says what an operator must do about an unverified certificate; '' for other failures."""
+def _inner_exception(exc: BaseException) -> BaseException | None:
+    """Return the exception that is the cause of `exc`; None if there is none.
+
+    The libraries requests and urllib3 keep the cause in the attribute `reason` or as the first argument.
+    """
+    cause = getattr(exc, "reason", None) or (exc.args[0] if exc.args else None)
+    return cause if isinstance(cause, BaseException) else None
+
+
+def _certificate_remedy(text: str) -> str:
+    """Return what an operator must do about a certificate that could not be verified; '' for other failures."""
     if "CERTIFICATE_VERIFY_FAILED" not in text:
         return ""
     if "expired" in text or "not yet valid" in text:

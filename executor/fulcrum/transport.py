@@ -17,22 +17,27 @@ from urllib3.util.retry import Retry
 
 from executor.errors import FulcrumAuthFailing, FulcrumRefused, FulcrumUnavailable
 from executor.fulcrum.clock import ClockOffset
-from executor.fulcrum.responses import Response, error_for, innermost_reason, without_secrets
+from executor.fulcrum.responses import Response, build_error, describe_connection_failure, mask_secrets
 from executor.fulcrum.untrusted_json import parse_json
 
 API_PATH = "/api/v1"
-#: Maximum size of the body of a successful response, and of any other response.
+#: Maximum size of the body of a successful response.
 MAX_RESPONSE_BYTES = 32 * 1024 * 1024
+#: Maximum size of the body of any other response.
 MAX_ERROR_BYTES = 64 * 1024
-#: The time limit for a whole body, as a multiple of the read timeout. The read timeout alone does not limit this time,
+#: The body of a response must arrive within this multiple of the read timeout. The read timeout alone is not enough,
 #: because it starts again with every byte received.
 BODY_TIME_FACTOR = 4
+#: The number of bytes of a body that are read at a time.
+CHUNK_BYTES = 64 * 1024
+#: Maximum number of characters of a Content-Type that an error text quotes.
+MAX_CONTENT_TYPE_LENGTH = 80
 
 
-class _Bearer(AuthBase):
+class _BearerAuth(AuthBase):
     """Adds the token to a request.
 
-    If the token were only set as a header, the library requests would replace it by an entry in the file .netrc.
+    If the token were only set as a header, the library requests could replace it by a password from the file .netrc.
     """
 
     def __init__(self, token: str) -> None:
@@ -46,7 +51,7 @@ class _Bearer(AuthBase):
 class _Session(requests.Session):
     """A session that ignores redirects.
 
-    With `allow_redirects=False` alone, the library requests would not follow a redirect, but still parse its target.
+    The option `allow_redirects=False` does not suffice: the library requests would still parse the redirect's target.
     """
 
     def get_redirect_target(self, resp: requests.Response) -> None:
@@ -54,10 +59,7 @@ class _Session(requests.Session):
 
 
 class _Retry(Retry):
-    """Retries as configured, but never after a read timeout.
-
-    A caller can wait for one read timeout, but not for several of them.
-    """
+    """Retries as configured, but never after a read timeout, because the caller cannot wait for several of them."""
 
     def increment(  # type: ignore[override]  # the other arguments are passed on unchanged
         self, method: str | None = None, url: str | None = None, **kwargs: Any
@@ -68,7 +70,8 @@ class _Retry(Retry):
         return super().increment(method, url, **kwargs)
 
 
-#: How many times a request is sent again after each kind of failure.
+#: The rules for retries. The numbers are the maximum numbers of retries of a request, in total and for each kind of
+#: failure. `read` counts connections that end before the response. A read timeout is never retried, see _Retry.
 RETRY = _Retry(
     total=2,
     connect=1,
@@ -76,58 +79,58 @@ RETRY = _Retry(
     redirect=0,
     status=2,
     other=0,
-    # A request with another method is retried only if no connection was made: FulcrumCore has not received it then.
+    # A request with another method may change something, so it is retried only if no connection was made.
     allowed_methods=("GET",),
     status_forcelist=(500, 502, 503, 504),
     backoff_factor=0.2,
     backoff_jitter=0.2,
     backoff_max=2,
     raise_on_status=False,
-    respect_retry_after_header=False,  # the agent's loops wait instead, because they can be stopped while they wait
+    respect_retry_after_header=False,  # the loops of the agent wait instead, and can be stopped while they wait
 )
 
 
 class Transport:
     """Sends requests to FulcrumCore. A request that fails raises one of the exceptions of `errors.py`.
 
-    `token` returns the present token. `verify` is whether the certificate is verified, or the path of a CA bundle.
-    `timeout_s` has the timeouts of connecting and of reading. `on_auth_failure` is called after a 401 or 403, and
-    reloads the token.
+    `get_token` returns the present token. `verify` is a bool (whether the certificate is verified) or the path of a CA
+    bundle. `timeouts_s` are the connect timeout and the read timeout. `on_auth_failure` reloads the token; it is
+    called after a 401 or 403.
     """
 
     def __init__(
         self,
         api_url: str,
-        token: Callable[[], str],
+        get_token: Callable[[], str],
         verify: bool | str,
-        timeout_s: tuple[float, float],
+        timeouts_s: tuple[float, float],
         on_auth_failure: Callable[[], object],
     ) -> None:
         self._url = _base_url(api_url)
-        self._token = token
+        self._get_token = get_token
         self._verify = _bundle_from_environment() if verify is True else verify
-        self._timeout_s = timeout_s
+        self._timeouts_s = timeouts_s
         self._on_auth_failure = on_auth_failure
         self._local = threading.local()
-        self.clock = ClockOffset()
+        self.clock_offset = ClockOffset()
 
     def request_json(self, method: str, path: str, *, query: dict[str, Any] | None = None, body: Any = None) -> Any:
-        """Send a request and return the parsed JSON of its response. Raises FulcrumUnavailable if this is not JSON."""
+        """Send a request and return the parsed response. Raises FulcrumUnavailable if the response is not JSON."""
         response = self._send(method, path, query, body)
         try:
             return parse_json(response.content)
         except ValueError as exc:
-            kind = response.headers.get("Content-Type", "no type")[:80]
-            size = f"{len(response.content)} bytes of {kind}"
+            content_type = response.headers.get("Content-Type", "no type")[:MAX_CONTENT_TYPE_LENGTH]
+            body_text = f"{len(response.content)} bytes of {content_type}"
             raise FulcrumUnavailable(
-                f"{method} {path}: HTTP {response.status} without readable JSON ({size})", status=response.status
+                f"{method} {path}: HTTP {response.status} without readable JSON ({body_text})", status=response.status
             ) from exc
 
-    def request_without_content(self, method: str, path: str, *, body: Any = None) -> None:
-        """Send a request and ignore the content of its response.
+    def request_acknowledgement(self, method: str, path: str, *, body: Any = None) -> None:
+        """Send a request whose response is only an acknowledgement: the caller does not need its content.
 
-        FulcrumCore answers with status 204 or with JSON. Raises FulcrumUnavailable for a success with other content,
-        such as HTML: a proxy has sent this response, and FulcrumCore may not have received the request.
+        FulcrumCore acknowledges with status 204 or with JSON. Other content, such as HTML, is from a proxy, and
+        FulcrumCore may not have received the request. So this method then raises FulcrumUnavailable.
         """
         response = self._send(method, path, None, body)
         if response.status == 204:
@@ -135,36 +138,42 @@ class Transport:
         try:
             parse_json(response.content)
         except ValueError as exc:
-            text = f"{method} {path}: HTTP {response.status}, but the response is not FulcrumCore's"
+            text = f"{method} {path}: HTTP {response.status}, but the response is not from FulcrumCore"
             raise FulcrumUnavailable(text, status=response.status) from exc
 
     def _send(self, method: str, path: str, query: dict[str, Any] | None, body: Any) -> Response:
-        """Send a request. If FulcrumCore refuses the token, and there is a new token, send the request once more."""
-        token = _header_value(self._token())
+        """Send a request. If FulcrumCore refuses the token and `on_auth_failure` loads a new one, send it once more."""
+        token = _valid_token(self._get_token())
         data = None if body is None else _json_body(method, path, body)
-        response = self._exchange_or_unavailable(method, path, query, data, token)
+        response = self._send_with_token(method, path, query, data, token)
         if response.status in (401, 403):
             self._on_auth_failure()
-            if (new_token := _header_value(self._token())) != token:
-                # FulcrumCore has refused the request with the old token, so it is safe to repeat the request.
+            new_token = _valid_token(self._get_token())
+            if new_token != token:
+                # It is safe to repeat the request, because FulcrumCore has not executed the refused one.
                 token = new_token
-                response = self._exchange_or_unavailable(method, path, query, data, token)
+                response = self._send_with_token(method, path, query, data, token)
         if response.status >= 300:
-            raise error_for(method, path, response, token)
+            raise build_error(method, path, response, token)
         return response
 
-    def _exchange_or_unavailable(
+    def _send_with_token(
         self, method: str, path: str, query: dict[str, Any] | None, data: bytes | None, token: str
     ) -> Response:
-        """Send a request once. Raises FulcrumUnavailable if no complete response arrives."""
+        """Send a request with this token. Raises FulcrumUnavailable if no complete response arrives."""
         try:
-            return self._exchange(method, path, query, data, token)
+            return self._send_and_read(method, path, query, data, token)
         except (OSError, ValueError, urllib3.exceptions.HTTPError) as exc:  # the exceptions of requests are OSErrors
-            raise FulcrumUnavailable(without_secrets(f"{method} {path}: {innermost_reason(exc)}", token)) from exc
+            text = f"{method} {path}: {describe_connection_failure(exc)}"
+            raise FulcrumUnavailable(mask_secrets(text, token)) from exc
 
-    def _exchange(
+    def _send_and_read(
         self, method: str, path: str, query: dict[str, Any] | None, data: bytes | None, token: str
     ) -> Response:
+        """Send a request, read the response, and use its `Date` header to estimate FulcrumCore's clock.
+
+        The library requests repeats the request as RETRY says.
+        """
         sent_at = time.time()
         with self._session().request(
             method,
@@ -172,36 +181,37 @@ class Transport:
             params=query,
             data=data,
             headers={"Content-Type": "application/json"} if data is not None else None,
-            auth=_Bearer(token),
-            timeout=self._timeout_s,
+            auth=_BearerAuth(token),
+            timeout=self._timeouts_s,
             allow_redirects=False,  # a redirect must never send the token to another host
             stream=True,
             verify=self._verify,
         ) as response:
-            # The Date header of a gateway's error or of a cached response does not show FulcrumCore's clock now.
+            # A gateway's error (5xx) or a cached response (with `Age`) does not show FulcrumCore's present time.
             if response.status_code < 500 and "Age" not in response.headers:
-                self.clock.add_sample(response.headers.get("Date"), sent_at=sent_at, received_at=time.time())
+                self.clock_offset.add_sample(response.headers.get("Date"), sent_at=sent_at, received_at=time.time())
             return Response(response.status_code, response.headers, self._read_body(response))
 
     def _read_body(self, response: requests.Response) -> bytes:
-        """Return the body. If the body of an error cannot be read, return an empty one."""
-        deadline = time.monotonic() + self._timeout_s[1] * BODY_TIME_FACTOR
+        """Return the body. If the body of an unsuccessful response cannot be read, return an empty one."""
+        _connect_timeout_s, read_timeout_s = self._timeouts_s
+        deadline = time.monotonic() + read_timeout_s * BODY_TIME_FACTOR
         if response.status_code < 300:
-            return b"".join(_chunks(response, MAX_RESPONSE_BYTES, deadline))
-        try:  # the status alone determines the exception, so an error needs no body
-            return b"".join(_chunks(response, MAX_ERROR_BYTES, deadline))
+            return b"".join(_read_chunks(response, MAX_RESPONSE_BYTES, deadline))
+        try:
+            return b"".join(_read_chunks(response, MAX_ERROR_BYTES, deadline))
         except (OSError, urllib3.exceptions.HTTPError):
-            return b""
+            return b""  # the status suffices to choose the exception
 
     def _session(self) -> requests.Session:
-        """Return this thread's session, which holds its TCP connection. Make it if there is none.
+        """Return the session of this thread, which keeps a TCP connection open. Create the session if there is none.
 
-        A forked child process makes its own session, because two processes must never share a socket.
+        A forked child process creates its own session, because two processes must never share a socket.
         """
         if getattr(self._local, "pid", None) != os.getpid():
             session = _Session()
-            # The proxies are read from the environment once. The library requests would read them at every
-            # request, which takes a fifth of its time.
+            # The proxies are read from the environment here, once. The library requests would read them at every
+            # request, which takes a fifth of the time of a request.
             session.trust_env = False
             session.proxies = dict(requests.utils.get_environ_proxies(self._url))
             session.headers["Accept"] = "application/json"
@@ -209,24 +219,25 @@ class Transport:
             adapter = HTTPAdapter(pool_connections=1, pool_maxsize=1, max_retries=RETRY)
             session.mount("http://", adapter)
             session.mount("https://", adapter)
-            self._local.session, self._local.pid = session, os.getpid()
-        current: requests.Session = self._local.session
-        return current
+            self._local.session = session
+            self._local.pid = os.getpid()
+        thread_session: requests.Session = self._local.session
+        return thread_session
 
 
 def _bundle_from_environment() -> str | bool:
-    """Return the path of the CA bundle in the environment; True (the default bundle) if it names none."""
+    """Return the path of the CA bundle that the environment names; True, for the default bundle, if it names none."""
     return os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE") or True
 
 
 def _base_url(api_url: str) -> str:
-    """Return the URL with the path `/api/v1`. The path is appended if `api_url` does not end with it."""
+    """Return the URL of the API, which ends with API_PATH. The path is appended if `api_url` does not end with it."""
     url = api_url.strip().rstrip("/")
     return url if url.endswith(API_PATH) else url + API_PATH
 
 
-def _header_value(token: str) -> str:
-    """Return the token without white space around it. Raises FulcrumAuthFailing if a header cannot contain it."""
+def _valid_token(token: str) -> str:
+    """Return the token without white space around it. Raises FulcrumAuthFailing if it is not valid in a header."""
     token = token.strip()
     if not token:
         raise FulcrumAuthFailing("the FulcrumCore token is empty")
@@ -235,15 +246,15 @@ def _header_value(token: str) -> str:
     return token
 
 
-def _chunks(response: requests.Response, max_bytes: int, deadline: float) -> Iterator[bytes]:
+def _read_chunks(response: requests.Response, max_bytes: int, deadline: float) -> Iterator[bytes]:
     """Yield the body as it arrives. Raises OSError if the body exceeds `max_bytes` or arrives after the deadline.
 
-    This function uses `read1`. `read` would wait until its buffer is full, possibly until after the deadline.
+    This function uses `read1`, because `read` would wait until its buffer is full, which may be after the deadline.
     """
-    size = 0
-    while chunk := response.raw.read1(65536, decode_content=True):
-        size += len(chunk)
-        if size > max_bytes:
+    received_bytes = 0
+    while chunk := response.raw.read1(CHUNK_BYTES, decode_content=True):
+        received_bytes += len(chunk)
+        if received_bytes > max_bytes:
             raise OSError(f"the response is longer than {max_bytes} bytes")
         if time.monotonic() > deadline:
             raise OSError("the response took too long")
@@ -253,7 +264,7 @@ def _chunks(response: requests.Response, max_bytes: int, deadline: float) -> Ite
 def _json_body(method: str, path: str, body: Any) -> bytes:
     """Return the body as JSON without NUL characters.
 
-    FulcrumCore answers 500 to a NUL character, and the agent would retry such a request for ever.
+    FulcrumCore answers 500 to a NUL character, so the agent would retry such a request for ever.
     """
     try:
         return json.dumps(_without_nul(body), allow_nan=False).encode("ascii")

@@ -1,8 +1,8 @@
 """Parses the objects of FulcrumCore's API. An invalid member is recorded as a defect and does not raise an error.
 
 The agent must be able to parse and claim an invalid job, because FulcrumCore accepts the report of a failure only for a
-claimed job. This module checks the types of members, and whether the database and Ansible can store the values. It does
-not check the properties of a VM, which `runs/vm_properties.py` does.
+claimed job. This module checks the types of members, and whether the database and Ansible can store the values. The
+properties of a VM are checked in `runs/vm_properties.py`.
 """
 
 from __future__ import annotations
@@ -18,14 +18,13 @@ from pydantic.alias_generators import to_camel
 
 from executor.fulcrum.untrusted_json import check_storable
 
+#: Matches a UUID as text, in upper or lower case.
 UUID_TEXT = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
-
-
-#: The status of a service that was deleted, as this project's service types name it.
+#: The status of a deleted service in this project's service types.
 SERVICE_DELETED = "Deleted"
-#: The beginning of a reference to a secret in FulcrumCore's vault. The secret's id follows.
+#: The first characters of a reference to a secret in FulcrumCore's vault. The id of the secret follows.
 VAULT_PREFIX = "vault://"
-#: The metric types that the agent reports. A usage is a share from 0 to 1. The others are in bytes per second.
+#: The metric types that the agent reports. A usage is a share from 0 to 1. All other values are in bytes per second.
 METRIC_TYPES = (
     "vm.cpu.usage",
     "vm.memory.usage",
@@ -37,56 +36,58 @@ METRIC_TYPES = (
 )
 
 
-def _uuid_text(value: str) -> str:
+def _lower_case_uuid(value: str) -> str:
     if not UUID_TEXT.fullmatch(value):
         raise ValueError("not a UUID")
     return value.lower()
 
 
-#: An id of FulcrumCore: a UUID as text in lower case.
-CoreId = Annotated[str, AfterValidator(_uuid_text)]
+#: An id in FulcrumCore: a UUID as text in lower case.
+CoreId = Annotated[str, AfterValidator(_lower_case_uuid)]
 #: An integer that fits into the integer columns of the agent's database.
-SmallInt = Annotated[int, Field(ge=-(2**31), le=2**31 - 1)]
+Int32 = Annotated[int, Field(ge=-(2**31), le=2**31 - 1)]
 
 
 class CoreModel(BaseModel):
-    """Base of FulcrumCore's objects. Every member except `id` may be missing, null or invalid: it has a default."""
+    """Base of FulcrumCore's objects. A member that is missing, null or invalid gets its default. `id` is required."""
 
     model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="ignore", frozen=True)
-    defect_prefix: ClassVar[str] = ""  #: text before the names of members in `defects`
+    defect_prefix: ClassVar[str] = ""  #: the text before the name of a member in `defects`
 
     id: CoreId
     _defects: tuple[str, ...] = PrivateAttr(default=())
 
     @property
     def defects(self) -> tuple[str, ...]:
-        """The invalid and the missing required members, each with the type of error and without its value."""
+        """The defects of the object, such as `service.name: string_type`: a member's name and the type of the error."""
         return self._defects
 
     @classmethod
-    def read(cls, raw: Any) -> Self:
-        """Make an object from FulcrumCore's parsed JSON. Invalid members get their default and are listed in `defects`.
+    def read(cls, data: Any) -> Self:
+        """Create an object from FulcrumCore's parsed JSON. Invalid members get their default, and `defects` lists them.
 
-        Raises ValueError if the id is missing or not a UUID.
+        Raises ValueError if the id is missing or is not a UUID.
         """
         defects: list[str] = []
-        model = cls.model_validate(raw, context=defects)
-        reported = {text.partition(":")[0] for text in defects}
-        defects.extend(text for text in model._defects_of_object() if text.partition(":")[0] not in reported)
+        model = cls.model_validate(data, context=defects)  # _default_if_invalid appends to the list
+        names_with_defect = {_member_name(defect) for defect in defects}
+        for defect in model._missing_or_contradictory_members():
+            if _member_name(defect) not in names_with_defect:
+                defects.append(defect)
         model._defects = tuple(defects)
         return model
 
-    def _defects_of_object(self) -> list[str]:
-        """Return the defects that concern several or missing members. Subclasses override this method."""
+    def _missing_or_contradictory_members(self) -> list[str]:
+        """Return a defect for each missing and each contradictory member. Subclasses override this method."""
         return []
 
     @field_validator("*", mode="wrap")
     @classmethod
     def _default_if_invalid(cls, value: Any, handler: Callable[[Any], Any], info: ValidationInfo) -> Any:
-        """Validate a member with `handler`; if it is invalid, add a defect to `info.context` and return its default."""
+        """Validate a member with `handler`. If it is invalid, add a defect to `info.context` and return its default."""
         name = str(info.field_name)
         if name == "id":
-            return handler(value)
+            return handler(value)  # raises ValueError for an invalid id
         default = cls.model_fields[name].get_default(call_default_factory=True)
         if value is None:
             return default
@@ -94,27 +95,32 @@ class CoreModel(BaseModel):
             return _to_utc(check_storable(handler(value)))
         except (ValueError, OverflowError) as exc:
             if isinstance(info.context, list):
-                info.context.append(f"{cls.defect_prefix}{to_camel(name)}: {error_type(exc)}")
+                info.context.append(f"{cls.defect_prefix}{to_camel(name)}: {validation_error_type(exc)}")
             return default
 
 
+def _member_name(defect: str) -> str:
+    """Return the name of the member at the beginning of a defect's text, which has the form `name: type of error`."""
+    return defect.partition(":")[0]
+
+
 def _to_utc(value: Any) -> Any:
-    """Return a datetime in UTC, and any other value unchanged."""
+    """Return a datetime in UTC. Return any other value unchanged."""
     if not isinstance(value, datetime):
         return value
     return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
-def error_type(exc: Exception) -> str:
-    """Return the type of a validation error. It does not contain the invalid value, which pydantic's message quotes."""
+def validation_error_type(exc: Exception) -> str:
+    """Return the type of a validation error. Unlike pydantic's message, the type does not quote the invalid value."""
     errors = getattr(exc, "errors", None)
     return str(errors(include_input=False)[0]["type"]) if errors else str(exc)
 
 
 class CoreService(CoreModel):
-    """A service of FulcrumCore, which one VM serves.
+    """A service in FulcrumCore. One VM belongs to each service.
 
-    While a job with the action `update` runs, `properties` have the values from before the update.
+    While a job with the action `update` runs, `properties` contains the values from before the update.
     """
 
     defect_prefix: ClassVar[str] = "service."
@@ -134,11 +140,11 @@ class CoreService(CoreModel):
 
 
 class CoreJob(CoreModel):
-    """A job of FulcrumCore. The agent claims a job that has `defects`, too, and then fails it with INVALID_REQUEST."""
+    """A job in FulcrumCore. The agent also claims a job that has `defects`, and then fails it with INVALID_REQUEST."""
 
     action: str | None = None
     status: str | None = None
-    priority: SmallInt = 1
+    priority: Int32 = 1
     params: Any = Field(default=None, repr=False)
     provider_id: CoreId | None = None
     consumer_id: CoreId | None = None
@@ -151,7 +157,7 @@ class CoreJob(CoreModel):
     claimed_at: datetime | None = None
     completed_at: datetime | None = None
 
-    def _defects_of_object(self) -> list[str]:
+    def _missing_or_contradictory_members(self) -> list[str]:
         defects = [f"{name}: missing" for name in ("action", "service") if not getattr(self, name)]
         if self.service and self.service_id not in (None, self.service.id):
             defects.append("service: its id differs from serviceId")
@@ -159,7 +165,7 @@ class CoreJob(CoreModel):
 
 
 class CoreParticipant(CoreModel):
-    """The participant (an organization in FulcrumCore) that is the provider of an agent."""
+    """The participant (an organization in FulcrumCore) to which the agent belongs."""
 
     defect_prefix: ClassVar[str] = "participant."
 
@@ -194,12 +200,13 @@ class CoreAgent(CoreModel):
 
     @property
     def is_disabled(self) -> bool:
-        """True if the agent or its participant is disabled. FulcrumCore does not enforce this status."""
-        return "Disabled" in (self.status, self.participant.status if self.participant else None)
+        """Whether the agent or its participant is disabled. FulcrumCore leaves it to the agent to obey this status."""
+        participant_status = self.participant.status if self.participant else None
+        return "Disabled" in (self.status, participant_status)
 
 
 class ServiceType(CoreModel):
-    """A kind of service. An administrator may change its schemas at any time: do not cache them for long."""
+    """A kind of service. Its schemas must not be cached for long: an administrator may change them at any time."""
 
     defect_prefix: ClassVar[str] = "serviceType."
 
@@ -208,27 +215,31 @@ class ServiceType(CoreModel):
     lifecycle_schema: dict[str, Any] = Field(default_factory=dict)
 
     def secret_paths(self) -> set[tuple[str, ...]]:
-        """Return the paths of the properties marked as secret. `*` in a path stands for every item of an array."""
+        """Return the paths of the properties that the schema marks as secret.
+
+        A path contains the names that lead to the property. `*` stands for every item of an array.
+        """
         return set(_secret_paths_in(self.property_schema, ()))
 
 
 def _secret_paths_in(definition: Any, path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-    """Yield the paths of the secrets in the definition of one property, which is at `path`.
+    """Yield the paths of the properties that `definition` marks as secret.
 
-    A whole schema has the form of the definition of an object, with the empty path.
+    `definition` is the schema's definition of the property at `path`, which may contain definitions of nested
+    properties. It can also be the whole schema; then `path` is empty.
     """
     if not isinstance(definition, dict):
         return
     if path and definition.get("secret"):
         yield path
     members = definition.get("properties")
-    for name, member in members.items() if isinstance(members, dict) else ():
-        yield from _secret_paths_in(member, (*path, name))
+    for name, member_definition in members.items() if isinstance(members, dict) else ():
+        yield from _secret_paths_in(member_definition, (*path, name))
     yield from _secret_paths_in(definition.get("items"), (*path, "*"))
 
 
 class MetricType(CoreModel):
-    """A metric type that exists in FulcrumCore. FulcrumCore refuses metric entries of other types."""
+    """A metric type in FulcrumCore. FulcrumCore refuses metric entries whose type does not exist."""
 
     defect_prefix: ClassVar[str] = "metricType."
 
@@ -241,6 +252,5 @@ class PendingJobs:
     """The jobs in the answer to one request for pending jobs."""
 
     jobs: list[CoreJob] = field(default_factory=list)
-    unusable_items: list[str] = field(
-        default_factory=list
-    )  #: a text for each item without a valid id; it does not quote the item
+    #: One text for each item in the answer that has no valid id. The text does not quote the item.
+    unusable_item_descriptions: list[str] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""Parses untrusted JSON: limits its depth and the size of its numbers, and rejects values that cannot be stored."""
+"""Parses JSON from other programs, and rejects what is too deep, too large, or cannot be stored."""
 
 from __future__ import annotations
 
@@ -7,73 +7,80 @@ import math
 import re
 from typing import Any
 
-#: Maximum depth. The database, the redaction and Ansible process values recursively, and would fail on deeper JSON.
+#: Maximum depth of nested JSON. The database, the redactor and Ansible process values recursively, and would fail on
+#: deeper JSON.
 MAX_JSON_DEPTH = 64
-#: A whole number with more digits than this is larger than every float.
-_MAX_DIGITS = 400
+#: A whole number with this many digits is larger than every float.
+_TOO_MANY_DIGITS = 400
+#: Matches one half of a UTF-16 surrogate pair. A half cannot be encoded in UTF-8.
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
-#: A string, or one bracket outside of strings.
-_JSON_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*+"|[\[{\]}]', re.DOTALL)
+#: Matches one string, or one bracket outside of strings.
+_STRING_OR_BRACKET = re.compile(r'"(?:[^"\\]|\\.)*+"|[\[{\]}]', re.DOTALL)
 
 
 def parse_json(content: bytes) -> Any:
-    """Parse JSON. A part that is nested too deeply, and a number that is too large, become NaN or infinity.
+    """Parse JSON. A part that is nested too deeply becomes NaN, and a whole number that is too large becomes infinity.
 
-    The rest of the text is parsed as usual, so that one invalid job in a list does not hide the other jobs. Afterwards
-    `check_storable` rejects NaN and infinity. Raises ValueError if the text is not JSON.
+    `check_storable` later rejects NaN and infinity. The text around them is parsed as usual, so one invalid job in a
+    list does not affect the other jobs. Raises ValueError if the text is not JSON.
     """
     text = content.decode("utf-8-sig")
-    # The depth is limited before parsing, and not by catching RecursionError: at Python's recursion limit, even the
-    # code that handles the exception may fail. The number of brackets is never less than the depth.
-    is_deep = text.count("[") + text.count("{") > MAX_JSON_DEPTH
-    return _parse(_with_limited_depth(text) if is_deep else text)
+    # The depth is limited before the JSON is parsed. Catching RecursionError is no alternative, because at Python's
+    # recursion limit even the code that handles the exception may fail.
+    may_be_too_deep = text.count("[") + text.count("{") > MAX_JSON_DEPTH
+    if may_be_too_deep:
+        text = _with_limited_depth(text)
+    return json.loads(text, parse_int=_parse_int)
 
 
-def _parse(text: str) -> Any:
-    """Parse JSON of limited depth. Whole numbers with too many digits become infinity."""
-    return json.loads(text, parse_int=lambda digits: int(digits) if len(digits) < _MAX_DIGITS else math.inf)
+def _parse_int(digits: str) -> int | float:
+    """Return a whole number; infinity if it has too many digits."""
+    return int(digits) if len(digits) < _TOO_MANY_DIGITS else math.inf
 
 
 def _with_limited_depth(text: str) -> str:
     """Return the text with each part that is nested too deeply replaced by NaN."""
-    kept: list[str] = []
-    depth, copied_to = 0, 0
-    for token in _JSON_TOKEN.finditer(text):
-        if token[0] in "[{":
+    parts: list[str] = []
+    depth = 0
+    uncopied_start = 0
+    for match in _STRING_OR_BRACKET.finditer(text):
+        string_or_bracket = match[0]  # a string changes nothing, because it starts with a quote
+        if string_or_bracket in "[{":
             if depth == MAX_JSON_DEPTH:
-                kept.append(text[copied_to : token.start()] + "NaN")
+                parts.append(text[uncopied_start : match.start()] + "NaN")
             depth += 1
-        elif token[0] in "]}":
+        elif string_or_bracket in "]}":
             depth -= 1
             if depth == MAX_JSON_DEPTH:
-                copied_to = token.end()
+                uncopied_start = match.end()
     if depth:
         raise ValueError("JSON with unbalanced brackets")
-    return "".join(kept) + text[copied_to:]
+    return "".join(parts) + text[uncopied_start:]
 
 
 def check_storable(value: Any) -> Any:
     """Return the value unchanged. Raises ValueError if the database, JSON or Ansible could not store it."""
-    level, depth = [value], 0
-    while level:
+    values_of_level = [value]
+    depth = 0
+    while values_of_level:
         if depth >= MAX_JSON_DEPTH:
             raise ValueError(f"nested deeper than {MAX_JSON_DEPTH} levels")
-        for item in level:
+        for item in values_of_level:
             _check_scalar(item)
-        level = [inner for item in level for inner in _children(item)]
+        values_of_level = [child for item in values_of_level for child in _children(item)]
         depth += 1
     return value
 
 
 def _children(item: Any) -> list[Any]:
-    """Return the keys and values of a dict, or the items of a list; no items for any other value."""
+    """Return the keys and values of a dict, or the items of a list. Any other value has no children."""
     if isinstance(item, dict):
         return [*item.keys(), *item.values()]
     return item if isinstance(item, list) else []
 
 
 def _check_scalar(item: Any) -> None:
-    """Raise ValueError for a number that is NaN or infinity, and for text with NUL or a lone surrogate."""
+    """Raise ValueError for NaN, for infinity, and for text with a NUL character or a lone surrogate."""
     if isinstance(item, float) and not math.isfinite(item):
         raise ValueError("a number that is not finite")
     if isinstance(item, str) and ("\x00" in item or _LONE_SURROGATE.search(item)):

@@ -5,45 +5,57 @@ All functions are pure.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from executor.errors import ErrorCode, JobError
 
 MIB = 1024**2
-#: A node's score is the sum of its shares of free memory, free cores and idle CPU, each multiplied by its weight.
+#: The value of `template_vmid` if no template is cloned.
+NO_TEMPLATE = 0
+#: The score of a node is MEMORY_WEIGHT * (share of the memory that is free)
+#: + CORES_WEIGHT * (share of the cores that are free) + IDLE_WEIGHT * (share of the CPU that is idle).
 MEMORY_WEIGHT, CORES_WEIGHT, IDLE_WEIGHT = 0.6, 0.25, 0.15
-#: This number is subtracted from a node's score for each create of this agent that is in progress on the node.
-CREATE_COST = 0.1
-#: If no node fits and the nodes were rejected with different error codes, the job gets the first of these codes. A
-#: retry is most likely to succeed after NODE_DOWN, and least likely after NOT_FOUND.
+#: This number, multiplied by `NodeFacts.jobs_in_progress`, is subtracted from the score of the node.
+JOB_COST = 0.1
+#: If the nodes were rejected with different error codes, the job gets the code that comes first in this tuple. A retry
+#: is most likely to succeed after NODE_DOWN, and least likely after NOT_FOUND.
 CODE_PRECEDENCE = (ErrorCode.NODE_DOWN, ErrorCode.CAPACITY, ErrorCode.NOT_FOUND)
-#: A VM migrates to another node only if the score of that node is higher by at least this number. With a lower number,
-#: VMs would migrate back and forth.
-MIN_MOVE_GAIN = 0.1
-#: The reason that is reported for a placement when the token may not read the memory and cores of the nodes.
+#: A VM migrates to another node only if the score of that node is higher by at least this number. Without this minimum,
+#: small changes of the scores would make VMs migrate back and forth.
+MIN_MIGRATION_GAIN = 0.1
+#: The reason for the placement of a new VM if the token may not read the memory and cores of the nodes.
 LOAD_UNKNOWN = "the template's node, because the token may not read the load of the nodes (Sys.Audit on /nodes)"
-MAX_REASON_CHARS = 500
-MAX_ERROR_CHARS = 400
+#: The maximum lengths of the reason for a placement and of the error text when no node fits. Longer texts are cut.
+MAX_REASON_CHARS, MAX_ERROR_CHARS = 500, 400
+
+#: An error code and the text of the reason why a node does not fit.
+Rejection = tuple[ErrorCode, str]
 
 
 @dataclass(frozen=True, kw_only=True)
 class NodeFacts:
-    """The facts about one Proxmox node on which the choice depends."""
+    """The facts about one Proxmox node that the choice of a node depends on."""
 
     name: str
     is_online: bool = True
     in_maintenance: bool = False
     cores: int = 0  #: 0 if the token may not read this number
-    memory_bytes: int = 0  #: 0 if the token may not read this number
-    own_memory_bytes: int = 0  #: memory that processes of the node itself use, not its guests
-    allocated_memory_bytes: int = 0  #: configured memory of its guests and of the agent's creates in progress
-    allocated_cores: int = 0  #: configured cores of the same guests and creates
-    cpu_share: float = 0.0  #: share of the CPU in use, from 0 to 1
-    creates_in_progress: int = 0  #: number of creates of this agent
+    total_memory_bytes: int = 0  #: 0 if the token may not read this number
+    own_memory_bytes: int = 0  #: the memory that the processes of the node itself use, without its guests
+    #: The configured memory of its guests, and of VMs that this agent creates on the node or migrates to it.
+    allocated_memory_bytes: int = 0
+    allocated_cores: int = 0  #: the configured cores of the same guests and VMs
+    cpu_share: float = 0.0  #: the share of the CPU that is in use, from 0 to 1
+    jobs_in_progress: int = 0  #: how many jobs of this agent are creating a VM on the node or migrating one to it
     storages: frozenset[str] = frozenset()
     bridges: frozenset[str] = frozenset()
+
+    @property
+    def is_load_known(self) -> bool:
+        """False if the token may not read the memory and cores of the node."""
+        return self.total_memory_bytes > 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,188 +66,220 @@ class PlacementConstraints:
     cores: int
     storage: str = ""
     bridge: str = ""
-    templates: Mapping[str, int]  #: keys: nodes that can run the VM; values: VMID of the template to clone, or 0
-    preferred_node: str = ""  #: chosen if scores are equal, or if no node's load can be read
-    source: str = "the template"  #: for messages: what a node that is not in `templates` cannot reach
+    #: The keys are the nodes that have access to the source of the VM: to its template, to the volume of its ISO image
+    #: or container template, or, for a migration, to its disks and bridges. The values are the VMIDs of the templates
+    #: to clone, or NO_TEMPLATE.
+    template_vmid_by_node: Mapping[str, int]
+    source_text: str = "the template"  #: the name of this source in messages
+    preferred_node: str = ""  #: chosen if scores are equal, or if the token may not read the load of the nodes
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rules:
+class PlacementRules:
     """The operator's settings for placement."""
 
-    nodes: Sequence[str] = ()  #: the nodes that may be chosen; empty if every node may be chosen
+    nodes: Sequence[str] = ()  #: the names of the nodes that may be chosen; empty if every node may be chosen
     memory_overcommit: float = 1.0
     cpu_overcommit: float = 4.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """The chosen node, the VMID of the template to clone (0 if nothing is cloned), and the reason for the choice."""
+    """The chosen node, the VMID of the template to clone (or NO_TEMPLATE), and the reason for the choice."""
 
     node: str
     template_vmid: int
     reason: str
-    clone_target: str = ""  #: for CloneLimit: a shared storage or `<storage>@<node>`; '' for a migration
+    #: The storage on which `CloneLimit` limits how many clones run at the same time: the name of a shared storage, or
+    #: `<storage>@<node>`. `decide` leaves it empty. The placer sets it for a new VM, but not for a migration.
+    clone_target: str = ""
 
-    def add_to_result(self, vm: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the result `vm` of a run with this placement added. An empty result stays empty."""
+    def add_to_result(self, vm_result: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a copy of a run's result for a VM, with this placement added. An empty result stays empty."""
         placement = {"node": self.node, "template_vmid": self.template_vmid, "reason": self.reason}
-        return {**vm, "placement": placement} if vm else {}
+        return {**vm_result, "placement": placement} if vm_result else {}
 
 
-def decide(constraints: PlacementConstraints, nodes: Sequence[NodeFacts], rules: Rules) -> Placement:
+def decide(constraints: PlacementConstraints, nodes: Sequence[NodeFacts], rules: PlacementRules) -> Placement:
     """Choose the node for a new VM.
 
-    Raises JobError when no node fits. The code is NODE_DOWN if a node that could clone the template is offline or in
-    maintenance; else CAPACITY if a node has too little free memory or too few free cores; else NOT_FOUND: no node has
-    the template, the bridge and the storage, or PROXMOX_NODES names no existing node.
+    Raises JobError when no node fits, with one of these codes. If several codes apply, the first is used.
+
+    - NODE_DOWN: a node with access to the VM's source is offline or in maintenance.
+    - CAPACITY: a node has too little free memory or too few free cores.
+    - NOT_FOUND: each node lacks access to the VM's source, or lacks a storage or bridge that another node has. Or no
+      node in PROXMOX_NODES exists.
     """
-    fitting, rejected = _fitting(nodes, constraints, rules)
-    best = _best(fitting, constraints, rules)
-    if best.memory_bytes:
-        why = _load_text(best, constraints, rules)
+    fitting_nodes, rejections = _fitting_nodes(nodes, constraints, rules)
+    chosen = _best(fitting_nodes, constraints, rules)
+    if chosen.is_load_known:
+        reason = _load_text(chosen, constraints, rules)
     else:
-        why = LOAD_UNKNOWN
-        best = next((node for node in fitting if node.name == constraints.preferred_node), best)
+        reason = LOAD_UNKNOWN
+        chosen = _node_with_name(constraints.preferred_node, fitting_nodes) or chosen
     return Placement(
-        node=best.name,
-        template_vmid=constraints.templates[best.name],
-        reason=_reason_text(f"{best.name}: {why}", rejected),
+        node=chosen.name,
+        template_vmid=constraints.template_vmid_by_node[chosen.name],
+        reason=_reason_text(chosen.name, reason, rejections),
     )
 
 
-def decide_move(current: str, constraints: PlacementConstraints, nodes: Sequence[NodeFacts], rules: Rules) -> Placement:
+def decide_migration(
+    current: str, constraints: PlacementConstraints, nodes: Sequence[NodeFacts], rules: PlacementRules
+) -> Placement:
     """Choose the node for a VM that is on the node `current`.
 
     Another node is chosen only if `current` does not fit, or if the score of the other node is higher by at least
-    MIN_MOVE_GAIN. The memory and cores in `nodes` must not include those of the VM itself. Raises the same errors as
-    `decide`.
+    MIN_MIGRATION_GAIN. The allocated memory and cores in `nodes` must not include the memory and cores of the VM
+    itself. Raises the same errors as `decide`.
     """
-    fitting, rejected = _fitting(nodes, constraints, rules)
-    best = _best(fitting, constraints, rules)
-    stay = next((node for node in fitting if node.name == current), None)
-    if stay is not None and _score(best, constraints, rules) - _score(stay, constraints, rules) < MIN_MOVE_GAIN:
-        why = f"{current}: no other node is much better"
-        return Placement(node=current, template_vmid=0, reason=_reason_text(why, rejected))
-    why = _load_text(best, constraints, rules) if best.memory_bytes else "it fits"
-    return Placement(node=best.name, template_vmid=0, reason=_reason_text(f"{best.name}: {why}", rejected))
+    fitting_nodes, rejections = _fitting_nodes(nodes, constraints, rules)
+    chosen = _best(fitting_nodes, constraints, rules)
+    reason = _load_text(chosen, constraints, rules) if chosen.is_load_known else "the VM fits"
+    current_node = _node_with_name(current, fitting_nodes)
+    if current_node is not None:
+        gain = _score(chosen, constraints, rules) - _score(current_node, constraints, rules)
+        if gain < MIN_MIGRATION_GAIN:
+            chosen, reason = current_node, "no other node is much better"
+    reason_text = _reason_text(chosen.name, reason, rejections)
+    return Placement(node=chosen.name, template_vmid=NO_TEMPLATE, reason=reason_text)
+
+
+def _node_with_name(name: str, nodes: Sequence[NodeFacts]) -> NodeFacts | None:
+    return next((node for node in nodes if node.name == name), None)
 
 
 # --- filter -------------------------------------------------------------------------------------------------------
 
 
-def _fitting(
-    nodes: Sequence[NodeFacts], constraints: PlacementConstraints, rules: Rules
-) -> tuple[list[NodeFacts], dict[str, tuple[ErrorCode, str]]]:
-    """Return the nodes that fit, and for each rejected node an error code and the reason.
+def _fitting_nodes(
+    nodes: Sequence[NodeFacts], constraints: PlacementConstraints, rules: PlacementRules
+) -> tuple[list[NodeFacts], dict[str, Rejection]]:
+    """Return the nodes that fit, and the rejections of the others. The keys are the names of the nodes.
 
     Raises JobError when no node fits.
     """
-    allowed = [node for node in nodes if not rules.nodes or node.name in rules.nodes]
-    rejections = {node.name: _rejection(node, constraints, allowed, rules) for node in allowed}
-    rejected = {name: rejection for name, rejection in rejections.items() if rejection}
-    fitting = [node for node in allowed if node.name not in rejected]
-    if not fitting:
-        raise _no_node_error(constraints, rejected)
-    return fitting, rejected
+    allowed_nodes = [node for node in nodes if not rules.nodes or node.name in rules.nodes]
+    fitting_nodes: list[NodeFacts] = []
+    rejections: dict[str, Rejection] = {}
+    for node in allowed_nodes:
+        rejection = _rejection(node, constraints, allowed_nodes, rules)
+        if rejection is None:
+            fitting_nodes.append(node)
+        else:
+            rejections[node.name] = rejection
+    if not fitting_nodes:
+        raise _no_node_error(constraints, rejections)
+    return fitting_nodes, rejections
 
 
 def _rejection(
-    node: NodeFacts, constraints: PlacementConstraints, others: Sequence[NodeFacts], rules: Rules
-) -> tuple[ErrorCode, str] | None:
-    """Return an error code and the reason why a node does not fit, None when the node fits."""
-    memory_mib, cores, source = constraints.memory_mib, constraints.cores, constraints.source
-    storage, bridge = constraints.storage, constraints.bridge
-    is_usable = node.name in constraints.templates
-    unavailable = ErrorCode.NODE_DOWN if is_usable else ErrorCode.NOT_FOUND
-    free_bytes, free_cores = _free_memory_bytes(node, rules), node.cores * rules.cpu_overcommit - node.allocated_cores
-    reasons = (
-        (not node.is_online, unavailable, "is offline"),
-        (node.in_maintenance, unavailable, "is in maintenance"),
-        (not is_usable, ErrorCode.NOT_FOUND, f"has no access to {source}"),
-        (_lacks(node, others, "storages", storage), ErrorCode.NOT_FOUND, f"has no storage {storage}"),
-        (_lacks(node, others, "bridges", bridge), ErrorCode.NOT_FOUND, f"has no bridge {bridge}"),
-        (
-            bool(node.memory_bytes) and free_bytes < memory_mib * MIB,
-            ErrorCode.CAPACITY,
-            f"has {max(free_bytes, 0) / MIB:.0f} MiB of memory free, {memory_mib} requested",
-        ),
-        (
-            bool(node.cores) and free_cores < cores,
-            ErrorCode.CAPACITY,
-            f"has {max(free_cores, 0):.0f} cores free, {cores} requested",
-        ),
-    )
-    return next(((code, text) for is_true, code, text in reasons if is_true), None)
+    node: NodeFacts, constraints: PlacementConstraints, allowed_nodes: Sequence[NodeFacts], rules: PlacementRules
+) -> Rejection | None:
+    """Return why a node does not fit, or None if the node fits."""
+    has_source = node.name in constraints.template_vmid_by_node
+    if not node.is_online or node.in_maintenance:
+        code = ErrorCode.NODE_DOWN if has_source else ErrorCode.NOT_FOUND
+        text = "is in maintenance" if node.is_online else "is offline"
+        return code, text
+    if not has_source:
+        return ErrorCode.NOT_FOUND, f"has no access to {constraints.source_text}"
+    # A node without the storage or the bridge is rejected only if another node has it. If no node has it, it may exist,
+    # and the token may lack the privilege to see it.
+    storages_only_on_others = _union(other_node.storages for other_node in allowed_nodes) - node.storages
+    if constraints.storage in storages_only_on_others:
+        return ErrorCode.NOT_FOUND, f"has no storage {constraints.storage}"
+    bridges_only_on_others = _union(other_node.bridges for other_node in allowed_nodes) - node.bridges
+    if constraints.bridge in bridges_only_on_others:
+        return ErrorCode.NOT_FOUND, f"has no bridge {constraints.bridge}"
+    return _capacity_rejection(node, constraints, rules)
 
 
-def _lacks(node: NodeFacts, others: Sequence[NodeFacts], kind: str, name: str) -> bool:
-    """Return whether a node lacks a storage or bridge that another node has; `kind` is "storages" or "bridges".
+def _union(sets: Iterable[frozenset[str]]) -> frozenset[str]:
+    return frozenset[str]().union(*sets)
 
-    If no node has the storage or bridge, the token may lack the privilege to see it. Then no node is rejected.
+
+def _capacity_rejection(node: NodeFacts, constraints: PlacementConstraints, rules: PlacementRules) -> Rejection | None:
+    """Return the rejection of a node with too little free memory or too few free cores, or None if it has enough.
+
+    If the token may not read the memory or the cores of the node, this value is not checked.
     """
-    return bool(name) and name not in getattr(node, kind) and any(name in getattr(each, kind) for each in others)
+    free_bytes = _free_memory_bytes(node, rules)
+    if node.total_memory_bytes and free_bytes < constraints.memory_mib * MIB:
+        free_mib = max(free_bytes, 0) / MIB
+        return ErrorCode.CAPACITY, f"has {free_mib:.0f} MiB of memory free, {constraints.memory_mib} requested"
+    free_cores = node.cores * rules.cpu_overcommit - node.allocated_cores
+    if node.cores and free_cores < constraints.cores:
+        return ErrorCode.CAPACITY, f"has {max(free_cores, 0):.0f} cores free, {constraints.cores} requested"
+    return None
 
 
-def _no_node_error(constraints: PlacementConstraints, rejected: Mapping[str, tuple[ErrorCode, str]]) -> JobError:
-    if not rejected:
+def _no_node_error(constraints: PlacementConstraints, rejections: Mapping[str, Rejection]) -> JobError:
+    if not rejections:
         return JobError(ErrorCode.NOT_FOUND, "none of PROXMOX_NODES is a node that the token may see")
-    codes = {code for code, _text in rejected.values()}
-    code = next(code for code in CODE_PRECEDENCE if code in codes)
-    what = f"no node fits {constraints.memory_mib} MiB and {constraints.cores} cores"
-    reasons = "; ".join(f"{name} {text}" for name, (_code, text) in sorted(rejected.items()))
-    return JobError(code, f"{what}: {reasons}"[:MAX_ERROR_CHARS])
+    codes = {code for code, _text in rejections.values()}
+    first_code = next(code for code in CODE_PRECEDENCE if code in codes)
+    problem = f"no node fits {constraints.memory_mib} MiB and {constraints.cores} cores"
+    reasons = "; ".join(f"{name} {text}" for name, (_code, text) in sorted(rejections.items()))
+    return JobError(first_code, f"{problem}: {reasons}"[:MAX_ERROR_CHARS])
 
 
-def _free_memory_bytes(node: NodeFacts, rules: Rules) -> float:
-    return node.memory_bytes * rules.memory_overcommit - node.own_memory_bytes - node.allocated_memory_bytes
+def _free_memory_bytes(node: NodeFacts, rules: PlacementRules) -> float:
+    """Return how much of the node's memory is not allocated. The number may be negative."""
+    return node.total_memory_bytes * rules.memory_overcommit - node.own_memory_bytes - node.allocated_memory_bytes
 
 
 # --- score --------------------------------------------------------------------------------------------------------
 
 
-def _best(fitting: Sequence[NodeFacts], constraints: PlacementConstraints, rules: Rules) -> NodeFacts:
+def _best(fitting_nodes: Sequence[NodeFacts], constraints: PlacementConstraints, rules: PlacementRules) -> NodeFacts:
     """Return the node with the highest score.
 
-    If scores are equal, the preferred node is chosen, else the first node in alphabetical order.
+    If several nodes have this score, return the preferred node, or else the first of them in alphabetical order.
     """
 
     def rank(node: NodeFacts) -> tuple[float, bool, tuple[int, ...]]:
-        return _score(node, constraints, rules), node.name == constraints.preferred_node, _reversed_order(node.name)
+        is_preferred = node.name == constraints.preferred_node
+        return _score(node, constraints, rules), is_preferred, _reversed_order(node.name)
 
-    return max(fitting, key=rank)
-
-
-def _score(node: NodeFacts, constraints: PlacementConstraints, rules: Rules) -> float:
-    """Return the score of a node as it would be with the VM on it; a higher score is better."""
-    memory, cores = _free_shares(node, constraints, rules) if node.memory_bytes else (0.0, 0.0)
-    idle = 1 - min(max(node.cpu_share, 0.0), 1.0)
-    free_score = MEMORY_WEIGHT * memory + CORES_WEIGHT * cores + IDLE_WEIGHT * idle
-    return free_score - CREATE_COST * node.creates_in_progress
+    return max(fitting_nodes, key=rank)
 
 
-def _free_shares(node: NodeFacts, constraints: PlacementConstraints, rules: Rules) -> tuple[float, float]:
+def _score(node: NodeFacts, constraints: PlacementConstraints, rules: PlacementRules) -> float:
+    """Return the score that a node would have with the VM on it. A higher score is better."""
+    free_memory, free_cores = _free_shares(node, constraints, rules) if node.is_load_known else (0.0, 0.0)
+    idle_cpu = 1 - min(max(node.cpu_share, 0.0), 1.0)
+    weighted_sum = MEMORY_WEIGHT * free_memory + CORES_WEIGHT * free_cores + IDLE_WEIGHT * idle_cpu
+    return weighted_sum - JOB_COST * node.jobs_in_progress
+
+
+def _free_shares(node: NodeFacts, constraints: PlacementConstraints, rules: PlacementRules) -> tuple[float, float]:
     """Return the shares of memory and of cores that would be free on the node if the VM were on it."""
-    limit_bytes = max(node.memory_bytes * rules.memory_overcommit, 1)
-    memory = (_free_memory_bytes(node, rules) - constraints.memory_mib * MIB) / limit_bytes
-    cores = 1 - (node.allocated_cores + constraints.cores) / max(node.cores * rules.cpu_overcommit, 1)
-    return memory, cores
+    usable_memory_bytes = max(node.total_memory_bytes * rules.memory_overcommit, 1)
+    free_memory = (_free_memory_bytes(node, rules) - constraints.memory_mib * MIB) / usable_memory_bytes
+    usable_cores = max(node.cores * rules.cpu_overcommit, 1)
+    free_cores = 1 - (node.allocated_cores + constraints.cores) / usable_cores
+    return free_memory, free_cores
 
 
 def _reversed_order(name: str) -> tuple[int, ...]:
-    """Return a sort key by which `max` chooses the first name in alphabetical order."""
+    """Return a sort key for the reversed alphabetical order, so that `max` chooses the first name."""
     return tuple(-ord(char) for char in name)
 
 
 # --- reason -------------------------------------------------------------------------------------------------------
 
 
-def _load_text(node: NodeFacts, constraints: PlacementConstraints, rules: Rules) -> str:
-    memory, cores = _free_shares(node, constraints, rules)
-    text = f"{memory:.0%} of memory and {cores:.0%} of cores stay free, {node.cpu_share:.0%} of CPU in use"
-    return text + (f", {node.creates_in_progress} other creates in progress" if node.creates_in_progress else "")
+def _load_text(node: NodeFacts, constraints: PlacementConstraints, rules: PlacementRules) -> str:
+    """Return the reason for a placement on a node: which part of the node stays free with the VM on it."""
+    free_memory, free_cores = _free_shares(node, constraints, rules)
+    text = f"{free_memory:.0%} of memory and {free_cores:.0%} of cores stay free, {node.cpu_share:.0%} of CPU in use"
+    if node.jobs_in_progress:
+        text += f", {node.jobs_in_progress} other jobs in progress"
+    return text
 
 
-def _reason_text(why: str, rejected: Mapping[str, tuple[ErrorCode, str]]) -> str:
-    others = [f"not {name}: {text}" for name, (_code, text) in sorted(rejected.items())]
-    return "; ".join([why, *others])[:MAX_REASON_CHARS]
+def _reason_text(chosen_name: str, reason: str, rejections: Mapping[str, Rejection]) -> str:
+    """Return a text with the reason for the chosen node, and the reason against each rejected node."""
+    rejection_texts = [f"not {name}: {text}" for name, (_code, text) in sorted(rejections.items())]
+    return "; ".join([f"{chosen_name}: {reason}", *rejection_texts])[:MAX_REASON_CHARS]

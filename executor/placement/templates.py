@@ -1,7 +1,7 @@
 """Finds the templates of an image, and the nodes on which a clone of a template can be created.
 
-All functions are pure. The clone runs on the node of the template. The new VM can be created on another node only if
-every volume of the template is on a storage that both nodes share.
+All functions are pure. The node of the template executes the clone operation. The new VM can be created on another node
+only if every volume of the template is on a storage that both nodes share.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from executor.proxmox.rows import StorageRow, VmRow
 
 #: A template with the tag `image-<name>` is a template of the image `<name>`.
 TAG_PREFIX = "image-"
-#: Matches the keys of a VM's configuration whose values name a volume.
-DRIVE = re.compile(r"(?:scsi|virtio|sata|ide)\d+|efidisk0|tpmstate0")
-#: Matches the name of the volume of a cloud-init drive.
-CLOUD_INIT = re.compile(r"[:/](?:vm-\d+-)?cloudinit\b")
+#: Matches the keys of a VM's configuration whose values begin with the name of a volume.
+DRIVE_KEY = re.compile(r"(?:scsi|virtio|sata|ide)\d+|efidisk0|tpmstate0")
+#: Matches the volume of a cloud-init drive, for example `local:vm-100-cloudinit`.
+CLOUD_INIT_VOLUME = re.compile(r"[:/](?:vm-\d+-)?cloudinit\b")
 #: The maximum number of templates that a message names.
 MAX_LISTED = 10
 
@@ -37,56 +37,58 @@ class Template:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CloneNodes:
-    """The nodes on which a clone of a template can be created."""
+class NodesForClone:
+    """The nodes on which a clone of a template can be created. `nodes_for_clone` returns it."""
 
     nodes: frozenset[str]
-    #: False if the token may not see the storages. Then clones may be possible on other nodes, too.
+    #: False if the token may not see the storages. Then other nodes may be possible, too.
     is_complete: bool
 
 
-def candidates(image: str, configured: Mapping[str, int], rows: Sequence[VmRow]) -> list[VmRow]:
-    """Return the templates of an image, sorted by VMID.
+def find_templates(image: str, vmid_by_image: Mapping[str, int], rows: Sequence[VmRow]) -> list[VmRow]:
+    """Return the templates of an image, sorted by VMID. On local storage, an image may have one template on each node.
 
-    These are the template that `configured` (PROXMOX_TEMPLATES) names for the image; else the templates with the name
-    of the image; else the templates with its tag. An image may have one template on each node, on local storage. Raises
-    JobError NOT_FOUND when the image has no template, or has two templates on one node; its text names templates.
+    If `vmid_by_image` (PROXMOX_TEMPLATES) has the image, only the template with this VMID is returned. Otherwise, the
+    templates with the name of the image are returned. If there are none, the templates with its tag are returned.
+    Raises JobError NOT_FOUND when the image has no template, or when it has two templates on one node.
     """
     templates = [row for row in rows if row.is_template and row.kind == "qemu"]
-    if image in configured:
-        return _configured(image, configured[image], templates)
+    if image in vmid_by_image:
+        return _configured_template(image, vmid_by_image[image], templates)
     tag = f"{TAG_PREFIX}{image}".lower()
-    matching = [row for row in templates if row.name == image] or [row for row in templates if tag in row.tags]
-    if not matching:
-        raise JobError(
-            ErrorCode.NOT_FOUND, f"no template is called {image} or has the tag {tag}: {_known(configured, rows)}"
-        )
-    if len({row.node for row in matching}) < len(matching):
-        several = ", ".join(f"{row.vmid} on {row.node}" for row in matching[:MAX_LISTED])
-        raise JobError(
-            ErrorCode.NOT_FOUND, f"more than one template is {image}: {several}; set one in PROXMOX_TEMPLATES"
-        )
-    return sorted(matching, key=lambda row: row.vmid)
+    templates_with_name = [row for row in templates if row.name == image]
+    templates_of_image = templates_with_name or [row for row in templates if tag in row.tags]
+    if not templates_of_image:
+        choices = _existing_names_text(vmid_by_image, templates)
+        raise JobError(ErrorCode.NOT_FOUND, f"no template is called {image} or has the tag {tag}: {choices}")
+    nodes = {row.node for row in templates_of_image}
+    if len(nodes) < len(templates_of_image):
+        template_texts = ", ".join(f"{row.vmid} on {row.node}" for row in templates_of_image[:MAX_LISTED])
+        text = f"more than one template on a node matches {image}: {template_texts}; set one in PROXMOX_TEMPLATES"
+        raise JobError(ErrorCode.NOT_FOUND, text)
+    return sorted(templates_of_image, key=lambda row: row.vmid)
 
 
-def _configured(image: str, vmid: int, templates: Sequence[VmRow]) -> list[VmRow]:
-    matching = [row for row in templates if row.vmid == vmid]
-    if not matching:
-        why = "does not exist, is not a template, or is not visible to the token"
-        raise JobError(ErrorCode.NOT_FOUND, f"template {vmid}, set in PROXMOX_TEMPLATES for {image}, {why}")
-    return matching
+def _configured_template(image: str, vmid: int, templates: Sequence[VmRow]) -> list[VmRow]:
+    """Return a list with the template that has this VMID. Raises JobError NOT_FOUND when it does not exist."""
+    templates_with_vmid = [row for row in templates if row.vmid == vmid]
+    if not templates_with_vmid:
+        problem = "does not exist, is not a template, or is not visible to the token"
+        raise JobError(ErrorCode.NOT_FOUND, f"template {vmid}, set in PROXMOX_TEMPLATES for {image}, {problem}")
+    return templates_with_vmid
 
 
-def _known(configured: Mapping[str, int], rows: Sequence[VmRow]) -> str:
+def _existing_names_text(vmid_by_image: Mapping[str, int], templates: Sequence[VmRow]) -> str:
     """Return a text that names the images in PROXMOX_TEMPLATES and the templates in Proxmox."""
-    names = sorted({row.name for row in rows if row.is_template and row.kind == "qemu"})
-    settings = f"PROXMOX_TEMPLATES has {', '.join(sorted(configured)[:MAX_LISTED]) or 'none'}"
-    return f"{settings}; Proxmox has {', '.join(names[:MAX_LISTED]) or 'none that is visible to the token'}"
+    image_names = ", ".join(sorted(vmid_by_image)[:MAX_LISTED])
+    template_names = ", ".join(sorted({row.name for row in templates})[:MAX_LISTED])
+    settings_text = f"PROXMOX_TEMPLATES has {image_names or 'no images'}"
+    return f"{settings_text}; Proxmox has {template_names or 'no templates that the token may see'}"
 
 
-def read(row: VmRow, config: Mapping[str, Any]) -> Template:
-    """Return the facts of a template or VM from its entry in Proxmox's list and its configuration."""
-    drives = [str(value) for key, value in config.items() if DRIVE.fullmatch(key)]
+def template_facts(row: VmRow, config: Mapping[str, Any]) -> Template:
+    """Return the facts about a template or VM. `row` is its entry in Proxmox's list."""
+    drives = [str(value) for key, value in config.items() if DRIVE_KEY.fullmatch(key)]
     volumes = [drive.split(",")[0] for drive in drives]
     return Template(
         vmid=row.vmid,
@@ -94,56 +96,79 @@ def read(row: VmRow, config: Mapping[str, Any]) -> Template:
         node=row.node,
         tags=row.tags,
         storages=frozenset(volume.partition(":")[0] for volume in volumes if ":" in volume),
-        has_cloud_init=any(CLOUD_INIT.search(volume) for volume in volumes),
+        has_cloud_init=any(CLOUD_INIT_VOLUME.search(volume) for volume in volumes),
     )
 
 
-def without_cloud_init(row: VmRow, config: Mapping[str, Any]) -> Template:
-    """Return the facts of a VM, but without its cloud-init drive.
+def facts_without_cloud_init(row: VmRow, config: Mapping[str, Any]) -> Template:
+    """Return the facts about a VM without its cloud-init drive.
 
-    In a migration, Proxmox creates this drive again on the target node, so the drive need not be on a shared storage.
+    A migration does not need this drive on a shared storage, because Proxmox creates it again on the target node.
     """
-    kept = {key: value for key, value in config.items() if not CLOUD_INIT.search(str(value).partition(",")[0])}
-    return read(row, kept)
+    other_config = {key: value for key, value in config.items() if not _is_cloud_init(value)}
+    return template_facts(row, other_config)
 
 
-def clone_nodes(template: Template, storages: Sequence[StorageRow], storage: str = "") -> CloneNodes:
+def _is_cloud_init(config_value: Any) -> bool:
+    volume = str(config_value).partition(",")[0]
+    return CLOUD_INIT_VOLUME.search(volume) is not None
+
+
+def nodes_for_clone(template: Template, storage_rows: Sequence[StorageRow], target_storage: str = "") -> NodesForClone:
     """Return the nodes on which a clone of the template can be created.
 
-    The disks of the clone are on `storage`, or on the storages of the template when `storage` is empty.
+    The disks of the clone will be on `target_storage`, or on the storages of the template when `target_storage` is
+    empty. For a migration, `template` is the VM, and the result has the nodes with access to the disks of the VM.
     """
-    needed = template.storages | ({storage} if storage else set())
-    rows = [row for row in storages if row.name in needed]
-    shared = {row.name for row in rows if row.is_shared}
-    is_complete = bool(needed) and needed <= {row.name for row in rows}
-    if not needed or needed - shared:
-        return CloneNodes(nodes=frozenset({template.node}), is_complete=is_complete)
-    available = [{row.node for row in rows if row.name == name and row.is_available} for name in needed]
-    return CloneNodes(nodes=frozenset({template.node} | set.intersection(*available)), is_complete=is_complete)
+    needed_storages = template.storages | ({target_storage} if target_storage else set())
+    rows = [row for row in storage_rows if row.name in needed_storages]
+    visible_storages = {row.name for row in rows}
+    shared_storages = {row.name for row in rows if row.is_shared}
+    is_complete = bool(needed_storages) and needed_storages <= visible_storages
+    are_all_shared = bool(needed_storages) and needed_storages <= shared_storages
+    if not are_all_shared:
+        return NodesForClone(nodes=frozenset({template.node}), is_complete=is_complete)
+    nodes_by_storage = {
+        name: {row.node for row in rows if row.name == name and row.is_available} for name in needed_storages
+    }
+    nodes_with_all_storages = set.intersection(*nodes_by_storage.values())
+    return NodesForClone(nodes=frozenset({template.node} | nodes_with_all_storages), is_complete=is_complete)
 
 
-def template_by_node(templates: Sequence[Template], nodes_of: Mapping[int, CloneNodes]) -> dict[str, int]:
-    """Return for each node the VMID of the template to clone.
+def template_vmid_by_node(
+    templates: Sequence[Template], nodes_for_clone_by_vmid: Mapping[int, NodesForClone]
+) -> dict[str, int]:
+    """Return for each node the VMID of the template to clone. A node without a template is left out.
 
-    This is a template on the node itself, else the first template of which a clone can be created on the node. The keys
-    of `nodes_of` are the VMIDs of the templates.
+    If the node itself has a template, it gets this template. Otherwise, it gets the first template of which a clone can
+    be created on the node. The keys of `nodes_for_clone_by_vmid` are the VMIDs of the templates.
     """
-    first: dict[str, int] = {}
+    vmid_by_node: dict[str, int] = {}
     for template in templates:
-        for node in nodes_of[template.vmid].nodes:
-            first.setdefault(node, template.vmid)
-    return first | {template.node: template.vmid for template in templates}
+        for node in nodes_for_clone_by_vmid[template.vmid].nodes:
+            vmid_by_node.setdefault(node, template.vmid)
+    for template in templates:
+        vmid_by_node[template.node] = template.vmid
+    return vmid_by_node
 
 
-def template_for_node(node: str, image: str, templates: Sequence[Template], nodes_of: Mapping[int, CloneNodes]) -> int:
+def template_vmid_for_node(
+    node: str, image: str, templates: Sequence[Template], nodes_for_clone_by_vmid: Mapping[int, NodesForClone]
+) -> int:
     """Return the VMID of the template to clone for a VM on this node.
 
     Raises JobError NOT_FOUND when no clone of a template of the image can be created on the node.
     """
-    if (vmid := template_by_node(templates, nodes_of).get(node)) is not None:
+    vmid = template_vmid_by_node(templates, nodes_for_clone_by_vmid).get(node)
+    if vmid is not None:
         return vmid
-    if unknown := next((each for each in templates if not nodes_of[each.vmid].is_complete), None):
-        return unknown.vmid  # the token may not see the storages, so only the clone request can show the result
-    where = ", ".join(f"{each.vmid} on {each.node} ({', '.join(sorted(each.storages))})" for each in templates)
-    text = f"no clone of {image} can be created on {node}: template {where} has volumes on storage that is not shared"
-    raise JobError(ErrorCode.NOT_FOUND, text)
+    for template in templates:
+        if not nodes_for_clone_by_vmid[template.vmid].is_complete:
+            return template.vmid  # only an attempt can show whether a clone is possible
+    template_texts = ", ".join(_template_text(template) for template in templates)
+    problem = f"template {template_texts} has volumes on storage that is not shared"
+    raise JobError(ErrorCode.NOT_FOUND, f"no clone of {image} can be created on {node}: {problem}")
+
+
+def _template_text(template: Template) -> str:
+    return f"{template.vmid} on {template.node} ({', '.join(sorted(template.storages))})"

@@ -10,63 +10,67 @@ from collections.abc import Iterator
 
 from executor.processes import process_tree, progress
 
+#: Maximum number of bytes that are read from the progress pipe at once.
+READ_BYTES = 65536
+
 
 class AgentProcess:
-    """A started agent process, as the supervisor uses it."""
+    """A started agent process, for the supervisor."""
 
-    def __init__(self, pid: int, progress_reader: int, listener: progress.Listener) -> None:
+    def __init__(self, pid: int, progress_fd: int, parser: progress.ProgressParser) -> None:
         self.pid = pid
-        self.progress = progress_reader
-        self._listener = listener
-        self.status: int | None = None  #: the wait status of the process; None while the process runs
+        self.progress_fd = progress_fd  #: the supervisor's end of the progress pipe
+        self._parser = parser
+        self.wait_status: int | None = None  #: as `os.waitpid` returns it; None while the process runs
         self.is_pipe_closed = False  #: the agent has closed its end of the progress pipe
         self.is_killed = False  #: the supervisor has sent SIGKILL
-        self.silence_s = 0.0  #: time since the last progress message
-        self._read_at = time.monotonic()
+        self.no_progress_s = 0.0  #: time since the last progress message
+        self._last_read_at = time.monotonic()
 
     @property
     def is_ready(self) -> bool:
         """True when the agent has reported that it is ready."""
-        return self._listener.is_ready
+        return self._parser.is_ready
 
-    def read_progress(self, tick_s: float) -> None:
-        """Read the progress messages and update `silence_s`.
+    def read_progress(self, loop_interval_s: float) -> None:
+        """Read the progress messages and update `no_progress_s`.
 
-        `tick_s` is the interval of the supervisor's loop. Each call adds at most two intervals to `silence_s`. So the
-        time during which both processes were suspended (SIGSTOP, a paused VM) does not count as silence.
+        `loop_interval_s` is the interval of the supervisor's loop. Each call adds at most two intervals to
+        `no_progress_s`. So the time during which both processes were suspended (SIGSTOP, a paused VM) hardly counts.
         """
         now = time.monotonic()
-        self.silence_s += min(now - self._read_at, 2 * tick_s)
-        self._read_at = now
-        with contextlib.suppress(BlockingIOError):
-            if data := os.read(self.progress, 65536):
-                self.silence_s = 0.0
-                self._listener.take(data)
+        self.no_progress_s += min(now - self._last_read_at, 2 * loop_interval_s)
+        self._last_read_at = now
+        with contextlib.suppress(BlockingIOError):  # raised when there is no message
+            data = os.read(self.progress_fd, READ_BYTES)
+            if data:
+                self.no_progress_s = 0.0
+                self._parser.parse(data)
             else:
                 self.is_pipe_closed = True
 
     def kill(self) -> None:
         """Send SIGKILL to the agent."""
         self.is_killed = True
-        process_tree.send(self.pid, signal.SIGKILL)
+        process_tree.send_signal(self.pid, signal.SIGKILL)
 
 
 @contextlib.contextmanager
-def started_agent(command: list[str], env: dict[str, str], listener: progress.Listener) -> Iterator[AgentProcess]:
+def start_agent(command: list[str], env: dict[str, str], parser: progress.ProgressParser) -> Iterator[AgentProcess]:
     """Start an agent. The kernel kills it with SIGKILL when the supervisor dies.
 
     SIGTERM would not be enough: the agent would wait for its running jobs for minutes, while the next supervisor would
     already start another agent on the same database. The agent's runs end, too: each run has a guard (process_tree.py),
-    which ends the run when the agent's end of a pipe is closed.
+    which ends the run when the agent's death closes a pipe.
     """
-    reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    read_fd, write_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        os.set_inheritable(writer, True)
-        full_command = [*process_tree.command_tied_to(os.getpid()), *command]
-        pid = process_tree.spawn(full_command, {**env, progress.VARIABLE: str(writer)})
+        os.set_inheritable(write_fd, True)
+        full_command = [*process_tree.killed_with_parent_prefix(os.getpid()), *command]
+        pid = process_tree.spawn(full_command, {**env, progress.PIPE_VARIABLE: str(write_fd)})
     finally:
-        os.close(writer)
+        os.close(write_fd)
     try:
-        yield AgentProcess(pid, reader, listener)
+        yield AgentProcess(pid, read_fd, parser)
     finally:
-        os.close(reader)
+        os.close(read_fd)

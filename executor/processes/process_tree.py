@@ -1,17 +1,18 @@
 """Finds and ends all processes that a run, or the agent, has started.
 
 Killing a process group is not enough: ansible-core's workers call setsid, so a killed ansible-playbook leaves its
-worker, the module and the module's children alive, and they continue to change VMs. Three mechanisms find them:
+worker, the module and the module's children alive, and they continue to change VMs. Three mechanisms find such
+processes:
 
-* `guard` is the parent of one run. It is a child subreaper: a descendant whose parent ends becomes the guard's child.
-  So every process of the run stays a descendant of the guard. The guard ends all of them when the run has ended,
-  when the guard receives TERM, or when the agent has died.
-* `processes_with_variable` finds processes by an environment variable that is set in every process of a run. It also
+* The function `guard` runs as the parent process of one run, the run's guard. The guard is a child subreaper: a
+  descendant whose parent ends becomes the guard's child. So every process of the run stays a descendant of the guard.
+  The guard ends all of them when the run has ended, when the guard receives TERM, or when the agent has died.
+* `processes_with_variable` finds processes by an environment variable that is set in every process of a run. So it also
   finds the processes of a run whose guard was killed.
 * The supervisor is a subreaper, too, and ends the remaining processes when its agent dies.
 
-This file imports the standard library only, because it is also run as a script without site-packages (`python -I -S`).
-Such a script starts in 15 ms.
+This file imports the standard library only. It is also run as a script, which must start fast: without site-packages
+(`python -I -S`), the script starts in 15 ms.
 """
 
 from __future__ import annotations
@@ -34,13 +35,19 @@ SCRIPT = os.path.abspath(__file__)
 #: Time between TERM and KILL. It keeps promise R7 (docs/promises.md): 5 s after a run has ended, none of its processes
 #: is alive.
 GRACE_S = 3.0
-#: Exit code of `guard` when it has ended the run.
-ENDED = 254
-#: How long to wait for a process after SIGKILL. A process in uninterruptible sleep ends only after the sleep.
+#: Exit code of `guard` when it has ended the run, because it received TERM or the agent has died.
+EXIT_ENDED_BY_GUARD = 254
+#: Maximum wait for processes after SIGKILL. It is limited, because a process in uninterruptible sleep may not end.
 _KILL_WAIT_S = 5.0
 _CHECK_INTERVAL_S = 0.05
-#: Signals that Python or this project ignores; a child process gets their default handling.
+_MAX_SIGNALS_PER_READ = 4096
+#: Signals that Python or this project ignores. In a child process, they get their default handling.
 _RESET_SIGNALS = [signal.SIGPIPE, signal.SIGXFSZ, signal.SIGHUP, signal.SIGUSR1]
+_STDIN_FD = 0
+_EXIT_COMMAND_NOT_STARTED = 127  #: the exit code of shells for a command that cannot be started
+_SIGNAL_EXIT_CODE_BASE = 128  #: for a process that a signal has ended, shells add the signal's number to this
+_OOM_SCORE_ADJUSTMENT = "500"  #: the default is 0; the kernel kills processes with a higher value first
+#: Options of prctl(2).
 _PR_SET_PDEATHSIG = 1
 _PR_SET_DUMPABLE = 4
 _PR_SET_CHILD_SUBREAPER = 36
@@ -52,7 +59,7 @@ def become_subreaper() -> None:
 
 
 def set_undumpable() -> None:
-    """Forbid core dumps, debuggers and reading /proc/<pid>/environ of this process to all users but root.
+    """Forbid core dumps and debuggers for this process, and let only root read its /proc/<pid>/environ.
 
     The process holds secrets, and its child processes (including playbooks that the provider wrote) run as the same
     user. The kernel resets this flag at exec, so child programs are not affected.
@@ -63,116 +70,123 @@ def set_undumpable() -> None:
 
 def descendants(*roots: int) -> set[int]:
     """Return the live descendants of `roots`, without the roots."""
-    return _descendants_of(roots, _parents())
+    return _descendants_of(roots, _parents_by_pid())
 
 
 def processes_with_variable(name: str, value_start: str) -> set[int]:
     """Return processes with an environment variable `name` whose value starts with `value_start`.
 
-    The result includes their descendants, but not this process.
+    The result includes the descendants of these processes, but not this process. If `value_start` ends
+    with NUL, only the value that stands before the NUL matches.
     """
-    entry = f"\0{name}={value_start}".encode()
-    parents = _parents()
-    found = {pid for pid in parents if entry in b"\0" + _read(f"/proc/{pid}/environ")}
-    return (found | _descendants_of(found, parents)) - {os.getpid()}
+    entry_start = f"\0{name}={value_start}".encode()  # NUL separates the entries of /proc/<pid>/environ
+    parents = _parents_by_pid()
+    with_variable = {pid for pid in parents if entry_start in b"\0" + _read(f"/proc/{pid}/environ")}
+    return (with_variable | _descendants_of(with_variable, parents)) - {os.getpid()}
 
 
 def end_processes(find: Callable[[], Iterable[int]], *, grace_s: float = GRACE_S) -> set[int]:
-    """Send TERM to the processes that `find` returns, and KILL after `grace_s`; return all processes found.
+    """Send TERM to the processes that `find` returns, and KILL after `grace_s`; return all these processes.
 
-    `find` is called until it returns no process, because a process may start another one before it ends.
+    A process may start another one before it ends. So `find` is called repeatedly, until it returns no process or
+    _KILL_WAIT_S have passed since the first KILL.
     """
-    started = time.monotonic()
-    found: set[int] = set()
-    while alive := set(find()):
-        waited = time.monotonic() - started
-        if waited > grace_s + _KILL_WAIT_S:
+    started_at = time.monotonic()
+    all_pids: set[int] = set()
+    while live_pids := set(find()):
+        waited_s = time.monotonic() - started_at
+        if waited_s > grace_s + _KILL_WAIT_S:
             break
-        for pid in alive if waited >= grace_s else alive - found:
-            send(pid, signal.SIGKILL if waited >= grace_s else signal.SIGTERM)
-        found |= alive
+        if waited_s >= grace_s:
+            for pid in live_pids:
+                send_signal(pid, signal.SIGKILL)
+        else:
+            for pid in live_pids - all_pids:  # each process gets TERM once
+                send_signal(pid, signal.SIGTERM)
+        all_pids |= live_pids
         time.sleep(_CHECK_INTERVAL_S)
-    return found
+    return all_pids
 
 
-def send(pid: int, signum: int) -> None:
+def send_signal(pid: int, signum: int) -> None:
     """Send a signal. Do nothing when the process has ended or belongs to another user."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.kill(pid, signum)
 
 
-def reap() -> dict[int, int]:
-    """Reap every child that has ended; return wait statuses by process id."""
-    ended: dict[int, int] = {}
+def reap_children() -> dict[int, int]:
+    """Reap every child process that has ended; return their wait statuses, with the process ids as keys."""
+    wait_statuses: dict[int, int] = {}
     while True:
         try:
-            pid, status = os.waitpid(-1, os.WNOHANG)
-        except ChildProcessError:
-            return ended
-        if pid == 0:
-            return ended
-        ended[pid] = status
+            pid, wait_status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:  # this process has no children
+            return wait_statuses
+        if pid == 0:  # no other child has ended
+            return wait_statuses
+        wait_statuses[pid] = wait_status
 
 
-class Wakeups:
+class SignalPipe:
     """Writes each received signal as a byte to a pipe, so that a loop can poll it together with other descriptors."""
 
     def __init__(self, signals: Iterable[int]) -> None:
-        self.reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        self.read_fd, write_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(write_fd, warn_on_full_buffer=False)  # Python writes the byte
         for signum in signals:
-            signal.signal(signum, lambda *_: None)
+            signal.signal(signum, lambda *_: None)  # without a handler, Python would write no byte
 
     def read(self) -> bytes:
         """Return the numbers of the signals received since the last call."""
         try:
-            return os.read(self.reader, 4096)
-        except BlockingIOError:
+            return os.read(self.read_fd, _MAX_SIGNALS_PER_READ)
+        except BlockingIOError:  # no signal was received
             return b""
 
 
 def guard(command: list[str]) -> int:
-    """Run `command` until it ends, standard input closes, or TERM is received; then end all its processes.
+    """Run `command` until it ends, standard input closes, or TERM is received. Then end all processes of the command.
 
     Standard input is a pipe from the agent, so it closes even when the agent is killed.
-    Returns the command's exit code (128 + n for signal n), or ENDED.
+    Returns the command's exit code (128 + n for signal n), or EXIT_ENDED_BY_GUARD.
     """
-    _leave_group()
+    _start_session()
     become_subreaper()
     prefer_this_process_for_oom_kill()
-    wakeups = Wakeups([signal.SIGCHLD, signal.SIGTERM])
+    signal_pipe = SignalPipe([signal.SIGCHLD, signal.SIGTERM])
     try:
         child = spawn(command, os.environ)
-    except OSError as exc:
-        sys.stdout.write(f"{command[0]}: {exc.strerror}\n")
-        return 127
-    code = wait_for_child(child, wakeups)
+    except OSError as error:
+        sys.stdout.write(f"{command[0]}: {error.strerror}\n")
+        return _EXIT_COMMAND_NOT_STARTED
+    code = wait_for_child(child, signal_pipe)
     end_processes(lambda: descendants(os.getpid()))
-    return ENDED if code is None else code
+    return EXIT_ENDED_BY_GUARD if code is None else code
 
 
-def wait_for_child(child: int, wakeups: Wakeups, *, parent_fd: int = 0) -> int | None:
+def wait_for_child(child: int, signal_pipe: SignalPipe, *, parent_fd: int = _STDIN_FD) -> int | None:
     """Wait for a child's end and return its exit code; None when TERM was received or the parent closed its pipe.
 
-    `wakeups` must include CHLD and TERM. `parent_fd` is this process's end of a pipe from the parent. The parent writes
-    nothing to the pipe, so `parent_fd` becomes readable only when the parent closes its end.
+    `signal_pipe` must include CHLD and TERM. `parent_fd` is this process's end of a pipe from the parent. The parent
+    writes nothing to the pipe, so `parent_fd` becomes readable only when the parent closes its end.
     """
     poll = select.poll()
-    poll.register(wakeups.reader, select.POLLIN)
+    poll.register(signal_pipe.read_fd, select.POLLIN)
     poll.register(parent_fd, select.POLLIN)
     while True:
-        closed = any(fd == parent_fd for fd, _ in poll.poll())
-        ended = reap()  # reaped before TERM is checked: a run that has already ended returns its own exit code
-        if child in ended:
-            return exit_code(ended[child])
-        if closed or signal.SIGTERM in wakeups.read():
+        has_parent_closed_pipe = any(fd == parent_fd for fd, _events in poll.poll())
+        # Children are reaped before TERM is checked, so that a child that has already ended returns its own exit code.
+        wait_statuses = reap_children()
+        if child in wait_statuses:
+            return exit_code(wait_statuses[child])
+        if has_parent_closed_pipe or signal.SIGTERM in signal_pipe.read():
             return None
 
 
 def prefer_this_process_for_oom_kill() -> None:
-    """Make the kernel's OOM killer prefer this process (a run) to the agent."""
+    """Make the kernel kill this process, which belongs to a run, before the agent when memory is short."""
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
-        file.write("500")
+        file.write(_OOM_SCORE_ADJUSTMENT)
 
 
 def spawn(command: list[str], env: Mapping[str, str]) -> int:
@@ -187,47 +201,51 @@ def spawn(command: list[str], env: Mapping[str, str]) -> int:
     )
 
 
-def exec_tied_to(parent: int, command: list[str]) -> NoReturn:
-    """Replace this process by `command`, in a session of its own; the kernel kills it when `parent` dies."""
-    _leave_group()
+def exec_killed_with_parent(parent: int, command: list[str]) -> NoReturn:
+    """Replace this process by `command`, in a session of its own. The kernel kills it when `parent` dies."""
+    _start_session()
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # the parent has died before prctl was called
         sys.exit(1)
-    for signum in (signal.SIGHUP, signal.SIGUSR1):  # by default, they kill a process without a handler for them
+    for signum in (signal.SIGHUP, signal.SIGUSR1):  # they would kill the command before it has set its handlers
         signal.signal(signum, signal.SIG_IGN)
     os.execvp(command[0], command)  # noqa: S606  on purpose: no shell between the supervisor and its agent
 
 
-def guard_command() -> list[str]:
+def guard_prefix() -> list[str]:
     """Return a command prefix. The command that is appended to the prefix runs under `guard`."""
     return [sys.executable, "-I", "-S", SCRIPT, "guard"]
 
 
-def command_tied_to(parent: int) -> list[str]:
+def killed_with_parent_prefix(parent: int) -> list[str]:
     """Return a command prefix. The kernel kills the command that is appended to the prefix when `parent` dies."""
-    return [sys.executable, "-I", "-S", SCRIPT, "tie", str(parent)]
+    return [sys.executable, "-I", "-S", SCRIPT, "killed-with-parent", str(parent)]
 
 
-def exit_code(status: int) -> int:
+def exit_code(wait_status: int) -> int:
     """Convert a wait status to an exit code as shells do: 128 + n for signal n."""
-    code = os.waitstatus_to_exitcode(status)
-    return code if code >= 0 else 128 - code
+    code = os.waitstatus_to_exitcode(wait_status)  # -n for signal n
+    return code if code >= 0 else _SIGNAL_EXIT_CODE_BASE - code
 
 
-def _parents() -> dict[int, int]:
-    """Return the parent of every live process. Zombies do not count."""
+def _parents_by_pid() -> dict[int, int]:
+    """Return the parent of every live process, except zombies."""
     parents: dict[int, int] = {}
     for name in os.listdir("/proc"):
         if name.isdigit():
-            state, ppid = _stat(name)
-            if state not in (b"Z", b"X", b""):
+            state, ppid = _state_and_parent(name)
+            if state not in (b"Z", b"X", b""):  # zombie, dead, or no stat file any more
                 parents[int(name)] = int(ppid)
     return parents
 
 
-def _stat(name: str) -> tuple[bytes, bytes]:
-    # pid (name) state ppid …; the name may contain spaces and brackets
-    fields = _read(f"/proc/{name}/stat").rpartition(b")")[2].split()
+def _state_and_parent(pid: str) -> tuple[bytes, bytes]:
+    """Return the state and the parent's id of a process; both are empty when the process has ended.
+
+    The file's format is `pid (name) state ppid …`. The name may contain spaces and brackets, so the file is split after
+    the last bracket.
+    """
+    fields = _read(f"/proc/{pid}/stat").rpartition(b")")[2].split()
     return (fields[0], fields[1]) if len(fields) > 1 else (b"", b"")
 
 
@@ -236,13 +254,13 @@ def _descendants_of(roots: Iterable[int], parents: dict[int, int]) -> set[int]:
     children: dict[int, list[int]] = {}
     for pid, parent in parents.items():
         children.setdefault(parent, []).append(pid)
-    found: set[int] = set()
-    queue = list(roots)
-    while queue:
-        new = [pid for pid in children.get(queue.pop(), ()) if pid not in found]
-        found.update(new)
-        queue.extend(new)
-    return found
+    all_descendants: set[int] = set()
+    unvisited = list(roots)
+    while unvisited:
+        new_pids = [pid for pid in children.get(unvisited.pop(), ()) if pid not in all_descendants]
+        all_descendants.update(new_pids)
+        unvisited.extend(new_pids)
+    return all_descendants
 
 
 def _read(path: str) -> bytes:
@@ -254,8 +272,9 @@ def _read(path: str) -> bytes:
         return b""
 
 
-def _leave_group() -> None:
-    with contextlib.suppress(PermissionError):  # this process leads a session already
+def _start_session() -> None:
+    """Make this process the leader of a new session, outside the process group of its parent."""
+    with contextlib.suppress(PermissionError):  # raised when this process already leads a process group
         os.setsid()
 
 
@@ -270,4 +289,4 @@ def _prctl(option: int, value: int) -> None:
 if __name__ == "__main__":
     if sys.argv[1] == "guard":
         sys.exit(guard(sys.argv[2:]))
-    exec_tied_to(int(sys.argv[2]), sys.argv[3:])
+    exec_killed_with_parent(int(sys.argv[2]), sys.argv[3:])  # the first argument is "killed-with-parent"

@@ -1,6 +1,6 @@
 """Reports this process's state to the service manager (systemd, podman) through the socket that NOTIFY_SOCKET names.
 
-This module does nothing without NOTIFY_SOCKET, and uses the standard library only. A datagram that cannot be sent at
+This module does nothing without NOTIFY_SOCKET, and uses the standard library only. A message that cannot be sent at
 once is dropped.
 Source: sd_notify(3), sd_watchdog_enabled(3).
 """
@@ -14,50 +14,49 @@ import socket
 import time
 from collections.abc import Mapping
 
-#: These variables are removed from the environment after reading, so that child processes cannot send messages.
+#: This module removes these variables from the environment, so that child processes cannot send messages.
 VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 READY = "READY=1"
 STOPPING = "STOPPING=1"
 WATCHDOG = "WATCHDOG=1"
 STATUS = "STATUS="
-#: Number of pings per watchdog timeout, so that two may be late or lost.
+#: Number of pings per watchdog timeout. So the timeout does not expire even when two pings in a row are lost.
 PINGS_PER_TIMEOUT = 3
 MAX_STATUS_CHARS = 200
 
 
 class Notifier:
-    """An sd_notify client. Sends a state only when it changes, but repeats pings."""
+    """An sd_notify client. Sends the status only when it changes, but repeats pings."""
 
     def __init__(self, environ: Mapping[str, str]) -> None:
-        path = environ.get("NOTIFY_SOCKET", "")
-        # The name of an abstract socket starts with NUL, which the variable writes as @.
-        self._address = f"\0{path[1:]}" if path.startswith("@") else path if path.startswith("/") else ""
-        self._ping_s = _watchdog_s(environ) / PINGS_PER_TIMEOUT
+        self._address = _socket_address(environ.get("NOTIFY_SOCKET", ""))
+        self._ping_interval_s = _watchdog_timeout_s(environ) / PINGS_PER_TIMEOUT  #: 0 when there is no watchdog
         self._pinged_at = float("-inf")
         self._is_ready = False
         self._status = ""
 
-    def ready(self) -> None:
+    def send_ready(self) -> None:
         """Send READY at the first call."""
         if not self._is_ready:
             self._is_ready = True
             self._send(READY)
 
-    def status(self, text: str) -> None:
+    def send_status(self, text: str) -> None:
         """Send the status line if it has changed."""
-        line = "".join(char if char.isprintable() else " " for char in text)[:MAX_STATUS_CHARS]
+        printable = "".join(char if char.isprintable() else " " for char in text)
+        line = printable[:MAX_STATUS_CHARS]
         if line != self._status:
             self._status = line
             self._send(STATUS + line)
 
-    def ping(self) -> None:
-        """Send WATCHDOG, at most as often as the watchdog needs it. Call this as long as the process makes progress."""
+    def send_ping(self) -> None:
+        """Send WATCHDOG if the ping interval has passed. Call this as long as the process makes progress."""
         now = time.monotonic()
-        if self._ping_s > 0 and now - self._pinged_at >= self._ping_s:
+        if self._ping_interval_s > 0 and now - self._pinged_at >= self._ping_interval_s:
             self._pinged_at = now
             self._send(WATCHDOG)
 
-    def stopping(self) -> None:
+    def send_stopping(self) -> None:
         """Send STOPPING."""
         self._send(STOPPING)
 
@@ -70,12 +69,22 @@ class Notifier:
 
 @functools.cache
 def notifier() -> Notifier:
-    """Return the notifier of this process and remove its variables from the environment."""
+    """Return the notifier of this process. The first call removes VARIABLES from the environment."""
     return Notifier({name: os.environ.pop(name) for name in VARIABLES if name in os.environ})
 
 
-def _watchdog_s(environ: Mapping[str, str]) -> float:
-    """Return the watchdog timeout; 0 when there is none, or when it applies to another process."""
+def _socket_address(notify_socket: str) -> str:
+    """Return the address of the socket in NOTIFY_SOCKET; '' when the value is not an address.
+
+    The name of an abstract socket starts with NUL, which the variable writes as @.
+    """
+    if notify_socket.startswith("@"):
+        return f"\0{notify_socket[1:]}"
+    return notify_socket if notify_socket.startswith("/") else ""
+
+
+def _watchdog_timeout_s(environ: Mapping[str, str]) -> float:
+    """Return the watchdog timeout; 0 when there is no watchdog, or when it applies to another process."""
     microseconds, pid = environ.get("WATCHDOG_USEC", ""), environ.get("WATCHDOG_PID", "")
     if not microseconds.isdecimal() or pid not in ("", str(os.getpid())):
         return 0.0

@@ -1,7 +1,7 @@
-"""Reads VMs, nodes, storages and privileges from Proxmox, for the processing of jobs, metrics and preflight checks.
+"""Reads VMs, nodes, storages and privileges from Proxmox.
 
-This module never changes anything: playbooks make every change. A VM that is missing from a list may still exist,
-because Proxmox lists only the VMs that the token may see. `may_see_all_vms` returns whether a list is complete.
+This module never changes anything, because playbooks make every change. A VM that is missing from a list may still
+exist: Proxmox lists only the VMs that the token may see. `may_see_all_vms` returns whether a list is complete.
 """
 
 from __future__ import annotations
@@ -27,18 +27,20 @@ from executor.proxmox.rows import (
 )
 from executor.settings.types import MAX_VMID, MIN_VMID
 
+#: Matches the name of a storage. A name that matches is safe in a URL's path.
 STORAGE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,99}")
+#: Matches the name of a node. A name that matches is safe in a URL's path.
 NODE_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,62})")
 #: The tag of every VM that the agent manages.
-TAG = "smith"
-#: The marker is a line in the description of a VM. It has the id of the service that the VM belongs to.
+SMITH_TAG = "smith"
+#: Matches a marker: a line in the description of a VM, with the id of the service that the VM belongs to.
 MARKER_LINE = re.compile(r"^smith-uid=([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})\s*?$", re.MULTILINE | re.IGNORECASE)
 
 
 class ProxmoxReader:
     """Reads from Proxmox. It is thread-safe, because each thread has its own connection.
 
-    Every failed request raises a JobError. `error_rules.py` determines its code.
+    Every failed request raises a JobError. `error_rules.py` determines the error code.
     """
 
     def __init__(
@@ -46,10 +48,10 @@ class ProxmoxReader:
         connection: ProxmoxConnection,
         timeout_s: float = 10,
         *,
-        reload: Callable[[], ProxmoxConnection]
-        | None = None,  # returns the present credentials; called after a 401 or 403
+        reload_connection: Callable[[], ProxmoxConnection] | None = None,
     ) -> None:
-        self._session = ProxmoxSession(connection, timeout_s, reload)
+        """Store the connection. After a 401 or 403, `reload_connection` is called to get the present credentials."""
+        self._session = ProxmoxSession(connection, timeout_s, reload_connection)
 
     @property
     def connection(self) -> ProxmoxConnection:
@@ -75,47 +77,48 @@ class ProxmoxReader:
     def storages(self) -> list[StorageRow]:
         """List the storages that the token may see, with one row for each node of a storage.
 
-        To see a storage, the token needs Datastore.Audit or one of the allocate privileges on it.
+        The token sees a storage if it has Datastore.Audit or one of the allocate privileges on this storage.
         """
         return storage_rows(self._session.get("/cluster/resources", type="storage"))
 
     def volumes(self, node: str, storage: str, content: str) -> frozenset[str]:
         """List the volumes on a node's storage that the token may see. `content` is iso, vztmpl or backup."""
-        path = f"/nodes/{_valid_node(node)}/storage/{_valid_storage(storage)}/content"
+        path = f"/nodes/{_require_valid_node(node)}/storage/{_require_valid_storage(storage)}/content"
         return frozenset(as_text(row.get("volid")) for row in as_objects(self._session.get(path, content=content)))
 
     def bridges(self, node: str) -> frozenset[str]:
-        """List those bridges and virtual networks (SDN) of a node that the token may see."""
-        data = self._session.get(f"/nodes/{_valid_node(node)}/network", type="any_bridge")
+        """List the bridges and virtual networks (SDN) of a node that the token may see."""
+        data = self._session.get(f"/nodes/{_require_valid_node(node)}/network", type="any_bridge")
         return frozenset(as_text(row.get("iface")) for row in as_objects(data))
 
     def nodes_in_maintenance(self) -> frozenset[str]:
         """List the nodes that the HA manager has put into maintenance mode. The token needs Sys.Audit on `/`."""
         data = as_object(self._session.get("/cluster/ha/status/manager_status"))
-        manager = data.get("manager_status", data)
-        states = manager.get("node_status") if isinstance(manager, dict) else None
-        return frozenset(node for node, state in states.items() if state == "maintenance") if states else frozenset()
+        manager_status = data.get("manager_status", data)  # if the outer object is missing, `data` is the status itself
+        node_states = manager_status.get("node_status") if isinstance(manager_status, dict) else None
+        return frozenset(node for node, state in (node_states or {}).items() if state == "maintenance")
 
     def vm_config(self, node: str, vmid: int, *, kind: str = "qemu") -> dict[str, Any]:
         """Read the configuration of a VM or container from its node. Pending changes are included.
 
-        A JobError VM_NOT_FOUND means that the VM is not on this node, or that the token lacks VM.Audit. This does not
-        prove that the VM no longer exists.
+        Raises JobError VM_NOT_FOUND if the VM is not on this node, or if the token lacks VM.Audit. In both cases the VM
+        may exist.
         """
         if kind not in tuple(GuestKind):
             raise JobError(ErrorCode.INVALID_REQUEST, "the kind of guest is not qemu or lxc")
-        return as_object(self._session.get(f"/nodes/{_valid_node(node)}/{kind}/{_valid_vmid(vmid)}/config"))
+        path = f"/nodes/{_require_valid_node(node)}/{kind}/{_require_valid_vmid(vmid)}/config"
+        return as_object(self._session.get(path))
 
     def is_vmid_free(self, vmid: int) -> bool:
-        """Return whether no guest of the cluster has this VMID. This includes guests that the token may not see."""
-        _valid_vmid(vmid)  # Proxmox answers 400 to a VMID that is in use, and also to an invalid one
-        return not self._session.is_bad_request("/cluster/nextid", vmid=vmid)
+        """Return whether the VMID is free in the whole cluster. Guests that the token may not see count, too."""
+        _require_valid_vmid(vmid)  # Proxmox answers 400 to a VMID that is in use, and also to an invalid one
+        return not self._session.is_refused_as_bad_request("/cluster/nextid", vmid=vmid)
 
     def is_quorate(self) -> bool:
-        """Return whether the cluster has quorum. A single node without a cluster always has quorum.
+        """Return whether the cluster has quorum. A node without a cluster always has quorum.
 
-        If the token lacks Sys.Audit on `/`, it may not read the state of the cluster. Then this method returns whether
-        more than half of the nodes are online.
+        Only a token with Sys.Audit on `/` may read the state of the cluster. For any other token, this method returns
+        whether more than half of the nodes are online.
         """
         try:
             data = self._session.get("/cluster/status")
@@ -123,53 +126,55 @@ class ProxmoxReader:
             if error.code is not ErrorCode.PVE_PERMISSION:
                 raise
             nodes = self.nodes()
-            return 2 * sum(node.is_online for node in nodes) > len(nodes)
+            online_count = sum(node.is_online for node in nodes)
+            return online_count > len(nodes) / 2
         clusters = [row for row in as_objects(data) if row.get("type") == "cluster"]
         return all(as_float(row.get("quorate")) for row in clusters)
 
     def may_see_all_vms(self) -> bool:
-        """Return whether the token may see every VM: it has VM.Audit on `/vms`.
+        """Return whether the token may see every VM, which means that it has VM.Audit on `/vms`.
 
-        Only if it may, a VM that is missing from the list does not exist.
+        If it may not, a VM that is missing from the list may still exist.
         """
         return "VM.Audit" in self.permissions("/vms")
 
     def find_by_marker(self, rows: Iterable[VmRow], service_id: str, *, name_suffix: str) -> VmRow | None:
         """Return the VM among `rows` whose description has the marker of the service; None if no VM has this marker.
 
-        `name_suffix` has the first digits of the service's id. The agent gives each VM a name that ends with them, so
-        this method reads only the configurations of VMs with such a name. Raises JobError VM_IDENTITY_MISMATCH if more
-        than one VM has the marker, because an operator must then decide which one belongs to the service.
+        `name_suffix` contains the first digits of the service's id. The agent gives each VM a name with such a suffix,
+        so only the configurations of VMs whose name ends with `name_suffix` are read. Raises JobError
+        VM_IDENTITY_MISMATCH if several VMs have the marker. Then an operator must decide which one is the service's VM.
         """
-        found = [row for row in rows if self._may_have_marker(row, name_suffix) and self._is_marked(row, service_id)]
-        if len(found) > 1:
-            vmids = ", ".join(str(row.vmid) for row in found)
+        candidates = [row for row in rows if self._is_candidate(row, name_suffix)]
+        marked_vms = [row for row in candidates if self._is_marked(row, service_id)]
+        if len(marked_vms) > 1:
+            vmids = ", ".join(str(row.vmid) for row in marked_vms)
             raise JobError(ErrorCode.VM_IDENTITY_MISMATCH, f"more than one VM has the service's marker: {vmids}")
-        return found[0] if found else None
+        return marked_vms[0] if marked_vms else None
 
     def find_partial_clone(self, rows: Iterable[VmRow], name: str, vmids: range) -> VmRow | None:
         """Return the VM among `rows` that is a partial clone; None if there is none.
 
-        A VM is a partial clone if it has no marker and is the only VM with this name and with one of these VMIDs. A
-        clone has its name from the beginning. Until it is configured, it has the description of its template, which
-        has no marker. A container is created with its marker, so this method never returns a container.
+        A VM is a partial clone if it is the only VM that has this name and one of these VMIDs, and if it has no marker.
+        Proxmox gives a clone its name at once. The clone keeps the description of its template, which has no marker,
+        until it is configured. A container is never returned, because it is created with its marker.
         """
-        clones = [row for row in rows if row.kind == GuestKind.QEMU and row.name == name and row.vmid in vmids]
-        found = [row for row in clones if self._may_have_marker(row, name)]
-        return found[0] if len(found) == 1 and not self._markers_on(found[0]) else None
+        vms = [row for row in rows if row.kind == GuestKind.QEMU and row.name == name and row.vmid in vmids]
+        clones = [row for row in vms if not row.is_template]
+        return clones[0] if len(clones) == 1 and not self._read_markers(clones[0]) else None
 
-    def _markers_on(self, row: VmRow) -> list[str]:
-        return MARKER_LINE.findall(as_text(self._config_of(row).get("description")))
+    def _read_markers(self, row: VmRow) -> list[str]:
+        return MARKER_LINE.findall(as_text(self._read_config(row).get("description")))
 
     @staticmethod
-    def _may_have_marker(row: VmRow, name_suffix: str) -> bool:
-        """Return whether the row's name and type allow a marker; if not, its configuration need not be read."""
+    def _is_candidate(row: VmRow, name_suffix: str) -> bool:
+        """Return whether a VM may have the marker, according to its row in the list. Templates have no marker."""
         return not row.is_template and row.name.endswith(name_suffix)
 
     def _is_marked(self, row: VmRow, service_id: str) -> bool:
-        return self.marker_of(self._config_of(row)) == service_id.lower()
+        return self.marked_service_id(self._read_config(row)) == service_id.lower()
 
-    def _config_of(self, row: VmRow) -> dict[str, Any]:
+    def _read_config(self, row: VmRow) -> dict[str, Any]:
         """Read the configuration of a listed VM. Raises JobError PVE_CONFLICT if the VM is not on its node any more."""
         try:
             return self.vm_config(row.node, row.vmid, kind=row.kind)
@@ -177,44 +182,47 @@ class ProxmoxReader:
             if error.code is not ErrorCode.VM_NOT_FOUND:
                 raise
             # The VM was moved or removed after the list was read, so it is unknown whether it has the marker. The job
-            # is retried with a new list. If this VM were ignored, the job could create a second VM for the service.
+            # must be retried with a new list: if it ignored this VM, it could create a second VM for the service.
             raise JobError(ErrorCode.PVE_CONFLICT, f"VM {row.vmid} was moved or removed during the search") from error
 
     def permissions(self, path: str) -> frozenset[str]:
-        """Return the privileges that the token has on a path, such as `/vms/100`. The request needs no privilege."""
-        # The keys are the privileges. The values only show whether a privilege also applies to the paths below.
+        """Return the token's privileges on a path, such as `/vms/100`. The request needs no privilege."""
+        # The keys are the privileges. The values only say whether a privilege also applies to the paths below this one.
         granted = as_object(self._session.get("/access/permissions", path=path)).get(path)
         return frozenset(granted) if isinstance(granted, dict) else frozenset()
 
     def roles(self) -> dict[str, frozenset[str]]:
         """Return the privileges of each role. The request needs no privilege."""
         data = self._session.get("/access/roles")
+        roles: dict[str, frozenset[str]] = {}
         rows = as_objects(data) if isinstance(data, list) else []
-        return {str(row.get("roleid")): frozenset(str(row.get("privs") or "").split(",")) for row in rows}
+        for row in rows:
+            roles[str(row.get("roleid"))] = frozenset(str(row.get("privs") or "").split(","))
+        return roles
 
     @staticmethod
-    def marker_of(config: dict[str, Any]) -> str:
-        """Return the service's id from the marker in a VM's configuration.
+    def marked_service_id(config: dict[str, Any]) -> str:
+        """Return the id of the service whose marker is in a VM's configuration.
 
-        Returns '' if the description has no marker, or markers of several services.
+        Return '' if the description has no marker, or markers of several services.
         """
-        service_ids = {uid.lower() for uid in MARKER_LINE.findall(as_text(config.get("description")))}
+        service_ids = {service_id.lower() for service_id in MARKER_LINE.findall(as_text(config.get("description")))}
         return service_ids.pop() if len(service_ids) == 1 else ""
 
 
-def _valid_node(node: str) -> str:
+def _require_valid_node(node: str) -> str:
     if not NODE_NAME.fullmatch(node):
         raise JobError(ErrorCode.INVALID_REQUEST, "invalid name of a node")
     return node
 
 
-def _valid_storage(storage: str) -> str:
+def _require_valid_storage(storage: str) -> str:
     if not STORAGE_NAME.fullmatch(storage):
         raise JobError(ErrorCode.INVALID_REQUEST, "invalid name of a storage")
     return storage
 
 
-def _valid_vmid(vmid: int) -> int:
+def _require_valid_vmid(vmid: int) -> int:
     if not MIN_VMID <= vmid <= MAX_VMID:
         raise JobError(ErrorCode.INVALID_REQUEST, f"{vmid} is not a VMID")
     return vmid

@@ -15,31 +15,37 @@ from proxmoxer import AuthenticationError, ProxmoxAPI, ResourceException
 from urllib3.util.retry import Retry
 
 from executor.errors import ErrorCode, JobError
-from executor.proxmox.error_rules import classify
+from executor.proxmox.error_rules import classify_failure
 from executor.redaction import redactor
 from executor.settings.settings import Settings
 
 DEFAULT_PORT = 8006
 CONNECT_TIMEOUT_S = 5.0
+#: Maximum length of an error text, in characters.
 MAX_ERROR_TEXT = 400
 
-#: The exceptions that a failed request raises. Those of the library requests are OSErrors.
-_CALL_FAILED = (ResourceException, AuthenticationError, OSError, urllib3.exceptions.HTTPError)
-#: The exceptions that proxmoxer raises when it cannot read an unexpected answer.
-_ANSWER_UNREADABLE = (KeyError, TypeError, AttributeError, ValueError, RecursionError)
+#: The exceptions that a failed request raises. The exceptions of the library requests are subclasses of OSError.
+_REQUEST_ERRORS = (ResourceException, AuthenticationError, OSError, urllib3.exceptions.HTTPError)
+#: The exceptions that proxmoxer raises if it cannot read an unexpected answer.
+_ANSWER_ERRORS = (KeyError, TypeError, AttributeError, ValueError, RecursionError)
+#: Matches a Python object with its memory address, such as `<urllib3.connection.HTTPSConnection object at 0x7f3a>: `.
+_OBJECT_WITH_ADDRESS = re.compile(r"<[^<>]* object at 0x[0-9a-f]+>:? ?")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProxmoxConnection:
-    """The address of Proxmox and the agent's credentials. A token is preferred: a password needs a login per thread."""
+    """The address of Proxmox and the agent's credentials, which are a token or a password.
+
+    A token is better, because with a password each thread must log in.
+    """
 
     host: str
     port: int = DEFAULT_PORT
     user: str
-    token_id: str = ""  #: the token's name without the user: `agent`, not `smith@pve!agent`
+    token_id: str = ""  #: the token's name without the user, such as `agent` for `smith@pve!agent`
     token_secret: str = field(default="", repr=False)
     password: str = field(default="", repr=False)
-    verify: bool | Path = True  #: whether the certificate is verified; a path names the file with the cluster's CA
+    verify: bool | Path = True  #: whether the certificate is verified, or the path of the file with the cluster's CA
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Self:
@@ -61,84 +67,83 @@ class ProxmoxConnection:
 class ProxmoxSession:
     """Sends GET requests to Proxmox. It is thread-safe, because each thread has its own TCP connection.
 
-    `reload` returns the present credentials. It is called after Proxmox has refused a request with 401 or 403.
+    `reload_connection` returns the present credentials. It is called after Proxmox has answered 401 or 403.
     """
 
     def __init__(
-        self, connection: ProxmoxConnection, timeout_s: float, reload: Callable[[], ProxmoxConnection] | None
+        self, connection: ProxmoxConnection, timeout_s: float, reload_connection: Callable[[], ProxmoxConnection] | None
     ) -> None:
         self.connection = connection
-        self._reload = reload
-        self._timeout_s = (min(CONNECT_TIMEOUT_S, timeout_s), timeout_s)  # of connecting, and of reading
+        self._reload_connection = reload_connection
+        self._timeout_s = (min(CONNECT_TIMEOUT_S, timeout_s), timeout_s)  # the connect timeout and the read timeout
         self._local = threading.local()
 
     def get(self, path: str, /, **query: Any) -> Any:
         """Send a GET request and return the data of the answer. Every failure raises a JobError."""
         try:
-            return self._call(path, **query)
-        except _CALL_FAILED + _ANSWER_UNREADABLE as exc:
+            return self._get_with_repeat(path, **query)
+        except _REQUEST_ERRORS + _ANSWER_ERRORS as exc:
             _raise_job_error(exc)
 
-    def is_bad_request(self, path: str, /, **query: Any) -> bool:
+    def is_refused_as_bad_request(self, path: str, /, **query: Any) -> bool:
         """Send a GET request. Return True for HTTP 400, False for a success. Every other failure raises a JobError."""
         try:
-            self._call(path, **query)
+            self._get_with_repeat(path, **query)
         except ResourceException as exc:
             if exc.status_code == 400:
                 return True
             _raise_job_error(exc)
-        except _CALL_FAILED + _ANSWER_UNREADABLE as exc:
+        except _REQUEST_ERRORS + _ANSWER_ERRORS as exc:
             _raise_job_error(exc)
         return False
 
-    def _call(self, path: str, /, **query: Any) -> Any:
-        """Send a GET request. Repeat it once if Proxmox refuses the secret or the ticket, and a new one can be used.
+    def _get_with_repeat(self, path: str, /, **query: Any) -> Any:
+        """Send a GET request. Send it again if Proxmox refuses it and `reload_connection` returns new credentials.
 
-        The new secret comes from `reload`. A ticket is the result of a login with a password. It expires after some
-        time, and then this method logs in again.
+        After a login with a password, proxmoxer sends a ticket with each request. If the ticket may have expired, this
+        method logs in again and repeats the request.
         """
-        was_logged_in = self._has_api()
+        had_api_before = self._has_api()
         used_connection = self.connection
         try:
-            return _get(self._api(), path, query)
+            return _get_once(self._api(), path, query)
         except (AuthenticationError, ResourceException) as exc:
-            status = getattr(exc, "status_code", 401)
-            has_new_secret = status in (401, 403) and self._reload_connection(used_connection)
-            is_expired_ticket = was_logged_in and not used_connection.token_secret and status == 401
-            if not has_new_secret and not is_expired_ticket:
+            status = getattr(exc, "status_code", 401)  # an AuthenticationError has no status
+            are_credentials_refused = status in (401, 403)
+            if are_credentials_refused and self._reload_connection is not None:
+                self.connection = self._reload_connection()
+            has_new_credentials = are_credentials_refused and self.connection is not used_connection
+            may_have_expired_ticket = had_api_before and not used_connection.token_secret and status == 401
+            if not has_new_credentials and not may_have_expired_ticket:
                 raise
-        self._local.api = None
-        return _get(self._api(), path, query)
-
-    def _reload_connection(self, used_connection: ProxmoxConnection) -> bool:
-        """Reload the credentials. Return whether they differ from `used_connection`, which Proxmox has refused."""
-        if self._reload is not None:
-            self.connection = self._reload()
-        return self.connection is not used_connection
+        self._local.api = None  # `_api` then creates a new object, with the new credentials or a new ticket
+        return _get_once(self._api(), path, query)
 
     def _has_api(self) -> bool:
-        """Return whether this thread has an API object, made by this process and with the present credentials."""
-        made_for = getattr(self._local, "pid", None), getattr(self._local, "connection", None)
-        return made_for == (os.getpid(), self.connection) and self._local.api is not None
+        """Return whether this thread has an API object that this process created with the present credentials."""
+        is_from_this_process = getattr(self._local, "pid", None) == os.getpid()
+        has_present_credentials = getattr(self._local, "connection", None) == self.connection
+        return is_from_this_process and has_present_credentials and self._local.api is not None
 
     def _api(self) -> ProxmoxAPI:
-        """Return this thread's API object, which holds its TCP connection. Make it if there is none.
+        """Return the API object of this thread, which keeps a TCP connection open. Create the object if there is none.
 
-        A forked child process makes its own object, because two processes must never share a socket.
+        A forked child process creates its own object, because two processes must never share a socket.
         """
         if not self._has_api():
             connection = self.connection
             self._local.api = _connect(connection, self._timeout_s)
-            self._local.pid, self._local.connection = os.getpid(), connection
+            self._local.pid = os.getpid()
+            self._local.connection = connection
         return self._local.api
 
 
 def _connect(connection: ProxmoxConnection, timeout_s: tuple[float, float]) -> ProxmoxAPI:
-    """Return a new API object. With a password, this sends a login request. With a token, it sends nothing."""
+    """Return a new API object. With a password, this function logs in. With a token, it sends no request."""
     if connection.token_secret:
-        login = {"token_name": connection.token_id, "token_value": connection.token_secret}
+        credentials = {"token_name": connection.token_id, "token_value": connection.token_secret}
     else:
-        login = {"password": connection.password}
+        credentials = {"password": connection.password}
     verify = connection.verify if isinstance(connection.verify, bool) else str(connection.verify)
     if verify is False:  # the agent warns once, at its start; urllib3 would warn at each request
         urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
@@ -148,18 +153,19 @@ def _connect(connection: ProxmoxConnection, timeout_s: tuple[float, float]) -> P
         user=connection.user,
         verify_ssl=verify,
         timeout=timeout_s,
-        **login,
+        **credentials,
     )
     session = api._store["session"]
     session.max_redirects = 0  # Proxmox never redirects, and a redirect must not send the token to another server
+    # A request is sent once more only if no connection was made.
     session.get_adapter("https://").max_retries = Retry(total=1, connect=1, read=0, redirect=0, status=0, other=0)
     return api
 
 
-def _get(api: ProxmoxAPI, path: str, query: dict[str, Any]) -> Any:
+def _get_once(api: ProxmoxAPI, path: str, query: dict[str, Any]) -> Any:
     """Send a GET request and return the data of the answer. Raises ValueError if the answer is not JSON.
 
-    For such an answer, proxmoxer itself returns a dict with `errors`.
+    If the answer is not JSON, proxmoxer returns a dict whose member `errors` is the answer as bytes.
     """
     answer = api(path.strip("/")).get(**query)
     if isinstance(answer, dict) and isinstance(answer.get("errors"), bytes):
@@ -168,16 +174,17 @@ def _get(api: ProxmoxAPI, path: str, query: dict[str, Any]) -> Any:
 
 
 def _raise_job_error(exc: Exception) -> NoReturn:
-    """Raise the JobError for a failed request."""
-    if isinstance(exc, _CALL_FAILED):
-        failure = classify(_failure_text(exc))
-        remedy = _remedy(failure.text) if failure.code == ErrorCode.PVE_TLS else ""
-        raise JobError(failure.code, redactor.redact(failure.text)[:MAX_ERROR_TEXT] + remedy) from exc
+    """Raise the JobError for the exception of a failed request."""
+    if isinstance(exc, _REQUEST_ERRORS):
+        failure = classify_failure(_failure_text(exc))
+        remedy = _certificate_remedy(failure.text) if failure.code == ErrorCode.PVE_TLS else ""
+        reason = redactor.redact(failure.text)[:MAX_ERROR_TEXT]
+        raise JobError(failure.code, reason + remedy) from exc
     raise JobError(ErrorCode.PVE_API_ERROR, f"Proxmox's answer cannot be read ({type(exc).__name__})") from exc
 
 
-def _remedy(text: str) -> str:
-    """Return a sentence that says what an operator must do about a certificate that could not be verified."""
+def _certificate_remedy(text: str) -> str:
+    """Return what an operator must do about a certificate that could not be verified."""
     if "expired" in text or "not yet valid" in text:
         return ". Renew Proxmox's certificate; if it is still valid, one of the clocks is wrong"
     if "mismatch" in text or "doesn't match" in text:
@@ -186,5 +193,6 @@ def _remedy(text: str) -> str:
 
 
 def _failure_text(exc: BaseException) -> str:
-    """Return the text of an exception, without the memory addresses of Python objects, which differ each time."""
-    return re.sub(r"<[^<>]* object at 0x[0-9a-f]+>:? ?", "", " ".join(str(exc).split())) or type(exc).__name__
+    """Return the text of an exception without Python objects, because their memory addresses differ each time."""
+    single_line = " ".join(str(exc).split())
+    return _OBJECT_WITH_ADDRESS.sub("", single_line) or type(exc).__name__

@@ -1,9 +1,9 @@
 """Maps the texts of Proxmox's failures to error codes, for the executor and for a filter plugin of the Ansible roles.
 
-This module imports only the standard library, because playbooks can also run without the executor. Ansible modules put
-their own words before Proxmox's text; `innermost` removes these words. Then the first rule whose pattern matches the
-text determines the code. The codes are those of `errors.ErrorCode`, and never change, because FulcrumCore's lifecycles
-match them. Every pattern is valid in Python and in RE2 (the regular expressions of Go).
+This module imports only the standard library, because playbooks can also run without the executor. An Ansible module
+puts its own words before Proxmox's text. After these words are removed, the first rule whose pattern matches the text
+determines the code. The codes are the members of `errors.ErrorCode`. They never change, because service types in
+FulcrumCore match them. Every pattern is valid in Python and in RE2 (the regular expressions of Go).
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ import re
 from dataclasses import dataclass
 from enum import StrEnum
 
+#: Maximum length of the text in a ClassifiedFailure, in characters.
 MAX_TEXT_LENGTH = 300
-#: Maximum number of characters of a text that the rules read. Some patterns take quadratic time, so a long text of
-#: another program could block the process.
+#: Maximum number of characters of a text that the patterns are applied to. Some patterns take quadratic time, so a long
+#: text from another program could block the process.
 MAX_MATCHED_LENGTH = 10_000
 
 
@@ -22,25 +23,25 @@ class Reaction(StrEnum):
     """Whether, and how, a failed job is retried."""
 
     NO = "no"  #: not retried: the same request would fail the same way
-    LATER = "later"  #: retried after a backoff: nothing was changed, or it is safe to repeat
+    LATER = "later"  #: retried after a backoff: nothing was changed, or the change can safely be repeated
     CHECK = "check"  #: retried: the change may have been made, and the idempotent playbook first checks what exists
     NEW_ID = "new_id"  #: retried with another VMID
     ONCE = "once"  #: retried once
 
 
 @dataclass(frozen=True, kw_only=True)
-class Classified:
-    """The meaning of a failure text."""
+class ClassifiedFailure:
+    """The error code, the reaction and the text of a failure."""
 
     code: str
     reaction: Reaction
-    text: str  #: Proxmox's own text, without the code, at most MAX_TEXT_LENGTH characters
+    text: str  #: the message without the code and without an Ansible module's words; at most MAX_TEXT_LENGTH characters
 
 
-#: The rules, each with code, reaction and pattern; the first rule that matches a text is used. Some texts match several
-#: rules. Then a rule for failures with an unknown outcome comes before the others.
+#: The rules: each has a code, a reaction and a pattern. The first rule whose pattern matches a text is used. If a text
+#: can match several rules, the rule for failures with an unknown outcome comes first.
 RULES: tuple[tuple[str, Reaction, str], ...] = (
-    # A connection that ends during the TLS handshake does not mean that the certificate is invalid.
+    # If a connection ends during the TLS handshake, the certificate may still be valid. So this rule precedes PVE_TLS.
     (
         "PVE_UNREACHABLE",
         Reaction.LATER,
@@ -54,6 +55,7 @@ RULES: tuple[tuple[str, Reaction, str], ...] = (
         r"\b401 Unauthorized|Couldn't authenticate user|No valid authentication credentials|invalid (PVE )?ticket"
         r"|invalid csrf token|required: api_password, api_token_id",
     ),
+    # Proxmox answers with one of the statuses 595 to 599 if it cannot forward a request to its node.
     ("NODE_DOWN", Reaction.LATER, r"\b59[5-9] |No route to host|hostname lookup '[^']+' failed"),
     ("PVE_NO_QUORUM", Reaction.LATER, r"no quorum"),
     ("PVE_TIMEOUT", Reaction.CHECK, r"Read timed out|ConnectTimeout"),
@@ -104,8 +106,8 @@ RULES: tuple[tuple[str, Reaction, str], ...] = (
         r"|without --online|snapshot name '[^']*' already used|feature is not (available|supported)|live[- ]migrate"
         r"|while VM is running|incomplete snapshot|needed by replication|Too many unused volumes|wrong snapshot state",
     ),
-    # These texts only mean that the VM is not on this node. Before the agent concludes that a VM does not exist, it
-    # checks that the token may see all VMs.
+    # These texts only mean that the VM is not on this node, or that the token may not see the VM. The agent concludes
+    # that a VM does not exist only after it has checked that the token may see all VMs.
     (
         "VM_NOT_FOUND",
         Reaction.NO,
@@ -140,8 +142,8 @@ RULES: tuple[tuple[str, Reaction, str], ...] = (
     ("PVE_API_ERROR", Reaction.ONCE, r"\b50[01] (Internal|Not)"),
 )
 
-#: The reactions to those codes that a role or the executor sets itself. No rule gives these codes to a text of Proxmox.
-SET_BY_US: dict[str, Reaction] = {
+#: The reactions to the codes that no rule has. A role or the executor sets these codes itself.
+REACTIONS_WITHOUT_RULE: dict[str, Reaction] = {
     "VM_IDENTITY_MISMATCH": Reaction.NO,
     "GUEST_NO_ADDRESS": Reaction.NO,
     "SECRET_MISSING": Reaction.NO,
@@ -154,36 +156,36 @@ SET_BY_US: dict[str, Reaction] = {
     "INTERNAL": Reaction.NO,
 }
 #: The reaction to every code.
-REACTIONS: dict[str, Reaction] = {code: reaction for code, reaction, _pattern in RULES} | SET_BY_US
-_COMPILED = tuple((code, re.compile(pattern)) for code, _reaction, pattern in RULES)
+REACTIONS: dict[str, Reaction] = {code: reaction for code, reaction, _pattern in RULES} | REACTIONS_WITHOUT_RULE
+_COMPILED_RULES = tuple((code, re.compile(pattern)) for code, _reaction, pattern in RULES)
 
-#: The text that an Ansible module puts before Proxmox's own text. It contains the name of the VM, and a consumer may
-#: choose a name that would match a rule.
-_PREFIX = re.compile(r"\A.*?(failed with exception[:=] ?|vmid \d+[=:] ?)", re.DOTALL)
-#: A text that starts with an error code, as the roles write it.
-_CODED = re.compile(r"\A([A-Z][A-Z_]+): ?(.*)\Z", re.DOTALL)
-_SPACE = re.compile(r"\s+")
+#: Matches the words that an Ansible module puts before Proxmox's text. These words are removed because they contain the
+#: name of the VM, and a consumer may choose a name that matches a rule.
+_MODULE_PREFIX = re.compile(r"\A.*?(failed with exception[:=] ?|vmid \d+[=:] ?)", re.DOTALL)
+#: Matches a text that starts with an error code. The roles write such texts.
+_CODE_AND_TEXT = re.compile(r"\A([A-Z][A-Z_]+): ?(.*)\Z", re.DOTALL)
+_WHITE_SPACE = re.compile(r"\s+")
 
 
-def classify(text: str) -> Classified:
-    """Return the meaning of a failure text.
+def classify_failure(text: str) -> ClassifiedFailure:
+    """Return the error code, the reaction and the text of a failure whose message is `text`.
 
-    If the text starts with an error code, this is its code. A text that no rule matches has the code PLAYBOOK_FAILED.
+    If the message starts with an error code, that code is used. If no rule matches, the code is PLAYBOOK_FAILED.
     """
-    text = _SPACE.sub(" ", text).strip()
-    coded = _CODED.match(text)
-    if coded and coded.group(1) in REACTIONS:
-        return _classified(coded.group(1), coded.group(2))
-    inner = innermost(text)
-    for code, pattern in _COMPILED:
-        if pattern.search(inner):
-            return _classified(code, inner)
-    return _classified("PLAYBOOK_FAILED", inner)
+    text = _WHITE_SPACE.sub(" ", text).strip()
+    code_and_text = _CODE_AND_TEXT.match(text)
+    if code_and_text and code_and_text.group(1) in REACTIONS:
+        return _classified_failure(code_and_text.group(1), code_and_text.group(2))
+    proxmox_text = without_module_prefix(text)
+    for code, pattern in _COMPILED_RULES:
+        if pattern.search(proxmox_text):
+            return _classified_failure(code, proxmox_text)
+    return _classified_failure("PLAYBOOK_FAILED", proxmox_text)
 
 
-def innermost(text: str) -> str:
-    """Return Proxmox's own text, without the text that an Ansible module puts before it."""
-    return (_PREFIX.sub("", text, count=1) or text)[:MAX_MATCHED_LENGTH]
+def without_module_prefix(text: str) -> str:
+    """Return the first MAX_MATCHED_LENGTH characters of Proxmox's text, without an Ansible module's words before it."""
+    return (_MODULE_PREFIX.sub("", text, count=1) or text)[:MAX_MATCHED_LENGTH]
 
 
 def reaction_to(code: str) -> Reaction:
@@ -191,8 +193,8 @@ def reaction_to(code: str) -> Reaction:
     return REACTIONS.get(code, Reaction.NO)
 
 
-def _classified(code: str, text: str) -> Classified:
-    """Return the meaning of a failure with this code. A long text is cut off."""
+def _classified_failure(code: str, text: str) -> ClassifiedFailure:
+    """Return the failure with its reaction, and with the text cut off at MAX_TEXT_LENGTH."""
     if len(text) > MAX_TEXT_LENGTH:
         text = text[: MAX_TEXT_LENGTH - 1] + "…"
-    return Classified(code=code, reaction=reaction_to(code), text=text)
+    return ClassifiedFailure(code=code, reaction=reaction_to(code), text=text)

@@ -1,9 +1,9 @@
 """Lists the privileges that the token needs at Proxmox, finds the missing ones, and returns commands that grant them.
 
-The names of privileges differ between Proxmox VE 8 and 9, and `pveum role add` fails for an unknown name. Tests
-(tests/security/test_least_privilege.py) revoke one privilege each and expect that the action fails. The commands in
-`deploy/` grant the same privileges. To use a resource pool, VM.Allocate on /vms suffices. VM.Snapshot also allows the
-rollback to a snapshot.
+Some privileges have different names in Proxmox VE 8 and 9, and `pveum role add` fails for an unknown name. The script
+`deploy/pveum-role.sh` grants the same privileges. `tests/security/test_least_privilege.py` checks that all of them are
+necessary. With VM.Allocate on /vms, the token needs no other privilege to use a resource pool. With VM.Snapshot, the
+token needs no other privilege to roll back to a snapshot.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 #: The first major version of Proxmox VE in which the privileges VM.GuestAgent.* replace VM.Monitor.
-GUEST_AGENT_SINCE = 9
-#: The privileges on VMs that have the same name in all supported versions of Proxmox VE.
+GUEST_AGENT_PRIVILEGES_SINCE_MAJOR = 9
+#: The needed privileges on VMs, except those whose name depends on the version of Proxmox VE.
 VM_PRIVILEGES = (
     "VM.Allocate",
     "VM.Audit",
@@ -31,81 +31,97 @@ VM_PRIVILEGES = (
     "VM.PowerMgmt",
     "VM.Snapshot",
 )
+#: The privileges on a storage to which the agent writes disks or backups.
+STORAGE_WRITE_PRIVILEGES = frozenset({"Datastore.AllocateSpace", "Datastore.Audit"})
+#: The privileges on a storage from which the agent only reads.
+STORAGE_READ_PRIVILEGES = frozenset({"Datastore.Audit"})
 
 
 @dataclass(frozen=True, kw_only=True)
-class Need:
-    """Privileges that are needed on one path, and the role that contains them."""
+class PrivilegeNeed:
+    """The privileges that the token needs on one path, and the role that contains them."""
 
-    path: str
+    path: str  #: such as `/storage/local-lvm`
     role: str
     privileges: frozenset[str]
-    why: str
+    purpose: str  #: the end of a sentence, such as `for the VMs' disks`
 
 
-def needs(
-    major: int,
+def list_needs(
+    major_version: int,
     *,
-    storages: Iterable[str],
+    disk_storages: Iterable[str],
     bridge: str = "",
-    images: Iterable[str] = (),
-    backups: str = "",
-) -> list[Need]:
-    """Return the needed privileges for each path. `major` is the major version of Proxmox VE.
+    image_storages: Iterable[str] = (),
+    backup_storage: str = "",
+) -> list[PrivilegeNeed]:
+    """Return the needed privileges for each path. `major_version` is the major version of Proxmox VE.
 
-    `storages` are the storages for disks of VMs, `images` those with ISO images and container templates, and `backups`
-    is the storage for backups.
+    `disk_storages` hold the disks of VMs, and `image_storages` hold ISO images and container templates.
     """
-    guest_agent = "VM.GuestAgent.Audit" if major >= GUEST_AGENT_SINCE else "VM.Monitor"
-    vm_privileges = frozenset({*VM_PRIVILEGES, guest_agent})
-    needed = [Need(path="/vms", role="SmithVM", privileges=vm_privileges, why="for every action")]
-    disks = frozenset({"Datastore.AllocateSpace", "Datastore.Audit"})
-    for storage in sorted(set(storages)):
-        needed.append(Need(path=f"/storage/{storage}", role="SmithStore", privileges=disks, why="for the VMs' disks"))
-    for storage in sorted(set(images) - set(storages)):
-        audit = frozenset({"Datastore.Audit"})
-        needed.append(Need(path=f"/storage/{storage}", role="SmithImages", privileges=audit, why="to list its images"))
-    if backups:
-        needed.append(Need(path="/vms", role="SmithBackup", privileges=frozenset({"VM.Backup"}), why="for backups"))
-    if backups and backups not in set(storages):
-        needed.append(Need(path=f"/storage/{backups}", role="SmithStore", privileges=disks, why="for backups"))
-    if bridge:
-        zone = "/sdn/zones/localnetwork"
-        needed.append(
-            Need(path=zone, role="SmithNet", privileges=frozenset({"SDN.Use"}), why=f"to use bridge {bridge}")
+    guest_agent_privilege = (
+        "VM.GuestAgent.Audit" if major_version >= GUEST_AGENT_PRIVILEGES_SINCE_MAJOR else "VM.Monitor"
+    )
+    vm_privileges = frozenset({*VM_PRIVILEGES, guest_agent_privilege})
+    needs = [PrivilegeNeed(path="/vms", role="SmithVM", privileges=vm_privileges, purpose="for every action")]
+    for storage in sorted(set(disk_storages)):
+        needs.append(_storage_need(storage, "SmithStore", STORAGE_WRITE_PRIVILEGES, "for the VMs' disks"))
+    for storage in sorted(set(image_storages) - set(disk_storages)):
+        needs.append(_storage_need(storage, "SmithImages", STORAGE_READ_PRIVILEGES, "to list its images"))
+    if backup_storage:
+        backup_privileges = frozenset({"VM.Backup"})
+        needs.append(
+            PrivilegeNeed(path="/vms", role="SmithBackup", privileges=backup_privileges, purpose="for backups")
         )
-    return needed
+    if backup_storage and backup_storage not in set(disk_storages):
+        needs.append(_storage_need(backup_storage, "SmithStore", STORAGE_WRITE_PRIVILEGES, "for backups"))
+    if bridge:
+        path = "/sdn/zones/localnetwork"  # Proxmox's name for the zone of all local bridges
+        bridge_privileges = frozenset({"SDN.Use"})
+        needs.append(
+            PrivilegeNeed(path=path, role="SmithNet", privileges=bridge_privileges, purpose=f"to use bridge {bridge}")
+        )
+    return needs
 
 
-def unmet_needs(wanted: Iterable[Need], granted: Mapping[str, frozenset[str]]) -> dict[Need, frozenset[str]]:
-    """Return the unmet needs with their missing privileges. `granted` has the token's privileges by path."""
-    all_missing = {need: need.privileges - granted.get(need.path, frozenset()) for need in wanted}
-    return {need: missing for need, missing in all_missing.items() if missing}
+def _storage_need(storage: str, role: str, privileges: frozenset[str], purpose: str) -> PrivilegeNeed:
+    return PrivilegeNeed(path=f"/storage/{storage}", role=role, privileges=privileges, purpose=purpose)
 
 
-def pveum_lines(
-    unmet: Iterable[Need], roles: Mapping[str, frozenset[str]], *, user: str, token_id: str = ""
-) -> list[str]:
-    """Return the `pveum` commands that grant the missing privileges. `roles` has the privileges of each existing role.
+def unmet_needs(
+    needs: Iterable[PrivilegeNeed], granted_privileges: Mapping[str, frozenset[str]]
+) -> dict[PrivilegeNeed, frozenset[str]]:
+    """Return the unmet needs with their missing privileges.
 
-    A token with privilege separation can use a privilege only if its user has it, too. So the commands grant each
-    privilege to the user and to the token.
+    `granted_privileges` contains the token's privileges. The keys are paths.
     """
-    lines: list[str] = []
-    for need in unmet:
-        lines += [*_role_lines(need, roles), *_acl_lines(need, user, token_id)]
-    return list(dict.fromkeys(lines))
+    missing_privileges = {need: need.privileges - granted_privileges.get(need.path, frozenset()) for need in needs}
+    return {need: missing for need, missing in missing_privileges.items() if missing}
 
 
-def _role_lines(need: Need, roles: Mapping[str, frozenset[str]]) -> Iterator[str]:
-    existing = roles.get(need.role)
-    if existing is None:
+def pveum_commands(
+    needs: Iterable[PrivilegeNeed], roles: Mapping[str, frozenset[str]], *, user: str, token_id: str = ""
+) -> list[str]:
+    """Return the `pveum` commands that grant the needed privileges.
+
+    `roles` contains the privileges of each existing role. A token with privilege separation can use a privilege only if
+    its user also has the privilege. So the commands grant each privilege to the user and to the token.
+    """
+    commands: list[str] = []
+    for need in needs:
+        commands += [*_role_commands(need, roles), *_acl_commands(need, user, token_id)]
+    return list(dict.fromkeys(commands))  # without duplicates
+
+
+def _role_commands(need: PrivilegeNeed, roles: Mapping[str, frozenset[str]]) -> Iterator[str]:
+    existing_privileges = roles.get(need.role)
+    if existing_privileges is None:
         yield f"pveum role add {need.role} --privs {','.join(sorted(need.privileges))}"
-    elif missing := need.privileges - existing:
+    elif missing := need.privileges - existing_privileges:
         yield f"pveum role modify {need.role} --append 1 --privs {','.join(sorted(missing))}"
 
 
-def _acl_lines(need: Need, user: str, token_id: str) -> Iterator[str]:
+def _acl_commands(need: PrivilegeNeed, user: str, token_id: str) -> Iterator[str]:
     path = shlex.quote(need.path)
     yield f"pveum acl modify {path} --users {shlex.quote(user)} --roles {need.role}"
     if token_id:

@@ -1,6 +1,6 @@
 """Turns Proxmox's lists of VMs, nodes and storages into typed rows.
 
-Proxmox may send a number as a number or as text, or may leave it out. This depends on the version, guest and node.
+Proxmox sends a number as a number, as text, or not at all, depending on the version, the guest and the node.
 """
 
 from __future__ import annotations
@@ -13,10 +13,13 @@ from typing import Any
 from executor.errors import ErrorCode, JobError
 from executor.settings.types import MIN_VMID
 
+#: Matches the characters between two tags.
+_TAG_SEPARATORS = re.compile(r"[;,\s]+")
+
 
 @dataclass(frozen=True)
 class VmRow:
-    """One VM or container in the list of the cluster's resources. Proxmox updates this list about every 10 s."""
+    """One VM or container in the cluster's list of resources. Proxmox updates this list about every 10 s."""
 
     vmid: int
     node: str
@@ -28,15 +31,16 @@ class VmRow:
     cores: int = 0
     memory_bytes: int = 0
     max_memory_bytes: int = 0
-    disk_bytes: int = 0  #: always 0 for qemu
+    disk_bytes: int = 0  #: always 0 for a VM: Proxmox reports the disk usage of containers only
     max_disk_bytes: int = 0
-    net_in_bytes: int = 0  #: the next three and `uptime_s` also start from 0 at each start of the VM
+    # The next five numbers start from 0 at each start of the VM.
+    net_in_bytes: int = 0
     net_out_bytes: int = 0
     disk_read_bytes: int = 0
     disk_write_bytes: int = 0
     uptime_s: int = 0
     tags: tuple[str, ...] = ()
-    lock: str = ""  #: the operation that holds Proxmox's lock on the VM, such as backup; '' without a lock
+    lock: str = ""  #: the operation for which Proxmox has locked the VM, such as backup; '' if there is no lock
 
 
 @dataclass(frozen=True)
@@ -53,11 +57,11 @@ class NodeRow:
 
 @dataclass(frozen=True)
 class StorageRow:
-    """One storage on one node. A storage that several nodes use has one row for each of them."""
+    """One storage on one node. A storage that several nodes use has one row for each node."""
 
     name: str
     node: str
-    is_shared: bool = False  #: all nodes use the same data
+    is_shared: bool = False  #: all nodes of the storage use the same data
     is_available: bool = False
     holds_disks: bool = False  #: the storage is configured to hold disks of VMs
 
@@ -90,7 +94,7 @@ def _vm_row(row: dict[str, Any]) -> VmRow:
         disk_read_bytes=as_int(row.get("diskread")),
         disk_write_bytes=as_int(row.get("diskwrite")),
         uptime_s=as_int(row.get("uptime")),
-        tags=tuple(tag for tag in re.split(r"[;,\s]+", as_text(row.get("tags"))) if tag),
+        tags=tuple(tag for tag in _TAG_SEPARATORS.split(as_text(row.get("tags"))) if tag),
         lock=as_text(row.get("lock")),
     )
 
@@ -127,11 +131,11 @@ def storage_rows(data: Any) -> list[StorageRow]:
 
 
 def as_objects(data: Any) -> list[dict[str, Any]]:
-    """Return the JSON objects in a list. Items that are not objects are left out. Raises JobError for other data.
+    """Return the JSON objects in a list, without items that are not objects. Null counts as an empty list.
 
-    Proxmox sometimes sends null for an empty list.
+    Raises JobError if the data is not a list.
     """
-    if data is None:
+    if data is None:  # Proxmox sometimes sends null for an empty list
         return []
     if not isinstance(data, list):
         raise JobError(ErrorCode.PVE_API_ERROR, "Proxmox's answer is not a list")
@@ -155,10 +159,8 @@ def as_float(value: Any) -> float:
 
 
 def as_int(value: Any) -> int:
-    """Return the value as an int; 0 if it is not a number.
-
-    It is not converted to a float first if possible: floats are inexact above 2**53, and counters of bytes exceed that.
-    """
+    """Return the value as an int; 0 if it is not a number."""
+    # `int` is tried first, because a float is inexact above 2**53, and counters of bytes exceed this number.
     try:
         return int(value)
     except (TypeError, ValueError, OverflowError):
@@ -167,4 +169,4 @@ def as_int(value: Any) -> int:
 
 def as_text(value: Any) -> str:
     """Return the value as text; '' for null."""
-    return value if isinstance(value, str) else "" if value is None else str(value)
+    return "" if value is None else str(value)

@@ -1,9 +1,9 @@
 """Step 5 of a job's processing (ARCHITECTURE.md): finds the playbook of an action and refuses an unsafe playbook.
 
 The playbook of an action is the file `<action>.yml`. "Our" actions are the actions that Agent Smith contains. The
-provider that operates the agent may have a folder with more actions (SMITH_ACTIONS_PATH). Beside a playbook, the
-provider's folder may contain a JSON Schema `<action>.schema.json` for the service's properties. The provider's folder
-is searched before ours. The provider's playbooks run with the agent's credentials for Proxmox, so only root and the
+provider is the organisation that operates the agent. It may have a folder with more actions (SMITH_ACTIONS_PATH), which
+is searched before ours. Beside a playbook, the provider's folder may contain a JSON Schema `<action>.schema.json` for
+the service's properties. The provider's playbooks run with the agent's credentials for Proxmox, so only root and the
 agent's user may have write access to the folder. An unsafe action of the provider is refused, even if we have an action
 of the same name.
 """
@@ -22,11 +22,14 @@ from executor.log import get_logger
 
 log = get_logger(__name__)
 
+#: Matches the name of an action: a lower-case letter, then up to 49 lower-case letters, digits, `_` and `-`.
 ACTION_PATTERN = re.compile(r"[a-z][a-z0-9_-]{0,49}\Z")
 SCHEMA_SUFFIX = ".schema.json"
 #: A provider's folder with more entries is refused, because SMITH_ACTIONS_PATH probably names a wrong folder, such as a
 #: home folder.
 MAX_ENTRIES = 5_000
+#: Maximum length of an unknown action's name in an error message.
+MAX_QUOTED_LENGTH = 60
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,24 +50,24 @@ class ListedAction:
     playbook: Path
     has_schema: bool
     is_ours: bool
-    replaces_ours: bool  #: True for a provider's action with the name of an action of ours
+    replaces_ours: bool  #: True for a provider's action that has the same name as one of our actions
     problem: str  #: why the action is refused; '' if it may be run
 
 
 def ansible_home() -> Path:
     """Return the folder that contains our `playbooks` and `roles`.
 
-    It is the folder `ansible` in an installed package, or the root of a checkout.
+    In an installed package it is the subfolder `ansible`, in a checkout the root.
     """
-    package = Path(__file__).resolve().parents[1]
-    bundled = package / "ansible"
-    return bundled if bundled.is_dir() else package.parent
+    package_folder = Path(__file__).resolve().parents[1]
+    installed_folder = package_folder / "ansible"
+    return installed_folder if installed_folder.is_dir() else package_folder.parent
 
 
 def find(name: str, folders: Sequence[Path]) -> Action:
     """Return the action `name` from the first folder that has its playbook. The last folder is ours.
 
-    Raises JobError UNSUPPORTED_ACTION when no folder has the playbook, or when the playbook is a provider's and unsafe.
+    Raises JobError UNSUPPORTED_ACTION when no folder has the playbook, or when a provider's playbook is unsafe.
     """
     if ACTION_PATTERN.match(name):
         for folder in folders:
@@ -72,11 +75,11 @@ def find(name: str, folders: Sequence[Path]) -> Action:
             if not os.path.lexists(playbook):
                 continue
             is_ours = folder == folders[-1]
-            if reason := _refusal(folder, name, is_ours=is_ours):
+            if reason := _why_refused(folder, name, is_ours=is_ours):
                 log.warning("action_refused", action=name, reason=reason)
                 raise JobError(ErrorCode.UNSUPPORTED_ACTION, f"the action {name} is refused: {reason}")
-            return Action(name=name, playbook=playbook, schema=_schema_of(playbook, is_ours), is_ours=is_ours)
-    raise JobError(ErrorCode.UNSUPPORTED_ACTION, f"no playbook for the action {name[:60]!r}")
+            return Action(name=name, playbook=playbook, schema=_find_schema(playbook, is_ours=is_ours), is_ours=is_ours)
+    raise JobError(ErrorCode.UNSUPPORTED_ACTION, f"no playbook for the action {name[:MAX_QUOTED_LENGTH]!r}")
 
 
 def list_all(folders: Sequence[Path]) -> list[ListedAction]:
@@ -88,80 +91,85 @@ def list_all(folders: Sequence[Path]) -> list[ListedAction]:
             actions[playbook.stem] = ListedAction(
                 name=playbook.stem,
                 playbook=playbook,
-                has_schema=_schema_of(playbook, is_ours) is not None,
+                has_schema=_find_schema(playbook, is_ours=is_ours) is not None,
                 is_ours=is_ours,
                 replaces_ours=playbook.stem in actions,
-                problem=_refusal(folder, playbook.stem, is_ours=is_ours),
+                problem=_why_refused(folder, playbook.stem, is_ours=is_ours),
             )
     return [actions[name] for name in sorted(actions)]
 
 
-def _schema_of(playbook: Path, is_ours: bool) -> Path | None:
+def _find_schema(playbook: Path, *, is_ours: bool) -> Path | None:
+    """Return the schema beside a provider's playbook; None if there is none. Our actions have no schema."""
     schema = playbook.with_name(f"{playbook.stem}{SCHEMA_SUFFIX}")
     return schema if not is_ours and os.path.lexists(schema) else None
 
 
 # ---------------------------------------------------------------------------------------------------------------
-# These functions decide whether an action is safe to run. Each file in a provider's folder may use our credentials.
+# These functions decide whether an action is safe to run. Each file in a provider's folder may use the credentials of
+# the agent.
 
 
-def _refusal(folder: Path, name: str, *, is_ours: bool) -> str:
-    """Return the reason to refuse the action; '' if it may be run."""
+def _why_refused(folder: Path, name: str, *, is_ours: bool) -> str:
+    """Return why the action is refused; '' if it may be run."""
     if not ACTION_PATTERN.match(name):
         return "its name is not a valid action name"
     if is_ours:
-        return "" if (folder / f"{name}.yml").is_file() else "it is not a file"
+        return "" if (folder / f"{name}.yml").is_file() else f"{name}.yml is not a file"
     try:
-        return _folder_problem(folder) or next(_entry_problems(folder, name), "")
+        return _why_folder_unsafe(folder) or next(_find_entry_problems(folder, name), "")
     except OSError as error:
-        return f"it cannot be read: {error.strerror}"
-    except RuntimeError:  # how Python before 3.13 reports a loop of links
-        return "it contains a loop of links"
+        return f"its folder cannot be read: {error.strerror}"
+    except RuntimeError:  # Python before 3.13 raises this error for a loop of links
+        return "its folder contains a loop of links"
 
 
-def _folder_problem(folder: Path) -> str:
-    """Return a text that states which other user can change or replace the folder; '' if no other user can."""
+def _why_folder_unsafe(folder: Path) -> str:
+    """Return why users other than root and the agent's user can change or replace the folder; '' if they cannot."""
     if not folder.is_dir():
         return f"{folder} is not a folder"
-    real = folder.resolve()
-    if reason := _unsafe_access(real.stat(), real):
-        return f"{real} {reason}"
-    for parent in real.parents:
-        # In a sticky folder, such as /tmp, only the owner of an entry may replace it.
-        if not parent.stat().st_mode & stat.S_ISVTX and (reason := _unsafe_access(parent.stat(), parent)):
+    real_folder = folder.resolve()
+    if reason := _why_access_unsafe(real_folder.stat(), real_folder):
+        return f"{real_folder} {reason}"
+    for parent in real_folder.parents:
+        parent_status = parent.stat()
+        is_sticky = parent_status.st_mode & stat.S_ISVTX
+        # In a sticky folder, such as /tmp, only the owner of an entry may replace the entry.
+        if not is_sticky and (reason := _why_access_unsafe(parent_status, parent)):
             return f"{parent}, a parent folder, {reason}"
     return ""
 
 
-def _entry_problems(folder: Path, name: str) -> Iterator[str]:
-    """Check all entries of the folder that the action may use: its files, roles, plugins and included task files.
+def _find_entry_problems(folder: Path, name: str) -> Iterator[str]:
+    """Return a text for each unsafe entry of the folder that the action may use.
 
-    The playbooks and schemas of other actions are not checked.
+    The checked entries are the action's playbook and schema, and all roles, plugins and included task files. The
+    playbooks and schemas of other actions are not checked.
     """
-    root = folder.resolve()
-    for number, path in enumerate(_entries(folder), start=1):
+    real_folder = folder.resolve()
+    for number, path in enumerate(_list_entries(folder), start=1):
         if number > MAX_ENTRIES:
             yield f"{folder} has more than {MAX_ENTRIES} entries"
             return
         if _belongs_to_another_action(path, folder, name):
             continue
-        real = path.resolve()
-        if not real.is_relative_to(root):
+        real_path = path.resolve()
+        if not real_path.is_relative_to(real_folder):
             yield f"{path.relative_to(folder)} is a link out of the folder"
-        elif not real.exists():
+        elif not real_path.exists():
             yield f"{path.relative_to(folder)} is a broken link"
-        elif reason := _unsafe_access(real.stat(), real):
+        elif reason := _why_access_unsafe(real_path.stat(), real_path):
             yield f"{path.relative_to(folder)} {reason}"
     if not (folder / f"{name}.yml").is_file():
         yield f"{name}.yml is not a file"
 
 
-def _entries(folder: Path) -> Iterator[Path]:
-    """Return all files and folders below the folder."""
-    for root, folders, files in os.walk(folder):
-        if ".git" in folders:
-            folders.remove(".git")  # os.walk then skips this folder, which Ansible does not read
-        yield from (Path(root, entry) for entry in (*folders, *files))
+def _list_entries(folder: Path) -> Iterator[Path]:
+    """Return all files and folders below the folder. Skip folders named `.git`, which Ansible does not read."""
+    for parent, subfolders, files in os.walk(folder):
+        if ".git" in subfolders:
+            subfolders.remove(".git")  # os.walk then skips this folder
+        yield from (Path(parent, name) for name in (*subfolders, *files))
 
 
 def _belongs_to_another_action(path: Path, folder: Path, name: str) -> bool:
@@ -171,19 +179,20 @@ def _belongs_to_another_action(path: Path, folder: Path, name: str) -> bool:
     return path.name not in (f"{name}.yml", f"{name}{SCHEMA_SUFFIX}")
 
 
-def _unsafe_access(status: os.stat_result, path: Path) -> str:
-    """Return a text that states which user, except root and the agent's user, has write access; '' if none has."""
-    if status.st_uid not in (0, os.geteuid()):
-        return f"is owned by user {status.st_uid}, not by root or the agent's user"
-    if status.st_mode & 0o022 and not _is_read_only(path):
-        writers = "all users" if status.st_mode & stat.S_IWOTH else "its group"
-        return f"is writable by {writers} (mode {stat.S_IMODE(status.st_mode):04o})"
+def _why_access_unsafe(file_status: os.stat_result, path: Path) -> str:
+    """Return why users other than root and the agent's user may have write access; '' if they have none."""
+    if file_status.st_uid not in (0, os.geteuid()):
+        return f"is owned by user {file_status.st_uid}, not by root or the agent's user"
+    is_writable_by_others = file_status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    if is_writable_by_others and not _is_read_only(path):
+        writers = "all users" if file_status.st_mode & stat.S_IWOTH else "its group"
+        return f"is writable by {writers} (mode {stat.S_IMODE(file_status.st_mode):04o})"
     return ""
 
 
 def _is_read_only(path: Path) -> bool:
     """True when the path is on a read-only mount, such as a Kubernetes ConfigMap.
 
-    There no user can write to the file, even if its mode allows writing.
+    No user can write to a file on such a mount, even if the file's mode allows writing.
     """
     return bool(os.statvfs(path).f_flag & os.ST_RDONLY)

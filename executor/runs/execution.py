@@ -1,7 +1,9 @@
 """Executes one run with ansible-runner: starts it, reads its output, checks its time limit, ends its processes.
 
-The root process of a run is a guard: `process_tree.guard`, or `warm/client.py` for a warm run. Its standard input is
-a pipe from the agent. When the agent closes the pipe or dies, the guard ends the whole process tree.
+A guard is a process that supervises one run. The guard of a cold run is `process_tree.guard`. For a warm run, this
+module starts `warm/client.py`, which asks a server to fork the guard. In this module, "guard" also means this client.
+The guard's standard input is a pipe from the agent. When the agent closes the pipe or dies, the guard ends the run's
+whole process tree.
 """
 
 from __future__ import annotations
@@ -22,53 +24,55 @@ from ansible_runner.utils import OutputEventFilter
 from executor.log import get_logger
 from executor.model import RunStatus
 from executor.processes import process_tree
-from executor.runs.output import OutputReader, RunOutput
+from executor.runs.output import OutputDecoder, RunOutput
 from executor.runs.private_folder import CREDENTIALS_VARIABLE
 
 log = get_logger(__name__)
 
-#: How often the deadline and the `cancelled` callback are checked during a run.
+#: How often the deadline and the `should_cancel` callback are checked during a run.
 CHECK_INTERVAL_S = 0.2
-#: The guard ends the run's processes with TERM, and after a grace period with KILL. When this extra time has passed,
-#: too, the agent kills the processes itself.
+#: The guard ends the run's processes with TERM, and after a grace period with KILL. The agent waits for this time in
+#: addition to the grace period, and then kills processes that still exist.
 GUARD_MARGIN_S = 2.0
 #: ansible-runner's display callback writes each event to a file of its own. A larger file is not parsed.
 MAX_EVENT_FILE_BYTES = 4 * 1024 * 1024
+#: Maximum size of the part of the output that one call of `_read` reads.
 READ_BYTES = 16 * 1024
 
+#: Matches the UUID of an event, and no text that names a file in another folder.
 _UUID = re.compile(r"[0-9A-Za-z-]{1,64}\Z")
 
-Pipe = tuple[BinaryIO, BinaryIO]  # reader, writer
+Pipe = tuple[BinaryIO, BinaryIO]  # the end to read from, the end to write to
 
 
 @contextlib.contextmanager
-def prepared(config: Any, output: RunOutput) -> Iterator[Execution]:
-    """Prepare a run. The run can be cancelled from then on, even before it starts.
+def open_execution(config: Any, output: RunOutput) -> Iterator[Execution]:
+    """Open the pipes of a run, and close them at the end of the block. The run itself starts with `Execution.execute`.
 
-    At the end of the block, the pipes of the run are closed.
+    The run can be cancelled during the whole block, even before it starts.
     """
-    with _pipe() as guard_input, _pipe() as run_output:
-        yield Execution(config, output, guard_input, run_output)
+    with _open_pipe() as guard_pipe, _open_pipe() as output_pipe:
+        yield Execution(config, output, guard_pipe, output_pipe)
 
 
 class Execution:
     """The execution of one run: its guard, its pipes and its output."""
 
-    def __init__(self, config: Any, output: RunOutput, guard_input: Pipe, run_output: Pipe) -> None:
+    def __init__(self, config: Any, output: RunOutput, guard_pipe: Pipe, output_pipe: Pipe) -> None:
         self._config = config
         self._output = output
-        self._guard_input, self._guard_pipe = guard_input
-        self._run_output, self._output_writer = run_output
+        self._guard_input, self._guard_input_writer = guard_pipe
+        self._output_reader, self._output_writer = output_pipe
         self._events_folder = Path(config.artifact_dir, "job_events")
         self._credentials_file = config.env[CREDENTIALS_VARIABLE]
         self._runner = ansible_runner.Runner(config, event_handler=self._add_event)
-        self._filter = OutputEventFilter(output, self._on_event, suppress_ansible_output=True)
-        self._reader = OutputReader(self._filter.write, output.seal)
+        self._filter = OutputEventFilter(output, self._on_event_mark, suppress_ansible_output=True)
+        self._output_decoder = OutputDecoder(self._filter.write, output.ignore_further_text)
         self._lock = threading.Lock()
-        self._cancel_status: RunStatus | None = None  #: the status of a run that the agent has cancelled
+        self._cancel_status: RunStatus | None = None  #: CANCELED or TIMEOUT after a call of `cancel`
         self._cancelled_at = 0.0
 
-    def execute(self, deadline: float, cancelled: Callable[[], bool]) -> tuple[RunStatus, int]:
+    def execute(self, deadline: float, should_cancel: Callable[[], bool]) -> tuple[RunStatus, int]:
         """Execute the run until it ends, then end all its processes. Return its status and its exit code.
 
         `deadline` is a point in `time.monotonic()`.
@@ -77,14 +81,14 @@ class Execution:
         # waits until the guard has ended.
         self._config.input_fd = self._guard_input
         self._config.output_fd = self._config.error_fd = self._output_writer
-        thread = threading.Thread(target=self._run, name=f"run-{self._config.ident}", daemon=True)
-        thread.start()
+        guard_thread = threading.Thread(target=self._run_guard, name=f"run-{self._config.ident}", daemon=True)
+        guard_thread.start()
         try:
-            self._read_until_end(thread, deadline, cancelled)
+            self._read_until_end(guard_thread, deadline, should_cancel)
         finally:
-            self._end_processes(thread)
+            self._end_processes(guard_thread)
             self._read_remaining_output()
-        status, rc = self._outcome()
+        status, rc = self._status_and_exit_code()
         self._output.finish(status=status, rc=rc)
         return status, rc
 
@@ -94,16 +98,17 @@ class Execution:
         Only the first call for a run sets the status. A call after the end of the run has no effect.
         """
         with self._lock:
-            if self._cancel_status is None and not self._guard_pipe.closed:
+            if self._cancel_status is None and not self._guard_input_writer.closed:
                 self._cancel_status, self._cancelled_at = status, time.monotonic()
         self._close_guard_pipe()
 
     def _close_guard_pipe(self) -> None:
+        """Close the agent's end of the guard's pipe, which makes the guard end the run."""
         with self._lock:
-            self._guard_pipe.close()
+            self._guard_input_writer.close()
 
-    def _run(self) -> None:
-        """Start the guard and wait for its end, in a thread of its own."""
+    def _run_guard(self) -> None:
+        """Start the guard and wait for its end. This method is called in a thread of its own."""
         try:
             self._runner.run()
         except OSError as error:  # the disk is full or no process can be started: the run fails
@@ -112,102 +117,111 @@ class Execution:
             self._output_writer.close()
             self._guard_input.close()
 
-    def _read_until_end(self, thread: threading.Thread, deadline: float, cancelled: Callable[[], bool]) -> None:
-        """Read the run's output until its guard has ended. Check the deadline and `cancelled` meanwhile."""
-        poll, next_check_at = _poll(self._run_output), 0.0
-        while thread.is_alive():
-            if poll.poll(CHECK_INTERVAL_S * 1000) and not self._read():
-                thread.join(CHECK_INTERVAL_S)  # the output is closed shortly before the guard ends
+    def _read_until_end(
+        self, guard_thread: threading.Thread, deadline: float, should_cancel: Callable[[], bool]
+    ) -> None:
+        """Read the run's output until its guard has ended. Check the deadline and `should_cancel` meanwhile."""
+        poll, next_check_at = _poll_for_input(self._output_reader), 0.0
+        while guard_thread.is_alive():
+            has_input = poll.poll(CHECK_INTERVAL_S * 1000)  # milliseconds
+            if has_input and not self._read():
+                guard_thread.join(CHECK_INTERVAL_S)  # the output is closed shortly before the guard ends
             now = time.monotonic()
             if now < next_check_at:
                 continue
             next_check_at = now + CHECK_INTERVAL_S
-            self._check_limits(now, deadline, cancelled)
+            self._cancel_if_needed(now, deadline, should_cancel)
 
-    def _check_limits(self, now: float, deadline: float, cancelled: Callable[[], bool]) -> None:
-        """Cancel the run at its deadline, or when `cancelled` returns True.
+    def _cancel_if_needed(self, now: float, deadline: float, should_cancel: Callable[[], bool]) -> None:
+        """Cancel the run at its deadline, or when `should_cancel` returns True.
 
-        Kill the processes of a cancelled run if its guard does not end them in time.
+        If the run is already cancelled and its guard does not end the processes in time, kill them.
         """
         if self._cancel_status is not None:
-            if now > self._cancelled_at + process_tree.GRACE_S + GUARD_MARGIN_S:
-                process_tree.end_processes(self._processes, grace_s=0)  # the guard is suspended or dead
-        elif cancelled():
+            if now > self._cancelled_at + process_tree.GRACE_S + GUARD_MARGIN_S:  # the guard is suspended or dead
+                process_tree.end_processes(self._find_processes, grace_s=0)
+        elif should_cancel():
             self.cancel()
         elif now >= deadline:
             self.cancel(RunStatus.TIMEOUT)
 
-    def _end_processes(self, thread: threading.Thread) -> None:
+    def _end_processes(self, guard_thread: threading.Thread) -> None:
         """End all processes of the run, even if its guard was killed."""
         self._close_guard_pipe()
-        thread.join(process_tree.GRACE_S + GUARD_MARGIN_S)
-        if orphans := process_tree.end_processes(
-            self._processes, grace_s=0 if thread.is_alive() else process_tree.GRACE_S
-        ):
-            log.warning("orphan_processes_killed", run_ident=self._config.ident, processes=len(orphans))
-        thread.join()
+        guard_thread.join(process_tree.GRACE_S + GUARD_MARGIN_S)
+        # If the guard still exists, it has not ended the processes during its own grace period.
+        grace_s = 0 if guard_thread.is_alive() else process_tree.GRACE_S
+        if orphans := process_tree.end_processes(self._find_processes, grace_s=grace_s):
+            log.warning("orphan_processes_killed", run_ident=self._config.ident, process_count=len(orphans))
+        guard_thread.join()
 
     def _read_remaining_output(self) -> None:
-        poll = _poll(self._run_output)
+        poll = _poll_for_input(self._output_reader)
         while poll.poll(0) and self._read():
             pass
         self._filter.close()
 
     def _read(self) -> bool:
-        """Read the next part of the output. Return False at its end."""
-        data = os.read(self._run_output.fileno(), READ_BYTES)
-        self._reader.feed(data)
+        """Read the next part of the output. Return False at the end of the output."""
+        data = os.read(self._output_reader.fileno(), READ_BYTES)
+        self._output_decoder.feed(data)
         return bool(data)
 
-    def _processes(self) -> set[int]:
+    def _find_processes(self) -> set[int]:
         """Return the process ids of this run, found by the path of its credentials file in their environment."""
         return process_tree.processes_with_variable(CREDENTIALS_VARIABLE, f"{self._credentials_file}\0")
 
-    def _outcome(self) -> tuple[RunStatus, int]:
-        """Return the status and the exit code of the ended run. The exit code after a signal is 128 plus its number."""
-        rc = process_tree.ENDED if self._runner.rc is None else int(self._runner.rc)
-        if rc == 0:  # a cancelled run may have this exit code, too: it succeeded before the cancellation took effect
+    def _status_and_exit_code(self) -> tuple[RunStatus, int]:
+        """Return the status and the exit code of the ended run.
+
+        If a signal killed the guard, the exit code is 128 plus the number of the signal, as in a shell.
+        """
+        # `rc` is None if the guard could not be started. Then the exit code is the same as after the guard ended a run.
+        rc = process_tree.EXIT_ENDED_BY_GUARD if self._runner.rc is None else int(self._runner.rc)
+        if rc == 0:  # a cancelled run has this exit code if it succeeded before the cancellation took effect
             return RunStatus.SUCCESSFUL, 0
         if self._cancel_status is not None:
-            return self._cancel_status, process_tree.ENDED
-        return RunStatus.FAILED, rc if rc > 0 else 128 - rc
+            return self._cancel_status, process_tree.EXIT_ENDED_BY_GUARD
+        exit_code = rc if rc > 0 else 128 - rc  # `subprocess` returns the negative number of a signal
+        return RunStatus.FAILED, exit_code
 
-    def _on_event(self, event: dict[str, Any]) -> None:
-        """Let ansible-runner read the file of the event whose mark was found in the output.
+    def _on_event_mark(self, mark: dict[str, Any]) -> None:
+        """Let ansible-runner read the file of an event, when the event's mark was found in the output.
 
         ansible-runner's display callback writes each event to a file, and a mark with the event's UUID to the output.
-        The output may also contain text from a guest or from Proxmox that looks like a mark. So of the mark only a few
-        members are used, and the file defines the event. If the file is truncated, too large or not JSON, a placeholder
-        event is stored instead, so that the run continues.
+        The output may also contain text from a guest or from Proxmox that looks like a mark. So only a few members of
+        the mark are used, and the file defines the event. If the file is truncated, too large or not JSON, a
+        placeholder event is stored instead, so that the run continues.
         """
-        if not _UUID.match(str(event.get("uuid", ""))):
+        if not _UUID.match(str(mark.get("uuid", ""))):
             return
-        file = self._events_folder / f"{event['uuid']}-partial.json"
-        event = {key: event[key] for key in ("uuid", "counter", "stdout", "start_line", "end_line") if key in event}
-        event |= {"event": "verbose"}
+        event_file = self._events_folder / f"{mark['uuid']}-partial.json"
+        used_members = ("uuid", "counter", "stdout", "start_line", "end_line")
+        event = {key: mark[key] for key in used_members if key in mark}
+        event |= {"event": "verbose"}  # the kind of an event without a file, such as a line of plain output
         try:
-            if file.exists() and file.stat().st_size > MAX_EVENT_FILE_BYTES:
+            if event_file.exists() and event_file.stat().st_size > MAX_EVENT_FILE_BYTES:
                 raise ValueError("too large")
             self._runner.event_callback(event)
         except (ValueError, TypeError, OSError, RecursionError) as error:
             with contextlib.suppress(OSError):
-                file.unlink(missing_ok=True)
+                event_file.unlink(missing_ok=True)
             self._add_event(event | {"smith_unreadable": type(error).__name__})
 
     def _add_event(self, event: dict[str, Any]) -> bool:
-        """Store one event. Return False, so that ansible-runner writes no copy of it."""
+        """Store one event. Return False, which makes ansible-runner not store the event itself."""
         self._output.add_event(event)
         return False
 
 
 @contextlib.contextmanager
-def _pipe() -> Iterator[Pipe]:
+def _open_pipe() -> Iterator[Pipe]:
     reader_fd, writer_fd = os.pipe2(os.O_CLOEXEC)
     with open(reader_fd, "rb", buffering=0) as reader, open(writer_fd, "wb", buffering=0) as writer:
         yield reader, writer
 
 
-def _poll(file: BinaryIO) -> select.poll:
+def _poll_for_input(file: BinaryIO) -> select.poll:
     poll = select.poll()
     poll.register(file, select.POLLIN)
     return poll

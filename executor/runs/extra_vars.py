@@ -12,14 +12,15 @@ from executor.runs.network_properties import NicProperties
 from executor.runs.request import PlanSettings, RunRequest
 from executor.runs.vm_properties import VmProperties, read_properties
 
-#: Optional properties that have the same name in `vm`. A playbook does not change a property that is not given.
-HARDWARE = ("sockets", "cpu_type", "balloon_mib", "swap_mib", "onboot", "protection", "guest_agent")
+#: Optional hardware properties that have the same name in `vm`. If one is missing, the playbook leaves its value in the
+#: VM's configuration unchanged.
+OPTIONAL_HARDWARE = ("sockets", "cpu_type", "balloon_mib", "swap_mib", "onboot", "protection", "guest_agent")
 MAX_DESCRIPTION_LENGTH = 200
-#: The beginning of a marker: the line in a VM's description that names the VM's service (`mappings.marker_for`). The
-#: case of letters is ignored, because `ProxmoxReader` ignores it when it reads a marker.
+#: Matches the beginning of a marker. A marker is the line in a VM's description that names the VM's service
+#: (`mappings.marker_for`). Case is ignored, because `ProxmoxReader` ignores it when it reads a marker.
 MARKER_START = re.compile(r"smith-uid\s*=", re.IGNORECASE)
 #: Maps each cloud-init property of a service to the member of `vm.cloud_init` that contains its value.
-CLOUD_INIT = {
+CLOUD_INIT_MEMBERS = {
     "ciUser": "user",
     "ciPassword": "password",
     "sshPublicKeys": "ssh_public_keys",
@@ -28,77 +29,85 @@ CLOUD_INIT = {
 
 
 def create_vars(request: RunRequest, settings: PlanSettings) -> dict[str, Any]:
-    """Return the members for `create`: the whole configuration of the guest, and what it is created from."""
-    properties = _properties_of(request)
+    """Return the members for `create`: the whole configuration of the guest, and the source that it is created from."""
+    properties = _read_request_properties(request)
     members = {
         **_configuration(properties, request),
-        **_source(properties, request, settings),
+        **_source_members(properties, request, settings),
         "storage": settings.storage,
         "pool": settings.pool,
         "network": _network(properties, settings),
         "cloud_init": _cloud_init(properties),
     }
-    return members | ({"networks": _nics(properties)} if properties.networks else {})
+    if properties.networks:
+        members["networks"] = _nics(properties)
+    return members
 
 
 def update_vars(request: RunRequest, settings: PlanSettings) -> dict[str, Any]:
     """Return the members for `update`.
 
-    FulcrumCore sends all properties with each update. The network, the NICs and the login are included only if they
-    differ from the service's properties before the update.
+    FulcrumCore sends all properties with each update. The members `network` (the first NIC), `networks` (all NICs) and
+    `cloud_init` (the login) are included only if their properties differ from the properties before the update.
     """
-    properties = _properties_of(request)
+    properties = _read_request_properties(request)
     members = _configuration(properties, request)
-    if _differs(request, "network"):
+    if _has_changed(request, "network"):
         members["network"] = _network(properties, settings)
-    if _differs(request, "networks"):
+    if _has_changed(request, "networks"):
         members["networks"] = _nics(properties)
     if properties.allow_reboot:
         members["allow_reboot"] = True
-    if changed := [name for name in CLOUD_INIT if _differs(request, name)]:
-        if "sshPublicKeys" in changed and not properties.ssh_public_keys:
-            # An empty list is not sent to Proxmox. The job would succeed, although users can still log in with the old
-            # keys.
+    if changed_properties := [name for name in CLOUD_INIT_MEMBERS if _has_changed(request, name)]:
+        if "sshPublicKeys" in changed_properties and not properties.ssh_public_keys:
+            # The playbook would not send an empty list to Proxmox. So the job would succeed, although users could still
+            # log in with the old keys.
             raise JobError(ErrorCode.INVALID_REQUEST, "sshPublicKeys cannot be emptied, only replaced")
-        cloud_init, changed_members = _cloud_init(properties), [CLOUD_INIT[name] for name in changed]
+        cloud_init = _cloud_init(properties)
+        changed_members = [CLOUD_INIT_MEMBERS[name] for name in changed_properties]
         members["cloud_init"] = {name: cloud_init[name] for name in changed_members if name in cloud_init}
     return members
 
 
 def resize_vars(properties: VmProperties) -> dict[str, Any]:
     """Return the members for `resize`: the sizes of the disks."""
-    disks = [{"disk": disk.disk, "size_gib": disk.size_gib} for disk in properties.disks if disk.size_gib]
-    return {"disk_gib": properties.disk_gib, **({"disks": disks} if disks else {})}
+    members: dict[str, Any] = {"disk_gib": properties.disk_gib}
+    if disks := [{"disk": disk.disk, "size_gib": disk.size_gib} for disk in properties.disks if disk.size_gib]:
+        members["disks"] = disks
+    return members
 
 
-def bridge_of(properties: VmProperties, settings: PlanSettings) -> str:
+def bridge_of_first_nic(properties: VmProperties, settings: PlanSettings) -> str:
     """Return the bridge of the first NIC."""
     return properties.network.bridge or settings.bridge
 
 
-def os_template(name: str, os_templates: Mapping[str, str]) -> str:
+def find_os_template(name_or_volume: str, os_templates: Mapping[str, str]) -> str:
     """Return the volume of a container's OS template, such as `local:vztmpl/debian.tar.zst`.
 
-    `name` is a key of `os_templates`, or the volume itself. Raises JobError NOT_FOUND when no template has this name.
+    `os_templates` maps names to volumes. Raises JobError NOT_FOUND when it has no template with the given name.
     """
-    if ":" in name:
-        return name
-    if name not in os_templates:
-        known = ", ".join(sorted(os_templates)) or "none"
-        raise JobError(ErrorCode.NOT_FOUND, f"no OS template is called {name} (PROXMOX_OS_TEMPLATES has: {known})")
-    return os_templates[name]
+    if ":" in name_or_volume:
+        return name_or_volume
+    if name_or_volume not in os_templates:
+        names = ", ".join(sorted(os_templates)) or "none"
+        raise JobError(
+            ErrorCode.NOT_FOUND, f"no OS template is called {name_or_volume} (PROXMOX_OS_TEMPLATES has: {names})"
+        )
+    return os_templates[name_or_volume]
 
 
-def describe(service_name: str) -> str:
+def make_description(service_name: str) -> str:
     """Return the VM's description: the service's name as one printable line.
 
-    A name that looks like a marker is changed, because it would assign the VM to another service.
+    In the name, the beginning of a marker is changed, because a marker would assign the VM to another service.
     """
-    printable = "".join(char if char.isprintable() else " " for char in service_name)
-    return MARKER_START.sub("smith-uid ", " ".join(printable.split()))[:MAX_DESCRIPTION_LENGTH]
+    printable_name = "".join(char if char.isprintable() else " " for char in service_name)
+    one_line = " ".join(printable_name.split())
+    return MARKER_START.sub("smith-uid ", one_line)[:MAX_DESCRIPTION_LENGTH]
 
 
-def _properties_of(request: RunRequest) -> VmProperties:
+def _read_request_properties(request: RunRequest) -> VmProperties:
     properties = read_properties(request.properties)
     if properties.kind != request.kind:
         raise JobError(ErrorCode.INVALID_REQUEST, f"the guest is of kind {request.kind}, which cannot be changed")
@@ -111,60 +120,66 @@ def _configuration(properties: VmProperties, request: RunRequest) -> dict[str, A
         "cores": properties.cores,
         "memory_mib": properties.memory_mib,
         "disk_gib": properties.disk_gib,
-        "description": describe(request.service_name),
+        "description": make_description(request.service_name),
         **_hardware(properties),
     }
-    return members | ({"tags": list(properties.tags)} if request.kind == GuestKind.QEMU else {})
+    if request.kind == GuestKind.QEMU:
+        members["tags"] = list(properties.tags)
+    return members
 
 
-def _differs(request: RunRequest, name: str) -> bool:
+def _has_changed(request: RunRequest, name: str) -> bool:
     """True when the property is given and differs from its value before the update."""
     return name in request.properties and request.properties.get(name) != request.previous_properties.get(name)
 
 
-def _source(properties: VmProperties, request: RunRequest, settings: PlanSettings) -> dict[str, Any]:
-    """Return the member that names what the guest is created from.
+def _source_members(properties: VmProperties, request: RunRequest, settings: PlanSettings) -> dict[str, Any]:
+    """Return the members that name the source of the guest.
 
-    It is a template, an OS template (for a container), an ISO image, or `blank` (for a VM with empty disks).
+    The source is a template, an OS template (for a container), an ISO image, or `blank` (for a VM with empty disks).
     """
     if not properties.has_source:
-        raise JobError(ErrorCode.INVALID_REQUEST, "image is missing: it names the template (or iso, blank, osTemplate)")
+        raise JobError(
+            ErrorCode.INVALID_REQUEST,
+            "image is missing: the name of a template (or give iso, blank or osTemplate instead)",
+        )
     if properties.image:
-        linked = {} if settings.full_clones else {"full_clone": False}
-        return {"template_vmid": request.template_vmid or _template(properties.image, settings.templates), **linked}
+        template_vmid = request.template_vmid or _find_template_vmid(properties.image, settings.templates)
+        clone_members = {} if settings.full_clones else {"full_clone": False}
+        return {"template_vmid": template_vmid, **clone_members}
     if not settings.storage:
-        raise JobError(ErrorCode.INVALID_REQUEST, "PROXMOX_STORAGE is not set, and without a template it must be")
+        raise JobError(ErrorCode.INVALID_REQUEST, "PROXMOX_STORAGE is not set, but a guest without a template needs it")
     if properties.os_template:
-        return {"os_template": os_template(properties.os_template, settings.os_templates)}
+        return {"os_template": find_os_template(properties.os_template, settings.os_templates)}
     return {"iso": properties.iso} if properties.iso else {"blank": True}
 
 
-def _template(image: str, templates: Mapping[str, int]) -> int:
-    if (vmid := templates.get(image)) is None:
-        known = ", ".join(sorted(templates)) or "none"
-        raise JobError(ErrorCode.NOT_FOUND, f"no template is called {image} (PROXMOX_TEMPLATES has: {known})")
-    return vmid
+def _find_template_vmid(image: str, templates: Mapping[str, int]) -> int:
+    if image not in templates:
+        names = ", ".join(sorted(templates)) or "none"
+        raise JobError(ErrorCode.NOT_FOUND, f"no template is called {image} (PROXMOX_TEMPLATES has: {names})")
+    return templates[image]
 
 
 def _hardware(properties: VmProperties) -> dict[str, Any]:
-    """Return the optional hardware properties that are given."""
-    given = {name: getattr(properties, name) for name in HARDWARE}
-    lists = {
-        "boot_order": list(properties.boot_order),
-        "disks": [disk.model_dump(exclude_none=True) for disk in properties.disks],
-    }
-    return {name: value for name, value in (given | lists).items() if value not in (None, [])}
+    """Return the optional hardware properties that the service has."""
+    members = {name: getattr(properties, name) for name in OPTIONAL_HARDWARE}
+    members["boot_order"] = list(properties.boot_order)
+    members["disks"] = [disk.model_dump(exclude_none=True) for disk in properties.disks]
+    return {name: value for name, value in members.items() if value not in (None, [])}
 
 
 def _network(properties: VmProperties, settings: PlanSettings) -> dict[str, Any]:
     network = properties.network
     members = {
         **network.model_dump(exclude_none=True),
-        "bridge": bridge_of(properties, settings),
+        "bridge": bridge_of_first_nic(properties, settings),
         "dns_servers": list(network.dns_servers),
         "search_domains": list(network.search_domains),
     }
-    return {name: value for name, value in members.items() if value != "" and (value or name != "search_domains")}
+    if not network.search_domains:
+        del members["search_domains"]
+    return {name: value for name, value in members.items() if value != ""}
 
 
 def _nics(properties: VmProperties) -> list[dict[str, Any]]:

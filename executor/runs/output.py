@@ -1,9 +1,9 @@
 """Step 5 of a job's processing (ARCHITECTURE.md): stores a run's output without secrets, up to a maximum size.
 
-The output is stored in the files `events.jsonl` and `stdout`. The output is not trusted: it may have a size of 200 MB,
-and it may contain bytes that are not UTF-8, an incomplete event, or text that imitates an event mark. An event mark is
-an escape sequence that ansible-runner's display callback writes to the output for each event. The text LEFT_OUT is
-stored in place of text that was left out.
+The output is stored in the files `events.jsonl` and `stdout`. An event mark is an escape sequence that ansible-runner's
+display callback writes to the output for each event. The output is not trusted: it may have a size of 200 MB, and it
+may contain bytes that are not UTF-8, an incomplete event, or text that imitates an event mark. LEFT_OUT_TEXT is stored
+in place of text that is left out.
 """
 
 from __future__ import annotations
@@ -18,25 +18,30 @@ from typing import Any, TextIO
 
 from executor.redaction import Redactor
 
-#: Output after this many bytes is not stored. Only its event marks are still read.
+#: Output after this many bytes is not stored in `stdout`, but its event marks are read, so its events are still stored.
 MAX_OUTPUT_BYTES = 4 * 1024 * 1024
-#: When `events.jsonl` is larger than this, only failures, results and the final event are added.
-MAX_EVENTS_BYTES = 16 * 1024 * 1024
-#: When `events.jsonl` is larger than this, only the final event is added.
-MAX_ESSENTIAL_BYTES = 20 * 1024 * 1024
+#: When `events.jsonl` is larger than this, only essential events are added: failures, results and the final event.
+MAX_TOTAL_EVENTS_BYTES = 16 * 1024 * 1024
+#: When `events.jsonl` is larger than this, only the final event is added, which reports the end of the playbook.
+MAX_TOTAL_EVENTS_BYTES_FOR_ESSENTIAL = 20 * 1024 * 1024
 #: A larger event is shortened. The limit is high because the result of a single module may have 700 kB.
 MAX_EVENT_BYTES = 1024 * 1024
 #: In an event that is too large, longer strings are truncated to this length.
 MAX_STRING_LENGTH = 8 * 1024
 
-LEFT_OUT = "[left out: too large]"
-#: Kind of the event that we add to state how many events were left out.
-TRUNCATED = "smith_truncated"
-_ESSENTIAL = frozenset({"runner_on_failed", "runner_on_unreachable", "runner_item_on_failed", "playbook_on_stats"})
-_FINAL = "playbook_on_stats"
-#: Matches an event mark (see the docstring of this module).
-_MARK = re.compile(rb"\x1b\[K(?:[A-Za-z0-9+/=]+\x1b\[\d+D)+\x1b\[K")
-_MAX_MARK_BYTES = 512
+LEFT_OUT_TEXT = "[left out: too large]"
+#: This name has two uses in `events.jsonl`: as the kind of the event that states how many events were left out, and as
+#: a member of an event, which is True if only the essential members of this event were stored.
+SMITH_TRUNCATED = "smith_truncated"
+_ESSENTIAL_KINDS = frozenset(
+    {"runner_on_failed", "runner_on_unreachable", "runner_item_on_failed", "playbook_on_stats"}
+)
+_FINAL_KIND = "playbook_on_stats"
+#: Matches an event mark: `ESC[K`, then one or more parts of base64 text that each end with `ESC[<number>D`, then
+#: `ESC[K`.
+_EVENT_MARK = re.compile(rb"\x1b\[K(?:[A-Za-z0-9+/=]+\x1b\[\d+D)+\x1b\[K")
+#: An event mark that is split between two calls of `OutputDecoder.feed` is found if it has at most this many bytes.
+_MAX_EVENT_MARK_BYTES = 512
 
 
 class RunOutput:
@@ -51,23 +56,26 @@ class RunOutput:
         self._redactor = redactor
         self._stdout = open_private(folder / "stdout")
         self._events = open_private(folder / "events.jsonl")
-        self._events_size = 0
-        self._left_out = 0
-        self._is_sealed = False
+        self._total_events_bytes = 0
+        self._left_out_count = 0
+        self._is_text_ignored = False
 
     def write(self, text: str) -> None:
         """Add text to `stdout`.
 
-        The caller passes whole lines or whole events, so that two calls do not split a secret.
+        The caller passes whole lines or whole events. A secret that was split between two calls would not be masked.
         """
-        if not self._is_sealed:
+        if not self._is_text_ignored:
             self._stdout.write(self._redactor.redact(text))
 
-    def seal(self) -> None:
-        """Ignore all text from now on, because it may start in the middle of a secret. Events are still added."""
-        if not self._is_sealed:
-            self._is_sealed = True
-            self._stdout.write(f"{LEFT_OUT}\n")
+    def ignore_further_text(self) -> None:
+        """Ignore all text from now on, but still add events.
+
+        The caller calls this when it has dropped output, because the next text may start in the middle of a secret.
+        """
+        if not self._is_text_ignored:
+            self._is_text_ignored = True
+            self._stdout.write(f"{LEFT_OUT_TEXT}\n")
 
     def flush(self) -> None:
         """Write the buffered output to the files, so that an operator can read the output of a current run."""
@@ -76,15 +84,17 @@ class RunOutput:
 
     def add_event(self, event: dict[str, Any]) -> None:
         """Add the event to `events.jsonl`, unless the file has reached the size limit for this kind of event."""
-        if self._events_size > self._limit(event):
-            self._left_out += 1
+        if self._total_events_bytes > self._max_total_bytes(event):
+            self._left_out_count += 1
             return
-        line = self._line(event | {"stdout": LEFT_OUT} if self._is_sealed else event)
-        self._events_size += len(line)
+        if self._is_text_ignored:
+            event = event | {"stdout": LEFT_OUT_TEXT}
+        line = self._to_json_line(event)
+        self._total_events_bytes += len(line)  # the JSON text is ASCII: one byte per character
         self._events.write(line + "\n")
 
     def finish(self, *, status: str, rc: int) -> None:
-        """Close the files and write the exit code and the status. The folder is then complete."""
+        """Close the files. Then write the exit code to the file `rc` and the status to the file `status`."""
         self.close()
         for name, value in (("rc", str(rc)), ("status", status)):
             with open_private(self.folder / name) as file:
@@ -92,50 +102,53 @@ class RunOutput:
 
     def close(self) -> None:
         """Close the files. If events were left out, add a last event with their number. May be called twice."""
-        if self._left_out and not self._events.closed:
-            self._events.write(json.dumps({"event": TRUNCATED, "left_out": self._left_out}) + "\n")
+        if self._left_out_count and not self._events.closed:
+            self._events.write(json.dumps({"event": SMITH_TRUNCATED, "left_out": self._left_out_count}) + "\n")
         self._stdout.close()
         self._events.close()
 
-    def _limit(self, event: dict[str, Any]) -> int:
-        """Return the size of `events.jsonl` above which this kind of event is not added any more."""
-        if event.get("event") == _FINAL:
-            return MAX_ESSENTIAL_BYTES + MAX_EVENT_BYTES
-        return MAX_ESSENTIAL_BYTES if _is_essential(event) else MAX_EVENTS_BYTES
+    def _max_total_bytes(self, event: dict[str, Any]) -> int:
+        """Return the size of `events.jsonl` above which this kind of event is left out."""
+        if event.get("event") == _FINAL_KIND:
+            # This size leaves space for one final event. It limits the output of a run that imitates final events.
+            return MAX_TOTAL_EVENTS_BYTES_FOR_ESSENTIAL + MAX_EVENT_BYTES
+        return MAX_TOTAL_EVENTS_BYTES_FOR_ESSENTIAL if _is_essential(event) else MAX_TOTAL_EVENTS_BYTES
 
-    def _line(self, event: dict[str, Any]) -> str:
-        """Return the event as JSON without secrets. It is shortened only as far as MAX_EVENT_BYTES requires."""
+    def _to_json_line(self, event: dict[str, Any]) -> str:
+        """Return the event as JSON with masked secrets. Shorten the event only as far as MAX_EVENT_BYTES requires."""
         redacted = self._redactor.redact_value(event)
-        for shorten in (_unchanged, _shortened, _essentials):
+        for shorten in (_keep_all, _truncate_strings, _keep_essentials):
             line = json.dumps(shorten(redacted), default=str)
             if len(line) <= MAX_EVENT_BYTES:
                 return line
-        return json.dumps({"event": TRUNCATED, "left_out": 1})
+        return json.dumps({"event": SMITH_TRUNCATED, "left_out": 1})
 
 
-class OutputReader:
+class OutputDecoder:
     """Decodes a run's output and passes it to ansible-runner's event filter.
 
     After MAX_OUTPUT_BYTES bytes of output, it passes only the event marks.
     """
 
-    def __init__(self, write: Callable[[str], object], seal: Callable[[], object]) -> None:
-        self._write = write
-        self._seal = seal
+    def __init__(self, write_to_filter: Callable[[str], object], ignore_further_text: Callable[[], object]) -> None:
+        self._write_to_filter = write_to_filter
+        self._ignore_further_text = ignore_further_text
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._size = 0
-        self._tail = b""
+        self._received_bytes = 0
+        self._last_bytes = b""
 
     def feed(self, data: bytes) -> None:
         """Process the next bytes of the output. They may end in the middle of a character or of an event mark."""
-        previous, self._tail = self._tail, (self._tail + data)[-_MAX_MARK_BYTES:]
-        self._size += len(data)
-        if self._size > MAX_OUTPUT_BYTES:
-            self._seal()
-            marks = _MARK.finditer(previous + data)
-            data = b"".join(mark.group() for mark in marks if mark.end() > len(previous))
+        previous_bytes = self._last_bytes
+        self._last_bytes = (previous_bytes + data)[-_MAX_EVENT_MARK_BYTES:]
+        self._received_bytes += len(data)
+        if self._received_bytes > MAX_OUTPUT_BYTES:
+            self._ignore_further_text()
+            marks = _EVENT_MARK.finditer(previous_bytes + data)
+            # A mark that ends in `previous_bytes` was passed by an earlier call.
+            data = b"".join(mark.group() for mark in marks if mark.end() > len(previous_bytes))
         if text := self._decoder.decode(data):
-            self._write(text)
+            self._write_to_filter(text)
 
 
 def open_private(path: Path) -> TextIO:
@@ -144,36 +157,44 @@ def open_private(path: Path) -> TextIO:
 
 
 def _is_essential(event: dict[str, Any]) -> bool:
-    """True for a failure, and for a result that the playbook published."""
+    """True for a failure, for a result that the playbook published with `set_stats`, and for the final event."""
     data = event.get("event_data")
     result = data.get("res") if isinstance(data, dict) else None
-    return event.get("event") in _ESSENTIAL or (isinstance(result, dict) and "ansible_stats" in result)
+    return event.get("event") in _ESSENTIAL_KINDS or (isinstance(result, dict) and "ansible_stats" in result)
 
 
-def _unchanged(value: Any) -> Any:
-    return value
+def _keep_all(event: Any) -> Any:
+    return event
 
 
-def _shortened(value: Any) -> Any:
+def _truncate_strings(value: Any) -> Any:
     """Return the value with long strings truncated."""
     if isinstance(value, dict):
-        return {_shortened(key): _shortened(item) for key, item in value.items()}
+        return {_truncate_strings(key): _truncate_strings(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_shortened(item) for item in value]
+        return [_truncate_strings(item) for item in value]
     if isinstance(value, str) and len(value) > MAX_STRING_LENGTH:
-        return value[:MAX_STRING_LENGTH] + LEFT_OUT
+        return value[:MAX_STRING_LENGTH] + LEFT_OUT_TEXT
     return value
 
 
-def _essentials(event: dict[str, Any]) -> dict[str, Any]:
-    """Return only the kind, Ansible task, error text and result of an event. Its strings are truncated, too."""
+def _keep_essentials(event: dict[str, Any]) -> dict[str, Any]:
+    """Return an event with only its kind, Ansible task, error text and result, with long strings truncated."""
     data = event.get("event_data")
     data = data if isinstance(data, dict) else {}
     result = data.get("res")
     result = result if isinstance(result, dict) else {}
-    kept = {key: data[key] for key in ("task", "task_action", "host", "ignore_errors", "failures") if key in data}
-    kept["res"] = {key: result[key] for key in ("msg", "changed", "rc", "ansible_stats") if key in result}
+    essential_data = _select(data, "task", "task_action", "host", "ignore_errors", "failures")
+    essential_data["res"] = _select(result, "msg", "changed", "rc", "ansible_stats")
     if isinstance(stats := data.get("artifact_data"), dict):
-        kept["artifact_data"] = {"vm_result": stats.get("vm_result")}
-    heads: dict[str, Any] = {key: event[key] for key in ("event", "uuid", "counter", "created") if key in event}
-    return {**heads, TRUNCATED: True, "event_data": _shortened(kept)}
+        essential_data["artifact_data"] = {"vm_result": stats.get("vm_result")}
+    return {
+        **_select(event, "event", "uuid", "counter", "created"),
+        SMITH_TRUNCATED: True,
+        "event_data": _truncate_strings(essential_data),
+    }
+
+
+def _select(members: dict[str, Any], *keys: str) -> dict[str, Any]:
+    """Return the members with the given keys. A missing key is skipped."""
+    return {key: members[key] for key in keys if key in members}

@@ -1,7 +1,7 @@
 """Step 5 of a job's processing (ARCHITECTURE.md): decides which playbook runs for a job, and with which extra var `vm`.
 
-The functions read the folders of the playbooks; apart from that, they are pure. Text from FulcrumCore is used only as a
-value in `vm`, never as a path, a template or a part of a shell command.
+The functions change nothing, and read only the folders of the playbooks. Text from FulcrumCore is used only as a value
+in `vm`, never as a path, a template or a part of a shell command.
 """
 
 from __future__ import annotations
@@ -17,13 +17,16 @@ from executor.runs import action_schema, actions, extra_vars
 from executor.runs.request import PlanSettings, RunRequest
 from executor.runs.vm_properties import read_properties
 
-#: Actions that configure the VM from the service's properties.
+#: Our actions that configure the VM from the service's properties.
 CONFIGURING_ACTIONS = frozenset({"create", "update"})
 #: All our actions that read the service's properties. `resize` reads only the sizes of the disks.
-PROPERTY_ACTIONS = CONFIGURING_ACTIONS | {"resize"}
-#: A run's ident contains at most this many characters of the action's name. The ident is the name of the run's folder.
-#: ansible-core 2.21 opens a socket in this folder, and the path of a socket may have at most 107 characters.
-MAX_ACTION_IN_IDENT = 16
+ACTIONS_WITH_PROPERTIES = CONFIGURING_ACTIONS | {"resize"}
+#: A run's ident contains at most this many characters of the action's name. The length is limited, because the ident is
+#: the name of the run's folder, ansible-core 2.21 opens a socket in this folder, and the path of a socket may have at
+#: most 107 characters.
+MAX_ACTION_LENGTH_IN_IDENT = 16
+#: Number of random hexadecimal digits at the end of a run's ident, which make it unique.
+RANDOM_DIGITS_IN_IDENT = 12
 
 
 def find_playbook(action: str, folders: Sequence[Path]) -> Path:
@@ -34,16 +37,17 @@ def find_playbook(action: str, folders: Sequence[Path]) -> Path:
 def plan(request: RunRequest, settings: PlanSettings) -> PlaybookRun:
     """Choose the playbook and make its extra var `vm`.
 
-    Raises JobError: UNSUPPORTED_ACTION (no playbook), INVALID_REQUEST (a wrong property), NOT_FOUND (no such template).
+    Raises JobError: UNSUPPORTED_ACTION (the action has no safe playbook), INVALID_REQUEST (a property is wrong),
+    NOT_FOUND (the template does not exist).
     """
     action = actions.find(request.action, settings.playbook_folders)
     action_schema.check_properties(action, request.properties)
     timeout_s = min(settings.playbook_timeout_s, request.time_left_s)
-    vm = _identity(request, settings, timeout_s) | _action_vars(request, settings, is_ours=action.is_ours)
+    vm = _common_members(request, settings, timeout_s) | _action_members(request, settings, is_ours=action.is_ours)
     if not action.is_ours:
         vm["properties"] = dict(request.properties)
     return PlaybookRun(
-        ident=f"{request.action[:MAX_ACTION_IN_IDENT]}-{uuid.uuid4().hex[:12]}",
+        ident=f"{request.action[:MAX_ACTION_LENGTH_IN_IDENT]}-{uuid.uuid4().hex[:RANDOM_DIGITS_IN_IDENT]}",
         action=request.action,
         playbook=action.playbook,
         vm=vm,
@@ -52,8 +56,9 @@ def plan(request: RunRequest, settings: PlanSettings) -> PlaybookRun:
     )
 
 
-def _identity(request: RunRequest, settings: PlanSettings, timeout_s: float) -> dict[str, Any]:
+def _common_members(request: RunRequest, settings: PlanSettings, timeout_s: float) -> dict[str, Any]:
     """Return the members of `vm` that every action gets: the VM's identity and the time limits."""
+    max_shutdown_s = max(timeout_s / 2, 1)  # leave half of the run's time for the other steps of the playbook
     vm = {
         "service_id": request.service_id,
         "vmid": request.vmid,
@@ -61,14 +66,17 @@ def _identity(request: RunRequest, settings: PlanSettings, timeout_s: float) -> 
         "cluster": settings.cluster,
         "node": request.node or settings.node,
         "timeout_s": int(timeout_s),
-        "shutdown_timeout_s": int(min(settings.shutdown_timeout_s, max(timeout_s / 2, 1))),
+        "shutdown_timeout_s": int(min(settings.shutdown_timeout_s, max_shutdown_s)),
         "address_timeout_s": int(settings.address_timeout_s),
     }
     return vm if request.kind == GuestKind.QEMU else vm | {"kind": str(request.kind)}
 
 
-def _action_vars(request: RunRequest, settings: PlanSettings, *, is_ours: bool) -> dict[str, Any]:
-    """Return the members of `vm` that only this action gets."""
+def _action_members(request: RunRequest, settings: PlanSettings, *, is_ours: bool) -> dict[str, Any]:
+    """Return the members of `vm` that only this action gets.
+
+    A provider's action with the same name also gets them, except the members for `resize`.
+    """
     if request.action == "create":
         return extra_vars.create_vars(request, settings)
     if request.action == "update":
@@ -77,17 +85,21 @@ def _action_vars(request: RunRequest, settings: PlanSettings, *, is_ours: bool) 
         return extra_vars.resize_vars(read_properties(request.properties))
     if request.action == "backup" and is_ours and not settings.backup_storage:
         raise JobError(ErrorCode.INVALID_REQUEST, "a backup needs PROXMOX_BACKUP_STORAGE, which is not set")
-    members: dict[str, dict[str, Any]] = {
+    members_of_actions: dict[str, dict[str, Any]] = {
         "snapshot": {"snapshot": request.snapshot},
         "backup": {"backup_storage": settings.backup_storage},
         "migrate": {"target_node": request.target_node},
-        "delete": _delete_vars(request, settings),
+        "delete": _delete_members(request, settings),
     }
-    return {name: value for name, value in members.get(request.action, {}).items() if value not in ("", False)}
+    members = members_of_actions.get(request.action, {})
+    return {name: value for name, value in members.items() if value not in ("", False)}
 
 
-def _delete_vars(request: RunRequest, settings: PlanSettings) -> dict[str, Any]:
-    """Return the members for `delete`. The caller removes the empty ones."""
+def _delete_members(request: RunRequest, settings: PlanSettings) -> dict[str, Any]:
+    """Return the members for `delete`, with the names that our role `vm_identity` gives them.
+
+    The caller removes members that are '' or False.
+    """
     return {
         "grace_s": int(settings.delete_grace_s) or "",
         "only_when_due": request.only_if_grace_period_ended,

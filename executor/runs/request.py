@@ -16,22 +16,24 @@ class PlanSettings:
     """The operator's settings that `plan` uses. They are the same for all jobs."""
 
     cluster: str  #: the name of the Proxmox cluster
-    templates: Mapping[str, int]  #: the VMID of each template by its name
-    storage: str  #: the storage of new disks; '' for the template's storage
-    bridge: str
-    pool: str
-    node: str  #: the only node that the operator has set; '' if there are several or none
-    playbook_folders: Sequence[Path]  #: the provider's folder if there is one, then ours
-    playbook_timeout_s: float
-    shutdown_timeout_s: float
-    address_timeout_s: float = 10.0
-    #: the volume of each container's OS template by its name
+    templates: Mapping[str, int]  #: maps the name of each template to its VMID
+    storage: str  #: the storage of new disks; '' to use the storage of the template
+    bridge: str  #: the bridge of a NIC whose properties name no bridge
+    pool: str  #: the resource pool of new VMs; '' for no pool
+    node: str  #: the only node that the operator has set; '' if the operator has set several nodes or none
+    #: the folder SMITH_ACTIONS_PATH of the provider (the organisation that operates the agent) if it is set, then the
+    #: folder of the playbooks that Agent Smith contains
+    playbook_folders: Sequence[Path]
+    playbook_timeout_s: float  #: how long one run of a playbook may take
+    shutdown_timeout_s: float  #: how long a guest may take to shut down before it is powered off
+    address_timeout_s: float = 10.0  #: how long a start waits until the guest agent reports an IP address
+    #: maps the name of each OS template (for containers) to its volume
     os_templates: Mapping[str, str] = field(default_factory=dict)
-    full_clones: bool = True
-    backup_storage: str = ""
-    delete_grace_s: float = 0.0
+    full_clones: bool = True  #: False to make linked clones of templates
+    backup_storage: str = ""  #: the storage of backups; '' if none is set
+    delete_grace_s: float = 0.0  #: how long a VM is kept, marked for deletion, before it is destroyed; 0 for no time
     final_backup: bool = False  #: make a backup in `backup_storage` before a VM is deleted
-    delete_purge: bool = False  #: remove a deleted VM from backup jobs, replication and HA, too
+    delete_purge: bool = False  #: also remove a deleted VM from backup jobs, replication and HA
 
     @classmethod
     def from_settings(cls, settings: Settings, home: Path) -> PlanSettings:
@@ -59,25 +61,25 @@ class PlanSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class RunRequest:
-    """The facts of one job, its service and its mapping that `plan` uses."""
+    """The facts that `plan` uses about one job, the job's service and the service's mapping to a VM."""
 
     action: str
     service_id: str
     service_name: str
-    properties: Mapping[str, Any] = field(repr=False)  #: secrets have replaced the vault references
+    properties: Mapping[str, Any] = field(repr=False)  #: a reference to the vault is already replaced by the secret
     #: for `update`: the service's properties before the update
     previous_properties: Mapping[str, Any] = field(default_factory=dict, repr=False)
     vmid: int
     vm_name: str
     kind: str = GuestKind.QEMU
-    node: str = ""
+    node: str = ""  #: the node of the VM; '' if it is not known
     template_vmid: int = 0  #: for `create`: the template on `node` that is cloned
-    #: True if the VMID was reserved but no `create` has succeeded, so a clone with this VMID may lack the service's
-    #: marker
+    #: True if the VMID was reserved but no `create` has succeeded. So a VM with this VMID may be a partial clone: a VM
+    #: whose configuration was not finished, so its description lacks the marker that names the service.
     may_be_partial_clone: bool = False
     target_node: str = ""  #: for `migrate`: the node to which the VM moves
     #: for `delete`: delete the VM only if it is marked for deletion and its grace period has ended
     only_if_grace_period_ended: bool = False
     snapshot: str = ""  #: for `snapshot`: the snapshot's name, which is the same in each attempt of the job
     time_left_s: float  #: how many seconds the run may take before the job's deadline
-    secrets: tuple[str, ...] = field(default=(), repr=False)  #: texts that are masked in all output of the run
+    secrets: tuple[str, ...] = field(default=(), repr=False)  #: texts that must be masked in all output of the run

@@ -1,9 +1,9 @@
 """Step 6 of a job's processing (ARCHITECTURE.md): reads a run's artifacts and concludes the job's result.
 
 This module writes nothing. A playbook publishes its result document with `set_stats` under the name `vm_result`: once
-when the VMID is certain, and again at its end. So the first document exists even if the run later fails, is killed or
-times out. The error text of a failed run is the text of its last failed Ansible task without `ignore_errors`. In our
-playbooks this is the last Ansible task of the `rescue` section, which fails with the final error text.
+when the VMID is certain, and again at the end of the playbook. So a document exists even if the run later fails, is
+killed or times out. The error text of a failed run is the text of its last failed Ansible task without `ignore_errors`.
+In our playbooks this is the last Ansible task of the `rescue` section, which fails with the final error text.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from executor.proxmox import error_rules
 #: A larger result document is refused, because only a defect of the playbook can cause it.
 MAX_RESULT_BYTES = 64 * 1024
 #: An exit code above this is 128 plus the number of the signal that ended the process, as in a shell.
-SIGNAL_BASE = 128
+SIGNAL_EXIT_CODE_BASE = 128
 #: The kinds of events that report a failed Ansible task.
-FAILURES = frozenset({"runner_on_failed", "runner_on_unreachable", "runner_item_on_failed"})
+FAILURE_KINDS = frozenset({"runner_on_failed", "runner_on_unreachable", "runner_item_on_failed"})
 
 
 class VmResult(BaseModel):
@@ -41,7 +41,8 @@ class VmResult(BaseModel):
     upids: list[str] = Field(default=[], max_length=256)
     changed: bool = False
     adopted: bool = False  #: True if `create` found an existing VM of the service instead of making a new VM
-    delete_at: int = Field(default=0, ge=0, le=253_402_300_799)  #: seconds since 1970; 0: no deletion is scheduled
+    #: seconds since 1970, at most the end of the year 9999; 0 if no deletion is scheduled
+    delete_at: int = Field(default=0, ge=0, le=253_402_300_799)
     reboot_required: bool = False
 
 
@@ -49,39 +50,40 @@ def read(artifacts: RunArtifacts) -> JobResult:
     """Conclude from the artifacts how the run ended.
 
     A successful run without a valid result document becomes the failure RESULT_INVALID, because only the document
-    states which VM serves the service. A failed run keeps its error code even if its document is invalid, because the
-    error code decides whether the job is retried.
+    states which VM serves the service. A failed run keeps its own error code even if its document is invalid, because
+    this error code decides whether the job is retried.
     """
-    vm, failure = None, None
+    vm, failure_text = None, None
     try:
-        document, failure = _scan(artifacts)
-        vm = _validated(document)
+        document, failure_text = _find_document_and_failure(artifacts)
+        vm = _validate_document(document)
     except JobError as error:
         if artifacts.status is RunStatus.SUCCESSFUL:
-            return JobResult(succeeded=False, code=error.code, detail=_with_ident(error.detail, artifacts))
+            detail = _printable_with_run_ident(error.detail, artifacts)
+            return JobResult(succeeded=False, code=error.code, detail=detail)
     if artifacts.status is RunStatus.SUCCESSFUL:
-        return _success(vm, artifacts)
-    signal_number = _signal_that_killed(artifacts)
-    error_text = failure if signal_number is None else _signal_text(signal_number)
-    code, detail = _failure(artifacts.status, error_text)
-    detail = _with_ident(detail, artifacts)
+        return _result_of_success(vm, artifacts)
+    signal_number = _killing_signal(artifacts)
+    if signal_number is not None:
+        failure_text = _signal_text(signal_number)
+    code, detail = _code_and_detail(artifacts.status, failure_text)
+    detail = _printable_with_run_ident(detail, artifacts)
     return JobResult(succeeded=False, vm=vm or {}, code=code, detail=detail, was_killed=signal_number is not None)
 
 
-def _success(vm: dict[str, Any] | None, artifacts: RunArtifacts) -> JobResult:
+def _result_of_success(vm: dict[str, Any] | None, artifacts: RunArtifacts) -> JobResult:
     if vm is None:
-        detail = _with_ident("the playbook succeeded but published no vm_result", artifacts)
+        detail = _printable_with_run_ident("the playbook succeeded but published no vm_result", artifacts)
         return JobResult(succeeded=False, code=ErrorCode.RESULT_INVALID, detail=detail)
     return JobResult(succeeded=True, vm=vm)
 
 
-def _signal_that_killed(artifacts: RunArtifacts) -> int | None:
-    """Return the number of the signal that killed the run.
-
-    Return None when the run ended by itself or the agent ended it.
-    """
-    signal_number = artifacts.rc - SIGNAL_BASE
-    return signal_number if artifacts.status is RunStatus.FAILED and 0 < signal_number < signal.NSIG else None
+def _killing_signal(artifacts: RunArtifacts) -> int | None:
+    """Return the number of the signal that killed the run; None if the run ended by itself or the agent ended it."""
+    if artifacts.status is not RunStatus.FAILED:
+        return None
+    signal_number = artifacts.rc - SIGNAL_EXIT_CODE_BASE
+    return signal_number if 0 < signal_number < signal.NSIG else None
 
 
 def _signal_text(signal_number: int) -> str:
@@ -89,46 +91,53 @@ def _signal_text(signal_number: int) -> str:
     return f"the playbook was killed by signal {signal_number}{cause}"
 
 
-def _failure(status: RunStatus, text: str | None) -> tuple[ErrorCode, str]:
-    # When the agent has ended the run, the last failed Ansible task is not the reason of the failure. A `rescue`
-    # section has probably handled that error.
+def _code_and_detail(status: RunStatus, failure_text: str | None) -> tuple[ErrorCode, str]:
+    """Return the error code and the error text of a failed run.
+
+    If the agent has ended the run, `failure_text` is not used. It may be the error of an Ansible task that failed
+    earlier and whose error a `rescue` section has handled, so it is not why the run ended.
+    """
     if status is RunStatus.CANCELED:
         return ErrorCode.CANCELLED, "the run was cancelled"
     if status is RunStatus.TIMEOUT:
         return ErrorCode.TASK_TIMEOUT, "playbook timed out"
-    if text is None:
+    if failure_text is None:
         return ErrorCode.PLAYBOOK_FAILED, "playbook failed without an error message"
-    classified = error_rules.classify(text)
+    classified = error_rules.classify_failure(failure_text)
     return ErrorCode(classified.code), classified.text
 
 
-def _with_ident(detail: str, artifacts: RunArtifacts) -> str:
-    # The text of a playbook may contain characters that a database rejects (NUL, an unpaired surrogate) or that a
-    # terminal would interpret.
+def _printable_with_run_ident(detail: str, artifacts: RunArtifacts) -> str:
+    """Return the error text with a space for each unprintable character, followed by the run's ident.
+
+    The error text of a playbook may contain characters that a database rejects (NUL, an unpaired surrogate) or that a
+    terminal would interpret as control sequences.
+    """
     printable = "".join(char if char.isprintable() else " " for char in detail)
     return f"{printable} (run {artifacts.ident})"
 
 
-def _scan(artifacts: RunArtifacts) -> tuple[dict[str, Any] | None, str | None]:
-    """Return the last result document and the text of the last failure that was not ignored; None for a missing one.
+def _find_document_and_failure(artifacts: RunArtifacts) -> tuple[dict[str, Any] | None, str | None]:
+    """Return the last result document, and the text of the last failure that was not ignored.
 
-    An invalid playbook fails before its first Ansible task. Then the text is the error message in the output.
+    The document or the text is None if the artifacts do not contain it. An invalid playbook fails before its first
+    Ansible task. Then the text is the error message that ansible-playbook wrote to its output.
     """
-    document, failure, output_error = None, None, None
-    for event in _events(artifacts):
+    document, failure_text, output_error = None, None, None
+    for event in _read_events(artifacts):
         data = event.get("event_data")
         data = data if isinstance(data, dict) else {}
         kind = str(event.get("event"))
-        if (published := _document_of(data)) is not None:
-            document = published
-        if kind in FAILURES and not data.get("ignore_errors"):
-            failure = _text_of(data)
+        if (published_document := _find_document(data)) is not None:
+            document = published_document
+        if kind in FAILURE_KINDS and not data.get("ignore_errors"):
+            failure_text = _error_message(data)
         elif kind == "verbose" and "ERROR" in str(event.get("stdout", "")):
             output_error = str(event["stdout"])
-    return document, failure or output_error
+    return document, failure_text or output_error
 
 
-def _events(artifacts: RunArtifacts) -> Iterator[dict[str, Any]]:
+def _read_events(artifacts: RunArtifacts) -> Iterator[dict[str, Any]]:
     file = artifacts.folder / "events.jsonl"
     try:
         lines = file.open(encoding="utf-8", errors="replace")
@@ -145,47 +154,54 @@ def _events(artifacts: RunArtifacts) -> Iterator[dict[str, Any]]:
                 yield event
 
 
-def _document_of(data: dict[str, Any]) -> Any:
+def _find_document(data: dict[str, Any]) -> Any:
     """Return the result document in an event's data; None if the event contains no document."""
-    stats = data.get("artifact_data")  # in the final event, playbook_on_stats
-    if not isinstance(stats, dict):
+    stats = data.get("artifact_data")  # the final event, playbook_on_stats, has this member
+    if not isinstance(stats, dict):  # the event of an Ansible task has the member res.ansible_stats.data
         result = data.get("res")
-        stats = result.get("ansible_stats") if isinstance(result, dict) else None
-        stats = stats.get("data") if isinstance(stats, dict) else None
+        ansible_stats = result.get("ansible_stats") if isinstance(result, dict) else None
+        stats = ansible_stats.get("data") if isinstance(ansible_stats, dict) else None
     return stats.get("vm_result") if isinstance(stats, dict) else None
 
 
-def _text_of(data: dict[str, Any]) -> str:
+def _error_message(data: dict[str, Any]) -> str:
     """Return the error message of a failed Ansible task."""
     result = data.get("res")
     result = result if isinstance(result, dict) else {}
-    items = result.get("results")
-    failed = (
-        [item for item in items if isinstance(item, dict) and item.get("failed")] if isinstance(items, list) else []
-    )
-    message = (failed[-1] if failed else result).get("msg")  # a loop's own message only states that an item failed
+    loop_items = result.get("results")
+    loop_items = loop_items if isinstance(loop_items, list) else []
+    failed_items = [item for item in loop_items if isinstance(item, dict) and item.get("failed")]
+    # The message of a loop only states that an item failed, so the message of the last failed item is returned.
+    message = failed_items[-1].get("msg") if failed_items else result.get("msg")
+    # If the Ansible task has `no_log`, the member `censored` replaces the message.
     return str(message or result.get("censored") or "the Ansible task failed without an error message")
 
 
-def _validated(document: Any) -> dict[str, Any] | None:
-    """Check the result document and return it with all members. Raises JobError RESULT_INVALID."""
+def _validate_document(document: Any) -> dict[str, Any] | None:
+    """Check the result document. Return it with the default values of missing members.
+
+    Raises JobError RESULT_INVALID.
+    """
     if document is None:
         return None
-    if _size_of(document) > MAX_RESULT_BYTES:
+    if _size_if_storable(document) > MAX_RESULT_BYTES:
         raise JobError(ErrorCode.RESULT_INVALID, f"vm_result is larger than {MAX_RESULT_BYTES} bytes")
     try:
         return VmResult.model_validate(document).model_dump()
     except ValidationError as error:
-        members = sorted({".".join(str(part) for part in item["loc"]) or "document" for item in error.errors()})
-        raise JobError(ErrorCode.RESULT_INVALID, f"vm_result is not valid at: {', '.join(members)}") from None
+        paths = {".".join(str(part) for part in problem["loc"]) or "document" for problem in error.errors()}
+        raise JobError(ErrorCode.RESULT_INVALID, f"vm_result is not valid at: {', '.join(sorted(paths))}") from None
 
 
-def _size_of(document: Any) -> int:
-    """Return the document's size in bytes. Raises JobError for a value that PostgreSQL or FulcrumCore would reject."""
+def _size_if_storable(document: Any) -> int:
+    """Return the document's size in bytes.
+
+    Raises JobError when the document contains a value that PostgreSQL or FulcrumCore would reject.
+    """
     try:
         text = json.dumps(document, allow_nan=False, ensure_ascii=False)
-        if r"\u0000" in text:
-            raise ValueError("NUL")
+        if r"\u0000" in text:  # the escape sequence of the character NUL
+            raise ValueError("contains NUL")
         return len(text.encode())
     except (ValueError, RecursionError):
         raise JobError(ErrorCode.RESULT_INVALID, "vm_result contains a value that cannot be stored") from None

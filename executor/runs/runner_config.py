@@ -16,11 +16,11 @@ from typing import Any
 import ansible_runner
 
 from executor.model import PlaybookRun
-from executor.runs.private_folder import CREDENTIALS_VARIABLE, IDENT_VARIABLE, tmp_of
+from executor.runs.private_folder import CREDENTIALS_VARIABLE, IDENT_VARIABLE, tmpdir_of_run
 
-#: Variables of the agent's environment that are copied to the environment of a run: proxies and the time zone.
-PASSED_ON = ("HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY", "https_proxy", "http_proxy", "no_proxy", "TZ")
-#: Variables that ansible-runner sets for its own display callback. Other variables of ansible-runner are removed.
+#: Variables of the agent's environment that are copied to the environment of each run: proxies and the time zone.
+COPIED_VARIABLES = ("HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY", "https_proxy", "http_proxy", "no_proxy", "TZ")
+#: Variables that ansible-runner sets for its own display callback. A run gets no other variable of ansible-runner.
 _CALLBACK_VARIABLES = (
     "ANSIBLE_CALLBACK_PLUGINS",
     "ANSIBLE_STDOUT_CALLBACK",
@@ -35,8 +35,8 @@ def runner_config(folder: Path, run: PlaybookRun, home: Path, ca_bundle: Path | 
     """Return ansible-runner's configuration for a run whose private folder is `folder`.
 
     `RunnerConfig.prepare` copies the agent's whole environment, which may contain secrets, and `Runner.run` writes the
-    environment to a file. So after `prepare` the environment is replaced by `run_environment` and the variables in
-    _CALLBACK_VARIABLES.
+    environment to a file. So after `prepare` the environment is replaced: the run gets only the result of
+    `run_environment` and _CALLBACK_VARIABLES.
     """
     environment = run_environment(folder, run, home, ca_bundle)
     # No inventory is passed. Ansible finds it in ansible.cfg, as it does when an operator runs a playbook by hand.
@@ -47,28 +47,31 @@ def runner_config(folder: Path, run: PlaybookRun, home: Path, ca_bundle: Path | 
         ident=run.ident,
         playbook=str(run.playbook.resolve()),
         cmdline=shlex.join(["-e", f"@{folder / 'vm.yml'}"]),
+        # An empty value here replaces a value in the agent's environment. AWX_LIB_DIRECTORY would be the folder of
+        # ansible-runner's display callback; without a value, ansible-runner uses its own folder.
         envvars={**dict.fromkeys(("AWX_LIB_DIRECTORY", *_CALLBACK_VARIABLES), ""), **environment},
         fact_cache_type="none",
         quiet=True,
     )
     config.prepare()
-    config.env = {name: config.env[name] for name in _CALLBACK_VARIABLES if config.env.get(name)} | environment
+    callback_environment = {name: config.env[name] for name in _CALLBACK_VARIABLES if config.env.get(name)}
+    config.env = callback_environment | environment
     config.suppress_output_file = True  # not an argument above, because `prepare` would overwrite it
-    # The default mode "pexpect" is not used, for four reasons. It forks this process, which has threads, and the fork
-    # runs Python code before the exec. It checks the timeout only every 5 s. It kills only one process group. Its read
-    # timeout can make a successful run fail (ansible-runner issue 1343).
+    # The default mode "pexpect" is not used, for four reasons. It forks this process, which has threads, and it runs
+    # Python code in the fork before the exec. It checks the timeout only every 5 s. It kills only one process group.
+    # Its read timeout can make a successful run fail (ansible-runner issue 1343).
     config.runner_mode = "subprocess"
     return config
 
 
 def run_environment(folder: Path, run: PlaybookRun, home: Path, ca_bundle: Path | None) -> dict[str, str]:
-    """Return the environment of a run, without the variables of ansible-runner's display callback."""
+    """Return all environment variables of a run, except _CALLBACK_VARIABLES."""
     tmp = str(folder / "tmp")
-    environment = {name: value for name in PASSED_ON if (value := os.environ.get(name))}
+    environment = {name: value for name in COPIED_VARIABLES if (value := os.environ.get(name))}
     environment |= {
         "PATH": os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)]),
         "HOME": str(folder / "home"),
-        "TMPDIR": str(tmp_of(folder)),
+        "TMPDIR": str(tmpdir_of_run(folder)),
         "LANG": "C.UTF-8",
         "LC_ALL": "C.UTF-8",
         "ANSIBLE_CONFIG": str(home / "ansible.cfg"),
@@ -76,8 +79,8 @@ def run_environment(folder: Path, run: PlaybookRun, home: Path, ca_bundle: Path 
         "ANSIBLE_LOCAL_TEMP": tmp,
         "ANSIBLE_REMOTE_TEMP": tmp,
         "ANSIBLE_PIPELINING": "1",  # with pipelining a module needs one process instead of five
-        # The default format, YAML, breaks long lines at spaces. A line break in a secret would hide it from the
-        # redactor.
+        # The default format, YAML, breaks long lines at spaces. The redactor would not find a secret that contains such
+        # a line break.
         "ANSIBLE_CALLBACK_RESULT_FORMAT": "json",
         "ANSIBLE_NOCOLOR": "1",
         "ANSIBLE_NOCOWS": "1",

@@ -15,25 +15,40 @@ from executor.errors import ErrorCode, JobError
 from executor.model import GuestKind
 from executor.runs.network_properties import NetworkProperties, NicProperties, Properties
 
+#: Matches an OpenSSH public key on one line: its type, its base64 text, and an optional comment.
 SSH_KEY_PATTERN = re.compile(
     r"(ssh-ed25519|ssh-rsa|ecdsa-sha2-nistp(256|384|521)|sk-(ssh-ed25519|ecdsa-sha2-nistp256)@openssh\.com) "
     r"[A-Za-z0-9+/]+={0,3}( [^\r\n]*)?\Z"
 )
 
+#: The largest sizes and lengths that are accepted.
+MAX_SSH_KEY_LENGTH = 8192
+MAX_PASSWORD_LENGTH = 4096
+MAX_DISK_GIB = 128 * 1024
+MAX_MEMORY_MIB = 16 * 1024 * 1024
+#: Maximum length of an error message about wrong properties.
+MAX_MESSAGE_LENGTH = 400
+
 Tag = Annotated[str, StringConstraints(pattern=r"^[a-z0-9_][a-z0-9_+.-]{0,31}$")]
 TemplateName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 HostName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
 UserName = Annotated[str, StringConstraints(pattern=r"^[a-z_][a-z0-9_-]{0,31}$")]
-Storage = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_.-]{1,63}$")]
-Snippet = Annotated[
+StorageName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_.-]{1,63}$")]
+#: The volume of a cloud-init snippet, such as `local:snippets/vendor.yml`.
+SnippetVolume = Annotated[
     str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_.-]{1,63}:snippets/[A-Za-z0-9_][A-Za-z0-9_.-]*$")
 ]
+#: A type of virtual CPU, such as `host` or `x86-64-v2-AES`.
 CpuType = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+#: The name of a disk: scsi0 to scsi30, virtio0 to virtio15, sata0 to sata5, or ide0 to ide3.
 DiskName = Annotated[str, StringConstraints(pattern=r"^(scsi([12]?[0-9]|30)|virtio(1[0-5]|[0-9])|sata[0-5]|ide[0-3])$")]
-Device = Annotated[str, StringConstraints(pattern=r"^(scsi|virtio|sata|ide|net)[0-9]{1,2}$")]
-Iso = Annotated[
+#: The name of a device from which a VM can boot: a disk or a NIC, such as `net0`.
+BootDevice = Annotated[str, StringConstraints(pattern=r"^(scsi|virtio|sata|ide|net)[0-9]{1,2}$")]
+#: The volume of an ISO image, such as `local:iso/debian.iso`.
+IsoVolume = Annotated[
     str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_.-]{1,63}:iso/[A-Za-z0-9_][A-Za-z0-9_.+-]{0,200}$")
 ]
+#: The name of a container's OS template, or its volume, such as `local:vztmpl/debian.tar.zst`.
 OsTemplate = Annotated[
     str,
     StringConstraints(
@@ -43,63 +58,69 @@ OsTemplate = Annotated[
 
 
 class DiskProperties(Properties):
-    """One disk of the list `disks`. A disk that does not exist is added. An existing disk is moved or enlarged."""
+    """One disk of the list `disks`. A disk that does not exist is added. An existing disk is moved or enlarged.
+
+    Its size is in GiB, although FulcrumCore's name of this property ends in Gb.
+    """
 
     disk: DiskName
-    size_gib: int | None = Field(default=None, alias="sizeGb", ge=1, le=131_072)
-    storage: Storage | None = None
+    size_gib: int | None = Field(default=None, alias="sizeGb", ge=1, le=MAX_DISK_GIB)
+    storage: StorageName | None = None
 
 
-#: The properties that name what a guest is created from. A service has at most one of these properties.
-SOURCES = ("image", "iso", "blank", "os_template")
+#: The properties that name the source from which a guest is created. A service has at most one of these properties.
+SOURCE_PROPERTIES = ("image", "iso", "blank", "os_template")
 #: Properties that containers do not support.
-VM_ONLY = (
+VM_ONLY_PROPERTIES = (
     *("sockets", "cpu_type", "balloon_mib", "protection", "guest_agent", "boot_order", "ci_user", "vendor_snippet"),
     *("disks", "tags"),
 )
+#: Properties that VMs do not support.
+CONTAINER_ONLY_PROPERTIES: tuple[str, ...] = ("swap_mib",)
 
 
 class VmProperties(Properties):
     """The properties of a guest. The guest is a container if `osTemplate` is given, else a VM.
 
     Disk sizes are in GiB and memory sizes in MiB, although FulcrumCore's names of these properties end in Gb and Mb.
+    Fields of type tuple have `strict=False`, because a strict field of this type would refuse a list from JSON.
     """
 
     cores: int = Field(ge=1, le=512)
-    memory_mib: int = Field(alias="memoryMb", ge=16, le=16_777_216)
-    disk_gib: int = Field(alias="diskGb", ge=1, le=131_072)
+    memory_mib: int = Field(alias="memoryMb", ge=16, le=MAX_MEMORY_MIB)
+    disk_gib: int = Field(alias="diskGb", ge=1, le=MAX_DISK_GIB)  #: the size of the first disk
     sockets: int | None = Field(default=None, ge=1, le=16)
     cpu_type: CpuType | None = None
-    balloon_mib: int | None = Field(default=None, alias="balloonMb", ge=0, le=16_777_216)
+    balloon_mib: int | None = Field(default=None, alias="balloonMb", ge=0, le=MAX_MEMORY_MIB)
     onboot: bool | None = None
     protection: bool | None = None
     guest_agent: bool | None = None
     allow_reboot: bool = False
-    boot_order: tuple[Device, ...] = Field(default=(), max_length=16, strict=False)
+    boot_order: tuple[BootDevice, ...] = Field(default=(), max_length=16, strict=False)
     image: TemplateName | None = None
-    iso: Iso | None = None
-    blank: bool = False
+    iso: IsoVolume | None = None
+    blank: bool = False  #: create the VM with empty disks
     os_template: OsTemplate | None = None
-    swap_mib: int | None = Field(default=None, alias="swapMb", ge=0, le=16_777_216)
+    swap_mib: int | None = Field(default=None, alias="swapMb", ge=0, le=MAX_MEMORY_MIB)
     hostname: HostName | None = None
     ci_user: UserName | None = None
-    ci_password: str | None = Field(default=None, repr=False, max_length=4096)
+    ci_password: str | None = Field(default=None, repr=False, max_length=MAX_PASSWORD_LENGTH)
     ssh_public_keys: tuple[str, ...] = Field(default=(), max_length=50, strict=False)
-    vendor_snippet: Snippet | None = None
-    network: NetworkProperties = NetworkProperties()
-    networks: tuple[NicProperties, ...] = Field(default=(), max_length=32, strict=False)
+    vendor_snippet: SnippetVolume | None = None
+    network: NetworkProperties = NetworkProperties()  #: the first NIC
+    networks: tuple[NicProperties, ...] = Field(default=(), max_length=32, strict=False)  #: all NICs
     disks: tuple[DiskProperties, ...] = Field(default=(), max_length=32, strict=False)
     tags: tuple[Tag, ...] = Field(default=(), max_length=20, strict=False)
 
     @field_validator("ssh_public_keys")
     @classmethod
-    def _are_public_keys(cls, keys: tuple[str, ...]) -> tuple[str, ...]:
-        cleaned = tuple(key.strip() for key in keys)
-        if any("PRIVATE KEY" in key for key in cleaned):
+    def _check_ssh_public_keys(cls, keys: tuple[str, ...]) -> tuple[str, ...]:
+        stripped_keys = tuple(key.strip() for key in keys)
+        if any("PRIVATE KEY" in key for key in stripped_keys):
             raise ValueError("contains a private key")
-        if not all(SSH_KEY_PATTERN.match(key) and key.isprintable() and len(key) <= 8192 for key in cleaned):
+        if not all(_is_public_key(key) for key in stripped_keys):
             raise ValueError("contains text that is not an OpenSSH public key on one line")
-        return cleaned
+        return stripped_keys
 
     @property
     def kind(self) -> GuestKind:
@@ -108,33 +129,33 @@ class VmProperties(Properties):
 
     @property
     def has_source(self) -> bool:
-        """True when a property names what the guest is created from."""
-        return any(getattr(self, name) for name in SOURCES)
+        """True when a property names the source from which the guest is created."""
+        return any(getattr(self, name) for name in SOURCE_PROPERTIES)
 
     @model_validator(mode="after")
-    def _is_one_kind_of_guest(self) -> VmProperties:
-        given = [name for name in SOURCES if getattr(self, name)]
-        if len(given) > 1:
-            raise ValueError(f"{' and '.join(map(property_name, given))} exclude each other")
-        excluded = VM_ONLY if self.kind is GuestKind.LXC else ("swap_mib",)
-        unsupported = [property_name(name) for name in excluded if getattr(self, name) not in (None, ())]
+    def _check_source_and_kind(self) -> VmProperties:
+        sources = [fulcrum_name(name) for name in SOURCE_PROPERTIES if getattr(self, name)]
+        if len(sources) > 1:
+            raise ValueError(f"{' and '.join(sources)} exclude each other")
+        is_container = self.kind is GuestKind.LXC
+        guest = "container" if is_container else "VM"
+        excluded_properties: tuple[str, ...] = VM_ONLY_PROPERTIES if is_container else CONTAINER_ONLY_PROPERTIES
+        unsupported = [fulcrum_name(name) for name in excluded_properties if getattr(self, name) not in (None, ())]
         if unsupported:
-            raise ValueError(
-                f"a {'container' if self.kind is GuestKind.LXC else 'VM'} does not support {', '.join(unsupported)}"
-            )
+            raise ValueError(f"a {guest} does not support {', '.join(unsupported)}")
         return self
 
     @field_validator("disks")
     @classmethod
-    def _are_different_disks(cls, disks: tuple[DiskProperties, ...]) -> tuple[DiskProperties, ...]:
+    def _check_disks_differ(cls, disks: tuple[DiskProperties, ...]) -> tuple[DiskProperties, ...]:
         if len({disk.disk for disk in disks}) < len(disks):
             raise ValueError("has the same disk twice")
         return disks
 
 
-def property_name(field: str) -> str:
-    """Return FulcrumCore's name of a property."""
-    return VmProperties.model_fields[field].alias or field
+def fulcrum_name(name: str) -> str:
+    """Return FulcrumCore's name of the property that VmProperties calls `name`."""
+    return VmProperties.model_fields[name].alias or name
 
 
 def read_properties(properties: Mapping[str, Any]) -> VmProperties:
@@ -142,11 +163,20 @@ def read_properties(properties: Mapping[str, Any]) -> VmProperties:
     try:
         return VmProperties.model_validate(dict(properties))
     except ValidationError as error:
-        problems = [f"{'.'.join(str(part) for part in item['loc'])} {_reason(item)}" for item in error.errors()]
-        raise JobError(ErrorCode.INVALID_REQUEST, "; ".join(problem.strip() for problem in problems)[:400]) from None
+        problems = [_problem_text(details) for details in error.errors()]
+        raise JobError(ErrorCode.INVALID_REQUEST, "; ".join(problems)[:MAX_MESSAGE_LENGTH]) from None
     except RecursionError:
         raise JobError(ErrorCode.INVALID_REQUEST, "properties are nested too deeply") from None
 
 
-def _reason(item: Mapping[str, Any]) -> str:
-    return "is missing" if item["type"] == "missing" else str(item["msg"]).removeprefix("Value error, ")
+def _is_public_key(text: str) -> bool:
+    return bool(SSH_KEY_PATTERN.match(text)) and text.isprintable() and len(text) <= MAX_SSH_KEY_LENGTH
+
+
+def _problem_text(details: Mapping[str, Any]) -> str:
+    """Return the path of a wrong property and the reason, from one of pydantic's error details."""
+    path = ".".join(str(part) for part in details["loc"])
+    if details["type"] == "missing":
+        return f"{path} is missing"
+    reason = str(details["msg"]).removeprefix("Value error, ")
+    return f"{path} {reason}".strip()

@@ -4,54 +4,61 @@ from __future__ import annotations
 
 from pydantic import field_validator
 
-from executor.settings.declare import DAY_S, Area, seconds, setting, whole_number
+from executor.settings.declare import DAY_S, YEAR_S, SettingsArea, duration_setting, setting, whole_number_setting
 
 
-class AgentSettings(Area):
-    """When the agent restarts, how long it keeps finished jobs, and how often its critical (periodic) jobs run."""
+class AgentSettings(SettingsArea):
+    """Defines when the agent restarts, how long it keeps finished jobs, and how often its critical jobs run.
 
-    smith_max_jobs: int = whole_number(
-        0, "number of jobs after which the agent restarts; 0: no limit", ge=0, example="1000"
+    Critical jobs are the periodic tasks of the agent.
+    """
+
+    smith_max_jobs: int = whole_number_setting(
+        0, "number of jobs that the agent claims before it restarts; 0: no limit", ge=0, example="1000"
     )
-    smith_max_memory_mib: int = whole_number(
+    smith_max_memory_mib: int = whole_number_setting(
         0,
-        "memory at which the agent restarts, measured over the agent and all its child processes; 0: no limit",
+        "total memory of the agent and all its child processes at which the agent restarts; 0: no limit",
         ge=0,
         unit="MiB",
         example="2048",
     )
-    smith_max_runtime_s: float = seconds(
-        0, "running time after which the agent restarts; 0: no limit", ge=0, example="86400"
+    smith_max_runtime_s: float = duration_setting(
+        0, "time after its start at which the agent restarts; 0: no limit", ge=0, example="86400"
     )
-    smith_drain_timeout_s: float = seconds(
+    smith_drain_timeout_s: float = duration_setting(
         300, "time that running jobs have to finish when the agent stops or restarts", ge=0, le=DAY_S
     )
-    smith_job_retention_s: float = seconds(
+    smith_job_retention_s: float = duration_setting(
         7 * DAY_S,
         "time for which finished jobs and their artifacts are kept",
         ge=60,
-        le=3650 * DAY_S,
+        le=10 * YEAR_S,
         example="604800",
     )
-    smith_artifacts_max_mib: int = whole_number(
+    smith_artifacts_max_mib: int = whole_number_setting(
         1024,
         "disk space for the artifacts of finished runs; the oldest are deleted first. 0: no limit",
         ge=0,
         unit="MiB",
     )
-    smith_metrics_interval_s: float = seconds(
+    smith_metrics_interval_s: float = duration_setting(
         60, "interval between two reports of VM metrics to FulcrumCore; 0: never", ge=0
     )
-    smith_reconcile_interval_s: float = seconds(
-        900, "interval between two comparisons of mappings, Proxmox and FulcrumCore; 0: never", ge=0
+    smith_reconcile_interval_s: float = duration_setting(
+        900,
+        "interval between two comparisons of the mappings (service to VMID) with Proxmox and FulcrumCore; 0: never",
+        ge=0,
     )
-    smith_prune_interval_s: float = seconds(
+    smith_prune_interval_s: float = duration_setting(
         3600,
-        "interval at which the agent deletes old jobs and artifacts, and destroys VMs whose SMITH_DELETE_GRACE_S ended",
+        "interval at which the agent deletes old jobs and artifacts, and destroys VMs whose grace period has ended",
         ge=1,
     )
     smith_remote_config: bool = setting(
-        False, "let the configuration that FulcrumCore holds for the agent override these settings", example="false"
+        False,
+        "let the configuration that FulcrumCore holds for the agent override the settings of this machine",
+        example="false",
     )
 
     @field_validator("smith_metrics_interval_s", "smith_reconcile_interval_s")

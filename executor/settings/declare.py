@@ -7,43 +7,56 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.fields import FieldInfo
 
-#: Seconds of a day.
+#: The lengths of a day and of a year, in seconds.
 DAY_S = 86_400
+YEAR_S = 365 * DAY_S
+#: The upper bound of a whole number whose declaration does not name another upper bound.
+MAX_WHOLE_NUMBER = 1_000_000_000
 
 
-class Area(BaseModel):
-    """Base of classes that each declare the settings of one area. The class `Settings` inherits from all of them."""
+class SettingsArea(BaseModel):
+    """Base of the classes that declare the settings. Each class declares one area, which is a group of settings.
+
+    For example, one area has the settings of the agent process. The class `Settings` inherits from all these classes.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
 def setting(
-    default: Any, description: str, *, example: str, unit: str = "", default_text: str = "", **rules: Any
+    default: Any, description: str, *, example: str, unit: str = "", default_text: str = "", **field_arguments: Any
 ) -> Any:
     """Declare a setting.
 
-    `default` is the default value, or a function that computes it from the settings declared before this one. For a
-    function, `default_text` describes the default in the documentation. `rules` are pydantic's arguments of `Field`,
-    such as bounds.
+    `default` is the default value, or a function that computes it. Pydantic passes to this function the settings that
+    it has checked already; the order of the base classes of `Settings` determines which these are. If `default_text` is
+    not empty, the documentation shows it instead of the default. `field_arguments` are passed to pydantic's `Field`,
+    such as the bounds `ge` and `le`.
     """
-    extra: dict[str, Any] = {"example": example, "unit": unit, "default_text": default_text}
-    argument = "default_factory" if callable(default) else "default"
-    return Field(**{argument: default}, description=description, json_schema_extra=extra, **rules)
+    documentation: dict[str, Any] = {"example": example, "unit": unit, "default_text": default_text}
+    default_keyword = "default_factory" if callable(default) else "default"
+    return Field(
+        **{default_keyword: default}, description=description, json_schema_extra=documentation, **field_arguments
+    )
 
 
-def seconds(default: Any, description: str, *, ge: float, le: float = 365 * DAY_S, **more: Any) -> Any:
+def duration_setting(default: Any, description: str, *, ge: float, le: float = YEAR_S, **setting_arguments: Any) -> Any:
     """Declare a duration in seconds, from `ge` to `le`."""
-    more.setdefault("example", f"{default:g}" if not callable(default) else "")
-    return setting(default, description, unit="s", ge=ge, le=le, **more)
+    setting_arguments.setdefault("example", "" if callable(default) else f"{default:g}")
+    return setting(default, description, unit="s", ge=ge, le=le, **setting_arguments)
 
 
-def whole_number(default: int, description: str, *, ge: int, le: int = 1_000_000_000, **more: Any) -> Any:
+def whole_number_setting(
+    default: int, description: str, *, ge: int, le: int = MAX_WHOLE_NUMBER, **setting_arguments: Any
+) -> Any:
     """Declare a whole number from `ge` to `le`, such as a quantity, a port or a VMID."""
-    more.setdefault("example", str(default))
-    return setting(default, description, ge=ge, le=le, **more)
+    setting_arguments.setdefault("example", str(default))
+    return setting(default, description, ge=ge, le=le, **setting_arguments)
 
 
-def extra_of(field: FieldInfo) -> dict[str, str]:
+def documentation_of(field: FieldInfo) -> dict[str, str]:
     """Return the example, unit and default text that `setting` stored in a field."""
-    extra = field.json_schema_extra
-    return {key: str(value) for key, value in extra.items()} if isinstance(extra, dict) else {}
+    documentation = field.json_schema_extra
+    if not isinstance(documentation, dict):
+        return {}  # never for a field that `setting` declared; the type checker does not know that
+    return {key: str(value) for key, value in documentation.items()}

@@ -10,19 +10,19 @@ from pydantic.fields import FieldInfo
 
 from executor.redaction import MASK
 from executor.settings.agent import AgentSettings
-from executor.settings.declare import Area, extra_of
+from executor.settings.declare import SettingsArea, documentation_of
 from executor.settings.deletion import DeletionSettings
 from executor.settings.files import FileSettings
 from executor.settings.fulcrum import FulcrumSettings
-from executor.settings.masking import without_passwords
+from executor.settings.masking import mask_passwords
 from executor.settings.monitoring import MonitoringSettings
 from executor.settings.new_vms import NewVmSettings
 from executor.settings.proxmox import ProxmoxSettings
 from executor.settings.runs import RunSettings
-from executor.settings.settings import FIELDS, SECRETS, Settings
+from executor.settings.settings import FIELDS, SECRET_NAMES, Settings
 
 #: The sections of docs/settings.md, each with the class that declares its settings.
-SECTIONS: dict[str, type[Area]] = {
+SECTIONS: dict[str, type[SettingsArea]] = {
     "FulcrumCore": FulcrumSettings,
     "Proxmox VE": ProxmoxSettings,
     "New VMs": NewVmSettings,
@@ -33,7 +33,7 @@ SECTIONS: dict[str, type[Area]] = {
     "HTTP server and logs": MonitoringSettings,
 }
 #: The variables that the example file sets. The file contains all other variables as comments.
-_UNCOMMENTED = (
+_VARIABLES_SET_IN_EXAMPLE = (
     "FULCRUM_API_URL",
     "FULCRUM_API_TOKEN",
     "PROXMOX_HOST",
@@ -45,7 +45,7 @@ _UNCOMMENTED = (
 
 @dataclass(frozen=True, kw_only=True)
 class SettingRow:
-    """One setting, as it may be shown: secrets are masked."""
+    """One setting. Its value and its default are texts in which secrets are masked."""
 
     name: str
     value: str
@@ -55,14 +55,14 @@ class SettingRow:
     description: str
 
 
-def describe(settings: Settings) -> list[SettingRow]:
+def setting_rows(settings: Settings) -> list[SettingRow]:
     """Return every setting with its value and the origin of this value."""
     return [
         SettingRow(
             name=name,
-            value=_shown(name, getattr(settings, name.lower())),
+            value=_masked_text(name, getattr(settings, name.lower())),
             origin=settings.origin_of(name),
-            unit=extra_of(field)["unit"],
+            unit=documentation_of(field)["unit"],
             default=_default_text(name, field),
             description=field.description or "",
         )
@@ -70,59 +70,65 @@ def describe(settings: Settings) -> list[SettingRow]:
     ]
 
 
-def settings_table_markdown() -> str:
+def settings_tables_markdown() -> str:
     """Return the tables of docs/settings.md in Markdown, one table per section."""
-    parts: list[str] = []
+    lines: list[str] = []
     for title, area in SECTIONS.items():
-        parts += [f"## {title}", "", "| variable | default | unit | allowed | meaning |", "|---|---|---|---|---|"]
-        parts += [_table_row(name.upper(), field) for name, field in area.model_fields.items()]
-        parts.append("")
-    return "\n".join(parts)
+        lines += [f"## {title}", "", "| variable | default | unit | allowed | meaning |", "|---|---|---|---|---|"]
+        lines += [_table_row(attribute.upper(), field) for attribute, field in area.model_fields.items()]
+        lines.append("")
+    return "\n".join(lines)
 
 
 def example_env() -> str:
     """Return an example `.env` file. It sets the required settings, and contains every other setting as a comment."""
-    parts = []
+    paragraphs = []
     for name, field in FIELDS.items():
-        sign = "" if name in _UNCOMMENTED else "#"
-        unit = f" [{extra_of(field)['unit']}]" if extra_of(field)["unit"] else ""
-        parts.append(f"# {field.description}{unit}\n{sign}{name}={extra_of(field)['example']}\n")
-    return "\n".join(parts)
+        documentation = documentation_of(field)
+        comment_sign = "" if name in _VARIABLES_SET_IN_EXAMPLE else "#"
+        unit = f" [{documentation['unit']}]" if documentation["unit"] else ""
+        paragraphs.append(f"# {field.description}{unit}\n{comment_sign}{name}={documentation['example']}\n")
+    return "\n".join(paragraphs)
 
 
 def _table_row(name: str, field: FieldInfo) -> str:
-    kind = " *(secret)*" if name in SECRETS else ""
-    cells = (f"`{name}`{kind}", _default_text(name, field), extra_of(field)["unit"], _bounds(field), field.description)
-    return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
+    secret_mark = " *(secret)*" if name in SECRET_NAMES else ""
+    unit = documentation_of(field)["unit"]
+    cells = (f"`{name}`{secret_mark}", _default_text(name, field), unit, _bounds_text(field), field.description)
+    escaped_cells = [str(cell).replace("|", "\\|") for cell in cells]
+    return f"| {' | '.join(escaped_cells)} |"
 
 
-def _bounds(field: FieldInfo) -> str:
-    lowest = next((str(rule.ge) for rule in field.metadata if hasattr(rule, "ge")), "")
-    highest = next((str(rule.le) for rule in field.metadata if hasattr(rule, "le")), "")
+def _bounds_text(field: FieldInfo) -> str:
+    """Return the bounds of a number, as in `0 to 3600`; '' if the setting has no bounds."""
+    # Pydantic stores the bounds in the list `metadata`, as objects with an attribute `ge` or `le`.
+    lowest = next((str(bound.ge) for bound in field.metadata if hasattr(bound, "ge")), "")
+    highest = next((str(bound.le) for bound in field.metadata if hasattr(bound, "le")), "")
     return f"{lowest} to {highest}" if lowest or highest else ""
 
 
 def _default_text(name: str, field: FieldInfo) -> str:
-    return extra_of(field)["default_text"] or _shown(name, field.default)
+    # A setting whose default is computed always has a `default_text`, because its `field.default` has no value.
+    return documentation_of(field)["default_text"] or _masked_text(name, field.default)
 
 
-def _shown(name: str, value: Any) -> str:
+def _masked_text(name: str, value: Any) -> str:
     """Return the value of a setting as text, with secrets masked."""
     if isinstance(value, SecretStr):
         return MASK if value.get_secret_value() else ""
     if name == "SMITH_DATABASE_URL":
-        return without_passwords(str(value))
-    return _text_of(value)
+        return mask_passwords(str(value))
+    return _environment_text(value)
 
 
-def _text_of(value: Any) -> str:
+def _environment_text(value: Any) -> str:
     """Return a value as an operator writes it in an environment variable."""
     if value is None:
         return ""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float):
-        return f"{value:.15g}"
+        return f"{value:.15g}"  # 15 digits show the number as the operator wrote it, and 5.0 as 5
     if isinstance(value, dict):
         return ",".join(f"{key}={item}" for key, item in value.items())
     return ",".join(value) if isinstance(value, tuple) else str(value)

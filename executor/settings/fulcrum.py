@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from pydantic import SecretStr
 
-from executor.settings.declare import Area, seconds, setting
-from executor.settings.problems import missing_lines, raise_if_any
+from executor.settings.declare import SettingsArea, duration_setting, setting
+from executor.settings.problems import lines_for_missing_settings, raise_if_problems
 from executor.settings.types import ReadableFile, ServerUrl, Token
 
-#: FulcrumCore marks an agent as disconnected after 30 s without a heartbeat. So a heartbeat request may take 5 s.
+#: FulcrumCore marks an agent as disconnected after 30 s without a heartbeat. This interval leaves 5 s of the 30 s
+#: for the heartbeat request.
 MAX_HEARTBEAT_INTERVAL_S = 25
 
 
-class FulcrumSettings(Area):
-    """How the agent connects to FulcrumCore, and how often it sends requests."""
+class FulcrumSettings(SettingsArea):
+    """Defines how the agent connects to FulcrumCore, and how often it sends requests."""
 
     fulcrum_api_url: ServerUrl = setting(
         "",
@@ -36,14 +37,16 @@ class FulcrumSettings(Area):
     fulcrum_verify_tls: bool = setting(
         True, "verify FulcrumCore's certificate; set it to false in a lab only", example="true"
     )
-    fulcrum_job_timeout_s: float = seconds(
+    fulcrum_job_timeout_s: float = duration_setting(
         300,
-        "job timeout in FulcrumCore's own configuration, measured from the creation of the job; it must be repeated "
-        "here, because FulcrumCore's API does not return it",
+        "time after the creation of a job at which FulcrumCore fails it; set it to the job timeout in FulcrumCore's "
+        "own configuration, because FulcrumCore's API does not return that timeout",
         ge=10,
     )
-    fulcrum_poll_interval_s: float = seconds(2, "interval between two requests for pending jobs", ge=0.1, le=3600)
-    fulcrum_heartbeat_interval_s: float = seconds(
+    fulcrum_poll_interval_s: float = duration_setting(
+        2, "interval between two requests for pending jobs", ge=0.1, le=3600
+    )
+    fulcrum_heartbeat_interval_s: float = duration_setting(
         10,
         "interval between two heartbeats; FulcrumCore marks an agent as disconnected after 30 s without one",
         ge=0.1,
@@ -51,12 +54,13 @@ class FulcrumSettings(Area):
     )
 
     def require_fulcrum(self) -> None:
-        """Raise SettingsError if the connection lacks a variable. The exception names every missing variable."""
-        raise_if_any(missing_lines(self, "FULCRUM_API_URL", "FULCRUM_API_TOKEN"))
+        """Raise SettingsError, with the names of the missing variables, if the URL or the agent's token is missing."""
+        raise_if_problems(lines_for_missing_settings(self, "FULCRUM_API_URL", "FULCRUM_API_TOKEN"))
 
-    def require_fulcrum_address(self) -> None:
+    def require_fulcrum_url(self) -> None:
         """Raise SettingsError if FulcrumCore's URL is missing.
 
-        Callers use this instead of `require_fulcrum` if they have another token than the agent's.
+        A caller that does not use FULCRUM_API_TOKEN, but the token of an administrator, calls this method instead of
+        `require_fulcrum`.
         """
-        raise_if_any(missing_lines(self, "FULCRUM_API_URL"))
+        raise_if_problems(lines_for_missing_settings(self, "FULCRUM_API_URL"))

@@ -1,35 +1,44 @@
-"""Returns the secrets in the settings, which the redactor must mask, and masks the passwords in a database URL."""
+"""Lists the secrets in the settings for the redactor, and masks the passwords in a database URL."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import unquote, unquote_plus, urlsplit
 
 from executor.redaction import MASK
 from executor.settings.settings import Settings
 
 
 def secret_values(settings: Settings) -> tuple[str, ...]:
-    """Return every secret in the settings. The caller adds these secrets to the redactor."""
-    tokens = (
+    """Return every secret in the settings. The caller adds them to the redactor, which masks them in logs."""
+    secret_settings = (
         settings.fulcrum_api_token,
         settings.proxmox_token_secret,
         settings.proxmox_password,
         settings.smith_http_token,
     )
-    secrets = [*(token.get_secret_value() for token in tokens), *_passwords_in(settings.smith_database_url)]
+    secrets = [*(secret.get_secret_value() for secret in secret_settings), *_passwords_in(settings.smith_database_url)]
     return tuple(dict.fromkeys(secret for secret in secrets if secret))
 
 
-def without_passwords(url: str) -> str:
+def mask_passwords(url: str) -> str:
     """Return a database URL with its passwords masked."""
-    for password in sorted(filter(None, _passwords_in(url)), key=len, reverse=True):
+    # The longest password comes first, because a long password may contain a shorter one.
+    for password in sorted(_passwords_in(url), key=len, reverse=True):
         url = url.replace(password, MASK)
     return url
 
 
 def _passwords_in(url: str) -> Iterator[str]:
-    """Yield each password in a database URL twice: as it is written in the URL, and percent-decoded."""
+    """Yield each password in a database URL, before and after percent-decoding.
+
+    The password may be before the host, or in the parameter `password` of the query.
+    """
     parts = urlsplit(url)
-    for written in (parts.password or "", *parse_qs(parts.query).get("password", [])):
-        yield from (written, unquote(written))
+    query = (parameter.partition("=") for parameter in parts.query.split("&"))
+    in_query = [value for name, _equals_sign, value in query if unquote_plus(name) == "password"]
+    for password in (parts.password or "", *in_query):
+        if password:
+            yield password
+            yield unquote_plus(password)
+            yield unquote(password)

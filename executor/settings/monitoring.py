@@ -6,15 +6,15 @@ from typing import Annotated, Literal
 
 from pydantic import SecretStr, ValidationInfo, field_validator
 
-from executor.settings.declare import Area, setting
+from executor.settings.declare import SettingsArea, setting
 from executor.settings.sources import DEFAULT_HTTP_ADDR
-from executor.settings.types import AnyCase, HeaderName, ListenAddress, Networks, Token, is_local
+from executor.settings.types import AnyCase, HeaderName, ListenAddress, Networks, Token, is_local_address
 
 MIN_HTTP_TOKEN_LENGTH = 16
 
 
-class MonitoringSettings(Area):
-    """At which address and to which clients the agent serves health and metrics, and how it logs."""
+class MonitoringSettings(SettingsArea):
+    """Defines at which address and to which clients the agent serves health and metrics, and how it logs."""
 
     smith_http_token: Token = setting(
         SecretStr(""),
@@ -25,7 +25,8 @@ class MonitoringSettings(Area):
     )
     smith_http_proxies: Networks = setting(
         (),
-        "addresses or networks of trusted reverse proxies; they name the authenticated user in SMITH_HTTP_USER_HEADER",
+        "addresses or networks of trusted reverse proxies, which send the name of the authenticated user in the header "
+        "SMITH_HTTP_USER_HEADER",
         default_text="none",
         example="192.0.2.7,10.8.0.0/24",
     )
@@ -39,7 +40,7 @@ class MonitoringSettings(Area):
         DEFAULT_HTTP_ADDR, "address where health and Prometheus metrics are served, or off", example=DEFAULT_HTTP_ADDR
     )
     smith_log_format: Annotated[Literal["auto", "json", "console"], AnyCase] = setting(
-        "auto", "format of the logs: json, console, or auto: console on a terminal, else json", example="json"
+        "auto", "format of the logs: json, console, or auto (console on a terminal, else json)", example="json"
     )
     smith_log_level: Annotated[Literal["debug", "info", "warning", "error"], AnyCase] = setting(
         "info", "lowest level that is logged; third-party libraries log warnings and errors only", example="info"
@@ -48,6 +49,7 @@ class MonitoringSettings(Area):
     @field_validator("smith_http_token")
     @classmethod
     def _require_min_length(cls, value: SecretStr) -> SecretStr:
+        # Pydantic does not check the default '', which means that there is no token.
         if len(value.get_secret_value()) < MIN_HTTP_TOKEN_LENGTH:
             raise ValueError(f"is wrong, it is shorter than {MIN_HTTP_TOKEN_LENGTH} characters")
         return value
@@ -55,9 +57,12 @@ class MonitoringSettings(Area):
     @field_validator("smith_http_addr")
     @classmethod
     def _require_local_or_authenticated(cls, value: str, info: ValidationInfo) -> str:
-        token = info.data.get("smith_http_token")  # None if the token was invalid: another error reports this
+        token = info.data.get("smith_http_token")
         proxies = info.data.get("smith_http_proxies")
-        if token is not None and proxies == () and not token.get_secret_value() and not is_local(value):
+        if token is None or proxies is None:
+            return value  # pydantic has rejected the token or the proxies, and reports that problem
+        needs_login = bool(token.get_secret_value() or proxies)
+        if not needs_login and not is_local_address(value):
             raise ValueError(
                 f"is wrong, other machines can reach {value}, so SMITH_HTTP_TOKEN or SMITH_HTTP_PROXIES must be set"
             )

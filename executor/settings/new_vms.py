@@ -1,43 +1,45 @@
-"""Declares the settings for new VMs: their placement, their VMIDs, and the templates that services may name."""
+"""Declares the settings for new VMs: their placement, their VMIDs, and the templates that services may use."""
 
 from __future__ import annotations
 
 from pydantic import ValidationInfo, field_validator
 
-from executor.settings.declare import Area, seconds, setting, whole_number
-from executor.settings.types import MAX_VMID, MIN_VMID, Name, Names, OsTemplates, Templates
+from executor.settings.declare import SettingsArea, duration_setting, setting, whole_number_setting
+from executor.settings.types import MAX_VMID, MIN_VMID, OsTemplates, ProxmoxName, ProxmoxNames, Templates
 
 
-class NewVmSettings(Area):
-    """On which nodes new VMs are placed, which VMIDs they get, and from which templates they are created."""
+class NewVmSettings(SettingsArea):
+    """Defines on which nodes new VMs are placed, which VMIDs they get, and from which templates they are created."""
 
-    smith_cluster: Name = setting(
+    smith_cluster: ProxmoxName = setting(
         "default",
-        "name under which the database stores the VMs of this Proxmox cluster; do not change it while mappings exist",
+        "name of this Proxmox cluster in the database; do not change it while the database has VMs of this cluster",
         example="default",
     )
-    proxmox_nodes: Names = setting(
+    proxmox_nodes: ProxmoxNames = setting(
         (), "nodes on which new VMs may be placed", example="pve1,pve2", default_text="every node"
     )
-    proxmox_storage: Name = setting(
+    proxmox_storage: ProxmoxName = setting(
         "", "storage for the disks of new VMs", example="local-zfs", default_text="the template's storage"
     )
-    proxmox_bridge: Name = setting("vmbr0", "network bridge of new VMs", example="vmbr0")
-    proxmox_pool: Name = setting("", "resource pool of new VMs", example="customers", default_text="none")
-    proxmox_vmid_min: int = whole_number(100_000, "lowest VMID for new VMs", ge=MIN_VMID, le=MAX_VMID)
-    proxmox_vmid_max: int = whole_number(
+    proxmox_bridge: ProxmoxName = setting("vmbr0", "network bridge of new VMs", example="vmbr0")
+    proxmox_pool: ProxmoxName = setting("", "resource pool of new VMs", example="customers", default_text="none")
+    proxmox_vmid_min: int = whole_number_setting(100_000, "lowest VMID for new VMs", ge=MIN_VMID, le=MAX_VMID)
+    proxmox_vmid_max: int = whole_number_setting(
         199_999,
         "highest VMID for new VMs",
         ge=MIN_VMID,
         le=MAX_VMID,
-        validate_default=True,  # an operator may set only PROXMOX_VMID_MIN, to more than this default
+        # The default must be checked against PROXMOX_VMID_MIN, because an operator may set only PROXMOX_VMID_MIN, for
+        # example to 200,000.
+        validate_default=True,
     )
-    smith_vmid_quarantine_s: float = seconds(
-        3600, "time after the deletion of a VM before its VMID is used for a new VM", ge=0
+    smith_vmid_quarantine_s: float = duration_setting(
+        3600, "time for which the VMID of a deleted VM is not given to a new VM", ge=0
     )
     proxmox_templates: Templates = setting(
         {},
-        "VM templates that services may name, as name=vmid",
+        "VM templates that a service may use; each has the form name=vmid, and the service specifies the name",
         example="debian-12=9000,ubuntu-24.04=9001",
         default_text="none",
     )
@@ -48,7 +50,7 @@ class NewVmSettings(Area):
     )
     proxmox_os_templates: OsTemplates = setting(
         {},
-        "container templates that services may name, as name=volume",
+        "container templates that a service may use; each has the form name=volume, and the service specifies the name",
         example="debian-12=local:vztmpl/debian-12-standard_12.7-1_amd64.tar.zst",
         default_text="none",
     )
@@ -70,6 +72,7 @@ class NewVmSettings(Area):
     @field_validator("proxmox_vmid_max")
     @classmethod
     def _require_max_not_below_min(cls, value: int, info: ValidationInfo) -> int:
-        if value < info.data.get("proxmox_vmid_min", MIN_VMID):
+        min_vmid = info.data.get("proxmox_vmid_min", MIN_VMID)  # absent if pydantic has rejected its value
+        if value < min_vmid:
             raise ValueError("is wrong, it is less than PROXMOX_VMID_MIN")
         return value

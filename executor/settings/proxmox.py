@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pydantic import SecretStr
 
-from executor.settings.declare import Area, setting, whole_number
-from executor.settings.problems import is_set, missing_lines, problem_line_of, raise_if_any
+from executor.settings.declare import SettingsArea, setting, whole_number_setting
+from executor.settings.problems import has_value, lines_for_missing_settings, raise_if_problems, setting_problem_line
 from executor.settings.types import Host, Password, ReadableFile, Token, TokenId, User
 
 
-class ProxmoxSettings(Area):
-    """How the agent connects to Proxmox, and as which user."""
+class ProxmoxSettings(SettingsArea):
+    """Defines how the agent connects to Proxmox, and as which user."""
 
     proxmox_host: Host = setting(
         "",
@@ -18,7 +18,7 @@ class ProxmoxSettings(Area):
         default_text="none, required",
         example="pve1.example.net",
     )
-    proxmox_port: int = whole_number(8006, "port of the Proxmox API", ge=1, le=65_535)
+    proxmox_port: int = whole_number_setting(8006, "port of the Proxmox API", ge=1, le=65_535)
     proxmox_user: User = setting(
         "",
         "user that the token or the password belongs to, with its realm",
@@ -27,7 +27,7 @@ class ProxmoxSettings(Area):
     )
     proxmox_token_id: TokenId = setting(
         "",
-        "name of the user's API token, without the user",
+        "name of the user's API token: the part of the token ID after the `!`",
         default_text="none, required without a password",
         example="agent",
     )
@@ -54,16 +54,14 @@ class ProxmoxSettings(Area):
     )
 
     def require_proxmox(self) -> None:
-        """Raise SettingsError if the connection lacks a variable, or if both a token and a password are set."""
-        lines = missing_lines(self, "PROXMOX_HOST", "PROXMOX_USER")
-        token, password = ("PROXMOX_TOKEN_ID", "PROXMOX_TOKEN_SECRET"), "PROXMOX_PASSWORD"
-        missing_token_lines = missing_lines(self, *token)
-        if not is_set(self, password):
-            lines += missing_token_lines
-        elif len(missing_token_lines) < len(token):
+        """Raise SettingsError if a variable of the connection is missing, or if both a token and a password are set."""
+        lines = lines_for_missing_settings(self, "PROXMOX_HOST", "PROXMOX_USER")
+        token_variables = ("PROXMOX_TOKEN_ID", "PROXMOX_TOKEN_SECRET")
+        if not has_value(self, "PROXMOX_PASSWORD"):
+            lines += lines_for_missing_settings(self, *token_variables)
+        elif any(has_value(self, name) for name in token_variables):
             # The Ansible modules would use the password, and proxmoxer would use the token. The two may have different
             # privileges.
-            lines.append(
-                problem_line_of(self, password, "must not be set beside PROXMOX_TOKEN_ID and PROXMOX_TOKEN_SECRET")
-            )
-        raise_if_any(lines)
+            problem = "must not be set together with PROXMOX_TOKEN_ID or PROXMOX_TOKEN_SECRET"
+            lines.append(setting_problem_line(self, "PROXMOX_PASSWORD", problem))
+        raise_if_problems(lines)

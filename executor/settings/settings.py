@@ -1,7 +1,7 @@
 """Reads and checks all settings once, at the start of a command, and reports all problems together.
 
-`sources.py` finds the values, and `types.py` checks them. The settings of each area are declared in a module of their
-own. `display.py` makes the tables of docs/settings.md from these declarations.
+`sources.py` finds the values, and `types.py` checks them. One module for each area, such as `agent.py`, declares the
+settings of this area. `display.py` makes the tables of docs/settings.md from these declarations.
 """
 
 from __future__ import annotations
@@ -23,14 +23,15 @@ from executor.settings.files import FileSettings
 from executor.settings.fulcrum import FulcrumSettings
 from executor.settings.monitoring import MonitoringSettings
 from executor.settings.new_vms import NewVmSettings
-from executor.settings.problems import problem_line, problems_in, raise_if_any
+from executor.settings.problems import problem_line, problems_in, raise_if_problems
 from executor.settings.proxmox import ProxmoxSettings
 from executor.settings.runs import RunSettings
-from executor.settings.sources import gather
-from executor.settings.types import is_local
+from executor.settings.sources import Problem, gather_values
+from executor.settings.types import is_local_address
 
 
-class Settings(  # pydantic validates the last base first: a setting may depend on settings of the bases below its own
+# Pydantic checks the last base class first. So a setting may depend on the settings of later base classes.
+class Settings(
     MonitoringSettings,
     AgentSettings,
     DeletionSettings,
@@ -41,7 +42,7 @@ class Settings(  # pydantic validates the last base first: a setting may depend 
     FulcrumSettings,
     BaseSettings,
 ):
-    """All settings. `load_settings` reads them from their sources. `Settings(…)` itself only uses its arguments."""
+    """All settings. `load_settings` reads them from their sources. `Settings(…)` uses only its arguments."""
 
     model_config = SettingsConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, validate_default=False)
 
@@ -69,22 +70,22 @@ class Settings(  # pydantic validates the last base first: a setting may depend 
         return "given" if name.lower() in self.model_fields_set else "default"
 
     def insecure_settings(self) -> list[tuple[str, str]]:
-        """Return each setting whose value turns off the protection by TLS, with the consequence."""
+        """Return the name of each setting that turns off the protection by TLS, and what this makes possible."""
         url = urlsplit(self.fulcrum_api_url)
-        found = []
-        if url.scheme == "http" and not is_local(f"{url.hostname}:0"):
-            found.append(("FULCRUM_API_URL", "http:// lets every machine on the network path read the token"))
+        insecure = []
+        if url.scheme == "http" and not is_local_address(f"{url.hostname}:0"):  # the port is ignored
+            insecure.append(("FULCRUM_API_URL", "http:// lets every machine on the network path read the token"))
         if url.scheme == "https" and not self.fulcrum_verify_tls:
-            found.append(("FULCRUM_VERIFY_TLS", "a machine between the agent and FulcrumCore can read the token"))
+            insecure.append(("FULCRUM_VERIFY_TLS", "a machine between the agent and FulcrumCore can read the token"))
         if self.proxmox_host and not self.proxmox_validate_certs:
-            found.append(("PROXMOX_VALIDATE_CERTS", "a machine between the agent and Proxmox can read the token"))
-        return found
+            insecure.append(("PROXMOX_VALIDATE_CERTS", "a machine between the agent and Proxmox can read the token"))
+        return insecure
 
 
 #: All settings, in the order of the documentation. The keys are the names of the variables.
 FIELDS: dict[str, FieldInfo] = {name.upper(): field for name, field in Settings.model_fields.items()}
-#: The settings that are secrets: their values may come from a file, and are never shown.
-SECRETS = (
+#: The names of the settings that are secrets. The values of these settings may come from files, and are never shown.
+SECRET_NAMES = (
     "FULCRUM_API_TOKEN",
     "PROXMOX_TOKEN_SECRET",
     "PROXMOX_PASSWORD",
@@ -98,34 +99,43 @@ def load_settings(*, env_file: Path | None = Path(".env"), environ: Mapping[str,
 
     Raises SettingsError with one line per problem. No line shows a secret.
     """
-    gathered = gather(FIELDS, SECRETS, os.environ if environ is None else environ, env_file)
-    problems = [
-        problem_line(problem.name, problem.text, FIELDS[problem.name]) if problem.name else problem.text
-        for problem in gathered.problems
-    ]
+    gathered = gather_values(
+        names=FIELDS,
+        secret_names=SECRET_NAMES,
+        environ=os.environ if environ is None else environ,
+        env_file=env_file,
+    )
+    problem_lines = [_format_problem(problem) for problem in gathered.problems]
     values: dict[str, Any] = {name.lower(): value for name, value in gathered.values.items()}
     try:
         settings = Settings(**values)
     except ValidationError as error:
-        problems += [problem_line(name, text, FIELDS[name]) for name, text in problems_in(error).items()]
-        raise SettingsError("\n".join(problems)) from None  # the text of pydantic's exception would show values
-    raise_if_any(problems)
+        problem_lines += [problem_line(name, text, FIELDS[name]) for name, text in problems_in(error).items()]
+        raise SettingsError("\n".join(problem_lines)) from None  # the text of pydantic's exception would show values
+    raise_if_problems(problem_lines)
     settings._origins.update(gathered.origins)
     return settings
 
 
-def overlay(
-    settings: Settings, values: Mapping[str, Any], origin: str, *, unset: frozenset[str] = frozenset()
-) -> Settings:
-    """Return new settings in which `values`, by attribute, replace the present values. `origin` is their origin.
+def _format_problem(problem: Problem) -> str:
+    """Return the line of the error text that reports this problem."""
+    if not problem.name:
+        return problem.text  # the problem does not belong to one setting
+    return problem_line(problem.name, problem.text, FIELDS[problem.name])
 
-    The attributes in `unset` get their default. Defaults that depend on other settings are computed again. Raises
-    pydantic's ValidationError.
+
+def override_settings(
+    settings: Settings, values: Mapping[str, Any], origin: str, *, names_to_reset: frozenset[str] = frozenset()
+) -> Settings:
+    """Return new settings in which `values` replace the present values. The origin of the new values is `origin`.
+
+    The keys of `values` are names of attributes. The attributes in `names_to_reset` get their default. Defaults that
+    depend on other settings are computed again. Raises pydantic's ValidationError.
     """
-    kept = {name: getattr(settings, name) for name in settings.model_fields_set - unset}
-    new_settings = Settings(**{**kept, **values})
+    present_values = {name: getattr(settings, name) for name in settings.model_fields_set - names_to_reset}
+    new_settings = Settings(**{**present_values, **values})
     new_settings._origins.update(settings._origins)
     new_settings._origins.update({name.upper(): origin for name in values})
-    for name in unset:
+    for name in names_to_reset:
         new_settings._origins.pop(name.upper(), None)
     return new_settings

@@ -3,7 +3,7 @@
 Each setting gets its value from the first of these sources that has a value for it. An empty value counts as no value.
 
 1. the environment variable `NAME`
-2. for secrets, the file that `NAME_FILE` names
+2. for secrets, the file whose path is in the environment variable `NAME_FILE`
 3. for secrets, `/run/secrets/<name in lower case>` (SMITH_SECRETS_DIR names another folder)
 4. `NAME`, or `NAME_FILE` for secrets, in the `.env` file
 """
@@ -19,12 +19,12 @@ from pathlib import Path
 
 from executor.errors import SettingsError
 
-#: Every setting has one of these prefixes.
+#: The name of every setting begins with one of these prefixes.
 PREFIXES = ("FULCRUM_", "PROXMOX_", "SMITH_")
 DEFAULT_SECRETS_DIR = Path("/run/secrets")
 #: Default of SMITH_HTTP_ADDR. This module defines it, because `smith health` needs it and must not import pydantic.
 DEFAULT_HTTP_ADDR = "127.0.0.1:9642"
-#: Names that begin with one of PREFIXES and are no settings, but are allowed in the environment.
+#: Variables that begin with one of PREFIXES and are not settings, but may be in the environment.
 NOT_SETTINGS = frozenset(
     {
         # newer versions of the community.proxmox collection read these
@@ -41,11 +41,19 @@ NOT_SETTINGS = frozenset(
         "SMITH_BOOT_ID",
     }
 )
-#: Matches variables that Kubernetes sets for its services, such as FULCRUM_CORE_SERVICE_HOST for `fulcrum-core`.
-_SERVICE_LINK = re.compile(r"_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)$")
+#: Matches the end of the names of the variables that Kubernetes sets for its services. For the service `fulcrum-core`,
+#: one of them is FULCRUM_CORE_SERVICE_HOST.
+_KUBERNETES_SERVICE_VARIABLE = re.compile(
+    r"_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)$"
+)
 #: Maximum size of a secret's file. Without it, a path such as /dev/zero would block the start.
 MAX_SECRET_BYTES = 65_536
+#: Matches a line `NAME=value` or `export NAME=value` of a `.env` file. The groups are the name and the text after `=`.
 _ASSIGNMENT = re.compile(r"(?:export\s+)?([A-Za-z_][A-Za-z0-9_]*)\s*=\s*(.*)")
+#: Match a value in quotes, and a comment after it. The group is the text between the quotes.
+_SINGLE_QUOTED = re.compile(r"'([^']*)'\s*(?:#.*)?")
+_DOUBLE_QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"\s*(?:#.*)?')
+#: The escapes in a value in double quotes, with the characters that they stand for.
 _DOUBLE_QUOTED_ESCAPES = {r"\n": "\n", r"\t": "\t", r"\"": '"', r"\\": "\\", r"\$": "$"}
 
 
@@ -62,138 +70,153 @@ class Problem:
 
 @dataclass(frozen=True, kw_only=True)
 class GatheredValues:
-    """The values that were found, the origin of each value, and all problems."""
+    """The values of the settings, the origin of each value, and all problems."""
 
     values: dict[str, str] = field(default_factory=dict, repr=False)
     origins: dict[str, str] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
 
 
-def gather(
-    names: Collection[str], secret_names: Collection[str], environ: Mapping[str, str], env_file: Path | None
+def gather_values(
+    *, names: Collection[str], secret_names: Collection[str], environ: Mapping[str, str], env_file: Path | None
 ) -> GatheredValues:
-    """Find the values of the settings in `names`, and the problems. `secret_names` are those that may be in files.
+    """Find the values of the settings in `names`. Only the settings in `secret_names` may get their value from a file.
 
-    A name that begins with one of PREFIXES and is not a setting is a problem, too.
+    The returned problems also name each variable that may be a misspelt setting.
     """
     gathered = GatheredValues()
     dotenv = _read_env_file(env_file, gathered.problems) if env_file else {}
-    known = {*names, *NOT_SETTINGS, *(f"{name}_FILE" for name in secret_names)}
+    known_names = {*names, *NOT_SETTINGS, *(f"{name}_FILE" for name in secret_names)}
     for variables, source in ((environ, "the environment"), (dotenv, str(env_file))):
-        gathered.problems.extend(_unknown_names(variables, known, source))
-    folder = _secrets_dir(environ, dotenv, gathered.problems)
-    sources = _Sources(environ=environ, folder=folder, dotenv=dotenv, dotenv_name=str(env_file))
+        gathered.problems.extend(_unknown_setting_problems(variables, known_names, source))
+    secrets_dir = _secrets_dir(environ, dotenv, gathered.problems)
+    # Without a `.env` file, `dotenv_path` is not used.
+    sources = _Sources(environ=environ, secrets_dir=secrets_dir, dotenv=dotenv, dotenv_path=str(env_file))
     for name in names:
         try:
-            found = sources.find_secret(name) if name in secret_names else sources.find_plain(name)
+            value_and_origin = sources.find_secret(name) if name in secret_names else sources.find_plain(name)
         except _UnusableFile as error:
             gathered.problems.append(Problem(name=name, text=str(error)))
             continue
-        if found:
-            gathered.values[name], gathered.origins[name] = found
+        if value_and_origin:
+            gathered.values[name], gathered.origins[name] = value_and_origin
     return gathered
 
 
 class _UnusableFile(Exception):
-    """A file contains no usable secret. The text continues a sentence that starts with the setting's name."""
+    """A file cannot be read, or contains no usable secret.
+
+    The text of the exception continues a sentence that starts with the setting's name.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Sources:
-    """The sources of values. Each method returns the value of a setting and its origin, or None."""
+    """The sources of the settings.
+
+    Each method returns the value of a setting and the origin of this value, or None if no source has a value.
+    """
 
     environ: Mapping[str, str] = field(repr=False)
-    folder: Path  #: the folder of mounted secrets
-    dotenv: Mapping[str, str] = field(repr=False)
-    dotenv_name: str  #: the path of the `.env` file
+    secrets_dir: Path  #: the folder of mounted secrets
+    dotenv: Mapping[str, str] = field(repr=False)  #: the variables in the `.env` file
+    dotenv_path: str
 
     def find_plain(self, name: str) -> tuple[str, str] | None:
-        """Find a setting that is not a secret."""
-        for variables, origin in ((self.environ, "environment"), (self.dotenv, self.dotenv_name)):
+        """Find the value of a setting that is not a secret."""
+        for variables, origin in ((self.environ, "environment"), (self.dotenv, self.dotenv_path)):
             if value := variables.get(name, "").strip():
                 return value, origin
         return None
 
     def find_secret(self, name: str) -> tuple[str, str] | None:
-        """Find a secret. Raises _UnusableFile if its file cannot be read."""
-        mounted = self.folder / name.lower()
-        if found := self._find_or_read(name, self.environ, "environment"):
-            return found
-        if os.path.lexists(mounted):
-            return _read_secret("", mounted), str(mounted)
-        return self._find_or_read(name, self.dotenv, self.dotenv_name)
+        """Find the value of a secret. Raises _UnusableFile if its file contains no usable secret."""
+        if value_and_origin := self._find_secret_in(self.environ, name, "environment"):
+            return value_and_origin
+        mounted_file = self.secrets_dir / name.lower()
+        if os.path.lexists(mounted_file):  # also True for a broken symbolic link, so that it is reported as a problem
+            return _read_secret(mounted_file), str(mounted_file)
+        return self._find_secret_in(self.dotenv, name, self.dotenv_path)
 
-    def _find_or_read(self, name: str, variables: Mapping[str, str], origin: str) -> tuple[str, str] | None:
-        """Find a secret in these variables, or in the file that `NAME_FILE` among them names."""
+    def _find_secret_in(self, variables: Mapping[str, str], name: str, origin: str) -> tuple[str, str] | None:
+        """Find a secret in these variables, or in the file that the variable `<name>_FILE` names."""
         if value := variables.get(name, "").strip():
             return value, origin
-        if path := variables.get(f"{name}_FILE", "").strip():
-            return _read_secret(f"{name}_FILE", Path(path)), path
+        file_variable = f"{name}_FILE"
+        if path := variables.get(file_variable, "").strip():
+            return _read_secret(Path(path), file_variable), path
         return None
 
 
 def read_secret_file(path: Path) -> str:
-    """Return a secret, which is not a setting, from a file that the caller names. Raises SettingsError."""
+    """Return the secret in a file. Callers use it for secrets that are not settings. Raises SettingsError."""
     try:
-        return _read_secret("", path)
+        return _read_secret(path)
     except _UnusableFile as error:
         raise SettingsError(f"the secret {error}") from None
 
 
-def _read_secret(variable: str, path: Path) -> str:
-    """Return the text of a file. `variable` is the variable that names the file, '' if no variable does.
+def _read_secret(path: Path, file_variable: str = "") -> str:
+    """Return the text of a file. `file_variable` is the variable that contains the path, '' if no variable does.
 
     White space around the text is removed, because editors add a newline at the end.
     """
-    named = f"{path} (from {variable})" if variable else str(path)
+    shown_path = f"{path} (from {file_variable})" if file_variable else str(path)
     try:
         with path.expanduser().open("rb") as file:
             content = file.read(MAX_SECRET_BYTES + 1)
     except IsADirectoryError:
-        raise _UnusableFile(f"cannot be read: {named} is a folder") from None
-    except (
-        OSError,
-        RuntimeError,
-        ValueError,
-    ) as error:  # RuntimeError: `~user` for an unknown user. ValueError: a NUL.
-        reason = getattr(error, "strerror", None) or "not a usable path"
-        raise _UnusableFile(f"cannot be read: {named}: {reason} (as uid {os.getuid()})") from None
+        raise _UnusableFile(f"cannot be read: {shown_path} is a folder") from None
+    # RuntimeError: the path begins with `~user` for an unknown user. ValueError: the path contains a NUL character.
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "not a usable path"  # only OSError has `strerror`
+        raise _UnusableFile(f"cannot be read: {shown_path}: {reason} (as uid {os.getuid()})") from None
     if len(content) > MAX_SECRET_BYTES:
-        raise _UnusableFile(f"cannot be read: {named} is larger than {MAX_SECRET_BYTES} bytes")
+        raise _UnusableFile(f"cannot be read: {shown_path} is larger than {MAX_SECRET_BYTES} bytes")
     try:
         text = content.decode("utf-8-sig").strip()
     except UnicodeDecodeError:
-        raise _UnusableFile(f"cannot be read: {named} is not UTF-8 text") from None
+        raise _UnusableFile(f"cannot be read: {shown_path} is not UTF-8 text") from None
     if not text:
-        raise _UnusableFile(f"cannot be read: {named} is empty")
+        raise _UnusableFile(f"cannot be read: {shown_path} is empty")
     return text
 
 
 def _secrets_dir(environ: Mapping[str, str], dotenv: Mapping[str, str], problems: list[Problem]) -> Path:
     """Return the folder of mounted secrets. Add a problem if SMITH_SECRETS_DIR names a folder that does not exist."""
-    named = environ.get("SMITH_SECRETS_DIR", "").strip() or dotenv.get("SMITH_SECRETS_DIR", "").strip()
-    folder = Path(os.path.expanduser(named)) if named else DEFAULT_SECRETS_DIR
-    if named and not folder.is_dir():
+    value = environ.get("SMITH_SECRETS_DIR", "").strip() or dotenv.get("SMITH_SECRETS_DIR", "").strip()
+    if not value:
+        return DEFAULT_SECRETS_DIR
+    folder = Path(os.path.expanduser(value))
+    if not folder.is_dir():
         problems.append(Problem(name="SMITH_SECRETS_DIR", text=f"is wrong, {folder} is not a folder"))
     return folder
 
 
-def _unknown_names(variables: Mapping[str, str], known: Collection[str], source: str) -> Iterator[Problem]:
-    """Yield a problem for each variable that may be a misspelt setting: it begins with one of PREFIXES."""
+def _unknown_setting_problems(
+    variables: Mapping[str, str], known_names: Collection[str], source: str
+) -> Iterator[Problem]:
+    """Yield a problem for each variable that may be a misspelt setting.
+
+    The name of such a variable begins with one of PREFIXES, or is the name of a setting in lower case.
+    """
     for name in sorted(variables):
-        if name in known or _is_service_link(name, variables[name]):
+        if name in known_names or _is_set_by_kubernetes(name, variables[name]):
             continue
-        if name.upper() in known:
+        if name.upper() in known_names:
             yield Problem(text=f"{name} in {source} is not a setting: write {name.upper()}, in capitals")
         elif name.startswith(PREFIXES):
-            similar = difflib.get_close_matches(name, known, n=1)
+            similar = difflib.get_close_matches(name, known_names, n=1)
             hint = f"did you mean {similar[0]}?" if similar else "`smith config show` lists all settings"
             yield Problem(text=f"{name} in {source} is not a setting: {hint}")
 
 
-def _is_service_link(name: str, value: str) -> bool:
-    """Return whether Kubernetes has set the variable for one of its services."""
-    return bool(_SERVICE_LINK.search(name)) or (name.endswith("_PORT") and "://" in value)
+def _is_set_by_kubernetes(name: str, value: str) -> bool:
+    """Return whether Kubernetes has set the variable for one of its services.
+
+    One of these variables is <SERVICE>_PORT. Its value is a URL, such as tcp://10.0.0.7:80.
+    """
+    return bool(_KUBERNETES_SERVICE_VARIABLE.search(name)) or (name.endswith("_PORT") and "://" in value)
 
 
 def _read_env_file(path: Path, problems: list[Problem]) -> dict[str, str]:
@@ -207,14 +230,17 @@ def _read_env_file(path: Path, problems: list[Problem]) -> dict[str, str]:
     except FileNotFoundError:
         return {}
     except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"  # only OSError has `strerror`
         problems.append(Problem(text=f"{path} cannot be read: {reason}"))
         return {}
     values: dict[str, str] = {}
-    for number, line in enumerate(text.splitlines(), start=1):
-        if not (line := line.strip()) or line.startswith("#"):
+    for number, raw_line in enumerate(text.splitlines(), start=1):
+        line = raw_line.strip()
+        if not line or line.startswith("#"):
             continue
-        if (assignment := _ASSIGNMENT.fullmatch(line)) and (value := _unquote(assignment[2])) is not None:
+        assignment = _ASSIGNMENT.fullmatch(line)
+        value = _unquote(assignment[2]) if assignment else None
+        if assignment and value is not None:
             values[assignment[1]] = value
         else:  # the problem does not show the line, because it may contain a secret
             problems.append(
@@ -225,12 +251,15 @@ def _read_env_file(path: Path, problems: list[Problem]) -> dict[str, str]:
 
 def _unquote(text: str) -> str | None:
     """Return the value from the text after `=` in a `.env` file; None if a quote is not closed."""
-    if text[:1] in {"'", '"'}:
-        quote = text[0]
-        body = r"[^']*" if quote == "'" else r'(?:[^"\\]|\\.)*'
-        if not (quoted := re.fullmatch(rf"{quote}({body}){quote}\s*(?:#.*)?", text)):
-            return None
-        if quote == "'":
-            return quoted[1]
-        return re.sub(r"\\.", lambda found: _DOUBLE_QUOTED_ESCAPES.get(found[0], found[0]), quoted[1])
-    return re.split(r"(?:^|\s)#", text, maxsplit=1)[0].strip()
+    if text.startswith("'"):
+        quoted = _SINGLE_QUOTED.fullmatch(text)
+        return quoted[1] if quoted else None
+    if text.startswith('"'):
+        quoted = _DOUBLE_QUOTED.fullmatch(text)
+        return re.sub(r"\\.", _replace_escape, quoted[1]) if quoted else None
+    return re.split(r"(?:^|\s)#", text, maxsplit=1)[0].strip()  # without the comment after ` #`
+
+
+def _replace_escape(escape: re.Match[str]) -> str:
+    """Return the character of an escape in double quotes. An unknown escape is returned unchanged."""
+    return _DOUBLE_QUOTED_ESCAPES.get(escape[0], escape[0])

@@ -1,7 +1,7 @@
 """Defines the types of settings. Each type checks the text of a variable and converts it to the value of the setting.
 
-The text of each ValueError continues a sentence that starts with the variable's name: "must …" or "is wrong, …". It
-never shows a value that could be a secret, because an operator may have put a secret into the wrong variable.
+The text of each ValueError continues a sentence that starts with the variable's name: "must …" or "is wrong, …". The
+text never shows a value that could be a secret, because an operator may have put a secret into the wrong variable.
 """
 
 from __future__ import annotations
@@ -15,15 +15,16 @@ from urllib.parse import SplitResult, urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, SecretStr
 
-from executor.redaction import MIN_LENGTH
+from executor.redaction import MIN_SECRET_LENGTH
 
 #: The bounds of a VMID in Proxmox VE.
 MIN_VMID, MAX_VMID = 100, 999_999_999
-#: The volume of a container template, such as local:vztmpl/debian-12-standard.tar.zst.
-OS_TEMPLATE = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*:vztmpl/[A-Za-z0-9_][A-Za-z0-9_.+-]*")
+MAX_PORT = 65_535
+#: Matches the volume of a container template, such as local:vztmpl/debian-12-standard.tar.zst.
+OS_TEMPLATE_VOLUME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*:vztmpl/[A-Za-z0-9_][A-Za-z0-9_.+-]*")
 
 
-def _server_url(text: str) -> str:
+def _check_server_url(text: str) -> str:
     """Check the URL of a server. Return it without the path `/api/v1` and without slashes at its end."""
     url = _split_url(text)
     if url.scheme not in {"http", "https"} or not url.hostname:
@@ -45,30 +46,32 @@ def _split_url(text: str) -> SplitResult:
     return url
 
 
-def _database_url(text: str) -> str:
+def _check_database_url(text: str) -> str:
     url = _split_url(text)
+    # the kind of database, with or without a driver, as in postgresql or postgresql+psycopg
     if not re.fullmatch(r"(sqlite|postgresql)(\+\w+)?", url.scheme):
         raise ValueError("must start with sqlite:/// or postgresql://")
-    if url.scheme.startswith("sqlite") and (url.netloc or url.path in {"", "/"} or ":memory:" in url.path):
+    names_no_file = bool(url.netloc) or url.path in {"", "/"} or ":memory:" in url.path
+    if url.scheme.startswith("sqlite") and names_no_file:
         raise ValueError("must name a file, which takes four slashes for an absolute path: sqlite:////data/smith.db")
     return text
 
 
-def _one_line_secret(secret: SecretStr) -> SecretStr:
+def _check_one_line_secret(secret: SecretStr) -> SecretStr:
     text = secret.get_secret_value()
-    if len(text) < MIN_LENGTH:
-        raise ValueError(f"is wrong, it is shorter than {MIN_LENGTH} characters")
+    if len(text) < MIN_SECRET_LENGTH:
+        raise ValueError(f"is wrong, it is shorter than {MIN_SECRET_LENGTH} characters")
     if not text.isprintable():
         raise ValueError("is wrong, it contains a line break or another control character")
     return secret
 
 
-def _token(secret: SecretStr) -> SecretStr:
+def _check_token(secret: SecretStr) -> SecretStr:
     """Check that a token can be sent in an HTTP header and has no quotes around it.
 
     `docker --env-file` does not remove quotes around a value.
     """
-    text = _one_line_secret(secret).get_secret_value()
+    text = _check_one_line_secret(secret).get_secret_value()
     if not text.isascii() or " " in text:
         raise ValueError("is wrong, a token is one word of ASCII characters")
     if text[0] == text[-1] and text[0] in "'\"":
@@ -76,76 +79,79 @@ def _token(secret: SecretStr) -> SecretStr:
     return secret
 
 
-def _host(text: str) -> str:
+def _check_host(text: str) -> str:
     if "/" in text:
         raise ValueError("must be a host name or an address, without https:// and without a path")
     if text.count(":") == 1:
         raise ValueError("must be a host name or an address; its port belongs in PROXMOX_PORT")
+    # a host name or an IPv4 address; or an IPv6 address, with or without brackets
     if not re.fullmatch(r"[A-Za-z0-9._-]+|\[?[0-9A-Fa-f:.]+\]?", text):
         raise ValueError("is wrong, it is neither a host name nor an address")
     return text
 
 
-def _user(text: str) -> str:
+def _check_user(text: str) -> str:
     if "!" in text:
         raise ValueError("must not contain a '!', since the token's name belongs in PROXMOX_TOKEN_ID")
+    # the name of a user, `@` and the name of a realm
     if not re.fullmatch(r"[^@\s:/]+@[A-Za-z][A-Za-z0-9._-]*", text):
         raise ValueError("must be a user with its realm, as in smith@pve")
     return text
 
 
-def _token_id(text: str) -> str:
+def _check_token_id(text: str) -> str:
     if "!" in text:
         raise ValueError("must not contain a '!', since the user before it belongs in PROXMOX_USER")
     if "=" in text:
         raise ValueError("must not contain a '=', since the secret after it belongs in PROXMOX_TOKEN_SECRET")
-    return _proxmox_name(text)
+    return _check_proxmox_name(text)
 
 
-def _proxmox_name(text: str) -> str:
+def _check_proxmox_name(text: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._/-]*", text):
-        raise ValueError("is wrong, it may contain letters, digits, dots, dashes and underscores")
+        raise ValueError("is wrong, it may contain letters, digits, dots, dashes, underscores and slashes")
     return text
 
 
-def _comma_list(value: Any) -> Any:
-    """Turn `a, b` into a tuple. A value that is not text, such as a tuple from the code, is returned unchanged."""
+def _split_at_commas(value: Any) -> Any:
+    """Turn the text `a, b` into a tuple. Return any other value unchanged, such as a tuple that the code sets."""
     if not isinstance(value, str):
         return value
     return tuple(part.strip() for part in value.split(",") if part.strip())
 
 
-def _templates(value: Any) -> Any:
-    """Turn `debian-12=9000,ubuntu-24=9001` into a dict."""
+def _parse_templates(value: Any) -> Any:
+    """Turn the text `debian-12=9000,ubuntu-24=9001` into a dict. Return any other value unchanged."""
     if not isinstance(value, str):
         return value
-    templates: dict[str, str] = {}
-    for part in _comma_list(value):
-        name, equals, vmid = (piece.strip() for piece in part.partition("="))
-        if not (name and equals and re.fullmatch(r"[0-9]{3,9}", vmid)) or int(vmid) < MIN_VMID:
-            raise ValueError(f"is wrong, {part!r} is not of the form name=vmid")
-        if name in templates:
+    vmid_by_name: dict[str, str] = {}  # pydantic converts each vmid to an int
+    for entry in _split_at_commas(value):
+        name, equals, vmid = (part.strip() for part in entry.partition("="))
+        is_vmid = re.fullmatch(r"[0-9]{3,9}", vmid) and int(vmid) >= MIN_VMID
+        if not (name and equals and is_vmid):
+            raise ValueError(f"is wrong, {entry!r} is not of the form name=vmid")
+        if name in vmid_by_name:
             raise ValueError(f"is wrong, {name!r} occurs twice")
-        templates[name] = vmid
-    return templates
+        vmid_by_name[name] = vmid
+    return vmid_by_name
 
 
-def _os_templates(value: Any) -> Any:
-    """Turn `debian-12=local:vztmpl/debian-12-standard.tar.zst` into a dict."""
+def _parse_os_templates(value: Any) -> Any:
+    """Turn the text `debian-12=local:vztmpl/debian-12.tar.zst` into a dict. Return any other value unchanged."""
     if not isinstance(value, str):
         return value
-    found: dict[str, str] = {}
-    for part in _comma_list(value):
-        name, equals, volume = (piece.strip() for piece in part.partition("="))
-        if not (name and equals and OS_TEMPLATE.fullmatch(volume)):
-            raise ValueError(f"is wrong, {part!r} is not of the form name=storage:vztmpl/file")
-        if name in found:
+    volume_by_name: dict[str, str] = {}
+    for entry in _split_at_commas(value):
+        name, equals, volume = (part.strip() for part in entry.partition("="))
+        if not (name and equals and OS_TEMPLATE_VOLUME.fullmatch(volume)):
+            raise ValueError(f"is wrong, {entry!r} is not of the form name=storage:vztmpl/file")
+        if name in volume_by_name:
             raise ValueError(f"is wrong, {name!r} occurs twice")
-        found[name] = volume
-    return found
+        volume_by_name[name] = volume
+    return volume_by_name
 
 
-def _path(value: Any) -> Any:
+def _absolute_path(value: Any) -> Any:
     """Return an absolute path, with `~` replaced by the home folder."""
     try:
         return Path(value).expanduser().absolute()
@@ -153,7 +159,7 @@ def _path(value: Any) -> Any:
         raise ValueError("is wrong, it is not a usable path") from None
 
 
-def _readable_file(path: Path) -> Path:
+def _check_readable_file(path: Path) -> Path:
     if not path.is_file():
         raise ValueError(f"is wrong, {path} is not a file")
     if not os.access(path, os.R_OK):
@@ -161,27 +167,31 @@ def _readable_file(path: Path) -> Path:
     return path
 
 
-def _existing_folder(path: Path) -> Path:
+def _check_existing_folder(path: Path) -> Path:
     if not path.is_dir():
         raise ValueError(f"is wrong, {path} is not a folder")
     return path
 
 
-def _folder_or_missing(path: Path) -> Path:
+def _check_no_file_at(path: Path) -> Path:
     if path.exists() and not path.is_dir():
         raise ValueError(f"is wrong, {path} is not a folder")
     return path
 
 
-def _listen_address(text: str) -> str:
-    host, colon, port = text.rpartition(":")
-    if text != "off" and not (host and colon and re.fullmatch(r"[0-9]{1,5}", port) and int(port) < 65_536):
+def _check_listen_address(text: str) -> str:
+    host, _, port = text.rpartition(":")
+    is_port = re.fullmatch(r"[0-9]{1,5}", port) and int(port) <= MAX_PORT
+    if text != "off" and not (host and is_port):
         raise ValueError("must be host:port, or off")
     return text
 
 
-def is_local(address: str) -> bool:
-    """Return whether only this machine can reach a server that listens on this address."""
+def is_local_address(address: str) -> bool:
+    """Return whether a server with this listen address can be reached only from this machine.
+
+    The address has the form host:port, or is `off`.
+    """
     host = address.rpartition(":")[0].strip("[]")
     if address == "off" or host == "localhost":
         return True
@@ -191,46 +201,47 @@ def is_local(address: str) -> bool:
         return False  # a host name may resolve to any address
 
 
-def _network(text: str) -> str:
+def _check_network(text: str) -> str:
     """Check one address or network, and return it in its normal form."""
     try:
         network = ipaddress.ip_network(text)
     except ValueError:
-        raise ValueError("must be addresses, or networks as in 10.8.0.0/24, with commas between them") from None
+        raise ValueError("must be a list of addresses or networks, as in 192.0.2.7,10.8.0.0/24") from None
     if network.prefixlen == 0:
         raise ValueError("is wrong, it contains every address, so that any client could claim to be any user")
     return str(network)
 
 
-def _header_name(text: str) -> str:
+def _check_header_name(text: str) -> str:
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9-]*", text) or text.lower() in {"authorization", "host"}:
-        raise ValueError("must be the name of a header of letters, digits and dashes, as in X-Forwarded-User")
+        raise ValueError("must be a header name of letters, digits and dashes, but not Authorization or Host")
     return text
 
 
-def _lower(value: Any) -> Any:
+def _to_lower_case(value: Any) -> Any:
     return value.lower() if isinstance(value, str) else value
 
 
-ServerUrl = Annotated[str, AfterValidator(_server_url)]
-DatabaseUrl = Annotated[str, AfterValidator(_database_url)]
-Token = Annotated[SecretStr, AfterValidator(_token)]
-Password = Annotated[SecretStr, AfterValidator(_one_line_secret)]
-ListenAddress = Annotated[str, AfterValidator(_listen_address)]
-Host = Annotated[str, AfterValidator(_host)]
-User = Annotated[str, AfterValidator(_user)]
-TokenId = Annotated[str, AfterValidator(_token_id)]
-Name = Annotated[str, AfterValidator(_proxmox_name)]
-Names = Annotated[tuple[Name, ...], BeforeValidator(_comma_list)]
-Networks = Annotated[tuple[Annotated[str, AfterValidator(_network)], ...], BeforeValidator(_comma_list)]
-HeaderName = Annotated[str, AfterValidator(_header_name)]
-Templates = Annotated[dict[str, int], BeforeValidator(_templates)]
-OsTemplates = Annotated[dict[str, str], BeforeValidator(_os_templates)]
+ServerUrl = Annotated[str, AfterValidator(_check_server_url)]
+DatabaseUrl = Annotated[str, AfterValidator(_check_database_url)]
+Token = Annotated[SecretStr, AfterValidator(_check_token)]
+Password = Annotated[SecretStr, AfterValidator(_check_one_line_secret)]
+ListenAddress = Annotated[str, AfterValidator(_check_listen_address)]
+Host = Annotated[str, AfterValidator(_check_host)]
+User = Annotated[str, AfterValidator(_check_user)]
+TokenId = Annotated[str, AfterValidator(_check_token_id)]
+ProxmoxName = Annotated[str, AfterValidator(_check_proxmox_name)]
+ProxmoxNames = Annotated[tuple[ProxmoxName, ...], BeforeValidator(_split_at_commas)]
+Networks = Annotated[tuple[Annotated[str, AfterValidator(_check_network)], ...], BeforeValidator(_split_at_commas)]
+HeaderName = Annotated[str, AfterValidator(_check_header_name)]
+Templates = Annotated[dict[str, int], BeforeValidator(_parse_templates)]
+#: Container templates. Proxmox calls them OS templates.
+OsTemplates = Annotated[dict[str, str], BeforeValidator(_parse_os_templates)]
 #: An absolute path. There need not be a file or folder at this path.
-AnyPath = Annotated[Path, BeforeValidator(_path)]
-#: The path of a folder that exists or can be created later.
-Folder = Annotated[AnyPath, AfterValidator(_folder_or_missing)]
-ExistingFolder = Annotated[AnyPath, AfterValidator(_existing_folder)]
-ReadableFile = Annotated[AnyPath, AfterValidator(_readable_file)]
+AnyPath = Annotated[Path, BeforeValidator(_absolute_path)]
+#: The path of a folder. The folder need not exist, but there must be no file at this path.
+Folder = Annotated[AnyPath, AfterValidator(_check_no_file_at)]
+ExistingFolder = Annotated[AnyPath, AfterValidator(_check_existing_folder)]
+ReadableFile = Annotated[AnyPath, AfterValidator(_check_readable_file)]
 #: Converts a text to lower case before it is checked.
-AnyCase = BeforeValidator(_lower)
+AnyCase = BeforeValidator(_to_lower_case)

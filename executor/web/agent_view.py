@@ -1,11 +1,11 @@
 """Gives the HTTP pages access to the agent.
 
-The pages are served before the agent exists. Until then, the handle that the pages use holds no agent.
+The pages are served before the agent is created. They read the agent through a handle. The handle is empty while
+there is no agent.
 """
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -25,39 +25,38 @@ if TYPE_CHECKING:
 class AgentView:
     """The parts of the agent that the pages read."""
 
-    boot_id: str  #: random id of this agent process in the database, new at each start
+    boot_id: str  #: random id of this agent process, made at each start; the database stores it
     settings: Settings
     state: AgentState
     scheduler: Scheduler
     engine: Engine
     proxmox: ProxmoxReader
     meters: Meters  #: counters and histograms that the agent updates itself
-    memory_mib: Callable[[], float]  #: resident memory of the agent and its descendants
-    #: The number of differences (drift) between mappings, Proxmox and FulcrumCore, by kind. It is empty if the last
-    #: comparison is not recent.
-    drift: Callable[[], dict[str, int]] = dict
+    measure_memory_mib: Callable[[], float]  #: returns the resident memory of the agent and its descendants
+    #: Returns how many differences (drift) of each kind there are between mappings, Proxmox and FulcrumCore. The dict
+    #: is empty if the last comparison is not recent. The default function returns an empty dict.
+    count_drift: Callable[[], dict[str, int]] = dict
 
 
 class AgentHandle:
-    """Holds the view of the agent that the pages read. It holds no view until `attach` is called."""
+    """Holds the view of the agent that the pages read. The handle is empty until `attach` is called."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._attached: tuple[AgentView, Prober] | None = None
-        self.waits_for = ""  #: why the start of the agent waits; '' if it does not wait
+        self._view_and_prober: tuple[AgentView, Prober] | None = None
+        self.wait_reason = ""  #: why the start of the agent waits; '' if it does not wait
         self.port = 0  #: TCP port of the pages; 0 if the pages are not served
 
     @property
-    def attached(self) -> tuple[AgentView, Prober] | None:
+    def view_and_prober(self) -> tuple[AgentView, Prober] | None:
         """The view of the agent, and the prober of its dependencies; None before `attach`."""
-        return self._attached
+        return self._view_and_prober
 
     def note_waiting(self, reason: str) -> None:
         """Record why the start of the agent waits, to show it on the page /readyz."""
-        self.waits_for = reason
+        self.wait_reason = reason
 
     def attach(self, view: AgentView, *, probe_interval_s: float | None = None) -> None:
-        """Make the pages read this agent, and start its prober. Tests set `probe_interval_s`."""
+        """Make the pages read this agent, and start its prober. `probe_interval_s` replaces the prober's default."""
         prober = Prober(
             state=view.state,
             engine=view.engine,
@@ -67,11 +66,11 @@ class AgentHandle:
         )
         if probe_interval_s is not None:
             prober.interval_s = probe_interval_s
-        with self._lock:
-            self._attached = (view, prober)
+        self._view_and_prober = (view, prober)
         prober.start()
 
     def close(self) -> None:
         """Stop the prober, if there is one."""
-        if self._attached is not None:
-            self._attached[1].stop()
+        if self._view_and_prober is not None:
+            _view, prober = self._view_and_prober
+            prober.stop()

@@ -13,14 +13,14 @@ from starlette.routing import Route
 from executor.web.agent_view import AgentHandle
 from executor.web.gauges import Gauges
 from executor.web.guard import Access, Guard
-from executor.web.health import HealthReport, liveness, readiness
-from executor.web.openapi import document
+from executor.web.health import HealthReport, liveness_report, readiness_report
+from executor.web.openapi import openapi_document
 
-PAGES = ("/livez", "/readyz", "/metrics", "/openapi.json")
+PAGE_PATHS = ("/livez", "/readyz", "/metrics", "/openapi.json")
 
 
 def make_app(handle: AgentHandle, access: Access) -> Starlette:
-    """Return the ASGI application with all pages. `access` defines who may read them."""
+    """Return the ASGI application with all pages. `access` defines who may read the pages."""
     pages = _Pages(handle, access)
     app = Starlette(
         routes=[
@@ -40,27 +40,27 @@ def make_app(handle: AgentHandle, access: Access) -> Starlette:
 class _Pages:
     """The pages, with one method each.
 
-    The methods are not async. So starlette runs each call in a thread, and a slow page does not delay other pages.
+    The methods are not async, so starlette runs each of them in a thread, and a slow page does not delay other pages.
     """
 
     def __init__(self, handle: AgentHandle, access: Access) -> None:
         self._handle = handle
-        self._description = document(access)
+        self._openapi_document = openapi_document(access)
 
     def index(self, _request: Request) -> Response:
-        return JSONResponse({"pages": PAGES})
+        return JSONResponse({"pages": PAGE_PATHS})
 
     def livez(self, request: Request) -> Response:
-        return _page(request, liveness(self._handle))
+        return _health_page(request, liveness_report(self._handle))
 
     def readyz(self, request: Request) -> Response:
-        return _page(request, readiness(self._handle))
+        return _health_page(request, readiness_report(self._handle))
 
     def metrics(self, request: Request) -> Response:
         """Return the metrics, in the format that the Accept header of the request names."""
-        if self._handle.attached is None:
+        if self._handle.view_and_prober is None:
             return JSONResponse({"error": "the agent is starting"}, status_code=503)
-        view, prober = self._handle.attached
+        view, prober = self._handle.view_and_prober
         encode, content_type = choose_encoder(request.headers.get("accept", ""))
         registry = CollectorRegistry()
         registry.register(Gauges(view, prober))
@@ -68,11 +68,11 @@ class _Pages:
         return Response(encode(registry), media_type=content_type)
 
     def openapi(self, _request: Request) -> Response:
-        return JSONResponse(self._description)
+        return JSONResponse(self._openapi_document)
 
 
-def _page(request: Request, report: HealthReport) -> Response:
-    """Return the page of a health report. `Guard` has set `may_see_details`."""
+def _health_page(request: Request, report: HealthReport) -> Response:
+    """Return the page of a health report. The middleware `Guard` has set `may_see_details`."""
     content = report.as_json(with_details=request.state.may_see_details)
     return JSONResponse(content, status_code=200 if report.ok else 503)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError
-from importlib.metadata import version as installed
+from importlib.metadata import version as installed_version
 
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -33,7 +33,7 @@ class Gauges(Collector):
     def describe(self) -> Iterator[Metric]:
         """Return no descriptions.
 
-        Without this method, the registration of the collector would call `collect`, which queries the database.
+        Without this method, the registry would call `collect` when the collector is registered, and query the database.
         """
         return iter(())
 
@@ -49,8 +49,8 @@ class Gauges(Collector):
     def _process_gauges(self) -> Iterator[Metric]:
         """Yield the gauges that need no database."""
         state, settings = self._view.state, self._view.settings
-        running = state.jobs_claimed - state.jobs_ended
-        yield _gauge("smith_jobs_running", "Jobs running in this process", running)
+        running_job_count = state.claimed_job_count - state.ended_job_count
+        yield _gauge("smith_jobs_running", "Jobs running in this process", running_job_count)
         yield _gauge("smith_job_slots", "Maximum number of jobs running at once", settings.smith_concurrency)
         yield _gauge(
             "smith_heartbeat_last_success_timestamp_seconds",
@@ -60,28 +60,35 @@ class Gauges(Collector):
         yield _gauge("smith_fulcrum_up", "Whether FulcrumCore answered the last request", fulcrum_is_up(self._view))
         proxmox_is_up = self._prober.result("proxmox").ok
         yield _gauge("smith_proxmox_up", "Whether Proxmox answered the last check", proxmox_is_up)
-        memory_bytes = self._view.memory_mib() * BYTES_PER_MIB
+        memory_bytes = self._view.measure_memory_mib() * BYTES_PER_MIB
         yield _gauge(
             "smith_process_tree_memory_bytes", "Resident memory of the agent and its descendants", memory_bytes
         )
-        if drift := self._view.drift():
-            yield _gauge_by("smith_drift_vms", "Differences between mappings, Proxmox and FulcrumCore", "kind", drift)
-        free = GaugeMetricFamily("smith_disk_free_bytes", "Free disk space for data and for runs", labels=["folder"])
+        if drift_counts := self._view.count_drift():
+            help_text = "Differences between mappings, Proxmox and FulcrumCore"
+            yield _gauge_with_label("smith_drift_vms", help_text, drift_counts, label="kind")
+        free_space_gauge = GaugeMetricFamily(
+            "smith_disk_free_bytes", "Free disk space for data and for runs", labels=["folder"]
+        )
         for name in self._prober.folders:
             with suppress(OSError):
-                free.add_metric([name], self._prober.free_bytes(name))
-        yield free
+                free_space_gauge.add_metric([name], self._prober.free_bytes(name))
+        yield free_space_gauge
 
     def _database_gauges(self) -> Iterator[Metric]:
         """Yield the gauges that are read from the database. Raises DatabaseError."""
         with reading(self._view.engine) as session:
-            depths = queries.count_open_jobs(session) | {"report_due": queries.count_due_reports(session)}
-            mapped = mappings.count_by_state(session, with_deleted=False)
-            oldest_report_at, oldest_pending_at = queries.oldest_due_report(session), queries.oldest_pending(session)
+            queue_depths = queries.count_open_jobs(session) | {"report_due": queries.count_due_reports(session)}
+            mapping_counts = mappings.count_by_state(session, should_count_deleted=False)
+            oldest_report_at = queries.oldest_due_report_time(session)
+            oldest_pending_at = queries.oldest_pending_time(session)
         is_writable = self._prober.result("database").ok
         yield _gauge("smith_database_up", "Whether the database can be read and written", is_writable)
-        yield _gauge_by(
-            "smith_queue_depth", "Jobs that have not ended, and results that are not reported", "status", depths
+        yield _gauge_with_label(
+            "smith_queue_depth",
+            "Jobs that have not ended, and results that are not reported",
+            queue_depths,
+            label="status",
         )
         yield _gauge(
             "smith_queue_oldest_seconds", "Age of the oldest waiting job; 0 without one", _age_s(oldest_pending_at)
@@ -91,35 +98,42 @@ class Gauges(Collector):
             "Age of the oldest result that FulcrumCore has not acknowledged; 0 without one",
             _age_s(oldest_report_at),
         )
-        yield _gauge_by("smith_mappings", "VMs by state", "state", mapped)
+        yield _gauge_with_label("smith_mappings", "VMs by state", mapping_counts, label="state")
 
 
-def _gauge(name: str, text: str, value: float) -> Metric:
-    return GaugeMetricFamily(name, text, value=float(value))
+def _gauge(name: str, help_text: str, value: float) -> Metric:
+    return GaugeMetricFamily(name, help_text, value=float(value))
 
 
-def _gauge_by(name: str, text: str, label: str, counts: dict[str, int]) -> Metric:
-    """Return a gauge with one value for each key of `counts`. The key is the value of the label."""
-    family = GaugeMetricFamily(name, text, labels=[label])
-    for key, count in counts.items():
-        family.add_metric([key], count)
+def _gauge_with_label(name: str, help_text: str, counts: dict[str, int], *, label: str) -> Metric:
+    """Return a gauge with one sample for each item of `counts`. The key of the item is the value of the label."""
+    family = GaugeMetricFamily(name, help_text, labels=[label])
+    for label_value, count in counts.items():
+        family.add_metric([label_value], count)
     return family
 
 
 def _age_s(moment: datetime | None) -> float:
     """Return the seconds since this moment; 0 for None, or if the moment is in the future."""
-    return 0.0 if moment is None else max((utc_now() - moment).total_seconds(), 0.0)
+    if moment is None:
+        return 0.0
+    return max((utc_now() - moment).total_seconds(), 0.0)
 
 
 def _build_info() -> Metric:
-    facts = {"version": VERSION, "python": platform.python_version(), "ansible_core": _version_of("ansible-core")}
-    family = GaugeMetricFamily("smith_build_info", "Version of this program; always 1", labels=list(facts))
-    family.add_metric(list(facts.values()), 1)
+    versions = {"version": VERSION, "python": platform.python_version(), "ansible_core": _version_of("ansible-core")}
+    family = GaugeMetricFamily(
+        "smith_build_info",
+        "Versions of this program, Python and ansible-core in the labels; the value is always 1",
+        labels=list(versions),
+    )
+    family.add_metric(list(versions.values()), 1)
     return family
 
 
 def _version_of(package: str) -> str:
+    """Return the version of a Python package; `none` if it is not installed."""
     try:
-        return installed(package)
+        return installed_version(package)
     except PackageNotFoundError:
         return "none"

@@ -1,7 +1,7 @@
 """Builds the OpenAPI document that describes the pages. It is served as /openapi.json.
 
-The document depends on the configuration: it describes a login only if one is required. Tests compare the document with
-the responses of the pages.
+The document depends on the configuration: it describes a login only if a login is required. Tests compare the document
+with the responses of the pages.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from executor.version import VERSION
-from executor.web.guard import METHODS, OPEN_PATHS, Access
+from executor.web.guard import ALLOWED_METHODS, OPEN_PATHS, Access
 
 Json = dict[str, Any]
 
-_TEXT: Json = {"type": "string"}
+_STRING: Json = {"type": "string"}
 _SCHEMAS: Json = {
     "Health": {
         "type": "object",
@@ -30,121 +30,141 @@ _SCHEMAS: Json = {
         "required": ["name", "ok"],
         "additionalProperties": False,
         "properties": {
-            "name": _TEXT,
+            "name": _STRING,
             "ok": {"type": "boolean"},
-            "reason": {**_TEXT, "description": "one of a fixed set of sentences, without host names"},
-            "detail": {**_TEXT, "description": "may name hosts and folders; only shown with a login"},
+            "reason": {**_STRING, "description": "explains the result, without hosts and paths"},
+            "detail": {**_STRING, "description": "may name hosts and folders; only shown with a login"},
         },
     },
     "Pages": {
         "type": "object",
         "required": ["pages"],
         "additionalProperties": False,
-        "properties": {"pages": {"type": "array", "items": _TEXT}},
+        "properties": {"pages": {"type": "array", "items": _STRING}},
     },
     "Error": {
         "type": "object",
         "required": ["error"],
         "additionalProperties": False,
-        "properties": {"error": _TEXT},
+        "properties": {"error": _STRING},
     },
 }
-_ABOUT = (
+_DESCRIPTION = (
     "Health and metrics, read-only: methods other than GET and HEAD are answered with 405. "
     "Too many connections at once are answered with 503."
 )
 
 
 @dataclass(frozen=True)
-class _Answer:
-    """One possible response to a request: its meaning, content and headers."""
+class _PageResponse:
+    """One possible response to a request."""
 
-    text: str
-    content: Json
-    headers: Json | None = None
+    meaning: str
+    content: Json  #: OpenAPI's description of the content
+    headers: Json | None = None  #: OpenAPI's descriptions of the headers
 
 
-def document(access: Access) -> Json:
+def openapi_document(access: Access) -> Json:
     """Return the OpenAPI document for a server with this access configuration."""
-    metrics = {"text/plain": {"schema": _TEXT}, "application/openmetrics-text": {"schema": _TEXT}}
+    metrics = {"text/plain": {"schema": _STRING}, "application/openmetrics-text": {"schema": _STRING}}
+    # The keys are the paths. Each value is a summary of the page, and its responses by HTTP status.
     pages = {
-        "/": ("The list of pages", {200: _Answer("the pages", _json("Pages"))}),
-        "/livez": ("Whether every loop makes progress", _health("alive, starting or stopping", "stuck")),
-        "/readyz": ("Whether a job could be processed", _health("ready", "not ready")),
+        "/": ("The list of pages", {200: _PageResponse("the pages", _json_content("Pages"))}),
+        "/livez": (
+            "Whether every loop makes progress",
+            _health_responses(states_with_200="alive, starting or stopping", states_with_503="stuck"),
+        ),
+        "/readyz": (
+            "Whether a job could be processed",
+            _health_responses(states_with_200="ready", states_with_503="not ready"),
+        ),
         "/metrics": (
             "Metrics for Prometheus",
-            {200: _Answer("the metrics", metrics), 503: _Answer("the agent is starting", _json("Error"))},
+            {
+                200: _PageResponse("the metrics", metrics),
+                503: _response_with_error("the agent is starting"),
+            },
         ),
         "/openapi.json": (
             "This description",
-            {200: _Answer("OpenAPI", {"application/json": {"schema": {"type": "object"}}})},
+            {200: _PageResponse("OpenAPI", {"application/json": {"schema": {"type": "object"}}})},
         ),
     }
+    paths = {path: _describe_page(summary, path, responses, access) for path, (summary, responses) in pages.items()}
     return {
         "openapi": "3.1.0",
-        "info": {"title": "Agent Smith", "version": VERSION, "description": _ABOUT},
-        "paths": {path: _path(summary, path, answers, access) for path, (summary, answers) in pages.items()},
-        "components": {"schemas": _SCHEMAS, "securitySchemes": _logins(access)},
+        "info": {"title": "Agent Smith", "version": VERSION, "description": _DESCRIPTION},
+        "paths": paths,
+        "components": {"schemas": _SCHEMAS, "securitySchemes": _security_schemes(access)},
     }
 
 
-def _health(good: str, bad: str) -> dict[int, _Answer]:
-    """Return the responses of a health page: with status 200 if the state is good, else with status 503."""
-    return {200: _Answer(good, _json("Health")), 503: _Answer(bad, _json("Health"))}
+def _health_responses(*, states_with_200: str, states_with_503: str) -> dict[int, _PageResponse]:
+    """Return the responses of a health page. Each argument names the states of the agent for one HTTP status."""
+    content = _json_content("Health")
+    return {200: _PageResponse(states_with_200, content), 503: _PageResponse(states_with_503, content)}
 
 
-def _json(schema: str) -> Json:
-    """Return the description of JSON content with this schema of `_SCHEMAS`."""
+def _json_content(schema: str) -> Json:
+    """Return the description of JSON content. `schema` is a key of `_SCHEMAS`."""
     return {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}}}
 
 
-def _path(summary: str, path: str, answers: dict[int, _Answer], access: Access) -> Json:
+def _describe_page(summary: str, path: str, responses: dict[int, _PageResponse], access: Access) -> Json:
     """Return the description of one page: its methods, logins and responses."""
     is_open = path in OPEN_PATHS
-    security: list[Json] = [] if is_open else [{name: []} for name in _logins(access)]
-    all_answers = {**answers, **_refusals(access, is_open=is_open)}
-    return {
-        method.lower(): {
-            "summary": summary,
-            "security": security,
-            "responses": {str(status): _response(all_answers[status], method) for status in sorted(all_answers)},
+    # In OpenAPI, the list after the name of a login contains scopes. These logins have no scopes.
+    security: list[Json] = [] if is_open else [{name: []} for name in _security_schemes(access)]
+    all_responses = {**responses, **_error_responses(access, is_open=is_open)}
+    methods: Json = {}
+    for method in ALLOWED_METHODS:
+        method_responses = {
+            str(status): _describe_response(all_responses[status], method) for status in sorted(all_responses)
         }
-        for method in METHODS
-    }
+        methods[method.lower()] = {"summary": summary, "security": security, "responses": method_responses}
+    return methods
 
 
-def _refusals(access: Access, *, is_open: bool) -> dict[int, _Answer]:
-    """Return the responses of `Guard` to a refused request, and the response if the page raises an exception."""
-    refusals = {500: _Answer("internal error, see the log", _json("Error"))}
-    if access.is_local and not access.needs_login:
-        refusals[421] = _Answer("unknown host name", _json("Error"))
+def _error_responses(access: Access, *, is_open: bool) -> dict[int, _PageResponse]:
+    """Return the responses of the middleware `Guard`: to requests that it refuses, and for a page that fails."""
+    error_responses = {500: _response_with_error("internal error, see the log")}
+    if access.is_server_local and not access.needs_login:
+        error_responses[421] = _response_with_error("unknown host name")
     if access.token:
-        wait = {"Retry-After": {"required": True, "schema": {"type": "integer", "minimum": 1}}}
-        refusals[429] = _Answer("too many wrong tokens from this address", _json("Error"), wait)
+        retry_header = {"Retry-After": {"required": True, "schema": {"type": "integer", "minimum": 1}}}
+        error_responses[429] = _response_with_error("too many wrong tokens from this address", retry_header)
     if access.token and not is_open:
-        how = {"WWW-Authenticate": {"required": True, "schema": _TEXT}}
-        refusals[401] = _Answer("a token is required", _json("Error"), how)
+        authenticate_header = {"WWW-Authenticate": {"required": True, "schema": _STRING}}
+        error_responses[401] = _response_with_error("a token is required", authenticate_header)
     elif access.needs_login and not is_open:
-        refusals[403] = _Answer("only through a trusted reverse proxy that names the user", _json("Error"))
-    return refusals
+        error_responses[403] = _response_with_error("a trusted reverse proxy that names the user is required")
+    return error_responses
 
 
-def _response(answer: _Answer, method: str) -> Json:
+def _response_with_error(meaning: str, headers: Json | None = None) -> _PageResponse:
+    return _PageResponse(meaning, _json_content("Error"), headers)
+
+
+def _describe_response(page_response: _PageResponse, method: str) -> Json:
     """Return the description of a response. A response to HEAD has no content."""
-    response: Json = {"description": answer.text}
-    if answer.headers:
-        response["headers"] = answer.headers
+    response: Json = {"description": page_response.meaning}
+    if page_response.headers:
+        response["headers"] = page_response.headers
     if method != "HEAD":
-        response["content"] = answer.content
+        response["content"] = page_response.content
     return response
 
 
-def _logins(access: Access) -> Json:
-    """Return the ways to log in (OpenAPI: security schemes) by name."""
+def _security_schemes(access: Access) -> Json:
+    """Return the ways to log in, which OpenAPI calls security schemes. The keys are the names in this document."""
     schemes: Json = {}
     if access.token:
         schemes["token"] = {"type": "http", "scheme": "bearer"}
     if access.proxies:
-        text = "set by a trusted reverse proxy; ignored if another address sends it"
-        schemes["proxy"] = {"type": "apiKey", "in": "header", "name": access.user_header, "description": text}
+        schemes["proxy"] = {
+            "type": "apiKey",
+            "in": "header",
+            "name": access.user_header,
+            "description": "set by a trusted reverse proxy; ignored if another address sends it",
+        }
     return schemes

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from executor.agent import disk_space as space
+from executor.agent import disk_space
 from executor.agent.state import AgentState, Link
 from executor.database import nodes
 from executor.database.engine import transaction
@@ -29,23 +29,23 @@ log = get_logger(__name__)
 
 #: Time between two rounds. A round runs every probe once.
 INTERVAL_S = 30.0
-#: A result is outdated if it is older than this many intervals plus MAX_ROUND_S.
+#: A result is outdated if its age in seconds is more than MAX_AGE_INTERVALS * interval + MAX_ROUND_S.
 MAX_AGE_INTERVALS = 4
 #: The time that all probes of one round may take together.
 MAX_ROUND_S = 60.0
-#: Interval at which the thread checks whether the agent's loops have started. No probe runs before, because a
-#: migration may be changing the schema of the database.
+#: Interval at which the thread checks whether the agent's loops have started. Probes run only after this start,
+#: because before it, a migration may be changing the schema of the database.
 START_POLL_S = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeResult:
-    """The result of one probe. `reason` is one of a fixed set of sentences. `detail` may quote another program."""
+    """The result of one probe."""
 
     ok: bool
-    reason: str = ""
-    detail: str = ""
-    at: float = field(default_factory=time.monotonic)  #: time of the result on the monotonic clock
+    reason: str = ""  #: what is wrong, without hosts and paths; '' if the probe has found no problem
+    detail: str = ""  #: may quote the error text of another program
+    finished_at: float = field(default_factory=time.monotonic)  #: end of the probe, on the monotonic clock
 
 
 class _ProbeFailed(Exception):
@@ -70,7 +70,7 @@ class Prober:
     _results: dict[str, ProbeResult] = field(default_factory=dict)
     _stopping: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
-    # Logs each change of whether Proxmox answers.
+    # Logs when Proxmox stops answering, and when it answers again.
     _proxmox_link: Link = field(default_factory=lambda: Link("proxmox"))
 
     @property
@@ -80,13 +80,13 @@ class Prober:
 
     def result(self, name: str) -> ProbeResult:
         """Return the last result of this probe. If it is missing or outdated, return a result that is not ok."""
-        found = self._results.get(name)
-        if found is None:
+        last_result = self._results.get(name)
+        if last_result is None:
             return ProbeResult(ok=False, reason="not checked yet")
-        age_s = time.monotonic() - found.at
+        age_s = time.monotonic() - last_result.finished_at
         if age_s > self.interval_s * MAX_AGE_INTERVALS + MAX_ROUND_S:
             return ProbeResult(ok=False, reason="not checked recently", detail=f"for {age_s:.0f} s")
-        return found
+        return last_result
 
     def start(self) -> None:
         """Start the thread. It runs the first round after the agent's loops have started."""
@@ -94,16 +94,17 @@ class Prober:
         self._thread.start()
 
     def stop(self) -> None:
-        """Make the thread end after the present probe round. Do not wait for this."""
+        """Make the thread end after the present round. Do not wait for its end."""
         self._stopping.set()
 
     def free_bytes(self, name: str) -> int:
         """Return the free space, in bytes, of the folder with this name. Raises OSError."""
-        return space.free_bytes(self.folders[name])
+        return disk_space.free_bytes(self.folders[name])
 
     def _run(self) -> None:
-        while not self.state.progress_at and not self._stopping.wait(START_POLL_S):
-            pass
+        while not self.state.iteration_started_at:  # the agent's loops have not started
+            if self._stopping.wait(START_POLL_S):
+                return
         while not self._stopping.is_set():
             for name, probe in self.probes.items():
                 self._results[name] = _run_probe(probe)
@@ -125,16 +126,16 @@ class Prober:
         """
         try:
             with transaction(self.engine) as session:
-                nodes.note_seen(session, self.boot_id)
+                nodes.note_agent_seen(session, self.boot_id)
         except DatabaseError as error:
             raise _ProbeFailed("the database cannot be written", str(error).splitlines()[0]) from error
 
     def _probe_disk(self) -> None:
         """Check whether each folder has enough free space."""
-        shortages = space.shortages(self.folders)
-        if shortages:
-            names = " and ".join(shortages)
-            raise _ProbeFailed(f"too little space in the folder for {names}", "; ".join(shortages.values()))
+        shortage_by_folder = disk_space.describe_shortages(self.folders)
+        if shortage_by_folder:
+            names = " and ".join(shortage_by_folder)
+            raise _ProbeFailed(f"too little space in the folder for {names}", "; ".join(shortage_by_folder.values()))
 
 
 def _run_probe(probe: Callable[[], None]) -> ProbeResult:
@@ -144,7 +145,7 @@ def _run_probe(probe: Callable[[], None]) -> ProbeResult:
     except _ProbeFailed as failure:
         return ProbeResult(ok=False, reason=failure.reason, detail=redactor.redact(failure.detail))
     except Exception as error:
-        # An unexpected exception must not end the thread. So it is only logged, and the result is not ok.
+        # An unexpected exception must not end the thread. So it is logged here, and the result is not ok.
         log.exception("probe_crashed")
         return ProbeResult(ok=False, reason="the check failed unexpectedly", detail=type(error).__name__)
     return ProbeResult(ok=True)

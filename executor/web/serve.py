@@ -1,4 +1,7 @@
-"""Configures the uvicorn server of the pages. Only the server's thread imports this module, because this takes long."""
+"""Configures the uvicorn server of the pages.
+
+Only the server's thread imports this module, because the import of uvicorn takes a third of a second.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from executor.settings.settings import Settings
-from executor.settings.types import is_local
+from executor.settings.types import is_local_address
 from executor.web.agent_view import AgentHandle
 from executor.web.app import make_app
 from executor.web.guard import Access
@@ -19,19 +22,19 @@ from executor.web.guard import Access
 MAX_CONNECTIONS = 64
 #: The server closes a connection on which no complete request arrives within this time.
 REQUEST_TIMEOUT_S = 10.0
-#: The server closes a connection on which no further request arrives within this time after a response.
+#: After a response, the server closes the connection if no further request arrives within this time.
 KEEP_ALIVE_S = 5
 MAX_HEADER_BYTES = 16_384
-#: The time that requests in progress have to end when the server stops.
-SHUTDOWN_S = 1
-#: Time after which the server updates its Date header.
+#: When the server stops, requests in progress have this time to end.
+SHUTDOWN_TIMEOUT_S = 1
+#: Interval at which the server wakes up to update the Date header of its responses.
 TICK_S = 1.0
 
 
 class _ProtocolWithTimeout(H11Protocol):
     """Closes connections on which no request arrives. Without this class, uvicorn would keep them open for ever."""
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn declares it so
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn declares this type
         super().connection_made(transport)
         self.loop.call_later(REQUEST_TIMEOUT_S, self._close_if_idle)
 
@@ -42,29 +45,30 @@ class _ProtocolWithTimeout(H11Protocol):
 
 
 class Server(uvicorn.Server):
-    """A server that wakes up only once a second, and yet stops at once when `end` is called.
+    """A server that wakes up once a second, and stops at once when `request_stop` is called.
 
-    The server of uvicorn wakes up ten times a second, to check whether it must stop.
+    Uvicorn's own server wakes up ten times a second to check whether it must stop.
     """
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
-        self._ended: asyncio.Event | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stop_requested: asyncio.Event | None = None
+        self._event_loop: asyncio.AbstractEventLoop | None = None
 
     async def main_loop(self) -> None:
-        """Serve until `end` is called."""
-        self._ended, self._loop = asyncio.Event(), asyncio.get_running_loop()
-        while not await self.on_tick(0):
+        """Serve until `request_stop` is called."""
+        self._stop_requested, self._event_loop = asyncio.Event(), asyncio.get_running_loop()
+        # `on_tick` returns whether the server must stop. With the counter 0, it also updates the Date header.
+        while not await self.on_tick(counter=0):
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._ended.wait(), TICK_S)
+                await asyncio.wait_for(self._stop_requested.wait(), TICK_S)
 
-    def end(self) -> None:
-        """Make the server stop. Another thread than the server's calls this method."""
+    def request_stop(self) -> None:
+        """Make the server stop. A thread other than the server thread calls this method."""
         self.should_exit = True
-        if self._ended is not None and self._loop is not None:
+        if self._stop_requested is not None and self._event_loop is not None:
             with contextlib.suppress(RuntimeError):  # the event loop has ended already
-                self._loop.call_soon_threadsafe(self._ended.set)
+                self._event_loop.call_soon_threadsafe(self._stop_requested.set)
 
 
 def make_server(settings: Settings, handle: AgentHandle) -> Server:
@@ -73,7 +77,7 @@ def make_server(settings: Settings, handle: AgentHandle) -> Server:
         token=settings.smith_http_token.get_secret_value(),
         proxies=settings.smith_http_proxies,
         user_header=settings.smith_http_user_header,
-        is_local=is_local(settings.smith_http_addr),
+        is_server_local=is_local_address(settings.smith_http_addr),
     )
     return Server(
         uvicorn.Config(
@@ -88,7 +92,7 @@ def make_server(settings: Settings, handle: AgentHandle) -> Server:
             proxy_headers=False,
             limit_concurrency=MAX_CONNECTIONS,
             timeout_keep_alive=KEEP_ALIVE_S,
-            timeout_graceful_shutdown=SHUTDOWN_S,
+            timeout_graceful_shutdown=SHUTDOWN_TIMEOUT_S,
             h11_max_incomplete_event_size=MAX_HEADER_BYTES,
         )
     )

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
-#: Maximum number of connections that wait to be accepted.
+#: Maximum number of connections that wait until the server accepts them.
 BACKLOG = 64
 #: How long `stop` waits for the thread to end.
 STOP_TIMEOUT_S = 3.0
@@ -31,26 +31,26 @@ def serving(settings: Settings) -> Iterator[AgentHandle]:
     The pages are not served if SMITH_HTTP_ADDR is `off`, or if the port cannot be opened.
     """
     handle = AgentHandle()
-    listener = None if settings.smith_http_addr == "off" else _listener(settings.smith_http_addr)
+    listener = None if settings.smith_http_addr == "off" else _open_listener(settings.smith_http_addr)
     handle.port = listener.getsockname()[1] if listener else 0
-    server = _ServerThread(settings, handle, listener) if listener else None
+    server_thread = _ServerThread(settings, handle, listener) if listener else None
     try:
         yield handle
     finally:
         handle.close()
-        if server is not None:
-            server.stop()
+        if server_thread is not None:
+            server_thread.stop()
 
 
-def _listener(address: str) -> socket.socket | None:
+def _open_listener(address: str) -> socket.socket | None:
     """Return a socket that listens on this address. If this fails, log the reason and return None."""
     host, _, port = address.rpartition(":")
     try:
-        family, kind, protocol, _, socket_address = socket.getaddrinfo(
+        family, socket_type, protocol, _, socket_address = socket.getaddrinfo(
             host.strip("[]"), int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         with contextlib.ExitStack() as stack:
-            listener = stack.enter_context(socket.socket(family, kind, protocol))
+            listener = stack.enter_context(socket.socket(family, socket_type, protocol))
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(socket_address)
             listener.listen(BACKLOG)
@@ -69,7 +69,7 @@ class _ServerThread:
         self._settings = settings
         self._handle = handle
         self._listener = listener
-        self._uvicorn: Server | None = None
+        self._server: Server | None = None
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="http", daemon=True)
         self._thread.start()
@@ -77,16 +77,17 @@ class _ServerThread:
     def stop(self) -> None:
         """Stop the server. Requests in progress have one second to end."""
         self._stopping = True
-        if self._uvicorn is not None:
-            self._uvicorn.end()
+        if self._server is not None:
+            self._server.request_stop()
         self._thread.join(STOP_TIMEOUT_S)
         self._listener.close()
 
     def _run(self) -> None:
-        # This thread does the import, because it takes a third of a second and must not delay the agent's start.
+        # The import takes a third of a second. In this thread, the import does not delay the agent's start.
         from executor.web.serve import make_server  # noqa: PLC0415
 
-        logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # uvicorn would log a line for each bad request
-        self._uvicorn = make_server(self._settings, self._handle)
+        # At a lower level, uvicorn would log a line for each bad request.
+        logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
+        self._server = make_server(self._settings, self._handle)
         if not self._stopping:
-            self._uvicorn.run(sockets=[self._listener])
+            self._server.run(sockets=[self._listener])

@@ -26,7 +26,7 @@ def demo(
     keep: Annotated[bool, typer.Option("--keep", help="Keep the folder with log, database and artifacts.")] = False,
 ) -> None:
     """Run Agent Smith against a FulcrumCore simulator and a Proxmox stand-in, without your settings."""
-    raise typer.Exit(run_demo(services=services, as_json=as_json, keep=keep))
+    raise typer.Exit(run_demo(service_count=services, as_json=as_json, keep_folder=keep))
 
 
 @examples(

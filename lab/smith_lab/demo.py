@@ -28,149 +28,155 @@ from smith_lab.system import LabSystem, running_lab, wait_for
 
 #: How many real seconds one second of the Proxmox stand-in takes: slow enough that a user sees the progress.
 TIME_SCALE = 0.2
-#: Time after which a phase of the demo fails. FulcrumCore fails a job after the same time.
+#: Time after which a phase of the demo fails. FulcrumCore also fails a job that has not ended after this time.
 PHASE_TIMEOUT_S = 300.0
-OPEN_STATES = ("Pending", "Processing")
+#: The statuses of a job that has not ended.
+OPEN_STATUSES = ("Pending", "Processing")
+#: How many lines of the executor's log the demo prints after a failure.
+LOG_TAIL_LINES = 15
 #: Width of the output in characters if it is not a terminal.
 NON_TERMINAL_WIDTH = 120
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """The state of one service in FulcrumCore, in the mappings and in Proxmox."""
+    """The state of one service in FulcrumCore, in the mappings and in Proxmox.
+
+    The demo also makes a row for each VM and each mapping that belongs to no service.
+    """
 
     name: str
-    fulcrum: str  #: FulcrumCore's state of the service
-    instance: str  #: the VMID in the service's agentInstanceId
+    fulcrum: str  #: the status of the service in FulcrumCore
+    instance: str  #: the VMID at the end of the service's agentInstanceId
     mapping: str  #: VMID and state of the mapping
     proxmox: str  #: VMID, status and size of the VM
-    agrees: bool  #: whether the other members describe the same state
+    agrees: bool  #: whether FulcrumCore, the mapping and Proxmox describe the same state
 
 
-def main(*, services: int = 6, as_json: bool = False, keep: bool = False) -> int:
-    """Run the demo; return the exit code. With `keep`, keep the folder with the log and print its path.
+def main(*, service_count: int = 6, as_json: bool = False, keep_folder: bool = False) -> int:
+    """Run the demo with this number of services; return the exit code.
 
-    `services` is the number of services to create.
+    If `keep_folder` is true or the demo fails, keep the folder with the log and print its path.
     """
     console = Console(stderr=as_json)
     if not console.is_terminal:
         console.width = NON_TERMINAL_WIDTH
     folder = Path(tempfile.mkdtemp(prefix="agent-smith-demo-"))
     console.print(
-        f"[bold]Agent Smith demo[/]: {services} services, FulcrumCore simulator, Proxmox stand-in, real executor"
+        f"[bold]Agent Smith demo[/]: {service_count} services, FulcrumCore simulator, Proxmox stand-in, real executor"
     )
     with running_lab(folder, time_scale=TIME_SCALE) as lab:
         lab.start_executor()
         try:
-            rows = _run_phases(lab, console, services)
-            code = lab.stop_executor()
-            console.print(f"the executor drained and ended with exit code {code}")
+            rows = _run_phases(lab, console, service_count)
+            exit_code = lab.stop_executor()
+            console.print(f"the executor drained and ended with exit code {exit_code}")
         except (TimeoutError, RuntimeError) as failure:
             console.print(f"[red]{failure}[/]\nend of the executor's log:")
-            console.print("\n".join(lab.log_file.read_text(errors="replace").splitlines()[-15:]), markup=False)
+            log_lines = lab.log_file.read_text(errors="replace").splitlines()
+            console.print("\n".join(log_lines[-LOG_TAIL_LINES:]), markup=False)
             return EXIT_FAILURE
-    agreed = bool(rows) and all(row.agrees for row in rows) and code == EXIT_OK
-    _show_result(rows, console, agreed, as_json)
-    if keep or not agreed:
+    is_successful = bool(rows) and all(row.agrees for row in rows) and exit_code == EXIT_OK
+    _show_result(rows, console, is_successful=is_successful, as_json=as_json)
+    if keep_folder or not is_successful:
         console.print(f"log, database and artifacts: {folder}")
     else:
         shutil.rmtree(folder, ignore_errors=True)
-    return EXIT_OK if agreed else EXIT_FAILURE
+    return EXIT_OK if is_successful else EXIT_FAILURE
 
 
 def _run_phases(lab: LabSystem, console: Console, count: int) -> list[Row]:
     """Create and start `count` services; stop, update and delete some of them; return the rows of the comparison."""
-    started = time.monotonic()
-    with _progress(lab, console):
-        names = {
-            lab.order_service(f"web-{number}", diskGb=10 + number): f"web-{number}" for number in range(1, count + 1)
-        }
-        services = list(names)
-        _wait_for_phase(lab, console, "created", services, "Stopped")
-        for service_id in services:
+    started_at_s = time.monotonic()
+    with _show_progress(lab, console):
+        service_ids = [lab.order_service(f"web-{number}", diskGb=10 + number) for number in range(1, count + 1)]
+        _wait_for_phase(lab, console, "created", service_ids, "Stopped")
+        for service_id in service_ids:
             lab.admin.start_action(service_id, "start")
-        _wait_for_phase(lab, console, "started", services, "Started")
-        first_half = services[: max(count // 2, 1)]
+        _wait_for_phase(lab, console, "started", service_ids, "Started")
+        first_half = service_ids[: max(count // 2, 1)]
         for service_id in first_half:
             lab.admin.start_action(service_id, "stop")
         _wait_for_phase(lab, console, "stopped", first_half, "Stopped")
         for service_id in first_half:
             lab.admin.patch_service(service_id, {"cores": 4, "memoryMb": 4096, "diskGb": 32})
         _wait_for_phase(lab, console, "updated", first_half, "Stopped")
-        deleted = [*first_half[: max(len(first_half) // 2, 1)], services[-1]]
-        for service_id in dict.fromkeys(deleted):
+        first_quarter = first_half[: max(len(first_half) // 2, 1)]
+        # If there is only one service, both parts of this list contain it. `dict.fromkeys` removes the duplicate.
+        ids_to_delete = list(dict.fromkeys([*first_quarter, service_ids[-1]]))
+        for service_id in ids_to_delete:
             lab.admin.delete_service(service_id)
-        _wait_for_phase(lab, console, "deleted", list(dict.fromkeys(deleted)), "Deleted")
-    console.print(f"{len(lab.admin.list_all('jobs'))} jobs in {time.monotonic() - started:.0f} s")
-    return _compare_services(lab, names)
+        _wait_for_phase(lab, console, "deleted", ids_to_delete, "Deleted")
+    job_count = len(lab.admin.list_all("jobs"))
+    console.print(f"{job_count} jobs in {time.monotonic() - started_at_s:.0f} s")
+    return _compare_services(lab, service_ids)
 
 
-def _wait_for_phase(lab: LabSystem, console: Console, outcome: str, services: list[str], expected: str) -> None:
-    """Wait until no job is open, then check that each of the services is in the `expected` state.
+def _wait_for_phase(lab: LabSystem, console: Console, outcome: str, service_ids: list[str], status: str) -> None:
+    """Wait until every job has ended, then check that each of the services has this status.
 
-    `outcome` is the word for this phase in the output. Raises TimeoutError, or RuntimeError for another state.
+    `outcome` is the word for this phase in the output. Raises TimeoutError if a job does not end, and RuntimeError if
+    a service has another status.
     """
 
-    def no_open_job() -> bool:
-        return not any(job["status"] in OPEN_STATES for job in lab.admin.list_all("jobs"))
+    def has_no_open_job() -> bool:
+        return not any(job["status"] in OPEN_STATUSES for job in lab.admin.list_all("jobs"))
 
-    started = time.monotonic()
-    wait_for(no_open_job, PHASE_TIMEOUT_S, f"{len(services)} services to be {outcome}", interval_s=0.3)
-    states = Counter(lab.admin.get_service(service_id)["status"] for service_id in services)
-    console.print(f"  {outcome:8} {states[expected]}/{len(services)} in {time.monotonic() - started:.0f} s")
-    if states[expected] != len(services):
+    started_at_s = time.monotonic()
+    wait_for(has_no_open_job, PHASE_TIMEOUT_S, f"{len(service_ids)} services to be {outcome}", interval_s=0.3)
+    count_by_status = Counter(lab.admin.get_service(service_id)["status"] for service_id in service_ids)
+    duration_s = time.monotonic() - started_at_s
+    console.print(f"  {outcome:8} {count_by_status[status]}/{len(service_ids)} in {duration_s:.0f} s")
+    if count_by_status[status] != len(service_ids):
         errors = sorted({str(job["errorMessage"]) for job in lab.admin.list_all("jobs") if job.get("errorMessage")})
-        raise RuntimeError(f"the services are {dict(states)}, expected {expected}: {'; '.join(errors)}")
+        raise RuntimeError(f"the services are {dict(count_by_status)}, expected {status}: {'; '.join(errors)}")
 
 
 @contextmanager
-def _progress(lab: LabSystem, console: Console) -> Iterator[None]:
-    """On a terminal, show the state of every service while the block runs."""
+def _show_progress(lab: LabSystem, console: Console) -> Iterator[None]:
+    """On a terminal, show the status of every service while the block runs."""
     if not console.is_terminal:
         yield
         return
-    with Live(get_renderable=lambda: _live_table(lab), console=console, refresh_per_second=2, transient=True):
+    with Live(get_renderable=lambda: _progress_table(lab), console=console, refresh_per_second=2, transient=True):
         yield
 
 
-def _live_table(lab: LabSystem) -> Table:
+def _progress_table(lab: LabSystem) -> Table:
     table = Table(title="FulcrumCore", title_justify="left")
     for heading in ("service", "state", "job", "VMID"):
         table.add_column(heading)
-    jobs = {job["serviceId"]: job for job in lab.admin.list_all("jobs", sort="createdAt")}
+    # The jobs are sorted by age, so the newest job of each service stays in the dict.
+    newest_jobs = {job["serviceId"]: job for job in lab.admin.list_all("jobs", sort="createdAt")}
     for service in lab.admin.list_services():
-        job = jobs.get(service["id"], {})
-        open_job = f"{job.get('action')} {job.get('status')}" if job.get("status") in OPEN_STATES else ""
+        job = newest_jobs.get(service["id"], {})
+        open_job_text = f"{job.get('action')} {job.get('status')}" if job.get("status") in OPEN_STATUSES else ""
         vmid = str(service.get("agentInstanceId") or "").rpartition("/")[2]
-        table.add_row(service["name"], service["status"], open_job, vmid)
+        table.add_row(service["name"], service["status"], open_job_text, vmid)
     return table
 
 
-def _compare_services(lab: LabSystem, names: dict[str, str]) -> list[Row]:
-    """Return a row for each service, and a row for each VM or mapping that belongs to no service.
-
-    `names` maps the ids of the demo's services to their names.
-    """
+def _compare_services(lab: LabSystem, service_ids: list[str]) -> list[Row]:
+    """Return a row for each service, and a row for each VM or mapping that belongs to no service."""
     mappings = {mapping["service_id"]: mapping for mapping in lab.smith("mappings", "list")}
-    guests = {guest["vmid"]: guest for guest in lab.guests()}
-    rows = [
-        _compare_service(lab.admin.get_service(service_id), mappings.pop(service_id, None), lab.guests_of(service_id))
-        for service_id in names
-    ]
-    expected = {guest["vmid"] for service_id in names for guest in lab.guests_of(service_id)}
-    unexpected = [str(vmid) for vmid in guests.keys() - expected] + [
-        str(mapping["vmid"]) for mapping in mappings.values()
-    ]
+    unexpected_vmids = {guest["vmid"] for guest in lab.guests()}  # the loop removes the VMIDs of the services
+    rows = []
+    for service_id in service_ids:
+        vms = lab.guests_of(service_id)
+        unexpected_vmids -= {vm["vmid"] for vm in vms}
+        rows.append(_compare_service(lab.admin.get_service(service_id), mappings.pop(service_id, None), vms))
+    # `mappings` now contains only mappings that belong to no service, because the loop removed all others.
+    vmids = [*unexpected_vmids, *(mapping["vmid"] for mapping in mappings.values())]
     return rows + [
-        Row(name="(no service)", fulcrum="", instance="", mapping=vmid, proxmox=vmid, agrees=False)
-        for vmid in unexpected
+        Row(name="(no service)", fulcrum="", instance="", mapping=str(vmid), proxmox=str(vmid), agrees=False)
+        for vmid in vmids
     ]
 
 
 def _compare_service(service: dict[str, Any], mapping: dict[str, Any] | None, vms: list[dict[str, Any]]) -> Row:
-    """Return the row of a service. `vms` are the VMs whose description contains the service's id."""
+    """Return the row of a service. `vms` are the VMs whose description contains the marker of the service."""
     instance = str(service.get("agentInstanceId") or "").rpartition("/")[2]
-    expected_status = {"Started": "running", "Stopped": "stopped"}.get(service["status"])
+    expected_vm_status = {"Started": "running", "Stopped": "stopped"}.get(service["status"])
     if service["status"] == "Deleted":
         agrees = mapping is None and not vms and not instance
     else:
@@ -179,7 +185,7 @@ def _compare_service(service: dict[str, Any], mapping: dict[str, Any] | None, vm
             and mapping is not None
             and mapping["state"] == "active"
             and instance == str(mapping["vmid"]) == str(vms[0]["vmid"])
-            and vms[0]["status"] == expected_status
+            and vms[0]["status"] == expected_vm_status
             and _has_requested_size(service["properties"], vms[0]["config"])
         )
     return Row(
@@ -206,9 +212,9 @@ def _describe_vm(vm: dict[str, Any]) -> str:
     return f"{vm['vmid']} {vm['status']}, {config.get('cores')} cores, {config.get('memory')} MiB, {size}"
 
 
-def _show_result(rows: list[Row], console: Console, agreed: bool, as_json: bool) -> None:
+def _show_result(rows: list[Row], console: Console, *, is_successful: bool, as_json: bool) -> None:
     if as_json:
-        json.dump({"agree": agreed, "services": [asdict(row) for row in rows]}, sys.stdout, indent=2)
+        json.dump({"agree": is_successful, "services": [asdict(row) for row in rows]}, sys.stdout, indent=2)
         sys.stdout.write("\n")
         return
     table = Table(title="Result", title_justify="left")
@@ -219,6 +225,6 @@ def _show_result(rows: list[Row], console: Console, agreed: bool, as_json: bool)
     console.print(table)
     console.print(
         "[green]FulcrumCore, mappings and Proxmox agree[/]"
-        if agreed
+        if is_successful
         else "[red]FulcrumCore, mappings and Proxmox differ[/]"
     )

@@ -1,6 +1,6 @@
-"""Creates the objects that an agent needs in an empty FulcrumCore, such as types and a token, over HTTP.
+"""Creates the objects that an agent needs in a new FulcrumCore, such as its agent type and its token.
 
-This works with the simulator and with a real FulcrumCore.
+The module calls FulcrumCore's API, so it works with the simulator and with a real FulcrumCore.
 """
 
 from __future__ import annotations
@@ -18,13 +18,17 @@ from executor.fulcrum.types import METRIC_TYPES
 #: The admin token that a new FulcrumCore accepts.
 SEED_TOKEN = "change-me"
 TIMEOUT_S = 30.0
+#: The number of items that `list_all` requests at once, which is FulcrumCore's maximum.
+PAGE_SIZE = 100
+#: How often `wait_for_status` reads the service.
+WAIT_INTERVAL_S = 0.1
 #: The time at which the tokens that this module creates expire.
-FAR_FUTURE = "2035-01-01T00:00:00Z"
+TOKEN_EXPIRY = "2035-01-01T00:00:00Z"
 Json = dict[str, Any]
 
 
-class SetupRefused(Exception):
-    """FulcrumCore answered a set-up call with an error."""
+class AdminCallFailed(Exception):
+    """FulcrumCore answered a call with an error. `status` is the HTTP status of the answer."""
 
     def __init__(self, text: str, status: int) -> None:
         super().__init__(text)
@@ -32,7 +36,10 @@ class SetupRefused(Exception):
 
 
 class AdminClient:
-    """Makes the calls of an admin or a participant. The executor makes its calls with `executor.fulcrum.client`."""
+    """Calls FulcrumCore's API as an admin or as a participant does.
+
+    The executor does not use this class. The calls of an agent are in `executor.fulcrum.client`.
+    """
 
     def __init__(self, url: str, token: str = SEED_TOKEN) -> None:
         self.origin = url.rstrip("/")
@@ -54,20 +61,22 @@ class AdminClient:
         self._session.close()
 
     def call(self, method: str, path: str, body: Any = None, **query: Any) -> Any:
-        """Make a call; return the answer's JSON, or None for an empty answer. Raises SetupRefused for an error."""
+        """Make a call; return the JSON of the answer, or None for an empty answer. Raises AdminCallFailed."""
         response = self._session.request(method, self.api_url + path, json=body, params=query, timeout=TIMEOUT_S)
         if response.status_code >= 400:
-            raise SetupRefused(f"{method} {path}: {response.status_code} {response.text.strip()}", response.status_code)
+            raise AdminCallFailed(
+                f"{method} {path}: {response.status_code} {response.text.strip()}", response.status_code
+            )
         return response.json() if response.content else None
 
     def create(self, collection: str, **members: Any) -> Json:
-        """Create an object with these members in a collection (such as `tokens`); return the object."""
+        """Create an object with these members in a collection, such as `tokens`; return the object."""
         return dict(self.call("POST", f"/{collection}", members))
 
-    def create_token(self, name: str, role: str, scope_id: str | None = None, expire_at: str = FAR_FUTURE) -> Json:
+    def create_token(self, name: str, role: str, scope_id: str | None = None, expire_at: str = TOKEN_EXPIRY) -> Json:
         """Create a token and return it with its `value`, which no later answer contains.
 
-        `scope_id` is the id of the participant or agent that the token is for. An admin's token has none.
+        `scope_id` is the id of the participant or agent that will use the token. An admin's token has no `scope_id`.
         """
         scope = {"scopeId": scope_id} if scope_id else {}
         return self.create("tokens", name=name, role=role, expireAt=expire_at, **scope)
@@ -86,32 +95,38 @@ class AdminClient:
         agent_id: str | None = None,
         agent_tags: Sequence[str] = (),
     ) -> Json:
-        """Create a service; return it. FulcrumCore also adds a `create` job for the service."""
-        agent: Json = {"agentId": agent_id} if agent_id else {"agentTags": list(agent_tags)}
+        """Create a service; return it. FulcrumCore also adds a `create` job for the service.
+
+        Without `agent_id`, FulcrumCore chooses an agent that has all `agent_tags`.
+        """
+        agent_selection: Json = {"agentId": agent_id} if agent_id else {"agentTags": list(agent_tags)}
         return self.create(
             "services",
             groupId=group_id,
             serviceTypeId=service_type_id,
             name=name,
             properties=dict(properties),
-            **agent,
+            **agent_selection,
         )
 
     def get_service(self, service_id: str) -> Json:
-        """Return a service."""
+        """Return the service with this id."""
         return dict(self.call("GET", f"/services/{service_id}"))
 
-    def start_action(self, service_id: str, name: str) -> Json:
-        """Start a lifecycle action, and return the service. Its state changes when the action's job ends."""
-        return dict(self.call("POST", f"/services/{service_id}/{name}"))
+    def start_action(self, service_id: str, action: str) -> Json:
+        """Start a lifecycle action, and return the service. The service's state changes when the action's job ends."""
+        return dict(self.call("POST", f"/services/{service_id}/{action}"))
 
     def patch_service(self, service_id: str, properties: Mapping[str, Any] | None = None, **members: Any) -> Json:
-        """Change a service and return it. A new name is valid at once; new properties, when an `update` job ends."""
+        """Change a service and return it.
+
+        FulcrumCore stores a new name at once. It stores new properties when the `update` job ends.
+        """
         body = {**members, "properties": dict(properties)} if properties is not None else members
         return dict(self.call("PATCH", f"/services/{service_id}", body))
 
     def delete_service(self, service_id: str) -> None:
-        """Request the deletion of a service, for which FulcrumCore adds a `delete` job."""
+        """Request the deletion of a service. FulcrumCore adds a `delete` job."""
         self.call("DELETE", f"/services/{service_id}")
 
     def list_services(self) -> list[Json]:
@@ -127,13 +142,13 @@ class AdminClient:
         items: list[Json] = []
         page, has_next = 1, True
         while has_next:
-            answer = self.call("GET", f"/{collection}", page=page, pageSize=100, **query)
+            answer = self.call("GET", f"/{collection}", page=page, pageSize=PAGE_SIZE, **query)
             items += answer["items"]
             page, has_next = page + 1, answer["hasNext"]
         return items
 
     def wait_for_status(self, service_id: str, *statuses: str, timeout_s: float = 60.0) -> Json:
-        """Wait until the service has one of these statuses and no open job; return the service. Raises TimeoutError."""
+        """Wait until all jobs of the service have ended and it has one of these statuses. Raises TimeoutError."""
         deadline = time.monotonic() + timeout_s
         while True:
             service, jobs = self.get_service(service_id), self.list_jobs(service_id)
@@ -141,9 +156,18 @@ class AdminClient:
             if service["status"] in statuses and not has_open_job:
                 return service
             if time.monotonic() > deadline:
-                last = {name: jobs[-1].get(name) for name in ("action", "status", "errorMessage")} if jobs else None
-                raise TimeoutError(f"service {service_id} is {service['status']}, wanted {statuses}; last job {last}")
-            time.sleep(0.1)
+                last_job = _describe_last_job(jobs)
+                raise TimeoutError(
+                    f"service {service_id} is {service['status']}, expected one of {statuses}; {last_job}"
+                )
+            time.sleep(WAIT_INTERVAL_S)
+
+
+def _describe_last_job(jobs: list[Json]) -> str:
+    if not jobs:
+        return "the service has no job"
+    job = jobs[-1]
+    return f"last job: {job['action']}, {job['status']}, error message {job.get('errorMessage')}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,8 +177,8 @@ class CreatedObjects:
     admin_token: str = field(repr=False)
     provider_id: str
     consumer_id: str
-    service_type_id: str
-    container_type_id: str
+    service_type_id: str  #: the service type of VMs
+    container_type_id: str  #: the service type of containers
     agent_type_id: str
     agent_id: str
     agent_token: str = field(repr=False)
@@ -172,9 +196,10 @@ def bootstrap(
     service_type_name: str = "proxmox-vm",
     agent_type_name: str = "proxmox",
 ) -> CreatedObjects:
-    """Create an admin token, a provider, a consumer, service, agent and metric types, and an agent with its token.
+    """Create an agent, its token, and the objects that the agent needs.
 
-    `admin` must use the seed token. Because that token expires after a day, this function makes `admin` use the new
+    These objects are an admin token, a provider, a consumer, two service types, an agent type and the metric types.
+    `admin` must use the seed token. Because the seed token expires after a day, this function makes `admin` use the new
     admin token.
     """
     admin_token = admin.create_token("admin", "admin")["value"]
@@ -220,11 +245,12 @@ def add_agent(
     tags: Sequence[str] = ("proxmox",),
 ) -> tuple[str, str]:
     """Create an agent and a long-lived token for it; return the agent's id and the token's value."""
-    extra: Json = {"configuration": dict(configuration)} if configuration is not None else {}
+    optional_members: Json = {"configuration": dict(configuration)} if configuration is not None else {}
     agent = admin.create(
-        "agents", name=name, providerId=provider_id, agentTypeId=agent_type_id, tags=list(tags), **extra
+        "agents", name=name, providerId=provider_id, agentTypeId=agent_type_id, tags=list(tags), **optional_members
     )
     token = admin.create_token(name, "agent", agent["id"])
+    # The token is created with the agent's id, so the configuration of the new agent cannot contain it yet.
     if configuration is not None:
         admin.call("PATCH", f"/agents/{agent['id']}", {"configuration": {"fulcrumToken": token["value"]}})
     return str(agent["id"]), str(token["value"])
@@ -248,9 +274,9 @@ def default_configuration(fulcrum_api_url: str) -> Json:
 
 
 def _find_or_create(admin: AdminClient, collection: str, body: Json) -> str:
-    """Return the id of the object with the name in `body`. If no object has it, create one.
+    """Return the id of the object that has the name in `body`. If there is no such object, create it.
 
-    FulcrumCore answers the creation of a second object with the same name with 500.
+    FulcrumCore answers 500 to a request that would create a second object with the same name.
     """
     for item in admin.list_all(collection):
         if item["name"] == body["name"]:

@@ -10,31 +10,32 @@ Json = dict[str, Any]
 
 
 class LogReader:
-    """Reads a growing log of JSON lines. Several calls of `read` parse each complete line only once."""
+    """Reads a growing log of JSON lines, and parses each complete line only once."""
 
     def __init__(self) -> None:
         self._entries: list[Json] = []
-        self._size = 0  #: size in bytes of the complete lines that were parsed, which is where the next read starts
+        self._parsed_byte_count = 0  #: size of the complete lines that were parsed; the next read starts at this offset
 
     def read(self, file: Path) -> list[Json]:
-        """Return the entries of all lines. An incomplete last line is included, and the next call parses it again."""
+        """Return an entry for each line. The next call parses the last line again if it is incomplete now."""
         if not file.exists():
             return []
-        if file.stat().st_size < self._size:  # the file was replaced or emptied
-            self._entries, self._size = [], 0
+        if file.stat().st_size < self._parsed_byte_count:  # the file was replaced or emptied
+            self._entries, self._parsed_byte_count = [], 0
         with file.open("rb") as log:
-            log.seek(self._size)
-            new = log.read()
-        complete_lines = new[: new.rfind(b"\n") + 1]
+            log.seek(self._parsed_byte_count)
+            new_bytes = log.read()
+        complete_lines = new_bytes[: new_bytes.rfind(b"\n") + 1]
+        incomplete_line = new_bytes[len(complete_lines) :]
         self._entries += _parse_lines(complete_lines)
-        self._size += len(complete_lines)
-        return [*self._entries, *_parse_lines(new[len(complete_lines) :])]
+        self._parsed_byte_count += len(complete_lines)
+        return [*self._entries, *_parse_lines(incomplete_line)]
 
 
-def _parse_lines(text: bytes) -> list[Json]:
+def _parse_lines(lines: bytes) -> list[Json]:
     """Parse JSON lines. A line that is not JSON becomes an entry with the event `unreadable`."""
     entries: list[Json] = []
-    for line in text.decode(errors="replace").splitlines():
+    for line in lines.decode(errors="replace").splitlines():
         try:
             entries.append(json.loads(line))
         except ValueError:

@@ -1,4 +1,7 @@
-"""Implements `smith lab`: runs the simulator and the stand-in, and writes the settings that an executor needs."""
+"""Implements `smith lab`: runs the simulator and the stand-in, and writes the settings that an executor needs.
+
+The settings are shell variables in the file `lab.env`.
+"""
 
 from __future__ import annotations
 
@@ -13,19 +16,20 @@ from rich.console import Console
 
 from executor.errors import EXIT_OK
 from smith_lab.private_file import write_private
-from smith_lab.system import LabSystem, running_lab
+from smith_lab.system import SETTING_PREFIXES, LabSystem, running_lab
 
-#: Prefixes of the variables that lab.env contains.
-PREFIXES = ("FULCRUM_", "PROXMOX_", "SMITH_")
-#: Settings that are also written to one file each. A container can mount these files as secrets.
-SECRETS = ("FULCRUM_API_TOKEN", "PROXMOX_TOKEN_SECRET")
+#: Secrets among the settings. The lab also writes each of them to its own file, which a container can mount.
+SECRET_SETTINGS = ("FULCRUM_API_TOKEN", "PROXMOX_TOKEN_SECRET")
 
 
 def main(*, time_scale: float = 1.0, folder: Path | None = None, core_port: int = 0, proxmox_port: int = 0) -> int:
-    """Run the lab until Ctrl-C or SIGTERM; return the exit code. Overwrite the files of an earlier lab in `folder`."""
-    stop = threading.Event()
+    """Run the lab until Ctrl-C or SIGTERM; return the exit code. Overwrite the files of an earlier lab in `folder`.
+
+    `time_scale` is the number of real seconds that a Proxmox second takes.
+    """
+    stop_requested = threading.Event()
     for signal_number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signal_number, lambda *_: stop.set())
+        signal.signal(signal_number, lambda *_: stop_requested.set())
     with ExitStack() as stack:
         lab_folder = folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="agent-smith-lab-")))
         lab_folder = lab_folder.resolve()
@@ -36,15 +40,15 @@ def main(*, time_scale: float = 1.0, folder: Path | None = None, core_port: int 
         )
         _write_files(lab)
         _print_addresses(lab, Console())
-        stop.wait()
+        stop_requested.wait()
     return EXIT_OK
 
 
 def _write_files(lab: LabSystem) -> None:
-    """Write the settings and the secrets. `lab.env` is written last, so when it exists, all other files exist, too."""
-    settings = {key: value for key, value in lab.environment().items() if key.startswith(PREFIXES)}
+    """Write the settings and the secrets. `lab.env` is written last: once it exists, all other files exist."""
+    settings = {key: value for key, value in lab.environment().items() if key.startswith(SETTING_PREFIXES)}
     (lab.folder / "secrets").mkdir(mode=0o700, exist_ok=True)
-    for name in SECRETS:
+    for name in SECRET_SETTINGS:
         write_private(lab.folder / "secrets" / name.lower(), settings[name].encode())
     write_private(lab.folder / "admin-token", lab.ids.admin_token.encode())
     exports = "".join(f"export {key}={shlex.quote(value)}\n" for key, value in sorted(settings.items()))
@@ -53,8 +57,9 @@ def _write_files(lab: LabSystem) -> None:
 
 def _print_addresses(lab: LabSystem, console: Console) -> None:
     ids, proxmox = lab.ids, lab.proxmox
+    proxmox_url = f"https://{proxmox.host}:{proxmox.port}"
     console.print(f"FulcrumCore simulator  {lab.core.url}  (admin token in {lab.folder / 'admin-token'})")
-    console.print(f"Proxmox stand-in       https://{proxmox.host}:{proxmox.port}  (CA {proxmox.ca_bundle})")
+    console.print(f"Proxmox stand-in       {proxmox_url}  (CA certificate in {proxmox.ca_bundle})")
     console.print(f"agent {ids.agent_id}  service type {ids.service_type_id}  consumer {ids.consumer_id}")
     console.print(f"\nIn another shell:  . {lab.folder / 'lab.env'} && smith run", highlight=False)
-    console.print("Ctrl-C stops both.")
+    console.print("Ctrl-C stops the simulator and the stand-in.")

@@ -20,18 +20,20 @@ from typing import Any, TypeVar
 from smith_lab.fulcrum_setup import AdminClient, CreatedObjects, bootstrap
 from smith_lab.log_reader import LogReader
 from smith_lab.proxmox.stand_in import ProxmoxStandIn, running_stand_in
-from smith_lab.simulator.control import RunningSimulator, running_simulator
+from smith_lab.simulator.control import SimulatorThread, running_simulator
 
 Json = dict[str, Any]
-T = TypeVar("T")
+CheckResult = TypeVar("CheckResult")
 
-#: The executor's settings for VM templates, container templates and storage. All of them exist on the stand-in.
-TEMPLATES = "debian-12=9000,ubuntu-24.04=9001"
-OS_TEMPLATES = "debian-12=local:vztmpl/debian-12-standard_12.7-1_amd64.tar.zst"
+#: The prefixes of the environment variables that are settings of the executor.
+SETTING_PREFIXES = ("FULCRUM_", "PROXMOX_", "SMITH_")
+# The executor's settings for VM templates, container templates and storage. The stand-in has all of these objects.
+VM_TEMPLATES = "debian-12=9000,ubuntu-24.04=9001"
+CONTAINER_TEMPLATES = "debian-12=local:vztmpl/debian-12-standard_12.7-1_amd64.tar.zst"
 STORAGE = "local-lvm"
 COMMAND_TIMEOUT_S = 60.0
-#: Settings of the executor that differ from the defaults: short intervals, a log in JSON, and any free port.
-FAST_SETTINGS = {
+#: Settings of the executor that differ from its defaults: short times, a log in JSON, and any free port.
+LAB_SETTINGS = {
     "FULCRUM_POLL_INTERVAL_S": "0.5",
     "FULCRUM_HEARTBEAT_INTERVAL_S": "10",
     "SMITH_SHUTDOWN_TIMEOUT_S": "20",
@@ -45,11 +47,11 @@ class LabSystem:
     """Holds the running simulator, stand-in and executor, and makes the calls of a consumer or an operator."""
 
     folder: Path
-    core: RunningSimulator
+    core: SimulatorThread
     admin: AdminClient
-    ids: CreatedObjects
+    ids: CreatedObjects  #: the ids of the objects in FulcrumCore, and the values of two tokens
     proxmox: ProxmoxStandIn
-    #: Environment variables for the executor. They take precedence over the values that the lab sets itself.
+    #: The caller's environment variables for the executor. They take precedence over those that the lab sets.
     settings: dict[str, str] = field(default_factory=dict)
     _executor: subprocess.Popen[bytes] | None = None
     _log: LogReader = field(default_factory=LogReader)
@@ -72,15 +74,13 @@ class LabSystem:
         return self._executor
 
     def environment(self) -> dict[str, str]:
-        """Return the executor's environment: the lab's settings, and the other variables of this process."""
-        inherited = {
-            name: value for name, value in os.environ.items() if not name.startswith(("FULCRUM_", "PROXMOX_", "SMITH_"))
-        }
-        return inherited | FAST_SETTINGS | self.proxmox.env() | {
+        """Return the environment of this process, with the lab's settings instead of the process's own settings."""
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(SETTING_PREFIXES)}
+        return inherited | LAB_SETTINGS | self.proxmox.env() | {
             "FULCRUM_API_URL": self.core.url,
             "FULCRUM_API_TOKEN": self.ids.agent_token,
-            "PROXMOX_TEMPLATES": TEMPLATES,
-            "PROXMOX_OS_TEMPLATES": OS_TEMPLATES,
+            "PROXMOX_TEMPLATES": VM_TEMPLATES,
+            "PROXMOX_OS_TEMPLATES": CONTAINER_TEMPLATES,
             "PROXMOX_STORAGE": STORAGE,
             "SMITH_DATA_DIR": str(self.data_dir),
             "SMITH_RUN_DIR": str(self.folder / "run"),
@@ -101,27 +101,29 @@ class LabSystem:
             )
         return self._executor
 
-    def stop_executor(self, within_s: float = 120.0) -> int:
-        """Send SIGTERM, wait until the executor ends, and return its exit code. After `within_s`, kill the executor."""
+    def stop_executor(self, timeout_s: float = 120.0) -> int:
+        """Send SIGTERM, wait until the executor ends, and return its exit code. Kill the executor after `timeout_s`."""
         process = self.executor
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
         try:
-            return process.wait(within_s)
+            return process.wait(timeout_s)
         except subprocess.TimeoutExpired:
             process.kill()
             return process.wait()
 
-    def smith(self, *arguments: str, codes: Collection[int] = (0,)) -> Any:
-        """Run a `smith` command with --json; return its JSON. Raises RuntimeError for an exit code not in `codes`."""
-        return json.loads(self.smith_text(*arguments, "--json", codes=codes))
+    def smith(self, *arguments: str, exit_codes: Collection[int] = (0,)) -> Any:
+        """Run a `smith` command with --json; return its JSON. Raises RuntimeError as `smith_text` does."""
+        return json.loads(self.smith_text(*arguments, "--json", exit_codes=exit_codes))
 
-    def smith_text(self, *arguments: str, codes: Collection[int] = (0,)) -> str:
-        """Run a `smith` command; return its output as text. Raises RuntimeError for an exit code not in `codes`."""
-        done = run_command(arguments, env=self.environment(), cwd=self.folder, timeout=COMMAND_TIMEOUT_S)
-        if done.returncode not in codes:
-            raise RuntimeError(f"smith {' '.join(arguments)}: {done.returncode}: {done.stderr}")
-        return done.stdout
+    def smith_text(self, *arguments: str, exit_codes: Collection[int] = (0,)) -> str:
+        """Run a `smith` command; return its output. Raises RuntimeError if its exit code is not in `exit_codes`."""
+        completed = run_smith_command(arguments, env=self.environment(), cwd=self.folder, timeout=COMMAND_TIMEOUT_S)
+        if completed.returncode not in exit_codes:
+            raise RuntimeError(
+                f"smith {' '.join(arguments)} ended with exit code {completed.returncode}: {completed.stderr}"
+            )
+        return completed.stdout
 
     def log_events(self, event: str | None = None) -> list[Json]:
         """Return the entries of the executor's log. With `event`, return only the entries with this event."""
@@ -132,7 +134,10 @@ class LabSystem:
     def order_service(
         self, name: str, *, group_id: str | None = None, service_type_id: str | None = None, **properties: Any
     ) -> str:
-        """Create a VM service, by default in a new group; return the service's id. Omit properties that are None."""
+        """Create a VM service, by default in a new group; return the service's id.
+
+        A property that the caller sets to None is omitted from the request.
+        """
         group_id = group_id or self.admin.create_group(self.ids.consumer_id, f"group-{name}")
         requested = {"cores": 2, "memoryMb": 2048, "diskGb": 10, "image": "debian-12"} | properties
         service = self.admin.create_service(
@@ -146,43 +151,45 @@ class LabSystem:
 
     def order_container(self, name: str, **properties: Any) -> str:
         """Create a container service in a new group; return the service's id."""
+        # `order_service` omits a property that is None. A container has an OS template instead of an image.
         requested = {"cores": 1, "memoryMb": 512, "diskGb": 4, "image": None, "osTemplate": "debian-12"} | properties
         return self.order_service(name, service_type_id=self.ids.container_type_id, **requested)
 
-    def wait_for_jobs(self, service_id: str, within_s: float = 120.0) -> Json:
+    def wait_for_jobs(self, service_id: str, timeout_s: float = 120.0) -> Json:
         """Wait until no job of the service is Pending or Processing; return the service."""
         return wait_for(
-            lambda: self._without_open_job(service_id), within_s, f"the jobs of service {service_id} to end"
+            lambda: self._service_without_open_job(service_id), timeout_s, f"the jobs of service {service_id} to end"
         )
 
-    def _without_open_job(self, service_id: str) -> Json | None:
+    def _service_without_open_job(self, service_id: str) -> Json | None:
+        """Return the service, or None if one of its jobs has not ended."""
         if any(job["status"] in ("Pending", "Processing") for job in self.admin.list_jobs(service_id)):
             return None
         return self.admin.get_service(service_id)
 
     def last_job(self, service_id: str) -> Json:
-        """Return the service's newest job. Of jobs from the same second, a Pending one counts as the newest."""
+        """Return the service's newest job. Of several jobs created in the same second, a Pending job is the newest."""
         return max(self.admin.list_jobs(service_id), key=lambda job: (job["createdAt"], job["status"] == "Pending"))
 
-    def run_action(self, service_id: str, action: str, within_s: float = 120.0) -> Json:
+    def run_action(self, service_id: str, action: str, timeout_s: float = 120.0) -> Json:
         """Start an action on a service and wait until its job ends; return the job."""
         earlier_job_ids = {job["id"] for job in self.admin.list_jobs(service_id)}
         if action == "delete":
             self.admin.delete_service(service_id)
         else:
             self.admin.start_action(service_id, action)
-        self.wait_for_jobs(service_id, within_s)
+        self.wait_for_jobs(service_id, timeout_s)
         return next(job for job in self.admin.list_jobs(service_id) if job["id"] not in earlier_job_ids)
 
-    def update_service(self, service_id: str, within_s: float = 120.0, **properties: Any) -> Json:
+    def update_service(self, service_id: str, timeout_s: float = 120.0, **properties: Any) -> Json:
         """Change properties of a service and wait until the update job ends; return the job."""
         earlier_job_ids = {job["id"] for job in self.admin.list_jobs(service_id)}
         self.admin.patch_service(service_id, properties)
-        self.wait_for_jobs(service_id, within_s)
+        self.wait_for_jobs(service_id, timeout_s)
         return next(job for job in self.admin.list_jobs(service_id) if job["id"] not in earlier_job_ids)
 
     def reports(self, job_id: str) -> list[Json]:
-        """Return the calls by which the executor reported to FulcrumCore that the job was completed or failed."""
+        """Return the calls by which the executor reported to FulcrumCore that the job is completed or failed."""
         calls = self.core.history(method="POST")
         return [call for call in calls if call["path"].endswith((f"/{job_id}/complete", f"/{job_id}/fail"))]
 
@@ -198,10 +205,13 @@ class LabSystem:
         return [guest for guest in self.guests() if marker in str(guest["config"].get("description", ""))]
 
 
-def run_command(
+def run_smith_command(
     arguments: Sequence[str], *, env: Mapping[str, str], cwd: Path, timeout: float
 ) -> subprocess.CompletedProcess[str]:
-    """Run a `smith` command and wait for its end. Tests replace this function with one that starts commands faster."""
+    """Run a `smith` command and wait for its end.
+
+    Tests replace this function with a function that starts the command faster.
+    """
     command = [sys.executable, "-m", "executor", *arguments]
     return subprocess.run(command, env=env, cwd=cwd, capture_output=True, check=False, text=True, timeout=timeout)
 
@@ -217,8 +227,8 @@ def running_lab(
 ) -> Iterator[LabSystem]:
     """Run a simulator and a stand-in for the `with` block, and create in the simulator what an executor needs.
 
-    `time_scale` is the number of real seconds that a Proxmox second takes. The caller starts the executor. At the
-    end of the block it is stopped.
+    `time_scale` is the number of real seconds that a Proxmox second takes. The caller starts the executor. This
+    function stops the executor at the end of the block.
     """
     with ExitStack() as stack:
         core = stack.enter_context(running_simulator(port=core_port))
@@ -237,7 +247,7 @@ def running_lab(
 def _stop_running_executor(lab: LabSystem) -> None:
     """Stop the executor if the caller started it and it still runs."""
     if lab._executor is not None and lab._executor.poll() is None:
-        lab.stop_executor(within_s=30)
+        lab.stop_executor(timeout_s=30)
 
 
 def outcome_of(job: Json) -> str:
@@ -246,15 +256,17 @@ def outcome_of(job: Json) -> str:
     return f"{status}: {job['errorMessage']}" if job.get("errorMessage") else status
 
 
-def wait_for(check: Callable[[], T | None], within_s: float, what: str, interval_s: float = 0.1) -> T:
+def wait_for(
+    check: Callable[[], CheckResult | None], timeout_s: float, condition: str, interval_s: float = 0.1
+) -> CheckResult:
     """Call `check` every `interval_s` until its result is true; return the result.
 
-    Raises TimeoutError after `within_s`. The text of the error contains `what`, which says what the caller waits for.
+    Raises TimeoutError after `timeout_s`. Its text contains `condition`, which says in words what the caller waits for.
     """
-    deadline = time.monotonic() + within_s
+    deadline = time.monotonic() + timeout_s
     while True:
         if result := check():
             return result
         if time.monotonic() >= deadline:
-            raise TimeoutError(f"waited {within_s:.0f} s for {what}")
+            raise TimeoutError(f"waited {timeout_s:.0f} s for {condition}")
         time.sleep(interval_s)

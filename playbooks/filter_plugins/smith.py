@@ -19,10 +19,10 @@ from typing import Any
 import yaml
 
 try:
-    from executor.proxmox.error_rules import Reaction, classify
+    from executor.proxmox.error_rules import Reaction, classify_failure
 except ImportError:  # an operator runs the playbook with an Ansible that does not have our package
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-    from executor.proxmox.error_rules import Reaction, classify
+    from executor.proxmox.error_rules import Reaction, classify_failure
 
 # Ansible loads each filter file without its folder on the import path.
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -117,7 +117,7 @@ def failure(result: dict[str, Any]) -> str:
     """Return the error of a failed Ansible task as `CODE: text`. `result` is the value that Ansible registers."""
     failed = [item for item in result.get("results") or [] if item.get("failed")]
     result = failed[0] if failed else result  # a loop's own message does not contain the item's error
-    classified = classify(str(result.get("msg") or result.get("module_stderr") or result.get("stdout") or ""))
+    classified = classify_failure(str(result.get("msg") or result.get("module_stderr") or result.get("stdout") or ""))
     return f"{classified.code}: {classified.text}"
 
 
@@ -127,7 +127,7 @@ def is_outcome_unknown(result: dict[str, Any]) -> bool:
     if "Reached timeout" in text or "deserialization failed" in text:
         # "deserialization failed" means that the module was killed, or that proxmox_snap ended without a result.
         return True
-    classified = classify(text)
+    classified = classify_failure(text)
     return classified.reaction is Reaction.CHECK or classified.code in ("PVE_UNREACHABLE", "VM_ID_TAKEN")
 
 
@@ -141,7 +141,7 @@ def outcome_problem(found: dict[str, Any], change: dict[str, Any], wanted: str) 
         return ""
     text = found.get("task_error") or (change.get("msg", "") if is_outcome_unknown(change) else "")
     if text:
-        code, reason = classify(text).code, classify(text).text
+        code, reason = classify_failure(text).code, classify_failure(text).text
         return f"{'TASK_FAILED' if code == 'PLAYBOOK_FAILED' else code}: {reason}"
     if found.get("lock"):
         return f"VM_LOCKED: VM is locked ({found['lock']}) and not {wanted} in time"

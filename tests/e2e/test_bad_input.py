@@ -138,7 +138,7 @@ class Outcome:
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Outcome]]:
     with running_lab(tmp_path_factory.mktemp("bad-input")) as lab:
-        lab.core.fault("status", method="GET", path=".*/jobs/pending$", times=100_000, status=503)
+        lab.core.add_fault("status", method="GET", path=".*/jobs/pending$", times=100_000, status=503)
         lab.start_executor()
         services = {case.name: lab.order_service(f"case-{number}", **GOOD) for number, case in enumerate(CASES)}
         for case in CASES:

@@ -84,7 +84,7 @@ def test_a_containers_metrics_are_sent_and_it_is_not_reported_as_drift(lab: LabS
     lab.run_action(service_id, "start")
 
     def measured() -> bool:
-        calls = lab.core.history(method="POST", path="/metric-entries")
+        calls = lab.core.history(method="POST", path_end="/metric-entries")
         vmid = container_of(lab, service_id)["vmid"]
         told = {call["body"]["typeName"] for call in calls if call["body"]["agentInstanceId"].endswith(f"/{vmid}")}
         return {"vm.cpu.usage", "vm.memory.usage"} <= told

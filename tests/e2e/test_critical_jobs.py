@@ -13,7 +13,7 @@ MakeLab = Callable[..., LabSystem]
 def posted(lab: LabSystem) -> dict[str, int]:
     """Return the number of accepted metric entries by metric type."""
     found: dict[str, int] = {}
-    for call in lab.core.history(method="POST", path="/metric-entries"):
+    for call in lab.core.history(method="POST", path_end="/metric-entries"):
         if call["status"] == 201:
             found[call["body"]["typeName"]] = found.get(call["body"]["typeName"], 0) + 1
     return found
@@ -33,7 +33,7 @@ def test_metrics_of_each_mapped_vm_are_sent_and_a_missing_metric_type_is_logged_
     wait_for(lambda: wanted <= posted(lab).keys(), 60, "a round of every kind")
     wait_for(lambda: posted(lab)["vm.cpu.usage"] >= 3, 60, "a third round")
 
-    calls = lab.core.history(method="POST", path="/metric-entries")
+    calls = lab.core.history(method="POST", path_end="/metric-entries")
     instance = lab.admin.get_service(service_id)["agentInstanceId"]
     assert {call["body"]["agentInstanceId"] for call in calls} == {instance}
     assert "vm.network.out" not in {call["body"]["typeName"] for call in calls}

@@ -30,7 +30,7 @@ def create(lab: LabSystem, *names: str) -> dict[str, tuple[str, int]]:
     """Order several VMs at once; return service and VMID by name."""
     services = {name: lab.order_service(name) for name in names}
     for service_id in services.values():
-        assert lab.wait_for_jobs(service_id, within_s=240)["status"] == "Stopped"
+        assert lab.wait_for_jobs(service_id, timeout_s=240)["status"] == "Stopped"
     return {name: (service_id, lab.guests_of(service_id)[0]["vmid"]) for name, service_id in services.items()}
 
 

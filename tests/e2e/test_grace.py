@@ -131,7 +131,7 @@ def test_a_vm_whose_service_still_exists_is_kept_until_the_service_is_deleted_ag
     service_id = lab.order_service("timed-out")
     lab.wait_for_jobs(service_id)
     (vm,) = lab.guests_of(service_id)
-    lab.core.fault("status", method="POST", path=".*/complete$", times=100_000, status=503)
+    lab.core.add_fault("status", method="POST", path=".*/complete$", times=100_000, status=503)
     lab.admin.delete_service(service_id)
     wait_for(lambda: mapping_of(lab, service_id)["state"] == "pending_deletion", 60, "the VM to be marked")
     lab.core.expire_job(lab.last_job(service_id)["id"])

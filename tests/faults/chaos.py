@@ -32,7 +32,7 @@ import requests
 from faults.history import Allowed, violations
 from faults.proxy import Proxy, running_proxy
 from faults.system import RUN_VARIABLE, SystemUnderTest, running_system
-from smith_lab.fulcrum_setup import SetupRefused
+from smith_lab.fulcrum_setup import AdminCallFailed
 
 from executor.agent import crash_points
 
@@ -78,7 +78,7 @@ class Load:
 
     def turn(self) -> None:
         """Request jobs up to the limit. A request that an injected fault breaks is repeated in the next turn."""
-        with contextlib.suppress(SetupRefused, requests.RequestException):
+        with contextlib.suppress(AdminCallFailed, requests.RequestException):
             self._request_jobs()
 
     def _request_jobs(self) -> None:
@@ -226,14 +226,14 @@ class Nemesis:
     def _lost_response(self) -> None:
         path = self.rng.choice((r"/claim$", r"/complete$", r"/fail$"))
         kind = self.rng.choice(("drop_after", "drop_before", "truncate"))
-        self.system.lab.core.fault(kind, method="POST", path=path, times=self.rng.randint(1, 3))
+        self.system.lab.core.add_fault(kind, method="POST", path=path, times=self.rng.randint(1, 3))
 
     def _errors_of_core(self) -> None:
         status = self.rng.choice((500, 502, 503, 403, 429))
-        self.system.lab.core.fault("status", status=status, path="^/api/", times=self.rng.randint(1, 10))
+        self.system.lab.core.add_fault("status", status=status, path="^/api/", times=self.rng.randint(1, 10))
 
     def _repeated_claim(self) -> None:
-        self.system.lab.core.fault("twice", method="POST", path=r"/claim$", times=2)
+        self.system.lab.core.add_fault("twice", method="POST", path=r"/claim$", times=2)
 
     def _errors_of_proxmox(self) -> None:
         method, status = self.rng.choice(("GET", "POST", "PUT")), self.rng.choice((595, 502, 0))
@@ -272,7 +272,7 @@ class Recorder:
     """Copies the calls that the check needs from the simulator's history, whose length is limited."""
 
     def __init__(self, system: SystemUnderTest) -> None:
-        self._lab = system.lab.core.server.lab
+        self._lab = system.lab.core.server.lab_state
         self._seen = 0
         self.calls: list[Json] = []
         self.heartbeat_times: list[float] = []

@@ -103,7 +103,7 @@ class SystemUnderTest:
 
     def drift(self) -> Json:
         """Return the document of `smith drift`, whatever its exit code."""
-        found: Json = self.lab.smith("drift", codes=(0, 1, 5))
+        found: Json = self.lab.smith("drift", exit_codes=(0, 1, 5))
         return found
 
     def vm_of(self, service_id: str) -> Json:
@@ -190,7 +190,7 @@ class SystemUnderTest:
 
     def clear_faults(self) -> None:
         """End all faults."""
-        if not self.lab.core.server.running:
+        if not self.lab.core.server.is_running:
             self.lab.core.resume()
         self.lab.core.clear_faults()
         self.lab.proxmox.control("clear_faults")
@@ -264,7 +264,7 @@ def running_system(folder: Path, *, time_scale: float = 0.0, **settings: str) ->
     """Run simulator and stand-in with VMs of other owners inside our VMID range; the caller starts the executor."""
     crash_file = folder / "crash.json"
     crash_file.write_text("[]")
-    wanted = {crash_points.VARIABLE: str(crash_file), **settings}
+    wanted = {crash_points.CRASH_FILE_VARIABLE: str(crash_file), **settings}
     with running_lab(folder, time_scale=time_scale, settings=wanted) as lab:
         for vmid in FOREIGN_VMIDS:
             lab.proxmox.control("add", vmid=vmid, name=f"foreign-{vmid}", status="running", config={"cores": 1})

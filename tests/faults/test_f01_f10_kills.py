@@ -11,7 +11,7 @@ from smith_lab.system import outcome_of, wait_for
 
 def claims(system: SystemUnderTest, job_id: str) -> list[int | None]:
     """Return the HTTP status of each claim request for a job."""
-    calls = system.lab.core.history(method="POST", path=f"/{job_id}/claim")
+    calls = system.lab.core.history(method="POST", path_end=f"/{job_id}/claim")
     return [call["status"] for call in calls]
 
 
@@ -82,7 +82,7 @@ def test_f03_the_response_to_a_claim_is_lost(system: SystemUnderTest, kind: str)
     """FulcrumCore accepts a claim, and its response is lost or a proxy's HTML page
     → `GET /jobs/{id}` decides; no second claim.
     """
-    system.lab.core.fault(kind, method="POST", path=r"/claim$", times=1, effect=True)
+    system.lab.core.add_fault(kind, method="POST", path=r"/claim$", times=1, effect=True)
     service_id = system.order_service(f"f03-{kind.partition('_')[0]}")
     assert_created_once(system, service_id)
     assert 204 not in claims(system, system.last_job(service_id)["id"])[1:]
@@ -198,7 +198,7 @@ def test_f10_the_response_to_a_report_is_lost(system: SystemUnderTest) -> None:
     """FulcrumCore accepts a report and its response is lost
     → the second report is refused; `GET /jobs/{id}` settles it.
     """
-    system.lab.core.fault("drop_after", method="POST", path="/complete$", times=1)
+    system.lab.core.add_fault("drop_after", method="POST", path="/complete$", times=1)
     service_id = system.order_service("f10-lost")
     assert_created_once(system, service_id)
     assert reports(system, system.last_job(service_id)["id"]) == [None, 400]

@@ -42,7 +42,7 @@ def test_f11_fulcrumcore_fails_while_a_job_runs(system: SystemUnderTest, outage:
     if rule is None:
         system.lab.core.pause()
     else:
-        system.lab.core.fault(path="^/api/", **rule)
+        system.lab.core.add_fault(path="^/api/", **rule)
     system.wait_for_log("fulcrum_stopped_answering", downs + 1)
     ended = "SELECT 1 FROM jobs WHERE service_id = ? AND finished_at IS NOT NULL"
     system.until(lambda: system.rows(ended, service_id), "the outcome in the outbox")
@@ -56,7 +56,7 @@ def test_f11_fulcrumcore_fails_while_a_job_runs(system: SystemUnderTest, outage:
 @pytest.mark.parametrize("call", ["claim", "complete"])
 def test_f11_a_single_403_response_does_not_abandon_the_job(system: SystemUnderTest, call: str) -> None:
     """One request about a job gets 403, as during an outage of FulcrumCore's database → the job continues."""
-    system.lab.core.fault("status", status=403, method="POST", path=f"/{call}$", times=1)
+    system.lab.core.add_fault("status", status=403, method="POST", path=f"/{call}$", times=1)
     service_id = system.order_service(f"f11-403-{call}")
     assert system.wait_for_jobs(service_id)["status"] == "Stopped"
     assert not [event for event in system.lab.log_events("job_abandoned") if event["service_id"] == service_id]
@@ -86,7 +86,7 @@ def test_f11_r9_the_reports_of_a_day_are_sent_oldest_first_when_fulcrumcore_reco
     state = AgentState(agent_id=system.lab.ids.agent_id)
     reporter = Reporter(engine=engine, fulcrum=fulcrum, state=state)
 
-    state.fulcrum.note_down("for a day")
+    state.fulcrum_link.note_down("for a day")
     with transaction(engine) as session:  # the backoff of the oldest report ends, as it does within a minute
         first = queries.list_jobs(session, statuses=(), limit=JOBS_OF_A_DAY)[-1]
         session.execute(update(Job).where(Job.id == first.id).values(report_after=None))
@@ -161,7 +161,7 @@ def test_f13_the_token_is_revoked_and_replaced(make_system: MakeSystem) -> None:
     running = system.order_service("f13-running")
     system.until(lambda: system.clones_of(running), "the clone to begin")
 
-    system.lab.core.revoke_token(value=system.lab.ids.agent_token)
+    system.lab.core.revoke_tokens(value=system.lab.ids.agent_token)
     waiting = system.order_service("f13-waiting")
     system.wait_for_log("fulcrum_stopped_answering")
     system.until(lambda: system.lab.guests_of(running), "the running job's VM")
@@ -177,7 +177,7 @@ def test_f13_the_token_is_revoked_and_replaced(make_system: MakeSystem) -> None:
 def test_f14_a_429_response_delays_the_report_by_its_retry_after(system: SystemUnderTest) -> None:
     """A report gets 429 with Retry-After → it is not sent again before that time."""
     retry_after_s = 4
-    system.lab.core.fault(
+    system.lab.core.add_fault(
         "status", status=429, method="POST", path="/complete$", times=1, headers={"Retry-After": str(retry_after_s)}
     )
     service_id = system.order_service("f14")

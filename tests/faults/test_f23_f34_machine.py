@@ -133,7 +133,7 @@ def test_f26_the_disk_is_full(small_disk: Path, tmp_path: Path) -> None:
 def test_f26_a_job_whose_end_was_not_stored_is_released_and_finished(small_disk: Path, tmp_path: Path) -> None:
     """A worker cannot store the end of its job on the full disk → the job is released and processed again."""
     with running_system(tmp_path, SMITH_DATA_DIR=str(small_disk / "data"), SMITH_LEASE_S="6") as system:
-        system.lab.core.fault("delay", method="POST", path="/claim$", delay_s=3, times=1)
+        system.lab.core.add_fault("delay", method="POST", path="/claim$", delay_s=3, times=1)
         system.start()
         service_id = system.order_service("f26-forgotten")
         claim_sent = "SELECT 1 FROM jobs WHERE claim_sent_at IS NOT NULL"
@@ -164,7 +164,7 @@ def test_f33_artifacts_cannot_be_written(system: SystemUnderTest) -> None:
 
 def test_f33_artifacts_are_deleted_before_the_report(system: SystemUnderTest) -> None:
     """The artifacts are deleted before FulcrumCore accepted the report → the report is sent from the row."""
-    system.lab.core.fault("status", status=503, method="POST", path="/complete$")
+    system.lab.core.add_fault("status", status=503, method="POST", path="/complete$")
     service_id = system.order_service("f33-gone")
     ended = "SELECT 1 FROM jobs WHERE service_id = ? AND report_state = 'due'"
     system.until(lambda: system.rows(ended, service_id), "the result")
@@ -245,7 +245,7 @@ def test_f28_a_node_that_was_suspended_past_its_lease_writes_nothing(
     """
     with postgres.fresh_database() as url:
         system = make_system(time_scale=1.0, SMITH_DATABASE_URL=url, SMITH_LEASE_S="6", SMITH_CONCURRENCY="2")
-        system.lab.core.switch(two_claims_win=True)
+        system.lab.core.set_switches(two_claims_win=True)
         system.start()
         with stopping_the_executor(system), second_executor(system) as other:
             services = [system.order_service(f"f28-{number}") for number in range(4)]
@@ -276,9 +276,7 @@ def suspended(system: SystemUnderTest) -> Iterator[None]:
     supervisor = psutil.Process(system.lab.executor.pid)
     suspended_processes: list[psutil.Process] = []
     try:
-        while new := [
-            process for process in (supervisor, *supervisor.children(recursive=True)) if process not in suspended_processes
-        ]:
+        while new := [process for process in supervisor_and_children(supervisor) if process not in suspended_processes]:
             for process in new:
                 suspended_processes.append(process)
                 with contextlib.suppress(psutil.NoSuchProcess):
@@ -288,6 +286,10 @@ def suspended(system: SystemUnderTest) -> Iterator[None]:
         for process in suspended_processes:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.resume()
+
+
+def supervisor_and_children(supervisor: psutil.Process) -> list[psutil.Process]:
+    return [supervisor, *supervisor.children(recursive=True)]
 
 
 def test_f30_an_agent_with_the_same_host_name_and_pid_is_a_new_instance(make_system: MakeSystem) -> None:
@@ -377,7 +379,7 @@ def test_f29_the_system_clock_jumps(make_system: MakeSystem, clock_shift: Path) 
 
 def heartbeats(system: SystemUnderTest) -> list[float]:
     """Return the time of each heartbeat at FulcrumCore."""
-    return [call["time"] for call in system.lab.core.history(method="PUT", path="/agents/me/status")]
+    return [call["time"] for call in system.lab.core.history(method="PUT", path_end="/agents/me/status")]
 
 
 def test_f29_the_whole_machine_is_suspended(system: SystemUnderTest) -> None:

@@ -34,7 +34,7 @@ def test_r5_the_agent_claims_again_after_each_kill(make_system: MakeSystem, figu
         system.agent().send_signal(signal.SIGKILL)
         service_id = system.order_service(f"after-{number}")
         assert system.wait_for_jobs(service_id)["status"] == "Stopped"
-        (claim,) = system.lab.core.history(method="POST", path=f"/{system.last_job(service_id)['id']}/claim")
+        (claim,) = system.lab.core.history(method="POST", path_end=f"/{system.last_job(service_id)['id']}/claim")
         took.append(claim["time"] - killed_at)
     figure(f"R5 claiming again after SIGKILL, of 10 s: {', '.join(f'{each:.1f} s' for each in took)}")
     system.assert_consistent()
@@ -50,11 +50,11 @@ def test_r6_heartbeats_continue_while_all_slots_are_busy_and_fulcrumcore_is_slow
     system.start()
     services = [system.order_service(f"busy-{number}") for number in range(4)]
     system.until(lambda: len(system.clones()) == len(services), "all slots to be busy")
-    system.lab.core.fault("delay", path="^/api/v1/(agents|jobs)", delay_s=FULCRUMCORE_RESPONSE_S)
+    system.lab.core.add_fault("delay", path="^/api/v1/(agents|jobs)", delay_s=FULCRUMCORE_RESPONSE_S)
     since = system.lab.core.history()[-1]["seq"]
 
     def heartbeat_times() -> list[float] | None:
-        calls = system.lab.core.history(method="PUT", path="/agents/me/status", since=since)
+        calls = system.lab.core.history(method="PUT", path_end="/agents/me/status", since=since)
         return [call["time"] for call in calls] if len(calls) > MIN_GAPS else None
 
     gaps = [later - earlier for earlier, later in pairwise(system.until(heartbeat_times, "enough heartbeats"))]

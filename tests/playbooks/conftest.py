@@ -77,7 +77,7 @@ def warm_executor(stand_in: ProxmoxStandIn, tmp_path_factory: pytest.TempPathFac
     executor = ExecutorBench.at(stand_in, tmp_path_factory.mktemp("warm-executor"))
     executor.warm_up()
     yield executor
-    executor.runner.stop_warm()
+    executor.runner.stop_warm_servers()
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ import yaml
 from play_bench import ACTIONS, ROOT
 
 from executor.errors import ErrorCode
-from executor.proxmox.privileges import needs
+from executor.proxmox.privileges import list_needs
 
 ROLES = sorted((ROOT / "roles").iterdir())
 
@@ -47,6 +47,11 @@ def test_every_code_and_privilege_of_the_actions_table_exists() -> None:
     assert set(codes) <= set(ErrorCode)
     text = " ".join(row["privileges"] for row in action_docs.ACTIONS.values())
     named = set(re.findall(r"(?:VM|Datastore|SDN)\.[A-Za-z.]*[a-z]", text, re.IGNORECASE)) | {"VM.Audit"}
-    known = {one for major in (8, 9) for need in needs(major, storages=["a"], bridge="b") for one in need.privileges}
+    known = {
+        one
+        for major in (8, 9)
+        for need in list_needs(major, disk_storages=["a"], bridge="b")
+        for one in need.privileges
+    }
     assert named - {"VM.Backup"} <= known  # granted only if backups are enabled
     assert known - named <= {"Datastore.Audit"}

@@ -29,7 +29,7 @@ def status_for(host: str | None, *, token: str = "", shown: str = "", is_local: 
     async def send(message: Message) -> None:
         sent.append(message)
 
-    asyncio.run(Guard(_page, Access(token=token, is_local=is_local))(scope, receive, send))
+    asyncio.run(Guard(_page, Access(token=token, is_server_local=is_local))(scope, receive, send))
     return int(sent[0]["status"])
 
 

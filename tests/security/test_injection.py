@@ -20,7 +20,7 @@ from executor.errors import ErrorCode, JobError
 from executor.model import PlaybookRun, RunStatus
 from executor.redaction import Redactor
 from executor.runs.actions import ansible_home
-from executor.runs.extra_vars import describe
+from executor.runs.extra_vars import make_description
 from executor.runs.plan import find_playbook, plan
 from executor.runs.request import PlanSettings, RunRequest
 from executor.runs.runner import Runner, RunnerPaths
@@ -168,7 +168,7 @@ def planned(plan_settings: PlanSettings, texts: list[str]) -> tuple[list[dict[st
                 continue
             kept = {text, text.strip(), f"{KEY} {text}".strip()}
             assert field in NOT_PLANNED or is_address(text) or not text or kept & {*texts_in(vm)}, (field, text)
-            assert vm["description"] == describe(text)
+            assert vm["description"] == make_description(text)
             cases.append(vm)
         cases.append(plan(make_request("custom", {"free": text, "in": {text: [text]}}), plan_settings).vm)
     return cases, refused
@@ -248,7 +248,7 @@ def test_payloads_are_stored_in_a_vm_as_plain_text(lab: LabSystem) -> None:
     for text, service in services.items():
         assert lab.wait_for_jobs(service, 280)["status"] == "Stopped", lab.last_job(service).get("errorMessage")
         (vm,) = lab.guests_of(service)
-        assert vm["config"]["description"].startswith(describe(text))
+        assert vm["config"]["description"].startswith(make_description(text))
         assert urllib.parse.unquote(vm["config"]["sshkeys"]).strip() == f"{KEY} {text}"
         assert vm["name"] == vm_name(text, service)
     assert list(witness.iterdir()) == []

@@ -25,7 +25,7 @@ from executor.model import JobResult, PlaybookRun
 from executor.placement.snapshot import MAX_SNAPSHOT_AGE_S
 from executor.proxmox.client import ProxmoxReader
 from executor.proxmox.connection import ProxmoxConnection
-from executor.proxmox.privileges import needs
+from executor.proxmox.privileges import list_needs
 from executor.redaction import Redactor
 from executor.runs import results
 from executor.runs.actions import ansible_home
@@ -35,7 +35,7 @@ pytestmark = pytest.mark.timeout(900)
 
 PATIENCE_S = 250.0
 STORAGE = "local-lvm"
-NEEDS = {need.role: need for need in needs(9, storages=[STORAGE], bridge="vmbr0")}
+NEEDS = {need.role: need for need in list_needs(9, disk_storages=[STORAGE], bridge="vmbr0")}
 WISHES = {"template_vmid": 9000, "cores": 2, "memory_mib": 2048, "disk_gib": 8, "tags": ["web"]}
 WITHOUT_TEMPLATE = {"iso": "local:iso/debian-12.iso", "storage": STORAGE, "bridge": "vmbr0", "template_vmid": None}
 #: By role and privilege, an action with its variables that needs the privilege.
@@ -115,10 +115,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         }
         paths = RunnerPaths(ansible_home=ansible_home(), run_dir=folder / "run", artifacts_dir=folder / "artifacts")
         runner = Runner(paths, lambda: credentials, ca_bundle=pve.ca_bundle, redactor=Redactor())
-        runner.sweep()
-        runner.start_warm()
+        runner.end_earlier_runs()
+        runner.start_warm_servers()
         yield Place(pve, runner)
-        runner.stop_warm()
+        runner.stop_warm_servers()
 
 
 def test_every_privilege_of_the_table_is_tested() -> None:

@@ -60,7 +60,7 @@ def new_token(lab: LabSystem, name: str) -> str:
 def test_a_replaced_fulcrumcore_token_is_loaded_without_a_restart(lab: LabSystem, service: str) -> None:
     before, agent = reloads(lab, "FULCRUM_API_TOKEN"), agent_of(lab).pid
     token = new_token(lab, "second")
-    lab.core.revoke_token(value=lab.ids.agent_token)
+    lab.core.revoke_tokens(value=lab.ids.agent_token)
     (lab.folder / "secrets" / "fulcrum_api_token").write_text(token)
 
     job = lab.run_action(service, "start", PATIENCE_S)
@@ -97,14 +97,14 @@ def test_sighup_reloads_the_secrets_and_an_unusable_secret_is_logged_and_not_loa
     os.kill(lab.executor.pid, signal.SIGHUP)
     told = wait_for(lambda: lab.log_events("secrets_not_reloaded"), 60, "the event secrets_not_reloaded")
     assert "FULCRUM_API_TOKEN" in told[-1]["reason"]
-    assert told[-1]["kept"] is True
+    assert told[-1]["all_old_values_kept"] is True
     file.write_text(token)
     os.kill(lab.executor.pid, signal.SIGHUP)
 
     wait_for(lambda: reloads(lab, "FULCRUM_API_TOKEN") == before + 1, 60, "the token to be loaded")
     assert agent_of(lab).pid == agent
     assert token not in lab.log_file.read_text()
-    lab.core.revoke_token(value=good)
+    lab.core.revoke_tokens(value=good)
     assert outcome_of(lab.run_action(service, "start", PATIENCE_S)) == "Completed"
 
 

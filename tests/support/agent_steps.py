@@ -31,9 +31,11 @@ def take_over(engine: Engine) -> dict[int, Job]:
         epochs = dict(session.execute(select(Job.id, Job.epoch)).all())
     assert len(in_flight) >= 3
     # On SQLite one agent holds the file, so every other owner is dead; on PostgreSQL its lease must have expired.
-    sole_owner = AGENT if engine.dialect.name == "sqlite" else None
+    all_owners_except = AGENT if engine.dialect.name == "sqlite" else None
     with transaction(engine) as session:
-        assert dict(job_queue.reap(session, sole_owner=sole_owner)) == dict.fromkeys(in_flight, JobStatus.PENDING)
+        assert dict(job_queue.reap(session, all_owners_except=all_owners_except)) == dict.fromkeys(
+            in_flight, JobStatus.PENDING
+        )
     taken = {}
     while job := claimed(engine):
         taken[job.id] = job
@@ -69,7 +71,7 @@ def mapping_of(session: Session, job: Job) -> MappingRow:
     mapping = mappings.current(session, service_id)
     if mapping is None:
         assert job.run_ident is None, "a started job has its mapping"
-        vmid = mappings.pick_vmid(session, (CLUSTER, 200_000, 200_999), quarantine_s=60, taken=set())
+        vmid = mappings.pick_vmid(session, (CLUSTER, 200_000, 200_999), quarantine_s=60, used_vmids=set())
         mapping = mappings.reserve(session, service_id=service_id, cluster=CLUSTER, vmid=vmid, name=f"new-{job.id}")
     assert mapping is not None
     assert mapping.marker == mappings.marker_for(service_id)

@@ -209,11 +209,13 @@ def _pending(session: Session) -> None:
     params = {"text": "ümläut 🙂", "number": 1.5}
     job_queue.submit(session, new_job(age=100, action="start", service_id=active.service_id, params=params))
     job_queue.submit(session, new_job(age=101, defect="action: missing"))
-    job_queue.submit(session, new_job(age=102, tenant_id=OTHER_TENANT, already_claimed=True))
+    job_queue.submit(session, new_job(age=102, tenant_id=OTHER_TENANT, is_already_claimed=True))
 
 
 def _audit(session: Session) -> None:
-    audit.record(session, who="smith", verb="cancelled", kind="job", subject=1, reason="by mistake")
+    audit.record(session, who="smith", verb="cancelled", subject_kind="job", subject_id=1, reason="by mistake")
     mapping = mappings.active(session)[0]
-    facts = audit.facts_of(mapping, audit.MAPPING_COLUMNS)
-    audit.record(session, who=audit.AGENT, verb="adopted", kind="mapping", subject=mapping.service_id, after=facts)
+    facts = audit.column_values(mapping, audit.MAPPING_COLUMNS)
+    audit.record(
+        session, who=audit.AGENT, verb="adopted", subject_kind="mapping", subject_id=mapping.service_id, after=facts
+    )

@@ -39,9 +39,9 @@ def requeue(engine: Engine, job: Job, backoff_s: float = 0) -> None:
         job_queue.requeue(session, job_queue.lease_of(job), backoff_s=backoff_s, reason="later")
 
 
-def reap(engine: Engine, sole_owner: str | None = None) -> list[tuple[int, JobStatus]]:
+def reap(engine: Engine, all_owners_except: str | None = None) -> list[tuple[int, JobStatus]]:
     with transaction(engine) as session:
-        return job_queue.reap(session, sole_owner=sole_owner)
+        return job_queue.reap(session, all_owners_except=all_owners_except)
 
 
 def expire_lease(engine: Engine, job_id: int) -> None:

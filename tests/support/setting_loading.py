@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from executor.errors import SettingsError
-from executor.settings.display import describe
+from executor.settings.display import setting_rows
 from executor.settings.settings import Settings, load_settings
 
 SECRET = "hunter22-canary"
@@ -26,4 +26,4 @@ def problems(environ: dict[str, str], *, env_file: Path | None = None) -> list[s
 
 
 def origin(settings: Settings, name: str) -> str:
-    return next(row.origin for row in describe(settings) if row.name == name)
+    return next(row.origin for row in setting_rows(settings) if row.name == name)

@@ -8,7 +8,7 @@ from typing import Any
 
 import requests
 from smith_lab.fulcrum_setup import AdminClient, CreatedObjects, add_agent, bootstrap
-from smith_lab.simulator.control import RunningSimulator
+from smith_lab.simulator.control import SimulatorThread
 
 TIMEOUT_S = 20
 VM = {"cores": 2, "memoryMb": 2048, "diskGb": 20, "image": "debian-12"}
@@ -58,7 +58,7 @@ class Caller:
 class World:
     """A simulator with a provider, a consumer, the types and an agent, and API clients for them."""
 
-    def __init__(self, sim: RunningSimulator) -> None:
+    def __init__(self, sim: SimulatorThread) -> None:
         sim.reset()
         self.sim = sim
         self.admin = AdminClient(sim.url)

@@ -29,7 +29,7 @@ SECRET = "hunter22-canary"
 @pytest.fixture(autouse=True)
 def restored_logging() -> Iterator[None]:
     """Undo `configure`, which changes the whole process."""
-    root, ours = logging.getLogger(), logging.getLogger(log.ROOT_LOGGER)
+    root, ours = logging.getLogger(), logging.getLogger(log.PROGRAM_LOGGER_NAME)
     handlers, levels = root.handlers, (root.level, ours.level)
     redactor.add(SECRET)
     yield

@@ -1,7 +1,7 @@
 """Writes the events of a run as JSON lines into the file that the environment variable SMITH_EVENTS_FILE names.
 
-`executor.runs.results` concludes the run's result from these events. For the agent, ansible-runner writes them.
-`smith play` runs ansible-playbook without ansible-runner, so it needs this callback plugin.
+`executor.runs.results` determines the run's result from these events. When the agent runs a playbook, ansible-runner
+writes the events. `smith play` runs ansible-playbook without ansible-runner, so it needs this callback plugin.
 """
 
 from __future__ import annotations
@@ -43,10 +43,12 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]  # Ansible has no type
         self._write("runner_on_unreachable", res=result._result)
 
     def v2_playbook_on_stats(self, stats: Any) -> None:
-        """Write all values that set_stats has published, with their state at the end of the playbook."""
+        """Write the values that set_stats has published, as they are at the end of the playbook."""
+        # Ansible keeps the values for the whole run, not for one host, under the key `_run`.
         self._write("playbook_on_stats", artifact_data=stats.custom.get("_run", {}))
 
     def _write(self, event: str, **data: Any) -> None:
+        """Append an event, with the keys that ansible-runner uses, to the file."""
         line = json.dumps({"event": event, "event_data": data}, default=str)
         with Path(os.environ["SMITH_EVENTS_FILE"]).open("a", encoding="utf-8") as file:
             file.write(line + "\n")

@@ -5,11 +5,11 @@ process. A guard is a process that supervises one run and ends the run's process
 
 This script sends its command line, environment, working directory and output files to the playbook server. The server
 forks a guard, and the guard forks the run. Then this script waits for the end of the run and exits with the run's exit
-code. Its standard input is a pipe from the agent. When the agent closes the pipe or sends TERM, this script asks the
-guard to end the run. If the server refuses the run, this script becomes the guard of a cold run.
+code. The standard input of this script is a pipe from the agent. When the agent closes the pipe or sends TERM, this
+script asks the guard to end the run. If the server refuses the run, this script becomes the guard of a cold run.
 
-The agent starts this script for every warm run. So that it needs only 10 ms and 5 MiB, the agent starts it with
-`python -I -S`, and it imports only a few small modules.
+The agent starts this script for every warm run. The script needs only 10 ms and 5 MiB, because the agent starts it with
+`python -I -S` and the script imports only a few small modules.
 """
 
 import _signal  # type: ignore[import-not-found]  # built in; importing `signal` takes as long as all other imports
@@ -22,6 +22,8 @@ import sys
 ACCEPTED, ENDED, GO = b"A", b"E", b"G"
 #: The exit code of this script if the guard was killed. As in a shell, it is 128 plus the number of the signal KILL.
 KILLED = 137
+#: The length of the message ENDED with the exit code, which is a number of 4 bytes.
+END_MESSAGE_BYTES = 5
 #: How long the server may take to accept or refuse the run.
 ANSWER_TIMEOUT_S = 10.0
 #: How long the guard may take to end the run's process tree.
@@ -34,7 +36,7 @@ AGENT_FD = 0
 
 def main() -> None:
     """Start the warm run and exit with its exit code. If the server refuses, become the guard of a cold run."""
-    arguments = [arg.encode("utf-8", "surrogateescape") for arg in sys.argv[1:]]
+    arguments = [argument.encode("utf-8", "surrogateescape") for argument in sys.argv[1:]]
     playbook_socket, module_socket, guard_script, *command = arguments
     if posix.getsid(0) != posix.getpid():
         posix.setsid()  # so that a terminal's signals to the agent's process group do not reach the run
@@ -46,7 +48,7 @@ def main() -> None:
     if connection is None:
         python = sys.executable.encode("utf-8", "surrogateescape")
         posix.execve(python, [python, b"-I", b"-S", guard_script, b"guard", *command], posix.environ)
-    posix._exit(wait(connection))
+    posix._exit(wait_for_exit_code(connection))
 
 
 def prefer_this_process_for_oom_kill() -> None:
@@ -56,23 +58,27 @@ def prefer_this_process_for_oom_kill() -> None:
     """
     try:
         fd = posix.open("/proc/self/oom_score_adj", posix.O_WRONLY)
-        posix.write(fd, b"500")
+        posix.write(fd, b"500")  # the kernel first kills a process with a high score
         posix.close(fd)
     except OSError:  # the kernel does not allow the change, so the score stays as it is
         pass
 
 
 def request_run(playbook_socket: bytes, arguments: list[bytes]) -> "_socket.socket | None":
-    """Send a request to run `arguments`. Return the connection if the server accepts the run, None if it refuses."""
+    """Send a request with the arguments. Return the connection if the server accepts the request, else None.
+
+    The first argument is the socket of the module server. The other arguments are the command of the run.
+    """
     connection = connect(playbook_socket)
     entries = [name + b"=" + value for name, value in posix.environ.items()]
     body = b"\0".join([posix.getcwdb(), b"%d" % len(arguments), *arguments, *entries])
-    message = len(body).to_bytes(4, "big") + body
+    message = len(body).to_bytes(4, "big") + body  # `protocol.SIZE_FORMAT` defines the size
     empty_input = posix.open("/dev/null", posix.O_RDONLY)
-    files = b"".join(fd.to_bytes(4, sys.byteorder) for fd in (empty_input, 1, 2))
-    sent = connection.sendmsg([message], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, files)])
-    while sent < len(message):
-        sent += connection.send(message[sent:])
+    # The run's standard input, output and error, as C integers of 4 bytes.
+    fds = b"".join(fd.to_bytes(4, sys.byteorder) for fd in (empty_input, 1, 2))
+    sent_bytes = connection.sendmsg([message], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, fds)])
+    while sent_bytes < len(message):
+        sent_bytes += connection.send(message[sent_bytes:])
     if connection.recv(1) != ACCEPTED:
         return None
     # From now on, a TERM makes the guard end the run's process tree. The guard then sends the exit code.
@@ -83,7 +89,7 @@ def request_run(playbook_socket: bytes, arguments: list[bytes]) -> "_socket.sock
 
 
 def request_end(connection: "_socket.socket") -> None:
-    """Ask the guard to end the run: close the direction of the connection in which this script sends."""
+    """Close this script's sending direction of the connection, which makes the guard end the run."""
     try:
         connection.shutdown(_socket.SHUT_WR)
         connection.settimeout(END_TIMEOUT_S)
@@ -94,7 +100,8 @@ def request_end(connection: "_socket.socket") -> None:
 def connect(path: bytes) -> "_socket.socket":
     """Connect to the socket at `path`.
 
-    The path may be longer than the 108 bytes of a socket's address, so a descriptor of the folder shortens it.
+    The path may be longer than the 108 bytes of a socket's address. So it is shortened: a file descriptor in
+    /proc/self/fd names the folder.
     """
     folder, _, name = path.rpartition(b"/")
     connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
@@ -107,7 +114,7 @@ def connect(path: bytes) -> "_socket.socket":
     return connection
 
 
-def wait(connection: "_socket.socket") -> int:
+def wait_for_exit_code(connection: "_socket.socket") -> int:
     """Wait for the end of the run and return its exit code.
 
     Ask the guard to end the run when the agent closes the pipe.
@@ -115,18 +122,21 @@ def wait(connection: "_socket.socket") -> int:
     poll = select.poll()
     for fd in (AGENT_FD, connection.fileno()):
         poll.register(fd, select.POLLIN)
-    if connection.fileno() not in [fd for fd, _ in poll.poll()]:
+    ready_fds = [fd for fd, _ in poll.poll()]
+    if connection.fileno() not in ready_fds:  # the agent has closed its pipe
         request_end(connection)
-    answer = b""
-    while len(answer) < 5:
+    message = b""
+    while len(message) < END_MESSAGE_BYTES:
         try:
-            data = connection.recv(5)
+            data = connection.recv(END_MESSAGE_BYTES)
         except OSError:
             return KILLED
         if not data:
             return KILLED
-        answer += data
-    return int.from_bytes(answer[1:], "big") if answer[:1] == ENDED else KILLED
+        message += data
+    if not message.startswith(ENDED):
+        return KILLED
+    return int.from_bytes(message[len(ENDED) :], "big")
 
 
 main()

@@ -1,9 +1,9 @@
 """Runs modules of community.proxmox in forks of this server, which has already imported the modules' dependencies.
 
-Command: `python -P -m executor.runs.warm.module_server SOCKET SERVER_FOLDER`. A payload is the Python script that
-Ansible generates to run a module. It contains the module's code as a zip file. A fork of the server compares each file
-of the zip file with the installed file, and then runs the installed code. It refuses a payload that contains other
-code, and every module of another collection.
+Command: `python -P -m executor.runs.warm.module_server SOCKET SERVER_FOLDER`. To run a module, Ansible generates a
+Python script, the module script. It contains a payload: a zip file of the module and the files that the module imports.
+A fork of the server compares each file of the payload with the installed file, and then runs the installed code. It
+refuses a payload with other code, and the modules of all other collections.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ import os
 import re
 import sys
 import tempfile
+import types
 from typing import Any
 
 from executor.runs.warm import forkserver, patches, payloads
-from executor.runs.warm.compatibility import why_unsupported
+from executor.runs.warm.compatibility import why_release_unsupported
 from executor.runs.warm.protocol import Refusal, Request
 
 #: Python modules that are imported before the fork. A module that the installed ansible-core lacks is skipped.
@@ -37,86 +38,92 @@ IMPORTS = (
     *("proxmoxer", "proxmoxer.backends.https", "requests", "urllib3", "http.cookiejar", "encodings.idna", "zipfile"),
     *("runpy", "shlex", "syslog", "locale", "traceback", "datetime", "random", "pwd", "grp", "platform", "socket"),
 )
-#: The beginning of the last line of a payload. This line calls the payload's main function.
-CALL = b"_ansiballz_main("
-MODULE = re.compile(re.escape(payloads.MODULES) + r"\w+")
-#: The arguments with which a payload must call its main function. A payload with other arguments, which another release
-#: of Ansible may make, is refused.
-ARGUMENTS = {
+#: The beginning of the last line of a module script. This line calls the script's main function.
+MAIN_CALL = b"_ansiballz_main("
+#: Matches the name of a module of community.proxmox.
+MODULE_NAME = re.compile(re.escape(payloads.MODULE_PREFIX) + r"\w+")
+#: The names of the arguments with which a module script must call its main function. Another release of Ansible may
+#: generate a script with other arguments. Such a script is refused.
+MAIN_ARGUMENTS = {
     *("zip_data", "ansible_module", "module_fqn", "params", "profile", "date_time", "extensions", "rlimit_nofile"),
 }
 
 
-class Modules:
-    """Checks and runs modules. A server has one instance."""
+class ModuleRunner:
+    """Checks requests to run modules, and runs the modules. A server has one instance."""
 
     def __init__(self, server_folder: str) -> None:
-        self._store = payloads.store_in(server_folder)
-        self._arguments: dict[str, Any] = {}
+        self._payload_store = payloads.store_folder(server_folder)
+        self._main_arguments: dict[str, Any] = {}  #: the arguments in the module script that `check` has accepted
         for name in IMPORTS:
             with contextlib.suppress(ImportError):
                 importlib.import_module(name)
 
     def check(self, request: Request) -> None:
-        """Raise Refusal unless the request is a payload with the installed code of a module of community.proxmox."""
+        """Raise Refusal unless the request is to run a module of community.proxmox with the installed code."""
         if request.argv != [sys.executable]:
             raise Refusal("the module needs another interpreter")
-        self._arguments = arguments = read_payload(_read(request.files[0]))
+        standard_input = request.files[0]
+        self._main_arguments = arguments = read_main_arguments(_read_file(standard_input))
         module, zip_data = arguments["module_fqn"], arguments["zip_data"]
-        if not MODULE.fullmatch(module):
+        if not MODULE_NAME.fullmatch(module):
             raise Refusal("not a module of community.proxmox")
-        is_installed = payloads.is_of_known_sources(self._store, module, zip_data) or payloads.find_sources(zip_data)
-        if arguments["extensions"] or arguments["rlimit_nofile"] or not is_installed:
+        # A saved payload needs no comparison, because it was compared before it was saved.
+        is_compared = payloads.is_saved_and_current(self._payload_store, module, zip_data)
+        has_installed_code = is_compared or bool(payloads.find_installed_files(zip_data))
+        if arguments["extensions"] or arguments["rlimit_nofile"] or not has_installed_code:
             raise Refusal("the payload differs from the installed files")
 
-    def work(self, _request: Request) -> int:
-        """Run the module that `check` has accepted in this process; return its exit code."""
-        arguments = self._arguments
+    def run_module(self, _request: Request) -> int:
+        """Run in this process the module that `check` has accepted. Return its exit code."""
+        arguments = self._main_arguments
         tempfile.tempdir = None
         sys.argv = [""]
-        sys.modules["__main__"] = type(sys)("__main__")
+        sys.modules["__main__"] = types.ModuleType("__main__")  # an empty module, as in a new interpreter
         try:
-            patches.RUN_MODULE.get()(
+            patches.RUN_MODULE.get_value()(
                 json_params=arguments["params"].encode(),
                 profile=arguments["profile"],
                 module_fqn=arguments["module_fqn"],
-                modlib_path="",  # only payloads for coverage or debuggers use this argument, and `check` refuses them
+                modlib_path="",  # used only by scripts for coverage or debuggers, which `check` refuses
                 extensions={},
             )
-        except SystemExit as stop:
-            return forkserver.exit_code(stop)
+        except SystemExit as system_exit:
+            return forkserver.exit_code(system_exit)
         return 0
 
 
-def read_payload(payload: bytes) -> dict[str, Any]:
-    """Return the arguments with which the last line of a payload calls its main function.
+def read_main_arguments(module_script: bytes) -> dict[str, Any]:
+    """Return the arguments with which the last line of a module script calls the script's main function.
 
-    Raises Refusal when the payload has another form.
+    Raises Refusal when the script has another form.
     """
     try:
-        call: Any = ast.parse(payload[payload.rindex(CALL) :].decode(), mode="exec").body[0]
-        arguments = {item.arg: item.value for item in call.value.keywords}
-        if set(arguments) != ARGUMENTS:
-            raise Refusal("the payload has other arguments than expected")
+        last_line = module_script[module_script.rindex(MAIN_CALL) :].decode()
+        call_statement: Any = ast.parse(last_line, mode="exec").body[0]
+        arguments = {keyword.arg: keyword.value for keyword in call_statement.value.keywords}
+        if set(arguments) != MAIN_ARGUMENTS:
+            raise Refusal("the module script has other arguments than expected")
+        # The value of `date_time` is a call and not a literal. It is not needed.
         return {name: ast.literal_eval(value) for name, value in arguments.items() if name != "date_time"}
     except (ValueError, SyntaxError, AttributeError, IndexError) as error:
-        raise Refusal("not a payload of Ansible") from error
+        raise Refusal("not a module script of Ansible") from error
 
 
-def _read(fd: int) -> bytes:
+def _read_file(fd: int) -> bytes:
     os.lseek(fd, 0, os.SEEK_SET)
     with open(fd, "rb", closefd=False) as file:
         return file.read()
 
 
-def main(socket: str, server_folder: str) -> None:
+def main(socket_path: str, server_folder: str) -> None:
     """Import the dependencies of the modules, then accept clients until the agent ends."""
     from ansible.release import __version__  # noqa: PLC0415  the agent imports this module, but not Ansible
 
-    if reason := why_unsupported(__version__):
+    if reason := why_release_unsupported(__version__):
         raise SystemExit(reason)
-    modules = Modules(server_folder)
-    forkserver.serve(socket, modules.check, modules.work)
+    runner = ModuleRunner(server_folder)
+    forkserver.serve(socket_path, runner.check, runner.run_module)
 
 
 if __name__ == "__main__":

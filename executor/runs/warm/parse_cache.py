@@ -1,8 +1,9 @@
 """Shares parsed YAML documents and compiled templates between warm runs, so that each run need not make them again.
 
-A warm run is a fork of a server process that has already imported Ansible. A parsed document is stored under the name
-and the text of its file, so a changed file is parsed again. A compiled template is stored under its text and the syntax
-settings of Jinja. A document or a template depends on nothing else. No input and no result of a run is stored.
+A warm run is a fork of a server process that has already imported Ansible. A document is stored under a key that
+contains the file's name and text, so a changed file is parsed again. The byte code of a template is stored under a key
+that contains the template's text and the settings that change the byte code. Documents and byte code depend on nothing
+else. No input and no result of a run is stored.
 """
 
 from __future__ import annotations
@@ -22,16 +23,17 @@ from typing import Any
 
 from executor.runs.warm import patches
 
-#: Names of the attributes of Jinja's environment that change how Jinja reads a template's text.
-SYNTAX = tuple(name.attribute for name in patches.SYNTAX)
-COLLECTION = ("ansible_collections", "community", "proxmox")
-#: Name of the file with the byte code of the templates of all runs. It is in the folder that `payloads.store_in`
-#: returns.
-CODE_FILE = "templates"
-#: Maximum number of stored templates. It limits the file if the text of some templates differs in each run. Our
-#: playbooks have a few hundred templates.
+#: The attributes of Jinja's environment that change how Jinja reads a template's text.
+SYNTAX_ATTRIBUTES = tuple(name.attribute for name in patches.JINJA_SYNTAX)
+COLLECTION_FOLDERS = ("ansible_collections", "community", "proxmox")
+#: Name of the file with the byte code of the templates of all runs. The file is in the folder that
+#: `payloads.store_folder` returns.
+BYTE_CODE_FILE = "templates"
+#: Maximum number of stored templates. It limits the size of the file if the text of some templates differs in each run.
+#: Our playbooks have a few hundred templates.
 MAX_TEMPLATES = 4000
 
+#: The key of a parsed document or of the byte code of a template.
 Key = tuple[Any, ...]
 
 
@@ -43,92 +45,100 @@ class ParsedDocuments:
     """
 
     def __init__(self) -> None:
-        self._tags_of = patches.TAGS.get()
-        self._parse = patches.YAML_LOAD.get()
-        self._known: dict[Key, Any] = {}
+        self._get_tags = patches.TAGS.get_value()
+        self._parse = patches.YAML_LOAD.get_value()
+        self._parsed_documents: dict[Key, Any] = {}
 
-    def load(self, files: Iterable[Path]) -> None:
-        """Parse the documents that a run reads, with the same calls of Ansible's functions as in a run."""
-        loader = patches.DATA_LOADER.get()
-        patches.YAML_LOAD.replace(self._parse_and_keep)
+    def parse_all(self, files: Iterable[Path]) -> None:
+        """Parse and store `files` and the other documents, with the same calls of Ansible's functions as in a run."""
+        data_loader_class = patches.DATA_LOADER.get_value()
+        patches.YAML_LOAD.set_value(self._parse_and_store)
         for file in files:
             with contextlib.suppress(Exception):  # the run that reads this file reports the error
-                loader().load_from_file(str(file), cache="none", unsafe=True, trusted_as_template=True)
-        for parse in (self._load_documentation, self._load_routing):
+                data_loader_class().load_from_file(str(file), cache="none", unsafe=True, trusted_as_template=True)
+        for parse_documents in (self._parse_documentation, self._parse_routing_tables):
             with contextlib.suppress(Exception):
-                parse()
-        patches.YAML_LOAD.replace(self._parse)
+                parse_documents()
+        patches.YAML_LOAD.set_value(self._parse)
 
     def install(self) -> None:
         """Make Ansible in this process use the parsed documents.
 
         Each document is used only once, because Ansible may change it.
         """
-        patches.YAML_LOAD.replace(self._take_parsed)
-        load = patches.LOAD_FROM_FILE.get()
+        patches.YAML_LOAD.set_value(self._get_or_parse)
+        load_from_file = patches.LOAD_FROM_FILE.get_value()
 
-        def load_own(loader: Any, file_name: str, cache: str = "all", unsafe: bool = False, **options: Any) -> Any:
+        def load_uncopied(loader: Any, file_name: str, cache: str = "all", unsafe: bool = False, **options: Any) -> Any:
             """Load a file as Ansible does, but return the parsed document itself instead of a copy.
 
-            The copy is not needed, because nothing else in this process uses the document.
+            The copy is not needed, because nothing else in this process uses the document. With `unsafe=True`, Ansible
+            makes no copy.
             """
             if unsafe or cache != "all" or loader.path_dwim(file_name) in loader._FILE_CACHE:
-                return load(loader, file_name, cache=cache, unsafe=unsafe, **options)
-            return load(loader, file_name, cache="none", unsafe=True, **options)
+                return load_from_file(loader, file_name, cache=cache, unsafe=unsafe, **options)
+            return load_from_file(loader, file_name, cache="none", unsafe=True, **options)
 
-        patches.LOAD_FROM_FILE.replace(load_own)
+        patches.LOAD_FROM_FILE.set_value(load_uncopied)
 
-    def _load_documentation(self) -> None:
+    def _parse_documentation(self) -> None:
         """Parse the documentation of the plugins that each run loads, as Ansible does it."""
-        origin, trusted = patches.ORIGIN.get(), patches.TRUSTED_AS_TEMPLATE.get()
-        loader, fragment_loader = patches.YAML_LOADER.get(), patches.FRAGMENT_LOADER.get()
-        add_fragments = patches.ADD_FRAGMENTS.get()
-        loaded = [str(module.__file__) for name, module in sys.modules.items() if name.startswith("ansible.plugins.")]
-        plugins = [
-            *loaded,
-            *_callbacks("ansible.plugins.callback"),
-            *_callbacks("ansible_runner.display_callback.callback"),
+        origin_tag, trusted_tag = patches.ORIGIN.get_value(), patches.TRUSTED_AS_TEMPLATE.get_value()
+        yaml_loader, fragment_loader = patches.YAML_LOADER.get_value(), patches.FRAGMENT_LOADER.get_value()
+        add_fragments = patches.ADD_FRAGMENTS.get_value()
+        plugin_modules = [module for name, module in sys.modules.items() if name.startswith("ansible.plugins.")]
+        plugin_files = [
+            *(str(module.__file__) for module in plugin_modules),
+            *_callback_files("ansible.plugins.callback"),
+            *_callback_files("ansible_runner.display_callback.callback"),
         ]
-        for path in dict.fromkeys(plugins):
-            text = origin(path=path).tag(trusted().tag(_documentation_in(path)))
-            if parsed := self._parse_and_keep(text, Loader=loader):
-                add_fragments(parsed, path, fragment_loader=fragment_loader)
+        for path in dict.fromkeys(plugin_files):  # without duplicates
+            trusted_text = trusted_tag().tag(_read_documentation(path))
+            text = origin_tag(path=path).tag(trusted_text)
+            if documentation := self._parse_and_store(text, Loader=yaml_loader):
+                add_fragments(documentation, path, fragment_loader=fragment_loader)
 
-    def _load_routing(self) -> None:
+    def _parse_routing_tables(self) -> None:
         """Parse the routing tables of Ansible and community.proxmox."""
         import ansible  # noqa: PLC0415  the server has already imported it
 
         files = [Path(ansible.__path__[0], "config", "ansible_builtin_runtime.yml")]
-        files += [Path(root, *COLLECTION, "meta", "runtime.yml") for root in sys.path]
+        files += [Path(root, *COLLECTION_FOLDERS, "meta", "runtime.yml") for root in sys.path]
+        parse_routing_table = patches.ROUTING_TO_DICT.get_value()
         for file in files:
             if file.is_file():
-                patches.ROUTING_TO_DICT.get()(file.read_bytes(), None)
+                parse_routing_table(file.read_bytes(), content_id=None)
 
-    def _key(self, text: Any, loader: type) -> Key:
-        return (loader, text if isinstance(text, bytes) else str(text), self._tags_of(text))
+    def _make_key(self, text: Any, loader: type) -> Key:
+        untagged_text = text if isinstance(text, bytes) else str(text)
+        return (loader, untagged_text, self._get_tags(text))
 
-    def _parse_and_keep(self, stream: Any, Loader: type) -> Any:
-        """Replace `yaml.load` before the fork: parse the document and store a copy of it."""
-        parsed = self._parse(stream, Loader=Loader)
-        self._known[self._key(stream, Loader)] = copy.deepcopy(parsed)
-        return parsed
+    def _parse_and_store(self, stream: Any, Loader: type) -> Any:
+        """Parse a document and store a copy of it. This method replaces `yaml.load` before the fork."""
+        document = self._parse(stream, Loader=Loader)
+        self._parsed_documents[self._make_key(stream, Loader)] = copy.deepcopy(document)
+        return document
 
-    def _take_parsed(self, stream: Any, Loader: type) -> Any:
-        """Replace `yaml.load` in a run: return a stored document once, and parse every other document."""
-        if isinstance(stream, (str, bytes)) and (key := self._key(stream, Loader)) in self._known:
-            return self._known.pop(key)
+    def _get_or_parse(self, stream: Any, Loader: type) -> Any:
+        """Return the stored document, or parse it if it is not stored. This method replaces `yaml.load` in a run."""
+        if isinstance(stream, (str, bytes)):
+            key = self._make_key(stream, Loader)
+            if key in self._parsed_documents:
+                return self._parsed_documents.pop(key)
         return self._parse(stream, Loader=Loader)
 
 
-def _callbacks(package: str) -> list[str]:
+def _callback_files(package: str) -> list[str]:
     """Return the files of a package's callback plugins. Ansible reads their documentation without importing them."""
-    top, *inner = package.split(".")
-    spec = importlib.util.find_spec(top)
-    roots = (spec.submodule_search_locations or []) if spec else []
-    return [str(path) for root in roots for path in Path(root, *inner).glob("*.py")]
+    top_package, *subpackages = package.split(".")
+    spec = importlib.util.find_spec(top_package)
+    if spec is None:
+        return []
+    folders = [Path(top_folder, *subpackages) for top_folder in spec.submodule_search_locations or []]
+    return [str(file) for folder in folders for file in folder.glob("*.py")]
 
 
-def _documentation_in(path: str) -> str:
+def _read_documentation(path: str) -> str:
     """Return the value of DOCUMENTATION in a plugin's file, without importing the file."""
     for node in ast.parse(Path(path).read_bytes()).body:
         if (
@@ -144,88 +154,102 @@ class CompiledTemplates:
     """The byte code of templates. A run loads it from a file at its start, and saves new byte code at its end."""
 
     def __init__(self, store: Path) -> None:
-        self._file = store / CODE_FILE
-        self._known = _read(self._file)
-        self._loaded: dict[Key, CodeType] = {}
-        self._new: dict[Key, bytes] = {}
+        self._file = store / BYTE_CODE_FILE
+        self._stored: dict[Key, bytes] = _read_byte_code(self._file)  #: the byte code in the file
+        self._decoded: dict[Key, CodeType] = {}  #: the byte code that this run has used
+        self._new: dict[Key, bytes] = {}  #: the byte code that this run has compiled
         self._expression_key: Key | None = None  #: the key of the expression that Jinja is compiling
 
     def install(self) -> None:
         """Make Jinja use the stored byte code in this process and its forks.
 
-        The byte code that a fork compiles is not saved.
+        The byte code that a fork of this process compiles is not saved.
         """
-        if patches.ENVIRONMENT.get()(ansible_basedir=None)._debuggable_template_source:
-            return
-        current_context, expression_class = patches.CURRENT_CONTEXT.get(), patches.TEMPLATE_EXPRESSION.get()
-        compile_, compile_expression = patches.COMPILE.get(), patches.COMPILE_EXPRESSION.get()
+        if patches.ENVIRONMENT.get_value()(ansible_basedir=None)._debuggable_template_source:
+            return  # Ansible compiles templates for a debugger, so stored byte code must not be used
+        get_current_context = patches.CURRENT_CONTEXT.get_value()
+        expression_class = patches.TEMPLATE_EXPRESSION.get_value()
+        original_compile = patches.COMPILE.get_value()
+        original_compile_expression = patches.COMPILE_EXPRESSION.get_value()
 
-        def key_of(env: Any, kind: str, source: str) -> Key:
-            current = current_context(optional=True)
-            escapes = current.escape_backslashes if current else None
-            return (kind, type(env).__qualname__, str(source), escapes, *(getattr(env, name) for name in SYNTAX))
+        def make_key(env: Any, kind: str, source: str) -> Key:
+            context = get_current_context(optional=True)
+            escapes_backslashes = context.escape_backslashes if context else None
+            syntax = [getattr(env, name) for name in SYNTAX_ATTRIBUTES]
+            return (kind, type(env).__qualname__, str(source), escapes_backslashes, *syntax)
 
-        def compile_by_text(env: Any, source: Any, *args: Any, **kwargs: Any) -> Any:
+        def compile_template(env: Any, source: Any, *args: Any, **kwargs: Any) -> Any:
+            # For an expression, `source` is a syntax tree, from which no key can be made. `compile_expression` has made
+            # the key from the text of the expression.
             key = self._expression_key
             if isinstance(source, str) and not args and not kwargs:
-                key = key_of(env, "template", source)
+                key = make_key(env, "template", source)
             self._expression_key = None
             if key is None:
-                return compile_(env, source, *args, **kwargs)
-            if key not in self._loaded and key not in self._known:
-                self._loaded[key] = compile_(env, source)
-                self._new[key] = marshal.dumps(self._loaded[key])
-            return self._code(key)
+                return original_compile(env, source, *args, **kwargs)
+            if not self._has_byte_code(key):
+                self._decoded[key] = original_compile(env, source)
+                self._new[key] = marshal.dumps(self._decoded[key])
+            return self._get_byte_code(key)
 
-        def compile_expression_by_text(env: Any, source: str, undefined_to_none: bool = True) -> Any:
-            key = key_of(env, "expression", source)
-            if key in self._loaded or key in self._known:
-                template = env.template_class.from_code(env, self._code(key), env.make_globals(None), None)
+        def compile_expression(env: Any, source: str, undefined_to_none: bool = True) -> Any:
+            key = make_key(env, "expression", source)
+            if self._has_byte_code(key):
+                global_names = env.make_globals(None)  # the global names of the environment, without other names
+                template = env.template_class.from_code(env, self._get_byte_code(key), global_names, uptodate=None)
                 return expression_class(template, undefined_to_none)
             self._expression_key = key
             try:
-                return compile_expression(env, source, undefined_to_none)
+                return original_compile_expression(env, source, undefined_to_none)
             finally:
                 self._expression_key = None
 
-        patches.COMPILE.replace(compile_by_text)
-        patches.COMPILE_EXPRESSION.replace(compile_expression_by_text)
+        patches.COMPILE.set_value(compile_template)
+        patches.COMPILE_EXPRESSION.set_value(compile_expression)
 
     def save(self) -> None:
-        """Add the templates that this run has compiled to the file."""
+        """Add the byte code that this run has compiled to the file."""
         if not self._new:
             return
-        known = _read(self._file)  # read the file again, because other runs may have changed it since the start
-        if self._new.keys() - known.keys() and len(known | self._new) <= MAX_TEMPLATES:
-            _write(self._file, known | self._new)
+        stored = _read_byte_code(self._file)  # read the file again, because other runs may have changed it
+        has_unstored = bool(self._new.keys() - stored.keys())
+        if has_unstored and len(stored | self._new) <= MAX_TEMPLATES:
+            _write_byte_code(self._file, stored | self._new)
 
-    def _code(self, key: Key) -> CodeType:
-        """Return the byte code of a known template.
+    def _has_byte_code(self, key: Key) -> bool:
+        return key in self._decoded or key in self._stored
 
-        It is decoded only now, because a run uses only a few dozen templates.
+    def _get_byte_code(self, key: Key) -> CodeType:
+        """Return the byte code of a stored or compiled template.
+
+        Stored byte code is decoded here and not in `__init__`, because a run uses only a few dozen templates.
         """
-        if key not in self._loaded:
-            self._loaded[key] = marshal.loads(self._known[key])  # noqa: S302  our own file in a private folder
-        return self._loaded[key]
+        if key not in self._decoded:
+            self._decoded[key] = marshal.loads(self._stored[key])  # noqa: S302  our own file in a private folder
+        return self._decoded[key]
 
 
-def list_folders_once() -> None:
-    """Make Ansible list each folder of plugins only once in a run. Without this, each look-up of a plugin lists it."""
+def install_folder_cache() -> None:
+    """Make Ansible list each folder of plugins only once in a run.
+
+    Without this function, Ansible lists a folder again each time it looks for a plugin.
+    """
     import glob  # noqa: PLC0415  used only here
 
-    names_in = cache(os.listdir)
+    list_once = cache(os.listdir)
 
     def iglob(pattern: str) -> Iterable[str]:
+        """Return the paths that match the pattern. For a pattern like `<folder>/<plugin>.*`, list the folder once."""
         folder, name = os.path.split(pattern)
-        stem = name.removesuffix("*")
-        if glob.has_magic(folder + stem) or not stem.endswith(".") or not os.path.isdir(folder):
+        prefix = name.removesuffix("*")
+        if glob.has_magic(folder + prefix) or not prefix.endswith(".") or not os.path.isdir(folder):
             return glob.iglob(pattern)
-        return [os.path.join(folder, found) for found in names_in(folder) if found.startswith(stem)]
+        return [os.path.join(folder, entry) for entry in list_once(folder) if entry.startswith(prefix)]
 
-    patches.LOADER_GLOB.replace(SimpleNamespace(glob=glob.glob, iglob=iglob))
+    patches.LOADER_GLOB.set_value(SimpleNamespace(glob=glob.glob, iglob=iglob))
 
 
-def _read(file: Path) -> dict[Key, bytes]:
+def _read_byte_code(file: Path) -> dict[Key, bytes]:
     try:
         code: dict[Key, bytes] = marshal.loads(file.read_bytes())  # noqa: S302  our own file in a private folder
     except (OSError, ValueError, EOFError, TypeError):
@@ -233,12 +257,12 @@ def _read(file: Path) -> dict[Key, bytes]:
     return code
 
 
-def _write(file: Path, code: dict[Key, bytes]) -> None:
+def _write_byte_code(file: Path, code: dict[Key, bytes]) -> None:
     """Replace the file atomically.
 
-    If the disk is full, keep the old file; the next run compiles the templates again.
+    If the disk is full, the old file remains, and the next run compiles the new templates again.
     """
-    partial = file.with_name(f"{file.name}.{os.getpid()}")
+    new_file = file.with_name(f"{file.name}.{os.getpid()}")
     with contextlib.suppress(OSError, ValueError):
-        partial.write_bytes(marshal.dumps(code))
-        partial.rename(file)
+        new_file.write_bytes(marshal.dumps(code))
+        new_file.rename(file)

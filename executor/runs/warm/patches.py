@@ -1,8 +1,8 @@
 """Lists every private name of Ansible, Jinja, PyYAML and ansible-runner that warm runs replace or use.
 
 A warm run is a fork of a server process that has already imported Ansible. A cold run is a new ansible-playbook
-process. Any release of these projects may change private names. So runs are cold if the installed ansible-core was not
-tested with warm runs, or if a name of this list is missing.
+process. Any release of these projects may change its private names. So all runs are cold if the installed ansible-core
+was not tested with warm runs, or if a name of this list is missing.
 """
 
 from __future__ import annotations
@@ -17,49 +17,54 @@ from typing import Any
 #: The tested series of ansible-core; a series is the first two numbers of a release. With these series, a test has
 #: compared the events of warm runs with the events of cold runs (tests/integration/runs/test_warm.py). With any other
 #: series all runs are cold.
-TESTED = ("2.19", "2.21")
+TESTED_SERIES = ("2.19", "2.21")
 
 
 @dataclass(frozen=True, kw_only=True)
 class PrivateName:
-    """A private name that warm runs need: the dotted path `name` inside `module`, such as `DataLoader.path_dwim`."""
+    """A private name that warm runs need. `name` is its dotted path in `module`, such as `DataLoader.path_dwim`."""
 
     module: str
     name: str
-    why: str  #: what warm runs use the name for, or what the replaced value does
+    purpose: str  #: what warm runs use the name for, or what our replacement of its value does
     is_replaced: bool = False  #: True if warm runs replace the value of the name
-    source: str = ""  #: `file:name` of the definition, if the name is not defined in `module`
-    versions: tuple[str, ...] = TESTED  #: the series of ansible-core in which the name exists
+    source: str = ""  #: `<file>:<name>` of the definition, if the name is not defined in the source file of `module`
+    series: tuple[str, ...] = TESTED_SERIES  #: the series of ansible-core in which the name exists
 
     @property
     def attribute(self) -> str:
         """The last part of the name."""
         return self.name.rpartition(".")[2]
 
-    def get(self) -> Any:
+    def get_value(self) -> Any:
         """Import the module and return the value of the name."""
         return getattr(self._owner(), self.attribute)
 
-    def replace(self, value: Any) -> None:
+    def set_value(self, value: Any) -> None:
         """Set the value of the name."""
         setattr(self._owner(), self.attribute, value)
 
-    def is_defined(self, read: Callable[[str], str]) -> bool:
-        """True when the name is defined in its source file, whose text `read` returns.
+    def is_defined(self, read_file: Callable[[str], str]) -> bool:
+        """True when the text of the name's source file contains its definition.
 
-        The source text is searched, because importing Ansible would take a second.
+        `read_file` returns the text of a file, or '' when the file does not exist. The text is searched, because
+        importing Ansible would take a second.
         """
-        file, _, defined = self.source.partition(":")
-        module = self.module.replace(".", "/")
-        text = read(file) if file else read(f"{module}.py") or read(f"{module}/__init__.py")
-        owner, _, name = (defined or self.name).rpartition(".")
-        if not owner:
-            return re.search(_TOP_LEVEL.format(name=name), text, re.MULTILINE) is not None
-        if (start := re.search(rf"^class {owner}\b", text, re.MULTILINE)) is None:
+        source_file, _, source_name = self.source.partition(":")
+        module_path = self.module.replace(".", "/")
+        if source_file:
+            text = read_file(source_file)
+        else:
+            text = read_file(f"{module_path}.py") or read_file(f"{module_path}/__init__.py")
+        class_name, _, name = (source_name or self.name).rpartition(".")
+        if not class_name:
+            return re.search(_TOP_LEVEL_DEFINITION.format(name=name), text, re.MULTILINE) is not None
+        class_start = re.search(rf"^class {class_name}\b", text, re.MULTILINE)
+        if class_start is None:
             return False
-        end = _TOP_LEVEL_LINE.search(text, start.end())
-        block = text[start.start() : end.start() if end else len(text)]
-        return re.search(_MEMBER.format(name=name), block, re.MULTILINE) is not None
+        class_end = _TOP_LEVEL_LINE.search(text, class_start.end())
+        class_text = text[class_start.start() : class_end.start() if class_end else len(text)]
+        return re.search(_MEMBER_DEFINITION.format(name=name), class_text, re.MULTILINE) is not None
 
     def _owner(self) -> Any:
         """Return the module or class in which the last part of the name is defined."""
@@ -69,57 +74,68 @@ class PrivateName:
         return owner
 
 
-# Patterns for source text. _TOP_LEVEL matches a definition or an import in a module, _TOP_LEVEL_LINE the first line
-# after a class, _MEMBER a definition in a class.
-_TOP_LEVEL = r"^(?:def|class) {name}\b|^{name}\b\s*[:=]|^(?:from \S+ )?import [^#\n]*\b{name}\b"
+#: Matches the definition or the import of `name` at the top level of a module.
+_TOP_LEVEL_DEFINITION = r"^(?:def|class) {name}\b|^{name}\b\s*[:=]|^(?:from \S+ )?import [^#\n]*\b{name}\b"
+#: Matches the beginning of a line without indentation. The first such line after a class is the end of the class.
 _TOP_LEVEL_LINE = re.compile(r"^\S", re.MULTILINE)
-_MEMBER = r"^    def {name}\b|^    {name}\b\s*[:=]|\bself\.{name}\b\s*[:=]"
+#: Matches the definition of `name` in a class: a method, a class attribute or an attribute of `self`.
+_MEMBER_DEFINITION = r"^    def {name}\b|^    {name}\b\s*[:=]|\bself\.{name}\b\s*[:=]"
 
 
-def _used(module: str, name: str, why: str, *, source: str = "") -> PrivateName:
-    """Return a private name that warm runs only read or call."""
-    return PrivateName(module=module, name=name, why=why, source=source)
+def _make_used_name(module: str, name: str, purpose: str, *, source: str = "") -> PrivateName:
+    """Return a private name whose value warm runs use, but do not replace."""
+    return PrivateName(module=module, name=name, purpose=purpose, source=source)
 
 
-def _replaced(module: str, name: str, why: str, *, source: str = "") -> PrivateName:
+def _make_replaced_name(module: str, name: str, purpose: str, *, source: str = "") -> PrivateName:
     """Return a private name whose value warm runs replace."""
-    return PrivateName(module=module, name=name, why=why, is_replaced=True, source=source)
+    return PrivateName(module=module, name=name, purpose=purpose, is_replaced=True, source=source)
 
 
 # --- Used by connection.py, module_server.py and payloads.py to run modules -------------------------------------------
 
-_LOCAL = "ansible.plugins.connection.local"
-EXEC_COMMAND = _replaced(
-    _LOCAL, "Connection.exec_command", "makes the module server run the modules of community.proxmox"
+_LOCAL_MODULE = "ansible.plugins.connection.local"
+EXEC_COMMAND = _make_replaced_name(
+    _LOCAL_MODULE, "Connection.exec_command", "makes the module server run the modules of community.proxmox"
 )
-CONNECTION_CWD = _used(_LOCAL, "Connection.cwd", "the working directory of a module")
-CONNECTION_BECOME = _used(
+CONNECTION_CWD = _make_used_name(_LOCAL_MODULE, "Connection.cwd", "the working directory of a module")
+CONNECTION_BECOME = _make_used_name(
     "ansible.plugins.connection",
     "ConnectionBase.become",
-    "a module that runs as another user is not run by the module server",
+    "is set for a module that must run as another user, which the module server does not support",
 )
-RUN_MODULE = _used("ansible.module_utils._internal._ansiballz._loader", "run_module", "runs a module from its payload")
-ZIP_DATA = _used("ansible.executor.module_common", "_CachedModule.zip_data", "the zip file in a stored payload")
+RUN_MODULE = _make_used_name(
+    "ansible.module_utils._internal._ansiballz._loader", "run_module", "runs a module from the installed files"
+)
+ZIP_DATA = _make_used_name(
+    "ansible.executor.module_common", "_CachedModule.zip_data", "the zip file in a stored payload"
+)
 
 # --- Used by parse_cache.py to share parsed YAML ----------------------------------------------------------------------
 
-_TAGS = "ansible._internal._datatag._tags"
-_DATALOADER = "ansible.parsing.dataloader"
-YAML_LOAD = _replaced("yaml", "load", "returns a document that was parsed before the fork")
-DATA_LOADER = _used(_DATALOADER, "DataLoader", "parses our files as a run does")
-LOAD_FROM_FILE = _replaced(_DATALOADER, "DataLoader.load_from_file", "returns a parsed document without a copy of it")
-FILE_CACHE = _used(_DATALOADER, "DataLoader._FILE_CACHE", "the documents that a run has already read")
-PATH_DWIM = _used(_DATALOADER, "DataLoader.path_dwim", "computes a key of _FILE_CACHE")
-TAGS = _used("ansible.module_utils._internal._datatag", "AnsibleTagHelper.tags", "tags belong to a document's identity")
-ORIGIN = _used(_TAGS, "Origin", "a tag of a plugin's documentation")
-TRUSTED_AS_TEMPLATE = _used(_TAGS, "TrustedAsTemplate", "a tag of a plugin's documentation")
-YAML_LOADER = _used("ansible.parsing.yaml.loader", "AnsibleLoader", "the loader of a plugin's documentation")
-FRAGMENT_LOADER = _used("ansible.plugins.loader", "fragment_loader", "finds documentation that plugins share")
-ADD_FRAGMENTS = _used("ansible.utils.plugin_docs", "add_fragments", "parses documentation that plugins share")
-ROUTING_TO_DICT = _used(
+_TAG_CLASSES_MODULE = "ansible._internal._datatag._tags"
+_DATA_LOADER_MODULE = "ansible.parsing.dataloader"
+YAML_LOAD = _make_replaced_name("yaml", "load", "returns a document that was parsed before the fork")
+DATA_LOADER = _make_used_name(_DATA_LOADER_MODULE, "DataLoader", "parses our files as a run does")
+LOAD_FROM_FILE = _make_replaced_name(
+    _DATA_LOADER_MODULE, "DataLoader.load_from_file", "returns a parsed document itself, not a copy of it"
+)
+FILE_CACHE = _make_used_name(_DATA_LOADER_MODULE, "DataLoader._FILE_CACHE", "the documents that a run has already read")
+PATH_DWIM = _make_used_name(_DATA_LOADER_MODULE, "DataLoader.path_dwim", "computes a key of _FILE_CACHE")
+TAGS = _make_used_name(
+    "ansible.module_utils._internal._datatag",
+    "AnsibleTagHelper.tags",
+    "returns the tags of a text, which are a part of the key of a stored document",
+)
+ORIGIN = _make_used_name(_TAG_CLASSES_MODULE, "Origin", "a tag of a plugin's documentation")
+TRUSTED_AS_TEMPLATE = _make_used_name(_TAG_CLASSES_MODULE, "TrustedAsTemplate", "a tag of a plugin's documentation")
+YAML_LOADER = _make_used_name("ansible.parsing.yaml.loader", "AnsibleLoader", "the loader of a plugin's documentation")
+FRAGMENT_LOADER = _make_used_name("ansible.plugins.loader", "fragment_loader", "finds documentation that plugins share")
+ADD_FRAGMENTS = _make_used_name("ansible.utils.plugin_docs", "add_fragments", "parses documentation that plugins share")
+ROUTING_TO_DICT = _make_used_name(
     "ansible.utils.collection_loader._collection_meta", "_meta_yml_to_dict", "parses a collection's routing table"
 )
-RUNNER_CALLBACK = _used(
+RUNNER_CALLBACK = _make_used_name(
     "ansible_runner.display_callback.callback.awx_display",
     "CallbackModule",
     "a plugin whose documentation each run reads",
@@ -127,36 +143,50 @@ RUNNER_CALLBACK = _used(
 
 # --- Used by parse_cache.py to share compiled templates ---------------------------------------------------------------
 
-_JINJA_BITS = "ansible._internal._templating._jinja_bits"
-_JINJA = "jinja2.environment"
-COMPILE = _replaced(
-    _JINJA_BITS,
+_JINJA_BITS_MODULE = "ansible._internal._templating._jinja_bits"
+_JINJA_MODULE = "jinja2.environment"
+COMPILE = _make_replaced_name(
+    _JINJA_BITS_MODULE,
     "AnsibleEnvironment.compile",
     "returns stored byte code",
     source="jinja2/environment.py:Environment.compile",
 )
-COMPILE_EXPRESSION = _replaced(_JINJA_BITS, "AnsibleEnvironment.compile_expression", "returns stored byte code")
-ENVIRONMENT = _used(_JINJA_BITS, "AnsibleEnvironment", "has the attribute _debuggable_template_source")
-DEBUGGABLE = _used(
-    _JINJA_BITS, "AnsibleEnvironment._debuggable_template_source", "if it is set, no byte code is stored"
+COMPILE_EXPRESSION = _make_replaced_name(
+    _JINJA_BITS_MODULE, "AnsibleEnvironment.compile_expression", "returns stored byte code"
 )
-COMPILE_CONTEXT = _used(_JINJA_BITS, "_TemplateCompileContext", "a template's context belongs to its identity")
-CURRENT_CONTEXT = _used(
-    _JINJA_BITS,
+ENVIRONMENT = _make_used_name(
+    _JINJA_BITS_MODULE, "AnsibleEnvironment", "the class with the attribute _debuggable_template_source"
+)
+DEBUGGABLE = _make_used_name(
+    _JINJA_BITS_MODULE,
+    "AnsibleEnvironment._debuggable_template_source",
+    "no byte code is stored if this attribute is set",
+)
+COMPILE_CONTEXT = _make_used_name(
+    _JINJA_BITS_MODULE,
+    "_TemplateCompileContext",
+    "the context of a template, which is a part of the key of its byte code",
+)
+CURRENT_CONTEXT = _make_used_name(
+    _JINJA_BITS_MODULE,
     "_TemplateCompileContext.current",
-    "a template's context belongs to its identity",
+    "returns the context of the template that is being compiled",
     source="ansible/module_utils/_internal/_ambient_context.py:AmbientContextBase.current",
 )
-ESCAPE_BACKSLASHES = _used(
-    _JINJA_BITS, "_TemplateCompileContext.escape_backslashes", "changes the byte code of a template"
+ESCAPE_BACKSLASHES = _make_used_name(
+    _JINJA_BITS_MODULE, "_TemplateCompileContext.escape_backslashes", "changes the byte code of a template"
 )
-TEMPLATE_EXPRESSION = _used(_JINJA_BITS, "TemplateExpression", "wraps the byte code of an expression")
-TEMPLATE_CLASS = _used(_JINJA, "Environment.template_class", "the class of a template that is made from byte code")
-FROM_CODE = _used(_JINJA, "Template.from_code", "makes a template from byte code")
-MAKE_GLOBALS = _used(_JINJA, "Environment.make_globals", "the global names of a template that is made from byte code")
+TEMPLATE_EXPRESSION = _make_used_name(_JINJA_BITS_MODULE, "TemplateExpression", "wraps the byte code of an expression")
+TEMPLATE_CLASS = _make_used_name(
+    _JINJA_MODULE, "Environment.template_class", "the class of a template that is made from byte code"
+)
+FROM_CODE = _make_used_name(_JINJA_MODULE, "Template.from_code", "makes a template from byte code")
+MAKE_GLOBALS = _make_used_name(
+    _JINJA_MODULE, "Environment.make_globals", "the global names of a template that is made from byte code"
+)
 #: The attributes of Jinja's environment that change how Jinja reads a template's text.
-SYNTAX = tuple(
-    _used(_JINJA, f"Environment.{name}", "belongs to a template's identity")
+JINJA_SYNTAX = tuple(
+    _make_used_name(_JINJA_MODULE, f"Environment.{name}", "a part of the key of a template's byte code")
     for name in (
         *("block_start_string", "block_end_string", "variable_start_string", "variable_end_string"),
         *("comment_start_string", "comment_end_string", "line_statement_prefix", "line_comment_prefix"),
@@ -166,75 +196,105 @@ SYNTAX = tuple(
 
 # --- Used by parse_cache.py and playbook_server.py to load plugins ----------------------------------------------------
 
-_LOADER = "ansible.plugins.loader"
-LOADER_GLOB = _replaced(_LOADER, "glob", "lists each folder of plugins once in a run")
-PLUGIN_LOADER = _used(_LOADER, "PluginLoader", "the type of the loaders whose folders each run computes again")
-LOADER_CONFIG = _used(_LOADER, "PluginLoader.config", "the folders of a loader; some are in the run's private folder")
-LOADER_PACKAGE = _used(_LOADER, "PluginLoader.package", "the package of a loader's plugins")
-FILTER_LOADER = _used(_LOADER, "filter_loader", "imports Ansible's filters before the fork")
-TEST_LOADER = _used(_LOADER, "test_loader", "imports Ansible's tests before the fork")
-LOAD_MODULE_SOURCE = _replaced(
-    _LOADER, "PluginLoader._load_module_source", "makes a provider's plugin take precedence over Ansible's"
+_PLUGIN_LOADER_MODULE = "ansible.plugins.loader"
+LOADER_GLOB = _make_replaced_name(_PLUGIN_LOADER_MODULE, "glob", "lists each folder of plugins once in a run")
+PLUGIN_LOADER = _make_used_name(
+    _PLUGIN_LOADER_MODULE,
+    "PluginLoader",
+    "the class of Ansible's plugin loaders; each run computes their folders again",
+)
+LOADER_CONFIG = _make_used_name(
+    _PLUGIN_LOADER_MODULE,
+    "PluginLoader.config",
+    "the folders of a loader, some of which are in the run's private folder",
+)
+LOADER_PACKAGE = _make_used_name(_PLUGIN_LOADER_MODULE, "PluginLoader.package", "the package of a loader's plugins")
+FILTER_LOADER = _make_used_name(
+    _PLUGIN_LOADER_MODULE, "filter_loader", "imports Ansible's Jinja filters before the fork"
+)
+TEST_LOADER = _make_used_name(_PLUGIN_LOADER_MODULE, "test_loader", "imports Ansible's Jinja tests before the fork")
+LOAD_MODULE_SOURCE = _make_replaced_name(
+    _PLUGIN_LOADER_MODULE,
+    "PluginLoader._load_module_source",
+    "makes a provider's plugin take precedence over Ansible's",
 )
 
 # --- Used by playbook_server.py to compute again what Ansible computed when it was imported ---------------------------
 
-_MANAGER = "ansible.config.manager"
-CONFIG = _used("ansible.constants", "config", "the source of all constants")
-CONFIG_FILE = _used(
+_CONFIG_MODULE = "ansible.config.manager"
+CONFIG = _make_used_name("ansible.constants", "config", "the source of all constants")
+CONFIG_FILE = _make_used_name(
     "ansible.constants",
     "CONFIG_FILE",
-    "a server refuses runs after it has changed",
+    "the path of the file ansible.cfg; after a change of this file, the server refuses runs",
     source="ansible/config/manager.py:ConfigManager._config_file",
 )
-DEFINITIONS = _used(_MANAGER, "ConfigManager.get_configuration_definitions", "lists the constants")
-CONFIG_VALUE = _used(_MANAGER, "ConfigManager.get_config_value", "computes a constant for the run's folder")
-LOCAL_TMP = _used(
+DEFINITIONS = _make_used_name(_CONFIG_MODULE, "ConfigManager.get_configuration_definitions", "lists the constants")
+CONFIG_VALUE = _make_used_name(
+    _CONFIG_MODULE, "ConfigManager.get_config_value", "computes a constant for the run's folder"
+)
+LOCAL_TMP = _make_used_name(
     "ansible.constants",
     "DEFAULT_LOCAL_TMP",
     "the folder of a run's payloads",
     source="ansible/config/base.yml:DEFAULT_LOCAL_TMP",
 )
-RANDOM_INT = _replaced("ansible.utils.vars", "random_int", "gives each run different ids")
-CUR_ID = _replaced("ansible.utils.vars", "cur_id", "gives each run different ids")
-CLEANUP_TMP_FILE = _used(
-    "ansible.utils.path", "cleanup_tmp_file", "a run must not remove the server's temporary folder"
+RANDOM_INT = _make_replaced_name(
+    "ansible.utils.vars", "random_int", "a part of all ids, which is different in each run"
 )
-CHECK_BLOCKING_IO = _used("ansible.cli", "check_blocking_io", "the first step of ansible-playbook")
-INITIALIZE_LOCALE = _used("ansible.cli", "initialize_locale", "the second step of ansible-playbook")
-PLAYBOOK_MAIN = _used("ansible.cli.playbook", "main", "the third step of ansible-playbook")
+CUR_ID = _make_replaced_name(
+    "ansible.utils.vars", "cur_id", "the number of ids so far, which is 0 at the start of a run"
+)
+CLEANUP_TMP_FILE = _make_used_name(
+    "ansible.utils.path",
+    "cleanup_tmp_file",
+    "must not be called at the exit of a run, because it removes the server's temporary folder",
+)
+CHECK_BLOCKING_IO = _make_used_name("ansible.cli", "check_blocking_io", "the first step of ansible-playbook")
+INITIALIZE_LOCALE = _make_used_name("ansible.cli", "initialize_locale", "the second step of ansible-playbook")
+PLAYBOOK_MAIN = _make_used_name("ansible.cli.playbook", "main", "the third step of ansible-playbook")
 
 # --- Used by tasks.py to run Ansible tasks without a fork -------------------------------------------------------------
 
-_WORKER = "ansible.executor.process.worker"
-STRATEGY_WORKER = _replaced(
-    "ansible.plugins.strategy", "WorkerProcess", "runs an Ansible task in the run's own process"
+_WORKER_MODULE = "ansible.executor.process.worker"
+WORKER_CLASS_IN_STRATEGY = _make_replaced_name(
+    "ansible.plugins.strategy",
+    "WorkerProcess",
+    "the strategies' name of WORKER_CLASS; our worker runs an Ansible task without a fork",
 )
-POLL_INTERVAL = _replaced(
+POLL_INTERVAL = _make_replaced_name(
     "ansible.constants",
     "DEFAULT_INTERNAL_POLL_INTERVAL",
-    "shortens the wait for the result of an Ansible task",
+    "makes the wait for the result of an Ansible task shorter",
     source="ansible/config/base.yml:DEFAULT_INTERNAL_POLL_INTERVAL",
 )
-WORKER = _used(_WORKER, "WorkerProcess", "the class that our worker extends")
-WORKER_START = _used(_WORKER, "WorkerProcess.start", "forks, which only a play of several hosts needs")
-WORKER_RUN = _used(_WORKER, "WorkerProcess.run", "runs the Ansible task")
-WORKER_DETACH = _replaced(_WORKER, "WorkerProcess._detach", "keeps the output of the run")
-WORKER_HARD_EXIT = _replaced(
-    _WORKER, "WorkerProcess._hard_exit", "an Ansible task that crashes must not end the run's process"
+WORKER_CLASS = _make_used_name(_WORKER_MODULE, "WorkerProcess", "the class that our worker extends")
+WORKER_START = _make_used_name(
+    _WORKER_MODULE, "WorkerProcess.start", "forks a process, which only a play with several hosts needs"
 )
-WORKER_TASK = _used(_WORKER, "WorkerProcess._task", "copied for each Ansible task")
-WORKER_HOST = _used(_WORKER, "WorkerProcess._host", "copied for each Ansible task")
-WORKER_TASK_VARS = _used(_WORKER, "WorkerProcess._task_vars", "copied for each Ansible task")
-WORKER_DISPLAY = _replaced(_WORKER, "display", "displays without the queue of a fork")
-WORKER_SIGNAL = _replaced(_WORKER, "signal", "keeps the signal handlers of the run")
-WORKER_SYS = _replaced(_WORKER, "sys", "keeps the output of the run")
-SET_QUEUE = _used("ansible.utils.display", "Display.set_queue", "only a fork needs it")
-TASK_COPY = _used("ansible.playbook.task", "Task.copy", "copies an Ansible task, so that it cannot change the play")
-TASK_PARENT = _used("ansible.playbook.task", "Task._parent", "gives the copy its parent in the play")
+WORKER_RUN = _make_used_name(_WORKER_MODULE, "WorkerProcess.run", "runs the Ansible task")
+WORKER_DETACH = _make_replaced_name(_WORKER_MODULE, "WorkerProcess._detach", "leaves the output of the run open")
+WORKER_HARD_EXIT = _make_replaced_name(
+    _WORKER_MODULE, "WorkerProcess._hard_exit", "lets the run's process continue when an Ansible task crashes"
+)
+WORKER_TASK = _make_used_name(_WORKER_MODULE, "WorkerProcess._task", "copied for each Ansible task")
+WORKER_HOST = _make_used_name(_WORKER_MODULE, "WorkerProcess._host", "copied for each Ansible task")
+WORKER_TASK_VARS = _make_used_name(_WORKER_MODULE, "WorkerProcess._task_vars", "copied for each Ansible task")
+WORKER_DISPLAY = _make_replaced_name(
+    _WORKER_MODULE, "display", "writes messages directly, not to the queue that a fork uses"
+)
+WORKER_SIGNAL = _make_replaced_name(_WORKER_MODULE, "signal", "leaves the signal handlers of the run unchanged")
+WORKER_SYS = _make_replaced_name(_WORKER_MODULE, "sys", "leaves the standard output and error of the run unchanged")
+SET_QUEUE = _make_used_name(
+    "ansible.utils.display", "Display.set_queue", "does nothing in our display, because it has no queue"
+)
+TASK_COPY = _make_used_name(
+    "ansible.playbook.task", "Task.copy", "copies an Ansible task, so that it cannot change the play"
+)
+TASK_PARENT = _make_used_name("ansible.playbook.task", "Task._parent", "gives the copy its parent in the play")
 
-#: All private names that this module defines above.
-NAMES: tuple[PrivateName, ...] = (
+#: All private names that are defined above.
+PRIVATE_NAMES: tuple[PrivateName, ...] = (
     *(value for value in vars().copy().values() if isinstance(value, PrivateName)),
-    *SYNTAX,
+    *JINJA_SYNTAX,
 )

@@ -1,11 +1,11 @@
 """Runs playbooks in forks of this server, which has already imported Ansible (warm runs).
 
 Command: `python -P -m executor.runs.warm.playbook_server SOCKET SERVER_FOLDER`. Before the fork, the server only
-imports and parses files that are the same for all runs. It runs no playbook itself, so one run cannot affect the next
-run. Ansible computes some values when it is imported: constants with the run's folders, ids, temporary folders,
-cleanups at exit. These values are computed again in each run. The server's environment is the environment of a run
-whose private folder is SERVER_FOLDER. The server refuses a run whose environment differs in more than its private
-folder and PER_RUN_VARIABLES.
+imports modules and parses files that are the same for all runs. It runs no playbook itself, so one run cannot affect
+the next run. When Ansible is imported, it computes constants that contain the run's folders, makes random ids and
+temporary folders, and registers functions that Python calls at exit. Each run repeats or reverts these steps. The
+server's environment is the environment of a run whose private folder is SERVER_FOLDER. The server refuses a run whose
+environment differs in more than the path of the private folder and PER_RUN_VARIABLES.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from pathlib import Path
 from typing import Any
 
 from executor.runs.warm import forkserver, parse_cache, patches, payloads, tasks
-from executor.runs.warm.compatibility import why_unsupported
+from executor.runs.warm.compatibility import why_release_unsupported
 from executor.runs.warm.protocol import Refusal, Request
 
-#: Environment variables that differ in each run and are not compared. They contain the run's ident, the folder of its
-#: events and its temporary folder.
+#: Environment variables that differ in each run, and so are not compared. They contain the run's ident, the folder of
+#: the run's events and the run's temporary folder.
 PER_RUN_VARIABLES = (b"SMITH_RUN_IDENT", b"AWX_ISOLATED_DATA_DIR", b"TMPDIR")
 #: Environment variable with the path of the credentials file, which is in the run's private folder.
-CREDENTIALS = b"SMITH_CREDENTIALS_FILE"
+CREDENTIALS_VARIABLE = b"SMITH_CREDENTIALS_FILE"
 #: Types of Ansible's constants whose value is a temporary folder. Ansible makes the folder when it computes the value.
 TEMPORARY_FOLDER_TYPES = ("tmp", "temppath", "tmppath")
-#: Packages of Ansible whose modules are imported before the fork, because each run imports most of them.
-PACKAGES = tuple(f"ansible.plugins.{kind}" for kind in ("become", "connection", "shell", "vars"))
-#: The files of ours that runs read, as patterns relative to the working directory.
+#: Packages of Ansible. Their modules are imported before the fork, because each run imports most of these modules.
+PLUGIN_PACKAGES = tuple(f"ansible.plugins.{kind}" for kind in ("become", "connection", "shell", "vars"))
+#: Our files that runs read, as patterns relative to the working directory.
 OUR_FILES = ("playbooks/*.yml", "roles/*/*/*.yml", "inventory/**/*.yml")
 #: Python modules that runs of our playbooks import. They are imported before the fork. A module that the installed
 #: ansible-core lacks is skipped. ansible-runner's display callback is not in the list, because it changes Ansible's
@@ -51,7 +51,7 @@ IMPORTS = (
     *("ansible.plugins.inventory.yaml", "ansible.plugins.inventory.host_list"),
     *("ansible.executor.module_common", "ansible.executor.process.worker", "ansible.executor.task_executor"),
     *("ansible.playbook.handler_task_include", "ansible.utils._junit_xml", "xml.dom.minidom"),
-    *(f"ansible.module_utils._internal._json._profiles._module_legacy_{way}" for way in ("c2m", "m2c")),
+    *(f"ansible.module_utils._internal._json._profiles._module_legacy_{direction}" for direction in ("c2m", "m2c")),
     *("ansible.template", "ansible.inventory.manager", "ansible.vars.manager", "ansible.utils.vars"),
     *("ansible.module_utils._internal._ansiballz._loader", "ansible._internal._ansiballz._builder"),
     *("executor.proxmox.error_rules", "executor.runs.warm.connection", "base64", "contextlib", "functools"),
@@ -66,176 +66,197 @@ IMPORTS = (
 )
 
 
-class Playbooks:
-    """Checks and runs playbooks. A server has one instance."""
+class PlaybookRunner:
+    """Checks requests to run playbooks, and runs the playbooks. A server has one instance."""
 
     def __init__(self, server_folder: str) -> None:
-        self._folder = os.fsencode(server_folder)
-        self._store = payloads.store_in(server_folder)
+        self._server_folder = os.fsencode(server_folder)
+        self._store = payloads.store_folder(server_folder)
         self._store.mkdir(mode=0o700, exist_ok=True)
-        self._env = self._comparable(dict(os.environb), self._folder)
+        self._comparable_env = self._make_comparable(dict(os.environb), private_folder=self._server_folder)
         _import_what_runs_need()
-        self._config = patches.CONFIG.get()
+        self._config = patches.CONFIG.get_value()
+        #: the namespace of `ansible.constants`; a change of an item changes the constant of this name
         self._constants = vars(sys.modules[patches.CONFIG.module])
         definitions = self._config.get_configuration_definitions()
+        #: the constants that differ in each run, with their types
         self._varying_constants = {
-            name: definition.get("type", "") for name, definition in definitions.items() if self._varies(name)
+            name: definition.get("type", "")
+            for name, definition in definitions.items()
+            if self._contains_server_folder(name)
         }
-        unchanged_files = [patches.CONFIG_FILE.get(), sys.modules["ansible.release"].__file__]
-        self._stamps = {str(file): payloads.stamp_of(file) for file in unchanged_files if file}
+        watched_files = [patches.CONFIG_FILE.get_value(), sys.modules["ansible.release"].__file__]
+        self._stamps_at_start = {str(file): payloads.stamp_of(file) for file in watched_files if file}
+        our_files = [file for pattern in OUR_FILES for file in sorted(Path.cwd().glob(pattern))]
         self._documents = parse_cache.ParsedDocuments()
-        self._documents.load(file for pattern in OUR_FILES for file in sorted(Path.cwd().glob(pattern)))
-        self._plugins = {name: module for name, module in sys.modules.items() if name.startswith("ansible.plugins.")}
+        self._documents.parse_all(our_files)
+        self._imported_plugins = {
+            name: module for name, module in sys.modules.items() if name.startswith("ansible.plugins.")
+        }
 
     def check(self, request: Request) -> None:
         """Raise Refusal if a new `ansible-playbook` process would behave differently from a fork of this server."""
-        requested = self._comparable(request.env, os.path.dirname(request.env.get(CREDENTIALS, b"")))
-        if different := sorted(name for name, _ in requested.items() ^ self._env.items()):
-            raise Refusal(f"the environment differs from the server's in {os.fsdecode(different[0])}")
-        if any(payloads.stamp_of(file) != stamp for file, stamp in self._stamps.items()):
+        private_folder = os.path.dirname(request.env.get(CREDENTIALS_VARIABLE, b""))
+        requested_env = self._make_comparable(request.env, private_folder)
+        different_entries = requested_env.items() ^ self._comparable_env.items()
+        if different_names := sorted(name for name, _ in different_entries):
+            raise Refusal(f"the environment differs from the server's in {os.fsdecode(different_names[0])}")
+        if any(payloads.stamp_of(file) != stamp for file, stamp in self._stamps_at_start.items()):
             raise Refusal("ansible.cfg or ansible-core has changed since the server started")
 
-    def work(self, request: Request) -> int:
+    def run_playbook(self, request: Request) -> int:
         """Run the playbook as `ansible-playbook` does; return its exit code."""
-        module_socket, *sys.argv = request.argv
+        module_socket, *playbook_command = request.argv
+        sys.argv = playbook_command
         _reset_after_fork()
-        self._recompute(os.fsdecode(os.path.dirname(request.env[CREDENTIALS])))
+        private_folder = os.path.dirname(request.env[CREDENTIALS_VARIABLE])
+        self._recompute_values(os.fsdecode(private_folder))
         from executor.runs.warm import connection  # noqa: PLC0415  the server has already imported it
 
         connection.install(module_socket)
         if not self._is_our_playbook(request):
-            return _run_playbook()
-        local_tmp = Path(patches.LOCAL_TMP.get())
+            return _call_ansible_playbook()
+        local_tmp = Path(patches.LOCAL_TMP.get_value())
         payloads.link_saved(self._store, local_tmp)
         templates = parse_cache.CompiledTemplates(self._store)
-        for cache in (self._documents, templates):
-            cache.install()
-        parse_cache.list_folders_once()
+        self._documents.install()
+        templates.install()
+        parse_cache.install_folder_cache()
         tasks.install()
-        code = _run_playbook()
+        code = _call_ansible_playbook()
         payloads.save(self._store, local_tmp)
         templates.save()
         return code
 
     def _is_our_playbook(self, request: Request) -> bool:
-        """True for our playbooks. A provider's playbook may have modules and plugins beside it."""
+        """True for our playbooks, False for a playbook of the provider, the organisation that operates the agent.
+
+        A provider's playbook uses no stored document, template or payload, because its folder may contain modules and
+        plugins.
+        """
         return os.path.dirname(request.argv[-1]) == os.path.join(os.fsdecode(request.cwd), "playbooks")
 
-    def _comparable(self, env: dict[bytes, bytes], folder: bytes) -> dict[bytes, bytes]:
+    def _make_comparable(self, env: dict[bytes, bytes], private_folder: bytes) -> dict[bytes, bytes]:
         """Return an environment that can be compared with the environment of another run.
 
-        PER_RUN_VARIABLES are removed. The path `folder`, a run's private folder, is replaced by the server's folder.
+        PER_RUN_VARIABLES are removed. The path of the run's private folder is replaced by the path of the server's
+        folder. Without a private folder, the result is empty, so it differs from the server's environment.
         """
-        ignored = (*PER_RUN_VARIABLES, os.fsencode(forkserver.RESERVED_VARIABLE))
-        server_folder = self._folder
+        if not private_folder:
+            return {}
+        ignored_names = (*PER_RUN_VARIABLES, os.fsencode(forkserver.RESERVED_VARIABLE))
         return {
-            name: value.replace(folder, server_folder) for name, value in env.items() if name not in ignored and folder
+            name: value.replace(private_folder, self._server_folder)
+            for name, value in env.items()
+            if name not in ignored_names
         }
 
-    def _varies(self, name: str) -> bool:
-        """True if the constant `name` of Ansible contains the path of the private folder: it differs in each run."""
-        return os.fsdecode(self._folder) in repr(self._constants[name])
+    def _contains_server_folder(self, name: str) -> bool:
+        """True if the constant `name` of Ansible contains the path of the server's folder.
 
-    def _recompute(self, folder: str) -> None:
-        """Compute again the values that Ansible computed when the server imported it.
-
-        `folder` is the run's private folder.
+        In a run, this constant contains the path of the run's private folder instead.
         """
-        server_folder = os.fsdecode(self._folder)
-        for name, kind in self._varying_constants.items():
-            if kind in TEMPORARY_FOLDER_TYPES:
+        return os.fsdecode(self._server_folder) in repr(self._constants[name])
+
+    def _recompute_values(self, private_folder: str) -> None:
+        """Compute again the values that Ansible computed when the server imported it."""
+        server_folder = os.fsdecode(self._server_folder)
+        for name, constant_type in self._varying_constants.items():
+            if constant_type in TEMPORARY_FOLDER_TYPES:
                 value = self._config.get_config_value(name, variables=self._constants)
             else:
-                value = _with_folder(self._constants[name], server_folder, folder)
+                value = _replace_folder(self._constants[name], server_folder, private_folder)
             self._constants[name] = value
-        for loader in _loaders():
-            loader.config = _with_folder(loader.config, server_folder, folder)
-        _prefer_plugin_by_path(self._plugins)
-        patches.RANDOM_INT.replace(f"{secrets.randbelow(2**32):08x}")  # the same formula as in `ansible.utils.vars`
-        patches.CUR_ID.replace(0)
+        for loader in _plugin_loaders():
+            loader.config = _replace_folder(loader.config, server_folder, private_folder)
+        _prefer_provider_plugins(self._imported_plugins)
+        patches.RANDOM_INT.set_value(f"{secrets.randbelow(2**32):08x}")  # the same formula as in `ansible.utils.vars`
+        patches.CUR_ID.set_value(0)
 
 
 def _import_what_runs_need() -> None:
+    """Import IMPORTS, the modules of PLUGIN_PACKAGES, and Ansible's Jinja filters and Jinja tests."""
     names = [*IMPORTS]
-    for name in PACKAGES:
-        package = importlib.import_module(name)
-        names += [f"{name}.{module.name}" for module in pkgutil.iter_modules(package.__path__)]
+    for package_name in PLUGIN_PACKAGES:
+        package = importlib.import_module(package_name)
+        names += [f"{package_name}.{module.name}" for module in pkgutil.iter_modules(package.__path__)]
     for name in names:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
-    for loader in (patches.FILTER_LOADER.get(), patches.TEST_LOADER.get()):
-        for module in pkgutil.iter_modules(importlib.import_module(loader.package).__path__, f"{loader.package}."):
+    for loader in (patches.FILTER_LOADER.get_value(), patches.TEST_LOADER.get_value()):
+        package = importlib.import_module(loader.package)
+        for module in pkgutil.iter_modules(package.__path__, prefix=f"{loader.package}."):
             _import_by_file(loader, module.name)
 
 
 def _import_by_file(loader: Any, name: str) -> None:
-    """Import a file of filters or tests under the name that Ansible uses: the module's name and a hash of the path."""
+    """Import a file of Jinja filters or tests under Ansible's name for it: the module's name and a hash of the path."""
     spec = importlib.util.find_spec(name)
     if spec is not None and spec.origin:
-        by_path = f"{name}_{abs(hash(spec.origin))}"
-        loader._load_module_source(python_module_name=by_path, path=spec.origin)
+        name_with_hash = f"{name}_{abs(hash(spec.origin))}"
+        loader._load_module_source(python_module_name=name_with_hash, path=spec.origin)
 
 
-def _run_playbook() -> int:
+def _call_ansible_playbook() -> int:
     """Run the playbook in `sys.argv` with the steps of `ansible-playbook`; return its exit code."""
     try:
-        patches.CHECK_BLOCKING_IO.get()()
-        patches.INITIALIZE_LOCALE.get()()
-        patches.PLAYBOOK_MAIN.get()(sys.argv)
-    except SystemExit as stop:
-        return forkserver.exit_code(stop)
+        patches.CHECK_BLOCKING_IO.get_value()()
+        patches.INITIALIZE_LOCALE.get_value()()
+        patches.PLAYBOOK_MAIN.get_value()(sys.argv)
+    except SystemExit as system_exit:
+        return forkserver.exit_code(system_exit)
     return 0
 
 
 def _reset_after_fork() -> None:
     """Reset the state that must differ in each process."""
-    atexit.unregister(patches.CLEANUP_TMP_FILE.get())  # in this fork it would remove the server's temporary folder
+    atexit.unregister(patches.CLEANUP_TMP_FILE.get_value())  # this function would remove the server's temporary folder
     tempfile.tempdir = None
     multiprocessing.current_process().authkey = os.urandom(32)
 
 
-def _with_folder(value: Any, old: str, new: str) -> Any:
-    """Return a path, or a list of paths, with the folder `old` replaced by `new`."""
-    if isinstance(value, list):
-        return [_with_folder(part, old, new) for part in value]
-    return value.replace(old, new)
+def _replace_folder(path_or_paths: Any, old_folder: str, new_folder: str) -> Any:
+    """Return a path, or a list of paths, in which `new_folder` replaces `old_folder`."""
+    if isinstance(path_or_paths, list):
+        return [_replace_folder(path, old_folder, new_folder) for path in path_or_paths]
+    return path_or_paths.replace(old_folder, new_folder)
 
 
-def _loaders() -> Iterator[Any]:
+def _plugin_loaders() -> Iterator[Any]:
     """Return Ansible's plugin loaders."""
-    module, kind = sys.modules[patches.PLUGIN_LOADER.module], patches.PLUGIN_LOADER.get()
-    return (value for value in vars(module).values() if isinstance(value, kind))
+    module, loader_class = sys.modules[patches.PLUGIN_LOADER.module], patches.PLUGIN_LOADER.get_value()
+    return (value for value in vars(module).values() if isinstance(value, loader_class))
 
 
-def _prefer_plugin_by_path(imported: dict[str, Any]) -> None:
+def _prefer_provider_plugins(imported_plugins: dict[str, Any]) -> None:
     """Make a provider's plugin take precedence over a plugin of Ansible with the same name, as in a new process.
 
-    If a Python module with a plugin's name is already imported, Ansible uses this module, even if the plugin's file is
-    another one. `imported` contains the modules of the plugins that the server has imported.
+    If a Python module with a plugin's name is already imported, Ansible uses this module, even if the plugin is in
+    another file. `imported_plugins` contains the modules of the plugins that the server has imported.
     """
-    load = patches.LOAD_MODULE_SOURCE.get()
+    load_module_source = patches.LOAD_MODULE_SOURCE.get_value()
 
     def load_by_file(self: Any, *, python_module_name: str, path: str) -> Any:
-        module = imported.get(python_module_name)
+        module = imported_plugins.get(python_module_name)
         is_from_server = module is not None and sys.modules.get(python_module_name) is module
         if is_from_server and getattr(module, "__file__", "") != str(path):
             del sys.modules[python_module_name]
-        return load(self, python_module_name=python_module_name, path=path)
+        return load_module_source(self, python_module_name=python_module_name, path=path)
 
-    patches.LOAD_MODULE_SOURCE.replace(load_by_file)
+    patches.LOAD_MODULE_SOURCE.set_value(load_by_file)
 
 
-def main(socket: str, server_folder: str) -> None:
+def main(socket_path: str, server_folder: str) -> None:
     """Import Ansible, then accept clients until the agent ends."""
     sys.path.insert(0, sysconfig.get_path("scripts"))  # Python does the same when it runs the script ansible-playbook
     sys.argv = [str(Path(sysconfig.get_path("scripts"), "ansible-playbook"))]
     importlib.import_module("ansible.cli.playbook")
     from ansible.release import __version__  # noqa: PLC0415  the agent must not import Ansible
 
-    if reason := why_unsupported(__version__):
+    if reason := why_release_unsupported(__version__):
         raise SystemExit(reason)
-    playbooks = Playbooks(server_folder)
-    forkserver.serve(socket, playbooks.check, playbooks.work)
+    runner = PlaybookRunner(server_folder)
+    forkserver.serve(socket_path, runner.check, runner.run_playbook)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ implements the client's side a second time, because importing this module would 
 
 from __future__ import annotations
 
-import array  # noqa: F401  `recv_fds` imports it; it is imported here once, so that no fork needs to
+import array  # noqa: F401  `recv_fds` imports it in each fork, unless it is imported before the fork
 import os
 import signal
 import socket
@@ -14,20 +14,31 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-#: The server's messages. The reason follows REFUSED, and the run's exit code follows ENDED.
+#: The server's messages. The reason of a refusal follows REFUSED. The run's exit code, as 4 bytes, follows ENDED.
 ACCEPTED, REFUSED, ENDED = b"A", b"R", b"E"
 #: The client's message after ACCEPTED. The run starts only after this message, so that no run starts for a client that
 #: has died.
 GO = b"G"
+#: The format of a request's size, which precedes the request.
+SIZE_FORMAT = "!I"
+SIZE_BYTES = struct.calcsize(SIZE_FORMAT)
+#: The format of an exit code, which follows ENDED.
+EXIT_CODE_FORMAT = "!i"
+END_MESSAGE_BYTES = len(ENDED) + struct.calcsize(EXIT_CODE_FORMAT)
 #: A larger request is refused. A usual request has a few kilobytes.
 MAX_REQUEST_BYTES = 4 * 1024 * 1024
+#: How many clients may wait until the server accepts them.
+MAX_WAITING_CLIENTS = 512
+#: How many bytes one call reads from a connection.
+READ_BYTES = 64 * 1024
+#: How long a client and a server wait for each other before the run has started.
 REQUEST_TIMEOUT_S = 10.0
 #: The number of open files in a request: standard input, output and error.
-FILES = 3
+FILE_COUNT = 3
 
 
 class Refusal(Exception):
-    """The server refuses this request. The client then starts a cold run: a new process without the server."""
+    """The server refuses this request. The client then starts a new process for the run, without the server."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +59,7 @@ def connect(path: str) -> socket.socket:
     connection = socket.socket(socket.AF_UNIX)
     connection.settimeout(REQUEST_TIMEOUT_S)
     try:
-        at_path(path, connection.connect)
+        call_with_short_path(path, connection.connect)
     except OSError:
         connection.close()
         raise
@@ -56,13 +67,13 @@ def connect(path: str) -> socket.socket:
 
 
 def send_request(connection: socket.socket, request: Request) -> bytes:
-    """Send a request. Return b"" if the server has started the run, else the reason of its refusal. Raises OSError."""
+    """Send a request. Return b"" if the server has accepted it, else the reason of its refusal. Raises OSError."""
     entries = [name + b"=" + value for name, value in request.env.items()]
     arguments = [os.fsencode(argument) for argument in request.argv]
     body = b"\0".join([request.cwd, b"%d" % len(arguments), *arguments, *entries])
-    message = struct.pack("!I", len(body)) + body
-    sent = socket.send_fds(connection, [message], request.files)
-    connection.sendall(message[sent:])
+    message = struct.pack(SIZE_FORMAT, len(body)) + body
+    sent_bytes = socket.send_fds(connection, [message], request.files)
+    connection.sendall(message[sent_bytes:])
     answer = connection.recv(1024)
     if not answer.startswith(ACCEPTED):
         return answer.removeprefix(REFUSED) or b"no answer"
@@ -71,14 +82,18 @@ def send_request(connection: socket.socket, request: Request) -> bytes:
     return b""
 
 
-def receive_code(connection: socket.socket) -> int:
-    """Wait for the end of a run and return its exit code; 137 if its guard was killed."""
-    answer = b""
-    while len(answer) < 5:
-        if not (data := connection.recv(5 - len(answer))):
+def receive_exit_code(connection: socket.socket) -> int:
+    """Wait for the end of a run and return its exit code.
+
+    If the run's guard was killed, the exit code is 137: 128 plus the number of the signal KILL, as in a shell.
+    """
+    message = b""
+    while len(message) < END_MESSAGE_BYTES:
+        if not (data := connection.recv(END_MESSAGE_BYTES - len(message))):
             return 128 + signal.SIGKILL
-        answer += data
-    return int(struct.unpack("!i", answer[1:])[0])
+        message += data
+    (code,) = struct.unpack(EXIT_CODE_FORMAT, message[len(ENDED) :])
+    return int(code)
 
 
 def is_answering(path: str, timeout_s: float) -> bool:
@@ -86,7 +101,7 @@ def is_answering(path: str, timeout_s: float) -> bool:
     try:
         with connect(path) as connection:
             connection.settimeout(timeout_s)
-            connection.sendall(struct.pack("!I", 0))
+            connection.sendall(struct.pack(SIZE_FORMAT, 0))
             return connection.recv(1) == REFUSED
     except OSError:
         return False
@@ -100,40 +115,48 @@ def listen(path: str) -> socket.socket:
     listener = socket.socket(socket.AF_UNIX)
     previous_umask = os.umask(0o177)  # the socket must have a private mode from the start
     try:
-        at_path(path, listener.bind)
+        call_with_short_path(path, listener.bind)
     finally:
         os.umask(previous_umask)
-    listener.listen(512)
+    listener.listen(MAX_WAITING_CLIENTS)
     return listener
 
 
-def receive(connection: socket.socket) -> Request:
-    """Read a request. Raises Refusal when the request is not valid, OSError when the connection fails."""
+def receive_request(connection: socket.socket) -> Request:
+    """Read a request. Raises Refusal when the request is not valid, OSError when the connection fails.
+
+    The refusal of an invalid request has no reason, because a refusal with a reason is logged, and `is_answering` sends
+    invalid (empty) requests.
+    """
     connection.settimeout(REQUEST_TIMEOUT_S)
     _check_peer(connection)
-    message, files, _, _ = socket.recv_fds(connection, 65536, FILES)
-    if len(message) < 4 or not 0 < (size := struct.unpack("!I", message[:4])[0]) <= MAX_REQUEST_BYTES:
-        raise Refusal("")  # an empty reason is not logged, because `is_answering` sends empty requests
-    body = message[4:]
+    message, files, _, _ = socket.recv_fds(connection, READ_BYTES, FILE_COUNT)
+    if len(message) < SIZE_BYTES:
+        raise Refusal("")
+    (size,) = struct.unpack(SIZE_FORMAT, message[:SIZE_BYTES])
+    if not 0 < size <= MAX_REQUEST_BYTES:
+        raise Refusal("")
+    body = message[SIZE_BYTES:]
     while len(body) < size:
-        if not (data := connection.recv(65536)):
+        if not (data := connection.recv(READ_BYTES)):
             raise Refusal("")
         body += data
-    cwd, argument_count, *arguments_and_entries = body.split(b"\0")
-    if len(files) != FILES:
+    cwd, argument_count_text, *arguments_and_entries = body.split(b"\0")
+    if len(files) != FILE_COUNT:
         raise Refusal("")
-    count = int(argument_count)
-    entries = [entry.partition(b"=") for entry in arguments_and_entries[count:]]
+    argument_count = int(argument_count_text)
+    arguments = arguments_and_entries[:argument_count]
+    environment_entries = [entry.partition(b"=") for entry in arguments_and_entries[argument_count:]]
     return Request(
         cwd=cwd,
-        argv=[os.fsdecode(argument) for argument in arguments_and_entries[:count]],
-        env={name: value for name, _, value in entries},
+        argv=[os.fsdecode(argument) for argument in arguments],
+        env={name: value for name, _, value in environment_entries},
         files=files,
     )
 
 
-def send_accepted(connection: socket.socket) -> bool:
-    """Accept a request. Return True when the client answers GO; the run must then start."""
+def accept_request(connection: socket.socket) -> bool:
+    """Send ACCEPTED to the client. Return True if the client answers GO, so that the run must start."""
     connection.sendall(ACCEPTED)
     if connection.recv(1) != GO:
         return False
@@ -141,26 +164,29 @@ def send_accepted(connection: socket.socket) -> bool:
     return True
 
 
-def send_code(connection: socket.socket, code: int) -> None:
+def send_exit_code(connection: socket.socket, code: int) -> None:
     """Report the end of a run and its exit code."""
-    connection.sendall(ENDED + struct.pack("!i", code))
+    connection.sendall(ENDED + struct.pack(EXIT_CODE_FORMAT, code))
 
 
-def at_path(path: str, act: Callable[[str], None]) -> None:
-    """Call `act` with a short path of the file at `path`.
+def call_with_short_path(path: str, function: Callable[[str], None]) -> None:
+    """Call the function with a short path of the file at `path`, because a socket's address has at most 108 bytes.
 
-    The short path names the file's folder by a file descriptor, because a socket's address has at most 108 bytes.
+    The short path names the file's folder by a file descriptor.
     """
     folder, name = os.path.split(path)
     fd = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        act(f"/proc/self/fd/{fd}/{name}")
+        function(f"/proc/self/fd/{fd}/{name}")
     finally:
         os.close(fd)
 
 
 def _check_peer(connection: socket.socket) -> None:
     """Refuse a request of another user. Root can connect in spite of the socket's mode, but is refused here."""
-    peer = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    if struct.unpack("3i", peer)[1] != os.geteuid():
+    credentials_format = "3i"  # the structure `ucred` of unix(7): process id, user id, group id
+    credentials_bytes = struct.calcsize(credentials_format)
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, credentials_bytes)
+    _pid, uid, _gid = struct.unpack(credentials_format, credentials)
+    if uid != os.geteuid():
         raise Refusal("the request is from another user")

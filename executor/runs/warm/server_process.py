@@ -19,11 +19,14 @@ from executor.runs.warm import forkserver
 
 #: How long a server may take to start. Its imports need a second of CPU time.
 START_TIMEOUT_S = 30.0
+#: How long a server may take to end before it is killed.
 END_TIMEOUT_S = 2.0
 #: A pair of servers is replaced after this many runs, or when the memory of one server has grown by MAX_GROWTH_MIB.
 #: This limits the effect of a memory leak.
-MAX_RUNS_PER_SERVER = 2000
+MAX_RUNS_PER_PAIR = 2000
 MAX_GROWTH_MIB = 64.0
+#: Maximum length of the line of a server's log that an error message quotes.
+MAX_REASON_LENGTH = 300
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -32,10 +35,10 @@ class ServerPair:
 
     def __init__(self, folder: Path, number: int, env: Mapping[str, str], cwd: Path) -> None:
         """Start both servers and wait until they are ready. Raises OSError if one does not start."""
-        self.runs = 0
-        self.playbooks = ServerProcess("playbook", folder / f"playbook-{number}", env, cwd)
-        self.modules = ServerProcess("module", folder / f"module-{number}", env, cwd)
-        self.servers = (self.playbooks, self.modules)
+        self.run_count = 0  #: the number of runs for which the pair was chosen
+        self.playbook_server = ServerProcess("playbook", folder / f"playbook-{number}", env, cwd)
+        self.module_server = ServerProcess("module", folder / f"module-{number}", env, cwd)
+        self.servers = (self.playbook_server, self.module_server)
         try:
             for server in self.servers:
                 server.wait_until_ready()
@@ -43,9 +46,11 @@ class ServerPair:
             self.end()
             raise
 
-    def should_recycle(self) -> bool:
-        """True when the pair has served MAX_RUNS_PER_SERVER runs, or one server's memory has grown too much."""
-        return self.runs >= MAX_RUNS_PER_SERVER or any(server.growth_mib() > MAX_GROWTH_MIB for server in self.servers)
+    def should_be_replaced(self) -> bool:
+        """True when the pair has served MAX_RUNS_PER_PAIR runs, or one server's memory has grown too much."""
+        if self.run_count >= MAX_RUNS_PER_PAIR:
+            return True
+        return any(server.growth_mib() > MAX_GROWTH_MIB for server in self.servers)
 
     def end(self) -> None:
         """End both servers. Current runs continue under their guards."""
@@ -54,27 +59,25 @@ class ServerPair:
 
 
 class ServerProcess:
-    """One server process.
+    """One server process, which ends when the agent closes the pipe to its standard input or dies."""
 
-    Its standard input is a pipe from the agent; it ends when the agent closes the pipe or dies.
-    """
+    def __init__(self, name: str, path: Path, env: Mapping[str, str], cwd: Path) -> None:
+        """Start the server with the working directory `cwd`.
 
-    def __init__(self, name: str, file: Path, env: Mapping[str, str], cwd: Path) -> None:
-        """Start the server. The path of its socket is `file` with the suffix .sock, of its log `file` with .log.
-
-        `name` is "playbook" or "module". The server's working directory is `cwd`.
+        `name` is "playbook" or "module". The server's socket is `path` with the suffix .sock. The server's log is
+        `path` with the suffix .log.
         """
         self.name = name
-        self.socket = file.with_suffix(".sock")
+        self.socket = path.with_suffix(".sock")
         self.socket.unlink(missing_ok=True)
-        self._log = file.with_suffix(".log")
-        self._log_position = 0
-        self._mib_at_start = 0.0
-        reserved = {forkserver.RESERVED_VARIABLE: "." * forkserver.RESERVED_BYTES}
+        self._log = path.with_suffix(".log")
+        self._log_position = 0  #: the size of the part of the log that `read_refusal` has read
+        self._memory_mib_at_start = 0.0
+        reserved_memory = {forkserver.RESERVED_VARIABLE: "." * forkserver.RESERVED_BYTES}
         with self._log.open("wb") as log_file:
             self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", f"executor.runs.warm.{name}_server", str(self.socket), str(file.parent)],
-                env={**env, **reserved},
+                [sys.executable, "-P", "-m", f"executor.runs.warm.{name}_server", str(self.socket), str(path.parent)],
+                env={**env, **reserved_memory},
                 cwd=cwd,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -83,32 +86,32 @@ class ServerProcess:
             )
 
     def wait_until_ready(self) -> None:
-        """Wait until the server writes READY. If it ends before, raise OSError with the last line of its log."""
+        """Wait until the server writes READY. If it ends before that, raise OSError with the last line of its log."""
         timer = threading.Timer(START_TIMEOUT_S, self.process.kill)
         timer.start()
-        with self._pipe(self.process.stdout) as output:
-            line = output.readline()
+        with self._require_pipe(self.process.stdout) as output:
+            first_line = output.readline()
         timer.cancel()
-        if line != forkserver.READY:
+        if first_line != forkserver.READY:
             self.process.wait()
-            lines = self._log.read_text(errors="replace").strip().splitlines() or ["it did not start in time"]
-            raise OSError(f"the {self.name} server did not start: {lines[-1][:300]}")
-        self._mib_at_start = self._mib()
+            log_lines = self._log.read_text(errors="replace").strip().splitlines() or ["it did not start in time"]
+            raise OSError(f"the {self.name} server did not start: {log_lines[-1][:MAX_REASON_LENGTH]}")
+        self._memory_mib_at_start = self._memory_mib()
 
     def read_refusal(self) -> str:
         """Return why the server has refused a run since the last call; '' if it has refused none."""
         with contextlib.suppress(OSError), self._log.open("rb") as log_file:
             log_file.seek(self._log_position)
-            new = log_file.read()
-            self._log_position += len(new)
-            prefix = forkserver.REFUSED_LINE
-            lines = [line for line in new.decode(errors="replace").splitlines() if line.startswith(prefix)]
-            return lines[-1].removeprefix(prefix) if lines else ""
+            new_bytes = log_file.read()
+            self._log_position += len(new_bytes)
+            new_lines = new_bytes.decode(errors="replace").splitlines()
+            refusals = [line for line in new_lines if line.startswith(forkserver.REFUSED_LINE_START)]
+            return refusals[-1].removeprefix(forkserver.REFUSED_LINE_START) if refusals else ""
         return ""
 
     def growth_mib(self) -> float:
         """Return how much the server's memory has grown since its start."""
-        return self._mib() - self._mib_at_start
+        return self._memory_mib() - self._memory_mib_at_start
 
     def end(self) -> None:
         """End the server, wait for it, and remove its socket and log."""
@@ -123,15 +126,16 @@ class ServerProcess:
         for file in (self.socket, self._log):
             file.unlink(missing_ok=True)
 
-    def _mib(self) -> float:
-        """Return the memory of the server in MiB; 0 if the server has ended."""
+    def _memory_mib(self) -> float:
+        """Return the resident memory of the server in MiB; 0 if the server has ended."""
         try:
-            pages = Path(f"/proc/{self.process.pid}/statm").read_text(encoding="ascii").split()[1]
+            _size, resident_pages, *_ = Path(f"/proc/{self.process.pid}/statm").read_text(encoding="ascii").split()
         except OSError:
             return 0.0
-        return int(pages) * PAGE_BYTES / 1024 / 1024
+        return int(resident_pages) * PAGE_BYTES / 1024 / 1024
 
-    def _pipe(self, stream: IO[bytes] | None) -> IO[bytes]:
+    def _require_pipe(self, stream: IO[bytes] | None) -> IO[bytes]:
+        """Return the stream, which is not None, because `__init__` opens it as a pipe."""
         if stream is None:
             raise OSError(f"the {self.name} server has no output")
         return stream

@@ -5,9 +5,9 @@ more, so that it can work on many hosts at once. Our plays have one host, and su
 Ansible tasks: the kernel copies each memory page to which the fork writes, and the filters, plugins and templates that
 the fork has loaded are lost when it ends. For a play with several hosts, Ansible forks as usual.
 
-In a fork, code may change the Ansible task, the host and the variables without an effect on the play. So that this also
-holds without a fork, the Ansible task gets copies. Its result passes through the same queue as the result of a fork,
-and is pickled in the same way.
+In a fork, code may change the Ansible task, the host and the variables, and the play is not affected. Our worker does
+not fork, so it uses copies of these objects. The result of the Ansible task passes through the same queue as the result
+of a fork, and is pickled in the same way.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from typing import Any
 
 from executor.runs.warm import patches
 
-#: How long a play waits between two polls for the result of an Ansible task. Usually the first poll finds the result.
-#: The default of Ansible's `internal_poll_interval` is meant for forks and would be too long.
+#: How long a play waits between two polls for the result of an Ansible task. It replaces Ansible's setting
+#: `internal_poll_interval`, whose default is meant for forks and is too long: usually the first poll finds the result.
 RESULT_POLL_S = 0.001
 
 
 def install() -> None:
     """Make each play in this process run its Ansible tasks in this process."""
-    forking_worker: Any = patches.WORKER.get()
+    forking_worker: Any = patches.WORKER_CLASS.get_value()
 
     class WorkerProcess(forking_worker):  # type: ignore[misc]
-        """Ansible's worker process without a process: `start` runs the Ansible task and returns when it has ended."""
+        """A worker that starts no process: `start` itself runs the Ansible task and returns at its end."""
 
         exitcode: Any = None
         _task: Any
@@ -39,11 +39,14 @@ def install() -> None:
         _task_vars: Any
 
         def start(self) -> None:
-            if len(self._task_vars["ansible_play_hosts_all"]) > 1:
-                self.__class__ = forking_worker
+            has_several_hosts = len(self._task_vars["ansible_play_hosts_all"]) > 1
+            if has_several_hosts:
+                self.__class__ = forking_worker  # so that all calls, beginning with `start`, use Ansible's methods
                 self.start()
                 return
-            self._task, self._host, self._task_vars = _copied(self._task), copy.copy(self._host), dict(self._task_vars)
+            self._task = _copy_task(self._task)
+            self._host = copy.copy(self._host)
+            self._task_vars = dict(self._task_vars)
             with _without_fork():
                 self.run()
 
@@ -54,46 +57,41 @@ def install() -> None:
             """Do nothing, because there is no process to close."""
 
         def _detach(self) -> None:
-            """Do nothing.
-
-            The original closes the output of a fork, but Ansible's display writes to the run's output here.
-            """
+            """Do nothing. The original method would close the standard output, to which this run still writes."""
 
         def _hard_exit(self, e: str) -> None:
-            """Report the failure `e` of this worker, and set the exit code by which the play fails.
-
-            A fork would exit here.
-            """
-            patches.WORKER_DISPLAY.get().error(e)
+            """Report the error `e` and set the exit code, so that the play fails. The original method ends the fork."""
+            patches.WORKER_DISPLAY.get_value().error(e)
             self.exitcode = 1
 
-    patches.STRATEGY_WORKER.replace(WorkerProcess)
-    patches.POLL_INTERVAL.replace(RESULT_POLL_S)
+    patches.WORKER_CLASS_IN_STRATEGY.set_value(WorkerProcess)
+    patches.POLL_INTERVAL.set_value(RESULT_POLL_S)
 
 
-def _copied(task: Any) -> Any:
+def _copy_task(task: Any) -> Any:
     """Return a copy of an Ansible task with the same parent in the play."""
-    copied = task.copy(exclude_parent=True, exclude_tasks=True)
-    copied._parent = task._parent
-    return copied
+    task_copy = task.copy(exclude_parent=True, exclude_tasks=True)
+    task_copy._parent = task._parent
+    return task_copy
 
 
 @contextmanager
 def _without_fork() -> Iterator[None]:
-    """Replace three names in the module of Ansible's worker, so that its code for a fork does not change this process.
+    """Replace three names in the module of Ansible's worker, so that the worker's code does not change this process.
 
-    This code makes the display send its messages to the parent process, sets signal handlers, and at the end checks
-    whether the fork has written to its standard output.
+    The code was written for a fork: it makes the display send its messages to the parent process, sets signal handlers,
+    and at the end checks whether the fork has written to its standard output.
     """
-    originals = {name: name.get() for name in (patches.WORKER_DISPLAY, patches.WORKER_SIGNAL, patches.WORKER_SYS)}
-    patches.WORKER_DISPLAY.replace(_Display(patches.WORKER_DISPLAY.get()))
-    patches.WORKER_SIGNAL.replace(SimpleNamespace(signal=lambda *_: None, SIGINT=None, SIGTERM=None))
-    patches.WORKER_SYS.replace(SimpleNamespace(stdout=io.StringIO(), stderr=io.StringIO()))
+    replaced_names = (patches.WORKER_DISPLAY, patches.WORKER_SIGNAL, patches.WORKER_SYS)
+    original_values = [private_name.get_value() for private_name in replaced_names]
+    patches.WORKER_DISPLAY.set_value(_Display(patches.WORKER_DISPLAY.get_value()))
+    patches.WORKER_SIGNAL.set_value(SimpleNamespace(signal=lambda *_: None, SIGINT=None, SIGTERM=None))
+    patches.WORKER_SYS.set_value(SimpleNamespace(stdout=io.StringIO(), stderr=io.StringIO()))
     try:
         yield
     finally:
-        for name, value in originals.items():
-            name.replace(value)
+        for private_name, value in zip(replaced_names, original_values, strict=True):
+            private_name.set_value(value)
 
 
 class _Display:
@@ -106,4 +104,4 @@ class _Display:
         return getattr(self._display, name)
 
     def set_queue(self, queue: Any) -> None:
-        """Ignore the queue. Through it, a fork would send its messages to its parent process."""
+        """Do nothing. A fork would use the queue to send its messages to its parent process."""

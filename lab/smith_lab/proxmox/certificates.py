@@ -1,4 +1,4 @@
-"""Creates a certificate authority for one stand-in, and the server certificate that it signs."""
+"""Creates a certificate authority (CA) for one stand-in, and a server certificate that the CA signs."""
 
 from __future__ import annotations
 
@@ -13,22 +13,27 @@ from cryptography.x509.oid import NameOID
 
 from smith_lab.private_file import write_private
 
+#: The time for which the certificates are valid.
+LIFETIME = datetime.timedelta(days=30)
+
 
 def make_certificates(folder: Path, host: str) -> tuple[Path, Path]:
-    """Write a CA certificate, a server certificate and the server's key; return the paths of the last two files.
+    """Write a CA certificate (`ca.pem`), a server certificate and the server's key to the folder.
 
-    The server certificate is valid for `host`, `localhost` and 127.0.0.1.
+    The server certificate is valid for `host`, `localhost` and 127.0.0.1. Return the paths of the server certificate
+    and of the server's key.
     """
-    ca_key, server_key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
+    ca_key = ec.generate_private_key(ec.SECP256R1())
+    server_key = ec.generate_private_key(ec.SECP256R1())
     ca_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Proxmox stand-in CA")])
     server_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, host)])
-    # Python 3.13 refuses a CA certificate without key usage and key identifiers.
-    ca = (
+    # Python 3.13 refuses a CA certificate that has no key usage and no key identifiers.
+    ca_certificate = (
         _new_certificate(ca_name, ca_name, ca_key.public_key(), ca_key.public_key())
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(_key_usage(key_cert_sign=True, crl_sign=True), critical=True)
     )
-    server = (
+    server_certificate = (
         _new_certificate(server_name, ca_name, server_key.public_key(), ca_key.public_key())
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_key_usage(digital_signature=True), critical=True)
@@ -36,8 +41,8 @@ def make_certificates(folder: Path, host: str) -> tuple[Path, Path]:
         .add_extension(x509.ExtendedKeyUsage([x509.oid.ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
     )
     pem = serialization.Encoding.PEM
-    (folder / "ca.pem").write_bytes(ca.sign(ca_key, hashes.SHA256()).public_bytes(pem))
-    (folder / "server.pem").write_bytes(server.sign(ca_key, hashes.SHA256()).public_bytes(pem))
+    (folder / "ca.pem").write_bytes(ca_certificate.sign(ca_key, hashes.SHA256()).public_bytes(pem))
+    (folder / "server.pem").write_bytes(server_certificate.sign(ca_key, hashes.SHA256()).public_bytes(pem))
     key = server_key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     return folder / "server.pem", write_private(folder / "server.key", key)
 
@@ -56,22 +61,31 @@ def _new_certificate(
         .public_key(public_key)
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=30))
+        .not_valid_after(now + LIFETIME)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key), critical=False)
     )
 
 
-def _key_usage(**enabled: bool) -> x509.KeyUsage:
-    """Return the key usage extension with only these uses enabled."""
-    names = "digital_signature content_commitment key_encipherment data_encipherment key_agreement key_cert_sign"
-    all_names = [*names.split(), "crl_sign", "encipher_only", "decipher_only"]
-    return x509.KeyUsage(**{name: enabled.get(name, False) for name in all_names})
+def _key_usage(**enabled_uses: bool) -> x509.KeyUsage:
+    """Return the key usage extension in which only these uses are enabled."""
+    names = (
+        "digital_signature",
+        "content_commitment",
+        "key_encipherment",
+        "data_encipherment",
+        "key_agreement",
+        "key_cert_sign",
+        "crl_sign",
+        "encipher_only",
+        "decipher_only",
+    )
+    return x509.KeyUsage(**{name: enabled_uses.get(name, False) for name in names})
 
 
 def _alternative_names(host: str) -> list[x509.GeneralName]:
     names: list[x509.GeneralName] = [x509.DNSName("localhost")]
-    for address in dict.fromkeys(["127.0.0.1", host]):
+    for address in dict.fromkeys(["127.0.0.1", host]):  # without a duplicate if `host` is 127.0.0.1
         try:
             names.append(x509.IPAddress(ipaddress.ip_address(address)))
         except ValueError:

@@ -1,11 +1,11 @@
-"""Starts the Proxmox stand-in as a process, and lets tests read and change the cluster that it simulates.
+"""Starts the Proxmox stand-in as a process, and lets tests read and change the cluster that the stand-in simulates.
 
-The process runs `smith_lab.proxmox.fakepve_server`, which extends fakepve, a library that simulates the Proxmox API.
-That package is under the AGPL, so this module starts it as a process and never imports it. Each stand-in uses TLS with
-its own CA, and clients must verify the certificate, as with a real cluster.
+The process runs `smith_lab.proxmox.fakepve_server`. That package extends fakepve, a library that simulates the Proxmox
+API. The package is under the AGPL, so this module starts it as a process and never imports it. Each stand-in uses TLS
+with a certificate that the stand-in's own CA signs. Clients must verify the certificate, as with a real cluster.
 
-The stand-in has two ports: one for the Proxmox API, and a control port, by which tests and the demo read and change the
-cluster.
+The stand-in has two ports. One serves the Proxmox API. The other is the control port, by which tests and the demo read
+and change the cluster.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ TOKEN_ID = "job"
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 10.0
 CONTROL_TIMEOUT_S = 30.0
+#: How much of the server's log an error text contains.
+LOG_TAIL_CHARACTERS = 2000
 
 
 class StandInError(SmithError):
@@ -43,9 +45,10 @@ class StandInError(SmithError):
 
 
 class ProxmoxStandIn:
-    """One stand-in, from `start` to `stop`. Its server process also ends when this process ends.
+    """One stand-in, whose server process runs from `start` to `stop`. The server also stops when the caller ends.
 
-    `time_scale` is the number of real seconds that a Proxmox second takes; with 0, Proxmox tasks end at once.
+    `time_scale` is the number of real seconds that a Proxmox second takes. With 0, Proxmox tasks end at once. If a port
+    is 0, `start` chooses a free port.
     """
 
     def __init__(
@@ -73,11 +76,11 @@ class ProxmoxStandIn:
         return self._process.pid if self._process else None
 
     def start(self) -> ProxmoxStandIn:
-        """Start the server and wait until it answers. Raises: StandInError."""
+        """Start the server and wait until it answers. Raises StandInError."""
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         settings = self._write_settings()
         with (self.folder / "server.log").open("ab") as log:
-            # The server runs in its own session, so that Ctrl-C in a terminal does not end it before `stop` does.
+            # The server gets its own session, because Ctrl-C in a terminal would otherwise end it before `stop` does.
             self._process = subprocess.Popen(
                 [sys.executable, "-m", SERVER_MODULE, str(settings)],
                 stdin=subprocess.PIPE,
@@ -137,7 +140,7 @@ class ProxmoxStandIn:
         return dict(self._read("storages"))
 
     def request_log(self) -> list[dict[str, Any]]:
-        """Return the method, path and params of every API request since the start or the last `reset_request_log`.
+        """Return the method, path and params of every API request since the start, or since `reset_request_log`.
 
         Secrets in the params are replaced by stars.
         """
@@ -154,29 +157,31 @@ class ProxmoxStandIn:
     # --- faults and changes ---
 
     def fail(
-        self, method: str, path: str, *, status: int = 500, text: str = "injected", times: int = 1, **more: Any
+        self, method: str, path: str, *, status: int = 500, text: str = "injected", times: int = 1, **options: Any
     ) -> None:
-        """Make the next `times` requests to a path fail (-1: all requests).
+        """Make the next `times` requests to a path fail. If `times` is -1, make all requests to the path fail.
 
-        The answer is an error with this status and text. With status 0, the connection is closed without an answer.
-        `path` is the part after `/api2/json` and may contain shell wildcards: `/nodes/*/qemu/9000/clone`. With
-        `after=True` in `more`, the request is processed before the error is sent. With `delay_s`, the error is delayed.
+        The answer is an error with this status and text. If the status is 0, the connection is closed without an
+        answer. `path` is the part of the URL after `/api2/json`. It may contain shell wildcards, as in
+        `/nodes/*/qemu/9000/clone`. `options` may contain `after=True` (process the request, then send the error) and
+        `delay_s` (wait before the error is sent).
         """
-        self.control("fail", method=method, path=path, status=status, text=text, times=times, **more)
+        self.control("fail", method=method, path=path, status=status, text=text, times=times, **options)
 
-    def fail_task(self, kind: str, text: str, *, times: int = 1, vmid: int | None = None) -> None:
-        """Make the next `times` Proxmox tasks of the type `kind` (qmclone, qmstart, resize, ...) fail with this error.
+    def fail_task(self, task_type: str, text: str, *, times: int = 1, vmid: int | None = None) -> None:
+        """Make the next `times` Proxmox tasks of a type (qmclone, qmstart, resize, ...) fail with this error text.
 
         With `vmid`, only Proxmox tasks for this VM or container fail.
         """
-        self.control("fail_task", type=kind, text=text, times=times, vmid=vmid)
+        self.control("fail_task", type=task_type, text=text, times=times, vmid=vmid)
 
     def control(self, verb: str, **values: Any) -> Any:
-        """Call a verb of the control port with these values, and return its result. Raises StandInError.
+        """Call a verb of the control port with these values; return the verb's result. Raises StandInError.
 
-        The verbs are lock, node, quorum, slow, remove, recycle, rename, protect, configure, storage, behave, power,
-        move, add, add_container, add_template, revoke, grant, time_scale, task_seconds, token_secret, fail, fail_task,
-        clear_faults and reset_requests. The methods `do_<verb>` in fakepve_server/verbs_*.py implement them.
+        Each verb names a change of the cluster. The verbs are lock, node, quorum, slow, remove, recycle, rename,
+        protect, configure, storage, behave, power, move, add, add_container, add_template, revoke, grant, time_scale,
+        task_seconds, token_secret, fail, fail_task, clear_faults and reset_requests. The methods `do_<verb>` in
+        fakepve_server/verbs_*.py implement them.
         """
         answer = requests.post(f"{self.control_url}/{verb}", json=values, timeout=CONTROL_TIMEOUT_S)
         body = answer.json()
@@ -184,7 +189,7 @@ class ProxmoxStandIn:
             raise StandInError(f"{verb}: {body.get('error')}")
         return body["done"]
 
-    # --- start and connection ---
+    # --- the server process and its control port ---
 
     def _read(self, collection: str) -> Any:
         answer = requests.get(f"{self.control_url}/{collection}", timeout=CONTROL_TIMEOUT_S)
@@ -219,21 +224,21 @@ class ProxmoxStandIn:
             if self._process is None or self._process.poll() is not None:
                 raise StandInError(f"the Proxmox stand-in did not start:\n{self._log_tail()}")
             if time.monotonic() > deadline:
-                raise StandInError(f"the Proxmox stand-in did not answer in {START_TIMEOUT_S:.0f} s")
+                raise StandInError(f"the Proxmox stand-in did not answer within {START_TIMEOUT_S:.0f} s")
             time.sleep(0.05)
         ports = json.loads(self._ready_file.read_text())
         self.port, self.control_port = ports["port"], ports["control_port"]
 
     def _log_tail(self) -> str:
         log = self.folder / "server.log"
-        return log.read_text(errors="replace")[-2000:] if log.exists() else ""
+        return log.read_text(errors="replace")[-LOG_TAIL_CHARACTERS:] if log.exists() else ""
 
 
 @contextmanager
 def running_stand_in(
     *, time_scale: float = 0.0, folder: Path | None = None, port: int = 0, control_port: int = 0
 ) -> Iterator[ProxmoxStandIn]:
-    """Run a stand-in for the `with` block. Its files are in `folder`, or in a temporary folder."""
+    """Run a stand-in for the `with` block. Its files are in `folder`, by default in a temporary folder."""
     with tempfile.TemporaryDirectory(prefix="proxmox-stand-in-") as temporary:
         stand_in = ProxmoxStandIn(
             folder or Path(temporary), time_scale=time_scale, port=port, control_port=control_port
@@ -245,5 +250,5 @@ def running_stand_in(
 
 
 def _server_environment() -> dict[str, str]:
-    """Return the variables that Python needs. The server must not get the secrets in this process's environment."""
+    """Return the environment variables that Python needs. The server must not get the secrets of this process."""
     return {key: os.environ[key] for key in ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR") if key in os.environ}

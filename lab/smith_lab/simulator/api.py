@@ -26,13 +26,13 @@ from smith_lab.simulator.endpoints import (
     tokens,
     vault,
 )
-from smith_lab.simulator.problems import Problem
+from smith_lab.simulator.problems import ErrorAnswer
 from smith_lab.simulator.store import Store
-from smith_lab.simulator.web import Endpoint, asgi_endpoint, authenticate, problem_response
+from smith_lab.simulator.web import Endpoint, authenticate, error_response, starlette_handler
 
 API_PREFIX = "/api/v1"
 
-_MODULES = (
+_ENDPOINT_MODULES = (
     jobs,
     services,
     install,
@@ -48,48 +48,54 @@ _MODULES = (
     events,
     pools,
 )
-ENDPOINTS: list[Endpoint] = [endpoint for module in _MODULES for endpoint in module.ENDPOINTS]
+ENDPOINTS: list[Endpoint] = [endpoint for module in _ENDPOINT_MODULES for endpoint in module.ENDPOINTS]
 
 
 class Api:
-    """Authenticates each call, then routes it. So without a valid token an unknown path is answered 401 or 403, too."""
+    """Authenticates each call, then routes it.
+
+    Because of this order, a call without a valid token is answered 401 or 403 even if its path does not exist.
+    """
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._router: ASGIApp = Router(_routes(store, ENDPOINTS), redirect_slashes=False, default=_unknown_path)
+        self._router: ASGIApp = Router(_routes(store, ENDPOINTS), redirect_slashes=False, default=_answer_unknown_path)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
         try:
             with self._store.lock:
                 token = authenticate(self._store, request.headers.get("authorization"))
-        except Problem as problem:
-            await problem_response(problem)(scope, receive, send)
+        except ErrorAnswer as error_answer:
+            response = error_response(error_answer)
+            await response(scope, receive, send)
             return
-        request.state.identity = token
+        request.state.caller_token = token
         await self._router(scope, receive, send)
 
 
 def _routes(store: Store, endpoints: Iterable[Endpoint]) -> list[Route]:
-    """Return the routes of the endpoints. A collection (path with one segment) also has a route with a final slash."""
+    """Return the routes of the endpoints. A collection such as `/agents` also has the route `/agents/`."""
     routes = []
     for endpoint in endpoints:
-        paths = [endpoint.path, f"{endpoint.path}/"] if endpoint.path.count("/") == 1 else [endpoint.path]
+        is_collection = endpoint.path.count("/") == 1
+        paths = [endpoint.path, f"{endpoint.path}/"] if is_collection else [endpoint.path]
         for path in paths:
-            routes.append(Route(path, asgi_endpoint(store, endpoint), methods=[endpoint.method]))
+            routes.append(Route(path, starlette_handler(store, endpoint), methods=[endpoint.method]))
     return routes
 
 
-async def _unknown_path(scope: Scope, receive: Receive, send: Send) -> None:
-    await not_found_text()(scope, receive, send)
+async def _answer_unknown_path(scope: Scope, receive: Receive, send: Send) -> None:
+    response = plain_not_found()
+    await response(scope, receive, send)
 
 
-def not_found_text() -> Response:
+def plain_not_found() -> Response:
     """Return the 404 answer of Go's router, which is plain text instead of JSON."""
     return PlainTextResponse("404 page not found\n", 404)
 
 
 async def answer_routing_error(request: Request, exc: Exception) -> Response:
-    """Answer a routing error. The body of a 404 is plain text; 405 and other answers have no body."""
+    """Answer a call whose path (404) or method (405) no route has. A 404 has a plain text body, a 405 has no body."""
     status = exc.status_code if isinstance(exc, HTTPException) else 500
-    return not_found_text() if status == 404 else Response(status_code=status)
+    return plain_not_found() if status == 404 else Response(status_code=status)

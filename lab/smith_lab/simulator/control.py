@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -20,105 +21,110 @@ import requests
 
 from smith_lab.simulator.history import LabState
 from smith_lab.simulator.server import SimulatorServer
-from smith_lab.simulator.store import Options, Store
+from smith_lab.simulator.store import ServerOptions, Store
 
-LAB_TIMEOUT_S = 10.0
+CALL_TIMEOUT_S = 10.0
 START_TIMEOUT_S = 20.0
+STOP_TIMEOUT_S = 10.0
 
 
 class SimulatorControl:
     """Calls the lab endpoints of one simulator. Raises requests.HTTPError if the simulator refuses a call."""
 
     def __init__(self, url: str) -> None:
-        self.url = url  #: the origin, the value of FULCRUM_API_URL
+        self.url = url  #: the origin; FULCRUM_API_URL has this value and not `api_url`
         self.api_url = f"{url}/api/v1"
 
     def call_lab(self, method: str, path: str, body: Any = None) -> Any:
         """Call the lab endpoint /lab/<path>; return the JSON of its answer."""
-        # Tests send NaN and Infinity. The library requests refuses them in its argument `json`.
+        # Tests send NaN and Infinity. The argument `json` of `requests` refuses them, so this method encodes the body.
         data = None if body is None else json.dumps(body)
-        response = requests.request(method, f"{self.url}/lab/{path}", data=data, timeout=LAB_TIMEOUT_S)
+        response = requests.request(method, f"{self.url}/lab/{path}", data=data, timeout=CALL_TIMEOUT_S)
         if response.status_code >= 400:
             raise requests.HTTPError(f"lab {method} {path}: {response.text}", response=response)
         return response.json()
 
     def now(self) -> float:
-        """Return the server's time, in seconds since the epoch."""
+        """Return the server's time, in seconds since 1970."""
         return float(self.call_lab("GET", "clock")["now"])
 
-    def set_clock(self, at: float | str) -> None:
-        """Set the server's time: seconds since the epoch, or an RFC 3339 text."""
-        self.call_lab("POST", "clock", {"set": at})
+    def set_clock(self, new_time: float | str) -> None:
+        """Set the server's time. `new_time` is a number of seconds since 1970, or an RFC 3339 text."""
+        self.call_lab("POST", "clock", {"set": new_time})
 
     def advance(self, seconds: float) -> None:
         """Move the server's time forward."""
         self.call_lab("POST", "clock", {"advance": seconds})
 
     def freeze(self, frozen: bool = True) -> None:
-        """Stop the server's clock, or let it run again."""
+        """Make the server's clock stand still, or let it run again if `frozen` is false."""
         self.call_lab("POST", "clock", {"freeze": frozen})
 
     def sweep(self) -> dict[str, int]:
-        """Run FulcrumCore's maintenance once: job timeout, job retention and, if enabled, disconnecting silent agents.
+        """Do FulcrumCore's maintenance work once, and return how many rows each part of it changed.
 
-        Return how many rows each part changed.
+        The parts are: fail jobs that exceeded the job timeout, delete jobs that exceeded the job retention and, if
+        enabled, disconnect agents that sent no heartbeat.
         """
         return dict(self.call_lab("POST", "sweep"))
 
-    def fault(self, kind: str, **rule: Any) -> None:
-        """Add one fault rule. The module smith_lab.simulator.fault_rules describes its kind and its other members."""
-        self.call_lab("POST", "faults", {"kind": kind, **rule})
+    def add_fault(self, kind: str, **members: Any) -> None:
+        """Add a fault rule of this kind with these other members. The module `fault_rules` explains all members."""
+        self.call_lab("POST", "faults", {"kind": kind, **members})
 
     def clear_faults(self) -> None:
         self.call_lab("DELETE", "faults")
 
-    def history(self, *, method: str | None = None, path: str | None = None, since: int = 0) -> list[dict[str, Any]]:
+    def history(
+        self, *, method: str | None = None, path_end: str | None = None, since: int = 0
+    ) -> list[dict[str, Any]]:
         """Return the recorded API calls, oldest first.
 
-        `path` is what the path of a call must end with. `since` is a number `seq`; only later calls are returned.
+        `method` and `path_end` select the calls with this method and this end of the path; None selects all calls.
+        `since` selects the calls whose sequence number (`seq`) is greater.
         """
-        query = urllib.parse.urlencode({"since": since, "method": method or "", "path_end": path or ""})
+        query = urllib.parse.urlencode({"since": since, "method": method or "", "path_end": path_end or ""})
         return list(self.call_lab("GET", f"history?{query}"))
 
     def clear_history(self) -> None:
         self.call_lab("DELETE", "history")
 
     def reset(self) -> None:
-        """Return the simulator to the state of a new server."""
+        """Restore the initial state of the simulator, as POST /lab/reset describes."""
         self.call_lab("POST", "reset")
 
-    def switch(self, **switches: bool) -> None:
-        """Turn wrong behaviours on or off: two_claims_win, database_down, vault_off (see store.Switches)."""
+    def set_switches(self, **switches: bool) -> None:
+        """Turn wrong behaviours on or off: two_claims_win, database_down, vault_off (store.Switches explains them)."""
         self.call_lab("POST", "switches", switches)
 
     def set_options(self, **options: Any) -> None:
-        """Change settings of the simulated server (see store.Options)."""
+        """Change settings of the simulated server (see store.ServerOptions)."""
         self.call_lab("POST", "options", options)
 
-    def revoke_token(self, **members: str) -> None:
-        """Revoke every token with this name, id, value, role or agent_id."""
+    def revoke_tokens(self, **members: str) -> None:
+        """Revoke every token that has all these values. `members` may contain name, id, value, role and agent_id."""
         self.call_lab("POST", "tokens/revoke", members)
 
     def expire_job(self, job_id: str) -> None:
-        """Fail the job by timeout now, at any age."""
+        """Make the job fail by timeout now, even if it is younger than the job timeout."""
         self.call_lab("POST", f"jobs/{job_id}/expire")
 
     def override_job(self, job_id: str, *, remove: tuple[str, ...] = (), **members: Any) -> None:
-        """Replace or remove members of the job's JSON in answers. The stored job does not change.
+        """Replace or remove members of the job's JSON in answers.
 
-        So an agent can still claim the job and report it as failed.
+        The stored job does not change, so an agent can still claim the job and report it as failed.
         """
         self.call_lab("POST", f"jobs/{job_id}/override", {"set": members, "remove": list(remove)})
 
     def delete_job(self, job_id: str) -> None:
-        """Delete the job, as FulcrumCore's retention does."""
+        """Delete the job, as FulcrumCore deletes old jobs."""
         self.call_lab("DELETE", f"jobs/{job_id}")
 
     def add_secret(self, value: Any) -> str:
         """Store a secret; return its `vault://` reference."""
         return str(self.call_lab("POST", "vault", {"value": value})["reference"])
 
-    def secrets(self) -> list[str]:
+    def secret_references(self) -> list[str]:
         """Return the references of all stored secrets, without `vault://`."""
         return list(self.call_lab("GET", "vault"))
 
@@ -129,7 +135,10 @@ class SimulatorControl:
         self.call_lab("DELETE", "vault")
 
     def inject_pending(self, *items: Any) -> None:
-        """Append any JSON items to the list of pending jobs of every agent, until `clear_pending` removes them."""
+        """Add these items to the list of pending jobs of every agent, until `clear_pending` removes them.
+
+        An item may be any JSON, also JSON that is not a job.
+        """
         self.call_lab("POST", "pending", list(items))
 
     def clear_pending(self) -> None:
@@ -140,15 +149,15 @@ class SimulatorControl:
         return dict(self.call_lab("GET", "state"))
 
 
-class RunningSimulator(SimulatorControl):
-    """A simulator in a thread of this process."""
+class SimulatorThread(SimulatorControl):
+    """A simulator in a thread of this process. `SimulatorProcess` is a simulator in another process."""
 
     def __init__(self, server: SimulatorServer) -> None:
         super().__init__(server.url)
         self.server = server
 
     def pause(self) -> None:
-        """Refuse connections until `resume`, as when FulcrumCore is down. The simulator keeps its state and port."""
+        """Refuse connections until `resume`, as if FulcrumCore were down. The simulator keeps its state and port."""
         self.server.pause()
 
     def resume(self) -> None:
@@ -157,12 +166,12 @@ class RunningSimulator(SimulatorControl):
 
 
 @contextmanager
-def running_simulator(*, port: int = 0, **options: Any) -> Iterator[RunningSimulator]:
-    """Run a new simulator for the `with` block. `options` are members of `simulator.store.Options`."""
-    server = SimulatorServer(Store(options=Options(**options)), LabState(), port=port)
+def running_simulator(*, port: int = 0, **options: Any) -> Iterator[SimulatorThread]:
+    """Run a new simulator for the `with` block. `options` are members of `simulator.store.ServerOptions`."""
+    server = SimulatorServer(Store(options=ServerOptions(**options)), LabState(), port=port)
     server.start()
     try:
-        yield RunningSimulator(server)
+        yield SimulatorThread(server)
     finally:
         server.stop()
 
@@ -180,8 +189,8 @@ class SimulatorProcess(SimulatorControl):
         return self._process.pid
 
     def stop(self) -> None:
-        """Stop the process; its state is lost. A second call does nothing."""
-        _stop(self._process)
+        """Stop the process. Its state is lost. A second call does nothing."""
+        _stop_process(self._process)
 
 
 def start_simulator_process(*arguments: str, port: int = 0, log_file: Path | None = None) -> SimulatorProcess:
@@ -193,19 +202,19 @@ def start_simulator_process(*arguments: str, port: int = 0, log_file: Path | Non
         port_file = Path(folder) / "port"
         command = [sys.executable, "-m", "smith_lab.simulator", "--port", str(port)]
         command += ["--port-file", str(port_file), *arguments]
-        with open(log_file or Path("/dev/null"), "ab") as log:
+        with open(log_file or os.devnull, "ab") as log:
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         try:
             return SimulatorProcess(process, _wait_for_port(process, port_file))
         except BaseException:
-            _stop(process)
+            _stop_process(process)
             raise
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
+def _stop_process(process: subprocess.Popen[bytes]) -> None:
     process.terminate()
     try:
-        process.wait(timeout=LAB_TIMEOUT_S)
+        process.wait(timeout=STOP_TIMEOUT_S)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
@@ -215,7 +224,7 @@ def _wait_for_port(process: subprocess.Popen[bytes], port_file: Path) -> int:
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline:
         if process.poll() is not None:
-            raise RuntimeError(f"the simulator ended with {process.returncode}")
+            raise RuntimeError(f"the simulator ended with exit code {process.returncode}")
         if port_file.exists():
             return int(port_file.read_text())
         time.sleep(0.02)

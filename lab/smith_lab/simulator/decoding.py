@@ -1,4 +1,4 @@
-"""Decodes request bodies as Go does.
+"""Decodes request bodies as Go does, because FulcrumCore is a Go program.
 
 Go reads only the first JSON value of a body, ignores unknown members and refuses values of a wrong type.
 """
@@ -15,43 +15,44 @@ from smith_lab.simulator import clock
 from smith_lab.simulator.problems import bad_request
 from smith_lab.simulator.rows import Json
 
-#: The members that an endpoint accepts in a body. It maps a member's name to its kind, which is a key of `_READERS`.
+#: Maps the name of each member that an endpoint accepts in a body to the member's type, which is a key of `_READERS`.
 Fields = Mapping[str, str]
 
 
-def decode(raw: bytes, fields: Fields) -> Json:
-    """Return the members of a body that are in `fields`. A member that is `null` counts as absent.
+def decode(raw_body: bytes, fields: Fields) -> Json:
+    """Return the members of a body that are in `fields`, without members that are `null`.
 
-    Raises a 400 (Problem) for an empty body, for a body that is not an object, and for a value of a wrong type.
+    The body `null` counts as an empty object. Raises a 400 (ErrorAnswer) for an empty body, for any other body that is
+    not an object, and for a value of a wrong type.
     """
-    value = _first_value(raw)
+    value = _read_first_value(raw_body)
     if value is None:
         return {}
     if not isinstance(value, dict):
         raise bad_request(f"json: cannot unmarshal {type(value).__name__} into an object")
     body: Json = {}
-    # Go ignores case in member names. If two members have the same name except for case, the last one counts.
-    exact_names = {name.lower(): name for name in fields}
+    # Go ignores case in member names. If the names of two members differ only in case, the last member counts.
+    names_by_lower_case = {name.lower(): name for name in fields}
     for key, member in value.items():
-        name = key if key in fields else exact_names.get(key.lower())
+        name = key if key in fields else names_by_lower_case.get(key.lower())
         if name is not None and member is not None:
             body[name] = _decode_member(name, fields[name], member)
     return body
 
 
-def _first_value(raw: bytes) -> Any:
-    """Return the first JSON value of a body. Raises a 400 if the body does not start with one."""
-    text = raw.decode("utf-8", errors="replace").lstrip(" \t\r\n")
+def _read_first_value(raw_body: bytes) -> Any:
+    """Return the first JSON value of a body. Raises a 400 if the body does not start with a JSON value."""
+    text = raw_body.decode("utf-8", errors="replace").lstrip(" \t\r\n")
     if not text:
         raise bad_request("invalid JSON: EOF")
     try:
-        return _DECODER.raw_decode(text)[0]
+        return _JSON_DECODER.raw_decode(text)[0]
     except (ValueError, RecursionError) as exc:
         raise bad_request(f"invalid JSON: {exc}") from exc
 
 
 def _parse_finite_float(text: str) -> float:
-    """Refuse a number that is too large for a float, such as 1e999. Python's decoder makes it infinite."""
+    """Parse a number. Raises ValueError for a number such as 1e999, which Python's float() would turn into infinity."""
     number = float(text)
     if not math.isfinite(number):
         raise ValueError(f"cannot unmarshal number {text}")
@@ -63,28 +64,33 @@ def _refuse_constant(text: str) -> Any:
     raise ValueError(f"invalid character in {text}")
 
 
-_DECODER = json.JSONDecoder(parse_float=_parse_finite_float, parse_constant=_refuse_constant)
+_JSON_DECODER = json.JSONDecoder(parse_float=_parse_finite_float, parse_constant=_refuse_constant)
 
 
-def _decode_member(name: str, kind: str, value: Any) -> Any:
+def _decode_member(name: str, type_name: str, value: Any) -> Any:
     try:
-        return _READERS[kind](value)
+        return _READERS[type_name](value)
     except (TypeError, ValueError) as exc:
-        raise bad_request(f"json: cannot unmarshal member {name} into {kind}") from exc
+        raise bad_request(f"json: cannot unmarshal member {name} into {type_name}") from exc
 
 
-def _reader_of_types(*types: type) -> Callable[[Any], Any]:
-    """Return a function that returns a value of one of these types, and raises TypeError for any other value.
+def _make_reader(*types: type) -> Callable[[Any], Any]:
+    """Return a function that returns its argument unchanged, or raises TypeError if it has none of these types.
 
     As in Go, and unlike in Python, a bool is not an int.
     """
 
     def read(value: Any) -> Any:
-        if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+        is_unexpected_bool = isinstance(value, bool) and bool not in types
+        if not isinstance(value, types) or is_unexpected_bool:
             raise TypeError
         return value
 
     return read
+
+
+_read_string = _make_reader(str)
+_read_list = _make_reader(list)
 
 
 def _read_strings(value: Any) -> list[str]:
@@ -94,7 +100,7 @@ def _read_strings(value: Any) -> list[str]:
 
 
 def _read_uuids(value: Any) -> list[str]:
-    return [read_uuid(item) for item in _reader_of_types(list)(value)]
+    return [read_uuid(item) for item in _read_list(value)]
 
 
 def read_uuid(value: Any) -> str:
@@ -105,15 +111,15 @@ def read_uuid(value: Any) -> str:
 
 
 _READERS: dict[str, Callable[[Any], Any]] = {
-    "string": _reader_of_types(str),
-    "integer": _reader_of_types(int),
-    "number": _reader_of_types(int, float),
-    "boolean": _reader_of_types(bool),
-    "object": _reader_of_types(dict),
-    "array": _reader_of_types(list),
+    "string": _read_string,
+    "integer": _make_reader(int),
+    "number": _make_reader(int, float),
+    "boolean": _make_reader(bool),
+    "object": _make_reader(dict),
+    "array": _read_list,
     "strings": _read_strings,
     "uuid": read_uuid,
     "uuids": _read_uuids,
-    "time": lambda value: clock.from_text(_reader_of_types(str)(value)),
+    "time": lambda value: clock.from_text(_read_string(value)),
     "any": lambda value: value,
 }

@@ -16,20 +16,21 @@ from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from smith_lab.simulator.fault_rules import KINDS_WITH_API_ANSWER, PROCESSED_KINDS, Rule
-from smith_lab.simulator.history import Entry, LabState
-from smith_lab.simulator.problems import Problem
+from smith_lab.simulator.fault_rules import KINDS_THAT_CALL_API, KINDS_WITH_API_ANSWER, FaultRule
+from smith_lab.simulator.history import HistoryEntry, LabState
+from smith_lab.simulator.problems import ErrorAnswer
 from smith_lab.simulator.store import Store
-from smith_lab.simulator.web import problem_response, to_json
+from smith_lab.simulator.web import error_response, to_json
 
+#: The body of the answer that a rule of the kind `html` sends.
 HTML_PAGE = "<html><head><title>502 Bad Gateway</title></head><body><h1>502 Bad Gateway</h1></body></html>\n"
-#: Interval in which a delayed call checks whether its rule was deleted.
-DELAY_STEP_S = 0.02
+#: Interval at which a delayed call checks whether its rule was deleted.
+DELAY_CHECK_INTERVAL_S = 0.02
 
 
 @dataclass
 class _Answer:
-    """An ASGI response that is kept in memory. The fault layer sends it, changes it or drops it later."""
+    """An ASGI response in memory. The fault layer later sends it, sends a part of it, or drops it."""
 
     status: int = 500
     headers: list[tuple[bytes, bytes]] = field(default_factory=list)
@@ -51,8 +52,8 @@ class _Exchange:
     scope: Scope
     receive: Receive
     send: Send
-    rule: Rule | None
-    entry: Entry
+    rule: FaultRule | None
+    entry: HistoryEntry
 
     def has_fault(self, *kinds: str) -> bool:
         """Return whether the rule that affects the call has one of these kinds."""
@@ -60,144 +61,151 @@ class _Exchange:
 
     @property
     def is_processed(self) -> bool:
-        """Whether the API processes the call, or the rule answers it without the API."""
-        return self.rule is None or self.rule.effect or self.rule.kind in PROCESSED_KINDS
+        """Whether the API processes the call. If not, only the rule determines what the caller gets."""
+        # `effect` is the member of a rule that says: process the call before the rule's answer is sent.
+        return self.rule is None or self.rule.effect or self.rule.kind in KINDS_THAT_CALL_API
 
 
 class FaultLayer:
     """ASGI middleware: records API calls and applies fault rules. Calls to /lab are neither recorded nor affected."""
 
-    def __init__(self, app: ASGIApp, *, store: Store, lab: LabState) -> None:
-        self._app, self._store, self._lab = app, store, lab
+    def __init__(self, app: ASGIApp, *, store: Store, lab_state: LabState) -> None:
+        self._app, self._store, self._lab_state = app, store, lab_state
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"].startswith("/lab"):
             await self._app(scope, receive, send)
             return
-        raw = await _read_body(receive)
-        entry = self._lab.record_arrival(scope)
-        entry.body = _parse_body(raw)
+        raw_body = await _read_body(receive)
+        entry = self._lab_state.record_arrival(scope)
+        entry.body = _parse_body(raw_body)
         self._record_caller(scope, entry)
-        rule = self._lab.take_rule(scope["method"], scope["path"])
+        rule = self._lab_state.take_rule(scope["method"], scope["path"])
         entry.fault = rule.kind if rule else None
-        started = time.monotonic()
+        start_time = time.monotonic()
         try:
-            await self._process(_Exchange(scope, receive, send, rule, entry), raw)
+            await self._process(_Exchange(scope, receive, send, rule, entry), raw_body)
         finally:
-            entry.duration_s = time.monotonic() - started
+            entry.duration_s = time.monotonic() - start_time
 
-    def _record_caller(self, scope: Scope, entry: Entry) -> None:
-        """Record the name, role and agent of the token that the caller sent, even if the token expired.
+    def _record_caller(self, scope: Scope, entry: HistoryEntry) -> None:
+        """Record the name, role and agent of the token that the caller sent, even if the token has expired.
 
-        A revoked token is not in the store, so nothing is recorded for it.
+        For a revoked token this records nothing, because the token is not in the store. If several tokens have the same
+        value, this records the first of them.
         """
         header = Headers(scope=scope).get("authorization", "")
         tokens = self._store.tokens_by_value.get(header.removeprefix("Bearer "))
         if tokens:
             entry.token_name, entry.role, entry.agent_id = tokens[0].name, tokens[0].role, tokens[0].agent_id
 
-    async def _process(self, exchange: _Exchange, raw: bytes) -> None:
+    async def _process(self, exchange: _Exchange, raw_body: bytes) -> None:
         """Process the call as its rule says, then send the answer or close the connection."""
         rule = exchange.rule
         if rule and rule.delay_s:
             await self._delay(rule)
         answer = _Answer()
-        runs = 2 if exchange.has_fault("twice") else int(exchange.is_processed)
-        for _ in range(runs):
+        times_to_process = 1 if exchange.is_processed else 0
+        if exchange.has_fault("twice"):
+            times_to_process = 2
+        for _ in range(times_to_process):
             answer = _Answer()
-            await self._app(exchange.scope, _replay(raw), answer.collect)
+            await self._app(exchange.scope, _make_receive(raw_body), answer.collect)
         if exchange.has_fault("drop_before", "drop_after"):
             await _close_connection(exchange)
             return
         if rule and rule.kind not in KINDS_WITH_API_ANSWER:
-            answer = await _faulty_answer(rule)
+            answer = await _make_faulty_answer(rule)
         await self._send(exchange, answer)
 
-    async def _delay(self, rule: Rule) -> None:
-        """Wait for the rule's delay, or until the rule is deleted. So a test can end a long delay early."""
+    async def _delay(self, rule: FaultRule) -> None:
+        """Wait for the rule's delay, or until the rule is deleted, so that a test can end a long delay early."""
         deadline = time.monotonic() + rule.delay_s
-        while rule in self._lab.rules and time.monotonic() < deadline:
-            await asyncio.sleep(min(DELAY_STEP_S, rule.delay_s))
+        while rule in self._lab_state.rules and time.monotonic() < deadline:
+            await asyncio.sleep(min(DELAY_CHECK_INTERVAL_S, rule.delay_s))
 
     async def _send(self, exchange: _Exchange, answer: _Answer) -> None:
-        """Send the answer, with the rule's headers, and record it. With the fault `truncate`, send half of the body."""
+        """Record the answer, add the rule's headers and send it. For the fault `truncate`, send half of the body."""
         exchange.entry.status = answer.status
         exchange.entry.error = answer.body.decode(errors="replace") if answer.status >= 400 else None
         # The date is the time of the simulator's clock, because agents compute their clock offset from this header.
         answer.headers.append((b"date", formatdate(self._store.clock.now(), usegmt=True).encode()))
         if exchange.rule:
-            added = exchange.rule.headers.items()
-            answer.headers += [(name.lower().encode(), value.encode()) for name, value in added]
+            for name, value in exchange.rule.headers.items():
+                answer.headers.append((name.lower().encode(), value.encode()))
         await exchange.send({"type": "http.response.start", "status": answer.status, "headers": answer.headers})
         if exchange.has_fault("truncate"):
-            half = answer.body[: len(answer.body) // 2]
-            await exchange.send({"type": "http.response.body", "body": half, "more_body": True})
+            first_half = answer.body[: len(answer.body) // 2]
+            await exchange.send({"type": "http.response.body", "body": first_half, "more_body": True})
             await _close_connection(exchange)
             return
         await exchange.send({"type": "http.response.body", "body": answer.body})
 
 
 async def _read_body(receive: Receive) -> bytes:
-    raw, more = b"", True
-    while more:
+    raw_body, has_more = b"", True
+    while has_more:
         message = await receive()
-        raw += message.get("body", b"")
-        more = message.get("more_body", False)
-    return raw
+        raw_body += message.get("body", b"")
+        has_more = message.get("more_body", False)
+    return raw_body
 
 
-def _replay(raw: bytes) -> Receive:
-    """Return an ASGI `receive` that delivers this body."""
+def _make_receive(raw_body: bytes) -> Receive:
+    """Return an ASGI `receive` function that delivers this body."""
 
     async def receive() -> Message:
-        return {"type": "http.request", "body": raw, "more_body": False}
+        return {"type": "http.request", "body": raw_body, "more_body": False}
 
     return receive
 
 
-def _parse_body(raw: bytes) -> Any:
-    """Return the body as JSON if it is JSON, else as text."""
+def _parse_body(raw_body: bytes) -> Any:
+    """Return the value of a JSON body, the text of any other body, or None for an empty body."""
     try:
-        return json.loads(raw) if raw else None
+        return json.loads(raw_body) if raw_body else None
     except ValueError:
-        return raw.decode(errors="replace")
+        return raw_body.decode(errors="replace")
 
 
 async def _close_connection(exchange: _Exchange) -> None:
-    """Close the connection and wait until it is closed. The client still receives what was already sent."""
-    exchange.scope["state"]["transport"].close()
+    """Close the connection and wait until it is closed. The client still receives the bytes that were already sent."""
+    exchange.scope["state"]["transport"].close()  # server.py adds the transport to the state
     while (await exchange.receive())["type"] != "http.disconnect":
         pass
 
 
-async def _faulty_answer(rule: Rule) -> _Answer:
+async def _make_faulty_answer(rule: FaultRule) -> _Answer:
     """Return the answer that the rule sends instead of the API's answer."""
+    response = _RESPONSE_MAKERS[rule.kind](rule)
     answer = _Answer()
-    await _FAULTY_ANSWERS[rule.kind](rule)({"type": "http"}, _replay(b""), answer.collect)
+    await response({"type": "http"}, _make_receive(b""), answer.collect)
     return answer
 
 
-def _status_answer(rule: Rule) -> Response:
+def _make_status_response(rule: FaultRule) -> Response:
     status = rule.status or 503
     if rule.body is None:
-        return problem_response(Problem(status, {"status": "Fault", "error": "injected by the lab"}))
-    return _answer_with_body(rule, status)
+        return error_response(ErrorAnswer(status, {"status": "Fault", "error": "injected by the lab"}))
+    return _make_response_with_body(rule, status)
 
 
-def _answer_with_body(rule: Rule, status: int) -> Response:
+def _make_response_with_body(rule: FaultRule, status: int) -> Response:
     text = rule.body if isinstance(rule.body, str) else to_json(rule.body)
+    # The real server sends its errors as text/plain, although their body is JSON.
     return Response(text, status, media_type="application/json" if status < 400 else "text/plain")
 
 
-def _wrong_json_answer(rule: Rule) -> Response:
+def _make_wrong_json_response(rule: FaultRule) -> Response:
     if rule.body is None:
         return Response('"not what you asked for"\n', rule.status or 200, media_type="application/json")
-    return _answer_with_body(rule, rule.status or 200)
+    return _make_response_with_body(rule, rule.status or 200)
 
 
-_FAULTY_ANSWERS = {
-    "status": _status_answer,
+#: Maps the kind of a rule to a function that makes the response for the rule.
+_RESPONSE_MAKERS = {
+    "status": _make_status_response,
     "html": lambda rule: Response(HTML_PAGE, rule.status or 502, media_type="text/html"),
     "empty": lambda rule: Response(status_code=rule.status or 200),
-    "wrong_json": _wrong_json_answer,
+    "wrong_json": _make_wrong_json_response,
 }

@@ -1,22 +1,26 @@
-"""Defines the fault rules, which make chosen API calls fail.
+"""Defines the fault rules, which make chosen API calls fail, delay them or repeat them.
 
-Tests add rules by POST /lab/faults. A rule is a JSON object with these members, of which only `kind` is required:
+Tests add rules by POST /lab/faults. A rule is a JSON object with these members. Only `kind` is required.
   method         the HTTP method of the calls that match; if absent, calls with every method match
   path           a regular expression that is searched in the path of a call; if absent, every path matches
   skip, times    the rule ignores the first `skip` matching calls (default 0), then affects `times` calls (default: all)
   kind           what the rule does to a call that it affects:
-                 status       answer `status` (default 503) with a JSON error as FulcrumCore writes it, or with `body`
-                 html         answer `status` (default 502) with an HTML page, as a proxy does
-                 empty        answer `status` (default 200) without a body
-                 wrong_json   answer `status` (default 200) with JSON that the caller does not expect, or with `body`
+                 status       answer with the HTTP status `status` (default 503) and with `body` (default: a JSON error
+                              as FulcrumCore writes it)
+                 html         answer with `status` (default 502) and an HTML page, as a proxy does
+                 empty        answer with `status` (default 200) and without a body
+                 wrong_json   answer with `status` (default 200) and with `body` (default: JSON that the caller does
+                              not expect)
                  truncate     process the call, then close the connection in the middle of the answer's body
                  delay        wait `delay_s` seconds, or until the rule is deleted, then process the call; a rule of
-                              any other kind waits, too, if it has `delay_s`
-                 twice        process the call two times, as when a proxy repeats a request; send the second answer
+                              any other kind also waits first if it has `delay_s`
+                 twice        process the call two times, as if a proxy repeated the request; send the second answer
                  drop_before  do not process the call; close the connection without an answer
                  drop_after   process the call, then close the connection without an answer
-  effect         if true, the call is processed before the rule's answer is sent; this matters for the kinds status,
-                 html, empty and wrong_json, which otherwise do not process the call
+  status, body   the HTTP status and the body of the answer, for the kinds that name them
+  delay_s        the delay in seconds, for a rule of any kind; the default is 0
+  effect         for the kinds status, html, empty and wrong_json: if true, the API processes the call before the rule's
+                 answer is sent; if false (the default), the API does not process the call
   headers        a JSON object with headers that are added to the answer
 """
 
@@ -29,12 +33,12 @@ from typing import Any
 KINDS = frozenset({"status", "html", "empty", "wrong_json", "truncate", "delay", "twice", "drop_before", "drop_after"})
 #: The kinds after which the caller gets the API's answer, or a part of it.
 KINDS_WITH_API_ANSWER = frozenset({"truncate", "delay", "twice"})
-#: The kinds that always process the call.
-PROCESSED_KINDS = KINDS_WITH_API_ANSWER | {"drop_after"}
+#: The kinds for which the API always processes the call.
+KINDS_THAT_CALL_API = KINDS_WITH_API_ANSWER | {"drop_after"}
 
 
 @dataclass(kw_only=True, eq=False)
-class Rule:
+class FaultRule:
     """One fault rule. The module's docstring explains its members."""
 
     kind: str
@@ -46,16 +50,20 @@ class Rule:
     body: Any = None
     delay_s: float = 0.0
     headers: dict[str, str] = field(default_factory=dict)
-    effect: bool = False
+    effect: bool = False  #: whether the API processes the call before the rule's answer is sent
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            raise ValueError(f"unknown kind {self.kind!r}, one of {sorted(KINDS)}")
+            raise ValueError(f"unknown kind {self.kind!r}, expected one of {sorted(KINDS)}")
         self._pattern = re.compile(self.path)
 
-    def applies_to(self, method: str, path: str) -> bool:
-        """Return whether the rule affects this call. Each matching call reduces `skip`, or `times` if `skip` is 0."""
-        if self.method not in (None, method) or not self._pattern.search(path) or self.times == 0:
+    def try_use(self, method: str, path: str) -> bool:
+        """Count this API call if it matches, and return whether the rule affects it.
+
+        A matching call reduces `skip` by one, or `times` if `skip` is 0.
+        """
+        is_match = self.method in (None, method) and self._pattern.search(path) is not None
+        if not is_match or self.times == 0:
             return False
         if self.skip > 0:
             self.skip -= 1

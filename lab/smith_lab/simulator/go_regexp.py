@@ -1,4 +1,4 @@
-"""Matches Go's regular expressions (RE2) by Python's module re, and refuses syntax that only Python accepts."""
+"""Matches Go's regular expressions (RE2) with Python's module re, and refuses syntax that only Python accepts."""
 
 from __future__ import annotations
 
@@ -6,19 +6,22 @@ import re
 import warnings
 from functools import lru_cache
 
-#: Syntax that Python has and RE2 lacks: look-around, back-references, possessive and atomic groups, conditionals.
+#: Matches syntax that Python has and RE2 lacks: look-around, back-references, possessive quantifiers, atomic groups,
+#: conditionals, comments and `\Z`.
 _NOT_IN_RE2 = re.compile(r"\(\?(=|!|<=|<!|>|\(|P=|#)|\\[1-9]|\\Z|[*+?}]\+")
 
 
 @lru_cache(maxsize=1024)
 def compile_pattern(pattern: str) -> re.Pattern[str]:
     """Compile a pattern with the meaning that RE2 gives it. Raises re.error for syntax that RE2 lacks."""
-    outside_classes = _without_classes(pattern)
-    if _NOT_IN_RE2.search(outside_classes.replace("\\\\", "  ")):
+    # Two parts of the pattern only look like refused syntax: the members of a character class, and an escaped backslash
+    # with the characters after it (`\\Z` is a backslash and a Z). Remove both before the check.
+    checked_text = _remove_classes(pattern).replace("\\\\", "  ")
+    if _NOT_IN_RE2.search(checked_text):
         raise re.error("not RE2 syntax", pattern)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # Python warns about `[` in a character class, which RE2 accepts
-        return re.compile(_with_strict_end(pattern), re.ASCII)
+        return re.compile(_replace_end_anchors(pattern), re.ASCII)
 
 
 def matches(pattern: str, text: str) -> bool:
@@ -26,7 +29,7 @@ def matches(pattern: str, text: str) -> bool:
     return compile_pattern(pattern).search(text) is not None
 
 
-def _pieces(pattern: str) -> list[tuple[str, bool]]:
+def _split_pattern(pattern: str) -> list[tuple[str, bool]]:
     """Split a pattern into characters and escapes, each with a bool that says whether it is in a character class."""
     pieces: list[tuple[str, bool]] = []
     index, in_class, class_start = 0, False, 0
@@ -34,23 +37,28 @@ def _pieces(pattern: str) -> list[tuple[str, bool]]:
         piece = pattern[index : index + 2] if pattern[index] == "\\" else pattern[index]
         if not in_class and piece == "[":
             in_class, class_start = True, index
-        elif in_class and piece == "]" and index > class_start + 1 and pattern[class_start:index] != "[^":
-            pieces.append((piece, True))
-            in_class, index = False, index + 1
-            continue
         pieces.append((piece, in_class))
+        # A `]` directly after `[` or `[^` is a member of the class and does not close it.
+        is_first_member = pattern[class_start:index] in ("[", "[^")
+        if in_class and piece == "]" and not is_first_member:
+            in_class = False
         index += len(piece)
     return pieces
 
 
-def _without_classes(pattern: str) -> str:
+def _remove_classes(pattern: str) -> str:
     """Return the pattern without its character classes."""
-    return "".join(piece for piece, in_class in _pieces(pattern) if not in_class)
+    return "".join(piece for piece, in_class in _split_pattern(pattern) if not in_class)
 
 
-def _with_strict_end(pattern: str) -> str:
-    """Make `$` match only at the end of the text, as in RE2. Python's `$` also matches before a final line break."""
-    if re.search(r"\(\?[a-z]*m", pattern):  # with (?m), `$` matches before every line break in both engines
+def _replace_end_anchors(pattern: str) -> str:
+    """Replace RE2's `$` and `\\z`, which match only at the end of the text, by `\\Z`, which does this in Python.
+
+    Python has no `\\z`, and its `$` also matches before a final line break.
+    """
+    has_multiline_flag = re.search(r"\(\?[a-z]*m", pattern) is not None  # such as `(?m)` or `(?im)`
+    if has_multiline_flag:  # then `$` matches before every line break, in RE2 and in Python
         return pattern
     replacements = {"$": r"\Z", r"\z": r"\Z"}
-    return "".join(piece if in_class else replacements.get(piece, piece) for piece, in_class in _pieces(pattern))
+    pieces = _split_pattern(pattern)
+    return "".join(piece if in_class else replacements.get(piece, piece) for piece, in_class in pieces)

@@ -4,8 +4,11 @@ It supports fields, variables, with, range, if, pipes, printf, index and a few m
 missing key is an error, because FulcrumCore sets Go's option `missingkey=error`. The function `index` returns nil for a
 missing key.
 
-Parameters of the functions below: `dot` is the value of `.`, as in Go's documentation. `tokens` are the strings into
-which go_template_parser splits an action. `scope` holds the variables that are visible at this place.
+An action is `{{ … }}`. It contains a pipeline: commands that are separated by `|`. A command is a function with its
+operands, or a single operand. An operand is a constant, a field, a variable or a pipeline in parentheses.
+
+Many functions have these parameters: `dot` is the value of `.`, as in Go's documentation. `tokens` are the strings
+into which go_template_parser splits an action. `scope` contains the variables that are visible where the action stands.
 """
 
 from __future__ import annotations
@@ -19,6 +22,8 @@ from smith_lab.simulator.go_template_parser import Block, Node, Output, Template
 
 #: The values of the template's variables by name. The variable `$` is the data that was passed to `render`.
 Scope = dict[str, Any]
+#: The smallest float that Go prints with an exponent.
+MIN_EXPONENT_FLOAT = 1e21
 
 
 def render(template: str, data: dict[str, Any]) -> str:
@@ -35,14 +40,15 @@ def _render_node(node: Node, dot: Any, scope: Scope) -> str:
         return node.text
     if isinstance(node, Output):
         return _render_output(node.tokens, dot, scope)
-    kind = node.kind.removeprefix("else-")
-    if kind == "range":
+    keyword = node.kind.removeprefix("else-")  # the parser adds `else-` to the keyword of an `{{else if}}`
+    if keyword == "range":
         return _render_range(node, dot, scope)
     names, tokens = _split_declaration(node.tokens)
     value = _evaluate(tokens, dot, scope)
     if not _is_true(value):
         return _render(node.else_body, dot, scope)
-    return _render(node.body, value if kind == "with" else dot, scope | {name: value for name in names})
+    inner_dot = value if keyword == "with" else dot
+    return _render(node.body, inner_dot, scope | {name: value for name in names})
 
 
 def _render_output(tokens: list[str], dot: Any, scope: Scope) -> str:
@@ -67,7 +73,8 @@ def _render_range(node: Block, dot: Any, scope: Scope) -> str:
         return _render(node.else_body, dot, scope)
     parts = []
     for key, item in pairs:
-        loop_variables = dict(zip(names, (key, item) if len(names) == 2 else (item,), strict=False))
+        loop_values = (key, item) if len(names) == 2 else (item,)
+        loop_variables = dict(zip(names, loop_values, strict=False))  # not strict, because `names` may be empty
         parts.append(_render(node.body, item, scope | loop_variables))
     return "".join(parts)
 
@@ -81,13 +88,13 @@ def _split_declaration(tokens: list[str]) -> tuple[list[str], list[str]]:
 
 
 def _evaluate(tokens: list[str], dot: Any, scope: Scope) -> Any:
-    """Return the value of a pipeline. The value of each command is the last argument of the command after it."""
-    value: list[Any] = []
+    """Return the value of a pipeline. The value of each command becomes the last argument of the next command."""
+    piped: list[Any] = []  # the previous command's value as one item, because it may be None; or empty
     for command in _split_commands(tokens):
-        value = [_run_command(command, dot, scope, value)]
-    if not value:
+        piped = [_run_command(command, dot, scope, piped)]
+    if not piped:
         raise TemplateError("missing value for command")
-    return value[0]
+    return piped[0]
 
 
 def _split_commands(tokens: list[str]) -> list[list[str]]:
@@ -95,7 +102,10 @@ def _split_commands(tokens: list[str]) -> list[list[str]]:
     commands: list[list[str]] = [[]]
     depth = 0
     for token in tokens:
-        depth += (token == "(") - (token == ")")
+        if token == "(":
+            depth += 1
+        elif token == ")":
+            depth -= 1
         if token == "|" and depth == 0:
             commands.append([])
         else:
@@ -106,39 +116,39 @@ def _split_commands(tokens: list[str]) -> list[list[str]]:
 def _run_command(tokens: list[str], dot: Any, scope: Scope, piped: list[Any]) -> Any:
     """Call a function, or return the value of a single operand.
 
-    `piped` holds the value of the command before `|`, or nothing if this command is the first.
+    `piped` contains the value of the command before `|`. It is empty if this command is the first.
     """
     operands = _split_operands(tokens)
     if not operands:
         raise TemplateError("missing value for command")
-    first, *rest = operands
-    name = first[0]
-    if len(first) == 1 and re.fullmatch(r"[A-Za-z_]\w*", name) and name not in ("true", "false", "nil"):
-        if name not in _FUNCTIONS:
-            raise TemplateError(f"function {name!r} not defined")
-        arguments = [_evaluate_operand(operand, dot, scope) for operand in rest]
-        return _call(name, [*arguments, *piped])
-    if rest or piped:
-        raise TemplateError(f"can't give argument to non-function {name}")
-    return _evaluate_operand(first, dot, scope)
+    first_operand, *argument_operands = operands
+    first_token = first_operand[0]
+    is_word = len(first_operand) == 1 and re.fullmatch(r"[A-Za-z_]\w*", first_token) is not None
+    if is_word and first_token not in _CONSTANTS:
+        if first_token not in _FUNCTIONS:
+            raise TemplateError(f"function {first_token!r} not defined")
+        arguments = [_evaluate_operand(operand, dot, scope) for operand in argument_operands]
+        return _call_function(first_token, [*arguments, *piped])
+    if argument_operands or piped:
+        raise TemplateError(f"can't give argument to non-function {first_token}")
+    return _evaluate_operand(first_operand, dot, scope)
 
 
 def _split_operands(tokens: list[str]) -> list[list[str]]:
-    """Group the tokens into operands: one token, or `(` with the tokens up to the closing `)`."""
+    """Group the tokens into operands. An operand is one token, or `(` with the tokens before the closing `)`."""
     operands: list[list[str]] = []
-    depth = 0
+    depth = 0  # number of open parentheses
     for token in tokens:
-        if token == "(":
-            operands.append(["("]) if depth == 0 else operands[-1].append(token)
-            depth += 1
-        elif token == ")":
+        if token == ")":
             depth -= 1
-            if depth:
-                operands[-1].append(token)
-        elif depth:
-            operands[-1].append(token)
-        else:
+            if depth == 0:
+                continue  # the operand does not contain its closing parenthesis
+        if depth == 0:
             operands.append([token])
+        else:
+            operands[-1].append(token)
+        if token == "(":
+            depth += 1
     if depth:
         raise TemplateError("unclosed left paren")
     return operands
@@ -148,10 +158,12 @@ def _evaluate_operand(tokens: list[str], dot: Any, scope: Scope) -> Any:
     text = tokens[0]
     if text == "(":
         return _evaluate(tokens[1:], dot, scope)
-    if text in ("true", "false", "nil"):
-        return {"true": True, "false": False}.get(text)
-    if text[0] in '"`':
-        return json.loads(text) if text[0] == '"' else text[1:-1]
+    if text in _CONSTANTS:
+        return _CONSTANTS[text]
+    if text[0] == '"':
+        return json.loads(text)
+    if text[0] == "`":
+        return text[1:-1]
     if text[0].isdigit() or text[0] == "-":
         return float(text) if "." in text else int(text)
     return _evaluate_field(text, dot, scope)
@@ -165,7 +177,7 @@ def _evaluate_field(text: str, dot: Any, scope: Scope) -> Any:
         if head not in scope:
             raise TemplateError(f"undefined variable {head!r}")
         value = scope[head]
-    for name in (part for part in path if part):
+    for name in filter(None, path):  # skips the empty names that the text `.` has
         if not isinstance(value, dict):
             raise TemplateError(f"can't evaluate field {name}")
         if name not in value:
@@ -175,7 +187,7 @@ def _evaluate_field(text: str, dot: Any, scope: Scope) -> Any:
 
 
 def _is_true(value: Any) -> bool:
-    """Return whether a Go template counts the value as true: every value except nil, false, zero and empty values."""
+    """Return whether a Go template treats the value as true. Only nil, false, zero and empty values are not true."""
     return bool(value)
 
 
@@ -185,7 +197,7 @@ def to_go_text(value: Any) -> str:
         return "<no value>"
     if isinstance(value, bool):
         return "true" if value else "false"
-    if isinstance(value, float) and value == int(value) and abs(value) < 1e21:
+    if isinstance(value, float) and value == int(value) and abs(value) < MIN_EXPONENT_FLOAT:
         return str(int(value))
     if isinstance(value, list):
         return "[" + " ".join(to_go_text(item) for item in value) + "]"
@@ -194,19 +206,20 @@ def to_go_text(value: Any) -> str:
     return str(value)
 
 
-def _printf(template: Any, *values: Any) -> str:
+def _printf(format_text: Any, *values: Any) -> str:
     """Format values as Go's printf does. Every verb except %q is treated as %v."""
-    unused = list(values)
+    unused_values = list(values)
 
     def replace(match: re.Match[str]) -> str:
         if match[0] == "%%":
             return "%"
-        if not unused:
-            return f"%!{match[1]}(MISSING)"
-        value = unused.pop(0)
-        return json.dumps(to_go_text(value), ensure_ascii=False) if match[1] == "q" else to_go_text(value)
+        verb = match[1]
+        if not unused_values:
+            return f"%!{verb}(MISSING)"
+        text = to_go_text(unused_values.pop(0))
+        return json.dumps(text, ensure_ascii=False) if verb == "q" else text
 
-    return re.sub(r"%%|%([a-z])", replace, str(template))
+    return re.sub(r"%%|%([a-z])", replace, str(format_text))  # matches `%%` or a verb such as `%s`
 
 
 def _index(value: Any, *keys: Any) -> Any:
@@ -220,6 +233,7 @@ def _index(value: Any, *keys: Any) -> Any:
     return value
 
 
+_CONSTANTS: dict[str, bool | None] = {"true": True, "false": False, "nil": None}
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "printf": _printf,
     "print": lambda *values: "".join(map(to_go_text, values)),
@@ -234,7 +248,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
 }
 
 
-def _call(name: str, arguments: list[Any]) -> Any:
+def _call_function(name: str, arguments: list[Any]) -> Any:
     try:
         return _FUNCTIONS[name](*arguments)
     except (TypeError, IndexError) as exc:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-#: An action: `{{ … }}`. Group 2 is its content; groups 1 and 3 are the trim markers `-`, if there are any.
+#: Matches an action: `{{ … }}`. Group 2 is its content. Groups 1 and 3 are its trim markers `-`, if there are any.
 _ACTION = re.compile(r"\{\{(-\s)?(.*?)(\s-)?\}\}", re.DOTALL)
-#: One token in an action. A token is a string, a punctuation mark, a field, a variable, a number or a word.
+#: Matches one token in an action: a string, a punctuation mark, a field, a variable, a number or a word.
 _TOKEN = re.compile(
     r'\s*("(?:[^"\\]|\\.)*"|`[^`]*`|:=|[|(),=]|\$?[A-Za-z_0-9]*(?:\.[A-Za-z_][A-Za-z_0-9]*)+|\$[A-Za-z_0-9]*|\.|-?\d+(?:\.\d+)?|\w+)'
 )
@@ -35,7 +35,8 @@ class Output:
 class Block:
     """A `with`, `range` or `if` action, with the tokens of its pipeline, its body and its else part.
 
-    The kind is the action's keyword, or `else-` and the keyword if `{{else if}}` or `{{else with}}` opened the block.
+    `kind` is the action's keyword. It starts with `else-` if `{{else if}}` or `{{else with}}` opened the block. It is
+    `root` for the block that contains the whole template.
     """
 
     kind: str
@@ -50,8 +51,9 @@ Node = Text | Output | Block
 def parse(template: str) -> list[Node]:
     """Return the tree of a template. Raises TemplateError."""
     root = Block("root", [])
-    stack: list[tuple[Block, bool]] = [(root, False)]  # the open blocks, and whether their else part has begun
-    for item in _split(template):
+    # Each open block, outermost first, with a bool that says whether the block's else part has begun.
+    stack: list[tuple[Block, bool]] = [(root, False)]
+    for item in _split_template(template):
         block, in_else = stack[-1]
         target = block.else_body if in_else else block.body
         if isinstance(item, Text):
@@ -59,8 +61,9 @@ def parse(template: str) -> list[Node]:
             continue
         keyword = item[0] if item else ""
         if keyword in ("with", "range", "if"):
-            stack.append((Block(keyword, item[1:]), False))
-            target.append(stack[-1][0])
+            new_block = Block(keyword, item[1:])
+            target.append(new_block)
+            stack.append((new_block, False))
         elif keyword == "else":
             _open_else(stack, item[1:])
         elif keyword == "end":
@@ -72,7 +75,7 @@ def parse(template: str) -> list[Node]:
     return root.body
 
 
-def _split(template: str) -> list[Text | list[str]]:
+def _split_template(template: str) -> list[Text | list[str]]:
     """Split a template into its texts and the token lists of its actions.
 
     White space before `{{-` and after `-}}` is removed. A comment has no tokens.
@@ -80,11 +83,14 @@ def _split(template: str) -> list[Text | list[str]]:
     items: list[Text | list[str]] = []
     start, trim_next = 0, False
     for match in _ACTION.finditer(template):
+        left_trim_marker, content, right_trim_marker = match.groups()
         text = template[start : match.start()]
         text = text.lstrip() if trim_next else text
-        items.append(Text(text.rstrip() if match[1] else text))
-        items.append([] if match[2].strip().startswith("/*") else _split_tokens(match[2]))
-        start, trim_next = match.end(), bool(match[3])
+        text = text.rstrip() if left_trim_marker else text
+        items.append(Text(text))
+        is_comment = content.strip().startswith("/*")
+        items.append([] if is_comment else _split_tokens(content))
+        start, trim_next = match.end(), bool(right_trim_marker)
     tail = template[start:]
     if "{{" in tail:
         raise TemplateError("unclosed action")
@@ -107,21 +113,21 @@ def _split_tokens(text: str) -> list[str]:
     return tokens
 
 
-def _open_else(stack: list[tuple[Block, bool]], condition: list[str]) -> None:
-    """Begin the else part of the innermost block. `condition` holds the tokens after `else`, such as `if .name`."""
+def _open_else(stack: list[tuple[Block, bool]], tokens: list[str]) -> None:
+    """Begin the else part of the innermost block. `tokens` are the tokens after `else`, such as `if` and `.name`."""
     block, in_else = stack[-1]
     if block.kind == "root" or in_else:
         raise TemplateError("unexpected {{else}}")
     stack[-1] = (block, True)
-    if condition:
+    if tokens:
         # `{{else if}}` opens a new block in the else part. One `{{end}}` closes both blocks.
-        inner = Block(f"else-{condition[0]}", condition[1:])
-        block.else_body.append(inner)
-        stack.append((inner, False))
+        inner_block = Block(f"else-{tokens[0]}", tokens[1:])
+        block.else_body.append(inner_block)
+        stack.append((inner_block, False))
 
 
 def _close_block(stack: list[tuple[Block, bool]]) -> None:
-    """Close the innermost block, and the blocks that `{{else if}}` opened in it."""
+    """Close the innermost `with`, `range` or `if` block, and first the blocks that `{{else …}}` opened in it."""
     while stack[-1][0].kind.startswith("else-"):
         stack.pop()
     if stack[-1][0].kind == "root":

@@ -9,18 +9,18 @@ from typing import Any
 
 from starlette.types import Scope
 
-from smith_lab.simulator.fault_rules import Rule
+from smith_lab.simulator.fault_rules import FaultRule
 
-#: How many calls the history keeps. If there are more, the oldest calls are removed.
+#: The maximum number of calls in the history. When there are more, the oldest calls are removed.
 MAX_ENTRIES = 100_000
 
 
 @dataclass(kw_only=True)
-class Entry:
-    """One API call in the history. `status` is None until an answer was sent."""
+class HistoryEntry:
+    """One API call in the history. `status` is None as long as no answer was sent."""
 
-    seq: int  #: number of the call; the first call after the start has 1
-    time: float  #: real time of arrival, in seconds since the epoch
+    seq: int  #: sequence number of the call; the first API call after the server's start has 1
+    time: float  #: real time of arrival (not the simulator's time), in seconds since 1970
     method: str
     path: str
     query: str
@@ -36,25 +36,25 @@ class Entry:
 
 @dataclass
 class LabState:
-    """The fault rules and the history of API calls. The class Store contains what the real FulcrumCore stores, too."""
+    """The fault rules and the history of API calls. The data that the real FulcrumCore also stores is in Store."""
 
-    rules: list[Rule] = field(default_factory=list)
-    history: deque[Entry] = field(default_factory=lambda: deque(maxlen=MAX_ENTRIES))
-    calls: int = 0  #: number of calls since the start
+    rules: list[FaultRule] = field(default_factory=list)
+    history: deque[HistoryEntry] = field(default_factory=lambda: deque(maxlen=MAX_ENTRIES))
+    call_count: int = 0  #: how many API calls arrived since the server's start; emptying the history does not reset it
 
-    def take_rule(self, method: str, path: str) -> Rule | None:
+    def take_rule(self, method: str, path: str) -> FaultRule | None:
         """Return the first rule that affects this API call, or None.
 
-        Use this method only once for each API call, because it reduces `skip` or `times` of the rules that match the
-        call.
+        The fault layer must call this method only once for each API call, because the method reduces `skip` or `times`
+        of the rules that match the API call.
         """
-        return next((rule for rule in self.rules if rule.applies_to(method, path)), None)
+        return next((rule for rule in self.rules if rule.try_use(method, path)), None)
 
-    def record_arrival(self, scope: Scope) -> Entry:
+    def record_arrival(self, scope: Scope) -> HistoryEntry:
         """Add an arriving call to the history and return its entry."""
-        self.calls += 1
-        entry = Entry(
-            seq=self.calls,
+        self.call_count += 1
+        entry = HistoryEntry(
+            seq=self.call_count,
             time=time.time(),
             method=scope["method"],
             path=scope["path"],
@@ -64,7 +64,10 @@ class LabState:
         return entry
 
     def entries(self, since: int = 0, method: str = "", path_end: str = "") -> list[dict[str, Any]]:
-        """Return the calls after number `since`, oldest first, if their method and the end of their path match."""
+        """Return the calls that have a sequence number greater than `since`, this method and this end of the path.
+
+        The oldest call is first. An empty `method` or `path_end` matches every call.
+        """
         return [
             dict(vars(entry))  # a shallow copy is sufficient, because the body does not change
             for entry in list(self.history)  # copied, because other threads add calls meanwhile

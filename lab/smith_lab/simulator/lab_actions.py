@@ -14,7 +14,7 @@ from starlette.requests import Request
 
 from smith_lab.simulator import maintenance, views
 from smith_lab.simulator.clock import from_text, to_text
-from smith_lab.simulator.fault_rules import Rule
+from smith_lab.simulator.fault_rules import FaultRule
 from smith_lab.simulator.history import LabState
 from smith_lab.simulator.rows import Job, Token
 from smith_lab.simulator.store import Store
@@ -25,7 +25,7 @@ class LabCall:
     """One request to a lab endpoint, with the objects that an action reads and changes."""
 
     store: Store
-    lab: LabState
+    lab_state: LabState
     initial_options: dict[str, Any]  #: the options at the start of the server, which `reset` restores
     request: Request
 
@@ -34,7 +34,7 @@ Action = Callable[[LabCall, Any], Any]
 
 
 class LabError(Exception):
-    """The lab refuses the request. It is answered with the reason and with the status 400 or 404."""
+    """The lab refuses the request. The answer contains the reason and has the status 400 or 404."""
 
     def __init__(self, text: str, status: int = 400) -> None:
         super().__init__(text)
@@ -46,21 +46,26 @@ class LabError(Exception):
 
 def read_clock(call: LabCall, body: Any) -> Any:
     now = call.store.clock.now()
-    return {"now": now, "text": to_text(now), "frozen": call.store.clock.frozen}
+    return {"now": now, "text": to_text(now), "frozen": call.store.clock.is_frozen}
 
 
 def set_clock(call: LabCall, body: Any) -> Any:
     clock = call.store.clock
     if "freeze" in body:
-        clock.freeze(bool(body["freeze"]))
+        if body["freeze"]:
+            clock.freeze()
+        else:
+            clock.unfreeze()
     if "set" in body:
-        clock.set(from_text(body["set"]) if isinstance(body["set"], str) else float(body["set"]))
+        new_time = body["set"]
+        clock.set(from_text(new_time) if isinstance(new_time, str) else float(new_time))
     if "advance" in body:
         clock.advance(float(body["advance"]))
     return read_clock(call, body)
 
 
 def sweep(call: LabCall, body: Any) -> Any:
+    """Do FulcrumCore's maintenance work once, and return how many rows each part of it changed."""
     return maintenance.sweep(call.store)
 
 
@@ -68,37 +73,37 @@ def sweep(call: LabCall, body: Any) -> Any:
 
 
 def read_faults(call: LabCall, body: Any) -> Any:
-    return [asdict(rule) for rule in call.lab.rules]
+    return [asdict(rule) for rule in call.lab_state.rules]
 
 
 def add_faults(call: LabCall, body: Any) -> Any:
-    rules = [Rule(**item) for item in (body if isinstance(body, list) else [body])]
-    call.lab.rules.extend(rules)
+    items = body if isinstance(body, list) else [body]
+    call.lab_state.rules.extend([FaultRule(**item) for item in items])
     return read_faults(call, body)
 
 
 def delete_faults(call: LabCall, body: Any) -> Any:
-    call.lab.rules.clear()
+    call.lab_state.rules.clear()
     return []
 
 
 def read_history(call: LabCall, body: Any) -> Any:
     query = call.request.query_params
-    return call.lab.entries(int(query.get("since", "0")), query.get("method", ""), query.get("path_end", ""))
+    return call.lab_state.entries(int(query.get("since", "0")), query.get("method", ""), query.get("path_end", ""))
 
 
 def delete_history(call: LabCall, body: Any) -> Any:
-    call.lab.history.clear()
+    call.lab_state.history.clear()
     return []
 
 
 def reset(call: LabCall, body: Any) -> Any:
-    """Return tables, fault rules, history, switches, options and clock to the state of a new server."""
-    call.lab.rules.clear()
-    call.lab.history.clear()
-    for item in fields(call.store.switches):
-        setattr(call.store.switches, item.name, item.default)
-    _assign(call.store.options, call.initial_options)
+    """Restore the initial state of tables, fault rules, history, switches, options and clock."""
+    call.lab_state.rules.clear()
+    call.lab_state.history.clear()
+    for switch in fields(call.store.switches):
+        setattr(call.store.switches, switch.name, switch.default)
+    _set_members(call.store.options, call.initial_options)
     call.store.clock.reset()
     call.store.clear()
     return {}
@@ -112,13 +117,13 @@ def read_switches(call: LabCall, body: Any) -> Any:
 
 
 def set_switches(call: LabCall, body: Any) -> Any:
-    _assign(call.store.switches, body)
-    call.store.vault.enabled = not call.store.switches.vault_off
+    _set_members(call.store.switches, body)
+    call.store.vault.is_enabled = not call.store.switches.vault_off
     return read_switches(call, body)
 
 
 def set_options(call: LabCall, body: Any) -> Any:
-    _assign(call.store.options, body)
+    _set_members(call.store.options, body)
     return asdict(call.store.options)
 
 
@@ -126,15 +131,15 @@ def set_options(call: LabCall, body: Any) -> Any:
 
 
 def revoke_tokens(call: LabCall, body: Any) -> Any:
-    """Revoke every token that has all values in the body, whose members are name, id, value, role or agent_id."""
+    """Revoke every token that has all values in the body. The body may contain name, id, value, role and agent_id."""
     if not body:
-        raise LabError("say which: name, id, value, role or agent_id")
-    revoked = [token for token in call.store.tokens.values() if _matches(token, body)]
-    if not revoked:
+        raise LabError("the body must contain at least one of name, id, value, role and agent_id")
+    tokens = [token for token in call.store.tokens.values() if _has_values(token, body)]
+    if not tokens:
         raise LabError("no such token", 404)
-    for token in revoked:
+    for token in tokens:
         call.store.delete_token(token)
-    return {"revoked": [token.name for token in revoked]}
+    return {"revoked": [token.name for token in tokens]}
 
 
 def _find_job(call: LabCall) -> Job:
@@ -145,7 +150,10 @@ def _find_job(call: LabCall) -> Job:
 
 
 def expire_job(call: LabCall, body: Any) -> Any:
-    """Fail the job by timeout now, at any age. FulcrumCore's maintenance does so only after the job timeout."""
+    """Make the job fail by timeout now. FulcrumCore's maintenance makes a job fail only after the job timeout.
+
+    Return the job in the form that it has in the list of pending jobs, although it is no longer pending.
+    """
     job = _find_job(call)
     if job.status not in ("Pending", "Processing"):
         raise LabError(f"job is {job.status}")
@@ -156,7 +164,8 @@ def expire_job(call: LabCall, body: Any) -> Any:
 def override_job(call: LabCall, body: Any) -> Any:
     """Replace (`set`) and remove (`remove`) members of the job's JSON in answers. The stored job does not change."""
     job = _find_job(call)
-    job.override, job.hidden = dict(body.get("set", {})), list(body.get("remove", []))
+    job.override = dict(body.get("set", {}))
+    job.hidden = list(body.get("remove", []))  # the names of the hidden members
     return views.pending_job(call.store, job)
 
 
@@ -188,22 +197,25 @@ def delete_secret(call: LabCall, body: Any) -> Any:
 
 
 def read_pending(call: LabCall, body: Any) -> Any:
-    return call.store.raw_pending
+    return call.store.raw_pending_items
 
 
 def add_pending(call: LabCall, body: Any) -> Any:
-    """Append any JSON items to the list of pending jobs of every agent, until DELETE /lab/pending removes them."""
-    call.store.raw_pending.extend(body if isinstance(body, list) else [body])
-    return call.store.raw_pending
+    """Add items to the list of pending jobs of every agent, until DELETE /lab/pending removes them.
+
+    An item may be any JSON, also JSON that is not a job.
+    """
+    call.store.raw_pending_items.extend(body if isinstance(body, list) else [body])
+    return call.store.raw_pending_items
 
 
 def delete_pending(call: LabCall, body: Any) -> Any:
-    call.store.raw_pending.clear()
+    call.store.raw_pending_items.clear()
     return []
 
 
 def read_state(call: LabCall, body: Any) -> Any:
-    """Return every table. Tokens have no values, and the vault contains only the references of its secrets."""
+    """Return the rows of every table, without the values of tokens. Of the vault, return only the references."""
     store = call.store
     tables: dict[str, dict[str, Any]] = {
         "participants": store.participants,
@@ -224,16 +236,16 @@ def read_state(call: LabCall, body: Any) -> Any:
     return rows
 
 
-def _matches(token: Token, members: dict[str, str]) -> bool:
+def _has_values(token: Token, members: dict[str, str]) -> bool:
     """Return whether the token has all these values."""
     return all(getattr(token, name) == value for name, value in members.items())
 
 
-def _assign(target: Any, members: dict[str, Any]) -> None:
-    """Set the given members of an object. Raises LabError for an unknown member."""
-    known = {item.name for item in fields(target)}
-    unknown = set(members) - known
-    if unknown:
-        raise LabError(f"unknown {sorted(unknown)}, known {sorted(known)}")
+def _set_members(target: Any, members: dict[str, Any]) -> None:
+    """Set members of a dataclass object to these values. Raises LabError for an unknown member."""
+    known_names = {item.name for item in fields(target)}
+    unknown_names = set(members) - known_names
+    if unknown_names:
+        raise LabError(f"unknown members {sorted(unknown_names)}; known members: {sorted(known_names)}")
     for name, value in members.items():
         setattr(target, name, value)

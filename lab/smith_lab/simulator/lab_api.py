@@ -1,4 +1,4 @@
-"""Serves the lab endpoints, which are below /lab, need no token and answer on loopback only.
+"""Serves the lab endpoints, which are below /lab, need no token and answer only clients on loopback.
 
 Tests and the demo control the simulator by these endpoints. `smith_lab.simulator.__main__` documents each endpoint.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ipaddress
 import json
-from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -48,33 +47,32 @@ _ACTIONS: list[tuple[str, str, Action]] = [
 ]
 
 
-def lab_routes(store: Store, lab: LabState) -> list[Route]:
+def lab_routes(store: Store, lab_state: LabState) -> list[Route]:
     """Return a route for each lab endpoint."""
     initial_options = asdict(store.options)
 
     def route(method: str, path: str, action: Action) -> Route:
         async def respond(request: Request) -> Response:
             if not _is_loopback(request):
-                return JSONResponse({"error": "the lab answers on loopback only"}, 403)
-            raw = await request.body()
-            return _respond(action, LabCall(store, lab, initial_options, request), raw)
+                return JSONResponse({"error": "the lab endpoints answer only clients on loopback"}, 403)
+            raw_body = await request.body()
+            return _run_action(action, LabCall(store, lab_state, initial_options, request), raw_body)
 
-        handler: Callable[[Request], Awaitable[Response]] = respond
-        return Route(path, handler, methods=[method])
+        return Route(path, respond, methods=[method])
 
     return [route(method, path, action) for method, path, action in _ACTIONS]
 
 
-def _respond(action: Action, call: LabCall, raw: bytes) -> Response:
+def _run_action(action: Action, call: LabCall, raw_body: bytes) -> Response:
     """Run the action under the store's lock and return its result as a JSON response."""
     try:
         with call.store.lock:
-            result: Any = action(call, json.loads(raw) if raw else None)
-            # This is not a JSONResponse, because that class refuses NaN and Infinity, which tests may store and read.
+            result: Any = action(call, json.loads(raw_body) if raw_body else None)
+            # JSONResponse refuses NaN and Infinity, which tests may store and read.
             return Response(json.dumps(result), media_type="application/json")
     except LabError as error:
         return JSONResponse({"error": str(error)}, error.status)
-    except (AttributeError, TypeError, ValueError, KeyError) as exc:
+    except (AttributeError, TypeError, ValueError, KeyError) as exc:  # the body is not what the action expects
         return JSONResponse({"error": f"{type(exc).__name__}: {exc}"}, 400)
 
 

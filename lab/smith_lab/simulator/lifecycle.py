@@ -14,7 +14,7 @@ from smith_lab.simulator.rows import Json
 
 
 class NoTransition(Exception):
-    """The action has no transition from this state for this outcome (success, or this error message)."""
+    """The action has no transition from this state for its outcome, which is success or an error message."""
 
 
 class UnknownAction(Exception):
@@ -22,19 +22,16 @@ class UnknownAction(Exception):
 
 
 def check(schema: Any) -> None:
-    """Raise a 400 for a lifecycle that FulcrumCore refuses."""
+    """Raise a 400 for a lifecycle schema that FulcrumCore refuses."""
     schema = _require_object(schema, "lifecycleSchema")
-    states = [_require_name(state, "state") for state in _require_list(schema, "states")]
+    states = [_require_name(state, "state") for state in _read_list(schema, "states")]
     _refuse_if(not states, "lifecycle must have at least one state")
     _refuse_duplicates(states, "state")
     _refuse_if(not schema.get("initialState"), "lifecycle must have an initial state")
-    for state in [
-        schema["initialState"],
-        *_require_list(schema, "terminalStates"),
-        *_require_list(schema, "runningStates"),
-    ]:
+    terminal_states, running_states = _read_list(schema, "terminalStates"), _read_list(schema, "runningStates")
+    for state in [schema["initialState"], *terminal_states, *running_states]:
         _refuse_if(state not in states, f"lifecycle state {state!r} does not exist in states list")
-    actions = _require_list(schema, "actions")
+    actions = _read_list(schema, "actions")
     _refuse_if(not actions, "lifecycle must have at least one action")
     _refuse_duplicates([_require_name(action, "action") for action in actions], "action")
     for action in actions:
@@ -42,14 +39,14 @@ def check(schema: Any) -> None:
 
 
 def _check_transitions(action: Json, states: list[str]) -> None:
-    transitions = _require_list(action, "transitions")
+    transitions = _read_list(action, "transitions")
     _refuse_if(not transitions, f"lifecycle action {action['name']!r} must have at least one transition")
     for item in transitions:
         transition = _require_object(item, "transition")
-        for side in ("from", "to"):
+        for member in ("from", "to"):
             _refuse_if(
-                transition.get(side) not in states,
-                f"lifecycle action {action['name']!r} transition references invalid {side} state",
+                transition.get(member) not in states,
+                f"lifecycle action {action['name']!r} transition references invalid {member} state",
             )
         _check_regexp(transition.get("onErrorRegexp") or "")
 
@@ -68,10 +65,10 @@ def is_terminal(schema: Json, state: str) -> bool:
 
 
 def refuse_unless_allowed(schema: Json, state: str, action: str) -> None:
-    """Raise a 400 if the action has no transition from `state`. A transition for errors is sufficient."""
+    """Raise a 400 if the action has no transition from `state`, neither for a success nor for an error."""
     if is_terminal(schema, state):
         raise bad_request(f"cannot perform action on service in terminal state: {state}")
-    transitions = _transitions(schema, action)
+    transitions = _find_transitions(schema, action)
     if transitions is None:
         raise bad_request(f"action {action!r} not found in lifecycle schema")
     if not any(transition["from"] == state for transition in transitions):
@@ -81,13 +78,16 @@ def refuse_unless_allowed(schema: Json, state: str, action: str) -> None:
 def next_state(schema: Json, state: str, action: str, error: str | None = None) -> str:
     """Return the state of a service after an action. `error` is the error message, or None if the action succeeded.
 
-    The first transition that matches the state and the error counts. Raises NoTransition, UnknownAction.
+    The first transition that matches the state and the error determines the result. Raises NoTransition or
+    UnknownAction.
     """
-    transitions = _transitions(schema, action)
+    transitions = _find_transitions(schema, action)
     if transitions is None:
         raise UnknownAction(f"action {action!r} not found in lifecycle schema")
     for transition in transitions:
-        if transition["from"] != state or bool(transition.get("onError")) != (error is not None):
+        is_for_errors = bool(transition.get("onError"))
+        is_error = error is not None
+        if transition["from"] != state or is_for_errors != is_error:
             continue
         pattern = transition.get("onErrorRegexp") or ""
         if error is None or not pattern or go_regexp.matches(pattern, error):
@@ -95,7 +95,7 @@ def next_state(schema: Json, state: str, action: str, error: str | None = None) 
     raise NoTransition(f"no valid transition found for action {action!r} from state {state!r}")
 
 
-def _transitions(schema: Json, action: str) -> list[Json] | None:
+def _find_transitions(schema: Json, action: str) -> list[Json] | None:
     """Return the transitions of an action, or None if the lifecycle has no such action."""
     for candidate in schema.get("actions") or []:
         if candidate["name"] == action:
@@ -103,23 +103,24 @@ def _transitions(schema: Json, action: str) -> list[Json] | None:
     return None
 
 
-def _refuse_if(wrong: bool, text: str) -> None:
-    if wrong:
+def _refuse_if(is_wrong: bool, text: str) -> None:
+    if is_wrong:
         raise bad_request(text)
 
 
-def _refuse_duplicates(names: list[str], kind: str) -> None:
-    _refuse_if(len(set(names)) != len(names), f"duplicate lifecycle {kind} name")
+def _refuse_duplicates(names: list[str], label: str) -> None:
+    _refuse_if(len(set(names)) != len(names), f"duplicate lifecycle {label} name")
 
 
-def _require_object(value: Any, what: str) -> Json:
+def _require_object(value: Any, label: str) -> Json:
     if not isinstance(value, dict):
-        raise bad_request(f"{what} must be an object")
+        raise bad_request(f"{label} must be an object")
     return value
 
 
-def _require_list(schema: Json, name: str) -> list[Any]:
-    value = schema.get(name)
+def _read_list(parent: Json, name: str) -> list[Any]:
+    """Return the list of this name in a schema or an action, or an empty list if it is absent."""
+    value = parent.get(name)
     if value is None:
         return []
     if not isinstance(value, list):
@@ -127,8 +128,8 @@ def _require_list(schema: Json, name: str) -> list[Any]:
     return value
 
 
-def _require_name(item: Any, kind: str) -> str:
-    name = _require_object(item, kind).get("name")
+def _require_name(item: Any, label: str) -> str:
+    name = _require_object(item, label).get("name")
     if not isinstance(name, str) or not name:
-        raise bad_request(f"lifecycle {kind} name cannot be empty")
+        raise bad_request(f"lifecycle {label} name cannot be empty")
     return name

@@ -1,4 +1,7 @@
-"""Looks up service options and services for the validators `serviceOption` and `serviceReference`."""
+"""Looks up the options and services to which the properties of a service refer.
+
+The validators `serviceOption` and `serviceReference` in a service type's property schema need these look-ups.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,13 @@ from smith_lab.simulator.store import Store
 
 
 class ServiceLookups:
-    """Checks values of one service's properties. Each method returns the text of a problem, or None."""
+    """Looks up what the properties of one service refer to. Each method returns the text of a problem, or None."""
 
     def __init__(self, store: Store, service: Service) -> None:
         self._store, self._service = store, service
 
     def option_problem(self, option_type: str, value: object) -> str | None:
-        """Return a problem unless the service's provider has an enabled option with this type and value."""
+        """Return None if the service's provider has an enabled option with this type and value, else a problem."""
         type_ids = {row.id for row in self._store.option_types.values() if row.type == option_type}
         for option in self._store.service_options.values():
             is_offered = option.provider_id == self._service.provider_id and option.service_option_type_id in type_ids
@@ -22,20 +25,22 @@ class ServiceLookups:
         return f"value is not an enabled option of type {option_type}"
 
     def reference_problem(self, config: Json, value: object) -> str | None:
-        """Return a problem unless the value is the id of a service that the validator's configuration allows.
+        """Return None if the value is the id of a service that the validator's configuration allows, else a problem.
 
-        In the configuration, `types` contains the allowed names of service types. `origin` says whether the referenced
-        service must have the same consumer or be in the same group.
+        In the configuration, `types` contains the names of the allowed service types. If `origin` is `consumer`, the
+        referenced service and the referring service must have the same consumer. If `origin` is `group`, both services
+        must be in the same group.
         """
-        other = self._store.services.get(value) if isinstance(value, str) else None
-        if other is None:
+        referenced_service = self._store.services.get(value) if isinstance(value, str) else None
+        if referenced_service is None:
             return "referenced service does not exist"
-        names = config.get("types")
-        if names and self._store.service_types[other.service_type_id].name not in names:
+        allowed_type_names = config.get("types")
+        type_name = self._store.service_types[referenced_service.service_type_id].name
+        if allowed_type_names and type_name not in allowed_type_names:
             return "referenced service has another type"
-        same_consumer = other.consumer_id == self._service.consumer_id
-        same_group = other.group_id == self._service.group_id
+        has_same_consumer = referenced_service.consumer_id == self._service.consumer_id
+        is_in_same_group = referenced_service.group_id == self._service.group_id
         origin = config.get("origin")
-        if (origin == "consumer" and not same_consumer) or (origin == "group" and not same_group):
+        if (origin == "consumer" and not has_same_consumer) or (origin == "group" and not is_in_same_group):
             return f"referenced service is not of the same {origin}"
         return None

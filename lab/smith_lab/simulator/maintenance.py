@@ -1,4 +1,7 @@
-"""Does FulcrumCore's maintenance work once: fails overdue jobs, deletes expired jobs, disconnects silent agents."""
+"""Does FulcrumCore's maintenance work once.
+
+The work has three parts: fail overdue jobs, delete old jobs, and disconnect agents that sent no heartbeat.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ TIMEOUT_MESSAGE = "Job marked as failed due to exceeding maximum processing time
 
 
 def fail_timed_out(store: Store, jobs: list[Job]) -> None:
-    """Mark the jobs as failed by timeout, as FulcrumCore does. The state of a job's service does not change."""
+    """Mark the jobs as failed by timeout, as FulcrumCore does. The states of their services do not change."""
     for job in jobs:
         store.set_job_status(job, "Failed")
         job.error_message = TIMEOUT_MESSAGE
@@ -17,18 +20,21 @@ def fail_timed_out(store: Store, jobs: list[Job]) -> None:
 
 
 def sweep(store: Store) -> Json:
-    """Do the enabled parts of the maintenance once for all jobs and agents; return how many rows each part changed."""
+    """Do the enabled parts of the maintenance work; return how many rows each part changed."""
     now, options = store.clock.now(), store.options
     result = {"timedOut": 0, "deleted": 0, "disconnected": 0}
     if options.job_maintenance:
-        active = [job for job in store.jobs.values() if job.status in ("Pending", "Processing")]
-        overdue = [job for job in active if now - job.created_at > options.job_timeout_s]
-        fail_timed_out(store, overdue)
-        ended = [job for job in store.jobs.values() if job.completed_at is not None]
-        expired = [job for job in ended if now - (job.completed_at or now) > options.job_retention_s]
-        for job in expired:
+        active_jobs = [job for job in store.jobs.values() if job.status in ("Pending", "Processing")]
+        overdue_jobs = [job for job in active_jobs if now - job.created_at > options.job_timeout_s]
+        fail_timed_out(store, overdue_jobs)
+        old_jobs = [
+            job
+            for job in store.jobs.values()
+            if job.completed_at is not None and now - job.completed_at > options.job_retention_s
+        ]
+        for job in old_jobs:
             store.delete_job(job)
-        result.update(timedOut=len(overdue), deleted=len(expired))
+        result.update(timedOut=len(overdue_jobs), deleted=len(old_jobs))
     if options.agent_maintenance:
         result["disconnected"] = _disconnect_silent_agents(store, now)
     return dict(result)
@@ -36,11 +42,11 @@ def sweep(store: Store) -> Json:
 
 def _disconnect_silent_agents(store: Store, now: float) -> int:
     """Disconnect the agents that sent no heartbeat for `agent_timeout_s`; return their number."""
-    silent = [
+    silent_agents = [
         agent
         for agent in store.agents.values()
         if agent.status == "Connected" and now - agent.last_status_at > store.options.agent_timeout_s
     ]
-    for agent in silent:
+    for agent in silent_agents:
         agent.status = "Disconnected"
-    return len(silent)
+    return len(silent_agents)

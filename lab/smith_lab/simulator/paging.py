@@ -5,75 +5,78 @@ As in the real server, a query with an unknown filter or an unknown sort field i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from smith_lab.simulator import decoding
-from smith_lab.simulator.problems import bad_request, internal
+from smith_lab.simulator.problems import bad_request, internal_error
 from smith_lab.simulator.web import Call, Reply
 
-#: A function that gets the values of one query parameter and returns a function that says whether a row matches them.
-#: It raises ValueError for a malformed value.
+#: A filter gets all values of its query parameter (["a", "b"] for `?name=a&name=b`) and returns a predicate, which is a
+#: function that returns whether a row matches these values. The filter raises ValueError for a malformed value.
 Filter = Callable[[list[str]], Callable[[Any], bool]]
 DEFAULT_PAGE_SIZE = 10
 MAX_PAGE_SIZE = 100
-#: The query parameters that are not filters.
-_RESERVED = ("page", "pageSize", "sort")
+#: The query parameters that select the page and the order. Every other query parameter is the name of a filter.
+_PAGE_AND_SORT_PARAMETERS = ("page", "pageSize", "sort")
 
 
 @dataclass(frozen=True)
 class Listing:
-    """The filters of one collection by query parameter, and its sort keys by sort field."""
+    """Answers the requests that list one collection. Holds the filters and the sort fields that a request may use."""
 
-    filters: Mapping[str, Filter] = field(default_factory=dict)
+    filters: Mapping[str, Filter] = field(default_factory=dict)  #: maps the name of a query parameter to its filter
+    #: Maps the name of a sort field to a function that returns the value by which a row is sorted.
     sort_keys: Mapping[str, Callable[[Any], Any]] = field(default_factory=dict)
 
-    def reply(self, call: Call, rows: Iterable[Any], view: Callable[[Any], Any]) -> Reply:
-        """Return the requested page of the rows that match the query. `view` returns the JSON of a row."""
-        page = _read_number(call, "page", 1, None)
-        size = _read_number(call, "pageSize", DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
-        matching = self._sorted(call, self._filtered(call, rows))
-        start = (page - 1) * size
-        pages = -(-len(matching) // size)
+    def reply(self, call: Call, rows: Iterable[Any], render_row: Callable[[Any], Any]) -> Reply:
+        """Return the requested page of the rows that match the query. `render_row` returns the JSON of a row."""
+        page_number = _read_number(call, "page", default=1, maximum=None)
+        page_size = _read_number(call, "pageSize", default=DEFAULT_PAGE_SIZE, maximum=MAX_PAGE_SIZE)
+        matching_rows = self._sort(call, self._filter(call, rows))
+        start = (page_number - 1) * page_size
+        page_count = math.ceil(len(matching_rows) / page_size)
         return Reply(
             body={
-                "items": [view(row) for row in matching[start : start + size]],
-                "totalItems": len(matching),
-                "totalPages": pages,
-                "currentPage": page,
-                "hasNext": page < pages,
-                "hasPrev": page > 1,
+                "items": [render_row(row) for row in matching_rows[start : start + page_size]],
+                "totalItems": len(matching_rows),
+                "totalPages": page_count,
+                "currentPage": page_number,
+                "hasNext": page_number < page_count,
+                "hasPrev": page_number > 1,
             }
         )
 
-    def _filtered(self, call: Call, rows: Iterable[Any]) -> list[Any]:
-        matching = list(rows)
-        for name in {name for name, _ in call.query if name not in _RESERVED}:
+    def _filter(self, call: Call, rows: Iterable[Any]) -> list[Any]:
+        matching_rows = list(rows)
+        filter_names = {name for name, _ in call.query if name not in _PAGE_AND_SORT_PARAMETERS}
+        for name in filter_names:
             if name not in self.filters:
-                raise internal(f"cannot filter by field {name}")
+                raise internal_error(f"cannot filter by field {name}")
             values = [value for key, value in call.query if key == name]
             try:
-                keep = self.filters[name](values)
+                is_match = self.filters[name](values)
             except ValueError as exc:
-                raise internal(str(exc)) from exc
-            matching = [row for row in matching if keep(row)]
-        return matching
+                raise internal_error(str(exc)) from exc
+            matching_rows = [row for row in matching_rows if is_match(row)]
+        return matching_rows
 
-    def _sorted(self, call: Call, rows: list[Any]) -> list[Any]:
+    def _sort(self, call: Call, rows: list[Any]) -> list[Any]:
         text = next((value for name, value in call.query if name == "sort"), "")
         if not text:
             return rows
-        name = text.lstrip("+- ") if text[0] in "+- " else text
+        name = text.lstrip("+- ")  # a `+` in a query string is decoded to a space
         if name not in self.sort_keys:
-            raise internal(f"cannot sort by field {name}")
+            raise internal_error(f"cannot sort by field {name}")
         key = self.sort_keys[name]
         # As in PostgreSQL, absent values are last in ascending order and first in descending order.
         return sorted(rows, key=lambda row: (key(row) is None, key(row)), reverse=text.startswith("-"))
 
 
-def _read_number(call: Call, name: str, default: int, maximum: int | None) -> int:
-    """Return the query parameter `name` as a number, or `default` if it is absent. Raises a 400 if it is invalid."""
+def _read_number(call: Call, name: str, *, default: int, maximum: int | None) -> int:
+    """Return a query parameter as a number, or `default` if it is absent. Raises a 400 if its value is invalid."""
     text = next((value for key, value in call.query if key == name), "")
     if not text:
         return default
@@ -103,24 +106,36 @@ def equals_uuid(member: str) -> Filter:
 
 def equals_bool(member: str) -> Filter:
     """Return a filter for rows whose member equals one of the values, which must be `true` or `false`."""
-    return _equals_parsed(member, lambda value: ("false", "true").index(value) == 1)
+
+    def parse(value: str) -> bool:
+        if value not in ("true", "false"):
+            raise ValueError(f"not a bool: {value!r}")
+        return value == "true"
+
+    return _equals_parsed(member, parse)
 
 
-def equals_allowed(member: str, allowed: Sequence[str]) -> Filter:
+def equals_enum(member: str, allowed: Sequence[str]) -> Filter:
     """Return a filter for rows whose member equals one of the values, which must all be in `allowed`."""
-    return _equals_parsed(member, lambda value: allowed[allowed.index(value)])
+
+    def parse(value: str) -> str:
+        if value not in allowed:
+            raise ValueError(f"not one of {allowed}: {value!r}")
+        return value
+
+    return _equals_parsed(member, parse)
 
 
 def _equals_parsed(member: str, parse: Callable[[str], Any]) -> Filter:
     """Return a filter for rows whose member equals one of the values after `parse` converted them."""
 
     def make_predicate(values: list[str]) -> Callable[[Any], bool]:
-        wanted = [parse(value) for value in values]
-        return lambda row: getattr(row, member) in wanted
+        parsed_values = [parse(value) for value in values]
+        return lambda row: getattr(row, member) in parsed_values
 
     return make_predicate
 
 
 def sort_by(member: str) -> Callable[[Any], Any]:
-    """Return a sort key: the value of this member."""
+    """Return a function that returns the value of this member of a row. Rows are sorted by this value."""
     return lambda row: getattr(row, member)

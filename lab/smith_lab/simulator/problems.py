@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 
-class Problem(Exception):
+class ErrorAnswer(Exception):
     """The error answer that ends a call. If `body` is None, the answer has no body, as after a panic of a Go handler.
 
-    In this package, "Raises a 400" in a docstring means that a function raises a Problem with this status.
+    In this package, "Raises a 400" in a docstring means that the function raises an ErrorAnswer with the status 400.
     """
 
     def __init__(self, status: int, body: dict[str, Any] | None) -> None:
@@ -20,8 +20,8 @@ class Problem(Exception):
 class PropertyErrors(Exception):
     """The properties in a request are invalid.
 
-    Each error is a pair: the name of a top-level property and a message. The name is empty if the error is about
-    several properties.
+    Each item of `errors` is a pair: the name of a top-level property and a message. The name is empty if the message
+    is about several properties, or if the caller of the function that raises the error adds the name.
     """
 
     def __init__(self, errors: list[tuple[str, str]]) -> None:
@@ -29,42 +29,42 @@ class PropertyErrors(Exception):
         super().__init__(self._summary())
 
     def _summary(self) -> str:
-        # If there is one error, FulcrumCore sends its message; if there are several, only their number.
+        # FulcrumCore sends the message of a single error. If there are several errors, it sends only their number.
         if len(self.errors) == 1:
-            path, message = self.errors[0]
-            return f"{path}: {message}" if path else message
+            name, message = self.errors[0]
+            return f"{name}: {message}" if name else message
         return f"validation failed with {len(self.errors)} errors"
 
 
-def unauthorized(text: str = "authentication required") -> Problem:
-    return Problem(401, {"status": "Unauthorized", "error": text})
+def unauthorized(text: str = "authentication required") -> ErrorAnswer:
+    return ErrorAnswer(401, {"status": "Unauthorized", "error": text})
 
 
-def forbidden(text: str = "access denied") -> Problem:
-    return Problem(403, {"status": "Forbidden", "error": text})
+def forbidden(text: str = "access denied") -> ErrorAnswer:
+    return ErrorAnswer(403, {"status": "Forbidden", "error": text})
 
 
-def bad_request(text: str) -> Problem:
-    return Problem(400, {"status": "Invalid request", "error": text})
+def bad_request(text: str) -> ErrorAnswer:
+    return ErrorAnswer(400, {"status": "Invalid request", "error": text})
 
 
-def not_found() -> Problem:
-    return Problem(404, {"status": "Resource not found"})
+def not_found() -> ErrorAnswer:
+    return ErrorAnswer(404, {"status": "Resource not found"})
 
 
-def conflict(text: str) -> Problem:
-    return Problem(409, {"status": "Conflict", "error": text})
+def conflict(text: str) -> ErrorAnswer:
+    return ErrorAnswer(409, {"status": "Conflict", "error": text})
 
 
-def internal(text: str) -> Problem:
-    return Problem(500, {"status": "Internal server error", "error": text})
+def internal_error(text: str) -> ErrorAnswer:
+    return ErrorAnswer(500, {"status": "Internal server error", "error": text})
 
 
-def panic() -> Problem:
+def panic_answer() -> ErrorAnswer:
     """Return the answer of the real server when a handler panics: 500 without a body."""
-    return Problem(500, None)
+    return ErrorAnswer(500, None)
 
 
-def validation_failed(errors: PropertyErrors) -> Problem:
-    items = [{"path": path, "message": message} for path, message in errors.errors]
-    return Problem(400, {"status": "Validation failed", "valid": False, "errors": items})
+def validation_failed(property_errors: PropertyErrors) -> ErrorAnswer:
+    items = [{"path": name, "message": message} for name, message in property_errors.errors]
+    return ErrorAnswer(400, {"status": "Validation failed", "valid": False, "errors": items})

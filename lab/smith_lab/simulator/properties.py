@@ -1,10 +1,16 @@
 """Converts the properties in a request to the properties that are stored, as a schema requires.
 
-If the request sets a property, these steps run: an immutable property must not change; the authorizers must allow the
-caller and the state; the type and the validators are checked; nested values are processed; a secret is replaced with a
-vault reference. If the new value of a secret property already is a vault reference, it is stored without these steps.
-If the request does not set a property, its old value stays. If it has no old value, the schema's default or generator
-provides the value. The real server implements these rules in pkg/schema/engine.go of fulcrumproject/core.
+If the request sets a property, these steps run in this order:
+  1. An immutable property must not change.
+  2. The property's authorizers must allow the caller and the service's state.
+  3. The value must have the declared type and satisfy the validators.
+  4. Nested values are processed.
+  5. A secret is stored in the vault, and a vault reference replaces it.
+If the request sets a secret property to a vault reference, the reference is stored without these steps.
+
+If the request does not set a property, its old value stays. A property without an old value gets the schema's default,
+or a value from the schema's generator. The real server implements these rules in pkg/schema/engine.go of
+fulcrumproject/core.
 """
 
 from __future__ import annotations
@@ -21,7 +27,7 @@ from smith_lab.simulator.validators import (
     VALIDATORS,
     Lookups,
     check_type,
-    cross_field_problem,
+    cross_property_problem,
     is_number,
     property_error,
 )
@@ -29,27 +35,27 @@ from smith_lab.simulator.vault import VAULT_PREFIX, Vault, VaultDisabled
 
 
 @dataclass(frozen=True)
-class PropertyChange:
-    """The conditions under which a request changes properties, on which the checks of the properties depend."""
+class ChangeContext:
+    """What the processing of a request's properties needs besides the schema, the old values and the new values."""
 
     vault: Vault
     actor: str  #: who sets the properties: `user` (an admin or a participant) or `agent`
-    updating: bool  #: whether the service or agent existed before the request
+    is_update: bool  #: whether the request changes properties that exist; false: it sets them for the first time
     service_status: str = ""  #: the service's state before the request
-    lookups: Lookups | None = None  #: None if no validator of the schema needs a look-up in the store
+    lookups: Lookups | None = None  #: look-ups in the store; None if no validator of the schema needs them
 
 
-def apply(change: PropertyChange, schema: Json, old: Json | None, new: Json | None) -> Json:
-    """Return the properties to store. `old` are the stored properties, `new` those in the request.
+def process(context: ChangeContext, schema: Json, old: Json | None, new: Json | None) -> Json:
+    """Return the properties to store. `old` are the stored properties. `new` are the properties in the request.
 
-    A property that is not in the schema is omitted. Raises PropertyErrors with all problems.
+    Omit properties that are not in the schema. Raises PropertyErrors with all problems.
     """
     old, new = old or {}, new or {}
     result: Json = {}
     errors: list[tuple[str, str]] = []
     for name, definition in (schema.get("properties") or {}).items():
         try:
-            value = _process_property(change, name, definition, old.get(name), new.get(name))
+            value = _process_property(context, name, definition, old.get(name), new.get(name))
         except PropertyErrors as exc:
             errors.append((name, str(exc)))
             continue
@@ -57,7 +63,7 @@ def apply(change: PropertyChange, schema: Json, old: Json | None, new: Json | No
             result[name] = value
         elif definition.get("required") and old.get(name) is None:
             errors.append((name, "required property is missing"))
-    problem = cross_field_problem(schema.get("validators") or [], result)
+    problem = cross_property_problem(schema.get("validators") or [], result)
     if problem:
         errors.append(("", problem))
     if errors:
@@ -65,30 +71,32 @@ def apply(change: PropertyChange, schema: Json, old: Json | None, new: Json | No
     return result
 
 
-def _process_property(change: PropertyChange, name: str, definition: Json, old: Any, new: Any) -> Any:
+def _process_property(context: ChangeContext, name: str, definition: Json, old: Any, new: Any) -> Any:
     if definition.get("secret") and isinstance(new, str) and new.startswith(VAULT_PREFIX):
         return new
     if new is not None:
-        if definition.get("immutable") and change.updating and old is not None and not _equal_in_go(old, new):
+        is_protected = definition.get("immutable") and context.is_update and old is not None
+        if is_protected and not _equal_in_go(old, new):
             raise property_error(f"{name}: property is immutable and cannot be changed")
-        _authorize(change, name, definition)
-        _validate(change, name, definition, new)
-        return _store_value(change, name, definition, old, new)
+        _authorize(context, name, definition)
+        _validate(context, name, definition, new)
+        return _value_to_store(context, name, definition, old, new)
     if old is None and definition.get("default") is not None:
         default = copy.deepcopy(definition["default"])
-        _validate(change, name, definition, default)
-        return _store_value(change, name, definition, old, default)
+        _validate(context, name, definition, default)
+        return _value_to_store(context, name, definition, old, default)
     if old is None and definition.get("generator"):
-        # Pools are not simulated, so no agent has a pool set. The real server refuses such an agent, too.
+        # Pools are not simulated, so no agent has a pool set. The real server, too, answers with an error if the agent
+        # has no pool set.
         raise property_error(f"{name}: agent has no service pool set (pools are not simulated)")
     return old
 
 
 def _equal_in_go(old: Any, new: Any) -> bool:
-    """Return whether the real server considers a stored and a sent value equal. It never considers two numbers equal.
+    """Return whether the real server considers the stored value `old` and the sent value `new` equal.
 
-    The reason is that it decodes the stored number and the sent number into different Go types. So it refuses every
-    request that sets an immutable number a second time, even to the same value.
+    The real server decodes a stored number and a sent number into different Go types, so it never considers two
+    numbers equal. It refuses every request that sets an immutable number again, even to the same value.
     """
     if is_number(old) or is_number(new):
         return False
@@ -99,59 +107,64 @@ def _equal_in_go(old: Any, new: Any) -> bool:
     return type(old) is type(new) and bool(old == new)
 
 
-def _authorize(change: PropertyChange, name: str, definition: Json) -> None:
-    for item in definition.get("authorizers") or []:
-        config = item["config"]
-        if item["type"] == "actor" and change.actor not in config["actors"]:
-            raise property_error(f"{name}: {change.actor} is not allowed to set this property")
-        if item["type"] == "state" and change.updating and change.service_status not in config["allowedStates"]:
-            raise property_error(f"{name}: cannot be set in state {change.service_status}")
+def _authorize(context: ChangeContext, name: str, definition: Json) -> None:
+    for authorizer in definition.get("authorizers") or []:
+        config = authorizer["config"]
+        if authorizer["type"] == "actor" and context.actor not in config["actors"]:
+            raise property_error(f"{name}: {context.actor} is not allowed to set this property")
+        if (
+            authorizer["type"] == "state"
+            and context.is_update
+            and context.service_status not in config["allowedStates"]
+        ):
+            raise property_error(f"{name}: cannot be set in state {context.service_status}")
 
 
-def _validate(change: PropertyChange, name: str, definition: Json, value: Any) -> None:
+def _validate(context: ChangeContext, name: str, definition: Json, value: Any) -> None:
     check_type(name, value, definition["type"])
-    for item in definition.get("validators") or []:
-        problem = VALIDATORS[item["type"]](change.lookups, item["config"], value)
+    for validator in definition.get("validators") or []:
+        problem = VALIDATORS[validator["type"]](context.lookups, validator["config"], value)
         if problem:
             raise property_error(f"{name}: {problem}")
 
 
-def _store_value(change: PropertyChange, name: str, definition: Json, old: Any, value: Any) -> Any:
-    """Process the nested values. Return the value to store, which for a secret is a vault reference."""
-    value = _process_nested(change, name, definition, old, value)
+def _value_to_store(context: ChangeContext, name: str, definition: Json, old: Any, value: Any) -> Any:
+    """Process the nested values. Return the value to store. For a secret, this is a vault reference."""
+    value = _process_nested(context, name, definition, old, value)
     if not definition.get("secret"):
         return value
     try:
-        reference = change.vault.save(value)
+        reference = context.vault.save(value)
     except VaultDisabled:
         raise property_error(f"{name}: vault is required for secret properties but not configured") from None
-    # The old secret stays deleted even if the request is refused later, because the real server deletes it outside
-    # the transaction.
-    change.vault.delete(old)
+    # The real server deletes the old secret outside the transaction. So the old secret stays deleted even if the
+    # request is refused later.
+    context.vault.delete(old)
     return reference
 
 
-def _process_nested(change: PropertyChange, name: str, definition: Json, old: Any, value: Any) -> Any:
-    """Return an object with processed members or an array with processed items. Return any other value unchanged."""
+def _process_nested(context: ChangeContext, name: str, definition: Json, old: Any, value: Any) -> Any:
+    """Process the members of an object or the items of an array. Return any other value unchanged."""
     if definition["type"] == "object" and definition.get("properties"):
-        inner = {"properties": definition["properties"]}
-        return apply(change, inner, old if isinstance(old, dict) else None, value)
+        nested_schema = {"properties": definition["properties"]}
+        return process(context, nested_schema, old if isinstance(old, dict) else None, value)
     if definition["type"] == "array" and definition.get("items"):
         old_items = old if isinstance(old, list) else []
+        pairs = zip_longest(old_items[: len(value)], value)  # an item without an old item gets None
         return [
-            _process_item(change, f"{name}[{index}]", definition["items"], old_item, item)
-            for index, (old_item, item) in enumerate(zip_longest(old_items[: len(value)], value))
+            _process_item(context, f"{name}[{index}]", definition["items"], old_item, item)
+            for index, (old_item, item) in enumerate(pairs)
         ]
     return value
 
 
-def _process_item(change: PropertyChange, name: str, definition: Json, old: Any, value: Any) -> Any:
-    _validate(change, name, definition, value)
-    return _process_nested(change, name, definition, old, value)
+def _process_item(context: ChangeContext, name: str, definition: Json, old: Any, value: Any) -> Any:
+    _validate(context, name, definition, value)
+    return _process_nested(context, name, definition, old, value)
 
 
 def vault_references(value: Any) -> Iterator[str]:
-    """Yield every `vault://` text in a value, at any depth."""
+    """Yield every vault reference in a value, at any depth."""
     if isinstance(value, str) and value.startswith(VAULT_PREFIX):
         yield value
     elif isinstance(value, dict):
@@ -162,21 +175,22 @@ def vault_references(value: Any) -> Iterator[str]:
             yield from vault_references(item)
 
 
-def secret_references(schema: Json, values: Any, kind: str) -> Iterator[str]:
-    """Yield the vault references in properties that the schema declares as secrets of this kind.
+def vault_references_of_type(schema: Json, values: Any, secret_type: str) -> Iterator[str]:
+    """Yield only the vault references in properties that the schema declares as secrets of this type.
 
-    The kinds are `persistent` and `ephemeral`. FulcrumCore deletes an ephemeral secret when a job of the service ends.
+    A secret is `persistent` or `ephemeral`. FulcrumCore deletes an ephemeral secret when a job of the service ends.
     """
     if not isinstance(values, dict):
         return
     for name, definition in (schema.get("properties") or {}).items():
-        yield from _definition_references(definition, values.get(name), kind)
+        yield from _references_in_property(definition, values.get(name), secret_type)
 
 
-def _definition_references(definition: Json, value: Any, kind: str) -> Iterator[str]:
-    if (definition.get("secret") or {}).get("type") == kind:
+def _references_in_property(definition: Json, value: Any, secret_type: str) -> Iterator[str]:
+    if (definition.get("secret") or {}).get("type") == secret_type:
         yield from vault_references(value)
-    yield from secret_references(definition, value, kind)
+    # The definition of an object has the member `properties`, as a schema does.
+    yield from vault_references_of_type(definition, value, secret_type)
     if isinstance(value, list) and definition.get("items"):
         for item in value:
-            yield from _definition_references(definition["items"], item, kind)
+            yield from _references_in_property(definition["items"], item, secret_type)

@@ -1,10 +1,11 @@
-"""Defines the row class of each table. Times are seconds since the epoch, by the simulator's clock."""
+"""Defines the row class of each table. Times are seconds since 1970, by the simulator's clock."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Any
 
+#: A JSON object.
 Json = dict[str, Any]
 
 
@@ -35,7 +36,7 @@ class Token(Row):
     expire_at: float
     #: In a participant's token, the id of this participant. In an agent's token, the id of the agent's provider.
     participant_id: str | None = None
-    agent_id: str | None = None
+    agent_id: str | None = None  #: the agent of an agent's token; None in other tokens
 
 
 @dataclass(kw_only=True)
@@ -50,7 +51,7 @@ class AgentType(Row):
     name: str
     service_type_ids: list[str]
     configuration_schema: Json
-    config_template: str = ""  #: Go template of the configuration that an install command fetches
+    config_template: str = ""  #: Go template of the configuration file that an install command fetches
     cmd_template: str = ""  #: Go template of the install command
     config_content_type: str = "text/plain"
 
@@ -103,8 +104,10 @@ class Job(Row):
     claimed_at: float | None = None
     completed_at: float | None = None
     error_message: str = ""
-    override: Json = field(default_factory=dict)  #: set by a test: JSON members that replace the job's own
-    hidden: list[str] = field(default_factory=list)  #: set by a test: JSON members that are omitted
+    #: Set by a test: members of the job's JSON that replace the job's own members.
+    override: Json = field(default_factory=dict)
+    #: Set by a test: names of members that the job's JSON does not contain.
+    hidden: list[str] = field(default_factory=list)
 
 
 @dataclass(kw_only=True)
@@ -121,7 +124,7 @@ class MetricEntry(Row):
     consumer_id: str
     agent_id: str
     service_id: str
-    resource_id: str  #: the agent's name for what it measured
+    resource_id: str  #: the name that the agent gave to the measured resource
     type_id: str
     type_name: str
     value: float
@@ -168,5 +171,5 @@ class InstallToken(Row):
 
     agent_id: str
     value: str
-    expires_at: float
-    bootstrap_token_id: str  #: id of the token that the install command sends as its bearer token
+    expires_at: float  #: the API calls it `expiresAt`, but `expireAt` in a Token
+    bearer_token_id: str  #: id of the token that the install command sends as its bearer token

@@ -1,4 +1,4 @@
-"""Runs the simulator's HTTP server, which is uvicorn in a thread, and pauses and resumes it without loss of state."""
+"""Runs the simulator's HTTP server: uvicorn in a thread. A pause of the server does not lose the simulator's state."""
 
 from __future__ import annotations
 
@@ -20,24 +20,26 @@ from smith_lab.simulator.history import LabState
 from smith_lab.simulator.lab_api import lab_routes
 from smith_lab.simulator.store import Store
 
-#: Seconds for which a stop waits for unfinished calls, such as calls that a fault rule delays.
-SHUTDOWN_S = 1
+#: How long a stop waits for unfinished calls, such as calls that a test delays by a fault rule.
+SHUTDOWN_TIMEOUT_S = 1
+#: How long a client may keep an idle connection open.
+KEEP_ALIVE_S = 60
 START_TIMEOUT_S = 10.0
 
 
 class _Protocol(H11Protocol):
-    """Adds the connection to the state of each request, so that a fault rule can close the connection."""
+    """Adds the connection (`transport`) to the state of each request, so that a fault rule can close the connection."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self.app_state = {**self.app_state, "transport": transport}
 
 
-def make_app(store: Store, lab: LabState) -> Starlette:
+def make_app(store: Store, lab_state: LabState) -> Starlette:
     """Return the ASGI application, which consists of the API, the lab endpoints and the fault layer."""
     app = Starlette(
-        routes=[*lab_routes(store, lab), Mount(API_PREFIX, app=Api(store))],
-        middleware=[Middleware(FaultLayer, store=store, lab=lab)],
+        routes=[*lab_routes(store, lab_state), Mount(API_PREFIX, app=Api(store))],
+        middleware=[Middleware(FaultLayer, store=store, lab_state=lab_state)],
         exception_handlers={404: answer_routing_error, 405: answer_routing_error},
     )
     app.router.redirect_slashes = False
@@ -47,38 +49,39 @@ def make_app(store: Store, lab: LabState) -> Starlette:
 class SimulatorServer:
     """One simulator on one port. `pause` closes the socket and every connection. `resume` opens the same port again."""
 
-    def __init__(self, store: Store, lab: LabState, *, host: str = "127.0.0.1", port: int = 0) -> None:
+    def __init__(self, store: Store, lab_state: LabState, *, host: str = "127.0.0.1", port: int = 0) -> None:
         self.store = store
-        self.lab = lab
+        self.lab_state = lab_state
         self.host = host
         self.port = port
-        self._app = make_app(store, lab)
+        self._app = make_app(store, lab_state)
         self._server: uvicorn.Server | None = None
         self._thread: threading.Thread | None = None
-        self._stopping = threading.Event()
-        self._sweeper: threading.Thread | None = None
+        self._sweep_stop_requested = threading.Event()
+        self._sweep_thread: threading.Thread | None = None
 
     @property
     def url(self) -> str:
-        """The origin, the value of FULCRUM_API_URL."""
+        """The server's URL without a path. An agent gets it in FULCRUM_API_URL."""
         return f"http://{self.host}:{self.port}"
 
     @property
-    def running(self) -> bool:
+    def is_running(self) -> bool:
+        """Whether the server accepts calls."""
         return self._thread is not None
 
     def start(self) -> None:
-        """Start to accept calls. If the port is 0, the system chooses one, and `resume` uses the same port again."""
-        listener = _listener(self.host, self.port)
+        """Start to accept calls. If the port is 0, the operating system chooses a port, which `resume` uses again."""
+        listener = _open_listener(self.host, self.port)
         self.port = listener.getsockname()[1]
         self.store.origin = self.url
-        self._server = uvicorn.Server(_config(self._app))
+        self._server = uvicorn.Server(_server_config(self._app))
         self._thread = threading.Thread(
             target=self._server.run, kwargs={"sockets": [listener]}, name="fulcrum-simulator", daemon=True
         )
         self._thread.start()
         self._wait_until_started()
-        self._start_sweeper()
+        self._start_sweep_thread()
 
     def _wait_until_started(self) -> None:
         deadline = time.monotonic() + START_TIMEOUT_S
@@ -87,43 +90,43 @@ class SimulatorServer:
                 raise RuntimeError("the simulator did not start")
             time.sleep(0.005)
 
-    def _start_sweeper(self) -> None:
+    def _start_sweep_thread(self) -> None:
         interval_s = self.store.options.maintenance_interval_s
         if interval_s <= 0:
             return
-        self._stopping.clear()
-        self._sweeper = threading.Thread(target=self._sweep_every, args=(interval_s,), name="sweeper", daemon=True)
-        self._sweeper.start()
+        self._sweep_stop_requested.clear()
+        self._sweep_thread = threading.Thread(target=self._sweep_every, args=(interval_s,), name="sweeper", daemon=True)
+        self._sweep_thread.start()
 
     def _sweep_every(self, interval_s: float) -> None:
         """Do the maintenance work once per interval until the server stops."""
-        while not self._stopping.wait(interval_s):
+        while not self._sweep_stop_requested.wait(interval_s):
             with self.store.lock:
                 maintenance.sweep(self.store)
 
     def stop(self) -> None:
-        """Close the socket and every connection. A second stop does nothing."""
-        self._stopping.set()
-        if self._sweeper is not None:
-            self._sweeper.join()
-            self._sweeper = None
+        """Close the socket and every connection. A second call does nothing."""
+        self._sweep_stop_requested.set()
+        if self._sweep_thread is not None:
+            self._sweep_thread.join()
+            self._sweep_thread = None
         if self._server is not None and self._thread is not None:
             self._server.should_exit = True
             self._thread.join()
         self._server = self._thread = None
 
     def pause(self) -> None:
-        """Refuse connections, as when FulcrumCore is down. The simulator keeps its state."""
+        """Refuse connections, as if FulcrumCore were down. Does the same as `stop`: the store keeps the rows."""
         self.stop()
 
     def resume(self) -> None:
-        """Accept calls on the same port again, and add a `change-me` token, as each start of FulcrumCore does."""
+        """Accept calls on the same port again. Add a `change-me` token, as FulcrumCore does at each start."""
         with self.store.lock:
             self.store.add_seed_token()
         self.start()
 
 
-def _listener(host: str, port: int) -> socket.socket:
+def _open_listener(host: str, port: int) -> socket.socket:
     # asyncio sets TCP_NODELAY only on sockets that were created with IPPROTO_TCP.
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -135,7 +138,7 @@ def _listener(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _config(app: Starlette) -> uvicorn.Config:
+def _server_config(app: Starlette) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         http=_Protocol,
@@ -145,6 +148,6 @@ def _config(app: Starlette) -> uvicorn.Config:
         access_log=False,
         date_header=False,  # the fault layer adds this header, with the time of the simulator's clock
         server_header=False,
-        timeout_keep_alive=60,
-        timeout_graceful_shutdown=SHUTDOWN_S,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=SHUTDOWN_TIMEOUT_S,
     )

@@ -31,35 +31,43 @@ from smith_lab.simulator.vault import Vault
 
 SEED_TOKEN = "change-me"
 DAY_S = 86_400.0
+#: The maximum numbers of rows. When there are more, the oldest rows are removed.
+MAX_METRIC_ENTRIES = 200_000
+MAX_EVENTS = 50_000
 
 
 @dataclass(kw_only=True)
-class Options:
-    """The settings of the simulated server. The default times are those of the real server."""
+class ServerOptions:
+    """The settings of the simulated server. The default times are the same as in the real server."""
 
     job_timeout_s: float = 300.0
     job_retention_s: float = 720 * 3600.0
     agent_timeout_s: float = 30.0
-    maintenance_interval_s: float = 0.0  #: real seconds between sweeps; 0: a sweep only for POST /lab/sweep
-    job_maintenance: bool = True  #: a sweep applies timeout and retention
-    agent_maintenance: bool = False  #: a sweep sets agents without heartbeats to Disconnected
-    public_base_url: str = ""  #: base of the URL in install commands; empty: the simulator's own URL
+    #: Real seconds between two sweeps. A sweep does the maintenance work once. 0: only POST /lab/sweep starts a sweep.
+    maintenance_interval_s: float = 0.0
+    job_maintenance: bool = True  #: whether a sweep applies the job timeout and the job retention
+    agent_maintenance: bool = False  #: whether a sweep disconnects agents that sent no heartbeat
+    public_base_url: str = ""  #: start of the URL in install commands; empty: the simulator's own URL
 
 
 @dataclass(kw_only=True)
 class Switches:
     """Wrong behaviours and failures of the server, which tests turn on and off by POST /lab/switches."""
 
-    two_claims_win: bool = False  #: a second claim of a job is answered 204, as if two agents claimed at once
+    two_claims_win: bool = False  #: a second claim of a job is answered 204, as if two agents claimed it at once
     database_down: bool = False  #: tokens cannot be looked up, so every call is answered 403
     vault_off: bool = False  #: there is no vault key, so reading a secret is answered 500 without a body
 
 
 @dataclass
 class Store:
-    """All tables. Each table maps ids to rows. Indexes find rows by other members than the id."""
+    """All tables and indexes. An index finds rows by a member other than the id.
 
-    options: Options = field(default_factory=Options)
+    A table maps ids to rows, with these exceptions: `install_tokens` maps agent ids to rows, and `metric_entries` and
+    `events` are queues of rows, oldest first.
+    """
+
+    options: ServerOptions = field(default_factory=ServerOptions)
     clock: SimulatorClock = field(default_factory=SimulatorClock)
     switches: Switches = field(default_factory=Switches)
     lock: threading.RLock = field(default_factory=threading.RLock)
@@ -70,7 +78,7 @@ class Store:
 
     def clear(self) -> None:
         """Empty every table and add the `change-me` token, so that the store equals a new database."""
-        self.vault = Vault(enabled=not self.switches.vault_off)
+        self.vault = Vault(is_enabled=not self.switches.vault_off)
         self.participants: dict[str, Participant] = {}
         self.tokens: dict[str, Token] = {}
         self.tokens_by_value: dict[str, list[Token]] = defaultdict(list)
@@ -80,21 +88,23 @@ class Store:
         self.groups: dict[str, Group] = {}
         self.services: dict[str, Service] = {}
         self.metric_types: dict[str, MetricType] = {}
-        self.metric_entries: deque[MetricEntry] = deque(maxlen=200_000)
+        self.metric_entries: deque[MetricEntry] = deque(maxlen=MAX_METRIC_ENTRIES)
         self.option_types: dict[str, OptionType] = {}
         self.service_options: dict[str, Option] = {}
         self.install_tokens: dict[str, InstallToken] = {}
-        self.events: deque[Event] = deque(maxlen=50_000)
-        self.raw_pending: list[Any] = []  #: items that a test added to the pending list of every agent
+        self.events: deque[Event] = deque(maxlen=MAX_EVENTS)
+        self.raw_pending_items: list[Any] = []  #: items that a test added to the pending list of every agent
         self._event_number = 0
         self._clear_jobs()
         self.add_seed_token()
 
     def _clear_jobs(self) -> None:
         self.jobs: dict[str, Job] = {}
-        self.pending: dict[str, dict[str, Job]] = defaultdict(dict)  #: jobs by agent id, then by job id
-        self.processing: dict[str, dict[str, Job]] = defaultdict(dict)  #: jobs by agent id, then by job id
-        self.last_job: dict[str, Job] = {}  #: the newest job, by service id
+        #: The jobs with the status Pending: maps an agent id to a dict, which maps a job id to a job.
+        self.pending: dict[str, dict[str, Job]] = defaultdict(dict)
+        #: The jobs with the status Processing, in the same form.
+        self.processing: dict[str, dict[str, Job]] = defaultdict(dict)
+        self.last_job_by_service_id: dict[str, Job] = {}  #: the newest job of each service
         self.service_id_by_instance_id: dict[str, str] = {}
 
     def add_seed_token(self) -> None:
@@ -113,16 +123,16 @@ class Store:
     # Tokens
 
     def add_token(
-        self, *, name: str, role: str, value: str | None = None, lifetime_s: float = DAY_S, **scope: Any
+        self, *, name: str, role: str, value: str | None = None, lifetime_s: float = DAY_S, **owner_ids: Any
     ) -> Token:
-        """Add a token. `scope` may contain `participant_id` and `agent_id`."""
+        """Add a token. `owner_ids` may contain `participant_id` and `agent_id`."""
         token = Token(
             **self.new_row_fields(),
             name=name,
             role=role,
             value=value or secrets.token_hex(16),
             expire_at=self.clock.now() + lifetime_s,
-            **scope,
+            **owner_ids,
         )
         self.tokens[token.id] = token
         self.tokens_by_value[token.value].append(token)
@@ -141,17 +151,20 @@ class Store:
         self.mark_updated(token)
 
     def _remove_from_index(self, token: Token) -> None:
-        """Remove the token from the index by value. Another token may have the same value."""
-        others = [other for other in self.tokens_by_value.pop(token.value, []) if other is not token]
-        if others:
-            self.tokens_by_value[token.value] = others
+        """Remove the token from the index by value. Other tokens with the same value stay in the index."""
+        other_tokens = [other for other in self.tokens_by_value.pop(token.value, []) if other is not token]
+        if other_tokens:
+            self.tokens_by_value[token.value] = other_tokens
 
     def find_token(self, value: str) -> Token | None:
-        """Return the token with this value if it is valid. If several have the value, only the lowest id counts."""
-        rows = self.tokens_by_value.get(value)
-        if not rows or self.switches.database_down:
+        """Return the token with this value, or None if it does not exist or has expired.
+
+        If several tokens have this value, only the token with the lowest id counts.
+        """
+        tokens = self.tokens_by_value.get(value)
+        if not tokens or self.switches.database_down:
             return None
-        token = min(rows, key=lambda row: row.id)
+        token = min(tokens, key=lambda token: token.id)
         return token if token.expire_at > self.clock.now() else None
 
     def delete_agent(self, agent: Agent) -> None:
@@ -177,7 +190,7 @@ class Store:
         )
         self.jobs[job.id] = job
         self.pending[job.agent_id][job.id] = job
-        self.last_job[service.id] = job
+        self.last_job_by_service_id[service.id] = job
         return job
 
     def set_job_status(self, job: Job, status: str) -> None:
@@ -195,30 +208,32 @@ class Store:
         """Delete a job from the table and from all indexes."""
         self.set_job_status(job, "Failed")  # this removes the job from the indexes `pending` and `processing`
         del self.jobs[job.id]
-        if self.last_job.get(job.service_id) is job:
-            del self.last_job[job.service_id]
+        if self.last_job_by_service_id.get(job.service_id) is job:
+            del self.last_job_by_service_id[job.service_id]
 
     def active_job(self, service_id: str) -> Job | None:
         """Return the newest job of the service if it is Pending or Processing."""
-        job = self.last_job.get(service_id)
+        job = self.last_job_by_service_id.get(service_id)
         return job if job and job.status in ("Pending", "Processing") else None
 
-    def pending_jobs(self, agent_id: str, limit: int) -> list[Job]:
-        """Return at most one pending job of each group, sorted by group id, as the real server does.
+    def deliverable_jobs(self, agent_id: str, limit: int) -> list[Job]:
+        """Return the pending jobs that an agent gets: at most one of each group, sorted by group id.
 
-        A group is skipped while the agent processes one of its jobs.
+        A group is skipped while the agent processes a job of this group.
         """
-        busy_groups = {job.group_id for job in self.processing[agent_id].values()}
+        busy_group_ids = {job.group_id for job in self.processing[agent_id].values()}
         first_jobs: dict[str, Job] = {}
         for job in self.pending[agent_id].values():
-            first = first_jobs.get(job.group_id)
-            if job.group_id not in busy_groups and (first is None or _delivery_rank(job) < _delivery_rank(first)):
+            if job.group_id in busy_group_ids:
+                continue
+            first_job = first_jobs.get(job.group_id)
+            if first_job is None or _delivery_rank(job) < _delivery_rank(first_job):
                 first_jobs[job.group_id] = job
         return [first_jobs[group_id] for group_id in sorted(first_jobs)][:limit]
 
     # Events
 
-    def add_event(self, initiator: Token | None, kind: str, row: Any, payload: Json | None = None) -> None:
+    def add_event(self, initiator: Token | None, event_type: str, row: Any, payload: Json | None = None) -> None:
         """Add an event about a row to the event log. `initiator` is None if the server itself caused the event."""
         self._event_number += 1
         self.events.append(
@@ -227,7 +242,7 @@ class Store:
                 sequence_number=self._event_number,
                 initiator_type="user" if initiator else "system",
                 initiator_id=initiator.id if initiator else "system",
-                type=kind,
+                type=event_type,
                 payload=payload or {},
                 provider_id=getattr(row, "provider_id", None),
                 agent_id=row.id if isinstance(row, Agent) else getattr(row, "agent_id", None),
@@ -237,5 +252,5 @@ class Store:
 
 
 def _delivery_rank(job: Job) -> tuple[int, float]:
-    """Return a sort key: jobs with a higher priority come first, and of equal priority, older jobs come first."""
+    """Return a sort key: jobs with a higher priority come first. Of jobs with equal priority, older jobs come first."""
     return (-job.priority, job.created_at)

@@ -1,7 +1,8 @@
-"""Checks a value against its type and its validators, and runs the validators that compare several properties.
+"""Implements the validators of a schema, and checks whether a value has the declared type.
 
 A validator is a function that returns the text of a problem, or None if the value is valid. Its parameters are the
-look-ups in the store, its configuration in the schema, and the value.
+look-ups in the store, its configuration in the schema, and the value. `cross_property_problem` runs the validators that
+compare several properties.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ from smith_lab.simulator import go_regexp
 from smith_lab.simulator.problems import PropertyErrors
 from smith_lab.simulator.rows import Json
 
+#: How many characters of a wrong value an error text contains at most.
+MAX_SHOWN_CHARACTERS = 40
+
 
 class Lookups(Protocol):
     """Declares the look-ups in the store that validators need. Each method returns the text of a problem, or None."""
@@ -25,14 +29,15 @@ class Lookups(Protocol):
 
 
 def is_number(value: Any) -> bool:
-    """Return whether the value is a JSON number. A bool is not one, although it is an int in Python."""
+    """Return whether the value is a JSON number. A bool is an int in Python, but it is not a JSON number."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def check_type(name: str, value: Any, kind: str) -> None:
-    """Raise PropertyErrors unless the value is of the declared type. 2.0 counts as an integer."""
-    if not _TYPE_CHECKS[kind](value):
-        raise property_error(f"{name}: expected {kind}, got {json.dumps(value)[:40]}")
+def check_type(name: str, value: Any, type_name: str) -> None:
+    """Raise PropertyErrors unless the value has the declared type. 2.0 counts as an integer."""
+    if not _TYPE_CHECKS[type_name](value):
+        shown_value = json.dumps(value)[:MAX_SHOWN_CHARACTERS]
+        raise property_error(f"{name}: expected {type_name}, got {shown_value}")
 
 
 def _is_uuid(value: Any) -> bool:
@@ -55,26 +60,30 @@ _TYPE_CHECKS: dict[str, Callable[[Any], bool]] = {
 
 
 def property_error(text: str) -> PropertyErrors:
-    """Return an error with one problem. `properties.apply` adds the property's name."""
+    """Return an error with one problem. `properties.process` later adds the name of the property."""
     return PropertyErrors([("", text)])
 
 
 def _string_length_problem(value: Any, bound: float, *, is_minimum: bool) -> str | None:
-    # The length is the number of bytes, as in Go.
-    return _bound_problem(len(value.encode()), bound, is_minimum) if isinstance(value, str) else "expected a string"
+    if not isinstance(value, str):
+        return "expected a string"
+    length_in_bytes = len(value.encode())  # as in Go
+    return _bound_problem(length_in_bytes, bound, is_minimum=is_minimum)
 
 
 def _list_length_problem(value: Any, bound: float, *, is_minimum: bool) -> str | None:
-    return _bound_problem(len(value), bound, is_minimum) if isinstance(value, list) else "expected an array"
+    return _bound_problem(len(value), bound, is_minimum=is_minimum) if isinstance(value, list) else "expected an array"
 
 
 def _range_problem(value: Any, bound: float, *, is_minimum: bool) -> str | None:
-    return _bound_problem(value, bound, is_minimum) if is_number(value) else "expected a number"
+    return _bound_problem(value, bound, is_minimum=is_minimum) if is_number(value) else "expected a number"
 
 
-def _bound_problem(size: float, bound: float, is_minimum: bool) -> str | None:
-    if size < bound if is_minimum else size > bound:
-        return f"{size} is {'less than minimum' if is_minimum else 'more than maximum'} {bound}"
+def _bound_problem(number: float, bound: float, *, is_minimum: bool) -> str | None:
+    if is_minimum and number < bound:
+        return f"{number} is less than minimum {bound}"
+    if not is_minimum and number > bound:
+        return f"{number} is more than maximum {bound}"
     return None
 
 
@@ -111,14 +120,14 @@ VALIDATORS: dict[str, Callable[[Lookups | None, Json, Any], str | None]] = {
 }
 
 
-def cross_field_problem(validators: list[Json], result: Json) -> str | None:
-    """Return the first problem that validators which compare several properties find in `result`, or None."""
-    for item in validators:
-        names = item["config"]["properties"]
-        present = [name for name in names if result.get(name) is not None]
-        if item["type"] == "exactlyOne" and len(present) != 1:
+def cross_property_problem(validators: list[Json], properties: Json) -> str | None:
+    """Run the validators that compare several properties. Return the first problem, or None."""
+    for validator in validators:
+        names = validator["config"]["properties"]
+        names_with_value = [name for name in names if properties.get(name) is not None]
+        if validator["type"] == "exactlyOne" and len(names_with_value) != 1:
             return f"exactly one of {names} must be provided"
-        values = [json.dumps(result[name], sort_keys=True) for name in present]
-        if item["type"] == "uniqueValues" and len(set(values)) != len(values):
+        values = [json.dumps(properties[name], sort_keys=True) for name in names_with_value]
+        if validator["type"] == "uniqueValues" and len(set(values)) != len(values):
             return f"properties {names} must have unique values"
     return None

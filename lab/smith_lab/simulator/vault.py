@@ -15,20 +15,23 @@ class VaultDisabled(Exception):
 
 @dataclass
 class Vault:
-    """Maps references to secrets. As in the real server, a deletion is not undone if the request fails later."""
+    """Maps the UUID in a reference to the secret.
 
-    enabled: bool = True
+    As in the real server, a deletion is not undone if the request is refused later.
+    """
+
+    is_enabled: bool = True
     secrets: dict[str, Any] = field(default_factory=dict)
 
     def save(self, value: Any) -> str:
         """Store a value; return its `vault://` reference."""
-        if not self.enabled:
+        if not self.is_enabled:
             raise VaultDisabled
-        reference = str(uuid.uuid4())
-        self.secrets[reference] = value
-        return VAULT_PREFIX + reference
+        secret_id = str(uuid.uuid4())
+        self.secrets[secret_id] = value
+        return VAULT_PREFIX + secret_id
 
-    def delete(self, text: Any) -> None:
-        """Delete the secret that a `vault://` reference names; ignore any other text."""
-        if isinstance(text, str) and text.startswith(VAULT_PREFIX):
-            self.secrets.pop(text.removeprefix(VAULT_PREFIX), None)
+    def delete(self, reference: Any) -> None:
+        """Delete the secret of a `vault://` reference. Ignore a value that is not a reference."""
+        if isinstance(reference, str) and reference.startswith(VAULT_PREFIX):
+            self.secrets.pop(reference.removeprefix(VAULT_PREFIX), None)

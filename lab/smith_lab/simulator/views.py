@@ -1,6 +1,6 @@
 """Renders rows as FulcrumCore's JSON.
 
-A member without a value is omitted. The only exception is an agent's `tags`, which are null.
+The JSON does not contain members without a value, with one exception: if an agent has no tags, `tags` is null.
 """
 
 from __future__ import annotations
@@ -29,9 +29,14 @@ from smith_lab.simulator.store import Store
 
 
 def _row_body(row: Row, members: Json) -> Json:
-    """Return the JSON of a row: its id, those of `members` that have a value, and its times."""
-    present = {name: value for name, value in members.items() if value is not None}
-    return {"id": row.id, **present, "createdAt": to_text(row.created_at), "updatedAt": to_text(row.updated_at)}
+    """Return the JSON of a row: its id, the `members` that have a value, and its times."""
+    members_with_value = {name: value for name, value in members.items() if value is not None}
+    return {
+        "id": row.id,
+        **members_with_value,
+        "createdAt": to_text(row.created_at),
+        "updatedAt": to_text(row.updated_at),
+    }
 
 
 def participant(row: Participant) -> Json:
@@ -90,7 +95,7 @@ def agent(store: Store, row: Agent) -> Json:
 
 
 def _embedded_agent(row: Agent) -> Json:
-    """Render an agent as it is embedded in a job or service, without the objects `participant` and `agentType`."""
+    """Render an agent as a member of a job or service, without the objects `participant` and `agentType`."""
     members = {
         "name": row.name,
         "status": row.status,
@@ -106,7 +111,7 @@ def group(row: Group) -> Json:
 
 
 def service(row: Service) -> Json:
-    """Render a service as it is embedded in a job, without the objects `agent` and `serviceType`."""
+    """Render a service as in a job and in the answer to its creation, without the objects `agent` and `serviceType`."""
     return _row_body(
         row,
         {
@@ -134,9 +139,9 @@ def full_service(store: Store, row: Service) -> Json:
 
 
 def pending_job(store: Store, row: Job) -> Json:
-    """Render a job as in the list of pending jobs: with its service, without agent, provider and consumer.
+    """Render a job as in the list of pending jobs: with its service, but without agent, provider and consumer.
 
-    The members that a test overrode or hid are replaced or omitted.
+    Replace the members that a test overrode, and omit the members that a test hid.
     """
     body = _row_body(
         row,
@@ -224,8 +229,8 @@ def event(row: Event) -> Json:
     )
 
 
-def _optional_time(at: float | None) -> str | None:
-    return None if at is None else to_text(at)
+def _optional_time(time_s: float | None) -> str | None:
+    return None if time_s is None else to_text(time_s)
 
 
 def all_members(row: Any) -> Json:

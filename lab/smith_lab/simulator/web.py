@@ -1,9 +1,10 @@
 """Processes one API call: authenticates and authorizes the caller, decodes the body and runs the endpoint's handler.
 
-The checks run in the order of the real server. First the token is checked (401 or 403), then the syntax of the id in
-the path (400). Then the caller's role (403) and the body (400) are checked, in an order that depends on the endpoint.
-The last check is whether the caller may access the object (403). The numbers in parentheses are the HTTP statuses of
-failed checks.
+The checks run in the order of the real server. In this list, the numbers are the HTTP statuses of failed checks:
+  1. the token (401 or 403)
+  2. the syntax of the id in the path (400)
+  3. the caller's role (403) and the body (400), in an order that depends on the endpoint
+  4. whether the caller may access the object (403)
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from smith_lab.simulator import decoding
-from smith_lab.simulator.problems import Problem, bad_request, forbidden, panic, unauthorized
+from smith_lab.simulator.problems import ErrorAnswer, bad_request, forbidden, panic_answer, unauthorized
 from smith_lab.simulator.rows import Json, Token
 from smith_lab.simulator.store import Store
 
@@ -26,7 +27,7 @@ log = logging.getLogger(__name__)
 
 ADMIN, PARTICIPANT, AGENT = "admin", "participant", "agent"
 
-# Sets of roles that an endpoint allows. USERS are all roles except that of an agent.
+# Sets of roles that an endpoint allows.
 ANY_ROLE = frozenset({ADMIN, PARTICIPANT, AGENT})
 USERS = frozenset({ADMIN, PARTICIPANT})
 ADMINS = frozenset({ADMIN})
@@ -35,9 +36,9 @@ AGENTS = frozenset({AGENT})
 
 @dataclass(frozen=True, kw_only=True)
 class Scope:
-    """The owners of an object, which are participants and an agent. Only owners and admins may access the object."""
+    """The owners of an object: participants and an agent. Only owners and admins may access the object."""
 
-    participants: tuple[str | None, ...] = ()
+    participant_ids: tuple[str | None, ...] = ()  #: None stands for an owner that the object does not have
     agent_id: str | None = None
 
 
@@ -46,30 +47,31 @@ class Call:
     """A request whose caller is authenticated."""
 
     store: Store
-    identity: Token  #: the caller's token
-    path: dict[str, str]  #: the path's parameters
+    caller_token: Token
+    path_params: dict[str, str]  #: the path's parameters, such as `id`
     query: list[tuple[str, str]]
     body: Json = field(default_factory=dict)  #: the decoded members of the body
 
     @property
     def id(self) -> str:
         """The `{id}` in the path."""
-        return self.path["id"]
+        return self.path_params["id"]
 
     def may_access(self, scope: Scope) -> bool:
         """Return whether the caller may access an object with this scope.
 
         An admin may access every object. Another caller needs a token whose participant or agent is in the scope.
         """
-        identity = self.identity
-        if identity.role == ADMIN:
+        token = self.caller_token
+        if token.role == ADMIN:
             return True
-        by_participant = identity.participant_id is not None and identity.participant_id in scope.participants
-        return by_participant or (identity.agent_id is not None and identity.agent_id == scope.agent_id)
+        participant_owns_it = token.participant_id is not None and token.participant_id in scope.participant_ids
+        agent_owns_it = token.agent_id is not None and token.agent_id == scope.agent_id
+        return participant_owns_it or agent_owns_it
 
-    def record_event(self, kind: str, row: Any, payload: Json | None = None) -> None:
-        """Add an event about this row to the event log; the caller is its initiator."""
-        self.store.add_event(self.identity, kind, row, payload)
+    def record_event(self, event_type: str, row: Any, payload: Json | None = None) -> None:
+        """Add an event about this row to the event log. The caller is the event's initiator."""
+        self.store.add_event(self.caller_token, event_type, row, payload)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,29 +96,29 @@ class Endpoint:
     path: str
     handler: Handler
     roles: frozenset[str]
-    fields: decoding.Fields | None = None  #: the body's members; None: the body is ignored
-    role_first: bool = False  #: check the role before the body, as the real server does for this endpoint
-    #: A function that returns the scope of the object that the call reads, changes or creates. If the scope cannot be
-    #: determined, for example because the object does not exist, it returns None (answered 403) or raises a Problem.
-    scope: Callable[[Call], Scope | None] | None = None
+    fields: decoding.Fields | None = None  #: names and types of the body's members; None: the body is ignored
+    checks_role_first: bool = False  #: whether the real server checks the role before the body
+    #: Returns the scope of the object that the call reads, changes or creates. If the object does not exist, the
+    #: function returns None, and the call is answered 403. The function may also raise an ErrorAnswer.
+    find_scope: Callable[[Call], Scope | None] | None = None
 
-    def handle(self, call: Call, raw: bytes) -> Reply:
-        """Check the call, then run the handler. Raises Problem if a check fails."""
-        if "id" in call.path:
-            call.path["id"] = _canonical_id(call.path["id"])
-        if self.role_first:
+    def handle(self, call: Call, raw_body: bytes) -> Reply:
+        """Check the call, then run the handler. Raises ErrorAnswer if a check fails."""
+        if "id" in call.path_params:
+            call.path_params["id"] = _canonical_id(call.path_params["id"])
+        if self.checks_role_first:
             self._check_role(call)
         if self.fields is not None:
-            call.body = decoding.decode(raw, self.fields)
-        self._check_role(call)
-        if self.scope is not None:
-            scope = self.scope(call)
+            call.body = decoding.decode(raw_body, self.fields)
+        self._check_role(call)  # if the role was checked before, this changes nothing
+        if self.find_scope is not None:
+            scope = self.find_scope(call)
             if scope is None or not call.may_access(scope):
                 raise forbidden()
         return self.handler(call)
 
     def _check_role(self, call: Call) -> None:
-        if call.identity.role not in self.roles:
+        if call.caller_token.role not in self.roles:
             raise forbidden()
 
 
@@ -129,41 +131,45 @@ def _canonical_id(text: str) -> str:
 
 
 def authenticate(store: Store, header: str | None) -> Token:
-    """Return the caller's token. Raises Problem unless the header is `Bearer`, exactly one space and a valid token."""
-    if not header or not header.startswith("Bearer ") or not header.removeprefix("Bearer ").strip():
+    """Return the caller's token.
+
+    Raises ErrorAnswer unless the Authorization header consists of `Bearer`, exactly one space and a valid token.
+    """
+    value = (header or "").removeprefix("Bearer ")
+    if not header or not header.startswith("Bearer ") or not value.strip():
         raise unauthorized()
-    token = store.find_token(header.removeprefix("Bearer "))
+    token = store.find_token(value)
     if token is None:
         raise forbidden("invalid token")
     return token
 
 
-def asgi_endpoint(store: Store, endpoint: Endpoint) -> Callable[[Request], Awaitable[Response]]:
+def starlette_handler(store: Store, endpoint: Endpoint) -> Callable[[Request], Awaitable[Response]]:
     """Wrap an endpoint for Starlette. The handler runs under the store's lock."""
 
     async def respond(request: Request) -> Response:
-        raw = await request.body()
+        raw_body = await request.body()
         call = Call(
             store=store,
-            identity=request.state.identity,
-            path=dict(request.path_params),
+            caller_token=request.state.caller_token,
+            path_params=dict(request.path_params),
             query=request.query_params.multi_items(),
         )
         with store.lock:
-            return to_response(lambda: endpoint.handle(call, raw))
+            return to_response(lambda: endpoint.handle(call, raw_body))
 
     return respond
 
 
 def to_response(make_reply: Callable[[], Reply]) -> Response:
-    """Call `make_reply` and render the reply. An unexpected exception becomes a 500 without a body, like a Go panic."""
+    """Call `make_reply` and render the reply. Answer an unexpected exception as FulcrumCore answers a Go panic."""
     try:
         reply = make_reply()
-    except Problem as problem:
-        return problem_response(problem)
+    except ErrorAnswer as error_answer:
+        return error_response(error_answer)
     except Exception:
         log.exception("simulator handler failed")
-        return problem_response(panic())
+        return error_response(panic_answer())
     if reply.text is not None:
         return Response(reply.text, reply.status, headers=reply.headers)
     if reply.body is None:
@@ -171,11 +177,11 @@ def to_response(make_reply: Callable[[], Reply]) -> Response:
     return Response(to_json(reply.body), reply.status, headers=reply.headers, media_type="application/json")
 
 
-def problem_response(problem: Problem) -> Response:
-    """Render an error. The content type of its JSON is text/plain, because the real server sets the type too late."""
-    if problem.body is None:
-        return Response(status_code=problem.status)
-    return Response(to_json(problem.body), problem.status, media_type="text/plain")
+def error_response(error_answer: ErrorAnswer) -> Response:
+    """Render an error answer. Its content type is text/plain, because the real server sets the JSON type too late."""
+    if error_answer.body is None:
+        return Response(status_code=error_answer.status)
+    return Response(to_json(error_answer.body), error_answer.status, media_type="text/plain")
 
 
 def to_json(value: Any) -> str:

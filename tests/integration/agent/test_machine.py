@@ -20,13 +20,14 @@ from executor.agent import machine
 MEASURE = """
 import json
 from executor.agent import machine
-print(json.dumps([machine.cores(), machine.memory_mib(), machine.default_concurrency(is_warm=True)]))
+concurrency = machine.default_concurrency(uses_warm_runs=True)
+print(json.dumps([machine.usable_cores(), machine.usable_memory_mib(), concurrency]))
 """
 
 
 def own_group(controller: str) -> Path:
     """Return this process's control group of the controller."""
-    return next(iter(machine._groups(controller)))
+    return next(iter(machine._cgroups(controller)))
 
 
 Inside = Callable[[dict[str, str]], list[float]]
@@ -63,9 +64,9 @@ def is_version_two() -> bool:
 
 
 def test_without_limits_the_machines_own_values_count() -> None:
-    assert machine.memory_mib() <= psutil.virtual_memory().total / machine.BYTES_PER_MIB
-    assert 0.5 <= machine.cores() <= len(os.sched_getaffinity(0))
-    assert 0 < machine.available_mib() <= machine.memory_mib()
+    assert machine.usable_memory_mib() <= psutil.virtual_memory().total / machine.BYTES_PER_MIB
+    assert 0.5 <= machine.usable_cores() <= len(os.sched_getaffinity(0))
+    assert 0 < machine.available_memory_mib() <= machine.usable_memory_mib()
 
 
 def test_the_memory_limit_of_a_control_group_bounds_the_concurrency(inside: Inside) -> None:
@@ -73,7 +74,7 @@ def test_the_memory_limit_of_a_control_group_bounds_the_concurrency(inside: Insi
         {"memory.max" if is_version_two() else "memory.limit_in_bytes": str(512 * 1024 * 1024)}
     )
     assert memory_mib == 512
-    room = (512 * 0.8 - machine.BASE_MIB[True]) / machine.SLOT_MIB[True]
+    room = (512 * 0.8 - machine.AGENT_MEMORY_MIB[True]) / machine.RUN_MEMORY_MIB[True]
     assert concurrency == max(int(room), machine.MIN_CONCURRENCY)
 
 
@@ -87,44 +88,46 @@ def test_the_cpu_quota_of_a_control_group_bounds_the_concurrency(inside: Inside)
 def test_a_few_runs_are_always_admitted_and_a_busy_machine_admits_no_more(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    admission = admission_module.Admission(is_warm=True)
-    monkeypatch.setitem(machine.SLOT_MIB, True, 10**9)  # no machine has that much left
-    assert admission.is_open(0)
-    assert not admission.is_open(1000)
-    monkeypatch.setitem(machine.SLOT_MIB, True, 0)
+    admission = admission_module.Admission(uses_warm_runs=True)
+    monkeypatch.setitem(machine.RUN_MEMORY_MIB, True, 10**9)  # no machine has that much left
+    assert admission.may_start_run(0)
+    assert not admission.may_start_run(1000)
+    monkeypatch.setitem(machine.RUN_MEMORY_MIB, True, 0)
     monkeypatch.setattr(admission_module, "MAX_RUNNABLE_PER_CORE", 10**9)
-    assert admission.is_open(1000)
+    assert admission.may_start_run(1000)
     monkeypatch.setattr(admission_module, "MAX_RUNNABLE_PER_CORE", -1)
-    assert not admission.is_open(1000)
-    assert admission.is_open(int(machine.cores() * (admission_module.ALWAYS_PER_CORE - 1)))
+    assert not admission.may_start_run(1000)
+    assert admission.may_start_run(
+        int(machine.usable_cores() * (admission_module.MIN_RUNS_PER_CORE_FOR_LOAD_CHECK - 1))
+    )
 
 
 def test_a_long_hold_is_logged_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    admission = admission_module.Admission(is_warm=True)
+    admission = admission_module.Admission(uses_warm_runs=True)
 
     def logged(*running: int) -> list[str]:
         with structlog.testing.capture_logs() as logs:
             for number in running:
-                admission.is_open(number)
+                admission.may_start_run(number)
         return [entry["event"] for entry in logs]
 
-    monkeypatch.setitem(machine.SLOT_MIB, True, 10**9)
+    monkeypatch.setitem(machine.RUN_MEMORY_MIB, True, 10**9)
     assert logged(1000, 1000, 0) == []
-    monkeypatch.setattr(admission_module, "LOG_AFTER_S", 0.0)
-    assert logged(1000, 1000, 0, 0) == ["admission_held", "admission_resumed"]
+    monkeypatch.setattr(admission_module, "WARNING_DELAY_S", 0.0)
+    assert logged(1000, 1000, 0, 0) == ["admission_closed", "admission_resumed"]
 
 
 def test_load_is_ignored_when_loadavg_is_unreadable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(machine, "LOADAVG", tmp_path / "hidden")
-    monkeypatch.setitem(machine.SLOT_MIB, True, 0)
-    assert machine.runnable() == 0
-    assert admission_module.Admission(is_warm=True).is_open(1000)
+    monkeypatch.setitem(machine.RUN_MEMORY_MIB, True, 0)
+    assert machine.runnable_process_count() == 0
+    assert admission_module.Admission(uses_warm_runs=True).may_start_run(1000)
 
 
 def test_a_busy_process_is_counted_at_once() -> None:
     with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as process:
         try:
-            counts = [machine.runnable() for _ in range(200) if not time.sleep(0.002)]
+            counts = [machine.runnable_process_count() for _ in range(200) if not time.sleep(0.002)]
         finally:
             process.kill()
     assert sorted(counts)[100] >= 2  # the busy process and the test itself

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 from smith_lab.fulcrum_setup import AdminClient, CreatedObjects, bootstrap
 from smith_lab.proxmox.certificates import make_certificates
-from smith_lab.simulator.control import RunningSimulator, running_simulator
+from smith_lab.simulator.control import SimulatorThread, running_simulator
 from sqlalchemy import Engine
 
-from executor.agent.metrics import COST_WINDOW, MAX_POSTS_PER_S, POSTS_SHARE_OF_A_CORE, VmMetrics, _Pace
+from executor.agent.metrics import CPU_TIME_WINDOW, MAX_POSTS_PER_S, POSTS_SHARE_OF_A_CORE, VmMetrics, _Pace
 from executor.agent.state import AgentState
 from executor.database import mappings
 from executor.database.engine import transaction
@@ -78,7 +78,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Cluster,
 
 
 @pytest.fixture(scope="module")
-def core() -> Iterator[tuple[RunningSimulator, AdminClient, CreatedObjects]]:
+def core() -> Iterator[tuple[SimulatorThread, AdminClient, CreatedObjects]]:
     """Run one FulcrumCore for the module."""
     with running_simulator() as simulator, AdminClient(simulator.url) as admin:
         yield simulator, admin, bootstrap(admin)
@@ -97,7 +97,7 @@ def metrics(
     sqlite_engine: Engine,
     cluster: tuple[Cluster, Path],
     pve: Cluster,
-    core: tuple[RunningSimulator, AdminClient, CreatedObjects],
+    core: tuple[SimulatorThread, AdminClient, CreatedObjects],
 ) -> VmMetrics:
     """Return metrics of an agent with one VM, 101, which is mapped."""
     simulator, _, world = core
@@ -122,14 +122,14 @@ def metrics(
 
 
 @pytest.fixture
-def posted(metrics: VmMetrics, core: tuple[RunningSimulator, AdminClient, CreatedObjects]) -> Callable[[], list[Row]]:
+def posted(metrics: VmMetrics, core: tuple[SimulatorThread, AdminClient, CreatedObjects]) -> Callable[[], list[Row]]:
     """Return a function that reports once and returns the bodies that FulcrumCore received."""
     simulator = core[0]
 
     def report() -> list[Row]:
         simulator.clear_history()
         metrics.report()
-        return [call["body"] for call in simulator.history(method="POST", path="/metric-entries")]
+        return [call["body"] for call in simulator.history(method="POST", path_end="/metric-entries")]
 
     return report
 
@@ -206,8 +206,8 @@ def test_rates_are_computed_from_the_second_sample_on(
     """Of the time between the two looks, which is moved here instead of waited for."""
     pve.rows = [vm()]
     posted()
-    then, row = metrics._previous[101]
-    metrics._previous[101] = (then - 10_000.0, row)
+    then, row = metrics._previous_rows[101]
+    metrics._previous_rows[101] = (then - 10_000.0, row)
     pve.rows = [vm(netin=1000 + 10_000, netout=1000, diskread=1000 + 20_000, diskwrite=1000 + 5000, uptime=10_100)]
     rates = {name: value for name, value in values(posted()).items() if name in RATES}
     expected = {"vm.network.in": 1.0, "vm.network.out": 0.0, "vm.disk.read": 2.0, "vm.disk.write": 0.5}
@@ -300,7 +300,7 @@ def test_no_request_is_sent_without_mappings_or_agent_id(
 def test_a_metric_type_missing_in_fulcrumcore_is_not_sent_and_logged_once(
     pve: Cluster,
     posted: Callable[[], list[Row]],
-    core: tuple[RunningSimulator, AdminClient, CreatedObjects],
+    core: tuple[SimulatorThread, AdminClient, CreatedObjects],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     admin = core[1]
@@ -316,18 +316,18 @@ def test_a_metric_type_missing_in_fulcrumcore_is_not_sent_and_logged_once(
 
 
 def test_entries_of_a_service_unknown_to_fulcrumcore_are_no_failure(
-    pve: Cluster, posted: Callable[[], list[Row]], core: tuple[RunningSimulator, AdminClient, CreatedObjects]
+    pve: Cluster, posted: Callable[[], list[Row]], core: tuple[SimulatorThread, AdminClient, CreatedObjects]
 ) -> None:
     pve.rows = [vm()]
     assert len(posted()) == 2
-    assert {call["status"] for call in core[0].history(method="POST", path="/metric-entries")} == {404}
+    assert {call["status"] for call in core[0].history(method="POST", path_end="/metric-entries")} == {404}
 
 
 def test_an_unavailable_fulcrumcore_raises(
-    pve: Cluster, metrics: VmMetrics, core: tuple[RunningSimulator, AdminClient, CreatedObjects]
+    pve: Cluster, metrics: VmMetrics, core: tuple[SimulatorThread, AdminClient, CreatedObjects]
 ) -> None:
     pve.rows = [vm()]
-    core[0].fault("status", status=503, path="/metric-entries", method="POST")
+    core[0].add_fault("status", status=503, path="/metric-entries", method="POST")
     with pytest.raises(FulcrumUnavailable):
         metrics.report()
 
@@ -368,31 +368,31 @@ def test_samples_that_do_not_fit_are_sent_first_in_the_next_turn(
     assert set().union(*turns) >= vmids, "a VM was left out in every turn"
     assert len(turns) > 1, "all of them fitted: nothing was tested"
     assert min(turns[1]) >= max(turns[0])
-    assert said(caplog).count("metrics_need_several_turns") == 1
+    assert said(caplog).count("metrics_need_several_rounds") == 1
 
 
 def test_posts_are_spread_within_the_rate_limits() -> None:
     now = time.monotonic()
     many = _Pace(100_000, now + 60)
-    pauses = [many.wait_s() for _ in range(100)]
+    pauses = [many.plan_next_entry() for _ in range(100)]
     assert pauses == sorted(pauses)
     assert 98 / MAX_POSTS_PER_S < pauses[-1] < 101 / MAX_POSTS_PER_S
     few = _Pace(3, now + 60)
-    assert [round(few.wait_s(), 2) for _ in range(3)] == [0.0, 0.05, 0.1]
+    assert [round(few.plan_next_entry(), 2) for _ in range(3)] == [0.0, 0.05, 0.1]
     over = _Pace(10, now - 1)
-    assert over.wait_s() == 0.0
-    assert over.is_over()
+    assert over.plan_next_entry() == 0.0
+    assert over.is_deadline_passed()
 
 
 def test_more_expensive_posts_get_larger_gaps() -> None:
     pace = _Pace(100_000, time.monotonic() + 600)
-    for _ in range(10 * COST_WINDOW):
-        pace.note_cost(0.01)
-    pauses = [pace.wait_s() for _ in range(101)]
+    for _ in range(10 * CPU_TIME_WINDOW):
+        pace.note_cpu_time(0.01)
+    pauses = [pace.plan_next_entry() for _ in range(101)]
     assert (pauses[-1] - pauses[0]) / 100 == pytest.approx(0.01 / POSTS_SHARE_OF_A_CORE, rel=0.05)
     cheap = _Pace(3, time.monotonic() + 60)
-    cheap.note_cost(0.0001)
-    assert [round(cheap.wait_s(), 2) for _ in range(3)] == [0.0, 0.05, 0.1]
+    cheap.note_cpu_time(0.0001)
+    assert [round(cheap.plan_next_entry(), 2) for _ in range(3)] == [0.0, 0.05, 0.1]
 
 
 def test_a_stopping_agent_sends_nothing(pve: Cluster, metrics: VmMetrics, posted: Callable[[], list[Row]]) -> None:

@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from smith_lab.fulcrum_setup import AdminClient, CreatedObjects, bootstrap
-from smith_lab.simulator.control import RunningSimulator, running_simulator
+from smith_lab.simulator.control import SimulatorThread, running_simulator
 from sqlalchemy import Engine
 from support.databases import row
 
-from executor.agent.poller import MAX_DEPTH, MAX_PAYLOAD_CHARS, Poller, within_limits
+from executor.agent.poller import MAX_DEPTH, MAX_PAYLOAD_CHARS, Poller, check_limits
 from executor.agent.state import AgentState
 from executor.database import queries
 from executor.database.engine import reading
@@ -29,14 +29,14 @@ JOB_TIMEOUT_S = 300.0
 
 
 @pytest.fixture(scope="module")
-def core() -> Iterator[tuple[RunningSimulator, CreatedObjects]]:
+def core() -> Iterator[tuple[SimulatorThread, CreatedObjects]]:
     """Run a FulcrumCore with one agent, for the whole module: every test makes its own jobs."""
     with running_simulator() as simulator, AdminClient(simulator.url) as admin:
         yield simulator, bootstrap(admin)
 
 
 @pytest.fixture
-def poller(engine: Engine, core: tuple[RunningSimulator, CreatedObjects]) -> Poller:
+def poller(engine: Engine, core: tuple[SimulatorThread, CreatedObjects]) -> Poller:
     """Return the agent's poller on an empty database, and nothing that FulcrumCore has for it."""
     simulator, world = core
     simulator.clear_pending()
@@ -46,7 +46,7 @@ def poller(engine: Engine, core: tuple[RunningSimulator, CreatedObjects]) -> Pol
 
 
 @pytest.fixture
-def simulator(core: tuple[RunningSimulator, CreatedObjects]) -> RunningSimulator:
+def simulator(core: tuple[SimulatorThread, CreatedObjects]) -> SimulatorThread:
     """Return the FulcrumCore that the poller asks."""
     return core[0]
 
@@ -68,7 +68,7 @@ def raw_job(poller: Poller | None = None, **members: Any) -> dict[str, Any]:
     return {name: value for name, value in (job | members).items() if value is not ...}
 
 
-def stored(poller: Poller, simulator: RunningSimulator, **members: Any) -> Any:
+def stored(poller: Poller, simulator: SimulatorThread, **members: Any) -> Any:
     """Let FulcrumCore list one job, poll, and return its row."""
     job = raw_job(poller, **members)
     simulator.inject_pending(job)
@@ -78,7 +78,7 @@ def stored(poller: Poller, simulator: RunningSimulator, **members: Any) -> Any:
     return row(poller.engine, found.id)
 
 
-# --- within_limits ------------------------------------------------------------------------------------------------
+# --- check_limits ------------------------------------------------------------------------------------------------
 
 
 def nested(levels: int) -> Any:
@@ -101,8 +101,8 @@ def nested(levels: int) -> Any:
         (5, "is not an object"),
         (nested(MAX_DEPTH), "is nested more than 32 deep"),
         (nested(sys.getrecursionlimit() * 3), "is nested more than 32 deep"),
-        ({"a": float("nan")}, "holds a number that is not finite"),
-        ({"a": [{"b": float("inf")}]}, "holds a number that is not finite"),
+        ({"a": float("nan")}, "contains a number that is not finite"),
+        ({"a": [{"b": float("inf")}]}, "contains a number that is not finite"),
         ({"a": "x" * (MAX_PAYLOAD_CHARS + 1)}, "is larger than 262144 characters"),
         ({"x" * (MAX_PAYLOAD_CHARS + 1): 1}, "is larger than 262144 characters"),
         ({"a": [0] * MAX_PAYLOAD_CHARS}, "is larger than 262144 characters"),
@@ -111,7 +111,7 @@ def nested(levels: int) -> Any:
     ids=lambda value: "" if isinstance(value, dict | list) else str(value)[:20],
 )
 def test_a_value_over_a_limit_is_not_stored_and_the_problem_is_named(value: Any, problem: str | None) -> None:
-    assert within_limits(value) == (None if problem else value, problem)
+    assert check_limits(value) == (None if problem else value, problem)
 
 
 @given(st.recursive(
@@ -119,14 +119,14 @@ def test_a_value_over_a_limit_is_not_stored_and_the_problem_is_named(value: Any,
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
 ))  # fmt: skip
 def test_any_value_is_kept_or_its_problem_is_named(value: Any) -> None:
-    kept, problem = within_limits(value)
+    kept, problem = check_limits(value)
     assert kept == value if problem is None else kept is None
 
 
 # --- rows ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_job_becomes_a_row_with_its_deadline(poller: Poller, simulator: RunningSimulator) -> None:
+def test_a_job_becomes_a_row_with_its_deadline(poller: Poller, simulator: SimulatorThread) -> None:
     group = str(uuid.uuid4())
     job = raw_job(poller)
     service = job["service"] | {"groupId": group.upper(), "consumerId": None, "unknown": 1}
@@ -144,7 +144,7 @@ def test_a_job_becomes_a_row_with_its_deadline(poller: Poller, simulator: Runnin
     ("priority", "expected"), [(0, 0), (-5, -5), (1, 1), (5000, 1000), (-5000, -1000), (..., 1), (None, 1)]
 )
 def test_a_priority_is_kept_within_bounds(
-    poller: Poller, simulator: RunningSimulator, priority: Any, expected: int
+    poller: Poller, simulator: SimulatorThread, priority: Any, expected: int
 ) -> None:
     assert stored(poller, simulator, priority=priority).priority == expected
 
@@ -168,7 +168,7 @@ def test_a_priority_is_kept_within_bounds(
     ids=str,
 )
 def test_an_invalid_job_is_stored_with_its_defect(
-    poller: Poller, simulator: RunningSimulator, members: dict[str, Any], defect: str
+    poller: Poller, simulator: SimulatorThread, members: dict[str, Any], defect: str
 ) -> None:
     """It must be claimed to be failed: a job that is ignored stays Pending and blocks its group."""
     found = stored(poller, simulator, **members)
@@ -192,18 +192,18 @@ def test_an_invalid_job_is_stored_with_its_defect(
     ],
 )
 def test_an_actions_text_is_short_and_printable(
-    poller: Poller, simulator: RunningSimulator, action: Any, shown: str
+    poller: Poller, simulator: SimulatorThread, action: Any, shown: str
 ) -> None:
     assert stored(poller, simulator, action=action).action == shown
 
 
 @pytest.mark.parametrize("created", [None, ..., "yesterday", "0001-01-01T00:00:00Z", "9999-12-31T23:59:59+14:00", 5])
-def test_a_time_that_cannot_be_is_taken_for_now(poller: Poller, simulator: RunningSimulator, created: Any) -> None:
+def test_a_time_that_cannot_be_is_taken_for_now(poller: Poller, simulator: SimulatorThread, created: Any) -> None:
     before = utc_now()
     assert before <= stored(poller, simulator, createdAt=created).core_created_at <= utc_now()
 
 
-def test_one_poisoned_job_does_not_hide_the_others(poller: Poller, simulator: RunningSimulator) -> None:
+def test_one_poisoned_job_does_not_hide_the_others(poller: Poller, simulator: SimulatorThread) -> None:
     good = raw_job(poller)
     simulator.inject_pending(
         "text", None, [], {}, {"id": "no-uuid"}, raw_job(poller, params={"a": "\x00"}), nested(200), good, good
@@ -215,14 +215,14 @@ def test_one_poisoned_job_does_not_hide_the_others(poller: Poller, simulator: Ru
     assert good["id"] in {found.fulcrum_id for found in rows}
 
 
-def test_a_job_of_another_agent_is_not_ours(poller: Poller, simulator: RunningSimulator) -> None:
+def test_a_job_of_another_agent_is_not_ours(poller: Poller, simulator: SimulatorThread) -> None:
     simulator.inject_pending(raw_job(poller, agentId=str(uuid.uuid4())), raw_job(poller, agentId=None))
     poller.poll()
     with reading(poller.engine) as session:
         assert len(queries.list_jobs(session)) == 1
 
 
-def test_polling_the_same_job_twice_writes_one_row(poller: Poller, simulator: RunningSimulator) -> None:
+def test_polling_the_same_job_twice_writes_one_row(poller: Poller, simulator: SimulatorThread) -> None:
     simulator.inject_pending(raw_job(poller))
     for _ in range(3):
         poller.poll()
@@ -231,7 +231,7 @@ def test_polling_the_same_job_twice_writes_one_row(poller: Poller, simulator: Ru
     assert poller.state.dispatch_requested.is_set()
 
 
-def test_polling_slows_down_when_nothing_comes_and_not_for_ever(poller: Poller, simulator: RunningSimulator) -> None:
+def test_polling_slows_down_when_nothing_comes_and_not_for_ever(poller: Poller, simulator: SimulatorThread) -> None:
     pauses = [poller.poll() for _ in range(130)]
     assert pauses[:30] == [2.0] * 30
     assert pauses == sorted(pauses)
@@ -240,11 +240,11 @@ def test_polling_slows_down_when_nothing_comes_and_not_for_ever(poller: Poller, 
     assert poller.poll() == 2.0
 
 
-def test_an_agent_that_does_not_know_itself_asks_for_nothing(poller: Poller, simulator: RunningSimulator) -> None:
+def test_an_agent_that_does_not_know_itself_asks_for_nothing(poller: Poller, simulator: SimulatorThread) -> None:
     poller.state.agent_id = ""
     simulator.clear_history()
     assert poller.poll() == 2.0
-    assert simulator.history(path="/jobs/pending") == []
+    assert simulator.history(path_end="/jobs/pending") == []
 
 
 MEMBERS = st.sampled_from(["action", "priority", "params", "service", "createdAt", "agentId"])
@@ -264,7 +264,7 @@ def test_any_job_with_an_id_makes_a_row_that_a_database_takes(members: dict[str,
         job_timeout_s=JOB_TIMEOUT_S,
         interval_s=2.0,
     )
-    made = poller._row(CoreJob.read(raw_job() | members), False)
+    made = poller._new_row(CoreJob.read(raw_job() | members), False)
     stored = json.dumps([made.action, made.defect, made.params, made.service], allow_nan=False, ensure_ascii=False)
     assert r"\u0000" not in stored.encode().decode()
     assert 1 <= len(made.action) <= 100

@@ -100,7 +100,7 @@ def test_overtaken_and_abandoned_jobs_are_deleted_too(
 def test_one_turn_deletes_several_slices(
     engine: Engine, make_pruner: MakePruner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pruner, "BATCH_ROWS", 2)
+    monkeypatch.setattr(pruner, "BATCH_SIZE", 2)
     for number in range(5):
         ended(engine, f"old-{number}", age_s=RETENTION_S + 60)
     make_pruner().prune()
@@ -173,7 +173,7 @@ def test_other_writers_can_write_between_two_slices(
     sqlite_engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The poller writes while a million rows are pruned: no slice may hold the lock until the next."""
-    monkeypatch.setattr(pruner, "BATCH_ROWS", 1)
+    monkeypatch.setattr(pruner, "BATCH_SIZE", 1)
     monkeypatch.setattr(pruner, "BATCH_WAIT_S", 0)
     for number in range(3):
         ended(sqlite_engine, f"old-{number}", age_s=RETENTION_S + 60)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from smith_lab.simulator.control import RunningSimulator, running_simulator
+from smith_lab.simulator.control import SimulatorThread, running_simulator
 from sqlalchemy import Engine, select
 from support.simulator_world import World
 
@@ -22,13 +22,13 @@ PAST, FUTURE = 1_000_000_000, 4_000_000_000
 
 
 @pytest.fixture(scope="module")
-def sim() -> Iterator[RunningSimulator]:
+def sim() -> Iterator[SimulatorThread]:
     with running_simulator() as running:
         yield running
 
 
 @pytest.fixture
-def world(sim: RunningSimulator) -> Iterator[World]:
+def world(sim: SimulatorThread) -> Iterator[World]:
     world = World(sim)
     yield world
     world.close()
@@ -99,7 +99,7 @@ def test_a_single_403_is_no_proof_that_the_service_has_ended(world: World, engin
     """FulcrumCore answers 403 also while its database is down."""
     service = world.created()
     pending_deletion(engine, service["id"])
-    world.sim.fault("status", method="GET", path=f".*/services/{service['id']}$", times=1, status=403)
+    world.sim.add_fault("status", method="GET", path=f".*/services/{service['id']}$", times=1, status=403)
     purger.submit_due_deletions()
     assert jobs(engine) == []
 
@@ -107,7 +107,7 @@ def test_a_single_403_is_no_proof_that_the_service_has_ended(world: World, engin
 @pytest.mark.parametrize("status", [403, 500, 502])
 def test_nothing_is_deleted_while_fulcrum_is_down(world: World, engine: Engine, purger: VmPurger, status: int) -> None:
     pending_deletion(engine, ended(world))
-    world.sim.fault("status", method="GET", path=".*", times=100, status=status)
+    world.sim.add_fault("status", method="GET", path=".*", times=100, status=status)
     with pytest.raises(FulcrumUnavailable):
         purger.submit_due_deletions()
     world.sim.clear_faults()
@@ -119,7 +119,7 @@ def test_an_unexpected_status_is_no_proof_that_the_service_has_ended(
     world: World, engine: Engine, purger: VmPurger, status: int
 ) -> None:
     pending_deletion(engine, ended(world))
-    world.sim.fault("status", method="GET", path=".*/services/.*", times=2, status=status)
+    world.sim.add_fault("status", method="GET", path=".*/services/.*", times=2, status=status)
     purger.submit_due_deletions()
     assert jobs(engine) == []
 

@@ -13,12 +13,12 @@ import structlog
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
-from smith_lab.simulator.control import RunningSimulator, running_simulator
+from smith_lab.simulator.control import SimulatorThread, running_simulator
 from sqlalchemy import Engine, update
 from support.databases import migrated_sqlite_file, new_job
 from support.simulator_world import World
 
-from executor.agent.reporter import IDLE_WAIT_S, MAX_COMPLETIONS, SENDERS, Reporter, completion
+from executor.agent.reporter import IDLE_WAIT_S, MAX_FAILED_COMPLETIONS, SENDER_THREADS, Reporter, completion_arguments
 from executor.agent.state import AgentState
 from executor.database import job_queue
 from executor.database.engine import open_engine, reading, transaction
@@ -97,7 +97,7 @@ class Outbox:
 
 
 @pytest.fixture(scope="module")
-def sim() -> Iterator[RunningSimulator]:
+def sim() -> Iterator[SimulatorThread]:
     with running_simulator() as simulator:
         yield simulator
 
@@ -108,7 +108,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def outbox(sim: RunningSimulator, template: Path, tmp_path: Path) -> Iterator[Outbox]:
+def outbox(sim: SimulatorThread, template: Path, tmp_path: Path) -> Iterator[Outbox]:
     shutil.copyfile(template, tmp_path / "smith.db")
     engine, world = open_engine(f"sqlite:///{tmp_path / 'smith.db'}"), World(sim)
     yield Outbox(world, engine)
@@ -152,7 +152,7 @@ def test_a_success_is_reported_with_instance_data_and_properties(outbox: Outbox)
 )
 def test_the_members_of_a_completion_depend_on_action_and_vm(action: str, vm: Json, members: set[str]) -> None:
     """After an update FulcrumCore sets the properties to the job's params; a deleted VM has none."""
-    sent = completion(Job(action=action, result=vm), "agent")
+    sent = completion_arguments(Job(action=action, result=vm), "agent")
     assert set(sent) == members
     assert sent.get("agent_instance_data", {}) == {name: vm[name] for name in vm if name != "status"} or not members
 
@@ -160,8 +160,8 @@ def test_the_members_of_a_completion_depend_on_action_and_vm(action: str, vm: Js
 def test_a_vm_in_its_grace_period_is_reported_without_an_instance_id() -> None:
     vm = {"vmid": 101, "node": "pve1", "name": "web", "delete_at": 1_800_000_000, "status": "stopped", "cores": 2}
     kept = {"vmid": 101, "node": "pve1", "name": "web", "delete_at": 1_800_000_000}
-    assert completion(Job(action="delete", result=vm), "agent") == {"agent_instance_data": kept}
-    assert completion(Job(action="delete", result={"vmid": 101, "status": "absent"}), "agent") == {}
+    assert completion_arguments(Job(action="delete", result=vm), "agent") == {"agent_instance_data": kept}
+    assert completion_arguments(Job(action="delete", result={"vmid": 101, "status": "absent"}), "agent") == {}
 
 
 def test_a_failure_is_reported_with_our_error_message(outbox: Outbox) -> None:
@@ -177,7 +177,7 @@ def test_without_due_reports_the_next_turn_follows_soon(outbox: Outbox) -> None:
 
 
 def test_many_reports_are_sent_in_one_turn(outbox: Outbox) -> None:
-    jobs = [outbox.ordered() for _ in range(3 * SENDERS)]
+    jobs = [outbox.ordered() for _ in range(3 * SENDER_THREADS)]
     for job in jobs:
         outbox.ended(job, made())
     outbox.turn()
@@ -190,7 +190,7 @@ def test_many_reports_are_sent_in_one_turn(outbox: Outbox) -> None:
 @pytest.mark.parametrize("result", [made(), FAILED], ids=["success", "failure"])
 def test_a_report_whose_response_was_lost_is_settled_by_get_job(outbox: Outbox, result: JobResult) -> None:
     job = outbox.ordered()
-    outbox.world.sim.fault("drop_after", method="POST", path=r"/(complete|fail)$", times=1)
+    outbox.world.sim.add_fault("drop_after", method="POST", path=r"/(complete|fail)$", times=1)
     job_id = outbox.ended(job, result)
     outbox.turn(2)
     assert [status for _what, status in outbox.reports(job)] == [None, 400]
@@ -206,7 +206,7 @@ def test_a_job_that_fulcrumcore_timed_out_keeps_our_outcome_as_overtaken(outbox:
     outbox.turn()
     row = outbox.row(job_id)
     assert row.report_state == "overtaken"
-    assert row.report_note == "FulcrumCore has the job as Failed; our row keeps its own result"
+    assert row.report_note == "the job's status at FulcrumCore is Failed; the agent keeps its own result"
     assert row.status == ("completed" if result.succeeded else "failed")
 
 
@@ -240,7 +240,7 @@ def test_properties_that_the_service_type_refuses_are_left_out(outbox: Outbox) -
 
 def test_a_completion_that_is_refused_without_properties_too_becomes_a_failure(outbox: Outbox) -> None:
     job = outbox.ordered()
-    outbox.world.sim.fault("status", status=400, method="POST", path="/complete$")
+    outbox.world.sim.add_fault("status", status=400, method="POST", path="/complete$")
     job_id = outbox.ended(job, made())
     outbox.turn()
     assert outbox.reports(job) == [("complete", 400), ("complete", 400), ("fail", 204)]
@@ -252,7 +252,7 @@ def test_a_completion_that_is_refused_without_properties_too_becomes_a_failure(o
 
 def test_a_job_whose_completion_and_failure_are_refused_is_overtaken(outbox: Outbox) -> None:
     job = outbox.ordered()
-    outbox.world.sim.fault("status", status=400, method="POST", path=r"/(complete|fail)$")
+    outbox.world.sim.add_fault("status", status=400, method="POST", path=r"/(complete|fail)$")
     job_id = outbox.ended(job, made())
     outbox.turn()
     row = outbox.row(job_id)
@@ -261,24 +261,24 @@ def test_a_job_whose_completion_and_failure_are_refused_is_overtaken(outbox: Out
 
 def test_a_failure_that_is_refused_while_the_job_is_processing_is_retried(outbox: Outbox) -> None:
     job = outbox.ordered()
-    outbox.world.sim.fault("status", status=400, method="POST", path="/fail$", times=1)
+    outbox.world.sim.add_fault("status", status=400, method="POST", path="/fail$", times=1)
     job_id = outbox.ended(job, FAILED)
     outbox.turn()
     assert (outbox.row(job_id).report_state, outbox.row(job_id).report_attempts) == ("due", 1)
-    assert str(outbox.row(job_id).report_note).startswith("the failure was refused: ")
+    assert str(outbox.row(job_id).report_note).startswith("FulcrumCore refused the report of the failure: ")
     outbox.turn()
     assert outbox.row(job_id).report_state == "reported"
 
 
 def test_a_claim_that_is_refused_is_retried(outbox: Outbox) -> None:
     job = outbox.ordered(claimed=False)
-    outbox.world.sim.fault("status", status=400, method="POST", path="/claim$", times=1)
+    outbox.world.sim.add_fault("status", status=400, method="POST", path="/claim$", times=1)
     job_id = outbox.ended(job, made())
     outbox.turn()
     row = outbox.row(job_id)
     assert (row.report_state, row.report_attempts) == ("due", 1)
     assert row.report_note
-    assert outbox.state.fulcrum.is_up, "it answered, about this job"
+    assert outbox.state.fulcrum_link.is_up, "it answered, about this job"
     outbox.turn()
     assert outbox.row(job_id).report_state == "reported"
 
@@ -297,7 +297,7 @@ def test_each_report_is_logged_and_an_overtaken_one_is_an_error(outbox: Outbox) 
     }
     entry = logged[overtaken["id"]]
     assert (entry["log_level"], entry["report_state"], entry["status"]) == ("error", "overtaken", "failed")
-    assert entry["note"] == "FulcrumCore has the job as Completed; our row keeps its own result"
+    assert entry["note"] == "the job's status at FulcrumCore is Completed; the agent keeps its own result"
 
 
 def test_an_instance_id_of_another_service_becomes_a_failure_after_several_attempts(outbox: Outbox) -> None:
@@ -306,9 +306,9 @@ def test_an_instance_id_of_another_service_becomes_a_failure_after_several_attem
     outbox.world.created(f"{outbox.world.ids.agent_id}/{result.vm['vmid']}")
     job = outbox.ordered()
     job_id = outbox.ended(job, result)
-    outbox.turn(MAX_COMPLETIONS)
-    assert (outbox.row(job_id).report_state, outbox.row(job_id).report_attempts) == ("due", MAX_COMPLETIONS)
-    assert outbox.state.fulcrum.is_up, "it answered, about this job"
+    outbox.turn(MAX_FAILED_COMPLETIONS)
+    assert (outbox.row(job_id).report_state, outbox.row(job_id).report_attempts) == ("due", MAX_FAILED_COMPLETIONS)
+    assert outbox.state.fulcrum_link.is_up, "it answered, about this job"
     outbox.turn()
     row = outbox.row(job_id)
     assert (row.status, row.error_code, row.report_state) == ("failed", "INVALID_REQUEST", "reported")
@@ -321,7 +321,7 @@ def test_an_instance_id_of_another_service_becomes_a_failure_after_several_attem
 def test_in_an_outage_the_backoff_grows_to_a_minute(outbox: Outbox) -> None:
     job = outbox.ordered()
     job_id = outbox.ended(job, made())
-    outbox.world.sim.fault("status", status=503)
+    outbox.world.sim.add_fault("status", status=503)
     waits = []
     for _ in range(9):
         before = utc_now()
@@ -331,8 +331,8 @@ def test_in_an_outage_the_backoff_grows_to_a_minute(outbox: Outbox) -> None:
         assert row.report_after is not None
         waits.append(((row.report_after - before).total_seconds(), loop_wait_s))
     assert outbox.row(job_id).report_attempts == 9
-    assert not outbox.state.fulcrum.is_up
-    assert "503" in outbox.state.fulcrum.reason
+    assert not outbox.state.fulcrum_link.is_up
+    assert "503" in outbox.state.fulcrum_link.reason
     for attempt, (row_backoff_s, loop_wait_s) in enumerate(waits):
         max_s = min(2.0**attempt, 60.0)
         assert max_s * 0.5 - 0.1 <= row_backoff_s <= max_s + 1
@@ -340,13 +340,13 @@ def test_in_an_outage_the_backoff_grows_to_a_minute(outbox: Outbox) -> None:
     assert not outbox.state.poll_requested.is_set()
     outbox.world.sim.clear_faults()
     assert outbox.turn() == 0.0
-    assert outbox.state.fulcrum.is_up
+    assert outbox.state.fulcrum_link.is_up
     assert outbox.row(job_id).report_state == "reported"
 
 
 def test_retry_after_is_respected(outbox: Outbox) -> None:
     job_id = outbox.ended(outbox.ordered(), made())
-    outbox.world.sim.fault("status", status=429, path="/complete$", times=1, headers={"Retry-After": "40"})
+    outbox.world.sim.add_fault("status", status=429, path="/complete$", times=1, headers={"Retry-After": "40"})
     before = utc_now()
     outbox.turn()
     after = outbox.row(job_id).report_after
@@ -356,7 +356,7 @@ def test_retry_after_is_respected(outbox: Outbox) -> None:
 
 def test_after_an_outage_all_reports_are_due_at_once(outbox: Outbox) -> None:
     first, *others = [outbox.ended(outbox.ordered(), made()) for _ in range(4)]
-    outbox.state.fulcrum.note_down("away")
+    outbox.state.fulcrum_link.note_down("away")
     with transaction(outbox.engine) as session:
         for job_id in others:
             postpone_report(session, job_id, backoff_s=3600, note="away")
@@ -374,26 +374,26 @@ def test_a_job_that_fulcrumcore_has_deleted_is_abandoned(outbox: Outbox) -> None
     row = outbox.row(job_id)
     assert (row.report_state, row.report_note) == (
         "abandoned",
-        "FulcrumCore does not know the job any more, or it is not ours",
+        "the job was deleted in FulcrumCore, or belongs to another agent",
     )
 
 
 def test_a_token_that_every_request_refuses_abandons_no_job(outbox: Outbox) -> None:
     job_id = outbox.ended(outbox.ordered(), made())
-    outbox.world.sim.fault("status", status=403, path="^/api/")
+    outbox.world.sim.add_fault("status", status=403, path="^/api/")
     outbox.turn()
     assert outbox.row(job_id).report_state == "due"
-    assert not outbox.state.fulcrum.is_up
+    assert not outbox.state.fulcrum_link.is_up
 
 
 def test_a_single_403_abandons_no_job(outbox: Outbox) -> None:
     """FulcrumCore answers 403 for a deleted job, and also while its database is down."""
     job = outbox.ordered()
     job_id = outbox.ended(job, made())
-    outbox.world.sim.fault("status", status=403, method="POST", path="/complete$", times=1)
+    outbox.world.sim.add_fault("status", status=403, method="POST", path="/complete$", times=1)
     outbox.turn()
     assert outbox.row(job_id).report_state == "due"
-    assert outbox.state.fulcrum.is_up
+    assert outbox.state.fulcrum_link.is_up
     outbox.turn()
     assert outbox.row(job_id).report_state == "reported"
     assert outbox.at_core(job)["status"] == "Completed"
@@ -404,7 +404,7 @@ def test_flush_sends_due_reports_and_returns_whether_all_were_sent(outbox: Outbo
     assert outbox.reporter.flush(10)
     assert outbox.row(job_id).report_state == "reported"
     outbox.ended(outbox.ordered(), made())
-    outbox.world.sim.fault("status", status=503)
+    outbox.world.sim.add_fault("status", status=503)
     assert not outbox.reporter.flush(1)
 
 
@@ -414,7 +414,7 @@ def test_flush_sends_due_reports_and_returns_whether_all_were_sent(outbox: Outbo
 class Reports(RuleBasedStateMachine):
     """Jobs end, FulcrumCore loses responses, times jobs out and fails, and the reporter is restarted at any time."""
 
-    sim: RunningSimulator
+    sim: SimulatorThread
     folder: Path
     template: Path
     numbers = itertools.count()
@@ -450,12 +450,12 @@ class Reports(RuleBasedStateMachine):
         path=st.sampled_from([r"/complete$", r"/fail$", r"/jobs/[^/]+$"]),
         times=st.integers(1, 3),
     )
-    def fault(self, kind: str, path: str, times: int) -> None:
-        self.sim.fault(kind, path=path, times=times)
+    def add_fault(self, kind: str, path: str, times: int) -> None:
+        self.sim.add_fault(kind, path=path, times=times)
 
     @rule(status=st.sampled_from([400, 403, 500, 503]), times=st.integers(1, 4))
     def refuse(self, status: int, times: int) -> None:
-        self.sim.fault("status", status=status, method="POST", path=r"/(complete|fail)$", times=times)
+        self.sim.add_fault("status", status=status, method="POST", path=r"/(complete|fail)$", times=times)
 
     @rule()
     def turn(self) -> None:
@@ -475,7 +475,7 @@ class Reports(RuleBasedStateMachine):
         if not hasattr(self, "world"):
             return
         self.sim.clear_faults()
-        self.outbox.turn(MAX_COMPLETIONS + 2)
+        self.outbox.turn(MAX_FAILED_COMPLETIONS + 2)
         for job_id, number in self.ended_jobs.items():
             row, core = self.outbox.row(number), self.outbox.at_core({"id": job_id})
             assert row.report_state in ("reported", "overtaken")  # FulcrumCore has every one of these jobs
@@ -489,7 +489,7 @@ class Reports(RuleBasedStateMachine):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _for_the_machine(sim: RunningSimulator, template: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def _for_the_machine(sim: SimulatorThread, template: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     Reports.sim, Reports.template, Reports.folder = sim, template, tmp_path_factory.mktemp("machine")
 
 

@@ -72,7 +72,7 @@ def make_scheduler(sqlite_engine: Engine) -> Iterator[MakeScheduler]:
 
     yield make
     for scheduler in made:
-        scheduler.stop(within_s=WITHIN_S)
+        scheduler.stop(timeout_s=WITHIN_S)
 
 
 def facts(engine: Engine, name: str) -> Any:
@@ -122,9 +122,9 @@ def test_a_failed_turn_is_stored_and_the_next_one_follows(
     wait_for(lambda: (row := facts(sqlite_engine, "fake")) and row.failures == 1, "the first failure")
     assert facts(sqlite_engine, "fake").last_error
     assert "\n" not in facts(sqlite_engine, "fake").last_error
-    scheduler.jobs["fake"].wake.set()
+    scheduler.jobs["fake"].wake_requested.set()
     wait_for(lambda: facts(sqlite_engine, "fake").failures == 2, "the second failure")
-    scheduler.jobs["fake"].wake.set()
+    scheduler.jobs["fake"].wake_requested.set()
     wait_for(lambda: facts(sqlite_engine, "fake").failures == 0, "the recovery")
     row = facts(sqlite_engine, "fake")
     assert (row.runs, row.last_error, row.last_ok_at is not None) == (3, None, True)
@@ -144,7 +144,7 @@ def test_waking_a_job_starts_a_turn_at_once(make_scheduler: MakeScheduler) -> No
     scheduler = make_scheduler(CriticalJob(name="fake", interval_s=NEVER_S, run=fake))
     for turn in range(1, 4):
         wait_for(lambda turn=turn: fake.turns == turn, f"turn {turn}")
-        scheduler.jobs["fake"].wake.set()
+        scheduler.jobs["fake"].wake_requested.set()
 
 
 def test_a_wake_during_a_turn_starts_another_turn_after_it(make_scheduler: MakeScheduler) -> None:
@@ -152,7 +152,7 @@ def test_a_wake_during_a_turn_starts_another_turn_after_it(make_scheduler: MakeS
     fake = FakeJob(release.wait)
     scheduler = make_scheduler(CriticalJob(name="fake", interval_s=NEVER_S, run=fake))
     wait_for(lambda: fake.at_once == 1, "the first turn")
-    scheduler.jobs["fake"].wake.set()
+    scheduler.jobs["fake"].wake_requested.set()
     release.set()
     wait_for(lambda: fake.turns == 2, "the second turn")
 
@@ -160,7 +160,7 @@ def test_a_wake_during_a_turn_starts_another_turn_after_it(make_scheduler: MakeS
 def test_turns_of_one_job_never_overlap(make_scheduler: MakeScheduler) -> None:
     fake = FakeJob(*[lambda: time.sleep(0.002)] * 50)
     scheduler = make_scheduler(CriticalJob(name="fake", interval_s=0.001, run=fake))
-    wake = scheduler.jobs["fake"].wake
+    wake = scheduler.jobs["fake"].wake_requested
     callers = [threading.Thread(target=lambda: [wake.set() for _ in range(2000)]) for _ in range(4)]
     for caller in callers:
         caller.start()
@@ -223,7 +223,7 @@ def test_a_job_that_takes_its_turns_is_not_overdue(make_scheduler: MakeScheduler
     fake = FakeJob()
     scheduler = make_scheduler(CriticalJob(name="fake", interval_s=OFTEN_S, run=fake))
     wait_for(lambda: fake.turns >= 3, "three turns")
-    assert scheduler.overdue() == []
+    assert scheduler.overdue_critical_jobs() == []
 
 
 def test_a_stuck_job_is_overdue_and_gets_a_new_thread(make_scheduler: MakeScheduler) -> None:
@@ -233,7 +233,7 @@ def test_a_stuck_job_is_overdue_and_gets_a_new_thread(make_scheduler: MakeSchedu
         CriticalJob(name="stuck", interval_s=0.001, run=fake),
         CriticalJob(name="other", interval_s=0.001, run=other),
     )
-    wait_for(lambda: "stuck" in scheduler.overdue(max_intervals=1, slack_s=0.2), "the finding")
+    wait_for(lambda: "stuck" in scheduler.overdue_critical_jobs(max_intervals=1, slack_s=0.2), "the finding")
     old = scheduler._threads["stuck"]
     scheduler.restart("stuck")
     wait_for(lambda: fake.turns >= 2, "turns of the new thread")
@@ -247,11 +247,11 @@ def test_a_stuck_job_is_overdue_and_gets_a_new_thread(make_scheduler: MakeSchedu
 def test_a_job_whose_thread_has_died_is_overdue(sqlite_engine: Engine) -> None:
     fake = FakeJob()
     scheduler = Scheduler(sqlite_engine, [CriticalJob(name="fake", interval_s=NEVER_S, run=fake)])
-    assert scheduler.overdue() == ["fake"]
+    assert scheduler.overdue_critical_jobs() == ["fake"]
     scheduler.start()
-    assert scheduler.overdue() == []
-    scheduler.stop(within_s=WITHIN_S)
-    assert scheduler.overdue() == ["fake"]
+    assert scheduler.overdue_critical_jobs() == []
+    scheduler.stop(timeout_s=WITHIN_S)
+    assert scheduler.overdue_critical_jobs() == ["fake"]
 
 
 def test_stop_ends_every_thread_also_during_a_long_wait(sqlite_engine: Engine) -> None:
@@ -260,7 +260,7 @@ def test_stop_ends_every_thread_also_during_a_long_wait(sqlite_engine: Engine) -
     scheduler = Scheduler(sqlite_engine, jobs)
     scheduler.start()
     wait_for(lambda: all(fake.turns == 1 for fake in fakes), "the first turns")
-    scheduler.stop(within_s=WITHIN_S)
+    scheduler.stop(timeout_s=WITHIN_S)
     assert not any(thread.is_alive() for thread in scheduler._threads.values())
     assert [fake.turns for fake in fakes] == [1, 1, 1]
 
@@ -272,7 +272,7 @@ def test_a_shared_job_runs_on_one_node_only(make_scheduler: MakeScheduler, engin
     shared, own = [FakeJob(), FakeJob()], [FakeJob(), FakeJob()]
     for number in range(2):
         make_scheduler(
-            CriticalJob(name="shared", interval_s=NEVER_S, run=shared[number], for_each_agent=False),
+            CriticalJob(name="shared", interval_s=NEVER_S, run=shared[number], runs_on_each_agent=False),
             CriticalJob(name="own", interval_s=NEVER_S, run=own[number]),
             engine=engine,
         )
@@ -309,5 +309,5 @@ def test_a_changed_interval_takes_effect_at_once(engine: Engine, make_scheduler:
     with transaction(engine) as session:
         periods.try_start_period(session, "fake", NEVER_S)
     fake = FakeJob()
-    make_scheduler(CriticalJob(name="fake", interval_s=60.0, run=fake, for_each_agent=False), engine=engine)
+    make_scheduler(CriticalJob(name="fake", interval_s=60.0, run=fake, runs_on_each_agent=False), engine=engine)
     wait_for(lambda: fake.turns == 1, "the turn")

@@ -359,9 +359,9 @@ def test_an_adoption_is_refused_with_its_reason(world: World) -> None:
         (service_id, world.add_vm(other), f"has the marker of {other}"),
         (service_id, both, "has the marker of"),
         (service_id, mapped_vm, f"has the marker of {mapped_service}"),
-        (mapped_service, world.add_vm(mapped_service), f"has VM {mapped_vm} already"),
+        (mapped_service, world.add_vm(mapped_service), f"is mapped to VM {mapped_vm} already"),
         (other, free, "knows no service"),
-        ("no-uuid", free, "names no service"),
+        ("no-uuid", free, "is not the id of a service"),
     ]
     for service, vmid, said in cases:
         done = world.cli("mappings", "adopt", "--service", service, "--vmid", str(vmid), "--set-marker", "--yes")

@@ -273,7 +273,7 @@ def test_cancel_ends_a_pending_job_at_once_and_requests_the_end_of_a_running_one
     assert "is cancelled" in smith.ok("jobs", "cancel", str(waiting), "--yes")
     assert smith.row(waiting).error_code == ErrorCode.CANCELLED
     assert smith.row(waiting).report_state == ReportState.DUE
-    assert "gets a cancel request" in smith.ok("jobs", "cancel", str(running), "--yes")
+    assert "has a cancel request" in smith.ok("jobs", "cancel", str(running), "--yes")
     assert smith.row(running).cancel_requested
     assert smith.row(running).status == JobStatus.PROCESSING
 

@@ -107,7 +107,7 @@ def test_another_server_on_the_port_is_code_1(body: bytes, smith: Cli) -> None:
 @pytest.mark.parametrize("address", ["off", "127.0.0.1:0", "nonsense"])
 def test_without_an_http_server_the_agent_is_not_healthy(address: str, smith: Cli) -> None:
     code, line = health(smith, SMITH_HTTP_ADDR=address)
-    assert (code, line) == (1, f"unknown: SMITH_HTTP_ADDR is {address}, so the agent has no HTTP server")
+    assert (code, line) == (1, f"the agent has no HTTP server to ask, because SMITH_HTTP_ADDR is {address}")
 
 
 def test_a_wildcard_address_is_asked_on_loopback_without_a_proxy(smith: Cli) -> None:

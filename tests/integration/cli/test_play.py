@@ -197,7 +197,7 @@ def test_a_vmid_without_our_marker_is_refused_before_any_playbook(smith: Cli, pv
     pve.control("add", vmid=vmid, name="stranger", config={"cores": 1})
     done = smith("play", "delete", "--vmid", str(vmid))
     assert done.returncode == 1
-    assert "has no marker of ours" in done.stderr
+    assert "has no marker of Agent Smith" in done.stderr
     assert "PLAY" not in done.stdout
 
 

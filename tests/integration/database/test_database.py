@@ -64,7 +64,7 @@ def unopened(tmp_path: Path, opened: Callable[[str], Engine]) -> Engine:
 @pytest.fixture
 def engine_without_busy_timeout(sqlite_engine: Engine) -> Engine:
     """Return an engine that fails at once on a locked database, without the wait of 15 s."""
-    return sqlite_engine.execution_options(smith_busy_ms=0)
+    return sqlite_engine.execution_options(smith_busy_timeout_ms=0)
 
 
 def tables(engine: Engine) -> set[str]:
@@ -158,7 +158,7 @@ def index_definitions(engine: Engine) -> dict[str, str]:
 def test_a_schema_of_a_newer_version_is_refused_and_not_changed(own_engine: Engine) -> None:
     with own_engine.begin() as connection:
         connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
-    for refused in (schema.upgrade, schema.downgrade, schema.refuse_newer, schema.check):
+    for refused in (schema.upgrade, schema.downgrade, schema.refuse_newer_schema, schema.check):
         with pytest.raises(DatabaseError, match=r"has schema 9999, which this version .* does not know: run the newer"):
             refused(own_engine)
     assert schema.current_revision(own_engine) == "9999"
@@ -196,7 +196,7 @@ def test_rebuilding_a_table_keeps_the_rows_that_refer_to_it(
 ) -> None:
     """On SQLite Alembic changes a column by dropping the table: with foreign keys on, that deletes every run."""
     migrations = tmp_path / "migrations"
-    shutil.copytree(schema.MIGRATIONS, migrations, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(schema.MIGRATIONS_FOLDER, migrations, ignore=shutil.ignore_patterns("__pycache__"))
     (migrations / "versions" / "9000_rebuild.py").write_text(
         f"from alembic import op\nimport sqlalchemy as sa\n"
         f"revision, down_revision = '9000', {schema.head_revision()!r}\n"
@@ -209,7 +209,7 @@ def test_rebuilding_a_table_keeps_the_rows_that_refer_to_it(
         job = job_queue.claim(session, "me", lease_s=30)
         assert job is not None
         job_queue.note_started(session, job_queue.lease_of(job), run_ident="create-1", playbook="create.yml")
-    monkeypatch.setattr(schema, "MIGRATIONS", migrations)
+    monkeypatch.setattr(schema, "MIGRATIONS_FOLDER", migrations)
     schema.upgrade(sqlite_engine)
     with reading(sqlite_engine) as session:
         assert session.scalars(select(Run.ident)).all() == ["create-1"]

@@ -45,7 +45,7 @@ def test_submitting_the_same_job_twice_writes_one_row(engine: Engine) -> None:
         first = job_queue.submit(session, new)
     with transaction(engine) as session:
         second = job_queue.submit(session, new)
-        known = queries.known_fulcrum_ids(session, [new.fulcrum_id, str(uuid.uuid4())])
+        known = queries.stored_fulcrum_ids(session, [new.fulcrum_id, str(uuid.uuid4())])
         rows = session.scalar(select(func.count()).select_from(Job))
     assert (first is not None, second, known, rows) == (True, None, {new.fulcrum_id}, 1)
 
@@ -94,7 +94,7 @@ def test_a_time_without_a_zone_is_refused(engine: Engine) -> None:
 
 
 def test_a_job_that_is_processing_at_fulcrum_core_is_stored_as_claimed(engine: Engine) -> None:
-    job = row(engine, submit(engine, already_claimed=True))
+    job = row(engine, submit(engine, is_already_claimed=True))
     assert (job.status, job.claim_sent_at is not None, job.claimed_at is not None) == ("pending", True, True)
 
 
@@ -134,7 +134,7 @@ def test_a_stale_owner_writes_nothing(engine: Engine, write: Write, taken_by: st
         write(session, stale)
     assert columns_of(engine, stale.job_id) == before
     with reading(engine) as session:
-        assert queries.runs_of(session, stale.job_id) == []
+        assert queries.runs_of_job(session, stale.job_id) == []
 
 
 def _take_over(engine: Engine, lease: Lease, how: str) -> None:
@@ -318,7 +318,7 @@ def test_a_sole_owner_reaps_every_other_owner_at_once(engine: Engine) -> None:
         submit(engine)
     finish(engine, claimed(engine, "before the restart"))
     dead, own = claimed(engine, "before the restart"), claimed(engine, "me")
-    assert reap(engine, sole_owner="me") == [(dead.id, JobStatus.PENDING)]
+    assert reap(engine, all_owners_except="me") == [(dead.id, JobStatus.PENDING)]
     job = row(engine, dead.id)
     assert (job.owner, job.lease_until, job.crashes, job.epoch) == (None, None, 1, dead.epoch + 1)
     assert (job.error_code, job.error_message, job.finished_at, job.report_state) == (None, None, None, "none")
@@ -344,13 +344,13 @@ def test_a_job_that_ran_at_two_crashes_runs_alone_so_that_no_other_job_is_quaran
     for _ in range(2):
         for _ in ("on_probation", "other"):
             claimed(engine, "a")
-        reap(engine, sole_owner="nobody")
+        reap(engine, all_owners_except="nobody")
     fresh = submit(engine, age=0)
     assert claimed(engine, "b").id == fresh
     assert claim(engine, "b") is None, "it waits until no other job of the node runs"
     assert claimed(engine, "c").id == on_probation, "on another node no job runs"
     assert claim(engine, "c") is None, "and no other job starts while it runs"
-    assert reap(engine, sole_owner="b") == [(on_probation, JobStatus.FAILED)]
+    assert reap(engine, all_owners_except="b") == [(on_probation, JobStatus.FAILED)]
     assert row(engine, other).crashes == 2
 
 
@@ -404,7 +404,7 @@ def test_a_cancel_request_survives_a_crash_of_the_owner(engine: Engine) -> None:
     job = claimed(engine)
     with transaction(engine) as session:
         job_queue.request_cancel(session, job.id)
-    reap(engine, sole_owner="the next one")
+    reap(engine, all_owners_except="the next one")
     assert claimed(engine).cancel_requested
 
 

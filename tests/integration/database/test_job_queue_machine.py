@@ -23,7 +23,15 @@ from executor.database.engine import open_engine, reading, transaction
 from executor.database.job_queue import Lease
 from executor.database.tables import Job, Mapping, db_now, utc_now
 from executor.errors import ErrorCode, JobError, StaleJob
-from executor.model import ENDED, MAX_CRASHES, PROBATION_CRASHES, JobResult, JobStatus, MappingState, ReportState
+from executor.model import (
+    ENDED_STATUSES,
+    MAX_CRASHES,
+    PROBATION_CRASHES,
+    JobResult,
+    JobStatus,
+    MappingState,
+    ReportState,
+)
 
 OWNERS = st.sampled_from(["alice", "bob"])
 SERVICES = st.sampled_from([f"0000000{number}-0000-4000-8000-000000000000" for number in range(3)])
@@ -142,7 +150,7 @@ class Queue(RuleBasedStateMachine):
         with transaction(self.engine) as session:
             if how == "release":
                 job_queue.release_all(session, lease.owner)
-            reaped = job_queue.reap(session, sole_owner=by if how == "sole owner" else None)
+            reaped = job_queue.reap(session, all_owners_except=by if how == "sole owner" else None)
             for job_id, status in reaped:
                 job = session.get(Job, job_id)
                 assert job is not None
@@ -175,7 +183,7 @@ class Queue(RuleBasedStateMachine):
 
     def _prune(self) -> None:
         with transaction(self.engine) as session:
-            is_kept = ~Job.status.in_(ENDED) | (Job.report_state == ReportState.DUE)
+            is_kept = ~Job.status.in_(ENDED_STATUSES) | (Job.report_state == ReportState.DUE)
             kept = set(session.scalars(select(Job.id).where(is_kept)))
             job_queue.prune(session, ended_before=utc_now() + timedelta(hours=1), limit=2)
             left = set(session.scalars(select(Job.id)))
@@ -200,9 +208,9 @@ class Queue(RuleBasedStateMachine):
         taken = set(session.scalars(select(Mapping.vmid)))
         if taken == {101, 102, 103}:
             with pytest.raises(JobError):
-                mappings.pick_vmid(session, ("c", 101, 103), quarantine_s=3600, taken=set())
+                mappings.pick_vmid(session, ("c", 101, 103), quarantine_s=3600, used_vmids=set())
         else:
-            assert mappings.pick_vmid(session, ("c", 101, 103), quarantine_s=3600, taken=set()) not in taken
+            assert mappings.pick_vmid(session, ("c", 101, 103), quarantine_s=3600, used_vmids=set()) not in taken
 
     @rule(service=SERVICES, what=st.sampled_from(["running", "absent", "release", "lose"]))
     def change_mapping(self, service: str, what: str) -> None:
@@ -225,7 +233,7 @@ class Queue(RuleBasedStateMachine):
             jobs = session.scalars(select(Job)).all()
             current = session.scalars(select(Mapping).where(Mapping.state != MappingState.DELETED)).all()
         for job in jobs:
-            has_ended = job.status in ENDED
+            has_ended = job.status in ENDED_STATUSES
             assert (job.lease_until is not None) == (job.status == JobStatus.PROCESSING)
             assert (job.report_state != ReportState.NONE) == (job.finished_at is not None) == has_ended
             assert (job.error_code is not None) == (job.status == JobStatus.FAILED)
@@ -233,7 +241,7 @@ class Queue(RuleBasedStateMachine):
                 assert self.ended.setdefault(job.id, columns(job, RESULT)) == columns(job, RESULT)
             if has_ended and job.report_state != ReportState.DUE:
                 assert self.settled.setdefault(job.id, columns(job, ANSWER)) == columns(job, ANSWER)
-        assert set(self.ended) <= {job.id for job in jobs if job.status in ENDED}
+        assert set(self.ended) <= {job.id for job in jobs if job.status in ENDED_STATUSES}
         processing = [job.service_id for job in jobs if job.status == JobStatus.PROCESSING]
         assert len(set(processing)) == len(processing)
         assert len({mapping.service_id for mapping in current}) == len(current)

@@ -52,7 +52,7 @@ def apply_result(engine: Engine, mapping_id: int, **vm: Any) -> None:
 
 def pick(engine: Engine, low: int, high: int, *, quarantine_s: float = 3600, taken: set[int] | None = None) -> int:
     with transaction(engine) as session:
-        return mappings.pick_vmid(session, ("c", low, high), quarantine_s=quarantine_s, taken=taken or set())
+        return mappings.pick_vmid(session, ("c", low, high), quarantine_s=quarantine_s, used_vmids=taken or set())
 
 
 # --- names --------------------------------------------------------------------------------------------------------

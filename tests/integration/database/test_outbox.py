@@ -26,8 +26,8 @@ def test_a_postponed_report_waits_until_its_backoff_is_reset(engine: Engine) -> 
         outbox.postpone_report(session, job_id, backoff_s=3600, note="HTTP 503")
     assert due(engine) == []
     with transaction(engine) as session:
-        assert outbox.reset_report_backoff(session) == 1
-        assert outbox.reset_report_backoff(session) == 0
+        assert outbox.end_report_backoffs(session) == 1
+        assert outbox.end_report_backoffs(session) == 0
     job = row(engine, job_id)
     assert (due(engine), job.report_attempts, job.report_note) == ([job_id], 1, "HTTP 503")
 
@@ -41,7 +41,7 @@ def test_a_reset_changes_due_reports_only_and_a_retry_changes_one(engine: Engine
         assert job_queue.retry_now(session, job_ids[0]) == "report"
     assert due(engine) == [job_ids[0]]
     with transaction(engine) as session:
-        assert outbox.reset_report_backoff(session) == 1
+        assert outbox.end_report_backoffs(session) == 1
     assert due(engine) == job_ids[:2]
 
 
@@ -55,7 +55,7 @@ def test_an_acknowledged_report_does_not_change(engine: Engine, state: ReportSta
         outbox.note_reported(session, job_id, ReportState.OVERTAKEN, "said again")
         outbox.postpone_report(session, job_id, backoff_s=1, note="late")
         outbox.replace_result(session, job_id, BROKEN)
-        assert outbox.reset_report_backoff(session) == 0
+        assert outbox.end_report_backoffs(session) == 0
     assert columns_of(engine, job_id) == settled
     assert (settled["report_state"], settled["report_note"], due(engine)) == (state, "said", [])
 

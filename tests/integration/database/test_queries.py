@@ -57,7 +57,7 @@ def test_the_runs_of_a_job_are_returned_in_order_without_those_of_others(engine:
         for ident, of in (("b-1", job), ("x-1", other), ("a-2", job)):
             job_queue.note_started(session, job_queue.lease_of(of), run_ident=ident, playbook="create.yml")
     with reading(engine) as session:
-        assert [run.ident for run in queries.runs_of(session, job.id)] == ["b-1", "a-2"]
+        assert [run.ident for run in queries.runs_of_job(session, job.id)] == ["b-1", "a-2"]
 
 
 FOUND = "12345678-aaaa-4000-8000-000000000001"

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import requests
 from smith_lab.fulcrum_setup import METRIC_TYPES, SEED_TOKEN, AdminClient
-from smith_lab.simulator.control import RunningSimulator, running_simulator
+from smith_lab.simulator.control import SimulatorThread, running_simulator
 
 PROJECT = Path(__file__).resolve().parents[3]
 #: A virtual environment is filled from the package index in it.
@@ -23,7 +23,7 @@ TYPE_LIMIT_S = 280
 
 
 @pytest.fixture
-def core() -> Iterator[RunningSimulator]:
+def core() -> Iterator[SimulatorThread]:
     with running_simulator() as simulator:
         yield simulator
 
@@ -49,7 +49,7 @@ def _type(lines: str, folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_commands_for_fulcrumcore_create_an_agent_that_can_log_in(core: RunningSimulator, tmp_path: Path) -> None:
+def test_the_commands_for_fulcrumcore_create_an_agent_that_can_log_in(core: SimulatorThread, tmp_path: Path) -> None:
     (tmp_path / "admin-token").write_text(SEED_TOKEN)
     done = _type(_block("core").replace("https://core.example.net", core.url), tmp_path)
     assert (done.returncode, done.stderr) == (0, "")

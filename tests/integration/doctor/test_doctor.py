@@ -17,16 +17,16 @@ from smith_lab.system import LabSystem, running_lab
 from support import fork_server
 
 from executor.agent import disk_space as space
-from executor.doctor.checks import Check, Status, exit_code
+from executor.doctor.checks import CheckResult, Status, exit_code
 from executor.doctor.machine import COLLECTION_RANGE, MIN_ANSIBLE_CORE
 from executor.doctor.run import run_checks
-from executor.proxmox.privileges import Need, needs
+from executor.proxmox.privileges import PrivilegeNeed, list_needs
 from executor.redaction import redactor
 
 ROOT = Path(__file__).parents[3]
 GIVE_UP_S = 120
 STORAGE = "local-lvm"
-NEEDS = needs(9, storages=[STORAGE], bridge="vmbr0")
+NEEDS = list_needs(9, disk_storages=[STORAGE], bridge="vmbr0")
 
 
 @pytest.fixture(scope="module")
@@ -40,16 +40,16 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabSystem]:
 class Results:
     """The checks of one `smith doctor`."""
 
-    checks: list[Check]
+    checks: list[CheckResult]
 
     @property
     def code(self) -> int:
         return exit_code(self.checks)
 
-    def named(self, name: str, *statuses: Status) -> list[Check]:
+    def named(self, name: str, *statuses: Status) -> list[CheckResult]:
         return [check for check in self.checks if check.name == name and (not statuses or check.status in statuses)]
 
-    def only(self, name: str) -> Check:
+    def only(self, name: str) -> CheckResult:
         (check,) = self.named(name)
         return check
 
@@ -76,7 +76,7 @@ def doctor(lab: LabSystem, tmp_path: Path) -> Doctor:
 def repaired(lab: LabSystem) -> Iterator[None]:
     yield
     lab.core.clear_faults()
-    lab.core.switch(database_down=False, vault_off=False)
+    lab.core.set_switches(database_down=False, vault_off=False)
     lab.proxmox.control("clear_faults")
 
 
@@ -140,7 +140,7 @@ def test_a_disabled_agent_and_a_wrong_clock_are_warnings(doctor: Doctor, lab: La
     lab.admin.call("PATCH", f"/agents/{lab.ids.agent_id}", {"status": "Disconnected"})
     assert results.only("enabled").status is Status.WARNING
     assert results.only("clock").status is Status.WARNING
-    assert "ahead of ours" in results.only("clock").text
+    assert "ahead of this machine's clock" in results.only("clock").text
     assert results.code == 0
 
 
@@ -210,7 +210,7 @@ def test_proxmox_is_checked_with_fulcrumcores_configuration(doctor: Doctor, lab:
     assert results.only("configuration").status is Status.OK
     assert ("proxmox", "reachable") in results.failed
     assert results.code == 5
-    lab.core.switch(vault_off=True)
+    lab.core.set_switches(vault_off=True)
     results = doctor(SMITH_REMOTE_CONFIG="true")
     # The check fails at once and does not wait for the vault.
     assert (results.code, results.only("configuration").status) == (4, Status.FAILED)
@@ -237,7 +237,7 @@ def test_a_wrong_token_secret_fails(doctor: Doctor) -> None:
 
 @pytest.mark.parametrize(("need", "privilege"), [(need, each) for need in NEEDS for each in sorted(need.privileges)])
 def test_a_missing_privilege_fails_with_the_commands_that_grant_it(
-    need: Need, privilege: str, doctor: Doctor, lab: LabSystem
+    need: PrivilegeNeed, privilege: str, doctor: Doctor, lab: LabSystem
 ) -> None:
     lab.proxmox.control("revoke", path=need.path, privilege=privilege)
     results = doctor(PROXMOX_STORAGE=STORAGE)
@@ -268,10 +268,10 @@ def test_a_cluster_without_quorum_fails(doctor: Doctor, lab: LabSystem) -> None:
     ("variables", "name", "text"),
     [
         ({"PROXMOX_TEMPLATES": "a=9000,b=5555"}, "templates", "b: VM 5555 does not exist"),
-        ({"PROXMOX_STORAGE": "elsewhere"}, "storage", "there is no elsewhere"),
+        ({"PROXMOX_STORAGE": "elsewhere"}, "storage", "the storage elsewhere does not exist"),
         ({"PROXMOX_BRIDGE": "vmbr9"}, "bridge", "vmbr9 does not exist on pve1, pve2"),
-        ({"PROXMOX_NODES": "pve1,pve7"}, "nodes", "there is no pve7, only pve1, pve2"),
-        ({"PROXMOX_VMID_MIN": "9000", "PROXMOX_VMID_MAX": "9001"}, "vmid range", "0 of 2 between 9000 and 9001"),
+        ({"PROXMOX_NODES": "pve1,pve7"}, "nodes", "names pve7, which Proxmox does not have; its nodes are pve1, pve2"),
+        ({"PROXMOX_VMID_MIN": "9000", "PROXMOX_VMID_MAX": "9001"}, "vmid range", "0 of 2 VMIDs between 9000 and 9001"),
     ],
 )
 def test_what_a_create_needs_must_exist(variables: dict[str, str], name: str, text: str, doctor: Doctor) -> None:

@@ -14,7 +14,7 @@ from executor.database.engine import reading, transaction
 from executor.database.tables import Job, Mapping
 from executor.drift import rows
 from executor.drift.facts import DriftKind, Finding, MappingFacts, Repair
-from executor.drift.repair import repair
+from executor.drift.repair import apply_repair
 from executor.model import MappingState, ReportState
 
 A = "aaaaaaaa-0000-4000-8000-000000000001"
@@ -67,7 +67,7 @@ def test_a_repair_changes_the_mapping_and_writes_an_audit_entry(
     engine: Engine, action: Repair, before: MappingState, after: tuple[str, str, str] | None
 ) -> None:
     row = insert(engine, before)
-    assert repair(engine, "c", finding(row, action), who="alice")
+    assert apply_repair(engine, "c", finding(row, action), who="alice")
     found = mappings_in(engine).get(A)
     assert (found and (found.state, found.node, found.name)) == after
     ((who, verb, was, now),) = audit_entries(engine)
@@ -76,7 +76,7 @@ def test_a_repair_changes_the_mapping_and_writes_an_audit_entry(
 
 
 def test_an_unmapped_vm_is_adopted(engine: Engine) -> None:
-    assert repair(engine, "c", finding(None, Repair.ADOPT), who="alice")
+    assert apply_repair(engine, "c", finding(None, Repair.ADOPT), who="alice")
     found = mappings_in(engine)[A]
     assert (found.vmid, found.state, found.node, found.name) == (100, ACTIVE, "pve2", "db")
     assert audit_entries(engine)[0][2] is None
@@ -84,7 +84,7 @@ def test_an_unmapped_vm_is_adopted(engine: Engine) -> None:
 
 def test_a_vm_that_exists_again_on_another_vmid_gets_a_new_mapping(engine: Engine) -> None:
     row = insert(engine, VM_LOST)
-    assert repair(engine, "c", finding(row, Repair.ADOPT, vmid=200), who="alice")
+    assert apply_repair(engine, "c", finding(row, Repair.ADOPT, vmid=200), who="alice")
     assert (mappings_in(engine)[A].vmid, mappings_in(engine)[A].state) == (200, ACTIVE)
 
 
@@ -92,7 +92,7 @@ def test_a_refused_adoption_leaves_the_old_mapping_unchanged(engine: Engine) -> 
     """Another service got the VMID after the comparison."""
     row = insert(engine, VM_LOST)
     insert(engine, service_id=B, vmid=200)
-    assert not repair(engine, "c", finding(row, Repair.ADOPT, vmid=200), who="alice")
+    assert not apply_repair(engine, "c", finding(row, Repair.ADOPT, vmid=200), who="alice")
     assert mappings_in(engine)[A] == row
     assert audit_entries(engine) == []
 
@@ -103,8 +103,8 @@ def test_a_repair_does_nothing_when_the_mapping_has_changed_since_the_comparison
 ) -> None:
     row = replace(insert(engine), updated_at=LONG_AGO)
     before = mappings_in(engine)
-    assert not repair(engine, "c", finding(row, action), who="alice")
-    assert not repair(engine, "c", finding(replace(row, id=4711), action), who="alice")
+    assert not apply_repair(engine, "c", finding(row, action), who="alice")
+    assert not apply_repair(engine, "c", finding(replace(row, id=4711), action), who="alice")
     assert (mappings_in(engine), audit_entries(engine)) == (before, [])
 
 
@@ -118,13 +118,13 @@ def test_a_repair_does_nothing_while_the_service_is_busy(engine: Engine, open_as
         if open_as == "due":
             ended = {"status": "completed", "report_state": ReportState.DUE}
             session.execute(update(Job).where(Job.id == job_id).values(**ended))
-    assert not repair(engine, "c", finding(row, Repair.MARK_VM_LOST), who="alice")
+    assert not apply_repair(engine, "c", finding(row, Repair.MARK_VM_LOST), who="alice")
     with transaction(engine) as session:
         assert queries.busy_services(session) == queries.busy_services(session, A) == {A}
         assert queries.busy_services(session, B) == frozenset()
         settled = {"status": "completed", "report_state": ReportState.REPORTED}
         session.execute(update(Job).where(Job.id == job_id).values(**settled))
-    assert repair(engine, "c", finding(row, Repair.MARK_VM_LOST), who="alice")
+    assert apply_repair(engine, "c", finding(row, Repair.MARK_VM_LOST), who="alice")
 
 
 def test_services_mapped_on_another_cluster_are_foreign(engine: Engine) -> None:

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import requests
 from smith_lab.fulcrum_setup import METRIC_TYPES, SEED_TOKEN, AdminClient
-from smith_lab.simulator.control import RunningSimulator, running_simulator
+from smith_lab.simulator.control import SimulatorThread, running_simulator
 from support.cli_world import Cli
 
-from executor.fulcrum.bootstrap import AGENT_TYPE_FILE, SERVICE_TYPE_FILE, differences, load_type
+from executor.fulcrum.bootstrap import AGENT_TYPE_FILE, SERVICE_TYPE_FILE, find_differences, load_type
 
 AGENT, PROVIDER = "smith-dc1", "My cloud"
 KINDS = ["service type", "agent type", *["metric type"] * len(METRIC_TYPES), "provider", "agent", "agent token"]
@@ -23,25 +23,25 @@ CHANGING = ("POST", "PATCH", "PUT", "DELETE")
 
 
 @pytest.fixture(scope="module")
-def simulator() -> Iterator[RunningSimulator]:
+def simulator() -> Iterator[SimulatorThread]:
     with running_simulator() as running:
         yield running
 
 
 @pytest.fixture
-def core(simulator: RunningSimulator) -> RunningSimulator:
+def core(simulator: SimulatorThread) -> SimulatorThread:
     simulator.reset()
     return simulator
 
 
 @pytest.fixture
-def admin(core: RunningSimulator) -> Iterator[AdminClient]:
+def admin(core: SimulatorThread) -> Iterator[AdminClient]:
     with AdminClient(core.url) as client:
         yield client
 
 
 @pytest.fixture
-def smith(core: RunningSimulator, tmp_path: Path) -> Cli:
+def smith(core: SimulatorThread, tmp_path: Path) -> Cli:
     cli = Cli(tmp_path)
     cli.env |= {"FULCRUM_API_URL": core.url, "CORE_ADMIN_TOKEN": SEED_TOKEN}
     return cli
@@ -56,18 +56,18 @@ def statuses(output: dict[str, Any]) -> list[str]:
     return [step["status"] for step in output["steps"]]
 
 
-def changes(core: RunningSimulator) -> list[str]:
+def changes(core: SimulatorThread) -> list[str]:
     """Return the requests other than GET that FulcrumCore received."""
     return [f"{entry['method']} {entry['path']}" for entry in core.history() if entry["method"] in CHANGING]
 
 
-def read_agent(core: RunningSimulator, token: str) -> dict[str, Any]:
+def read_agent(core: SimulatorThread, token: str) -> dict[str, Any]:
     headers = {"Authorization": f"Bearer {token}"}
     return dict(requests.get(f"{core.api_url}/agents/me", headers=headers, timeout=10).json())
 
 
 def test_bootstrap_creates_everything_that_an_agent_needs(
-    smith: Cli, core: RunningSimulator, admin: AdminClient, tmp_path: Path
+    smith: Cli, core: SimulatorThread, admin: AdminClient, tmp_path: Path
 ) -> None:
     file = tmp_path / "fulcrum_api_token"
     output = smith.json(*arguments("--create-provider", "--token-file", str(file), "--token-days", "30"))
@@ -86,7 +86,7 @@ def test_bootstrap_creates_everything_that_an_agent_needs(
     assert datetime.fromisoformat(made["expireAt"]) - datetime.now(UTC) < timedelta(days=30)
 
 
-def test_a_second_run_finds_everything_and_changes_nothing(smith: Cli, core: RunningSimulator, tmp_path: Path) -> None:
+def test_a_second_run_finds_everything_and_changes_nothing(smith: Cli, core: SimulatorThread, tmp_path: Path) -> None:
     file = str(tmp_path / "token")
     smith.ok(*arguments("--create-provider", "--token-file", file))
     before = (tmp_path / "token").read_text()
@@ -96,7 +96,7 @@ def test_a_second_run_finds_everything_and_changes_nothing(smith: Cli, core: Run
     assert (tmp_path / "token").read_text() == before
 
 
-def test_a_dry_run_lists_all_objects_and_creates_none(smith: Cli, core: RunningSimulator, tmp_path: Path) -> None:
+def test_a_dry_run_lists_all_objects_and_creates_none(smith: Cli, core: SimulatorThread, tmp_path: Path) -> None:
     file = tmp_path / "token"
     output = smith.json(*arguments("--create-provider", "--token-file", str(file), "--dry-run"))
     assert set(statuses(output)) == {"missing"}
@@ -118,7 +118,7 @@ def test_missing_objects_are_created_beside_existing_ones(smith: Cli, admin: Adm
 
 
 def test_an_object_with_other_content_is_reported_and_not_changed(
-    smith: Cli, core: RunningSimulator, admin: AdminClient, tmp_path: Path
+    smith: Cli, core: SimulatorThread, admin: AdminClient, tmp_path: Path
 ) -> None:
     own = load_type(SERVICE_TYPE_FILE)
     own["propertySchema"]["properties"]["cores"]["validators"] = [{"type": "max", "config": {"value": 2}}]
@@ -140,7 +140,7 @@ def test_an_object_with_other_content_is_reported_and_not_changed(
 
 
 def test_a_token_without_administrator_rights_creates_nothing_and_exits_with_4(
-    smith: Cli, core: RunningSimulator, tmp_path: Path
+    smith: Cli, core: SimulatorThread, tmp_path: Path
 ) -> None:
     file = tmp_path / "token"
     done = smith(*arguments("--token-file", str(file)), CORE_ADMIN_TOKEN="not-a-valid-token")
@@ -167,7 +167,7 @@ def test_a_token_without_administrator_rights_creates_nothing_and_exits_with_4(
     ],
 )
 def test_a_request_that_cannot_be_fulfilled_is_refused_before_anything_is_created(  # noqa: PLR0917
-    smith: Cli, core: RunningSimulator, more: tuple[str, ...], env: dict[str, str], code: int, said: str
+    smith: Cli, core: SimulatorThread, more: tuple[str, ...], env: dict[str, str], code: int, said: str
 ) -> None:
     (smith.folder / "taken").touch()
     done = smith(*arguments(*more), **env)
@@ -177,7 +177,7 @@ def test_a_request_that_cannot_be_fulfilled_is_refused_before_anything_is_create
     assert changes(core) == []
 
 
-def test_two_objects_of_the_wanted_name_are_refused(smith: Cli, core: RunningSimulator, admin: AdminClient) -> None:
+def test_two_objects_of_the_wanted_name_are_refused(smith: Cli, core: SimulatorThread, admin: AdminClient) -> None:
     twins = [admin.create("participants", name=PROVIDER, status="Enabled")["id"] for _ in range(2)]
     core.clear_history()
     done = smith(*arguments("--show-token"))
@@ -188,17 +188,17 @@ def test_two_objects_of_the_wanted_name_are_refused(smith: Cli, core: RunningSim
 
 
 def test_a_lost_response_does_not_create_a_second_object(
-    smith: Cli, core: RunningSimulator, admin: AdminClient, tmp_path: Path
+    smith: Cli, core: SimulatorThread, admin: AdminClient, tmp_path: Path
 ) -> None:
     """A retry without a look-up would fail with a 500, or create a second agent."""
-    core.fault("drop_after", method="POST", path="/(service-types|agents)$")
+    core.add_fault("drop_after", method="POST", path="/(service-types|agents)$")
     output = smith.json(*arguments("--create-provider", "--token-file", str(tmp_path / "token")))
     assert set(statuses(output)) == {"made"}
     assert [len(admin.list_all(kind)) for kind in ("service-types", "agents")] == [1, 1]
 
 
 def test_a_lost_token_is_reported_and_can_be_replaced(
-    smith: Cli, core: RunningSimulator, admin: AdminClient, tmp_path: Path
+    smith: Cli, core: SimulatorThread, admin: AdminClient, tmp_path: Path
 ) -> None:
     file = tmp_path / "token"
     smith.ok(*arguments("--create-provider", "--token-file", str(file)))
@@ -207,16 +207,16 @@ def test_a_lost_token_is_reported_and_can_be_replaced(
     assert (done.returncode, file.exists()) == (1, False)
     assert "--new-token" in done.stderr
     file.write_text(SEED_TOKEN)  # another user's token
-    assert "is not one of this agent's" in smith(*arguments("--token-file", str(file))).stderr
+    assert "is not a token of this agent" in smith(*arguments("--token-file", str(file))).stderr
     file.unlink()
     smith.ok(*arguments("--token-file", str(file), "--new-token"))
     assert read_agent(core, file.read_text().strip())["name"] == AGENT
     assert len([token for token in admin.list_all("tokens") if token["role"] == "agent"]) == 2
 
 
-def test_a_second_run_completes_a_run_that_failed_half_way(smith: Cli, core: RunningSimulator, tmp_path: Path) -> None:
+def test_a_second_run_completes_a_run_that_failed_half_way(smith: Cli, core: SimulatorThread, tmp_path: Path) -> None:
     file = tmp_path / "token"
-    core.fault("status", status=503, method="POST", path="/tokens$")
+    core.add_fault("status", status=503, method="POST", path="/tokens$")
     done = smith(*arguments("--create-provider", "--token-file", str(file)))
     assert (done.returncode, file.exists()) == (4, False)
     assert "smith-dc1" in done.stdout, "the created objects are reported"
@@ -229,11 +229,11 @@ def test_a_second_run_completes_a_run_that_failed_half_way(smith: Cli, core: Run
 def test_differences_ignore_members_that_fulcrumcore_adds_and_empty_ones() -> None:
     wanted = {"schema": {"a": {"type": "integer", "required": True}, "list": [{"value": 1}, {"value": 2}]}}
     existing = copy.deepcopy(wanted) | {"id": "1", "createdAt": "now"}
-    assert differences(wanted, existing) == []
+    assert find_differences(wanted, existing) == []
     existing["schema"]["a"] |= {"label": "", "secret": None, "validators": []}
     existing["schema"]["list"][0]["value"] = 1.0
-    assert differences(wanted, existing) == []
+    assert find_differences(wanted, existing) == []
     existing["schema"]["list"][1]["value"] = 3
     existing["schema"]["b"] = {"type": "string"}
     del existing["schema"]["a"]["required"]
-    assert differences(wanted, existing) == ["schema.a.required", "schema.list[1].value", "schema.b"]
+    assert find_differences(wanted, existing) == ["schema.a.required", "schema.list[1].value", "schema.b"]

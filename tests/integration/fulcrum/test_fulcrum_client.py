@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from smith_lab.fulcrum_setup import METRIC_TYPES, AdminClient, CreatedObjects, add_agent, bootstrap
-from smith_lab.simulator.control import RunningSimulator, running_simulator
+from smith_lab.simulator.control import SimulatorThread, running_simulator
 
 from executor.errors import FulcrumAuthFailing, FulcrumNotFound, FulcrumRefused, FulcrumUnavailable
 from executor.fulcrum.client import FulcrumClient
@@ -19,20 +19,20 @@ PROPERTIES = {"cores": 2, "memoryMb": 2048, "diskGb": 20, "image": "debian-12"}
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[RunningSimulator]:
+def server() -> Iterator[SimulatorThread]:
     with running_simulator() as running:
         yield running
 
 
 @pytest.fixture
-def simulator(server: RunningSimulator) -> RunningSimulator:
+def simulator(server: SimulatorThread) -> SimulatorThread:
     """An empty FulcrumCore."""
     server.reset()
     return server
 
 
 @pytest.fixture
-def admin(simulator: RunningSimulator) -> Iterator[AdminClient]:
+def admin(simulator: SimulatorThread) -> Iterator[AdminClient]:
     with AdminClient(simulator.url) as client:
         yield client
 
@@ -43,7 +43,7 @@ def core(admin: AdminClient) -> CreatedObjects:
 
 
 @pytest.fixture
-def client(simulator: RunningSimulator, core: CreatedObjects) -> FulcrumClient:
+def client(simulator: SimulatorThread, core: CreatedObjects) -> FulcrumClient:
     return FulcrumClient(simulator.url, lambda: core.agent_token, read_timeout_s=5)
 
 
@@ -202,7 +202,7 @@ def test_an_unknown_job_or_service_looks_like_failing_authentication(client: Ful
 
 
 def test_a_job_with_invalid_members_can_be_claimed_and_failed(
-    client: FulcrumClient, simulator: RunningSimulator, admin: AdminClient, core: CreatedObjects
+    client: FulcrumClient, simulator: SimulatorThread, admin: AdminClient, core: CreatedObjects
 ) -> None:
     order(admin, core)
     job = only_job(client)
@@ -221,14 +221,14 @@ def test_a_job_with_invalid_members_can_be_claimed_and_failed(
 
 
 def test_items_that_are_not_jobs_are_counted_and_skipped(
-    client: FulcrumClient, simulator: RunningSimulator, admin: AdminClient, core: CreatedObjects
+    client: FulcrumClient, simulator: SimulatorThread, admin: AdminClient, core: CreatedObjects
 ) -> None:
     order(admin, core)
     simulator.inject_pending(None, [], {"id": "7"}, "job", {"action": "create"})
     pending = client.pending_jobs()
     simulator.clear_pending()
     assert len(pending.jobs) == 1
-    assert len(pending.unusable_items) == 5
+    assert len(pending.unusable_item_descriptions) == 5
 
 
 def test_a_poll_returns_at_most_as_many_jobs_as_its_limit(
@@ -241,7 +241,7 @@ def test_a_poll_returns_at_most_as_many_jobs_as_its_limit(
 
 
 def test_processing_jobs_of_another_agent_are_not_listed(
-    client: FulcrumClient, simulator: RunningSimulator, admin: AdminClient, core: CreatedObjects
+    client: FulcrumClient, simulator: SimulatorThread, admin: AdminClient, core: CreatedObjects
 ) -> None:
     """FulcrumCore lets an agent see, claim and end the jobs of every agent of its provider."""
     sibling_id, sibling_token = add_agent(
@@ -292,13 +292,13 @@ def test_a_secret_is_resolved_until_it_is_deleted(
 
 
 @pytest.mark.parametrize("value", ["text", 7, 0.5, True, None, {"a": [1]}, [], ""])
-def test_a_secret_may_be_any_json(client: FulcrumClient, simulator: RunningSimulator, value: Any) -> None:
+def test_a_secret_may_be_any_json(client: FulcrumClient, simulator: SimulatorThread, value: Any) -> None:
     assert client.get_secret(simulator.add_secret(value)) == value
 
 
-def test_a_disabled_vault_is_unavailable(client: FulcrumClient, simulator: RunningSimulator) -> None:
+def test_a_disabled_vault_is_unavailable(client: FulcrumClient, simulator: SimulatorThread) -> None:
     reference = simulator.add_secret("x")
-    simulator.switch(vault_off=True)
+    simulator.set_switches(vault_off=True)
     with pytest.raises(FulcrumUnavailable) as caught:
         client.get_secret(reference)
     assert caught.value.status == 500
@@ -333,33 +333,33 @@ def test_a_metric_is_stored_for_a_known_vm_and_not_found_otherwise(
 
 
 def test_a_revoked_token_and_a_database_outage_are_the_same_temporary_error(
-    client: FulcrumClient, simulator: RunningSimulator, admin: AdminClient, core: CreatedObjects
+    client: FulcrumClient, simulator: SimulatorThread, admin: AdminClient, core: CreatedObjects
 ) -> None:
-    simulator.switch(database_down=True)
+    simulator.set_switches(database_down=True)
     with pytest.raises(FulcrumAuthFailing):
         client.get_self()
-    simulator.switch(database_down=False)
+    simulator.set_switches(database_down=False)
     assert client.get_self().id == core.agent_id
-    simulator.revoke_token(agent_id=core.agent_id)
+    simulator.revoke_tokens(agent_id=core.agent_id)
     with pytest.raises(FulcrumAuthFailing) as caught:
         client.get_self()
     assert core.agent_token not in str(caught.value)
 
 
 def test_a_rotated_token_is_used_without_a_new_client(
-    simulator: RunningSimulator, admin: AdminClient, core: CreatedObjects
+    simulator: SimulatorThread, admin: AdminClient, core: CreatedObjects
 ) -> None:
     token = [core.agent_token]
     client = FulcrumClient(simulator.url, lambda: token[0])
     client.get_self()
-    simulator.revoke_token(agent_id=core.agent_id)
+    simulator.revoke_tokens(agent_id=core.agent_id)
     with pytest.raises(FulcrumAuthFailing):
         client.get_self()
     token[0] = admin.create_token("smith-dc1", "agent", core.agent_id)["value"]
     assert client.get_self().id == core.agent_id
 
 
-def test_requests_work_again_after_an_outage(client: FulcrumClient, simulator: RunningSimulator) -> None:
+def test_requests_work_again_after_an_outage(client: FulcrumClient, simulator: SimulatorThread) -> None:
     client.get_self()
     simulator.pause()
     try:
@@ -373,9 +373,9 @@ def test_requests_work_again_after_an_outage(client: FulcrumClient, simulator: R
 
 @pytest.mark.parametrize("kind", ["html", "empty", "wrong_json", "truncate", "drop_before", "drop_after"])
 def test_every_broken_response_to_a_poll_is_unavailable(
-    client: FulcrumClient, simulator: RunningSimulator, kind: str
+    client: FulcrumClient, simulator: SimulatorThread, kind: str
 ) -> None:
-    simulator.fault(kind, path="/jobs/pending")
+    simulator.add_fault(kind, path="/jobs/pending")
     with pytest.raises(FulcrumUnavailable):
         client.pending_jobs()
     simulator.clear_faults()
@@ -383,31 +383,29 @@ def test_every_broken_response_to_a_poll_is_unavailable(
 
 
 @pytest.mark.parametrize("status", [500, 502, 503, 504])
-def test_a_poll_is_retried_after_a_server_error(
-    client: FulcrumClient, simulator: RunningSimulator, status: int
-) -> None:
-    simulator.fault("status", path="/jobs/pending", status=status, times=2)
+def test_a_poll_is_retried_after_a_server_error(client: FulcrumClient, simulator: SimulatorThread, status: int) -> None:
+    simulator.add_fault("status", path="/jobs/pending", status=status, times=2)
     simulator.clear_history()
     assert client.pending_jobs().jobs == []
-    assert len(simulator.history(path="/jobs/pending")) == 3
+    assert len(simulator.history(path_end="/jobs/pending")) == 3
 
 
 def test_a_claim_whose_response_was_lost_shows_in_the_job(
-    client: FulcrumClient, simulator: RunningSimulator, admin: AdminClient, core: CreatedObjects
+    client: FulcrumClient, simulator: SimulatorThread, admin: AdminClient, core: CreatedObjects
 ) -> None:
     order(admin, core)
     job = only_job(client)
-    simulator.fault("drop_after", path="/claim$", times=1)
+    simulator.add_fault("drop_after", path="/claim$", times=1)
     simulator.clear_history()
     with pytest.raises(FulcrumUnavailable):
         client.claim_job(job.id)
-    assert len(simulator.history(path="/claim")) == 1
+    assert len(simulator.history(path_end="/claim")) == 1
     assert client.get_job(job.id).status == "Processing"
     with pytest.raises(FulcrumRefused):
         client.claim_job(job.id)
 
 
-def test_the_offset_of_fulcrumcores_clock_is_measured(client: FulcrumClient, simulator: RunningSimulator) -> None:
+def test_the_offset_of_fulcrumcores_clock_is_measured(client: FulcrumClient, simulator: SimulatorThread) -> None:
     assert client.clock_offset_s == 0.0
     simulator.advance(3600)
     client.get_self()

@@ -194,7 +194,7 @@ def test_a_success_without_the_expected_json_is_unavailable(serve: Serve, body: 
 
 @pytest.mark.parametrize("body", [b"", b"<html>Please log in</html>"])
 def test_a_login_page_with_http_200_is_not_a_successful_claim(serve: Serve, body: bytes) -> None:
-    with pytest.raises(FulcrumUnavailable, match="the response is not FulcrumCore's"):
+    with pytest.raises(FulcrumUnavailable, match="the response is not from FulcrumCore"):
         client_of(serve(reply(200, body, kind="text/html"))).claim_job(JOB_ID)
 
 
@@ -203,8 +203,8 @@ def test_a_pending_job_without_an_id_does_not_hide_the_others(serve: Serve) -> N
     server = serve(reply(200, [good, {"action": "hunter2!"}, None, {"id": "hunter2!"}, good]))
     pending = client_of(server).pending_jobs()
     assert [job.id for job in pending.jobs] == [JOB_ID]
-    assert [text.partition(":")[0] for text in pending.unusable_items] == ["item 1", "item 2", "item 3"]
-    assert "hunter2!" not in " ".join(pending.unusable_items)
+    assert [text.partition(":")[0] for text in pending.unusable_item_descriptions] == ["item 1", "item 2", "item 3"]
+    assert "hunter2!" not in " ".join(pending.unusable_item_descriptions)
 
 
 def test_a_truncated_body_is_unavailable(serve: Serve) -> None:
@@ -314,7 +314,7 @@ def test_a_service_missing_from_all_pages_is_found_by_reading_the_list_again(ser
 @pytest.mark.parametrize("items", [[], [raw_service(1)]])
 def test_a_list_that_stays_incomplete_is_unavailable(serve: Serve, items: list[dict[str, Any]]) -> None:
     server = serve(page(items, 500))
-    with pytest.raises(FulcrumUnavailable, match="500 objects are announced"):
+    with pytest.raises(FulcrumUnavailable, match="of 500 objects were found"):
         list(client_of(server).services(AGENT_ID))
     assert len(server.requests) <= 15
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from smith_lab.fulcrum_setup import load_type
 from smith_lab.proxmox.certificates import make_certificates
-from smith_lab.simulator.control import RunningSimulator, running_simulator
+from smith_lab.simulator.control import SimulatorThread, running_simulator
 from support.simulator_world import World
 
 from executor.errors import SettingsError
@@ -22,7 +22,7 @@ from executor.fulcrum.client import FulcrumClient
 from executor.fulcrum.remote_config import wait_for_remote_settings
 from executor.fulcrum.remote_members import CA_FILE, MEMBERS
 from executor.redaction import redactor
-from executor.settings.display import describe
+from executor.settings.display import setting_rows
 from executor.settings.settings import Settings, load_settings
 
 SECRET = "proxmox-secret-canary"
@@ -32,15 +32,15 @@ KNOWN_BEFORE = {"fulcrumApiUrl", "fulcrumToken"}
 
 
 @pytest.fixture(scope="module")
-def simulator() -> Iterator[RunningSimulator]:
+def simulator() -> Iterator[SimulatorThread]:
     with running_simulator() as sim:
         yield sim
 
 
 @pytest.fixture
-def world(simulator: RunningSimulator) -> Iterator[World]:
+def world(simulator: SimulatorThread) -> Iterator[World]:
     simulator.clear_faults()
-    simulator.switch(database_down=False, vault_off=False)
+    simulator.set_switches(database_down=False, vault_off=False)
     world = World(simulator)
     yield world
     world.close()
@@ -77,7 +77,7 @@ def configure(world: World, **members: Any) -> None:
 
 
 def origin(settings: Settings, name: str) -> str:
-    return next(row.origin for row in describe(settings) if row.name == name)
+    return next(row.origin for row in setting_rows(settings) if row.name == name)
 
 
 def problems(start: Start, **variables: str) -> list[str]:
@@ -187,13 +187,13 @@ def test_unknown_members_are_ignored(world: World, start: Start) -> None:
 @pytest.mark.parametrize(
     ("members", "text"),
     [
-        ({"apiHost": "https:pve"}, "apiHost from FulcrumCore's configuration (it stands for PROXMOX_HOST) must be"),
+        ({"apiHost": "https:pve"}, "apiHost from FulcrumCore's configuration (the setting PROXMOX_HOST) must be"),
         ({"heartbeatIntervalSeconds": 60}, "heartbeatIntervalSeconds from FulcrumCore's configuration"),
         ({"vmidRange": {"min": 900, "max": 800}}, "vmidRange.max from FulcrumCore's configuration"),
-        ({"caBundle": "no certificate"}, "caBundle from FulcrumCore's configuration (it stands for PROXMOX_CA_BUNDLE)"),
-        ({"images": {"debian-12": "9000"}}, "'debian-12' has a value that is not a VMID"),
+        ({"caBundle": "no certificate"}, "caBundle from FulcrumCore's configuration (the setting PROXMOX_CA_BUNDLE)"),
+        ({"images": {"debian-12": "9000"}}, "the value of 'debian-12' is not a VMID"),
         ({"images": {"debian 12": 9000}}, "images from FulcrumCore's configuration"),
-        ({"storage": "a b"}, "storage from FulcrumCore's configuration (it stands for PROXMOX_STORAGE) is wrong"),
+        ({"storage": "a b"}, "storage from FulcrumCore's configuration (the setting PROXMOX_STORAGE) is wrong"),
     ],
 )
 def test_an_invalid_member_is_named_with_its_source(
@@ -256,8 +256,8 @@ def test_the_request_is_retried_with_a_growing_backoff_while_fulcrumcore_is_down
 
 def test_the_request_is_retried_after_a_refused_token(world: World, start: Start) -> None:
     """FulcrumCore answers the same while its database is down."""
-    world.sim.switch(database_down=True)
-    sleeps = RecordedSleeps(lambda: world.sim.switch(database_down=False))
+    world.sim.set_switches(database_down=True)
+    sleeps = RecordedSleeps(lambda: world.sim.set_switches(database_down=False))
     assert start(sleep=sleeps).proxmox_host == "pve.test"
     assert len(sleeps.slept_s) == 3
 
@@ -275,10 +275,10 @@ def test_the_request_is_retried_and_logged_once_while_the_vault_lacks_the_secret
 
 
 def test_each_new_reason_is_logged_once(world: World, start: Start, caplog: pytest.LogCaptureFixture) -> None:
-    world.sim.switch(database_down=True)
+    world.sim.set_switches(database_down=True)
     sleeps = RecordedSleeps(lambda: None)
-    turn = {3: lambda: (world.sim.switch(database_down=False), world.sim.switch(vault_off=True))}
-    turn[6] = lambda: world.sim.switch(vault_off=False)
+    turn = {3: lambda: (world.sim.set_switches(database_down=False), world.sim.set_switches(vault_off=True))}
+    turn[6] = lambda: world.sim.set_switches(vault_off=False)
 
     def sleep(seconds: float) -> None:
         sleeps(seconds)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from smith_lab.fulcrum_setup import SERVICE_TYPE_FILE, AdminClient, CreatedObjects, bootstrap, load_type
-from smith_lab.simulator.control import RunningSimulator, running_simulator
+from smith_lab.simulator.control import SimulatorThread, running_simulator
 
 from executor.errors import ErrorCode, FulcrumUnavailable, JobError
 from executor.fulcrum.client import FulcrumClient
@@ -38,7 +38,7 @@ PROPERTIES = {
 
 
 @pytest.fixture(scope="module")
-def core() -> Iterator[tuple[RunningSimulator, CreatedObjects, str]]:
+def core() -> Iterator[tuple[SimulatorThread, CreatedObjects, str]]:
     """Return a FulcrumCore with a service type that has these properties."""
     with running_simulator() as simulator, AdminClient(simulator.url) as admin:
         offered = copy.deepcopy(load_type(SERVICE_TYPE_FILE)) | {"name": "vm-with-secrets"}
@@ -48,20 +48,20 @@ def core() -> Iterator[tuple[RunningSimulator, CreatedObjects, str]]:
 
 
 @pytest.fixture
-def simulator(core: tuple[RunningSimulator, CreatedObjects, str]) -> Iterator[RunningSimulator]:
+def simulator(core: tuple[SimulatorThread, CreatedObjects, str]) -> Iterator[SimulatorThread]:
     yield core[0]
-    core[0].switch(vault_off=False)
+    core[0].set_switches(vault_off=False)
     core[0].clear_faults()
 
 
 @pytest.fixture
-def resolver(core: tuple[RunningSimulator, CreatedObjects, str]) -> SecretResolver:
+def resolver(core: tuple[SimulatorThread, CreatedObjects, str]) -> SecretResolver:
     simulator, ids, _type_id = core
     return SecretResolver(FulcrumClient(simulator.url, lambda: ids.agent_token, read_timeout_s=5))
 
 
 @pytest.fixture
-def type_id(core: tuple[RunningSimulator, CreatedObjects, str]) -> str:
+def type_id(core: tuple[SimulatorThread, CreatedObjects, str]) -> str:
     return core[2]
 
 
@@ -73,7 +73,7 @@ def job_of(
 
 
 def test_only_properties_that_the_type_marks_secret_are_resolved(
-    resolver: SecretResolver, simulator: RunningSimulator, type_id: str
+    resolver: SecretResolver, simulator: SimulatorThread, type_id: str
 ) -> None:
     reference = simulator.add_secret("correct horse")
     given_properties = {
@@ -93,8 +93,8 @@ def test_only_properties_that_the_type_marks_secret_are_resolved(
     assert given_properties == before, "the given properties still hold the references"
 
 
-def test_properties_without_a_reference_cause_no_request(resolver: SecretResolver, simulator: RunningSimulator) -> None:
-    simulator.fault("status", method="GET", path=".*", times=1, status=503)
+def test_properties_without_a_reference_cause_no_request(resolver: SecretResolver, simulator: SimulatorThread) -> None:
+    simulator.add_fault("status", method="GET", path=".*", times=1, status=503)
     properties = {"ciPassword": "x", "note": "see vault"}
     assert resolver.resolve(job_of("no-such-type", properties), properties) is properties
 
@@ -124,7 +124,7 @@ def test_other_actions_omit_a_property_whose_secret_does_not_exist(
 
 
 def test_an_update_does_not_request_a_secret_that_it_does_not_change(
-    resolver: SecretResolver, simulator: RunningSimulator, type_id: str
+    resolver: SecretResolver, simulator: SimulatorThread, type_id: str
 ) -> None:
     """The vault may no longer have its value: the VM keeps the password that it has."""
     old, new = simulator.add_secret("old"), simulator.add_secret("new")
@@ -134,10 +134,10 @@ def test_an_update_does_not_request_a_secret_that_it_does_not_change(
 
 
 def test_a_disabled_vault_is_retried_and_then_fails_the_job(
-    resolver: SecretResolver, simulator: RunningSimulator, type_id: str
+    resolver: SecretResolver, simulator: SimulatorThread, type_id: str
 ) -> None:
     properties = {"ciPassword": simulator.add_secret("x")}
-    simulator.switch(vault_off=True)
+    simulator.set_switches(vault_off=True)
     for attempt in range(1, MAX_VAULT_ATTEMPTS):
         with pytest.raises(FulcrumUnavailable):
             resolver.resolve(job_of(type_id, properties, attempt=attempt), properties)
@@ -147,10 +147,10 @@ def test_a_disabled_vault_is_retried_and_then_fails_the_job(
 
 
 def test_an_outage_never_counts_as_a_missing_secret(
-    resolver: SecretResolver, simulator: RunningSimulator, type_id: str
+    resolver: SecretResolver, simulator: SimulatorThread, type_id: str
 ) -> None:
     properties = {"ciPassword": simulator.add_secret("x")}
-    simulator.fault("status", method="GET", path=".*/vault/.*", times=9, status=503)
+    simulator.add_fault("status", method="GET", path=".*/vault/.*", times=9, status=503)
     with pytest.raises(FulcrumUnavailable):
         resolver.resolve(job_of(type_id, properties, attempt=7), properties)
 
@@ -163,12 +163,12 @@ def test_without_a_service_type_no_secret_is_read(resolver: SecretResolver, type
     assert caught.value.code is ErrorCode.SECRET_MISSING
 
 
-def test_a_secret_of_a_megabyte_is_refused(resolver: SecretResolver, simulator: RunningSimulator, type_id: str) -> None:
+def test_a_secret_of_a_megabyte_is_refused(resolver: SecretResolver, simulator: SimulatorThread, type_id: str) -> None:
     properties = {"anything": simulator.add_secret("x\n" * 500_000)}
     with pytest.raises(JobError) as caught:
         resolver.resolve(job_of(type_id, properties), properties)
     assert caught.value.code is ErrorCode.INVALID_REQUEST
-    assert f"the secret anything is larger than {MAX_SECRET_CHARS}" in caught.value.detail
+    assert f"the secret anything is longer than {MAX_SECRET_CHARS}" in caught.value.detail
 
 
 @pytest.mark.parametrize(
@@ -184,7 +184,7 @@ def test_a_secret_of_a_megabyte_is_refused(resolver: SecretResolver, simulator: 
     ],
 )
 def test_every_text_inside_a_secret_is_secret(
-    resolver: SecretResolver, simulator: RunningSimulator, type_id: str, value: Any, texts: tuple[str, ...]
+    resolver: SecretResolver, simulator: SimulatorThread, type_id: str, value: Any, texts: tuple[str, ...]
 ) -> None:
     properties = {"anything": simulator.add_secret(value), "note": "not secret"}
     job = job_of(type_id, properties)
@@ -203,7 +203,7 @@ JSON = st.recursive(
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(value=JSON)
 def test_any_value_of_the_vault_is_returned_unchanged(
-    resolver: SecretResolver, simulator: RunningSimulator, type_id: str, value: Any
+    resolver: SecretResolver, simulator: SimulatorThread, type_id: str, value: Any
 ) -> None:
     properties = {"anything": simulator.add_secret(value)}
     assert resolver.resolve(job_of(type_id, properties), properties)["anything"] == value
@@ -221,7 +221,7 @@ LEAK = """---
 
 
 def test_a_secret_that_is_an_object_is_masked_in_the_artifacts_of_a_run(
-    resolver: SecretResolver, simulator: RunningSimulator, type_id: str, tmp_path: Path
+    resolver: SecretResolver, simulator: SimulatorThread, type_id: str, tmp_path: Path
 ) -> None:
     value = {"pin": 918273645, "lines": 'it\'s "one"\nand the other ü☃💥', "in": [{"deep": "key-material-7"}]}
     properties = {"anything": simulator.add_secret(value)}

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from smith_lab.simulator.control import RunningSimulator, running_simulator
+from smith_lab.simulator.control import SimulatorThread, running_simulator
 from support.simulator_world import UNKNOWN_ID, World, error_of
 
 
 @pytest.fixture(scope="module")
-def sim() -> Iterator[RunningSimulator]:
+def sim() -> Iterator[SimulatorThread]:
     with running_simulator() as simulator:
         yield simulator
 
 
 @pytest.fixture
-def world(sim: RunningSimulator) -> Iterator[World]:
+def world(sim: SimulatorThread) -> Iterator[World]:
     world = World(sim)
     yield world
     world.close()
@@ -43,7 +43,7 @@ def test_two_spaces_before_the_token_are_403(world: World) -> None:
 
 
 def test_a_revoked_token_is_403(world: World) -> None:
-    world.sim.revoke_token(name="smith-dc1")
+    world.sim.revoke_tokens(name="smith-dc1")
     assert world.agent.get("/agents/me").status_code == 403
 
 
@@ -77,10 +77,10 @@ def test_the_token_of_a_deleted_agent_is_403(world: World) -> None:
 
 def test_a_database_outage_is_answered_like_an_unknown_token(world: World) -> None:
     bad = error_of(world.caller("nonsense").get("/agents/me"))
-    world.sim.switch(database_down=True)
+    world.sim.set_switches(database_down=True)
     outage = world.agent.get("/agents/me")
     assert (outage.status_code, error_of(outage)) == (403, bad)
-    world.sim.switch(database_down=False)
+    world.sim.set_switches(database_down=False)
     assert world.agent.get("/agents/me").status_code == 200
 
 

@@ -7,18 +7,18 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from smith_lab.simulator.control import RunningSimulator, running_simulator
+from smith_lab.simulator.control import SimulatorThread, running_simulator
 from support.simulator_world import SIMPLE_LIFECYCLE, World, error_of
 
 
 @pytest.fixture(scope="module")
-def sim() -> Iterator[RunningSimulator]:
+def sim() -> Iterator[SimulatorThread]:
     with running_simulator() as simulator:
         yield simulator
 
 
 @pytest.fixture
-def world(sim: RunningSimulator) -> Iterator[World]:
+def world(sim: SimulatorThread) -> Iterator[World]:
     world = World(sim)
     yield world
     world.close()
@@ -133,7 +133,7 @@ def test_of_eight_claims_at_once_one_succeeds(world: World) -> None:
 
 
 def test_two_claims_succeed_when_the_race_is_switched_on(world: World) -> None:
-    world.sim.switch(two_claims_win=True)
+    world.sim.set_switches(two_claims_win=True)
     job = world.job_of(world.order())
     assert [world.agent.claim(job), world.agent.claim(job)] == [204, 204]
     world.agent.complete(job)

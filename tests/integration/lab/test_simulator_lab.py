@@ -8,19 +8,19 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import requests
-from smith_lab.fulcrum_setup import AdminClient, SetupRefused, bootstrap
-from smith_lab.simulator.control import RunningSimulator, running_simulator, start_simulator_process
+from smith_lab.fulcrum_setup import AdminCallFailed, AdminClient, bootstrap
+from smith_lab.simulator.control import SimulatorThread, running_simulator, start_simulator_process
 from support.simulator_world import World, error_of
 
 
 @pytest.fixture(scope="module")
-def sim() -> Iterator[RunningSimulator]:
+def sim() -> Iterator[SimulatorThread]:
     with running_simulator() as simulator:
         yield simulator
 
 
 @pytest.fixture
-def world(sim: RunningSimulator) -> Iterator[World]:
+def world(sim: SimulatorThread) -> Iterator[World]:
     world = World(sim)
     yield world
     world.close()
@@ -30,19 +30,19 @@ def world(sim: RunningSimulator) -> Iterator[World]:
 
 
 def test_a_rule_applies_as_often_as_times_says(world: World) -> None:
-    world.sim.fault("status", status=503, path="/jobs/pending$", times=2)
+    world.sim.add_fault("status", status=503, path="/jobs/pending$", times=2)
     statuses = [world.agent.get("/jobs/pending").status_code for _ in range(3)]
     assert statuses == [503, 503, 200]
     assert world.agent.get("/agents/me").status_code == 200
 
 
 def test_an_injected_status_has_the_shape_of_a_real_error(world: World) -> None:
-    world.sim.fault("status", status=403, times=1)
+    world.sim.add_fault("status", status=403, times=1)
     assert set(error_of(world.agent.get("/jobs"))) == {"status", "error"}
 
 
 def test_a_rule_may_skip_calls_and_select_a_method(world: World) -> None:
-    world.sim.fault("status", status=500, method="PUT", path="status$", skip=1)
+    world.sim.add_fault("status", status=500, method="PUT", path="status$", skip=1)
     sent = [world.agent.send("PUT", "/agents/me/status", {"status": "Connected"}).status_code for _ in range(3)]
     assert sent == [200, 500, 500]
     world.sim.clear_faults()
@@ -50,10 +50,10 @@ def test_a_rule_may_skip_calls_and_select_a_method(world: World) -> None:
 
 
 def test_an_html_page_an_empty_body_and_wrong_json(world: World) -> None:
-    world.sim.fault("html", times=1)
-    world.sim.fault("empty", times=1)
-    world.sim.fault("wrong_json", times=1)
-    world.sim.fault("wrong_json", times=1, body={"items": 5})
+    world.sim.add_fault("html", times=1)
+    world.sim.add_fault("empty", times=1)
+    world.sim.add_fault("wrong_json", times=1)
+    world.sim.add_fault("wrong_json", times=1, body={"items": 5})
     html, empty, wrong, chosen = (world.agent.get("/jobs/pending") for _ in range(4))
     assert (html.status_code, html.headers["content-type"].split(";")[0]) == (502, "text/html")
     assert (empty.status_code, empty.content) == (200, b"")
@@ -62,13 +62,13 @@ def test_an_html_page_an_empty_body_and_wrong_json(world: World) -> None:
 
 
 def test_headers_can_be_added(world: World) -> None:
-    world.sim.fault("status", status=429, times=1, headers={"Retry-After": "7"})
+    world.sim.add_fault("status", status=429, times=1, headers={"Retry-After": "7"})
     answer = world.agent.get("/jobs")
     assert (answer.status_code, answer.headers["retry-after"]) == (429, "7")
 
 
 def test_a_truncated_body_ends_in_the_middle(world: World) -> None:
-    world.sim.fault("truncate", path="/agents/me$", times=1)
+    world.sim.add_fault("truncate", path="/agents/me$", times=1)
     with pytest.raises(requests.exceptions.ChunkedEncodingError):
         world.agent.get("/agents/me")
 
@@ -77,7 +77,7 @@ def test_a_truncated_body_ends_in_the_middle(world: World) -> None:
 def test_the_connection_closes_before_or_after_the_call_is_processed(world: World, kind: str, status: str) -> None:
     service = world.order()
     job = world.job_of(service)
-    world.sim.fault(kind, path="/claim$", times=1)
+    world.sim.add_fault(kind, path="/claim$", times=1)
     with pytest.raises(requests.ConnectionError):
         world.agent.claim(job)
     assert world.job_of(service)["status"] == status
@@ -86,7 +86,7 @@ def test_the_connection_closes_before_or_after_the_call_is_processed(world: Worl
 def test_a_completion_repeated_after_a_lost_answer_is_400(world: World) -> None:
     service = world.order()
     job = world.claimed(service)
-    world.sim.fault("drop_after", path="/complete$", times=1)
+    world.sim.add_fault("drop_after", path="/complete$", times=1)
     with pytest.raises(requests.ConnectionError):
         world.agent.complete(job)
     assert world.agent.complete(job).status_code == 400
@@ -95,16 +95,16 @@ def test_a_completion_repeated_after_a_lost_answer_is_400(world: World) -> None:
 
 def test_a_processed_call_may_get_a_wrong_answer(world: World) -> None:
     service = world.order()
-    world.sim.fault("status", status=502, path="/claim$", times=1, effect=True)
+    world.sim.add_fault("status", status=502, path="/claim$", times=1, effect=True)
     assert world.agent.claim(world.job_of(service)) == 502
     assert world.job_of(service)["status"] == "Processing"
 
 
 def test_a_delayed_call_does_not_delay_other_calls(world: World) -> None:
-    world.sim.fault("delay", path="/agents/me$", delay_s=60, times=1)
+    world.sim.add_fault("delay", path="/agents/me$", delay_s=60, times=1)
     with ThreadPoolExecutor(1) as pool:
         slow = pool.submit(world.caller(world.ids.agent_token).get, "/agents/me")
-        while not world.sim.history(path="/agents/me"):
+        while not world.sim.history(path_end="/agents/me"):
             time.sleep(0.01)
         world.agent.pending()
         assert not slow.done()
@@ -113,7 +113,7 @@ def test_a_delayed_call_does_not_delay_other_calls(world: World) -> None:
 
 
 def test_the_server_works_after_a_client_has_timed_out(world: World) -> None:
-    world.sim.fault("delay", path="/agents/me$", delay_s=60, times=1)
+    world.sim.add_fault("delay", path="/agents/me$", delay_s=60, times=1)
     with pytest.raises(requests.Timeout):
         requests.get(f"{world.sim.api_url}/agents/me", timeout=0.05)
     world.sim.clear_faults()
@@ -122,7 +122,7 @@ def test_the_server_works_after_a_client_has_timed_out(world: World) -> None:
 
 def test_an_unknown_kind_of_fault_is_refused(world: World) -> None:
     with pytest.raises(requests.HTTPError, match="unknown kind"):
-        world.sim.fault("gremlin")
+        world.sim.add_fault("gremlin")
 
 
 # History
@@ -149,16 +149,16 @@ def test_the_history_contains_every_call_in_order(world: World) -> None:
 
 
 def test_the_history_contains_the_fault_and_the_missing_answer(world: World) -> None:
-    world.sim.fault("drop_after", path="/agents/me$", times=1)
+    world.sim.add_fault("drop_after", path="/agents/me$", times=1)
     with pytest.raises(requests.ConnectionError):
         world.agent.get("/agents/me")
-    entry = world.sim.history(path="/agents/me")[-1]
+    entry = world.sim.history(path_end="/agents/me")[-1]
     assert (entry["fault"], entry["status"], entry["token_name"]) == ("drop_after", None, "smith-dc1")
 
 
 def test_a_call_with_an_unknown_token_has_no_role_in_the_history(world: World) -> None:
     world.caller("nonsense").get("/jobs")
-    entry = world.sim.history(path="/jobs")[-1]
+    entry = world.sim.history(path_end="/jobs")[-1]
     assert (entry["status"], entry["role"]) == (403, None)
 
 
@@ -184,7 +184,7 @@ def test_a_job_delivered_with_other_members_can_be_claimed(world: World) -> None
 
 def test_a_report_with_a_revoked_token_is_403(world: World) -> None:
     job = world.claimed(world.order())
-    world.sim.revoke_token(agent_id=world.ids.agent_id)
+    world.sim.revoke_tokens(agent_id=world.ids.agent_id)
     assert world.agent.complete(job).status_code == 403
 
 
@@ -199,7 +199,7 @@ def test_a_report_for_a_timed_out_job_is_400(world: World) -> None:
 
 def test_a_secret_can_be_deleted(world: World) -> None:
     reference = world.order(ciPassword="pass-word-1")["properties"]["ciPassword"].removeprefix("vault://")
-    assert reference in world.sim.secrets()
+    assert reference in world.sim.secret_references()
     world.sim.delete_secret(reference)
     assert world.agent.get(f"/vault/secrets/{reference}").status_code == 404
 
@@ -225,13 +225,13 @@ def test_the_clock_can_be_frozen_and_advanced(world: World) -> None:
     world.sim.advance(100)
     assert world.sim.now() == before + 100
     unfrozen = time.monotonic()
-    world.sim.freeze(False)
+    world.sim.freeze(frozen=False)
     now = world.sim.now()
     assert before + 100 <= now <= before + 101 + (time.monotonic() - unfrozen)
 
 
 def test_a_reset_restores_the_state_of_a_new_server(world: World) -> None:
-    world.sim.fault("status")
+    world.sim.add_fault("status")
     world.sim.set_options(job_timeout_s=1.0)
     world.sim.reset()
     assert world.agent.get("/agents/me").status_code == 403
@@ -240,7 +240,7 @@ def test_a_reset_restores_the_state_of_a_new_server(world: World) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "body", "words"), [("switches", {"x": 1}, "unknown"), ("tokens/revoke", {}, "say which")]
+    ("path", "body", "words"), [("switches", {"x": 1}, "unknown"), ("tokens/revoke", {}, "at least one of")]
 )
 def test_the_lab_refuses_unknown_members(world: World, path: str, body: object, words: str) -> None:
     with pytest.raises(requests.HTTPError, match=words):
@@ -301,7 +301,7 @@ def test_a_second_set_up_adds_an_agent(world: World) -> None:
 
 
 def test_a_refused_set_up_call_has_the_http_status(world: World) -> None:
-    with pytest.raises(SetupRefused) as refused:
+    with pytest.raises(AdminCallFailed) as refused:
         world.admin.create("participants", name="")
     assert refused.value.status == 400
 

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from smith_lab.simulator.control import RunningSimulator, running_simulator
+from smith_lab.simulator.control import SimulatorThread, running_simulator
 from support.simulator_world import World
 
 
 @pytest.fixture(scope="module")
-def sim() -> Iterator[RunningSimulator]:
+def sim() -> Iterator[SimulatorThread]:
     with running_simulator() as simulator:
         yield simulator
 
 
 @pytest.fixture
-def world(sim: RunningSimulator) -> Iterator[World]:
+def world(sim: SimulatorThread) -> Iterator[World]:
     world = World(sim)
     yield world
     world.close()

@@ -6,18 +6,18 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from smith_lab.simulator.control import RunningSimulator, running_simulator
+from smith_lab.simulator.control import SimulatorThread, running_simulator
 from support.simulator_world import World, error_of
 
 
 @pytest.fixture(scope="module")
-def sim() -> Iterator[RunningSimulator]:
+def sim() -> Iterator[SimulatorThread]:
     with running_simulator() as simulator:
         yield simulator
 
 
 @pytest.fixture
-def world(sim: RunningSimulator) -> Iterator[World]:
+def world(sim: SimulatorThread) -> Iterator[World]:
     world = World(sim)
     yield world
     world.close()
@@ -321,7 +321,7 @@ def test_an_unknown_reference_is_404(world: World) -> None:
 
 
 def test_without_a_vault_key_a_service_with_a_secret_is_refused(world: World) -> None:
-    world.sim.switch(vault_off=True)
+    world.sim.set_switches(vault_off=True)
     body = {"cores": 1, "memoryMb": 512, "diskGb": 5, "image": "x"}
     order = world.order_body(world.ids.service_type_id, body)
     assert world.admin_caller.post("/services", order).status_code == 201

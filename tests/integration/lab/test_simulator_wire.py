@@ -6,18 +6,18 @@ from collections.abc import Iterator
 
 import pytest
 import requests
-from smith_lab.simulator.control import RunningSimulator, running_simulator
+from smith_lab.simulator.control import SimulatorThread, running_simulator
 from support.simulator_world import World, error_of
 
 
 @pytest.fixture(scope="module")
-def sim() -> Iterator[RunningSimulator]:
+def sim() -> Iterator[SimulatorThread]:
     with running_simulator() as simulator:
         yield simulator
 
 
 @pytest.fixture
-def world(sim: RunningSimulator) -> Iterator[World]:
+def world(sim: SimulatorThread) -> Iterator[World]:
     world = World(sim)
     yield world
     world.close()
@@ -144,7 +144,7 @@ def test_health_is_not_on_the_api_port(world: World) -> None:
 
 
 def test_a_panic_is_an_empty_500(world: World) -> None:
-    world.sim.switch(vault_off=True)
+    world.sim.set_switches(vault_off=True)
     answer = world.agent.get("/vault/secrets/anything")
     assert (answer.status_code, answer.content) == (500, b"")
 

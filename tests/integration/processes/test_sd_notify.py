@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from smith_lab.simulator.control import running_simulator
 
-from executor.processes.progress import MAX_MESSAGE_BYTES, Listener
+from executor.processes.progress import MAX_MESSAGE_BYTES, ProgressParser
 from executor.processes.sd_notify import MAX_STATUS_CHARS, PINGS_PER_TIMEOUT, Notifier
 
 GIVE_UP_S = 60
@@ -27,13 +27,14 @@ sys.exit(supervise([sys.executable, "-c", sys.argv[1]], stop_timeout_s=30, stall
 #: A test agent that reports its status and the variables of its environment.
 AGENT = """
 import os, sys, time
-from executor.processes.progress import Progress
-progress = Progress()
+from executor.processes.progress import ProgressSender
+progress = ProgressSender()
 progress.report_progress()
-progress.status("sees " + ",".join(sorted(name for name in os.environ if "NOTIFY" in name or "WATCHDOG" in name)) + ".")
+names = sorted(name for name in os.environ if "NOTIFY" in name or "WATCHDOG" in name)
+progress.report_status("sees " + ",".join(names) + ".")
 progress.report_progress()
-progress.ready()
-progress.ready()
+progress.report_ready()
+progress.report_ready()
 while True:
     progress.report_progress()
     time.sleep(0.05)
@@ -90,19 +91,19 @@ def manager(path: str) -> Iterator[Manager]:
 def test_without_a_socket_nothing_is_sent_and_nothing_fails() -> None:
     for environ in ({}, {"NOTIFY_SOCKET": ""}, {"NOTIFY_SOCKET": "relative"}, {"NOTIFY_SOCKET": "/not/there"}):
         notifier = Notifier({**environ, "WATCHDOG_USEC": "1000"})
-        notifier.ready()
-        notifier.status("working")
-        notifier.ping()
-        notifier.stopping()
+        notifier.send_ready()
+        notifier.send_status("working")
+        notifier.send_ping()
+        notifier.send_stopping()
 
 
 def test_each_state_is_sent_once(manager: Manager, path: str) -> None:
     notifier = Notifier({"NOTIFY_SOCKET": path})
     for _ in range(3):
-        notifier.ready()
-        notifier.status("working")
-        notifier.ping()
-    notifier.status("two\nlines\x1b[31m" + "x" * 500)
+        notifier.send_ready()
+        notifier.send_status("working")
+        notifier.send_ping()
+    notifier.send_status("two\nlines\x1b[31m" + "x" * 500)
     assert [manager.receive(), manager.receive()] == ["READY=1", "STATUS=working"]
     line = manager.receive()
     assert line.startswith("STATUS=two lines [31mx"), "a line break would start another assignment"
@@ -113,7 +114,7 @@ def test_each_state_is_sent_once(manager: Manager, path: str) -> None:
 def test_an_abstract_socket_works() -> None:
     name = f"smith-test-{os.getpid()}"
     manager = Manager(f"\0{name}")
-    Notifier({"NOTIFY_SOCKET": f"@{name}"}).ready()
+    Notifier({"NOTIFY_SOCKET": f"@{name}"}).send_ready()
     assert manager.receive() == "READY=1"
     manager.socket.close()
 
@@ -123,8 +124,8 @@ def test_only_the_process_named_by_watchdog_pid_sends_pings(pid: str, pings: int
     timeout_us = 3600 * 10**6 * PINGS_PER_TIMEOUT
     notifier = Notifier({"NOTIFY_SOCKET": path, "WATCHDOG_USEC": str(timeout_us), "WATCHDOG_PID": pid})
     for _ in range(5):
-        notifier.ping()
-    notifier.stopping()
+        notifier.send_ping()
+    notifier.send_stopping()
     manager.until("STOPPING=1")
     assert manager.received.count("WATCHDOG=1") == pings
 
@@ -132,7 +133,7 @@ def test_only_the_process_named_by_watchdog_pid_sends_pings(pid: str, pings: int
 def test_a_manager_that_does_not_read_causes_no_delay(manager: Manager, path: str) -> None:
     notifier = Notifier({"NOTIFY_SOCKET": path})
     for number in range(5000):  # more than any socket's queue holds
-        notifier.status(f"line {number}")
+        notifier.send_status(f"line {number}")
     assert manager.receive() == "STATUS=line 0"
 
 
@@ -140,18 +141,18 @@ def test_messages_are_parsed_wherever_the_reads_split_them(manager: Manager, pat
     data = b"...STATUS=1.5 jobs...\n..READY=1\n.EVIL=1\n.."
     for cut in range(1, len(data)):
         notifier = Notifier({"NOTIFY_SOCKET": path})
-        listener = Listener(notifier)
+        parser = ProgressParser(notifier)
         for start in range(0, len(data), cut):
-            listener.take(data[start : start + cut])
+            parser.parse(data[start : start + cut])
         assert [manager.receive(), manager.receive()] == ["STATUS=1.5 jobs...", "READY=1"], cut
         assert manager.nothing_more(), "only these two are forwarded"
 
 
 def test_a_message_without_an_end_uses_bounded_memory(path: str) -> None:
-    listener = Listener(Notifier({}))
+    parser = ProgressParser(Notifier({}))
     for _ in range(100):
-        listener.take(b"x" * 1000)
-    assert len(listener._incomplete_line) == MAX_MESSAGE_BYTES
+        parser.parse(b"x" * 1000)
+    assert len(parser._incomplete_line) == MAX_MESSAGE_BYTES
 
 
 # Through the supervisor

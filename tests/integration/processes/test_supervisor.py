@@ -27,7 +27,7 @@ sys.exit(supervise([sys.executable, sys.argv[1]], **json.loads(sys.argv[2])))
 #: Start of each test agent's program. `life` counts the starts from 1.
 AGENT = """
 import os, pathlib, signal, subprocess, sys, time
-from executor.processes.progress import Progress
+from executor.processes.progress import ProgressSender
 
 folder = pathlib.Path(__file__).parent
 with (folder / "pids").open("a") as file:
@@ -180,25 +180,25 @@ def test_the_backoff_grows_while_the_agent_keeps_dying(supervised: Supervised) -
 def test_the_backoff_grows_to_its_maximum_and_a_long_life_resets_it() -> None:
     backoff = Backoff()
 
-    grown = [backoff.after(1.0, requested=False) for _ in range(9)]
+    grown = [backoff.after(1.0, is_restart_requested=False) for _ in range(9)]
 
     assert grown == [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, MAX_BACKOFF_S, MAX_BACKOFF_S, MAX_BACKOFF_S]
-    assert backoff.after(STABLE_RUNTIME_S, requested=False) == MIN_BACKOFF_S
-    assert backoff.after(MIN_RUNTIME_S, requested=True) == 0.0
-    assert backoff.after(0.1, requested=True) == 2 * MIN_BACKOFF_S
+    assert backoff.after(STABLE_RUNTIME_S, is_restart_requested=False) == MIN_BACKOFF_S
+    assert backoff.after(MIN_RUNTIME_S, is_restart_requested=True) == 0.0
+    assert backoff.after(0.1, is_restart_requested=True) == 2 * MIN_BACKOFF_S
 
 
 def test_r5_the_backoff_stays_short_for_agents_that_were_ready_before_they_died() -> None:
     backoff = Backoff()
 
-    grown = [backoff.after(1.0, requested=False, was_ready=True) for _ in range(6)]
+    grown = [backoff.after(1.0, is_restart_requested=False, was_ready=True) for _ in range(6)]
 
     assert grown == [0.5, 1.0, 2.0, 4.0, 4.0, 4.0]
-    assert backoff.after(1.0, requested=False) == 8.0  # this one died before it was ready
+    assert backoff.after(1.0, is_restart_requested=False) == 8.0  # this one died before it was ready
 
 
 def test_the_supervisor_remembers_that_the_agent_was_ready(supervised: Supervised) -> None:
-    assert supervised.run("if life < 6: Progress().ready(); sys.exit(1)") == 0
+    assert supervised.run("if life < 6: ProgressSender().report_ready(); sys.exit(1)") == 0
 
     assert [line["backoff_s"] for line in supervised.named("agent_restarting")] == [0.5, 1.0, 2.0, 4.0, 4.0]
 
@@ -237,7 +237,7 @@ note("seen-by-next", alive)
     assert (supervised.folder / "seen-by-next").read_text() == "[]"
     (ended,) = supervised.named("orphan_processes_killed")
     assert len(ended["pids"]) >= 2
-    assert ended["left"] == []
+    assert ended["live_pids"] == []
 
 
 @pytest.mark.parametrize("code", [0, 10, 3])
@@ -371,7 +371,7 @@ def test_a_restart_request_after_a_stop_signal_is_ignored(supervised: Supervised
 
 def test_a_stalled_agent_writes_a_dump_and_is_killed_and_restarted(supervised: Supervised) -> None:
     body = """
-progress = Progress()
+progress = ProgressSender()
 progress.report_progress()
 def stuck_here():
     time.sleep(600)
@@ -386,7 +386,7 @@ if life == 1:
 
 
 def test_an_agent_that_reports_progress_is_not_killed(supervised: Supervised) -> None:
-    body = "progress = Progress()\nfor _ in range(40):\n    progress.report_progress()\n    time.sleep(0.1)\n"
+    body = "progress = ProgressSender()\nfor _ in range(40):\n    progress.report_progress()\n    time.sleep(0.1)\n"
 
     assert supervised.run(body, stall_timeout_s=2) == 0
 
@@ -396,7 +396,9 @@ def test_an_agent_that_reports_progress_is_not_killed(supervised: Supervised) ->
 
 def test_f28_suspending_supervisor_and_agent_together_is_no_stall(supervised: Supervised) -> None:
     """Supervisor and agent are suspended for longer than the stall timeout → the agent is not killed."""
-    body = "progress = Progress()\nnote('ready')\nwhile True:\n    progress.report_progress()\n    time.sleep(0.1)\n"
+    body = (
+        "progress = ProgressSender()\nnote('ready')\nwhile True:\n    progress.report_progress()\n    time.sleep(0.1)\n"
+    )
     process = supervised.start(body, stall_timeout_s=3)
     _eventually(lambda: supervised.has("ready"))
     tree = [psutil.Process(process.pid), psutil.Process(supervised.pids[0])]
@@ -414,7 +416,7 @@ def test_f28_suspending_supervisor_and_agent_together_is_no_stall(supervised: Su
 
 def test_progress_without_a_supervisor_writes_to_no_other_file(tmp_path: Path) -> None:
     """The variable may be inherited without its pipe: another file with that descriptor must not be written to."""
-    script = "import os\nfrom executor.processes.progress import Progress\nProgress().report_progress()\n"
+    script = "import os\nfrom executor.processes.progress import ProgressSender\nProgressSender().report_progress()\n"
     victim = tmp_path / "database"
     with victim.open("wb") as file:
         for value in (str(file.fileno()), "", "x", "-1", "99999999999999999999", "987"):

@@ -23,7 +23,7 @@ def test_vms_and_templates_of_all_nodes_are_listed(reader: ProxmoxReader, vm: in
 def test_the_configuration_of_a_vm_has_its_marker(reader: ProxmoxReader, vm: int) -> None:
     config = reader.vm_config("pve2", vm)
     assert int(config["cores"]) == 2
-    assert reader.marker_of(config) == MARKED_UID
+    assert reader.marked_service_id(config) == MARKED_UID
 
 
 def test_a_vm_that_is_not_on_the_node_is_vm_not_found(reader: ProxmoxReader, vm: int) -> None:

@@ -244,7 +244,7 @@ def test_a_timed_out_run_ends_with_all_its_processes(site: Site) -> None:
 
 
 def test_a_cancelled_run_ends_with_all_its_processes(site: Site) -> None:
-    artifacts = site.runner.run(site.run_of(site.stubborn()), cancelled=site.is_busy)
+    artifacts = site.runner.run(site.run_of(site.stubborn()), should_cancel=site.is_busy)
 
     assert artifacts.status is RunStatus.CANCELED
     assert site.is_busy()
@@ -274,7 +274,7 @@ def test_an_exception_of_the_cancelled_callback_ends_the_run_first(site: Site) -
         return False
 
     with pytest.raises(LookupError, match="database gone"):
-        site.runner.run(site.run_of(site.waiting()), cancelled=ask)
+        site.runner.run(site.run_of(site.waiting()), should_cancel=ask)
 
     assert site.orphans() == []
     assert list(site.paths.run_dir.iterdir()) == []
@@ -299,7 +299,7 @@ def test_f23_a_run_killed_from_outside_is_failed_and_leaves_no_process(site: Sit
 def test_a_run_ends_even_if_its_guard_is_suspended(site: Site) -> None:
     hangs = threading.Event()
     with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(site.runner.run, site.run_of(site.stubborn()), cancelled=hangs.is_set)
+        future = pool.submit(site.runner.run, site.run_of(site.stubborn()), should_cancel=hangs.is_set)
         _eventually(site.is_busy)
         guard = _process_of(site, "process_tree.py guard")
         assert guard is not None
@@ -334,10 +334,10 @@ def test_f25_the_output_of_20_mb_is_truncated_and_the_result_is_read(site: Site)
 
     assert artifacts.status is RunStatus.SUCCESSFUL, (artifacts.folder / "stdout").read_text()[:2000]
     assert _result(artifacts)["vmid"] == 101
-    assert run_output.LEFT_OUT in (artifacts.folder / "stdout").read_text()
+    assert run_output.LEFT_OUT_TEXT in (artifacts.folder / "stdout").read_text()
     sizes = {path.name: path.stat().st_size for path in artifacts.folder.iterdir()}
     assert sizes["stdout"] < run_output.MAX_OUTPUT_BYTES
-    assert sizes["events.jsonl"] < run_output.MAX_EVENTS_BYTES + run_output.MAX_EVENT_BYTES
+    assert sizes["events.jsonl"] < run_output.MAX_TOTAL_EVENTS_BYTES + run_output.MAX_EVENT_BYTES
 
 
 def _with_callback(site: Site, body: str) -> None:
@@ -422,14 +422,14 @@ def test_beyond_the_limit_each_event_mark_is_found_in_any_two_pieces(monkeypatch
     stream = b"lead" + b"some \x1b[K text".join(marks) + b"tail"
     for size in range(1, len(stream) + 1):
         taken: list[str] = []
-        reader = run_output.OutputReader(taken.append, lambda: None)
+        reader = run_output.OutputDecoder(taken.append, lambda: None)
         for start in range(0, len(stream), size):
             reader.feed(stream[start : start + size])
         assert "".join(taken).encode() == b"".join(marks)
 
 
 def test_a_full_event_file_still_gets_failures_and_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_output, "MAX_EVENTS_BYTES", 1000)
+    monkeypatch.setattr(run_output, "MAX_TOTAL_EVENTS_BYTES", 1000)
     output = run_output.RunOutput(tmp_path / "kept", Redactor())
     for number in range(50):
         output.add_event({"event": "runner_on_ok", "counter": number, "event_data": {"res": {"msg": "x" * 100}}})
@@ -708,7 +708,7 @@ def test_r7_a_killed_agent_leaves_no_process_of_its_runs(site: Site, other_agent
 
     _eventually(lambda: not site.orphans())
     _eventually(lambda: not _look_at_processes_of(site))
-    site.runner.sweep()
+    site.runner.end_earlier_runs()
 
 
 def test_a_sweep_ends_orphan_processes_and_stores_their_artifacts(
@@ -719,14 +719,14 @@ def test_a_sweep_ends_orphan_processes_and_stores_their_artifacts(
     guard.suspend()  # only the sweep can end the run
     other_agent.kill()
 
-    assert site.runner.sweep() == ["run-1"]
+    assert site.runner.end_earlier_runs() == ["run-1"]
 
     assert site.orphans() == []
     assert list(site.paths.run_dir.iterdir()) == []
     kept = site.paths.artifacts_dir / "run-1"
     assert (kept / "status").read_text() == "failed"
     assert "playbook_on_start" in (kept / "events.jsonl").read_text()
-    assert site.runner.sweep() == []
+    assert site.runner.end_earlier_runs() == []
 
 
 def test_a_sweep_does_not_affect_the_runs_of_other_agents(
@@ -734,13 +734,13 @@ def test_a_sweep_does_not_affect_the_runs_of_other_agents(
 ) -> None:
     paths = RunnerPaths(ansible_home=site.home, run_dir=tmp_path / "ru", artifacts_dir=tmp_path / "other")
 
-    assert Runner(paths, dict).sweep() == []
+    assert Runner(paths, dict).end_earlier_runs() == []
 
     assert len(site.orphans()) == 2
     assert other_agent.poll() is None
     other_agent.kill()
     other_agent.wait()  # it would store the artifacts of its run at the same time as the sweep
-    site.runner.sweep()
+    site.runner.end_earlier_runs()
 
 
 def test_f33_artifacts_that_cannot_be_moved_stay_readable_and_are_moved_by_the_next_sweep(site: Site) -> None:
@@ -752,7 +752,7 @@ def test_f33_artifacts_that_cannot_be_moved_stay_readable_and_are_moved_by_the_n
     assert artifacts.status is RunStatus.SUCCESSFUL
     assert _result(artifacts)["vmid"] == 101
     site.paths.artifacts_dir.unlink()
-    assert site.runner.sweep() == []
+    assert site.runner.end_earlier_runs() == []
     assert "101" in (site.paths.artifacts_dir / "run-1" / "events.jsonl").read_text()
     assert list(site.paths.run_dir.iterdir()) == []
 
@@ -762,7 +762,7 @@ def test_the_output_of_a_current_run_can_be_read_redacted(site: Site) -> None:
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(site.runner.run, site.run_of(playbook))
         _eventually(site.is_waiting)
-        shown = (site.runner.live_folder("run-1") / "stdout").read_text()
+        shown = (site.runner.current_artifacts_folder("run-1") / "stdout").read_text()
         site.runner.kill("run-1")
         future.result()
 

@@ -71,8 +71,8 @@ class Site:
         self.run_dir = paths.run_dir
 
     def warmed(self) -> Site:
-        self.runner.start_warm()
-        eventually(self.runner.warm_pids)
+        self.runner.start_warm_servers()
+        eventually(self.runner.warm_server_pids)
         return self
 
     def play(self, tasks: str, ident: str = "", **fields: Any) -> RunArtifacts:
@@ -149,7 +149,7 @@ def run_dir() -> Iterator[Path]:
 def site(tmp_path: Path, run_dir: Path) -> Iterator[Site]:
     site = Site(tmp_path, run_dir)
     yield site
-    site.runner.stop_warm()
+    site.runner.stop_warm_servers()
     for pid in site.orphans():
         process_tree.end_processes(
             lambda pid=pid: {pid, *process_tree.descendants(pid)} if is_alive(pid) else (), grace_s=0
@@ -201,11 +201,11 @@ def live(stand_in: ProxmoxStandIn, folder: Path, vm: dict[str, Any], *, warm: bo
     runner = Runner(paths, lambda: credentials, ca_bundle=stand_in.ca_bundle)
     pids: list[int] = []
     if warm:
-        runner.start_warm()
-        pids = eventually(runner.warm_pids)
+        runner.start_warm_servers()
+        pids = eventually(runner.warm_server_pids)
     try:
         left = [left_by(runner, action, vm) for action in LIFE]
-        assert runner.warm_pids() == pids, "the servers were replaced"
+        assert runner.warm_server_pids() == pids, "the servers were replaced"
         if warm:
             logs = "".join(file.read_text() for file in (folder / "run" / ".warm").glob("*.log"))
             assert logs == ""
@@ -213,7 +213,7 @@ def live(stand_in: ProxmoxStandIn, folder: Path, vm: dict[str, Any], *, warm: bo
                 used = psutil.Process(pid).cpu_times()
                 assert used.children_user > used.user / 10, "a server did no work"
     finally:
-        runner.stop_warm()
+        runner.stop_warm_servers()
     assert list((folder / "run").iterdir()) == []
     return left
 
@@ -410,7 +410,7 @@ def test_a_timed_out_warm_run_ends_with_all_its_processes(site: Site) -> None:
 def test_a_cancelled_warm_run_ends_with_all_its_processes(site: Site) -> None:
     planned = site.warmed().run_of(site.stubborn())
 
-    artifacts = site.runner.run(planned, cancelled=site.is_busy)
+    artifacts = site.runner.run(planned, should_cancel=site.is_busy)
 
     assert artifacts.status is RunStatus.CANCELED
     assert site.orphans() == []
@@ -423,7 +423,7 @@ def test_a_warm_run_is_found_and_killed_by_its_ident(site: Site) -> None:
         future = pool.submit(site.play, site.stubborn(), "run-1")
         eventually(site.is_busy)
         found = process_tree.processes_with_variable("SMITH_RUN_IDENT", "run-1\0")
-        assert process_tree.descendants(site.runner.warm_pids()[0]) <= found
+        assert process_tree.descendants(site.runner.warm_server_pids()[0]) <= found
         site.runner.kill("run-1")
         assert site.orphans() == []
         assert future.result().status is RunStatus.CANCELED
@@ -445,7 +445,7 @@ def test_a_warm_run_with_a_killed_process_fails_and_leaves_no_process(site: Site
 
 
 def process_of(site: Site, victim: str) -> int:
-    server = psutil.Process(site.runner.warm_pids()[0])
+    server = psutil.Process(site.runner.warm_server_pids()[0])
     guard = next(iter(server.children()))
     if victim == "guard":
         return guard.pid
@@ -481,18 +481,18 @@ def test_a_run_continues_when_its_server_is_killed_and_later_runs_are_cold_then_
     with structlog.testing.capture_logs() as logs, ThreadPoolExecutor(1) as pool:
         future = pool.submit(site.play, wait + debug(WHICH))
         eventually((site.folder / "waits").exists)
-        before = site.runner.warm_pids()
+        before = site.runner.warm_server_pids()
         os.kill(before[0], signal.SIGKILL)
         eventually(lambda: not is_alive(before[0]))
         second = site.play(debug(WHICH))
         assert future.result().status is RunStatus.SUCCESSFUL
         assert second.status is RunStatus.SUCCESSFUL
         assert not was_warm(second)
-        eventually(lambda: site.runner.warm_pids() not in ([], before))
+        eventually(lambda: site.runner.warm_server_pids() not in ([], before))
         assert was_warm(site.play(debug(WHICH)))
 
     assert unavailable(logs) == ["the playbook server ended with -9"]
-    assert site.runner.warm_pids() != before
+    assert site.runner.warm_server_pids() != before
 
 
 def test_a_server_that_hangs_is_replaced_and_the_run_is_cold(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -500,7 +500,7 @@ def test_a_server_that_hangs_is_replaced_and_the_run_is_cold(site: Site, monkeyp
     monkeypatch.setattr(servers, "PROBE_INTERVAL_S", 0.0)
     monkeypatch.setattr(servers, "PROBE_TIMEOUT_S", 0.5)
     site.warmed()
-    hanging = psutil.Process(site.runner.warm_pids()[0])
+    hanging = psutil.Process(site.runner.warm_server_pids()[0])
     hanging.suspend()
     with structlog.testing.capture_logs() as logs:
         artifacts = site.play(debug(WHICH))
@@ -519,10 +519,10 @@ def test_the_servers_end_when_their_agent_is_killed(site: Site) -> None:
         folder = Path({str(site.folder)!r})
         paths = RunnerPaths(ansible_home=Path({str(site.home)!r}), run_dir=folder / "other", artifacts_dir=folder / "a")
         runner = Runner(paths, dict)
-        runner.start_warm()
-        while not runner.warm_pids():
+        runner.start_warm_servers()
+        while not runner.warm_server_pids():
             time.sleep(0.05)
-        print(*runner.warm_pids(), flush=True)
+        print(*runner.warm_server_pids(), flush=True)
         time.sleep(600)
     """
     agent = psutil.Popen([sys.executable, "-c", textwrap.dedent(script)], stdout=-1)
@@ -552,7 +552,7 @@ def test_a_socket_fits_into_the_temporary_folder_of_a_run_with_a_long_path(tmp_p
     try:
         artifacts = site.play(tasks + debug(WHICH + " {{ lookup('env', 'TMPDIR') }}"))
     finally:
-        site.runner.stop_warm()
+        site.runner.stop_warm_servers()
 
     assert (artifacts.status, artifacts.rc) == (RunStatus.SUCCESSFUL, 0)
     assert was_warm(artifacts) == warm
@@ -634,7 +634,7 @@ def test_three_hundred_warm_runs_leak_nothing(site: Site) -> None:
 
 def footprint(site: Site) -> dict[str, Any]:
     """Return what servers and agent hold when there is no run."""
-    pids = site.runner.warm_pids()
+    pids = site.runner.warm_server_pids()
     eventually(lambda: not any(process_tree.descendants(pid) for pid in pids))
     found = [psutil.Process(pid) for pid in pids]
     return {
@@ -692,9 +692,9 @@ def test_an_invalid_request_does_not_affect_the_server(site: Site, message: byte
 
 
 def test_an_untested_ansible_runs_cold_and_is_logged_once(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(patches, "TESTED", ("2.18",))
+    monkeypatch.setattr(patches, "TESTED_SERIES", ("2.18",))
     with structlog.testing.capture_logs() as logs:
-        site.runner.start_warm()
+        site.runner.start_warm_servers()
         runs = [site.play(debug(WHICH)) for _ in range(2)]
 
     assert not any(was_warm(run) for run in runs)
@@ -705,22 +705,22 @@ def test_an_untested_ansible_runs_cold_and_is_logged_once(site: Site, monkeypatc
 def test_warm_runs_required_with_an_untested_ansible_are_a_settings_error(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(patches, "TESTED", ())
+    monkeypatch.setattr(patches, "TESTED_SERIES", ())
     with pytest.raises(SettingsError, match="SMITH_WARM is on, but ansible-core"):
-        site.runner.start_warm(required=True)
+        site.runner.start_warm_servers(are_required=True)
 
 
 def test_an_ansible_without_a_private_name_runs_cold(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    gone = patches.PrivateName(module="ansible.utils.vars", name="renamed", why="a test")
-    monkeypatch.setattr(patches, "NAMES", (*patches.NAMES, gone))
+    gone = patches.PrivateName(module="ansible.utils.vars", name="renamed", purpose="a test")
+    monkeypatch.setattr(patches, "PRIVATE_NAMES", (*patches.PRIVATE_NAMES, gone))
     with structlog.testing.capture_logs() as logs:
-        site.runner.start_warm()
+        site.runner.start_warm_servers()
         run = site.play(debug(WHICH))
 
     assert not was_warm(run)
     assert unavailable(logs) == ["ansible.utils.vars has no renamed any more, which warm runs need"]
     with pytest.raises(SettingsError, match=r"SMITH_WARM is on, but ansible\.utils\.vars has no renamed"):
-        site.runner.start_warm(required=True)
+        site.runner.start_warm_servers(are_required=True)
 
 
 def test_a_changed_ansible_cfg_is_used_by_the_next_run(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -732,7 +732,7 @@ def test_a_changed_ansible_cfg_is_used_by_the_next_run(site: Site, monkeypatch: 
 
     with structlog.testing.capture_logs() as logs:
         after = [site.play(tasks) for _ in range(2)]
-        eventually(site.runner.warm_pids)
+        eventually(site.runner.warm_server_pids)
         warm_again = site.play(tasks)
 
     assert all(said(run).startswith("7 ") for run in (*after, warm_again))
@@ -753,8 +753,8 @@ def test_an_environment_that_differs_from_the_servers_runs_cold(site: Site, monk
 
 def test_after_a_stop_runs_are_cold_and_the_folder_is_removed(site: Site) -> None:
     site.warmed()
-    pids = site.runner.warm_pids()
-    site.runner.stop_warm()
+    pids = site.runner.warm_server_pids()
+    site.runner.stop_warm_servers()
 
     assert not any(is_alive(pid) for pid in pids)
     assert list(site.run_dir.iterdir()) == []
@@ -762,11 +762,11 @@ def test_after_a_stop_runs_are_cold_and_the_folder_is_removed(site: Site) -> Non
 
 
 def test_servers_are_recycled_without_a_cold_run(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_process, "MAX_RUNS_PER_SERVER", 2)
+    monkeypatch.setattr(server_process, "MAX_RUNS_PER_PAIR", 2)
     site.warmed()
-    before = site.runner.warm_pids()
+    before = site.runner.warm_server_pids()
     runs = [site.play(debug(WHICH)) for _ in range(2)]
-    eventually(lambda: site.runner.warm_pids() != before)
+    eventually(lambda: site.runner.warm_server_pids() != before)
     runs.append(site.play(debug(WHICH)))
 
     assert all(was_warm(run) for run in runs)
@@ -776,8 +776,8 @@ def test_servers_are_recycled_without_a_cold_run(site: Site, monkeypatch: pytest
 
 def test_a_sweep_ends_the_servers_of_a_killed_agent_and_returns_no_run(site: Site) -> None:
     site.warmed()
-    left = site.runner.warm_pids()
+    left = site.runner.warm_server_pids()
     other = Runner(RunnerPaths(ansible_home=site.home, run_dir=site.run_dir, artifacts_dir=site.folder / "b"), dict)
 
-    assert other.sweep() == []
+    assert other.end_earlier_runs() == []
     assert not any(is_alive(pid) for pid in left)

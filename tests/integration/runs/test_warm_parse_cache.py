@@ -19,7 +19,7 @@ __all__ = ["run_dir"]
 def site(tmp_path: Path, run_dir: Path) -> Iterator[Site]:
     site = Site(tmp_path, run_dir)
     yield site
-    site.runner.stop_warm()
+    site.runner.stop_warm_servers()
 
 
 def playbook(site: Site, text: str) -> PlaybookRun:
@@ -31,7 +31,7 @@ def playbook(site: Site, text: str) -> PlaybookRun:
 
 
 def templates_of(site: Site) -> Path:
-    (found,) = (site.run_dir / WARM_FOLDER).rglob(parse_cache.CODE_FILE)
+    (found,) = (site.run_dir / WARM_FOLDER).rglob(parse_cache.BYTE_CODE_FILE)
     return found
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from executor.runs.warm import payloads
 
-MODULE = f"{payloads.MODULES}proxmox_kvm"
+MODULE = f"{payloads.MODULE_PREFIX}proxmox_kvm"
 PLACE = MODULE.replace(".", "/") + ".py"
 
 
@@ -26,9 +26,9 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     file.parent.mkdir(parents=True)
     file.write_text("print('as installed')\n")
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
-    payloads._roots.cache_clear()
+    payloads._import_folders.cache_clear()
     yield file
-    payloads._roots.cache_clear()
+    payloads._import_folders.cache_clear()
 
 
 def packed(content: str) -> str:
@@ -42,9 +42,9 @@ def packed(content: str) -> str:
 def left(folder: Path, zip_data: str) -> Path:
     """Save this payload as a run does; return the store."""
     store, local_tmp = folder / "store", folder / "tmp"
-    for made in (store, local_tmp / payloads.CACHE):
+    for made in (store, local_tmp / payloads.PAYLOAD_CACHE):
         made.mkdir(parents=True)
-    pack = local_tmp / payloads.CACHE / f"{MODULE}{payloads.PAYLOAD_SUFFIX}"
+    pack = local_tmp / payloads.PAYLOAD_CACHE / f"{MODULE}{payloads.PAYLOAD_SUFFIX}"
     pack.write_bytes(pickle.dumps(SimpleNamespace(zip_data=zip_data)))
     payloads.save(store, local_tmp)
     return store
@@ -55,23 +55,23 @@ def taken(folder: Path, store: Path) -> list[str]:
     local_tmp = folder / "next"
     local_tmp.mkdir()
     payloads.link_saved(store, local_tmp)
-    return sorted(file.name for file in (local_tmp / payloads.CACHE).iterdir())
+    return sorted(file.name for file in (local_tmp / payloads.PAYLOAD_CACHE).iterdir())
 
 
 def test_a_payload_of_installed_files_is_used_by_the_next_run(tmp_path: Path, installed: Path) -> None:
     pack = packed(installed.read_text())
     store = left(tmp_path, pack)
 
-    assert payloads.is_of_known_sources(store, MODULE, pack)
-    assert payloads.is_of_known_sources(store, MODULE, pack.encode())
+    assert payloads.is_saved_and_current(store, MODULE, pack)
+    assert payloads.is_saved_and_current(store, MODULE, pack.encode())
     assert taken(tmp_path, store) == [f"{MODULE}{payloads.PAYLOAD_SUFFIX}"]
 
 
 def test_another_payload_of_the_same_name_is_not_known(tmp_path: Path, installed: Path) -> None:
     store = left(tmp_path, packed(installed.read_text()))
 
-    assert not payloads.is_of_known_sources(store, MODULE, packed("print('somebody else')\n"))
-    assert not payloads.is_of_known_sources(store, f"{payloads.MODULES}proxmox", packed(installed.read_text()))
+    assert not payloads.is_saved_and_current(store, MODULE, packed("print('somebody else')\n"))
+    assert not payloads.is_saved_and_current(store, f"{payloads.MODULE_PREFIX}proxmox", packed(installed.read_text()))
 
 
 def test_a_payload_is_unknown_after_its_source_has_changed(tmp_path: Path, installed: Path) -> None:
@@ -79,8 +79,8 @@ def test_a_payload_is_unknown_after_its_source_has_changed(tmp_path: Path, insta
     store = left(tmp_path, pack)
     installed.write_text("print('an upgrade')\n")
 
-    assert not payloads.is_of_known_sources(store, MODULE, pack)
-    assert payloads.find_sources(pack) is None
+    assert not payloads.is_saved_and_current(store, MODULE, pack)
+    assert payloads.find_installed_files(pack) is None
     assert taken(tmp_path, store) == []
 
 
@@ -96,4 +96,4 @@ def test_an_invalid_list_of_sources_is_ignored(tmp_path: Path, installed: Path) 
     store = left(tmp_path, pack)
     for broken in ("", "["):
         (store / f"{MODULE}{payloads.PAYLOAD_SUFFIX}{payloads.SOURCES_SUFFIX}").write_text(broken)
-        assert not payloads.is_of_known_sources(store, MODULE, pack)
+        assert not payloads.is_saved_and_current(store, MODULE, pack)

@@ -67,7 +67,7 @@ SLOW = """
 def site(tmp_path: Path, run_dir: Path) -> Iterator[Site]:
     site = Site(tmp_path, run_dir)
     yield site
-    site.runner.stop_warm()
+    site.runner.stop_warm_servers()
 
 
 def plugin(site: Site, name: str, source: str) -> None:

@@ -28,7 +28,7 @@ from support.cli_world import claim, submit
 from support.databases import migrated_sqlite_file
 
 from executor.agent import disk_space as space
-from executor.agent.meters import MAX_ACTIONS, Meters
+from executor.agent.meters import MAX_LABELLED_ACTIONS, Meters
 from executor.agent.scheduler import CriticalJob, Scheduler
 from executor.agent.state import AgentState
 from executor.database import job_queue, mappings, nodes
@@ -41,7 +41,7 @@ from executor.proxmox.connection import ProxmoxConnection
 from executor.settings.settings import Settings, load_settings
 from executor.web import health, probes, serve
 from executor.web.agent_view import AgentHandle, AgentView
-from executor.web.app import PAGES
+from executor.web.app import PAGE_PATHS
 from executor.web.guard import MAX_WRONG_TOKENS
 from executor.web.server import serving
 
@@ -81,8 +81,8 @@ class Site:
 
     def turn(self, **quiet_s: float) -> None:
         """Record a turn of every loop, now or the given number of seconds ago."""
-        for name in health.MAX_SILENCE_S:
-            self.state.progress_at[name] = time.monotonic() - quiet_s.get(name, 0.0)
+        for name in health.MAX_ITERATION_S_BY_LOOP:
+            self.state.iteration_started_at[name] = time.monotonic() - quiet_s.get(name, 0.0)
 
     def ask(
         self, path: str, method: str = "GET", *, source: str = "127.0.0.1", **headers: str
@@ -136,7 +136,9 @@ def make_site(tmp_path: Path, proxmox: ProxmoxStandIn, database_file: Path) -> I
             engine = open_engine(settings.smith_database_url)
             stack.callback(engine.dispose)
             with transaction(engine) as session:
-                nodes.add(session, "boot-1", host="here", pid=1, version="0", concurrency=settings.smith_concurrency)
+                nodes.add_agent(
+                    session, "boot-1", host="here", pid=1, version="0", concurrency=settings.smith_concurrency
+                )
             state = AgentState()
             scheduler = Scheduler(engine, [CriticalJob(name="Heartbeat", interval_s=5, run=lambda: None)])
             handle = stack.enter_context(serving(settings))
@@ -150,8 +152,8 @@ def make_site(tmp_path: Path, proxmox: ProxmoxStandIn, database_file: Path) -> I
                 engine=engine,
                 proxmox=ProxmoxReader(ProxmoxConnection.from_settings(settings), timeout_s=5),
                 meters=Meters(),
-                memory_mib=lambda: 12.0,
-                drift=lambda: {"vm_gone": 2},
+                measure_memory_mib=lambda: 12.0,
+                count_drift=lambda: {"vm_gone": 2},
             )
             return Site(handle, view)
 
@@ -178,9 +180,9 @@ def test_an_agent_whose_loops_make_progress_is_alive(site: Site) -> None:
     assert all(check["ok"] for check in checks.values())
 
 
-@pytest.mark.parametrize("loop", list(health.MAX_SILENCE_S))
+@pytest.mark.parametrize("loop", list(health.MAX_ITERATION_S_BY_LOOP))
 def test_a_loop_without_progress_is_named(loop: str, site: Site) -> None:
-    site.turn(**{loop: health.MAX_SILENCE_S[loop] + 5})
+    site.turn(**{loop: health.MAX_ITERATION_S_BY_LOOP[loop] + 5})
     status, checks = site.checks("/livez")
     assert status == 503
     assert [name for name, check in checks.items() if not check["ok"]] == [loop]
@@ -196,8 +198,8 @@ def test_a_critical_job_whose_thread_has_ended_is_named(site: Site) -> None:
 
 def test_a_long_job_and_an_unreachable_fulcrum_do_not_affect_liveness(site: Site) -> None:
     """A restart would not help."""
-    site.state.jobs_claimed = 8
-    site.state.fulcrum.note_down("connection refused")
+    site.state.claimed_job_count = 8
+    site.state.fulcrum_link.note_down("connection refused")
     assert site.checks("/livez")[0] == 200
 
 
@@ -242,7 +244,7 @@ def test_before_fulcrum_has_answered_the_agent_is_not_ready(site: Site) -> None:
 
 def test_the_error_of_an_unreachable_fulcrum_is_shown(site: Site) -> None:
     site.until("/readyz", 200)
-    site.state.fulcrum.note_down(str(FulcrumUnavailable("GET /agents/me: HTTP 403")))
+    site.state.fulcrum_link.note_down(str(FulcrumUnavailable("GET /agents/me: HTTP 403")))
     status, checks = site.checks("/readyz")
     assert (status, checks["fulcrum"]["detail"]) == (503, "GET /agents/me: HTTP 403")
 
@@ -298,7 +300,7 @@ def test_a_full_disk_makes_the_agent_unready_and_names_the_folder(
 
 def test_a_draining_agent_is_not_ready_and_a_disabled_one_is(site: Site) -> None:
     site.until("/readyz", 200)
-    site.state.disabled = True
+    site.state.is_disabled = True
     status, checks = site.checks("/readyz")
     assert status == 200
     assert "disabled" in checks["agent"]["reason"]
@@ -316,14 +318,14 @@ def test_jobs_are_counted_by_action_and_outcome(site: Site) -> None:
         ("create", JobResult(succeeded=False, code=ErrorCode.CAPACITY, detail="full")),
         ("Evil\naction", JobResult(succeeded=False, code=ErrorCode.UNSUPPORTED_ACTION, detail="none")),
     ]:
-        meters.note_ended(site.engine, _finished(site.engine, action, result), took_s=4.2)
+        meters.note_ended(site.engine, _finished(site.engine, action, result), duration_s=4.2)
     with transaction(site.engine) as session:
         submit(session, action="stop")
         lease = claim(session)
         job = session.get(Job, lease.job_id)
         assert job is not None
     meters.note_started(job)
-    meters.note_ended(site.engine, job, took_s=1.0)
+    meters.note_ended(site.engine, job, duration_s=1.0)
     found = site.metrics()
     assert found["smith_jobs_total", "create", "completed"] == 1
     assert found["smith_jobs_total", "create", "failed"] == 1
@@ -349,7 +351,7 @@ def test_requeued_and_abandoned_jobs_are_counted_separately(site: Site) -> None:
         abandoned = session.get(Job, lease.job_id)
     for job in (requeued, abandoned):
         assert job is not None
-        meters.note_ended(site.engine, job, took_s=1.0)
+        meters.note_ended(site.engine, job, duration_s=1.0)
     found = site.metrics()
     assert found["smith_jobs_total", "start", "put_back"] == 1
     assert found["smith_jobs_total", "start", "abandoned"] == 1
@@ -357,12 +359,12 @@ def test_requeued_and_abandoned_jobs_are_counted_separately(site: Site) -> None:
 
 def test_the_number_of_action_labels_is_bounded(site: Site) -> None:
     result = JobResult(succeeded=True, vm={"vmid": 100})
-    for number in range(MAX_ACTIONS + 5):
+    for number in range(MAX_LABELLED_ACTIONS + 5):
         job = _finished(site.engine, f"action-{number}", result)
-        site.view.meters.note_ended(site.engine, job, took_s=1.0)
+        site.view.meters.note_ended(site.engine, job, duration_s=1.0)
     found = site.metrics()
     assert found["smith_jobs_total", "other", "completed"] == 5
-    assert len([key for key in found if key[0] == "smith_jobs_total"]) == MAX_ACTIONS + 1
+    assert len([key for key in found if key[0] == "smith_jobs_total"]) == MAX_LABELLED_ACTIONS + 1
 
 
 def test_queue_outbox_and_mappings_are_read_from_the_database(site: Site) -> None:
@@ -391,7 +393,7 @@ def test_queue_outbox_and_mappings_are_read_from_the_database(site: Site) -> Non
 
 def test_the_gauges_of_the_agent_process(site: Site) -> None:
     site.until("/readyz", 200)
-    site.state.jobs_claimed, site.state.jobs_ended = 7, 4
+    site.state.claimed_job_count, site.state.ended_job_count = 7, 4
     found = site.metrics()
     assert found["smith_jobs_running",] == 3
     assert found["smith_job_slots",] == 8
@@ -470,7 +472,7 @@ def test_with_a_token_only_health_is_open_and_without_details(make_site: MakeSit
     site.state.heartbeat_at = time.time()
     site.attach()
     site.until("/readyz", 200)
-    site.state.fulcrum.note_down("GET https://core.internal/api: refused")
+    site.state.fulcrum_link.note_down("GET https://core.internal/api: refused")
     for path in ("/metrics", "/", "/nothing"):
         status, headers, _body = site.ask(path)
         assert (status, headers["www-authenticate"]) == (401, 'Bearer realm="agent-smith"'), path
@@ -512,7 +514,7 @@ def test_proxy_users_and_token_holders_see_details(make_site: MakeSite) -> None:
     site = make_site(SMITH_HTTP_PROXIES="127.0.0.5", SMITH_HTTP_TOKEN=TOKEN)
     site.turn()
     site.attach()
-    site.state.fulcrum.note_down("GET https://core.internal/api: refused")
+    site.state.fulcrum_link.note_down("GET https://core.internal/api: refused")
     assert "core.internal" in site.ask("/readyz", source="127.0.0.5", x_forwarded_user="ops")[2]
     assert "core.internal" not in site.ask("/readyz", x_forwarded_user="ops")[2]
     assert site.ask("/metrics", authorization=f"Bearer {TOKEN}")[0] == 200
@@ -527,10 +529,10 @@ def test_proxy_users_and_token_holders_see_details(make_site: MakeSite) -> None:
     [
         ({"SMITH_HTTP_PROXIES": "0.0.0.0/0"}, "any client could claim to be any user"),
         ({"SMITH_HTTP_PROXIES": "::/0"}, "any client could claim to be any user"),
-        ({"SMITH_HTTP_PROXIES": "proxy.example.net"}, "must be addresses, or networks"),
-        ({"SMITH_HTTP_PROXIES": "10.8.0.7/24"}, "must be addresses, or networks"),
-        ({"SMITH_HTTP_USER_HEADER": "X Login"}, "must be the name of a header"),
-        ({"SMITH_HTTP_USER_HEADER": "Authorization"}, "must be the name of a header"),
+        ({"SMITH_HTTP_PROXIES": "proxy.example.net"}, "must be a list of addresses or networks"),
+        ({"SMITH_HTTP_PROXIES": "10.8.0.7/24"}, "must be a list of addresses or networks"),
+        ({"SMITH_HTTP_USER_HEADER": "X Login"}, "must be a header name"),
+        ({"SMITH_HTTP_USER_HEADER": "Authorization"}, "must be a header name"),
     ],
 )
 def test_an_unsafe_proxy_setting_is_refused(variables: dict[str, str], words: str) -> None:
@@ -553,7 +555,7 @@ def test_every_response_is_documented(variables: dict[str, str], make_site: Make
     callers += [{"source": "127.0.0.5", "x_forwarded_user": "ops"}]
     callers += [{"source": "127.0.0.6", "authorization": "Bearer wrong-wrong-wrong"}] * (MAX_WRONG_TOKENS + 1)
     described = json.loads(site.ask("/openapi.json", **callers[2 if "SMITH_HTTP_TOKEN" in variables else 3])[2])
-    assert set(described["paths"]) == {"/", *PAGES}
+    assert set(described["paths"]) == {"/", *PAGE_PATHS}
     met = set()
     for step in ("starting", "not ready", "alive"):
         if step == "not ready":

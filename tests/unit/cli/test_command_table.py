@@ -12,18 +12,18 @@ import pytest
 from executor import cli
 from executor.cli.commands import COMMANDS, EXTENSIONS, GROUPS, Command, Extension, Group
 from executor.cli.entry_points import GROUP
-from executor.cli.help_text import examples_of
-from executor.cli.lazy import function_at, top_level_commands
+from executor.cli.help_text import stored_examples
+from executor.cli.lazy import import_function, top_level_commands
 
 
 @pytest.mark.parametrize("row", COMMANDS, ids=lambda row: f"{row.group} {row.name}".strip())
 def test_the_help_of_a_row_is_the_first_line_of_its_docstring(row: Command) -> None:
-    assert row.help == _first_line(function_at(row.module, row.function))
+    assert row.help == _first_line(import_function(row.module, row.function))
 
 
 @pytest.mark.parametrize("row", COMMANDS, ids=lambda row: f"{row.group} {row.name}".strip())
 def test_a_command_that_is_shown_has_examples_of_itself(row: Command) -> None:
-    section = examples_of(function_at(row.module, row.function))
+    section = stored_examples(import_function(row.module, row.function))
     assert row.is_hidden or (section and f"smith {row.group} {row.name}".replace("  ", " ") in section)
 
 
@@ -31,7 +31,7 @@ def test_every_function_with_examples_is_a_command() -> None:
     found = set()
     for module in pkgutil.iter_modules(cli.__path__):
         members = inspect.getmembers(importlib.import_module(f"executor.cli.{module.name}"), inspect.isfunction)
-        found |= {(each.__module__, name) for name, each in members if examples_of(each)}
+        found |= {(each.__module__, name) for name, each in members if stored_examples(each)}
     assert found <= {(f"executor.cli.{row.module}", row.function) for row in COMMANDS}
 
 

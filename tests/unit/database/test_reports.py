@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from executor.agent.reporter import completion
+from executor.agent.reporter import completion_arguments
 from executor.database.tables import Job
 
 AGENT = "6f0c2a52-8d0e-4d0b-9a3c-0d9a5b1f7e11"
@@ -15,7 +15,7 @@ VM: dict[str, Any] = {
 
 
 def reported(action: str, **vm: Any) -> dict[str, Any]:
-    return completion(Job(action=action, result=VM | vm), AGENT)
+    return completion_arguments(Job(action=action, result=VM | vm), AGENT)
 
 
 def test_every_report_has_the_known_addresses() -> None:

@@ -19,8 +19,8 @@ from packaging.requirements import Requirement
 
 from executor import errors
 from executor.cli.run import STALL_TIMEOUT_S, STOP_MARGIN_S
-from executor.settings.settings import FIELDS, SECRETS, Settings
-from executor.settings.sources import MAX_SECRET_BYTES, PREFIXES, gather
+from executor.settings.settings import FIELDS, SECRET_NAMES, Settings
+from executor.settings.sources import MAX_SECRET_BYTES, PREFIXES, gather_values
 
 PROJECT = Path(__file__).resolve().parents[3]
 DEPLOY = PROJECT / "deploy"
@@ -148,7 +148,7 @@ def test_the_compose_file_takes_secrets_from_files_and_starts_the_lab_only_when_
     assert not {"network_mode", "environment"} & set(services["agent-smith"])
     assert {name for name, service in services.items() if service.get("profiles") != ["lab"]} == {"agent-smith"}
     settings = services["agent-smith-in-lab"]["environment"]
-    assert set(settings) <= set(FIELDS) - set(SECRETS) | {"SMITH_SECRETS_DIR"}
+    assert set(settings) <= set(FIELDS) - set(SECRET_NAMES) | {"SMITH_SECRETS_DIR"}
     assert services["agent-smith-in-lab"]["network_mode"] == "service:lab"
 
 
@@ -272,8 +272,8 @@ def test_the_manifest_is_consistent(manifests: dict[str, dict[str, Any]]) -> Non
     volumes = {volume["name"] for volume in pod["volumes"]}
     assert {mount["name"] for mount in pod["containers"][0]["volumeMounts"]} == volumes
     settings = manifests["ConfigMap"]["data"]
-    assert set(settings) <= set(FIELDS) - set(SECRETS)
-    assert not gather(FIELDS, SECRETS, settings, None).problems
+    assert set(settings) <= set(FIELDS) - set(SECRET_NAMES)
+    assert not gather_values(names=FIELDS, secret_names=SECRET_NAMES, environ=settings, env_file=None).problems
     Settings(**{key.lower(): value for key, value in settings.items()})
 
 
@@ -290,10 +290,10 @@ def test_the_example_of_the_settings_has_every_setting_and_no_secret() -> None:
     lines = (DEPLOY / "agent-smith.env.example").read_text().splitlines()
     assert max(map(len, lines)) < MAX_SECRET_BYTES
     names = {found[1] for line in lines if (found := re.match(r"#?([A-Z_]+)=", line))}
-    assert names == {f"{name}_FILE" if name in SECRETS else name for name in FIELDS}
+    assert names == {f"{name}_FILE" if name in SECRET_NAMES else name for name in FIELDS}
     active = dict(line.split("=", 1) for line in lines if line.startswith(PREFIXES))
-    assert not {name for name in active if name.removesuffix("_FILE") in SECRETS}
-    assert not gather(FIELDS, SECRETS, active, None).problems
+    assert not {name for name in active if name.removesuffix("_FILE") in SECRET_NAMES}
+    assert not gather_values(names=FIELDS, secret_names=SECRET_NAMES, environ=active, env_file=None).problems
 
 
 # --- the image's requirements -----------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.databases import LONG_AGO
 
-from executor.drift.compare import compare, inconclusive_reason, inconclusive_reason_of_fulcrum
+from executor.drift.compare import compare, why_fulcrum_is_inconclusive, why_proxmox_is_inconclusive
 from executor.drift.facts import (
     AUTOMATIC_REPAIRS,
     ClusterState,
@@ -280,12 +280,12 @@ def several(count: int, **changes: Any) -> tuple[MappingFacts, ...]:
 def cluster(count: int = 0, **changes: Any) -> ClusterState:
     """Return a cluster whose list has the first `count` VMIDs and a template."""
     listed = {100 + n: "pve1" for n in range(count)} | {9000: "pve1"}
-    return ClusterState(**({"is_quorate": True, "may_see_all_vms": True, "listed": listed} | changes))
+    return ClusterState(**({"is_quorate": True, "may_see_all_vms": True, "node_by_vmid": listed} | changes))
 
 
 ANSWERS: list[tuple[str, ClusterState, tuple[MappingFacts, ...], str]] = [
     ("every mapped VM is listed", cluster(10), several(10), ""),
-    ("nothing is mapped", cluster(0, listed={}), (), ""),
+    ("nothing is mapped", cluster(0, node_by_vmid={}), (), ""),
     ("no quorum", cluster(10, is_quorate=False), several(10), "no quorum"),
     ("no quorum, nothing mapped", cluster(0, is_quorate=False), (), "no quorum"),
     ("no privilege", cluster(10, may_see_all_vms=False), several(10), "lacks VM.Audit"),
@@ -293,7 +293,7 @@ ANSWERS: list[tuple[str, ClusterState, tuple[MappingFacts, ...], str]] = [
     ("another node offline", cluster(10, offline_nodes=frozenset({"pve9"})), several(10), ""),
     (
         "moved to a node that is offline now",
-        cluster(0, listed={100: "pve2", 101: "pve1"}, offline_nodes=frozenset({"pve2"})),
+        cluster(0, node_by_vmid={100: "pve2", 101: "pve1"}, offline_nodes=frozenset({"pve2"})),
         several(2),
         "pve2 is offline",
     ),
@@ -303,7 +303,7 @@ ANSWERS: list[tuple[str, ClusterState, tuple[MappingFacts, ...], str]] = [
         several(2, state=VM_LOST),
         "",
     ),
-    ("an empty list", cluster(0, listed={}), several(1), "lists no guest at all"),
+    ("an empty list", cluster(0, node_by_vmid={}), several(1), "lists no guest at all"),
     ("one of one gone, others there", cluster(0), several(1), ""),
     ("three of three gone", cluster(0), several(3), ""),
     ("four of four gone", cluster(0), several(4), "4 of 4 mapped VMs"),
@@ -319,19 +319,19 @@ ANSWERS: list[tuple[str, ClusterState, tuple[MappingFacts, ...], str]] = [
 def test_no_conclusion_is_drawn_from_unreliable_answers(
     answer: ClusterState, mappings: tuple[MappingFacts, ...], text: str
 ) -> None:
-    reason = inconclusive_reason(answer, mappings)
+    reason = why_proxmox_is_inconclusive(answer, mappings)
     assert text in reason
     assert bool(reason) == bool(text)
 
 
 @pytest.mark.parametrize(("listed", "count", "is_inconclusive"), [(6, 10, False), (0, 10, False), (0, 0, False)])
 def test_the_operator_can_confirm_a_short_list(listed: int, count: int, is_inconclusive: bool) -> None:
-    assert bool(inconclusive_reason(cluster(listed), several(count), believe_list=True)) is is_inconclusive
+    assert bool(why_proxmox_is_inconclusive(cluster(listed), several(count), believe_list=True)) is is_inconclusive
 
 
 @pytest.mark.parametrize("wrong", [{"is_quorate": False}, {"may_see_all_vms": False}, {"offline_nodes": {"pve1"}}])
 def test_the_operator_cannot_override_quorum_privilege_and_offline_nodes(wrong: dict[str, Any]) -> None:
-    assert inconclusive_reason(cluster(10, **wrong), several(10), believe_list=True)
+    assert why_proxmox_is_inconclusive(cluster(10, **wrong), several(10), believe_list=True)
 
 
 @pytest.mark.parametrize(
@@ -341,6 +341,6 @@ def test_the_operator_cannot_override_quorum_privilege_and_offline_nodes(wrong: 
 def test_no_conclusion_is_drawn_from_a_short_list_of_fulcrumcore(count: int, listed: int, text: str) -> None:
     mappings = several(count)
     services = [service(id=each.service_id) for each in mappings[:listed]]
-    reason = inconclusive_reason_of_fulcrum(mappings, services)
+    reason = why_fulcrum_is_inconclusive(mappings, services)
     assert text in reason
     assert bool(reason) == bool(text)

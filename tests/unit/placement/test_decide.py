@@ -16,9 +16,9 @@ from executor.placement.decide import (
     NodeFacts,
     Placement,
     PlacementConstraints,
-    Rules,
+    PlacementRules,
     decide,
-    decide_move,
+    decide_migration,
 )
 from executor.placement.snapshot import ClusterSnapshot, node_facts
 from executor.proxmox.rows import NodeRow, StorageRow, VmRow
@@ -28,7 +28,12 @@ GIB = 1024 * MIB
 
 def node(name: str, **more: Any) -> NodeFacts:
     """Return an idle node with 64 GiB, 16 cores, and the storage and bridge of `constraints()`."""
-    defaults = {"cores": 16, "memory_bytes": 64 * GIB, "storages": frozenset({"ssd"}), "bridges": frozenset({"vmbr0"})}
+    defaults = {
+        "cores": 16,
+        "total_memory_bytes": 64 * GIB,
+        "storages": frozenset({"ssd"}),
+        "bridges": frozenset({"vmbr0"}),
+    }
     return NodeFacts(name=name, **(defaults | more))
 
 
@@ -36,7 +41,9 @@ def constraints(*usable: str, **more: Any) -> PlacementConstraints:
     """Return what a VM with 4 GiB and 2 cores needs; its template is on the first of the usable nodes."""
     defaults: dict[str, Any] = {"memory_mib": 4096, "cores": 2, "storage": "ssd", "bridge": "vmbr0"}
     templates = dict.fromkeys(usable or ("pve1", "pve2", "pve3"), 9000)
-    return PlacementConstraints(templates=templates, preferred_node=next(iter(templates)), **(defaults | more))
+    return PlacementConstraints(
+        template_vmid_by_node=templates, preferred_node=next(iter(templates)), **(defaults | more)
+    )
 
 
 PVE1, PVE2, PVE3 = node("pve1"), node("pve2"), node("pve3")
@@ -51,9 +58,9 @@ PVE1, PVE2, PVE3 = node("pve1"), node("pve2"), node("pve3")
         ([replace(PVE1, own_memory_bytes=8 * GIB), PVE2], "pve2"),
         ([replace(PVE1, allocated_cores=8), PVE2], "pve2"),
         ([replace(PVE1, cpu_share=0.9), PVE2], "pve2"),
-        ([replace(PVE1, creates_in_progress=1), PVE2], "pve2"),
-        ([replace(PVE1, creates_in_progress=1), replace(PVE2, creates_in_progress=2)], "pve1"),
-        ([replace(PVE1, memory_bytes=32 * GIB, allocated_memory_bytes=16 * GIB), PVE2], "pve2"),
+        ([replace(PVE1, jobs_in_progress=1), PVE2], "pve2"),
+        ([replace(PVE1, jobs_in_progress=1), replace(PVE2, jobs_in_progress=2)], "pve1"),
+        ([replace(PVE1, total_memory_bytes=32 * GIB, allocated_memory_bytes=16 * GIB), PVE2], "pve2"),
         ([replace(PVE1, is_online=False), PVE2], "pve2"),
         ([replace(PVE1, in_maintenance=True), PVE2], "pve2"),
         ([replace(PVE1, storages=frozenset({"hdd"})), PVE2], "pve2"),
@@ -66,7 +73,7 @@ PVE1, PVE2, PVE3 = node("pve1"), node("pve2"), node("pve3")
     ],
 )
 def test_the_fitting_node_with_the_highest_score_is_chosen(nodes: list[NodeFacts], chosen: str) -> None:
-    assert decide(constraints(), nodes, Rules()).node == chosen
+    assert decide(constraints(), nodes, PlacementRules()).node == chosen
 
 
 @pytest.mark.parametrize(
@@ -75,31 +82,31 @@ def test_the_fitting_node_with_the_highest_score_is_chosen(nodes: list[NodeFacts
         (
             [replace(PVE1, allocated_memory_bytes=61 * GIB)],
             constraints(),
-            Rules(),
+            PlacementRules(),
             "CAPACITY",
             "pve1 has 3072 MiB of memory free, 4096 requested",
         ),
         (
             [replace(PVE1, allocated_cores=63)],
             constraints(),
-            Rules(),
+            PlacementRules(),
             "CAPACITY",
             "pve1 has 1 cores free, 2 requested",
         ),
-        ([PVE1], constraints(), Rules(cpu_overcommit=0.1), "CAPACITY", "cores free"),
-        ([PVE1], constraints(), Rules(memory_overcommit=0.05), "CAPACITY", "memory free"),
-        ([replace(PVE1, is_online=False)], constraints(), Rules(), "NODE_DOWN", "pve1 is offline"),
-        ([replace(PVE1, in_maintenance=True)], constraints(), Rules(), "NODE_DOWN", "pve1 is in maintenance"),
-        ([PVE2], constraints("pve1"), Rules(), "NOT_FOUND", "pve2 has no access to the template"),
+        ([PVE1], constraints(), PlacementRules(cpu_overcommit=0.1), "CAPACITY", "cores free"),
+        ([PVE1], constraints(), PlacementRules(memory_overcommit=0.05), "CAPACITY", "memory free"),
+        ([replace(PVE1, is_online=False)], constraints(), PlacementRules(), "NODE_DOWN", "pve1 is offline"),
+        ([replace(PVE1, in_maintenance=True)], constraints(), PlacementRules(), "NODE_DOWN", "pve1 is in maintenance"),
+        ([PVE2], constraints("pve1"), PlacementRules(), "NOT_FOUND", "pve2 has no access to the template"),
         # The template's node may come back, so the missing access of the other node is not final.
-        ([replace(PVE1, is_online=False), PVE2], constraints("pve1"), Rules(), "NODE_DOWN", "pve1 is offline"),
-        ([replace(PVE2, is_online=False)], constraints("pve1"), Rules(), "NOT_FOUND", "pve2 is offline"),
-        ([PVE1, PVE2], constraints(), Rules(nodes=("pve9",)), "NOT_FOUND", "PROXMOX_NODES"),
-        ([], constraints(), Rules(), "NOT_FOUND", "PROXMOX_NODES"),
+        ([replace(PVE1, is_online=False), PVE2], constraints("pve1"), PlacementRules(), "NODE_DOWN", "pve1 is offline"),
+        ([replace(PVE2, is_online=False)], constraints("pve1"), PlacementRules(), "NOT_FOUND", "pve2 is offline"),
+        ([PVE1, PVE2], constraints(), PlacementRules(nodes=("pve9",)), "NOT_FOUND", "PROXMOX_NODES"),
+        ([], constraints(), PlacementRules(), "NOT_FOUND", "PROXMOX_NODES"),
     ],
 )
 def test_when_no_node_fits_the_code_is_the_one_that_a_retry_helps_most(
-    nodes: list[NodeFacts], wanted: PlacementConstraints, rules: Rules, code: str, text: str
+    nodes: list[NodeFacts], wanted: PlacementConstraints, rules: PlacementRules, code: str, text: str
 ) -> None:
     with pytest.raises(JobError) as caught:
         decide(wanted, nodes, rules)
@@ -109,49 +116,49 @@ def test_when_no_node_fits_the_code_is_the_one_that_a_retry_helps_most(
 
 def test_overcommit_raises_the_capacity() -> None:
     full = replace(PVE1, allocated_memory_bytes=64 * GIB)
-    assert decide(constraints(), [full], Rules(memory_overcommit=1.5)).node == "pve1"
+    assert decide(constraints(), [full], PlacementRules(memory_overcommit=1.5)).node == "pve1"
 
 
 def test_only_the_nodes_of_the_rules_are_considered() -> None:
-    assert decide(constraints(), [PVE1, PVE2, PVE3], Rules(nodes=("pve2", "pve3"))).node == "pve2"
+    assert decide(constraints(), [PVE1, PVE2, PVE3], PlacementRules(nodes=("pve2", "pve3"))).node == "pve2"
 
 
 def test_the_template_of_the_chosen_node_is_returned() -> None:
-    wanted = replace(constraints(), templates={"pve1": 9000, "pve2": 9002})
-    assert decide(wanted, [replace(PVE1, creates_in_progress=3), PVE2], Rules()).template_vmid == 9002
+    wanted = replace(constraints(), template_vmid_by_node={"pve1": 9000, "pve2": 9002})
+    assert decide(wanted, [replace(PVE1, jobs_in_progress=3), PVE2], PlacementRules()).template_vmid == 9002
 
 
 def test_the_reason_names_the_load_of_the_node_and_why_others_were_rejected() -> None:
     nodes = [
         replace(PVE1, in_maintenance=True),
-        replace(PVE2, creates_in_progress=1, cpu_share=0.25),
+        replace(PVE2, jobs_in_progress=1, cpu_share=0.25),
         replace(PVE3, is_online=False),
     ]
-    reason = decide(constraints(), nodes, Rules()).reason
-    assert reason.startswith("pve2: 94% of memory and 97% of cores stay free, 25% of CPU in use, 1 other creates")
+    reason = decide(constraints(), nodes, PlacementRules()).reason
+    assert reason.startswith("pve2: 94% of memory and 97% of cores stay free, 25% of CPU in use, 1 other jobs")
     assert reason.endswith("not pve1: is in maintenance; not pve3: is offline")
 
 
 def test_without_visible_capacity_the_templates_node_is_chosen_and_the_reason_says_so() -> None:
-    hidden = [replace(each, memory_bytes=0, cores=0) for each in (PVE1, PVE2, PVE3)]
-    placed = decide(constraints("pve2", "pve1"), hidden, Rules())
+    hidden = [replace(each, total_memory_bytes=0, cores=0) for each in (PVE1, PVE2, PVE3)]
+    placed = decide(constraints("pve2", "pve1"), hidden, PlacementRules())
     assert placed.node == "pve2"
     assert LOAD_UNKNOWN in placed.reason
-    placed = decide(constraints("pve2", "pve1"), [hidden[0], replace(hidden[1], is_online=False)], Rules())
+    placed = decide(constraints("pve2", "pve1"), [hidden[0], replace(hidden[1], is_online=False)], PlacementRules())
     assert placed.node == "pve1"
 
 
 def test_a_burst_of_creates_does_not_land_on_one_node() -> None:
     nodes = {each.name: each for each in (PVE1, PVE2, PVE3)}
     for _ in range(12):
-        chosen = nodes[decide(constraints(), list(nodes.values()), Rules()).node]
+        chosen = nodes[decide(constraints(), list(nodes.values()), PlacementRules()).node]
         nodes[chosen.name] = replace(
             chosen,
-            creates_in_progress=chosen.creates_in_progress + 1,
+            jobs_in_progress=chosen.jobs_in_progress + 1,
             allocated_memory_bytes=chosen.allocated_memory_bytes + 4 * GIB,
             allocated_cores=chosen.allocated_cores + 2,
         )
-    assert sorted(each.creates_in_progress for each in nodes.values()) == [4, 4, 4]
+    assert sorted(each.jobs_in_progress for each in nodes.values()) == [4, 4, 4]
 
 
 MOVES = [
@@ -168,7 +175,7 @@ MOVES = [
     ("its node is not in the rules", [PVE1, PVE2], ("pve1", "pve2"), {"nodes": ("pve2",)}, "pve2"),
     (
         "no visible capacity",
-        [replace(PVE1, memory_bytes=0, cores=0), replace(PVE2, memory_bytes=0, cores=0)],
+        [replace(PVE1, total_memory_bytes=0, cores=0), replace(PVE2, total_memory_bytes=0, cores=0)],
         ("pve1", "pve2"),
         {},
         "pve1",
@@ -181,15 +188,18 @@ def test_a_vm_is_moved_only_to_a_much_better_node(
     case: str, nodes: list[NodeFacts], usable: tuple[str, ...], rules: dict[str, Any], node: str
 ) -> None:
     wanted = replace(
-        constraints(*usable), templates=dict.fromkeys(usable, 0), preferred_node="pve1", source="its disks"
+        constraints(*usable),
+        template_vmid_by_node=dict.fromkeys(usable, 0),
+        preferred_node="pve1",
+        source_text="its disks",
     )
-    assert decide_move("pve1", wanted, nodes, Rules(**rules)).node == node
+    assert decide_migration("pve1", wanted, nodes, PlacementRules(**rules)).node == node
 
 
 def test_the_error_for_a_vm_that_fits_nowhere_says_why() -> None:
-    wanted = replace(constraints("pve1"), preferred_node="pve1", source="its disks")
+    wanted = replace(constraints("pve1"), preferred_node="pve1", source_text="its disks")
     with pytest.raises(JobError, match=r"NODE_DOWN: .*pve1 is in maintenance; pve2 has no access to its disks"):
-        decide_move("pve1", wanted, [replace(PVE1, in_maintenance=True), PVE2], Rules())
+        decide_migration("pve1", wanted, [replace(PVE1, in_maintenance=True), PVE2], PlacementRules())
 
 
 any_node = st.builds(
@@ -198,12 +208,12 @@ any_node = st.builds(
     is_online=st.booleans(),
     in_maintenance=st.booleans(),
     cores=st.integers(0, 64),
-    memory_bytes=st.integers(0, 128 * GIB),
+    total_memory_bytes=st.integers(0, 128 * GIB),
     own_memory_bytes=st.integers(0, 16 * GIB),
     allocated_memory_bytes=st.integers(0, 128 * GIB),
     allocated_cores=st.integers(0, 300),
     cpu_share=st.floats(0, 1),
-    creates_in_progress=st.integers(0, 9),
+    jobs_in_progress=st.integers(0, 9),
     storages=st.sets(st.sampled_from(["ssd", "hdd"])).map(frozenset),
     bridges=st.sets(st.sampled_from(["vmbr0", "vmbr1"])).map(frozenset),
 )
@@ -211,9 +221,9 @@ any_node = st.builds(
 
 @given(st.lists(any_node, max_size=4, unique_by=lambda each: each.name), st.sets(st.sampled_from(["pve1", "pve3"])))
 def test_no_vm_is_placed_where_it_does_not_fit(nodes: list[NodeFacts], usable: set[str]) -> None:
-    wanted = replace(constraints(), templates=dict.fromkeys(sorted(usable), 9000), preferred_node="pve1")
+    wanted = replace(constraints(), template_vmid_by_node=dict.fromkeys(sorted(usable), 9000), preferred_node="pve1")
     try:
-        placed = decide(wanted, nodes, Rules())
+        placed = decide(wanted, nodes, PlacementRules())
     except JobError as error:
         assert error.code in ("NODE_DOWN", "CAPACITY", "NOT_FOUND")  # noqa: PT017 (both outcomes are right)
         return
@@ -221,9 +231,9 @@ def test_no_vm_is_placed_where_it_does_not_fit(nodes: list[NodeFacts], usable: s
     assert chosen.is_online
     assert not chosen.in_maintenance
     assert placed.node in usable
-    if chosen.memory_bytes:
+    if chosen.total_memory_bytes:
         total = chosen.own_memory_bytes + chosen.allocated_memory_bytes + wanted.memory_mib * MIB
-        assert total <= chosen.memory_bytes
+        assert total <= chosen.total_memory_bytes
     if chosen.cores:
         assert chosen.allocated_cores + wanted.cores <= 4 * chosen.cores
 
@@ -243,13 +253,15 @@ def test_the_facts_of_a_node_count_its_running_guests_and_our_stopped_ones() -> 
         StorageRow(name="hdd", node="pve2", is_available=True),
     ]
     row = NodeRow(name="pve1", is_online=True, cpu_share=0.5, cores=16, memory_bytes=5 * GIB, max_memory_bytes=64 * GIB)
-    snapshot = ClusterSnapshot(read_at=0, nodes=[row], vms=vms, storages=storages, in_maintenance=frozenset({"pve1"}))
+    snapshot = ClusterSnapshot(
+        read_at=0, nodes=[row], vms=vms, storages=storages, nodes_in_maintenance=frozenset({"pve1"})
+    )
     facts = node_facts(row, snapshot, {104})
     assert (facts.allocated_memory_bytes, facts.allocated_cores) == (12 * GIB, 6)
     assert facts.own_memory_bytes == 4 * GIB  # 5 GiB in use, 1 GiB of them by a guest
     assert facts.storages == {"ssd"}
     assert facts.in_maintenance
-    assert (facts.cores, facts.memory_bytes, facts.cpu_share) == (16, 64 * GIB, 0.5)
+    assert (facts.cores, facts.total_memory_bytes, facts.cpu_share) == (16, 64 * GIB, 0.5)
 
 
 def test_the_placement_is_added_to_the_result_unless_the_result_is_empty() -> None:

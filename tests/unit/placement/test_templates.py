@@ -6,7 +6,7 @@ import pytest
 
 from executor.errors import JobError
 from executor.placement import templates
-from executor.placement.templates import CloneNodes, Template
+from executor.placement.templates import NodesForClone, Template
 from executor.proxmox.rows import StorageRow, VmRow
 
 
@@ -33,7 +33,7 @@ ROWS = [DEBIAN, UBUNTU, RUNNING]
     ],
 )
 def test_an_image_is_found_by_setting_then_name_then_tag(image: str, configured: dict, rows: list, found: list) -> None:
-    assert [each.vmid for each in templates.candidates(image, configured, rows)] == found
+    assert [each.vmid for each in templates.find_templates(image, configured, rows)] == found
 
 
 @pytest.mark.parametrize(
@@ -44,20 +44,25 @@ def test_an_image_is_found_by_setting_then_name_then_tag(image: str, configured:
             "windows",
             {"debian": 9000},
             [],
-            "PROXMOX_TEMPLATES has debian; Proxmox has none that is visible to the token",
+            "PROXMOX_TEMPLATES has debian; Proxmox has no templates that the token may see",
         ),
         ("fedora-40", {}, ROWS, "no template is called fedora-40"),
         ("debian-12", {"debian-12": 9999}, ROWS, "template 9999, set in PROXMOX_TEMPLATES for debian-12"),
         ("debian-12", {"debian-12": 100}, ROWS, "is not a template"),
         ("debian-12", {}, [DEBIAN, row(9003, "debian-12")], "9000 on pve1, 9003 on pve1; set one in PROXMOX_TEMPLATES"),
-        ("noble", {}, [UBUNTU, row(9004, "x", "pve2", "image-noble")], "more than one template is noble"),
+        (
+            "noble",
+            {},
+            [UBUNTU, row(9004, "x", "pve2", "image-noble")],
+            "more than one template on a node",
+        ),
     ],
 )
 def test_an_image_without_one_clear_template_is_refused_with_what_exists(
     image: str, configured: dict, rows: list, text: str
 ) -> None:
     with pytest.raises(JobError) as caught:
-        templates.candidates(image, configured, rows)
+        templates.find_templates(image, configured, rows)
     assert caught.value.code == "NOT_FOUND"
     assert text in caught.value.detail
 
@@ -65,7 +70,7 @@ def test_an_image_without_one_clear_template_is_refused_with_what_exists(
 def test_a_container_template_serves_no_vm() -> None:
     container = VmRow(vmid=9009, node="pve1", name="alpine", is_template=True, kind="lxc")
     with pytest.raises(JobError):
-        templates.candidates("alpine", {}, [container])
+        templates.find_templates("alpine", {}, [container])
 
 
 def test_the_storages_of_every_volume_are_read_from_the_configuration() -> None:
@@ -78,10 +83,10 @@ def test_the_storages_of_every_volume_are_read_from_the_configuration() -> None:
         "net0": "virtio=BC:24:11:00:00:00,bridge=vmbr0",
         "scsihw": "virtio-scsi-pci",
     }
-    found = templates.read(DEBIAN, config)
+    found = templates.template_facts(DEBIAN, config)
     assert found.storages == {"ceph", "local-lvm", "nfs"}
     assert found.has_cloud_init
-    assert not templates.read(DEBIAN, {"scsi0": "ceph:base-9000-disk-0"}).has_cloud_init
+    assert not templates.template_facts(DEBIAN, {"scsi0": "ceph:base-9000-disk-0"}).has_cloud_init
 
 
 def storage(name: str, *nodes: str, is_shared: bool = False, is_available: bool = True) -> list[StorageRow]:
@@ -111,29 +116,31 @@ def test_a_clone_can_be_on_another_node_only_with_shared_storage(
     own_storages: set, target: str, rows: list, nodes: set, is_complete: bool
 ) -> None:
     template = Template(vmid=9000, name="debian-12", node="pve1", storages=frozenset(own_storages))
-    assert templates.clone_nodes(template, rows, target) == CloneNodes(nodes=frozenset(nodes), is_complete=is_complete)
+    assert templates.nodes_for_clone(template, rows, target) == NodesForClone(
+        nodes=frozenset(nodes), is_complete=is_complete
+    )
 
 
 FIRST = Template(vmid=9000, name="debian-12", node="pve1", storages=frozenset({"local-lvm"}))
 SECOND = Template(vmid=9002, name="debian-12", node="pve2", storages=frozenset({"ceph"}))
 NODES_OF = {
-    9000: CloneNodes(nodes=frozenset({"pve1"}), is_complete=True),
-    9002: CloneNodes(nodes=frozenset({"pve1", "pve2", "pve3"}), is_complete=True),
+    9000: NodesForClone(nodes=frozenset({"pve1"}), is_complete=True),
+    9002: NodesForClone(nodes=frozenset({"pve1", "pve2", "pve3"}), is_complete=True),
 }
 
 
 def test_a_node_clones_its_own_template_first() -> None:
-    assert templates.template_by_node([FIRST, SECOND], NODES_OF) == {"pve1": 9000, "pve2": 9002, "pve3": 9002}
+    assert templates.template_vmid_by_node([FIRST, SECOND], NODES_OF) == {"pve1": 9000, "pve2": 9002, "pve3": 9002}
 
 
 def test_a_set_node_where_no_template_can_be_cloned_ends_in_not_found() -> None:
-    assert templates.template_for_node("pve1", "debian-12", [FIRST], NODES_OF) == 9000
+    assert templates.template_vmid_for_node("pve1", "debian-12", [FIRST], NODES_OF) == 9000
     with pytest.raises(
         JobError, match=r"NOT_FOUND: no clone of debian-12 can be created on pve2: template 9000 on pve1 \(local-lvm\)"
     ):
-        templates.template_for_node("pve2", "debian-12", [FIRST], NODES_OF)
+        templates.template_vmid_for_node("pve2", "debian-12", [FIRST], NODES_OF)
 
 
 def test_with_storages_that_are_not_visible_proxmox_decides() -> None:
-    uncertain = {9000: CloneNodes(nodes=frozenset({"pve1"}), is_complete=False)}
-    assert templates.template_for_node("pve2", "debian-12", [FIRST], uncertain) == 9000
+    uncertain = {9000: NodesForClone(nodes=frozenset({"pve1"}), is_complete=False)}
+    assert templates.template_vmid_for_node("pve2", "debian-12", [FIRST], uncertain) == 9000

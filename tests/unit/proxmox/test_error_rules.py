@@ -12,7 +12,7 @@ import pytest
 
 from executor.errors import ErrorCode
 from executor.proxmox import error_rules
-from executor.proxmox.error_rules import MAX_TEXT_LENGTH, REACTIONS, RULES, Reaction, classify, reaction_to
+from executor.proxmox.error_rules import MAX_TEXT_LENGTH, REACTIONS, RULES, Reaction, classify_failure, reaction_to
 
 #: Texts of real modules, of old and new versions. A new text is recorded there before a rule is added.
 RECORDED = Path(__file__).parents[2] / "data" / "proxmox_failures.jsonl"
@@ -21,7 +21,7 @@ TEXTS = [(case["code"], case["text"]) for case in map(json.loads, RECORDED.read_
 
 @pytest.mark.parametrize(("code", "text"), TEXTS)
 def test_a_text_of_proxmox_is_mapped_to_its_code(code: str, text: str) -> None:
-    assert classify(text).code == code
+    assert classify_failure(text).code == code
 
 
 def test_every_code_of_the_rules_is_an_error_code() -> None:
@@ -37,33 +37,35 @@ def test_one_code_has_one_reaction() -> None:
 
 
 def test_a_code_at_the_beginning_of_a_text_is_kept() -> None:
-    found = classify("VM_IDENTITY_MISMATCH: VM 301 is locked with 403 Forbidden: no quorum")
+    found = classify_failure("VM_IDENTITY_MISMATCH: VM 301 is locked with 403 Forbidden: no quorum")
     assert (found.code, found.text) == ("VM_IDENTITY_MISMATCH", "VM 301 is locked with 403 Forbidden: no quorum")
 
 
 def test_a_code_is_not_repeated_in_the_text() -> None:
-    once = classify("clone failed: No space left on device")
-    again = classify(f"{once.code}: {once.text}")
+    once = classify_failure("clone failed: No space left on device")
+    again = classify_failure(f"{once.code}: {once.text}")
     assert again == once
 
 
 def test_an_unknown_word_in_capitals_is_not_taken_for_a_code() -> None:
-    assert classify("ERROR: VM is locked (backup)").code == "VM_LOCKED"
+    assert classify_failure("ERROR: VM is locked (backup)").code == "VM_LOCKED"
 
 
 @pytest.mark.parametrize("name", ["shrink", "no quorum", "VM is locked", "401 Unauthorized", "vmid 7: x"])
 def test_the_name_of_a_vm_never_matches_a_rule(name: str) -> None:
-    found = classify(f"Unable to update vm {name} with vmid 301=500 Internal Server Error: storage 'x' is not online")
+    found = classify_failure(
+        f"Unable to update vm {name} with vmid 301=500 Internal Server Error: storage 'x' is not online"
+    )
     assert found.code == "STORAGE_UNAVAILABLE"
 
 
 def test_only_the_innermost_text_is_kept() -> None:
-    found = classify("deletion of VM 301 failed with exception: 403 Forbidden: Permission check failed")
+    found = classify_failure("deletion of VM 301 failed with exception: 403 Forbidden: Permission check failed")
     assert found.text == "403 Forbidden: Permission check failed"
 
 
 def test_a_long_text_is_truncated_to_one_line() -> None:
-    found = classify("500 Internal Server Error:\n" + "x" * 5000)
+    found = classify_failure("500 Internal Server Error:\n" + "x" * 5000)
     assert len(found.text) == MAX_TEXT_LENGTH
     assert "\n" not in found.text
 
@@ -84,7 +86,7 @@ def test_patterns_use_nothing_that_re2_lacks(pattern: str) -> None:
 def test_matching_a_malicious_text_is_fast() -> None:
     """A failure text may come from an attacker: no pattern may backtrack for long."""
     for text in ("exceeds " * 20_000, "storage '" + "x" * 200_000, "vmid 1" * 50_000):
-        assert classify(text).code
+        assert classify_failure(text).code
 
 
 def test_the_module_imports_without_our_dependencies() -> None:

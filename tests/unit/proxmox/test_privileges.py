@@ -4,24 +4,24 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from executor.proxmox.privileges import needs, pveum_lines, unmet_needs
+from executor.proxmox.privileges import list_needs, pveum_commands, unmet_needs
 
 
 def test_the_guest_agents_privilege_has_another_name_before_version_9() -> None:
     """`pveum role add` fails for a privilege that its version does not know."""
-    (eight,), (nine,) = needs(8, storages=[]), needs(9, storages=[])
+    (eight,), (nine,) = list_needs(8, disk_storages=[]), list_needs(9, disk_storages=[])
     assert eight.privileges - nine.privileges == {"VM.Monitor"}
     assert nine.privileges - eight.privileges == {"VM.GuestAgent.Audit"}
 
 
 def test_each_storage_is_needed_once_and_the_bridge_only_when_used() -> None:
-    assert [need.path for need in needs(9, storages=["b", "a", "b"])] == ["/vms", "/storage/a", "/storage/b"]
-    paths = [need.path for need in needs(9, storages=[], bridge="vmbr0")]
+    assert [need.path for need in list_needs(9, disk_storages=["b", "a", "b"])] == ["/vms", "/storage/a", "/storage/b"]
+    paths = [need.path for need in list_needs(9, disk_storages=[], bridge="vmbr0")]
     assert paths == ["/vms", "/sdn/zones/localnetwork"]
 
 
 def test_image_and_backup_storages_have_their_own_needs() -> None:
-    more = needs(9, storages=["a"], images=["local", "a"], backups="nfs")[2:]
+    more = list_needs(9, disk_storages=["a"], image_storages=["local", "a"], backup_storage="nfs")[2:]
     assert [(need.path, need.role) for need in more] == [
         ("/storage/local", "SmithImages"),
         ("/vms", "SmithBackup"),
@@ -30,32 +30,32 @@ def test_image_and_backup_storages_have_their_own_needs() -> None:
 
 
 def test_a_need_that_the_token_meets_is_not_returned() -> None:
-    vms, storage = needs(9, storages=["local"])
+    vms, storage = list_needs(9, disk_storages=["local"])
     held = {"/vms": vms.privileges | {"VM.Console"}, "/storage/local": frozenset({"Datastore.Audit"})}
     assert unmet_needs([vms, storage], held) == {storage: {"Datastore.AllocateSpace"}}
 
 
 def test_a_role_is_added_extended_or_unchanged() -> None:
-    _vms, storage = needs(9, storages=["local"])
-    added, *grants = pveum_lines([storage], {}, user="smith@pve", token_id="job")
+    _vms, storage = list_needs(9, disk_storages=["local"])
+    added, *grants = pveum_commands([storage], {}, user="smith@pve", token_id="job")
     assert added == "pveum role add SmithStore --privs Datastore.AllocateSpace,Datastore.Audit"
     assert grants == [
         "pveum acl modify /storage/local --users smith@pve --roles SmithStore",
         "pveum acl modify /storage/local --tokens 'smith@pve!job' --roles SmithStore",
     ]
     incomplete = {"SmithStore": frozenset({"Datastore.Audit"})}
-    extended = pveum_lines([storage], incomplete, user="smith@pve", token_id="job")
+    extended = pveum_commands([storage], incomplete, user="smith@pve", token_id="job")
     assert extended == ["pveum role modify SmithStore --append 1 --privs Datastore.AllocateSpace", *grants]
-    assert pveum_lines([storage], {"SmithStore": storage.privileges}, user="smith@pve", token_id="job") == grants
+    assert pveum_commands([storage], {"SmithStore": storage.privileges}, user="smith@pve", token_id="job") == grants
 
 
 def test_a_login_by_password_needs_no_command_for_a_token() -> None:
-    lines = pveum_lines(needs(9, storages=[]), {}, user="root@pam")
+    lines = pveum_commands(list_needs(9, disk_storages=[]), {}, user="root@pam")
     assert not any("--tokens" in line for line in lines)
 
 
 def test_no_command_is_repeated_and_names_are_quoted() -> None:
-    lines = pveum_lines(needs(9, storages=["a", "b; rm -rf /"]), {}, user="smith@pve")
+    lines = pveum_commands(list_needs(9, disk_storages=["a", "b; rm -rf /"]), {}, user="smith@pve")
     assert len([line for line in lines if line.startswith("pveum role add SmithStore")]) == 1
     assert "pveum acl modify '/storage/b; rm -rf /' --users smith@pve --roles SmithStore" in lines
 
@@ -64,5 +64,7 @@ def test_the_documentation_has_the_same_table() -> None:
     page = (Path(__file__).parents[3] / "docs" / "operating.md").read_text(encoding="utf-8")
     rows = {cells[2].strip(): cells[3] for line in page.splitlines() if len(cells := line.split("|")) == 5}
     for version in (8, 9):
-        for need in needs(version, storages=["a"], bridge="vmbr0", images=["local"], backups="b"):
+        for need in list_needs(
+            version, disk_storages=["a"], bridge="vmbr0", image_storages=["local"], backup_storage="b"
+        ):
             assert need.privileges <= set(rows[need.role].replace(",", " ").split()), need.role

@@ -12,7 +12,7 @@ import pytest
 
 from executor.errors import JobError
 from executor.runs import action_schema, actions
-from executor.runs.action_schema import SchemaError
+from executor.runs.action_schema import UnusableSchemaError
 from executor.runs.actions import Action
 
 PLAYBOOK = "---\n- hosts: proxmox\n  tasks: []\n"
@@ -210,7 +210,7 @@ def test_valid_properties_pass_and_without_a_schema_all_pass(ours: Path, theirs:
 def test_an_action_with_an_unusable_schema_is_refused(ours: Path, theirs: Path, schema: str, said: str) -> None:
     action = action_with(theirs, schema)
     assert action.schema is not None
-    with pytest.raises(SchemaError) as caught:
+    with pytest.raises(UnusableSchemaError) as caught:
         action_schema.read_schema(action.schema)
     assert said in str(caught.value)
     with pytest.raises(JobError) as refused:

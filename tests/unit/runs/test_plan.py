@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from executor.errors import ErrorCode, JobError
 from executor.proxmox.client import MARKER_LINE
 from executor.runs.actions import ansible_home
-from executor.runs.extra_vars import MAX_DESCRIPTION_LENGTH, describe
+from executor.runs.extra_vars import MAX_DESCRIPTION_LENGTH, make_description
 from executor.runs.plan import find_playbook, plan
 from executor.runs.private_folder import write_extra_vars
 from executor.runs.request import PlanSettings, RunRequest
@@ -605,7 +605,7 @@ def test_text_with_an_injection_reaches_ansible_unchanged(
     assert run.vm["cloud_init"]["password"] == injection
     write_extra_vars(tmp_path / "vm.yml", run.vm)
     assert read_extra_vars(tmp_path / "vm.yml") == run.vm
-    assert run.vm["description"] == describe(injection)
+    assert run.vm["description"] == make_description(injection)
 
 
 def read_extra_vars(file: Path) -> Any:
@@ -643,20 +643,20 @@ VICTIM = "ffffffff-2222-4000-8000-000000000002"
 def test_a_name_cannot_forge_the_marker_of_another_service(name: str) -> None:
     """A description, also with more lines, must not identify a VM of another service."""
     assert MARKER_LINE.search(f"smith-uid={VICTIM}")
-    assert not MARKER_LINE.search(describe(name))
-    assert not MARKER_LINE.search(f"{describe(name)}\nsmith")
+    assert not MARKER_LINE.search(make_description(name))
+    assert not MARKER_LINE.search(f"{make_description(name)}\nsmith")
 
 
 @given(st.text())
 def test_a_description_is_one_short_printable_line(name: str) -> None:
-    described = describe(name)
+    described = make_description(name)
     assert described.isprintable()
     assert len(described) <= MAX_DESCRIPTION_LENGTH
     assert described == described.strip()
 
 
 def test_an_ordinary_name_is_the_description() -> None:
-    assert describe("Web server (Zürich) 😀") == "Web server (Zürich) 😀"
+    assert make_description("Web server (Zürich) 😀") == "Web server (Zürich) 😀"
 
 
 def test_only_a_delete_gets_half_made(folder: Path) -> None:

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from executor.runs.warm import patches
-from executor.runs.warm.compatibility import read_source, why_unavailable
-from executor.runs.warm.patches import NAMES, PrivateName
+from executor.runs.warm.compatibility import read_package_file, why_warm_runs_unavailable
+from executor.runs.warm.patches import PRIVATE_NAMES, PrivateName
 
 #: Prints each name that the imported module does not have. An instance's attribute is one that `__init__` sets.
 FIND_MISSING_AT_RUN_TIME = """
-from executor.runs.warm.patches import NAMES
+from executor.runs.warm.patches import PRIVATE_NAMES
 
 def exists(name):
     owner = name._owner()
@@ -24,19 +24,19 @@ def exists(name):
     init = getattr(getattr(owner, "__init__", None), "__code__", None)
     return hasattr(owner, name.attribute) or name.attribute in members or name.attribute in init.co_names
 
-print(*(f"{name.module}:{name.name}" for name in NAMES if not exists(name)), sep="\\n", end="")
+print(*(f"{name.module}:{name.name}" for name in PRIVATE_NAMES if not exists(name)), sep="\\n", end="")
 """
 #: Private names of Python's own modules.
 OF_PYTHON = {"_exit", "_run_exitfuncs"}
 
 
 def name_of(**fields: str) -> PrivateName:
-    return PrivateName(**{"module": "ansible.utils.vars", "name": "random_int", "why": "a test"} | fields)
+    return PrivateName(**{"module": "ansible.utils.vars", "name": "random_int", "purpose": "a test"} | fields)
 
 
-@pytest.mark.parametrize("name", NAMES, ids=lambda name: f"{name.module}:{name.name}")
+@pytest.mark.parametrize("name", PRIVATE_NAMES, ids=lambda name: f"{name.module}:{name.name}")
 def test_each_name_is_defined_in_the_installed_sources(name: PrivateName) -> None:
-    assert name.is_defined(read_source)
+    assert name.is_defined(read_package_file)
 
 
 def test_each_name_exists_in_the_imported_modules() -> None:
@@ -50,11 +50,11 @@ def test_each_name_exists_in_the_imported_modules() -> None:
     assert found.stdout == ""
 
 
-@pytest.mark.parametrize("name", NAMES, ids=lambda name: f"{name.module}:{name.name}")
-def test_each_name_says_why_and_for_which_tested_versions(name: PrivateName) -> None:
-    assert name.why
-    assert name.versions
-    assert set(name.versions) <= set(patches.TESTED)
+@pytest.mark.parametrize("name", PRIVATE_NAMES, ids=lambda name: f"{name.module}:{name.name}")
+def test_each_name_says_its_purpose_and_for_which_tested_versions(name: PrivateName) -> None:
+    assert name.purpose
+    assert name.series
+    assert set(name.series) <= set(patches.TESTED_SERIES)
 
 
 def test_each_private_attribute_that_warm_runs_use_is_in_the_table() -> None:
@@ -67,7 +67,7 @@ def test_each_private_attribute_that_warm_runs_use_is_in_the_table() -> None:
                 (own if is_own and isinstance(node.ctx, ast.Store) else used).add(node.attr)
             elif isinstance(node, ast.FunctionDef):
                 own.add(node.name)
-    assert used - own - OF_PYTHON <= {name.attribute for name in NAMES}
+    assert used - own - OF_PYTHON <= {name.attribute for name in PRIVATE_NAMES}
 
 
 @pytest.mark.parametrize(
@@ -85,14 +85,14 @@ def test_each_private_attribute_that_warm_runs_use_is_in_the_table() -> None:
 )
 def test_a_missing_name_is_a_reason_against_warm_runs(fields: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     name = name_of(**fields)
-    monkeypatch.setattr(patches, "NAMES", (*NAMES, name))
+    monkeypatch.setattr(patches, "PRIVATE_NAMES", (*PRIVATE_NAMES, name))
 
-    assert not name.is_defined(read_source)
-    assert why_unavailable() == f"{name.module} has no {name.name} any more, which warm runs need"
+    assert not name.is_defined(read_package_file)
+    assert why_warm_runs_unavailable() == f"{name.module} has no {name.name} any more, which warm runs need"
 
 
 def test_a_name_of_another_version_is_not_missed(monkeypatch: pytest.MonkeyPatch) -> None:
-    name = PrivateName(module="ansible.utils.vars", name="no_such_name", why="a test", versions=("2.18",))
-    monkeypatch.setattr(patches, "NAMES", (*NAMES, name))
+    name = PrivateName(module="ansible.utils.vars", name="no_such_name", purpose="a test", series=("2.18",))
+    monkeypatch.setattr(patches, "PRIVATE_NAMES", (*PRIVATE_NAMES, name))
 
-    assert why_unavailable() == ""
+    assert why_warm_runs_unavailable() == ""

@@ -179,7 +179,7 @@ except SettingsError as error:
 
 def test_a_named_folder_of_secrets_must_exist(tmp_path: Path) -> None:
     (line,) = problems({"SMITH_SECRETS_DIR": str(tmp_path / "nope")})
-    assert line.startswith(f"SMITH_SECRETS_DIR is wrong, {tmp_path}/nope is not a folder: folder of mounted secrets")
+    assert line.startswith(f"SMITH_SECRETS_DIR is wrong, {tmp_path}/nope is not a folder: folder with one file")
 
 
 # Names

@@ -16,9 +16,9 @@ from support.setting_loading import SECRET, load, origin
 
 from executor.errors import SettingsError
 from executor.redaction import MASK, Redactor
-from executor.settings.display import describe, example_env
+from executor.settings.display import example_env, setting_rows
 from executor.settings.masking import secret_values
-from executor.settings.settings import FIELDS, SECRETS, Settings, load_settings
+from executor.settings.settings import FIELDS, SECRET_NAMES, Settings, load_settings
 
 #: The required settings of FulcrumCore and Proxmox.
 COMPLETE = {
@@ -120,7 +120,7 @@ def test_a_token_or_a_password_is_enough_for_proxmox() -> None:
 
 def test_a_password_beside_a_token_is_refused() -> None:
     """The Ansible modules would use the password and proxmoxer the token."""
-    with pytest.raises(SettingsError, match=r"^PROXMOX_PASSWORD must not be set beside PROXMOX_TOKEN_ID"):
+    with pytest.raises(SettingsError, match=r"^PROXMOX_PASSWORD must not be set together with PROXMOX_TOKEN_ID"):
         load({**COMPLETE, "PROXMOX_PASSWORD": SECRET}).require_proxmox()
 
 
@@ -137,15 +137,16 @@ def test_no_secret_is_shown_anywhere() -> None:
         "SMITH_HTTP_TOKEN": f"{SECRET}-sixteen",
     }
     settings = load(environ)
-    shown = [repr(settings), str(settings), json.dumps([asdict(row) for row in describe(settings)])]
+    shown = [repr(settings), str(settings), json.dumps([asdict(row) for row in setting_rows(settings)])]
     assert [text for text in shown if SECRET in text] == []
-    rows = {row.name: row.value for row in describe(settings)}
-    assert {rows[name] for name in SECRETS if name != "SMITH_DATABASE_URL"} == {MASK}
+    rows = {row.name: row.value for row in setting_rows(settings)}
+    assert {rows[name] for name in SECRET_NAMES if name != "SMITH_DATABASE_URL"} == {MASK}
     assert rows["SMITH_DATABASE_URL"] == f"postgresql://smith:{MASK}@db/smith?password={MASK}"
 
 
 def test_every_setting_is_described_with_origin_unit_and_default() -> None:
-    rows = {row.name: row for row in describe(load({"FULCRUM_POLL_INTERVAL_S": "0.5", "PROXMOX_TEMPLATES": "a=100"}))}
+    settings = load({"FULCRUM_POLL_INTERVAL_S": "0.5", "PROXMOX_TEMPLATES": "a=100"})
+    rows = {row.name: row for row in setting_rows(settings)}
     assert list(rows) == list(FIELDS)
     polled = rows["FULCRUM_POLL_INTERVAL_S"]
     assert (polled.value, polled.origin, polled.unit, polled.default) == ("0.5", "environment", "s", "2")
@@ -161,6 +162,15 @@ def test_the_secret_values_include_passwords_inside_urls() -> None:
     redactor.add(*secret_values(settings))
     assert redactor.redact("could not log in with p@ss-word") == f"could not log in with {MASK}"
     assert secret_values(load()) == ()
+
+
+@pytest.mark.parametrize("written", ["p%40ss-word", "p@ss-word", "p%40ss%2Dword"])
+@pytest.mark.parametrize("url", ["postgresql://smith:{}@db/smith", "postgresql://smith@db/smith?password={}"])
+def test_a_password_in_a_url_is_masked_however_it_is_written(url: str, written: str) -> None:
+    settings = load({**COMPLETE, "SMITH_DATABASE_URL": url.format(written)})
+    shown = next(row.value for row in setting_rows(settings) if row.name == "SMITH_DATABASE_URL")
+    assert shown == url.format(MASK)
+    assert {written, "p@ss-word"} <= set(secret_values(settings))
 
 
 def test_each_setting_has_a_meaning_and_an_example_that_it_accepts(tmp_path: Path) -> None:

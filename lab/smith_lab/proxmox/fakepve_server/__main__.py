@@ -4,13 +4,13 @@
     python -m smith_lab.proxmox.fakepve_server settings.json
 
 The server simulates a cluster with templates, adds functions that fakepve lacks, and has a control port for tests.
-`smith_lab.proxmox.stand_in` runs this module as a process. fakepve is under the AGPL, so this package is under the
-AGPL, too, and no module outside this package imports it.
+`smith_lab.proxmox.stand_in` runs this module as a process. fakepve is under the AGPL, so this package is also under the
+AGPL, and no module outside this package imports it.
 
-The settings file is a JSON object with the members `host port control_port cert key user token_id token_secret
-root_password time_scale ready`. If a port is 0, the operating system chooses the port. Once both ports answer, the
-server writes their numbers to the file that `ready` names. The server ends when its standard input closes. The standard
-input also closes when the process that started the server ends.
+The settings file is a JSON object with the members `host`, `port`, `control_port`, `cert`, `key`, `user`, `token_id`,
+`token_secret`, `root_password`, `time_scale` and `ready`. If a port is 0, the operating system chooses the port. Once
+both ports answer, the server writes their numbers to the file that `ready` names. The server stops when its standard
+input closes. The standard input also closes when the process that started the server ends.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any
 from aiohttp import web
 
 from smith_lab.proxmox.fakepve_server.cluster import Cluster
-from smith_lab.proxmox.fakepve_server.control import Control
+from smith_lab.proxmox.fakepve_server.control import ControlPort
 from smith_lab.proxmox.fakepve_server.seed import seed
 
 
@@ -35,7 +35,7 @@ async def serve(settings: dict[str, Any]) -> None:
     cluster.time_scale = settings["time_scale"]
     seed(cluster, settings)
     await cluster.start(settings["cert"], settings["key"])
-    runner = web.AppRunner(Control(cluster).app())
+    runner = web.AppRunner(ControlPort(cluster).app())
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", settings["control_port"]).start()
     write_ports(Path(settings["ready"]), {"port": cluster.port, "control_port": runner.addresses[0][1]})
@@ -45,17 +45,18 @@ async def serve(settings: dict[str, Any]) -> None:
 
 
 def write_ports(path: Path, ports: dict[str, int]) -> None:
-    """Write the ports in one step, so that a reader never sees an incomplete file."""
-    draft = path.with_suffix(".tmp")
-    draft.write_text(json.dumps(ports))
-    draft.replace(path)
+    """Write the port numbers in one step, so that a reader never sees an incomplete file."""
+    temporary_file = path.with_suffix(".tmp")
+    temporary_file.write_text(json.dumps(ports))
+    temporary_file.replace(path)
 
 
 async def wait_until_stdin_closes() -> None:
-    """Wait until the process that started this one closes the pipe or ends."""
+    """Wait until the parent process ends, or closes its end of the pipe that is standard input."""
     loop = asyncio.get_running_loop()
     reader = asyncio.StreamReader()
-    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(sys.stdin.fileno(), "rb"))
+    stdin = os.fdopen(sys.stdin.fileno(), "rb")
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), stdin)
     while await reader.read(1024):
         pass
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Checks permissions as Proxmox does, and removes from answers what the caller has no permission for.
+"""Checks permissions as Proxmox does, and removes from answers the rows that the caller has no permission to see.
 
-fakepve is a library that simulates the Proxmox API. The classes of this package override its methods.
+fakepve is a library that simulates the Proxmox API. The classes of this package override methods of fakepve.
 """
 
 from __future__ import annotations
@@ -16,34 +16,39 @@ from fakepve.routing import die
 from fakepve.server import USER, FakePve, ok
 
 GIB = 1024**3
-#: Capacity and use of a node, unless a test changed them by the control port. The capacity is enough for every test.
-NODE_STATS = {"cpu": 0.02, "maxcpu": 64, "mem": 8 * GIB, "maxmem": 4096 * GIB}
+#: The capacity and use of a node for which no test has set other values by the control port. The capacity is so large
+#: that the VMs of all tests fit.
+DEFAULT_NODE_STATS = {"cpu": 0.02, "maxcpu": 64, "mem": 8 * GIB, "maxmem": 4096 * GIB}
 CLOUD_INIT_KEYS = ("ciuser", "cipassword", "sshkeys", "nameserver", "searchdomain", "citype", "ciupgrade", "cicustom")
 
 
 class AccessChecks(FakePve):
-    """Checks privileges where Proxmox checks them and fakepve does not.
+    """Checks the privileges that Proxmox checks and fakepve does not check. Completes the answers about nodes and HA.
 
-    `v` holds the values of a request, as in fakepve: the parameters of the path, the query and the body.
+    `v` contains the values of a request, as in fakepve: the parameters of the path, the query and the body.
+    `request[USER]` is the caller: the user or token that sent the request.
     """
 
     async def _permissions(self, v: dict[str, Any], user: str) -> dict[str, dict[str, int]]:
-        """Return the permissions on the requested path only, as Proxmox does.
+        """Return one entry for the requested path, as Proxmox does. Without a path, return an entry for each path.
 
-        fakepve returns the permissions on every path for which the user was granted any.
+        For a requested path, fakepve returns the entries of this path and of the paths above it. Privileges also apply
+        to the paths below, so the one entry contains the privileges of all these entries.
         """
-        granted: dict[str, dict[str, int]] = await super()._permissions(v, user)
+        privileges_by_path: dict[str, dict[str, int]] = await super()._permissions(v, user)
         if v.get("path") is None:
-            return granted
-        merged = {privilege: 1 for privileges in granted.values() for privilege in privileges}
-        return {v["path"]: merged}
+            return privileges_by_path
+        all_privileges: dict[str, int] = {}
+        for privileges in privileges_by_path.values():
+            all_privileges.update(dict.fromkeys(privileges, 1))
+        return {v["path"]: all_privileges}
 
     async def _cluster_status(self, request: web.Request) -> web.Response:
         self.require(request[USER], "/", "Sys.Audit")  # fakepve does not check a privilege for this request
         return await super()._cluster_status(request)
 
     async def _resources(self, request: web.Request) -> web.Response:
-        """List only storages on which the caller has Datastore.Audit, as Proxmox does. fakepve lists all storages."""
+        """List the resources. As Proxmox does, omit storages on which the caller has no Datastore.Audit."""
         answer = json.loads((await super()._resources(request)).text)
         visible_rows = [
             row
@@ -57,18 +62,23 @@ class AccessChecks(FakePve):
         answer = json.loads((await super()._nodes(request)).text)
         for node in answer["data"]:
             if node["status"] == "online":
-                node.update({**NODE_STATS, **self.nodes[node["node"]].get("stats", {})})
-        for node in answer["data"][1:]:
-            node["status"] = node["status"] if self.quorate else "offline"
+                node.update({**DEFAULT_NODE_STATS, **self.nodes[node["node"]].get("stats", {})})
+        if not self.quorate:
+            for node in answer["data"][1:]:
+                node["status"] = "offline"
         return ok(answer["data"])
 
     async def _ha_manager_status(self, v: dict[str, Any], user: str) -> dict[str, Any]:
         """Return the HA state as nested objects, as Proxmox does. fakepve's generic answer has no nested objects."""
         self.require(user, "/", "Sys.Audit")
-        states = {
+        state_by_node = {
             name: "maintenance" if node.get("maintenance") else "online" for name, node in sorted(self.nodes.items())
         }
-        return {"manager_status": {"node_status": states}, "quorum": {"node": "pve1", "quorate": 1}, "lrm_status": {}}
+        return {
+            "manager_status": {"node_status": state_by_node},
+            "quorum": {"node": "pve1", "quorate": 1},
+            "lrm_status": {},
+        }
 
     def _config_priv(self, key: str) -> str:
         """Return the privilege that a change of this configuration key requires."""
@@ -79,11 +89,12 @@ class AccessChecks(FakePve):
     def _check_bridges(self, user: str, values: dict[str, Any]) -> None:
         """Require the privilege SDN.Use on each bridge that a NIC in these configuration values uses."""
         for key, value in values.items():
-            if re.fullmatch(r"net\d+", key) and (bridge := re.search(r"bridge=([^,]+)", str(value))):
-                self.require(user, f"/sdn/zones/localnetwork/{bridge.group(1)}", "SDN.Use")
+            bridge_match = re.search(r"bridge=([^,]+)", str(value))  # as in `virtio,bridge=vmbr0,tag=7`
+            if re.fullmatch(r"net\d+", key) and bridge_match:
+                self.require(user, f"/sdn/zones/localnetwork/{bridge_match.group(1)}", "SDN.Use")
 
     async def _qm_clone(self, v: dict[str, Any], user: str) -> str:
-        """Clone a VM. Refuse a clone to another node if a disk of the source is on local storage, as Proxmox does."""
+        """Clone a VM. As Proxmox does, refuse a clone to another node if a disk of the source is on local storage."""
         source = self.find(v["node"], v["vmid"])
         self._check_bridges(user, source.config)
         local_volumes = [volume for _key, volume, _props in drives_of(source.config) if not self._is_shared(volume)]
@@ -93,4 +104,5 @@ class AccessChecks(FakePve):
 
     def _is_shared(self, volume: str) -> bool:
         """Return whether all nodes can access the storage of this volume."""
-        return bool(self.storages.get(volume_ref(volume)[0] or "", {}).get("shared"))
+        storage, _name = volume_ref(volume)
+        return bool(self.storages.get(storage or "", {}).get("shared"))

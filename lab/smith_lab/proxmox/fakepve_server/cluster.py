@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-from smith_lab.proxmox.fakepve_server.faults import InjectedFaults
-from smith_lab.proxmox.fakepve_server.guests import RunningGuests
+from smith_lab.proxmox.fakepve_server.faults import RequestFaults
+from smith_lab.proxmox.fakepve_server.guests import GuestAgentAndUsage
 from smith_lab.proxmox.fakepve_server.operations import DiskAndNodeOperations
 
 
-class Cluster(InjectedFaults, DiskAndNodeOperations, RunningGuests):
-    """The simulated cluster. Each base class extends fakepve's class FakePve with what it lacks in one area."""
+class Cluster(RequestFaults, DiskAndNodeOperations, GuestAgentAndUsage):
+    """The simulated cluster. Each base class adds functions of one area to fakepve's class FakePve."""

@@ -15,48 +15,56 @@ from fakepve.server import ok
 
 from smith_lab.proxmox.fakepve_server.access import AccessChecks
 
+#: The text that Proxmox sends instead of a cloud-init password.
+HIDDEN_PASSWORD = "**********"
+
 
 class ConfigurationChanges(AccessChecks):
-    """Handles pending values, new and detached disks, and tags as Proxmox does."""
+    """Handles pending values, new and detached disks, and tags as Proxmox does.
+
+    A pending value is a changed value that takes effect when the VM is started again.
+    """
 
     async def _config_get(self, request: web.Request) -> web.Response:
-        """Return the configuration as it is with the pending values, or without them if the query has `current=1`."""
-        vm = self._vm(request, "VM.Audit")
+        """Return the configuration with the pending values, or without them if the query has `current=1`."""
+        vm = self._vm(request, "VM.Audit")  # checks this privilege and finds the VM
         config = dict(vm.config)
         if request.query.get("current") not in ("1", "true"):
-            merged = {**config, **vm.pending}
-            config = {key: value for key, value in merged.items() if value is not None}
-        return ok(_config_as_sent(config, vm.digest()))
+            with_pending = {**config, **vm.pending}
+            config = {key: value for key, value in with_pending.items() if value is not None}  # None removes a key
+        return ok(_render_config(config, vm.digest()))
 
     async def _pending(self, request: web.Request) -> web.Response:
+        """Return the pending changes, with stars instead of the cloud-init password."""
         answer = json.loads((await super()._pending(request)).text)
         for item in answer["data"]:
-            for slot in ("value", "pending"):
-                if item["key"] == "cipassword" and slot in item:
-                    item[slot] = "**********"
+            for member in ("value", "pending"):
+                if item["key"] == "cipassword" and member in item:
+                    item[member] = HIDDEN_PASSWORD
         return ok(answer["data"])
 
     async def _apply_config(self, vm: FakeVm, user: str, changes: dict[str, Any]) -> None:
-        """Change the configuration. Add new disks, keep detached disks as `unusedN`, apply hot-pluggable values."""
+        """Change the configuration: add new disks, keep detached disks as `unusedN`, apply hot-pluggable values."""
         updates = dict(changes)
         self._check_bridges(user, updates)
         self._check_lock(vm)
         for key in list(updates):
             if DRIVE_KEY.match(key):
-                self._qm_check_drive(user, vm.vmid, None, key, updates[key], None)
-                updates[key], _created = self._qm_new_drive(vm.vmid, key, updates[key], None)
+                self._qm_check_drive(user, vm.vmid, pool=None, key=key, value=updates[key], default=None)
+                updates[key], _created = self._qm_new_drive(vm.vmid, key, updates[key], default=None)
             elif re.fullmatch(r"net\d+", key):
                 updates[key] = with_mac(updates[key])
         if "tags" in updates:
-            updates["tags"] = ";".join(sorted({tag.lower() for tag in split_list(updates["tags"])}))
-        removed = {key: vm.config[key] for key in split_list(updates.get("delete")) if key in vm.config}
+            tags = {tag.lower() for tag in split_list(updates["tags"])}
+            updates["tags"] = ";".join(sorted(tags))
+        removed_values = {key: vm.config[key] for key in split_list(updates.get("delete")) if key in vm.config}
         await super()._apply_config(vm, user, updates)
-        self._detach_disks(vm, removed)
+        self._detach_disks(vm, removed_values)
         self._apply_hotplug(vm)
 
-    def _detach_disks(self, vm: FakeVm, removed: dict[str, str]) -> None:
+    def _detach_disks(self, vm: FakeVm, removed_values: dict[str, str]) -> None:
         """Free the volumes of removed CD-ROMs and `unusedN` disks. Keep every other removed disk as `unusedN`."""
-        for key, value in removed.items():
+        for key, value in removed_values.items():
             volume, props = split_drive(value)
             if key.startswith("unused"):
                 vm.config.pop(key, None)
@@ -77,13 +85,13 @@ class ConfigurationChanges(AccessChecks):
     @staticmethod
     def _apply_hotplug(vm: FakeVm) -> None:
         """Apply pending values that can be hot-plugged. Drop pending values that equal the current values."""
-        kinds = split_list(vm.config.get("hotplug", "network,disk,usb"))
+        hotplug_kinds = split_list(vm.config.get("hotplug", "network,disk,usb"))
         for key, value in list(vm.pending.items()):
             can_hotplug = (
-                ("network" in kinds and re.fullmatch(r"net\d+", key))
-                or ("disk" in kinds and DRIVE_KEY.match(key))
-                or ("usb" in kinds and key.startswith("usb"))
-                or ("memory" in kinds and key == "memory")
+                ("network" in hotplug_kinds and re.fullmatch(r"net\d+", key))
+                or ("disk" in hotplug_kinds and DRIVE_KEY.match(key))
+                or ("usb" in hotplug_kinds and key.startswith("usb"))
+                or ("memory" in hotplug_kinds and key == "memory")
             )
             if can_hotplug and value is not None:
                 vm.config[key] = value
@@ -91,13 +99,14 @@ class ConfigurationChanges(AccessChecks):
                 del vm.pending[key]
 
 
-def _config_as_sent(config: dict[str, Any], digest: str) -> dict[str, Any]:
-    """Return the configuration in the form that Proxmox sends it, with stars instead of the cloud-init password."""
+def _render_config(config: dict[str, Any], digest: str) -> dict[str, Any]:
+    """Return the configuration in the form in which Proxmox sends it, with stars instead of the cloud-init password."""
+    # Keys such as `snaptime` belong to snapshots, not to the current configuration.
     sent = {key: value for key, value in config.items() if not key.startswith("snap")}
     if "memory" in sent:
         sent["memory"] = str(sent["memory"])
     if "cipassword" in sent:
-        sent["cipassword"] = "**********"
+        sent["cipassword"] = HIDDEN_PASSWORD
     if sent.get("description"):
         sent["description"] = str(sent["description"]).rstrip("\n") + "\n"
     for key in ("cores", "sockets", "onboot", "protection", "template"):

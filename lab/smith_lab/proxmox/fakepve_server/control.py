@@ -6,18 +6,19 @@ The port accepts JSON over HTTP, on the loopback interface only.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from aiohttp import web
 
 from smith_lab.proxmox.fakepve_server.cluster import Cluster
-from smith_lab.proxmox.fakepve_server.faults import SECRET_PARAMS
+from smith_lab.proxmox.fakepve_server.faults import hide_secrets
 from smith_lab.proxmox.fakepve_server.verbs_cluster import ClusterVerbs
 from smith_lab.proxmox.fakepve_server.verbs_guests import GuestVerbs
 
 
-class Control(ClusterVerbs, GuestVerbs):
-    """Handles the requests of the control port: a GET reads a collection, POST /<verb> calls the method `do_<verb>`."""
+class ControlPort(ClusterVerbs, GuestVerbs):
+    """Handles the requests of the control port. GET /<collection> reads data. POST /<verb> calls `do_<verb>`."""
 
     def __init__(self, cluster: Cluster) -> None:
         self.cluster = cluster
@@ -25,26 +26,32 @@ class Control(ClusterVerbs, GuestVerbs):
     def app(self) -> web.Application:
         """Return the web application that handles the requests of the control port."""
         app = web.Application()
-        app.router.add_get("/{what}", self._read)
+        app.router.add_get("/{collection}", self._read_collection)
         app.router.add_post("/{verb}", self._call_verb)
         return app
 
-    async def _read(self, request: web.Request) -> web.Response:
-        readers = {
+    async def _read_collection(self, request: web.Request) -> web.Response:
+        readers: dict[str, Callable[[], Any]] = {
             "guests": self._guests,
             "requests": lambda: self.cluster.request_log,
             "changing_requests": lambda: [call for call in self.cluster.request_log if call["method"] != "GET"],
-            "tasks": lambda: [
-                {key: value for key, value in task.items() if key != "log"} for task in self.cluster.tasklog
-            ],
-            "storages": lambda: {
-                name: {"avail": storage.get("avail"), "volumes": sorted(storage.get("volumes", {}))}
-                for name, storage in self.cluster.storages.items()
-            },
+            "tasks": self._tasks,
+            "storages": self._storages,
             "health": lambda: {"ok": True},
         }
-        reader = readers.get(request.match_info["what"])
+        reader = readers.get(request.match_info["collection"])
         return web.json_response(reader()) if reader else web.json_response({"error": "unknown"}, status=404)
+
+    def _tasks(self) -> list[dict[str, Any]]:
+        """Return every Proxmox task without its log."""
+        return [{key: value for key, value in task.items() if key != "log"} for task in self.cluster.tasklog]
+
+    def _storages(self) -> dict[str, dict[str, Any]]:
+        """Return the free bytes and the names of the volumes of every storage."""
+        return {
+            name: {"avail": storage.get("avail"), "volumes": sorted(storage.get("volumes", {}))}
+            for name, storage in self.cluster.storages.items()
+        }
 
     async def _call_verb(self, request: web.Request) -> web.Response:
         verb = getattr(self, "do_" + request.match_info["verb"], None)
@@ -56,13 +63,13 @@ class Control(ClusterVerbs, GuestVerbs):
             return web.json_response({"error": f"{type(exc).__name__}: {exc}"}, status=400)
 
     def _guests(self) -> list[dict[str, Any]]:
-        guests = []
-        for vm in sorted([*self.cluster.vms, *self.cluster.cts], key=lambda vm: vm.vmid):
-            attributes = {
-                key: getattr(vm, key) for key in ("vmid", "name", "node", "status", "template", "lock", "pool")
-            }
-            config = {key: "***" if key in SECRET_PARAMS else value for key, value in vm.config.items()}
-            guests.append(
-                {**attributes, "config": config, "pending": dict(vm.pending), "snapshots": list(vm.snapshots)}
-            )
-        return guests
+        """Return every VM and container, sorted by VMID, with stars instead of secrets."""
+        rows = []
+        for guest in sorted([*self.cluster.vms, *self.cluster.cts], key=lambda guest: guest.vmid):
+            names = ("vmid", "name", "node", "status", "template", "lock", "pool")
+            row: dict[str, Any] = {name: getattr(guest, name) for name in names}
+            row["config"] = hide_secrets(guest.config)
+            row["pending"] = dict(guest.pending)
+            row["snapshots"] = list(guest.snapshots)
+            rows.append(row)
+        return rows

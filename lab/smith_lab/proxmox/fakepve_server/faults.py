@@ -5,32 +5,39 @@ from __future__ import annotations
 
 import asyncio
 import fnmatch
+from collections.abc import Mapping
 from typing import Any
 
 from aiohttp import web
 from fakepve.model import PveError
 from fakepve.server import API, FakePve, error, params
 
-#: Parameters that the request log shows as stars.
+#: Parameters of requests, and keys of configurations, that `hide_secrets` replaces with stars.
 SECRET_PARAMS = ("cipassword", "password")
 
 
-class InjectedFaults(FakePve):
-    """Logs every request, and makes a request fail if a fault matches it. The first matching fault counts."""
+class RequestFaults(FakePve):
+    """Logs every request, and makes a request fail if a fault matches it.
+
+    If several faults match a request, the first fault applies.
+    """
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.slow_s = 0.0  #: delay of every answer, in real seconds
-        self.faults: list[dict[str, Any]] = []  #: added by `do_fail` in verbs_cluster.py
+        self.answer_delay_s = 0.0  #: delay of every answer, in real seconds
+        self.faults: list[dict[str, Any]] = []  #: `do_fail` in verbs_cluster.py adds them and explains their keys
         self.request_log: list[dict[str, Any]] = []
 
     async def _answer(self, request: web.Request, handler: Any, generic: Any, path_node: str | None) -> Any:
-        """Log the request and answer it. If a fault matches, send the fault's error or close the connection."""
+        """Log the request and answer it. If a fault matches, send the fault's error or close the connection.
+
+        fakepve calls this method for every request. `handler`, `generic` and `path_node` are only passed on.
+        """
         path = request.path.removeprefix(API)
         self.request_log.append(
             {"method": request.method, "path": path, "params": await _params_without_secrets(request)}
         )
-        await asyncio.sleep(self.slow_s)
+        await asyncio.sleep(self.answer_delay_s)
         fault = self._use_fault(request.method, path)
         if fault is None:
             return await super()._answer(request, handler, generic, path_node)
@@ -44,9 +51,13 @@ class InjectedFaults(FakePve):
         return error(fault["status"], fault["text"])
 
     def _use_fault(self, method: str, path: str) -> dict[str, Any] | None:
-        """Return the first fault that matches a request, or None. Each use reduces the fault's `times` by one."""
+        """Return the first fault that matches a request, or None. Each use reduces the fault's `times` by one.
+
+        A fault whose `times` reaches 0 is removed. A fault with -1 never reaches 0, so it stays.
+        """
         for fault in self.faults:
-            if fault["method"] in ("*", method) and fnmatch.fnmatchcase(path, fault["path"]):
+            is_match = fault["method"] in ("*", method) and fnmatch.fnmatchcase(path, fault["path"])
+            if is_match:
                 fault["times"] -= 1
                 if fault["times"] == 0:
                     self.faults.remove(fault)
@@ -59,4 +70,9 @@ async def _params_without_secrets(request: web.Request) -> dict[str, Any]:
         values = await params(request)
     except PveError:
         return {}
+    return hide_secrets(values)
+
+
+def hide_secrets(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values with stars instead of secrets."""
     return {key: "***" if key in SECRET_PARAMS else value for key, value in values.items()}

@@ -10,71 +10,83 @@ from typing import Any
 from fakepve.model import FakeVm, PveError
 from fakepve.server import FakePve
 
-#: Proxmox seconds between the start of a VM and the first answer of its guest agent (see TASK_SECONDS in tasks.py).
+#: Proxmox seconds between the start of a VM and the first answer of its guest agent (tasks.py defines Proxmox seconds).
 GUEST_AGENT_SECONDS = 5
+#: By how many bytes the counters of a running VM grow in a second.
+BYTES_PER_SECOND = {"netin": 2000, "netout": 900, "diskread": 4000, "diskwrite": 7000}
 
 
-class RunningGuests(FakePve):
+class GuestAgentAndUsage(FakePve):
     """Answers requests for the guest agent's data and for the usage of VMs."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.without_guest_agent: set[int] = set()  #: VMIDs of guests in which no guest agent runs
+        self.vmids_without_guest_agent: set[int] = set()  #: VMIDs of VMs in which no guest agent runs
 
     async def _agent_call(self, match: Any, values: dict[str, Any]) -> Any:
-        """Answer a guest agent request. Raises a 500 unless the VM's configuration enables the guest agent."""
+        """Answer a guest agent request. Raises PveError unless the VM's configuration enables the guest agent."""
         vm = self.find(values["node"], values["vmid"])
-        enabled = re.search(r"(?:^|enabled=)(\d)", str(vm.config.get("agent", "0")))
-        if not enabled or enabled.group(1) != "1":
+        # Matches the flag in both forms of the setting: `1,fstrim_cloned_disks=1` and `enabled=1`.
+        flag_match = re.search(r"(?:^|enabled=)(\d)", str(vm.config.get("agent", "0")))
+        if not flag_match or flag_match.group(1) != "1":
             raise PveError(500, "No QEMU guest agent configured")
-        vm.agent = self._guest_agent_of(vm)
+        vm.agent = self._guest_agent_data(vm)  # fakepve answers with this data
         return await super()._agent_call(match, values)
 
-    def _guest_agent_of(self, vm: FakeVm) -> dict[str, Any] | None:
-        """Return what the guest agent reports, or None if no guest agent answers.
+    def _guest_agent_data(self, vm: FakeVm) -> dict[str, Any] | None:
+        """Return the data that the guest agent reports, or None if no guest agent answers.
 
-        This overrides fakepve's data, because fakepve has none for a clone.
+        fakepve itself has no such data for a clone.
         """
-        booting = time.time() < (vm.started_at or 0) + GUEST_AGENT_SECONDS * self.time_scale
-        if vm.vmid in self.without_guest_agent or vm.status != "running" or booting:
+        guest_agent_starts_at = (vm.started_at or 0) + GUEST_AGENT_SECONDS * self.time_scale
+        is_booting = time.time() < guest_agent_starts_at
+        if vm.vmid in self.vmids_without_guest_agent or vm.status != "running" or is_booting:
             return None
-        internal = [
-            _interface("docker0", "02:42:0a:0b:0c:0d", ["172.17.0.1/16"])
-        ]  # the address of a bridge inside the guest, which other hosts cannot reach
-        return {
-            "interfaces": [_interface("lo", "00:00:00:00:00:00", ["127.0.0.1/8"]), *_guest_interfaces(vm), *internal]
-        }
+        loopback = _make_interface("lo", "00:00:00:00:00:00", ["127.0.0.1/8"])
+        # A bridge inside the guest. Other hosts cannot reach its address.
+        inner_bridge = _make_interface("docker0", "02:42:0a:0b:0c:0d", ["172.17.0.1/16"])
+        return {"interfaces": [loopback, *_make_guest_interfaces(vm), inner_bridge]}
 
     def _vm_usage(self, vm: FakeVm) -> dict[str, Any]:
-        """Return the usage of a VM. Its counters grow while the VM runs, so that computed rates are not zero."""
+        """Return the usage of a VM.
+
+        While the VM runs, its counters grow, so that the rates that the executor computes from them are not zero. The
+        use of CPU and memory changes every second.
+        """
         usage = dict(super()._vm_usage(vm))
         if vm.status == "running":
-            age = time.time() - (vm.started_at or time.time())
-            wave = (vm.vmid * 7 + int(age)) % 60
-            usage.update(cpu=round(0.02 + wave / 100, 4), mem=int(usage["maxmem"] * (0.2 + wave / 200)))
-            usage.update(
-                netin=int(age * 2000), netout=int(age * 900), diskread=int(age * 4000), diskwrite=int(age * 7000)
-            )
+            uptime_s = time.time() - (vm.started_at or time.time())
+            load = (vm.vmid * 7 + int(uptime_s)) % 60  # from 0 to 59, and different for VMs with neighbouring VMIDs
+            usage.update(cpu=round(0.02 + load / 100, 4), mem=int(usage["maxmem"] * (0.2 + load / 200)))
+            for counter, bytes_per_second in BYTES_PER_SECOND.items():
+                usage[counter] = int(uptime_s * bytes_per_second)
         return usage
 
 
-def _interface(name: str, mac: str, addresses: list[str]) -> dict[str, Any]:
+def _make_interface(name: str, mac: str, addresses: list[str]) -> dict[str, Any]:
     ip_addresses = []
     for address in addresses:
         ip, _, prefix = address.partition("/")
-        kind = "ipv6" if ":" in ip else "ipv4"
-        ip_addresses.append({"ip-address": ip, "ip-address-type": kind, "prefix": int(prefix or 24)})
+        address_type = "ipv6" if ":" in ip else "ipv4"
+        ip_addresses.append({"ip-address": ip, "ip-address-type": address_type, "prefix": int(prefix or 24)})
     return {"name": name, "hardware-address": mac, "ip-addresses": ip_addresses}
 
 
-def _guest_interfaces(vm: FakeVm) -> list[dict[str, Any]]:
-    """Return an interface for each NIC. Its address is from `ipconfigN`, or derived from the VMID if none is set."""
+def _make_guest_interfaces(vm: FakeVm) -> list[dict[str, Any]]:
+    """Return an interface for each NIC.
+
+    The address of the interface is the static address in `ipconfigN`. If there is none, the VMID determines the
+    address.
+    """
     interfaces = []
     for key in sorted(key for key in vm.config if re.fullmatch(r"net\d+", key)):
-        index = int(key[3:])
-        mac = re.search(r"=((?:[0-9A-Fa-f]{2}:){5}[0-9A-Fa-f]{2})", str(vm.config[key]))
-        static = re.search(r"ip=(\d[^,]+)", str(vm.config.get(f"ipconfig{index}", "")))
-        address = static.group(1) if static else f"10.{100 + index}.{vm.vmid // 250 % 250}.{vm.vmid % 250 + 1}/16"
-        hardware = mac.group(1).lower() if mac else "00:00:00:00:00:01"
-        interfaces.append(_interface(f"eth{index}", hardware, [address, "fe80::be24:11ff:fe00:1/64"]))
+        index = int(key.removeprefix("net"))
+        # Matches the MAC address in a NIC such as `virtio=BC:24:11:00:00:01,bridge=vmbr0`.
+        mac_match = re.search(r"=((?:[0-9A-Fa-f]{2}:){5}[0-9A-Fa-f]{2})", str(vm.config[key]))
+        mac = mac_match.group(1).lower() if mac_match else "00:00:00:00:00:01"
+        # Matches the address in `ip=10.0.0.5/24,gw=10.0.0.1`, but not in `ip=dhcp`.
+        address_match = re.search(r"ip=(\d[^,]+)", str(vm.config.get(f"ipconfig{index}", "")))
+        derived_address = f"10.{100 + index}.{vm.vmid // 250 % 250}.{vm.vmid % 250 + 1}/16"
+        address = address_match.group(1) if address_match else derived_address
+        interfaces.append(_make_interface(f"eth{index}", mac, [address, "fe80::be24:11ff:fe00:1/64"]))
     return interfaces

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Performs the requests resize, migrate, move disk, back up and unlink, which fakepve answers without an effect."""
+"""Performs the requests resize, migrate, move_disk, vzdump and unlink, which fakepve answers without an effect."""
 
 from __future__ import annotations
 
@@ -21,11 +21,14 @@ GIB = 1024**3
 class DiskAndNodeOperations(ConfigurationChanges, TimedTasks):
     """Handles requests that change disks, migrate VMs or back up guests.
 
-    `v` holds the values of a request, as in fakepve: the parameters of the path, the query and the body.
+    `v` contains the values of a request, as in fakepve: the parameters of the path, the query and the body.
     """
 
     def _routes_stand_in(self) -> list[tuple[str, str, Any]]:
-        """Return the routes that this package adds. fakepve calls every method whose name starts with `_routes_`."""
+        """Return the routes of the requests that the stand-in handles and fakepve does not.
+
+        fakepve calls every method whose name starts with `_routes_`, and adds the routes that it returns.
+        """
         vm_path = "/nodes/{node}/qemu/{vmid}"
         return [
             ("PUT", vm_path + "/resize", self._resize),
@@ -47,36 +50,38 @@ class DiskAndNodeOperations(ConfigurationChanges, TimedTasks):
         if is_cdrom(volume, props):
             raise die("you can't resize a cdrom")
 
-        async def body() -> None:
+        async def resize_disk() -> None:
             self._check_lock_in_task(vm)
             old_bytes = parse_size(props.get("size", "0")) or 0
-            new_bytes = (old_bytes if size.startswith("+") else 0) + _bytes_of(size.removeprefix("+"))
+            new_bytes = _parse_bytes(size.removeprefix("+"))
+            if size.startswith("+"):  # the request contains the increase, not the new size
+                new_bytes += old_bytes
             if new_bytes < old_bytes:
                 raise TaskError("shrinking disks is not supported")
-            self._allocate_space(volume, new_bytes - old_bytes)
+            self._enlarge_volume(volume, new_bytes - old_bytes)
             vm.config[disk] = join_drive(volume, dict(props, size=format_size(new_bytes)))
 
-        return await self.task(vm.node, "resize", vm.vmid, user, body, vm=vm)
+        return await self.task(vm.node, "resize", vm.vmid, user, resize_disk, vm=vm)
 
     @staticmethod
     def _check_lock_in_task(vm: FakeVm) -> None:
-        """Make the running Proxmox task fail if another operation locked the VM."""
+        """Make the running Proxmox task fail if another operation locked the VM after the request."""
         if vm.lock:
             raise TaskError(f"VM is locked ({vm.lock})")
 
-    def _allocate_space(self, volume: str, amount: int) -> None:
-        """Reduce the free space of the volume's storage, and enlarge the volume, by `amount` bytes.
+    def _enlarge_volume(self, volume: str, added_bytes: int) -> None:
+        """Enlarge the volume by `added_bytes`, and reduce the free space of its storage by the same number.
 
-        Raises TaskError if the storage has less free space.
+        Raises TaskError if the storage has less free space than `added_bytes`.
         """
-        storage, name = volume_ref(volume)
-        store = self.storages.get(storage or "", {})
-        if amount > store.get("avail", float("inf")):
-            raise TaskError(f"unable to write to storage '{storage}': No space left on device")
-        if "avail" in store:
-            store["avail"] -= amount
-        if name in store.get("volumes", {}):
-            store["volumes"][name]["size"] += amount
+        storage_name, volume_name = volume_ref(volume)
+        storage = self.storages.get(storage_name or "", {})
+        if added_bytes > storage.get("avail", float("inf")):
+            raise TaskError(f"unable to write to storage '{storage_name}': No space left on device")
+        if "avail" in storage:
+            storage["avail"] -= added_bytes
+        if volume_name in storage.get("volumes", {}):
+            storage["volumes"][volume_name]["size"] += added_bytes
 
     async def _migrate(self, v: dict[str, Any], user: str) -> str:
         vm = self.find(v["node"], v["vmid"])
@@ -104,48 +109,50 @@ class DiskAndNodeOperations(ConfigurationChanges, TimedTasks):
             raise die(f"disk '{disk}' does not exist")
         if not storage:
             raise die("you must specify a storage")
-        self._qm_image_store(storage, user)
+        self._qm_image_store(storage, user)  # raises unless the user may allocate VM disks on this storage
 
-        async def body() -> None:
-            volume, props = split_drive(vm.config[disk])
-            moved, _format = self._qm_alloc(storage, vm.vmid, v.get("format"), parse_size(props.get("size", "0")) or 0)
-            vm.config[disk] = join_drive(moved, props)
+        async def move_disk() -> None:
+            old_volume, props = split_drive(vm.config[disk])
+            size_bytes = parse_size(props.get("size", "0")) or 0
+            new_volume, _format = self._qm_alloc(storage, vm.vmid, v.get("format"), size_bytes)
+            vm.config[disk] = join_drive(new_volume, props)
             if v.get("delete"):
-                self._qm_free(volume)
+                self._qm_free(old_volume)
             else:
-                vm.config[self._next_unused_key(vm)] = volume
+                vm.config[self._next_unused_key(vm)] = old_volume
 
-        return await self.task(vm.node, "qmmove", vm.vmid, user, body, vm=vm)
+        return await self.task(vm.node, "qmmove", vm.vmid, user, move_disk, vm=vm)
 
     async def _vzdump(self, v: dict[str, Any], user: str) -> str:
         """Back up one VM or container: lock it while the Proxmox task runs, then add an archive to the storage."""
         vmid, storage = int(v["vmid"]), str(v.get("storage") or "local")
-        vm = self.ct(vmid) or self.find(v["node"], vmid)
+        guest = self.ct(vmid) or self.find(v["node"], vmid)
         self.need_quorum()
-        self.require(user, f"/vms/{vm.vmid}", "VM.Backup")
+        self.require(user, f"/vms/{guest.vmid}", "VM.Backup")
         self.require(user, f"/storage/{storage}", "Datastore.AllocateSpace")
         if "backup" not in split_list(self._store(storage).get("content")):
             raise die(f"can't use storage '{storage}' for backups - wrong content type")
 
-        async def body() -> None:
-            self._check_lock_in_task(vm)
-            self._qm_lock(vm, "backup")
+        async def back_up() -> None:
+            self._check_lock_in_task(guest)
+            self._qm_lock(guest, "backup")
             try:
                 await self.pause(self.task_seconds["vzdump"])
             finally:
-                self._qm_lock(vm, None)
+                self._qm_lock(guest, None)
             volumes = self.storages[storage].setdefault("volumes", {})
-            volume = {"content": "backup", "format": "vma.zst", "size": GIB, "vmid": vm.vmid, "ctime": int(time.time())}
-            volumes[f"backup/vzdump-qemu-{vm.vmid}-{len(volumes):04d}.vma.zst"] = volume
+            archive = {"content": "backup", "format": "vma.zst", "size": GIB, "vmid": guest.vmid}
+            archive["ctime"] = int(time.time())
+            volumes[f"backup/vzdump-qemu-{guest.vmid}-{len(volumes):04d}.vma.zst"] = archive
 
-        return await self.task(vm.node, "vzdump", vm.vmid, user, body, vm=vm)
+        return await self.task(guest.node, "vzdump", guest.vmid, user, back_up, vm=guest)
 
     async def _unlink(self, v: dict[str, Any], user: str) -> None:
         vm = self.find(v["node"], v["vmid"])
         await self._apply_config(vm, user, {"delete": v["idlist"]})
 
 
-def _bytes_of(text: str) -> int:
-    """Return the bytes of a size such as `10G`."""
+def _parse_bytes(text: str) -> int:
+    """Return the number of bytes in a size such as `10G`."""
     number, unit = re.fullmatch(r"([\d.]+)([KMGT]?)", text).groups()  # type: ignore[union-attr]
     return int(float(number) * SIZE_UNITS.get(unit, 1))

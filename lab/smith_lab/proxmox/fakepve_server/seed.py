@@ -9,10 +9,11 @@ from typing import Any
 from smith_lab.proxmox.fakepve_server.cluster import Cluster
 
 GIB = 1024**3
+MIB = 1024**2
 #: The privileges that `deploy/pveum-role.sh --backup` grants on Proxmox VE 9.
 VM_PRIVILEGES = [
     *("VM.Audit", "VM.Clone", "VM.Allocate", "VM.PowerMgmt", "VM.Snapshot", "VM.Migrate"),
-    "VM.Backup",
+    "VM.Backup",  # only with --backup
     *("VM.Config.CPU", "VM.Config.Memory", "VM.Config.Disk", "VM.Config.Options", "VM.Config.Network"),
     *("VM.Config.Cloudinit", "VM.Config.CDROM", "VM.Config.HWType", "VM.GuestAgent.Audit"),
 ]
@@ -20,15 +21,16 @@ STORAGE_PRIVILEGES = ["Datastore.AllocateSpace", "Datastore.Audit"]
 
 
 def seed(cluster: Cluster, settings: dict[str, Any]) -> None:
-    """Add two nodes, storages, two templates, and a user with a token."""
+    """Add two nodes, storages, two VM templates, a container template, and a user with a token."""
     for node in ("pve1", "pve2"):
         cluster.add_node(node)
     cluster.storages["local-lvm"].update(avail=2000 * GIB, total=2100 * GIB, volumes={})
     cluster.add_ceph_storage("ceph", "vms")
     cluster.storages["ceph"].update(avail=5000 * GIB, total=6000 * GIB, volumes={})
     cluster.storages["local"]["files"].add("debian-12.iso")
-    template = {"content": "vztmpl", "format": "tzst", "size": 120 * 1024**2, "ctime": int(time.time())}
-    cluster.storages["local"].setdefault("volumes", {})["vztmpl/debian-12-standard_12.7-1_amd64.tar.zst"] = template
+    container_template = {"content": "vztmpl", "format": "tzst", "size": 120 * MIB, "ctime": int(time.time())}
+    local_volumes = cluster.storages["local"].setdefault("volumes", {})
+    local_volumes["vztmpl/debian-12-standard_12.7-1_amd64.tar.zst"] = container_template
     cluster.storages["backups"] = {
         "type": "nfs",
         "content": "backup",
@@ -46,7 +48,7 @@ def seed(cluster: Cluster, settings: dict[str, Any]) -> None:
 
 
 def grant_privileges(cluster: Cluster, user_or_token: str) -> None:
-    """Grant the privileges that our documentation asks an operator to grant, and no others."""
+    """Grant exactly the privileges that our documentation asks an operator to grant."""
     cluster.grant(user_or_token, "/vms", *VM_PRIVILEGES)
     for storage in ("local-lvm", "ceph", "backups"):
         cluster.grant(user_or_token, f"/storage/{storage}", *STORAGE_PRIVILEGES)
@@ -57,7 +59,7 @@ def grant_privileges(cluster: Cluster, user_or_token: str) -> None:
 def add_template(
     cluster: Cluster, vmid: int, name: str, *, node: str, disk_gib: int, storage: str = "local-lvm"
 ) -> None:
-    """Add a VM template with one disk, a cloud-init drive and one NIC, whose guest agent is enabled."""
+    """Add a VM template with one disk, a cloud-init drive and one NIC. Its configuration enables the guest agent."""
     disk = f"base-{vmid}-disk-0"
     volume = {"content": "images", "format": "raw", "size": disk_gib * GIB, "vmid": vmid, "ctime": int(time.time())}
     cluster.storages[storage].setdefault("volumes", {})[disk] = volume

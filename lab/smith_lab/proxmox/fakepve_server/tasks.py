@@ -11,7 +11,7 @@ from fakepve.model import FakeVm, TaskError
 from fakepve.qemu import drives_of, join_drive, volume_ref
 from fakepve.server import FakePve
 
-#: How many Proxmox seconds a Proxmox task of each type takes. A Proxmox second is `time_scale` real seconds.
+#: How many Proxmox seconds a Proxmox task of each type takes. A Proxmox second takes `time_scale` real seconds.
 TASK_SECONDS = {
     "qmclone": 10,
     "qmstart": 2,
@@ -22,8 +22,10 @@ TASK_SECONDS = {
     "qmmove": 8,
     "vzdump": 5,
 }
-#: Matches the name of a cloud-init volume.
-CLOUD_INIT = re.compile(r"(?:^|/)vm-\d+-cloudinit")
+#: Matches the name of a cloud-init volume, such as `vm-100-cloudinit` or `100/vm-100-cloudinit.qcow2`.
+CLOUD_INIT_VOLUME = re.compile(r"(?:^|/)vm-\d+-cloudinit")
+#: The size of a cloud-init volume.
+CLOUD_INIT_BYTES = 4 * 1024**2
 
 
 class TimedTasks(FakePve):
@@ -31,50 +33,63 @@ class TimedTasks(FakePve):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.task_faults: list[dict[str, Any]] = []  #: added by `do_fail_task` in verbs_cluster.py
+        self.task_faults: list[dict[str, Any]] = []  #: `do_fail_task` in verbs_cluster.py adds them
         self.task_seconds = dict(TASK_SECONDS)
 
     async def task(  # noqa: PLR0917 - the signature is fakepve's
         self, node: str, ttype: str, tid: Any, user: str, body: Any, vm: Any = None, **kwargs: Any
     ) -> str:
-        """Start a Proxmox task. It waits for the time of its type, then fails if a fault matches it, else calls `body`.
+        """Start a Proxmox task of the type `ttype`, such as `qmclone`.
 
-        `ttype` is the type, such as `qmclone`. `tid` is the id that the Proxmox task shows, mostly a VMID.
+        The Proxmox task waits for the time of its type. Then it fails if a fault matches it. Otherwise it calls `body`,
+        the function that does the work. `tid` is the id of the object of the Proxmox task, which is mostly a VMID.
         """
 
         async def timed_body() -> Any:
-            await self.pause(self.task_seconds.get(ttype, 0))
-            self._raise_task_fault(ttype, tid, vm)
-            note = await body()
+            await self.pause(self.task_seconds.get(ttype, 0))  # waits for Proxmox seconds
+            self._raise_matching_fault(ttype, tid, vm)
+            result = await body()
             if ttype == "qmclone" and vm is not None:
                 self._give_own_cloud_init(vm)
-            return note
+            return result
 
         return str(await super().task(node, ttype, tid, user, timed_body, vm=vm, **kwargs))
 
-    def _raise_task_fault(self, ttype: str, tid: Any, vm: Any) -> None:
-        """Raise the error of the first fault that matches this Proxmox task. Each use reduces `times` by one."""
+    def _raise_matching_fault(self, ttype: str, tid: Any, vm: Any) -> None:
+        """If a fault matches this Proxmox task, reduce the fault's `times` by one and raise TaskError with its text."""
         for fault in self.task_faults:
-            if fault["type"] != ttype or fault["vmid"] not in (None, int(tid or 0), getattr(vm, "vmid", None)):
+            # A fault without a VMID matches all Proxmox tasks of its type.
+            matching_vmids = (None, int(tid or 0), getattr(vm, "vmid", None))
+            if fault["type"] != ttype or fault["vmid"] not in matching_vmids:
                 continue
             fault["times"] -= 1
             if fault["times"] == 0:
                 self.task_faults.remove(fault)
-            for guests in (self.vms, self.cts):
-                if ttype in ("qmclone", "qmcreate", "vzcreate") and vm in guests:
-                    guests.remove(vm)  # Proxmox removes a guest whose creation failed
+            if ttype in ("qmclone", "qmcreate", "vzcreate"):
+                self._remove_guest(vm)  # as Proxmox does after a failed creation
             raise TaskError(fault["text"])
+
+    def _remove_guest(self, guest: Any) -> None:
+        for guests in (self.vms, self.cts):
+            if guest in guests:
+                guests.remove(guest)
 
     def _give_own_cloud_init(self, vm: FakeVm) -> None:
         """Give a clone its own cloud-init volume, as Proxmox does. fakepve gives it the volume of its template."""
         for key, volume, props in drives_of(vm.config):
             storage, name = volume_ref(volume)
-            if storage and CLOUD_INIT.search(name):
+            if storage and CLOUD_INIT_VOLUME.search(name):
                 vm.config[key] = join_drive(self._new_cloud_init(storage, vm.vmid), props)
 
     def _new_cloud_init(self, storage: str, vmid: int) -> str:
         """Add a cloud-init volume for a VM to a storage; return the volume's id."""
         name = f"vm-{vmid}-cloudinit"
-        volume = {"content": "images", "format": "raw", "size": 4 * 1024**2, "vmid": vmid, "ctime": int(time.time())}
+        volume = {
+            "content": "images",
+            "format": "raw",
+            "size": CLOUD_INIT_BYTES,
+            "vmid": vmid,
+            "ctime": int(time.time()),
+        }
         self.storages[storage].setdefault("volumes", {})[name] = volume
         return f"{storage}:{name}"

@@ -9,7 +9,7 @@ from smith_lab.proxmox.fakepve_server.cluster import Cluster
 
 
 class ClusterVerbs:
-    """Implements POST /<verb> by the method `do_<verb>`. The members of the request's JSON are its parameters."""
+    """Implements POST /<verb> by the method `do_<verb>`, whose parameters are the members of the request's JSON."""
 
     cluster: Cluster
 
@@ -28,24 +28,27 @@ class ClusterVerbs:
 
         With `after`, each request is processed before the error is sent. `path` may contain shell wildcards.
         """
-        rule = {"method": method, "path": path, "status": status, "text": text, "times": times}
-        self.cluster.faults.append({**rule, "after": after, "delay_s": delay_s})
+        fault = {"method": method, "path": path, "status": status, "text": text, "times": times}
+        self.cluster.faults.append({**fault, "after": after, "delay_s": delay_s})
 
     def do_fail_task(self, type: str, text: str, times: int = 1, vmid: int | None = None) -> None:
         """Make the next `times` Proxmox tasks of a type (qmclone, qmstart, resize, ...) fail after their usual time."""
         self.cluster.task_faults.append({"type": type, "text": text, "times": times, "vmid": vmid})
 
     def do_clear_faults(self) -> None:
-        """Remove every fault and delay, set all nodes online, and give the cluster quorum."""
+        """Remove every fault and delay, give the cluster quorum, and set all nodes to their default state."""
         self.cluster.faults.clear()
         self.cluster.task_faults.clear()
-        self.cluster.slow_s = 0.0
+        self.cluster.answer_delay_s = 0.0
         self.cluster.quorate = True
         for state in self.cluster.nodes.values():
             state.update(online=True, maintenance=False, stats={})
 
     def do_node(self, node: str, online: bool = True, maintenance: bool = False, **stats: float) -> None:
-        """Set a node's state, its capacity (maxcpu, maxmem) and its use (cpu, mem)."""
+        """Set a node's state. An omitted value becomes the default again.
+
+        `stats` may contain the node's capacity (maxcpu, maxmem) and its use (cpu, mem).
+        """
         self.cluster.nodes[node].update(online=online, maintenance=maintenance, stats=stats)
 
     def do_quorum(self, quorate: bool) -> None:
@@ -54,7 +57,7 @@ class ClusterVerbs:
 
     def do_slow(self, seconds: float) -> None:
         """Delay every answer by this number of real seconds."""
-        self.cluster.slow_s = seconds
+        self.cluster.answer_delay_s = seconds
 
     def do_time_scale(self, scale: float) -> None:
         """Set how many real seconds a Proxmox second takes. With 0, every Proxmox task ends at once."""
@@ -81,7 +84,7 @@ class ClusterVerbs:
             self.cluster.grant(user_or_token, path, privilege)
 
     def do_token_secret(self, secret: str) -> None:
-        """Change the secret of every token, as an operator does who replaces a secret."""
+        """Change the secret of every token, as an operator does to replace a secret."""
         for token in self.cluster.apitokens:
             self.cluster.apitokens[token] = secret
 

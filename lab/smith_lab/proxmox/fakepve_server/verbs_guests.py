@@ -13,25 +13,26 @@ from smith_lab.proxmox.fakepve_server.seed import add_template
 
 
 class GuestVerbs:
-    """Implements POST /<verb> by the method `do_<verb>`. The members of the request's JSON are its parameters."""
+    """Implements POST /<verb> by the method `do_<verb>`, whose parameters are the members of the request's JSON."""
 
     cluster: Cluster
 
-    def _vm(self, vmid: int) -> FakeVm:
+    def _find_guest(self, vmid: int) -> FakeVm:
         """Return the VM or container with this VMID. Raises KeyError if there is none."""
         vm = self.cluster.vm(vmid) or self.cluster.ct(vmid)
         if vm is None:
-            raise KeyError(f"no VM {vmid}")
+            raise KeyError(f"no VM or container {vmid}")
         return vm
 
     def do_lock(self, vmid: int, lock: str | None) -> None:
-        """Set a VM's lock (backup, clone, migrate, snapshot, ...), or clear it if `lock` is null."""
-        self.cluster._qm_lock(self._vm(vmid), lock)
+        """Set the lock of a VM or container (backup, clone, migrate, ...), or clear it if `lock` is null."""
+        self.cluster._qm_lock(self._find_guest(vmid), lock)
 
     def do_remove(self, vmid: int) -> None:
         """Remove a VM or container without a Proxmox task, as if another client had deleted it."""
-        guest = self._vm(vmid)
-        (self.cluster.vms if guest in self.cluster.vms else self.cluster.cts).remove(guest)
+        guest = self._find_guest(vmid)
+        guests = self.cluster.vms if guest in self.cluster.vms else self.cluster.cts
+        guests.remove(guest)
 
     def do_add(
         self,
@@ -44,8 +45,8 @@ class GuestVerbs:
         copies: int = 1,
     ) -> None:
         """Add a VM that Agent Smith did not create. `copies` is the number of VMs to add, on consecutive VMIDs."""
-        for number in range(vmid, vmid + copies):
-            self.cluster.add_vm(number, name, node=node, status=status, config=dict(config or {}))
+        for new_vmid in range(vmid, vmid + copies):
+            self.cluster.add_vm(new_vmid, name, node=node, status=status, config=dict(config or {}))
 
     def do_add_container(
         self, vmid: int, name: str, node: str = "pve1", status: str = "stopped", config: dict[str, Any] | None = None
@@ -62,20 +63,20 @@ class GuestVerbs:
 
         This is the state after another client deleted the VM and used its VMID for a new VM.
         """
-        old = self.cluster.vm(vmid)
-        node = old.node if old else "pve1"
-        if old:
-            self.cluster.vms.remove(old)
+        old_vm = self.cluster.vm(vmid)
+        node = old_vm.node if old_vm else "pve1"
+        if old_vm:
+            self.cluster.vms.remove(old_vm)
         self.cluster.add_vm(vmid, name, node=node, status="running", config={"cores": 1, "memory": "512"})
 
     def do_rename(self, vmid: int, name: str) -> None:
         """Rename a VM, as an operator does in the web interface."""
-        vm = self._vm(vmid)
+        vm = self._find_guest(vmid)
         vm.name = vm.config["name"] = name
 
     def do_configure(self, vmid: int, values: dict[str, Any]) -> None:
-        """Change the configuration at once, without pending values. A value that is null removes the key."""
-        vm = self._vm(vmid)
+        """Change the configuration at once, without pending values. A null value removes the key."""
+        vm = self._find_guest(vmid)
         for key, value in values.items():
             if value is None:
                 vm.config.pop(key, None)
@@ -88,24 +89,26 @@ class GuestVerbs:
 
     def do_power(self, vmid: int, status: str) -> None:
         """Start or stop a VM without a Proxmox task, as another client does."""
-        vm = self._vm(vmid)
+        vm = self._find_guest(vmid)
         vm.status = vm.qmpstatus = status
         vm.started_at = time.time() if status == "running" else None
 
     def do_move(self, vmid: int, node: str) -> None:
         """Move a VM to another node, as if an operator or HA had migrated it."""
-        self._vm(vmid).node = node
+        self._find_guest(vmid).node = node
 
     def do_behave(self, vmid: int, **attributes: Any) -> None:
         """Set how a guest behaves.
 
-        The attribute `agent` says whether a guest agent runs. The others are attributes of fakepve's VM: acpi,
-        shutdown_secs, start_secs, stop_secs, start_error, ha_state, agent_hangs.
+        The attribute `agent` says whether a guest agent runs. All other attributes are attributes of fakepve's class
+        FakeVm: acpi, shutdown_secs, start_secs, stop_secs, start_error, ha_state, agent_hangs.
         """
-        vm = self._vm(vmid)
+        vm = self._find_guest(vmid)
         if "agent" in attributes:
-            vmids = self.cluster.without_guest_agent
-            (vmids.discard if attributes.pop("agent") else vmids.add)(vmid)
+            if attributes.pop("agent"):
+                self.cluster.vmids_without_guest_agent.discard(vmid)
+            else:
+                self.cluster.vmids_without_guest_agent.add(vmid)
         for key, value in attributes.items():
             if not hasattr(vm, key):
                 raise ValueError(f"no such attribute: {key}")

@@ -15,6 +15,7 @@ from smith_lab.simulator.store import Store
 from smith_lab.simulator.web import ADMINS, ANY_ROLE, NO_CONTENT, Call, Endpoint, Reply
 
 _LISTING = Listing(filters={"name": contains("name")}, sort_keys={"name": sort_by("name")})
+#: Matches a media type with optional parameters, such as `text/plain; charset=utf-8`. As in Go, `text` also matches.
 _MEDIA_TYPE = re.compile(r"[\w.+-]+(/[\w.+-]+)?\s*(;\s*[\w-]+=\S+\s*)*")
 
 
@@ -44,7 +45,7 @@ def _create_agent_type(call: Call) -> Reply:
 
 def _patch_agent_type(call: Call) -> Reply:
     row, body = find_row(call.store.agent_types, call), call.body
-    changed = AgentType(
+    changed_row = AgentType(
         **{
             **vars(row),
             "name": body.get("name", row.name),
@@ -55,50 +56,50 @@ def _patch_agent_type(call: Call) -> Reply:
             "config_content_type": body.get("configContentType", row.config_content_type),
         }
     )
-    _save_agent_type(call.store, changed)
-    call.store.mark_updated(changed)
-    return Reply(body=views.agent_type(changed))
+    _save_agent_type(call.store, changed_row)
+    call.store.mark_updated(changed_row)
+    return Reply(body=views.agent_type(changed_row))
 
 
 def _save_agent_type(store: Store, row: AgentType) -> None:
-    """Check and store an agent type. Raises a 400 for an invalid one."""
+    """Check and store an agent type. Raises a 400 if it is invalid."""
     if not row.name:
         raise bad_request("agent type name cannot be empty")
-    schema_check.check(row.configuration_schema, schema_check.AGENT_TYPES)
+    schema_check.check(row.configuration_schema, schema_check.AGENT_TYPE_DIALECT)
     _check_templates(row)
     _check_content_type(row.config_content_type)
     refuse_duplicate(store.agent_types, row)
     for service_type_id in row.service_type_ids:
-        # The real server creates an empty service type for an unknown id instead of refusing it.
+        # The real server does not refuse an unknown id. It creates an empty service type with this id.
         if service_type_id not in store.service_types:
-            empty = ServiceType(
-                **{**store.new_row_fields(), "id": service_type_id}, name="", property_schema={}, lifecycle_schema={}
-            )
-            store.service_types[service_type_id] = empty
+            row_fields = {**store.new_row_fields(), "id": service_type_id}
+            empty_type = ServiceType(**row_fields, name="", property_schema={}, lifecycle_schema={})
+            store.service_types[service_type_id] = empty_type
     store.agent_types[row.id] = row
 
 
 def _check_templates(row: AgentType) -> None:
     """Raise a 400 for install templates that FulcrumCore refuses.
 
-    Either both templates or none must be set, and both must render. The template of the command must use the URL of the
-    configuration and the token.
+    FulcrumCore accepts two empty templates. Otherwise both must be set, and it must be possible to render both. The
+    template of the command must use the URL of the configuration (`configUrl`) and the token (`authToken`).
     """
     if bool(row.config_template) != bool(row.cmd_template):
         raise bad_request("configTemplate and cmdTemplate must both be set or both be empty")
     if not row.config_template:
         return
-    data = _mock_data(row.configuration_schema)
+    data = _make_mock_data(row.configuration_schema)
     command_values = {"configUrl": "", "authToken": ""}
-    _refuse_unless_rendered(row.config_template, data)
-    _refuse_unless_rendered(row.cmd_template, data | command_values)
+    _refuse_if_not_renderable(row.config_template, data)
+    _refuse_if_not_renderable(row.cmd_template, data | command_values)
     for name in command_values:
+        # A template that can be rendered without a value does not use the value.
         other_values = {key: value for key, value in command_values.items() if key != name}
-        if _renders(row.cmd_template, data | other_values):
+        if _can_render(row.cmd_template, data | other_values):
             raise bad_request(f"cmdTemplate must reference {{{{.{name}}}}} when configTemplate is set")
 
 
-def _refuse_unless_rendered(template: str, data: Json) -> None:
+def _refuse_if_not_renderable(template: str, data: Json) -> None:
     """Raise a 400 if the template cannot be rendered with this data."""
     try:
         go_template.render(template, data)
@@ -106,7 +107,7 @@ def _refuse_unless_rendered(template: str, data: Json) -> None:
         raise bad_request(str(exc)) from exc
 
 
-def _renders(template: str, data: Json) -> bool:
+def _can_render(template: str, data: Json) -> bool:
     """Return whether the template can be rendered with this data."""
     try:
         go_template.render(template, data)
@@ -115,18 +116,18 @@ def _renders(template: str, data: Json) -> bool:
     return True
 
 
-def _mock_data(schema: Json) -> Json:
-    """Return data with which a template is rendered as a check: a value of the declared type for every property."""
-    return {name: _mock_value(definition) for name, definition in (schema.get("properties") or {}).items()}
+def _make_mock_data(schema: Json) -> Json:
+    """Return data for the check of a template. It contains a value of the declared type for every property."""
+    return {name: _make_mock_value(definition) for name, definition in (schema.get("properties") or {}).items()}
 
 
-def _mock_value(definition: Json) -> Any:
-    kind = definition["type"]
-    if kind == "object":
-        return _mock_data(definition)
-    if kind == "array":
-        return [_mock_value(definition["items"])] if definition.get("items") else []
-    return {"integer": 0, "number": 0, "boolean": False}.get(kind, "")
+def _make_mock_value(definition: Json) -> Any:
+    property_type = definition["type"]
+    if property_type == "object":
+        return _make_mock_data(definition)
+    if property_type == "array":
+        return [_make_mock_value(definition["items"])] if definition.get("items") else []
+    return {"integer": 0, "number": 0, "boolean": False}.get(property_type, "")
 
 
 def _check_content_type(text: str) -> None:

@@ -1,21 +1,21 @@
-"""Handles the calls of admins and participants for agents, and the calls to /agents/me that an agent makes."""
+"""Handles the calls by which admins and participants manage agents, and the calls of an agent to /agents/me."""
 
 from __future__ import annotations
 
 from smith_lab.simulator import properties, views
 from smith_lab.simulator.endpoints.tokens import scope_of_agent
-from smith_lab.simulator.paging import Listing, contains, equals_allowed, equals_uuid, sort_by
-from smith_lab.simulator.problems import PropertyErrors, bad_request, internal, not_found
+from smith_lab.simulator.paging import Listing, contains, equals_enum, equals_uuid, sort_by
+from smith_lab.simulator.problems import PropertyErrors, bad_request, internal_error, not_found
 from smith_lab.simulator.rows import Agent, Json
 from smith_lab.simulator.store import Store
 from smith_lab.simulator.web import AGENTS, ANY_ROLE, NO_CONTENT, USERS, Call, Endpoint, Reply, Scope
 
-STATUSES = ("New", "Connected", "Disconnected", "Error", "Disabled")
+AGENT_STATUSES = ("New", "Connected", "Disconnected", "Error", "Disabled")
 
 _LISTING = Listing(
     filters={
         "name": contains("name"),
-        "status": equals_allowed("status", STATUSES),
+        "status": equals_enum("status", AGENT_STATUSES),
         "agentTypeId": equals_uuid("agent_type_id"),
         "providerId": equals_uuid("provider_id"),
     },
@@ -23,15 +23,15 @@ _LISTING = Listing(
 )
 
 
-def agent_scope(call: Call) -> Scope | None:
-    """Return the scope of the agent with the id in the call's path, or None if it does not exist."""
+def find_agent_scope(call: Call) -> Scope | None:
+    """Return the scope of the agent with the id in the call's path, or None if there is no such agent."""
     agent = call.store.agents.get(call.id)
     return scope_of_agent(agent) if agent else None
 
 
-def _new_scope(call: Call) -> Scope:
+def _new_agent_scope(call: Call) -> Scope:
     """Return the scope that the new agent will have."""
-    return Scope(participants=(call.body.get("providerId"),))
+    return Scope(participant_ids=(call.body.get("providerId"),))
 
 
 def _list(call: Call) -> Reply:
@@ -46,7 +46,7 @@ def _get(call: Call) -> Reply:
 def _create(call: Call) -> Reply:
     """Create an agent with the status Disconnected.
 
-    If the request has no configuration, the agent has none either, even if the schema has required members.
+    If the request has no configuration, the agent has no configuration, even if the schema has required members.
     """
     store, body = call.store, call.body
     _refuse_pools(body)
@@ -74,15 +74,15 @@ def _create(call: Call) -> Reply:
     return Reply(status=201, body=views.agent(store, agent))
 
 
-def _process_configuration(store: Store, agent: Agent, given: Json) -> Json:
+def _process_configuration(store: Store, agent: Agent, requested: Json) -> Json:
     """Return the configuration to store, without unknown members and with vault references instead of secrets.
 
-    `given` is the configuration in the request. Raises a 400 if it does not match the agent type's schema.
+    `requested` is the configuration in the request. Raises a 400 if it does not match the agent type's schema.
     """
-    change = properties.PropertyChange(vault=store.vault, actor="user", updating=agent.configuration is not None)
+    context = properties.ChangeContext(vault=store.vault, actor="user", is_update=agent.configuration is not None)
     schema = store.agent_types[agent.agent_type_id].configuration_schema
     try:
-        return properties.apply(change, schema, agent.configuration, given)
+        return properties.process(context, schema, agent.configuration, requested)
     except PropertyErrors as exc:
         raise bad_request(str(exc)) from exc
 
@@ -109,7 +109,7 @@ def _refuse_pools(body: Json) -> None:
 
 
 def _check_status(status: str) -> None:
-    if status not in STATUSES:
+    if status not in AGENT_STATUSES:
         raise bad_request(f"invalid agent status: {status}")
 
 
@@ -117,28 +117,28 @@ def _delete(call: Call) -> Reply:
     """Delete an agent and its tokens. Raises a 500 if the agent has services."""
     store = call.store
     if any(service.agent_id == call.id for service in store.services.values()):
-        raise internal("cannot delete agent with associated services")
+        raise internal_error("cannot delete agent with associated services")
     agent = store.agents[call.id]
     store.delete_agent(agent)
     call.record_event("agent.deleted", agent)
     return NO_CONTENT
 
 
-def _calling_agent(call: Call) -> Agent:
-    """Return the agent whose token the caller uses."""
-    agent = call.store.agents.get(call.identity.agent_id or "")
+def _find_calling_agent(call: Call) -> Agent:
+    """Return the agent that makes the call. Raises a 404 if the caller's token belongs to no agent in the store."""
+    agent = call.store.agents.get(call.caller_token.agent_id or "")
     if agent is None:
         raise not_found()
     return agent
 
 
 def _get_me(call: Call) -> Reply:
-    return Reply(body=views.agent(call.store, _calling_agent(call)))
+    return Reply(body=views.agent(call.store, _find_calling_agent(call)))
 
 
 def _put_my_status(call: Call) -> Reply:
     """Handle a heartbeat. As in the real server, an agent may report any status at any time, even Disabled."""
-    agent = _calling_agent(call)
+    agent = _find_calling_agent(call)
     _check_status(call.body.get("status", ""))
     agent.status = call.body["status"]
     agent.last_status_at = call.store.clock.now()
@@ -157,7 +157,7 @@ ENDPOINTS = [
         handler=_create,
         roles=USERS,
         fields={**_FIELDS, "providerId": "uuid", "agentTypeId": "uuid"},
-        scope=_new_scope,
+        find_scope=_new_agent_scope,
     ),
     Endpoint(method="GET", path="/agents/me", handler=_get_me, roles=AGENTS),
     Endpoint(
@@ -165,17 +165,17 @@ ENDPOINTS = [
         path="/agents/me/status",
         handler=_put_my_status,
         roles=AGENTS,
-        role_first=True,
+        checks_role_first=True,
         fields={"status": "string"},
     ),
-    Endpoint(method="GET", path="/agents/{id}", handler=_get, roles=ANY_ROLE, scope=agent_scope),
+    Endpoint(method="GET", path="/agents/{id}", handler=_get, roles=ANY_ROLE, find_scope=find_agent_scope),
     Endpoint(
         method="PATCH",
         path="/agents/{id}",
         handler=_patch,
         roles=USERS,
         fields={**_FIELDS, "status": "string"},
-        scope=agent_scope,
+        find_scope=find_agent_scope,
     ),
-    Endpoint(method="DELETE", path="/agents/{id}", handler=_delete, roles=USERS, scope=agent_scope),
+    Endpoint(method="DELETE", path="/agents/{id}", handler=_delete, roles=USERS, find_scope=find_agent_scope),
 ]

@@ -1,4 +1,4 @@
-"""Handles service groups. FulcrumCore delivers a job of a group only when the group's earlier job has ended."""
+"""Handles service groups. FulcrumCore delivers a job only if no other job of the same group is in progress."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ _LISTING = Listing(filters={"name": contains("name")}, sort_keys={"name": sort_b
 
 
 def _scope_of_group(row: Group) -> Scope:
-    return Scope(participants=(row.consumer_id,))
+    return Scope(participant_ids=(row.consumer_id,))
 
 
-def _group_scope(call: Call) -> Scope | None:
+def _find_group_scope(call: Call) -> Scope | None:
     group = call.store.groups.get(call.id)
     return _scope_of_group(group) if group else None
 
 
 def _new_group_scope(call: Call) -> Scope:
     """Return the scope that the new group will have."""
-    return Scope(participants=(call.body.get("consumerId"),))
+    return Scope(participant_ids=(call.body.get("consumerId"),))
 
 
 def _list_groups(call: Call) -> Reply:
@@ -72,16 +72,18 @@ ENDPOINTS = [
         handler=_create_group,
         roles=USERS,
         fields=_GROUP_FIELDS,
-        scope=_new_group_scope,
+        find_scope=_new_group_scope,
     ),
-    Endpoint(method="GET", path="/service-groups/{id}", handler=_get_group, roles=USERS, scope=_group_scope),
+    Endpoint(method="GET", path="/service-groups/{id}", handler=_get_group, roles=USERS, find_scope=_find_group_scope),
     Endpoint(
         method="PATCH",
         path="/service-groups/{id}",
         handler=_patch_group,
         roles=USERS,
         fields={"name": "string"},
-        scope=_group_scope,
+        find_scope=_find_group_scope,
     ),
-    Endpoint(method="DELETE", path="/service-groups/{id}", handler=_delete_group, roles=USERS, scope=_group_scope),
+    Endpoint(
+        method="DELETE", path="/service-groups/{id}", handler=_delete_group, roles=USERS, find_scope=_find_group_scope
+    ),
 ]

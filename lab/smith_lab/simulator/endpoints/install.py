@@ -1,7 +1,7 @@
 """Handles install commands, and the configuration that an install command fetches.
 
-An install command is a shell command that installs an agent on a host. It contains a URL for the configuration and a
-bearer token. Both are valid for five minutes.
+An install command is a shell command that installs an agent on a host. It contains the URL of the configuration and a
+bearer token. The URL and the token are valid for five minutes.
 """
 
 from __future__ import annotations
@@ -11,30 +11,30 @@ from typing import Any
 
 from smith_lab.simulator import go_template
 from smith_lab.simulator.clock import to_text
-from smith_lab.simulator.endpoints.agents import agent_scope
+from smith_lab.simulator.endpoints.agents import find_agent_scope
 from smith_lab.simulator.go_template_parser import TemplateError
-from smith_lab.simulator.problems import Problem, bad_request, conflict, internal, not_found
+from smith_lab.simulator.problems import ErrorAnswer, bad_request, conflict, internal_error, not_found
 from smith_lab.simulator.rows import Agent, InstallToken
 from smith_lab.simulator.store import Store
 from smith_lab.simulator.vault import VAULT_PREFIX
 from smith_lab.simulator.web import ANY_ROLE, NO_CONTENT, USERS, Call, Endpoint, Reply
 
 #: Seconds for which the URL and the bearer token in an install command are valid.
-LIFETIME_S = 300.0
+TOKEN_LIFETIME_S = 300.0
 
 
 def _create(call: Call) -> Reply:
     _refuse_without_templates(call)
     if call.id in call.store.install_tokens:
         raise conflict(f"install token already exists for agent {call.id}")
-    return _issue(call, status=201)
+    return _create_install_command(call, status=201)
 
 
 def _regenerate(call: Call) -> Reply:
     """Return an install command with a new URL and a new bearer token. The old URL and token are invalid at once."""
     _refuse_without_templates(call)
     _delete_install_token(call)
-    return _issue(call, status=200)
+    return _create_install_command(call, status=200)
 
 
 def _refuse_without_templates(call: Call) -> None:
@@ -43,38 +43,42 @@ def _refuse_without_templates(call: Call) -> None:
         raise bad_request("agent type has no install templates configured")
 
 
-def _issue(call: Call, *, status: int) -> Reply:
-    """Create a bearer token and an install token, which is a part of the URL; return the command that contains both."""
+def _create_install_command(call: Call, *, status: int) -> Reply:
+    """Create a bearer token and an install token, which is a part of the URL. Return the command with both tokens."""
     store, agent = call.store, call.store.agents[call.id]
-    bearer = store.add_token(
+    bearer_token = store.add_token(
         name=f"install-bootstrap-{agent.id}",
         role="agent",
-        lifetime_s=LIFETIME_S,
+        lifetime_s=TOKEN_LIFETIME_S,
         agent_id=agent.id,
         participant_id=agent.provider_id,
     )
-    row = InstallToken(
+    install_token = InstallToken(
         **store.new_row_fields(),
         agent_id=agent.id,
         value=secrets.token_urlsafe(32),
-        expires_at=store.clock.now() + LIFETIME_S,
-        bootstrap_token_id=bearer.id,
+        expires_at=store.clock.now() + TOKEN_LIFETIME_S,
+        bearer_token_id=bearer_token.id,
     )
-    store.install_tokens[agent.id] = row
-    url = f"{store.options.public_base_url or store.origin}/api/v1/agents/install/{row.value}/config"
-    command = _render_command(store, agent, url, bearer.value)
-    return Reply(status=status, body={"installCommand": command, "url": url, "expiresAt": to_text(row.expires_at)})
+    store.install_tokens[agent.id] = install_token
+    base_url = store.options.public_base_url or store.origin
+    url = f"{base_url}/api/v1/agents/install/{install_token.value}/config"
+    command = _render_command(store, agent, url, bearer_token.value)
+    expires_at = to_text(install_token.expires_at)
+    return Reply(status=status, body={"installCommand": command, "url": url, "expiresAt": expires_at})
 
 
-def _render_command(store: Store, agent: Agent, url: str, bearer: str) -> str:
+def _render_command(store: Store, agent: Agent, url: str, bearer_token: str) -> str:
     template = store.agent_types[agent.agent_type_id].cmd_template
+    data = {**(agent.configuration or {}), "configUrl": url, "authToken": bearer_token}
     try:
-        return go_template.render(template, {**(agent.configuration or {}), "configUrl": url, "authToken": bearer})
+        return go_template.render(template, data)
     except TemplateError as exc:
-        raise internal(str(exc)) from exc
+        raise internal_error(str(exc)) from exc
 
 
 def _find_install_token(call: Call) -> InstallToken:
+    """Return the install token of the agent with the id in the call's path. Raises a 404 if there is none."""
     row = call.store.install_tokens.get(call.id)
     if row is None:
         raise not_found()
@@ -82,6 +86,7 @@ def _find_install_token(call: Call) -> InstallToken:
 
 
 def _get(call: Call) -> Reply:
+    """Return the id and the times of the install token, but not the command, which contains secrets."""
     row = _find_install_token(call)
     return Reply(body={"id": row.id, "expiresAt": to_text(row.expires_at), "createdAt": to_text(row.created_at)})
 
@@ -93,25 +98,25 @@ def _revoke(call: Call) -> Reply:
 
 def _delete_install_token(call: Call) -> None:
     row = _find_install_token(call)
-    bearer = call.store.tokens.get(row.bootstrap_token_id)
-    if bearer is not None:
-        call.store.delete_token(bearer)
+    bearer_token = call.store.tokens.get(row.bearer_token_id)
+    if bearer_token is not None:
+        call.store.delete_token(bearer_token)
     del call.store.install_tokens[call.id]
 
 
 def _fetch_configuration(call: Call) -> Reply:
-    """Return the rendered configuration with secrets in clear text. A failure is answered 404 without a body."""
+    """Return the rendered configuration with secrets in clear text. Answer any failure with 404 and no body."""
     store = call.store
-    row = next((row for row in store.install_tokens.values() if row.value == call.path["token"]), None)
+    row = next((row for row in store.install_tokens.values() if row.value == call.path_params["token"]), None)
     if row is None or row.expires_at < store.clock.now():
-        raise Problem(404, None)
+        raise ErrorAnswer(404, None)
     agent = store.agents[row.agent_id]
     agent_type = store.agent_types[agent.agent_type_id]
     try:
         data = _resolve_references(store, agent.configuration or {})
         text = go_template.render(agent_type.config_template, data)
     except (KeyError, TemplateError) as exc:
-        raise Problem(404, None) from exc
+        raise ErrorAnswer(404, None) from exc
     headers = {
         "Content-Type": agent_type.config_content_type,
         "Cache-Control": "no-store",
@@ -131,12 +136,14 @@ def _resolve_references(store: Store, value: Any) -> Any:
     return value
 
 
-_PATH = "/agents/{id}/install-command"
+_COMMAND_PATH = "/agents/{id}/install-command"
 
 ENDPOINTS = [
-    Endpoint(method="POST", path=_PATH, handler=_create, roles=USERS, scope=agent_scope),
-    Endpoint(method="POST", path=f"{_PATH}/regenerate", handler=_regenerate, roles=USERS, scope=agent_scope),
-    Endpoint(method="GET", path=_PATH, handler=_get, roles=ANY_ROLE, scope=agent_scope),
-    Endpoint(method="DELETE", path=_PATH, handler=_revoke, roles=USERS, scope=agent_scope),
+    Endpoint(method="POST", path=_COMMAND_PATH, handler=_create, roles=USERS, find_scope=find_agent_scope),
+    Endpoint(
+        method="POST", path=f"{_COMMAND_PATH}/regenerate", handler=_regenerate, roles=USERS, find_scope=find_agent_scope
+    ),
+    Endpoint(method="GET", path=_COMMAND_PATH, handler=_get, roles=ANY_ROLE, find_scope=find_agent_scope),
+    Endpoint(method="DELETE", path=_COMMAND_PATH, handler=_revoke, roles=USERS, find_scope=find_agent_scope),
     Endpoint(method="GET", path="/agents/install/{token}/config", handler=_fetch_configuration, roles=ANY_ROLE),
 ]

@@ -1,26 +1,25 @@
-"""Handles jobs: lists them, and lets agents claim, complete and fail them, in the same steps as the real server."""
+"""Handles jobs: lists them, and lets agents claim, complete and fail them, as the real server does."""
 
 from __future__ import annotations
 
 import copy
-from itertools import chain
 
 from smith_lab.simulator import lifecycle, properties, views
 from smith_lab.simulator.lookups import ServiceLookups
-from smith_lab.simulator.paging import Listing, equals, equals_allowed, equals_uuid, sort_by
-from smith_lab.simulator.problems import PropertyErrors, bad_request, internal
+from smith_lab.simulator.paging import Listing, equals, equals_enum, equals_uuid, sort_by
+from smith_lab.simulator.problems import PropertyErrors, bad_request, internal_error
 from smith_lab.simulator.rows import Job, Json, Service, ServiceType
 from smith_lab.simulator.store import Store
 from smith_lab.simulator.web import AGENTS, ANY_ROLE, NO_CONTENT, Call, Endpoint, Reply, Scope
 
-STATUSES = ("Pending", "Processing", "Completed", "Failed")
-#: The maximum number of jobs in an agent's list of pending jobs, if the request has no valid `limit`.
-DEFAULT_LIMIT = 10
+JOB_STATUSES = ("Pending", "Processing", "Completed", "Failed")
+#: How many pending jobs an agent gets at most, if its request has no valid `limit`.
+DEFAULT_PENDING_LIMIT = 10
 
 _LISTING = Listing(
     filters={
         "action": equals("action"),
-        "status": equals_allowed("status", STATUSES),
+        "status": equals_enum("status", JOB_STATUSES),
         "agentId": equals_uuid("agent_id"),
         "serviceId": equals_uuid("service_id"),
     },
@@ -35,10 +34,10 @@ _LISTING = Listing(
 
 def scope_of_job_or_service(row: Job | Service) -> Scope:
     """Return the scope of a job or service: its provider, its consumer and its agent."""
-    return Scope(participants=(row.provider_id, row.consumer_id), agent_id=row.agent_id)
+    return Scope(participant_ids=(row.provider_id, row.consumer_id), agent_id=row.agent_id)
 
 
-def _scope(call: Call) -> Scope | None:
+def _find_job_scope(call: Call) -> Scope | None:
     job = call.store.jobs.get(call.id)
     return scope_of_job_or_service(job) if job else None
 
@@ -52,23 +51,24 @@ def _get(call: Call) -> Reply:
     return Reply(body=views.full_job(call.store, call.store.jobs[call.id]))
 
 
-def _pending(call: Call) -> Reply:
-    jobs = call.store.pending_jobs(call.identity.agent_id or "", _limit(call))
-    return Reply(body=[*(views.pending_job(call.store, job) for job in jobs), *call.store.raw_pending])
+def _list_pending(call: Call) -> Reply:
+    jobs = call.store.deliverable_jobs(call.caller_token.agent_id or "", _read_limit(call))
+    rendered_jobs = [views.pending_job(call.store, job) for job in jobs]
+    return Reply(body=rendered_jobs + call.store.raw_pending_items)
 
 
-def _limit(call: Call) -> int:
-    """Return the maximum number of jobs that the request wants, or DEFAULT_LIMIT without a valid number."""
+def _read_limit(call: Call) -> int:
+    """Return the query parameter `limit`, or the default if it is absent or not a positive number."""
     text = next((value for name, value in call.query if name == "limit"), "")
     try:
         limit = int(text)
     except ValueError:
-        return DEFAULT_LIMIT
-    return limit if limit > 0 else DEFAULT_LIMIT
+        return DEFAULT_PENDING_LIMIT
+    return limit if limit > 0 else DEFAULT_PENDING_LIMIT
 
 
 def _claim(call: Call) -> Reply:
-    """Claim a job. As in the real server, only the job's status is checked, and the claiming agent is not recorded."""
+    """Claim a job. As the real server does, check only the job's status, and do not record which agent claims it."""
     store, job = call.store, call.store.jobs[call.id]
     is_second_claim_allowed = store.switches.two_claims_win and job.status == "Processing"
     if job.status != "Pending" and not is_second_claim_allowed:
@@ -79,9 +79,10 @@ def _claim(call: Call) -> Reply:
 
 
 def _complete(call: Call) -> Reply:
-    """Complete a job. If the request is refused, the job stays Processing and the service does not change.
+    """Complete a job.
 
-    So the changes are made in a copy of the service, which is stored when all checks have passed.
+    All changes are made in a copy of the service. The copy is stored when all checks have passed. So if the request is
+    refused, the service does not change, and the job stays Processing.
     """
     store, job = call.store, call.store.jobs[call.id]
     _refuse_unless_processing(job, "complete")
@@ -93,57 +94,55 @@ def _complete(call: Call) -> Reply:
     service.agent_instance_data = call.body.get("agentInstanceData", service.agent_instance_data)
     service.agent_instance_id = call.body.get("agentInstanceId", service.agent_instance_id)
     if job.action == "update":
-        # As in the real server, the job's params replace all properties, even those that the agent reported. If the
-        # job has no params, the service has no properties afterwards.
+        # As in the real server, the job's params replace all properties, even properties that the agent reported. If
+        # the job has no params, the service then has no properties.
         service.properties = job.params
     is_terminal_state = lifecycle.is_terminal(service_type.lifecycle_schema, service.status)
     if is_terminal_state:
         service.agent_instance_id = None
-    _refuse_taken_instance(store, service)
+    _refuse_used_instance_id(store, service)
     _save_service(store, service)
     store.set_job_status(job, "Completed")
     job.completed_at = store.clock.now()
-    _delete_secrets(store, service, service_type, persistent=is_terminal_state)
+    _delete_secrets(store, service, service_type, with_persistent=is_terminal_state)
     call.record_event("service.transitioned", service, {"action": job.action, "status": service.status})
     return NO_CONTENT
 
 
-def _merge_properties(store: Store, service: Service, service_type: ServiceType, given: Json) -> Json:
-    """Return the service's properties, changed to the values that the agent reported (`given`).
+def _merge_properties(store: Store, service: Service, service_type: ServiceType, reported: Json) -> Json:
+    """Return the service's properties with the values that the agent reported.
 
     Raises a 400 if a reported value is invalid.
     """
     old = service.properties or {}
-    change = properties.PropertyChange(
+    context = properties.ChangeContext(
         vault=store.vault,
         actor="agent",
-        updating=True,
+        is_update=True,
         service_status=service.status,
         lookups=ServiceLookups(store, service),
     )
     try:
-        return old | properties.apply(change, service_type.property_schema, old, given)
+        return old | properties.process(context, service_type.property_schema, old, reported)
     except PropertyErrors as exc:
         raise bad_request(str(exc)) from exc
 
 
 def _apply_transition(service: Service, service_type: ServiceType, job: Job) -> None:
-    """Set the state that the service has after the job's action. Raises a 400 if the lifecycle has none."""
+    """Set the service's state after the job's action. Raises a 400 if the lifecycle has no such transition."""
     try:
         service.status = lifecycle.next_state(service_type.lifecycle_schema, service.status, job.action)
     except (lifecycle.NoTransition, lifecycle.UnknownAction) as exc:
         raise bad_request(str(exc)) from exc
 
 
-def _refuse_taken_instance(store: Store, service: Service) -> None:
-    """Raise a 500 if another service has the same `agentInstanceId`, which is unique in the database."""
-    owner = (
-        store.service_id_by_instance_id.get(service.agent_instance_id)
-        if service.agent_instance_id is not None
-        else None
-    )
-    if owner not in (None, service.id):
-        raise internal(
+def _refuse_used_instance_id(store: Store, service: Service) -> None:
+    """Raise a 500 if another service has the same `agentInstanceId`. The database requires that it is unique."""
+    if service.agent_instance_id is None:
+        return
+    owner_id = store.service_id_by_instance_id.get(service.agent_instance_id)
+    if owner_id not in (None, service.id):
+        raise internal_error(
             'duplicate key value violates unique constraint "service_agent_instance_id_uniq" (SQLSTATE 23505)'
         )
 
@@ -160,7 +159,7 @@ def _save_service(store: Store, service: Service) -> None:
 
 
 def _fail(call: Call) -> Reply:
-    """Fail a claimed job. If no transition matches the error, the service keeps its state; the answer is 204, too."""
+    """Fail a claimed job. If no transition matches the error, the service keeps its state, and the job still fails."""
     store, job = call.store, call.store.jobs[call.id]
     _refuse_unless_processing(job, "fail")
     service = copy.copy(store.services[job.service_id])
@@ -174,8 +173,10 @@ def _fail(call: Call) -> Reply:
         raise bad_request(str(exc)) from exc
     _save_service(store, service)
     store.set_job_status(job, "Failed")
-    job.error_message = message  # completed_at stays empty, as in the real server, so retention never deletes the job
-    _delete_secrets(store, service, service_type, persistent=False)
+    # As in the real server, `completed_at` stays empty, so the job retention never deletes a job that an agent
+    # reported as failed. In a job that failed by the job timeout, `completed_at` is set.
+    job.error_message = message
+    _delete_secrets(store, service, service_type, with_persistent=False)
     call.record_event("service.transitioned", service, {"action": job.action, "status": service.status})
     return NO_CONTENT
 
@@ -185,11 +186,14 @@ def _refuse_unless_processing(job: Job, verb: str) -> None:
         raise bad_request(f"cannot {verb} a job not in processing status")
 
 
-def _delete_secrets(store: Store, service: Service, service_type: ServiceType, *, persistent: bool) -> None:
-    """Delete the service's ephemeral secrets from the vault. With `persistent`, also delete its persistent secrets."""
-    ephemeral = properties.secret_references(service_type.property_schema, service.properties, "ephemeral")
-    all_secrets = properties.vault_references(service.properties) if persistent else ()
-    for reference in list(chain(ephemeral, all_secrets)):
+def _delete_secrets(store: Store, service: Service, service_type: ServiceType, *, with_persistent: bool) -> None:
+    """Delete the service's ephemeral secrets from the vault, or all its secrets if `with_persistent` is true."""
+    references = list(
+        properties.vault_references_of_type(service_type.property_schema, service.properties, "ephemeral")
+    )
+    if with_persistent:
+        references += properties.vault_references(service.properties)
+    for reference in references:
         store.vault.delete(reference)
 
 
@@ -197,17 +201,24 @@ _COMPLETE_FIELDS = {"agentInstanceId": "string", "agentInstanceData": "object", 
 
 ENDPOINTS = [
     Endpoint(method="GET", path="/jobs", handler=_list, roles=ANY_ROLE),
-    Endpoint(method="GET", path="/jobs/pending", handler=_pending, roles=AGENTS),
-    Endpoint(method="GET", path="/jobs/{id}", handler=_get, roles=ANY_ROLE, scope=_scope),
-    Endpoint(method="POST", path="/jobs/{id}/claim", handler=_claim, roles=AGENTS, role_first=True, scope=_scope),
+    Endpoint(method="GET", path="/jobs/pending", handler=_list_pending, roles=AGENTS),
+    Endpoint(method="GET", path="/jobs/{id}", handler=_get, roles=ANY_ROLE, find_scope=_find_job_scope),
+    Endpoint(
+        method="POST",
+        path="/jobs/{id}/claim",
+        handler=_claim,
+        roles=AGENTS,
+        checks_role_first=True,
+        find_scope=_find_job_scope,
+    ),
     Endpoint(
         method="POST",
         path="/jobs/{id}/complete",
         handler=_complete,
         roles=AGENTS,
         fields=_COMPLETE_FIELDS,
-        role_first=True,
-        scope=_scope,
+        checks_role_first=True,
+        find_scope=_find_job_scope,
     ),
     Endpoint(
         method="POST",
@@ -215,7 +226,7 @@ ENDPOINTS = [
         handler=_fail,
         roles=AGENTS,
         fields={"errorMessage": "string"},
-        role_first=True,
-        scope=_scope,
+        checks_role_first=True,
+        find_scope=_find_job_scope,
     ),
 ]

@@ -1,17 +1,17 @@
-"""Handles metric types, and the metric entries that agents send. A call contains one entry."""
+"""Handles metric types, and the metric entries that agents send. Each POST creates one entry."""
 
 from __future__ import annotations
 
 from smith_lab.simulator import views
 from smith_lab.simulator.paging import Listing, equals, equals_uuid, sort_by
-from smith_lab.simulator.problems import bad_request, internal, not_found
+from smith_lab.simulator.problems import bad_request, internal_error, not_found
 from smith_lab.simulator.row_checks import find_row, refuse_duplicate, require_name
 from smith_lab.simulator.rows import MetricEntry, MetricType, Service
 from smith_lab.simulator.web import ADMINS, AGENTS, ANY_ROLE, NO_CONTENT, USERS, Call, Endpoint, Reply, Scope
 
-METRIC_ENTITIES = ("Agent", "Service", "Resource")
-_METRIC_TYPES = Listing(filters={"name": equals("name")}, sort_keys={"name": sort_by("name")})
-_ENTRIES = Listing(
+METRIC_ENTITY_TYPES = ("Agent", "Service", "Resource")
+_TYPE_LISTING = Listing(filters={"name": equals("name")}, sort_keys={"name": sort_by("name")})
+_ENTRY_LISTING = Listing(
     filters={
         "serviceId": equals_uuid("service_id"),
         "agentId": equals_uuid("agent_id"),
@@ -23,7 +23,7 @@ _ENTRIES = Listing(
 
 
 def _list_metric_types(call: Call) -> Reply:
-    return _METRIC_TYPES.reply(call, call.store.metric_types.values(), views.metric_type)
+    return _TYPE_LISTING.reply(call, call.store.metric_types.values(), views.metric_type)
 
 
 def _get_metric_type(call: Call) -> Reply:
@@ -32,7 +32,7 @@ def _get_metric_type(call: Call) -> Reply:
 
 def _create_metric_type(call: Call) -> Reply:
     entity_type = call.body.get("entityType", "")
-    if entity_type not in METRIC_ENTITIES:
+    if entity_type not in METRIC_ENTITY_TYPES:
         raise bad_request(f"invalid {entity_type} metric entity type")
     row = MetricType(**call.store.new_row_fields(), name=require_name(call.body), entity_type=entity_type)
     refuse_duplicate(call.store.metric_types, row)
@@ -43,26 +43,26 @@ def _create_metric_type(call: Call) -> Reply:
 
 def _patch_metric_type(call: Call) -> Reply:
     row = find_row(call.store.metric_types, call)
-    changed = MetricType(**{**vars(row), "name": require_name({"name": row.name, **call.body})})
-    refuse_duplicate(call.store.metric_types, changed)
-    call.store.metric_types[row.id] = changed
-    call.store.mark_updated(changed)
-    return Reply(body=views.metric_type(changed))
+    changed_row = MetricType(**{**vars(row), "name": require_name({"name": row.name, **call.body})})
+    refuse_duplicate(call.store.metric_types, changed_row)
+    call.store.metric_types[row.id] = changed_row
+    call.store.mark_updated(changed_row)
+    return Reply(body=views.metric_type(changed_row))
 
 
 def _delete_metric_type(call: Call) -> Reply:
     row = find_row(call.store.metric_types, call)
     if any(entry.type_id == row.id for entry in call.store.metric_entries):
-        raise internal("cannot delete metric-type with associated entries")
+        raise internal_error("cannot delete metric-type with associated entries")
     del call.store.metric_types[row.id]
     return NO_CONTENT
 
 
 def _create_entry(call: Call) -> Reply:
-    """Store one entry with the server's time. As in the real server, a time in the request is ignored."""
-    service = _measured_service(call)
-    types = call.store.metric_types.values()
-    metric_type = next((row for row in types if row.name == call.body.get("typeName", "")), None)
+    """Store one entry with the server's time. As the real server does, ignore a time in the request."""
+    service = _find_measured_service(call)
+    type_name = call.body.get("typeName", "")
+    metric_type = next((row for row in call.store.metric_types.values() if row.name == type_name), None)
     if metric_type is None:
         raise not_found()
     if not call.body.get("resourceId"):
@@ -82,18 +82,17 @@ def _create_entry(call: Call) -> Reply:
     return Reply(status=201, body=views.metric_entry(entry))
 
 
-def _measured_service(call: Call) -> Service:
-    """Return the service that the entry is about.
+def _find_measured_service(call: Call) -> Service:
+    """Return the service that the entry is about. If the request has `serviceId`, ignore `agentInstanceId`.
 
-    `serviceId` has priority over `agentInstanceId`. As in the real server, a service that the request names by
-    `serviceId` may belong to another agent.
+    As in the real server, `serviceId` may name a service of another agent, but `agentInstanceId` may not.
     """
     store = call.store
     if "serviceId" in call.body:
         service = store.services.get(call.body["serviceId"])
     elif "agentInstanceId" in call.body:
         service = store.services.get(store.service_id_by_instance_id.get(call.body["agentInstanceId"], ""))
-        if service is not None and service.agent_id != call.identity.agent_id:
+        if service is not None and service.agent_id != call.caller_token.agent_id:
             service = None
     else:
         raise bad_request("serviceId or agentInstanceId is required")
@@ -106,12 +105,13 @@ def _list_entries(call: Call) -> Reply:
     rows = (
         entry
         for entry in call.store.metric_entries
-        if call.may_access(Scope(participants=(entry.provider_id, entry.consumer_id)))
+        if call.may_access(Scope(participant_ids=(entry.provider_id, entry.consumer_id)))
     )
-    return _ENTRIES.reply(call, rows, views.metric_entry)
+    return _ENTRY_LISTING.reply(call, rows, views.metric_entry)
 
 
 _METRIC_TYPE_FIELDS = {"name": "string", "entityType": "string"}
+#: The server checks the types of all these members, but `_create_entry` does not use the last four.
 _ENTRY_FIELDS = {
     "serviceId": "uuid",
     "agentInstanceId": "string",

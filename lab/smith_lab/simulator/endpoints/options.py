@@ -1,4 +1,4 @@
-"""Handles service option types, and the options of each type, which agents publish for their provider."""
+"""Handles service option types, and service options. Agents publish options for their provider."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from smith_lab.simulator.row_checks import find_row, refuse_duplicate, refuse_if
 from smith_lab.simulator.rows import Option, OptionType
 from smith_lab.simulator.web import ADMINS, ANY_ROLE, NO_CONTENT, Call, Endpoint, Reply, Scope
 
-_OPTIONS = Listing(
+_OPTION_LISTING = Listing(
     filters={
         "providerId": equals_uuid("provider_id"),
         "serviceOptionTypeId": equals_uuid("service_option_type_id"),
@@ -19,11 +19,11 @@ _OPTIONS = Listing(
     },
     sort_keys={"name": sort_by("name"), "displayOrder": sort_by("display_order")},
 )
-_OPTION_TYPES = Listing(filters={"name": contains("name"), "type": equals("type")}, sort_keys={"name": sort_by("name")})
+_TYPE_LISTING = Listing(filters={"name": contains("name"), "type": equals("type")}, sort_keys={"name": sort_by("name")})
 
 
 def _list_option_types(call: Call) -> Reply:
-    return _OPTION_TYPES.reply(call, call.store.option_types.values(), views.option_type)
+    return _TYPE_LISTING.reply(call, call.store.option_types.values(), views.option_type)
 
 
 def _get_option_type(call: Call) -> Reply:
@@ -31,13 +31,13 @@ def _get_option_type(call: Call) -> Reply:
 
 
 def _create_option_type(call: Call) -> Reply:
-    kind = call.body.get("type", "")
-    if not re.fullmatch(r"[A-Za-z0-9_]+", kind):
+    type_text = call.body.get("type", "")
+    if not re.fullmatch(r"[A-Za-z0-9_]+", type_text):
         raise bad_request("service option type must contain only letters, digits and _")
     row = OptionType(
         **call.store.new_row_fields(),
         name=require_name(call.body),
-        type=kind,
+        type=type_text,
         description=call.body.get("description", ""),
     )
     refuse_duplicate(call.store.option_types, row, "type")
@@ -52,20 +52,20 @@ def _delete_option_type(call: Call) -> Reply:
     return NO_CONTENT
 
 
-def _option_scope(call: Call) -> Scope | None:
+def _find_option_scope(call: Call) -> Scope | None:
     option = call.store.service_options.get(call.id)
-    return Scope(participants=(option.provider_id,)) if option else None
+    return Scope(participant_ids=(option.provider_id,)) if option else None
 
 
 def _new_option_scope(call: Call) -> Scope:
     """Return the scope that the new option will have."""
-    return Scope(participants=(call.body.get("providerId"),))
+    return Scope(participant_ids=(call.body.get("providerId"),))
 
 
 def _list_options(call: Call) -> Reply:
     options = call.store.service_options.values()
-    rows = (row for row in options if call.may_access(Scope(participants=(row.provider_id,))))
-    return _OPTIONS.reply(call, rows, views.option)
+    rows = (row for row in options if call.may_access(Scope(participant_ids=(row.provider_id,))))
+    return _OPTION_LISTING.reply(call, rows, views.option)
 
 
 def _get_option(call: Call) -> Reply:
@@ -134,18 +134,24 @@ ENDPOINTS = [
         handler=_create_option,
         roles=ANY_ROLE,
         fields=_OPTION_FIELDS,
-        scope=_new_option_scope,
+        find_scope=_new_option_scope,
     ),
-    Endpoint(method="GET", path="/service-options/{id}", handler=_get_option, roles=ANY_ROLE, scope=_option_scope),
+    Endpoint(
+        method="GET", path="/service-options/{id}", handler=_get_option, roles=ANY_ROLE, find_scope=_find_option_scope
+    ),
     Endpoint(
         method="PATCH",
         path="/service-options/{id}",
         handler=_patch_option,
         roles=ANY_ROLE,
         fields=_OPTION_FIELDS,
-        scope=_option_scope,
+        find_scope=_find_option_scope,
     ),
     Endpoint(
-        method="DELETE", path="/service-options/{id}", handler=_delete_option, roles=ANY_ROLE, scope=_option_scope
+        method="DELETE",
+        path="/service-options/{id}",
+        handler=_delete_option,
+        roles=ANY_ROLE,
+        find_scope=_find_option_scope,
     ),
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from smith_lab.simulator import views
-from smith_lab.simulator.paging import Listing, contains, equals_allowed, sort_by
+from smith_lab.simulator.paging import Listing, contains, equals_enum, sort_by
 from smith_lab.simulator.problems import bad_request
 from smith_lab.simulator.row_checks import refuse_if_in_use
 from smith_lab.simulator.rows import Participant
@@ -11,19 +11,19 @@ from smith_lab.simulator.web import ADMINS, NO_CONTENT, USERS, Call, Endpoint, R
 
 PARTICIPANT_STATUSES = ("Enabled", "Disabled")
 
-_PARTICIPANTS = Listing(
-    filters={"name": contains("name"), "status": equals_allowed("status", PARTICIPANT_STATUSES)},
+_LISTING = Listing(
+    filters={"name": contains("name"), "status": equals_enum("status", PARTICIPANT_STATUSES)},
     sort_keys={"name": sort_by("name")},
 )
 
 
-def _participant_scope(call: Call) -> Scope | None:
-    return Scope(participants=(call.id,)) if call.id in call.store.participants else None
+def _find_participant_scope(call: Call) -> Scope | None:
+    return Scope(participant_ids=(call.id,)) if call.id in call.store.participants else None
 
 
 def _list_participants(call: Call) -> Reply:
-    rows = (row for row in call.store.participants.values() if call.may_access(Scope(participants=(row.id,))))
-    return _PARTICIPANTS.reply(call, rows, views.participant)
+    rows = (row for row in call.store.participants.values() if call.may_access(Scope(participant_ids=(row.id,))))
+    return _LISTING.reply(call, rows, views.participant)
 
 
 def _create_participant(call: Call) -> Reply:
@@ -47,11 +47,12 @@ def _get_participant(call: Call) -> Reply:
 
 def _patch_participant(call: Call) -> Reply:
     row = call.store.participants[call.id]
-    changed = Participant(**{**vars(row), **call.body})
-    _check_participant(changed)
-    call.store.participants[row.id] = changed
-    call.store.mark_updated(changed)
-    return Reply(body=views.participant(changed))
+    # The body's members have the same names as the row's members.
+    changed_row = Participant(**{**vars(row), **call.body})
+    _check_participant(changed_row)
+    call.store.participants[row.id] = changed_row
+    call.store.mark_updated(changed_row)
+    return Reply(body=views.participant(changed_row))
 
 
 def _delete_participant(call: Call) -> Reply:
@@ -71,16 +72,26 @@ ENDPOINTS = [
     Endpoint(
         method="POST", path="/participants", handler=_create_participant, roles=ADMINS, fields=_PARTICIPANT_FIELDS
     ),
-    Endpoint(method="GET", path="/participants/{id}", handler=_get_participant, roles=USERS, scope=_participant_scope),
+    Endpoint(
+        method="GET",
+        path="/participants/{id}",
+        handler=_get_participant,
+        roles=USERS,
+        find_scope=_find_participant_scope,
+    ),
     Endpoint(
         method="PATCH",
         path="/participants/{id}",
         handler=_patch_participant,
         roles=USERS,
         fields=_PARTICIPANT_FIELDS,
-        scope=_participant_scope,
+        find_scope=_find_participant_scope,
     ),
     Endpoint(
-        method="DELETE", path="/participants/{id}", handler=_delete_participant, roles=ADMINS, scope=_participant_scope
+        method="DELETE",
+        path="/participants/{id}",
+        handler=_delete_participant,
+        roles=ADMINS,
+        find_scope=_find_participant_scope,
     ),
 ]

@@ -1,4 +1,4 @@
-"""Answers the calls for pools, which are not simulated. A list is empty, and a creation is refused with 400."""
+"""Answers the calls for pools, which are not simulated: every list is empty, and a creation is answered 400."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from smith_lab.simulator.web import ANY_ROLE, USERS, Call, Endpoint, Reply
 
 _LISTING = Listing()
 #: Maps the path of each collection to the roles that may list it.
-_READERS_BY_PATH = {
+_ROLES_BY_PATH = {
     "/service-pools": ANY_ROLE,
     "/service-pool-values": ANY_ROLE,
     "/service-pool-sets": USERS,
@@ -18,7 +18,7 @@ _READERS_BY_PATH = {
 
 
 def _list_empty(call: Call) -> Reply:
-    return _LISTING.reply(call, (), dict)
+    return _LISTING.reply(call, rows=[], render_row=dict)  # `dict` is never called, because there are no rows
 
 
 def _refuse(call: Call) -> Reply:
@@ -26,6 +26,6 @@ def _refuse(call: Call) -> Reply:
 
 
 ENDPOINTS = [
-    *(Endpoint(method="GET", path=path, handler=_list_empty, roles=roles) for path, roles in _READERS_BY_PATH.items()),
-    *(Endpoint(method="POST", path=path, handler=_refuse, roles=USERS) for path in _READERS_BY_PATH),
+    *(Endpoint(method="GET", path=path, handler=_list_empty, roles=roles) for path, roles in _ROLES_BY_PATH.items()),
+    *(Endpoint(method="POST", path=path, handler=_refuse, roles=USERS) for path in _ROLES_BY_PATH),
 ]

@@ -36,7 +36,7 @@ def _create_service_type(call: Call) -> Reply:
 
 def _patch_service_type(call: Call) -> Reply:
     row, body = find_row(call.store.service_types, call), call.body
-    changed = ServiceType(
+    changed_row = ServiceType(
         **{
             **vars(row),
             "name": body.get("name", row.name),
@@ -44,16 +44,16 @@ def _patch_service_type(call: Call) -> Reply:
             "lifecycle_schema": body.get("lifecycleSchema", row.lifecycle_schema),
         }
     )
-    _save_service_type(call.store, changed)
-    call.store.mark_updated(changed)
-    return Reply(body=views.service_type(changed))
+    _save_service_type(call.store, changed_row)
+    call.store.mark_updated(changed_row)
+    return Reply(body=views.service_type(changed_row))
 
 
 def _save_service_type(store: Store, row: ServiceType) -> None:
-    """Check and store a service type. Raises a 400 for an invalid one."""
+    """Check and store a service type. Raises a 400 if it is invalid."""
     if not row.name:
         raise bad_request("service type name cannot be empty")
-    schema_check.check(row.property_schema, schema_check.SERVICE_TYPES)
+    schema_check.check(row.property_schema, schema_check.SERVICE_TYPE_DIALECT)
     lifecycle.check(row.lifecycle_schema)
     refuse_duplicate(store.service_types, row)
     store.service_types[row.id] = row

@@ -1,7 +1,6 @@
-"""Handles services.
+"""Handles services, and creates a job for each creation, deletion, action and change of properties.
 
-A create, an update of properties, an action and a delete each create a job. The end of the job changes the service's
-state.
+The service's state changes when the job ends.
 """
 
 from __future__ import annotations
@@ -10,7 +9,14 @@ from smith_lab.simulator import lifecycle, properties, views
 from smith_lab.simulator.endpoints.jobs import scope_of_job_or_service
 from smith_lab.simulator.lookups import ServiceLookups
 from smith_lab.simulator.paging import Listing, contains, equals, sort_by
-from smith_lab.simulator.problems import PropertyErrors, bad_request, internal, not_found, panic, validation_failed
+from smith_lab.simulator.problems import (
+    PropertyErrors,
+    bad_request,
+    internal_error,
+    not_found,
+    panic_answer,
+    validation_failed,
+)
 from smith_lab.simulator.rows import Agent, Json, Service, ServiceType
 from smith_lab.simulator.store import Store
 from smith_lab.simulator.web import ANY_ROLE, NO_CONTENT, USERS, Call, Endpoint, Reply, Scope
@@ -24,15 +30,15 @@ _LISTING = Listing(
 )
 
 
-def _scope(call: Call) -> Scope | None:
+def _find_service_scope(call: Call) -> Scope | None:
     service = call.store.services.get(call.id)
     return scope_of_job_or_service(service) if service else None
 
 
 def _new_service_scope(call: Call) -> Scope | None:
-    """Return the scope of the group in which the service is created. Only the group's consumer is in the scope."""
+    """Return the scope of the group in which the service is created: only the group's consumer owns the group."""
     group = call.store.groups.get(call.body.get("groupId", ""))
-    return Scope(participants=(group.consumer_id,)) if group else None
+    return Scope(participant_ids=(group.consumer_id,)) if group else None
 
 
 def _list(call: Call) -> Reply:
@@ -56,9 +62,8 @@ def _create(call: Call) -> Reply:
     if not call.body.get("name"):
         raise bad_request("service name cannot be empty")
     service = _new_service(call, agent, service_type)
-    service.properties = _process_properties(
-        store, service, service_type, call.body.get("properties", {}), updating=False
-    )
+    requested = call.body.get("properties", {})
+    service.properties = _process_properties(store, service, service_type, requested, is_update=False)
     store.services[service.id] = service
     store.add_job(service, "create", service.properties)
     call.record_event("service.created", service)
@@ -66,17 +71,20 @@ def _create(call: Call) -> Reply:
 
 
 def _select_agent(call: Call) -> Agent:
-    """Return the agent that the request names, or the first that supports the service type and has all `agentTags`."""
+    """Return the agent that the request names by `agentId`.
+
+    Without `agentId`, return the first agent that supports the service type and has all `agentTags`.
+    """
     store = call.store
     if "agentId" in call.body:
         agent = store.agents.get(call.body["agentId"])
         if agent is None:
             raise bad_request(f"agent with ID {call.body['agentId']} does not exist")
         return agent
-    wanted = set(call.body.get("agentTags", []))
+    required_tags = set(call.body.get("agentTags", []))
     for agent in store.agents.values():
-        supported = store.agent_types[agent.agent_type_id].service_type_ids
-        if call.body.get("serviceTypeId") in supported and wanted <= set(agent.tags or []):
+        supported_type_ids = store.agent_types[agent.agent_type_id].service_type_ids
+        if call.body.get("serviceTypeId") in supported_type_ids and required_tags <= set(agent.tags or []):
             return agent
     raise bad_request("no agent found for the service type and tags")
 
@@ -97,36 +105,36 @@ def _new_service(call: Call, agent: Agent, service_type: ServiceType) -> Service
 
 
 def _process_properties(
-    store: Store, service: Service, service_type: ServiceType, given: Json, *, updating: bool
+    store: Store, service: Service, service_type: ServiceType, requested: Json, *, is_update: bool
 ) -> Json:
-    """Return the properties that the service has after the request. `given` are the properties in the request.
+    """Return the properties to store in a new service, or the params of an `update` job.
 
-    Raises a 400 with the list of problems if a property is invalid.
+    `requested` are the properties in the request. Raises a 400 with the list of problems if a property is invalid.
     """
-    change = properties.PropertyChange(
+    context = properties.ChangeContext(
         vault=store.vault,
         actor="user",
-        updating=updating,
-        service_status=service.status if updating else "",
+        is_update=is_update,
+        service_status=service.status if is_update else "",
         lookups=ServiceLookups(store, service),
     )
     try:
-        return properties.apply(change, service_type.property_schema, service.properties, given)
+        return properties.process(context, service_type.property_schema, service.properties, requested)
     except PropertyErrors as exc:
         raise validation_failed(exc) from exc
 
 
 def _patch(call: Call) -> Reply:
-    """Change the name at once. For new properties, create an `update` job, whose end changes the properties."""
+    """Change the name at once. For new properties, create an `update` job. The properties change when the job ends."""
     store, service = call.store, call.store.services[call.id]
     service_type = store.service_types[service.service_type_id]
     if call.body.get("name", service.name) == "":
         raise bad_request("service name cannot be empty")
     if "properties" in call.body:
         if service.properties is None:
-            # A service has no properties after an `update` job without params. The real server then dereferences nil.
-            raise panic()
-        params = _process_properties(store, service, service_type, call.body["properties"], updating=True)
+            # An earlier `update` job without params removed the properties. The real server then panics (nil pointer).
+            raise panic_answer()
+        params = _process_properties(store, service, service_type, call.body["properties"], is_update=True)
         _start_action(store, service, service_type, "update", params)
     if "name" in call.body:
         service.name = call.body["name"]
@@ -136,26 +144,32 @@ def _patch(call: Call) -> Reply:
 
 
 def _start_action(store: Store, service: Service, service_type: ServiceType, action: str, params: Json | None) -> None:
-    """Create a job for the action. Raises a 400 if the service's state does not allow it or if it has an active job."""
+    """Create a job for the action.
+
+    Raises a 400 if the service's state does not allow the action, or if the service has an active job. Raises a 500
+    for an action whose name is longer than MAX_ACTION_LENGTH.
+    """
     lifecycle.refuse_unless_allowed(service_type.lifecycle_schema, service.status, action)
-    active = store.active_job(service.id)
-    if active is not None:
-        raise bad_request(f"cannot update service {service.id} while there is an active job {active.id}")
+    active_job = store.active_job(service.id)
+    if active_job is not None:
+        raise bad_request(f"cannot update service {service.id} while there is an active job {active_job.id}")
     if len(action) > MAX_ACTION_LENGTH:
-        raise internal("value too long for type character varying(50) (SQLSTATE 22001)")
+        raise internal_error("value too long for type character varying(50) (SQLSTATE 22001)")
     store.add_job(service, action, params)
 
 
 def _post_action(call: Call) -> Reply:
     """Create a job without params for the action that the path names. The request's body is ignored."""
     service = call.store.services[call.id]
-    _start_action(call.store, service, call.store.service_types[service.service_type_id], call.path["action"], None)
+    service_type = call.store.service_types[service.service_type_id]
+    _start_action(call.store, service, service_type, call.path_params["action"], params=None)
     return Reply(body=views.full_service(call.store, service))
 
 
 def _delete_service(call: Call) -> Reply:
     service = call.store.services[call.id]
-    _start_action(call.store, service, call.store.service_types[service.service_type_id], "delete", None)
+    service_type = call.store.service_types[service.service_type_id]
+    _start_action(call.store, service, service_type, "delete", params=None)
     return NO_CONTENT
 
 
@@ -171,17 +185,26 @@ _CREATE_FIELDS = {
 ENDPOINTS = [
     Endpoint(method="GET", path="/services", handler=_list, roles=ANY_ROLE),
     Endpoint(
-        method="POST", path="/services", handler=_create, roles=USERS, fields=_CREATE_FIELDS, scope=_new_service_scope
+        method="POST",
+        path="/services",
+        handler=_create,
+        roles=USERS,
+        fields=_CREATE_FIELDS,
+        find_scope=_new_service_scope,
     ),
-    Endpoint(method="GET", path="/services/{id}", handler=_get, roles=ANY_ROLE, scope=_scope),
+    Endpoint(method="GET", path="/services/{id}", handler=_get, roles=ANY_ROLE, find_scope=_find_service_scope),
     Endpoint(
         method="PATCH",
         path="/services/{id}",
         handler=_patch,
         roles=USERS,
         fields={"name": "string", "properties": "object"},
-        scope=_scope,
+        find_scope=_find_service_scope,
     ),
-    Endpoint(method="DELETE", path="/services/{id}", handler=_delete_service, roles=USERS, scope=_scope),
-    Endpoint(method="POST", path="/services/{id}/{action}", handler=_post_action, roles=USERS, scope=_scope),
+    Endpoint(
+        method="DELETE", path="/services/{id}", handler=_delete_service, roles=USERS, find_scope=_find_service_scope
+    ),
+    Endpoint(
+        method="POST", path="/services/{id}/{action}", handler=_post_action, roles=USERS, find_scope=_find_service_scope
+    ),
 ]

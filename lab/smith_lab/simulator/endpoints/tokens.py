@@ -1,4 +1,4 @@
-"""Handles tokens. Only the answers to calls that create or renew a token contain the token's value."""
+"""Handles tokens. Only the answers to the calls that create or renew a token contain the token's value."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _LISTING = Listing(
 
 
 def _scope_of_token(row: Token) -> Scope:
-    return Scope(participants=(row.participant_id,), agent_id=row.agent_id)
+    return Scope(participant_ids=(row.participant_id,), agent_id=row.agent_id)
 
 
-def _token_scope(call: Call) -> Scope | None:
+def _find_token_scope(call: Call) -> Scope | None:
     token = call.store.tokens.get(call.id)
     return _scope_of_token(token) if token else None
 
@@ -30,24 +30,24 @@ def _list_tokens(call: Call) -> Reply:
 
 
 def _new_token_scope(call: Call) -> Scope | None:
-    """Return the scope of the new token, or None if the caller may not create it.
+    """Return the scope of the new token, or None if the caller may not create it or its agent does not exist.
 
     Only an admin may create a token for an admin. A participant may create tokens for itself and for its agents.
     """
     role, scope_id = call.body.get("role"), call.body.get("scopeId")
     if role == ADMIN:
-        return Scope() if call.identity.role == ADMIN else None
+        return Scope() if call.caller_token.role == ADMIN else None
     if role not in (PARTICIPANT, AGENT) or scope_id is None:
         raise forbidden("scopeId required, or invalid role")
     if role == PARTICIPANT:
-        return Scope(participants=(scope_id,))
+        return Scope(participant_ids=(scope_id,))
     agent = call.store.agents.get(scope_id)
     return scope_of_agent(agent) if agent else None
 
 
 def scope_of_agent(agent: Agent) -> Scope:
     """Return the scope of an agent, which consists of the agent itself and its provider."""
-    return Scope(participants=(agent.provider_id,), agent_id=agent.id)
+    return Scope(participant_ids=(agent.provider_id,), agent_id=agent.id)
 
 
 def _create_token(call: Call) -> Reply:
@@ -55,14 +55,14 @@ def _create_token(call: Call) -> Reply:
     store, body = call.store, call.body
     if not body.get("name"):
         raise bad_request("token name cannot be empty")
-    scope: dict[str, str] = {}
+    owner_ids: dict[str, str] = {}
     if body["role"] == PARTICIPANT:
         if body["scopeId"] not in store.participants:
             raise bad_request("participant does not exist")
-        scope = {"participant_id": body["scopeId"]}
+        owner_ids = {"participant_id": body["scopeId"]}
     elif body["role"] == AGENT:
-        scope = {"agent_id": body["scopeId"], "participant_id": store.agents[body["scopeId"]].provider_id}
-    token = store.add_token(name=body["name"], role=body["role"], lifetime_s=DAY_S, **scope)
+        owner_ids = {"agent_id": body["scopeId"], "participant_id": store.agents[body["scopeId"]].provider_id}
+    token = store.add_token(name=body["name"], role=body["role"], lifetime_s=DAY_S, **owner_ids)
     token.expire_at = body.get("expireAt", token.expire_at)
     call.record_event("token.created", token)
     return Reply(status=201, body=views.token(token, with_value=True))
@@ -104,17 +104,19 @@ ENDPOINTS = [
         handler=_create_token,
         roles=USERS,
         fields=_TOKEN_FIELDS,
-        scope=_new_token_scope,
+        find_scope=_new_token_scope,
     ),
-    Endpoint(method="GET", path="/tokens/{id}", handler=_get_token, roles=USERS, scope=_token_scope),
+    Endpoint(method="GET", path="/tokens/{id}", handler=_get_token, roles=USERS, find_scope=_find_token_scope),
     Endpoint(
         method="PATCH",
         path="/tokens/{id}",
         handler=_patch_token,
         roles=USERS,
         fields={"name": "string", "expireAt": "time"},
-        scope=_token_scope,
+        find_scope=_find_token_scope,
     ),
-    Endpoint(method="DELETE", path="/tokens/{id}", handler=_delete_token, roles=USERS, scope=_token_scope),
-    Endpoint(method="POST", path="/tokens/{id}/regenerate", handler=_renew_token, roles=USERS, scope=_token_scope),
+    Endpoint(method="DELETE", path="/tokens/{id}", handler=_delete_token, roles=USERS, find_scope=_find_token_scope),
+    Endpoint(
+        method="POST", path="/tokens/{id}/regenerate", handler=_renew_token, roles=USERS, find_scope=_find_token_scope
+    ),
 ]

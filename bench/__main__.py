@@ -45,10 +45,9 @@ class Burst:
     """A burst: services whose VMs are ordered at the same time."""
 
     services: int  #: number of services; each needs one create
-    clone_s: float  #: duration of each clone in the Proxmox stand-in
+    clone_s: float  #: duration of each clone in the Proxmox stand-in, the simulator of Proxmox
     settings: dict[str, str] = field(default_factory=dict)  #: settings of the agent that differ from the defaults
-    #: If ansible-runner runs the burst without the agent, the number of creates that run in parallel; 0 if the agent
-    #: runs the burst.
+    #: 0 if the agent runs the burst. Otherwise ansible-runner runs the burst, with this number of creates in parallel.
     slots_without_agent: int = 0
     label: str = "default settings"
 
@@ -59,8 +58,8 @@ class WorkloadSizes:
 
     cycles: int  #: number of measured cycles in each mode; a cycle is create, start, stop, delete
     should_warm_up: bool  #: whether a cycle that is not measured runs first
-    slots: int  #: number of creates that run in parallel in the burst of the workload `runs`
     runner_burst_creates: int  #: number of creates in the burst of the workload `runs`
+    runner_burst_slots: int  #: how many of these creates run in parallel
     bursts: tuple[Burst, ...]
     row_counts: tuple[int, ...]  #: the numbers of rows in the table of jobs for which the job queue is measured
     row_repeats: int  #: how often each operation of the job queue is measured
@@ -83,8 +82,8 @@ def _burst_without_agent(*, services: int, slots: int) -> Burst:
 FULL_SIZES = WorkloadSizes(
     cycles=2,
     should_warm_up=True,
-    slots=8,
     runner_burst_creates=16,
+    runner_burst_slots=8,
     bursts=(
         _burst_without_agent(services=32, slots=8),
         _burst_without_agent(services=32, slots=16),
@@ -107,8 +106,8 @@ FULL_SIZES = WorkloadSizes(
 QUICK_SIZES = WorkloadSizes(
     cycles=1,
     should_warm_up=False,
-    slots=2,
     runner_burst_creates=2,
+    runner_burst_slots=2,
     bursts=(Burst(services=4, clone_s=0),),
     row_counts=(1_000, 10_000),
     row_repeats=25,
@@ -173,7 +172,7 @@ def _run_modes(sizes: WorkloadSizes, folder: Path, console: Console) -> Json:
         cycles=sizes.cycles,
         should_warm_up=sizes.should_warm_up,
         burst_creates=sizes.runner_burst_creates,
-        slots=sizes.slots,
+        slots=sizes.runner_burst_slots,
     )
     figures = {}
     with running_stand_in() as stand_in:
@@ -184,7 +183,10 @@ def _run_modes(sizes: WorkloadSizes, folder: Path, console: Console) -> Json:
 
 
 def _run_bursts(sizes: WorkloadSizes, folder: Path, console: Console, floor_s: float) -> list[Json]:
-    """Run all bursts, and add to the figures of each burst the rates of agents that create one VM at a time."""
+    """Run all bursts, and add to the figures of each burst the rates of agents that create one VM at a time.
+
+    `floor_s` is the duration of a create that calls Proxmox's API without Ansible.
+    """
     figures_of_bursts = []
     for number, planned_burst in enumerate(sizes.bursts):
         services, clone_s, label = planned_burst.services, planned_burst.clone_s, planned_burst.label

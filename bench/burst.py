@@ -28,7 +28,7 @@ START_TIMEOUT_S = 60
 OPEN_STATUSES = ("Pending", "Processing")
 #: How the URL path of a heartbeat ends.
 HEARTBEAT_PATH_END = "/agents/me/status"
-#: Events in the agent's log that explain a slow burst. The figures contain their numbers.
+#: Events in the agent's log that explain a slow burst. The figures state how often each event was logged.
 COUNTED_EVENTS = ("warm_unavailable", "orphan_processes_killed", "job_requeued")
 
 

@@ -1,8 +1,8 @@
-"""Measures the heartbeats and metrics of a share of a day, and one round of the metrics of thousands of VMs.
+"""Measures the heartbeats and metrics of a day, or a share of it, and one round of the metrics of thousands of VMs.
 
-The heartbeats and metrics of a share of a day are sent without the waits between them. A round of metrics is one call
-of `VmMetrics.report`, which sends the metrics of all VMs, or of as many VMs as the rate limit allows. In the figures, a
-round is called a turn.
+The heartbeats and metrics that the agent would send in this share of a day are sent without the waits between them. A
+round of metrics is one call of `VmMetrics.report`, which sends the metrics of all VMs, or of as many VMs as the rate
+limit allows. In the figures, a round is called a turn.
 
 `python -m bench.day INPUT OUTPUT` runs one workload. INPUT is a JSON file with `workload` (day or fleet), `agent_id`,
 `vms` (the number of VMs) and, for the workload day, `share` (the share of a day). The variables FULCRUM_*, PROXMOX_*

@@ -82,8 +82,8 @@ def _stop(proxmox: Any, vmid: int) -> None:
     vm.status.current.get()
 
 
-def _delete_vms(proxmox: Any, measured_vms: int) -> None:
-    for vmid in range(FIRST_VMID - 1, FIRST_VMID + measured_vms):
+def _delete_vms(proxmox: Any, measured_vm_count: int) -> None:
+    for vmid in range(FIRST_VMID - 1, FIRST_VMID + measured_vm_count):
         _wait_for_task(proxmox, proxmox.nodes(NODE).qemu(vmid).delete())
 
 

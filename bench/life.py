@@ -33,7 +33,11 @@ HELP_CALLS = 6
 
 @contextmanager
 def _lab_before_agent_start(folder: Path, **settings: str) -> Iterator[LabSystem]:
-    """Run a lab: the simulators of FulcrumCore and Proxmox, and an agent that the caller starts."""
+    """Run a lab: the simulators of FulcrumCore and Proxmox, and an agent that the caller starts.
+
+    `lab.executor` is the process that the caller's `_start_agent` starts: the supervisor. The agent process is a child
+    of the supervisor.
+    """
     folder.mkdir(parents=True)
     with running_lab(folder, settings=settings) as lab:
         yield lab
@@ -174,7 +178,7 @@ def _request_times_by_job(lab: LabSystem, path_end: str) -> dict[str, float]:
 
 def start_and_idle(folder: Path, *, idle_s: float) -> Json:
     """Return the time from the agent's start to its first claim, and the costs of an idle agent and `smith --help`."""
-    # The interval is the agent's default. Without this setting, the lab sets a shorter interval.
+    # This poll interval is the agent's default. Without this setting, the lab sets a shorter interval.
     with _lab_before_agent_start(folder, FULCRUM_POLL_INTERVAL_S="2") as lab:
         lab.order_service("first")
         started = time.time()
@@ -220,14 +224,14 @@ def recovery(folder: Path, *, services: int) -> Json:
         _start_agent(lab)
         started = time.time()
         for number in range(services):
-            lab.order_service(f"killed-{number}")
+            lab.order_service(f"recovery-{number}")
         wait_for(
             lambda: len(lab.log_events("playbook_finished")) >= services // 3,
             THIRD_OF_BURST_TIMEOUT_S,
             "a third of the jobs",
         )
-        children = psutil.Process(lab.executor.pid).children()  # `lab.executor` is the supervisor
-        (agent_process,) = [child for child in children if "agent-process" in child.cmdline()]
+        supervisor = psutil.Process(lab.executor.pid)
+        (agent_process,) = [child for child in supervisor.children() if "agent-process" in child.cmdline()]
         killed_at = time.time()
         agent_process.send_signal(signal.SIGKILL)
         requested_at = wait_for(

@@ -134,7 +134,7 @@ def sample_peak_memory(root_pid: int, *, include_root: bool = False) -> Iterator
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """Return, of the ascending values, the value at the index `share` times their number. With 1, it is the largest."""
+    """Sort the values and return the one at the index `share * len(values)`; if `share` is 1, the largest value."""
     ascending = sorted(values)
     index = min(int(len(ascending) * share), len(ascending) - 1)
     return ascending[index]

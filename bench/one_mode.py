@@ -41,7 +41,7 @@ ACTIONS = ("create", "start", "stop", "delete")
 TIMEOUT_S = 280.0
 #: How much of the end of a failed run's output is shown.
 MAX_SHOWN_CHARACTERS = 2000
-#: The burst uses the VMIDs from this number after `first_vmid`. So there may be at most 999 measured cycles.
+#: The first VMID of the burst is `first_vmid` plus this number. So there may be at most 999 measured cycles.
 BURST_VMID_OFFSET = 1000
 Json = dict[str, Any]
 

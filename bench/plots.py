@@ -14,7 +14,8 @@ from typing import Any
 
 #: The actions whose CPU time is plotted.
 ACTIONS = ("create", "start", "stop")
-#: The width of a bar in the plot of the CPU time, in which the distance between two actions is 1.
+#: The width of a bar in the plot of the CPU time. On the x axis, the group of bars of each action begins at a whole
+#: number: 0, 1 or 2. So the width 0.25 leaves space between two groups of three bars.
 BAR_WIDTH = 0.25
 
 
@@ -79,6 +80,7 @@ def _draw_bursts(results: dict[str, Any], axes: Any) -> None:
 
 
 def _draw_rows(results: dict[str, Any], axes: Any) -> None:
+    """Plot the durations of the job queue's operations over the number of rows in the table of jobs."""
     for database, figures_by_row_count in results["rows"].items():
         for operation in ("submit", "claim", "finish"):
             row_counts = [int(row_count) for row_count in figures_by_row_count]
@@ -86,7 +88,7 @@ def _draw_rows(results: dict[str, Any], axes: Any) -> None:
             axes.plot(row_counts, p99_ms, marker="o", label=f"{operation}, {database}")
     axes.set_xscale("log")
     axes.set_ylim(bottom=0)
-    axes.set_xlabel("rows")
+    axes.set_xlabel("rows in the table of jobs")
     axes.set_ylabel("p99, ms")
     axes.legend()
 

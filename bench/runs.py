@@ -21,7 +21,7 @@ _first_vmids: Iterator[int] = itertools.count(start=200_000, step=10_000)
 class RunAmounts:
     """How many playbook runs are measured in one mode.
 
-    bench/one_mode.py explains the numbers by the names `rounds`, `warm_up`, `burst` and `slots`.
+    bench/one_mode.py explains these numbers. Their names there are `rounds`, `warm_up`, `burst` and `slots`.
     """
 
     cycles: int

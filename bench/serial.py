@@ -9,10 +9,10 @@ from __future__ import annotations
 import itertools
 import math
 
-#: The original Proxmox agent waits for these times, in seconds, before its requests for the status of a Proxmox task.
-#: The last wait is repeated. With that agent, a clone of 10 s took 14.0 s.
+#: An earlier Proxmox agent for FulcrumCore, written in PHP, waits for these times, in seconds, before its requests for
+#: the status of a Proxmox task. The last wait is repeated. With that agent, a clone of 10 s took 14.0 s.
 POLL_WAITS_S = (2, 4, 8)
-#: The tick: an agent that uses FulcrumCore's Go library starts at most one job in each interval of this length.
+#: The interval between two ticks. An agent that uses FulcrumCore's Go library starts at most one job at each tick.
 TICK_S = 5.0
 
 

@@ -91,7 +91,7 @@ def main(input_file: str, output_file: str) -> None:
 
 
 def _run_in_slot(runner: Runner, slot: int, count: int) -> None:
-    """Do `count` runs, in the order of CYCLE, from its start and repeatedly. All slots share the runner."""
+    """Do `count` runs: the runs of CYCLE in their order, repeated as often as necessary. All slots share the runner."""
     for number in range(count):
         _run_playbook(runner, slot, CYCLE[number % len(CYCLE)])
 

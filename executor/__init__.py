@@ -1,1 +1,1 @@
-"""Agent Smith: carries FulcrumCore's VM jobs to Proxmox VE, each as an Ansible playbook."""
+"""Agent Smith: runs FulcrumCore's VM jobs at Proxmox VE, each as an Ansible playbook."""

@@ -45,8 +45,8 @@ def run_agent(settings: Settings, mode: Mode) -> int:
     process_tree.set_undumpable()
     secrets = ReloadableSecrets(settings, load_settings)
     fulcrum = _build_fulcrum_client(settings, secrets)
-    with serving(settings) as http_server:
-        settings = remote_config.wait_for_remote_settings(settings, fulcrum, on_wait=http_server.note_waiting)
+    with serving(settings) as agent_handle:
+        settings = remote_config.wait_for_remote_settings(settings, fulcrum, on_wait=agent_handle.note_waiting)
         settings = _with_automatic_concurrency(settings)
         if settings.smith_remote_config:
             secrets.use_remote_settings(
@@ -55,7 +55,7 @@ def run_agent(settings: Settings, mode: Mode) -> int:
         for setting, danger in settings.insecure_settings():
             log.warning("insecure_transport", setting=setting, danger=danger)
         agent, view = _build_agent_and_view(settings, secrets, fulcrum, mode)
-        http_server.attach(view)
+        agent_handle.attach(view)
         exit_code = agent.run()
     sys.stdout.flush()
     if exit_code == EXIT_FAILURE:

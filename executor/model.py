@@ -29,8 +29,8 @@ TRANSITIONS: dict[JobStatus, frozenset[JobStatus]] = {
 }
 #: The statuses of a job that has ended.
 ENDED_STATUSES = (JobStatus.COMPLETED, JobStatus.FAILED)
-#: A job's lease expires if the agent that runs the job crashes. So the number of a job's crashes is the number of its
-#: expired leases. A job with MAX_CRASHES crashes ends as failed with QUARANTINED.
+#: If the agent crashes while it runs a job, the job's lease expires. Each expired lease of a job counts as one crash. A
+#: job with MAX_CRASHES crashes ends as failed with QUARANTINED.
 MAX_CRASHES = 3
 #: A job with this many crashes is on probation: the agent runs no other job at the same time. So if the job makes the
 #: agent crash again, the crash is not counted for other jobs.

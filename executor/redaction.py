@@ -32,7 +32,7 @@ class Redactor:
         self._lock = threading.Lock()
         self._add_counts: Counter[str] = Counter()  # how many times each secret was added
         self._forms: dict[str, frozenset[str]] = {}  # the written forms of each secret
-        self._needles = _Needles(())  # finds every form of every secret in a text
+        self._finder = _NeedleFinder(())  # finds every form of every secret
 
     def __repr__(self) -> str:
         return f"<Redactor of {len(self._add_counts)} secrets>"
@@ -50,7 +50,7 @@ class Redactor:
         with self._lock:
             self._add_counts.update(maskable_secrets)
             self._forms = {**new_forms, **self._forms}
-            self._rebuild_needles()
+            self._rebuild_finder()
 
     def discard(self, *secrets: str) -> None:
         """Take back one `add` of each value. A value is no longer masked once every `add` of it is taken back.
@@ -60,11 +60,11 @@ class Redactor:
         with self._lock:
             self._add_counts.subtract(secret for secret in secrets if secret in self._add_counts)
             self._add_counts = +self._add_counts  # without the secrets whose count is 0
-            self._rebuild_needles()
+            self._rebuild_finder()
 
     def redact(self, text: str) -> str:
         """Return the text with every occurrence of a secret masked. Occurrences may overlap."""
-        return _mask(text, self._needles.spans(text))
+        return _mask(text, self._finder.spans(text))
 
     def redact_value(self, obj: Any) -> Any:
         """Return a copy of nested dicts, lists, tuples and sets in which every string is redacted, including dict keys.
@@ -74,13 +74,13 @@ class Redactor:
         """
         return self._redact_nested(obj, depth=0)
 
-    def _rebuild_needles(self) -> None:
-        """Rebuild `_needles` from the secrets that are masked now. The caller holds the lock.
+    def _rebuild_finder(self) -> None:
+        """Rebuild `_finder` from the secrets that are masked now. The caller holds the lock.
 
-        `redact` needs no lock, because it reads only `_needles`, which is replaced by a single assignment.
+        `redact` needs no lock, because it reads only `_finder`, which is replaced by a single assignment.
         """
         self._forms = {secret: self._forms[secret] for secret in self._add_counts}
-        self._needles = _Needles(chain.from_iterable(self._forms.values()))
+        self._finder = _NeedleFinder(chain.from_iterable(self._forms.values()))
 
     def _redact_nested(self, obj: Any, *, depth: int) -> Any:
         if not isinstance(obj, (dict, list, tuple, set, frozenset)):
@@ -103,7 +103,7 @@ class Redactor:
         if obj is None or isinstance(obj, bool):
             return obj
         if isinstance(obj, (int, float)):
-            return MASK if str(obj) in self._needles else obj
+            return MASK if self._finder.is_needle(str(obj)) else obj
         if isinstance(obj, bytes):
             return self.redact(obj.decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape")
         return self._redact_object(obj)
@@ -135,9 +135,9 @@ class StreamRedactor:
     def feed(self, text: str) -> str:
         """Add the next piece. Return the redacted text up to the place where a secret may have started."""
         text = self._withheld + text
-        needles = self._redactor._needles
-        spans = needles.spans(text)
-        returned_length = needles.length_before_unfinished_needle(text)
+        finder = self._redactor._finder
+        spans = finder.spans(text)
+        returned_length = finder.length_before_unfinished_needle(text)
         # The last secret in the text may reach into the withheld end, or may be the start of a longer secret. In both
         # cases the text is withheld from the start of this secret.
         while spans and spans[-1][1] > returned_length:
@@ -152,7 +152,7 @@ class StreamRedactor:
         return self._redactor.redact(text)
 
 
-class _Needles:
+class _NeedleFinder:
     """Searches a text for many needles at once. A needle is one form of a secret.
 
     The needles are indexed by their first MIN_SECRET_LENGTH characters. So the time of a search hardly depends on the
@@ -165,12 +165,13 @@ class _Needles:
         for needle in sorted(self._needles, key=len, reverse=True):
             needles_by_prefix[needle[:MIN_SECRET_LENGTH]].append(needle)
         self._needles_by_prefix = dict(needles_by_prefix)
-        self._short_prefixes = frozenset(
+        # The first characters of each needle, from one to MIN_SECRET_LENGTH - 1 of them.
+        self._short_beginnings = frozenset(
             prefix[:length] for prefix in needles_by_prefix for length in range(1, MIN_SECRET_LENGTH)
         )
         self._max_needle_length = max(map(len, self._needles), default=0)
 
-    def __contains__(self, text: str) -> bool:
+    def is_needle(self, text: str) -> bool:
         return text in self._needles
 
     def spans(self, text: str) -> list[tuple[int, int]]:
@@ -185,7 +186,10 @@ class _Needles:
         return spans
 
     def length_before_unfinished_needle(self, text: str) -> int:
-        """Return the number of characters before the first place at which an unfinished needle may start."""
+        """Return the number of characters before the first place at which an unfinished needle may start.
+
+        Of an unfinished needle, the text contains only the beginning, because the next piece of the text is missing.
+        """
         for start in range(max(0, len(text) - self._max_needle_length + 1), len(text)):
             if self._may_become_needle(text, start):
                 return start
@@ -205,7 +209,7 @@ class _Needles:
         """Return whether the text from `start` on is the beginning of a longer needle."""
         remaining_length = len(text) - start
         if remaining_length < MIN_SECRET_LENGTH:
-            return text[start:] in self._short_prefixes
+            return text[start:] in self._short_beginnings
         needles = self._needles_by_prefix.get(text[start : start + MIN_SECRET_LENGTH], ())
         return any(len(needle) > remaining_length and needle.startswith(text[start:]) for needle in needles)
 

@@ -17,7 +17,7 @@ MIN_LINE_LENGTH = 8
 _UNESCAPED_IN_URLS = (
     "",  # a program that escapes all special characters
     "/",  # a program that encodes a path
-    "!#$%&'()*+,/:;=?@[]~",  # the Python library requests
+    "!#$%&'()*+,/:;=?@[]~",  # the Python library `requests`
     "!'()*~",  # a browser
 )
 
@@ -46,8 +46,8 @@ def _forms(text: str) -> Iterator[str]:
 def _escaped(text: str) -> Iterator[str]:
     """Yield the text as it is written in JSON and between quotes, and each of these forms escaped a second time.
 
-    The second escape is for JSON, for Python's `repr` or for HTML. A form that was escaped for JSON is also escaped for
-    YAML, for a URL, and up to two more times for JSON, because Ansible prints JSON inside JSON.
+    The second escape is for JSON, for Python's `repr` or for HTML. A form that was escaped for JSON is also yielded as
+    written in YAML and in a URL, and escaped for JSON three times in total, because Ansible prints JSON inside JSON.
     """
     json_forms = {escape(text) for escape in _JSON_ESCAPE_FUNCTIONS}
     second_escapes = (

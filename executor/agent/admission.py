@@ -23,14 +23,14 @@ MIN_RUNS_PER_CORE_FOR_MEMORY_CHECK = 1.0
 MIN_RUNS_PER_CORE_FOR_LOAD_CHECK = 4.0
 #: If the machine has more runnable processes per core than this, the check admits no run, because a further run would
 #: slow down all runs. The processes of a run that waits for Proxmox are not runnable.
-MAX_RUNNABLE_PER_CORE = 2.0
+MAX_RUNNABLE_PROCESSES_PER_CORE = 2.0
 #: A warning is logged when admission has been closed for this time.
 WARNING_DELAY_S = 10.0
 
 
 @dataclass(kw_only=True)
 class Admission:
-    """Decides whether one more run may start. Admission is closed while the last decision was against a run."""
+    """Decides whether one more run may start. Admission is closed when the last decision was against a run."""
 
     uses_warm_runs: bool  #: the agent uses warm runs
     _closed_at: float | None = None  #: monotonic time at which admission closed; None while it is open
@@ -67,6 +67,6 @@ class Admission:
             # not on `_cores`, the cores that this process may use.
             machine_cores = os.cpu_count() or 1
             process_count = runnable_process_count()
-            if process_count > MAX_RUNNABLE_PER_CORE * machine_cores:
+            if process_count > MAX_RUNNABLE_PROCESSES_PER_CORE * machine_cores:
                 return f"{process_count} processes are runnable on {machine_cores} cores"
         return ""

@@ -126,7 +126,7 @@ class Agent:
         if self.settings.smith_warm != "off":
             self.runner.start_warm_servers(are_required=self.settings.smith_warm == "on")
         with transaction(self.engine) as session:
-            nodes.add_agent(
+            nodes.add_agent(  # the rows of the table `nodes` are agent processes, not Proxmox nodes
                 session,
                 self.boot_id,
                 host=socket.gethostname(),
@@ -159,7 +159,7 @@ class Agent:
                 if not is_failing:
                     log.error("loop_cannot_use_database", loop=name, reason=str(error).splitlines()[0])
                 is_failing = True
-                self.lease_keeper.note_database_error()  # delays the reaping: other agents may be unable to renew
+                self.lease_keeper.note_database_error()  # delays reaping: other agents may be unable to renew leases
                 self.state.stopping.wait(LOOP_RETRY_S)
             except Exception:
                 # An unexpected exception must not end the loop: without the loop, all later jobs would wait for ever.
@@ -252,8 +252,8 @@ class Agent:
             is_quit_received = signal.SIGQUIT in self._received_signals
             timeout_s = STOP_JOBS_TIMEOUT_AFTER_QUIT_S if is_quit_received else STOP_JOBS_TIMEOUT_S
             have_jobs_ended = self._wait_for_jobs(timeout_s, is_interruptible=False)
-        if signal.SIGQUIT not in self._received_signals:
-            self.reporter.flush(REPORT_FLUSH_TIMEOUT_S if self.state.fulcrum_link.is_up else 0.0)
+        if signal.SIGQUIT not in self._received_signals and self.state.fulcrum_link.is_up:
+            self.reporter.flush(REPORT_FLUSH_TIMEOUT_S)
         self.state.stopping.set()
         self.state.dispatch_requested.set()  # wakes the dispatcher, which then sees that the agent stops
         self.state.report_requested.set()  # wakes the reporter
@@ -261,7 +261,7 @@ class Agent:
         self.runner.stop_warm_servers()
         with contextlib.suppress(DatabaseError), transaction(self.engine) as session:
             job_queue.release_all(session, owner=self.boot_id)
-            nodes.note_agent_stopped(session, self.boot_id, reason)
+            nodes.note_agent_stopped(session, self.boot_id, reason)  # `nodes` has a row for each agent process
         return exit_code if have_jobs_ended else EXIT_FAILURE
 
     def _wait_for_jobs(self, timeout_s: float, *, is_interruptible: bool = True) -> bool:

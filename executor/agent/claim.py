@@ -48,12 +48,12 @@ class Claimer:
             return
         if job.claim_sent_at is None or self._status_at_core(job.fulcrum_id) == "Pending":
             with transaction(self.engine) as session:
-                job_queue.note_claim_sent(session, lease)
+                job_queue.note_fulcrum_claim_sent(session, lease)
             crash_points.crash_if_requested("claim_noted", job.service_id)
             self._send_claim(job)
             crash_points.crash_if_requested("claim_accepted", job.service_id)
         with transaction(self.engine) as session:
-            job_queue.note_claimed(session, lease)
+            job_queue.note_fulcrum_claim_accepted(session, lease)
         log.info("job_claimed", attempt=job.attempt)
 
     def _send_claim(self, job: Job) -> None:

@@ -25,8 +25,8 @@ POINTS = (
     "claim_accepted",  # step 3: FulcrumCore has accepted the claim, but that is not stored
     "vmid_reserved",  # step 4: the reservation is stored; nothing was sent to Proxmox yet
     "run_noted",  # step 5: it is stored that a run will start
-    "run_ended",  # step 5: the run has changed the VM, and its end is stored; the job's result is not stored
-    "job_finished",  # step 6: the job's result, its mapping and the due report are stored
+    "run_ended",  # step 5: the run has changed the VM, and its artifacts are complete; the database lacks the result
+    "job_finished",  # step 6: the job's result and its mapping are stored; the result was not sent to FulcrumCore yet
     "report_accepted",  # step 7: FulcrumCore has accepted the report, but that is not stored
 )
 

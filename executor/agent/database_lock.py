@@ -12,8 +12,8 @@ from pathlib import Path
 from executor.database.engine import sqlite_file
 from executor.errors import DatabaseError
 
-#: The process that has the lock has written its process id and host into the lock file. An error message quotes at most
-#: this much of the file.
+#: Maximum number of characters that an error message quotes from the lock file. The file contains the id and the host
+#: of the process that has the lock.
 MAX_HOLDER_CHARS = 200
 
 
@@ -25,7 +25,7 @@ def exclusive_database(url: str) -> Iterator[None]:
     lock when the process ends, even after a crash.
     """
     database_path = sqlite_file(url)
-    if database_path is None:  # the URL is one of PostgreSQL
+    if database_path is None:  # the URL names a PostgreSQL database
         yield
         return
     lock_path = Path(f"{database_path}.lock")

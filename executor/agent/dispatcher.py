@@ -104,8 +104,8 @@ class Dispatcher:
         self._state.dispatch_requested.wait(max_wait_s)
         self._state.dispatch_requested.clear()
         while self._state.may_claim and not self._is_job_limit_reached() and self._has_resources():
-            # CloneLimit limits how many clones run at once on each storage. A create beyond all these limits would only
-            # wait in its slot, so it is not claimed.
+            # CloneLimit limits how many clones run at once on each storage; `capacity` is the sum of these limits. When
+            # that many creates run, a further create would only wait in its slot, so no create is claimed.
             with transaction(self._engine) as session:
                 job = job_queue.claim(
                     session,

@@ -1,6 +1,6 @@
 """Renews the leases of running jobs, releases jobs that no thread processes, and reaps jobs with an expired lease.
 
-A lease is the time-limited ownership of a job by one agent process. A slot is the dispatcher's entry for a running job.
+A lease is the time-limited ownership of a job by one agent process.
 """
 
 from __future__ import annotations
@@ -35,24 +35,25 @@ class LeaseKeeper:
     state: AgentState
     boot_id: str  #: id of this agent process, the owner of its leases
     lease_s: float  #: duration of a lease
-    #: The ids of the jobs that had a lease but no slot in the last check.
-    _job_ids_without_slot: set[int] = field(default_factory=set)
+    #: The ids of the jobs that had a lease but were not running in the last check.
+    _leased_ids_not_running: set[int] = field(default_factory=set)
     _error_free_since: float | None = None  #: monotonic time of the first check after the last database error
 
     def maintain(self) -> None:
-        """Renew all leases once, stop jobs with a lost lease and cancelled jobs, then wait until the next renewal."""
-        # The running jobs are read before `renew`. If they were read after it, a job that is claimed between the two
-        # would have a slot but no renewed lease, and would be stopped.
+        """Renew all leases once, stop jobs that were cancelled or lost their lease, then wait for the next renewal."""
+        # `stop_signals` has a key for each running job. It is read before `renew`. Otherwise, a job that is claimed
+        # after `renew` would be in `stop_signals` without a renewed lease, and would be stopped.
         stop_signals = self.dispatcher.stop_signals()
         with transaction(self.engine) as session:
-            is_cancelled_by_job_id = job_queue.renew(session, self.boot_id, lease_s=self.lease_s)
-            nodes.note_agent_seen(session, self.boot_id)
+            # The keys are the ids of the jobs with a renewed lease. A value is True when an operator cancelled the job.
+            cancel_flags = job_queue.renew(session, self.boot_id, lease_s=self.lease_s)
+            nodes.note_agent_seen(session, self.boot_id)  # the rows of `nodes` are agent processes, not Proxmox nodes
         for job_id, stop_signal in stop_signals.items():
-            if job_id not in is_cancelled_by_job_id:  # the lease was not renewed
+            if job_id not in cancel_flags:  # the lease was not renewed
                 stop_signal.send(StopSignal.LEASE_LOST)
-            elif is_cancelled_by_job_id[job_id]:
+            elif cancel_flags[job_id]:
                 stop_signal.send(StopSignal.CANCELLED)
-        self._release_jobs_without_slot(is_cancelled_by_job_id.keys())
+        self._release_jobs_not_running(cancel_flags.keys())
         self._reap_expired_leases()
         self.state.stopping.wait(self.lease_s / RENEWALS_PER_LEASE)
 
@@ -60,18 +61,18 @@ class LeaseKeeper:
         """Record a database error. `_reap_expired_leases` then reaps no job for at least `lease_s` seconds."""
         self._error_free_since = None
 
-    def _release_jobs_without_slot(self, leased_job_ids: Collection[int]) -> None:
-        """Release jobs that have a lease of this process but no slot.
+    def _release_jobs_not_running(self, leased_job_ids: Collection[int]) -> None:
+        """Release jobs that have a lease of this process but are not running.
 
         A job keeps its lease when the database failed while the end of the job was being stored. Without this release,
-        the lease keeper would renew the job's lease for ever. A job is released only when it has no slot in two
-        iterations in a row, because the dispatcher stores a claim a moment before it creates the slot.
+        the lease keeper would renew the job's lease for ever. A job is released only when it is not running in two
+        checks in a row, because the dispatcher stores a claim a moment before it starts the job.
         """
-        ids_with_slot = self.dispatcher.stop_signals().keys()
-        ids_without_slot = set(leased_job_ids) - ids_with_slot
-        twice_without_slot = ids_without_slot & self._job_ids_without_slot
-        self._job_ids_without_slot = ids_without_slot
-        for job_row_id in twice_without_slot:
+        running_ids = self.dispatcher.stop_signals().keys()  # each running job has a stop signal
+        ids_not_running = set(leased_job_ids) - running_ids
+        ids_to_release = ids_not_running & self._leased_ids_not_running
+        self._leased_ids_not_running = ids_not_running
+        for job_row_id in ids_to_release:
             with transaction(self.engine) as session:
                 if job_queue.release(session, job_row_id, owner=self.boot_id):
                     log.warning("job_released", job_row_id=job_row_id)

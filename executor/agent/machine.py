@@ -16,14 +16,14 @@ from pathlib import Path
 import psutil
 
 BYTES_PER_MIB = 1024 * 1024
-#: Keys of the next three dictionaries, and values of `uses_warm_runs`.
+#: The two values of `uses_warm_runs`. They are the keys of the next three dictionaries.
 WARM, COLD = True, False
 #: Memory of one run. docs/performance.md describes the measurement.
 RUN_MEMORY_MIB = {WARM: 55, COLD: 110}
 #: Memory of the agent, including the server processes of warm runs.
 AGENT_MEMORY_MIB = {WARM: 260, COLD: 160}
 #: With more runs per core than this, all runs become slower.
-RUNS_PER_CORE = {WARM: 20, COLD: 4}
+MAX_RUNS_PER_CORE = {WARM: 20, COLD: 4}
 MIN_CONCURRENCY, MAX_CONCURRENCY = 2, 64
 #: Share of the memory that the agent and its runs may use. The remainder is for the operating system and for peaks.
 USABLE_MEMORY_SHARE = 0.8
@@ -35,7 +35,7 @@ LOADAVG = Path("/proc/loadavg")
 
 def default_concurrency(*, uses_warm_runs: bool) -> int:
     """Return how many jobs this machine can run at once."""
-    max_runs_for_cores = usable_cores() * RUNS_PER_CORE[uses_warm_runs]
+    max_runs_for_cores = usable_cores() * MAX_RUNS_PER_CORE[uses_warm_runs]
     memory_for_runs_mib = usable_memory_mib() * USABLE_MEMORY_SHARE - AGENT_MEMORY_MIB[uses_warm_runs]
     max_runs_for_memory = memory_for_runs_mib / RUN_MEMORY_MIB[uses_warm_runs]
     return int(max(min(max_runs_for_cores, max_runs_for_memory, MAX_CONCURRENCY), MIN_CONCURRENCY))

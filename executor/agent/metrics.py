@@ -40,7 +40,8 @@ MAX_POSTS_PER_S = 40.0
 POSTS_SHARE_OF_A_CORE = 0.035
 #: The CPU time of an entry is averaged over about this many entries.
 CPU_TIME_WINDOW = 20
-#: Few entries are not spread over the whole interval, but sent at this rate. Only the limit of CPU use makes it lower.
+#: Minimum rate: when there are few entries, they are sent at this rate, and then no entry is sent until the next round.
+#: Only the limit of CPU use can make the rate lower.
 MIN_POSTS_PER_S = 20.0
 #: Share of the interval in which entries are sent.
 SENDING_SHARE_OF_INTERVAL = 0.8
@@ -84,7 +85,8 @@ class VmMetrics:
     #: For each VMID: the monotonic time of the last round, and the VM's row in that round.
     _previous_rows: dict[int, tuple[float, VmRow]] = field(default_factory=dict)
     _logged_missing_types: set[str] = field(default_factory=set)  #: metric types that were logged as missing
-    _first_vmid: int = 0  #: VM of the first sample that the last round dropped: the next round starts with it; 0: none
+    #: The VM with which the next round starts: that of the first sample that the last round dropped, or 0 for none.
+    _first_vmid: int = 0
     _has_dropped_samples: bool = False  #: the last round dropped samples
 
     def report(self) -> None:
@@ -160,7 +162,7 @@ class VmMetrics:
         is_stopping = self.state.stopping.wait(pace.plan_next_entry())
         if is_stopping or pace.is_deadline_passed():
             return _Outcome.DROPPED
-        cpu_started_s = time.thread_time()
+        cpu_time_before_s = time.thread_time()
         try:
             self.fulcrum.post_metric(
                 agent_instance_id=f"{self.state.agent_id}/{sample.vmid}",
@@ -174,7 +176,7 @@ class VmMetrics:
         except FulcrumUnavailable:
             return _Outcome.UNANSWERED
         finally:
-            pace.note_cpu_time(time.thread_time() - cpu_started_s)
+            pace.note_cpu_time(time.thread_time() - cpu_time_before_s)
         return _Outcome.SENT
 
 
@@ -195,7 +197,10 @@ class _Pace:
         self._lock = threading.Lock()
 
     def plan_next_entry(self) -> float:
-        """Plan the next entry; return how many seconds to wait before it is sent. 0 when it is after the deadline."""
+        """Plan the next entry; return how many seconds to wait before it is sent.
+
+        Return 0 when its planned time is after the deadline, because the entry is then dropped at once.
+        """
         with self._lock:
             now = time.monotonic()
             entry_at = self._next_entry_at

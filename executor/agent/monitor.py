@@ -18,7 +18,7 @@ log = get_logger(__name__)
 BYTES_PER_MIB = 1024 * 1024
 #: Minimum time between two checks of the critical jobs.
 CHECK_INTERVAL_S = 30.0
-#: A measurement of memory is used again for this time, because a measurement reads /proc for every process of the tree.
+#: A measurement of memory is cached for this time, because a measurement reads /proc for every process of the tree.
 MAX_MEMORY_AGE_S = 5.0
 
 

@@ -43,7 +43,7 @@ class SharedParts:
     """The parts that most other parts of the agent use."""
 
     settings: Settings
-    boot_id: str  #: id of this agent process (not of a machine's boot), which is stored as the owner of its jobs
+    boot_id: str  #: identifies this agent process, not a boot of the machine; stored as the owner of its jobs
     state: AgentState
     engine: Engine
     fulcrum: FulcrumClient
@@ -71,7 +71,7 @@ def _build_worker(shared: SharedParts, runner: Runner, clone_limit: CloneLimit) 
 
 def build_dispatcher(shared: SharedParts, runner: Runner, meters: Meters) -> Dispatcher:
     """Return the dispatcher with its worker."""
-    clone_limit = CloneLimit(limit=shared.settings.smith_clones_per_storage)
+    clone_limit = CloneLimit(max_limit=shared.settings.smith_clones_per_storage)
     return Dispatcher(
         engine=shared.engine,
         worker=_build_worker(shared, runner, clone_limit),

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
-#: Number of jobs requested per poll. FulcrumCore sorts jobs by group, so a smaller page would contain the jobs of few
-#: groups only.
+#: Number of jobs requested per poll. FulcrumCore sorts jobs by the group of their service, so a smaller page would
+#: contain the jobs of few groups only.
 PAGE_SIZE = 100
 #: Number of jobs requested by the next poll when a poll has returned a full page.
 MAX_PAGE_SIZE = 1000
@@ -35,7 +35,7 @@ MAX_DEPTH = 32
 CHARS_PER_OTHER_VALUE = 8
 #: After this many polls in a row without a new job, the interval between two polls grows.
 IDLE_POLLS_BEFORE_GROWTH = 30
-#: From then on, the interval grows linearly: by its configured length per this many further polls without a new job.
+#: The interval then grows linearly: this many further polls without a new job add the configured interval once.
 IDLE_POLLS_PER_ADDED_INTERVAL = 10
 #: The interval grows up to this length.
 MAX_INTERVAL_S = 10.0
@@ -98,7 +98,7 @@ class Poller:
         """
         jobs = self.fulcrum.own_processing_jobs(self.state.agent_id)
         jobs_for_this_agent = [job for job in jobs if self._is_for_this_agent(job)]
-        recovered_count = self._store_new_jobs(jobs_for_this_agent, is_already_claimed=True)
+        recovered_count = self._store_new_jobs(jobs_for_this_agent, is_claimed_at_fulcrum=True)
         if recovered_count:
             log.warning("claimed_jobs_recovered", count=recovered_count)
         return recovered_count
@@ -111,7 +111,7 @@ class Poller:
     def _is_for_this_agent(self, job: CoreJob) -> bool:
         return job.agent_id is None or job.agent_id == self.state.agent_id
 
-    def _store_new_jobs(self, jobs: list[CoreJob], *, is_already_claimed: bool = False) -> int:
+    def _store_new_jobs(self, jobs: list[CoreJob], *, is_claimed_at_fulcrum: bool = False) -> int:
         """Add a row for each job that has none; return the number of new rows."""
         if not jobs:
             return 0
@@ -121,14 +121,14 @@ class Poller:
         if not new_jobs:
             return 0
         with transaction(self.engine) as session:
-            row_ids = [job_queue.submit(session, self._new_row(job, is_already_claimed)) for job in new_jobs]
+            row_ids = [job_queue.submit(session, self._new_row(job, is_claimed_at_fulcrum)) for job in new_jobs]
         crash_points.crash_if_requested("rows_written")
         count = sum(row_id is not None for row_id in row_ids)  # None: another agent has added the job's row meanwhile
         log.info("jobs_received", count=count)
         self.state.dispatch_requested.set()
         return count
 
-    def _new_row(self, job: CoreJob, is_already_claimed: bool) -> NewJob:
+    def _new_row(self, job: CoreJob, is_claimed_at_fulcrum: bool) -> NewJob:
         """Return the new row of a job. Its `defect` lists what is invalid; the worker fails a job with a defect."""
         defects = list(job.defects)
         params, problem = check_limits(job.params)
@@ -147,6 +147,7 @@ class Poller:
             fulcrum_id=job.id,
             service_id=service_id,
             group_id=_uuid_or_none(core_service.group_id if core_service else None),
+            # FulcrumCore calls the tenant a consumer.
             tenant_id=_uuid_or_none(job.consumer_id or (core_service.consumer_id if core_service else None)),
             action=_printable_action(job.action),
             params=params,
@@ -155,7 +156,7 @@ class Poller:
             priority=max(-MAX_PRIORITY, min(job.priority, MAX_PRIORITY)),
             core_created_at=created_at,
             deadline_at=created_at + timedelta(seconds=self.job_timeout_s),
-            is_already_claimed=is_already_claimed,
+            is_claimed_at_fulcrum=is_claimed_at_fulcrum,
         )
 
 

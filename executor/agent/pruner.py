@@ -65,6 +65,7 @@ class Pruner:
         while True:
             with transaction(self.engine) as session:
                 count, run_idents = job_queue.prune(session, ended_before=oldest_kept_time, limit=BATCH_SIZE)
+                # The rows of the table `nodes` are agent processes, not Proxmox nodes.
                 nodes.prune(session, seen_before=oldest_kept_time)
             for run_ident in run_idents:
                 shutil.rmtree(self.artifacts_dir / run_ident, ignore_errors=True)
@@ -76,8 +77,8 @@ class Pruner:
     def _delete_old_artifacts(self) -> int:
         """Delete all remaining old artifacts; return how many folders were deleted.
 
-        `_delete_old_jobs` deletes only artifacts of runs that have a row. After a loss of the database, the runs before
-        it have no row.
+        `_delete_old_jobs` deletes only artifacts of runs that have a row. After a loss of the database, earlier runs
+        have no row.
         """
         oldest_kept_mtime = time.time() - self.settings.smith_job_retention_s
         old_folders = [folder for written_at, _size, folder in self._folders() if written_at < oldest_kept_mtime]

@@ -39,7 +39,7 @@ class VmPurger:
     state: AgentState
     cluster: str
     job_timeout_s: float
-    #: Ids of the mappings whose waiting deletion was logged: the service has not ended, so the VM is not deleted yet.
+    #: Ids of the mappings for which it was logged that the VM is not deleted yet, because its service has not ended.
     _logged_mapping_ids: set[int] = field(default_factory=set)
 
     def submit_due_deletions(self) -> None:
@@ -57,8 +57,8 @@ class VmPurger:
     def _has_service_ended(self, mapping: Mapping) -> bool:
         """Return whether the mapping's service has ended in FulcrumCore.
 
-        Logs a warning when the service has not ended, or when FulcrumCore refuses to return the service. For example,
-        the service has not ended when FulcrumCore failed the delete job after the job timeout.
+        Logs a warning when the service has not ended, or when FulcrumCore refuses to return the service. A service has
+        not ended if, for example, FulcrumCore has failed its delete job after the job timeout.
         """
         try:
             service = self._read_service(mapping.service_id)

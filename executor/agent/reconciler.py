@@ -77,9 +77,9 @@ class Reconciler:
         return bool(state.agent_id) and not state.draining.is_set() and not state.stopping.is_set()
 
     def _try_repair(self, finding: Finding) -> bool:
-        """Repair a finding; return False when its repair is not one of AUTOMATIC_REPAIRS.
+        """Repair a finding if its repair is one of AUTOMATIC_REPAIRS; return False for any other finding.
 
-        Also return True when nothing was repaired for another reason, because the next check will try again.
+        Return True even when the automatic repair is impossible now, because the next check will try again.
         """
         if finding.repair not in AUTOMATIC_REPAIRS:
             return False

@@ -48,7 +48,7 @@ class ReloadableSecrets:
         self._lock = threading.Lock()
         self._last_refusal_reload_at: float | None = None  #: monotonic time of the last reload after a refusal
         self._secret_files = _find_secret_files(settings)
-        self._file_versions = _file_versions(self._secret_files)
+        self._file_versions = _read_versions(self._secret_files)
         self._connection = ProxmoxConnection.from_settings(settings) if settings.proxmox_host else None
 
     def use_remote_settings(self, settings: Settings, add_remote_settings: Callable[[Settings], Settings]) -> None:
@@ -66,7 +66,7 @@ class ReloadableSecrets:
 
     def credentials(self) -> dict[str, Any]:
         """Return the Proxmox credentials for the modules of a run. Reload first if the file of a secret has changed."""
-        if _file_versions(self._secret_files) != self._file_versions:
+        if _read_versions(self._secret_files) != self._file_versions:
             self.reload()
         return module_credentials(self._settings)
 
@@ -94,7 +94,7 @@ class ReloadableSecrets:
 
     def reload(self) -> tuple[str, ...]:
         """Read the secrets again; return the names of the secrets whose values have changed."""
-        self._file_versions = _file_versions(self._secret_files)
+        self._file_versions = _read_versions(self._secret_files)
         changed_names: tuple[str, ...] = ()
         failure = ""
         try:
@@ -147,12 +147,12 @@ def _find_secret_files(settings: Settings) -> tuple[Path, ...]:
     return tuple(path for path in map(Path, sorted(origins)) if path.is_absolute() and path.is_file())
 
 
-def _file_versions(files: tuple[Path, ...]) -> tuple[_FileVersion | None, ...]:
+def _read_versions(files: tuple[Path, ...]) -> tuple[_FileVersion | None, ...]:
     """Return the versions of the files, None for a missing file. A new version means that the file has changed."""
-    return tuple(_file_version(file) for file in files)
+    return tuple(_read_version(file) for file in files)
 
 
-def _file_version(file: Path) -> _FileVersion | None:
+def _read_version(file: Path) -> _FileVersion | None:
     try:
         stat = os.stat(file)  # follows links: Kubernetes replaces a mounted secret by changing a link
     except OSError:

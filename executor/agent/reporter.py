@@ -38,7 +38,7 @@ BATCH_SIZE = 50
 #: Reports are sent in parallel, so that many results arrive before the job timeout even when FulcrumCore is slow.
 SENDER_THREADS = 4
 MAX_BACKOFF_S = 60.0
-#: Maximum exponent of the exponential backoff. It prevents an overflow; MAX_BACKOFF_S limits the backoff earlier.
+#: Maximum exponent of the exponential backoff, to prevent an overflow. MAX_BACKOFF_S limits the result.
 MAX_BACKOFF_EXPONENT = 10
 #: How long the reporter waits when no report is due. A new result ends the wait early; the end of a backoff does not.
 IDLE_WAIT_S = 2.0
@@ -79,7 +79,7 @@ class Reporter:
         if any(answered_flags):
             self._unanswered_rounds = 0
             if self.state.fulcrum_link.note_up():
-                self._reset_backoff()
+                self._end_all_backoffs()
             self.state.poll_requested.set()  # FulcrumCore may list the group's next job now
             return 0.0
         self._unanswered_rounds += 1
@@ -97,7 +97,7 @@ class Reporter:
             time.sleep(min(requested_wait_s, time_left_s, MAX_FLUSH_WAIT_S))
         return False
 
-    def _reset_backoff(self) -> None:
+    def _end_all_backoffs(self) -> None:
         """End the backoff of all postponed reports, because FulcrumCore answers again."""
         with transaction(self.engine) as session:
             outbox.end_report_backoffs(session)
@@ -120,7 +120,7 @@ class Reporter:
             return True
 
     def _postpone(self, job: Job, error: FulcrumUnavailable) -> bool:
-        """Store a backoff for the report. Return True when the failure concerns only this report."""
+        """Store a backoff for the report. Return True when only this report failed: FulcrumCore answers."""
         backoff_s = max(_backoff_s(job.report_attempts), error.retry_after_s or 0.0)
         with transaction(self.engine) as session:
             outbox.postpone_report(session, job.id, backoff_s=backoff_s, note=str(error))
@@ -182,9 +182,9 @@ class Reporter:
         return ReportState.OVERTAKEN, note
 
     def _has_core_stored_this_result(self, job: Job) -> bool:
-        """True when FulcrumCore has stored the result that this agent has sent, not a failure of its own.
+        """True when the result that FulcrumCore has stored is the result that this agent has sent.
 
-        False when FulcrumCore failed the job itself after the job timeout. Then the job has another error message.
+        False when FulcrumCore itself has failed the job after the job timeout, with another error message.
         """
         if job.status == JobStatus.COMPLETED:
             return True  # FulcrumCore completes a job only when this agent reports it as completed

@@ -68,7 +68,7 @@ class MappingFinder:
         is missing after the database was lost.
         """
         service_id, vm_rows = require_service_id(job), self.proxmox.vms()
-        # Every name of this service's VM has the same end, so any first part of the name will do here.
+        # The suffix of a VM's name depends only on the service, so the hostname may be empty here.
         name_suffix = mappings.vm_name("", service_id)[-NAME_SUFFIX_CHARS:]
         vm = self.proxmox.find_by_marker(vm_rows, service_id, name_suffix=name_suffix)
         if vm is None:
@@ -154,11 +154,11 @@ class MappingFinder:
 
     def _pick_vmid(self, used_vmids: set[int]) -> int:
         """Return a random VMID of the range that is neither mapped, nor in quarantine, nor in `used_vmids`."""
-        vmid_range = (self.cluster, self.settings.proxmox_vmid_min, self.settings.proxmox_vmid_max)
+        cluster_vmid_range = (self.cluster, self.settings.proxmox_vmid_min, self.settings.proxmox_vmid_max)
         with transaction(self.engine) as session:
             return mappings.pick_vmid(
                 session,
-                vmid_range,
+                cluster_vmid_range,
                 quarantine_s=self.settings.smith_vmid_quarantine_s,
                 used_vmids=used_vmids,
             )

@@ -1,7 +1,7 @@
-"""Allocates a node, storage and a clone slot for a create or a migration until its run has ended.
+"""Allocates a node, a storage and a clone slot for a create or a migration until its run has ended.
 
 This is the first part of step 5 of a job's processing (ARCHITECTURE.md). CloneLimit limits how many clones
-run at the same time. A clone slot is the permission to run one of them; a Permit object stands for it.
+run at the same time. A clone slot (a CloneSlot object) is the permission to run one of them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from executor.database.tables import Job, Mapping
 from executor.model import JobResult
-from executor.placement.clone_limit import CloneLimit, Permit
+from executor.placement.clone_limit import CloneLimit, CloneSlot
 from executor.placement.decide import Placement
 from executor.placement.placer import PlacementRequest, Placer
 from executor.runs import extra_vars
@@ -26,11 +26,11 @@ class AllocatedResources:
     """The resources that are allocated to one run."""
 
     placement: Placement | None = None  #: the chosen node and storage; None when the run needs no placement
-    permit: Permit = field(default_factory=Permit)  #: the clone slot; an empty Permit when the run needs none
+    clone_slot: CloneSlot = field(default_factory=CloneSlot)  #: an unused object when the run needs no clone slot
 
     def note_result(self, result: JobResult) -> None:
-        """Store the run's result in the permit. The clone limit reads it there, and adapts the number of clones."""
-        self.permit.result = result
+        """Store the run's result in the clone slot. The clone limit reads it there, and adapts the number of clones."""
+        self.clone_slot.result = result
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +55,8 @@ class ResourceAllocator:
             if placement is None or job.action != "create":
                 yield AllocatedResources(placement=placement)
                 return
-            with self.clone_limit.acquire(placement.clone_target, may_wait=may_wait) as permit:
-                yield AllocatedResources(placement=placement, permit=permit)
+            with self.clone_limit.acquire(placement.clone_target, may_wait=may_wait) as clone_slot:
+                yield AllocatedResources(placement=placement, clone_slot=clone_slot)
 
     @contextmanager
     def _allocate_placement(self, job: Job, mapping: Mapping, properties: dict[str, Any]) -> Iterator[Placement | None]:

@@ -40,7 +40,7 @@ def require_time_left_s(job: Job, *, clock_offset_s: float) -> float:
     return time_left_s
 
 
-def backoff_before_retry_s(job: Job, result: JobResult, *, clock_offset_s: float) -> float | None:
+def backoff_if_retried_s(job: Job, result: JobResult, *, clock_offset_s: float) -> float | None:
     """Return the backoff before the job's next attempt, None when the job must not be attempted again."""
     if result.succeeded or result.code is None or result.code in NEVER_RETRIED or job.attempt >= MAX_ATTEMPTS:
         return None
@@ -50,14 +50,14 @@ def backoff_before_retry_s(job: Job, result: JobResult, *, clock_offset_s: float
     reaction = Reaction.CHECK if result.was_killed else reaction_to(result.code)
     if reaction is Reaction.NO or (reaction is Reaction.ONCE and job.attempt > 1):
         return None
-    wait_s = backoff_s(job.attempt)
+    wait_s = backoff_after_attempt_s(job.attempt)
     with suppress(JobError):  # raised when the time is too short for a run even without a backoff
         if require_time_left_s(job, clock_offset_s=clock_offset_s) - wait_s >= MIN_RUN_S:
             return wait_s
     return None
 
 
-def backoff_s(attempt: int, requested_s: float | None = None) -> float:
+def backoff_after_attempt_s(attempt: int, requested_s: float | None = None) -> float:
     """Return a wait that grows with each attempt and has jitter. It is at least `requested_s` (HTTP Retry-After)."""
     average_s = min(MIN_BACKOFF_S * 2.0 ** max(attempt - 1, 0), MAX_BACKOFF_S)
     return max(average_s * random.uniform(0.7, 1.3), requested_s or 0.0)  # noqa: S311 (jitter, not a secret)

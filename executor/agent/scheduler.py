@@ -48,10 +48,13 @@ class CriticalJob:
     run: Callable[[], float | None]  #: executes the critical job once; may return the seconds until the next execution
     wake_requested: threading.Event = field(default_factory=threading.Event)  #: set to start an execution now
     runs_on_each_agent: bool = True  #: if False, only one of the agents that share a database executes it
-    link: Link | None = None  #: records whether FulcrumCore answers: the scheduler records failures, `run` successes
+    #: Records whether FulcrumCore answers. The scheduler records failures in it, and `run` records successes.
+    link: Link | None = None
     started_at: float = 0.0  #: monotonic; start of the current or last execution
     finished_at: float = 0.0  #: monotonic; end of the last execution
-    last_error_type: str = ""  #: type of the last execution's exception, or ''; the same type is not logged again
+    #: The type of the last execution's exception, '' for no exception and for FulcrumUnavailable. The same type is not
+    #: logged again in the next execution.
+    last_error_type: str = ""
     generation: int = 0  #: incremented by `restart`; a thread of an older generation ends
 
 
@@ -89,8 +92,8 @@ class Scheduler:
         for name, job in self.jobs.items():
             thread = self._threads.get(name)
             is_alive = thread is not None and thread.is_alive()
-            idle_s = now - max(job.finished_at, job.started_at)
-            if not is_alive or idle_s > job.interval_s * max_intervals + slack_s:
+            since_last_change_s = now - max(job.finished_at, job.started_at)
+            if not is_alive or since_last_change_s > job.interval_s * max_intervals + slack_s:
                 overdue_names.append(name)
         return overdue_names
 
@@ -163,7 +166,10 @@ class Scheduler:
         return delay_s
 
     def _try_start_period(self, job: CriticalJob) -> bool:
-        """Store the start of an execution. Return False when it is not due: another agent has executed the job."""
+        """Store the start of an execution. Return False when another agent has already executed the job.
+
+        A period is the time in which only one agent executes the critical job. It is a little shorter than an interval.
+        """
         try:
             with transaction(self._engine) as session:
                 return periods.try_start_period(session, job.name, job.interval_s, force=job.runs_on_each_agent)

@@ -12,8 +12,8 @@ log = get_logger(__name__)
 
 #: A failed call this soon after a recovery starts no new outage, because the call may have begun before the recovery.
 LATE_FAILURE_S = 2.0
-#: A FulcrumUnavailable with this HTTP status concerns one request only: FulcrumCore still answers other requests. The
-#: agent also uses this status for such exceptions of its own.
+#: A FulcrumUnavailable with this HTTP status concerns one request only: FulcrumCore still answers other requests. Where
+#: the agent itself raises FulcrumUnavailable because of one refused request, it sets this status, too.
 STATUS_OF_ONE_FAILED_REQUEST = 500
 
 

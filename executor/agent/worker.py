@@ -73,7 +73,7 @@ class Worker:
                     mapping = self.mapping_finder.find_or_reserve_mapping(job)
                     result = self._run(job, lease, mapping, properties, stop_signal)
             except FulcrumUnavailable as error:
-                backoff_s = retry.backoff_s(job.attempt, error.retry_after_s)
+                backoff_s = retry.backoff_after_attempt_s(job.attempt, error.retry_after_s)
                 self._requeue(job, lease, backoff_s=backoff_s, reason=str(error))
                 return
             except ClaimImpossible as error:
@@ -104,13 +104,13 @@ class Worker:
         properties = delivered_properties(job)
         if job.action in CONFIGURING_ACTIONS:
             read_properties(properties)  # raises JobError for invalid properties, before a secret is read
-        # A provider's own playbook gets the properties for every action.
+        # A playbook from SMITH_ACTIONS_PATH gets the properties for every action.
         needs_properties = job.action in ACTIONS_WITH_PROPERTIES or not self._is_project_playbook(playbook)
         return self.secrets.resolve(secret_resolver_input(job), properties) if needs_properties else {}
 
     def _is_project_playbook(self, playbook: Path) -> bool:
         """True for a playbook of this project, False for one from SMITH_ACTIONS_PATH."""
-        project_folder = self.plan_settings.playbook_folders[-1]  # a provider's folder stands before it
+        project_folder = self.plan_settings.playbook_folders[-1]  # the folder of SMITH_ACTIONS_PATH stands before it
         return playbook.parent == project_folder
 
     def _require_time_left_s(self, job: Job) -> float:
@@ -223,7 +223,7 @@ class Worker:
         if stop_signal.reason == StopSignal.AGENT_STOPPING and not result.succeeded:
             self._requeue(job, lease, backoff_s=0, reason="the agent is stopping")
             return
-        backoff_s = retry.backoff_before_retry_s(job, result, clock_offset_s=self.fulcrum.clock_offset_s)
+        backoff_s = retry.backoff_if_retried_s(job, result, clock_offset_s=self.fulcrum.clock_offset_s)
         if backoff_s is not None:
             self._delete_reservation_if_vmid_is_taken(mapping, result)
             self._requeue(job, lease, backoff_s=backoff_s, reason=result.message)

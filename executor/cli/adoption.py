@@ -5,9 +5,8 @@ The marker is a line in the VM's description that contains the service's id.
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from executor.cli import ansible_playbook
 from executor.cli.arguments import CommandFailed
@@ -32,8 +31,8 @@ class VmToAdopt:
     name: str
     tags: tuple[str, ...]
     description: str
-    #: The service ids of all markers in the VM's description.
-    markers: frozenset[str]
+    #: The service ids in the markers of the VM's description.
+    marked_service_ids: frozenset[str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +45,9 @@ class Adoption:
     vm: VmToAdopt
     #: Whether the VM has the service's marker already.
     has_marker: bool
-    #: Whether the playbook's output goes to stderr. True with --json: stdout then has only the JSON document.
-    prints_to_stderr: bool
+    #: The stream for the output of the playbook that writes the marker. With --json it is stderr, because stdout then
+    #: has only the JSON document.
+    playbook_output: IO[str]
 
     def check_mappings(self) -> bool:
         """Check that the adoption is possible, and return whether the service is mapped to this VM already.
@@ -78,8 +78,8 @@ class Adoption:
         """Map the VM, and write the marker if the VM has none. `reason` is stored in the audit.
 
         `is_mapped_to_this_vm` is the result of `check_mappings`. A new mapping is stored before the marker is written,
-        as in a create job. If the marker cannot be written, a mapping that this call has created is ended, and
-        CommandFailed is raised.
+        as in a create job. An existing mapping to this VM is updated with the VM's name and node. If the marker cannot
+        be written, a mapping that this call has created is ended, and CommandFailed is raised.
         """
         if self.has_marker:
             self._store_mapping(reason)
@@ -95,7 +95,10 @@ class Adoption:
                 raise
 
     def _store_mapping(self, reason: str) -> None:
-        """Store the mapping and an audit entry. Raises CommandFailed if the VM or the service has another mapping."""
+        """Create or update the mapping, and write the change into the audit.
+
+        Raises CommandFailed if the VM or the service has another mapping.
+        """
         vm, cluster = self.vm, self.settings.smith_cluster
         with transaction(self.engine) as session:
             refuse_while_job_runs(session, self.service_id)
@@ -131,8 +134,7 @@ class Adoption:
         """
         playbook = ansible_home() / "playbooks" / "create.yml"
         manual_run = ansible_playbook.ManualRun(action="create", playbook=playbook, vm=self._build_vm_variable())
-        output = sys.stderr if self.prints_to_stderr else sys.stdout
-        result = ansible_playbook.run(manual_run, self.settings, output)
+        result = ansible_playbook.run(manual_run, self.settings, self.playbook_output)
         if not result.succeeded:
             raise CommandFailed(
                 f"the marker could not be written, so VM {self.vm.vmid} is not mapped: {result.message}"

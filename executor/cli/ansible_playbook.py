@@ -102,7 +102,7 @@ def build_environment(folder: Path, settings: Settings | None) -> dict[str, str]
     """Return the environment for ansible-playbook: this process's environment without our settings.
 
     Ansible creates its own files in `folder`. With `settings`, the environment also has the path of Proxmox's CA bundle
-    and the path of the file in `folder` with Proxmox's login.
+    and the path of the file in `folder` with Proxmox's login. Without `settings`, the path of this file is empty.
     """
     env = {name: value for name, value in os.environ.items() if not name.startswith(_SETTING_PREFIXES)}
     env |= {

@@ -96,6 +96,7 @@ def main() -> NoReturn:
     except SystemExit as system_exit:
         if isinstance(system_exit.code, int):
             _end_process(system_exit.code)
+        # Besides an exit code, Python accepts a text, which means failure, and None, which means success.
         _end_process(EXIT_FAILURE if system_exit.code else 0)
     except SmithError as error:
         # A SettingsError has one line for each setting. Any other error is printed in one line: line breaks, which an
@@ -121,8 +122,8 @@ def exit_code_of(error: SmithError) -> int:
 def _end_process(code: int) -> NoReturn:
     """Flush stdout and end the process with the exit code.
 
-    If the reader of stdout has closed the pipe (`smith … | head`), no error is printed. stdout is then redirected to
-    /dev/null, because Python flushes it again at exit.
+    If the reader of stdout has closed the pipe (`smith … | head`), no error is printed, but the exit code is not 0.
+    stdout is then redirected to /dev/null, because Python flushes it again at exit.
     """
     try:
         sys.stdout.flush()

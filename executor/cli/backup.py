@@ -16,7 +16,7 @@ import typer
 
 from executor.cli.arguments import AsJson, confirm
 from executor.cli.context import PRIVATE_UMASK, open_settings
-from executor.cli.database import holding_agent_lock
+from executor.cli.database import holding_database_lock
 from executor.cli.help_text import examples
 from executor.cli.output import show_outcome
 from executor.cli.store import open_database
@@ -82,7 +82,7 @@ def restore(
     os.umask(PRIVATE_UMASK)
     target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     new_file = target.with_name(f"{target.name}.restoring")
-    with _raising_database_error(target), holding_agent_lock(Path(f"{target}.lock")):
+    with _raising_database_error(target), holding_database_lock(Path(f"{target}.lock")):
         try:
             revision = _copy_backup(file, new_file)
             confirm(f"Replace {target} by {file} (schema {revision})? Newer data is lost.", yes=yes)
@@ -169,9 +169,11 @@ def _open_read_only(file: Path) -> sqlite3.Connection:
 def _replace_database(target: Path, new_file: Path) -> Path | None:
     """Replace `target` by `new_file`. Return the path where the old file is kept, or None if there was no old file.
 
-    SQLite would apply the -wal file of the old database to the new database. So the -wal file is deleted before the
-    replacement, together with the -shm file (its index). Before that, the content of the -wal file is written into the
-    old database (checkpoint). The checkpoint may fail, so copies of both files are kept beside the old database.
+    SQLite would apply the -wal file of the old database to the new database. So these steps precede the replacement:
+    1. The content of the -wal file is written into the old database (checkpoint).
+    2. The old database is kept under another name, with copies of its -wal file and its -shm file (the index of the
+       -wal file), because the checkpoint may have failed.
+    3. The -wal file and the -shm file are deleted.
     """
     old_file = None
     if target.exists():

@@ -1,4 +1,4 @@
-"""Stores or prints the token that `smith bootstrap core` creates for the agent."""
+"""Writes the agent's token, which `smith bootstrap core` creates, to a file, and keeps it for the command to print."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ class TokenNotStored(SmithError):
 class TokenDestination:
     """The place for the new token: a new file with mode 0600, the terminal, or both.
 
-    Used as a context manager. `reserve` is called before the token is created, and `store` afterwards.
+    Used as a context manager. `reserve` is called before the token is created, and `store` afterwards. This class
+    writes only the file. The command prints the attribute `token`.
     """
 
     def __init__(self, file: Path | None, *, prints_token: bool, expects_token: bool) -> None:

@@ -39,7 +39,7 @@ class Group(NamedTuple):
 
 
 class Extension(NamedTuple):
-    """A command that another Python distribution provides. It has an entry point with the command's name."""
+    """A command that another Python distribution provides by an entry point with the command's name."""
 
     name: str
     help: str
@@ -106,7 +106,7 @@ COMMANDS = (
 EXTENSIONS = (
     Extension(
         "demo",
-        "Run Agent Smith against a FulcrumCore simulator and a Proxmox stand-in, without your settings.",
+        "Run Agent Smith against a FulcrumCore simulator and a Proxmox stand-in, without using your settings.",
         "agent-smith-lab",
     ),
     Extension("lab", "Keep a FulcrumCore simulator and a Proxmox stand-in running, until Ctrl-C.", "agent-smith-lab"),

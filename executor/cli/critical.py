@@ -37,7 +37,7 @@ OVERDUE_TOLERANCE_S = 30.0
 def list_critical(as_json: AsJson = False) -> None:
     """List the critical jobs.
 
-    The list shows the last run, the failures since the last success, and whether the critical job is overdue.
+    The list shows the last execution, the failures since the last success, and whether the critical job is overdue.
     """
     with reading_store() as store:
         jobs = queries.critical_jobs(store.session)

@@ -67,7 +67,7 @@ def downgrade(
     with open_database(settings) as engine:
         before = schema.current_revision(engine)
         confirm(f"Downgrade the schema from {before}? Data that the older schema cannot store is lost.", yes=yes)
-        with _refusing_running_agents(engine, settings), _raising_database_error():
+        with _refusing_while_agent_runs(engine, settings), _explaining_rejected_revision():
             schema.downgrade(engine, to)
         after = schema.current_revision(engine)
     show_outcome(f"the schema was {before} and is now {after or 'none'}", as_json=as_json, before=before, after=after)
@@ -107,7 +107,7 @@ def check(as_json: AsJson = False) -> None:
 
 
 @contextmanager
-def _raising_database_error() -> Iterator[None]:
+def _explaining_rejected_revision() -> Iterator[None]:
     """Raise DatabaseError when Alembic rejects the revision that the operator named."""
     try:
         yield
@@ -116,20 +116,21 @@ def _raising_database_error() -> Iterator[None]:
 
 
 @contextmanager
-def _refusing_running_agents(engine: Engine, settings: Settings) -> Iterator[None]:
-    """Raise DatabaseError when an agent uses the database.
+def _refusing_while_agent_runs(engine: Engine, settings: Settings) -> Iterator[None]:
+    """Raise DatabaseError, and do not execute the block, when an agent uses the database.
 
-    With SQLite, the agent's lock is held for the block, so no agent can start in the meantime. With PostgreSQL there is
-    no such lock, and the running agents are found by their rows in the table `nodes`.
+    With SQLite, the lock of the database is held for the block, so no agent can start in the meantime. With PostgreSQL
+    there is no such lock, and the running agents are found by their rows in the table `nodes`.
     """
     if engine.dialect.name == "sqlite" and engine.url.database:
-        with holding_agent_lock(Path(f"{engine.url.database}.lock")):
+        with holding_database_lock(Path(f"{engine.url.database}.lock")):
             yield
         return
 
     with reading(engine) as session:
         # The table `nodes` has one row for each agent process; its rows are not Proxmox nodes. `recent` returns the
-        # processes that were running most recently, so the running agents are among them.
+        # rows that were updated last. A running process updates its row often, so the returned rows contain a running
+        # process if there is one.
         for agent in nodes.recent(session, status.MAX_SHOWN_AGENTS):
             if status.is_alive(agent, utc_now(), settings.smith_lease_s):
                 raise DatabaseError(f"agent {agent.id} on {agent.host} uses this database: stop it first")
@@ -137,10 +138,11 @@ def _refusing_running_agents(engine: Engine, settings: Settings) -> Iterator[Non
 
 
 @contextmanager
-def holding_agent_lock(file: Path) -> Iterator[None]:
-    """Lock `file`, the lock file of a running agent (`agent.database_lock`), for the block.
+def holding_database_lock(file: Path) -> Iterator[None]:
+    """Hold the lock of the SQLite database for the block, so that no agent uses the database meanwhile.
 
-    Raises DatabaseError when an agent holds the lock.
+    `file` is the database's lock file, which each agent locks while it runs (`agent.database_lock`). Raises
+    DatabaseError when an agent is running.
     """
     with file.open("a", encoding="utf-8") as lock_file:
         try:

@@ -62,7 +62,7 @@ def show(context: typer.Context, believe_list: BelieveList = False, as_json: AsJ
     elif not outcome.inconclusive_reason:
         text_if_no_findings = f"nothing differs; {outcome.mapping_count} VMs are mapped"
         show_rows(_table_rows(outcome.findings), COLUMNS, if_empty=text_if_no_findings)
-    _end_with_exit_code(outcome, outcome.problems)
+    _end_with_exit_code(outcome, outcome.problems)  # The problems are the findings that need an operator's attention.
 
 
 @examples(

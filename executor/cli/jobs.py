@@ -164,10 +164,10 @@ def retry(reference: JobReference, as_json: AsJson = False) -> None:
     with writing_store() as store:
         job = find_job(store.session, reference)
         label, status = job_label(job), job.status
-        with _auditing(store.session, job.id, "retry") as block:
+        with _auditing(store.session, job.id, "retry") as change:
             # The value is "attempt", "report", or "" if the job waits for neither of them.
             skipped_wait_before = job_queue.retry_now(store.session, job.id)
-            block.has_changed_job = bool(skipped_wait_before)
+            change.was_made = bool(skipped_wait_before)
     if not skipped_wait_before:
         raise CommandFailed(_no_retry_text(label, status))
     effects = {
@@ -198,9 +198,9 @@ def cancel(
         raise CommandFailed(f"{job_label(job)} has ended already: it is {job.status}")
     confirm(f"Cancel {job_label(job)}, which is {job.status}?", yes=yes)
     # The transaction is opened after the confirmation, so that no transaction is open while the operator answers.
-    with writing_store() as store, _auditing(store.session, job.id, "cancel", reason) as block:
+    with writing_store() as store, _auditing(store.session, job.id, "cancel", reason) as change:
         status = job_queue.request_cancel(store.session, job.id)  # None means that the job had ended already.
-        block.has_changed_job = status is not None
+        change.was_made = status is not None
     if status is None:
         raise CommandFailed(f"{job_label(job)} has ended in the meantime")
     # A pending job ends at once: it is failed, with the error code CANCELLED. A running job is still processing.
@@ -213,21 +213,21 @@ def cancel(
 
 
 @dataclass
-class _AuditedBlock:
-    """The `with` block of `_auditing`."""
+class _AuditedChange:
+    """The change of a job that the `with` block of `_auditing` may make."""
 
     #: Whether the block has changed the job. The block sets it. If it is False, nothing is written into the audit.
-    has_changed_job: bool = False
+    was_made: bool = False
 
 
 @contextmanager
-def _auditing(session: Session, job_id: int, verb: str, reason: str = "") -> Iterator[_AuditedBlock]:
+def _auditing(session: Session, job_id: int, verb: str, reason: str = "") -> Iterator[_AuditedChange]:
     """After the `with` block, write the block's change of the job into the audit, in the transaction of the session."""
-    block = _AuditedBlock()
+    change = _AuditedChange()
     job = queries.get_one_job(session, job_id)
     before = audit.column_values(job, audit.JOB_COLUMNS)
-    yield block
-    if block.has_changed_job:
+    yield change
+    if change.was_made:
         session.refresh(job)
         after = audit.column_values(job, audit.JOB_COLUMNS)
         audit.record(

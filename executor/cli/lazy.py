@@ -1,7 +1,7 @@
 """Builds typer's commands from the table of commands. A command's module is imported when the command is called.
 
-The table of commands is `executor.cli.commands`. Other Python distributions can add commands as entry points. An
-extension is such a command that the table lists, so that the help shows it even if its distribution is not installed.
+The table of commands is `executor.cli.commands`. Other Python distributions can add commands as entry points. The table
+also lists some of these commands as extensions: the help shows an extension even if its distribution is not installed.
 """
 
 from __future__ import annotations

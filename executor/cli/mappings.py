@@ -95,7 +95,8 @@ def show_mapping(
         matches = mappings.find(store.session, reference) if reference else []
     if not matches:
         raise UnusableReference(f"no mapping matches {reference}: `smith mappings list --all` shows the mappings")
-    # A VMID may have belonged to several services, which are its history. An id or a name must match only one service.
+    # A service id or a VM's name must match only one service. A VMID may match several, because the VMs of several
+    # services may have had this VMID one after the other.
     service_ids = {mapping.service_id for mapping in matches}
     if len(service_ids) > 1 and not reference.isdigit():
         raise UnusableReference(f"more than one service matches {reference}: {', '.join(sorted(service_ids))}")

@@ -5,6 +5,7 @@ A service's marker is a line in the VM's description that contains the service's
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
@@ -42,8 +43,8 @@ def adopt(  # noqa: PLR0913, PLR0917 (each parameter is an option; typer passes 
     """Map an existing VM to a service.
 
     The VM must not be a template. It must have the service's marker, or no marker if --set-marker is used.
-    FulcrumCore gets the VM's id, which it stores as the service's instance id, with the result of the service's next
-    job. To send it now, repeat create in FulcrumCore: the create job uses this VM and creates no other VM.
+    The result of the service's next job contains the VM's id, which FulcrumCore stores as the service's instance id. To
+    send the VM's id now, repeat create in FulcrumCore: the create job uses this VM and creates no other VM.
     """
     clients = connect()
     service_id = _canonical_service_id(clients, service)
@@ -56,7 +57,7 @@ def adopt(  # noqa: PLR0913, PLR0917 (each parameter is an option; typer passes 
             service_id=service_id,
             vm=vm,
             has_marker=has_marker,
-            prints_to_stderr=as_json,  # This is the output of the playbook that writes the marker.
+            playbook_output=sys.stderr if as_json else sys.stdout,
         )
         # `check_mappings` raises CommandFailed if the adoption is not possible.
         is_mapped_to_this_vm = adoption.check_mappings()
@@ -109,7 +110,7 @@ def _find_vm(clients: Clients, vmid: int) -> VmToAdopt:
         tags=vm_row.tags,
         description=description,
         # MARKER_LINE matches each marker. Its only group is the service's id.
-        markers=frozenset(service_id.lower() for service_id in MARKER_LINE.findall(description)),
+        marked_service_ids=frozenset(service_id.lower() for service_id in MARKER_LINE.findall(description)),
     )
 
 
@@ -118,11 +119,11 @@ def _check_marker(vm: VmToAdopt, service_id: str, *, set_marker: bool) -> bool:
 
     Raises UnusableReference if the VM has another service's marker, or if it has no marker and `set_marker` is False.
     """
-    if vm.markers == {service_id}:
+    if vm.marked_service_ids == {service_id}:
         return True
-    if vm.markers:
+    if vm.marked_service_ids:
         raise UnusableReference(
-            f"VM {vm.vmid} ({vm.name}) has the marker of {' and '.join(sorted(vm.markers))}: remove it first"
+            f"VM {vm.vmid} ({vm.name}) has the marker of {' and '.join(sorted(vm.marked_service_ids))}: remove it first"
         )
     if not set_marker:
         raise UnusableReference(f"VM {vm.vmid} ({vm.name}) has no marker: --set-marker writes it")

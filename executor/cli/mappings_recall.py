@@ -1,7 +1,8 @@
 """`smith mappings recall`: cancels the scheduled deletion of a VM.
 
-A VM with a scheduled deletion has a deletion mark in Proxmox: a tag of the VM, or a line in the description of a
-container. The mark contains the time at which the deletion is due.
+"VM" here also means a container. A VM or container whose deletion is scheduled has a deletion mark in Proxmox, which
+contains the time at which the deletion is due. The mark of a VM is one of its tags. The mark of a container is a line
+in its description.
 """
 
 from __future__ import annotations
@@ -67,8 +68,8 @@ def _cancel_deletion(engine: Engine, mapping: Mapping, reason: str) -> None:
     """Set the mapping to active, and cancel the agent's own delete job if it is pending.
 
     Called before the playbook removes the deletion mark in Proxmox. If the deletion becomes due while the playbook
-    runs, the VM is not deleted, because the mapping is active already. Raises CommandFailed when no deletion is
-    scheduled, or when a job of the service is running.
+    runs, the VM is not deleted, because the mapping is active already. Raises CommandFailed when the mapping is neither
+    pending deletion nor active, or when a job of the service is running.
     """
     with transaction(engine) as session:
         refuse_while_job_runs(session, mapping.service_id)
@@ -83,7 +84,7 @@ def _cancel_deletion(engine: Engine, mapping: Mapping, reason: str) -> None:
         # created, because the deletion is due.
         if is_deletion_scheduled and open_job is not None and open_job.status == JobStatus.PENDING:
             job_queue.request_cancel(session, open_job.id)
-        mappings.apply_result(session, mapping.id, vm={})  # With an empty result, the mapping becomes active.
+        mappings.mark_active(session, mapping.id)
         record_change(session, "recall", current_mapping, before, reason)
 
 

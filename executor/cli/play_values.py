@@ -16,8 +16,9 @@ DESCRIPTION_BY_TYPE = {"int": "a whole number", "bool": "yes or no", "dict": "a 
 #: The texts that are accepted as a value of the type bool.
 TRUE_TEXTS, FALSE_TEXTS = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
-#: The type of the parameters `options`: the options of the variable `vm` in the argument_specs of the playbook's roles,
-#: keyed by the option's name. The options of a member that is itself a dictionary have the same form.
+#: The type of each parameter `options`. A role's argument_specs describe each member of the variable `vm` by an option,
+#: for example `{"type": "int", "required": True}`. The options of all roles of the playbook are keyed by the member's
+#: name. If the member is a dictionary, its option has the key `options` for the members of this dictionary.
 VmOptions = Mapping[str, Mapping[str, Any]]
 
 

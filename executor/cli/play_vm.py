@@ -25,9 +25,9 @@ from executor.settings.settings import Settings
 
 #: The members that name the source of a new VM or container. The action `create` needs one of them.
 CREATE_SOURCES = ("template_vmid", "template", "iso", "blank", "os_template")
-#: The members that identify the VM. An operator's value of one of them must not contradict the VM's identity. The
-#: members `node` and `kind` belong to the identity, too, but they are not compared with the operator's values.
-IDENTITY_MEMBERS = ("service_id", "vmid", "name", "cluster")
+#: The members of the VM's identity that an operator's value must not contradict. The members `node` and `kind` also
+#: belong to the identity, but they are not compared with the operator's values.
+COMPARED_MEMBERS = ("service_id", "vmid", "name", "cluster")
 
 
 def find_service_mapping(settings: Settings, reference: str, *, is_check_mode: bool) -> VmMapping:
@@ -51,7 +51,7 @@ def identity_members(mapping: VmMapping | None, vmid: int | None, action: Action
     only member for the action `create`, because the VM does not exist yet.
     """
     if mapping is not None:
-        values = {name: getattr(mapping, name) for name in (*IDENTITY_MEMBERS, "node")}
+        values = {name: getattr(mapping, name) for name in (*COMPARED_MEMBERS, "node")}
         identity = {name: value for name, value in values.items() if value}
         return identity | _kind_member(mapping.kind)
     if vmid is None:
@@ -95,19 +95,20 @@ def complete_vm_variable(
     The operator is asked for each missing member. Raises typer.BadParameter if an operator's member contradicts the
     identity, or if a member is missing and there is no terminal.
     """
-    for name in IDENTITY_MEMBERS:
+    for name in COMPARED_MEMBERS:
         if name in operator_members and name in identity and operator_members[name] != identity[name]:
             value = sanitized(str(operator_members[name]))
             raise typer.BadParameter(f"the VM's {name} is {identity[name]}, not {value}")
     vm = {**_members_from_settings(action, settings, operator_members), **operator_members, **identity}
     required_options = {name: option for name, option in options.items() if option.get("required")}
-    missing_options = {name: option for name, option in required_options.items() if vm.get(name) is None}
+    # The members that are missing in `vm`: the option of each, keyed by its name.
+    missing_members = {name: option for name, option in required_options.items() if vm.get(name) is None}
     if action.name == "create" and not any(vm.get(source) for source in CREATE_SOURCES):
-        missing_options["template"] = options.get("template", {})
-    if missing_options and not sys.stdin.isatty():
-        lines = "\n".join(f"  {name}: {_describe_option(option)}" for name, option in missing_options.items())
+        missing_members["template"] = options.get("template", {})
+    if missing_members and not sys.stdin.isatty():
+        lines = "\n".join(f"  {name}: {_describe_option(option)}" for name, option in missing_members.items())
         raise typer.BadParameter(f"required members of vm are missing; set them with --vars or -e:\n{lines}")
-    for name, option in missing_options.items():
+    for name, option in missing_members.items():
         vm[name] = _ask_for_member(name, option, vm)
     return _resolve_template_names(vm, settings)
 

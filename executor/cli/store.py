@@ -49,8 +49,8 @@ def writing_store() -> Iterator[Store]:
 def open_database(settings: Settings, *, may_create: bool = False) -> Iterator[Engine]:
     """Open the database for the block. Raises DatabaseError when there is no database.
 
-    When a statement of the block fails, and the schema is not the needed one, the DatabaseError says so instead of
-    describing the failed statement. With `may_create`, a SQLite file that does not exist is created.
+    When a statement of the block fails, and the schema is older or newer than this version needs, the DatabaseError
+    describes the schema and not the statement. With `may_create`, a SQLite file that does not exist is created.
     """
     if not may_create:
         _require_existing_sqlite_file(settings.smith_database_url)

@@ -36,8 +36,8 @@ COLUMNS = {
 def list_templates(as_json: AsJson = False) -> None:
     """List the templates in Proxmox and in the settings.
 
-    Each row has the names of the images for which a create job uses the template, the nodes that can use the template,
-    and its problem, if any.
+    A create job that clones a template names an image, which has one or more templates. Each row has the names of the
+    images for which a create job uses the template, the nodes that can use the template, and its problem, if any.
     """
     settings = open_settings()
     settings.require_proxmox()

@@ -15,7 +15,7 @@ from executor.model import PROBATION_CRASHES, JobStatus
 
 @dataclass(frozen=True)
 class TenantFilter:
-    """A condition on the tenant of the jobs that one UPDATE may claim.
+    """A condition on the tenant of the job that an UPDATE claims.
 
     A tenant is a participant in FulcrumCore that consumes services. Without `is_exclusion`, the filter selects the jobs
     of `tenants`. With `is_exclusion`, it selects all other jobs, which include the jobs without a tenant. If `tenants`
@@ -39,9 +39,9 @@ class TenantFilter:
 def claim_statement(owner: str, lease_s: float, max_creates: int | None, tenant_filter: TenantFilter) -> Any:
     """Return the UPDATE that claims the next job for the owner and returns the job's row.
 
-    `max_creates` limits how many creates run at the same time. A job that was reaped PROBATION_CRASHES times is on
-    probation, which means that it runs alone: an owner that has another job does not claim a job on probation, and an
-    owner that has a job on probation claims no other job.
+    `max_creates` limits how many creates run at the same time. A job that was reaped at least PROBATION_CRASHES times
+    is on probation, which means that it runs alone. If the next job is on probation and the owner has another job, the
+    UPDATE claims nothing. An owner that has a job on probation claims no other job.
     """
     owned_job = aliased(Job)
     owned_job_ids = select(owned_job.id).where(owned_job.status == PROCESSING_LITERAL, owned_job.owner == owner)
@@ -80,7 +80,7 @@ def _next_job_id(max_creates: int | None, tenant_filter: TenantFilter) -> Select
     return (
         select(candidate.id)
         .where(_is_claimable(candidate, max_creates), tenant_filter.condition(candidate))
-        .where(candidate.priority >= highest_priority)
+        .where(candidate.priority >= highest_priority)  # no claimable job has a higher one, so `>=` means `==`
         .order_by(*_claim_order(candidate))
         .limit(1)
         .with_for_update(skip_locked=True, of=candidate)

@@ -5,6 +5,10 @@ job and so becomes its owner. The owner renews the job's lease while the job run
 `owner` contains the process's `boot_id`: a random id that each agent process chooses at its start. `reap` takes a job
 from its owner after the job's lease has expired.
 
+There are two claims. `claim` changes only the database. After that, the owner also claims the job at FulcrumCore, which
+then gives the job its status Processing. `is_claimed_at_fulcrum`, the functions `note_fulcrum_claim_*` and the columns
+`claim_sent_at` and `claimed_at` are about the claim at FulcrumCore.
+
 A function with a parameter `lease` writes only while the job still has the owner and the epoch of this lease. After the
 time `lease_until`, the owner can still write, and can renew the lease. But after `reap` has raised the job's epoch, the
 writes of the earlier owner fail.
@@ -63,16 +67,16 @@ class NewJob:
     core_created_at: datetime
     deadline_at: datetime
     tenant_id: str | None = None
-    #: True if the agent claimed the job at FulcrumCore before the agent's database was lost.
-    is_already_claimed: bool = False
+    #: True if the agent has already claimed the job at FulcrumCore. Its row is missing because the database was lost.
+    is_claimed_at_fulcrum: bool = False
     #: True if the agent created the job. FulcrumCore does not know the job, so no report is sent.
     is_local: bool = False
 
 
 def lease_of(job: Job) -> Lease:
-    """Return the lease of a claimed job. Raises ValueError for a job without an owner."""
+    """Return the lease of a processing job. Raises ValueError for a job without an owner."""
     if job.owner is None:
-        raise ValueError(f"job {job.id} is not claimed")
+        raise ValueError(f"job {job.id} has no owner")
     return Lease(job_id=job.id, owner=job.owner, epoch=job.epoch)
 
 
@@ -93,8 +97,8 @@ def submit(session: Session, new_job: NewJob) -> int | None:
         "deadline_at": new_job.deadline_at,
         "received_at": now,
         "status": JobStatus.PENDING,
-        "claim_sent_at": now if new_job.is_already_claimed else None,
-        "claimed_at": now if new_job.is_already_claimed else None,
+        "claim_sent_at": now if new_job.is_claimed_at_fulcrum else None,
+        "claimed_at": now if new_job.is_claimed_at_fulcrum else None,
         "report_state": ReportState.LOCAL if new_job.is_local else ReportState.NONE,
     }
     stmt = insert_into(session, Job).values(values).on_conflict_do_nothing(index_elements=["fulcrum_id"])
@@ -102,12 +106,18 @@ def submit(session: Session, new_job: NewJob) -> int | None:
 
 
 def claim(session: Session, owner: str, *, lease_s: float, max_creates: int | None = None) -> Job | None:
-    """Claim the next job and return it. Return None when no job can be claimed.
+    """Claim the next job in the database and return it. Return None when no job can be claimed.
 
-    The next job has the highest priority. If several jobs have this priority, a job of the tenant with the fewest
-    running jobs is next. If several jobs of this tenant have this priority, the oldest is next. At most one job
-    of a service runs at a time. `max_creates` limits how many creates all agents together run at the same time, because
-    parallel clones compete for the lock of the storage.
+    These rules select the next job from the jobs that can be claimed. Each rule selects from the result of the rule
+    before it.
+
+    1. Select the jobs with the highest priority.
+    2. Select the jobs of the tenants with the fewest processing jobs. A job without a tenant counts as the job of a
+       tenant without processing jobs. So a tenant that requests many jobs at once does not delay other tenants.
+    3. Select the oldest job.
+
+    A job cannot be claimed while another job of its service is processing. `max_creates` limits how many creates all
+    agents together run at the same time, because parallel clones compete for the lock of the storage.
     """
     if max_creates is not None and session.get_bind().dialect.name == "postgresql":
         # Without this lock, two simultaneous claims could together exceed the limit. SQLite needs no such lock, because
@@ -129,8 +139,8 @@ def claim(session: Session, owner: str, *, lease_s: float, max_creates: int | No
 
 #: Finds one pending job, or none.
 _PENDING_JOB_QUERY = select(Job.id).where(Job.status == PENDING_LITERAL).limit(1)
-#: Counts the running jobs of each tenant.
-_RUNNING_JOBS_QUERY = (
+#: Counts the processing jobs of each tenant.
+_PROCESSING_COUNTS_QUERY = (
     select(Job.tenant_id, func.count())
     .where(Job.status == PROCESSING_LITERAL, Job.tenant_id.is_not(None))
     .group_by(Job.tenant_id)
@@ -138,9 +148,9 @@ _RUNNING_JOBS_QUERY = (
 
 
 def _claim_fairly(session: Session, owner: str, lease_s: float, max_creates: int | None) -> Job | None:
-    """Claim a job of a tenant with as few running jobs as possible.
+    """Make one attempt to claim the next job: try one tenant filter after the other until an UPDATE claims a job.
 
-    So a tenant that requests many jobs at once does not delay the jobs of other tenants.
+    Each of these UPDATEs claims only a job with the highest priority. So the filters apply only rule 2 of `claim`.
     """
     for tenant_filter in _tenant_filters(session):
         stmt = claim_statement(owner, lease_s, max_creates, tenant_filter)
@@ -153,21 +163,24 @@ def _claim_fairly(session: Session, owner: str, lease_s: float, max_creates: int
 def _tenant_filters(session: Session) -> list[TenantFilter]:
     """Return the filters with which a claim is tried, in this order.
 
-    The first filter selects the jobs of tenants without a running job. Each further filter selects the jobs of the
-    tenants with the next higher number of running jobs.
+    The first filter selects the jobs of tenants without a processing job, and the jobs without a tenant. Each further
+    filter selects the jobs of the tenants with the next higher number of processing jobs.
     """
-    job_counts = {str(tenant): count for tenant, count in session.execute(_RUNNING_JOBS_QUERY)}
-    if not job_counts:
+    count_by_tenant = {str(tenant): count for tenant, count in session.execute(_PROCESSING_COUNTS_QUERY)}
+    if not count_by_tenant:
         return [TenantFilter()]
-    filters = [TenantFilter(tuple(sorted(job_counts)), is_exclusion=True)]
-    for count in sorted(set(job_counts.values())):
-        tenants = sorted(tenant for tenant in job_counts if job_counts[tenant] == count)
+    filters = [TenantFilter(tuple(sorted(count_by_tenant)), is_exclusion=True)]
+    for count in sorted(set(count_by_tenant.values())):
+        tenants = sorted(tenant for tenant in count_by_tenant if count_by_tenant[tenant] == count)
         filters.append(TenantFilter(tuple(tenants)))
     return filters
 
 
 def _lease_is_valid(lease: Lease) -> ColumnElement[bool]:
-    """Return the SQL condition that the job is processing, and still has the owner and the epoch of this lease."""
+    """Return the SQL condition that the job is processing, and still has the owner and the epoch of this lease.
+
+    The condition does not depend on the time `lease_until`, because the owner may also write after this time.
+    """
     return (
         (Job.id == lease.job_id)
         & (Job.owner == lease.owner)
@@ -180,11 +193,11 @@ def _write(session: Session, lease: Lease, **columns: Any) -> None:
     """Update columns of the job's row. Raises StaleJob when the lease is no longer valid."""
     stmt = update(Job).where(_lease_is_valid(lease)).values(**columns).returning(Job.id)
     if session.scalar(stmt) is None:
-        raise StaleJob(f"job {lease.job_id} no longer belongs to this agent process at epoch {lease.epoch}")
+        raise StaleJob(f"this agent process no longer has the lease of job {lease.job_id} (epoch {lease.epoch})")
 
 
-def note_claim_sent(session: Session, lease: Lease) -> None:
-    """Store that the worker is going to claim the job at FulcrumCore.
+def note_fulcrum_claim_sent(session: Session, lease: Lease) -> None:
+    """Store that the worker is about to send the claim of the job to FulcrumCore.
 
     If FulcrumCore's answer is lost, the next attempt of the job still knows that FulcrumCore may have accepted the
     claim.
@@ -192,7 +205,7 @@ def note_claim_sent(session: Session, lease: Lease) -> None:
     _write(session, lease, claim_sent_at=utc_now())
 
 
-def note_claimed(session: Session, lease: Lease) -> None:
+def note_fulcrum_claim_accepted(session: Session, lease: Lease) -> None:
     """Store that FulcrumCore accepted the agent's claim of the job."""
     _write(session, lease, claimed_at=utc_now())
 
@@ -208,7 +221,7 @@ def note_started(session: Session, lease: Lease, *, run_ident: str, playbook: st
 def note_run_ended(  # noqa: PLR0913 (one parameter for each column)
     session: Session, run_ident: str, *, status: str, rc: int | None, reason: str, folder: str, upids: list[str]
 ) -> None:
-    """Store how a run ended: its status, return code, reason, artifacts folder, and the ids of its Proxmox tasks.
+    """Store how a run ended: its status, return code, error message, artifacts folder, and ids of its Proxmox tasks.
 
     The function needs no lease: an earlier owner of the job may write too, because no decision depends on these values.
     """
@@ -232,13 +245,13 @@ def finish(session: Session, lease: Lease, result: JobResult, report_state: Repo
         error_message=result.message or None,
         finished_at=utc_now(),
         lease_until=None,
-        report_state=_local_or(report_state),
+        report_state=_report_state_unless_local(report_state),
         report_after=None,
     )
 
 
-def _local_or(report_state: ReportState) -> ColumnElement[str]:
-    """Return the new report state as SQL: LOCAL for a job that the agent created, or else `report_state`."""
+def _report_state_unless_local(report_state: ReportState) -> ColumnElement[str]:
+    """Return the new report state as SQL: `report_state`, but LOCAL if the job is LOCAL, so that no report is sent."""
     return case((Job.report_state == ReportState.LOCAL, ReportState.LOCAL), else_=report_state)
 
 
@@ -259,7 +272,8 @@ def requeue(session: Session, lease: Lease, *, backoff_s: float, reason: str | N
 def renew(session: Session, owner: str, *, lease_s: float) -> dict[int, bool]:
     """Extend every lease of this owner.
 
-    Returns a dict that contains the id of each job of this owner, and whether an operator requested to cancel this job.
+    Returns a dict. Each key is the id of a job of the owner. Its value is True if an operator requested to cancel the
+    job.
     """
     stmt = (
         update(Job)
@@ -271,7 +285,7 @@ def renew(session: Session, owner: str, *, lease_s: float) -> dict[int, bool]:
 
 
 def reap(session: Session, *, all_owners_except: str | None = None) -> list[tuple[int, JobStatus]]:
-    """Take the jobs whose lease has expired from their owners. Return the ids and the new statuses of these jobs.
+    """Take each job with an expired lease from its owner. Return the ids and the new statuses of these jobs.
 
     With `all_owners_except`, take the jobs of all owners except this one, even if their leases have not expired. An
     agent on SQLite does this at its start: no other agent is running then, because this agent has locked the SQLite
@@ -296,7 +310,7 @@ def reap(session: Session, *, all_owners_except: str | None = None) -> list[tupl
 def _columns_of_reaped_job(status: JobStatus, crashes: int) -> dict[str, Any]:
     """Return the new values of the columns of a reaped job. `status` is its new status."""
     columns: dict[str, Any] = {"status": status, "owner": None, "lease_until": None, "crashes": crashes}
-    # The earlier owner may be only suspended. When it continues, its writes fail because of the new epoch.
+    # The process that owned the job may still exist, for example suspended. Because of the new epoch, its writes fail.
     columns["epoch"] = Job.epoch + 1
     if status is JobStatus.FAILED:
         text = f"the agent stopped {crashes} times while it worked on this job"
@@ -305,21 +319,21 @@ def _columns_of_reaped_job(status: JobStatus, crashes: int) -> dict[str, Any]:
             "error_code": quarantined.code,
             "error_message": quarantined.message,
             "finished_at": utc_now(),
-            "report_state": _local_or(ReportState.DUE),
+            "report_state": _report_state_unless_local(ReportState.DUE),
         }
     return columns
 
 
 def release_all(session: Session, owner: str) -> int:
-    """Set every job that a stopping agent still owns back to pending. This does not count as a crash of the job.
+    """Set every job that a stopping agent process still owns back to pending. Return the number of these jobs.
 
-    Returns the number of these jobs.
+    The column `crashes` of the jobs does not change.
     """
     return execute_and_count(session, _release_statement(owner))
 
 
 def release(session: Session, job_id: int, owner: str) -> bool:
-    """Set a job back to pending. The caller owns the job, but none of its threads processes the job.
+    """Set a job of `owner` back to pending. The caller knows that no thread of the owner processes the job.
 
     Returns False when `owner` no longer owns the job.
     """
@@ -351,7 +365,7 @@ def request_cancel(session: Session, job_id: int) -> JobStatus | None:
             error_code=result.code,
             error_message=result.message,
             finished_at=utc_now(),
-            report_state=_local_or(ReportState.DUE),
+            report_state=_report_state_unless_local(ReportState.DUE),
             epoch=Job.epoch + 1,
         )
     )

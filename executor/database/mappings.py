@@ -86,8 +86,9 @@ def pick_vmid(session: Session, vmid_range: ClusterVmidRange, *, quarantine_s: f
     `quarantine_s` after the deletion. Raises JobError CAPACITY when no VMID of the range is available.
     """
     cluster, lowest, highest = vmid_range
-    earliest_quarantined_deletion = utc_now() - timedelta(seconds=quarantine_s)
-    is_unavailable = (Mapping.state != MappingState.DELETED) | (Mapping.deleted_at > earliest_quarantined_deletion)
+    # The VMID of a mapping that was deleted after this time is in quarantine.
+    quarantine_cutoff = utc_now() - timedelta(seconds=quarantine_s)
+    is_unavailable = (Mapping.state != MappingState.DELETED) | (Mapping.deleted_at > quarantine_cutoff)
     stmt = select(Mapping.vmid).where(Mapping.cluster == cluster, Mapping.vmid.between(lowest, highest), is_unavailable)
     unavailable_vmids = set(session.scalars(stmt)) | used_vmids
     for _ in range(RANDOM_TRIES):
@@ -183,7 +184,7 @@ def adopt(  # noqa: PLR0913 (one parameter for each column)
 
 
 def record_node(session: Session, mapping_id: int, node: str) -> None:
-    """Store on which node the VM is. Actions do not use the stored node: they read the VM's node from Proxmox."""
+    """Store on which node the VM is. Actions do not rely on this node: they read the VM's node from Proxmox."""
     _update(session, mapping_id, now=utc_now(), node=node)
 
 
@@ -201,6 +202,11 @@ def apply_result(session: Session, mapping_id: int, vm: dict[str, Any]) -> None:
     state = MappingState.PENDING_DELETION if delete_at else MappingState.ACTIVE
     known_facts = {key: vm[key] for key in ("node", "mac_address") if vm.get(key)}
     _update(session, mapping_id, now=now, state=state, delete_at=delete_at, note=None, **known_facts)
+
+
+def mark_active(session: Session, mapping_id: int) -> None:
+    """Set the mapping's state to ACTIVE. Remove its note and the time of its scheduled deletion, if there is one."""
+    _update(session, mapping_id, now=utc_now(), state=MappingState.ACTIVE, delete_at=None, note=None)
 
 
 def mark_deleted(session: Session, mapping_id: int, note: str) -> None:
@@ -259,7 +265,10 @@ def find(session: Session, reference: str) -> Sequence[Mapping]:
 
 
 def count_by_state(session: Session, *, should_count_deleted: bool = True) -> dict[str, int]:
-    """Return the number of mappings in each state. A state without mappings has the number 0."""
+    """Return the number of mappings in each state, which may be 0.
+
+    If `should_count_deleted` is False, the state deleted is left out.
+    """
     stmt = select(Mapping.state, func.count()).group_by(Mapping.state)
     counts = {state.value: 0 for state in MappingState}
     if not should_count_deleted:

@@ -19,24 +19,24 @@ from executor.database.tables import Node, utc_now
 MAX_STOP_REASON_LENGTH = 40
 
 
-def add_agent(session: Session, node_id: str, *, host: str, pid: int, version: str, concurrency: int) -> None:  # noqa: PLR0913 (one parameter for each column)
-    """Store the start of an agent process. `concurrency` is the number of jobs that it runs in parallel."""
+def add_agent(session: Session, boot_id: str, *, host: str, pid: int, version: str, concurrency: int) -> None:  # noqa: PLR0913 (one parameter for each column)
+    """Store the start of an agent process. `concurrency` is the maximum number of jobs that it runs in parallel."""
     now = utc_now()
-    node = Node(id=node_id, host=host, pid=pid, version=version, started_at=now, seen_at=now, draining=False)
+    node = Node(id=boot_id, host=host, pid=pid, version=version, started_at=now, seen_at=now, draining=False)
     node.concurrency = concurrency
     node.concurrency_wanted = concurrency  # the column is always equal to `concurrency`
     session.add(node)
 
 
-def note_agent_seen(session: Session, node_id: str) -> None:
+def note_agent_seen(session: Session, boot_id: str) -> None:
     """Store the current time as the last time at which the agent process was running."""
-    session.execute(update(Node).where(Node.id == node_id).values(seen_at=utc_now()))
+    session.execute(update(Node).where(Node.id == boot_id).values(seen_at=utc_now()))
 
 
-def note_agent_stopped(session: Session, node_id: str, reason: str) -> None:
+def note_agent_stopped(session: Session, boot_id: str, reason: str) -> None:
     """Store that the agent process has stopped, and the reason. The column `draining` then also becomes True."""
     columns = {"stopped_at": utc_now(), "stop_reason": reason[:MAX_STOP_REASON_LENGTH], "draining": True}
-    session.execute(update(Node).where(Node.id == node_id).values(**columns))
+    session.execute(update(Node).where(Node.id == boot_id).values(**columns))
 
 
 def recent(session: Session, limit: int) -> Sequence[Node]:

@@ -28,7 +28,7 @@ def due_reports(session: Session, limit: int) -> Sequence[Job]:
 
 
 def note_reported(session: Session, job_id: int, state: ReportState, note: str = "") -> None:
-    """Store the state that a report has after FulcrumCore's answer. `note` says why, or is empty.
+    """Store the state that a report has after FulcrumCore's answer. `note` is the reason for the state, or ''.
 
     If the job's report is not due, nothing is stored.
     """
@@ -49,9 +49,9 @@ def postpone_report(session: Session, job_id: int, *, backoff_s: float, note: st
 
 
 def replace_result(session: Session, job_id: int, result: JobResult) -> None:
-    """Replace a job's successful result by the failure `result`, because FulcrumCore refuses the success.
+    """Make a completed job a failed job with the error in `result`, because FulcrumCore refused the report of success.
 
-    The reporter sends the failure when it next reports the job.
+    The report is still due. The reporter next reports the failure.
     """
     session.execute(
         update(Job)

@@ -22,11 +22,11 @@ def try_start_period(session: Session, name: str, interval_s: float, *, force: b
     """Start the next period of a critical job if its previous period is over, or if `force` is True.
 
     Returns True if this call started the period. The caller must then run the job. If several agents call this function
-    at the same time, only one of the calls returns True.
+    without `force` at the same time, only one of the calls returns True.
     """
     new_row = {"name": name, "interval_s": interval_s, "failures": 0, "runs": 0}
-    # If two agents insert the row at the same time, only one row is stored. The UPDATE below then changes this row for
-    # only one of the two agents.
+    # If two agents insert the row at the same time, only one row is stored. Then both run the UPDATE below. The first
+    # UPDATE sets `due_at`, so the second one finds that the job is not due.
     session.execute(insert_into(session, CriticalJob).values(new_row).on_conflict_do_nothing(index_elements=["name"]))
     has_new_interval = CriticalJob.interval_s != interval_s  # the stored `due_at` results from the earlier interval
     is_due = or_(CriticalJob.due_at.is_(None), CriticalJob.due_at <= db_now(), has_new_interval)

@@ -1,4 +1,4 @@
-"""Provides helpers for SQL: INSERT statements with ON CONFLICT, the number of changed rows, and a check of numbers."""
+"""Provides helpers for SQL: INSERT statements with ON CONFLICT, the number of changed rows, and a check of integers."""
 
 from __future__ import annotations
 
@@ -25,6 +25,6 @@ def execute_and_count(session: Session, stmt: Update | Delete) -> int:
     return cast("CursorResult[Any]", session.execute(stmt)).rowcount
 
 
-def is_integer_text(reference: str) -> bool:
+def is_integer_text(text: str) -> bool:
     """Return whether a text is a number that an INTEGER column can hold: it has one to MAX_INTEGER_DIGITS digits."""
-    return reference.isascii() and reference.isdecimal() and len(reference) <= MAX_INTEGER_DIGITS
+    return text.isascii() and text.isdecimal() and len(text) <= MAX_INTEGER_DIGITS

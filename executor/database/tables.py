@@ -138,16 +138,17 @@ class Job(Base):
     tenant_id: Mapped[str | None] = mapped_column(String(36))  #: the participant in FulcrumCore that uses the service
     action: Mapped[str] = mapped_column(String(100))
     params: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
-    service: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))  #: the service in FulcrumCore's API
+    #: The service of the job, as JSON from FulcrumCore's API.
+    service: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     defect: Mapped[str | None] = mapped_column(Text)  #: why the job cannot run
     priority: Mapped[int] = mapped_column(Integer, default=1)
     status: Mapped[str] = mapped_column(String(20), default=JobStatus.PENDING)
-    attempt: Mapped[int] = mapped_column(Integer, default=0)
+    attempt: Mapped[int] = mapped_column(Integer, default=0)  #: the number of times that the job got an owner
     crashes: Mapped[int] = mapped_column(Integer, default=0)  #: the number of times that the job was reaped
     cancel_requested: Mapped[bool] = mapped_column(Boolean, default=False)
     available_at: Mapped[datetime | None]  #: when the backoff of a pending job ends
     core_created_at: Mapped[datetime]  #: when FulcrumCore created the job
-    deadline_at: Mapped[datetime]  #: FulcrumCore fails a job that has not ended at this time of its clock
+    deadline_at: Mapped[datetime]  #: when FulcrumCore fails the job if it has not ended (FulcrumCore's clock)
     received_at: Mapped[datetime]
     owner: Mapped[str | None] = mapped_column(String(64))  #: `boot_id` of the agent process that claimed the job
     lease_until: Mapped[datetime | None]
@@ -219,7 +220,7 @@ class Mapping(Base):
     marker: Mapped[str] = mapped_column(String(100))  #: the line in the VM's description that names the service
     mac_address: Mapped[str | None] = mapped_column(String(20))
     state: Mapped[str] = mapped_column(String(20), default=MappingState.RESERVED)
-    note: Mapped[str | None] = mapped_column(Text)
+    note: Mapped[str | None] = mapped_column(Text)  #: the reason for the state, if one was stored
     created_at: Mapped[datetime]
     updated_at: Mapped[datetime]
     deleted_at: Mapped[datetime | None]  #: when the state became deleted
@@ -233,7 +234,7 @@ class CriticalJob(Base):
 
     name: Mapped[str] = mapped_column(String(40), primary_key=True)
     interval_s: Mapped[float]
-    due_at: Mapped[datetime | None]
+    due_at: Mapped[datetime | None]  #: when the current period ends, so that the next one may start
     last_started_at: Mapped[datetime | None]
     last_finished_at: Mapped[datetime | None]
     last_ok_at: Mapped[datetime | None]  #: when a run last succeeded

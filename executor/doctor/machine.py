@@ -16,7 +16,7 @@ from executor.errors import DatabaseError
 from executor.settings.settings import Settings
 from executor.version import collection_version, package_version
 
-_DATABASE, _MACHINE = ResultFactory(Area.DATABASE), ResultFactory(Area.MACHINE)
+_DATABASE_RESULT, _MACHINE_RESULT = ResultFactory(Area.DATABASE), ResultFactory(Area.MACHINE)
 #: The maximum length of the run folder's path. ansible-core 2.21 opens a socket below this folder. Linux limits the
 #: path of a socket to 107 characters, and the part of this path below the run folder has up to 67 characters.
 MAX_RUN_DIR_CHARS = 40
@@ -44,22 +44,22 @@ def check_database(settings: Settings) -> Iterator[CheckResult]:
         finally:
             engine.dispose()
     except DatabaseError as error:
-        yield _DATABASE.fail("usable", str(error))
+        yield _DATABASE_RESULT.fail("usable", str(error))
         return
     for problem in problems:
         if problem.startswith("schema is "):  # the schema is old, and the agent upgrades it at its start
-            yield _DATABASE.warn("schema", problem)
+            yield _DATABASE_RESULT.warn("schema", problem)
         else:
-            yield _DATABASE.fail("sound", problem)
+            yield _DATABASE_RESULT.fail("sound", problem)
     if not problems:
-        yield _DATABASE.ok("usable", f"schema {schema.head_revision()}, sound")
+        yield _DATABASE_RESULT.ok("usable", f"schema {schema.head_revision()}, sound")
 
 
 def _check_that_file_can_be_created(file: Path) -> CheckResult:
     folder = _nearest_existing_folder(file.parent)
     if os.access(folder, os.W_OK | os.X_OK):
-        return _DATABASE.ok("usable", f"the agent creates {file} at its first start")
-    return _DATABASE.fail("usable", f"{file} cannot be created: {folder} is not writable for uid {os.getuid()}")
+        return _DATABASE_RESULT.ok("usable", f"the agent creates {file} at its first start")
+    return _DATABASE_RESULT.fail("usable", f"{file} cannot be created: {folder} is not writable for uid {os.getuid()}")
 
 
 def check_machine(settings: Settings) -> Iterator[CheckResult]:
@@ -75,9 +75,9 @@ def _check_disk_space(settings: Settings) -> Iterator[CheckResult]:
         free_mib = free_bytes(folder) // BYTES_PER_MIB
         text = f"{folder}: {free_mib} MiB free"
         if free_mib < MIN_FREE_MIB[name]:
-            yield _MACHINE.fail(f"{name} folder", f"{text}, but at least {MIN_FREE_MIB[name]} MiB are needed")
+            yield _MACHINE_RESULT.fail(f"{name} folder", f"{text}, but at least {MIN_FREE_MIB[name]} MiB are needed")
         else:
-            yield _MACHINE.ok(f"{name} folder", text)
+            yield _MACHINE_RESULT.ok(f"{name} folder", text)
 
 
 def _check_run_folder(settings: Settings) -> Iterator[CheckResult]:
@@ -85,11 +85,11 @@ def _check_run_folder(settings: Settings) -> Iterator[CheckResult]:
     folder = settings.smith_run_dir
     if len(str(folder)) > MAX_RUN_DIR_CHARS:
         reason = f"longer than {MAX_RUN_DIR_CHARS} characters, so ansible-core 2.21 cannot run playbooks there"
-        yield _MACHINE.warn("run folder", f"{folder} is {reason}", RUN_DIR_HINT)
+        yield _MACHINE_RESULT.warn("run folder", f"{folder} is {reason}", RUN_DIR_HINT)
     file_system = file_system_of(_nearest_existing_folder(folder))
     if file_system not in MEMORY_FILE_SYSTEMS:
         text = f"{folder} is on {file_system or 'a disk'}, so the secrets of a run are on a disk until the run ends"
-        yield _MACHINE.warn("run folder", text, RUN_DIR_HINT)
+        yield _MACHINE_RESULT.warn("run folder", text, RUN_DIR_HINT)
 
 
 def _check_ansible() -> Iterator[CheckResult]:
@@ -99,11 +99,11 @@ def _check_ansible() -> Iterator[CheckResult]:
     executable = shutil.which("ansible-playbook", path=path)
     install_command = f"pip install 'ansible-core>={_version_text(MIN_ANSIBLE_CORE)}'"
     if installed_version is None or executable is None:
-        yield _MACHINE.fail("ansible-core", "not installed", install_command)
+        yield _MACHINE_RESULT.fail("ansible-core", "not installed", install_command)
     elif _major_and_minor(installed_version) < MIN_ANSIBLE_CORE:
-        yield _MACHINE.fail("ansible-core", f"{installed_version} is too old", install_command)
+        yield _MACHINE_RESULT.fail("ansible-core", f"{installed_version} is too old", install_command)
     else:
-        yield _MACHINE.ok("ansible-core", installed_version)
+        yield _MACHINE_RESULT.ok("ansible-core", installed_version)
 
 
 def _check_collection() -> Iterator[CheckResult]:
@@ -111,12 +111,12 @@ def _check_collection() -> Iterator[CheckResult]:
     version_range = f">={_version_text(minimum)},<{_version_text(too_new)}"
     install_command = f"ansible-galaxy collection install 'community.proxmox:{version_range}'"
     if installed_version is None:
-        yield _MACHINE.fail("community.proxmox", "not installed", install_command)
+        yield _MACHINE_RESULT.fail("community.proxmox", "not installed", install_command)
     elif not minimum <= _major_and_minor(installed_version) < too_new:
         text = f"{installed_version} is not in the range {version_range}"
-        yield _MACHINE.fail("community.proxmox", text, install_command)
+        yield _MACHINE_RESULT.fail("community.proxmox", text, install_command)
     else:
-        yield _MACHINE.ok("community.proxmox", installed_version)
+        yield _MACHINE_RESULT.ok("community.proxmox", installed_version)
 
 
 def _version_text(numbers: tuple[int, ...]) -> str:

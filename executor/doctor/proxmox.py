@@ -239,7 +239,7 @@ def _check_storage(storage: str, row_by_node: Mapping[str, StorageRow], nodes: S
     """Check that a storage accepts VM disks and is available on the online nodes."""
     if not row_by_node:
         return _RESULT.fail("storage", f"the storage {storage} does not exist, or the token may not see it")
-    if not all(row.holds_disks for row in row_by_node.values()):
+    if not all(row.may_hold_disks for row in row_by_node.values()):
         return _RESULT.fail("storage", f"{storage} does not accept VM disks", f"pvesm set {storage} --content images,…")
     online_nodes = [node.name for node in nodes if node.is_online]
     available_nodes = {node for node, row in row_by_node.items() if row.is_available}
@@ -270,8 +270,8 @@ def _check_vmid_range(context: _Context) -> Iterator[CheckResult]:
     vmid_count = highest - lowest + 1
     used_count = sum(lowest <= row.vmid <= highest for row in context.guests)
     free_count = vmid_count - used_count
-    vmids = f"{free_count} of {vmid_count} VMIDs between {lowest} and {highest}"
-    text = f"{vmids} are free, or belong to guests that the token may not see"
+    free_vmids_text = f"{free_count} of {vmid_count} VMIDs between {lowest} and {highest}"
+    text = f"{free_vmids_text} are free, or belong to guests that the token may not see"
     if free_count <= 0:
         yield _RESULT.fail("vmid range", text, "PROXMOX_VMID_MAX=…")
     elif free_count < vmid_count * MIN_FREE_VMID_SHARE:

@@ -30,6 +30,7 @@ def run_checks(
         return
     effective_settings = yield from _check_fulcrum_if_configured(settings)
     yield from _check_proxmox_if_configured(effective_settings)
+    # The configuration in FulcrumCore contains no setting that the following checks use.
     yield from check_database(settings)
     yield from check_machine(settings)
 

@@ -40,11 +40,11 @@ def _check_completeness(settings: Settings) -> Iterator[CheckResult]:
 
     With `smith_remote_config`, the settings for Proxmox are not required, because FulcrumCore provides them.
     """
-    requirements = [settings.require_fulcrum]
+    requirement_checks = [settings.require_fulcrum]
     if not settings.smith_remote_config:
-        requirements.append(settings.require_proxmox)
+        requirement_checks.append(settings.require_proxmox)
     problems: list[str] = []
-    for raise_if_missing in requirements:
+    for raise_if_missing in requirement_checks:
         try:
             raise_if_missing()
         except SettingsError as error:

@@ -1,8 +1,12 @@
 """Compares the agent's mappings with Proxmox's guests and FulcrumCore's services, and returns the differences.
 
 All functions are pure. A VM or service that Proxmox or FulcrumCore does not list may still exist. So the caller of
-`compare` first calls `why_proxmox_is_inconclusive` and `why_fulcrum_is_inconclusive`, and `compare` treats a VM as gone
-only when its VMID is in `Facts.empty_vmids`.
+`compare` first calls `why_proxmox_is_inconclusive` and `why_fulcrum_is_inconclusive`. And `compare` treats a VM as gone
+only when its VMID is in `Facts.vmids_without_guest`: these VMIDs are proven to have no guest.
+
+Whether a mapping has a VM depends on the mapping's state. An active mapping, or one that is pending deletion, should
+have a VM (`should_have_vm`). A reserved mapping may have one, which its create may have made already: `may_have_vm` is
+true in all three states. In the state vm_lost, both are false.
 """
 
 from __future__ import annotations
@@ -21,9 +25,9 @@ from executor.drift.facts import (
 )
 from executor.model import MappingState
 
-#: The check concludes nothing from Proxmox's list if more than MAX_MISSING of the mapped VMs are not in the list, and
-#: these are also a larger share of all mapped VMs than MAX_MISSING_SHARE. The same limits apply to the mapped services
-#: and FulcrumCore's list.
+#: If Proxmox's list of guests lacks a few mapped VMs, the VMs may be gone. If it lacks more, the list is probably
+#: incomplete, and the check concludes nothing from it. The limit is MAX_MISSING VMs, or the share MAX_MISSING_SHARE of
+#: all mapped VMs if that is more. The same limit applies to the mapped services that FulcrumCore's list lacks.
 MAX_MISSING = 3
 MAX_MISSING_SHARE = 0.3
 
@@ -72,7 +76,7 @@ def _offline_nodes_with_vms(cluster: ClusterState, mappings: Sequence[MappingFac
 
 
 def _missing_text(missing_count: int, expected_count: int, problem: str) -> str:
-    """Return a text about the missing VMs or services, or '' when not too many are missing."""
+    """Return a text about the missing VMs or services, or '' when few enough are missing."""
     max_missing = max(MAX_MISSING, expected_count * MAX_MISSING_SHARE)
     return f"{missing_count} of {expected_count} {problem}" if missing_count > max_missing else ""
 
@@ -85,8 +89,10 @@ def compare(facts: Facts) -> tuple[Finding, ...]:
     findings = [finding for mapping in facts.mappings for finding in _compare_mapping(mapping, facts)]
     findings += [finding for guest in facts.guests for finding in _compare_marked_guest(guest, facts)]
     findings += [finding for service in facts.services for finding in _compare_service(service, facts)]
-    reported_findings = [finding for finding in findings if finding.service_id not in facts.busy_services]
-    return tuple(sorted(reported_findings, key=lambda finding: (finding.kind, finding.vmid or 0, finding.service_id)))
+    findings_of_idle_services = [finding for finding in findings if finding.service_id not in facts.busy_services]
+    return tuple(
+        sorted(findings_of_idle_services, key=lambda finding: (finding.kind, finding.vmid or 0, finding.service_id))
+    )
 
 
 def _compare_mapping(mapping: MappingFacts, facts: Facts) -> Iterator[Finding]:
@@ -94,14 +100,14 @@ def _compare_mapping(mapping: MappingFacts, facts: Facts) -> Iterator[Finding]:
     guest = facts.guests_by_vmid.get(mapping.vmid)
     if guest is None:
         # The VM may exist although it could not be read. It is gone only if its VMID is proven to have no guest.
-        if mapping.vmid in facts.empty_vmids:
+        if mapping.vmid in facts.vmids_without_guest:
             yield from _compare_mapping_of_gone_vm(mapping, facts)
     elif guest.belongs_to(mapping.service_id) and guest.kind == mapping.kind:
         if mapping.may_have_vm:
             yield from _compare_mapping_with_vm(mapping, guest, facts)
     elif mapping.should_have_vm:
         hint = "if this guest is the service's VM, restore its marker (`smith mappings adopt --set-marker`)"
-        text = f"VMID {mapping.vmid} is {guest.text_in_finding}, so every action for the service is refused: {hint}"
+        text = f"VMID {mapping.vmid} is {guest.summary}, so every action for the service is refused: {hint}"
         yield _finding(mapping, DriftKind.VM_RECYCLED, text, node=guest.node)
 
 
@@ -134,7 +140,7 @@ def _compare_mapping_with_vm(mapping: MappingFacts, guest: GuestFacts, facts: Fa
         yield _finding(mapping, DriftKind.VM_WITHOUT_SERVICE, _no_service_text(service), node=guest.node)
     elif mapping.state == MappingState.ACTIVE and service.instance_vmid != mapping.vmid:
         reported_id = f"the instance id {service.instance_id}" if service.instance_id else "no instance id"
-        hint = "repeat the create or the delete in FulcrumCore: the agent then uses this VM"
+        hint = "repeat the create in FulcrumCore (it keeps this VM), or the delete (it deletes this VM)"
         text = f"FulcrumCore has {reported_id} for the service: {hint}"
         yield _finding(mapping, DriftKind.MAPPING_UNREPORTED, text, node=guest.node)
 
@@ -157,7 +163,9 @@ def _finding(
 def _compare_marked_guest(guest: GuestFacts, facts: Facts) -> Iterator[Finding]:
     """Yield a finding for a guest that has the marker of one service, but is not the VM in the service's mapping."""
     if guest.is_template or len(guest.markers) != 1:
-        return  # a template is no service's VM, although it keeps the marker of the VM from which it was made
+        # A template keeps the marker of the VM from which it was made. But neither a template nor a guest with several
+        # markers is the VM of a service (see `GuestFacts.belongs_to`).
+        return
     (service_id,) = guest.markers
     if service_id in facts.foreign_services:
         return
@@ -212,9 +220,9 @@ def _compare_service(service: ServiceFacts, facts: Facts) -> Iterator[Finding]:
     if (mapping and mapping.may_have_vm) or any(service.id in guest.markers for guest in facts.guests):
         return  # `_compare_mapping` or `_compare_marked_guest` has compared this service
     occupant = facts.guests_by_vmid.get(vmid)
-    if occupant is None and vmid not in facts.empty_vmids:
+    if occupant is None and vmid not in facts.vmids_without_guest:
         return  # a guest that could not be read may have this VMID
-    state = f"VMID {vmid} is {occupant.text_in_finding}" if occupant else f"VM {vmid} does not exist"
+    state = f"VMID {vmid} is {occupant.summary}" if occupant else f"VM {vmid} does not exist"
     yield Finding(
         kind=DriftKind.SERVICE_WITHOUT_VM,
         service_id=service.id,

@@ -32,11 +32,17 @@ class DriftKind(StrEnum):
     VM_GONE = "vm_gone"  #: the mapped VM does not exist
     VM_MOVED = "vm_moved"  #: the VM is on another node than the mapping says, which is harmless
     VM_RENAMED = "vm_renamed"  #: the VM has another name than the mapping says, so every action refuses the VM
-    VM_RECYCLED = "vm_recycled"  #: the guest with the mapped VMID is not the VM of the service
+    #: The guest with the mapped VMID does not count as the service's VM: another guest uses the VMID ("recycled"), or
+    #: the VM itself has lost the marker, has a second marker, or is now a template.
+    VM_RECYCLED = "vm_recycled"
     UNMAPPED_VM = "unmapped_vm"  #: a VM has the marker of a service, but no mapping names this VM
     SERVICE_WITHOUT_VM = "service_without_vm"  #: FulcrumCore has an instance id, but neither VM nor mapping exists
-    VM_WITHOUT_SERVICE = "vm_without_service"  #: a mapping or VM exists, but its service is deleted or unknown
-    MAPPING_UNREPORTED = "mapping_unreported"  #: FulcrumCore lacks the result of a create or delete of the VM
+    #: The service is deleted or unknown, but its VM exists. Or its VM is gone too, but a mapping exists that is not
+    #: active. (If the mapping is active, the kind is VM_GONE.)
+    VM_WITHOUT_SERVICE = "vm_without_service"
+    #: FulcrumCore does not know what the mapping says, because the result of a create or delete did not reach it: the
+    #: service has no instance id or another one, or a VM is pending deletion although its service is not deleted.
+    MAPPING_UNREPORTED = "mapping_unreported"
 
 
 class Repair(StrEnum):
@@ -68,12 +74,12 @@ class MappingFacts:
 
     @property
     def should_have_vm(self) -> bool:
-        """True when the mapping's state implies that its VM exists."""
+        """True when the mapping is active or pending deletion. These states imply that its VM exists."""
         return self.state in (MappingState.ACTIVE, MappingState.PENDING_DELETION)
 
     @property
     def may_have_vm(self) -> bool:
-        """True when the VM of the mapping should exist, or when a create that is in progress may have made the VM."""
+        """True when the mapping is active, pending deletion or reserved. A create may have made a reserved VM."""
         return self.should_have_vm or self.state == MappingState.RESERVED
 
 
@@ -93,8 +99,8 @@ class GuestFacts:
         return not self.is_template and self.markers == {service_id}
 
     @property
-    def text_in_finding(self) -> str:
-        """The text that describes the guest in the text of a finding."""
+    def summary(self) -> str:
+        """The guest's kind, name and markers, for the text of a finding."""
         if self.is_template:
             return f"a template ({self.name})"
         service_ids = " and ".join(sorted(self.markers))
@@ -134,21 +140,21 @@ class ClusterState:
     """The facts from which the drift check concludes whether it can rely on Proxmox's answers."""
 
     is_quorate: bool
-    may_see_all_vms: bool  #: whether the token may see them; False also if the cluster has no quorum
+    may_see_all_vms: bool  #: whether the token may see all VMs; False also if there is no quorum
     offline_nodes: frozenset[str] = frozenset()
     node_by_vmid: Mapping[int, str] = field(default_factory=dict)  #: the node of every guest that Proxmox lists
 
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """The input of a comparison."""
+    """The input of `compare`."""
 
     mappings: Sequence[MappingFacts] = ()
     guests: Sequence[GuestFacts] = ()
-    empty_vmids: frozenset[int] = frozenset()  #: the VMIDs that are proven to have no guest
+    vmids_without_guest: frozenset[int] = frozenset()  #: the VMIDs that are proven to have no guest
     services: Sequence[ServiceFacts] = ()
-    #: Services with an open job or a due report (a job result that is not yet sent to FulcrumCore). Their
-    #: differences are not drift, because the job or the report will end the differences.
+    #: Services with a pending or processing job, or with a due report (a job result that is not yet sent to
+    #: FulcrumCore). Their differences are not drift, because the job or the report will end the differences.
     busy_services: frozenset[str] = frozenset()
     foreign_services: frozenset[str] = frozenset()  #: services of other agents, or with a mapping on another cluster
 

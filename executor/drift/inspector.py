@@ -76,7 +76,7 @@ class Inspector:
         services = [_service_facts(service) for service in self.fulcrum.services(agent_id)]
         if reason := why_fulcrum_is_inconclusive(idle_mappings, services):
             return DriftCheckOutcome(inconclusive_reason=reason, mapping_count=len(mappings))
-        guests, empty_vmids = self._guests(mappings, services, vm_rows)
+        guests, vmids_without_guest = self._guests(mappings, services, vm_rows)
         marked_foreign_services = self._marked_foreign_services(guests, mappings, services, agent_id)
         with reading(self.engine) as session:
             rows_after = rows.read(session, self.cluster)
@@ -84,7 +84,7 @@ class Inspector:
         facts = Facts(
             mappings=rows_after.mappings,
             guests=guests,
-            empty_vmids=empty_vmids,
+            vmids_without_guest=vmids_without_guest,
             services=services,
             busy_services=rows_before.busy_services | rows_after.busy_services | changed_services,
             foreign_services=rows_before.foreign_services | rows_after.foreign_services | marked_foreign_services,
@@ -127,8 +127,8 @@ class Inspector:
         vmids_to_search = expected_vmids - {guest.vmid for guest in guests_from_list}
         if not vmids_to_search:
             return guests_from_list, frozenset()
-        guests_from_search, empty_vmids = self._search(vmids_to_search)
-        return guests_from_list + guests_from_search, empty_vmids
+        guests_from_search, vmids_without_guest = self._search(vmids_to_search)
+        return guests_from_list + guests_from_search, vmids_without_guest
 
     def _search(self, vmids: set[int]) -> tuple[list[GuestFacts], frozenset[int]]:
         """Search every online node SEARCH_COUNT times for guests with these VMIDs.
@@ -144,9 +144,10 @@ class Inspector:
             online_nodes = [node.name for node in self.proxmox.nodes() if node.is_online]
             results = [self._find_guest(vmid, online_nodes) for vmid in sorted(vmids - guests_by_vmid.keys())]
             guests_by_vmid |= {guest.vmid: guest for guest in results if guest is not None}
-        empty_vmids = frozenset(vmid for vmid in vmids - guests_by_vmid.keys() if self.proxmox.is_vmid_free(vmid))
+        missing_vmids = vmids - guests_by_vmid.keys()
+        vmids_without_guest = frozenset(vmid for vmid in missing_vmids if self.proxmox.is_vmid_free(vmid))
         is_quorate = self.proxmox.is_quorate()  # without quorum, the search proves nothing
-        return list(guests_by_vmid.values()), empty_vmids if is_quorate else frozenset()
+        return list(guests_by_vmid.values()), vmids_without_guest if is_quorate else frozenset()
 
     def _find_guest(self, vmid: int, nodes: Iterable[str]) -> GuestFacts | None:
         """Return the guest with this VMID from the first of these nodes that has it, or None if none has it."""

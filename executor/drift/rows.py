@@ -18,7 +18,8 @@ class Rows:
     """The facts that `read` reads from the database in one transaction."""
 
     mappings: tuple[MappingFacts, ...]
-    busy_services: frozenset[str]  #: services with an open job, or with a job result that is not yet sent
+    #: Services with a pending or processing job, or with a job result that is not yet sent to FulcrumCore.
+    busy_services: frozenset[str]
     foreign_services: frozenset[str]  #: services with a mapping on another cluster
 
     def services_changed_since(self, earlier: Rows) -> frozenset[str]:

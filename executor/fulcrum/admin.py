@@ -28,14 +28,14 @@ class Collection(StrEnum):
 
 
 class CoreObject(CoreModel):
-    """An object in FulcrumCore. All members are kept as received: the caller compares them with the wanted members."""
+    """An object in FulcrumCore. It has every received member, so that `bootstrap.py` can compare all of them."""
 
     model_config = ConfigDict(extra="allow")
 
     name: str | None = None
 
     @property
-    def members(self) -> dict[str, Any]:
+    def other_members(self) -> dict[str, Any]:
         """Every member except id and name."""
         return dict(self.model_extra or {})
 

@@ -1,7 +1,7 @@
 """Creates the objects that an agent needs in FulcrumCore: types, metric types, provider, agent and token.
 
-This module first reads all existing objects, so it can refuse a request before it creates anything. It never changes
-an existing object. If it runs again, it creates only those objects that are still missing.
+This module first reads all existing objects, so it can raise BootstrapRefused before it creates anything. It never
+changes an existing object. If it runs again, it creates only those objects that are still missing.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class BootstrapStep:
     name: str
     status: ObjectStatus
     id: str | None = None
-    #: The paths of the members at which the existing object differs from the wanted one.
+    #: How the existing object differs from the wanted one: the result of `find_differences`.
     differences: list[str] = field(default_factory=list)
 
 
@@ -103,7 +103,7 @@ class Bootstrap:
             self._look_up_object("metric type", Collection.METRIC_TYPES, {"name": name, "entityType": "Resource"})
             for name in METRIC_TYPES
         ]
-        self._provider = self._look_up_provider()  # before the agent, which is searched among this provider's agents
+        self._provider = self._look_up_provider()  # the search for the agent uses it
         self._agent = self._look_up_object(
             "agent", Collection.AGENTS, {"name": request.agent_name, "tags": list(request.tags)}
         )
@@ -199,7 +199,7 @@ class Bootstrap:
         else:
             wanted.existing = self._find_existing(wanted)
         if is_id and wanted.existing:
-            wanted.members["name"] = wanted.existing.name
+            wanted.members["name"] = wanted.existing.name  # it was the id
         may_create = self._request.may_create_provider and not is_id
         if wanted.existing is None and not may_create:
             raise BootstrapRefused(
@@ -214,7 +214,7 @@ class Bootstrap:
         """
         objects = self._core.list_objects(wanted.collection)
         if wanted.collection is Collection.AGENTS:
-            objects = [item for item in objects if item.members.get("providerId") == self._provider.id]
+            objects = [item for item in objects if item.other_members.get("providerId") == self._provider.id]
         return _find_by_name(wanted.name, wanted.kind, objects)
 
     def _count_valid_tokens(self, agent_id: str) -> int:
@@ -236,35 +236,37 @@ def _find_by_name(name: str, kind: str, objects: list[CoreObject]) -> CoreObject
 
 
 def _compare(wanted: _WantedObject) -> BootstrapStep:
-    """Return the step of an object that exists, with the paths at which it differs from the wanted object."""
+    """Return the step of an object that exists, with its differences from the wanted object."""
     existing = wanted.existing
     assert existing is not None  # noqa: S101  the caller has checked it
+    # The names are equal: the object was found by its name, or the wanted name was taken from the object.
     wanted_members = {name: value for name, value in wanted.members.items() if name != "name"}
-    paths = find_differences(wanted_members, existing.members)
-    status = ObjectStatus.DIFFERS if paths else ObjectStatus.FOUND
-    return BootstrapStep(kind=wanted.kind, name=wanted.name, status=status, id=wanted.id, differences=paths)
+    differences = find_differences(wanted_members, existing.other_members)
+    status = ObjectStatus.DIFFERS if differences else ObjectStatus.FOUND
+    return BootstrapStep(kind=wanted.kind, name=wanted.name, status=status, id=wanted.id, differences=differences)
 
 
 def find_differences(wanted: Any, existing: Any, path: str = "") -> list[str]:
-    """Return the paths of the members at which an existing object differs from the wanted one.
+    """Return how an existing object differs from the wanted one.
 
-    A missing member equals an empty one. The existing object may have more top-level members, tags and service types
-    than the wanted one. `path` is the path of the two values in the whole object; it is empty for the whole object.
+    A difference is the path of a member, such as `schema.cpu.type`, or a text such as `tags lacks proxmox`. A missing
+    member counts as equal to an empty one. Top-level members, tags and service types that only the existing object has
+    are no differences. `path` is the path of the two values in the whole object; it is empty for the whole object.
     """
     if isinstance(wanted, Mapping) and isinstance(existing, Mapping):
         compared_names = {**wanted, **existing} if path else wanted
-        paths: list[str] = []
+        differences: list[str] = []
         for name in compared_names:
             member_path = f"{path}.{name}" if path else name
-            paths += find_differences(wanted.get(name), existing.get(name), member_path)
-        return paths
+            differences += find_differences(wanted.get(name), existing.get(name), member_path)
+        return differences
     if path in ("tags", "serviceTypeIds") and isinstance(existing, list):
         return [f"{path} lacks {item}" for item in wanted if item not in existing]
     if isinstance(wanted, list) and isinstance(existing, list) and len(wanted) == len(existing):
-        paths = []
+        differences = []
         for index, (wanted_item, existing_item) in enumerate(zip(wanted, existing, strict=True)):
-            paths += find_differences(wanted_item, existing_item, f"{path}[{index}]")
-        return paths
+            differences += find_differences(wanted_item, existing_item, f"{path}[{index}]")
+        return differences
     is_equal = wanted == existing or (_is_empty(wanted) and _is_empty(existing))
     return [] if is_equal else [path]
 

@@ -91,7 +91,7 @@ class FulcrumClient:
         unusable_item_descriptions = []
         for position, item in enumerate(data):
             try:
-                job = CoreJob.read(item)
+                job = CoreJob.parse(item)
                 jobs_by_id.setdefault(job.id, job)
             except ValueError as exc:
                 unusable_item_descriptions.append(f"item {position}: {validation_error_type(exc)}")
@@ -141,8 +141,9 @@ class FulcrumClient:
         agent_instance_data: Any = None,
         properties: dict[str, Any] | None = None,
     ) -> None:
-        """Report that the job succeeded. An argument that is None is not sent: FulcrumCore keeps the stored value.
+        """Report that the job succeeded.
 
+        If an argument is None, or if `properties` is empty, it is not sent, and FulcrumCore keeps the stored value.
         `agent_instance_id` must be unique in all of FulcrumCore. For a duplicate, FulcrumCore answers 500, and this
         method raises FulcrumUnavailable. Raises FulcrumRefused if the job is not Processing, or if the properties
         violate the service type's schema. In the second case the job stays Processing.
@@ -158,9 +159,9 @@ class FulcrumClient:
     def fail_job(self, fulcrum_id: str, error_message: str) -> None:
         """Report that the job failed. `error_message` starts with an error code.
 
-        The service types in FulcrumCore match the error code with regular expressions. FulcrumCore accepts this request
-        only while the job is Processing. So the caller must claim the job before this request, even if it does not run
-        the job.
+        The service type has regular expressions for error codes. FulcrumCore applies them to the message to choose the
+        next status of the service. FulcrumCore accepts this request only while the job is Processing. So the caller
+        must claim the job before this request, even if it does not run the job.
         """
         self._http.request_acknowledgement(
             "POST", f"/jobs/{_valid_id(fulcrum_id)}/fail", body={"errorMessage": error_message}
@@ -191,9 +192,9 @@ class FulcrumClient:
     def get_secret(self, reference: str) -> Any:
         """Return the secret that a `vault://` reference names.
 
-        Raises FulcrumNotFound if the reference is invalid, or if the vault does not know it.
-        A consumer of FulcrumCore may have written the reference. So this method checks that the id in the reference is
-        a UUID before it puts the id into the path of the request.
+        Raises FulcrumNotFound if the reference is invalid, or if the vault does not know it. A customer may have
+        written the reference. So this method checks that the id in the reference is a UUID before it puts the id into
+        the path of the request.
         """
         secret_id = reference.removeprefix(VAULT_PREFIX)
         if not reference.startswith(VAULT_PREFIX) or not UUID_TEXT.fullmatch(secret_id):
@@ -225,7 +226,7 @@ class FulcrumClient:
     def _list_all(self, model: type[Model], path: str, query: dict[str, Any]) -> Iterator[Model]:
         """Yield each object of a list once. FulcrumCore sends the list in pages.
 
-        The pages may not contain every object: the order of objects with equal names is undefined, and the list may
+        An object may be missing on all pages: the order of objects with equal names is undefined, and the list may
         change between two requests. So this method reads the list again until it has found as many objects as
         FulcrumCore counts. Raises FulcrumUnavailable if objects are still missing after MAX_LIST_ATTEMPTS, because
         callers must not mistake an incomplete list for a complete one.
@@ -255,7 +256,7 @@ def parse_response(model: type[Model], request: str, data: Any) -> Model:
     Raises FulcrumUnavailable if the object is invalid. The text of the exception starts with `request`.
     """
     try:
-        return model.read(data)
+        return model.parse(data)
     except ValueError as exc:
         raise FulcrumUnavailable(
             f"{request}: the response is not a valid object ({validation_error_type(exc)})"

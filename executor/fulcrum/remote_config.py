@@ -30,8 +30,8 @@ SETTING_ORIGIN = "FulcrumCore"
 #: The first and the longest wait between two attempts to read the configuration. Each wait is twice the one before.
 MIN_BACKOFF_S = 1.0
 MAX_BACKOFF_S = 30.0
-#: The wait is not doubled more often than this, because a power of two with a huge exponent raises OverflowError. The
-#: wait reaches MAX_BACKOFF_S after fewer doublings.
+#: Maximum number of doublings. The wait reaches MAX_BACKOFF_S after five. Without a maximum, a long outage would raise
+#: OverflowError, because the power of two would be too large for a float.
 MAX_DOUBLINGS = 10
 #: A wait is multiplied by a random factor between these bounds, so that agents do not all retry at the same time.
 MIN_JITTER_FACTOR = 0.7
@@ -59,7 +59,7 @@ def wait_for_remote_settings(
         try:
             agent = fulcrum.get_self()
             values = MemberReader(settings, fulcrum).read_values(agent)
-        except FulcrumError as error:  # also for a 404: an administrator may be replacing a secret
+        except FulcrumError as error:  # also FulcrumNotFound: an administrator may be replacing a secret
             backoff.wait_after(error)
             continue
         return _apply_values(settings, values)

@@ -113,7 +113,7 @@ class MemberReader:
             raise _InvalidMember(f"cannot be written to {folder}: {error.strerror}") from None
 
     def read_images(self, value: Any) -> dict[str, int]:
-        """Return the value, which must be an object: the keys are names of images, the values are VMIDs."""
+        """Return the value, which must be an object: the keys are names of VM templates, the values VMIDs."""
         for name, vmid in _require_type(value, dict, "an object").items():
             if not _IMAGE_NAME.fullmatch(name):
                 raise _InvalidMember("is wrong, the name of an image contains a space, a comma or '='")

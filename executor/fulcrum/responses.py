@@ -149,7 +149,7 @@ def describe_connection_failure(exc: BaseException) -> str:
 def _inner_exception(exc: BaseException) -> BaseException | None:
     """Return the exception that is the cause of `exc`; None if there is none.
 
-    The libraries requests and urllib3 keep the cause in the attribute `reason` or as the first argument.
+    The libraries `requests` and `urllib3` keep the cause in the attribute `reason` or as the first argument.
     """
     cause = getattr(exc, "reason", None) or (exc.args[0] if exc.args else None)
     return cause if isinstance(cause, BaseException) else None

@@ -37,7 +37,7 @@ MAX_CONTENT_TYPE_LENGTH = 80
 class _BearerAuth(AuthBase):
     """Adds the token to a request.
 
-    If the token were only set as a header, the library requests could replace it by a password from the file .netrc.
+    If the token were only set as a header, the library `requests` could replace it by a password from the file .netrc.
     """
 
     def __init__(self, token: str) -> None:
@@ -51,7 +51,7 @@ class _BearerAuth(AuthBase):
 class _Session(requests.Session):
     """A session that ignores redirects.
 
-    The option `allow_redirects=False` does not suffice: the library requests would still parse the redirect's target.
+    The option `allow_redirects=False` does not suffice: the library `requests` would still parse the target.
     """
 
     def get_redirect_target(self, resp: requests.Response) -> None:
@@ -163,7 +163,7 @@ class Transport:
         """Send a request with this token. Raises FulcrumUnavailable if no complete response arrives."""
         try:
             return self._send_and_read(method, path, query, data, token)
-        except (OSError, ValueError, urllib3.exceptions.HTTPError) as exc:  # the exceptions of requests are OSErrors
+        except (OSError, ValueError, urllib3.exceptions.HTTPError) as exc:  # `requests` raises OSErrors
             text = f"{method} {path}: {describe_connection_failure(exc)}"
             raise FulcrumUnavailable(mask_secrets(text, token)) from exc
 
@@ -172,7 +172,7 @@ class Transport:
     ) -> Response:
         """Send a request, read the response, and use its `Date` header to estimate FulcrumCore's clock.
 
-        The library requests repeats the request as RETRY says.
+        The library `requests` sends the request again as RETRY defines.
         """
         sent_at = time.time()
         with self._session().request(
@@ -210,7 +210,7 @@ class Transport:
         """
         if getattr(self._local, "pid", None) != os.getpid():
             session = _Session()
-            # The proxies are read from the environment here, once. The library requests would read them at every
+            # The proxies are read from the environment here, once. The library `requests` would read them at each
             # request, which takes a fifth of the time of a request.
             session.trust_env = False
             session.proxies = dict(requests.utils.get_environ_proxies(self._url))

@@ -63,7 +63,7 @@ class CoreModel(BaseModel):
         return self._defects
 
     @classmethod
-    def read(cls, data: Any) -> Self:
+    def parse(cls, data: Any) -> Self:
         """Create an object from FulcrumCore's parsed JSON. Invalid members get their default, and `defects` lists them.
 
         Raises ValueError if the id is missing or is not a UUID.
@@ -71,14 +71,17 @@ class CoreModel(BaseModel):
         defects: list[str] = []
         model = cls.model_validate(data, context=defects)  # _default_if_invalid appends to the list
         names_with_defect = {_member_name(defect) for defect in defects}
-        for defect in model._missing_or_contradictory_members():
+        for defect in model._defects_after_validation():
             if _member_name(defect) not in names_with_defect:
                 defects.append(defect)
         model._defects = tuple(defects)
         return model
 
-    def _missing_or_contradictory_members(self) -> list[str]:
-        """Return a defect for each missing and each contradictory member. Subclasses override this method."""
+    def _defects_after_validation(self) -> list[str]:
+        """Return a defect for each missing and each contradictory member. Subclasses override this method.
+
+        The validation of single members does not find these defects.
+        """
         return []
 
     @field_validator("*", mode="wrap")
@@ -157,7 +160,7 @@ class CoreJob(CoreModel):
     claimed_at: datetime | None = None
     completed_at: datetime | None = None
 
-    def _missing_or_contradictory_members(self) -> list[str]:
+    def _defects_after_validation(self) -> list[str]:
         defects = [f"{name}: missing" for name in ("action", "service") if not getattr(self, name)]
         if self.service and self.service_id not in (None, self.service.id):
             defects.append("service: its id differs from serviceId")
@@ -200,7 +203,7 @@ class CoreAgent(CoreModel):
 
     @property
     def is_disabled(self) -> bool:
-        """Whether the agent or its participant is disabled. FulcrumCore leaves it to the agent to obey this status."""
+        """Whether the agent or its participant is disabled. FulcrumCore does not enforce this: the agent must obey."""
         participant_status = self.participant.status if self.participant else None
         return "Disabled" in (self.status, participant_status)
 

@@ -44,7 +44,7 @@ def _with_limited_depth(text: str) -> str:
     depth = 0
     uncopied_start = 0
     for match in _STRING_OR_BRACKET.finditer(text):
-        string_or_bracket = match[0]  # a string changes nothing, because it starts with a quote
+        string_or_bracket = match[0]  # a string starts with a quote, so both conditions below are false for it
         if string_or_bracket in "[{":
             if depth == MAX_JSON_DEPTH:
                 parts.append(text[uncopied_start : match.start()] + "NaN")
@@ -59,7 +59,7 @@ def _with_limited_depth(text: str) -> str:
 
 
 def check_storable(value: Any) -> Any:
-    """Return the value unchanged. Raises ValueError if the database, JSON or Ansible could not store it."""
+    """Return the value unchanged. Raises ValueError if the database cannot store it or JSON cannot represent it."""
     values_of_level = [value]
     depth = 0
     while values_of_level:

@@ -20,11 +20,13 @@ from executor.fulcrum.types import VAULT_PREFIX
 #: How long the paths of a service type's secrets are cached. The time is short, because an administrator may change the
 #: type at any time.
 SERVICE_TYPE_CACHE_S = 60.0
-#: FulcrumCore answers 500 for a secret after a temporary failure, but also if its vault has no encryption key. If it
-#: still answers 500 at this attempt to run a job, the agent assumes that the key is missing, and fails the job.
+#: FulcrumCore answers 500 for a secret after a temporary failure, but also if its vault has no encryption key. After a
+#: 500, the agent retries the job. If the job's attempt with this number also gets a 500, the agent assumes that the key
+#: is missing, and fails the job.
 MAX_VAULT_ATTEMPTS = 3
-#: Maximum length of a secret. It suffices for a password, a key, or a chain of certificates. The redactor stores about
-#: one hundred forms of each line of a secret, so a secret of a megabyte would exhaust the memory.
+#: Maximum length of a secret. It suffices for a password, a key, or a chain of certificates. A longer secret would cost
+#: the redactor too much memory: it masks secrets in texts, and for this it stores every line of a secret in about one
+#: hundred written forms (JSON-escaped, URL-encoded, in base64, …).
 MAX_SECRET_CHARS = 16_384
 
 #: The keys that lead to a nested property. `*` stands for every item of an array.
@@ -60,7 +62,7 @@ class SecretResolver:
     def resolve(self, job: JobFacts, properties: dict[str, Any]) -> dict[str, Any]:
         """Return a copy of the properties in which secrets replace the references.
 
-        If the vault no longer has the secret, the job that creates a new service fails, because a new VM needs the
+        If the vault no longer has the secret, a job that creates a new service fails, because a new VM needs the
         secret. In any other job the property is left out, so that the VM keeps the property's present value. Raises
         JobError SECRET_MISSING and FulcrumUnavailable.
         """

@@ -1,9 +1,9 @@
 """Limits how many clones run at the same time on each clone target.
 
 A clone target is a shared storage, or the local storage of one node. Parallel clones compete for the lock and the disks
-of the storage, and how many of them can succeed depends on the storage. So the limit of a target changes. When Proxmox
-reports a lock timeout, the limit is halved. After SUCCESSES_PER_RAISE successful clones, the limit is raised by one, up
-to its initial value.
+of the storage, and some storages can run more of them than others. So each target has its own limit, which adapts to
+the storage. When Proxmox reports a lock timeout, the limit is halved. After SUCCESSES_PER_RAISE successful clones, the
+limit is raised by one, up to its initial value.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class _Target:
 
 
 @dataclass
-class Permit:
-    """A clone slot: the permission to run one clone. `CloneLimit.acquire` yields it.
+class CloneSlot:
+    """The permission to run one clone. `CloneLimit.acquire` yields it.
 
     Before the `with` block ends, the caller sets `result` to the result of the create job. The new limit of the clone
     target depends on this result.
@@ -53,10 +53,10 @@ class Permit:
 class CloneLimit:
     """Counts and limits the running clones of each clone target. All threads of an agent use the same object.
 
-    `limit` is the initial and highest limit of each target.
+    `max_limit` is the initial limit of each target, and also the highest limit that a target can have.
     """
 
-    limit: int
+    max_limit: int
     _targets: dict[str, _Target] = field(default_factory=dict)
     #: Guards `_targets`, and is notified when a clone ends.
     _condition: threading.Condition = field(default_factory=threading.Condition)
@@ -68,28 +68,28 @@ class CloneLimit:
         As long as no target was used, this is the initial limit of one target.
         """
         with self._condition:
-            return sum(target.limit for target in self._targets.values()) or self.limit
+            return sum(target.limit for target in self._targets.values()) or self.max_limit
 
     @contextmanager
-    def acquire(self, name: str, *, may_wait: Callable[[], bool]) -> Iterator[Permit]:
-        """Wait until fewer clones than the limit run on the target `name`. The `with` block counts as one more clone.
+    def acquire(self, target_name: str, *, may_wait: Callable[[], bool]) -> Iterator[CloneSlot]:
+        """Wait until fewer clones than the limit run on the target. The `with` block counts as one more clone.
 
         During the wait, `may_wait` is called repeatedly. When it returns False, raises JobError CANCELLED. An error in
         `may_wait` also ends the wait, and is raised to the caller.
         """
-        permit = Permit()
-        self._wait_for_slot(name, may_wait)
+        clone_slot = CloneSlot()
+        self._wait_for_slot(target_name, may_wait)
         try:
-            yield permit
+            yield clone_slot
         finally:
             with self._condition:
-                self._release(name, permit.result)
+                self._release(target_name, clone_slot.result)
                 self._condition.notify_all()
 
-    def _wait_for_slot(self, name: str, may_wait: Callable[[], bool]) -> None:
+    def _wait_for_slot(self, target_name: str, may_wait: Callable[[], bool]) -> None:
         started_at = time.monotonic()
         with self._condition:
-            target = self._targets.setdefault(name, _Target(self.limit))
+            target = self._targets.setdefault(target_name, _Target(self.max_limit))
             while target.running >= target.limit:
                 self._condition.wait(CHECK_INTERVAL_S)
                 if not may_wait():
@@ -97,22 +97,22 @@ class CloneLimit:
             target.running += 1
         waited_s = time.monotonic() - started_at
         if waited_s > CHECK_INTERVAL_S:
-            log.info("clone_slot_acquired", target=name, waited_s=round(waited_s, 1))
+            log.info("clone_slot_acquired", target=target_name, waited_s=round(waited_s, 1))
 
-    def _release(self, name: str, result: JobResult | None) -> None:
+    def _release(self, target_name: str, result: JobResult | None) -> None:
         """Subtract one from the number of running clones, and change the limit if the result requires it.
 
         `result` is None if the clone ended without a result. Then the limit does not change.
         """
-        target = self._targets[name]
+        target = self._targets[target_name]
         target.running -= 1
         if result is None:
             return
         if result.code is ErrorCode.VM_LOCKED and LOCK_TIMEOUT.search(result.detail):
             target.limit = max(target.limit // 2, 1)
             target.successes = 0
-            log.warning("clones_throttled", target=name, limit=target.limit, reason=result.detail)
-        elif result.succeeded and target.limit < self.limit:
+            log.warning("clones_throttled", target=target_name, limit=target.limit, reason=result.detail)
+        elif result.succeeded and target.limit < self.max_limit:
             target.successes += 1
             if target.successes >= SUCCESSES_PER_RAISE:
                 target.limit += 1

@@ -66,11 +66,11 @@ class PlacementConstraints:
     cores: int
     storage: str = ""
     bridge: str = ""
-    #: The keys are the nodes that have access to the source of the VM: to its template, to the volume of its ISO image
-    #: or container template, or, for a migration, to its disks and bridges. The values are the VMIDs of the templates
-    #: to clone, or NO_TEMPLATE.
+    #: The keys are the nodes that have access to the VM's source. For a new VM, the source is the template, or the
+    #: volume of the ISO image or container template. For a migration, it is the VM's disks and bridges. The values are
+    #: the VMIDs of the templates to clone, or NO_TEMPLATE.
     template_vmid_by_node: Mapping[str, int]
-    source_text: str = "the template"  #: the name of this source in messages
+    source_text: str = "the template"  #: the name of the source in messages
     preferred_node: str = ""  #: chosen if scores are equal, or if the token may not read the load of the nodes
 
 

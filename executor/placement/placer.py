@@ -91,7 +91,7 @@ class Placer:
 
     @contextmanager
     def allocate_migration(self, vmid: int, node: str) -> Iterator[Placement]:
-        """Choose the node for a migration. The VM's memory and cores count as used there until the `with` block ends.
+        """Choose the target node of a migration. The VM counts as a guest of that node until the `with` block ends.
 
         `node` is the node in the VM's mapping. It is chosen if Proxmox does not list the VM. Raises JobError when no
         node fits.
@@ -231,7 +231,7 @@ class Placer:
     def _clone_target(self, node: str) -> str:
         """Return the name of the clone target for clones to this node: a shared storage, or `<storage>@<node>`.
 
-        If PROXMOX_STORAGE is empty, `the template` stands for the storage.
+        If PROXMOX_STORAGE is empty, the name is `the template@<node>`.
         """
         storage = self.settings.proxmox_storage or ""
         rows = [row for row in self._snapshot().storages if row.name == storage and row.node == node]

@@ -4,7 +4,7 @@ Killing a process group is not enough: ansible-core's workers call setsid, so a 
 worker, the module and the module's children alive, and they continue to change VMs. Three mechanisms find such
 processes:
 
-* The function `guard` runs as the parent process of one run, the run's guard. The guard is a child subreaper: a
+* Each run has a parent process, its guard, which executes the function `guard`. The guard is a child subreaper: a
   descendant whose parent ends becomes the guard's child. So every process of the run stays a descendant of the guard.
   The guard ends all of them when the run has ended, when the guard receives TERM, or when the agent has died.
 * `processes_with_variable` finds processes by an environment variable that is set in every process of a run. So it also
@@ -76,8 +76,8 @@ def descendants(*roots: int) -> set[int]:
 def processes_with_variable(name: str, value_start: str) -> set[int]:
     """Return processes with an environment variable `name` whose value starts with `value_start`.
 
-    The result includes the descendants of these processes, but not this process. If `value_start` ends
-    with NUL, only the value that stands before the NUL matches.
+    The result includes the descendants of these processes, but not this process. To find one exact value, append NUL
+    to it: NUL ends each value in /proc/<pid>/environ.
     """
     entry_start = f"\0{name}={value_start}".encode()  # NUL separates the entries of /proc/<pid>/environ
     parents = _parents_by_pid()

@@ -24,7 +24,7 @@ CONNECT_TIMEOUT_S = 5.0
 #: Maximum length of an error text, in characters.
 MAX_ERROR_TEXT = 400
 
-#: The exceptions that a failed request raises. The exceptions of the library requests are subclasses of OSError.
+#: The exceptions that a failed request raises. The library `requests` raises subclasses of OSError.
 _REQUEST_ERRORS = (ResourceException, AuthenticationError, OSError, urllib3.exceptions.HTTPError)
 #: The exceptions that proxmoxer raises if it cannot read an unexpected answer.
 _ANSWER_ERRORS = (KeyError, TypeError, AttributeError, ValueError, RecursionError)
@@ -113,6 +113,7 @@ class ProxmoxSession:
             if are_credentials_refused and self._reload_connection is not None:
                 self.connection = self._reload_connection()
             has_new_credentials = are_credentials_refused and self.connection is not used_connection
+            # A ticket that this call has just received cannot have expired.
             may_have_expired_ticket = had_api_before and not used_connection.token_secret and status == 401
             if not has_new_credentials and not may_have_expired_ticket:
                 raise

@@ -2,8 +2,8 @@
 
 Some privileges have different names in Proxmox VE 8 and 9, and `pveum role add` fails for an unknown name. The script
 `deploy/pveum-role.sh` grants the same privileges. `tests/security/test_least_privilege.py` checks that all of them are
-necessary. With VM.Allocate on /vms, the token needs no other privilege to use a resource pool. With VM.Snapshot, the
-token needs no other privilege to roll back to a snapshot.
+necessary. The list has no privilege for resource pools, because VM.Allocate on /vms suffices, and none for the rollback
+to a snapshot, because VM.Snapshot suffices.
 """
 
 from __future__ import annotations

@@ -61,9 +61,9 @@ class StorageRow:
 
     name: str
     node: str
-    is_shared: bool = False  #: all nodes of the storage use the same data
+    is_shared: bool = False  #: whether the nodes that use this storage see the same data
     is_available: bool = False
-    holds_disks: bool = False  #: the storage is configured to hold disks of VMs
+    may_hold_disks: bool = False  #: the storage is configured to hold disks of VMs
 
 
 def vm_rows(data: Any) -> list[VmRow]:
@@ -123,7 +123,7 @@ def storage_rows(data: Any) -> list[StorageRow]:
             node=as_text(row.get("node")),
             is_shared=bool(as_int(row.get("shared"))),
             is_available=row.get("status") == "available",
-            holds_disks="images" in as_text(row.get("content")).split(","),
+            may_hold_disks="images" in as_text(row.get("content")).split(","),
         )
         for row in as_objects(data)
         if as_text(row.get("storage")) and as_text(row.get("node"))

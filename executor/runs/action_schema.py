@@ -1,4 +1,8 @@
-"""Checks a service's properties against the JSON Schema that a provider's action may have."""
+"""Checks a service's properties against the JSON Schema that a provider's action may have.
+
+The provider is the organisation that operates the agent. It can add actions to those of Agent Smith. Such an action
+is a playbook, beside which the provider may put a file with a JSON Schema.
+"""
 
 from __future__ import annotations
 
@@ -79,6 +83,7 @@ def read_schema(file: Path) -> Validator:
     """
     try:
         content = file.read_bytes()
+        # None for a file that is too large, which is not parsed, and for a file that contains only null.
         schema = json.loads(content) if len(content) <= MAX_SCHEMA_BYTES else None
     except OSError as error:
         raise UnusableSchemaError(f"{file.name} cannot be read: {error.strerror}") from error
@@ -122,7 +127,7 @@ def _has_target(schema: Any, reference: str) -> bool:
     """True when the target of the reference exists. The reference has the form `#/a/b` or `#name`."""
     pointer = unquote(reference[1:])
     if pointer and not pointer.startswith("/"):  # the name of an anchor, which "$anchor" or "$dynamicAnchor" declares
-        # After this replacement, both keywords end with `anchor"`.
+        # The replacement makes "$dynamicAnchor" end like "$anchor", so that one search finds both keywords.
         schema_text = json.dumps(schema).replace("Anchor", "anchor")
         return f'anchor": {json.dumps(pointer)}' in schema_text
     target = schema

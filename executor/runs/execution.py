@@ -1,9 +1,10 @@
 """Executes one run with ansible-runner: starts it, reads its output, checks its time limit, ends its processes.
 
-A guard is a process that supervises one run. The guard of a cold run is `process_tree.guard`. For a warm run, this
-module starts `warm/client.py`, which asks a server to fork the guard. In this module, "guard" also means this client.
-The guard's standard input is a pipe from the agent. When the agent closes the pipe or dies, the guard ends the run's
-whole process tree.
+A cold run is a new ansible-playbook process. A warm run is a fork of a server process that has already imported
+Ansible. In this module, the guard of a run is the process that the agent starts for the run. The guard's standard input
+is a pipe from the agent. When the agent closes the pipe or dies, the run's whole process tree is ended. For a cold run,
+the guard is `process_tree.guard`, which ends the tree itself. For a warm run, it is `warm/client.py`, which asks a
+process of the server to end the tree. (The modules in `warm/` call that process the guard.)
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ MAX_EVENT_FILE_BYTES = 4 * 1024 * 1024
 #: Maximum size of the part of the output that one call of `_read` reads.
 READ_BYTES = 16 * 1024
 
-#: Matches the UUID of an event, and no text that names a file in another folder.
+#: Matches the UUID of an event. The UUID becomes part of a file name, so it must not contain `/` or `.`, with which the
+#: name could lead to a file in another folder.
 _UUID = re.compile(r"[0-9A-Za-z-]{1,64}\Z")
 
 Pipe = tuple[BinaryIO, BinaryIO]  # the end to read from, the end to write to
@@ -49,7 +51,8 @@ Pipe = tuple[BinaryIO, BinaryIO]  # the end to read from, the end to write to
 def open_execution(config: Any, output: RunOutput) -> Iterator[Execution]:
     """Open the pipes of a run, and close them at the end of the block. The run itself starts with `Execution.execute`.
 
-    The run can be cancelled during the whole block, even before it starts.
+    `config` is ansible-runner's configuration of the run. The run can be cancelled during the whole block, even before
+    the run starts.
     """
     with _open_pipe() as guard_pipe, _open_pipe() as output_pipe:
         yield Execution(config, output, guard_pipe, output_pipe)
@@ -61,7 +64,7 @@ class Execution:
     def __init__(self, config: Any, output: RunOutput, guard_pipe: Pipe, output_pipe: Pipe) -> None:
         self._config = config
         self._output = output
-        self._guard_input, self._guard_input_writer = guard_pipe
+        self._guard_input_reader, self._guard_input_writer = guard_pipe
         self._output_reader, self._output_writer = output_pipe
         self._events_folder = Path(config.artifact_dir, "job_events")
         self._credentials_file = config.env[CREDENTIALS_VARIABLE]
@@ -79,7 +82,7 @@ class Execution:
         """
         # `runner_config` sets the mode "subprocess". In this mode, ansible-runner passes these pipes to the guard and
         # waits until the guard has ended.
-        self._config.input_fd = self._guard_input
+        self._config.input_fd = self._guard_input_reader
         self._config.output_fd = self._config.error_fd = self._output_writer
         guard_thread = threading.Thread(target=self._run_guard, name=f"run-{self._config.ident}", daemon=True)
         guard_thread.start()
@@ -115,7 +118,7 @@ class Execution:
             log.error("run_crashed", run_ident=self._config.ident, reason=str(error))
         finally:
             self._output_writer.close()
-            self._guard_input.close()
+            self._guard_input_reader.close()
 
     def _read_until_end(
         self, guard_thread: threading.Thread, deadline: float, should_cancel: Callable[[], bool]
@@ -176,7 +179,8 @@ class Execution:
 
         If a signal killed the guard, the exit code is 128 plus the number of the signal, as in a shell.
         """
-        # `rc` is None if the guard could not be started. Then the exit code is the same as after the guard ended a run.
+        # `rc` is None if the guard could not be started. This case has no exit code of its own: the run gets the exit
+        # code that a guard returns when it has ended a run.
         rc = process_tree.EXIT_ENDED_BY_GUARD if self._runner.rc is None else int(self._runner.rc)
         if rc == 0:  # a cancelled run has this exit code if it succeeded before the cancellation took effect
             return RunStatus.SUCCESSFUL, 0
@@ -198,7 +202,9 @@ class Execution:
         event_file = self._events_folder / f"{mark['uuid']}-partial.json"
         used_members = ("uuid", "counter", "stdout", "start_line", "end_line")
         event = {key: mark[key] for key in used_members if key in mark}
-        event |= {"event": "verbose"}  # the kind of an event without a file, such as a line of plain output
+        # "event" is the event's kind. An event without a file, such as a line of plain output, has the kind "verbose".
+        # For an event with a file, `event_callback` replaces this kind by the kind in the file.
+        event |= {"event": "verbose"}
         try:
             if event_file.exists() and event_file.stat().st_size > MAX_EVENT_FILE_BYTES:
                 raise ValueError("too large")
@@ -209,7 +215,7 @@ class Execution:
             self._add_event(event | {"smith_unreadable": type(error).__name__})
 
     def _add_event(self, event: dict[str, Any]) -> bool:
-        """Store one event. Return False, which makes ansible-runner not store the event itself."""
+        """Store one event. Return False, so that ansible-runner does not store the event in addition."""
         self._output.add_event(event)
         return False
 

@@ -17,13 +17,13 @@ Domain = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_]([A-Za-z0-9_.-]
 Address = TypeVar("Address")
 
 
-def _read_address(address_class: Callable[[str], Address], value: str) -> Address:
-    """Return the address that a class or function of `ipaddress` makes from the value.
+def _read_address(make_address: Callable[[str], Address], value: str) -> Address:
+    """Return the address that `make_address`, a class or function of `ipaddress`, makes from the value.
 
     Raises a ValueError whose text does not quote the value. The text of `ipaddress` would quote it.
     """
     try:
-        return address_class(value)
+        return make_address(value)
     except ValueError:
         raise ValueError("is not an IP address of the required version") from None
 
@@ -34,7 +34,7 @@ def _refuse_zone(value: str) -> str:
     Zones are refused, because `ipaddress` accepts any text as a zone.
     """
     if "%" in value:
-        raise ValueError("contains an address with a zone, which may be any text")
+        raise ValueError("contains an address with an IPv6 zone, which is not allowed")
     return value
 
 

@@ -45,7 +45,10 @@ _MAX_SOCKET_PATH_BYTES = 107
 
 @contextlib.contextmanager
 def private_folder(run_dir: Path, ident: str) -> Iterator[Path]:
-    """Make the private folder of one run. Remove the folder and its content at the end of the block."""
+    """Make the private folder of one run. Remove the folder and its content at the end of the block.
+
+    `run_dir` is the folder that contains the private folders of all runs.
+    """
     folder = run_dir / validate_ident(ident)
     ensure_run_dir(run_dir)
     folder.mkdir(mode=0o700)
@@ -60,14 +63,15 @@ def private_folder(run_dir: Path, ident: str) -> Iterator[Path]:
 def ensure_run_dir(run_dir: Path) -> None:
     """Make the folder that contains the private folders of all runs, and restrict access to the agent's user.
 
-    Raises SettingsError when the folder already exists and belongs to another user. This is possible if all users have
-    write access to its parent folder, for example /dev/shm.
+    Raises SettingsError when the path is a link, or a folder that belongs to another user. Another user can make either
+    if all users have write access to the parent folder, for example /dev/shm.
     """
     run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     folder_status = run_dir.lstat()
     if not stat.S_ISDIR(folder_status.st_mode) or folder_status.st_uid != os.geteuid():
         raise SettingsError(
-            f"SMITH_RUN_DIR {run_dir} belongs to another user: set a folder that only the agent's user can read"
+            f"SMITH_RUN_DIR {run_dir} is a link or belongs to another user: "
+            "set a folder that only the agent's user can read"
         )
     is_open_to_others = folder_status.st_mode & 0o077
     if is_open_to_others:

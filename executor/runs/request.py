@@ -1,4 +1,7 @@
-"""Defines the inputs of `plan`: the operator's settings for all VMs, and the facts of one job."""
+"""Defines the inputs of `plan.plan`: the operator's settings for all VMs, and the facts of one job.
+
+The function `plan` decides which playbook runs for a job, and with which variables.
+"""
 
 from __future__ import annotations
 
@@ -66,7 +69,7 @@ class RunRequest:
     action: str
     service_id: str
     service_name: str
-    properties: Mapping[str, Any] = field(repr=False)  #: a reference to the vault is already replaced by the secret
+    properties: Mapping[str, Any] = field(repr=False)  #: with secrets instead of references to FulcrumCore's vault
     #: for `update`: the service's properties before the update
     previous_properties: Mapping[str, Any] = field(default_factory=dict, repr=False)
     vmid: int

@@ -31,24 +31,26 @@ _CALLBACK_VARIABLES = (
 )
 
 
-def runner_config(folder: Path, run: PlaybookRun, home: Path, ca_bundle: Path | None) -> Any:
+def runner_config(folder: Path, run: PlaybookRun, ansible_home: Path, ca_bundle: Path | None) -> Any:
     """Return ansible-runner's configuration for a run whose private folder is `folder`.
+
+    `ansible_home` is the folder with ansible.cfg and our playbooks. It is not the run's HOME.
 
     `RunnerConfig.prepare` copies the agent's whole environment, which may contain secrets, and `Runner.run` writes the
     environment to a file. So after `prepare` the environment is replaced: the run gets only the result of
     `run_environment` and _CALLBACK_VARIABLES.
     """
-    environment = run_environment(folder, run, home, ca_bundle)
+    environment = run_environment(folder, run, ansible_home, ca_bundle)
     # No inventory is passed. Ansible finds it in ansible.cfg, as it does when an operator runs a playbook by hand.
     config = ansible_runner.RunnerConfig(
         private_data_dir=str(folder / "runner"),
-        project_dir=str(home),
-        host_cwd=str(home),
+        project_dir=str(ansible_home),
+        host_cwd=str(ansible_home),
         ident=run.ident,
         playbook=str(run.playbook.resolve()),
         cmdline=shlex.join(["-e", f"@{folder / 'vm.yml'}"]),
-        # An empty value here replaces a value in the agent's environment. AWX_LIB_DIRECTORY would be the folder of
-        # ansible-runner's display callback; without a value, ansible-runner uses its own folder.
+        # The empty values override the values that `prepare` copies from the agent's environment. If AWX_LIB_DIRECTORY
+        # is empty, ansible-runner uses the display callback in its own package.
         envvars={**dict.fromkeys(("AWX_LIB_DIRECTORY", *_CALLBACK_VARIABLES), ""), **environment},
         fact_cache_type="none",
         quiet=True,
@@ -64,7 +66,7 @@ def runner_config(folder: Path, run: PlaybookRun, home: Path, ca_bundle: Path | 
     return config
 
 
-def run_environment(folder: Path, run: PlaybookRun, home: Path, ca_bundle: Path | None) -> dict[str, str]:
+def run_environment(folder: Path, run: PlaybookRun, ansible_home: Path, ca_bundle: Path | None) -> dict[str, str]:
     """Return all environment variables of a run, except _CALLBACK_VARIABLES."""
     tmp = str(folder / "tmp")
     environment = {name: value for name in COPIED_VARIABLES if (value := os.environ.get(name))}
@@ -74,7 +76,7 @@ def run_environment(folder: Path, run: PlaybookRun, home: Path, ca_bundle: Path 
         "TMPDIR": str(tmpdir_of_run(folder)),
         "LANG": "C.UTF-8",
         "LC_ALL": "C.UTF-8",
-        "ANSIBLE_CONFIG": str(home / "ansible.cfg"),
+        "ANSIBLE_CONFIG": str(ansible_home / "ansible.cfg"),
         "ANSIBLE_HOME": str(folder / "home" / ".ansible"),
         "ANSIBLE_LOCAL_TEMP": tmp,
         "ANSIBLE_REMOTE_TEMP": tmp,

@@ -108,7 +108,7 @@ def _bounds_text(field: FieldInfo) -> str:
 
 
 def _default_text(name: str, field: FieldInfo) -> str:
-    # A setting whose default is computed always has a `default_text`, because its `field.default` has no value.
+    # A setting whose default is computed must have a `default_text`, because its `field.default` has no value.
     return documentation_of(field)["default_text"] or _masked_text(name, field.default)
 
 

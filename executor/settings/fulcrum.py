@@ -39,7 +39,7 @@ class FulcrumSettings(SettingsArea):
     )
     fulcrum_job_timeout_s: float = duration_setting(
         300,
-        "time after the creation of a job at which FulcrumCore fails it; set it to the job timeout in FulcrumCore's "
+        "time from the creation of a job until FulcrumCore fails the job; set this to the job timeout in FulcrumCore's "
         "own configuration, because FulcrumCore's API does not return that timeout",
         ge=10,
     )

@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import Any
 
 from pydantic import BaseModel, SecretStr, ValidationError
-from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from executor.errors import SettingsError
@@ -35,8 +34,9 @@ def raise_if_problems(problem_lines: list[str]) -> None:
         raise SettingsError("\n".join(problem_lines))
 
 
-def problem_line(name: str, problem: str, field: FieldInfo) -> str:
+def problem_line(settings_class: type[BaseModel], name: str, problem: str) -> str:
     """Return one line with the name of a variable, what is wrong with it, its description and an example."""
+    field = settings_class.model_fields[name.lower()]
     return f"{name} {problem}: {field.description}. Example: {name}={documentation_of(field)['example']}"
 
 
@@ -48,12 +48,7 @@ def has_value(settings: BaseModel, name: str) -> bool:
 
 def lines_for_missing_settings(settings: BaseModel, *names: str) -> list[str]:
     """Return one problem line for each setting in `names` that has no value."""
-    return [setting_problem_line(settings, name, "is missing") for name in names if not has_value(settings, name)]
-
-
-def setting_problem_line(settings: BaseModel, name: str, problem: str) -> str:
-    """Return the problem line of the setting with this name. Its description comes from the class of `settings`."""
-    return problem_line(name, problem, type(settings).model_fields[name.lower()])
+    return [problem_line(type(settings), name, "is missing") for name in names if not has_value(settings, name)]
 
 
 def problems_in(error: ValidationError) -> dict[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import SecretStr
 
 from executor.settings.declare import SettingsArea, setting, whole_number_setting
-from executor.settings.problems import has_value, lines_for_missing_settings, raise_if_problems, setting_problem_line
+from executor.settings.problems import has_value, lines_for_missing_settings, problem_line, raise_if_problems
 from executor.settings.types import Host, Password, ReadableFile, Token, TokenId, User
 
 
@@ -63,5 +63,5 @@ class ProxmoxSettings(SettingsArea):
             # The Ansible modules would use the password, and proxmoxer would use the token. The two may have different
             # privileges.
             problem = "must not be set together with PROXMOX_TOKEN_ID or PROXMOX_TOKEN_SECRET"
-            lines.append(setting_problem_line(self, "PROXMOX_PASSWORD", problem))
+            lines.append(problem_line(type(self), "PROXMOX_PASSWORD", problem))
         raise_if_problems(lines)

@@ -110,7 +110,7 @@ def load_settings(*, env_file: Path | None = Path(".env"), environ: Mapping[str,
     try:
         settings = Settings(**values)
     except ValidationError as error:
-        problem_lines += [problem_line(name, text, FIELDS[name]) for name, text in problems_in(error).items()]
+        problem_lines += [problem_line(Settings, name, text) for name, text in problems_in(error).items()]
         raise SettingsError("\n".join(problem_lines)) from None  # the text of pydantic's exception would show values
     raise_if_problems(problem_lines)
     settings._origins.update(gathered.origins)
@@ -121,7 +121,7 @@ def _format_problem(problem: Problem) -> str:
     """Return the line of the error text that reports this problem."""
     if not problem.name:
         return problem.text  # the problem does not belong to one setting
-    return problem_line(problem.name, problem.text, FIELDS[problem.name])
+    return problem_line(Settings, problem.name, problem.text)
 
 
 def override_settings(

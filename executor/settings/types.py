@@ -114,14 +114,14 @@ def _check_proxmox_name(text: str) -> str:
 
 
 def _split_at_commas(value: Any) -> Any:
-    """Turn the text `a, b` into a tuple. Return any other value unchanged, such as a tuple that the code sets."""
+    """Turn the text `a, b` into a tuple. Return a value that is not a text unchanged: a tuple is already split."""
     if not isinstance(value, str):
         return value
     return tuple(part.strip() for part in value.split(",") if part.strip())
 
 
 def _parse_templates(value: Any) -> Any:
-    """Turn the text `debian-12=9000,ubuntu-24=9001` into a dict. Return any other value unchanged."""
+    """Turn the text `debian-12=9000,ubuntu-24=9001` into a dict. Return a value that is not a text unchanged."""
     if not isinstance(value, str):
         return value
     vmid_by_name: dict[str, str] = {}  # pydantic converts each vmid to an int
@@ -137,7 +137,10 @@ def _parse_templates(value: Any) -> Any:
 
 
 def _parse_os_templates(value: Any) -> Any:
-    """Turn the text `debian-12=local:vztmpl/debian-12.tar.zst` into a dict. Return any other value unchanged."""
+    """Turn the text `debian-12=local:vztmpl/debian-12.tar.zst` into a dict.
+
+    Returns a value that is not a text unchanged.
+    """
     if not isinstance(value, str):
         return value
     volume_by_name: dict[str, str] = {}
@@ -202,13 +205,16 @@ def is_local_address(address: str) -> bool:
 
 
 def _check_network(text: str) -> str:
-    """Check one address or network, and return it in its normal form."""
+    """Check one address or network of trusted reverse proxies, and return it in its normal form.
+
+    Such a proxy sends the name of the user in a header, and the agent trusts this name.
+    """
     try:
         network = ipaddress.ip_network(text)
     except ValueError:
         raise ValueError("must be a list of addresses or networks, as in 192.0.2.7,10.8.0.0/24") from None
     if network.prefixlen == 0:
-        raise ValueError("is wrong, it contains every address, so that any client could claim to be any user")
+        raise ValueError("is wrong, it makes every address a trusted proxy, so any client could claim to be any user")
     return str(network)
 
 

@@ -40,13 +40,13 @@ class Gauges(Collector):
     def collect(self) -> Iterator[Metric]:
         """Read all gauges. If the database fails, its gauges are left out and smith_database_up is 0."""
         yield _build_info()
-        yield from self._process_gauges()
+        yield from self._gauges_without_database()
         try:
             yield from self._database_gauges()
         except DatabaseError:
             yield _gauge("smith_database_up", "Whether the database can be read and written", 0)
 
-    def _process_gauges(self) -> Iterator[Metric]:
+    def _gauges_without_database(self) -> Iterator[Metric]:
         """Yield the gauges that need no database."""
         state, settings = self._view.state, self._view.settings
         running_job_count = state.claimed_job_count - state.ended_job_count

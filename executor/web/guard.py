@@ -1,4 +1,4 @@
-"""Refuses requests without access to a page, and adds security headers to every response.
+"""Refuses requests of callers who may not read the page, and adds security headers to every response.
 
 The guard checks the method and the host name of each request. If a login is required, the request must contain the
 token, or come from a trusted reverse proxy.
@@ -67,7 +67,7 @@ class Access:
 
 
 class Guard:
-    """ASGI middleware that refuses requests without access.
+    """ASGI middleware that refuses requests of callers who may not read the page.
 
     In the state of each request, it sets `may_see_details`: whether the page may show details to the caller.
     """
@@ -108,6 +108,7 @@ class Guard:
         headers = Headers(scope=scope)
         if scope["method"] not in ALLOWED_METHODS:
             return _error_response(405, "only GET and HEAD are allowed", {"Allow": ", ".join(ALLOWED_METHODS)})
+        # Without a login, a foreign web page could read the pages by DNS rebinding, see `_is_local_host_header`.
         if not self._access.needs_login and self._access.is_server_local and not _is_local_host_header(headers):
             return _error_response(421, "unknown host name")
         address = _address_of(scope)

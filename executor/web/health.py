@@ -17,11 +17,12 @@ from executor.web.probes import Prober
 #: fifty reports, and each may last until the timeout of its request. An iteration of the other loops takes a few
 #: seconds, or a minute if the database fails.
 MAX_ITERATION_S_BY_LOOP = {"main": 60.0, "dispatch": 120.0, "report": 900.0, "leases": 120.0}
-#: The maximum for the loop `leases` is at least this many times SMITH_LEASE_S. Each iteration of this loop includes a
-#: wait for a part of SMITH_LEASE_S, and SMITH_LEASE_S may be an hour.
-MAX_LEASES_ITERATION_LEASE_DURATIONS = 2.0
+#: The maximum for the loop `leases` is at least SMITH_LEASE_S times this factor. Each iteration of this loop ends
+#: with a wait for a sixth of SMITH_LEASE_S, and SMITH_LEASE_S may be an hour.
+MAX_LEASES_ITERATION_FACTOR = 2.0
 #: A critical (periodic) job is overdue if its last execution was longer ago than this many intervals plus
-#: CRITICAL_SLACK_S. The agent's monitor restarts a critical job earlier, because this may solve the problem.
+#: CRITICAL_SLACK_S. The agent's monitor uses lower limits: it restarts the critical job before this check reports it as
+#: overdue, because the restart may solve the problem.
 CRITICAL_MAX_INTERVALS = 6.0
 CRITICAL_SLACK_S = 120.0
 
@@ -77,7 +78,7 @@ def _loop_checks(view: AgentView) -> list[Check]:
     checks = []
     max_iteration_s_by_loop = dict(MAX_ITERATION_S_BY_LOOP)
     max_iteration_s_by_loop["leases"] = max(
-        MAX_ITERATION_S_BY_LOOP["leases"], view.settings.smith_lease_s * MAX_LEASES_ITERATION_LEASE_DURATIONS
+        MAX_ITERATION_S_BY_LOOP["leases"], view.settings.smith_lease_s * MAX_LEASES_ITERATION_FACTOR
     )
     for name, max_iteration_s in max_iteration_s_by_loop.items():
         iteration_started_at = view.state.iteration_started_at.get(name)

@@ -25,7 +25,7 @@ def demo(
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
     keep: Annotated[bool, typer.Option("--keep", help="Keep the folder with log, database and artifacts.")] = False,
 ) -> None:
-    """Run Agent Smith against a FulcrumCore simulator and a Proxmox stand-in, without your settings."""
+    """Run Agent Smith against a FulcrumCore simulator and a Proxmox stand-in, without using your settings."""
     raise typer.Exit(run_demo(service_count=services, as_json=as_json, keep_folder=keep))
 
 

@@ -26,9 +26,9 @@ from rich.table import Table
 from executor.errors import EXIT_FAILURE, EXIT_OK
 from smith_lab.system import LabSystem, running_lab, wait_for
 
-#: How many real seconds one second of the Proxmox stand-in takes: slow enough that a user sees the progress.
+#: Real seconds for each second of simulated Proxmox time: slow enough that a user sees the progress.
 TIME_SCALE = 0.2
-#: Time after which a phase of the demo fails. FulcrumCore also fails a job that has not ended after this time.
+#: Time after which a phase of the demo fails. It equals FulcrumCore's default job timeout.
 PHASE_TIMEOUT_S = 300.0
 #: The statuses of a job that has not ended.
 OPEN_STATUSES = ("Pending", "Processing")
@@ -112,21 +112,21 @@ def _run_phases(lab: LabSystem, console: Console, count: int) -> list[Row]:
     return _compare_services(lab, service_ids)
 
 
-def _wait_for_phase(lab: LabSystem, console: Console, outcome: str, service_ids: list[str], status: str) -> None:
+def _wait_for_phase(lab: LabSystem, console: Console, label: str, service_ids: list[str], status: str) -> None:
     """Wait until every job has ended, then check that each of the services has this status.
 
-    `outcome` is the word for this phase in the output. Raises TimeoutError if a job does not end, and RuntimeError if
-    a service has another status.
+    `label` is the word for this phase in the output, such as `created`. Raises TimeoutError if a job does not end, and
+    RuntimeError if a service has another status.
     """
 
     def has_no_open_job() -> bool:
         return not any(job["status"] in OPEN_STATUSES for job in lab.admin.list_all("jobs"))
 
     started_at_s = time.monotonic()
-    wait_for(has_no_open_job, PHASE_TIMEOUT_S, f"{len(service_ids)} services to be {outcome}", interval_s=0.3)
+    wait_for(has_no_open_job, PHASE_TIMEOUT_S, f"{len(service_ids)} services to be {label}", interval_s=0.3)
     count_by_status = Counter(lab.admin.get_service(service_id)["status"] for service_id in service_ids)
     duration_s = time.monotonic() - started_at_s
-    console.print(f"  {outcome:8} {count_by_status[status]}/{len(service_ids)} in {duration_s:.0f} s")
+    console.print(f"  {label:8} {count_by_status[status]}/{len(service_ids)} in {duration_s:.0f} s")
     if count_by_status[status] != len(service_ids):
         errors = sorted({str(job["errorMessage"]) for job in lab.admin.list_all("jobs") if job.get("errorMessage")})
         raise RuntimeError(f"the services are {dict(count_by_status)}, expected {status}: {'; '.join(errors)}")
@@ -158,7 +158,7 @@ def _progress_table(lab: LabSystem) -> Table:
 
 def _compare_services(lab: LabSystem, service_ids: list[str]) -> list[Row]:
     """Return a row for each service, and a row for each VM or mapping that belongs to no service."""
-    mappings = {mapping["service_id"]: mapping for mapping in lab.smith("mappings", "list")}
+    mappings = {mapping["service_id"]: mapping for mapping in lab.run_smith_json("mappings", "list")}
     unexpected_vmids = {guest["vmid"] for guest in lab.guests()}  # the loop removes the VMIDs of the services
     rows = []
     for service_id in service_ids:
@@ -166,6 +166,7 @@ def _compare_services(lab: LabSystem, service_ids: list[str]) -> list[Row]:
         unexpected_vmids -= {vm["vmid"] for vm in vms}
         rows.append(_compare_service(lab.admin.get_service(service_id), mappings.pop(service_id, None), vms))
     # `mappings` now contains only mappings that belong to no service, because the loop removed all others.
+    # The row of a VM or mapping without a service shows the VMID in both columns, although only one of the two exists.
     vmids = [*unexpected_vmids, *(mapping["vmid"] for mapping in mappings.values())]
     return rows + [
         Row(name="(no service)", fulcrum="", instance="", mapping=str(vmid), proxmox=str(vmid), agrees=False)

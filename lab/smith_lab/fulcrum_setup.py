@@ -198,9 +198,9 @@ def bootstrap(
 ) -> CreatedObjects:
     """Create an agent, its token, and the objects that the agent needs.
 
-    These objects are an admin token, a provider, a consumer, two service types, an agent type and the metric types.
-    `admin` must use the seed token. Because the seed token expires after a day, this function makes `admin` use the new
-    admin token.
+    These objects are a provider, a consumer (FulcrumCore's word for a customer), two service types, an agent type and
+    the metric types. `admin` must use the seed token, which expires after a day. So this function also creates an admin
+    token that expires later, and makes `admin` use it.
     """
     admin_token = admin.create_token("admin", "admin")["value"]
     admin.use_token(admin_token)
@@ -250,7 +250,7 @@ def add_agent(
         "agents", name=name, providerId=provider_id, agentTypeId=agent_type_id, tags=list(tags), **optional_members
     )
     token = admin.create_token(name, "agent", agent["id"])
-    # The token is created with the agent's id, so the configuration of the new agent cannot contain it yet.
+    # A token can be created only for an agent that exists, so the token is added to the agent's configuration later.
     if configuration is not None:
         admin.call("PATCH", f"/agents/{agent['id']}", {"configuration": {"fulcrumToken": token["value"]}})
     return str(agent["id"]), str(token["value"])

@@ -17,7 +17,7 @@ class LogReader:
         self._parsed_byte_count = 0  #: size of the complete lines that were parsed; the next read starts at this offset
 
     def read(self, file: Path) -> list[Json]:
-        """Return an entry for each line. The next call parses the last line again if it is incomplete now."""
+        """Return an entry for each line of the whole log. The next call parses an incomplete last line again."""
         if not file.exists():
             return []
         if file.stat().st_size < self._parsed_byte_count:  # the file was replaced or emptied

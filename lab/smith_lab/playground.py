@@ -25,7 +25,7 @@ SECRET_SETTINGS = ("FULCRUM_API_TOKEN", "PROXMOX_TOKEN_SECRET")
 def main(*, time_scale: float = 1.0, folder: Path | None = None, core_port: int = 0, proxmox_port: int = 0) -> int:
     """Run the lab until Ctrl-C or SIGTERM; return the exit code. Overwrite the files of an earlier lab in `folder`.
 
-    `time_scale` is the number of real seconds that a Proxmox second takes.
+    `time_scale` is the number of real seconds for each second of simulated Proxmox time.
     """
     stop_requested = threading.Event()
     for signal_number in (signal.SIGINT, signal.SIGTERM):
@@ -39,7 +39,7 @@ def main(*, time_scale: float = 1.0, folder: Path | None = None, core_port: int 
             running_lab(lab_folder, time_scale=time_scale, core_port=core_port, proxmox_port=proxmox_port)
         )
         _write_files(lab)
-        _print_addresses(lab, Console())
+        _print_usage(lab, Console())
         stop_requested.wait()
     return EXIT_OK
 
@@ -55,7 +55,8 @@ def _write_files(lab: LabSystem) -> None:
     write_private(lab.folder / "lab.env.new", exports.encode()).rename(lab.folder / "lab.env")
 
 
-def _print_addresses(lab: LabSystem, console: Console) -> None:
+def _print_usage(lab: LabSystem, console: Console) -> None:
+    """Print the addresses and ids of the lab, and the command that starts an executor with the lab's settings."""
     ids, proxmox = lab.ids, lab.proxmox
     proxmox_url = f"https://{proxmox.host}:{proxmox.port}"
     console.print(f"FulcrumCore simulator  {lab.core.url}  (admin token in {lab.folder / 'admin-token'})")

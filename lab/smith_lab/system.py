@@ -44,14 +44,17 @@ LAB_SETTINGS = {
 
 @dataclass(kw_only=True)
 class LabSystem:
-    """Holds the running simulator, stand-in and executor, and makes the calls of a consumer or an operator."""
+    """Holds the running simulator, stand-in and executor, and makes the calls of a customer or an operator.
+
+    FulcrumCore calls a customer a consumer.
+    """
 
     folder: Path
-    core: SimulatorThread
+    core: SimulatorThread  #: the FulcrumCore simulator
     admin: AdminClient
     ids: CreatedObjects  #: the ids of the objects in FulcrumCore, and the values of two tokens
     proxmox: ProxmoxStandIn
-    #: The caller's environment variables for the executor. They take precedence over those that the lab sets.
+    #: Environment variables for the executor, set by the creator of this object. They override the lab's own settings.
     settings: dict[str, str] = field(default_factory=dict)
     _executor: subprocess.Popen[bytes] | None = None
     _log: LogReader = field(default_factory=LogReader)
@@ -74,7 +77,11 @@ class LabSystem:
         return self._executor
 
     def environment(self) -> dict[str, str]:
-        """Return the environment of this process, with the lab's settings instead of the process's own settings."""
+        """Return the environment variables for the executor and for `smith` commands.
+
+        They are the environment variables of this process, but with the lab's settings of the executor instead of any
+        settings of the executor that this process has.
+        """
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(SETTING_PREFIXES)}
         return inherited | LAB_SETTINGS | self.proxmox.env() | {
             "FULCRUM_API_URL": self.core.url,
@@ -112,11 +119,11 @@ class LabSystem:
             process.kill()
             return process.wait()
 
-    def smith(self, *arguments: str, exit_codes: Collection[int] = (0,)) -> Any:
-        """Run a `smith` command with --json; return its JSON. Raises RuntimeError as `smith_text` does."""
-        return json.loads(self.smith_text(*arguments, "--json", exit_codes=exit_codes))
+    def run_smith_json(self, *arguments: str, exit_codes: Collection[int] = (0,)) -> Any:
+        """Run a `smith` command with --json; return its JSON. Raises RuntimeError as `run_smith_text` does."""
+        return json.loads(self.run_smith_text(*arguments, "--json", exit_codes=exit_codes))
 
-    def smith_text(self, *arguments: str, exit_codes: Collection[int] = (0,)) -> str:
+    def run_smith_text(self, *arguments: str, exit_codes: Collection[int] = (0,)) -> str:
         """Run a `smith` command; return its output. Raises RuntimeError if its exit code is not in `exit_codes`."""
         completed = run_smith_command(arguments, env=self.environment(), cwd=self.folder, timeout=COMMAND_TIMEOUT_S)
         if completed.returncode not in exit_codes:
@@ -227,8 +234,8 @@ def running_lab(
 ) -> Iterator[LabSystem]:
     """Run a simulator and a stand-in for the `with` block, and create in the simulator what an executor needs.
 
-    `time_scale` is the number of real seconds that a Proxmox second takes. The caller starts the executor. This
-    function stops the executor at the end of the block.
+    `time_scale` is the number of real seconds for each second of simulated Proxmox time; with 0, Proxmox tasks take no
+    time. The caller starts the executor. This function stops the executor at the end of the block.
     """
     with ExitStack() as stack:
         core = stack.enter_context(running_simulator(port=core_port))
@@ -257,16 +264,16 @@ def outcome_of(job: Json) -> str:
 
 
 def wait_for(
-    check: Callable[[], CheckResult | None], timeout_s: float, condition: str, interval_s: float = 0.1
+    check: Callable[[], CheckResult | None], timeout_s: float, description: str, interval_s: float = 0.1
 ) -> CheckResult:
     """Call `check` every `interval_s` until its result is true; return the result.
 
-    Raises TimeoutError after `timeout_s`. Its text contains `condition`, which says in words what the caller waits for.
+    Raises TimeoutError after `timeout_s`. Its text contains `description`, which says what the caller waits for.
     """
     deadline = time.monotonic() + timeout_s
     while True:
         if result := check():
             return result
         if time.monotonic() >= deadline:
-            raise TimeoutError(f"waited {timeout_s:.0f} s for {condition}")
+            raise TimeoutError(f"waited {timeout_s:.0f} s for {description}")
         time.sleep(interval_s)

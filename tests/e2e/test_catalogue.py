@@ -46,7 +46,7 @@ def test_a_container_goes_through_every_action(lab: LabSystem) -> None:
     assert guest["config"]["tags"] == "smith"
     assert "ip=192.0.2.40/24" in guest["config"]["net0"]
     assert created["properties"]["vmid"] == guest["vmid"]
-    (mapping,) = [row for row in lab.smith("mappings", "list") if row["service_id"] == service_id]
+    (mapping,) = [row for row in lab.run_smith_json("mappings", "list") if row["service_id"] == service_id]
     assert (mapping["kind"], mapping["vmid"]) == ("lxc", guest["vmid"])
 
     for action, status in (("start", "running"), ("restart", "running"), ("snapshot", "running"), ("stop", "stopped")):
@@ -69,12 +69,12 @@ def test_a_container_is_found_by_its_marker_when_its_mapping_is_lost(lab: LabSys
     service_id = lab.order_container("found")
     lab.wait_for_jobs(service_id)
     vmid = container_of(lab, service_id)["vmid"]
-    lab.smith_text("mappings", "forget", str(vmid), "--yes")
+    lab.run_smith_text("mappings", "forget", str(vmid), "--yes")
 
     job = lab.run_action(service_id, "start")
 
     assert outcome_of(job) == "Completed"
-    (mapping,) = [row for row in lab.smith("mappings", "list") if row["service_id"] == service_id]
+    (mapping,) = [row for row in lab.run_smith_json("mappings", "list") if row["service_id"] == service_id]
     assert (mapping["kind"], mapping["vmid"], mapping["state"]) == ("lxc", vmid, "active")
 
 
@@ -90,7 +90,7 @@ def test_a_containers_metrics_are_sent_and_it_is_not_reported_as_drift(lab: LabS
         return {"vm.cpu.usage", "vm.memory.usage"} <= told
 
     wait_for(measured, 60, "the container's metrics")
-    assert [found for found in lab.smith("drift")["findings"] if found["service_id"] == service_id] == []
+    assert [found for found in lab.run_smith_json("drift")["findings"] if found["service_id"] == service_id] == []
 
 
 def test_a_container_with_an_unknown_os_template_is_refused_and_can_be_deleted(lab: LabSystem) -> None:
@@ -175,7 +175,7 @@ def test_a_migration_leaves_a_node_in_maintenance_and_is_skipped_otherwise(lab: 
     (before,) = lab.guests_of(service_id)
     stays = lab.run_action(service_id, "migrate")
     assert (stays["status"], lab.guests_of(service_id)[0]["node"]) == ("Completed", before["node"])
-    told = lab.smith("jobs", "show", stays["id"])["result"]
+    told = lab.run_smith_json("jobs", "show", stays["id"])["result"]
     assert (told["changed"], "no other node is much better" in told["placement"]["reason"]) == (False, True)
 
     other = "pve2" if before["node"] == "pve1" else "pve1"

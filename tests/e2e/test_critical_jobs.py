@@ -47,7 +47,7 @@ def test_old_jobs_are_pruned_with_their_artifacts_even_if_they_failed(make_lab: 
     good, bad = lab.order_service("kept-a-while"), lab.order_service("refused", image="no-such-image")
     lab.wait_for_jobs(good)
     lab.wait_for_jobs(bad)
-    wait_for(lambda: not lab.smith("jobs", "list", "--unreported"), 30, "both reports")
+    wait_for(lambda: not lab.run_smith_json("jobs", "list", "--unreported"), 30, "both reports")
     artifacts = lab.data_dir / "artifacts"
     assert len(list(artifacts.iterdir())) == 1
     lab.stop_executor()
@@ -57,9 +57,9 @@ def test_old_jobs_are_pruned_with_their_artifacts_even_if_they_failed(make_lab: 
     database.close()
     lab.start_executor()
 
-    wait_for(lambda: lab.smith("jobs", "list") == [], 60, "both rows to be pruned")
+    wait_for(lambda: lab.run_smith_json("jobs", "list") == [], 60, "both rows to be pruned")
     wait_for(lambda: list(artifacts.iterdir()) == [], 30, "the artifacts to be pruned")
-    assert [mapping["service_id"] for mapping in lab.smith("mappings", "list")] == [good]
+    assert [mapping["service_id"] for mapping in lab.run_smith_json("mappings", "list")] == [good]
 
 
 def test_the_critical_jobs_are_listed_with_their_last_runs(make_lab: MakeLab) -> None:
@@ -71,8 +71,8 @@ def test_the_critical_jobs_are_listed_with_their_last_runs(make_lab: MakeLab) ->
     names = {"PurgeDeletedVms", "GetPendingJobs", "Heartbeat", "PruneCompletedJobs", "Reconcile", "ReportMetric"}
 
     def all_have_run() -> bool:
-        rows = {row["name"]: row for row in lab.smith("critical", "list")}
+        rows = {row["name"]: row for row in lab.run_smith_json("critical", "list")}
         return rows.keys() == names and all(row["last_ok_at"] and row["runs"] for row in rows.values())
 
     wait_for(all_have_run, 60, "every critical job to have run")
-    assert all(row["failures"] == 0 for row in lab.smith("critical", "list"))
+    assert all(row["failures"] == 0 for row in lab.run_smith_json("critical", "list"))

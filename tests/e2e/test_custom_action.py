@@ -75,7 +75,7 @@ def test_the_documented_action_attaches_the_image_and_restarts_a_running_vm(lab:
     assert drive_of(lab, service_id) == ""
     by_hand = ("play", "attach-iso", "--service", service_id, "-e", f"properties.isoImage={ISO}")
     lab.proxmox.reset_request_log()
-    assert lab.smith(*by_hand, "--check")["vm"]["planned"] == {"ide3": f"{ISO},media=cdrom"}
+    assert lab.run_smith_json(*by_hand, "--check")["vm"]["planned"] == {"ide3": f"{ISO},media=cdrom"}
     assert lab.proxmox.changing_requests() == []
 
     job = lab.run_action(service_id, "attach-iso")
@@ -86,12 +86,12 @@ def test_the_documented_action_attaches_the_image_and_restarts_a_running_vm(lab:
     assert vm["status"] == "running"
     kinds = [task["type"] for task in lab.proxmox.tasks() if str(task.get("id")) == str(vm["vmid"])]
     assert "qmreboot" in kinds
-    stored = lab.smith("jobs", "show", job["id"])
+    stored = lab.run_smith_json("jobs", "show", job["id"])
     assert stored["result"]["iso_image"] == ISO
     assert stored["result"]["changed"] is True
-    again = lab.smith("jobs", "show", lab.run_action(service_id, "attach-iso")["id"])["result"]
+    again = lab.run_smith_json("jobs", "show", lab.run_action(service_id, "attach-iso")["id"])["result"]
     assert again["changed"] is False
-    assert lab.smith(*by_hand)["vm"] == again
+    assert lab.run_smith_json(*by_hand)["vm"] == again
 
 
 def test_properties_that_violate_the_actions_schema_are_refused_before_any_change(lab: LabSystem) -> None:

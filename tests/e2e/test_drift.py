@@ -35,7 +35,7 @@ def create(lab: LabSystem, *names: str) -> dict[str, tuple[str, int]]:
 
 
 def mapping_of(lab: LabSystem, service_id: str) -> Json:
-    (found,) = [row for row in lab.smith("mappings", "list") if row["service_id"] == service_id]
+    (found,) = [row for row in lab.run_smith_json("mappings", "list") if row["service_id"] == service_id]
     return dict(found)
 
 
@@ -51,7 +51,7 @@ def logged(lab: LabSystem, event: str, service_id: str) -> list[Json]:
 
 def runs(lab: LabSystem) -> int:
     """Return how many checks have run."""
-    return int(next(row["runs"] for row in lab.smith("critical", "list") if row["name"] == "Reconcile"))
+    return int(next(row["runs"] for row in lab.run_smith_json("critical", "list") if row["name"] == "Reconcile"))
 
 
 def drift_metric(lab: LabSystem) -> dict[str, float]:
@@ -97,7 +97,7 @@ def test_changes_in_proxmox_are_repaired_or_logged_once_and_again_when_resolved(
     assert logged(lab, "drift_found", kept) == logged(lab, "drift_corrected", kept) == []
     assert mapping_of(lab, recycled)["state"] == "active"
     assert lab.proxmox.changing_requests() == []
-    entries = lab.smith("audit", "list")
+    entries = lab.run_smith_json("audit", "list")
     assert {(each["who"], each["verb"], each["subject_id"]) for each in entries} == {
         ("agent", "mark_vm_lost", gone),
         ("agent", "correct_node", moved),

@@ -43,7 +43,7 @@ def deleted(lab: LabSystem, name: str) -> tuple[str, int]:
 
 
 def mapping_of(lab: LabSystem, service_id: str) -> dict[str, Any]:
-    (found,) = [row for row in lab.smith("mappings", "list", "--all") if row["service_id"] == service_id]
+    (found,) = [row for row in lab.run_smith_json("mappings", "list", "--all") if row["service_id"] == service_id]
     return dict(found)
 
 
@@ -88,30 +88,32 @@ def test_a_deleted_vm_is_backed_up_and_purged_when_its_grace_period_ends(lab: La
     wait_for(lambda: mapping_of(lab, service_id)["state"] == "deleted", 60, "the VM to be destroyed")
     assert lab.guests_of(service_id) == []
     assert any(f"-{vmid}-" in name for name in lab.proxmox.storages()["backups"]["volumes"])
-    (job,) = [job for job in lab.smith("jobs", "list", "--service", service_id) if job["report_state"] == "local"]
+    (job,) = [
+        job for job in lab.run_smith_json("jobs", "list", "--service", service_id) if job["report_state"] == "local"
+    ]
     assert (job["action"], job["status"]) == ("delete", "completed")
     assert [call for call in lab.core.history(method="POST") if job["fulcrum_id"] in call["path"]] == []
 
 
 def purge_runs(lab: LabSystem) -> int:
-    return int(next(row["runs"] for row in lab.smith("critical", "list") if row["name"] == "PurgeDeletedVms"))
+    return int(next(row["runs"] for row in lab.run_smith_json("critical", "list") if row["name"] == "PurgeDeletedVms"))
 
 
 def test_a_scheduled_deletion_can_be_cancelled(lab: LabSystem) -> None:
     service_id, vmid = deleted(lab, "regretted")
-    assert "kept" in lab.smith_text("mappings", "recall", str(vmid), "--reason", "by mistake")
+    assert "kept" in lab.run_smith_text("mappings", "recall", str(vmid), "--reason", "by mistake")
 
     assert mapping_of(lab, service_id)["state"] == "active"
     (vm,) = lab.guests_of(service_id)
     assert (vm["status"], "smith-delete" in vm["config"]["tags"]) == ("stopped", False)
-    (entry,) = [entry for entry in lab.smith("audit", "list") if entry["subject_id"] == service_id]
+    (entry,) = [entry for entry in lab.run_smith_json("audit", "list") if entry["subject_id"] == service_id]
     assert (entry["verb"], entry["before"]["state"], entry["after"]["state"]) == (
         "recall",
         "pending_deletion",
         "active",
     )
-    assert "not marked" in lab.smith_text("mappings", "recall", str(vmid))
-    lab.smith_text("play", "start", "--service", str(vmid))
+    assert "not marked" in lab.run_smith_text("mappings", "recall", str(vmid))
+    lab.run_smith_text("play", "start", "--service", str(vmid))
     assert lab.guests_of(service_id)[0]["status"] == "running"
 
 
@@ -137,7 +139,7 @@ def test_a_vm_whose_service_still_exists_is_kept_until_the_service_is_deleted_ag
     lab.core.expire_job(lab.last_job(service_id)["id"])
     lab.core.clear_faults()
     lab.wait_for_jobs(service_id)
-    wait_for(lambda: lab.smith("jobs", "list", "--unreported") == [], 60, "the late report to be settled")
+    wait_for(lambda: lab.run_smith_json("jobs", "list", "--unreported") == [], 60, "the late report to be settled")
     assert lab.admin.get_service(service_id)["status"] == "Stopped"
 
     make_due(lab, vm["vmid"])

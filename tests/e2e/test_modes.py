@@ -17,7 +17,7 @@ def test_once_processes_the_jobs_of_one_poll_and_exits(make_lab: MakeLab) -> Non
     assert lab.start_executor("--once").wait(120) == 0
 
     assert [lab.admin.get_service(service_id)["status"] for service_id in services] == ["Stopped"] * 2
-    assert lab.smith("jobs", "list", "--unreported") == []
+    assert lab.run_smith_json("jobs", "list", "--unreported") == []
 
 
 def test_until_idle_works_until_fulcrum_has_no_more_jobs(make_lab: MakeLab) -> None:

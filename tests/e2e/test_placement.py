@@ -203,12 +203,12 @@ def test_a_burst_spreads_over_the_nodes_and_every_result_has_its_placement(make_
     assert set(nodes) == {"pve1", "pve2"}
     assert max(nodes.values()) <= 4
     for service_id in services:
-        placement = lab.smith("jobs", "show", lab.last_job(service_id)["id"])["result"]["placement"]
+        placement = lab.run_smith_json("jobs", "show", lab.last_job(service_id)["id"])["result"]["placement"]
         assert placement["node"] == lab.guests_of(service_id)[0]["node"]
         assert placement["template_vmid"] == SHARED
         assert placement["reason"].startswith(placement["node"])
     assert len(lab.log_events("vm_placed")) >= 6
-    templates = lab.smith("templates", "list")
+    templates = lab.run_smith_json("templates", "list")
     shared = next(row for row in templates if row["vmid"] == SHARED)
     assert shared["images"] == ["cloud", "debian-13"]
     assert (shared["storages"], shared["reachable_from"], shared["cloud_init"]) == (["ceph"], ["pve1", "pve2"], True)

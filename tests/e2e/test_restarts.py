@@ -143,7 +143,7 @@ def test_a_second_sigterm_releases_the_job_and_the_next_start_finishes_it(make_l
     lab.executor.wait(60)
 
     assert lab.admin.list_jobs(service_id)[0]["status"] == "Processing"
-    assert lab.smith("jobs", "list")[0]["status"] == "pending"
+    assert lab.run_smith_json("jobs", "list")[0]["status"] == "pending"
     lab.start_executor()
     assert lab.wait_for_jobs(service_id, 200)["status"] == "Stopped"
     assert len(lab.guests()) == 1

@@ -10,7 +10,7 @@ pytestmark = pytest.mark.xdist_group("walk")
 
 
 def mapping_of(lab: LabSystem, service_id: str) -> dict:
-    found = [mapping for mapping in lab.smith("mappings", "list") if mapping["service_id"] == service_id]
+    found = [mapping for mapping in lab.run_smith_json("mappings", "list") if mapping["service_id"] == service_id]
     assert len(found) == 1
     return found[0]
 
@@ -59,7 +59,7 @@ def test_start_stop_update_and_delete_change_the_vm_and_its_service(lab: LabSyst
     service = lab.admin.get_service(service_id)
     assert service["status"] == "Deleted"
     assert service.get("agentInstanceId") is None
-    assert all(mapping["service_id"] != service_id for mapping in lab.smith("mappings", "list"))
+    assert all(mapping["service_id"] != service_id for mapping in lab.run_smith_json("mappings", "list"))
     assert [len(lab.reports(job["id"])) for job in lab.admin.list_jobs(service_id)] == [1] * 5
 
 

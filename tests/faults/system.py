@@ -103,7 +103,7 @@ class SystemUnderTest:
 
     def drift(self) -> Json:
         """Return the document of `smith drift`, whatever its exit code."""
-        found: Json = self.lab.smith("drift", exit_codes=(0, 1, 5))
+        found: Json = self.lab.run_smith_json("drift", exit_codes=(0, 1, 5))
         return found
 
     def vm_of(self, service_id: str) -> Json:

@@ -67,7 +67,7 @@ def test_f02_after_a_lost_database_the_agent_finishes_its_processing_jobs(system
     system.start()
     assert_not_cloned_twice(system, cloning)
     assert outcome_of(system.lab.run_action(created, "start")) == "Completed"
-    system.lab.smith("drift", "fix", "--yes")  # restores the mappings of services without a new job
+    system.lab.run_smith_json("drift", "fix", "--yes")  # restores the mappings of services without a new job
     system.assert_consistent()
 
 

@@ -126,7 +126,7 @@ def test_f26_the_disk_is_full(small_disk: Path, tmp_path: Path) -> None:
         system.wait_for_log("disk_space_recovered")
         assert len(system.lab.log_events("disk_space_low")) == 1
         system.assert_consistent()
-        assert system.lab.smith("db", "check")["problems"] == []
+        assert system.lab.run_smith_json("db", "check")["problems"] == []
         system.lab.stop_executor()
 
 

@@ -89,7 +89,7 @@ def test_r7_no_process_of_a_run_is_alive_five_seconds_after_its_end(
     processes = system.run_processes()
     assert processes
     if end == "cancelled":
-        system.lab.smith("jobs", "cancel", system.last_job(service_id)["id"], "--yes")
+        system.lab.run_smith_json("jobs", "cancel", system.last_job(service_id)["id"], "--yes")
         system.until(lambda: system.lab.log_events("playbook_finished"), "the cancelled run to end")
     elif end == "agent killed":
         system.agent().send_signal(signal.SIGKILL)

@@ -256,13 +256,15 @@ def _run_commands(found: Evidence, services: dict[str, str]) -> None:
     """Run every command that shows something of these jobs."""
     for arguments in (("config", "show"), ("config", "show", "--json"), ("status",), ("doctor",), ("audit", "list")):
         found.ask(*arguments)
-    rows = [row for row in found.lab.smith("jobs", "list") if row["action"] == "leak" or row["status"] == "failed"]
+    rows = [
+        row for row in found.lab.run_smith_json("jobs", "list") if row["action"] == "leak" or row["status"] == "failed"
+    ]
     for row in rows:
         found.ask("jobs", "show", row["fulcrum_id"], "--json")
         found.ask("jobs", "log", row["fulcrum_id"])
     found.ask("jobs", "show", rows[0]["fulcrum_id"])
     found.ask("jobs", "log", rows[0]["fulcrum_id"], "--events", "--json")
-    for row in found.lab.smith("runs", "list")[:3]:
+    for row in found.lab.run_smith_json("runs", "list")[:3]:
         found.ask("runs", "show", row["ident"], "--lines", "1000")
     found.ask("mappings", "show", services["nasty"])
 

@@ -193,7 +193,7 @@ def test_an_agent_whose_token_sees_no_vm_treats_none_as_deleted(tmp_path: Path) 
             assert job["action"] == action
             assert job["errorMessage"].startswith("PVE_PERMISSION: "), job["errorMessage"]
             assert "VM.Audit" in job["errorMessage"]
-        assert {row["state"] for row in lab.smith("mappings", "list")} == {"active"}
+        assert {row["state"] for row in lab.run_smith_json("mappings", "list")} == {"active"}
         assert {vm["vmid"]: vm for vm in lab.proxmox.guests()} == before
 
 

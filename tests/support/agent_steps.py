@@ -49,8 +49,8 @@ def finish(engine: Engine, job: Job) -> None:
     lease = job_queue.lease_of(job)
     with transaction(engine) as session:
         if job.claimed_at is None and job.report_state != ReportState.LOCAL:
-            job_queue.note_claim_sent(session, lease)
-            job_queue.note_claimed(session, lease)
+            job_queue.note_fulcrum_claim_sent(session, lease)
+            job_queue.note_fulcrum_claim_accepted(session, lease)
         if job.defect or job.cancel_requested:
             code = ErrorCode.CANCELLED if job.cancel_requested else ErrorCode.INVALID_REQUEST
             job_queue.finish(session, lease, JobResult(succeeded=False, code=code, detail=job.defect or "by hand"))

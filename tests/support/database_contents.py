@@ -80,8 +80,8 @@ def _started(session: Session, name: str, **wanted: Any) -> tuple[Job, Lease]:
     """Claim a job, here and at FulcrumCore, and start its run."""
     job = _claimed(session, name, **wanted)
     lease = job_queue.lease_of(job)
-    job_queue.note_claim_sent(session, lease)
-    job_queue.note_claimed(session, lease)
+    job_queue.note_fulcrum_claim_sent(session, lease)
+    job_queue.note_fulcrum_claim_accepted(session, lease)
     job_queue.note_started(session, lease, run_ident=f"{job.action}-{name}", playbook=f"{job.action}.yml")
     session.flush()
     return job, lease
@@ -120,7 +120,7 @@ def _failed(session: Session, name: str, **wanted: Any) -> int:
     """End a job with an error. Its report is due."""
     job = _claimed(session, name, **wanted)
     lease = job_queue.lease_of(job)
-    job_queue.note_claimed(session, lease)
+    job_queue.note_fulcrum_claim_accepted(session, lease)
     result = JobResult(succeeded=False, code=ErrorCode.CAPACITY, detail="no node has room")
     job_queue.finish(session, lease, result)
     return job.id
@@ -198,7 +198,7 @@ def _in_flight(session: Session) -> None:
     _reserved(session, cancelled, "cancelled")
     job_queue.request_cancel(session, cancelled.id)
     _claimed(session, "claim-not-sent")
-    job_queue.note_claim_sent(session, job_queue.lease_of(_claimed(session, "claim-not-answered")))
+    job_queue.note_fulcrum_claim_sent(session, job_queue.lease_of(_claimed(session, "claim-not-answered")))
 
 
 def _pending(session: Session) -> None:
@@ -209,7 +209,7 @@ def _pending(session: Session) -> None:
     params = {"text": "ümläut 🙂", "number": 1.5}
     job_queue.submit(session, new_job(age=100, action="start", service_id=active.service_id, params=params))
     job_queue.submit(session, new_job(age=101, defect="action: missing"))
-    job_queue.submit(session, new_job(age=102, tenant_id=OTHER_TENANT, is_already_claimed=True))
+    job_queue.submit(session, new_job(age=102, tenant_id=OTHER_TENANT, is_claimed_at_fulcrum=True))
 
 
 def _audit(session: Session) -> None:

@@ -44,7 +44,7 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]  # Ansible has no type
 
     def v2_playbook_on_stats(self, stats: Any) -> None:
         """Write the values that set_stats has published, as they are at the end of the playbook."""
-        # Ansible keeps the values for the whole run, not for one host, under the key `_run`.
+        # Ansible keeps the values that do not belong to one host under the key `_run`.
         self._write("playbook_on_stats", artifact_data=stats.custom.get("_run", {}))
 
     def _write(self, event: str, **data: Any) -> None:

@@ -3,7 +3,7 @@
 A warm run is a fork of the playbook server, which has already imported Ansible. A cold run is a new ansible-playbook
 process. A guard is a process that supervises one run and ends the run's process tree.
 
-This script sends its command line, environment, working directory and output files to the playbook server. The server
+This script sends its command line, environment, working directory and open files to the playbook server. The server
 forks a guard, and the guard forks the run. Then this script waits for the end of the run and exits with the run's exit
 code. The standard input of this script is a pipe from the agent. When the agent closes the pipe or sends TERM, this
 script asks the guard to end the run. If the server refuses the run, this script becomes the guard of a cold run.
@@ -22,7 +22,7 @@ import sys
 ACCEPTED, ENDED, GO = b"A", b"E", b"G"
 #: The exit code of this script if the guard was killed. As in a shell, it is 128 plus the number of the signal KILL.
 KILLED = 137
-#: The length of the message ENDED with the exit code, which is a number of 4 bytes.
+#: The length of the last message of the server: ENDED (1 byte) and the exit code (4 bytes).
 END_MESSAGE_BYTES = 5
 #: How long the server may take to accept or refuse the run.
 ANSWER_TIMEOUT_S = 10.0
@@ -67,7 +67,7 @@ def prefer_this_process_for_oom_kill() -> None:
 def request_run(playbook_socket: bytes, arguments: list[bytes]) -> "_socket.socket | None":
     """Send a request with the arguments. Return the connection if the server accepts the request, else None.
 
-    The first argument is the socket of the module server. The other arguments are the command of the run.
+    The first item of `arguments` is the socket of the module server. The other items are the command of the run.
     """
     connection = connect(playbook_socket)
     entries = [name + b"=" + value for name, value in posix.environ.items()]
@@ -117,7 +117,7 @@ def connect(path: bytes) -> "_socket.socket":
 def wait_for_exit_code(connection: "_socket.socket") -> int:
     """Wait for the end of the run and return its exit code.
 
-    Ask the guard to end the run when the agent closes the pipe.
+    When the agent closes its pipe, ask the guard to end the run.
     """
     poll = select.poll()
     for fd in (AGENT_FD, connection.fileno()):

@@ -1,7 +1,7 @@
-"""Checks whether warm runs are possible: they need Linux, a tested ansible-core, and all private names in `patches`.
+"""Checks whether warm runs are possible: they need Linux, a tested ansible-core, and the names that `patches` lists.
 
 A warm run is a fork of a server process that has already imported Ansible. A cold run is a new ansible-playbook
-process.
+process. `patches` lists the private names of Ansible and other projects that warm runs use.
 """
 
 from __future__ import annotations

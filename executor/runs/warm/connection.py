@@ -1,8 +1,9 @@
 """Makes a warm run execute the modules of community.proxmox in the module server, without new Python processes.
 
-A warm run is a fork of the playbook server, which has already imported Ansible. The warm run calls `install`, which
-replaces a method of Ansible's local connection plugin. A connection plugin of our own is not used, because it would
-need another name, and this name would appear in every event.
+A warm run is a fork of the playbook server, which has already imported Ansible. The module server is a second process,
+which has imported what the modules need and runs each module in a fork. The warm run calls `install`, which replaces a
+method of Ansible's local connection plugin. A connection plugin of our own is not used, because it would need another
+name, and this name would appear in every event.
 """
 
 from __future__ import annotations

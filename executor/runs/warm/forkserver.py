@@ -30,7 +30,7 @@ from typing import NoReturn
 
 from executor.processes import process_tree
 from executor.runs.warm import protocol
-from executor.runs.warm.protocol import FILE_COUNT, REFUSED, Refusal, Request
+from executor.runs.warm.protocol import REFUSED, Refusal, Request
 
 #: The line that a server writes to its standard output when it is ready to accept clients.
 READY = b"ready\n"
@@ -71,6 +71,7 @@ def serve(path: str, check_request: CheckRequest, execute_run: ExecuteRun) -> No
     poll = select.poll()
     for fd in (listener.fileno(), signal_pipe.read_fd, STDIN):
         poll.register(fd, select.POLLIN)
+    # STDIN becomes ready only when the agent closes it, because the agent writes nothing to it.
     while STDIN not in (ready_fds := {fd for fd, _ in poll.poll()}):
         if listener.fileno() in ready_fds:
             _fork_guard(listener, signal_pipe, check_request, execute_run)
@@ -114,7 +115,7 @@ def _guard_and_exit(
     """Supervise the run of one client in this fork, or refuse the client's request. Then end this process."""
     code = 1
     try:
-        signal.set_wakeup_fd(-1)
+        signal.set_wakeup_fd(-1)  # this fork's signals must not be written to the server's signal pipe
         listener.close()
         os.close(signal_pipe.read_fd)
         code = _supervise_run(connection, check_request, execute_run)
@@ -198,14 +199,15 @@ def _run_and_exit(request: Request, execute_run: ExecuteRun) -> NoReturn:
 
 def _apply_request(request: Request) -> None:
     """Give this process the request's files, working directory and environment, and the default signal handlers."""
-    signal.set_wakeup_fd(-1)
-    # The agent ignores HUP and USR1, and this process has inherited that. So they are in the list.
+    signal.set_wakeup_fd(-1)  # this fork's signals must not be written to the guard's signal pipe
+    # HUP and USR1 are in the list because the agent ignores them, and this process has inherited this setting.
     for signum in (signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(signum, signal.SIG_DFL)
     for standard_fd, fd in enumerate(request.files):
         os.dup2(fd, standard_fd)
+    # Close all files except standard input, output and error.
     highest_fd = max(int(name) for name in os.listdir("/proc/self/fd"))
-    os.closerange(FILE_COUNT, highest_fd + 1)
+    os.closerange(STDERR + 1, highest_fd + 1)
     os.chdir(request.cwd)
     os.environb.clear()
     os.environb.update(request.env)

@@ -69,15 +69,17 @@ class ModuleRunner:
         if not MODULE_NAME.fullmatch(module):
             raise Refusal("not a module of community.proxmox")
         # A saved payload needs no comparison, because it was compared before it was saved.
-        is_compared = payloads.is_saved_and_current(self._payload_store, module, zip_data)
-        has_installed_code = is_compared or bool(payloads.find_installed_files(zip_data))
-        if arguments["extensions"] or arguments["rlimit_nofile"] or not has_installed_code:
+        was_compared = payloads.is_saved_and_current(self._payload_store, module, zip_data)
+        has_installed_code = was_compared or bool(payloads.find_installed_files(zip_data))
+        if not has_installed_code:
             raise Refusal("the payload differs from the installed files")
+        if arguments["extensions"] or arguments["rlimit_nofile"]:
+            raise Refusal("the module script has extensions or a limit of open files")
 
     def run_module(self, _request: Request) -> int:
         """Run in this process the module that `check` has accepted. Return its exit code."""
         arguments = self._main_arguments
-        tempfile.tempdir = None
+        tempfile.tempdir = None  # so that `tempfile` reads the TMPDIR of this request
         sys.argv = [""]
         sys.modules["__main__"] = types.ModuleType("__main__")  # an empty module, as in a new interpreter
         try:

@@ -25,7 +25,8 @@ from executor.runs.warm import patches
 
 #: The attributes of Jinja's environment that change how Jinja reads a template's text.
 SYNTAX_ATTRIBUTES = tuple(name.attribute for name in patches.JINJA_SYNTAX)
-COLLECTION_FOLDERS = ("ansible_collections", "community", "proxmox")
+#: The path of community.proxmox below a folder of the import path.
+COLLECTION_PATH_PARTS = ("ansible_collections", "community", "proxmox")
 #: Name of the file with the byte code of the templates of all runs. The file is in the folder that
 #: `payloads.store_folder` returns.
 BYTE_CODE_FILE = "templates"
@@ -103,7 +104,7 @@ class ParsedDocuments:
         import ansible  # noqa: PLC0415  the server has already imported it
 
         files = [Path(ansible.__path__[0], "config", "ansible_builtin_runtime.yml")]
-        files += [Path(root, *COLLECTION_FOLDERS, "meta", "runtime.yml") for root in sys.path]
+        files += [Path(root, *COLLECTION_PATH_PARTS, "meta", "runtime.yml") for root in sys.path]
         parse_routing_table = patches.ROUTING_TO_DICT.get_value()
         for file in files:
             if file.is_file():
@@ -111,7 +112,7 @@ class ParsedDocuments:
 
     def _make_key(self, text: Any, loader: type) -> Key:
         untagged_text = text if isinstance(text, bytes) else str(text)
-        return (loader, untagged_text, self._get_tags(text))
+        return (loader, untagged_text, self._get_tags(text))  # one of Ansible's tags contains the file's name
 
     def _parse_and_store(self, stream: Any, Loader: type) -> Any:
         """Parse a document and store a copy of it. This method replaces `yaml.load` before the fork."""

@@ -260,7 +260,7 @@ _WORKER_MODULE = "ansible.executor.process.worker"
 WORKER_CLASS_IN_STRATEGY = _make_replaced_name(
     "ansible.plugins.strategy",
     "WorkerProcess",
-    "the strategies' name of WORKER_CLASS; our worker runs an Ansible task without a fork",
+    "the name by which the strategies use WORKER_CLASS; our worker runs an Ansible task without a fork",
 )
 POLL_INTERVAL = _make_replaced_name(
     "ansible.constants",

@@ -1,5 +1,8 @@
 """Implements the protocol between a client and a server of warm runs: request, acceptance or refusal, exit code.
 
+A warm run is a fork of a server process that has already imported Ansible. For each client, the server forks a guard:
+the process that reads and checks the client's request, forks and supervises the run, and sends the exit code.
+
 A request contains the working directory, the command line, the environment and three open files of a run. `client.py`
 implements the client's side a second time, because importing this module would take longer than the whole script.
 """
@@ -76,7 +79,7 @@ def send_request(connection: socket.socket, request: Request) -> bytes:
     connection.sendall(message[sent_bytes:])
     answer = connection.recv(1024)
     if not answer.startswith(ACCEPTED):
-        return answer.removeprefix(REFUSED) or b"no answer"
+        return answer.removeprefix(REFUSED) or b"no reason was sent"
     connection.settimeout(None)
     connection.sendall(GO)
     return b""
@@ -125,8 +128,8 @@ def listen(path: str) -> socket.socket:
 def receive_request(connection: socket.socket) -> Request:
     """Read a request. Raises Refusal when the request is not valid, OSError when the connection fails.
 
-    The refusal of an invalid request has no reason, because a refusal with a reason is logged, and `is_answering` sends
-    invalid (empty) requests.
+    For an invalid request, the text of the Refusal is empty, because the guard logs each Refusal that has a text, and
+    the empty requests of `is_answering` must not be logged.
     """
     connection.settimeout(REQUEST_TIMEOUT_S)
     _check_peer(connection)
@@ -156,7 +159,7 @@ def receive_request(connection: socket.socket) -> Request:
 
 
 def accept_request(connection: socket.socket) -> bool:
-    """Send ACCEPTED to the client. Return True if the client answers GO, so that the run must start."""
+    """Send ACCEPTED to the client. Return True if the client answers GO. Then the run must start."""
     connection.sendall(ACCEPTED)
     if connection.recv(1) != GO:
         return False

@@ -34,7 +34,10 @@ class ServerPair:
     """A playbook server and the module server that its runs use."""
 
     def __init__(self, folder: Path, number: int, env: Mapping[str, str], cwd: Path) -> None:
-        """Start both servers and wait until they are ready. Raises OSError if one does not start."""
+        """Start both servers and wait until they are ready. Raises OSError if one does not start.
+
+        `number` is a part of the names of the servers' sockets and logs in `folder`.
+        """
         self.run_count = 0  #: the number of runs for which the pair was chosen
         self.playbook_server = ServerProcess("playbook", folder / f"playbook-{number}", env, cwd)
         self.module_server = ServerProcess("module", folder / f"module-{number}", env, cwd)

@@ -42,7 +42,7 @@ class WarmServers:
     def __init__(self, folder: Path, cwd: Path, environment: Callable[[], Mapping[str, str]]) -> None:
         """Set the servers' private folder, their working directory and their environment.
 
-        `environment` returns the environment of a run whose private folder is `folder`.
+        `environment` returns the servers' environment. It is the environment of a run whose private folder is `folder`.
         """
         self._folder = folder
         self._cwd = cwd
@@ -68,7 +68,8 @@ class WarmServers:
     def command(self, playbook_command: list[str], path_variable: str) -> list[str]:
         """Return the command that executes `playbook_command` as a warm run.
 
-        If no server works, return the command of a cold run under a guard. `path_variable` is the run's PATH.
+        If no server works, return the command of a cold run under a guard: a process that supervises the run.
+        `path_variable` is the run's PATH.
         """
         program = shutil.which(playbook_command[0], path=path_variable)
         pair = self._choose_pair() if program else None

@@ -28,31 +28,32 @@ def make_certificates(folder: Path, host: str) -> tuple[Path, Path]:
     ca_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Proxmox stand-in CA")])
     server_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, host)])
     # Python 3.13 refuses a CA certificate that has no key usage and no key identifiers.
-    ca_certificate = (
-        _new_certificate(ca_name, ca_name, ca_key.public_key(), ca_key.public_key())
+    ca_builder = (
+        _new_builder(ca_name, ca_name, ca_key.public_key(), ca_key.public_key())
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(_key_usage(key_cert_sign=True, crl_sign=True), critical=True)
     )
-    server_certificate = (
-        _new_certificate(server_name, ca_name, server_key.public_key(), ca_key.public_key())
+    server_builder = (
+        _new_builder(server_name, ca_name, server_key.public_key(), ca_key.public_key())
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_key_usage(digital_signature=True), critical=True)
         .add_extension(x509.SubjectAlternativeName(_alternative_names(host)), critical=False)
         .add_extension(x509.ExtendedKeyUsage([x509.oid.ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
     )
     pem = serialization.Encoding.PEM
-    (folder / "ca.pem").write_bytes(ca_certificate.sign(ca_key, hashes.SHA256()).public_bytes(pem))
-    (folder / "server.pem").write_bytes(server_certificate.sign(ca_key, hashes.SHA256()).public_bytes(pem))
+    (folder / "ca.pem").write_bytes(ca_builder.sign(ca_key, hashes.SHA256()).public_bytes(pem))
+    (folder / "server.pem").write_bytes(server_builder.sign(ca_key, hashes.SHA256()).public_bytes(pem))
     key = server_key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     return folder / "server.pem", write_private(folder / "server.key", key)
 
 
-def _new_certificate(
+def _new_builder(
     subject: x509.Name,
     issuer: x509.Name,
     public_key: ec.EllipticCurvePublicKey,
     issuer_key: ec.EllipticCurvePublicKey,
 ) -> x509.CertificateBuilder:
+    """Return a builder of a certificate, to which the caller adds extensions before it signs the certificate."""
     now = datetime.datetime.now(datetime.UTC)
     return (
         x509.CertificateBuilder()

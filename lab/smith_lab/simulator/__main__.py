@@ -32,9 +32,9 @@ history records every API call. Fault rules and history ignore calls of lab endp
     POST   /lab/jobs/{id}/expire     make the job fail by timeout now, even if it is younger than the job timeout
     POST   /lab/jobs/{id}/override   {"set": {member: JSON}, "remove": [member]}: change the job's JSON, not its row
     DELETE /lab/jobs/{id}            delete the job, as FulcrumCore deletes old jobs
-    GET    /lab/vault                the references of all stored secrets
+    GET    /lab/vault                the references of all stored secrets, each without `vault://`
     POST   /lab/vault                {"value": JSON}: store a secret; answers {"reference": "vault://…"}
-    DELETE /lab/vault[/{reference}]  delete all secrets, or the secret with this reference
+    DELETE /lab/vault[/{reference}]  delete all secrets, or the secret with this reference (without `vault://`)
     POST   /lab/pending              append raw items to every agent's list of pending jobs; a raw item is any JSON
     GET    /lab/pending              the raw items
     DELETE /lab/pending              remove the raw items

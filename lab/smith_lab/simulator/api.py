@@ -86,6 +86,7 @@ def _routes(store: Store, endpoints: Iterable[Endpoint]) -> list[Route]:
 
 
 async def _answer_unknown_path(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer a call below /api/v1 whose path has no route."""
     response = plain_not_found()
     await response(scope, receive, send)
 
@@ -96,6 +97,9 @@ def plain_not_found() -> Response:
 
 
 async def answer_routing_error(request: Request, exc: Exception) -> Response:
-    """Answer a call whose path (404) or method (405) no route has. A 404 has a plain text body, a 405 has no body."""
+    """Answer a call outside /api/v1 whose path has no route (404), or a call whose path has no such method (405).
+
+    The 404 has a plain text body. The 405 has no body.
+    """
     status = exc.status_code if isinstance(exc, HTTPException) else 500
     return plain_not_found() if status == 404 else Response(status_code=status)

@@ -54,12 +54,12 @@ class SimulatorClock:
         self.set(shown_time)
 
 
-def to_text(time_s: float) -> str:
+def time_to_text(time_s: float) -> str:
     """Return a time in the form `2026-01-02T03:04:05Z`, the only form that FulcrumCore writes."""
     return datetime.fromtimestamp(int(time_s), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def from_text(text: str) -> float:
+def time_from_text(text: str) -> float:
     """Parse an RFC 3339 time. Raises ValueError for any other form, as Go's decoder does."""
     if not _RFC3339.fullmatch(text):
         raise ValueError(f"not an RFC 3339 time: {text!r}")

@@ -24,7 +24,9 @@ from smith_lab.simulator.server import SimulatorServer
 from smith_lab.simulator.store import ServerOptions, Store
 
 CALL_TIMEOUT_S = 10.0
+#: How long `start_simulator_process` waits until the new process accepts calls.
 START_TIMEOUT_S = 20.0
+#: How long a process may take to end after SIGTERM. Then it is killed.
 STOP_TIMEOUT_S = 10.0
 
 
@@ -32,7 +34,7 @@ class SimulatorControl:
     """Calls the lab endpoints of one simulator. Raises requests.HTTPError if the simulator refuses a call."""
 
     def __init__(self, url: str) -> None:
-        self.url = url  #: the origin; FULCRUM_API_URL has this value and not `api_url`
+        self.url = url  #: the URL without /api/v1, as an executor needs it in FULCRUM_API_URL
         self.api_url = f"{url}/api/v1"
 
     def call_lab(self, method: str, path: str, body: Any = None) -> Any:
@@ -112,7 +114,8 @@ class SimulatorControl:
     def override_job(self, job_id: str, *, remove: tuple[str, ...] = (), **members: Any) -> None:
         """Replace or remove members of the job's JSON in answers.
 
-        The stored job does not change, so an agent can still claim the job and report it as failed.
+        The stored job does not change. So even if an agent cannot read the job's JSON, it can claim the job and report
+        it as failed.
         """
         self.call_lab("POST", f"jobs/{job_id}/override", {"set": members, "remove": list(remove)})
 

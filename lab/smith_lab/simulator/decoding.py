@@ -120,6 +120,6 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "strings": _read_strings,
     "uuid": read_uuid,
     "uuids": _read_uuids,
-    "time": lambda value: clock.from_text(_read_string(value)),
+    "time": lambda value: clock.time_from_text(_read_string(value)),
     "any": lambda value: value,
 }

@@ -60,7 +60,7 @@ class _Exchange:
         return self.rule is not None and self.rule.kind in kinds
 
     @property
-    def is_processed(self) -> bool:
+    def reaches_api(self) -> bool:
         """Whether the API processes the call. If not, only the rule determines what the caller gets."""
         # `effect` is the member of a rule that says: process the call before the rule's answer is sent.
         return self.rule is None or self.rule.effect or self.rule.kind in KINDS_THAT_CALL_API
@@ -80,7 +80,7 @@ class FaultLayer:
         entry = self._lab_state.record_arrival(scope)
         entry.body = _parse_body(raw_body)
         self._record_caller(scope, entry)
-        rule = self._lab_state.take_rule(scope["method"], scope["path"])
+        rule = self._lab_state.use_matching_rule(scope["method"], scope["path"])
         entry.fault = rule.kind if rule else None
         start_time = time.monotonic()
         try:
@@ -105,7 +105,7 @@ class FaultLayer:
         if rule and rule.delay_s:
             await self._delay(rule)
         answer = _Answer()
-        times_to_process = 1 if exchange.is_processed else 0
+        times_to_process = 1 if exchange.reaches_api else 0
         if exchange.has_fault("twice"):
             times_to_process = 2
         for _ in range(times_to_process):

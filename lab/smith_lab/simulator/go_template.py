@@ -89,7 +89,7 @@ def _split_declaration(tokens: list[str]) -> tuple[list[str], list[str]]:
 
 def _evaluate(tokens: list[str], dot: Any, scope: Scope) -> Any:
     """Return the value of a pipeline. The value of each command becomes the last argument of the next command."""
-    piped: list[Any] = []  # the previous command's value as one item, because it may be None; or empty
+    piped: list[Any] = []  # empty before the first command; then one item, the last command's value (which may be None)
     for command in _split_commands(tokens):
         piped = [_run_command(command, dot, scope, piped)]
     if not piped:

@@ -42,11 +42,11 @@ class LabState:
     history: deque[HistoryEntry] = field(default_factory=lambda: deque(maxlen=MAX_ENTRIES))
     call_count: int = 0  #: how many API calls arrived since the server's start; emptying the history does not reset it
 
-    def take_rule(self, method: str, path: str) -> FaultRule | None:
+    def use_matching_rule(self, method: str, path: str) -> FaultRule | None:
         """Return the first rule that affects this API call, or None.
 
-        The fault layer must call this method only once for each API call, because the method reduces `skip` or `times`
-        of the rules that match the API call.
+        The caller (class FaultLayer) must call this method only once for each API call, because the method reduces
+        `skip` or `times` of the rules that match the API call.
         """
         return next((rule for rule in self.rules if rule.try_use(method, path)), None)
 

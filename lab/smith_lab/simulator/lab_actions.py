@@ -13,7 +13,7 @@ from typing import Any
 from starlette.requests import Request
 
 from smith_lab.simulator import maintenance, views
-from smith_lab.simulator.clock import from_text, to_text
+from smith_lab.simulator.clock import time_from_text, time_to_text
 from smith_lab.simulator.fault_rules import FaultRule
 from smith_lab.simulator.history import LabState
 from smith_lab.simulator.rows import Job, Token
@@ -26,7 +26,8 @@ class LabCall:
 
     store: Store
     lab_state: LabState
-    initial_options: dict[str, Any]  #: the options at the start of the server, which `reset` restores
+    #: The server options (class ServerOptions: the simulator's settings) at the start, which `reset` restores.
+    initial_server_options: dict[str, Any]
     request: Request
 
 
@@ -46,7 +47,7 @@ class LabError(Exception):
 
 def read_clock(call: LabCall, body: Any) -> Any:
     now = call.store.clock.now()
-    return {"now": now, "text": to_text(now), "frozen": call.store.clock.is_frozen}
+    return {"now": now, "text": time_to_text(now), "frozen": call.store.clock.is_frozen}
 
 
 def set_clock(call: LabCall, body: Any) -> Any:
@@ -58,7 +59,7 @@ def set_clock(call: LabCall, body: Any) -> Any:
             clock.unfreeze()
     if "set" in body:
         new_time = body["set"]
-        clock.set(from_text(new_time) if isinstance(new_time, str) else float(new_time))
+        clock.set(time_from_text(new_time) if isinstance(new_time, str) else float(new_time))
     if "advance" in body:
         clock.advance(float(body["advance"]))
     return read_clock(call, body)
@@ -98,18 +99,18 @@ def delete_history(call: LabCall, body: Any) -> Any:
 
 
 def reset(call: LabCall, body: Any) -> Any:
-    """Restore the initial state of tables, fault rules, history, switches, options and clock."""
+    """Restore the initial state of tables, fault rules, history, switches, server options and clock."""
     call.lab_state.rules.clear()
     call.lab_state.history.clear()
     for switch in fields(call.store.switches):
         setattr(call.store.switches, switch.name, switch.default)
-    _set_members(call.store.options, call.initial_options)
+    _set_members(call.store.options, call.initial_server_options)
     call.store.clock.reset()
     call.store.clear()
     return {}
 
 
-# --- switches and options ---------------------------------------------------------------------------------------------
+# --- switches and server options --------------------------------------------------------------------------------------
 
 
 def read_switches(call: LabCall, body: Any) -> Any:
@@ -122,7 +123,7 @@ def set_switches(call: LabCall, body: Any) -> Any:
     return read_switches(call, body)
 
 
-def set_options(call: LabCall, body: Any) -> Any:
+def set_server_options(call: LabCall, body: Any) -> Any:
     _set_members(call.store.options, body)
     return asdict(call.store.options)
 
@@ -131,7 +132,10 @@ def set_options(call: LabCall, body: Any) -> Any:
 
 
 def revoke_tokens(call: LabCall, body: Any) -> Any:
-    """Revoke every token that has all values in the body. The body may contain name, id, value, role and agent_id."""
+    """Revoke every token whose members equal all the members in the body.
+
+    The body may contain name, id, value, role and agent_id.
+    """
     if not body:
         raise LabError("the body must contain at least one of name, id, value, role and agent_id")
     tokens = [token for token in call.store.tokens.values() if _has_values(token, body)]
@@ -152,13 +156,13 @@ def _find_job(call: LabCall) -> Job:
 def expire_job(call: LabCall, body: Any) -> Any:
     """Make the job fail by timeout now. FulcrumCore's maintenance makes a job fail only after the job timeout.
 
-    Return the job in the form that it has in the list of pending jobs, although it is no longer pending.
+    Return the job's JSON.
     """
     job = _find_job(call)
     if job.status not in ("Pending", "Processing"):
         raise LabError(f"job is {job.status}")
     maintenance.fail_timed_out(call.store, [job])
-    return views.pending_job(call.store, job)
+    return views.job(call.store, job)
 
 
 def override_job(call: LabCall, body: Any) -> Any:
@@ -166,7 +170,7 @@ def override_job(call: LabCall, body: Any) -> Any:
     job = _find_job(call)
     job.override = dict(body.get("set", {}))
     job.hidden = list(body.get("remove", []))  # the names of the hidden members
-    return views.pending_job(call.store, job)
+    return views.job(call.store, job)
 
 
 def delete_job(call: LabCall, body: Any) -> Any:
@@ -227,7 +231,7 @@ def read_state(call: LabCall, body: Any) -> Any:
         "jobs": store.jobs,
         "metricTypes": store.metric_types,
         "optionTypes": store.option_types,
-        "options": store.service_options,
+        "options": store.service_options,  # FulcrumCore's API calls them options; they are not the server options
     }
     rows: dict[str, Any] = {name: [views.all_members(row) for row in table.values()] for name, table in tables.items()}
     rows["tokens"] = [views.token(token) for token in store.tokens.values()]
@@ -237,7 +241,7 @@ def read_state(call: LabCall, body: Any) -> Any:
 
 
 def _has_values(token: Token, members: dict[str, str]) -> bool:
-    """Return whether the token has all these values."""
+    """Return whether each of these members of the token has the given value."""
     return all(getattr(token, name) == value for name, value in members.items())
 
 

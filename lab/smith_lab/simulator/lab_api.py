@@ -31,7 +31,7 @@ _ACTIONS: list[tuple[str, str, Action]] = [
     ("POST", "/lab/reset", actions.reset),
     ("GET", "/lab/switches", actions.read_switches),
     ("POST", "/lab/switches", actions.set_switches),
-    ("POST", "/lab/options", actions.set_options),
+    ("POST", "/lab/options", actions.set_server_options),
     ("POST", "/lab/tokens/revoke", actions.revoke_tokens),
     ("POST", "/lab/jobs/{id}/expire", actions.expire_job),
     ("POST", "/lab/jobs/{id}/override", actions.override_job),
@@ -49,14 +49,14 @@ _ACTIONS: list[tuple[str, str, Action]] = [
 
 def lab_routes(store: Store, lab_state: LabState) -> list[Route]:
     """Return a route for each lab endpoint."""
-    initial_options = asdict(store.options)
+    initial_server_options = asdict(store.options)
 
     def route(method: str, path: str, action: Action) -> Route:
         async def respond(request: Request) -> Response:
             if not _is_loopback(request):
                 return JSONResponse({"error": "the lab endpoints answer only clients on loopback"}, 403)
             raw_body = await request.body()
-            return _run_action(action, LabCall(store, lab_state, initial_options, request), raw_body)
+            return _run_action(action, LabCall(store, lab_state, initial_server_options, request), raw_body)
 
         return Route(path, respond, methods=[method])
 

@@ -14,8 +14,9 @@ from smith_lab.simulator import decoding
 from smith_lab.simulator.problems import bad_request, internal_error
 from smith_lab.simulator.web import Call, Reply
 
-#: A filter gets all values of its query parameter (["a", "b"] for `?name=a&name=b`) and returns a predicate, which is a
-#: function that returns whether a row matches these values. The filter raises ValueError for a malformed value.
+#: A filter belongs to one query parameter. It is a function that gets all values of this parameter (`["a", "b"]` for
+#: `?name=a&name=b`) and returns another function, which says whether a row matches these values. The filter raises
+#: ValueError for a malformed value.
 Filter = Callable[[list[str]], Callable[[Any], bool]]
 DEFAULT_PAGE_SIZE = 10
 MAX_PAGE_SIZE = 100
@@ -90,22 +91,22 @@ def _read_number(call: Call, name: str, *, default: int, maximum: int | None) ->
 
 
 def equals(member: str) -> Filter:
-    """Return a filter for rows whose member equals one of the values."""
+    """Return a filter for rows whose member equals one of the values in the query."""
     return lambda values: lambda row: getattr(row, member) in values
 
 
 def contains(member: str) -> Filter:
-    """Return a filter for rows whose member contains the first value, ignoring case."""
+    """Return a filter for rows whose member contains the first value in the query, ignoring case."""
     return lambda values: lambda row: values[0].lower() in getattr(row, member).lower()
 
 
 def equals_uuid(member: str) -> Filter:
-    """Return a filter for rows whose member equals one of the values, which must be UUIDs."""
+    """Return a filter for rows whose member equals one of the values in the query, which must be UUIDs."""
     return _equals_parsed(member, decoding.read_uuid)
 
 
 def equals_bool(member: str) -> Filter:
-    """Return a filter for rows whose member equals one of the values, which must be `true` or `false`."""
+    """Return a filter for rows whose member equals one of the values in the query, which must be `true` or `false`."""
 
     def parse(value: str) -> bool:
         if value not in ("true", "false"):
@@ -116,7 +117,7 @@ def equals_bool(member: str) -> Filter:
 
 
 def equals_enum(member: str, allowed: Sequence[str]) -> Filter:
-    """Return a filter for rows whose member equals one of the values, which must all be in `allowed`."""
+    """Return a filter for rows whose member equals one of the values in the query. All of them must be `allowed`."""
 
     def parse(value: str) -> str:
         if value not in allowed:
@@ -127,7 +128,7 @@ def equals_enum(member: str, allowed: Sequence[str]) -> Filter:
 
 
 def _equals_parsed(member: str, parse: Callable[[str], Any]) -> Filter:
-    """Return a filter for rows whose member equals one of the values after `parse` converted them."""
+    """Return a filter for rows whose member equals one of the query's values after `parse` converted them."""
 
     def make_predicate(values: list[str]) -> Callable[[Any], bool]:
         parsed_values = [parse(value) for value in values]

@@ -21,7 +21,8 @@ class PropertyErrors(Exception):
     """The properties in a request are invalid.
 
     Each item of `errors` is a pair: the name of a top-level property and a message. The name is empty if the message
-    is about several properties, or if the caller of the function that raises the error adds the name.
+    is about several properties. Errors that `property_error` makes also have an empty name, until `properties.process`
+    adds the name.
     """
 
     def __init__(self, errors: list[tuple[str, str]]) -> None:

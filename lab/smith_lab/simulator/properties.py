@@ -9,8 +9,8 @@ If the request sets a property, these steps run in this order:
 If the request sets a secret property to a vault reference, the reference is stored without these steps.
 
 If the request does not set a property, its old value stays. A property without an old value gets the schema's default,
-or a value from the schema's generator. The real server implements these rules in pkg/schema/engine.go of
-fulcrumproject/core.
+or a value from its generator, which takes values from a pool. The real server implements these rules in
+pkg/schema/engine.go of fulcrumproject/core.
 """
 
 from __future__ import annotations
@@ -86,8 +86,8 @@ def _process_property(context: ChangeContext, name: str, definition: Json, old: 
         _validate(context, name, definition, default)
         return _value_to_store(context, name, definition, old, default)
     if old is None and definition.get("generator"):
-        # Pools are not simulated, so no agent has a pool set. The real server, too, answers with an error if the agent
-        # has no pool set.
+        # Pools are not simulated, so no agent has a pool set. The real server also refuses the request if the agent has
+        # no pool set.
         raise property_error(f"{name}: agent has no service pool set (pools are not simulated)")
     return old
 
@@ -159,6 +159,7 @@ def _process_nested(context: ChangeContext, name: str, definition: Json, old: An
 
 
 def _process_item(context: ChangeContext, name: str, definition: Json, old: Any, value: Any) -> Any:
+    """Process an item of an array. Authorizers in the item's definition have no effect."""
     _validate(context, name, definition, value)
     return _process_nested(context, name, definition, old, value)
 

@@ -12,7 +12,8 @@ from smith_lab.simulator.web import Call
 def find_row(table: dict[str, Any], call: Call) -> Any:
     """Return the row with the id in the call's path. Raises a 404 for an unknown id.
 
-    An endpoint that has the member `find_scope` does not need this function. It answers 403 to an unknown id.
+    The handler of an endpoint with `find_scope` does not need this function: before the handler runs, the endpoint
+    answers 403 to an unknown id.
     """
     row = table.get(call.id)
     if row is None:

@@ -20,7 +20,7 @@ class Row:
 
 @dataclass(kw_only=True)
 class Participant(Row):
-    """A provider or a consumer of services."""
+    """A provider of services, or a consumer of services (a customer)."""
 
     name: str
     status: str
@@ -41,6 +41,8 @@ class Token(Row):
 
 @dataclass(kw_only=True)
 class ServiceType(Row):
+    """A kind of service, such as a VM: which properties, states and actions its services have."""
+
     name: str
     property_schema: Json
     lifecycle_schema: Json
@@ -48,6 +50,8 @@ class ServiceType(Row):
 
 @dataclass(kw_only=True)
 class AgentType(Row):
+    """A kind of agent: which service types and which configuration its agents have, and how they are installed."""
+
     name: str
     service_type_ids: list[str]
     configuration_schema: Json
@@ -58,13 +62,15 @@ class AgentType(Row):
 
 @dataclass(kw_only=True)
 class Agent(Row):
+    """A process that handles the jobs of one provider, such as Agent Smith."""
+
     name: str
     status: str
     provider_id: str
     agent_type_id: str
     tags: list[str] | None
     configuration: Json | None
-    service_pool_set_id: str | None = None
+    service_pool_set_id: str | None = None  #: always None, because pools are not simulated
     last_status_at: float  #: time of the last heartbeat, or of the creation
 
 
@@ -78,6 +84,8 @@ class Group(Row):
 
 @dataclass(kw_only=True)
 class Service(Row):
+    """Something that a consumer ordered, such as a VM."""
+
     provider_id: str
     consumer_id: str
     agent_id: str
@@ -92,13 +100,15 @@ class Service(Row):
 
 @dataclass(kw_only=True)
 class Job(Row):
+    """The order to an agent to execute one action for one service."""
+
     provider_id: str
     consumer_id: str
     agent_id: str
     service_id: str
     group_id: str  #: the service's group; it is not in the JSON of a job
     action: str
-    params: Json | None
+    params: Json | None  #: all new properties of the service, in a `create` or `update` job; None in other jobs
     status: str = "Pending"
     priority: int = 1
     claimed_at: float | None = None
@@ -112,6 +122,8 @@ class Job(Row):
 
 @dataclass(kw_only=True)
 class MetricType(Row):
+    """A kind of metric, such as CPU use."""
+
     name: str
     entity_type: str
 

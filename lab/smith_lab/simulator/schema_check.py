@@ -15,46 +15,47 @@ from smith_lab.simulator.validators import check_type, is_number
 PROPERTY_TYPES = frozenset({"string", "integer", "number", "boolean", "object", "array", "json", "uuid"})
 #: The validators that need no look-up in the store.
 PLAIN_VALIDATORS = frozenset({"minLength", "maxLength", "min", "max", "minItems", "maxItems", "pattern", "enum"})
-#: A validator of the whole schema must compare at least this number of properties.
+#: A validator that compares several properties must name at least this number of properties.
 MIN_COMPARED_PROPERTIES = 2
 
 
 @dataclass(frozen=True)
-class Dialect:
-    """The validators and authorizers that a schema may use, which differ for service types and agent types.
+class AllowedConstraints:
+    """The types of validators and authorizers that a schema may contain.
 
-    An authorizer limits who may set a property, or in which states of the service it may be set.
+    A validator limits the values of a property, or the combination of several properties. An authorizer limits who may
+    set a property, or in which states of the service it may be set.
     """
 
-    validators: frozenset[str]
+    validators: frozenset[str]  #: validators of one property
     authorizers: frozenset[str]
     schema_validators: frozenset[str]  #: validators of the whole schema, which compare several properties
 
 
-SERVICE_TYPE_DIALECT = Dialect(
+ALLOWED_IN_SERVICE_TYPES = AllowedConstraints(
     validators=PLAIN_VALIDATORS | {"serviceOption", "serviceReference"},
     authorizers=frozenset({"actor", "state"}),
     schema_validators=frozenset({"exactlyOne", "uniqueValues"}),
 )
-AGENT_TYPE_DIALECT = Dialect(
+ALLOWED_IN_AGENT_TYPES = AllowedConstraints(
     validators=PLAIN_VALIDATORS, authorizers=frozenset(), schema_validators=frozenset({"exactlyOne"})
 )
 
 
-def check(schema: Any, dialect: Dialect) -> None:
+def check(schema: Any, allowed: AllowedConstraints) -> None:
     """Raise a 400 for a property or configuration schema that FulcrumCore refuses."""
     schema = _require_object(schema, "schema")
     properties = _require_object(schema.get("properties") or {}, "properties")
     _refuse_if(not properties, "schema must have at least one property")
     for name, definition in properties.items():
         _refuse_if(not name, "property name cannot be empty")
-        _check_definition(name, definition, dialect)
+        _check_definition(name, definition, allowed)
     for validator in _read_entries(schema, "validators"):
-        _refuse_if(validator["type"] not in dialect.schema_validators, f"unknown schema validator: {validator['type']}")
+        _refuse_if(validator["type"] not in allowed.schema_validators, f"unknown schema validator: {validator['type']}")
         _check_schema_validator(validator)
 
 
-def _check_definition(path: str, definition: Any, dialect: Dialect) -> None:
+def _check_definition(path: str, definition: Any, allowed: AllowedConstraints) -> None:
     definition = _require_object(definition, path)
     property_type = definition.get("type")
     _refuse_if(property_type not in PROPERTY_TYPES, f"{path}: invalid type {property_type!r}")
@@ -66,14 +67,14 @@ def _check_definition(path: str, definition: Any, dialect: Dialect) -> None:
     _check_generator(path, definition)
     for name, nested in _require_object(definition.get("properties") or {}, path).items():
         _refuse_if(not name, f"{path}: nested property name cannot be empty")
-        _check_definition(f"{path}.{name}", nested, dialect)
+        _check_definition(f"{path}.{name}", nested, allowed)
     if definition.get("items") is not None:
-        _check_definition(f"{path}[]", definition["items"], dialect)
+        _check_definition(f"{path}[]", definition["items"], allowed)
     for validator in _read_entries(definition, "validators"):
-        _refuse_if(validator["type"] not in dialect.validators, f"{path}: unknown validator {validator['type']!r}")
+        _refuse_if(validator["type"] not in allowed.validators, f"{path}: unknown validator {validator['type']!r}")
         _check_validator(path, validator)
     for authorizer in _read_entries(definition, "authorizers"):
-        _refuse_if(authorizer["type"] not in dialect.authorizers, f"{path}: unknown authorizer {authorizer['type']!r}")
+        _refuse_if(authorizer["type"] not in allowed.authorizers, f"{path}: unknown authorizer {authorizer['type']!r}")
         _check_authorizer(path, authorizer)
 
 
@@ -102,6 +103,7 @@ def _check_default(path: str, definition: Json) -> None:
 
 
 def _check_generator(path: str, definition: Json) -> None:
+    """Check the generator of a property, which sets the property if the request does not set it."""
     generator = definition.get("generator")
     if generator is None:
         return

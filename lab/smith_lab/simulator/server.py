@@ -24,6 +24,7 @@ from smith_lab.simulator.store import Store
 SHUTDOWN_TIMEOUT_S = 1
 #: How long a client may keep an idle connection open.
 KEEP_ALIVE_S = 60
+#: How long `start` waits until uvicorn accepts calls.
 START_TIMEOUT_S = 10.0
 
 
@@ -99,7 +100,7 @@ class SimulatorServer:
         self._sweep_thread.start()
 
     def _sweep_every(self, interval_s: float) -> None:
-        """Do the maintenance work once per interval until the server stops."""
+        """Sweep once per interval until the server stops. A sweep does FulcrumCore's maintenance work once."""
         while not self._sweep_stop_requested.wait(interval_s):
             with self.store.lock:
                 maintenance.sweep(self.store)
@@ -116,7 +117,10 @@ class SimulatorServer:
         self._server = self._thread = None
 
     def pause(self) -> None:
-        """Refuse connections, as if FulcrumCore were down. Does the same as `stop`: the store keeps the rows."""
+        """Refuse connections until `resume`, as if FulcrumCore were down.
+
+        This is the same as `stop`, because `stop` does not change the rows in the store.
+        """
         self.stop()
 
     def resume(self) -> None:

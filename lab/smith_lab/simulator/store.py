@@ -38,7 +38,10 @@ MAX_EVENTS = 50_000
 
 @dataclass(kw_only=True)
 class ServerOptions:
-    """The settings of the simulated server. The default times are the same as in the real server."""
+    """The settings of the simulated server, which are not the service options (class Option) that providers offer.
+
+    The default times are the same as in the real server.
+    """
 
     job_timeout_s: float = 300.0
     job_retention_s: float = 720 * 3600.0
@@ -81,6 +84,7 @@ class Store:
         self.vault = Vault(is_enabled=not self.switches.vault_off)
         self.participants: dict[str, Participant] = {}
         self.tokens: dict[str, Token] = {}
+        #: Several tokens may have the value `change-me`, because each start of the server adds such a token.
         self.tokens_by_value: dict[str, list[Token]] = defaultdict(list)
         self.service_types: dict[str, ServiceType] = {}
         self.agent_types: dict[str, AgentType] = {}
@@ -105,7 +109,7 @@ class Store:
         #: The jobs with the status Processing, in the same form.
         self.processing: dict[str, dict[str, Job]] = defaultdict(dict)
         self.last_job_by_service_id: dict[str, Job] = {}  #: the newest job of each service
-        self.service_id_by_instance_id: dict[str, str] = {}
+        self.service_id_by_instance_id: dict[str, str] = {}  #: the key is a service's `agent_instance_id`
 
     def add_seed_token(self) -> None:
         """Add a `change-me` token that is valid for a day, as each start of the real server does."""

@@ -60,7 +60,7 @@ _TYPE_CHECKS: dict[str, Callable[[Any], bool]] = {
 
 
 def property_error(text: str) -> PropertyErrors:
-    """Return an error with one problem. `properties.process` later adds the name of the property."""
+    """Return an error with this message and an empty name. `properties.process` later sets the property's name."""
     return PropertyErrors([("", text)])
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from smith_lab.simulator.clock import to_text
+from smith_lab.simulator.clock import time_to_text
 from smith_lab.simulator.rows import (
     Agent,
     AgentType,
@@ -34,8 +34,8 @@ def _row_body(row: Row, members: Json) -> Json:
     return {
         "id": row.id,
         **members_with_value,
-        "createdAt": to_text(row.created_at),
-        "updatedAt": to_text(row.updated_at),
+        "createdAt": time_to_text(row.created_at),
+        "updatedAt": time_to_text(row.updated_at),
     }
 
 
@@ -49,7 +49,7 @@ def token(row: Token, *, with_value: bool = False) -> Json:
         {
             "name": row.name,
             "role": row.role,
-            "expireAt": to_text(row.expire_at),
+            "expireAt": time_to_text(row.expire_at),
             "participantId": row.participant_id,
             "agentId": row.agent_id,
             "value": row.value if with_value else None,
@@ -111,7 +111,7 @@ def group(row: Group) -> Json:
 
 
 def service(row: Service) -> Json:
-    """Render a service as in a job and in the answer to its creation, without the objects `agent` and `serviceType`."""
+    """Render a service without its agent and its type, as the server does in a job and after the service's creation."""
     return _row_body(
         row,
         {
@@ -138,8 +138,8 @@ def full_service(store: Store, row: Service) -> Json:
     }
 
 
-def pending_job(store: Store, row: Job) -> Json:
-    """Render a job as in the list of pending jobs: with its service, but without agent, provider and consumer.
+def job(store: Store, row: Job) -> Json:
+    """Render a job with its service, but without agent, provider and consumer, as in the list of pending jobs.
 
     Replace the members that a test overrode, and omit the members that a test hid.
     """
@@ -169,7 +169,7 @@ def pending_job(store: Store, row: Job) -> Json:
 def full_job(store: Store, row: Job) -> Json:
     """Render a job with agent, provider and consumer, as the server does in lists and when it returns one job."""
     return {
-        **pending_job(store, row),
+        **job(store, row),
         "agent": _embedded_agent(store.agents[row.agent_id]),
         "provider": participant(store.participants[row.provider_id]),
         "consumer": participant(store.participants[row.consumer_id]),
@@ -230,7 +230,7 @@ def event(row: Event) -> Json:
 
 
 def _optional_time(time_s: float | None) -> str | None:
-    return None if time_s is None else to_text(time_s)
+    return None if time_s is None else time_to_text(time_s)
 
 
 def all_members(row: Any) -> Json:

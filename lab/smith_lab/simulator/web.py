@@ -29,7 +29,7 @@ ADMIN, PARTICIPANT, AGENT = "admin", "participant", "agent"
 
 # Sets of roles that an endpoint allows.
 ANY_ROLE = frozenset({ADMIN, PARTICIPANT, AGENT})
-USERS = frozenset({ADMIN, PARTICIPANT})
+USERS = frozenset({ADMIN, PARTICIPANT})  # all roles except the agents
 ADMINS = frozenset({ADMIN})
 AGENTS = frozenset({AGENT})
 
@@ -38,7 +38,7 @@ AGENTS = frozenset({AGENT})
 class Scope:
     """The owners of an object: participants and an agent. Only owners and admins may access the object."""
 
-    participant_ids: tuple[str | None, ...] = ()  #: None stands for an owner that the object does not have
+    participant_ids: tuple[str | None, ...] = ()  #: an item is None if the object's row has no such participant
     agent_id: str | None = None
 
 

@@ -93,9 +93,9 @@ def test_a_few_runs_are_always_admitted_and_a_busy_machine_admits_no_more(
     assert admission.may_start_run(0)
     assert not admission.may_start_run(1000)
     monkeypatch.setitem(machine.RUN_MEMORY_MIB, True, 0)
-    monkeypatch.setattr(admission_module, "MAX_RUNNABLE_PER_CORE", 10**9)
+    monkeypatch.setattr(admission_module, "MAX_RUNNABLE_PROCESSES_PER_CORE", 10**9)
     assert admission.may_start_run(1000)
-    monkeypatch.setattr(admission_module, "MAX_RUNNABLE_PER_CORE", -1)
+    monkeypatch.setattr(admission_module, "MAX_RUNNABLE_PROCESSES_PER_CORE", -1)
     assert not admission.may_start_run(1000)
     assert admission.may_start_run(
         int(machine.usable_cores() * (admission_module.MIN_RUNS_PER_CORE_FOR_LOAD_CHECK - 1))

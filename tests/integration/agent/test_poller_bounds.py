@@ -264,7 +264,7 @@ def test_any_job_with_an_id_makes_a_row_that_a_database_takes(members: dict[str,
         job_timeout_s=JOB_TIMEOUT_S,
         interval_s=2.0,
     )
-    made = poller._new_row(CoreJob.read(raw_job() | members), False)
+    made = poller._new_row(CoreJob.parse(raw_job() | members), False)
     stored = json.dumps([made.action, made.defect, made.params, made.service], allow_nan=False, ensure_ascii=False)
     assert r"\u0000" not in stored.encode().decode()
     assert 1 <= len(made.action) <= 100

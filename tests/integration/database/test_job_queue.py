@@ -94,7 +94,7 @@ def test_a_time_without_a_zone_is_refused(engine: Engine) -> None:
 
 
 def test_a_job_that_is_processing_at_fulcrum_core_is_stored_as_claimed(engine: Engine) -> None:
-    job = row(engine, submit(engine, is_already_claimed=True))
+    job = row(engine, submit(engine, is_claimed_at_fulcrum=True))
     assert (job.status, job.claim_sent_at is not None, job.claimed_at is not None) == ("pending", True, True)
 
 
@@ -103,8 +103,8 @@ def test_a_job_that_is_processing_at_fulcrum_core_is_stored_as_claimed(engine: E
 Write = Callable[[Session, Lease], Any]
 
 WRITES: dict[str, Write] = {
-    "note_claim_sent": job_queue.note_claim_sent,
-    "note_claimed": job_queue.note_claimed,
+    "note_fulcrum_claim_sent": job_queue.note_fulcrum_claim_sent,
+    "note_fulcrum_claim_accepted": job_queue.note_fulcrum_claim_accepted,
     "note_started": lambda session, lease: job_queue.note_started(
         session, lease, run_ident="run-1", playbook="create.yml"
     ),

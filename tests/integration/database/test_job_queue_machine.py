@@ -135,8 +135,8 @@ class Queue(RuleBasedStateMachine):
         if what == "requeue":
             job_queue.requeue(session, lease, backoff_s=0, reason="later")
         elif what == "start":
-            job_queue.note_claim_sent(session, lease)
-            job_queue.note_claimed(session, lease)
+            job_queue.note_fulcrum_claim_sent(session, lease)
+            job_queue.note_fulcrum_claim_accepted(session, lease)
             job_queue.note_started(session, lease, run_ident=uuid.uuid4().hex, playbook="create.yml")
         else:
             job_queue.finish(session, lease, DONE if what == "finish" else BROKEN)

@@ -55,7 +55,7 @@ def summary(compared: Facts) -> list[tuple[DriftKind, int | None, Repair | None]
 # --- findings -----------------------------------------------------------------------------------------------------
 
 UNMARKED, OTHER, BOTH = frozenset[str](), frozenset({B}), frozenset({A, B})
-GONE: dict[str, Any] = {"guests": (), "empty_vmids": frozenset({100})}
+GONE: dict[str, Any] = {"guests": (), "vmids_without_guest": frozenset({100})}
 DELETED = (service(status="Deleted", instance_id=""),)
 NEW = (service(status="New", instance_id=""),)
 
@@ -140,7 +140,7 @@ DRIFT: list[tuple[str, dict[str, Any], list[tuple[DriftKind, int | None, Repair 
     ("exists again", {"mappings": (mapping(state=VM_LOST),)}, [(DriftKind.UNMAPPED_VM, 100, Repair.ADOPT)]),
     (
         "exists again on another VMID",
-        {"mappings": (mapping(state=VM_LOST),), "guests": (guest(vmid=200),), "empty_vmids": frozenset({100})},
+        {"mappings": (mapping(state=VM_LOST),), "guests": (guest(vmid=200),), "vmids_without_guest": frozenset({100})},
         [(DriftKind.UNMAPPED_VM, 200, Repair.ADOPT)],
     ),
     (
@@ -255,12 +255,14 @@ def test_no_repair_is_proposed_without_proof(
     mappings: list[MappingFacts], guests: list[GuestFacts], services: list[ServiceFacts], empty: frozenset[int]
 ) -> None:
     """An existing VM is never reported as gone, and only a VM with the service's marker is adopted."""
-    empty_vmids = empty - {each.vmid for each in guests}
-    findings = compare(Facts(mappings=mappings, guests=guests, services=services, empty_vmids=empty_vmids))
+    vmids_without_guest = empty - {each.vmid for each in guests}
+    findings = compare(
+        Facts(mappings=mappings, guests=guests, services=services, vmids_without_guest=vmids_without_guest)
+    )
     assert len({finding.key for finding in findings}) == len(findings)
     for finding in findings:
         if finding.kind is DriftKind.VM_GONE or finding.repair in (Repair.MARK_VM_LOST, Repair.FORGET):
-            assert finding.vmid in empty_vmids
+            assert finding.vmid in vmids_without_guest
         if finding.repair is Repair.ADOPT:
             (found,) = [each for each in guests if each.belongs_to(finding.service_id)]
             assert found.vmid == finding.vmid

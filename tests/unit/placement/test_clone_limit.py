@@ -22,8 +22,8 @@ LOCKED_BY_BACKUP = JobResult(succeeded=False, code=ErrorCode.VM_LOCKED, detail="
 
 def clone(limit: CloneLimit, result: JobResult, target: str = "local-lvm@pve1") -> None:
     """Run one clone that ends with this result."""
-    with limit.acquire(target, may_wait=lambda: True) as permit:
-        permit.result = result
+    with limit.acquire(target, may_wait=lambda: True) as clone_slot:
+        clone_slot.result = result
 
 
 def max_running(limit: CloneLimit, targets: list[str], threads: int = 24) -> dict[str, int]:
@@ -31,14 +31,14 @@ def max_running(limit: CloneLimit, targets: list[str], threads: int = 24) -> dic
     lock, running, most = threading.Lock(), dict.fromkeys(targets, 0), dict.fromkeys(targets, 0)
 
     def run(target: str) -> None:
-        with limit.acquire(target, may_wait=lambda: True) as permit:
+        with limit.acquire(target, may_wait=lambda: True) as clone_slot:
             with lock:
                 running[target] += 1
                 most[target] = max(most[target], running[target])
             time.sleep(0.02)  # long enough to overlap
             with lock:
                 running[target] -= 1
-            permit.result = CLONED
+            clone_slot.result = CLONED
 
     started = [threading.Thread(target=run, args=(targets[n % len(targets)],)) for n in range(threads)]
     for thread in started:
@@ -49,14 +49,14 @@ def max_running(limit: CloneLimit, targets: list[str], threads: int = 24) -> dic
 
 
 def test_each_target_runs_no_more_clones_than_the_limit() -> None:
-    assert max_running(CloneLimit(limit=3), ["local-lvm@pve1", "local-lvm@pve2"]) == {
+    assert max_running(CloneLimit(max_limit=3), ["local-lvm@pve1", "local-lvm@pve2"]) == {
         "local-lvm@pve1": 3,
         "local-lvm@pve2": 3,
     }
 
 
 def test_each_lock_timeout_halves_the_limit_down_to_one() -> None:
-    limit = CloneLimit(limit=8)
+    limit = CloneLimit(max_limit=8)
     limits_seen = []
     for _ in range(5):
         clone(limit, LOCK_TIMED_OUT)
@@ -65,7 +65,7 @@ def test_each_lock_timeout_halves_the_limit_down_to_one() -> None:
 
 
 def test_successes_raise_a_throttled_limit_step_by_step_up_to_the_setting() -> None:
-    limit = CloneLimit(limit=4)
+    limit = CloneLimit(max_limit=4)
     clone(limit, LOCK_TIMED_OUT)
     for _ in range(SUCCESSES_PER_RAISE - 1):
         clone(limit, CLONED)
@@ -81,13 +81,13 @@ def test_successes_raise_a_throttled_limit_step_by_step_up_to_the_setting() -> N
     "result", [LOCKED_BY_BACKUP, JobResult(succeeded=False, code=ErrorCode.CAPACITY, detail="full")]
 )
 def test_other_failures_do_not_change_the_limit(result: JobResult) -> None:
-    limit = CloneLimit(limit=8)
+    limit = CloneLimit(max_limit=8)
     clone(limit, result)
     assert limit.capacity == 8
 
 
 def test_the_capacity_is_the_sum_of_the_limits_of_the_used_targets() -> None:
-    limit = CloneLimit(limit=8)
+    limit = CloneLimit(max_limit=8)
     assert limit.capacity == 8
     clone(limit, CLONED, "local-lvm@pve1")
     clone(limit, LOCK_TIMED_OUT, "local-lvm@pve2")
@@ -95,7 +95,7 @@ def test_the_capacity_is_the_sum_of_the_limits_of_the_used_targets() -> None:
 
 
 def test_a_create_that_may_not_wait_any_longer_is_cancelled_and_holds_no_slot() -> None:
-    limit = CloneLimit(limit=1)
+    limit = CloneLimit(max_limit=1)
     asked: list[int] = []
 
     def twice() -> bool:
@@ -110,7 +110,7 @@ def test_a_create_that_may_not_wait_any_longer_is_cancelled_and_holds_no_slot() 
 
 
 def test_a_block_that_raises_releases_its_slot() -> None:
-    limit = CloneLimit(limit=1)
+    limit = CloneLimit(max_limit=1)
     with pytest.raises(ZeroDivisionError), limit.acquire("ceph", may_wait=lambda: True):
         _ = 1 / 0
     clone(limit, CLONED, "ceph")

@@ -8,7 +8,9 @@ The server simulates a cluster with templates, adds functions that fakepve lacks
 AGPL, and no module outside this package imports it.
 
 The settings file is a JSON object with the members `host`, `port`, `control_port`, `cert`, `key`, `user`, `token_id`,
-`token_secret`, `root_password`, `time_scale` and `ready`. If a port is 0, the operating system chooses the port. Once
+`token_secret`, `root_password`, `time_scale` and `ready`. `user` has the API token `token_id`, and `root_password` is
+the password of root@pam. `cert` and `key` are the paths of the server's certificate and key. `time_scale` is the number
+of real seconds for each second of simulated Proxmox time. If a port is 0, the operating system chooses the port. Once
 both ports answer, the server writes their numbers to the file that `ready` names. The server stops when its standard
 input closes. The standard input also closes when the process that started the server ends.
 """

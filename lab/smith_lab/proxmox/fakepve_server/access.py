@@ -26,14 +26,15 @@ class AccessChecks(FakePve):
     """Checks the privileges that Proxmox checks and fakepve does not check. Completes the answers about nodes and HA.
 
     `v` contains the values of a request, as in fakepve: the parameters of the path, the query and the body.
-    `request[USER]` is the caller: the user or token that sent the request.
+    `request[USER]` is the caller: the user or token that sent the request. `die` makes the exception for an error
+    answer. fakepve's methods `_qm_…` work on VMs.
     """
 
     async def _permissions(self, v: dict[str, Any], user: str) -> dict[str, dict[str, int]]:
         """Return one entry for the requested path, as Proxmox does. Without a path, return an entry for each path.
 
-        For a requested path, fakepve returns the entries of this path and of the paths above it. Privileges also apply
-        to the paths below, so the one entry contains the privileges of all these entries.
+        For a requested path, fakepve returns one entry for this path and one for each path above it. A privilege on a
+        path also applies to the paths below it, so this method joins the privileges of all these entries.
         """
         privileges_by_path: dict[str, dict[str, int]] = await super()._permissions(v, user)
         if v.get("path") is None:

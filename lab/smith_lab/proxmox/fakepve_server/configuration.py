@@ -22,7 +22,8 @@ HIDDEN_PASSWORD = "**********"
 class ConfigurationChanges(AccessChecks):
     """Handles pending values, new and detached disks, and tags as Proxmox does.
 
-    A pending value is a changed value that takes effect when the VM is started again.
+    A pending value is a changed value that takes effect when the VM is started again. The pending value None removes
+    the key. fakepve's methods `_qm_…` work on VMs and their volumes.
     """
 
     async def _config_get(self, request: web.Request) -> web.Response:
@@ -84,7 +85,10 @@ class ConfigurationChanges(AccessChecks):
 
     @staticmethod
     def _apply_hotplug(vm: FakeVm) -> None:
-        """Apply pending values that can be hot-plugged. Drop pending values that equal the current values."""
+        """Apply pending values that can be hot-plugged. Drop pending values that equal the current values.
+
+        A pending removal of a hot-pluggable key is dropped, too, without an effect.
+        """
         hotplug_kinds = split_list(vm.config.get("hotplug", "network,disk,usb"))
         for key, value in list(vm.pending.items()):
             can_hotplug = (

@@ -10,7 +10,7 @@ from typing import Any
 from fakepve.model import FakeVm, PveError
 from fakepve.server import FakePve
 
-#: Proxmox seconds between the start of a VM and the first answer of its guest agent (tasks.py defines Proxmox seconds).
+#: Seconds of simulated Proxmox time between the start of a VM and the first answer of its guest agent.
 GUEST_AGENT_SECONDS = 5
 #: By how many bytes the counters of a running VM grow in a second.
 BYTES_PER_SECOND = {"netin": 2000, "netout": 900, "diskread": 4000, "diskwrite": 7000}
@@ -36,7 +36,7 @@ class GuestAgentAndUsage(FakePve):
     def _guest_agent_data(self, vm: FakeVm) -> dict[str, Any] | None:
         """Return the data that the guest agent reports, or None if no guest agent answers.
 
-        fakepve itself has no such data for a clone.
+        fakepve does not make such data for a clone. Without this method, no guest agent would answer in a clone.
         """
         guest_agent_starts_at = (vm.started_at or 0) + GUEST_AGENT_SECONDS * self.time_scale
         is_booting = time.time() < guest_agent_starts_at

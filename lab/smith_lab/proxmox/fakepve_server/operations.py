@@ -21,11 +21,12 @@ GIB = 1024**3
 class DiskAndNodeOperations(ConfigurationChanges, TimedTasks):
     """Handles requests that change disks, migrate VMs or back up guests.
 
-    `v` contains the values of a request, as in fakepve: the parameters of the path, the query and the body.
+    `v` contains the values of a request, as in fakepve: the parameters of the path, the query and the body. `die` makes
+    the exception for an error answer. fakepve's methods `_qm_…` work on VMs and their volumes.
     """
 
     def _routes_stand_in(self) -> list[tuple[str, str, Any]]:
-        """Return the routes of the requests that the stand-in handles and fakepve does not.
+        """Return the routes of the requests that this class handles. Without them, fakepve answers without an effect.
 
         fakepve calls every method whose name starts with `_routes_`, and adds the routes that it returns.
         """
@@ -137,7 +138,7 @@ class DiskAndNodeOperations(ConfigurationChanges, TimedTasks):
             self._check_lock_in_task(guest)
             self._qm_lock(guest, "backup")
             try:
-                await self.pause(self.task_seconds["vzdump"])
+                await self.pause(self.task_seconds["vzdump"])  # the second wait: `task` waited before the lock was set
             finally:
                 self._qm_lock(guest, None)
             volumes = self.storages[storage].setdefault("volumes", {})

@@ -15,14 +15,14 @@ from smith_lab.proxmox.fakepve_server.seed import add_template
 class GuestVerbs:
     """Implements POST /<verb> by the method `do_<verb>`, whose parameters are the members of the request's JSON."""
 
-    cluster: Cluster
+    cluster: Cluster  #: set by the subclass ControlPort
 
     def _find_guest(self, vmid: int) -> FakeVm:
         """Return the VM or container with this VMID. Raises KeyError if there is none."""
-        vm = self.cluster.vm(vmid) or self.cluster.ct(vmid)
-        if vm is None:
+        guest = self.cluster.vm(vmid) or self.cluster.ct(vmid)
+        if guest is None:
             raise KeyError(f"no VM or container {vmid}")
-        return vm
+        return guest
 
     def do_lock(self, vmid: int, lock: str | None) -> None:
         """Set the lock of a VM or container (backup, clone, migrate, ...), or clear it if `lock` is null."""
@@ -71,17 +71,17 @@ class GuestVerbs:
 
     def do_rename(self, vmid: int, name: str) -> None:
         """Rename a VM, as an operator does in the web interface."""
-        vm = self._find_guest(vmid)
-        vm.name = vm.config["name"] = name
+        guest = self._find_guest(vmid)
+        guest.name = guest.config["name"] = name
 
     def do_configure(self, vmid: int, values: dict[str, Any]) -> None:
         """Change the configuration at once, without pending values. A null value removes the key."""
-        vm = self._find_guest(vmid)
+        guest = self._find_guest(vmid)
         for key, value in values.items():
             if value is None:
-                vm.config.pop(key, None)
+                guest.config.pop(key, None)
             else:
-                vm.config[key] = value
+                guest.config[key] = value
 
     def do_protect(self, vmid: int, protection: bool) -> None:
         """Set or clear Proxmox's protection flag."""
@@ -89,9 +89,9 @@ class GuestVerbs:
 
     def do_power(self, vmid: int, status: str) -> None:
         """Start or stop a VM without a Proxmox task, as another client does."""
-        vm = self._find_guest(vmid)
-        vm.status = vm.qmpstatus = status
-        vm.started_at = time.time() if status == "running" else None
+        guest = self._find_guest(vmid)
+        guest.status = guest.qmpstatus = status
+        guest.started_at = time.time() if status == "running" else None
 
     def do_move(self, vmid: int, node: str) -> None:
         """Move a VM to another node, as if an operator or HA had migrated it."""
@@ -103,13 +103,13 @@ class GuestVerbs:
         The attribute `agent` says whether a guest agent runs. All other attributes are attributes of fakepve's class
         FakeVm: acpi, shutdown_secs, start_secs, stop_secs, start_error, ha_state, agent_hangs.
         """
-        vm = self._find_guest(vmid)
+        guest = self._find_guest(vmid)
         if "agent" in attributes:
             if attributes.pop("agent"):
                 self.cluster.vmids_without_guest_agent.discard(vmid)
             else:
                 self.cluster.vmids_without_guest_agent.add(vmid)
         for key, value in attributes.items():
-            if not hasattr(vm, key):
+            if not hasattr(guest, key):
                 raise ValueError(f"no such attribute: {key}")
-            setattr(vm, key, value)
+            setattr(guest, key, value)

@@ -65,7 +65,7 @@ def _save_agent_type(store: Store, row: AgentType) -> None:
     """Check and store an agent type. Raises a 400 if it is invalid."""
     if not row.name:
         raise bad_request("agent type name cannot be empty")
-    schema_check.check(row.configuration_schema, schema_check.AGENT_TYPE_DIALECT)
+    schema_check.check(row.configuration_schema, schema_check.ALLOWED_IN_AGENT_TYPES)
     _check_templates(row)
     _check_content_type(row.config_content_type)
     refuse_duplicate(store.agent_types, row)

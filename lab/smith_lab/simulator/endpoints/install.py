@@ -10,7 +10,7 @@ import secrets
 from typing import Any
 
 from smith_lab.simulator import go_template
-from smith_lab.simulator.clock import to_text
+from smith_lab.simulator.clock import time_to_text
 from smith_lab.simulator.endpoints.agents import find_agent_scope
 from smith_lab.simulator.go_template_parser import TemplateError
 from smith_lab.simulator.problems import ErrorAnswer, bad_request, conflict, internal_error, not_found
@@ -24,7 +24,7 @@ TOKEN_LIFETIME_S = 300.0
 
 
 def _create(call: Call) -> Reply:
-    _refuse_without_templates(call)
+    _require_templates(call)
     if call.id in call.store.install_tokens:
         raise conflict(f"install token already exists for agent {call.id}")
     return _create_install_command(call, status=201)
@@ -32,12 +32,12 @@ def _create(call: Call) -> Reply:
 
 def _regenerate(call: Call) -> Reply:
     """Return an install command with a new URL and a new bearer token. The old URL and token are invalid at once."""
-    _refuse_without_templates(call)
+    _require_templates(call)
     _delete_install_token(call)
     return _create_install_command(call, status=200)
 
 
-def _refuse_without_templates(call: Call) -> None:
+def _require_templates(call: Call) -> None:
     agent = call.store.agents[call.id]
     if not call.store.agent_types[agent.agent_type_id].cmd_template:
         raise bad_request("agent type has no install templates configured")
@@ -64,7 +64,7 @@ def _create_install_command(call: Call, *, status: int) -> Reply:
     base_url = store.options.public_base_url or store.origin
     url = f"{base_url}/api/v1/agents/install/{install_token.value}/config"
     command = _render_command(store, agent, url, bearer_token.value)
-    expires_at = to_text(install_token.expires_at)
+    expires_at = time_to_text(install_token.expires_at)
     return Reply(status=status, body={"installCommand": command, "url": url, "expiresAt": expires_at})
 
 
@@ -88,7 +88,9 @@ def _find_install_token(call: Call) -> InstallToken:
 def _get(call: Call) -> Reply:
     """Return the id and the times of the install token, but not the command, which contains secrets."""
     row = _find_install_token(call)
-    return Reply(body={"id": row.id, "expiresAt": to_text(row.expires_at), "createdAt": to_text(row.created_at)})
+    return Reply(
+        body={"id": row.id, "expiresAt": time_to_text(row.expires_at), "createdAt": time_to_text(row.created_at)}
+    )
 
 
 def _revoke(call: Call) -> Reply:
@@ -104,7 +106,7 @@ def _delete_install_token(call: Call) -> None:
     del call.store.install_tokens[call.id]
 
 
-def _fetch_configuration(call: Call) -> Reply:
+def _serve_configuration(call: Call) -> Reply:
     """Return the rendered configuration with secrets in clear text. Answer any failure with 404 and no body."""
     store = call.store
     row = next((row for row in store.install_tokens.values() if row.value == call.path_params["token"]), None)
@@ -145,5 +147,5 @@ ENDPOINTS = [
     ),
     Endpoint(method="GET", path=_COMMAND_PATH, handler=_get, roles=ANY_ROLE, find_scope=find_agent_scope),
     Endpoint(method="DELETE", path=_COMMAND_PATH, handler=_revoke, roles=USERS, find_scope=find_agent_scope),
-    Endpoint(method="GET", path="/agents/install/{token}/config", handler=_fetch_configuration, roles=ANY_ROLE),
+    Endpoint(method="GET", path="/agents/install/{token}/config", handler=_serve_configuration, roles=ANY_ROLE),
 ]

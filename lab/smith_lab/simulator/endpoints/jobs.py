@@ -53,8 +53,8 @@ def _get(call: Call) -> Reply:
 
 def _list_pending(call: Call) -> Reply:
     jobs = call.store.deliverable_jobs(call.caller_token.agent_id or "", _read_limit(call))
-    rendered_jobs = [views.pending_job(call.store, job) for job in jobs]
-    return Reply(body=rendered_jobs + call.store.raw_pending_items)
+    rendered_jobs = [views.job(call.store, job) for job in jobs]
+    return Reply(body=rendered_jobs + call.store.raw_pending_items)  # raw items: JSON that a test added
 
 
 def _read_limit(call: Call) -> int:

@@ -53,7 +53,7 @@ def _save_service_type(store: Store, row: ServiceType) -> None:
     """Check and store a service type. Raises a 400 if it is invalid."""
     if not row.name:
         raise bad_request("service type name cannot be empty")
-    schema_check.check(row.property_schema, schema_check.SERVICE_TYPE_DIALECT)
+    schema_check.check(row.property_schema, schema_check.ALLOWED_IN_SERVICE_TYPES)
     lifecycle.check(row.lifecycle_schema)
     refuse_duplicate(store.service_types, row)
     store.service_types[row.id] = row

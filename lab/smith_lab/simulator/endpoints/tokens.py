@@ -30,9 +30,10 @@ def _list_tokens(call: Call) -> Reply:
 
 
 def _new_token_scope(call: Call) -> Scope | None:
-    """Return the scope of the new token, or None if the caller may not create it or its agent does not exist.
+    """Return the scope of the new token. Raises a 403 if the role is unknown, or if `scopeId` is required but missing.
 
-    Only an admin may create a token for an admin. A participant may create tokens for itself and for its agents.
+    Return None if the token is for an agent that does not exist, or if a caller who is not an admin requests a token
+    for an admin. A participant may create tokens for itself and for its agents.
     """
     role, scope_id = call.body.get("role"), call.body.get("scopeId")
     if role == ADMIN:
